@@ -1,0 +1,150 @@
+//! Element types and the conversions between them.
+
+use half::{bf16, f16};
+
+/// How the elements of a tensor are stored. The 8-bit floats are legal only as weights of `Linear`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DType {
+    F32,
+    BF16,
+    F16,
+    /// 1 sign, 4 exponent, 3 mantissa bits, bias 7, no infinity, NaN is 0x7f / 0xff, largest 448 (`F8_E4M3` of safetensors).
+    F8E4M3,
+    /// 1 sign, 5 exponent, 2 mantissa bits: the upper byte of an f16 (`F8_E5M2`).
+    F8E5M2,
+    /// Indices (token ids); never a weight.
+    I32,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::F32 | DType::I32 => 4,
+            DType::BF16 | DType::F16 => 2,
+            DType::F8E4M3 | DType::F8E5M2 => 1,
+        }
+    }
+
+    /// The name that safetensors and people use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "F32",
+            DType::BF16 => "BF16",
+            DType::F16 => "F16",
+            DType::F8E4M3 => "F8_E4M3",
+            DType::F8E5M2 => "F8_E5M2",
+            DType::I32 => "I32",
+        }
+    }
+
+    /// One stored element as f32, from its `size()` little-endian bytes.
+    pub fn decode(self, bytes: &[u8]) -> f32 {
+        match self {
+            DType::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+            DType::BF16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+            DType::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+            DType::F8E4M3 => f8e4m3_to_f32(bytes[0]),
+            DType::F8E5M2 => f8e5m2_to_f32(bytes[0]),
+            DType::I32 => i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as f32,
+        }
+    }
+
+    /// Appends `value` as this type, rounded to nearest even; the 8-bit floats saturate at their largest finite value.
+    pub fn encode(self, value: f32, out: &mut Vec<u8>) {
+        match self {
+            DType::F32 => out.extend_from_slice(&value.to_le_bytes()),
+            DType::BF16 => out.extend_from_slice(&bf16::from_f32(value).to_le_bytes()),
+            DType::F16 => out.extend_from_slice(&f16::from_f32(value).to_le_bytes()),
+            DType::F8E4M3 => out.push(f32_to_f8e4m3(value)),
+            DType::F8E5M2 => out.push(f32_to_f8e5m2(value)),
+            DType::I32 => out.extend_from_slice(&(value as i32).to_le_bytes()),
+        }
+    }
+}
+
+/// Exact.
+pub fn f8e4m3_to_f32(q: u8) -> f32 {
+    let (exponent, mantissa) = ((q >> 3) & 15, q & 7);
+    let magnitude = match (exponent, mantissa) {
+        (15, 7) => f32::NAN,
+        (0, m) => f32::from(m) * 2f32.powi(-9),
+        (e, m) => (1.0 + f32::from(m) / 8.0) * 2f32.powi(i32::from(e) - 7),
+    };
+    if q & 0x80 != 0 { -magnitude } else { magnitude }
+}
+
+/// Exact.
+pub fn f8e5m2_to_f32(q: u8) -> f32 {
+    f16::from_bits(u16::from(q) << 8).to_f32()
+}
+
+/// Round to nearest even; beyond 448 saturates; NaN stays NaN.
+pub fn f32_to_f8e4m3(value: f32) -> u8 {
+    let sign = ((value.to_bits() >> 24) & 0x80) as u8;
+    let a = value.abs();
+    if a.is_nan() {
+        return sign | 0x7f;
+    }
+    if a >= 448.0 {
+        return sign | 0x7e;
+    }
+    // Work in units of the last place: below 2^-6 the spacing stays 2^-9.
+    let exponent = ((a.to_bits() >> 23) as i32 - 127).max(-6);
+    let steps = round_even(a * 2f32.powi(3 - exponent)) as u32; // 8..=16 for normals, 0..=8 for subnormals
+    sign | (((exponent + 6) as u32 * 8) + steps) as u8
+}
+
+/// Round to nearest even; beyond 57344 saturates; NaN stays NaN.
+pub fn f32_to_f8e5m2(value: f32) -> u8 {
+    let sign = ((value.to_bits() >> 24) & 0x80) as u8;
+    let a = value.abs();
+    if a.is_nan() {
+        return sign | 0x7f;
+    }
+    if a >= 57344.0 {
+        return sign | 0x7b;
+    }
+    let exponent = ((a.to_bits() >> 23) as i32 - 127).max(-14);
+    let steps = round_even(a * 2f32.powi(2 - exponent)) as u32;
+    sign | (((exponent + 14) as u32 * 4) + steps) as u8
+}
+
+fn round_even(x: f32) -> f32 {
+    x.round_ties_even()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_f8_code_survives_the_round_trip() {
+        for q in 0..=255u8 {
+            let a = f8e4m3_to_f32(q);
+            if !a.is_nan() {
+                assert_eq!(f32_to_f8e4m3(a), q, "e4m3 {q:#x} = {a}");
+            }
+            let b = f8e5m2_to_f32(q);
+            if b.is_finite() {
+                assert_eq!(f32_to_f8e5m2(b), q, "e5m2 {q:#x} = {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn rounding_goes_to_the_nearest_code_and_ties_to_even() {
+        for pair in [(0u8, 1u8), (1, 2), (7, 8), (8, 9), (0x3f, 0x40), (0x7d, 0x7e)] {
+            let (lo, hi) = (f8e4m3_to_f32(pair.0), f8e4m3_to_f32(pair.1));
+            let mid = (lo + hi) / 2.0;
+            let even = if pair.0 % 2 == 0 { pair.0 } else { pair.1 };
+            assert_eq!(f32_to_f8e4m3(mid), even);
+            assert_eq!(f32_to_f8e4m3(mid.next_up()), pair.1);
+            assert_eq!(f32_to_f8e4m3(mid.next_down()), pair.0);
+        }
+        assert_eq!(f32_to_f8e4m3(1e9), 0x7e);
+        assert_eq!(f32_to_f8e4m3(-1e9), 0xfe);
+        assert!(f8e4m3_to_f32(f32_to_f8e4m3(f32::NAN)).is_nan());
+        assert_eq!(f32_to_f8e5m2(1e9), 0x7b);
+    }
+}

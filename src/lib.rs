@@ -1,0 +1,9 @@
+//! flux-fast: FLUX.1 inference for small GPUs and plain CPUs. See ARCHITECTURE.md for the floors and their rules.
+
+pub mod backend;
+pub mod dtype;
+pub mod error;
+pub mod event;
+pub mod op;
+pub mod pipeline;
+pub mod tensor;

@@ -1,0 +1,170 @@
+//! A straight-line list of operations, recorded once and run many times.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use super::Op;
+use crate::dtype::DType;
+use crate::tensor::{Slot, Tensor, Weight};
+
+/// One operation and where it stands in the model, such as `double.7.img.qkv`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    pub op: Op,
+    pub label: String,
+}
+
+impl Step {
+    /// The part of the label that names the block: `double.7` of `double.7.img.qkv`.
+    pub fn block(&self) -> &str {
+        let mut dots = self.label.match_indices('.').map(|(i, _)| i);
+        let first = dots.next();
+        let second = dots.next();
+        &self.label[..second.or(first).unwrap_or(self.label.len())]
+    }
+}
+
+/// Which rows of which canonically named tensor a `Weight` handle stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct WeightSpec {
+    /// Canonical name within the component, e.g. `double_blocks.0.img_attn.qkv.weight`.
+    pub name: String,
+    /// First row (0 unless only part of a fused tensor is meant; vectors are sliced by element).
+    pub first: usize,
+    pub rows: usize,
+    pub cols: usize,
+}
+
+/// A tensor the host writes or reads, by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Io {
+    pub name: &'static str,
+    pub tensor: Tensor,
+}
+
+/// A recorded model: steps in order, the weights they name, and what goes in and out.
+#[derive(Debug, Clone, Default)]
+pub struct Program {
+    pub name: String,
+    pub steps: Vec<Step>,
+    pub weights: Vec<WeightSpec>,
+    pub inputs: Vec<Io>,
+    pub outputs: Vec<Io>,
+    /// How many `Slot::Temp` ids are in use.
+    pub temps: u32,
+}
+
+impl Program {
+    /// The input called `name`; the names are fixed by the model's recording function, so a wrong one is a bug.
+    pub fn input(&self, name: &str) -> Tensor {
+        self.inputs
+            .iter()
+            .find(|io| io.name == name)
+            .unwrap_or_else(|| panic!("{} has no input {name}", self.name))
+            .tensor
+    }
+
+    /// The output called `name`.
+    pub fn output(&self, name: &str) -> Tensor {
+        self.outputs
+            .iter()
+            .find(|io| io.name == name)
+            .unwrap_or_else(|| panic!("{} has no output {name}", self.name))
+            .tensor
+    }
+
+    /// Matrix work of one run.
+    pub fn flops(&self) -> u64 {
+        self.steps.iter().map(|s| s.op.flops()).sum()
+    }
+}
+
+/// The listing that tests compare and people read.
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "program {}: {} steps, {} weights", self.name, self.steps.len(), self.weights.len())?;
+        for io in &self.inputs {
+            writeln!(f, "  input {} = {}", io.name, io.tensor)?;
+        }
+        for step in &self.steps {
+            writeln!(f, "  {:<28} {}", step.label, step.op)?;
+        }
+        for io in &self.outputs {
+            writeln!(f, "  output {} = {}", io.name, io.tensor)?;
+        }
+        Ok(())
+    }
+}
+
+/// Records a `Program`: hands out tensor and weight handles and checks every operation's shapes as it is added.
+pub struct Recorder {
+    program: Program,
+    seen: HashMap<WeightSpec, u32>,
+    scope: String,
+}
+
+impl Recorder {
+    /// An empty program called `name`.
+    pub fn new(name: impl Into<String>) -> Self {
+        Recorder {
+            program: Program { name: name.into(), ..Program::default() },
+            seen: HashMap::new(),
+            scope: String::new(),
+        }
+    }
+
+    /// The labels of the following steps begin with `scope` and a dot.
+    pub fn scope(&mut self, scope: impl Into<String>) {
+        self.scope = scope.into();
+    }
+
+    /// A tensor the host writes before a run.
+    pub fn input(&mut self, name: &'static str, rows: usize, cols: usize, dtype: DType) -> Tensor {
+        let tensor = Tensor { slot: Slot::Input(self.program.inputs.len() as u32), rows, cols, dtype };
+        self.program.inputs.push(Io { name, tensor });
+        tensor
+    }
+
+    /// A tensor the host reads after a run.
+    pub fn output(&mut self, name: &'static str, rows: usize, cols: usize, dtype: DType) -> Tensor {
+        let tensor = Tensor { slot: Slot::Output(self.program.outputs.len() as u32), rows, cols, dtype };
+        self.program.outputs.push(Io { name, tensor });
+        tensor
+    }
+
+    /// A tensor that lives from its first write to its last read within a run.
+    pub fn temp(&mut self, rows: usize, cols: usize, dtype: DType) -> Tensor {
+        self.program.temps += 1;
+        Tensor { slot: Slot::Temp(self.program.temps - 1), rows, cols, dtype }
+    }
+
+    /// The whole weight `name`, `rows x cols` (vectors: 1 x n).
+    pub fn weight(&mut self, name: impl Into<String>, rows: usize, cols: usize) -> Weight {
+        self.weight_rows(name, 0, rows, cols)
+    }
+
+    /// Rows `first .. first + rows` of the weight `name`. For vectors (1 x n) `first` counts elements.
+    pub fn weight_rows(&mut self, name: impl Into<String>, first: usize, rows: usize, cols: usize) -> Weight {
+        let spec = WeightSpec { name: name.into(), first, rows, cols };
+        let weights = &mut self.program.weights;
+        let id = *self.seen.entry(spec.clone()).or_insert_with(|| {
+            weights.push(spec);
+            weights.len() as u32 - 1
+        });
+        Weight { id, rows, cols }
+    }
+
+    /// Adds a step. A shape that does not fit is a bug in the model's code and panics with the label.
+    pub fn push(&mut self, label: &str, op: Op) {
+        let label = if self.scope.is_empty() { label.to_string() } else { format!("{}.{label}", self.scope) };
+        if let Err(why) = op.check() {
+            panic!("{}: {label}: {why}: {op}", self.program.name);
+        }
+        self.program.steps.push(Step { op, label });
+    }
+
+    /// The finished program.
+    pub fn finish(self) -> Program {
+        self.program
+    }
+}
