@@ -4,6 +4,8 @@ pub mod backend;
 pub mod dtype;
 pub mod error;
 pub mod event;
+pub mod model;
 pub mod op;
 pub mod pipeline;
+pub mod plan;
 pub mod tensor;

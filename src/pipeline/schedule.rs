@@ -1,0 +1,189 @@
+//! The noise levels of a run: flow matching with Euler steps, shifted as FLUX.1-dev and FLUX.1-schnell are.
+//!
+//! A picture is made from `x = noise` by `x += (sigma[i + 1] - sigma[i]) * velocity(x, sigma[i])`. The levels run
+//! from 1 to 0. Before any shift they are `1, (N - 1)/N, ..., 1/N` and a final 0: diffusers writes `linspace(1, 1/N,
+//! N)` and appends the 0, Black Forest Labs' own code `linspace(1, 0, N + 1)`, which is the same set of points. Both
+//! shifts below leave 0 and 1 where they are, so the two agree after the shift too.
+//!
+//! - FLUX.1-schnell: no shift. Four steps: 1, 0.75, 0.5, 0.25, 0.
+//! - FLUX.1-dev: larger pictures need more noise to be lost, so the levels are moved up by an amount `mu` that grows
+//!   with the number of image tokens: `sigma = e^mu / (e^mu + 1/t - 1)`, where `mu` is the straight line through
+//!   `(base_image_seq_len, base_shift)` and `(max_image_seq_len, max_shift)`, not clamped at its ends. The config's
+//!   `shift` plays no part then.
+//! - A fixed shift, where `use_dynamic_shifting` is off: `sigma = shift * t / (1 + (shift - 1) * t)`, the same curve
+//!   with `shift = e^mu`.
+//!
+//! diffusers computes `mu` and `e^mu` in f64 and the rest in f32, step by step; so does this code, to get the same
+//! f32 values. (Its `sigma * 1000` as the model's timestep, and the later division by 1000, are the caller's.)
+
+use serde::Deserialize;
+
+/// The keys of diffusers' `scheduler/scheduler_config.json` that decide FLUX.1's noise levels, with diffusers'
+/// defaults for those left out.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ScheduleConfig {
+    /// Fixed shift, 1 for none; unused with `use_dynamic_shifting`.
+    pub shift: f32,
+    /// Whether the shift depends on the size of the picture.
+    pub use_dynamic_shifting: bool,
+    /// `mu` for `base_image_seq_len` tokens.
+    pub base_shift: f64,
+    /// `mu` for `max_image_seq_len` tokens.
+    pub max_shift: f64,
+    /// Image tokens at which `mu` is `base_shift`. A token is 2 x 2 latents, 16 x 16 pixels.
+    pub base_image_seq_len: usize,
+    /// Image tokens at which `mu` is `max_shift`.
+    pub max_image_seq_len: usize,
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> Self {
+        Self {
+            shift: 1.0,
+            use_dynamic_shifting: false,
+            base_shift: 0.5,
+            max_shift: 1.15,
+            base_image_seq_len: 256,
+            max_image_seq_len: 4096,
+        }
+    }
+}
+
+impl ScheduleConfig {
+    /// As FLUX.1-dev's repository has it.
+    pub fn dev() -> Self {
+        Self { shift: 3.0, use_dynamic_shifting: true, ..Self::default() }
+    }
+
+    /// As FLUX.1-schnell's repository has it.
+    pub fn schnell() -> Self {
+        Self::default()
+    }
+
+    /// The logarithm of the dynamic shift for a picture of `image_tokens` tokens.
+    pub fn mu(&self, image_tokens: usize) -> f64 {
+        let (low, high) = (self.base_image_seq_len as f64, self.max_image_seq_len as f64);
+        let slope = if low == high { 0.0 } else { (self.max_shift - self.base_shift) / (high - low) };
+        image_tokens as f64 * slope + (self.base_shift - slope * low)
+    }
+}
+
+/// The noise levels of one run, from 1 (noise alone) down to 0 (the picture).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Schedule {
+    /// One level before each step, then the final 0: number of steps + 1 values, decreasing.
+    pub sigmas: Vec<f32>,
+}
+
+impl Schedule {
+    /// The levels for `steps` steps on a picture of `image_tokens` tokens (`(height / 16) * (width / 16)` for
+    /// FLUX.1's autoencoder).
+    pub fn new(config: &ScheduleConfig, steps: usize, image_tokens: usize) -> Self {
+        let dynamic = config.mu(image_tokens).exp() as f32;
+        let shifted = |t: f32| {
+            if config.use_dynamic_shifting {
+                dynamic / (dynamic + (1.0 / t - 1.0))
+            } else {
+                config.shift * t / (1.0 + (config.shift - 1.0) * t)
+            }
+        };
+        let sigmas = (0..steps).map(|i| shifted(unshifted(steps, i))).chain([0.0]).collect();
+        Self { sigmas }
+    }
+
+    /// The number of steps.
+    pub fn steps(&self) -> usize {
+        self.sigmas.len() - 1
+    }
+
+    /// The index of the level at which an image-to-image run of this `strength` enters: it starts from `(1 - sigma) *
+    /// image + sigma * noise` with that level and takes the steps from there on.
+    ///
+    /// Strength 1 gives 0, the whole run; strength 0 gives [`Schedule::steps`], no step at all. As diffusers'
+    /// `FluxImg2ImgPipeline` has it, `int(max(steps - min(steps * strength, steps), 0))` in f64. To round as Python
+    /// does, the f32 is read as the decimal number that it prints as: 10 steps at 0.7 are 7, although the f32 next to
+    /// 0.7 is less.
+    pub fn from_strength(&self, strength: f32) -> usize {
+        let steps = self.steps() as f64;
+        let strength = strength.to_string().parse::<f64>().unwrap_or(f64::NAN).clamp(0.0, 1.0);
+        (steps - steps * strength) as usize
+    }
+}
+
+/// The `i`th of `steps` levels before the shift, rounded as `numpy.linspace(1, 1 / steps, steps)` in f64 and a
+/// conversion to f32 round it.
+fn unshifted(steps: usize, i: usize) -> f32 {
+    let last = 1.0 / steps as f64;
+    if steps > 1 && i + 1 == steps {
+        return last as f32;
+    }
+    let stride = (last - 1.0) / (steps.max(2) - 1) as f64;
+    (i as f64 * stride + 1.0) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn goldens() -> Value {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/schedule.json");
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn levels_are_those_of_diffusers() {
+        let goldens = goldens();
+        let cases = goldens["cases"].as_array().unwrap();
+        assert!(cases.len() > 80);
+        for case in cases {
+            let config: ScheduleConfig =
+                serde_json::from_value(goldens["configs"][case["config"].as_str().unwrap()].clone()).unwrap();
+            let number = |key: &str| case[key].as_u64().unwrap() as usize;
+            let schedule = Schedule::new(&config, number("steps"), number("image_tokens"));
+            let expected: Vec<f32> =
+                case["sigmas"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();
+            assert_eq!(schedule.sigmas.len(), expected.len());
+            for (&got, &want) in schedule.sigmas.iter().zip(&expected) {
+                // One unit in the last place for another system's exp.
+                assert!((got - want).abs() <= want * f32::EPSILON, "{got} for {want} in {case}");
+            }
+        }
+    }
+
+    #[test]
+    fn first_step_is_that_of_diffusers() {
+        let goldens = goldens();
+        let cases = goldens["first_step_of_steps_and_percent"].as_array().unwrap();
+        assert!(cases.len() > 1000);
+        for case in cases {
+            let [steps, percent, first] = [0, 1, 2].map(|i| case[i].as_u64().unwrap() as usize);
+            let schedule = Schedule::new(&ScheduleConfig::schnell(), steps, 256);
+            assert_eq!(schedule.from_strength(percent as f32 / 100.0), first, "{steps} steps, strength {percent} %");
+        }
+    }
+
+    #[test]
+    fn strength_outside_0_to_1_is_taken_to_the_nearer_end() {
+        let schedule = Schedule::new(&ScheduleConfig::dev(), 20, 4096);
+        assert_eq!(schedule.from_strength(1.5), 0);
+        assert_eq!(schedule.from_strength(-0.5), 20);
+    }
+
+    #[test]
+    fn repositories_configs_parse_and_defaults_fill_in() {
+        let dev = r#"{"_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": "0.30.0.dev0",
+            "base_image_seq_len": 256, "base_shift": 0.5, "max_image_seq_len": 4096, "max_shift": 1.15,
+            "num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": true}"#;
+        assert_eq!(serde_json::from_str::<ScheduleConfig>(dev).unwrap(), ScheduleConfig::dev());
+        assert_eq!(serde_json::from_str::<ScheduleConfig>("{}").unwrap(), ScheduleConfig::schnell());
+        assert_eq!(Schedule::new(&ScheduleConfig::schnell(), 4, 4096).sigmas, [1.0, 0.75, 0.5, 0.25, 0.0]);
+    }
+
+    #[test]
+    fn mu_runs_through_the_two_given_points() {
+        let dev = ScheduleConfig::dev();
+        assert!((dev.mu(256) - 0.5).abs() < 1e-12 && (dev.mu(4096) - 1.15).abs() < 1e-12);
+    }
+}

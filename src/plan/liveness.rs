@@ -1,0 +1,173 @@
+//! When each tensor lives, and from that an arena offset for each: two tensors share bytes only if they never live at once.
+
+use crate::op::Program;
+use crate::tensor::{Slot, Tensor};
+
+/// Arena offsets in bytes, by slot id.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Arena {
+    pub inputs: Vec<usize>,
+    pub temps: Vec<usize>,
+    pub outputs: Vec<usize>,
+    /// Scratch of each step (0 where it needs none).
+    pub scratch: Vec<usize>,
+    /// Size of the arena.
+    pub bytes: usize,
+}
+
+/// A span of bytes wanted from step `from` to step `to`, both included.
+struct Span {
+    bytes: usize,
+    from: usize,
+    to: usize,
+}
+
+/// Offsets for every tensor of `program` and for `scratch[i]` bytes during step i. Inputs live through the whole program (they keep their values over
+/// repeated runs), outputs from their first write to the end, temporaries from first write to last use.
+pub fn arena(program: &Program, scratch: &[usize], align: usize) -> Arena {
+    let last = program.steps.len();
+    let (inputs, outputs, temps) = (program.inputs.len(), program.outputs.len(), program.temps as usize);
+    let index = |slot: Slot| match slot {
+        Slot::Input(id) => id as usize,
+        Slot::Output(id) => inputs + id as usize,
+        Slot::Temp(id) => inputs + outputs + id as usize,
+    };
+    let mut spans: Vec<Span> =
+        (0..inputs + outputs + temps + last).map(|_| Span { bytes: 0, from: usize::MAX, to: 0 }).collect();
+    let mut touch = |tensor: &Tensor, step: usize| {
+        let span = &mut spans[index(tensor.slot)];
+        span.bytes = span.bytes.max(tensor.bytes());
+        span.from = span.from.min(step);
+        span.to = span.to.max(step);
+    };
+    for (i, step) in program.steps.iter().enumerate() {
+        step.op.reads().iter().chain(&step.op.writes()).for_each(|t| touch(t, i));
+    }
+    for io in &program.inputs {
+        touch(&io.tensor, 0);
+        touch(&io.tensor, last);
+    }
+    program.outputs.iter().for_each(|io| touch(&io.tensor, last));
+    for (i, &bytes) in scratch.iter().enumerate() {
+        spans[inputs + outputs + temps + i] = Span { bytes, from: i, to: i };
+    }
+
+    let (offsets, bytes) = place(&spans, align);
+    let take = |from: usize, n: usize| offsets[from..from + n].to_vec();
+    Arena {
+        inputs: take(0, inputs),
+        outputs: take(inputs, outputs),
+        temps: take(inputs + outputs, temps),
+        scratch: take(inputs + outputs + temps, last),
+        bytes,
+    }
+}
+
+/// Greedy by size: the largest span first, each at the lowest offset where it overlaps no span that lives at the same time.
+fn place(spans: &[Span], align: usize) -> (Vec<usize>, usize) {
+    let round = |n: usize| n.div_ceil(align) * align;
+    let mut order: Vec<usize> = (0..spans.len()).filter(|&i| spans[i].bytes > 0).collect();
+    order.sort_by_key(|&i| (std::cmp::Reverse(spans[i].bytes), i));
+    let mut offsets = vec![0; spans.len()];
+    let mut placed: Vec<usize> = Vec::new(); // sorted by offset
+    let mut total = 0;
+    for &i in &order {
+        let mut offset = 0;
+        for &j in &placed {
+            if spans[j].from > spans[i].to || spans[i].from > spans[j].to {
+                continue;
+            }
+            if offsets[j] >= offset + spans[i].bytes {
+                break;
+            }
+            offset = offset.max(round(offsets[j] + spans[j].bytes));
+        }
+        offsets[i] = offset;
+        total = total.max(round(offset + spans[i].bytes));
+        let at = placed.partition_point(|&j| offsets[j] <= offset);
+        placed.insert(at, i);
+    }
+    (offsets, total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+    use crate::model::flux::{DenoiseShape, denoise};
+    use crate::model::{FluxConfig, VaeConfig, vae};
+
+    /// Simulates the program over a map of bytes: no write may land on bytes of a tensor that is still to be read.
+    fn check(program: &Program, scratch: &[usize]) {
+        let arena = arena(program, scratch, 64);
+        let at = |t: &Tensor| match t.slot {
+            Slot::Input(i) => arena.inputs[i as usize],
+            Slot::Temp(i) => arena.temps[i as usize],
+            Slot::Output(i) => arena.outputs[i as usize],
+        };
+        let mut owners: Vec<(usize, usize, Slot)> =
+            program.inputs.iter().map(|io| (at(&io.tensor), io.tensor.bytes(), io.tensor.slot)).collect();
+        let mut claim = |start: usize, bytes: usize, slot: Slot| {
+            assert!(start % 64 == 0 && start + bytes <= arena.bytes, "{slot:?} outside the arena");
+            owners.retain(|&(s, n, o)| o != slot && (s + n <= start || start + bytes <= s));
+            owners.push((start, bytes, slot));
+        };
+        let mut history = Vec::new();
+        for (i, step) in program.steps.iter().enumerate() {
+            for t in step.op.writes() {
+                claim(at(&t), t.bytes(), t.slot);
+            }
+            if scratch[i] > 0 {
+                claim(arena.scratch[i], scratch[i], Slot::Temp(u32::MAX - i as u32));
+            }
+            history.push(());
+        }
+        for io in program.inputs.iter().chain(&program.outputs) {
+            assert!(owners.iter().any(|o| o.2 == io.tensor.slot), "{} was overwritten", io.name);
+        }
+        // Reads: replay and require that every tensor read is whole.
+        let mut owners: Vec<(usize, usize, Slot)> =
+            program.inputs.iter().map(|io| (at(&io.tensor), io.tensor.bytes(), io.tensor.slot)).collect();
+        for (i, step) in program.steps.iter().enumerate() {
+            let mut claims: Vec<(usize, usize, Slot)> =
+                step.op.writes().iter().map(|t| (at(t), t.bytes(), t.slot)).collect();
+            if scratch[i] > 0 {
+                claims.push((arena.scratch[i], scratch[i], Slot::Temp(u32::MAX - i as u32)));
+            }
+            for t in step.op.reads() {
+                assert!(owners.iter().any(|o| o.2 == t.slot), "{}: {t} was overwritten", step.label);
+                for c in &claims {
+                    let apart = c.0 + c.1 <= at(&t) || at(&t) + t.bytes() <= c.0;
+                    assert!(c.2 == t.slot || apart, "{}: writes onto its own operand {t}", step.label);
+                }
+            }
+            for (start, bytes, slot) in claims {
+                owners.retain(|&(s, n, o)| o != slot && (s + n <= start || start + bytes <= s));
+                owners.push((start, bytes, slot));
+            }
+        }
+    }
+
+    #[test]
+    fn no_live_tensor_is_overwritten() {
+        let c = FluxConfig { depth_double: 2, depth_single: 3, ..FluxConfig::dev() };
+        for cfg in [false, true] {
+            let s = DenoiseShape { images: 2, cfg, text_tokens: 7, height: 3, width: 5 };
+            let p = denoise(&c, &s, DType::F32);
+            check(&p, &vec![1000; p.steps.len()]);
+        }
+        let p = vae::decode(&VaeConfig::flux(), 6, 4, DType::F32);
+        check(&p, &(0..p.steps.len()).map(|i| i * 100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_arena_is_near_the_largest_moment() {
+        let s = DenoiseShape { images: 1, cfg: false, text_tokens: 512, height: 64, width: 64 };
+        let p = denoise(&FluxConfig::dev(), &s, DType::BF16);
+        let arena = arena(&p, &vec![0; p.steps.len()], 256);
+        // A single block holds x, its norm, qkv, and [attention | mlp]: 10 x 4608 x 3072 in bf16, plus inputs.
+        let floor = 10 * 4608 * 3072 * 2;
+        let inputs: usize = p.inputs.iter().map(|io| io.tensor.bytes()).sum();
+        assert!(arena.bytes < (floor + inputs) * 11 / 10, "{} against {floor} + {inputs}", arena.bytes);
+    }
+}

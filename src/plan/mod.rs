@@ -1,0 +1,86 @@
+//! What a run will hold, decided before anything runs: where every tensor lies, which weights stay, which pass through the ring.
+//!
+//! A `Plan` is a pure function of programs, weight sizes and a budget. It decides places and order, never arithmetic: the same program gives the same bits
+//! under every plan.
+
+mod liveness;
+mod residency;
+
+pub use liveness::{Arena, arena};
+pub use residency::{Residency, residency, streamed_blocks};
+
+use crate::backend::Layout;
+use crate::error::{Error, Result};
+use crate::op::Program;
+
+/// One phase, ready to run.
+#[derive(Debug, Clone)]
+pub struct PhasePlan {
+    pub arena: Arena,
+    pub residency: Residency,
+    /// How often the program runs in one generation (steps, tiles).
+    pub runs: usize,
+    /// Bytes of all weights of the phase as the device holds them.
+    pub weight_bytes: u64,
+}
+
+impl PhasePlan {
+    /// What the device sets aside for this phase.
+    pub fn layout(&self) -> Layout {
+        Layout {
+            arena_bytes: self.arena.bytes,
+            resident_bytes: self.residency.resident_bytes,
+            ring_bytes: self.residency.ring_bytes,
+        }
+    }
+
+    /// The most the device holds at a time.
+    pub fn peak_bytes(&self) -> u64 {
+        (self.arena.bytes + self.residency.resident_bytes + self.residency.ring_bytes) as u64
+    }
+
+    /// Bytes that pass to the device in each run after the first.
+    pub fn streamed_bytes(&self) -> u64 {
+        self.residency.streamed_bytes
+    }
+}
+
+/// Plans one phase under `budget` bytes. `weight_bytes[id]` is what the device needs for weight `id`, `scratch[i]` what step i needs beside its
+/// operands; `align` is the device's. A budget too small is refused with the number that would do.
+pub fn phase(
+    program: &Program,
+    runs: usize,
+    weight_bytes: &[usize],
+    scratch: &[usize],
+    align: usize,
+    budget: u64,
+) -> Result<PhasePlan> {
+    let arena = arena(program, scratch, align);
+    let left = budget.saturating_sub(arena.bytes as u64);
+    let residency = residency(program, weight_bytes, align, left).map_err(|least| {
+        Error::memory(format!("the {} phase does not fit in the memory budget", program.name))
+            .found(gigabytes(budget))
+            .expected(format!(
+                "at least {} ({} for activations, {} for the largest weights)",
+                gigabytes(arena.bytes as u64 + least),
+                gigabytes(arena.bytes as u64),
+                gigabytes(least)
+            ))
+            .try_("a larger --ram or --vram, or a smaller picture")
+    })?;
+    Ok(PhasePlan { arena, residency, runs, weight_bytes: weight_bytes.iter().map(|&b| b as u64).sum() })
+}
+
+/// The least budget under which `phase` succeeds.
+pub fn least_bytes(program: &Program, weight_bytes: &[usize], scratch: &[usize], align: usize) -> u64 {
+    let arena = arena(program, scratch, align).bytes as u64;
+    match residency(program, weight_bytes, align, 0) {
+        Ok(_) => arena,
+        Err(least) => arena + least,
+    }
+}
+
+/// Bytes in the unit of the memory flags: `8.70 GB` is 8.7 * 10^9 bytes.
+pub fn gigabytes(bytes: u64) -> String {
+    if bytes >= 100_000_000 { format!("{:.2} GB", bytes as f64 / 1e9) } else { format!("{:.2} MB", bytes as f64 / 1e6) }
+}

@@ -1,0 +1,175 @@
+//! Which weights stay on the device and which pass through a ring, under a number of bytes.
+
+use std::collections::HashMap;
+
+use crate::op::Program;
+
+/// Weights below this size always stay: a ring slot for each bias would cost more than it saves.
+const SMALL_BYTES: usize = 1 << 16;
+
+/// Where the weights of one program go.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Residency {
+    /// By weight id: the byte offset among the resident weights, or `None` for a weight that passes through the ring.
+    pub resident: Vec<Option<usize>>,
+    pub resident_bytes: usize,
+    /// Zero when everything is resident.
+    pub ring_bytes: usize,
+    /// Bytes that pass through the ring in one run.
+    pub streamed_bytes: u64,
+    /// Padded size of each weight.
+    pub bytes: Vec<usize>,
+    /// Weight ids in the order of their first use.
+    pub order: Vec<u32>,
+    /// The step that uses each weight last.
+    pub last_use: Vec<usize>,
+}
+
+/// Divides `budget` bytes. If everything fits, everything stays. Otherwise the ring gets room for the two largest consecutive blocks (one in use, one
+/// arriving) or what there is, and the rest of the budget keeps weights evenly spread over the program, so that between any two streamed blocks there is
+/// computation to hide the next transfer behind. `Err` is the least number of bytes that would do.
+pub fn residency(program: &Program, weight_bytes: &[usize], align: usize, budget: u64) -> Result<Residency, u64> {
+    let n = program.weights.len();
+    let bytes: Vec<usize> = weight_bytes.iter().map(|b| b.div_ceil(align) * align).collect();
+    let mut order: Vec<u32> = Vec::with_capacity(n);
+    let mut last_use = vec![0; n];
+    let mut seen = vec![false; n];
+    let mut blocks: Vec<usize> = Vec::new(); // streamable bytes of each block, in order
+    let mut block = "";
+    for (i, step) in program.steps.iter().enumerate() {
+        if i == 0 || step.block() != block {
+            block = step.block();
+            blocks.push(0);
+        }
+        for w in step.op.weights() {
+            let id = w.id as usize;
+            last_use[id] = i;
+            if !std::mem::replace(&mut seen[id], true) {
+                order.push(w.id);
+                if bytes[id] >= SMALL_BYTES {
+                    *blocks.last_mut().expect("pushed above") += bytes[id];
+                }
+            }
+        }
+    }
+
+    let total: u64 = bytes.iter().map(|&b| b as u64).sum();
+    let small: u64 = bytes.iter().filter(|&&b| b < SMALL_BYTES).map(|&b| b as u64).sum();
+    let mut stay = vec![true; n];
+    let mut ring_bytes = 0;
+    if total > budget {
+        // One step must find all its large weights in the ring at once; the ring wraps, so that a weight may waste up to its own size less one unit.
+        let most = program.steps.iter().map(|s| {
+            let large =
+                s.op.weights().iter().map(|w| bytes[w.id as usize]).filter(|&b| b >= SMALL_BYTES).collect::<Vec<_>>();
+            if large.len() > 1 { 2 * large.iter().sum::<usize>() } else { large.iter().sum() }
+        });
+        let least_ring = most.max().unwrap_or(0) as u64;
+        if small + least_ring > budget {
+            return Err(small + least_ring);
+        }
+        let pair = blocks.windows(2).map(|w| w[0] + w[1]).chain(blocks.first().copied()).max().unwrap_or(0) as u64;
+        let ring = pair.max(least_ring).min(budget - small);
+        ring_bytes = ring as usize;
+        spread(&order, &bytes, budget - small - ring, &mut stay);
+    }
+
+    let mut resident = vec![None; n];
+    let (mut resident_bytes, mut streamed_bytes) = (0, 0);
+    for &id in &order {
+        let id = id as usize;
+        if stay[id] {
+            resident[id] = Some(resident_bytes);
+            resident_bytes += bytes[id];
+        } else {
+            streamed_bytes += bytes[id] as u64;
+        }
+    }
+    Ok(Residency { resident, resident_bytes, ring_bytes, streamed_bytes, bytes, order, last_use })
+}
+
+/// Marks large weights as streamed except for about `room` bytes of them, evenly spread in program order.
+fn spread(order: &[u32], bytes: &[usize], room: u64, stay: &mut [bool]) {
+    let large: Vec<usize> = order.iter().map(|&id| id as usize).filter(|&id| bytes[id] >= SMALL_BYTES).collect();
+    let total: u64 = large.iter().map(|&id| bytes[id] as u64).sum();
+    let (mut passed, mut kept) = (0u64, 0u64);
+    for id in large {
+        let b = bytes[id] as u64;
+        passed += b;
+        // Keep this one if the share kept so far lags behind room / total, and it fits.
+        let due = (room as u128 * passed as u128 / total as u128) as u64;
+        stay[id] = kept + b <= due.min(room);
+        if stay[id] {
+            kept += b;
+        }
+    }
+}
+
+/// The bytes of each block that are streamed, for the plan's listing: (blocks with something streamed, blocks).
+pub fn streamed_blocks(program: &Program, residency: &Residency) -> (usize, usize) {
+    let mut blocks: HashMap<&str, bool> = HashMap::new();
+    for step in &program.steps {
+        for w in step.op.weights() {
+            *blocks.entry(step.block()).or_default() |= residency.resident[w.id as usize].is_none();
+        }
+    }
+    (blocks.values().filter(|&&s| s).count(), blocks.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+    use crate::model::FluxConfig;
+    use crate::model::flux::{DenoiseShape, denoise};
+
+    fn dev() -> (Program, Vec<usize>) {
+        let s = DenoiseShape { images: 1, cfg: false, text_tokens: 512, height: 64, width: 64 };
+        let p = denoise(&FluxConfig::dev(), &s, DType::BF16);
+        let bytes = p.weights.iter().map(|w| w.rows * w.cols).collect(); // fp8
+        (p, bytes)
+    }
+
+    #[test]
+    fn dev_in_fp8_without_modulation_is_8_7_gb() {
+        let (p, bytes) = dev();
+        let r = residency(&p, &bytes, 256, u64::MAX).unwrap();
+        assert_eq!(r.ring_bytes, 0);
+        assert!((8.6e9..8.8e9).contains(&(r.resident_bytes as f64)), "{}", r.resident_bytes);
+    }
+
+    #[test]
+    fn every_budget_is_kept_and_used() {
+        let (p, bytes) = dev();
+        let least = residency(&p, &bytes, 256, 0).unwrap_err();
+        assert!(residency(&p, &bytes, 256, least - 1).is_err());
+        for budget in [least, least + 1, 1 << 30, 4 << 30, 8 << 30] {
+            let r = residency(&p, &bytes, 256, budget).unwrap();
+            let held = (r.resident_bytes + r.ring_bytes) as u64;
+            assert!(held <= budget, "{held} > {budget}");
+            if budget > 2 << 30 {
+                assert!(held as f64 > 0.9 * budget as f64, "only {held} of {budget} used");
+            }
+            let all: u64 = r.bytes.iter().map(|&b| b as u64).sum();
+            assert_eq!(r.resident_bytes as u64 + r.streamed_bytes, all);
+        }
+    }
+
+    #[test]
+    fn resident_weights_are_spread_over_the_program() {
+        let (p, bytes) = dev();
+        let r = residency(&p, &bytes, 256, 6_000_000_000).unwrap();
+        let half = |range: std::ops::Range<usize>| {
+            r.order[range]
+                .iter()
+                .filter(|&&id| r.resident[id as usize].is_some())
+                .map(|&id| r.bytes[id as usize] as f64)
+                .sum::<f64>()
+        };
+        let (a, b) = (half(0..r.order.len() / 2), half(r.order.len() / 2..r.order.len()));
+        let total =
+            |range: std::ops::Range<usize>| r.order[range].iter().map(|&id| r.bytes[id as usize] as f64).sum::<f64>();
+        let (fa, fb) = (a / total(0..r.order.len() / 2), b / total(r.order.len() / 2..r.order.len()));
+        assert!((fa - fb).abs() < 0.1, "{fa} of the first half, {fb} of the second");
+    }
+}
