@@ -39,6 +39,8 @@ pub enum Event {
     PhaseStart { phase: Phase, steps: usize },
     /// `done` of the phase's `steps` are finished; `seconds` is how long this one took.
     Step { phase: Phase, done: usize, steps: usize, seconds: f64 },
+    /// Within a step: nothing to show, but a moment at which `Break` is heeded.
+    Tick,
     /// A phase is over; `peak_bytes` is what its plan holds at most (arena and weights together).
     PhaseEnd { phase: Phase, seconds: f64, peak_bytes: u64 },
 }

@@ -8,4 +8,5 @@ pub mod model;
 pub mod op;
 pub mod pipeline;
 pub mod plan;
+pub mod stream;
 pub mod tensor;

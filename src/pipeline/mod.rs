@@ -1,5 +1,15 @@
 //! From a request to pictures: text, noise, schedule, the phases, and image files.
 
+mod engine;
+mod generate;
+mod model;
 pub mod noise;
+mod phases;
+pub mod report;
 pub mod request;
 pub mod schedule;
+mod tiles;
+pub mod tokenizers;
+
+pub use engine::Pipeline;
+pub use report::PlanReport;

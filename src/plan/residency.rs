@@ -66,7 +66,7 @@ pub fn residency(program: &Program, weight_bytes: &[usize], align: usize, budget
         });
         let least_ring = most.max().unwrap_or(0) as u64;
         if small + least_ring > budget {
-            return Err(small + least_ring);
+            return Err(total.min(small + least_ring));
         }
         let pair = blocks.windows(2).map(|w| w[0] + w[1]).chain(blocks.first().copied()).max().unwrap_or(0) as u64;
         let ring = pair.max(least_ring).min(budget - small);

@@ -1,0 +1,109 @@
+//! A checkpoint made ready: its geometry read off and every tensor checked before anything runs.
+
+use serde_json::Value;
+
+use super::schedule::ScheduleConfig;
+use crate::error::{Error, Result};
+use crate::model::{ClipConfig, FluxConfig, Shapes, T5Config, VaeConfig, clip, flux, t5, vae};
+use crate::op::Program;
+use crate::tensor::HostWeight;
+use crate::weights::{Checkpoint, ComponentWeights};
+
+/// The four networks of one model.
+pub struct Model {
+    pub name: String,
+    pub hash: String,
+    pub flux: Network<FluxConfig>,
+    pub t5: Network<T5Config>,
+    pub clip: Network<ClipConfig>,
+    pub vae: Network<VaeConfig>,
+    pub schedule: ScheduleConfig,
+    pub defaults: Defaults,
+    /// Tokens of a T5 prompt.
+    pub t5_length: usize,
+}
+
+/// A geometry and its weights.
+pub struct Network<C> {
+    pub config: C,
+    pub weights: ComponentWeights,
+}
+
+impl<C> Network<C> {
+    /// The weights that `program` names, in its order. Nothing is copied.
+    pub fn resolve(&self, program: &Program) -> Result<Vec<HostWeight>> {
+        program.weights.iter().map(|w| self.weights.get(&w.name, w.first, w.rows, w.cols)).collect()
+    }
+}
+
+/// What the model draws best with; a request overrides each.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Defaults {
+    pub steps: usize,
+    /// `None` without a guidance embedding.
+    pub guidance: Option<f32>,
+    pub width: usize,
+    pub height: usize,
+}
+
+impl Model {
+    /// Checks `checkpoint` whole: all four networks there, every tensor present in the right shape. Lines for the user go to `notes`.
+    pub fn new(checkpoint: Checkpoint, notes: &mut Vec<String>) -> Result<Self> {
+        let Checkpoint { name, flux, t5, clip, vae, scheduler, generation, t5_max_length, hash, found, .. } = checkpoint;
+        notes.extend(found);
+        let flux = network(flux, "transformer", FluxConfig::read, flux::tensors, notes)?;
+        let t5 = network(t5, "T5 text encoder", T5Config::read, t5::tensors, notes)?;
+        let clip = network(clip, "CLIP text encoder", ClipConfig::read, clip::tensors, notes)?;
+        let vae = network(vae, "autoencoder", VaeConfig::read, vae::tensors, notes)?;
+        fit("T5 width", t5.config.width, "txt_in", flux.config.context)?;
+        fit("CLIP width", clip.config.width, "vector_in", flux.config.pooled)?;
+        fit("4 x the autoencoder's latent channels", 4 * vae.config.latent, "img_in", flux.config.in_channels)?;
+        fit("transformer's output", flux.config.out_channels, "img_in", flux.config.in_channels)?;
+
+        let guidance = flux.config.guidance;
+        let schedule = match scheduler {
+            Some(config) => serde_json::from_value(config)
+                .map_err(|e| Error::model("scheduler config cannot be read").found(e).try_("compare it with diffusers' scheduler_config.json"))?,
+            None if guidance => ScheduleConfig::dev(),
+            None => ScheduleConfig::schnell(),
+        };
+        let number = |key: &str| generation.as_ref().and_then(|g: &Value| g.get(key));
+        let whole = |key: &str, default: usize| number(key).and_then(Value::as_u64).map_or(default, |v| v as usize);
+        let defaults = Defaults {
+            steps: whole("num_inference_steps", if guidance { 28 } else { 4 }),
+            guidance: guidance.then(|| number("guidance_scale").and_then(Value::as_f64).unwrap_or(3.5) as f32),
+            width: whole("width", 1024),
+            height: whole("height", 1024),
+        };
+        let t5_length = t5_max_length.unwrap_or(usize::MAX).min(if guidance { 512 } else { 256 });
+        Ok(Model { name, hash, flux, t5, clip, vae, schedule, defaults, t5_length })
+    }
+
+    /// Picture pixels along the edge of one token.
+    pub fn token_pixels(&self) -> usize {
+        2 * self.vae.config.factor()
+    }
+}
+
+fn network<C>(
+    weights: Option<ComponentWeights>,
+    title: &str,
+    read: fn(Shapes, Option<&Value>) -> Result<C>,
+    tensors: fn(&C) -> Vec<(String, Vec<usize>)>,
+    notes: &mut Vec<String>,
+) -> Result<Network<C>> {
+    let weights = weights.ok_or_else(|| Error::missing(format!("no {title} weights")).try_("give the file with --clip, --t5 or --vae"))?;
+    let config = read(&|name| weights.shape(name), weights.config())?;
+    notes.extend(weights.check(&tensors(&config))?);
+    Ok(Network { config, weights })
+}
+
+fn fit(what: &str, found: usize, of: &str, expected: usize) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::model(format!("these files do not belong together: the {what} does not match {of}"))
+        .found(found)
+        .expected(expected)
+        .try_("use the text encoders and the autoencoder that were made for this transformer"))
+}

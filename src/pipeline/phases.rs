@@ -1,0 +1,190 @@
+//! The programs and plans of one generation, all made before anything runs, so that a request that cannot fit is refused at once.
+
+use super::model::{Model, Network};
+use super::report::PhaseReport;
+use super::request::Settings;
+use super::tiles::{Cuts, OVERLAP, TILE, cuts};
+use crate::backend::{Backend, Layout};
+use crate::error::Result;
+use crate::event::Phase;
+use crate::model::flux::DenoiseShape;
+use crate::model::{clip, flux, t5, vae};
+use crate::op::Program;
+use crate::plan::{self, PhasePlan, streamed_blocks};
+use crate::tensor::HostWeight;
+
+/// A program with its plan and weights.
+pub struct Ready {
+    pub phase: Phase,
+    /// Distinguishes this program's weights from those of the others.
+    pub index: u32,
+    pub program: Program,
+    pub plan: PhasePlan,
+    pub weights: Vec<HostWeight>,
+    /// Where its resident weights begin when all phases keep theirs.
+    pub resident_base: usize,
+}
+
+/// Everything one generation runs.
+pub struct Phases {
+    pub shape: DenoiseShape,
+    pub clip: Ready,
+    pub t5: Ready,
+    pub modulate: Ready,
+    pub encode: Option<(Ready, Tiling)>,
+    pub denoise: Ready,
+    pub decode: (Ready, Tiling),
+    /// All phases' weights fit beside the largest arena: they stay loaded from one generation to the next.
+    pub keep: bool,
+    /// What every phase asks the device for when `keep`.
+    pub shared: Layout,
+}
+
+/// How a plane of latents is cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tiling {
+    pub rows: Cuts,
+    pub cols: Cuts,
+    pub overlap: usize,
+    /// Smaller than the usual tile because of the budget: the pixels may differ slightly from those of a larger budget.
+    pub reduced: bool,
+}
+
+impl Tiling {
+    fn new(height: usize, width: usize, most: usize) -> Self {
+        let overlap = OVERLAP.min(most / 3 & !1);
+        let (rows, cols) = (cuts(height, most, overlap), cuts(width, most, overlap));
+        Tiling { rows, cols, overlap, reduced: most < TILE }
+    }
+
+    /// Tiles in the plane.
+    pub fn count(&self) -> usize {
+        self.rows.starts.len() * self.cols.starts.len()
+    }
+
+    /// The corners of all tiles, (top, left) in latent pixels.
+    pub fn corners(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        self.rows.starts.iter().flat_map(|&top| self.cols.starts.iter().map(move |&left| (top, left)))
+    }
+
+    /// Height and width of every tile in latent pixels.
+    pub fn size(&self) -> (usize, usize) {
+        (self.rows.len, self.cols.len)
+    }
+}
+
+impl Phases {
+    /// Plans `settings`, of whose schedule `steps` are to be done (fewer than all with image-to-image), on `backend` under `budget` bytes.
+    pub fn new(model: &Model, settings: &Settings, steps: usize, backend: &dyn Backend, budget: u64) -> Result<Self> {
+        let act = backend.caps().activation;
+        let token = model.token_pixels();
+        let cfg = settings.cfg_scale != 1.0;
+        let (height, width) = (settings.height / token, settings.width / token);
+        let shape = DenoiseShape { images: settings.count, cfg, text_tokens: model.t5_length, height, width };
+        let prompts = shape.prompts();
+
+        let ready = |phase, index, program: Program, runs, weights: Result<Vec<HostWeight>>| -> Result<Ready> {
+            let weights = weights?;
+            let bytes: Vec<usize> = weights.iter().map(|w| backend.weight_bytes(w)).collect();
+            let stored = |w: crate::tensor::Weight| weights[w.id as usize].stored();
+            let scratch: Vec<usize> = program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &stored)).collect();
+            let plan = plan::phase(&program, runs, &bytes, &scratch, backend.caps().alignment, budget)?;
+            Ok(Ready { phase, index, program, plan, weights, resident_base: 0 })
+        };
+        fn of<C>(network: &Network<C>, program: Program) -> (Program, Result<Vec<HostWeight>>) {
+            let weights = network.resolve(&program);
+            (program, weights)
+        }
+        let (program, weights) = of(&model.clip, clip::encode(&model.clip.config, prompts, act));
+        let clip = ready(Phase::TextEncode, 0, program, 1, weights)?;
+        let (program, weights) = of(&model.t5, t5::encode(&model.t5.config, prompts, model.t5_length, act));
+        let t5 = ready(Phase::TextEncode, 1, program, 1, weights)?;
+        let (program, weights) = of(&model.flux, flux::modulate(&model.flux.config, steps.max(1) * prompts, act));
+        let modulate = ready(Phase::Modulate, 2, program, 1, weights)?;
+        let (program, weights) = of(&model.flux, flux::denoise(&model.flux.config, &shape, act));
+        let denoise = ready(Phase::Denoise, 3, program, steps, weights)?;
+
+        // The usual tile, or the largest smaller one that fits.
+        let tiled = |phase, index, runs: usize, record: &dyn Fn(usize, usize) -> Program| -> Result<(Ready, Tiling)> {
+            let mut refused = None;
+            for most in [TILE, 64, 48, 32, 24, 16] {
+                let tiling = Tiling::new(2 * height, 2 * width, most);
+                let (h, w) = tiling.size();
+                let (program, weights) = of(&model.vae, record(h, w));
+                match ready(phase, index, program, runs * tiling.count(), weights) {
+                    Ok(ready) => return Ok((ready, tiling)),
+                    Err(e) => refused = Some(e),
+                }
+            }
+            Err(refused.expect("at least one size was tried"))
+        };
+        let (vae_config, factor) = (&model.vae.config, model.vae.config.factor());
+        let encode = match settings.strength {
+            Some(_) => Some(tiled(Phase::ImageEncode, 4, 1, &|h, w| vae::encode(vae_config, h * factor, w * factor, act))?),
+            None => None,
+        };
+        let decode = tiled(Phase::Decode, 5, settings.count, &|h, w| vae::decode(vae_config, h, w, act))?;
+
+        let mut phases = Phases { shape, clip, t5, modulate, encode, denoise, decode, keep: false, shared: Layout::default() };
+        phases.share(budget);
+        Ok(phases)
+    }
+
+    /// Decides whether all weights can stay between generations, and where each phase's begin.
+    fn share(&mut self, budget: u64) {
+        let mut layout = Layout::default();
+        let mut all_resident = true;
+        for ready in self.all_mut() {
+            ready.resident_base = layout.resident_bytes;
+            layout.resident_bytes += ready.plan.residency.resident_bytes;
+            layout.arena_bytes = layout.arena_bytes.max(ready.plan.arena.bytes);
+            all_resident &= ready.plan.residency.ring_bytes == 0;
+        }
+        self.keep = all_resident && (layout.arena_bytes + layout.resident_bytes) as u64 <= budget;
+        self.shared = layout;
+        if !self.keep {
+            self.all_mut().for_each(|ready| ready.resident_base = 0);
+        }
+    }
+
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut Ready> {
+        let encode = self.encode.as_mut().map(|e| &mut e.0);
+        [&mut self.clip, &mut self.t5, &mut self.modulate].into_iter().chain(encode).chain([&mut self.denoise, &mut self.decode.0])
+    }
+
+    /// Every program in the order in which it runs.
+    pub fn all(&self) -> impl Iterator<Item = &Ready> {
+        let encode = self.encode.as_ref().map(|e| &e.0);
+        [&self.clip, &self.t5].into_iter().chain(encode).chain([&self.modulate, &self.denoise, &self.decode.0])
+    }
+
+    /// What the device holds at most.
+    pub fn peak_bytes(&self) -> u64 {
+        if self.keep {
+            return (self.shared.arena_bytes + self.shared.resident_bytes) as u64;
+        }
+        self.all().map(|r| r.plan.peak_bytes()).max().unwrap_or(0)
+    }
+}
+
+impl Ready {
+    /// For `flux-fast plan`.
+    pub fn report(&self) -> PhaseReport {
+        let (blocks_streamed, blocks) = streamed_blocks(&self.program, &self.plan.residency);
+        PhaseReport {
+            phase: self.phase.name(),
+            program: self.program.name.clone(),
+            runs: self.plan.runs,
+            operations: self.program.steps.len(),
+            teraflop: self.program.flops() as f64 / 1e12,
+            weight_bytes: self.plan.weight_bytes,
+            arena_bytes: self.plan.arena.bytes as u64,
+            resident_bytes: self.plan.residency.resident_bytes as u64,
+            ring_bytes: self.plan.residency.ring_bytes as u64,
+            streamed_bytes_per_run: self.plan.streamed_bytes(),
+            blocks,
+            blocks_streamed,
+            peak_bytes: self.plan.peak_bytes(),
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What `flux-fast plan` prints: phases, the peak of each, what stays and what passes through, before anything runs.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::event::Phase;
+use crate::plan::gigabytes;
+
+/// The plan of one generation, for people (`Display`) and programs (`Serialize`).
+#[derive(Debug, Clone, Serialize)]
+pub struct PlanReport {
+    pub model: String,
+    pub device: String,
+    /// Picture size in pixels, pictures, steps.
+    pub width: usize,
+    pub height: usize,
+    pub count: usize,
+    pub steps: usize,
+    /// The bound that the plan keeps to, and how it came about.
+    pub budget_bytes: u64,
+    pub budget_source: String,
+    /// Host memory beside the plan: the program itself, tokenizers, embeddings, modulation, the picture.
+    pub host_bytes: u64,
+    /// All phases' weights stay in memory from one generation to the next.
+    pub keeps_weights: bool,
+    pub phases: Vec<PhaseReport>,
+    /// The largest phase and the host's share together.
+    pub peak_bytes: u64,
+}
+
+/// One phase.
+#[derive(Debug, Clone, Serialize)]
+pub struct PhaseReport {
+    pub phase: &'static str,
+    pub program: String,
+    /// How often the program runs: steps, or tiles times pictures.
+    pub runs: usize,
+    pub operations: usize,
+    /// Matrix work of one run, in 10^12 operations.
+    pub teraflop: f64,
+    pub weight_bytes: u64,
+    pub arena_bytes: u64,
+    pub resident_bytes: u64,
+    pub ring_bytes: u64,
+    pub streamed_bytes_per_run: u64,
+    pub blocks: usize,
+    pub blocks_streamed: usize,
+    pub peak_bytes: u64,
+}
+
+impl PlanReport {
+    /// The report of one phase, if it has it.
+    pub fn phase(&self, phase: Phase) -> Option<&PhaseReport> {
+        self.phases.iter().find(|p| p.phase == phase.name())
+    }
+}
+
+impl fmt::Display for PlanReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { model, device, width, height, count, steps, .. } = self;
+        writeln!(f, "{model} on {device}: {count} x {width}x{height}, {steps} steps")?;
+        writeln!(f, "budget {} ({})", gigabytes(self.budget_bytes), self.budget_source)?;
+        writeln!(
+            f,
+            "{:<10} {:>5} {:>8} {:>10} {:>10} {:>10} {:>10} {:>12} {:>12} {:>10}",
+            "program", "runs", "TFLOP", "weights", "arena", "resident", "ring", "streamed/run", "blocks", "peak"
+        )?;
+        for p in &self.phases {
+            writeln!(
+                f,
+                "{:<10} {:>5} {:>8.3} {:>10} {:>10} {:>10} {:>10} {:>12} {:>12} {:>10}",
+                p.program,
+                p.runs,
+                p.teraflop,
+                gigabytes(p.weight_bytes),
+                gigabytes(p.arena_bytes),
+                gigabytes(p.resident_bytes),
+                gigabytes(p.ring_bytes),
+                gigabytes(p.streamed_bytes_per_run),
+                format!("{}/{} pass", p.blocks_streamed, p.blocks),
+                gigabytes(p.peak_bytes),
+            )?;
+        }
+        let keep = if self.keeps_weights { "; all weights stay loaded between pictures" } else { "" };
+        writeln!(f, "host memory beside these: {}{keep}", gigabytes(self.host_bytes))?;
+        write!(f, "peak: {}", gigabytes(self.peak_bytes))
+    }
+}

@@ -1,0 +1,329 @@
+//! Runs a `Program` under a `PhasePlan`: brings weights in execution order, keeps the residents, passes the others through the ring, tells each step.
+//!
+//! The weights' order never changes, so the next load is always known: loads run ahead of the computation as far as the ring has room, over the end of a run
+//! into the next one. Weights never change either, so to evict is to forget.
+
+use std::collections::{HashSet, VecDeque};
+use std::ops::ControlFlow;
+
+use crate::backend::{Backend, Layout, Place, Places, WeightKey};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::op::{Program, Step};
+use crate::plan::PhasePlan;
+use crate::tensor::{HostWeight, Tensor};
+
+/// What a device holds between phases and between generations.
+#[derive(Default)]
+pub struct Holdings {
+    layout: Option<Layout>,
+    resident: HashSet<WeightKey>,
+}
+
+impl Holdings {
+    /// Makes sure that at least `layout` is set aside. If what is there will do, it and the weights in it are kept.
+    pub fn reserve(&mut self, backend: &mut dyn Backend, layout: Layout) -> Result<()> {
+        let enough = |have: Layout| {
+            have.arena_bytes >= layout.arena_bytes
+                && have.resident_bytes >= layout.resident_bytes
+                && have.ring_bytes >= layout.ring_bytes
+        };
+        if self.layout.is_some_and(enough) {
+            return Ok(());
+        }
+        self.clear(backend)?;
+        backend.reserve(layout)?;
+        self.layout = Some(layout);
+        Ok(())
+    }
+
+    /// Forgets every weight and the memory set aside.
+    pub fn clear(&mut self, backend: &mut dyn Backend) -> Result<()> {
+        self.resident.drain().try_for_each(|key| backend.forget(key))?;
+        self.layout = None;
+        Ok(())
+    }
+}
+
+/// One phase that is ready to run, once or many times.
+pub struct Session<'a> {
+    backend: &'a mut dyn Backend,
+    holdings: &'a mut Holdings,
+    program: &'a Program,
+    plan: &'a PhasePlan,
+    weights: Vec<HostWeight>,
+    places: Places,
+    resident_base: usize,
+    ring: Ring,
+    /// The next entry of `plan.residency.order` to load.
+    next: usize,
+    /// Whether `next` has passed the end and counts for the run after this one.
+    ahead: bool,
+}
+
+impl<'a> Session<'a> {
+    /// `weights[id]` belongs to `program.weights[id]`. `phase` makes this program's keys differ from those of other phases; resident weights lie from
+    /// `resident_base` on. Memory must have been reserved through `holdings`.
+    pub fn new(
+        backend: &'a mut dyn Backend,
+        holdings: &'a mut Holdings,
+        program: &'a Program,
+        plan: &'a PhasePlan,
+        weights: Vec<HostWeight>,
+        phase: u32,
+        resident_base: usize,
+    ) -> Self {
+        assert_eq!(weights.len(), program.weights.len());
+        let places = Places {
+            inputs: plan.arena.inputs.clone(),
+            temps: plan.arena.temps.clone(),
+            outputs: plan.arena.outputs.clone(),
+            scratch: 0,
+            weights: (0..weights.len() as u64).map(|id| WeightKey(u64::from(phase) << 32 | id)).collect(),
+        };
+        let ring = Ring::new(plan.residency.ring_bytes);
+        Session { backend, holdings, program, plan, weights, places, resident_base, ring, next: 0, ahead: false }
+    }
+
+    /// Writes a whole input, element by element in its own type.
+    pub fn write_f32(&mut self, tensor: Tensor, values: &[f32]) -> Result<()> {
+        assert_eq!(values.len(), tensor.rows * tensor.cols, "{tensor}");
+        match tensor.dtype {
+            DType::F32 => self.backend.write(self.places.of(&tensor), bytemuck::cast_slice(values)),
+            dtype => {
+                let mut bytes = Vec::with_capacity(tensor.bytes());
+                values.iter().for_each(|&v| dtype.encode(v, &mut bytes));
+                self.backend.write(self.places.of(&tensor), &bytes)
+            }
+        }
+    }
+
+    /// Writes token ids or other indices.
+    pub fn write_i32(&mut self, tensor: Tensor, values: &[i32]) -> Result<()> {
+        assert_eq!((values.len(), tensor.dtype), (tensor.rows * tensor.cols, DType::I32), "{tensor}");
+        self.backend.write(self.places.of(&tensor), bytemuck::cast_slice(values))
+    }
+
+    /// Reads a whole tensor as f32.
+    pub fn read_f32(&mut self, tensor: Tensor) -> Result<Vec<f32>> {
+        let mut bytes = vec![0u8; tensor.bytes()];
+        self.backend.read(self.places.of(&tensor), &mut bytes)?;
+        Ok(bytes.chunks_exact(tensor.dtype.size()).map(|b| tensor.dtype.decode(b)).collect())
+    }
+
+    /// Runs the program once. `more` says that another run follows, so that its first weights are already brought while this one ends. `each` is
+    /// called after every step with its index; `Break` stops there with `Kind::Cancelled`.
+    pub fn run(&mut self, more: bool, each: &mut dyn FnMut(usize, &Step) -> ControlFlow<()>) -> Result<()> {
+        self.run_with(more, &mut |_, i, step| match each(i, step) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::cancelled("stopped").at(&step.label)),
+        })
+    }
+
+    /// Runs once more from the present inputs and returns the label of the first step that writes a number that is not finite. Slow: for the error message.
+    pub fn first_not_finite(&mut self) -> Result<Option<String>> {
+        let mut found = None;
+        self.run_with(false, &mut |session, _, step| {
+            for tensor in step.op.writes() {
+                // CopyRows and QkNormRope fill a tensor in several steps; what is not written yet is not judged.
+                if found.is_none()
+                    && !matches!(step.op, crate::op::Op::CopyRows { .. } | crate::op::Op::QkNormRope { .. })
+                {
+                    let bad = session.read_f32(tensor)?.iter().any(|v| !v.is_finite());
+                    let partial = matches!(step.op, crate::op::Op::Linear { out, .. } if out.cols < tensor.cols);
+                    if bad && !partial {
+                        found = Some(step.label.clone());
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    fn run_with(&mut self, more: bool, each: &mut dyn FnMut(&mut Self, usize, &Step) -> Result<()>) -> Result<()> {
+        let program = self.program;
+        let mut block = "";
+        for (i, step) in program.steps.iter().enumerate() {
+            self.pump(more)?;
+            if i == 0 || step.block() != block {
+                block = step.block();
+                self.check_sources(step)?;
+            }
+            for w in step.op.weights() {
+                let key = self.places.key(w);
+                if !self.holdings.resident.contains(&key) && !self.ring.holds(w.id) {
+                    return Err(
+                        Error::memory("the weight ring is too small for the order of the weights").at(&step.label)
+                    );
+                }
+            }
+            self.places.scratch = self.plan.arena.scratch[i];
+            self.backend.run(step, &self.places).map_err(|e| e.at(&step.label))?;
+            for w in step.op.weights() {
+                if self.plan.residency.last_use[w.id as usize] == i && self.ring.free(w.id) {
+                    self.backend.forget(self.places.key(w))?;
+                }
+            }
+            each(self, i, step)?;
+        }
+        // Loads that ran ahead already count for the next run; otherwise it begins anew.
+        if !std::mem::take(&mut self.ahead) {
+            self.next = 0;
+        }
+        Ok(())
+    }
+
+    /// Starts every load that there is room for, in execution order.
+    fn pump(&mut self, more: bool) -> Result<()> {
+        let plan = self.plan;
+        loop {
+            if self.next == plan.residency.order.len() {
+                if !more || self.ahead {
+                    return Ok(());
+                }
+                (self.next, self.ahead) = (0, true);
+            }
+            let id = plan.residency.order[self.next];
+            let key = self.places.weights[id as usize];
+            let weight = &self.weights[id as usize];
+            match plan.residency.resident[id as usize] {
+                Some(offset) => {
+                    if self.holdings.resident.insert(key) {
+                        self.backend.load(key, Place::Resident(self.resident_base + offset), weight)?;
+                    }
+                }
+                None => {
+                    if self.ring.holds(id) {
+                        return Ok(()); // still in use by this run
+                    }
+                    let Some(offset) = self.ring.take(id, plan.residency.bytes[id as usize]) else { return Ok(()) };
+                    self.backend.load(key, Place::Ring(offset), weight)?;
+                }
+            }
+            self.next += 1;
+        }
+    }
+
+    /// A file edited or cut short while it is mapped is noticed at the next block.
+    fn check_sources(&self, step: &Step) -> Result<()> {
+        for w in step.op.weights() {
+            for part in &self.weights[w.id as usize].parts {
+                part.source.check().map_err(|e| e.at(&step.label))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the phase. Ring weights are forgotten; residents too unless `keep`.
+    pub fn finish(mut self, keep: bool) -> Result<()> {
+        self.release(keep)
+    }
+
+    fn release(&mut self, keep: bool) -> Result<()> {
+        self.backend.sync()?;
+        for (id, key) in self.places.weights.iter().enumerate() {
+            if self.ring.free(id as u32) || (!keep && self.holdings.resident.remove(key)) {
+                self.backend.forget(*key)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Session<'_> {
+    /// An error or a cancelled run leaves the ring's weights behind: forget them so that the next generation starts clean.
+    fn drop(&mut self) {
+        let _ = self.release(true); // after an error there is nobody left to tell
+    }
+}
+
+/// A circular buffer of weights, first in, first out.
+struct Ring {
+    capacity: usize,
+    /// (weight id, start, bytes, freed), oldest first.
+    entries: VecDeque<(u32, usize, usize, bool)>,
+}
+
+impl Ring {
+    fn new(capacity: usize) -> Self {
+        Ring { capacity, entries: VecDeque::new() }
+    }
+
+    fn holds(&self, id: u32) -> bool {
+        self.entries.iter().any(|e| e.0 == id && !e.3)
+    }
+
+    /// Room for `bytes`, or `None` until older entries are freed.
+    fn take(&mut self, id: u32, bytes: usize) -> Option<usize> {
+        let start = match (self.entries.front(), self.entries.back()) {
+            (Some(&(_, first, _, _)), Some(&(_, last, len, _))) => {
+                let end = last + len;
+                if last >= first {
+                    // Free: behind the last entry, or before the first.
+                    if end + bytes <= self.capacity {
+                        end
+                    } else if bytes <= first {
+                        0
+                    } else {
+                        return None;
+                    }
+                } else if end + bytes <= first {
+                    end
+                } else {
+                    return None;
+                }
+            }
+            _ if bytes <= self.capacity => 0,
+            _ => return None,
+        };
+        self.entries.push_back((id, start, bytes, false));
+        Some(start)
+    }
+
+    /// Frees `id`'s entry; whether there was one.
+    fn free(&mut self, id: u32) -> bool {
+        let Some(entry) = self.entries.iter_mut().find(|e| e.0 == id && !e.3) else { return false };
+        entry.3 = true;
+        while self.entries.front().is_some_and(|e| e.3) {
+            self.entries.pop_front();
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Random sizes through a small ring: live entries never overlap, and the ring always empties.
+    #[test]
+    fn ring_entries_never_overlap() {
+        let mut state = 12345u64;
+        let mut random = |n: usize| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) as usize % n
+        };
+        for capacity in [64, 100, 1000] {
+            let mut ring = Ring::new(capacity);
+            let mut live: VecDeque<(u32, usize, usize)> = VecDeque::new();
+            for id in 0..2000u32 {
+                let bytes = 1 + random(capacity);
+                let at = loop {
+                    if let Some(at) = ring.take(id, bytes) {
+                        break at;
+                    }
+                    let (old, ..) = live.pop_front().expect("an empty ring takes anything up to its capacity");
+                    assert!(ring.free(old) && !ring.holds(old));
+                };
+                assert!(at + bytes <= capacity);
+                for &(_, s, n) in &live {
+                    assert!(s + n <= at || at + bytes <= s, "overlap");
+                }
+                live.push_back((id, at, bytes));
+                assert!(ring.holds(id));
+            }
+        }
+        assert_eq!(Ring::new(10).take(0, 11), None);
+    }
+}
