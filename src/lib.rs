@@ -7,3 +7,4 @@ pub mod event;
 pub mod op;
 pub mod pipeline;
 pub mod tensor;
+pub mod weights;
