@@ -10,3 +10,4 @@ pub mod pipeline;
 pub mod plan;
 pub mod stream;
 pub mod tensor;
+pub mod weights;

@@ -1,0 +1,95 @@
+//! One checkpoint file: its bytes and its checked header. Files of other kinds are refused by name.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::map;
+use super::safetensors::{Header, header_bytes};
+use crate::error::{Error, Result};
+use crate::tensor::ByteSource;
+
+/// An open safetensors file.
+pub struct WeightFile {
+    /// Where it lies; a made-up name for embedded bytes.
+    pub path: PathBuf,
+    pub source: Arc<dyn ByteSource>,
+    pub header: Header,
+    /// A warning for the user, if it could not be mapped.
+    pub note: Option<String>,
+}
+
+impl WeightFile {
+    /// Maps and checks the file at `path`.
+    pub fn open(path: &Path) -> Result<Self> {
+        let (source, note) = map::open(path)?;
+        Self::of(source, path, note)
+    }
+
+    /// The same over bytes in memory; `name` stands for the path.
+    pub fn of_bytes(bytes: &'static [u8], name: &str) -> Result<Self> {
+        Self::of(Arc::new(bytes), Path::new(name), None)
+    }
+
+    /// The same over any bytes.
+    pub fn of(source: Arc<dyn ByteSource>, path: &Path, note: Option<String>) -> Result<Self> {
+        let bytes = source.bytes();
+        refuse_other_kinds(bytes, path)?;
+        let header = Header::parse(bytes, bytes.len() as u64).map_err(|e| e.at_path(path))?;
+        Ok(WeightFile { path: path.into(), header, note, source })
+    }
+
+    /// A number that recognises the file: FNV-1a over its header and 64 samples spread over its data (two fine-tunes saved by one tool have equal headers).
+    pub fn fingerprint(&self, seed: u64) -> u64 {
+        let bytes = self.source.bytes();
+        let mut hash = fnv(seed, &bytes[..self.header.data_start]);
+        let data = &bytes[self.header.data_start..];
+        for i in 0..64 {
+            let start = data.len() / 64 * i;
+            hash = fnv(hash, &data[start..(start + 64).min(data.len())]);
+        }
+        hash
+    }
+}
+
+/// The start value of `fnv`.
+pub const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a, 64 bit, going on from `hash`.
+pub fn fnv(hash: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(hash, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+/// The header of the file at `path`, read without mapping the rest: for looking at many files.
+pub fn read_header(path: &Path) -> Result<Header> {
+    let io = |e| map::unreadable(path, &e);
+    let mut file = File::open(path).map_err(io)?;
+    let size = file.metadata().map_err(io)?.len();
+    let mut bytes = Vec::new();
+    (&mut file).take(8).read_to_end(&mut bytes).map_err(io)?;
+    refuse_other_kinds(&bytes, path)?;
+    let length = header_bytes(&bytes, size).map_err(|e| e.at_path(path))?;
+    file.seek(SeekFrom::Start(8)).map_err(io)?;
+    file.take(length as u64 - 8).read_to_end(&mut bytes).map_err(io)?;
+    Header::parse(&bytes, size).map_err(|e| e.at_path(path))
+}
+
+/// GGUF and pickle files are known by their first bytes, whatever they are called.
+fn refuse_other_kinds(bytes: &[u8], path: &Path) -> Result<()> {
+    let advice = "use a .safetensors file of the same model";
+    let e = if bytes.starts_with(b"GGUF") {
+        Error::model("GGUF files are not supported").try_(advice)
+    } else if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(&[0x80, 0x02]) && bytes.get(7) != Some(&0) {
+        Error::model(
+            "this is a pickle (.ckpt, .pt) file, which can run any code when it is loaded; it is not supported",
+        )
+        .try_("use a .safetensors file, or convert it in a place you trust")
+    } else if bytes.starts_with(b"version ") || bytes.starts_with(b"<!DOCTYPE") || bytes.starts_with(b"<html") {
+        Error::model("this is a small text (a Git LFS pointer or a web page) in place of the file")
+            .try_("download it again")
+    } else {
+        return Ok(());
+    };
+    Err(e.at_path(path))
+}
