@@ -199,7 +199,7 @@ fn budget(options: &RunOptions, backend: &dyn Backend) -> Result<Budget> {
     if let Some(bytes) = options.ram_bytes {
         return Ok(Budget { bytes, source: "--ram".into() });
     }
-    let mut system = sysinfo::System::new();
+    let Ok(mut system) = sysinfo::System::new() else { return Ok(Budget { bytes: total / 2, source: format!("half of {}", gigabytes(total)) }) };
     system.refresh_memory();
     let available = match system.available_memory() {
         0 => total / 2,
@@ -214,7 +214,7 @@ fn budget(options: &RunOptions, backend: &dyn Backend) -> Result<Budget> {
 fn resident_bytes() -> u64 {
     use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
     let Ok(pid) = sysinfo::get_current_pid() else { return 0 };
-    let mut system = System::new();
+    let Ok(mut system) = System::new() else { return 0 };
     system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, ProcessRefreshKind::nothing().with_memory());
     system.process(pid).map_or(0, |p| p.memory())
 }

@@ -97,7 +97,7 @@ impl Pipeline {
         let length = self.model.t5_length;
         let clip_ids = prompts.iter().map(|p| self.tokenizers.clip_ids(p)).collect::<Result<Vec<_>>>()?;
         let t5_ids = prompts.iter().map(|p| self.tokenizers.t5_ids(p, length)).collect::<Result<Vec<_>>>()?;
-        if let Some(cut) = t5_ids.iter().find_map(|ids| ids.cut.as_deref()) {
+        if let Some(cut) = t5_ids.iter().map(|ids| ids.cut.as_str()).find(|cut| !cut.is_empty()) {
             progress.note(Event::Warning(format!("the prompt is longer than this model's {length} tokens; what T5 does not see begins with: {}", head(cut))))?;
         }
         let vocab = |ids: &[Ids], size: usize, what: &str| match ids.iter().flat_map(|i| &i.ids).find(|&&id| id as usize >= size) {

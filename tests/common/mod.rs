@@ -1,0 +1,155 @@
+//! Shared by the integration tests: golden files, and running one recorded program on the CPU.
+#![allow(dead_code)] // each test binary uses its own part
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use flux_fast::backend::Backend;
+use flux_fast::backend::cpu::{Compute, CpuBackend, CpuOptions};
+use flux_fast::op::Program;
+use flux_fast::plan;
+use flux_fast::stream::{Holdings, Session};
+use flux_fast::tensor::HostWeight;
+use flux_fast::weights::ComponentWeights;
+use serde_json::Value;
+
+/// One golden file: tensors by name, JSON metadata.
+pub struct Golden {
+    pub name: String,
+    bytes: Vec<u8>,
+    pub config: Value,
+    pub pipeline: Value,
+    pub seed: u64,
+}
+
+pub const MODELS: [&str; 6] = ["a_dev", "a_schnell", "b_dev", "b_schnell", "c_dev", "c_schnell"];
+
+impl Golden {
+    pub fn read(name: &str) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.safetensors"));
+        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let meta = metadata.metadata().as_ref().unwrap();
+        let json = |key: &str| serde_json::from_str::<Value>(&meta[key]).unwrap();
+        let (config, pipeline, seed) = (json("config"), json("pipeline"), meta["seed"].parse().unwrap());
+        Golden { name: name.into(), bytes, config, pipeline, seed }
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        safetensors::SafeTensors::deserialize(&self.bytes).unwrap().tensor(name).is_ok()
+    }
+
+    pub fn shape(&self, name: &str) -> Vec<usize> {
+        safetensors::SafeTensors::deserialize(&self.bytes).unwrap().tensor(name).unwrap().shape().to_vec()
+    }
+
+    fn raw(&self, name: &str) -> Vec<u8> {
+        let file = safetensors::SafeTensors::deserialize(&self.bytes).unwrap();
+        file.tensor(name).unwrap_or_else(|e| panic!("{}: {name}: {e}", self.name)).data().to_vec()
+    }
+
+    pub fn f32(&self, name: &str) -> Vec<f32> {
+        self.raw(name).chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    pub fn ids(&self, name: &str) -> Vec<i32> {
+        self.raw(name).chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as i32).collect()
+    }
+
+    pub fn u8(&self, name: &str) -> Vec<u8> {
+        self.raw(name)
+    }
+
+    pub fn number(&self, key: &str) -> f64 {
+        self.pipeline[key].as_f64().unwrap_or_else(|| panic!("{}: no {key}", self.name))
+    }
+
+    pub fn text(&self, key: &str) -> &str {
+        self.pipeline[key].as_str().unwrap_or_else(|| panic!("{}: no {key}", self.name))
+    }
+}
+
+/// ||a - b|| / ||b||; anything not finite fails at once.
+pub fn relative_error(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    assert!(a.iter().all(|v| v.is_finite()), "not finite");
+    let norm = |f: &dyn Fn(usize) -> f64| (0..a.len()).map(|i| f(i).powi(2)).sum::<f64>().sqrt();
+    norm(&|i| f64::from(a[i]) - f64::from(b[i])) / norm(&|i| f64::from(b[i]))
+}
+
+/// Peak signal-to-noise ratio in dB of two pictures with values 0..=peak.
+pub fn psnr(a: &[f32], b: &[f32], peak: f64) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let mse = a.iter().zip(b).map(|(&x, &y)| (f64::from(x) - f64::from(y)).powi(2)).sum::<f64>() / a.len() as f64;
+    10.0 * (peak * peak / mse.max(1e-30)).log10()
+}
+
+/// `channels x pixels` to `pixels x channels`.
+pub fn channels_last(planar: &[f32], channels: usize) -> Vec<f32> {
+    let pixels = planar.len() / channels;
+    (0..pixels).flat_map(|p| (0..channels).map(move |c| planar[c * pixels + p])).collect()
+}
+
+pub fn cpu(compute: Compute) -> CpuBackend {
+    CpuBackend::new(CpuOptions { threads: None, compute, kernels: vec![], isa: None }).unwrap()
+}
+
+pub fn resolve(program: &Program, weights: &ComponentWeights) -> Vec<HostWeight> {
+    program.weights.iter().map(|w| weights.get(&w.name, w.first, w.rows, w.cols).unwrap()).collect()
+}
+
+/// The value of an input.
+pub enum Input<'a> {
+    F32(&'a [f32]),
+    I32(&'a [i32]),
+}
+
+/// The least budget under which `program` runs.
+pub fn least_bytes(backend: &dyn Backend, program: &Program, weights: &[HostWeight]) -> u64 {
+    let (bytes, scratch) = sizes(backend, program, weights);
+    plan::least_bytes(program, &bytes, &scratch, backend.caps().alignment)
+}
+
+fn sizes(backend: &dyn Backend, program: &Program, weights: &[HostWeight]) -> (Vec<usize>, Vec<usize>) {
+    let bytes = weights.iter().map(|w| backend.weight_bytes(w)).collect();
+    let stored = |w: flux_fast::tensor::Weight| weights[w.id as usize].stored();
+    (bytes, program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &stored)).collect())
+}
+
+/// Runs `program` `runs` times under `budget` and returns every output and input (some are updated in place) by name.
+pub fn run(backend: &mut dyn Backend, program: &Program, weights: &[HostWeight], inputs: &[(&'static str, Input)], budget: u64, runs: usize) -> HashMap<&'static str, Vec<f32>> {
+    let (bytes, scratch) = sizes(backend, program, weights);
+    let plan = plan::phase(program, runs, &bytes, &scratch, backend.caps().alignment, budget).unwrap();
+    assert!(plan.peak_bytes() <= budget);
+    let mut holdings = Holdings::default();
+    holdings.reserve(backend, plan.layout()).unwrap();
+    let mut session = Session::new(backend, &mut holdings, program, &plan, weights.to_vec(), 0, 0);
+    for (name, value) in inputs {
+        match value {
+            Input::F32(v) => session.write_f32(program.input(name), v).unwrap(),
+            Input::I32(v) => session.write_i32(program.input(name), v).unwrap(),
+        }
+    }
+    for i in 0..runs {
+        session.run(i + 1 < runs, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    }
+    let float = |t: &flux_fast::tensor::Tensor| t.dtype != flux_fast::dtype::DType::I32;
+    let wanted: Vec<_> = program.outputs.iter().chain(&program.inputs).filter(|io| float(&io.tensor)).collect();
+    let out = wanted.iter().map(|io| (io.name, session.read_f32(io.tensor).unwrap())).collect();
+    session.finish(false).unwrap();
+    out
+}
+
+/// A folder that is removed when the test ends.
+pub fn temp_dir() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("flux-fast-test-").tempdir().unwrap()
+}
+
+pub fn files(path: &Path) -> flux_fast::pipeline::request::ModelFiles {
+    flux_fast::pipeline::request::ModelFiles { model: Some(path.to_string_lossy().into_owned()), ..Default::default() }
+}
+
+pub fn path(dir: &tempfile::TempDir, name: &str) -> PathBuf {
+    dir.path().join(name)
+}

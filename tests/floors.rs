@@ -1,0 +1,71 @@
+//! The floors of the house: each module uses only those above it in ARCHITECTURE.md's list, and `unsafe` stays where it belongs.
+
+use std::path::{Path, PathBuf};
+
+const FLOORS: &[&[&str]] = &[
+    &["error", "event", "dtype", "tensor"],
+    &["op"],
+    &["backend", "weights", "model"],
+    &["plan"],
+    &["stream"],
+    &["pipeline"],
+    &["cli", "server"],
+];
+
+/// Pairs on one floor that may not see each other.
+const SIBLINGS: &[&str] = &["backend", "weights", "model"];
+
+fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, out);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            out.push(path);
+        }
+    }
+}
+
+fn all_sources() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut paths = Vec::new();
+    sources(&root, &mut paths);
+    assert!(paths.len() > 30, "only {} sources found", paths.len());
+    let name = |p: &Path| p.strip_prefix(&root).unwrap().to_string_lossy().replace('\\', "/");
+    paths.iter().map(|p| (name(p), std::fs::read_to_string(p).unwrap())).collect()
+}
+
+fn floor(module: &str) -> Option<usize> {
+    FLOORS.iter().position(|f| f.contains(&module))
+}
+
+#[test]
+fn modules_use_only_the_floors_above_them() {
+    let mut edges = 0;
+    for (name, text) in all_sources() {
+        let module = name.split(['/', '.']).next().unwrap();
+        let Some(own) = floor(module) else {
+            assert!(matches!(module, "lib" | "main"), "{name} stands on no floor");
+            continue;
+        };
+        // Unit tests may look down to build their cases.
+        let text = text.split("#[cfg(test)]").next().unwrap();
+        for (at, _) in text.match_indices("crate::") {
+            let used: String = text[at + 7..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let Some(other) = floor(&used) else { continue };
+            edges += 1;
+            let sibling = SIBLINGS.contains(&module) && SIBLINGS.contains(&used.as_str()) && module != used;
+            assert!(other <= own && !sibling, "{name} uses crate::{used}");
+        }
+    }
+    assert!(edges > 50, "only {edges} uses found: does this test still read them?");
+}
+
+#[test]
+fn unsafe_code_stays_in_the_kernels_and_the_map() {
+    for (name, text) in all_sources() {
+        let code: String = text.lines().map(|l| l.split("//").next().unwrap()).collect::<Vec<_>>().join("\n");
+        let allowed = name.starts_with("backend/") || name == "weights/map.rs";
+        assert!(allowed || !code.contains("unsafe "), "{name} holds unsafe code");
+    }
+}
