@@ -1,1 +1,6 @@
 //! The CPU backend.
+
+pub mod gemm;
+pub mod isa;
+pub mod linear;
+pub mod matrix;
