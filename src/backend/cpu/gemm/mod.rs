@@ -145,7 +145,7 @@ pub fn scratch_bytes(micro: &Micro, rows: usize, k: usize, n: usize, threads: us
 }
 
 /// Scratch is used from the next multiple of this.
-const ALIGN: usize = 64;
+pub const ALIGN: usize = 64;
 
 /// The aligned words of `scratch`, of which at least `words` must be there.
 pub fn aligned(scratch: &mut [u8], words: usize) -> Words {
