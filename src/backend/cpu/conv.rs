@@ -283,3 +283,6 @@ impl<'a> Source<'a> {
         Row::of_f32(self.x.row_ptr((picture * s.height + y) * s.width + x))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -98,6 +98,12 @@ pub(super) fn check_tail(tail: Tail, out: Out) {
         assert_eq!((residual.rows(), residual.cols()), (out.rows(), out.cols()), "the residual does not fit");
     }
     if let Tail::GatedAdd { gate, .. } = tail {
-        assert!(gate.cols() == out.cols() && gate.rows() > 0 && out.rows() % gate.rows() == 0, "the gate does not fit");
+        assert!(
+            gate.cols() == out.cols() && gate.rows() > 0 && out.rows().is_multiple_of(gate.rows()),
+            "the gate does not fit"
+        );
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -91,7 +91,7 @@ unsafe fn finish_some<const FMA: bool>(sums: *const f32, f: Finish, row: usize, 
             }
             Tail::GeluTanh => {
                 // (1 + tanh u) / 2 = sigmoid(2u)
-                const A: f32 = 1.595_769_1;
+                const A: f32 = 1.595_769;
                 for v in &mut y {
                     *v = times_sigmoid::<FMA>(*v, A * (*v + 0.044715 * (*v * *v * *v)));
                 }

@@ -28,6 +28,8 @@ mod kernel_avx512;
 mod kernel_avx512bf16;
 mod kernel_portable;
 pub mod rows;
+#[cfg(test)]
+pub mod testing;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
