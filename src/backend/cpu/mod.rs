@@ -1,1 +1,203 @@
-//! The CPU backend.
+//! The CPU backend: the specification (`reference`), and beside it SIMD variants of every operation that is worth one.
+//!
+//! Weights are used where they lie in host memory, in their stored form; a thread reads ahead in their files. Activations are f32 in
+//! one arena. No variant is chosen by sizes or free memory, and work is cut into pieces that do not depend on the number of
+//! threads, so a result depends only on the program, the weights, the instruction set and the arithmetic asked for.
+
+mod arena;
+mod attention;
+pub mod conv;
+mod elementwise;
+pub mod gemm;
+pub mod isa;
+pub mod linear;
+pub mod matrix;
+mod memory;
+mod norm;
+mod operand;
+mod prefetch;
+mod reference;
+mod run;
+mod share;
+pub(crate) mod simd;
+pub mod variants;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::{Backend, Caps, Layout, Place, Places, WeightKey};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::op::{Op, Step};
+use crate::tensor::{DTypes, HostWeight, Weight};
+use arena::Arena;
+use isa::Isa;
+use linear::Compute;
+use prefetch::Prefetcher;
+use variants::Choice;
+
+/// How the CPU is to be used.
+#[derive(Debug, Clone, Default)]
+pub struct CpuOptions {
+    /// Worker threads; `None` is one for each processor that this process may use.
+    pub threads: Option<usize>,
+    /// The arithmetic of matrix products and attention.
+    pub compute: Compute,
+    /// Forced variants, as (operation, variant); see `variants`.
+    pub kernels: Vec<(String, String)>,
+    /// The instruction set to use at most; `None` is the best there is.
+    pub isa: Option<Isa>,
+}
+
+/// A weight in use, where its file or memory holds it.
+struct Loaded {
+    weight: HostWeight,
+    /// The weight as f32, made when an operation first wants a bias or gain so.
+    vector: Option<Arc<[f32]>>,
+}
+
+/// The host's processor.
+pub struct CpuBackend {
+    caps: Caps,
+    choice: Choice,
+    pool: rayon::ThreadPool,
+    threads: usize,
+    arena: Arena,
+    weights: HashMap<WeightKey, Loaded>,
+    prefetcher: Prefetcher,
+}
+
+impl CpuBackend {
+    /// Starts the threads; memory is set aside by `reserve`.
+    pub fn new(options: CpuOptions) -> Result<CpuBackend> {
+        let detected = Isa::detect();
+        let isa = options.isa.unwrap_or(detected);
+        if isa > detected {
+            return Err(Error::argument("this processor lacks the wanted instructions")
+                .at("cpu")
+                .found(detected.name())
+                .expected(isa.name()));
+        }
+        let threads = options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
+        if threads == 0 {
+            return Err(Error::argument("there must be a thread to work").at("threads").found(0).expected("1 or more"));
+        }
+        let choice = Choice::new(isa, options.compute, options.kernels)?;
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("cpu-{i}"))
+            .build()
+            .map_err(|e| Error::device(format!("could not start {threads} threads: {e}")).at("cpu"))?;
+        let plural = if threads == 1 { "" } else { "s" };
+        let caps = Caps {
+            name: "cpu".into(),
+            description: format!("{}, {}, {threads} thread{plural}", memory::processor_name(), isa.name()),
+            memory_bytes: memory::total_bytes()?,
+            activation: DType::F32,
+            in_place_weights: true,
+            alignment: 64,
+        };
+        let (arena, prefetcher) = (Arena::new(0)?, Prefetcher::new()?);
+        Ok(CpuBackend { caps, choice, pool, threads, arena, weights: HashMap::new(), prefetcher })
+    }
+
+    fn weight(&self, key: WeightKey, handle: Weight) -> Result<&HostWeight> {
+        let loaded = self.weights.get(&key).ok_or_else(|| not_loaded(handle))?;
+        fits(&loaded.weight, handle)?;
+        Ok(&loaded.weight)
+    }
+
+    /// A bias or gain as f32.
+    fn vector(&mut self, key: WeightKey, handle: Weight) -> Result<Arc<[f32]>> {
+        let loaded = self.weights.get_mut(&key).ok_or_else(|| not_loaded(handle))?;
+        fits(&loaded.weight, handle)?;
+        Ok(loaded.vector.get_or_insert_with(|| loaded.weight.to_f32().into()).clone())
+    }
+}
+
+fn not_loaded(handle: Weight) -> Error {
+    Error::device("a step names a weight that was not loaded").found(handle)
+}
+
+fn fits(weight: &HostWeight, handle: Weight) -> Result<()> {
+    if (weight.rows, weight.cols) == (handle.rows, handle.cols) {
+        return Ok(());
+    }
+    let shape = |rows, cols| format!("{rows} x {cols}");
+    Err(Error::model("a weight has the wrong shape")
+        .found(shape(weight.rows, weight.cols))
+        .expected(shape(handle.rows, handle.cols)))
+}
+
+impl Backend for CpuBackend {
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn weight_bytes(&self, weight: &HostWeight) -> usize {
+        weight.bytes()
+    }
+
+    fn scratch_bytes(&self, op: &Op, stored: &dyn Fn(Weight) -> DTypes) -> usize {
+        run::scratch_bytes(&self.choice, self.threads, op, stored)
+    }
+
+    fn reserve(&mut self, layout: Layout) -> Result<()> {
+        // The old arena goes first, so that both never exist at once.
+        self.arena = Arena::new(0)?;
+        self.arena = Arena::new(layout.arena_bytes)?;
+        Ok(())
+    }
+
+    fn load(&mut self, key: WeightKey, _place: Place, weight: &HostWeight) -> Result<()> {
+        let rows: usize = weight.parts.iter().map(|p| p.rows).sum();
+        if rows != weight.rows || weight.parts.iter().any(|p| p.cols != weight.cols) {
+            return Err(Error::model("the parts of a weight do not add up")
+                .found(format!("{:?}", weight.parts))
+                .expected(format!("{} x {}", weight.rows, weight.cols)));
+        }
+        for part in &weight.parts {
+            part.source.check()?;
+            let bytes = part.source.bytes().len();
+            if part.range().end > bytes {
+                return Err(Error::model("a weight ends beyond its file")
+                    .found(format!("an end at byte {}", part.range().end))
+                    .expected(format!("at most {bytes}")));
+            }
+            self.prefetcher.want(part);
+        }
+        self.weights.insert(key, Loaded { weight: weight.clone(), vector: None });
+        Ok(())
+    }
+
+    fn forget(&mut self, key: WeightKey) -> Result<()> {
+        if let Some(loaded) = self.weights.remove(&key) {
+            for part in &loaded.weight.parts {
+                part.source.let_go(part.range());
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, step: &Step, places: &Places) -> Result<()> {
+        run::run(self, &step.op, places).map_err(|e| e.at(&step.label))
+    }
+
+    fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
+        let to = self.arena.place(offset, bytes.len(), "a write")?;
+        // SAFETY: the range lies in the arena, and nobody else uses it: steps are over when `run` returns.
+        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn read(&mut self, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        let from = self.arena.place(offset, bytes.len(), "a read")?;
+        // SAFETY: the range lies in the arena, which was filled when it was made, and no step is running.
+        unsafe { bytes.as_mut_ptr().copy_from_nonoverlapping(from, bytes.len()) };
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,127 @@
+//! Products with few rows of x (one step's modulation, embeddings): every weight is used once or a few times, so w is
+//! read along its rows, decoded in registers and never packed.
+//!
+//! Floor: the stored bytes of w / memory bandwidth. x (a few rows) is converted once and stays in L1 or L2.
+
+use super::super::matrix::{In, Out};
+use super::finish::{Tail, mul_add};
+use super::rows::{Row, WeightRows, decode};
+use super::{Columns, FEW, Micro, NC, aligned, share};
+
+/// `sums[m * NC + j] = x[m] . w[j]`, for all rows of x and w.
+#[derive(Clone, Copy)]
+pub struct Dot<'a> {
+    /// Rows of x as words, zero from `k` to the end of the row.
+    pub x: *const u32,
+    /// Rows of x, at most `FEW`, and words from one to the next: a multiple of `PAD`.
+    pub rows: usize,
+    pub stride: usize,
+    pub w: &'a [Row],
+    pub k: usize,
+    pub sums: *mut f32,
+}
+
+/// Rows of x are filled up with zeros to a multiple of this many words.
+pub const PAD: usize = 64;
+/// Rows of w in a task: few enough for an even finish, enough to be worth taking.
+const TASK: usize = 32;
+
+fn stride(micro: &Micro, k: usize) -> usize {
+    k.div_ceil(micro.per_word).next_multiple_of(PAD)
+}
+
+/// Words of scratch that `product` needs.
+pub fn scratch_words(micro: &Micro, rows: usize, k: usize) -> usize {
+    rows * stride(micro, k)
+}
+
+/// `out = tail(x . w^T + bias)` for at most `FEW` rows of x.
+///
+/// # Safety
+/// As for `super::product`.
+pub unsafe fn product(
+    micro: &Micro,
+    x: In,
+    w: &WeightRows,
+    bias: Option<&[f32]>,
+    tail: Tail,
+    out: Out,
+    scratch: &mut [u8],
+) {
+    let (rows, k, n) = (x.rows(), x.cols(), out.cols());
+    assert!(rows <= FEW);
+    let stride = stride(micro, k);
+    let words = aligned(scratch, rows * stride);
+    for row in 0..rows {
+        // SAFETY: the row has k elements, and its place in the scratch `stride` words, at least as many as are written.
+        unsafe {
+            words.at(row * stride).write_bytes(0, stride);
+            (micro.pack)(&[Row::of(x, row)], 1, 0, k, words.at(row * stride));
+        }
+    }
+    share(rayon::current_num_threads(), n.div_ceil(TASK), |_, task| {
+        let col = task * TASK;
+        let cols = TASK.min(n - col);
+        let mut lanes = [Row::ZEROS; TASK];
+        for (i, lane) in lanes[..cols].iter_mut().enumerate() {
+            *lane = w.row(col + i);
+        }
+        let mut sums = [0f32; FEW * NC];
+        let dot = Dot { x: words.at(0), rows, stride, w: &lanes[..cols], k, sums: sums.as_mut_ptr() };
+        let columns = Columns::new(w, bias, col, cols);
+        // SAFETY: x was prepared above, the rows of w have k elements, `sums` has FEW rows of NC.
+        unsafe {
+            (micro.dot)(dot);
+            (micro.finish)(sums.as_ptr(), NC, columns.finish(tail, out, 0, rows, 0, cols));
+        }
+    });
+}
+
+/// Elements of a weight row that are decoded at once.
+const CHUNK: usize = 256;
+/// Sums that run side by side and are added at the end.
+const LANES: usize = 16;
+
+/// `Dot` with f32 words, for any processor: decodes a stretch of a weight's row, then multiplies it with every row of x.
+///
+/// # Safety
+/// The fields of `d` must be as described; with `FMA` the processor must have it.
+#[inline(always)]
+pub unsafe fn dot_f32<const FMA: bool>(d: Dot, decode: impl Fn(Row, usize, &mut [f32])) {
+    for (j, &row) in d.w.iter().enumerate() {
+        let mut sums = [[0f32; LANES]; FEW];
+        let mut k = 0;
+        while k < d.k {
+            let mut buffer = [0f32; CHUNK];
+            let n = CHUNK.min(d.k - k);
+            decode(row, k, &mut buffer[..n]);
+            // Up to the padding of x, which is zero, as is the rest of the buffer.
+            let n = n.next_multiple_of(LANES);
+            for (m, sum) in sums[..d.rows].iter_mut().enumerate() {
+                // SAFETY: x has `stride` words a row, a multiple of LANES, at least k.
+                let x = unsafe { std::slice::from_raw_parts(d.x.add(m * d.stride + k).cast::<f32>(), n) };
+                let mut s = *sum;
+                for (x, w) in x.as_chunks::<LANES>().0.iter().zip(buffer.as_chunks::<LANES>().0) {
+                    for l in 0..LANES {
+                        s[l] = mul_add::<FMA>(x[l], w[l], s[l]);
+                    }
+                }
+                *sum = s;
+            }
+            k += n;
+        }
+        for (m, sum) in sums[..d.rows].iter().enumerate() {
+            // SAFETY: `sums` has FEW rows of NC.
+            unsafe { d.sums.add(m * NC + j).write(sum.iter().sum()) };
+        }
+    }
+}
+
+/// `dot_f32` with the decoding of any processor.
+///
+/// # Safety
+/// The fields of `d` must be as described.
+pub unsafe fn dot_portable(d: Dot) {
+    // SAFETY: the same promise; `dot_f32` asks for elements below k only.
+    unsafe { dot_f32::<false>(d, |row, k, out| decode(row, k, out)) }
+}

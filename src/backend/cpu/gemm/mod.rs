@@ -1,0 +1,339 @@
+//! Matrix products `x . w^T` where w stays in its stored type: blocked, packed, with a small kernel per instruction set.
+//!
+//! Both operands are packed into panels of 32-bit *words*: a word is one f32, or two neighbouring k as bf16. A panel
+//! holds `mr` rows of x (or `nr` rows of w) as `[word][row]`, so that a kernel reads both from front to back. One
+//! kernel call makes a tile of `mr x nr` sums over at most `kc` words, with all sums in registers.
+//!
+//! Loops, outside in:
+//! 1. at most `ROWS` rows of x, packed once for all (the only shared buffer; it bounds the scratch whatever the picture's size);
+//! 2. tasks, taken by threads from a counter: `nc` rows of w by some row panels of x;
+//! 3. blocks of `kc` words: the task's `nc x kc` of w are decoded and packed, 256 KiB, to lie in L2;
+//! 4. row panels of x (14 KiB each, in L1 while they are used), and within them panels of w (32 KiB, streamed from L2).
+//!
+//! Floor: 2 M N K / peak seconds. Per tile of 14 x 32 and word, 28 multiply-adds (14 cycles where two start per cycle)
+//! need 2 loads of w and 14 broadcasts of x (8 cycles), so the multipliers are the limit; L2 delivers 9 bytes a cycle.
+//! Decoding and packing w costs about .25 cycles an element against M/64 of arithmetic: 1 % at M = 1280.
+//! Few rows (`dot`) do 2M flops per weight element and are limited by the bytes of w instead; they read w once, unpacked.
+//!
+//! Every sum runs over k in order within a block and over blocks in order, whatever the tasks are: results do not
+//! depend on the number of threads.
+
+pub mod dot;
+pub mod finish;
+#[cfg(target_arch = "x86_64")]
+mod kernel_avx2;
+#[cfg(target_arch = "x86_64")]
+mod kernel_avx512;
+#[cfg(target_arch = "x86_64")]
+mod kernel_avx512bf16;
+mod kernel_portable;
+pub mod rows;
+#[cfg(test)]
+pub mod testing;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::prelude::*;
+
+use super::isa::Isa;
+use super::matrix::{In, Out};
+use finish::{Finish, Tail};
+use rows::{Row, WeightRows};
+
+#[cfg(target_arch = "x86_64")]
+pub use kernel_avx2::AVX2;
+#[cfg(target_arch = "x86_64")]
+pub use kernel_avx512::AVX512;
+#[cfg(target_arch = "x86_64")]
+pub use kernel_avx512bf16::AVX512BF16;
+pub use kernel_portable::PORTABLE;
+
+/// The inner functions of one instruction set and arithmetic. All need a processor with `isa`.
+pub struct Micro {
+    pub isa: Isa,
+    /// Rows of x and rows of w in a tile.
+    pub mr: usize,
+    pub nr: usize,
+    /// Elements of k in a word: 1 (f32) or 2 (bf16).
+    pub per_word: usize,
+    /// `tile(words, a, b, c, more)`: `c[mr x nr] (+)= a . b^T` over packed panels; adds to c if `more`.
+    pub tile: unsafe fn(usize, *const u32, *const u32, *mut f32, bool),
+    /// `pack(rows, lanes, k, count, to)`: elements `k .. k + count` of at most `lanes` rows, as `[word][lane]`; lanes without a row are zero.
+    pub pack: unsafe fn(&[Row], usize, usize, usize, *mut u32),
+    /// `finish(tile, width, how)`, see `finish::finish`.
+    pub finish: unsafe fn(*const f32, usize, Finish),
+    /// Sums of few rows of x, see `dot::Dot`.
+    pub dot: unsafe fn(dot::Dot),
+}
+
+/// The largest `mr`, `nr`.
+pub const MAX_LANES: usize = 32;
+/// Words of k in a block.
+pub const KC: usize = 256;
+/// Rows of w in a task, at most. Stack arrays have this size.
+pub const NC: usize = 256;
+/// Rows of x that are packed at once, at most.
+const ROWS: usize = 1540;
+/// Up to this many rows of x, w is read unpacked.
+pub const FEW: usize = 8;
+
+/// How a product is cut up; a function of its shape, the kernel and the number of threads.
+#[derive(Debug, Clone, Copy)]
+struct Blocks {
+    /// Words of k in all, and blocks of them.
+    words: usize,
+    k_blocks: usize,
+    /// Row panels of x packed at once.
+    panels: usize,
+    /// Row panels of x and rows of w in a task.
+    task_panels: usize,
+    nc: usize,
+    /// Words of the packed x.
+    x_words: usize,
+    /// Words of one thread's packed w and sums.
+    w_words: usize,
+    c_words: usize,
+}
+
+impl Blocks {
+    fn new(micro: &Micro, rows: usize, k: usize, n: usize, threads: usize) -> Blocks {
+        let words = k.div_ceil(micro.per_word);
+        let k_blocks = words.div_ceil(KC).max(1);
+        let all_panels = rows.div_ceil(micro.mr);
+        let passes = rows.div_ceil(ROWS).max(1);
+        let panels = all_panels.div_ceil(passes);
+        // Enough tasks for an even finish: first narrower ones, then shorter ones (which pack w again each), as
+        // long as packing stays small beside the arithmetic.
+        let tasks = |nc: usize, task_panels: usize| n.div_ceil(nc) * panels.div_ceil(task_panels.max(1));
+        let (mut nc, mut task_panels) = (NC, panels);
+        let want = if threads == 1 { 1 } else { 4 * threads };
+        while tasks(nc, task_panels) < want && nc > 4 * micro.nr {
+            nc /= 2;
+        }
+        while tasks(nc, task_panels) < want && task_panels * micro.mr > 128 {
+            task_panels = task_panels.div_ceil(2);
+        }
+        while tasks(nc, task_panels) < want && nc > micro.nr {
+            nc = (nc / 2).next_multiple_of(micro.nr);
+        }
+        let kc = words.min(KC);
+        let tile = micro.mr * micro.nr;
+        let c_words = if k_blocks > 1 { tile * task_panels * (nc / micro.nr) } else { tile };
+        Blocks {
+            words,
+            k_blocks,
+            panels,
+            task_panels,
+            nc,
+            x_words: (panels * micro.mr * words).next_multiple_of(16),
+            w_words: (nc * kc).next_multiple_of(16),
+            c_words: c_words.next_multiple_of(16),
+        }
+    }
+
+    fn scratch_words(&self, threads: usize) -> usize {
+        self.x_words + threads * (self.w_words + self.c_words)
+    }
+}
+
+/// Bytes of scratch that `product` needs.
+pub fn scratch_bytes(micro: &Micro, rows: usize, k: usize, n: usize, threads: usize) -> usize {
+    let words = if rows <= FEW {
+        dot::scratch_words(micro, rows, k)
+    } else {
+        Blocks::new(micro, rows, k, n, threads).scratch_words(threads)
+    };
+    words * 4 + ALIGN
+}
+
+/// Scratch is used from the next multiple of this.
+pub const ALIGN: usize = 64;
+
+/// The aligned words of `scratch`, of which at least `words` must be there.
+pub fn aligned(scratch: &mut [u8], words: usize) -> Words {
+    let skip = scratch.as_ptr().align_offset(ALIGN);
+    let found = scratch.len().saturating_sub(skip) / 4;
+    assert!(found >= words, "scratch holds {found} words, {words} are needed");
+    Words(scratch[skip..].as_mut_ptr().cast())
+}
+
+/// Scratch memory that tasks share; each knows which words are its own.
+#[derive(Clone, Copy)]
+pub struct Words(*mut u32);
+
+// SAFETY: only an address; the users of `at` keep threads apart.
+unsafe impl Send for Words {}
+// SAFETY: as above.
+unsafe impl Sync for Words {}
+
+impl Words {
+    #[inline(always)]
+    pub fn at(&self, word: usize) -> *mut u32 {
+        self.0.wrapping_add(word)
+    }
+}
+
+/// Runs `work(slot, task)` for every task below `tasks`, each once; no two calls at a time have the same slot below `threads`.
+pub fn share(threads: usize, tasks: usize, work: impl Fn(usize, usize) + Sync) {
+    if threads <= 1 || tasks <= 1 {
+        return (0..tasks).for_each(|task| work(0, task));
+    }
+    let next = AtomicUsize::new(0);
+    (0..threads.min(tasks)).into_par_iter().with_max_len(1).for_each(|slot| {
+        loop {
+            let task = next.fetch_add(1, Ordering::Relaxed);
+            if task >= tasks {
+                break;
+            }
+            work(slot, task);
+        }
+    });
+}
+
+/// `out = tail(x . w^T + bias)`; x: `rows x k`, w: `n x k`, bias: n, out: `rows x n`.
+///
+/// # Safety
+/// The processor must have `micro.isa`, the windows be usable as their constructors say.
+pub unsafe fn product(
+    micro: &Micro,
+    x: In,
+    w: &WeightRows,
+    bias: Option<&[f32]>,
+    tail: Tail,
+    out: Out,
+    scratch: &mut [u8],
+) {
+    let (rows, k, n) = (x.rows(), x.cols(), out.cols());
+    if rows == 0 || n == 0 {
+        return;
+    }
+    if rows <= FEW {
+        // SAFETY: the same promises.
+        return unsafe { dot::product(micro, x, w, bias, tail, out, scratch) };
+    }
+    let threads = rayon::current_num_threads();
+    let blocks = Blocks::new(micro, rows, k, n, threads);
+    let words = aligned(scratch, blocks.scratch_words(threads));
+    let mut first = 0;
+    while first < rows {
+        let count = (blocks.panels * micro.mr).min(rows - first);
+        // SAFETY: rows `first .. first + count` exist; the scratch is large enough; the caller promises the rest.
+        unsafe { rows_product(micro, &blocks, x, w, bias, tail, out, (first, count), words, threads) };
+        first += count;
+    }
+}
+
+/// `product` for the rows `first .. first + count`.
+#[allow(clippy::too_many_arguments, reason = "the loop levels of one algorithm, not an interface")]
+unsafe fn rows_product(
+    micro: &Micro,
+    b: &Blocks,
+    x: In,
+    w: &WeightRows,
+    bias: Option<&[f32]>,
+    tail: Tail,
+    out: Out,
+    (first, count): (usize, usize),
+    scratch: Words,
+    threads: usize,
+) {
+    let (mr, nr, k, n) = (micro.mr, micro.nr, x.cols(), out.cols());
+    let panels = count.div_ceil(mr);
+    // Packed x is `[k block][panel][word][row]`: what a task reads in one k block is contiguous.
+    let x_panel = |block: usize, panel: usize| {
+        let words = (b.words - block * KC).min(KC);
+        scratch.at((block * KC * panels + panel * words) * mr)
+    };
+    let k_range = |block: usize| {
+        let from = block * KC * micro.per_word;
+        (from, (k - from).min(KC * micro.per_word))
+    };
+    share(threads, panels, |_, panel| {
+        let mut lanes = [Row::ZEROS; MAX_LANES];
+        let lanes = &mut lanes[..mr];
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            *lane = if panel * mr + i < count { Row::of(x, first + panel * mr + i) } else { Row::ZEROS };
+        }
+        for block in 0..b.k_blocks {
+            let (from, len) = k_range(block);
+            // SAFETY: the rows have k elements, the panel's place in the scratch is this task's own.
+            unsafe { (micro.pack)(lanes, mr, from, len, x_panel(block, panel)) };
+        }
+    });
+    let tall = panels.div_ceil(b.task_panels);
+    share(threads, tall * n.div_ceil(b.nc), |slot, task| {
+        let col = task / tall * b.nc;
+        let cols = b.nc.min(n - col);
+        let top = task % tall * b.task_panels;
+        let task_panels = b.task_panels.min(panels - top);
+        let w_panels = cols.div_ceil(nr);
+        let packed = scratch.at(b.x_words + slot * (b.w_words + b.c_words));
+        let sums: *mut f32 = packed.wrapping_add(b.w_words).cast();
+        let columns = Columns::new(w, bias, col, cols);
+        for block in 0..b.k_blocks {
+            let (from, len) = k_range(block);
+            let words = len.div_ceil(micro.per_word);
+            for p in 0..w_panels {
+                let mut lanes = [Row::ZEROS; MAX_LANES];
+                let lanes = &mut lanes[..nr.min(cols - p * nr)];
+                for (i, lane) in lanes.iter_mut().enumerate() {
+                    *lane = w.row(col + p * nr + i);
+                }
+                // SAFETY: the rows have k elements; the slot's scratch holds `nc x KC` words.
+                unsafe { (micro.pack)(lanes, nr, from, len, packed.wrapping_add(p * nr * words)) };
+            }
+            for m in 0..task_panels {
+                for p in 0..w_panels {
+                    let tile = if b.k_blocks > 1 { sums.wrapping_add((m * w_panels + p) * mr * nr) } else { sums };
+                    let row = (top + m) * mr;
+                    // SAFETY: the panels were packed above with `words` words; the tile is the slot's own.
+                    unsafe {
+                        let x_panel = x_panel(block, top + m);
+                        (micro.tile)(words, x_panel, packed.wrapping_add(p * nr * words), tile, block > 0);
+                        if block + 1 == b.k_blocks {
+                            let rows = mr.min(count - row);
+                            let f = columns.finish(tail, out, first + row, rows, p * nr, nr.min(cols - p * nr));
+                            (micro.finish)(tile, nr, f);
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// Scales and biases of some columns of the output.
+pub struct Columns {
+    first: usize,
+    scale: [f32; NC],
+    bias: [f32; NC],
+}
+
+impl Columns {
+    /// Those of the columns `first .. first + cols`, at most `NC`.
+    pub fn new(w: &WeightRows, bias: Option<&[f32]>, first: usize, cols: usize) -> Columns {
+        let mut columns = Columns { first, scale: [1.0; NC], bias: [0.0; NC] };
+        for (i, s) in columns.scale[..cols].iter_mut().enumerate() {
+            *s = w.scale(first + i);
+        }
+        if let Some(bias) = bias {
+            columns.bias[..cols].copy_from_slice(&bias[first..first + cols]);
+        }
+        columns
+    }
+
+    /// How to finish a tile of `rows` rows from `row`, and of `cols` columns from `col` of these.
+    pub fn finish(&self, tail: Tail, out: Out, row: usize, rows: usize, col: usize, cols: usize) -> Finish<'_> {
+        let range = col..col + cols;
+        Finish {
+            scale: &self.scale[range.clone()],
+            bias: &self.bias[range],
+            tail,
+            out,
+            row,
+            col: self.first + col,
+            rows,
+            cols,
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Rows of matrices in whatever type they are stored, and their decoding to f32.
+
+use std::sync::LazyLock;
+
+use half::{bf16, f16};
+
+use super::super::matrix::In;
+use crate::dtype::{DType, f8e4m3_to_f32, f8e5m2_to_f32};
+use crate::tensor::{HostWeight, Scale};
+
+/// The start of a stored row. It may be unaligned (tensors in files are). A null pointer is a row of zeros.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    pub ptr: *const u8,
+    pub dtype: DType,
+}
+
+impl Row {
+    /// A row of zeros: past the edge of a matrix, or of a picture.
+    pub const ZEROS: Row = Row { ptr: std::ptr::null(), dtype: DType::F32 };
+
+    /// A row of f32.
+    pub fn of_f32(ptr: *const f32) -> Row {
+        Row { ptr: ptr.cast(), dtype: DType::F32 }
+    }
+
+    /// Row `row` of `x`, or zeros past its end.
+    pub fn of(x: In, row: usize) -> Row {
+        if row < x.rows() { Row::of_f32(x.row_ptr(row)) } else { Row::ZEROS }
+    }
+
+    /// The address of element `k`.
+    #[inline(always)]
+    pub fn at(&self, k: usize) -> *const u8 {
+        self.ptr.wrapping_add(k * self.dtype.size())
+    }
+}
+
+/// The rows of a weight, found by number, whichever part holds them.
+pub struct WeightRows<'a> {
+    parts: Vec<Part<'a>>,
+}
+
+struct Part<'a> {
+    first: usize,
+    rows: usize,
+    bytes: &'a [u8],
+    row_bytes: usize,
+    dtype: DType,
+    scale: &'a Scale,
+}
+
+impl<'a> WeightRows<'a> {
+    pub fn new(w: &'a HostWeight) -> Self {
+        let mut first = 0;
+        let parts = w
+            .parts
+            .iter()
+            .map(|p| {
+                assert_eq!(p.cols, w.cols, "a part of a weight has another number of columns");
+                let part = Part {
+                    first,
+                    rows: p.rows,
+                    bytes: p.bytes(),
+                    row_bytes: p.cols * p.dtype.size(),
+                    dtype: p.dtype,
+                    scale: &p.scale,
+                };
+                first += p.rows;
+                part
+            })
+            .collect();
+        assert_eq!(first, w.rows, "the parts of a weight do not add up to its rows");
+        WeightRows { parts }
+    }
+
+    fn part(&self, row: usize) -> Option<&Part<'a>> {
+        self.parts.iter().find(|p| (p.first..p.first + p.rows).contains(&row))
+    }
+
+    /// Row `row`, or zeros past the last.
+    pub fn row(&self, row: usize) -> Row {
+        match self.part(row) {
+            Some(p) => Row { ptr: p.bytes[(row - p.first) * p.row_bytes..].as_ptr(), dtype: p.dtype },
+            None => Row::ZEROS,
+        }
+    }
+
+    /// The factor of row `row`, or 1 past the last.
+    pub fn scale(&self, row: usize) -> f32 {
+        self.part(row).map_or(1.0, |p| p.scale.of(row - p.first))
+    }
+}
+
+static E4M3: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|q| f8e4m3_to_f32(q as u8)));
+static E5M2: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|q| f8e5m2_to_f32(q as u8)));
+
+/// Writes elements `k .. k + out.len()` of `row` to `out` as f32.
+///
+/// # Safety
+/// The elements must be readable.
+#[inline(always)]
+pub unsafe fn decode(row: Row, k: usize, out: &mut [f32]) {
+    if row.ptr.is_null() {
+        return out.fill(0.0);
+    }
+    // SAFETY: the caller's promise; bytes have no alignment.
+    let bytes = unsafe { std::slice::from_raw_parts(row.at(k), out.len() * row.dtype.size()) };
+    match row.dtype {
+        DType::F32 | DType::I32 => {
+            for (o, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *o = f32::from_le_bytes(*b);
+            }
+        }
+        DType::BF16 => {
+            for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *o = bf16::from_le_bytes(*b).to_f32();
+            }
+        }
+        DType::F16 => {
+            for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *o = f16::from_le_bytes(*b).to_f32();
+            }
+        }
+        DType::F8E4M3 => {
+            let table: &[f32; 256] = &E4M3;
+            for (o, b) in out.iter_mut().zip(bytes) {
+                *o = table[usize::from(*b)];
+            }
+        }
+        DType::F8E5M2 => {
+            let table: &[f32; 256] = &E5M2;
+            for (o, b) in out.iter_mut().zip(bytes) {
+                *o = table[usize::from(*b)];
+            }
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Instruction sets: what this processor has, in the order in which the kernels prefer them.
+
+/// A level of vector instructions that some kernels need. Each level has all that the ones before it have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Isa {
+    /// Plain Rust, any processor.
+    Portable,
+    /// AVX2, FMA and F16C: 256-bit f32 (x86-64-v3).
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL: 512-bit f32 (x86-64-v4).
+    Avx512,
+    /// AVX512-BF16, and VBMI for table look-ups of bytes: bf16 products accumulated in f32 (Zen 4 and later, Sapphire Rapids and later).
+    Avx512Bf16,
+}
+
+impl Isa {
+    /// The best level of this processor.
+    pub fn detect() -> Isa {
+        *Self::available().last().unwrap_or(&Isa::Portable)
+    }
+
+    /// All levels of this processor, worst first.
+    pub fn available() -> Vec<Isa> {
+        let levels = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+        levels.into_iter().take_while(|level| level.present()).collect()
+    }
+
+    /// The word shown to people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512bf16",
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn present(self) -> bool {
+        use std::is_x86_feature_detected as has;
+        match self {
+            Isa::Portable => true,
+            Isa::Avx2 => has!("avx2") && has!("fma") && has!("f16c"),
+            Isa::Avx512 => has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl"),
+            Isa::Avx512Bf16 => has!("avx512bf16") && has!("avx512vbmi"),
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn present(self) -> bool {
+        self == Isa::Portable
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_a_chain_from_portable_to_the_detected_one() {
+        let all = Isa::available();
+        assert_eq!(all[0], Isa::Portable);
+        assert!(all.windows(2).all(|w| w[0] < w[1]));
+        assert_eq!(all.last(), Some(&Isa::detect()));
+    }
+}

@@ -1,0 +1,109 @@
+//! `Linear`: `out = tail(x . w^T + bias)`, and the table of its variants.
+
+use super::gemm::rows::WeightRows;
+use super::gemm::{self, Micro};
+use super::isa::Isa;
+use super::matrix::{In, Out};
+use crate::dtype::DType;
+use crate::tensor::{DTypes, HostWeight};
+
+pub use super::gemm::finish::Tail;
+
+/// The arithmetic of matrix products; sums are f32 in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Compute {
+    /// f32 products where a part of the weight is stored as F32, else bf16 products where the processor has them.
+    #[default]
+    Auto,
+    /// f32 products.
+    F32,
+    /// bf16 products where the processor has them.
+    Bf16,
+}
+
+/// One way to compute a matrix product.
+pub struct Variant {
+    /// `{op}_{arithmetic}_{instruction set}`
+    pub name: &'static str,
+    /// What the processor must have.
+    pub needs: Isa,
+    micro: &'static Micro,
+}
+
+impl Variant {
+    pub(super) const fn new(name: &'static str, micro: &'static Micro) -> Variant {
+        Variant { name, needs: micro.isa, micro }
+    }
+
+    /// Whether the variant is meant for weights stored as `stored`, under `compute`.
+    pub fn accepts(&self, stored: DTypes, compute: Compute) -> bool {
+        let bf16 = self.micro.per_word == 2;
+        match compute {
+            // Without bf16 arithmetic f32 stands in for it.
+            Compute::Auto => !(bf16 && stored.has(DType::F32)),
+            Compute::F32 => !bf16,
+            Compute::Bf16 => true,
+        }
+    }
+
+    pub(super) fn micro(&self) -> &'static Micro {
+        self.micro
+    }
+}
+
+/// The first of `table` that `isa` can run and that accepts the case; or the one called `forced`, if `isa` can run it.
+pub fn choose(
+    table: &'static [Variant],
+    isa: Isa,
+    stored: DTypes,
+    compute: Compute,
+    forced: Option<&str>,
+) -> Option<&'static Variant> {
+    table.iter().filter(|v| v.needs <= isa).find(|v| match forced {
+        Some(name) => v.name == name,
+        None => v.accepts(stored, compute),
+    })
+}
+
+/// The variants of `Linear`, best first.
+pub const LINEAR: &[Variant] = &[
+    #[cfg(target_arch = "x86_64")]
+    Variant::new("linear_bf16_avx512bf16", &gemm::AVX512BF16),
+    #[cfg(target_arch = "x86_64")]
+    Variant::new("linear_f32_avx512", &gemm::AVX512),
+    #[cfg(target_arch = "x86_64")]
+    Variant::new("linear_f32_avx2", &gemm::AVX2),
+    Variant::new("linear_f32_portable", &gemm::PORTABLE),
+];
+
+/// Bytes of scratch that `linear` needs for x of `rows x k` and w of `n x k`, when it runs on at most `threads` threads.
+pub fn linear_scratch(v: &Variant, rows: usize, k: usize, n: usize, threads: usize) -> usize {
+    gemm::scratch_bytes(v.micro, rows, k, n, threads)
+}
+
+/// `out = tail(x . w^T + bias)`; x: `rows x k`, w: `n x k` in any stored type, bias: n, out: `rows x n`. `scratch` has at
+/// least `linear_scratch` bytes for the threads of the current rayon pool. `out` may be the residual of `tail`, but not x.
+pub fn linear(x: In, w: &HostWeight, bias: Option<&[f32]>, tail: Tail, out: Out, scratch: &mut [u8], v: &Variant) {
+    assert!(v.needs <= Isa::detect(), "{} needs {}", v.name, v.needs.name());
+    assert_eq!((x.rows(), x.cols(), out.cols()), (out.rows(), w.cols, w.rows), "linear: x, w and out do not fit");
+    assert!(bias.is_none_or(|b| b.len() == w.rows), "linear: the bias does not fit");
+    check_tail(tail, out);
+    // SAFETY: the processor was asked above, shapes fit, and the windows are usable by their constructors' promise.
+    unsafe { gemm::product(v.micro, x, &WeightRows::new(w), bias, tail, out, scratch) }
+}
+
+/// Panics unless the operands of `tail` fit `out`.
+pub(super) fn check_tail(tail: Tail, out: Out) {
+    if let Tail::Add { residual } | Tail::GatedAdd { residual, .. } = tail {
+        assert_eq!((residual.rows(), residual.cols()), (out.rows(), out.cols()), "the residual does not fit");
+    }
+    if let Tail::GatedAdd { gate, .. } = tail {
+        assert!(
+            gate.cols() == out.cols() && gate.rows() > 0 && out.rows().is_multiple_of(gate.rows()),
+            "the gate does not fit"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests;

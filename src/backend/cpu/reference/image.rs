@@ -1,0 +1,130 @@
+//! Operations on pixels, latents and time.
+
+use super::super::matrix::{In, Out};
+use super::{at, put, silu_of};
+use crate::op::ConvShape;
+use crate::tensor::HostWeight;
+
+/// Convolution, `w` as files store it: `out_channels x (in_channels * kernel * kernel)`.
+pub(crate) fn conv2d(x: In, w: &HostWeight, bias: Option<&[f32]>, shape: ConvShape, residual: Option<In>, out: Out) {
+    let w = w.to_f32();
+    let k = shape.kernel;
+    let (source_h, source_w) = shape.source();
+    let (out_h, out_w) = shape.output();
+    let zoom = if shape.upsample { 2 } else { 1 };
+    for picture in 0..shape.batch {
+        for (oy, ox) in (0..out_h).flat_map(|y| (0..out_w).map(move |x| (y, x))) {
+            let to = (picture * out_h + oy) * out_w + ox;
+            for oc in 0..shape.out_channels {
+                let mut sum = bias.map_or(0.0, |b| f64::from(b[oc]));
+                for (ky, kx) in (0..k).flat_map(|y| (0..k).map(move |x| (y, x))) {
+                    let (y, x_) = (oy * shape.stride + ky, ox * shape.stride + kx);
+                    let inside = |p: usize, n: usize| p >= shape.pad_before && p - shape.pad_before < n;
+                    if !inside(y, source_h) || !inside(x_, source_w) {
+                        continue;
+                    }
+                    let (y, x_) = ((y - shape.pad_before) / zoom, (x_ - shape.pad_before) / zoom);
+                    let from = (picture * shape.height + y) * shape.width + x_;
+                    for ic in 0..shape.in_channels {
+                        let weight = w[((oc * shape.in_channels + ic) * k + ky) * k + kx];
+                        sum += f64::from(at(x, from, ic)) * f64::from(weight);
+                    }
+                }
+                let residual = residual.map_or(0.0, |r| f64::from(at(r, to, oc)));
+                put(out, to, oc, (sum + residual) as f32);
+            }
+        }
+    }
+}
+
+/// Group normalisation over (pixels of a picture x channels of a group), affine, then SiLU if asked.
+#[allow(clippy::too_many_arguments)] // the operation's own fields
+pub(crate) fn group_norm(
+    x: In,
+    weight: &[f32],
+    bias: &[f32],
+    batch: usize,
+    groups: usize,
+    eps: f32,
+    silu: bool,
+    out: Out,
+) {
+    let (pixels, channels) = (x.rows() / batch, x.cols() / groups);
+    for picture in 0..batch {
+        for group in 0..groups {
+            let elements = || {
+                (0..pixels).flat_map(move |p| (0..channels).map(move |c| (picture * pixels + p, group * channels + c)))
+            };
+            let n = (pixels * channels) as f64;
+            let mean = elements().map(|(r, c)| f64::from(at(x, r, c))).sum::<f64>() / n;
+            let variance = elements().map(|(r, c)| (f64::from(at(x, r, c)) - mean).powi(2)).sum::<f64>() / n;
+            let inverse = 1.0 / (variance + f64::from(eps)).sqrt();
+            for (r, c) in elements() {
+                let y = (f64::from(at(x, r, c)) - mean) * inverse * f64::from(weight[c]) + f64::from(bias[c]);
+                put(out, r, c, if silu { silu_of(y) } else { y } as f32);
+            }
+        }
+    }
+}
+
+/// `[cos(1000 t f) | sin(1000 t f)]`, `f_i = 10000^(-i/half)`. The argument reaches 1000, where an f32 has only four digits after
+/// the point: it is rounded where the reference implementation, which works in f32, rounds it, so that both look up the same angle.
+pub(crate) fn timestep_embed(t: In, out: Out) {
+    let half = out.cols() / 2;
+    for r in 0..out.rows() {
+        let time = 1000.0 * at(t, r, 0);
+        for i in 0..half {
+            let exponent = -(10000f64.ln() as f32) * i as f32 / half as f32;
+            let frequency = f64::from(exponent).exp() as f32;
+            let angle = f64::from(time * frequency);
+            put(out, r, i, angle.cos() as f32);
+            put(out, r, half + i, angle.sin() as f32);
+        }
+    }
+}
+
+/// For a token row and column of packed latents: the pixel row and channel.
+fn unpacked(token: usize, column: usize, height: usize, width: usize) -> (usize, usize) {
+    let (across, down) = (width / 2, height / 2);
+    let (picture, y, x) = (token / (across * down), token / across % down, token % across);
+    let (channel, dy, dx) = (column / 4, column / 2 % 2, column % 2);
+    ((picture * height + 2 * y + dy) * width + 2 * x + dx, channel)
+}
+
+/// Latent pixels to tokens.
+pub(crate) fn pack(x: In, height: usize, width: usize, out: Out) {
+    for r in 0..out.rows() {
+        for c in 0..out.cols() {
+            let (pixel, channel) = unpacked(r, c, height, width);
+            put(out, r, c, at(x, pixel, channel));
+        }
+    }
+}
+
+/// Tokens to latent pixels, then `x * scale + shift`.
+pub(crate) fn unpack(x: In, height: usize, width: usize, scale: f32, shift: f32, out: Out) {
+    for r in 0..x.rows() {
+        for c in 0..x.cols() {
+            let (pixel, channel) = unpacked(r, c, height, width);
+            put(out, pixel, channel, at(x, r, c) * scale + shift);
+        }
+    }
+}
+
+/// `x += params[0] * v`, or with `cfg` `x += params[0] * (vu + s * (vc - vu))`, conditional rows first.
+pub(crate) fn euler_step(x: Out, v: In, params: In, cfg: bool) {
+    let (dt, s) = (at(params, 0, 0), at(params, 0, 1));
+    let rows = x.rows();
+    for r in 0..rows {
+        for c in 0..x.cols() {
+            let vc = at(v, r, c);
+            let velocity = if cfg {
+                let vu = at(v, rows + r, c);
+                vu + s * (vc - vu)
+            } else {
+                vc
+            };
+            put(x, r, c, at(x.read(), r, c) + dt * velocity);
+        }
+    }
+}

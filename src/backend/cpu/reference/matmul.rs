@@ -1,0 +1,67 @@
+//! Linear and attention.
+
+use super::super::attention::Attention;
+use super::super::linear::Tail;
+use super::super::matrix::{In, Out};
+use super::{at, gelu_tanh, group_row, put, silu_of};
+use crate::tensor::HostWeight;
+
+/// `out[r] = tail(x[r] . w^T + bias)`
+pub(crate) fn linear(x: In, w: &HostWeight, bias: Option<&[f32]>, tail: Tail, out: Out) {
+    let mut n = 0;
+    for part in &w.parts {
+        let size = part.dtype.size();
+        for (row, stored) in part.bytes().chunks_exact(part.cols * size).enumerate() {
+            let scale = part.scale.of(row);
+            let w: Vec<f32> = stored.chunks_exact(size).map(|b| part.dtype.decode(b) * scale).collect();
+            for r in 0..x.rows() {
+                let sum: f64 = (0..x.cols()).map(|c| f64::from(at(x, r, c)) * f64::from(w[c])).sum();
+                let y = sum + bias.map_or(0.0, |b| f64::from(b[n]));
+                let value = match tail {
+                    Tail::None => y,
+                    Tail::Silu => silu_of(y),
+                    Tail::GeluTanh => gelu_tanh(y),
+                    Tail::QuickGelu => y / (1.0 + (-1.702 * y).exp()),
+                    Tail::Add { residual } => f64::from(at(residual, r, n)) + y,
+                    Tail::GatedAdd { residual, gate } => {
+                        let gate = at(gate, group_row(r, x.rows(), gate.rows()), n);
+                        f64::from(at(residual, r, n)) + f64::from(gate) * y
+                    }
+                };
+                put(out, r, n, value as f32);
+            }
+            n += 1;
+        }
+    }
+}
+
+/// `softmax(q . k^T * scale + bias) . v` for each picture and head.
+pub(crate) fn attention(a: &Attention) {
+    let (tokens, dim) = (a.tokens(), a.head_dim());
+    for picture in 0..a.batch {
+        let row = |token: usize| picture * tokens + token;
+        for head in 0..a.heads {
+            let col = |d: usize| head * dim + d;
+            for i in 0..tokens {
+                let visible = if a.causal { i + 1 } else { tokens };
+                let scores: Vec<f64> = (0..visible)
+                    .map(|j| {
+                        let dot: f64 = (0..dim)
+                            .map(|d| f64::from(at(a.q, row(i), col(d))) * f64::from(at(a.k, row(j), col(d))))
+                            .sum();
+                        let bias = a.bias.map_or(0.0, |b| f64::from(at(b, j + tokens - 1 - i, head)));
+                        dot * f64::from(a.scale) + bias
+                    })
+                    .collect();
+                let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                let (window, place) = a.place(picture, i);
+                for d in 0..dim {
+                    let sum: f64 = (0..visible).map(|j| weights[j] * f64::from(at(a.v, row(j), col(d)))).sum();
+                    put(window, place, col(d), (sum / total) as f32);
+                }
+            }
+        }
+    }
+}

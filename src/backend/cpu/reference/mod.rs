@@ -1,0 +1,46 @@
+//! The specification: every operation as plain single-threaded loops, straight from the documentation of `Op`, with sums in f64.
+//! They are slow and meant to be read; every fast variant is tested against them, and `--kernel op=op_reference` runs them.
+
+mod image;
+mod matmul;
+mod rows;
+
+pub(crate) use image::{conv2d, euler_step, group_norm, pack, timestep_embed, unpack};
+pub(crate) use matmul::{attention, linear};
+pub(crate) use rows::{
+    add, cast, copy_rows, embed, gelu_mul, layer_norm, layer_norm_modulate, qk_norm_rope, rms_norm, silu,
+};
+
+use super::matrix::{In, Out};
+
+/// Element (row, col) of a window.
+fn at(x: In, row: usize, col: usize) -> f32 {
+    assert!(row < x.rows() && col < x.cols());
+    // SAFETY: the element lies within the window, which its maker promised to be readable; the loops here are single-threaded.
+    unsafe { *x.row_ptr(row).add(col) }
+}
+
+/// Sets element (row, col) of a window.
+fn put(out: Out, row: usize, col: usize, value: f32) {
+    assert!(row < out.rows() && col < out.cols());
+    // SAFETY: the element lies within the window, which its maker promised to be writable; the loops here are single-threaded.
+    unsafe { *out.row_ptr(row).add(col) = value }
+}
+
+/// `y/2 (1 + tanh(sqrt(2/pi) (y + 0.044715 y^3)))`
+fn gelu_tanh(y: f64) -> f64 {
+    y / 2.0 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (y + 0.044715 * y * y * y)).tanh())
+}
+
+/// `y / (1 + e^-y)`
+fn silu_of(y: f64) -> f64 {
+    y / (1.0 + (-y).exp())
+}
+
+/// The row of a matrix with a row per group that belongs to row `row` of `rows`.
+fn group_row(row: usize, rows: usize, groups: usize) -> usize {
+    row / (rows / groups)
+}
+
+#[cfg(test)]
+mod tests;
