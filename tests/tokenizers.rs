@@ -94,9 +94,18 @@ fn no_text_makes_it_panic() {
     let t = built_in();
     let megabyte = "a very long prompt ".repeat(1 << 16);
     let word = "x".repeat(1 << 20);
-    for text in
-        ["", " ", "\0", "a\0b", "\u{1}\u{7f}\u{85}", "\u{200b}\u{202e}\u{feff}", "\u{10ffff}", "שלום עולם", &megabyte, &word]
-    {
+    for text in [
+        "",
+        " ",
+        "\0",
+        "a\0b",
+        "\u{1}\u{7f}\u{85}",
+        "\u{200b}\u{202e}\u{feff}",
+        "\u{10ffff}",
+        "שלום עולם",
+        &megabyte,
+        &word,
+    ] {
         let short: String = text.chars().take(20).collect();
         assert!(t.clip_ids(text).is_ok(), "{short:?}");
         assert!(t.t5_ids(text, 512).is_ok(), "{short:?}");

@@ -35,7 +35,7 @@ impl Pipeline {
         let text = self.encode_text(&settings, &phases, on)?;
         let start = match &request.init {
             Some(init) => {
-                let picture = super::images::fit(&init.picture, settings.width, settings.height)?;
+                let picture = super::images::fit(init.picture.clone(), settings.width, settings.height);
                 Some(self.encode_image(&picture, &phases, on)?)
             }
             None => None,

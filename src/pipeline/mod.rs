@@ -2,6 +2,8 @@
 
 mod engine;
 mod generate;
+pub mod images;
+pub mod metadata;
 mod model;
 pub mod noise;
 mod phases;

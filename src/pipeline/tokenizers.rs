@@ -173,7 +173,9 @@ impl Coder {
         for text in ["a photo of a Cat, 3 \u{ff21}\u{fb01} \u{1f98a}", "\u{72d0} na\u{308}ive\n\u{0}"] {
             let pieces = self.pieces(text)?;
             if pieces.is_empty() || pieces.iter().any(|&(id, _)| id as usize >= rows) {
-                return Err(self.bad("the tokenizer's ids do not fit the text encoder").expected(format!("1 to {rows}")));
+                return Err(self
+                    .bad("the tokenizer's ids do not fit the text encoder")
+                    .expected(format!("1 to {rows}")));
             }
         }
         Ok(self)

@@ -1,0 +1,143 @@
+//! Writing a file whole or not at all: beside its place first, then renamed.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::encode::{Format, encode};
+use crate::error::{Error, Result};
+use crate::pipeline::metadata;
+use crate::pipeline::request::{Picture, Settings};
+
+/// How our unfinished files are called: this, the process id, and some random letters.
+const PREFIX: &str = ".flux-fast-";
+const SUFFIX: &str = ".tmp";
+/// Where processes cannot be looked up, an unfinished file this old is taken for abandoned.
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+
+/// What is written into a picture's file.
+#[derive(Debug, Clone, Copy)]
+pub struct Metadata<'a> {
+    pub settings: &'a Settings,
+    /// Which picture of `settings.count` it is, from 0.
+    pub index: usize,
+}
+
+/// Writes `picture` to `path`: whole, or not at all, leaving what was there.
+pub fn save(picture: &Picture, path: &Path, format: Format, quality: u8, metadata: &Metadata) -> Result<()> {
+    let text = metadata::write(metadata.settings, metadata.index);
+    let bytes = encode(picture, format, quality, &text).map_err(|e| e.at_path(path))?;
+    write_beside(path, &bytes)
+}
+
+/// Finds out before the work begins whether `path` can be written: its folder is there and takes new files, and the name is
+/// one that a file can have. Also removes what a killed process left there unfinished.
+pub fn probe_output(path: &Path) -> Result<()> {
+    let Target::File { folder, path } = target(path)? else { return Ok(()) };
+    sweep(&folder);
+    let file = temporary(&folder).map_err(|e| failed(e, &path))?;
+    // A file system decides which names it takes (length, characters), so ask it rather than guess.
+    match fs::symlink_metadata(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(e, &path)),
+        _ => file.close().map_err(|e| failed(e, &path)),
+    }
+}
+
+/// Puts `bytes` in a new file in the folder of `path`, makes sure that they are on the disk, and gives it the name. Devices and
+/// pipes are written directly.
+pub fn write_beside(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || -> io::Result<Result<()>> {
+        let (folder, path) = match target(path) {
+            Ok(Target::File { folder, path }) => (folder, path),
+            Ok(Target::Stream) => {
+                let mut stream = fs::OpenOptions::new().write(true).open(path)?;
+                stream.write_all(bytes)?;
+                return stream.flush().map(Ok);
+            }
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut file = temporary(&folder)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(&path).map_err(|e| e.error)?;
+        // The name, too, should survive a power cut; not every file system can be asked for that, and the file is whole.
+        if let Ok(folder) = fs::File::open(&folder) {
+            folder.sync_all().ok();
+        }
+        Ok(Ok(()))
+    };
+    write().unwrap_or_else(|e| Err(failed(e, path)))
+}
+
+enum Target {
+    /// A regular file, or nothing yet. Links are followed, so that the file they lead to is replaced and not the link.
+    File { folder: PathBuf, path: PathBuf },
+    /// A device, a pipe or a socket.
+    Stream,
+}
+
+fn target(path: &Path) -> Result<Target> {
+    if path.as_os_str().is_empty() || path.file_name().is_none() {
+        return Err(Error::output("this is no file name").at_path(path).try_("give a name such as fox.png"));
+    }
+    match fs::metadata(path) {
+        Ok(facts) if facts.is_dir() => {
+            return Err(Error::output("a folder has this name").at_path(path).try_("give another name"));
+        }
+        Ok(facts) if !facts.is_file() => return Ok(Target::Stream),
+        _ => {}
+    }
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
+        _ => PathBuf::from("."),
+    };
+    match fs::metadata(&folder) {
+        Ok(facts) if facts.is_dir() => Ok(Target::File { folder, path }),
+        Ok(_) => Err(Error::output("the output's folder is a file").at_path(&folder).try_("give another -o")),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(Error::output("the output's folder does not exist")
+            .at_path(&folder)
+            .try_(format!("mkdir -p {}", folder.display()))),
+        Err(e) => Err(failed(e, &folder)),
+    }
+}
+
+/// A file that removes itself unless it is given its name; readable by whom the umask says.
+fn temporary(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let prefix = format!("{PREFIX}{}-", std::process::id());
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix).suffix(SUFFIX);
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder)
+}
+
+/// Removes unfinished files of processes that are gone.
+fn sweep(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let middle = name.to_str().and_then(|n| n.strip_prefix(PREFIX)?.strip_suffix(SUFFIX));
+        let Some(process) = middle.and_then(|m| m.split_once('-')?.0.parse::<u32>().ok()) else { continue };
+        let gone = if Path::new("/proc/self").exists() {
+            !Path::new("/proc").join(process.to_string()).exists()
+        } else {
+            let age = entry.metadata().and_then(|f| f.modified()).ok().and_then(|t| t.elapsed().ok());
+            age.is_some_and(|age| age > ABANDONED)
+        };
+        if gone {
+            fs::remove_file(entry.path()).ok();
+        }
+    }
+}
+
+fn failed(error: io::Error, path: &Path) -> Error {
+    let hint = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space, or give -o another disk",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "give -o a folder that you may write to",
+        io::ErrorKind::InvalidFilename => "give -o a shorter name",
+        _ => "give -o another place",
+    };
+    Error::output(format!("the picture cannot be written: {error}")).at_path(path).try_(hint)
+}

@@ -1,0 +1,305 @@
+//! Pictures to files and back, settings included; and files that are odd, cut, or lie.
+
+use std::fs;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+use flux_fast::error::Kind;
+use flux_fast::pipeline::images::{
+    Format, Metadata, decode, encode, fit, load_init_image, probe_output, read_metadata, save, text_in, write_beside,
+};
+use flux_fast::pipeline::metadata;
+use flux_fast::pipeline::request::{Picture, Settings};
+
+fn picture(width: usize, height: usize) -> Picture {
+    let pixel = |i: usize| [(i * 7) as u8, (i * 13) as u8, (i / width * 5) as u8];
+    Picture { width, height, rgb: (0..width * height).flat_map(pixel).collect() }
+}
+
+fn plain(width: usize, height: usize, colour: [u8; 3]) -> Picture {
+    Picture { width, height, rgb: colour.repeat(width * height) }
+}
+
+fn settings(prompt: &str) -> Settings {
+    Settings {
+        prompt: prompt.to_string(),
+        negative: Some("blur, \"noise\"\nand 雨".to_string()),
+        count: 2,
+        steps: 4,
+        seed: 12345678901234567890,
+        width: 48,
+        height: 32,
+        guidance: Some(3.5),
+        cfg_scale: 1.5,
+        strength: Some(0.7),
+        model: "flux-tiny".to_string(),
+        model_hash: "0123456789".to_string(),
+    }
+}
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+fn left_over(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    names.filter(|n| n.starts_with('.')).collect()
+}
+
+fn rgba_png(width: u32, height: u32, pixels: &[u8], colour: png::ColorType, depth: png::BitDepth) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut encoder = png::Encoder::new(&mut out, width, height);
+    encoder.set_color(colour);
+    encoder.set_depth(depth);
+    if colour == png::ColorType::Indexed {
+        encoder.set_palette(vec![10, 20, 30, 40, 50, 60]);
+    }
+    encoder.write_header().unwrap().write_image_data(pixels).unwrap();
+    out
+}
+
+#[test]
+fn every_format_gives_the_pixels_back() {
+    let folder = tempfile::tempdir().unwrap();
+    for format in Format::ALL {
+        for (w, h) in [(48, 32), (1, 1), (17, 3)] {
+            let picture = picture(w, h);
+            let path = folder.path().join(format!("x.{}", format.extension()));
+            save(&picture, &path, format, 95, &Metadata { settings: &settings("a fox"), index: 0 }).unwrap();
+            let back = load_init_image(&path).unwrap();
+            assert_eq!((back.width, back.height), (w, h), "{format:?}");
+            if format == Format::Jpeg {
+                let off = |(a, b): (&u8, &u8)| f64::from(a.abs_diff(*b));
+                let error: f64 = picture.rgb.iter().zip(&back.rgb).map(off).sum::<f64>() / picture.rgb.len() as f64;
+                assert!(error < 8.0, "JPEG {w}x{h} is off by {error} on average");
+            } else {
+                assert_eq!(back, picture, "{format:?}");
+            }
+        }
+    }
+    assert_eq!(left_over(folder.path()), [""; 0]);
+}
+
+#[test]
+fn settings_come_back_from_every_format_that_holds_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = "a \"quoted\", long prompt\n".repeat(9_900 / 24);
+    let prompts = [
+        "a fox",
+        "",
+        "two\nlines, commas: \"quotes\" \\",
+        "emoji 🦊👩‍👩‍👧, 狐, שלום",
+        " edge ",
+        "Negative prompt: x",
+        &long,
+    ];
+    for prompt in prompts {
+        let settings = settings(prompt);
+        for format in [Format::Png, Format::Jpeg, Format::WebP, Format::Tiff] {
+            let path = folder.path().join(format!("x.{}", format.extension()));
+            save(&picture(48, 32), &path, format, 90, &Metadata { settings: &settings, index: 1 }).unwrap();
+            assert_eq!(read_metadata(&path).unwrap(), settings, "{format:?} {prompt:?}");
+        }
+    }
+    let path = folder.path().join("x.bmp");
+    save(&picture(48, 32), &path, Format::Bmp, 90, &Metadata { settings: &settings("a fox"), index: 0 }).unwrap();
+    assert_eq!(read_metadata(&path).unwrap_err().kind(), Kind::Argument);
+}
+
+#[test]
+fn the_longest_prompts_fit_into_a_jpeg() {
+    let mut settings = settings(&"\"".repeat(10_000));
+    settings.negative = Some(" \\".repeat(5_000));
+    let bytes = encode(&picture(16, 16), Format::Jpeg, 90, &metadata::write(&settings, 0)).unwrap();
+    assert_eq!(metadata::read(&text_in(&bytes).unwrap()).unwrap(), settings);
+}
+
+#[test]
+fn another_tool_s_jpeg_is_read() {
+    let settings = read_metadata(&data("a1111.jpg")).unwrap();
+    assert_eq!((settings.prompt.as_str(), settings.negative.as_deref()), ("a cat", Some("dog")));
+    assert_eq!((settings.steps, settings.seed, settings.cfg_scale), (20, 5, 7.0));
+}
+
+#[test]
+fn depths_palettes_gray_and_alpha_become_rgb_on_white() {
+    use png::{BitDepth, ColorType};
+    let one = |pixels: &[u8], colour, depth| decode(&rgba_png(1, 1, pixels, colour, depth)).unwrap().rgb;
+    assert_eq!(one(&[0x80, 0, 0xff, 0xff, 0, 0], ColorType::Rgb, BitDepth::Sixteen), [0x80, 255, 0]);
+    assert_eq!(one(&[77], ColorType::Grayscale, BitDepth::Eight), [77; 3]);
+    assert_eq!(one(&[0x80], ColorType::Indexed, BitDepth::One), [40, 50, 60]);
+    assert_eq!(one(&[9, 9, 9, 0], ColorType::Rgba, BitDepth::Eight), [255; 3]);
+    assert_eq!(one(&[0, 100, 200, 255], ColorType::Rgba, BitDepth::Eight), [0, 100, 200]);
+    assert_eq!(one(&[0, 0, 0, 128], ColorType::Rgba, BitDepth::Eight), [127; 3]);
+    assert_eq!(one(&[0, 0], ColorType::GrayscaleAlpha, BitDepth::Eight), [255; 3]);
+}
+
+#[test]
+fn cmyk_is_converted_and_of_an_animation_the_first_picture_is_taken() {
+    let cmyk = load_init_image(&data("cmyk.jpg")).unwrap();
+    assert!(cmyk.rgb[0] > 240 && cmyk.rgb[1] < 15 && cmyk.rgb[2] < 15, "{:?}", &cmyk.rgb[..3]);
+    for name in ["animated.webp", "animated.png"] {
+        assert_eq!(load_init_image(&data(name)).unwrap().rgb[..3], [255, 0, 0], "{name}");
+    }
+}
+
+#[test]
+fn orientation_is_applied_once() {
+    // A camera's block with nothing but the orientation.
+    let block =
+        |o: u8| [b"MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".as_slice(), &[o, 0, 0, 0, 0, 0, 0]].concat();
+    let picture = Picture { width: 2, height: 1, rgb: vec![255, 0, 0, 0, 0, 255] };
+    let (red, blue) = ([255, 0, 0], [0, 0, 255]);
+    for (o, size, first) in [(1, (2, 1), red), (2, (2, 1), blue), (3, (2, 1), blue), (4, (2, 1), red)]
+        .into_iter()
+        .chain([(5, (1, 2), red), (6, (1, 2), red), (7, (1, 2), blue), (8, (1, 2), blue)])
+    {
+        let mut bytes = Vec::new();
+        let mut encoder = image_webp::WebPEncoder::new(&mut bytes);
+        encoder.set_exif_metadata(block(o));
+        encoder.encode(&picture.rgb, 2, 1, image_webp::ColorType::Rgb8).unwrap();
+        let back = decode(&bytes).unwrap();
+        assert_eq!(((back.width, back.height), &back.rgb[..3]), (size, &first[..]), "WebP, orientation {o}");
+    }
+    let mut bytes = Vec::new();
+    let mut encoder = jpeg_encoder::Encoder::new(&mut bytes, 100);
+    encoder.add_exif_metadata(&block(6)).unwrap();
+    encoder.encode(&plain(32, 16, red).rgb, 32, 16, jpeg_encoder::ColorType::Rgb).unwrap();
+    let back = decode(&bytes).unwrap();
+    assert_eq!((back.width, back.height), (16, 32));
+}
+
+#[test]
+fn a_picture_is_known_by_its_content() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("really-a-png.jpg");
+    fs::write(&path, encode(&picture(4, 4), Format::Png, 90, "").unwrap()).unwrap();
+    assert_eq!(load_init_image(&path).unwrap(), picture(4, 4));
+    for (name, bytes) in
+        [("a.png", b"not a picture".as_slice()), ("b.png", b""), ("c.gif", b"GIF89a\x01\0\x01\0\0\0\0")]
+    {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        let error = load_init_image(&path).unwrap_err();
+        assert_eq!(error.kind(), Kind::Argument, "{error}");
+        assert!(error.to_string().contains(name) && error.to_string().contains("PNG"), "{error}");
+        assert_eq!(read_metadata(&path).unwrap_err().kind(), Kind::Argument);
+    }
+    assert_eq!(load_init_image(&folder.path().join("none.png")).unwrap_err().kind(), Kind::Missing);
+    assert_eq!(load_init_image(folder.path()).unwrap_err().kind(), Kind::Argument);
+}
+
+#[test]
+fn cut_and_flipped_files_are_errors_or_pictures_but_never_a_panic() {
+    for format in Format::ALL {
+        let good = encode(&picture(20, 12), format, 90, &metadata::write(&settings("a fox"), 0)).unwrap();
+        for end in (0..good.len()).step_by(3) {
+            let _ = (decode(&good[..end]), text_in(&good[..end]));
+        }
+        // A cut JPEG shows what is there, as everywhere; the lossless formats must not pass for whole.
+        let bare = encode(&picture(64, 64), format, 90, "").unwrap();
+        assert!(format == Format::Jpeg || decode(&bare[..bare.len() / 2]).is_err(), "half a {format:?}");
+        for i in 0..good.len() {
+            let mut bad = good.clone();
+            bad[i] ^= 0xff;
+            let _ = (decode(&bad), text_in(&bad));
+        }
+    }
+}
+
+#[test]
+fn a_bomb_is_refused_by_its_header() {
+    // 30000 x 30000 claimed, and hardly any data behind it.
+    let mut bomb = encode(&picture(1, 1), Format::Png, 90, "").unwrap();
+    bomb[16..24].copy_from_slice(&[0, 0, 0x75, 0x30, 0, 0, 0x75, 0x30]);
+    let mut crc = !0u32;
+    for byte in &bomb[12..29] {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 };
+        }
+    }
+    bomb[29..33].copy_from_slice(&(!crc).to_be_bytes());
+    let error = decode(&bomb).unwrap_err();
+    assert!(error.to_string().contains("30000x30000"), "{error}");
+
+    let mut bomb = encode(&picture(1, 1), Format::Bmp, 90, "").unwrap();
+    bomb[18..26].copy_from_slice(&[0x30, 0x75, 0, 0, 0x30, 0x75, 0, 0]);
+    assert!(decode(&bomb).is_err());
+}
+
+#[test]
+fn fit_crops_the_middle_and_keeps_a_picture_of_the_right_size() {
+    assert_eq!(fit(picture(8, 8), 8, 8), picture(8, 8));
+    // Left third red, middle third green, right third blue: only green is in the middle square.
+    let row: Vec<u8> = [[255, 0, 0].repeat(16), [0, 255, 0].repeat(16), [0, 0, 255].repeat(16)].concat();
+    let wide = Picture { width: 48, height: 16, rgb: row.repeat(16) };
+    assert_eq!(fit(wide, 32, 32), plain(32, 32, [0, 255, 0]));
+    let tall = fit(plain(16, 64, [1, 2, 3]), 64, 16);
+    assert_eq!(tall, plain(64, 16, [1, 2, 3]));
+    for (w, h) in [(1, 1), (1, 1000), (1000, 1)] {
+        let fitted = fit(plain(w, h, [9, 8, 7]), 16, 48);
+        assert_eq!(fitted, plain(16, 48, [9, 8, 7]), "from {w}x{h}");
+    }
+}
+
+#[test]
+fn what_cannot_be_written_is_an_output_error_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = |n: &str| folder.path().join(n);
+    fs::write(name("file"), b"").unwrap();
+    let long = "x".repeat(300) + ".png";
+    for path in [name("missing/x.png"), folder.path().to_path_buf(), name("file/x.png"), name(&long), PathBuf::new()] {
+        let probed = probe_output(&path).unwrap_err();
+        let written = write_beside(&path, b"x").unwrap_err();
+        for error in [probed, written] {
+            assert_eq!(error.kind(), Kind::Output, "{error}");
+            assert!(error.hint().is_some(), "{error}");
+        }
+    }
+    assert_eq!(left_over(folder.path()), [""; 0]);
+    assert!(probe_output(&name("x.png")).is_ok());
+    assert!(!name("x.png").exists());
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_keeps_the_old_file() {
+    let error = write_beside(Path::new("/dev/full"), b"x").unwrap_err();
+    assert_eq!(error.kind(), Kind::Output);
+    assert!(error.to_string().contains("/dev/full"), "{error}");
+    assert!(Path::new("/dev/full").exists());
+
+    // A link is followed: the file it leads to is replaced, the link stays.
+    let folder = tempfile::tempdir().unwrap();
+    let (real, link) = (folder.path().join("real.png"), folder.path().join("link.png"));
+    fs::write(&real, b"old").unwrap();
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    write_beside(&link, b"new").unwrap();
+    assert_eq!(fs::read(&real).unwrap(), b"new");
+    assert!(fs::symlink_metadata(&link).unwrap().file_type().is_symlink());
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn orphans_of_dead_processes_are_swept_and_those_of_living_ones_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let dead = folder.path().join(".flux-fast-999999999-abc.tmp");
+    let alive = folder.path().join(format!(".flux-fast-{}-abc.tmp", std::process::id()));
+    let other = folder.path().join(".flux-fast-notes.tmp");
+    for path in [&dead, &alive, &other] {
+        fs::write(path, b"x").unwrap();
+    }
+    probe_output(&folder.path().join("x.png")).unwrap();
+    assert!(!dead.exists() && alive.exists() && other.exists());
+}
+
+#[test]
+fn the_encoders_accept_only_pixels_that_match_the_size() {
+    let bad = Picture { width: 4, height: 4, rgb: vec![0; 47] };
+    for format in Format::ALL {
+        assert_eq!(encode(&bad, format, 90, "").unwrap_err().kind(), Kind::Output);
+    }
+    let chunked = encode(&picture(3, 3), Format::Png, 90, "caf\u{e9}").unwrap();
+    assert!(png::Decoder::new(Cursor::new(&chunked)).read_info().unwrap().info().uncompressed_latin1_text.len() == 1);
+}
