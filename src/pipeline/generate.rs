@@ -57,7 +57,7 @@ impl Pipeline {
             latents // strength 0: nothing to do but decode
         };
         let pictures = self.decode(&settings, &phases, &latents, on)?;
-        Ok(Generated { pictures, settings })
+        Ok(Generated { pictures, latents, settings })
     }
 
     fn say_what_was_changed(&self, request: &Request, settings: &Settings, phases: &Phases, on: Listener) -> Result<()> {

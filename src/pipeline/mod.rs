@@ -10,6 +10,7 @@ mod phases;
 pub mod report;
 pub mod request;
 pub mod schedule;
+mod synthetic;
 mod tiles;
 pub mod tokenizers;
 

@@ -61,6 +61,8 @@ pub struct Settings {
 #[derive(Debug, Clone)]
 pub struct Generated {
     pub pictures: Vec<Picture>,
+    /// What was decoded: the final latents as packed tokens, picture after picture.
+    pub latents: Vec<f32>,
     pub settings: Settings,
 }
 

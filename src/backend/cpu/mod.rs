@@ -32,7 +32,7 @@ use crate::op::{Op, Step};
 use crate::tensor::{DTypes, HostWeight, Weight};
 use arena::Arena;
 use isa::Isa;
-use linear::Compute;
+pub use linear::Compute;
 use prefetch::Prefetcher;
 use variants::Choice;
 

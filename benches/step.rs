@@ -1,0 +1,91 @@
+//! Whole blocks and whole pictures.
+//!
+//! `block`: one double and one single block of FLUX.1's real width at 1024 image and 256 text tokens, weights resident. The floor is the matrix work: 0.62 TFLOP
+//! over the machine's bf16 peak (`ops` measures it). `picture`: the embedded model from prompt to pixels.
+
+use std::hint::black_box;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use flux_fast::backend::Backend;
+use flux_fast::backend::cpu::{Compute, CpuBackend, CpuOptions};
+use flux_fast::dtype::DType;
+use flux_fast::model::FluxConfig;
+use flux_fast::model::flux::{DenoiseShape, denoise, rope};
+use flux_fast::op::Program;
+use flux_fast::pipeline::Pipeline;
+use flux_fast::pipeline::request::{ModelFiles, Request, RunOptions};
+use flux_fast::plan;
+use flux_fast::stream::{Holdings, Session};
+use flux_fast::tensor::{HostPart, HostWeight, Scale};
+
+/// Weights of every spec from a cheap generator: normal-looking values, stored as `dtype` where they are matrices.
+fn random_weights(program: &Program, dtype: DType) -> Vec<HostWeight> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut weight = |rows: usize, cols: usize| {
+        let dtype = if rows > 1 { dtype } else { DType::BF16 };
+        let amplitude = (3.0 / cols as f32).sqrt();
+        let mut bytes = Vec::with_capacity(rows * cols * dtype.size());
+        // A table of encoded values, drawn from at random: as varied as the kernel can tell, and quick to make.
+        let table: Vec<Vec<u8>> = (0..1024)
+            .map(|i| {
+                let mut one = Vec::new();
+                dtype.encode((i as f32 / 511.5 - 1.0) * amplitude, &mut one);
+                one
+            })
+            .collect();
+        for _ in 0..rows * cols {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            bytes.extend_from_slice(&table[(state >> 40) as usize % 1024]);
+        }
+        HostWeight { rows, cols, parts: vec![HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype, scale: Scale::One }] }
+    };
+    program.weights.iter().map(|w| weight(w.rows, w.cols)).collect()
+}
+
+fn block(c: &mut Criterion) {
+    let config = FluxConfig { depth_double: 1, depth_single: 1, ..FluxConfig::dev() };
+    let shape = DenoiseShape { images: 1, cfg: false, text_tokens: 256, height: 32, width: 32 };
+    let mut group = c.benchmark_group("block/double+single/1024+256");
+    group.sample_size(10).measurement_time(Duration::from_secs(12)).warm_up_time(Duration::from_secs(2));
+    for dtype in [DType::F8E4M3, DType::BF16] {
+        let mut backend = CpuBackend::new(CpuOptions { threads: None, compute: Compute::Auto, kernels: vec![], isa: None }).unwrap();
+        let program = denoise(&config, &shape, backend.caps().activation);
+        let weights = random_weights(&program, dtype);
+        let bytes: Vec<usize> = weights.iter().map(|w| backend.weight_bytes(w)).collect();
+        let stored = |w: flux_fast::tensor::Weight| weights[w.id as usize].stored();
+        let scratch: Vec<usize> = program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &stored)).collect();
+        let plan = plan::phase(&program, 1, &bytes, &scratch, backend.caps().alignment, u64::MAX).unwrap();
+        let mut holdings = Holdings::default();
+        holdings.reserve(&mut backend, plan.layout()).unwrap();
+        let mut session = Session::new(&mut backend, &mut holdings, &program, &plan, weights, 0, 0);
+        for io in &program.inputs {
+            let n = io.tensor.rows * io.tensor.cols;
+            let values = if io.name == "rope" { rope(&config, &shape) } else { (0..n).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0).collect() };
+            session.write_f32(io.tensor, &values).unwrap();
+        }
+        group.throughput(Throughput::Elements(program.flops()));
+        group.bench_function(dtype.name(), |b| b.iter(|| session.run(false, &mut |_, _| ControlFlow::Continue(())).unwrap()));
+    }
+    group.finish();
+}
+
+fn picture(c: &mut Criterion) {
+    let mut ignore = |_| ControlFlow::Continue(());
+    let mut pipeline = Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut ignore).unwrap();
+    let request = Request { prompt: "a fox, 3D style, on a blue background".into(), seed: Some(1), ..Request::default() };
+    let mut group = c.benchmark_group("picture");
+    group.sample_size(10);
+    group.bench_function("embedded/open", |b| {
+        b.iter(|| Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut ignore).map(black_box).unwrap());
+    });
+    group.bench_function("embedded/generate", |b| b.iter(|| pipeline.generate(black_box(&request), &mut |_| ControlFlow::Continue(())).unwrap()));
+    group.finish();
+}
+
+criterion_group!(benches, block, picture);
+criterion_main!(benches);

@@ -1,0 +1,82 @@
+//! `--model synthetic:dev`: a checkpoint of FLUX.1's real geometry with seeded noise for weights, so that speed and memory can be measured with no download.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use crate::error::{Error, Result};
+use crate::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, flux, t5, vae};
+use crate::weights::Component;
+use crate::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
+
+/// A parsed `synthetic:NAME[:STORAGE]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Synthetic {
+    name: &'static str,
+    storage_name: &'static str,
+    storage: Storage,
+}
+
+impl Synthetic {
+    /// From what follows `synthetic:`.
+    pub fn parse(text: &str) -> Result<Self> {
+        let (name, storage) = text.split_once(':').unwrap_or((text, "fp8"));
+        let name = *["dev", "schnell"].iter().find(|n| **n == name).ok_or_else(|| {
+            Error::argument("unknown synthetic model").found(name).expected("synthetic:dev or synthetic:schnell, then :fp8, :bf16 or :f32")
+        })?;
+        let kinds = [("fp8", Storage::F8ScaledNew), ("bf16", Storage::BF16), ("f32", Storage::F32)];
+        let &(storage_name, storage) = kinds
+            .iter()
+            .find(|k| k.0 == storage)
+            .ok_or_else(|| Error::argument("unknown storage of a synthetic model").found(storage).expected("fp8, bf16 or f32"))?;
+        Ok(Synthetic { name, storage_name, storage })
+    }
+
+    /// `dev-fp8`.
+    pub fn label(&self) -> String {
+        format!("{}-{}", self.name, self.storage_name)
+    }
+
+    /// The file's place: `synthetic/dev-fp8.safetensors` under `FLUX_FAST_CACHE`, else the user's cache folder.
+    pub fn path(&self) -> PathBuf {
+        let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let cache = set("FLUX_FAST_CACHE")
+            .or_else(|| Some(set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?.join("flux-fast")))
+            .unwrap_or_else(|| std::env::temp_dir().join("flux-fast"));
+        cache.join("synthetic").join(format!("{}.safetensors", self.label()))
+    }
+
+    /// Writes the file (12 to 64 GB, a minute or more) unless it is there.
+    pub fn make(&self, path: &Path) -> Result<()> {
+        if path.exists() {
+            return Ok(());
+        }
+        let folder = path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(folder).map_err(|e| Error::output("cannot make the cache folder").at_path(folder).found(e).try_("set FLUX_FAST_CACHE to a folder with room"))?;
+        let flux = if self.name == "dev" { FluxConfig::dev() } else { FluxConfig::schnell() };
+        let (t5, clip, vae) = (T5Config::xxl(), ClipConfig::large(), VaeConfig::flux());
+        let named = |component, list: Vec<(String, Vec<usize>)>| list.into_iter().map(move |(n, s)| (component, n, s));
+        let tensors = named(Component::T5, t5::tensors(&t5))
+            .chain(named(Component::Clip, clip::tensors(&clip)))
+            .chain(named(Component::Flux, flux::tensors(&flux)))
+            .chain(named(Component::Vae, vae::tensors(&vae)))
+            .collect();
+        let configs = json!({ "transformer": flux.to_json(), "text_encoder": clip.to_json(), "text_encoder_2": t5.to_json(), "vae": vae.to_json() });
+        let spec = SynthSpec { seed: 0, tensors, grid: Grid::F32, storage: self.storage, dialect: Dialect::Comfy, configs };
+        synth::write(&spec, path)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_parse_or_say_what_there_is() {
+        assert_eq!(Synthetic::parse("dev").unwrap().label(), "dev-fp8");
+        assert_eq!(Synthetic::parse("schnell:bf16").unwrap().label(), "schnell-bf16");
+        assert!(Synthetic::parse("pro").unwrap_err().to_string().contains("synthetic:schnell"));
+        assert!(Synthetic::parse("dev:int3").unwrap_err().to_string().contains("bf16"));
+    }
+}

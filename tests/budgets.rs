@@ -1,0 +1,145 @@
+//! The budget changes speed, never bits; and it is kept.
+
+mod common;
+
+use std::ops::ControlFlow;
+
+use common::{Input, cpu, files, least_bytes, resolve, run, temp_dir};
+use flux_fast::backend::cpu::Compute;
+use flux_fast::dtype::DType;
+use flux_fast::error::Kind;
+use flux_fast::model::flux::{self, DenoiseShape};
+use flux_fast::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, t5, vae};
+use flux_fast::pipeline::Pipeline;
+use flux_fast::pipeline::request::{Request, RunOptions};
+use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
+use flux_fast::weights::{Component, Files, open};
+use serde_json::json;
+
+fn config() -> FluxConfig {
+    FluxConfig { hidden: 256, heads: 2, mlp_hidden: 1024, depth_double: 3, depth_single: 5, context: 128, pooled: 64, ..FluxConfig::dev() }
+}
+
+/// A whole small model in scaled fp8, whose weights are several times its activations.
+fn write(dir: &tempfile::TempDir) -> std::path::PathBuf {
+    let flux = config();
+    let t5 = T5Config { vocab: 32128, width: 128, heads: 2, head_dim: 64, ff: 256, layers: 3, ..T5Config::xxl() };
+    let clip = ClipConfig { width: 64, heads: 1, ff: 256, layers: 2, ..ClipConfig::large() };
+    let vae = VaeConfig { channels: vec![32, 64], blocks: 1, ..VaeConfig::flux() };
+    let named = |component, list: Vec<(String, Vec<usize>)>| list.into_iter().map(move |(n, s)| (component, n, s));
+    let tensors = named(Component::Flux, flux::tensors(&flux))
+        .chain(named(Component::T5, t5::tensors(&t5)))
+        .chain(named(Component::Clip, clip::tensors(&clip)))
+        .chain(named(Component::Vae, vae::tensors(&vae)))
+        .collect();
+    let configs = json!({ "transformer": flux.to_json(), "text_encoder": clip.to_json(), "text_encoder_2": t5.to_json(), "vae": vae.to_json(),
+        "tokenizer_2": { "model_max_length": 16 }, "generation": { "num_inference_steps": 3, "width": 48, "height": 32 } });
+    let spec = SynthSpec { seed: 7, tensors, grid: Grid::F32, storage: Storage::F8ScaledNew, dialect: Dialect::Comfy, configs };
+    let path = dir.path().join("small.safetensors");
+    synth::write(&spec, &path).unwrap();
+    path
+}
+
+#[test]
+fn every_budget_gives_the_same_bits() {
+    let dir = temp_dir();
+    let checkpoint = open(&Files::model(write(&dir))).unwrap();
+    let (c, mut backend) = (config(), cpu(Compute::Auto));
+    let shape = DenoiseShape { images: 2, cfg: true, text_tokens: 5, height: 2, width: 3 };
+    let program = flux::denoise(&c, &shape, DType::F32);
+    let weights = resolve(&program, checkpoint.flux.as_ref().unwrap());
+    let values = |n: usize| (0..n).map(|i| ((i * 31 + 7) % 101) as f32 / 50.0 - 1.0).collect::<Vec<f32>>();
+    let of = |name: &str| { let t = program.input(name); values(t.rows * t.cols) };
+    let (latents, text, modulation, rope) = (of("latents"), of("text"), of("modulation"), flux::rope(&c, &shape));
+    let inputs = || {
+        [
+            ("latents", Input::F32(&latents)),
+            ("text", Input::F32(&text)),
+            ("modulation", Input::F32(&modulation)),
+            ("rope", Input::F32(&rope)),
+            ("step", Input::F32(&[-0.1, 2.0])),
+        ]
+    };
+    let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let whole = run(&mut backend, &program, &weights, &inputs(), u64::MAX, 3);
+    assert!(whole["latents"].iter().all(|v| v.is_finite()) && whole["latents"] != latents);
+    let least = least_bytes(&backend, &program, &weights);
+    let all: u64 = weights.iter().map(|w| w.bytes() as u64).sum();
+    assert!(all > 4 << 20, "the weights are to dwarf the ring: {all}");
+    for budget in [least, least + 1000, least + all / 8, least + all / 4, least + all / 2, least + all] {
+        let got = run(&mut backend, &program, &weights, &inputs(), budget, 3);
+        for name in ["latents", "velocity"] {
+            assert_eq!(bits(&got[name]), bits(&whole[name]), "{name} under {budget} bytes");
+        }
+    }
+}
+
+#[test]
+fn a_picture_is_the_same_under_every_budget_and_a_hopeless_one_is_refused() {
+    let dir = temp_dir();
+    let model = files(&write(&dir));
+    let request = Request { prompt: "a lighthouse".into(), seed: Some(5), ..Request::default() };
+    let open = |ram_bytes| {
+        let options = RunOptions { device: "cpu".into(), ram_bytes, ..RunOptions::default() };
+        Pipeline::open(&model, &options, &mut |_| ControlFlow::Continue(())).unwrap()
+    };
+    let mut wide = open(Some(64 << 30));
+    assert!(wide.plan(&request).unwrap().keeps_weights);
+    let picture = wide.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures;
+    // Again with the weights still loaded.
+    assert_eq!(wide.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures, picture);
+
+    let host = wide.plan(&request).unwrap().host_bytes;
+    let mut streamed = 0;
+    for extra in [3 << 20, 5 << 20, 8 << 20, 12 << 20, 64 << 20] {
+        let mut narrow = open(Some(host + extra + (8 << 20)));
+        let Ok(plan) = narrow.plan(&request) else { continue };
+        assert!(plan.peak_bytes <= plan.budget_bytes, "{} > {}", plan.peak_bytes, plan.budget_bytes);
+        streamed += usize::from(plan.phases.iter().any(|p| p.streamed_bytes_per_run > 0));
+        assert_eq!(narrow.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures, picture);
+    }
+    assert!(streamed >= 2, "only {streamed} of the budgets streamed anything");
+    let refused = open(Some(host)).plan(&request).unwrap_err();
+    assert_eq!(refused.kind(), Kind::Memory);
+    assert!(refused.hint().is_some() && refused.to_string().contains("MB"), "{refused}");
+}
+
+#[test]
+fn nan_weights_name_the_layer_and_give_no_picture() {
+    let dir = temp_dir();
+    let path = write(&dir);
+    // Poison one fp8 weight of a single block: 0x7f is NaN in e4m3.
+    let mut bytes = std::fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let json: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let at = json["model.diffusion_model.single_blocks.2.linear2.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[8 + header + at..][..64].fill(0x7f);
+    std::fs::write(&path, bytes).unwrap();
+    let mut pipeline = Pipeline::open(&files(&path), &RunOptions::default(), &mut |_| ControlFlow::Continue(())).unwrap();
+    let request = Request { prompt: "x".into(), seed: Some(1), ..Request::default() };
+    let error = pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFinite);
+    assert!(error.to_string().contains("single.2.linear2"), "{error}");
+}
+
+#[test]
+fn a_break_cancels_at_the_next_operation_and_the_next_request_is_unharmed() {
+    let dir = temp_dir();
+    let mut pipeline = Pipeline::open(&files(&write(&dir)), &RunOptions::default(), &mut |_| ControlFlow::Continue(())).unwrap();
+    let request = Request { prompt: "x".into(), seed: Some(1), ..Request::default() };
+    let want = pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures;
+    let mut events = 0;
+    pipeline.generate(&request, &mut |_| { events += 1; ControlFlow::Continue(()) }).unwrap();
+    assert!(events > 100);
+    for stop in [1, 5, events / 3, events / 2, events - 2] {
+        let mut seen = 0;
+        let error = pipeline
+            .generate(&request, &mut |_| {
+                seen += 1;
+                if seen >= stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+            .unwrap_err();
+        assert_eq!((error.kind(), seen), (Kind::Cancelled, stop));
+        assert_eq!(pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures, want);
+    }
+}
