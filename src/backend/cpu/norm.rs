@@ -314,11 +314,13 @@ impl Kernel for ChannelMoments<'_> {
     }
 }
 
-/// `out = x * factor + summand` over one pixel, then SiLU if asked; all have n elements.
+/// `out = (x - mean) * factor + bias` over one pixel, then SiLU if asked; all have n elements. Folding the mean into the bias would save
+/// a load and cancel where the mean is large beside the deviation.
 struct AffineRow {
     x: *const f32,
+    mean: *const f32,
     factor: *const f32,
-    summand: *const f32,
+    bias: *const f32,
     silu: bool,
     out: *mut f32,
     n: usize,
@@ -330,7 +332,10 @@ impl Kernel for AffineRow {
         let n = self.n;
         // SAFETY: the operands have n elements, as the struct demands.
         unsafe {
-            let affine = |i: usize, x| S::fma(x, simd::at::<S>(self.factor, i, n), simd::at::<S>(self.summand, i, n));
+            let affine = |i: usize, x| {
+                let d = S::sub(x, simd::at::<S>(self.mean, i, n));
+                S::fma(d, simd::at::<S>(self.factor, i, n), simd::at::<S>(self.bias, i, n))
+            };
             if self.silu {
                 simd::map::<S>(self.x, self.out, n, |i, x| simd::silu::<S>(affine(i, x)));
             } else {
@@ -366,20 +371,20 @@ pub(crate) fn group_norm(how: How, a: &GroupNorm) {
                     .collect()
             })
             .collect();
-        let (mut factor, mut summand) = (vec![0.0; channels], vec![0.0; channels]);
+        let (mut mean, mut factor) = (vec![0.0; channels], vec![0.0; channels]);
         for g in 0..groups {
             let all = of_pieces.iter().map(|p| p[g]).fold(Moments::default(), Moments::with);
             let inverse = 1.0 / (all.squares / all.count + f64::from(eps)).sqrt();
             for c in g * width..(g + 1) * width {
-                let f = inverse * f64::from(weight[c]);
-                factor[c] = f as f32;
-                summand[c] = (f64::from(bias[c]) - all.mean * f) as f32;
+                mean[c] = all.mean as f32;
+                factor[c] = (inverse * f64::from(weight[c])) as f32;
             }
         }
         for_rows(pixels, channels, |rows| {
             for r in rows.start + first..rows.end + first {
-                let (factor, summand) = (factor.as_ptr(), summand.as_ptr());
-                let row = AffineRow { x: x.row_ptr(r), factor, summand, silu, out: out.row_ptr(r), n: channels };
+                let (mean, factor, bias) = (mean.as_ptr(), factor.as_ptr(), bias.as_ptr());
+                let (x, out) = (x.row_ptr(r), out.row_ptr(r));
+                let row = AffineRow { x, mean, factor, bias, silu, out, n: channels };
                 // SAFETY: the variant was chosen for this processor; all operands have x's columns.
                 unsafe { lanes.run(row) };
             }

@@ -27,8 +27,9 @@ pub(super) fn scratch_bytes(choice: &Choice, threads: usize, op: &Op, stored: &d
             Product::Fast(v) => conv::conv2d_scratch(v, &shape, threads),
             Product::Reference => 0,
         },
-        Op::Attention { q, batch, heads, .. } => {
-            attention::scratch_bytes(choice.of("attention").how, q.rows() / batch, q.cols / heads, threads)
+        Op::Attention { q, batch, heads, bias, .. } => {
+            let how = choice.of("attention").how;
+            attention::scratch_bytes(how, q.rows() / batch, q.cols / heads, bias.is_some(), threads)
         }
         _ => 0,
     }

@@ -1,8 +1,16 @@
-//! Softmax attention.
+//! Softmax attention: the operands, and how heads and chunks of queries are shared among the threads.
+
+mod flash;
+mod tile;
+
+use rayon::prelude::*;
 
 use super::matrix::{In, Out};
 use super::reference;
+use super::simd::{Four, Kernel, Lanes, Simd};
 use super::variants::How;
+use flash::{CHUNK, Sizes};
+use tile::{Arith, F32};
 
 /// What attention works on; see `Op::Attention`.
 #[derive(Debug, Clone, Copy)]
@@ -39,12 +47,139 @@ impl Attention {
     }
 }
 
-/// Bytes of scratch that `attention` needs on `threads` threads.
-pub(crate) fn scratch_bytes(_how: How, _tokens: usize, _head_dim: usize, _threads: usize) -> usize {
-    0
+/// The work of one task, compiled for the instruction set of `A` in its own function.
+#[derive(Clone, Copy)]
+enum Task {
+    /// Pack a block of keys and values of a head.
+    Pack { block: usize },
+    /// A chunk of queries.
+    Chunk { chunk: usize, area: *mut u32 },
 }
 
-/// `softmax(q . k^T * scale + bias) . v` for each picture and head.
-pub(crate) fn attention(_how: How, a: &Attention, _scratch: &mut [u8]) {
-    reference::attention(a);
+struct Work<'a> {
+    a: &'a Attention,
+    sizes: &'a Sizes,
+    picture: usize,
+    head: usize,
+    packed: *mut u32,
+    task: Task,
+}
+
+impl Work<'_> {
+    #[inline(always)]
+    unsafe fn run_as<A: Arith, const MR: usize>(self) {
+        let Work { a, sizes, picture, head, packed, task } = self;
+        // SAFETY: passed on from `attention`, which gives every task its own memory.
+        unsafe {
+            match task {
+                Task::Pack { block } => flash::pack::<A>(a, sizes, picture, head, block, packed),
+                Task::Chunk { chunk, area } => flash::chunk::<A, MR>(a, sizes, picture, head, chunk, packed, area),
+            }
+        }
+    }
+}
+
+impl Kernel for Work<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            // As many accumulators as the registers hold, beside two vectors of keys and one broadcast query.
+            match S::LANES {
+                16 => self.run_as::<F32<S>, 12>(),
+                8 => self.run_as::<F32<S>, 6>(),
+                _ => self.run_as::<F32<S>, 4>(),
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn run_bf16(work: Work) {
+    // SAFETY: the features are on here; the rest is the caller's promise.
+    unsafe { work.run_as::<tile::Bf16, 12>() }
+}
+
+/// Elements in a word and lanes of a vector.
+fn shape(how: How) -> (usize, usize) {
+    match how {
+        #[cfg(target_arch = "x86_64")]
+        How::Bf16 => (2, 16),
+        How::Simd(Lanes::Avx512) => (1, 16),
+        How::Simd(Lanes::Avx2) => (1, 8),
+        _ => (1, Four::LANES),
+    }
+}
+
+/// Bytes of scratch that `attention` needs on `threads` threads: the packed keys and values of as many heads as there are threads
+/// (each shared by all threads), and each thread's chunk of queries.
+pub(crate) fn scratch_bytes(how: How, tokens: usize, head_dim: usize, bias: bool, threads: usize) -> usize {
+    if how == How::Reference {
+        return 0;
+    }
+    let (per_word, lanes) = shape(how);
+    let sizes = Sizes::new(tokens, head_dim, per_word, lanes);
+    threads * (sizes.head(bias) + sizes.thread()) * 4 + 64
+}
+
+/// An address that tasks share; each uses its own part.
+#[derive(Clone, Copy)]
+struct Shared(*mut u32);
+
+// SAFETY: only an address; `attention` gives each task its own part of the memory.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn at(self, words: usize) -> *mut u32 {
+        self.0.wrapping_add(words)
+    }
+}
+
+/// `softmax(q . k^T * scale + bias) . v` for each picture and head; `scratch` has at least `scratch_bytes` for the threads of the
+/// current pool.
+pub(crate) fn attention(how: How, a: &Attention, scratch: &mut [u8]) {
+    let (tokens, dim) = (a.tokens(), a.head_dim());
+    if how == How::Reference {
+        return reference::attention(a);
+    }
+    if tokens == 0 || dim == 0 {
+        return;
+    }
+    let threads = rayon::current_num_threads();
+    let (per_word, lanes) = shape(how);
+    let sizes = Sizes::new(tokens, dim, per_word, lanes);
+    let head_words = sizes.head(a.bias.is_some());
+    let needed = scratch_bytes(how, tokens, dim, a.bias.is_some(), threads);
+    assert!(scratch.len() >= needed, "attention: {} bytes of scratch, {needed} needed", scratch.len());
+    let start = Shared(scratch.as_mut_ptr().wrapping_add(scratch.as_ptr().align_offset(64)).cast());
+    let areas = threads * head_words;
+    let run = |picture_head: usize, slot: usize, task: Task| {
+        let (picture, head) = (picture_head / a.heads, picture_head % a.heads);
+        let work = Work { a, sizes: &sizes, picture, head, packed: start.at(slot * head_words), task };
+        // SAFETY: the variant was chosen for this processor; a packing task writes its own block, a chunk's task its own
+        // thread's area and its own rows of the output, and reads what the packing tasks, which are over, have written.
+        unsafe {
+            match how {
+                #[cfg(target_arch = "x86_64")]
+                How::Bf16 => run_bf16(work),
+                How::Simd(lanes) => lanes.run(work),
+                _ => Lanes::Portable.run(work),
+            }
+        }
+    };
+    let all: Vec<usize> = (0..a.batch * a.heads).collect();
+    for wave in all.chunks(threads) {
+        (0..wave.len() * sizes.blocks)
+            .into_par_iter()
+            .for_each(|i| run(wave[i / sizes.blocks], i / sizes.blocks, Task::Pack { block: i % sizes.blocks }));
+        let chunks = tokens.div_ceil(CHUNK);
+        (0..wave.len() * chunks).into_par_iter().with_max_len(1).for_each(|i| {
+            let thread = rayon::current_thread_index().unwrap_or(0);
+            let area = start.at(areas + thread * sizes.thread());
+            run(wave[i / chunks], i / chunks, Task::Chunk { chunk: i % chunks, area });
+        });
+    }
 }

@@ -1,0 +1,301 @@
+//! Attention with an online softmax: scores exist only for one panel of queries and one block of keys at a time.
+//!
+//! Keys are taken in blocks of `KEYS`, queries in chunks of `CHUNK` rows, cut into panels of `MR` rows (what a register tile
+//! holds). For each block of keys and each panel: `S = Q K^T` (panel x block, stays in the first-level cache), a new row maximum m,
+//! `P = 2^(S - m)`, `O = 2^(m_old - m) O + P V`. Scores are in units of log2: the scale and log2(e) are multiplied into Q.
+//! A block's K and V (128 KiB in f32 at head_dim 128) pass from the second-level cache once per panel; the chunk's 8 panels share
+//! their way from memory. Work: 4 tokens^2 head_dim flops a head, 1280 x 24 x 128: 20.1 GFLOP.
+
+use super::super::simd::{self, Simd};
+use super::Attention;
+use super::tile::{Arith, tile};
+
+/// Keys in a block; a multiple of two vectors for every instruction set.
+pub(super) const KEYS: usize = 128;
+/// Queries in a chunk; a multiple of every `MR`.
+pub(super) const CHUNK: usize = 96;
+/// Rows of the tallest register tile.
+const MAX_MR: usize = 12;
+
+/// The sizes of one head's packed operands, in words or f32 (both four bytes).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sizes {
+    pub tokens: usize,
+    pub dim: usize,
+    /// Words along a head's width.
+    pub dim_words: usize,
+    /// The width in whole pairs of vectors.
+    pub dim_padded: usize,
+    /// Blocks of keys.
+    pub blocks: usize,
+    /// Words of a block of keys, and of a block of values.
+    pub key_block: usize,
+    pub value_block: usize,
+}
+
+impl Sizes {
+    pub(super) fn new(tokens: usize, dim: usize, per_word: usize, lanes: usize) -> Sizes {
+        let dim_words = dim.div_ceil(per_word);
+        let dim_padded = dim.next_multiple_of(2 * lanes);
+        Sizes {
+            tokens,
+            dim,
+            dim_words,
+            dim_padded,
+            blocks: tokens.div_ceil(KEYS),
+            key_block: KEYS * dim_words,
+            value_block: dim_padded * KEYS / per_word,
+        }
+    }
+
+    /// Where a head's relative biases begin, after its keys and values.
+    fn biases(&self) -> usize {
+        self.blocks * (self.key_block + self.value_block)
+    }
+
+    /// One head's keys and values, and its biases for each distance.
+    pub(super) fn head(&self, bias: bool) -> usize {
+        let biases = if bias { self.tokens + (self.blocks + 1) * KEYS } else { 0 };
+        (self.biases() + biases).next_multiple_of(16)
+    }
+
+    /// What one thread needs: queries, sums, scores, and three numbers a row.
+    pub(super) fn thread(&self) -> usize {
+        (CHUNK * (self.dim_words + self.dim_padded + 2) + MAX_MR * (KEYS + 1)).next_multiple_of(16)
+    }
+}
+
+/// Packs block `block` of a head's keys and values to `to`, and, with block 0, the head's biases.
+///
+/// Keys: panels of two vectors of keys, word (w, key). Values: panels of two vectors of columns, word (w, column), a word being
+/// along the keys. What lies beyond the last key or column is zero, for zero times it is added.
+///
+/// # Safety
+/// `to` has `sizes.head(..)` words that no other task touches in the parts of this block.
+#[inline(always)]
+pub(super) unsafe fn pack<A: Arith>(a: &Attention, s: &Sizes, picture: usize, head: usize, block: usize, to: *mut u32) {
+    let width = 2 * A::S::LANES;
+    let first = block * KEYS;
+    let keys = KEYS.min(s.tokens - first);
+    let (row, col) = (picture * s.tokens + first, head * s.dim);
+    // SAFETY: rows and columns lie within k and v; every write within the block's areas, whose sizes `Sizes` gives.
+    unsafe {
+        let panels = to.add(block * s.key_block);
+        for key in 0..keys.next_multiple_of(width) {
+            let panel = panels.add(key / width * width * s.dim_words + key % width);
+            if key < keys {
+                let from = a.k.row_ptr(row + key).add(col);
+                for w in 0..s.dim_words {
+                    let at = w * A::PER_WORD;
+                    let second = if at + 1 < s.dim { *from.add(at + 1) } else { 0.0 };
+                    *panel.add(w * width) = A::word(*from.add(at), second);
+                }
+            } else {
+                (0..s.dim_words).for_each(|w| *panel.add(w * width) = 0);
+            }
+        }
+        let panels = to.add(s.blocks * s.key_block + block * s.value_block);
+        let panel_words = KEYS / A::PER_WORD * width;
+        for w in 0..keys.next_multiple_of(width) / A::PER_WORD {
+            let value = |key: usize, d: usize| {
+                if key < keys && d < s.dim { *a.v.row_ptr(row + key).add(col + d) } else { 0.0 }
+            };
+            let key = w * A::PER_WORD;
+            for d in 0..s.dim_padded {
+                *panels.add(d / width * panel_words + w * width + d % width) =
+                    A::word(value(key, d), value(key + 1, d));
+            }
+        }
+        if let (Some(bias), 0) = (a.bias, block) {
+            let to = to.add(s.biases()).cast::<f32>();
+            for distance in 0..s.tokens + (s.blocks + 1) * KEYS {
+                let known = distance < 2 * s.tokens - 1;
+                *to.add(distance) =
+                    if known { *bias.row_ptr(distance).add(head) * std::f32::consts::LOG2_E } else { 0.0 };
+            }
+        }
+    }
+}
+
+/// One thread's memory for a chunk.
+struct Area {
+    queries: *mut u32,
+    sums: *mut f32,
+    scores: *mut f32,
+    /// Row maxima and sums of weights over the blocks so far, and what the latest block multiplies the row's sums by.
+    maxima: *mut f32,
+    totals: *mut f32,
+    keep: *mut f32,
+}
+
+/// The queries `chunk * CHUNK ..` of a head, against all its packed keys.
+///
+/// # Safety
+/// `packed` was filled by `pack` for all blocks; `area` has `sizes.thread()` words of this thread's own; the processor has the
+/// features of A; MR divides CHUNK and is at most MAX_MR.
+#[inline(always)]
+pub(super) unsafe fn chunk<A: Arith, const MR: usize>(
+    a: &Attention,
+    s: &Sizes,
+    picture: usize,
+    head: usize,
+    chunk: usize,
+    packed: *const u32,
+    area: *mut u32,
+) {
+    let first = chunk * CHUNK;
+    let rows = CHUNK.min(s.tokens - first);
+    // SAFETY: the offsets are those that `Sizes::thread` adds up.
+    unsafe {
+        let sums = area.add(CHUNK * s.dim_words).cast::<f32>();
+        let scores = sums.add(CHUNK * s.dim_padded);
+        let maxima = scores.add(MAX_MR * KEYS);
+        let area = Area { queries: area, sums, scores, maxima, totals: maxima.add(CHUNK), keep: maxima.add(2 * CHUNK) };
+        pack_queries::<A, MR>(a, s, picture, head, first, rows, area.queries);
+        for row in 0..CHUNK {
+            *area.maxima.add(row) = f32::NEG_INFINITY;
+            *area.totals.add(row) = 0.0;
+        }
+        (0..CHUNK * s.dim_padded).for_each(|i| *area.sums.add(i) = 0.0);
+        let blocks = if a.causal { (first + rows).div_ceil(KEYS) } else { s.blocks };
+        for block in 0..blocks {
+            for panel in 0..rows.div_ceil(MR) {
+                panel_block::<A, MR>(a, s, first, panel, block, packed, &area);
+            }
+        }
+        for row in 0..rows {
+            let (window, to) = a.place(picture, first + row);
+            let inverse = A::S::splat(1.0 / *area.totals.add(row));
+            let (from, to) = (area.sums.add(row * s.dim_padded), window.row_ptr(to).add(head * s.dim));
+            simd::map::<A::S>(from, to, s.dim, |_, x| A::S::mul(x, inverse));
+        }
+    }
+}
+
+/// Queries times scale and log2(e), word (w, row) of each panel; zeros beyond the last.
+#[inline(always)]
+unsafe fn pack_queries<A: Arith, const MR: usize>(
+    a: &Attention,
+    s: &Sizes,
+    picture: usize,
+    head: usize,
+    first: usize,
+    rows: usize,
+    to: *mut u32,
+) {
+    let scale = a.scale * std::f32::consts::LOG2_E;
+    for row in 0..rows.next_multiple_of(MR) {
+        // SAFETY: rows and columns lie within q; each panel has MR * dim_words words.
+        unsafe {
+            let panel = to.add(row / MR * MR * s.dim_words + row % MR);
+            for w in 0..s.dim_words {
+                let element = |d: usize| {
+                    let inside = row < rows && d < s.dim;
+                    if inside {
+                        *a.q.row_ptr(picture * s.tokens + first + row).add(head * s.dim + d) * scale
+                    } else {
+                        0.0
+                    }
+                };
+                *panel.add(w * MR) = A::word(element(w * A::PER_WORD), element(w * A::PER_WORD + 1));
+            }
+        }
+    }
+}
+
+/// One panel of queries against one block of keys.
+#[inline(always)]
+unsafe fn panel_block<A: Arith, const MR: usize>(
+    a: &Attention,
+    s: &Sizes,
+    first: usize,
+    panel: usize,
+    block: usize,
+    packed: *const u32,
+    area: &Area,
+) {
+    let lanes = A::S::LANES;
+    let width = 2 * lanes;
+    let query = first + panel * MR;
+    let start = block * KEYS;
+    let last_query = (query + MR).min(s.tokens) - 1;
+    if a.causal && start > last_query {
+        return;
+    }
+    let keys = if a.causal { KEYS.min(last_query + 1 - start) } else { KEYS }.min(s.tokens - start);
+    let padded = keys.next_multiple_of(width);
+    // SAFETY: as in `chunk`; the block's areas hold `padded` keys.
+    unsafe {
+        let queries = area.queries.add(panel * MR * s.dim_words);
+        let keys_at = packed.add(block * s.key_block);
+        for p in 0..padded / width {
+            let b = keys_at.add(p * width * s.dim_words);
+            tile::<A, MR, 1, MR>(s.dim_words, queries, b, None, area.scores.add(p * width), KEYS);
+        }
+        for i in 0..MR {
+            let row = panel * MR + i;
+            // Rows beyond the last query repeat its mask and bias; nobody reads them.
+            let query = (query + i).min(s.tokens - 1);
+            let visible = if a.causal { keys.min((query + 1).saturating_sub(start)) } else { keys };
+            let bias = a.bias.map(|_| packed.add(s.biases()).cast::<f32>().add(start + s.tokens - 1 - query));
+            let scores = area.scores.add(i * KEYS);
+            let (old, total) = (*area.maxima.add(row), *area.totals.add(row));
+            let (new, keep, sum) = softmax_row::<A>(scores, padded, visible, bias, old);
+            *area.maxima.add(row) = new;
+            *area.totals.add(row) = total * keep + sum;
+            *area.keep.add(i) = keep;
+        }
+        let values = packed.add(s.blocks * s.key_block + block * s.value_block);
+        let panel_words = KEYS / A::PER_WORD * width;
+        let sums = area.sums.add(panel * MR * s.dim_padded);
+        for p in 0..s.dim_padded / width {
+            let (b, c) = (values.add(p * panel_words), sums.add(p * width));
+            let weights = area.scores.cast::<u32>();
+            tile::<A, MR, KEYS, 1>(padded / A::PER_WORD, weights, b, Some(area.keep), c, s.dim_padded);
+        }
+    }
+}
+
+/// Turns a row of scores into weights `2^(score - new maximum)`, in place, as the words of A. The first `visible` of `padded` count.
+/// Returns the new maximum, the factor for everything summed under the `old` one, and the sum of the weights.
+#[inline(always)]
+unsafe fn softmax_row<A: Arith>(
+    scores: *mut f32,
+    padded: usize,
+    visible: usize,
+    bias: Option<*const f32>,
+    old: f32,
+) -> (f32, f32, f32) {
+    let lanes = A::S::LANES;
+    // SAFETY: the row has `padded` elements, a multiple of two vectors, and the bias as many beyond its start.
+    unsafe {
+        if let Some(bias) = bias {
+            for at in (0..padded).step_by(lanes) {
+                let score = A::S::add(A::S::load(scores.add(at)), A::S::load(bias.add(at)));
+                A::S::store(scores.add(at), score);
+            }
+        }
+        (visible..padded).for_each(|at| *scores.add(at) = f32::NEG_INFINITY);
+        let mut maxima = [A::S::splat(old); 2];
+        for at in (0..padded).step_by(2 * lanes) {
+            // The second operand survives a NaN, so that the maximum stays a number and every weight of the row becomes NaN.
+            maxima[0] = A::S::max(A::S::load(scores.add(at)), maxima[0]);
+            maxima[1] = A::S::max(A::S::load(scores.add(at + lanes)), maxima[1]);
+        }
+        let new = A::S::max_lane(A::S::max(maxima[0], maxima[1]));
+        // The same function as for the weights, so that a row whose maximum stays is multiplied by exactly one.
+        let difference = A::S::sub(A::S::splat(old), A::S::splat(new));
+        let keep = A::S::max_lane(simd::exp2::<A::S>(difference));
+        let m = A::S::splat(new);
+        let mut sums = [A::S::splat(0.0); 2];
+        for at in (0..padded).step_by(2 * lanes) {
+            let left = simd::exp2::<A::S>(A::S::sub(A::S::load(scores.add(at)), m));
+            let right = simd::exp2::<A::S>(A::S::sub(A::S::load(scores.add(at + lanes)), m));
+            sums[0] = A::S::add(sums[0], left);
+            sums[1] = A::S::add(sums[1], right);
+            A::store(scores, at, left);
+            A::store(scores, at + lanes, right);
+        }
+        (new, keep, A::S::sum(A::S::add(sums[0], sums[1])))
+    }
+}

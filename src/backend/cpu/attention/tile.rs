@@ -1,0 +1,152 @@
+//! The inner kernel of attention: a register tile of a matrix product, in f32 or in pairs of bf16.
+
+use super::super::simd::Simd;
+
+/// How a product is formed. Operands are words of 32 bits: one f32, or two bf16 that are neighbours along the summed dimension,
+/// so that both need the same loops and the same layouts.
+pub(super) trait Arith {
+    type S: Simd;
+    /// A vector of words.
+    type Words: Copy;
+    /// Elements in a word.
+    const PER_WORD: usize;
+
+    /// One word of elements; `second` counts only where a word has two.
+    unsafe fn word(first: f32, second: f32) -> u32;
+    unsafe fn broadcast(from: *const u32) -> Self::Words;
+    unsafe fn load(from: *const u32) -> Self::Words;
+    /// `sum + a . b` in each lane, accumulated in f32.
+    unsafe fn dot(sum: <Self::S as Simd>::V, a: Self::Words, b: Self::Words) -> <Self::S as Simd>::V;
+    /// Stores the elements `at ..` of a row of words that starts at `row`; `at` is a multiple of `LANES`.
+    unsafe fn store(row: *mut f32, at: usize, v: <Self::S as Simd>::V);
+}
+
+/// Products in f32 with the vectors of `S`.
+pub(super) struct F32<S>(std::marker::PhantomData<S>);
+
+impl<S: Simd> Arith for F32<S> {
+    type S = S;
+    type Words = S::V;
+    const PER_WORD: usize = 1;
+
+    #[inline(always)]
+    unsafe fn word(first: f32, _second: f32) -> u32 {
+        first.to_bits()
+    }
+    #[inline(always)]
+    unsafe fn broadcast(from: *const u32) -> S::V {
+        // SAFETY: the caller gives a readable word and runs with the features of S.
+        unsafe { S::splat(*from.cast::<f32>()) }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const u32) -> S::V {
+        // SAFETY: the caller gives a vector's worth of readable words.
+        unsafe { S::load(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn dot(sum: S::V, a: S::V, b: S::V) -> S::V {
+        // SAFETY: the caller runs with the features of S.
+        unsafe { S::fma(a, b, sum) }
+    }
+    #[inline(always)]
+    unsafe fn store(row: *mut f32, at: usize, v: S::V) {
+        // SAFETY: the caller gives a writable row.
+        unsafe { S::store(row.add(at), v) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use bf16::Bf16;
+
+#[cfg(target_arch = "x86_64")]
+mod bf16 {
+    use super::super::super::simd::x86::Avx512;
+    use super::Arith;
+    use std::arch::x86_64::*;
+
+    /// Products of bf16 pairs, AVX512-BF16.
+    pub(in super::super) struct Bf16;
+
+    impl Arith for Bf16 {
+        type S = Avx512;
+        type Words = __m512i;
+        const PER_WORD: usize = 2;
+
+        #[inline(always)]
+        unsafe fn word(first: f32, second: f32) -> u32 {
+            let bits = |x: f32| u32::from(half::bf16::from_f32(x).to_bits());
+            bits(first) | bits(second) << 16
+        }
+        #[inline(always)]
+        unsafe fn broadcast(from: *const u32) -> __m512i {
+            // SAFETY: the caller gives a readable word and runs with AVX-512.
+            unsafe { _mm512_set1_epi32(*from as i32) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const u32) -> __m512i {
+            // SAFETY: the caller gives sixteen readable words.
+            unsafe { _mm512_loadu_si512(from.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn dot(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
+            // SAFETY: the caller runs with AVX512-BF16; the two vector types have the same bits.
+            unsafe {
+                _mm512_dpbf16_ps(
+                    sum,
+                    std::mem::transmute::<__m512i, __m512bh>(a),
+                    std::mem::transmute::<__m512i, __m512bh>(b),
+                )
+            }
+        }
+        #[inline(always)]
+        unsafe fn store(row: *mut f32, at: usize, v: __m512) {
+            // SAFETY: the caller gives a writable row; the two vector types have the same bits.
+            unsafe {
+                let halves = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v));
+                _mm256_storeu_si256(row.cast::<u16>().add(at).cast(), halves);
+            }
+        }
+    }
+}
+
+/// Adds `a . b` to an `MR x 2 vectors` tile of c, which is first multiplied by `keep[row]`, or taken as zero without `keep`.
+/// Word (i, w) of a is at `i * ROW + w * STEP`, word (w, column) of b at `w * 2 * LANES + column`; c has rows of `pitch`.
+/// 12 x 2 vectors of 16 leave 8 registers of 32 free: each loaded vector of b is used 12 times, each broadcast twice.
+#[inline(always)]
+pub(super) unsafe fn tile<A: Arith, const MR: usize, const ROW: usize, const STEP: usize>(
+    words: usize,
+    a: *const u32,
+    b: *const u32,
+    keep: Option<*const f32>,
+    c: *mut f32,
+    pitch: usize,
+) {
+    let lanes = A::S::LANES;
+    // SAFETY: the caller gives operands as large as described and runs with the features of A.
+    unsafe {
+        let zero = A::S::splat(0.0);
+        let mut sums = [[zero; 2]; MR];
+        if let Some(keep) = keep {
+            for (i, [left, right]) in sums.iter_mut().enumerate() {
+                let (row, factor) = (c.add(i * pitch), A::S::splat(*keep.add(i)));
+                *left = A::S::mul(A::S::load(row), factor);
+                *right = A::S::mul(A::S::load(row.add(lanes)), factor);
+            }
+        }
+        let (mut a, mut b) = (a, b);
+        for _ in 0..words {
+            let (b0, b1) = (A::load(b), A::load(b.add(lanes)));
+            for (i, [left, right]) in sums.iter_mut().enumerate() {
+                let x = A::broadcast(a.add(i * ROW));
+                *left = A::dot(*left, x, b0);
+                *right = A::dot(*right, x, b1);
+            }
+            a = a.add(STEP);
+            b = b.add(2 * lanes);
+        }
+        for (i, [left, right]) in sums.into_iter().enumerate() {
+            A::S::store(c.add(i * pitch), left);
+            A::S::store(c.add(i * pitch + lanes), right);
+        }
+    }
+}

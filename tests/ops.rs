@@ -1,0 +1,604 @@
+//! The operation table: every operation, ragged shapes, every stored type, every variant that this machine can run, against the
+//! reference loops. Inputs are random and new in every run; a failure names the seed, and `FLUX_FAST_TEST_SEED` repeats it.
+//!
+//! Around every tensor lie sentinels, outputs are NaN before the run, and what an operation is to leave alone must come out
+//! as it went in. Every variant runs on one thread and on two, which must agree to the bit.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use flux_fast::backend::cpu::isa::Isa;
+use flux_fast::backend::cpu::{CpuBackend, CpuOptions, variants};
+use flux_fast::backend::{Backend, Layout, Place, Places, WeightKey};
+use flux_fast::dtype::DType;
+use flux_fast::error::Kind;
+use flux_fast::op::{ConvShape, Epilogue, Op, Step};
+use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, Weight};
+
+/// xorshift64*, enough for test data.
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// From -1 to 1, with a spread of sizes.
+    fn number(&mut self) -> f32 {
+        let uniform = |bits: u64| (bits >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+        uniform(self.bits()) * (1.0 + uniform(self.bits()).abs())
+    }
+}
+
+fn seed() -> u64 {
+    match std::env::var("FLUX_FAST_TEST_SEED") {
+        Ok(text) => text.parse().expect("FLUX_FAST_TEST_SEED is a number"),
+        Err(_) => std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64 | 1,
+    }
+}
+
+/// One operation with its operands.
+struct Case {
+    random: Random,
+    seed: u64,
+    tensors: Vec<(Tensor, Vec<u8>)>,
+    weights: Vec<HostWeight>,
+}
+
+const GAP: usize = 256;
+const SENTINEL: u8 = 0xa5;
+
+impl Case {
+    fn new() -> Case {
+        let seed = seed();
+        Case { random: Random(seed), seed, tensors: vec![], weights: vec![] }
+    }
+
+    fn add(&mut self, rows: usize, cols: usize, dtype: DType, bytes: Vec<u8>) -> Tensor {
+        let tensor = Tensor { slot: Slot::Input(self.tensors.len() as u32), rows, cols, dtype };
+        assert_eq!(bytes.len(), tensor.bytes());
+        self.tensors.push((tensor, bytes));
+        tensor
+    }
+
+    fn stored(&mut self, rows: usize, cols: usize, dtype: DType) -> Tensor {
+        let mut bytes = Vec::new();
+        (0..rows * cols).for_each(|_| dtype.encode(self.random.number(), &mut bytes));
+        self.add(rows, cols, dtype, bytes)
+    }
+
+    fn input(&mut self, rows: usize, cols: usize) -> Tensor {
+        self.stored(rows, cols, DType::F32)
+    }
+
+    fn given(&mut self, rows: usize, cols: usize, values: &[f32]) -> Tensor {
+        self.add(rows, cols, DType::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+
+    fn ids(&mut self, ids: &[i32]) -> Tensor {
+        self.add(ids.len(), 1, DType::I32, ids.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+
+    /// An output, full of NaN.
+    fn blank(&mut self, rows: usize, cols: usize, dtype: DType) -> Tensor {
+        let tensor = Tensor { slot: Slot::Input(0), rows, cols, dtype };
+        self.add(rows, cols, dtype, vec![0xff; tensor.bytes()])
+    }
+
+    fn output(&mut self, rows: usize, cols: usize) -> Tensor {
+        self.blank(rows, cols, DType::F32)
+    }
+
+    /// A weight in several parts, each with its rows, type and scale.
+    fn weight_of(&mut self, cols: usize, parts: &[(usize, DType, Scale)]) -> Weight {
+        let mut host = HostWeight { rows: 0, cols, parts: vec![] };
+        for (rows, dtype, scale) in parts {
+            let mut bytes = vec![0u8; 3];
+            (0..rows * cols).for_each(|_| dtype.encode(self.random.number(), &mut bytes));
+            // F32 parts may lie at any byte of a file, too.
+            let (source, scale) = (Arc::new(bytes), scale.clone());
+            host.parts.push(HostPart { source, offset: 3, rows: *rows, cols, dtype: *dtype, scale });
+            host.rows += rows;
+        }
+        self.weights.push(host);
+        let host = self.weights.last().unwrap();
+        Weight { id: self.weights.len() as u32 - 1, rows: host.rows, cols }
+    }
+
+    fn weight(&mut self, rows: usize, cols: usize, dtype: DType) -> Weight {
+        self.weight_of(cols, &[(rows, dtype, Scale::One)])
+    }
+
+    fn vector(&mut self, n: usize) -> Weight {
+        self.weight(1, n, DType::BF16)
+    }
+
+    /// Arena offsets of the tensors, and of what follows the last one.
+    fn offsets(&self) -> (Vec<usize>, usize) {
+        let mut next = GAP;
+        let mut offsets = Vec::new();
+        for (tensor, _) in &self.tensors {
+            offsets.push(next);
+            next = (next + tensor.bytes() + GAP).next_multiple_of(64);
+        }
+        (offsets, next)
+    }
+
+    fn image(&self) -> Vec<u8> {
+        let (offsets, end) = self.offsets();
+        let mut image = vec![SENTINEL; end];
+        for (offset, (_, bytes)) in offsets.iter().zip(&self.tensors) {
+            image[*offset..offset + bytes.len()].copy_from_slice(bytes);
+        }
+        image
+    }
+
+    fn range(&self, tensor: &Tensor) -> Range<usize> {
+        let Slot::Input(id) = tensor.slot else { unreachable!("tests use inputs only") };
+        let start = self.offsets().0[id as usize];
+        start..start + tensor.bytes()
+    }
+
+    /// The arena after `op` ran by `variant`.
+    fn run(&self, op: Op, variant: &str, threads: usize, image: &[u8]) -> flux_fast::error::Result<Vec<u8>> {
+        if let Err(why) = op.check() {
+            panic!("{why}: {op}");
+        }
+        let kernels = vec![(op.name().to_string(), variant.to_string())];
+        let mut backend = CpuBackend::new(CpuOptions { threads: Some(threads), kernels, ..CpuOptions::default() })?;
+        let (inputs, scratch) = self.offsets();
+        let scratch_bytes = backend.scratch_bytes(&op, &|w| self.weights[w.id as usize].stored());
+        let end = (scratch + scratch_bytes).next_multiple_of(64);
+        backend.reserve(Layout { arena_bytes: end + GAP, ..Layout::default() })?;
+        backend.write(0, image)?;
+        backend.write(end, &[SENTINEL; GAP])?;
+        let keys: Vec<WeightKey> = (0..self.weights.len() as u64).map(WeightKey).collect();
+        for (key, weight) in keys.iter().zip(&self.weights) {
+            backend.load(*key, Place::Resident(0), weight)?;
+        }
+        let places = Places { inputs, temps: vec![], outputs: vec![], scratch, weights: keys };
+        backend.run(&Step { op, label: "case".into() }, &places)?;
+        let mut after = vec![0; image.len()];
+        backend.read(0, &mut after)?;
+        let mut tail = [0; GAP];
+        backend.read(end, &mut tail)?;
+        assert_eq!(tail, [SENTINEL; GAP], "{variant}: wrote beyond its scratch: {op}");
+        Ok(after)
+    }
+
+    /// The elements of the tensors that `op` writes.
+    fn written(&self, op: &Op, image: &[u8]) -> Vec<f32> {
+        let tensors = op.writes();
+        let elements = |t: &Tensor| {
+            let dtype = t.dtype;
+            image[self.range(t)].chunks_exact(dtype.size()).map(move |b| dtype.decode(b)).collect::<Vec<_>>()
+        };
+        tensors.iter().flat_map(elements).collect()
+    }
+
+    /// Runs every variant against the reference; `left_alone` elements of the written tensors keep the NaN they had.
+    #[track_caller]
+    fn check(&self, op: Op, left_alone: usize) {
+        let name = op.name();
+        let all = variants::names(name).expect("every operation has variants");
+        let image = self.image();
+        let (reference, _) = *all.last().unwrap();
+        let expected_image = self.run(op, reference, 1, &image).unwrap();
+        self.check_surroundings(&op, reference, &image, &expected_image);
+        let expected = self.written(&op, &expected_image);
+        let nan = expected.iter().filter(|x| x.is_nan()).count();
+        assert_eq!(nan, left_alone, "{reference}: elements not written; seed {}: {op}", self.seed);
+        for (variant, needs) in all {
+            if needs > Isa::detect() {
+                eprintln!("SKIPPED {variant}: this machine has no {}", needs.name());
+                continue;
+            }
+            let after = self.run(op, variant, 2, &image).unwrap();
+            self.check_surroundings(&op, variant, &image, &after);
+            let found = self.written(&op, &after);
+            let (mut error, mut size) = (0.0, 0.0);
+            for (i, (f, e)) in found.iter().zip(&expected).enumerate() {
+                assert_eq!(f.is_nan(), e.is_nan(), "{variant}: element {i}: {f} for {e}; seed {}: {op}", self.seed);
+                if !e.is_nan() {
+                    error += f64::from(f - e).powi(2);
+                    size += f64::from(*e).powi(2);
+                }
+            }
+            let moves = matches!(op, Op::Pack { .. } | Op::Unpack { .. } | Op::CopyRows { .. } | Op::Cast { .. });
+            let bound = if moves {
+                0.0
+            } else if variant.contains("_bf16_") {
+                1e-2
+            } else {
+                1e-5
+            };
+            let relative = if error == 0.0 { 0.0 } else { (error / size).sqrt() };
+            assert!(relative <= bound, "{variant}: error {relative:e} > {bound:e}; seed {}: {op}", self.seed);
+            let alone = self.run(op, variant, 1, &image).unwrap();
+            assert!(alone == after, "{variant}: one thread and two differ; seed {}: {op}", self.seed);
+        }
+    }
+
+    /// Everything outside the written windows is as it was.
+    #[track_caller]
+    fn check_surroundings(&self, op: &Op, variant: &str, before: &[u8], after: &[u8]) {
+        let mut before = before.to_vec();
+        let windows: Vec<_> = match *op {
+            Op::Linear { out, .. } | Op::Cast { out, .. } => vec![out],
+            Op::Attention { out, first, .. } => [out].into_iter().chain(first.map(|(_, t)| t.all())).collect(),
+            _ => op.writes().into_iter().map(Tensor::all).collect(),
+        };
+        for w in windows {
+            let start = self.range(&w.tensor).start;
+            let size = w.tensor.dtype.size();
+            for row in 0..w.rows() {
+                let at = start + (row * w.tensor.cols + w.col) * size;
+                before[at..at + w.cols * size].copy_from_slice(&after[at..at + w.cols * size]);
+            }
+        }
+        if let Some(at) = before.iter().zip(after).position(|(b, a)| b != a) {
+            panic!("{variant}: changed byte {at} outside its output; seed {}: {op}", self.seed);
+        }
+    }
+
+    /// A NaN in the middle of `tensor` shows in the output of every variant.
+    #[track_caller]
+    fn check_nan(&self, op: Op, tensor: Tensor) {
+        let mut image = self.image();
+        let at = self.range(&tensor).start + (tensor.rows / 2 * tensor.cols + tensor.cols / 2) * 4;
+        image[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+        // What is left unwritten must not pass for the NaN that is looked for.
+        for out in op.writes().iter().filter(|t| !op.reads().contains(t)) {
+            let range = self.range(out);
+            image[range].fill(0);
+        }
+        for (variant, needs) in variants::names(op.name()).unwrap() {
+            if needs <= Isa::detect() {
+                let after = self.run(op, variant, 2, &image).unwrap();
+                let found = self.written(&op, &after);
+                assert!(found.iter().any(|x| x.is_nan()), "{variant}: swallowed a NaN; seed {}: {op}", self.seed);
+            }
+        }
+    }
+}
+
+const ROWS: [usize; 4] = [1, 17, 255, 257];
+
+#[test]
+fn linear_in_every_stored_type() {
+    for dtype in [DType::F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2] {
+        for (rows, k, n) in [(1, 64, 96), (17, 100, 33), (257, 31, 65), (40, 513, 7)] {
+            let mut c = Case::new();
+            let (x, w, b, out) = (c.input(rows, k), c.weight(n, k, dtype), c.vector(n), c.output(rows, n));
+            c.check(Op::Linear { x: x.all(), w, bias: Some(b), epilogue: Epilogue::None, out: out.all() }, 0);
+        }
+    }
+    // Fused q, k, v of three files, one of them scaled by rows; x and out are windows.
+    let mut c = Case::new();
+    let rows: Arc<[f32]> = (0..20).map(|i| 0.5 + i as f32 / 8.0).collect();
+    let parts =
+        [(24, DType::BF16, Scale::One), (20, DType::F8E4M3, Scale::Rows(rows)), (5, DType::F32, Scale::Tensor(0.25))];
+    let (x, w, out) = (c.input(33, 80), c.weight_of(48, &parts), c.output(33, 64));
+    let op = Op::Linear { x: x.columns(17, 48), w, bias: None, epilogue: Epilogue::None, out: out.columns(9, 49) };
+    c.check(op, 33 * 15);
+}
+
+#[test]
+fn linear_with_every_epilogue() {
+    for rows in [1, 18, 256] {
+        let mut c = Case::new();
+        let (x, w, b, out) = (c.input(rows, 40), c.weight(72, 40, DType::BF16), c.vector(72), c.output(rows, 72));
+        let linear = |epilogue, out: Tensor| Op::Linear { x: x.all(), w, bias: Some(b), epilogue, out: out.all() };
+        for epilogue in [Epilogue::Silu, Epilogue::GeluTanh, Epilogue::QuickGelu] {
+            c.check(linear(epilogue, out), 0);
+            c.check_nan(linear(epilogue, out), x);
+        }
+        let residual = c.input(rows, 72);
+        let groups = if rows % 2 == 0 { 2 } else { 1 };
+        let gates = c.input(groups, 150);
+        for out in [out, residual] {
+            c.check(linear(Epilogue::Add { residual }, out), 0);
+            c.check(linear(Epilogue::GatedAdd { residual, gate: gates.columns(71, 72) }, out), 0);
+        }
+    }
+}
+
+#[test]
+fn conv2d_in_every_geometry() {
+    let base = ConvShape {
+        batch: 1,
+        height: 7,
+        width: 5,
+        in_channels: 16,
+        out_channels: 24,
+        kernel: 3,
+        stride: 1,
+        pad_before: 1,
+        pad_after: 1,
+        upsample: false,
+    };
+    let shapes = [
+        base,
+        ConvShape { batch: 2, in_channels: 3, out_channels: 33, ..base },
+        ConvShape { batch: 2, height: 8, width: 6, stride: 2, pad_before: 0, ..base },
+        ConvShape { upsample: true, ..base },
+        ConvShape { kernel: 1, pad_before: 0, pad_after: 0, ..base },
+        ConvShape { height: 1, width: 1, ..base },
+        ConvShape { height: 33, width: 40, out_channels: 3, ..base },
+    ];
+    for (i, shape) in shapes.into_iter().enumerate() {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let mut c = Case::new();
+            let x = c.input(shape.batch * shape.height * shape.width, shape.in_channels);
+            let w = c.weight(shape.out_channels, shape.in_channels * shape.kernel * shape.kernel, dtype);
+            let bias = Some(c.vector(shape.out_channels));
+            let (h, wd) = shape.output();
+            let out = c.output(shape.batch * h * wd, shape.out_channels);
+            c.check(Op::Conv2d { x, w, bias, shape, residual: None, out }, 0);
+            c.check_nan(Op::Conv2d { x, w, bias, shape, residual: None, out }, x);
+            let residual = c.input(out.rows, out.cols);
+            let out = if i % 2 == 0 { out } else { residual };
+            c.check(Op::Conv2d { x, w, bias: None, shape, residual: Some(residual), out }, 0);
+        }
+    }
+}
+
+#[test]
+fn attention_of_every_kind() {
+    // (pictures, tokens, heads, width of a head)
+    let sizes = [
+        (1, 1, 1, 8),
+        (2, 17, 3, 64),
+        (1, 255, 2, 128),
+        (1, 257, 2, 32),
+        (2, 130, 1, 512),
+        (1, 96, 2, 40),
+        (1, 77, 2, 7),
+    ];
+    for (batch, tokens, heads, dim) in sizes {
+        let width = heads * dim;
+        let mut c = Case::new();
+        let qkv = c.input(batch * tokens, 3 * width);
+        let out = c.output(batch * tokens, width + 5);
+        let bias_table = c.input(2 * tokens - 1, heads);
+        let (q, k, v) = (qkv.columns(0, width), qkv.columns(width, width), qkv.columns(2 * width, width));
+        // The largest scale makes single keys win; the smallest averages.
+        for (scale, causal, with_bias) in
+            [(1.0 / (dim as f32).sqrt(), false, false), (0.7, true, false), (0.1, false, true), (0.3, true, true)]
+        {
+            let bias = with_bias.then_some(bias_table);
+            let out = out.columns(3, width);
+            let op = Op::Attention { q, k, v, batch, heads, scale, causal, bias, first: None, out };
+            c.check(op, batch * tokens * 5);
+        }
+        let op = |first, out: Tensor| {
+            let scale = 1.0 / (dim as f32).sqrt();
+            Op::Attention { q, k, v, batch, heads, scale, causal: false, bias: None, first, out: out.all() }
+        };
+        let whole = c.output(batch * tokens, width);
+        c.check_nan(op(None, whole), qkv);
+        if tokens > 5 {
+            let (text, image) = (c.output(batch * 5, width), c.output(batch * (tokens - 5), width));
+            c.check(op(Some((5, text)), image), 0);
+        }
+    }
+}
+
+#[test]
+fn attention_with_far_scores_neither_overflows_nor_forgets() {
+    // Queries and keys of size 30 and 512 columns: scores far beyond what e^x can hold without the running maximum.
+    let mut c = Case::new();
+    let (q, k, v) = (c.input(140, 512), c.input(140, 512), c.input(140, 512));
+    let out = c.output(140, 512);
+    let (q, k, v, out) = (q.all(), k.all(), v.all(), out.all());
+    let op = Op::Attention { q, k, v, batch: 1, heads: 1, scale: 30.0, causal: false, bias: None, first: None, out };
+    let image = c.image();
+    for (variant, needs) in variants::names("attention").unwrap() {
+        if needs <= Isa::detect() {
+            let after = c.run(op, variant, 2, &image).unwrap();
+            assert!(
+                c.written(&op, &after).iter().all(|x| x.is_finite() && x.abs() < 2.5),
+                "{variant}; seed {}",
+                c.seed
+            );
+        }
+    }
+}
+
+#[test]
+fn norms_of_rows() {
+    for rows in ROWS {
+        for cols in [1, 15, 64, 769, 3072] {
+            if rows * cols > 300_000 {
+                continue;
+            }
+            let mut c = Case::new();
+            let (x, out, weight, bias) = (c.input(rows, cols), c.output(rows, cols), c.vector(cols), c.vector(cols));
+            for out in [out, x] {
+                // With one column the normalised value is zero, and only the affine part remains.
+                c.check(Op::LayerNorm { x, weight, bias, eps: 1e-5, out }, 0);
+                c.check(Op::RmsNorm { x, weight, eps: 1e-6, out }, 0);
+                for groups in [1, rows] {
+                    let m = c.input(groups, 3 * cols + 1);
+                    let (shift, scale) = (m.columns(1, cols), m.columns(2 * cols, cols));
+                    c.check(Op::LayerNormModulate { x, shift, scale, eps: 1e-6, out }, 0);
+                    c.check_nan(Op::LayerNormModulate { x, shift, scale, eps: 1e-6, out }, x);
+                }
+            }
+            c.check_nan(Op::LayerNorm { x, weight, bias, eps: 1e-5, out }, x);
+            c.check_nan(Op::RmsNorm { x, weight, eps: 1e-6, out }, x);
+        }
+    }
+}
+
+#[test]
+fn a_layer_norm_far_from_zero_keeps_its_digits() {
+    let mut c = Case::new();
+    let values: Vec<f32> = (0..4 * 512).map(|_| 1000.0 + c.random.number()).collect();
+    let x = c.given(4, 512, &values);
+    let (out, weight, bias) = (c.output(4, 512), c.vector(512), c.vector(512));
+    let op = Op::LayerNorm { x, weight, bias, eps: 1e-6, out };
+    let image = c.image();
+    let expected = c.written(&op, &c.run(op, "layer_norm_reference", 1, &image).unwrap());
+    for (variant, needs) in variants::names("layer_norm").unwrap() {
+        if needs <= Isa::detect() {
+            let found = c.written(&op, &c.run(op, variant, 1, &image).unwrap());
+            let worst = found.iter().zip(&expected).map(|(f, e)| (f - e).abs()).fold(0.0, f32::max);
+            // An f32 mean near 1000 is off by up to 1e-4 or so; a one-pass variance would be off by tenths.
+            assert!(worst < 2e-3, "{variant}: {worst}; seed {}", c.seed);
+        }
+    }
+}
+
+#[test]
+fn queries_and_keys_are_normed_and_turned() {
+    for (batch, n, tokens, first, heads, dim) in
+        [(1, 1, 1, 0, 1, 2), (2, 17, 40, 11, 3, 64), (1, 255, 257, 2, 2, 128), (1, 9, 9, 0, 5, 30)]
+    {
+        let width = 3 * heads * dim;
+        let mut c = Case::new();
+        let qkv = c.input(batch * n, width);
+        let angles: Vec<f32> = (0..tokens * dim / 2)
+            .flat_map(|_| {
+                let angle = c.random.number() * 4.0;
+                [angle.cos(), angle.sin()]
+            })
+            .collect();
+        let rope = c.given(tokens, dim, &angles);
+        let (q_gain, k_gain, out) = (c.vector(dim), c.vector(dim), c.output(batch * tokens, width));
+        let op = |out| Op::QkNormRope { qkv, q_gain, k_gain, rope, batch, heads, tokens, first, eps: 1e-6, out };
+        c.check(op(out), batch * (tokens - n) * width);
+        c.check_nan(op(out), qkv);
+        if n == tokens {
+            c.check(op(qkv), 0);
+        }
+    }
+}
+
+#[test]
+fn element_by_element() {
+    for rows in ROWS {
+        for cols in [1, 37, 512] {
+            let mut c = Case::new();
+            let (a, b, out) = (c.input(rows, cols), c.input(rows, cols), c.output(rows, cols));
+            for out in [out, a, b] {
+                c.check(Op::Add { a, b, out }, 0);
+                c.check(Op::GeluMul { gate: a, up: b, out }, 0);
+            }
+            c.check(Op::Silu { x: a, out }, 0);
+            c.check(Op::Silu { x: a, out: a }, 0);
+            c.check_nan(Op::Add { a, b, out }, b);
+            c.check_nan(Op::GeluMul { gate: a, up: b, out }, a);
+            c.check_nan(Op::Silu { x: a, out: a }, a);
+        }
+    }
+}
+
+#[test]
+fn embeddings() {
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        for rows in ROWS {
+            let mut c = Case::new();
+            let ids: Vec<i32> = (0..rows).map(|_| (c.random.bits() % 50) as i32).collect();
+            let ids = c.ids(&ids);
+            let half = Scale::Tensor(0.5);
+            let table = c.weight_of(77, &[(30, dtype, Scale::One), (20, dtype, half)]);
+            let (positions, out) = (c.weight(16, 77, dtype), c.output(rows, 77));
+            c.check(Op::Embed { table, ids, positions: None, out }, 0);
+            c.check(Op::Embed { table, ids, positions: Some(positions), out }, 0);
+        }
+    }
+    for wrong in [-1, 50, i32::MAX, i32::MIN] {
+        let mut c = Case::new();
+        let ids = c.ids(&[3, wrong, 4]);
+        let (table, out) = (c.weight(50, 8, DType::BF16), c.output(3, 8));
+        for (variant, _) in variants::names("embed").unwrap() {
+            let op = Op::Embed { table, ids, positions: None, out };
+            let e = c.run(op, variant, 1, &c.image()).unwrap_err();
+            assert_eq!(e.kind(), Kind::Argument);
+            assert!(e.to_string().contains(&wrong.to_string()), "{e}");
+        }
+    }
+}
+
+#[test]
+fn time_pixels_and_steps() {
+    let mut c = Case::new();
+    let times: Vec<f32> = (0..17).map(|_| c.random.number().abs() / 2.0).collect();
+    let (t, out) = (c.given(17, 1, &times), c.output(17, 256));
+    c.check(Op::TimestepEmbed { t, out }, 0);
+    c.check_nan(Op::TimestepEmbed { t, out }, t);
+    for (batch, height, width, channels) in [(1, 2, 2, 1), (2, 6, 10, 16), (1, 34, 30, 16)] {
+        let mut c = Case::new();
+        let pixels = c.input(batch * height * width, channels);
+        let tokens = c.input(pixels.rows / 4, 4 * channels);
+        let (packed, unpacked) = (c.output(tokens.rows, tokens.cols), c.output(pixels.rows, pixels.cols));
+        let pack = Op::Pack { x: pixels, batch, height, width, out: packed };
+        let unpack = Op::Unpack { x: tokens, batch, height, width, scale: 2.5, shift: -0.125, out: unpacked };
+        c.check(pack, 0);
+        c.check(unpack, 0);
+        c.check_nan(pack, pixels);
+        c.check_nan(unpack, tokens);
+        for cfg in [false, true] {
+            let v = c.input(pixels.rows * if cfg { 2 } else { 1 }, channels);
+            let params = c.given(1, 2, &[-0.3, 3.5]);
+            c.check(Op::EulerStep { x: pixels, v, params, cfg }, 0);
+            c.check_nan(Op::EulerStep { x: pixels, v, params, cfg }, v);
+        }
+    }
+}
+
+#[test]
+fn group_norms() {
+    for (batch, pixels, channels, groups) in
+        [(1, 1, 32, 32), (1, 17, 64, 32), (2, 255, 12, 3), (1, 257, 128, 32), (2, 1030, 96, 32), (1, 700, 130, 10)]
+    {
+        let mut c = Case::new();
+        let x = c.input(batch * pixels, channels);
+        let (weight, bias, out) = (c.vector(channels), c.vector(channels), c.output(batch * pixels, channels));
+        for silu in [false, true] {
+            for out in [out, x] {
+                let op = Op::GroupNorm { x, weight, bias, batch, groups, eps: 1e-6, silu, out };
+                c.check(op, 0);
+                c.check_nan(op, x);
+            }
+        }
+    }
+}
+
+#[test]
+fn copies_and_casts() {
+    for dtype in [DType::F32, DType::BF16] {
+        for (batch, from_rows, to_rows, from, to, count) in
+            [(1, 1, 1, 0, 0, 1), (2, 17, 20, 3, 9, 11), (1, 257, 255, 2, 0, 255)]
+        {
+            let mut c = Case::new();
+            let (x, out) = (c.stored(batch * from_rows, 33, dtype), c.blank(batch * to_rows, 33, dtype));
+            c.check(Op::CopyRows { x, out, batch, from, to, count }, batch * (to_rows - count) * 33);
+        }
+    }
+    let kinds = [DType::F32, DType::BF16, DType::F16];
+    for (a, b) in kinds.iter().flat_map(|a| kinds.iter().map(move |b| (*a, *b))) {
+        for rows in ROWS {
+            let mut c = Case::new();
+            let (x, out) = (c.stored(rows, 40, a), c.blank(rows, 50, b));
+            c.check(Op::Cast { x: x.columns(3, 21), out: out.columns(10, 21) }, rows * 29);
+        }
+    }
+}
+
+#[test]
+fn every_operation_has_been_listed_here() {
+    let mut known: BTreeMap<&str, usize> = variants::ops().map(|op| (op, 0)).collect();
+    let source = include_str!("ops.rs");
+    for (op, count) in &mut known {
+        let camel: String = op.split('_').map(|w| w[..1].to_uppercase() + &w[1..]).collect();
+        *count = source.matches(&format!("Op::{camel} {{")).count();
+    }
+    assert_eq!(known.len(), 18, "{known:?}");
+    assert!(known.values().all(|n| *n > 0), "{known:?}");
+}
