@@ -144,6 +144,11 @@ impl ComponentWeights {
         self.weights.get(name).map(Weight::rows_cols)
     }
 
+    /// All axes of the canonical tensor `name`: `[n]`, `[rows, cols]` or `[out, in, kh, kw]`.
+    pub fn full_shape(&self, name: &str) -> Option<&[usize]> {
+        self.weights.get(name).map(|w| w.shape.as_slice())
+    }
+
     /// The canonical names that are there, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.weights.keys().map(String::as_str)

@@ -27,12 +27,7 @@ impl WeightFile {
         Self::of(source, path, note)
     }
 
-    /// The same over bytes in memory; `name` stands for the path.
-    pub fn of_bytes(bytes: &'static [u8], name: &str) -> Result<Self> {
-        Self::of(Arc::new(bytes), Path::new(name), None)
-    }
-
-    /// The same over any bytes.
+    /// The same over any bytes; `path` is then only a name.
     pub fn of(source: Arc<dyn ByteSource>, path: &Path, note: Option<String>) -> Result<Self> {
         let bytes = source.bytes();
         refuse_other_kinds(bytes, path)?;

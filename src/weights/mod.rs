@@ -7,18 +7,18 @@ mod component;
 mod file;
 mod find;
 mod fp8;
-//mod inspect;
+mod inspect;
 mod map;
 mod names;
 mod open;
 mod recognise;
 mod safetensors;
 mod slice;
-//pub mod synth;
+pub mod synth;
 
 pub use component::ComponentWeights;
-//pub use inspect::{Inspection, inspect};
-pub use open::{Checkpoint, Files, open, open_bytes};
+pub use inspect::{Inspection, inspect};
+pub use open::{Checkpoint, Files, open, open_bytes, open_source};
 
 use std::fmt;
 

@@ -10,6 +10,7 @@ use super::find::{self, Unit, Widths};
 use super::recognise::{Found, foreign_model, foreign_storage, is_lora, recognise};
 use super::{Component, ComponentWeights, fp8};
 use crate::error::{Error, Result};
+use crate::tensor::ByteSource;
 
 /// What to open.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -271,7 +272,12 @@ pub fn open(files: &Files) -> Result<Checkpoint> {
 
 /// Opens a model that lies in memory: one safetensors file that holds all it has, such as the embedded model. Best aligned to 8 bytes.
 pub fn open_bytes(bytes: &'static [u8], name: &str) -> Result<Checkpoint> {
-    let main = Opened::files(vec![Arc::new(WeightFile::of_bytes(bytes, name)?)]);
+    open_source(Arc::new(bytes), name)
+}
+
+/// The same over any bytes, such as those of `synth::to_bytes`.
+pub fn open_source(source: Arc<dyn ByteSource>, name: &str) -> Result<Checkpoint> {
+    let main = Opened::files(vec![Arc::new(WeightFile::of(source, Path::new(name), None)?)]);
     if !main.has(Component::Flux) {
         return Err(main.is_not(Component::Flux));
     }

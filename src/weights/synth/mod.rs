@@ -1,0 +1,143 @@
+//! Synthetic checkpoints: seeded weights of any size in any dialect, for tests and measurements without the real files.
+//!
+//! A value depends on nothing but the seed and the tensor's component, canonical name and shape. So one model can be written in
+//! every dialect and must then give the same pictures, and large models need no golden weights.
+
+mod values;
+mod write;
+
+pub use write::{to_bytes, write};
+
+use serde_json::Value;
+
+use super::Component;
+use values::{Field, Rounding};
+
+/// To which numbers values are rounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grid {
+    /// As defined, in f32.
+    F32,
+    /// Matrices to e4m3 times a power of two per tensor, all else to what bf16 and f16 both hold: f32, bf16, f16 and scaled fp8 store them exactly.
+    F8,
+    /// Matrices to e4m3 itself, which is coarse for small values: plain fp8 stores them exactly as well.
+    F8Plain,
+}
+
+/// How tensors are stored. 8 bits are for matrices only; beside them embeddings, vectors and convolutions are bf16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    F32,
+    BF16,
+    F16,
+    /// e4m3 without scales.
+    F8,
+    /// e5m2 without scales.
+    F8E5M2,
+    /// `scaled_fp8` and `X.scale_weight`.
+    F8ScaledOld,
+    /// `X.weight_scale` and `X.comfy_quant`.
+    F8ScaledNew,
+}
+
+/// Names and files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// A file per component in a folder; a path that ends in `.safetensors` is the file of the only component.
+    Bfl,
+    /// A folder with `model_index.json`; files above `shard_bytes` are split.
+    Diffusers { shard_bytes: Option<u64> },
+    /// One file for everything.
+    Comfy,
+}
+
+/// A checkpoint to make.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SynthSpec {
+    pub seed: u64,
+    /// Canonical names and shapes (`[n]`, `[rows, cols]`, `[out, in, kh, kw]`).
+    pub tensors: Vec<(Component, String, Vec<usize>)>,
+    pub grid: Grid,
+    pub storage: Storage,
+    pub dialect: Dialect,
+    /// An object of `transformer`, `text_encoder`, `text_encoder_2`, `vae`, `scheduler`, `tokenizer_2`, `generation`; each may be absent.
+    pub configs: Value,
+}
+
+impl SynthSpec {
+    /// The value of element `i` of one of its tensors after rounding to the grid: what every exact storage gives back.
+    pub fn value(&self, component: Component, name: &str, shape: &[usize], i: u64) -> f32 {
+        let field = Field::new(self.seed, component, name, shape);
+        Rounding::of(self.grid, component, name, shape, &field).round(field.at(i))
+    }
+}
+
+/// Element `i` (row-major) of the canonical tensor `name` under `seed`, not rounded.
+pub fn value(seed: u64, component: Component, name: &str, shape: &[usize], i: u64) -> f32 {
+    Field::new(seed, component, name, shape).at(i)
+}
+
+/// Tables that are looked up, not multiplied with.
+fn is_embedding(name: &str) -> bool {
+    ["shared.weight", "token_embedding.weight", "position_embedding.weight", "relative_attention_bias.weight"]
+        .iter()
+        .any(|table| name.ends_with(table))
+}
+
+/// What 8-bit storage applies to.
+fn is_matrix(component: Component, name: &str, shape: &[usize]) -> bool {
+    shape.len() == 2 && component != Component::Vae && !is_embedding(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bits from an independent implementation in Python of the definition in `Field`.
+    #[test]
+    fn values_are_those_of_the_definition() {
+        let cases: [(u64, Component, &str, &[usize], u64, u32); 8] = [
+            (0, Component::Flux, "img_in.weight", &[3072, 64], 0, 0xbe24be4d),
+            (7, Component::Flux, "img_in.weight", &[3072, 64], 196607, 0x3ddf875f),
+            (7, Component::Flux, "double_blocks.0.img_attn.qkv.bias", &[9216], 5, 0x3d8b6bba),
+            (u64::MAX, Component::Flux, "double_blocks.0.img_attn.norm.query_norm.scale", &[128], 127, 0x3f903842),
+            (42, Component::T5, "shared.weight", &[32128, 4096], 131_596_287, 0x3e2fabf0),
+            (42, Component::T5, "encoder.block.0.layer.0.SelfAttention.q.weight", &[4096, 4096], 1000, 0xbbf4704e),
+            (1, Component::Vae, "decoder.conv_in.weight", &[512, 16, 3, 3], 73727, 0xbd41fbcf),
+            (1, Component::Clip, "text_model.final_layer_norm.weight", &[768], 3, 0x3f89c509),
+        ];
+        for (seed, component, name, shape, i, bits) in cases {
+            assert_eq!(value(seed, component, name, shape, i).to_bits(), bits, "{component}/{name}[{i}]");
+        }
+    }
+
+    #[test]
+    fn values_on_the_grids_are_what_every_type_holds() {
+        let spec = |grid| SynthSpec {
+            seed: 5,
+            tensors: vec![],
+            grid,
+            storage: Storage::F32,
+            dialect: Dialect::Comfy,
+            configs: Value::Null,
+        };
+        let survives = |dtype: crate::dtype::DType, v: f32| {
+            let mut bytes = vec![];
+            dtype.encode(v, &mut bytes);
+            dtype.decode(&bytes) == v
+        };
+        let (name, shape) = ("encoder.block.0.layer.1.DenseReluDense.wo.weight", [4096, 10240]);
+        let mut distinct = std::collections::HashSet::new();
+        for i in 0..5000 {
+            let v = spec(Grid::F8).value(Component::T5, name, &shape, i);
+            distinct.insert(v.to_bits());
+            assert!(survives(crate::dtype::DType::BF16, v) && survives(crate::dtype::DType::F16, v), "{v}");
+            let plain = spec(Grid::F8Plain).value(Component::T5, name, &shape, i);
+            assert!(survives(crate::dtype::DType::F8E4M3, plain), "{plain}");
+            let bias = spec(Grid::F8).value(Component::Flux, "img_in.bias", &[3072], i);
+            assert!(survives(crate::dtype::DType::BF16, bias) && survives(crate::dtype::DType::F16, bias), "{bias}");
+        }
+        // The scaled grid is fine enough to tell values apart; a matrix has at most 255 codes.
+        assert!((50..256).contains(&distinct.len()), "{}", distinct.len());
+    }
+}

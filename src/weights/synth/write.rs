@@ -1,0 +1,383 @@
+//! Laying out synthetic tensors in files of a dialect, and streaming them there: a chunk is made while the one before it is written.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde_json::{Map, Value, json};
+
+use super::values::{Field, Rounding, fill, stored_scale};
+use super::{Dialect, Storage, SynthSpec, is_matrix};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::weights::Component;
+use crate::weights::names::{diffusers_names, vae_levels};
+
+/// Bytes made at a time; two such chunks are all the memory that writing takes.
+const CHUNK: usize = 32 << 20;
+/// Bytes that one thread makes at a time.
+const PIECE: usize = 256 << 10;
+
+/// A tensor of a file.
+struct Stored {
+    name: String,
+    dtype: &'static str,
+    shape: Vec<usize>,
+    content: Content,
+}
+
+enum Content {
+    Bytes(Vec<u8>),
+    /// Runs of elements (first, count) of a canonical tensor, one after another.
+    Values {
+        field: Field,
+        rounding: Rounding,
+        dtype: DType,
+        scale: f32,
+        runs: Vec<(u64, u64)>,
+    },
+}
+
+impl Stored {
+    fn scalar(name: String, value: f32) -> Self {
+        Stored { name, dtype: "F32", shape: vec![], content: Content::Bytes(value.to_le_bytes().into()) }
+    }
+
+    fn bytes(&self) -> u64 {
+        match &self.content {
+            Content::Bytes(b) => b.len() as u64,
+            Content::Values { dtype, runs, .. } => runs.iter().map(|r| r.1).sum::<u64>() * dtype.size() as u64,
+        }
+    }
+
+    /// Writers put wide elements first, so that every tensor is aligned.
+    fn width(&self) -> u64 {
+        match &self.content {
+            Content::Bytes(_) if self.dtype == "F32" => 4,
+            Content::Bytes(_) => 1,
+            Content::Values { dtype, .. } => dtype.size() as u64,
+        }
+    }
+}
+
+/// One file to be: its tensors and its metadata.
+struct Plan {
+    tensors: Vec<Stored>,
+    metadata: BTreeMap<String, String>,
+}
+
+/// Writes the checkpoint to `path` (see `Dialect` for what it is) and returns the weight files. Each is written beside its place and
+/// renamed when it is whole.
+pub fn write(spec: &SynthSpec, path: &Path) -> Result<Vec<PathBuf>> {
+    match spec.dialect {
+        Dialect::Comfy => {
+            write_file(&comfy(spec)?, path)?;
+            Ok(vec![path.into()])
+        }
+        Dialect::Bfl => write_bfl(spec, path),
+        Dialect::Diffusers { shard_bytes } => write_diffusers(spec, path, shard_bytes),
+    }
+}
+
+/// The checkpoint as the bytes of one file in ComfyUI's names, whatever the spec's dialect: for small models in memory.
+pub fn to_bytes(spec: &SynthSpec) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    stream(&comfy(spec)?, &mut bytes).map_err(|e| Error::output(format!("cannot be made: {e}")))?;
+    Ok(bytes)
+}
+
+fn comfy(spec: &SynthSpec) -> Result<Plan> {
+    let mut tensors = Vec::new();
+    for component in Component::ALL {
+        let prefix = match component {
+            Component::Flux => "model.diffusion_model.",
+            Component::T5 => "text_encoders.t5xxl.transformer.",
+            Component::Clip => "text_encoders.clip_l.transformer.",
+            Component::Vae => "vae.",
+        };
+        tensors.extend(component_tensors(spec, component, prefix, false)?);
+    }
+    let all = spec.configs.as_object().cloned().unwrap_or_default();
+    Ok(Plan { tensors, metadata: config_metadata(all) })
+}
+
+fn write_bfl(spec: &SynthSpec, path: &Path) -> Result<Vec<PathBuf>> {
+    let present: Vec<Component> = present(spec);
+    let single = path.extension().is_some_and(|e| e == "safetensors");
+    if single && present.len() != 1 {
+        return Err(Error::argument("one file in BFL's names holds one component")
+            .at_path(path)
+            .found(format!("{} components", present.len()))
+            .try_("give a folder"));
+    }
+    let mut written = Vec::new();
+    for component in present {
+        let name = match component {
+            Component::Flux => "flux1-synthetic.safetensors",
+            Component::T5 => "t5xxl.safetensors",
+            Component::Clip => "clip_l.safetensors",
+            Component::Vae => "ae.safetensors",
+        };
+        let mut keys = vec![component.folder()];
+        if component == Component::Flux {
+            keys.extend(["scheduler", "tokenizer_2", "generation"]);
+        }
+        let config = keys.iter().filter_map(|k| Some((k.to_string(), spec.configs.get(*k)?.clone()))).collect();
+        let plan = Plan { tensors: component_tensors(spec, component, "", false)?, metadata: config_metadata(config) };
+        let file = if single { path.to_path_buf() } else { path.join(name) };
+        write_file(&plan, &file)?;
+        written.push(file);
+    }
+    Ok(written)
+}
+
+fn write_diffusers(spec: &SynthSpec, root: &Path, shard_bytes: Option<u64>) -> Result<Vec<PathBuf>> {
+    let mut written = Vec::new();
+    let mut index = Map::from_iter([("_class_name".to_string(), json!("FluxPipeline"))]);
+    for component in present(spec) {
+        let (stem, library, class) = match component {
+            Component::Flux => ("diffusion_pytorch_model", "diffusers", "FluxTransformer2DModel"),
+            Component::T5 => ("model", "transformers", "T5EncoderModel"),
+            Component::Clip => ("model", "transformers", "CLIPTextModel"),
+            Component::Vae => ("diffusion_pytorch_model", "diffusers", "AutoencoderKL"),
+        };
+        index.insert(component.folder().into(), json!([library, class]));
+        let folder = root.join(component.folder());
+        if let Some(config) = spec.configs.get(component.folder()).filter(|c| !c.is_null()) {
+            let mut config = config.clone();
+            if let Some(object) = config.as_object_mut() {
+                match library {
+                    "diffusers" => object.insert("_class_name".into(), json!(class)),
+                    _ => object.insert("architectures".into(), json!([class])),
+                };
+            }
+            write_json(&config, &folder.join("config.json"))?;
+        }
+        let tensors = component_tensors(spec, component, "", true)?;
+        written.extend(write_shards(tensors, &folder, stem, shard_bytes)?);
+    }
+    let extra = [
+        ("scheduler", "scheduler/scheduler_config.json"),
+        ("tokenizer_2", "tokenizer_2/tokenizer_config.json"),
+        ("generation", "generation_config.json"),
+    ];
+    for (key, file) in extra {
+        if let Some(config) = spec.configs.get(key).filter(|c| !c.is_null()) {
+            write_json(config, &root.join(file))?;
+        }
+    }
+    write_json(&Value::Object(index), &root.join("model_index.json"))?;
+    Ok(written)
+}
+
+/// Splits the tensors, in order, into files of at most `shard_bytes`, with an index where there are several.
+fn write_shards(tensors: Vec<Stored>, folder: &Path, stem: &str, shard_bytes: Option<u64>) -> Result<Vec<PathBuf>> {
+    let mut shards: Vec<Vec<Stored>> = vec![vec![]];
+    let mut room = shard_bytes.unwrap_or(u64::MAX);
+    let total: u64 = tensors.iter().map(Stored::bytes).sum();
+    for tensor in tensors {
+        if tensor.bytes() > room && shards.last().is_some_and(|s| !s.is_empty()) {
+            shards.push(vec![]);
+            room = shard_bytes.unwrap_or(u64::MAX);
+        }
+        room = room.saturating_sub(tensor.bytes());
+        shards.last_mut().expect("there is always one").push(tensor);
+    }
+    let count = shards.len();
+    let mut weight_map = Map::new();
+    let mut written = Vec::new();
+    for (i, tensors) in shards.into_iter().enumerate() {
+        let name = if count == 1 {
+            format!("{stem}.safetensors")
+        } else {
+            format!("{stem}-{:05}-of-{count:05}.safetensors", i + 1)
+        };
+        weight_map.extend(tensors.iter().map(|t| (t.name.clone(), json!(name))));
+        let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+        write_file(&Plan { tensors, metadata }, &folder.join(&name))?;
+        written.push(folder.join(name));
+    }
+    if count > 1 {
+        let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
+        write_json(&index, &folder.join(format!("{stem}.safetensors.index.json")))?;
+    }
+    Ok(written)
+}
+
+fn present(spec: &SynthSpec) -> Vec<Component> {
+    Component::ALL.into_iter().filter(|c| spec.tensors.iter().any(|t| t.0 == *c)).collect()
+}
+
+fn config_metadata(config: Map<String, Value>) -> BTreeMap<String, String> {
+    let mut metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+    if !config.is_empty() {
+        metadata.insert("config".into(), Value::Object(config).to_string());
+    }
+    metadata
+}
+
+/// The tensors of `component` as a file stores them, companions of scaled fp8 included.
+fn component_tensors(spec: &SynthSpec, component: Component, prefix: &str, diffusers: bool) -> Result<Vec<Stored>> {
+    let mine = || spec.tensors.iter().filter(move |t| t.0 == component);
+    let levels = vae_levels(mine().map(|t| t.1.as_str()));
+    let mut out = Vec::new();
+    for (_, name, shape) in mine() {
+        let field = Field::new(spec.seed, component, name, shape);
+        let rounding = Rounding::of(spec.grid, component, name, shape, &field);
+        let matrix = is_matrix(component, name, shape);
+        let dtype = match (spec.storage, matrix) {
+            (Storage::F32, _) => DType::F32,
+            (Storage::F16, _) => DType::F16,
+            (Storage::BF16, _) | (_, false) => DType::BF16,
+            (Storage::F8E5M2, true) => DType::F8E5M2,
+            (_, true) => DType::F8E4M3,
+        };
+        let scaled = matrix && matches!(spec.storage, Storage::F8ScaledOld | Storage::F8ScaledNew);
+        let scale = if scaled { stored_scale(&field, rounding) } else { 1.0 };
+        let renamed = if diffusers { diffusers_names(component, name, levels) } else { None };
+        let (names, swap) = renamed.unwrap_or_else(|| (vec![name.clone()], false));
+        let rows = shape.first().copied().unwrap_or(1) as u64;
+        let cols = shape.iter().skip(1).product::<usize>() as u64;
+        let counts = split_rows(rows, cols, names.len(), name, mine())?;
+        let mut first = 0;
+        for (stored_name, count) in names.into_iter().zip(counts) {
+            let mut stored_shape = shape.clone();
+            if let Some(axis) = stored_shape.first_mut() {
+                *axis = count as usize;
+            }
+            // diffusers keeps the autoencoder's attention as matrices.
+            if diffusers && component == Component::Vae && stored_name.contains(".attentions.") {
+                stored_shape.truncate(2);
+            }
+            let runs = match swap {
+                false => vec![(first * cols, count * cols)],
+                true => vec![(rows / 2 * cols, (rows - rows / 2) * cols), (0, rows / 2 * cols)],
+            };
+            let name = format!("{prefix}{stored_name}");
+            if let (true, Some(layer)) = (scaled, name.strip_suffix(".weight")) {
+                out.extend(companions(spec.storage, layer, scale));
+            }
+            let content = Content::Values { field, rounding, dtype, scale, runs };
+            out.push(Stored { name, dtype: dtype.name(), shape: stored_shape, content });
+            first += count;
+        }
+    }
+    if spec.storage == Storage::F8ScaledOld && !out.is_empty() {
+        let marker = Content::Bytes(vec![]);
+        out.push(Stored { name: format!("{prefix}scaled_fp8"), dtype: "F8_E4M3", shape: vec![0], content: marker });
+    }
+    Ok(out)
+}
+
+fn companions(storage: Storage, layer: &str, scale: f32) -> Vec<Stored> {
+    if storage == Storage::F8ScaledOld {
+        return vec![Stored::scalar(format!("{layer}.scale_weight"), scale)];
+    }
+    let record = br#"{"format":"float8_e4m3fn"}"#.to_vec();
+    let (name, shape) = (format!("{layer}.comfy_quant"), vec![record.len()]);
+    vec![
+        Stored::scalar(format!("{layer}.weight_scale"), scale),
+        Stored { name, dtype: "U8", shape, content: Content::Bytes(record) },
+    ]
+}
+
+/// How many rows each stored part has: q, k and v are equal; with an MLP in the fourth part, they are as high as the model is wide.
+fn split_rows<'a>(
+    rows: u64,
+    cols: u64,
+    parts: usize,
+    name: &str,
+    mut tensors: impl Iterator<Item = &'a (Component, String, Vec<usize>)>,
+) -> Result<Vec<u64>> {
+    let width = match name.strip_suffix(".bias") {
+        // A bias has no columns to tell the width; its weight has.
+        Some(layer) if parts == 4 => {
+            let weight = format!("{layer}.weight");
+            tensors.find(|t| t.1 == weight).and_then(|t| t.2.get(1)).map_or(0, |n| *n as u64)
+        }
+        _ => cols,
+    };
+    let counts = match parts {
+        1 => vec![rows],
+        4 if 3 * width < rows => vec![width, width, width, rows - 3 * width],
+        3 if rows % 3 == 0 => vec![rows / 3; 3],
+        _ => {
+            return Err(Error::argument("fused tensor cannot be split as diffusers does")
+                .at(name)
+                .found(format!("{rows} rows")));
+        }
+    };
+    Ok(counts)
+}
+
+fn unwritable(path: &Path, e: std::io::Error) -> Error {
+    Error::output(format!("cannot be written: {e}")).at_path(path)
+}
+
+fn write_json(value: &Value, path: &Path) -> Result<()> {
+    place(path, |file| file.write_all(format!("{value:#}\n").as_bytes()))
+}
+
+fn write_file(plan: &Plan, path: &Path) -> Result<()> {
+    place(path, |file| stream(plan, file))
+}
+
+/// Lets `write` fill a temporary file beside `path`, then renames it.
+fn place(path: &Path, write: impl FnOnce(&mut std::fs::File) -> std::io::Result<()>) -> Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let io = |e| unwritable(path, e);
+    std::fs::create_dir_all(folder).map_err(io)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
+    write(file.as_file_mut()).map_err(io)?;
+    file.persist(path).map_err(|e| unwritable(path, e.error))?;
+    Ok(())
+}
+
+fn stream(plan: &Plan, out: &mut (impl Write + Send)) -> std::io::Result<()> {
+    let mut order: Vec<&Stored> = plan.tensors.iter().collect();
+    order.sort_by_key(|t| std::cmp::Reverse(t.width()));
+    let mut header = Map::new();
+    header.insert("__metadata__".into(), json!(plan.metadata));
+    let mut end = 0;
+    for t in &order {
+        let start = end;
+        end += t.bytes();
+        header.insert(t.name.clone(), json!({ "dtype": t.dtype, "shape": t.shape, "data_offsets": [start, end] }));
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+
+    let (mut ready, mut next) = (Vec::new(), Vec::new());
+    for tensor in order {
+        match &tensor.content {
+            Content::Bytes(bytes) => {
+                out.write_all(&ready)?;
+                ready.clear();
+                out.write_all(bytes)?;
+            }
+            Content::Values { field, rounding, dtype, scale, runs } => {
+                for &(first, count) in runs {
+                    let mut done = 0;
+                    while done < count {
+                        let n = (count - done).min((CHUNK / dtype.size()) as u64);
+                        next.resize(n as usize * dtype.size(), 0u8);
+                        let make = || {
+                            next.par_chunks_mut(PIECE).enumerate().for_each(|(i, piece)| {
+                                let at = first + done + (i * PIECE / dtype.size()) as u64;
+                                fill(piece, *dtype, field, *rounding, *scale, at);
+                            });
+                        };
+                        rayon::join(|| out.write_all(&ready), make).0?;
+                        std::mem::swap(&mut ready, &mut next);
+                        done += n;
+                    }
+                }
+            }
+        }
+    }
+    out.write_all(&ready)?;
+    out.flush()
+}

@@ -1,0 +1,163 @@
+//! Components are found where people keep them, and what is missing is said with its flag and the places.
+
+use std::path::{Path, PathBuf};
+
+use flux_fast::error::Kind;
+use flux_fast::weights::{Checkpoint, Component, Files, open};
+
+use crate::support::*;
+
+fn flux(path: PathBuf) -> PathBuf {
+    zeros(&path, "BF16", &list("bfl_dev.txt"))
+}
+
+fn t5(path: PathBuf, dtype: &'static str) -> PathBuf {
+    zeros(&path, dtype, &list("t5_single.txt"))
+}
+
+fn clip(path: PathBuf) -> PathBuf {
+    zeros(&path, "F16", &list("clip.txt"))
+}
+
+fn vae(path: PathBuf) -> PathBuf {
+    zeros(&path, "F32", &list("bfl_ae.txt"))
+}
+
+fn place(checkpoint: &Checkpoint, component: Component) -> PathBuf {
+    checkpoint.need(component).unwrap().files().next().unwrap().to_path_buf()
+}
+
+#[test]
+fn in_comfyui_the_sister_folders_are_looked_through() {
+    for folder in ["unet", "diffusion_models/flux", "checkpoints"] {
+        let dir = tempfile::tempdir().unwrap();
+        let models = dir.path().join("ComfyUI/models");
+        let model = flux(models.join(folder).join("flux1-dev.safetensors"));
+        // Another width, another kind, a broken file: none of these is taken, whatever they are called.
+        zeros(&models.join("clip/a_t5xxl_lookalike.safetensors"), "F16", &[("x".into(), vec![1])]);
+        std::fs::write(models.join("clip/clip_l_broken.safetensors"), b"broken").unwrap();
+        let narrow: Vec<Named> =
+            list("clip.txt").into_iter().map(|(n, s)| (n, s.into_iter().map(|d| d.min(64)).collect())).collect();
+        zeros(&models.join("clip/clip_l.safetensors"), "F16", &narrow);
+        let real = clip(models.join("clip/my encoder.safetensors"));
+        t5(models.join("text_encoders/t5xxl_fp16.safetensors"), "F16");
+        let small = t5(models.join("text_encoders/t5xxl_fp8_e4m3fn.safetensors"), "F8_E4M3");
+        let sd: Vec<Named> = list("bfl_ae.txt")
+            .into_iter()
+            .map(|(n, s)| if n == "decoder.conv_in.weight" { (n, vec![512, 4, 3, 3]) } else { (n, s) })
+            .collect();
+        zeros(&models.join("vae/ae_sd.safetensors"), "F32", &sd);
+        let ae = vae(models.join("vae/ae.safetensors"));
+
+        let checkpoint = open(&Files::model(&model)).unwrap();
+        assert_eq!(place(&checkpoint, Component::T5), small);
+        assert_eq!(place(&checkpoint, Component::Clip), real);
+        assert_eq!(place(&checkpoint, Component::Vae), ae);
+        let line = format!("t5: {} (found in {})", small.display(), models.join("text_encoders").display());
+        assert!(checkpoint.found.contains(&line), "{:?}", checkpoint.found);
+    }
+}
+
+#[test]
+fn beside_the_model_comes_first_and_a_flag_before_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let models = dir.path().join("models");
+    let model = flux(models.join("Stable-diffusion/flux.safetensors"));
+    let far = vae(models.join("VAE/ae.safetensors"));
+    assert_eq!(place(&open(&Files::model(&model)).unwrap(), Component::Vae), far);
+    let near = vae(models.join("Stable-diffusion/ae.safetensors"));
+    assert_eq!(place(&open(&Files::model(&model)).unwrap(), Component::Vae), near);
+    let given = vae(dir.path().join("elsewhere/whatever.safetensors"));
+    for vae in [given.clone(), given.parent().unwrap().to_path_buf()] {
+        let checkpoint = open(&Files { vae: Some(vae.clone()), ..Files::model(&model) }).unwrap();
+        assert_eq!(place(&checkpoint, Component::Vae), given);
+        assert!(checkpoint.found.contains(&format!("vae: {} (given)", vae.display())));
+    }
+}
+
+#[test]
+fn a_folder_of_single_files_is_a_model() {
+    let dir = tempfile::tempdir().unwrap();
+    flux(dir.path().join("a.safetensors"));
+    let other = t5(dir.path().join("b.safetensors"), "BF16");
+    clip(dir.path().join("c.safetensors"));
+    vae(dir.path().join("d.safetensors"));
+    let checkpoint = open(&Files::model(dir.path())).unwrap();
+    assert!(Component::ALL.iter().all(|c| checkpoint.need(*c).is_ok()));
+    assert_eq!(place(&checkpoint, Component::T5), other);
+    let second = flux(dir.path().join("e.safetensors"));
+    let e = open(&Files::model(dir.path())).err().unwrap();
+    assert_eq!(e.kind(), Kind::Model);
+    assert!(e.to_string().contains("2 transformers") && e.to_string().contains(second.to_str().unwrap()), "{e}");
+}
+
+#[test]
+fn a_snapshot_in_the_hugging_face_cache_is_named_after_its_repository() {
+    let dir = tempfile::tempdir().unwrap();
+    let root =
+        dir.path().join("models--black-forest-labs--FLUX.1-dev/snapshots/0ef5fff789c832c5c7f4e127f94c8b54bbcced44");
+    // As the repository has it: the single file, and the other components in diffusers' folders.
+    let blob = flux(dir.path().join("models--black-forest-labs--FLUX.1-dev/blobs/4610115"));
+    std::fs::create_dir_all(&root).unwrap();
+    let link = root.join("flux1-dev.safetensors");
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(&blob, &link).unwrap();
+    #[cfg(not(unix))]
+    std::fs::copy(&blob, &link).unwrap();
+    let t5 = t5(root.join("text_encoder_2/model.safetensors"), "BF16");
+    let clip = clip(root.join("text_encoder/model.safetensors"));
+    std::fs::write(root.join("model_index.json"), "{}").unwrap();
+    for path in [root.clone(), link] {
+        let checkpoint = open(&Files::model(&path)).unwrap();
+        assert_eq!(place(&checkpoint, Component::T5), t5);
+        assert_eq!(place(&checkpoint, Component::Clip), clip);
+        assert_eq!(checkpoint.need(Component::Vae).err().unwrap().kind(), Kind::Missing);
+        assert_eq!(checkpoint.name, if path == root { "FLUX.1-dev" } else { "flux1-dev" });
+    }
+}
+
+#[test]
+fn umt5_is_not_taken_for_t5() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = flux(dir.path().join("flux.safetensors"));
+    let mut names = list("t5_single.txt");
+    names.push(("encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight".into(), vec![32, 64]));
+    zeros(&dir.path().join("t5xxl.safetensors"), "BF16", &names);
+    assert!(open(&Files::model(&model)).unwrap().t5.is_none());
+}
+
+#[test]
+fn what_is_missing_is_said_with_its_flag_and_the_places() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = flux(dir.path().join("models/unet/flux1-dev.safetensors"));
+    let checkpoint = open(&Files::model(&model)).unwrap();
+    for (component, flag, folder) in [
+        (Component::T5, "--t5", "models/text_encoders"),
+        (Component::Clip, "--clip", "models/clip"),
+        (Component::Vae, "--vae", "models/vae"),
+    ] {
+        let e = checkpoint.need(component).err().unwrap();
+        assert_eq!(e.kind(), Kind::Missing);
+        assert!(e.hint().unwrap().contains(flag), "{e}");
+        assert!(e.to_string().contains(dir.path().join(folder).to_str().unwrap()), "{e}");
+        assert!(e.to_string().contains(model.parent().unwrap().to_str().unwrap()), "{e}");
+    }
+    let wrong = Files { t5: Some(model.clone()), ..Files::model(&model) };
+    let e = open(&wrong).err().unwrap();
+    assert!(e.to_string().contains("holds no T5 text encoder"), "{e}");
+}
+
+#[test]
+fn a_path_that_is_not_there_suggests_what_is() {
+    let dir = tempfile::tempdir().unwrap();
+    flux(dir.path().join("flux1-dev.safetensors"));
+    let missing = |path: &Path| open(&Files::model(path)).err().unwrap();
+    let e = missing(&dir.path().join("flux1-dve.safetensors"));
+    assert_eq!(e.kind(), Kind::Missing);
+    assert_eq!(e.hint(), Some("did you mean flux1-dev.safetensors?"));
+    let e = missing(&dir.path().join("no/such/folder.safetensors"));
+    assert!(e.hint().unwrap().contains("is not there either"), "{:?}", e.hint());
+    let files = Files { clip: Some(dir.path().join("x")), ..Files::model(dir.path()) };
+    let e = open(&files).err().unwrap();
+    assert!(e.kind() == Kind::Missing && e.to_string().contains("--clip"), "{e}");
+}

@@ -1,0 +1,7 @@
+//! Model files as users have them: every dialect with its real names, every storage, every fault.
+
+mod dialects;
+mod faults;
+mod finding;
+mod storage;
+mod support;
