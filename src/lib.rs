@@ -1,6 +1,7 @@
 //! flux-fast: FLUX.1 inference for small GPUs and plain CPUs. See ARCHITECTURE.md for the floors and their rules.
 
 pub mod backend;
+pub mod cli;
 pub mod dtype;
 pub mod error;
 pub mod event;

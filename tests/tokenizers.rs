@@ -144,7 +144,7 @@ fn a_broken_tokenizer_file_is_a_model_error_that_names_the_file() {
     ];
     for (i, text) in broken.iter().enumerate() {
         std::fs::write(&path, text).unwrap();
-        for place in [&path, folder.path()] {
+        for place in [path.as_path(), folder.path()] {
             let error = Tokenizers::load(None, Some(place)).err().unwrap_or_else(|| panic!("case {i} was accepted"));
             assert_eq!(error.kind(), Kind::Model, "case {i}: {error}");
             assert!(error.to_string().contains("tokenizer.json"), "case {i}: {error}");

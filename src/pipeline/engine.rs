@@ -87,7 +87,7 @@ impl Pipeline {
 
     /// `request` with the model's defaults filled in, checked against the model.
     pub fn settle(&self, request: &Request) -> Result<Settings> {
-        //request.check()?;
+        request.check()?;
         let d = &self.model.defaults;
         let token = self.model.token_pixels();
         let (width, height) = (request.width.unwrap_or(d.width), request.height.unwrap_or(d.height));

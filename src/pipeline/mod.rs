@@ -16,3 +16,5 @@ pub mod tokenizers;
 
 pub use engine::Pipeline;
 pub use report::PlanReport;
+
+pub use crate::weights::{Inspection, inspect as inspect_weights};

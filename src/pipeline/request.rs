@@ -1,5 +1,7 @@
 //! What a user asks for, and what comes out. Plain data: front ends fill it in, `Pipeline::generate` checks it against the model.
 
+use crate::error::{Error, Result};
+
 /// RGB pixels, 8 bit, row-major, top row first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Picture {
@@ -92,4 +94,150 @@ pub struct ModelFiles {
     pub clip: Option<std::path::PathBuf>,
     pub t5: Option<std::path::PathBuf>,
     pub vae: Option<std::path::PathBuf>,
+}
+
+/// The most pictures of one request.
+pub const MAX_COUNT: usize = 64;
+/// The most steps.
+pub const MAX_STEPS: usize = 1000;
+/// The shortest side, in pixels. Sides are also multiples of the model's token (16 pixels with FLUX.1), which the pipeline checks.
+pub const MIN_SIDE: usize = 16;
+/// The longest side, in pixels.
+pub const MAX_SIDE: usize = 4096;
+/// The most pixels: 2048 x 2048, as many as FLUX.1 was made for.
+pub const MAX_PIXELS: usize = 2048 * 2048;
+/// The most bytes of a prompt. T5 reads 512 pieces, some 2,500 bytes; what is longer is cut anyway, and this much still fits
+/// into a JPEG's metadata, twice over.
+pub const MAX_PROMPT_BYTES: usize = 10_000;
+/// The largest guidance and CFG scale.
+pub const MAX_SCALE: f32 = 100.0;
+
+impl Request {
+    /// Checks everything that can be checked without a model: every front end calls it, so that all refuse the same.
+    /// `Kind::Argument`, with the parameter's name as its place. Nothing is rounded or clamped.
+    pub fn check(&self) -> Result<()> {
+        check_prompt("prompt", &self.prompt)?;
+        check_prompt("negative", self.negative.as_deref().unwrap_or_default())?;
+        check_whole("n", self.count, MAX_COUNT)?;
+        check_whole("steps", self.steps, MAX_STEPS)?;
+        check_side("width", self.width)?;
+        check_side("height", self.height)?;
+        if let (Some(width), Some(height)) = (self.width, self.height)
+            && width * height > MAX_PIXELS
+        {
+            return Err(Error::argument("too many pixels")
+                .at("size")
+                .found(format!("{width}x{height}"))
+                .expected(format!("at most {MAX_PIXELS} pixels (2048x2048)"))
+                .try_("a smaller width or height"));
+        }
+        check_number("guidance", self.guidance, MAX_SCALE)?;
+        check_number("cfg_scale", self.cfg_scale, MAX_SCALE)?;
+        if let Some(init) = &self.init {
+            check_number("strength", Some(init.strength), 1.0)?;
+        }
+        Ok(())
+    }
+}
+
+fn check_prompt(name: &str, prompt: &str) -> Result<()> {
+    if prompt.len() > MAX_PROMPT_BYTES {
+        return Err(Error::argument("the prompt is too long")
+            .at(name)
+            .found(format!("{} bytes", prompt.len()))
+            .expected(format!("at most {MAX_PROMPT_BYTES}"))
+            .try_("a shorter one: the model reads some 2,500 bytes at most"));
+    }
+    // Line breaks and tabs are space; other control characters mean nothing in a prompt, and the files that the settings are
+    // written to cannot hold them.
+    match prompt.char_indices().find(|&(_, c)| c.is_ascii_control() && !matches!(c, '\n' | '\r' | '\t')) {
+        None => Ok(()),
+        Some((at, c)) => Err(Error::argument("the prompt holds a control character")
+            .at(name)
+            .found(format!("U+{:04X} at byte {at}", c as u32))
+            .try_("the prompt without it")),
+    }
+}
+
+fn check_whole(name: &str, value: Option<usize>, max: usize) -> Result<()> {
+    match value {
+        Some(v) if v == 0 || v > max => {
+            Err(Error::argument("out of range").at(name).found(v).expected(format!("1 to {max}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_side(name: &str, value: Option<usize>) -> Result<()> {
+    let Some(v) = value else { return Ok(()) };
+    if (MIN_SIDE..=MAX_SIDE).contains(&v) {
+        return Ok(());
+    }
+    Err(Error::argument("this size is not possible").at(name).found(v).expected(format!("{MIN_SIDE} to {MAX_SIDE} pixels")))
+}
+
+fn check_number(name: &str, value: Option<f32>, max: f32) -> Result<()> {
+    match value {
+        // NaN is in no range.
+        Some(v) if !(0.0..=max).contains(&v) => {
+            Err(Error::argument("out of range").at(name).found(v).expected(format!("0 to {max}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(change: impl Fn(&mut Request)) -> String {
+        let mut request = Request::default();
+        change(&mut request);
+        let error = request.check().expect_err("accepted");
+        assert_eq!(error.kind(), crate::error::Kind::Argument);
+        error.to_string()
+    }
+
+    #[test]
+    fn defaults_and_limits_are_accepted() {
+        Request::default().check().unwrap();
+        let init = InitImage { picture: Picture { width: 1, height: 1, rgb: vec![0; 3] }, strength: 1.0 };
+        let mut request = Request {
+            prompt: "a".repeat(MAX_PROMPT_BYTES),
+            negative: Some("tab\tand\r\nbreak".to_string()),
+            count: Some(MAX_COUNT),
+            steps: Some(MAX_STEPS),
+            seed: Some(u64::MAX),
+            width: Some(1024),
+            height: Some(MAX_SIDE),
+            guidance: Some(0.0),
+            cfg_scale: Some(MAX_SCALE),
+            init: Some(init),
+        };
+        request.check().unwrap();
+        (request.width, request.height) = (Some(2048), Some(2048));
+        request.check().unwrap();
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_refused_by_name() {
+        for v in [0, 1, 15, 17, 4112, usize::MAX] {
+            assert!(refused(|r| r.width = Some(v)).starts_with("width: "));
+            assert!(refused(|r| r.height = Some(v)).starts_with("height: "));
+        }
+        assert!(refused(|r| (r.width, r.height) = (Some(2048), Some(2064))).contains("2048x2064"));
+        for v in [0, 1001, usize::MAX] {
+            assert!(refused(|r| r.steps = Some(v)).contains("1 to 1000"));
+            assert!(refused(|r| r.count = Some(v)).contains("1 to 64"));
+        }
+        for v in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.1, 100.1] {
+            assert!(refused(|r| r.guidance = Some(v)).starts_with("guidance: "));
+            assert!(refused(|r| r.cfg_scale = Some(v)).starts_with("cfg_scale: "));
+            let picture = Picture { width: 1, height: 1, rgb: vec![0; 3] };
+            assert!(refused(|r| r.init = Some(InitImage { picture: picture.clone(), strength: v })).contains("0 to 1"));
+        }
+        assert!(refused(|r| r.prompt = "a".repeat(1 << 20)).contains("1048576 bytes"));
+        assert!(refused(|r| r.prompt = "a\0b".to_string()).contains("U+0000 at byte 1"));
+        assert!(refused(|r| r.negative = Some("\u{1b}[2J".to_string())).starts_with("negative: "));
+    }
 }

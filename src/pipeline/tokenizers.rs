@@ -6,6 +6,8 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
 
 use serde::Deserialize;
 use tokenizers::models::bpe::{BPE, Vocab};
@@ -50,31 +52,61 @@ pub struct Ids {
 
 /// The two tokenizers.
 pub struct Tokenizers {
-    clip: Coder,
-    t5: Coder,
+    clip: Building,
+    t5: Building,
 }
 
 impl Tokenizers {
-    /// Builds both, at the same time. Each path is a `tokenizer.json`, or a folder that may hold one (for CLIP also a
-    /// `merges.txt`); where a folder holds neither, or there is no path, the built-in tokenizer is used: all FLUX.1 models
-    /// share it.
+    /// Begins to build both, at the same time and beside the caller, who meanwhile opens the model; the first use waits.
+    /// Each path is a `tokenizer.json`, or a folder that may hold one (for CLIP also a `merges.txt`); such a file is waited
+    /// for, and refused here. Where a folder holds neither, or there is no path, the built-in tokenizer is used: all FLUX.1
+    /// models share it.
     pub fn load(clip: Option<&Path>, t5: Option<&Path>) -> Result<Self> {
-        std::thread::scope(|scope| {
-            let t5 = scope.spawn(|| Coder::t5(t5));
-            let clip = Coder::clip(clip)?;
-            let t5 = t5.join().unwrap_or_else(|_| Err(Error::model("the T5 tokenizer could not be built")))?;
-            Ok(Tokenizers { clip, t5 })
-        })
+        let clip_path = clip.and_then(|path| file_in(path, &["tokenizer.json", "merges.txt"]));
+        let t5_path = t5.and_then(|path| file_in(path, &["tokenizer.json"]));
+        let given = (clip_path.is_some(), t5_path.is_some());
+        let tokenizers = Tokenizers {
+            clip: Building::start(move || Coder::clip(clip_path)),
+            t5: Building::start(move || Coder::t5(t5_path)),
+        };
+        if given.0 {
+            tokenizers.clip.get()?;
+        }
+        if given.1 {
+            tokenizers.t5.get()?;
+        }
+        Ok(tokenizers)
     }
 
     /// `text` as CLIP reads it: 77 ids, the start mark, the text's pieces, the end mark, and more end marks as padding.
     pub fn clip_ids(&self, text: &str) -> Result<Ids> {
-        self.clip.ids(text, CLIP_LENGTH, Some(CLIP_START), CLIP_END, CLIP_END)
+        self.clip.get()?.ids(text, CLIP_LENGTH, Some(CLIP_START), CLIP_END, CLIP_END)
     }
 
     /// `text` as T5 reads it: `length` ids (at least 1), the text's pieces, the end mark, and zeros as padding.
     pub fn t5_ids(&self, text: &str, length: usize) -> Result<Ids> {
-        self.t5.ids(text, length, None, T5_END, T5_PAD)
+        self.t5.get()?.ids(text, length, None, T5_END, T5_PAD)
+    }
+}
+
+/// A tokenizer that a thread builds.
+struct Building {
+    thread: Mutex<Option<JoinHandle<Result<Coder>>>>,
+    built: OnceLock<Result<Coder>>,
+}
+
+impl Building {
+    fn start(build: impl FnOnce() -> Result<Coder> + Send + 'static) -> Self {
+        Building { thread: Mutex::new(Some(std::thread::spawn(build))), built: OnceLock::new() }
+    }
+
+    fn get(&self) -> Result<&Coder> {
+        let join = || {
+            let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let failed = || Error::model("the tokenizer could not be built");
+            thread.and_then(|thread| thread.join().ok()).unwrap_or_else(|| Err(failed()))
+        };
+        self.built.get_or_init(join).as_ref().map_err(Error::clone)
     }
 }
 
@@ -122,8 +154,8 @@ struct Coder {
 }
 
 impl Coder {
-    fn clip(path: Option<&Path>) -> Result<Self> {
-        let coder = match path.and_then(|path| file_in(path, &["tokenizer.json", "merges.txt"])) {
+    fn clip(path: Option<PathBuf>) -> Result<Self> {
+        let coder = match path {
             None => Coder::new(clip_from_merges(CLIP_MERGES), None)?,
             Some(path) => {
                 let text = read(&path)?;
@@ -148,8 +180,8 @@ impl Coder {
         coder.probed(CLIP_END as usize + 1)
     }
 
-    fn t5(path: Option<&Path>) -> Result<Self> {
-        let coder = match path.and_then(|path| file_in(path, &["tokenizer.json"])) {
+    fn t5(path: Option<PathBuf>) -> Result<Self> {
+        let coder = match path {
             None => Coder::new(t5_from_json(T5_JSON), None)?,
             Some(path) => Coder::new(t5_from_json(&read(&path)?), Some(path))?,
         };
@@ -348,16 +380,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_to_load() {
-        let begin = std::time::Instant::now();
-        let clip = Coder::clip(None).unwrap();
-        let t1 = begin.elapsed();
-        let begin = std::time::Instant::now();
-        Coder::t5(None).unwrap();
-        eprintln!("clip {t1:?} t5 {:?}", begin.elapsed());
-        let begin = std::time::Instant::now();
-        let _: File<UnigramFile> = parse(T5_JSON, "Unigram").unwrap();
-        eprintln!("t5 parse {:?}", begin.elapsed());
-        assert_eq!(clip.ids("a photo of a cat", 8, Some(1), 2, 3).unwrap().ids, [1, 320, 1125, 539, 320, 2368, 2, 3]);
+    fn a_panic_of_foreign_code_becomes_an_error() {
+        assert_eq!(guard(|| Ok(1)), Ok(1));
+        assert!(!panic_is_caught());
+        let outcome: std::result::Result<(), String> = guard(|| {
+            assert!(panic_is_caught());
+            std::panic::resume_unwind(Box::new("malformed"))
+        });
+        assert!(outcome.unwrap_err().contains("malformed"));
+        assert!(!panic_is_caught());
+    }
+
+    #[test]
+    fn cuts_fall_on_characters() {
+        assert_eq!((0..=5).map(|i| boundary("a\u{72d0}b", i)).collect::<Vec<_>>(), [0, 1, 1, 1, 4, 5]);
+        assert_eq!(boundary("ab", 9), 2);
+    }
+
+    #[test]
+    fn the_byte_alphabet_has_every_byte_once() {
+        let mut characters = byte_characters();
+        assert_eq!((characters.len(), characters[0], characters[255]), (256, '!', '\u{143}'));
+        characters.sort();
+        characters.dedup();
+        assert_eq!(characters.len(), 256);
     }
 }

@@ -1,0 +1,218 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::values::{self, Budget, Seed};
+use crate::pipeline::images::{DEFAULT_QUALITY, Format};
+use crate::pipeline::request::{ModelFiles, RunOptions};
+
+const EXAMPLES: &str = "\
+Examples:
+  flux-fast \"a fox, 3D style, on a blue background\"
+  flux-fast -p \"a lighthouse\" --model flux1-dev.safetensors --vram 8G --size 1024x768 -o light.png
+  flux-fast again light.png --steps 30 -o better.png
+
+Exit codes: 0 done, 2 bad argument, 3 bad model file, 4 missing file, 5 memory or budget,
+  6 device, 7 output not written, 8 numbers not finite, 130 and 143 stopped by a signal.";
+
+/// The subcommands' names; as a lone prompt each is more likely a command in the wrong place.
+pub const COMMANDS: [&str; 7] = ["generate", "plan", "again", "bench", "doctor", "inspect", "help"];
+
+/// FLUX.1 text-to-image for small GPUs and plain CPUs.
+///
+/// `flux-fast PROMPT` is `flux-fast generate -p PROMPT`. Progress goes to stderr, results to stdout.
+#[derive(Debug, Parser)]
+#[command(name = "flux-fast", version, max_term_width = 110, after_help = EXAMPLES)]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub generate: GenerateArgs,
+    #[command(flatten)]
+    pub how: How,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Draw pictures from a prompt
+    Generate(GenerateArgs),
+    /// Say what a request would use (memory, phases, where weights stay), without running it
+    Plan(GenerateArgs),
+    /// Draw a picture again from the settings in its file; options given here replace them
+    Again(AgainArgs),
+    /// Time a request: seconds a step, and memory
+    Bench(BenchArgs),
+    /// Show devices, memory, and the models that can be found
+    Doctor,
+    /// Show what a picture or a model file holds
+    Inspect(InspectArgs),
+}
+
+/// How results are told, for every command.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct How {
+    /// Print one JSON object on stdout; errors too
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress and no notes on stderr; warnings and errors stay
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// What to draw; `-` reads it from stdin
+    #[arg(value_name = "PROMPT", conflicts_with = "prompt")]
+    pub words: Option<String>,
+    #[command(flatten)]
+    pub request: RequestArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct AgainArgs {
+    /// A PNG, JPEG, WebP or TIFF that holds its settings
+    #[arg(value_name = "IMAGE")]
+    pub image: PathBuf,
+    #[command(flatten)]
+    pub request: RequestArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// How many timed runs, after one that is not timed
+    #[arg(long, value_parser = values::runs, default_value = "3", allow_hyphen_values = true)]
+    pub runs: usize,
+    #[command(flatten)]
+    pub request: RequestArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A picture, a .safetensors file, or a model folder
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Picture")]
+pub struct RequestArgs {
+    /// What to draw; `-` reads it from stdin
+    #[arg(short, long, value_name = "PROMPT", allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// What not to draw; needs a --cfg-scale other than 1 to have an effect
+    #[arg(long, value_name = "PROMPT", allow_hyphen_values = true)]
+    pub negative: Option<String>,
+    /// How many pictures, 1 to 64; one noise stream for all
+    #[arg(short = 'n', long = "count", value_name = "N", value_parser = values::count, allow_hyphen_values = true)]
+    pub count: Option<usize>,
+    /// Denoising steps, 1 to 1000 [default: the model's own]
+    #[arg(long, value_name = "N", value_parser = values::steps, allow_hyphen_values = true)]
+    pub steps: Option<usize>,
+    /// A whole number up to 2^64 - 1, or `random` (or -1) [default: random]
+    #[arg(short, long, value_parser = values::seed, allow_hyphen_values = true)]
+    pub seed: Option<Seed>,
+    /// Pixels, a multiple of 16 from 16 to 4096; at most 2048x2048 pixels in all [default: the model's own]
+    #[arg(short = 'W', long, value_name = "PIXELS", value_parser = values::side, allow_hyphen_values = true)]
+    pub width: Option<usize>,
+    /// Pixels, like --width
+    #[arg(short = 'H', long, value_name = "PIXELS", value_parser = values::side, allow_hyphen_values = true)]
+    pub height: Option<usize>,
+    /// Both at once
+    #[arg(long, value_name = "WxH", value_parser = values::size, conflicts_with_all = ["width", "height"], allow_hyphen_values = true)]
+    pub size: Option<(usize, usize)>,
+    /// How closely to follow the prompt, 0 to 100; models without guidance ignore it and say so [default: the model's own]
+    #[arg(long, value_name = "X", value_parser = values::scale, allow_hyphen_values = true)]
+    pub guidance: Option<f32>,
+    /// True classifier-free guidance, 0 to 100; 1 is off, anything else takes twice the time [default: 1]
+    #[arg(long, value_name = "X", value_parser = values::scale, allow_hyphen_values = true)]
+    pub cfg_scale: Option<f32>,
+    /// A picture to start from (PNG, JPEG, WebP, BMP, TIFF); its middle is cut to the aspect ratio and resized
+    #[arg(short, long, value_name = "IMAGE")]
+    pub init_img: Option<PathBuf>,
+    /// How far to leave --init-img: 0 keeps it, 1 ignores it [default: 0.75]
+    #[arg(long, value_name = "X", value_parser = values::strength, requires = "init_img", allow_hyphen_values = true)]
+    pub strength: Option<f32>,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Model and device")]
+pub struct EngineArgs {
+    /// A .safetensors file, a folder, or `embedded` [default: embedded, a small model that draws emoji]
+    #[arg(long, value_name = "PATH")]
+    pub model: Option<String>,
+    /// CLIP's weights, where the model does not hold them
+    #[arg(long, value_name = "PATH")]
+    pub clip: Option<PathBuf>,
+    /// T5's weights, where the model does not hold them
+    #[arg(long, value_name = "PATH")]
+    pub t5: Option<PathBuf>,
+    /// The autoencoder's weights, where the model does not hold them
+    #[arg(long, value_name = "PATH")]
+    pub vae: Option<PathBuf>,
+    /// auto, cpu, cuda[:N] or wgpu[:N]
+    #[arg(long, value_parser = values::device, default_value = "auto")]
+    pub device: String,
+    /// Bound on device memory: auto, 8G (8 * 10^9 bytes) or 8GiB (8 * 2^30); changes speed, never pixels
+    #[arg(long, value_name = "SIZE", value_parser = values::budget, default_value = "auto", allow_hyphen_values = true)]
+    pub vram: Budget,
+    /// Bound on host memory, like --vram
+    #[arg(long, value_name = "SIZE", value_parser = values::budget, default_value = "auto", allow_hyphen_values = true)]
+    pub ram: Budget,
+    /// Arithmetic: auto, f32 or bf16
+    #[arg(long, value_parser = ["auto", "f32", "bf16"], default_value = "auto")]
+    pub compute: String,
+    /// Force a kernel variant, such as linear=linear_f32_avx2; may be given several times
+    #[arg(long = "kernel", value_name = "OP=NAME", value_parser = values::kernel)]
+    pub kernels: Vec<String>,
+    /// Worker threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = values::threads, allow_hyphen_values = true)]
+    pub threads: Option<usize>,
+}
+
+impl EngineArgs {
+    pub fn files(&self) -> ModelFiles {
+        let EngineArgs { model, clip, t5, vae, .. } = self.clone();
+        ModelFiles { model, clip, t5, vae }
+    }
+
+    pub fn options(&self) -> RunOptions {
+        RunOptions {
+            device: self.device.clone(),
+            vram_bytes: self.vram.bytes(),
+            ram_bytes: self.ram.bytes(),
+            compute: self.compute.clone(),
+            kernels: self.kernels.clone(),
+            threads: self.threads,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArgs {
+    /// A file (replaced if there), or a folder; {seed} and {i} are filled in [default: flux-{seed}.png, never replaced]
+    #[arg(short, long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+    /// png, jpeg, webp (lossless), bmp or tiff [default: the output's extension, else png]
+    #[arg(long, value_parser = values::format)]
+    pub format: Option<Format>,
+    /// JPEG quality, 1 to 100
+    #[arg(long, value_parser = values::quality, default_value_t = DEFAULT_QUALITY, allow_hyphen_values = true)]
+    pub quality: u8,
+    /// Show the picture in the terminal, too
+    #[arg(long)]
+    pub preview: bool,
+}

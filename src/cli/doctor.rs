@@ -1,0 +1,136 @@
+//! `doctor`: what this machine offers, and which models can be found on it.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use sysinfo::System;
+
+use super::args::How;
+use super::output;
+use crate::error::Result;
+
+#[derive(Debug, Serialize)]
+struct Report {
+    version: &'static str,
+    system: String,
+    cpu: Cpu,
+    memory: Memory,
+    models: Vec<Place>,
+}
+
+#[derive(Debug, Serialize)]
+struct Cpu {
+    name: String,
+    cores: usize,
+    /// Instruction sets that the kernels have variants for, as far as this processor has them.
+    instructions: Vec<&'static str>,
+}
+
+#[derive(Debug, Serialize)]
+struct Memory {
+    total_bytes: u64,
+    available_bytes: u64,
+    /// What a container allows, where there is such a limit.
+    limit_bytes: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Place {
+    path: PathBuf,
+    exists: bool,
+    found: Vec<String>,
+}
+
+/// Shows all of it; finding nothing is no error.
+pub fn doctor(how: How) -> Result<()> {
+    let report = look();
+    if how.json { output::json(&report) } else { output::text(&text(&report)) }
+}
+
+fn look() -> Report {
+    let (name, memory) = match System::new() {
+        Ok(system) => facts(system),
+        // Sandboxes may hide what the system knows; the rest of the report is still of use.
+        Err(_) => (String::new(), Memory { total_bytes: 0, available_bytes: 0, limit_bytes: None }),
+    };
+    let system = format!("{} {}", System::long_os_version().unwrap_or_default(), std::env::consts::ARCH);
+    Report {
+        version: env!("CARGO_PKG_VERSION"),
+        system: system.trim().to_string(),
+        cpu: Cpu {
+            name: if name.is_empty() { "unknown".to_string() } else { name },
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            instructions: instructions(),
+        },
+        memory,
+        models: places().into_iter().map(place).collect(),
+    }
+}
+
+fn facts(mut system: System) -> (String, Memory) {
+    system.refresh_memory();
+    system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
+    let name = system.cpus().first().map_or(String::new(), |cpu| cpu.brand().trim().to_string());
+    let total_bytes = system.total_memory();
+    let limit = system.cgroup_limits().map(|limits| limits.total_memory);
+    let limit_bytes = limit.filter(|&limit| limit < total_bytes);
+    (name, Memory { total_bytes, available_bytes: system.available_memory(), limit_bytes })
+}
+
+#[cfg(target_arch = "x86_64")]
+fn instructions() -> Vec<&'static str> {
+    let sets = [
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("fma", is_x86_feature_detected!("fma")),
+        ("f16c", is_x86_feature_detected!("f16c")),
+        ("avx512f", is_x86_feature_detected!("avx512f")),
+        ("avx512bw", is_x86_feature_detected!("avx512bw")),
+        ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
+    ];
+    sets.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn instructions() -> Vec<&'static str> {
+    Vec::new()
+}
+
+/// Folders in which models commonly lie: here, and in the Hugging Face cache, wherever its own variables put it.
+fn places() -> Vec<PathBuf> {
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let cache = var("HF_HUB_CACHE").or_else(|| Some(var("HF_HOME")?.join("hub"))).or_else(|| {
+        let home = var("XDG_CACHE_HOME").or_else(|| Some(var("HOME").or(var("USERPROFILE"))?.join(".cache")))?;
+        Some(home.join("huggingface/hub"))
+    });
+    [PathBuf::from("."), PathBuf::from("models")].into_iter().chain(cache).collect()
+}
+
+fn place(path: PathBuf) -> Place {
+    let looks_right = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        let cached = name.starts_with("models--") && name.contains("flux");
+        let file = path.extension().is_some_and(|e| e == "safetensors") && path.is_file();
+        cached || file || path.join("model_index.json").is_file()
+    };
+    let entries = std::fs::read_dir(&path);
+    let exists = entries.is_ok();
+    let paths = entries.into_iter().flatten().flatten().map(|e| e.path());
+    let mut found: Vec<String> = paths.filter(|p| looks_right(p)).map(|p| p.display().to_string()).collect();
+    found.sort();
+    Place { path, exists, found }
+}
+
+fn text(report: &Report) -> String {
+    let Report { version, system, cpu, memory, models } = report;
+    let mut text = format!("flux-fast {version}, {system}\n");
+    text += &format!("cpu: {}, {} threads, {}\n", cpu.name, cpu.cores, cpu.instructions.join(" "));
+    let bytes = output::bytes;
+    text += &format!("memory: {} of {} available", bytes(memory.available_bytes), bytes(memory.total_bytes));
+    text += &memory.limit_bytes.map_or(String::new(), |limit| format!(", limited to {}", bytes(limit)));
+    text += "\nmodels:\n  embedded\n";
+    for place in models {
+        text += &format!("  {}{}\n", place.path.display(), if place.exists { "" } else { " (not there)" });
+        text += &place.found.iter().map(|f| format!("    {f}\n")).collect::<String>();
+    }
+    text
+}

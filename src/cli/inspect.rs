@@ -1,0 +1,53 @@
+//! `inspect`: what a picture or a model file holds.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use super::args::How;
+use super::generate::settings_as_json;
+use super::output;
+use crate::error::{Error, Result};
+use crate::pipeline::images::read_metadata;
+use crate::pipeline::inspect_weights;
+use crate::pipeline::request::Settings;
+
+/// Shows the settings of a picture, or the tensors of a model file or folder.
+pub fn inspect(path: &Path, how: How) -> Result<()> {
+    if !is_picture(path)? {
+        let found = inspect_weights(path)?;
+        return if how.json { output::json(&found) } else { output::text(&format!("{found}\n")) };
+    }
+    let settings = read_metadata(path)?;
+    if how.json { output::json(&settings_as_json(&settings)) } else { output::text(&lines(&settings)) }
+}
+
+/// By its first bytes; a folder is none.
+fn is_picture(path: &Path) -> Result<bool> {
+    let cannot = |e: std::io::Error| {
+        let kind = if e.kind() == std::io::ErrorKind::NotFound { Error::missing } else { Error::argument };
+        kind(format!("the file cannot be read: {e}")).at_path(path).try_("check the path")
+    };
+    if std::fs::metadata(path).map_err(cannot)?.is_dir() {
+        return Ok(false);
+    }
+    let mut start = Vec::new();
+    File::open(path).and_then(|file| file.take(16).read_to_end(&mut start)).map_err(cannot)?;
+    Ok(image::guess_format(&start).is_ok())
+}
+
+fn lines(settings: &Settings) -> String {
+    let mut text = format!("prompt: {}\n", settings.prompt);
+    if let Some(negative) = &settings.negative {
+        text += &format!("negative: {negative}\n");
+    }
+    let Settings { count, steps, seed, width, height, cfg_scale, model, model_hash, .. } = settings;
+    text += &format!("steps: {steps}\nseed: {seed}\nsize: {width}x{height}\ncount: {count}\ncfg scale: {cfg_scale}\n");
+    if let Some(guidance) = settings.guidance {
+        text += &format!("guidance: {guidance}\n");
+    }
+    if let Some(strength) = settings.strength {
+        text += &format!("strength: {strength}\n");
+    }
+    text + format!("model: {model} {model_hash}").trim_end() + "\n"
+}

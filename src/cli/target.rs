@@ -1,0 +1,120 @@
+//! From `-o`, `--format`, the seed and the count to file names.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::pipeline::images::{Format, probe_output};
+
+/// Where the pictures go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// May hold `{seed}` and `{i}`.
+    pattern: PathBuf,
+    pub format: Format,
+    /// The name is ours, so a file that has it already belongs to an earlier run.
+    keep_existing: bool,
+}
+
+impl Target {
+    /// `Kind::Argument` for an extension that names no format, or another one than `format`.
+    pub fn new(output: Option<&Path>, format: Option<Format>) -> Result<Self> {
+        let own_name = |format: Option<Format>| format!("flux-{{seed}}.{}", format.unwrap_or(Format::Png).extension());
+        let ours = |pattern| Ok(Target { pattern, format: format.unwrap_or(Format::Png), keep_existing: true });
+        let Some(output) = output else { return ours(own_name(format).into()) };
+        if output.is_dir() || output.as_os_str().to_string_lossy().ends_with('/') {
+            return ours(output.join(own_name(format)));
+        }
+        let extension = output.extension().map(|e| e.to_string_lossy().into_owned());
+        let named = extension.as_deref().map(|e| (e, Format::parse(e)));
+        let format = match (format, named) {
+            (Some(format), Some((extension, Some(named)))) if format != named => {
+                return Err(Error::argument("--format and the output's extension disagree")
+                    .at_path(output)
+                    .found(format!(".{extension}"))
+                    .expected(format!(".{}", format.extension()))
+                    .try_("leave one of them out"));
+            }
+            (Some(format), _) | (None, Some((_, Some(format)))) => format,
+            (None, None) => Format::Png,
+            (None, Some((extension, None))) => {
+                return Err(Error::argument("no image format has this extension")
+                    .at_path(output)
+                    .found(format!(".{extension}"))
+                    .expected("png, jpg, webp, bmp or tiff")
+                    .try_("another name, or --format png"));
+            }
+        };
+        Ok(Target { pattern: output.to_path_buf(), format, keep_existing: false })
+    }
+
+    /// Fails now if the pictures could not be written later.
+    pub fn probe(&self) -> Result<()> {
+        probe_output(&self.path(u64::MAX, 0, 1))
+    }
+
+    /// The name of picture `index` (from 0) of `count`.
+    pub fn path(&self, seed: u64, index: usize, count: usize) -> PathBuf {
+        let number = (index + 1).to_string();
+        let name = self.pattern.file_name().unwrap_or_default().to_string_lossy();
+        let numbered = name.contains("{i}");
+        let name = name.replace("{seed}", &seed.to_string()).replace("{i}", &number);
+        let with = |suffix: &str| match name.rsplit_once('.') {
+            Some((stem, extension)) if !stem.is_empty() => {
+                self.pattern.with_file_name(format!("{stem}{suffix}.{extension}"))
+            }
+            _ => self.pattern.with_file_name(format!("{name}{suffix}")),
+        };
+        let path = if count > 1 && !numbered { with(&format!("-{number}")) } else { with("") };
+        if !self.keep_existing || !path.exists() {
+            return path;
+        }
+        let first = if count > 1 { format!("-{number}") } else { String::new() };
+        (2..).map(|again| with(&format!("{first}_{again}"))).find(|path| !path.exists()).unwrap_or(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_pattern_the_seed_and_the_count() {
+        let path = |output: &str, index, count| {
+            let target = Target::new(Some(Path::new(output)), None).unwrap();
+            target.path(7, index, count).display().to_string()
+        };
+        assert_eq!(path("no-such-folder/fox.png", 0, 1), "no-such-folder/fox.png");
+        assert_eq!(path("fox.jpg", 1, 3), "fox-2.jpg");
+        assert_eq!(path("fox.v2.webp", 0, 2), "fox.v2-1.webp");
+        assert_eq!(path("{seed}-{i}.tif", 1, 3), "7-2.tif");
+        assert_eq!(path("fox", 0, 1), "fox");
+        assert_eq!(path("fox", 2, 3), "fox-3");
+        assert_eq!(path("no-such-folder/", 0, 1), "no-such-folder/flux-7.png");
+    }
+
+    #[test]
+    fn our_own_names_never_replace_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = Target::new(Some(folder.path()), Some(Format::Jpeg)).unwrap();
+        assert_eq!(target.path(7, 0, 1), folder.path().join("flux-7.jpg"));
+        std::fs::write(folder.path().join("flux-7.jpg"), b"").unwrap();
+        std::fs::write(folder.path().join("flux-7_2.jpg"), b"").unwrap();
+        assert_eq!(target.path(7, 0, 1), folder.path().join("flux-7_3.jpg"));
+        assert_eq!(target.path(7, 0, 2), folder.path().join("flux-7-1.jpg"));
+        let named = Target::new(Some(&folder.path().join("flux-7.jpg")), None).unwrap();
+        assert_eq!(named.path(7, 0, 1), folder.path().join("flux-7.jpg"));
+    }
+
+    #[test]
+    fn the_format_comes_from_the_flag_or_the_extension_and_they_must_agree() {
+        let format = |output: Option<&str>, format| Target::new(output.map(Path::new), format).map(|t| t.format);
+        assert_eq!(format(None, None).unwrap(), Format::Png);
+        assert_eq!(format(None, Some(Format::WebP)).unwrap(), Format::WebP);
+        assert_eq!(format(Some("x.JPEG"), None).unwrap(), Format::Jpeg);
+        assert_eq!(format(Some("x.jpg"), Some(Format::Jpeg)).unwrap(), Format::Jpeg);
+        assert_eq!(format(Some("x.data"), Some(Format::Bmp)).unwrap(), Format::Bmp);
+        for (output, flag) in [("x.gif", None), ("x.", None), ("x.png", Some(Format::Jpeg))] {
+            assert_eq!(format(Some(output), flag).unwrap_err().kind(), crate::error::Kind::Argument, "{output}");
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! The binary from outside: exit codes, what is said where, and what is left behind.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use flux_fast::pipeline::images::{Format, Metadata, save};
+use flux_fast::pipeline::request::{Picture, Settings};
+use serde_json::Value;
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flux-fast"));
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    command(arguments).output().expect("the binary starts")
+}
+
+fn code(output: &Output) -> Option<i32> {
+    output.status.code()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("stderr is UTF-8")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("stdout is UTF-8")
+}
+
+fn a_picture(path: &Path, strength: Option<f32>) {
+    let settings = Settings {
+        prompt: "a fox, \"red\"\nin snow 🦊".to_string(),
+        negative: None,
+        count: 1,
+        steps: 4,
+        seed: u64::MAX,
+        width: 16,
+        height: 16,
+        guidance: Some(3.5),
+        cfg_scale: 1.0,
+        strength,
+        model: "flux-tiny".to_string(),
+        model_hash: "0123456789".to_string(),
+    };
+    let picture = Picture { width: 16, height: 16, rgb: vec![127; 768] };
+    save(&picture, path, Format::Png, 90, &Metadata { settings: &settings, index: 0 }).unwrap();
+}
+
+#[test]
+fn bad_arguments_exit_with_2_say_the_range_and_write_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let cases: &[(&[&str], &str)] = &[
+        (&["--steps", "0"], "1 to 1000"),
+        (&["--steps", "1000000000"], "1 to 1000"),
+        (&["--steps", "-1"], "1 to 1000"),
+        (&["--steps", "4.5"], "1 to 1000"),
+        (&["-n", "0"], "1 to 64"),
+        (&["-n", "1000000000"], "1 to 64"),
+        (&["-W", "0"], "multiple of 16 from 16 to 4096"),
+        (&["-W", "-1"], "multiple of 16 from 16 to 4096"),
+        (&["-W", "17"], "16 or 32"),
+        (&["-H", "1000000000"], "multiple of 16 from 16 to 4096"),
+        (&["--size", "1024"], "1024x768"),
+        (&["--size", "4096x4096"], "2048x2048"),
+        (&["--size", "1000x768"], "992 or 1008"),
+        (&["--size", "64x64", "-W", "64"], "cannot be used with"),
+        (&["--seed", "-2"], "18446744073709551615"),
+        (&["--seed", "18446744073709551616"], "18446744073709551615"),
+        (&["--guidance", "nan"], "0 to 100"),
+        (&["--guidance", "1e400"], "0 to 100"),
+        (&["--guidance", "1e39"], "0 to 100"),
+        (&["--guidance", "-1"], "0 to 100"),
+        (&["--cfg-scale", "inf"], "0 to 100"),
+        (&["--strength", "1.5", "-i", "x.png"], "0 to 1"),
+        (&["--strength", "0.5"], "--init-img"),
+        (&["--vram", "lots"], "8GiB"),
+        (&["--ram", "0"], "8GiB"),
+        (&["--vram", "-8G"], "8GiB"),
+        (&["--device", "gpu"], "cuda:N"),
+        (&["--compute", "f64"], "bf16"),
+        (&["--kernel", "linear"], "OPERATION=NAME"),
+        (&["--threads", "0"], "1 to 1024"),
+        (&["--quality", "101"], "1 to 100"),
+        (&["--format", "gif"], "png, jpeg, webp, bmp or tiff"),
+        (&["-o", "x.gif"], "png, jpg, webp, bmp or tiff"),
+        (&["-o", "x.png", "--format", "jpeg"], "disagree"),
+        (&["-p", "another prompt"], "cannot be used with"),
+        (&["another positional"], "try: the prompt in quotes"),
+        (&["--no-such-flag"], "--no-such-flag"),
+    ];
+    for (arguments, expected) in cases {
+        for subcommand in [&[][..], &["generate"]] {
+            let all: Vec<&str> = subcommand.iter().copied().chain(["a fox"]).chain(arguments.iter().copied()).collect();
+            let output = command(&all).current_dir(&folder).output().unwrap();
+            let said = stderr(&output);
+            assert_eq!(code(&output), Some(2), "{all:?}: {said}");
+            assert!(said.starts_with("error: ") && said.contains(expected), "{all:?}: {said}");
+            assert!(!said.contains("panicked"), "{all:?}: {said}");
+            assert_eq!(stdout(&output), "", "{all:?}");
+        }
+    }
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+}
+
+#[test]
+fn errors_are_json_too_where_json_was_asked_for() {
+    for (arguments, exit, name) in [
+        (&["a fox", "--json", "--steps", "0"][..], 2, "bad_argument"),
+        (&["--json", "a fox", "-W", "17"], 2, "bad_argument"),
+        (&["again", "--json", "/nowhere/x.png"], 4, "missing_file"),
+        (&["a fox", "--json", "-o", "/nowhere/x.png"], 7, "output"),
+    ] {
+        let output = run(arguments);
+        assert_eq!(code(&output), Some(exit), "{arguments:?}: {}", stderr(&output));
+        let told: Value = serde_json::from_str(&stdout(&output)).expect("one JSON object");
+        assert_eq!(told["error"]["code"], name, "{told}");
+        assert!(told["error"]["message"].as_str().is_some_and(|m| m.len() > 10), "{told}");
+        assert!(told["error"]["hint"].is_string(), "{told}");
+        assert!(stderr(&output).starts_with("error: "));
+    }
+}
+
+#[test]
+fn prompts_that_cannot_be_drawn_are_refused_and_others_are_not() {
+    let long = "a".repeat(100_000);
+    for prompt in [long.as_str(), "bell\u{7}", "\u{1b}[2J"] {
+        let output = run(&["-p", prompt]);
+        assert_eq!(code(&output), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains("prompt"), "{}", stderr(&output));
+    }
+    // What stdin holds is bounded as well, and must be text.
+    for (bytes, expected) in [(vec![b'a'; 1 << 20], "at most 10000"), (vec![0xff, 0xfe], "UTF-8")] {
+        let mut child = command(&["-"]).stdin(Stdio::piped()).spawn().unwrap();
+        // The reader may be gone before all is written.
+        child.stdin.take().unwrap().write_all(&bytes).ok();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(code(&output), Some(2));
+        assert!(stderr(&output).contains(expected), "{}", stderr(&output));
+    }
+    let output = run(&["generate"]);
+    assert_eq!(code(&output), Some(2));
+    assert!(stderr(&output).contains("no prompt"), "{}", stderr(&output));
+    let output = run(&[]);
+    assert_eq!(code(&output), Some(2));
+    assert!(stderr(&output).contains("Usage"), "{}", stderr(&output));
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_found_before_the_work_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("file"), b"").unwrap();
+    let long = format!("{}.png", "x".repeat(300));
+    for name in ["missing/x.png", "file/x.png", &long] {
+        let output = command(&["a fox", "-o", name]).current_dir(&folder).output().unwrap();
+        assert_eq!(code(&output), Some(7), "{name}: {}", stderr(&output));
+        assert!(stderr(&output).contains("  try: "), "{name}: {}", stderr(&output));
+    }
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+}
+
+#[test]
+fn input_pictures_that_are_missing_or_no_pictures_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("x.png"), b"not a picture").unwrap();
+    for (arguments, exit, name) in [
+        (&["a fox", "-i", "none.png"][..], 4, "none.png"),
+        (&["a fox", "-i", "x.png"], 2, "x.png"),
+        (&["again", "none.png"], 4, "none.png"),
+        (&["again", "x.png"], 2, "x.png"),
+        (&["inspect", "none.png"], 4, "none.png"),
+    ] {
+        let output = command(arguments).current_dir(&folder).output().unwrap();
+        assert_eq!(code(&output), Some(exit), "{arguments:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(name), "{arguments:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn inspect_shows_the_settings_of_a_picture() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.png");
+    a_picture(&path, None);
+    let path = path.to_str().unwrap();
+    let output = run(&["inspect", path]);
+    assert_eq!(code(&output), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    for expected in
+        ["prompt: a fox, \"red\"\nin snow 🦊\n", "seed: 18446744073709551615\n", "size: 16x16\n", "guidance: 3.5\n"]
+    {
+        assert!(text.contains(expected), "{text}");
+    }
+    let output = run(&["inspect", "--json", path]);
+    let told: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!((told["seed"].as_u64(), told["seed_text"].as_str()), (Some(u64::MAX), Some("18446744073709551615")));
+    assert_eq!(told["prompt"], "a fox, \"red\"\nin snow 🦊");
+}
+
+#[test]
+fn again_checks_its_overrides_and_asks_for_the_first_picture() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.png");
+    a_picture(&path, Some(0.6));
+    let output = run(&["again", path.to_str().unwrap()]);
+    assert_eq!(code(&output), Some(2));
+    assert!(stderr(&output).contains("  try: -i "), "{}", stderr(&output));
+    a_picture(&path, None);
+    let output = run(&["again", path.to_str().unwrap(), "-W", "4096", "-H", "4096"]);
+    assert_eq!(code(&output), Some(2));
+    assert!(stderr(&output).contains("2048x2048"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_command_after_flags_is_not_drawn() {
+    for arguments in [&["--json", "doctor"][..], &["--json", "-q", "doctor"], &["-q", "doctor", "--json"]] {
+        let output = run(arguments);
+        assert_eq!(code(&output), Some(0), "{arguments:?}: {}", stderr(&output));
+        assert!(serde_json::from_str::<Value>(&stdout(&output)).unwrap()["cpu"].is_object());
+    }
+    let output = run(&["--steps", "4", "doctor"]);
+    assert_eq!(code(&output), Some(2));
+    assert!(stderr(&output).contains("-p doctor"), "{}", stderr(&output));
+}
+
+#[test]
+fn help_names_every_flag_and_command() {
+    let output = run(&["--help"]);
+    assert_eq!((code(&output), stderr(&output).as_str()), (Some(0), ""));
+    let text = stdout(&output);
+    for word in [
+        "generate",
+        "plan",
+        "again",
+        "bench",
+        "doctor",
+        "inspect",
+        "-p",
+        "--prompt",
+        "--negative",
+        "-n",
+        "--count",
+        "--steps",
+        "-s",
+        "--seed",
+        "-W",
+        "--width",
+        "-H",
+        "--height",
+        "--size",
+        "--guidance",
+        "--cfg-scale",
+        "--model",
+        "--clip",
+        "--t5",
+        "--vae",
+        "-i",
+        "--init-img",
+        "--strength",
+        "-o",
+        "--output",
+        "--format",
+        "--quality",
+        "--device",
+        "--vram",
+        "--ram",
+        "--compute",
+        "--kernel",
+        "--threads",
+        "--json",
+        "-q",
+        "--quiet",
+        "--preview",
+        "Exit codes",
+        "Examples",
+    ] {
+        assert!(text.contains(word), "--help does not mention {word}");
+    }
+    for subcommand in ["generate", "plan", "again", "bench", "doctor", "inspect"] {
+        let output = run(&[subcommand, "--help"]);
+        assert_eq!(code(&output), Some(0), "{subcommand}");
+        assert!(stdout(&output).contains("Usage: flux-fast"), "{subcommand}");
+    }
+    let version = run(&["--version"]);
+    assert_eq!(stdout(&version), format!("flux-fast {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn doctor_tells_what_the_machine_has() {
+    let output = run(&["doctor"]);
+    assert_eq!(code(&output), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("cpu: ") && stdout(&output).contains("memory: "), "{}", stdout(&output));
+    let told: Value = serde_json::from_str(&stdout(&run(&["doctor", "--json"]))).unwrap();
+    assert!(told["memory"]["total_bytes"].as_u64().unwrap() > 0, "{told}");
+    assert!(told["cpu"]["cores"].as_u64().unwrap() > 0, "{told}");
+
+    let cache = tempfile::tempdir().unwrap();
+    fs::create_dir(cache.path().join("models--black-forest-labs--FLUX.1-dev")).unwrap();
+    let output = command(&["doctor"]).env("HF_HUB_CACHE", cache.path()).output().unwrap();
+    assert!(stdout(&output).contains("models--black-forest-labs--FLUX.1-dev"), "{}", stdout(&output));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_or_closed_stdout_is_exit_7_and_no_panic() {
+    for arguments in [&["doctor"][..], &["doctor", "--json"], &["--help"], &["--version"]] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = command(arguments).stdout(full).output().unwrap();
+        assert_eq!(code(&output), Some(7), "{arguments:?}: {}", stderr(&output));
+        assert!(stderr(&output).starts_with("error: stdout: "), "{}", stderr(&output));
+
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = command(arguments).stdout(writer).output().unwrap();
+        assert_eq!(code(&output), Some(7), "{arguments:?}: {}", stderr(&output));
+        assert!(!stderr(&output).contains("panicked"), "{}", stderr(&output));
+    }
+    // Nobody to tell it to: the exit code still says it.
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let status = command(&["a fox", "--steps", "0", "--json"]).stdout(full()).stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(2));
+    let status = command(&["inspect", "/nowhere", "--json"]).stdout(full()).stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(4));
+}
