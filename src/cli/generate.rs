@@ -186,7 +186,7 @@ fn warn_of_another_model(recorded: &Settings, used: &Settings, progress: &Progre
 
 /// Writes all pictures; those that were written before one fails stay.
 fn write(generated: &Generated, target: &Target, quality: u8) -> Result<Vec<PathBuf>> {
-    let Generated { pictures, settings } = generated;
+    let Generated { pictures, settings, .. } = generated;
     let mut files = Vec::new();
     for (index, picture) in pictures.iter().enumerate() {
         let path = target.path(settings.seed, index, pictures.len());

@@ -46,6 +46,7 @@ impl Progress {
                 }
             }
             Event::Step { phase, done, steps, seconds } => self.step(phase, done, steps, seconds),
+            Event::Tick => {}
             Event::PhaseEnd { phase, seconds, peak_bytes } => {
                 let planned = output::bytes(peak_bytes);
                 self.note(&format!("{:>9} {seconds:.2} s, planned {planned}{}", phase.name(), memory_now()));
