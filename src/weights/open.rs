@@ -291,10 +291,10 @@ pub fn open_source(source: Arc<dyn ByteSource>, name: &str) -> Result<Checkpoint
 /// transformer among the folder's files.
 fn main_unit(folder: &Path) -> Result<(Unit, PathBuf)> {
     let inner = folder.join("transformer");
-    if folder.join("model_index.json").is_file() && inner.is_dir() {
-        if let Some((unit, _)) = find::choose(find::units(&inner)?, Component::Flux, &Widths::default()) {
-            return Ok((unit, folder.into()));
-        }
+    if folder.join("model_index.json").is_file()
+        && let Some((unit, _)) = find::choose(find::units(&inner)?, Component::Flux, &Widths::default())
+    {
+        return Ok((unit, folder.into()));
     }
     let mut fluxes = Vec::new();
     let mut broken = None;

@@ -337,3 +337,6 @@ impl<'de> Visitor<'de> for MetadataSeed<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

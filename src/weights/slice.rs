@@ -48,7 +48,7 @@ fn overlaps(
 
 /// The part itself if its elements lie at multiples of their size, else a copy that does.
 fn aligned(part: HostPart) -> HostPart {
-    if part.bytes().as_ptr() as usize % part.dtype.size() == 0 {
+    if (part.bytes().as_ptr() as usize).is_multiple_of(part.dtype.size()) {
         return part;
     }
     let bytes = part.bytes();

@@ -96,7 +96,8 @@ mod tests {
     /// Bits from an independent implementation in Python of the definition in `Field`.
     #[test]
     fn values_are_those_of_the_definition() {
-        let cases: [(u64, Component, &str, &[usize], u64, u32); 8] = [
+        type Case = (u64, Component, &'static str, &'static [usize], u64, u32);
+        let cases: [Case; 8] = [
             (0, Component::Flux, "img_in.weight", &[3072, 64], 0, 0xbe24be4d),
             (7, Component::Flux, "img_in.weight", &[3072, 64], 196607, 0x3ddf875f),
             (7, Component::Flux, "double_blocks.0.img_attn.qkv.bias", &[9216], 5, 0x3d8b6bba),

@@ -301,7 +301,7 @@ fn split_rows<'a>(
     let counts = match parts {
         1 => vec![rows],
         4 if 3 * width < rows => vec![width, width, width, rows - 3 * width],
-        3 if rows % 3 == 0 => vec![rows / 3; 3],
+        3 if rows.is_multiple_of(3) => vec![rows / 3; 3],
         _ => {
             return Err(Error::argument("fused tensor cannot be split as diffusers does")
                 .at(name)
