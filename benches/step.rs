@@ -42,7 +42,11 @@ fn random_weights(program: &Program, dtype: DType) -> Vec<HostWeight> {
             state ^= state << 17;
             bytes.extend_from_slice(&table[(state >> 40) as usize % 1024]);
         }
-        HostWeight { rows, cols, parts: vec![HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype, scale: Scale::One }] }
+        HostWeight {
+            rows,
+            cols,
+            parts: vec![HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype, scale: Scale::One }],
+        }
     };
     program.weights.iter().map(|w| weight(w.rows, w.cols)).collect()
 }
@@ -53,7 +57,8 @@ fn block(c: &mut Criterion) {
     let mut group = c.benchmark_group("block/double+single/1024+256");
     group.sample_size(10).measurement_time(Duration::from_secs(12)).warm_up_time(Duration::from_secs(2));
     for dtype in [DType::F8E4M3, DType::BF16] {
-        let mut backend = CpuBackend::new(CpuOptions { threads: None, compute: Compute::Auto, kernels: vec![], isa: None }).unwrap();
+        let mut backend =
+            CpuBackend::new(CpuOptions { threads: None, compute: Compute::Auto, kernels: vec![], isa: None }).unwrap();
         let program = denoise(&config, &shape, backend.caps().activation);
         let weights = random_weights(&program, dtype);
         let bytes: Vec<usize> = weights.iter().map(|w| backend.weight_bytes(w)).collect();
@@ -65,11 +70,17 @@ fn block(c: &mut Criterion) {
         let mut session = Session::new(&mut backend, &mut holdings, &program, &plan, weights, 0, 0);
         for io in &program.inputs {
             let n = io.tensor.rows * io.tensor.cols;
-            let values = if io.name == "rope" { rope(&config, &shape) } else { (0..n).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0).collect() };
+            let values = if io.name == "rope" {
+                rope(&config, &shape)
+            } else {
+                (0..n).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0).collect()
+            };
             session.write_f32(io.tensor, &values).unwrap();
         }
         group.throughput(Throughput::Elements(program.flops()));
-        group.bench_function(dtype.name(), |b| b.iter(|| session.run(false, &mut |_, _| ControlFlow::Continue(())).unwrap()));
+        group.bench_function(dtype.name(), |b| {
+            b.iter(|| session.run(false, &mut |_, _| ControlFlow::Continue(())).unwrap())
+        });
     }
     group.finish();
 }
@@ -77,13 +88,16 @@ fn block(c: &mut Criterion) {
 fn picture(c: &mut Criterion) {
     let mut ignore = |_| ControlFlow::Continue(());
     let mut pipeline = Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut ignore).unwrap();
-    let request = Request { prompt: "a fox, 3D style, on a blue background".into(), seed: Some(1), ..Request::default() };
+    let request =
+        Request { prompt: "a fox, 3D style, on a blue background".into(), seed: Some(1), ..Request::default() };
     let mut group = c.benchmark_group("picture");
     group.sample_size(10);
     group.bench_function("embedded/open", |b| {
         b.iter(|| Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut ignore).map(black_box).unwrap());
     });
-    group.bench_function("embedded/generate", |b| b.iter(|| pipeline.generate(black_box(&request), &mut |_| ControlFlow::Continue(())).unwrap()));
+    group.bench_function("embedded/generate", |b| {
+        b.iter(|| pipeline.generate(black_box(&request), &mut |_| ControlFlow::Continue(())).unwrap())
+    });
     group.finish();
 }
 

@@ -33,7 +33,8 @@ impl Thumbs {
         let all = names.lines().enumerate().map(|(i, line)| {
             let (name, style) = line.split_once('\t').unwrap();
             let (top, left) = (i / 32 * EDGE, i % 32 * EDGE);
-            let pixels = (0..EDGE * EDGE).flat_map(|p| sheet.get_pixel((left + p % EDGE) as u32, (top + p / EDGE) as u32).0);
+            let pixels =
+                (0..EDGE * EDGE).flat_map(|p| sheet.get_pixel((left + p % EDGE) as u32, (top + p / EDGE) as u32).0);
             (name.to_string(), style.to_string(), pixels.map(f32::from).collect())
         });
         let all: Vec<_> = all.collect();
@@ -48,7 +49,8 @@ impl Thumbs {
         for y in 0..picture.height {
             for x in 0..picture.width {
                 for c in 0..3 {
-                    small[(y / k * EDGE + x / k) * 3 + c] += f32::from(picture.rgb[(y * picture.width + x) * 3 + c]) / (k * k) as f32;
+                    small[(y / k * EDGE + x / k) * 3 + c] +=
+                        f32::from(picture.rgb[(y * picture.width + x) * 3 + c]) / (k * k) as f32;
                 }
             }
         }
@@ -68,7 +70,11 @@ impl Thumbs {
 fn right_background(picture: &Picture, colour: [f32; 3]) -> bool {
     let corner = |c: usize| {
         let at = |x: usize, y: usize| f32::from(picture.rgb[(y * picture.width + x) * 3 + c]);
-        (0..6).flat_map(|y| (0..6).map(move |x| (x, y))).map(|(x, y)| at(x, y) + at(picture.width - 1 - x, y)).sum::<f32>() / 72.0
+        (0..6)
+            .flat_map(|y| (0..6).map(move |x| (x, y)))
+            .map(|(x, y)| at(x, y) + at(picture.width - 1 - x, y))
+            .sum::<f32>()
+            / 72.0
     };
     (0..3).all(|c| (corner(c) - colour[c]).abs() < 0.15 * 255.0)
 }
@@ -76,7 +82,8 @@ fn right_background(picture: &Picture, colour: [f32; 3]) -> bool {
 #[test]
 fn the_embedded_model_draws_what_is_asked() {
     let thumbs = Thumbs::read();
-    let mut pipeline = Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut |_| ControlFlow::Continue(())).unwrap();
+    let mut pipeline =
+        Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut |_| ControlFlow::Continue(())).unwrap();
     let (mut backgrounds, mut names) = (0, 0);
     for k in 0..24 {
         let (name, style, _) = &thumbs.all[(k * 53 + 7) % 852];

@@ -29,8 +29,12 @@ struct Geometry {
 
 /// The geometry straight from the config files, not through the inference from shapes that it is to test.
 fn geometry(config: &Value) -> Geometry {
-    let n = |component: &str, key: &str| config[component][key].as_u64().unwrap_or_else(|| panic!("{component}.{key}")) as usize;
-    let list = |component: &str, key: &str| config[component][key].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as usize).collect::<Vec<_>>();
+    let n = |component: &str, key: &str| {
+        config[component][key].as_u64().unwrap_or_else(|| panic!("{component}.{key}")) as usize
+    };
+    let list = |component: &str, key: &str| {
+        config[component][key].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as usize).collect::<Vec<_>>()
+    };
     let (heads, head_dim) = (n("transformer", "num_attention_heads"), n("transformer", "attention_head_dim"));
     let hidden = heads * head_dim;
     let flux = FluxConfig {
@@ -168,11 +172,14 @@ fn the_transformer_equals_diffusers() {
         let program = flux::modulate(&read, 2, DType::F32);
         let mut inputs = vec![("timestep", Input::F32(&t)), ("pooled", Input::F32(&pooled))];
         inputs.extend(guidance.as_ref().map(|g| ("guidance", Input::F32(g))));
-        let modulation = run(&mut backend, &program, &resolve(&program, weights), &inputs, u64::MAX, 1).remove("modulation").unwrap();
+        let modulation = run(&mut backend, &program, &resolve(&program, weights), &inputs, u64::MAX, 1)
+            .remove("modulation")
+            .unwrap();
 
         let grid = golden.ids("flux.grid");
         let text_tokens = golden.shape("flux.txt")[1];
-        let shape = DenoiseShape { images: 1, cfg: false, text_tokens, height: grid[0] as usize, width: grid[1] as usize };
+        let shape =
+            DenoiseShape { images: 1, cfg: false, text_tokens, height: grid[0] as usize, width: grid[1] as usize };
         let program = flux::denoise(&read, &shape, DType::F32);
         let rope = flux::rope(&read, &shape);
         let (img, txt, want) = (golden.f32("flux.img"), golden.f32("flux.txt"), golden.f32("flux.velocity"));
@@ -208,13 +215,15 @@ fn the_autoencoder_equals_diffusers() {
         let shape = golden.shape("vae.latent");
         let program = vae::decode(&unscaled, shape[1], shape[2], DType::F32);
         let tokens = pack(&golden.f32("vae.latent"), &shape);
-        let out = run(&mut backend, &program, &resolve(&program, weights), &[("latents", Input::F32(&tokens))], u64::MAX, 1);
+        let out =
+            run(&mut backend, &program, &resolve(&program, weights), &[("latents", Input::F32(&tokens))], u64::MAX, 1);
         close("decode", &golden, &out["pixels"], &channels_last(&golden.f32("vae.image"), 3));
 
         let shape = golden.shape("vae.pixels");
         let program = vae::encode(&read, shape[1], shape[2], DType::F32);
         let pixels = channels_last(&golden.f32("vae.pixels"), 3);
-        let out = run(&mut backend, &program, &resolve(&program, weights), &[("pixels", Input::F32(&pixels))], u64::MAX, 1);
+        let out =
+            run(&mut backend, &program, &resolve(&program, weights), &[("pixels", Input::F32(&pixels))], u64::MAX, 1);
         close("encode", &golden, &out["latents"], &pack(&golden.f32("vae.mean"), &golden.shape("vae.mean")));
     }
 }
@@ -253,7 +262,8 @@ fn draw(pipeline: &mut Pipeline, request: &Request) -> Generated {
 
 /// Our bytes against the golden's unclamped decoder output, both as bytes: at 60 dB at most one value in fifteen may round to the other neighbour.
 fn same_picture(what: &str, golden: &Golden, picture: &Picture, decoded: &[f32]) {
-    let want: Vec<f32> = channels_last(decoded, 3).iter().map(|v| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round()).collect();
+    let want: Vec<f32> =
+        channels_last(decoded, 3).iter().map(|v| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round()).collect();
     let got: Vec<f32> = picture.rgb.iter().map(|&b| f32::from(b)).collect();
     let db = psnr(&got, &want, 255.0);
     println!("{} {what}: {db:.1} dB", golden.name);
@@ -347,7 +357,8 @@ fn the_default_arithmetic_stays_near_f32() {
     let golden = Golden::read("a_dev");
     let written = Written::new(&golden, Dialect::Comfy, Storage::F8ScaledNew, Grid::F8);
     let exact = draw(&mut written.pipeline(&f32_options()), &request(&golden)).latents;
-    let auto = draw(&mut written.pipeline(&RunOptions { compute: "auto".into(), ..f32_options() }), &request(&golden)).latents;
+    let auto =
+        draw(&mut written.pipeline(&RunOptions { compute: "auto".into(), ..f32_options() }), &request(&golden)).latents;
     let error = relative_error(&auto, &exact);
     println!("auto against f32: {error:.2e}");
     assert!(error <= 3e-2, "{error:.2e}");

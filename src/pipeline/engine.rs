@@ -43,7 +43,11 @@ struct Budget {
 
 impl Pipeline {
     /// Opens the model, checks it whole, and prepares the device. Lines for the user arrive as events.
-    pub fn open(files: &ModelFiles, options: &RunOptions, on: &mut dyn FnMut(Event) -> ControlFlow<()>) -> Result<Pipeline> {
+    pub fn open(
+        files: &ModelFiles,
+        options: &RunOptions,
+        on: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<Pipeline> {
         let mut tell = |event| match on(event) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::cancelled("stopped while the model was opened")),
@@ -62,19 +66,17 @@ impl Pipeline {
                     let synthetic = Synthetic::parse(synthetic)?;
                     let path = synthetic.path();
                     if !path.exists() {
-                        tell(Event::Note(format!("writing seeded noise as weights to {} (once; delete it when done)", path.display())))?;
+                        tell(Event::Note(format!(
+                            "writing seeded noise as weights to {} (once; delete it when done)",
+                            path.display()
+                        )))?;
                     }
                     synthetic.make(&path)?;
                     path
                 }
                 None => named.into(),
             };
-            weights::open(&Files {
-                model,
-                clip: files.clip.clone(),
-                t5: files.t5.clone(),
-                vae: files.vae.clone(),
-            })?
+            weights::open(&Files { model, clip: files.clip.clone(), t5: files.t5.clone(), vae: files.vae.clone() })?
         };
         let (clip, t5) = (checkpoint.clip_tokenizer.clone(), checkpoint.t5_tokenizer.clone());
         let mut notes = Vec::new();
@@ -102,7 +104,8 @@ impl Pipeline {
         }
         let init = request.init.as_ref();
         if init.is_some() && !self.model.vae.config.encoder {
-            return Err(Error::model("image-to-image needs the autoencoder's encoder, which this file lacks").try_("--vae ae.safetensors"));
+            return Err(Error::model("image-to-image needs the autoencoder's encoder, which this file lacks")
+                .try_("--vae ae.safetensors"));
         }
         Ok(Settings {
             prompt: request.prompt.clone(),
@@ -140,7 +143,11 @@ impl Pipeline {
                 .try_("a larger --ram, or a smaller picture")
         })?;
         Phases::new(&self.model, settings, schedule.steps() - first, self.backend.as_ref(), budget).map_err(|e| {
-            if e.kind() == crate::error::Kind::Memory { e.at(format!("budget {} less {} for the program", gigabytes(self.budget.bytes), gigabytes(host))) } else { e }
+            if e.kind() == crate::error::Kind::Memory {
+                e.at(format!("budget {} less {} for the program", gigabytes(self.budget.bytes), gigabytes(host)))
+            } else {
+                e
+            }
         })
     }
 
@@ -197,7 +204,9 @@ fn open_device(options: &RunOptions, tell: &mut dyn FnMut(Event) -> Result<()>) 
         .kernels
         .iter()
         .map(|k| {
-            let (op, variant) = k.split_once('=').ok_or_else(|| Error::argument("--kernel wants OP=NAME").found(k).try_("linear=linear_f32_avx2"))?;
+            let (op, variant) = k
+                .split_once('=')
+                .ok_or_else(|| Error::argument("--kernel wants OP=NAME").found(k).try_("linear=linear_f32_avx2"))?;
             Ok((op.to_string(), variant.to_string()))
         })
         .collect::<Result<Vec<_>>>()?;
@@ -213,7 +222,9 @@ fn budget(options: &RunOptions, backend: &dyn Backend) -> Result<Budget> {
     if let Some(bytes) = options.ram_bytes {
         return Ok(Budget { bytes, source: "--ram".into() });
     }
-    let Ok(mut system) = sysinfo::System::new() else { return Ok(Budget { bytes: total / 2, source: format!("half of {}", gigabytes(total)) }) };
+    let Ok(mut system) = sysinfo::System::new() else {
+        return Ok(Budget { bytes: total / 2, source: format!("half of {}", gigabytes(total)) });
+    };
     system.refresh_memory();
     let available = match system.available_memory() {
         0 => total / 2,
@@ -229,7 +240,11 @@ fn resident_bytes() -> u64 {
     use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
     let Ok(pid) = sysinfo::get_current_pid() else { return 0 };
     let Ok(mut system) = System::new() else { return 0 };
-    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, ProcessRefreshKind::nothing().with_memory());
+    system.refresh_processes_specifics(
+        ProcessesToUpdate::Some(&[pid]),
+        false,
+        ProcessRefreshKind::nothing().with_memory(),
+    );
     system.process(pid).map_or(0, |p| p.memory())
 }
 

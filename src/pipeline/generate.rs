@@ -60,9 +60,20 @@ impl Pipeline {
         Ok(Generated { pictures, latents, settings })
     }
 
-    fn say_what_was_changed(&self, request: &Request, settings: &Settings, phases: &Phases, on: Listener) -> Result<()> {
+    fn say_what_was_changed(
+        &self,
+        request: &Request,
+        settings: &Settings,
+        phases: &Phases,
+        on: Listener,
+    ) -> Result<()> {
         if request.guidance.is_some() && settings.guidance.is_none() {
-            tell(on, Event::Warning("this model has no guidance embedding (schnell): --guidance is ignored; --cfg-scale works".into()))?;
+            tell(
+                on,
+                Event::Warning(
+                    "this model has no guidance embedding (schnell): --guidance is ignored; --cfg-scale works".into(),
+                ),
+            )?;
         }
         if request.negative.is_some() && settings.cfg_scale == 1.0 {
             tell(on, Event::Warning("the negative prompt has no effect without --cfg-scale above 1".into()))?;
@@ -70,7 +81,12 @@ impl Pipeline {
         let tilings = phases.encode.iter().map(|e| &e.1).chain([&phases.decode.1]);
         if let Some(tiling) = tilings.into_iter().find(|t| t.reduced && t.count() > 1) {
             let (h, w) = tiling.size();
-            tell(on, Event::Warning(format!("little memory: the autoencoder works in tiles of {h} x {w} latents; colours may differ slightly")))?;
+            tell(
+                on,
+                Event::Warning(format!(
+                    "little memory: the autoencoder works in tiles of {h} x {w} latents; colours may differ slightly"
+                )),
+            )?;
         }
         Ok(())
     }
@@ -93,15 +109,29 @@ impl Pipeline {
         let negative = s.negative.clone().unwrap_or_default();
         let prompts: Vec<&str> = if phases.shape.cfg { vec![&s.prompt, &negative] } else { vec![&s.prompt] };
         let steps = phases.clip.program.steps.len() + phases.t5.program.steps.len();
-        let mut progress = Progress::start(Phase::TextEncode, steps, phases.clip.plan.peak_bytes().max(phases.t5.plan.peak_bytes()), on)?;
+        let mut progress = Progress::start(
+            Phase::TextEncode,
+            steps,
+            phases.clip.plan.peak_bytes().max(phases.t5.plan.peak_bytes()),
+            on,
+        )?;
         let length = self.model.t5_length;
         let clip_ids = prompts.iter().map(|p| self.tokenizers.clip_ids(p)).collect::<Result<Vec<_>>>()?;
         let t5_ids = prompts.iter().map(|p| self.tokenizers.t5_ids(p, length)).collect::<Result<Vec<_>>>()?;
         if let Some(cut) = t5_ids.iter().map(|ids| ids.cut.as_str()).find(|cut| !cut.is_empty()) {
-            progress.note(Event::Warning(format!("the prompt is longer than this model's {length} tokens; what T5 does not see begins with: {}", head(cut))))?;
+            progress.note(Event::Warning(format!(
+                "the prompt is longer than this model's {length} tokens; what T5 does not see begins with: {}",
+                head(cut)
+            )))?;
         }
-        let vocab = |ids: &[Ids], size: usize, what: &str| match ids.iter().flat_map(|i| &i.ids).find(|&&id| id as usize >= size) {
-            Some(id) => Err(Error::model(format!("the {what} tokenizer does not belong to this {what} model")).found(format!("token {id}")).expected(format!("ids below {size}"))),
+        let vocab = |ids: &[Ids], size: usize, what: &str| match ids
+            .iter()
+            .flat_map(|i| &i.ids)
+            .find(|&&id| id as usize >= size)
+        {
+            Some(id) => Err(Error::model(format!("the {what} tokenizer does not belong to this {what} model"))
+                .found(format!("token {id}"))
+                .expected(format!("ids below {size}"))),
             None => Ok(()),
         };
         vocab(&clip_ids, self.model.clip.config.vocab, "CLIP")?;
@@ -138,13 +168,21 @@ impl Pipeline {
     }
 
     /// Every step's modulation: `steps * prompts` rows.
-    fn modulate(&mut self, s: &Settings, phases: &Phases, text: &Text, sigmas: &[f32], on: Listener) -> Result<Vec<f32>> {
+    fn modulate(
+        &mut self,
+        s: &Settings,
+        phases: &Phases,
+        text: &Text,
+        sigmas: &[f32],
+        on: Listener,
+    ) -> Result<Vec<f32>> {
         let ready = &phases.modulate;
         let prompts = phases.shape.prompts();
         let mut progress = Progress::start(Phase::Modulate, ready.program.steps.len(), ready.plan.peak_bytes(), on)?;
         let mut session = open(&mut *self.backend, &mut self.holdings, phases, ready)?;
         // diffusers hands sigma * 1000 on and divides again; both roundings are kept so that the embedding's angle is the same float.
-        let timesteps = sigmas[..sigmas.len() - 1].iter().flat_map(|&t| std::iter::repeat_n(t * 1000.0 / 1000.0, prompts));
+        let timesteps =
+            sigmas[..sigmas.len() - 1].iter().flat_map(|&t| std::iter::repeat_n(t * 1000.0 / 1000.0, prompts));
         session.write_f32(ready.program.input("timestep"), &timesteps.collect::<Vec<_>>())?;
         let rows = (sigmas.len() - 1) * prompts;
         if let Some(guidance) = s.guidance {
@@ -178,7 +216,11 @@ impl Pipeline {
         let mut session = open(&mut *self.backend, &mut self.holdings, phases, ready)?;
         let io = |name| ready.program.input(name);
         let per_prompt = text.context.len() / shape.prompts();
-        let context: Vec<f32> = text.context.chunks_exact(per_prompt).flat_map(|c| c.iter().copied().cycle().take(c.len() * shape.images)).collect();
+        let context: Vec<f32> = text
+            .context
+            .chunks_exact(per_prompt)
+            .flat_map(|c| c.iter().copied().cycle().take(c.len() * shape.images))
+            .collect();
         session.write_f32(io("text"), &context)?;
         session.write_f32(io("rope"), &flux::rope(&self.model.flux.config, shape))?;
         session.write_f32(io("latents"), &latents)?;
@@ -190,7 +232,9 @@ impl Pipeline {
             let before = std::mem::replace(&mut latents, session.read_f32(io("latents"))?);
             if latents.iter().any(|v| !v.is_finite()) {
                 session.write_f32(io("latents"), &before)?;
-                return finite(&latents, &mut session, ready).map_err(|e| e.at(format!("step {} of {steps}", i + 1))).map(|()| unreachable!("latents were not finite"));
+                return finite(&latents, &mut session, ready)
+                    .map_err(|e| e.at(format!("step {} of {steps}", i + 1)))
+                    .map(|()| unreachable!("latents were not finite"));
             }
             progress.advance()?;
         }
@@ -223,7 +267,11 @@ impl Pipeline {
                 progress.advance()?;
             }
             let byte = |v: f32| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
-            pictures.push(Picture { width: s.width, height: s.height, rgb: canvas.finish().into_iter().map(byte).collect() });
+            pictures.push(Picture {
+                width: s.width,
+                height: s.height,
+                rgb: canvas.finish().into_iter().map(byte).collect(),
+            });
         }
         session.finish(phases.keep)?;
         progress.end()?;
@@ -241,7 +289,10 @@ impl Pipeline {
         let mut session = open(&mut *self.backend, &mut self.holdings, phases, ready)?;
         let mut canvas = Canvas::new(h, w, channels);
         for (i, (top, left)) in tiling.corners().enumerate() {
-            session.write_f32(ready.program.input("pixels"), &crop_pixels(picture, tiling, (top * factor, left * factor), factor))?;
+            session.write_f32(
+                ready.program.input("pixels"),
+                &crop_pixels(picture, tiling, (top * factor, left * factor), factor),
+            )?;
             session.run(i + 1 < tiling.count(), &mut |_, _| progress.poll())?;
             let tokens = session.read_f32(ready.program.output("latents"))?;
             finite(&tokens, &mut session, ready)?;
@@ -266,9 +317,22 @@ fn crop_pixels(picture: &Picture, tiling: &Tiling, (top, left): (usize, usize), 
         .collect()
 }
 
-fn open<'a>(backend: &'a mut dyn Backend, holdings: &'a mut Holdings, phases: &Phases, ready: &'a Ready) -> Result<Session<'a>> {
+fn open<'a>(
+    backend: &'a mut dyn Backend,
+    holdings: &'a mut Holdings,
+    phases: &Phases,
+    ready: &'a Ready,
+) -> Result<Session<'a>> {
     holdings.reserve(backend, if phases.keep { phases.shared } else { ready.plan.layout() })?;
-    Ok(Session::new(backend, holdings, &ready.program, &ready.plan, ready.weights.clone(), ready.index, ready.resident_base))
+    Ok(Session::new(
+        backend,
+        holdings,
+        &ready.program,
+        &ready.plan,
+        ready.weights.clone(),
+        ready.index,
+        ready.resident_base,
+    ))
 }
 
 /// Passes `values` only if all are finite; else runs the program again to name the first step that went wrong.
@@ -276,7 +340,9 @@ fn finite(values: &[f32], session: &mut Session, ready: &Ready) -> Result<()> {
     if values.iter().all(|v| v.is_finite()) {
         return Ok(());
     }
-    let place = session.first_not_finite()?.map_or_else(|| ready.program.name.clone(), |label| format!("{}: {label}", ready.program.name));
+    let place = session
+        .first_not_finite()?
+        .map_or_else(|| ready.program.name.clone(), |label| format!("{}: {label}", ready.program.name));
     Err(Error::not_finite("the numbers are not finite, no image is written")
         .at(place)
         .try_("the weights may be damaged (download again), or too narrow a type for this model: try --compute f32"))

@@ -49,7 +49,8 @@ pub struct Defaults {
 impl Model {
     /// Checks `checkpoint` whole: all four networks there, every tensor present in the right shape. Lines for the user go to `notes`.
     pub fn new(checkpoint: Checkpoint, notes: &mut Vec<String>) -> Result<Self> {
-        let Checkpoint { name, flux, t5, clip, vae, scheduler, generation, t5_max_length, hash, found, .. } = checkpoint;
+        let Checkpoint { name, flux, t5, clip, vae, scheduler, generation, t5_max_length, hash, found, .. } =
+            checkpoint;
         notes.extend(found);
         let flux = network(flux, "transformer", FluxConfig::read, flux::tensors, notes)?;
         let t5 = network(t5, "T5 text encoder", T5Config::read, t5::tensors, notes)?;
@@ -62,8 +63,11 @@ impl Model {
 
         let guidance = flux.config.guidance;
         let schedule = match scheduler {
-            Some(config) => serde_json::from_value(config)
-                .map_err(|e| Error::model("scheduler config cannot be read").found(e).try_("compare it with diffusers' scheduler_config.json"))?,
+            Some(config) => serde_json::from_value(config).map_err(|e| {
+                Error::model("scheduler config cannot be read")
+                    .found(e)
+                    .try_("compare it with diffusers' scheduler_config.json")
+            })?,
             None if guidance => ScheduleConfig::dev(),
             None => ScheduleConfig::schnell(),
         };
@@ -92,7 +96,9 @@ fn network<C>(
     tensors: fn(&C) -> Vec<(String, Vec<usize>)>,
     notes: &mut Vec<String>,
 ) -> Result<Network<C>> {
-    let weights = weights.ok_or_else(|| Error::missing(format!("no {title} weights")).try_("give the file with --clip, --t5 or --vae"))?;
+    let weights = weights.ok_or_else(|| {
+        Error::missing(format!("no {title} weights")).try_("give the file with --clip, --t5 or --vae")
+    })?;
     let config = read(&|name| weights.shape(name), weights.config())?;
     notes.extend(weights.check(&tensors(&config))?);
     Ok(Network { config, weights })

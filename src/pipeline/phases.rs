@@ -120,12 +120,15 @@ impl Phases {
         };
         let (vae_config, factor) = (&model.vae.config, model.vae.config.factor());
         let encode = match settings.strength {
-            Some(_) => Some(tiled(Phase::ImageEncode, 4, 1, &|h, w| vae::encode(vae_config, h * factor, w * factor, act))?),
+            Some(_) => {
+                Some(tiled(Phase::ImageEncode, 4, 1, &|h, w| vae::encode(vae_config, h * factor, w * factor, act))?)
+            }
             None => None,
         };
         let decode = tiled(Phase::Decode, 5, settings.count, &|h, w| vae::decode(vae_config, h, w, act))?;
 
-        let mut phases = Phases { shape, clip, t5, modulate, encode, denoise, decode, keep: false, shared: Layout::default() };
+        let mut phases =
+            Phases { shape, clip, t5, modulate, encode, denoise, decode, keep: false, shared: Layout::default() };
         phases.share(budget);
         Ok(phases)
     }
@@ -149,7 +152,10 @@ impl Phases {
 
     fn all_mut(&mut self) -> impl Iterator<Item = &mut Ready> {
         let encode = self.encode.as_mut().map(|e| &mut e.0);
-        [&mut self.clip, &mut self.t5, &mut self.modulate].into_iter().chain(encode).chain([&mut self.denoise, &mut self.decode.0])
+        [&mut self.clip, &mut self.t5, &mut self.modulate]
+            .into_iter()
+            .chain(encode)
+            .chain([&mut self.denoise, &mut self.decode.0])
     }
 
     /// Every program in the order in which it runs.

@@ -173,7 +173,10 @@ fn check_side(name: &str, value: Option<usize>) -> Result<()> {
     if (MIN_SIDE..=MAX_SIDE).contains(&v) {
         return Ok(());
     }
-    Err(Error::argument("this size is not possible").at(name).found(v).expected(format!("{MIN_SIDE} to {MAX_SIDE} pixels")))
+    Err(Error::argument("this size is not possible")
+        .at(name)
+        .found(v)
+        .expected(format!("{MIN_SIDE} to {MAX_SIDE} pixels")))
 }
 
 fn check_number(name: &str, value: Option<f32>, max: f32) -> Result<()> {

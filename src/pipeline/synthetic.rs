@@ -22,13 +22,14 @@ impl Synthetic {
     pub fn parse(text: &str) -> Result<Self> {
         let (name, storage) = text.split_once(':').unwrap_or((text, "fp8"));
         let name = *["dev", "schnell"].iter().find(|n| **n == name).ok_or_else(|| {
-            Error::argument("unknown synthetic model").found(name).expected("synthetic:dev or synthetic:schnell, then :fp8, :bf16 or :f32")
+            Error::argument("unknown synthetic model")
+                .found(name)
+                .expected("synthetic:dev or synthetic:schnell, then :fp8, :bf16 or :f32")
         })?;
         let kinds = [("fp8", Storage::F8ScaledNew), ("bf16", Storage::BF16), ("f32", Storage::F32)];
-        let &(storage_name, storage) = kinds
-            .iter()
-            .find(|k| k.0 == storage)
-            .ok_or_else(|| Error::argument("unknown storage of a synthetic model").found(storage).expected("fp8, bf16 or f32"))?;
+        let &(storage_name, storage) = kinds.iter().find(|k| k.0 == storage).ok_or_else(|| {
+            Error::argument("unknown storage of a synthetic model").found(storage).expected("fp8, bf16 or f32")
+        })?;
         Ok(Synthetic { name, storage_name, storage })
     }
 
@@ -52,7 +53,12 @@ impl Synthetic {
             return Ok(());
         }
         let folder = path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(folder).map_err(|e| Error::output("cannot make the cache folder").at_path(folder).found(e).try_("set FLUX_FAST_CACHE to a folder with room"))?;
+        std::fs::create_dir_all(folder).map_err(|e| {
+            Error::output("cannot make the cache folder")
+                .at_path(folder)
+                .found(e)
+                .try_("set FLUX_FAST_CACHE to a folder with room")
+        })?;
         let flux = if self.name == "dev" { FluxConfig::dev() } else { FluxConfig::schnell() };
         let (t5, clip, vae) = (T5Config::xxl(), ClipConfig::large(), VaeConfig::flux());
         let named = |component, list: Vec<(String, Vec<usize>)>| list.into_iter().map(move |(n, s)| (component, n, s));
@@ -62,7 +68,8 @@ impl Synthetic {
             .chain(named(Component::Vae, vae::tensors(&vae)))
             .collect();
         let configs = json!({ "transformer": flux.to_json(), "text_encoder": clip.to_json(), "text_encoder_2": t5.to_json(), "vae": vae.to_json() });
-        let spec = SynthSpec { seed: 0, tensors, grid: Grid::F32, storage: self.storage, dialect: Dialect::Comfy, configs };
+        let spec =
+            SynthSpec { seed: 0, tensors, grid: Grid::F32, storage: self.storage, dialect: Dialect::Comfy, configs };
         synth::write(&spec, path)?;
         Ok(())
     }

@@ -42,7 +42,13 @@ impl Canvas {
     }
 
     /// Adds a tile of `tile_height x tile_width` at (`top`, `left`); it fades over `overlap` pixels at edges inside the plane.
-    pub fn add(&mut self, tile: &[f32], (top, left): (usize, usize), (tile_height, tile_width): (usize, usize), overlap: usize) {
+    pub fn add(
+        &mut self,
+        tile: &[f32],
+        (top, left): (usize, usize),
+        (tile_height, tile_width): (usize, usize),
+        overlap: usize,
+    ) {
         assert_eq!(tile.len(), tile_height * tile_width * self.channels);
         let ramp = |i: usize, len: usize, before: bool, after: bool| {
             let rise = |d: usize| ((d as f32 + 0.5) / overlap.max(1) as f32).min(1.0);
@@ -103,7 +109,13 @@ pub fn unpack(tokens: &[f32], height: usize, width: usize, channels: usize) -> V
 }
 
 /// The tokens of a tile: rows `top..` and columns `left..` (even, in latent pixels) of a packed plane that is `width` latent pixels wide.
-pub fn crop_tokens(tokens: &[f32], width: usize, token: usize, (top, left): (usize, usize), (height, tile_width): (usize, usize)) -> Vec<f32> {
+pub fn crop_tokens(
+    tokens: &[f32],
+    width: usize,
+    token: usize,
+    (top, left): (usize, usize),
+    (height, tile_width): (usize, usize),
+) -> Vec<f32> {
     let mut out = Vec::with_capacity(height * tile_width / 4 * token);
     for y in top / 2..(top + height) / 2 {
         let from = (y * (width / 2) + left / 2) * token;
@@ -158,7 +170,9 @@ mod tests {
         assert_eq!(tokens[..8], [0.0, 5.0, 40.0, 45.0, 1.0, 6.0, 41.0, 46.0]);
         assert_eq!(unpack(&tokens, h, w, c), plane);
         let crop = crop_tokens(&tokens, w, 4 * c, (2, 4), (4, 2));
-        let expect: Vec<f32> = (2..6).flat_map(|y| (4..6).flat_map(move |x| (0..c).map(move |ch| ((y * 8 + x) * 5 + ch) as f32))).collect();
+        let expect: Vec<f32> = (2..6)
+            .flat_map(|y| (4..6).flat_map(move |x| (0..c).map(move |ch| ((y * 8 + x) * 5 + ch) as f32)))
+            .collect();
         assert_eq!(unpack(&crop, 4, 2, c), expect);
     }
 }

@@ -118,7 +118,14 @@ fn sizes(backend: &dyn Backend, program: &Program, weights: &[HostWeight]) -> (V
 }
 
 /// Runs `program` `runs` times under `budget` and returns every output and input (some are updated in place) by name.
-pub fn run(backend: &mut dyn Backend, program: &Program, weights: &[HostWeight], inputs: &[(&'static str, Input)], budget: u64, runs: usize) -> HashMap<&'static str, Vec<f32>> {
+pub fn run(
+    backend: &mut dyn Backend,
+    program: &Program,
+    weights: &[HostWeight],
+    inputs: &[(&'static str, Input)],
+    budget: u64,
+    runs: usize,
+) -> HashMap<&'static str, Vec<f32>> {
     let (bytes, scratch) = sizes(backend, program, weights);
     let plan = plan::phase(program, runs, &bytes, &scratch, backend.caps().alignment, budget).unwrap();
     assert!(plan.peak_bytes() <= budget);
