@@ -127,11 +127,10 @@ fn f4_a_million_tensors_are_refused_early() {
     let attempt = || {
         let start = Instant::now();
         let e = parse(&bytes).unwrap_err().to_string();
-        assert!(e.contains("more than 50000 tensors"), "{e}");
+        assert!(e.contains("more than 20000 tensors"), "{e}");
         start.elapsed()
     };
     let taken = (0..5).map(|_| attempt()).min().unwrap();
-    eprintln!("refused in {taken:?}");
     assert!(taken < Duration::from_millis(100), "{taken:?}");
 }
 
