@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 /// The format's own limit on the header.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// Real FLUX files hold at most a few thousand tensors, scales included.
-const MAX_TENSORS: usize = 50_000;
+const MAX_TENSORS: usize = 20_000;
 /// Convolutions have four axes; nothing here has more than eight.
 const MAX_RANK: usize = 8;
 

@@ -70,6 +70,13 @@ impl SynthSpec {
         let field = Field::new(self.seed, component, name, shape);
         Rounding::of(self.grid, component, name, shape, &field).round(field.at(i))
     }
+
+    /// All values of one of its tensors, row-major.
+    pub fn values(&self, component: Component, name: &str, shape: &[usize]) -> Vec<f32> {
+        let field = Field::new(self.seed, component, name, shape);
+        let rounding = Rounding::of(self.grid, component, name, shape, &field);
+        (0..shape.iter().product::<usize>() as u64).map(|i| rounding.round(field.at(i))).collect()
+    }
 }
 
 /// Element `i` (row-major) of the canonical tensor `name` under `seed`, not rounded.
