@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::model::{ClipConfig, FluxConfig, Shapes, T5Config, VaeConfig, clip, flux, t5, vae};
 use crate::op::Program;
 use crate::tensor::HostWeight;
-use crate::weights::{Checkpoint, ComponentWeights};
+use crate::weights::{Checkpoint, Component, ComponentWeights};
 
 /// The four networks of one model.
 pub struct Model {
@@ -49,13 +49,16 @@ pub struct Defaults {
 impl Model {
     /// Checks `checkpoint` whole: all four networks there, every tensor present in the right shape. Lines for the user go to `notes`.
     pub fn new(checkpoint: Checkpoint, notes: &mut Vec<String>) -> Result<Self> {
+        for component in [Component::Flux, Component::T5, Component::Clip, Component::Vae] {
+            checkpoint.need(component)?; // says where it was looked for and which flag gives it
+        }
         let Checkpoint { name, flux, t5, clip, vae, scheduler, generation, t5_max_length, hash, found, .. } =
             checkpoint;
         notes.extend(found);
-        let flux = network(flux, "transformer", FluxConfig::read, flux::tensors, notes)?;
-        let t5 = network(t5, "T5 text encoder", T5Config::read, t5::tensors, notes)?;
-        let clip = network(clip, "CLIP text encoder", ClipConfig::read, clip::tensors, notes)?;
-        let vae = network(vae, "autoencoder", VaeConfig::read, vae::tensors, notes)?;
+        let flux = network(flux, FluxConfig::read, flux::tensors, notes)?;
+        let t5 = network(t5, T5Config::read, t5::tensors, notes)?;
+        let clip = network(clip, ClipConfig::read, clip::tensors, notes)?;
+        let vae = network(vae, VaeConfig::read, vae::tensors, notes)?;
         fit("T5 width", t5.config.width, "txt_in", flux.config.context)?;
         fit("CLIP width", clip.config.width, "vector_in", flux.config.pooled)?;
         fit("4 x the autoencoder's latent channels", 4 * vae.config.latent, "img_in", flux.config.in_channels)?;
@@ -91,14 +94,11 @@ impl Model {
 
 fn network<C>(
     weights: Option<ComponentWeights>,
-    title: &str,
     read: fn(Shapes, Option<&Value>) -> Result<C>,
     tensors: fn(&C) -> Vec<(String, Vec<usize>)>,
     notes: &mut Vec<String>,
 ) -> Result<Network<C>> {
-    let weights = weights.ok_or_else(|| {
-        Error::missing(format!("no {title} weights")).try_("give the file with --clip, --t5 or --vae")
-    })?;
+    let weights = weights.expect("`need` has just said that it is there");
     let config = read(&|name| weights.shape(name), weights.config())?;
     notes.extend(weights.check(&tensors(&config))?);
     Ok(Network { config, weights })
