@@ -19,47 +19,27 @@ fn lanes(how: How) -> Option<Lanes> {
     }
 }
 
-/// The sum over `n` elements of `f(x)`, in four interleaved vector sums and a scalar tail.
+/// `sum((x - mean)^POWER)` over `n` elements, POWER 1 or 2, in four interleaved vector sums and a scalar tail.
 #[inline(always)]
-unsafe fn sum<S: Simd>(x: *const f32, n: usize, f: impl Fn(S::V) -> S::V, tail: impl Fn(f32) -> f32) -> f32 {
+unsafe fn sum<S: Simd, const POWER: u32>(x: *const f32, n: usize, mean: f32) -> f32 {
     let mut i = 0;
     // SAFETY: the caller gives n readable elements and runs with the features of S.
     unsafe {
+        let m = S::splat(mean);
         let mut sums = [S::splat(0.0); 4];
-        while i + 4 * S::LANES <= n {
-            for (j, s) in sums.iter_mut().enumerate() {
-                *s = S::add(*s, f(S::load(x.add(i + j * S::LANES))));
-            }
-            i += 4 * S::LANES;
-        }
         while i + S::LANES <= n {
-            sums[0] = S::add(sums[0], f(S::load(x.add(i))));
+            let d = S::sub(S::load(x.add(i)), m);
+            // Rotating the sums keeps one addition from waiting for the one before.
+            let [a, b, c, e] = sums;
+            sums = [b, c, e, if POWER == 2 { S::fma(d, d, a) } else { S::add(d, a) }];
             i += S::LANES;
         }
         let mut total = S::sum(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3])));
         while i < n {
-            total += tail(*x.add(i));
+            total += (*x.add(i) - mean).powi(POWER as i32);
             i += 1;
         }
         total
-    }
-}
-
-/// `sum((x - mean)^2)`, or of the squares with a mean of 0.
-#[inline(always)]
-unsafe fn squares<S: Simd>(x: *const f32, n: usize, mean: f32) -> f32 {
-    // SAFETY: passed on from the caller.
-    unsafe {
-        let m = S::splat(mean);
-        sum::<S>(
-            x,
-            n,
-            |x| {
-                let d = S::sub(x, m);
-                S::mul(d, d)
-            },
-            |x| (x - mean) * (x - mean),
-        )
     }
 }
 
@@ -82,10 +62,10 @@ impl Kernel for NormRow {
         // SAFETY: the operands have n elements, as the struct demands.
         unsafe {
             let mean = match self.shift {
-                Some(_) => sum::<S>(self.x, n, |x| x, |x| x) / n as f32,
+                Some(_) => sum::<S, 1>(self.x, n, 0.0) / n as f32,
                 None => 0.0,
             };
-            let variance = squares::<S>(self.x, n, mean) / n as f32;
+            let variance = sum::<S, 2>(self.x, n, mean) / n as f32;
             let (inverse, mean) = (S::splat(1.0 / (variance + self.eps).sqrt()), S::splat(mean));
             let offset = S::splat(self.offset);
             simd::map::<S>(self.x, self.out, n, |i, x| {
@@ -192,7 +172,7 @@ impl Kernel for QkRow<'_> {
                 for head in 0..self.heads {
                     let at = which * width + head * dim;
                     let x = self.x.add(at);
-                    let inverse = S::splat(1.0 / (squares::<S>(x, dim, 0.0) / dim as f32 + self.eps).sqrt());
+                    let inverse = S::splat(1.0 / (sum::<S, 2>(x, dim, 0.0) / dim as f32 + self.eps).sqrt());
                     // A head's width is even, so a vector never parts a pair.
                     simd::map::<S>(x, self.out.add(at), dim, |i, x| {
                         let x = S::mul(S::mul(x, inverse), simd::at::<S>(gain.as_ptr(), i, dim));
@@ -209,7 +189,7 @@ impl Kernel for QkRow<'_> {
 pub(crate) fn qk_norm_rope(how: How, a: &QkNormRope) {
     let Some(lanes) = lanes(how) else { return reference::qk_norm_rope(a) };
     let dim = a.head_dim();
-    assert!(a.q_gain.len() == dim && a.k_gain.len() == dim && a.rope.cols() == dim && dim % 2 == 0);
+    assert!(a.q_gain.len() == dim && a.k_gain.len() == dim && a.rope.cols() == dim && dim.is_multiple_of(2));
     for_rows(a.qkv.rows(), a.qkv.cols(), |rows| {
         for r in rows {
             let (token, to) = a.place(r);
@@ -332,15 +312,11 @@ impl Kernel for AffineRow {
         let n = self.n;
         // SAFETY: the operands have n elements, as the struct demands.
         unsafe {
-            let affine = |i: usize, x| {
+            simd::map::<S>(self.x, self.out, n, |i, x| {
                 let d = S::sub(x, simd::at::<S>(self.mean, i, n));
-                S::fma(d, simd::at::<S>(self.factor, i, n), simd::at::<S>(self.bias, i, n))
-            };
-            if self.silu {
-                simd::map::<S>(self.x, self.out, n, |i, x| simd::silu::<S>(affine(i, x)));
-            } else {
-                simd::map::<S>(self.x, self.out, n, affine);
-            }
+                let y = S::fma(d, simd::at::<S>(self.factor, i, n), simd::at::<S>(self.bias, i, n));
+                if self.silu { simd::silu::<S>(y) } else { y }
+            });
         }
     }
 }

@@ -46,7 +46,7 @@ impl Operands<'_> {
         let t = view.tensor;
         let size = t.dtype.size();
         let start = self.arena.place(self.places.of(&t), t.bytes(), t)?.wrapping_add(view.col * size);
-        if start as usize % size != 0 {
+        if !(start as usize).is_multiple_of(size) {
             return Err(Error::device(format!("{t} is not aligned to its elements")));
         }
         // SAFETY: the whole tensor lies in the arena, which lives as long as the step; the plan gives overlapping places only to
@@ -94,6 +94,7 @@ impl Operands<'_> {
         }
     }
 
+    #[expect(clippy::mut_from_ref, reason = "the arena is raw memory, and a step asks for its scratch once")]
     fn scratch(&self, bytes: usize) -> Result<&mut [u8]> {
         if bytes == 0 {
             return Ok(&mut []);

@@ -94,17 +94,22 @@ pub(crate) unsafe fn gelu_tanh<S: Simd>(x: S::V) -> S::V {
 }
 
 /// `f` over every vector of `n` elements; the tail is read as zeros beyond the end. `to` may equal `from`.
+///
+/// `f` is called at one place only: a closure that is called at two is compiled by itself, without the caller's instruction set,
+/// and every vector operation in it becomes a call.
 #[inline(always)]
 pub(crate) unsafe fn map<S: Simd>(from: *const f32, to: *mut f32, n: usize, f: impl Fn(usize, S::V) -> S::V) {
     let mut i = 0;
     // SAFETY: the caller gives n readable and n writable elements; each vector is read before it is written.
     unsafe {
-        while i + S::LANES <= n {
-            S::store(to.add(i), f(i, S::load(from.add(i))));
+        while i < n {
+            let y = f(i, at::<S>(from, i, n));
+            if i + S::LANES <= n {
+                S::store(to.add(i), y);
+            } else {
+                S::store_first(to.add(i), y, n - i);
+            }
             i += S::LANES;
-        }
-        if i < n {
-            S::store_first(to.add(i), f(i, S::load_first(from.add(i), n - i)), n - i);
         }
     }
 }

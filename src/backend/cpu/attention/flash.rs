@@ -84,12 +84,7 @@ pub(super) unsafe fn pack<A: Arith>(a: &Attention, s: &Sizes, picture: usize, he
         for key in 0..keys.next_multiple_of(width) {
             let panel = panels.add(key / width * width * s.dim_words + key % width);
             if key < keys {
-                let from = a.k.row_ptr(row + key).add(col);
-                for w in 0..s.dim_words {
-                    let at = w * A::PER_WORD;
-                    let second = if at + 1 < s.dim { *from.add(at + 1) } else { 0.0 };
-                    *panel.add(w * width) = A::word(*from.add(at), second);
-                }
+                scatter::<A>(a.k.row_ptr(row + key).add(col), 1.0, s, panel, width);
             } else {
                 (0..s.dim_words).for_each(|w| *panel.add(w * width) = 0);
             }
@@ -97,13 +92,16 @@ pub(super) unsafe fn pack<A: Arith>(a: &Attention, s: &Sizes, picture: usize, he
         let panels = to.add(s.blocks * s.key_block + block * s.value_block);
         let panel_words = KEYS / A::PER_WORD * width;
         for w in 0..keys.next_multiple_of(width) / A::PER_WORD {
-            let value = |key: usize, d: usize| {
-                if key < keys && d < s.dim { *a.v.row_ptr(row + key).add(col + d) } else { 0.0 }
-            };
             let key = w * A::PER_WORD;
-            for d in 0..s.dim_padded {
-                *panels.add(d / width * panel_words + w * width + d % width) =
-                    A::word(value(key, d), value(key + 1, d));
+            for d in (0..s.dim_padded).step_by(A::S::LANES) {
+                let (mut first, mut second) = (A::S::splat(0.0), A::S::splat(0.0));
+                if key < keys && d < s.dim {
+                    first = simd::at::<A::S>(a.v.row_ptr(row + key).add(col), d, s.dim);
+                }
+                if A::PER_WORD == 2 && key + 1 < keys && d < s.dim {
+                    second = simd::at::<A::S>(a.v.row_ptr(row + key + 1).add(col), d, s.dim);
+                }
+                A::store_words(panels.add(d / width * panel_words + w * width + d % width), A::pair(first, second));
             }
         }
         if let (Some(bias), 0) = (a.bias, block) {
@@ -112,6 +110,24 @@ pub(super) unsafe fn pack<A: Arith>(a: &Attention, s: &Sizes, picture: usize, he
                 let known = distance < 2 * s.tokens - 1;
                 *to.add(distance) =
                     if known { *bias.row_ptr(distance).add(head) * std::f32::consts::LOG2_E } else { 0.0 };
+            }
+        }
+    }
+}
+
+/// Writes `factor` times the head's row at `from` as words, `step` words apart.
+#[inline(always)]
+unsafe fn scatter<A: Arith>(from: *const f32, factor: f32, s: &Sizes, to: *mut u32, step: usize) {
+    let mut words = [0u32; 16];
+    let per_vector = A::S::LANES / A::PER_WORD;
+    // SAFETY: the row has `dim` elements, and `to` its words; a vector fits the buffer.
+    unsafe {
+        for d in (0..s.dim).step_by(A::S::LANES) {
+            let x = A::S::mul(simd::at::<A::S>(from, d, s.dim), A::S::splat(factor));
+            A::store(words.as_mut_ptr().cast(), 0, x);
+            let at = d / A::PER_WORD;
+            for (w, word) in words.iter().enumerate().take(per_vector.min(s.dim_words - at)) {
+                *to.add((at + w) * step) = *word;
             }
         }
     }
@@ -188,16 +204,11 @@ unsafe fn pack_queries<A: Arith, const MR: usize>(
         // SAFETY: rows and columns lie within q; each panel has MR * dim_words words.
         unsafe {
             let panel = to.add(row / MR * MR * s.dim_words + row % MR);
-            for w in 0..s.dim_words {
-                let element = |d: usize| {
-                    let inside = row < rows && d < s.dim;
-                    if inside {
-                        *a.q.row_ptr(picture * s.tokens + first + row).add(head * s.dim + d) * scale
-                    } else {
-                        0.0
-                    }
-                };
-                *panel.add(w * MR) = A::word(element(w * A::PER_WORD), element(w * A::PER_WORD + 1));
+            if row < rows {
+                let from = a.q.row_ptr(picture * s.tokens + first + row).add(head * s.dim);
+                scatter::<A>(from, scale, s, panel, MR);
+            } else {
+                (0..s.dim_words).for_each(|w| *panel.add(w * MR) = 0);
             }
         }
     }

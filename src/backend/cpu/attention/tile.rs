@@ -11,10 +11,11 @@ pub(super) trait Arith {
     /// Elements in a word.
     const PER_WORD: usize;
 
-    /// One word of elements; `second` counts only where a word has two.
-    unsafe fn word(first: f32, second: f32) -> u32;
+    /// A word of each lane: `first`, or `first` and `second` where a word has two.
+    unsafe fn pair(first: <Self::S as Simd>::V, second: <Self::S as Simd>::V) -> Self::Words;
     unsafe fn broadcast(from: *const u32) -> Self::Words;
     unsafe fn load(from: *const u32) -> Self::Words;
+    unsafe fn store_words(to: *mut u32, words: Self::Words);
     /// `sum + a . b` in each lane, accumulated in f32.
     unsafe fn dot(sum: <Self::S as Simd>::V, a: Self::Words, b: Self::Words) -> <Self::S as Simd>::V;
     /// Stores the elements `at ..` of a row of words that starts at `row`; `at` is a multiple of `LANES`.
@@ -30,8 +31,8 @@ impl<S: Simd> Arith for F32<S> {
     const PER_WORD: usize = 1;
 
     #[inline(always)]
-    unsafe fn word(first: f32, _second: f32) -> u32 {
-        first.to_bits()
+    unsafe fn pair(first: S::V, _second: S::V) -> S::V {
+        first
     }
     #[inline(always)]
     unsafe fn broadcast(from: *const u32) -> S::V {
@@ -42,6 +43,11 @@ impl<S: Simd> Arith for F32<S> {
     unsafe fn load(from: *const u32) -> S::V {
         // SAFETY: the caller gives a vector's worth of readable words.
         unsafe { S::load(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_words(to: *mut u32, words: S::V) {
+        // SAFETY: the caller gives a vector's worth of writable words.
+        unsafe { S::store(to.cast(), words) }
     }
     #[inline(always)]
     unsafe fn dot(sum: S::V, a: S::V, b: S::V) -> S::V {
@@ -69,34 +75,37 @@ mod bf16 {
 
     impl Arith for Bf16 {
         type S = Avx512;
-        type Words = __m512i;
+        type Words = __m512bh;
         const PER_WORD: usize = 2;
 
         #[inline(always)]
-        unsafe fn word(first: f32, second: f32) -> u32 {
-            let bits = |x: f32| u32::from(half::bf16::from_f32(x).to_bits());
-            bits(first) | bits(second) << 16
-        }
-        #[inline(always)]
-        unsafe fn broadcast(from: *const u32) -> __m512i {
-            // SAFETY: the caller gives a readable word and runs with AVX-512.
-            unsafe { _mm512_set1_epi32(*from as i32) }
-        }
-        #[inline(always)]
-        unsafe fn load(from: *const u32) -> __m512i {
-            // SAFETY: the caller gives sixteen readable words.
-            unsafe { _mm512_loadu_si512(from.cast()) }
-        }
-        #[inline(always)]
-        unsafe fn dot(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
-            // SAFETY: the caller runs with AVX512-BF16; the two vector types have the same bits.
+        unsafe fn pair(first: __m512, second: __m512) -> __m512bh {
+            // SAFETY: the caller runs with AVX512-BF16; vector types of a size have the same bits.
             unsafe {
-                _mm512_dpbf16_ps(
-                    sum,
-                    std::mem::transmute::<__m512i, __m512bh>(a),
-                    std::mem::transmute::<__m512i, __m512bh>(b),
-                )
+                let low = _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(first)));
+                let high = _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(second)));
+                std::mem::transmute(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
             }
+        }
+        #[inline(always)]
+        unsafe fn broadcast(from: *const u32) -> __m512bh {
+            // SAFETY: the caller gives a readable word and runs with AVX-512.
+            unsafe { std::mem::transmute(_mm512_set1_epi32(*from as i32)) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const u32) -> __m512bh {
+            // SAFETY: the caller gives sixteen readable words.
+            unsafe { from.cast::<__m512bh>().read_unaligned() }
+        }
+        #[inline(always)]
+        unsafe fn store_words(to: *mut u32, words: __m512bh) {
+            // SAFETY: the caller gives sixteen writable words.
+            unsafe { to.cast::<__m512bh>().write_unaligned(words) }
+        }
+        #[inline(always)]
+        unsafe fn dot(sum: __m512, a: __m512bh, b: __m512bh) -> __m512 {
+            // SAFETY: the caller runs with AVX512-BF16.
+            unsafe { _mm512_dpbf16_ps(sum, a, b) }
         }
         #[inline(always)]
         unsafe fn store(row: *mut f32, at: usize, v: __m512) {

@@ -42,8 +42,8 @@ pub(crate) fn rms_norm(x: In, weight: &[f32], eps: f32, out: Out) {
     for r in 0..x.rows() {
         let squares: f64 = (0..x.cols()).map(|c| f64::from(at(x, r, c)).powi(2)).sum();
         let inverse = 1.0 / (squares / x.cols() as f64 + f64::from(eps)).sqrt();
-        for c in 0..x.cols() {
-            put(out, r, c, (f64::from(at(x, r, c)) * inverse * f64::from(weight[c])) as f32);
+        for (c, w) in weight.iter().enumerate() {
+            put(out, r, c, (f64::from(at(x, r, c)) * inverse * f64::from(*w)) as f32);
         }
     }
 }
