@@ -164,14 +164,15 @@ impl Backend for CpuBackend {
                     .found(format!("an end at byte {}", part.range().end))
                     .expected(format!("at most {bytes}")));
             }
-            self.prefetcher.want(part);
         }
+        self.prefetcher.want(key, &weight.parts);
         self.weights.insert(key, Loaded { weight: weight.clone(), vector: None });
         Ok(())
     }
 
     fn forget(&mut self, key: WeightKey) -> Result<()> {
         if let Some(loaded) = self.weights.remove(&key) {
+            self.prefetcher.cancel(key);
             for part in &loaded.weight.parts {
                 part.source.let_go(part.range());
             }
@@ -180,6 +181,7 @@ impl Backend for CpuBackend {
     }
 
     fn run(&mut self, step: &Step, places: &Places) -> Result<()> {
+        step.op.weights().into_iter().for_each(|w| self.prefetcher.reached(places.key(w)));
         run::run(self, &step.op, places).map_err(|e| e.at(&step.label))
     }
 

@@ -1,49 +1,103 @@
 //! A thread that waits for the disk, so that the arithmetic does not.
 
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
+use crate::backend::WeightKey;
 use crate::error::{Error, Result};
 use crate::tensor::HostPart;
 
-/// Weights named ahead; beyond that a request is dropped, for reading further ahead than this only evicts what is needed sooner.
-const AHEAD: usize = 256;
-
+/// Brings weights into memory in the order in which they were asked for.
 pub(super) struct Prefetcher {
-    queue: Option<SyncSender<HostPart>>,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<(WeightKey, Vec<HostPart>)>,
+    /// What the thread is bringing in now.
+    current: Option<WeightKey>,
+    closed: bool,
+}
+
+impl Shared {
+    /// The state stays sound whatever thread panicked: it is only ever a list of wishes.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn serve(&self) {
+        let mut state = self.lock();
+        while !state.closed {
+            let Some((key, parts)) = state.queue.pop_front() else {
+                state = self.wait(state);
+                continue;
+            };
+            state.current = Some(key);
+            drop(state);
+            for part in &parts {
+                part.source.will_need(part.range());
+            }
+            state = self.lock();
+            state.current = None;
+            self.changed.notify_all();
+        }
+    }
 }
 
 impl Prefetcher {
     pub(super) fn new() -> Result<Prefetcher> {
-        let (queue, wanted) = sync_channel::<HostPart>(AHEAD);
+        let shared = Arc::new(Shared::default());
+        let theirs = Arc::clone(&shared);
         let thread = Builder::new()
             .name("prefetch".into())
-            .spawn(move || {
-                for part in wanted {
-                    part.source.will_need(part.range());
-                }
-            })
+            .spawn(move || theirs.serve())
             .map_err(|e| Error::device(format!("could not start the prefetch thread: {e}")).at("cpu"))?;
-        Ok(Prefetcher { queue: Some(queue), thread: Some(thread) })
+        Ok(Prefetcher { shared, thread: Some(thread) })
     }
 
-    /// Asks for `part`, after everything asked for before. A full queue forgets the request: the first use reads the part itself.
-    pub(super) fn want(&self, part: &HostPart) {
-        if let Some(queue) = &self.queue {
-            match queue.try_send(part.clone()) {
-                Ok(()) | Err(TrySendError::Full(_)) | Err(TrySendError::Disconnected(_)) => {}
-            }
+    /// Asks for `parts`, after everything asked for before.
+    pub(super) fn want(&self, key: WeightKey, parts: &[HostPart]) {
+        self.shared.lock().queue.push_back((key, parts.to_vec()));
+        self.shared.changed.notify_all();
+    }
+
+    /// The computation has come to `key`: what has not been brought in by now it reads itself.
+    pub(super) fn reached(&self, key: WeightKey) {
+        self.shared.lock().queue.retain(|(wanted, _)| *wanted != key);
+    }
+
+    /// After this the thread does not touch `key` again: a page brought in after its weight was let go would stay for good, outside the budget.
+    pub(super) fn cancel(&self, key: WeightKey) {
+        self.reached(key);
+        let mut state = self.shared.lock();
+        while state.current == Some(key) {
+            state = self.shared.wait(state);
         }
     }
 }
 
 impl Drop for Prefetcher {
     fn drop(&mut self) {
-        // The closed queue ends the thread's loop.
-        self.queue = None;
+        let mut state = self.shared.lock();
+        state.closed = true;
+        state.queue.clear();
+        drop(state);
+        self.shared.changed.notify_all();
         if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+            let _ = thread.join(); // a panic there has lost nothing but read-ahead
         }
     }
 }
@@ -54,36 +108,46 @@ mod tests {
     use crate::dtype::DType;
     use crate::tensor::{ByteSource, Scale};
     use std::ops::Range;
-    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
 
+    /// Records what is asked for; each request takes a while.
     #[derive(Default)]
-    struct Recorded(Mutex<Vec<Range<usize>>>);
+    struct Slow(Mutex<Vec<usize>>);
 
-    impl ByteSource for Recorded {
+    impl ByteSource for Slow {
         fn bytes(&self) -> &[u8] {
             &[]
         }
         fn will_need(&self, range: Range<usize>) {
-            self.0.lock().unwrap().push(range);
+            std::thread::sleep(Duration::from_millis(5));
+            self.0.lock().unwrap().push(range.start);
         }
     }
 
+    fn part(source: &Arc<Slow>, offset: usize) -> HostPart {
+        HostPart { source: source.clone(), offset, rows: 1, cols: 5, dtype: DType::BF16, scale: Scale::One }
+    }
+
     #[test]
-    fn parts_are_wanted_in_the_order_they_were_named() {
-        let source = Arc::new(Recorded::default());
+    fn weights_arrive_in_order_and_cancelled_ones_never_after_cancel_returns() {
+        let source = Arc::new(Slow::default());
         let prefetcher = Prefetcher::new().unwrap();
-        for i in 0..10 {
-            prefetcher.want(&HostPart {
-                source: source.clone(),
-                offset: 100 * i,
-                rows: 1,
-                cols: 5,
-                dtype: DType::BF16,
-                scale: Scale::One,
-            });
+        for i in 0..20 {
+            prefetcher.want(WeightKey(i as u64), &[part(&source, i)]);
         }
-        drop(prefetcher);
+        // Whatever the thread is at: once cancelled, a weight's entry can no longer appear.
+        for i in (0..20).rev().step_by(2) {
+            prefetcher.cancel(WeightKey(i as u64));
+            let seen = source.0.lock().unwrap().contains(&i);
+            std::thread::sleep(Duration::from_millis(1));
+            assert_eq!(source.0.lock().unwrap().contains(&i), seen, "weight {i}");
+        }
+        while prefetcher.shared.lock().queue.front().is_some() || prefetcher.shared.lock().current.is_some() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let seen = source.0.lock().unwrap().clone();
-        assert_eq!(seen, (0..10).map(|i| 100 * i..100 * i + 10).collect::<Vec<_>>());
+        assert!(seen.is_sorted(), "{seen:?}");
+        assert!((0..20).step_by(2).all(|i| seen.contains(&i)), "{seen:?}");
+        assert!(seen.len() < 20, "nothing was cancelled in time");
     }
 }

@@ -1,0 +1,168 @@
+//! Whole runs of the binary on the embedded model: files, settings, reruns, faults, signals.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn command(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flux-fast"));
+    command.current_dir(folder).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn run(folder: &Path, arguments: &[&str]) -> Output {
+    command(folder, arguments).output().expect("the binary starts")
+}
+
+fn done(folder: &Path, arguments: &[&str]) -> Value {
+    let output = run(folder, arguments);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {err}");
+    if arguments.contains(&"--json") {
+        serde_json::from_str(&out).unwrap_or_else(|e| panic!("{arguments:?}: {e}: {out}"))
+    } else {
+        Value::Null
+    }
+}
+
+fn pixels(path: &Path) -> image::RgbImage {
+    image::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).to_rgb8()
+}
+
+fn files(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn every_format_holds_the_picture_and_reruns_from_its_settings() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let prompt = "a fox, \"3D\" style,\non a blue background 🦊";
+    done(folder, &["-p", prompt, "--seed", "7", "--steps", "4", "-o", "a.png"]);
+    let reference = pixels(&folder.join("a.png"));
+    assert_eq!(reference.dimensions(), (128, 128));
+    for name in ["b.jpg", "b.webp", "b.bmp", "b.tiff"] {
+        done(folder, &["-p", prompt, "--seed", "7", "--steps", "4", "-o", name]);
+        let got = pixels(&folder.join(name));
+        let off: f64 = got.iter().zip(reference.iter()).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>()
+            / reference.len() as f64;
+        assert!(off <= if name == "b.jpg" { 4.0 } else { 0.0 }, "{name} is off by {off} on average");
+        if name == "b.bmp" {
+            continue; // cannot hold settings
+        }
+        let again = format!("again-{}.png", &name[2..]);
+        done(folder, &["again", name, "-o", &again]);
+        assert_eq!(pixels(&folder.join(&again)), reference, "{name}");
+    }
+    // An override is taken, the rest stays.
+    let json = done(folder, &["again", "a.png", "--steps", "5", "-o", "c.png", "--json"]);
+    assert_eq!((json["settings"]["steps"].as_u64(), json["settings"]["seed"].as_u64()), (Some(5), Some(7)));
+    assert_eq!(json["settings"]["prompt"].as_str(), Some(prompt));
+    assert_ne!(pixels(&folder.join("c.png")), reference);
+}
+
+#[test]
+fn batches_negatives_and_pictures_as_starting_points() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let base = ["a pizza on a red background", "--seed", "3", "--steps", "6"];
+    let with = |more: &[&'static str]| base.iter().copied().chain(more.iter().copied()).collect::<Vec<_>>();
+    let json = done(folder, &with(&["-n", "2", "-o", "two.png", "--json"]));
+    let names: Vec<&str> = json["files"].as_array().unwrap().iter().map(|f| f.as_str().unwrap()).collect();
+    assert_eq!(names.len(), 2);
+    assert_ne!(pixels(&folder.join(names[0])), pixels(&folder.join(names[1])));
+    done(folder, &with(&["-o", "one.png"]));
+    let one = pixels(&folder.join("one.png"));
+    done(folder, &with(&["--negative", "blue", "--cfg-scale", "2", "-o", "cfg.png"]));
+    assert_ne!(pixels(&folder.join("cfg.png")), one);
+    // Strength 0 keeps the picture (through the autoencoder), strength 1 ignores it.
+    done(folder, &with(&["-i", "one.png", "--strength", "0", "-o", "kept.png"]));
+    let mean = |a: &image::RgbImage| {
+        a.iter().zip(one.iter()).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / one.len() as f64
+    };
+    assert!(mean(&pixels(&folder.join("kept.png"))) < 12.0);
+    done(folder, &with(&["-i", "kept.png", "--strength", "1", "-o", "ignored.png"]));
+    assert_eq!(pixels(&folder.join("ignored.png")), one);
+    // Another size than the model's own.
+    done(folder, &with(&["--size", "96x160", "-o", "tall.png"]));
+    assert_eq!(pixels(&folder.join("tall.png")).dimensions(), (96, 160));
+}
+
+#[test]
+fn plans_are_printed_for_people_and_programs_and_run_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let json = done(dir.path(), &["plan", "x", "--json", "--ram", "2G"]);
+    assert_eq!(json["budget_bytes"].as_u64(), Some(2_000_000_000));
+    assert!(json["peak_bytes"].as_u64().unwrap() <= 2_000_000_000);
+    let programs: Vec<&str> =
+        json["phases"].as_array().unwrap().iter().map(|p| p["program"].as_str().unwrap()).collect();
+    assert_eq!(programs, ["clip", "t5", "modulate", "denoise", "decode"]);
+    let text = run(dir.path(), &["plan", "x"]).stdout;
+    assert!(String::from_utf8(text).unwrap().contains("denoise"));
+    assert_eq!(files(dir.path()), [] as [&str; 0]);
+}
+
+#[test]
+fn bad_models_budgets_and_devices_have_their_exit_codes_and_leave_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let embedded = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny/flux-tiny.safetensors");
+    let bytes = fs::read(embedded).unwrap();
+    fs::write(folder.join("whole.safetensors"), &bytes).unwrap();
+    fs::write(folder.join("cut.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
+    fs::write(folder.join("text.safetensors"), "not a model").unwrap();
+    let mut gguf = b"GGUF\x03\0\0\0".to_vec();
+    gguf.resize(100, 0);
+    fs::write(folder.join("m.gguf"), gguf).unwrap();
+    let before = files(folder);
+    let cases: &[(&[&str], i32, &str)] = &[
+        (&["--model", "cut.safetensors"], 3, "cut.safetensors"),
+        (&["--model", "text.safetensors"], 3, "text.safetensors"),
+        (&["--model", "m.gguf"], 3, "GGUF"),
+        (&["--model", "nowhere.safetensors"], 4, "nowhere.safetensors"),
+        (&["--ram", "1M"], 5, "budget"),
+        (&["--device", "cuda"], 6, "cuda"),
+        (&["--device", "toaster"], 6, "toaster"),
+        (&["--size", "100x128"], 2, "16"),
+        (&["--kernel", "linear=nonsense"], 2, "linear_"),
+        (&["--compute", "f7"], 2, "bf16"),
+    ];
+    for (arguments, code, word) in cases {
+        let output = run(folder, &[&["x", "--steps", "1", "-o", "x.png"], *arguments].concat());
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(*code), "{arguments:?}: {err}");
+        assert!(err.contains("error: ") && err.contains(word), "{arguments:?}: {err}");
+        assert!(!err.contains("panicked"), "{err}");
+        assert_eq!(files(folder), before, "{arguments:?} left something behind");
+    }
+    done(folder, &["x", "--steps", "1", "-o", "x.png", "--model", "whole.safetensors"]);
+    assert!(folder.join("x.png").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_ends_the_run_with_its_code_and_no_half_picture() {
+    use std::io::Read;
+    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = command(dir.path(), &["a fox", "--steps", "1000", "-n", "8", "-o", "x.png"]).spawn().unwrap();
+        // Progress on stderr shows that it is under way.
+        let mut seen = Vec::new();
+        let mut byte = [0];
+        while !String::from_utf8_lossy(&seen).contains("denoise")
+            && child.stderr.as_mut().unwrap().read(&mut byte).unwrap() == 1
+        {
+            seen.push(byte[0]);
+        }
+        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        let mut rest = String::new();
+        child.stderr.as_mut().unwrap().read_to_string(&mut rest).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{rest}");
+        assert_eq!(files(dir.path()), [] as [&str; 0]);
+    }
+}
