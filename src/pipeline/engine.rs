@@ -29,6 +29,8 @@ pub struct Pipeline {
     pub(super) tokenizers: Tokenizers,
     pub(super) backend: Box<dyn Backend>,
     pub(super) holdings: Holdings,
+    /// Names the arithmetic (version, device, forced choices): what results depend on beside the request and the weights.
+    pub(super) arithmetic: String,
     budget: Budget,
     /// Resident set of the process when the model was open and nothing had run.
     base_bytes: u64,
@@ -84,7 +86,17 @@ impl Pipeline {
         notes.into_iter().try_for_each(|n| tell(Event::Note(n)))?;
         let tokenizers = Tokenizers::load(clip.as_deref(), t5.as_deref())?;
         let budget = budget(options, backend.as_ref())?;
-        Ok(Pipeline { model, tokenizers, backend, holdings: Holdings::default(), budget, base_bytes: resident_bytes() })
+        let caps = backend.caps();
+        let arithmetic = format!(
+            "{} {} {} {} {:?}",
+            env!("CARGO_PKG_VERSION"),
+            caps.name,
+            caps.description,
+            options.compute,
+            options.kernels
+        );
+        let base_bytes = resident_bytes();
+        Ok(Pipeline { model, tokenizers, backend, holdings: Holdings::default(), arithmetic, budget, base_bytes })
     }
 
     /// `request` with the model's defaults filled in, checked against the model.

@@ -7,6 +7,7 @@ use super::engine::Pipeline;
 use super::noise::TorchGenerator;
 use super::phases::{Phases, Ready, Tiling};
 use super::request::{Generated, Picture, Request, Settings};
+use super::text_cache::{Text, TextCache};
 use super::tiles::{Canvas, crop_tokens, pack, unpack};
 use super::tokenizers::Ids;
 use crate::backend::Backend;
@@ -16,14 +17,6 @@ use crate::model::{flux, t5};
 use crate::stream::{Holdings, Session};
 
 type Listener<'a> = &'a mut dyn FnMut(Event) -> ControlFlow<()>;
-
-/// The conditioning of each prompt (one, or two with true CFG).
-struct Text {
-    /// T5 embeddings, prompt after prompt: `t5_length x context` each.
-    context: Vec<f32>,
-    /// Pooled CLIP embeddings, `pooled` wide each.
-    pooled: Vec<f32>,
-}
 
 impl Pipeline {
     /// Draws what `request` asks for. Everything is planned first, so that what cannot fit is refused before anything runs.
@@ -136,6 +129,13 @@ impl Pipeline {
         };
         vocab(&clip_ids, self.model.clip.config.vocab, "CLIP")?;
         vocab(&t5_ids, self.model.t5.config.vocab, "T5")?;
+        let cache = self.text_cache(phases);
+        let key = self.text_key(&clip_ids, &t5_ids);
+        if let Some(text) = cache.as_ref().and_then(|c| c.load(&key)) {
+            progress.note(Event::Note("this prompt's embeddings were found in the cache".into()))?;
+            progress.end()?;
+            return Ok(text);
+        }
         let flat = |ids: &[Ids]| ids.iter().flat_map(|i| i.ids.iter().map(|&id| id as i32)).collect::<Vec<i32>>();
 
         let clip = &phases.clip;
@@ -164,7 +164,26 @@ impl Pipeline {
         finite(&context, &mut session, ready)?;
         session.finish(phases.keep)?;
         progress.end()?;
-        Ok(Text { context, pooled })
+        let text = Text { context, pooled };
+        if let Some(cache) = cache {
+            cache.save(&key, &text);
+        }
+        Ok(text)
+    }
+
+    /// Where embeddings are kept, for models whose text encoders are worth it.
+    fn text_cache(&self, phases: &Phases) -> Option<TextCache> {
+        const WORTH_BYTES: u64 = 256 << 20;
+        (phases.t5.plan.weight_bytes >= WORTH_BYTES).then(|| TextCache::new(&super::cache_folder()))
+    }
+
+    /// Everything that the embeddings depend on.
+    fn text_key(&self, clip: &[Ids], t5: &[Ids]) -> Vec<u8> {
+        let mut key =
+            format!("{} {} {}\n", self.model.clip.weights.hash(), self.model.t5.weights.hash(), self.arithmetic)
+                .into_bytes();
+        clip.iter().chain(t5).for_each(|ids| key.extend(bytemuck::cast_slice::<u32, u8>(&ids.ids)));
+        key
     }
 
     /// Every step's modulation: `steps * prompts` rows.

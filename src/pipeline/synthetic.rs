@@ -38,13 +38,9 @@ impl Synthetic {
         format!("{}-{}", self.name, self.storage_name)
     }
 
-    /// The file's place: `synthetic/dev-fp8.safetensors` under `FLUX_FAST_CACHE`, else the user's cache folder.
+    /// The file's place: `synthetic/dev-fp8.safetensors` in the cache folder.
     pub fn path(&self) -> PathBuf {
-        let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let cache = set("FLUX_FAST_CACHE")
-            .or_else(|| Some(set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?.join("flux-fast")))
-            .unwrap_or_else(|| std::env::temp_dir().join("flux-fast"));
-        cache.join("synthetic").join(format!("{}.safetensors", self.label()))
+        super::cache_folder().join("synthetic").join(format!("{}.safetensors", self.label()))
     }
 
     /// Writes the file (12 to 64 GB, a minute or more) unless it is there.
