@@ -79,8 +79,11 @@ unsafe fn finish_some<const FMA: bool>(sums: *const f32, f: Finish, row: usize, 
             std::ptr::copy_nonoverlapping(from.row_ptr(row).add(f.col + c), to.as_mut_ptr(), n);
         };
         std::ptr::copy_nonoverlapping(sums, y.as_mut_ptr(), n);
-        for j in 0..n {
-            y[j] = y[j] * f.scale[c + j] + f.bias[c + j];
+        let (mut scale, mut bias) = ([1f32; WIDTH], [0f32; WIDTH]);
+        std::ptr::copy_nonoverlapping(f.scale[c..c + n].as_ptr(), scale.as_mut_ptr(), n);
+        std::ptr::copy_nonoverlapping(f.bias[c..c + n].as_ptr(), bias.as_mut_ptr(), n);
+        for j in 0..WIDTH {
+            y[j] = y[j] * scale[j] + bias[j];
         }
         match f.tail {
             Tail::None => {}

@@ -78,16 +78,15 @@ pub fn low_bits(n: usize) -> u32 {
     if n >= 32 { u32::MAX } else { (1 << n) - 1 }
 }
 
-/// Elements `k .. k + 16` of a row as f32, zeros beyond the first `left`.
+/// 16 elements at `at` as f32, zeros where `mask` has no bit.
 ///
 /// # Safety
-/// The first `left` of them must be readable and stored as `T`.
+/// The elements with a bit must be readable and stored as `T`, or as `mixed` where T is `MIXED`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub unsafe fn load_f32<const T: u8>(row: Row, k: usize, left: usize) -> __m512 {
-    let at = row.at(k);
-    let mask = low_bits(left) as __mmask16;
-    // SAFETY: masked loads touch no element beyond `left`.
+pub unsafe fn load_f32<const T: u8>(at: *const u8, mask: u32, mixed: DType) -> __m512 {
+    let mask = mask as __mmask16;
+    // SAFETY: masked loads touch no element without a bit.
     unsafe {
         match T {
             F32 => _mm512_maskz_loadu_ps(mask, at.cast()),
@@ -112,12 +111,12 @@ pub unsafe fn load_f32<const T: u8>(row: Row, k: usize, left: usize) -> __m512 {
                 let q = _mm256_cvtepu8_epi16(_mm_maskz_loadu_epi8(mask, at.cast()));
                 _mm512_cvtph_ps(_mm256_slli_epi16::<8>(q))
             }
-            _ => match row.dtype {
-                DType::F32 | DType::I32 => load_f32::<F32>(row, k, left),
-                DType::BF16 => load_f32::<BF16>(row, k, left),
-                DType::F16 => load_f32::<F16>(row, k, left),
-                DType::F8E4M3 => load_f32::<F8E4M3>(row, k, left),
-                DType::F8E5M2 => load_f32::<F8E5M2>(row, k, left),
+            _ => match mixed {
+                DType::F32 | DType::I32 => load_f32::<F32>(at, mask.into(), mixed),
+                DType::BF16 => load_f32::<BF16>(at, mask.into(), mixed),
+                DType::F16 => load_f32::<F16>(at, mask.into(), mixed),
+                DType::F8E4M3 => load_f32::<F8E4M3>(at, mask.into(), mixed),
+                DType::F8E5M2 => load_f32::<F8E5M2>(at, mask.into(), mixed),
             },
         }
     }
@@ -127,25 +126,36 @@ pub unsafe fn load_f32<const T: u8>(row: Row, k: usize, left: usize) -> __m512 {
 unsafe fn pack_avx512(rows: &[Row], lanes: usize, k: usize, count: usize, to: *mut u32) {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn words<const T: u8>(row: Row, k: usize, left: usize) -> __m512i {
+    unsafe fn words<const T: u8>(at: *const u8, mask: u32, mixed: DType) -> __m512i {
         // SAFETY: the same promise.
-        _mm512_castps_si512(unsafe { load_f32::<T>(row, k, left) })
+        _mm512_castps_si512(unsafe { load_f32::<T>(at, mask, mixed) })
     }
     // SAFETY: the same promises; `words::<T>` fits rows of type T.
     unsafe {
         match common_type(rows) {
-            F32 => pack_words::<1>(rows, lanes, k, count, to, |r, k, n| words::<F32>(r, k, n)),
-            BF16 => pack_words::<1>(rows, lanes, k, count, to, |r, k, n| words::<BF16>(r, k, n)),
-            F16 => pack_words::<1>(rows, lanes, k, count, to, |r, k, n| words::<F16>(r, k, n)),
-            F8E4M3 => pack_words::<1>(rows, lanes, k, count, to, |r, k, n| words::<F8E4M3>(r, k, n)),
-            F8E5M2 => pack_words::<1>(rows, lanes, k, count, to, |r, k, n| words::<F8E5M2>(r, k, n)),
-            _ => pack_words::<1>(rows, lanes, k, count, to, |r, k, n| words::<MIXED>(r, k, n)),
+            F32 => pack_words::<1>(rows, lanes, k, count, to, |at, mask, t| words::<F32>(at, mask, t)),
+            BF16 => pack_words::<1>(rows, lanes, k, count, to, |at, mask, t| words::<BF16>(at, mask, t)),
+            F16 => pack_words::<1>(rows, lanes, k, count, to, |at, mask, t| words::<F16>(at, mask, t)),
+            F8E4M3 => pack_words::<1>(rows, lanes, k, count, to, |at, mask, t| words::<F8E4M3>(at, mask, t)),
+            F8E5M2 => pack_words::<1>(rows, lanes, k, count, to, |at, mask, t| words::<F8E5M2>(at, mask, t)),
+            _ => pack_words::<1>(rows, lanes, k, count, to, |at, mask, t| words::<MIXED>(at, mask, t)),
         }
     }
 }
 
-/// `Micro::pack` for words of `PER` elements: 16 rows x 16 words at a time, transposed in registers. `load(row, k, left)` gives
-/// 16 words from element k, of which `left` elements are there.
+/// A lane of a group of rows: where its elements are, and the bytes of one; missing rows stay at some zeros.
+#[derive(Clone, Copy)]
+struct Lane {
+    at: *const u8,
+    size: usize,
+    dtype: DType,
+}
+
+/// As many zeros as one load reads, of the largest type.
+static NOTHING: [u8; 128] = [0; 128];
+
+/// `Micro::pack` for words of `PER` elements: 16 rows x 16 words at a time, transposed in registers. `load(at, mask, type)` gives
+/// 16 words from an address, with zeros for elements that have no bit.
 ///
 /// # Safety
 /// `to` must hold the words of `count` elements times `lanes`, and `load` be able to read elements `k .. k + count` of the rows.
@@ -157,27 +167,34 @@ pub unsafe fn pack_words<const PER: usize>(
     k: usize,
     count: usize,
     to: *mut u32,
-    load: impl Fn(Row, usize, usize) -> __m512i,
+    load: impl Fn(*const u8, u32, DType) -> __m512i,
 ) {
     let words = count.div_ceil(PER);
     for first in (0..lanes).step_by(16) {
         let mask = low_bits(lanes - first) as __mmask16;
-        let mut group = [Row::ZEROS; 16];
-        for (g, row) in group.iter_mut().zip(rows.get(first..).unwrap_or(&[])) {
-            *g = *row;
-        }
+        let group: [Lane; 16] = std::array::from_fn(|i| match rows.get(first + i) {
+            Some(row) if !row.ptr.is_null() => Lane { at: row.at(k), size: row.dtype.size(), dtype: row.dtype },
+            _ => Lane { at: NOTHING.as_ptr(), size: 0, dtype: DType::F32 },
+        });
         for word in (0..words).step_by(16) {
             let at = word * PER;
+            let valid = low_bits(count - at);
             let mut v = [_mm512_setzero_si512(); 16];
-            for (v, row) in v.iter_mut().zip(group) {
-                if !row.ptr.is_null() {
-                    *v = load(row, k + at, count - at);
-                }
+            for (v, lane) in v.iter_mut().zip(&group) {
+                *v = load(lane.at.wrapping_add(at * lane.size), valid, lane.dtype);
             }
             let v = transpose(v);
-            for (i, v) in v.iter().enumerate().take(words - word) {
-                // SAFETY: word `word + i` exists, and the mask keeps to its lanes.
-                unsafe { _mm512_mask_storeu_epi32(to.add((word + i) * lanes + first).cast(), mask, *v) };
+            let to = to.wrapping_add(word * lanes + first);
+            // SAFETY (both): word `word + i` exists, and the mask keeps to its lanes.
+            if words - word >= 16 {
+                // A loop of constant length keeps the words in registers.
+                for (i, v) in v.iter().enumerate() {
+                    unsafe { _mm512_mask_storeu_epi32(to.add(i * lanes).cast(), mask, *v) };
+                }
+            } else {
+                for (i, v) in v.iter().enumerate().take(words - word) {
+                    unsafe { _mm512_mask_storeu_epi32(to.add(i * lanes).cast(), mask, *v) };
+                }
             }
         }
     }
@@ -222,8 +239,9 @@ unsafe fn dot_avx512(d: Dot) {
             let left = out.len() - at;
             // SAFETY: the elements are there; the masked store keeps within `out`.
             unsafe {
-                let v = load_f32::<T>(row, k + at, left);
-                _mm512_mask_storeu_ps(out.as_mut_ptr().add(at), low_bits(left) as __mmask16, v);
+                let mask = low_bits(left);
+                let v = load_f32::<T>(row.at(k + at), mask, row.dtype);
+                _mm512_mask_storeu_ps(out.as_mut_ptr().add(at), mask as __mmask16, v);
             }
         }
     }

@@ -83,16 +83,14 @@ const fn e4m3_bytes(byte: usize) -> [u8; 128] {
     bytes
 }
 
-/// Elements `k .. k + 32` of a row as bf16, zeros beyond the first `left`.
+/// 32 elements at `at` as bf16, zeros where `mask` has no bit.
 ///
 /// # Safety
-/// The first `left` of them must be readable and stored as `T`.
+/// The elements with a bit must be readable and stored as `T`, or as `mixed` where T is `MIXED`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
-unsafe fn load_bf16<const T: u8>(row: Row, k: usize, left: usize) -> __m512i {
-    let at = row.at(k);
-    let mask = low_bits(left);
-    // SAFETY: masked loads touch no element beyond `left`; vectors of bf16 are 512 bits.
+unsafe fn load_bf16<const T: u8>(at: *const u8, mask: u32, mixed: DType) -> __m512i {
+    // SAFETY: masked loads touch no element without a bit; vectors of bf16 are 512 bits.
     unsafe {
         let round = |low: __m512, high: __m512| std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
         let from_f16 = |v: __m512i| -> __m512i {
@@ -127,12 +125,12 @@ unsafe fn load_bf16<const T: u8>(row: Row, k: usize, left: usize) -> __m512i {
                 let q = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(mask, at.cast()));
                 from_f16(_mm512_slli_epi16::<8>(q))
             }
-            _ => match row.dtype {
-                DType::F32 | DType::I32 => load_bf16::<F32>(row, k, left),
-                DType::BF16 => load_bf16::<BF16>(row, k, left),
-                DType::F16 => load_bf16::<F16>(row, k, left),
-                DType::F8E4M3 => load_bf16::<F8E4M3>(row, k, left),
-                DType::F8E5M2 => load_bf16::<F8E5M2>(row, k, left),
+            _ => match mixed {
+                DType::F32 | DType::I32 => load_bf16::<F32>(at, mask, mixed),
+                DType::BF16 => load_bf16::<BF16>(at, mask, mixed),
+                DType::F16 => load_bf16::<F16>(at, mask, mixed),
+                DType::F8E4M3 => load_bf16::<F8E4M3>(at, mask, mixed),
+                DType::F8E5M2 => load_bf16::<F8E5M2>(at, mask, mixed),
             },
         }
     }
@@ -154,12 +152,12 @@ unsafe fn pack_bf16(rows: &[Row], lanes: usize, k: usize, count: usize, to: *mut
     // SAFETY: the same promises; `load_bf16::<T>` fits rows of type T.
     unsafe {
         match common_type(rows) {
-            F32 => pack_words::<2>(rows, lanes, k, count, to, |r, k, n| load_bf16::<F32>(r, k, n)),
-            BF16 => pack_words::<2>(rows, lanes, k, count, to, |r, k, n| load_bf16::<BF16>(r, k, n)),
-            F16 => pack_words::<2>(rows, lanes, k, count, to, |r, k, n| load_bf16::<F16>(r, k, n)),
-            F8E4M3 => pack_words::<2>(rows, lanes, k, count, to, |r, k, n| load_bf16::<F8E4M3>(r, k, n)),
-            F8E5M2 => pack_words::<2>(rows, lanes, k, count, to, |r, k, n| load_bf16::<F8E5M2>(r, k, n)),
-            _ => pack_words::<2>(rows, lanes, k, count, to, |r, k, n| load_bf16::<MIXED>(r, k, n)),
+            F32 => pack_words::<2>(rows, lanes, k, count, to, |at, mask, t| load_bf16::<F32>(at, mask, t)),
+            BF16 => pack_words::<2>(rows, lanes, k, count, to, |at, mask, t| load_bf16::<BF16>(at, mask, t)),
+            F16 => pack_words::<2>(rows, lanes, k, count, to, |at, mask, t| load_bf16::<F16>(at, mask, t)),
+            F8E4M3 => pack_words::<2>(rows, lanes, k, count, to, |at, mask, t| load_bf16::<F8E4M3>(at, mask, t)),
+            F8E5M2 => pack_words::<2>(rows, lanes, k, count, to, |at, mask, t| load_bf16::<F8E5M2>(at, mask, t)),
+            _ => pack_words::<2>(rows, lanes, k, count, to, |at, mask, t| load_bf16::<MIXED>(at, mask, t)),
         }
     }
 }
@@ -179,53 +177,59 @@ unsafe fn dot_bf16(d: Dot) {
     }
 }
 
-/// Rows of w that are multiplied side by side: loads of x serve all of them.
-const SIDE: usize = 4;
-
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn dot_rows<const T: u8>(d: Dot) {
     // SAFETY: the same promises.
     unsafe {
         match d.rows {
-            1 => dot_side::<T, 1>(d),
-            2 => dot_side::<T, 2>(d),
-            3 | 4 => dot_side::<T, 4>(d),
-            _ => dot_side::<T, FEW>(d),
+            1 => dot_at_most::<T, 1, 4>(d),
+            2 => dot_at_most::<T, 2, 4>(d),
+            3 | 4 => dot_at_most::<T, 4, 4>(d),
+            _ => dot_at_most::<T, FEW, 2>(d),
         }
     }
 }
 
-/// `Dot` for at most `M` rows of x.
+/// How far ahead of its use a weight is asked for, in bytes. Rows follow each other, so this runs into the next ones.
+const AHEAD: usize = 4096;
+
+/// `Dot` for at most `M` rows of x. One row of w after the other, because memory delivers one long stream fastest; `SIDE` steps of k have
+/// sums of their own, so that no multiply-add waits for the one before.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
-unsafe fn dot_side<const T: u8, const M: usize>(d: Dot) {
+unsafe fn dot_at_most<const T: u8, const M: usize, const SIDE: usize>(d: Dot) {
     let mut x = [d.x; M];
     for (m, x) in x.iter_mut().enumerate() {
         // Where there are fewer rows the last stands in for the missing ones; its extra sums are dropped.
         *x = d.x.wrapping_add(m.min(d.rows - 1) * d.stride);
     }
-    for j in (0..d.w.len()).step_by(SIDE) {
-        let mut w = [d.w[j]; SIDE];
-        for (i, w) in w.iter_mut().enumerate() {
-            *w = d.w[(j + i).min(d.w.len() - 1)];
-        }
+    for (j, w) in d.w.iter().enumerate() {
         let mut sums = [[_mm512_setzero_ps(); M]; SIDE];
-        for k in (0..d.k).step_by(32) {
-            let left = d.k - k;
-            for (w, sums) in w.iter().zip(&mut sums) {
-                // SAFETY: k elements of w are readable; x has `stride` words a row, zeros after k.
-                unsafe {
-                    let w = load_bf16::<T>(*w, k, left);
+        let step = 32 * SIDE;
+        let whole = d.k / step * step;
+        // SAFETY: k elements of w are readable; x has `stride` words a row, zeros after k; `sums` has FEW rows of NC.
+        unsafe {
+            for k in (0..whole).step_by(step) {
+                for line in (0..step * w.dtype.size()).step_by(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(w.at(k).wrapping_add(AHEAD + line).cast());
+                }
+                for (side, sums) in sums.iter_mut().enumerate() {
+                    let k = k + 32 * side;
+                    let w = load_bf16::<T>(w.at(k), u32::MAX, w.dtype);
                     for (x, sum) in x.iter().zip(sums) {
                         *sum = multiply_add(*sum, w, _mm512_loadu_si512(x.add(k / 2).cast()));
                     }
                 }
             }
-        }
-        for (i, sums) in sums.iter().enumerate().take(d.w.len() - j) {
-            for (m, sum) in sums.iter().enumerate().take(d.rows) {
-                // SAFETY: `sums` has FEW rows of NC.
-                unsafe { d.sums.add(m * NC + j + i).write(_mm512_reduce_add_ps(*sum)) };
+            for k in (whole..d.k).step_by(32) {
+                let w = load_bf16::<T>(w.at(k), low_bits(d.k - k), w.dtype);
+                for (x, sum) in x.iter().zip(&mut sums[0]) {
+                    *sum = multiply_add(*sum, w, _mm512_loadu_si512(x.add(k / 2).cast()));
+                }
+            }
+            for m in 0..d.rows {
+                let sum = sums.iter().map(|s| s[m]).reduce(|a, b| _mm512_add_ps(a, b));
+                d.sums.add(m * NC + j).write(_mm512_reduce_add_ps(sum.unwrap_or(_mm512_setzero_ps())));
             }
         }
     }

@@ -7,8 +7,8 @@
 //! Loops, outside in:
 //! 1. at most `ROWS` rows of x, packed once for all (the only shared buffer; it bounds the scratch whatever the picture's size);
 //! 2. tasks, taken by threads from a counter: `nc` rows of w by some row panels of x;
-//! 3. blocks of `kc` words: the task's `nc x kc` of w are decoded and packed, 256 KiB, to lie in L2;
-//! 4. row panels of x (14 KiB each, in L1 while they are used), and within them panels of w (32 KiB, streamed from L2).
+//! 3. blocks of `kc` words: the task's `nc x kc` of w are decoded and packed, 192 KiB, to lie in L2;
+//! 4. row panels of x (10.5 KiB each) and within them panels of w (24 KiB), which fit L1 together.
 //!
 //! Floor: 2 M N K / peak seconds. Per tile of 14 x 32 and word, 28 multiply-adds (14 cycles where two start per cycle)
 //! need 2 loads of w and 14 broadcasts of x (8 cycles), so the multipliers are the limit; L2 delivers 9 bytes a cycle.
@@ -69,7 +69,7 @@ pub struct Micro {
 /// The largest `mr`, `nr`.
 pub const MAX_LANES: usize = 32;
 /// Words of k in a block.
-pub const KC: usize = 256;
+pub const KC: usize = 192;
 /// Rows of w in a task, at most. Stack arrays have this size.
 pub const NC: usize = 256;
 /// Rows of x that are packed at once, at most.
@@ -286,6 +286,9 @@ unsafe fn rows_product(
                 for p in 0..w_panels {
                     let tile = if b.k_blocks > 1 { sums.wrapping_add((m * w_panels + p) * mr * nr) } else { sums };
                     let row = (top + m) * mr;
+                    // The next panel of x lies in L3 or further; every tile asks for a share of it.
+                    let share = (mr * words).div_ceil(w_panels);
+                    fetch(x_panel(block, (top + m + 1).min(panels - 1)).wrapping_add(p * share), share);
                     // SAFETY: the panels were packed above with `words` words; the tile is the slot's own.
                     unsafe {
                         let x_panel = x_panel(block, top + m);
@@ -300,6 +303,19 @@ unsafe fn rows_product(
             }
         }
     });
+}
+
+/// Asks for the cache lines of `words` words from `at`; a hint, so any address will do.
+#[inline(always)]
+fn fetch(at: *const u32, words: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..words).step_by(16) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch never faults, and every x86-64 processor has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (at, words);
 }
 
 /// Scales and biases of some columns of the output.

@@ -5,7 +5,7 @@ use crate::dtype::DType::*;
 /// `x . w^T + bias` in f64.
 fn sums(x: &[f32], w: &HostWeight, bias: Option<&[f32]>) -> Vec<f64> {
     let values = w.to_f32();
-    let rows = if w.cols == 0 { 0 } else { x.len() / w.cols };
+    let rows = x.len() / w.cols;
     let mut out = Vec::new();
     for r in 0..rows {
         for n in 0..w.rows {

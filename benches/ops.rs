@@ -1,0 +1,270 @@
+//! Matrix products and convolutions at FLUX's shapes, against the peak of the multipliers.
+//!
+//! `cargo bench --bench ops -- FILTER`. Criterion's `elem/s` are floating-point operations a second; the line after a case gives its
+//! best run, as a fraction of the peak that independent multiply-adds reach on all threads just before.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
+use flux_fast::backend::cpu::conv::{CONV2D, conv2d, conv2d_scratch};
+use flux_fast::backend::cpu::isa::Isa;
+use flux_fast::backend::cpu::linear::{Compute, LINEAR, Tail, Variant, choose, linear, linear_scratch};
+use flux_fast::backend::cpu::matrix::{In, Out};
+use flux_fast::dtype::DType;
+use flux_fast::op::ConvShape;
+use flux_fast::tensor::{HostPart, HostWeight, Scale};
+
+/// Some numbers that are not all alike, between -1 and 1.
+fn numbers(n: usize) -> Vec<f32> {
+    (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
+}
+
+fn weight(rows: usize, cols: usize, dtype: DType) -> HostWeight {
+    let mut bytes = Vec::with_capacity(rows * cols * dtype.size());
+    let row = numbers(8191);
+    (0..rows * cols).for_each(|i| dtype.encode(row[i % 8191], &mut bytes));
+    let part = HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype, scale: Scale::Tensor(0.02) };
+    HostWeight { rows, cols, parts: vec![part] }
+}
+
+/// Floating-point operations a second of independent multiply-adds in registers, on all threads.
+#[cfg(target_arch = "x86_64")]
+mod peak {
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+    use std::time::Instant;
+
+    use flux_fast::backend::cpu::isa::Isa;
+
+    const CHAINS: usize = 16;
+    const ROUNDS: usize = 2_000_000;
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn bf16() -> f32 {
+        // SAFETY: 512 bits are 512 bits.
+        let x: __m512bh = unsafe { std::mem::transmute(_mm512_set1_epi32(black_box(0x3f80_3f80))) };
+        let mut sums = std::array::from_fn::<_, CHAINS, _>(|i| _mm512_set1_ps(black_box(i as f32)));
+        for _ in 0..ROUNDS {
+            for s in &mut sums {
+                *s = _mm512_dpbf16_ps(*s, x, x);
+            }
+        }
+        sums.iter().map(|s| _mm512_reduce_add_ps(*s)).sum()
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn f32_512() -> f32 {
+        let x = _mm512_set1_ps(black_box(0.5));
+        let mut sums = std::array::from_fn::<_, CHAINS, _>(|i| _mm512_set1_ps(black_box(i as f32)));
+        for _ in 0..ROUNDS {
+            for s in &mut sums {
+                *s = _mm512_fmadd_ps(*s, x, x);
+            }
+        }
+        sums.iter().map(|s| _mm512_reduce_add_ps(*s)).sum()
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    fn f32_256() -> f32 {
+        let x = _mm256_set1_ps(black_box(0.5));
+        let mut sums = std::array::from_fn::<_, 12, _>(|i| _mm256_set1_ps(black_box(i as f32)));
+        for _ in 0..ROUNDS {
+            for s in &mut sums {
+                *s = _mm256_fmadd_ps(*s, x, x);
+            }
+        }
+        sums.iter().map(|s| _mm256_cvtss_f32(*s)).sum()
+    }
+
+    // The chains start from numbers that the compiler does not know, or it would compute one of them for all.
+
+    /// For the instruction set and arithmetic of a variant, by its name.
+    pub fn of(name: &str) -> Option<f64> {
+        let isa = Isa::detect();
+        // SAFETY (all three): the instruction set was asked for.
+        let (work, flops): (fn() -> f32, usize) = if name.contains("bf16_") && isa >= Isa::Avx512Bf16 {
+            (|| unsafe { bf16() }, CHAINS * 64)
+        } else if name.ends_with("avx512") && isa >= Isa::Avx512 {
+            (|| unsafe { f32_512() }, CHAINS * 32)
+        } else if name.ends_with("avx2") && isa >= Isa::Avx2 {
+            (|| unsafe { f32_256() }, 12 * 16)
+        } else {
+            return None;
+        };
+        let once = || {
+            let start = Instant::now();
+            rayon::broadcast(|_| black_box(work()));
+            (flops * ROUNDS * rayon::current_num_threads()) as f64 / start.elapsed().as_secs_f64()
+        };
+        Some((0..5).map(|_| once()).fold(0.0, f64::max))
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod peak {
+    pub fn of(_: &str) -> Option<f64> {
+        None
+    }
+}
+
+/// Times `work`, which does `flops`, and prints its best run beside the peak of `variant`.
+fn case(
+    group: &mut BenchmarkGroup<WallTime>,
+    name: &str,
+    variant: &str,
+    flops: usize,
+    bytes: usize,
+    mut work: impl FnMut(),
+) {
+    let mut best = f64::INFINITY;
+    group.throughput(Throughput::Elements(flops as u64));
+    group.bench_function(name, |b| {
+        b.iter_custom(|n| {
+            let mut total = Duration::ZERO;
+            for _ in 0..n {
+                let start = Instant::now();
+                work();
+                let took = start.elapsed();
+                best = best.min(took.as_secs_f64());
+                total += took;
+            }
+            total
+        });
+    });
+    if best < f64::INFINITY {
+        let (rate, speed) = (flops as f64 / best / 1e9, bytes as f64 / best / 1e9);
+        let part = peak::of(variant)
+            .map_or(String::new(), |p| format!(", {:.1} % of the peak of {:.0}", rate * 1e11 / p, p / 1e9));
+        println!("    {variant}: {rate:.0} GFLOP/s{part}; weights at {speed:.1} GB/s");
+    }
+}
+
+fn group<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = c.benchmark_group(name);
+    group.sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_secs(1));
+    group
+}
+
+fn variants(table: &'static [Variant], dtype: DType) -> impl Iterator<Item = &'static Variant> {
+    let stored = flux_fast::tensor::DTypes::default().with(dtype);
+    let best = choose(table, Isa::detect(), stored, Compute::Auto, None).map(|v| v.name);
+    // f32 also runs on the lesser instruction sets, to compare them.
+    table.iter().filter(move |v| Some(v.name) == best || dtype == DType::F32 && v.needs <= Isa::detect())
+}
+
+fn linears(c: &mut Criterion) {
+    for (k, n) in [(3072, 12288), (3072, 9216), (12288, 3072), (15360, 3072)] {
+        for dtype in [DType::BF16, DType::F8E4M3, DType::F16, DType::F32] {
+            // The plainest shape runs with every variant, the others with the best.
+            let all = (k, n) == (3072, 12288);
+            if !all && dtype != DType::BF16 {
+                continue;
+            }
+            let w = weight(n, k, dtype);
+            let bias = numbers(n);
+            for rows in [1280, 4608, 28, 1] {
+                if !all && rows < 1280 {
+                    continue;
+                }
+                let mut group = group(c, &format!("linear {rows}x{k}x{n}"));
+                let x = numbers(rows * k);
+                let mut out = vec![0.0; rows * n];
+                for v in variants(LINEAR, dtype) {
+                    if rows > 1280 && v.needs < Isa::Avx512 {
+                        continue;
+                    }
+                    let mut scratch = vec![0; linear_scratch(v, rows, k, n, rayon::current_num_threads())];
+                    let name = format!("{}/{}", dtype.name(), v.name);
+                    case(&mut group, &name, v.name, 2 * rows * k * n, w.bytes(), || {
+                        let out = Out::dense(&mut out, n);
+                        linear(In::dense(&x, k), &w, Some(&bias), Tail::GeluTanh, out, &mut scratch, v);
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// The `gemm` crate in f32, as a yardstick for `linear_f32_*`.
+fn yardstick(c: &mut Criterion) {
+    let (rows, k, n) = (1280, 3072, 12288);
+    let (x, w) = (numbers(rows * k), numbers(n * k));
+    let mut out = vec![0f32; rows * n];
+    let mut group = group(c, &format!("yardstick {rows}x{k}x{n}"));
+    case(&mut group, "F32/gemm crate", "avx512", 2 * rows * k * n, 4 * n * k, || {
+        let threads = gemm::Parallelism::Rayon(rayon::current_num_threads());
+        // SAFETY: the three matrices are dense and as large as the sizes and strides say.
+        unsafe {
+            gemm::gemm(
+                rows,
+                n,
+                k,
+                out.as_mut_ptr(),
+                1,
+                n as isize,
+                false,
+                x.as_ptr(),
+                1,
+                k as isize,
+                w.as_ptr(),
+                k as isize,
+                1,
+                0.0,
+                1.0,
+                false,
+                false,
+                false,
+                threads,
+            );
+        }
+        black_box(&mut out);
+    });
+}
+
+/// The VAE decoder's convolutions, the larger pictures cut to a tile.
+fn convolutions(c: &mut Criterion) {
+    for (channels, out_channels, size, upsample) in [
+        (512, 512, 128, false),
+        (512, 256, 128, false),
+        (256, 256, 64, true),
+        (256, 128, 128, false),
+        (128, 128, 256, false),
+    ] {
+        let s = ConvShape {
+            batch: 1,
+            height: size,
+            width: size,
+            in_channels: channels,
+            out_channels,
+            kernel: 3,
+            stride: 1,
+            pad_before: 1,
+            pad_after: 1,
+            upsample,
+        };
+        let (height, width) = s.output();
+        let mut group = group(
+            c,
+            &format!("conv2d {channels}->{out_channels} {height}x{width}{}", if upsample { " up2" } else { "" }),
+        );
+        let x = numbers(size * size * channels);
+        let mut out = vec![0.0; height * width * out_channels];
+        for dtype in [DType::BF16, DType::F32] {
+            let w = weight(out_channels, channels * 9, dtype);
+            for v in variants(CONV2D, dtype).filter(|v| v.needs >= Isa::Avx512) {
+                let mut scratch = vec![0; conv2d_scratch(v, &s, rayon::current_num_threads())];
+                let flops = 2 * height * width * out_channels * channels * 9;
+                case(&mut group, &format!("{}/{}", dtype.name(), v.name), v.name, flops, w.bytes(), || {
+                    let out = Out::dense(&mut out, out_channels);
+                    conv2d(In::dense(&x, channels), &w, None, &s, None, out, &mut scratch, v);
+                });
+            }
+        }
+    }
+}
+
+criterion_group!(benches, linears, yardstick, convolutions);
+criterion_main!(benches);
