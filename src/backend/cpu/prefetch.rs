@@ -57,13 +57,30 @@ impl Shared {
     }
 }
 
+/// Closes the list when dropped, also by a panic.
+struct Closed<'a>(&'a Shared);
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.closed = true;
+        state.current = None;
+        drop(state);
+        self.0.changed.notify_all();
+    }
+}
+
 impl Prefetcher {
     pub(super) fn new() -> Result<Prefetcher> {
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
         let thread = Builder::new()
             .name("prefetch".into())
-            .spawn(move || theirs.serve())
+            .spawn(move || {
+                // However the loop ends, nobody waits for it any longer: what is missing is then read on first use.
+                let _closed = Closed(&theirs);
+                theirs.serve();
+            })
             .map_err(|e| Error::device(format!("could not start the prefetch thread: {e}")).at("cpu"))?;
         Ok(Prefetcher { shared, thread: Some(thread) })
     }
@@ -74,16 +91,19 @@ impl Prefetcher {
         self.shared.changed.notify_all();
     }
 
-    /// The computation has come to `key`: what has not been brought in by now it reads itself.
-    pub(super) fn reached(&self, key: WeightKey) {
-        self.shared.lock().queue.retain(|(wanted, _)| *wanted != key);
+    /// Returns once `key` has been brought in. The computation waits here and not in page faults, which would read the file in small pieces.
+    pub(super) fn arrived(&self, key: WeightKey) {
+        let mut state = self.shared.lock();
+        while !state.closed && (state.current == Some(key) || state.queue.iter().any(|(wanted, _)| *wanted == key)) {
+            state = self.shared.wait(state);
+        }
     }
 
     /// After this the thread does not touch `key` again: a page brought in after its weight was let go would stay for good, outside the budget.
     pub(super) fn cancel(&self, key: WeightKey) {
-        self.reached(key);
         let mut state = self.shared.lock();
-        while state.current == Some(key) {
+        state.queue.retain(|(wanted, _)| *wanted != key);
+        while !state.closed && state.current == Some(key) {
             state = self.shared.wait(state);
         }
     }
@@ -142,9 +162,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(1));
             assert_eq!(source.0.lock().unwrap().contains(&i), seen, "weight {i}");
         }
-        while prefetcher.shared.lock().queue.front().is_some() || prefetcher.shared.lock().current.is_some() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        (0..20).for_each(|i| prefetcher.arrived(WeightKey(i)));
         let seen = source.0.lock().unwrap().clone();
         assert!(seen.is_sorted(), "{seen:?}");
         assert!((0..20).step_by(2).all(|i| seen.contains(&i)), "{seen:?}");
