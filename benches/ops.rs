@@ -188,42 +188,6 @@ fn linears(c: &mut Criterion) {
     }
 }
 
-/// The `gemm` crate in f32, as a yardstick for `linear_f32_*`.
-fn yardstick(c: &mut Criterion) {
-    let (rows, k, n) = (1280, 3072, 12288);
-    let (x, w) = (numbers(rows * k), numbers(n * k));
-    let mut out = vec![0f32; rows * n];
-    let mut group = group(c, &format!("yardstick {rows}x{k}x{n}"));
-    case(&mut group, "F32/gemm crate", "avx512", 2 * rows * k * n, 4 * n * k, || {
-        let threads = gemm::Parallelism::Rayon(rayon::current_num_threads());
-        // SAFETY: the three matrices are dense and as large as the sizes and strides say.
-        unsafe {
-            gemm::gemm(
-                rows,
-                n,
-                k,
-                out.as_mut_ptr(),
-                1,
-                n as isize,
-                false,
-                x.as_ptr(),
-                1,
-                k as isize,
-                w.as_ptr(),
-                k as isize,
-                1,
-                0.0,
-                1.0,
-                false,
-                false,
-                false,
-                threads,
-            );
-        }
-        black_box(&mut out);
-    });
-}
-
 /// The VAE decoder's convolutions, the larger pictures cut to a tile.
 fn convolutions(c: &mut Criterion) {
     for (channels, out_channels, size, upsample) in [
@@ -266,5 +230,5 @@ fn convolutions(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, linears, yardstick, convolutions);
+criterion_group!(benches, linears, convolutions);
 criterion_main!(benches);
