@@ -33,71 +33,66 @@ fn weight(rows: usize, cols: usize, dtype: DType) -> HostWeight {
 /// Floating-point operations a second of independent multiply-adds in registers, on all threads.
 #[cfg(target_arch = "x86_64")]
 mod peak {
-    use std::arch::x86_64::*;
-    use std::hint::black_box;
+    use std::arch::asm;
     use std::time::Instant;
 
     use flux_fast::backend::cpu::isa::Isa;
 
-    const CHAINS: usize = 16;
-    const ROUNDS: usize = 2_000_000;
+    const CHAINS: usize = 15;
+    const ROUNDS: u64 = 1_000_000;
 
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    fn bf16() -> f32 {
-        // SAFETY: 512 bits are 512 bits.
-        let x: __m512bh = unsafe { std::mem::transmute(_mm512_set1_epi32(black_box(0x3f80_3f80))) };
-        let mut sums = std::array::from_fn::<_, CHAINS, _>(|i| _mm512_set1_ps(black_box(i as f32)));
-        for _ in 0..ROUNDS {
-            for s in &mut sums {
-                *s = _mm512_dpbf16_ps(*s, x, x);
+    /// A loop of 15 multiply-adds into 15 registers. Assembly, because a compiler moves such sums about or computes one for all.
+    macro_rules! chains {
+        ($name:ident, $feature:literal, $op:literal, $register:literal) => {
+            #[target_feature(enable = $feature)]
+            fn $name() {
+                // SAFETY: only registers are used, and all of them are named; which instructions there are is the caller's promise.
+                unsafe {
+                    asm!(
+                        "vxorps xmm15, xmm15, xmm15",
+                        "2:",
+                        chains!(@ $op, $register, "0"), chains!(@ $op, $register, "1"), chains!(@ $op, $register, "2"),
+                        chains!(@ $op, $register, "3"), chains!(@ $op, $register, "4"), chains!(@ $op, $register, "5"),
+                        chains!(@ $op, $register, "6"), chains!(@ $op, $register, "7"), chains!(@ $op, $register, "8"),
+                        chains!(@ $op, $register, "9"), chains!(@ $op, $register, "10"), chains!(@ $op, $register, "11"),
+                        chains!(@ $op, $register, "12"), chains!(@ $op, $register, "13"), chains!(@ $op, $register, "14"),
+                        "dec {n}",
+                        "jnz 2b",
+                        n = inout(reg) ROUNDS => _,
+                        out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _,
+                        out("xmm6") _, out("xmm7") _, out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+                        out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+                        options(nomem, nostack),
+                    );
+                }
             }
-        }
-        sums.iter().map(|s| _mm512_reduce_add_ps(*s)).sum()
+        };
+        (@ $op:literal, $register:literal, $n:literal) => {
+            concat!($op, " ", $register, $n, ", ", $register, "15, ", $register, "15")
+        };
     }
 
-    #[target_feature(enable = "avx512f")]
-    fn f32_512() -> f32 {
-        let x = _mm512_set1_ps(black_box(0.5));
-        let mut sums = std::array::from_fn::<_, CHAINS, _>(|i| _mm512_set1_ps(black_box(i as f32)));
-        for _ in 0..ROUNDS {
-            for s in &mut sums {
-                *s = _mm512_fmadd_ps(*s, x, x);
-            }
-        }
-        sums.iter().map(|s| _mm512_reduce_add_ps(*s)).sum()
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    fn f32_256() -> f32 {
-        let x = _mm256_set1_ps(black_box(0.5));
-        let mut sums = std::array::from_fn::<_, 12, _>(|i| _mm256_set1_ps(black_box(i as f32)));
-        for _ in 0..ROUNDS {
-            for s in &mut sums {
-                *s = _mm256_fmadd_ps(*s, x, x);
-            }
-        }
-        sums.iter().map(|s| _mm256_cvtss_f32(*s)).sum()
-    }
-
-    // The chains start from numbers that the compiler does not know, or it would compute one of them for all.
+    chains!(bf16, "avx512f,avx512bf16", "vdpbf16ps", "zmm");
+    chains!(f32_512, "avx512f", "vfmadd231ps", "zmm");
+    chains!(f32_256, "avx2,fma", "vfmadd231ps", "ymm");
 
     /// For the instruction set and arithmetic of a variant, by its name.
     pub fn of(name: &str) -> Option<f64> {
         let isa = Isa::detect();
         // SAFETY (all three): the instruction set was asked for.
-        let (work, flops): (fn() -> f32, usize) = if name.contains("bf16_") && isa >= Isa::Avx512Bf16 {
+        let (work, flops): (fn(), usize) = if name.contains("bf16_") && isa >= Isa::Avx512Bf16 {
             (|| unsafe { bf16() }, CHAINS * 64)
         } else if name.ends_with("avx512") && isa >= Isa::Avx512 {
             (|| unsafe { f32_512() }, CHAINS * 32)
         } else if name.ends_with("avx2") && isa >= Isa::Avx2 {
-            (|| unsafe { f32_256() }, 12 * 16)
+            (|| unsafe { f32_256() }, CHAINS * 16)
         } else {
             return None;
         };
         let once = || {
             let start = Instant::now();
-            rayon::broadcast(|_| black_box(work()));
-            (flops * ROUNDS * rayon::current_num_threads()) as f64 / start.elapsed().as_secs_f64()
+            rayon::broadcast(|_| work());
+            (flops * ROUNDS as usize * rayon::current_num_threads()) as f64 / start.elapsed().as_secs_f64()
         };
         Some((0..5).map(|_| once()).fold(0.0, f64::max))
     }

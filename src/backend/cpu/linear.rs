@@ -76,7 +76,7 @@ pub const LINEAR: &[Variant] = &[
     Variant::new("linear_f32_portable", &gemm::PORTABLE),
 ];
 
-/// Bytes of scratch that `linear` needs for x of `rows x k` and w of `n x k`, when it runs on at most `threads` threads.
+/// Bytes of scratch that `linear` needs for x of `rows x k` and w of `n x k`, when it runs on `threads` threads (not fewer: fewer threads may need more).
 pub fn linear_scratch(v: &Variant, rows: usize, k: usize, n: usize, threads: usize) -> usize {
     gemm::scratch_bytes(v.micro, rows, k, n, threads)
 }

@@ -235,13 +235,18 @@ unsafe fn dot_avx512(d: Dot) {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     unsafe fn decode<const T: u8>(row: Row, k: usize, out: &mut [f32]) {
-        for at in (0..out.len()).step_by(16) {
-            let left = out.len() - at;
-            // SAFETY: the elements are there; the masked store keeps within `out`.
-            unsafe {
-                let mask = low_bits(left);
-                let v = load_f32::<T>(row.at(k + at), mask, row.dtype);
-                _mm512_mask_storeu_ps(out.as_mut_ptr().add(at), mask as __mmask16, v);
+        let whole = out.len() / 16 * 16;
+        // SAFETY: the elements are there; the masked store keeps within `out`. Whole vectors are stored without a mask,
+        // because a masked store cannot be forwarded to the loads that follow.
+        unsafe {
+            for at in (0..whole).step_by(16) {
+                let v = load_f32::<T>(row.at(k + at), u32::MAX, row.dtype);
+                _mm512_storeu_ps(out.as_mut_ptr().add(at), v);
+            }
+            if whole < out.len() {
+                let mask = low_bits(out.len() - whole);
+                let v = load_f32::<T>(row.at(k + whole), mask, row.dtype);
+                _mm512_mask_storeu_ps(out.as_mut_ptr().add(whole), mask as __mmask16, v);
             }
         }
     }

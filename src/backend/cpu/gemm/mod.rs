@@ -12,7 +12,8 @@
 //!
 //! Floor: 2 M N K / peak seconds. Per tile of 14 x 32 and word, 28 multiply-adds (14 cycles where two start per cycle)
 //! need 2 loads of w and 14 broadcasts of x (8 cycles), so the multipliers are the limit; L2 delivers 9 bytes a cycle.
-//! Decoding and packing w costs about .25 cycles an element against M/64 of arithmetic: 1 % at M = 1280.
+//! Measured at 1280 x 3072 x 3072: the tiles take 87 % of the time, decoding and packing 6 % (bound by memory), the epilogue
+//! 4 %; tiles alone run at 97 % of the peak. The block length hardly matters (128 to 384 words: within 1 %).
 //! Few rows (`dot`) do 2M flops per weight element and are limited by the bytes of w instead; they read w once, unpacked.
 //!
 //! Every sum runs over k in order within a block and over blocks in order, whatever the tasks are: results do not
