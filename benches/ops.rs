@@ -3,7 +3,6 @@
 //! `cargo bench --bench ops -- FILTER`. Criterion's `elem/s` are floating-point operations a second; the line after a case gives its
 //! best run, as a fraction of the peak that independent multiply-adds reach on all threads just before.
 
-use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -90,6 +90,9 @@ pub struct AgainArgs {
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
+    /// What to draw [default: a fox]
+    #[arg(value_name = "PROMPT", conflicts_with = "prompt")]
+    pub words: Option<String>,
     /// How many timed runs, after one that is not timed
     #[arg(long, value_parser = values::runs, default_value = "3", allow_hyphen_values = true)]
     pub runs: usize,
@@ -150,7 +153,8 @@ pub struct RequestArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Model and device")]
 pub struct EngineArgs {
-    /// A .safetensors file, a folder, or `embedded` [default: embedded, a small model that draws emoji]
+    /// A .safetensors file, a folder, `synthetic:dev` or `synthetic:schnell` (seeded noise of full size), or `embedded` [default: embedded, a small
+    /// model that draws emoji]
     #[arg(long, value_name = "PATH")]
     pub model: Option<String>,
     /// CLIP's weights, where the model does not hold them
@@ -165,10 +169,10 @@ pub struct EngineArgs {
     /// auto, cpu, cuda[:N] or wgpu[:N]
     #[arg(long, value_parser = values::device, default_value = "auto")]
     pub device: String,
-    /// Bound on device memory: auto, 8G (8 * 10^9 bytes) or 8GiB (8 * 2^30); changes speed, never pixels
+    /// Bound on device memory: auto, 8G (8 * 10^9 bytes) or 8GiB (8 * 2^30); without effect on the CPU
     #[arg(long, value_name = "SIZE", value_parser = values::budget, default_value = "auto", allow_hyphen_values = true)]
     pub vram: Budget,
-    /// Bound on host memory, like --vram
+    /// Bound on host memory, in the same form; costs time, not quality: see `plan`
     #[arg(long, value_name = "SIZE", value_parser = values::budget, default_value = "auto", allow_hyphen_values = true)]
     pub ram: Budget,
     /// Arithmetic: auto, f32 or bf16
@@ -177,6 +181,9 @@ pub struct EngineArgs {
     /// Force a kernel variant, such as linear=linear_f32_avx2; may be given several times
     #[arg(long = "kernel", value_name = "OP=NAME", value_parser = values::kernel)]
     pub kernels: Vec<String>,
+    /// Neither keep this prompt's text embeddings in the cache folder nor take them from there
+    #[arg(long)]
+    pub no_cache: bool,
     /// Worker threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = values::threads, allow_hyphen_values = true)]
     pub threads: Option<usize>,
@@ -196,6 +203,7 @@ impl EngineArgs {
             compute: self.compute.clone(),
             kernels: self.kernels.clone(),
             threads: self.threads,
+            no_cache: self.no_cache,
         }
     }
 }

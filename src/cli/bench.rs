@@ -18,13 +18,14 @@ const PROMPT: &str = "a fox, 3D style, on a blue background";
 
 /// Draws the same request again and again, writes no file, and tells the times.
 pub fn bench(args: BenchArgs, how: How) -> Result<()> {
-    let prompt = args.request.prompt.clone().unwrap_or_else(|| PROMPT.to_string());
+    let prompt = args.words.clone().or_else(|| args.request.prompt.clone()).unwrap_or_else(|| PROMPT.to_string());
     let mut request = Request { prompt, seed: Some(0), ..Request::default() };
     fill(&mut request, &args.request, None)?;
 
     let mut progress = Progress::new(how.quiet);
     let begin = Instant::now();
     let mut pipeline = open(&args.engine, &mut progress)?;
+    pipeline.use_text_cache(false); // what is read from a file was not timed
     let load = begin.elapsed().as_secs_f64();
     let mut times = Times::default();
     let mut settings = None;

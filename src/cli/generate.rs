@@ -226,10 +226,21 @@ pub fn settings_as_json(settings: &Settings) -> Value {
     })
 }
 
+/// Terminals with kitty's graphics protocol say so in their environment.
+fn speaks_kitty() -> bool {
+    let has = |name: &str, value: &str| std::env::var(name).is_ok_and(|v| v.contains(value));
+    std::env::var_os("KITTY_WINDOW_ID").is_some() || has("TERM", "kitty") || has("TERM_PROGRAM", "ghostty")
+}
+
+/// Likewise for iTerm's.
+fn speaks_iterm() -> bool {
+    std::env::var("TERM_PROGRAM").is_ok_and(|v| ["iTerm.app", "WezTerm", "mintty"].contains(&v.as_str()))
+}
+
 /// Shows the pictures where results are read by a person.
 fn preview(pictures: &[Picture], how: How, progress: &Progress) -> Result<()> {
-    if how.json || !std::io::stdout().is_terminal() {
-        progress.note("no preview: stdout is no terminal");
+    if how.json || !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
+        progress.note("no preview: stdin and stdout are not a terminal");
         return Ok(());
     }
     for picture in pictures {
@@ -237,7 +248,13 @@ fn preview(pictures: &[Picture], how: How, progress: &Progress) -> Result<()> {
         else {
             return Err(Error::new(Kind::Output, "the picture's pixels do not match its size"));
         };
-        let config = viuer::Config { absolute_offset: false, ..viuer::Config::default() };
+        // Left to itself viuer asks the terminal what it can do and waits for the answer, for ever on one that gives none.
+        let config = viuer::Config {
+            absolute_offset: false,
+            use_kitty: speaks_kitty(),
+            use_iterm: speaks_iterm(),
+            ..viuer::Config::default()
+        };
         if let Err(error) = viuer::print(&image.into(), &config) {
             // The picture is in its file; that this terminal cannot show it is no failure of the run.
             progress.line(&format!("warning: no preview: {error}"));

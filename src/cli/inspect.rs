@@ -7,7 +7,7 @@ use std::path::Path;
 use super::args::How;
 use super::generate::settings_as_json;
 use super::output;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::pipeline::images::read_metadata;
 use crate::pipeline::inspect_weights;
 use crate::pipeline::request::Settings;
@@ -18,8 +18,27 @@ pub fn inspect(path: &Path, how: How) -> Result<()> {
         let found = inspect_weights(path)?;
         return if how.json { output::json(&found) } else { output::text(&format!("{found}\n")) };
     }
-    let settings = read_metadata(path)?;
+    let settings = match read_metadata(path) {
+        Ok(settings) => settings,
+        // A picture without settings is still a picture.
+        Err(e) if e.kind() == Kind::Argument => return bare(path, how, &e),
+        Err(e) => return Err(e),
+    };
     if how.json { output::json(&settings_as_json(&settings)) } else { output::text(&lines(&settings)) }
+}
+
+/// Format and size of a picture that holds no settings; `why` if it cannot even be read that far.
+fn bare(path: &Path, how: How, why: &Error) -> Result<()> {
+    let reader = image::ImageReader::open(path).ok().and_then(|r| r.with_guessed_format().ok());
+    let Some(reader) = reader else { return Err(why.clone()) };
+    let format = reader.format().map_or("picture", |f| f.extensions_str()[0]);
+    let Ok((width, height)) = reader.into_dimensions() else { return Err(why.clone()) };
+    match how.json {
+        true => {
+            output::json(&serde_json::json!({ "format": format, "width": width, "height": height, "settings": null }))
+        }
+        false => output::text(&format!("{format}, {width}x{height}, no settings inside\n")),
+    }
 }
 
 /// By its first bytes; a folder is none.

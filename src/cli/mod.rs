@@ -45,6 +45,12 @@ fn command_first(arguments: &mut [OsString]) {
 
 fn run(cli: Cli) -> Result<()> {
     let how = cli.how;
+    if let (None, Some(word @ ("serve" | "pull" | "models" | "convert"))) =
+        (&cli.command, cli.generate.words.as_deref())
+    {
+        return Err(Error::argument(format!("`{word}` is not a command of this version"))
+            .try_(format!("flux-fast --help; to draw the word, flux-fast -p {word}")));
+    }
     match cli.command {
         None => generate::generate(cli.generate, how),
         Some(Command::Generate(args)) => generate::generate(args, how),
@@ -59,6 +65,9 @@ fn run(cli: Cli) -> Result<()> {
 /// Tells the outcome and gives its exit code.
 fn report(outcome: Result<()>, json: bool) -> ExitCode {
     let Err(error) = outcome else { return ExitCode::SUCCESS };
+    // Which operation was the last is nothing to the user who stopped it.
+    let error =
+        if error.kind() == Kind::Cancelled { Error::cancelled("stopped, no picture was written") } else { error };
     let mut text = format!("error: {error}\n");
     if let Some(hint) = error.hint() {
         text += &format!("  try: {hint}\n");
@@ -86,7 +95,9 @@ fn refuse(error: &clap::Error, json: bool) -> ExitCode {
     let first = text.lines().next().unwrap_or_default();
     let first = first.strip_prefix("error: ").unwrap_or(first);
     // `flux-fast a fox`: the second word was taken for a command, or for an argument too many.
-    let unquoted = text.contains("[PROMPT]'") || first.starts_with("unexpected argument '") && !first.contains("'-");
+    let unquoted = text.contains("[PROMPT]'")
+        || text.contains("[WORDS]'")
+        || first.starts_with("unexpected argument '") && !first.contains("'-");
     let hint = if unquoted { "the prompt in quotes" } else { "flux-fast --help" };
     if unquoted {
         tell(&format!("  try: {hint}\n"));

@@ -21,6 +21,13 @@ impl Target {
         let own_name = |format: Option<Format>| format!("flux-{{seed}}.{}", format.unwrap_or(Format::Png).extension());
         let ours = |pattern| Ok(Target { pattern, format: format.unwrap_or(Format::Png), keep_existing: true });
         let Some(output) = output else { return ours(own_name(format).into()) };
+        if output == Path::new("-") {
+            return Err(Error::argument("pictures are not written to stdout")
+                .at("-o")
+                .found("-")
+                .expected("a file or a folder")
+                .try_("-o picture.png"));
+        }
         if output.is_dir() || output.as_os_str().to_string_lossy().ends_with('/') {
             return ours(output.join(own_name(format)));
         }

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::model::Model;
-use super::phases::Phases;
+use super::phases::{Phases, Refused};
 use super::report::PlanReport;
 use super::request::{ModelFiles, Request, RunOptions, Settings};
 use super::schedule::Schedule;
@@ -31,6 +31,7 @@ pub struct Pipeline {
     pub(super) holdings: Holdings,
     /// Names the arithmetic (version, device, forced choices): what results depend on beside the request and the weights.
     pub(super) arithmetic: String,
+    pub(super) text_cache: bool,
     budget: Budget,
     /// Resident set of the process when the model was open and nothing had run.
     base_bytes: u64,
@@ -57,6 +58,15 @@ impl Pipeline {
         let backend = open_device(options, &mut tell)?;
         let embedded = matches!(files.model.as_deref(), None | Some("embedded"));
         let checkpoint = if embedded {
+            if let Some((flag, path)) = [("--clip", &files.clip), ("--t5", &files.t5), ("--vae", &files.vae)]
+                .into_iter()
+                .find_map(|(f, p)| Some((f, p.as_ref()?)))
+            {
+                return Err(Error::argument("the embedded model takes no other components")
+                    .at(flag)
+                    .found(path.display())
+                    .try_("--model with the transformer that they belong to"));
+            }
             tell(Event::Note(
                 "drawing with the small embedded model (animals, plants and food, 128x128); for FLUX.1 itself give --model, see README.md".into(),
             ))?;
@@ -96,7 +106,21 @@ impl Pipeline {
             options.kernels
         );
         let base_bytes = resident_bytes();
-        Ok(Pipeline { model, tokenizers, backend, holdings: Holdings::default(), arithmetic, budget, base_bytes })
+        Ok(Pipeline {
+            model,
+            tokenizers,
+            backend,
+            holdings: Holdings::default(),
+            arithmetic,
+            text_cache: !options.no_cache,
+            budget,
+            base_bytes,
+        })
+    }
+
+    /// Whether text embeddings are kept on disk and taken from there (they are, unless `RunOptions::no_cache`).
+    pub fn use_text_cache(&mut self, on: bool) {
+        self.text_cache = on;
     }
 
     /// `request` with the model's defaults filled in, checked against the model.
@@ -111,7 +135,7 @@ impl Pipeline {
                 return Err(Error::argument(format!("the {flag} does not suit this model"))
                     .found(pixels)
                     .expected(format!("a multiple of {token} pixels"))
-                    .try_(format!("{nearest}")));
+                    .try_(format!("--{flag} {nearest}")));
             }
         }
         let init = request.init.as_ref();
@@ -148,17 +172,18 @@ impl Pipeline {
     pub(super) fn phases(&self, settings: &Settings) -> Result<Phases> {
         let (schedule, first) = self.schedule(settings);
         let host = self.host_bytes(settings);
-        let budget = self.budget.bytes.checked_sub(host).ok_or_else(|| {
-            Error::memory("the memory budget does not even hold the program itself")
-                .found(gigabytes(self.budget.bytes))
-                .expected(format!("more than {}", gigabytes(host)))
-                .try_("a larger --ram, or a smaller picture")
-        })?;
-        Phases::new(&self.model, settings, schedule.steps() - first, self.backend.as_ref(), budget).map_err(|e| {
-            if e.kind() == crate::error::Kind::Memory {
-                e.at(format!("budget {} less {} for the program", gigabytes(self.budget.bytes), gigabytes(host)))
-            } else {
-                e
+        let budget = self.budget.bytes.saturating_sub(host);
+        Phases::new(&self.model, settings, schedule.steps() - first, self.backend.as_ref(), budget).map_err(|refused| {
+            match refused {
+                Refused::Failed(e) => e,
+                Refused::TooSmall(least) => {
+                    // Rounded up, with room for what the process may hold more when it is started again.
+                    let enough = (host + least).div_ceil(1_000_000) + 8;
+                    Error::memory("the request does not fit in the memory budget")
+                        .found(format!("{} ({})", gigabytes(self.budget.bytes), self.budget.source))
+                        .expected(format!("at least {enough} MB, {} of them for the program itself", gigabytes(host)))
+                        .try_(format!("--ram {enough}M, or a smaller picture"))
+                }
             }
         })
     }

@@ -174,7 +174,7 @@ impl Pipeline {
     /// Where embeddings are kept, for models whose text encoders are worth it.
     fn text_cache(&self, phases: &Phases) -> Option<TextCache> {
         const WORTH_BYTES: u64 = 256 << 20;
-        (phases.t5.plan.weight_bytes >= WORTH_BYTES).then(|| TextCache::new(&super::cache_folder()))
+        (self.text_cache && phases.t5.plan.weight_bytes >= WORTH_BYTES).then(|| TextCache::new(&super::cache_folder()))
     }
 
     /// Everything that the embeddings depend on.

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::schedule::ScheduleConfig;
 use crate::error::{Error, Result};
-use crate::model::{ClipConfig, FluxConfig, Shapes, T5Config, VaeConfig, clip, flux, t5, vae};
+use crate::model::{ClipConfig, FluxConfig, Shapes, T5Config, TensorSpec, VaeConfig, clip, flux, t5, vae};
 use crate::op::Program;
 use crate::tensor::HostWeight;
 use crate::weights::{Checkpoint, Component, ComponentWeights};
@@ -95,7 +95,7 @@ impl Model {
 fn network<C>(
     weights: Option<ComponentWeights>,
     read: fn(Shapes, Option<&Value>) -> Result<C>,
-    tensors: fn(&C) -> Vec<(String, Vec<usize>)>,
+    tensors: fn(&C) -> Vec<TensorSpec>,
     notes: &mut Vec<String>,
 ) -> Result<Network<C>> {
     let weights = weights.expect("`need` has just said that it is there");

@@ -5,7 +5,7 @@ use super::report::PhaseReport;
 use super::request::Settings;
 use super::tiles::{Cuts, OVERLAP, TILE, cuts};
 use crate::backend::{Backend, Layout};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::event::Phase;
 use crate::model::flux::DenoiseShape;
 use crate::model::{clip, flux, t5, vae};
@@ -40,6 +40,19 @@ pub struct Phases {
     pub shared: Layout,
 }
 
+/// Why there is no plan.
+pub enum Refused {
+    /// The budget is too small; this many bytes would do.
+    TooSmall(u64),
+    Failed(Error),
+}
+
+impl From<Error> for Refused {
+    fn from(e: Error) -> Self {
+        Refused::Failed(e)
+    }
+}
+
 /// How a plane of latents is cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tiling {
@@ -52,7 +65,7 @@ pub struct Tiling {
 
 impl Tiling {
     fn new(height: usize, width: usize, most: usize) -> Self {
-        let overlap = OVERLAP.min(most / 3 & !1);
+        let overlap = OVERLAP.min((most / 3) & !1);
         let (rows, cols) = (cuts(height, most, overlap), cuts(width, most, overlap));
         Tiling { rows, cols, overlap, reduced: most < TILE }
     }
@@ -75,7 +88,13 @@ impl Tiling {
 
 impl Phases {
     /// Plans `settings`, of whose schedule `steps` are to be done (fewer than all with image-to-image), on `backend` under `budget` bytes.
-    pub fn new(model: &Model, settings: &Settings, steps: usize, backend: &dyn Backend, budget: u64) -> Result<Self> {
+    pub fn new(
+        model: &Model,
+        settings: &Settings,
+        steps: usize,
+        backend: &dyn Backend,
+        budget: u64,
+    ) -> Result<Self, Refused> {
         let act = backend.caps().activation;
         let token = model.token_pixels();
         let cfg = settings.cfg_scale != 1.0;
@@ -83,40 +102,59 @@ impl Phases {
         let shape = DenoiseShape { images: settings.count, cfg, text_tokens: model.t5_length, height, width };
         let prompts = shape.prompts();
 
-        let ready = |phase, index, program: Program, runs, weights: Result<Vec<HostWeight>>| -> Result<Ready> {
+        // The least that every phase tried so far could do with.
+        let least = std::cell::Cell::new(0u64);
+        let ready = |phase, index, program: Program, runs, weights: Result<Vec<HostWeight>>| -> Result<(Ready, u64)> {
             let weights = weights?;
             let bytes: Vec<usize> = weights.iter().map(|w| backend.weight_bytes(w)).collect();
             let stored = |w: crate::tensor::Weight| weights[w.id as usize].stored();
             let scratch: Vec<usize> = program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &stored)).collect();
-            let plan = plan::phase(&program, runs, &bytes, &scratch, backend.caps().alignment, budget)?;
-            Ok(Ready { phase, index, program, plan, weights, resident_base: 0 })
+            let align = backend.caps().alignment;
+            let needed = plan::least_bytes(&program, &bytes, &scratch, align);
+            // A phase that does not fit is planned without bound: only the number is wanted then, for the refusal below.
+            let bound = if needed > budget { u64::MAX } else { budget };
+            let plan = plan::phase(&program, runs, &bytes, &scratch, align, bound)?;
+            Ok((Ready { phase, index, program, plan, weights, resident_base: 0 }, needed))
+        };
+        let single = |phase, index, program: Program, runs, weights| -> Result<Ready> {
+            let (ready, needed) = ready(phase, index, program, runs, weights)?;
+            least.set(least.get().max(needed));
+            Ok(ready)
         };
         fn of<C>(network: &Network<C>, program: Program) -> (Program, Result<Vec<HostWeight>>) {
             let weights = network.resolve(&program);
             (program, weights)
         }
         let (program, weights) = of(&model.clip, clip::encode(&model.clip.config, prompts, act));
-        let clip = ready(Phase::TextEncode, 0, program, 1, weights)?;
+        let clip = single(Phase::TextEncode, 0, program, 1, weights)?;
         let (program, weights) = of(&model.t5, t5::encode(&model.t5.config, prompts, model.t5_length, act));
-        let t5 = ready(Phase::TextEncode, 1, program, 1, weights)?;
+        let t5 = single(Phase::TextEncode, 1, program, 1, weights)?;
         let (program, weights) = of(&model.flux, flux::modulate(&model.flux.config, steps.max(1) * prompts, act));
-        let modulate = ready(Phase::Modulate, 2, program, 1, weights)?;
+        let modulate = single(Phase::Modulate, 2, program, 1, weights)?;
         let (program, weights) = of(&model.flux, flux::denoise(&model.flux.config, &shape, act));
-        let denoise = ready(Phase::Denoise, 3, program, steps, weights)?;
+        let denoise = single(Phase::Denoise, 3, program, steps, weights)?;
 
         // The usual tile, or the largest smaller one that fits.
         let tiled = |phase, index, runs: usize, record: &dyn Fn(usize, usize) -> Program| -> Result<(Ready, Tiling)> {
-            let mut refused = None;
-            for most in [TILE, 64, 48, 32, 24, 16] {
+            let mut tiles = [TILE, 64, 48, 32, 24, 16].into_iter().map(|most| {
                 let tiling = Tiling::new(2 * height, 2 * width, most);
                 let (h, w) = tiling.size();
                 let (program, weights) = of(&model.vae, record(h, w));
-                match ready(phase, index, program, runs * tiling.count(), weights) {
-                    Ok(ready) => return Ok((ready, tiling)),
-                    Err(e) => refused = Some(e),
+                let (ready, needed) = ready(phase, index, program, runs * tiling.count(), weights)?;
+                Ok((ready, tiling, needed))
+            });
+            let mut best = tiles.next().expect("there are sizes")?;
+            for smaller in tiles {
+                if best.2 <= budget {
+                    break;
+                }
+                let smaller = smaller?;
+                if smaller.2 < best.2 {
+                    best = smaller;
                 }
             }
-            Err(refused.expect("at least one size was tried"))
+            least.set(least.get().max(best.2));
+            Ok((best.0, best.1))
         };
         let (vae_config, factor) = (&model.vae.config, model.vae.config.factor());
         let encode = match settings.strength {
@@ -127,6 +165,9 @@ impl Phases {
         };
         let decode = tiled(Phase::Decode, 5, settings.count, &|h, w| vae::decode(vae_config, h, w, act))?;
 
+        if least.get() > budget {
+            return Err(Refused::TooSmall(least.get()));
+        }
         let mut phases =
             Phases { shape, clip, t5, modulate, encode, denoise, decode, keep: false, shared: Layout::default() };
         phases.share(budget);

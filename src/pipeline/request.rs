@@ -83,6 +83,8 @@ pub struct RunOptions {
     pub kernels: Vec<String>,
     /// Worker threads; `None` is one per core.
     pub threads: Option<usize>,
+    /// Neither read nor write text embeddings in the cache folder.
+    pub no_cache: bool,
 }
 
 /// Which weights to use.

@@ -133,7 +133,7 @@ mod tests {
         for extent in (2..600).step_by(2) {
             for (most, overlap) in [(96, 16), (64, 16), (24, 8)] {
                 let c = cuts(extent, most, overlap);
-                assert!(c.len <= most && c.len % 2 == 0, "{extent}: {c:?}");
+                assert!(c.len <= most && c.len.is_multiple_of(2), "{extent}: {c:?}");
                 assert_eq!(*c.starts.last().unwrap() + c.len, extent);
                 assert_eq!(c.starts[0], 0);
                 for pair in c.starts.windows(2) {

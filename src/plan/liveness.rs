@@ -108,7 +108,7 @@ mod tests {
         let mut owners: Vec<(usize, usize, Slot)> =
             program.inputs.iter().map(|io| (at(&io.tensor), io.tensor.bytes(), io.tensor.slot)).collect();
         let mut claim = |start: usize, bytes: usize, slot: Slot| {
-            assert!(start % 64 == 0 && start + bytes <= arena.bytes, "{slot:?} outside the arena");
+            assert!(start.is_multiple_of(64) && start + bytes <= arena.bytes, "{slot:?} outside the arena");
             owners.retain(|&(s, n, o)| o != slot && (s + n <= start || start + bytes <= s));
             owners.push((start, bytes, slot));
         };

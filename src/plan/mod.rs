@@ -71,7 +71,7 @@ pub fn phase(
     Ok(PhasePlan { arena, residency, runs, weight_bytes: weight_bytes.iter().map(|&b| b as u64).sum() })
 }
 
-/// The least budget under which `phase` succeeds.
+/// The least budget under which `phase` succeeds, in bytes.
 pub fn least_bytes(program: &Program, weight_bytes: &[usize], scratch: &[usize], align: usize) -> u64 {
     let arena = arena(program, scratch, align).bytes as u64;
     match residency(program, weight_bytes, align, 0) {
@@ -82,5 +82,9 @@ pub fn least_bytes(program: &Program, weight_bytes: &[usize], scratch: &[usize],
 
 /// Bytes in the unit of the memory flags: `8.70 GB` is 8.7 * 10^9 bytes.
 pub fn gigabytes(bytes: u64) -> String {
-    if bytes >= 100_000_000 { format!("{:.2} GB", bytes as f64 / 1e9) } else { format!("{:.2} MB", bytes as f64 / 1e6) }
+    if bytes >= 1_000_000_000 {
+        format!("{:.2} GB", bytes as f64 / 1e9)
+    } else {
+        format!("{:.2} MB", bytes as f64 / 1e6)
+    }
 }

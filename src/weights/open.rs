@@ -130,7 +130,10 @@ impl Checkpoint {
                 continue;
             }
             let config = metadata.as_ref().and_then(|c| c.get(found.component.folder())).cloned();
-            let config = config.or_else(|| opened.unit.as_ref().and_then(|u| folder_config(u, found.component)));
+            let config = match (config, &opened.unit) {
+                (None, Some(unit)) => folder_config(unit, found.component)?,
+                (config, _) => config,
+            };
             let weights = ComponentWeights::collect(&opened.files, found, &opened.found)?.with_config(config)?;
             *self.slot(found.component) = Some(weights);
         }
@@ -145,13 +148,19 @@ impl Checkpoint {
     }
 
     /// What lies in a diffusers folder beside the weights.
-    fn take_folder(&mut self, root: &Path) {
-        self.scheduler = self.scheduler.take().or_else(|| read_json(&root.join("scheduler/scheduler_config.json")));
-        self.generation = self.generation.take().or_else(|| read_json(&root.join("generation_config.json")));
-        let t5 = || read_json(&root.join("tokenizer_2/tokenizer_config.json")).as_ref().and_then(max_length);
-        self.t5_max_length = self.t5_max_length.or_else(t5);
-        self.clip_tokenizer = Some(root.join("tokenizer/tokenizer.json")).filter(|p| p.is_file());
-        self.t5_tokenizer = Some(root.join("tokenizer_2/tokenizer.json")).filter(|p| p.is_file());
+    fn take_folder(&mut self, root: &Path) -> Result<()> {
+        let (scheduler, generation) = (
+            read_json(&root.join("scheduler/scheduler_config.json"))?,
+            read_json(&root.join("generation_config.json"))?,
+        );
+        self.scheduler = self.scheduler.take().or(scheduler);
+        self.generation = self.generation.take().or(generation);
+        let tokenizer = read_json(&root.join("tokenizer_2/tokenizer_config.json"))?;
+        self.t5_max_length = self.t5_max_length.or(tokenizer.as_ref().and_then(max_length));
+        // The folders, since CLIP's may hold merges.txt in place of tokenizer.json.
+        self.clip_tokenizer = Some(root.join("tokenizer")).filter(|p| p.is_dir());
+        self.t5_tokenizer = Some(root.join("tokenizer_2")).filter(|p| p.is_dir());
+        Ok(())
     }
 
     fn widths(&self) -> Widths {
@@ -201,7 +210,8 @@ impl Opened {
     fn is_not(&self, wanted: Component) -> Error {
         let names = names(&self.files);
         let e = if is_lora(&names) {
-            Error::model("this is a LoRA, not a model").try_("give it with --lora, beside a model")
+            Error::model("this is a LoRA, not a model")
+                .try_("--model with the FLUX.1 model that it was trained for; this version does not apply LoRAs")
         } else if let Some(format) = names.iter().find_map(|n| foreign_storage(n)) {
             fp8::unsupported(format)
         } else if let Some(found) = self.found.first() {
@@ -264,7 +274,7 @@ pub fn open(files: &Files) -> Result<Checkpoint> {
     }
     let roots = [Some(folder.as_path()), folder.parent()];
     if let Some(root) = roots.into_iter().flatten().find(|r| r.join("model_index.json").is_file()) {
-        checkpoint.take_folder(root);
+        checkpoint.take_folder(root)?;
     }
     checkpoint.hash = checkpoint.flux.as_ref().map(ComponentWeights::hash).unwrap_or_default();
     Ok(checkpoint)
@@ -335,11 +345,10 @@ fn given_unit(path: &Path, component: Component) -> Result<Unit> {
     })
 }
 
+/// The folder of `path`, absolute: `.` has no name by which ComfyUI's and A1111's folders could be known.
 fn parent(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p.into(),
-        _ => PathBuf::from("."),
-    }
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    path.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf)
 }
 
 /// What to call the model at `path`.
@@ -360,23 +369,33 @@ fn name_of(path: &Path) -> String {
 }
 
 /// The `config.json` beside the files of `component`, if it is that component's.
-fn folder_config(unit: &Unit, component: Component) -> Option<Value> {
-    let config = read_json(&unit.folder().join("config.json"))?;
-    let class = config.get("_class_name").and_then(Value::as_str).map(str::to_string);
-    let class = class.or_else(|| Some(config.get("architectures")?.get(0)?.as_str()?.to_string()))?;
+fn folder_config(unit: &Unit, component: Component) -> Result<Option<Value>> {
+    let Some(config) = read_json(&unit.folder().join("config.json"))? else { return Ok(None) };
+    let class = config.get("_class_name").and_then(Value::as_str);
+    let Some(class) = class.or_else(|| config.get("architectures")?.get(0)?.as_str()) else { return Ok(None) };
     let fits = match component {
         Component::Flux => class.starts_with("Flux"),
         Component::T5 => class.contains("T5"),
         Component::Clip => class.contains("CLIP"),
         Component::Vae => class.contains("Autoencoder"),
     };
-    fits.then_some(config)
+    Ok(fits.then_some(config))
 }
 
-/// A JSON file of a sensible size; anything else is as if it were not there.
-fn read_json(path: &Path) -> Option<Value> {
-    let small = path.metadata().ok()?.len() < 1 << 20;
-    small.then(|| serde_json::from_slice(&std::fs::read(path).ok()?).ok())?
+/// A configuration file, if it is there. One that cannot be read is an error: its absence would mean other settings than its author's.
+fn read_json(path: &Path) -> Result<Option<Value>> {
+    const MOST_BYTES: u64 = 1 << 20;
+    let Ok(metadata) = path.metadata() else { return Ok(None) };
+    if metadata.len() > MOST_BYTES {
+        return Err(Error::model("too large for a configuration file")
+            .at_path(path)
+            .found(format!("{} bytes", metadata.len()))
+            .expected(format!("at most {MOST_BYTES}")));
+    }
+    let bytes = std::fs::read(path).map_err(|e| super::map::unreadable(path, &e))?;
+    let value = serde_json::from_slice(&bytes)
+        .map_err(|e| Error::model("not valid JSON").at_path(path).found(e).try_("download the file again"))?;
+    Ok(Some(value))
 }
 
 /// `model_max_length` of a tokenizer's configuration; "no limit" is written as 1e30 there.
