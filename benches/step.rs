@@ -18,7 +18,7 @@ use flux_fast::op::Program;
 use flux_fast::pipeline::Pipeline;
 use flux_fast::pipeline::request::{ModelFiles, Request, RunOptions};
 use flux_fast::plan;
-use flux_fast::stream::{Holdings, Session};
+use flux_fast::stream::{Holdings, Session, Tenancy};
 use flux_fast::tensor::{HostPart, HostWeight, Scale};
 
 /// Weights of every spec from a cheap generator: normal-looking values, stored as `dtype` where they are matrices.
@@ -67,7 +67,7 @@ fn block(c: &mut Criterion) {
         let plan = plan::phase(&program, 1, &bytes, &scratch, backend.caps().alignment, u64::MAX).unwrap();
         let mut holdings = Holdings::default();
         holdings.reserve(&mut backend, plan.layout()).unwrap();
-        let mut session = Session::new(&mut backend, &mut holdings, &program, &plan, weights, 0, 0);
+        let mut session = Session::new(&mut backend, &mut holdings, &program, &plan, weights, Tenancy::default());
         for io in &program.inputs {
             let n = io.tensor.rows * io.tensor.cols;
             let values = if io.name == "rope" {

@@ -5,13 +5,14 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use crate::backend::{Backend, Layout, Place, Places, WeightKey};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::op::{Program, Step};
 use crate::plan::PhasePlan;
-use crate::tensor::{HostWeight, Tensor};
+use crate::tensor::{ByteSource, HostWeight, Tensor, View};
 
 /// What a device holds between phases and between generations.
 #[derive(Default)]
@@ -45,6 +46,17 @@ impl Holdings {
     }
 }
 
+/// How a session shares the device with the sessions of other phases.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tenancy {
+    /// Makes the keys of this program's weights differ from those of other phases.
+    pub phase: u32,
+    /// Byte offset from which its resident weights lie.
+    pub resident_base: usize,
+    /// They stay there when the session ends, however it ends.
+    pub keep: bool,
+}
+
 /// One phase that is ready to run, once or many times.
 pub struct Session<'a> {
     backend: &'a mut dyn Backend,
@@ -53,25 +65,25 @@ pub struct Session<'a> {
     plan: &'a PhasePlan,
     weights: Vec<HostWeight>,
     places: Places,
-    resident_base: usize,
+    tenancy: Tenancy,
     ring: Ring,
     /// The next entry of `plan.residency.order` to load.
     next: usize,
     /// Whether `next` has passed the end and counts for the run after this one.
     ahead: bool,
+    /// The files behind the weights, each once.
+    sources: Vec<Arc<dyn ByteSource>>,
 }
 
 impl<'a> Session<'a> {
-    /// `weights[id]` belongs to `program.weights[id]`. `phase` makes this program's keys differ from those of other phases; resident weights lie from
-    /// `resident_base` on. Memory must have been reserved through `holdings`.
+    /// `weights[id]` belongs to `program.weights[id]`. Memory must have been reserved through `holdings`.
     pub fn new(
         backend: &'a mut dyn Backend,
         holdings: &'a mut Holdings,
         program: &'a Program,
         plan: &'a PhasePlan,
         weights: Vec<HostWeight>,
-        phase: u32,
-        resident_base: usize,
+        tenancy: Tenancy,
     ) -> Self {
         assert_eq!(weights.len(), program.weights.len());
         let places = Places {
@@ -79,10 +91,16 @@ impl<'a> Session<'a> {
             temps: plan.arena.temps.clone(),
             outputs: plan.arena.outputs.clone(),
             scratch: 0,
-            weights: (0..weights.len() as u64).map(|id| WeightKey(u64::from(phase) << 32 | id)).collect(),
+            weights: (0..weights.len() as u64).map(|id| WeightKey(u64::from(tenancy.phase) << 32 | id)).collect(),
         };
         let ring = Ring::new(plan.residency.ring_bytes);
-        Session { backend, holdings, program, plan, weights, places, resident_base, ring, next: 0, ahead: false }
+        let mut sources: Vec<Arc<dyn ByteSource>> = Vec::new();
+        for part in weights.iter().flat_map(|w| &w.parts) {
+            if !sources.iter().any(|s| Arc::ptr_eq(s, &part.source)) {
+                sources.push(part.source.clone());
+            }
+        }
+        Session { backend, holdings, program, plan, weights, places, tenancy, ring, next: 0, ahead: false, sources }
     }
 
     /// Writes a whole input, element by element in its own type.
@@ -106,6 +124,11 @@ impl<'a> Session<'a> {
 
     /// Reads a whole tensor as f32.
     pub fn read_f32(&mut self, tensor: Tensor) -> Result<Vec<f32>> {
+        if tensor.dtype == DType::F32 {
+            let mut values = vec![0f32; tensor.rows * tensor.cols];
+            self.backend.read(self.places.of(&tensor), bytemuck::cast_slice_mut(&mut values))?;
+            return Ok(values);
+        }
         let mut bytes = vec![0u8; tensor.bytes()];
         self.backend.read(self.places.of(&tensor), &mut bytes)?;
         Ok(bytes.chunks_exact(tensor.dtype.size()).map(|b| tensor.dtype.decode(b)).collect())
@@ -124,21 +147,27 @@ impl<'a> Session<'a> {
     pub fn first_not_finite(&mut self) -> Result<Option<String>> {
         let mut found = None;
         self.run_with(false, &mut |session, _, step| {
-            for tensor in step.op.writes() {
-                // CopyRows and QkNormRope fill a tensor in several steps; what is not written yet is not judged.
-                if found.is_none()
-                    && !matches!(step.op, crate::op::Op::CopyRows { .. } | crate::op::Op::QkNormRope { .. })
-                {
-                    let bad = session.read_f32(tensor)?.iter().any(|v| !v.is_finite());
-                    let partial = matches!(step.op, crate::op::Op::Linear { out, .. } if out.cols < tensor.cols);
-                    if bad && !partial {
-                        found = Some(step.label.clone());
-                    }
+            for view in step.op.judged() {
+                if found.is_none() && !session.finite(view)? {
+                    found = Some(step.label.clone());
                 }
             }
             Ok(())
         })?;
         Ok(found)
+    }
+
+    /// Whether every element of `view` is finite; read a row at a time, so that nothing large is held.
+    fn finite(&mut self, view: View) -> Result<bool> {
+        let (size, stride) = (view.tensor.dtype.size(), view.tensor.cols);
+        let mut row = vec![0u8; view.cols * size];
+        for r in 0..view.rows() {
+            self.backend.read(self.places.of(&view.tensor) + (r * stride + view.col) * size, &mut row)?;
+            if row.chunks_exact(size).any(|b| !view.tensor.dtype.decode(b).is_finite()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn run_with(&mut self, more: bool, each: &mut dyn FnMut(&mut Self, usize, &Step) -> Result<()>) -> Result<()> {
@@ -148,7 +177,7 @@ impl<'a> Session<'a> {
             self.pump(more)?;
             if i == 0 || step.block() != block {
                 block = step.block();
-                self.check_sources(step)?;
+                self.sources.iter().try_for_each(|source| source.check())?;
             }
             for w in step.op.weights() {
                 let key = self.places.key(w);
@@ -189,8 +218,9 @@ impl<'a> Session<'a> {
             let weight = &self.weights[id as usize];
             match plan.residency.resident[id as usize] {
                 Some(offset) => {
-                    if self.holdings.resident.insert(key) {
-                        self.backend.load(key, Place::Resident(self.resident_base + offset), weight)?;
+                    if !self.holdings.resident.contains(&key) {
+                        self.backend.load(key, Place::Resident(self.tenancy.resident_base + offset), weight)?;
+                        self.holdings.resident.insert(key);
                     }
                 }
                 None => {
@@ -205,22 +235,13 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// A file edited or cut short while it is mapped is noticed at the next block.
-    fn check_sources(&self, step: &Step) -> Result<()> {
-        for w in step.op.weights() {
-            for part in &self.weights[w.id as usize].parts {
-                part.source.check().map_err(|e| e.at(&step.label))?;
-            }
-        }
-        Ok(())
+    /// Ends the phase. Ring weights are forgotten; residents too unless they are to be kept.
+    pub fn finish(mut self) -> Result<()> {
+        self.release()
     }
 
-    /// Ends the phase. Ring weights are forgotten; residents too unless `keep`.
-    pub fn finish(mut self, keep: bool) -> Result<()> {
-        self.release(keep)
-    }
-
-    fn release(&mut self, keep: bool) -> Result<()> {
+    fn release(&mut self) -> Result<()> {
+        let keep = self.tenancy.keep;
         self.backend.sync()?;
         for (id, key) in self.places.weights.iter().enumerate() {
             if self.ring.free(id as u32) || (!keep && self.holdings.resident.remove(key)) {
@@ -232,9 +253,9 @@ impl<'a> Session<'a> {
 }
 
 impl Drop for Session<'_> {
-    /// An error or a cancelled run leaves the ring's weights behind: forget them so that the next generation starts clean.
+    /// An error or a cancelled run leaves weights behind: forget them so that the next generation starts clean.
     fn drop(&mut self) {
-        let _ = self.release(true); // after an error there is nobody left to tell
+        let _ = self.release(); // after an error there is nobody left to tell
     }
 }
 

@@ -31,12 +31,15 @@ fn config() -> FluxConfig {
 
 /// A whole small model in scaled fp8, whose weights are several times its activations.
 fn write(dir: &tempfile::TempDir) -> std::path::PathBuf {
-    let flux = config();
+    write_model(dir, &config())
+}
+
+fn write_model(dir: &tempfile::TempDir, flux: &FluxConfig) -> std::path::PathBuf {
     let t5 = T5Config { vocab: 32128, width: 128, heads: 2, head_dim: 64, ff: 256, layers: 3, ..T5Config::xxl() };
     let clip = ClipConfig { width: 64, heads: 1, ff: 256, layers: 2, ..ClipConfig::large() };
     let vae = VaeConfig { channels: vec![32, 64], blocks: 1, ..VaeConfig::flux() };
     let named = |component, list: Vec<(String, Vec<usize>)>| list.into_iter().map(move |(n, s)| (component, n, s));
-    let tensors = named(Component::Flux, flux::tensors(&flux))
+    let tensors = named(Component::Flux, flux::tensors(flux))
         .chain(named(Component::T5, t5::tensors(&t5)))
         .chain(named(Component::Clip, clip::tensors(&clip)))
         .chain(named(Component::Vae, vae::tensors(&vae)))
@@ -176,4 +179,53 @@ fn a_break_cancels_at_the_next_operation_and_the_next_request_is_unharmed() {
         assert_eq!((error.kind(), seen), (Kind::Cancelled, stop));
         assert_eq!(pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures, want);
     }
+}
+
+/// The process's own peak, not the plan's word for it: a model whose weights are larger than the budget, with every step's modulation of many steps.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_process_stays_under_its_budget() {
+    let dir = temp_dir();
+    let flux = FluxConfig {
+        hidden: 1024,
+        heads: 8,
+        mlp_hidden: 4096,
+        depth_double: 4,
+        depth_single: 10,
+        context: 128,
+        pooled: 64,
+        ..FluxConfig::dev()
+    };
+    let path = write_model(&dir, &flux);
+    let file = std::fs::metadata(&path).unwrap().len();
+    let ram = 300_000_000;
+    assert!(file > ram, "{file}");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_flux-fast"))
+        .args([
+            "a lighthouse",
+            "--steps",
+            "2",
+            "--size",
+            "64x64",
+            "--cfg-scale",
+            "2",
+            "--json",
+            "-q",
+            "--no-cache",
+            "--ram",
+        ])
+        .args([
+            ram.to_string(),
+            "--model".into(),
+            path.to_string_lossy().into_owned(),
+            "-o".into(),
+            dir.path().join("x.png").to_string_lossy().into_owned(),
+        ])
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let peak = serde_json::from_str::<serde_json::Value>(&told).unwrap()["peak_memory_bytes"].as_u64().unwrap();
+    println!("peak {peak} of {ram}, file {file}");
+    assert!(peak <= ram, "peak {peak} of {ram}");
 }

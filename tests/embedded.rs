@@ -2,6 +2,8 @@
 //!
 //! `data/thumbs.png` holds the 852 training pictures at 16 x 16 (premultiplied RGBA, 32 a row), `data/thumbs.txt` their names and styles.
 
+mod common;
+
 use std::ops::ControlFlow;
 
 use flux_fast::pipeline::Pipeline;
@@ -99,6 +101,82 @@ fn the_embedded_model_draws_what_is_asked() {
     println!("{backgrounds} backgrounds and {names} names right of 24");
     assert!(backgrounds >= 22, "only {backgrounds} of 24 backgrounds are right");
     assert!(names >= NAMES, "only {names} of 24 names are right");
+}
+
+/// What FP8 weights and bf16 arithmetic (where the processor has it) do to a picture stays small. How the FP8 file compares with the weights it was made from is
+/// in `assets/tiny/results.md`.
+#[test]
+fn the_default_arithmetic_stays_within_30_db_of_f32() {
+    let open = |compute: &str| {
+        let options = RunOptions { compute: compute.into(), ..RunOptions::default() };
+        Pipeline::open(&ModelFiles::default(), &options, &mut |_| ControlFlow::Continue(())).unwrap()
+    };
+    let (mut auto, mut exact) = (open("auto"), open("f32"));
+    for (seed, prompt) in
+        ["a fox, 3D style, on a blue background", "a hamburger, flat style, on a purple background"].iter().enumerate()
+    {
+        let request = Request { prompt: prompt.to_string(), seed: Some(seed as u64), ..Request::default() };
+        let draw =
+            |p: &mut Pipeline| p.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures.remove(0).rgb;
+        let db = psnr(&draw(&mut auto), &draw(&mut exact));
+        println!("{prompt}: {db:.1} dB");
+        assert!(db >= 30.0, "{prompt}: {db:.1} dB");
+    }
+}
+
+/// A picture of more than 768 pixels is decoded in tiles. Against the same latents decoded whole: no seam may show.
+#[test]
+fn tiles_show_no_seam() {
+    use flux_fast::model::vae;
+    let size = 1024;
+    let mut pipeline =
+        Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut |_| ControlFlow::Continue(())).unwrap();
+    let request = Request {
+        prompt: "a pizza on a yellow background".into(),
+        seed: Some(1),
+        steps: Some(2),
+        width: Some(size),
+        height: Some(size),
+        ..Request::default()
+    };
+    let plan = pipeline.plan(&request).unwrap();
+    assert!(plan.phases.iter().any(|p| p.program == "decode" && p.runs > 1), "decoded in one piece");
+    let drawn = pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap();
+
+    let checkpoint = flux_fast::weights::open(&flux_fast::weights::Files::model(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/assets/tiny/flux-tiny.safetensors"
+    )))
+    .unwrap();
+    let weights = checkpoint.vae.as_ref().unwrap();
+    let config = flux_fast::model::VaeConfig::read(&|n| weights.shape(n), weights.config()).unwrap();
+    let mut backend = common::cpu(flux_fast::backend::cpu::Compute::Auto);
+    let program = vae::decode(&config, size / 8, size / 8, flux_fast::dtype::DType::F32);
+    let inputs = [("latents", common::Input::F32(&drawn.latents))];
+    let whole = common::run(&mut backend, &program, &common::resolve(&program, weights), &inputs, u64::MAX, 1)
+        .remove("pixels")
+        .unwrap();
+    let whole: Vec<u8> = whole.iter().map(|v| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8).collect();
+    let tiled = &drawn.pictures[0].rgb;
+    let db = psnr(tiled, &whole);
+    // Across the middle, where the tiles meet: the step from one pixel to the next against that of the whole picture.
+    let step = |rgb: &[u8]| {
+        let at = |x: usize, y: usize, c: usize| f64::from(rgb[(y * size + x) * 3 + c]);
+        (0..size)
+            .flat_map(|y| (0..3).map(move |c| (y, c)))
+            .map(|(y, c)| (440..584).map(|x| (at(x + 1, y, c) - at(x, y, c)).abs()).sum::<f64>())
+            .sum::<f64>()
+    };
+    let (ours, theirs) = (step(tiled), step(&whole));
+    println!("tiled against whole: {db:.1} dB, roughness at the seam {:.3} of the whole picture's", ours / theirs);
+    assert!(db >= 30.0, "{db:.1} dB");
+    assert!(ours <= 1.1 * theirs, "the seam is rougher than the picture: {ours} against {theirs}");
+}
+
+/// 10 log10(255^2 / mean squared difference).
+fn psnr(a: &[u8], b: &[u8]) -> f64 {
+    let float = |v: &[u8]| v.iter().map(|&b| f32::from(b)).collect::<Vec<_>>();
+    common::psnr(&float(a), &float(b), 255.0)
 }
 
 /// The f32 reference gets a few more; a chance guess gets 0.1 of 24.

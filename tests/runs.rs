@@ -127,7 +127,6 @@ fn bad_models_budgets_and_devices_have_their_exit_codes_and_leave_nothing() {
         (&["--model", "nowhere.safetensors"], 4, "nowhere.safetensors"),
         (&["--ram", "1M"], 5, "budget"),
         (&["--device", "cuda"], 6, "cuda"),
-        (&["--device", "toaster"], 6, "toaster"),
         (&["--size", "100x128"], 2, "16"),
         (&["--kernel", "linear=nonsense"], 2, "linear_"),
         (&["--compute", "f7"], 2, "bf16"),

@@ -69,14 +69,25 @@ pub fn strength(text: &str) -> Parsed<f32> {
     real(text, 1.0)
 }
 
-/// Whether it is a multiple of 16 is for `Request::check` to say, which also knows what is near.
+/// Every FLUX.1 has tokens of 16 x 16 pixels; the pipeline checks again against the model at hand.
 pub fn side(text: &str) -> Parsed<usize> {
-    text.parse().map_err(|_| format!("expected a multiple of 16 from 16 to {MAX_SIDE}"))
+    const UNIT: usize = 16;
+    let expected = format!("expected a multiple of {UNIT} from {UNIT} to {MAX_SIDE}");
+    let side: usize = text.parse().map_err(|_| expected.clone())?;
+    if (UNIT..=MAX_SIDE).contains(&side) && side.is_multiple_of(UNIT) {
+        return Ok(side);
+    }
+    let (below, above) = (side / UNIT * UNIT, (side / UNIT).saturating_mul(UNIT).saturating_add(UNIT));
+    let near: Vec<String> =
+        [below, above].iter().filter(|s| (UNIT..=MAX_SIDE).contains(*s)).map(usize::to_string).collect();
+    Err(if near.is_empty() { expected } else { format!("{expected}; try {}", near.join(" or ")) })
 }
 
 pub fn size(text: &str) -> Parsed<(usize, usize)> {
-    let pair = text.split_once(['x', 'X', '\u{d7}']).and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
-    pair.ok_or_else(|| format!("expected WIDTHxHEIGHT such as 1024x768, multiples of 16 from 16 to {MAX_SIDE}"))
+    let Some((width, height)) = text.split_once(['x', 'X', '\u{d7}']) else {
+        return Err(format!("expected WIDTHxHEIGHT such as 1024x768, multiples of 16 from 16 to {MAX_SIDE}"));
+    };
+    Ok((side(width)?, side(height)?))
 }
 
 pub fn seed(text: &str) -> Parsed<Seed> {

@@ -56,6 +56,16 @@ fn float(config: Option<&Value>, key: &str) -> Option<f64> {
     config?.get(key)?.as_f64()
 }
 
+/// A normalisation's epsilon.
+fn epsilon(config: Option<&Value>, key: &str, default: f64) -> Result<f32> {
+    let eps = float(config, key).unwrap_or(default);
+    if eps > 0.0 && eps < 1.0 {
+        Ok(eps as f32)
+    } else {
+        Err(geometry(format!("{key} makes no sense")).found(eps).expected("between 0 and 1"))
+    }
+}
+
 impl FluxConfig {
     /// From the canonical (BFL) tensors; `config` (diffusers' keys) supplies the RoPE axes.
     pub fn read(shapes: Shapes, config: Option<&Value>) -> Result<Self> {
@@ -74,12 +84,16 @@ impl FluxConfig {
             let mlp = rows.checked_sub(3 * hidden).ok_or_else(|| geometry("linear1 is narrower than q, k and v"))?;
             (get("single_blocks.0.norm.query_norm.scale")?.1, mlp)
         };
+        if time_dim % 2 != 0 || depth_double + depth_single == 0 {
+            return Err(geometry("not a FLUX transformer")
+                .found(format!("{depth_double} double and {depth_single} single blocks, timesteps {time_dim} wide")));
+        }
         if head_dim == 0 || head_dim % 2 != 0 || hidden % head_dim != 0 {
             return Err(geometry("the hidden width is not a whole number of heads")
                 .found(format!("width {hidden}, head {head_dim}")));
         }
         let axes = match config.and_then(|c| c.get("axes_dims_rope")).and_then(Value::as_array) {
-            Some(list) => list.iter().map(|v| v.as_u64().unwrap_or(0) as usize).collect(),
+            Some(list) => list.iter().map(|v| (v.as_u64().unwrap_or(0) as usize).min(head_dim + 1)).collect(),
             // The released models give an eighth to the first axis and share the rest: 128 = 16 + 56 + 56.
             None => {
                 let first = (head_dim / 8) & !1;
@@ -175,6 +189,11 @@ impl T5Config {
         let (buckets, heads) = get("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight")?;
         let (ff, _) = get("encoder.block.0.layer.1.DenseReluDense.wi_0.weight")?;
         let layers = count(shapes, "encoder.block.", ".layer.0.SelfAttention.q.weight");
+        let max_distance = uint(config, "relative_attention_max_distance").unwrap_or(128);
+        if max_distance <= buckets / 4 || max_distance > 1 << 20 || buckets % 4 != 0 {
+            return Err(geometry("the T5 position buckets make no sense")
+                .found(format!("{buckets} buckets up to distance {max_distance}")));
+        }
         if heads == 0 || inner % heads != 0 || buckets < 4 {
             return Err(geometry("the T5 attention width is not a whole number of heads")
                 .found(format!("{inner} and {heads} heads")));
@@ -187,8 +206,8 @@ impl T5Config {
             ff,
             layers,
             buckets,
-            max_distance: uint(config, "relative_attention_max_distance").unwrap_or(128),
-            eps: float(config, "layer_norm_epsilon").unwrap_or(1e-6) as f32,
+            max_distance,
+            eps: epsilon(config, "layer_norm_epsilon", 1e-6)?,
         })
     }
 
@@ -239,6 +258,11 @@ impl ClipConfig {
         let (positions, _) = get("text_model.embeddings.position_embedding.weight")?;
         let (ff, _) = get("text_model.encoder.layers.0.mlp.fc1.weight")?;
         let layers = count(shapes, "text_model.encoder.layers.", ".mlp.fc1.weight");
+        if positions != 77 {
+            return Err(
+                geometry("this CLIP does not read 77 tokens, as FLUX's does").found(format!("{positions} positions"))
+            );
+        }
         let heads = uint(config, "num_attention_heads").unwrap_or((width / 64).max(1));
         if heads == 0 || width % heads != 0 {
             return Err(
@@ -256,7 +280,7 @@ impl ClipConfig {
             ff,
             layers,
             positions,
-            eps: float(config, "layer_norm_eps").unwrap_or(1e-5) as f32,
+            eps: epsilon(config, "layer_norm_eps", 1e-5)?,
             quick_gelu: act == "quick_gelu",
         })
     }
@@ -311,7 +335,7 @@ impl VaeConfig {
             .map(|i| Ok(get(&format!("decoder.up.{i}.block.0.conv1.weight"))?.0))
             .collect::<Result<Vec<_>>>()?;
         let blocks = count(shapes, "decoder.up.0.block.", ".conv1.weight");
-        if levels == 0 || blocks < 2 || cols % 9 != 0 {
+        if levels == 0 || levels > 8 || blocks < 2 || cols % 9 != 0 {
             return Err(geometry("not a FLUX autoencoder").found(format!("{levels} levels, {blocks} blocks each")));
         }
         let groups = uint(config, "norm_num_groups").unwrap_or(32);

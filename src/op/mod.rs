@@ -221,6 +221,17 @@ impl Op {
         }
     }
 
+    /// The windows that are whole once the operation is done: what a search for the first wrong number may judge. `CopyRows` and `QkNormRope` fill
+    /// a tensor in several steps and make no new numbers that the next step would not show.
+    pub fn judged(&self) -> Vec<View> {
+        match *self {
+            Op::Linear { out, .. } | Op::Cast { out, .. } => vec![out],
+            Op::Attention { first, out, .. } => [out].into_iter().chain(first.map(|(_, t)| t.all())).collect(),
+            Op::CopyRows { .. } | Op::QkNormRope { .. } => vec![],
+            _ => self.writes().into_iter().map(Tensor::all).collect(),
+        }
+    }
+
     /// Weights that are read, the large one first.
     pub fn weights(&self) -> Vec<Weight> {
         match *self {

@@ -77,13 +77,7 @@ impl Pipeline {
                 Some(synthetic) => {
                     let synthetic = Synthetic::parse(synthetic)?;
                     let path = synthetic.path();
-                    if !path.exists() {
-                        tell(Event::Note(format!(
-                            "writing seeded noise as weights to {} (once; delete it when done)",
-                            path.display()
-                        )))?;
-                    }
-                    synthetic.make(&path)?;
+                    synthetic.make(&path, &mut tell)?;
                     path
                 }
                 None => named.into(),
@@ -138,6 +132,16 @@ impl Pipeline {
                     .try_(format!("--{flag} {nearest}")));
             }
         }
+        // The model's own defaults come from a file: they are held to the same limits.
+        let filled = Request {
+            steps: Some(request.steps.unwrap_or(d.steps)),
+            width: Some(width),
+            height: Some(height),
+            guidance: request.guidance.or(d.guidance),
+            init: None,
+            ..request.clone()
+        };
+        filled.check()?;
         let init = request.init.as_ref();
         if init.is_some() && !self.model.vae.config.encoder {
             return Err(Error::model("image-to-image needs the autoencoder's encoder, which this file lacks")
@@ -172,13 +176,15 @@ impl Pipeline {
     pub(super) fn phases(&self, settings: &Settings) -> Result<Phases> {
         let (schedule, first) = self.schedule(settings);
         let host = self.host_bytes(settings);
-        let budget = self.budget.bytes.saturating_sub(host);
+        // On a device with memory of its own the host's share is no part of the budget.
+        let shared = if self.backend.caps().in_place_weights { host } else { 0 };
+        let budget = self.budget.bytes.saturating_sub(shared);
         Phases::new(&self.model, settings, schedule.steps() - first, self.backend.as_ref(), budget).map_err(|refused| {
             match refused {
                 Refused::Failed(e) => e,
                 Refused::TooSmall(least) => {
                     // Rounded up, with room for what the process may hold more when it is started again.
-                    let enough = (host + least).div_ceil(1_000_000) + 8;
+                    let enough = (shared + least).div_ceil(1_000_000) + 8;
                     Error::memory("the request does not fit in the memory budget")
                         .found(format!("{} ({})", gigabytes(self.budget.bytes), self.budget.source))
                         .expected(format!("at least {enough} MB, {} of them for the program itself", gigabytes(host)))
@@ -263,9 +269,11 @@ fn budget(options: &RunOptions, backend: &dyn Backend) -> Result<Budget> {
         return Ok(Budget { bytes: total / 2, source: format!("half of {}", gigabytes(total)) });
     };
     system.refresh_memory();
+    // Within a container: what its limit leaves, not what the machine has.
+    let contained = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
     let available = match system.available_memory() {
         0 => total / 2,
-        n => n.min(total),
+        n => n.min(total).min(contained),
     };
     // A tenth is left to the rest of the machine. What this process holds already is not in `available`.
     let bytes = available / 10 * 9 + resident_bytes();

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use super::engine::Pipeline;
+use super::model::Model;
 use super::noise::TorchGenerator;
 use super::phases::{Phases, Ready, Tiling};
 use super::request::{Generated, Picture, Request, Settings};
@@ -14,7 +15,7 @@ use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::event::{Event, Phase};
 use crate::model::{flux, t5};
-use crate::stream::{Holdings, Session};
+use crate::stream::{Holdings, Session, Tenancy};
 
 type Listener<'a> = &'a mut dyn FnMut(Event) -> ControlFlow<()>;
 
@@ -144,7 +145,7 @@ impl Pipeline {
         session.run(false, &mut |_, _| progress.step())?;
         let hidden = session.read_f32(clip.program.output("hidden"))?;
         finite(&hidden, &mut session, clip)?;
-        session.finish(phases.keep)?;
+        session.finish()?;
         let (width, positions) = (self.model.clip.config.width, self.model.clip.config.positions);
         let pooled = clip_ids
             .iter()
@@ -162,7 +163,7 @@ impl Pipeline {
         session.run(false, &mut |_, _| progress.step())?;
         let context = session.read_f32(ready.program.output("text"))?;
         finite(&context, &mut session, ready)?;
-        session.finish(phases.keep)?;
+        session.finish()?;
         progress.end()?;
         let text = Text { context, pooled };
         if let Some(cache) = cache {
@@ -179,9 +180,15 @@ impl Pipeline {
 
     /// Everything that the embeddings depend on.
     fn text_key(&self, clip: &[Ids], t5: &[Ids]) -> Vec<u8> {
-        let mut key =
-            format!("{} {} {}\n", self.model.clip.weights.hash(), self.model.t5.weights.hash(), self.arithmetic)
-                .into_bytes();
+        let Model { clip: clip_model, t5: t5_model, .. } = &self.model;
+        let networks = format!(
+            "{} {:?} {} {:?}",
+            clip_model.weights.hash(),
+            clip_model.config,
+            t5_model.weights.hash(),
+            t5_model.config
+        );
+        let mut key = format!("{networks} {}\n", self.arithmetic).into_bytes();
         clip.iter().chain(t5).for_each(|ids| key.extend(bytemuck::cast_slice::<u32, u8>(&ids.ids)));
         key
     }
@@ -212,7 +219,7 @@ impl Pipeline {
         session.run(false, &mut |_, _| progress.step())?;
         let modulation = session.read_f32(ready.program.output("modulation"))?;
         finite(&modulation, &mut session, ready)?;
-        session.finish(phases.keep)?;
+        session.finish()?;
         progress.end()?;
         Ok(modulation)
     }
@@ -257,7 +264,7 @@ impl Pipeline {
             }
             progress.advance()?;
         }
-        session.finish(phases.keep)?;
+        session.finish()?;
         progress.end()?;
         Ok(latents)
     }
@@ -292,7 +299,7 @@ impl Pipeline {
                 rgb: canvas.finish().into_iter().map(byte).collect(),
             });
         }
-        session.finish(phases.keep)?;
+        session.finish()?;
         progress.end()?;
         Ok(pictures)
     }
@@ -318,7 +325,7 @@ impl Pipeline {
             canvas.add(&unpack(&tokens, th, tw, channels), (top, left), (th, tw), tiling.overlap);
             progress.advance()?;
         }
-        session.finish(phases.keep)?;
+        session.finish()?;
         progress.end()?;
         let latents: Vec<f32> = canvas.finish().into_iter().map(|v| (v - vae.shift) * vae.scaling).collect();
         Ok(pack(&latents, h, w, channels))
@@ -343,15 +350,8 @@ fn open<'a>(
     ready: &'a Ready,
 ) -> Result<Session<'a>> {
     holdings.reserve(backend, if phases.keep { phases.shared } else { ready.plan.layout() })?;
-    Ok(Session::new(
-        backend,
-        holdings,
-        &ready.program,
-        &ready.plan,
-        ready.weights.clone(),
-        ready.index,
-        ready.resident_base,
-    ))
+    let tenancy = Tenancy { phase: ready.index, resident_base: ready.resident_base, keep: phases.keep };
+    Ok(Session::new(backend, holdings, &ready.program, &ready.plan, ready.weights.clone(), tenancy))
 }
 
 /// Passes `values` only if all are finite; else runs the program again to name the first step that went wrong.

@@ -66,11 +66,7 @@ impl Model {
 
         let guidance = flux.config.guidance;
         let schedule = match scheduler {
-            Some(config) => serde_json::from_value(config).map_err(|e| {
-                Error::model("scheduler config cannot be read")
-                    .found(e)
-                    .try_("compare it with diffusers' scheduler_config.json")
-            })?,
+            Some(config) => read_schedule(config, notes)?,
             None if guidance => ScheduleConfig::dev(),
             None => ScheduleConfig::schnell(),
         };
@@ -90,6 +86,30 @@ impl Model {
     pub fn token_pixels(&self) -> usize {
         2 * self.vae.config.factor()
     }
+}
+
+/// A folder's scheduler config: what is in it must be usable, and what is not done here must not be asked for.
+fn read_schedule(config: Value, notes: &mut Vec<String>) -> Result<ScheduleConfig> {
+    let unusable = |why: String| {
+        Error::model("the scheduler config cannot be used")
+            .found(why)
+            .try_("compare it with diffusers' scheduler_config.json")
+    };
+    let flags =
+        ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "stochastic_sampling", "invert_sigmas"];
+    if let Some(flag) = flags.iter().find(|f| config.get(**f).and_then(Value::as_bool) == Some(true)) {
+        return Err(unusable(format!("{flag}, which this version does not do")));
+    }
+    let linear = config.get("time_shift_type").and_then(Value::as_str).is_some_and(|t| t != "exponential");
+    if linear || config.get("shift_terminal").is_some_and(|v| !v.is_null()) {
+        notes.push(
+            "time_shift_type and shift_terminal of the scheduler config are not supported: FLUX.1's own are used"
+                .into(),
+        );
+    }
+    let schedule: ScheduleConfig = serde_json::from_value(config).map_err(|e| unusable(e.to_string()))?;
+    schedule.check().map_err(unusable)?;
+    Ok(schedule)
 }
 
 fn network<C>(

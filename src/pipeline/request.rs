@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn what_is_out_of_range_is_refused_by_name() {
-        for v in [0, 1, 15, 17, 4112, usize::MAX] {
+        for v in [0, 1, 15, 4112, usize::MAX] {
             assert!(refused(|r| r.width = Some(v)).starts_with("width: "));
             assert!(refused(|r| r.height = Some(v)).starts_with("height: "));
         }

@@ -61,6 +61,24 @@ impl ScheduleConfig {
         Self::default()
     }
 
+    /// Whether its numbers give a usable schedule: `Err` says what does not.
+    pub fn check(&self) -> Result<(), String> {
+        if !(self.shift.is_finite() && self.shift > 0.0) {
+            return Err(format!("shift is {}, expected a positive number", self.shift));
+        }
+        let mild = |mu: f64| mu.is_finite() && mu.abs() <= 20.0;
+        if !(mild(self.base_shift) && mild(self.max_shift))
+            || self.base_image_seq_len > 1 << 24
+            || self.max_image_seq_len > 1 << 24
+        {
+            return Err(format!(
+                "base_shift {} and max_shift {} are not numbers near 1",
+                self.base_shift, self.max_shift
+            ));
+        }
+        Ok(())
+    }
+
     /// The logarithm of the dynamic shift for a picture of `image_tokens` tokens.
     pub fn mu(&self, image_tokens: usize) -> f64 {
         let (low, high) = (self.base_image_seq_len as f64, self.max_image_seq_len as f64);

@@ -1,13 +1,16 @@
 //! `--model synthetic:dev`: a checkpoint of FLUX.1's real geometry with seeded noise for weights, so that speed and memory can be measured with no download.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use serde_json::json;
 
 use crate::error::{Error, Result};
+use crate::event::Event;
 use crate::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, flux, t5, vae};
 use crate::weights::Component;
-use crate::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
+use crate::weights::synth::{self, Dialect, Grid, Storage, SynthSpec, Watch};
 
 /// A parsed `synthetic:NAME[:STORAGE]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,11 +46,15 @@ impl Synthetic {
         super::cache_folder().join("synthetic").join(format!("{}.safetensors", self.label()))
     }
 
-    /// Writes the file (12 to 64 GB, a minute or more) unless it is there.
-    pub fn make(&self, path: &Path) -> Result<()> {
+    /// Writes the file (17 to 68 GB, minutes) unless it is there. `tell` hears how it goes; an error from it ends the write, and nothing is left behind.
+    pub fn make(&self, path: &Path, tell: &mut dyn FnMut(Event) -> Result<()>) -> Result<()> {
         if path.exists() {
             return Ok(());
         }
+        tell(Event::Note(format!(
+            "writing seeded noise as weights to {} (once; delete it when done)",
+            path.display()
+        )))?;
         let folder = path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder).map_err(|e| {
             Error::output("cannot make the cache folder")
@@ -66,8 +73,25 @@ impl Synthetic {
         let configs = json!({ "transformer": flux.to_json(), "text_encoder": clip.to_json(), "text_encoder_2": t5.to_json(), "vae": vae.to_json() });
         let spec =
             SynthSpec { seed: 0, tensors, grid: Grid::F32, storage: self.storage, dialect: Dialect::Comfy, configs };
-        synth::write(&spec, path)?;
-        Ok(())
+        let watch = Watch::default();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| synth::write_watched(&spec, path, &watch));
+            let (mut outcome, mut told) = (Ok(()), 0);
+            while !writer.is_finished() {
+                std::thread::sleep(Duration::from_millis(100));
+                let gigabytes = watch.written.load(Ordering::Relaxed) / 1_000_000_000;
+                let event = if gigabytes > told { Event::Note(format!("{gigabytes} GB written")) } else { Event::Tick };
+                told = gigabytes;
+                if outcome.is_ok() {
+                    outcome = tell(event);
+                    watch.stop.store(outcome.is_err(), Ordering::Relaxed);
+                }
+            }
+            let written = writer
+                .join()
+                .unwrap_or_else(|_| Err(Error::output("the synthetic weights could not be made").at_path(path)));
+            outcome.and(written)
+        })
     }
 }
 

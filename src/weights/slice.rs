@@ -5,12 +5,12 @@ use std::sync::Arc;
 use crate::dtype::DType;
 use crate::tensor::{HostPart, Scale};
 
-/// Rows `first .. first + rows` of the stacked `parts`. 8-bit parts are passed on only for a `matrix`; of convolutions they are widened to f32.
+/// Rows `first .. first + rows` of the stacked `parts`, where they lie: a file may put them at any byte. 8-bit parts are passed on only for a `matrix`; of convolutions they are widened to f32.
 pub fn rows(parts: &[HostPart], first: usize, rows: usize, matrix: bool) -> Vec<HostPart> {
     overlaps(parts.iter().map(|p| p.rows), first, rows)
         .map(|(i, from, count)| {
             let part = parts[i].slice(from, count);
-            if matrix || part.dtype.size() > 1 { aligned(part) } else { widened(&[part]) }
+            if matrix || part.dtype.size() > 1 { part } else { widened(&[part]) }
         })
         .collect()
 }

@@ -9,7 +9,7 @@ use flux_fast::backend::Backend;
 use flux_fast::backend::cpu::{Compute, CpuBackend, CpuOptions};
 use flux_fast::op::Program;
 use flux_fast::plan;
-use flux_fast::stream::{Holdings, Session};
+use flux_fast::stream::{Holdings, Session, Tenancy};
 use flux_fast::tensor::HostWeight;
 use flux_fast::weights::ComponentWeights;
 use serde_json::Value;
@@ -131,7 +131,7 @@ pub fn run(
     assert!(plan.peak_bytes() <= budget);
     let mut holdings = Holdings::default();
     holdings.reserve(backend, plan.layout()).unwrap();
-    let mut session = Session::new(backend, &mut holdings, program, &plan, weights.to_vec(), 0, 0);
+    let mut session = Session::new(backend, &mut holdings, program, &plan, weights.to_vec(), Tenancy::default());
     for (name, value) in inputs {
         match value {
             Input::F32(v) => session.write_f32(program.input(name), v).unwrap(),
@@ -144,7 +144,7 @@ pub fn run(
     let float = |t: &flux_fast::tensor::Tensor| t.dtype != flux_fast::dtype::DType::I32;
     let wanted: Vec<_> = program.outputs.iter().chain(&program.inputs).filter(|io| float(&io.tensor)).collect();
     let out = wanted.iter().map(|io| (io.name, session.read_f32(io.tensor).unwrap())).collect();
-    session.finish(false).unwrap();
+    session.finish().unwrap();
     out
 }
 

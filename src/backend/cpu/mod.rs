@@ -182,7 +182,7 @@ impl Backend for CpuBackend {
 
     fn run(&mut self, step: &Step, places: &Places) -> Result<()> {
         step.op.weights().into_iter().for_each(|w| self.prefetcher.arrived(places.key(w)));
-        run::run(self, &step.op, places).map_err(|e| e.at(&step.label))
+        run::run(self, &step.op, places)
     }
 
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {

@@ -6,7 +6,7 @@
 mod values;
 mod write;
 
-pub use write::{to_bytes, write};
+pub use write::{Watch, to_bytes, write, write_watched};
 
 use serde_json::Value;
 

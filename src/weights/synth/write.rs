@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
@@ -77,6 +78,42 @@ pub fn write(spec: &SynthSpec, path: &Path) -> Result<Vec<PathBuf>> {
         }
         Dialect::Bfl => write_bfl(spec, path),
         Dialect::Diffusers { shard_bytes } => write_diffusers(spec, path, shard_bytes),
+    }
+}
+
+/// How a long write fares, seen from another thread.
+#[derive(Debug, Default)]
+pub struct Watch {
+    /// Bytes written so far.
+    pub written: AtomicU64,
+    /// Set it to end the write; the temporary file is removed.
+    pub stop: AtomicBool,
+}
+
+/// Like `write` for `Dialect::Comfy`, told through `watch`. `Kind::Cancelled` if it was stopped.
+pub fn write_watched(spec: &SynthSpec, path: &Path, watch: &Watch) -> Result<()> {
+    let plan = comfy(spec)?;
+    let written = place(path, |file| stream(&plan, &mut Watched { file, watch }));
+    if watch.stop.load(Ordering::Relaxed) { Err(Error::cancelled("stopped").at_path(path)) } else { written }
+}
+
+struct Watched<'a> {
+    file: &'a mut std::fs::File,
+    watch: &'a Watch,
+}
+
+impl Write for Watched<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.watch.stop.load(Ordering::Relaxed) {
+            return Err(std::io::Error::other("stopped"));
+        }
+        let n = self.file.write(bytes)?;
+        self.watch.written.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
     }
 }
 

@@ -1,0 +1,275 @@
+//! The contract between `stream` and a device with memory of its own: whenever a step runs, the weights that it names lie whole where they were put. The
+//! backend here computes nothing; it keeps bytes by `Place`, as a GPU would, and looks.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use flux_fast::backend::{Backend, Caps, Layout, Place, Places, WeightKey};
+use flux_fast::dtype::DType;
+use flux_fast::error::{Error, Kind, Result};
+use flux_fast::model::FluxConfig;
+use flux_fast::model::flux::{DenoiseShape, denoise, modulate};
+use flux_fast::op::{Op, Program, Step};
+use flux_fast::plan;
+use flux_fast::stream::{Holdings, Session, Tenancy};
+use flux_fast::tensor::{DTypes, HostPart, HostWeight, Scale, Weight};
+
+const ALIGN: usize = 64;
+
+struct Memory {
+    caps: Caps,
+    layout: Layout,
+    arena: Vec<u8>,
+    resident: Vec<u8>,
+    ring: Vec<u8>,
+    /// Place and fingerprint of each loaded weight.
+    loaded: HashMap<WeightKey, (Place, Vec<u8>)>,
+    loads: usize,
+    /// The load (counted from 0) that fails.
+    fail_at: Option<usize>,
+    checked: usize,
+}
+
+impl Memory {
+    fn new() -> Self {
+        let caps = Caps {
+            name: "memory".into(),
+            description: "a test".into(),
+            memory_bytes: 1 << 40,
+            activation: DType::BF16,
+            in_place_weights: false,
+            alignment: ALIGN,
+        };
+        let empty = Vec::new;
+        Memory {
+            caps,
+            layout: Layout::default(),
+            arena: empty(),
+            resident: empty(),
+            ring: empty(),
+            loaded: HashMap::new(),
+            loads: 0,
+            fail_at: None,
+            checked: 0,
+        }
+    }
+
+    fn at(&self, place: Place, bytes: usize) -> &[u8] {
+        match place {
+            Place::Resident(offset) => &self.resident[offset..offset + bytes],
+            Place::Ring(offset) => &self.ring[offset..offset + bytes],
+        }
+    }
+}
+
+impl Backend for Memory {
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn weight_bytes(&self, weight: &HostWeight) -> usize {
+        weight.bytes()
+    }
+
+    fn scratch_bytes(&self, _: &Op, _: &dyn Fn(Weight) -> DTypes) -> usize {
+        100
+    }
+
+    fn reserve(&mut self, layout: Layout) -> Result<()> {
+        self.layout = layout;
+        self.arena = vec![0; layout.arena_bytes];
+        self.resident = vec![0xee; layout.resident_bytes];
+        self.ring = vec![0xee; layout.ring_bytes];
+        self.loaded.clear();
+        Ok(())
+    }
+
+    fn load(&mut self, key: WeightKey, place: Place, weight: &HostWeight) -> Result<()> {
+        self.loads += 1;
+        if self.fail_at == Some(self.loads - 1) {
+            return Err(Error::memory("no staging memory"));
+        }
+        assert!(!self.loaded.contains_key(&key), "{key:?} is loaded twice");
+        let bytes: Vec<u8> = weight.parts.iter().flat_map(|p| p.bytes().to_vec()).collect();
+        match place {
+            Place::Resident(offset) => self.resident[offset..offset + bytes.len()].copy_from_slice(&bytes),
+            Place::Ring(offset) => self.ring[offset..offset + bytes.len()].copy_from_slice(&bytes),
+        }
+        self.loaded.insert(key, (place, bytes));
+        Ok(())
+    }
+
+    fn forget(&mut self, key: WeightKey) -> Result<()> {
+        assert!(self.loaded.remove(&key).is_some(), "{key:?} was not loaded");
+        Ok(())
+    }
+
+    fn run(&mut self, step: &Step, places: &Places) -> Result<()> {
+        for w in step.op.weights() {
+            let (place, bytes) =
+                self.loaded.get(&places.key(w)).unwrap_or_else(|| panic!("{}: {w} is not there", step.label));
+            assert!(self.at(*place, bytes.len()) == bytes, "{}: {w} was overwritten at {place:?}", step.label);
+            self.checked += 1;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.arena[offset..offset + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn read(&mut self, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        bytes.copy_from_slice(&self.arena[offset..offset + bytes.len()]);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Weights whose every byte tells whose they are.
+fn weights(program: &Program, salt: u64) -> Vec<HostWeight> {
+    let make = |(id, w): (usize, &flux_fast::op::WeightSpec)| {
+        let mut state = salt << 32 | id as u64;
+        let bytes: Vec<u8> = (0..w.rows * w.cols)
+            .map(|_| {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (state >> 40) as u8
+            })
+            .collect();
+        let part = HostPart {
+            source: Arc::new(bytes),
+            offset: 0,
+            rows: w.rows,
+            cols: w.cols,
+            dtype: DType::F8E4M3,
+            scale: Scale::One,
+        };
+        HostWeight { rows: w.rows, cols: w.cols, parts: vec![part] }
+    };
+    program.weights.iter().enumerate().map(make).collect()
+}
+
+fn programs() -> (Program, Program) {
+    let c = FluxConfig {
+        hidden: 256,
+        heads: 2,
+        mlp_hidden: 1024,
+        depth_double: 3,
+        depth_single: 6,
+        context: 64,
+        pooled: 32,
+        ..FluxConfig::dev()
+    };
+    let s = DenoiseShape { images: 1, cfg: false, text_tokens: 3, height: 2, width: 2 };
+    (modulate(&c, 2, DType::BF16), denoise(&c, &s, DType::BF16))
+}
+
+struct Case<'a> {
+    program: &'a Program,
+    weights: &'a [HostWeight],
+    phase: u32,
+    budget: u64,
+    runs: usize,
+    keep: bool,
+    /// Cancels after so many steps.
+    stop: Option<usize>,
+}
+
+fn run(memory: &mut Memory, holdings: &mut Holdings, case: &Case) -> Result<()> {
+    let bytes: Vec<usize> = case.weights.iter().map(HostWeight::bytes).collect();
+    let scratch = vec![100; case.program.steps.len()];
+    let plan = plan::phase(case.program, case.runs, &bytes, &scratch, ALIGN, case.budget)?;
+    holdings.reserve(memory, plan.layout())?;
+    let mut session = Session::new(
+        memory,
+        holdings,
+        case.program,
+        &plan,
+        case.weights.to_vec(),
+        Tenancy { phase: case.phase, resident_base: 0, keep: case.keep },
+    );
+    let mut steps = 0;
+    for i in 0..case.runs {
+        session.run(i + 1 < case.runs, &mut |_, _| {
+            steps += 1;
+            if case.stop == Some(steps) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+    }
+    session.finish()
+}
+
+fn budgets(program: &Program, weights: &[HostWeight]) -> Vec<u64> {
+    let bytes: Vec<usize> = weights.iter().map(HostWeight::bytes).collect();
+    let least = plan::least_bytes(program, &bytes, &vec![100; program.steps.len()], ALIGN);
+    let all: u64 = bytes.iter().map(|&b| b as u64).sum();
+    vec![least, least + 777, least + all / 7, least + all / 3, least + all / 2, least + 2 * all]
+}
+
+#[test]
+fn weights_are_whole_whenever_a_step_runs() {
+    let (_, program) = programs();
+    let weights = weights(&program, 1);
+    for budget in budgets(&program, &weights) {
+        let (mut memory, mut holdings) = (Memory::new(), Holdings::default());
+        let case = Case { program: &program, weights: &weights, phase: 0, budget, runs: 4, keep: false, stop: None };
+        run(&mut memory, &mut holdings, &case).unwrap();
+        let uses: usize = program.steps.iter().map(|s| s.op.weights().len()).sum();
+        assert_eq!(memory.checked, 4 * uses);
+        assert!(memory.loaded.is_empty(), "{} weights left behind", memory.loaded.len());
+        let held = (memory.layout.arena_bytes + memory.layout.resident_bytes + memory.layout.ring_bytes) as u64;
+        assert!(held <= budget, "{held} bytes under {budget}");
+    }
+}
+
+/// Two phases share the same bytes; whatever ends one, the other must find its own weights there.
+#[test]
+fn errors_and_cancelled_runs_leave_nothing_that_harms_the_next() {
+    let (first, second) = programs();
+    let (w1, w2) = (weights(&first, 1), weights(&second, 2));
+    let (b1, b2) = (budgets(&first, &w1), budgets(&second, &w2));
+    for (budget1, budget2) in b1.iter().zip(&b2) {
+        let (mut memory, mut holdings) = (Memory::new(), Holdings::default());
+        let one = |stop| Case { program: &first, weights: &w1, phase: 0, budget: *budget1, runs: 1, keep: false, stop };
+        let two =
+            |stop| Case { program: &second, weights: &w2, phase: 1, budget: *budget2, runs: 3, keep: false, stop };
+        for stop in [1, 7, 30, 70] {
+            let e = run(&mut memory, &mut holdings, &two(Some(stop))).unwrap_err();
+            assert_eq!(e.kind(), Kind::Cancelled);
+            run(&mut memory, &mut holdings, &one(None)).unwrap();
+            run(&mut memory, &mut holdings, &two(None)).unwrap();
+        }
+        for after in [0, 3, 20] {
+            memory.fail_at = Some(memory.loads + after);
+            let e = run(&mut memory, &mut holdings, &two(None)).unwrap_err();
+            assert_eq!(e.kind(), Kind::Memory);
+            memory.fail_at = None;
+            run(&mut memory, &mut holdings, &two(None)).unwrap();
+            run(&mut memory, &mut holdings, &one(None)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn kept_weights_are_loaded_once() {
+    let (_, program) = programs();
+    let weights = weights(&program, 3);
+    let (mut memory, mut holdings) = (Memory::new(), Holdings::default());
+    let case =
+        Case { program: &program, weights: &weights, phase: 0, budget: u64::MAX, runs: 2, keep: true, stop: None };
+    run(&mut memory, &mut holdings, &case).unwrap();
+    assert_eq!(memory.loads, program.weights.len());
+    run(&mut memory, &mut holdings, &Case { stop: Some(20), ..case }).unwrap_err();
+    run(
+        &mut memory,
+        &mut holdings,
+        &Case { program: &program, weights: &weights, phase: 0, budget: u64::MAX, runs: 2, keep: true, stop: None },
+    )
+    .unwrap();
+    assert_eq!(memory.loads, program.weights.len(), "loaded again");
+    holdings.clear(&mut memory).unwrap();
+    assert!(memory.loaded.is_empty());
+}
