@@ -123,7 +123,7 @@ fn stream(c: &mut Criterion) {
                     let block = block(&flux, next());
                     parts(&block).for_each(|p| p.source.let_go(p.range()));
                     move |staging: &mut Vec<u8>| {
-                        parts(&block).for_each(|p| p.source.will_need(p.range()));
+                        parts(&block).for_each(|p| p.source.will_need(p.range()).unwrap());
                         copy(&block, staging);
                     }
                 },
@@ -162,7 +162,7 @@ fn stream(c: &mut Criterion) {
                     let block = block(&flux, next());
                     evict(&file, &block);
                     move |staging: &mut Vec<u8>| {
-                        parts(&block).for_each(|p| p.source.will_need(p.range()));
+                        parts(&block).for_each(|p| p.source.will_need(p.range()).unwrap());
                         copy(&block, staging);
                     }
                 },

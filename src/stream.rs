@@ -228,7 +228,10 @@ impl<'a> Session<'a> {
                         return Ok(()); // still in use by this run
                     }
                     let Some(offset) = self.ring.take(id, plan.residency.bytes[id as usize]) else { return Ok(()) };
-                    self.backend.load(key, Place::Ring(offset), weight)?;
+                    if let Err(e) = self.backend.load(key, Place::Ring(offset), weight) {
+                        self.ring.free(id); // it never came: nothing to forget
+                        return Err(e);
+                    }
                 }
             }
             self.next += 1;

@@ -99,8 +99,10 @@ pub trait ByteSource: Send + Sync {
     /// All bytes.
     fn bytes(&self) -> &[u8];
 
-    /// `range` is needed soon: start bringing it in. May block on the disk; callers use a helper thread.
-    fn will_need(&self, _range: Range<usize>) {}
+    /// `range` is needed soon: brings it in. May block on the disk; callers use a helper thread. An error means that reading the bytes would fail.
+    fn will_need(&self, _range: Range<usize>) -> crate::error::Result<()> {
+        Ok(())
+    }
 
     /// `range` is not needed for a while: its memory may be given back. The bytes stay readable.
     fn let_go(&self, _range: Range<usize>) {}

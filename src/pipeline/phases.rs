@@ -136,7 +136,7 @@ impl Phases {
 
         // The usual tile, or the largest smaller one that fits.
         let tiled = |phase, index, runs: usize, record: &dyn Fn(usize, usize) -> Program| -> Result<(Ready, Tiling)> {
-            let mut tiles = [TILE, 64, 48, 32, 24, 16].into_iter().map(|most| {
+            let mut tiles = [TILE, 96, 64, 48, 32, 24, 16].into_iter().map(|most| {
                 let tiling = Tiling::new(2 * height, 2 * width, most);
                 let (h, w) = tiling.size();
                 let (program, weights) = of(&model.vae, record(h, w));

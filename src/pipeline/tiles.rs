@@ -1,8 +1,9 @@
 //! Cutting a picture's latents into equal overlapping tiles, and blending what the autoencoder makes of them.
 
-/// The edge of the largest tile in latent pixels (768 picture pixels at factor 8). Fixed, so that a picture's pixels do not depend on the memory budget;
-/// only a budget too small even for this takes smaller tiles, and says so.
-pub const TILE: usize = 96;
+/// The edge of the largest tile in latent pixels (1024 picture pixels at factor 8): what FLUX.1 is mostly asked for is decoded in one piece, since the
+/// autoencoder's normalisation and attention see a whole tile. Fixed, so that a picture's pixels do not depend on the memory budget; only a budget too small even
+/// for this takes smaller tiles, and says so.
+pub const TILE: usize = 128;
 
 /// How far neighbouring tiles overlap at least, in latent pixels: where the blend hides the seam.
 pub const OVERLAP: usize = 16;

@@ -94,16 +94,17 @@ impl ByteSource for Map {
         &self.map
     }
 
-    fn will_need(&self, range: Range<usize>) {
+    fn will_need(&self, range: Range<usize>) -> Result<()> {
         if range.is_empty() || range.end > self.map.len() {
-            return;
+            return Ok(());
         }
         #[cfg(target_os = "linux")]
         {
-            // Reads ahead and fills the page tables in one call; a failing disk is an error here, not a signal.
+            // Reads ahead and fills the page tables in one call; a failing disk or a file that was cut short is an error here, not a signal.
             match self.map.advise_range(Advice::PopulateRead, range.start, range.len()) {
+                Ok(()) => return Ok(()),
                 Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {} // Linux before 5.14
-                _ => return,
+                Err(e) => return Err(unreadable(&self.path, &e)),
             }
         }
         #[cfg(unix)]
@@ -111,6 +112,7 @@ impl ByteSource for Map {
         for page in range.step_by(PAGE) {
             std::hint::black_box(self.map[page]);
         }
+        Ok(())
     }
 
     fn let_go(&self, range: Range<usize>) {
@@ -174,14 +176,14 @@ mod tests {
         assert_eq!(note, None);
         source.let_go(0..data.len());
         assert_eq!(resident_kb(f.path()), 0);
-        source.will_need(10 * PAGE + 5..20 * PAGE + 5);
+        source.will_need(10 * PAGE + 5..20 * PAGE + 5).unwrap();
         assert!(resident_kb(f.path()) >= 11 * PAGE / 1024);
-        source.will_need(0..data.len());
+        source.will_need(0..data.len()).unwrap();
         // Pages that are only partly inside stay.
         source.let_go(1..data.len() - 1);
         assert_eq!(resident_kb(f.path()), 2 * PAGE / 1024);
         assert_eq!(source.bytes(), data);
-        source.will_need(0..data.len() + 1);
+        source.will_need(0..data.len() + 1).unwrap();
         source.let_go(5..5);
     }
 

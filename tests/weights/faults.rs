@@ -141,7 +141,7 @@ fn models_that_are_not_flux_are_named() {
     assert!(refused(&path).to_string().contains("no tensors at all"));
     zeros(&path, "BF16", &[("lora_unet_single_blocks_0_linear1.lora_up.weight".to_string(), vec![2, 2])]);
     assert_eq!(inspect(&path).unwrap().what, "LoRA");
-    assert!(refused(&path).hint().unwrap().contains("--lora"));
+    assert!(refused(&path).hint().unwrap().contains("--model"));
 }
 
 #[test]

@@ -181,7 +181,7 @@ impl Backend for CpuBackend {
     }
 
     fn run(&mut self, step: &Step, places: &Places) -> Result<()> {
-        step.op.weights().into_iter().for_each(|w| self.prefetcher.arrived(places.key(w)));
+        step.op.weights().into_iter().try_for_each(|w| self.prefetcher.arrived(places.key(w)))?;
         run::run(self, &step.op, places)
     }
 

@@ -25,6 +25,8 @@ struct State {
     queue: VecDeque<(WeightKey, Vec<HostPart>)>,
     /// What the thread is bringing in now.
     current: Option<WeightKey>,
+    /// What could not be brought in, and why.
+    failed: Vec<(WeightKey, Error)>,
     closed: bool,
 }
 
@@ -47,10 +49,11 @@ impl Shared {
             };
             state.current = Some(key);
             drop(state);
-            for part in &parts {
-                part.source.will_need(part.range());
-            }
+            let outcome = parts.iter().try_for_each(|part| part.source.will_need(part.range()));
             state = self.lock();
+            if let Err(e) = outcome {
+                state.failed.push((key, e));
+            }
             state.current = None;
             self.changed.notify_all();
         }
@@ -92,10 +95,14 @@ impl Prefetcher {
     }
 
     /// Returns once `key` has been brought in. The computation waits here and not in page faults, which would read the file in small pieces.
-    pub(super) fn arrived(&self, key: WeightKey) {
+    pub(super) fn arrived(&self, key: WeightKey) -> Result<()> {
         let mut state = self.shared.lock();
         while !state.closed && (state.current == Some(key) || state.queue.iter().any(|(wanted, _)| *wanted == key)) {
             state = self.shared.wait(state);
+        }
+        match state.failed.iter().find(|(failed, _)| *failed == key) {
+            Some((_, e)) => Err(e.clone()),
+            None => Ok(()),
         }
     }
 
@@ -106,6 +113,7 @@ impl Prefetcher {
         while !state.closed && state.current == Some(key) {
             state = self.shared.wait(state);
         }
+        state.failed.retain(|(failed, _)| *failed != key);
     }
 }
 
@@ -138,9 +146,10 @@ mod tests {
         fn bytes(&self) -> &[u8] {
             &[]
         }
-        fn will_need(&self, range: Range<usize>) {
+        fn will_need(&self, range: Range<usize>) -> Result<()> {
             std::thread::sleep(Duration::from_millis(5));
             self.0.lock().unwrap().push(range.start);
+            if range.start == 1000 { Err(Error::model("the disk fails here")) } else { Ok(()) }
         }
     }
 
@@ -162,10 +171,15 @@ mod tests {
             std::thread::sleep(Duration::from_millis(1));
             assert_eq!(source.0.lock().unwrap().contains(&i), seen, "weight {i}");
         }
-        (0..20).for_each(|i| prefetcher.arrived(WeightKey(i)));
+        (0..20).for_each(|i| prefetcher.arrived(WeightKey(i)).unwrap());
         let seen = source.0.lock().unwrap().clone();
         assert!(seen.is_sorted(), "{seen:?}");
         assert!((0..20).step_by(2).all(|i| seen.contains(&i)), "{seen:?}");
         assert!(seen.len() < 20, "nothing was cancelled in time");
+        let bad = WeightKey(1000);
+        prefetcher.want(bad, &[part(&source, 1000)]);
+        assert!(prefetcher.arrived(bad).unwrap_err().to_string().contains("fails here"));
+        prefetcher.cancel(bad);
+        prefetcher.arrived(bad).unwrap();
     }
 }
