@@ -231,3 +231,27 @@ fn the_process_stays_under_its_budget() {
     println!("peak {peak} of {ram}, file {file}");
     assert!(peak <= ram, "peak {peak} of {ram}");
 }
+
+#[test]
+fn a_file_that_changes_under_a_run_is_noticed() {
+    let dir = temp_dir();
+    let path = write(&dir);
+    let mut pipeline =
+        Pipeline::open(&files(&path), &RunOptions::default(), &mut |_| ControlFlow::Continue(())).unwrap();
+    let request = Request { prompt: "x".into(), seed: Some(1), ..Request::default() };
+    let mut steps = 0;
+    let error = pipeline
+        .generate(&request, &mut |event| {
+            if let flux_fast::event::Event::Step { phase: flux_fast::event::Phase::Denoise, .. } = event {
+                steps += 1;
+                if steps == 1 {
+                    use std::io::Write;
+                    std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"more").unwrap();
+                }
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap_err();
+    assert_eq!((error.kind(), steps), (Kind::Model, 1), "{error}");
+    assert!(error.to_string().contains("small.safetensors"), "{error}");
+}

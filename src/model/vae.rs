@@ -110,7 +110,7 @@ struct Net<'a> {
 
 impl Net<'_> {
     fn scope(&mut self, scope: &str) {
-        self.r.scope(format!("{}.{scope}", self.half));
+        self.r.scope(scope);
     }
 
     #[allow(clippy::too_many_arguments)] // label, name, input, and what differs between the five kinds of convolution
