@@ -78,12 +78,14 @@ mod peak {
     /// For the instruction set and arithmetic of a variant, by its name.
     pub fn of(name: &str) -> Option<f64> {
         let isa = Isa::detect();
-        // SAFETY (all three): the instruction set was asked for.
+        // SAFETY: the instruction set was asked for.
         let (work, flops): (fn(), usize) = if name.contains("bf16_") && isa >= Isa::Avx512Bf16 {
             (|| unsafe { bf16() }, CHAINS * 64)
         } else if name.ends_with("avx512") && isa >= Isa::Avx512 {
+            // SAFETY: the instruction set was asked for.
             (|| unsafe { f32_512() }, CHAINS * 32)
         } else if name.ends_with("avx2") && isa >= Isa::Avx2 {
+            // SAFETY: the instruction set was asked for.
             (|| unsafe { f32_256() }, CHAINS * 16)
         } else {
             return None;

@@ -66,7 +66,7 @@ fn block(c: &mut Criterion) {
         let scratch: Vec<usize> = program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &stored)).collect();
         let plan = plan::phase(&program, 1, &bytes, &scratch, backend.caps().alignment, u64::MAX).unwrap();
         let mut holdings = Holdings::default();
-        holdings.reserve(&mut backend, plan.layout()).unwrap();
+        holdings.reserve(&mut backend, plan.layout(), false).unwrap();
         let mut session = Session::new(&mut backend, &mut holdings, &program, &plan, weights, Tenancy::default());
         for io in &program.inputs {
             let n = io.tensor.rows * io.tensor.cols;

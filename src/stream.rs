@@ -19,17 +19,22 @@ use crate::tensor::{ByteSource, HostWeight, Tensor, View};
 pub struct Holdings {
     layout: Option<Layout>,
     resident: HashSet<WeightKey>,
+    /// The resident weights lie where generations that keep them put them.
+    kept: bool,
 }
 
 impl Holdings {
-    /// Makes sure that at least `layout` is set aside. If what is there will do, it and the weights in it are kept.
-    pub fn reserve(&mut self, backend: &mut dyn Backend, layout: Layout) -> Result<()> {
+    /// Makes sure that at least `layout` is set aside. If what is there will do, it is used again, and the weights in it too when both they and the phase to come
+    /// are of the kind that `keep` (then every phase has bytes of its own); otherwise the phases lie over one another, and what is there must go.
+    pub fn reserve(&mut self, backend: &mut dyn Backend, layout: Layout, keep: bool) -> Result<()> {
         let enough = |have: Layout| {
             have.arena_bytes >= layout.arena_bytes
                 && have.resident_bytes >= layout.resident_bytes
                 && have.ring_bytes >= layout.ring_bytes
         };
-        if self.layout.is_some_and(enough) {
+        let apart = self.resident.is_empty() || (keep && self.kept);
+        self.kept = keep;
+        if apart && self.layout.is_some_and(enough) {
             return Ok(());
         }
         self.clear(backend)?;

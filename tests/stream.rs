@@ -175,6 +175,9 @@ struct Case<'a> {
     budget: u64,
     runs: usize,
     keep: bool,
+    /// Where its residents begin, and the layout that all phases share, when they are kept.
+    base: usize,
+    shared: Option<Layout>,
     /// Cancels after so many steps.
     stop: Option<usize>,
 }
@@ -183,14 +186,14 @@ fn run(memory: &mut Memory, holdings: &mut Holdings, case: &Case) -> Result<()> 
     let bytes: Vec<usize> = case.weights.iter().map(HostWeight::bytes).collect();
     let scratch = vec![100; case.program.steps.len()];
     let plan = plan::phase(case.program, case.runs, &bytes, &scratch, ALIGN, case.budget)?;
-    holdings.reserve(memory, plan.layout())?;
+    holdings.reserve(memory, case.shared.unwrap_or(plan.layout()), case.keep)?;
     let mut session = Session::new(
         memory,
         holdings,
         case.program,
         &plan,
         case.weights.to_vec(),
-        Tenancy { phase: case.phase, resident_base: 0, keep: case.keep },
+        Tenancy { phase: case.phase, resident_base: case.base, keep: case.keep },
     );
     let mut steps = 0;
     for i in 0..case.runs {
@@ -215,7 +218,17 @@ fn weights_are_whole_whenever_a_step_runs() {
     let weights = weights(&program, 1);
     for budget in budgets(&program, &weights) {
         let (mut memory, mut holdings) = (Memory::new(), Holdings::default());
-        let case = Case { program: &program, weights: &weights, phase: 0, budget, runs: 4, keep: false, stop: None };
+        let case = Case {
+            program: &program,
+            weights: &weights,
+            phase: 0,
+            budget,
+            runs: 4,
+            keep: false,
+            base: 0,
+            shared: None,
+            stop: None,
+        };
         run(&mut memory, &mut holdings, &case).unwrap();
         let uses: usize = program.steps.iter().map(|s| s.op.weights().len()).sum();
         assert_eq!(memory.checked, 4 * uses);
@@ -233,9 +246,28 @@ fn errors_and_cancelled_runs_leave_nothing_that_harms_the_next() {
     let (b1, b2) = (budgets(&first, &w1), budgets(&second, &w2));
     for (budget1, budget2) in b1.iter().zip(&b2) {
         let (mut memory, mut holdings) = (Memory::new(), Holdings::default());
-        let one = |stop| Case { program: &first, weights: &w1, phase: 0, budget: *budget1, runs: 1, keep: false, stop };
-        let two =
-            |stop| Case { program: &second, weights: &w2, phase: 1, budget: *budget2, runs: 3, keep: false, stop };
+        let one = |stop| Case {
+            program: &first,
+            weights: &w1,
+            phase: 0,
+            budget: *budget1,
+            runs: 1,
+            keep: false,
+            base: 0,
+            shared: None,
+            stop,
+        };
+        let two = |stop| Case {
+            program: &second,
+            weights: &w2,
+            phase: 1,
+            budget: *budget2,
+            runs: 3,
+            keep: false,
+            base: 0,
+            shared: None,
+            stop,
+        };
         for stop in [1, 7, 30, 70] {
             let e = run(&mut memory, &mut holdings, &two(Some(stop))).unwrap_err();
             assert_eq!(e.kind(), Kind::Cancelled);
@@ -258,18 +290,75 @@ fn kept_weights_are_loaded_once() {
     let (_, program) = programs();
     let weights = weights(&program, 3);
     let (mut memory, mut holdings) = (Memory::new(), Holdings::default());
-    let case =
-        Case { program: &program, weights: &weights, phase: 0, budget: u64::MAX, runs: 2, keep: true, stop: None };
+    let case = Case {
+        program: &program,
+        weights: &weights,
+        phase: 0,
+        budget: u64::MAX,
+        runs: 2,
+        keep: true,
+        base: 0,
+        shared: None,
+        stop: None,
+    };
     run(&mut memory, &mut holdings, &case).unwrap();
     assert_eq!(memory.loads, program.weights.len());
     run(&mut memory, &mut holdings, &Case { stop: Some(20), ..case }).unwrap_err();
     run(
         &mut memory,
         &mut holdings,
-        &Case { program: &program, weights: &weights, phase: 0, budget: u64::MAX, runs: 2, keep: true, stop: None },
+        &Case {
+            program: &program,
+            weights: &weights,
+            phase: 0,
+            budget: u64::MAX,
+            runs: 2,
+            keep: true,
+            base: 0,
+            shared: None,
+            stop: None,
+        },
     )
     .unwrap();
     assert_eq!(memory.loads, program.weights.len(), "loaded again");
     holdings.clear(&mut memory).unwrap();
     assert!(memory.loaded.is_empty());
+}
+
+/// Kept phases lie side by side; one that does not keep lies over them. Neither may find the other's bytes where its own should be.
+#[test]
+fn kept_and_passing_phases_do_not_read_each_other() {
+    let (first, second) = programs();
+    let (w1, w2, w3) = (weights(&first, 1), weights(&second, 2), weights(&second, 3));
+    let (mut memory, mut holdings) = (Memory::new(), Holdings::default());
+    let align = |w: &[HostWeight]| w.iter().map(|w| w.bytes().next_multiple_of(ALIGN)).sum::<usize>();
+    let shared = Some(Layout { arena_bytes: 1 << 20, resident_bytes: align(&w1) + align(&w2), ring_bytes: 0 });
+    let kept = |phase, program, weights, base| Case {
+        program,
+        weights,
+        phase,
+        budget: u64::MAX,
+        runs: 2,
+        keep: true,
+        base,
+        shared,
+        stop: None,
+    };
+    let passing = Case {
+        program: &second,
+        weights: &w3,
+        phase: 2,
+        budget: u64::MAX,
+        runs: 2,
+        keep: false,
+        base: 0,
+        shared: None,
+        stop: None,
+    };
+    for _ in 0..2 {
+        run(&mut memory, &mut holdings, &kept(0, &first, &w1, 0)).unwrap();
+        run(&mut memory, &mut holdings, &kept(1, &second, &w2, align(&w1))).unwrap();
+        run(&mut memory, &mut holdings, &passing).unwrap();
+    }
+    run(&mut memory, &mut holdings, &kept(1, &second, &w2, align(&w1))).unwrap();
 }

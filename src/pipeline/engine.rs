@@ -241,7 +241,12 @@ fn open_device(options: &RunOptions, tell: &mut dyn FnMut(Event) -> Result<()>) 
         "" | "auto" => Compute::Auto,
         "f32" => Compute::F32,
         "bf16" => Compute::Bf16,
-        other => return Err(Error::argument("unknown --compute").found(other).expected("auto, f32 or bf16")),
+        other => {
+            return Err(Error::argument("unknown --compute")
+                .found(other)
+                .expected("auto, f32 or bf16")
+                .try_("--compute auto"));
+        }
     };
     let kernels = options
         .kernels

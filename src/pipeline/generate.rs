@@ -125,7 +125,10 @@ impl Pipeline {
         {
             Some(id) => Err(Error::model(format!("the {what} tokenizer does not belong to this {what} model"))
                 .found(format!("token {id}"))
-                .expected(format!("ids below {size}"))),
+                .expected(format!("ids below {size}"))
+                .try_(
+                    "the tokenizer and the text encoder of one model; a folder's tokenizer wins over the built-in one",
+                )),
             None => Ok(()),
         };
         vocab(&clip_ids, self.model.clip.config.vocab, "CLIP")?;
@@ -349,7 +352,7 @@ fn open<'a>(
     phases: &Phases,
     ready: &'a Ready,
 ) -> Result<Session<'a>> {
-    holdings.reserve(backend, if phases.keep { phases.shared } else { ready.plan.layout() })?;
+    holdings.reserve(backend, if phases.keep { phases.shared } else { ready.plan.layout() }, phases.keep)?;
     let tenancy = Tenancy { phase: ready.index, resident_base: ready.resident_base, keep: phases.keep };
     Ok(Session::new(backend, holdings, &ready.program, &ready.plan, ready.weights.clone(), tenancy))
 }

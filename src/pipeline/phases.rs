@@ -192,11 +192,11 @@ impl Phases {
     }
 
     fn all_mut(&mut self) -> impl Iterator<Item = &mut Ready> {
+        // The one that not every request has comes last: the others' places stay where they are.
         let encode = self.encode.as_mut().map(|e| &mut e.0);
-        [&mut self.clip, &mut self.t5, &mut self.modulate]
+        [&mut self.clip, &mut self.t5, &mut self.modulate, &mut self.denoise, &mut self.decode.0]
             .into_iter()
             .chain(encode)
-            .chain([&mut self.denoise, &mut self.decode.0])
     }
 
     /// Every program in the order in which it runs.

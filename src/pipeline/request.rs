@@ -163,9 +163,11 @@ fn check_prompt(name: &str, prompt: &str) -> Result<()> {
 
 fn check_whole(name: &str, value: Option<usize>, max: usize) -> Result<()> {
     match value {
-        Some(v) if v == 0 || v > max => {
-            Err(Error::argument("out of range").at(name).found(v).expected(format!("1 to {max}")))
-        }
+        Some(v) if v == 0 || v > max => Err(Error::argument("out of range")
+            .at(name)
+            .found(v)
+            .expected(format!("1 to {max}"))
+            .try_("a number in that range")),
         _ => Ok(()),
     }
 }
@@ -178,15 +180,18 @@ fn check_side(name: &str, value: Option<usize>) -> Result<()> {
     Err(Error::argument("this size is not possible")
         .at(name)
         .found(v)
-        .expected(format!("{MIN_SIDE} to {MAX_SIDE} pixels")))
+        .expected(format!("{MIN_SIDE} to {MAX_SIDE} pixels"))
+        .try_("a size in that range"))
 }
 
 fn check_number(name: &str, value: Option<f32>, max: f32) -> Result<()> {
     match value {
         // NaN is in no range.
-        Some(v) if !(0.0..=max).contains(&v) => {
-            Err(Error::argument("out of range").at(name).found(v).expected(format!("0 to {max}")))
-        }
+        Some(v) if !(0.0..=max).contains(&v) => Err(Error::argument("out of range")
+            .at(name)
+            .found(v)
+            .expected(format!("0 to {max}"))
+            .try_("a number in that range")),
         _ => Ok(()),
     }
 }

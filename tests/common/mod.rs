@@ -130,7 +130,7 @@ pub fn run(
     let plan = plan::phase(program, runs, &bytes, &scratch, backend.caps().alignment, budget).unwrap();
     assert!(plan.peak_bytes() <= budget);
     let mut holdings = Holdings::default();
-    holdings.reserve(backend, plan.layout()).unwrap();
+    holdings.reserve(backend, plan.layout(), false).unwrap();
     let mut session = Session::new(backend, &mut holdings, program, &plan, weights.to_vec(), Tenancy::default());
     for (name, value) in inputs {
         match value {

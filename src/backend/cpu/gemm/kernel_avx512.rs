@@ -185,14 +185,15 @@ pub unsafe fn pack_words<const PER: usize>(
             }
             let v = transpose(v);
             let to = to.wrapping_add(word * lanes + first);
-            // SAFETY (both): word `word + i` exists, and the mask keeps to its lanes.
             if words - word >= 16 {
                 // A loop of constant length keeps the words in registers.
                 for (i, v) in v.iter().enumerate() {
+                    // SAFETY: word `word + i` exists, and the mask keeps to its lanes.
                     unsafe { _mm512_mask_storeu_epi32(to.add(i * lanes).cast(), mask, *v) };
                 }
             } else {
                 for (i, v) in v.iter().enumerate().take(words - word) {
+                    // SAFETY: word `word + i` exists, and the mask keeps to its lanes.
                     unsafe { _mm512_mask_storeu_epi32(to.add(i * lanes).cast(), mask, *v) };
                 }
             }
