@@ -117,6 +117,11 @@ impl Pipeline {
         self.text_cache = on;
     }
 
+    /// Bounds memory to `bytes` from the next request on, as `RunOptions::ram_bytes` does from the start.
+    pub fn limit_memory(&mut self, bytes: u64) {
+        self.budget = Budget { bytes, source: "the limit set".into() };
+    }
+
     /// `request` with the model's defaults filled in, checked against the model.
     pub fn settle(&self, request: &Request) -> Result<Settings> {
         request.check()?;
