@@ -1,0 +1,55 @@
+//! A machine for PTX: it runs kernels on the CPU and tells what is wrong with them.
+//!
+//! A warp executes an instruction for 32 lanes at once; lanes that branch apart come together again at the lowest program counter. Shared
+//! memory has a shadow that knows what was written, and what of it is ordered by barriers; global memory consists of mapped ranges and
+//! nothing else. Whatever the hardware may do late (`cp.async`, for one) happens as late as it may.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use ptx_machine::{Launch, Memory, Module, Options, run};
+//! let module = Module::parse(&std::fs::read_to_string("kernel.ptx")?)?;
+//! let mut data = vec![0u8; 1024];
+//! let mut memory = Memory::new();
+//! // SAFETY: `data` outlives the launch.
+//! unsafe { memory.map(0x7f00_0000_0000, data.as_mut_ptr(), data.len()) };
+//! let entry = module.entry("kernel").ok_or("no such kernel")?;
+//! let params = 0x7f00_0000_0000u64.to_le_bytes();
+//! let launch = Launch { entry, grid: [1, 1, 1], block: [256, 1, 1], shared: 0, params: &params };
+//! let report = run(&launch, &memory, &Options::default())?;
+//! assert!(report.clean(), "{report}");
+//! # Ok(())
+//! # }
+//! ```
+
+mod access;
+mod banks;
+mod block;
+mod builder;
+mod bulk;
+mod clocks;
+mod convert;
+mod decode;
+mod decode_arithmetic;
+mod decode_memory;
+mod float;
+mod launch;
+mod matrix;
+mod mbarrier;
+mod memory;
+mod mma;
+mod parse;
+mod program;
+mod regs;
+mod report;
+mod shared;
+mod tensor_map;
+mod text;
+mod types;
+mod warp;
+mod wgmma;
+
+pub use launch::{Launch, Options, run};
+pub use memory::Memory;
+pub use program::{Entry, Error, Module, Param};
+pub use report::{Counts, FINDINGS, Fault, FaultKind, Finding, FindingKind, Hot, Report};
+pub use tensor_map::TensorMap;

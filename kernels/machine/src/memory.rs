@@ -1,0 +1,51 @@
+//! Device memory: address ranges that host memory backs. Everything else is out of bounds.
+
+/// Address ranges of device memory.
+#[derive(Default)]
+pub struct Memory {
+    /// Sorted by address; they do not overlap.
+    ranges: Vec<Range>,
+}
+
+#[derive(Clone, Copy)]
+struct Range {
+    start: u64,
+    end: u64,
+    host: *mut u8,
+}
+
+// SAFETY: who maps memory promises that launches may use it from any thread until it is unmapped.
+unsafe impl Send for Memory {}
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    pub fn new() -> Memory {
+        Memory::default()
+    }
+
+    /// Backs the device addresses `address .. address + bytes` with host memory, which may lie at the same address.
+    ///
+    /// # Safety
+    /// The memory must stay valid, and be touched by nobody else while a launch runs, until `unmap`.
+    pub unsafe fn map(&mut self, address: u64, host: *mut u8, bytes: usize) {
+        let range = Range { start: address, end: address + bytes as u64, host };
+        let at = self.ranges.partition_point(|r| r.start < range.start);
+        let clear = |r: Option<&Range>| r.is_none_or(|r| r.end <= range.start || range.end <= r.start);
+        assert!(clear(self.ranges.get(at)) && clear(at.checked_sub(1).map(|i| &self.ranges[i])), "ranges overlap");
+        self.ranges.insert(at, range);
+    }
+
+    /// Forgets the range that begins at an address.
+    pub fn unmap(&mut self, address: u64) {
+        self.ranges.retain(|r| r.start != address);
+    }
+
+    /// Host address of a device range, if all of it lies in one mapped range.
+    pub(crate) fn find(&self, address: u64, bytes: u64) -> Option<*mut u8> {
+        let at = self.ranges.partition_point(|r| r.start <= address).checked_sub(1)?;
+        let r = &self.ranges[at];
+        let end = address.checked_add(bytes)?;
+        // SAFETY: the offset lies in the range.
+        (end <= r.end).then(|| unsafe { r.host.add((address - r.start) as usize) })
+    }
+}

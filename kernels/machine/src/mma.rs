@@ -1,0 +1,244 @@
+//! `mma.sync`: products of 16x8 tiles.
+//!
+//! Lane l = 4 g + t holds rows g and g + 8 of A and C, and column g of B. A register holds e = 32 / bits elements that are neighbours in k:
+//! register h of a row holds k = (4 h + t) e + j for its elements j. C has columns 2 t and 2 t + 1. Rows of C are kept here as its registers
+//! hold them: even columns, then odd ones.
+
+use crate::builder::Builder;
+use crate::convert::fp8_value;
+use crate::decode::{Decoded, at, unknown};
+use crate::program::*;
+use crate::regs::{Alu, Lanes, Regs, has_avx2};
+use crate::text::Arg;
+use crate::types::Type;
+use half::f16;
+use std::sync::LazyLock;
+
+/// Values of all FP8 numbers, E4M3 and E5M2.
+pub(crate) static FP8: LazyLock<[[f32; 256]; 2]> =
+    LazyLock::new(|| [4, 5].map(|e| std::array::from_fn(|i| fp8_value(i as u8, e))));
+
+/// Element `j` of a register, counted from the lowest, as f32.
+#[inline(always)]
+pub(crate) fn element(ty: Type, x: u32, j: usize) -> f32 {
+    match ty {
+        Type::BF16 if j == 0 => f32::from_bits(x << 16),
+        Type::BF16 => f32::from_bits(x & 0xffff_0000),
+        Type::F16 => f16::from_bits((x >> (16 * j)) as u16).to_f32(),
+        Type::TF32 => f32::from_bits(x & 0xffff_e000),
+        Type::E4M3 => FP8[0][(x >> (8 * j) & 255) as usize],
+        _ => FP8[1][(x >> (8 * j) & 255) as usize],
+    }
+}
+
+/// Registers of an instruction.
+struct Operands {
+    d: Vec<u32>,
+    a: Vec<u32>,
+    b: Vec<u32>,
+    c: Vec<u32>,
+}
+
+pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
+    let shape = parts.iter().find(|p| p.starts_with("m16n8k")).ok_or_else(unknown)?;
+    let k: usize = shape["m16n8k".len()..].parse().map_err(|_| unknown())?;
+    if !parts.contains(&"row") || !parts.contains(&"col") || parts.iter().any(|p| p.starts_with("sp") || p.contains("block_scale")) {
+        return Err(unknown());
+    }
+    let types: Vec<&str> = parts.iter().rev().take(4).rev().copied().collect();
+    let [d, x, y, c] = types[..] else { return Err(unknown()) };
+    let ty = |n: &str| Type::from_name(n).ok_or_else(unknown);
+    let (td, tx, ty, tc) = (ty(d)?, ty(x)?, ty(y)?, ty(c)?);
+    if td != tc {
+        return Err(unknown());
+    }
+    let mut list = |i: usize, write: bool| -> Result<Vec<u32>, Error> {
+        let names = match at(args, i)? {
+            Arg::List(n) => n.clone(),
+            Arg::Name(n) => vec![n.clone()],
+            _ => return Err(unknown()),
+        };
+        names
+            .into_iter()
+            .map(|n| if write { b.dst::<u32>(&Arg::Name(n)) } else { b.src::<u32>(&Arg::Name(n), Type::F32) })
+            .collect()
+    };
+    let o = Operands { d: list(0, true)?, a: list(1, false)?, b: list(2, false)?, c: list(3, false)? };
+    let halves = k * tx.bytes().min(4) / 16;
+    let accumulators = if td == Type::F16 { 2 } else { 4 };
+    if o.a.len() != 2 * halves || o.b.len() != halves || o.c.len() != accumulators || o.d.len() != accumulators {
+        return Err(Error::new("number of registers"));
+    }
+    let alu = match (tx, ty, td, k) {
+        (Type::BF16, Type::BF16, Type::F32, 16) => float::<16>(o, tx, ty, false),
+        (Type::BF16, Type::BF16, Type::F32, 8) => float::<8>(o, tx, ty, false),
+        (Type::F16, Type::F16, Type::F32 | Type::F16, 16) => float::<16>(o, tx, ty, td == Type::F16),
+        (Type::F16, Type::F16, Type::F32 | Type::F16, 8) => float::<8>(o, tx, ty, td == Type::F16),
+        (Type::TF32, Type::TF32, Type::F32, 8) => float::<8>(o, tx, ty, false),
+        (Type::TF32, Type::TF32, Type::F32, 4) => float::<4>(o, tx, ty, false),
+        (Type::E4M3 | Type::E5M2, Type::E4M3 | Type::E5M2, Type::F32 | Type::F16, 32) => float::<32>(o, tx, ty, td == Type::F16),
+        (Type::E4M3 | Type::E5M2, Type::E4M3 | Type::E5M2, Type::F32 | Type::F16, 16) => float::<16>(o, tx, ty, td == Type::F16),
+        (Type::S8 | Type::U8, Type::S8 | Type::U8, Type::S32, 32) => whole::<32>(o, tx == Type::S8, ty == Type::S8, parts.contains(&"satfinite")),
+        (Type::S8 | Type::U8, Type::S8 | Type::U8, Type::S32, 16) => whole::<16>(o, tx == Type::S8, ty == Type::S8, parts.contains(&"satfinite")),
+        _ => return Err(unknown()),
+    };
+    Ok((Action::Mma(alu), Class::Mma, 2 * 16 * 8 * k as u64))
+}
+
+/// Each type gets a body of its own, so that the element type is known when it is compiled.
+fn float<const K: usize>(o: Operands, ta: Type, tb: Type, half: bool) -> Alu {
+    match (ta, tb) {
+        (Type::BF16, _) => typed::<K, 0>(o, ta, tb, half),
+        (Type::F16, _) => typed::<K, 1>(o, ta, tb, half),
+        (Type::TF32, _) => typed::<K, 2>(o, ta, tb, half),
+        _ => typed::<K, 3>(o, ta, tb, half),
+    }
+}
+
+fn typed<const K: usize, const KIND: u8>(o: Operands, ta: Type, tb: Type, half: bool) -> Alu {
+    #[cfg(target_arch = "x86_64")]
+    if has_avx2() {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn vector<const K: usize, const KIND: u8>(o: &Operands, ta: Type, tb: Type, half: bool, regs: &mut Regs) {
+            body::<K, KIND, true>(o, ta, tb, half, regs)
+        }
+        return Box::new(move |regs: &mut Regs, _| {
+            // SAFETY: the features were found above.
+            unsafe { vector::<K, KIND>(&o, ta, tb, half, regs) }
+        });
+    }
+    Box::new(move |regs: &mut Regs, _| body::<K, KIND, false>(&o, ta, tb, half, regs))
+}
+
+#[inline(always)]
+fn body<const K: usize, const KIND: u8, const FMA: bool>(o: &Operands, ta: Type, tb: Type, half: bool, regs: &mut Regs) {
+    let (ta, tb) = match KIND {
+        0 => (Type::BF16, Type::BF16),
+        1 => (Type::F16, Type::F16),
+        2 => (Type::TF32, Type::TF32),
+        _ => (ta, tb),
+    };
+    let e = 4 / ta.bytes().min(4);
+    // The sum runs over k in the order h, j, t, so that the four lanes of a row are neighbours.
+    let mut a = [[0f32; K]; 16];
+    let mut b = [[0f32; 8]; K];
+    for (i, slot) in o.a.iter().enumerate() {
+        let (h, low) = (i / 2, i % 2 * 8);
+        let x = &regs.words[*slot as usize];
+        for (row, x) in a[low..low + 8].iter_mut().zip(x.chunks_exact(4)) {
+            for j in 0..e {
+                let to: &mut [f32] = &mut row[(h * e + j) * 4..(h * e + j) * 4 + 4];
+                for t in 0..4 {
+                    to[t] = element(ta, x[t], j);
+                }
+            }
+        }
+    }
+    for (h, slot) in o.b.iter().enumerate() {
+        let x = &regs.words[*slot as usize];
+        for t in 0..4 {
+            let column = [x[t], x[t + 8], x[t + 16], x[t + 24], x[t + 4], x[t + 12], x[t + 20], x[t + 28]];
+            for j in 0..e {
+                let to = &mut b[(h * e + j) * 4 + t];
+                for g in 0..8 {
+                    to[g] = element(tb, column[g], j);
+                }
+            }
+        }
+    }
+    let mut c = load_accumulators(&o.c, half, regs);
+    product::<K, FMA>(&a, &b, &mut c);
+    store_accumulators(&o.d, half, &c, regs);
+}
+
+/// c += a . b
+#[inline(always)]
+pub(crate) fn product<const K: usize, const FMA: bool>(a: &[[f32; K]; 16], b: &[[f32; 8]; K], c: &mut [[f32; 8]; 16]) {
+    for rows in [0, 8] {
+        let mut acc: [[f32; 8]; 8] = std::array::from_fn(|i| c[rows + i]);
+        for k in 0..K {
+            let y = b[k];
+            for i in 0..8 {
+                let x = a[rows + i][k];
+                for n in 0..8 {
+                    // Products of the small formats are exact in f32, so both ways give the same sum.
+                    acc[i][n] = if FMA { x.mul_add(y[n], acc[i][n]) } else { acc[i][n] + x * y[n] };
+                }
+            }
+        }
+        c[rows..rows + 8].copy_from_slice(&acc);
+    }
+}
+
+/// Rows of a 16x8 tile from its registers: two for f16, four for f32.
+#[inline(always)]
+pub(crate) fn load_accumulators(slots: &[u32], half: bool, regs: &Regs) -> [[f32; 8]; 16] {
+    let mut c = [[0f32; 8]; 16];
+    for low in 0..2 {
+        let rows = &mut c[low * 8..low * 8 + 8];
+        if half {
+            let x = &regs.words[slots[low] as usize];
+            for (l, x) in x.iter().enumerate() {
+                rows[l / 4][l % 4] = element(Type::F16, *x, 0);
+                rows[l / 4][4 + l % 4] = element(Type::F16, *x, 1);
+            }
+        } else {
+            let (even, odd) = (&regs.words[slots[low * 2] as usize], &regs.words[slots[low * 2 + 1] as usize]);
+            for g in 0..8 {
+                for t in 0..4 {
+                    rows[g][t] = f32::from_bits(even[g * 4 + t]);
+                    rows[g][4 + t] = f32::from_bits(odd[g * 4 + t]);
+                }
+            }
+        }
+    }
+    c
+}
+
+#[inline(always)]
+pub(crate) fn store_accumulators(slots: &[u32], half: bool, c: &[[f32; 8]; 16], regs: &mut Regs) {
+    for low in 0..2 {
+        let rows = &c[low * 8..low * 8 + 8];
+        if half {
+            let pair = |l: usize| [rows[l / 4][l % 4], rows[l / 4][4 + l % 4]].map(|v| f16::from_f32(v).to_bits() as u32);
+            let out: Lanes<u32> = std::array::from_fn(|l| pair(l)[0] | pair(l)[1] << 16);
+            regs.words[slots[low] as usize] = out;
+        } else {
+            for odd in 0..2 {
+                let to = &mut regs.words[slots[low * 2 + odd] as usize];
+                for g in 0..8 {
+                    for t in 0..4 {
+                        to[g * 4 + t] = rows[g][odd * 4 + t].to_bits();
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Products of bytes, summed in 32 bits.
+fn whole<const K: usize>(o: Operands, signed_a: bool, signed_b: bool, saturate: bool) -> Alu {
+    let byte = |x: u32, j: usize, signed: bool| {
+        let v = (x >> (8 * j)) as u8;
+        if signed { v as i8 as i64 } else { v as i64 }
+    };
+    Box::new(move |regs: &mut Regs, _| {
+        let mut out = [[0u32; 32]; 4];
+        for l in 0..32 {
+            for (i, out) in out.iter_mut().enumerate() {
+                let (row, column) = (l / 4 + i / 2 * 8, l % 4 * 2 + i % 2);
+                let mut sum = regs.words[o.c[i] as usize][l] as i32 as i64;
+                for k in 0..K {
+                    let (h, t, j) = (k / 16, k % 16 / 4, k % 4);
+                    let x = regs.words[o.a[2 * h + row / 8] as usize][row % 8 * 4 + t];
+                    let y = regs.words[o.b[h] as usize][column * 4 + t];
+                    sum += byte(x, j, signed_a) * byte(y, j, signed_b);
+                }
+                out[l] = if saturate { sum.clamp(i32::MIN as i64, i32::MAX as i64) as u32 } else { sum as u32 };
+            }
+        }
+        for (d, out) in o.d.iter().zip(out) {
+            regs.words[*d as usize] = out;
+        }
+    })
+}
