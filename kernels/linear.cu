@@ -1,0 +1,87 @@
+// out = tail(x . (scales * w)^T + bias): x rows x K in bf16, w N x K in bf16, f16, e4m3 or e5m2, sums in f32, out rows x N in bf16 or f32.
+//
+// linear_*_128x128: 2 x 2 warps of 64x64. A step of 32 k costs a warp 64 mma.sync, 16 vector loads from shared memory and, for
+//   8-bit weights, 3 instructions per weight and lane: 5 issue slots per mma (bf16: 2), where GeForce tensor cores take 32
+//   cycles and an A100's 8. A block reads 16 KiB (8-bit: 12) per 2,048 tensor cycles of a GeForce, so L2 and memory are far from
+//   their limits. Two blocks share a multiprocessor (48 KiB, at most 256 registers a thread), so that one multiplies while the
+//   other starts, waits or finishes.
+// linear_*_64x64: 2 x 2 warps of 32x32, four blocks to a multiprocessor: outputs too small for large tiles. Both cut k into
+//   splits where there are places for more blocks than tiles; linear_reduce then adds the partial sums in order.
+// linear_*_rows16: few rows, see linear_few.cuh.
+// linear_any: whatever alignment and strides; element by element, for the sizes that models do not have.
+#include "linear_few.cuh"
+#include "linear_tile.cuh"
+
+#define OPERANDS                                                                                                            \
+    const bf16 *__restrict__ x, const u8 *__restrict__ w, const float *__restrict__ scales, const float *__restrict__ bias, \
+        const void *residual, const void *gate, void *out, float *partials, const LinearParams p
+#define OUT (LinearOut{scales, nullptr, bias, residual, gate, out})
+
+#define TILED(name, W)                                                                                          \
+    KERNEL(128, 2) linear_##name##_128x128_sm80(OPERANDS) { linear_tile<W, 128, 128>(x, w, OUT, partials, p); } \
+    KERNEL(128, 4) linear_##name##_64x64_sm80(OPERANDS) { linear_tile<W, 64, 64>(x, w, OUT, partials, p); }     \
+    KERNEL(256, 2) linear_##name##_rows16_sm80(OPERANDS) { linear_few<W>(x, w, OUT, p); }
+
+TILED(bf16, BF16)
+TILED(f16, F16)
+TILED(e4m3, E4M3)
+TILED(e5m2, E5M2)
+
+// Adds the splits' partial sums, each rows x n (rows padded to 4 floats), and finishes. grid: (n / 512, rows or fewer), 128 threads.
+KERNEL(128, 4) linear_reduce_sm80(OPERANDS) {
+    u32 pitch = (p.n + 3) / 4 * 4, col = (blockIdx.x * 128 + threadIdx.x) * 4;
+    if (col >= p.n) return;
+    Columns c = load_columns(p, OUT, col);
+    size_t split = (size_t)p.rows * pitch;
+    for (u32 row = blockIdx.y; row < p.rows; row += gridDim.y) {
+        uint4 raw = fetch_residual(p, OUT, row, col);
+        const float* from = partials + (size_t)row * pitch + col;
+        float4 y = make_float4(0.f, 0.f, 0.f, 0.f);
+        for (u32 s = 0; s < p.splits; s++) {
+            float4 v = *reinterpret_cast<const float4*>(from + s * split);
+            y.x += v.x, y.y += v.y, y.z += v.z, y.w += v.w;
+        }
+        finish_row(p, OUT, row, c, y, raw);
+    }
+}
+
+// One weight as the bits of a bf16.
+DEVICE u16 weight(const u8* w, size_t i, u32 dtype) {
+    u32 first, second;
+    switch (dtype) {
+        case BF16: return reinterpret_cast<const u16*>(w)[i];
+        case F16: return (u16)halves_to_bf16(reinterpret_cast<const u16*>(w)[i]);
+        case E5M2: return (u16)halves_to_bf16((u32)w[i] << 8);
+        default: Weights<E4M3>::unpack(w[i], first, second); return (u16)first;
+    }
+}
+
+// 64x64 like the tiles above, but every element is fetched and converted on its own and there is no pipeline.
+KERNEL(128, 4) linear_any_sm80(OPERANDS) {
+    constexpr int B = 64, MJ = B / 8 / WARPS_M, NI = B / 16 / WARPS_N;
+    u8* shared = dynamic_shared();
+    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const u16* xw = reinterpret_cast<const u16*>(x);
+    TilePlace place = tile_place<B, B>(p, blockIdx.x);
+    Multiply<BF16, MJ, NI> multiply(shared_address(shared), shared_address(shared) + B * X_PITCH);
+    float acc[NI][MJ][4] = {};
+#pragma unroll 1
+    for (u32 k0 = 0; k0 < p.k; k0 += STEP) {
+        __syncthreads();
+#pragma unroll 2
+        for (u32 r = warp; r < B; r += THREADS / 32) {
+            bool inside = k0 + lane < p.k;
+            u32 row = place.row + r, col = place.col + r;
+            u16* to = reinterpret_cast<u16*>(shared + chunk_place<X_PITCH>(r, lane / 8) + lane % 8 * 2);
+            to[0] = inside && row < p.rows ? xw[(size_t)row * p.x_stride + k0 + lane] : (u16)0;
+            to[B * STEP] = inside && col < p.n ? weight(w, (size_t)col * p.w_stride + k0 + lane, p.w_dtype) : (u16)0;
+        }
+        __syncthreads();
+        multiply.step(acc, 0);
+    }
+    float* stage = reinterpret_cast<float*>(shared);
+    __syncthreads();
+    stage_rows<B, 0, MJ>(stage, acc);
+    __syncthreads();
+    finish_tile<B, B, THREADS, 4>(p, OUT, stage, place.row, place.col);
+}

@@ -1,0 +1,374 @@
+// out = tail(x . (scales * w)^T + bias) on Hopper's asynchronous tensor cores (sm_90a).
+//
+// linear_bf16_wgmma: x and w in bf16. linear_e4m3_w8a8_wgmma: both in e4m3, x by `quantise_rows`. linear_e4m3_wgmma: x in bf16, w in
+// e4m3, which the consumers bring to bf16 in registers.
+//
+// A block makes out^T: 128 columns of out (rows of w, the A operand) x ROWS rows of x (the B operand: 256, or 192 or 128 where the last
+// round of tiles would leave many processors idle).
+// Rows of w are A because only A may come from registers, where 8-bit weights can be converted. Two consumer warpgroups have 64
+// columns each, a producer brings both operands by TMA through rings of 4 (128 bytes along k a slot: 32 KB of x, 16 KB of w). Blocks
+// are persistent, so the first slots of the next tile load while results are stored.
+//
+// 128 x 256 x 64 multiply-adds take the tensor cores 1024 clocks in bf16 and 512 in FP8 per 48 KB from L2 (40 KB with 8-bit weights):
+// at 800 TFLOP/s in bf16 that is 9 TB/s over all processors, near what L2 gives, and shared memory is read at 5/8 of its rate
+// (80 bytes a clock: m64n256k16 reads 10 KB in 128). Floors: 2 rows n k / 989 TFLOP/s, 1979 in FP8.
+//
+// FP8 sums keep about 14 bits on the tensor cores of Hopper, so the sums of 128 products are added to f32 registers. That needs
+// room for the partial sums: they are made for 96 or 128 rows at a time. While one warpgroup adds, the other multiplies.
+#include "epilogue.cuh"
+#include "hopper.cuh"
+#include "linear_weights.cuh"
+#include "quantise.cuh"
+
+enum Operands { WEIGHTS_BF16, BOTH_E4M3, WEIGHTS_E4M3 };
+
+enum : u32 { COLUMNS = 128, W_SLOT = COLUMNS * 128 };
+// Rows of out staged at a time, 64 columns of one warpgroup: 4 floats of padding make its writing, where a warp's lanes hold eight columns
+// of every second row, free of conflicts. Each warpgroup has two such stages.
+enum : u32 { STAGED_ROWS = 32, STAGED_STRIDE = 64 + 4, STAGED = STAGED_ROWS * STAGED_STRIDE };
+
+template <Operands KIND, u32 ROWS> struct Layout {
+    enum : u32 {
+        // Elements along k of a slot of x and of one of w.
+        X_STEP = KIND == BOTH_E4M3 ? 128 : 64,
+        W_STEP = KIND == WEIGHTS_BF16 ? 64 : 128,
+        X_PER_W = W_STEP / X_STEP,
+        X_SLOT = ROWS * 128,
+        X_SLOTS = ROWS == 128 ? 6 : 4,
+        W_SLOTS = X_PER_W == 2 ? X_SLOTS / 2 + 1 : X_SLOTS,
+        // Rows whose sums in FP8 are made at a time.
+        SUM_ROWS = ROWS == 192 ? 96 : 128,
+        // Places in shared memory: slots of x, slots of w, stages, then the barriers full and empty of each slot of x, then of w.
+        W = X_SLOTS * X_SLOT,
+        STAGES = W + W_SLOTS * W_SLOT,
+        BARRIERS = STAGES + 4 * STAGED * 4,
+        BYTES = BARRIERS + 16 * (X_SLOTS + W_SLOTS),
+    };
+};
+
+struct Slots {
+    u32 x_full, x_empty, w_full, w_empty;
+};
+template <Operands KIND, u32 ROWS> DEVICE Slots slots(u32 shared) {
+    typedef Layout<KIND, ROWS> L;
+    u32 at = shared + L::BARRIERS;
+    return {at, at + 8 * L::X_SLOTS, at + 16 * L::X_SLOTS, at + 16 * L::X_SLOTS + 8 * L::W_SLOTS};
+}
+
+struct Tile {
+    u32 row, col;
+};
+// Eight tiles of rows go together through all columns, so that their x stays in L2 while w passes once.
+template <u32 ROWS> DEVICE u32 tiles(const LinearParams& p) { return ((p.rows - 1) / ROWS + 1) * ((p.n - 1) / COLUMNS + 1); }
+template <u32 ROWS> DEVICE Tile tile_at(u32 index, const LinearParams& p) {
+    u32 down = (p.rows - 1) / ROWS + 1, across = (p.n - 1) / COLUMNS + 1;
+    u32 group = index / (8 * across), within = index % (8 * across), height = min(8u, down - 8 * group);
+    return {(8 * group + within % height) * ROWS, within / height * COLUMNS};
+}
+
+// Slots of w for all of k. Where a slot of w has two of x, the second may lie beyond k: zeros.
+template <Operands KIND, u32 ROWS> DEVICE u32 w_steps(const LinearParams& p) { return (p.k - 1) / Layout<KIND, ROWS>::W_STEP + 1; }
+
+template <Operands KIND, u32 ROWS> DEVICE void produce(u32 shared, const TensorMap& x, const TensorMap& w, const LinearParams& p) {
+    typedef Layout<KIND, ROWS> L;
+    Slots at = slots<KIND, ROWS>(shared);
+    Ring<L::X_SLOTS> xs;
+    Ring<L::W_SLOTS> ws;
+    u32 steps = w_steps<KIND, ROWS>(p);
+    for (u32 i = blockIdx.x; i < tiles<ROWS>(p); i += gridDim.x) {
+        Tile tile = tile_at<ROWS>(i, p);
+        for (u32 step = 0; step < steps; step++) {
+            barrier_wait(at.w_empty + 8 * ws.slot, ws.parity ^ 1);
+            barrier_expect(at.w_full + 8 * ws.slot, W_SLOT);
+            tma_load(shared + L::W + ws.slot * W_SLOT, w, step * L::W_STEP, tile.col, at.w_full + 8 * ws.slot);
+            ws.next();
+            for (u32 part = 0; part < L::X_PER_W; part++) {
+                barrier_wait(at.x_empty + 8 * xs.slot, xs.parity ^ 1);
+                barrier_expect(at.x_full + 8 * xs.slot, L::X_SLOT);
+                tma_load(shared + xs.slot * L::X_SLOT, x, step * L::W_STEP + part * L::X_STEP, tile.row, at.x_full + 8 * xs.slot);
+                xs.next();
+            }
+        }
+    }
+}
+
+DEVICE u32 load_u16(u32 address) {
+    u16 v;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(address) : "memory");
+    return v;
+}
+
+// A operands of four products (64 of k) from a slot of e4m3: `row` is the address of the lane's pair in its row's chunk 0, swizzled,
+// `part` says which half of the slot. A lane's pairs lie 8 bytes and 8 rows apart. The eight rows of a load lie in different
+// groups of four banks.
+DEVICE void load_weights(u32 (&a)[4][4], u32 row, u32 part) {
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        u32 at = row ^ (part * 4 + i) << 4;
+        Weights<E4M3>::unpack(load_u16(at) | load_u16(at + 8) << 16, a[i][0], a[i][2]);
+        Weights<E4M3>::unpack(load_u16(at + 1024) | load_u16(at + 1032) << 16, a[i][1], a[i][3]);
+    }
+}
+
+// The sums of one tile for a warpgroup's 64 columns. `xs` and `ws` are where the rings stand.
+template <Operands KIND, u32 ROWS, int XS, int WS>
+DEVICE void multiply(float (&acc)[ROWS / 2], u32 shared, u32 steps, u32 group, Ring<XS>& xs, Ring<WS>& ws) {
+    typedef Layout<KIND, ROWS> L;
+    Slots at = slots<KIND, ROWS>(shared);
+    u32 lane = threadIdx.x % 32;
+    // Lane 0 of each of the eight consumer warps gives a slot back.
+    auto release = [&](u32 barrier) {
+        if (lane == 0) barrier_arrive(barrier);
+    };
+    auto x_at = [&] { return shared + xs.slot * L::X_SLOT; };
+    auto w_at = [&] { return shared + L::W + ws.slot * W_SLOT + group * (64 * 128); };
+#pragma unroll
+    for (u32 i = 0; i < ROWS / 2; i++) acc[i] = 0.f;
+
+    if constexpr (KIND == WEIGHTS_BF16) {
+        // The products of a step are on their way while the next step is begun.
+        u32 x_before = 0, w_before = 0;
+        for (u32 step = 0; step < steps; step++) {
+            barrier_wait(at.w_full + 8 * ws.slot, ws.parity);
+            barrier_wait(at.x_full + 8 * xs.slot, xs.parity);
+            wgmma_fence();
+            u64 a = rows_descriptor(w_at()), b = rows_descriptor(x_at());
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) wgmma_bf16(acc, a + 2 * i, b + 2 * i, 1);
+            wgmma_commit();
+            wgmma_wait<1>();
+            if (step > 0) release(x_before), release(w_before);
+            x_before = at.x_empty + 8 * xs.slot, w_before = at.w_empty + 8 * ws.slot;
+            xs.next(), ws.next();
+        }
+        wgmma_wait<0>();
+        release(x_before), release(w_before);
+    } else if constexpr (KIND == BOTH_E4M3) {
+        for (u32 step = 0; step < steps; step++) {
+            barrier_wait(at.w_full + 8 * ws.slot, ws.parity);
+            barrier_wait(at.x_full + 8 * xs.slot, xs.parity);
+            u64 a = rows_descriptor(w_at()), b = rows_descriptor(x_at());
+#pragma unroll
+            for (u32 part = 0; part < ROWS / L::SUM_ROWS; part++) {
+                float sum[L::SUM_ROWS / 2];
+                wgmma_fence();
+#pragma unroll
+                for (u32 i = 0; i < 4; i++) wgmma_e4m3(sum, a + 2 * i, b + part * (L::SUM_ROWS * 128 / 16) + 2 * i, i > 0);
+                wgmma_commit();
+                wgmma_wait<0>();
+                if (part == ROWS / L::SUM_ROWS - 1) {
+                    release(at.x_empty + 8 * xs.slot), release(at.w_empty + 8 * ws.slot);
+                }
+#pragma unroll
+                for (u32 i = 0; i < L::SUM_ROWS / 2; i++) acc[part * (L::SUM_ROWS / 2) + i] += sum[i];
+            }
+            xs.next(), ws.next();
+        }
+    } else {
+        // Weights are converted one part ahead, while the products of the part before run.
+        u32 weights[2][4][4];
+        u32 row = threadIdx.x % 128 / 32 * 16 + lane / 4, within = row * 128 + (lane / 4 << 4) + lane % 4 * 2;
+        auto start = [&](u32 part) {
+            barrier_wait(at.x_full + 8 * xs.slot, xs.parity);
+            wgmma_fence();
+            u64 b = rows_descriptor(x_at());
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) wgmma_bf16(acc, weights[part][i], b + 2 * i, 1);
+            wgmma_commit();
+            wgmma_wait<1>();
+        };
+        u32 x_before = 0;
+        barrier_wait(at.w_full + 8 * ws.slot, ws.parity);
+        load_weights(weights[0], w_at() + within, 0);
+        for (u32 step = 0; step < steps; step++) {
+            start(0);
+            if (step > 0) release(x_before);
+            x_before = at.x_empty + 8 * xs.slot;
+            xs.next();
+            load_weights(weights[1], w_at() + within, 1);
+            __syncwarp();
+            release(at.w_empty + 8 * ws.slot);
+            ws.next();
+            start(1);
+            release(x_before);
+            x_before = at.x_empty + 8 * xs.slot;
+            xs.next();
+            if (step + 1 < steps) {
+                barrier_wait(at.w_full + 8 * ws.slot, ws.parity);
+                load_weights(weights[0], w_at() + within, 0);
+            }
+        }
+        wgmma_wait<0>();
+        release(x_before);
+    }
+}
+
+// Puts 32 rows of the sums (a static part of them: registers have no addresses) where all threads of the warpgroup can read them.
+template <u32 ROWS> DEVICE void stage(const float (&acc)[ROWS / 2], float* put, u32 part) {
+#pragma unroll
+    for (u32 known = 0; known < ROWS / STAGED_ROWS; known++) {
+        if (known != part) continue;
+#pragma unroll
+        for (u32 i = 0; i < 16; i++) put[(i / 4 * 8 + i % 2) * STAGED_STRIDE + i / 2 % 2 * 8] = acc[known * 16 + i];
+    }
+}
+
+// Eight columns of bf16 that move as one vector: what most outputs of a model are. A lane's rows go downwards.
+struct Eight {
+    float scale[8], bias[8], gate[8];
+    u32 col, group_end = 0;
+
+    DEVICE static void unpack(float (&to)[8], uint4 v) {
+        const u32 words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) to[2 * i] = bf16_low(words[i]), to[2 * i + 1] = bf16_high(words[i]);
+    }
+    DEVICE Eight(const LinearParams& p, const LinearOut& o, u32 col) : col(col) {
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+            scale[i] = load_if(o.scales + col + i, o.scales && col < p.n, 1.f);
+            bias[i] = load_if(o.bias + col + i, o.bias && col < p.n, 0.f);
+        }
+    }
+    // Whether out, residual and gate are such.
+    DEVICE static bool suits(const LinearParams& p, const LinearOut& o) {
+        u32 at = (u32)(u64)o.out | p.out_stride * 2 | p.n * 2;
+        if (p.tail >= TAIL_ADD) at |= (u32)(u64)o.residual | p.residual_stride * 2;
+        if (p.tail == TAIL_GATED_ADD) at |= (u32)(u64)o.gate | p.gate_stride * 2;
+        return at % 16 == 0 && p.out_dtype == BF16 && (p.tail != TAIL_GATED_ADD || p.gate_dtype == BF16);
+    }
+    // The residual of a row, sent for long before it is used.
+    DEVICE uint4 fetch(const LinearParams& p, const LinearOut& o, u32 row) const {
+        uint4 raw = make_uint4(0, 0, 0, 0);
+        if (p.tail >= TAIL_ADD && row < p.rows && col < p.n) {
+            raw = *reinterpret_cast<const uint4*>(static_cast<const bf16*>(o.residual) + (size_t)row * p.residual_stride + col);
+        }
+        return raw;
+    }
+    DEVICE void finish(const LinearParams& p, const LinearOut& o, u32 row, float4 low, float4 high, uint4 raw) {
+        if (row >= p.rows || col >= p.n) return;
+        float y[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+        float row_scale = o.row_scales ? o.row_scales[row] : 1.f;
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) y[i] = y[i] * (row_scale * scale[i]) + bias[i];
+        if (p.tail == TAIL_SILU) {
+#pragma unroll
+            for (u32 i = 0; i < 8; i++) y[i] = silu(y[i]);
+        } else if (p.tail == TAIL_GELU_TANH) {
+#pragma unroll
+            for (u32 i = 0; i < 8; i++) y[i] = gelu_tanh(y[i]);
+        } else if (p.tail == TAIL_QUICK_GELU) {
+#pragma unroll
+            for (u32 i = 0; i < 8; i++) y[i] = quick_gelu(y[i]);
+        } else if (p.tail >= TAIL_ADD) {
+            float r[8];
+            unpack(r, raw);
+            if (p.tail == TAIL_GATED_ADD && row >= group_end) {
+                u32 group = row / p.group_rows;
+                group_end = (group + 1) * p.group_rows;
+                unpack(gate, *reinterpret_cast<const uint4*>(static_cast<const bf16*>(o.gate) + (size_t)group * p.gate_stride + col));
+            }
+#pragma unroll
+            for (u32 i = 0; i < 8; i++) y[i] = r[i] + (p.tail == TAIL_GATED_ADD ? gate[i] : 1.f) * y[i];
+        }
+        *reinterpret_cast<uint4*>(static_cast<bf16*>(o.out) + (size_t)row * p.out_stride + col) =
+            make_uint4(pack_bf16(y[0], y[1]), pack_bf16(y[2], y[3]), pack_bf16(y[4], y[5]), pack_bf16(y[6], y[7]));
+    }
+};
+
+// Brings the sums through shared memory into rows of out, 32 rows of 64 columns at a time. Of the right 32 columns neighbouring fours
+// change places in the stage: so the lanes of a row may read eight columns each, in two loads, without conflicts.
+//
+// Two stages take turns: when one is written again, all have passed the barrier of the other, and so have read it. The number of
+// parts is even, so that this holds from tile to tile.
+template <u32 ROWS>
+DEVICE void finish(const float (&acc)[ROWS / 2], float* staged, Tile tile, u32 group, const LinearParams& p, const LinearOut& o) {
+    constexpr u32 PARTS = ROWS / STAGED_ROWS;
+    static_assert(PARTS % 2 == 0, "the stages take turns across tiles");
+    u32 thread = threadIdx.x % 128, lane = thread % 32, col0 = tile.col + group * 64;
+    float* put = staged + lane % 4 * 2 * STAGED_STRIDE + ((thread / 32 * 16 + lane / 4) ^ thread / 64 * 4);
+    if (Eight::suits(p, o)) {
+        u32 row = tile.row + thread / 8, eight = thread % 8 * 8, swap = thread % 8 / 4 * 4;
+        const float* get = staged + thread / 8 * STAGED_STRIDE + eight;
+        Eight columns(p, o, col0 + eight);
+        uint4 upper = columns.fetch(p, o, row), lower = columns.fetch(p, o, row + 16);
+#pragma unroll 1
+        for (u32 part = 0; part < PARTS; part++, row += STAGED_ROWS) {
+            // The residuals of the next part are on their way while this part is finished.
+            uint4 upper_next = columns.fetch(p, o, part + 1 < PARTS ? row + 32 : p.rows);
+            uint4 lower_next = columns.fetch(p, o, part + 1 < PARTS ? row + 48 : p.rows);
+            u32 turn = part % 2 * STAGED;
+            stage<ROWS>(acc, put + turn, part);
+            named_sync(1 + group, 128);
+#pragma unroll
+            for (u32 i = 0; i < 2; i++) {
+                const float* from = get + turn + i * 16 * STAGED_STRIDE;
+                float4 low = *reinterpret_cast<const float4*>(from + swap), high = *reinterpret_cast<const float4*>(from + (swap ^ 4));
+                columns.finish(p, o, row + 16 * i, low, high, i ? lower : upper);
+            }
+            upper = upper_next, lower = lower_next;
+        }
+    } else {
+        u32 row = tile.row + thread / 16, four = thread % 16 * 4;
+        const float* get = staged + thread / 16 * STAGED_STRIDE + (four ^ four / 32 * 4);
+        Columns columns = load_columns(p, o, col0 + four);
+#pragma unroll 1
+        for (u32 part = 0; part < PARTS; part++, row += STAGED_ROWS) {
+            u32 turn = part % 2 * STAGED;
+            stage<ROWS>(acc, put + turn, part);
+            named_sync(1 + group, 128);
+#pragma unroll 1
+            for (u32 i = 0; i < STAGED_ROWS; i += 8) {
+                float4 y = *reinterpret_cast<const float4*>(get + turn + i * STAGED_STRIDE);
+                finish_row(p, o, row + i, columns, y, fetch_residual(p, o, row + i, columns.col));
+            }
+        }
+    }
+}
+
+template <Operands KIND, u32 ROWS> DEVICE void linear(const TensorMap& x, const TensorMap& w, const LinearParams& p, const LinearOut& o) {
+    typedef Layout<KIND, ROWS> L;
+    extern __shared__ __align__(1024) u8 memory[];
+    u32 shared = shared_address(memory);
+    if (threadIdx.x == 0) {
+        Slots at = slots<KIND, ROWS>(shared);
+        for (u32 i = 0; i < L::X_SLOTS; i++) barrier_init(at.x_full + 8 * i, 1), barrier_init(at.x_empty + 8 * i, 8);
+        for (u32 i = 0; i < L::W_SLOTS; i++) barrier_init(at.w_full + 8 * i, 1), barrier_init(at.w_empty + 8 * i, 8);
+        barrier_init_fence();
+    }
+    __syncthreads();
+    if (threadIdx.x < 128) {
+        registers_fewer<40>();
+        if (threadIdx.x == 0) produce<KIND, ROWS>(shared, x, w, p);
+    } else {
+        registers_more<232>();
+        u32 group = threadIdx.x / 128 - 1;
+        float* staged = reinterpret_cast<float*>(memory + L::STAGES) + group * (2 * STAGED);
+        Ring<L::X_SLOTS> xs;
+        Ring<L::W_SLOTS> ws;
+        for (u32 i = blockIdx.x; i < tiles<ROWS>(p); i += gridDim.x) {
+            float acc[ROWS / 2];
+            multiply<KIND, ROWS>(acc, shared, w_steps<KIND, ROWS>(p), group, xs, ws);
+            finish<ROWS>(acc, staged, tile_at<ROWS>(i, p), group, p, o);
+        }
+    }
+}
+
+// The buffers are those of all `linear` kernels; x, w come by their descriptors, the last buffer are the scales of quantised rows of x.
+#define LINEAR(name, kind, rows)                                                                                                  \
+    KERNEL(384, 1)                                                                                                                \
+    linear_##name##_sm90a(const void*, const void*, const float* __restrict__ scales, const float* __restrict__ bias,             \
+                          const void* residual, const void* __restrict__ gate, void* out, const float* __restrict__ x_scales,     \
+                          const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,                               \
+                          const __grid_constant__ LinearParams p) {                                                               \
+        linear<kind, rows>(x, w, p, {scales, kind == BOTH_E4M3 ? x_scales : nullptr, bias, residual, gate, out});                 \
+    }
+
+#define LINEARS(name, kind)           \
+    LINEAR(name##_128x128, kind, 128) \
+    LINEAR(name##_192x128, kind, 192) \
+    LINEAR(name##_256x128, kind, 256)
+
+LINEARS(bf16_wgmma, WEIGHTS_BF16)
+LINEARS(e4m3_w8a8_wgmma, BOTH_E4M3)
+LINEARS(e4m3_wgmma, WEIGHTS_E4M3)
