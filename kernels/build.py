@@ -1,0 +1,360 @@
+#!/usr/bin/env python3
+"""Builds kernels/*.cu into kernels/ptx/*.ptx, as kernels/manifest.txt says, with pinned compilers and no GPU.
+
+  build.py                 compile, write the PTX and registers.txt
+  build.py --check         compile in memory; compare with what is committed; assemble for every card; refuse spills
+  build.py --only NAME     that source alone (may be given again), for development
+
+The compilers come from PyPI by the hashes in requirements.txt and are kept in $CUDA_TOOLS, or else in
+$XDG_CACHE_HOME/flux-fast/cuda-tools, or else in ~/.cache/flux-fast/cuda-tools. Needs Python 3.9, pip, and Linux on x86-64 or aarch64.
+
+Exit codes: 0 all is well; 1 a kernel does not compile, spills, or differs from what is committed; 2 wrong use, or the manifest and the
+files disagree; 3 the compilers cannot be had."""
+import argparse
+import collections
+import concurrent.futures
+import ctypes
+import fcntl
+import os
+import pathlib
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+PTX = HERE / 'ptx'
+REGISTERS = HERE / 'registers.txt'
+REBUILD = 'run `python3 kernels/build.py`, look at the difference and commit it'
+
+NVRTC, HEADERS = 'nvidia-cuda-nvrtc-cu12', 'nvidia-cuda-runtime-cu12'
+# Version of ptxas -> its package, its place in it, the newest PTX it reads, the targets among ours that it knows.
+PTXAS = {
+    '11.8': ('nvidia-cuda-nvcc-cu11', 'nvidia/cuda_nvcc/bin/ptxas', '7.8', '80 86 89 90'.split()),
+    '12.4': ('nvidia-cuda-nvcc-cu12', 'nvidia/cuda_nvcc/bin/ptxas', '8.4', '80 86 89 90 90a'.split()),
+    '13.0': ('nvidia-cuda-nvcc', 'nvidia/cu13/bin/ptxas', '9.0', '80 86 89 90 90a 100 120'.split()),
+}
+NEWEST = '13.0'
+
+# A line of the manifest. `name` is the stem of the PTX file, such as linear.sm80.
+Module = collections.namedtuple('Module', 'name source arch version gate targets')
+# What ptxas says of a kernel on one target: registers a thread, static shared memory a block, stack and spills a thread in bytes.
+Usage = collections.namedtuple('Usage', 'registers shared stack spills')
+
+
+class Refusal(Exception):
+    """An error with its exit code."""
+
+    def __init__(self, code, message):
+        super().__init__(message)
+        self.code = code
+
+
+def say(*words):
+    print(*words, flush=True)
+
+
+# The manifest
+
+def read_manifest():
+    modules = []
+    for number, line in enumerate((HERE / 'manifest.txt').read_text().splitlines(), 1):
+        if not line.strip() or line.startswith('#'):
+            continue
+
+        def refuse(why):
+            raise Refusal(2, f'kernels/manifest.txt:{number}: {why}')
+
+        fields = line.split()
+        if len(fields) != 5:
+            refuse('a line has five fields: source, arch, .version, gate, targets')
+        stem, arch, version, gate, targets = fields
+        targets = targets.split(',')
+        if not re.fullmatch(r'compute_\d+a?', arch):
+            refuse(f'{arch} is no virtual architecture like compute_80')
+        if gate not in PTXAS or PTXAS[gate][2] != version:
+            known = ', '.join(f'{v[2]} with {k}' for k, v in PTXAS.items())
+            refuse(f'the gate of PTX {version} cannot be {gate} ({known}); pin another ptxas in requirements.txt and build.py if need be')
+        if unknown := [t for t in targets if t not in PTXAS[NEWEST][3]]:
+            refuse(f'unknown targets {unknown}')
+        if arch.endswith('a') and targets != [arch[8:]]:
+            refuse(f'{arch} is not forward compatible: its only target is {arch[8:]}')
+        if not set(targets) & set(PTXAS[gate][3]):
+            refuse(f'ptxas {gate} knows none of these targets')
+        modules.append(Module(f'{stem}.sm{arch[8:]}', f'{stem}.cu', arch, version, gate, targets))
+    names = [m.name for m in modules]
+    if double := sorted({n for n in names if names.count(n) > 1}):
+        raise Refusal(2, f'kernels/manifest.txt: {", ".join(double)} listed twice')
+    return modules
+
+
+def compare_with_files(modules):
+    """Refuses sources that are not in the manifest, lines without a source, and PTX files that no line makes."""
+    here, listed = {p.name for p in HERE.glob('*.cu')}, {m.source for m in modules}
+    wrong = [f'kernels/{s} is not in kernels/manifest.txt: add a line' for s in sorted(here - listed)]
+    wrong += [f'kernels/manifest.txt lists {s}, which does not exist' for s in sorted(listed - here)]
+    made = {f'{m.name}.ptx' for m in modules}
+    wrong += [f'kernels/ptx/{p.name} is made by no line of kernels/manifest.txt: delete it' for p in sorted(PTX.glob('*.ptx')) if p.name not in made]
+    if wrong:
+        raise Refusal(2, '\n'.join(wrong))
+
+
+# The compilers
+
+def pins():
+    """Package -> (version, its block of requirements.txt)."""
+    text = (HERE / 'requirements.txt').read_text()
+    blocks = re.findall(r'(?m)^(([a-z0-9-]+)==([0-9.]+)(?: \\\n +--hash=sha256:[0-9a-f]{64})+)$', text)
+    return {name: (version, block) for block, name, version in blocks}
+
+
+def tools_folder(given):
+    if given or os.environ.get('CUDA_TOOLS'):
+        return pathlib.Path(given or os.environ['CUDA_TOOLS']).expanduser().resolve()
+    cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+    return (pathlib.Path(cache).expanduser() / 'flux-fast/cuda-tools').resolve()
+
+
+def install(root, packages):
+    """Package -> its folder, after fetching what is missing. A folder appears whole or not at all."""
+    pinned = pins()
+    if missing := [p for p in packages if p not in pinned]:
+        raise Refusal(2, f'kernels/requirements.txt pins no {missing[0]}')
+    folders = {p: root / f'{p}-{pinned[p][0]}' for p in packages}
+    if all(f.is_dir() for f in folders.values()):
+        return folders
+    if sys.platform != 'linux' or platform.machine() not in ('x86_64', 'aarch64'):
+        raise Refusal(3, f'the compilers are pinned for Linux on x86-64 and aarch64, and this is {sys.platform} on {platform.machine()}')
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with open(root / '.lock', 'w') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for package, folder in folders.items():
+                if not folder.is_dir():
+                    say(f'installing {folder.name} into {root}')
+                    fetch(pinned[package][1], folder)
+    except OSError as e:
+        raise Refusal(3, f'cannot write to {root}: {e}\nname another folder with --tools or CUDA_TOOLS')
+    return folders
+
+
+def fetch(requirement, folder):
+    """pip checks the hash; no other index trick, build step or dependency comes in."""
+    part = folder.with_name(folder.name + '.part')
+    shutil.rmtree(part, ignore_errors=True)
+    with tempfile.NamedTemporaryFile('w', suffix='.txt') as file:
+        file.write(requirement + '\n')
+        file.flush()
+        command = [sys.executable, '-m', 'pip', 'install', '-q', '--no-input', '--no-deps', '--only-binary=:all:', '--no-compile', '--require-hashes',
+                   '--target', str(part), '-r', file.name]
+        quiet = {**os.environ, 'PIP_ROOT_USER_ACTION': 'ignore', 'PIP_DISABLE_PIP_VERSION_CHECK': '1'}
+        done = subprocess.run(command, env=quiet, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        shutil.rmtree(part, ignore_errors=True)
+        raise Refusal(3, f'pip could not install {folder.name}:\n{done.stdout.strip()}\n'
+                         'Without a network, copy a filled cache folder here and name it with --tools or CUDA_TOOLS.')
+    part.rename(folder)
+
+
+# Jobs: they run in processes of their own, because the compilers take most of the time and use one core each
+
+def compile_ptx(module, nvrtc_folder, headers_folder):
+    """(PTX or None, what the compiler said)."""
+    nvrtc = ctypes.CDLL(str(nvrtc_folder / 'nvidia/cuda_nvrtc/lib/libnvrtc.so.12'))
+    headers = sorted(HERE.glob('*.cuh'))
+    strings = lambda items: (ctypes.c_char_p * len(items))(*items)
+    program = ctypes.c_void_p()
+
+    def text(size_of, get):
+        size = ctypes.c_size_t()
+        size_of(program, ctypes.byref(size))
+        buffer = ctypes.create_string_buffer(max(size.value, 1))
+        get(program, buffer)
+        return buffer.value.decode()
+
+    # Our sources go in by name, not by path: what comes out is the same wherever the project lies.
+    code = nvrtc.nvrtcCreateProgram(ctypes.byref(program), (HERE / module.source).read_bytes(), module.source.encode(), len(headers),
+                                    strings([h.read_bytes() for h in headers]), strings([h.name.encode() for h in headers]))
+    if code:
+        return None, f'nvrtcCreateProgram: error {code}'
+    include = headers_folder / 'nvidia/cuda_runtime/include'
+    options = [f'--gpu-architecture={module.arch}', f'-I{include}', '--std=c++17', '-default-device']
+    code = nvrtc.nvrtcCompileProgram(program, len(options), strings([o.encode() for o in options]))
+    log = text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog).strip()
+    ptx = None if code else text(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
+    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    if ptx is None:
+        return None, log or f'nvrtcCompileProgram: error {code}'
+    # NVRTC opens with comments about itself and stamps its own PTX version; both would bind the text to more than its source needs.
+    ptx = re.sub(r'(?m)^//.*\n', '', ptx)
+    ptx, stamped = re.subn(r'(?m)^\.version .*$', f'.version {module.version}', ptx)
+    assert stamped == 1, module.name
+    if any(str(p) in ptx for p in (HERE, include)):
+        return None, 'the PTX has a path of this machine in it (assert, __FILE__ or printf?)'
+    return ptx.strip() + '\n', log
+
+
+def assemble(file, ptxas, target):
+    """(kernel -> Usage, complaints)."""
+    done = subprocess.run([str(ptxas), f'-arch=sm_{target}', '-v', '--warn-on-spills', str(file), '-o', os.devnull], stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        return {}, ['is refused:\n    ' + '\n    '.join(done.stdout.strip().splitlines()[:8])]
+    usage, complaints, kernel, stack, spills = {}, [], None, 0, 0
+    for line in done.stdout.splitlines():
+        if m := re.search(r"Compiling entry function '(\w+)'", line):
+            kernel = m[1]
+        elif m := re.search(r'(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads', line):
+            stack, spills = int(m[1]), int(m[2]) + int(m[3])
+        elif m := re.search(r'Used (\d+) registers', line):
+            shared = re.search(r'(\d+)(?:\+\d+)? bytes smem', line)
+            usage[kernel] = Usage(int(m[1]), int(shared[1]) if shared else 0, stack, spills)
+            if spills:
+                complaints.append(f'kernel {kernel} spills {spills} bytes a thread with {m[1]} registers: make its tile smaller, let fewer values '
+                                  'live at once, or ask for fewer blocks in __launch_bounds__')
+        elif re.search(r'warning|performance loss', line, re.I) and not re.search('spill', line, re.I):
+            complaints.append(line.strip())
+    return usage, complaints
+
+
+# registers.txt
+
+def section(module, usages):
+    """The lines of one module; `usages`: target -> kernel -> Usage."""
+    kernels = sorted(usages[module.targets[0]])
+    lines = [f'{module.name:47}' + ''.join(f'{"sm_" + t:>7}' for t in module.targets) + '  shared  stack']
+    for kernel in kernels:
+        each = [usages[t][kernel] for t in module.targets]
+        numbers = ''.join(f'{u.registers:7}' for u in each)
+        lines.append(f'  {kernel:45}{numbers}{max(u.shared for u in each):8}{max(u.stack for u in each):7}')
+    return lines
+
+
+def read_sections():
+    sections, name = {}, None
+    for line in REGISTERS.read_text().splitlines() if REGISTERS.exists() else []:
+        if line and not line.startswith('#'):
+            if not line.startswith(' '):
+                name = line.split()[0]
+                sections[name] = []
+            if name:
+                sections[name].append(line)
+    return sections
+
+
+def write_sections(modules, sections):
+    head = ['# Written by kernels/build.py from what ptxas 13.0.88 says: registers a thread for each target, static shared memory a block and',
+            '# stack a thread in bytes (the largest of all targets). Committed so that growth shows in review. Spills are never accepted.']
+    body = [line for m in modules if m.name in sections for line in ['', *sections[m.name]]]
+    REGISTERS.write_text('\n'.join(head + body) + '\n')
+
+
+def compare_sections(module, was, now):
+    if not was:
+        return [f'kernels/registers.txt has no {module.name}: {REBUILD}']
+    if was[0] != now[0]:
+        return [f'kernels/registers.txt: other columns for {module.name}: {REBUILD}']
+    before, after = ({line.split()[0]: ' '.join(line.split()[1:]) for line in s[1:]} for s in (was, now))
+    columns = ' '.join(was[0].split()[1:])
+    changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
+    return [f'{module.name}: {k}: registers.txt says ({before.get(k, "nothing")}), now it is ({after.get(k, "nothing")}) for {columns}: '
+            f'if that is meant, {REBUILD}' for k in changed]
+
+
+# The work
+
+def run(args):
+    started = time.time()
+    manifest = read_manifest()
+    modules = manifest
+    if args.only:
+        wanted = {pathlib.Path(o).name.split('.')[0] for o in args.only}
+        modules = [m for m in manifest if m.source[:-3] in wanted]
+        if strange := sorted(wanted - {m.source[:-3] for m in modules}):
+            raise Refusal(2, f'kernels/manifest.txt has no {strange[0]}')
+        if absent := [m.source for m in modules if not (HERE / m.source).exists()]:
+            raise Refusal(2, f'kernels/{absent[0]} does not exist')
+    else:
+        compare_with_files(manifest)
+    versions = sorted({m.gate for m in modules} | {NEWEST})
+    root = tools_folder(args.tools)
+    folders = install(root, [NVRTC, HEADERS] + [PTXAS[v][0] for v in versions])
+    ptxas = {v: folders[PTXAS[v][0]] / PTXAS[v][1] for v in versions}
+
+    complaints, usages, refused = [], {m.name: {} for m in modules}, set()
+    PTX.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch, concurrent.futures.ProcessPoolExecutor(args.jobs) as pool:
+        compiling = {pool.submit(compile_ptx, m, folders[NVRTC], folders[HEADERS]): m for m in modules}
+        assembling = {}
+        for job in concurrent.futures.as_completed(compiling):
+            module = compiling[job]
+            text, log = job.result()
+            if log:
+                say(log)
+            if text is None:
+                complaints.append(f'kernels/{module.source} does not compile for {module.arch}')
+                refused.add(module.name)
+                continue
+            committed = PTX / f'{module.name}.ptx'
+            if not args.check:
+                committed.write_text(text)
+            elif not committed.exists():
+                complaints.append(f'kernels/ptx/{committed.name} is missing: {REBUILD}')
+            elif committed.read_bytes() != text.encode():
+                complaints.append(f'kernels/ptx/{committed.name} is not what kernels/{module.source} compiles to: {REBUILD}')
+            file = pathlib.Path(scratch) / committed.name
+            file.write_text(text)
+            for version in (module.gate, NEWEST):
+                for target in [t for t in module.targets if t in PTXAS[version][3]]:
+                    assembling[pool.submit(assemble, file, ptxas[version], target)] = (module, version, target)
+        for job in concurrent.futures.as_completed(assembling):
+            module, version, target = assembling[job]
+            usage, said = job.result()
+            complaints += [f'{module.name} on sm_{target} with ptxas {version}: {s}' for s in said]
+            if version == NEWEST:
+                usages[module.name][target] = usage
+            if not usage:
+                refused.add(module.name)
+
+    before = read_sections()
+    after = {name: lines for name, lines in before.items() if name in {m.name for m in manifest}}
+    for module in modules:
+        if module.name in refused:
+            continue
+        after[module.name] = section(module, usages[module.name])
+        if args.check:
+            complaints += compare_sections(module, before.get(module.name), after[module.name])
+        most = max((u.registers for t in usages[module.name].values() for u in t.values()), default=0)
+        say(f'{module.name:24} {len(usages[module.name][module.targets[0]]):3} kernels, {most:3} registers at most')
+    if not args.check:
+        write_sections(manifest, after)
+    elif gone := sorted(set(before) - set(after)):
+        complaints.append(f'kernels/registers.txt lists {", ".join(gone)}, which no line of the manifest makes: {REBUILD}')
+    for complaint in sorted(complaints):
+        say(f'error: {complaint}')
+    word = 'checked' if args.check else 'built'
+    say(f'{word} {len(modules)} PTX files, {len(assembling)} runs of ptxas, {len(complaints)} errors, {time.time() - started:.1f} s')
+    return 1 if complaints else 0
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--check', action='store_true', help='write nothing; fail where anything differs from what is committed')
+    parser.add_argument('--only', action='append', metavar='NAME', help='only this source, such as linear; may be given again')
+    parser.add_argument('--tools', metavar='FOLDER', help='where the compilers are kept')
+    parser.add_argument('--jobs', type=int, default=os.cpu_count() or 1, metavar='N', help='how many compilers run at once')
+    args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error('--jobs must be at least 1')
+    try:
+        return run(args)
+    except Refusal as e:
+        print(f'error: {e}', file=sys.stderr)
+        return e.code
+
+
+if __name__ == '__main__':
+    sys.exit(main())
