@@ -6,11 +6,12 @@
 use std::collections::{HashSet, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::backend::{Backend, Layout, Place, Places, WeightKey};
+use crate::backend::{Backend, Layout, Place, Places, Run, WeightKey};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::op::{Program, Step};
+use crate::op::{Program, Step, Use};
 use crate::plan::PhasePlan;
 use crate::tensor::{ByteSource, HostWeight, Tensor, View};
 
@@ -78,7 +79,14 @@ pub struct Session<'a> {
     ahead: bool,
     /// The files behind the weights, each once.
     sources: Vec<Arc<dyn ByteSource>>,
+    /// How the program uses each weight.
+    uses: Vec<Use>,
+    /// Runs of this session, where they are all alike: nothing passes through the ring.
+    alike: Option<Run>,
 }
+
+/// Sessions are told apart by number, in the whole process.
+static SESSIONS: AtomicU64 = AtomicU64::new(0);
 
 impl<'a> Session<'a> {
     /// `weights[id]` belongs to `program.weights[id]`. Memory must have been reserved through `holdings`.
@@ -105,7 +113,24 @@ impl<'a> Session<'a> {
                 sources.push(part.source.clone());
             }
         }
-        Session { backend, holdings, program, plan, weights, places, tenancy, ring, next: 0, ahead: false, sources }
+        let uses = program.uses();
+        let id = SESSIONS.fetch_add(1, Ordering::Relaxed);
+        let alike = (plan.residency.ring_bytes == 0).then_some(Run { id, done: 0 });
+        Session {
+            backend,
+            holdings,
+            program,
+            plan,
+            weights,
+            places,
+            tenancy,
+            ring,
+            next: 0,
+            ahead: false,
+            sources,
+            uses,
+            alike,
+        }
     }
 
     /// Writes a whole input, element by element in its own type.
@@ -142,10 +167,22 @@ impl<'a> Session<'a> {
     /// Runs the program once. `more` says that another run follows, so that its first weights are already brought while this one ends. `each` is
     /// called after every step with its index; `Break` stops there with `Kind::Cancelled`.
     pub fn run(&mut self, more: bool, each: &mut dyn FnMut(usize, &Step) -> ControlFlow<()>) -> Result<()> {
-        self.run_with(more, &mut |_, i, step| match each(i, step) {
+        let mut tell = |i: usize, step: &Step| match each(i, step) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::cancelled("stopped").at(&step.label)),
-        })
+        };
+        if self.backend.begin(self.alike)? {
+            // Replayed as a whole; a device that does so is quick enough to be asked after it.
+            self.backend.end()?;
+            self.program.steps.iter().enumerate().try_for_each(|(i, step)| tell(i, step))?;
+        } else {
+            self.run_with(more, &mut |_, i, step| tell(i, step))?;
+            self.backend.end()?;
+        }
+        if let Some(run) = &mut self.alike {
+            run.done += 1;
+        }
+        Ok(())
     }
 
     /// Runs once more from the present inputs and returns the label of the first step that writes a number that is not finite. Slow: for the error message.
@@ -224,7 +261,8 @@ impl<'a> Session<'a> {
             match plan.residency.resident[id as usize] {
                 Some(offset) => {
                     if !self.holdings.resident.contains(&key) {
-                        self.backend.load(key, Place::Resident(self.tenancy.resident_base + offset), weight)?;
+                        let place = Place::Resident(self.tenancy.resident_base + offset);
+                        self.backend.load(key, place, weight, self.uses[id as usize])?;
                         self.holdings.resident.insert(key);
                     }
                 }
@@ -233,7 +271,7 @@ impl<'a> Session<'a> {
                         return Ok(()); // still in use by this run
                     }
                     let Some(offset) = self.ring.take(id, plan.residency.bytes[id as usize]) else { return Ok(()) };
-                    if let Err(e) = self.backend.load(key, Place::Ring(offset), weight) {
+                    if let Err(e) = self.backend.load(key, Place::Ring(offset), weight, self.uses[id as usize]) {
                         self.ring.free(id); // it never came: nothing to forget
                         return Err(e);
                     }

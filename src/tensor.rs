@@ -99,6 +99,13 @@ pub trait ByteSource: Send + Sync {
     /// All bytes.
     fn bytes(&self) -> &[u8];
 
+    /// Copies the bytes from `offset` on into `to`: for devices that want them elsewhere anyway. A source that is a file reads it, so that nothing is
+    /// mapped in and a file that was cut short is an error.
+    fn read_at(&self, offset: usize, to: &mut [u8]) -> crate::error::Result<()> {
+        to.copy_from_slice(&self.bytes()[offset..offset + to.len()]);
+        Ok(())
+    }
+
     /// `range` is needed soon: brings it in. May block on the disk; callers use a helper thread. An error means that reading the bytes would fail.
     fn will_need(&self, _range: Range<usize>) -> crate::error::Result<()> {
         Ok(())

@@ -1,10 +1,11 @@
 //! Devices that run recorded steps. A backend knows operations, bytes and places; it never knows layers, files or budgets.
 
 pub mod cpu;
+pub mod cuda;
 
 use crate::error::Result;
-use crate::op::{Op, Step};
-use crate::tensor::{DTypes, HostWeight, Slot, Tensor, Weight};
+use crate::op::{Op, Step, Use};
+use crate::tensor::{HostWeight, Slot, Tensor, Weight};
 
 /// What a device can do and hold.
 #[derive(Debug, Clone)]
@@ -15,6 +16,12 @@ pub struct Caps {
     pub description: String,
     /// The memory that a budget divides, in bytes (host memory for the CPU).
     pub memory_bytes: u64,
+    /// What of it was free when the device was opened, `overhead_bytes` already taken; for the CPU, all of it.
+    pub free_bytes: u64,
+    /// Device memory that is used beside what `reserve` sets aside: context, kernels' code.
+    pub overhead_bytes: u64,
+    /// Memory is handed out in multiples of this many bytes.
+    pub granularity: usize,
     /// Element type of activations.
     pub activation: crate::dtype::DType,
     /// Weights are used where they lie in host memory; `load` copies nothing.
@@ -75,30 +82,58 @@ pub enum Place {
     Ring(usize),
 }
 
-/// A device. Calls come from one thread, in program order.
+impl Layout {
+    /// All bytes, in memory that is handed out in pieces of `granularity`. Plans round every part up to the device's alignment.
+    pub fn bytes(&self, granularity: usize) -> u64 {
+        (self.arena_bytes + self.resident_bytes + self.ring_bytes).next_multiple_of(granularity) as u64
+    }
+}
+
+/// What a device is told before a run of a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// Runs with the same number do the same steps at the same places: the device may record one and replay it. Never used for anything else.
+    pub id: u64,
+    /// How often this run has been done before; the first brings the weights.
+    pub done: usize,
+}
+
+/// A device. Calls come from one thread, in program order. Steps may be queued: a device keeps few enough waiting that progress and cancelling stay prompt.
 pub trait Backend {
     /// What the device is.
     fn caps(&self) -> &Caps;
 
-    /// Bytes that the device needs to hold `weight` (its stored form and scales, padded).
-    fn weight_bytes(&self, weight: &HostWeight) -> usize;
+    /// Bytes that the device needs to hold `weight`, used as `how` (its form on the device and scales, padded).
+    fn weight_bytes(&self, weight: &HostWeight, how: Use) -> usize;
 
-    /// Bytes of scratch that `op` needs beyond its operands, `stored` giving the types in which a weight's parts are stored.
-    fn scratch_bytes(&self, op: &Op, stored: &dyn Fn(Weight) -> DTypes) -> usize;
+    /// Bytes of scratch that `op` needs beyond its operands.
+    fn scratch_bytes<'w>(&self, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> usize;
 
     /// Sets memory aside; what was there before is gone. Fails with `Kind::Memory` if the device cannot hold it.
     fn reserve(&mut self, layout: Layout) -> Result<()>;
 
     /// Starts to bring `weight` to `place`, and returns; a `run` that names `key` waits for it.
-    fn load(&mut self, key: WeightKey, place: Place, weight: &HostWeight) -> Result<()>;
+    fn load(&mut self, key: WeightKey, place: Place, weight: &HostWeight, how: Use) -> Result<()>;
 
-    /// `key` is not used again before its next `load`; its place may be given to another.
+    /// `key` is not used again before its next `load`; its place may be given to another at once, though a queued step may still read it: the device
+    /// sees to it that the next load there waits.
     fn forget(&mut self, key: WeightKey) -> Result<()>;
+
+    /// A run of a program begins; `run` is given where every weight has a place of its own, so that all such runs are alike. True if the device
+    /// replays an earlier one by itself: then no step follows, only `end`.
+    fn begin(&mut self, _run: Option<Run>) -> Result<bool> {
+        Ok(false)
+    }
 
     /// Runs one step (or queues it).
     fn run(&mut self, step: &Step, places: &Places) -> Result<()>;
 
-    /// Writes `bytes` at `offset` of the arena.
+    /// The run's last step was given.
+    fn end(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Writes `bytes` at `offset` of the arena, after all queued steps.
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()>;
 
     /// Reads from `offset` of the arena, after all queued steps.

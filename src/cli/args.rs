@@ -175,8 +175,8 @@ pub struct EngineArgs {
     /// Bound on host memory, in the same form; costs time, not quality: see `plan`
     #[arg(long, value_name = "SIZE", value_parser = values::budget, default_value = "auto", allow_hyphen_values = true)]
     pub ram: Budget,
-    /// Arithmetic: auto, f32 or bf16
-    #[arg(long, value_parser = ["auto", "f32", "bf16"], default_value = "auto")]
+    /// Arithmetic: auto; f32 (CPU); bf16; fp8 (GPUs from RTX 40 on: FP8 weights are multiplied in FP8, faster and less exact)
+    #[arg(long, value_parser = ["auto", "f32", "bf16", "fp8"], default_value = "auto")]
     pub compute: String,
     /// Force a kernel variant, such as linear=linear_f32_avx2; may be given several times
     #[arg(long = "kernel", value_name = "OP=NAME", value_parser = values::kernel)]

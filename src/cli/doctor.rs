@@ -7,6 +7,7 @@ use sysinfo::System;
 
 use super::args::How;
 use super::output;
+use crate::backend::cuda;
 use crate::error::Result;
 
 #[derive(Debug, Serialize)]
@@ -14,6 +15,7 @@ struct Report {
     version: &'static str,
     system: String,
     cpu: Cpu,
+    cuda: Cuda,
     memory: Memory,
     models: Vec<Place>,
 }
@@ -24,6 +26,44 @@ struct Cpu {
     cores: usize,
     /// Instruction sets that the kernels have variants for, as far as this processor has them.
     instructions: Vec<&'static str>,
+}
+
+/// The NVIDIA GPUs, or why there are none.
+#[derive(Debug, Serialize)]
+struct Cuda {
+    gpus: Vec<GpuFacts>,
+    why_none: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct GpuFacts {
+    device: String,
+    name: String,
+    compute_capability: String,
+    memory_bytes: u64,
+    /// What the driver speaks.
+    cuda_version: String,
+    /// FP8 matrix products (`--compute fp8`).
+    fp8: bool,
+    unusable: Option<String>,
+}
+
+fn cuda_gpus() -> Cuda {
+    match cuda::gpus() {
+        Err(e) => Cuda { gpus: Vec::new(), why_none: Some(e.to_string()) },
+        Ok(gpus) => {
+            let facts = |g: cuda::Gpu| GpuFacts {
+                device: format!("cuda:{}", g.ordinal),
+                name: g.name,
+                compute_capability: format!("{}.{}", g.capability.0, g.capability.1),
+                memory_bytes: g.total_bytes,
+                cuda_version: format!("{}.{}", g.driver / 1000, g.driver % 1000 / 10),
+                fp8: g.capability >= (8, 9),
+                unusable: g.unusable,
+            };
+            Cuda { gpus: gpus.into_iter().map(facts).collect(), why_none: None }
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -62,6 +102,7 @@ fn look() -> Report {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             instructions: instructions(),
         },
+        cuda: cuda_gpus(),
         memory,
         models: places().into_iter().map(place).collect(),
     }
@@ -121,10 +162,20 @@ fn place(path: PathBuf) -> Place {
 }
 
 fn text(report: &Report) -> String {
-    let Report { version, system, cpu, memory, models } = report;
+    let Report { version, system, cpu, cuda, memory, models } = report;
     let mut text = format!("flux-fast {version}, {system}\n");
     text += &format!("cpu: {}, {} threads, {}\n", cpu.name, cpu.cores, cpu.instructions.join(" "));
     let bytes = output::bytes;
+    for gpu in &cuda.gpus {
+        let GpuFacts { device, name, compute_capability, cuda_version, .. } = gpu;
+        let memory = bytes(gpu.memory_bytes);
+        text +=
+            &format!("{device}: {name}, {memory}, compute capability {compute_capability}, driver CUDA {cuda_version}");
+        text += if gpu.fp8 { ", fp8" } else { "" };
+        text += &gpu.unusable.as_ref().map_or(String::new(), |why| format!("; cannot be used: {why}"));
+        text += "\n";
+    }
+    text += &cuda.why_none.as_ref().map_or(String::new(), |why| format!("{why}\n"));
     text += &format!("memory: {} of {} available", bytes(memory.available_bytes), bytes(memory.total_bytes));
     text += &memory.limit_bytes.map_or(String::new(), |limit| format!(", limited to {}", bytes(limit)));
     text += "\nmodels:\n  embedded\n";

@@ -8,7 +8,7 @@
 mod program;
 mod rules;
 
-pub use program::{Io, Program, Recorder, Step, WeightSpec};
+pub use program::{Io, Program, Recorder, Step, Use, WeightSpec};
 
 use std::fmt;
 
@@ -169,6 +169,51 @@ impl Op {
             Op::CopyRows { .. } => "copy_rows",
             Op::Cast { .. } => "cast",
         }
+    }
+
+    /// The same operation over other tensors: `f` gives each tensor's stand-in, of the same shape.
+    pub fn over(mut self, f: &dyn Fn(Tensor) -> Tensor) -> Op {
+        let tensor = |t: &mut Tensor| *t = f(*t);
+        let view = |v: &mut View| v.tensor = f(v.tensor);
+        match &mut self {
+            Op::Linear { x, epilogue, out, .. } => {
+                [x, out].into_iter().for_each(view);
+                match epilogue {
+                    Epilogue::Add { residual } => tensor(residual),
+                    Epilogue::GatedAdd { residual, gate } => {
+                        tensor(residual);
+                        view(gate);
+                    }
+                    Epilogue::None | Epilogue::Silu | Epilogue::GeluTanh | Epilogue::QuickGelu => {}
+                }
+            }
+            Op::Conv2d { x, residual, out, .. } => {
+                [x, out].into_iter().for_each(tensor);
+                residual.iter_mut().for_each(tensor);
+            }
+            Op::Attention { q, k, v, bias, first, out, .. } => {
+                [q, k, v, out].into_iter().for_each(view);
+                bias.iter_mut().chain(first.iter_mut().map(|(_, t)| t)).for_each(tensor);
+            }
+            Op::LayerNormModulate { x, shift, scale, out, .. } => {
+                [x, out].into_iter().for_each(tensor);
+                [shift, scale].into_iter().for_each(view);
+            }
+            Op::LayerNorm { x, out, .. }
+            | Op::RmsNorm { x, out, .. }
+            | Op::Silu { x, out }
+            | Op::Pack { x, out, .. }
+            | Op::Unpack { x, out, .. }
+            | Op::GroupNorm { x, out, .. }
+            | Op::CopyRows { x, out, .. } => [x, out].into_iter().for_each(tensor),
+            Op::QkNormRope { qkv, rope, out, .. } => [qkv, rope, out].into_iter().for_each(tensor),
+            Op::GeluMul { gate: a, up: b, out } | Op::Add { a, b, out } => [a, b, out].into_iter().for_each(tensor),
+            Op::Embed { ids, out, .. } => [ids, out].into_iter().for_each(tensor),
+            Op::TimestepEmbed { t, out } => [t, out].into_iter().for_each(tensor),
+            Op::EulerStep { x, v, params, .. } => [x, v, params].into_iter().for_each(tensor),
+            Op::Cast { x, out } => [x, out].into_iter().for_each(view),
+        }
+        self
     }
 
     /// Tensors that are read.

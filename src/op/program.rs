@@ -35,6 +35,19 @@ pub struct WeightSpec {
     pub cols: usize,
 }
 
+/// How the operations of a program use a weight: a device may hold each kind in a form of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Use {
+    /// Bias, gain, norm weight: `1 x n`, read element by element.
+    Vector,
+    /// `N x K` of a `Linear`.
+    Matrix,
+    /// Rows that `Embed` picks.
+    Table,
+    /// `out_channels x (in_channels * taps)` of a `Conv2d`.
+    Kernel { taps: usize },
+}
+
 /// A tensor the host writes or reads, by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Io {
@@ -71,6 +84,24 @@ impl Program {
             .find(|io| io.name == name)
             .unwrap_or_else(|| panic!("{} has no output {name}", self.name))
             .tensor
+    }
+
+    /// How each weight is used, by id.
+    pub fn uses(&self) -> Vec<Use> {
+        let mut uses = vec![Use::Vector; self.weights.len()];
+        for step in &self.steps {
+            match step.op {
+                Op::Linear { w, .. } => uses[w.id as usize] = Use::Matrix,
+                Op::Conv2d { w, shape, .. } => {
+                    uses[w.id as usize] = Use::Kernel { taps: shape.kernel * shape.kernel };
+                }
+                Op::Embed { table, positions, .. } => {
+                    [Some(table), positions].into_iter().flatten().for_each(|w| uses[w.id as usize] = Use::Table);
+                }
+                _ => {}
+            }
+        }
+        uses
     }
 
     /// Matrix work of one run.

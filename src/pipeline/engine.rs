@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use super::device::{self, Budget, Opened, PROCESS_BYTES, resident_bytes};
 use super::model::Model;
 use super::phases::{Phases, Refused};
 use super::report::PlanReport;
@@ -10,7 +11,6 @@ use super::schedule::Schedule;
 use super::synthetic::Synthetic;
 use super::tokenizers::Tokenizers;
 use crate::backend::Backend;
-use crate::backend::cpu::{Compute, CpuBackend, CpuOptions};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::plan::gigabytes;
@@ -19,9 +19,6 @@ use crate::weights::{self, Files};
 
 /// The model inside the binary: an all-in-one checkpoint in ComfyUI's names, FP8 linear weights.
 static EMBEDDED: &[u8] = include_bytes!("../../assets/tiny/flux-tiny.safetensors");
-
-/// What the process holds beside plan and weights: code, stacks, tokenizers' working memory, image encoding.
-const PROCESS_BYTES: u64 = 96 << 20;
 
 /// Loads a model once and generates pictures from it.
 pub struct Pipeline {
@@ -33,15 +30,11 @@ pub struct Pipeline {
     pub(super) arithmetic: String,
     pub(super) text_cache: bool,
     budget: Budget,
+    /// The bound on host memory, where the device has its own.
+    host_limit: Option<u64>,
+    pinned_bytes: u64,
     /// Resident set of the process when the model was open and nothing had run.
     base_bytes: u64,
-}
-
-/// The bound on the device's memory (host memory, on the CPU).
-#[derive(Debug, Clone)]
-struct Budget {
-    bytes: u64,
-    source: String,
 }
 
 impl Pipeline {
@@ -55,7 +48,7 @@ impl Pipeline {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::cancelled("stopped while the model was opened")),
         };
-        let backend = open_device(options, &mut tell)?;
+        let Opened { backend, budget, host_limit, pinned_bytes } = device::open(options, &mut tell)?;
         let embedded = matches!(files.model.as_deref(), None | Some("embedded"));
         let checkpoint = if embedded {
             if let Some((flag, path)) = [("--clip", &files.clip), ("--t5", &files.t5), ("--vae", &files.vae)]
@@ -89,7 +82,6 @@ impl Pipeline {
         let model = Model::new(checkpoint, &mut notes)?;
         notes.into_iter().try_for_each(|n| tell(Event::Note(n)))?;
         let tokenizers = Tokenizers::load(clip.as_deref(), t5.as_deref())?;
-        let budget = budget(options, backend.as_ref())?;
         let caps = backend.caps();
         let arithmetic = format!(
             "{} {} {} {} {:?}",
@@ -108,6 +100,8 @@ impl Pipeline {
             arithmetic,
             text_cache: !options.no_cache,
             budget,
+            host_limit,
+            pinned_bytes,
             base_bytes,
         })
     }
@@ -117,9 +111,11 @@ impl Pipeline {
         self.text_cache = on;
     }
 
-    /// Bounds memory to `bytes` from the next request on, as `RunOptions::ram_bytes` does from the start.
-    pub fn limit_memory(&mut self, bytes: u64) {
+    /// Bounds the device's memory (the host's, on the CPU) to `bytes` from the next request on, as `RunOptions` does from the start.
+    pub fn limit_memory(&mut self, bytes: u64) -> Result<()> {
         self.budget = Budget { bytes, source: "the limit set".into() };
+        // What is set aside may be more than that.
+        self.holdings.clear(self.backend.as_mut())
     }
 
     /// `request` with the model's defaults filled in, checked against the model.
@@ -181,19 +177,32 @@ impl Pipeline {
     pub(super) fn phases(&self, settings: &Settings) -> Result<Phases> {
         let (schedule, first) = self.schedule(settings);
         let host = self.host_bytes(settings);
-        // On a device with memory of its own the host's share is no part of the budget.
-        let shared = if self.backend.caps().in_place_weights { host } else { 0 };
-        let budget = self.budget.bytes.saturating_sub(shared);
+        let caps = self.backend.caps();
+        if let Some(limit) = self.host_limit
+            && host > limit
+        {
+            let enough = host.div_ceil(1_000_000) + 8;
+            return Err(Error::memory("the program itself does not fit in the bound on host memory")
+                .at("--ram")
+                .found(gigabytes(limit))
+                .expected(format!("at least {enough} MB"))
+                .try_(format!("--ram {enough}M")));
+        }
+        // On a device with memory of its own the host's share is no part of the budget, but its context is.
+        let (shared, flag) = if caps.in_place_weights { (host, "--ram") } else { (caps.overhead_bytes, "--vram") };
+        let mut budget = self.budget.bytes.saturating_sub(shared);
+        budget -= budget % caps.granularity as u64;
         Phases::new(&self.model, settings, schedule.steps() - first, self.backend.as_ref(), budget).map_err(|refused| {
             match refused {
                 Refused::Failed(e) => e,
                 Refused::TooSmall(least) => {
                     // Rounded up, with room for what the process may hold more when it is started again.
+                    let least = least.next_multiple_of(caps.granularity as u64);
                     let enough = (shared + least).div_ceil(1_000_000) + 8;
                     Error::memory("the request does not fit in the memory budget")
                         .found(format!("{} ({})", gigabytes(self.budget.bytes), self.budget.source))
-                        .expected(format!("at least {enough} MB, {} of them for the program itself", gigabytes(host)))
-                        .try_(format!("--ram {enough}M, or a smaller picture"))
+                        .expected(format!("at least {enough} MB, {} of them for the program itself", gigabytes(shared)))
+                        .try_(format!("{flag} {enough}M, or a smaller picture"))
                 }
             }
         })
@@ -217,9 +226,11 @@ impl Pipeline {
         let settings = self.settle(request)?;
         let phases = self.phases(&settings)?;
         let host_bytes = self.host_bytes(&settings);
+        let caps = self.backend.caps();
+        let shared = if caps.in_place_weights { host_bytes } else { caps.overhead_bytes };
         Ok(PlanReport {
             model: settings.model.clone(),
-            device: self.backend.caps().description.clone(),
+            device: caps.description.clone(),
             width: settings.width,
             height: settings.height,
             count: settings.count,
@@ -227,80 +238,14 @@ impl Pipeline {
             budget_bytes: self.budget.bytes,
             budget_source: self.budget.source.clone(),
             host_bytes,
+            overhead_bytes: caps.overhead_bytes,
+            pinned_bytes: self.pinned_bytes,
+            own_memory: !caps.in_place_weights,
             keeps_weights: phases.keep,
             phases: phases.all().map(|r| r.report()).collect(),
-            peak_bytes: host_bytes + phases.peak_bytes(),
+            peak_bytes: shared + phases.peak_bytes(caps.granularity),
         })
     }
-}
-
-/// `auto` takes the best device there is; today that is the CPU.
-fn open_device(options: &RunOptions, tell: &mut dyn FnMut(Event) -> Result<()>) -> Result<Box<dyn Backend>> {
-    let name = options.device.split(':').next().unwrap_or_default();
-    if !matches!(name, "" | "auto" | "cpu") {
-        return Err(Error::device(format!("no such device: {}", options.device))
-            .expected("cpu or auto")
-            .try_("--device cpu; this version runs on the CPU only (see `flux-fast doctor`)"));
-    }
-    let compute = match options.compute.as_str() {
-        "" | "auto" => Compute::Auto,
-        "f32" => Compute::F32,
-        "bf16" => Compute::Bf16,
-        other => {
-            return Err(Error::argument("unknown --compute")
-                .found(other)
-                .expected("auto, f32 or bf16")
-                .try_("--compute auto"));
-        }
-    };
-    let kernels = options
-        .kernels
-        .iter()
-        .map(|k| {
-            let (op, variant) = k
-                .split_once('=')
-                .ok_or_else(|| Error::argument("--kernel wants OP=NAME").found(k).try_("linear=linear_f32_avx2"))?;
-            Ok((op.to_string(), variant.to_string()))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let backend = CpuBackend::new(CpuOptions { threads: options.threads, compute, kernels, isa: None })?;
-    if options.vram_bytes.is_some() {
-        tell(Event::Note("--vram has no effect on the CPU; --ram bounds its memory".into()))?;
-    }
-    Ok(Box::new(backend))
-}
-
-fn budget(options: &RunOptions, backend: &dyn Backend) -> Result<Budget> {
-    let total = backend.caps().memory_bytes;
-    if let Some(bytes) = options.ram_bytes {
-        return Ok(Budget { bytes, source: "--ram".into() });
-    }
-    let Ok(mut system) = sysinfo::System::new() else {
-        return Ok(Budget { bytes: total / 2, source: format!("half of {}", gigabytes(total)) });
-    };
-    system.refresh_memory();
-    // Within a container: what its limit leaves, not what the machine has.
-    let contained = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
-    let available = match system.available_memory() {
-        0 => total / 2,
-        n => n.min(total).min(contained),
-    };
-    // A tenth is left to the rest of the machine. What this process holds already is not in `available`.
-    let bytes = available / 10 * 9 + resident_bytes();
-    Ok(Budget { bytes, source: format!("nine tenths of the {} that are free", gigabytes(available)) })
-}
-
-/// Resident set of this process in bytes; 0 where the system does not tell.
-fn resident_bytes() -> u64 {
-    use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
-    let Ok(pid) = sysinfo::get_current_pid() else { return 0 };
-    let Ok(mut system) = System::new() else { return 0 };
-    system.refresh_processes_specifics(
-        ProcessesToUpdate::Some(&[pid]),
-        false,
-        ProcessRefreshKind::nothing().with_memory(),
-    );
-    system.process(pid).map_or(0, |p| p.memory())
 }
 
 /// 32 bits, since torch's generator uses no more of a seed.

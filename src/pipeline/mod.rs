@@ -1,5 +1,6 @@
 //! From a request to pictures: text, noise, schedule, the phases, and image files.
 
+mod device;
 mod engine;
 mod generate;
 pub mod images;

@@ -106,9 +106,10 @@ impl Phases {
         let least = std::cell::Cell::new(0u64);
         let ready = |phase, index, program: Program, runs, weights: Result<Vec<HostWeight>>| -> Result<(Ready, u64)> {
             let weights = weights?;
-            let bytes: Vec<usize> = weights.iter().map(|w| backend.weight_bytes(w)).collect();
-            let stored = |w: crate::tensor::Weight| weights[w.id as usize].stored();
-            let scratch: Vec<usize> = program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &stored)).collect();
+            let uses = program.uses();
+            let bytes: Vec<usize> = weights.iter().zip(&uses).map(|(w, &how)| backend.weight_bytes(w, how)).collect();
+            let weight = |w: crate::tensor::Weight| &weights[w.id as usize];
+            let scratch: Vec<usize> = program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect();
             let align = backend.caps().alignment;
             let needed = plan::least_bytes(&program, &bytes, &scratch, align);
             // A phase that does not fit is planned without bound: only the number is wanted then, for the refusal below.
@@ -184,7 +185,7 @@ impl Phases {
             layout.arena_bytes = layout.arena_bytes.max(ready.plan.arena.bytes);
             all_resident &= ready.plan.residency.ring_bytes == 0;
         }
-        self.keep = all_resident && (layout.arena_bytes + layout.resident_bytes) as u64 <= budget;
+        self.keep = all_resident && layout.bytes(1) <= budget;
         self.shared = layout;
         if !self.keep {
             self.all_mut().for_each(|ready| ready.resident_base = 0);
@@ -205,12 +206,12 @@ impl Phases {
         [&self.clip, &self.t5].into_iter().chain(encode).chain([&self.modulate, &self.denoise, &self.decode.0])
     }
 
-    /// What the device holds at most.
-    pub fn peak_bytes(&self) -> u64 {
+    /// What the device holds at most, in memory that is handed out in pieces of `granularity`.
+    pub fn peak_bytes(&self, granularity: usize) -> u64 {
         if self.keep {
-            return (self.shared.arena_bytes + self.shared.resident_bytes) as u64;
+            return self.shared.bytes(granularity);
         }
-        self.all().map(|r| r.plan.peak_bytes()).max().unwrap_or(0)
+        self.all().map(|r| r.plan.layout().bytes(granularity)).max().unwrap_or(0)
     }
 }
 

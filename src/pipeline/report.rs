@@ -22,10 +22,16 @@ pub struct PlanReport {
     pub budget_source: String,
     /// Host memory beside the plan: the program itself, tokenizers, embeddings, modulation, the picture.
     pub host_bytes: u64,
+    /// Device memory that context and code take; 0 for the CPU.
+    pub overhead_bytes: u64,
+    /// Host memory that may be pinned for weights that pass in every step; 0 for the CPU.
+    pub pinned_bytes: u64,
+    /// The device has memory of its own: `budget_bytes` and `peak_bytes` count that, and not the host's.
+    pub own_memory: bool,
     /// All phases' weights stay in memory from one generation to the next.
     pub keeps_weights: bool,
     pub phases: Vec<PhaseReport>,
-    /// The largest phase and the host's share together.
+    /// The largest phase together with the host's share, or with the device's overhead.
     pub peak_bytes: u64,
 }
 
@@ -83,7 +89,18 @@ impl fmt::Display for PlanReport {
             )?;
         }
         let keep = if self.keeps_weights { "; all weights stay loaded between pictures" } else { "" };
-        writeln!(f, "host memory beside these: {}{keep}", gigabytes(self.host_bytes))?;
-        write!(f, "peak: {}", gigabytes(self.peak_bytes))
+        if self.own_memory {
+            writeln!(f, "device memory beside these: {} for context and code{keep}", gigabytes(self.overhead_bytes))?;
+            writeln!(
+                f,
+                "host memory: {}, and at most {} pinned",
+                gigabytes(self.host_bytes),
+                gigabytes(self.pinned_bytes)
+            )?;
+            write!(f, "peak: {} of device memory", gigabytes(self.peak_bytes))
+        } else {
+            writeln!(f, "host memory beside these: {}{keep}", gigabytes(self.host_bytes))?;
+            write!(f, "peak: {}", gigabytes(self.peak_bytes))
+        }
     }
 }

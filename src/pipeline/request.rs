@@ -71,13 +71,13 @@ pub struct Generated {
 /// How the engine runs, apart from what it draws.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RunOptions {
-    /// `auto`, `cpu`, `cuda`, `cuda:1`, `wgpu` ...; empty means `auto`.
+    /// `auto`, `cpu`, `cuda`, `cuda:1`; empty means `auto`.
     pub device: String,
     /// Bound on device memory, in bytes; `None` is chosen from what is free.
     pub vram_bytes: Option<u64>,
     /// Bound on host memory, in bytes; `None` is chosen from what is free.
     pub ram_bytes: Option<u64>,
-    /// `auto`, `f32` or `bf16`; empty means `auto`.
+    /// `auto`, `f32` (CPU), `bf16` or `fp8` (GPUs that multiply it); empty means `auto`.
     pub compute: String,
     /// Forced kernel variants, `linear=linear_f32_avx2`.
     pub kernels: Vec<String>,

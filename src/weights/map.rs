@@ -94,6 +94,24 @@ impl ByteSource for Map {
         &self.map
     }
 
+    fn read_at(&self, offset: usize, to: &mut [u8]) -> Result<()> {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::FileExt;
+            self.file.read_exact_at(to, offset as u64).map_err(|e| match e.kind() {
+                std::io::ErrorKind::UnexpectedEof => Error::model("the file was cut short while it was in use")
+                    .at_path(&self.path)
+                    .try_("download it again"),
+                _ => unreadable(&self.path, &e),
+            })
+        }
+        #[cfg(not(unix))]
+        {
+            to.copy_from_slice(&self.map[offset..offset + to.len()]);
+            Ok(())
+        }
+    }
+
     fn will_need(&self, range: Range<usize>) -> Result<()> {
         if range.is_empty() || range.end > self.map.len() {
             return Ok(());

@@ -28,8 +28,8 @@ use std::sync::Arc;
 use super::{Backend, Caps, Layout, Place, Places, WeightKey};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::op::{Op, Step};
-use crate::tensor::{DTypes, HostWeight, Weight};
+use crate::op::{Op, Step, Use};
+use crate::tensor::{HostWeight, Weight};
 use arena::Arena;
 use isa::Isa;
 pub use linear::Compute;
@@ -93,6 +93,9 @@ impl CpuBackend {
             name: "cpu".into(),
             description: format!("{}, {}, {threads} thread{plural}", memory::processor_name(), isa.name()),
             memory_bytes: memory::total_bytes()?,
+            free_bytes: memory::total_bytes()?,
+            overhead_bytes: 0,
+            granularity: 1,
             activation: DType::F32,
             in_place_weights: true,
             alignment: 64,
@@ -134,12 +137,12 @@ impl Backend for CpuBackend {
         &self.caps
     }
 
-    fn weight_bytes(&self, weight: &HostWeight) -> usize {
+    fn weight_bytes(&self, weight: &HostWeight, _how: Use) -> usize {
         weight.bytes()
     }
 
-    fn scratch_bytes(&self, op: &Op, stored: &dyn Fn(Weight) -> DTypes) -> usize {
-        run::scratch_bytes(&self.choice, self.threads, op, stored)
+    fn scratch_bytes<'w>(&self, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> usize {
+        run::scratch_bytes(&self.choice, self.threads, op, &|w| weight(w).stored())
     }
 
     fn reserve(&mut self, layout: Layout) -> Result<()> {
@@ -149,7 +152,7 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn load(&mut self, key: WeightKey, _place: Place, weight: &HostWeight) -> Result<()> {
+    fn load(&mut self, key: WeightKey, _place: Place, weight: &HostWeight, _how: Use) -> Result<()> {
         let rows: usize = weight.parts.iter().map(|p| p.rows).sum();
         if rows != weight.rows || weight.parts.iter().any(|p| p.cols != weight.cols) {
             return Err(Error::model("the parts of a weight do not add up")

@@ -6,7 +6,7 @@
 mod values;
 mod write;
 
-pub use write::{Watch, to_bytes, write, write_watched};
+pub use write::{Watch, to_bytes, write, write_hollow, write_watched};
 
 use serde_json::Value;
 

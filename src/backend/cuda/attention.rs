@@ -1,0 +1,182 @@
+//! `attention` on tensor cores from sm_80 on, and in plain loops for shapes that those do not take.
+
+use super::args::AttentionArgs;
+use super::launch::{Arch, Device, Kernel, Launch, Matrix, Variant, code};
+use crate::dtype::DType;
+
+/// As in `kernels/attention_flash.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    tokens: u32,
+    heads: u32,
+    head_dim: u32,
+    q_stride: u32,
+    k_stride: u32,
+    v_stride: u32,
+    out_stride: u32,
+    first_stride: u32,
+    bias_stride: u32,
+    first: u32,
+    causal: u32,
+    bias_type: u32,
+    scale: f32,
+}
+
+/// Buffers: q, k, v, bias, first, out.
+const fn kernel(entry: &'static str, threads: u32, shared: u32) -> Kernel {
+    let params = size_of::<Params>();
+    Kernel { module: "attention.sm80", entry, buffers: 6, maps: 0, params, threads, shared }
+}
+
+static D64: Kernel = kernel("attention_d64", 128, 33_792);
+static D128: Kernel = kernel("attention_d128", 128, 32_768);
+static D512: Kernel = kernel("attention_d512", 256, 81_920);
+static ANY: Kernel = kernel("attention_any", 128, 0);
+
+/// Query rows of a block.
+const ROWS_D64: usize = 64;
+const ROWS_D128: usize = 128;
+const ROWS_D512: usize = 64;
+const ROWS_ANY: usize = 4;
+
+/// Blocks along y and z are counted in 16 bits.
+const GRID: usize = 65_535;
+
+/// Best first, so that each takes the shapes it is made for: `d64` also multiplies 64 columns for a head of 40, `d128` also 128 for one of 72.
+pub static ATTENTION: &[Variant<AttentionArgs>] = &[
+    Variant {
+        name: "attention_d64_sm80",
+        arch: Arch::From(8, 0),
+        accepts: |a, device| tensor_cores(a, device, 64, &D64),
+        scratch: |_, _| 0,
+        launches: |a, _| tiles(a, &D64, ROWS_D64),
+    },
+    Variant {
+        name: "attention_d128_sm80",
+        arch: Arch::From(8, 0),
+        accepts: |a, device| tensor_cores(a, device, 128, &D128).and(plain(a)),
+        scratch: |_, _| 0,
+        launches: |a, _| tiles(a, &D128, ROWS_D128),
+    },
+    Variant {
+        name: "attention_d512_sm80",
+        arch: Arch::From(8, 0),
+        accepts: |a, device| tensor_cores(a, device, 512, &D512).and(plain(a)),
+        scratch: |_, _| 0,
+        launches: |a, _| tiles(a, &D512, ROWS_D512),
+    },
+    Variant {
+        name: "attention_any_sm80",
+        arch: Arch::From(8, 0),
+        accepts: |a, _| any(a),
+        scratch: |_, _| 0,
+        launches: |a, _| rows(a),
+    },
+];
+
+/// The variant to run, or why there is none.
+pub fn choose(args: &AttentionArgs, device: &Device) -> Result<&'static Variant<AttentionArgs>, &'static str> {
+    let mut answer = Err("attention needs compute capability 8.0");
+    for variant in ATTENTION.iter().filter(|v| v.arch.runs_on(device.capability)) {
+        match (variant.accepts)(args, device) {
+            Ok(()) => return Ok(variant),
+            Err(why) => answer = Err(why),
+        }
+    }
+    answer
+}
+
+/// What all kernels want.
+fn any(a: &AttentionArgs) -> Result<(), &'static str> {
+    let first = a.first.map(|(_, t)| t);
+    let (wide, tokens) = ([Some(a.q), Some(a.k), Some(a.v), Some(a.out), first, a.bias], a.tokens());
+    if [Some(a.q), Some(a.k), Some(a.v), Some(a.out), first].iter().flatten().any(|m| m.dtype != DType::BF16) {
+        return Err("attention reads and writes BF16");
+    }
+    if a.bias.is_some_and(|b| !matches!(b.dtype, DType::BF16 | DType::F32)) {
+        return Err("the bias is neither BF16 nor F32");
+    }
+    if a.head_dim() > 1024 {
+        return Err("more than 1024 columns a head");
+    }
+    let small = |n: usize| n < 1 << 31;
+    let blocks = tokens.div_ceil(ROWS_ANY).checked_mul(a.heads).and_then(|n| n.checked_mul(a.batch));
+    if !wide.iter().flatten().all(|m| small(m.stride)) || !small(tokens) || !blocks.is_some_and(small) {
+        return Err("too large for 32-bit sizes");
+    }
+    Ok(())
+}
+
+/// What the kernels with `mma` want; `dim` is the largest head.
+fn tensor_cores(a: &AttentionArgs, device: &Device, dim: usize, kernel: &Kernel) -> Result<(), &'static str> {
+    any(a)?;
+    if a.head_dim() > dim {
+        return Err("the head is too wide");
+    }
+    if !a.head_dim().is_multiple_of(8) {
+        return Err("a head is not a multiple of 8 columns");
+    }
+    let stored = a.first.filter(|(n, _)| *n > 0).map(|(_, t)| t);
+    if ![Some(a.q), Some(a.k), Some(a.v), Some(a.out), stored].iter().flatten().all(Matrix::aligned) {
+        return Err("rows or heads do not begin at multiples of 16 bytes");
+    }
+    // One picture's rows are addressed with 32 bits from its first.
+    if [a.q, a.k, a.v].iter().any(|m| m.stride.saturating_mul(a.tokens()).saturating_mul(2) > u32::MAX as usize) {
+        return Err("one picture's rows span 4 GiB");
+    }
+    if a.heads > GRID || a.batch > GRID {
+        return Err("too many heads or pictures for a grid");
+    }
+    if kernel.shared > device.shared_bytes {
+        return Err("too little shared memory");
+    }
+    Ok(())
+}
+
+/// What the kernels want that have neither bias nor causal masks, and find the largest score before they scale it.
+fn plain(a: &AttentionArgs) -> Result<(), &'static str> {
+    if a.causal || a.bias.is_some() {
+        return Err("neither bias nor causal masks");
+    }
+    if a.scale > 0.0 && a.scale.is_finite() { Ok(()) } else { Err("the scale is not a positive number") }
+}
+
+/// Blocks of `rows` queries of a head: x counts them, y heads, z pictures, so that those which read the same keys run together.
+fn tiles(a: &AttentionArgs, kernel: &'static Kernel, rows: usize) -> Vec<Launch> {
+    launch(a, kernel, [a.tokens().div_ceil(rows), a.heads, a.batch])
+}
+
+fn rows(a: &AttentionArgs) -> Vec<Launch> {
+    launch(a, &ANY, [a.tokens().div_ceil(ROWS_ANY) * a.heads * a.batch, 1, 1])
+}
+
+fn launch(a: &AttentionArgs, kernel: &'static Kernel, grid: [usize; 3]) -> Vec<Launch> {
+    if a.q.rows == 0 || a.q.cols == 0 {
+        return vec![];
+    }
+    let params = Params {
+        tokens: a.tokens() as u32,
+        heads: a.heads as u32,
+        head_dim: a.head_dim() as u32,
+        q_stride: a.q.stride as u32,
+        k_stride: a.k.stride as u32,
+        v_stride: a.v.stride as u32,
+        out_stride: a.out.stride as u32,
+        first_stride: a.first.map_or(0, |(_, t)| t.stride as u32),
+        bias_stride: a.bias.map_or(0, |b| b.stride as u32),
+        first: a.first.map_or(0, |(n, _)| n as u32),
+        causal: u32::from(a.causal),
+        bias_type: a.bias.map_or(0, |b| code(b.dtype)),
+        scale: a.scale,
+    };
+    let address = |m: Option<Matrix>| m.map_or(0, |m| m.address);
+    let first = address(a.first.map(|(_, t)| t));
+    vec![Launch {
+        kernel,
+        grid: grid.map(|n| n as u32),
+        buffers: vec![a.q.address, a.k.address, a.v.address, address(a.bias), first, a.out.address],
+        maps: vec![],
+        params: bytemuck::bytes_of(&params).to_vec(),
+    }]
+}

@@ -1,0 +1,194 @@
+//! Convolutions; the kernels and their reasons are in `kernels/conv2d.cu`.
+
+use super::args::Conv2dArgs;
+use super::launch::{Arch, Device, Kernel, Launch, Matrix, Variant, code};
+use crate::dtype::DType;
+
+/// As in `kernels/conv2d.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    pixels: u32,
+    height: u32,
+    width: u32,
+    out_height: u32,
+    out_width: u32,
+    channels: u32,
+    outputs: u32,
+    kernel: u32,
+    stride: u32,
+    pad: u32,
+    up: u32,
+    x_stride: u32,
+    w_stride: u32,
+    residual_stride: u32,
+    out_stride: u32,
+    dtype: u32,
+    vector: u32,
+    columns: u32,
+}
+
+/// A kernel and the tile of a block, in pixels and output channels.
+struct Tiled {
+    kernel: Kernel,
+    pixels: usize,
+    channels: usize,
+}
+
+const fn tiled(entry: &'static str, pixels: usize, channels: usize, shared: u32) -> Tiled {
+    let params = size_of::<Params>();
+    let kernel = Kernel { module: "conv2d.sm80", entry, buffers: 5, maps: 0, params, threads: 128, shared };
+    Tiled { kernel, pixels, channels }
+}
+
+/// Bytes of `stages` stages of 32 input channels.
+const fn stages(stages: u32, pixels: u32, channels: u32) -> u32 {
+    stages * (pixels + channels) * 64
+}
+
+static WIDE: Tiled = tiled("conv2d_bf16_128x128", 128, 128, stages(3, 128, 128));
+static MIDDLE: Tiled = tiled("conv2d_bf16_128x64", 128, 64, stages(4, 128, 64));
+static NARROW: Tiled = tiled("conv2d_bf16_128x16", 128, 16, stages(3, 128, 16));
+static ANY: Tiled = tiled("conv2d_any", 64, 64, 0);
+
+/// All variants. They sum in the same order of taps and channels; those with vector loads give the same bits.
+pub static CONV2D: &[Variant<Conv2dArgs>] = &[
+    Variant {
+        name: "conv2d_bf16_128x128_sm80",
+        arch: Arch::From(8, 0),
+        accepts: chunks,
+        scratch: none,
+        launches: |a, _| vec![launch(&WIDE, a)],
+    },
+    Variant {
+        name: "conv2d_bf16_128x64_sm80",
+        arch: Arch::From(8, 0),
+        accepts: chunks,
+        scratch: none,
+        launches: |a, _| vec![launch(&MIDDLE, a)],
+    },
+    Variant {
+        name: "conv2d_bf16_128x16_sm80",
+        arch: Arch::From(8, 0),
+        accepts: chunks,
+        scratch: none,
+        launches: |a, _| vec![launch(&NARROW, a)],
+    },
+    Variant {
+        name: "conv2d_any_sm80",
+        arch: Arch::From(8, 0),
+        accepts: any,
+        scratch: none,
+        launches: |a, _| vec![launch(&ANY, a)],
+    },
+];
+
+/// The fastest variant for these operands: the widest tile that the output channels fill, and the plain kernel for the rest.
+pub fn choose(args: &Conv2dArgs, device: &Device) -> &'static Variant<Conv2dArgs> {
+    let tile = match args.shape.out_channels {
+        ..=16 => 2,
+        17..=64 => 1,
+        _ => 0,
+    };
+    let last = CONV2D.len() - 1;
+    let fits = |v: &Variant<Conv2dArgs>| v.arch.runs_on(device.capability) && (v.accepts)(args, device).is_ok();
+    if fits(&CONV2D[tile]) { &CONV2D[tile] } else { &CONV2D[last] }
+}
+
+fn none(_: &Conv2dArgs, _: &Device) -> usize {
+    0
+}
+
+/// What all kernels need: sizes that fit 32 bits, and operands that fit the shape.
+fn any(a: &Conv2dArgs, _: &Device) -> Result<(), &'static str> {
+    let s = &a.shape;
+    let (source_height, source_width) = s.source();
+    let matrix = |m: &Matrix, rows: usize, cols: usize| (m.rows, m.cols) == (rows, cols) && m.stride >= cols;
+    let outer = |n: usize| n + s.pad_before + s.pad_after;
+    if !matches!(s.kernel, 1 | 3) || !matches!(s.stride, 1 | 2) {
+        return Err("kernel is not 1 or 3, or stride not 1 or 2");
+    }
+    if [s.batch, s.height, s.width, s.in_channels, s.out_channels].contains(&0)
+        || outer(source_height).min(outer(source_width)) < s.kernel
+    {
+        return Err("there are no pixels");
+    }
+    let (height, width) = s.output();
+    let pixels = s.batch.checked_mul(height).and_then(|n| n.checked_mul(width)).unwrap_or(usize::MAX);
+    let taps = s.kernel * s.kernel;
+    if a.x.dtype != DType::BF16 || a.w.dtype != DType::BF16 {
+        return Err("x and w must be BF16");
+    }
+    if !matches!(a.out.dtype, DType::BF16 | DType::F32) || a.residual.is_some_and(|r| r.dtype != a.out.dtype) {
+        return Err("out and residual must both be BF16 or both F32");
+    }
+    if !matrix(&a.x, s.batch * s.height * s.width, s.in_channels)
+        || !matrix(&a.w, s.out_channels, taps * s.in_channels)
+        || !matrix(&a.out, pixels, s.out_channels)
+        || a.residual.is_some_and(|r| !matrix(&r, pixels, s.out_channels))
+    {
+        return Err("an operand does not match the shape");
+    }
+    // Coordinates are signed, and a grid has less than 2^31 blocks, even of the smallest tiles.
+    let strides = [a.x.stride, a.w.stride, a.out.stride, a.residual.map_or(0, |r| r.stride)];
+    let blocks = pixels.div_ceil(64) as u128 * s.out_channels.div_ceil(16) as u128;
+    if pixels.max(a.x.rows) >= 1 << 31
+        || outer(source_height).max(outer(source_width)) >= 1 << 30
+        || strides.iter().any(|n| *n >= 1 << 31)
+        || blocks >= 1 << 31
+    {
+        return Err("more than 2^31 pixels or blocks");
+    }
+    Ok(())
+}
+
+/// Whether pixels and filters can be copied in chunks of 16 bytes.
+fn chunks(a: &Conv2dArgs, device: &Device) -> Result<(), &'static str> {
+    any(a, device)?;
+    if !a.x.aligned() {
+        return Err("x is not made of whole 16-byte chunks");
+    }
+    if !a.w.address.is_multiple_of(16) || !a.w.stride.is_multiple_of(8) {
+        return Err("rows of w do not begin at multiples of 16 bytes");
+    }
+    Ok(())
+}
+
+fn launch(tiled: &'static Tiled, a: &Conv2dArgs) -> Launch {
+    let s = &a.shape;
+    let (out_height, out_width) = s.output();
+    let pixels = s.batch * out_height * out_width;
+    let columns = s.out_channels.div_ceil(tiled.channels);
+    let four = |m: &Matrix| m.address.is_multiple_of(4 * m.dtype.size() as u64) && m.stride.is_multiple_of(4);
+    let vector = s.out_channels.is_multiple_of(4)
+        && four(&a.out)
+        && a.residual.as_ref().is_none_or(four)
+        && a.bias.is_multiple_of(16);
+    let params = Params {
+        pixels: pixels as u32,
+        height: s.height as u32,
+        width: s.width as u32,
+        out_height: out_height as u32,
+        out_width: out_width as u32,
+        channels: s.in_channels as u32,
+        outputs: s.out_channels as u32,
+        kernel: s.kernel as u32,
+        stride: s.stride as u32,
+        pad: s.pad_before as u32,
+        up: s.upsample.into(),
+        x_stride: a.x.stride as u32,
+        w_stride: a.w.stride as u32,
+        residual_stride: a.residual.map_or(0, |r| r.stride) as u32,
+        out_stride: a.out.stride as u32,
+        dtype: code(a.out.dtype),
+        vector: vector.into(),
+        columns: columns as u32,
+    };
+    Launch {
+        kernel: &tiled.kernel,
+        grid: [(pixels.div_ceil(tiled.pixels) * columns) as u32, 1, 1],
+        buffers: vec![a.x.address, a.w.address, a.bias, a.residual.map_or(0, |r| r.address), a.out.address],
+        maps: vec![],
+        params: bytemuck::bytes_of(&params).to_vec(),
+    }
+}

@@ -1,0 +1,257 @@
+//! The form in which a weight lies in device memory, and how its bytes are made from those of the file.
+//!
+//! Matrices keep their stored type; parts of one type lie one after another, so that a fused q, k, v is one matrix. Rows begin at multiples of 16
+//! bytes, which is what `cp.async` and TMA want: FLUX's own shapes need no padding for it, so their bytes go from the file to the device as they are.
+//! F32 matrices become BF16 on the way, which is what the tensor cores would make of them anyway; vectors become F32, convolutions BF16 with the
+//! input channel fastest.
+
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::op::Use;
+use crate::tensor::{HostPart, HostWeight, Scale};
+
+/// Segments and scales begin at multiples of this many bytes.
+pub(super) const ALIGN: usize = 256;
+
+/// Consecutive rows of one element type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Segment {
+    /// Row of the weight at which it begins.
+    pub first: usize,
+    pub rows: usize,
+    pub cols: usize,
+    pub dtype: DType,
+    /// Elements from row to row.
+    pub stride: usize,
+    /// Bytes from the weight's place.
+    pub offset: usize,
+    /// The same of `rows` f32 factors, if there are any.
+    pub scales: Option<usize>,
+}
+
+/// The form of one weight.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Form {
+    pub segments: Vec<Segment>,
+    pub bytes: usize,
+}
+
+/// Some bytes of a weight, from `to` bytes after its place.
+pub(super) enum Piece {
+    /// As `part` stores them, from its byte `from` on.
+    Stored { to: usize, part: HostPart },
+    /// Made on the host.
+    Made { to: usize, bytes: Vec<u8> },
+}
+
+impl Form {
+    pub fn of(weight: &HostWeight, how: Use) -> Form {
+        let mut segments: Vec<Segment> = Vec::new();
+        match how {
+            Use::Vector => {
+                let cols = weight.rows * weight.cols;
+                segments.push(segment(0, 1, cols, DType::F32));
+            }
+            Use::Kernel { .. } => segments.push(segment(0, weight.rows, weight.cols, DType::BF16)),
+            Use::Matrix | Use::Table => {
+                let mut first = 0;
+                let table = (how == Use::Table).then(|| table(weight));
+                for part in &weight.parts {
+                    let dtype = table.unwrap_or(if part.dtype == DType::F32 { DType::BF16 } else { part.dtype });
+                    let scaled = how == Use::Matrix && !is_one(part);
+                    match segments.last_mut() {
+                        Some(last) if last.dtype == dtype => last.rows += part.rows,
+                        _ => segments.push(segment(first, part.rows, weight.cols, dtype)),
+                    }
+                    let last = segments.last_mut().expect("one was just pushed");
+                    last.scales = last.scales.or(scaled.then_some(0));
+                    first += part.rows;
+                }
+            }
+        }
+        let mut bytes = 0usize;
+        let mut take = |n: usize| {
+            let at = bytes.next_multiple_of(ALIGN);
+            bytes = at + n;
+            at
+        };
+        for s in &mut segments {
+            s.offset = take(s.rows * s.stride * s.dtype.size());
+            if s.scales.is_some() {
+                s.scales = Some(take(4 * s.rows));
+            }
+        }
+        Form { segments, bytes }
+    }
+
+    /// What must be copied. Only what the host makes is held in memory, and that is small: vectors, convolutions, matrices of test models.
+    pub fn pieces(&self, weight: &HostWeight, how: Use) -> Result<Vec<Piece>> {
+        let mut pieces = Vec::new();
+        match how {
+            Use::Vector => {
+                let bytes = weight.to_f32().iter().flat_map(|v| v.to_le_bytes()).collect();
+                pieces.push(Piece::Made { to: 0, bytes });
+            }
+            Use::Kernel { taps } => pieces.push(Piece::Made { to: 0, bytes: kernel(weight, &self.segments[0], taps) }),
+            Use::Matrix | Use::Table => {
+                for s in &self.segments {
+                    let mut row = 0;
+                    let mut scales = Vec::new();
+                    for part in parts_of(weight, s) {
+                        let to = s.offset + row * s.stride * s.dtype.size();
+                        let raw = s.stride == s.cols && part.dtype == s.dtype && (how == Use::Matrix || is_one(part));
+                        pieces.push(if raw {
+                            Piece::Stored { to, part: part.clone() }
+                        } else {
+                            Piece::Made { to, bytes: rows(part, s, how) }
+                        });
+                        scales.extend((0..part.rows).flat_map(|r| part.scale.of(r).to_le_bytes()));
+                        row += part.rows;
+                    }
+                    if let Some(to) = s.scales {
+                        pieces.push(Piece::Made { to, bytes: scales });
+                    }
+                }
+            }
+        }
+        Ok(pieces)
+    }
+}
+
+fn is_one(part: &HostPart) -> bool {
+    matches!(part.scale, Scale::One)
+}
+
+/// The parts that make up `segment`.
+fn parts_of<'a>(weight: &'a HostWeight, segment: &Segment) -> impl Iterator<Item = &'a HostPart> {
+    let mut first = 0;
+    let within = segment.first..segment.first + segment.rows;
+    weight.parts.iter().filter(move |part| {
+        let at = first;
+        first += part.rows;
+        within.contains(&at)
+    })
+}
+
+/// The one element type of a table on the device: the kernel of `embed` knows no scales and no parts.
+fn table(weight: &HostWeight) -> DType {
+    let all = |dtype| weight.parts.iter().all(|p| p.dtype == dtype && is_one(p));
+    if all(DType::F16) { DType::F16 } else { DType::BF16 }
+}
+
+fn segment(first: usize, rows: usize, cols: usize, dtype: DType) -> Segment {
+    let stride = (cols * dtype.size()).next_multiple_of(16) / dtype.size();
+    let stride = if dtype == DType::F32 { cols } else { stride };
+    Segment { first, rows, cols, dtype, stride, offset: 0, scales: None }
+}
+
+/// The rows of `part`, padded with zeros, in the segment's type; for a table, scaled.
+fn rows(part: &HostPart, segment: &Segment, how: Use) -> Vec<u8> {
+    let size = part.dtype.size();
+    let mut out = Vec::with_capacity(part.rows * segment.stride * segment.dtype.size());
+    let pad = (segment.stride - segment.cols) * segment.dtype.size();
+    for (r, row) in part.bytes().chunks_exact((part.cols * size).max(1)).enumerate() {
+        let scale = if how == Use::Table { part.scale.of(r) } else { 1.0 };
+        if part.dtype == segment.dtype && scale == 1.0 {
+            out.extend_from_slice(row);
+        } else {
+            row.chunks_exact(size).for_each(|b| segment.dtype.encode(part.dtype.decode(b) * scale, &mut out));
+        }
+        out.resize(out.len() + pad, 0);
+    }
+    out
+}
+
+/// A convolution's weight as BF16, `out x taps x in` from `out x in x taps`.
+fn kernel(weight: &HostWeight, segment: &Segment, taps: usize) -> Vec<u8> {
+    use rayon::prelude::*;
+    let channels = weight.cols / taps;
+    let rows: Vec<(&HostPart, usize)> = weight.parts.iter().flat_map(|p| (0..p.rows).map(move |r| (p, r))).collect();
+    let one = |&(part, r): &(&HostPart, usize)| {
+        let size = part.dtype.size();
+        let row = &part.bytes()[r * part.cols * size..(r + 1) * part.cols * size];
+        let scale = part.scale.of(r);
+        let mut out = Vec::with_capacity(2 * segment.stride);
+        for tap in 0..taps {
+            for c in 0..channels {
+                let at = (c * taps + tap) * size;
+                DType::BF16.encode(part.dtype.decode(&row[at..at + size]) * scale, &mut out);
+            }
+        }
+        out.resize(2 * segment.stride, 0);
+        out
+    };
+    rows.par_iter().flat_map_iter(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn part(rows: usize, cols: usize, dtype: DType, scale: Scale) -> HostPart {
+        let mut bytes = Vec::new();
+        (0..rows * cols).for_each(|i| dtype.encode((i % 13) as f32 - 6.0, &mut bytes));
+        HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype, scale }
+    }
+
+    /// The weight as the device would hold it.
+    fn image(weight: &HostWeight, how: Use) -> (Form, Vec<u8>) {
+        let form = Form::of(weight, how);
+        let mut bytes = vec![0xee; form.bytes];
+        for piece in form.pieces(weight, how).unwrap() {
+            let (to, from) = match &piece {
+                Piece::Stored { to, part } => (*to, part.bytes()),
+                Piece::Made { to, bytes } => (*to, bytes.as_slice()),
+            };
+            bytes[to..to + from.len()].copy_from_slice(from);
+        }
+        (form, bytes)
+    }
+
+    #[test]
+    fn parts_of_one_type_are_one_matrix_and_their_scales_lie_behind_it() {
+        let rows: Arc<[f32]> = vec![0.5; 20].into();
+        let parts = vec![
+            part(24, 48, DType::F8E4M3, Scale::Tensor(2.0)),
+            part(20, 48, DType::F8E4M3, Scale::Rows(rows)),
+            part(5, 48, DType::F32, Scale::One),
+        ];
+        let weight = HostWeight { rows: 49, cols: 48, parts };
+        let (form, bytes) = image(&weight, Use::Matrix);
+        let shapes: Vec<_> = form.segments.iter().map(|s| (s.first, s.rows, s.dtype, s.scales.is_some())).collect();
+        assert_eq!(shapes, [(0, 44, DType::F8E4M3, true), (44, 5, DType::BF16, false)]);
+        let whole = weight.to_f32();
+        for s in &form.segments {
+            for (r, c) in (0..s.rows).flat_map(|r| (0..48).map(move |c| (r, c))) {
+                let at = s.offset + (r * s.stride + c) * s.dtype.size();
+                let scale = s.scales.map_or(1.0, |o| DType::F32.decode(&bytes[o + 4 * r..]));
+                assert_eq!(s.dtype.decode(&bytes[at..]) * scale, whole[(s.first + r) * 48 + c]);
+            }
+        }
+    }
+
+    #[test]
+    fn odd_rows_are_padded_with_zeros() {
+        let weight = HostWeight { rows: 3, cols: 31, parts: vec![part(3, 31, DType::F8E4M3, Scale::One)] };
+        let (form, bytes) = image(&weight, Use::Matrix);
+        assert_eq!((form.segments[0].stride, form.bytes), (32, 96));
+        assert!((0..3).all(|r| bytes[r * 32 + 31] == 0));
+    }
+
+    #[test]
+    fn kernels_have_the_input_channel_fastest_and_vectors_are_f32() {
+        let weight = HostWeight { rows: 2, cols: 3 * 9, parts: vec![part(2, 27, DType::F16, Scale::One)] };
+        let (form, bytes) = image(&weight, Use::Kernel { taps: 9 });
+        let s = form.segments[0];
+        let whole = weight.to_f32();
+        for (o, c, t) in (0..2).flat_map(|o| (0..3).flat_map(move |c| (0..9).map(move |t| (o, c, t)))) {
+            let at = 2 * (o * s.stride + t * 3 + c);
+            assert_eq!(DType::BF16.decode(&bytes[at..]), whole[o * 27 + c * 9 + t]);
+        }
+        let weight = HostWeight { rows: 1, cols: 5, parts: vec![part(1, 5, DType::BF16, Scale::Tensor(0.5))] };
+        let (_, bytes) = image(&weight, Use::Vector);
+        assert_eq!(bytes.chunks(4).map(|b| DType::F32.decode(b)).collect::<Vec<_>>(), weight.to_f32());
+    }
+}

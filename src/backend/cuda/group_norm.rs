@@ -1,0 +1,193 @@
+//! Group normalisation; the kernels and their reasons are in `kernels/group_norm.cu`.
+
+use super::launch::{Arch, Device, Kernel, Launch, Matrix, Variant, code};
+use crate::dtype::DType;
+
+/// See `Op::GroupNorm`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GroupNormArgs {
+    /// `batch*pixels x channels`, BF16 or F32.
+    pub x: Matrix,
+    /// Address of channels f32.
+    pub weight: u64,
+    /// Address of channels f32.
+    pub bias: u64,
+    /// Pictures.
+    pub batch: usize,
+    /// Divides the channels.
+    pub groups: usize,
+    /// Added to the variance.
+    pub eps: f32,
+    /// SiLU follows.
+    pub silu: bool,
+    /// Of the shape of `x`, BF16 or F32; may be `x` itself.
+    pub out: Matrix,
+    /// Address of scratch (256-aligned), as much as the variant asked for.
+    pub scratch: u64,
+}
+
+impl GroupNormArgs {
+    /// Rows of a picture.
+    fn pixels(&self) -> usize {
+        self.x.rows / self.batch
+    }
+}
+
+/// As in `kernels/group_norm.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    rows: u32,
+    channels: u32,
+    groups: u32,
+    chunk_rows: u32,
+    chunks: u32,
+    x_stride: u32,
+    out_stride: u32,
+    x_dtype: u32,
+    out_dtype: u32,
+    silu: u32,
+    eps: f32,
+}
+
+const THREADS: usize = 256;
+/// Bytes of x that a block reads, at least, where there are as many: long enough to hide how a block begins and ends.
+const CHUNK_BYTES: usize = 64 << 10;
+/// Chunks of a picture, at most: what one block joins in four rounds.
+const CHUNKS: usize = 1024;
+
+const fn kernel(entry: &'static str, buffers: usize) -> Kernel {
+    let params = size_of::<Params>();
+    Kernel { module: "group_norm.sm80", entry, buffers, maps: 0, params, threads: THREADS as u32, shared: 0 }
+}
+
+static STATISTICS: Kernel = kernel("group_norm_statistics_bf16", 2);
+static STATISTICS_ANY: Kernel = kernel("group_norm_statistics_any", 2);
+static MERGE: Kernel = kernel("group_norm_merge", 2);
+static APPLY: Kernel = kernel("group_norm_apply_bf16", 5);
+static APPLY_ANY: Kernel = kernel("group_norm_apply_any", 5);
+
+/// All variants, the fastest first.
+pub static GROUP_NORM: &[Variant<GroupNormArgs>] = &[
+    Variant {
+        name: "group_norm_bf16_sm80",
+        arch: Arch::From(8, 0),
+        accepts: vectors,
+        scratch: |a, _| scratch(a, rows(a)),
+        launches: |a, _| {
+            let chunk = rows(a);
+            let blocks = a.batch * a.pixels().div_ceil(chunk);
+            launches(a, (&STATISTICS, chunk, blocks), (&APPLY, chunk))
+        },
+    },
+    Variant {
+        name: "group_norm_any_sm80",
+        arch: Arch::From(8, 0),
+        accepts: any,
+        scratch: |a, _| scratch(a, rows_any(a)),
+        launches: |a, _| {
+            let chunk = rows_any(a);
+            let blocks = a.batch * a.groups * a.pixels().div_ceil(chunk);
+            launches(a, (&STATISTICS_ANY, chunk, blocks), (&APPLY_ANY, 16_384usize.div_ceil(a.x.cols)))
+        },
+    },
+];
+
+/// The fastest variant for these operands.
+pub fn choose(args: &GroupNormArgs, device: &Device) -> &'static Variant<GroupNormArgs> {
+    let fits = |v: &&Variant<GroupNormArgs>| v.arch.runs_on(device.capability) && (v.accepts)(args, device).is_ok();
+    GROUP_NORM.iter().find(fits).unwrap_or(&GROUP_NORM[GROUP_NORM.len() - 1])
+}
+
+/// Rows of a chunk of the vector kernels: whole rounds of four rows a thread. A function of the shape alone, as the order of summation is.
+fn rows(a: &GroupNormArgs) -> usize {
+    let round = 4 * (THREADS / (a.x.cols / 8));
+    (CHUNK_BYTES / (2 * a.x.cols)).max(a.pixels().div_ceil(CHUNKS)).next_multiple_of(round)
+}
+
+/// Rows of a chunk of `group_norm_statistics_any`, of one group.
+fn rows_any(a: &GroupNormArgs) -> usize {
+    16_384usize.div_ceil(a.x.cols / a.groups).max(a.pixels().div_ceil(CHUNKS))
+}
+
+/// Bytes of the partial moments, (mean, squared deviations) of each picture, group and chunk; those of the groups follow.
+fn partials(a: &GroupNormArgs, chunk_rows: usize) -> usize {
+    a.batch * a.groups * a.pixels().div_ceil(chunk_rows) * 8
+}
+
+fn scratch(a: &GroupNormArgs, chunk_rows: usize) -> usize {
+    partials(a, chunk_rows) + a.batch * a.groups * 8
+}
+
+/// What all kernels need: operands that match, and sizes that fit 32 bits.
+fn any(a: &GroupNormArgs, _: &Device) -> Result<(), &'static str> {
+    if [a.x.rows, a.x.cols, a.batch, a.groups].contains(&0)
+        || !a.x.rows.is_multiple_of(a.batch)
+        || !a.x.cols.is_multiple_of(a.groups)
+    {
+        return Err("rows or channels do not divide evenly");
+    }
+    if (a.x.rows, a.x.cols) != (a.out.rows, a.out.cols) || a.x.stride < a.x.cols || a.out.stride < a.out.cols {
+        return Err("out does not match x");
+    }
+    if [a.x.dtype, a.out.dtype].iter().any(|d| !matches!(d, DType::BF16 | DType::F32)) {
+        return Err("x and out must be BF16 or F32");
+    }
+    let chunk = rows_any(a);
+    if a.x.rows >= 1 << 31
+        || a.x.stride.max(a.out.stride) >= 1 << 31
+        || a.x.cols >= 1 << 30
+        || a.batch * a.groups * a.pixels().div_ceil(chunk) >= 1 << 31
+        || chunk * (a.x.cols / a.groups) >= 1 << 31
+    {
+        return Err("more than 2^31 rows, columns or blocks");
+    }
+    Ok(())
+}
+
+/// Whether a thread can hold 8 channels, and a block a row.
+fn vectors(a: &GroupNormArgs, device: &Device) -> Result<(), &'static str> {
+    any(a, device)?;
+    if a.x.dtype != DType::BF16 || a.out.dtype != DType::BF16 {
+        return Err("x and out must be BF16");
+    }
+    if !a.x.aligned() || !a.out.aligned() || !a.weight.is_multiple_of(16) || !a.bias.is_multiple_of(16) {
+        return Err("x, out, weight or bias are not made of whole 16-byte chunks");
+    }
+    if a.x.cols > 8 * THREADS {
+        return Err("more than 2048 channels");
+    }
+    Ok(())
+}
+
+/// Statistics by a kernel with its rows of a chunk and blocks, their merge, and the application by a kernel with its rows of a chunk.
+fn launches(
+    a: &GroupNormArgs,
+    (first, first_rows, first_blocks): (&'static Kernel, usize, usize),
+    (last, last_rows): (&'static Kernel, usize),
+) -> Vec<Launch> {
+    let statistics = a.scratch + partials(a, first_rows) as u64;
+    let launch = |kernel, blocks: usize, rows: usize, buffers| {
+        let params = Params {
+            rows: a.pixels() as u32,
+            channels: a.x.cols as u32,
+            groups: a.groups as u32,
+            chunk_rows: rows as u32,
+            chunks: a.pixels().div_ceil(rows) as u32,
+            x_stride: a.x.stride as u32,
+            out_stride: a.out.stride as u32,
+            x_dtype: code(a.x.dtype),
+            out_dtype: code(a.out.dtype),
+            silu: a.silu.into(),
+            eps: a.eps,
+        };
+        let params = bytemuck::bytes_of(&params).to_vec();
+        Launch { kernel, grid: [blocks as u32, 1, 1], buffers, maps: vec![], params }
+    };
+    let last_blocks = a.batch * a.pixels().div_ceil(last_rows);
+    vec![
+        launch(first, first_blocks, first_rows, vec![a.x.address, a.scratch]),
+        launch(&MERGE, a.batch * a.groups, first_rows, vec![a.scratch, statistics]),
+        launch(last, last_blocks, last_rows, vec![a.x.address, statistics, a.weight, a.bias, a.out.address]),
+    ]
+}

@@ -1,0 +1,253 @@
+//! What runs once for a text, a step or a picture on CUDA: token and time embeddings, latents to tokens and back, the sampler's step.
+//! `kernels/elementwise.cu` has the kernels. A few megabytes each: one variant takes everything.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::elementwise::{activations, counts, elements, grid_fits, kernel, launch};
+use super::launch::{Arch, Kernel, Matrix, Variant, code};
+use crate::dtype::DType;
+
+/// See `Op::Embed`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EmbedArgs {
+    /// vocabulary x cols, BF16, F16 or F32.
+    pub table: Matrix,
+    /// Address of `out.rows` I32 within the table; a row whose id is not becomes NaN.
+    pub ids: u64,
+    /// n x cols, BF16, F16 or F32.
+    pub positions: Option<Matrix>,
+    /// rows x cols, BF16 or F32.
+    pub out: Matrix,
+}
+
+/// See `Op::TimestepEmbed`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TimestepEmbedArgs {
+    /// rows x 1, F32; 1000 t below 10^6, or angles lose their last bits.
+    pub t: Matrix,
+    /// rows x cols, BF16 or F32; cols is even.
+    pub out: Matrix,
+}
+
+/// See `Op::Pack`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PackArgs {
+    /// batch*height*width x channels, BF16 or F32.
+    pub x: Matrix,
+    /// Of a picture of `x`, in latent pixels; both are even.
+    pub height: usize,
+    pub width: usize,
+    /// batch*(height/2)*(width/2) x 4*channels, BF16 or F32.
+    pub out: Matrix,
+}
+
+/// See `Op::Unpack`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct UnpackArgs {
+    /// batch*(height/2)*(width/2) x 4*channels, BF16 or F32.
+    pub x: Matrix,
+    /// Of a picture of `out`, in latent pixels; both are even.
+    pub height: usize,
+    pub width: usize,
+    pub scale: f32,
+    pub shift: f32,
+    /// batch*height*width x channels, BF16 or F32.
+    pub out: Matrix,
+}
+
+/// See `Op::EulerStep`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EulerStepArgs {
+    /// rows x cols, F32; updated in place.
+    pub x: Matrix,
+    /// rows x cols, or 2*rows x cols with `cfg`, BF16 or F32.
+    pub v: Matrix,
+    /// Address of two f32: t_next - t, and the scale of true CFG.
+    pub params: u64,
+    pub cfg: bool,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct EmbedParams {
+    rows: u32,
+    cols: u32,
+    table_rows: u32,
+    table_stride: u32,
+    table_type: u32,
+    positions_rows: u32,
+    positions_stride: u32,
+    positions_type: u32,
+    out_stride: u32,
+    out_type: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct TimestepParams {
+    rows: u32,
+    half: u32,
+    t_stride: u32,
+    out_stride: u32,
+    out_type: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct LatentParams {
+    tokens: u32,
+    cols: u32,
+    width: u32,
+    x_stride: u32,
+    out_stride: u32,
+    x_type: u32,
+    out_type: u32,
+    scale: f32,
+    shift: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct EulerParams {
+    rows: u32,
+    cols: u32,
+    x_stride: u32,
+    v_stride: u32,
+    v_type: u32,
+    cfg: u32,
+}
+
+static EMBED_ANY: Kernel = kernel::<EmbedParams>("embed_any_sm80", 4);
+static TIMESTEP_EMBED_ANY: Kernel = kernel::<TimestepParams>("timestep_embed_any_sm80", 2);
+static PACK_ANY: Kernel = kernel::<LatentParams>("pack_any_sm80", 2);
+static UNPACK_ANY: Kernel = kernel::<LatentParams>("unpack_any_sm80", 2);
+static EULER_STEP_ANY: Kernel = kernel::<EulerParams>("euler_step_any_sm80", 3);
+
+/// Tables and positions are weights, which stay in their stored type.
+fn stored(m: &Matrix) -> Result<(), &'static str> {
+    let known = matches!(m.dtype, DType::BF16 | DType::F16 | DType::F32);
+    known.then_some(()).ok_or("the table is none of bf16, f16 and f32")?;
+    counts(&[m])
+}
+
+/// Takes everything.
+pub static EMBED: &[Variant<EmbedArgs>] = &[Variant {
+    name: "embed_any_sm80",
+    arch: Arch::From(8, 0),
+    accepts: |a, _| {
+        stored(&a.table)?;
+        a.positions.as_ref().map_or(Ok(()), stored)?;
+        activations(&[&a.out]).and(grid_fits(elements(&a.out)))
+    },
+    scratch: |_, _| 0,
+    launches: |a, _| {
+        let params = EmbedParams {
+            rows: a.out.rows as u32,
+            cols: a.out.cols as u32,
+            table_rows: a.table.rows as u32,
+            table_stride: a.table.stride as u32,
+            table_type: code(a.table.dtype),
+            positions_rows: a.positions.map_or(1, |p| p.rows as u32),
+            positions_stride: a.positions.map_or(0, |p| p.stride as u32),
+            positions_type: a.positions.map_or(0, |p| code(p.dtype)),
+            out_stride: a.out.stride as u32,
+            out_type: code(a.out.dtype),
+        };
+        let buffers = vec![a.table.address, a.ids, a.positions.map_or(0, |p| p.address), a.out.address];
+        launch(&EMBED_ANY, elements(&a.out), buffers, &params)
+    },
+}];
+
+/// Takes everything.
+pub static TIMESTEP_EMBED: &[Variant<TimestepEmbedArgs>] = &[Variant {
+    name: "timestep_embed_any_sm80",
+    arch: Arch::From(8, 0),
+    accepts: |a, _| {
+        (a.t.dtype == DType::F32).then_some(()).ok_or("times are not f32")?;
+        a.out.cols.is_multiple_of(2).then_some(()).ok_or("the columns are odd")?;
+        activations(&[&a.t, &a.out]).and(grid_fits(elements(&a.out) / 2))
+    },
+    scratch: |_, _| 0,
+    launches: |a, _| {
+        let params = TimestepParams {
+            rows: a.out.rows as u32,
+            half: (a.out.cols / 2) as u32,
+            t_stride: a.t.stride as u32,
+            out_stride: a.out.stride as u32,
+            out_type: code(a.out.dtype),
+        };
+        launch(&TIMESTEP_EMBED_ANY, elements(&a.out) / 2, vec![a.t.address, a.out.address], &params)
+    },
+}];
+
+/// The parameters that `pack` and `unpack` share; `tokens` is the packed side.
+fn latents(tokens: &Matrix, width: usize, x: &Matrix, out: &Matrix) -> LatentParams {
+    LatentParams {
+        tokens: tokens.rows as u32,
+        cols: tokens.cols as u32,
+        width: width as u32,
+        x_stride: x.stride as u32,
+        out_stride: out.stride as u32,
+        x_type: code(x.dtype),
+        out_type: code(out.dtype),
+        scale: 1.0,
+        shift: 0.0,
+    }
+}
+
+fn even(height: usize, width: usize) -> Result<(), &'static str> {
+    let even = height.is_multiple_of(2) && width.is_multiple_of(2) && width < 1 << 31;
+    even.then_some(()).ok_or("height or width is odd")
+}
+
+/// Takes everything.
+pub static PACK: &[Variant<PackArgs>] = &[Variant {
+    name: "pack_any_sm80",
+    arch: Arch::From(8, 0),
+    accepts: |a, _| {
+        even(a.height, a.width)?;
+        activations(&[&a.x, &a.out]).and(grid_fits(elements(&a.out)))
+    },
+    scratch: |_, _| 0,
+    launches: |a, _| {
+        let params = latents(&a.out, a.width, &a.x, &a.out);
+        launch(&PACK_ANY, elements(&a.out), vec![a.x.address, a.out.address], &params)
+    },
+}];
+
+/// Takes everything.
+pub static UNPACK: &[Variant<UnpackArgs>] = &[Variant {
+    name: "unpack_any_sm80",
+    arch: Arch::From(8, 0),
+    accepts: |a, _| {
+        even(a.height, a.width)?;
+        activations(&[&a.x, &a.out]).and(grid_fits(elements(&a.x)))
+    },
+    scratch: |_, _| 0,
+    launches: |a, _| {
+        let params = LatentParams { scale: a.scale, shift: a.shift, ..latents(&a.x, a.width, &a.x, &a.out) };
+        launch(&UNPACK_ANY, elements(&a.x), vec![a.x.address, a.out.address], &params)
+    },
+}];
+
+/// Takes everything.
+pub static EULER_STEP: &[Variant<EulerStepArgs>] = &[Variant {
+    name: "euler_step_any_sm80",
+    arch: Arch::From(8, 0),
+    accepts: |a, _| {
+        (a.x.dtype == DType::F32).then_some(()).ok_or("x is not f32")?;
+        activations(&[&a.x, &a.v]).and(grid_fits(elements(&a.x)))
+    },
+    scratch: |_, _| 0,
+    launches: |a, _| {
+        let params = EulerParams {
+            rows: a.x.rows as u32,
+            cols: a.x.cols as u32,
+            x_stride: a.x.stride as u32,
+            v_stride: a.v.stride as u32,
+            v_type: code(a.v.dtype),
+            cfg: a.cfg.into(),
+        };
+        launch(&EULER_STEP_ANY, elements(&a.x), vec![a.x.address, a.v.address, a.params], &params)
+    },
+}];

@@ -1,0 +1,302 @@
+//! `linear`: kernels/linear.cu. Which tile suits a shape is `choose`'s to say; `accepts` only says what can run.
+
+use super::args::{LinearArgs, Tail};
+use super::launch::{Arch, Device, Kernel, Launch, Matrix, Variant, code};
+use crate::dtype::DType;
+
+/// `LinearParams` in kernels/epilogue.cuh, for every kernel of the family. Strides count elements.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Params {
+    pub rows: u32,
+    pub n: u32,
+    pub k: u32,
+    pub x_stride: u32,
+    pub w_stride: u32,
+    pub out_stride: u32,
+    pub residual_stride: u32,
+    pub gate_stride: u32,
+    /// Rows of one group: row r is multiplied with row `r / group_rows` of the gate.
+    pub group_rows: u32,
+    /// 0 none, 1 silu, 2 gelu_tanh, 3 quick_gelu, 4 add, 5 gated add.
+    pub tail: u32,
+    /// Of `out` and the residual.
+    pub out_dtype: u32,
+    pub gate_dtype: u32,
+    /// 1 where 4 divides n and four columns of out, residual, gate, scales and bias may move as one vector.
+    pub vector: u32,
+    /// Parts of k that are summed on their own, and how many steps of 32 k each has.
+    pub splits: u32,
+    pub split_steps: u32,
+    pub w_dtype: u32,
+}
+
+/// How many elements of k a kernel's pipeline takes at a time.
+const STEP: usize = 32;
+
+fn residual(a: &LinearArgs) -> Option<Matrix> {
+    match a.tail {
+        Tail::Add { residual } | Tail::GatedAdd { residual, .. } => Some(residual),
+        _ => None,
+    }
+}
+
+fn gate(a: &LinearArgs) -> Option<Matrix> {
+    match a.tail {
+        Tail::GatedAdd { gate, .. } => Some(gate),
+        _ => None,
+    }
+}
+
+/// The parameters of a launch that sums all of k at once. Only for sizes that `legal` has passed.
+pub fn params(a: &LinearArgs) -> Params {
+    let (residual, gate) = (residual(a), gate(a));
+    let fours = |m: &Matrix| {
+        m.address.is_multiple_of(4 * m.dtype.size() as u64) && m.stride.is_multiple_of(4) && m.cols.is_multiple_of(4)
+    };
+    Params {
+        rows: a.x.rows as u32,
+        n: a.w.rows as u32,
+        k: a.x.cols as u32,
+        x_stride: a.x.stride as u32,
+        w_stride: a.w.stride as u32,
+        out_stride: a.out.stride as u32,
+        residual_stride: residual.map_or(0, |r| r.stride as u32),
+        gate_stride: gate.map_or(0, |g| g.stride as u32),
+        group_rows: gate.map_or(1, |g| (a.x.rows / g.rows) as u32),
+        tail: match a.tail {
+            Tail::None => 0,
+            Tail::Silu => 1,
+            Tail::GeluTanh => 2,
+            Tail::QuickGelu => 3,
+            Tail::Add { .. } => 4,
+            Tail::GatedAdd { .. } => 5,
+        },
+        out_dtype: code(a.out.dtype),
+        gate_dtype: gate.map_or(0, |g| code(g.dtype)),
+        vector: ([Some(a.out), residual, gate].iter().flatten().all(fours) && (a.scales | a.bias).is_multiple_of(16))
+            as u32,
+        splits: 1,
+        split_steps: a.x.cols.div_ceil(STEP) as u32,
+        w_dtype: code(a.w.dtype),
+    }
+}
+
+/// The buffers of all kernels of the family: x, w, scales, bias, residual, gate, out, scratch.
+pub fn buffers(a: &LinearArgs) -> Vec<u64> {
+    let address = |m: Option<Matrix>| m.map_or(0, |m| m.address);
+    vec![a.x.address, a.w.address, a.scales, a.bias, address(residual(a)), address(gate(a)), a.out.address, a.scratch]
+}
+
+/// What any kernel of the family demands. Shapes that contradict each other are a bug of the caller.
+pub fn legal(a: &LinearArgs) -> Result<(), &'static str> {
+    let (rows, n, k) = (a.x.rows, a.w.rows, a.x.cols);
+    assert!(a.w.cols == k && a.out.rows == rows && a.out.cols == n, "linear: x, w and out do not fit together");
+    assert!(a.x.dtype == DType::BF16 && matches!(a.out.dtype, DType::BF16 | DType::F32), "linear: element types");
+    if let Some(r) = residual(a) {
+        assert!(r.rows == rows && r.cols == n && r.dtype == a.out.dtype, "linear: residual and out differ");
+    }
+    if let Some(g) = gate(a) {
+        assert!(g.cols == n && g.rows > 0 && rows.is_multiple_of(g.rows), "linear: the gate does not fit");
+        assert!(matches!(g.dtype, DType::BF16 | DType::F32), "linear: element type of the gate");
+    }
+    if !matches!(a.w.dtype, DType::BF16 | DType::F16 | DType::F8E4M3 | DType::F8E5M2) {
+        return Err("weights must be BF16, F16, F8_E4M3 or F8_E5M2");
+    }
+    if rows == 0 || n == 0 || k == 0 {
+        return Err("empty");
+    }
+    let strides =
+        [a.x.stride, a.w.stride, a.out.stride, residual(a).map_or(0, |r| r.stride), gate(a).map_or(0, |g| g.stride)];
+    // Byte offsets within a row, and rounding up to whole tiles, must not overflow 32 bits.
+    if rows > 1 << 31 || n > 1 << 30 || strides.iter().any(|&s| s > 1 << 30) {
+        return Err("a side has more than 2^30 elements");
+    }
+    if rows.div_ceil(64) * n.div_ceil(64) > i32::MAX as usize {
+        return Err("more tiles than a grid has blocks");
+    }
+    Ok(())
+}
+
+/// Whether rows of x and w can be copied 16 bytes at a time. Rows of w are padded, so its K may end anywhere.
+pub fn vectors(a: &LinearArgs) -> Result<(), &'static str> {
+    legal(a)?;
+    if !a.x.aligned() {
+        return Err("x is not aligned to 16 bytes");
+    }
+    if !a.w.address.is_multiple_of(16) || !(a.w.stride * a.w.dtype.size()).is_multiple_of(16) {
+        return Err("rows of the weights do not begin at multiples of 16 bytes");
+    }
+    Ok(())
+}
+
+/// A tiled kernel: a tile's side, and how many of its blocks share a multiprocessor.
+#[derive(Clone, Copy)]
+struct Tile {
+    side: usize,
+    blocks: usize,
+}
+
+const LARGE: Tile = Tile { side: 128, blocks: 2 };
+const SMALL: Tile = Tile { side: 64, blocks: 4 };
+
+impl Tile {
+    fn count(self, a: &LinearArgs) -> usize {
+        a.out.rows.div_ceil(self.side) * a.out.cols.div_ceil(self.side)
+    }
+
+    /// A model of the time, in multiply-adds of one multiprocessor at its best rate: the busiest one's share of blocks, and how
+    /// well so many blocks fill it. A block's start and end count like 128 more k, a partial sum like 64 multiply-adds, the second
+    /// launch like a million.
+    fn time(self, a: &LinearArgs, device: &Device, splits: usize) -> f64 {
+        let processors = device.processors.max(1) as usize;
+        let per_processor = (self.count(a) * splits).div_ceil(processors);
+        let together = per_processor.min(self.blocks) as f64 / self.blocks as f64;
+        let best = if self.side == LARGE.side { 1.0 } else { 0.85 };
+        let k = (split_steps(a, splits) * STEP) as f64 + 128.0;
+        let product = (per_processor * self.side * self.side) as f64 * k / (best * (0.5 + 0.5 * together));
+        match splits {
+            1 => product,
+            _ => product + 1e6 + 64.0 * (a.out.rows * a.out.cols * (splits + 1)) as f64 / processors as f64,
+        }
+    }
+
+    /// Into how many parts k is cut: one, unless there are places for twice as many blocks; no part has less than 8 steps.
+    fn splits(self, a: &LinearArgs, device: &Device) -> usize {
+        let places = self.blocks * device.processors as usize;
+        let most = (places / self.count(a)).min(a.x.cols.div_ceil(STEP) / 8).clamp(1, 16);
+        let best = (1..=most).min_by(|&s, &t| self.time(a, device, s).total_cmp(&self.time(a, device, t))).unwrap_or(1);
+        // No part may be left without work.
+        a.x.cols.div_ceil(STEP).div_ceil(split_steps(a, best))
+    }
+
+    fn scratch(self, a: &LinearArgs, device: &Device) -> usize {
+        match self.splits(a, device) {
+            1 => 0,
+            splits => splits * a.out.rows * a.out.cols.next_multiple_of(4) * 4,
+        }
+    }
+
+    fn launches(self, kernel: &'static Kernel, a: &LinearArgs, device: &Device) -> Vec<Launch> {
+        let splits = self.splits(a, device);
+        let p = Params { splits: splits as u32, split_steps: split_steps(a, splits) as u32, ..params(a) };
+        let mut launches = vec![launch(kernel, [self.count(a) as u32, 1, splits as u32], a, p)];
+        if splits > 1 {
+            let grid = [a.out.cols.div_ceil(4 * 128) as u32, a.out.rows.min(65_535) as u32, 1];
+            launches.push(launch(&REDUCE, grid, a, p));
+        }
+        launches
+    }
+}
+
+/// Steps of k in each of `splits` parts; the last may have fewer.
+fn split_steps(a: &LinearArgs, splits: usize) -> usize {
+    a.x.cols.div_ceil(STEP).div_ceil(splits)
+}
+
+fn launch(kernel: &'static Kernel, grid: [u32; 3], a: &LinearArgs, p: Params) -> Launch {
+    Launch { kernel, grid, buffers: buffers(a), maps: vec![], params: bytemuck::bytes_of(&p).to_vec() }
+}
+
+const fn kernel(entry: &'static str, threads: u32, shared: u32) -> Kernel {
+    Kernel { module: "linear.sm80", entry, buffers: 8, maps: 0, params: size_of::<Params>(), threads, shared }
+}
+
+static REDUCE: Kernel = kernel("linear_reduce_sm80", 128, 0);
+static ANY: Kernel = kernel("linear_any_sm80", 128, 64 * 68 * 4);
+
+/// The columns of a block of the few-rows kernels, and the rows that it takes at a time.
+const FEW_COLUMNS: usize = 32;
+const FEW_ROWS: usize = 16;
+
+/// The kernels of one element type of weights.
+struct Family {
+    large: Kernel,
+    small: Kernel,
+    few: Kernel,
+}
+
+/// `stages`: bytes of shared memory that the pipelines of the large and the small tile take (`Tile` in kernels/linear_tile.cuh).
+macro_rules! family {
+    ($name:ident, $text:literal, $large:expr, $small:expr) => {
+        static $name: Family = Family {
+            large: kernel(concat!("linear_", $text, "_128x128_sm80"), 128, $large),
+            small: kernel(concat!("linear_", $text, "_64x64_sm80"), 128, $small),
+            few: kernel(concat!("linear_", $text, "_rows16_sm80"), 256, 0),
+        };
+    };
+}
+family!(WITH_BF16, "bf16", 3 * 16_384, 3 * 8_192);
+family!(WITH_F16, "f16", 3 * 16_384, 3 * 8_192);
+family!(WITH_E4M3, "e4m3", 4 * 12_288, 4 * 6_144);
+family!(WITH_E5M2, "e5m2", 4 * 12_288, 4 * 6_144);
+
+fn typed(a: &LinearArgs, dtype: DType) -> Result<(), &'static str> {
+    if a.w.dtype == dtype { vectors(a) } else { Err("the weights have another element type") }
+}
+
+macro_rules! tiled {
+    ($family:ident, $kernel:ident, $dtype:ident, $tile:ident, $name:literal) => {
+        Variant {
+            name: $name,
+            arch: Arch::From(8, 0),
+            accepts: |a, _| typed(a, DType::$dtype),
+            scratch: |a, d| $tile.scratch(a, d),
+            launches: |a, d| $tile.launches(&$family.$kernel, a, d),
+        }
+    };
+}
+macro_rules! few {
+    ($family:ident, $dtype:ident, $name:literal) => {
+        Variant {
+            name: $name,
+            arch: Arch::From(8, 0),
+            accepts: |a, _| typed(a, DType::$dtype),
+            scratch: |_, _| 0,
+            launches: |a, _| {
+                let grid =
+                    [a.out.cols.div_ceil(FEW_COLUMNS) as u32, a.out.rows.div_ceil(FEW_ROWS).min(65_535) as u32, 1];
+                vec![launch(&$family.few, grid, a, params(a))]
+            },
+        }
+    };
+}
+
+/// All ways to run a `linear` on any GPU from compute capability 8.0 on; `choose` knows which suits.
+pub static LINEAR: &[Variant<LinearArgs>] = &[
+    tiled!(WITH_BF16, large, BF16, LARGE, "linear_bf16_128x128_sm80"),
+    tiled!(WITH_F16, large, F16, LARGE, "linear_f16_128x128_sm80"),
+    tiled!(WITH_E4M3, large, F8E4M3, LARGE, "linear_e4m3_128x128_sm80"),
+    tiled!(WITH_E5M2, large, F8E5M2, LARGE, "linear_e5m2_128x128_sm80"),
+    tiled!(WITH_BF16, small, BF16, SMALL, "linear_bf16_64x64_sm80"),
+    tiled!(WITH_F16, small, F16, SMALL, "linear_f16_64x64_sm80"),
+    tiled!(WITH_E4M3, small, F8E4M3, SMALL, "linear_e4m3_64x64_sm80"),
+    tiled!(WITH_E5M2, small, F8E5M2, SMALL, "linear_e5m2_64x64_sm80"),
+    few!(WITH_BF16, BF16, "linear_bf16_rows16_sm80"),
+    few!(WITH_F16, F16, "linear_f16_rows16_sm80"),
+    few!(WITH_E4M3, F8E4M3, "linear_e4m3_rows16_sm80"),
+    few!(WITH_E5M2, F8E5M2, "linear_e5m2_rows16_sm80"),
+    Variant {
+        name: "linear_any_sm80",
+        arch: Arch::From(8, 0),
+        accepts: |a, _| legal(a),
+        scratch: |_, _| 0,
+        launches: |a, _| vec![launch(&ANY, [SMALL.count(a) as u32, 1, 1], a, params(a))],
+    },
+];
+
+/// The variant of `LINEAR` that should be fastest, a function of shapes, alignment and device alone, or why there is none.
+pub fn choose(a: &LinearArgs, device: &Device) -> Result<&'static Variant<LinearArgs>, &'static str> {
+    legal(a)?;
+    let types = [DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2];
+    let Some(dtype) = types.iter().position(|&t| t == a.w.dtype).filter(|_| vectors(a).is_ok()) else {
+        return Ok(&LINEAR[LINEAR.len() - 1]);
+    };
+    let time = |tile: Tile| tile.time(a, device, tile.splits(a, device));
+    let kind = match a.out.rows {
+        rows if rows <= FEW_ROWS => 2,
+        _ if time(SMALL) < time(LARGE) => 1,
+        _ => 0,
+    };
+    Ok(&LINEAR[kind * types.len() + dtype])
+}

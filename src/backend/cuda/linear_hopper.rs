@@ -1,0 +1,168 @@
+//! `linear` on Hopper's asynchronous tensor cores (wgmma, TMA): kernels/linear_hopper.cu.
+
+use super::args::LinearArgs;
+use super::launch::{Arch, Device, Kernel, Launch, TensorMap, Variant};
+use super::linear::{Params, buffers, legal, params};
+use super::linear_fp8::{Quantised, quantise_kernel, w8a8};
+use crate::dtype::DType;
+
+/// Columns of out that a block makes at a time.
+const COLUMNS: usize = 128;
+/// Shared memory for 32 rows of 64 columns on their way out, of which each of two warpgroups has two.
+const STAGES: usize = 4 * 32 * (64 + 4) * 4;
+
+/// A kernel for tiles of `rows` rows; as `Layout` in the source says, `x` and `w` slots are under way.
+const fn kernel(entry: &'static str, rows: usize, x: usize, w: usize) -> Kernel {
+    let shared = x * rows * 128 + w * COLUMNS * 128 + STAGES + 16 * (x + w);
+    let params = size_of::<Params>();
+    Kernel { module: "linear_hopper.sm90a", entry, buffers: 8, maps: 2, params, threads: 384, shared: shared as u32 }
+}
+
+static QUANTISE: Kernel = quantise_kernel("linear_hopper.sm90a");
+
+/// The kernels of one pair of element types.
+struct Family {
+    /// For tiles of 256, 192 and 128 rows.
+    kernels: [Kernel; 3],
+    /// Elements of x in 128 bytes.
+    x_step: u32,
+    /// Elements of w in 128 bytes.
+    w_step: u32,
+}
+
+/// Rows of a tile, and how near to the best rate its products come: small tiles need more of L2.
+const TILES: [(usize, f64); 3] = [(256, 1.0), (192, 0.93), (128, 0.8)];
+
+/// `w`: slots of w for large tiles and for the small one.
+macro_rules! family {
+    ($name:ident, $text:literal, $x_step:literal, $w_step:literal, $w:expr) => {
+        static $name: Family = Family {
+            kernels: [
+                kernel(concat!("linear_", $text, "_256x128_sm90a"), 256, 4, $w.0),
+                kernel(concat!("linear_", $text, "_192x128_sm90a"), 192, 4, $w.0),
+                kernel(concat!("linear_", $text, "_128x128_sm90a"), 128, 6, $w.1),
+            ],
+            x_step: $x_step,
+            w_step: $w_step,
+        };
+    };
+}
+family!(BF16, "bf16_wgmma", 64, 64, (4, 6));
+family!(W8A8, "e4m3_w8a8_wgmma", 128, 128, (4, 6));
+family!(E4M3, "e4m3_wgmma", 64, 128, (3, 4));
+
+fn tiles(a: &LinearArgs, rows: usize) -> usize {
+    a.out.rows.div_ceil(rows) * a.out.cols.div_ceil(COLUMNS)
+}
+
+/// A model of the time: how often the busiest multiprocessor makes a tile. Storing counts like 192 more k.
+fn time(a: &LinearArgs, device: &Device, (rows, rate): (usize, f64)) -> f64 {
+    let rounds = tiles(a, rows).div_ceil(device.processors.max(1) as usize);
+    (rounds * rows * (a.x.cols + 192)) as f64 / rate
+}
+
+/// The product of x, which lies at `address` with `pitch` bytes from row to row, and w.
+fn product(
+    family: &'static Family,
+    a: &LinearArgs,
+    device: &Device,
+    (address, pitch, dtype): (u64, usize, DType),
+    x_scales: u64,
+) -> Launch {
+    let mut best = 0;
+    for i in 1..TILES.len() {
+        if time(a, device, TILES[i]) < time(a, device, TILES[best]) {
+            best = i;
+        }
+    }
+    let (kernel, rows) = (&family.kernels[best], TILES[best].0);
+    let mut addresses = buffers(a);
+    addresses[7] = x_scales;
+    let x = TensorMap {
+        address,
+        rows: a.x.rows,
+        cols: a.x.cols,
+        pitch,
+        dtype,
+        box_rows: rows as u32,
+        box_cols: family.x_step,
+    };
+    let w = TensorMap {
+        address: a.w.address,
+        rows: a.w.rows,
+        cols: a.w.cols,
+        pitch: a.w.stride * a.w.dtype.size(),
+        dtype: a.w.dtype,
+        box_rows: COLUMNS as u32,
+        box_cols: family.w_step,
+    };
+    Launch {
+        kernel,
+        grid: [tiles(a, rows).min(device.processors.max(1) as usize) as u32, 1, 1],
+        buffers: addresses,
+        maps: vec![x, w],
+        params: bytemuck::bytes_of(&params(a)).to_vec(),
+    }
+}
+
+fn product_of_bf16(family: &'static Family, a: &LinearArgs, device: &Device) -> Launch {
+    product(family, a, device, (a.x.address, a.x.stride * 2, DType::BF16), 0)
+}
+
+/// What TMA wants of bf16 x, and of w.
+fn copies(a: &LinearArgs, dtype: DType) -> Result<(), &'static str> {
+    legal(a)?;
+    if a.w.dtype != dtype {
+        return Err("the weights have another element type");
+    }
+    if !a.x.address.is_multiple_of(16) || !a.x.stride.is_multiple_of(8) {
+        return Err("rows of x do not begin at multiples of 16 bytes");
+    }
+    if !a.w.address.is_multiple_of(16) || !(a.w.stride * a.w.dtype.size()).is_multiple_of(16) {
+        return Err("rows of the weights do not begin at multiples of 16 bytes");
+    }
+    sizes(a)
+}
+
+/// TMA's places are signed.
+fn sizes(a: &LinearArgs) -> Result<(), &'static str> {
+    let small = |n: usize| n <= 1 << 30;
+    if small(a.x.rows) && small(a.x.cols) && small(a.w.rows) { Ok(()) } else { Err("too large for TMA") }
+}
+
+/// All of K, all rows, any window of out; x in bf16 must begin at multiples of 16 bytes.
+pub static LINEAR_HOPPER: &[Variant<LinearArgs>] = &[
+    Variant {
+        name: "linear_e4m3_w8a8_wgmma_sm90a",
+        arch: Arch::Only(9, 0),
+        accepts: |a, device| w8a8(a, device).and(sizes(a)),
+        scratch: |a, _| Quantised::bytes(a),
+        launches: |a, device| {
+            let x = Quantised::in_scratch(a);
+            vec![x.launch(&QUANTISE, a), product(&W8A8, a, device, (x.address, x.pitch, DType::F8E4M3), x.scales)]
+        },
+    },
+    Variant {
+        name: "linear_bf16_wgmma_sm90a",
+        arch: Arch::Only(9, 0),
+        accepts: |a, _| copies(a, DType::BF16),
+        scratch: |_, _| 0,
+        launches: |a, device| vec![product_of_bf16(&BF16, a, device)],
+    },
+    Variant {
+        name: "linear_e4m3_wgmma_sm90a",
+        arch: Arch::Only(9, 0),
+        accepts: |a, _| copies(a, DType::F8E4M3),
+        scratch: |_, _| 0,
+        launches: |a, device| vec![product_of_bf16(&E4M3, a, device)],
+    },
+];
+
+/// The variant of `LINEAR_HOPPER` where it should be faster than all others: enough tiles for half of the multiprocessors (k is not split),
+/// and rows enough to make use of a tile.
+pub fn choose(a: &LinearArgs, device: &Device) -> Option<&'static Variant<LinearArgs>> {
+    if a.out.rows < 64 || 2 * tiles(a, 128) < device.processors as usize {
+        return None;
+    }
+    LINEAR_HOPPER.iter().find(|v| v.arch.runs_on(device.capability) && (v.accepts)(a, device).is_ok())
+}

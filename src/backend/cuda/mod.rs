@@ -1,0 +1,471 @@
+//! NVIDIA GPUs from compute capability 8.0 on (RTX 30 series, A100), by kernels of our own (`kernels/`), embedded as PTX and compiled by the driver.
+//!
+//! All device memory is one allocation: arena, resident weights, ring. Steps are queued on one stream; weights come on another, from a thread that
+//! reads files (`stage`). A run whose weights all have places of their own is recorded once as a CUDA graph and replayed.
+
+pub mod args;
+pub mod attention;
+pub mod ceilings;
+mod choice;
+pub mod conv2d;
+mod driver;
+pub mod elementwise;
+mod form;
+pub mod group_norm;
+pub mod latents;
+pub mod launch;
+pub mod linear;
+pub mod linear_fp8;
+pub mod modules;
+pub mod norm;
+mod nvml;
+mod stage;
+mod steps;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::{Backend, Caps, Layout, Place, Places, Run, WeightKey};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::op::{Op, Step, Use};
+use crate::tensor::{HostWeight, Weight};
+use choice::Choice;
+pub use choice::{names, ops};
+use driver::{Buffer, Context, Event, Function, Graph, Module, Stream};
+use form::Form;
+use launch::{Device, Launch};
+use nvml::Nvml;
+use stage::Stage;
+use steps::Held;
+
+/// Offsets in the arena are multiples of this: what TMA and vector loads want, with room.
+const ALIGNMENT: usize = form::ALIGN;
+/// cuMemAlloc hands memory out in pieces of 2 MiB.
+const GRANULARITY: usize = 2 << 20;
+/// What context and code are taken to use where nobody can measure it: about what a recent driver takes on a large GPU.
+const ALLOWANCE_BYTES: u64 = 600 << 20;
+/// Launches between two looks at how far the GPU is behind, and how many such looks it may be behind. Enough to keep it busy, few enough that a cancelled
+/// run ends within a fraction of a second.
+const LAG_LAUNCHES: usize = 16;
+const LAG_MARKS: usize = 3;
+
+/// How a GPU is to be used.
+#[derive(Debug, Clone, Default)]
+pub struct CudaOptions {
+    /// Which GPU, as the driver counts them.
+    pub ordinal: usize,
+    /// Matrix products with FP8 weights run in FP8, activations scaled row by row: faster where the GPU can (compute capability 8.9), less exact.
+    pub fp8: bool,
+    /// Forced variants, as (operation, variant); see `names`.
+    pub kernels: Vec<(String, String)>,
+    /// Host memory that may be pinned for weights that pass in every step, beside the staging ring.
+    pub pinned_bytes: u64,
+}
+
+/// One GPU that the driver lists.
+#[derive(Debug, Clone)]
+pub struct Gpu {
+    pub ordinal: usize,
+    pub name: String,
+    /// Compute capability.
+    pub capability: (u32, u32),
+    pub total_bytes: u64,
+    /// CUDA version of the driver, as 1000 * major + 10 * minor.
+    pub driver: i32,
+    /// Why it cannot be used, if it cannot.
+    pub unusable: Option<String>,
+}
+
+/// The GPUs of this machine; an error says why there are none. Makes no context.
+pub fn gpus() -> Result<Vec<Gpu>> {
+    (0..driver::count()?)
+        .map(|ordinal| {
+            let facts = driver::facts(ordinal)?;
+            let unusable = too_old(facts.capability).then(|| {
+                format!("compute capability {}.{}, 8.0 or newer is needed", facts.capability.0, facts.capability.1)
+            });
+            Ok(Gpu {
+                ordinal: ordinal as usize,
+                name: facts.name,
+                capability: facts.capability,
+                total_bytes: facts.total_bytes,
+                driver: facts.driver,
+                unusable,
+            })
+        })
+        .collect()
+}
+
+/// The kernels use `cp.async` and BF16 tensor cores.
+fn too_old(capability: (u32, u32)) -> bool {
+    capability < (8, 0)
+}
+
+/// A GPU.
+pub struct CudaBackend {
+    // Fields are dropped in this order: what runs, then what it uses, the context last.
+    stage: Stage,
+    graph: Option<(u64, Graph)>,
+    compute: Stream,
+    /// By module and entry.
+    functions: HashMap<(&'static str, &'static str), Function>,
+    memory: Buffer,
+    context: Arc<Context>,
+    caps: Caps,
+    choice: Choice,
+    layout: Layout,
+    weights: HashMap<WeightKey, Held>,
+    /// The run being recorded.
+    recording: Option<u64>,
+    /// Points that the GPU has yet to pass, oldest first, and launches since the last.
+    behind: VecDeque<Event>,
+    since: usize,
+    spare: Vec<Event>,
+}
+
+/// A point in a backend's queue, for timing.
+pub struct Mark(Event);
+
+impl CudaBackend {
+    /// Opens a GPU and compiles the kernels for it (the driver keeps them in a cache of its own).
+    pub fn new(options: CudaOptions) -> Result<CudaBackend> {
+        let CudaOptions { ordinal, fp8, kernels, pinned_bytes } = options;
+        let name = format!("cuda:{ordinal}");
+        let count = driver::count()?;
+        let index = i32::try_from(ordinal).ok().filter(|&n| n < count).ok_or_else(|| {
+            Error::device("there is no such GPU").at(&name).found(ordinal).expected(format!("0 to {}", count - 1))
+        })?;
+        let facts = driver::facts(index)?;
+        let (major, minor) = facts.capability;
+        if too_old(facts.capability) {
+            return Err(Error::device("this GPU is too old for the CUDA kernels")
+                .at(&name)
+                .found(format!("{}, compute capability {major}.{minor}", facts.name))
+                .expected("8.0 or newer (RTX 30 series, A100)")
+                .try_("--device cpu"));
+        }
+        if fp8 && facts.capability < (8, 9) {
+            return Err(Error::argument("this GPU has no FP8 tensor cores")
+                .at("--compute")
+                .found(format!("{}, compute capability {major}.{minor}", facts.name))
+                .expected("8.9 or newer (RTX 40 series, H100)")
+                .try_("--compute auto: FP8 weights are used all the same, computed in BF16"));
+        }
+        let device = Device {
+            capability: facts.capability,
+            processors: facts.processors,
+            shared_bytes: facts.shared_bytes,
+            l2_bytes: facts.l2_bytes,
+            fp8,
+        };
+        let choice = Choice::new(device, facts.driver, kernels)?;
+
+        let nvml = Nvml::open(&facts.bus);
+        let before = nvml.as_ref().and_then(Nvml::used);
+        let context = Context::open(index)?;
+        let compute = Stream::new(&context)?;
+        let functions = functions(&context, &choice).map_err(|e| e.at(&name))?;
+        let stage = Stage::new(&context, pinned_bytes)?;
+        let (free_bytes, memory_bytes) = context.memory()?;
+        let after = nvml.as_ref().and_then(Nvml::used);
+        let overhead_bytes = match (before, after) {
+            (Some(before), Some(after)) if after > before => after - before,
+            _ => ALLOWANCE_BYTES,
+        };
+        let caps = Caps {
+            name,
+            description: format!(
+                "{}, compute capability {major}.{minor}, {} SMs, CUDA {}.{}{}",
+                facts.name,
+                facts.processors,
+                facts.driver / 1000,
+                facts.driver % 1000 / 10,
+                if fp8 { ", fp8" } else { "" }
+            ),
+            memory_bytes,
+            free_bytes,
+            overhead_bytes,
+            granularity: GRANULARITY,
+            activation: DType::BF16,
+            in_place_weights: false,
+            alignment: ALIGNMENT,
+        };
+        Ok(CudaBackend {
+            stage,
+            graph: None,
+            compute,
+            functions,
+            memory: Buffer::new(&context, 0)?,
+            context,
+            caps,
+            choice,
+            layout: Layout::default(),
+            weights: HashMap::new(),
+            recording: None,
+            behind: VecDeque::new(),
+            since: 0,
+            spare: Vec::new(),
+        })
+    }
+
+    /// Forces other variants than those given at the start.
+    pub fn force(&mut self, kernels: Vec<(String, String)>) -> Result<()> {
+        self.choice.force(kernels)
+    }
+
+    /// A point in the queue of steps, now.
+    pub fn mark(&mut self) -> Result<Mark> {
+        let event = Event::new(&self.context, true)?;
+        event.record(&self.compute)?;
+        Ok(Mark(event))
+    }
+
+    /// Seconds that the GPU took from one point to another; waits for the later one.
+    pub fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64> {
+        to.0.synchronize()?;
+        to.0.seconds_since(&from.0)
+    }
+
+    /// Seconds that copying `bytes` from pinned memory to the GPU takes, with nothing else to do: the rate that streaming is measured against.
+    pub fn time_upload(&mut self, bytes: usize) -> Result<f64> {
+        let from = driver::Pinned::new(&self.context, bytes)?;
+        let to = Buffer::new(&self.context, bytes)?;
+        // SAFETY: the buffer is as large; both outlive the copies, which are waited for.
+        unsafe { self.compute.upload(to.address, from.bytes())? };
+        let start = self.mark()?;
+        // SAFETY: as above.
+        unsafe { self.compute.upload(to.address, from.bytes())? };
+        let end = self.mark()?;
+        let seconds = self.seconds(&start, &end);
+        self.compute.synchronize()?;
+        seconds
+    }
+
+    /// The address of byte `offset` of the arena, `bytes` of which are meant.
+    fn arena(&self, offset: usize, bytes: usize) -> Result<u64> {
+        match offset.checked_add(bytes) {
+            Some(end) if end <= self.layout.arena_bytes => Ok(self.memory.address + offset as u64),
+            _ => Err(Error::memory("a tensor lies outside the arena")
+                .at(&self.caps.name)
+                .found(format!("{bytes} bytes at {offset}"))
+                .expected(format!("an end within {}", self.layout.arena_bytes))),
+        }
+    }
+
+    /// What is recorded is thrown away: something else is wanted.
+    fn stop_recording(&mut self) {
+        if self.recording.take().is_some() {
+            let _ = self.compute.end_capture(); // an unfinished recording may be refused, and is over all the same
+        }
+    }
+
+    fn launch(&mut self, launch: &Launch) -> Result<()> {
+        let function = self
+            .functions
+            .get_mut(&(launch.kernel.module, launch.kernel.entry))
+            .ok_or_else(|| Error::device("a kernel was not compiled").at(&self.caps.name).found(launch.kernel.entry))?;
+        if !function.takes(launch.kernel) {
+            return Err(Error::device("a kernel takes other parameters than it is given").at(launch.kernel.entry));
+        }
+        function.allow_shared(launch.kernel.shared)?;
+        // SAFETY: every address comes from `arena` or from a loaded weight, whose sizes `steps` takes from the shapes that the plan was made for.
+        unsafe { self.compute.launch(function, launch) }
+    }
+
+    /// Keeps the GPU from falling far behind the host.
+    fn hold_back(&mut self, launches: usize) -> Result<()> {
+        self.since += launches;
+        if self.since < LAG_LAUNCHES || self.recording.is_some() {
+            return Ok(());
+        }
+        self.since = 0;
+        let event = self.spare.pop().map_or_else(|| Event::new(&self.context, false), Ok)?;
+        event.record(&self.compute)?;
+        self.behind.push_back(event);
+        if self.behind.len() > LAG_MARKS {
+            let oldest = self.behind.pop_front().expect("more than one");
+            oldest.synchronize()?;
+            self.spare.push(oldest);
+        }
+        Ok(())
+    }
+}
+
+/// Compiles every module that this device and its driver can run, and finds all their kernels: from then on the device's memory changes by `reserve` alone.
+fn functions(context: &Arc<Context>, choice: &Choice) -> Result<HashMap<(&'static str, &'static str), Function>> {
+    type Loaded = Vec<((&'static str, &'static str), Function)>;
+    // The first time, the driver compiles: a second or so for each module, so they are compiled side by side.
+    let load = |source: &'static modules::Source| -> Result<Loaded> {
+        context.bind()?;
+        let module = Module::load(context, source.name, source.ptx)?;
+        let function = |(entry, parameters): (&'static str, Vec<usize>)| {
+            Ok(((source.name, entry), module.function(entry, parameters)?))
+        };
+        modules::entries(source.ptx).into_iter().map(function).collect()
+    };
+    let wanted = modules::SOURCES.iter().filter(|s| choice.runs(s.arch));
+    let loaded: Vec<Loaded> = std::thread::scope(|scope| {
+        let threads: Vec<_> = wanted.map(|source| scope.spawn(move || load(source))).collect();
+        let join = |t: std::thread::ScopedJoinHandle<'_, Result<_>>| {
+            t.join().unwrap_or_else(|_| Err(Error::device("the driver's compiler failed")))
+        };
+        threads.into_iter().map(join).collect::<Result<_>>()
+    })?;
+    Ok(loaded.into_iter().flatten().collect())
+}
+
+impl Backend for CudaBackend {
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn weight_bytes(&self, weight: &HostWeight, how: Use) -> usize {
+        Form::of(weight, how).bytes
+    }
+
+    fn scratch_bytes<'w>(&self, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> usize {
+        steps::scratch_bytes(&self.choice, op, weight)
+    }
+
+    fn reserve(&mut self, layout: Layout) -> Result<()> {
+        self.context.bind()?;
+        self.stop_recording();
+        self.stage.settle();
+        self.sync()?;
+        self.graph = None;
+        self.weights.clear();
+        // The old memory goes first: both at once would break the promise.
+        self.memory = Buffer::new(&self.context, 0)?;
+        self.layout = Layout::default();
+        let bytes = layout.bytes(GRANULARITY) as usize;
+        self.memory = Buffer::new(&self.context, bytes)?;
+        self.layout = layout;
+        Ok(())
+    }
+
+    fn load(&mut self, key: WeightKey, place: Place, weight: &HostWeight, how: Use) -> Result<()> {
+        let rows: usize = weight.parts.iter().map(|p| p.rows).sum();
+        if rows != weight.rows || weight.parts.iter().any(|p| p.cols != weight.cols) {
+            return Err(Error::model("the parts of a weight do not add up")
+                .found(format!("{:?}", weight.parts))
+                .expected(format!("{} x {}", weight.rows, weight.cols)));
+        }
+        for part in &weight.parts {
+            part.source.check()?;
+            let bytes = part.source.bytes().len();
+            if part.range().end > bytes {
+                return Err(Error::model("a weight ends beyond its file")
+                    .found(format!("an end at byte {}", part.range().end))
+                    .expected(format!("at most {bytes}")));
+            }
+        }
+        self.stop_recording();
+        self.context.bind()?;
+        let form = Form::of(weight, how);
+        let (from, offset, room, keep) = match place {
+            Place::Resident(offset) => (self.layout.arena_bytes, offset, self.layout.resident_bytes, false),
+            Place::Ring(offset) => {
+                (self.layout.arena_bytes + self.layout.resident_bytes, offset, self.layout.ring_bytes, true)
+            }
+        };
+        if offset.checked_add(form.bytes).is_none_or(|end| end > room) {
+            return Err(Error::memory("a weight does not fit where it should lie")
+                .at(&self.caps.name)
+                .found(format!("{} bytes at {offset}", form.bytes))
+                .expected(format!("an end within {room}")));
+        }
+        let address = self.memory.address + (from + offset) as u64;
+        let pieces = form.pieces(weight, how)?;
+        self.stage.want(key, address, pieces, keep, &self.compute)?;
+        self.weights.insert(key, Held { form, address, rows: weight.rows, cols: weight.cols });
+        Ok(())
+    }
+
+    fn forget(&mut self, key: WeightKey) -> Result<()> {
+        if self.weights.remove(&key).is_some() {
+            // What a graph reads must stay.
+            self.graph = None;
+            self.stage.cancel(key);
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, run: Option<Run>) -> Result<bool> {
+        self.context.bind()?;
+        self.stop_recording();
+        let Some(Run { id, done }) = run else { return Ok(false) };
+        if let Some((recorded, graph)) = &self.graph
+            && *recorded == id
+        {
+            // SAFETY: `reserve` and `forget` drop the graph before the memory that it uses goes.
+            unsafe { self.compute.replay(graph) }?;
+            return Ok(true);
+        }
+        // The first run brings the weights; what waits for another stream cannot be recorded.
+        if done == 1 {
+            self.graph = None;
+            for key in self.weights.keys() {
+                self.stage.arrive(*key, &self.compute)?;
+            }
+            self.compute.begin_capture()?;
+            self.recording = Some(id);
+        }
+        Ok(false)
+    }
+
+    fn run(&mut self, step: &Step, places: &Places) -> Result<()> {
+        self.context.bind()?;
+        for w in step.op.weights() {
+            if self.recording.is_none() {
+                self.stage.arrive(places.key(w), &self.compute)?;
+            }
+        }
+        let launches = steps::launches(self, &step.op, places)?;
+        launches.iter().try_for_each(|l| self.launch(l))?;
+        self.hold_back(launches.len())
+    }
+
+    fn end(&mut self) -> Result<()> {
+        if let Some(id) = self.recording.take() {
+            let graph = self.compute.end_capture()?;
+            // SAFETY: as in `begin`.
+            unsafe { self.compute.replay(&graph) }?;
+            self.graph = Some((id, graph));
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.context.bind()?;
+        self.stop_recording();
+        let to = self.arena(offset, bytes.len())?;
+        // SAFETY: the range lies in the arena; the bytes are pageable, so the driver has taken them when the call returns.
+        unsafe { self.compute.upload(to, bytes) }
+    }
+
+    fn read(&mut self, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        self.context.bind()?;
+        self.stop_recording();
+        let from = self.arena(offset, bytes.len())?;
+        // SAFETY: the range lies in the arena.
+        unsafe { self.compute.download(from, bytes) }
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.context.bind()?;
+        self.stop_recording();
+        self.spare.extend(self.behind.drain(..));
+        self.compute.synchronize()
+    }
+}
+
+impl Drop for CudaBackend {
+    fn drop(&mut self) {
+        // Nothing may run on while memory goes; errors have nobody left to tell.
+        let _ = self.context.bind();
+        self.stop_recording();
+        self.stage.settle();
+        let _ = self.compute.synchronize();
+    }
+}

@@ -1,0 +1,223 @@
+//! Which device a pipeline runs on, and the bounds on its memory and the host's.
+
+use crate::backend::cpu::{Compute, CpuBackend, CpuOptions};
+use crate::backend::cuda::{self, CudaBackend, CudaOptions};
+use crate::backend::{Backend, Caps};
+use crate::error::{Error, Kind, Result};
+use crate::event::Event;
+use crate::plan::gigabytes;
+
+use super::request::RunOptions;
+
+/// What the process holds beside plan and weights: code, stacks, tokenizers' working memory, image encoding.
+pub const PROCESS_BYTES: u64 = 96 << 20;
+/// Host memory that a GPU's driver and our staging take.
+const GPU_PROCESS_BYTES: u64 = 192 << 20;
+
+/// The bound on the memory that the plan divides: the device's own, or the host's for the CPU.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    pub bytes: u64,
+    pub source: String,
+}
+
+/// A device with what bounds its plans.
+pub struct Opened {
+    pub backend: Box<dyn Backend>,
+    pub budget: Budget,
+    /// `--ram`, where the device has memory of its own.
+    pub host_limit: Option<u64>,
+    /// Host memory that may be pinned for weights that pass in every step.
+    pub pinned_bytes: u64,
+}
+
+type Tell<'a> = &'a mut dyn FnMut(Event) -> Result<()>;
+
+/// `auto` takes a GPU where there is one that works, else the CPU, and says which and why.
+pub fn open(options: &RunOptions, tell: Tell) -> Result<Opened> {
+    let (name, ordinal) = match options.device.split_once(':') {
+        Some((name, ordinal)) => (name, Some(ordinal)),
+        None => (options.device.as_str(), None),
+    };
+    let ordinal = ordinal.map(|text| {
+        text.parse::<usize>().map_err(|_| Error::argument("no such device").at("--device").found(&options.device))
+    });
+    match name {
+        "cpu" => open_cpu(options, tell),
+        "cuda" => open_cuda(options, ordinal.transpose()?.unwrap_or(0)),
+        "" | "auto" => open_best(options, tell),
+        _ => Err(Error::device(format!("no such device: {}", options.device))
+            .expected("cpu, cuda, cuda:N or auto")
+            .try_("--device auto; wgpu is not in this version (see `flux-fast doctor`)")),
+    }
+}
+
+fn open_best(options: &RunOptions, tell: Tell) -> Result<Opened> {
+    // No driver is the usual case without a GPU, and nothing to speak of. f32 is what only the CPU computes.
+    if options.compute == "f32" || options.kernels.iter().any(|k| !is_cuda_kernel(k)) {
+        return open_cpu(options, tell);
+    }
+    let Ok(gpus) = cuda::gpus() else { return open_cpu(options, tell) };
+    let Some(best) =
+        gpus.iter().filter(|g| g.unusable.is_none()).max_by_key(|g| (g.total_bytes, usize::MAX - g.ordinal))
+    else {
+        for gpu in &gpus {
+            let why = gpu.unusable.as_deref().unwrap_or_default();
+            tell(Event::Note(format!(
+                "drawing on the CPU: cuda:{} ({}) cannot be used: {why}",
+                gpu.ordinal, gpu.name
+            )))?;
+        }
+        return open_cpu(options, tell);
+    };
+    match open_cuda(options, best.ordinal) {
+        Ok(opened) => {
+            tell(Event::Note(format!("drawing on cuda:{}: {}", best.ordinal, opened.backend.caps().description)))?;
+            Ok(opened)
+        }
+        // What the user asked for cannot be had; the CPU would not do better.
+        Err(e) if matches!(e.kind(), Kind::Argument) => Err(e),
+        Err(e) => {
+            tell(Event::Warning(format!("drawing on the CPU, since cuda:{} cannot be used: {e}", best.ordinal)))?;
+            open_cpu(options, tell)
+        }
+    }
+}
+
+/// Whether `OP=NAME` names a CUDA variant.
+fn is_cuda_kernel(text: &str) -> bool {
+    text.split_once('=')
+        .is_some_and(|(op, name)| cuda::names(op).is_some_and(|names| names.iter().any(|(n, _)| *n == name)))
+}
+
+fn kernels(options: &RunOptions) -> Result<Vec<(String, String)>> {
+    let split = |k: &String| {
+        let (op, variant) = k
+            .split_once('=')
+            .ok_or_else(|| Error::argument("--kernel wants OP=NAME").found(k).try_("linear=linear_f32_avx2"))?;
+        Ok((op.to_string(), variant.to_string()))
+    };
+    options.kernels.iter().map(split).collect()
+}
+
+fn compute_error(found: &str, expected: &str) -> Error {
+    Error::argument("unknown --compute").found(found).expected(expected).try_("--compute auto")
+}
+
+fn open_cpu(options: &RunOptions, tell: Tell) -> Result<Opened> {
+    let compute = match options.compute.as_str() {
+        "" | "auto" => Compute::Auto,
+        "f32" => Compute::F32,
+        "bf16" => Compute::Bf16,
+        "fp8" => return Err(compute_error("fp8", "auto, f32 or bf16 on the CPU: FP8 products want a GPU")),
+        other => return Err(compute_error(other, "auto, f32 or bf16")),
+    };
+    let kernels = kernels(options)?;
+    let backend = CpuBackend::new(CpuOptions { threads: options.threads, compute, kernels, isa: None })?;
+    if options.vram_bytes.is_some() {
+        tell(Event::Note("--vram has no effect on the CPU; --ram bounds its memory".into()))?;
+    }
+    let budget = match options.ram_bytes {
+        Some(bytes) => Budget { bytes, source: "--ram".into() },
+        None => {
+            let (available, resident) = available_bytes(backend.caps().memory_bytes);
+            // A tenth is left to the rest of the machine. What this process holds already is not in `available`.
+            Budget {
+                bytes: available / 10 * 9 + resident,
+                source: format!("nine tenths of the {} that are free", gigabytes(available)),
+            }
+        }
+    };
+    Ok(Opened { backend: Box::new(backend), budget, host_limit: None, pinned_bytes: 0 })
+}
+
+fn open_cuda(options: &RunOptions, ordinal: usize) -> Result<Opened> {
+    let fp8 = match options.compute.as_str() {
+        "" | "auto" | "bf16" => false,
+        "fp8" => true,
+        "f32" => return Err(compute_error("f32", "auto, bf16 or fp8 on a GPU").try_("--device cpu --compute f32")),
+        other => return Err(compute_error(other, "auto, bf16 or fp8")),
+    };
+    // Half of what is free may be pinned where nothing is said: pinned memory cannot be swapped out, and others want to live.
+    let (available, resident) = available_bytes(u64::MAX);
+    let pinned_bytes = match options.ram_bytes {
+        Some(bytes) => bytes.saturating_sub(resident + PROCESS_BYTES + GPU_PROCESS_BYTES),
+        None => available / 2,
+    };
+    let backend = CudaBackend::new(CudaOptions { ordinal, fp8, kernels: kernels(options)?, pinned_bytes })?;
+    let budget = device_budget(options.vram_bytes, backend.caps());
+    Ok(Opened { backend: Box::new(backend), budget, host_limit: options.ram_bytes, pinned_bytes })
+}
+
+/// Device memory that this process may use in all, context and code included.
+fn device_budget(asked: Option<u64>, caps: &Caps) -> Budget {
+    let reach = caps.free_bytes + caps.overhead_bytes;
+    match asked {
+        Some(bytes) if bytes <= reach => Budget { bytes, source: "--vram".into() },
+        Some(bytes) => {
+            Budget { bytes: reach, source: format!("what is free of the {} that --vram allows", gigabytes(bytes)) }
+        }
+        None => {
+            // Other programs and the display want a little more now and then; where the driver has to make room, everything is slow.
+            let margin = (caps.memory_bytes / 50).max(256 << 20);
+            Budget {
+                bytes: reach.saturating_sub(margin),
+                source: format!("{} free, less {} for others", gigabytes(reach), gigabytes(margin)),
+            }
+        }
+    }
+}
+
+/// Host memory that is free, at most `total`, and the resident set of this process.
+fn available_bytes(total: u64) -> (u64, u64) {
+    let resident = resident_bytes();
+    let half = if total == u64::MAX { 2 << 30 } else { total / 2 };
+    let Ok(mut system) = sysinfo::System::new() else { return (half, resident) };
+    system.refresh_memory();
+    // Within a container: what its limit leaves, not what the machine has.
+    let contained = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+    match system.available_memory() {
+        0 => (half, resident),
+        n => (n.min(total).min(contained), resident),
+    }
+}
+
+/// Resident set of this process in bytes; 0 where the system does not tell.
+pub fn resident_bytes() -> u64 {
+    use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
+    let Ok(pid) = sysinfo::get_current_pid() else { return 0 };
+    let Ok(mut system) = System::new() else { return 0 };
+    system.refresh_processes_specifics(
+        ProcessesToUpdate::Some(&[pid]),
+        false,
+        ProcessRefreshKind::nothing().with_memory(),
+    );
+    system.process(pid).map_or(0, |p| p.memory())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+
+    #[test]
+    fn a_bound_that_is_not_free_is_lowered_and_said_so() {
+        let caps = Caps {
+            name: "cuda:0".into(),
+            description: String::new(),
+            memory_bytes: 12 << 30,
+            free_bytes: 10 << 30,
+            overhead_bytes: 300 << 20,
+            granularity: 2 << 20,
+            activation: DType::BF16,
+            in_place_weights: false,
+            alignment: 256,
+        };
+        let asked = device_budget(Some(8 << 30), &caps);
+        assert_eq!((asked.bytes, asked.source.as_str()), (8 << 30, "--vram"));
+        let lowered = device_budget(Some(12 << 30), &caps);
+        assert_eq!(lowered.bytes, (10 << 30) + (300 << 20));
+        assert!(lowered.source.contains("--vram"), "{}", lowered.source);
+        assert!(device_budget(None, &caps).bytes <= 10 << 30);
+    }
+}
