@@ -118,7 +118,7 @@ fn a_picture_is_the_same_under_every_budget_and_a_hopeless_one_is_refused() {
     let host = narrow.plan(&request).unwrap().host_bytes;
     let mut streamed = 0;
     for extra in (0..40).map(|i| i << 22) {
-        narrow.limit_memory(host + extra);
+        narrow.limit_memory(host + extra).unwrap();
         let Ok(plan) = narrow.plan(&request) else { continue };
         assert_eq!(plan.host_bytes, host);
         assert!(plan.peak_bytes <= plan.budget_bytes, "{} > {}", plan.peak_bytes, plan.budget_bytes);
@@ -129,13 +129,13 @@ fn a_picture_is_the_same_under_every_budget_and_a_hopeless_one_is_refused() {
         streamed += usize::from(plan.phases.iter().any(|p| p.streamed_bytes_per_run > 0));
     }
     assert!(streamed >= 2, "only {streamed} of the budgets streamed anything");
-    narrow.limit_memory(host / 2);
+    narrow.limit_memory(host / 2).unwrap();
     let refused = narrow.plan(&request).unwrap_err();
     assert_eq!(refused.kind(), Kind::Memory);
     // The number that it names works.
     let hint = refused.hint().unwrap();
     let named: u64 = hint.split(['m', ' ', 'M']).find_map(|w| w.parse().ok()).unwrap_or_else(|| panic!("{hint}"));
-    narrow.limit_memory(named * 1_000_000);
+    narrow.limit_memory(named * 1_000_000).unwrap();
     assert_eq!(narrow.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures, picture, "{hint}");
 }
 

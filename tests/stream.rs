@@ -10,10 +10,10 @@ use flux_fast::dtype::DType;
 use flux_fast::error::{Error, Kind, Result};
 use flux_fast::model::FluxConfig;
 use flux_fast::model::flux::{DenoiseShape, denoise, modulate};
-use flux_fast::op::{Op, Program, Step};
+use flux_fast::op::{Op, Program, Step, Use};
 use flux_fast::plan;
 use flux_fast::stream::{Holdings, Session, Tenancy};
-use flux_fast::tensor::{DTypes, HostPart, HostWeight, Scale, Weight};
+use flux_fast::tensor::{HostPart, HostWeight, Scale, Weight};
 
 const ALIGN: usize = 64;
 
@@ -37,6 +37,9 @@ impl Memory {
             name: "memory".into(),
             description: "a test".into(),
             memory_bytes: 1 << 40,
+            free_bytes: 1 << 40,
+            overhead_bytes: 0,
+            granularity: 1,
             activation: DType::BF16,
             in_place_weights: false,
             alignment: ALIGN,
@@ -68,11 +71,11 @@ impl Backend for Memory {
         &self.caps
     }
 
-    fn weight_bytes(&self, weight: &HostWeight) -> usize {
+    fn weight_bytes(&self, weight: &HostWeight, _: Use) -> usize {
         weight.bytes()
     }
 
-    fn scratch_bytes(&self, _: &Op, _: &dyn Fn(Weight) -> DTypes) -> usize {
+    fn scratch_bytes<'w>(&self, _: &Op, _: &dyn Fn(Weight) -> &'w HostWeight) -> usize {
         100
     }
 
@@ -85,7 +88,7 @@ impl Backend for Memory {
         Ok(())
     }
 
-    fn load(&mut self, key: WeightKey, place: Place, weight: &HostWeight) -> Result<()> {
+    fn load(&mut self, key: WeightKey, place: Place, weight: &HostWeight, _: Use) -> Result<()> {
         self.loads += 1;
         if self.fail_at == Some(self.loads - 1) {
             return Err(Error::memory("no staging memory"));

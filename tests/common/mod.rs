@@ -112,9 +112,9 @@ pub fn least_bytes(backend: &dyn Backend, program: &Program, weights: &[HostWeig
 }
 
 fn sizes(backend: &dyn Backend, program: &Program, weights: &[HostWeight]) -> (Vec<usize>, Vec<usize>) {
-    let bytes = weights.iter().map(|w| backend.weight_bytes(w)).collect();
-    let stored = |w: flux_fast::tensor::Weight| weights[w.id as usize].stored();
-    (bytes, program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &stored)).collect())
+    let bytes = weights.iter().zip(program.uses()).map(|(w, how)| backend.weight_bytes(w, how)).collect();
+    let weight = |w: flux_fast::tensor::Weight| &weights[w.id as usize];
+    (bytes, program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect())
 }
 
 /// Runs `program` `runs` times under `budget` and returns every output and input (some are updated in place) by name.

@@ -1,277 +1,36 @@
 //! The operation table: every operation, ragged shapes, every stored type, every variant that this machine can run, against the
 //! reference loops. Inputs are random and new in every run; a failure names the seed, and `FLUX_FAST_TEST_SEED` repeats it.
 //!
+//! The CUDA variants run on the PTX machine behind a driver without a GPU (`cuda`), on the same cases in BF16.
+//!
 //! Around every tensor lie sentinels, outputs are NaN before the run, and what an operation is to leave alone must come out
 //! as it went in. Every variant runs on one thread and on two, which must agree to the bit.
 
+mod case;
+mod cuda;
+#[path = "../common/driver.rs"]
+mod driver;
+
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Arc;
 
+use case::Case;
 use flux_fast::backend::cpu::isa::Isa;
-use flux_fast::backend::cpu::{CpuBackend, CpuOptions, variants};
-use flux_fast::backend::{Backend, Layout, Place, Places, WeightKey};
+use flux_fast::backend::cpu::variants;
 use flux_fast::dtype::DType;
 use flux_fast::error::Kind;
-use flux_fast::op::{ConvShape, Epilogue, Op, Step};
-use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, Weight};
-
-/// xorshift64*, enough for test data.
-struct Random(u64);
-
-impl Random {
-    fn bits(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// From -1 to 1, with a spread of sizes.
-    fn number(&mut self) -> f32 {
-        let uniform = |bits: u64| (bits >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
-        uniform(self.bits()) * (1.0 + uniform(self.bits()).abs())
-    }
-}
-
-fn seed() -> u64 {
-    match std::env::var("FLUX_FAST_TEST_SEED") {
-        Ok(text) => text.parse().expect("FLUX_FAST_TEST_SEED is a number"),
-        Err(_) => std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64 | 1,
-    }
-}
-
-/// One operation with its operands.
-struct Case {
-    random: Random,
-    seed: u64,
-    tensors: Vec<(Tensor, Vec<u8>)>,
-    weights: Vec<HostWeight>,
-}
-
-const GAP: usize = 256;
-const SENTINEL: u8 = 0xa5;
-
-impl Case {
-    fn new() -> Case {
-        let seed = seed();
-        Case { random: Random(seed), seed, tensors: vec![], weights: vec![] }
-    }
-
-    fn add(&mut self, rows: usize, cols: usize, dtype: DType, bytes: Vec<u8>) -> Tensor {
-        let tensor = Tensor { slot: Slot::Input(self.tensors.len() as u32), rows, cols, dtype };
-        assert_eq!(bytes.len(), tensor.bytes());
-        self.tensors.push((tensor, bytes));
-        tensor
-    }
-
-    fn stored(&mut self, rows: usize, cols: usize, dtype: DType) -> Tensor {
-        let mut bytes = Vec::new();
-        (0..rows * cols).for_each(|_| dtype.encode(self.random.number(), &mut bytes));
-        self.add(rows, cols, dtype, bytes)
-    }
-
-    fn input(&mut self, rows: usize, cols: usize) -> Tensor {
-        self.stored(rows, cols, DType::F32)
-    }
-
-    fn given(&mut self, rows: usize, cols: usize, values: &[f32]) -> Tensor {
-        self.add(rows, cols, DType::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect())
-    }
-
-    fn ids(&mut self, ids: &[i32]) -> Tensor {
-        self.add(ids.len(), 1, DType::I32, ids.iter().flat_map(|v| v.to_le_bytes()).collect())
-    }
-
-    /// An output, full of NaN.
-    fn blank(&mut self, rows: usize, cols: usize, dtype: DType) -> Tensor {
-        let tensor = Tensor { slot: Slot::Input(0), rows, cols, dtype };
-        self.add(rows, cols, dtype, vec![0xff; tensor.bytes()])
-    }
-
-    fn output(&mut self, rows: usize, cols: usize) -> Tensor {
-        self.blank(rows, cols, DType::F32)
-    }
-
-    /// A weight in several parts, each with its rows, type and scale.
-    fn weight_of(&mut self, cols: usize, parts: &[(usize, DType, Scale)]) -> Weight {
-        let mut host = HostWeight { rows: 0, cols, parts: vec![] };
-        for (rows, dtype, scale) in parts {
-            let mut bytes = vec![0u8; 3];
-            (0..rows * cols).for_each(|_| dtype.encode(self.random.number(), &mut bytes));
-            // F32 parts may lie at any byte of a file, too.
-            let (source, scale) = (Arc::new(bytes), scale.clone());
-            host.parts.push(HostPart { source, offset: 3, rows: *rows, cols, dtype: *dtype, scale });
-            host.rows += rows;
-        }
-        self.weights.push(host);
-        let host = self.weights.last().unwrap();
-        Weight { id: self.weights.len() as u32 - 1, rows: host.rows, cols }
-    }
-
-    fn weight(&mut self, rows: usize, cols: usize, dtype: DType) -> Weight {
-        self.weight_of(cols, &[(rows, dtype, Scale::One)])
-    }
-
-    fn vector(&mut self, n: usize) -> Weight {
-        self.weight(1, n, DType::BF16)
-    }
-
-    /// Arena offsets of the tensors, and of what follows the last one.
-    fn offsets(&self) -> (Vec<usize>, usize) {
-        let mut next = GAP;
-        let mut offsets = Vec::new();
-        for (tensor, _) in &self.tensors {
-            offsets.push(next);
-            next = (next + tensor.bytes() + GAP).next_multiple_of(64);
-        }
-        (offsets, next)
-    }
-
-    fn image(&self) -> Vec<u8> {
-        let (offsets, end) = self.offsets();
-        let mut image = vec![SENTINEL; end];
-        for (offset, (_, bytes)) in offsets.iter().zip(&self.tensors) {
-            image[*offset..offset + bytes.len()].copy_from_slice(bytes);
-        }
-        image
-    }
-
-    fn range(&self, tensor: &Tensor) -> Range<usize> {
-        let Slot::Input(id) = tensor.slot else { unreachable!("tests use inputs only") };
-        let start = self.offsets().0[id as usize];
-        start..start + tensor.bytes()
-    }
-
-    /// The arena after `op` ran by `variant`.
-    fn run(&self, op: Op, variant: &str, threads: usize, image: &[u8]) -> flux_fast::error::Result<Vec<u8>> {
-        if let Err(why) = op.check() {
-            panic!("{why}: {op}");
-        }
-        let kernels = vec![(op.name().to_string(), variant.to_string())];
-        let mut backend = CpuBackend::new(CpuOptions { threads: Some(threads), kernels, ..CpuOptions::default() })?;
-        let (inputs, scratch) = self.offsets();
-        let scratch_bytes = backend.scratch_bytes(&op, &|w| self.weights[w.id as usize].stored());
-        let end = (scratch + scratch_bytes).next_multiple_of(64);
-        backend.reserve(Layout { arena_bytes: end + GAP, ..Layout::default() })?;
-        backend.write(0, image)?;
-        backend.write(end, &[SENTINEL; GAP])?;
-        let keys: Vec<WeightKey> = (0..self.weights.len() as u64).map(WeightKey).collect();
-        for (key, weight) in keys.iter().zip(&self.weights) {
-            backend.load(*key, Place::Resident(0), weight)?;
-        }
-        let places = Places { inputs, temps: vec![], outputs: vec![], scratch, weights: keys };
-        backend.run(&Step { op, label: "case".into() }, &places)?;
-        let mut after = vec![0; image.len()];
-        backend.read(0, &mut after)?;
-        let mut tail = [0; GAP];
-        backend.read(end, &mut tail)?;
-        assert_eq!(tail, [SENTINEL; GAP], "{variant}: wrote beyond its scratch: {op}");
-        Ok(after)
-    }
-
-    /// The elements of the tensors that `op` writes.
-    fn written(&self, op: &Op, image: &[u8]) -> Vec<f32> {
-        let tensors = op.writes();
-        let elements = |t: &Tensor| {
-            let dtype = t.dtype;
-            image[self.range(t)].chunks_exact(dtype.size()).map(move |b| dtype.decode(b)).collect::<Vec<_>>()
-        };
-        tensors.iter().flat_map(elements).collect()
-    }
-
-    /// Runs every variant against the reference; `left_alone` elements of the written tensors keep the NaN they had.
-    #[track_caller]
-    fn check(&self, op: Op, left_alone: usize) {
-        let name = op.name();
-        let all = variants::names(name).expect("every operation has variants");
-        let image = self.image();
-        let (reference, _) = *all.last().unwrap();
-        let expected_image = self.run(op, reference, 1, &image).unwrap();
-        self.check_surroundings(&op, reference, &image, &expected_image);
-        let expected = self.written(&op, &expected_image);
-        let nan = expected.iter().filter(|x| x.is_nan()).count();
-        assert_eq!(nan, left_alone, "{reference}: elements not written; seed {}: {op}", self.seed);
-        for (variant, needs) in all {
-            if needs > Isa::detect() {
-                eprintln!("SKIPPED {variant}: this machine has no {}", needs.name());
-                continue;
-            }
-            let after = self.run(op, variant, 2, &image).unwrap();
-            self.check_surroundings(&op, variant, &image, &after);
-            let found = self.written(&op, &after);
-            let (mut error, mut size) = (0.0, 0.0);
-            for (i, (f, e)) in found.iter().zip(&expected).enumerate() {
-                assert_eq!(f.is_nan(), e.is_nan(), "{variant}: element {i}: {f} for {e}; seed {}: {op}", self.seed);
-                if !e.is_nan() {
-                    error += f64::from(f - e).powi(2);
-                    size += f64::from(*e).powi(2);
-                }
-            }
-            let moves = matches!(op, Op::Pack { .. } | Op::Unpack { .. } | Op::CopyRows { .. } | Op::Cast { .. });
-            let bound = if moves {
-                0.0
-            } else if variant.contains("_bf16_") {
-                1e-2
-            } else {
-                1e-5
-            };
-            let relative = if error == 0.0 { 0.0 } else { (error / size).sqrt() };
-            assert!(relative <= bound, "{variant}: error {relative:e} > {bound:e}; seed {}: {op}", self.seed);
-            let alone = self.run(op, variant, 1, &image).unwrap();
-            assert!(alone == after, "{variant}: one thread and two differ; seed {}: {op}", self.seed);
-        }
-    }
-
-    /// Everything outside the written windows is as it was.
-    #[track_caller]
-    fn check_surroundings(&self, op: &Op, variant: &str, before: &[u8], after: &[u8]) {
-        let mut before = before.to_vec();
-        let windows: Vec<_> = match *op {
-            Op::Linear { out, .. } | Op::Cast { out, .. } => vec![out],
-            Op::Attention { out, first, .. } => [out].into_iter().chain(first.map(|(_, t)| t.all())).collect(),
-            _ => op.writes().into_iter().map(Tensor::all).collect(),
-        };
-        for w in windows {
-            let start = self.range(&w.tensor).start;
-            let size = w.tensor.dtype.size();
-            for row in 0..w.rows() {
-                let at = start + (row * w.tensor.cols + w.col) * size;
-                before[at..at + w.cols * size].copy_from_slice(&after[at..at + w.cols * size]);
-            }
-        }
-        if let Some(at) = before.iter().zip(after).position(|(b, a)| b != a) {
-            panic!("{variant}: changed byte {at} outside its output; seed {}: {op}", self.seed);
-        }
-    }
-
-    /// A NaN in the middle of `tensor` shows in the output of every variant.
-    #[track_caller]
-    fn check_nan(&self, op: Op, tensor: Tensor) {
-        let mut image = self.image();
-        let at = self.range(&tensor).start + (tensor.rows / 2 * tensor.cols + tensor.cols / 2) * 4;
-        image[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
-        // What is left unwritten must not pass for the NaN that is looked for.
-        for out in op.writes().iter().filter(|t| !op.reads().contains(t)) {
-            let range = self.range(out);
-            image[range].fill(0);
-        }
-        for (variant, needs) in variants::names(op.name()).unwrap() {
-            if needs <= Isa::detect() {
-                let after = self.run(op, variant, 2, &image).unwrap();
-                let found = self.written(&op, &after);
-                assert!(found.iter().any(|x| x.is_nan()), "{variant}: swallowed a NaN; seed {}: {op}", self.seed);
-            }
-        }
-    }
-}
+use flux_fast::op::{ConvShape, Epilogue, Op};
+use flux_fast::tensor::{Scale, Tensor};
 
 const ROWS: [usize; 4] = [1, 17, 255, 257];
 
 #[test]
 fn linear_in_every_stored_type() {
     for dtype in [DType::F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2] {
-        for (rows, k, n) in [(1, 64, 96), (17, 100, 33), (257, 31, 65), (40, 513, 7)] {
+        // The last three have whole vectors in every row, as the model's matrices do.
+        for (rows, k, n) in
+            [(1, 64, 96), (17, 100, 33), (257, 31, 65), (40, 513, 7), (9, 256, 328), (130, 192, 136), (300, 320, 200)]
+        {
             let mut c = Case::new();
             let (x, w, b, out) = (c.input(rows, k), c.weight(n, k, dtype), c.vector(n), c.output(rows, n));
             c.check(Op::Linear { x: x.all(), w, bias: Some(b), epilogue: Epilogue::None, out: out.all() }, 0);
@@ -285,6 +44,7 @@ fn linear_in_every_stored_type() {
     let (x, w, out) = (c.input(33, 80), c.weight_of(48, &parts), c.output(33, 64));
     let op = Op::Linear { x: x.columns(17, 48), w, bias: None, epilogue: Epilogue::None, out: out.columns(9, 49) };
     c.check(op, 33 * 15);
+    cuda::all_ran("linear");
 }
 
 #[test]
@@ -345,6 +105,7 @@ fn conv2d_in_every_geometry() {
             c.check(Op::Conv2d { x, w, bias: None, shape, residual: Some(residual), out }, 0);
         }
     }
+    cuda::all_ran("conv2d");
 }
 
 #[test]
@@ -386,6 +147,7 @@ fn attention_of_every_kind() {
             c.check(op(Some((5, text)), image), 0);
         }
     }
+    cuda::all_ran("attention");
 }
 
 #[test]
@@ -426,6 +188,9 @@ fn norms_of_rows() {
                     let m = c.input(groups, 3 * cols + 1);
                     let (shift, scale) = (m.columns(1, cols), m.columns(2 * cols, cols));
                     c.check(Op::LayerNormModulate { x, shift, scale, eps: 1e-6, out }, 0);
+                    let m = c.input(groups, 3 * cols);
+                    let (shift, scale) = (m.columns(cols, cols), m.columns(2 * cols, cols));
+                    c.check(Op::LayerNormModulate { x, shift, scale, eps: 1e-6, out }, 0);
                     c.check_nan(Op::LayerNormModulate { x, shift, scale, eps: 1e-6, out }, x);
                 }
             }
@@ -433,6 +198,9 @@ fn norms_of_rows() {
             c.check_nan(Op::RmsNorm { x, weight, eps: 1e-6, out }, x);
         }
     }
+    cuda::all_ran("layer_norm");
+    cuda::all_ran("rms_norm");
+    cuda::all_ran("layer_norm_modulate");
 }
 
 #[test]
@@ -477,6 +245,7 @@ fn queries_and_keys_are_normed_and_turned() {
             c.check(op(qkv), 0);
         }
     }
+    cuda::all_ran("qk_norm_rope");
 }
 
 #[test]
@@ -496,6 +265,9 @@ fn element_by_element() {
             c.check_nan(Op::Silu { x: a, out: a }, a);
         }
     }
+    cuda::all_ran("add");
+    cuda::all_ran("gelu_mul");
+    cuda::all_ran("silu");
 }
 
 #[test]
@@ -512,6 +284,7 @@ fn embeddings() {
             c.check(Op::Embed { table, ids, positions: Some(positions), out }, 0);
         }
     }
+    cuda::all_ran("embed");
     for wrong in [-1, 50, i32::MAX, i32::MIN] {
         let mut c = Case::new();
         let ids = c.ids(&[3, wrong, 4]);
@@ -550,6 +323,10 @@ fn time_pixels_and_steps() {
             c.check_nan(Op::EulerStep { x: pixels, v, params, cfg }, v);
         }
     }
+    cuda::all_ran("timestep_embed");
+    cuda::all_ran("pack");
+    cuda::all_ran("unpack");
+    cuda::all_ran("euler_step");
 }
 
 #[test]
@@ -568,6 +345,7 @@ fn group_norms() {
             }
         }
     }
+    cuda::all_ran("group_norm");
 }
 
 #[test]
@@ -580,6 +358,9 @@ fn copies_and_casts() {
             let (x, out) = (c.stored(batch * from_rows, 33, dtype), c.blank(batch * to_rows, 33, dtype));
             c.check(Op::CopyRows { x, out, batch, from, to, count }, batch * (to_rows - count) * 33);
         }
+        let mut c = Case::new();
+        let (x, out) = (c.stored(20, 40, dtype), c.blank(30, 40, dtype));
+        c.check(Op::CopyRows { x, out, batch: 2, from: 3, to: 8, count: 7 }, 16 * 40);
     }
     let kinds = [DType::F32, DType::BF16, DType::F16];
     for (a, b) in kinds.iter().flat_map(|a| kinds.iter().map(move |b| (*a, *b))) {
@@ -587,14 +368,17 @@ fn copies_and_casts() {
             let mut c = Case::new();
             let (x, out) = (c.stored(rows, 40, a), c.blank(rows, 50, b));
             c.check(Op::Cast { x: x.columns(3, 21), out: out.columns(10, 21) }, rows * 29);
+            c.check(Op::Cast { x: x.columns(8, 32), out: out.columns(0, 32) }, rows * 18);
         }
     }
+    cuda::all_ran("copy_rows");
+    cuda::all_ran("cast");
 }
 
 #[test]
 fn every_operation_has_been_listed_here() {
     let mut known: BTreeMap<&str, usize> = variants::ops().map(|op| (op, 0)).collect();
-    let source = include_str!("ops.rs");
+    let source = include_str!("main.rs");
     for (op, count) in &mut known {
         let camel: String = op.split('_').map(|w| w[..1].to_uppercase() + &w[1..]).collect();
         *count = source.matches(&format!("Op::{camel} {{")).count();

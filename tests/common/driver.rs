@@ -1,0 +1,69 @@
+//! The CUDA driver that tests use: one without a GPU, over the PTX machine, or with `FLUX_FAST_TEST_GPU=1` the real one.
+
+use std::sync::OnceLock;
+
+use flux_fast::backend::cuda;
+use serde_json::Value;
+
+// The GPUs of the driver without one.
+pub const RTX_3060: usize = 0;
+#[allow(dead_code, reason = "not every test wants every GPU")]
+pub const RTX_4060: usize = 1;
+#[allow(dead_code, reason = "not every test wants every GPU")]
+pub const H100: usize = 2;
+
+pub enum Driver {
+    Fake(fake_cuda::Handle),
+    Real {
+        #[allow(dead_code, reason = "not every test asks")]
+        capability: (u32, u32),
+    },
+}
+
+/// The driver, or `None`, said aloud, where there can be none.
+pub fn get() -> Option<&'static Driver> {
+    static DRIVER: OnceLock<Option<Driver>> = OnceLock::new();
+    let open = || {
+        if std::env::var_os("FLUX_FAST_TEST_GPU").is_some() {
+            let gpus = cuda::gpus().expect("FLUX_FAST_TEST_GPU asks for a GPU");
+            return Some(Driver::Real { capability: gpus[0].capability });
+        }
+        match fake_cuda::install() {
+            Ok(handle) => Some(Driver::Fake(handle)),
+            Err(e) => {
+                eprintln!("SKIPPED every CUDA kernel: {e}");
+                None
+            }
+        }
+    };
+    DRIVER.get_or_init(open).as_ref()
+}
+
+impl Driver {
+    /// What happened since the last report, one object for each kernel, device and kind of copy; empty for a real GPU.
+    #[allow(dead_code, reason = "not every test asks")]
+    pub fn report(&self) -> Vec<Value> {
+        match self {
+            Driver::Fake(handle) => handle.report().lines().map(|l| serde_json::from_str(l).expect("JSON")).collect(),
+            Driver::Real { .. } => Vec::new(),
+        }
+    }
+
+    /// Sets the driver without a GPU up; a real one is as it is.
+    #[allow(dead_code, reason = "not every test does")]
+    pub fn configure(&self, settings: &str) {
+        if let Driver::Fake(handle) = self {
+            handle.configure(settings).expect("settings that the driver knows");
+        }
+    }
+
+    /// No kernel raced, read what was never written, or went astray.
+    #[track_caller]
+    #[allow(dead_code, reason = "not every test asks")]
+    pub fn check_findings(&self, what: &str) {
+        for line in self.report() {
+            let findings = line["findings"].as_array().map_or(&[][..], Vec::as_slice);
+            assert!(findings.is_empty(), "{what}: {}: {findings:#?}", line["kernel"]);
+        }
+    }
+}

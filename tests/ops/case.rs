@@ -1,0 +1,298 @@
+//! One operation with its operands: inputs, sentinels, the run on the CPU, and what must hold of the result.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use flux_fast::backend::cpu::isa::Isa;
+use flux_fast::backend::cpu::{CpuBackend, CpuOptions, variants};
+use flux_fast::backend::{Backend, Layout, Place, Places, WeightKey};
+use flux_fast::dtype::DType;
+use flux_fast::error::Result;
+use flux_fast::op::{Op, Step, Use};
+use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, View, Weight};
+
+use crate::cuda;
+
+/// xorshift64*, enough for test data.
+pub struct Random(u64);
+
+impl Random {
+    pub fn bits(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// From -1 to 1, with a spread of sizes.
+    pub fn number(&mut self) -> f32 {
+        let uniform = |bits: u64| (bits >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+        uniform(self.bits()) * (1.0 + uniform(self.bits()).abs())
+    }
+}
+
+fn seed() -> u64 {
+    match std::env::var("FLUX_FAST_TEST_SEED") {
+        Ok(text) => text.parse().expect("FLUX_FAST_TEST_SEED is a number"),
+        Err(_) => std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64 | 1,
+    }
+}
+
+/// One operation with its operands.
+pub struct Case {
+    pub random: Random,
+    pub seed: u64,
+    pub tensors: Vec<(Tensor, Vec<u8>)>,
+    pub weights: Vec<HostWeight>,
+}
+
+const GAP: usize = 256;
+const ALIGN: usize = 256;
+const SENTINEL: u8 = 0xa5;
+
+impl Case {
+    pub fn new() -> Case {
+        let seed = seed();
+        Case { random: Random(seed), seed, tensors: vec![], weights: vec![] }
+    }
+
+    /// The same operands.
+    pub fn again(&self) -> Case {
+        let (tensors, weights) = (self.tensors.clone(), self.weights.clone());
+        Case { random: Random(self.seed), seed: self.seed, tensors, weights }
+    }
+
+    pub fn add(&mut self, rows: usize, cols: usize, dtype: DType, bytes: Vec<u8>) -> Tensor {
+        let tensor = Tensor { slot: Slot::Input(self.tensors.len() as u32), rows, cols, dtype };
+        assert_eq!(bytes.len(), tensor.bytes());
+        self.tensors.push((tensor, bytes));
+        tensor
+    }
+
+    pub fn stored(&mut self, rows: usize, cols: usize, dtype: DType) -> Tensor {
+        let mut bytes = Vec::new();
+        (0..rows * cols).for_each(|_| dtype.encode(self.random.number(), &mut bytes));
+        self.add(rows, cols, dtype, bytes)
+    }
+
+    pub fn input(&mut self, rows: usize, cols: usize) -> Tensor {
+        self.stored(rows, cols, DType::F32)
+    }
+
+    pub fn given(&mut self, rows: usize, cols: usize, values: &[f32]) -> Tensor {
+        self.add(rows, cols, DType::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+
+    pub fn ids(&mut self, ids: &[i32]) -> Tensor {
+        self.add(ids.len(), 1, DType::I32, ids.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+
+    /// An output, full of NaN.
+    pub fn blank(&mut self, rows: usize, cols: usize, dtype: DType) -> Tensor {
+        let tensor = Tensor { slot: Slot::Input(0), rows, cols, dtype };
+        self.add(rows, cols, dtype, vec![0xff; tensor.bytes()])
+    }
+
+    pub fn output(&mut self, rows: usize, cols: usize) -> Tensor {
+        self.blank(rows, cols, DType::F32)
+    }
+
+    /// A weight in several parts, each with its rows, type and scale.
+    pub fn weight_of(&mut self, cols: usize, parts: &[(usize, DType, Scale)]) -> Weight {
+        let mut host = HostWeight { rows: 0, cols, parts: vec![] };
+        for (rows, dtype, scale) in parts {
+            let mut bytes = vec![0u8; 3];
+            (0..rows * cols).for_each(|_| dtype.encode(self.random.number(), &mut bytes));
+            // F32 parts may lie at any byte of a file, too.
+            let (source, scale) = (Arc::new(bytes), scale.clone());
+            host.parts.push(HostPart { source, offset: 3, rows: *rows, cols, dtype: *dtype, scale });
+            host.rows += rows;
+        }
+        self.weights.push(host);
+        let host = self.weights.last().unwrap();
+        Weight { id: self.weights.len() as u32 - 1, rows: host.rows, cols }
+    }
+
+    pub fn weight(&mut self, rows: usize, cols: usize, dtype: DType) -> Weight {
+        self.weight_of(cols, &[(rows, dtype, Scale::One)])
+    }
+
+    pub fn vector(&mut self, n: usize) -> Weight {
+        self.weight(1, n, DType::BF16)
+    }
+
+    /// Arena offsets of the tensors, and of what follows the last one.
+    pub fn offsets(&self) -> (Vec<usize>, usize) {
+        let mut next = GAP;
+        let mut offsets = Vec::new();
+        for (tensor, _) in &self.tensors {
+            offsets.push(next);
+            next = (next + tensor.bytes() + GAP).next_multiple_of(ALIGN);
+        }
+        (offsets, next)
+    }
+
+    pub fn image(&self) -> Vec<u8> {
+        let (offsets, end) = self.offsets();
+        let mut image = vec![SENTINEL; end];
+        for (offset, (_, bytes)) in offsets.iter().zip(&self.tensors) {
+            image[*offset..offset + bytes.len()].copy_from_slice(bytes);
+        }
+        image
+    }
+
+    pub fn range(&self, tensor: &Tensor) -> Range<usize> {
+        let Slot::Input(id) = tensor.slot else { unreachable!("tests use inputs only") };
+        let start = self.offsets().0[id as usize];
+        start..start + tensor.bytes()
+    }
+
+    /// The arena after `op` ran by `variant` on the CPU.
+    pub fn run(&self, op: Op, variant: &str, threads: usize, image: &[u8]) -> Result<Vec<u8>> {
+        let kernels = vec![(op.name().to_string(), variant.to_string())];
+        let mut backend = CpuBackend::new(CpuOptions { threads: Some(threads), kernels, ..CpuOptions::default() })?;
+        self.run_on(&mut backend, op, variant, image)
+    }
+
+    /// The arena after `op` ran on `backend`.
+    pub fn run_on(&self, backend: &mut dyn Backend, op: Op, variant: &str, image: &[u8]) -> Result<Vec<u8>> {
+        if let Err(why) = op.check() {
+            panic!("{why}: {op}");
+        }
+        let (inputs, scratch) = self.offsets();
+        let scratch_bytes = backend.scratch_bytes(&op, &|w| &self.weights[w.id as usize]);
+        let end = (scratch + scratch_bytes).next_multiple_of(ALIGN);
+        let (mut resident, mut at) = (0usize, Vec::new());
+        for (weight, how) in self.weights.iter().zip(uses(&op, self.weights.len())) {
+            at.push(resident);
+            resident = (resident + backend.weight_bytes(weight, how)).next_multiple_of(ALIGN);
+        }
+        let layout = Layout { arena_bytes: end + GAP, resident_bytes: resident, ring_bytes: 0 };
+        backend.reserve(layout)?;
+        backend.write(0, image)?;
+        backend.write(end, &[SENTINEL; GAP])?;
+        let keys: Vec<WeightKey> = (0..self.weights.len() as u64).map(WeightKey).collect();
+        for (i, how) in uses(&op, keys.len()).into_iter().enumerate() {
+            backend.load(keys[i], Place::Resident(at[i]), &self.weights[i], how)?;
+        }
+        let places = Places { inputs, temps: vec![], outputs: vec![], scratch, weights: keys.clone() };
+        backend.run(&Step { op, label: "case".into() }, &places)?;
+        let mut after = vec![0; image.len()];
+        backend.read(0, &mut after)?;
+        let mut tail = [0; GAP];
+        backend.read(end, &mut tail)?;
+        assert_eq!(tail, [SENTINEL; GAP], "{variant}: wrote beyond its scratch: {op}");
+        keys.iter().try_for_each(|key| backend.forget(*key))?;
+        Ok(after)
+    }
+
+    /// The elements of the tensors that `op` writes.
+    pub fn written(&self, op: &Op, image: &[u8]) -> Vec<f32> {
+        let tensors = op.writes();
+        let elements = |t: &Tensor| {
+            let dtype = t.dtype;
+            image[self.range(t)].chunks_exact(dtype.size()).map(move |b| dtype.decode(b)).collect::<Vec<_>>()
+        };
+        tensors.iter().flat_map(elements).collect()
+    }
+
+    /// Runs every variant against the reference; `left_alone` elements of the written tensors keep the NaN they had.
+    #[track_caller]
+    pub fn check(&self, op: Op, left_alone: usize) {
+        let name = op.name();
+        let all = variants::names(name).expect("every operation has variants");
+        let image = self.image();
+        let (reference, _) = *all.last().unwrap();
+        let expected_image = self.run(op, reference, 1, &image).unwrap();
+        self.check_surroundings(&op, reference, &image, &expected_image);
+        let expected = self.written(&op, &expected_image);
+        let nan = expected.iter().filter(|x| x.is_nan()).count();
+        assert_eq!(nan, left_alone, "{reference}: elements not written; seed {}: {op}", self.seed);
+        for (variant, needs) in all {
+            if needs > Isa::detect() {
+                eprintln!("SKIPPED {variant}: this machine has no {}", needs.name());
+                continue;
+            }
+            let after = self.run(op, variant, 2, &image).unwrap();
+            self.check_surroundings(&op, variant, &image, &after);
+            let found = self.written(&op, &after);
+            let (mut error, mut size) = (0.0, 0.0);
+            for (i, (f, e)) in found.iter().zip(&expected).enumerate() {
+                assert_eq!(f.is_nan(), e.is_nan(), "{variant}: element {i}: {f} for {e}; seed {}: {op}", self.seed);
+                if !e.is_nan() {
+                    error += f64::from(f - e).powi(2);
+                    size += f64::from(*e).powi(2);
+                }
+            }
+            let moves = matches!(op, Op::Pack { .. } | Op::Unpack { .. } | Op::CopyRows { .. } | Op::Cast { .. });
+            let bound = if moves {
+                0.0
+            } else if variant.contains("_bf16_") {
+                1e-2
+            } else {
+                1e-5
+            };
+            let relative = if error == 0.0 { 0.0 } else { (error / size).sqrt() };
+            assert!(relative <= bound, "{variant}: error {relative:e} > {bound:e}; seed {}: {op}", self.seed);
+            let alone = self.run(op, variant, 1, &image).unwrap();
+            assert!(alone == after, "{variant}: one thread and two differ; seed {}: {op}", self.seed);
+        }
+        cuda::check(self, op, left_alone);
+    }
+
+    /// Everything outside the written windows is as it was.
+    #[track_caller]
+    pub fn check_surroundings(&self, op: &Op, variant: &str, before: &[u8], after: &[u8]) {
+        let mut before = before.to_vec();
+        let windows = windows(op);
+        for w in windows {
+            let start = self.range(&w.tensor).start;
+            let size = w.tensor.dtype.size();
+            for row in 0..w.rows() {
+                let at = start + (row * w.tensor.cols + w.col) * size;
+                before[at..at + w.cols * size].copy_from_slice(&after[at..at + w.cols * size]);
+            }
+        }
+        if let Some(at) = before.iter().zip(after).position(|(b, a)| b != a) {
+            panic!("{variant}: changed byte {at} outside its output; seed {}: {op}", self.seed);
+        }
+    }
+
+    /// A NaN in the middle of `tensor` shows in the output of every variant.
+    #[track_caller]
+    pub fn check_nan(&self, op: Op, tensor: Tensor) {
+        let mut image = self.image();
+        let at = self.range(&tensor).start + (tensor.rows / 2 * tensor.cols + tensor.cols / 2) * 4;
+        image[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+        // What is left unwritten must not pass for the NaN that is looked for.
+        for out in op.writes().iter().filter(|t| !op.reads().contains(t)) {
+            let range = self.range(out);
+            image[range].fill(0);
+        }
+        for (variant, needs) in variants::names(op.name()).unwrap() {
+            if needs <= Isa::detect() {
+                let after = self.run(op, variant, 2, &image).unwrap();
+                let found = self.written(&op, &after);
+                assert!(found.iter().any(|x| x.is_nan()), "{variant}: swallowed a NaN; seed {}: {op}", self.seed);
+            }
+        }
+        cuda::check_nan(self, op, tensor);
+    }
+}
+
+/// The windows that `op` writes.
+fn windows(op: &Op) -> Vec<View> {
+    match *op {
+        Op::Linear { out, .. } | Op::Cast { out, .. } => vec![out],
+        Op::Attention { out, first, .. } => [out].into_iter().chain(first.map(|(_, t)| t.all())).collect(),
+        _ => op.writes().into_iter().map(Tensor::all).collect(),
+    }
+}
+
+/// How `op` uses each of `n` weights.
+fn uses(op: &Op, n: usize) -> Vec<Use> {
+    let mut program = flux_fast::op::Program::default();
+    program.steps.push(Step { op: *op, label: String::new() });
+    program.weights = vec![flux_fast::op::WeightSpec { name: String::new(), first: 0, rows: 0, cols: 0 }; n];
+    program.uses()
+}
