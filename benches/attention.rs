@@ -9,11 +9,19 @@ use flux_fast::backend::cpu::isa::Isa;
 use flux_fast::backend::cpu::{CpuBackend, CpuOptions, variants};
 use flux_fast::backend::{Backend, Layout, Place, Places, WeightKey};
 use flux_fast::dtype::DType;
-use flux_fast::op::{Op, Step};
-use flux_fast::tensor::{DTypes, HostPart, HostWeight, Scale, Slot, Tensor, Weight};
+use flux_fast::op::{Op, Step, Use};
+use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, Weight};
 
 fn tensor(id: u32, rows: usize, cols: usize) -> Tensor {
     Tensor { slot: Slot::Input(id), rows, cols, dtype: DType::F32 }
+}
+
+/// A gain of ones.
+fn ones(weight: &Weight) -> HostWeight {
+    let bytes: Vec<u8> = (0..weight.rows * weight.cols).flat_map(|_| 1f32.to_le_bytes()).collect();
+    let (rows, cols) = (weight.rows, weight.cols);
+    let part = HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype: DType::F32, scale: Scale::One };
+    HostWeight { rows, cols, parts: vec![part] }
 }
 
 /// Runs `op` over `tensors` (inputs 0, 1, ...), filled with numbers around zero, and gains of one.
@@ -34,7 +42,8 @@ fn bench(c: &mut Criterion, label: &str, op: Op, tensors: &[Tensor], throughput:
             next = (next + t.bytes()).next_multiple_of(64);
         }
         places.scratch = next;
-        let arena_bytes = next + backend.scratch_bytes(&op, &|_| DTypes::default().with(DType::F32));
+        let weights: Vec<HostWeight> = op.weights().iter().map(ones).collect();
+        let arena_bytes = next + backend.scratch_bytes(&op, &|w| &weights[w.id as usize]);
         backend.reserve(Layout { arena_bytes, ..Layout::default() }).expect("memory");
         let mut state = 1u32;
         for (t, offset) in tensors.iter().zip(&places.inputs) {
@@ -45,12 +54,9 @@ fn bench(c: &mut Criterion, label: &str, op: Op, tensors: &[Tensor], throughput:
             let bytes: Vec<u8> = (0..t.rows * t.cols).flat_map(|_| number().to_le_bytes()).collect();
             backend.write(*offset, &bytes).expect("within the arena");
         }
-        for weight in op.weights() {
-            let ones: Vec<u8> = (0..weight.rows * weight.cols).flat_map(|_| 1f32.to_le_bytes()).collect();
-            let (rows, cols) = (weight.rows, weight.cols);
-            let part = HostPart { source: Arc::new(ones), offset: 0, rows, cols, dtype: DType::F32, scale: Scale::One };
-            let key = WeightKey(u64::from(weight.id));
-            backend.load(key, Place::Resident(0), &HostWeight { rows, cols, parts: vec![part] }).expect("loads");
+        for (id, weight) in weights.iter().enumerate() {
+            let key = WeightKey(id as u64);
+            backend.load(key, Place::Resident(0), weight, Use::Vector).expect("loads");
             places.weights.push(key);
         }
         let step = Step { op, label: label.into() };

@@ -1,13 +1,13 @@
 //! Matrix products and convolutions at FLUX's shapes, against the peak of the multipliers.
 //!
 //! `cargo bench --bench ops -- FILTER`. Criterion's `elem/s` are floating-point operations a second; the line after a case gives its
-//! best run, as a fraction of the peak that independent multiply-adds reach on all threads just before.
+//! best run, as a fraction of the peak that independent multiply-adds reach on all threads just before. On a GPU: `-- --device cuda`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group};
 use flux_fast::backend::cpu::conv::{CONV2D, conv2d, conv2d_scratch};
 use flux_fast::backend::cpu::isa::Isa;
 use flux_fast::backend::cpu::linear::{Compute, LINEAR, Tail, Variant, choose, linear, linear_scratch};
@@ -227,4 +227,16 @@ fn convolutions(c: &mut Criterion) {
 }
 
 criterion_group!(benches, linears, convolutions);
-criterion_main!(benches);
+
+#[path = "cuda/ops.rs"]
+mod cuda;
+
+fn main() {
+    match cuda::asked() {
+        Some(ordinal) => cuda::run(ordinal),
+        None => {
+            benches();
+            Criterion::default().configure_from_args().final_summary();
+        }
+    }
+}

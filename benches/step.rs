@@ -1,14 +1,14 @@
 //! Whole blocks and whole pictures.
 //!
 //! `block`: one double and one single block of FLUX.1's real width at 1024 image and 256 text tokens, weights resident. The floor is the matrix work: 0.62 TFLOP
-//! over the machine's bf16 peak (`ops` measures it). `picture`: the embedded model from prompt to pixels.
+//! over the machine's bf16 peak (`ops` measures it). `picture`: the embedded model from prompt to pixels. On a GPU: `-- --device cuda`.
 
 use std::hint::black_box;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group};
 use flux_fast::backend::Backend;
 use flux_fast::backend::cpu::{Compute, CpuBackend, CpuOptions};
 use flux_fast::dtype::DType;
@@ -61,9 +61,10 @@ fn block(c: &mut Criterion) {
             CpuBackend::new(CpuOptions { threads: None, compute: Compute::Auto, kernels: vec![], isa: None }).unwrap();
         let program = denoise(&config, &shape, backend.caps().activation);
         let weights = random_weights(&program, dtype);
-        let bytes: Vec<usize> = weights.iter().map(|w| backend.weight_bytes(w)).collect();
-        let stored = |w: flux_fast::tensor::Weight| weights[w.id as usize].stored();
-        let scratch: Vec<usize> = program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &stored)).collect();
+        let bytes: Vec<usize> =
+            weights.iter().zip(program.uses()).map(|(w, how)| backend.weight_bytes(w, how)).collect();
+        let weight = |w: flux_fast::tensor::Weight| &weights[w.id as usize];
+        let scratch: Vec<usize> = program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect();
         let plan = plan::phase(&program, 1, &bytes, &scratch, backend.caps().alignment, u64::MAX).unwrap();
         let mut holdings = Holdings::default();
         holdings.reserve(&mut backend, plan.layout(), false).unwrap();
@@ -102,4 +103,19 @@ fn picture(c: &mut Criterion) {
 }
 
 criterion_group!(benches, block, picture);
-criterion_main!(benches);
+
+#[path = "cuda/step.rs"]
+mod cuda;
+#[path = "cuda/ops.rs"]
+#[allow(dead_code, reason = "shared with the bench of operations")]
+mod ops;
+
+fn main() {
+    match ops::asked() {
+        Some(ordinal) => cuda::run(ordinal),
+        None => {
+            benches();
+            Criterion::default().configure_from_args().final_summary();
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! `cargo bench --bench ops -- --device cuda[:N]`: every kernel that takes time at FLUX's shapes, by the GPU's own clock, against what the GPU reaches
+//! where nothing else limits it. Writes one JSON object a case to the file that `FLUX_FAST_BENCH_JSON` names, under the names that
+//! `benches/peers/flux_torch.py` uses.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput};
+use flux_fast::backend::cuda::ceilings::Ceilings;
+use flux_fast::backend::cuda::{CudaBackend, CudaOptions};
+use flux_fast::backend::{Backend, Layout, Place, Places, WeightKey};
+use flux_fast::dtype::DType;
+use flux_fast::op::{ConvShape, Epilogue, Op, Program, Step, WeightSpec};
+use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, Weight};
+
+/// `cuda:1` of `--device cuda:1`, if that was asked for.
+pub fn asked() -> Option<usize> {
+    let arguments: Vec<String> = std::env::args().collect();
+    let at = arguments.iter().position(|a| a == "--device")?;
+    let (name, ordinal) = arguments.get(at + 1)?.split_once(':').unwrap_or((&arguments[at + 1], "0"));
+    (name == "cuda").then(|| ordinal.parse().expect("--device cuda:N"))
+}
+
+/// Appends a line to the file of results, if one is named.
+pub fn record(line: &str) {
+    if let Some(path) = std::env::var_os("FLUX_FAST_BENCH_JSON") {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        file.and_then(|mut f| writeln!(f, "{line}")).expect("the file of results can be written");
+    }
+}
+
+struct Bench<'a> {
+    criterion: &'a mut Criterion,
+    backend: CudaBackend,
+    ceilings: Ceilings,
+    tensors: Vec<Tensor>,
+    weights: Vec<HostWeight>,
+}
+
+impl Bench<'_> {
+    fn tensor(&mut self, rows: usize, cols: usize, dtype: DType) -> Tensor {
+        let tensor = Tensor { slot: Slot::Input(self.tensors.len() as u32), rows, cols, dtype };
+        self.tensors.push(tensor);
+        tensor
+    }
+
+    fn act(&mut self, rows: usize, cols: usize) -> Tensor {
+        self.tensor(rows, cols, DType::BF16)
+    }
+
+    fn weight(&mut self, rows: usize, cols: usize, dtype: DType) -> Weight {
+        let table: Vec<Vec<u8>> = (0..1021)
+            .map(|i| {
+                let mut one = Vec::new();
+                dtype.encode((i as f32 / 510.0 - 1.0) * 0.03, &mut one);
+                one
+            })
+            .collect();
+        let bytes: Vec<u8> = (0..rows * cols).flat_map(|i| table[(i * 7919) % 1021].iter().copied()).collect();
+        let scale = if dtype.size() == 1 { Scale::Tensor(0.5) } else { Scale::One };
+        self.weights.push(HostWeight {
+            rows,
+            cols,
+            parts: vec![HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype, scale }],
+        });
+        Weight { id: self.weights.len() as u32 - 1, rows, cols }
+    }
+
+    /// Times `op` over the operands made since the last case. `bytes` is what must pass through memory at least.
+    fn case(&mut self, name: &str, op: Op, flops: u64) {
+        op.check().unwrap_or_else(|why| panic!("{name}: {why}"));
+        let mut program = Program::default();
+        let step = Step { op, label: name.into() };
+        program.steps.push(step.clone());
+        program.weights = vec![WeightSpec { name: String::new(), first: 0, rows: 0, cols: 0 }; self.weights.len()];
+        let uses = program.uses();
+        let mut places = Places::default();
+        let mut next = 0usize;
+        for t in &self.tensors {
+            places.inputs.push(next);
+            next = (next + t.bytes()).next_multiple_of(256);
+        }
+        places.scratch = next;
+        next += self.backend.scratch_bytes(&op, &|w| &self.weights[w.id as usize]).next_multiple_of(256);
+        let sizes: Vec<usize> = self.weights.iter().zip(&uses).map(|(w, &u)| self.backend.weight_bytes(w, u)).collect();
+        let resident: usize = sizes.iter().map(|n| n.next_multiple_of(256)).sum();
+        let backend = &mut self.backend;
+        backend
+            .reserve(Layout { arena_bytes: next, resident_bytes: resident, ring_bytes: 0 })
+            .expect("memory for the operands");
+        for (t, at) in self.tensors.iter().zip(&places.inputs) {
+            let mut bytes = Vec::with_capacity(t.bytes());
+            match t.dtype {
+                DType::I32 => bytes.resize(t.bytes(), 0),
+                dtype => (0..t.rows * t.cols)
+                    .for_each(|i| dtype.encode(((i * 7919) % 2003) as f32 / 1001.0 - 1.0, &mut bytes)),
+            }
+            backend.write(*at, &bytes).expect("within the arena");
+        }
+        let mut at = 0;
+        for (i, weight) in self.weights.iter().enumerate() {
+            let key = WeightKey(i as u64);
+            backend.load(key, Place::Resident(at), weight, uses[i]).expect("loads");
+            at += sizes[i].next_multiple_of(256);
+            places.weights.push(key);
+        }
+        let moved = op.activation_bytes() + sizes.iter().map(|&n| n as u64).sum::<u64>();
+        let mut best = f64::INFINITY;
+        let mut group = self.criterion.benchmark_group("cuda");
+        group.sample_size(10).warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_millis(500));
+        group.throughput(if flops > 0 { Throughput::Elements(flops) } else { Throughput::Bytes(moved) });
+        group.bench_function(name, |b| {
+            b.iter_custom(|n| {
+                let start = backend.mark().expect("a clock");
+                (0..n).for_each(|_| backend.run(&step, &places).expect("runs"));
+                let end = backend.mark().expect("a clock");
+                let seconds = backend.seconds(&start, &end).expect("a clock");
+                best = best.min(seconds / n as f64);
+                Duration::from_secs_f64(seconds)
+            });
+        });
+        group.finish();
+        for key in &places.weights {
+            backend.forget(*key).expect("forgets");
+        }
+        self.tensors.clear();
+        self.weights.clear();
+        if best == f64::INFINITY {
+            return; // filtered out
+        }
+        let (tflops, gbps) = (flops as f64 / best / 1e12, moved as f64 / best / 1e9);
+        println!(
+            "    {tflops:.1} TFLOP/s ({:.1} % of {:.1}), {gbps:.0} GB/s ({:.1} % of {:.0})",
+            100.0 * tflops / self.ceilings.teraflops,
+            self.ceilings.teraflops,
+            100.0 * gbps / self.ceilings.gigabytes,
+            self.ceilings.gigabytes,
+        );
+        record(&format!("{{\"name\":\"{name}\",\"seconds\":{best:e},\"tflops\":{tflops:.3},\"gbps\":{gbps:.2}}}"));
+    }
+
+    fn linear(&mut self, rows: usize, k: usize, n: usize, dtype: DType) {
+        let (x, w, b) = (self.act(rows, k), self.weight(n, k, dtype), self.weight(1, n, DType::F32));
+        let out = self.act(rows, n);
+        let op = Op::Linear { x: x.all(), w, bias: Some(b), epilogue: Epilogue::GeluTanh, out: out.all() };
+        let short = match dtype {
+            DType::F8E4M3 => "e4m3",
+            DType::F8E5M2 => "e5m2",
+            DType::F16 => "f16",
+            _ => "bf16",
+        };
+        self.case(&format!("linear.{rows}x{k}x{n}.{short}"), op, op.flops());
+    }
+
+    fn attention(&mut self, tokens: usize, heads: usize, dim: usize) {
+        let (qkv, out) = (self.act(tokens, 3 * heads * dim), self.act(tokens, heads * dim));
+        let part = |i| qkv.columns(i * heads * dim, heads * dim);
+        let op = Op::Attention {
+            q: part(0),
+            k: part(1),
+            v: part(2),
+            batch: 1,
+            heads,
+            scale: 1.0 / (dim as f32).sqrt(),
+            causal: false,
+            bias: None,
+            first: None,
+            out: out.all(),
+        };
+        self.case(&format!("attention.{tokens}x{heads}x{dim}"), op, op.flops());
+    }
+
+    fn conv(&mut self, size: usize, inside: usize, outside: usize, upsample: bool) {
+        let shape = ConvShape {
+            batch: 1,
+            height: size,
+            width: size,
+            in_channels: inside,
+            out_channels: outside,
+            kernel: 3,
+            stride: 1,
+            pad_before: 1,
+            pad_after: 1,
+            upsample,
+        };
+        let (h, w) = shape.output();
+        let (x, out) = (self.act(size * size, inside), self.act(h * w, outside));
+        let (w, bias) = (self.weight(outside, inside * 9, DType::BF16), self.weight(1, outside, DType::F32));
+        let op = Op::Conv2d { x, w, bias: Some(bias), shape, residual: None, out };
+        self.case(&format!("conv2d.{h}x{h}.{inside}->{outside}{}", if upsample { ".up2" } else { "" }), op, op.flops());
+    }
+}
+
+/// All cases on GPU `ordinal`.
+pub fn run(ordinal: usize) {
+    let mut backend = CudaBackend::new(CudaOptions { ordinal, ..CudaOptions::default() }).unwrap_or_else(|e| {
+        eprintln!("SKIPPED: {e}");
+        std::process::exit(0);
+    });
+    let ceilings = backend.ceilings().expect("the ceilings can be measured");
+    println!("{}: {ceilings:?}", backend.caps().description);
+    record(&format!("{{\"name\":\"h2d.pinned\",\"gbps\":{:.2}}}", ceilings.upload_gigabytes));
+    record(&format!("{{\"name\":\"ceiling.bf16\",\"tflops\":{:.2}}}", ceilings.teraflops));
+    record(&format!("{{\"name\":\"ceiling.copy\",\"gbps\":{:.2}}}", ceilings.gigabytes));
+    let mut criterion = Criterion::default();
+    let (tensors, weights) = (vec![], vec![]);
+    let mut bench = Bench { criterion: &mut criterion, backend, ceilings, tensors, weights };
+    for rows in [4608, 4352] {
+        for (k, n) in [(3072, 9216), (3072, 12288), (12288, 3072), (15360, 3072), (3072, 21504)] {
+            for dtype in [DType::BF16, DType::F8E4M3] {
+                bench.linear(rows, k, n, dtype);
+            }
+        }
+    }
+    bench.linear(4608, 3072, 9216, DType::F16);
+    // T5 of one prompt, CLIP, and the modulation of 28 steps and of one.
+    for (rows, k, n) in [
+        (512, 4096, 10240),
+        (512, 10240, 4096),
+        (512, 4096, 4096),
+        (77, 768, 3072),
+        (28, 3072, 18432),
+        (1, 3072, 18432),
+    ] {
+        bench.linear(rows, k, n, DType::F8E4M3);
+        bench.linear(rows, k, n, DType::BF16);
+    }
+    bench.attention(4608, 24, 128);
+    bench.attention(4352, 24, 128);
+    bench.attention(512, 64, 64);
+    bench.attention(16384, 1, 512);
+    for (size, inside, outside, up) in [
+        (128, 16, 512, false),
+        (128, 512, 512, false),
+        (128, 512, 512, true),
+        (256, 512, 512, false),
+        (512, 512, 256, false),
+        (512, 256, 256, false),
+        (512, 256, 256, true),
+        (1024, 256, 128, false),
+        (1024, 128, 128, false),
+        (1024, 128, 3, false),
+    ] {
+        bench.conv(size, inside, outside, up);
+    }
+    for (pixels, channels) in [(1 << 20, 128), (1 << 18, 256), (1 << 16, 512)] {
+        let (x, out) = (bench.act(pixels, channels), bench.act(pixels, channels));
+        let (weight, bias) = (bench.weight(1, channels, DType::F32), bench.weight(1, channels, DType::F32));
+        let op = Op::GroupNorm { x, weight, bias, batch: 1, groups: 32, eps: 1e-6, silu: true, out };
+        bench.case(&format!("group_norm.{pixels}x{channels}"), op, 0);
+    }
+    let (x, m, out) = (bench.act(4096, 3072), bench.act(1, 9 * 3072), bench.act(4096, 3072));
+    let op = Op::LayerNormModulate { x, shift: m.columns(0, 3072), scale: m.columns(3072, 3072), eps: 1e-6, out };
+    bench.case("layer_norm_modulate.4096x3072", op, 0);
+    let (qkv, rope, out) = (bench.act(4608, 9216), bench.tensor(4608, 128, DType::F32), bench.act(4608, 9216));
+    let (q_gain, k_gain) = (bench.weight(1, 128, DType::F32), bench.weight(1, 128, DType::F32));
+    let op = Op::QkNormRope { qkv, q_gain, k_gain, rope, batch: 1, heads: 24, tokens: 4608, first: 0, eps: 1e-6, out };
+    bench.case("qk_norm_rope.4608x9216", op, 0);
+    let (gate, up, out) = (bench.act(512, 10240), bench.act(512, 10240), bench.act(512, 10240));
+    bench.case("gelu_mul.512x10240", Op::GeluMul { gate, up, out }, 0);
+    let (x, out, gain) = (bench.act(512, 4096), bench.act(512, 4096), bench.weight(1, 4096, DType::F32));
+    bench.case("rms_norm.512x4096", Op::RmsNorm { x, weight: gain, eps: 1e-6, out }, 0);
+}

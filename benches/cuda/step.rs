@@ -1,0 +1,157 @@
+//! `cargo bench --bench step -- --device cuda[:N]`: full-size dev and schnell at 1024x1024 with FP8 weights: a denoise step resident and under 12 GB and
+//! 8 GB of device memory, and the decoding of one picture. Under a budget it tells what the transfers cost beyond the resident step, and how that compares
+//! with the rate at which pinned memory can be copied.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use flux_fast::backend::Backend;
+use flux_fast::backend::cuda::{CudaBackend, CudaOptions};
+use flux_fast::dtype::DType;
+use flux_fast::model::flux::{DenoiseShape, denoise, rope};
+use flux_fast::model::{FluxConfig, VaeConfig, vae};
+use flux_fast::op::{Program, Use};
+use flux_fast::plan;
+use flux_fast::stream::{Holdings, Session, Tenancy};
+use flux_fast::tensor::{ByteSource, HostPart, HostWeight, Scale};
+
+use crate::ops::record;
+
+/// Weights that lie in one block of random bytes, at places of their own: FP8 where they are matrices, BF16 elsewhere.
+fn weights(program: &Program, source: &Arc<dyn ByteSource>, matrices: DType) -> Vec<HostWeight> {
+    let room = source.bytes().len();
+    let mut next = 0usize;
+    let mut place = |rows: usize, cols: usize, dtype: DType| {
+        let bytes = rows * cols * dtype.size();
+        if next + bytes > room {
+            next = 0;
+        }
+        let offset = next;
+        next += bytes.next_multiple_of(256);
+        let scale = if dtype.size() == 1 { Scale::Tensor(1e-4) } else { Scale::One };
+        HostWeight { rows, cols, parts: vec![HostPart { source: source.clone(), offset, rows, cols, dtype, scale }] }
+    };
+    let matrix = |how: Use| matches!(how, Use::Matrix | Use::Kernel { .. });
+    let uses = program.uses();
+    program
+        .weights
+        .iter()
+        .zip(uses)
+        .map(|(w, how)| place(w.rows, w.cols, if matrix(how) { matrices } else { DType::BF16 }))
+        .collect()
+}
+
+/// Bytes that are small numbers in every type: no exponent near its end.
+fn source(bytes: usize) -> Arc<dyn ByteSource> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let next = |state: &mut u64| {
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        *state & 0xbfbf_bfbf_bfbf_bfbf
+    };
+    Arc::new((0..bytes / 8).flat_map(|_| next(&mut state).to_le_bytes()).collect::<Vec<u8>>())
+}
+
+struct Outcome {
+    seconds: f64,
+    streamed: u64,
+    planned: u64,
+}
+
+/// Seconds of a run of `program` under `budget` bytes of device memory in all.
+fn time(
+    backend: &mut CudaBackend,
+    program: &Program,
+    weights: &[HostWeight],
+    budget: u64,
+    runs: usize,
+) -> Option<Outcome> {
+    let caps = backend.caps().clone();
+    let bytes: Vec<usize> = weights.iter().zip(program.uses()).map(|(w, how)| backend.weight_bytes(w, how)).collect();
+    let weight = |w: flux_fast::tensor::Weight| &weights[w.id as usize];
+    let scratch: Vec<usize> = program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect();
+    let room = budget.saturating_sub(caps.overhead_bytes);
+    let room = room - room % caps.granularity as u64;
+    let plan = match plan::phase(program, runs, &bytes, &scratch, caps.alignment, room) {
+        Ok(plan) => plan,
+        Err(e) => {
+            println!("    {e}");
+            return None;
+        }
+    };
+    let mut holdings = Holdings::default();
+    holdings.reserve(backend, plan.layout(), false).expect("what was planned");
+    let planned = plan.layout().bytes(caps.granularity) + caps.overhead_bytes;
+    let mut session = Session::new(backend, &mut holdings, program, &plan, weights.to_vec(), Tenancy::default());
+    for io in &program.inputs {
+        let n = io.tensor.rows * io.tensor.cols;
+        let values: Vec<f32> = (0..n).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0).collect();
+        session.write_f32(io.tensor, &values).expect("within the arena");
+    }
+    // What ends a run is read back, as a generation does: then the run is over.
+    let last = program.inputs.iter().find(|io| io.name == "step").map_or(program.inputs[0].tensor, |io| io.tensor);
+    let mut samples = Vec::new();
+    for i in 0..runs + 3 {
+        let begin = Instant::now();
+        session.run(i + 1 < runs + 3, &mut |_, _| ControlFlow::Continue(())).expect("runs");
+        session.read_f32(last).expect("reads");
+        if i >= 3 {
+            samples.push(begin.elapsed().as_secs_f64()); // the first brings weights, the second records, the third pins
+        }
+    }
+    session.finish().expect("ends");
+    samples.sort_by(f64::total_cmp);
+    Some(Outcome { seconds: samples[samples.len() / 2], streamed: plan.streamed_bytes(), planned })
+}
+
+/// All cases on GPU `ordinal`.
+pub fn run(ordinal: usize) {
+    let fp8 = std::env::args().any(|a| a == "--fp8");
+    let options = CudaOptions { ordinal, fp8, pinned_bytes: 24 << 30, ..CudaOptions::default() };
+    let mut backend = CudaBackend::new(options).unwrap_or_else(|e| {
+        eprintln!("SKIPPED: {e}");
+        std::process::exit(0);
+    });
+    let upload = backend.ceilings().expect("the ceilings can be measured").upload_gigabytes;
+    println!("{}; pinned memory at {upload:.1} GB/s", backend.caps().description);
+    // As many bytes as the largest model has, so that caches see what they would see.
+    let source = source(12 << 30);
+    for (name, config, text) in [("dev", FluxConfig::dev(), 512), ("schnell", FluxConfig::schnell(), 256)] {
+        let shape = DenoiseShape { images: 1, cfg: false, text_tokens: text, height: 64, width: 64 };
+        let program = denoise(&config, &shape, DType::BF16);
+        let _ = rope(&config, &shape); // angles do not matter for the time
+        let weights = weights(&program, &source, DType::F8E4M3);
+        let mut resident = f64::NAN;
+        for (label, budget) in
+            [("resident", u64::MAX), ("12G", 12_000_000_000), ("8G", 8_000_000_000), ("6G", 6_000_000_000)]
+        {
+            let Some(o) = time(&mut backend, &program, &weights, budget, 8) else { continue };
+            if label == "resident" {
+                resident = o.seconds;
+            }
+            let bus = o.streamed as f64 / 1e9 / upload;
+            let tflops = program.flops() as f64 / o.seconds / 1e12;
+            println!(
+                "step.{name}.1024 {label}: {:.4} s, {tflops:.0} TFLOP/s, {:.2} GB planned, {:.2} GB streamed ({bus:.4} s at full rate), stall {:.4} s ({:.1} % of the bus used)",
+                o.seconds,
+                o.planned as f64 / 1e9,
+                o.streamed as f64 / 1e9,
+                o.seconds - resident,
+                100.0 * bus / o.seconds,
+            );
+            let dot = if label == "resident" { String::new() } else { format!(".{label}") };
+            record(&format!(
+                "{{\"name\":\"step.{name}.1024{dot}\",\"seconds\":{:e},\"tflops\":{tflops:.2},\"planned_bytes\":{},\"streamed_bytes\":{}}}",
+                o.seconds, o.planned, o.streamed
+            ));
+        }
+    }
+    let program = vae::decode(&VaeConfig::flux(), 128, 128, DType::BF16);
+    let weights = weights(&program, &source, DType::BF16);
+    if let Some(o) = time(&mut backend, &program, &weights, u64::MAX, 8) {
+        println!("vae.decode.1024: {:.4} s, {:.2} GB planned", o.seconds, o.planned as f64 / 1e9);
+        record(&format!("{{\"name\":\"vae.decode.1024\",\"seconds\":{:e}}}", o.seconds));
+    }
+}
