@@ -43,7 +43,13 @@ impl Env<'_> {
     }
 
     /// Offsets in shared memory of lanes that may go on: aligned, and inside.
-    pub(crate) fn shared_offsets(&mut self, w: &Warp, addresses: Lanes<u32>, mask: u32, bytes: u32) -> (Lanes<u32>, u32) {
+    pub(crate) fn shared_offsets(
+        &mut self,
+        w: &Warp,
+        addresses: Lanes<u32>,
+        mask: u32,
+        bytes: u32,
+    ) -> (Lanes<u32>, u32) {
         let room = self.shared.bytes.len() as u32;
         let mut out = addresses;
         let mut bad = 0;
@@ -86,7 +92,13 @@ impl Env<'_> {
     }
 
     /// Host addresses of lanes in global memory that may go on.
-    fn global_pointers(&mut self, w: &Warp, addresses: &Lanes<u64>, mut mask: u32, bytes: u64) -> (Lanes<*mut u8>, u32) {
+    fn global_pointers(
+        &mut self,
+        w: &Warp,
+        addresses: &Lanes<u64>,
+        mut mask: u32,
+        bytes: u64,
+    ) -> (Lanes<*mut u8>, u32) {
         let mut out = [std::ptr::null_mut(); 32];
         let (mut low, mut high, mut or) = (u64::MAX, 0, 0);
         for l in lanes(mask) {
@@ -281,7 +293,11 @@ impl Env<'_> {
         let addresses = self.addresses(w, a.address);
         let (pointers, kept) = self.pointers(w, a.space, &addresses, mask, size, Touch::Atomic)?;
         let operand = |w: &Warp, i: usize, l: usize| {
-            if size == 8 { w.regs.doubles[a.operands[i] as usize][l] } else { w.regs.words[a.operands[i] as usize][l] as u64 }
+            if size == 8 {
+                w.regs.doubles[a.operands[i] as usize][l]
+            } else {
+                w.regs.words[a.operands[i] as usize][l] as u64
+            }
         };
         let mut out = [POISON; 32];
         for l in lanes(kept) {
@@ -353,8 +369,26 @@ fn update(op: AtomOp, ty: Type, old: u64, x: u64, y: u64) -> Option<u64> {
         (AtomOp::Or, _) => old | x,
         (AtomOp::Xor, _) => old ^ x,
         (AtomOp::Exch, _) => x,
-        (AtomOp::Cas, _) => if old == x { y } else { old },
-        (AtomOp::Inc, _) => if old >= x { 0 } else { old + 1 },
-        (AtomOp::Dec, _) => if old == 0 || old > x { x } else { old - 1 },
+        (AtomOp::Cas, _) => {
+            if old == x {
+                y
+            } else {
+                old
+            }
+        }
+        (AtomOp::Inc, _) => {
+            if old >= x {
+                0
+            } else {
+                old + 1
+            }
+        }
+        (AtomOp::Dec, _) => {
+            if old == 0 || old > x {
+                x
+            } else {
+                old - 1
+            }
+        }
     })
 }

@@ -1,14 +1,14 @@
 //! One block: its warps take turns, each running until it waits.
 
+use crate::bulk::Load;
 use crate::clocks::{Clock, ENGINE};
+use crate::mbarrier::{Deferred, State, Waited};
 use crate::memory::Memory;
 use crate::parse::spaces::SHARED_START;
 use crate::program::*;
 use crate::report::{FINDINGS, Fault, FaultKind, FindingKind, Tally};
 use crate::shared::Shared;
 use crate::types::{Slot, Special};
-use crate::bulk::Load;
-use crate::mbarrier::{Deferred, State, Waited};
 use crate::warp::{Pending, Warp};
 use crate::wgmma::Group;
 use std::collections::HashMap;
@@ -34,6 +34,13 @@ pub(crate) struct Note {
     pub thread: u32,
     pub address: u64,
     pub other: Option<u32>,
+}
+
+impl Note {
+    /// Whether there are few others of the kind at the same instruction.
+    pub(crate) fn is_news(&self, others: &[Note]) -> bool {
+        others.iter().filter(|n| (n.kind, n.pc) == (self.kind, self.pc)).count() < ALIKE
+    }
 }
 
 /// A block barrier.
@@ -79,6 +86,9 @@ enum Stop {
     Done,
 }
 
+/// Most findings of one kind at one instruction.
+const ALIKE: usize = 4;
+
 /// How often all warps may poll in vain, and how many instructions a warp may run at a stretch.
 const PATIENCE: u32 = 10_000;
 const STRETCH: u64 = 1 << 24;
@@ -86,16 +96,22 @@ const STRETCH: u64 = 1 << 24;
 impl Env<'_> {
     pub(crate) fn note(&mut self, kind: FindingKind, warp: usize, lane: usize, address: u64, other: Option<u32>) {
         self.counts[kind as usize] += 1;
-        if self.notes.len() < FINDINGS {
-            let thread = (warp * 32 + lane) as u32;
-            self.notes.push(Note { kind, pc: self.pc, block: self.place.block, thread, address, other });
+        let thread = (warp * 32 + lane) as u32;
+        let note = Note { kind, pc: self.pc, block: self.place.block, thread, address, other };
+        if self.notes.len() < FINDINGS && note.is_news(&self.notes) {
+            self.notes.push(note);
         }
     }
 
     pub(crate) fn fault<T>(&self, kind: FaultKind, message: impl Into<String>) -> Result<T, Fault> {
         let i = self.place.entry.code.get(self.pc as usize);
         let (line, text) = i.map_or((0, ""), |i| (i.line, i.text.as_str()));
-        let message = format!("{} at {} line {line} `{text}` in block {:?}", message.into(), self.place.entry.name, self.place.block);
+        let message = format!(
+            "{} at {} line {line} `{text}` in block {:?}",
+            message.into(),
+            self.place.entry.name,
+            self.place.block
+        );
         Err(Fault { kind, message })
     }
 
@@ -360,7 +376,9 @@ impl<'a> Env<'a> {
                     w.advance(here & !mask, pc + 1);
                     for l in (0..32).filter(|l| mask >> l & 1 == 1) {
                         let i = w.regs.words[*slot as usize][l] as usize;
-                        let Some(t) = targets.get(i) else { return self.fault(FaultKind::Trap, "branch index out of range") };
+                        let Some(t) = targets.get(i) else {
+                            return self.fault(FaultKind::Trap, "branch index out of range");
+                        };
                         w.pcs[l] = *t;
                     }
                     continue;
@@ -484,7 +502,9 @@ impl<'a> Env<'a> {
             return self.fault(FaultKind::Divergence, format!("only lanes {mask:#010x} of warp {} came to", w.index));
         }
         let id = w.first(bar.id, mask) as usize;
-        let Some(b) = self.barriers.get_mut(id) else { return self.fault(FaultKind::Unsupported, format!("barrier {id}")) };
+        let Some(b) = self.barriers.get_mut(id) else {
+            return self.fault(FaultKind::Unsupported, format!("barrier {id}"));
+        };
         let threads = self.place.dims.iter().product::<u32>().next_multiple_of(32);
         let expected = bar.count.map_or(threads, |c| w.first(c, mask));
         if expected % 32 != 0 || expected > threads || expected == 0 {

@@ -114,7 +114,8 @@ impl Builder {
         let mut rest = s;
         let mut guard = None;
         if let Some(g) = s.strip_prefix('@') {
-            let (name, r) = g.trim_start().split_once(char::is_whitespace).ok_or_else(|| Error::new("no instruction"))?;
+            let (name, r) =
+                g.trim_start().split_once(char::is_whitespace).ok_or_else(|| Error::new("no instruction"))?;
             let negate = name.starts_with('!');
             let Slot::Pred(pred) = self.register(name.trim_start_matches('!'))? else {
                 return Err(Error::new("guard is not a predicate"));
@@ -130,7 +131,18 @@ impl Builder {
         let (action, class, flops) = crate::decode::instruction(self, op, &parts, &args)?;
         let (reads, writes) = (std::mem::take(&mut self.reads), std::mem::take(&mut self.writes));
         let is_move = parts[0] == "mov" && reads.len() == 1 && writes.len() == 1;
-        self.code.push(Inst { guard, action, class, flops, in_loop: false, line, text: s.to_string(), reads, writes, is_move });
+        self.code.push(Inst {
+            guard,
+            action,
+            class,
+            flops,
+            in_loop: false,
+            line,
+            text: s.to_string(),
+            reads,
+            writes,
+            is_move,
+        });
         Ok(())
     }
 
@@ -177,7 +189,8 @@ impl Builder {
             }
             let scope = &self.scopes[i];
             let digits = name.trim_end_matches(|c: char| c.is_ascii_digit()).len();
-            let ranged = scope.ranges.get(&name[..digits]).filter(|r| name[digits..].parse::<u32>().is_ok_and(|n| n < r.1));
+            let ranged =
+                scope.ranges.get(&name[..digits]).filter(|r| name[digits..].parse::<u32>().is_ok_and(|n| n < r.1));
             let ty = scope.single.get(name).copied().or(ranged.map(|r| r.0));
             if let Some(ty) = ty {
                 let slot = self.fresh(ty);
@@ -320,7 +333,9 @@ impl Builder {
     }
 
     pub(crate) fn address(&mut self, arg: &Arg) -> Result<Address, Error> {
-        let Arg::Address { base, offset, .. } = arg else { return Err(Error::new(format!("operand {arg:?} is not an address"))) };
+        let Arg::Address { base, offset, .. } = arg else {
+            return Err(Error::new(format!("operand {arg:?} is not an address")));
+        };
         let base = match self.symbol(base).or(integer(base).map(|i| i as u64)) {
             Some(a) => Slot::Double(self.constant(true, a)),
             None => self.register(base)?,

@@ -217,6 +217,7 @@ impl Env<'_> {
                     let barrier = b[l].wrapping_sub(SHARED_START);
                     self.ready_for_engine(w, l, barrier)?;
                     self.loads.push(Load { barrier, part, to: at, warp: w.index, lane: l });
+                    self.look_again(barrier);
                 }
                 None => w.stores.push(BulkStore { part, from: at, lane: l, group: w.stores_committed[l] }),
             }
@@ -281,7 +282,9 @@ impl Env<'_> {
                     shared[at..at + 16].fill(0);
                 } else if let Some(source) = memory.find(address, n as u64) {
                     // SAFETY: `find` vouches for the bytes.
-                    unsafe { std::ptr::copy_nonoverlapping(source, shared[at..at + n as usize].as_mut_ptr(), n as usize) };
+                    unsafe {
+                        std::ptr::copy_nonoverlapping(source, shared[at..at + n as usize].as_mut_ptr(), n as usize)
+                    };
                 }
             });
             let stamp = self.shared.clocks.stamp();

@@ -172,8 +172,20 @@ fn float_bits(x: f64, ty: Type, how: How) -> u64 {
             let y = if how.ftz && y.abs() < f32::MIN_POSITIVE { 0f32.copysign(y) } else { y };
             if y.is_nan() { 0x7fff_ffff } else { y.to_bits() as u64 }
         }
-        Type::F16 | Type::F16x2 => if y.is_nan() { 0x7fff } else { f16::from_f64(y).to_bits() as u64 },
-        Type::BF16 | Type::BF16x2 => if y.is_nan() { 0x7fff } else { bf16::from_f64(y).to_bits() as u64 },
+        Type::F16 | Type::F16x2 => {
+            if y.is_nan() {
+                0x7fff
+            } else {
+                f16::from_f64(y).to_bits() as u64
+            }
+        }
+        Type::BF16 | Type::BF16x2 => {
+            if y.is_nan() {
+                0x7fff
+            } else {
+                bf16::from_f64(y).to_bits() as u64
+            }
+        }
         Type::E4M3 | Type::E4M3x2 => fp8_bits(y, 4) as u64,
         _ => fp8_bits(y, 5) as u64,
     }
@@ -209,7 +221,11 @@ fn scalar(bits: u64, from: Type, to: Type, how: How) -> u64 {
         }
         (false, true) => {
             let x = whole(bits, from);
-            if to == Type::F32 && how.rounding == Rounding::Near { (x as f32).to_bits() as u64 } else { float_bits(x as f64, to, how) }
+            if to == Type::F32 && how.rounding == Rounding::Near {
+                (x as f32).to_bits() as u64
+            } else {
+                float_bits(x as f64, to, how)
+            }
         }
         (true, false) => {
             let mut x = value(bits, from);
@@ -225,7 +241,7 @@ fn scalar(bits: u64, from: Type, to: Type, how: How) -> u64 {
             if how.ftz && from == Type::F32 && x.abs() < f32::MIN_POSITIVE as f64 {
                 x = 0f64.copysign(x);
             }
-            if x.is_nan() && from == to && from == Type::F32 {
+            if x.is_nan() && from == to && from == Type::F32 && !how.sat {
                 return bits;
             }
             float_bits(x, to, how)
@@ -239,8 +255,7 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
     }
     let types: Vec<Type> = parts.iter().filter_map(|p| Type::from_name(p)).collect();
     let [to, from] = types[..] else { return Err(unknown()) };
-    let mut how =
-        How { rounding: Rounding::Near, whole: false, sat: false, finite: false, relu: false, ftz: false };
+    let mut how = How { rounding: Rounding::Near, whole: false, sat: false, finite: false, relu: false, ftz: false };
     for p in &parts[1..] {
         match *p {
             "rn" | "rni" => how.rounding = Rounding::Near,

@@ -109,7 +109,9 @@ fn mov(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
                 }
             }))
         }
-        (d, Arg::Name(n)) if ["%clock", "%clock_hi", "%clock64", "%globaltimer", "%globaltimer_lo"].contains(&n.as_str()) => {
+        (d, Arg::Name(n))
+            if ["%clock", "%clock_hi", "%clock64", "%globaltimer", "%globaltimer_lo"].contains(&n.as_str()) =>
+        {
             let slot = if ty.bytes() > 4 { Slot::Double(b.dst::<u64>(d)?) } else { Slot::Word(b.dst::<u32>(d)?) };
             Ok((Action::Clock(slot), Class::Integer, 0))
         }
@@ -154,7 +156,7 @@ fn warp(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
     if parts[0] == "activemask" {
         return Ok((Action::ActiveMask(b.dst::<u32>(at(args, 0)?)?), Class::Shuffle, 0));
     }
-    if parts.get(1) != Some(&"sync") {
+    if !parts.contains(&"sync") {
         return Err(unknown());
     }
     // The destination, and a predicate behind a bar.
@@ -199,7 +201,7 @@ fn warp(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
             let a = at(args, 1)?;
             let a = if wide { b.src::<u64>(a, Type::B64)? } else { b.src_word(a)? };
             let members = b.src_word(at(args, 2)?)?;
-            done(WarpOp::Match { all: parts[2] == "all", wide, d, pred, a }, members)
+            done(WarpOp::Match { all: parts[1] == "all", wide, d, pred, a }, members)
         }
         "redux" => {
             let signed = last_type(parts)? == Type::S32;
@@ -238,7 +240,11 @@ fn bar(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
         // A cluster of one block: arriving is free, waiting is a barrier of the block's threads that arrived.
         let arrive = mode == "arrive" || parts.contains(&"arrive");
         let id = b.constant_word(16);
-        return if arrive { Ok((Action::Nop, Class::Barrier, 0)) } else { done(Bar { id, count: None, arrive: false, aligned, reduce: None }) };
+        return if arrive {
+            Ok((Action::Nop, Class::Barrier, 0))
+        } else {
+            done(Bar { id, count: None, arrive: false, aligned, reduce: None })
+        };
     }
     match mode {
         "warp" => Ok((Action::Warp(WarpOp::Sync, b.src_word(at(args, 0)?)?), Class::Barrier, 0)),

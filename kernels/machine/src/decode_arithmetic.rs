@@ -44,12 +44,30 @@ pub(crate) fn three<T: Lane, C: Lane, D: Lane>(
 macro_rules! integers {
     ($ty:expr, $T:ident => $body:expr) => {
         match $ty {
-            Type::U16 | Type::B16 => { type $T = u16; $body }
-            Type::S16 => { type $T = i16; $body }
-            Type::U32 | Type::B32 => { type $T = u32; $body }
-            Type::S32 => { type $T = i32; $body }
-            Type::U64 | Type::B64 => { type $T = u64; $body }
-            Type::S64 => { type $T = i64; $body }
+            Type::U16 | Type::B16 => {
+                type $T = u16;
+                $body
+            }
+            Type::S16 => {
+                type $T = i16;
+                $body
+            }
+            Type::U32 | Type::B32 => {
+                type $T = u32;
+                $body
+            }
+            Type::S32 => {
+                type $T = i32;
+                $body
+            }
+            Type::U64 | Type::B64 => {
+                type $T = u64;
+                $body
+            }
+            Type::S64 => {
+                type $T = i64;
+                $body
+            }
             _ => return Err(unknown()),
         }
     };
@@ -58,9 +76,18 @@ macro_rules! integers {
 macro_rules! bits {
     ($ty:expr, $T:ident => $body:expr) => {
         match $ty.bytes() {
-            2 => { type $T = u16; $body }
-            4 => { type $T = u32; $body }
-            8 => { type $T = u64; $body }
+            2 => {
+                type $T = u16;
+                $body
+            }
+            4 => {
+                type $T = u32;
+                $body
+            }
+            8 => {
+                type $T = u64;
+                $body
+            }
             _ => return Err(unknown()),
         }
     };
@@ -161,11 +188,19 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
             let (signed, amount, bits) = (ty.signed(), parts.contains(&"shiftamt"), ty.bytes() as u32 * 8);
             count(b, args, ty, move |x| {
                 let x = if signed && x >> (bits - 1) & 1 == 1 { !x & (u64::MAX >> (64 - bits)) } else { x };
-                if x == 0 { !0 } else if amount { bits - 1 - x.ilog2() } else { x.ilog2() }
+                if x == 0 {
+                    !0
+                } else if amount {
+                    bits - 1 - x.ilog2()
+                } else {
+                    x.ilog2()
+                }
             })
         }
         "dp4a" => dp4a(b, parts, args),
-        "sad" => integers!(ty, T => three::<T, T, T>(b, args, ty, |x, y, z| z.wrapping_add(x.max(y).wrapping_sub(x.min(y))))),
+        "sad" => {
+            integers!(ty, T => three::<T, T, T>(b, args, ty, |x, y, z| z.wrapping_add(x.max(y).wrapping_sub(x.min(y)))))
+        }
         _ => return Err(unknown()),
     }?;
     Ok((Action::Alu(alu), Class::Integer, 0))
@@ -267,7 +302,8 @@ fn bfi(b: &mut Builder, args: &[Arg], ty: Type) -> Result<Alu, Error> {
     let d = b.dst::<u64>(at(args, 0)?)?;
     let (x, y) = (b.src::<u64>(at(args, 1)?, ty)?, b.src::<u64>(at(args, 2)?, ty)?);
     Ok(Box::new(move |regs: &mut Regs, mask| {
-        let ([x, y], [pos, len]) = ([x, y].map(|s| regs.doubles[s as usize]), [pos, len].map(|s| regs.words[s as usize]));
+        let ([x, y], [pos, len]) =
+            ([x, y].map(|s| regs.doubles[s as usize]), [pos, len].map(|s| regs.words[s as usize]));
         regs.put_double(d, std::array::from_fn(|l| insert(x[l], y[l], pos[l], len[l], 64)), mask)
     }))
 }
@@ -278,7 +314,9 @@ fn lop3(b: &mut Builder, args: &[Arg]) -> Result<Alu, Error> {
     three(b, args, Type::B32, move |x: u32, y: u32, z: u32| {
         let mut out = 0;
         for i in 0..8u32 {
-            let term = (if i & 4 != 0 { x } else { !x }) & (if i & 2 != 0 { y } else { !y }) & (if i & 1 != 0 { z } else { !z });
+            let term = (if i & 4 != 0 { x } else { !x })
+                & (if i & 2 != 0 { y } else { !y })
+                & (if i & 1 != 0 { z } else { !z });
             out |= term & 0u32.wrapping_sub(table >> i & 1);
         }
         out

@@ -80,7 +80,8 @@ fn atomic(b: &mut Builder, parts: &[&str], args: &[Arg], ty: Type, space: Space)
 }
 
 pub(crate) fn matrices(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
-    let count = parts.iter().find_map(|p| p.strip_prefix('x')).and_then(|n| n.parse::<usize>().ok()).ok_or_else(unknown)?;
+    let count =
+        parts.iter().find_map(|p| p.strip_prefix('x')).and_then(|n| n.parse::<usize>().ok()).ok_or_else(unknown)?;
     if !parts.contains(&"m8n8") || !parts.contains(&"b16") {
         return Err(unknown());
     }

@@ -30,7 +30,13 @@ fn saturate(sat: bool, x: f32) -> f32 {
 #[inline(always)]
 fn maximum(nan: bool, x: f32, y: f32) -> f32 {
     if x.is_nan() || y.is_nan() {
-        if nan || (x.is_nan() && y.is_nan()) { f32::from_bits(0x7fff_ffff) } else if x.is_nan() { y } else { x }
+        if nan || (x.is_nan() && y.is_nan()) {
+            f32::from_bits(0x7fff_ffff)
+        } else if x.is_nan() {
+            y
+        } else {
+            x
+        }
     } else if x == y {
         f32::from_bits(x.to_bits() & y.to_bits())
     } else if x > y {
@@ -118,7 +124,9 @@ fn single(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Result<crate::regs::
             "div" => two(b, args, ty, move |x: f32, y: f32| out(round(z(x) as f64 / z(y) as f64))),
             "rcp" => one(b, args, ty, move |x: f32| out(round(1.0 / z(x) as f64))),
             "sqrt" => one(b, args, ty, move |x: f32| out(round((z(x) as f64).sqrt()))),
-            "fma" => three(b, args, ty, move |x: f32, y: f32, c: f32| out(round((z(x) as f64).mul_add(z(y) as f64, z(c) as f64)))),
+            "fma" => three(b, args, ty, move |x: f32, y: f32, c: f32| {
+                out(round((z(x) as f64).mul_add(z(y) as f64, z(c) as f64)))
+            }),
             _ => Err(unknown()),
         };
     }
@@ -138,8 +146,12 @@ fn single(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Result<crate::regs::
         "mul" => two(b, args, ty, move |x: f32, y: f32| out(z(x) * z(y))),
         "fma" | "mad" => three(b, args, ty, move |x: f32, y: f32, c: f32| out(z(x).mul_add(z(y), z(c)))),
         "div" => two(b, args, ty, move |x: f32, y: f32| out(z(x) / z(y))),
-        "max" if args.len() == 4 => three(b, args, ty, move |x: f32, y: f32, c: f32| maximum(nan, maximum(nan, z(x), z(y)), z(c))),
-        "min" if args.len() == 4 => three(b, args, ty, move |x: f32, y: f32, c: f32| minimum(nan, minimum(nan, z(x), z(y)), z(c))),
+        "max" if args.len() == 4 => {
+            three(b, args, ty, move |x: f32, y: f32, c: f32| maximum(nan, maximum(nan, z(x), z(y)), z(c)))
+        }
+        "min" if args.len() == 4 => {
+            three(b, args, ty, move |x: f32, y: f32, c: f32| minimum(nan, minimum(nan, z(x), z(y)), z(c)))
+        }
         "max" => two(b, args, ty, move |x: f32, y: f32| maximum(nan, z(x), z(y))),
         "min" => two(b, args, ty, move |x: f32, y: f32| minimum(nan, z(x), z(y))),
         "abs" => one(b, args, ty, move |x: f32| z(x).abs()),
@@ -218,7 +230,12 @@ fn function<S: Small + Send + Sync>(parts: &[&str]) -> Result<Function<S>, Error
     })
 }
 
-fn small<S: Small + Send + Sync>(b: &mut Builder, parts: &[&str], args: &[Arg], ty: Type) -> Result<crate::regs::Alu, Error> {
+fn small<S: Small + Send + Sync>(
+    b: &mut Builder,
+    parts: &[&str],
+    args: &[Arg],
+    ty: Type,
+) -> Result<crate::regs::Alu, Error> {
     match function::<S>(parts)? {
         Function::One(f) => one(b, args, ty, move |x: S| f(x)),
         Function::Two(f) => two(b, args, ty, move |x: S, y: S| f(x, y)),
@@ -226,13 +243,20 @@ fn small<S: Small + Send + Sync>(b: &mut Builder, parts: &[&str], args: &[Arg], 
     }
 }
 
-fn packed<S: Small + Send + Sync>(b: &mut Builder, parts: &[&str], args: &[Arg], ty: Type) -> Result<crate::regs::Alu, Error>
+fn packed<S: Small + Send + Sync>(
+    b: &mut Builder,
+    parts: &[&str],
+    args: &[Arg],
+    ty: Type,
+) -> Result<crate::regs::Alu, Error>
 where
     [S; 2]: crate::regs::Lane,
 {
     match function::<S>(parts)? {
         Function::One(f) => one(b, args, ty, move |x: [S; 2]| x.map(&f)),
         Function::Two(f) => two(b, args, ty, move |x: [S; 2], y: [S; 2]| [f(x[0], y[0]), f(x[1], y[1])]),
-        Function::Three(f) => three(b, args, ty, move |x: [S; 2], y: [S; 2], z: [S; 2]| [f(x[0], y[0], z[0]), f(x[1], y[1], z[1])]),
+        Function::Three(f) => {
+            three(b, args, ty, move |x: [S; 2], y: [S; 2], z: [S; 2]| [f(x[0], y[0], z[0]), f(x[1], y[1], z[1])])
+        }
     }
 }

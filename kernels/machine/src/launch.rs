@@ -42,7 +42,8 @@ struct Gathered {
 /// Runs all blocks. The result does not depend on the number of cores.
 pub fn run(launch: &Launch, memory: &Memory, options: &Options) -> Result<Report, Fault> {
     let entry = launch.entry;
-    let refuse = |message: String| Err(Fault { kind: FaultKind::Launch, message: format!("{}: {message}", entry.name) });
+    let refuse =
+        |message: String| Err(Fault { kind: FaultKind::Launch, message: format!("{}: {message}", entry.name) });
     let threads: u64 = launch.block.iter().map(|d| *d as u64).product();
     if threads == 0 || threads > 1024 || entry.max_threads.is_some_and(|m| threads > m as u64) {
         return refuse(format!("{threads} threads in a block"));
@@ -69,7 +70,8 @@ pub fn run(launch: &Launch, memory: &Memory, options: &Options) -> Result<Report
     };
     let pool: Mutex<Vec<Block>> = Mutex::new(vec![]);
     let take = || pool.lock().ok().and_then(|mut p| p.pop()).unwrap_or_else(|| Block::new(place, launch.shared));
-    let gathered = Mutex::new(Gathered { tallies: vec![Tally::default(); entry.code.len()], counts: [0; 5], notes: vec![] });
+    let gathered =
+        Mutex::new(Gathered { tallies: vec![Tally::default(); entry.code.len()], counts: [0; 5], notes: vec![] });
     // The first fault in the order of the blocks.
     let first: Mutex<Option<(usize, Fault)>> = Mutex::new(None);
     let one = |i: usize| {
@@ -79,7 +81,8 @@ pub fn run(launch: &Launch, memory: &Memory, options: &Options) -> Result<Report
             return;
         }
         let mut block = take();
-        let at = [i as u64 % gx as u64, i as u64 / gx as u64 % gy as u64, i as u64 / gx as u64 / gy as u64].map(|x| x as u32);
+        let at = [i as u64 % gx as u64, i as u64 / gx as u64 % gy as u64, i as u64 / gx as u64 / gy as u64]
+            .map(|x| x as u32);
         let result = block.run(at);
         if !block.env.notes.is_empty()
             && let Ok(mut g) = gathered.lock()
@@ -87,7 +90,14 @@ pub fn run(launch: &Launch, memory: &Memory, options: &Options) -> Result<Report
             let notes = std::mem::take(&mut block.env.notes);
             g.notes.extend(notes.into_iter().map(|n| (i, n)));
             g.notes.sort_by_key(|n| n.0);
-            g.notes.truncate(FINDINGS);
+            let mut kept: Vec<Note> = vec![];
+            g.notes.retain(|(_, n)| {
+                let keep = kept.len() < FINDINGS && n.is_news(&kept);
+                if keep {
+                    kept.push(*n);
+                }
+                keep
+            });
         }
         match result {
             Ok(()) => {
@@ -104,7 +114,11 @@ pub fn run(launch: &Launch, memory: &Memory, options: &Options) -> Result<Report
             }
         }
     };
-    if entry.ordered { (0..blocks as usize).for_each(one) } else { (0..blocks as usize).into_par_iter().for_each(one) }
+    if entry.ordered {
+        (0..blocks as usize).for_each(one)
+    } else {
+        (0..blocks as usize).into_par_iter().for_each(one)
+    }
     if let Ok(Some((_, fault))) = first.into_inner() {
         return Err(fault);
     }

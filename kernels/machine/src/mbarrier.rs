@@ -17,13 +17,24 @@ pub(crate) enum MbarrierOp {
     Init(u32),
     Invalidate,
     /// Arrivals (one, if not given), bytes to expect, slot of the state.
-    Arrive { count: Option<u32>, expect: Option<u32>, state: Option<u32> },
+    Arrive {
+        count: Option<u32>,
+        expect: Option<u32>,
+        state: Option<u32>,
+    },
     Expect(u32),
     Complete(u32),
     /// Waits for the phase of a parity, or for that of a state; `blocking` lets others run.
-    Wait { pred: u32, parity: Option<u32>, state: Option<u32>, blocking: bool },
+    Wait {
+        pred: u32,
+        parity: Option<u32>,
+        state: Option<u32>,
+        blocking: bool,
+    },
     /// Arrives when the lane's `cp.async` copies have landed.
-    AfterCopies { counted: bool },
+    AfterCopies {
+        counted: bool,
+    },
 }
 
 pub(crate) struct Mbarrier {
@@ -144,12 +155,13 @@ impl Env<'_> {
                 MbarrierOp::Init(count) => {
                     let count = word(w, *count, l) as i64;
                     if count == 0 || count >= 1 << 20 {
-                        return self.fault(FaultKind::Unsupported, format!("mbarrier for {count} arrivals"));
+                        return self.fault(FaultKind::Barrier, format!("mbarrier for {count} arrivals"));
                     }
                     self.touch(w, Touch::Write, &offsets, 1 << l, 8);
                     let by = (self.shared.clocks.now[w.index], w.index);
                     let (current, over) = (Clock::ZERO, Clock::ZERO);
-                    let state = State { expected: count, pending: count, bytes: 0, phase: 0, current, over, by, waiting: 0 };
+                    let state =
+                        State { expected: count, pending: count, bytes: 0, phase: 0, current, over, by, waiting: 0 };
                     self.mbarriers.insert(barrier, state);
                 }
                 MbarrierOp::Invalidate => {
@@ -184,6 +196,7 @@ impl Env<'_> {
                     }
                     let copies = self.started[w.index][l];
                     self.deferred.push(Deferred { barrier, warp: w.index, lane: l, copies });
+                    self.look_again(barrier);
                 }
                 MbarrierOp::Wait { .. } => {}
             }
@@ -194,7 +207,7 @@ impl Env<'_> {
     /// A barrier that was initialised.
     pub(crate) fn known(&mut self, barrier: u32) -> Result<&mut State, Fault> {
         if !self.mbarriers.contains_key(&barrier) {
-            return self.fault(FaultKind::Unsupported, "mbarrier that nobody initialised");
+            return self.fault(FaultKind::Barrier, "mbarrier that nobody initialised");
         }
         self.mbarriers.get_mut(&barrier).map_or_else(|| unreachable!(), Ok)
     }
@@ -205,7 +218,7 @@ impl Env<'_> {
             self.shared.clocks.release(warp, &mut state.current);
             state.pending -= count;
             if state.pending < 0 {
-                return self.fault(FaultKind::Unsupported, "more arrivals than the mbarrier expects");
+                return self.fault(FaultKind::Barrier, "more arrivals than the mbarrier expects");
             }
         }
         self.turn(barrier);
@@ -217,6 +230,14 @@ impl Env<'_> {
         self.known(barrier)?.bytes -= bytes;
         self.turn(barrier);
         Ok(())
+    }
+
+    /// Something is on its way to a barrier: who already waits for it executes the wait again, and so brings it.
+    pub(crate) fn look_again(&mut self, barrier: u32) {
+        let waiting = self.mbarriers.get_mut(&barrier).map_or(0, |s| std::mem::take(&mut s.waiting));
+        for w in lanes(waiting) {
+            self.blocked[w] = false;
+        }
     }
 
     /// Adds the stamp of bytes that the copy engine brought.

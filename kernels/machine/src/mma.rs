@@ -42,7 +42,10 @@ struct Operands {
 pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
     let shape = parts.iter().find(|p| p.starts_with("m16n8k")).ok_or_else(unknown)?;
     let k: usize = shape["m16n8k".len()..].parse().map_err(|_| unknown())?;
-    if !parts.contains(&"row") || !parts.contains(&"col") || parts.iter().any(|p| p.starts_with("sp") || p.contains("block_scale")) {
+    if !parts.contains(&"row")
+        || !parts.contains(&"col")
+        || parts.iter().any(|p| p.starts_with("sp") || p.contains("block_scale"))
+    {
         return Err(unknown());
     }
     let types: Vec<&str> = parts.iter().rev().take(4).rev().copied().collect();
@@ -76,10 +79,18 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
         (Type::F16, Type::F16, Type::F32 | Type::F16, 8) => float::<8>(o, tx, ty, td == Type::F16),
         (Type::TF32, Type::TF32, Type::F32, 8) => float::<8>(o, tx, ty, false),
         (Type::TF32, Type::TF32, Type::F32, 4) => float::<4>(o, tx, ty, false),
-        (Type::E4M3 | Type::E5M2, Type::E4M3 | Type::E5M2, Type::F32 | Type::F16, 32) => float::<32>(o, tx, ty, td == Type::F16),
-        (Type::E4M3 | Type::E5M2, Type::E4M3 | Type::E5M2, Type::F32 | Type::F16, 16) => float::<16>(o, tx, ty, td == Type::F16),
-        (Type::S8 | Type::U8, Type::S8 | Type::U8, Type::S32, 32) => whole::<32>(o, tx == Type::S8, ty == Type::S8, parts.contains(&"satfinite")),
-        (Type::S8 | Type::U8, Type::S8 | Type::U8, Type::S32, 16) => whole::<16>(o, tx == Type::S8, ty == Type::S8, parts.contains(&"satfinite")),
+        (Type::E4M3 | Type::E5M2, Type::E4M3 | Type::E5M2, Type::F32 | Type::F16, 32) => {
+            float::<32>(o, tx, ty, td == Type::F16)
+        }
+        (Type::E4M3 | Type::E5M2, Type::E4M3 | Type::E5M2, Type::F32 | Type::F16, 16) => {
+            float::<16>(o, tx, ty, td == Type::F16)
+        }
+        (Type::S8 | Type::U8, Type::S8 | Type::U8, Type::S32, 32) => {
+            whole::<32>(o, tx == Type::S8, ty == Type::S8, parts.contains(&"satfinite"))
+        }
+        (Type::S8 | Type::U8, Type::S8 | Type::U8, Type::S32, 16) => {
+            whole::<16>(o, tx == Type::S8, ty == Type::S8, parts.contains(&"satfinite"))
+        }
         _ => return Err(unknown()),
     };
     Ok((Action::Mma(alu), Class::Mma, 2 * 16 * 8 * k as u64))
@@ -111,7 +122,13 @@ fn typed<const K: usize, const KIND: u8>(o: Operands, ta: Type, tb: Type, half: 
 }
 
 #[inline(always)]
-fn body<const K: usize, const KIND: u8, const FMA: bool>(o: &Operands, ta: Type, tb: Type, half: bool, regs: &mut Regs) {
+fn body<const K: usize, const KIND: u8, const FMA: bool>(
+    o: &Operands,
+    ta: Type,
+    tb: Type,
+    half: bool,
+    regs: &mut Regs,
+) {
     let (ta, tb) = match KIND {
         0 => (Type::BF16, Type::BF16),
         1 => (Type::F16, Type::F16),
@@ -200,7 +217,8 @@ pub(crate) fn store_accumulators(slots: &[u32], half: bool, c: &[[f32; 8]; 16], 
     for low in 0..2 {
         let rows = &c[low * 8..low * 8 + 8];
         if half {
-            let pair = |l: usize| [rows[l / 4][l % 4], rows[l / 4][4 + l % 4]].map(|v| f16::from_f32(v).to_bits() as u32);
+            let pair =
+                |l: usize| [rows[l / 4][l % 4], rows[l / 4][4 + l % 4]].map(|v| f16::from_f32(v).to_bits() as u32);
             let out: Lanes<u32> = std::array::from_fn(|l| pair(l)[0] | pair(l)[1] << 16);
             regs.words[slots[low] as usize] = out;
         } else {

@@ -224,7 +224,8 @@ fn entry(
         }
     }
     b.resolve()?;
-    let ordered = b.code.iter().any(|i| matches!(&i.action, Action::Atomic(a) if a.space != crate::program::Space::Shared));
+    let ordered =
+        b.code.iter().any(|i| matches!(&i.action, Action::Atomic(a) if a.space != crate::program::Space::Shared));
     let watched = b.code.iter().any(|i| matches!(i.action, Action::Wgmma(_)));
     if !watched {
         b.code.iter_mut().for_each(|i| (i.reads, i.writes) = (vec![], vec![]));

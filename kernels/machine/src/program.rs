@@ -299,11 +299,27 @@ pub(crate) enum Action {
     /// The slot of the mask of lanes.
     Warp(WarpOp, u32),
     Bar(Bar),
-    Ldmatrix { count: usize, transposed: bool, address: Address, d: [u32; 4] },
-    Stmatrix { count: usize, transposed: bool, address: Address, s: [u32; 4] },
+    Ldmatrix {
+        count: usize,
+        transposed: bool,
+        address: Address,
+        d: [u32; 4],
+    },
+    Stmatrix {
+        count: usize,
+        transposed: bool,
+        address: Address,
+        s: [u32; 4],
+    },
     /// The whole warp must take part.
     Mma(Alu),
-    CopyAsync { bytes: usize, to: Address, from: Address, source_bytes: Option<u32>, ignore: Option<(u32, bool)> },
+    CopyAsync {
+        bytes: usize,
+        to: Address,
+        from: Address,
+        source_bytes: Option<u32>,
+        ignore: Option<(u32, bool)>,
+    },
     CopyCommit,
     /// Waits until at most so many groups are pending.
     CopyWait(u32),

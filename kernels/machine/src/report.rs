@@ -18,6 +18,8 @@ pub enum FaultKind {
     Deadlock,
     /// Threads of a warp came apart at an instruction that they must execute together.
     Divergence,
+    /// A barrier in shared memory was used as it may not be: without initialisation, or with too many arrivals.
+    Barrier,
     /// The machine does not model what the kernel did.
     Unsupported,
     /// The launch itself is wrong, such as too many threads.
@@ -148,7 +150,10 @@ pub struct Counts {
 impl Counts {
     /// Touched against needed sectors of all global accesses; 1 is best.
     pub fn sector_ratio(&self) -> f64 {
-        let (a, b) = (self.load_sectors + self.store_sectors + self.copy_sectors, self.load_ideal + self.store_ideal + self.copy_ideal);
+        let (a, b) = (
+            self.load_sectors + self.store_sectors + self.copy_sectors,
+            self.load_ideal + self.store_ideal + self.copy_ideal,
+        );
         if b == 0 { 1.0 } else { a as f64 / b as f64 }
     }
 
@@ -222,7 +227,7 @@ impl Counts {
     }
 }
 
-/// How many findings a report keeps.
+/// How many findings a report keeps, at most four of a kind at an instruction.
 pub const FINDINGS: usize = 16;
 
 /// What a launch did.
@@ -237,7 +242,7 @@ pub struct Report {
     pub out_of_bounds: u64,
     pub misaligned: u64,
     pub asynchronous: u64,
-    /// The first ones, in the order of the blocks.
+    /// The first ones, in the order of the blocks; a few of each kind at each instruction.
     pub findings: Vec<Finding>,
     hot: Vec<Hot>,
 }
@@ -271,7 +276,11 @@ impl Report {
 
     /// Whether nothing was wrong. Bank conflicts and wasted sectors are no errors.
     pub fn clean(&self) -> bool {
-        self.races == 0 && self.uninitialised == 0 && self.out_of_bounds == 0 && self.misaligned == 0 && self.asynchronous == 0
+        self.races == 0
+            && self.uninitialised == 0
+            && self.out_of_bounds == 0
+            && self.misaligned == 0
+            && self.asynchronous == 0
     }
 
     /// Every instruction that ran, in the order of the program.

@@ -6,10 +6,16 @@ use crate::clocks::{Clock, Clocks, ENGINE, IN_FLIGHT};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Problem {
     /// With the warp and lane of the earlier access, if known.
-    Race { warp: u32, lane: Option<u32> },
+    Race {
+        warp: u32,
+        lane: Option<u32>,
+    },
     Uninitialised,
     /// The copy engine or the tensor cores read what a thread of this warp wrote, with no proxy fence between.
-    Unfenced { warp: u32, lane: u32 },
+    Unfenced {
+        warp: u32,
+        lane: u32,
+    },
 }
 
 /// How a cell was written.
@@ -148,9 +154,22 @@ impl Shared {
 
     /// Notes an access of bytes that lie inside, and tells what is wrong with it.
     #[inline]
-    pub(crate) fn touch(&mut self, touch: Touch, warp: usize, lane: usize, address: u32, bytes: u32) -> Option<Problem> {
+    pub(crate) fn touch(
+        &mut self,
+        touch: Touch,
+        warp: usize,
+        lane: usize,
+        address: u32,
+        bytes: u32,
+    ) -> Option<Problem> {
         let (start, end) = (address as usize, (address + bytes) as usize);
-        let needed = if (start | end) % 16 == 0 { 0 } else if (start | end) % 4 == 0 { 1 } else { 2 };
+        let needed = if (start | end) % 16 == 0 {
+            0
+        } else if (start | end) % 4 == 0 {
+            1
+        } else {
+            2
+        };
         let mut problem = None;
         let mut at = start;
         while at < end {
@@ -161,7 +180,9 @@ impl Shared {
             }
             let bits = (0xffffu32 >> (16 - (stop - at)) << (at % 16)) as u16;
             match touch {
-                Touch::Read | Touch::Atomic | Touch::EngineRead if self.written[chunk] & bits != bits => problem = Some(Problem::Uninitialised),
+                Touch::Read | Touch::Atomic | Touch::EngineRead if self.written[chunk] & bits != bits => {
+                    problem = Some(Problem::Uninitialised)
+                }
                 _ => {}
             }
             if matches!(touch, Touch::Write | Touch::Land | Touch::Atomic | Touch::EngineLand(_)) {
@@ -172,7 +193,8 @@ impl Shared {
             for cell in first..=last {
                 let level = self.level[chunk] as usize;
                 if let Some(p) = self.cell(level, cell, touch, warp, lane) {
-                    problem = problem.or(Some(p));
+                    // A race tells more than that nothing has landed yet.
+                    problem = Some(p);
                 }
             }
             at = stop;
@@ -199,7 +221,8 @@ impl Shared {
                 cells.reads[cell * warps + warp] = IN_FLIGHT;
                 self.launched = true;
                 let unfenced = write.how != How::Engine && write.stamp > clock.fenced[write.warp as usize];
-                let unfenced = unfenced.then_some(Problem::Unfenced { warp: write.warp as u32, lane: write.lane as u32 });
+                let unfenced =
+                    unfenced.then_some(Problem::Unfenced { warp: write.warp as u32, lane: write.lane as u32 });
                 return if late { Some(race) } else { unfenced };
             }
             Touch::EngineDone => {

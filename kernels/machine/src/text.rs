@@ -49,7 +49,8 @@ pub(crate) fn items(text: &str) -> Vec<(u32, Item)> {
             '\n' => {
                 line += 1;
                 let head = current.trim_start();
-                let whole_line = [".version", ".target", ".address_size", ".file", ".loc"].iter().any(|d| head.starts_with(d));
+                let whole_line =
+                    [".version", ".target", ".address_size", ".file", ".loc"].iter().any(|d| head.starts_with(d));
                 if whole_line && parens == 0 {
                     out.push((start, Item::Statement(std::mem::take(&mut current).trim().to_string())));
                 } else {
@@ -105,7 +106,9 @@ fn is_head(s: &str) -> bool {
 }
 
 fn is_label(s: &str) -> bool {
-    !s.is_empty() && s.chars().all(|c| c.is_alphanumeric() || "_$%".contains(c)) && !s.starts_with(|c: char| c.is_numeric())
+    !s.is_empty()
+        && s.chars().all(|c| c.is_alphanumeric() || "_$%".contains(c))
+        && !s.starts_with(|c: char| c.is_numeric())
 }
 
 /// An argument as written.
@@ -158,7 +161,10 @@ fn arg(text: &str) -> Result<Arg, Error> {
         let (base, offset) = match first.find(['+', '-']).filter(|&at| at > 0) {
             Some(at) => {
                 let offset = first[at..].replace([' ', '+'], "");
-                (first[..at].trim().to_string(), integer(&offset).ok_or_else(|| Error::new(format!("offset in {text}")))?)
+                (
+                    first[..at].trim().to_string(),
+                    integer(&offset).ok_or_else(|| Error::new(format!("offset in {text}")))?,
+                )
             }
             None => (first, 0),
         };

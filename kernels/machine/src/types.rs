@@ -79,7 +79,15 @@ impl Type {
     pub(crate) fn float(self) -> bool {
         matches!(
             self,
-            Type::F16 | Type::BF16 | Type::F32 | Type::TF32 | Type::F64 | Type::F16x2 | Type::BF16x2 | Type::E4M3 | Type::E5M2
+            Type::F16
+                | Type::BF16
+                | Type::F32
+                | Type::TF32
+                | Type::F64
+                | Type::F16x2
+                | Type::BF16x2
+                | Type::E4M3
+                | Type::E5M2
         )
     }
 }

@@ -92,7 +92,11 @@ impl Matrix {
         for group in 0..rows / 8 {
             for half in 0..2 {
                 for i in 0..8 {
-                    out.push(if self.transposed { self.chunk(group, half * 8 + i) } else { self.chunk(group * 8 + i, half) });
+                    out.push(if self.transposed {
+                        self.chunk(group, half * 8 + i)
+                    } else {
+                        self.chunk(group * 8 + i, half)
+                    });
                 }
             }
         }
