@@ -4,11 +4,12 @@
 // to another matrix. A block takes 128 queries of a head at a time: two consumer warpgroups own 64 rows each, scores (64 x 128) and
 // outputs (64 x 128) stay in their registers, a producer brings tiles of 128 keys and values (32 KB each) through two rings of 2.
 //
-// Both products of a tile are 2 x 64 x 128 x 128 multiply-adds a warpgroup: 2048 clocks for the block at the full rate. The 32768 exponentials
-// of the block take 2048/2 clocks of the special function units, so they must run beside products: while a warpgroup does the
-// softmax of tile i, its own product P(i-1).V(i-1) runs, and named barriers keep the two warpgroups half a turn apart.
-// L2 gives 64 KB per tile: at 650 TFLOP/s about 5 TB/s over all processors. Blocks are persistent: the next queries and keys load while
-// results are stored. 1 block per processor, 160 KB of shared memory.
+// The products of a tile are 4 x 64 x 128 x 128 multiply-adds for both warpgroups, 2048 clocks of the tensor cores at the full rate. Their
+// 16384 exponentials take 1024 clocks of the special function units and the rest of the softmax about 500 issue slots, so it must run
+// beside products: while a warpgroup does the softmax of tile i, its own product P(i-1).V(i-1) runs, and named barriers keep the two
+// warpgroups half a turn apart. L2 gives 64 KB per tile: at 650 TFLOP/s 5 TB/s over all processors. Blocks are persistent: the next
+// queries and keys load while results are stored. 1 block per processor, 160 KB of shared memory. Floor: 4 tokens^2 heads 128 / 989
+// TFLOP/s.
 //
 // Keys are walked from the last tile to the first, so that only the first tile of the walk can be ragged. Its missing keys get
 // probability zero; the rows of v that TMA then read belong to the next picture or are zeros, and must be finite.

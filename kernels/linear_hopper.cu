@@ -9,9 +9,10 @@
 // columns each, a producer brings both operands by TMA through rings of 4 (128 bytes along k a slot: 32 KB of x, 16 KB of w). Blocks
 // are persistent, so the first slots of the next tile load while results are stored.
 //
-// 128 x 256 x 64 multiply-adds take the tensor cores 1024 clocks in bf16 and 512 in FP8 per 48 KB from L2 (40 KB with 8-bit weights):
-// at 800 TFLOP/s in bf16 that is 9 TB/s over all processors, near what L2 gives, and shared memory is read at 5/8 of its rate
-// (80 bytes a clock: m64n256k16 reads 10 KB in 128). Floors: 2 rows n k / 989 TFLOP/s, 1979 in FP8.
+// A slot of the large tile is 1024 clocks of the tensor cores (128 x 256 x 64 multiply-adds in bf16, 128 x 256 x 128 in FP8) for 48 KB from
+// L2 (40 KB where only w has 8 bits): 800 TFLOP/s in bf16 would need 9 TB/s from L2 over all processors, which is likely the bound;
+// clusters of two blocks that share w would need 6. Shared memory is read at 80 of its 128 bytes a clock in bf16 (m64n256k16: 10 KB
+// in 128 clocks), at 96 in FP8. Floors: 2 rows n k / 989 TFLOP/s, 1979 in FP8.
 //
 // FP8 sums keep about 14 bits on the tensor cores of Hopper, so the sums of 128 products are added to f32 registers. That needs
 // room for the partial sums: they are made for 96 or 128 rows at a time. While one warpgroup adds, the other multiplies.

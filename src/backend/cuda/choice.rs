@@ -3,7 +3,9 @@
 use super::args::{AttentionArgs, Conv2dArgs, LinearArgs};
 use super::group_norm::GroupNormArgs;
 use super::launch::{Arch, Device, Variant};
-use super::{attention, conv2d, elementwise, group_norm, latents, linear, linear_fp8, norm};
+use super::{
+    attention, attention_hopper, conv2d, elementwise, group_norm, latents, linear, linear_fp8, linear_hopper, norm,
+};
 use crate::error::{Error, Result};
 
 /// The oldest driver that reads the PTX of variants for `arch`, as 1000 * major + 10 * minor of its CUDA version.
@@ -33,9 +35,9 @@ macro_rules! tables {
 }
 
 tables! {
-    "linear" => linear_fp8::LINEAR_FP8, linear::LINEAR;
+    "linear" => linear_hopper::LINEAR_HOPPER, linear_fp8::LINEAR_FP8, linear::LINEAR;
     "conv2d" => conv2d::CONV2D;
-    "attention" => attention::ATTENTION;
+    "attention" => attention_hopper::ATTENTION_HOPPER, attention::ATTENTION;
     "layer_norm_modulate" => norm::LAYER_NORM_MODULATE;
     "layer_norm" => norm::LAYER_NORM;
     "rms_norm" => norm::RMS_NORM;
@@ -130,12 +132,14 @@ impl Choice {
         Err(unable(op, why))
     }
 
-    /// The best of what each family offers: FP8 products where they are asked for, then BF16.
+    /// The best of what each family offers: Hopper's own, FP8 products where they are asked for, then BF16.
     pub fn linear(&self, args: &LinearArgs) -> Result<&'static Variant<LinearArgs>> {
-        if let Some(variant) = self.wanted("linear", &[linear_fp8::LINEAR_FP8, linear::LINEAR], args)? {
+        if let Some(variant) =
+            self.wanted("linear", &[linear_hopper::LINEAR_HOPPER, linear_fp8::LINEAR_FP8, linear::LINEAR], args)?
+        {
             return Ok(variant);
         }
-        let special = [linear_fp8::choose(args, &self.device)];
+        let special = [linear_hopper::choose(args, &self.device), linear_fp8::choose(args, &self.device)];
         match special.into_iter().flatten().find(|v| self.runs(v.arch)) {
             Some(variant) => Ok(variant),
             None => linear::choose(args, &self.device).map_err(|why| unable("linear", why)),
@@ -144,7 +148,12 @@ impl Choice {
 
     /// See `attention::choose`.
     pub fn attention(&self, args: &AttentionArgs) -> Result<&'static Variant<AttentionArgs>> {
-        match self.wanted("attention", &[attention::ATTENTION], args)? {
+        let tables = [attention_hopper::ATTENTION_HOPPER, attention::ATTENTION];
+        if let Some(variant) = self.wanted("attention", &tables, args)? {
+            return Ok(variant);
+        }
+        let special = attention_hopper::ATTENTION_HOPPER.iter();
+        match special.into_iter().find(|v| self.runs(v.arch) && (v.accepts)(args, &self.device).is_ok()) {
             Some(variant) => Ok(variant),
             None => attention::choose(args, &self.device).map_err(|why| unable("attention", why)),
         }

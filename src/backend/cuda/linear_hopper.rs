@@ -69,12 +69,8 @@ fn product(
     (address, pitch, dtype): (u64, usize, DType),
     x_scales: u64,
 ) -> Launch {
-    let mut best = 0;
-    for i in 1..TILES.len() {
-        if time(a, device, TILES[i]) < time(a, device, TILES[best]) {
-            best = i;
-        }
-    }
+    let time = |&i: &usize| time(a, device, TILES[i]);
+    let best = (0..TILES.len()).min_by(|i, j| time(i).total_cmp(&time(j))).unwrap_or(0);
     let (kernel, rows) = (&family.kernels[best], TILES[best].0);
     let mut addresses = buffers(a);
     addresses[7] = x_scales;
@@ -110,7 +106,7 @@ fn product_of_bf16(family: &'static Family, a: &LinearArgs, device: &Device) -> 
 }
 
 /// What TMA wants of bf16 x, and of w.
-fn copies(a: &LinearArgs, dtype: DType) -> Result<(), &'static str> {
+fn copies(a: &LinearArgs, device: &Device, dtype: DType) -> Result<(), &'static str> {
     legal(a)?;
     if a.w.dtype != dtype {
         return Err("the weights have another element type");
@@ -121,13 +117,18 @@ fn copies(a: &LinearArgs, dtype: DType) -> Result<(), &'static str> {
     if !a.w.address.is_multiple_of(16) || !(a.w.stride * a.w.dtype.size()).is_multiple_of(16) {
         return Err("rows of the weights do not begin at multiples of 16 bytes");
     }
-    sizes(a)
+    fits(a, device)
 }
 
-/// TMA's places are signed.
-fn sizes(a: &LinearArgs) -> Result<(), &'static str> {
-    let small = |n: usize| n <= 1 << 30;
-    if small(a.x.rows) && small(a.x.cols) && small(a.w.rows) { Ok(()) } else { Err("too large for TMA") }
+/// TMA's places are signed; all kernels have about as much shared memory.
+fn fits(a: &LinearArgs, device: &Device) -> Result<(), &'static str> {
+    if [a.x.rows, a.x.cols, a.w.rows].iter().any(|&n| n > 1 << 30) {
+        return Err("too large for TMA");
+    }
+    if BF16.kernels.iter().chain(&W8A8.kernels).chain(&E4M3.kernels).any(|k| k.shared > device.shared_bytes) {
+        return Err("too little shared memory");
+    }
+    Ok(())
 }
 
 /// All of K, all rows, any window of out; x in bf16 must begin at multiples of 16 bytes.
@@ -135,7 +136,7 @@ pub static LINEAR_HOPPER: &[Variant<LinearArgs>] = &[
     Variant {
         name: "linear_e4m3_w8a8_wgmma_sm90a",
         arch: Arch::Only(9, 0),
-        accepts: |a, device| w8a8(a, device).and(sizes(a)),
+        accepts: |a, device| w8a8(a, device).and_then(|()| fits(a, device)),
         scratch: |a, _| Quantised::bytes(a),
         launches: |a, device| {
             let x = Quantised::in_scratch(a);
@@ -145,14 +146,14 @@ pub static LINEAR_HOPPER: &[Variant<LinearArgs>] = &[
     Variant {
         name: "linear_bf16_wgmma_sm90a",
         arch: Arch::Only(9, 0),
-        accepts: |a, _| copies(a, DType::BF16),
+        accepts: |a, device| copies(a, device, DType::BF16),
         scratch: |_, _| 0,
         launches: |a, device| vec![product_of_bf16(&BF16, a, device)],
     },
     Variant {
         name: "linear_e4m3_wgmma_sm90a",
         arch: Arch::Only(9, 0),
-        accepts: |a, _| copies(a, DType::F8E4M3),
+        accepts: |a, device| copies(a, device, DType::F8E4M3),
         scratch: |_, _| 0,
         launches: |a, device| vec![product_of_bf16(&E4M3, a, device)],
     },

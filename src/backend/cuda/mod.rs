@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod attention;
+pub mod attention_hopper;
 pub mod ceilings;
 mod choice;
 pub mod conv2d;
@@ -16,6 +17,7 @@ pub mod latents;
 pub mod launch;
 pub mod linear;
 pub mod linear_fp8;
+pub mod linear_hopper;
 pub mod modules;
 pub mod norm;
 mod nvml;

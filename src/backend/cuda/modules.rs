@@ -25,6 +25,8 @@ sources! {
     "ceilings.sm80" Arch::From(8, 0);
     "linear.sm80" Arch::From(8, 0);
     "linear_fp8.sm89" Arch::From(8, 9);
+    "linear_hopper.sm90a" Arch::Only(9, 0);
+    "attention_hopper.sm90a" Arch::Only(9, 0);
     "attention.sm80" Arch::From(8, 0);
     "conv2d.sm80" Arch::From(8, 0);
     "group_norm.sm80" Arch::From(8, 0);
