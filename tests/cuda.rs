@@ -231,6 +231,11 @@ fn the_embedded_models_picture_is_that_of_the_cpu() {
         draw("order=late", "cuda:0", "streamed.png", &["--vram", &format!("{least}M"), "--steps", "3"]).unwrap();
     let resident = draw("order=early", "cuda:0", "resident.png", &["--steps", "3"]).unwrap();
     assert!(streamed == resident, "streamed and resident differ");
+    // Hopper's kernels, with TMA and wgmma.
+    let hopper = draw("", "cuda:2", "hopper.png", &["--steps", "3"]).unwrap();
+    let short = draw("", "cpu", "short.png", &["--steps", "3"]).unwrap();
+    let hopper = psnr(&hopper, &short, 255.0);
+    assert!(hopper >= 40.0, "H100: {hopper:.1} dB");
     // FP8 products: less exact, and still the picture.
     let fp8 = draw("", "cuda:1", "fp8.png", &["--compute", "fp8"]).unwrap();
     assert!(psnr_of(&fp8) >= 25.0, "fp8: {:.1} dB", psnr_of(&fp8));

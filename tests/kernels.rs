@@ -1,0 +1,183 @@
+//! What the kernels that take the time do with memory, counted by the PTX machine at shapes like the model's: no bank conflicts in their loops, no more
+//! global sectors than the data fills. Alone in its process, since the counters are the process's. `--nocapture` shows the counts.
+
+#[path = "common/driver.rs"]
+mod driver;
+
+use std::sync::Arc;
+
+use driver::Driver;
+use flux_fast::backend::cuda::{CudaBackend, CudaOptions};
+use flux_fast::backend::{Backend, Layout, Place, Places, WeightKey};
+use flux_fast::dtype::DType;
+use flux_fast::op::{ConvShape, Epilogue, Op, Program, Step, WeightSpec};
+use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, Weight};
+use serde_json::Value;
+
+#[derive(Default)]
+struct Case {
+    tensors: Vec<Tensor>,
+    weights: Vec<HostWeight>,
+}
+
+impl Case {
+    fn tensor(&mut self, rows: usize, cols: usize) -> Tensor {
+        let slot = Slot::Input(self.tensors.len() as u32);
+        self.tensors.push(Tensor { slot, rows, cols, dtype: DType::BF16 });
+        self.tensors[self.tensors.len() - 1]
+    }
+
+    fn weight(&mut self, rows: usize, cols: usize, dtype: DType) -> Weight {
+        let source = Arc::new(vec![0u8; rows * cols * dtype.size()]);
+        let scale = if dtype.size() == 1 { Scale::Tensor(0.5) } else { Scale::One };
+        self.weights.push(HostWeight {
+            rows,
+            cols,
+            parts: vec![HostPart { source, offset: 0, rows, cols, dtype, scale }],
+        });
+        Weight { id: self.weights.len() as u32 - 1, rows, cols }
+    }
+
+    /// The counters of every kernel that `op`, run by `variant`, launches.
+    fn count(self, driver: &Driver, backend: &mut CudaBackend, variant: &str, op: Op) -> Vec<Value> {
+        op.check().unwrap_or_else(|why| panic!("{variant}: {why}"));
+        backend.force(vec![(op.name().to_string(), variant.to_string())]).unwrap();
+        let mut program = Program::default();
+        let step = Step { op, label: variant.to_string() };
+        program.steps.push(step.clone());
+        program.weights = vec![WeightSpec { name: String::new(), first: 0, rows: 0, cols: 0 }; self.weights.len()];
+        let uses = program.uses();
+        let mut places = Places::default();
+        let mut next = 0usize;
+        for t in &self.tensors {
+            places.inputs.push(next);
+            next += t.bytes().next_multiple_of(256);
+        }
+        places.scratch = next;
+        next += backend.scratch_bytes(&op, &|w| &self.weights[w.id as usize]).next_multiple_of(256);
+        let sizes: Vec<usize> =
+            self.weights.iter().zip(&uses).map(|(w, &u)| backend.weight_bytes(w, u).next_multiple_of(256)).collect();
+        backend.reserve(Layout { arena_bytes: next, resident_bytes: sizes.iter().sum(), ring_bytes: 0 }).unwrap();
+        let mut at = 0;
+        for (i, weight) in self.weights.iter().enumerate() {
+            let key = WeightKey(i as u64);
+            backend.load(key, Place::Resident(at), weight, uses[i]).unwrap();
+            places.weights.push(key);
+            at += sizes[i];
+        }
+        driver.report();
+        backend.run(&step, &places).unwrap();
+        backend.sync().unwrap();
+        places.weights.iter().for_each(|key| backend.forget(*key).unwrap());
+        driver.report().into_iter().filter(|line| line["runs"].as_u64().is_some_and(|n| n > 0)).collect()
+    }
+}
+
+#[test]
+fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
+    let Some(driver) = driver::get() else { return };
+    if let Driver::Real { .. } = driver {
+        eprintln!("SKIPPED counts of the PTX machine: the driver is a real one");
+        return;
+    }
+    let open = |ordinal, fp8| CudaBackend::new(CudaOptions { ordinal, fp8, ..CudaOptions::default() }).unwrap();
+    let mut ampere = open(driver::RTX_3060, false);
+    let mut ada = open(driver::RTX_4060, true);
+    let mut hopper = open(driver::H100, true);
+    let mut seen = Vec::new();
+
+    let linear = |rows, k, n, dtype| {
+        let mut c = Case::default();
+        let (x, w, bias) = (c.tensor(rows, k), c.weight(n, k, dtype), c.weight(1, n, DType::F32));
+        let out = c.tensor(rows, n);
+        (c, Op::Linear { x: x.all(), w, bias: Some(bias), epilogue: Epilogue::GeluTanh, out: out.all() })
+    };
+    for (name, dtype) in [("bf16", DType::BF16), ("f16", DType::F16), ("e4m3", DType::F8E4M3), ("e5m2", DType::F8E5M2)]
+    {
+        for (tile, rows) in [("128x128", 256), ("64x64", 128), ("rows16", 16)] {
+            let (c, op) = linear(rows, 512, 384, dtype);
+            seen.push(c.count(driver, &mut ampere, &format!("linear_{name}_{tile}_sm80"), op));
+        }
+    }
+    // These loop over tiles: the sectors of an epilogue's scales count as in a loop, beside a long one here as in the model.
+    let (c, op) = linear(128, 3072, 128, DType::F8E4M3);
+    seen.push(c.count(driver, &mut ada, "linear_e4m3_w8a8_128x128_sm89", op));
+    for (name, dtype) in [("bf16", DType::BF16), ("e4m3", DType::F8E4M3), ("e4m3_w8a8", DType::F8E4M3)] {
+        let (c, op) = linear(256, 3072, 128, dtype);
+        seen.push(c.count(driver, &mut hopper, &format!("linear_{name}_wgmma_sm90a"), op));
+    }
+
+    for (variant, tokens, heads, dim, biased) in [
+        ("attention_d128_wgmma_sm90a", 512, 1, 128, false),
+        ("attention_d128_sm80", 384, 2, 128, false),
+        ("attention_d64_sm80", 192, 2, 64, true),
+        ("attention_d512_sm80", 192, 1, 512, false),
+    ] {
+        let mut c = Case::default();
+        let (qkv, table) = (c.tensor(tokens, 3 * heads * dim), c.tensor(2 * tokens - 1, heads));
+        let out = c.tensor(tokens, heads * dim);
+        let part = |i| qkv.columns(i * heads * dim, heads * dim);
+        let (q, k, v, out) = (part(0), part(1), part(2), out.all());
+        let bias = biased.then_some(table);
+        let op = Op::Attention { q, k, v, batch: 1, heads, scale: 0.1, causal: false, bias, first: None, out };
+        let gpu = if variant.ends_with("sm90a") { &mut hopper } else { &mut ampere };
+        seen.push(c.count(driver, gpu, variant, op));
+    }
+
+    for (variant, inside, outside, upsample) in [
+        ("conv2d_bf16_128x128_sm80", 64, 256, false),
+        ("conv2d_bf16_128x128_sm80", 64, 128, true),
+        ("conv2d_bf16_128x64_sm80", 64, 64, false),
+        ("conv2d_bf16_128x16_sm80", 128, 16, false),
+    ] {
+        let mut c = Case::default();
+        let shape = ConvShape {
+            batch: 1,
+            height: 16,
+            width: 16,
+            in_channels: inside,
+            out_channels: outside,
+            kernel: 3,
+            stride: 1,
+            pad_before: 1,
+            pad_after: 1,
+            upsample,
+        };
+        let (h, w) = shape.output();
+        let (x, out) = (c.tensor(256, inside), c.tensor(h * w, outside));
+        let w = c.weight(outside, inside * 9, DType::BF16);
+        seen.push(c.count(driver, &mut ampere, variant, Op::Conv2d { x, w, bias: None, shape, residual: None, out }));
+    }
+    let mut c = Case::default();
+    let (x, out, weight, bias) =
+        (c.tensor(1024, 128), c.tensor(1024, 128), c.weight(1, 128, DType::F32), c.weight(1, 128, DType::F32));
+    let op = Op::GroupNorm { x, weight, bias, batch: 1, groups: 32, eps: 1e-6, silu: true, out };
+    seen.push(c.count(driver, &mut ampere, "group_norm_bf16_sm80", op));
+    let mut c = Case::default();
+    let (x, m, out) = (c.tensor(64, 3072), c.tensor(1, 2 * 3072), c.tensor(64, 3072));
+    let (shift, scale) = (m.columns(0, 3072), m.columns(3072, 3072));
+    let op = Op::LayerNormModulate { x, shift, scale, eps: 1e-6, out };
+    seen.push(c.count(driver, &mut ampere, "layer_norm_modulate_bf16_sm80", op));
+
+    println!("{:<44} {:>12} {:>12} {:>8} {:>8}", "kernel", "instructions", "per mma", "sectors", "shared");
+    let mut faults = Vec::new();
+    for line in seen.iter().flatten() {
+        let number = |key: &str| line[key].as_f64().unwrap_or_else(|| panic!("no {key} in {line}"));
+        let ratio = |a: &str, b: &str| if number(b) > 0.0 { number(a) / number(b) } else { 1.0 };
+        let mma = number("mma_flops") / 4096.0;
+        let name = line["kernel"].as_str().unwrap();
+        let (sectors, shared) =
+            (ratio("loop_sectors", "ideal_loop_sectors"), ratio("loop_wavefronts", "ideal_loop_wavefronts"));
+        let per_mma = if mma > 0.0 { number("instructions") / mma } else { f64::NAN };
+        println!("{name:<44} {:>12} {per_mma:>12.2} {sectors:>8.3} {shared:>8.3}", number("instructions"));
+        assert!(line["findings"].as_array().unwrap().is_empty(), "{line}");
+        if sectors > 1.1 {
+            faults.push(format!("{name}: {sectors} sectors for each that the data fills"));
+        }
+        if shared > 1.0 {
+            faults.push(format!("{name}: {shared} shared-memory wavefronts for each that is needed"));
+        }
+    }
+    assert!(seen.iter().all(|lines| !lines.is_empty()));
+    assert!(faults.is_empty(), "{faults:#?}");
+}
