@@ -1,6 +1,6 @@
 //! Launches: blocks run side by side, each by one worker.
 
-use crate::block::{Block, Note, Place};
+use crate::machine::block::{Block, Note, Place};
 use crate::memory::Memory;
 use crate::program::Entry;
 use crate::report::{FINDINGS, Fault, FaultKind, Finding, Report, Tally};

@@ -21,32 +21,16 @@
 //! # }
 //! ```
 
-mod access;
-mod banks;
-mod block;
-mod builder;
-mod bulk;
-mod clocks;
-mod convert;
+#![allow(clippy::needless_range_loop, reason = "a lane indexes several registers at once")]
+
 mod decode;
-mod decode_arithmetic;
-mod decode_memory;
-mod float;
 mod launch;
-mod matrix;
-mod mbarrier;
+mod machine;
 mod memory;
-mod mma;
-mod parse;
 mod program;
-mod regs;
+mod read;
 mod report;
-mod shared;
 mod tensor_map;
-mod text;
-mod types;
-mod warp;
-mod wgmma;
 
 pub use launch::{Launch, Options, run};
 pub use memory::Memory;

@@ -1,7 +1,7 @@
 //! A parsed module: entry points as decoded instructions.
 
-use crate::regs::Alu;
-use crate::types::{Slot, Special};
+use crate::machine::regs::Alu;
+use crate::read::types::{Slot, Special};
 use std::collections::HashMap;
 use std::fmt;
 
@@ -38,7 +38,7 @@ pub struct Module {
 impl Module {
     /// Reads PTX. An instruction that the machine does not know is an error, whether or not it would be reached.
     pub fn parse(text: &str) -> Result<Module, Error> {
-        crate::parse::module(text)
+        crate::read::parse::module(text)
     }
 
     pub fn entry(&self, name: &str) -> Option<&Entry> {
@@ -213,7 +213,7 @@ pub(crate) enum AtomOp {
 pub(crate) struct Atomic {
     pub space: Space,
     pub op: AtomOp,
-    pub ty: crate::types::Type,
+    pub ty: crate::read::types::Type,
     pub address: Address,
     pub result: Option<Slot>,
     pub operands: [u32; 2],
@@ -325,14 +325,14 @@ pub(crate) enum Action {
     CopyWait(u32),
     /// Waits for all copies, committed or not.
     CopyWaitAll,
-    Mbarrier(crate::mbarrier::Mbarrier),
+    Mbarrier(crate::machine::mbarrier::Mbarrier),
     /// A copy by the copy engine.
-    Bulk(crate::bulk::Bulk),
+    Bulk(crate::machine::bulk::Bulk),
     BulkCommit,
     BulkWait(u32),
     /// Makes ordinary writes visible to the copy engine and the tensor cores.
     ProxyFence,
-    Wgmma(Box<crate::wgmma::Wgmma>),
+    Wgmma(Box<crate::machine::wgmma::Wgmma>),
     WgmmaFence,
     WgmmaCommit,
     WgmmaWait(u32),

@@ -28,7 +28,7 @@ fn inputs(seed: u64) -> Vec<u64> {
     (0..32)
         .map(|i| {
             let scale = 2f32.powi((r.next() % 40) as i32 - 24);
-            if seed % 2 == 0 && i < known.len() { known[i] } else { r.unit() * scale }.to_bits() as u64
+            if seed.is_multiple_of(2) && i < known.len() { known[i] } else { r.unit() * scale }.to_bits() as u64
         })
         .collect()
 }

@@ -74,7 +74,7 @@ fn boxes_arrive_swizzled_and_filled_with_zeros() {
                         32 => r / 4 % 2,
                         _ => 0,
                     };
-                    let chunk = c / 8 ^ pattern;
+                    let chunk = (c / 8) ^ pattern;
                     let at = (r * cols * 2 + chunk * 16 + c % 8 * 2) as usize;
                     let (y, x) = (row + r as i32, column + c as i32);
                     let inside = (0..20).contains(&y) && (0..75).contains(&x);

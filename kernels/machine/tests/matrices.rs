@@ -67,7 +67,7 @@ fn place_a(bits: usize, k: usize, lane: usize, i: usize) -> (usize, usize) {
             (if i < 4 || (8..12).contains(&i) { g } else { g + 8 }, t * 4 + (i & 3) + if i < 8 { 0 } else { 16 })
         }
         (8, 16) => (if i < 4 { g } else { g + 8 }, t * 4 + (i & 3)),
-        (32, 8) => (if i % 2 == 0 { g } else { g + 8 }, if i < 2 { t } else { t + 4 }),
+        (32, 8) => (if i.is_multiple_of(2) { g } else { g + 8 }, if i < 2 { t } else { t + 4 }),
         _ => (if i == 0 { g } else { g + 8 }, t),
     }
 }

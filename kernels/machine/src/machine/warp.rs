@@ -1,7 +1,7 @@
 //! One warp: registers, which lanes are where, pending copies; and the operations among its lanes.
 
+use crate::machine::regs::Regs;
 use crate::program::{Redux, ShuffleMode, VoteMode, WarpOp};
-use crate::regs::Regs;
 
 /// A `cp.async` of one lane that has not landed.
 #[derive(Clone, Copy)]
@@ -16,7 +16,8 @@ pub(crate) struct Pending {
     pub group: u32,
     /// Offset in shared memory.
     pub to: u32,
-    pub from: u64,
+    /// On the host.
+    pub from: usize,
 }
 
 pub(crate) struct Warp {
@@ -39,10 +40,10 @@ pub(crate) struct Warp {
     /// The barrier instruction that it sleeps at.
     pub asleep: Option<u32>,
     /// Stores by the copy engine, and the groups of them that each lane has committed.
-    pub stores: Vec<crate::bulk::BulkStore>,
+    pub stores: Vec<crate::machine::bulk::BulkStore>,
     pub stores_committed: [u32; 32],
     /// Products of the warpgroup on their way, and groups of them.
-    pub flights: Vec<crate::wgmma::Flight>,
+    pub flights: Vec<crate::machine::flights::Flight>,
     pub products_committed: u32,
     /// For each word: how many products on their way have it as accumulator, and as operand.
     pub busy: Vec<[u16; 2]>,
@@ -54,9 +55,6 @@ pub(crate) struct Warp {
 impl Warp {
     /// The lanes to run next and where they are: those with the lowest program counter.
     pub(crate) fn pick(&mut self) -> Option<(u32, u32)> {
-        if self.uniform && self.parked == 0 {
-            return Some((self.pc, self.live));
-        }
         if self.uniform {
             self.scatter();
         }

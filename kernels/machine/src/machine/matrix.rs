@@ -1,13 +1,13 @@
 //! `ldmatrix`, `stmatrix` and `cp.async`.
 
-use crate::access::lanes;
-use crate::banks::sectors;
-use crate::block::Env;
+use crate::machine::access::lanes;
+use crate::machine::banks::sectors;
+use crate::machine::block::Env;
+use crate::machine::regs::Lanes;
+use crate::machine::shared::Touch;
+use crate::machine::warp::{Pending, Warp};
 use crate::program::Address;
-use crate::regs::Lanes;
 use crate::report::FindingKind;
-use crate::shared::Touch;
-use crate::warp::{Pending, Warp};
 
 impl Env<'_> {
     /// Rows of 8x8 matrices of 16 bits: offsets in shared memory of lanes that may go on.
@@ -102,25 +102,29 @@ impl Env<'_> {
         let mut read = 0;
         for l in lanes(kept) {
             let n = wanted[l];
-            if from[l] % bytes as u64 != 0 {
+            if !from[l].is_multiple_of(bytes as u64) {
                 self.note(FindingKind::Misaligned, w.index, l, from[l], None);
                 continue;
             }
-            if n > 0 && self.place.memory.find(from[l], n as u64).is_none() {
-                self.note(FindingKind::OutOfBounds, w.index, l, from[l], None);
-                continue;
+            let mut source = std::ptr::null_mut();
+            if n > 0 {
+                let Some(p) = self.place.memory.find(from[l], n as u64) else {
+                    self.note(FindingKind::OutOfBounds, w.index, l, from[l], None);
+                    continue;
+                };
+                source = p;
+                read |= 1 << l;
             }
-            read |= ((n > 0) as u32) << l;
             let number = self.started[w.index][l];
             self.started[w.index][l] += 1;
             self.copies[w.index].push(Pending {
-                number,
                 lane: l as u8,
                 bytes: bytes as u8,
+                number,
                 wanted: n as u8,
                 group: w.committed[l],
                 to: offsets[l],
-                from: from[l],
+                from: source as usize,
             });
         }
         if self.place.checks && read != 0 {
@@ -147,14 +151,18 @@ impl Env<'_> {
                 return true;
             }
             let (at, n, all) = (p.to as usize, p.wanted as usize, p.bytes as usize);
-            let mut data = [0u8; 16];
-            if n > 0
-                && let Some(source) = self.place.memory.find(p.from, n as u64)
-            {
-                // SAFETY: `find` vouches for the bytes.
-                unsafe { std::ptr::copy_nonoverlapping(source, data.as_mut_ptr(), n) };
+            let to = &mut self.shared.bytes[at..at + all];
+            // SAFETY: the bytes were found when the copy began.
+            unsafe {
+                if (n, all) == (16, 16) {
+                    (to.as_mut_ptr() as *mut [u8; 16]).write((p.from as *const [u8; 16]).read());
+                } else {
+                    to.fill(0);
+                    if n > 0 {
+                        std::ptr::copy_nonoverlapping(p.from as *const u8, to.as_mut_ptr(), n);
+                    }
+                }
             }
-            self.shared.bytes[at..at + all].copy_from_slice(&data[..all]);
             if self.place.checks {
                 self.shared.touch(Touch::Land, warp, p.lane as usize, p.to, p.bytes as u32);
             }

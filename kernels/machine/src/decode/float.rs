@@ -1,11 +1,11 @@
 //! Floating-point instructions.
 
-use crate::builder::Builder;
+use crate::decode::arithmetic::{one, three, two};
 use crate::decode::{Decoded, unknown};
-use crate::decode_arithmetic::{one, three, two};
 use crate::program::*;
-use crate::text::Arg;
-use crate::types::Type;
+use crate::read::builder::Builder;
+use crate::read::text::Arg;
+use crate::read::types::Type;
 use half::{bf16, f16};
 
 /// Subnormal numbers as zero of the same sign.
@@ -52,7 +52,7 @@ fn minimum(nan: bool, x: f32, y: f32) -> f32 {
 }
 
 /// A 16-bit float: arithmetic is done in wider types and rounded once.
-trait Small: crate::regs::Lane {
+trait Small: crate::machine::regs::Lane {
     fn wide(self) -> f32;
     fn round(x: f64) -> Self;
     fn map(self, f: impl Fn(u16) -> u16) -> Self;
@@ -101,14 +101,14 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg], ty: Type) ->
 /// Directed roundings: the result of an exact operation in f64 that was rounded to f32 toward zero, down, up.
 fn direct(mode: &str) -> Option<fn(f64) -> f32> {
     Some(match mode {
-        "rz" => |x| crate::convert::round_f32(x, crate::convert::Rounding::Zero),
-        "rm" => |x| crate::convert::round_f32(x, crate::convert::Rounding::Down),
-        "rp" => |x| crate::convert::round_f32(x, crate::convert::Rounding::Up),
+        "rz" => |x| crate::decode::convert::round_f32(x, crate::decode::convert::Rounding::Zero),
+        "rm" => |x| crate::decode::convert::round_f32(x, crate::decode::convert::Rounding::Down),
+        "rp" => |x| crate::decode::convert::round_f32(x, crate::decode::convert::Rounding::Up),
         _ => return None,
     })
 }
 
-fn single(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Result<crate::regs::Alu, Error> {
+fn single(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Result<crate::machine::regs::Alu, Error> {
     let ty = Type::F32;
     let ftz = parts.contains(&"ftz");
     let sat = parts.contains(&"sat");
@@ -169,7 +169,7 @@ fn single(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Result<crate::regs::
     }
 }
 
-fn double(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Result<crate::regs::Alu, Error> {
+fn double(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Result<crate::machine::regs::Alu, Error> {
     let ty = Type::F64;
     if parts.iter().any(|p| ["rz", "rm", "rp"].contains(p)) {
         return Err(unknown());
@@ -235,7 +235,7 @@ fn small<S: Small + Send + Sync>(
     parts: &[&str],
     args: &[Arg],
     ty: Type,
-) -> Result<crate::regs::Alu, Error> {
+) -> Result<crate::machine::regs::Alu, Error> {
     match function::<S>(parts)? {
         Function::One(f) => one(b, args, ty, move |x: S| f(x)),
         Function::Two(f) => two(b, args, ty, move |x: S, y: S| f(x, y)),
@@ -248,9 +248,9 @@ fn packed<S: Small + Send + Sync>(
     parts: &[&str],
     args: &[Arg],
     ty: Type,
-) -> Result<crate::regs::Alu, Error>
+) -> Result<crate::machine::regs::Alu, Error>
 where
-    [S; 2]: crate::regs::Lane,
+    [S; 2]: crate::machine::regs::Lane,
 {
     match function::<S>(parts)? {
         Function::One(f) => one(b, args, ty, move |x: [S; 2]| x.map(&f)),

@@ -1,16 +1,16 @@
 //! `mbarrier`: barriers in shared memory that count arrivals and bytes.
 
-use crate::access::lanes;
-use crate::block::Env;
-use crate::builder::Builder;
-use crate::clocks::Clock;
 use crate::decode::{Decoded, at, unknown};
+use crate::machine::access::lanes;
+use crate::machine::block::Env;
+use crate::machine::clocks::Clock;
+use crate::machine::shared::Touch;
+use crate::machine::warp::Warp;
 use crate::program::*;
+use crate::read::builder::Builder;
+use crate::read::text::Arg;
+use crate::read::types::{Slot, Type};
 use crate::report::{Fault, FaultKind, FindingKind};
-use crate::shared::Touch;
-use crate::text::Arg;
-use crate::types::{Slot, Type};
-use crate::warp::Warp;
 
 /// What an instruction does to a barrier; numbers are slots of words.
 pub(crate) enum MbarrierOp {
@@ -243,7 +243,7 @@ impl Env<'_> {
     /// Adds the stamp of bytes that the copy engine brought.
     pub(crate) fn brought(&mut self, barrier: u32, stamp: u32) {
         if let Some(s) = self.mbarriers.get_mut(&barrier) {
-            let known = &mut s.current.known[crate::clocks::ENGINE];
+            let known = &mut s.current.known[crate::machine::clocks::ENGINE];
             *known = stamp.max(*known);
         }
     }
@@ -323,7 +323,7 @@ impl Env<'_> {
     pub(crate) fn ready_for_engine(&mut self, w: &Warp, lane: usize, barrier: u32) -> Result<(), Fault> {
         let (stamp, by) = self.known(barrier)?.by;
         if self.place.checks && stamp > self.shared.clocks.of[w.index].fenced[by] {
-            let address = (barrier + crate::parse::spaces::SHARED_START) as u64;
+            let address = (barrier + crate::read::parse::spaces::SHARED_START) as u64;
             self.note(FindingKind::Asynchronous, w.index, lane, address, Some(by as u32 * 32));
         }
         Ok(())

@@ -1,10 +1,10 @@
 //! Builds the instructions of one entry point: registers, operands, branches.
 
-use crate::parse::{names, register_range, spaces};
+use crate::machine::regs::Lane;
 use crate::program::{Action, Address, Error, Guard, Inst};
-use crate::regs::Lane;
-use crate::text::{Arg, args, integer};
-use crate::types::{Slot, Special, Type};
+use crate::read::parse::{names, register_range, spaces};
+use crate::read::text::{Arg, args, integer};
+use crate::read::types::{Slot, Special, Type};
 use std::collections::HashMap;
 
 /// What a name that is no register stands for.

@@ -1,9 +1,9 @@
 //! Modules and entry points: directives, scopes, labels.
 
-use crate::builder::{Builder, Symbol};
 use crate::program::{Action, Entry, Error, Module, Param};
-use crate::text::{Item, integer, items};
-use crate::types::Type;
+use crate::read::builder::{Builder, Symbol};
+use crate::read::text::{Item, integer, items};
+use crate::read::types::Type;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -125,7 +125,7 @@ fn variable(s: &str) -> Result<Variable, Error> {
     };
     let mut data = vec![];
     for v in values.unwrap_or("").split(['{', '}', ',']).map(str::trim).filter(|v| !v.is_empty()) {
-        let bits = crate::builder::literal(v, ty).ok_or_else(|| Error::new(format!("value {v}")))?;
+        let bits = crate::read::builder::literal(v, ty).ok_or_else(|| Error::new(format!("value {v}")))?;
         data.extend(&bits.to_le_bytes()[..ty.bytes()]);
     }
     let align = align.unwrap_or(ty.bytes());

@@ -1,14 +1,14 @@
 //! Loads, stores and atomics of a warp.
 
-use crate::banks::{sectors, wavefronts};
-use crate::block::Env;
-use crate::parse::spaces::{self, SHARED_START};
+use crate::machine::banks::{sectors, wavefronts};
+use crate::machine::block::Env;
+use crate::machine::regs::Lanes;
+use crate::machine::shared::Touch;
+use crate::machine::warp::Warp;
 use crate::program::*;
-use crate::regs::Lanes;
+use crate::read::parse::spaces::{self, SHARED_START};
+use crate::read::types::{Slot, Type};
 use crate::report::{Fault, FaultKind, FindingKind};
-use crate::shared::Touch;
-use crate::types::{Slot, Type};
-use crate::warp::Warp;
 
 /// What a lane gets that reads where nothing is.
 const POISON: u64 = u64::MAX;
@@ -116,7 +116,7 @@ impl Env<'_> {
         } else {
             for l in lanes(mask) {
                 let a = addresses[l];
-                if a % bytes != 0 {
+                if !a.is_multiple_of(bytes) {
                     self.note(FindingKind::Misaligned, w.index, l, a, None);
                     mask &= !(1 << l);
                 } else if let Some(p) = self.place.memory.find(a, bytes) {
@@ -212,7 +212,7 @@ impl Env<'_> {
         let mut out = [std::ptr::null_mut(); 32];
         for l in lanes(mask) {
             let o = offsets[l] as usize;
-            if o % bytes != 0 {
+            if !o.is_multiple_of(bytes) {
                 self.note(FindingKind::Misaligned, w.index, l, offsets[l], None);
                 mask &= !(1 << l);
             } else if o.checked_add(bytes).is_none_or(|end| end > size) {

@@ -1,17 +1,17 @@
 //! `cp.async.bulk`: copies by the copy engine, of boxes of matrices (TMA) or of plain ranges.
 
-use crate::access::lanes;
-use crate::block::Env;
-use crate::builder::Builder;
 use crate::decode::{Decoded, at, unknown};
-use crate::parse::spaces::{self, SHARED_START};
+use crate::machine::access::lanes;
+use crate::machine::block::Env;
+use crate::machine::shared::Touch;
+use crate::machine::warp::Warp;
 use crate::program::*;
+use crate::read::builder::Builder;
+use crate::read::parse::spaces::{self, SHARED_START};
+use crate::read::text::Arg;
+use crate::read::types::Type;
 use crate::report::{Fault, FaultKind, FindingKind};
-use crate::shared::Touch;
 use crate::tensor_map::TensorMap;
-use crate::text::Arg;
-use crate::types::Type;
-use crate::warp::Warp;
 
 /// Where the global side of a copy lies; numbers are slots.
 pub(crate) enum BulkSide {
@@ -111,7 +111,7 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
         "commit_group" => return done(Action::BulkCommit),
         "wait_group" => {
             let n = match args.last() {
-                Some(Arg::Name(n)) => crate::text::integer(n).ok_or_else(unknown)?,
+                Some(Arg::Name(n)) => crate::read::text::integer(n).ok_or_else(unknown)?,
                 _ => return Err(unknown()),
             };
             return done(Action::BulkWait(n as u32));
@@ -161,14 +161,14 @@ impl Env<'_> {
             return self.fault(FaultKind::Unsupported, format!("no descriptor of a matrix at {address:#x}"));
         };
         let width = map.box_cols as u64 * map.element_bytes as u64;
-        let wrong = address % 64 != 0
+        let wrong = !address.is_multiple_of(64)
             || map.address % 16 != 0
             || map.pitch % 16 != 0
             || map.box_rows == 0
             || map.box_rows > 256
             || map.box_cols > 256
             || width == 0
-            || width % 16 != 0
+            || !width.is_multiple_of(16)
             || (map.swizzle != 0 && (width > map.swizzle as u64 || ![32, 64, 128].contains(&map.swizzle)));
         if wrong {
             return self.fault(FaultKind::Unsupported, format!("descriptor that the driver would refuse: {map:?}"));
@@ -199,7 +199,7 @@ impl Env<'_> {
             let tensor = matches!(part, Part::Box { .. });
             let align = if tensor { 128 } else { 16 };
             let at = shared[l].wrapping_sub(SHARED_START);
-            if shared[l] % align != 0 || bytes % 16 != 0 {
+            if !shared[l].is_multiple_of(align) || bytes % 16 != 0 {
                 self.note(FindingKind::Misaligned, w.index, l, shared[l] as u64, None);
                 continue;
             }

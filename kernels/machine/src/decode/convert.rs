@@ -1,11 +1,11 @@
 //! `cvt`, and the number formats behind it.
 
-use crate::builder::Builder;
 use crate::decode::{Decoded, at, unknown};
+use crate::machine::regs::{Alu, binary, unary};
 use crate::program::*;
-use crate::regs::{Alu, binary, unary};
-use crate::text::Arg;
-use crate::types::Type;
+use crate::read::builder::Builder;
+use crate::read::text::Arg;
+use crate::read::types::Type;
 use half::{bf16, f16};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -311,7 +311,9 @@ fn general(b: &mut Builder, args: &[Arg], from: Type, to: Type, how: How) -> Res
     let (d, s) = (at(args, 0)?, at(args, 1)?);
     // The width of a register may exceed that of the type.
     let wide = |b: &mut Builder, a: &Arg, ty: Type| match a {
-        Arg::Name(n) => b.register(n).map_or(ty.bytes() == 8, |slot| matches!(slot, crate::types::Slot::Double(_))),
+        Arg::Name(n) => {
+            b.register(n).map_or(ty.bytes() == 8, |slot| matches!(slot, crate::read::types::Slot::Double(_)))
+        }
         _ => ty.bytes() == 8,
     };
     let (wide_d, wide_s) = (wide(b, d, to), wide(b, s, from));

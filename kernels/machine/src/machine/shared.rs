@@ -1,6 +1,6 @@
 //! Shared memory of a block, with a shadow that knows which bytes were written, and by whom each was last written and read.
 
-use crate::clocks::{Clock, Clocks, ENGINE, IN_FLIGHT};
+use crate::machine::clocks::{Clock, Clocks, ENGINE, IN_FLIGHT};
 
 /// What is wrong with an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

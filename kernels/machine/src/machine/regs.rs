@@ -1,6 +1,7 @@
 //! The registers of one warp, 32 lanes side by side, and operations on whole registers.
 
 use half::{bf16, f16};
+use std::marker::PhantomData;
 
 /// A register of 32 lanes.
 pub(crate) type Lanes<T> = [T; 32];
@@ -134,64 +135,95 @@ pub(crate) fn has_avx2() -> bool {
     false
 }
 
+/// The body of an operation. A trait, so that it can be inlined by force into the copy for AVX2, where `mul_add` is one instruction.
+trait Body: Send + Sync + 'static {
+    fn run(&self, regs: &mut Regs, mask: u32);
+}
+
 /// Boxes a body compiled twice: for AVX2 with FMA, and for any processor.
-fn boxed(run: impl Fn(&mut Regs, u32) + Send + Sync + 'static) -> Alu {
+fn boxed(body: impl Body) -> Alu {
     #[cfg(target_arch = "x86_64")]
     if has_avx2() {
         #[target_feature(enable = "avx2,fma,f16c")]
-        fn vector(run: impl Fn(&mut Regs, u32), regs: &mut Regs, mask: u32) {
-            run(regs, mask)
+        fn vector(body: &impl Body, regs: &mut Regs, mask: u32) {
+            body.run(regs, mask)
         }
         return Box::new(move |regs: &mut Regs, mask: u32| {
             // SAFETY: the features were found above.
-            unsafe { vector(&run, regs, mask) }
+            unsafe { vector(&body, regs, mask) }
         });
     }
-    Box::new(run)
+    Box::new(move |regs: &mut Regs, mask: u32| body.run(regs, mask))
+}
+
+/// d = f(s), with the types of the arguments.
+struct Apply<F, T, const N: usize> {
+    d: u32,
+    s: [u32; N],
+    f: F,
+    types: PhantomData<fn(T)>,
+}
+
+impl<A: Lane, D: Lane, F: Fn(A) -> D + Send + Sync + 'static> Body for Apply<F, (A, D), 1> {
+    #[inline(always)]
+    fn run(&self, regs: &mut Regs, mask: u32) {
+        let a = get::<A>(regs, self.s[0]);
+        let mut out = [D::from_bits(0); 32];
+        for l in 0..32 {
+            out[l] = (self.f)(a[l]);
+        }
+        put(regs, self.d, out, mask)
+    }
+}
+
+impl<A: Lane, B: Lane, D: Lane, F: Fn(A, B) -> D + Send + Sync + 'static> Body for Apply<F, (A, B, D), 2> {
+    #[inline(always)]
+    fn run(&self, regs: &mut Regs, mask: u32) {
+        let (a, b) = (get::<A>(regs, self.s[0]), get::<B>(regs, self.s[1]));
+        let mut out = [D::from_bits(0); 32];
+        for l in 0..32 {
+            out[l] = (self.f)(a[l], b[l]);
+        }
+        put(regs, self.d, out, mask)
+    }
+}
+
+impl<A: Lane, B: Lane, C: Lane, D: Lane, F> Body for Apply<F, (A, B, C, D), 3>
+where
+    F: Fn(A, B, C) -> D + Send + Sync + 'static,
+{
+    #[inline(always)]
+    fn run(&self, regs: &mut Regs, mask: u32) {
+        let (a, b, c) = (get::<A>(regs, self.s[0]), get::<B>(regs, self.s[1]), get::<C>(regs, self.s[2]));
+        let mut out = [D::from_bits(0); 32];
+        for l in 0..32 {
+            out[l] = (self.f)(a[l], b[l], c[l]);
+        }
+        put(regs, self.d, out, mask)
+    }
 }
 
 /// d = f(a)
 pub(crate) fn unary<A: Lane, D: Lane>(d: u32, a: u32, f: impl Fn(A) -> D + Send + Sync + 'static) -> Alu {
-    boxed(move |regs, mask| {
-        let a = get::<A>(regs, a);
-        let mut out = [D::from_bits(0); 32];
-        for l in 0..32 {
-            out[l] = f(a[l]);
-        }
-        put(regs, d, out, mask)
-    })
+    boxed(Apply::<_, (A, D), 1> { d, s: [a], f, types: PhantomData })
 }
 
 /// d = f(a, b)
 pub(crate) fn binary<A: Lane, B: Lane, D: Lane>(
     d: u32,
-    [a, b]: [u32; 2],
+    s: [u32; 2],
     f: impl Fn(A, B) -> D + Send + Sync + 'static,
 ) -> Alu {
-    boxed(move |regs, mask| {
-        let (a, b) = (get::<A>(regs, a), get::<B>(regs, b));
-        let mut out = [D::from_bits(0); 32];
-        for l in 0..32 {
-            out[l] = f(a[l], b[l]);
-        }
-        put(regs, d, out, mask)
-    })
+    boxed(Apply::<_, (A, B, D), 2> { d, s, f, types: PhantomData })
 }
 
 /// d = f(a, b, c)
 pub(crate) fn ternary<A: Lane, B: Lane, C: Lane, D: Lane>(
     d: u32,
-    [a, b, c]: [u32; 3],
+    s: [u32; 3],
     f: impl Fn(A, B, C) -> D + Send + Sync + 'static,
 ) -> Alu {
-    boxed(move |regs, mask| {
-        let (a, b, c) = (get::<A>(regs, a), get::<B>(regs, b), get::<C>(regs, c));
-        let mut out = [D::from_bits(0); 32];
-        for l in 0..32 {
-            out[l] = f(a[l], b[l], c[l]);
-        }
-        put(regs, d, out, mask)
-    })
+    boxed(Apply::<_, (A, B, C, D), 3> { d, s, f, types: PhantomData })
 }
 
 /// The mask of lanes where f(a, b).
@@ -201,10 +233,10 @@ pub(crate) fn compare<A: Lane>(
 ) -> Box<dyn Fn(&Regs) -> u32 + Send + Sync> {
     Box::new(move |regs| {
         let (a, b) = (get::<A>(regs, a), get::<A>(regs, b));
-        let mut mask = 0;
+        let mut holds = [0u32; 32];
         for l in 0..32 {
-            mask |= (f(a[l], b[l]) as u32) << l;
+            holds[l] = (f(a[l], b[l]) as u32) << l;
         }
-        mask
+        holds.iter().fold(0, |m, h| m | h)
     })
 }

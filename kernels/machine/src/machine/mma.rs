@@ -4,13 +4,13 @@
 //! register h of a row holds k = (4 h + t) e + j for its elements j. C has columns 2 t and 2 t + 1. Rows of C are kept here as its registers
 //! hold them: even columns, then odd ones.
 
-use crate::builder::Builder;
-use crate::convert::fp8_value;
+use crate::decode::convert::fp8_value;
 use crate::decode::{Decoded, at, unknown};
+use crate::machine::regs::{Alu, Lanes, Regs, has_avx2};
 use crate::program::*;
-use crate::regs::{Alu, Lanes, Regs, has_avx2};
-use crate::text::Arg;
-use crate::types::Type;
+use crate::read::builder::Builder;
+use crate::read::text::Arg;
+use crate::read::types::Type;
 use half::f16;
 use std::sync::LazyLock;
 
@@ -135,24 +135,11 @@ fn body<const K: usize, const KIND: u8, const FMA: bool>(
         2 => (Type::TF32, Type::TF32),
         _ => (ta, tb),
     };
-    let e = 4 / ta.bytes().min(4);
+    let e = [2, 2, 1, 4][KIND as usize];
     // The sum runs over k in the order h, j, t, so that the four lanes of a row are neighbours.
-    let mut a = [[0f32; K]; 16];
     let mut b = [[0f32; 8]; K];
-    for (i, slot) in o.a.iter().enumerate() {
-        let (h, low) = (i / 2, i % 2 * 8);
-        let x = &regs.words[*slot as usize];
-        for (row, x) in a[low..low + 8].iter_mut().zip(x.chunks_exact(4)) {
-            for j in 0..e {
-                let to: &mut [f32] = &mut row[(h * e + j) * 4..(h * e + j) * 4 + 4];
-                for t in 0..4 {
-                    to[t] = element(ta, x[t], j);
-                }
-            }
-        }
-    }
-    for (h, slot) in o.b.iter().enumerate() {
-        let x = &regs.words[*slot as usize];
+    for h in 0..K / (4 * e) {
+        let x = &regs.words[o.b[h] as usize];
         for t in 0..4 {
             let column = [x[t], x[t + 8], x[t + 16], x[t + 24], x[t + 4], x[t + 12], x[t + 20], x[t + 28]];
             for j in 0..e {
@@ -163,72 +150,73 @@ fn body<const K: usize, const KIND: u8, const FMA: bool>(
             }
         }
     }
-    let mut c = load_accumulators(&o.c, half, regs);
-    product::<K, FMA>(&a, &b, &mut c);
-    store_accumulators(&o.d, half, &c, regs);
-}
-
-/// c += a . b
-#[inline(always)]
-pub(crate) fn product<const K: usize, const FMA: bool>(a: &[[f32; K]; 16], b: &[[f32; 8]; K], c: &mut [[f32; 8]; 16]) {
-    for rows in [0, 8] {
-        let mut acc: [[f32; 8]; 8] = std::array::from_fn(|i| c[rows + i]);
-        for k in 0..K {
-            let y = b[k];
-            for i in 0..8 {
-                let x = a[rows + i][k];
-                for n in 0..8 {
-                    // Products of the small formats are exact in f32, so both ways give the same sum.
-                    acc[i][n] = if FMA { x.mul_add(y[n], acc[i][n]) } else { acc[i][n] + x * y[n] };
-                }
-            }
-        }
-        c[rows..rows + 8].copy_from_slice(&acc);
-    }
-}
-
-/// Rows of a 16x8 tile from its registers: two for f16, four for f32.
-#[inline(always)]
-pub(crate) fn load_accumulators(slots: &[u32], half: bool, regs: &Regs) -> [[f32; 8]; 16] {
-    let mut c = [[0f32; 8]; 16];
-    for low in 0..2 {
-        let rows = &mut c[low * 8..low * 8 + 8];
-        if half {
-            let x = &regs.words[slots[low] as usize];
-            for (l, x) in x.iter().enumerate() {
-                rows[l / 4][l % 4] = element(Type::F16, *x, 0);
-                rows[l / 4][4 + l % 4] = element(Type::F16, *x, 1);
-            }
-        } else {
-            let (even, odd) = (&regs.words[slots[low * 2] as usize], &regs.words[slots[low * 2 + 1] as usize]);
-            for g in 0..8 {
-                for t in 0..4 {
-                    rows[g][t] = f32::from_bits(even[g * 4 + t]);
-                    rows[g][4 + t] = f32::from_bits(odd[g * 4 + t]);
-                }
-            }
-        }
-    }
-    c
-}
-
-#[inline(always)]
-pub(crate) fn store_accumulators(slots: &[u32], half: bool, c: &[[f32; 8]; 16], regs: &mut Regs) {
-    for low in 0..2 {
-        let rows = &c[low * 8..low * 8 + 8];
-        if half {
-            let pair =
-                |l: usize| [rows[l / 4][l % 4], rows[l / 4][4 + l % 4]].map(|v| f16::from_f32(v).to_bits() as u32);
-            let out: Lanes<u32> = std::array::from_fn(|l| pair(l)[0] | pair(l)[1] << 16);
-            regs.words[slots[low] as usize] = out;
-        } else {
-            for odd in 0..2 {
-                let to = &mut regs.words[slots[low * 2 + odd] as usize];
-                for g in 0..8 {
+    let mut sums = [[[0f32; 8]; 8]; 2];
+    for (low, sum) in sums.iter_mut().enumerate() {
+        let mut a = [[0f32; K]; 8];
+        for h in 0..K / (4 * e) {
+            let x = &regs.words[o.a[2 * h + low] as usize];
+            for (g, row) in a.iter_mut().enumerate() {
+                for j in 0..e {
                     for t in 0..4 {
-                        to[g * 4 + t] = rows[g][odd * 4 + t].to_bits();
+                        row[(h * e + j) * 4 + t] = element(ta, x[g * 4 + t], j);
                     }
                 }
+            }
+        }
+        *sum = load_accumulators(&o.c, low, half, regs);
+        product::<K, FMA>(&a, &b, sum);
+    }
+    for (low, sum) in sums.iter().enumerate() {
+        store_accumulators(&o.d, low, half, sum, regs);
+    }
+}
+
+/// c += a . b, eight rows.
+#[inline(always)]
+pub(crate) fn product<const K: usize, const FMA: bool>(a: &[[f32; K]; 8], b: &[[f32; 8]; K], c: &mut [[f32; 8]; 8]) {
+    let mut acc = *c;
+    for k in 0..K {
+        let y = b[k];
+        for i in 0..8 {
+            let x = a[i][k];
+            for n in 0..8 {
+                // Products of the small formats are exact in f32, so both ways give the same sum.
+                acc[i][n] = if FMA { x.mul_add(y[n], acc[i][n]) } else { acc[i][n] + x * y[n] };
+            }
+        }
+    }
+    *c = acc;
+}
+
+/// The upper or lower eight rows of a 16x8 tile from its registers: one of two for f16, two of four for f32.
+#[inline(always)]
+pub(crate) fn load_accumulators(slots: &[u32], low: usize, half: bool, regs: &Regs) -> [[f32; 8]; 8] {
+    let mut rows = [[0f32; 8]; 8];
+    let pair = if half { [low, low] } else { [low * 2, low * 2 + 1] };
+    let [even, odd] = pair.map(|i| &regs.words[slots[i] as usize]);
+    for g in 0..8 {
+        for t in 0..4 {
+            let (x, y) = (even[g * 4 + t], odd[g * 4 + t]);
+            rows[g][t] = if half { element(Type::F16, x, 0) } else { f32::from_bits(x) };
+            rows[g][4 + t] = if half { element(Type::F16, y, 1) } else { f32::from_bits(y) };
+        }
+    }
+    rows
+}
+
+#[inline(always)]
+pub(crate) fn store_accumulators(slots: &[u32], low: usize, half: bool, rows: &[[f32; 8]; 8], regs: &mut Regs) {
+    if half {
+        let bits = |v: f32| f16::from_f32(v).to_bits() as u32;
+        let out: Lanes<u32> = std::array::from_fn(|l| bits(rows[l / 4][l % 4]) | bits(rows[l / 4][4 + l % 4]) << 16);
+        regs.words[slots[low] as usize] = out;
+        return;
+    }
+    for odd in 0..2 {
+        let to = &mut regs.words[slots[low * 2 + odd] as usize];
+        for g in 0..8 {
+            for t in 0..4 {
+                to[g * 4 + t] = rows[g][odd * 4 + t].to_bits();
             }
         }
     }

@@ -1,10 +1,10 @@
 //! Loads, stores, atomics, matrix loads, asynchronous copies.
 
-use crate::builder::Builder;
 use crate::decode::{Decoded, at, last_type, unknown};
 use crate::program::*;
-use crate::text::Arg;
-use crate::types::{Slot, Type};
+use crate::read::builder::Builder;
+use crate::read::text::Arg;
+use crate::read::types::{Slot, Type};
 
 fn space(parts: &[&str]) -> Space {
     for p in parts {
@@ -110,7 +110,7 @@ pub(crate) fn matrices(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded
 
 fn number(arg: &Arg) -> Result<u32, Error> {
     match arg {
-        Arg::Name(n) => crate::text::integer(n).map(|i| i as u32).ok_or_else(unknown),
+        Arg::Name(n) => crate::read::text::integer(n).map(|i| i as u32).ok_or_else(unknown),
         _ => Err(unknown()),
     }
 }
@@ -121,8 +121,8 @@ pub(crate) fn copy(b: &mut Builder, op: &str, parts: &[&str], args: &[Arg]) -> D
         return Err(unknown());
     }
     match parts[2] {
-        "bulk" => return crate::bulk::decode(b, parts, args),
-        "mbarrier" => return crate::mbarrier::decode_copy(b, parts, args),
+        "bulk" => return crate::machine::bulk::decode(b, parts, args),
+        "mbarrier" => return crate::machine::mbarrier::decode_copy(b, parts, args),
         "commit_group" => return done(Action::CopyCommit),
         "wait_group" => return done(Action::CopyWait(number(at(args, 0)?)?)),
         "wait_all" => return done(Action::CopyWaitAll),

@@ -1,10 +1,17 @@
 //! From the text of an instruction to what it does: control flow, moves, warp operations; other families have files of their own.
 
-use crate::builder::Builder;
+pub(crate) mod arithmetic;
+pub(crate) mod bits;
+pub(crate) mod compare;
+pub(crate) mod convert;
+pub(crate) mod float;
+pub(crate) mod memory;
+
+use crate::machine::regs::{Regs, unary};
 use crate::program::*;
-use crate::regs::{Regs, unary};
-use crate::text::Arg;
-use crate::types::{Slot, Type};
+use crate::read::builder::Builder;
+use crate::read::text::Arg;
+use crate::read::types::{Slot, Type};
 
 pub(crate) type Decoded = Result<(Action, Class, u64), Error>;
 
@@ -38,8 +45,8 @@ pub(crate) fn instruction(b: &mut Builder, op: &str, parts: &[&str], args: &[Arg
         "fence" if op.starts_with("fence.proxy.async") || op.starts_with("fence.mbarrier_init") => {
             Ok((Action::ProxyFence, Class::Other, 0))
         }
-        "mbarrier" => crate::mbarrier::decode(b, parts, args),
-        "wgmma" => crate::wgmma::decode(b, parts, args),
+        "mbarrier" => crate::machine::mbarrier::decode(b, parts, args),
+        "wgmma" => crate::machine::wgmma::decode(b, parts, args),
         "membar" | "fence" | "nanosleep" | "prefetch" | "prefetchu" | "pmevent" | "applypriority" | "discard"
         | "griddepcontrol" | "setmaxnreg" => Ok((Action::Nop, Class::Other, 0)),
         "mov" => mov(b, parts, args),
@@ -48,14 +55,14 @@ pub(crate) fn instruction(b: &mut Builder, op: &str, parts: &[&str], args: &[Arg
             let d = b.dst::<u64>(at(args, 0)?)?;
             integer(Box::new(move |regs: &mut Regs, mask| regs.put_double(d, [0; 32], mask)))
         }
-        "ld" | "ldu" | "st" | "atom" | "red" => crate::decode_memory::access(b, parts, args),
-        "ldmatrix" | "stmatrix" => crate::decode_memory::matrices(b, parts, args),
-        "cp" => crate::decode_memory::copy(b, op, parts, args),
-        "mma" => crate::mma::decode(b, parts, args),
+        "ld" | "ldu" | "st" | "atom" | "red" => crate::decode::memory::access(b, parts, args),
+        "ldmatrix" | "stmatrix" => crate::decode::memory::matrices(b, parts, args),
+        "cp" => crate::decode::memory::copy(b, op, parts, args),
+        "mma" => crate::machine::mma::decode(b, parts, args),
         "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" => warp(b, parts, args),
         "bar" | "barrier" => bar(b, parts, args),
-        "cvt" => crate::convert::decode(b, parts, args),
-        _ => crate::decode_arithmetic::decode(b, parts, args),
+        "cvt" => crate::decode::convert::decode(b, parts, args),
+        _ => crate::decode::arithmetic::decode(b, parts, args),
     }
 }
 
@@ -128,7 +135,7 @@ fn mov(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
 
 /// Generic addresses tell their state space in the top four bits; global ones are as they are.
 fn cvta(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
-    use crate::parse::spaces;
+    use crate::read::parse::spaces;
     let window = |name: &str| {
         Some(match name.split("::").next()? {
             "shared" => spaces::SHARED,
