@@ -1,6 +1,7 @@
 //! Launches: blocks run side by side, each by one worker.
 
 use crate::machine::block::{Block, Note, Place};
+use crate::machine::writers::Writers;
 use crate::memory::Memory;
 use crate::program::Entry;
 use crate::report::{FINDINGS, Fault, FaultKind, Finding, Report, Tally};
@@ -59,6 +60,7 @@ pub fn run(launch: &Launch, memory: &Memory, options: &Options) -> Result<Report
     if entry.static_shared + launch.shared > 227 * 1024 {
         return refuse(format!("{} bytes of shared memory", entry.static_shared + launch.shared));
     }
+    let writers = (options.checks && blocks > 1 && !entry.ordered).then(|| Writers::new(memory));
     let place = Place {
         entry,
         memory,
@@ -67,6 +69,7 @@ pub fn run(launch: &Launch, memory: &Memory, options: &Options) -> Result<Report
         dims: launch.block,
         block: [0; 3],
         checks: options.checks,
+        writers: writers.as_ref(),
     };
     let pool: Mutex<Vec<Block>> = Mutex::new(vec![]);
     let take = || pool.lock().ok().and_then(|mut p| p.pop()).unwrap_or_else(|| Block::new(place, launch.shared));
@@ -134,11 +137,11 @@ pub fn run(launch: &Launch, memory: &Memory, options: &Options) -> Result<Report
     let mut report = Report::new(entry, &g.tallies);
     report.blocks = blocks;
     [report.races, report.uninitialised, report.out_of_bounds, report.misaligned, report.asynchronous] = g.counts;
-    report.findings = g.notes.iter().map(|(_, n)| finding(entry, n)).collect();
+    report.findings = g.notes.iter().map(|(_, n)| finding(entry, launch.grid, n)).collect();
     Ok(report)
 }
 
-fn finding(entry: &Entry, n: &Note) -> Finding {
+fn finding(entry: &Entry, grid: [u32; 3], n: &Note) -> Finding {
     let i = &entry.code[n.pc as usize];
     Finding {
         kind: n.kind,
@@ -149,5 +152,6 @@ fn finding(entry: &Entry, n: &Note) -> Finding {
         thread: n.thread,
         address: n.address,
         other: n.other,
+        other_block: n.other_block.map(|b| [b % grid[0], b / grid[0] % grid[1], b / grid[0] / grid[1]]),
     }
 }

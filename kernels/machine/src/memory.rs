@@ -40,6 +40,11 @@ impl Memory {
         self.ranges.retain(|r| r.start != address);
     }
 
+    /// First address and end of every range, sorted.
+    pub(crate) fn spans(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.ranges.iter().map(|r| (r.start, r.end))
+    }
+
     /// Host address of a device range, if all of it lies in one mapped range.
     pub(crate) fn find(&self, address: u64, bytes: u64) -> Option<*mut u8> {
         let at = self.ranges.partition_point(|r| r.start <= address).checked_sub(1)?;

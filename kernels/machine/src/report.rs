@@ -37,7 +37,8 @@ impl std::error::Error for Fault {}
 /// Kinds of findings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FindingKind {
-    /// Two warps touched the same shared bytes, one of them writing, with nothing that orders them.
+    /// Two warps touched the same shared bytes, one of them writing, with nothing that orders them; or lanes of a warp did. Or two blocks
+    /// stored different values to the same global bytes.
     Race,
     /// A read of shared bytes that nobody wrote.
     Uninitialised,
@@ -66,6 +67,8 @@ pub struct Finding {
     pub address: u64,
     /// The thread that raced, or the first one of its warp.
     pub other: Option<u32>,
+    /// The block that raced, where it is another one: both stored to the same global bytes, and different values.
+    pub other_block: Option<[u32; 3]>,
 }
 
 impl fmt::Display for Finding {
@@ -76,9 +79,10 @@ impl fmt::Display for Finding {
             "{:?}: {} line {} `{}` block ({x}, {y}, {z}) thread {} address {:#x}",
             self.kind, self.entry, self.line, self.text, self.thread, self.address
         )?;
-        match self.other {
-            Some(o) => write!(f, " with thread {o}"),
-            None => Ok(()),
+        match (self.other, self.other_block) {
+            (Some(o), _) => write!(f, " with thread {o}"),
+            (None, Some([x, y, z])) => write!(f, " with block ({x}, {y}, {z})"),
+            _ => Ok(()),
         }
     }
 }

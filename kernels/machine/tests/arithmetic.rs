@@ -35,8 +35,8 @@ fn integers_of_32_bits() {
     check2("add.s32 %o, %a, %b;", u32::wrapping_add);
     check2("sub.s32 %o, %a, %b;", u32::wrapping_sub);
     check2("mul.lo.s32 %o, %a, %b;", u32::wrapping_mul);
-    check2("mul.hi.u32 %o, %a, %b;", |x, y| (x as u64 * y as u64 >> 32) as u32);
-    check2("mul.hi.s32 %o, %a, %b;", |x, y| (x as i32 as i64 * y as i32 as i64 >> 32) as u32);
+    check2("mul.hi.u32 %o, %a, %b;", |x, y| ((x as u64 * y as u64) >> 32) as u32);
+    check2("mul.hi.s32 %o, %a, %b;", |x, y| ((x as i32 as i64 * y as i32 as i64) >> 32) as u32);
     check2("mad.lo.s32 %o, %a, %b, 7;", |x, y| x.wrapping_mul(y).wrapping_add(7));
     check2("min.s32 %o, %a, %b;", |x, y| (x as i32).min(y as i32) as u32);
     check2("max.u32 %o, %a, %b;", u32::max);
@@ -112,7 +112,7 @@ fn integers_of_16_and_64_bits() {
     });
     check2("cvt.u16.u32 %h0, %a; shr.s16 %h1, %h0, 3; cvt.u32.u16 %o, %h1;", |x, _| (x as i16 >> 3) as u16 as u32);
     check2("mul.wide.s32 %d0, %a, %b; shr.u64 %d1, %d0, 32; cvt.u32.u64 %o, %d1;", |x, y| {
-        (x as i32 as i64 * y as i32 as i64 >> 32) as u32
+        ((x as i32 as i64 * y as i32 as i64) >> 32) as u32
     });
     check2("cvt.u64.u32 %d0, %b; mad.wide.u32 %d1, %a, 3, %d0; cvt.u32.u64 %o, %d1;", |x, y| {
         x.wrapping_mul(3).wrapping_add(y)
@@ -234,7 +234,7 @@ fn floats_of_32_bits() {
         (x.is_nan() || y.is_nan() || x > y) as u32 as f32
     });
     check_float("setp.ne.f32 %q0, %a, %b; selp.f32 %o, 0f3F800000, 0f00000000, %q0;", |x, y| {
-        (x < y || x > y) as u32 as f32
+        matches!(x.partial_cmp(&y), Some(o) if o.is_ne()) as u32 as f32
     });
     check_float("setp.num.f32 %q0, %a, %b; selp.f32 %o, 0f3F800000, 0f00000000, %q0;", |x, y| {
         (!x.is_nan() && !y.is_nan()) as u32 as f32

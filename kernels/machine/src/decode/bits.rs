@@ -61,6 +61,16 @@ pub(crate) fn bfi(b: &mut Builder, args: &[Arg], ty: Type) -> Result<Alu, Error>
         let field = (u64::MAX >> (64 - len)) << pos;
         base & !field | a << pos & field
     };
+    let known = |i: usize| match args.get(i) {
+        Some(Arg::Name(n)) => crate::read::text::integer(n).map(|v| v as u32),
+        _ => None,
+    };
+    if let (4, Some(pos), Some(len)) = (ty.bytes(), known(3), known(4)) {
+        let field = insert(u64::MAX, 0, pos, len, 32) as u32;
+        return crate::decode::arithmetic::two(b, args, ty, move |x: u32, base: u32| {
+            base & !field | x.checked_shl(pos & 255).unwrap_or(0) & field
+        });
+    }
     let (pos, len) = (b.src::<u32>(at(args, 3)?, Type::U32)?, b.src::<u32>(at(args, 4)?, Type::U32)?);
     if ty.bytes() == 4 {
         let d = b.dst::<u32>(at(args, 0)?)?;
@@ -100,6 +110,11 @@ pub(crate) fn prmt(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
     if !["", "f4e", "b4e", "rc8", "ecl", "ecr", "rc16"].contains(&mode) {
         return Err(unknown());
     }
+    if let (Some(Arg::Name(n)), "") = (args.get(3), mode)
+        && let Some(c) = crate::read::text::integer(n)
+    {
+        return fixed_prmt(b, args, c as u32);
+    }
     let mode = mode.to_string();
     // For the named modes, the selector of each byte from the low two bits of c.
     let selector = move |c: u32| -> u32 {
@@ -131,6 +146,21 @@ pub(crate) fn prmt(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
         });
         regs.put_word(d, out, mask)
     });
+    Ok((Action::Alu(alu), Class::Integer, 0))
+}
+
+/// With a selector that is known.
+fn fixed_prmt(b: &mut Builder, args: &[Arg], selector: u32) -> Decoded {
+    let n: [u32; 4] = std::array::from_fn(|i| selector >> (i * 4) & 15);
+    let alu = crate::decode::arithmetic::two(b, args, Type::B32, move |x: u32, y: u32| {
+        let mut out = 0;
+        for (i, n) in n.iter().enumerate() {
+            let byte = (if n & 4 == 0 { x } else { y }) >> ((n & 3) * 8) & 255;
+            let byte = if n & 8 == 0 { byte } else { 0u32.wrapping_sub(byte >> 7) & 255 };
+            out |= byte << (i * 8);
+        }
+        out
+    })?;
     Ok((Action::Alu(alu), Class::Integer, 0))
 }
 

@@ -1,7 +1,7 @@
 //! `cvt`, and the number formats behind it.
 
-use crate::decode::{Decoded, at, unknown};
-use crate::machine::regs::{Alu, binary, unary};
+use crate::decode::{Decoded, at, formats, unknown};
+use crate::machine::regs::{Alu, Lane, binary, unary};
 use crate::program::*;
 use crate::read::builder::Builder;
 use crate::read::text::Arg;
@@ -80,13 +80,6 @@ pub(crate) fn round_f32(x: f64, mode: Rounding) -> f32 {
     }
     let y = round(x, &Format { precision: 24, least: -126, most: f32::MAX as f64 }, mode);
     y as f32
-}
-
-/// bf16 bits to the nearest even; vectorises.
-#[inline(always)]
-pub(crate) fn bf16_bits(x: f32) -> u32 {
-    let b = x.to_bits();
-    if x.is_nan() { 0x7fff } else { (b.wrapping_add(0x7fff + (b >> 16 & 1))) >> 16 }
 }
 
 /// Value of an FP8 number with so many bits of exponent (4: E4M3, 5: E5M2).
@@ -280,43 +273,85 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
     } else {
         // The frequent ones first, in a form that vectorises.
         match (to, from) {
-            (Type::S64 | Type::U64, Type::S32) if plain => {
-                unary(b.dst::<u64>(at(args, 0)?)?, b.src::<i32>(at(args, 1)?, from)?, |x: i32| x as i64)
-            }
-            (Type::S64 | Type::U64, Type::U32) if plain => {
-                unary(b.dst::<u64>(at(args, 0)?)?, b.src::<u32>(at(args, 1)?, from)?, |x: u32| x as u64)
-            }
-            (Type::F32, Type::BF16) if plain => {
-                unary(b.dst::<f32>(at(args, 0)?)?, b.src::<u32>(at(args, 1)?, from)?, |x: u32| x << 16)
-            }
-            (Type::BF16, Type::F32) if near => {
-                unary(b.dst::<u32>(at(args, 0)?)?, b.src::<f32>(at(args, 1)?, from)?, |x: f32| bf16_bits(x))
-            }
-            (Type::F32, Type::S32) if near => {
-                unary(b.dst::<f32>(at(args, 0)?)?, b.src::<i32>(at(args, 1)?, from)?, |x: i32| x as f32)
-            }
-            (Type::F32, Type::U32) if near => {
-                unary(b.dst::<f32>(at(args, 0)?)?, b.src::<u32>(at(args, 1)?, from)?, |x: u32| x as f32)
-            }
-            (Type::F32, Type::F16) if plain => {
-                unary(b.dst::<f32>(at(args, 0)?)?, b.src::<f16>(at(args, 1)?, from)?, |x: f16| x.to_f32())
-            }
+            (Type::F32, Type::BF16) if plain => by::<u32, f32>(b, args, from, formats::bf16_value)?,
+            (Type::BF16, Type::F32) if near => by::<f32, u32>(b, args, from, formats::bf16_bits)?,
+            (Type::F32, Type::F16) if plain => by::<u32, f32>(b, args, from, |x| formats::f16_value(x & 0xffff))?,
+            (Type::F16, Type::F32) if near => by::<f32, u32>(b, args, from, formats::f16_bits)?,
+            (Type::F32, Type::S32) if near => by::<i32, f32>(b, args, from, |x| x as f32)?,
+            (Type::F32, Type::U32) if near => by::<u32, f32>(b, args, from, |x| x as f32)?,
+            (Type::S32, Type::F32) if plain => match how.rounding {
+                Rounding::Near => by::<f32, i32>(b, args, from, |x| x.round_ties_even() as i32)?,
+                Rounding::Zero => by::<f32, i32>(b, args, from, |x| x as i32)?,
+                Rounding::Down => by::<f32, i32>(b, args, from, |x| x.floor() as i32)?,
+                _ => by::<f32, i32>(b, args, from, |x| x.ceil() as i32)?,
+            },
+            (Type::F32, Type::F32) if plain && how.whole => match how.rounding {
+                Rounding::Near => by::<f32, f32>(b, args, from, f32::round_ties_even)?,
+                Rounding::Zero => by::<f32, f32>(b, args, from, f32::trunc)?,
+                Rounding::Down => by::<f32, f32>(b, args, from, f32::floor)?,
+                _ => by::<f32, f32>(b, args, from, f32::ceil)?,
+            },
+            _ if !from.float() && !to.float() && !how.sat => integers(b, args, from, to)?,
             _ => general(b, args, from, to, how)?,
         }
     };
     Ok((Action::Alu(alu), Class::Convert, 0))
 }
 
-fn general(b: &mut Builder, args: &[Arg], from: Type, to: Type, how: How) -> Result<Alu, Error> {
-    let (d, s) = (at(args, 0)?, at(args, 1)?);
-    // The width of a register may exceed that of the type.
-    let wide = |b: &mut Builder, a: &Arg, ty: Type| match a {
+fn by<A: Lane, D: Lane>(
+    b: &mut Builder,
+    args: &[Arg],
+    from: Type,
+    f: impl Fn(A) -> D + Send + Sync + 'static,
+) -> Result<Alu, Error> {
+    Ok(unary(b.dst::<D>(at(args, 0)?)?, b.src::<A>(at(args, 1)?, from)?, f))
+}
+
+/// Whether a register is one of 64 bits: its width may exceed that of the type.
+fn is_wide(b: &mut Builder, a: &Arg, ty: Type) -> bool {
+    match a {
         Arg::Name(n) => {
             b.register(n).map_or(ty.bytes() == 8, |slot| matches!(slot, crate::read::types::Slot::Double(_)))
         }
         _ => ty.bytes() == 8,
+    }
+}
+
+/// The low bits of a register, extended from one type, and then those of the other.
+fn integers(b: &mut Builder, args: &[Arg], from: Type, to: Type) -> Result<Alu, Error> {
+    let (d, s) = (at(args, 0)?, at(args, 1)?);
+    let (wide_d, wide_s) = (is_wide(b, d, to), is_wide(b, s, from));
+    let extend = |ty: Type| {
+        let (shift, signed) = (64 - 8 * ty.bytes() as u32, ty.signed());
+        move |x: u64| {
+            let x = x << shift;
+            if signed { (x as i64 >> shift) as u64 } else { x >> shift }
+        }
     };
-    let (wide_d, wide_s) = (wide(b, d, to), wide(b, s, from));
+    let (first, second) = (extend(from), extend(to));
+    let f = move |x: u64| second(first(x));
+    Ok(match (wide_d, wide_s) {
+        (true, true) => unary(b.dst::<u64>(d)?, b.src::<u64>(s, from)?, f),
+        (true, false) => unary(b.dst::<u64>(d)?, b.src::<u32>(s, from)?, move |x: u32| f(x as u64)),
+        (false, true) => unary(b.dst::<u32>(d)?, b.src::<u64>(s, from)?, move |x: u64| f(x) as u32),
+        (false, false) => {
+            // The same in 32 bits.
+            let extend = |ty: Type| {
+                let (shift, signed) = (32 - 8 * ty.bytes().min(4) as u32, ty.signed());
+                move |x: u32| {
+                    let x = x << shift;
+                    if signed { (x as i32 >> shift) as u32 } else { x >> shift }
+                }
+            };
+            let (first, second) = (extend(from), extend(to));
+            unary(b.dst::<u32>(d)?, b.src::<u32>(s, from)?, move |x: u32| second(first(x)))
+        }
+    })
+}
+
+fn general(b: &mut Builder, args: &[Arg], from: Type, to: Type, how: How) -> Result<Alu, Error> {
+    let (d, s) = (at(args, 0)?, at(args, 1)?);
+    let (wide_d, wide_s) = (is_wide(b, d, to), is_wide(b, s, from));
     let f = move |x: u64| scalar(x, from, to, how);
     Ok(match (wide_d, wide_s) {
         (true, true) => unary(b.dst::<u64>(d)?, b.src::<u64>(s, from)?, f),
@@ -332,8 +367,20 @@ fn pairs(b: &mut Builder, args: &[Arg], from: Type, to: Type, how: How, near: bo
     let bits = to.bytes() as u32 * 4;
     if from == Type::F32 {
         let s = [b.src::<f32>(at(args, 1)?, from)?, b.src::<f32>(at(args, 2)?, from)?];
+        let finite = how.rounding == Rounding::Near && !how.sat && !how.relu && !how.ftz && how.finite;
         return Ok(match to {
-            Type::BF16x2 if near => binary(d, s, |high: f32, low: f32| bf16_bits(high) << 16 | bf16_bits(low)),
+            Type::BF16x2 if near => {
+                binary(d, s, |high: f32, low: f32| formats::bf16_bits(high) << 16 | formats::bf16_bits(low))
+            }
+            Type::F16x2 if near => {
+                binary(d, s, |high: f32, low: f32| formats::f16_bits(high) << 16 | formats::f16_bits(low))
+            }
+            Type::E4M3x2 if finite => {
+                binary(d, s, |high: f32, low: f32| formats::fp8_bits::<3>(high) << 8 | formats::fp8_bits::<3>(low))
+            }
+            Type::E5M2x2 if finite => {
+                binary(d, s, |high: f32, low: f32| formats::fp8_bits::<2>(high) << 8 | formats::fp8_bits::<2>(low))
+            }
             _ => binary(d, s, move |high: f32, low: f32| {
                 let each = |x: f32| {
                     let x = if how.ftz && x.abs() < f32::MIN_POSITIVE { 0.0 } else { x };
@@ -345,6 +392,15 @@ fn pairs(b: &mut Builder, args: &[Arg], from: Type, to: Type, how: How, near: bo
     }
     let step = from.bytes() as u32 * 4;
     let s = b.src_word(at(args, 1)?)?;
+    // E4M3 and E5M2 are exact in f16.
+    if (from, to) == (Type::E4M3x2, Type::F16x2) && !how.relu {
+        let each = |x: u32| formats::f16_bits(formats::fp8_value::<3>(x & 255));
+        return Ok(unary(d, s, move |x: u32| each(x >> 8) << 16 | each(x)));
+    }
+    if (from, to) == (Type::E5M2x2, Type::F16x2) && !how.relu {
+        let each = |x: u32| formats::f16_bits(formats::fp8_value::<2>(x & 255));
+        return Ok(unary(d, s, move |x: u32| each(x >> 8) << 16 | each(x)));
+    }
     Ok(unary(d, s, move |x: u32| {
         let low = x & (u32::MAX >> (32 - step));
         let each = |x: u32| float_bits(value(x as u64, from), to, how) as u32;

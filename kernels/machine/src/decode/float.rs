@@ -1,7 +1,8 @@
 //! Floating-point instructions.
 
 use crate::decode::arithmetic::{one, three, two};
-use crate::decode::{Decoded, unknown};
+use crate::decode::{Decoded, formats, unknown};
+use crate::machine::regs::Alu;
 use crate::program::*;
 use crate::read::builder::Builder;
 use crate::read::text::Arg;
@@ -51,32 +52,33 @@ fn minimum(nan: bool, x: f32, y: f32) -> f32 {
     -maximum(nan, -x, -y)
 }
 
-/// A 16-bit float: arithmetic is done in wider types and rounded once.
-trait Small: crate::machine::regs::Lane {
-    fn wide(self) -> f32;
-    fn round(x: f64) -> Self;
-    fn map(self, f: impl Fn(u16) -> u16) -> Self;
+/// A 16-bit float, as the low bits of a word: arithmetic is done in wider types and rounded once.
+trait Small: 'static {
+    /// Its exponents are few.
+    const SHORT: bool;
+    fn wide(bits: u32) -> f32;
+    fn round(x: f32) -> u32;
 }
 impl Small for f16 {
-    fn wide(self) -> f32 {
-        self.to_f32()
+    const SHORT: bool = true;
+    #[inline(always)]
+    fn wide(bits: u32) -> f32 {
+        formats::f16_value(bits)
     }
-    fn round(x: f64) -> f16 {
-        if x.is_nan() { f16::from_bits(0x7fff) } else { f16::from_f64(x) }
-    }
-    fn map(self, f: impl Fn(u16) -> u16) -> f16 {
-        f16::from_bits(f(self.to_bits()))
+    #[inline(always)]
+    fn round(x: f32) -> u32 {
+        formats::f16_bits(x)
     }
 }
 impl Small for bf16 {
-    fn wide(self) -> f32 {
-        self.to_f32()
+    const SHORT: bool = false;
+    #[inline(always)]
+    fn wide(bits: u32) -> f32 {
+        formats::bf16_value(bits)
     }
-    fn round(x: f64) -> bf16 {
-        if x.is_nan() { bf16::from_bits(0x7fff) } else { bf16::from_f64(x) }
-    }
-    fn map(self, f: impl Fn(u16) -> u16) -> bf16 {
-        bf16::from_bits(f(self.to_bits()))
+    #[inline(always)]
+    fn round(x: f32) -> u32 {
+        formats::bf16_bits(x)
     }
 }
 
@@ -89,10 +91,10 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg], ty: Type) ->
     let alu = match ty {
         Type::F32 => single(b, parts, args)?,
         Type::F64 => double(b, parts, args)?,
-        Type::F16 => small::<f16>(b, parts, args, ty)?,
-        Type::BF16 => small::<bf16>(b, parts, args, ty)?,
-        Type::F16x2 => packed::<f16>(b, parts, args, ty)?,
-        Type::BF16x2 => packed::<bf16>(b, parts, args, ty)?,
+        Type::F16 => small::<f16, false>(b, parts, args, ty)?,
+        Type::BF16 => small::<bf16, false>(b, parts, args, ty)?,
+        Type::F16x2 => small::<f16, true>(b, parts, args, ty)?,
+        Type::BF16x2 => small::<bf16, true>(b, parts, args, ty)?,
         _ => return Err(unknown()),
     };
     Ok((Action::Alu(alu), class, 0))
@@ -108,7 +110,7 @@ fn direct(mode: &str) -> Option<fn(f64) -> f32> {
     })
 }
 
-fn single(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Result<crate::machine::regs::Alu, Error> {
+fn single(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Result<Alu, Error> {
     let ty = Type::F32;
     let ftz = parts.contains(&"ftz");
     let sat = parts.contains(&"sat");
@@ -159,17 +161,17 @@ fn single(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Result<crate::machin
         "rcp" => one(b, args, ty, move |x: f32| out(1.0 / z(x))),
         "sqrt" => one(b, args, ty, move |x: f32| out(z(x).sqrt())),
         "rsqrt" => one(b, args, ty, move |x: f32| out((1.0 / (z(x) as f64).sqrt()) as f32)),
-        "ex2" => one(b, args, ty, move |x: f32| out(z(x).exp2())),
+        "ex2" => one(b, args, ty, move |x: f32| out(formats::exp2(z(x)))),
         "lg2" => one(b, args, ty, move |x: f32| out(z(x).log2())),
         "sin" => one(b, args, ty, move |x: f32| out(z(x).sin())),
         "cos" => one(b, args, ty, move |x: f32| out(z(x).cos())),
-        "tanh" => one(b, args, ty, move |x: f32| out(x.tanh())),
+        "tanh" => one(b, args, ty, move |x: f32| out(formats::tanh(x))),
         "copysign" => two(b, args, ty, |x: f32, y: f32| y.copysign(x)),
         _ => Err(unknown()),
     }
 }
 
-fn double(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Result<crate::machine::regs::Alu, Error> {
+fn double(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Result<Alu, Error> {
     let ty = Type::F64;
     if parts.iter().any(|p| ["rz", "rm", "rp"].contains(p)) {
         return Err(unknown());
@@ -192,71 +194,40 @@ fn double(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Result<crate::machin
     }
 }
 
-/// Functions of 16-bit floats by name: of one, two and three arguments.
-enum Function<S> {
-    One(Box<dyn Fn(S) -> S + Send + Sync>),
-    Two(Box<dyn Fn(S, S) -> S + Send + Sync>),
-    Three(Box<dyn Fn(S, S, S) -> S + Send + Sync>),
-}
-
-fn function<S: Small + Send + Sync>(parts: &[&str]) -> Result<Function<S>, Error> {
+/// Instructions of one 16-bit float, or of two in a register.
+fn small<S: Small, const TWO: bool>(b: &mut Builder, parts: &[&str], args: &[Arg], ty: Type) -> Result<Alu, Error> {
     let relu = parts.contains(&"relu");
     let sat = parts.contains(&"sat");
     let nan = parts.contains(&"NaN");
-    let done = move |x: f64| {
-        let y = S::round(x);
-        let w = y.wide();
-        if sat && !(0.0..=1.0).contains(&w) {
-            S::round(saturate(true, w) as f64)
-        } else if relu && w < 0.0 {
-            S::round(0.0)
-        } else {
-            y
-        }
+    // Saturation and rounding may change places: 0 and 1 are numbers of all formats.
+    let done = move |x: f32| {
+        let x = saturate(sat, x);
+        S::round(if relu && x < 0.0 { 0.0 } else { x })
     };
-    let d = |x: S| x.wide() as f64;
-    Ok(match parts[0] {
-        "add" => Function::Two(Box::new(move |x, y| done(d(x) + d(y)))),
-        "sub" => Function::Two(Box::new(move |x, y| done(d(x) - d(y)))),
-        "mul" => Function::Two(Box::new(move |x, y| done(d(x) * d(y)))),
-        "fma" => Function::Three(Box::new(move |x, y, z| done(d(x).mul_add(d(y), d(z))))),
-        "max" => Function::Two(Box::new(move |x, y| done(maximum(nan, x.wide(), y.wide()) as f64))),
-        "min" => Function::Two(Box::new(move |x, y| done(minimum(nan, x.wide(), y.wide()) as f64))),
-        "neg" => Function::One(Box::new(|x| x.map(|b| b ^ 0x8000))),
-        "abs" => Function::One(Box::new(|x| x.map(|b| b & 0x7fff))),
-        "ex2" => Function::One(Box::new(move |x| done(d(x).exp2()))),
-        "tanh" => Function::One(Box::new(move |x| done(d(x).tanh()))),
-        _ => return Err(unknown()),
-    })
-}
-
-fn small<S: Small + Send + Sync>(
-    b: &mut Builder,
-    parts: &[&str],
-    args: &[Arg],
-    ty: Type,
-) -> Result<crate::machine::regs::Alu, Error> {
-    match function::<S>(parts)? {
-        Function::One(f) => one(b, args, ty, move |x: S| f(x)),
-        Function::Two(f) => two(b, args, ty, move |x: S, y: S| f(x, y)),
-        Function::Three(f) => three(b, args, ty, move |x: S, y: S, z: S| f(x, y, z)),
+    let w = S::wide;
+    // Both halves, each as the low bits of a word.
+    macro_rules! apply {
+        ($n:ident, |$($x:ident),*| $e:expr) => {
+            $n(b, args, ty, move |$($x: u32),*| {
+                let f = |$($x: u32),*| $e;
+                let low = f($($x & 0xffff),*);
+                if TWO { f($($x >> 16),*) << 16 | low } else { low }
+            })
+        };
     }
-}
-
-fn packed<S: Small + Send + Sync>(
-    b: &mut Builder,
-    parts: &[&str],
-    args: &[Arg],
-    ty: Type,
-) -> Result<crate::machine::regs::Alu, Error>
-where
-    [S; 2]: crate::machine::regs::Lane,
-{
-    match function::<S>(parts)? {
-        Function::One(f) => one(b, args, ty, move |x: [S; 2]| x.map(&f)),
-        Function::Two(f) => two(b, args, ty, move |x: [S; 2], y: [S; 2]| [f(x[0], y[0]), f(x[1], y[1])]),
-        Function::Three(f) => {
-            three(b, args, ty, move |x: [S; 2], y: [S; 2], z: [S; 2]| [f(x[0], y[0], z[0]), f(x[1], y[1], z[1])])
-        }
+    match parts[0] {
+        // Sums in f32 are wide enough to be rounded again. So are products of f16; those of bf16 may underflow.
+        "add" => apply!(two, |x, y| done(w(x) + w(y))),
+        "sub" => apply!(two, |x, y| done(w(x) - w(y))),
+        "mul" if S::SHORT => apply!(two, |x, y| done(w(x) * w(y))),
+        "mul" => apply!(two, |x, y| done(formats::odd(w(x) as f64 * w(y) as f64))),
+        "fma" => apply!(three, |x, y, z| done(formats::fma_odd(w(x), w(y), w(z)))),
+        "max" => apply!(two, |x, y| done(maximum(nan, w(x), w(y)))),
+        "min" => apply!(two, |x, y| done(minimum(nan, w(x), w(y)))),
+        "neg" => apply!(one, |x| x ^ 0x8000),
+        "abs" => apply!(one, |x| x & 0x7fff),
+        "ex2" => apply!(one, |x| done(formats::exp2(w(x)))),
+        "tanh" => apply!(one, |x| done(formats::tanh(w(x)))),
+        _ => Err(unknown()),
     }
 }

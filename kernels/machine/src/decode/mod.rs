@@ -5,9 +5,10 @@ pub(crate) mod bits;
 pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod float;
+pub(crate) mod formats;
 pub(crate) mod memory;
 
-use crate::machine::regs::{Regs, unary};
+use crate::machine::regs::{Regs, binary, unary};
 use crate::program::*;
 use crate::read::builder::Builder;
 use crate::read::text::Arg;
@@ -88,6 +89,13 @@ fn mov(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
             let wide = ty.bytes() > 4;
             let d = if wide { b.dst::<u64>(d)? } else { b.dst::<u32>(d)? };
             let low = u64::MAX >> (64 - bits);
+            if let [low, high] = from[..] {
+                return done(if wide {
+                    binary(d, [low, high], |low: u32, high: u32| low as u64 | (high as u64) << 32)
+                } else {
+                    binary(d, [low, high], |low: u32, high: u32| low & 0xffff | high << 16)
+                });
+            }
             done(Box::new(move |regs: &mut Regs, mask| {
                 let mut out = [0u64; 32];
                 for (i, s) in from.iter().enumerate() {

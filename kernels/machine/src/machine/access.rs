@@ -5,13 +5,14 @@ use crate::machine::block::Env;
 use crate::machine::regs::Lanes;
 use crate::machine::shared::Touch;
 use crate::machine::warp::Warp;
+use crate::machine::writers::Writers;
 use crate::program::*;
 use crate::read::parse::spaces::{self, SHARED_START};
-use crate::read::types::{Slot, Type};
+use crate::read::types::Slot;
 use crate::report::{Fault, FaultKind, FindingKind};
 
 /// What a lane gets that reads where nothing is.
-const POISON: u64 = u64::MAX;
+pub(crate) const POISON: u64 = u64::MAX;
 
 /// Lane numbers of a mask.
 #[inline]
@@ -72,10 +73,17 @@ impl Env<'_> {
         if !self.place.checks {
             return;
         }
+        // The kind of access is known outside of the loop.
+        match touch {
+            Touch::Read => self.touch_each(w, Touch::Read, offsets, mask, bytes),
+            Touch::Write => self.touch_each(w, Touch::Write, offsets, mask, bytes),
+            _ => self.touch_each(w, touch, offsets, mask, bytes),
+        }
+    }
+
+    #[inline(always)]
+    fn touch_each(&mut self, w: &Warp, touch: Touch, offsets: &Lanes<u32>, mask: u32, bytes: u32) {
         for l in lanes(mask) {
-            if self.shared.touch_quickly(touch, w.index, offsets[l], bytes) {
-                continue;
-            }
             if let Some(p) = self.shared.touch(touch, w.index, l, offsets[l], bytes) {
                 self.shared_problem(w.index, l, offsets[l], p);
             }
@@ -131,7 +139,7 @@ impl Env<'_> {
     }
 
     /// Host addresses of lanes in a space, what remains of the lanes, and notes about all.
-    fn pointers(
+    pub(crate) fn pointers(
         &mut self,
         w: &mut Warp,
         space: Space,
@@ -232,9 +240,14 @@ impl Env<'_> {
         for (i, slot) in a.elements.iter().enumerate() {
             let Some(slot) = slot else { continue };
             let mut out = [POISON; 32];
-            for l in lanes(kept) {
-                // SAFETY: `pointers` let through only lanes whose bytes lie inside of the memory.
-                out[l] = unsafe { read(pointers[l].add(i * a.size), a.size, a.signed) };
+            let at = |l: usize| pointers[l].wrapping_add(i * a.size);
+            // SAFETY: `pointers` let through only lanes whose bytes lie inside of the memory.
+            unsafe {
+                if a.size == 4 && !a.signed {
+                    lanes(kept).for_each(|l| out[l] = (at(l) as *const u32).read_unaligned() as u64);
+                } else {
+                    lanes(kept).for_each(|l| out[l] = read(at(l), a.size, a.signed));
+                }
             }
             match *slot {
                 Slot::Word(s) => w.regs.put_word(s, out.map(|x| x as u32), mask),
@@ -252,72 +265,86 @@ impl Env<'_> {
             return self.fault(FaultKind::Unsupported, "store to parameters");
         }
         let (pointers, kept) = self.pointers(w, a.space, &addresses, mask, bytes, Touch::Write)?;
-        let mut values: Vec<Lanes<u64>> = Vec::with_capacity(a.elements.len());
-        for slot in &a.elements {
-            values.push(match slot {
-                Some(Slot::Word(s)) => w.regs.words[*s as usize].map(|x| x as u64),
-                Some(Slot::Double(s)) => w.regs.doubles[*s as usize],
-                _ => [0; 32],
-            });
-        }
         if self.place.checks && a.space == Space::Shared {
-            self.lane_conflicts(w, &addresses, kept, bytes as u64, &values);
+            self.lane_conflicts(w, a, &addresses, kept, bytes as u64);
         }
-        for (i, x) in values.iter().enumerate() {
-            for l in lanes(kept) {
-                // SAFETY: as in `load`.
-                unsafe { write(pointers[l].add(i * a.size), a.size, x[l]) };
+        if let Some(writers) = self.place.writers
+            && a.space != Space::Shared
+            && a.space != Space::Local
+            && bytes > 1
+        {
+            self.overwrites(w, a, writers, &addresses, kept);
+        }
+        for (i, slot) in a.elements.iter().enumerate() {
+            let at = |l: usize| pointers[l].wrapping_add(i * a.size);
+            // SAFETY: as in `load`.
+            unsafe {
+                match slot {
+                    Some(Slot::Word(s)) if a.size == 4 => {
+                        let x = &w.regs.words[*s as usize];
+                        lanes(kept).for_each(|l| (at(l) as *mut u32).write_unaligned(x[l]));
+                    }
+                    Some(Slot::Word(s)) => {
+                        let x = &w.regs.words[*s as usize];
+                        lanes(kept).for_each(|l| write(at(l), a.size, x[l] as u64));
+                    }
+                    Some(Slot::Double(s)) => {
+                        let x = &w.regs.doubles[*s as usize];
+                        lanes(kept).for_each(|l| write(at(l), a.size, x[l]));
+                    }
+                    _ => {}
+                }
             }
         }
         Ok(())
     }
 
+    /// Finds lanes that store other values than another block has stored there.
+    fn overwrites(&mut self, w: &Warp, a: &Access, writers: &Writers, addresses: &Lanes<u64>, mask: u32) {
+        let block = self.place.number();
+        for l in lanes(mask).filter(|l| addresses[*l] >> 60 == 0) {
+            let mut bytes = [0u8; 32];
+            for (slot, to) in a.elements.iter().zip(bytes.chunks_exact_mut(a.size)) {
+                let value = match slot {
+                    Some(Slot::Word(s)) => w.regs.words[*s as usize][l] as u64,
+                    Some(Slot::Double(s)) => w.regs.doubles[*s as usize][l],
+                    _ => 0,
+                };
+                to.copy_from_slice(&value.to_le_bytes()[..a.size]);
+            }
+            if let Some(other) = writers.store(addresses[l], &bytes[..a.size * a.elements.len()], block) {
+                self.note(FindingKind::Race, w.index, l, addresses[l], None);
+                self.name_block(other);
+            }
+        }
+    }
+
     /// Lanes of one store that leave different values in the same bytes.
-    fn lane_conflicts(&mut self, w: &Warp, addresses: &Lanes<u64>, mask: u32, bytes: u64, values: &[Lanes<u64>]) {
-        let mut order: Vec<usize> = lanes(mask).collect();
-        if order.windows(2).all(|p| addresses[p[0]] + bytes <= addresses[p[1]]) {
+    fn lane_conflicts(&mut self, w: &Warp, a: &Access, addresses: &Lanes<u64>, mask: u32, bytes: u64) {
+        let (mut last, mut rising) = (0, true);
+        for l in lanes(mask) {
+            rising &= addresses[l] >= last;
+            last = addresses[l] + bytes;
+        }
+        if rising {
             return;
         }
+        let mut order: Vec<usize> = lanes(mask).collect();
         order.sort_by_key(|l| addresses[*l]);
+        let differ = |x: usize, y: usize| {
+            a.elements.iter().any(|slot| match slot {
+                Some(Slot::Word(s)) => w.regs.words[*s as usize][x] != w.regs.words[*s as usize][y],
+                Some(Slot::Double(s)) => w.regs.doubles[*s as usize][x] != w.regs.doubles[*s as usize][y],
+                _ => false,
+            })
+        };
         for p in order.windows(2) {
             let (x, y) = (p[0], p[1]);
-            if addresses[x] + bytes > addresses[y] && values.iter().any(|v| v[x] != v[y]) {
+            if addresses[x] + bytes > addresses[y] && differ(x, y) {
                 let other = (w.index * 32 + x) as u32;
                 self.note(FindingKind::Race, w.index, y, addresses[y] as u32 as u64, Some(other));
             }
         }
-    }
-
-    pub(crate) fn atomic(&mut self, w: &mut Warp, a: &Atomic, mask: u32) -> Result<(), Fault> {
-        let size = a.ty.bytes();
-        let addresses = self.addresses(w, a.address);
-        let (pointers, kept) = self.pointers(w, a.space, &addresses, mask, size, Touch::Atomic)?;
-        let operand = |w: &Warp, i: usize, l: usize| {
-            if size == 8 {
-                w.regs.doubles[a.operands[i] as usize][l]
-            } else {
-                w.regs.words[a.operands[i] as usize][l] as u64
-            }
-        };
-        let mut out = [POISON; 32];
-        for l in lanes(kept) {
-            // SAFETY: as in `load`. Blocks of a kernel with global atomics run one after the other.
-            unsafe {
-                let old = read(pointers[l], size, false);
-                out[l] = old;
-                let y = if a.op == AtomOp::Cas { operand(w, 1, l) } else { 0 };
-                match update(a.op, a.ty, old, operand(w, 0, l), y) {
-                    Some(new) => write(pointers[l], size, new),
-                    None => return self.fault(FaultKind::Unsupported, "atomic of this type"),
-                }
-            }
-        }
-        match a.result {
-            Some(Slot::Word(s)) => w.regs.put_word(s, out.map(|x| x as u32), mask),
-            Some(Slot::Double(s)) => w.regs.put_double(s, out, mask),
-            _ => {}
-        }
-        Ok(())
     }
 }
 
@@ -350,45 +377,4 @@ pub(crate) unsafe fn write(p: *mut u8, size: usize, x: u64) {
             _ => (p as *mut u64).write_unaligned(x),
         }
     }
-}
-
-/// What an atomic leaves in memory.
-fn update(op: AtomOp, ty: Type, old: u64, x: u64, y: u64) -> Option<u64> {
-    let wide = ty.bytes() == 8;
-    let sign = |v: u64| if wide { v as i64 } else { v as u32 as i32 as i64 };
-    Some(match (op, ty) {
-        (AtomOp::Add, Type::F32) => (f32::from_bits(old as u32) + f32::from_bits(x as u32)).to_bits() as u64,
-        (AtomOp::Add, Type::F64) => (f64::from_bits(old) + f64::from_bits(x)).to_bits(),
-        (_, t) if t.float() => return None,
-        (AtomOp::Add, _) => old.wrapping_add(x),
-        (AtomOp::Min, t) if t.signed() => sign(old).min(sign(x)) as u64,
-        (AtomOp::Max, t) if t.signed() => sign(old).max(sign(x)) as u64,
-        (AtomOp::Min, _) => old.min(x),
-        (AtomOp::Max, _) => old.max(x),
-        (AtomOp::And, _) => old & x,
-        (AtomOp::Or, _) => old | x,
-        (AtomOp::Xor, _) => old ^ x,
-        (AtomOp::Exch, _) => x,
-        (AtomOp::Cas, _) => {
-            if old == x {
-                y
-            } else {
-                old
-            }
-        }
-        (AtomOp::Inc, _) => {
-            if old >= x {
-                0
-            } else {
-                old + 1
-            }
-        }
-        (AtomOp::Dec, _) => {
-            if old == 0 || old > x {
-                x
-            } else {
-                old - 1
-            }
-        }
-    })
 }

@@ -8,6 +8,7 @@ use crate::machine::shared::Shared;
 use crate::machine::step::Stop;
 use crate::machine::warp::{Pending, Warp};
 use crate::machine::wgmma::Group;
+use crate::machine::writers::Writers;
 use crate::memory::Memory;
 use crate::program::*;
 use crate::read::parse::spaces::SHARED_START;
@@ -25,6 +26,16 @@ pub(crate) struct Place<'a> {
     pub dims: [u32; 3],
     pub block: [u32; 3],
     pub checks: bool,
+    /// Who wrote what in global memory, where blocks are independent of each other.
+    pub writers: Option<&'a Writers>,
+}
+
+impl Place<'_> {
+    /// Position of the block in the grid, counted along x first.
+    pub(crate) fn number(&self) -> u32 {
+        let [x, y, z] = self.block;
+        x + self.grid[0] * (y + self.grid[1] * z)
+    }
 }
 
 /// A finding before its texts are looked up.
@@ -36,6 +47,7 @@ pub(crate) struct Note {
     pub thread: u32,
     pub address: u64,
     pub other: Option<u32>,
+    pub other_block: Option<u32>,
 }
 
 impl Note {
@@ -78,9 +90,19 @@ impl Env<'_> {
     pub(crate) fn note(&mut self, kind: FindingKind, warp: usize, lane: usize, address: u64, other: Option<u32>) {
         self.counts[kind as usize] += 1;
         let thread = (warp * 32 + lane) as u32;
-        let note = Note { kind, pc: self.pc, block: self.place.block, thread, address, other };
+        let note = Note { kind, pc: self.pc, block: self.place.block, thread, address, other, other_block: None };
         if self.notes.len() < FINDINGS && note.is_news(&self.notes) {
             self.notes.push(note);
+        }
+    }
+
+    /// Adds the other block to the last finding, if it is the one at hand.
+    pub(crate) fn name_block(&mut self, other: u32) {
+        if let Some(n) = self.notes.last_mut()
+            && n.pc == self.pc
+            && n.other.is_none()
+        {
+            n.other_block = Some(other);
         }
     }
 

@@ -81,6 +81,11 @@ impl Clocks {
         }
     }
 
+    /// The lanes of a warp meet: a new interval for what they do among themselves.
+    pub(crate) fn meet(&mut self, warp: usize) {
+        self.now[warp] = self.stamp();
+    }
+
     /// A proxy fence: the engine may see all that the warp knows.
     pub(crate) fn fence(&mut self, warp: usize) {
         let clock = &mut self.of[warp];

@@ -4,19 +4,12 @@
 //! register h of a row holds k = (4 h + t) e + j for its elements j. C has columns 2 t and 2 t + 1. Rows of C are kept here as its registers
 //! hold them: even columns, then odd ones.
 
-use crate::decode::convert::fp8_value;
-use crate::decode::{Decoded, at, unknown};
+use crate::decode::{Decoded, at, formats, unknown};
 use crate::machine::regs::{Alu, Lanes, Regs, has_avx2};
 use crate::program::*;
 use crate::read::builder::Builder;
 use crate::read::text::Arg;
 use crate::read::types::Type;
-use half::f16;
-use std::sync::LazyLock;
-
-/// Values of all FP8 numbers, E4M3 and E5M2.
-pub(crate) static FP8: LazyLock<[[f32; 256]; 2]> =
-    LazyLock::new(|| [4, 5].map(|e| std::array::from_fn(|i| fp8_value(i as u8, e))));
 
 /// Element `j` of a register, counted from the lowest, as f32.
 #[inline(always)]
@@ -24,10 +17,10 @@ pub(crate) fn element(ty: Type, x: u32, j: usize) -> f32 {
     match ty {
         Type::BF16 if j == 0 => f32::from_bits(x << 16),
         Type::BF16 => f32::from_bits(x & 0xffff_0000),
-        Type::F16 => f16::from_bits((x >> (16 * j)) as u16).to_f32(),
+        Type::F16 => formats::f16_value(x >> (16 * j) & 0xffff),
         Type::TF32 => f32::from_bits(x & 0xffff_e000),
-        Type::E4M3 => FP8[0][(x >> (8 * j) & 255) as usize],
-        _ => FP8[1][(x >> (8 * j) & 255) as usize],
+        Type::E4M3 => formats::fp8_value::<3>(x >> (8 * j) & 255),
+        _ => formats::fp8_value::<2>(x >> (8 * j) & 255),
     }
 }
 
@@ -102,7 +95,8 @@ fn float<const K: usize>(o: Operands, ta: Type, tb: Type, half: bool) -> Alu {
         (Type::BF16, _) => typed::<K, 0>(o, ta, tb, half),
         (Type::F16, _) => typed::<K, 1>(o, ta, tb, half),
         (Type::TF32, _) => typed::<K, 2>(o, ta, tb, half),
-        _ => typed::<K, 3>(o, ta, tb, half),
+        (Type::E4M3, Type::E4M3) => typed::<K, 3>(o, ta, tb, half),
+        _ => typed::<K, 4>(o, ta, tb, half),
     }
 }
 
@@ -133,9 +127,10 @@ fn body<const K: usize, const KIND: u8, const FMA: bool>(
         0 => (Type::BF16, Type::BF16),
         1 => (Type::F16, Type::F16),
         2 => (Type::TF32, Type::TF32),
+        3 => (Type::E4M3, Type::E4M3),
         _ => (ta, tb),
     };
-    let e = [2, 2, 1, 4][KIND as usize];
+    let e = [2, 2, 1, 4, 4][KIND as usize];
     // The sum runs over k in the order h, j, t, so that the four lanes of a row are neighbours.
     let mut b = [[0f32; 8]; K];
     for h in 0..K / (4 * e) {
@@ -207,7 +202,7 @@ pub(crate) fn load_accumulators(slots: &[u32], low: usize, half: bool, regs: &Re
 #[inline(always)]
 pub(crate) fn store_accumulators(slots: &[u32], low: usize, half: bool, rows: &[[f32; 8]; 8], regs: &mut Regs) {
     if half {
-        let bits = |v: f32| f16::from_f32(v).to_bits() as u32;
+        let bits = formats::f16_bits;
         let out: Lanes<u32> = std::array::from_fn(|l| bits(rows[l / 4][l % 4]) | bits(rows[l / 4][4 + l % 4]) << 16);
         regs.words[slots[low] as usize] = out;
         return;
@@ -226,21 +221,30 @@ pub(crate) fn store_accumulators(slots: &[u32], low: usize, half: bool, rows: &[
 fn whole<const K: usize>(o: Operands, signed_a: bool, signed_b: bool, saturate: bool) -> Alu {
     let byte = |x: u32, j: usize, signed: bool| {
         let v = (x >> (8 * j)) as u8;
-        if signed { v as i8 as i64 } else { v as i64 }
+        if signed { v as i8 as i32 } else { v as i32 }
     };
     Box::new(move |regs: &mut Regs, _| {
+        let mut b = [[0i32; 8]; K];
+        for (k, row) in b.iter_mut().enumerate() {
+            let (x, t, j) = (&regs.words[o.b[k / 16] as usize], k % 16 / 4, k % 4);
+            for (g, to) in row.iter_mut().enumerate() {
+                *to = byte(x[g * 4 + t], j, signed_b);
+            }
+        }
         let mut out = [[0u32; 32]; 4];
-        for l in 0..32 {
-            for (i, out) in out.iter_mut().enumerate() {
-                let (row, column) = (l / 4 + i / 2 * 8, l % 4 * 2 + i % 2);
-                let mut sum = regs.words[o.c[i] as usize][l] as i32 as i64;
-                for k in 0..K {
-                    let (h, t, j) = (k / 16, k % 16 / 4, k % 4);
-                    let x = regs.words[o.a[2 * h + row / 8] as usize][row % 8 * 4 + t];
-                    let y = regs.words[o.b[h] as usize][column * 4 + t];
-                    sum += byte(x, j, signed_a) * byte(y, j, signed_b);
+        for row in 0..16 {
+            let mut part = [0i32; 8];
+            for k in 0..K {
+                let x = regs.words[o.a[k / 16 * 2 + row / 8] as usize][row % 8 * 4 + k % 16 / 4];
+                let x = byte(x, k % 4, signed_a);
+                for n in 0..8 {
+                    part[n] += x * b[k][n];
                 }
-                out[l] = if saturate { sum.clamp(i32::MIN as i64, i32::MAX as i64) as u32 } else { sum as u32 };
+            }
+            for n in 0..8 {
+                let (i, lane) = (row / 8 * 2 + n % 2, row % 8 * 4 + n / 2);
+                let sum = regs.words[o.c[i] as usize][lane] as i32 as i64 + part[n] as i64;
+                out[i][lane] = if saturate { sum.clamp(i32::MIN as i64, i32::MAX as i64) as u32 } else { sum as u32 };
             }
         }
         for (d, out) in o.d.iter().zip(out) {

@@ -1,6 +1,7 @@
 //! What runs: warps and their registers, shared memory, barriers, copies, products of matrices.
 
 pub(crate) mod access;
+pub(crate) mod atomic;
 pub(crate) mod banks;
 pub(crate) mod barrier;
 pub(crate) mod block;
@@ -16,3 +17,4 @@ pub(crate) mod shared;
 pub(crate) mod step;
 pub(crate) mod warp;
 pub(crate) mod wgmma;
+pub(crate) mod writers;

@@ -79,16 +79,9 @@ lane!(i32, false, |b| b as i32, |v| v as u32 as u64);
 lane!(f32, false, |b| f32::from_bits(b as u32), |v| v.to_bits() as u64);
 lane!(f16, false, |b| f16::from_bits(b as u16), |v| v.to_bits() as u64);
 lane!(bf16, false, |b| bf16::from_bits(b as u16), |v| v.to_bits() as u64);
-lane!([f16; 2], false, |b| [b, b >> 16].map(|x| f16::from_bits(x as u16)), |v| pair(v.map(f16::to_bits)));
-lane!([bf16; 2], false, |b| [b, b >> 16].map(|x| bf16::from_bits(x as u16)), |v| pair(v.map(bf16::to_bits)));
 lane!(u64, true, |b| b, |v| v);
 lane!(i64, true, |b| b as i64, |v| v as u64);
 lane!(f64, true, |b| f64::from_bits(b), |v| v.to_bits());
-
-#[inline(always)]
-fn pair([low, high]: [u16; 2]) -> u64 {
-    low as u64 | (high as u64) << 16
-}
 
 #[inline(always)]
 fn get<T: Lane>(regs: &Regs, slot: u32) -> Lanes<T> {

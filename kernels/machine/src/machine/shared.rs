@@ -130,30 +130,18 @@ impl Shared {
         self.level[chunk] = level;
     }
 
-    /// Notes the read of a whole chunk, or of a word among words, if there is nothing wrong with it; most accesses are such.
-    #[inline]
-    pub(crate) fn touch_quickly(&mut self, touch: Touch, warp: usize, address: u32, bytes: u32) -> bool {
-        let chunk = address as usize / 16;
-        let (level, cell, bits) = match bytes {
-            16 => (0, chunk, 0xffff),
-            4 => (1, address as usize / 4, 0xf << (address % 16)),
-            _ => return false,
-        };
-        if touch != Touch::Read || self.level[chunk] != level || self.written[chunk] & bits != bits {
-            return false;
-        }
-        let cells = &mut self.cells[level as usize];
-        let write = cells.writes[cell];
-        if write.stamp > self.clocks.of[warp].known[write.warp as usize] {
-            return false;
-        }
-        let read = &mut cells.reads[cell * self.warps + warp];
-        *read = self.clocks.now[warp].max(*read);
-        true
+    /// Cells of an access within a chunk, and its bits in the chunk, if it fits the cells.
+    #[inline(always)]
+    fn whole_cells(&self, address: u32, bytes: u32) -> Option<(usize, usize, usize, u16)> {
+        let level = self.level[address as usize / 16] as usize;
+        let shift = 4 - 2 * level as u32;
+        let bits = (0xffffu32 >> (16 - bytes) << (address % 16)) as u16;
+        let fits = (address | bytes) & ((1 << shift) - 1) == 0;
+        fits.then_some((level, (address >> shift) as usize, ((address + bytes) >> shift) as usize, bits))
     }
 
-    /// Notes an access of bytes that lie inside, and tells what is wrong with it.
-    #[inline]
+    /// Notes an access, and tells what is wrong with it. Most are in order, and told so quickly.
+    #[inline(always)]
     pub(crate) fn touch(
         &mut self,
         touch: Touch,
@@ -162,6 +150,95 @@ impl Shared {
         address: u32,
         bytes: u32,
     ) -> Option<Problem> {
+        let good = match touch {
+            Touch::Read => self.read_quickly(warp, lane, address, bytes),
+            Touch::Write | Touch::Launch => self.write_quickly(touch, warp, lane, address, bytes),
+            Touch::Atomic => false,
+            _ => self.engine_quickly(touch, warp, lane, address, bytes),
+        };
+        if good { None } else { self.touch_slowly(touch, warp, lane, address, bytes) }
+    }
+
+    #[inline(always)]
+    fn read_quickly(&mut self, warp: usize, lane: usize, address: u32, bytes: u32) -> bool {
+        let Some((level, first, last, bits)) = self.whole_cells(address, bytes) else { return false };
+        if self.written[address as usize / 16] & bits != bits {
+            return false;
+        }
+        let (clock, now) = (&self.clocks.of[warp], self.clocks.now[warp]);
+        let cells = &mut self.cells[level];
+        for cell in first..last {
+            let w = cells.writes[cell];
+            let apart = w.stamp == now && w.warp as usize == warp && w.lane as usize != lane;
+            if w.stamp > clock.known[w.warp as usize] || apart {
+                return false;
+            }
+            let read = &mut cells.reads[cell * self.warps + warp];
+            *read = now.max(*read);
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn write_quickly(&mut self, touch: Touch, warp: usize, lane: usize, address: u32, bytes: u32) -> bool {
+        let Some((level, first, last, bits)) = self.whole_cells(address, bytes) else { return false };
+        let (clock, now) = (&self.clocks.of[warp], self.clocks.now[warp]);
+        let cells = &mut self.cells[level];
+        for cell in first..last {
+            let w = cells.writes[cell];
+            let reads = &cells.reads[cell * self.warps..(cell + 1) * self.warps];
+            let late = reads.iter().zip(&clock.known).fold(false, |late, (r, k)| late | (r > k));
+            if late || w.stamp > clock.known[w.warp as usize] {
+                return false;
+            }
+        }
+        let stamp = if touch == Touch::Launch { IN_FLIGHT } else { now };
+        if touch == Touch::Launch {
+            self.launched = true;
+        } else {
+            self.written[address as usize / 16] |= bits;
+        }
+        cells.writes[first..last].fill(Write { stamp, warp: warp as u8, lane: lane as u8, how: How::Plain });
+        true
+    }
+
+    /// What lands, and what the copy engine and the tensor cores do.
+    fn engine_quickly(&mut self, touch: Touch, warp: usize, lane: usize, address: u32, bytes: u32) -> bool {
+        let Some((level, first, last, bits)) = self.whole_cells(address, bytes) else { return false };
+        let (clock, now) = (&self.clocks.of[warp], self.clocks.now[warp]);
+        let cells = &mut self.cells[level];
+        let written = &mut self.written[address as usize / 16];
+        let warps = self.warps;
+        let read = |cells: &mut Cells, stamp| (first..last).for_each(|cell| cells.reads[cell * warps + warp] = stamp);
+        match touch {
+            Touch::Land | Touch::EngineLand(_) => {
+                *written |= bits;
+                let write = match touch {
+                    Touch::EngineLand(stamp) => Write { stamp, warp: ENGINE as u8, lane: lane as u8, how: How::Engine },
+                    _ => Write { stamp: now, warp: warp as u8, lane: lane as u8, how: How::Plain },
+                };
+                cells.writes[first..last].fill(write);
+            }
+            Touch::EngineRead => {
+                let good = |w: &Write| {
+                    let fenced = w.how == How::Engine || w.stamp <= clock.fenced[w.warp as usize];
+                    fenced && w.stamp <= clock.known[w.warp as usize]
+                };
+                if *written & bits != bits || !cells.writes[first..last].iter().all(good) {
+                    return false;
+                }
+                self.launched = true;
+                read(cells, IN_FLIGHT);
+            }
+            Touch::EngineDone => read(cells, now),
+            Touch::EngineMore => read(cells, IN_FLIGHT),
+            _ => return false,
+        }
+        true
+    }
+
+    #[cold]
+    fn touch_slowly(&mut self, touch: Touch, warp: usize, lane: usize, address: u32, bytes: u32) -> Option<Problem> {
         let (start, end) = (address as usize, (address + bytes) as usize);
         let needed = if (start | end) % 16 == 0 {
             0
@@ -215,7 +292,9 @@ impl Shared {
             Touch::Read => {
                 let read = &mut cells.reads[cell * warps + warp];
                 *read = now.max(*read);
-                return late.then_some(race);
+                // Lanes of a warp are ordered by nothing but barriers, too.
+                let apart = write.stamp == now && write.warp as usize == warp && write.lane as usize != lane;
+                return (late || apart).then_some(race);
             }
             Touch::EngineRead => {
                 cells.reads[cell * warps + warp] = IN_FLIGHT;

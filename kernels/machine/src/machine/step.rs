@@ -115,6 +115,9 @@ impl<'a> Env<'a> {
                         }
                         continue;
                     }
+                    if matches!(op, WarpOp::Sync) {
+                        self.shared.clocks.meet(w.index);
+                    }
                     w.exchange(op, mask);
                 }
                 Action::Mbarrier(m) => match self.mbarrier(w, m, mask)? {

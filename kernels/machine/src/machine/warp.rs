@@ -118,19 +118,20 @@ impl Warp {
             WarpOp::Shuffle { mode, d, pred, a, b, c } => {
                 let [a, b, c] = [a, b, c].map(|s| regs.words[*s as usize]);
                 let (mut out, mut found) = (a, 0u32);
-                for l in 0..32usize {
+                for l in 0..32u32 {
                     // Lanes form segments of a width; `c` holds the mask of segment bits and the last lane to read.
-                    let (segment, clamp) = ((c[l] >> 8 & 31) as usize, (c[l] & 31) as usize);
-                    let most = (l & segment) | (clamp & !segment);
-                    let least = l & segment;
-                    let n = b[l] as usize & 31;
+                    let (i, segment, clamp) = (l as usize, c[l as usize] >> 8 & 31, c[l as usize] & 31);
+                    let n = b[i] & 31;
+                    let (least, most) = (l & segment, l & segment | clamp & !segment);
                     let (from, inside) = match mode {
-                        ShuffleMode::Up => (l as isize - n as isize, l as isize - n as isize >= most as isize),
-                        ShuffleMode::Down => ((l + n) as isize, l + n <= most),
-                        ShuffleMode::Butterfly => ((l ^ n) as isize, l ^ n <= most),
-                        ShuffleMode::Index => ((least | (n & !segment)) as isize, least | (n & !segment) <= most),
+                        ShuffleMode::Up => (l.wrapping_sub(n), l as i32 - n as i32 >= most as i32),
+                        ShuffleMode::Down => (l + n, l + n <= most),
+                        ShuffleMode::Butterfly => (l ^ n, (l ^ n) <= most),
+                        ShuffleMode::Index => (least | n & !segment, (least | n & !segment) <= most),
                     };
-                    out[l] = if inside { a[from as usize & 31] } else { a[l] };
+                    let from = if inside { from & 31 } else { l };
+                    // What a lane holds that takes no part is undefined.
+                    out[i] = if mask >> from & 1 == 1 { a[from as usize] } else { u32::MAX };
                     found |= (inside as u32) << l;
                 }
                 regs.put_word(*d, out, mask);
