@@ -269,10 +269,20 @@ pub fn initialised(call: impl FnOnce(&mut Driver) -> Outcome) -> i32 {
 
 /// A call that needs a current context in which nothing has failed. If something fails during the call, it says so.
 pub fn in_context(call: impl FnOnce(&mut Driver, Id) -> Outcome) -> i32 {
+    within(false, call)
+}
+
+/// The same for calls that ask for work or memory: how many of them a failed context has refused goes to the report.
+pub fn for_work(call: impl FnOnce(&mut Driver, Id) -> Outcome) -> i32 {
+    within(true, call)
+}
+
+fn within(work: bool, call: impl FnOnce(&mut Driver, Id) -> Outcome) -> i32 {
     initialised(|d| {
         let context = CURRENT.with_borrow(|c| c.last().copied()).ok_or(INVALID_CONTEXT)?;
         let failed = |d: &Driver| d.contexts.get(&context).ok_or(INVALID_CONTEXT).map(|c| c.failed);
         if let Some(code) = failed(d)? {
+            d.counts.refused += u64::from(work);
             return Err(code);
         }
         call(d, context)?;

@@ -25,8 +25,6 @@
 //! | `kernels` | `run`, or `skip`: launches are only checked and counted | `run` |
 //! | `copies` | `run`, or `skip`: copies of 1 MiB and more, but for those to the host, are only checked and counted | `run` |
 //! | `checks` | `0`: the PTX machine does not look for races, bank conflicts and the like | `1` |
-//! | `poison` | whether fresh memory reads as NaN or as zero | `1` |
-//! | `report` | a file to which the report goes when a device's last user lets it go | none |
 //! | `poison` | `0`: fresh device memory reads as zero, not as NaN | `1` |
 //! | `report` | a file to which the report goes when a device's last user lets it go | none |
 //! | `log` | `1`: operations are logged | `0` |

@@ -28,6 +28,8 @@ pub struct Counts {
     copies: [(u64, u64); 3],
     pinned_peak: u64,
     pinned_sizes: Vec<u64>,
+    /// Launches, copies, fills and allocations that came after their context had failed.
+    pub refused: u64,
 }
 
 impl Counts {
@@ -137,7 +139,7 @@ impl Tally {
 }
 
 impl Driver {
-    /// One line for each kernel, each device, the copies and the pinned memory.
+    /// One line for each kernel, each device, the copies, the pinned memory, and what came too late.
     pub fn report(&self) -> String {
         let mut lines = Vec::new();
         lines.extend(self.counts.kernels.iter().map(|(name, tally)| tally.line(name)));
@@ -161,6 +163,7 @@ impl Driver {
             self.counts.pinned_peak,
             list(&self.counts.pinned_sizes)
         ));
+        lines.push(format!(r#"{{"refused":{}}}"#, self.counts.refused));
         lines.into_iter().map(|l| l + "\n").collect()
     }
 

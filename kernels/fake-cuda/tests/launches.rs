@@ -94,7 +94,7 @@ fn an_illegal_access_ends_the_context() {
 
 #[test]
 fn an_injected_failure_shows_when_it_is_waited_for() {
-    let _fake = fake("fail=launch:2");
+    let fake = fake("fail=launch:2");
     let _primary = Primary::new(0);
     let add = function(load(KERNELS).unwrap(), "add");
     let (s, at) = (stream(), unsafe { result::malloc_sync(4) }.unwrap());
@@ -103,6 +103,10 @@ fn an_injected_failure_shows_when_it_is_waited_for() {
     }
     assert_eq!(code(unsafe { result::stream::synchronize(s) }), CUresult::CUDA_ERROR_LAUNCH_FAILED);
     assert_eq!(code(unsafe { result::stream::synchronize(s) }), CUresult::CUDA_ERROR_LAUNCH_FAILED);
+    assert_eq!(code(launch(add, at, 1, 1, s)), CUresult::CUDA_ERROR_LAUNCH_FAILED);
+    assert_eq!(code(unsafe { result::malloc_sync(4) }), CUresult::CUDA_ERROR_LAUNCH_FAILED);
+    // Waiting is no offence; asking for work and memory is.
+    assert!(fake.handle.report().contains(r#"{"refused":2}"#));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Stream capture and graphs.
 
 use crate::capture::Mode;
-use crate::driver::{Graph, Id, in_context, note, put};
+use crate::driver::{Graph, Id, for_work, in_context, note, put};
 use crate::status::*;
 use crate::stream::Work;
 use std::sync::Arc;
@@ -73,7 +73,7 @@ unsafe extern "C" fn cuGraphUpload(program: Id, stream: Id) -> i32 {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuGraphLaunch(program: Id, stream: Id) -> i32 {
-    in_context(|d, c| {
+    for_work(|d, c| {
         let stream = d.stream(c, stream)?;
         let nodes = d.programs.get(&program).filter(|g| g.context == c).ok_or(INVALID_VALUE)?.nodes.clone();
         note!(d, "graph nodes={} stream={}", nodes.len(), d.streams[&stream].number);

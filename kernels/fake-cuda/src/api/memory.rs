@@ -1,6 +1,6 @@
 //! Memory: allocation, pools, pinning, copies, fills.
 
-use crate::driver::{Driver, Id, in_context, initialised, put};
+use crate::driver::{Driver, Id, for_work, in_context, initialised, put};
 use crate::status::*;
 use crate::stream::Direction;
 
@@ -15,7 +15,7 @@ unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> i32
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemAlloc_v2(to: *mut u64, bytes: usize) -> i32 {
-    in_context(|d, c| put(to, d.allocate(c, bytes as u64)?))
+    for_work(|d, c| put(to, d.allocate(c, bytes as u64)?))
 }
 
 #[unsafe(no_mangle)]
@@ -25,7 +25,7 @@ unsafe extern "C" fn cuMemFree_v2(address: u64) -> i32 {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemAllocAsync(to: *mut u64, bytes: usize, stream: Id) -> i32 {
-    in_context(|d, c| {
+    for_work(|d, c| {
         let stream = d.stream(c, stream)?;
         put(to, d.allocate_in_order(c, stream, bytes as u64)?)
     })
@@ -33,7 +33,7 @@ unsafe extern "C" fn cuMemAllocAsync(to: *mut u64, bytes: usize, stream: Id) -> 
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemAllocFromPoolAsync(to: *mut u64, bytes: usize, pool: Id, stream: Id) -> i32 {
-    in_context(|d, c| {
+    for_work(|d, c| {
         if pool != POOL + d.contexts[&c].device as u64 {
             return Err(INVALID_VALUE);
         }
@@ -81,7 +81,7 @@ unsafe extern "C" fn cuMemPoolTrimTo(_pool: Id, _bytes: usize) -> i32 {
 }
 
 fn pin(to: *mut u64, bytes: usize, flags: u32) -> i32 {
-    in_context(|d, c| put(to, d.pin_new(c, bytes as u64, flags)?))
+    for_work(|d, c| put(to, d.pin_new(c, bytes as u64, flags)?))
 }
 
 #[unsafe(no_mangle)]
@@ -101,7 +101,7 @@ unsafe extern "C" fn cuMemFreeHost(address: u64) -> i32 {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemHostRegister_v2(address: u64, bytes: usize, flags: u32) -> i32 {
-    in_context(|d, c| d.pin_old(c, address, bytes as u64, flags))
+    for_work(|d, c| d.pin_old(c, address, bytes as u64, flags))
 }
 
 #[unsafe(no_mangle)]
@@ -132,7 +132,7 @@ unsafe extern "C" fn cuMemGetAddressRange_v2(start: *mut u64, bytes: *mut usize,
 
 /// Queues a copy on a stream.
 fn later(direction: Direction, to: u64, from: u64, bytes: usize, stream: Id) -> i32 {
-    in_context(|d, c| {
+    for_work(|d, c| {
         let stream = d.stream(c, stream)?;
         d.copy(c, stream, direction, [to, from], bytes as u64, false)
     })
@@ -140,7 +140,7 @@ fn later(direction: Direction, to: u64, from: u64, bytes: usize, stream: Id) -> 
 
 /// Copies on the legacy stream. Only copies from or to the host are waited for.
 fn now(direction: Direction, to: u64, from: u64, bytes: usize) -> i32 {
-    in_context(|d, c| {
+    for_work(|d, c| {
         let stream = d.stream(c, 0)?;
         d.copy(c, stream, direction, [to, from], bytes as u64, direction != Direction::OnDevice)
     })
@@ -183,30 +183,30 @@ fn fill(d: &mut Driver, c: Id, stream: Id, at: u64, value: u32, width: u64, coun
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemsetD8_v2(at: u64, value: u8, count: usize) -> i32 {
-    in_context(|d, c| fill(d, c, 0, at, value.into(), 1, count))
+    for_work(|d, c| fill(d, c, 0, at, value.into(), 1, count))
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemsetD16_v2(at: u64, value: u16, count: usize) -> i32 {
-    in_context(|d, c| fill(d, c, 0, at, value.into(), 2, count))
+    for_work(|d, c| fill(d, c, 0, at, value.into(), 2, count))
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemsetD32_v2(at: u64, value: u32, count: usize) -> i32 {
-    in_context(|d, c| fill(d, c, 0, at, value, 4, count))
+    for_work(|d, c| fill(d, c, 0, at, value, 4, count))
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemsetD8Async(at: u64, value: u8, count: usize, stream: Id) -> i32 {
-    in_context(|d, c| fill(d, c, stream, at, value.into(), 1, count))
+    for_work(|d, c| fill(d, c, stream, at, value.into(), 1, count))
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemsetD16Async(at: u64, value: u16, count: usize, stream: Id) -> i32 {
-    in_context(|d, c| fill(d, c, stream, at, value.into(), 2, count))
+    for_work(|d, c| fill(d, c, stream, at, value.into(), 2, count))
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemsetD32Async(at: u64, value: u32, count: usize, stream: Id) -> i32 {
-    in_context(|d, c| fill(d, c, stream, at, value, 4, count))
+    for_work(|d, c| fill(d, c, stream, at, value, 4, count))
 }

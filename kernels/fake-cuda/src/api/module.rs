@@ -1,7 +1,7 @@
 //! Modules, functions, launches, occupancy, tensor maps.
 
 use super::{put_text, text};
-use crate::driver::{Driver, Id, in_context, note, put};
+use crate::driver::{Driver, Id, for_work, in_context, note, put};
 use crate::status::*;
 use crate::stream::Work;
 use crate::tensor_map::{Request, encode};
@@ -185,7 +185,7 @@ unsafe extern "C" fn cuLaunchKernel(
     params: *const *const u8,
     extra: *const usize,
 ) -> i32 {
-    in_context(|d, c| {
+    for_work(|d, c| {
         let stream = d.stream(c, stream)?;
         let sizes = [[grid_x, grid_y, grid_z], [block_x, block_y, block_z]];
         let layout: Vec<usize> = d.function(c, function)?.offsets();
