@@ -151,7 +151,7 @@ DEVICE void store_rows(bf16* out, bf16* out_first, const float (&o)[64], const f
 }
 
 DEVICE void consume(u32 shared, Barriers at, bf16* out, bf16* out_first, const Params& p) {
-    u32 group = threadIdx.x / 128 - 1, lane = threadIdx.x % 32;
+    u32 group = warpgroup() - 1, lane = threadIdx.x % 32;
     u32 row = 64 * group + threadIdx.x % 128 / 32 * 16 + lane / 4;
     u32 q = shared + group * 64 * 128;
     auto release = [&](u32 barrier) {
@@ -173,6 +173,8 @@ DEVICE void consume(u32 shared, Barriers at, bf16* out, bf16* out_first, const P
         wgmma_fence();
         start_scores(s, q, shared + AT_K + keys.slot * TILE);
         wgmma_wait<0>();
+        wgmma_complete(s);
+        if (p.key_tiles == 1) release(at.q_empty());
         release(at.k_empty(keys.slot));
         keys.next();
         u32 valid = p.tokens - (p.key_tiles - 1) * KEYS;
@@ -195,22 +197,26 @@ DEVICE void consume(u32 shared, Barriers at, bf16* out, bf16* out_first, const P
             start_output(o, probability, shared + AT_V + values.slot * TILE);
             named_arrive(2 - group, 256);
             wgmma_wait<1>();
+            wgmma_complete(s);
+            // The next tile's queries load while this one is finished.
+            if (i + 1 == p.key_tiles) release(at.q_empty());
             release(at.k_empty(keys.slot));
             keys.next();
             float2 factor = softmax(s, most, sum, p.scale);
             wgmma_wait<0>();
+            wgmma_complete(o);
             release(at.v_empty(values.slot));
             values.next();
 #pragma unroll
             for (int k = 0; k < 64; k++) o[k] *= k / 2 % 2 ? factor.y : factor.x;
             pack(probability, s);
         }
-        release(at.q_empty());
         queries.next();
         barrier_wait(at.v_full(values.slot), values.parity);
         wgmma_fence();
         start_output(o, probability, shared + AT_V + values.slot * TILE);
         wgmma_wait<0>();
+        wgmma_complete(o);
         release(at.v_empty(values.slot));
         values.next();
         store_rows(out, out_first, o, sum, place(tile, p), row, p);

@@ -66,11 +66,6 @@ DEVICE float exp2_fast(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
-DEVICE float tanh_fast(float x) {
-    float y;
-    asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 DEVICE float reciprocal_fast(float x) {
     float y;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -78,7 +73,8 @@ DEVICE float reciprocal_fast(float x) {
 }
 DEVICE float sigmoid(float x) { return reciprocal_fast(1.f + exp2_fast(-1.4426950408889634f * x)); }
 DEVICE float silu(float x) { return x * sigmoid(x); }
-DEVICE float gelu_tanh(float x) { return .5f * x * (1.f + tanh_fast(.7978845608028654f * (x + .044715f * x * x * x))); }
+// x/2 (1 + tanh u) is x sigmoid(2u), which stays precise where tanh u is near -1; tanh.approx has an error of 2^-11 there.
+DEVICE float gelu_tanh(float x) { return x * sigmoid(1.5957691216057308f * (x + .044715f * x * x * x)); }
 DEVICE float quick_gelu(float x) { return x * sigmoid(1.702f * x); }
 
 DEVICE float warp_sum(float v) {

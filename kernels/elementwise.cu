@@ -32,11 +32,8 @@ struct Spot {
     DEVICE size_t in(u32 stride) const { return row * stride + col; }
 };
 
-// x/2 (1 + tanh u) is x / (1 + e^-2u), which stays precise for negative x; tanh.approx near -1 has an error of 2^-11.
-DEVICE float gelu_precise(float x) { return x * reciprocal_fast(1.f + exp2_fast(-2.302208198f * (x + .044715f * x * x * x))); }
-
 struct GeluMul {
-    static DEVICE float of(float gate, float up) { return gelu_precise(gate) * up; }
+    static DEVICE float of(float gate, float up) { return gelu_tanh(gate) * up; }
 };
 struct Silu {
     static DEVICE float of(float x, float) { return silu(x); }

@@ -65,6 +65,13 @@ template <int N> DEVICE void registers_fewer() { asm volatile("setmaxnreg.dec.sy
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int N> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+// The sums are complete from here on: no read of them may move up across the wait, of which the compiler sees no tie to them.
+template <int C> DEVICE void wgmma_complete(float (&d)[C]) {
+#pragma unroll
+    for (int i = 0; i < C; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
+// Which warpgroup of the block this is, in a register that the compiler knows to be the same for a whole warp.
+DEVICE u32 warpgroup() { return __shfl_sync(~0u, threadIdx.x / 128, 0); }
 
 // A box of rows of 128 bytes, the inner dimension (k) along them. Groups of 8 rows lie 1024 bytes apart; the leading offset has no
 // meaning here. Steps along k, 32 bytes each, add 2 to the descriptor: the swizzle works on addresses.

@@ -143,6 +143,7 @@ DEVICE void multiply(float (&acc)[ROWS / 2], u32 shared, u32 steps, u32 group, R
             xs.next(), ws.next();
         }
         wgmma_wait<0>();
+        wgmma_complete(acc);
         release(x_before), release(w_before);
     } else if constexpr (KIND == BOTH_E4M3) {
         for (u32 step = 0; step < steps; step++) {
@@ -157,6 +158,7 @@ DEVICE void multiply(float (&acc)[ROWS / 2], u32 shared, u32 steps, u32 group, R
                 for (u32 i = 0; i < 4; i++) wgmma_e4m3(sum, a + 2 * i, b + part * (L::SUM_ROWS * 128 / 16) + 2 * i, i > 0);
                 wgmma_commit();
                 wgmma_wait<0>();
+                wgmma_complete(sum);
                 if (part == ROWS / L::SUM_ROWS - 1) {
                     release(at.x_empty + 8 * xs.slot), release(at.w_empty + 8 * ws.slot);
                 }
@@ -200,6 +202,7 @@ DEVICE void multiply(float (&acc)[ROWS / 2], u32 shared, u32 steps, u32 group, R
             }
         }
         wgmma_wait<0>();
+        wgmma_complete(acc);
         release(x_before);
     }
 }
@@ -246,10 +249,13 @@ struct Eight {
         }
         return raw;
     }
-    DEVICE void finish(const LinearParams& p, const LinearOut& o, u32 row, float4 low, float4 high, uint4 raw) {
+    // The scale of a row, too: it comes from L2, and all rows would wait for theirs one after the other.
+    DEVICE float fetch_scale(const LinearParams& p, const LinearOut& o, u32 row) const {
+        return load_if(o.row_scales + row, o.row_scales && row < p.rows, 1.f);
+    }
+    DEVICE void finish(const LinearParams& p, const LinearOut& o, u32 row, float4 low, float4 high, uint4 raw, float row_scale) {
         if (row >= p.rows || col >= p.n) return;
         float y[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-        float row_scale = o.row_scales ? o.row_scales[row] : 1.f;
 #pragma unroll
         for (u32 i = 0; i < 8; i++) y[i] = y[i] * (row_scale * scale[i]) + bias[i];
         if (p.tail == TAIL_SILU) {
@@ -293,11 +299,13 @@ DEVICE void finish(const float (&acc)[ROWS / 2], float* staged, Tile tile, u32 g
         const float* get = staged + thread / 8 * STAGED_STRIDE + eight;
         Eight columns(p, o, col0 + eight);
         uint4 upper = columns.fetch(p, o, row), lower = columns.fetch(p, o, row + 16);
+        float upper_scale = columns.fetch_scale(p, o, row), lower_scale = columns.fetch_scale(p, o, row + 16);
 #pragma unroll 1
         for (u32 part = 0; part < PARTS; part++, row += STAGED_ROWS) {
             // The residuals of the next part are on their way while this part is finished.
-            uint4 upper_next = columns.fetch(p, o, part + 1 < PARTS ? row + 32 : p.rows);
-            uint4 lower_next = columns.fetch(p, o, part + 1 < PARTS ? row + 48 : p.rows);
+            u32 upper_row = part + 1 < PARTS ? row + 32 : p.rows, lower_row = part + 1 < PARTS ? row + 48 : p.rows;
+            uint4 upper_next = columns.fetch(p, o, upper_row), lower_next = columns.fetch(p, o, lower_row);
+            float upper_scale_next = columns.fetch_scale(p, o, upper_row), lower_scale_next = columns.fetch_scale(p, o, lower_row);
             u32 turn = part % 2 * STAGED;
             stage<ROWS>(acc, put + turn, part);
             named_sync(1 + group, 128);
@@ -305,9 +313,10 @@ DEVICE void finish(const float (&acc)[ROWS / 2], float* staged, Tile tile, u32 g
             for (u32 i = 0; i < 2; i++) {
                 const float* from = get + turn + i * 16 * STAGED_STRIDE;
                 float4 low = *reinterpret_cast<const float4*>(from + swap), high = *reinterpret_cast<const float4*>(from + (swap ^ 4));
-                columns.finish(p, o, row + 16 * i, low, high, i ? lower : upper);
+                columns.finish(p, o, row + 16 * i, low, high, i ? lower : upper, i ? lower_scale : upper_scale);
             }
             upper = upper_next, lower = lower_next;
+            upper_scale = upper_scale_next, lower_scale = lower_scale_next;
         }
     } else {
         u32 row = tile.row + thread / 16, four = thread % 16 * 4;
@@ -343,7 +352,7 @@ template <Operands KIND, u32 ROWS> DEVICE void linear(const TensorMap& x, const 
         if (threadIdx.x == 0) produce<KIND, ROWS>(shared, x, w, p);
     } else {
         registers_more<232>();
-        u32 group = threadIdx.x / 128 - 1;
+        u32 group = warpgroup() - 1;
         float* staged = reinterpret_cast<float*>(memory + L::STAGES) + group * (2 * STAGED);
         Ring<L::X_SLOTS> xs;
         Ring<L::W_SLOTS> ws;
