@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::backend::{Backend, Layout, Place, Places, Run, WeightKey};
 use crate::dtype::DType;
-use crate::error::{Error, Result};
-use crate::op::{Program, Step, Use};
+use crate::error::{Error, Kind, Result};
+use crate::op::{Op, Program, Step, Use};
 use crate::plan::PhasePlan;
 use crate::tensor::{ByteSource, HostWeight, Tensor, View};
 
@@ -83,6 +83,8 @@ pub struct Session<'a> {
     uses: Vec<Use>,
     /// Runs of this session, where they are all alike: nothing passes through the ring.
     alike: Option<Run>,
+    /// A run ended in an error: a weight may not have come.
+    failed: bool,
 }
 
 /// Sessions are told apart by number, in the whole process.
@@ -115,7 +117,9 @@ impl<'a> Session<'a> {
         }
         let uses = program.uses();
         let id = SESSIONS.fetch_add(1, Ordering::Relaxed);
-        let alike = (plan.residency.ring_bytes == 0).then_some(Run { id, done: 0 });
+        // Ids are looked at by the host in every run.
+        let embeds = program.steps.iter().any(|s| matches!(s.op, Op::Embed { .. }));
+        let alike = (plan.residency.ring_bytes == 0 && !embeds).then_some(Run { id, done: 0 });
         Session {
             backend,
             holdings,
@@ -130,6 +134,7 @@ impl<'a> Session<'a> {
             sources,
             uses,
             alike,
+            failed: false,
         }
     }
 
@@ -167,6 +172,12 @@ impl<'a> Session<'a> {
     /// Runs the program once. `more` says that another run follows, so that its first weights are already brought while this one ends. `each` is
     /// called after every step with its index; `Break` stops there with `Kind::Cancelled`.
     pub fn run(&mut self, more: bool, each: &mut dyn FnMut(usize, &Step) -> ControlFlow<()>) -> Result<()> {
+        let done = self.run_once(more, each);
+        self.failed |= done.as_ref().is_err_and(|e| e.kind() != Kind::Cancelled);
+        done
+    }
+
+    fn run_once(&mut self, more: bool, each: &mut dyn FnMut(usize, &Step) -> ControlFlow<()>) -> Result<()> {
         let mut tell = |i: usize, step: &Step| match each(i, step) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::cancelled("stopped").at(&step.label)),
@@ -177,7 +188,11 @@ impl<'a> Session<'a> {
             self.program.steps.iter().enumerate().try_for_each(|(i, step)| tell(i, step))?;
         } else {
             self.run_with(more, &mut |_, i, step| tell(i, step))?;
-            self.backend.end()?;
+            if !self.backend.end()? {
+                self.backend.begin(None)?;
+                self.run_with(more, &mut |_, _, _| Ok(()))?;
+                self.backend.end()?;
+            }
         }
         if let Some(run) = &mut self.alike {
             run.done += 1;
@@ -199,13 +214,20 @@ impl<'a> Session<'a> {
         Ok(found)
     }
 
-    /// Whether every element of `view` is finite; read a row at a time, so that nothing large is held.
+    /// Whether every element of `view` is finite; read some rows at a time, so that nothing large is held and a device is not asked for each row.
     fn finite(&mut self, view: View) -> Result<bool> {
-        let (size, stride) = (view.tensor.dtype.size(), view.tensor.cols);
-        let mut row = vec![0u8; view.cols * size];
-        for r in 0..view.rows() {
-            self.backend.read(self.places.of(&view.tensor) + (r * stride + view.col) * size, &mut row)?;
-            if row.chunks_exact(size).any(|b| !view.tensor.dtype.decode(b).is_finite()) {
+        const BYTES: usize = 4 << 20;
+        let size = view.tensor.dtype.size();
+        let (pitch, from) = (view.tensor.cols * size, view.col * size);
+        let most = (BYTES / pitch.max(1)).max(1);
+        let mut rows = vec![0u8; most.min(view.rows()) * pitch];
+        for first in (0..view.rows()).step_by(most) {
+            let block = &mut rows[..most.min(view.rows() - first) * pitch];
+            self.backend.read(self.places.of(&view.tensor) + first * pitch, block)?;
+            let wrong = |row: &[u8]| {
+                row[from..from + view.cols * size].chunks_exact(size).any(|b| !view.tensor.dtype.decode(b).is_finite())
+            };
+            if block.chunks_exact(pitch).any(wrong) {
                 return Ok(false);
             }
         }
@@ -271,7 +293,8 @@ impl<'a> Session<'a> {
                         return Ok(()); // still in use by this run
                     }
                     let Some(offset) = self.ring.take(id, plan.residency.bytes[id as usize]) else { return Ok(()) };
-                    if let Err(e) = self.backend.load(key, Place::Ring(offset), weight, self.uses[id as usize]) {
+                    let place = Place::Ring { offset, again: plan.runs > 1 };
+                    if let Err(e) = self.backend.load(key, place, weight, self.uses[id as usize]) {
                         self.ring.free(id); // it never came: nothing to forget
                         return Err(e);
                     }
@@ -287,7 +310,7 @@ impl<'a> Session<'a> {
     }
 
     fn release(&mut self) -> Result<()> {
-        let keep = self.tenancy.keep;
+        let keep = self.tenancy.keep && !self.failed;
         self.backend.sync()?;
         for (id, key) in self.places.weights.iter().enumerate() {
             if self.ring.free(id as u32) || (!keep && self.holdings.resident.remove(key)) {

@@ -78,8 +78,8 @@ pub struct Layout {
 pub enum Place {
     /// Byte offset among the resident weights.
     Resident(usize),
-    /// Byte offset in the ring.
-    Ring(usize),
+    /// Byte offset in the ring. `again`: the weight will pass in later runs, too.
+    Ring { offset: usize, again: bool },
 }
 
 impl Layout {
@@ -99,7 +99,7 @@ pub struct Run {
 }
 
 /// A device. Calls come from one thread, in program order. Steps may be queued: a device keeps few enough waiting that progress and cancelling stay prompt.
-pub trait Backend {
+pub trait Backend: Send {
     /// What the device is.
     fn caps(&self) -> &Caps;
 
@@ -128,10 +128,16 @@ pub trait Backend {
     /// Runs one step (or queues it).
     fn run(&mut self, step: &Step, places: &Places) -> Result<()>;
 
-    /// The run's last step was given.
-    fn end(&mut self) -> Result<()> {
-        Ok(())
+    /// The run's last step was given. False if the run was recorded but nothing of it was done: its steps must be given again.
+    fn end(&mut self) -> Result<bool> {
+        Ok(true)
     }
+
+    /// The phases to come hold at most `bytes`: `reserve` sets so much aside at once, so that none of them can fail for another program's sake.
+    fn expect(&mut self, _bytes: u64) {}
+
+    /// Host memory that the device may use for weights on their way, from now on, in bytes.
+    fn allow_host(&mut self, _bytes: u64) {}
 
     /// Writes `bytes` at `offset` of the arena, after all queued steps.
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()>;

@@ -166,7 +166,7 @@ pub struct EngineArgs {
     /// The autoencoder's weights, where the model does not hold them
     #[arg(long, value_name = "PATH")]
     pub vae: Option<PathBuf>,
-    /// auto, cpu, cuda[:N] or wgpu[:N]
+    /// auto (the best GPU that works, else the CPU), cpu, or cuda[:N]
     #[arg(long, value_parser = values::device, default_value = "auto")]
     pub device: String,
     /// Bound on device memory: auto, 8G (8 * 10^9 bytes) or 8GiB (8 * 2^30); without effect on the CPU

@@ -58,7 +58,7 @@ fn cuda_gpus() -> Cuda {
                 compute_capability: format!("{}.{}", g.capability.0, g.capability.1),
                 memory_bytes: g.total_bytes,
                 cuda_version: format!("{}.{}", g.driver / 1000, g.driver % 1000 / 10),
-                fp8: g.capability >= (8, 9),
+                fp8: g.fp8,
                 unusable: g.unusable,
             };
             Cuda { gpus: gpus.into_iter().map(facts).collect(), why_none: None }

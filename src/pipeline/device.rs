@@ -11,8 +11,6 @@ use super::request::RunOptions;
 
 /// What the process holds beside plan and weights: code, stacks, tokenizers' working memory, image encoding.
 pub const PROCESS_BYTES: u64 = 96 << 20;
-/// Host memory that a GPU's driver and our staging take.
-const GPU_PROCESS_BYTES: u64 = 192 << 20;
 
 /// The bound on the memory that the plan divides: the device's own, or the host's for the CPU.
 #[derive(Debug, Clone)]
@@ -21,14 +19,19 @@ pub struct Budget {
     pub source: String,
 }
 
+/// The bound on host memory, where the device has its own.
+#[derive(Debug, Clone, Copy)]
+pub struct HostLimit {
+    pub bytes: u64,
+    /// The user asked for it: what does not fit is refused.
+    pub asked: bool,
+}
+
 /// A device with what bounds its plans.
 pub struct Opened {
     pub backend: Box<dyn Backend>,
     pub budget: Budget,
-    /// `--ram`, where the device has memory of its own.
-    pub host_limit: Option<u64>,
-    /// Host memory that may be pinned for weights that pass in every step.
-    pub pinned_bytes: u64,
+    pub host: HostLimit,
 }
 
 type Tell<'a> = &'a mut dyn FnMut(Event) -> Result<()>;
@@ -57,7 +60,16 @@ fn open_best(options: &RunOptions, tell: Tell) -> Result<Opened> {
     if options.compute == "f32" || options.kernels.iter().any(|k| !is_cuda_kernel(k)) {
         return open_cpu(options, tell);
     }
-    let Ok(gpus) = cuda::gpus() else { return open_cpu(options, tell) };
+    if !cuda::driver_present() {
+        return open_cpu(options, tell);
+    }
+    let gpus = match cuda::gpus() {
+        Ok(gpus) => gpus,
+        Err(e) => {
+            tell(Event::Warning(format!("drawing on the CPU: {e}")))?;
+            return open_cpu(options, tell);
+        }
+    };
     let Some(best) =
         gpus.iter().filter(|g| g.unusable.is_none()).max_by_key(|g| (g.total_bytes, usize::MAX - g.ordinal))
     else {
@@ -128,7 +140,7 @@ fn open_cpu(options: &RunOptions, tell: Tell) -> Result<Opened> {
             }
         }
     };
-    Ok(Opened { backend: Box::new(backend), budget, host_limit: None, pinned_bytes: 0 })
+    Ok(Opened { backend: Box::new(backend), budget, host: HostLimit { bytes: u64::MAX, asked: false } })
 }
 
 fn open_cuda(options: &RunOptions, ordinal: usize) -> Result<Opened> {
@@ -138,24 +150,26 @@ fn open_cuda(options: &RunOptions, ordinal: usize) -> Result<Opened> {
         "f32" => return Err(compute_error("f32", "auto, bf16 or fp8 on a GPU").try_("--device cpu --compute f32")),
         other => return Err(compute_error(other, "auto, bf16 or fp8")),
     };
-    // Half of what is free may be pinned where nothing is said: pinned memory cannot be swapped out, and others want to live.
-    let (available, resident) = available_bytes(u64::MAX);
-    let pinned_bytes = match options.ram_bytes {
-        Some(bytes) => bytes.saturating_sub(resident + PROCESS_BYTES + GPU_PROCESS_BYTES),
-        None => available / 2,
-    };
-    let backend = CudaBackend::new(CudaOptions { ordinal, fp8, kernels: kernels(options)?, pinned_bytes })?;
+    // How much may be pinned is known once a request is planned.
+    let gpu = CudaOptions { ordinal, fp8, kernels: kernels(options)?, ..CudaOptions::default() };
+    let backend = CudaBackend::new(gpu)?;
     let budget = device_budget(options.vram_bytes, backend.caps());
-    Ok(Opened { backend: Box::new(backend), budget, host_limit: options.ram_bytes, pinned_bytes })
+    // Half of what is free where nothing is said: pinned memory cannot be swapped out, and others want to live.
+    let (available, resident) = available_bytes(u64::MAX);
+    let bytes = options.ram_bytes.unwrap_or(available / 2 + resident);
+    let host = HostLimit { bytes, asked: options.ram_bytes.is_some() };
+    Ok(Opened { backend: Box::new(backend), budget, host })
 }
 
 /// Device memory that this process may use in all, context and code included.
 fn device_budget(asked: Option<u64>, caps: &Caps) -> Budget {
     let reach = caps.free_bytes + caps.overhead_bytes;
+    // A window that is opened meanwhile shall not end the run.
+    let most = reach.saturating_sub(64 << 20);
     match asked {
-        Some(bytes) if bytes <= reach => Budget { bytes, source: "--vram".into() },
+        Some(bytes) if bytes <= most => Budget { bytes, source: "--vram".into() },
         Some(bytes) => {
-            Budget { bytes: reach, source: format!("what is free of the {} that --vram allows", gigabytes(bytes)) }
+            Budget { bytes: most, source: format!("what is free of the {} that --vram allows", gigabytes(bytes)) }
         }
         None => {
             // Other programs and the display want a little more now and then; where the driver has to make room, everything is slow.
@@ -216,7 +230,7 @@ mod tests {
         let asked = device_budget(Some(8 << 30), &caps);
         assert_eq!((asked.bytes, asked.source.as_str()), (8 << 30, "--vram"));
         let lowered = device_budget(Some(12 << 30), &caps);
-        assert_eq!(lowered.bytes, (10 << 30) + (300 << 20));
+        assert_eq!(lowered.bytes, (10 << 30) + (236 << 20));
         assert!(lowered.source.contains("--vram"), "{}", lowered.source);
         assert!(device_budget(None, &caps).bytes < (10 << 30) + (100 << 20), "others get something");
     }

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use super::device::{self, Budget, Opened, PROCESS_BYTES, resident_bytes};
+use super::device::{self, Budget, HostLimit, Opened, PROCESS_BYTES, resident_bytes};
 use super::model::Model;
 use super::phases::{Phases, Refused};
 use super::report::PlanReport;
@@ -30,9 +30,7 @@ pub struct Pipeline {
     pub(super) arithmetic: String,
     pub(super) text_cache: bool,
     budget: Budget,
-    /// The bound on host memory, where the device has its own.
-    host_limit: Option<u64>,
-    pinned_bytes: u64,
+    host: HostLimit,
     /// Resident set of the process when the model was open and nothing had run.
     base_bytes: u64,
 }
@@ -48,7 +46,7 @@ impl Pipeline {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::cancelled("stopped while the model was opened")),
         };
-        let Opened { backend, budget, host_limit, pinned_bytes } = device::open(options, &mut tell)?;
+        let Opened { backend, budget, host } = device::open(options, &mut tell)?;
         let embedded = matches!(files.model.as_deref(), None | Some("embedded"));
         let checkpoint = if embedded {
             if let Some((flag, path)) = [("--clip", &files.clip), ("--t5", &files.t5), ("--vae", &files.vae)]
@@ -100,8 +98,7 @@ impl Pipeline {
             arithmetic,
             text_cache: !options.no_cache,
             budget,
-            host_limit,
-            pinned_bytes,
+            host,
             base_bytes,
         })
     }
@@ -113,7 +110,9 @@ impl Pipeline {
 
     /// Bounds the device's memory (the host's, on the CPU) to `bytes` from the next request on, as `RunOptions` does from the start.
     pub fn limit_memory(&mut self, bytes: u64) -> Result<()> {
-        self.budget = Budget { bytes, source: "the limit set".into() };
+        let caps = self.backend.caps();
+        let reach = if caps.in_place_weights { u64::MAX } else { caps.free_bytes + caps.overhead_bytes };
+        self.budget = Budget { bytes: bytes.min(reach), source: "the limit set".into() };
         // What is set aside may be more than that.
         self.holdings.clear(self.backend.as_mut())
     }
@@ -178,9 +177,8 @@ impl Pipeline {
         let (schedule, first) = self.schedule(settings);
         let host = self.host_bytes(settings);
         let caps = self.backend.caps();
-        if let Some(limit) = self.host_limit
-            && host > limit
-        {
+        let limit = self.host.bytes;
+        if self.host.asked && host > limit {
             let enough = host.div_ceil(1_000_000) + 8;
             return Err(Error::memory("the program itself does not fit in the bound on host memory")
                 .at("--ram")
@@ -189,9 +187,13 @@ impl Pipeline {
                 .try_(format!("--ram {enough}M")));
         }
         // On a device with memory of its own the host's share is no part of the budget, but its context is.
-        let (shared, flag) = if caps.in_place_weights { (host, "--ram") } else { (caps.overhead_bytes, "--vram") };
+        let (shared, flag, what) = match caps.in_place_weights {
+            true => (host, "--ram", "the program itself"),
+            false => (caps.overhead_bytes, "--vram", "context and code"),
+        };
         let mut budget = self.budget.bytes.saturating_sub(shared);
         budget -= budget % caps.granularity as u64;
+        let reach = if caps.in_place_weights { u64::MAX } else { caps.free_bytes + caps.overhead_bytes };
         Phases::new(&self.model, settings, schedule.steps() - first, self.backend.as_ref(), budget).map_err(|refused| {
             match refused {
                 Refused::Failed(e) => e,
@@ -201,11 +203,22 @@ impl Pipeline {
                     let enough = (shared + least).div_ceil(1_000_000) + 8;
                     Error::memory("the request does not fit in the memory budget")
                         .found(format!("{} ({})", gigabytes(self.budget.bytes), self.budget.source))
-                        .expected(format!("at least {enough} MB, {} of them for the program itself", gigabytes(shared)))
-                        .try_(format!("{flag} {enough}M, or a smaller picture"))
+                        .expected(format!("at least {enough} MB, {} of them for {what}", gigabytes(shared)))
+                        .try_(match enough * 1_000_000 > reach {
+                            true => "a smaller picture, or end other programs that use the GPU".to_string(),
+                            false => format!("{flag} {enough}M, or a smaller picture"),
+                        })
                 }
             }
         })
+    }
+
+    /// Host memory that may be pinned for weights that pass in every step, where the device has memory of its own.
+    pub(super) fn pinned_bytes(&self, settings: &Settings) -> u64 {
+        if self.backend.caps().in_place_weights {
+            return 0;
+        }
+        self.host.bytes.saturating_sub(self.host_bytes(settings))
     }
 
     /// Host memory beside the plan, in bytes: the process as it stands, embeddings, modulation of all steps, latents, pixels.
@@ -239,7 +252,7 @@ impl Pipeline {
             budget_source: self.budget.source.clone(),
             host_bytes,
             overhead_bytes: caps.overhead_bytes,
-            pinned_bytes: self.pinned_bytes,
+            pinned_bytes: self.pinned_bytes(&settings),
             own_memory: !caps.in_place_weights,
             keeps_weights: phases.keep,
             phases: phases.all().map(|r| r.report()).collect(),
@@ -247,6 +260,12 @@ impl Pipeline {
         })
     }
 }
+
+/// A pipeline may be made in one thread and used in another: servers do.
+const _: fn() = || {
+    fn send<T: Send>() {}
+    send::<Pipeline>();
+};
 
 /// 32 bits, since torch's generator uses no more of a seed.
 fn random_seed() -> u64 {

@@ -25,6 +25,9 @@ impl Pipeline {
         let settings = self.settle(request)?;
         let phases = self.phases(&settings)?;
         self.say_what_was_changed(request, &settings, &phases, on)?;
+        self.backend.allow_host(self.pinned_bytes(&settings));
+        let granularity = self.backend.caps().granularity;
+        self.backend.expect(phases.peak_bytes(granularity));
 
         let text = self.encode_text(&settings, &phases, on)?;
         let start = match &request.init {

@@ -34,6 +34,9 @@ static D128: Kernel = kernel("attention_d128", 128, 32_768);
 static D512: Kernel = kernel("attention_d512", 256, 81_920);
 static ANY: Kernel = kernel("attention_any", 128, 0);
 
+/// Every kernel of this family.
+pub static KERNELS: &[&Kernel] = &[&D64, &D128, &D512, &ANY];
+
 /// Query rows of a block.
 const ROWS_D64: usize = 64;
 const ROWS_D128: usize = 128;

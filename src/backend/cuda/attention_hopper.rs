@@ -34,6 +34,9 @@ static D128: Kernel = Kernel {
     shared: 5 * 128 * 256 + 8 * (2 + 4 * 2),
 };
 
+/// Every kernel of this family.
+pub static KERNELS: &[&Kernel] = &[&D128];
+
 fn accepts(a: &AttentionArgs, device: &Device) -> Result<(), &'static str> {
     if a.causal || a.bias.is_some() {
         return Err("neither bias nor causal masks");

@@ -17,6 +17,13 @@ pub(super) fn driver_for(arch: Arch) -> i32 {
     }
 }
 
+/// Whether a GPU of `capability` with a driver of `driver` can run variants for `arch`.
+pub fn runs(arch: Arch, capability: (u32, u32), driver: i32) -> bool {
+    // `mma.sync` in FP8 is emulated from 9.0 to 11.x, at a fraction of the speed.
+    let emulated = arch == Arch::From(8, 9) && matches!(capability.0, 9..=11);
+    arch.runs_on(capability) && driver >= driver_for(arch) && !emulated
+}
+
 macro_rules! tables {
     ($($op:literal => $($table:expr),+;)*) => {
         /// All operations that have variants.
@@ -98,7 +105,7 @@ impl Choice {
 
     /// Whether device and driver can run variants for `arch`.
     pub fn runs(&self, arch: Arch) -> bool {
-        arch.runs_on(self.device.capability) && self.driver >= driver_for(arch)
+        runs(arch, self.device.capability, self.driver)
     }
 
     fn forced(&self, op: &str) -> Option<&str> {
@@ -219,7 +226,10 @@ mod tests {
     fn an_old_driver_reads_only_old_ptx() {
         let of = |driver| Choice::new(device((9, 0)), driver, vec![]).unwrap();
         assert!(
-            of(11080).runs(Arch::From(8, 0)) && !of(11080).runs(Arch::From(8, 9)) && !of(12000).runs(Arch::Only(9, 0))
+            of(11080).runs(Arch::From(8, 0))
+                && !of(13000).runs(Arch::From(8, 9))
+                && !of(11080).runs(Arch::From(8, 9))
+                && !of(12000).runs(Arch::Only(9, 0))
         );
         assert!(of(12040).runs(Arch::Only(9, 0)));
         let ada = Choice::new(device((8, 9)), 13000, vec![]).unwrap();

@@ -51,6 +51,9 @@ static MIDDLE: Tiled = tiled("conv2d_bf16_128x64", 128, 64, stages(4, 128, 64));
 static NARROW: Tiled = tiled("conv2d_bf16_128x16", 128, 16, stages(3, 128, 16));
 static ANY: Tiled = tiled("conv2d_any", 64, 64, 0);
 
+/// Every kernel of this family.
+pub static KERNELS: &[&Kernel] = &[&WIDE.kernel, &MIDDLE.kernel, &NARROW.kernel, &ANY.kernel];
+
 /// All variants. They sum in the same order of taps and channels; those with vector loads give the same bits.
 pub static CONV2D: &[Variant<Conv2dArgs>] = &[
     Variant {

@@ -21,10 +21,10 @@ const OLDEST_DRIVER: i32 = 11080;
 pub(super) struct Health(Arc<AtomicU32>);
 
 impl Health {
-    fn alive(&self) -> Result<()> {
+    pub fn alive(&self) -> Result<()> {
         match self.0.load(Ordering::Relaxed) {
             0 => Ok(()),
-            code => Err(lost(code)),
+            code => Err(lost(code, "earlier")),
         }
     }
 
@@ -33,11 +33,16 @@ impl Health {
             let number = code as u32;
             if is_sticky(number) {
                 self.0.store(number, Ordering::Relaxed);
-                return lost(number);
+                return lost(number, what);
             }
             match code {
+                sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY if what.contains("host memory") => {
+                    Error::memory(format!("out of memory: {what}")).try_("a smaller --ram, or end other programs")
+                }
                 sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::memory(format!("out of memory: {what}"))
                     .try_("a smaller --vram, a smaller picture, or end other programs that use the GPU"),
+                sys::CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => Error::device(format!("{what}: the GPU is taken"))
+                    .try_("end the program that has it for itself, or another --device"),
                 _ => Error::device(format!("{what}: {}", name(code))),
             }
         })
@@ -46,17 +51,17 @@ impl Health {
 
 /// Errors after which a context is of no more use.
 fn is_sticky(code: u32) -> bool {
-    matches!(code, 4 | 46 | 214 | 220 | 700 | 702 | 709 | 710 | 714..=719 | 721 | 999)
+    matches!(code, 4 | 214 | 220 | 226 | 700 | 702 | 709 | 710 | 714..=719 | 721 | 999)
 }
 
-fn lost(code: u32) -> Error {
+fn lost(code: u32, what: &str) -> Error {
     let hint = match code {
         702 => "the system's watchdog ended a kernel: a smaller picture, or a GPU that drives no display",
-        214 | 220 => "the GPU reports a memory or link error: check it with nvidia-smi",
+        214 | 220 | 226 => "the GPU reports a memory or link error: check it with nvidia-smi",
         700 | 714..=719 => "run again; if it repeats, --device cpu works, and a report with this message helps",
         _ => "run again, and look at the driver's log if it repeats",
     };
-    Error::device(format!("the GPU was lost (CUDA error {code})")).try_(hint)
+    Error::device(format!("the GPU was lost ({what}: CUDA error {code})")).try_(hint)
 }
 
 fn name(code: sys::CUresult) -> String {
@@ -79,10 +84,15 @@ pub(super) struct Facts {
     pub driver: i32,
 }
 
+/// Whether the driver's library can be loaded.
+pub(super) fn present() -> bool {
+    // SAFETY: loads it, which runs its initialisers; it is the system's GPU driver.
+    unsafe { sys::is_culib_present() }
+}
+
 /// How many devices there are; an error says why there is none.
 pub(super) fn count() -> Result<i32> {
-    // SAFETY: looks whether the library can be loaded, which runs its initialisers; it is the system's GPU driver.
-    if !unsafe { sys::is_culib_present() } {
+    if !present() {
         return Err(Error::device("no NVIDIA driver on this machine (libcuda was not found)").at("cuda"));
     }
     let unusable = |DriverError(code): DriverError| {
@@ -157,6 +167,10 @@ impl Context {
     pub fn open(ordinal: i32) -> Result<Arc<Context>> {
         let health = Health::default();
         let device = health.check(result::device::get(ordinal), "opening the device")?;
+        // Threads that wait for the GPU sleep, as with events. A context that exists already keeps its ways.
+        let sleep = sys::CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC as u32;
+        // SAFETY: the device is valid.
+        let _ = unsafe { sys::cuDevicePrimaryCtxSetFlags_v2(device, sleep) };
         // SAFETY: the device is valid; the context is released when this is dropped.
         let raw = health.check(unsafe { result::primary_ctx::retain(device) }, "making a context on the GPU")?;
         let context = Arc::new(Context { device, raw, health });
@@ -208,6 +222,12 @@ impl Stream {
         self.context.health.check(unsafe { result::stream::synchronize(self.raw) }, "waiting for the GPU")
     }
 
+    /// As `synchronize`, whatever happened before: for those who are about to take memory away.
+    pub fn drain(&self) {
+        // SAFETY: the stream is alive. An error has been told, or will be by what comes next.
+        let _ = unsafe { result::stream::synchronize(self.raw) };
+    }
+
     /// What is queued from now on runs after `event`.
     pub fn wait(&self, event: &Event) -> Result<()> {
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
@@ -215,11 +235,10 @@ impl Stream {
         self.context.health.check(unsafe { result::stream::wait_event(self.raw, event.raw, flags) }, "ordering streams")
     }
 
-    /// Copies `bytes` to the device address `to`. The bytes must stay as they are until the copy is done, unless they are pageable (not pinned):
-    /// those the driver copies before it returns.
+    /// Queues a copy of `bytes` to the device address `to`.
     ///
     /// # Safety
-    /// `to` is the address of at least so many bytes of device memory that nothing else uses meanwhile.
+    /// The bytes stay as they are until the copy is done; `to` is the address of at least so many bytes of device memory that nothing else uses meanwhile.
     pub unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
         self.context.health.alive()?;
         // SAFETY: the caller's promise.
@@ -276,6 +295,17 @@ impl Stream {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is alive.
         self.context.health.check(unsafe { result::stream::begin_capture(self.raw, mode) }, "recording a graph")
+    }
+
+    /// Ends the recording and throws away what was recorded.
+    pub fn discard_capture(&self) {
+        // SAFETY: the stream is alive and records; a recording that went wrong gives no graph.
+        if let Ok(graph) = unsafe { result::stream::end_capture(self.raw) }
+            && !graph.is_null()
+        {
+            // SAFETY: the graph is valid and used by nothing.
+            let _ = unsafe { result::graph::destroy(graph) };
+        }
     }
 
     /// Ends the recording; what was recorded, ready to run.
@@ -338,16 +368,14 @@ unsafe impl Sync for Event {}
 impl Event {
     /// `timed` events can be subtracted.
     pub fn new(context: &Arc<Context>, timed: bool) -> Result<Event> {
-        // A thread that waits sleeps: the host has other work.
-        let flags = if timed {
-            sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC
-        } else {
-            sys::CUevent_flags::CU_EVENT_DISABLE_TIMING
-        };
-        Ok(Event {
-            raw: context.health.check(result::event::create(flags), "making an event")?,
-            context: context.clone(),
-        })
+        // A thread that waits sleeps: the processors have files to read.
+        let sleep = sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32;
+        let flags = if timed { sleep } else { sleep | sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32 };
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: writes one handle.
+        let made = unsafe { sys::cuEventCreate(&mut raw, flags) }.result();
+        context.health.check(made, "making an event")?;
+        Ok(Event { raw, context: context.clone() })
     }
 
     pub fn record(&self, stream: &Stream) -> Result<()> {
@@ -429,7 +457,7 @@ impl Pinned {
     }
 
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: so many bytes, as long as this lives; the driver got them from the system as zeroed pages.
+        // SAFETY: so many bytes, as long as this lives; they come from outside Rust, so their values are what they are.
         unsafe { std::slice::from_raw_parts(self.start, self.bytes) }
     }
 
@@ -475,9 +503,23 @@ impl Module {
     /// `ptx` is the text of a module.
     pub fn load(context: &Arc<Context>, name: &str, ptx: &str) -> Result<Arc<Module>> {
         let text = CString::new(ptx).map_err(|_| Error::device("a kernel's text holds a zero byte").at(name))?;
-        // SAFETY: the text ends in a zero and lives through the call.
-        let raw = unsafe { result::module::load_data(text.as_ptr().cast()) };
-        let raw = context.health.check(raw, "compiling kernels for this GPU").map_err(|e| e.at(name))?;
+        use sys::CUjit_option as Option_;
+        let mut log = vec![0u8; 4096];
+        let mut options = [Option_::CU_JIT_ERROR_LOG_BUFFER, Option_::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+        let mut values = [log.as_mut_ptr().cast::<c_void>(), log.len() as *mut c_void];
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: the text ends in a zero; it, the log and both arrays live through the call. The second value is a number, as the driver wants it.
+        let loaded = unsafe {
+            let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
+            sys::cuModuleLoadDataEx(&mut raw, text.as_ptr().cast(), 2, options, values).result()
+        };
+        if let Err(e) = context.health.check(loaded, "compiling kernels for this GPU") {
+            let end = log.iter().position(|&b| b == 0).unwrap_or(log.len());
+            let said = String::from_utf8_lossy(&log[..end]);
+            let first: Vec<&str> = said.lines().filter(|l| !l.trim().is_empty()).take(3).collect();
+            let e = e.at(name).try_("another driver version; --device cpu works");
+            return Err(if first.is_empty() { e } else { e.found(first.join("; ")) });
+        }
         Ok(Arc::new(Module { context: context.clone(), raw }))
     }
 

@@ -118,6 +118,21 @@ static CAST_ANY: Kernel = kernel::<CastParams>("cast_any_sm80", 2);
 static COPY_ROWS_VECTOR: Kernel = kernel::<CopyRowsParams>("copy_rows_vector_sm80", 2);
 static COPY_ROWS_ANY: Kernel = kernel::<CopyRowsParams>("copy_rows_any_sm80", 2);
 
+/// Every kernel of this family.
+pub static KERNELS: &[&Kernel] = &[
+    &GELU_MUL_BF16,
+    &GELU_MUL_ANY,
+    &SILU_BF16,
+    &SILU_ANY,
+    &ADD_BF16,
+    &ADD_ANY,
+    &CAST_F32_BF16,
+    &CAST_BF16_F32,
+    &CAST_ANY,
+    &COPY_ROWS_VECTOR,
+    &COPY_ROWS_ANY,
+];
+
 /// Whether kernels can count rows, columns and strides in 32 bits.
 pub(super) fn counts(matrices: &[&Matrix]) -> Result<(), &'static str> {
     let small = |n: usize| u32::try_from(n).is_ok();

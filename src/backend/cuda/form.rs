@@ -38,9 +38,13 @@ pub(super) struct Form {
 
 /// Some bytes of a weight, from `to` bytes after its place.
 pub(super) enum Piece {
-    /// As `part` stores them, from its byte `from` on.
+    /// As `part` stores them.
     Stored { to: usize, part: HostPart },
-    /// Made on the host.
+    /// The rows of `part`, each made into a row of `segment`: in another type, padded, scaled or reordered.
+    Rows { to: usize, part: HostPart, segment: Segment, how: Use },
+    /// All elements as F32.
+    Vector { to: usize, weight: HostWeight },
+    /// Scales, which are small and in memory.
     Made { to: usize, bytes: Vec<u8> },
 }
 
@@ -84,37 +88,31 @@ impl Form {
         Form { segments, bytes }
     }
 
-    /// What must be copied. Only what the host makes is held in memory, and that is small: vectors, convolutions, matrices of test models.
-    pub fn pieces(&self, weight: &HostWeight, how: Use) -> Result<Vec<Piece>> {
+    /// What must be copied. Nothing large is held in memory: rows are made where they are copied.
+    pub fn pieces(&self, weight: &HostWeight, how: Use) -> Vec<Piece> {
+        if how == Use::Vector {
+            return vec![Piece::Vector { to: 0, weight: weight.clone() }];
+        }
         let mut pieces = Vec::new();
-        match how {
-            Use::Vector => {
-                let bytes = weight.to_f32().iter().flat_map(|v| v.to_le_bytes()).collect();
-                pieces.push(Piece::Made { to: 0, bytes });
+        for s in &self.segments {
+            let mut row = 0;
+            let mut scales = Vec::new();
+            for part in parts_of(weight, s) {
+                let to = s.offset + row * s.stride * s.dtype.size();
+                let alike = s.stride == s.cols && part.dtype == s.dtype;
+                pieces.push(match how {
+                    Use::Matrix if alike => Piece::Stored { to, part: part.clone() },
+                    Use::Table if alike && is_one(part) => Piece::Stored { to, part: part.clone() },
+                    _ => Piece::Rows { to, part: part.clone(), segment: *s, how },
+                });
+                scales.extend((0..part.rows).flat_map(|r| part.scale.of(r).to_le_bytes()));
+                row += part.rows;
             }
-            Use::Kernel { taps } => pieces.push(Piece::Made { to: 0, bytes: kernel(weight, &self.segments[0], taps) }),
-            Use::Matrix | Use::Table => {
-                for s in &self.segments {
-                    let mut row = 0;
-                    let mut scales = Vec::new();
-                    for part in parts_of(weight, s) {
-                        let to = s.offset + row * s.stride * s.dtype.size();
-                        let raw = s.stride == s.cols && part.dtype == s.dtype && (how == Use::Matrix || is_one(part));
-                        pieces.push(if raw {
-                            Piece::Stored { to, part: part.clone() }
-                        } else {
-                            Piece::Made { to, bytes: rows(part, s, how) }
-                        });
-                        scales.extend((0..part.rows).flat_map(|r| part.scale.of(r).to_le_bytes()));
-                        row += part.rows;
-                    }
-                    if let Some(to) = s.scales {
-                        pieces.push(Piece::Made { to, bytes: scales });
-                    }
-                }
+            if let Some(to) = s.scales {
+                pieces.push(Piece::Made { to, bytes: scales });
             }
         }
-        Ok(pieces)
+        pieces
     }
 }
 
@@ -145,43 +143,39 @@ fn segment(first: usize, rows: usize, cols: usize, dtype: DType) -> Segment {
     Segment { first, rows, cols, dtype, stride, offset: 0, scales: None }
 }
 
-/// The rows of `part`, padded with zeros, in the segment's type; for a table, scaled.
-fn rows(part: &HostPart, segment: &Segment, how: Use) -> Vec<u8> {
-    let size = part.dtype.size();
-    let mut out = Vec::with_capacity(part.rows * segment.stride * segment.dtype.size());
-    let pad = (segment.stride - segment.cols) * segment.dtype.size();
-    for (r, row) in part.bytes().chunks_exact((part.cols * size).max(1)).enumerate() {
-        let scale = if how == Use::Table { part.scale.of(r) } else { 1.0 };
-        if part.dtype == segment.dtype && scale == 1.0 {
-            out.extend_from_slice(row);
-        } else {
-            row.chunks_exact(size).for_each(|b| segment.dtype.encode(part.dtype.decode(b) * scale, &mut out));
+/// All elements of a vector as F32, read rather than mapped in: a file that was cut short is an error then.
+pub(super) fn vector(weight: &HostWeight) -> Result<Vec<u8>> {
+    let mut out = Vec::with_capacity(4 * weight.rows * weight.cols);
+    for part in &weight.parts {
+        let size = part.dtype.size();
+        let mut stored = vec![0; part.rows * part.cols * size];
+        part.source.read_at(part.offset, &mut stored)?;
+        for (r, row) in stored.chunks_exact((part.cols * size).max(1)).enumerate() {
+            let scale = part.scale.of(r);
+            out.extend(row.chunks_exact(size).flat_map(|b| (part.dtype.decode(b) * scale).to_le_bytes()));
         }
-        out.resize(out.len() + pad, 0);
     }
-    out
+    Ok(out)
 }
 
-/// A convolution's weight as BF16, `out x taps x in` from `out x in x taps`.
-fn kernel(weight: &HostWeight, segment: &Segment, taps: usize) -> Vec<u8> {
-    use rayon::prelude::*;
-    let channels = weight.cols / taps;
-    let rows: Vec<(&HostPart, usize)> = weight.parts.iter().flat_map(|p| (0..p.rows).map(move |r| (p, r))).collect();
-    let one = |&(part, r): &(&HostPart, usize)| {
-        let size = part.dtype.size();
-        let row = &part.bytes()[r * part.cols * size..(r + 1) * part.cols * size];
-        let scale = part.scale.of(r);
-        let mut out = Vec::with_capacity(2 * segment.stride);
-        for tap in 0..taps {
-            for c in 0..channels {
-                let at = (c * taps + tap) * size;
-                DType::BF16.encode(part.dtype.decode(&row[at..at + size]) * scale, &mut out);
-            }
-        }
-        out.resize(2 * segment.stride, 0);
-        out
+/// Row `r` of `part`, whose stored bytes are `from`, as a row of `segment`.
+pub(super) fn row(part: &HostPart, r: usize, from: &[u8], segment: &Segment, how: Use, out: &mut Vec<u8>) {
+    let size = part.dtype.size();
+    // A matrix keeps its scales beside it.
+    let scale = if how == Use::Matrix { 1.0 } else { part.scale.of(r) };
+    let mut put = |b: &[u8]| match part.dtype == segment.dtype && scale == 1.0 {
+        true => out.extend_from_slice(b),
+        false => segment.dtype.encode(part.dtype.decode(b) * scale, out),
     };
-    rows.par_iter().flat_map_iter(one).collect()
+    match how {
+        // `in x taps` to `taps x in`.
+        Use::Kernel { taps } => {
+            let channels = part.cols / taps;
+            (0..taps).for_each(|tap| (0..channels).for_each(|c| put(&from[(c * taps + tap) * size..][..size])));
+        }
+        _ => from.chunks_exact(size).for_each(put),
+    }
+    out.resize(out.len() + (segment.stride - segment.cols) * segment.dtype.size(), 0);
 }
 
 #[cfg(test)]
@@ -200,12 +194,20 @@ mod tests {
     fn image(weight: &HostWeight, how: Use) -> (Form, Vec<u8>) {
         let form = Form::of(weight, how);
         let mut bytes = vec![0xee; form.bytes];
-        for piece in form.pieces(weight, how).unwrap() {
-            let (to, from) = match &piece {
-                Piece::Stored { to, part } => (*to, part.bytes()),
-                Piece::Made { to, bytes } => (*to, bytes.as_slice()),
+        for piece in form.pieces(weight, how) {
+            let (to, from) = match piece {
+                Piece::Stored { to, part } => (to, part.bytes().to_vec()),
+                Piece::Made { to, bytes } => (to, bytes),
+                Piece::Vector { to, weight } => (to, vector(&weight).unwrap()),
+                Piece::Rows { to, part, segment, how } => {
+                    let mut made = Vec::new();
+                    for (r, from) in part.bytes().chunks_exact(part.cols * part.dtype.size()).enumerate() {
+                        row(&part, r, from, &segment, how, &mut made);
+                    }
+                    (to, made)
+                }
             };
-            bytes[to..to + from.len()].copy_from_slice(from);
+            bytes[to..to + from.len()].copy_from_slice(&from);
         }
         (form, bytes)
     }

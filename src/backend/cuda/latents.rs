@@ -123,6 +123,9 @@ static PACK_ANY: Kernel = kernel::<LatentParams>("pack_any_sm80", 2);
 static UNPACK_ANY: Kernel = kernel::<LatentParams>("unpack_any_sm80", 2);
 static EULER_STEP_ANY: Kernel = kernel::<EulerParams>("euler_step_any_sm80", 3);
 
+/// Every kernel of this family.
+pub static KERNELS: &[&Kernel] = &[&EMBED_ANY, &TIMESTEP_EMBED_ANY, &PACK_ANY, &UNPACK_ANY, &EULER_STEP_ANY];
+
 /// Tables and positions are weights, which stay in their stored type.
 fn stored(m: &Matrix) -> Result<(), &'static str> {
     let known = matches!(m.dtype, DType::BF16 | DType::F16 | DType::F32);

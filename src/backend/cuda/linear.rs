@@ -231,6 +231,24 @@ family!(WITH_F16, "f16", 3 * 16_384, 3 * 8_192);
 family!(WITH_E4M3, "e4m3", 4 * 12_288, 4 * 6_144);
 family!(WITH_E5M2, "e5m2", 4 * 12_288, 4 * 6_144);
 
+/// Every kernel of this family.
+pub static KERNELS: &[&Kernel] = &[
+    &REDUCE,
+    &ANY,
+    &WITH_BF16.large,
+    &WITH_BF16.small,
+    &WITH_BF16.few,
+    &WITH_F16.large,
+    &WITH_F16.small,
+    &WITH_F16.few,
+    &WITH_E4M3.large,
+    &WITH_E4M3.small,
+    &WITH_E4M3.few,
+    &WITH_E5M2.large,
+    &WITH_E5M2.small,
+    &WITH_E5M2.few,
+];
+
 fn typed(a: &LinearArgs, dtype: DType) -> Result<(), &'static str> {
     if a.w.dtype == dtype { vectors(a) } else { Err("the weights have another element type") }
 }

@@ -106,6 +106,9 @@ static PRODUCT: Kernel = Kernel {
     shared: 3 * 2 * 128 * 64,
 };
 
+/// Every kernel of this family.
+pub static KERNELS: &[&Kernel] = &[&QUANTISE, &PRODUCT];
+
 fn accepts(a: &LinearArgs, device: &Device) -> Result<(), &'static str> {
     w8a8(a, device)?;
     if matches!(device.capability.0, 9..=11) {

@@ -22,7 +22,7 @@ static QUANTISE: Kernel = quantise_kernel("linear_hopper.sm90a");
 
 /// The kernels of one pair of element types.
 struct Family {
-    /// For tiles of 256, 192 and 128 rows.
+    /// For the tiles of `TILES`.
     kernels: [Kernel; 3],
     /// Elements of x in 128 bytes.
     x_step: u32,
@@ -61,17 +61,15 @@ fn time(a: &LinearArgs, device: &Device, (rows, rate): (usize, f64)) -> f64 {
     (rounds * rows * (a.x.cols + 192)) as f64 / rate
 }
 
-/// The product of x, which lies at `address` with `pitch` bytes from row to row, and w.
+/// The product of x, which lies at `address` with `pitch` bytes from row to row, and w, by the tile `TILES[tile]`.
 fn product(
-    family: &'static Family,
+    (family, tile): (&'static Family, usize),
     a: &LinearArgs,
     device: &Device,
     (address, pitch, dtype): (u64, usize, DType),
     x_scales: u64,
 ) -> Launch {
-    let time = |&i: &usize| time(a, device, TILES[i]);
-    let best = (0..TILES.len()).min_by(|i, j| time(i).total_cmp(&time(j))).unwrap_or(0);
-    let (kernel, rows) = (&family.kernels[best], TILES[best].0);
+    let (kernel, rows) = (&family.kernels[tile], TILES[tile].0);
     let mut addresses = buffers(a);
     addresses[7] = x_scales;
     let x = TensorMap {
@@ -101,10 +99,6 @@ fn product(
     }
 }
 
-fn product_of_bf16(family: &'static Family, a: &LinearArgs, device: &Device) -> Launch {
-    product(family, a, device, (a.x.address, a.x.stride * 2, DType::BF16), 0)
-}
-
 /// What TMA wants of bf16 x, and of w.
 fn copies(a: &LinearArgs, device: &Device, dtype: DType) -> Result<(), &'static str> {
     legal(a)?;
@@ -131,32 +125,65 @@ fn fits(a: &LinearArgs, device: &Device) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// All of K, all rows, any window of out; x in bf16 must begin at multiples of 16 bytes.
+/// x in bf16 as it lies there.
+macro_rules! of_bf16 {
+    ($family:ident, $tile:literal, $dtype:ident, $name:literal) => {
+        Variant {
+            name: $name,
+            arch: Arch::Only(9, 0),
+            accepts: |a, device| copies(a, device, DType::$dtype),
+            scratch: |_, _| 0,
+            launches: |a, device| {
+                let x = (a.x.address, a.x.stride * 2, DType::BF16);
+                vec![product((&$family, $tile), a, device, x, 0)]
+            },
+        }
+    };
+}
+
+/// x is quantised row by row, then multiplied.
+macro_rules! of_e4m3 {
+    ($family:ident, $tile:literal, $name:literal) => {
+        Variant {
+            name: $name,
+            arch: Arch::Only(9, 0),
+            accepts: |a, device| w8a8(a, device).and_then(|()| fits(a, device)),
+            scratch: |a, _| Quantised::bytes(a),
+            launches: |a, device| {
+                let q = Quantised::in_scratch(a);
+                let x = (q.address, q.pitch, DType::F8E4M3);
+                vec![q.launch(&QUANTISE, a), product((&$family, $tile), a, device, x, q.scales)]
+            },
+        }
+    };
+}
+
+/// All of K, all rows, any window of out; x in bf16 must begin at multiples of 16 bytes. Family by family, in each the tiles of `TILES`, all of which
+/// take the same operands.
 pub static LINEAR_HOPPER: &[Variant<LinearArgs>] = &[
-    Variant {
-        name: "linear_e4m3_w8a8_wgmma_sm90a",
-        arch: Arch::Only(9, 0),
-        accepts: |a, device| w8a8(a, device).and_then(|()| fits(a, device)),
-        scratch: |a, _| Quantised::bytes(a),
-        launches: |a, device| {
-            let x = Quantised::in_scratch(a);
-            vec![x.launch(&QUANTISE, a), product(&W8A8, a, device, (x.address, x.pitch, DType::F8E4M3), x.scales)]
-        },
-    },
-    Variant {
-        name: "linear_bf16_wgmma_sm90a",
-        arch: Arch::Only(9, 0),
-        accepts: |a, device| copies(a, device, DType::BF16),
-        scratch: |_, _| 0,
-        launches: |a, device| vec![product_of_bf16(&BF16, a, device)],
-    },
-    Variant {
-        name: "linear_e4m3_wgmma_sm90a",
-        arch: Arch::Only(9, 0),
-        accepts: |a, device| copies(a, device, DType::F8E4M3),
-        scratch: |_, _| 0,
-        launches: |a, device| vec![product_of_bf16(&E4M3, a, device)],
-    },
+    of_e4m3!(W8A8, 0, "linear_e4m3_w8a8_wgmma_256x128_sm90a"),
+    of_e4m3!(W8A8, 1, "linear_e4m3_w8a8_wgmma_192x128_sm90a"),
+    of_e4m3!(W8A8, 2, "linear_e4m3_w8a8_wgmma_128x128_sm90a"),
+    of_bf16!(BF16, 0, BF16, "linear_bf16_wgmma_256x128_sm90a"),
+    of_bf16!(BF16, 1, BF16, "linear_bf16_wgmma_192x128_sm90a"),
+    of_bf16!(BF16, 2, BF16, "linear_bf16_wgmma_128x128_sm90a"),
+    of_bf16!(E4M3, 0, F8E4M3, "linear_e4m3_wgmma_256x128_sm90a"),
+    of_bf16!(E4M3, 1, F8E4M3, "linear_e4m3_wgmma_192x128_sm90a"),
+    of_bf16!(E4M3, 2, F8E4M3, "linear_e4m3_wgmma_128x128_sm90a"),
+];
+
+/// Every kernel of this family.
+pub static KERNELS: &[&Kernel] = &[
+    &QUANTISE,
+    &W8A8.kernels[0],
+    &W8A8.kernels[1],
+    &W8A8.kernels[2],
+    &BF16.kernels[0],
+    &BF16.kernels[1],
+    &BF16.kernels[2],
+    &E4M3.kernels[0],
+    &E4M3.kernels[1],
+    &E4M3.kernels[2],
 ];
 
 /// The variant of `LINEAR_HOPPER` where it should be faster than all others: enough tiles for half of the multiprocessors (k is not split),
@@ -165,5 +192,9 @@ pub fn choose(a: &LinearArgs, device: &Device) -> Option<&'static Variant<Linear
     if a.out.rows < 64 || 2 * tiles(a, 128) < device.processors as usize {
         return None;
     }
-    LINEAR_HOPPER.iter().find(|v| v.arch.runs_on(device.capability) && (v.accepts)(a, device).is_ok())
+    let runs = |v: &Variant<LinearArgs>| v.arch.runs_on(device.capability) && (v.accepts)(a, device).is_ok();
+    let family = LINEAR_HOPPER.chunks(TILES.len()).find(|family| runs(&family[0]))?;
+    let time = |&i: &usize| time(a, device, TILES[i]);
+    let best = (0..TILES.len()).min_by(|i, j| time(i).total_cmp(&time(j)))?;
+    family.get(best)
 }

@@ -47,6 +47,10 @@ const ALIGNMENT: usize = form::ALIGN;
 const GRANULARITY: usize = 2 << 20;
 /// What context and code are taken to use where nobody can measure it: about what a recent driver takes on a large GPU.
 const ALLOWANCE_BYTES: u64 = 600 << 20;
+/// What context and code can take.
+const PLAUSIBLE_BYTES: std::ops::RangeInclusive<u64> = 96 << 20..=1536 << 20;
+/// What recorded runs may take: some kilobytes for each of a thousand launches.
+const GRAPH_BYTES: u64 = 16 << 20;
 /// Launches between two looks at how far the GPU is behind, and how many such looks it may be behind. Enough to keep it busy, few enough that a cancelled
 /// run ends within a fraction of a second.
 const LAG_LAUNCHES: usize = 16;
@@ -63,7 +67,13 @@ pub struct CudaOptions {
     pub kernels: Vec<(String, String)>,
     /// Host memory that may be pinned for weights that pass in every step, beside the staging ring.
     pub pinned_bytes: u64,
+    /// Runs that take less than this many seconds are recorded as CUDA graphs; `None` is 0.05. Launching costs some microseconds a kernel, which only short
+    /// runs feel, and a replayed run cannot be cancelled within.
+    pub record_below_seconds: Option<f64>,
 }
+
+/// See `CudaOptions::record_below_seconds`.
+const RECORD_BELOW_SECONDS: f64 = 0.05;
 
 /// One GPU that the driver lists.
 #[derive(Debug, Clone)]
@@ -75,15 +85,36 @@ pub struct Gpu {
     pub total_bytes: u64,
     /// CUDA version of the driver, as 1000 * major + 10 * minor.
     pub driver: i32,
+    /// `CudaOptions::fp8` is possible.
+    pub fp8: bool,
     /// Why it cannot be used, if it cannot.
     pub unusable: Option<String>,
+}
+
+/// Whether this machine has an NVIDIA driver at all.
+pub fn driver_present() -> bool {
+    driver::present()
 }
 
 /// The GPUs of this machine; an error says why there are none. Makes no context.
 pub fn gpus() -> Result<Vec<Gpu>> {
     (0..driver::count()?)
         .map(|ordinal| {
-            let facts = driver::facts(ordinal)?;
+            let facts = match driver::facts(ordinal) {
+                Ok(facts) => facts,
+                // One that has fallen off the bus is no reason to forget the others.
+                Err(e) => {
+                    return Ok(Gpu {
+                        ordinal: ordinal as usize,
+                        name: "unknown".into(),
+                        capability: (0, 0),
+                        total_bytes: 0,
+                        driver: 0,
+                        fp8: false,
+                        unusable: Some(e.to_string()),
+                    });
+                }
+            };
             let unusable = too_old(facts.capability).then(|| {
                 format!("compute capability {}.{}, 8.0 or newer is needed", facts.capability.0, facts.capability.1)
             });
@@ -93,10 +124,17 @@ pub fn gpus() -> Result<Vec<Gpu>> {
                 capability: facts.capability,
                 total_bytes: facts.total_bytes,
                 driver: facts.driver,
+                fp8: multiplies_fp8(facts.capability, facts.driver),
                 unusable,
             })
         })
         .collect()
+}
+
+/// Whether there are FP8 products for a GPU of `capability` with a driver of `driver`.
+fn multiplies_fp8(capability: (u32, u32), driver: i32) -> bool {
+    let tables = linear_fp8::LINEAR_FP8.iter().chain(linear_hopper::LINEAR_HOPPER);
+    tables.filter(|v| v.name.contains("_w8a8_")).any(|v| choice::runs(v.arch, capability, driver))
 }
 
 /// The kernels use `cp.async` and BF16 tensor cores.
@@ -120,6 +158,14 @@ pub struct CudaBackend {
     weights: HashMap<WeightKey, Held>,
     /// The run being recorded.
     recording: Option<u64>,
+    /// Runs are recorded at all: until that fails once.
+    records: bool,
+    /// Runs that took the GPU less than this many seconds are worth recording.
+    record_below_seconds: f64,
+    /// Begin and end of the last run that was not replayed.
+    timed: (Option<Event>, Option<Event>),
+    /// What the phases to come hold at most, in bytes.
+    room_bytes: usize,
     /// Points that the GPU has yet to pass, oldest first, and launches since the last.
     behind: VecDeque<Event>,
     since: usize,
@@ -132,7 +178,7 @@ pub struct Mark(Event);
 impl CudaBackend {
     /// Opens a GPU and compiles the kernels for it (the driver keeps them in a cache of its own).
     pub fn new(options: CudaOptions) -> Result<CudaBackend> {
-        let CudaOptions { ordinal, fp8, kernels, pinned_bytes } = options;
+        let CudaOptions { ordinal, fp8, kernels, pinned_bytes, record_below_seconds } = options;
         let name = format!("cuda:{ordinal}");
         let count = driver::count()?;
         let index = i32::try_from(ordinal).ok().filter(|&n| n < count).ok_or_else(|| {
@@ -147,11 +193,12 @@ impl CudaBackend {
                 .expected("8.0 or newer (RTX 30 series, A100)")
                 .try_("--device cpu"));
         }
-        if fp8 && facts.capability < (8, 9) {
-            return Err(Error::argument("this GPU has no FP8 tensor cores")
+        if fp8 && !multiplies_fp8(facts.capability, facts.driver) {
+            let cuda = format!("CUDA {}.{}", facts.driver / 1000, facts.driver % 1000 / 10);
+            return Err(Error::argument("no FP8 products on this GPU with this driver")
                 .at("--compute")
-                .found(format!("{}, compute capability {major}.{minor}", facts.name))
-                .expected("8.9 or newer (RTX 40 series, H100)")
+                .found(format!("{}, compute capability {major}.{minor}, {cuda}", facts.name))
+                .expected("8.9, 9.0, or 12.0 and newer (RTX 40 and 50 series, H100), CUDA 12.4 or newer")
                 .try_("--compute auto: FP8 weights are used all the same, computed in BF16"));
         }
         let device = Device {
@@ -171,10 +218,10 @@ impl CudaBackend {
         let stage = Stage::new(&context, pinned_bytes)?;
         let (free_bytes, memory_bytes) = context.memory()?;
         let after = nvml.as_ref().and_then(Nvml::used);
-        let overhead_bytes = match (before, after) {
-            (Some(before), Some(after)) if after > before => after - before,
-            _ => ALLOWANCE_BYTES,
-        };
+        // Other programs come and go while the driver compiles: what cannot be a context is not believed.
+        let measured = before.zip(after).and_then(|(before, after)| after.checked_sub(before));
+        let context_bytes = measured.filter(|n| PLAUSIBLE_BYTES.contains(n)).unwrap_or(ALLOWANCE_BYTES);
+        let overhead_bytes = context_bytes + GRAPH_BYTES;
         let caps = Caps {
             name,
             description: format!(
@@ -186,7 +233,8 @@ impl CudaBackend {
                 if fp8 { ", fp8" } else { "" }
             ),
             memory_bytes,
-            free_bytes,
+            // What recorded runs will take is counted as overhead, so it is not free.
+            free_bytes: free_bytes.saturating_sub(GRAPH_BYTES),
             overhead_bytes,
             granularity: GRANULARITY,
             activation: DType::BF16,
@@ -205,6 +253,10 @@ impl CudaBackend {
             layout: Layout::default(),
             weights: HashMap::new(),
             recording: None,
+            records: true,
+            record_below_seconds: record_below_seconds.unwrap_or(RECORD_BELOW_SECONDS),
+            timed: (None, None),
+            room_bytes: 0,
             behind: VecDeque::new(),
             since: 0,
             spare: Vec::new(),
@@ -214,6 +266,12 @@ impl CudaBackend {
     /// Forces other variants than those given at the start.
     pub fn force(&mut self, kernels: Vec<(String, String)>) -> Result<()> {
         self.choice.force(kernels)
+    }
+
+    /// Device memory that is free now, in bytes.
+    pub fn free_bytes(&self) -> Result<u64> {
+        self.context.bind()?;
+        Ok(self.context.memory()?.0)
     }
 
     /// A point in the queue of steps, now.
@@ -258,8 +316,22 @@ impl CudaBackend {
     /// What is recorded is thrown away: something else is wanted.
     fn stop_recording(&mut self) {
         if self.recording.take().is_some() {
-            let _ = self.compute.end_capture(); // an unfinished recording may be refused, and is over all the same
+            self.compute.discard_capture();
         }
+    }
+
+    /// Marks a point of a run that may be worth recording next time.
+    fn point(&self) -> Option<Event> {
+        let event = Event::new(&self.context, true).ok()?;
+        event.record(&self.compute).ok()?;
+        Some(event)
+    }
+
+    /// Whether the last run was so short that launching it costs.
+    fn worth_recording(&self) -> bool {
+        let (Some(begin), Some(end)) = &self.timed else { return false };
+        let seconds = end.synchronize().and_then(|()| end.seconds_since(begin));
+        self.records && seconds.is_ok_and(|s| s < self.record_below_seconds)
     }
 
     fn launch(&mut self, launch: &Launch) -> Result<()> {
@@ -294,7 +366,7 @@ impl CudaBackend {
     }
 }
 
-/// Compiles every module that this device and its driver can run, and finds all their kernels: from then on the device's memory changes by `reserve` alone.
+/// Compiles every module that this device and its driver can run, and finds all their kernels: from then on the device's memory changes by `reserve`, and a little by recorded runs.
 fn functions(context: &Arc<Context>, choice: &Choice) -> Result<HashMap<(&'static str, &'static str), Function>> {
     type Loaded = Vec<((&'static str, &'static str), Function)>;
     // The first time, the driver compiles: a second or so for each module, so they are compiled side by side.
@@ -337,10 +409,23 @@ impl Backend for CudaBackend {
         self.sync()?;
         self.graph = None;
         self.weights.clear();
+        self.layout = Layout::default();
+        let bytes = (layout.bytes(GRANULARITY) as usize).max(self.room_bytes);
+        if self.memory.bytes == bytes {
+            self.layout = layout;
+            return Ok(());
+        }
         // The old memory goes first: both at once would break the promise.
         self.memory = Buffer::new(&self.context, 0)?;
-        self.layout = Layout::default();
-        let bytes = layout.bytes(GRANULARITY) as usize;
+        // Where the driver makes room by moving memory to the host (Windows), it would not refuse, and everything would crawl.
+        let (free, _) = self.context.memory()?;
+        if bytes as u64 > free {
+            return Err(Error::memory("the GPU has less memory free than was planned")
+                .at(&self.caps.name)
+                .found(format!("{:.2} GB", free as f64 / 1e9))
+                .expected(format!("{:.2} GB", bytes as f64 / 1e9))
+                .try_("a smaller --vram or picture, or end other programs that use the GPU"));
+        }
         self.memory = Buffer::new(&self.context, bytes)?;
         self.layout = layout;
         Ok(())
@@ -367,8 +452,8 @@ impl Backend for CudaBackend {
         let form = Form::of(weight, how);
         let (from, offset, room, keep) = match place {
             Place::Resident(offset) => (self.layout.arena_bytes, offset, self.layout.resident_bytes, false),
-            Place::Ring(offset) => {
-                (self.layout.arena_bytes + self.layout.resident_bytes, offset, self.layout.ring_bytes, true)
+            Place::Ring { offset, again } => {
+                (self.layout.arena_bytes + self.layout.resident_bytes, offset, self.layout.ring_bytes, again)
             }
         };
         if offset.checked_add(form.bytes).is_none_or(|end| end > room) {
@@ -378,7 +463,7 @@ impl Backend for CudaBackend {
                 .expected(format!("an end within {room}")));
         }
         let address = self.memory.address + (from + offset) as u64;
-        let pieces = form.pieces(weight, how)?;
+        let pieces = form.pieces(weight, how);
         self.stage.want(key, address, pieces, keep, &self.compute)?;
         self.weights.insert(key, Held { form, address, rows: weight.rows, cols: weight.cols });
         Ok(())
@@ -405,14 +490,18 @@ impl Backend for CudaBackend {
             return Ok(true);
         }
         // The first run brings the weights; what waits for another stream cannot be recorded.
-        if done == 1 {
+        if done >= 1 && self.worth_recording() {
             self.graph = None;
             for key in self.weights.keys() {
                 self.stage.arrive(*key, &self.compute)?;
             }
-            self.compute.begin_capture()?;
-            self.recording = Some(id);
+            match self.compute.begin_capture() {
+                Ok(()) => self.recording = Some(id),
+                Err(_) if self.context.health.alive().is_ok() => self.records = false,
+                Err(e) => return Err(e),
+            }
         }
+        self.timed = (if self.recording.is_none() { self.point() } else { None }, None);
         Ok(false)
     }
 
@@ -428,22 +517,45 @@ impl Backend for CudaBackend {
         self.hold_back(launches.len())
     }
 
-    fn end(&mut self) -> Result<()> {
-        if let Some(id) = self.recording.take() {
-            let graph = self.compute.end_capture()?;
-            // SAFETY: as in `begin`.
-            unsafe { self.compute.replay(&graph) }?;
-            self.graph = Some((id, graph));
+    fn end(&mut self) -> Result<bool> {
+        let Some(id) = self.recording.take() else {
+            if self.timed.0.is_some() {
+                self.timed.1 = self.point();
+            }
+            return Ok(true);
+        };
+        // SAFETY: as in `begin`.
+        let replayed = self.compute.end_capture().and_then(|g| unsafe { self.compute.replay(&g) }.map(|()| g));
+        match replayed {
+            Ok(graph) => {
+                self.graph = Some((id, graph));
+                Ok(true)
+            }
+            // No room for a graph, or a driver that records no such thing: it goes without.
+            Err(_) if self.context.health.alive().is_ok() => {
+                self.records = false;
+                Ok(false)
+            }
+            Err(e) => Err(e),
         }
-        Ok(())
+    }
+
+    fn expect(&mut self, bytes: u64) {
+        self.room_bytes = bytes as usize;
+    }
+
+    fn allow_host(&mut self, bytes: u64) {
+        self.stage.allow(bytes);
     }
 
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
         self.context.bind()?;
         self.stop_recording();
         let to = self.arena(offset, bytes.len())?;
-        // SAFETY: the range lies in the arena; the bytes are pageable, so the driver has taken them when the call returns.
-        unsafe { self.compute.upload(to, bytes) }
+        // SAFETY: the range lies in the arena; the copy is waited for.
+        let queued = unsafe { self.compute.upload(to, bytes) };
+        let done = self.compute.synchronize();
+        queued.and(done)
     }
 
     fn read(&mut self, offset: usize, bytes: &mut [u8]) -> Result<()> {
@@ -468,6 +580,6 @@ impl Drop for CudaBackend {
         let _ = self.context.bind();
         self.stop_recording();
         self.stage.settle();
-        let _ = self.compute.synchronize();
+        self.compute.drain();
     }
 }

@@ -127,6 +127,18 @@ static RMS_NORM_ANY: Kernel = norm_kernel("rms_norm_any_sm80", 3);
 static QK_NORM_ROPE_BF16: Kernel = kernel("qk_norm_rope_bf16_sm80", 5, size_of::<QkNormRopeParams>());
 static QK_NORM_ROPE_ANY: Kernel = kernel("qk_norm_rope_any_sm80", 5, size_of::<QkNormRopeParams>());
 
+/// Every kernel of this family.
+pub static KERNELS: &[&Kernel] = &[
+    &LAYER_NORM_MODULATE_BF16,
+    &LAYER_NORM_MODULATE_ANY,
+    &LAYER_NORM_BF16,
+    &LAYER_NORM_ANY,
+    &RMS_NORM_BF16,
+    &RMS_NORM_ANY,
+    &QK_NORM_ROPE_BF16,
+    &QK_NORM_ROPE_ANY,
+];
+
 /// Whether f32 vectors begin at multiples of 16 bytes.
 fn aligned(addresses: &[u64]) -> Result<(), &'static str> {
     let all = addresses.iter().all(|a| a.is_multiple_of(16));

@@ -9,13 +9,14 @@
 //! no read at all.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use rayon::prelude::*;
 
 use super::driver::{Context, Event, Pinned, Stream};
-use super::form::Piece;
+use super::form::{self, Piece};
 use crate::backend::WeightKey;
 use crate::error::{Error, Result};
 use crate::tensor::{ByteSource, HostPart};
@@ -59,6 +60,8 @@ struct Shared {
 struct Inner {
     shared: Mutex<Shared>,
     changed: Condvar,
+    /// How much pinned memory the copies that are kept may take.
+    keep_bytes: AtomicU64,
 }
 
 impl Inner {
@@ -70,6 +73,7 @@ impl Inner {
 /// The thread's handle.
 pub(super) struct Stage {
     context: Arc<Context>,
+    stream: Arc<Stream>,
     inner: Arc<Inner>,
     thread: Option<JoinHandle<()>>,
 }
@@ -77,25 +81,32 @@ pub(super) struct Stage {
 impl Stage {
     /// Starts the thread; weights that pass again may fill `keep_bytes` of pinned memory beside the ring of chunks.
     pub fn new(context: &Arc<Context>, keep_bytes: u64) -> Result<Stage> {
-        let inner = Arc::new(Inner { shared: Mutex::default(), changed: Condvar::new() });
+        let keep_bytes = AtomicU64::new(keep_bytes);
+        let inner = Arc::new(Inner { shared: Mutex::default(), changed: Condvar::new(), keep_bytes });
         let chunks = (0..CHUNKS)
             .map(|_| Ok((Pinned::new(context, CHUNK)?, Event::new(context, false)?)))
             .collect::<Result<Vec<_>>>()?;
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
         let start = |e: &dyn std::fmt::Display| Error::device(format!("could not start a thread: {e}")).at("cuda");
         let readers = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("cuda-read-{i}"));
+        let stream = Arc::new(Stream::new(context)?);
         let worker = Worker {
-            stream: Stream::new(context)?,
+            stream: stream.clone(),
             context: context.clone(),
             inner: inner.clone(),
             readers: readers.build().map_err(|e| start(&e))?,
             chunks,
             next: 0,
             kept: HashMap::new(),
-            keep_bytes,
+            kept_bytes: 0,
         };
         let thread = std::thread::Builder::new().name("cuda-stage".into()).spawn(move || worker.work());
-        Ok(Stage { context: context.clone(), inner, thread: Some(thread.map_err(|e| start(&e))?) })
+        Ok(Stage { context: context.clone(), stream, inner, thread: Some(thread.map_err(|e| start(&e))?) })
+    }
+
+    /// From now on, copies that are kept may take `bytes` of pinned memory.
+    pub fn allow(&self, bytes: u64) {
+        self.inner.keep_bytes.store(bytes, Ordering::Relaxed);
     }
 
     /// Asks for a weight; `compute` is where its steps run.
@@ -154,11 +165,9 @@ impl Stage {
         while shared.busy.is_some() {
             shared = self.inner.changed.wait(shared).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
-        for (_, state) in shared.states.drain() {
-            if let State::Queued(event) = state {
-                let _ = event.synchronize(); // an error here is told by whatever uses the device next
-            }
-        }
+        shared.states.clear();
+        drop(shared);
+        self.stream.drain();
     }
 }
 
@@ -178,13 +187,13 @@ type Source = (usize, usize, usize);
 struct Worker {
     context: Arc<Context>,
     inner: Arc<Inner>,
-    stream: Stream,
+    stream: Arc<Stream>,
     readers: rayon::ThreadPool,
     chunks: Vec<(Pinned, Event)>,
     next: usize,
     /// Each with its source, so that no other can come to lie at the same address.
     kept: HashMap<Source, (Pinned, Arc<dyn ByteSource>)>,
-    keep_bytes: u64,
+    kept_bytes: u64,
 }
 
 impl Worker {
@@ -195,7 +204,7 @@ impl Worker {
             let request = loop {
                 if shared.stop {
                     drop(shared);
-                    let _ = self.stream.synchronize(); // the chunks are freed next
+                    self.stream.drain(); // the chunks are freed next
                     return;
                 }
                 match shared.requests.pop_front() {
@@ -236,7 +245,30 @@ impl Worker {
                         out.copy_from_slice(&bytes[from..from + out.len()]);
                         Ok(())
                     };
-                    self.pass(request.to + *to as u64, bytes.len(), &fill)?;
+                    self.pass(request.to + *to as u64, bytes.len(), 1, &fill)?;
+                }
+                Piece::Vector { to, weight } => {
+                    let bytes = form::vector(weight)?;
+                    let fill = |from: usize, out: &mut [u8]| {
+                        out.copy_from_slice(&bytes[from..from + out.len()]);
+                        Ok(())
+                    };
+                    self.pass(request.to + *to as u64, bytes.len(), 1, &fill)?;
+                }
+                Piece::Rows { to, part, segment, how } => {
+                    let (from, width) = (part.cols * part.dtype.size(), segment.stride * segment.dtype.size());
+                    let make = |at: usize, out: &mut [u8]| {
+                        let (first, count) = (at / width, out.len() / width);
+                        let mut stored = vec![0; count * from];
+                        part.source.read_at(part.offset + first * from, &mut stored)?;
+                        let mut made = Vec::with_capacity(out.len());
+                        for (i, bytes) in stored.chunks_exact(from).enumerate() {
+                            form::row(part, first + i, bytes, segment, *how, &mut made);
+                        }
+                        out.copy_from_slice(&made);
+                        Ok(())
+                    };
+                    self.pass(request.to + *to as u64, part.rows * width, width, &make)?;
                 }
                 Piece::Stored { to, part } => self.stored(request.to + *to as u64, part, request.keep)?,
             }
@@ -250,33 +282,45 @@ impl Worker {
         let range = part.range();
         let source = (Arc::as_ptr(&part.source).cast::<()>() as usize, range.start, range.len());
         let read = |from: usize, out: &mut [u8]| part.source.read_at(range.start + from, out);
-        if keep && !self.kept.contains_key(&source) && range.len() as u64 <= self.keep_bytes {
+        let allowed = self.inner.keep_bytes.load(Ordering::Relaxed);
+        if self.kept_bytes > allowed {
+            self.stream.drain(); // they may be being copied
+            self.kept.clear();
+            self.kept_bytes = 0;
+        }
+        if keep && !self.kept.contains_key(&source) && self.kept_bytes + range.len() as u64 <= allowed {
             // A system that refuses to pin so much is no reason to stop: the ring of chunks does as well.
             match Pinned::new(&self.context, range.len()) {
                 Ok(mut own) => {
-                    fill(&self.readers, own.bytes_mut(), &read)?;
-                    self.keep_bytes -= range.len() as u64;
+                    fill(&self.readers, own.bytes_mut(), 1, &read)?;
+                    self.kept_bytes += range.len() as u64;
                     self.kept.insert(source, (own, part.source.clone()));
                 }
-                Err(_) => self.keep_bytes = 0,
+                Err(_) => self.inner.keep_bytes.store(self.kept_bytes, Ordering::Relaxed),
             }
         }
         match self.kept.get(&source) {
             // SAFETY: the place was given to this weight, which is as large; whoever read there before is waited for; the bytes live as long as the stream.
             Some((own, _)) => unsafe { self.stream.upload(to, own.bytes()) },
-            None => self.pass(to, range.len(), &read),
+            None => self.pass(to, range.len(), 1, &read),
         }
     }
 
-    /// Copies `bytes` bytes, made by `read`, through the ring of chunks.
-    fn pass(&mut self, to: u64, bytes: usize, read: &Read) -> Result<()> {
-        for from in (0..bytes).step_by(CHUNK) {
-            let n = CHUNK.min(bytes - from);
+    /// Copies `bytes` bytes, made by `read` in multiples of `unit` bytes, through the ring of chunks.
+    fn pass(&mut self, to: u64, bytes: usize, unit: usize, read: &Read) -> Result<()> {
+        if unit > CHUNK {
+            return Err(Error::model("a row of a weight is larger than what is copied at a time")
+                .found(unit)
+                .expected(format!("at most {CHUNK} bytes")));
+        }
+        let most = CHUNK / unit * unit;
+        for from in (0..bytes).step_by(most) {
+            let n = most.min(bytes - from);
             let (chunk, copied) = &mut self.chunks[self.next];
             self.next = (self.next + 1) % CHUNKS;
             copied.synchronize()?; // an event that was never recorded is reached
             let out = &mut chunk.bytes_mut()[..n];
-            fill(&self.readers, out, &|at, out| read(from + at, out))?;
+            fill(&self.readers, out, unit, &|at, out| read(from + at, out))?;
             // SAFETY: as in `stored`; the chunk is not touched again before the event.
             unsafe { self.stream.upload(to + from as u64, &chunk.bytes()[..n]) }?;
             copied.record(&self.stream)?;
@@ -288,10 +332,10 @@ impl Worker {
 type Read<'a> = dyn Fn(usize, &mut [u8]) -> Result<()> + Sync + 'a;
 
 /// Fills `out` by several readers: one alone copies from the page cache at 5 to 10 GB/s, less than the bus takes.
-fn fill(readers: &rayon::ThreadPool, out: &mut [u8], read: &Read) -> Result<()> {
-    const GRAIN: usize = 1 << 20;
-    if out.len() <= GRAIN {
+fn fill(readers: &rayon::ThreadPool, out: &mut [u8], unit: usize, read: &Read) -> Result<()> {
+    let grain = (1usize << 20).div_ceil(unit) * unit;
+    if out.len() <= grain {
         return read(0, out);
     }
-    readers.install(|| out.par_chunks_mut(GRAIN).enumerate().try_for_each(|(i, part)| read(i * GRAIN, part)))
+    readers.install(|| out.par_chunks_mut(grain).enumerate().try_for_each(|(i, part)| read(i * grain, part)))
 }
