@@ -80,6 +80,8 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
         eprintln!("SKIPPED counts of the PTX machine: the driver is a real one");
         return;
     }
+    // One multiprocessor, so that a block makes several tiles.
+    driver.configure("sms.2=1");
     let open = |ordinal, fp8| CudaBackend::new(CudaOptions { ordinal, fp8, ..CudaOptions::default() }).unwrap();
     let mut ampere = open(driver::RTX_3060, false);
     let mut ada = open(driver::RTX_4060, true);
@@ -103,8 +105,10 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
     let (c, op) = linear(128, 3072, 128, DType::F8E4M3);
     seen.push(c.count(driver, &mut ada, "linear_e4m3_w8a8_128x128_sm89", op));
     for (name, dtype) in [("bf16", DType::BF16), ("e4m3", DType::F8E4M3), ("e4m3_w8a8", DType::F8E4M3)] {
-        let (c, op) = linear(256, 3072, 128, dtype);
-        seen.push(c.count(driver, &mut hopper, &format!("linear_{name}_wgmma_sm90a"), op));
+        for tile in ["256x128", "192x128", "128x128"] {
+            let (c, op) = linear(384, 2048, 128, dtype);
+            seen.push(c.count(driver, &mut hopper, &format!("linear_{name}_wgmma_{tile}_sm90a"), op));
+        }
     }
 
     for (variant, tokens, heads, dim, biased) in [

@@ -28,6 +28,9 @@ struct Memory {
     loads: usize,
     /// The load (counted from 0) that fails.
     fail_at: Option<usize>,
+    /// The step (counted over all runs) that fails, as it does where a weight could not be read.
+    fail_step: Option<usize>,
+    steps: usize,
     checked: usize,
 }
 
@@ -54,6 +57,8 @@ impl Memory {
             loaded: HashMap::new(),
             loads: 0,
             fail_at: None,
+            fail_step: None,
+            steps: 0,
             checked: 0,
         }
     }
@@ -61,7 +66,7 @@ impl Memory {
     fn at(&self, place: Place, bytes: usize) -> &[u8] {
         match place {
             Place::Resident(offset) => &self.resident[offset..offset + bytes],
-            Place::Ring(offset) => &self.ring[offset..offset + bytes],
+            Place::Ring { offset, .. } => &self.ring[offset..offset + bytes],
         }
     }
 }
@@ -97,7 +102,7 @@ impl Backend for Memory {
         let bytes: Vec<u8> = weight.parts.iter().flat_map(|p| p.bytes().to_vec()).collect();
         match place {
             Place::Resident(offset) => self.resident[offset..offset + bytes.len()].copy_from_slice(&bytes),
-            Place::Ring(offset) => self.ring[offset..offset + bytes.len()].copy_from_slice(&bytes),
+            Place::Ring { offset, .. } => self.ring[offset..offset + bytes.len()].copy_from_slice(&bytes),
         }
         self.loaded.insert(key, (place, bytes));
         Ok(())
@@ -109,6 +114,10 @@ impl Backend for Memory {
     }
 
     fn run(&mut self, step: &Step, places: &Places) -> Result<()> {
+        self.steps += 1;
+        if self.fail_step == Some(self.steps - 1) {
+            return Err(Error::model("a weight could not be read"));
+        }
         for w in step.op.weights() {
             let (place, bytes) =
                 self.loaded.get(&places.key(w)).unwrap_or_else(|| panic!("{}: {w} is not there", step.label));
@@ -326,6 +335,31 @@ fn kept_weights_are_loaded_once() {
     assert_eq!(memory.loads, program.weights.len(), "loaded again");
     holdings.clear(&mut memory).unwrap();
     assert!(memory.loaded.is_empty());
+}
+
+/// What failed to come once is asked for again, even where weights stay.
+#[test]
+fn an_error_in_a_run_forgets_the_weights_that_were_to_stay() {
+    let (_, program) = programs();
+    let weights = weights(&program, 4);
+    let (mut memory, mut holdings) = (Memory::new(), Holdings::default());
+    let case = || Case {
+        program: &program,
+        weights: &weights,
+        phase: 0,
+        budget: u64::MAX,
+        runs: 2,
+        keep: true,
+        base: 0,
+        shared: None,
+        stop: None,
+    };
+    memory.fail_step = Some(7);
+    assert_eq!(run(&mut memory, &mut holdings, &case()).unwrap_err().kind(), Kind::Model);
+    memory.fail_step = None;
+    let loads = memory.loads;
+    run(&mut memory, &mut holdings, &case()).unwrap();
+    assert_eq!(memory.loads, loads + program.weights.len(), "what was there before the error was trusted");
 }
 
 /// Kept phases lie side by side; one that does not keep lies over them. Neither may find the other's bytes where its own should be.

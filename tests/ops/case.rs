@@ -133,8 +133,13 @@ impl Case {
     }
 
     pub fn image(&self) -> Vec<u8> {
+        self.image_between(SENTINEL)
+    }
+
+    /// The tensors in their places, every byte between them `gap`.
+    pub fn image_between(&self, gap: u8) -> Vec<u8> {
         let (offsets, end) = self.offsets();
-        let mut image = vec![SENTINEL; end];
+        let mut image = vec![gap; end];
         for (offset, (_, bytes)) in offsets.iter().zip(&self.tensors) {
             image[*offset..offset + bytes.len()].copy_from_slice(bytes);
         }
@@ -170,7 +175,9 @@ impl Case {
         let layout = Layout { arena_bytes: end + GAP, resident_bytes: resident, ring_bytes: 0 };
         backend.reserve(layout)?;
         backend.write(0, image)?;
-        backend.write(end, &[SENTINEL; GAP])?;
+        // The image begins with a gap.
+        let sentinel = [image[0]; GAP];
+        backend.write(end, &sentinel)?;
         let keys: Vec<WeightKey> = (0..self.weights.len() as u64).map(WeightKey).collect();
         for (i, how) in uses(&op, keys.len()).into_iter().enumerate() {
             backend.load(keys[i], Place::Resident(at[i]), &self.weights[i], how)?;
@@ -181,7 +188,7 @@ impl Case {
         backend.read(0, &mut after)?;
         let mut tail = [0; GAP];
         backend.read(end, &mut tail)?;
-        assert_eq!(tail, [SENTINEL; GAP], "{variant}: wrote beyond its scratch: {op}");
+        assert_eq!(tail, sentinel, "{variant}: wrote beyond its scratch: {op}");
         keys.iter().try_for_each(|key| backend.forget(*key))?;
         Ok(after)
     }

@@ -27,10 +27,16 @@ const ROWS: [usize; 4] = [1, 17, 255, 257];
 #[test]
 fn linear_in_every_stored_type() {
     for dtype in [DType::F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2] {
-        // The last three have whole vectors in every row, as the model's matrices do.
-        for (rows, k, n) in
-            [(1, 64, 96), (17, 100, 33), (257, 31, 65), (40, 513, 7), (9, 256, 328), (130, 192, 136), (300, 320, 200)]
-        {
+        let ragged = [(1, 64, 96), (17, 100, 33), (257, 31, 65), (40, 513, 7)];
+        // Whole vectors in every row, as the model's matrices have them; K that ends within a step; K so long that pipelines go round, and parts of it
+        // are summed on their own.
+        let even = [(9, 256, 328), (130, 192, 136), (300, 320, 200), (33, 176, 80), (40, 520, 72)];
+        let long = match dtype {
+            DType::F32 => None,
+            DType::BF16 | DType::F8E4M3 => Some((130, 1032, 136)),
+            _ => Some((70, 2048, 264)),
+        };
+        for (rows, k, n) in ragged.into_iter().chain(even).chain(long) {
             let mut c = Case::new();
             let (x, w, b, out) = (c.input(rows, k), c.weight(n, k, dtype), c.vector(n), c.output(rows, n));
             c.check(Op::Linear { x: x.all(), w, bias: Some(b), epilogue: Epilogue::None, out: out.all() }, 0);
@@ -49,9 +55,21 @@ fn linear_in_every_stored_type() {
 
 #[test]
 fn linear_with_every_epilogue() {
-    for rows in [1, 18, 256] {
+    let scales: Arc<[f32]> = (0..72).map(|i| 0.5 + i as f32 / 64.0).collect();
+    for (rows, dtype) in [
+        (1, DType::BF16),
+        (18, DType::BF16),
+        (18, DType::F16),
+        (18, DType::F8E5M2),
+        (256, DType::BF16),
+        (1, DType::F8E4M3),
+        (18, DType::F8E4M3),
+        (256, DType::F8E4M3),
+    ] {
         let mut c = Case::new();
-        let (x, w, b, out) = (c.input(rows, 40), c.weight(72, 40, DType::BF16), c.vector(72), c.output(rows, 72));
+        let scale = if dtype.size() == 1 { Scale::Rows(scales.clone()) } else { Scale::One };
+        let w = c.weight_of(40, &[(72, dtype, scale)]);
+        let (x, b, out) = (c.input(rows, 40), c.vector(72), c.output(rows, 72));
         let linear = |epilogue, out: Tensor| Op::Linear { x: x.all(), w, bias: Some(b), epilogue, out: out.all() };
         for epilogue in [Epilogue::Silu, Epilogue::GeluTanh, Epilogue::QuickGelu] {
             c.check(linear(epilogue, out), 0);
@@ -59,12 +77,19 @@ fn linear_with_every_epilogue() {
         }
         let residual = c.input(rows, 72);
         let groups = if rows % 2 == 0 { 2 } else { 1 };
-        let gates = c.input(groups, 150);
+        // Gates that begin anywhere, and such as vectors can be read from, for every row the same and for the rows of two pictures.
+        let mut gates = vec![c.input(groups, 150).columns(71, 72), c.input(1, 144).columns(72, 72)];
+        if groups == 2 {
+            gates.push(c.input(2, 144).columns(72, 72));
+        }
         for out in [out, residual] {
             c.check(linear(Epilogue::Add { residual }, out), 0);
-            c.check(linear(Epilogue::GatedAdd { residual, gate: gates.columns(71, 72) }, out), 0);
+            for &gate in &gates {
+                c.check(linear(Epilogue::GatedAdd { residual, gate }, out), 0);
+            }
         }
     }
+    cuda::all_ran("linear");
 }
 
 #[test]
@@ -146,6 +171,17 @@ fn attention_of_every_kind() {
             let (text, image) = (c.output(batch * 5, width), c.output(batch * (tokens - 5), width));
             c.check(op(Some((5, text)), image), 0);
         }
+    }
+    // Several tiles for a block, and heads enough that it goes from one to the next, as in the model's own attention.
+    let (batch, tokens, heads, dim) = (2, 300, 2, 128);
+    let (rows, width) = (batch * tokens, heads * dim);
+    let mut c = Case::new();
+    let qkv = c.input(rows, 3 * width);
+    let (q, k, v) = (qkv.columns(0, width), qkv.columns(width, width), qkv.columns(2 * width, width));
+    let (whole, text, image) = (c.output(rows, width), c.output(batch * 44, width), c.output(batch * 256, width));
+    for (first, out) in [(None, whole), (Some((44, text)), image)] {
+        let out = out.all();
+        c.check(Op::Attention { q, k, v, batch, heads, scale: 0.09, causal: false, bias: None, first, out }, 0);
     }
     cuda::all_ran("attention");
 }

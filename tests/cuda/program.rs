@@ -1,0 +1,311 @@
+//! The whole program on a driver without a GPU, each run with a driver of its own kind (`FLUX_FAKE_CUDA`) and what that reports.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use flux_fast::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, flux, t5, vae};
+use flux_fast::weights::Component;
+use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
+use serde_json::{Value, json};
+
+use crate::common::{psnr, temp_dir};
+
+/// A run of the program that has ended.
+struct Ran {
+    output: Output,
+    /// What the driver reported, one object for each kernel, device and kind of copy; nothing if no device was opened.
+    report: Vec<Value>,
+}
+
+impl Ran {
+    fn told(&self) -> String {
+        String::from_utf8_lossy(&self.output.stderr).into_owned()
+    }
+
+    #[track_caller]
+    fn succeeded(self) -> Ran {
+        assert!(self.output.status.success(), "{}", self.told());
+        self
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.output.stdout).unwrap_or_else(|e| panic!("{e}: {}", self.told()))
+    }
+
+    /// The object that has this key.
+    #[track_caller]
+    fn line(&self, key: &str) -> &Value {
+        self.report.iter().find(|v| v.get(key).is_some()).unwrap_or_else(|| panic!("no {key}: {}", self.told()))
+    }
+
+    /// The most host memory that was pinned at once.
+    fn pinned(&self) -> u64 {
+        self.line("pinned")["peak"].as_u64().unwrap()
+    }
+
+    /// No kernel raced, read what was never written, or went astray. The kernels that ran.
+    #[track_caller]
+    fn kernels(&self) -> Vec<&str> {
+        let kernels: Vec<&Value> = self.report.iter().filter(|v| v["runs"].as_u64() > Some(0)).collect();
+        assert!(!kernels.is_empty(), "nothing ran: {}", self.told());
+        kernels.iter().for_each(|v| assert_eq!(v["findings"], json!([]), "{}", v["kernel"]));
+        kernels.iter().map(|v| v["kernel"].as_str().unwrap()).collect()
+    }
+}
+
+/// Runs the program against the driver without a GPU, set up as `settings` says; none, said aloud, where there can be no such driver.
+fn program(settings: &str, arguments: &[&str]) -> Option<Ran> {
+    let folder = match fake_cuda::folder() {
+        Ok(folder) => folder,
+        Err(e) if cfg!(target_os = "linux") => panic!("{e}"),
+        Err(e) => {
+            eprintln!("SKIPPED the program on a GPU: {e}");
+            return None;
+        }
+    };
+    let own = temp_dir();
+    let report = own.path().join("report");
+    let settings = format!("{settings},report={}", report.display());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flux-fast"));
+    // With one heap for all threads, two runs take about the same host memory. Pictures without a name of their own are not to lie about.
+    command.env("MALLOC_ARENA_MAX", "1");
+    command.env("LD_LIBRARY_PATH", folder).env("FLUX_FAKE_CUDA", settings).current_dir(own.path()).args(arguments);
+    let output = command.output().unwrap();
+    let report = std::fs::read_to_string(report).unwrap_or_default();
+    Some(Ran { output, report: report.lines().map(|l| serde_json::from_str(l).unwrap()).collect() })
+}
+
+fn pixels(path: &Path) -> Vec<f32> {
+    image::open(path).unwrap().to_rgb8().into_raw().into_iter().map(f32::from).collect()
+}
+
+/// The whole engine, from the prompt to the file, on the PTX machine against the CPU.
+#[test]
+fn the_embedded_models_picture_is_that_of_the_cpu() {
+    let folder = temp_dir();
+    let draw = |settings: &str, device: &str, more: &[&str]| {
+        let out = folder.path().join("out.png");
+        let mut arguments = vec!["a fox, 3D style, on a blue background", "-s", "7", "--device", device, "-q", "-o"];
+        arguments.push(out.to_str().unwrap());
+        arguments.extend(more);
+        let ran = program(settings, &arguments)?.succeeded();
+        Some((pixels(&out), ran))
+    };
+    let Some((whole, _)) = draw("", "cpu", &[]) else { return };
+    let (gpu, _) = draw("checks=0", "cuda:0", &[]).unwrap();
+    let db = psnr(&gpu, &whole, 255.0);
+    assert!(db >= 40.0, "{db:.1} dB");
+    let (short, _) = draw("", "cpu", &["--steps", "4"]).unwrap();
+    // One multiprocessor, so that the small model has tiles enough for the kernels that want one for each.
+    for (settings, device, compute, least, kernels) in [
+        ("order=early", "cuda:0", "auto", 40.0, ["linear_e4m3_64x64_sm80", "attention_d128"]),
+        ("sms.1=1", "cuda:1", "fp8", 25.0, ["linear_e4m3_w8a8_128x128_sm89", "quantise_rows_e4m3_sm89"]),
+        ("sms.2=1", "cuda:2", "auto", 40.0, ["linear_e4m3_wgmma_", "attention_d128_wgmma_sm90a"]),
+        ("sms.2=1", "cuda:2", "fp8", 25.0, ["linear_e4m3_w8a8_wgmma_", "attention_d128_wgmma_sm90a"]),
+    ] {
+        let (gpu, ran) = draw(settings, device, &["--steps", "4", "--compute", compute]).unwrap();
+        let db = psnr(&gpu, &short, 255.0);
+        assert!(db >= least, "{device} {compute}: {db:.1} dB");
+        let seen = ran.kernels();
+        assert!(kernels.iter().all(|k| seen.iter().any(|s| s.starts_with(k))), "{device} {compute}: {seen:?}");
+    }
+}
+
+#[test]
+fn errors_have_their_exit_codes_and_say_what_to_do() {
+    let folder = temp_dir();
+    let out = folder.path().join("out.png");
+    let out = out.to_str().unwrap();
+    let draw = |device| ["a fox", "--device", device, "--steps", "1", "-o", out];
+    let cases: &[(&str, i32, &[&str])] = &[
+        ("fail=alloc:1", 5, &["out of memory", "device memory", "--vram"]),
+        ("fail=host:1", 5, &["out of memory", "host memory"]),
+        ("fail=context:1", 5, &["out of memory", "context"]),
+        ("taken.0=11900M", 5, &["does not fit", "--vram"]),
+        ("fail=module:1", 6, &["compiling kernels", "INVALID_PTX"]),
+        ("fail=launch:3", 6, &["lost", "719", "--device cpu"]),
+        ("fail=copy:2", 6, &["lost", "214", "nvidia-smi"]),
+        ("fail=copy:30,order=random:3", 6, &["lost", "214", "nvidia-smi"]),
+        ("fail=launch:100,order=random:4", 6, &["lost", "719", "--device cpu"]),
+        ("fail=init:1", 6, &["of no use", "nvidia-smi"]),
+        ("visible=", 6, &["cuda"]),
+        ("visible=3", 6, &["RTX 2060", "7.5", "8.0"]),
+        ("driver=11040", 6, &["too old", "11.4", "11.8"]),
+    ];
+    for (settings, code, says) in cases {
+        let Some(ran) = program(&format!("{settings},checks=0"), &draw("cuda")) else { return };
+        let told = ran.told();
+        assert_eq!(ran.output.status.code(), Some(*code), "{settings}: {told}");
+        assert!(says.iter().all(|s| told.contains(s)), "{settings}: {told}");
+        assert!(!told.contains("panicked"), "{settings}: {told}");
+        assert!(!Path::new(out).exists(), "{settings}: a picture");
+        // Once a device is lost nothing more is asked of it; two threads may learn of it at the same time.
+        if told.contains("lost") {
+            assert!(ran.line("refused")["refused"].as_u64().unwrap() <= 1, "{settings}: {:?}", ran.line("refused"));
+        }
+    }
+    // Less memory than usual is no error where it is enough.
+    program("taken.0=11G,checks=0", &draw("cuda")).unwrap().succeeded();
+    // A GPU that does not exist, and FP8 products on a GPU without them.
+    let ran = program("", &draw("cuda:9")).unwrap();
+    assert_eq!(ran.output.status.code(), Some(6), "{}", ran.told());
+    let ran = program("", &[&draw("cuda:0")[..], &["--compute", "fp8"]].concat()).unwrap();
+    assert_eq!(ran.output.status.code(), Some(2), "{}", ran.told());
+    // `auto` takes the CPU where the GPU cannot be used, and says so.
+    let ran = program("visible=3", &draw("auto")).unwrap().succeeded();
+    assert!(ran.told().contains("CPU"), "{}", ran.told());
+}
+
+#[test]
+fn without_a_driver_there_is_no_gpu() {
+    let places = ["/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg", "/usr/lib64/libcuda.so.1"];
+    let places =
+        places.into_iter().chain(["/usr/lib/x86_64-linux-gnu/libcuda.so.1", "C:\\Windows\\System32\\nvcuda.dll"]);
+    if let Some(driver) = places.into_iter().find(|p| Path::new(p).exists()) {
+        eprintln!("SKIPPED a machine without an NVIDIA driver: {driver}");
+        return;
+    }
+    let folder = temp_dir();
+    let out = folder.path().join("out.png");
+    let arguments = ["a fox", "--device", "cuda", "-o", out.to_str().unwrap()];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flux-fast"));
+    let output = command.env_remove("LD_LIBRARY_PATH").args(arguments).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(6), "{told}");
+    assert!(told.contains("no NVIDIA driver") && !told.contains("panicked"), "{told}");
+}
+
+/// A checkpoint in scaled fp8, as ComfyUI stores them.
+fn spec(flux: &FluxConfig, t5: &T5Config, clip: &ClipConfig, vae: &VaeConfig, mut more: Value) -> SynthSpec {
+    let named = |component, list: Vec<(String, Vec<usize>)>| list.into_iter().map(move |(n, s)| (component, n, s));
+    let tensors = named(Component::T5, t5::tensors(t5))
+        .chain(named(Component::Clip, clip::tensors(clip)))
+        .chain(named(Component::Flux, flux::tensors(flux)))
+        .chain(named(Component::Vae, vae::tensors(vae)))
+        .collect();
+    more["transformer"] = flux.to_json();
+    more["text_encoder"] = clip.to_json();
+    more["text_encoder_2"] = t5.to_json();
+    more["vae"] = vae.to_json();
+    let (storage, dialect) = (Storage::F8ScaledNew, Dialect::Comfy);
+    SynthSpec { seed: 7, tensors, grid: Grid::F32, storage, dialect, configs: more }
+}
+
+/// A small model whose denoiser's weights are several times everything else, so that little memory means streaming them.
+fn small(folder: &Path) -> PathBuf {
+    let flux = FluxConfig {
+        hidden: 512,
+        heads: 4,
+        mlp_hidden: 2048,
+        depth_double: 2,
+        depth_single: 6,
+        context: 128,
+        pooled: 64,
+        ..FluxConfig::dev()
+    };
+    let t5 = T5Config { vocab: 32128, width: 128, heads: 2, head_dim: 64, ff: 256, layers: 1, ..T5Config::xxl() };
+    let clip = ClipConfig { width: 64, heads: 1, ff: 256, layers: 1, ..ClipConfig::large() };
+    let vae = VaeConfig { channels: vec![32, 64], blocks: 1, ..VaeConfig::flux() };
+    let more = json!({ "tokenizer_2": { "model_max_length": 8 },
+        "generation": { "num_inference_steps": 2, "width": 32, "height": 32 } });
+    let path = folder.join("small.safetensors");
+    synth::write(&spec(&flux, &t5, &clip, &vae, more), &path).unwrap();
+    path
+}
+
+/// The number of megabytes that a refusal names after `flag`.
+#[track_caller]
+fn named(ran: &Ran, flag: &str) -> String {
+    let told = ran.told();
+    assert_eq!(ran.output.status.code(), Some(5), "{told}");
+    let number = told.split(&format!("{flag} ")).nth(1).and_then(|t| t.split('M').next());
+    format!("{}M", number.unwrap_or_else(|| panic!("{told}")))
+}
+
+/// Weights that stay, that pass through the ring of chunks, and that pass from pinned copies: the same file of pixels, and no more pinned than `--ram` allows.
+#[test]
+fn streamed_equals_resident_and_pins_what_it_may() {
+    const RING: u64 = 32 << 20;
+    let folder = temp_dir();
+    let model = small(folder.path());
+    let out = folder.path().join("out.png");
+    let request =
+        ["a lighthouse", "-s", "5", "--device", "cuda:0", "--no-cache", "-q", "--model", model.to_str().unwrap()];
+    let plan = |more: &[&str]| program("", &[&["plan"], &request[..], more].concat());
+    let Some(refused) = plan(&["--vram", "1M"]) else { return };
+    let vram = named(&refused, "--vram");
+    let ram = named(&plan(&["--ram", "1M"]).unwrap(), "--ram");
+    let streamed = |more: &[&str]| {
+        let plan = plan(&[&["--json"], more].concat()).unwrap().succeeded().json();
+        let denoise = plan["phases"].as_array().unwrap().iter().find(|p| p["phase"] == "denoise").unwrap().clone();
+        (denoise["streamed_bytes_per_run"].as_u64().unwrap(), plan["pinned_bytes"].as_u64().unwrap())
+    };
+    assert_eq!(streamed(&[]).0, 0, "all of it stays where there is room");
+    let (bytes, may_pin) = streamed(&["--vram", &vram, "--ram", &ram]);
+    assert!(bytes > 12_000_000 && may_pin < bytes / 2, "{bytes} bytes are streamed, {may_pin} may be pinned");
+
+    let draw = |settings: &str, more: &[&str]| {
+        let ran =
+            program(settings, &[&request[..], &["-o", out.to_str().unwrap()], more].concat()).unwrap().succeeded();
+        ran.kernels();
+        (pixels(&out), ran.pinned())
+    };
+    let (resident, pinned) = draw("order=early,checks=0", &[]);
+    assert_eq!(pinned, RING, "nothing passes twice");
+    for (settings, ram, least) in [
+        ("order=late,checks=0", ram.as_str(), 0),
+        ("order=early,checks=0", "20G", bytes * 9 / 10),
+        ("order=random:1", "20G", bytes * 9 / 10),
+    ] {
+        let (picture, pinned) = draw(settings, &["--vram", &vram, "--ram", ram]);
+        assert!(picture == resident, "{settings}: streamed and resident differ");
+        // How much the process itself takes, and so leaves of `--ram`, is not quite the same every time.
+        let most = if least == 0 { bytes * 3 / 4 } else { bytes + bytes / 2 };
+        assert!((RING + least..=RING + most).contains(&pinned), "{settings}: {pinned} bytes pinned, {bytes} streamed");
+    }
+}
+
+/// A checkpoint of full size whose values are all zero, so that it takes no room.
+fn full_size(path: &Path, flux: &FluxConfig) {
+    let spec = spec(flux, &T5Config::xxl(), &ClipConfig::large(), &VaeConfig::flux(), json!({}));
+    synth::write_hollow(&spec, path).unwrap();
+}
+
+/// The promise: dev in 12 GB and schnell in 8 GB at 1024x1024, text encoders and autoencoder included, on cards that have no more. Sequence and sizes of
+/// allocations and copies are real; the kernels are counted, not run (a step would take a day).
+#[test]
+fn dev_fits_in_12_gb_and_schnell_in_8() {
+    const CONTEXT: u64 = 300 << 20;
+    for (name, flux, card, gigabytes) in
+        [("dev", FluxConfig::dev(), "visible=0", 12), ("schnell", FluxConfig::schnell(), "visible=1", 8)]
+    {
+        let folder = temp_dir();
+        let (path, out) = (folder.path().join(format!("{name}.safetensors")), folder.path().join("out.png"));
+        full_size(&path, &flux);
+        let settings = format!("{card},context={CONTEXT},kernels=skip,copies=skip,checks=0,poison=0");
+        let (path, vram) = (path.to_str().unwrap(), format!("{gigabytes}G"));
+        let request = ["a lighthouse", "--device", "cuda", "--model", path, "--vram", &vram];
+        let request = [&request[..], &["--size", "1024x1024", "--steps", "2", "--no-cache", "-q"]].concat();
+        let Some(plan) = program(&settings, &[&["plan", "--json"], &request[..]].concat()) else { return };
+        let plan = plan.succeeded().json();
+        if name == "dev" {
+            // All of dev's blocks stay: nothing is streamed while denoising.
+            let denoise = plan["phases"].as_array().unwrap().iter().find(|p| p["phase"] == "denoise").unwrap();
+            assert_eq!((&plan["own_memory"], &denoise["streamed_bytes_per_run"]), (&json!(true), &json!(0)), "{plan}");
+        }
+        let spared = plan["overhead_bytes"].as_u64().unwrap() - CONTEXT;
+        let ran = program(&settings, &[&request[..], &["-o", out.to_str().unwrap()]].concat()).unwrap().succeeded();
+        let device = ran.line("device");
+        let peak = device["peak"].as_u64().unwrap();
+        assert!(peak <= gigabytes * 1_000_000_000, "{name}: {peak} bytes of {vram}");
+        assert!(peak > gigabytes * 700_000_000, "{name}: only {peak} bytes of {vram} used");
+        assert_eq!(plan["peak_bytes"], peak + spared, "{name}: not as planned");
+        // There is never more than one piece of memory beside the context, and phases take turns with it.
+        let pieces: Vec<u64> = device["allocations"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
+        assert_eq!(pieces.iter().max(), Some(&(peak - CONTEXT)), "{name}: {pieces:?}");
+        assert!(pieces.iter().all(|&n| n > 64 << 20) && pieces.len() <= 5, "{name}: {pieces:?}");
+        let kernels = ran.report.iter().filter_map(|v| v["kernel"].as_str());
+        assert!(kernels.into_iter().any(|k| k == "attention_d128"), "{name}: {:?}", ran.report);
+        println!("{name}: peak {peak}, in pieces of {pieces:?}, {} pinned", ran.pinned());
+    }
+}
