@@ -1,4 +1,4 @@
-//! `cargo bench --bench ops -- --device cuda[:N]`: every kernel that takes time at FLUX's shapes, by the GPU's own clock, against what the GPU reaches
+//! `cargo bench --bench ops -- --device cuda[:N] [--fp8] [--kernel OP=NAME] [FILTER]`: every kernel that takes time at FLUX's shapes, by the GPU's own clock, against what the GPU reaches
 //! where nothing else limits it. Writes one JSON object a case to the file that `FLUX_FAST_BENCH_JSON` names, under the names that
 //! `benches/peers/flux_torch.py` uses.
 
@@ -31,6 +31,7 @@ pub fn record(line: &str) {
 }
 
 struct Bench<'a> {
+    fp8: bool,
     criterion: &'a mut Criterion,
     backend: CudaBackend,
     ceilings: Ceilings,
@@ -144,7 +145,9 @@ impl Bench<'_> {
         let (x, w, b) = (self.act(rows, k), self.weight(n, k, dtype), self.weight(1, n, DType::F32));
         let out = self.act(rows, n);
         let op = Op::Linear { x: x.all(), w, bias: Some(b), epilogue: Epilogue::GeluTanh, out: out.all() };
+        let fp8 = self.fp8 && dtype == DType::F8E4M3;
         let short = match dtype {
+            _ if fp8 => "e4m3.w8a8",
             DType::F8E4M3 => "e4m3",
             DType::F8E5M2 => "e5m2",
             DType::F16 => "f16",
@@ -194,7 +197,15 @@ impl Bench<'_> {
 
 /// All cases on GPU `ordinal`.
 pub fn run(ordinal: usize) {
-    let mut backend = CudaBackend::new(CudaOptions { ordinal, ..CudaOptions::default() }).unwrap_or_else(|e| {
+    let arguments: Vec<String> = std::env::args().collect();
+    let after = |flag: &str| -> Vec<&String> {
+        arguments.iter().zip(arguments.iter().skip(1)).filter(|(f, _)| *f == flag).map(|(_, v)| v).collect()
+    };
+    let kernels = after("--kernel").into_iter().map(|k| k.split_once('=').expect("--kernel OP=NAME"));
+    let kernels = kernels.map(|(op, name)| (op.to_string(), name.to_string())).collect();
+    let fp8 = arguments.iter().any(|a| a == "--fp8");
+    let options = CudaOptions { ordinal, fp8, kernels, ..CudaOptions::default() };
+    let mut backend = CudaBackend::new(options).unwrap_or_else(|e| {
         eprintln!("SKIPPED: {e}");
         std::process::exit(0);
     });
@@ -203,9 +214,14 @@ pub fn run(ordinal: usize) {
     record(&format!("{{\"name\":\"h2d.pinned\",\"gbps\":{:.2}}}", ceilings.upload_gigabytes));
     record(&format!("{{\"name\":\"ceiling.bf16\",\"tflops\":{:.2}}}", ceilings.teraflops));
     record(&format!("{{\"name\":\"ceiling.copy\",\"gbps\":{:.2}}}", ceilings.gigabytes));
+    let values: Vec<&String> = ["--device", "--kernel"].into_iter().flat_map(after).collect();
+    let filter = arguments.iter().skip(1).find(|a| !a.starts_with("--") && !values.contains(a));
     let mut criterion = Criterion::default();
+    if let Some(filter) = filter {
+        criterion = criterion.with_filter(filter);
+    }
     let (tensors, weights) = (vec![], vec![]);
-    let mut bench = Bench { criterion: &mut criterion, backend, ceilings, tensors, weights };
+    let mut bench = Bench { fp8, criterion: &mut criterion, backend, ceilings, tensors, weights };
     for rows in [4608, 4352] {
         for (k, n) in [(3072, 9216), (3072, 12288), (12288, 3072), (15360, 3072), (3072, 21504)] {
             for dtype in [DType::BF16, DType::F8E4M3] {
