@@ -65,7 +65,7 @@ fn block(c: &mut Criterion) {
             weights.iter().zip(program.uses()).map(|(w, how)| backend.weight_bytes(w, how)).collect();
         let weight = |w: flux_fast::tensor::Weight| &weights[w.id as usize];
         let scratch: Vec<usize> = program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect();
-        let plan = plan::phase(&program, 1, &bytes, &scratch, backend.caps().alignment, u64::MAX).unwrap();
+        let plan = plan::phase(&program, 1, &bytes, &scratch, backend.caps().grain, u64::MAX).unwrap();
         let mut holdings = Holdings::default();
         holdings.reserve(&mut backend, plan.layout(), false).unwrap();
         let mut session = Session::new(&mut backend, &mut holdings, &program, &plan, weights, Tenancy::default());

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use flux_fast::backend::{Backend, Caps, Layout, Place, Places, WeightKey};
+use flux_fast::backend::{Backend, Caps, Grain, Layout, Place, Places, WeightKey};
 use flux_fast::dtype::DType;
 use flux_fast::error::{Error, Kind, Result};
 use flux_fast::model::FluxConfig;
@@ -45,7 +45,7 @@ impl Memory {
             granularity: 1,
             activation: DType::BF16,
             in_place_weights: false,
-            alignment: ALIGN,
+            grain: Grain::whole(ALIGN),
         };
         let empty = Vec::new;
         Memory {
@@ -197,7 +197,7 @@ struct Case<'a> {
 fn run(memory: &mut Memory, holdings: &mut Holdings, case: &Case) -> Result<()> {
     let bytes: Vec<usize> = case.weights.iter().map(HostWeight::bytes).collect();
     let scratch = vec![100; case.program.steps.len()];
-    let plan = plan::phase(case.program, case.runs, &bytes, &scratch, ALIGN, case.budget)?;
+    let plan = plan::phase(case.program, case.runs, &bytes, &scratch, Grain::whole(ALIGN), case.budget)?;
     holdings.reserve(memory, case.shared.unwrap_or(plan.layout()), case.keep)?;
     let mut session = Session::new(
         memory,
@@ -219,7 +219,7 @@ fn run(memory: &mut Memory, holdings: &mut Holdings, case: &Case) -> Result<()> 
 
 fn budgets(program: &Program, weights: &[HostWeight]) -> Vec<u64> {
     let bytes: Vec<usize> = weights.iter().map(HostWeight::bytes).collect();
-    let least = plan::least_bytes(program, &bytes, &vec![100; program.steps.len()], ALIGN);
+    let least = plan::least_bytes(program, &bytes, &vec![100; program.steps.len()], Grain::whole(ALIGN));
     let all: u64 = bytes.iter().map(|&b| b as u64).sum();
     vec![least, least + 777, least + all / 7, least + all / 3, least + all / 2, least + 2 * all]
 }

@@ -81,7 +81,7 @@ fn time(
     }
     let room = budget.min(reach).saturating_sub(caps.overhead_bytes);
     let room = room - room % caps.granularity as u64;
-    let plan = match plan::phase(program, runs, &bytes, &scratch, caps.alignment, room) {
+    let plan = match plan::phase(program, runs, &bytes, &scratch, caps.grain, room) {
         Ok(plan) => plan,
         Err(e) => {
             println!("    {e}");

@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod cuda;
+mod form;
 
 use crate::error::Result;
 use crate::op::{Op, Step, Use};
@@ -26,8 +27,31 @@ pub struct Caps {
     pub activation: crate::dtype::DType,
     /// Weights are used where they lie in host memory; `load` copies nothing.
     pub in_place_weights: bool,
-    /// Offsets in the arena are multiples of this many bytes.
-    pub alignment: usize,
+    /// How places are to be given out.
+    pub grain: Grain,
+}
+
+/// How a device's memory is divided: offsets in arena, residents and ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grain {
+    /// Offsets are multiples of this many bytes.
+    pub align: usize,
+    /// Nothing crosses a multiple of this many bytes, itself a multiple of `align`: memory is had in pieces of this size. The ring is one piece.
+    pub chunk: usize,
+}
+
+impl Grain {
+    /// Memory that is one piece.
+    pub fn whole(align: usize) -> Grain {
+        Grain { align, chunk: usize::MAX / 2 / align * align }
+    }
+
+    /// The first offset from `offset` on at which `bytes` may lie. What is larger than a piece gets pieces of its own, which the device will refuse.
+    pub fn place(&self, offset: usize, bytes: usize) -> usize {
+        let at = offset.next_multiple_of(self.align);
+        let crosses = bytes > 0 && at / self.chunk != (at + bytes - 1) / self.chunk;
+        if crosses { at.next_multiple_of(self.chunk) } else { at }
+    }
 }
 
 /// Where everything of one program lies while it runs. Offsets are bytes from the start of the arena.

@@ -225,7 +225,7 @@ mod tests {
             granularity: 2 << 20,
             activation: DType::BF16,
             in_place_weights: false,
-            alignment: 256,
+            grain: crate::backend::Grain::whole(256),
         };
         let asked = device_budget(Some(8 << 30), &caps);
         assert_eq!((asked.bytes, asked.source.as_str()), (8 << 30, "--vram"));

@@ -4,7 +4,7 @@ use super::model::{Model, Network};
 use super::report::PhaseReport;
 use super::request::Settings;
 use super::tiles::{Cuts, OVERLAP, TILE, cuts};
-use crate::backend::{Backend, Layout};
+use crate::backend::{Backend, Grain, Layout};
 use crate::error::{Error, Result};
 use crate::event::Phase;
 use crate::model::flux::DenoiseShape;
@@ -110,11 +110,11 @@ impl Phases {
             let bytes: Vec<usize> = weights.iter().zip(&uses).map(|(w, &how)| backend.weight_bytes(w, how)).collect();
             let weight = |w: crate::tensor::Weight| &weights[w.id as usize];
             let scratch: Vec<usize> = program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect();
-            let align = backend.caps().alignment;
-            let needed = plan::least_bytes(&program, &bytes, &scratch, align);
+            let grain = backend.caps().grain;
+            let needed = plan::least_bytes(&program, &bytes, &scratch, grain);
             // A phase that does not fit is planned without bound: only the number is wanted then, for the refusal below.
             let bound = if needed > budget { u64::MAX } else { budget };
-            let plan = plan::phase(&program, runs, &bytes, &scratch, align, bound)?;
+            let plan = plan::phase(&program, runs, &bytes, &scratch, grain, bound)?;
             Ok((Ready { phase, index, program, plan, weights, resident_base: 0 }, needed))
         };
         let single = |phase, index, program: Program, runs, weights| -> Result<Ready> {
@@ -171,16 +171,17 @@ impl Phases {
         }
         let mut phases =
             Phases { shape, clip, t5, modulate, encode, denoise, decode, keep: false, shared: Layout::default() };
-        phases.share(budget);
+        phases.share(budget, backend.caps().grain);
         Ok(phases)
     }
 
     /// Decides whether all weights can stay between generations, and where each phase's begin.
-    fn share(&mut self, budget: u64) {
+    fn share(&mut self, budget: u64, grain: Grain) {
         let mut layout = Layout::default();
         let mut all_resident = true;
         for ready in self.all_mut() {
             ready.resident_base = layout.resident_bytes;
+            ready.plan.residency.move_to(layout.resident_bytes, grain);
             layout.resident_bytes += ready.plan.residency.resident_bytes;
             layout.arena_bytes = layout.arena_bytes.max(ready.plan.arena.bytes);
             all_resident &= ready.plan.residency.ring_bytes == 0;
@@ -188,7 +189,10 @@ impl Phases {
         self.keep = all_resident && layout.bytes(1) <= budget;
         self.shared = layout;
         if !self.keep {
-            self.all_mut().for_each(|ready| ready.resident_base = 0);
+            for ready in self.all_mut() {
+                ready.resident_base = 0;
+                ready.plan.residency.move_to(0, grain);
+            }
         }
     }
 

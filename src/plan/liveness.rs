@@ -1,5 +1,6 @@
 //! When each tensor lives, and from that an arena offset for each: two tensors share bytes only if they never live at once.
 
+use crate::backend::Grain;
 use crate::op::Program;
 use crate::tensor::{Slot, Tensor};
 
@@ -24,7 +25,7 @@ struct Span {
 
 /// Offsets for every tensor of `program` and for `scratch[i]` bytes during step i. Inputs live through the whole program (they keep their values over
 /// repeated runs), outputs from their first write to the end, temporaries from first write to last use.
-pub fn arena(program: &Program, scratch: &[usize], align: usize) -> Arena {
+pub fn arena(program: &Program, scratch: &[usize], grain: Grain) -> Arena {
     let last = program.steps.len();
     let (inputs, outputs, temps) = (program.inputs.len(), program.outputs.len(), program.temps as usize);
     let index = |slot: Slot| match slot {
@@ -52,7 +53,7 @@ pub fn arena(program: &Program, scratch: &[usize], align: usize) -> Arena {
         spans[inputs + outputs + temps + i] = Span { bytes, from: i, to: i };
     }
 
-    let (offsets, bytes) = place(&spans, align);
+    let (offsets, bytes) = place(&spans, grain);
     let take = |from: usize, n: usize| offsets[from..from + n].to_vec();
     Arena {
         inputs: take(0, inputs),
@@ -64,8 +65,8 @@ pub fn arena(program: &Program, scratch: &[usize], align: usize) -> Arena {
 }
 
 /// Greedy by size: the largest span first, each at the lowest offset where it overlaps no span that lives at the same time.
-fn place(spans: &[Span], align: usize) -> (Vec<usize>, usize) {
-    let round = |n: usize| n.div_ceil(align) * align;
+fn place(spans: &[Span], grain: Grain) -> (Vec<usize>, usize) {
+    let round = |n: usize| n.next_multiple_of(grain.align);
     let mut order: Vec<usize> = (0..spans.len()).filter(|&i| spans[i].bytes > 0).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(spans[i].bytes), i));
     let mut offsets = vec![0; spans.len()];
@@ -80,7 +81,7 @@ fn place(spans: &[Span], align: usize) -> (Vec<usize>, usize) {
             if offsets[j] >= offset + spans[i].bytes {
                 break;
             }
-            offset = offset.max(round(offsets[j] + spans[j].bytes));
+            offset = offset.max(grain.place(offsets[j] + spans[j].bytes, spans[i].bytes));
         }
         offsets[i] = offset;
         total = total.max(round(offset + spans[i].bytes));
@@ -98,8 +99,9 @@ mod tests {
     use crate::model::{FluxConfig, VaeConfig, vae};
 
     /// Simulates the program over a map of bytes: no write may land on bytes of a tensor that is still to be read.
-    fn check(program: &Program, scratch: &[usize]) {
-        let arena = arena(program, scratch, 64);
+    fn check(program: &Program, scratch: &[usize], chunk: usize) {
+        let grain = Grain { align: 64, chunk };
+        let arena = arena(program, scratch, grain);
         let at = |t: &Tensor| match t.slot {
             Slot::Input(i) => arena.inputs[i as usize],
             Slot::Temp(i) => arena.temps[i as usize],
@@ -109,6 +111,7 @@ mod tests {
             program.inputs.iter().map(|io| (at(&io.tensor), io.tensor.bytes(), io.tensor.slot)).collect();
         let mut claim = |start: usize, bytes: usize, slot: Slot| {
             assert!(start.is_multiple_of(64) && start + bytes <= arena.bytes, "{slot:?} outside the arena");
+            assert_eq!(start / chunk, (start + bytes - 1) / chunk, "{slot:?} crosses");
             owners.retain(|&(s, n, o)| o != slot && (s + n <= start || start + bytes <= s));
             owners.push((start, bytes, slot));
         };
@@ -154,17 +157,18 @@ mod tests {
         for cfg in [false, true] {
             let s = DenoiseShape { images: 2, cfg, text_tokens: 7, height: 3, width: 5 };
             let p = denoise(&c, &s, DType::F32);
-            check(&p, &vec![1000; p.steps.len()]);
+            check(&p, &vec![1000; p.steps.len()], usize::MAX);
+            check(&p, &vec![1000; p.steps.len()], 4 << 20);
         }
         let p = vae::decode(&VaeConfig::flux(), 6, 4, DType::F32);
-        check(&p, &(0..p.steps.len()).map(|i| i * 100).collect::<Vec<_>>());
+        check(&p, &(0..p.steps.len()).map(|i| i * 100).collect::<Vec<_>>(), usize::MAX);
     }
 
     #[test]
     fn the_arena_is_near_the_largest_moment() {
         let s = DenoiseShape { images: 1, cfg: false, text_tokens: 512, height: 64, width: 64 };
         let p = denoise(&FluxConfig::dev(), &s, DType::BF16);
-        let arena = arena(&p, &vec![0; p.steps.len()], 256);
+        let arena = arena(&p, &vec![0; p.steps.len()], Grain::whole(256));
         // A single block holds x, its norm, qkv, and [attention | mlp]: 10 x 4608 x 3072 in bf16, plus inputs.
         let floor = 10 * 4608 * 3072 * 2;
         let inputs: usize = p.inputs.iter().map(|io| io.tensor.bytes()).sum();

@@ -9,7 +9,7 @@ mod residency;
 pub use liveness::{Arena, arena};
 pub use residency::{Residency, residency, streamed_blocks};
 
-use crate::backend::Layout;
+use crate::backend::{Grain, Layout};
 use crate::error::{Error, Result};
 use crate::op::Program;
 
@@ -46,18 +46,18 @@ impl PhasePlan {
 }
 
 /// Plans one phase under `budget` bytes. `weight_bytes[id]` is what the device needs for weight `id`, `scratch[i]` what step i needs beside its
-/// operands; `align` is the device's. A budget too small is refused with the number that would do.
+/// operands; `grain` is the device's. A budget too small is refused with the number that would do.
 pub fn phase(
     program: &Program,
     runs: usize,
     weight_bytes: &[usize],
     scratch: &[usize],
-    align: usize,
+    grain: Grain,
     budget: u64,
 ) -> Result<PhasePlan> {
-    let arena = arena(program, scratch, align);
+    let arena = arena(program, scratch, grain);
     let left = budget.saturating_sub(arena.bytes as u64);
-    let residency = residency(program, weight_bytes, align, left).map_err(|least| {
+    let residency = residency(program, weight_bytes, grain, left).map_err(|least| {
         Error::memory(format!("the {} phase does not fit in the memory budget", program.name))
             .found(gigabytes(budget))
             .expected(format!(
@@ -72,9 +72,9 @@ pub fn phase(
 }
 
 /// The least budget under which `phase` succeeds, in bytes.
-pub fn least_bytes(program: &Program, weight_bytes: &[usize], scratch: &[usize], align: usize) -> u64 {
-    let arena = arena(program, scratch, align).bytes as u64;
-    match residency(program, weight_bytes, align, 0) {
+pub fn least_bytes(program: &Program, weight_bytes: &[usize], scratch: &[usize], grain: Grain) -> u64 {
+    let arena = arena(program, scratch, grain).bytes as u64;
+    match residency(program, weight_bytes, grain, 0) {
         Ok(_) => arena,
         Err(least) => arena + least,
     }

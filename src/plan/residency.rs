@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::backend::Grain;
 use crate::op::Program;
 
 /// Weights below this size always stay: a ring slot for each bias would cost more than it saves.
@@ -28,9 +29,9 @@ pub struct Residency {
 /// Divides `budget` bytes. If everything fits, everything stays. Otherwise the ring gets room for the two largest consecutive blocks (one in use, one
 /// arriving) or what there is, and the rest of the budget keeps weights evenly spread over the program, so that between any two streamed blocks there is
 /// computation to hide the next transfer behind. `Err` is the least number of bytes that would do.
-pub fn residency(program: &Program, weight_bytes: &[usize], align: usize, budget: u64) -> Result<Residency, u64> {
+pub fn residency(program: &Program, weight_bytes: &[usize], grain: Grain, budget: u64) -> Result<Residency, u64> {
     let n = program.weights.len();
-    let bytes: Vec<usize> = weight_bytes.iter().map(|b| b.div_ceil(align) * align).collect();
+    let bytes: Vec<usize> = weight_bytes.iter().map(|b| b.next_multiple_of(grain.align)).collect();
     let mut order: Vec<u32> = Vec::with_capacity(n);
     let mut last_use = vec![0; n];
     let mut seen = vec![false; n];
@@ -57,7 +58,8 @@ pub fn residency(program: &Program, weight_bytes: &[usize], align: usize, budget
     let small: u64 = bytes.iter().filter(|&&b| b < SMALL_BYTES).map(|&b| b as u64).sum();
     let mut stay = vec![true; n];
     let mut ring_bytes = 0;
-    if total > budget {
+    let (mut resident, mut resident_bytes) = lay(&order, &bytes, &stay, grain, 0);
+    if resident_bytes as u64 > budget {
         // One step must find all its large weights in the ring at once; the ring wraps, so that a weight may waste up to its own size less one unit.
         let most = program.steps.iter().map(|s| {
             let large =
@@ -69,23 +71,43 @@ pub fn residency(program: &Program, weight_bytes: &[usize], align: usize, budget
             return Err(total.min(small + least_ring));
         }
         let pair = blocks.windows(2).map(|w| w[0] + w[1]).chain(blocks.first().copied()).max().unwrap_or(0) as u64;
-        let ring = pair.max(least_ring).min(budget - small);
+        // The ring is one piece of memory.
+        let ring = pair.min(grain.chunk as u64).max(least_ring).min(budget - small);
         ring_bytes = ring as usize;
-        spread(&order, &bytes, budget - small - ring, &mut stay);
-    }
-
-    let mut resident = vec![None; n];
-    let (mut resident_bytes, mut streamed_bytes) = (0, 0);
-    for &id in &order {
-        let id = id as usize;
-        if stay[id] {
-            resident[id] = Some(resident_bytes);
-            resident_bytes += bytes[id];
-        } else {
-            streamed_bytes += bytes[id] as u64;
+        let mut room = budget - small - ring;
+        loop {
+            spread(&order, &bytes, room, &mut stay);
+            (resident, resident_bytes) = lay(&order, &bytes, &stay, grain, 0);
+            // What is lost where pieces of memory meet is not known beforehand.
+            let over = (resident_bytes as u64 + ring).saturating_sub(budget);
+            if over == 0 || room == 0 {
+                break;
+            }
+            room = room.saturating_sub(over);
         }
     }
+    let streamed_bytes = (0..n).filter(|&id| resident[id].is_none()).map(|id| bytes[id] as u64).sum();
     Ok(Residency { resident, resident_bytes, ring_bytes, streamed_bytes, bytes, order, last_use })
+}
+
+impl Residency {
+    /// Lays the resident weights anew for a place that begins `base` bytes into the memory that phases share: offsets count from there.
+    pub fn move_to(&mut self, base: usize, grain: Grain) {
+        let stay: Vec<bool> = self.resident.iter().map(Option::is_some).collect();
+        (self.resident, self.resident_bytes) = lay(&self.order, &self.bytes, &stay, grain, base);
+    }
+}
+
+/// Offsets of the weights that stay, from `base` on and counted from there, and the bytes that they take.
+fn lay(order: &[u32], bytes: &[usize], stay: &[bool], grain: Grain, base: usize) -> (Vec<Option<usize>>, usize) {
+    let mut resident = vec![None; bytes.len()];
+    let mut end = base;
+    for id in order.iter().map(|&id| id as usize).filter(|&id| stay[id]) {
+        let at = grain.place(end, bytes[id]);
+        resident[id] = Some(at - base);
+        end = at + bytes[id];
+    }
+    (resident, end - base)
 }
 
 /// Marks large weights as streamed except for about `room` bytes of them, evenly spread in program order.
@@ -133,7 +155,7 @@ mod tests {
     #[test]
     fn dev_in_fp8_without_modulation_is_8_7_gb() {
         let (p, bytes) = dev();
-        let r = residency(&p, &bytes, 256, u64::MAX).unwrap();
+        let r = residency(&p, &bytes, Grain::whole(256), u64::MAX).unwrap();
         assert_eq!(r.ring_bytes, 0);
         assert!((8.6e9..8.8e9).contains(&(r.resident_bytes as f64)), "{}", r.resident_bytes);
     }
@@ -141,10 +163,10 @@ mod tests {
     #[test]
     fn every_budget_is_kept_and_used() {
         let (p, bytes) = dev();
-        let least = residency(&p, &bytes, 256, 0).unwrap_err();
-        assert!(residency(&p, &bytes, 256, least - 1).is_err());
+        let least = residency(&p, &bytes, Grain::whole(256), 0).unwrap_err();
+        assert!(residency(&p, &bytes, Grain::whole(256), least - 1).is_err());
         for budget in [least, least + 1, 1 << 30, 4 << 30, 8 << 30] {
-            let r = residency(&p, &bytes, 256, budget).unwrap();
+            let r = residency(&p, &bytes, Grain::whole(256), budget).unwrap();
             let held = (r.resident_bytes + r.ring_bytes) as u64;
             assert!(held <= budget, "{held} > {budget}");
             if budget > 2 << 30 {
@@ -156,9 +178,31 @@ mod tests {
     }
 
     #[test]
+    fn nothing_crosses_from_one_piece_of_memory_to_the_next() {
+        let (p, bytes) = dev();
+        let grain = Grain { align: 256, chunk: 1 << 30 };
+        let least = residency(&p, &bytes, grain, 0).unwrap_err();
+        for budget in [least, 3_000_000_000, 6_000_000_000, 20_000_000_000] {
+            let mut r = residency(&p, &bytes, grain, budget).unwrap();
+            assert!((r.resident_bytes + r.ring_bytes) as u64 <= budget && r.ring_bytes <= grain.chunk);
+            for base in [0, 700 << 20] {
+                r.move_to(base, grain);
+                let mut last = 0;
+                for id in r.order.iter().map(|&id| id as usize) {
+                    let Some(offset) = r.resident[id] else { continue };
+                    assert!(offset >= last && (base + offset) % 256 == 0, "{offset} after {last}");
+                    assert_eq!((base + offset) >> 30, (base + offset + r.bytes[id] - 1) >> 30);
+                    last = offset + r.bytes[id];
+                }
+                assert_eq!(last, r.resident_bytes);
+            }
+        }
+    }
+
+    #[test]
     fn resident_weights_are_spread_over_the_program() {
         let (p, bytes) = dev();
-        let r = residency(&p, &bytes, 256, 6_000_000_000).unwrap();
+        let r = residency(&p, &bytes, Grain::whole(256), 6_000_000_000).unwrap();
         let half = |range: std::ops::Range<usize>| {
             r.order[range]
                 .iter()

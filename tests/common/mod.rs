@@ -108,7 +108,7 @@ pub enum Input<'a> {
 /// The least budget under which `program` runs.
 pub fn least_bytes(backend: &dyn Backend, program: &Program, weights: &[HostWeight]) -> u64 {
     let (bytes, scratch) = sizes(backend, program, weights);
-    plan::least_bytes(program, &bytes, &scratch, backend.caps().alignment)
+    plan::least_bytes(program, &bytes, &scratch, backend.caps().grain)
 }
 
 fn sizes(backend: &dyn Backend, program: &Program, weights: &[HostWeight]) -> (Vec<usize>, Vec<usize>) {
@@ -127,7 +127,7 @@ pub fn run(
     runs: usize,
 ) -> HashMap<&'static str, Vec<f32>> {
     let (bytes, scratch) = sizes(backend, program, weights);
-    let plan = plan::phase(program, runs, &bytes, &scratch, backend.caps().alignment, budget).unwrap();
+    let plan = plan::phase(program, runs, &bytes, &scratch, backend.caps().grain, budget).unwrap();
     assert!(plan.peak_bytes() <= budget);
     let mut holdings = Holdings::default();
     holdings.reserve(backend, plan.layout(), false).unwrap();

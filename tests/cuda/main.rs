@@ -148,7 +148,7 @@ fn cancelled_runs_leave_nothing_that_harms_the_next() {
                     denoiser.program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect(),
                 )
             };
-            let plan = plan::phase(&denoiser.program, 2, &bytes, &scratch, backend.caps().alignment, budget).unwrap();
+            let plan = plan::phase(&denoiser.program, 2, &bytes, &scratch, backend.caps().grain, budget).unwrap();
             let resident = plan.residency.ring_bytes == 0;
             *(if resident { &mut recorded } else { &mut streamed }) += 1;
             let mut holdings = Holdings::default();

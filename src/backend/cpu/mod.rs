@@ -25,7 +25,7 @@ pub mod variants;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Backend, Caps, Layout, Place, Places, WeightKey};
+use super::{Backend, Caps, Grain, Layout, Place, Places, WeightKey};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::op::{Op, Step, Use};
@@ -98,7 +98,7 @@ impl CpuBackend {
             granularity: 1,
             activation: DType::F32,
             in_place_weights: true,
-            alignment: 64,
+            grain: Grain::whole(64),
         };
         let (arena, prefetcher) = (Arena::new(0)?, Prefetcher::new()?);
         Ok(CpuBackend { caps, choice, pool, threads, arena, weights: HashMap::new(), prefetcher })

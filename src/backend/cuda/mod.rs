@@ -11,7 +11,6 @@ mod choice;
 pub mod conv2d;
 mod driver;
 pub mod elementwise;
-mod form;
 pub mod group_norm;
 pub mod latents;
 pub mod launch;
@@ -27,7 +26,7 @@ mod steps;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::{Backend, Caps, Layout, Place, Places, Run, WeightKey};
+use super::{Backend, Caps, Grain, Layout, Place, Places, Run, WeightKey};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::op::{Op, Step, Use};
@@ -35,7 +34,7 @@ use crate::tensor::{HostWeight, Weight};
 use choice::Choice;
 pub use choice::{names, ops};
 use driver::{Buffer, Context, Event, Function, Graph, Module, Stream};
-use form::Form;
+use super::form::{self, Form, Types};
 use launch::{Device, Launch};
 use nvml::Nvml;
 use stage::Stage;
@@ -43,6 +42,8 @@ use steps::Held;
 
 /// Offsets in the arena are multiples of this: what TMA and vector loads want, with room.
 const ALIGNMENT: usize = form::ALIGN;
+/// F32 matrices become BF16, which is what the tensor cores would make of them anyway.
+const TYPES: Types = Types { f32: DType::BF16, kernel: DType::BF16 };
 /// cuMemAlloc hands memory out in pieces of 2 MiB.
 const GRANULARITY: usize = 2 << 20;
 /// What context and code are taken to use where nobody can measure it: about what a recent driver takes on a large GPU.
@@ -239,7 +240,7 @@ impl CudaBackend {
             granularity: GRANULARITY,
             activation: DType::BF16,
             in_place_weights: false,
-            alignment: ALIGNMENT,
+            grain: Grain::whole(ALIGNMENT),
         };
         Ok(CudaBackend {
             stage,
@@ -395,7 +396,7 @@ impl Backend for CudaBackend {
     }
 
     fn weight_bytes(&self, weight: &HostWeight, how: Use) -> usize {
-        Form::of(weight, how).bytes
+        Form::of(weight, how, TYPES).bytes
     }
 
     fn scratch_bytes<'w>(&self, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> usize {
@@ -449,7 +450,7 @@ impl Backend for CudaBackend {
         }
         self.stop_recording();
         self.context.bind()?;
-        let form = Form::of(weight, how);
+        let form = Form::of(weight, how, TYPES);
         let (from, offset, room, keep) = match place {
             Place::Resident(offset) => (self.layout.arena_bytes, offset, self.layout.resident_bytes, false),
             Place::Ring { offset, again } => {

@@ -16,8 +16,8 @@ use std::thread::JoinHandle;
 use rayon::prelude::*;
 
 use super::driver::{Context, Event, Pinned, Stream};
-use super::form::{self, Piece};
 use crate::backend::WeightKey;
+use crate::backend::form::{Piece, Source};
 use crate::error::{Error, Result};
 use crate::tensor::{ByteSource, HostPart};
 
@@ -182,7 +182,7 @@ impl Drop for Stage {
 }
 
 /// Bytes of a file, known by where they come from.
-type Source = (usize, usize, usize);
+type Origin = (usize, usize, usize);
 
 struct Worker {
     context: Arc<Context>,
@@ -192,7 +192,7 @@ struct Worker {
     chunks: Vec<(Pinned, Event)>,
     next: usize,
     /// Each with its source, so that no other can come to lie at the same address.
-    kept: HashMap<Source, (Pinned, Arc<dyn ByteSource>)>,
+    kept: HashMap<Origin, (Pinned, Arc<dyn ByteSource>)>,
     kept_bytes: u64,
 }
 
@@ -239,38 +239,10 @@ impl Worker {
     fn bring(&mut self, request: &Request, used: Option<Event>) -> Result<Event> {
         self.stream.wait(&request.after)?;
         for piece in &request.pieces {
-            match piece {
-                Piece::Made { to, bytes } => {
-                    let fill = |from: usize, out: &mut [u8]| {
-                        out.copy_from_slice(&bytes[from..from + out.len()]);
-                        Ok(())
-                    };
-                    self.pass(request.to + *to as u64, bytes.len(), 1, &fill)?;
-                }
-                Piece::Vector { to, weight } => {
-                    let bytes = form::vector(weight)?;
-                    let fill = |from: usize, out: &mut [u8]| {
-                        out.copy_from_slice(&bytes[from..from + out.len()]);
-                        Ok(())
-                    };
-                    self.pass(request.to + *to as u64, bytes.len(), 1, &fill)?;
-                }
-                Piece::Rows { to, part, segment, how } => {
-                    let (from, width) = (part.cols * part.dtype.size(), segment.stride * segment.dtype.size());
-                    let make = |at: usize, out: &mut [u8]| {
-                        let (first, count) = (at / width, out.len() / width);
-                        let mut stored = vec![0; count * from];
-                        part.source.read_at(part.offset + first * from, &mut stored)?;
-                        let mut made = Vec::with_capacity(out.len());
-                        for (i, bytes) in stored.chunks_exact(from).enumerate() {
-                            form::row(part, first + i, bytes, segment, *how, &mut made);
-                        }
-                        out.copy_from_slice(&made);
-                        Ok(())
-                    };
-                    self.pass(request.to + *to as u64, part.rows * width, width, &make)?;
-                }
-                Piece::Stored { to, part } => self.stored(request.to + *to as u64, part, request.keep)?,
+            let to = request.to + piece.to as u64;
+            match &piece.source {
+                Source::Stored(part) => self.stored(to, part, request.keep)?,
+                _ => self.pass(to, piece.bytes, piece.unit, &|from, out| piece.read(from, out))?,
             }
         }
         let event = used.map_or_else(|| Event::new(&self.context, false), Ok)?;

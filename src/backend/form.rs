@@ -1,9 +1,8 @@
 //! The form in which a weight lies in device memory, and how its bytes are made from those of the file.
 //!
 //! Matrices keep their stored type; parts of one type lie one after another, so that a fused q, k, v is one matrix. Rows begin at multiples of 16
-//! bytes, which is what `cp.async` and TMA want: FLUX's own shapes need no padding for it, so their bytes go from the file to the device as they are.
-//! F32 matrices become BF16 on the way, which is what the tensor cores would make of them anyway; vectors become F32, convolutions BF16 with the
-//! input channel fastest.
+//! bytes, which is what `cp.async`, TMA and vector loads want: FLUX's own shapes need no padding for it, so their bytes go from the file to the device as
+//! they are. Vectors become F32; convolutions get the input channel fastest. What F32 matrices and convolutions become is the device's choice (`Types`).
 
 use crate::dtype::DType;
 use crate::error::Result;
@@ -12,6 +11,15 @@ use crate::tensor::{HostPart, HostWeight, Scale};
 
 /// Segments and scales begin at multiples of this many bytes.
 pub(super) const ALIGN: usize = 256;
+
+/// Element types that a device wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Types {
+    /// Of matrices and tables stored as F32: BF16 where that is what the device multiplies anyway.
+    pub f32: DType,
+    /// Of convolution kernels.
+    pub kernel: DType,
+}
 
 /// Consecutive rows of one element type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,31 +45,64 @@ pub(super) struct Form {
 }
 
 /// Some bytes of a weight, from `to` bytes after its place.
-pub(super) enum Piece {
-    /// As `part` stores them.
-    Stored { to: usize, part: HostPart },
+pub(super) struct Piece {
+    pub to: usize,
+    pub bytes: usize,
+    /// They are made in multiples of this many bytes.
+    pub unit: usize,
+    pub source: Source,
+}
+
+/// Where the bytes of a piece come from.
+pub(super) enum Source {
+    /// As the part stores them.
+    Stored(HostPart),
     /// The rows of `part`, each made into a row of `segment`: in another type, padded, scaled or reordered.
-    Rows { to: usize, part: HostPart, segment: Segment, how: Use },
+    Rows { part: HostPart, segment: Segment, how: Use },
     /// All elements as F32.
-    Vector { to: usize, weight: HostWeight },
+    Vector(HostWeight),
     /// Scales, which are small and in memory.
-    Made { to: usize, bytes: Vec<u8> },
+    Made(Vec<u8>),
+}
+
+impl Piece {
+    /// Makes the bytes from byte `from` on; `from` and the length of `out` are multiples of `unit`. Reads files rather than maps: one that was cut short is
+    /// an error then.
+    pub fn read(&self, from: usize, out: &mut [u8]) -> Result<()> {
+        match &self.source {
+            Source::Stored(part) => part.source.read_at(part.offset + from, out)?,
+            Source::Made(bytes) => out.copy_from_slice(&bytes[from..from + out.len()]),
+            Source::Vector(weight) => out.copy_from_slice(&vector(weight)?[from..from + out.len()]),
+            Source::Rows { part, segment, how } => {
+                let (stored_row, width) = (part.cols * part.dtype.size(), segment.stride * segment.dtype.size());
+                let (first, count) = (from / width, out.len() / width);
+                let mut stored = vec![0; count * stored_row];
+                part.source.read_at(part.offset + first * stored_row, &mut stored)?;
+                let mut made = Vec::with_capacity(out.len());
+                for (i, bytes) in stored.chunks_exact(stored_row.max(1)).enumerate() {
+                    row(part, first + i, bytes, segment, *how, &mut made);
+                }
+                out.copy_from_slice(&made);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Form {
-    pub fn of(weight: &HostWeight, how: Use) -> Form {
+    pub fn of(weight: &HostWeight, how: Use, types: Types) -> Form {
         let mut segments: Vec<Segment> = Vec::new();
         match how {
             Use::Vector => {
                 let cols = weight.rows * weight.cols;
                 segments.push(segment(0, 1, cols, DType::F32));
             }
-            Use::Kernel { .. } => segments.push(segment(0, weight.rows, weight.cols, DType::BF16)),
+            Use::Kernel { .. } => segments.push(segment(0, weight.rows, weight.cols, types.kernel)),
             Use::Matrix | Use::Table => {
                 let mut first = 0;
-                let table = (how == Use::Table).then(|| table(weight));
+                let table = (how == Use::Table).then(|| table(weight, types));
                 for part in &weight.parts {
-                    let dtype = table.unwrap_or(if part.dtype == DType::F32 { DType::BF16 } else { part.dtype });
+                    let dtype = table.unwrap_or(if part.dtype == DType::F32 { types.f32 } else { part.dtype });
                     let scaled = how == Use::Matrix && !is_one(part);
                     match segments.last_mut() {
                         Some(last) if last.dtype == dtype => last.rows += part.rows,
@@ -91,7 +132,8 @@ impl Form {
     /// What must be copied. Nothing large is held in memory: rows are made where they are copied.
     pub fn pieces(&self, weight: &HostWeight, how: Use) -> Vec<Piece> {
         if how == Use::Vector {
-            return vec![Piece::Vector { to: 0, weight: weight.clone() }];
+            let bytes = 4 * weight.rows * weight.cols;
+            return vec![Piece { to: 0, bytes, unit: bytes.max(1), source: Source::Vector(weight.clone()) }];
         }
         let mut pieces = Vec::new();
         for s in &self.segments {
@@ -100,16 +142,18 @@ impl Form {
             for part in parts_of(weight, s) {
                 let to = s.offset + row * s.stride * s.dtype.size();
                 let alike = s.stride == s.cols && part.dtype == s.dtype;
-                pieces.push(match how {
-                    Use::Matrix if alike => Piece::Stored { to, part: part.clone() },
-                    Use::Table if alike && is_one(part) => Piece::Stored { to, part: part.clone() },
-                    _ => Piece::Rows { to, part: part.clone(), segment: *s, how },
-                });
+                let as_stored = alike && (how == Use::Matrix || (how == Use::Table && is_one(part)));
+                let width = s.stride * s.dtype.size();
+                let (unit, source) = match as_stored {
+                    true => (1, Source::Stored(part.clone())),
+                    false => (width.max(1), Source::Rows { part: part.clone(), segment: *s, how }),
+                };
+                pieces.push(Piece { to, bytes: part.rows * width, unit, source });
                 scales.extend((0..part.rows).flat_map(|r| part.scale.of(r).to_le_bytes()));
                 row += part.rows;
             }
             if let Some(to) = s.scales {
-                pieces.push(Piece::Made { to, bytes: scales });
+                pieces.push(Piece { to, bytes: scales.len(), unit: 1, source: Source::Made(scales) });
             }
         }
         pieces
@@ -132,9 +176,13 @@ fn parts_of<'a>(weight: &'a HostWeight, segment: &Segment) -> impl Iterator<Item
 }
 
 /// The one element type of a table on the device: the kernel of `embed` knows no scales and no parts.
-fn table(weight: &HostWeight) -> DType {
+fn table(weight: &HostWeight, types: Types) -> DType {
     let all = |dtype| weight.parts.iter().all(|p| p.dtype == dtype && is_one(p));
-    if all(DType::F16) { DType::F16 } else { DType::BF16 }
+    match () {
+        () if all(DType::F16) => DType::F16,
+        () if all(DType::BF16) => DType::BF16,
+        () => types.f32,
+    }
 }
 
 fn segment(first: usize, rows: usize, cols: usize, dtype: DType) -> Segment {
@@ -144,7 +192,7 @@ fn segment(first: usize, rows: usize, cols: usize, dtype: DType) -> Segment {
 }
 
 /// All elements of a vector as F32, read rather than mapped in: a file that was cut short is an error then.
-pub(super) fn vector(weight: &HostWeight) -> Result<Vec<u8>> {
+fn vector(weight: &HostWeight) -> Result<Vec<u8>> {
     let mut out = Vec::with_capacity(4 * weight.rows * weight.cols);
     for part in &weight.parts {
         let size = part.dtype.size();
@@ -159,7 +207,7 @@ pub(super) fn vector(weight: &HostWeight) -> Result<Vec<u8>> {
 }
 
 /// Row `r` of `part`, whose stored bytes are `from`, as a row of `segment`.
-pub(super) fn row(part: &HostPart, r: usize, from: &[u8], segment: &Segment, how: Use, out: &mut Vec<u8>) {
+fn row(part: &HostPart, r: usize, from: &[u8], segment: &Segment, how: Use, out: &mut Vec<u8>) {
     let size = part.dtype.size();
     // A matrix keeps its scales beside it.
     let scale = if how == Use::Matrix { 1.0 } else { part.scale.of(r) };
@@ -190,24 +238,18 @@ mod tests {
         HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype, scale }
     }
 
+    const BF16: Types = Types { f32: DType::BF16, kernel: DType::BF16 };
+
     /// The weight as the device would hold it.
     fn image(weight: &HostWeight, how: Use) -> (Form, Vec<u8>) {
-        let form = Form::of(weight, how);
+        let form = Form::of(weight, how, BF16);
         let mut bytes = vec![0xee; form.bytes];
         for piece in form.pieces(weight, how) {
-            let (to, from) = match piece {
-                Piece::Stored { to, part } => (to, part.bytes().to_vec()),
-                Piece::Made { to, bytes } => (to, bytes),
-                Piece::Vector { to, weight } => (to, vector(&weight).unwrap()),
-                Piece::Rows { to, part, segment, how } => {
-                    let mut made = Vec::new();
-                    for (r, from) in part.bytes().chunks_exact(part.cols * part.dtype.size()).enumerate() {
-                        row(&part, r, from, &segment, how, &mut made);
-                    }
-                    (to, made)
-                }
-            };
-            bytes[to..to + from.len()].copy_from_slice(&from);
+            // In two goes, where it can be parted.
+            let half = piece.bytes / piece.unit / 2 * piece.unit;
+            let (first, second) = bytes[piece.to..piece.to + piece.bytes].split_at_mut(half);
+            piece.read(0, first).unwrap();
+            piece.read(half, second).unwrap();
         }
         (form, bytes)
     }
