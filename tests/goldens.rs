@@ -1,13 +1,17 @@
 //! Each component and the whole pipeline against diffusers (`golden/README.md`), in f32, at three geometries with and without guidance; and the same weights
 //! in every dialect.
 
+#[path = "common/adapter.rs"]
+mod adapter;
 mod common;
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use common::{Golden, Input, MODELS, channels_last, cpu, files, psnr, relative_error, resolve, run, temp_dir};
+use flux_fast::backend::Backend;
 use flux_fast::backend::cpu::Compute;
+use flux_fast::backend::wgpu::{self, WgpuBackend, WgpuOptions};
 use flux_fast::dtype::DType;
 use flux_fast::model::flux::DenoiseShape;
 use flux_fast::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, flux, t5, vae};
@@ -121,7 +125,21 @@ fn plain(golden: &Golden) -> Written {
 }
 
 fn f32_options() -> RunOptions {
-    RunOptions { device: "cpu".into(), compute: "f32".into(), ..RunOptions::default() }
+    f32_on("cpu")
+}
+
+fn f32_on(device: &str) -> RunOptions {
+    RunOptions { device: device.into(), compute: "f32".into(), ..RunOptions::default() }
+}
+
+/// The CPU, and the first adapter of wgpu where there is one, in F32.
+fn devices() -> Vec<Box<dyn Backend>> {
+    let mut devices: Vec<Box<dyn Backend>> = vec![Box::new(cpu(Compute::F32))];
+    if adapter::get().is_some() {
+        let options = WgpuOptions { compute: wgpu::Compute::F32, ..WgpuOptions::default() };
+        devices.push(Box::new(WgpuBackend::new(options).unwrap()));
+    }
+    devices
 }
 
 fn close(what: &str, golden: &Golden, got: &[f32], want: &[f32]) {
@@ -132,99 +150,104 @@ fn close(what: &str, golden: &Golden, got: &[f32], want: &[f32]) {
 
 #[test]
 fn text_encoders_equal_transformers() {
+    let mut devices = devices();
     for golden in MODELS.map(Golden::read) {
         let written = plain(&golden);
         let (checkpoint, g) = (written.open(), &written.geometry);
-        let mut backend = cpu(Compute::F32);
-        let weights = checkpoint.t5.as_ref().unwrap();
-        let read = T5Config::read(&|n| weights.shape(n), weights.config()).unwrap();
-        assert_eq!(read, g.t5);
-        let ids = golden.ids("t5.ids");
-        let program = t5::encode(&read, 1, ids.len(), DType::F32);
-        let buckets = t5::relative_buckets(&read, ids.len());
-        let inputs = [("ids", Input::I32(&ids)), ("buckets", Input::I32(&buckets))];
-        let out = run(&mut backend, &program, &resolve(&program, weights), &inputs, u64::MAX, 1);
-        close("t5", &golden, &out["text"], &golden.f32("t5.out"));
+        for backend in devices.iter_mut().map(Box::as_mut) {
+            let weights = checkpoint.t5.as_ref().unwrap();
+            let read = T5Config::read(&|n| weights.shape(n), weights.config()).unwrap();
+            assert_eq!(read, g.t5);
+            let ids = golden.ids("t5.ids");
+            let program = t5::encode(&read, 1, ids.len(), DType::F32);
+            let buckets = t5::relative_buckets(&read, ids.len());
+            let inputs = [("ids", Input::I32(&ids)), ("buckets", Input::I32(&buckets))];
+            let out = run(backend, &program, &resolve(&program, weights), &inputs, u64::MAX, 1);
+            close("t5", &golden, &out["text"], &golden.f32("t5.out"));
 
-        let weights = checkpoint.clip.as_ref().unwrap();
-        let read = ClipConfig::read(&|n| weights.shape(n), weights.config()).unwrap();
-        assert_eq!(read, g.clip);
-        let ids = golden.ids("clip.ids");
-        let program = clip::encode(&read, 1, DType::F32);
-        let out = run(&mut backend, &program, &resolve(&program, weights), &[("ids", Input::I32(&ids))], u64::MAX, 1);
-        let row = ids.iter().position(|&id| id == 49407).unwrap() * read.width;
-        close("clip", &golden, &out["hidden"][row..row + read.width], &golden.f32("clip.pooled"));
+            let weights = checkpoint.clip.as_ref().unwrap();
+            let read = ClipConfig::read(&|n| weights.shape(n), weights.config()).unwrap();
+            assert_eq!(read, g.clip);
+            let ids = golden.ids("clip.ids");
+            let program = clip::encode(&read, 1, DType::F32);
+            let out = run(backend, &program, &resolve(&program, weights), &[("ids", Input::I32(&ids))], u64::MAX, 1);
+            let row = ids.iter().position(|&id| id == 49407).unwrap() * read.width;
+            close("clip", &golden, &out["hidden"][row..row + read.width], &golden.f32("clip.pooled"));
+        }
     }
 }
 
 #[test]
 fn the_transformer_equals_diffusers() {
+    let mut devices = devices();
     for golden in MODELS.map(Golden::read) {
         let written = plain(&golden);
         let (checkpoint, g) = (written.open(), &written.geometry);
         let weights = checkpoint.flux.as_ref().unwrap();
         let read = FluxConfig::read(&|n| weights.shape(n), weights.config()).unwrap();
         assert_eq!(read, g.flux);
-        let mut backend = cpu(Compute::F32);
-        // The golden's two sequences have their own timestep and guidance: two rows of modulation, two runs of a batch of one.
-        let (t, pooled) = (golden.f32("flux.timestep"), golden.f32("flux.pooled"));
-        let guidance = read.guidance.then(|| golden.f32("flux.guidance"));
-        let program = flux::modulate(&read, 2, DType::F32);
-        let mut inputs = vec![("timestep", Input::F32(&t)), ("pooled", Input::F32(&pooled))];
-        inputs.extend(guidance.as_ref().map(|g| ("guidance", Input::F32(g))));
-        let modulation = run(&mut backend, &program, &resolve(&program, weights), &inputs, u64::MAX, 1)
-            .remove("modulation")
-            .unwrap();
+        for backend in devices.iter_mut().map(Box::as_mut) {
+            // The golden's two sequences have their own timestep and guidance: two rows of modulation, two runs of a batch of one.
+            let (t, pooled) = (golden.f32("flux.timestep"), golden.f32("flux.pooled"));
+            let guidance = read.guidance.then(|| golden.f32("flux.guidance"));
+            let program = flux::modulate(&read, 2, DType::F32);
+            let mut inputs = vec![("timestep", Input::F32(&t)), ("pooled", Input::F32(&pooled))];
+            inputs.extend(guidance.as_ref().map(|g| ("guidance", Input::F32(g))));
+            let modulation =
+                run(backend, &program, &resolve(&program, weights), &inputs, u64::MAX, 1).remove("modulation").unwrap();
 
-        let grid = golden.ids("flux.grid");
-        let text_tokens = golden.shape("flux.txt")[1];
-        let shape =
-            DenoiseShape { images: 1, cfg: false, text_tokens, height: grid[0] as usize, width: grid[1] as usize };
-        let program = flux::denoise(&read, &shape, DType::F32);
-        let rope = flux::rope(&read, &shape);
-        let (img, txt, want) = (golden.f32("flux.img"), golden.f32("flux.txt"), golden.f32("flux.velocity"));
-        let half = |v: &[f32], i: usize| v[i * v.len() / 2..(i + 1) * v.len() / 2].to_vec();
-        for i in 0..2 {
-            let (latents, text, modulation) = (half(&img, i), half(&txt, i), half(&modulation, i));
-            let inputs = [
-                ("latents", Input::F32(&latents)),
-                ("text", Input::F32(&text)),
-                ("modulation", Input::F32(&modulation)),
-                ("rope", Input::F32(&rope)),
-                ("step", Input::F32(&[-0.25, 1.0])),
-            ];
-            let out = run(&mut backend, &program, &resolve(&program, weights), &inputs, u64::MAX, 1);
-            close("velocity", &golden, &out["velocity"], &half(&want, i));
-            let stepped: Vec<f32> = latents.iter().zip(&half(&want, i)).map(|(x, v)| x - 0.25 * v).collect();
-            close("euler", &golden, &out["latents"], &stepped);
+            let grid = golden.ids("flux.grid");
+            let text_tokens = golden.shape("flux.txt")[1];
+            let shape =
+                DenoiseShape { images: 1, cfg: false, text_tokens, height: grid[0] as usize, width: grid[1] as usize };
+            let program = flux::denoise(&read, &shape, DType::F32);
+            let rope = flux::rope(&read, &shape);
+            let (img, txt, want) = (golden.f32("flux.img"), golden.f32("flux.txt"), golden.f32("flux.velocity"));
+            let half = |v: &[f32], i: usize| v[i * v.len() / 2..(i + 1) * v.len() / 2].to_vec();
+            for i in 0..2 {
+                let (latents, text, modulation) = (half(&img, i), half(&txt, i), half(&modulation, i));
+                let inputs = [
+                    ("latents", Input::F32(&latents)),
+                    ("text", Input::F32(&text)),
+                    ("modulation", Input::F32(&modulation)),
+                    ("rope", Input::F32(&rope)),
+                    ("step", Input::F32(&[-0.25, 1.0])),
+                ];
+                let out = run(backend, &program, &resolve(&program, weights), &inputs, u64::MAX, 1);
+                close("velocity", &golden, &out["velocity"], &half(&want, i));
+                let stepped: Vec<f32> = latents.iter().zip(&half(&want, i)).map(|(x, v)| x - 0.25 * v).collect();
+                close("euler", &golden, &out["latents"], &stepped);
+            }
         }
     }
 }
 
 #[test]
 fn the_autoencoder_equals_diffusers() {
+    let mut devices = devices();
     for golden in MODELS.map(Golden::read) {
         let written = plain(&golden);
         let (checkpoint, g) = (written.open(), &written.geometry);
         let weights = checkpoint.vae.as_ref().unwrap();
         let read = VaeConfig::read(&|n| weights.shape(n), weights.config()).unwrap();
         assert_eq!(read, g.vae);
-        let mut backend = cpu(Compute::F32);
-        // The golden decodes raw latents; ours undoes scaling and shift first.
-        let unscaled = VaeConfig { scaling: 1.0, shift: 0.0, ..read.clone() };
-        let shape = golden.shape("vae.latent");
-        let program = vae::decode(&unscaled, shape[1], shape[2], DType::F32);
-        let tokens = pack(&golden.f32("vae.latent"), &shape);
-        let out =
-            run(&mut backend, &program, &resolve(&program, weights), &[("latents", Input::F32(&tokens))], u64::MAX, 1);
-        close("decode", &golden, &out["pixels"], &channels_last(&golden.f32("vae.image"), 3));
+        for backend in devices.iter_mut().map(Box::as_mut) {
+            // The golden decodes raw latents; ours undoes scaling and shift first.
+            let unscaled = VaeConfig { scaling: 1.0, shift: 0.0, ..read.clone() };
+            let shape = golden.shape("vae.latent");
+            let program = vae::decode(&unscaled, shape[1], shape[2], DType::F32);
+            let tokens = pack(&golden.f32("vae.latent"), &shape);
+            let out =
+                run(backend, &program, &resolve(&program, weights), &[("latents", Input::F32(&tokens))], u64::MAX, 1);
+            close("decode", &golden, &out["pixels"], &channels_last(&golden.f32("vae.image"), 3));
 
-        let shape = golden.shape("vae.pixels");
-        let program = vae::encode(&read, shape[1], shape[2], DType::F32);
-        let pixels = channels_last(&golden.f32("vae.pixels"), 3);
-        let out =
-            run(&mut backend, &program, &resolve(&program, weights), &[("pixels", Input::F32(&pixels))], u64::MAX, 1);
-        close("encode", &golden, &out["latents"], &pack(&golden.f32("vae.mean"), &golden.shape("vae.mean")));
+            let shape = golden.shape("vae.pixels");
+            let program = vae::encode(&read, shape[1], shape[2], DType::F32);
+            let pixels = channels_last(&golden.f32("vae.pixels"), 3);
+            let out =
+                run(backend, &program, &resolve(&program, weights), &[("pixels", Input::F32(&pixels))], u64::MAX, 1);
+            close("encode", &golden, &out["latents"], &pack(&golden.f32("vae.mean"), &golden.shape("vae.mean")));
+        }
     }
 }
 
@@ -309,6 +332,19 @@ fn whole_pictures_equal_diffusers() {
 }
 
 /// Weights on the e4m3 grid are the same numbers in every dialect and storage type, so the latents must be too.
+#[test]
+fn whole_pictures_by_wgpu_equal_diffusers() {
+    if adapter::get().is_none() {
+        return;
+    }
+    for golden in MODELS.map(Golden::read) {
+        let mut pipeline = plain(&golden).pipeline(&f32_on("wgpu"));
+        let out = draw(&mut pipeline, &request(&golden));
+        close("latents by wgpu", &golden, &out.latents, &golden.f32("pipe.latents"));
+        same_picture("picture by wgpu", &golden, &out.pictures[0], &golden.f32("pipe.decoded"));
+    }
+}
+
 #[test]
 fn every_dialect_gives_the_same_latents() {
     let golden = Golden::read("b_dev");

@@ -5,7 +5,7 @@
 //! they are. Vectors become F32; convolutions get the input channel fastest. What F32 matrices and convolutions become is the device's choice (`Types`).
 
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::op::Use;
 use crate::tensor::{HostPart, HostWeight, Scale};
 
@@ -95,7 +95,7 @@ impl Form {
         match how {
             Use::Vector => {
                 let cols = weight.rows * weight.cols;
-                segments.push(segment(0, 1, cols, DType::F32));
+                segments.push(Segment { stride: cols, ..segment(0, 1, cols, DType::F32) });
             }
             Use::Kernel { .. } => segments.push(segment(0, weight.rows, weight.cols, types.kernel)),
             Use::Matrix | Use::Table => {
@@ -160,6 +160,26 @@ impl Form {
     }
 }
 
+/// Whether the parts of `weight` are what it says, and lie within their files.
+pub(super) fn check(weight: &HostWeight) -> Result<()> {
+    let rows: usize = weight.parts.iter().map(|p| p.rows).sum();
+    if rows != weight.rows || weight.parts.iter().any(|p| p.cols != weight.cols) {
+        return Err(Error::model("the parts of a weight do not add up")
+            .found(format!("{:?}", weight.parts))
+            .expected(format!("{} x {}", weight.rows, weight.cols)));
+    }
+    for part in &weight.parts {
+        part.source.check()?;
+        let bytes = part.source.bytes().len();
+        if part.range().end > bytes {
+            return Err(Error::model("a weight ends beyond its file")
+                .found(format!("an end at byte {}", part.range().end))
+                .expected(format!("at most {bytes}")));
+        }
+    }
+    Ok(())
+}
+
 fn is_one(part: &HostPart) -> bool {
     matches!(part.scale, Scale::One)
 }
@@ -187,7 +207,6 @@ fn table(weight: &HostWeight, types: Types) -> DType {
 
 fn segment(first: usize, rows: usize, cols: usize, dtype: DType) -> Segment {
     let stride = (cols * dtype.size()).next_multiple_of(16) / dtype.size();
-    let stride = if dtype == DType::F32 { cols } else { stride };
     Segment { first, rows, cols, dtype, stride, offset: 0, scales: None }
 }
 

@@ -3,6 +3,7 @@
 pub mod cpu;
 pub mod cuda;
 mod form;
+pub mod wgpu;
 
 use crate::error::Result;
 use crate::op::{Op, Step, Use};
@@ -171,4 +172,14 @@ pub trait Backend: Send {
 
     /// Waits for all queued steps.
     fn sync(&mut self) -> Result<()>;
+
+    /// Whether, after an error of `Kind::Device`, the same device may be opened anew in this process.
+    fn may_come_back(&self) -> bool {
+        false
+    }
+
+    /// A switch that makes the device fail as if it had been pulled out, where one can: for tests of what follows.
+    fn pull_out(&self) -> Option<Box<dyn Fn() + Send>> {
+        None
+    }
 }

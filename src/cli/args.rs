@@ -166,7 +166,7 @@ pub struct EngineArgs {
     /// The autoencoder's weights, where the model does not hold them
     #[arg(long, value_name = "PATH")]
     pub vae: Option<PathBuf>,
-    /// auto (the best GPU that works, else the CPU), cpu, or cuda[:N]
+    /// auto (the best GPU that works, else the CPU), cpu, cuda[:N], or wgpu[:N] (Vulkan, Metal, DirectX 12)
     #[arg(long, value_parser = values::device, default_value = "auto")]
     pub device: String,
     /// Bound on device memory: auto, 8G (8 * 10^9 bytes) or 8GiB (8 * 2^30); without effect on the CPU
@@ -175,8 +175,8 @@ pub struct EngineArgs {
     /// Bound on host memory, in the same form; costs time, not quality: see `plan`
     #[arg(long, value_name = "SIZE", value_parser = values::budget, default_value = "auto", allow_hyphen_values = true)]
     pub ram: Budget,
-    /// Arithmetic: auto; f32 (CPU); bf16; fp8 (GPUs from RTX 40 on: FP8 weights are multiplied in FP8, faster and less exact)
-    #[arg(long, value_parser = ["auto", "f32", "bf16", "fp8"], default_value = "auto")]
+    /// Arithmetic: auto; f32 (CPU, wgpu); bf16; f16 (wgpu) and fp8 (CUDA from RTX 40 on: FP8 weights): faster products, less exact
+    #[arg(long, value_parser = ["auto", "f32", "bf16", "f16", "fp8"], default_value = "auto")]
     pub compute: String,
     /// Force a kernel variant, such as linear=linear_f32_avx2; may be given several times
     #[arg(long = "kernel", value_name = "OP=NAME", value_parser = values::kernel)]

@@ -7,8 +7,10 @@ use sysinfo::System;
 
 use super::args::How;
 use super::output;
-use crate::backend::cuda;
+use crate::backend::{Grain, cuda, wgpu};
 use crate::error::Result;
+use crate::model::FluxConfig;
+use crate::pipeline::{Outlook, outlook};
 
 #[derive(Debug, Serialize)]
 struct Report {
@@ -16,6 +18,7 @@ struct Report {
     system: String,
     cpu: Cpu,
     cuda: Cuda,
+    wgpu: Vec<AdapterFacts>,
     memory: Memory,
     models: Vec<Place>,
 }
@@ -66,6 +69,104 @@ fn cuda_gpus() -> Cuda {
     }
 }
 
+/// An adapter that Vulkan, Metal or DirectX 12 reaches.
+#[derive(Debug, Serialize)]
+struct AdapterFacts {
+    device: String,
+    name: String,
+    kind: &'static str,
+    api: &'static str,
+    driver: String,
+    memory_bytes: u64,
+    /// False where the interface does not tell: then it is a careful guess.
+    memory_known: bool,
+    buffer_bytes: u64,
+    binding_bytes: u64,
+    workgroup_bytes: u32,
+    workgroup_threads: u32,
+    subgroups: Option<(u32, u32)>,
+    f16: bool,
+    cooperative_matrix: bool,
+    unusable: Option<String>,
+    /// What FLUX.1 with FP8 weights at 1024x1024 would mean for it.
+    dev: Option<String>,
+    schnell: Option<String>,
+}
+
+fn adapters() -> Vec<AdapterFacts> {
+    let facts = |a: wgpu::Adapter| {
+        let room = a.memory_bytes / 10 * 9;
+        let grain = Grain { align: 256, chunk: (a.buffer_bytes.min(4 << 30) as usize / 256 * 256).max(256) };
+        let says = |config: &FluxConfig, tokens| {
+            let bytes = output::bytes;
+            a.unusable.is_none().then(|| match outlook(config, tokens, grain, room) {
+                Outlook::Resident(n) => format!("all on the device ({})", bytes(n)),
+                Outlook::Streamed(n) => format!("{} pass to the device in each step", bytes(n)),
+                Outlook::TooSmall(n) => format!("does not fit: {} are needed", bytes(n)),
+            })
+        };
+        AdapterFacts {
+            device: format!("wgpu:{}", a.ordinal),
+            kind: a.kind.name(),
+            api: a.api,
+            memory_bytes: a.memory_bytes,
+            memory_known: a.memory_known,
+            buffer_bytes: a.buffer_bytes,
+            binding_bytes: a.binding_bytes,
+            workgroup_bytes: a.shared_bytes,
+            workgroup_threads: a.threads,
+            subgroups: a.subgroups,
+            f16: a.f16,
+            cooperative_matrix: a.cooperative_matrix,
+            dev: says(&FluxConfig::dev(), 512),
+            schnell: says(&FluxConfig::schnell(), 256),
+            name: a.name,
+            driver: a.driver,
+            unusable: a.unusable,
+        }
+    };
+    wgpu::adapters().into_iter().map(facts).collect()
+}
+
+fn adapter_text(a: &AdapterFacts) -> String {
+    let bytes = output::bytes;
+    let guess = if a.memory_known { "" } else { " (a guess: give --vram)" };
+    let mut text = format!(
+        "{}: {}, {} by {}, {}{guess}; driver {}\n",
+        a.device,
+        a.name,
+        a.kind,
+        a.api,
+        bytes(a.memory_bytes),
+        a.driver
+    );
+    if let Some(why) = &a.unusable {
+        return text + &format!("    cannot be used: {why}\n");
+    }
+    let has = [
+        a.subgroups.map(|(least, most)| match least == most {
+            true => format!("subgroups of {least}"),
+            false => format!("subgroups of {least} to {most}"),
+        }),
+        a.f16.then(|| "f16".to_string()),
+        a.cooperative_matrix.then(|| "cooperative matrices".to_string()),
+    ];
+    let has: Vec<String> = has.into_iter().flatten().collect();
+    text += &format!(
+        "    buffers to {}, windows to {}, workgroups of {} threads with {} KiB; {}\n",
+        bytes(a.buffer_bytes),
+        bytes(a.binding_bytes),
+        a.workgroup_threads,
+        a.workgroup_bytes >> 10,
+        if has.is_empty() { "no extras".to_string() } else { has.join(", ") },
+    );
+    let models = [("dev", &a.dev), ("schnell", &a.schnell)];
+    for (name, says) in models.iter().filter_map(|(name, says)| Some((name, says.as_ref()?))) {
+        text += &format!("    {name} (fp8, 1024x1024): {says}\n");
+    }
+    text
+}
+
 #[derive(Debug, Serialize)]
 struct Memory {
     total_bytes: u64,
@@ -103,6 +204,7 @@ fn look() -> Report {
             instructions: instructions(),
         },
         cuda: cuda_gpus(),
+        wgpu: adapters(),
         memory,
         models: places().into_iter().map(place).collect(),
     }
@@ -162,7 +264,7 @@ fn place(path: PathBuf) -> Place {
 }
 
 fn text(report: &Report) -> String {
-    let Report { version, system, cpu, cuda, memory, models } = report;
+    let Report { version, system, cpu, cuda, wgpu, memory, models } = report;
     let mut text = format!("flux-fast {version}, {system}\n");
     text += &format!("cpu: {}, {} threads, {}\n", cpu.name, cpu.cores, cpu.instructions.join(" "));
     let bytes = output::bytes;
@@ -176,6 +278,10 @@ fn text(report: &Report) -> String {
         text += "\n";
     }
     text += &cuda.why_none.as_ref().map_or(String::new(), |why| format!("{why}\n"));
+    text += &wgpu.iter().map(adapter_text).collect::<String>();
+    if wgpu.is_empty() {
+        text += "no GPU is reached by Vulkan, Metal or DirectX 12\n";
+    }
     text += &format!("memory: {} of {} available", bytes(memory.available_bytes), bytes(memory.total_bytes));
     text += &memory.limit_bytes.map_or(String::new(), |limit| format!(", limited to {}", bytes(limit)));
     text += "\nmodels:\n  embedded\n";

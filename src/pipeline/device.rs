@@ -2,6 +2,7 @@
 
 use crate::backend::cpu::{Compute, CpuBackend, CpuOptions};
 use crate::backend::cuda::{self, CudaBackend, CudaOptions};
+use crate::backend::wgpu::{self, AdapterKind, WgpuBackend, WgpuOptions};
 use crate::backend::{Backend, Caps};
 use crate::error::{Error, Kind, Result};
 use crate::event::Event;
@@ -48,58 +49,87 @@ pub fn open(options: &RunOptions, tell: Tell) -> Result<Opened> {
     match name {
         "cpu" => open_cpu(options, tell),
         "cuda" => open_cuda(options, ordinal.transpose()?.unwrap_or(0)),
+        "wgpu" => open_wgpu(options, ordinal.transpose()?.unwrap_or(0)),
         "" | "auto" => open_best(options, tell),
         _ => Err(Error::device(format!("no such device: {}", options.device))
-            .expected("cpu, cuda, cuda:N or auto")
-            .try_("--device auto; wgpu is not in this version (see `flux-fast doctor`)")),
+            .expected("cpu, cuda, cuda:N, wgpu, wgpu:N or auto")
+            .try_("--device auto (`flux-fast doctor` lists what there is)")),
     }
 }
 
+/// A GPU by CUDA, or else one by wgpu, a card before what is part of a processor; the CPU where there is none, since a driver that computes on the
+/// processor is slower than that.
 fn open_best(options: &RunOptions, tell: Tell) -> Result<Opened> {
-    // No driver is the usual case without a GPU, and nothing to speak of. f32 is what only the CPU computes.
-    if options.compute == "f32" || options.kernels.iter().any(|k| !is_cuda_kernel(k)) {
-        return open_cpu(options, tell);
+    let serves = |names: &dyn Fn(&str, &str) -> bool| {
+        options.kernels.iter().all(|k| k.split_once('=').is_some_and(|(op, name)| names(op, name)))
+    };
+    let by_cuda = options.compute != "f32"
+        && options.compute != "f16"
+        && serves(&|op, name| cuda::names(op).is_some_and(|names| names.iter().any(|(n, _)| *n == name)));
+    let by_wgpu = options.compute != "fp8"
+        && serves(&|op, name| wgpu::names(op).is_some_and(|names| names.iter().any(|(n, _)| *n == name)));
+    // No driver is the usual case without a GPU, and nothing to speak of.
+    let mut why = None;
+    if by_cuda && cuda::driver_present() {
+        match best_cuda(options, tell, &mut why)? {
+            Some(opened) => return Ok(opened),
+            None => why = why.or(Some("no GPU can be used by CUDA".into())),
+        }
     }
-    if !cuda::driver_present() {
-        return open_cpu(options, tell);
+    if by_wgpu {
+        for adapter in wgpu::adapters().into_iter().filter(|a| a.kind != AdapterKind::Software) {
+            let name = format!("wgpu:{} ({}, {})", adapter.ordinal, adapter.name, adapter.api);
+            let refused = match adapter.unusable {
+                Some(unusable) => unusable,
+                None => match open_wgpu(options, adapter.ordinal) {
+                    Ok(opened) => {
+                        let because = why.map_or(String::new(), |why| format!("; {why}"));
+                        tell(Event::Note(format!("drawing on {name}{because}")))?;
+                        return Ok(opened);
+                    }
+                    // What the user asked for cannot be had; the CPU would not do better.
+                    Err(e) if matches!(e.kind(), Kind::Argument) => return Err(e),
+                    Err(e) => e.to_string(),
+                },
+            };
+            why = Some(format!("{name} cannot be used: {refused}"));
+        }
     }
+    if let Some(why) = why {
+        tell(Event::Warning(format!("drawing on the CPU: {why}")))?;
+    }
+    open_cpu(options, tell)
+}
+
+/// The GPU with the most memory that CUDA reaches and can use; `why` says why there is none.
+fn best_cuda(options: &RunOptions, tell: Tell, why: &mut Option<String>) -> Result<Option<Opened>> {
     let gpus = match cuda::gpus() {
         Ok(gpus) => gpus,
         Err(e) => {
-            tell(Event::Warning(format!("drawing on the CPU: {e}")))?;
-            return open_cpu(options, tell);
+            *why = Some(e.to_string());
+            return Ok(None);
         }
     };
-    let Some(best) =
-        gpus.iter().filter(|g| g.unusable.is_none()).max_by_key(|g| (g.total_bytes, usize::MAX - g.ordinal))
-    else {
-        for gpu in &gpus {
-            let why = gpu.unusable.as_deref().unwrap_or_default();
-            tell(Event::Note(format!(
-                "drawing on the CPU: cuda:{} ({}) cannot be used: {why}",
-                gpu.ordinal, gpu.name
-            )))?;
-        }
-        return open_cpu(options, tell);
+    let usable = gpus.iter().filter(|g| g.unusable.is_none());
+    let Some(best) = usable.max_by_key(|g| (g.total_bytes, usize::MAX - g.ordinal)) else {
+        let each = gpus.iter().map(|g| {
+            format!("cuda:{} ({}) cannot be used: {}", g.ordinal, g.name, g.unusable.as_deref().unwrap_or_default())
+        });
+        *why = Some(each.collect::<Vec<_>>().join("; ")).filter(|s| !s.is_empty());
+        return Ok(None);
     };
     match open_cuda(options, best.ordinal) {
         Ok(opened) => {
             tell(Event::Note(format!("drawing on cuda:{}: {}", best.ordinal, opened.backend.caps().description)))?;
-            Ok(opened)
+            Ok(Some(opened))
         }
-        // What the user asked for cannot be had; the CPU would not do better.
+        // What the user asked for cannot be had; another device would not do better.
         Err(e) if matches!(e.kind(), Kind::Argument) => Err(e),
         Err(e) => {
-            tell(Event::Warning(format!("drawing on the CPU, since cuda:{} cannot be used: {e}", best.ordinal)))?;
-            open_cpu(options, tell)
+            *why = Some(format!("cuda:{} cannot be used: {e}", best.ordinal));
+            Ok(None)
         }
     }
-}
-
-/// Whether `OP=NAME` names a CUDA variant.
-fn is_cuda_kernel(text: &str) -> bool {
-    text.split_once('=')
-        .is_some_and(|(op, name)| cuda::names(op).is_some_and(|names| names.iter().any(|(n, _)| *n == name)))
 }
 
 fn kernels(options: &RunOptions) -> Result<Vec<(String, String)>> {
@@ -121,7 +151,10 @@ fn open_cpu(options: &RunOptions, tell: Tell) -> Result<Opened> {
         "" | "auto" => Compute::Auto,
         "f32" => Compute::F32,
         "bf16" => Compute::Bf16,
-        "fp8" => return Err(compute_error("fp8", "auto, f32 or bf16 on the CPU: FP8 products want a GPU")),
+        "fp8" | "f16" => {
+            let expected = "auto, f32 or bf16 on the CPU: FP8 and F16 products want a GPU";
+            return Err(compute_error(&options.compute, expected));
+        }
         other => return Err(compute_error(other, "auto, f32 or bf16")),
     };
     let kernels = kernels(options)?;
@@ -154,11 +187,27 @@ fn open_cuda(options: &RunOptions, ordinal: usize) -> Result<Opened> {
     let gpu = CudaOptions { ordinal, fp8, kernels: kernels(options)?, ..CudaOptions::default() };
     let backend = CudaBackend::new(gpu)?;
     let budget = device_budget(options.vram_bytes, backend.caps());
-    // Half of what is free where nothing is said: pinned memory cannot be swapped out, and others want to live.
+    Ok(Opened { backend: Box::new(backend), budget, host: host_limit(options) })
+}
+
+fn open_wgpu(options: &RunOptions, ordinal: usize) -> Result<Opened> {
+    let compute = match options.compute.as_str() {
+        "" | "auto" | "bf16" => wgpu::Compute::Bf16,
+        "f32" => wgpu::Compute::F32,
+        "f16" => wgpu::Compute::F16,
+        other => return Err(compute_error(other, "auto, bf16, f16 or f32 by wgpu")),
+    };
+    let gpu = WgpuOptions { ordinal, compute, kernels: kernels(options)?, ..WgpuOptions::default() };
+    let backend = WgpuBackend::new(gpu)?;
+    let budget = device_budget(options.vram_bytes, backend.caps());
+    Ok(Opened { backend: Box::new(backend), budget, host: host_limit(options) })
+}
+
+/// What `--ram` says, or half of what is free: pinned memory cannot be swapped out, and others want to live.
+fn host_limit(options: &RunOptions) -> HostLimit {
     let (available, resident) = available_bytes(u64::MAX);
     let bytes = options.ram_bytes.unwrap_or(available / 2 + resident);
-    let host = HostLimit { bytes, asked: options.ram_bytes.is_some() };
-    Ok(Opened { backend: Box::new(backend), budget, host })
+    HostLimit { bytes, asked: options.ram_bytes.is_some() }
 }
 
 /// Device memory that this process may use in all, context and code included.

@@ -10,7 +10,7 @@ use super::request::{ModelFiles, Request, RunOptions, Settings};
 use super::schedule::Schedule;
 use super::synthetic::Synthetic;
 use super::tokenizers::Tokenizers;
-use crate::backend::Backend;
+use crate::backend::{Backend, Caps};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::plan::gigabytes;
@@ -31,6 +31,7 @@ pub struct Pipeline {
     pub(super) text_cache: bool,
     budget: Budget,
     host: HostLimit,
+    options: RunOptions,
     /// Resident set of the process when the model was open and nothing had run.
     base_bytes: u64,
 }
@@ -80,15 +81,7 @@ impl Pipeline {
         let model = Model::new(checkpoint, &mut notes)?;
         notes.into_iter().try_for_each(|n| tell(Event::Note(n)))?;
         let tokenizers = Tokenizers::load(clip.as_deref(), t5.as_deref())?;
-        let caps = backend.caps();
-        let arithmetic = format!(
-            "{} {} {} {} {:?}",
-            env!("CARGO_PKG_VERSION"),
-            caps.name,
-            caps.description,
-            options.compute,
-            options.kernels
-        );
+        let arithmetic = arithmetic(backend.caps(), options);
         let base_bytes = resident_bytes();
         Ok(Pipeline {
             model,
@@ -99,8 +92,43 @@ impl Pipeline {
             text_cache: !options.no_cache,
             budget,
             host,
+            options: options.clone(),
             base_bytes,
         })
+    }
+
+    /// Opens the device anew after it was lost, or the CPU instead, under the bounds that hold now.
+    pub(super) fn open_again(&mut self, on_cpu: bool, on: &mut dyn FnMut(Event) -> ControlFlow<()>) -> Result<()> {
+        let device = if on_cpu { "cpu".into() } else { self.backend.caps().name.clone() };
+        let options = RunOptions {
+            device,
+            kernels: if on_cpu { vec![] } else { self.options.kernels.clone() },
+            ..self.options.clone()
+        };
+        let mut tell = |event| match on(event) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::cancelled("stopped while the device was opened anew")),
+        };
+        let Opened { backend, budget, host } = device::open(&options, &mut tell)?;
+        // What was held went with the old device.
+        self.holdings = Holdings::default();
+        self.backend = backend;
+        self.host = host;
+        if on_cpu || self.budget.bytes > budget.bytes {
+            self.budget = budget;
+        }
+        self.arithmetic = arithmetic(self.backend.caps(), &options);
+        Ok(())
+    }
+
+    /// Whether another device may take over: nobody asked for this one.
+    pub(super) fn may_change_device(&self) -> bool {
+        matches!(self.options.device.as_str(), "" | "auto")
+    }
+
+    /// A switch that makes the device fail as if it had been pulled out, where one can: for tests of what follows.
+    pub fn pull_out(&self) -> Option<Box<dyn Fn() + Send>> {
+        self.backend.pull_out()
     }
 
     /// Whether text embeddings are kept on disk and taken from there (they are, unless `RunOptions::no_cache`).
@@ -259,6 +287,12 @@ impl Pipeline {
             peak_bytes: shared + phases.peak_bytes(caps.granularity),
         })
     }
+}
+
+/// What results depend on beside the request and the weights.
+fn arithmetic(caps: &Caps, options: &RunOptions) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    format!("{version} {} {} {} {:?}", caps.name, caps.description, options.compute, options.kernels)
 }
 
 /// A pipeline may be made in one thread and used in another: servers do.

@@ -12,7 +12,7 @@ use super::text_cache::{Text, TextCache};
 use super::tiles::{Canvas, crop_tokens, pack, unpack};
 use super::tokenizers::Ids;
 use crate::backend::Backend;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Phase};
 use crate::model::{flux, t5};
 use crate::stream::{Holdings, Session, Tenancy};
@@ -21,7 +21,36 @@ type Listener<'a> = &'a mut dyn FnMut(Event) -> ControlFlow<()>;
 
 impl Pipeline {
     /// Draws what `request` asks for. Everything is planned first, so that what cannot fit is refused before anything runs.
+    ///
+    /// A GPU that is lost on the way is opened anew once, where that can be; a second time the CPU takes over if the device was ours to choose.
     pub fn generate(&mut self, request: &Request, on: Listener) -> Result<Generated> {
+        // The seed is chosen once, so that another try draws the same picture.
+        let seed = self.settle(request)?.seed;
+        let request = Request { seed: Some(seed), ..request.clone() };
+        for on_cpu in [false, true] {
+            match self.draw(&request, on) {
+                Err(e) if e.kind() == Kind::Device && self.backend.may_come_back() => {
+                    if on_cpu && !self.may_change_device() {
+                        return Err(e);
+                    }
+                    let what =
+                        if on_cpu { "drawing on the CPU" } else { "opening it anew, and drawing from the start" };
+                    tell(on, Event::Warning(format!("{e}; {what}")))?;
+                    match self.open_again(on_cpu, on) {
+                        Err(e) if e.kind() == Kind::Device && !on_cpu && self.may_change_device() => {
+                            tell(on, Event::Warning(format!("{e}; drawing on the CPU")))?;
+                            self.open_again(true, on)?;
+                        }
+                        opened => opened?,
+                    }
+                }
+                other => return other,
+            }
+        }
+        self.draw(&request, on)
+    }
+
+    fn draw(&mut self, request: &Request, on: Listener) -> Result<Generated> {
         let settings = self.settle(request)?;
         let phases = self.phases(&settings)?;
         self.say_what_was_changed(request, &settings, &phases, on)?;

@@ -7,6 +7,7 @@ pub mod images;
 pub mod metadata;
 mod model;
 pub mod noise;
+mod outlook;
 mod phases;
 pub mod report;
 pub mod request;
@@ -17,6 +18,7 @@ mod tiles;
 pub mod tokenizers;
 
 pub use engine::Pipeline;
+pub use outlook::{Outlook, outlook};
 pub use report::PlanReport;
 
 pub use crate::weights::{Inspection, inspect as inspect_weights};

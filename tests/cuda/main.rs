@@ -3,27 +3,19 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/denoiser.rs"]
+mod denoiser;
 #[path = "../common/driver.rs"]
 mod driver;
 mod program;
 
-use std::collections::HashMap;
+use std::cell::Cell;
 use std::ops::ControlFlow;
 
-use common::{Input, least_bytes, resolve, run, temp_dir};
+use denoiser::Denoiser;
 use flux_fast::backend::Backend;
 use flux_fast::backend::cuda::{CudaBackend, CudaOptions};
-use flux_fast::dtype::DType;
 use flux_fast::error::Kind;
-use flux_fast::model::FluxConfig;
-use flux_fast::model::flux::{self, DenoiseShape};
-use flux_fast::op::Program;
-use flux_fast::plan;
-use flux_fast::stream::{Holdings, Session, Tenancy};
-use flux_fast::tensor::HostWeight;
-use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
-use flux_fast::weights::{Component, Files, open};
-use serde_json::json;
 
 /// Records every run that may be recorded, however long it takes here, where kernels are interpreted.
 fn gpu(pinned_bytes: u64) -> CudaBackend {
@@ -35,72 +27,6 @@ fn gpu(pinned_bytes: u64) -> CudaBackend {
         ..CudaOptions::default()
     })
     .unwrap()
-}
-
-fn config() -> FluxConfig {
-    FluxConfig {
-        hidden: 256,
-        heads: 2,
-        mlp_hidden: 1024,
-        depth_double: 2,
-        depth_single: 3,
-        context: 64,
-        pooled: 32,
-        ..FluxConfig::dev()
-    }
-}
-
-/// A denoiser with its weights and inputs.
-struct Denoiser {
-    program: Program,
-    weights: Vec<HostWeight>,
-    inputs: Vec<(&'static str, Vec<f32>)>,
-    _folder: tempfile::TempDir,
-}
-
-impl Denoiser {
-    fn new() -> Self {
-        let (c, folder) = (config(), temp_dir());
-        let tensors = flux::tensors(&c).into_iter().map(|(n, s)| (Component::Flux, n, s)).collect();
-        let spec = SynthSpec {
-            seed: 3,
-            tensors,
-            grid: Grid::F32,
-            storage: Storage::F8ScaledNew,
-            dialect: Dialect::Comfy,
-            configs: json!({ "transformer": c.to_json() }),
-        };
-        let path = folder.path().join("denoiser.safetensors");
-        synth::write(&spec, &path).unwrap();
-        let shape = DenoiseShape { images: 1, cfg: true, text_tokens: 5, height: 2, width: 3 };
-        let program = flux::denoise(&c, &shape, DType::BF16);
-        let weights = resolve(&program, open(&Files::model(path)).unwrap().flux.as_ref().unwrap());
-        let values = |name: &str| {
-            let t = program.input(name);
-            (0..t.rows * t.cols).map(|i| ((i * 31 + 7) % 101) as f32 / 50.0 - 1.0).collect::<Vec<f32>>()
-        };
-        let inputs = vec![
-            ("latents", values("latents")),
-            ("text", values("text")),
-            ("modulation", values("modulation")),
-            ("rope", flux::rope(&c, &shape)),
-            ("step", vec![-0.1, 2.0]),
-        ];
-        Denoiser { program, weights, inputs, _folder: folder }
-    }
-
-    fn run(&self, backend: &mut dyn Backend, budget: u64, runs: usize) -> HashMap<&'static str, Vec<u32>> {
-        let inputs: Vec<_> = self.inputs.iter().map(|(name, v)| (*name, Input::F32(v))).collect();
-        let out = run(backend, &self.program, &self.weights, &inputs, budget, runs);
-        out.into_iter().map(|(name, v)| (name, v.into_iter().map(f32::to_bits).collect())).collect()
-    }
-
-    fn budgets(&self, backend: &dyn Backend) -> Vec<u64> {
-        let least = least_bytes(backend, &self.program, &self.weights);
-        let all: u64 = self.weights.iter().map(|w| w.bytes() as u64).sum();
-        assert!(all > 4 << 20, "the weights are to dwarf the ring: {all}");
-        vec![least, least + all / 4, least + all / 2, least + 2 * all]
-    }
 }
 
 /// Resident, streamed through the ring of chunks, and streamed from pinned copies: the same bits. The driver runs copies as late as it may, then as early,
@@ -136,37 +62,17 @@ fn cancelled_runs_leave_nothing_that_harms_the_next() {
     let (mut streamed, mut recorded) = (0, 0);
     for budget in denoiser.budgets(&backend) {
         for stop in [1, 9, 40] {
-            let (bytes, scratch): (Vec<usize>, Vec<usize>) = {
-                let weight = |w: flux_fast::tensor::Weight| &denoiser.weights[w.id as usize];
-                (
-                    denoiser
-                        .weights
-                        .iter()
-                        .zip(denoiser.program.uses())
-                        .map(|(w, u)| backend.weight_bytes(w, u))
-                        .collect(),
-                    denoiser.program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect(),
-                )
-            };
-            let plan = plan::phase(&denoiser.program, 2, &bytes, &scratch, backend.caps().grain, budget).unwrap();
-            let resident = plan.residency.ring_bytes == 0;
-            *(if resident { &mut recorded } else { &mut streamed }) += 1;
-            let mut holdings = Holdings::default();
-            holdings.reserve(&mut backend, plan.layout(), false).unwrap();
-            let weights = denoiser.weights.clone();
-            let mut session =
-                Session::new(&mut backend, &mut holdings, &denoiser.program, &plan, weights, Tenancy::default());
-            let mut steps = 0;
-            let e = (0..3).try_for_each(|_| {
-                session.run(true, &mut |_, _| {
-                    steps += 1;
-                    // Also in the second run, which is being recorded where all is resident.
-                    let last = stop + if resident { denoiser.program.steps.len() } else { 0 };
-                    if steps == last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-                })
+            // Where all is resident, in the second run, which is being recorded.
+            let steps = Cell::new(0);
+            let resident = budget == denoiser.budgets(&backend)[3];
+            let last = stop + if resident { denoiser.program.steps.len() } else { 0 };
+            let (ring, ended) = denoiser.run_until(&mut backend, budget, 3, &|| {
+                steps.set(steps.get() + 1);
+                if steps.get() == last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             });
-            assert_eq!(e.unwrap_err().kind(), Kind::Cancelled);
-            drop(session);
+            assert_eq!(ring, !resident);
+            *(if ring { &mut streamed } else { &mut recorded }) += 1;
+            assert_eq!(ended.unwrap_err().kind(), Kind::Cancelled);
             assert_eq!(denoiser.run(&mut backend, budget, 2), want, "after {stop} steps under {budget} bytes");
         }
     }

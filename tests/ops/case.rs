@@ -11,7 +11,7 @@ use flux_fast::error::Result;
 use flux_fast::op::{Op, Step, Use};
 use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, View, Weight};
 
-use crate::cuda;
+use crate::{cuda, wgpu};
 
 /// xorshift64*, enough for test data.
 pub struct Random(u64);
@@ -245,6 +245,7 @@ impl Case {
             assert!(alone == after, "{variant}: one thread and two differ; seed {}: {op}", self.seed);
         }
         cuda::check(self, op, left_alone);
+        wgpu::check(self, op, left_alone);
     }
 
     /// Everything outside the written windows is as it was.
@@ -284,6 +285,7 @@ impl Case {
             }
         }
         cuda::check_nan(self, op, tensor);
+        wgpu::check_nan(self, op, tensor);
     }
 }
 

@@ -10,19 +10,17 @@ use flux_fast::backend::cuda::launch::Arch;
 use flux_fast::backend::cuda::{CudaBackend, CudaOptions, names};
 use flux_fast::dtype::DType;
 use flux_fast::error::Kind;
-use flux_fast::op::{Epilogue, Op};
-use flux_fast::tensor::{Slot, Tensor};
+use flux_fast::op::Op;
+use flux_fast::tensor::Tensor;
 
 use crate::case::Case;
 use crate::driver::{self, Driver};
+use crate::gpu::{GAP, compare, exact, known, out_types, over, typed, with_nan};
 
 thread_local! {
     /// Variants that ran in this test, and those that this machine cannot run, said aloud.
     static RAN: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
 }
-
-/// Every byte of this is NaN in every type, so that whatever is read astray poisons the result.
-const GAP: u8 = 0xff;
 
 /// One backend for each GPU that variants are for, opened once: compiling the kernels takes longer than most cases.
 static BACKENDS: Mutex<Vec<(usize, CudaBackend)>> = Mutex::new(Vec::new());
@@ -63,59 +61,11 @@ fn gpu_for(driver: &Driver, arch: Arch) -> Option<usize> {
     }
 }
 
-/// The case in the types that a GPU gets, `f32_out` leaving written tensors in F32, and the same case with the rounded values in F32.
-fn typed(case: &Case, op: &Op, f32_out: bool) -> (Case, Case) {
-    let mut keep: Vec<Tensor> = match *op {
-        Op::QkNormRope { rope, .. } => vec![rope],
-        Op::TimestepEmbed { t, .. } => vec![t],
-        Op::EulerStep { x, params, .. } => vec![x, params],
-        Op::CopyRows { x, out, .. } => vec![x, out],
-        Op::Cast { x, out } => vec![x.tensor, out.tensor],
-        _ => vec![],
-    };
-    if f32_out {
-        // A residual has the type of what it is added to.
-        let residual = match *op {
-            Op::Linear { epilogue: Epilogue::Add { residual } | Epilogue::GatedAdd { residual, .. }, .. } => {
-                Some(residual)
-            }
-            Op::Conv2d { residual, .. } => residual,
-            _ => None,
-        };
-        keep.extend(op.writes().into_iter().chain(residual));
-    }
-    let (mut narrow, mut wide) = (case.again(), case.again());
-    for (i, (tensor, bytes)) in case.tensors.iter().enumerate() {
-        if tensor.dtype != DType::F32 || keep.contains(tensor) {
-            continue;
-        }
-        let (mut small, mut rounded) = (Vec::new(), Vec::new());
-        for b in bytes.chunks_exact(4) {
-            let at = small.len();
-            DType::BF16.encode(DType::F32.decode(b), &mut small);
-            DType::F32.encode(DType::BF16.decode(&small[at..]), &mut rounded);
-        }
-        narrow.tensors[i] = (Tensor { dtype: DType::BF16, ..*tensor }, small);
-        wide.tensors[i] = (*tensor, rounded);
-    }
-    (narrow, wide)
-}
-
-/// `op` over the tensors of `case`.
-fn over(op: Op, case: &Case) -> Op {
-    op.over(&|t| match t.slot {
-        Slot::Input(id) => case.tensors[id as usize].0,
-        _ => unreachable!("tests use inputs only"),
-    })
-}
-
 /// Runs every CUDA variant of `op` that accepts it, and the one that is chosen, against the reference.
 #[track_caller]
 pub fn check(case: &Case, op: Op, left_alone: usize) {
     let Some(driver) = driver::get() else { return };
-    let types: &[bool] =
-        if matches!(op, Op::Linear { .. } | Op::Conv2d { .. } | Op::Unpack { .. }) { &[false, true] } else { &[false] };
-    for &f32_out in types {
+    for &f32_out in out_types(&op) {
         let (narrow, wide) = typed(case, &op, f32_out);
         let typed_op = over(op, &narrow);
         if !known(&typed_op) {
@@ -124,7 +74,21 @@ pub fn check(case: &Case, op: Op, left_alone: usize) {
         let reference = format!("{}_reference", op.name());
         let expected = wide.written(&op, &wide.run(op, &reference, 1, &wide.image()).unwrap());
         assert_eq!(expected.iter().filter(|x| x.is_nan()).count(), left_alone);
-        run_all(driver, &narrow, typed_op, &mut |variant, found| compare(case, &typed_op, variant, found, &expected));
+        run_all(driver, &narrow, typed_op, &mut |variant, found| {
+            compare(case, &typed_op, variant, found, &expected, bound(&typed_op, variant));
+        });
+    }
+}
+
+fn bound(op: &Op, variant: &str) -> f64 {
+    let wide = op.writes().iter().all(|t| t.dtype == DType::F32);
+    let products = matches!(op, Op::Linear { .. } | Op::Conv2d { .. } | Op::Attention { .. });
+    match (exact(op), variant.contains("_w8a8_"), wide && !products) {
+        (true, ..) => 0.0,
+        // Three bits of mantissa on either side.
+        (_, true, _) => 6e-2,
+        (_, _, true) => 1e-5,
+        _ => 1e-2,
     }
 }
 
@@ -132,27 +96,10 @@ pub fn check(case: &Case, op: Op, left_alone: usize) {
 #[track_caller]
 pub fn check_nan(case: &Case, op: Op, tensor: Tensor) {
     let Some(driver) = driver::get() else { return };
-    let (mut narrow, _) = typed(case, &op, false);
-    let Slot::Input(id) = tensor.slot else { unreachable!("tests use inputs only") };
-    let (t, bytes) = &mut narrow.tensors[id as usize];
-    let at = (t.rows / 2 * t.cols + t.cols / 2) * t.dtype.size();
-    let mut nan = Vec::new();
-    t.dtype.encode(f32::NAN, &mut nan);
-    bytes[at..at + nan.len()].copy_from_slice(&nan);
-    let typed_op = over(op, &narrow);
-    // What is left unwritten must not pass for the NaN that is looked for.
-    for out in typed_op.writes().iter().filter(|t| !typed_op.reads().contains(t)) {
-        let Slot::Input(id) = out.slot else { unreachable!("tests use inputs only") };
-        narrow.tensors[id as usize].1.fill(0);
-    }
+    let (narrow, typed_op) = with_nan(case, op, tensor);
     run_all(driver, &narrow, typed_op, &mut |variant, found| {
         assert!(found.iter().any(|x| x.is_nan()), "{variant}: swallowed a NaN; seed {}: {op}", case.seed);
     });
-}
-
-/// GPUs have BF16 and F32 activations only.
-fn known(op: &Op) -> bool {
-    op.reads().iter().chain(&op.writes()).all(|t| t.dtype != DType::F16)
 }
 
 #[track_caller]
@@ -205,30 +152,6 @@ fn run_all(driver: &Driver, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f
         case.check_surroundings(&op, &variant, &image, &after);
         judge(&variant, &case.written(&op, &after));
     }
-}
-
-#[track_caller]
-fn compare(case: &Case, op: &Op, variant: &str, found: &[f32], expected: &[f32]) {
-    let (mut error, mut size) = (0.0, 0.0);
-    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
-        assert_eq!(f.is_nan(), e.is_nan(), "{variant}: element {i}: {f} for {e}; seed {}: {op}", case.seed);
-        if !e.is_nan() {
-            error += f64::from(f - e).powi(2);
-            size += f64::from(*e).powi(2);
-        }
-    }
-    let exact = matches!(op, Op::Pack { .. } | Op::CopyRows { .. } | Op::Cast { .. });
-    let wide = op.writes().iter().all(|t| t.dtype == DType::F32);
-    let products = matches!(op, Op::Linear { .. } | Op::Conv2d { .. } | Op::Attention { .. });
-    let bound = match (exact, variant.contains("_w8a8_"), wide && !products) {
-        (true, ..) => 0.0,
-        // Three bits of mantissa on either side.
-        (_, true, _) => 6e-2,
-        (_, _, true) => 1e-5,
-        _ => 1e-2,
-    };
-    let relative = if error == 0.0 { 0.0 } else { (error / size).sqrt() };
-    assert!(relative <= bound, "{variant}: error {relative:e} > {bound:e}; seed {}: {op}", case.seed);
 }
 
 /// Every CUDA variant of `op` has run in this test: a table whose entries refuse everything would pass otherwise.

@@ -1,15 +1,20 @@
 //! The operation table: every operation, ragged shapes, every stored type, every variant that this machine can run, against the
 //! reference loops. Inputs are random and new in every run; a failure names the seed, and `FLUX_FAST_TEST_SEED` repeats it.
 //!
-//! The CUDA variants run on the PTX machine behind a driver without a GPU (`cuda`), on the same cases in BF16.
+//! The CUDA variants run on the PTX machine behind a driver without a GPU (`cuda`), on the same cases in BF16; the WGSL variants on whatever adapter
+//! there is (`wgpu`), in F32 and in BF16.
 //!
 //! Around every tensor lie sentinels, outputs are NaN before the run, and what an operation is to leave alone must come out
 //! as it went in. Every variant runs on one thread and on two, which must agree to the bit.
 
+#[path = "../common/adapter.rs"]
+mod adapter;
 mod case;
 mod cuda;
 #[path = "../common/driver.rs"]
 mod driver;
+mod gpu;
+mod wgpu;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -51,6 +56,7 @@ fn linear_in_every_stored_type() {
     let op = Op::Linear { x: x.columns(17, 48), w, bias: None, epilogue: Epilogue::None, out: out.columns(9, 49) };
     c.check(op, 33 * 15);
     cuda::all_ran("linear");
+    wgpu::all_ran("linear");
 }
 
 #[test]
@@ -90,6 +96,7 @@ fn linear_with_every_epilogue() {
         }
     }
     cuda::all_ran("linear");
+    wgpu::all_ran("linear");
 }
 
 #[test]
@@ -131,6 +138,7 @@ fn conv2d_in_every_geometry() {
         }
     }
     cuda::all_ran("conv2d");
+    wgpu::all_ran("conv2d");
 }
 
 #[test]
@@ -184,6 +192,7 @@ fn attention_of_every_kind() {
         c.check(Op::Attention { q, k, v, batch, heads, scale: 0.09, causal: false, bias: None, first, out }, 0);
     }
     cuda::all_ran("attention");
+    wgpu::all_ran("attention");
 }
 
 #[test]
@@ -235,8 +244,11 @@ fn norms_of_rows() {
         }
     }
     cuda::all_ran("layer_norm");
+    wgpu::all_ran("layer_norm");
     cuda::all_ran("rms_norm");
+    wgpu::all_ran("rms_norm");
     cuda::all_ran("layer_norm_modulate");
+    wgpu::all_ran("layer_norm_modulate");
 }
 
 #[test]
@@ -282,6 +294,7 @@ fn queries_and_keys_are_normed_and_turned() {
         }
     }
     cuda::all_ran("qk_norm_rope");
+    wgpu::all_ran("qk_norm_rope");
 }
 
 #[test]
@@ -302,8 +315,11 @@ fn element_by_element() {
         }
     }
     cuda::all_ran("add");
+    wgpu::all_ran("add");
     cuda::all_ran("gelu_mul");
+    wgpu::all_ran("gelu_mul");
     cuda::all_ran("silu");
+    wgpu::all_ran("silu");
 }
 
 #[test]
@@ -321,6 +337,7 @@ fn embeddings() {
         }
     }
     cuda::all_ran("embed");
+    wgpu::all_ran("embed");
     for wrong in [-1, 50, i32::MAX, i32::MIN] {
         let mut c = Case::new();
         let ids = c.ids(&[3, wrong, 4]);
@@ -360,9 +377,13 @@ fn time_pixels_and_steps() {
         }
     }
     cuda::all_ran("timestep_embed");
+    wgpu::all_ran("timestep_embed");
     cuda::all_ran("pack");
+    wgpu::all_ran("pack");
     cuda::all_ran("unpack");
+    wgpu::all_ran("unpack");
     cuda::all_ran("euler_step");
+    wgpu::all_ran("euler_step");
 }
 
 #[test]
@@ -382,6 +403,7 @@ fn group_norms() {
         }
     }
     cuda::all_ran("group_norm");
+    wgpu::all_ran("group_norm");
 }
 
 #[test]
@@ -408,7 +430,9 @@ fn copies_and_casts() {
         }
     }
     cuda::all_ran("copy_rows");
+    wgpu::all_ran("copy_rows");
     cuda::all_ran("cast");
+    wgpu::all_ran("cast");
 }
 
 #[test]

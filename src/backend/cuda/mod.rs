@@ -26,6 +26,7 @@ mod steps;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use super::form::{self, Form, Types};
 use super::{Backend, Caps, Grain, Layout, Place, Places, Run, WeightKey};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -34,7 +35,6 @@ use crate::tensor::{HostWeight, Weight};
 use choice::Choice;
 pub use choice::{names, ops};
 use driver::{Buffer, Context, Event, Function, Graph, Module, Stream};
-use super::form::{self, Form, Types};
 use launch::{Device, Launch};
 use nvml::Nvml;
 use stage::Stage;
@@ -433,21 +433,7 @@ impl Backend for CudaBackend {
     }
 
     fn load(&mut self, key: WeightKey, place: Place, weight: &HostWeight, how: Use) -> Result<()> {
-        let rows: usize = weight.parts.iter().map(|p| p.rows).sum();
-        if rows != weight.rows || weight.parts.iter().any(|p| p.cols != weight.cols) {
-            return Err(Error::model("the parts of a weight do not add up")
-                .found(format!("{:?}", weight.parts))
-                .expected(format!("{} x {}", weight.rows, weight.cols)));
-        }
-        for part in &weight.parts {
-            part.source.check()?;
-            let bytes = part.source.bytes().len();
-            if part.range().end > bytes {
-                return Err(Error::model("a weight ends beyond its file")
-                    .found(format!("an end at byte {}", part.range().end))
-                    .expected(format!("at most {bytes}")));
-            }
-        }
+        form::check(weight)?;
         self.stop_recording();
         self.context.bind()?;
         let form = Form::of(weight, how, TYPES);

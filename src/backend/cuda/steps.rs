@@ -3,12 +3,12 @@
 use super::args::{AttentionArgs, Conv2dArgs, LinearArgs, Tail};
 use super::choice::Choice;
 use super::elementwise::{self, AddArgs, CastArgs, CopyRowsArgs, GeluMulArgs, SiluArgs};
-use crate::backend::form::{Form, Segment};
 use super::group_norm::GroupNormArgs;
 use super::latents::{self, EmbedArgs, EulerStepArgs, PackArgs, TimestepEmbedArgs, UnpackArgs};
 use super::launch::{Launch, Matrix, Variant};
 use super::norm::{self, LayerNormArgs, LayerNormModulateArgs, QkNormRopeArgs, RmsNormArgs};
 use super::{CudaBackend, Places};
+use crate::backend::form::{Form, Segment};
 use crate::error::{Error, Result};
 use crate::op::{Epilogue, Op, Use};
 use crate::tensor::{HostWeight, Tensor, View, Weight};
@@ -252,7 +252,8 @@ fn linear(
 
 /// Bytes of scratch that `op` needs. What no kernel can run needs none: running it will say so.
 pub(super) fn scratch_bytes<'w>(choice: &Choice, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> usize {
-    let find = Finder { tensor: &|_| Ok(0), weight: &|w, how| Ok((Form::of(weight(w), how, super::TYPES), 0)), scratch: 0 };
+    let find =
+        Finder { tensor: &|_| Ok(0), weight: &|w, how| Ok((Form::of(weight(w), how, super::TYPES), 0)), scratch: 0 };
     make(choice, op, &find).map_or(0, |(scratch, _)| scratch)
 }
 

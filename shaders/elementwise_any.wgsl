@@ -1,0 +1,65 @@
+// Operations on single elements, for every width, stride, offset and mix of bf16 and f32; see elementwise.wgsl for what they are. A thread has a
+// word of the output, that is one or two elements; see words.wgsl.
+
+const GELU_MUL: u32 = 0u;
+const SILU: u32 = 1u;
+const ADD: u32 = 2u;
+const CAST: u32 = 3u;
+
+override OP: u32 = 0u;
+override A_TYPE: u32 = 0u;
+override B_TYPE: u32 = 0u;
+override OUT_TYPE: u32 = 0u;
+
+struct Params {
+    first: u32,
+    groups: u32,
+    rows: u32,
+    cols: u32,
+    a_base: u32,
+    a_stride: u32,
+    b_base: u32,
+    b_stride: u32,
+    out_base: u32,
+    out_stride: u32,
+}
+
+var<immediate> params: Params;
+@group(0) @binding(0) var<storage, read_write> a: array<u32>;
+@group(0) @binding(1) var<storage, read_write> b: array<u32>;
+@group(0) @binding(2) var<storage, read_write> out: array<atomic<u32>>;
+
+fn load_a(e: u32) -> f32 {
+    if A_TYPE == F32 { return bitcast<f32>(a[e]); }
+    return half_value(a[e >> 1u], e, A_TYPE);
+}
+
+fn load_b(e: u32) -> f32 {
+    if B_TYPE == F32 { return bitcast<f32>(b[e]); }
+    return half_value(b[e >> 1u], e, B_TYPE);
+}
+
+fn value(row: u32, column: u32) -> f32 {
+    let x = load_a(params.a_base + row * params.a_stride + column);
+    if OP == SILU { return silu(x); }
+    if OP == CAST { return x; }
+    let y = load_b(params.b_base + row * params.b_stride + column);
+    if OP == ADD { return x + y; }
+    return gelu_tanh(x) * y;
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let group = params.first + wg.y * n.x + wg.x;
+    if group >= params.groups { return; }
+    let words = words_of(params.cols);
+    let i = group * 256u + thread;
+    let row = i / words;
+    if row >= params.rows { return; }
+    let s = spot(params.out_base + row * params.out_stride, i - row * words, params.cols);
+    var low = 0.0;
+    var high = 0.0;
+    if s.low { low = value(row, s.column); }
+    if s.high { high = value(row, s.column + 1u); }
+    store(s, low, high);
+}

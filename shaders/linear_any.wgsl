@@ -1,0 +1,104 @@
+// out = tail(x . (scales * w)^T + bias) for whatever element types, sizes, strides and offsets: tiles of 64 x 64 like shaders/linear.wgsl, but every
+// element is fetched, converted and stored on its own. A step takes 16 of k; tiles take 8 KiB.
+//
+// Where columns, strides or offsets are odd, a word of out may hold an element of another row or of something else, so halves of words are put in
+// their places by atomics, each by the thread that owns the element.
+
+@group(0) @binding(0) var<storage, read_write> x: array<u32>;
+@group(0) @binding(1) var<storage, read_write> w: array<u32>;
+@group(0) @binding(2) var<storage, read_write> scales: array<f32>;
+@group(0) @binding(3) var<storage, read_write> bias: array<f32>;
+@group(0) @binding(4) var<storage, read_write> residual: array<u32>;
+@group(0) @binding(5) var<storage, read_write> gate: array<u32>;
+@group(0) @binding(6) var<storage, read_write> out: array<atomic<u32>>;
+
+const TILE: u32 = 64u;
+const STEP: u32 = 16u;
+const QUADS: u32 = TILE / 4u;
+
+var<workgroup> xs: array<vec4<f32>, STEP * QUADS>;
+var<workgroup> ws: array<vec4<f32>, STEP * QUADS>;
+
+fn half_of(word: u32, e: u32) -> u32 { return (word >> ((e & 1u) * 16u)) & 0xffffu; }
+fn byte_of(word: u32, e: u32) -> u32 { return (word >> ((e & 3u) * 8u)) & 0xffu; }
+
+fn x_at(e: u32) -> f32 {
+    if X_TYPE == F32 { return bitcast<f32>(x[e]); }
+    return bf16_low(half_of(x[e / 2u], e));
+}
+
+fn w_at(e: u32) -> f32 {
+    if W_TYPE == F32 { return bitcast<f32>(w[e]); }
+    if W_TYPE == BF16 { return bf16_low(half_of(w[e / 2u], e)); }
+    if W_TYPE == F16 { return unpack2x16float(half_of(w[e / 2u], e)).x; }
+    if W_TYPE == E5M2 { return unpack2x16float(byte_of(w[e / 4u], e) << 8u).x; }
+    return e4m3(byte_of(w[e / 4u], e));
+}
+
+fn finish(row: u32, col: u32, sum: f32) {
+    var y = sum;
+    if params.has_scales != 0u { y *= scales[params.scales_base + col]; }
+    if params.has_bias != 0u { y += bias[params.bias_base + col]; }
+    y = activated(vec4<f32>(y)).x;
+    if params.tail == 5u {
+        let e = params.gate_base + (params.first_row + row) / params.group_rows * params.gate_stride + col;
+        if params.gate_type == F32 { y *= bitcast<f32>(gate[e]); } else { y *= bf16_low(half_of(gate[e / 2u], e)); }
+    }
+    if params.tail >= 4u {
+        let e = params.residual_base + row * params.residual_stride + col;
+        if params.out_type == F32 { y += bitcast<f32>(residual[e]); } else { y += bf16_low(half_of(residual[e / 2u], e)); }
+    }
+    let e = params.out_base + row * params.out_stride + col;
+    if params.out_type == F32 {
+        atomicStore(&out[e], bitcast<u32>(y));
+    } else {
+        let shift = (e & 1u) * 16u;
+        atomicAnd(&out[e / 2u], 0xffff0000u >> shift);
+        atomicOr(&out[e / 2u], bf16_bits(y) << shift);
+    }
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+    let group = params.first + wg.y * n.x + wg.x;
+    if group >= params.groups { return; }
+    let row0 = group % params.row_tiles * TILE;
+    let col0 = group / params.row_tiles * TILE;
+    let tx = t % 16u;
+    let ty = t / 16u;
+    // Neighbours fetch neighbouring k of one row.
+    let xrow = params.x_base + params.x_stride * row0;
+    let wrow = params.w_base + params.w_stride * col0;
+    var sums: array<vec4<f32>, 4>;
+    for (var i = 0u; i < 4u; i++) { sums[i] = vec4<f32>(0.0); }
+    for (var k = 0u; k < params.k; k += STEP) {
+        workgroupBarrier();
+        for (var i = 0u; i < 4u; i++) {
+            let mine = i * 16u + ty;
+            var xv = 0.0;
+            var wv = 0.0;
+            if k + tx < params.k {
+                xv = x_at(xrow + min(mine, params.rows - 1u - row0) * params.x_stride + k + tx);
+                wv = w_at(wrow + min(mine, params.n - 1u - col0) * params.w_stride + k + tx);
+            }
+            xs[tx * QUADS + mine / 4u][mine % 4u] = xv;
+            ws[tx * QUADS + mine / 4u][mine % 4u] = wv;
+        }
+        workgroupBarrier();
+        for (var j = 0u; j < STEP; j++) {
+            let a = xs[j * QUADS + ty];
+            let b = ws[j * QUADS + tx];
+            sums[0] = fma(vec4<f32>(a.x), b, sums[0]);
+            sums[1] = fma(vec4<f32>(a.y), b, sums[1]);
+            sums[2] = fma(vec4<f32>(a.z), b, sums[2]);
+            sums[3] = fma(vec4<f32>(a.w), b, sums[3]);
+        }
+    }
+    for (var i = 0u; i < 4u; i++) {
+        let row = row0 + ty * 4u + i;
+        for (var j = 0u; j < 4u; j++) {
+            let col = col0 + tx * 4u + j;
+            if row < params.rows && col < params.n { finish(row, col, sums[i][j]); }
+        }
+    }
+}

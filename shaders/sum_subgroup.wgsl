@@ -1,0 +1,37 @@
+// The workgroup of a row and its sums, by subgroups: 128 threads in as many subgroups as the adapter likes, each of any size. The shader's own file has
+// `row_of_group(group, thread)`, which may call row_sum twice, with slots 0 and 1.
+
+const THREADS: u32 = 128u;
+
+// Subgroups are 128 at most. Slots of their own for both sums: nothing is written twice, and so a sum costs one barrier.
+var<workgroup> partials: array<vec2<f32>, 256>;
+var<private> lane: u32;
+var<private> subgroup: u32;
+var<private> subgroups: u32;
+
+// The sum of `v` over the workgroup, for all of its threads. The order is fixed.
+fn row_sum(v: vec2<f32>, thread: u32, slot: u32) -> vec2<f32> {
+    let mine = subgroupAdd(v);
+    if lane == 0u { partials[slot * THREADS + subgroup] = mine; }
+    workgroupBarrier();
+    var s = partials[slot * THREADS];
+    for (var j = 1u; j < subgroups; j++) { s += partials[slot * THREADS + j]; }
+    return s;
+}
+
+@compute @workgroup_size(128)
+fn main(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) n: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+    @builtin(subgroup_invocation_id) subgroup_lane: u32,
+    @builtin(subgroup_id) subgroup_id: u32,
+    @builtin(num_subgroups) num_subgroups: u32,
+) {
+    let group = params.first + wg.y * n.x + wg.x;
+    if group >= params.groups { return; }
+    lane = subgroup_lane;
+    subgroup = subgroup_id;
+    subgroups = num_subgroups;
+    row_of_group(group, thread);
+}

@@ -1,0 +1,228 @@
+//! The GPUs that Vulkan, Metal or DirectX 12 reach: which there are, in what order, and what they have.
+
+use wgpu::{Backends, DeviceType, Features, Limits};
+
+use super::launch::{BINDINGS, PARAMS_BYTES};
+use crate::error::{Error, Result};
+
+/// Threads and workgroup memory that every shader may rely on: what WebGPU promises.
+const THREADS: u32 = 256;
+const SHARED_BYTES: u32 = 16_384;
+
+/// What kind of device an adapter is, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AdapterKind {
+    /// A card with memory of its own.
+    Discrete,
+    /// Part of the processor's chip; its memory is the host's.
+    Integrated,
+    /// A GPU lent to a virtual machine, or of unknown kind.
+    Other,
+    /// A driver that computes on the processor.
+    Software,
+}
+
+impl AdapterKind {
+    /// The word that people know it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            AdapterKind::Discrete => "discrete",
+            AdapterKind::Integrated => "integrated",
+            AdapterKind::Other => "other",
+            AdapterKind::Software => "software",
+        }
+    }
+}
+
+/// One adapter, as `doctor` tells it.
+#[derive(Debug, Clone)]
+pub struct Adapter {
+    /// As in `--device wgpu:N`.
+    pub ordinal: usize,
+    pub name: String,
+    pub kind: AdapterKind,
+    /// `vulkan`, `metal` or `dx12`.
+    pub api: &'static str,
+    /// The driver's name and version, as it calls itself.
+    pub driver: String,
+    /// Memory that buffers may take, in bytes, as far as the interface tells; otherwise a careful guess.
+    pub memory_bytes: u64,
+    pub memory_known: bool,
+    /// Largest buffer, and largest part of one that a shader sees, in bytes.
+    pub buffer_bytes: u64,
+    pub binding_bytes: u64,
+    /// Workgroup memory in bytes, threads of a workgroup.
+    pub shared_bytes: u32,
+    pub threads: u32,
+    /// Smallest and largest subgroup, where shaders may use them.
+    pub subgroups: Option<(u32, u32)>,
+    pub f16: bool,
+    pub cooperative_matrix: bool,
+    /// Why it cannot be used, if it cannot.
+    pub unusable: Option<String>,
+}
+
+/// An adapter with its handle. The instance must outlive what is made of it.
+pub(super) struct Found {
+    pub raw: wgpu::Adapter,
+    pub facts: Adapter,
+    pub features: Features,
+    pub limits: Limits,
+}
+
+/// All adapters: cards first, then what is part of a processor, software last.
+pub(super) fn find() -> Vec<Found> {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends: Backends::VULKAN | Backends::METAL | Backends::DX12,
+        flags: wgpu::InstanceFlags::empty(),
+        // Where the system would make room by moving memory to the host it does not refuse, and everything crawls: refuse in its stead.
+        memory_budget_thresholds: wgpu::MemoryBudgetThresholds {
+            for_resource_creation: Some(97),
+            for_device_loss: None,
+        },
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    });
+    let adapters = pollster::block_on(instance.enumerate_adapters(Backends::VULKAN | Backends::METAL | Backends::DX12));
+    let mut found: Vec<Found> = adapters.into_iter().map(facts).collect();
+    // A card may be reached by Vulkan and by DirectX: Vulkan tells more.
+    found.sort_by_key(|f| (f.facts.kind, f.facts.api != "vulkan"));
+    found.iter_mut().enumerate().for_each(|(i, f)| f.facts.ordinal = i);
+    found
+}
+
+/// The adapters of this machine.
+pub fn adapters() -> Vec<Adapter> {
+    find().into_iter().map(|f| f.facts).collect()
+}
+
+fn facts(raw: wgpu::Adapter) -> Found {
+    let (info, features, limits) = (raw.get_info(), raw.features(), raw.limits());
+    let kind = match info.device_type {
+        DeviceType::DiscreteGpu => AdapterKind::Discrete,
+        DeviceType::IntegratedGpu => AdapterKind::Integrated,
+        DeviceType::Cpu => AdapterKind::Software,
+        DeviceType::VirtualGpu | DeviceType::Other => AdapterKind::Other,
+    };
+    let api = match info.backend {
+        wgpu::Backend::Vulkan => "vulkan",
+        wgpu::Backend::Metal => "metal",
+        wgpu::Backend::Dx12 => "dx12",
+        _ => "other",
+    };
+    let (memory_bytes, memory_known) = memory(&raw, kind);
+    let facts = Adapter {
+        ordinal: 0,
+        name: info.name.clone(),
+        kind,
+        api,
+        driver: [info.driver.as_str(), info.driver_info.as_str()].join(" ").trim().to_string(),
+        memory_bytes,
+        memory_known,
+        buffer_bytes: limits.max_buffer_size,
+        binding_bytes: limits.max_storage_buffer_binding_size,
+        shared_bytes: limits.max_compute_workgroup_storage_size,
+        threads: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
+        subgroups: features.contains(Features::SUBGROUP).then_some((info.subgroup_min_size, info.subgroup_max_size)),
+        f16: features.contains(Features::SHADER_F16),
+        cooperative_matrix: features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX) && eight(&raw),
+        unusable: unusable(features, &limits),
+    };
+    Found { raw, facts, features, limits }
+}
+
+/// Whether it multiplies 8x8 matrices of f32: what the shaders use.
+fn eight(raw: &wgpu::Adapter) -> bool {
+    raw.cooperative_matrix_properties().iter().any(|p| {
+        let f32s = p.ab_type == wgpu::CooperativeScalarType::F32 && p.cr_type == wgpu::CooperativeScalarType::F32;
+        (p.m_size, p.n_size, p.k_size) == (8, 8, 8) && f32s
+    })
+}
+
+fn unusable(features: Features, limits: &Limits) -> Option<String> {
+    let bindings = limits.max_storage_buffers_per_shader_stage;
+    if !features.contains(Features::IMMEDIATES) || limits.max_immediate_size < PARAMS_BYTES as u32 {
+        Some(format!(
+            "shaders take {} bytes of parameters at most, {PARAMS_BYTES} are needed",
+            limits.max_immediate_size
+        ))
+    } else if bindings < BINDINGS as u32 {
+        Some(format!("shaders see {bindings} buffers at most, {BINDINGS} are needed"))
+    } else if limits.max_compute_invocations_per_workgroup < THREADS {
+        Some(format!(
+            "workgroups of {} threads at most, {THREADS} are needed",
+            limits.max_compute_invocations_per_workgroup
+        ))
+    } else if limits.max_compute_workgroup_storage_size < SHARED_BYTES {
+        Some(format!(
+            "{} bytes of workgroup memory, {SHARED_BYTES} are needed",
+            limits.max_compute_workgroup_storage_size
+        ))
+    } else {
+        None
+    }
+}
+
+/// Memory that buffers may take, and whether anybody told.
+fn memory(raw: &wgpu::Adapter, kind: AdapterKind) -> (u64, bool) {
+    let host = host_bytes();
+    match (kind, heap(raw)) {
+        (AdapterKind::Software, _) => (host, true),
+        // What is the host's memory is not all the GPU's: others want to live.
+        (AdapterKind::Integrated, Some(heap)) => (heap.min(host / 10 * 9), true),
+        (AdapterKind::Integrated, None) => (host / 2, false),
+        (_, Some(heap)) => (heap, true),
+        (_, None) => (4 << 30, false),
+    }
+}
+
+/// Host memory that is free, in bytes.
+fn host_bytes() -> u64 {
+    let Ok(mut system) = sysinfo::System::new() else { return 2 << 30 };
+    system.refresh_memory();
+    let contained = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+    system.available_memory().min(contained)
+}
+
+/// The largest heap of device memory, where the interface is Vulkan.
+#[cfg(not(target_vendor = "apple"))]
+fn heap(raw: &wgpu::Adapter) -> Option<u64> {
+    // SAFETY: the handle is used for one question and not kept or destroyed.
+    let adapter = unsafe { raw.as_hal::<wgpu::hal::api::Vulkan>() }?;
+    let instance = adapter.shared_instance().raw_instance();
+    // SAFETY: the physical device belongs to this instance, which lives as long as the adapter.
+    let properties = unsafe { instance.get_physical_device_memory_properties(adapter.raw_physical_device()) };
+    let heaps = &properties.memory_heaps[..properties.memory_heap_count as usize];
+    // Bit 0: VK_MEMORY_HEAP_DEVICE_LOCAL_BIT.
+    heaps.iter().filter(|h| h.flags.as_raw() & 1 != 0).map(|h| h.size).max()
+}
+
+#[cfg(target_vendor = "apple")]
+fn heap(_raw: &wgpu::Adapter) -> Option<u64> {
+    None
+}
+
+/// The adapter called `ordinal`, which must be usable.
+pub(super) fn get(ordinal: usize) -> Result<Found> {
+    let mut all = find();
+    let count = all.len();
+    if count == 0 {
+        return Err(Error::device("no GPU is reached by Vulkan, Metal or DirectX 12")
+            .at("wgpu")
+            .try_("install the GPU's Vulkan driver (on Debian, mesa-vulkan-drivers has those for AMD, Intel and software), or --device cpu"));
+    }
+    if ordinal >= count {
+        return Err(Error::device("there is no such GPU")
+            .at(format!("wgpu:{ordinal}"))
+            .found(ordinal)
+            .expected(format!("0 to {}", count - 1))
+            .try_("`flux-fast doctor` lists them"));
+    }
+    let found = all.swap_remove(ordinal);
+    match &found.facts.unusable {
+        None => Ok(found),
+        Some(why) => Err(Error::device("this GPU cannot be used")
+            .at(format!("wgpu:{ordinal}"))
+            .found(format!("{}: {why}", found.facts.name))
+            .try_("a newer driver, or --device cpu")),
+    }
+}

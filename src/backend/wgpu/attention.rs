@@ -1,0 +1,363 @@
+//! `attention`: tiles of f32 in workgroup memory for heads of up to 64, 128 and 512 columns, and plain loops for everything else.
+
+use std::ops::Range;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::launch::{Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks, code};
+use crate::dtype::DType;
+
+/// See `Op::Attention`. All of q, k, v, out are `batch*tokens x heads*head_dim` windows in F32 or BF16 (`out` has `batch*(tokens - first)` rows).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionArgs {
+    pub q: Matrix,
+    pub k: Matrix,
+    pub v: Matrix,
+    pub batch: usize,
+    pub heads: usize,
+    pub scale: f32,
+    pub causal: bool,
+    /// `(2*tokens - 1) x heads`, BF16 or F32.
+    pub bias: Option<Matrix>,
+    /// The first n tokens of each picture go to this matrix, `batch*n x heads*head_dim`.
+    pub first: Option<(usize, Matrix)>,
+    pub out: Matrix,
+    pub scratch: Option<Matrix>,
+}
+
+impl AttentionArgs {
+    pub fn tokens(&self) -> usize {
+        self.q.rows / self.batch.max(1)
+    }
+
+    pub fn head_dim(&self) -> usize {
+        self.q.cols / self.heads.max(1)
+    }
+
+    /// Tokens of a picture that go elsewhere, and where.
+    fn split(&self) -> (usize, Option<Matrix>) {
+        self.first.filter(|(n, _)| *n > 0).map_or((0, None), |(n, m)| (n, Some(m)))
+    }
+
+    /// Operands that every shader reads or writes in one and the same way.
+    fn wide(&self) -> impl Iterator<Item = Matrix> {
+        [Some(self.q), Some(self.k), Some(self.v), Some(self.out), self.split().1].into_iter().flatten()
+    }
+}
+
+/// As in `shaders/attention.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+struct Params {
+    grid: Grid,
+    tokens: u32,
+    heads: u32,
+    head_dim: u32,
+    rows: u32,
+    row_first: u32,
+    row_tiles: u32,
+    q_base: u32,
+    q_stride: u32,
+    k_base: u32,
+    k_stride: u32,
+    v_base: u32,
+    v_stride: u32,
+    out_base: u32,
+    out_stride: u32,
+    first_base: u32,
+    first_stride: u32,
+    bias_base: u32,
+    bias_stride: u32,
+    split: u32,
+    causal: u32,
+    scale: f32,
+}
+
+/// A shader of this family: the source in front of the common one, and the files behind it.
+macro_rules! shader {
+    ($name:literal, $front:literal, $($file:literal),+) => {
+        Shader {
+            name: $name,
+            sources: &[
+                $front,
+                include_str!("../../../shaders/common.wgsl"),
+                $(include_str!(concat!("../../../shaders/", $file))),+
+            ],
+            params_bytes: size_of::<Params>(),
+            buffers: 6,
+        }
+    };
+}
+
+static D64: Shader = shader!(
+    "attention_d64",
+    "const TX: u32 = 8u; const RG: u32 = 8u; const DC: u32 = 32u; const PK: u32 = 32u; const VK: u32 = 32u;\n",
+    "attention_common.wgsl",
+    "attention.wgsl"
+);
+static D128: Shader = shader!(
+    "attention_d128",
+    "const TX: u32 = 16u; const RG: u32 = 8u; const DC: u32 = 32u; const PK: u32 = 32u; const VK: u32 = 16u;\n",
+    "attention_common.wgsl",
+    "attention.wgsl"
+);
+static D512: Shader = shader!(
+    "attention_d512",
+    "const TX: u32 = 64u; const RG: u32 = 4u; const DC: u32 = 8u; const PK: u32 = 64u; const VK: u32 = 4u;\n",
+    "attention_common.wgsl",
+    "attention.wgsl"
+);
+static LANES128: Shader =
+    shader!("attention_lanes128", "const COLUMNS: u32 = 128u;\n", "attention_common.wgsl", "attention_lanes.wgsl");
+static ANY: Shader = shader!("attention_any", "", "attention_any.wgsl");
+
+/// Queries of a workgroup.
+const ROWS_D64: usize = 64;
+const ROWS_D128: usize = 64;
+const ROWS_D512: usize = 32;
+const ROWS_LANES: usize = 32;
+const ROWS_ANY: usize = 1;
+
+const NEEDS_D64: Needs = Needs::new(64, 16_384);
+const NEEDS_D128: Needs = Needs::new(128, 16_384);
+const NEEDS_D512: Needs = Needs::new(256, 16_384);
+const NEEDS_LANES: Needs = Needs { subgroups: true, ..Needs::new(8, 0) };
+const NEEDS_ANY: Needs = Needs::new(64, 8_448);
+
+/// Best first, so that each takes the heads it is made for: `d64` also multiplies 64 columns for a head of 40, `d128` also 128 for one of 72.
+/// `lanes` is for drivers on the processor and long sequences.
+pub static ATTENTION: &[Variant<AttentionArgs>] = &[
+    Variant {
+        name: "attention_any_lanes128",
+        needs: NEEDS_LANES,
+        accepts: |a, device| lanes(a, device, 128),
+        scratch: |_, _| 0,
+        dispatches: |a, device| dispatches(a, device, &LANES128, ROWS_LANES),
+    },
+    Variant {
+        name: "attention_any_d64",
+        needs: NEEDS_D64,
+        accepts: |a, device| tiled(a, device, 64),
+        scratch: |_, _| 0,
+        dispatches: |a, device| dispatches(a, device, &D64, ROWS_D64),
+    },
+    Variant {
+        name: "attention_any_d128",
+        needs: NEEDS_D128,
+        accepts: |a, device| tiled(a, device, 128),
+        scratch: |_, _| 0,
+        dispatches: |a, device| dispatches(a, device, &D128, ROWS_D128),
+    },
+    Variant {
+        name: "attention_any_d512",
+        needs: NEEDS_D512,
+        accepts: |a, device| tiled(a, device, 512),
+        scratch: |_, _| 0,
+        dispatches: |a, device| dispatches(a, device, &D512, ROWS_D512),
+    },
+    Variant {
+        name: "attention_any",
+        needs: NEEDS_ANY,
+        accepts: any,
+        scratch: |_, _| 0,
+        dispatches: |a, device| dispatches(a, device, &ANY, ROWS_ANY),
+    },
+];
+
+/// Operations from which on the shader for processors is worth its compilation, which takes them seconds.
+const LANES_WORK: u64 = 1 << 31;
+
+/// The variant to run, or why there is none.
+pub fn choose(a: &AttentionArgs, device: &Device) -> Result<&'static Variant<AttentionArgs>, &'static str> {
+    let mut answer = Err("no variant");
+    let short = work(a, a.tokens(), a.tokens()) < LANES_WORK;
+    for variant in ATTENTION.iter().filter(|v| !(short && v.needs == NEEDS_LANES)) {
+        match variant.needs.missing(device).map_or_else(|| (variant.accepts)(a, device), Err) {
+            Ok(()) => return Ok(variant),
+            Err(why) => answer = Err(why),
+        }
+    }
+    answer
+}
+
+/// Operations for `rows` queries and `keys` keys of each picture.
+fn work(a: &AttentionArgs, rows: usize, keys: usize) -> u64 {
+    4 * (rows * keys) as u64 * (a.batch * a.q.cols) as u64
+}
+
+/// Values of a shader's `override`s.
+pub type Constants = Vec<(&'static str, f64)>;
+
+/// Every shader with every set of constants that a variant can use.
+pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
+    let types = [DType::F32, DType::BF16];
+    let mut all = vec![];
+    let lanes = [(&LANES128, NEEDS_LANES)];
+    let tiled = [(&D64, NEEDS_D64), (&D128, NEEDS_D128), (&D512, NEEDS_D512)];
+    for (shader, needs) in lanes.into_iter().chain(tiled).chain([(&ANY, NEEDS_ANY)]) {
+        for (read, written) in types.iter().flat_map(|r| types.map(|w| (*r, w))) {
+            for bias in [None, Some(DType::F32), Some(DType::BF16)] {
+                all.push((shader, constants(read, written, bias), needs));
+            }
+        }
+    }
+    all
+}
+
+fn constants(read: DType, written: DType, bias: Option<DType>) -> Constants {
+    const NO_BIAS: u32 = 9;
+    vec![
+        ("IN_TYPE", f64::from(code(read))),
+        ("OUT_TYPE", f64::from(code(written))),
+        ("BIAS_TYPE", f64::from(bias.map_or(NO_BIAS, code))),
+    ]
+}
+
+/// What all shaders want.
+fn any(a: &AttentionArgs, device: &Device) -> Result<(), &'static str> {
+    let float = |m: &Matrix| matches!(m.dtype, DType::F32 | DType::BF16);
+    if !a.wide().chain(a.bias).all(|m| float(&m)) {
+        return Err("attention reads and writes F32 and BF16");
+    }
+    if a.k.dtype != a.q.dtype || a.v.dtype != a.q.dtype {
+        return Err("queries, keys and values differ in type");
+    }
+    if a.split().1.is_some_and(|m| m.dtype != a.out.dtype) {
+        return Err("the two outputs differ in type");
+    }
+    if a.head_dim() > 1024 {
+        return Err("more than 1024 columns a head");
+    }
+    let groups = a.tokens().checked_mul(a.heads).and_then(|n| n.checked_mul(a.batch));
+    if groups.is_none_or(|n| n >= 1 << 31) || a.wide().chain(a.bias).any(|m| m.stride >= 1 << 31) {
+        return Err("too large for 32-bit sizes");
+    }
+    if a.bias.is_some_and(|m| !m.binds(device)) {
+        return Err("the bias does not fit into a window");
+    }
+    if !whole(a, device) && rows_at_once(a, device) == 0 {
+        return Err("the keys or values of a picture do not fit into a window");
+    }
+    Ok(())
+}
+
+/// What the tiled shaders want; `dim` is the largest head.
+fn tiled(a: &AttentionArgs, device: &Device, dim: usize) -> Result<(), &'static str> {
+    any(a, device)?;
+    if a.head_dim() > dim {
+        return Err("the head is too wide");
+    }
+    if !a.head_dim().is_multiple_of(8) {
+        return Err("a head is not a multiple of 8 columns");
+    }
+    if !a.wide().all(|m| m.whole_vectors()) {
+        return Err("rows or heads do not begin at multiples of 16 bytes");
+    }
+    Ok(())
+}
+
+/// What the shaders want that are made for drivers on the processor.
+fn lanes(a: &AttentionArgs, device: &Device, dim: usize) -> Result<(), &'static str> {
+    tiled(a, device, dim)?;
+    if device.subgroups != Some((8, 8)) {
+        return Err("subgroups are not of 8 lanes");
+    }
+    if device.software { Ok(()) } else { Err("made for drivers that compute on the processor") }
+}
+
+/// Whether all pictures go into one dispatch.
+fn whole(a: &AttentionArgs, device: &Device) -> bool {
+    a.wide().all(|m| m.binds(device))
+}
+
+/// Queries of a picture at most whose operands fit into windows, given one picture's keys and values; 0 if these do not fit.
+fn rows_at_once(a: &AttentionArgs, device: &Device) -> usize {
+    let tokens = a.tokens();
+    if ![a.k, a.v].iter().all(|m| m.rows(0, tokens).binds(device)) {
+        return 0;
+    }
+    let (n, first) = a.split();
+    let outputs = first.map(|m| m.rows(0, n)).into_iter().chain([a.out.rows(0, tokens - n)]).filter(|m| m.rows > 0);
+    let fit = |m: Matrix| if m.binds(device) { tokens } else { m.rows_that_bind(device) };
+    outputs.chain([a.q.rows(0, tokens)]).map(fit).min().unwrap_or(0)
+}
+
+/// One dispatch, or one for each picture and block of its queries where windows are too small; `tile` queries a workgroup.
+fn dispatches(a: &AttentionArgs, device: &Device, shader: &'static Shader, tile: usize) -> Vec<Dispatch> {
+    let (tokens, (n, first)) = (a.tokens(), a.split());
+    if a.q.rows == 0 || a.q.cols == 0 {
+        return vec![];
+    }
+    if whole(a, device) {
+        return vec![dispatch(a, device, shader, tile, tokens, 0..tokens)];
+    }
+    let most = rows_at_once(a, device);
+    let ahead = |token: usize| token.min(n);
+    let behind = |token: usize| token.max(n) - n;
+    let mut all = vec![];
+    for picture in 0..a.batch {
+        for rows in blocks(tokens, most, tile.min(most)) {
+            // The block's queries and results with the picture's keys and values.
+            let (start, end) = (rows.start, rows.end);
+            let part = AttentionArgs {
+                q: a.q.rows(picture * tokens + start, end - start),
+                k: a.k.rows(picture * tokens, tokens),
+                v: a.v.rows(picture * tokens, tokens),
+                batch: 1,
+                first: first.map(|m| (n, m.rows(picture * n + ahead(start), ahead(end) - ahead(start)))),
+                out: a.out.rows(picture * (tokens - n) + behind(start), behind(end) - behind(start)),
+                ..*a
+            };
+            all.push(dispatch(&part, device, shader, tile, tokens, rows));
+        }
+    }
+    all
+}
+
+/// Queries `rows` of each of `a.batch` pictures with `tokens` keys.
+fn dispatch(
+    a: &AttentionArgs,
+    device: &Device,
+    shader: &'static Shader,
+    tile: usize,
+    tokens: usize,
+    rows: Range<usize>,
+) -> Dispatch {
+    let bind = |m: Option<Matrix>| m.filter(|m| m.rows > 0).map(|m| (m.bind(device), m.stride as u32));
+    let operands = [Some(a.q), Some(a.k), Some(a.v), a.bias, a.first.map(|(_, m)| m), Some(a.out)].map(bind);
+    let [q, k, v, bias, first, out] = operands.map(|o| o.map_or((0, 0), |((_, base), stride)| (base, stride)));
+    let tiles = rows.len().div_ceil(tile);
+    let params = Params {
+        grid: Grid::default(),
+        tokens: tokens as u32,
+        heads: a.heads as u32,
+        head_dim: a.head_dim() as u32,
+        rows: rows.len() as u32,
+        row_first: rows.start as u32,
+        row_tiles: tiles as u32,
+        q_base: q.0,
+        q_stride: q.1,
+        k_base: k.0,
+        k_stride: k.1,
+        v_base: v.0,
+        v_stride: v.1,
+        out_base: out.0,
+        out_stride: out.1,
+        first_base: first.0,
+        first_stride: first.1,
+        bias_base: bias.0,
+        bias_stride: bias.1,
+        split: a.split().0 as u32,
+        causal: u32::from(a.causal),
+        scale: a.scale,
+    };
+    let keys = if a.causal { (rows.start + rows.end) / 2 + 1 } else { tokens };
+    Dispatch {
+        shader,
+        constants: constants(a.q.dtype, a.out.dtype, a.bias.map(|m| m.dtype)),
+        buffers: operands.iter().map(|o| o.map(|((window, _), _)| window)).collect(),
+        params: bytemuck::bytes_of(&params).to_vec(),
+        groups: (tiles * a.heads * a.batch) as u64,
+        work: work(a, rows.len(), keys.min(tokens)),
+    }
+}

@@ -1,0 +1,365 @@
+//! Convolutions; the shaders and their reasons are in `shaders/conv2d*.wgsl`.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::launch::{Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks, code};
+use crate::dtype::DType;
+use crate::op::ConvShape;
+
+/// See `Op::Conv2d`. The loader has brought the weight into the order `out_channels x (kernel*kernel) x in_channels` (taps row by row, input channel
+/// fastest); `w` is `out_channels x (kernel*kernel*in_channels)`, its rows begin at multiples of 16 bytes (padded with zeros at the end of a row).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Conv2dArgs {
+    /// `batch*height*width x in_channels`, BF16 or F32.
+    pub x: Matrix,
+    /// BF16 or F32.
+    pub w: Matrix,
+    /// `1 x out_channels`, F32.
+    pub bias: Option<Matrix>,
+    pub shape: ConvShape,
+    /// Of the shape and type of `out`; may be `out` itself.
+    pub residual: Option<Matrix>,
+    /// `batch*oh*ow x out_channels`, BF16 or F32.
+    pub out: Matrix,
+    pub scratch: Option<Matrix>,
+}
+
+/// Values of a shader's `override`s.
+type Constants = Vec<(&'static str, f64)>;
+
+/// As in `conv2d.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    grid: Grid,
+    pixels: u32,
+    lines: u32,
+    out_width: u32,
+    first_line: u32,
+    height: u32,
+    width: u32,
+    in_first: u32,
+    channels: u32,
+    outputs: u32,
+    kernel: u32,
+    stride: u32,
+    pad: u32,
+    up: u32,
+    columns: u32,
+    x_base: u32,
+    x_stride: u32,
+    w_base: u32,
+    w_stride: u32,
+    bias: u32,
+    bias_base: u32,
+    residual: u32,
+    residual_base: u32,
+    residual_stride: u32,
+    out_base: u32,
+    out_stride: u32,
+    whole: u32,
+}
+
+/// A shader and the tile of a workgroup, in pixels and output channels.
+struct Tiled {
+    shader: &'static Shader,
+    pixels: usize,
+    channels: usize,
+    /// Whether x and w are bound as vectors of 16 bytes.
+    vectors: bool,
+}
+
+macro_rules! shader {
+    ($name:literal, $($file:literal),+) => {
+        Shader {
+            name: $name,
+            sources: &[
+                include_str!("../../../shaders/common.wgsl"),
+                include_str!("../../../shaders/conv2d.wgsl"),
+                $(include_str!(concat!("../../../shaders/", $file))),+
+            ],
+            params_bytes: size_of::<Params>(),
+            buffers: 5,
+        }
+    };
+}
+
+static TILE_SHADER: Shader = shader!("conv2d_128x64", "conv2d_vectors.wgsl", "conv2d_whole.wgsl", "conv2d_tile.wgsl");
+static LANES_SHADER: Shader =
+    shader!("conv2d_lanes", "conv2d_vectors.wgsl", "conv2d_whole.wgsl", "conv2d_tile_lanes.wgsl");
+static FEW_SHADER: Shader = shader!("conv2d_few", "conv2d_vectors.wgsl", "conv2d_each.wgsl", "conv2d_few.wgsl");
+static ANY_SHADER: Shader = shader!("conv2d_any", "conv2d_elements.wgsl", "conv2d_each.wgsl", "conv2d_tile.wgsl");
+
+static TILE: Tiled = Tiled { shader: &TILE_SHADER, pixels: 128, channels: 64, vectors: true };
+static LANES: Tiled = Tiled { shader: &LANES_SHADER, pixels: 128, channels: 64, vectors: true };
+static FEW: Tiled = Tiled { shader: &FEW_SHADER, pixels: 64, channels: 4, vectors: true };
+static ANY: Tiled = Tiled { shader: &ANY_SHADER, pixels: 128, channels: 64, vectors: false };
+
+const TILE_NEEDS: Needs = Needs::new(128, 976 * 16);
+const LANES_NEEDS: Needs = Needs { subgroups: true, ..Needs::new(64, 768 * 16) };
+const FEW_NEEDS: Needs = Needs::new(128, 512 * 16);
+
+/// All variants.
+pub static CONV2D: &[Variant<Conv2dArgs>] = &[
+    Variant {
+        name: "conv2d_any_128x64",
+        needs: TILE_NEEDS,
+        accepts: |a, device| vectors(a, device).and_then(|()| fours(a)),
+        scratch: none,
+        dispatches: |a, device| dispatches(&TILE, a, device),
+    },
+    Variant {
+        name: "conv2d_any_128x64_subgroup",
+        needs: LANES_NEEDS,
+        accepts: |a, device| vectors(a, device).and_then(|()| fours(a)).and_then(|()| lanes(device)),
+        scratch: none,
+        dispatches: |a, device| dispatches(&LANES, a, device),
+    },
+    Variant {
+        name: "conv2d_any_few",
+        needs: FEW_NEEDS,
+        accepts: vectors,
+        scratch: none,
+        dispatches: |a, device| dispatches(&FEW, a, device),
+    },
+    Variant {
+        name: "conv2d_any",
+        needs: TILE_NEEDS,
+        accepts: any,
+        scratch: none,
+        dispatches: |a, device| dispatches(&ANY, a, device),
+    },
+];
+
+/// The fastest variant for these operands.
+pub fn choose(args: &Conv2dArgs, device: &Device) -> &'static Variant<Conv2dArgs> {
+    let [tile, lanes, few, any] = [0, 1, 2, 3];
+    let order = match args.shape.out_channels {
+        ..=8 => [few, tile, any],
+        _ if device.software => [lanes, tile, any],
+        _ => [tile, few, any],
+    };
+    let fits = |i: &usize| CONV2D[*i].needs.missing(device).is_none() && (CONV2D[*i].accepts)(args, device).is_ok();
+    &CONV2D[order.into_iter().find(fits).unwrap_or(any)]
+}
+
+/// Every shader with every set of constants that it is compiled with.
+pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
+    let types = [DType::F32, DType::BF16];
+    let mut all = Vec::new();
+    for (tiled, needs) in [(&TILE, TILE_NEEDS), (&LANES, LANES_NEEDS), (&FEW, FEW_NEEDS), (&ANY, TILE_NEEDS)] {
+        for x in types {
+            for w in types {
+                all.extend(types.map(|out| (tiled.shader, constants(x, w, out), needs)));
+            }
+        }
+    }
+    all
+}
+
+fn constants(x: DType, w: DType, out: DType) -> Constants {
+    [("X_TYPE", x), ("W_TYPE", w), ("OUT_TYPE", out)].map(|(name, t)| (name, f64::from(code(t)))).to_vec()
+}
+
+fn none(_: &Conv2dArgs, _: &Device) -> usize {
+    0
+}
+
+/// What all shaders need: sizes that fit 32 bits, operands that fit the shape, and windows that hold at least a line of out and what it is made of.
+fn any(a: &Conv2dArgs, device: &Device) -> Result<(), &'static str> {
+    let s = &a.shape;
+    let (source_height, source_width) = s.source();
+    let matrix = |m: &Matrix, rows: usize, cols: usize| (m.rows, m.cols) == (rows, cols) && m.stride >= cols;
+    let outer = |n: usize| n.saturating_add(s.pad_before + s.pad_after);
+    if !matches!(s.kernel, 1 | 3) || !matches!(s.stride, 1 | 2) {
+        return Err("kernel is not 1 or 3, or stride not 1 or 2");
+    }
+    if [s.batch, s.height, s.width, s.in_channels, s.out_channels].contains(&0)
+        || outer(source_height).min(outer(source_width)) < s.kernel
+    {
+        return Err("there are no pixels");
+    }
+    let (height, width) = s.output();
+    let pixels = s.batch.checked_mul(height).and_then(|n| n.checked_mul(width)).unwrap_or(usize::MAX);
+    let known = |d: DType| matches!(d, DType::BF16 | DType::F32);
+    if !known(a.x.dtype) || !known(a.w.dtype) || !known(a.out.dtype) {
+        return Err("x, w and out must be BF16 or F32");
+    }
+    if a.residual.is_some_and(|r| r.dtype != a.out.dtype) || a.bias.is_some_and(|b| b.dtype != DType::F32) {
+        return Err("the residual is not of the type of out, or the bias not F32");
+    }
+    if !matrix(&a.x, s.batch * s.height * s.width, s.in_channels)
+        || !matrix(&a.w, s.out_channels, s.kernel * s.kernel * s.in_channels)
+        || !matrix(&a.out, pixels, s.out_channels)
+        || a.residual.is_some_and(|r| !matrix(&r, pixels, s.out_channels))
+        || a.bias.is_some_and(|b| b.rows * b.cols != s.out_channels || b.rows != 1)
+    {
+        return Err("an operand does not match the shape");
+    }
+    // Coordinates are signed, and a grid has less than 2^31 workgroups, even of the smallest tiles.
+    let groups = pixels.div_ceil(64) as u128 * s.out_channels.div_ceil(4) as u128;
+    if pixels.max(a.x.rows) >= 1 << 31 || outer(source_height).max(outer(source_width)) >= 1 << 30 || groups >= 1 << 31
+    {
+        return Err("more than 2^31 pixels or workgroups");
+    }
+    if lines_that_bind(a, device) == 0
+        || a.w.rows_that_bind(device) < a.w.rows.min(64)
+        || !a.bias.is_none_or(|b| b.binds(device))
+    {
+        return Err("a line of pixels, 64 filters or the bias are larger than a binding");
+    }
+    Ok(())
+}
+
+/// Whether pixels and filters can be read as vectors of 16 bytes, 8 channels at a time.
+fn vectors(a: &Conv2dArgs, device: &Device) -> Result<(), &'static str> {
+    any(a, device)?;
+    if !a.shape.in_channels.is_multiple_of(8) || !a.x.whole_vectors() || !a.w.whole_vectors() {
+        return Err("input channels are not a multiple of 8, or x or w do not begin at multiples of 16 bytes");
+    }
+    Ok(())
+}
+
+/// Whether out and residual can be accessed four channels at a time.
+fn fours(a: &Conv2dArgs) -> Result<(), &'static str> {
+    let four = |m: &Matrix| {
+        m.offset.is_multiple_of(8) && m.cols.is_multiple_of(4) && (m.rows <= 1 || m.stride.is_multiple_of(4))
+    };
+    if !four(&a.out) || !a.residual.as_ref().is_none_or(four) {
+        return Err("out or residual are not made of whole fours of channels");
+    }
+    Ok(())
+}
+
+/// Whether subgroups are what `conv2d_tile_lanes.wgsl` is made for.
+fn lanes(device: &Device) -> Result<(), &'static str> {
+    if device.subgroups != Some((8, 8)) {
+        return Err("subgroups have not always eight lanes");
+    }
+    Ok(())
+}
+
+/// Output lines of one picture at most whose windows of x, out and residual the device takes.
+fn lines_that_bind(a: &Conv2dArgs, device: &Device) -> usize {
+    let s = &a.shape;
+    let (height, width) = s.output();
+    let input = a.x.rows_that_bind(device) / s.width;
+    // However lines of an enlarged picture are paired, n of them come from n/2 + 1 input lines at most.
+    let reach = if s.upsample { 2 * input.saturating_sub(1) } else { input };
+    let lines = match input {
+        0 => 0,
+        _ if input >= s.height => height,
+        _ if reach < s.kernel => 0,
+        _ => (reach - s.kernel) / s.stride + 1,
+    };
+    let outputs = a.residual.iter().chain([&a.out]).map(|m| m.rows_that_bind(device) / width);
+    outputs.fold(lines, usize::min)
+}
+
+/// Pictures `pictures`, their output lines `lines`, with the input lines `input` that these are made of.
+struct Piece {
+    pictures: std::ops::Range<usize>,
+    lines: std::ops::Range<usize>,
+    input: std::ops::Range<usize>,
+}
+
+/// The whole, where it binds; else lines of one picture at a time.
+fn pieces(a: &Conv2dArgs, device: &Device) -> Vec<Piece> {
+    let s = &a.shape;
+    let (height, _) = s.output();
+    if a.x.binds(device) && a.out.binds(device) && a.residual.is_none_or(|r| r.binds(device)) {
+        return vec![Piece { pictures: 0..s.batch, lines: 0..height, input: 0..s.height }];
+    }
+    let mut all = Vec::new();
+    for picture in 0..s.batch {
+        for lines in blocks(height, lines_that_bind(a, device), 1) {
+            // Lines of the (enlarged) picture that the kernel reaches; those in the padding are not read.
+            let last = s.source().0 - 1;
+            let from = (lines.start * s.stride).saturating_sub(s.pad_before).min(last);
+            let to = ((lines.end - 1) * s.stride + s.kernel - 1).saturating_sub(s.pad_before).min(last);
+            let up = usize::from(s.upsample);
+            all.push(Piece { pictures: picture..picture + 1, lines, input: from >> up..(to >> up) + 1 });
+        }
+    }
+    all
+}
+
+fn dispatches(tiled: &Tiled, a: &Conv2dArgs, device: &Device) -> Vec<Dispatch> {
+    let pieces = pieces(a, device);
+    let most = if a.w.binds(device) { usize::MAX } else { a.w.rows_that_bind(device) };
+    let filters = blocks(a.w.rows, most, tiled.channels);
+    filters
+        .flat_map(|filters| pieces.iter().map(move |piece| dispatch(tiled, a, device, filters.clone(), piece)))
+        .collect()
+}
+
+fn dispatch(
+    tiled: &Tiled,
+    a: &Conv2dArgs,
+    device: &Device,
+    filters: std::ops::Range<usize>,
+    piece: &Piece,
+) -> Dispatch {
+    let s = &a.shape;
+    let (height, width) = s.output();
+    let pixels = piece.pictures.len() * piece.lines.len() * width;
+    let lines = |m: &Matrix| {
+        let m = m.rows((piece.pictures.start * height + piece.lines.start) * width, pixels);
+        m.columns(filters.start, filters.len())
+    };
+    let x_rows = piece.pictures.len() * piece.input.len() * s.width;
+    let x = a.x.rows((piece.pictures.start * s.height + piece.input.start) * s.width, x_rows);
+    let w = a.w.rows(filters.start, filters.len());
+    let bias = a.bias.map(|b| b.columns(filters.start, filters.len()).bind(device));
+    let residual = a.residual.as_ref().map(|r| (lines(r).bind(device), r.stride));
+    let out = lines(&a.out);
+    let (x_window, x_base) = x.bind(device);
+    let (w_window, w_base) = w.bind(device);
+    let (out_window, out_base) = out.bind(device);
+    // Bases and strides in elements, or in vectors.
+    let unit = |m: &Matrix| if tiled.vectors { 16 / m.dtype.size() } else { 1 };
+    let columns = filters.len().div_ceil(tiled.channels);
+    let params = Params {
+        grid: Grid::default(),
+        pixels: pixels as u32,
+        lines: piece.lines.len() as u32,
+        out_width: width as u32,
+        first_line: piece.lines.start as u32,
+        height: s.height as u32,
+        width: s.width as u32,
+        in_first: piece.input.start as u32,
+        channels: s.in_channels as u32,
+        outputs: filters.len() as u32,
+        kernel: s.kernel as u32,
+        stride: s.stride as u32,
+        pad: s.pad_before as u32,
+        up: s.upsample.into(),
+        columns: columns as u32,
+        x_base: x_base / unit(&x) as u32,
+        x_stride: (x.stride / unit(&x)) as u32,
+        w_base: w_base / unit(&w) as u32,
+        w_stride: (w.stride / unit(&w)) as u32,
+        bias: bias.is_some().into(),
+        bias_base: bias.map_or(0, |(_, base)| base),
+        residual: residual.is_some().into(),
+        residual_base: residual.map_or(0, |((_, base), _)| base),
+        residual_stride: residual.map_or(0, |(_, stride)| stride as u32),
+        out_base,
+        out_stride: out.stride as u32,
+        whole: out.whole_words().into(),
+    };
+    Dispatch {
+        shader: tiled.shader,
+        constants: constants(a.x.dtype, a.w.dtype, a.out.dtype),
+        buffers: vec![
+            Some(x_window),
+            Some(w_window),
+            bias.map(|(window, _)| window),
+            residual.map(|((window, _), _)| window),
+            Some(out_window),
+        ],
+        params: bytemuck::bytes_of(&params).to_vec(),
+        groups: (pixels.div_ceil(tiled.pixels) * columns) as u64,
+        work: 2 * (pixels * w.cols * filters.len()) as u64,
+    }
+}

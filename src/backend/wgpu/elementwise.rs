@@ -1,0 +1,350 @@
+//! Operations on single elements with wgpu, and in `copy_rows` those on whole rows. `shaders/elementwise.wgsl` says how they work; `latents.rs` has
+//! what runs once for a text or a step. What these families share on the host's side is here as well.
+
+mod copy_rows;
+
+use bytemuck::{NoUninit, Pod, Zeroable};
+
+use super::launch::{Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, Window, blocks, code};
+use crate::dtype::DType;
+pub use copy_rows::{COPY_ROWS, CopyRowsArgs};
+
+/// See `Op::GeluMul`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GeluMulArgs {
+    /// rows x cols, BF16 or F32.
+    pub gate: Matrix,
+    /// Like `gate`, with a type of its own.
+    pub up: Matrix,
+    /// rows x cols, BF16 or F32; may be `gate` or `up`.
+    pub out: Matrix,
+}
+
+/// See `Op::Silu`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SiluArgs {
+    /// rows x cols, BF16 or F32.
+    pub x: Matrix,
+    /// rows x cols, BF16 or F32; may be `x`.
+    pub out: Matrix,
+}
+
+/// See `Op::Add`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AddArgs {
+    /// rows x cols, BF16 or F32.
+    pub a: Matrix,
+    /// Like `a`, with a type of its own.
+    pub b: Matrix,
+    /// rows x cols, BF16 or F32; may be `a` or `b`.
+    pub out: Matrix,
+}
+
+/// See `Op::Cast`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CastArgs {
+    /// rows x cols, BF16 or F32; a window of columns with any offset.
+    pub x: Matrix,
+    /// Like `x`.
+    pub out: Matrix,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct OctetParams {
+    grid: Grid,
+    octets: u32,
+    count: u32,
+    a_base: u32,
+    a_stride: u32,
+    b_base: u32,
+    b_stride: u32,
+    out_base: u32,
+    out_stride: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct AnyParams {
+    grid: Grid,
+    rows: u32,
+    cols: u32,
+    a_base: u32,
+    a_stride: u32,
+    b_base: u32,
+    b_stride: u32,
+    out_base: u32,
+    out_stride: u32,
+}
+
+/// The text of a file in `shaders/`.
+macro_rules! wgsl {
+    ($name:literal) => {
+        include_str!(concat!("../../../shaders/", $name, ".wgsl"))
+    };
+}
+pub(super) use wgsl;
+
+static OCTETS: Shader = Shader {
+    name: "elementwise",
+    sources: &[wgsl!("common"), wgsl!("octets"), wgsl!("elementwise")],
+    params_bytes: size_of::<OctetParams>(),
+    buffers: 3,
+};
+static ANY: Shader = Shader {
+    name: "elementwise_any",
+    sources: &[wgsl!("common"), wgsl!("words"), wgsl!("elementwise_any")],
+    params_bytes: size_of::<AnyParams>(),
+    buffers: 3,
+};
+/// Threads of a workgroup.
+const THREADS: usize = 256;
+const NEEDS: Needs = Needs::new(THREADS as u32, 0);
+
+/// Values of the module's `override`s.
+pub(super) type Constants = Vec<(&'static str, f64)>;
+
+/// An element type as a constant.
+pub(super) fn type_of(m: &Matrix) -> f64 {
+    f64::from(code(m.dtype))
+}
+
+/// Whether shaders can count rows, columns and strides in 32 bits, and a window can show at least a row.
+pub(super) fn counts(matrices: &[&Matrix], device: &Device) -> Result<(), &'static str> {
+    let small = |n: usize| u32::try_from(n).is_ok();
+    let all = matrices.iter().all(|m| small(m.rows) && small(m.cols) && small(m.stride));
+    all.then_some(()).ok_or("a matrix has 2^32 rows or columns, or more")?;
+    let shown = matrices.iter().all(|m| m.rows_that_bind(device) > 0);
+    shown.then_some(()).ok_or("a row is larger than what the adapter binds")
+}
+
+/// Whether these are matrices that the `_any` shaders know.
+pub(super) fn activations(matrices: &[&Matrix], device: &Device) -> Result<(), &'static str> {
+    let all = matrices.iter().all(|m| matches!(m.dtype, DType::BF16 | DType::F32));
+    all.then_some(()).ok_or("an operand is neither bf16 nor f32")?;
+    counts(matrices, device)
+}
+
+/// Whether these are activations whose rows are eights of elements, in whole vectors of 16 bytes.
+pub(super) fn octets(matrices: &[&Matrix], device: &Device) -> Result<(), &'static str> {
+    activations(matrices, device)?;
+    let all = matrices.iter().all(|m| m.whole_vectors() && m.cols.is_multiple_of(8));
+    all.then_some(()).ok_or("an operand's rows are not eights of elements, aligned to 16 bytes")
+}
+
+/// Whether these can be shown whole.
+pub(super) fn binds(matrices: &[&Matrix], device: &Device) -> Result<(), &'static str> {
+    matrices.iter().all(|m| m.binds(device)).then_some(()).ok_or("an operand is larger than what the adapter binds")
+}
+
+/// Rows that all of these can show at once.
+pub(super) fn most_rows(matrices: &[&Matrix], device: &Device) -> usize {
+    matrices.iter().map(|m| m.rows_that_bind(device)).min().unwrap_or(0)
+}
+
+/// The window of a matrix with its base and stride, counted in vectors of 16 bytes.
+pub(super) fn in_vectors(m: &Matrix, device: &Device) -> (Option<Window>, u32, u32) {
+    let (window, base) = m.bind(device);
+    let per_vector = 16 / m.dtype.size();
+    (Some(window), base / per_vector as u32, (m.stride / per_vector) as u32)
+}
+
+/// The window of a matrix with its base and stride, counted in elements.
+pub(super) fn in_elements(m: &Matrix, device: &Device) -> (Option<Window>, u32, u32) {
+    let (window, base) = m.bind(device);
+    (Some(window), base, m.stride as u32)
+}
+
+/// `in_elements` of an operand that may be missing.
+pub(super) fn perhaps(m: Option<&Matrix>, device: &Device) -> (Option<Window>, u32, u32) {
+    m.map_or((None, 0, 0), |m| in_elements(m, device))
+}
+
+/// Threads that a row of an output needs in a shader that goes by words.
+pub(super) fn words(out: &Matrix) -> usize {
+    if out.dtype.size() == 4 { out.cols } else { out.cols / 2 + 1 }
+}
+
+/// A dispatch of `groups` workgroups that does about ten operations for each of `elements`.
+pub(super) fn dispatch<P: NoUninit>(
+    shader: &'static Shader,
+    constants: Constants,
+    buffers: Vec<Option<Window>>,
+    params: &P,
+    groups: usize,
+    elements: usize,
+) -> Dispatch {
+    let params = bytemuck::bytes_of(params).to_vec();
+    Dispatch { shader, constants, buffers, params, groups: groups as u64, work: 10 * elements as u64 }
+}
+
+/// Elements of a matrix.
+pub(super) fn elements(m: &Matrix) -> usize {
+    m.rows * m.cols
+}
+
+/// Numbers of the functions in the shaders.
+#[derive(Clone, Copy)]
+enum Function {
+    GeluMul = 0,
+    Silu = 1,
+    Add = 2,
+    Cast = 3,
+}
+
+/// `out = f(a, b)`, or `f(a)`.
+#[derive(Clone, Copy)]
+struct Elementwise {
+    function: Function,
+    a: Matrix,
+    b: Option<Matrix>,
+    out: Matrix,
+}
+
+impl Elementwise {
+    fn operands(&self) -> Vec<&Matrix> {
+        [&self.a].into_iter().chain(&self.b).chain([&self.out]).collect()
+    }
+
+    fn each(self, f: impl Fn(Matrix) -> Matrix) -> Elementwise {
+        Elementwise { a: f(self.a), b: self.b.map(&f), out: f(self.out), ..self }
+    }
+
+    /// Whether no operand has gaps between its rows.
+    fn dense(&self) -> bool {
+        self.operands().iter().all(|m| m.stride == m.cols || m.rows <= 1)
+    }
+
+    fn takes_any(&self, device: &Device) -> Result<(), &'static str> {
+        activations(&self.operands(), device)
+    }
+
+    /// Whether all that is shown at once is eights: rows, or, without gaps, eight rows.
+    fn takes_octets(&self, device: &Device) -> Result<(), &'static str> {
+        self.takes_any(device)?;
+        let aligned = self.operands().iter().all(|m| m.offset.is_multiple_of(16));
+        let by_eights =
+            elements(&self.out).is_multiple_of(8) && most_rows(&self.operands(), device) >= 8.min(self.out.rows);
+        if self.dense() && aligned && by_eights { Ok(()) } else { octets(&self.operands(), device) }
+    }
+
+    /// What windows can show at once, each as one row where there are no gaps.
+    fn pieces(&self, device: &Device) -> Vec<Elementwise> {
+        if self.out.cols == 0 {
+            return vec![];
+        }
+        let most = most_rows(&self.operands(), device);
+        let unit = if most >= 8 { 8 } else { 1 };
+        let cut = |r: std::ops::Range<usize>| self.each(|m| m.rows(r.start, r.len()));
+        let flat = |m: Matrix| Matrix { rows: 1, cols: elements(&m), stride: elements(&m), ..m };
+        let pieces = blocks(self.out.rows, most, unit).map(cut);
+        pieces.map(|p| if self.dense() { p.each(flat) } else { p }).collect()
+    }
+
+    fn constants(&self) -> Constants {
+        let b = self.b.as_ref().map_or(0.0, type_of);
+        let function = f64::from(self.function as u32);
+        vec![("OP", function), ("A_TYPE", type_of(&self.a)), ("B_TYPE", b), ("OUT_TYPE", type_of(&self.out))]
+    }
+
+    fn by_octets(&self, device: &Device) -> Vec<Dispatch> {
+        let one = |p: Elementwise| {
+            let (a, a_base, a_stride) = in_vectors(&p.a, device);
+            let (b, b_base, b_stride) = p.b.as_ref().map_or((None, 0, 0), |b| in_vectors(b, device));
+            let (out, out_base, out_stride) = in_vectors(&p.out, device);
+            let (octets, count) = ((p.out.cols / 8) as u32, (elements(&p.out) / 8) as u32);
+            let grid = Grid::default();
+            let params = OctetParams { grid, octets, count, a_base, a_stride, b_base, b_stride, out_base, out_stride };
+            let groups = (count as usize).div_ceil(THREADS);
+            dispatch(&OCTETS, p.constants(), vec![a, b, out], &params, groups, elements(&p.out))
+        };
+        self.pieces(device).into_iter().map(one).collect()
+    }
+
+    fn by_words(&self, device: &Device) -> Vec<Dispatch> {
+        let one = |p: Elementwise| {
+            let (a, a_base, a_stride) = in_elements(&p.a, device);
+            let (b, b_base, b_stride) = perhaps(p.b.as_ref(), device);
+            let (out, out_base, out_stride) = in_elements(&p.out, device);
+            let (rows, cols) = (p.out.rows as u32, p.out.cols as u32);
+            let grid = Grid::default();
+            let params = AnyParams { grid, rows, cols, a_base, a_stride, b_base, b_stride, out_base, out_stride };
+            let groups = (p.out.rows * words(&p.out)).div_ceil(THREADS);
+            dispatch(&ANY, p.constants(), vec![a, b, out], &params, groups, elements(&p.out))
+        };
+        self.pieces(device).into_iter().map(one).collect()
+    }
+}
+
+impl From<&GeluMulArgs> for Elementwise {
+    fn from(a: &GeluMulArgs) -> Elementwise {
+        Elementwise { function: Function::GeluMul, a: a.gate, b: Some(a.up), out: a.out }
+    }
+}
+
+impl From<&SiluArgs> for Elementwise {
+    fn from(a: &SiluArgs) -> Elementwise {
+        Elementwise { function: Function::Silu, a: a.x, b: None, out: a.out }
+    }
+}
+
+impl From<&AddArgs> for Elementwise {
+    fn from(a: &AddArgs) -> Elementwise {
+        Elementwise { function: Function::Add, a: a.a, b: Some(a.b), out: a.out }
+    }
+}
+
+impl From<&CastArgs> for Elementwise {
+    fn from(a: &CastArgs) -> Elementwise {
+        Elementwise { function: Function::Cast, a: a.x, b: None, out: a.out }
+    }
+}
+
+/// The two variants of an operation on single elements.
+macro_rules! elementwise {
+    ($vector:literal, $any:literal) => {
+        &[
+            Variant {
+                name: $vector,
+                needs: NEEDS,
+                accepts: |a, d| Elementwise::from(a).takes_octets(d),
+                scratch: |_, _| 0,
+                dispatches: |a, d| Elementwise::from(a).by_octets(d),
+            },
+            Variant {
+                name: $any,
+                needs: NEEDS,
+                accepts: |a, d| Elementwise::from(a).takes_any(d),
+                scratch: |_, _| 0,
+                dispatches: |a, d| Elementwise::from(a).by_words(d),
+            },
+        ]
+    };
+}
+
+/// Best first; the last one takes every type, window and alignment.
+pub static GELU_MUL: &[Variant<GeluMulArgs>] = elementwise!("gelu_mul_any_vectors", "gelu_mul_any");
+/// Best first; the last one takes every type, window and alignment.
+pub static SILU: &[Variant<SiluArgs>] = elementwise!("silu_any_vectors", "silu_any");
+/// Best first; the last one takes every type, window and alignment.
+pub static ADD: &[Variant<AddArgs>] = elementwise!("add_any_vectors", "add_any");
+/// Best first; the last one takes every pair of types, window and alignment.
+pub static CAST: &[Variant<CastArgs>] = elementwise!("cast_any_vectors", "cast_any");
+
+/// Every combination of values, one of each list.
+pub(super) fn combinations(lists: &[(&'static str, &[f64])]) -> Vec<Constants> {
+    let more = |sets: Vec<Constants>, (name, values): &(&'static str, &[f64])| {
+        let with = |set: Constants| values.iter().map(move |v| [set.clone(), vec![(*name, *v)]].concat());
+        sets.into_iter().flat_map(with).collect()
+    };
+    lists.iter().fold(vec![vec![]], more)
+}
+
+/// Every shader of this family with every set of constants that it is used with.
+pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
+    let types: &[f64] = &[0.0, 1.0];
+    let operands = [("OP", [0.0, 1.0, 2.0, 3.0].as_slice()), ("A_TYPE", types), ("B_TYPE", types), ("OUT_TYPE", types)];
+    let of = |shader: &'static Shader, sets: Vec<Constants>| sets.into_iter().map(move |set| (shader, set, NEEDS));
+    let elementwise = [&OCTETS, &ANY].into_iter().flat_map(|s| of(s, combinations(&operands)));
+    elementwise.chain(copy_rows::shaders()).collect()
+}

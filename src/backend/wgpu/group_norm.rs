@@ -1,0 +1,352 @@
+//! Group normalisation; the shaders and their reasons are in `shaders/group_norm*.wgsl`.
+
+use std::ops::Range;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::launch::{Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, Window, blocks, code};
+use crate::dtype::DType;
+
+/// See `Op::GroupNorm`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GroupNormArgs {
+    /// `batch*pixels x channels`, BF16 or F32.
+    pub x: Matrix,
+    /// `1 x channels`, F32.
+    pub weight: Matrix,
+    /// `1 x channels`, F32.
+    pub bias: Matrix,
+    /// Pictures.
+    pub batch: usize,
+    /// Divides the channels.
+    pub groups: usize,
+    /// Added to the variance.
+    pub eps: f32,
+    /// SiLU follows.
+    pub silu: bool,
+    /// Of the shape of `x`, BF16 or F32; may be `x` itself.
+    pub out: Matrix,
+    /// As much as the variant asked for, beginning at a multiple of 16 bytes.
+    pub scratch: Option<Matrix>,
+}
+
+impl GroupNormArgs {
+    /// Rows of a picture.
+    fn pixels(&self) -> usize {
+        self.x.rows / self.batch
+    }
+}
+
+/// Values of a shader's `override`s.
+type Constants = Vec<(&'static str, f64)>;
+
+/// As in `group_norm.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    grid: Grid,
+    rows: u32,
+    channels: u32,
+    norm_groups: u32,
+    chunk_rows: u32,
+    chunks: u32,
+    first_chunk: u32,
+    first_row: u32,
+    first_picture: u32,
+    x_base: u32,
+    x_stride: u32,
+    out_base: u32,
+    out_stride: u32,
+    weight_base: u32,
+    bias_base: u32,
+    partials_base: u32,
+    statistics_base: u32,
+    silu: u32,
+    eps: f32,
+}
+
+const THREADS: usize = 128;
+/// Elements of x that a workgroup reads, at least, where there are as many: long enough to hide how a workgroup begins and ends.
+const CHUNK: usize = 16_384;
+/// Chunks of a picture, at most: what a workgroup joins in eight rounds.
+const CHUNKS: usize = 1024;
+/// Bytes of (count, shift, mean, squared deviations).
+const MOMENTS: usize = 16;
+
+macro_rules! shader {
+    ($name:literal, $file:literal, $buffers:literal) => {
+        Shader {
+            name: $name,
+            sources: &[
+                include_str!("../../../shaders/common.wgsl"),
+                include_str!("../../../shaders/group_norm.wgsl"),
+                include_str!(concat!("../../../shaders/", $file)),
+            ],
+            params_bytes: size_of::<Params>(),
+            buffers: $buffers,
+        }
+    };
+}
+
+static STATISTICS: Shader = shader!("group_norm_statistics", "group_norm_statistics.wgsl", 2);
+static STATISTICS_ANY: Shader = shader!("group_norm_statistics_any", "group_norm_statistics_any.wgsl", 2);
+static MERGE: Shader = shader!("group_norm_merge", "group_norm_merge.wgsl", 2);
+static APPLY: Shader = shader!("group_norm_apply", "group_norm_apply.wgsl", 5);
+static APPLY_ANY: Shader = shader!("group_norm_apply_any", "group_norm_apply_any.wgsl", 5);
+
+const VECTORS_NEEDS: Needs = Needs::new(THREADS as u32, 3 * 8 * 132 * 4);
+const ANY_NEEDS: Needs = Needs::new(THREADS as u32, (THREADS * MOMENTS) as u32);
+
+/// All variants, the fastest first.
+pub static GROUP_NORM: &[Variant<GroupNormArgs>] = &[
+    Variant {
+        name: "group_norm_any_vectors",
+        needs: VECTORS_NEEDS,
+        accepts: vectors,
+        scratch: |a, _| scratch(a, rows(a)),
+        dispatches: |a, device| dispatches(a, device, &PLAN),
+    },
+    Variant {
+        name: "group_norm_any",
+        needs: ANY_NEEDS,
+        accepts: any,
+        scratch: |a, _| scratch(a, rows_any(a)),
+        dispatches: |a, device| dispatches(a, device, &PLAN_ANY),
+    },
+];
+
+/// The fastest variant for these operands.
+pub fn choose(args: &GroupNormArgs, device: &Device) -> &'static Variant<GroupNormArgs> {
+    let fits = |v: &&Variant<GroupNormArgs>| v.needs.missing(device).is_none() && (v.accepts)(args, device).is_ok();
+    GROUP_NORM.iter().find(fits).unwrap_or(&GROUP_NORM[GROUP_NORM.len() - 1])
+}
+
+/// Every shader with every set of constants that it is compiled with.
+pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
+    let types = [DType::F32, DType::BF16];
+    let mut all = vec![(&MERGE, vec![], ANY_NEEDS)];
+    for x in types {
+        all.push((&STATISTICS, statistics_constants(x), VECTORS_NEEDS));
+        all.push((&STATISTICS_ANY, statistics_constants(x), ANY_NEEDS));
+        for out in types {
+            all.push((&APPLY, apply_constants(x, out), ANY_NEEDS));
+            all.push((&APPLY_ANY, apply_constants(x, out), ANY_NEEDS));
+        }
+    }
+    all
+}
+
+fn statistics_constants(x: DType) -> Constants {
+    vec![("X_TYPE", f64::from(code(x)))]
+}
+
+fn apply_constants(x: DType, out: DType) -> Constants {
+    vec![("X_TYPE", f64::from(code(x))), ("OUT_TYPE", f64::from(code(out)))]
+}
+
+/// Shaders of a variant, their rows of a chunk, and whether x and out are bound as vectors of 16 bytes.
+struct Plan {
+    statistics: &'static Shader,
+    statistics_rows: fn(&GroupNormArgs) -> usize,
+    /// Whether each group of channels has a workgroup of its own.
+    by_group: bool,
+    apply: &'static Shader,
+    apply_rows: fn(&GroupNormArgs) -> usize,
+    vectors: bool,
+}
+
+static PLAN: Plan = Plan {
+    statistics: &STATISTICS,
+    statistics_rows: rows,
+    by_group: false,
+    apply: &APPLY,
+    apply_rows: rows,
+    vectors: true,
+};
+static PLAN_ANY: Plan = Plan {
+    statistics: &STATISTICS_ANY,
+    statistics_rows: rows_any,
+    by_group: true,
+    apply: &APPLY_ANY,
+    apply_rows: |a| (CHUNK / 8).div_ceil(a.x.cols),
+    vectors: false,
+};
+
+/// Rows of a chunk of the vector shaders: whole rounds of four rows a thread. A function of the shape alone, as the order of summation is.
+fn rows(a: &GroupNormArgs) -> usize {
+    let round = 4 * (THREADS / (a.x.cols / 8));
+    (CHUNK / a.x.cols).max(a.pixels().div_ceil(CHUNKS)).next_multiple_of(round)
+}
+
+/// Rows of a chunk of `group_norm_statistics_any`, of one group.
+fn rows_any(a: &GroupNormArgs) -> usize {
+    (CHUNK / 4).div_ceil(a.x.cols / a.groups).max(a.pixels().div_ceil(CHUNKS))
+}
+
+/// Moments of each picture, chunk and group, then of each picture and group.
+fn scratch(a: &GroupNormArgs, chunk_rows: usize) -> usize {
+    a.batch * a.groups * MOMENTS * (a.pixels().div_ceil(chunk_rows) + 1)
+}
+
+/// What all shaders need: operands that match, sizes that fit 32 bits, and windows that hold a chunk.
+fn any(a: &GroupNormArgs, device: &Device) -> Result<(), &'static str> {
+    check(a)?;
+    fits(a, device, &PLAN_ANY)
+}
+
+fn check(a: &GroupNormArgs) -> Result<(), &'static str> {
+    if [a.x.rows, a.x.cols, a.batch, a.groups].contains(&0)
+        || !a.x.rows.is_multiple_of(a.batch)
+        || !a.x.cols.is_multiple_of(a.groups)
+    {
+        return Err("rows or channels do not divide evenly");
+    }
+    if (a.x.rows, a.x.cols) != (a.out.rows, a.out.cols) || a.x.stride < a.x.cols || a.out.stride < a.out.cols {
+        return Err("out does not match x");
+    }
+    if [a.weight, a.bias].iter().any(|v| (v.rows, v.cols, v.dtype) != (1, a.x.cols, DType::F32)) {
+        return Err("weight and bias must be F32, one for each channel");
+    }
+    if [a.x.dtype, a.out.dtype].iter().any(|d| !matches!(d, DType::BF16 | DType::F32)) {
+        return Err("x and out must be BF16 or F32");
+    }
+    if a.x.rows >= 1 << 31 || a.x.cols >= 1 << 24 || a.batch * a.groups * CHUNKS >= 1 << 31 {
+        return Err("more than 2^31 rows, columns or workgroups");
+    }
+    Ok(())
+}
+
+/// Whether a thread can hold 8 channels, and a workgroup a row.
+fn vectors(a: &GroupNormArgs, device: &Device) -> Result<(), &'static str> {
+    check(a)?;
+    if !a.x.whole_vectors() || !a.out.whole_vectors() || !a.x.cols.is_multiple_of(8) {
+        return Err("channels are not a multiple of 8, or x or out do not begin at multiples of 16 bytes");
+    }
+    if a.x.cols > 8 * THREADS {
+        return Err("more than 1024 channels");
+    }
+    fits(a, device, &PLAN)
+}
+
+/// Whether a chunk, the moments of a picture, weight and bias are no larger than a binding.
+fn fits(a: &GroupNormArgs, device: &Device, plan: &Plan) -> Result<(), &'static str> {
+    let (first, last) = ((plan.statistics_rows)(a).min(a.pixels()), (plan.apply_rows)(a).min(a.pixels()));
+    let moments = (scratch(a, first) / a.batch) as u64 + device.alignment + 4;
+    if a.x.rows_that_bind(device) < first.max(last)
+        || a.out.rows_that_bind(device) < last
+        || moments > device.binding_bytes
+    {
+        return Err("a chunk of rows or the moments of a picture are larger than a binding");
+    }
+    if !a.weight.binds(device) || !a.bias.binds(device) {
+        return Err("weight or bias are larger than a binding");
+    }
+    Ok(())
+}
+
+/// Chunks of a dispatch, numbered over all pictures; their rows; and the pictures that have them.
+struct Piece {
+    chunks: Range<usize>,
+    rows: Range<usize>,
+    pictures: Range<usize>,
+}
+
+/// All chunks, where the matrices bind; else chunks of one picture at a time.
+fn pieces(a: &GroupNormArgs, chunk_rows: usize, matrices: &[&Matrix], device: &Device) -> Vec<Piece> {
+    let (pixels, chunks) = (a.pixels(), a.pixels().div_ceil(chunk_rows));
+    if matrices.iter().all(|m| m.binds(device)) {
+        return vec![Piece { chunks: 0..a.batch * chunks, rows: 0..a.x.rows, pictures: 0..a.batch }];
+    }
+    let most = matrices.iter().map(|m| m.rows_that_bind(device)).min().unwrap_or(pixels);
+    let of_picture = |picture: usize| {
+        blocks(chunks, most / chunk_rows, 1).map(move |part| Piece {
+            rows: picture * pixels + part.start * chunk_rows..picture * pixels + pixels.min(part.end * chunk_rows),
+            chunks: picture * chunks + part.start..picture * chunks + part.end,
+            pictures: picture..picture + 1,
+        })
+    };
+    (0..a.batch).flat_map(of_picture).collect()
+}
+
+fn dispatches(a: &GroupNormArgs, device: &Device, plan: &Plan) -> Vec<Dispatch> {
+    let pixels = a.pixels();
+    let (first_rows, last_rows) = ((plan.statistics_rows)(a), (plan.apply_rows)(a));
+    let chunks = pixels.div_ceil(first_rows);
+    let scratch = a.scratch.expect("scratch is given as the variant asked for");
+    // Rows of moments: one for each picture and chunk, then one for each picture.
+    let cols = a.groups * MOMENTS / 4;
+    let moments = |offset: u64, rows: usize| Matrix { offset, rows, cols, stride: cols, dtype: DType::F32, ..scratch };
+    let partials = moments(scratch.offset, a.batch * chunks);
+    let statistics = moments(scratch.offset + partials.span(), a.batch);
+    let unit = |m: &Matrix| if plan.vectors { 16 / m.dtype.size() } else { 1 };
+    let params = |chunk_rows: usize| Params {
+        grid: Grid::default(),
+        rows: pixels as u32,
+        channels: a.x.cols as u32,
+        norm_groups: a.groups as u32,
+        chunk_rows: chunk_rows as u32,
+        chunks: pixels.div_ceil(chunk_rows) as u32,
+        x_stride: (a.x.stride / unit(&a.x)) as u32,
+        out_stride: (a.out.stride / unit(&a.out)) as u32,
+        silu: a.silu.into(),
+        eps: a.eps,
+        ..Params::zeroed()
+    };
+    let dispatch =
+        |shader: &'static Shader, constants, buffers: Vec<Window>, params: Params, groups: usize, elements: usize| {
+            Dispatch {
+                shader,
+                constants,
+                buffers: buffers.into_iter().map(Some).collect(),
+                params: bytemuck::bytes_of(&params).to_vec(),
+                groups: groups as u64,
+                work: 10 * elements as u64,
+            }
+        };
+    let mut all = Vec::new();
+    for piece in pieces(a, first_rows, &[&a.x, &partials], device) {
+        let (x, x_base) = a.x.rows(piece.rows.start, piece.rows.len()).bind(device);
+        let (parts, partials_base) = partials.rows(piece.chunks.start, piece.chunks.len()).bind(device);
+        let params = Params {
+            first_chunk: piece.chunks.start as u32,
+            first_row: piece.rows.start as u32,
+            x_base: x_base / unit(&a.x) as u32,
+            partials_base: partials_base / 4,
+            ..params(first_rows)
+        };
+        let groups = piece.chunks.len() * if plan.by_group { a.groups } else { 1 };
+        let constants = statistics_constants(a.x.dtype);
+        all.push(dispatch(plan.statistics, constants, vec![x, parts], params, groups, piece.rows.len() * a.x.cols));
+    }
+    let pictures = if partials.binds(device) { a.batch } else { 1 };
+    for picture in blocks(a.batch, pictures, 1) {
+        let (parts, partials_base) = partials.rows(picture.start * chunks, picture.len() * chunks).bind(device);
+        let (whole, statistics_base) = statistics.rows(picture.start, picture.len()).bind(device);
+        let params =
+            Params { partials_base: partials_base / 4, statistics_base: statistics_base / 4, ..params(first_rows) };
+        let groups = picture.len() * a.groups;
+        all.push(dispatch(&MERGE, vec![], vec![parts, whole], params, groups, groups * chunks));
+    }
+    for piece in pieces(a, last_rows, &[&a.x, &a.out, &statistics], device) {
+        let (x, x_base) = a.x.rows(piece.rows.start, piece.rows.len()).bind(device);
+        let (out, out_base) = a.out.rows(piece.rows.start, piece.rows.len()).bind(device);
+        let (whole, statistics_base) = statistics.rows(piece.pictures.start, piece.pictures.len()).bind(device);
+        let (weight, weight_base) = a.weight.bind(device);
+        let (bias, bias_base) = a.bias.bind(device);
+        let params = Params {
+            first_chunk: piece.chunks.start as u32,
+            first_row: piece.rows.start as u32,
+            first_picture: piece.pictures.start as u32,
+            x_base: x_base / unit(&a.x) as u32,
+            out_base: out_base / unit(&a.out) as u32,
+            weight_base,
+            bias_base,
+            statistics_base: statistics_base / 4,
+            ..params(last_rows)
+        };
+        let constants = apply_constants(a.x.dtype, a.out.dtype);
+        let buffers = vec![x, whole, weight, bias, out];
+        all.push(dispatch(plan.apply, constants, buffers, params, piece.chunks.len(), piece.rows.len() * a.x.cols));
+    }
+    all
+}

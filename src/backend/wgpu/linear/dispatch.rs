@@ -1,0 +1,204 @@
+//! What all variants of `linear` share: their `Params`, their dispatches, and what they demand of operands.
+
+use crate::backend::wgpu::args::{LinearArgs, Tail};
+use crate::backend::wgpu::launch::{Device, Dispatch, Grid, Matrix, Shader, blocks, code};
+use crate::dtype::DType;
+
+/// `Params` in shaders/linear_params.wgsl, for every shader of the family. Strides and bases count elements.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Params {
+    grid: Grid,
+    rows: u32,
+    n: u32,
+    k: u32,
+    x_base: u32,
+    x_stride: u32,
+    w_base: u32,
+    w_stride: u32,
+    scales_base: u32,
+    bias_base: u32,
+    residual_base: u32,
+    residual_stride: u32,
+    gate_base: u32,
+    gate_stride: u32,
+    out_base: u32,
+    out_stride: u32,
+    /// 0 none, 1 silu, 2 gelu_tanh, 3 quick_gelu, 4 add, 5 gated add.
+    tail: u32,
+    out_type: u32,
+    gate_type: u32,
+    /// The number of the dispatch's first row in the operation.
+    first_row: u32,
+    /// Row r of the operation is multiplied with row `r / group_rows` of the gate.
+    group_rows: u32,
+    has_scales: u32,
+    has_bias: u32,
+    row_tiles: u32,
+    column_tiles: u32,
+}
+
+fn residual(a: &LinearArgs) -> Option<Matrix> {
+    match a.tail {
+        Tail::Add { residual } | Tail::GatedAdd { residual, .. } => Some(residual),
+        _ => None,
+    }
+}
+
+fn gate(a: &LinearArgs) -> Option<Matrix> {
+    match a.tail {
+        Tail::GatedAdd { gate, .. } => Some(gate),
+        _ => None,
+    }
+}
+
+/// How a dispatch is laid out: what a workgroup makes.
+#[derive(Clone, Copy)]
+pub struct Block {
+    pub rows: usize,
+    pub columns: usize,
+}
+
+pub const LARGE_BLOCK: Block = Block { rows: 128, columns: 128 };
+pub const SOFTWARE_BLOCK: Block = Block { rows: 32, columns: 64 };
+pub const SMALL_BLOCK: Block = Block { rows: 64, columns: 64 };
+
+/// Rows of x, out and the residual, and rows of w, that windows take.
+fn room(a: &LinearArgs, device: &Device) -> (usize, usize) {
+    let rows =
+        [Some(a.x), Some(a.out), residual(a)].iter().flatten().map(|m| m.rows_that_bind(device)).min().unwrap_or(0);
+    (rows, a.w.rows_that_bind(device))
+}
+
+/// `blocks` in steps of whole tiles, but all at once where that fits.
+fn cut(rows: usize, most: usize, unit: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    blocks(rows, most, if most >= rows { 1 } else { unit.min(most) })
+}
+
+/// The dispatches of a shader: one, unless windows are too small for the matrices.
+pub fn dispatches(
+    shader: &'static Shader,
+    block: Block,
+    constants: &[(&'static str, f64)],
+    a: &LinearArgs,
+    device: &Device,
+) -> Vec<Dispatch> {
+    let (rows, columns) = room(a, device);
+    let mut made = Vec::new();
+    for c in cut(a.w.rows, columns, block.columns) {
+        for r in cut(a.x.rows, rows, block.rows) {
+            let part = |m: Matrix| m.rows(r.start, r.len()).columns(c.start, c.len());
+            let bind = |m: Option<Matrix>| {
+                m.map_or((None, 0, 0), |m| {
+                    let (window, base) = m.bind(device);
+                    (Some(window), base, m.stride as u32)
+                })
+            };
+            let of_columns = |m: Option<Matrix>| bind(m.map(|m| m.columns(c.start, c.len())));
+            let (x, x_base, x_stride) = bind(Some(a.x.rows(r.start, r.len())));
+            let (w, w_base, w_stride) = bind(Some(a.w.rows(c.start, c.len())));
+            let (scales, scales_base, _) = of_columns(a.scales);
+            let (bias, bias_base, _) = of_columns(a.bias);
+            let (residual, residual_base, residual_stride) = bind(residual(a).map(part));
+            let (gates, gate_base, gate_stride) = of_columns(gate(a));
+            let (out, out_base, out_stride) = bind(Some(part(a.out)));
+            let (row_tiles, column_tiles) = (r.len().div_ceil(block.rows), c.len().div_ceil(block.columns));
+            let params = Params {
+                grid: Grid::default(),
+                rows: r.len() as u32,
+                n: c.len() as u32,
+                k: a.x.cols as u32,
+                x_base,
+                x_stride,
+                w_base,
+                w_stride,
+                scales_base,
+                bias_base,
+                residual_base,
+                residual_stride,
+                gate_base,
+                gate_stride,
+                out_base,
+                out_stride,
+                tail: match a.tail {
+                    Tail::None => 0,
+                    Tail::Silu => 1,
+                    Tail::GeluTanh => 2,
+                    Tail::QuickGelu => 3,
+                    Tail::Add { .. } => 4,
+                    Tail::GatedAdd { .. } => 5,
+                },
+                out_type: code(a.out.dtype),
+                gate_type: gate(a).map_or(0, |g| code(g.dtype)),
+                first_row: r.start as u32,
+                group_rows: gate(a).map_or(1, |g| (a.x.rows / g.rows) as u32),
+                has_scales: a.scales.is_some() as u32,
+                has_bias: a.bias.is_some() as u32,
+                row_tiles: row_tiles as u32,
+                column_tiles: column_tiles as u32,
+            };
+            let types = [("X_TYPE", f64::from(code(a.x.dtype))), ("W_TYPE", f64::from(code(a.w.dtype)))];
+            made.push(Dispatch {
+                shader,
+                constants: types.iter().chain(constants).copied().collect(),
+                buffers: vec![x, w, scales, bias, residual, gates, out],
+                params: bytemuck::bytes_of(&params).to_vec(),
+                groups: row_tiles as u64 * column_tiles as u64,
+                work: 2 * (r.len() * c.len()) as u64 * a.x.cols as u64,
+            });
+        }
+    }
+    made
+}
+
+/// What any shader of the family demands. Shapes that contradict each other are a bug of the caller.
+pub fn legal(a: &LinearArgs, device: &Device) -> Result<(), &'static str> {
+    let (rows, n, k) = (a.x.rows, a.w.rows, a.x.cols);
+    assert!(a.w.cols == k && a.out.rows == rows && a.out.cols == n, "linear: x, w and out do not fit together");
+    let activation = |m: Matrix| matches!(m.dtype, DType::F32 | DType::BF16);
+    assert!(activation(a.x) && activation(a.out), "linear: element types");
+    assert!(a.w.dtype != DType::I32, "linear: element type of the weights");
+    for v in [a.scales, a.bias].into_iter().flatten() {
+        assert!(v.rows == 1 && v.cols == n && v.dtype == DType::F32, "linear: scales and bias are a row of f32");
+    }
+    if let Some(r) = residual(a) {
+        assert!(r.rows == rows && r.cols == n && r.dtype == a.out.dtype, "linear: residual and out differ");
+    }
+    if let Some(g) = gate(a) {
+        assert!(g.cols == n && g.rows > 0 && rows.is_multiple_of(g.rows), "linear: the gate does not fit");
+        assert!(activation(g), "linear: element type of the gate");
+    }
+    if rows == 0 || n == 0 || k == 0 {
+        return Err("empty");
+    }
+    if ![a.scales, a.bias, gate(a)].into_iter().flatten().all(|m| m.binds(device)) {
+        return Err("scales, bias or gate are larger than a window");
+    }
+    let (rows, columns) = room(a, device);
+    if rows == 0 || columns == 0 { Err("a row is larger than a window") } else { Ok(()) }
+}
+
+/// Whether eight elements of x and w, and four of all else, can move at a time. Rows of w are padded.
+pub fn vectors(a: &LinearArgs, device: &Device) -> Result<(), &'static str> {
+    legal(a, device)?;
+    if !a.x.whole_vectors() || !a.x.cols.is_multiple_of(8) {
+        return Err("rows of x are not whole vectors");
+    }
+    if !a.w.offset.is_multiple_of(16) || !(a.w.stride * a.w.dtype.size()).is_multiple_of(16) {
+        return Err("rows of the weights do not begin at multiples of 16 bytes");
+    }
+    let fours = |m: Matrix| {
+        let bytes = 4 * m.dtype.size();
+        m.offset.is_multiple_of(bytes as u64) && m.cols.is_multiple_of(4) && (m.rows == 1 || m.stride.is_multiple_of(4))
+    };
+    if ![Some(a.out), residual(a), gate(a), a.scales, a.bias].into_iter().flatten().all(fours) {
+        return Err("columns are not whole vectors");
+    }
+    // A window of columns begins where a vector does.
+    let columns = room(a, device).1;
+    if columns < a.w.rows && columns < LARGE_BLOCK.columns {
+        Err("windows hold too few rows of the weights")
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,47 @@
+//! What FLUX.1 would mean for a device: does it fit, and what must pass to the device in each step? For `doctor`, with no file at hand.
+
+use crate::backend::Grain;
+use crate::dtype::DType;
+use crate::model::FluxConfig;
+use crate::model::flux::{self, DenoiseShape};
+use crate::plan;
+
+/// How a model with FP8 weights does at 1024x1024.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outlook {
+    /// All weights of the denoiser stay on the device; so many bytes are held.
+    Resident(u64),
+    /// So many bytes pass to the device in each step.
+    Streamed(u64),
+    /// So many bytes are needed at least.
+    TooSmall(u64),
+}
+
+/// Plans a denoising step of `config` at 1024x1024 with `text_tokens`, weights of one byte, under `bytes` of device memory.
+pub fn outlook(config: &FluxConfig, text_tokens: usize, grain: Grain, bytes: u64) -> Outlook {
+    let shape = DenoiseShape { images: 1, cfg: false, text_tokens, height: 64, width: 64 };
+    let program = flux::denoise(config, &shape, DType::BF16);
+    let weights: Vec<usize> = program.weights.iter().map(|w| w.rows * w.cols).collect();
+    let scratch = vec![0; program.steps.len()];
+    match plan::phase(&program, 2, &weights, &scratch, grain, bytes) {
+        Ok(p) if p.residency.ring_bytes == 0 => Outlook::Resident(p.peak_bytes()),
+        Ok(p) => Outlook::Streamed(p.streamed_bytes()),
+        Err(_) => Outlook::TooSmall(plan::least_bytes(&program, &weights, &scratch, grain)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_of_12_gb_holds_dev_and_one_of_2_gb_streams_it() {
+        let grain = Grain { align: 256, chunk: 2 << 30 };
+        let dev = |bytes| outlook(&FluxConfig::dev(), 512, grain, bytes);
+        assert!(matches!(dev(11_000_000_000), Outlook::Resident(n) if n < 10_000_000_000));
+        let Outlook::Streamed(few) = dev(8_000_000_000) else { panic!("8 GB") };
+        let Outlook::Streamed(many) = dev(2_000_000_000) else { panic!("2 GB") };
+        assert!(few < many && many < 9_000_000_000, "{few} {many}");
+        assert!(matches!(dev(200 << 20), Outlook::TooSmall(n) if n > 200 << 20));
+    }
+}

@@ -1,0 +1,21 @@
+//! The adapter that wgpu's tests use: the first of this machine. Mesa's lavapipe will do.
+
+use std::sync::OnceLock;
+
+use flux_fast::backend::wgpu::{Adapter, adapters};
+
+/// The adapter, or `None`, said aloud, where there is none that can be used; with `FLUX_FAST_TEST_WGPU=1` that is a failure.
+pub fn get() -> Option<&'static Adapter> {
+    static FOUND: OnceLock<Option<Adapter>> = OnceLock::new();
+    let find = || {
+        let found = adapters().into_iter().find(|a| a.ordinal == 0 && a.unusable.is_none());
+        if found.is_none() {
+            assert!(std::env::var_os("FLUX_FAST_TEST_WGPU").is_none(), "FLUX_FAST_TEST_WGPU asks for an adapter");
+            eprintln!(
+                "SKIPPED everything that wants a GPU by Vulkan, Metal or DirectX: no adapter (on Debian, install mesa-vulkan-drivers)"
+            );
+        }
+        found
+    };
+    FOUND.get_or_init(find).as_ref()
+}

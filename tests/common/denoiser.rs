@@ -1,0 +1,114 @@
+//! A small denoiser with its weights and inputs, for the tests of backends with memory of their own.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+
+use super::common::{Input, least_bytes, resolve, run, temp_dir};
+use flux_fast::backend::Backend;
+use flux_fast::dtype::DType;
+use flux_fast::error::Result;
+use flux_fast::model::FluxConfig;
+use flux_fast::model::flux::{self, DenoiseShape};
+use flux_fast::op::Program;
+use flux_fast::plan;
+use flux_fast::stream::{Holdings, Session, Tenancy};
+use flux_fast::tensor::{HostWeight, Weight};
+use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
+use flux_fast::weights::{Component, Files, open};
+use serde_json::json;
+
+fn config(depth_single: usize) -> FluxConfig {
+    FluxConfig {
+        hidden: 256,
+        heads: 2,
+        mlp_hidden: 1024,
+        depth_double: 2,
+        depth_single,
+        context: 64,
+        pooled: 32,
+        ..FluxConfig::dev()
+    }
+}
+
+/// A denoiser with its weights and inputs.
+pub struct Denoiser {
+    pub program: Program,
+    pub weights: Vec<HostWeight>,
+    inputs: Vec<(&'static str, Vec<f32>)>,
+    _folder: tempfile::TempDir,
+}
+
+impl Denoiser {
+    pub fn new() -> Self {
+        Self::deep(3)
+    }
+
+    /// With so many single blocks.
+    #[allow(dead_code, reason = "not every test wants one")]
+    pub fn deep(depth_single: usize) -> Self {
+        let (c, folder) = (config(depth_single), temp_dir());
+        let tensors = flux::tensors(&c).into_iter().map(|(n, s)| (Component::Flux, n, s)).collect();
+        let spec = SynthSpec {
+            seed: 3,
+            tensors,
+            grid: Grid::F32,
+            storage: Storage::F8ScaledNew,
+            dialect: Dialect::Comfy,
+            configs: json!({ "transformer": c.to_json() }),
+        };
+        let path = folder.path().join("denoiser.safetensors");
+        synth::write(&spec, &path).unwrap();
+        let shape = DenoiseShape { images: 1, cfg: true, text_tokens: 5, height: 2, width: 3 };
+        let program = flux::denoise(&c, &shape, DType::BF16);
+        let weights = resolve(&program, open(&Files::model(path)).unwrap().flux.as_ref().unwrap());
+        let values = |name: &str| {
+            let t = program.input(name);
+            (0..t.rows * t.cols).map(|i| ((i * 31 + 7) % 101) as f32 / 50.0 - 1.0).collect::<Vec<f32>>()
+        };
+        let inputs = vec![
+            ("latents", values("latents")),
+            ("text", values("text")),
+            ("modulation", values("modulation")),
+            ("rope", flux::rope(&c, &shape)),
+            ("step", vec![-0.1, 2.0]),
+        ];
+        Denoiser { program, weights, inputs, _folder: folder }
+    }
+
+    pub fn run(&self, backend: &mut dyn Backend, budget: u64, runs: usize) -> HashMap<&'static str, Vec<u32>> {
+        let inputs: Vec<_> = self.inputs.iter().map(|(name, v)| (*name, Input::F32(v))).collect();
+        let out = run(backend, &self.program, &self.weights, &inputs, budget, runs);
+        out.into_iter().map(|(name, v)| (name, v.into_iter().map(f32::to_bits).collect())).collect()
+    }
+
+    pub fn budgets(&self, backend: &dyn Backend) -> Vec<u64> {
+        let least = least_bytes(backend, &self.program, &self.weights);
+        let all: u64 = self.weights.iter().map(|w| w.bytes() as u64).sum();
+        assert!(all > 4 << 20, "the weights are to dwarf the ring: {all}");
+        vec![least, least + all / 4, least + all / 2, least + 2 * all]
+    }
+
+    /// Runs until `each`, called after every step, breaks; then every number is forgotten. Whether weights passed through a ring, and how it ended.
+    pub fn run_until(
+        &self,
+        backend: &mut dyn Backend,
+        budget: u64,
+        runs: usize,
+        each: &dyn Fn() -> ControlFlow<()>,
+    ) -> (bool, Result<()>) {
+        let weight = |w: Weight| &self.weights[w.id as usize];
+        let bytes: Vec<usize> =
+            self.weights.iter().zip(self.program.uses()).map(|(w, u)| backend.weight_bytes(w, u)).collect();
+        let scratch: Vec<usize> = self.program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect();
+        let plan = plan::phase(&self.program, runs, &bytes, &scratch, backend.caps().grain, budget).unwrap();
+        let mut holdings = Holdings::default();
+        let ring = plan.residency.ring_bytes > 0;
+        if let Err(e) = holdings.reserve(backend, plan.layout(), false) {
+            return (ring, Err(e));
+        }
+        let weights = self.weights.clone();
+        let mut session = Session::new(backend, &mut holdings, &self.program, &plan, weights, Tenancy::default());
+        let ended = (0..runs).try_for_each(|i| session.run(i + 1 < runs, &mut |_, _| each()));
+        (ring, ended.and_then(|()| session.finish()))
+    }
+}

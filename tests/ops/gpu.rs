@@ -1,0 +1,104 @@
+//! What the GPU backends' tests share: cases in the types that GPUs compute in, and how results are judged.
+
+use flux_fast::dtype::DType;
+use flux_fast::op::{Epilogue, Op};
+use flux_fast::tensor::{Slot, Tensor};
+
+use crate::case::Case;
+
+/// Every byte of this is NaN in every type, so that whatever is read astray poisons the result.
+pub const GAP: u8 = 0xff;
+
+/// The case in the types that a GPU gets, `f32_out` leaving written tensors in F32, and the same case with the rounded values in F32.
+pub fn typed(case: &Case, op: &Op, f32_out: bool) -> (Case, Case) {
+    let mut keep: Vec<Tensor> = match *op {
+        Op::QkNormRope { rope, .. } => vec![rope],
+        Op::TimestepEmbed { t, .. } => vec![t],
+        Op::EulerStep { x, params, .. } => vec![x, params],
+        Op::CopyRows { x, out, .. } => vec![x, out],
+        Op::Cast { x, out } => vec![x.tensor, out.tensor],
+        _ => vec![],
+    };
+    if f32_out {
+        // A residual has the type of what it is added to.
+        let residual = match *op {
+            Op::Linear { epilogue: Epilogue::Add { residual } | Epilogue::GatedAdd { residual, .. }, .. } => {
+                Some(residual)
+            }
+            Op::Conv2d { residual, .. } => residual,
+            _ => None,
+        };
+        keep.extend(op.writes().into_iter().chain(residual));
+    }
+    let (mut narrow, mut wide) = (case.again(), case.again());
+    for (i, (tensor, bytes)) in case.tensors.iter().enumerate() {
+        if tensor.dtype != DType::F32 || keep.contains(tensor) {
+            continue;
+        }
+        let (mut small, mut rounded) = (Vec::new(), Vec::new());
+        for b in bytes.chunks_exact(4) {
+            let at = small.len();
+            DType::BF16.encode(DType::F32.decode(b), &mut small);
+            DType::F32.encode(DType::BF16.decode(&small[at..]), &mut rounded);
+        }
+        narrow.tensors[i] = (Tensor { dtype: DType::BF16, ..*tensor }, small);
+        wide.tensors[i] = (*tensor, rounded);
+    }
+    (narrow, wide)
+}
+
+/// `op` over the tensors of `case`.
+pub fn over(op: Op, case: &Case) -> Op {
+    op.over(&|t| match t.slot {
+        Slot::Input(id) => case.tensors[id as usize].0,
+        _ => unreachable!("tests use inputs only"),
+    })
+}
+
+/// Whether what `op` writes is left in F32, each way that matters.
+pub fn out_types(op: &Op) -> &'static [bool] {
+    if matches!(op, Op::Linear { .. } | Op::Conv2d { .. } | Op::Unpack { .. }) { &[false, true] } else { &[false] }
+}
+
+/// The case in BF16 with a NaN in the middle of `tensor`, and the operation on it.
+pub fn with_nan(case: &Case, op: Op, tensor: Tensor) -> (Case, Op) {
+    let (mut narrow, _) = typed(case, &op, false);
+    let Slot::Input(id) = tensor.slot else { unreachable!("tests use inputs only") };
+    let (t, bytes) = &mut narrow.tensors[id as usize];
+    let at = (t.rows / 2 * t.cols + t.cols / 2) * t.dtype.size();
+    let mut nan = Vec::new();
+    t.dtype.encode(f32::NAN, &mut nan);
+    bytes[at..at + nan.len()].copy_from_slice(&nan);
+    let typed_op = over(op, &narrow);
+    // What is left unwritten must not pass for the NaN that is looked for.
+    for out in typed_op.writes().iter().filter(|t| !typed_op.reads().contains(t)) {
+        let Slot::Input(id) = out.slot else { unreachable!("tests use inputs only") };
+        narrow.tensors[id as usize].1.fill(0);
+    }
+    (narrow, typed_op)
+}
+
+/// GPUs have BF16 and F32 activations only.
+pub fn known(op: &Op) -> bool {
+    op.reads().iter().chain(&op.writes()).all(|t| t.dtype != DType::F16)
+}
+
+/// Whether `op` moves numbers without changing them.
+pub fn exact(op: &Op) -> bool {
+    matches!(op, Op::Pack { .. } | Op::CopyRows { .. } | Op::Cast { .. })
+}
+
+/// The relative error is at most `bound`, and nothing is NaN that should not be.
+#[track_caller]
+pub fn compare(case: &Case, op: &Op, variant: &str, found: &[f32], expected: &[f32], bound: f64) {
+    let (mut error, mut size) = (0.0, 0.0);
+    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+        assert_eq!(f.is_nan(), e.is_nan(), "{variant}: element {i}: {f} for {e}; seed {}: {op}", case.seed);
+        if !e.is_nan() {
+            error += f64::from(f - e).powi(2);
+            size += f64::from(*e).powi(2);
+        }
+    }
+    let relative = if error == 0.0 { 0.0 } else { (error / size).sqrt() };
+    assert!(relative <= bound, "{variant}: error {relative:e} > {bound:e}; seed {}: {op}", case.seed);
+}

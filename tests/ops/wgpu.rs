@@ -1,0 +1,166 @@
+//! The WGSL variants on the same cases, on the first adapter of this machine (Mesa's lavapipe will do): in F32 and in BF16, whole, and with windows so small that
+//! operands are cut.
+//!
+//! Without an adapter they are skipped, aloud; with `FLUX_FAST_TEST_WGPU=1` that is a failure.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use flux_fast::backend::wgpu::{Compute, WgpuBackend, WgpuOptions, names};
+use flux_fast::dtype::DType;
+use flux_fast::error::Kind;
+use flux_fast::op::Op;
+use flux_fast::tensor::Tensor;
+
+use crate::adapter;
+use crate::case::Case;
+use crate::gpu::{GAP, compare, exact, known, out_types, over, typed, with_nan};
+
+thread_local! {
+    /// Variants that ran in this test, and those that this machine cannot run, said aloud.
+    static RAN: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
+}
+
+/// How the adapter is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mode {
+    compute: Compute,
+    /// Windows of this many bytes at most.
+    windows: Option<u64>,
+}
+
+const WIDE: Mode = Mode { compute: Compute::F32, windows: None };
+const NARROW: Mode = Mode { compute: Compute::Bf16, windows: None };
+const HALF: Mode = Mode { compute: Compute::F16, windows: None };
+/// Little more than what the largest matrix of a case needs that cannot be cut.
+const CUT: u64 = 96 << 10;
+
+/// Opened once: shaders are compiled when they are first used, which takes longer than most cases.
+static BACKEND: Mutex<Option<WgpuBackend>> = Mutex::new(None);
+
+fn on<T>(mode: Mode, f: impl FnOnce(&mut WgpuBackend) -> T) -> T {
+    let mut backend = BACKEND.lock().unwrap_or_else(PoisonError::into_inner);
+    let open = || WgpuBackend::new(WgpuOptions { staging_bytes: Some(1 << 20), ..WgpuOptions::default() }).unwrap();
+    let backend = backend.get_or_insert_with(open);
+    backend.pretend(mode.compute, mode.windows.unwrap_or(u64::MAX));
+    f(backend)
+}
+
+/// Runs every WGSL variant of `op` that accepts it, and the one that is chosen, against the reference.
+#[track_caller]
+pub fn check(case: &Case, op: Op, left_alone: usize) {
+    let Some(f16) = adapter::get().map(|a| a.f16) else { return };
+    if !known(&op) {
+        return;
+    }
+    let reference = format!("{}_reference", op.name());
+    let expect = |case: &Case| {
+        let expected = case.written(&op, &case.run(op, &reference, 1, &case.image()).unwrap());
+        assert_eq!(expected.iter().filter(|x| x.is_nan()).count(), left_alone);
+        expected
+    };
+    let expected = expect(case);
+    run_all(WIDE, case, op, &mut |variant, found| compare(case, &op, variant, found, &expected, bound(&op, variant)));
+    for &f32_out in out_types(&op) {
+        let (narrow, wide) = typed(case, &op, f32_out);
+        let (typed_op, expected) = (over(op, &narrow), expect(&wide));
+        run_all(if f16 { HALF } else { NARROW }, &narrow, typed_op, &mut |variant, found| {
+            compare(case, &typed_op, variant, found, &expected, bound(&typed_op, variant));
+        });
+    }
+}
+
+fn bound(op: &Op, variant: &str) -> f64 {
+    let all = op.reads().into_iter().chain(op.writes());
+    let wide = all.filter(|t| t.dtype != DType::I32).all(|t| t.dtype == DType::F32);
+    let written = op.writes().iter().all(|t| t.dtype == DType::F32);
+    let half = names(op.name()).unwrap().iter().any(|(name, needs)| *name == variant && needs.f16);
+    match () {
+        () if exact(op) => 0.0,
+        () if half && written => 2e-3,
+        () if half => 1e-2,
+        () if wide || written => 1e-5,
+        () => 4e-3, // rounded once
+    }
+}
+
+/// A NaN in the middle of `tensor` shows in the output of every WGSL variant.
+#[track_caller]
+pub fn check_nan(case: &Case, op: Op, tensor: Tensor) {
+    let Some(f16) = adapter::get().map(|a| a.f16) else { return };
+    let (narrow, typed_op) = with_nan(case, op, tensor);
+    let mut wide = case.again();
+    for (to, (t, from)) in wide.tensors.iter_mut().zip(&narrow.tensors) {
+        if to.0.dtype == DType::F32 {
+            to.1 = from.chunks_exact(t.dtype.size()).flat_map(|b| t.dtype.decode(b).to_le_bytes()).collect();
+        }
+    }
+    let modes = [(WIDE, &wide, op), (if f16 { HALF } else { NARROW }, &narrow, typed_op)];
+    for (mode, case, op) in modes {
+        run_all(mode, case, op, &mut |variant, found| {
+            assert!(found.iter().any(|x| x.is_nan()), "{variant}: swallowed a NaN; seed {}: {op}", case.seed);
+        });
+    }
+}
+
+#[track_caller]
+fn run_all(mode: Mode, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32])) {
+    let image = case.image_between(GAP);
+    let mut ran = false;
+    for (variant, needs) in names(op.name()).expect("every operation has WGSL variants") {
+        let answer = on(mode, |backend| {
+            if let Some(why) = needs.missing(backend.device()) {
+                eprintln!("SKIPPED {variant}: {why}");
+                RAN.with_borrow_mut(|ran| ran.insert(variant.to_string()));
+                return None;
+            }
+            backend.force(vec![(op.name().to_string(), variant.to_string())]).unwrap();
+            Some(case.run_on(backend, op, variant, &image))
+        });
+        match answer {
+            None => {}
+            Some(Ok(after)) => {
+                case.check_surroundings(&op, variant, &image, &after);
+                judge(variant, &case.written(&op, &after));
+                RAN.with_borrow_mut(|ran| ran.insert(variant.to_string()));
+                ran = true;
+            }
+            Some(Err(e)) if e.kind() == Kind::Argument && e.to_string().contains("cannot run this") => {}
+            Some(Err(e)) => panic!("{variant}: {e}; seed {}: {op}", case.seed),
+        }
+    }
+    assert!(ran, "no WGSL variant runs {op}");
+    // What is chosen where nothing is forced must run, whatever the case; with small windows it must give the same bits, unless a matrix is refused that
+    // cannot be cut.
+    let plain = Mode { compute: if mode == WIDE { Compute::F32 } else { Compute::Bf16 }, windows: None };
+    let chosen = |mode| {
+        on(mode, |backend| {
+            backend.force(vec![]).unwrap();
+            case.run_on(backend, op, "the chosen variant", &image)
+        })
+    };
+    let after = chosen(plain).unwrap_or_else(|e| panic!("{e}; seed {}: {op}", case.seed));
+    case.check_surroundings(&op, "the chosen variant", &image, &after);
+    judge("the chosen variant", &case.written(&op, &after));
+    match chosen(Mode { windows: Some(CUT), ..plain }) {
+        Ok(cut) => assert!(cut == after, "small windows change the result; seed {}: {op}", case.seed),
+        Err(e) if e.kind() == Kind::Device && e.to_string().contains("no shader for this") => {
+            let large = op.reads().iter().chain(&op.writes()).any(|t| t.bytes() as u64 > CUT / 2);
+            assert!(large || !op.weights().is_empty(), "{e}; seed {}: {op}", case.seed);
+        }
+        Err(e) => panic!("small windows: {e}; seed {}: {op}", case.seed),
+    }
+}
+
+/// Every WGSL variant of `op` has run in this test: a table whose entries refuse everything would pass otherwise.
+#[track_caller]
+pub fn all_ran(op: &str) {
+    if adapter::get().is_none() {
+        return;
+    }
+    let all = names(op).expect("every operation has WGSL variants");
+    let missing: Vec<&str> =
+        all.into_iter().map(|(n, _)| n).filter(|n| !RAN.with_borrow(|ran| ran.contains(*n))).collect();
+    assert!(missing.is_empty(), "never ran: {missing:?}");
+}

@@ -1,0 +1,194 @@
+//! The wgpu backend on a real driver: memory that is counted, weights that are streamed, a device that is lost, and the whole engine through the command line
+//! (`program`). The shaders themselves are in `tests/ops` and `tests/shaders.rs`.
+
+#[path = "../common/adapter.rs"]
+mod adapter;
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/denoiser.rs"]
+mod denoiser;
+mod program;
+
+use std::cell::Cell;
+use std::ops::ControlFlow;
+
+use common::files;
+use denoiser::Denoiser;
+use flux_fast::backend::wgpu::{WgpuBackend, WgpuOptions};
+use flux_fast::backend::{Backend, Layout};
+use flux_fast::error::{Error, Kind};
+use flux_fast::event::Event;
+use flux_fast::pipeline::Pipeline;
+use flux_fast::pipeline::request::{Request, RunOptions};
+
+fn gpu(options: WgpuOptions) -> WgpuBackend {
+    WgpuBackend::new(WgpuOptions { staging_bytes: Some(256 << 10), ..options }).unwrap()
+}
+
+/// Resident and streamed, in one buffer and in several, with windows that cut matrices: the same bits; and never more bytes than were planned.
+#[test]
+fn every_budget_gives_the_same_bits_and_is_kept() {
+    if adapter::get().is_none() {
+        return;
+    }
+    let denoiser = Denoiser::new();
+    let mut whole = None;
+    for (buffers, windows) in [(None, None), (Some(3 << 20), None), (Some(3 << 20), Some(600 << 10))] {
+        let options = WgpuOptions { most_buffer_bytes: buffers, most_binding_bytes: windows, ..WgpuOptions::default() };
+        let mut backend = gpu(options.clone());
+        let budgets = denoiser.budgets(&backend);
+        drop(backend);
+        for budget in budgets.into_iter().rev() {
+            backend = gpu(options.clone());
+            // Staging, and the buffers through which inputs and results pass.
+            let (fixed, _) = backend.held_bytes();
+            assert!(fixed <= backend.caps().overhead_bytes);
+            let got = denoiser.run(&mut backend, budget, 3);
+            let want = whole.get_or_insert_with(|| got.clone());
+            assert!(want["latents"].iter().all(|&v| f32::from_bits(v).is_finite()));
+            assert!(&got == want, "under {budget} bytes, buffers of {buffers:?}, windows of {windows:?}");
+            let (_, most) = backend.held_bytes();
+            assert!(most <= budget + fixed, "{most} bytes were held under {budget} and {fixed}");
+            // What lies beneath the buffers is theirs, but for the allocator's blocks, which the overhead allows for.
+            let allocated = backend.allocated_bytes().unwrap_or(0);
+            assert!(allocated <= budget + backend.caps().overhead_bytes, "{allocated} allocated under {budget}");
+        }
+    }
+}
+
+/// Weights ten times the budget: all of them pass through the ring, several times.
+#[test]
+fn weights_ten_times_the_budget_stream() {
+    if adapter::get().is_none() {
+        return;
+    }
+    let denoiser = Denoiser::deep(40);
+    let mut backend = gpu(WgpuOptions::default());
+    let budget = denoiser.budgets(&backend)[0];
+    let weights: u64 = denoiser.weights.iter().map(|w| w.bytes() as u64).sum();
+    assert!(weights >= 10 * budget, "{weights} bytes of weights under {budget}");
+    let streamed = denoiser.run(&mut backend, budget, 2);
+    assert!(backend.held_bytes().1 <= budget + backend.caps().overhead_bytes);
+    let resident = denoiser.run(&mut backend, u64::MAX, 2);
+    assert!(streamed == resident, "streamed and resident differ");
+}
+
+/// Whatever ends a run, the next one on the same device is right.
+#[test]
+fn cancelled_runs_leave_nothing_that_harms_the_next() {
+    if adapter::get().is_none() {
+        return;
+    }
+    let denoiser = Denoiser::new();
+    let mut backend = gpu(WgpuOptions::default());
+    let want = denoiser.run(&mut backend, u64::MAX, 2);
+    let (mut streamed, mut resident) = (0, 0);
+    for budget in denoiser.budgets(&backend) {
+        for stop in [1, 9, 40] {
+            let steps = Cell::new(0);
+            let (ring, ended) = denoiser.run_until(&mut backend, budget, 3, &|| {
+                steps.set(steps.get() + 1);
+                if steps.get() == stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            *(if ring { &mut streamed } else { &mut resident }) += 1;
+            assert_eq!(ended.unwrap_err().kind(), Kind::Cancelled);
+            assert!(denoiser.run(&mut backend, budget, 2) == want, "after {stop} steps under {budget} bytes");
+        }
+    }
+    assert!(streamed > 0 && resident > 0, "{streamed} {resident}");
+}
+
+#[test]
+fn more_than_there_is_is_refused_and_less_still_works() {
+    if adapter::get().is_none() {
+        return;
+    }
+    let mut backend = gpu(WgpuOptions { most_buffer_bytes: Some(1 << 20), ..WgpuOptions::default() });
+    let total = backend.caps().memory_bytes;
+    let layout = |arena_bytes: u64| Layout { arena_bytes: arena_bytes as usize, ..Default::default() };
+    let e = backend.reserve(layout(2 * total)).unwrap_err();
+    assert_eq!((e.kind(), e.kind().exit_code()), (Kind::Memory, 5));
+    assert!(e.hint().unwrap().contains("--vram"), "{e}");
+    // Across the border of two buffers, at odd places.
+    backend.reserve(layout(3 << 20)).unwrap();
+    let sent: Vec<u8> = (0..100_001u32).map(|i| (i % 251) as u8).collect();
+    let at = (1 << 20) - 50_003;
+    backend.write(at, &sent).unwrap();
+    let mut back = vec![0; sent.len() + 2];
+    backend.write(at - 1, &[7]).unwrap();
+    backend.read(at - 1, &mut back).unwrap();
+    assert!(back[0] == 7 && back[1..=sent.len()] == sent, "bytes that pass through other words");
+    assert!(backend.write((3 << 20) - 2, &[0; 3]).is_err(), "a write beyond the arena");
+}
+
+/// A GPU that is pulled out before, during and after a run: an error with its kind, no hang, no panic.
+#[test]
+fn a_lost_device_is_an_error_at_once() {
+    if adapter::get().is_none() {
+        return;
+    }
+    let denoiser = Denoiser::new();
+    let lost = |e: Error| {
+        assert_eq!(e.kind(), Kind::Device, "{e}");
+        assert!(e.hint().is_some(), "{e}");
+    };
+    for stop in [0, 1, 7, 60] {
+        for tight in [false, true] {
+            let mut backend = gpu(WgpuOptions::default());
+            let budget = if tight { denoiser.budgets(&backend)[0] } else { u64::MAX };
+            let pull = backend.pull_out().unwrap();
+            let steps = Cell::new(0);
+            if stop == 0 {
+                pull();
+                lost(backend.reserve(Layout { arena_bytes: 1 << 20, ..Layout::default() }).unwrap_err());
+            } else {
+                let (_, ended) = denoiser.run_until(&mut backend, budget, 3, &|| {
+                    steps.set(steps.get() + 1);
+                    if steps.get() == stop {
+                        pull();
+                    }
+                    ControlFlow::Continue(())
+                });
+                lost(ended.unwrap_err());
+            }
+            assert!(backend.may_come_back());
+        }
+    }
+}
+
+/// The engine opens a lost device anew, once, says so, and draws the same picture.
+#[test]
+fn a_lost_device_is_opened_anew_once() {
+    if adapter::get().is_none() {
+        return;
+    }
+    let embedded = files(std::path::Path::new("embedded"));
+    let open = |device: &str| {
+        let options = RunOptions { device: device.into(), no_cache: true, ..RunOptions::default() };
+        Pipeline::open(&embedded, &options, &mut |_| ControlFlow::Continue(())).unwrap()
+    };
+    let request = Request { prompt: "a fox".into(), steps: Some(1), seed: Some(3), ..Request::default() };
+    let mut pipeline = open("wgpu");
+    let want = pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures;
+    // Lost between two generations, and in the middle of one.
+    for in_phase in [None, Some("denoise")] {
+        let pull = pipeline.pull_out().unwrap();
+        if in_phase.is_none() {
+            pull();
+        }
+        let (mut warnings, mut pulled) = (Vec::new(), false);
+        let got = pipeline.generate(&request, &mut |event| {
+            match event {
+                Event::Warning(text) => warnings.push(text),
+                Event::PhaseStart { phase, .. } if in_phase == Some(phase.name()) && !pulled => {
+                    pulled = true;
+                    pull();
+                }
+                _ => {}
+            }
+            ControlFlow::Continue(())
+        });
+        assert!(got.unwrap().pictures == want, "{in_phase:?}");
+        assert!(warnings.iter().any(|w| w.contains("anew")), "{in_phase:?}: {warnings:?}");
+    }
+}
