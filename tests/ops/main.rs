@@ -66,6 +66,7 @@ fn linear_with_every_epilogue() {
         (1, DType::BF16),
         (18, DType::BF16),
         (18, DType::F16),
+        (18, DType::F32),
         (18, DType::F8E5M2),
         (256, DType::BF16),
         (1, DType::F8E4M3),

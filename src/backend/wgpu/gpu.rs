@@ -145,8 +145,10 @@ impl Shared {
             match state.load(Ordering::Acquire) {
                 MAPPED => return Ok(()),
                 REFUSED => {
-                    self.health.alive()?;
-                    return Err(Error::device("a buffer could not be mapped").at(&self.name));
+                    // Only a lost device does so; the word of it comes at a poll.
+                    let _ = self.device.poll(wgpu::PollType::Poll);
+                    self.health.fail(lost_error("the GPU was lost", "a buffer could not be mapped").at(&self.name));
+                    return self.health.alive();
                 }
                 _ => {
                     let _ = self.device.poll(wgpu::PollType::Poll);
