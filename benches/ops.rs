@@ -1,7 +1,7 @@
 //! Matrix products and convolutions at FLUX's shapes, against the peak of the multipliers.
 //!
 //! `cargo bench --bench ops -- FILTER`. Criterion's `elem/s` are floating-point operations a second; the line after a case gives its
-//! best run, as a fraction of the peak that independent multiply-adds reach on all threads just before. On a GPU: `-- --device cuda`.
+//! best run, as a fraction of the peak that independent multiply-adds reach on all threads just before. On a GPU: `-- --device cuda` or `wgpu`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -228,12 +228,15 @@ fn convolutions(c: &mut Criterion) {
 
 criterion_group!(benches, linears, convolutions);
 
-#[path = "cuda/ops.rs"]
-mod cuda;
+#[path = "gpu/device.rs"]
+#[allow(dead_code, reason = "shared with the bench of steps")]
+mod device;
+#[path = "gpu/ops.rs"]
+mod gpu;
 
 fn main() {
-    match cuda::asked() {
-        Some(ordinal) => cuda::run(ordinal),
+    match device::asked() {
+        Some(asked) => gpu::run(&asked),
         None => {
             benches();
             Criterion::default().configure_from_args().final_summary();

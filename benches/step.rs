@@ -1,7 +1,7 @@
 //! Whole blocks and whole pictures.
 //!
 //! `block`: one double and one single block of FLUX.1's real width at 1024 image and 256 text tokens, weights resident. The floor is the matrix work: 0.62 TFLOP
-//! over the machine's bf16 peak (`ops` measures it). `picture`: the embedded model from prompt to pixels. On a GPU: `-- --device cuda`.
+//! over the machine's bf16 peak (`ops` measures it). `picture`: the embedded model from prompt to pixels. On a GPU: `-- --device cuda` or `wgpu`.
 
 use std::hint::black_box;
 use std::ops::ControlFlow;
@@ -104,15 +104,15 @@ fn picture(c: &mut Criterion) {
 
 criterion_group!(benches, block, picture);
 
-#[path = "cuda/step.rs"]
-mod cuda;
-#[path = "cuda/ops.rs"]
+#[path = "gpu/device.rs"]
 #[allow(dead_code, reason = "shared with the bench of operations")]
-mod ops;
+mod device;
+#[path = "gpu/step.rs"]
+mod gpu;
 
 fn main() {
-    match ops::asked() {
-        Some(ordinal) => cuda::run(ordinal),
+    match device::asked() {
+        Some(asked) => gpu::run(&asked),
         None => {
             benches();
             Criterion::default().configure_from_args().final_summary();

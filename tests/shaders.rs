@@ -2,12 +2,10 @@
 
 use std::collections::HashMap;
 
-use flux_fast::backend::wgpu::launch::{BINDINGS, Needs, PARAMS_BYTES, Shader};
+use flux_fast::backend::wgpu::launch::{BINDINGS, Constants, Needs, PARAMS_BYTES, Shader};
 use flux_fast::backend::wgpu::{names, ops, shaders};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, ShaderStage, TypeInner, back, proc};
-
-type Constants = Vec<(&'static str, f64)>;
 
 fn all() -> Vec<(&'static Shader, Constants, Needs)> {
     let all = shaders();

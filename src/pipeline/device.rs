@@ -76,7 +76,7 @@ fn open_best(options: &RunOptions, tell: Tell) -> Result<Opened> {
             None => why = why.or(Some("no GPU can be used by CUDA".into())),
         }
     }
-    if by_wgpu {
+    if by_wgpu && wgpu::hardware_present() {
         for adapter in wgpu::adapters().into_iter().filter(|a| a.kind != AdapterKind::Software) {
             let name = format!("wgpu:{} ({}, {})", adapter.ordinal, adapter.name, adapter.api);
             let refused = match adapter.unusable {

@@ -36,6 +36,9 @@ const HALF: Mode = Mode { compute: Compute::F16, windows: None };
 /// Little more than what the largest matrix of a case needs that cannot be cut.
 const CUT: u64 = 96 << 10;
 
+/// Operations of a submission at most, where dispatches are cut: a few workgroups of most cases.
+const MOST_WORK: u64 = 100_000;
+
 /// Opened once: shaders are compiled when they are first used, which takes longer than most cases.
 static BACKEND: Mutex<Option<WgpuBackend>> = Mutex::new(None);
 
@@ -43,7 +46,9 @@ fn on<T>(mode: Mode, f: impl FnOnce(&mut WgpuBackend) -> T) -> T {
     let mut backend = BACKEND.lock().unwrap_or_else(PoisonError::into_inner);
     let open = || WgpuBackend::new(WgpuOptions { staging_bytes: Some(1 << 20), ..WgpuOptions::default() }).unwrap();
     let backend = backend.get_or_insert_with(open);
-    backend.pretend(mode.compute, mode.windows.unwrap_or(u64::MAX));
+    // Where windows are small, dispatches are, too.
+    let most_work = if mode.windows.is_some() { MOST_WORK } else { u64::MAX };
+    backend.pretend(mode.compute, mode.windows.unwrap_or(u64::MAX), most_work);
     f(backend)
 }
 

@@ -90,6 +90,18 @@ pub(super) fn find() -> Vec<Found> {
     found
 }
 
+/// Whether this machine may have a GPU at all, without asking drivers: loading them takes a tenth of a second, and some talk on stderr.
+pub fn hardware_present() -> bool {
+    if cfg!(any(target_os = "linux", target_os = "android")) {
+        // Kernel drivers: all of Mesa's and the open ones, NVIDIA's, WSL's, Qualcomm's and ARM's.
+        ["/dev/dri", "/dev/nvidia0", "/dev/dxg", "/dev/kgsl-3d0", "/dev/mali0"]
+            .iter()
+            .any(|p| std::path::Path::new(p).exists())
+    } else {
+        true
+    }
+}
+
 /// The adapters of this machine.
 pub fn adapters() -> Vec<Adapter> {
     find().into_iter().map(|f| f.facts).collect()

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::launch::{Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks, code};
+use super::launch::{Constants, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks, code};
 use crate::dtype::DType;
 
 /// See `Op::Attention`. All of q, k, v, out are `batch*tokens x heads*head_dim` windows in F32 or BF16 (`out` has `batch*(tokens - first)` rows).
@@ -184,9 +184,6 @@ pub fn choose(a: &AttentionArgs, device: &Device) -> Result<&'static Variant<Att
 fn work(a: &AttentionArgs, rows: usize, keys: usize) -> u64 {
     4 * (rows * keys) as u64 * (a.batch * a.q.cols) as u64
 }
-
-/// Values of a shader's `override`s.
-pub type Constants = Vec<(&'static str, f64)>;
 
 /// Every shader with every set of constants that a variant can use.
 pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::launch::{Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks, code};
+use super::launch::{Constants, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks, code};
 use crate::dtype::DType;
 use crate::op::ConvShape;
 
@@ -23,9 +23,6 @@ pub struct Conv2dArgs {
     pub out: Matrix,
     pub scratch: Option<Matrix>,
 }
-
-/// Values of a shader's `override`s.
-type Constants = Vec<(&'static str, f64)>;
 
 /// As in `conv2d.wgsl`.
 #[repr(C)]

@@ -101,8 +101,7 @@ static ANY: Shader = Shader {
 const THREADS: usize = 256;
 const NEEDS: Needs = Needs::new(THREADS as u32, 0);
 
-/// Values of the module's `override`s.
-pub(super) type Constants = Vec<(&'static str, f64)>;
+pub(super) use super::launch::Constants;
 
 /// An element type as a constant.
 pub(super) fn type_of(m: &Matrix) -> f64 {

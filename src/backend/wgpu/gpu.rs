@@ -230,6 +230,8 @@ pub struct Gpu {
     last_done: Option<Instant>,
     /// Operations a second, measured.
     rate: f64,
+    /// Operations of one submission, however fast the device is.
+    pub most_work: u64,
 }
 
 impl Gpu {
@@ -269,6 +271,7 @@ impl Gpu {
             behind: VecDeque::new(),
             last_done: None,
             rate: FIRST_RATE,
+            most_work: u64::MAX,
             shared,
         })
     }
@@ -406,7 +409,7 @@ impl Gpu {
 
     /// Operations of one submission.
     fn most_work(&self) -> u64 {
-        (self.rate * SUBMISSION_SECONDS) as u64
+        ((self.rate * SUBMISSION_SECONDS) as u64).min(self.most_work)
     }
 
     /// Gives the device what is recorded, and waits until it is not far behind.
@@ -493,4 +496,19 @@ impl Gpu {
 fn fold(groups: u64) -> (u32, u32) {
     let down = groups.div_ceil(ACROSS);
     (groups.div_ceil(down) as u32, down as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folded_grids_hold_all_workgroups_and_few_more() {
+        for groups in [1, 2, 65_535, 65_536, 65_537, 1_000_003, 4_294_836_225] {
+            let (across, down) = fold(groups);
+            let all = u64::from(across) * u64::from(down);
+            assert!(across <= 65_535 && down <= 65_535 && all >= groups, "{groups}: {across} x {down}");
+            assert!(all - groups < u64::from(down), "{groups}: {across} x {down}");
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::launch::{Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, Window, blocks, code};
+use super::launch::{Constants, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, Window, blocks, code};
 use crate::dtype::DType;
 
 /// See `Op::GroupNorm`.
@@ -36,9 +36,6 @@ impl GroupNormArgs {
         self.x.rows / self.batch
     }
 }
-
-/// Values of a shader's `override`s.
-type Constants = Vec<(&'static str, f64)>;
 
 /// As in `group_norm.wgsl`.
 #[repr(C)]

@@ -156,6 +156,9 @@ impl Shader {
     }
 }
 
+/// Values of a module's `override`s.
+pub type Constants = Vec<(&'static str, f64)>;
+
 /// The first two words of every `Params`: which workgroups of the whole grid a dispatch does. `gpu` fills them in.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -171,7 +174,7 @@ pub struct Grid {
 pub struct Dispatch {
     pub shader: &'static Shader,
     /// Values of the module's `override`s.
-    pub constants: Vec<(&'static str, f64)>,
+    pub constants: Constants,
     /// By binding; `None` is not read.
     pub buffers: Vec<Option<Window>>,
     /// `Params` of the shader, with `Grid` in front.

@@ -3,12 +3,9 @@
 mod dispatch;
 
 use super::args::LinearArgs;
-use super::launch::{Device, Dispatch, Needs, Shader, Variant, code};
+use super::launch::{Constants, Device, Dispatch, Needs, Shader, Variant, code};
 use crate::dtype::DType;
 use dispatch::{Block, LARGE_BLOCK, Params, SMALL_BLOCK, SOFTWARE_BLOCK, dispatches, legal, vectors};
-
-/// Values of a module's `override`s.
-type Constants = Vec<(&'static str, f64)>;
 
 const fn shader(name: &'static str, sources: &'static [&'static str]) -> Shader {
     Shader { name, sources, params_bytes: size_of::<Params>(), buffers: 7 }

@@ -27,11 +27,11 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::op::{Op, Step, Use};
 use crate::tensor::{HostWeight, Tensor, Weight};
-pub use adapters::{Adapter, AdapterKind, adapters};
+pub use adapters::{Adapter, AdapterKind, adapters, hardware_present};
 use choice::Choice;
 pub use choice::{names, ops};
 use gpu::{Buffer, Gpu, Shared};
-use launch::{BufferId, Device, Needs, Shader};
+use launch::{BufferId, Constants, Device, Needs, Shader};
 use stage::Stage;
 use steps::{Kept, Spot};
 
@@ -217,8 +217,10 @@ impl WgpuBackend {
         self.choice.force(kernels)
     }
 
-    /// Goes on as if it had been opened with `compute`, and as if windows were at most `most_binding_bytes`: for tests, which so compile every shader once.
-    pub fn pretend(&mut self, compute: Compute, most_binding_bytes: u64) {
+    /// Goes on as if it had been opened with `compute`; as if windows were at most `most_binding_bytes`; and as if no more than `most_work` operations could be
+    /// submitted at a time: for tests, which so compile every shader once.
+    pub fn pretend(&mut self, compute: Compute, most_binding_bytes: u64, most_work: u64) {
+        self.gpu.most_work = most_work;
         let device = &mut self.choice.device;
         device.binding_bytes = self.binding_bytes.min(most_binding_bytes / 16 * 16);
         device.activation = compute.activation();
@@ -482,7 +484,7 @@ impl Drop for WgpuBackend {
 }
 
 /// Every shader with every set of constants that variants use, and what it needs: for tests that look at them with no adapter.
-pub fn shaders() -> Vec<(&'static Shader, Vec<(&'static str, f64)>, Needs)> {
+pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
     [
         linear::shaders(),
         attention::shaders(),

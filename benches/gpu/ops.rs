@@ -1,40 +1,22 @@
-//! `cargo bench --bench ops -- --device cuda[:N] [--fp8] [--kernel OP=NAME] [FILTER]`: every kernel that takes time at FLUX's shapes, by the GPU's own clock, against what the GPU reaches
-//! where nothing else limits it. Writes one JSON object a case to the file that `FLUX_FAST_BENCH_JSON` names, under the names that
-//! `benches/peers/flux_torch.py` uses.
+//! `cargo bench --bench ops -- --device cuda[:N]|wgpu[:N] [--fp8] [--compute f32|f16] [--kernel OP=NAME] [FILTER]`: every kernel that takes time at FLUX's shapes,
+//! by the GPU's own clock where it has one, against what the GPU reaches where nothing else limits it. Writes one JSON object a case to the file that
+//! `FLUX_FAST_BENCH_JSON` names, under the names that `benches/peers/flux_torch.py` uses. A driver that computes on the processor gets smaller shapes.
 
-use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
-use flux_fast::backend::cuda::ceilings::Ceilings;
-use flux_fast::backend::cuda::{CudaBackend, CudaOptions};
-use flux_fast::backend::{Backend, Layout, Place, Places, WeightKey};
+use flux_fast::backend::{Layout, Place, Places, WeightKey};
 use flux_fast::dtype::DType;
 use flux_fast::op::{ConvShape, Epilogue, Op, Program, Step, WeightSpec};
 use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, Weight};
 
-/// `cuda:1` of `--device cuda:1`, if that was asked for.
-pub fn asked() -> Option<usize> {
-    let arguments: Vec<String> = std::env::args().collect();
-    let at = arguments.iter().position(|a| a == "--device")?;
-    let (name, ordinal) = arguments.get(at + 1)?.split_once(':').unwrap_or((&arguments[at + 1], "0"));
-    (name == "cuda").then(|| ordinal.parse().expect("--device cuda:N"))
-}
-
-/// Appends a line to the file of results, if one is named.
-pub fn record(line: &str) {
-    if let Some(path) = std::env::var_os("FLUX_FAST_BENCH_JSON") {
-        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-        file.and_then(|mut f| writeln!(f, "{line}")).expect("the file of results can be written");
-    }
-}
+use crate::device::{Asked, Device, after, has, open, record};
 
 struct Bench<'a> {
     fp8: bool,
     criterion: &'a mut Criterion,
-    backend: CudaBackend,
-    ceilings: Ceilings,
+    device: Device,
     tensors: Vec<Tensor>,
     weights: Vec<HostWeight>,
 }
@@ -47,7 +29,8 @@ impl Bench<'_> {
     }
 
     fn act(&mut self, rows: usize, cols: usize) -> Tensor {
-        self.tensor(rows, cols, DType::BF16)
+        let dtype = self.device.backend().caps().activation;
+        self.tensor(rows, cols, dtype)
     }
 
     fn weight(&mut self, rows: usize, cols: usize, dtype: DType) -> Weight {
@@ -83,10 +66,10 @@ impl Bench<'_> {
             next = (next + t.bytes()).next_multiple_of(256);
         }
         places.scratch = next;
-        next += self.backend.scratch_bytes(&op, &|w| &self.weights[w.id as usize]).next_multiple_of(256);
-        let sizes: Vec<usize> = self.weights.iter().zip(&uses).map(|(w, &u)| self.backend.weight_bytes(w, u)).collect();
+        next += self.device.backend().scratch_bytes(&op, &|w| &self.weights[w.id as usize]).next_multiple_of(256);
+        let backend = self.device.backend();
+        let sizes: Vec<usize> = self.weights.iter().zip(&uses).map(|(w, &u)| backend.weight_bytes(w, u)).collect();
         let resident: usize = sizes.iter().map(|n| n.next_multiple_of(256)).sum();
-        let backend = &mut self.backend;
         backend
             .reserve(Layout { arena_bytes: next, resident_bytes: resident, ring_bytes: 0 })
             .expect("memory for the operands");
@@ -107,23 +90,23 @@ impl Bench<'_> {
             places.weights.push(key);
         }
         let moved = op.activation_bytes() + sizes.iter().map(|&n| n as u64).sum::<u64>();
+        let device = &mut self.device;
         let mut best = f64::INFINITY;
-        let mut group = self.criterion.benchmark_group("cuda");
+        let mut group = self.criterion.benchmark_group(device.api);
         group.sample_size(10).warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_millis(500));
         group.throughput(if flops > 0 { Throughput::Elements(flops) } else { Throughput::Bytes(moved) });
         group.bench_function(name, |b| {
             b.iter_custom(|n| {
-                let start = backend.mark().expect("a clock");
-                (0..n).for_each(|_| backend.run(&step, &places).expect("runs"));
-                let end = backend.mark().expect("a clock");
-                let seconds = backend.seconds(&start, &end).expect("a clock");
+                let seconds = device.seconds(&mut |backend| {
+                    (0..n).for_each(|_| backend.run(&step, &places).expect("runs"));
+                });
                 best = best.min(seconds / n as f64);
                 Duration::from_secs_f64(seconds)
             });
         });
         group.finish();
         for key in &places.weights {
-            backend.forget(*key).expect("forgets");
+            device.backend().forget(*key).expect("forgets");
         }
         self.tensors.clear();
         self.weights.clear();
@@ -131,13 +114,10 @@ impl Bench<'_> {
             return; // filtered out
         }
         let (tflops, gbps) = (flops as f64 / best / 1e12, moved as f64 / best / 1e9);
-        println!(
-            "    {tflops:.1} TFLOP/s ({:.1} % of {:.1}), {gbps:.0} GB/s ({:.1} % of {:.0})",
-            100.0 * tflops / self.ceilings.teraflops,
-            self.ceilings.teraflops,
-            100.0 * gbps / self.ceilings.gigabytes,
-            self.ceilings.gigabytes,
-        );
+        let (most, fastest) = (self.device.teraflops, self.device.gigabytes);
+        let of_most =
+            if most.is_nan() { String::new() } else { format!(" ({:.1} % of {most:.4})", 100.0 * tflops / most) };
+        println!("    {tflops:.4} TFLOP/s{of_most}, {gbps:.1} GB/s ({:.1} % of {fastest:.0})", 100.0 * gbps / fastest);
         record(&format!("{{\"name\":\"{name}\",\"seconds\":{best:e},\"tflops\":{tflops:.3},\"gbps\":{gbps:.2}}}"));
     }
 
@@ -151,6 +131,7 @@ impl Bench<'_> {
             DType::F8E4M3 => "e4m3",
             DType::F8E5M2 => "e5m2",
             DType::F16 => "f16",
+            DType::F32 => "f32",
             _ => "bf16",
         };
         self.case(&format!("linear.{rows}x{k}x{n}.{short}"), op, op.flops());
@@ -195,33 +176,24 @@ impl Bench<'_> {
     }
 }
 
-/// All cases on GPU `ordinal`.
-pub fn run(ordinal: usize) {
-    let arguments: Vec<String> = std::env::args().collect();
-    let after = |flag: &str| -> Vec<&String> {
-        arguments.iter().zip(arguments.iter().skip(1)).filter(|(f, _)| *f == flag).map(|(_, v)| v).collect()
-    };
-    let kernels = after("--kernel").into_iter().map(|k| k.split_once('=').expect("--kernel OP=NAME"));
-    let kernels = kernels.map(|(op, name)| (op.to_string(), name.to_string())).collect();
-    let fp8 = arguments.iter().any(|a| a == "--fp8");
-    let options = CudaOptions { ordinal, fp8, kernels, ..CudaOptions::default() };
-    let mut backend = CudaBackend::new(options).unwrap_or_else(|e| {
-        eprintln!("SKIPPED: {e}");
-        std::process::exit(0);
-    });
-    let ceilings = backend.ceilings().expect("the ceilings can be measured");
-    println!("{}: {ceilings:?}", backend.caps().description);
-    record(&format!("{{\"name\":\"h2d.pinned\",\"gbps\":{:.2}}}", ceilings.upload_gigabytes));
-    record(&format!("{{\"name\":\"ceiling.bf16\",\"tflops\":{:.2}}}", ceilings.teraflops));
-    record(&format!("{{\"name\":\"ceiling.copy\",\"gbps\":{:.2}}}", ceilings.gigabytes));
-    let values: Vec<&String> = ["--device", "--kernel"].into_iter().flat_map(after).collect();
-    let filter = arguments.iter().skip(1).find(|a| !a.starts_with("--") && !values.contains(a));
+/// All cases on the GPU that was asked for.
+pub fn run(asked: &Asked) {
+    let device = open(asked, 0);
+    record(&format!("{{\"name\":\"h2d.pinned\",\"gbps\":{:.2}}}", device.upload_gigabytes));
+    record(&format!("{{\"name\":\"ceiling.products\",\"tflops\":{:.4}}}", device.teraflops));
+    record(&format!("{{\"name\":\"ceiling.copy\",\"gbps\":{:.2}}}", device.gigabytes));
+    let values: Vec<String> = ["--device", "--kernel", "--compute"].into_iter().flat_map(after).collect();
+    let filter = std::env::args().skip(1).find(|a| !a.starts_with("--") && !values.contains(a));
     let mut criterion = Criterion::default();
     if let Some(filter) = filter {
         criterion = criterion.with_filter(filter);
     }
-    let (tensors, weights) = (vec![], vec![]);
-    let mut bench = Bench { fp8, criterion: &mut criterion, backend, ceilings, tensors, weights };
+    let software = device.software;
+    let (fp8, tensors, weights) = (has("--fp8") && !asked.wgpu, vec![], vec![]);
+    let mut bench = Bench { fp8, criterion: &mut criterion, device, tensors, weights };
+    if software {
+        return small(&mut bench);
+    }
     for rows in [4608, 4352] {
         for (k, n) in [(3072, 9216), (3072, 12288), (12288, 3072), (15360, 3072), (3072, 21504)] {
             for dtype in [DType::BF16, DType::F8E4M3] {
@@ -277,4 +249,25 @@ pub fn run(ordinal: usize) {
     bench.case("gelu_mul.512x10240", Op::GeluMul { gate, up, out }, 0);
     let (x, out, gain) = (bench.act(512, 4096), bench.act(512, 4096), bench.weight(1, 4096, DType::F32));
     bench.case("rms_norm.512x4096", Op::RmsNorm { x, weight: gain, eps: 1e-6, out }, 0);
+}
+
+/// The same at shapes that a processor does in seconds.
+fn small(bench: &mut Bench) {
+    for dtype in [DType::F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2] {
+        bench.linear(1024, 1024, 1024, dtype);
+        bench.linear(1, 3072, 4096, dtype);
+    }
+    bench.attention(1280, 4, 128);
+    bench.attention(77, 12, 64);
+    bench.attention(1024, 1, 512);
+    for (size, inside, outside, up) in [(32, 512, 512, false), (64, 128, 128, true), (128, 128, 3, false)] {
+        bench.conv(size, inside, outside, up);
+    }
+    let (x, out) = (bench.act(1 << 14, 128), bench.act(1 << 14, 128));
+    let (weight, bias) = (bench.weight(1, 128, DType::F32), bench.weight(1, 128, DType::F32));
+    let op = Op::GroupNorm { x, weight, bias, batch: 1, groups: 32, eps: 1e-6, silu: true, out };
+    bench.case("group_norm.16384x128", op, 0);
+    let (x, m, out) = (bench.act(1024, 3072), bench.act(1, 9 * 3072), bench.act(1024, 3072));
+    let op = Op::LayerNormModulate { x, shift: m.columns(0, 3072), scale: m.columns(3072, 3072), eps: 1e-6, out };
+    bench.case("layer_norm_modulate.1024x3072", op, 0);
 }

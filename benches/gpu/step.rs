@@ -1,4 +1,4 @@
-//! `cargo bench --bench step -- --device cuda[:N]`: full-size dev and schnell at 1024x1024 with FP8 weights: a denoise step resident and under 12 GB and
+//! `cargo bench --bench step -- --device cuda[:N]|wgpu[:N]`: full-size dev and schnell at 1024x1024 with FP8 weights: a denoise step resident and under 12 GB and
 //! 8 GB of device memory, and the decoding of one picture. Under a budget it tells what the transfers cost beyond the resident step, and how that compares
 //! with the rate at which pinned memory can be copied.
 
@@ -6,8 +6,6 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use flux_fast::backend::Backend;
-use flux_fast::backend::cuda::{CudaBackend, CudaOptions};
 use flux_fast::dtype::DType;
 use flux_fast::model::flux::{DenoiseShape, denoise, rope};
 use flux_fast::model::{FluxConfig, VaeConfig, vae};
@@ -16,7 +14,7 @@ use flux_fast::plan;
 use flux_fast::stream::{Holdings, Session, Tenancy};
 use flux_fast::tensor::{ByteSource, HostPart, HostWeight, Scale};
 
-use crate::ops::record;
+use crate::device::{Asked, Device, open, record};
 
 /// Weights that lie in one block of random bytes, at places of their own: FP8 where they are matrices, BF16 elsewhere.
 fn weights(program: &Program, source: &Arc<dyn ByteSource>, matrices: DType) -> Vec<HostWeight> {
@@ -63,13 +61,8 @@ struct Outcome {
 }
 
 /// Seconds of a run of `program` under `budget` bytes of device memory in all.
-fn time(
-    backend: &mut CudaBackend,
-    program: &Program,
-    weights: &[HostWeight],
-    budget: u64,
-    runs: usize,
-) -> Option<Outcome> {
+fn time(device: &mut Device, program: &Program, weights: &[HostWeight], budget: u64, runs: usize) -> Option<Outcome> {
+    let backend = device.backend();
     let caps = backend.caps().clone();
     let bytes: Vec<usize> = weights.iter().zip(program.uses()).map(|(w, how)| backend.weight_bytes(w, how)).collect();
     let weight = |w: flux_fast::tensor::Weight| &weights[w.id as usize];
@@ -112,21 +105,20 @@ fn time(
         }
     }
     session.finish().expect("ends");
-    let held = caps.free_bytes.saturating_sub(backend.free_bytes().expect("the driver tells")) + caps.overhead_bytes;
+    let held = device.held_bytes();
     samples.sort_by(f64::total_cmp);
     Some(Outcome { seconds: samples[samples.len() / 2], streamed: plan.streamed_bytes(), planned, held })
 }
 
-/// All cases on GPU `ordinal`.
-pub fn run(ordinal: usize) {
-    let fp8 = std::env::args().any(|a| a == "--fp8");
-    let options = CudaOptions { ordinal, fp8, pinned_bytes: 24 << 30, ..CudaOptions::default() };
-    let mut backend = CudaBackend::new(options).unwrap_or_else(|e| {
-        eprintln!("SKIPPED: {e}");
-        std::process::exit(0);
-    });
-    let upload = backend.ceilings().expect("the ceilings can be measured").upload_gigabytes;
-    println!("{}; pinned memory at {upload:.1} GB/s", backend.caps().description);
+/// All cases on the GPU that was asked for.
+pub fn run(asked: &Asked) {
+    let mut device = open(asked, 24 << 30);
+    let upload = device.upload_gigabytes;
+    println!("host memory to the GPU at {upload:.1} GB/s");
+    if device.software {
+        println!("a driver that computes on the processor would take hours for FLUX.1's full size: nothing to do");
+        return;
+    }
     // Less than a model has, so that any host can hold it: weights share bytes, but each is copied on its own, from pinned memory far larger than caches.
     let source = source(3 << 30);
     for (name, config, text) in [("dev", FluxConfig::dev(), 512), ("schnell", FluxConfig::schnell(), 256)] {
@@ -138,7 +130,7 @@ pub fn run(ordinal: usize) {
         for (label, budget) in
             [("resident", u64::MAX), ("12G", 12_000_000_000), ("8G", 8_000_000_000), ("6G", 6_000_000_000)]
         {
-            let Some(o) = time(&mut backend, &program, &weights, budget, 8) else { continue };
+            let Some(o) = time(&mut device, &program, &weights, budget, 8) else { continue };
             if label == "resident" && o.streamed == 0 {
                 resident = o.seconds;
             }
@@ -162,7 +154,7 @@ pub fn run(ordinal: usize) {
     }
     let program = vae::decode(&VaeConfig::flux(), 128, 128, DType::BF16);
     let weights = weights(&program, &source, DType::BF16);
-    if let Some(o) = time(&mut backend, &program, &weights, u64::MAX, 8) {
+    if let Some(o) = time(&mut device, &program, &weights, u64::MAX, 8) {
         println!("vae.decode.1024: {:.4} s, {:.2} GB planned", o.seconds, o.planned as f64 / 1e9);
         record(&format!("{{\"name\":\"vae.decode.1024\",\"seconds\":{:e}}}", o.seconds));
     }
