@@ -118,7 +118,7 @@ impl Bench<'_> {
         let of_most =
             if most.is_nan() { String::new() } else { format!(" ({:.1} % of {most:.4})", 100.0 * tflops / most) };
         println!("    {tflops:.4} TFLOP/s{of_most}, {gbps:.1} GB/s ({:.1} % of {fastest:.0})", 100.0 * gbps / fastest);
-        record(&format!("{{\"name\":\"{name}\",\"seconds\":{best:e},\"tflops\":{tflops:.3},\"gbps\":{gbps:.2}}}"));
+        record(&format!("{{\"name\":\"{name}\",\"seconds\":{best:e},\"tflops\":{tflops:.4},\"gbps\":{gbps:.2}}}"));
     }
 
     fn linear(&mut self, rows: usize, k: usize, n: usize, dtype: DType) {

@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod cuda;
+mod forced;
 mod form;
 pub mod wgpu;
 

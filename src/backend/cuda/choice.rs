@@ -6,6 +6,7 @@ use super::launch::{Arch, Device, Variant};
 use super::{
     attention, attention_hopper, conv2d, elementwise, group_norm, latents, linear, linear_fp8, linear_hopper, norm,
 };
+use crate::backend::forced::{Forced, refused};
 use crate::error::{Error, Result};
 
 /// The oldest driver that reads the PTX of variants for `arch`, as 1000 * major + 10 * minor of its CUDA version.
@@ -67,39 +68,26 @@ tables! {
 pub(super) struct Choice {
     pub device: Device,
     driver: i32,
-    forced: Vec<(String, String)>,
+    forced: Forced,
 }
 
 impl Choice {
     /// The choice for a device; what is forced is checked.
     pub fn new(device: Device, driver: i32, forced: Vec<(String, String)>) -> Result<Choice> {
-        let mut choice = Choice { device, driver, forced: vec![] };
+        let mut choice = Choice { device, driver, forced: Forced::default() };
         choice.force(forced)?;
         Ok(choice)
     }
 
     /// Checks what is forced: `(op, variant)` pairs, instead of those before.
     pub fn force(&mut self, forced: Vec<(String, String)>) -> Result<()> {
-        let (device, driver) = (self.device, self.driver);
-        for (op, name) in &forced {
-            let variants = names(op).ok_or_else(|| {
-                Error::argument("there is no such operation to choose a kernel for")
-                    .found(op)
-                    .expected(format!("one of {}", ops().collect::<Vec<_>>().join(", ")))
-            })?;
-            let known = || variants.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-            let (_, arch) = variants.iter().find(|(n, _)| n == name).ok_or_else(|| {
-                Error::argument(format!("{op} has no such kernel")).found(name).expected(format!("one of {}", known()))
-            })?;
-            if !self.runs(*arch) {
-                let (major, minor) = device.capability;
-                return Err(Error::argument(format!("{name} is not for this GPU or its driver"))
-                    .found(format!("compute capability {major}.{minor}, CUDA {}.{}", driver / 1000, driver % 1000 / 10))
-                    .expected(format!("{arch}"))
-                    .try_(format!("one of {}", known())));
-            }
-        }
-        self.forced = forced;
+        let ((major, minor), driver) = (self.device.capability, self.driver);
+        let here = format!("compute capability {major}.{minor}, CUDA {}.{}", driver / 1000, driver % 1000 / 10);
+        let variants = |op: &str| {
+            let why = |arch: Arch| (!self.runs(arch)).then(|| format!("it wants {arch}, this is {here}"));
+            Some(names(op)?.into_iter().map(|(name, arch)| (name, why(arch))).collect())
+        };
+        self.forced = Forced::new(forced, &ops().collect::<Vec<_>>(), &variants)?;
         Ok(())
     }
 
@@ -108,20 +96,12 @@ impl Choice {
         runs(arch, self.device.capability, self.driver)
     }
 
-    fn forced(&self, op: &str) -> Option<&str> {
-        // The last one said wins, as with any option that is given twice.
-        self.forced.iter().rev().find(|(o, _)| o == op).map(|(_, name)| name.as_str())
-    }
-
     /// The forced variant, if there is one, which must accept `args`.
     fn wanted<A>(&self, op: &str, tables: &[&'static [Variant<A>]], args: &A) -> Result<Option<&'static Variant<A>>> {
-        let Some(name) = self.forced(op) else { return Ok(None) };
+        let Some(name) = self.forced.of(op) else { return Ok(None) };
         let found = tables.iter().flat_map(|t| t.iter()).find(|v| v.name == name);
         let variant = found.expect("forced names are checked when they are given");
-        match (variant.accepts)(args, &self.device) {
-            Ok(()) => Ok(Some(variant)),
-            Err(why) => Err(Error::argument(format!("{name} cannot run this: {why}")).at("--kernel")),
-        }
+        (variant.accepts)(args, &self.device).map(|()| Some(variant)).map_err(|why| refused(name, why))
     }
 
     /// The first variant of `table` that runs here and accepts `args`.

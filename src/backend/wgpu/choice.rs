@@ -6,6 +6,7 @@ use super::conv2d::{self, Conv2dArgs};
 use super::group_norm::{self, GroupNormArgs};
 use super::launch::{Device, Needs, Variant};
 use super::{elementwise, latents, linear, norm};
+use crate::backend::forced::{Forced, refused};
 use crate::error::{Error, Result};
 
 macro_rules! tables {
@@ -50,38 +51,25 @@ tables! {
 #[derive(Debug)]
 pub(super) struct Choice {
     pub device: Device,
-    forced: Vec<(String, String)>,
+    forced: Forced,
 }
 
 impl Choice {
     /// The choice for a device; what is forced is checked.
     pub fn new(device: Device, forced: Vec<(String, String)>) -> Result<Choice> {
-        let mut choice = Choice { device, forced: vec![] };
+        let mut choice = Choice { device, forced: Forced::default() };
         choice.force(forced)?;
         Ok(choice)
     }
 
     /// Checks what is forced: `(op, variant)` pairs, instead of those before.
     pub fn force(&mut self, forced: Vec<(String, String)>) -> Result<()> {
-        for (op, name) in &forced {
-            let variants = names(op).ok_or_else(|| {
-                Error::argument("there is no such operation to choose a kernel for")
-                    .at("--kernel")
-                    .found(op)
-                    .expected(format!("one of {}", ops().collect::<Vec<_>>().join(", ")))
-            })?;
-            let known = variants.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-            let wrong = |e: Error| Err(e.at("--kernel").found(name).expected(format!("one of {known}")));
-            match variants.iter().find(|(n, _)| n == name) {
-                None => return wrong(Error::argument(format!("{op} has no such kernel"))),
-                Some((_, needs)) => {
-                    if let Some(why) = needs.missing(&self.device) {
-                        return wrong(Error::argument(format!("{name} is not for this GPU: {why}")));
-                    }
-                }
-            }
-        }
-        self.forced = forced;
+        let device = &self.device;
+        let variants = |op: &str| {
+            let why = |needs: Needs| needs.missing(device).map(str::to_string);
+            Some(names(op)?.into_iter().map(|(name, needs)| (name, why(needs))).collect())
+        };
+        self.forced = Forced::new(forced, &ops().collect::<Vec<_>>(), &variants)?;
         Ok(())
     }
 
@@ -93,16 +81,12 @@ impl Choice {
         args: &A,
         usual: impl FnOnce() -> Result<&'static Variant<A>, &'static str>,
     ) -> Result<&'static Variant<A>> {
-        // The last one said wins, as with any option that is given twice.
-        let Some((_, name)) = self.forced.iter().rev().find(|(o, _)| o == op) else {
+        let Some(name) = self.forced.of(op) else {
             return usual()
                 .map_err(|why| Error::device(format!("the GPU has no shader for this {op}: {why}")).at("wgpu"));
         };
         let variant = table.iter().find(|v| v.name == name).expect("forced names are checked when they are given");
-        match (variant.accepts)(args, &self.device) {
-            Ok(()) => Ok(variant),
-            Err(why) => Err(Error::argument(format!("{name} cannot run this: {why}")).at("--kernel")),
-        }
+        (variant.accepts)(args, &self.device).map(|()| variant).map_err(|why| refused(name, why))
     }
 
     /// The first variant of `table` that the adapter can run and that accepts `args`.
