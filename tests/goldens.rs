@@ -295,9 +295,20 @@ fn same_picture(what: &str, golden: &Golden, picture: &Picture, decoded: &[f32])
 
 #[test]
 fn whole_pictures_equal_diffusers() {
+    whole_pictures("cpu");
+}
+
+#[test]
+fn whole_pictures_by_wgpu_equal_diffusers() {
+    if adapter::get().is_some() {
+        whole_pictures("wgpu");
+    }
+}
+
+fn whole_pictures(device: &str) {
     for golden in MODELS.map(Golden::read) {
         let written = plain(&golden);
-        let mut pipeline = written.pipeline(&f32_options());
+        let mut pipeline = written.pipeline(&f32_on(device));
         let base = request(&golden);
         let out = draw(&mut pipeline, &base);
         close("latents", &golden, &out.latents, &golden.f32("pipe.latents"));
@@ -332,19 +343,6 @@ fn whole_pictures_equal_diffusers() {
 }
 
 /// Weights on the e4m3 grid are the same numbers in every dialect and storage type, so the latents must be too.
-#[test]
-fn whole_pictures_by_wgpu_equal_diffusers() {
-    if adapter::get().is_none() {
-        return;
-    }
-    for golden in MODELS.map(Golden::read) {
-        let mut pipeline = plain(&golden).pipeline(&f32_on("wgpu"));
-        let out = draw(&mut pipeline, &request(&golden));
-        close("latents by wgpu", &golden, &out.latents, &golden.f32("pipe.latents"));
-        same_picture("picture by wgpu", &golden, &out.pictures[0], &golden.f32("pipe.decoded"));
-    }
-}
-
 #[test]
 fn every_dialect_gives_the_same_latents() {
     let golden = Golden::read("b_dev");

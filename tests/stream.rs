@@ -46,6 +46,7 @@ impl Memory {
             activation: DType::BF16,
             in_place_weights: false,
             grain: Grain::whole(ALIGN),
+            pins: false,
         };
         let empty = Vec::new;
         Memory {

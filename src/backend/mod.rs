@@ -31,6 +31,8 @@ pub struct Caps {
     pub in_place_weights: bool,
     /// How places are to be given out.
     pub grain: Grain,
+    /// Host memory that `allow_host` grants is used, for weights that pass in every step.
+    pub pins: bool,
 }
 
 /// How a device's memory is divided: offsets in arena, residents and ring.
@@ -134,6 +136,11 @@ pub trait Backend: Send {
 
     /// Bytes of scratch that `op` needs beyond its operands.
     fn scratch_bytes<'w>(&self, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> usize;
+
+    /// Whether the device can run `op` at all: an error says why not, before anything runs.
+    fn can_run<'w>(&self, _op: &Op, _weight: &dyn Fn(Weight) -> &'w HostWeight) -> Result<()> {
+        Ok(())
+    }
 
     /// Sets memory aside; what was there before is gone. Fails with `Kind::Memory` if the device cannot hold it.
     fn reserve(&mut self, layout: Layout) -> Result<()>;

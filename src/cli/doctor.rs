@@ -95,7 +95,8 @@ struct AdapterFacts {
 
 fn adapters() -> Vec<AdapterFacts> {
     let facts = |a: wgpu::Adapter| {
-        let room = a.memory_bytes / 10 * 9;
+        // What a run leaves to others, and what the driver takes.
+        let room = a.free_bytes.saturating_sub((a.memory_bytes / 50).max(256 << 20) + (100 << 20));
         let grain = Grain { align: 256, chunk: (a.buffer_bytes.min(4 << 30) as usize / 256 * 256).max(256) };
         let says = |config: &FluxConfig, tokens| {
             let bytes = output::bytes;

@@ -2,7 +2,7 @@
 
 use crate::backend::cpu::{Compute, CpuBackend, CpuOptions};
 use crate::backend::cuda::{self, CudaBackend, CudaOptions};
-use crate::backend::wgpu::{self, AdapterKind, WgpuBackend, WgpuOptions};
+use crate::backend::wgpu::{self, WgpuBackend, WgpuOptions};
 use crate::backend::{Backend, Caps};
 use crate::error::{Error, Kind, Result};
 use crate::event::Event;
@@ -63,73 +63,71 @@ fn open_best(options: &RunOptions, tell: Tell) -> Result<Opened> {
     let serves = |names: &dyn Fn(&str, &str) -> bool| {
         options.kernels.iter().all(|k| k.split_once('=').is_some_and(|(op, name)| names(op, name)))
     };
-    let by_cuda = options.compute != "f32"
-        && options.compute != "f16"
-        && serves(&|op, name| cuda::names(op).is_some_and(|names| names.iter().any(|(n, _)| *n == name)));
-    let by_wgpu = options.compute != "fp8"
-        && serves(&|op, name| wgpu::names(op).is_some_and(|names| names.iter().any(|(n, _)| *n == name)));
-    // No driver is the usual case without a GPU, and nothing to speak of.
-    let mut why = None;
+    let by_cuda = serves(&|op, name| cuda::names(op).is_some_and(|names| names.iter().any(|(n, _)| *n == name)));
+    let by_wgpu = serves(&|op, name| wgpu::names(op).is_some_and(|names| names.iter().any(|(n, _)| *n == name)));
+    let compute = options.compute.as_str();
+    let mut why = Vec::new();
+    // What the user asked for and no GPU has: told if the CPU has it no more.
+    let mut unfit = None;
+    let mut refused = |name: String, e: Error| {
+        let text = format!("{name} cannot be used: {e}");
+        if e.kind() == Kind::Argument {
+            unfit.get_or_insert(e);
+        }
+        text
+    };
     if by_cuda && cuda::driver_present() {
-        match best_cuda(options, tell, &mut why)? {
-            Some(opened) => return Ok(opened),
-            None => why = why.or(Some("no GPU can be used by CUDA".into())),
+        match best_cuda() {
+            Err(reason) => why.push(reason),
+            Ok(_) if ["f32", "f16"].contains(&compute) => why.push(format!("CUDA has no --compute {compute}")),
+            Ok(ordinal) => match open_cuda(options, ordinal) {
+                Ok(opened) => {
+                    tell(Event::Note(format!("drawing on cuda:{ordinal}: {}", opened.backend.caps().description)))?;
+                    return Ok(opened);
+                }
+                Err(e) => why.push(refused(format!("cuda:{ordinal}"), e)),
+            },
         }
     }
-    if by_wgpu && wgpu::hardware_present() {
-        for adapter in wgpu::adapters().into_iter().filter(|a| a.kind != AdapterKind::Software) {
+    if by_wgpu && compute != "fp8" && wgpu::hardware_present() {
+        for adapter in wgpu::candidates(wgpu::adapters()) {
             let name = format!("wgpu:{} ({}, {})", adapter.ordinal, adapter.name, adapter.api);
-            let refused = match adapter.unusable {
-                Some(unusable) => unusable,
+            match adapter.unusable {
+                Some(unusable) => why.push(format!("{name} cannot be used: {unusable}")),
                 None => match open_wgpu(options, adapter.ordinal) {
                     Ok(opened) => {
-                        let because = why.map_or(String::new(), |why| format!("; {why}"));
+                        let because = if why.is_empty() { String::new() } else { format!("; {}", why.join("; ")) };
                         tell(Event::Note(format!("drawing on {name}{because}")))?;
                         return Ok(opened);
                     }
-                    // What the user asked for cannot be had; the CPU would not do better.
-                    Err(e) if matches!(e.kind(), Kind::Argument) => return Err(e),
-                    Err(e) => e.to_string(),
+                    Err(e) => why.push(refused(name, e)),
                 },
-            };
-            why = Some(format!("{name} cannot be used: {refused}"));
+            }
         }
     }
-    if let Some(why) = why {
-        tell(Event::Warning(format!("drawing on the CPU: {why}")))?;
+    match open_cpu(options, tell) {
+        Ok(opened) if why.is_empty() => {
+            tell(Event::Note("drawing on the CPU: no GPU was found".into()))?;
+            Ok(opened)
+        }
+        Ok(opened) => {
+            tell(Event::Warning(format!("drawing on the CPU: {}", why.join("; "))))?;
+            Ok(opened)
+        }
+        Err(e) => Err(unfit.unwrap_or(e)),
     }
-    open_cpu(options, tell)
 }
 
-/// The GPU with the most memory that CUDA reaches and can use; `why` says why there is none.
-fn best_cuda(options: &RunOptions, tell: Tell, why: &mut Option<String>) -> Result<Option<Opened>> {
-    let gpus = match cuda::gpus() {
-        Ok(gpus) => gpus,
-        Err(e) => {
-            *why = Some(e.to_string());
-            return Ok(None);
-        }
-    };
+/// The GPU with the most memory that CUDA reaches and can use, or why there is none.
+fn best_cuda() -> std::result::Result<usize, String> {
+    let gpus = cuda::gpus().map_err(|e| e.to_string())?;
     let usable = gpus.iter().filter(|g| g.unusable.is_none());
-    let Some(best) = usable.max_by_key(|g| (g.total_bytes, usize::MAX - g.ordinal)) else {
+    usable.max_by_key(|g| (g.total_bytes, usize::MAX - g.ordinal)).map(|g| g.ordinal).ok_or_else(|| {
         let each = gpus.iter().map(|g| {
             format!("cuda:{} ({}) cannot be used: {}", g.ordinal, g.name, g.unusable.as_deref().unwrap_or_default())
         });
-        *why = Some(each.collect::<Vec<_>>().join("; ")).filter(|s| !s.is_empty());
-        return Ok(None);
-    };
-    match open_cuda(options, best.ordinal) {
-        Ok(opened) => {
-            tell(Event::Note(format!("drawing on cuda:{}: {}", best.ordinal, opened.backend.caps().description)))?;
-            Ok(Some(opened))
-        }
-        // What the user asked for cannot be had; another device would not do better.
-        Err(e) if matches!(e.kind(), Kind::Argument) => Err(e),
-        Err(e) => {
-            *why = Some(format!("cuda:{} cannot be used: {e}", best.ordinal));
-            Ok(None)
-        }
-    }
+        each.collect::<Vec<_>>().join("; ")
+    })
 }
 
 fn kernels(options: &RunOptions) -> Result<Vec<(String, String)>> {
@@ -197,7 +195,13 @@ fn open_wgpu(options: &RunOptions, ordinal: usize) -> Result<Opened> {
         "f16" => wgpu::Compute::F16,
         other => return Err(compute_error(other, "auto, bf16, f16 or f32 by wgpu")),
     };
-    let gpu = WgpuOptions { ordinal, compute, kernels: kernels(options)?, ..WgpuOptions::default() };
+    let gpu = WgpuOptions {
+        ordinal,
+        compute,
+        kernels: kernels(options)?,
+        memory_bytes: options.vram_bytes,
+        ..WgpuOptions::default()
+    };
     let backend = WgpuBackend::new(gpu)?;
     let budget = device_budget(options.vram_bytes, backend.caps());
     Ok(Opened { backend: Box::new(backend), budget, host: host_limit(options) })
@@ -275,6 +279,7 @@ mod tests {
             activation: DType::BF16,
             in_place_weights: false,
             grain: crate::backend::Grain::whole(256),
+            pins: true,
         };
         let asked = device_budget(Some(8 << 30), &caps);
         assert_eq!((asked.bytes, asked.source.as_str()), (8 << 30, "--vram"));

@@ -10,6 +10,7 @@ use super::request::{ModelFiles, Request, RunOptions, Settings};
 use super::schedule::Schedule;
 use super::synthetic::Synthetic;
 use super::tokenizers::Tokenizers;
+use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, Caps};
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -99,26 +100,45 @@ impl Pipeline {
 
     /// Opens the device anew after it was lost, or the CPU instead, under the bounds that hold now.
     pub(super) fn open_again(&mut self, on_cpu: bool, on: &mut dyn FnMut(Event) -> ControlFlow<()>) -> Result<()> {
-        let device = if on_cpu { "cpu".into() } else { self.backend.caps().name.clone() };
-        let options = RunOptions {
-            device,
-            kernels: if on_cpu { vec![] } else { self.options.kernels.clone() },
-            ..self.options.clone()
-        };
+        let old = self.backend.caps().clone();
+        // It goes before the new one comes: both would not fit, and what is free is measured then.
+        self.holdings = Holdings::default();
+        self.backend = Box::new(CpuBackend::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?);
+        let device = if on_cpu { "cpu".into() } else { old.name.clone() };
+        let mut options = RunOptions { device, ..self.options.clone() };
+        if on_cpu {
+            // These were for the other device.
+            options.kernels.clear();
+            options.compute = "auto".into();
+        }
         let mut tell = |event| match on(event) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::cancelled("stopped while the device was opened anew")),
         };
         let Opened { backend, budget, host } = device::open(&options, &mut tell)?;
-        // What was held went with the old device.
-        self.holdings = Holdings::default();
+        if !on_cpu && backend.caps().description != old.description {
+            return Err(Error::device("the GPU did not come back")
+                .at(&old.name)
+                .found(&backend.caps().description)
+                .expected(&old.description)
+                .try_("`flux-fast doctor` lists what there is now"));
+        }
         self.backend = backend;
-        self.host = host;
-        if on_cpu || self.budget.bytes > budget.bytes {
-            self.budget = budget;
+        // The same device has the bounds that it had.
+        if on_cpu {
+            (self.budget, self.host) = (budget, host);
         }
         self.arithmetic = arithmetic(self.backend.caps(), &options);
         Ok(())
+    }
+
+    /// Products in F16 overflowed: from now on they are made in F32. False if they were already.
+    pub(super) fn leave_f16(&mut self) -> bool {
+        let was = self.options.compute == "f16";
+        if was {
+            self.options.compute = "auto".into();
+        }
+        was
     }
 
     /// Whether another device may take over: nobody asked for this one.
@@ -243,7 +263,7 @@ impl Pipeline {
 
     /// Host memory that may be pinned for weights that pass in every step, where the device has memory of its own.
     pub(super) fn pinned_bytes(&self, settings: &Settings) -> u64 {
-        if self.backend.caps().in_place_weights {
+        if !self.backend.caps().pins {
             return 0;
         }
         self.host.bytes.saturating_sub(self.host_bytes(settings))
@@ -305,4 +325,34 @@ const _: fn() = || {
 fn random_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::hash::RandomState::new().build_hasher().finish() & 0xffff_ffff
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::wgpu;
+
+    /// What follows when a GPU fails for good under `--device auto`, whatever it computed in.
+    #[test]
+    fn the_cpu_takes_over_and_draws_what_it_always_draws() {
+        if wgpu::adapters().first().is_none_or(|a| a.unusable.is_some()) {
+            eprintln!("SKIPPED: no adapter");
+            return;
+        }
+        let mut ignore = |_| ControlFlow::Continue(());
+        let open = |device: &str| {
+            let options = RunOptions { device: device.into(), no_cache: true, ..RunOptions::default() };
+            Pipeline::open(&ModelFiles::default(), &options, &mut |_| ControlFlow::Continue(())).unwrap()
+        };
+        let request = Request { prompt: "a fox".into(), seed: Some(1), steps: Some(1), ..Request::default() };
+        let want = open("cpu").generate(&request, &mut ignore).unwrap().pictures;
+        let mut pipeline = open("wgpu");
+        pipeline.options.device = "auto".into();
+        pipeline.options.compute = "f16".into();
+        pipeline.options.kernels = vec!["linear=linear_any".into()];
+        assert!(pipeline.may_change_device() && !pipeline.backend.caps().in_place_weights);
+        pipeline.open_again(true, &mut ignore).unwrap();
+        assert!(pipeline.backend.caps().in_place_weights);
+        assert!(pipeline.generate(&request, &mut ignore).unwrap().pictures == want);
+    }
 }

@@ -27,27 +27,39 @@ impl Pipeline {
         // The seed is chosen once, so that another try draws the same picture.
         let seed = self.settle(request)?.seed;
         let request = Request { seed: Some(seed), ..request.clone() };
-        for on_cpu in [false, true] {
-            match self.draw(&request, on) {
-                Err(e) if e.kind() == Kind::Device && self.backend.may_come_back() => {
-                    if on_cpu && !self.may_change_device() {
-                        return Err(e);
-                    }
-                    let what =
-                        if on_cpu { "drawing on the CPU" } else { "opening it anew, and drawing from the start" };
-                    tell(on, Event::Warning(format!("{e}; {what}")))?;
-                    match self.open_again(on_cpu, on) {
-                        Err(e) if e.kind() == Kind::Device && !on_cpu && self.may_change_device() => {
-                            tell(on, Event::Warning(format!("{e}; drawing on the CPU")))?;
-                            self.open_again(true, on)?;
-                        }
+        let mut lost = 0;
+        loop {
+            let e = match self.draw(&request, on) {
+                Err(e) => e,
+                drawn => return drawn,
+            };
+            let gone = self.backend.may_come_back();
+            match e.kind() {
+                Kind::NotFinite if self.leave_f16() => {
+                    tell(on, Event::Warning(format!("{e}; drawing again, with products in F32")))?;
+                    self.open_again(false, on)?;
+                }
+                Kind::Device if gone && lost == 0 => {
+                    lost += 1;
+                    tell(on, Event::Warning(format!("{e}; opening it anew, and drawing from the start")))?;
+                    match self.open_again(false, on) {
+                        Err(e) if e.kind() == Kind::Device && self.may_change_device() => self.take_cpu(&e, on)?,
                         opened => opened?,
                     }
                 }
-                other => return other,
+                Kind::Device if self.may_change_device() && !self.backend.caps().in_place_weights => {
+                    self.take_cpu(&e, on)?;
+                }
+                // Out of memory while it ran: the next request finds a device that works.
+                _ if gone => return self.open_again(false, on).and(Err(e)),
+                _ => return Err(e),
             }
         }
-        self.draw(&request, on)
+    }
+
+    fn take_cpu(&mut self, e: &Error, on: Listener) -> Result<()> {
+        tell(on, Event::Warning(format!("{e}; drawing on the CPU")))?;
+        self.open_again(true, on)
     }
 
     fn draw(&mut self, request: &Request, on: Listener) -> Result<Generated> {

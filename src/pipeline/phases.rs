@@ -102,6 +102,8 @@ impl Phases {
         let shape = DenoiseShape { images: settings.count, cfg, text_tokens: model.t5_length, height, width };
         let prompts = shape.prompts();
 
+        // Why a phase cannot be run with any memory, if one cannot.
+        let impossible = std::cell::Cell::new(None::<Error>);
         // The least that every phase tried so far could do with.
         let least = std::cell::Cell::new(0u64);
         let ready = |phase, index, program: Program, runs, weights: Result<Vec<HostWeight>>| -> Result<(Ready, u64)> {
@@ -111,7 +113,18 @@ impl Phases {
             let weight = |w: crate::tensor::Weight| &weights[w.id as usize];
             let scratch: Vec<usize> = program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect();
             let grain = backend.caps().grain;
-            let needed = plan::least_bytes(&program, &bytes, &scratch, grain);
+            let refused = program.steps.iter().find_map(|s| {
+                let can = backend.can_run(&s.op, &weight);
+                can.err().map(|e| e.at(&s.label))
+            });
+            let needed = match refused {
+                None => plan::least_bytes(&program, &bytes, &scratch, grain),
+                // No memory would do; another tile may.
+                Some(e) => {
+                    impossible.replace(Some(e));
+                    u64::MAX
+                }
+            };
             // A phase that does not fit is planned without bound: only the number is wanted then, for the refusal below.
             let bound = if needed > budget { u64::MAX } else { budget };
             let plan = plan::phase(&program, runs, &bytes, &scratch, grain, bound)?;
@@ -166,6 +179,11 @@ impl Phases {
         };
         let decode = tiled(Phase::Decode, 5, settings.count, &|h, w| vae::decode(vae_config, h, w, act))?;
 
+        if least.get() == u64::MAX
+            && let Some(e) = impossible.take()
+        {
+            return Err(Refused::Failed(e));
+        }
         if least.get() > budget {
             return Err(Refused::TooSmall(least.get()));
         }

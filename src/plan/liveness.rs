@@ -158,7 +158,7 @@ mod tests {
             let s = DenoiseShape { images: 2, cfg, text_tokens: 7, height: 3, width: 5 };
             let p = denoise(&c, &s, DType::F32);
             check(&p, &vec![1000; p.steps.len()], usize::MAX);
-            check(&p, &vec![1000; p.steps.len()], 4 << 20);
+            check(&p, &vec![1000; p.steps.len()], 16 << 20);
         }
         let p = vae::decode(&VaeConfig::flux(), 6, 4, DType::F32);
         check(&p, &(0..p.steps.len()).map(|i| i * 100).collect::<Vec<_>>(), usize::MAX);

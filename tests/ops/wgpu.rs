@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use flux_fast::backend::wgpu::{Compute, WgpuBackend, WgpuOptions, names};
 use flux_fast::dtype::DType;
-use flux_fast::error::Kind;
+use flux_fast::error::{Error, Kind};
 use flux_fast::op::Op;
 use flux_fast::tensor::Tensor;
 
@@ -20,6 +20,8 @@ use crate::gpu::{GAP, compare, exact, known, out_types, over, typed, with_nan};
 thread_local! {
     /// Variants that ran in this test, and those that this machine cannot run, said aloud.
     static RAN: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
+    /// Operations whose operands were cut where windows are small.
+    static CUT: RefCell<BTreeSet<&'static str>> = const { RefCell::new(BTreeSet::new()) };
 }
 
 /// How the adapter is opened.
@@ -34,7 +36,7 @@ const WIDE: Mode = Mode { compute: Compute::F32, windows: None };
 const NARROW: Mode = Mode { compute: Compute::Bf16, windows: None };
 const HALF: Mode = Mode { compute: Compute::F16, windows: None };
 /// Little more than what the largest matrix of a case needs that cannot be cut.
-const CUT: u64 = 96 << 10;
+const SMALL: u64 = 96 << 10;
 
 /// Operations of a submission at most, where dispatches are cut: a few workgroups of most cases.
 const MOST_WORK: u64 = 100_000;
@@ -91,6 +93,24 @@ fn bound(op: &Op, variant: &str) -> f64 {
     }
 }
 
+/// Runs every WGSL variant of `op` that accepts it, in F32, for what cannot be judged by an error against the reference.
+#[track_caller]
+pub fn judge(case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32])) {
+    if adapter::get().is_some() {
+        run_all(WIDE, case, op, judge);
+    }
+}
+
+/// What comes of an operation that must be refused.
+pub fn refused(case: &Case, op: Op) -> Option<Error> {
+    adapter::get()?;
+    let image = case.image_between(GAP);
+    on(WIDE, |backend| {
+        backend.force(vec![]).unwrap();
+        Some(case.run_on(backend, op, "the chosen variant", &image).expect_err("it is to be refused"))
+    })
+}
+
 /// A NaN in the middle of `tensor` shows in the output of every WGSL variant.
 #[track_caller]
 pub fn check_nan(case: &Case, op: Op, tensor: Tensor) {
@@ -143,16 +163,22 @@ fn run_all(mode: Mode, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32]))
     let chosen = |mode| {
         on(mode, |backend| {
             backend.force(vec![]).unwrap();
-            case.run_on(backend, op, "the chosen variant", &image)
+            let before = backend.dispatches();
+            case.run_on(backend, op, "the chosen variant", &image).map(|after| (after, backend.dispatches() - before))
         })
     };
-    let after = chosen(plain).unwrap_or_else(|e| panic!("{e}; seed {}: {op}", case.seed));
+    let (after, whole) = chosen(plain).unwrap_or_else(|e| panic!("{e}; seed {}: {op}", case.seed));
     case.check_surroundings(&op, "the chosen variant", &image, &after);
     judge("the chosen variant", &case.written(&op, &after));
-    match chosen(Mode { windows: Some(CUT), ..plain }) {
-        Ok(cut) => assert!(cut == after, "small windows change the result; seed {}: {op}", case.seed),
-        Err(e) if e.kind() == Kind::Device && e.to_string().contains("no shader for this") => {
-            let large = op.reads().iter().chain(&op.writes()).any(|t| t.bytes() as u64 > CUT / 2);
+    match chosen(Mode { windows: Some(SMALL), ..plain }) {
+        Ok((cut, dispatches)) => {
+            assert!(cut == after, "small windows change the result; seed {}: {op}", case.seed);
+            if dispatches > whole {
+                CUT.with_borrow_mut(|cut| cut.insert(op.name()));
+            }
+        }
+        Err(e) if e.kind() == Kind::Memory && e.to_string().contains("no shader for this") => {
+            let large = op.reads().iter().chain(&op.writes()).any(|t| t.bytes() as u64 > SMALL / 2);
             assert!(large || !op.weights().is_empty(), "{e}; seed {}: {op}", case.seed);
         }
         Err(e) => panic!("small windows: {e}; seed {}: {op}", case.seed),
@@ -169,4 +195,7 @@ pub fn all_ran(op: &str) {
     let missing: Vec<&str> =
         all.into_iter().map(|(n, _)| n).filter(|n| !RAN.with_borrow(|ran| ran.contains(*n))).collect();
     assert!(missing.is_empty(), "never ran: {missing:?}");
+    // The cases of these are smaller than any window.
+    let small = ["timestep_embed", "pack", "unpack", "euler_step", "copy_rows"];
+    assert!(small.contains(&op) || CUT.with_borrow(|cut| cut.contains(op)), "{op} was never cut");
 }

@@ -33,7 +33,8 @@ fn every_budget_gives_the_same_bits_and_is_kept() {
     }
     let denoiser = Denoiser::new();
     let mut whole = None;
-    for (buffers, windows) in [(None, None), (Some(3 << 20), None), (Some(3 << 20), Some(600 << 10))] {
+    let mut dispatches = Vec::new();
+    for (buffers, windows) in [(None, None), (Some(3 << 20), None), (Some(3 << 20), Some(100 << 10))] {
         let options = WgpuOptions { most_buffer_bytes: buffers, most_binding_bytes: windows, ..WgpuOptions::default() };
         let mut backend = gpu(options.clone());
         let budgets = denoiser.budgets(&backend);
@@ -52,8 +53,11 @@ fn every_budget_gives_the_same_bits_and_is_kept() {
             // What lies beneath the buffers is theirs, but for the allocator's blocks, which the overhead allows for.
             let allocated = backend.allocated_bytes().unwrap_or(0);
             assert!(allocated <= budget + backend.caps().overhead_bytes, "{allocated} allocated under {budget}");
+            dispatches.push((windows, backend.dispatches()));
         }
     }
+    let of = |cut: bool| dispatches.iter().filter(|(w, _)| w.is_some() == cut).map(|(_, n)| *n).max();
+    assert!(of(true) > of(false), "small windows cut nothing: {dispatches:?}");
 }
 
 /// Weights ten times the budget: all of them pass through the ring, several times.
@@ -67,8 +71,12 @@ fn weights_ten_times_the_budget_stream() {
     let budget = denoiser.budgets(&backend)[0];
     let weights: u64 = denoiser.weights.iter().map(|w| w.bytes() as u64).sum();
     assert!(weights >= 10 * budget, "{weights} bytes of weights under {budget}");
+    let (fixed, _) = backend.held_bytes();
     let streamed = denoiser.run(&mut backend, budget, 2);
-    assert!(backend.held_bytes().1 <= budget + backend.caps().overhead_bytes);
+    let (_, most) = backend.held_bytes();
+    assert!(most <= budget + fixed, "{most} bytes were held under {budget} and {fixed}");
+    let (ring, ended) = denoiser.run_until(&mut backend, budget, 1, &|| ControlFlow::Continue(()));
+    assert!(ring && ended.is_ok(), "nothing was streamed");
     let resident = denoiser.run(&mut backend, u64::MAX, 2);
     assert!(streamed == resident, "streamed and resident differ");
 }

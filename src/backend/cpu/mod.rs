@@ -99,6 +99,7 @@ impl CpuBackend {
             activation: DType::F32,
             in_place_weights: true,
             grain: Grain::whole(64),
+            pins: false,
         };
         let (arena, prefetcher) = (Arena::new(0)?, Prefetcher::new()?);
         Ok(CpuBackend { caps, choice, pool, threads, arena, weights: HashMap::new(), prefetcher })

@@ -241,6 +241,7 @@ impl CudaBackend {
             activation: DType::BF16,
             in_place_weights: false,
             grain: Grain::whole(ALIGNMENT),
+            pins: true,
         };
         Ok(CudaBackend {
             stage,

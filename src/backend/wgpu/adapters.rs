@@ -47,6 +47,8 @@ pub struct Adapter {
     pub driver: String,
     /// Memory that buffers may take, in bytes, as far as the interface tells; otherwise a careful guess.
     pub memory_bytes: u64,
+    /// What of it is free, as far as the interface tells.
+    pub free_bytes: u64,
     pub memory_known: bool,
     /// Largest buffer, and largest part of one that a shader sees, in bytes.
     pub buffer_bytes: u64,
@@ -85,18 +87,30 @@ pub(super) fn find() -> Vec<Found> {
     let adapters = pollster::block_on(instance.enumerate_adapters(Backends::VULKAN | Backends::METAL | Backends::DX12));
     let mut found: Vec<Found> = adapters.into_iter().map(facts).collect();
     // A card may be reached by Vulkan and by DirectX: Vulkan tells more.
-    found.sort_by_key(|f| (f.facts.kind, f.facts.api != "vulkan"));
+    found.sort_by_key(|f| rank(&f.facts));
     found.iter_mut().enumerate().for_each(|(i, f)| f.facts.ordinal = i);
     found
+}
+
+/// Adapters stand in this order: kinds, best first; Vulkan, which tells more, before other interfaces to the same card.
+fn rank(adapter: &Adapter) -> (AdapterKind, bool) {
+    (adapter.kind, adapter.api != "vulkan")
+}
+
+/// Of `adapters`, those that may be taken where nobody chose: not the software ones, which are slower than our own code for processors.
+pub fn candidates(adapters: Vec<Adapter>) -> impl Iterator<Item = Adapter> {
+    adapters.into_iter().filter(|a| a.kind != AdapterKind::Software)
 }
 
 /// Whether this machine may have a GPU at all, without asking drivers: loading them takes a tenth of a second, and some talk on stderr.
 pub fn hardware_present() -> bool {
     if cfg!(any(target_os = "linux", target_os = "android")) {
-        // Kernel drivers: all of Mesa's and the open ones, NVIDIA's, WSL's, Qualcomm's and ARM's.
-        ["/dev/dri", "/dev/nvidia0", "/dev/dxg", "/dev/kgsl-3d0", "/dev/mali0"]
-            .iter()
-            .any(|p| std::path::Path::new(p).exists())
+        // Kernel drivers: all of Mesa's and the open ones, NVIDIA's (numbered), WSL's, Qualcomm's and ARM's.
+        let names = std::fs::read_dir("/dev").into_iter().flatten().flatten().map(|e| e.file_name());
+        names.filter_map(|n| n.into_string().ok()).any(|n| {
+            let nvidia = n.strip_prefix("nvidia").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+            nvidia || ["dri", "dxg", "kgsl-3d0", "mali0"].contains(&n.as_str())
+        })
     } else {
         true
     }
@@ -121,7 +135,7 @@ fn facts(raw: wgpu::Adapter) -> Found {
         wgpu::Backend::Dx12 => "dx12",
         _ => "other",
     };
-    let (memory_bytes, memory_known) = memory(&raw, kind);
+    let (memory_bytes, free_bytes, memory_known) = memory(&raw, kind);
     let facts = Adapter {
         ordinal: 0,
         name: info.name.clone(),
@@ -129,6 +143,7 @@ fn facts(raw: wgpu::Adapter) -> Found {
         api,
         driver: [info.driver.as_str(), info.driver_info.as_str()].join(" ").trim().to_string(),
         memory_bytes,
+        free_bytes,
         memory_known,
         buffer_bytes: limits.max_buffer_size,
         binding_bytes: limits.max_storage_buffer_binding_size,
@@ -136,7 +151,10 @@ fn facts(raw: wgpu::Adapter) -> Found {
         threads: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
         subgroups: features.contains(Features::SUBGROUP).then_some((info.subgroup_min_size, info.subgroup_max_size)),
         f16: features.contains(Features::SHADER_F16),
-        cooperative_matrix: features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX) && eight(&raw),
+        // The shader wants 32 lanes, which Metal's GPUs have, though it tells a range.
+        cooperative_matrix: features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX)
+            && eight(&raw)
+            && (api == "metal" || (info.subgroup_min_size, info.subgroup_max_size) == (32, 32)),
         unusable: unusable(features, &limits),
     };
     Found { raw, facts, features, limits }
@@ -174,16 +192,28 @@ fn unusable(features: Features, limits: &Limits) -> Option<String> {
     }
 }
 
-/// Memory that buffers may take, and whether anybody told.
-fn memory(raw: &wgpu::Adapter, kind: AdapterKind) -> (u64, bool) {
+/// What an interface tells of an adapter's memory.
+#[derive(Debug, Clone, Copy)]
+struct Heap {
+    bytes: u64,
+    /// What of it this process may still take.
+    free_bytes: Option<u64>,
+}
+
+/// Memory that buffers may take; what of it is free; and whether anybody told.
+fn memory(raw: &wgpu::Adapter, kind: AdapterKind) -> (u64, u64, bool) {
     let host = host_bytes();
     match (kind, heap(raw)) {
-        (AdapterKind::Software, _) => (host, true),
+        (AdapterKind::Software, _) => (host, host / 10 * 9, true),
         // What is the host's memory is not all the GPU's: others want to live.
-        (AdapterKind::Integrated, Some(heap)) => (heap.min(host / 10 * 9), true),
-        (AdapterKind::Integrated, None) => (host / 2, false),
-        (_, Some(heap)) => (heap, true),
-        (_, None) => (4 << 30, false),
+        (AdapterKind::Integrated, Some(heap)) => {
+            let bytes = heap.bytes.min(host / 10 * 9);
+            (bytes, heap.free_bytes.unwrap_or(bytes).min(bytes), true)
+        }
+        (AdapterKind::Integrated, None) => (host / 2, host / 2, false),
+        // Where nobody tells what is free, a tenth is left to others.
+        (_, Some(heap)) => (heap.bytes, heap.free_bytes.unwrap_or(heap.bytes / 10 * 9), true),
+        (_, None) => (4 << 30, 4 << 30, false),
     }
 }
 
@@ -197,19 +227,33 @@ fn host_bytes() -> u64 {
 
 /// The largest heap of device memory, where the interface is Vulkan.
 #[cfg(not(target_vendor = "apple"))]
-fn heap(raw: &wgpu::Adapter) -> Option<u64> {
-    // SAFETY: the handle is used for one question and not kept or destroyed.
+fn heap(raw: &wgpu::Adapter) -> Option<Heap> {
+    use ash::vk;
+    // SAFETY: the handle is used for two questions and not kept or destroyed.
     let adapter = unsafe { raw.as_hal::<wgpu::hal::api::Vulkan>() }?;
     let instance = adapter.shared_instance().raw_instance();
+    let device = adapter.raw_physical_device();
     // SAFETY: the physical device belongs to this instance, which lives as long as the adapter.
-    let properties = unsafe { instance.get_physical_device_memory_properties(adapter.raw_physical_device()) };
-    let heaps = &properties.memory_heaps[..properties.memory_heap_count as usize];
-    // Bit 0: VK_MEMORY_HEAP_DEVICE_LOCAL_BIT.
-    heaps.iter().filter(|h| h.flags.as_raw() & 1 != 0).map(|h| h.size).max()
+    let extensions = unsafe { instance.enumerate_device_extension_properties(device) }.unwrap_or_default();
+    let tells = extensions.iter().any(|e| e.extension_name_as_c_str() == Ok(ash::ext::memory_budget::NAME));
+    let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
+    let mut properties = vk::PhysicalDeviceMemoryProperties2::default();
+    if tells {
+        properties = properties.push_next(&mut budget);
+    }
+    // SAFETY: as above; the chain holds the one structure that the extension, which is there, allows. wgpu asks for Vulkan 1.1 or this very call's extension.
+    unsafe { instance.get_physical_device_memory_properties2(device, &mut properties) };
+    let memory = properties.memory_properties;
+    let (bytes, largest) = (0..memory.memory_heap_count as usize)
+        .filter(|&i| memory.memory_heaps[i].flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL))
+        .map(|i| (memory.memory_heaps[i].size, i))
+        .max()?;
+    let free_bytes = tells.then(|| budget.heap_budget[largest].saturating_sub(budget.heap_usage[largest]).min(bytes));
+    Some(Heap { bytes, free_bytes })
 }
 
 #[cfg(target_vendor = "apple")]
-fn heap(_raw: &wgpu::Adapter) -> Option<u64> {
+fn heap(_raw: &wgpu::Adapter) -> Option<Heap> {
     None
 }
 
@@ -236,5 +280,49 @@ pub(super) fn get(ordinal: usize) -> Result<Found> {
             .at(format!("wgpu:{ordinal}"))
             .found(format!("{}: {why}", found.facts.name))
             .try_("a newer driver, or --device cpu")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapter(name: &str, kind: AdapterKind, api: &'static str) -> Adapter {
+        Adapter {
+            ordinal: 0,
+            name: name.into(),
+            kind,
+            api,
+            driver: String::new(),
+            memory_bytes: 0,
+            free_bytes: 0,
+            memory_known: true,
+            buffer_bytes: 0,
+            binding_bytes: 0,
+            shared_bytes: 0,
+            threads: 0,
+            subgroups: None,
+            f16: false,
+            cooperative_matrix: false,
+            unusable: None,
+        }
+    }
+
+    #[test]
+    fn cards_come_before_what_is_part_of_a_processor_and_software_is_never_taken_unasked() {
+        let mut all = vec![
+            adapter("llvmpipe", AdapterKind::Software, "vulkan"),
+            adapter("card", AdapterKind::Discrete, "dx12"),
+            adapter("chip", AdapterKind::Integrated, "vulkan"),
+            adapter("lent", AdapterKind::Other, "vulkan"),
+            adapter("card", AdapterKind::Discrete, "vulkan"),
+        ];
+        all.sort_by_key(rank);
+        let names: Vec<_> = all.iter().map(|a| (a.name.as_str(), a.api)).collect();
+        let expected =
+            [("card", "vulkan"), ("card", "dx12"), ("chip", "vulkan"), ("lent", "vulkan"), ("llvmpipe", "vulkan")];
+        assert_eq!(names, expected);
+        assert!(candidates(all).all(|a| a.name != "llvmpipe"));
+        assert_eq!(candidates(vec![adapter("llvmpipe", AdapterKind::Software, "vulkan")]).count(), 0);
     }
 }

@@ -82,8 +82,11 @@ impl Choice {
         usual: impl FnOnce() -> Result<&'static Variant<A>, &'static str>,
     ) -> Result<&'static Variant<A>> {
         let Some(name) = self.forced.of(op) else {
-            return usual()
-                .map_err(|why| Error::device(format!("the GPU has no shader for this {op}: {why}")).at("wgpu"));
+            return usual().map_err(|why| {
+                Error::memory(format!("the GPU has no shader for this {op}: {why}"))
+                    .at("wgpu")
+                    .try_("a smaller picture, fewer at a time (-n), --compute bf16, or --device cpu")
+            });
         };
         let variant = table.iter().find(|v| v.name == name).expect("forced names are checked when they are given");
         (variant.accepts)(args, &self.device).map(|()| variant).map_err(|why| refused(name, why))

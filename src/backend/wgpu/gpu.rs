@@ -1,7 +1,7 @@
 //! The device behind the backend: buffers whose bytes are counted, pipelines, and dispatches recorded, submitted and waited for.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,12 +12,14 @@ use crate::error::{Error, Result};
 const SUBMISSION_SECONDS: f64 = 0.1;
 /// Operations a second that a device is taken to do until it has been seen at work: what the slowest GPUs do.
 const FIRST_RATE: f64 = 5e10;
+/// Bind groups that are kept: more than a step of FLUX has.
+const MOST_GROUPS: usize = 4096;
 /// Dispatches of one submission at most.
 const MOST_DISPATCHES: usize = 256;
 /// Submissions that the device may be behind.
 const MOST_BEHIND: usize = 3;
 /// A submission that takes longer than this will not end.
-const HANG: Duration = Duration::from_secs(300);
+const HANG: Duration = Duration::from_secs(120);
 /// Workgroups along one dimension.
 const ACROSS: u64 = 65_535;
 
@@ -26,6 +28,8 @@ const ACROSS: u64 = 65_535;
 pub struct Health {
     /// The first thing that went wrong for good.
     lost: Mutex<Option<Error>>,
+    /// It does not even answer: who waits for it waits for ever.
+    pub hangs: AtomicBool,
 }
 
 impl Health {
@@ -89,11 +93,15 @@ impl Shared {
         let name: Arc<str> = name.into();
         let (lost, at) = (health.clone(), name.clone());
         device.set_device_lost_callback(move |reason, message| {
+            // wgpu gives a device up that has no memory for what it was told to do.
+            if message.to_lowercase().contains("out of memory") {
+                return lost.fail(out_of_memory().at(&at));
+            }
             let what = match reason {
-                wgpu::DeviceLostReason::Destroyed => "the GPU was given up".to_string(),
-                _ => "the GPU was lost".to_string(),
+                wgpu::DeviceLostReason::Destroyed => "the GPU was given up",
+                _ => "the GPU was lost",
             };
-            lost.fail(lost_error(&what, &message).at(&at));
+            lost.fail(lost_error(what, &message).at(&at));
         });
         let (errors, at) = (health.clone(), name.clone());
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| errors.fail(translate(&e).at(&at))));
@@ -161,13 +169,23 @@ impl Shared {
 
     /// Waits until `submission` is done.
     pub fn wait(&self, submission: wgpu::SubmissionIndex) -> Result<()> {
-        let poll = wgpu::PollType::Wait { submission_index: Some(submission), timeout: Some(HANG) };
+        self.wait_until(Some(submission))
+    }
+
+    /// Waits until everything is done that any thread has submitted, and what was destroyed is given back.
+    pub fn wait_for_all(&self) -> Result<()> {
+        self.wait_until(None)
+    }
+
+    fn wait_until(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        let poll = wgpu::PollType::Wait { submission_index, timeout: Some(HANG) };
         match self.device.poll(poll) {
             Ok(_) => {}
-            Err(wgpu::PollError::Timeout) => self.health.fail(
-                lost_error("the GPU does not answer", &format!("nothing for {} seconds", HANG.as_secs()))
-                    .at(&self.name),
-            ),
+            Err(wgpu::PollError::Timeout) => {
+                self.health.hangs.store(true, Ordering::Relaxed);
+                let for_long = format!("nothing for {} seconds", HANG.as_secs());
+                self.health.fail(lost_error("the GPU does not answer", &for_long).at(&self.name));
+            }
             Err(e) => self.health.fail(lost_error("the GPU was lost", &e.to_string()).at(&self.name)),
         }
         self.health.alive()
@@ -179,11 +197,15 @@ fn lost_error(what: &str, message: &str) -> Error {
     if message.is_empty() { e } else { e.found(message) }
 }
 
+fn out_of_memory() -> Error {
+    Error::memory("out of device memory")
+        .try_("a smaller --vram, a smaller picture, or close other programs that use the GPU")
+}
+
 /// wgpu's error as ours.
 pub fn translate(e: &wgpu::Error) -> Error {
     match e {
-        wgpu::Error::OutOfMemory { .. } => Error::memory("out of device memory")
-            .try_("a smaller --vram, a smaller picture, or close other programs that use the GPU"),
+        wgpu::Error::OutOfMemory { .. } => out_of_memory(),
         wgpu::Error::Validation { description, .. } => Error::device("the GPU's interface refused a call")
             .found(one_line(description))
             .try_("--device cpu; and please report it"),
@@ -230,6 +252,8 @@ pub struct Gpu {
     last_done: Option<Instant>,
     /// Operations a second, measured.
     rate: f64,
+    /// Dispatches so far.
+    pub dispatched: u64,
     /// Operations of one submission, however fast the device is.
     pub most_work: u64,
 }
@@ -271,6 +295,7 @@ impl Gpu {
             behind: VecDeque::new(),
             last_done: None,
             rate: FIRST_RATE,
+            dispatched: 0,
             most_work: u64::MAX,
             shared,
         })
@@ -347,6 +372,10 @@ impl Gpu {
     }
 
     fn group(&mut self, windows: &[Option<Window>]) -> wgpu::BindGroup {
+        // The places of weights that pass change from run to run.
+        if self.groups.len() >= MOST_GROUPS {
+            self.groups.clear();
+        }
         if let Some(group) = self.groups.get(windows) {
             return group.clone();
         }
@@ -375,10 +404,12 @@ impl Gpu {
         if d.groups == 0 {
             return Ok(());
         }
+        self.dispatched += 1;
         let pipeline = self.pipeline(d.shader, &d.constants)?;
         let group = self.group(&d.buffers);
         let groups = u32::try_from(d.groups).map_err(|_| {
-            Error::device("an operation is too large for this backend")
+            Error::memory("an operation is too large for this backend")
+                .try_("a smaller picture, or fewer at a time (-n)")
                 .at(d.shader.name)
                 .found(format!("{} workgroups", d.groups))
         })?;

@@ -27,7 +27,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::op::{Op, Step, Use};
 use crate::tensor::{HostWeight, Tensor, Weight};
-pub use adapters::{Adapter, AdapterKind, adapters, hardware_present};
+pub use adapters::{Adapter, AdapterKind, adapters, candidates, hardware_present};
 use choice::Choice;
 pub use choice::{names, ops};
 use gpu::{Buffer, Gpu, Shared};
@@ -76,6 +76,8 @@ pub struct WgpuOptions {
     pub kernels: Vec<(String, String)>,
     /// Bytes of each of the few staging buffers; 8 MiB if not given.
     pub staging_bytes: Option<usize>,
+    /// Memory that the adapter has, where it does not tell.
+    pub memory_bytes: Option<u64>,
     /// Take no windows larger than this, as if the adapter did not.
     pub most_binding_bytes: Option<u64>,
     /// Take no buffers larger than this, as if the adapter did not.
@@ -100,7 +102,9 @@ impl Space {
                 .expected(format!("an end within {}, in pieces of {}", self.bytes, self.chunk))
         };
         if offset.checked_add(bytes).is_none_or(|end| end > self.bytes) {
-            return Err(refuse("something lies outside the memory set aside"));
+            return Err(
+                refuse("something lies outside the memory set aside").try_("--device cpu; and please report it")
+            );
         }
         if bytes > 0 && offset / self.chunk != (offset + bytes - 1) / self.chunk {
             return Err(refuse("something is larger than the adapter's buffers").try_("a smaller picture"));
@@ -125,6 +129,10 @@ pub struct WgpuBackend {
     arena: Space,
     resident: Space,
     ring: Space,
+    /// Memory that later phases of a generation will want, held until then.
+    ballast: Space,
+    /// What the phases to come hold at most.
+    room_bytes: u64,
     layout: Layout,
     weights: HashMap<WeightKey, Kept>,
     /// The buffers through which inputs and results pass.
@@ -173,13 +181,11 @@ impl WgpuBackend {
         let down = passage(wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST, "results")?;
         let stage = Stage::new(&shared, staging_bytes)?;
         let overhead_bytes = shared.held.now() + ALLOWANCE_BYTES;
-        // Nobody tells what other programs hold; a tenth is left to them.
-        let free_bytes = (facts.memory_bytes / 10 * 9).saturating_sub(overhead_bytes);
-        let extras = [
-            (activation == DType::F32).then_some("f32"),
-            (compute == Compute::F16).then_some("f16 products"),
-            facts.cooperative_matrix.then_some("cooperative matrices"),
-        ];
+        // Where it is a guess, whoever bounds the memory knows better.
+        let told = options.memory_bytes.filter(|_| !facts.memory_known);
+        let (memory_bytes, free_bytes) = (told.unwrap_or(facts.memory_bytes), told.unwrap_or(facts.free_bytes));
+        let free_bytes = free_bytes.saturating_sub(overhead_bytes);
+        let extras = [(activation == DType::F32).then_some("f32"), (compute == Compute::F16).then_some("f16 products")];
         let caps = Caps {
             name,
             description: [&facts.name, facts.api, facts.kind.name()]
@@ -187,13 +193,14 @@ impl WgpuBackend {
                 .chain(extras.into_iter().flatten())
                 .collect::<Vec<_>>()
                 .join(", "),
-            memory_bytes: facts.memory_bytes,
+            memory_bytes,
             free_bytes,
             overhead_bytes,
             granularity: 1 << 16,
             activation,
             in_place_weights: false,
             grain: Grain { align, chunk },
+            pins: false,
         };
         Ok(WgpuBackend {
             stage,
@@ -205,6 +212,8 @@ impl WgpuBackend {
             arena: Space::default(),
             resident: Space::default(),
             ring: Space::default(),
+            ballast: Space::default(),
+            room_bytes: 0,
             layout: Layout::default(),
             weights: HashMap::new(),
             up,
@@ -226,6 +235,11 @@ impl WgpuBackend {
         device.activation = compute.activation();
         device.half = compute == Compute::F16;
         self.types = compute.types();
+    }
+
+    /// Dispatches made so far, before long ones are cut.
+    pub fn dispatches(&self) -> u64 {
+        self.gpu.dispatched
     }
 
     /// What variants are chosen by.
@@ -365,16 +379,16 @@ impl Backend for WgpuBackend {
         self.gpu.discard();
         self.gpu.finish()?;
         self.weights.clear();
-        if self.layout == layout {
+        if self.layout == layout && self.ballast.bytes as u64 + layout.bytes(1) >= self.room_bytes {
             return Ok(());
         }
         // The old memory goes first: both at once would break the promise.
         self.layout = Layout::default();
-        for space in [&mut self.arena, &mut self.resident, &mut self.ring] {
+        for space in [&mut self.arena, &mut self.resident, &mut self.ring, &mut self.ballast] {
             std::mem::take(space).pieces.into_iter().for_each(|id| self.gpu.remove(id));
         }
-        // Destroyed buffers are given back at the next look at what is done.
-        self.gpu.shared.device.poll(wgpu::PollType::Poll).ok();
+        // Copies of another thread may still use them: only then are they given back.
+        self.gpu.shared.wait_for_all()?;
         // Where the driver makes room by moving memory to the host, it would not refuse, and everything would crawl.
         let (bytes, most) = (layout.bytes(1), self.caps.memory_bytes);
         if bytes > most {
@@ -387,6 +401,9 @@ impl Backend for WgpuBackend {
         self.arena = self.space(layout.arena_bytes, "activations")?;
         self.resident = self.space(layout.resident_bytes, "resident weights")?;
         self.ring = self.space(layout.ring_bytes, "the weight ring")?;
+        // None of the phases to come shall fail for another program's sake.
+        let left = self.room_bytes.saturating_sub(layout.bytes(1)) as usize / 256 * 256;
+        self.ballast = self.space(left, "memory for later phases")?;
         self.layout = layout;
         Ok(())
     }
@@ -428,6 +445,14 @@ impl Backend for WgpuBackend {
     fn end(&mut self) -> Result<bool> {
         self.gpu.submit()?;
         Ok(true)
+    }
+
+    fn can_run<'w>(&self, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> Result<()> {
+        steps::can_run(self, op, weight)
+    }
+
+    fn expect(&mut self, bytes: u64) {
+        self.room_bytes = bytes;
     }
 
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
@@ -480,6 +505,11 @@ impl Drop for WgpuBackend {
         self.stage.settle();
         self.gpu.discard();
         let _ = self.gpu.finish();
+        let shared = &self.gpu.shared;
+        if shared.health.hangs.load(std::sync::atomic::Ordering::Relaxed) {
+            // The last handle of a queue waits for it when it goes, and this one never ends.
+            std::mem::forget((shared.device.clone(), shared.queue.clone()));
+        }
     }
 }
 

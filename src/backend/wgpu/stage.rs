@@ -181,7 +181,8 @@ impl Worker {
             if piece.unit > room {
                 return Err(Error::model("a row of a weight is larger than what is copied at a time")
                     .found(format!("{} bytes", piece.unit))
-                    .expected(format!("at most {room}")));
+                    .expected(format!("at most {room}"))
+                    .try_("--device cpu"));
             }
             // Copies begin and end at multiples of four bytes, and so do pieces and the rows they are made of.
             let most = if piece.unit == 1 { room / 4 * 4 } else { room / piece.unit * piece.unit };

@@ -281,16 +281,39 @@ fn linear(
     Ok((most, all))
 }
 
-/// Bytes of scratch that `op` needs. What no shader can run needs none: running it will say so.
-pub(super) fn scratch_bytes<'w>(backend: &WgpuBackend, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> usize {
-    // Aligned as everything is that begins a tensor.
+/// Scratch and dispatches of `op` with operands nowhere, aligned as everything is that begins a tensor.
+fn dry<'w>(
+    backend: &WgpuBackend,
+    op: &Op,
+    weight: &dyn Fn(Weight) -> &'w HostWeight,
+) -> Result<(usize, Vec<Dispatch>)> {
     let nowhere = Spot { buffer: BufferId(0), offset: 0 };
     let find = Finder {
         tensor: &|_| Ok(nowhere),
         weight: &|w, how| Ok((Form::of(weight(w), how, backend.types), nowhere)),
         scratch: &|_| Ok(nowhere),
     };
-    make(&backend.choice, op, &find).map_or(0, |(scratch, _)| scratch)
+    make(&backend.choice, op, &find)
+}
+
+/// Bytes of scratch that `op` needs. What no shader can run needs none: `can_run` says so.
+pub(super) fn scratch_bytes<'w>(backend: &WgpuBackend, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> usize {
+    dry(backend, op, weight).map_or(0, |(scratch, _)| scratch)
+}
+
+/// Whether there is a shader for `op`, and every operand has room in one of the adapter's buffers.
+pub(super) fn can_run<'w>(backend: &WgpuBackend, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> Result<()> {
+    let (scratch, _) = dry(backend, op, weight)?;
+    let most = backend.caps.grain.chunk;
+    let tensors = op.reads().into_iter().chain(op.writes()).map(|t| t.bytes());
+    match tensors.chain([scratch]).max() {
+        Some(bytes) if bytes > most => Err(Error::memory("an operand is larger than the adapter's buffers")
+            .at(&backend.caps.name)
+            .found(format!("{bytes} bytes"))
+            .expected(format!("at most {most}"))
+            .try_("a smaller picture, fewer at a time (-n), --compute bf16, or --device cpu")),
+        _ => Ok(()),
+    }
 }
 
 /// The dispatches of `op`.
