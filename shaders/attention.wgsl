@@ -4,18 +4,26 @@
 // scores of 8 queries x 4 keys, and sums of 8 queries x 8 columns, for the same queries 8 ty .. 8 ty + 7; a head has up to 8 TX columns. Vectors of four
 // run along the queries, so that a row's maximum and its rescaling act on whole vectors and the weights go to workgroup memory without being turned.
 //
-//   head      TX  RG  queries  keys  DC  PK  VK
-//   <= 64      8   8       64    32  32  32  32
-//   <= 128    16   8       64    64  32  32  16
-//   <= 512    64   4       32   256   8  64   4
+//   head      TX  RG  queries  keys  DC  PK  VK  memory
+//   <= 64      8   8       64    32  32  32  32   16 KB
+//   <= 128    16   8       64    64  32  32  16   16 KB
+//             16   8       64    64  64  64  32   32 KB
+//   <= 512    64   4       32   256   8  64   4   16 KB
+//             64   4       32   256  16  64   8   24 KB
 //
-// Workgroup memory is 16 KB of f32, used twice for each tile of keys: first for q and k, DC columns of both at a time, turned (a column's queries and keys
-// are contiguous, so that a step reads three vectors for 32 multiply-adds); then for the weights of PK keys (first half) and v of VK keys (second half; four
+// Workgroup memory is f32, used twice for each tile of keys: first for q and k, DC columns of both at a time, turned (a column's queries and keys
+// are contiguous, so that a step reads three vectors for 32 multiply-adds); then for the weights of PK keys and, behind them, v of VK keys (four
 // vectors for 64 multiply-adds). Queries are read anew for each tile of keys, from the cache: keeping them would take all of the memory. Operands of all
 // types are f32 there, as converting them in the inner loops would cost as much as the products.
 //
-// Bound by multiply-adds: a tile's loads are 1/32 to 1/64 of them, and a pair of barriers stands for 256 to 2048 of each thread's. About 150 registers a
-// thread. Inner loops name their registers instead of indexing arrays, since not every driver unrolls loops.
+// Bound by multiply-adds: a tile's loads are 1/32 to 1/64 of them, and a pair of barriers stands for 256 to 2048 of each thread's. More memory halves the
+// barriers and the waits for loads. A thread holds 16 vectors of sums, 8 of scores and 4 of maxima and weights' sums beside 3 or 4 operands: 124 registers
+// and addresses, which leave none for loading ahead. Where PK holds all keys of a tile, scores need no registers while values are added. Inner loops name
+// their registers instead of indexing arrays, since not every driver unrolls loops. Loops that load have as many steps for all threads, so that compilers
+// can issue the loads of all steps at once.
+//
+// A key that `causal` hides from a query has the weight 0 there, not no weight: a NaN or an infinity among its values reaches the queries in front of it
+// that share its tile.
 //
 // Stands behind attention_common.wgsl. The line in front of common.wgsl has the constants TX, RG, DC, PK, VK.
 
@@ -25,25 +33,104 @@ const QV: u32 = 2u * RG;
 const KV: u32 = TX;
 const BQ: u32 = 4u * QV;
 const BK: u32 = 4u * KV;
-// Where keys (beside queries) and values (beside weights) begin, in vectors.
+// Loads of four rows and eight columns for DC columns of queries, and of queries and keys.
+const Q_TASKS: u32 = QV * (DC / 8u);
+const TASKS: u32 = (QV + KV) * (DC / 8u);
+// Where keys (beside queries) and values (beside weights) begin, in vectors, and how many there are in all.
 const KEYS: u32 = DC * QV;
 const VALUES: u32 = PK * QV;
+const VECTORS: u32 = max(TASKS * 8u, VALUES + VK * 2u * TX);
 
-var<workgroup> memory: array<vec4<f32>, 1024>;
+var<workgroup> memory: array<vec4<f32>, VECTORS>;
 
-// Four rows of eight columns become eight columns of four rows, `pitch` vectors apart.
-fn turn(at: u32, pitch: u32, a: Oct, b: Oct, c: Oct, d: Oct) {
-    memory[at] = vec4<f32>(a.low.x, b.low.x, c.low.x, d.low.x);
-    memory[at + pitch] = vec4<f32>(a.low.y, b.low.y, c.low.y, d.low.y);
-    memory[at + 2u * pitch] = vec4<f32>(a.low.z, b.low.z, c.low.z, d.low.z);
-    memory[at + 3u * pitch] = vec4<f32>(a.low.w, b.low.w, c.low.w, d.low.w);
-    memory[at + 4u * pitch] = vec4<f32>(a.high.x, b.high.x, c.high.x, d.high.x);
-    memory[at + 5u * pitch] = vec4<f32>(a.high.y, b.high.y, c.high.y, d.high.y);
-    memory[at + 6u * pitch] = vec4<f32>(a.high.z, b.high.z, c.high.z, d.high.z);
-    memory[at + 7u * pitch] = vec4<f32>(a.high.w, b.high.w, c.high.w, d.high.w);
+// Four rows of four columns become four columns of four rows, `pitch` vectors apart.
+fn turn(at: u32, pitch: u32, a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>) {
+    memory[at] = vec4<f32>(a.x, b.x, c.x, d.x);
+    memory[at + pitch] = vec4<f32>(a.y, b.y, c.y, d.y);
+    memory[at + 2u * pitch] = vec4<f32>(a.z, b.z, c.z, d.z);
+    memory[at + 3u * pitch] = vec4<f32>(a.w, b.w, c.w, d.w);
 }
 fn zero(at: u32, pitch: u32) {
     for (var i = 0u; i < 8u; i++) { memory[at + i * pitch] = vec4<f32>(); }
+}
+
+// Four rows and eight columns of the queries from `row0` on or of the keys from `j0` on, of columns `d0` and following. Rows behind the last are the last.
+fn load(task: u32, d0: u32, row0: u32, j0: u32, q_at: u32, k_at: u32) {
+    let queries = task < Q_TASKS;
+    let i = select((task - Q_TASKS) % KV, task % QV, queries);
+    let d = select((task - Q_TASKS) / KV, task / QV, queries) * 8u;
+    let pitch = select(KV, QV, queries);
+    let at = select(KEYS, 0u, queries) + d * pitch + i;
+    if d0 + d >= params.head_dim {
+        zero(at, pitch);
+        return;
+    }
+    let r = select(j0, row0, queries) + 4u * i;
+    let last = select(params.tokens, params.rows, queries) - 1u;
+    let stride = select(params.k_stride, params.q_stride, queries);
+    let e = select(k_at, q_at, queries) + d0 + d;
+    let ea = e + min(r, last) * stride;
+    let eb = e + min(r + 1u, last) * stride;
+    let ec = e + min(r + 2u, last) * stride;
+    let ed = e + min(r + 3u, last) * stride;
+    if IN_TYPE == BF16 {
+        var a = vec4<u32>();
+        var b = vec4<u32>();
+        var c = vec4<u32>();
+        var d = vec4<u32>();
+        if queries {
+            a = q[ea >> 3u];
+            b = q[eb >> 3u];
+            c = q[ec >> 3u];
+            d = q[ed >> 3u];
+        } else {
+            a = k[ea >> 3u];
+            b = k[eb >> 3u];
+            c = k[ec >> 3u];
+            d = k[ed >> 3u];
+        }
+        turn(at, pitch, quad(a.xy), quad(b.xy), quad(c.xy), quad(d.xy));
+        turn(at + 4u * pitch, pitch, quad(a.zw), quad(b.zw), quad(c.zw), quad(d.zw));
+        return;
+    }
+    // One half after the other, for want of registers.
+    for (var half = 0u; half < 2u; half++) {
+        var a = vec4<u32>();
+        var b = vec4<u32>();
+        var c = vec4<u32>();
+        var d = vec4<u32>();
+        if queries {
+            a = q[(ea >> 2u) + half];
+            b = q[(eb >> 2u) + half];
+            c = q[(ec >> 2u) + half];
+            d = q[(ed >> 2u) + half];
+        } else {
+            a = k[(ea >> 2u) + half];
+            b = k[(eb >> 2u) + half];
+            c = k[(ec >> 2u) + half];
+            d = k[(ed >> 2u) + half];
+        }
+        turn(at + half * 4u * pitch, pitch, bitcast<vec4<f32>>(a), bitcast<vec4<f32>>(b), bitcast<vec4<f32>>(c), bitcast<vec4<f32>>(d));
+    }
+}
+
+// Puts the weights of four keys, in vectors of queries, to those of keys `key .. key + 3`. Vectors are permuted by the number of the thread: else all
+// threads of a row would write to the same banks.
+fn keep(
+    key: u32, tx: u32, ty: u32,
+    a0: vec4<f32>, a1: vec4<f32>, a2: vec4<f32>, a3: vec4<f32>,
+    b0: vec4<f32>, b1: vec4<f32>, b2: vec4<f32>, b3: vec4<f32>,
+) {
+    let a = key * QV + ((2u * ty) ^ (tx & 7u));
+    let b = key * QV + ((2u * ty) ^ (tx & 7u) ^ 1u);
+    memory[a] = a0;
+    memory[b] = b0;
+    memory[a + QV] = a1;
+    memory[b + QV] = b1;
+    memory[a + 2u * QV] = a2;
+    memory[b + 2u * QV] = b2;
+    memory[a + 3u * QV] = a3;
+    memory[b + 3u * QV] = b3;
 }
 
 // Of the queries `i .. i + 3`.
@@ -113,43 +200,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         var sb3 = vec4<f32>();
         for (var d0 = 0u; d0 < params.head_dim; d0 += DC) {
             workgroupBarrier();
-            for (var b = t; b < QV * (DC / 8u); b += THREADS) {
-                let d = b / QV * 8u;
-                let at = d * QV + b % QV;
-                if d0 + d < params.head_dim {
-                    let r = row0 + b % QV * 4u;
-                    let e = q_at + d0 + d;
-                    let last = params.rows - 1u;
-                    turn(
-                        at,
-                        QV,
-                        q_oct(e + min(r, last) * params.q_stride),
-                        q_oct(e + min(r + 1u, last) * params.q_stride),
-                        q_oct(e + min(r + 2u, last) * params.q_stride),
-                        q_oct(e + min(r + 3u, last) * params.q_stride),
-                    );
-                } else {
-                    zero(at, QV);
-                }
-            }
-            for (var b = t; b < KV * (DC / 8u); b += THREADS) {
-                let d = b / KV * 8u;
-                let at = KEYS + d * KV + b % KV;
-                if d0 + d < params.head_dim {
-                    let r = j0 + b % KV * 4u;
-                    let e = k_at + d0 + d;
-                    let last = tokens - 1u;
-                    turn(
-                        at,
-                        KV,
-                        k_oct(e + min(r, last) * params.k_stride),
-                        k_oct(e + min(r + 1u, last) * params.k_stride),
-                        k_oct(e + min(r + 2u, last) * params.k_stride),
-                        k_oct(e + min(r + 3u, last) * params.k_stride),
-                    );
-                } else {
-                    zero(at, KV);
-                }
+            for (var step = 0u; step < TASKS; step += THREADS) {
+                let b = step + t;
+                if TASKS % THREADS != 0u && b >= TASKS { break; }
+                load(b, d0, row0, j0, q_at, k_at);
             }
             workgroupBarrier();
             for (var d = 0u; d < DC; d++) {
@@ -240,57 +294,45 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         ob6 *= rb;
         ob7 *= rb;
 
-        for (var p0 = 0u; p0 < BK && j0 + p0 < keys; p0 += PK) {
-            workgroupBarrier();
-            // Vectors of four keys are permuted by the number of the thread that writes them: else all of a row's threads would write to the same banks.
-            if 4u * tx >= p0 && 4u * tx < p0 + PK {
-                let at = (4u * tx - p0) * QV;
-                let a = (2u * ty) ^ (tx & 7u);
-                let b = a ^ 1u;
-                memory[at + a] = sa0;
-                memory[at + b] = sb0;
-                memory[at + QV + a] = sa1;
-                memory[at + QV + b] = sb1;
-                memory[at + 2u * QV + a] = sa2;
-                memory[at + 2u * QV + b] = sb2;
-                memory[at + 3u * QV + a] = sa3;
-                memory[at + 3u * QV + b] = sb3;
+        workgroupBarrier();
+        if PK == BK { keep(4u * tx, tx, ty, sa0, sa1, sa2, sa3, sb0, sb1, sb2, sb3); }
+        for (var v0 = 0u; v0 < BK && j0 + v0 < keys; v0 += VK) {
+            if v0 > 0u { workgroupBarrier(); }
+            // Where weights of the whole tile have no room, those of the next PK keys take the place of the last.
+            if PK < BK && v0 % PK == 0u && 4u * tx >= v0 && 4u * tx < v0 + PK {
+                keep(4u * tx - v0, tx, ty, sa0, sa1, sa2, sa3, sb0, sb1, sb2, sb3);
             }
-            for (var v0 = 0u; v0 < PK && j0 + p0 + v0 < keys; v0 += VK) {
-                if v0 > 0u { workgroupBarrier(); }
-                for (var b = t; b < VK * TX; b += THREADS) {
-                    let r = j0 + p0 + v0 + b / TX;
-                    let d = b % TX * 8u;
-                    var x = Oct(vec4<f32>(), vec4<f32>());
-                    if r < tokens && d < params.head_dim { x = v_oct(v_at + r * params.v_stride + d); }
-                    let at = VALUES + b / TX * (2u * TX) + b % TX;
-                    memory[at] = x.low;
-                    memory[at + TX] = x.high;
-                }
-                workgroupBarrier();
-                for (var i = 0u; i < VK; i++) {
-                    let at = (v0 + i) * QV + ((2u * ty) ^ (((p0 + v0 + i) / 4u) & 7u));
-                    let pa = memory[at];
-                    let pb = memory[at ^ 1u];
-                    let x = memory[VALUES + i * (2u * TX) + tx];
-                    let y = memory[VALUES + i * (2u * TX) + TX + tx];
-                    oa0 = fma(pa, x.xxxx, oa0);
-                    ob0 = fma(pb, x.xxxx, ob0);
-                    oa1 = fma(pa, x.yyyy, oa1);
-                    ob1 = fma(pb, x.yyyy, ob1);
-                    oa2 = fma(pa, x.zzzz, oa2);
-                    ob2 = fma(pb, x.zzzz, ob2);
-                    oa3 = fma(pa, x.wwww, oa3);
-                    ob3 = fma(pb, x.wwww, ob3);
-                    oa4 = fma(pa, y.xxxx, oa4);
-                    ob4 = fma(pb, y.xxxx, ob4);
-                    oa5 = fma(pa, y.yyyy, oa5);
-                    ob5 = fma(pb, y.yyyy, ob5);
-                    oa6 = fma(pa, y.zzzz, oa6);
-                    ob6 = fma(pb, y.zzzz, ob6);
-                    oa7 = fma(pa, y.wwww, oa7);
-                    ob7 = fma(pb, y.wwww, ob7);
-                }
+            for (var step = 0u; step < VK * TX; step += THREADS) {
+                let i = (step + t) / TX;
+                let r = j0 + v0 + i;
+                var x = Oct(vec4<f32>(), vec4<f32>());
+                if r < keys && 8u * tx < params.head_dim { x = v_oct(v_at + r * params.v_stride + 8u * tx); }
+                memory[VALUES + i * (2u * TX) + tx] = x.low;
+                memory[VALUES + i * (2u * TX) + TX + tx] = x.high;
+            }
+            workgroupBarrier();
+            for (var i = 0u; i < VK; i++) {
+                let at = (v0 % PK + i) * QV + ((2u * ty) ^ (((v0 + i) / 4u) & 7u));
+                let pa = memory[at];
+                let pb = memory[at ^ 1u];
+                let x = memory[VALUES + i * (2u * TX) + tx];
+                let y = memory[VALUES + i * (2u * TX) + TX + tx];
+                oa0 = fma(pa, x.xxxx, oa0);
+                ob0 = fma(pb, x.xxxx, ob0);
+                oa1 = fma(pa, x.yyyy, oa1);
+                ob1 = fma(pb, x.yyyy, ob1);
+                oa2 = fma(pa, x.zzzz, oa2);
+                ob2 = fma(pb, x.zzzz, ob2);
+                oa3 = fma(pa, x.wwww, oa3);
+                ob3 = fma(pb, x.wwww, ob3);
+                oa4 = fma(pa, y.xxxx, oa4);
+                ob4 = fma(pb, y.xxxx, ob4);
+                oa5 = fma(pa, y.yyyy, oa5);
+                ob5 = fma(pb, y.yyyy, ob5);
+                oa6 = fma(pa, y.zzzz, oa6);
+                ob6 = fma(pb, y.zzzz, ob6);
+                oa7 = fma(pa, y.wwww, oa7);
+                ob7 = fma(pb, y.wwww, ob7);
             }
         }
     }

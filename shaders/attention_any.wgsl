@@ -45,7 +45,7 @@ override BIAS_TYPE: u32 = 9u;
 const NO_BIAS: u32 = 9u;
 
 const THREADS: u32 = 64u;
-const HIDDEN: f32 = -3e38;
+const HIDDEN: f32 = -1e30;
 
 var<workgroup> query: array<f32, 1024>;
 var<workgroup> sums: array<f32, 1024>;
@@ -69,10 +69,11 @@ fn bias_at(e: u32) -> f32 {
     return bitcast<f32>(bias[e]);
 }
 
-// As in attention_common.wgsl. Of a difference to a maximum: at most 0. A NaN stays one, so that it reaches the output.
+// As in attention_common.wgsl: 0 below -87, told by bits, as a NaN must stay one.
 fn weight(difference: f32, unit: f32) -> f32 {
     let x = difference * unit;
-    return select(exp(x), 0.0, x < -87.0);
+    let bits = bitcast<u32>(x);
+    return select(exp(x), 0.0, bits > 0xc2ae0000u && bits <= 0xff800000u);
 }
 
 fn store_first(e: u32, x: f32) {
@@ -113,7 +114,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         sums[d] = 0.0;
     }
     // Without a bias, scores are scaled when they are differences.
-    let unit = select(max(abs(params.scale), 1e-30), 1.0, BIAS_TYPE != NO_BIAS);
+    let unit = select(max(abs(params.scale), 1e-20), 1.0, BIAS_TYPE != NO_BIAS);
     let factor = select(select(1.0, -1.0, params.scale < 0.0), params.scale, BIAS_TYPE != NO_BIAS);
     var largest = HIDDEN;
     var total = 0.0;

@@ -43,19 +43,15 @@ override OUT_TYPE: u32 = 0u;
 override BIAS_TYPE: u32 = 9u;
 const NO_BIAS: u32 = 9u;
 
-// Masks of scores: finite, and far below any score.
-const HIDDEN: f32 = -3e38;
+// Masks of scores: far below any score, and finite also as a difference, and scaled.
+const HIDDEN: f32 = -1e30;
 
 struct Oct {
     low: vec4<f32>,
     high: vec4<f32>,
 }
-fn oct(word: vec4<u32>) -> Oct {
-    return Oct(
-        vec4<f32>(bf16_low(word.x), bf16_high(word.x), bf16_low(word.y), bf16_high(word.y)),
-        vec4<f32>(bf16_low(word.z), bf16_high(word.z), bf16_low(word.w), bf16_high(word.w)),
-    );
-}
+fn quad(words: vec2<u32>) -> vec4<f32> { return vec4<f32>(bf16_low(words.x), bf16_high(words.x), bf16_low(words.y), bf16_high(words.y)); }
+fn oct(words: vec4<u32>) -> Oct { return Oct(quad(words.xy), quad(words.zw)); }
 // Eight elements from element `e` on, a multiple of 8 (f32: of 4).
 fn q_oct(e: u32) -> Oct {
     if IN_TYPE == BF16 { return oct(q[e >> 3u]); }
@@ -82,12 +78,14 @@ fn bias_at(i: u32, j: u32, head: u32) -> f32 {
 }
 // Scores are compared in units of their own: without a bias they are scaled only once they are differences to the row's maximum, which are exact where
 // they matter, so that large scores lose nothing to the product. A negative scale turns their sign first. With a bias the unit is 1.
-fn unit() -> f32 { return select(max(abs(params.scale), 1e-30), 1.0, BIAS_TYPE != NO_BIAS); }
+fn unit() -> f32 { return select(max(abs(params.scale), 1e-20), 1.0, BIAS_TYPE != NO_BIAS); }
 fn factor() -> f32 { return select(select(1.0, -1.0, params.scale < 0.0), params.scale, BIAS_TYPE != NO_BIAS); }
-// Of differences to a maximum: at most 0. A NaN stays one, so that it reaches the output.
+// Of differences to a maximum: at most 0. What is below -87 becomes 0, but a NaN stays one, so that it reaches the output. Fast arithmetic may turn `x < -87`
+// into `!(x >= -87)`, which holds for NaN, so bits are compared: those from -87 down to minus infinity grow.
 fn weight(difference: vec4<f32>, unit: f32) -> vec4<f32> {
     let x = difference * unit;
-    return select(exp(x), vec4<f32>(), x < vec4<f32>(-87.0));
+    let bits = bitcast<vec4<u32>>(x);
+    return select(exp(x), vec4<f32>(), (bits > vec4<u32>(0xc2ae0000u)) & (bits <= vec4<u32>(0xff800000u)));
 }
 
 // Eight columns of a query's result.

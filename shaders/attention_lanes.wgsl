@@ -4,7 +4,8 @@
 // instruction, registers that spill lie in the cache, and barriers are dear. So a workgroup is one subgroup without workgroup memory. A lane has four
 // queries (row, row + 8, row + 16 and row + 24 of the tile's 32, one vector) with all their sums, and needs nobody else for its softmax. Of 16 keys at a
 // time each lane loads two rows, eight columns at a time, and all lanes take each element from it by broadcast: for eight columns 48 words are loaded for
-// 512 multiply-adds of a lane, and 16 for as many of the sums. Three to four times as fast as the tiles, but drivers take seconds to compile it.
+// 512 multiply-adds of a lane, and 16 for as many of the sums. Three to four times as fast as the tiles, but drivers take seconds to compile it. Its arrays
+// of registers are written at indices of loops, which compilers for GPUs refuse or spill: it is for processors alone.
 //
 // Stands behind attention_common.wgsl. The line in front of common.wgsl has COLUMNS, those of the widest head.
 

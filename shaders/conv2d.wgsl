@@ -6,7 +6,8 @@
 //
 // This file has what the shaders of this family share: where a window of taps begins, and where a tap lies in x. A shader is this file, one file that
 // loads (conv2d_vectors or conv2d_elements), one that stores (conv2d_whole or conv2d_each) and one with `main` (conv2d_tile, conv2d_tile_lanes
-// or conv2d_few). All load units of 8 consecutive places of the depth.
+// or conv2d_few). All load units of 8 consecutive places of the depth, in two steps: `x_load` and `w_load` bring what memory has, `x_unit` and `w_unit` make
+// numbers of it, so that products can run between them.
 //
 // A picture that is larger than a binding is cut by lines of output: then x is a window that begins at `in_first` lines of its picture (the lines above and
 // below that the kernel reaches are in it), and out and residual are windows that begin at `first_line`.
@@ -74,7 +75,7 @@ fn locate(m: u32) -> Pixel {
     return Pixel(select(OUTSIDE, y, m < params.pixels), x, image * params.height * params.width);
 }
 
-// The row of x that a tap sees, or a number beyond all rows where it sees a zero.
+// The row of x that a tap sees, or a number beyond all rows where it sees a zero. Taps beyond the last see zeros.
 const NO_ROW: u32 = 0xffffffffu;
 
 fn source(pixel: Pixel, tap: u32) -> u32 {
@@ -82,7 +83,8 @@ fn source(pixel: Pixel, tap: u32) -> u32 {
     let down = select((tap * 11u) >> 5u, 0u, params.kernel == 1u);
     let y = u32(pixel.y + i32(down));
     let x = u32(pixel.x + i32(tap - down * params.kernel));
-    let inside = y < (params.height << params.up) && x < (params.width << params.up);
+    let known = tap < params.kernel * params.kernel;
+    let inside = known && y < (params.height << params.up) && x < (params.width << params.up);
     let row = pixel.picture + ((y >> params.up) - params.in_first) * params.width + (x >> params.up);
     return select(NO_ROW, row, inside);
 }

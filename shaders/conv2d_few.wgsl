@@ -37,6 +37,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     var s2 = s0;
     var s3 = s0;
     let taps = params.kernel * params.kernel;
+    let places = depth();
     for (var tap = 0u; tap < taps; tap++) {
         let row0 = source(pixel0, tap);
         let row1 = source(pixel1, tap);
@@ -48,10 +49,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
             let place = thread * 8u;
             if place < count {
                 let at = tap * params.channels + start + place;
-                let f0 = w_unit(n0, at);
-                let f1 = w_unit(n0 + 1u, at);
-                let f2 = w_unit(n0 + 2u, at);
-                let f3 = w_unit(n0 + 3u, at);
+                let f0 = w_unit(w_load(n0, at, places));
+                let f1 = w_unit(w_load(n0 + 1u, at, places));
+                let f2 = w_unit(w_load(n0 + 2u, at, places));
+                let f3 = w_unit(w_load(n0 + 3u, at, places));
                 let f = transpose(mat4x4<f32>(f0.low, f1.low, f2.low, f3.low));
                 let g = transpose(mat4x4<f32>(f0.high, f1.high, f2.high, f3.high));
                 staged[thread] = f[0];
@@ -66,12 +67,16 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
             workgroupBarrier();
             for (var unit = slice; unit * 8u < count; unit += 8u) {
                 let channel = start + unit * 8u;
+                let v0 = x_channels(row0, channel);
+                let v1 = x_channels(row1, channel);
+                let v2 = x_channels(row2, channel);
+                let v3 = x_channels(row3, channel);
                 let f = mat4x4<f32>(staged[unit], staged[unit + 64u], staged[unit + 128u], staged[unit + 192u]);
                 let g = mat4x4<f32>(staged[unit + 256u], staged[unit + 320u], staged[unit + 384u], staged[unit + 448u]);
-                s0 = add(s0, x_channels(row0, channel), f, g);
-                s1 = add(s1, x_channels(row1, channel), f, g);
-                s2 = add(s2, x_channels(row2, channel), f, g);
-                s3 = add(s3, x_channels(row3, channel), f, g);
+                s0 = add(s0, x_unit(v0), f, g);
+                s1 = add(s1, x_unit(v1), f, g);
+                s2 = add(s2, x_unit(v2), f, g);
+                s3 = add(s3, x_unit(v3), f, g);
             }
             workgroupBarrier();
         }

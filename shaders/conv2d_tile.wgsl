@@ -5,8 +5,8 @@
 // registers. A row of a tile is 4 vectors and one of padding: eight consecutive rows at one place lie in 32 different banks. A thread's output channels are
 // two runs of four (so that it stores vectors), and the rows of the w tile are permuted so that the lanes of a subgroup nevertheless read consecutive
 // rows: row 4 t + j lies at j * 84 + 5 t.
-// The next step's elements are loaded while this one is multiplied; where a pixel's taps begin is found once, and which row of x a tap sees once
-// a step.
+// The next step's elements are loaded while this one is multiplied, and held as memory has them: they are widened when they go to the tiles. Where a pixel's
+// taps begin is found once, and which row of x a tap sees once a tap.
 //
 // Bound: products. A step brings 6 KB (bf16) for 262,144 operations; tiles that differ only in their output channels follow each other and find the
 // pixels in the cache. The order of the sum is that of the depth, for every pixel and wherever a picture is cut.
@@ -42,9 +42,12 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     var place = half * 8u;
     var tap = place / params.channels;
     var channel = place - tap * params.channels;
-    var x0 = x_unit(pixel0, tap, channel, place);
-    var x1 = x_unit(pixel1, tap, channel, place);
-    var w0 = w_unit(n0 + row, place);
+    let places = depth();
+    var row0 = source(pixel0, tap);
+    var row1 = source(pixel1, tap);
+    var x0 = x_load(pixel0, tap, row0, channel);
+    var x1 = x_load(pixel1, tap, row1, channel);
+    var w0 = w_load(n0 + row, place, places);
 
     // What it sums: pixels ty + 16 i, channels 4 tx to 4 tx + 3 (l) and 32 more (h).
     let tx = thread & 7u;
@@ -65,22 +68,32 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     var h5 = l0;
     var h6 = l0;
     var h7 = l0;
-    let places = depth();
     for (var done = 0u; done < places; done += 16u) {
-        tile_x[to_x] = x0.low;
-        tile_x[to_x + 1u] = x0.high;
-        tile_x[to_x + 64u * ROW] = x1.low;
-        tile_x[to_x + 64u * ROW + 1u] = x1.high;
-        tile_w[to_w] = w0.low;
-        tile_w[to_w + 1u] = w0.high;
+        let u0 = x_unit(x0);
+        tile_x[to_x] = u0.low;
+        tile_x[to_x + 1u] = u0.high;
+        let u1 = x_unit(x1);
+        tile_x[to_x + 64u * ROW] = u1.low;
+        tile_x[to_x + 64u * ROW + 1u] = u1.high;
+        let f0 = w_unit(w0);
+        tile_w[to_w] = f0.low;
+        tile_w[to_w + 1u] = f0.high;
         workgroupBarrier();
         if done + 16u < places {
             place += 16u;
-            tap = place / params.channels;
-            channel = place - tap * params.channels;
-            x0 = x_unit(pixel0, tap, channel, place);
-            x1 = x_unit(pixel1, tap, channel, place);
-            w0 = w_unit(n0 + row, place);
+            channel += 16u;
+            let last_tap = tap;
+            while channel >= params.channels {
+                channel -= params.channels;
+                tap += 1u;
+            }
+            if tap != last_tap {
+                row0 = source(pixel0, tap);
+                row1 = source(pixel1, tap);
+            }
+            x0 = x_load(pixel0, tap, row0, channel);
+            x1 = x_load(pixel1, tap, row1, channel);
+            w0 = w_load(n0 + row, place, places);
         }
         for (var k = 0u; k < 4u; k++) {
             let f = tx * ROW + k;

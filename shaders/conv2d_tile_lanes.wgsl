@@ -83,12 +83,12 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         let place = done + half * 8u;
         let tap = place / params.channels;
         let channel = place - tap * params.channels;
-        put_x(row, half, x_unit(pixel0, tap, channel, place));
-        put_x(row + 32u, half, x_unit(pixel1, tap, channel, place));
-        put_x(row + 64u, half, x_unit(pixel2, tap, channel, place));
-        put_x(row + 96u, half, x_unit(pixel3, tap, channel, place));
-        put_w(row, half, w_unit(n0 + row, place));
-        put_w(row + 32u, half, w_unit(n0 + row + 32u, place));
+        put_x(row, half, x_unit(x_channels(source(pixel0, tap), channel)));
+        put_x(row + 32u, half, x_unit(x_channels(source(pixel1, tap), channel)));
+        put_x(row + 64u, half, x_unit(x_channels(source(pixel2, tap), channel)));
+        put_x(row + 96u, half, x_unit(x_channels(source(pixel3, tap), channel)));
+        put_w(row, half, w_unit(w_load(n0 + row, place, places)));
+        put_w(row + 32u, half, w_unit(w_load(n0 + row + 32u, place, places)));
         workgroupBarrier();
         for (var k = 0u; k < 4u; k++) {
             let f = tx * 4u * ROW + k;

@@ -10,7 +10,8 @@
 //
 // Sums of squares lose everything where the mean is far from zero, and so does a mean rounded to f32: at 1000 deviations from zero its rounding would
 // be 3e-5 of a deviation. So each thread sums differences from the first value that it saw of a channel, parts are joined by their means and squared
-// deviations (Chan, Golub, LeVeque), and a mean is a sum of two numbers, `shift + mean`, that apply subtracts one after the other.
+// deviations (Chan, Golub, LeVeque), and a mean is a sum of two numbers, `shift + mean`, that apply subtracts one after the other. Metal's compiler takes
+// additions for associative, and would make (v - shift) - mean into v - (shift + mean): such differences go through `exact`.
 //
 // Bound: memory bandwidth. x is read twice and out written once.
 
@@ -43,6 +44,10 @@ override OUT_TYPE: u32 = 0u;
 
 const THREADS: u32 = 128u;
 
+// v itself, by way of its bits and of a zero that no compiler knows (there are fewer than 2^31 workgroups): sums cannot be rearranged across it.
+fn exact(v: f32) -> f32 { return bitcast<f32>(bitcast<u32>(v) | (params.groups >> 31u)); }
+fn exact4(v: vec4<f32>) -> vec4<f32> { return bitcast<vec4<f32>>(bitcast<vec4<u32>>(v) | vec4<u32>(params.groups >> 31u)); }
+
 // Of `count` values: their mean is shift + mean, `squares` the sum of squared deviations from it. In scratch a vector of these four; statistics have
 // 1 / deviation in the place of `squares`.
 struct Moments {
@@ -55,7 +60,7 @@ struct Moments {
 // The same with a shift next to the mean. Bits are cut off where a remainder by arithmetic alone, (a + b) - a, would be simplified to b by drivers.
 fn centre(m: Moments) -> Moments {
     let shift = bitcast<f32>(bitcast<u32>(m.shift + m.mean) & 0xffffff00u);
-    return Moments(m.count, shift, (m.shift - shift) + m.mean, m.squares);
+    return Moments(m.count, shift, exact(m.shift - shift) + m.mean, m.squares);
 }
 
 // From sums of differences from `shift`.
@@ -69,7 +74,7 @@ fn join(a: Moments, b: Moments) -> Moments {
     if b.count == 0.0 { return a; }
     if a.count == 0.0 { return b; }
     let count = a.count + b.count;
-    let d = (b.shift - a.shift) + (b.mean - a.mean);
+    let d = exact(b.shift - a.shift) + (b.mean - a.mean);
     let squares = a.squares + b.squares + d * d * (a.count * (b.count / count));
     if b.count > a.count { return centre(Moments(count, b.shift, b.mean - d * (a.count / count), squares)); }
     return centre(Moments(count, a.shift, a.mean + d * (b.count / count), squares));

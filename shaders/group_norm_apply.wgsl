@@ -40,7 +40,7 @@ fn four(picture: u32, c: u32) -> Four {
                 vec4<f32>(bias[b], bias[b + 1u], bias[b + 2u], bias[b + 3u]));
 }
 
-fn apply(v: vec4<f32>, f: Four) -> vec4<f32> { return act(((v - f.shift) - f.mean) * f.scale + f.add); }
+fn apply(v: vec4<f32>, f: Four) -> vec4<f32> { return act((exact4(v - f.shift) - f.mean) * f.scale + f.add); }
 
 fn store(i: u32, v: Unit, low: Four, high: Four) {
     let l = apply(v.low, low);

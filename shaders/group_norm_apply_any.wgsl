@@ -27,7 +27,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         let c = e - row * params.channels;
         let s = statistics[start + c / width];
         let v = element(params.x_base + (first + row) * params.x_stride + c);
-        var y = ((v - s.y) - s.z) * (s.w * weight[params.weight_base + c]) + bias[params.bias_base + c];
+        var y = (exact(v - s.y) - s.z) * (s.w * weight[params.weight_base + c]) + bias[params.bias_base + c];
         if params.silu != 0u { y = silu(y); }
         let to = params.out_base + (first + row) * params.out_stride + c;
         if OUT_TYPE == F32 {

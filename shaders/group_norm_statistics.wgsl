@@ -29,8 +29,8 @@ fn load(i: u32) -> Unit {
 }
 
 fn add(sums: ptr<function, Sums>, v: Unit) {
-    let low = v.low - (*sums).shift.low;
-    let high = v.high - (*sums).shift.high;
+    let low = exact4(v.low - (*sums).shift.low);
+    let high = exact4(v.high - (*sums).shift.high);
     (*sums).sum.low += low;
     (*sums).sum.high += high;
     (*sums).squares.low += low * low;

@@ -28,7 +28,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         let row = e / width;
         let v = element(start + row * params.x_stride + (e - row * width));
         if count == 0.0 { shift = v; }
-        let d = v - shift;
+        let d = exact(v - shift);
         sum += d;
         squares += d * d;
         count += 1.0;

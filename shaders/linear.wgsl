@@ -1,40 +1,47 @@
-// out = tail(x . (scales * w)^T + bias) in tiles of TILE x TILE: 256 threads, 16 x 16, each with PARTS x PARTS blocks of 4 x 4 sums in registers.
+// out = tail(x . (scales * w)^T + bias) in tiles of ROWS x COLUMNS, 16 threads across, each with PARTS x PARTS blocks of 4 x 4 sums in registers: 128 x
+// 128 with 256 threads and PARTS 2 (8 x 8 sums a thread), 64 x 64 with 256 threads, and 32 x 64 with 128 threads for few rows.
 //
-// TILE 128 (PARTS 2, 8 x 8 sums a thread) takes STEP 16 of k at a time, TILE 64 (PARTS 1) takes 32: both keep two tiles of 8 KiB, which every adapter
-// has room for, and every thread fetches eight elements of x and eight of w for a step. They are fetched before the step that they come after is
-// multiplied, so that memory is waited for while there is work, and become `T` (f32, or f16 where the source before this says so) once, when they are put
-// into workgroup memory. There they lie transposed, k by k: a thread reads its four rows or columns as one vector, neighbours read neighbouring vectors
-// or the same one, and storing puts neighbouring rows next to each other, so that no two lanes of a subgroup meet in a bank.
-// For each k a thread of the large tile reads 16 numbers for 64 multiply-adds; that, and not memory, bounds it on most GPUs. 8-bit weights cost about ten
-// instructions each when they are stored, once for 128 rows.
+// A step takes STEP of k: 16 for 128 columns, 32 for 64, so that a step has 2048 elements of w, and tiles take 16 KiB at most, which every adapter has
+// room for. Threads fetch blocks of four rows by four k: the first half of them from x and the second from w, or all of them from w and the first half
+// from x too where the tile has 128 threads. Blocks that lie side by side in memory belong to threads that fetch at the same time, so that a row is read
+// in whole sectors of 32 bytes (with two-byte elements). They are fetched before the step that they come after is multiplied, so that memory is waited for
+// while there is work, and become `T` (f32, or f16 where the source before this says so) once, when they are put into workgroup memory.
 //
-// `more` adds the products of AT_ONCE k to a block: linear_f32.wgsl and linear_f16.wgsl have it.
+// There they lie transposed, k by k, four rows or columns a vector. A thread writes its block as four whole vectors: several threads that wrote components
+// of one vector would overwrite each other's where a write is one of the whole vector, as it is on Metal. Eight neighbours write 128 bytes in a row,
+// neighbours read neighbouring vectors or the same one, so no two lanes meet in a bank. For each k a thread of the large tile reads 16 numbers for 64
+// multiply-adds; that, and not memory, bounds it on most GPUs. 8-bit weights cost about ten instructions each when they are stored, once for a tile's
+// rows.
+//
+// `more` adds the products of AT_ONCE k to a thread's sums: linear_f32.wgsl and linear_f16.wgsl have it.
 
-const STEP: u32 = 2048u / TILE;
-const QUADS: u32 = TILE / 4u;
+const STEP: u32 = 2048u / COLUMNS;
+const THREADS: u32 = ROWS * COLUMNS / (16u * PARTS * PARTS);
+const X_QUADS: u32 = ROWS / 4u;
+const W_QUADS: u32 = COLUMNS / 4u;
+// Where w's tile begins.
+const W_TILE: u32 = STEP * X_QUADS;
+// Every thread fetches a block of w, the first `X_BLOCKS` of them one of x as well.
+const BOTH: bool = THREADS == 128u;
+const X_BLOCKS: u32 = STEP * X_QUADS / 4u;
 
-var<workgroup> xs: array<vec4<T>, STEP * QUADS>;
-var<workgroup> ws: array<vec4<T>, STEP * QUADS>;
+var<workgroup> tiles: array<vec4<T>, STEP * (X_QUADS + W_QUADS)>;
 
-fn store_x(at: u32, lane: u32, v: Eight) {
-    let low = tile_values(v.low);
-    let high = tile_values(v.high);
-    for (var j = 0u; j < 4u; j++) {
-        xs[at + j * QUADS][lane] = low[j];
-        xs[at + (j + 4u) * QUADS][lane] = high[j];
-    }
+fn xs_at(k: u32, quad: u32) -> vec4<T> { return tiles[k * X_QUADS + quad]; }
+fn ws_at(k: u32, quad: u32) -> vec4<T> { return tiles[W_TILE + k * W_QUADS + quad]; }
+
+// Four k of four rows as they are stored.
+struct Raw {
+    r0: vec4<u32>,
+    r1: vec4<u32>,
+    r2: vec4<u32>,
+    r3: vec4<u32>,
 }
 
-fn store_w(at: u32, lane: u32, v: Eight) {
-    let low = tile_values(v.low * w_factor());
-    let high = tile_values(v.high * w_factor());
-    for (var j = 0u; j < 4u; j++) {
-        ws[at + j * QUADS][lane] = low[j];
-        ws[at + (j + 4u) * QUADS][lane] = high[j];
-    }
-}
+fn x_raw(at: vec4<u32>) -> Raw { return Raw(x4_raw(at.x), x4_raw(at.y), x4_raw(at.z), x4_raw(at.w)); }
+fn w_raw(at: vec4<u32>) -> Raw { return Raw(w4_raw(at.x), w4_raw(at.y), w4_raw(at.z), w4_raw(at.w)); }
 
-// Four rows of four columns.
+// Four rows of four columns, or of four k.
 struct Block {
     r0: vec4<f32>,
     r1: vec4<f32>,
@@ -42,16 +49,43 @@ struct Block {
     r3: vec4<f32>,
 }
 
+// A thread's sums. Named, not an array: no compiler has to unroll anything to keep them in registers.
+struct Sums {
+    s00: Block,
+    s01: Block,
+    s10: Block,
+    s11: Block,
+}
+
+// Turns a block into four vectors of the tile, one for each k.
+fn put(at: u32, pitch: u32, factor: f32, b: Block) {
+    let r0 = tile_values(b.r0, factor);
+    let r1 = tile_values(b.r1, factor);
+    let r2 = tile_values(b.r2, factor);
+    let r3 = tile_values(b.r3, factor);
+    tiles[at] = vec4<T>(r0.x, r1.x, r2.x, r3.x);
+    tiles[at + pitch] = vec4<T>(r0.y, r1.y, r2.y, r3.y);
+    tiles[at + 2u * pitch] = vec4<T>(r0.z, r1.z, r2.z, r3.z);
+    tiles[at + 3u * pitch] = vec4<T>(r0.w, r1.w, r2.w, r3.w);
+}
+fn put_x(at: u32, raw: Raw) {
+    put(at, X_QUADS, x_factor(), Block(x4_values(raw.r0), x4_values(raw.r1), x4_values(raw.r2), x4_values(raw.r3)));
+}
+fn put_w(at: u32, raw: Raw) {
+    put(at, W_QUADS, w_factor(), Block(w4_values(raw.r0), w4_values(raw.r1), w4_values(raw.r2), w4_values(raw.r3)));
+}
+
 fn finish_block(row: u32, col: u32, s: Block) {
     if col >= params.n { return; }
     let c = columns(col);
+    let factor = 1.0 / (x_factor() * w_factor());
     var sums = array<vec4<f32>, 4>(s.r0, s.r1, s.r2, s.r3);
     for (var i = 0u; i < 4u; i++) {
-        if row + i < params.rows { finish(row + i, col, c, sums[i] * (1.0 / w_factor())); }
+        if row + i < params.rows { finish(row + i, col, c, sums[i] * factor); }
     }
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) t: u32) {
     let group = params.first + wg.y * n.x + wg.x;
     if group >= params.groups { return; }
@@ -59,61 +93,52 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     let band = group / (8u * params.column_tiles);
     let height = min(8u, params.row_tiles - band * 8u);
     let within = group - band * 8u * params.column_tiles;
-    let row0 = (band * 8u + within % height) * TILE;
-    let col0 = within / height * TILE;
+    let row0 = (band * 8u + within % height) * ROWS;
+    let col0 = within / height * COLUMNS;
 
-    // This thread fetches k from `chunk` on of one row of x and one of w; those beyond the last repeat it, and their sums are not stored.
-    let mine = t % TILE;
-    let chunk = t / TILE * 8u;
-    let x_at = params.x_base + min(row0 + mine, params.rows - 1u) * params.x_stride;
-    let w_at = params.w_base + min(col0 + mine, params.n - 1u) * params.w_stride;
-    let slot = chunk * QUADS + mine / 4u;
-    let lane = mine % 4u;
+    // This thread fetches four k from `chunk` on of four rows; those beyond the last repeat it, and their sums are not stored.
+    let of_w = BOTH || t >= 128u;
+    let block = t % 128u;
+    let chunk = block / 8u % (STEP / 4u) * 4u;
+    let quad = block % 8u + 8u * (block / (2u * STEP));
+    let four = vec4<u32>(0u, 1u, 2u, 3u) + quad * 4u;
+    let x_at = params.x_base + chunk + min(row0 + four, vec4<u32>(params.rows - 1u)) * params.x_stride;
+    let w_at = params.w_base + chunk + min(col0 + four, vec4<u32>(params.n - 1u)) * params.w_stride;
+    let at = select(x_at, w_at, of_w);
+    let x_slot = chunk * X_QUADS + quad;
+    let w_slot = W_TILE + chunk * W_QUADS + quad;
 
     let tx = t % 16u;
     let ty = t / 16u;
-    // Named, not an array: no compiler has to unroll anything to keep them in registers.
-    var s00 = Block();
-    var s01 = Block();
-    var s10 = Block();
-    var s11 = Block();
-    var x_next = Raw();
-    var w_next = Raw();
+    var s = Sums();
+    // A block of x or of w, and one of x where `BOTH`.
+    var next = Raw();
+    var also = Raw();
     if chunk < params.k {
-        x_next = x_raw(x_at + chunk);
-        w_next = w_raw(w_at + chunk);
+        if of_w { next = w_raw(at); } else { next = x_raw(at); }
+        if BOTH && t < X_BLOCKS { also = x_raw(x_at); }
     }
     for (var k = 0u; k < params.k; k += STEP) {
         workgroupBarrier();
-        store_x(slot, lane, x_values(x_next));
-        store_w(slot, lane, w_values(w_next));
+        if of_w { put_w(w_slot, next); } else { put_x(x_slot, next); }
+        if BOTH && t < X_BLOCKS { put_x(x_slot, also); }
         workgroupBarrier();
-        x_next = Raw();
-        w_next = Raw();
-        if k + STEP + chunk < params.k {
-            x_next = x_raw(x_at + k + STEP + chunk);
-            w_next = w_raw(w_at + k + STEP + chunk);
+        next = Raw();
+        also = Raw();
+        let ahead = k + STEP;
+        if ahead + chunk < params.k {
+            if of_w { next = w_raw(at + ahead); } else { next = x_raw(at + ahead); }
+            if BOTH && t < X_BLOCKS { also = x_raw(x_at + ahead); }
         }
-        for (var j = 0u; j < STEP; j += AT_ONCE) {
-            let a0 = xs_at(j, ty);
-            let b0 = ws_at(j, tx);
-            s00 = more(s00, a0, b0);
-            if PARTS == 2u {
-                let a1 = xs_at(j, 16u + ty);
-                let b1 = ws_at(j, 16u + tx);
-                s01 = more(s01, a0, b1);
-                s10 = more(s10, a1, b0);
-                s11 = more(s11, a1, b1);
-            }
-        }
+        for (var j = 0u; j < STEP; j += AT_ONCE) { s = more(s, j, ty, tx); }
     }
 
     let row = row0 + ty * 4u;
     let col = col0 + tx * 4u;
-    finish_block(row, col, s00);
+    finish_block(row, col, s.s00);
     if PARTS == 2u {
-        finish_block(row, col + 64u, s01);
-        finish_block(row + 64u, col, s10);
-        finish_block(row + 64u, col + 64u, s11);
+        finish_block(row, col + 64u, s.s01);
+        finish_block(row + 64u, col, s.s10);
+        finish_block(row + 64u, col + 64u, s.s11);
     }
 }

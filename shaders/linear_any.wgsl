@@ -1,5 +1,7 @@
 // out = tail(x . (scales * w)^T + bias) for whatever element types, sizes, strides and offsets: tiles of 64 x 64 like shaders/linear.wgsl, but every
-// element is fetched, converted and stored on its own. A step takes 16 of k; tiles take 8 KiB.
+// element is fetched, converted and stored on its own. A step takes 16 of k. A thread gathers one k of four rows of x and four of w, and puts each four into
+// workgroup memory as one vector: several threads that write components of one vector would overwrite each other's where a write is one of the whole
+// vector. A pitch of 17 vectors keeps what neighbours write in different banks; tiles take 8.5 KiB.
 //
 // Where columns, strides or offsets are odd, a word of out may hold an element of another row or of something else, so halves of words are put in
 // their places by atomics, each by the thread that owns the element.
@@ -14,10 +16,10 @@
 
 const TILE: u32 = 64u;
 const STEP: u32 = 16u;
-const QUADS: u32 = TILE / 4u;
+const PITCH: u32 = TILE / 4u + 1u;
 
-var<workgroup> xs: array<vec4<f32>, STEP * QUADS>;
-var<workgroup> ws: array<vec4<f32>, STEP * QUADS>;
+var<workgroup> xs: array<vec4<f32>, STEP * PITCH>;
+var<workgroup> ws: array<vec4<f32>, STEP * PITCH>;
 
 fn half_of(word: u32, e: u32) -> u32 { return (word >> ((e & 1u) * 16u)) & 0xffffu; }
 fn byte_of(word: u32, e: u32) -> u32 { return (word >> ((e & 3u) * 8u)) & 0xffu; }
@@ -66,28 +68,28 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     let col0 = group / params.row_tiles * TILE;
     let tx = t % 16u;
     let ty = t / 16u;
-    // Neighbours fetch neighbouring k of one row.
-    let xrow = params.x_base + params.x_stride * row0;
-    let wrow = params.w_base + params.w_stride * col0;
+    // Neighbours fetch neighbouring k of the same rows; rows beyond the last repeat it, and their sums are not stored.
+    let four = vec4<u32>(0u, 1u, 2u, 3u) + ty * 4u;
+    let x_row = params.x_base + min(row0 + four, vec4<u32>(params.rows - 1u)) * params.x_stride;
+    let w_row = params.w_base + min(col0 + four, vec4<u32>(params.n - 1u)) * params.w_stride;
     var sums: array<vec4<f32>, 4>;
     for (var i = 0u; i < 4u; i++) { sums[i] = vec4<f32>(0.0); }
     for (var k = 0u; k < params.k; k += STEP) {
-        workgroupBarrier();
-        for (var i = 0u; i < 4u; i++) {
-            let mine = i * 16u + ty;
-            var xv = 0.0;
-            var wv = 0.0;
-            if k + tx < params.k {
-                xv = x_at(xrow + min(mine, params.rows - 1u - row0) * params.x_stride + k + tx);
-                wv = w_at(wrow + min(mine, params.n - 1u - col0) * params.w_stride + k + tx);
-            }
-            xs[tx * QUADS + mine / 4u][mine % 4u] = xv;
-            ws[tx * QUADS + mine / 4u][mine % 4u] = wv;
+        var xv = vec4<f32>(0.0);
+        var wv = vec4<f32>(0.0);
+        if k + tx < params.k {
+            let xe = x_row + (k + tx);
+            let we = w_row + (k + tx);
+            xv = vec4<f32>(x_at(xe.x), x_at(xe.y), x_at(xe.z), x_at(xe.w));
+            wv = vec4<f32>(w_at(we.x), w_at(we.y), w_at(we.z), w_at(we.w));
         }
         workgroupBarrier();
+        xs[tx * PITCH + ty] = xv;
+        ws[tx * PITCH + ty] = wv;
+        workgroupBarrier();
         for (var j = 0u; j < STEP; j++) {
-            let a = xs[j * QUADS + ty];
-            let b = ws[j * QUADS + tx];
+            let a = xs[j * PITCH + ty];
+            let b = ws[j * PITCH + tx];
             sums[0] = fma(vec4<f32>(a.x), b, sums[0]);
             sums[1] = fma(vec4<f32>(a.y), b, sums[1]);
             sums[2] = fma(vec4<f32>(a.z), b, sums[2]);

@@ -3,8 +3,8 @@
 //
 // Tiles of 64 x 64: four subgroups of 32 threads, 2 x 2, each with 4 x 4 matrices of sums. A step takes 16 of k: every thread fetches eight elements of x and
 // eight of w while the step before is multiplied, and puts them into workgroup memory as f32, row by row; rows are 20 numbers apart, so that the rows
-// of a matrix lie in different banks. For 8 k a subgroup reads 8 matrices for 16 products. A matrix of sums cannot be taken apart, so the sums go through workgroup
-// memory to the threads that finish them.
+// of a matrix lie in different banks. For 8 k a subgroup reads 8 matrices for 16 products. A matrix of sums cannot be taken apart, so the sums go through
+// workgroup memory to the threads that finish them.
 
 const STEP: u32 = 16u;
 const PITCH: u32 = 20u;

@@ -10,6 +10,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     let row0 = group / params.column_tiles * ROWS;
     let col0 = group % params.column_tiles * 4u;
     var sums = few_sums(row0, col0, t);
+    // Threads have left the loop over k at different times: here they are together again, and subgroups whole.
+    workgroupBarrier();
     for (var r = 0u; r < ROWS; r++) {
         let sum = subgroupAdd(sums[r]);
         if lane == 0u { parts[r * 16u + subgroup] = sum; }

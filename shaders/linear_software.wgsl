@@ -10,14 +10,8 @@
 
 const ROWS: u32 = 32u;
 
-@group(0) @binding(0) var<storage, read_write> x: array<vec2<u32>>;
-
-fn x4(row: u32, k: u32) -> vec4<f32> {
-    let at = params.x_base + min(row, params.rows - 1u) * params.x_stride + k;
-    if X_TYPE == F32 { return bitcast<vec4<f32>>(vec4<u32>(x[at / 2u], x[at / 2u + 1u])); }
-    let pair = x[at / 4u];
-    return bf16_unpack(pair.x, pair.y);
-}
+fn x4(row: u32, k: u32) -> vec4<f32> { return x4_values(x4_raw(params.x_base + min(row, params.rows - 1u) * params.x_stride + k)); }
+fn w4(element: u32) -> vec4<f32> { return w4_values(w4_raw(element)); }
 
 // Four k of eight columns, k by k.
 struct Weights {

@@ -11,7 +11,7 @@
 //
 // The variance comes from a second pass over the registers, since E[x^2] - E[x]^2 cancels where the mean is large. The mean itself is rounded, by much more
 // than its last bit where it is far from zero; but x minus that rounded mean is exact or nearly so, and the mean of those differences, which the second pass
-// adds up as well, corrects it.
+// adds up as well, corrects it. Metal's compiler takes additions for associative and would subtract the sum of both means at once: hence `exact4`.
 //
 // Bases and strides count vectors of 16 bytes.
 
@@ -78,10 +78,13 @@ fn load_shift(at: u32, octet: u32) -> Octet {
     return octet_f32(shift[at + 2u * octet], shift[at + 2u * octet + 1u]);
 }
 
+// v itself, by way of its bits and of a zero that no compiler knows (there are fewer than 2^31 rows): sums cannot be rearranged across it.
+fn exact4(v: vec4<f32>) -> vec4<f32> { return bitcast<vec4<f32>>(bitcast<vec4<u32>>(v) | vec4<u32>(params.groups >> 31u)); }
+
 // Zeros beyond the row stay zeros.
 fn minus(v: Octet, mean: f32, octet: u32) -> Octet {
     if octet * 8u >= params.cols { return v; }
-    return Octet(v.even - mean, v.odd - mean);
+    return Octet(exact4(v.even - mean), exact4(v.odd - mean));
 }
 
 fn finish(row: u32, v: Octet, mean: f32, inverse: f32, octet: u32) {

@@ -59,10 +59,13 @@ fn load_shift(e: u32) -> f32 {
     return half_value(shift[e >> 1u], e, SHIFT_TYPE);
 }
 
+// v - mean, by way of its bits and of a zero that no compiler knows (there are fewer than 2^31 rows): sums cannot be rearranged across it.
+fn minus(v: f32, mean: f32) -> f32 { return bitcast<f32>(bitcast<u32>(v - mean) | (params.groups >> 31u)); }
+
 fn finished(row: u32, column: u32, mean: f32, rest: f32, inverse: f32) -> f32 {
     let r = params.row + row;
     let v = load_x(params.x_base + row * params.x_stride + column);
-    let y = ((v - mean) - rest) * inverse;
+    let y = (minus(v, mean) - rest) * inverse;
     let factor = load_scale(params.scale_base + r / params.scale_rows * params.scale_stride + column);
     if AFTER == GAIN { return y * factor; }
     let term = load_shift(params.shift_base + r / params.shift_rows * params.shift_stride + column);
@@ -81,7 +84,7 @@ fn row_of_group(row: u32, thread: u32) {
     var rest = 0.0;
     var squares = 0.0;
     for (var c = thread; c < params.cols; c += THREADS) {
-        let d = load_x(at + c) - mean;
+        let d = minus(load_x(at + c), mean);
         rest += d;
         squares += d * d;
     }

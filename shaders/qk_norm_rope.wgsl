@@ -3,7 +3,7 @@
 //   y = x / sqrt(mean(x^2) + eps) * gain;   out0 = cos y0 - sin y1,   out1 = sin y0 + cos y1
 //
 // qkv: batch*count x 3*heads*head_dim, out: batch*tokens x 3*heads*head_dim, in bf16 or f32; gains: head_dim f32; rope: tokens x head_dim f32, (cos, sin)
-// for each pair. Row t of a picture's `count` becomes row first + t of its `tokens` rows; the window of `out` begins with the first row that is
+// for each pair. Row t of a picture's `count` becomes row first_token + t of its `tokens` rows; the window of `out` begins with the first row that is
 // written. In place v is left alone. head_dim is a multiple of eight, at most 1024.
 // Memory alone bounds it. head_dim / 8 neighbouring threads have a head, eight elements each, which is four pairs, read once and written once;
 // 128 threads have as many heads as fit (8 of 128 columns). Threads of a head share their sums of squares through workgroup memory: one barrier.
@@ -15,7 +15,7 @@ override X_TYPE: u32 = 0u;
 override OUT_TYPE: u32 = 0u;
 
 struct Params {
-    first_group: u32,
+    first: u32,
     groups: u32,
     // Heads of a row to work on (q, k, and v unless in place), of which the first `heads` are of q; heads of all rows.
     row_heads: u32,
@@ -26,7 +26,7 @@ struct Params {
     group_heads: u32,
     count: u32,
     tokens: u32,
-    first: u32,
+    first_token: u32,
     x_base: u32,
     x_stride: u32,
     q_base: u32,
@@ -65,7 +65,7 @@ fn store(at: u32, octet: u32, v: Octet) {
 
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let group = params.first_group + wg.y * n.x + wg.x;
+    let group = params.first + wg.y * n.x + wg.x;
     if group >= params.groups { return; }
     // Threads beyond the workgroup's last whole head, and heads beyond the last, have nothing to do.
     let local = thread / params.lanes;
@@ -92,7 +92,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         } else {
             gain = octet_f32(k_gain[params.k_base + 2u * lane], k_gain[params.k_base + 2u * lane + 1u]);
         }
-        let at = params.rope_base + (params.first + token) * params.rope_stride + 2u * lane;
+        let at = params.rope_base + (params.first_token + token) * params.rope_stride + 2u * lane;
         let turn = octet_f32(rope[at], rope[at + 1u]);
         let y0 = v.even * inverse * gain.even;
         let y1 = v.odd * inverse * gain.odd;

@@ -7,7 +7,7 @@ override X_TYPE: u32 = 0u;
 override OUT_TYPE: u32 = 0u;
 
 struct Params {
-    first_group: u32,
+    first: u32,
     groups: u32,
     // Heads of a row to work on (q, k, and v unless in place), of which the first `heads` are of q.
     row_heads: u32,
@@ -15,7 +15,7 @@ struct Params {
     head_dim: u32,
     count: u32,
     tokens: u32,
-    first: u32,
+    first_token: u32,
     x_base: u32,
     x_stride: u32,
     q_base: u32,
@@ -63,7 +63,7 @@ fn store_pair(e: u32, a: f32, b: f32) {
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let group = params.first_group + wg.y * n.x + wg.x;
+    let group = params.first + wg.y * n.x + wg.x;
     if group >= params.groups { return; }
     let row = group / params.row_heads;
     let head = group - row * params.row_heads;
@@ -88,7 +88,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         if head < 2u * params.heads {
             let y0 = a * inverse * gain(head, c);
             let y1 = b * inverse * gain(head, c + 1u);
-            let at = params.rope_base + (params.first + token) * params.rope_stride + c;
+            let at = params.rope_base + (params.first_token + token) * params.rope_stride + c;
             let cosine = rope[at];
             let sine = rope[at + 1u];
             store_pair(to + c, cosine * y0 - sine * y1, sine * y0 + cosine * y1);

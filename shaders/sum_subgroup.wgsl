@@ -3,14 +3,16 @@
 
 const THREADS: u32 = 128u;
 
-// Subgroups are 128 at most. Slots of their own for both sums: nothing is written twice, and so a sum costs one barrier.
+// Subgroups are 128 at most. Slots of their own for both sums: nothing is written twice.
 var<workgroup> partials: array<vec2<f32>, 256>;
 var<private> lane: u32;
 var<private> subgroup: u32;
 var<private> subgroups: u32;
 
-// The sum of `v` over the workgroup, for all of its threads. The order is fixed.
+// The sum of `v` over the workgroup, for all of its threads. The order is fixed. The first barrier brings subgroups together again that parted where a row
+// ends: not every driver does so by itself, and a sum over the lanes that happen to be there would be wrong.
 fn row_sum(v: vec2<f32>, thread: u32, slot: u32) -> vec2<f32> {
+    workgroupBarrier();
     let mine = subgroupAdd(v);
     if lane == 0u { partials[slot * THREADS + subgroup] = mine; }
     workgroupBarrier();

@@ -136,6 +136,45 @@ fn they_translate_for_every_platform() {
     }
 }
 
+/// A store to one component of a vector may write the whole vector (Metal does so): where other threads write its other components, or may, that is a race.
+#[test]
+fn nobody_stores_components_of_shared_vectors() {
+    fn stores(block: &naga::Block, found: &mut Vec<naga::Handle<naga::Expression>>) {
+        use naga::Statement::*;
+        for statement in block {
+            match statement {
+                Store { pointer, .. } => found.push(*pointer),
+                Block(inner) => stores(inner, found),
+                If { accept, reject, .. } => [accept, reject].into_iter().for_each(|b| stores(b, found)),
+                Switch { cases, .. } => cases.iter().for_each(|c| stores(&c.body, found)),
+                Loop { body, continuing, .. } => [body, continuing].into_iter().for_each(|b| stores(b, found)),
+                _ => {}
+            }
+        }
+    }
+    let (mut seen, mut looked) = (std::collections::HashSet::new(), 0);
+    for (shader, _, needs) in all() {
+        if !seen.insert(shader.name) {
+            continue;
+        }
+        let (module, info) = parse(shader, &needs);
+        let functions = module.functions.iter().map(|(handle, f)| (f, &info[handle]));
+        let entry = (&module.entry_points[0].function, info.get_entry_point(0));
+        for (function, facts) in functions.chain([entry]) {
+            let mut found = Vec::new();
+            stores(&function.body, &mut found);
+            for pointer in found {
+                looked += 1;
+                let inner = facts[pointer].ty.inner_with(&module.types);
+                let TypeInner::ValuePointer { size: None, space, .. } = inner else { continue };
+                let shared = matches!(space, AddressSpace::WorkGroup | AddressSpace::Storage { .. });
+                assert!(!shared, "{}: a store to one component of a vector in {space:?}", shader.name);
+            }
+        }
+    }
+    assert!(looked > 100, "{looked}");
+}
+
 #[test]
 fn the_last_variant_of_every_operation_needs_nothing_special() {
     for op in ops() {

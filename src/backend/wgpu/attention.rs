@@ -101,9 +101,21 @@ static D128: Shader = shader!(
     "attention_common.wgsl",
     "attention.wgsl"
 );
+static D128_32K: Shader = shader!(
+    "attention_d128_32k",
+    "const TX: u32 = 16u; const RG: u32 = 8u; const DC: u32 = 64u; const PK: u32 = 64u; const VK: u32 = 32u;\n",
+    "attention_common.wgsl",
+    "attention.wgsl"
+);
 static D512: Shader = shader!(
     "attention_d512",
     "const TX: u32 = 64u; const RG: u32 = 4u; const DC: u32 = 8u; const PK: u32 = 64u; const VK: u32 = 4u;\n",
+    "attention_common.wgsl",
+    "attention.wgsl"
+);
+static D512_24K: Shader = shader!(
+    "attention_d512_24k",
+    "const TX: u32 = 64u; const RG: u32 = 4u; const DC: u32 = 16u; const PK: u32 = 64u; const VK: u32 = 8u;\n",
     "attention_common.wgsl",
     "attention.wgsl"
 );
@@ -120,12 +132,14 @@ const ROWS_ANY: usize = 1;
 
 const NEEDS_D64: Needs = Needs::new(64, 16_384);
 const NEEDS_D128: Needs = Needs::new(128, 16_384);
+const NEEDS_D128_32K: Needs = Needs::new(128, 32_768);
 const NEEDS_D512: Needs = Needs::new(256, 16_384);
+const NEEDS_D512_24K: Needs = Needs::new(256, 24_576);
 const NEEDS_LANES: Needs = Needs { subgroups: true, ..Needs::new(8, 0) };
 const NEEDS_ANY: Needs = Needs::new(64, 8_448);
 
 /// Best first, so that each takes the heads it is made for: `d64` also multiplies 64 columns for a head of 40, `d128` also 128 for one of 72.
-/// `lanes` is for drivers on the processor and long sequences.
+/// Those with more workgroup memory have fewer barriers. `lanes` is for drivers on the processor and long sequences.
 pub static ATTENTION: &[Variant<AttentionArgs>] = &[
     Variant {
         name: "attention_any_lanes128",
@@ -142,11 +156,25 @@ pub static ATTENTION: &[Variant<AttentionArgs>] = &[
         dispatches: |a, device| dispatches(a, device, &D64, ROWS_D64),
     },
     Variant {
+        name: "attention_any_d128_32k",
+        needs: NEEDS_D128_32K,
+        accepts: |a, device| tiled(a, device, 128),
+        scratch: |_, _| 0,
+        dispatches: |a, device| dispatches(a, device, &D128_32K, ROWS_D128),
+    },
+    Variant {
         name: "attention_any_d128",
         needs: NEEDS_D128,
         accepts: |a, device| tiled(a, device, 128),
         scratch: |_, _| 0,
         dispatches: |a, device| dispatches(a, device, &D128, ROWS_D128),
+    },
+    Variant {
+        name: "attention_any_d512_24k",
+        needs: NEEDS_D512_24K,
+        accepts: |a, device| tiled(a, device, 512),
+        scratch: |_, _| 0,
+        dispatches: |a, device| dispatches(a, device, &D512_24K, ROWS_D512),
     },
     Variant {
         name: "attention_any_d512",
@@ -180,6 +208,9 @@ pub fn choose(a: &AttentionArgs, device: &Device) -> Result<&'static Variant<Att
     answer
 }
 
+/// How much longer plain loops take than tiles do, about: the rate that long dispatches are cut by is mostly that of tiles.
+const ANY_SLOWNESS: u64 = 16;
+
 /// Operations for `rows` queries and `keys` keys of each picture.
 fn work(a: &AttentionArgs, rows: usize, keys: usize) -> u64 {
     4 * (rows * keys) as u64 * (a.batch * a.q.cols) as u64
@@ -191,7 +222,8 @@ pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
     let mut all = vec![];
     let lanes = [(&LANES128, NEEDS_LANES)];
     let tiled = [(&D64, NEEDS_D64), (&D128, NEEDS_D128), (&D512, NEEDS_D512)];
-    for (shader, needs) in lanes.into_iter().chain(tiled).chain([(&ANY, NEEDS_ANY)]) {
+    let more = [(&D128_32K, NEEDS_D128_32K), (&D512_24K, NEEDS_D512_24K)];
+    for (shader, needs) in lanes.into_iter().chain(tiled).chain(more).chain([(&ANY, NEEDS_ANY)]) {
         for (read, written) in types.iter().flat_map(|r| types.map(|w| (*r, w))) {
             for bias in [None, Some(DType::F32), Some(DType::BF16)] {
                 all.push((shader, constants(read, written, bias), needs));
@@ -223,17 +255,22 @@ fn any(a: &AttentionArgs, device: &Device) -> Result<(), &'static str> {
         return Err("the two outputs differ in type");
     }
     if a.head_dim() > 1024 {
-        return Err("more than 1024 columns a head");
+        return Err("a head has more than 1024 columns; try --device cpu");
     }
     let groups = a.tokens().checked_mul(a.heads).and_then(|n| n.checked_mul(a.batch));
     if groups.is_none_or(|n| n >= 1 << 31) || a.wide().chain(a.bias).any(|m| m.stride >= 1 << 31) {
-        return Err("too large for 32-bit sizes");
+        return Err("it is too large for 32-bit numbers; try a smaller picture, fewer at a time (-n) or --device cpu");
     }
     if a.bias.is_some_and(|m| !m.binds(device)) {
-        return Err("the bias does not fit into a window");
+        return Err(
+            "its bias is larger than the memory that a shader of this GPU sees at once; try a shorter prompt or --device cpu",
+        );
     }
     if !whole(a, device) && rows_at_once(a, device) == 0 {
-        return Err("the keys or values of a picture do not fit into a window");
+        return Err(concat!(
+            "the keys or values of one picture are larger than the memory that a shader of this GPU sees at once; ",
+            "try a smaller picture, --compute bf16 or --device cpu"
+        ));
     }
     Ok(())
 }
@@ -348,6 +385,7 @@ fn dispatch(
         causal: u32::from(a.causal),
         scale: a.scale,
     };
+    let slowness = if shader.name == ANY.name { ANY_SLOWNESS } else { 1 };
     let keys = if a.causal { (rows.start + rows.end) / 2 + 1 } else { tokens };
     Dispatch {
         shader,
@@ -355,6 +393,6 @@ fn dispatch(
         buffers: operands.iter().map(|o| o.map(|((window, _), _)| window)).collect(),
         params: bytemuck::bytes_of(&params).to_vec(),
         groups: (tiles * a.heads * a.batch) as u64,
-        work: work(a, rows.len(), keys.min(tokens)),
+        work: work(a, rows.len(), keys.min(tokens)) * slowness,
     }
 }

@@ -177,9 +177,19 @@ pub(super) fn dispatch<P: NoUninit>(
     Dispatch { shader, constants, buffers, params, groups: groups as u64, work: 10 * elements as u64 }
 }
 
+/// The same, where memory bounds it: an adapter does four operations of a product, at least, in the time that a byte takes.
+pub(super) fn moving(d: Dispatch, bytes: usize) -> Dispatch {
+    Dispatch { work: d.work.max(4 * bytes as u64), ..d }
+}
+
 /// Elements of a matrix.
 pub(super) fn elements(m: &Matrix) -> usize {
     m.rows * m.cols
+}
+
+/// Bytes of a matrix's elements.
+pub(super) fn bytes(m: &Matrix) -> usize {
+    elements(m) * m.dtype.size()
 }
 
 /// Numbers of the functions in the shaders.
@@ -203,6 +213,11 @@ struct Elementwise {
 impl Elementwise {
     fn operands(&self) -> Vec<&Matrix> {
         [&self.a].into_iter().chain(&self.b).chain([&self.out]).collect()
+    }
+
+    /// Bytes read and written.
+    fn moved(&self) -> usize {
+        self.operands().into_iter().map(bytes).sum()
     }
 
     fn each(self, f: impl Fn(Matrix) -> Matrix) -> Elementwise {
@@ -255,7 +270,7 @@ impl Elementwise {
             let grid = Grid::default();
             let params = OctetParams { grid, octets, count, a_base, a_stride, b_base, b_stride, out_base, out_stride };
             let groups = (count as usize).div_ceil(THREADS);
-            dispatch(&OCTETS, p.constants(), vec![a, b, out], &params, groups, elements(&p.out))
+            moving(dispatch(&OCTETS, p.constants(), vec![a, b, out], &params, groups, elements(&p.out)), p.moved())
         };
         self.pieces(device).into_iter().map(one).collect()
     }
@@ -269,7 +284,7 @@ impl Elementwise {
             let grid = Grid::default();
             let params = AnyParams { grid, rows, cols, a_base, a_stride, b_base, b_stride, out_base, out_stride };
             let groups = (p.out.rows * words(&p.out)).div_ceil(THREADS);
-            dispatch(&ANY, p.constants(), vec![a, b, out], &params, groups, elements(&p.out))
+            moving(dispatch(&ANY, p.constants(), vec![a, b, out], &params, groups, elements(&p.out)), p.moved())
         };
         self.pieces(device).into_iter().map(one).collect()
     }

@@ -265,6 +265,12 @@ fn pieces(a: &GroupNormArgs, chunk_rows: usize, matrices: &[&Matrix], device: &D
     (0..a.batch).flat_map(of_picture).collect()
 }
 
+/// Operations that take as long: memory bounds these shaders, and an adapter does some five operations of a product, or more, in the time that a byte
+/// takes. Elements that are accessed one by one take several times as long.
+fn work(moved: usize, plan: &Plan) -> u64 {
+    moved as u64 * if plan.vectors { 5 } else { 20 }
+}
+
 fn dispatches(a: &GroupNormArgs, device: &Device, plan: &Plan) -> Vec<Dispatch> {
     let pixels = a.pixels();
     let (first_rows, last_rows) = ((plan.statistics_rows)(a), (plan.apply_rows)(a));
@@ -290,14 +296,14 @@ fn dispatches(a: &GroupNormArgs, device: &Device, plan: &Plan) -> Vec<Dispatch> 
         ..Params::zeroed()
     };
     let dispatch =
-        |shader: &'static Shader, constants, buffers: Vec<Window>, params: Params, groups: usize, elements: usize| {
+        |shader: &'static Shader, constants, buffers: Vec<Window>, params: Params, groups: usize, moved: usize| {
             Dispatch {
                 shader,
                 constants,
                 buffers: buffers.into_iter().map(Some).collect(),
                 params: bytemuck::bytes_of(&params).to_vec(),
                 groups: groups as u64,
-                work: 10 * elements as u64,
+                work: work(moved, plan),
             }
         };
     let mut all = Vec::new();
@@ -313,7 +319,8 @@ fn dispatches(a: &GroupNormArgs, device: &Device, plan: &Plan) -> Vec<Dispatch> 
         };
         let groups = piece.chunks.len() * if plan.by_group { a.groups } else { 1 };
         let constants = statistics_constants(a.x.dtype);
-        all.push(dispatch(plan.statistics, constants, vec![x, parts], params, groups, piece.rows.len() * a.x.cols));
+        let moved = piece.rows.len() * a.x.cols * a.x.dtype.size();
+        all.push(dispatch(plan.statistics, constants, vec![x, parts], params, groups, moved));
     }
     let pictures = if partials.binds(device) { a.batch } else { 1 };
     for picture in blocks(a.batch, pictures, 1) {
@@ -322,7 +329,7 @@ fn dispatches(a: &GroupNormArgs, device: &Device, plan: &Plan) -> Vec<Dispatch> 
         let params =
             Params { partials_base: partials_base / 4, statistics_base: statistics_base / 4, ..params(first_rows) };
         let groups = picture.len() * a.groups;
-        all.push(dispatch(&MERGE, vec![], vec![parts, whole], params, groups, groups * chunks));
+        all.push(dispatch(&MERGE, vec![], vec![parts, whole], params, groups, groups * chunks * MOMENTS));
     }
     for piece in pieces(a, last_rows, &[&a.x, &a.out, &statistics], device) {
         let (x, x_base) = a.x.rows(piece.rows.start, piece.rows.len()).bind(device);
@@ -343,7 +350,8 @@ fn dispatches(a: &GroupNormArgs, device: &Device, plan: &Plan) -> Vec<Dispatch> 
         };
         let constants = apply_constants(a.x.dtype, a.out.dtype);
         let buffers = vec![x, whole, weight, bias, out];
-        all.push(dispatch(plan.apply, constants, buffers, params, piece.chunks.len(), piece.rows.len() * a.x.cols));
+        let moved = piece.rows.len() * a.x.cols * (a.x.dtype.size() + a.out.dtype.size());
+        all.push(dispatch(plan.apply, constants, buffers, params, piece.chunks.len(), moved));
     }
     all
 }

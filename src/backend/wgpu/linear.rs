@@ -5,7 +5,9 @@ mod dispatch;
 use super::args::LinearArgs;
 use super::launch::{Constants, Device, Dispatch, Needs, Shader, Variant, code};
 use crate::dtype::DType;
-use dispatch::{Block, LARGE_BLOCK, Params, SMALL_BLOCK, SOFTWARE_BLOCK, dispatches, legal, vectors};
+use dispatch::{
+    ANY_BLOCK, Block, LARGE_BLOCK, LOW_BLOCK, Params, SMALL_BLOCK, SOFTWARE_BLOCK, dispatches, legal, vectors,
+};
 
 const fn shader(name: &'static str, sources: &'static [&'static str]) -> Shader {
     Shader { name, sources, params_bytes: size_of::<Params>(), buffers: 7 }
@@ -27,7 +29,7 @@ macro_rules! shader {
 }
 macro_rules! tile_shader {
     ($name:ident, $text:expr, $first:literal, $weights:literal, $products:literal) => {
-        shader!($name, $text, $first, "linear_tail", "linear_x", $weights, "linear", $products);
+        shader!($name, $text, $first, "linear_tail", "linear_x4", $weights, "linear", $products);
     };
 }
 macro_rules! coop_shader {
@@ -54,6 +56,11 @@ impl Pair {
 }
 
 macro_rules! pair {
+    (tile_shader, $name:ident, $narrow:ident, $wide:ident, $text:literal, $first:literal, $last:literal) => {
+        tile_shader!($narrow, concat!($text, "_narrow"), $first, "linear_narrow4", $last);
+        tile_shader!($wide, concat!($text, "_wide"), $first, "linear_wide4", $last);
+        static $name: Pair = Pair { narrow: &$narrow, wide: &$wide };
+    };
     ($make:ident, $name:ident, $narrow:ident, $wide:ident, $text:literal, $first:literal, $last:literal) => {
         $make!($narrow, concat!($text, "_narrow"), $first, "linear_narrow", $last);
         $make!($wide, concat!($text, "_wide"), $first, "linear_wide", $last);
@@ -67,7 +74,7 @@ pair!(
     LARGE_NARROW,
     LARGE_WIDE,
     "linear_128x128",
-    "const TILE: u32 = 128u;\nconst PARTS: u32 = 2u;\n",
+    "const ROWS: u32 = 128u;\nconst COLUMNS: u32 = 128u;\nconst PARTS: u32 = 2u;\n",
     "linear_f32"
 );
 pair!(
@@ -76,7 +83,16 @@ pair!(
     SMALL_NARROW,
     SMALL_WIDE,
     "linear_64x64",
-    "const TILE: u32 = 64u;\nconst PARTS: u32 = 1u;\n",
+    "const ROWS: u32 = 64u;\nconst COLUMNS: u32 = 64u;\nconst PARTS: u32 = 1u;\n",
+    "linear_f32"
+);
+pair!(
+    tile_shader,
+    LOW,
+    LOW_NARROW,
+    LOW_WIDE,
+    "linear_32x64",
+    "const ROWS: u32 = 32u;\nconst COLUMNS: u32 = 64u;\nconst PARTS: u32 = 1u;\n",
     "linear_f32"
 );
 pair!(
@@ -85,7 +101,7 @@ pair!(
     HALF_LARGE_NARROW,
     HALF_LARGE_WIDE,
     "linear_f16_128x128",
-    "enable f16;\nconst TILE: u32 = 128u;\nconst PARTS: u32 = 2u;\n",
+    "enable f16;\nconst ROWS: u32 = 128u;\nconst COLUMNS: u32 = 128u;\nconst PARTS: u32 = 2u;\n",
     "linear_f16"
 );
 pair!(
@@ -94,7 +110,7 @@ pair!(
     HALF_SMALL_NARROW,
     HALF_SMALL_WIDE,
     "linear_f16_64x64",
-    "enable f16;\nconst TILE: u32 = 64u;\nconst PARTS: u32 = 1u;\n",
+    "enable f16;\nconst ROWS: u32 = 64u;\nconst COLUMNS: u32 = 64u;\nconst PARTS: u32 = 1u;\n",
     "linear_f16"
 );
 pair!(few_shader, FEW, FEW_NARROW, FEW_WIDE, "linear_few", "", "linear_few_plain");
@@ -107,8 +123,8 @@ pair!(
     "",
     "linear_few_subgroup"
 );
-shader!(SOFTWARE_NARROW, "linear_software_narrow", "", "linear_tail", "linear_software_narrow", "linear_software");
-shader!(SOFTWARE_WIDE, "linear_software_wide", "", "linear_tail", "linear_software_wide", "linear_software");
+shader!(SOFTWARE_NARROW, "linear_software_narrow", "", "linear_tail", "linear_x4", "linear_narrow4", "linear_software");
+shader!(SOFTWARE_WIDE, "linear_software_wide", "", "linear_tail", "linear_x4", "linear_wide4", "linear_software");
 static SOFTWARE: Pair = Pair { narrow: &SOFTWARE_NARROW, wide: &SOFTWARE_WIDE };
 pair!(
     coop_shader,
@@ -126,7 +142,14 @@ fn typed(a: &LinearArgs, device: &Device, dtype: DType) -> Result<(), &'static s
 }
 
 fn half(a: &LinearArgs, device: &Device, dtype: DType) -> Result<(), &'static str> {
-    if device.half { typed(a, device, dtype) } else { Err("products in f16 were not asked for") }
+    if !device.half {
+        Err("products in f16 were not asked for")
+    } else if dtype == DType::F8E5M2 && a.scales.is_some() {
+        // Which part of its range a scale was made for is not known; products that are too small for f16 would be lost.
+        Err("scaled e5m2 reaches further than f16 does")
+    } else {
+        typed(a, device, dtype)
+    }
 }
 
 /// Rows that a workgroup of shaders/linear_few.wgsl does at once.
@@ -140,16 +163,17 @@ fn few_rows(rows: usize) -> usize {
 
 fn few(pair: &Pair, a: &LinearArgs, device: &Device) -> Vec<Dispatch> {
     let rows = few_rows(a.x.rows);
-    dispatches(pair.of(a.w.dtype), Block { rows, columns: 4 }, &[("ROWS", rows as f64)], a, device)
+    dispatches(pair.of(a.w.dtype), Block { rows, columns: 4, slowness: 1 }, &[("ROWS", rows as f64)], a, device)
 }
 
 const TILE: Needs = Needs::new(256, 16 << 10);
+const LOW_TILE: Needs = Needs::new(128, 12 << 10);
 const HALF_TILE: Needs = Needs { f16: true, ..Needs::new(256, 8 << 10) };
 const FEW_NEEDS: Needs = Needs::new(64, 4 << 10);
 const FEW_SUBGROUP_NEEDS: Needs = Needs { subgroups: true, ..FEW_NEEDS };
 const SOFTWARE_NEEDS: Needs = Needs { subgroups: true, ..Needs::new(8, 0) };
 const COOPERATIVE_NEEDS: Needs = Needs { subgroups: true, cooperative_matrix: true, ..Needs::new(128, 26 << 10) };
-const ANY_NEEDS: Needs = Needs::new(256, 8 << 10);
+const ANY_NEEDS: Needs = Needs::new(256, 9 << 10);
 
 macro_rules! tiled {
     ($accepts:ident, $dtype:ident, $pair:ident, $block:ident, $needs:ident, $name:expr) => {
@@ -181,10 +205,6 @@ fn few_subgroup(a: &LinearArgs, device: &Device, dtype: DType) -> Result<(), &'s
     }
 }
 
-fn cooperative(a: &LinearArgs, device: &Device, dtype: DType) -> Result<(), &'static str> {
-    if device.subgroups != Some((32, 32)) { Err("subgroups do not have 32 threads") } else { typed(a, device, dtype) }
-}
-
 fn software(a: &LinearArgs, device: &Device, dtype: DType) -> Result<(), &'static str> {
     if device.subgroups.is_some_and(|(least, _)| least < 8) {
         return Err("subgroups are too small");
@@ -203,16 +223,17 @@ macro_rules! table {
             $(tiled!(half, $dtype, HALF_SMALL, SMALL_BLOCK, HALF_TILE, concat!("linear_", $text, "_f16_64x64")),)*
             $(tiled!(typed, $dtype, LARGE, LARGE_BLOCK, TILE, concat!("linear_", $text, "_128x128")),)*
             $(tiled!(typed, $dtype, SMALL, SMALL_BLOCK, TILE, concat!("linear_", $text, "_64x64")),)*
+            $(tiled!(typed, $dtype, LOW, LOW_BLOCK, LOW_TILE, concat!("linear_", $text, "_32x64")),)*
             $(few!($dtype, FEW_SUBGROUP, FEW_SUBGROUP_NEEDS, |a, d| few_subgroup(a, d, DType::$dtype), concat!("linear_", $text, "_rows16_subgroup")),)*
             $(few!($dtype, FEW, FEW_NEEDS, |a, d| typed(a, d, DType::$dtype), concat!("linear_", $text, "_rows16")),)*
             $(tiled!(software, $dtype, SOFTWARE, SOFTWARE_BLOCK, SOFTWARE_NEEDS, concat!("linear_", $text, "_software")),)*
-            $(tiled!(cooperative, $dtype, COOPERATIVE, SMALL_BLOCK, COOPERATIVE_NEEDS, concat!("linear_", $text, "_cooperative")),)*
+            $(tiled!(typed, $dtype, COOPERATIVE, SMALL_BLOCK, COOPERATIVE_NEEDS, concat!("linear_", $text, "_cooperative")),)*
             Variant {
                 name: "linear_any",
                 needs: ANY_NEEDS,
                 accepts: legal,
                 scratch: |_, _| 0,
-                dispatches: |a, d| dispatches(&ANY, SMALL_BLOCK, &[], a, d),
+                dispatches: |a, d| dispatches(&ANY, ANY_BLOCK, &[], a, d),
             },
         ];
     };
@@ -225,22 +246,25 @@ enum Kind {
     HalfSmall,
     Large,
     Small,
+    Low,
     FewSubgroup,
     Few,
     Software,
 }
 
-/// Fewer large tiles than this leave many a GPU's processors without work.
-const ENOUGH_TILES: usize = 160;
+/// Fewer large tiles than this leave half the processors of a large GPU (128 or so) without work; then four times as many small ones should be done sooner,
+/// although they take longer for the same products (an estimate: they read workgroup memory twice as often). Smaller GPUs are busy with fewer.
+const ENOUGH_TILES: usize = 64;
 
 /// The variant of `LINEAR` that should be fastest, a function of shapes, alignment and device alone, or why there is none.
 pub fn choose(a: &LinearArgs, device: &Device) -> Result<&'static Variant<LinearArgs>, &'static str> {
     legal(a, device)?;
-    let few_tiles = a.x.rows.div_ceil(LARGE_BLOCK.rows) * a.w.rows.div_ceil(LARGE_BLOCK.columns) < ENOUGH_TILES;
-    let order = match (a.x.rows, few_tiles) {
-        (..=16, _) => [Kind::FewSubgroup, Kind::Few, Kind::HalfSmall, Kind::Small],
-        (_, true) => [Kind::HalfSmall, Kind::Small, Kind::HalfLarge, Kind::Large],
-        (_, false) => [Kind::HalfLarge, Kind::HalfSmall, Kind::Large, Kind::Small],
+    let tiles = a.x.rows.div_ceil(LARGE_BLOCK.rows) * a.w.rows.div_ceil(LARGE_BLOCK.columns);
+    let order = match a.x.rows {
+        ..=16 => [Kind::FewSubgroup, Kind::Few, Kind::Low, Kind::Small],
+        17..=32 => [Kind::Low, Kind::HalfSmall, Kind::Small, Kind::Few],
+        65.. if tiles >= ENOUGH_TILES => [Kind::HalfLarge, Kind::HalfSmall, Kind::Large, Kind::Small],
+        _ => [Kind::HalfSmall, Kind::Small, Kind::HalfLarge, Kind::Large],
     };
     let dtype = TYPES.iter().position(|&t| t == a.w.dtype).unwrap_or(0);
     let runs = |v: &&Variant<LinearArgs>| v.needs.missing(device).is_none() && (v.accepts)(a, device).is_ok();
@@ -257,6 +281,7 @@ pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
     let pairs = [
         (&LARGE, TILE, false),
         (&SMALL, TILE, false),
+        (&LOW, LOW_TILE, false),
         (&HALF_LARGE, HALF_TILE, false),
         (&HALF_SMALL, HALF_TILE, false),
         (&SOFTWARE, SOFTWARE_NEEDS, false),

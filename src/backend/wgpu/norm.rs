@@ -6,8 +6,8 @@ mod qk_norm_rope;
 use bytemuck::{Pod, Zeroable};
 
 use super::elementwise::{
-    Constants, activations, binds, combinations, dispatch, elements, in_elements, in_vectors, most_rows, octets,
-    type_of, wgsl,
+    Constants, activations, binds, combinations, dispatch, elements, in_elements, in_vectors, most_rows, moving,
+    octets, type_of, wgsl,
 };
 use super::launch::{Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, Window, blocks};
 pub use qk_norm_rope::{QK_NORM_ROPE, QkNormRopeArgs};
@@ -201,7 +201,9 @@ impl Norm {
                 inverse_cols: 1.0 / self.x.cols as f32,
             };
             let buffers = vec![x, scale, shift, out];
-            dispatch(shader, constants.clone(), buffers, &params, rows.len(), rows.len() * self.x.cols)
+            let elements = rows.len() * self.x.cols;
+            let moved = elements * (self.x.dtype.size() + self.out.dtype.size());
+            moving(dispatch(shader, constants.clone(), buffers, &params, rows.len(), elements), moved)
         };
         blocks(self.x.rows, most_rows(&[&self.x, &self.out], device), 1).map(one).collect()
     }

@@ -2,7 +2,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Constants, NEEDS, THREADS, combinations, counts, dispatch, in_elements, in_vectors, most_rows, words};
+use super::{
+    Constants, NEEDS, THREADS, combinations, counts, dispatch, in_elements, in_vectors, most_rows, moving, words,
+};
 use crate::backend::wgpu::launch::{Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks};
 
 /// See `Op::CopyRows`.
@@ -102,7 +104,8 @@ impl CopyRowsArgs {
             let width = c.x.cols * c.x.dtype.size() / 16;
             let total = c.batch * c.count * width;
             let params = Params { x_base, x_stride, out_base, out_stride, ..c.params(width, total) };
-            dispatch(&VECTORS, vec![], vec![x, out], &params, total.div_ceil(THREADS), total * 4)
+            let groups = total.div_ceil(THREADS);
+            moving(dispatch(&VECTORS, vec![], vec![x, out], &params, groups, total * 4), 2 * 16 * total)
         };
         self.pieces(device).into_iter().map(one).collect()
     }
@@ -115,7 +118,9 @@ impl CopyRowsArgs {
             let params = Params { x_base, x_stride, out_base, out_stride, ..c.params(c.x.cols, rows) };
             let constants = vec![("SIZE", c.x.dtype.size() as f64)];
             let groups = (rows * words(&c.out)).div_ceil(THREADS);
-            dispatch(&ANY, constants, vec![x, out], &params, groups, rows * c.x.cols)
+            let elements = rows * c.x.cols;
+            let moved = 2 * c.x.dtype.size() * elements;
+            moving(dispatch(&ANY, constants, vec![x, out], &params, groups, elements), moved)
         };
         self.pieces(device).into_iter().map(one).collect()
     }

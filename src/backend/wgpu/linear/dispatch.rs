@@ -57,11 +57,22 @@ fn gate(a: &LinearArgs) -> Option<Matrix> {
 pub struct Block {
     pub rows: usize,
     pub columns: usize,
+    /// How many times longer a product takes than in tiles of whole vectors.
+    pub slowness: u64,
 }
 
-pub const LARGE_BLOCK: Block = Block { rows: 128, columns: 128 };
-pub const SOFTWARE_BLOCK: Block = Block { rows: 32, columns: 64 };
-pub const SMALL_BLOCK: Block = Block { rows: 64, columns: 64 };
+const fn block(rows: usize, columns: usize) -> Block {
+    Block { rows, columns, slowness: 1 }
+}
+
+pub const LARGE_BLOCK: Block = block(128, 128);
+pub const SMALL_BLOCK: Block = block(64, 64);
+pub const LOW_BLOCK: Block = block(32, 64);
+pub const SOFTWARE_BLOCK: Block = block(32, 64);
+pub const ANY_BLOCK: Block = Block { slowness: 16, ..SMALL_BLOCK };
+
+/// Operations that a GPU does, about, in the time in which it reads a byte: few rows wait for their weights.
+const WORK_OF_A_BYTE: u64 = 16;
 
 /// Rows of x, out and the residual, and rows of w, that windows take.
 fn room(a: &LinearArgs, device: &Device) -> (usize, usize) {
@@ -95,8 +106,9 @@ pub fn dispatches(
                 })
             };
             let of_columns = |m: Option<Matrix>| bind(m.map(|m| m.columns(c.start, c.len())));
+            let weights = a.w.rows(c.start, c.len());
             let (x, x_base, x_stride) = bind(Some(a.x.rows(r.start, r.len())));
-            let (w, w_base, w_stride) = bind(Some(a.w.rows(c.start, c.len())));
+            let (w, w_base, w_stride) = bind(Some(weights));
             let (scales, scales_base, _) = of_columns(a.scales);
             let (bias, bias_base, _) = of_columns(a.bias);
             let (residual, residual_base, residual_stride) = bind(residual(a).map(part));
@@ -137,6 +149,7 @@ pub fn dispatches(
                 row_tiles: row_tiles as u32,
                 column_tiles: column_tiles as u32,
             };
+            let sums = (row_tiles * block.rows * column_tiles * block.columns) as u64;
             let types = [("X_TYPE", f64::from(code(a.x.dtype))), ("W_TYPE", f64::from(code(a.w.dtype)))];
             made.push(Dispatch {
                 shader,
@@ -144,7 +157,7 @@ pub fn dispatches(
                 buffers: vec![x, w, scales, bias, residual, gates, out],
                 params: bytemuck::bytes_of(&params).to_vec(),
                 groups: row_tiles as u64 * column_tiles as u64,
-                work: 2 * (r.len() * c.len()) as u64 * a.x.cols as u64,
+                work: (block.slowness * 2 * sums * a.x.cols as u64).max(WORK_OF_A_BYTE * weights.span()),
             });
         }
     }

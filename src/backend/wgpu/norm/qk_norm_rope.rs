@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::backend::wgpu::elementwise::{
     Constants, activations, binds, combinations, counts, dispatch, elements, in_elements, in_vectors, most_rows,
-    octets, type_of,
+    moving, octets, type_of,
 };
 use crate::backend::wgpu::launch::{Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks};
 use crate::dtype::DType;
@@ -44,7 +44,7 @@ struct OctetParams {
     group_heads: u32,
     count: u32,
     tokens: u32,
-    first: u32,
+    first_token: u32,
     x_base: u32,
     x_stride: u32,
     q_base: u32,
@@ -66,7 +66,7 @@ struct AnyParams {
     head_dim: u32,
     count: u32,
     tokens: u32,
-    first: u32,
+    first_token: u32,
     x_base: u32,
     x_stride: u32,
     q_base: u32,
@@ -111,6 +111,13 @@ struct Part {
     count: usize,
     tokens: usize,
     turn: usize,
+}
+
+impl Part {
+    /// Bytes read and written.
+    fn moved(&self) -> usize {
+        elements(&self.qkv) * (self.qkv.dtype.size() + self.out.dtype.size())
+    }
 }
 
 impl QkNormRopeArgs {
@@ -183,7 +190,7 @@ impl QkNormRopeArgs {
                 group_heads: group_heads as u32,
                 count: p.count as u32,
                 tokens: p.tokens as u32,
-                first: p.turn as u32,
+                first_token: p.turn as u32,
                 x_base,
                 x_stride,
                 q_base,
@@ -197,7 +204,7 @@ impl QkNormRopeArgs {
             };
             let buffers = vec![x, q_gain, k_gain, rope, out];
             let groups = total.div_ceil(group_heads);
-            dispatch(&OCTETS, self.constants(), buffers, &params, groups, elements(&p.qkv))
+            moving(dispatch(&OCTETS, self.constants(), buffers, &params, groups, elements(&p.qkv)), p.moved())
         };
         self.parts(device).into_iter().map(one).collect()
     }
@@ -216,7 +223,7 @@ impl QkNormRopeArgs {
                 head_dim: self.head_dim() as u32,
                 count: p.count as u32,
                 tokens: p.tokens as u32,
-                first: p.turn as u32,
+                first_token: p.turn as u32,
                 x_base,
                 x_stride,
                 q_base,
@@ -230,7 +237,9 @@ impl QkNormRopeArgs {
             };
             let buffers = vec![x, q_gain, k_gain, rope, out];
             let groups = p.qkv.rows * self.row_heads();
-            dispatch(&ANY, self.constants(), buffers, &params, groups, elements(&p.qkv))
+            // Every thread adds up the partial sums of all for two elements.
+            let slow = 4 * p.moved();
+            moving(dispatch(&ANY, self.constants(), buffers, &params, groups, elements(&p.qkv)), slow)
         };
         self.parts(device).into_iter().map(one).collect()
     }
