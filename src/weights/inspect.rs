@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::file::WeightFile;
 use super::find::{Unit, no_such, unit_of, units};
 use super::recognise::{foreign_model, foreign_storage, is_lora, recognise};
-use super::{Component, ComponentWeights};
+use super::{Component, ComponentWeights, lora};
 use crate::error::{Error, Result};
 
 /// Everything that a look at a path shows.
@@ -24,6 +24,8 @@ pub struct Inspection {
     pub dtypes: Vec<TypeInfo>,
     /// Header metadata of all files; long values are cut.
     pub metadata: BTreeMap<String, String>,
+    /// LoRAs: whose names, ranks, what they are about, what of them is not understood.
+    pub loras: Vec<lora::Summary>,
     /// What is wrong or worth knowing.
     pub notes: Vec<String>,
     pub tensors: Vec<TensorInfo>,
@@ -91,6 +93,7 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
         components: vec![],
         dtypes: vec![],
         metadata: BTreeMap::new(),
+        loras: vec![],
         notes: vec![],
         tensors: vec![],
     };
@@ -133,7 +136,19 @@ impl Inspection {
             return Ok(words.join("; "));
         }
         Ok(if is_lora(&names) {
-            "LoRA".into()
+            let mut words = vec!["LoRA".to_string()];
+            for file in &files {
+                let lora::Survey { summary, problem } = lora::survey_file(file);
+                if !summary.dialect.is_empty() {
+                    words.push(summary.dialect.clone());
+                }
+                if let Some(e) = problem {
+                    words.push("not usable".into());
+                    self.notes.push(e.to_string());
+                }
+                self.loras.push(summary);
+            }
+            words.join(", ")
         } else if let Some(format) = names.iter().find_map(|n| foreign_storage(n)) {
             format!("weights in {format}")
         } else {
@@ -240,6 +255,11 @@ impl fmt::Display for Inspection {
             )?;
             let facts: Vec<String> = c.geometry.iter().map(|(k, v)| format!("{k} {v}")).collect();
             writeln!(f, "        {}", facts.join(", "))?;
+        }
+        for lora in &self.loras {
+            for line in lora.to_string().lines() {
+                writeln!(f, "  {line}")?;
+            }
         }
         for t in &self.dtypes {
             writeln!(f, "  {:<8} {} tensors, {}", t.dtype, t.tensors, size(t.bytes))?;

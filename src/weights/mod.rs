@@ -8,6 +8,7 @@ mod file;
 mod find;
 mod fp8;
 mod inspect;
+pub mod lora;
 mod map;
 mod names;
 mod open;

@@ -1,0 +1,220 @@
+//! What a LoRA file is, for people.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+
+use super::super::Component;
+use super::super::file::WeightFile;
+use super::collect::{Found, Group};
+use super::pairs::alpha_of;
+
+/// How many unmatched keys are named.
+const LISTED: usize = 10;
+/// How much of a value of the metadata is kept.
+const VALUE_CHARS: usize = 200;
+
+/// A key that no pair uses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Unmatched {
+    pub key: String,
+    pub why: String,
+}
+
+impl Unmatched {
+    pub(super) fn new(key: &str, why: impl Into<String>) -> Self {
+        Unmatched { key: key.into(), why: why.into() }
+    }
+}
+
+/// What a LoRA is about in one component.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Targets {
+    pub component: Component,
+    /// Pairs of matrices.
+    pub pairs: usize,
+    /// Canonical weights.
+    pub weights: usize,
+    /// How many pairs there are by kind of block and its number: `double_blocks` 3.
+    pub blocks: BTreeMap<String, BTreeMap<usize, usize>>,
+    /// Weights outside of blocks.
+    pub others: Vec<String>,
+}
+
+/// What a file is.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    /// Whose names it has, `Kohya sd-scripts`.
+    pub dialect: String,
+    /// How many pairs have which rank.
+    pub ranks: BTreeMap<usize, usize>,
+    /// How many pairs have which alpha; `none` stands for a factor of 1.
+    pub alphas: BTreeMap<String, usize>,
+    pub targets: Vec<Targets>,
+    /// Keys that a pair uses.
+    pub matched: usize,
+    /// Keys that none uses.
+    pub unmatched: usize,
+    /// The first ten of them.
+    pub first_unmatched: Vec<Unmatched>,
+    /// What it was trained on, by its own account.
+    pub base_model: Option<String>,
+    /// How it was trained, by its own account.
+    pub training: BTreeMap<String, String>,
+    /// What is worth knowing.
+    pub notes: Vec<String>,
+}
+
+/// Where trainers tell the model that a LoRA was trained on.
+pub const BASE_MODEL: [&str; 4] =
+    ["modelspec.architecture", "ss_base_model_version", "ss_sd_model_name", "sshs_base_model"];
+
+/// What else of the metadata people look for.
+const TRAINING: [&str; 22] = [
+    "modelspec.title",
+    "modelspec.author",
+    "modelspec.description",
+    "modelspec.trigger_phrase",
+    "modelspec.usage_hint",
+    "modelspec.license",
+    "modelspec.resolution",
+    "ss_output_name",
+    "ss_network_module",
+    "ss_network_dim",
+    "ss_network_alpha",
+    "ss_network_args",
+    "ss_steps",
+    "ss_max_train_steps",
+    "ss_epoch",
+    "ss_num_train_images",
+    "ss_learning_rate",
+    "ss_optimizer",
+    "ss_resolution",
+    "ss_training_comment",
+    "software",
+    "training_info",
+];
+
+pub(super) fn of(file: &WeightFile, found: &Found) -> Summary {
+    let metadata = &file.header.metadata;
+    let tensors = &file.header.tensors;
+    let mut targets: Vec<Targets> = vec![];
+    let (mut ranks, mut alphas, mut dialects) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    for (i, group) in found.groups.iter().enumerate() {
+        let rank = group.down.and_then(|d| tensors[d].shape.first().copied());
+        if let Some(rank) = rank {
+            *ranks.entry(rank).or_default() += 1;
+        }
+        let alpha = alpha_of(file, group).map_or("unreadable".into(), |a| a.map_or("none".into(), |a| a.to_string()));
+        *alphas.entry(alpha).or_default() += 1;
+        if let Some(dialect) = group.dialect {
+            *dialects.entry(dialect).or_insert(0usize) += 1;
+        }
+        let last = i.checked_sub(1).map(|i| &found.groups[i]);
+        add(&mut targets, group, last.is_some_and(|l| l.component == group.component && l.weight == group.weight));
+    }
+    let cut = |value: &String| {
+        let mut short: String = value.chars().take(VALUE_CHARS).collect();
+        if short.len() < value.len() {
+            short.push('…');
+        }
+        short
+    };
+    let mut dialects: Vec<(&str, usize)> = dialects.into_iter().collect();
+    dialects.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+    let dialect = match (dialects.is_empty(), found.groups.is_empty()) {
+        (false, _) => dialects.iter().map(|d| d.0).collect::<Vec<_>>().join(" + "),
+        (true, false) => "text encoders only".into(),
+        (true, true) => "unknown".into(),
+    };
+    let training = TRAINING.iter().filter_map(|k| Some((k.to_string(), cut(metadata.get(*k)?))));
+    Summary {
+        dialect,
+        ranks,
+        alphas,
+        targets,
+        matched: found.groups.iter().map(|g| g.keys().count()).sum(),
+        unmatched: found.unmatched.len(),
+        first_unmatched: found.unmatched.iter().take(LISTED).cloned().collect(),
+        base_model: BASE_MODEL.iter().find_map(|k| metadata.get(*k)).map(cut),
+        training: training.collect(),
+        notes: found.notes.clone(),
+    }
+}
+
+fn add(targets: &mut Vec<Targets>, group: &Group, same_weight: bool) {
+    let component = group.component;
+    if targets.last().is_none_or(|t| t.component != component) {
+        targets.push(Targets { component, pairs: 0, weights: 0, blocks: BTreeMap::new(), others: vec![] });
+    }
+    let Some(target) = targets.last_mut() else { return };
+    target.pairs += 1;
+    target.weights += usize::from(!same_weight);
+    match group.block {
+        Some(n) => {
+            let kind = group.weight.split(&format!(".{n}.")).next().unwrap_or_default();
+            *target.blocks.entry(kind.to_string()).or_default().entry(n).or_default() += 1;
+        }
+        None if !same_weight => target.others.push(group.weight.clone()),
+        None => {}
+    }
+}
+
+/// Numbers with runs drawn together: `0-18, 20`.
+fn runs(numbers: impl Iterator<Item = usize>) -> String {
+    let mut runs: Vec<(usize, usize)> = vec![];
+    for n in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == n => *last = n,
+            _ => runs.push((n, n)),
+        }
+    }
+    let words = runs.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") });
+    words.collect::<Vec<_>>().join(", ")
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pairs: usize = self.targets.iter().map(|t| t.pairs).sum();
+        writeln!(f, "LoRA, names of {}, {pairs} pairs of matrices", self.dialect)?;
+        let counted = |map: Vec<(String, usize)>| match map.as_slice() {
+            [(one, _)] => one.clone(),
+            many => many.iter().map(|(k, n)| format!("{k} ({n} pairs)")).collect::<Vec<_>>().join(", "),
+        };
+        if pairs > 0 {
+            writeln!(f, "  rank  {}", counted(self.ranks.iter().map(|(k, n)| (k.to_string(), *n)).collect()))?;
+            writeln!(f, "  alpha {}", counted(self.alphas.clone().into_iter().collect()))?;
+        }
+        for t in &self.targets {
+            let mut places: Vec<String> =
+                t.blocks.iter().map(|(kind, numbers)| format!("{kind} {}", runs(numbers.keys().copied()))).collect();
+            places.extend(t.others.iter().cloned());
+            writeln!(
+                f,
+                "  {:<5} {} pairs on {} weights: {}",
+                t.component.name(),
+                t.pairs,
+                t.weights,
+                places.join("; ")
+            )?;
+        }
+        writeln!(f, "  keys  {} matched, {} unmatched", self.matched, self.unmatched)?;
+        for u in &self.first_unmatched {
+            writeln!(f, "        {}: {}", u.key, u.why)?;
+        }
+        if self.unmatched > self.first_unmatched.len() {
+            writeln!(f, "        and {} more", self.unmatched - self.first_unmatched.len())?;
+        }
+        if let Some(base) = &self.base_model {
+            writeln!(f, "  trained on {base}")?;
+        }
+        for (key, value) in &self.training {
+            writeln!(f, "  {key}: {value}")?;
+        }
+        for note in &self.notes {
+            writeln!(f, "  note: {note}")?;
+        }
+        Ok(())
+    }
+}
