@@ -17,10 +17,10 @@
 // types are f32 there, as converting them in the inner loops would cost as much as the products.
 //
 // Bound by multiply-adds: a tile's loads are 1/32 to 1/64 of them, and a pair of barriers stands for 256 to 2048 of each thread's. More memory halves the
-// barriers and the waits for loads. A thread holds 16 vectors of sums, 8 of scores and 4 of maxima and weights' sums beside 3 or 4 operands: 124 registers
-// and addresses, which leave none for loading ahead. Where PK holds all keys of a tile, scores need no registers while values are added. Inner loops name
-// their registers instead of indexing arrays, since not every driver unrolls loops. Loops that load have as many steps for all threads, so that compilers
-// can issue the loads of all steps at once.
+// barriers and the waits for loads. A thread holds 16 vectors of sums, 8 of scores, 4 of maxima and of weights' sums, and, at the peak, 4 that it loads: 128
+// registers and addresses (Mesa takes 152 for AMD), which leave none for loading ahead. Where PK holds all keys of a tile, scores need no registers while
+// values are added. Inner loops name their registers instead of indexing arrays, since not every driver unrolls loops. Loops that load have as many steps
+// for all threads where they can, so that compilers may issue the loads of all steps at once.
 //
 // A key that `causal` hides from a query has the weight 0 there, not no weight: a NaN or an infinity among its values reaches the queries in front of it
 // that share its tile.

@@ -199,7 +199,10 @@ const LANES_WORK: u64 = 1 << 31;
 pub fn choose(a: &AttentionArgs, device: &Device) -> Result<&'static Variant<AttentionArgs>, &'static str> {
     let mut answer = Err("no variant");
     let short = work(a, a.tokens(), a.tokens()) < LANES_WORK;
-    for variant in ATTENTION.iter().filter(|v| !(short && v.needs == NEEDS_LANES)) {
+    // Where a workgroup takes all the memory, no other works while it waits at a barrier.
+    let alone = device.shared_bytes < NEEDS_D128_32K.shared_bytes * 3 / 2;
+    let fits = |v: &&Variant<_>| !(short && v.needs == NEEDS_LANES || alone && v.needs == NEEDS_D128_32K);
+    for variant in ATTENTION.iter().filter(fits) {
         match variant.needs.missing(device).map_or_else(|| (variant.accepts)(a, device), Err) {
             Ok(()) => return Ok(variant),
             Err(why) => answer = Err(why),
@@ -262,9 +265,7 @@ fn any(a: &AttentionArgs, device: &Device) -> Result<(), &'static str> {
         return Err("it is too large for 32-bit numbers; try a smaller picture, fewer at a time (-n) or --device cpu");
     }
     if a.bias.is_some_and(|m| !m.binds(device)) {
-        return Err(
-            "its bias is larger than the memory that a shader of this GPU sees at once; try a shorter prompt or --device cpu",
-        );
+        return Err("its bias is larger than the memory that a shader of this GPU sees at once; try --device cpu");
     }
     if !whole(a, device) && rows_at_once(a, device) == 0 {
         return Err(concat!(
