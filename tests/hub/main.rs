@@ -1,0 +1,6 @@
+//! `pull` and the places where models are found, against a stand-in of the hub and folders made for the test.
+
+mod places;
+mod pulls;
+mod refusals;
+mod server;
