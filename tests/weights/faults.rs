@@ -140,7 +140,10 @@ fn models_that_are_not_flux_are_named() {
     zeros(&path, "BF16", &[]);
     assert!(refused(&path).to_string().contains("no tensors at all"));
     zeros(&path, "BF16", &[("lora_unet_single_blocks_0_linear1.lora_up.weight".to_string(), vec![2, 2])]);
-    assert_eq!(inspect(&path).unwrap().what, "LoRA");
+    // Whose names these are, and what they are about.
+    let looked = inspect(&path).unwrap();
+    assert!(looked.what.starts_with("LoRA, Kohya"), "{}", looked.what);
+    assert!(looked.loras[0].targets[0].blocks.contains_key("single_blocks"), "{:?}", looked.loras);
     assert!(refused(&path).hint().unwrap().contains("--model"));
 }
 
