@@ -100,6 +100,7 @@ mod tests {
         let mut space = Space::new();
         let bytes = 20 << 30;
         let large = space.take(bytes).unwrap();
+        // SAFETY: the addresses below lie in what `take` gave, which lives until the end of the test; one reference at a time.
         let byte = |at: u64| unsafe { &mut *(at as *mut u8) };
         for at in [0, 1, PATTERN - INSET, bytes / 2, bytes - 1] {
             assert_eq!(*byte(large + at), 0xFF);

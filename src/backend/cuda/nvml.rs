@@ -18,7 +18,7 @@ struct Memory {
 
 /// The library, initialised, and one device.
 pub(super) struct Nvml {
-    library: Library,
+    nvml: Library,
     device: Handle,
 }
 
@@ -37,7 +37,7 @@ impl Nvml {
             let find = library.get::<Find>(b"nvmlDeviceGetHandleByPciBusId_v2\0").ok()?;
             init() == 0 && find(bus.as_ptr(), &mut device) == 0
         };
-        opened.then_some(Nvml { library, device })
+        opened.then_some(Nvml { nvml: library, device })
     }
 
     /// Bytes in use by all processes.
@@ -45,7 +45,7 @@ impl Nvml {
         let mut memory = Memory::default();
         type Ask = unsafe extern "C" fn(Handle, *mut Memory) -> c_int;
         // SAFETY: as in `open`; the call fills the struct.
-        let answer = unsafe { self.library.get::<Ask>(b"nvmlDeviceGetMemoryInfo\0").ok()?(self.device, &mut memory) };
+        let answer = unsafe { self.nvml.get::<Ask>(b"nvmlDeviceGetMemoryInfo\0").ok()?(self.device, &mut memory) };
         (answer == 0).then_some(memory.used)
     }
 }
@@ -54,7 +54,7 @@ impl Drop for Nvml {
     fn drop(&mut self) {
         // SAFETY: the signature is that of nvml.h; initialised in `open`.
         unsafe {
-            if let Ok(shutdown) = self.library.get::<unsafe extern "C" fn() -> c_int>(b"nvmlShutdown\0") {
+            if let Ok(shutdown) = self.nvml.get::<unsafe extern "C" fn() -> c_int>(b"nvmlShutdown\0") {
                 shutdown();
             }
         }

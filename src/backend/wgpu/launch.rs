@@ -109,11 +109,11 @@ pub fn blocks(rows: usize, most: usize, unit: usize) -> impl Iterator<Item = std
 /// What the device needs for a shader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Needs {
-    /// `enable f16;`
+    /// The source begins with `enable f16;`.
     pub f16: bool,
-    /// `enable subgroups;`
+    /// Subgroup operations; naga knows no `enable` for them.
     pub subgroups: bool,
-    /// `enable wgpu_cooperative_matrix;`
+    /// The source begins with `enable wgpu_cooperative_matrix;`.
     pub cooperative_matrix: bool,
     /// Threads of a workgroup.
     pub threads: u32,

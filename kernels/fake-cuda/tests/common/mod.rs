@@ -36,7 +36,9 @@ impl Primary {
     pub fn try_new(ordinal: i32) -> Result<Primary, DriverError> {
         result::init()?;
         let device = result::device::get(ordinal)?;
+        // SAFETY: the device was just found; the context is released when this is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }?;
+        // SAFETY: the context was just retained.
         unsafe { result::ctx::set_current(context) }?;
         Ok(Primary { device })
     }
@@ -44,6 +46,7 @@ impl Primary {
 
 impl Drop for Primary {
     fn drop(&mut self) {
+        // SAFETY: retained once, in `try_new`.
         unsafe { result::primary_ctx::release(self.device) }.unwrap();
     }
 }
@@ -65,17 +68,20 @@ pub fn event() -> sys::CUevent {
 
 pub fn record(stream: sys::CUstream) -> sys::CUevent {
     let event = event();
+    // SAFETY: the event is new, and tests destroy no stream that they use.
     unsafe { result::event::record(event, stream) }.unwrap();
     event
 }
 
 pub fn wait(stream: sys::CUstream, event: sys::CUevent) {
     let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+    // SAFETY: tests destroy neither streams nor events that they use.
     unsafe { result::stream::wait_event(stream, event, flags) }.unwrap();
 }
 
 /// Pinned memory with room for `count` numbers.
 pub fn pinned(count: usize) -> &'static mut [u32] {
+    // SAFETY: the memory is as large, and never freed.
     unsafe {
         let at = result::malloc_host(count * 4, 0).unwrap();
         std::slice::from_raw_parts_mut(at.cast(), count)
@@ -84,6 +90,7 @@ pub fn pinned(count: usize) -> &'static mut [u32] {
 
 pub fn read(at: u64, count: usize) -> Vec<u32> {
     let mut values = vec![0; count];
+    // SAFETY: tests read what they have allocated; the driver checks the range.
     unsafe { result::memcpy_dtoh_sync(&mut values, at) }.unwrap();
     values
 }
