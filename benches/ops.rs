@@ -172,11 +172,11 @@ fn linears(c: &mut Criterion) {
                     if rows > 1280 && v.needs < Isa::Avx512 {
                         continue;
                     }
-                    let mut scratch = vec![0; linear_scratch(v, rows, k, n, rayon::current_num_threads())];
+                    let mut scratch = vec![0; linear_scratch(v, rows, k, 0, n, rayon::current_num_threads())];
                     let name = format!("{}/{}", dtype.name(), v.name);
                     case(&mut group, &name, v.name, 2 * rows * k * n, w.bytes(), || {
                         let out = Out::dense(&mut out, n);
-                        linear(In::dense(&x, k), &w, Some(&bias), Tail::GeluTanh, out, &mut scratch, v);
+                        linear(In::dense(&x, k), &w, Some(&bias), None, Tail::GeluTanh, out, &mut scratch, v);
                     });
                 }
             }

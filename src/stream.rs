@@ -13,7 +13,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Kind, Result};
 use crate::op::{Op, Program, Step, Use};
 use crate::plan::PhasePlan;
-use crate::tensor::{ByteSource, HostWeight, Tensor, View};
+use crate::tensor::{ByteSource, HostPart, HostWeight, Tensor, View};
 
 /// What a device holds between phases and between generations.
 #[derive(Default)]
@@ -110,9 +110,9 @@ impl<'a> Session<'a> {
         };
         let ring = Ring::new(plan.residency.ring_bytes);
         let mut sources: Vec<Arc<dyn ByteSource>> = Vec::new();
-        for part in weights.iter().flat_map(|w| &w.parts) {
-            if !sources.iter().any(|s| Arc::ptr_eq(s, &part.source)) {
-                sources.push(part.source.clone());
+        for (source, _) in weights.iter().flat_map(|w| &w.parts).flat_map(HostPart::ranges) {
+            if !sources.iter().any(|s| Arc::ptr_eq(s, source)) {
+                sources.push(source.clone());
             }
         }
         let uses = program.uses();

@@ -141,20 +141,130 @@ pub enum Scale {
     Tensor(f32),
     /// One factor for each row of the part (`rows` entries).
     Rows(Arc<[f32]>),
+    /// One for each block of a type that is stored in blocks, where the file keeps them beside the elements.
+    Blocks(BlockScales),
 }
 
 impl Scale {
-    /// The factor of `row` (counted within the part).
+    /// The factor of `row` (counted within the part); of blocks, the one that all have in common.
     pub fn of(&self, row: usize) -> f32 {
         match self {
             Scale::One => 1.0,
             Scale::Tensor(s) => *s,
             Scale::Rows(s) => s[row],
+            Scale::Blocks(s) => s.factor,
         }
+    }
+
+    /// Whether nothing is multiplied with anything.
+    pub fn is_one(&self) -> bool {
+        matches!(self, Scale::One)
     }
 }
 
-/// Some consecutive rows of a weight as one file stores them: dense, row-major, `rows x cols` of `dtype` from byte `offset` of `source`.
+/// How a file stores the scales of blocks.
+#[derive(Debug, Clone)]
+pub enum BlockScale {
+    /// Powers of two: `2^(byte - 127)`, 255 is NaN.
+    E8M0,
+    E4M3,
+    F32,
+    /// 8-bit codes that have scales of their own (bitsandbytes' double quantisation): `codes[byte] * absmax[i / group] + offset`, i counted over the whole tensor.
+    Nested {
+        codes: Arc<[f32; 256]>,
+        absmax: Arc<[f32]>,
+        group: usize,
+        offset: f32,
+    },
+}
+
+/// The scales of a matrix of blocks, in the tensor that a file keeps them in.
+#[derive(Clone)]
+pub struct BlockScales {
+    pub source: Arc<dyn ByteSource>,
+    /// Byte at which the scales of the whole stored matrix begin.
+    pub offset: usize,
+    pub stored: BlockScale,
+    /// Blocks in a row.
+    pub per_row: usize,
+    /// Row of the stored matrix that is the part's first.
+    pub first_row: usize,
+    /// In tiles of 128 rows by 4 blocks as cuBLAS reads them (both rounded up), within a tile row r of column c at byte `r % 32 * 16 + r / 32 * 4 + c`; otherwise row by row.
+    pub tiled: bool,
+    /// What all blocks are multiplied with besides (nvfp4's second scale).
+    pub factor: f32,
+}
+
+impl BlockScales {
+    fn index(&self, row: usize, block: usize) -> usize {
+        let row = self.first_row + row;
+        if !self.tiled {
+            return row * self.per_row + block;
+        }
+        let (r, c) = (row % 128, block % 4);
+        (row / 128 * self.per_row.div_ceil(4) + block / 4) * 512 + r % 32 * 16 + r / 32 * 4 + c
+    }
+
+    /// The scales of the blocks from `first` on of `row` (counted within the part), `factor` left out.
+    pub fn row(&self, row: usize, first: usize, out: &mut [f32]) {
+        let bytes = &self.source.bytes()[self.offset..];
+        for (block, out) in out.iter_mut().enumerate() {
+            let i = self.index(row, first + block);
+            *out = match &self.stored {
+                BlockScale::E8M0 => e8m0(bytes[i]),
+                BlockScale::E4M3 => crate::dtype::f8e4m3_to_f32(bytes[i]),
+                BlockScale::F32 => DType::F32.decode(&bytes[4 * i..]),
+                BlockScale::Nested { codes, absmax, group, offset } => {
+                    codes[usize::from(bytes[i])] * absmax[i / group] + offset
+                }
+            };
+        }
+    }
+
+    /// The same as a device keeps them: one byte where the file has one with a meaning of its own, else f32.
+    pub fn stored_row(&self, row: usize, out: &mut Vec<u8>) {
+        let bytes = &self.source.bytes()[self.offset..];
+        match &self.stored {
+            BlockScale::E8M0 | BlockScale::E4M3 => {
+                out.extend((0..self.per_row).map(|block| bytes[self.index(row, block)]));
+            }
+            BlockScale::F32 | BlockScale::Nested { .. } => {
+                let mut scales = vec![0.0; self.per_row];
+                self.row(row, 0, &mut scales);
+                out.extend(scales.iter().flat_map(|s| s.to_le_bytes()));
+            }
+        }
+    }
+
+    /// Where the scales of rows `first .. first + rows` (counted within the part) lie in the source: all that is read for them.
+    pub fn range(&self, first: usize, rows: usize) -> Range<usize> {
+        let size = if matches!(self.stored, BlockScale::F32) { 4 } else { 1 };
+        let (from, to) = (self.first_row + first, self.first_row + first + rows);
+        let (from, to) = match self.tiled {
+            true => (from / 128 * 512 * self.per_row.div_ceil(4), to.div_ceil(128) * 512 * self.per_row.div_ceil(4)),
+            false => (from * self.per_row, to * self.per_row),
+        };
+        self.offset + from * size..self.offset + to * size
+    }
+}
+
+/// 2^(q - 127).
+fn e8m0(q: u8) -> f32 {
+    match q {
+        0 => f32::from_bits(1 << 22),
+        255 => f32::NAN,
+        _ => f32::from_bits(u32::from(q) << 23),
+    }
+}
+
+impl fmt::Debug for BlockScales {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} scales a row at byte {}", self.per_row, self.offset)
+    }
+}
+
+/// Some consecutive rows of a weight as one file stores them: dense, row-major, `rows x cols` of `dtype` from byte `offset` of `source`. Of types stored in
+/// blocks, `cols` is a multiple of the block.
 #[derive(Clone)]
 pub struct HostPart {
     pub source: Arc<dyn ByteSource>,
@@ -168,7 +278,44 @@ pub struct HostPart {
 impl HostPart {
     /// The byte range within the source.
     pub fn range(&self) -> Range<usize> {
-        self.offset..self.offset + self.rows * self.cols * self.dtype.size()
+        self.offset..self.offset + self.rows * self.row_bytes()
+    }
+
+    /// Bytes from one stored row to the next, scales beside not counted.
+    pub fn row_bytes(&self) -> usize {
+        self.dtype.bytes(self.cols)
+    }
+
+    /// The ranges of all bytes that the part is made of, each with its source: the elements', and the block scales'.
+    pub fn ranges(&self) -> impl Iterator<Item = (&Arc<dyn ByteSource>, Range<usize>)> {
+        let scales = match &self.scale {
+            Scale::Blocks(s) => Some((&s.source, s.range(0, self.rows))),
+            _ => None,
+        };
+        [(&self.source, self.range())].into_iter().chain(scales)
+    }
+
+    /// Row `row` as f32, scales applied, from its stored `bytes`: for rows that are made one at a time (vectors, tables, convolutions).
+    pub fn decode_row(&self, row: usize, bytes: &[u8], out: &mut [f32]) {
+        let factor = self.scale.of(row);
+        match self.dtype.format() {
+            None => {
+                for (o, b) in out.iter_mut().zip(bytes.chunks_exact(self.dtype.size())) {
+                    *o = self.dtype.decode(b) * factor;
+                }
+            }
+            Some(format) => {
+                let mut scales = vec![];
+                if let Scale::Blocks(s) = &self.scale {
+                    scales.resize(s.per_row, 0.0);
+                    s.row(row, 0, &mut scales);
+                }
+                format.decode(bytes, &scales, 0, out);
+                if factor != 1.0 {
+                    out.iter_mut().for_each(|o| *o *= factor);
+                }
+            }
+        }
     }
 
     /// The stored bytes.
@@ -181,15 +328,10 @@ impl HostPart {
         assert!(first + rows <= self.rows);
         let scale = match &self.scale {
             Scale::Rows(s) => Scale::Rows(s[first..first + rows].into()),
+            Scale::Blocks(s) => Scale::Blocks(BlockScales { first_row: s.first_row + first, ..s.clone() }),
             other => other.clone(),
         };
-        HostPart {
-            offset: self.offset + first * self.cols * self.dtype.size(),
-            rows,
-            scale,
-            source: self.source.clone(),
-            ..*self
-        }
+        HostPart { offset: self.offset + first * self.row_bytes(), rows, scale, source: self.source.clone(), ..*self }
     }
 }
 
@@ -209,19 +351,18 @@ pub struct HostWeight {
 }
 
 impl HostWeight {
-    /// Bytes of all parts as stored.
+    /// Bytes of all parts as stored, block scales included.
     pub fn bytes(&self) -> usize {
-        self.parts.iter().map(|p| p.range().len()).sum()
+        self.parts.iter().flat_map(|p| p.ranges()).map(|(_, range)| range.len()).sum()
     }
 
     /// The whole weight as f32, row-major: for vectors, small tensors and tests, never for a large matrix.
     pub fn to_f32(&self) -> Vec<f32> {
-        let mut out = Vec::with_capacity(self.rows * self.cols);
+        let mut out = vec![0.0; self.rows * self.cols];
+        let mut rows = out.chunks_exact_mut(self.cols.max(1));
         for part in &self.parts {
-            let size = part.dtype.size();
-            for (row, bytes) in part.bytes().chunks_exact((part.cols * size).max(1)).enumerate() {
-                let s = part.scale.of(row);
-                out.extend(bytes.chunks_exact(size).map(|b| part.dtype.decode(b) * s));
+            for (row, bytes) in part.bytes().chunks_exact(part.row_bytes().max(1)).enumerate() {
+                part.decode_row(row, bytes, rows.next().expect("parts add up to the rows"));
             }
         }
         out
@@ -230,7 +371,7 @@ impl HostWeight {
 
 /// A small set of element types (those in which the parts of one weight are stored).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct DTypes(u8);
+pub struct DTypes(u32);
 
 impl DTypes {
     /// The set with `dtype` added.

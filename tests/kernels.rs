@@ -92,7 +92,7 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
         let mut c = Case::default();
         let (x, w, bias) = (c.tensor(rows, k), c.weight(n, k, dtype), c.weight(1, n, DType::F32));
         let out = c.tensor(rows, n);
-        (c, Op::Linear { x: x.all(), w, bias: Some(bias), epilogue: Epilogue::GeluTanh, out: out.all() })
+        (c, Op::Linear { x: x.all(), w, bias: Some(bias), side: None, epilogue: Epilogue::GeluTanh, out: out.all() })
     };
     for (name, dtype) in [("bf16", DType::BF16), ("f16", DType::F16), ("e4m3", DType::F8E4M3), ("e5m2", DType::F8E5M2)]
     {

@@ -124,7 +124,7 @@ impl Bench<'_> {
     fn linear(&mut self, rows: usize, k: usize, n: usize, dtype: DType) {
         let (x, w, b) = (self.act(rows, k), self.weight(n, k, dtype), self.weight(1, n, DType::F32));
         let out = self.act(rows, n);
-        let op = Op::Linear { x: x.all(), w, bias: Some(b), epilogue: Epilogue::GeluTanh, out: out.all() };
+        let op = Op::Linear { x: x.all(), w, bias: Some(b), side: None, epilogue: Epilogue::GeluTanh, out: out.all() };
         let fp8 = self.fp8 && dtype == DType::F8E4M3;
         let short = match dtype {
             _ if fp8 => "e4m3.w8a8",

@@ -2,7 +2,8 @@
 //!
 //! Matrices keep their stored type; parts of one type lie one after another, so that a fused q, k, v is one matrix. Rows begin at multiples of 16
 //! bytes, which is what `cp.async`, TMA and vector loads want: FLUX's own shapes need no padding for it, so their bytes go from the file to the device as
-//! they are. Vectors become F32; convolutions get the input channel fastest. What F32 matrices and convolutions become is the device's choice (`Types`).
+//! they are. Types stored in blocks keep their bits, but a row's quants come before its scales (`Format::layout`): blocks of 18 or 210 bytes would leave
+//! nothing aligned. Vectors become F32; convolutions get the input channel fastest. What F32 matrices and convolutions become is the device's choice (`Types`).
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -29,12 +30,19 @@ pub(super) struct Segment {
     pub rows: usize,
     pub cols: usize,
     pub dtype: DType,
-    /// Elements from row to row.
+    /// Elements from row to row; bytes where `dtype` is stored in blocks.
     pub stride: usize,
     /// Bytes from the weight's place.
     pub offset: usize,
     /// The same of `rows` f32 factors, if there are any.
     pub scales: Option<usize>,
+}
+
+impl Segment {
+    /// Bytes from row to row.
+    pub fn row_bytes(&self) -> usize {
+        if self.dtype.is_plain() { self.stride * self.dtype.size() } else { self.stride }
+    }
 }
 
 /// The form of one weight.
@@ -74,7 +82,7 @@ impl Piece {
             Source::Made(bytes) => out.copy_from_slice(&bytes[from..from + out.len()]),
             Source::Vector(weight) => out.copy_from_slice(&vector(weight)?[from..from + out.len()]),
             Source::Rows { part, segment, how } => {
-                let (stored_row, width) = (part.cols * part.dtype.size(), segment.stride * segment.dtype.size());
+                let (stored_row, width) = (part.row_bytes(), segment.row_bytes());
                 let (first, count) = (from / width, out.len() / width);
                 let mut stored = vec![0; count * stored_row];
                 part.source.read_at(part.offset + first * stored_row, &mut stored)?;
@@ -121,7 +129,7 @@ impl Form {
             at
         };
         for s in &mut segments {
-            s.offset = take(s.rows * s.stride * s.dtype.size());
+            s.offset = take(s.rows * s.row_bytes());
             if s.scales.is_some() {
                 s.scales = Some(take(4 * s.rows));
             }
@@ -140,10 +148,10 @@ impl Form {
             let mut row = 0;
             let mut scales = Vec::new();
             for part in parts_of(weight, s) {
-                let to = s.offset + row * s.stride * s.dtype.size();
-                let alike = s.stride == s.cols && part.dtype == s.dtype;
+                let to = s.offset + row * s.row_bytes();
+                let alike = s.dtype.is_plain() && s.stride == s.cols && part.dtype == s.dtype;
                 let as_stored = alike && (how == Use::Matrix || (how == Use::Table && is_one(part)));
-                let width = s.stride * s.dtype.size();
+                let width = s.row_bytes();
                 let (unit, source) = match as_stored {
                     true => (1, Source::Stored(part.clone())),
                     false => (width.max(1), Source::Rows { part: part.clone(), segment: *s, how }),
@@ -170,18 +178,31 @@ pub(super) fn check(weight: &HostWeight) -> Result<()> {
     }
     for part in &weight.parts {
         part.source.check()?;
-        let bytes = part.source.bytes().len();
-        if part.range().end > bytes {
+        within(part)?;
+    }
+    Ok(())
+}
+
+/// Whether all bytes of `part` lie within their files.
+pub(super) fn within(part: &HostPart) -> Result<()> {
+    for (source, range) in part.ranges() {
+        let bytes = source.bytes().len();
+        if range.end > bytes {
             return Err(Error::model("a weight ends beyond its file")
-                .found(format!("an end at byte {}", part.range().end))
+                .found(format!("an end at byte {}", range.end))
                 .expected(format!("at most {bytes}")));
         }
     }
     Ok(())
 }
 
+/// Whether no row has a factor.
 fn is_one(part: &HostPart) -> bool {
-    matches!(part.scale, Scale::One)
+    match &part.scale {
+        Scale::One => true,
+        Scale::Blocks(s) => s.factor == 1.0,
+        _ => false,
+    }
 }
 
 /// The parts that make up `segment`.
@@ -206,7 +227,10 @@ fn table(weight: &HostWeight, types: Types) -> DType {
 }
 
 fn segment(first: usize, rows: usize, cols: usize, dtype: DType) -> Segment {
-    let stride = (cols * dtype.size()).next_multiple_of(16) / dtype.size();
+    let stride = match dtype.format() {
+        None => (cols * dtype.size()).next_multiple_of(16) / dtype.size(),
+        Some(format) => format.layout(cols).bytes,
+    };
     Segment { first, rows, cols, dtype, stride, offset: 0, scales: None }
 }
 
@@ -214,12 +238,12 @@ fn segment(first: usize, rows: usize, cols: usize, dtype: DType) -> Segment {
 fn vector(weight: &HostWeight) -> Result<Vec<u8>> {
     let mut out = Vec::with_capacity(4 * weight.rows * weight.cols);
     for part in &weight.parts {
-        let size = part.dtype.size();
-        let mut stored = vec![0; part.rows * part.cols * size];
+        let mut stored = vec![0; part.range().len()];
         part.source.read_at(part.offset, &mut stored)?;
-        for (r, row) in stored.chunks_exact((part.cols * size).max(1)).enumerate() {
-            let scale = part.scale.of(r);
-            out.extend(row.chunks_exact(size).flat_map(|b| (part.dtype.decode(b) * scale).to_le_bytes()));
+        let mut values = vec![0.0; part.cols];
+        for (r, row) in stored.chunks_exact(part.row_bytes().max(1)).enumerate() {
+            part.decode_row(r, row, &mut values);
+            out.extend(values.iter().flat_map(|v| v.to_le_bytes()));
         }
     }
     Ok(out)
@@ -227,6 +251,25 @@ fn vector(weight: &HostWeight) -> Result<Vec<u8>> {
 
 /// Row `r` of `part`, whose stored bytes are `from`, as a row of `segment`.
 fn row(part: &HostPart, r: usize, from: &[u8], segment: &Segment, how: Use, out: &mut Vec<u8>) {
+    if let (Some(format), true) = (segment.dtype.format(), part.dtype == segment.dtype) {
+        let layout = format.layout(segment.cols);
+        let start = out.len();
+        out.resize(start + layout.bytes, 0);
+        format.split(from, &mut out[start..], &layout);
+        if let Scale::Blocks(scales) = &part.scale {
+            let mut bytes = vec![];
+            scales.stored_row(r, &mut bytes);
+            out[start + layout.planes[format.planes.len()]..][..bytes.len()].copy_from_slice(&bytes);
+        }
+        return;
+    }
+    if !part.dtype.is_plain() {
+        let mut values = vec![0.0f32; part.cols];
+        part.decode_row(r, from, &mut values);
+        let values: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let plain = HostPart { dtype: DType::F32, scale: Scale::One, ..part.clone() };
+        return row(&plain, 0, &values, segment, how, out);
+    }
     let size = part.dtype.size();
     // A matrix keeps its scales beside it.
     let scale = if how == Use::Matrix { 1.0 } else { part.scale.of(r) };

@@ -306,7 +306,7 @@ impl Joint<'_> {
 fn linear(r: &mut Recorder, label: &str, x: View, name: &str, first: usize, n: usize, epilogue: Epilogue, out: View) {
     let w = r.weight_rows(format!("{name}.weight"), first, n, x.cols);
     let bias = Some(r.weight_rows(format!("{name}.bias"), first, 1, n));
-    r.push(label, Op::Linear { x, w, bias, epilogue, out });
+    r.push(label, Op::Linear { x, w, bias, side: None, epilogue, out });
 }
 
 /// The rotation table of `EmbedND`: a row per token, text first (ids all zero), then the image grid (0, row, column); columns (cos, sin) per pair, axis after

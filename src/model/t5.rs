@@ -29,7 +29,7 @@ pub fn encode(c: &T5Config, batch: usize, length: usize, act: DType) -> Program 
         let views = [0, 1, 2].map(|j| qkv.columns(j * inner, inner));
         for (name, out) in ["q", "k", "v"].into_iter().zip(views) {
             let w = r.weight(format!("{layer}.0.SelfAttention.{name}.weight"), inner, c.width);
-            r.push(name, Op::Linear { x: norm.all(), w, bias: None, epilogue: Epilogue::None, out });
+            r.push(name, Op::Linear { x: norm.all(), w, bias: None, side: None, epilogue: Epilogue::None, out });
         }
         let attn = r.temp(rows, inner, act);
         let [q, k, v] = views;
@@ -48,18 +48,21 @@ pub fn encode(c: &T5Config, batch: usize, length: usize, act: DType) -> Program 
         r.push("attn", op);
         let add = Epilogue::Add { residual: x };
         let w = r.weight(format!("{layer}.0.SelfAttention.o.weight"), c.width, inner);
-        r.push("o", Op::Linear { x: attn.all(), w, bias: None, epilogue: add, out: x.all() });
+        r.push("o", Op::Linear { x: attn.all(), w, bias: None, side: None, epilogue: add, out: x.all() });
         let norm = r.temp(rows, c.width, act);
         let weight = r.weight(format!("{layer}.1.layer_norm.weight"), 1, c.width);
         r.push("norm2", Op::RmsNorm { x, weight, eps: c.eps, out: norm });
         let (gate, up) = (r.temp(rows, c.ff, act), r.temp(rows, c.ff, act));
         for (name, out) in [("wi_0", gate), ("wi_1", up)] {
             let w = r.weight(format!("{layer}.1.DenseReluDense.{name}.weight"), c.ff, c.width);
-            r.push(name, Op::Linear { x: norm.all(), w, bias: None, epilogue: Epilogue::None, out: out.all() });
+            r.push(
+                name,
+                Op::Linear { x: norm.all(), w, bias: None, side: None, epilogue: Epilogue::None, out: out.all() },
+            );
         }
         r.push("gelu", Op::GeluMul { gate, up, out: gate });
         let w = r.weight(format!("{layer}.1.DenseReluDense.wo.weight"), c.width, c.ff);
-        r.push("wo", Op::Linear { x: gate.all(), w, bias: None, epilogue: add, out: x.all() });
+        r.push("wo", Op::Linear { x: gate.all(), w, bias: None, side: None, epilogue: add, out: x.all() });
     }
     r.scope("final");
     let weight = r.weight("encoder.final_layer_norm.weight", 1, c.width);

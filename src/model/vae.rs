@@ -223,7 +223,7 @@ impl Net<'_> {
     fn point(&mut self, label: &str, name: &str, x: Tensor, epilogue: Epilogue, out: crate::tensor::View) {
         let w = self.r.weight(format!("{}.mid.attn_1.{name}.weight", self.half), x.cols, x.cols);
         let bias = Some(self.r.weight(format!("{}.mid.attn_1.{name}.bias", self.half), 1, x.cols));
-        self.r.push(label, Op::Linear { x: x.all(), w, bias, epilogue, out });
+        self.r.push(label, Op::Linear { x: x.all(), w, bias, side: None, epilogue, out });
     }
 }
 

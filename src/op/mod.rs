@@ -31,6 +31,16 @@ pub enum Epilogue {
     GatedAdd { residual: Tensor, gate: View },
 }
 
+/// A product of low rank that a `Linear` adds to its own before the epilogue: `y += t . b^T`. It is the second half of a LoRA; the first, `t = x . a^T`, is a
+/// `Linear` of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Side {
+    /// `rows x rank`
+    pub t: Tensor,
+    /// `N x rank`
+    pub b: Weight,
+}
+
 /// The geometry of a convolution over `batch` pictures of `height x width` pixels (rows of `x`, row-major, pictures stacked).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ConvShape {
@@ -69,8 +79,8 @@ impl ConvShape {
 /// One operation. `x` and friends are read, `out` is written whole (every element of the view).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Op {
-    /// `out[r] = epilogue(x[r] . w^T + bias)`; x: `rows x K`, w: `N x K`, bias: `1 x N`, out: `rows x N`.
-    Linear { x: View, w: Weight, bias: Option<Weight>, epilogue: Epilogue, out: View },
+    /// `out[r] = epilogue(x[r] . w^T + side + bias)`; x: `rows x K`, w: `N x K`, bias: `1 x N`, out: `rows x N`.
+    Linear { x: View, w: Weight, bias: Option<Weight>, side: Option<Side>, epilogue: Epilogue, out: View },
     /// Convolution as implicit GEMM. x: `batch*h*w x in_channels`, w: `out_channels x (in_channels*kernel*kernel)` (as files store it: input
     /// channel slowest, kernel column fastest), out: `batch*oh*ow x out_channels`; `residual` has the shape of `out` and is added; it may be `out` itself.
     Conv2d { x: Tensor, w: Weight, bias: Option<Weight>, shape: ConvShape, residual: Option<Tensor>, out: Tensor },
@@ -176,8 +186,9 @@ impl Op {
         let tensor = |t: &mut Tensor| *t = f(*t);
         let view = |v: &mut View| v.tensor = f(v.tensor);
         match &mut self {
-            Op::Linear { x, epilogue, out, .. } => {
+            Op::Linear { x, side, epilogue, out, .. } => {
                 [x, out].into_iter().for_each(view);
+                side.iter_mut().for_each(|s| tensor(&mut s.t));
                 match epilogue {
                     Epilogue::Add { residual } => tensor(residual),
                     Epilogue::GatedAdd { residual, gate } => {
@@ -219,8 +230,9 @@ impl Op {
     /// Tensors that are read.
     pub fn reads(&self) -> Vec<Tensor> {
         match *self {
-            Op::Linear { x, epilogue, .. } => {
+            Op::Linear { x, side, epilogue, .. } => {
                 let mut r = vec![x.tensor];
+                r.extend(side.map(|s| s.t));
                 match epilogue {
                     Epilogue::Add { residual } => r.push(residual),
                     Epilogue::GatedAdd { residual, gate } => r.extend([residual, gate.tensor]),
@@ -280,7 +292,8 @@ impl Op {
     /// Weights that are read, the large one first.
     pub fn weights(&self) -> Vec<Weight> {
         match *self {
-            Op::Linear { w, bias, .. } | Op::Conv2d { w, bias, .. } => [w].into_iter().chain(bias).collect(),
+            Op::Linear { w, bias, side, .. } => [w].into_iter().chain(bias).chain(side.map(|s| s.b)).collect(),
+            Op::Conv2d { w, bias, .. } => [w].into_iter().chain(bias).collect(),
             Op::LayerNorm { weight, bias, .. } | Op::GroupNorm { weight, bias, .. } => vec![weight, bias],
             Op::RmsNorm { weight, .. } => vec![weight],
             Op::QkNormRope { q_gain, k_gain, .. } => vec![q_gain, k_gain],
@@ -292,7 +305,10 @@ impl Op {
     /// Multiply-adds counted as two: matrix work only; element-wise work is limited by bytes.
     pub fn flops(&self) -> u64 {
         match *self {
-            Op::Linear { x, w, .. } => 2 * (x.rows() * w.rows * w.cols) as u64,
+            Op::Linear { x, w, side, .. } => {
+                let rank = side.map_or(0, |s| s.b.cols);
+                2 * (x.rows() * w.rows * (w.cols + rank)) as u64
+            }
             Op::Conv2d { shape, w, .. } => {
                 let (h, wd) = shape.output();
                 2 * (shape.batch * h * wd * w.rows * w.cols) as u64
@@ -309,13 +325,15 @@ impl Op {
     pub fn activation_bytes(&self) -> u64 {
         let windows = |ts: Vec<Tensor>| ts.iter().map(|t| t.bytes() as u64).sum::<u64>();
         match *self {
-            Op::Linear { x, out, epilogue, .. } => {
+            Op::Linear { x, out, side, epilogue, .. } => {
                 let residual = match epilogue {
                     Epilogue::Add { residual } | Epilogue::GatedAdd { residual, .. } => residual.bytes(),
                     _ => 0,
                 };
-                (x.rows() * x.cols * x.tensor.dtype.size() + out.rows() * out.cols * out.tensor.dtype.size() + residual)
-                    as u64
+                (x.rows() * x.cols * x.tensor.dtype.size()
+                    + out.rows() * out.cols * out.tensor.dtype.size()
+                    + residual
+                    + side.map_or(0, |s| s.t.bytes())) as u64
             }
             Op::Attention { q, out, .. } => {
                 (q.rows() * q.cols * (3 * q.tensor.dtype.size() + out.tensor.dtype.size())) as u64
@@ -334,8 +352,11 @@ impl fmt::Display for Op {
             write!(f, "{sep}{s}")
         };
         match self {
-            Op::Linear { x, epilogue, .. } => {
+            Op::Linear { x, side, epilogue, .. } => {
                 item(f, x.to_string())?;
+                if let Some(side) = side {
+                    item(f, format!("side {}", side.t))?;
+                }
                 match epilogue {
                     Epilogue::None => {}
                     Epilogue::Silu => item(f, "silu".into())?,

@@ -91,7 +91,9 @@ impl Program {
         let mut uses = vec![Use::Vector; self.weights.len()];
         for step in &self.steps {
             match step.op {
-                Op::Linear { w, .. } => uses[w.id as usize] = Use::Matrix,
+                Op::Linear { w, side, .. } => {
+                    [Some(w), side.map(|s| s.b)].into_iter().flatten().for_each(|w| uses[w.id as usize] = Use::Matrix);
+                }
                 Op::Conv2d { w, shape, .. } => {
                     uses[w.id as usize] = Use::Kernel { taps: shape.kernel * shape.kernel };
                 }

@@ -13,11 +13,16 @@ impl Op {
     /// Whether shapes and types fit together; `Err` says what does not.
     pub fn check(&self) -> Result<(), String> {
         match *self {
-            Op::Linear { x, w, bias, epilogue, out } => {
+            Op::Linear { x, w, bias, side, epilogue, out } => {
                 rule!(x.cols == w.cols, "x has {} columns, w {}", x.cols, w.cols);
                 rule!(out.cols == w.rows, "out has {} columns, w {} rows", out.cols, w.rows);
                 rule!(out.rows() == x.rows(), "out has {} rows, x {}", out.rows(), x.rows());
                 rule!(bias.is_none_or(|b| b.rows == 1 && b.cols == w.rows), "bias is not 1 x {}", w.rows);
+                if let Some(side) = side {
+                    rule!(side.t.rows == x.rows(), "the side has {} rows, x {}", side.t.rows, x.rows());
+                    rule!((side.b.rows, side.b.cols) == (w.rows, side.t.cols), "the side's {} for {}", side.b, side.t);
+                    rule!(side.t.slot != out.tensor.slot, "the side is the output");
+                }
                 let residual = match epilogue {
                     Epilogue::Add { residual } => Some(residual),
                     Epilogue::GatedAdd { residual, gate } => {

@@ -10,13 +10,16 @@ pub fn rows(parts: &[HostPart], first: usize, rows: usize, matrix: bool) -> Vec<
     overlaps(parts.iter().map(|p| p.rows), first, rows)
         .map(|(i, from, count)| {
             let part = parts[i].slice(from, count);
-            if matrix || part.dtype.size() > 1 { part } else { widened(&[part]) }
+            if matrix || part.dtype.is_wide() { part } else { widened(&[part]) }
         })
         .collect()
 }
 
 /// Elements `first .. first + count` of the vector that is stored as `parts` (each `1 x n`), as one part.
 pub fn elements(parts: &[HostPart], first: usize, count: usize) -> Vec<HostPart> {
+    if parts.iter().any(|p| !p.dtype.is_plain()) {
+        return elements(&[widened(parts)], first, count);
+    }
     let mut cut: Vec<HostPart> = overlaps(parts.iter().map(|p| p.cols), first, count)
         .map(|(i, from, n)| HostPart {
             offset: parts[i].offset + from * parts[i].dtype.size(),
@@ -25,7 +28,7 @@ pub fn elements(parts: &[HostPart], first: usize, count: usize) -> Vec<HostPart>
         })
         .collect();
     match cut.len() {
-        1 if cut[0].dtype.size() > 1 => vec![aligned(cut.remove(0))],
+        1 if cut[0].dtype.is_wide() => vec![aligned(cut.remove(0))],
         _ => vec![widened(&cut)],
     }
 }
@@ -63,12 +66,10 @@ fn aligned(part: HostPart) -> HostPart {
 fn widened(parts: &[HostPart]) -> HostPart {
     let mut values = Vec::new();
     for part in parts {
-        let size = part.dtype.size();
-        for (row, bytes) in part.bytes().chunks_exact(part.cols * size).enumerate() {
-            let scale = part.scale.of(row);
-            for element in bytes.chunks_exact(size) {
-                values.extend_from_slice(&(part.dtype.decode(element) * scale).to_le_bytes());
-            }
+        let mut decoded = vec![0.0; part.cols];
+        for (row, bytes) in part.bytes().chunks_exact(part.row_bytes()).enumerate() {
+            part.decode_row(row, bytes, &mut decoded);
+            values.extend(decoded.iter().flat_map(|v| v.to_le_bytes()));
         }
     }
     let rows: usize = parts.iter().map(|p| p.rows).sum();

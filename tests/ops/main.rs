@@ -44,7 +44,10 @@ fn linear_in_every_stored_type() {
         for (rows, k, n) in ragged.into_iter().chain(even).chain(long) {
             let mut c = Case::new();
             let (x, w, b, out) = (c.input(rows, k), c.weight(n, k, dtype), c.vector(n), c.output(rows, n));
-            c.check(Op::Linear { x: x.all(), w, bias: Some(b), epilogue: Epilogue::None, out: out.all() }, 0);
+            c.check(
+                Op::Linear { x: x.all(), w, bias: Some(b), side: None, epilogue: Epilogue::None, out: out.all() },
+                0,
+            );
         }
     }
     // Fused q, k, v of three files, one of them scaled by rows; x and out are windows.
@@ -53,7 +56,14 @@ fn linear_in_every_stored_type() {
     let parts =
         [(24, DType::BF16, Scale::One), (20, DType::F8E4M3, Scale::Rows(rows)), (5, DType::F32, Scale::Tensor(0.25))];
     let (x, w, out) = (c.input(33, 80), c.weight_of(48, &parts), c.output(33, 64));
-    let op = Op::Linear { x: x.columns(17, 48), w, bias: None, epilogue: Epilogue::None, out: out.columns(9, 49) };
+    let op = Op::Linear {
+        x: x.columns(17, 48),
+        w,
+        bias: None,
+        side: None,
+        epilogue: Epilogue::None,
+        out: out.columns(9, 49),
+    };
     c.check(op, 33 * 15);
     cuda::all_ran("linear");
     wgpu::all_ran("linear");
@@ -80,7 +90,8 @@ fn linear_with_every_epilogue() {
         let scale = if scaled { Scale::Rows(scales.clone()) } else { Scale::One };
         let w = c.weight_of(40, &[(72, dtype, scale)]);
         let (x, b, out) = (c.input(rows, 40), c.vector(72), c.output(rows, 72));
-        let linear = |epilogue, out: Tensor| Op::Linear { x: x.all(), w, bias: Some(b), epilogue, out: out.all() };
+        let linear =
+            |epilogue, out: Tensor| Op::Linear { x: x.all(), w, bias: Some(b), side: None, epilogue, out: out.all() };
         for epilogue in [Epilogue::Silu, Epilogue::GeluTanh, Epilogue::QuickGelu] {
             c.check(linear(epilogue, out), 0);
             c.check_nan(linear(epilogue, out), x);

@@ -86,7 +86,7 @@ fn is_linear(shape: &ConvShape) -> bool {
 pub fn conv2d_scratch(v: &Variant, shape: &ConvShape, threads: usize) -> usize {
     if is_linear(shape) {
         let rows = shape.batch * shape.height * shape.width;
-        return linear_scratch(v, rows, shape.in_channels, shape.out_channels, threads);
+        return linear_scratch(v, rows, shape.in_channels, 0, shape.out_channels, threads);
     }
     Blocks::new(v.micro(), shape).scratch_words(threads) * 4 + gemm::ALIGN
 }
@@ -107,7 +107,7 @@ pub fn conv2d(
 ) {
     let tail = residual.map_or(Tail::None, |residual| Tail::Add { residual });
     if is_linear(shape) {
-        return linear(x, w, bias, tail, out, scratch, v);
+        return linear(x, w, bias, None, tail, out, scratch, v);
     }
     let (height, width) = shape.output();
     let rows = shape.batch * height * width;

@@ -76,20 +76,37 @@ pub const LINEAR: &[Variant] = &[
     Variant::new("linear_f32_portable", &gemm::PORTABLE),
 ];
 
-/// Bytes of scratch that `linear` needs for x of `rows x k` and w of `n x k`, when it runs on `threads` threads (not fewer: fewer threads may need more).
-pub fn linear_scratch(v: &Variant, rows: usize, k: usize, n: usize, threads: usize) -> usize {
-    gemm::scratch_bytes(v.micro, rows, k, n, threads)
+/// Bytes of scratch that `linear` needs for x of `rows x k`, w of `n x k` and a side of rank `side` (0 for none), when it runs on `threads` threads (not fewer: fewer threads may need more).
+pub fn linear_scratch(v: &Variant, rows: usize, k: usize, side: usize, n: usize, threads: usize) -> usize {
+    gemm::scratch_bytes(v.micro, rows, k, side, n, threads)
 }
 
-/// `out = tail(x . w^T + bias)`; x: `rows x k`, w: `n x k` in any stored type, bias: n, out: `rows x n`. `scratch` has at
+/// `out = tail(x . w^T + side + bias)`; x: `rows x k`, w: `n x k` in any stored type, bias: n, side: t `rows x rank` and b `n x rank`, out: `rows x n`. `scratch` has at
 /// least `linear_scratch` bytes for the threads of the current rayon pool. `out` may be the residual of `tail`, but not x.
-pub fn linear(x: In, w: &HostWeight, bias: Option<&[f32]>, tail: Tail, out: Out, scratch: &mut [u8], v: &Variant) {
+#[allow(clippy::too_many_arguments, reason = "the operands of the operation")]
+pub fn linear(
+    x: In,
+    w: &HostWeight,
+    bias: Option<&[f32]>,
+    side: Option<(In, &HostWeight)>,
+    tail: Tail,
+    out: Out,
+    scratch: &mut [u8],
+    v: &Variant,
+) {
     assert!(v.needs <= Isa::detect(), "{} needs {}", v.name, v.needs.name());
     assert_eq!((x.rows(), x.cols(), out.cols()), (out.rows(), w.cols, w.rows), "linear: x, w and out do not fit");
     assert!(bias.is_none_or(|b| b.len() == w.rows), "linear: the bias does not fit");
+    if let Some((t, b)) = side {
+        assert_eq!((t.rows(), t.cols(), b.rows), (x.rows(), b.cols, w.rows), "linear: the side does not fit");
+        // Its scales would be lost, and the loaders read it as it is.
+        assert!(b.parts.iter().all(|p| p.dtype.is_wide() && p.scale.is_one()), "linear: how the side is stored");
+    }
     check_tail(tail, out);
+    let b = side.map(|(_, b)| WeightRows::new(b));
+    let side = side.zip(b.as_ref()).map(|((t, _), b)| gemm::Side { t, b });
     // SAFETY: the processor was asked above, shapes fit, and the windows are usable by their constructors' promise.
-    unsafe { gemm::product(v.micro, x, &WeightRows::new(w), bias, tail, out, scratch) }
+    unsafe { gemm::product(v.micro, x, &WeightRows::new(w), bias, side, tail, out, scratch) }
 }
 
 /// Panics unless the operands of `tail` fit `out`.

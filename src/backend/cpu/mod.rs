@@ -25,11 +25,12 @@ pub mod variants;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::form;
 use super::{Backend, Caps, Grain, Layout, Place, Places, WeightKey};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::op::{Op, Step, Use};
-use crate::tensor::{HostWeight, Weight};
+use crate::tensor::{HostPart, HostWeight, Weight};
 use arena::Arena;
 use isa::Isa;
 pub use linear::Compute;
@@ -154,21 +155,7 @@ impl Backend for CpuBackend {
     }
 
     fn load(&mut self, key: WeightKey, _place: Place, weight: &HostWeight, _how: Use) -> Result<()> {
-        let rows: usize = weight.parts.iter().map(|p| p.rows).sum();
-        if rows != weight.rows || weight.parts.iter().any(|p| p.cols != weight.cols) {
-            return Err(Error::model("the parts of a weight do not add up")
-                .found(format!("{:?}", weight.parts))
-                .expected(format!("{} x {}", weight.rows, weight.cols)));
-        }
-        for part in &weight.parts {
-            part.source.check()?;
-            let bytes = part.source.bytes().len();
-            if part.range().end > bytes {
-                return Err(Error::model("a weight ends beyond its file")
-                    .found(format!("an end at byte {}", part.range().end))
-                    .expected(format!("at most {bytes}")));
-            }
-        }
+        form::check(weight)?;
         self.prefetcher.want(key, &weight.parts);
         self.weights.insert(key, Loaded { weight: weight.clone(), vector: None });
         Ok(())
@@ -177,8 +164,8 @@ impl Backend for CpuBackend {
     fn forget(&mut self, key: WeightKey) -> Result<()> {
         if let Some(loaded) = self.weights.remove(&key) {
             self.prefetcher.cancel(key);
-            for part in &loaded.weight.parts {
-                part.source.let_go(part.range());
+            for (source, range) in loaded.weight.parts.iter().flat_map(HostPart::ranges) {
+                source.let_go(range);
             }
         }
         Ok(())

@@ -113,8 +113,10 @@ impl<'a> Table<'a> {
         let mut row = row;
         for part in &self.weight.parts {
             if row < part.rows {
-                let size = part.dtype.size();
-                let bytes = &part.bytes()[row * part.cols * size..(row + 1) * part.cols * size];
+                let bytes = &part.bytes()[row * part.row_bytes()..(row + 1) * part.row_bytes()];
+                if !part.dtype.is_plain() {
+                    return part.decode_row(row, bytes, out);
+                }
                 let scale = part.scale.of(row);
                 decode(part.dtype, bytes, out);
                 if scale != 1.0 {

@@ -49,7 +49,8 @@ impl Shared {
             };
             state.current = Some(key);
             drop(state);
-            let outcome = parts.iter().try_for_each(|part| part.source.will_need(part.range()));
+            let mut ranges = parts.iter().flat_map(HostPart::ranges);
+            let outcome = ranges.try_for_each(|(source, range)| source.will_need(range));
             state = self.lock();
             if let Err(e) = outcome {
                 state.failed.push((key, e));

@@ -19,8 +19,10 @@ use crate::tensor::{DTypes, Tensor, View, Weight};
 /// Bytes of scratch that `op` needs with the chosen variant.
 pub(super) fn scratch_bytes(choice: &Choice, threads: usize, op: &Op, stored: &dyn Fn(Weight) -> DTypes) -> usize {
     match *op {
-        Op::Linear { x, w, .. } => match choice.product("linear", stored(w)) {
-            Product::Fast(v) => linear::linear_scratch(v, x.rows(), w.cols, w.rows, threads),
+        Op::Linear { x, w, side, .. } => match choice.product("linear", stored(w)) {
+            Product::Fast(v) => {
+                linear::linear_scratch(v, x.rows(), w.cols, side.map_or(0, |s| s.b.cols), w.rows, threads)
+            }
             Product::Reference => 0,
         },
         Op::Conv2d { w, shape, .. } => match choice.product("conv2d", stored(w)) {
@@ -141,7 +143,8 @@ fn dispatch(
         place.scratch(scratch_bytes(&backend.choice, backend.threads, op, &stored))
     };
     match *op {
-        Op::Linear { x, w, epilogue, out, .. } => {
+        Op::Linear { x, w, side, epilogue, out, .. } => {
+            let side = side.map(|s| Ok::<_, Error>((place.tensor(s.t)?, weight(s.b)?))).transpose()?;
             let (x, out, host) = (place.view(x)?, place.view_out(out)?, weight(w)?);
             let tail = match epilogue {
                 Epilogue::None => Tail::None,
@@ -154,8 +157,8 @@ fn dispatch(
                 }
             };
             match backend.choice.product("linear", host.stored()) {
-                Product::Reference => reference::linear(x, host, first, tail, out),
-                Product::Fast(v) => linear::linear(x, host, first, tail, out, scratch()?, v),
+                Product::Reference => reference::linear(x, host, first, side, tail, out),
+                Product::Fast(v) => linear::linear(x, host, first, side, tail, out, scratch()?, v),
             }
         }
         Op::Conv2d { x, w, shape, residual, out, .. } => {

@@ -81,7 +81,7 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Launch>)>
         }};
     }
     match *op {
-        Op::Linear { x, w, bias, epilogue, out } => linear(choice, find, x, w, bias, epilogue, out),
+        Op::Linear { x, w, bias, epilogue, out, .. } => linear(choice, find, x, w, bias, epilogue, out),
         Op::Conv2d { x, w, bias, shape, residual, out } => {
             let args = Conv2dArgs {
                 x: find.tensor(x)?,

@@ -6,7 +6,7 @@
 use super::super::matrix::{In, Out};
 use super::finish::{Tail, mul_add};
 use super::rows::{Row, WeightRows, decode};
-use super::{Columns, FEW, Micro, NC, aligned, share};
+use super::{Columns, FEW, Micro, NC, Side, Words, aligned, share};
 
 /// `sums[m * NC + j] = x[m] . w[j]`, for all rows of x and w.
 #[derive(Clone, Copy)]
@@ -35,46 +35,95 @@ pub fn scratch_words(micro: &Micro, rows: usize, k: usize) -> usize {
     rows * stride(micro, k)
 }
 
-/// `out = tail(x . w^T + bias)` for at most `FEW` rows of x.
+/// `out = tail(x . w^T + side + bias)` for at most `FEW` rows of x.
 ///
 /// # Safety
 /// As for `super::product`.
+#[allow(clippy::too_many_arguments, reason = "the operands of the operation")]
 pub unsafe fn product(
     micro: &Micro,
     x: In,
     w: &WeightRows,
     bias: Option<&[f32]>,
+    side: Option<Side>,
     tail: Tail,
     out: Out,
     scratch: &mut [u8],
 ) {
     let (rows, k, n) = (x.rows(), x.cols(), out.cols());
     assert!(rows <= FEW);
-    let stride = stride(micro, k);
-    let words = aligned(scratch, rows * stride);
-    for row in 0..rows {
-        // SAFETY: the row has k elements, and its place in the scratch `stride` words, at least as many as are written.
-        unsafe {
-            words.at(row * stride).write_bytes(0, stride);
-            (micro.pack)(&[Row::of(x, row)], 1, 0, k, words.at(row * stride));
+    let x_words = scratch_words(micro, rows, k);
+    let side_words = side.map_or(0, |s| scratch_words(micro, rows, s.t.cols()));
+    let words = aligned(scratch, x_words + side_words);
+    // SAFETY: the windows are usable, and the scratch has room for both.
+    unsafe {
+        words_of(micro, x, words);
+        if let Some(side) = side {
+            words_of(micro, side.t, Words(words.at(x_words)));
         }
     }
+    let expands = w.any_expanded();
     share(rayon::current_num_threads(), n.div_ceil(TASK), |_, task| {
         let col = task * TASK;
         let cols = TASK.min(n - col);
         let mut lanes = [Row::ZEROS; TASK];
-        for (i, lane) in lanes[..cols].iter_mut().enumerate() {
-            *lane = w.row(col + i);
-        }
         let mut sums = [0f32; FEW * NC];
-        let dot = Dot { x: words.at(0), rows, stride, w: &lanes[..cols], k, sums: sums.as_mut_ptr() };
-        let columns = Columns::new(w, bias, col, cols);
-        // SAFETY: x was prepared above, the rows of w have k elements, `sums` has FEW rows of NC.
-        unsafe {
-            (micro.dot)(dot);
-            (micro.finish)(sums.as_ptr(), NC, columns.finish(tail, out, 0, rows, 0, cols));
+        let mut columns = Columns::new(w, bias, col, cols);
+        let dot = |x: *const u32, k: usize, lanes: &[Row], sums: *mut f32| {
+            let dot = Dot { x, rows, stride: stride(micro, k), w: lanes, k, sums };
+            // SAFETY: x was prepared above, the rows of w have k elements, `sums` has FEW rows of NC.
+            unsafe { (micro.dot)(dot) };
+        };
+        if expands {
+            let mut values = vec![0.0; k];
+            for i in 0..cols {
+                let lane = match w.expanded(col + i) {
+                    Some(stored) => {
+                        // SAFETY: the processor has what `micro` needs.
+                        unsafe { (micro.expand)(&stored, 0, &mut values) };
+                        Row::of_f32(values.as_ptr())
+                    }
+                    None => w.row(col + i),
+                };
+                dot(words.at(0), k, &[lane], sums[i..].as_mut_ptr());
+            }
+        } else {
+            for (i, lane) in lanes[..cols].iter_mut().enumerate() {
+                *lane = w.row(col + i);
+            }
+            dot(words.at(0), k, &lanes[..cols], sums.as_mut_ptr());
         }
+        if let Some(side) = side {
+            let mut more = [0f32; FEW * NC];
+            for (i, lane) in lanes[..cols].iter_mut().enumerate() {
+                *lane = side.b.row(col + i);
+            }
+            dot(words.at(x_words), side.t.cols(), &lanes[..cols], more.as_mut_ptr());
+            for row in 0..rows {
+                let at = row * NC..row * NC + cols;
+                columns.scale_tile(&mut sums[at.clone()], cols, 0);
+                sums[at.clone()].iter_mut().zip(&more[at]).for_each(|(sum, more)| *sum += more);
+            }
+            columns.scale = [1.0; NC];
+        }
+        // SAFETY: `sums` has FEW rows of NC, and the windows are usable.
+        unsafe { (micro.finish)(sums.as_ptr(), NC, columns.finish(tail, out, 0, rows, 0, cols)) };
     });
+}
+
+/// The rows of x as words, filled up with zeros.
+///
+/// # Safety
+/// The window must be readable, the processor have what `micro` needs, and `words` have room.
+unsafe fn words_of(micro: &Micro, x: In, words: Words) {
+    let stride = stride(micro, x.cols());
+    for row in 0..x.rows() {
+        // SAFETY: the row has its elements, and its place in the scratch `stride` words, at least as many as are written.
+        unsafe {
+            words.at(row * stride).write_bytes(0, stride);
+            (micro.pack)(&[Row::of(x, row)], 1, 0, x.cols(), words.at(row * stride));
+        }
+    }
 }
 
 /// Elements of a weight row that are decoded at once.

@@ -7,11 +7,20 @@ use super::Micro;
 use super::dot::{Dot, dot_f32};
 use super::finish::{Finish, finish};
 use super::kernel_portable::pack_f32;
-use super::rows::{self, Row};
+use super::rows::{self, Expanded, Row};
 use crate::dtype::DType;
 
-pub static AVX2: Micro =
-    Micro { isa: Isa::Avx2, mr: MR, nr: NR, per_word: 1, tile, pack: pack_avx2, finish: finish_avx2, dot: dot_avx2 };
+pub static AVX2: Micro = Micro {
+    isa: Isa::Avx2,
+    mr: MR,
+    nr: NR,
+    per_word: 1,
+    tile,
+    pack: pack_avx2,
+    expand: expand_avx2,
+    finish: finish_avx2,
+    dot: dot_avx2,
+};
 
 const MR: usize = 6;
 const NR: usize = 16;
@@ -78,6 +87,7 @@ unsafe fn decode(row: Row, k: usize, out: &mut [f32]) {
                     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v))
                 }
                 DType::F32 | DType::I32 => _mm256_loadu_ps(from.cast()),
+                _ => unreachable!("expanded before it is packed"),
             };
             _mm256_storeu_ps(out.as_mut_ptr().add(at), v);
         }
@@ -90,6 +100,11 @@ unsafe fn decode(row: Row, k: usize, out: &mut [f32]) {
 unsafe fn pack_avx2(rows: &[Row], lanes: usize, k: usize, count: usize, to: *mut u32) {
     // SAFETY: the same promises.
     unsafe { pack_f32(rows, lanes, k, count, to, |row, k, out| decode(row, k, out)) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn expand_avx2(row: &Expanded, k: usize, out: &mut [f32]) {
+    row.expand(k, out);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

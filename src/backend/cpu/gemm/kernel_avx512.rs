@@ -7,7 +7,7 @@ use super::super::isa::Isa;
 use super::Micro;
 use super::dot::{Dot, dot_f32};
 use super::finish::{Finish, finish};
-use super::rows::Row;
+use super::rows::{Expanded, Row};
 use crate::dtype::DType;
 
 pub static AVX512: Micro = Micro {
@@ -17,6 +17,7 @@ pub static AVX512: Micro = Micro {
     per_word: 1,
     tile,
     pack: pack_avx512,
+    expand: expand_avx512,
     finish: finish_avx512,
     dot: dot_avx512,
 };
@@ -117,9 +118,15 @@ pub unsafe fn load_f32<const T: u8>(at: *const u8, mask: u32, mixed: DType) -> _
                 DType::F16 => load_f32::<F16>(at, mask.into(), mixed),
                 DType::F8E4M3 => load_f32::<F8E4M3>(at, mask.into(), mixed),
                 DType::F8E5M2 => load_f32::<F8E5M2>(at, mask.into(), mixed),
+                _ => unreachable!("expanded before it is packed"),
             },
         }
     }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn expand_avx512(row: &Expanded, k: usize, out: &mut [f32]) {
+    row.expand(k, out);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]

@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use super::super::isa::Isa;
 use super::dot::Dot;
 use super::kernel_avx512::{
-    BF16, F8E4M3, F8E5M2, F16, F32, MIXED, MR, NR, common_type, finish_avx512, low_bits, pack_words,
+    BF16, F8E4M3, F8E5M2, F16, F32, MIXED, MR, NR, common_type, expand_avx512, finish_avx512, low_bits, pack_words,
 };
 use super::rows::Row;
 use super::{FEW, Micro, NC};
@@ -19,6 +19,7 @@ pub static AVX512BF16: Micro = Micro {
     per_word: 2,
     tile,
     pack: pack_bf16,
+    expand: expand_avx512,
     finish: finish_avx512,
     dot: dot_bf16,
 };
@@ -131,6 +132,7 @@ unsafe fn load_bf16<const T: u8>(at: *const u8, mask: u32, mixed: DType) -> __m5
                 DType::F16 => load_bf16::<F16>(at, mask, mixed),
                 DType::F8E4M3 => load_bf16::<F8E4M3>(at, mask, mixed),
                 DType::F8E5M2 => load_bf16::<F8E5M2>(at, mask, mixed),
+                _ => unreachable!("expanded before it is packed"),
             },
         }
     }

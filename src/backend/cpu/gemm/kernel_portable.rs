@@ -4,7 +4,7 @@ use super::super::isa::Isa;
 use super::Micro;
 use super::dot::dot_portable;
 use super::finish::{Finish, finish};
-use super::rows::{Row, decode};
+use super::rows::{Expanded, Row, decode};
 
 pub static PORTABLE: Micro = Micro {
     isa: Isa::Portable,
@@ -13,6 +13,7 @@ pub static PORTABLE: Micro = Micro {
     per_word: 1,
     tile,
     pack: pack_portable,
+    expand: expand_portable,
     finish: finish_portable,
     dot: dot_portable,
 };
@@ -43,6 +44,10 @@ unsafe fn tile(words: usize, a: *const u32, b: *const u32, c: *mut f32, more: bo
 unsafe fn pack_portable(rows: &[Row], lanes: usize, k: usize, count: usize, to: *mut u32) {
     // SAFETY: the same promises.
     unsafe { pack_f32(rows, lanes, k, count, to, |row, k, out| decode(row, k, out)) }
+}
+
+unsafe fn expand_portable(row: &Expanded, k: usize, out: &mut [f32]) {
+    row.expand(k, out);
 }
 
 unsafe fn finish_portable(tile: *const f32, width: usize, f: Finish) {

@@ -39,7 +39,7 @@ use rayon::prelude::*;
 use super::isa::Isa;
 use super::matrix::{In, Out};
 use finish::{Finish, Tail};
-use rows::{Row, WeightRows};
+use rows::{Expanded, Row, WeightRows};
 
 #[cfg(target_arch = "x86_64")]
 pub use kernel_avx2::AVX2;
@@ -61,6 +61,8 @@ pub struct Micro {
     pub tile: unsafe fn(usize, *const u32, *const u32, *mut f32, bool),
     /// `pack(rows, lanes, k, count, to)`: elements `k .. k + count` of at most `lanes` rows, as `[word][lane]`; lanes without a row are zero.
     pub pack: unsafe fn(&[Row], usize, usize, usize, *mut u32),
+    /// `expand(row, k, out)`: elements `k .. k + out.len()` of a row that `pack` cannot load, as f32.
+    pub expand: unsafe fn(&Expanded, usize, &mut [f32]),
     /// `finish(tile, width, how)`, see `finish::finish`.
     pub finish: unsafe fn(*const f32, usize, Finish),
     /// Sums of few rows of x, see `dot::Dot`.
@@ -81,25 +83,29 @@ pub const FEW: usize = 8;
 /// How a product is cut up; a function of its shape, the kernel and the number of threads.
 #[derive(Debug, Clone, Copy)]
 struct Blocks {
-    /// Words of k in all, and blocks of them.
-    words: usize,
+    /// Blocks of k.
     k_blocks: usize,
     /// Row panels of x packed at once.
     panels: usize,
     /// Row panels of x and rows of w in a task.
     task_panels: usize,
     nc: usize,
-    /// Words of the packed x.
+    /// The same of a side, 0 without one.
+    side_blocks: usize,
+    /// Words of the packed x, and of it with the packed t of a side behind it.
     x_words: usize,
+    packed_words: usize,
     /// Words of one thread's packed w and sums.
     w_words: usize,
     c_words: usize,
 }
 
 impl Blocks {
-    fn new(micro: &Micro, rows: usize, k: usize, n: usize, threads: usize) -> Blocks {
+    fn new(micro: &Micro, rows: usize, k: usize, side: usize, n: usize, threads: usize) -> Blocks {
         let words = k.div_ceil(micro.per_word);
         let k_blocks = words.div_ceil(KC).max(1);
+        let side_words = side.div_ceil(micro.per_word);
+        let side_blocks = side_words.div_ceil(KC);
         let all_panels = rows.div_ceil(micro.mr);
         let passes = rows.div_ceil(ROWS).max(1);
         let panels = all_panels.div_ceil(passes);
@@ -117,32 +123,41 @@ impl Blocks {
         while tasks(nc, task_panels) < want && nc > micro.nr {
             nc = (nc / 2).next_multiple_of(micro.nr);
         }
-        let kc = words.min(KC);
+        let kc = words.max(side_words).min(KC);
         let tile = micro.mr * micro.nr;
-        let c_words = if k_blocks > 1 { tile * task_panels * (nc / micro.nr) } else { tile };
+        let c_words = if k_blocks + side_blocks > 1 { tile * task_panels * (nc / micro.nr) } else { tile };
         Blocks {
-            words,
             k_blocks,
             panels,
             task_panels,
             nc,
+            side_blocks,
             x_words: (panels * micro.mr * words).next_multiple_of(16),
+            packed_words: (panels * micro.mr * words).next_multiple_of(16)
+                + (panels * micro.mr * side_words).next_multiple_of(16),
             w_words: (nc * kc).next_multiple_of(16),
             c_words: c_words.next_multiple_of(16),
         }
     }
 
     fn scratch_words(&self, threads: usize) -> usize {
-        self.x_words + threads * (self.w_words + self.c_words)
+        self.packed_words + threads * (self.w_words + self.c_words)
     }
 }
 
-/// Bytes of scratch that `product` needs.
-pub fn scratch_bytes(micro: &Micro, rows: usize, k: usize, n: usize, threads: usize) -> usize {
+/// What is added to a product before its epilogue: `t . b^T`; t: `rows x rank`, b: `n x rank`.
+#[derive(Clone, Copy)]
+pub struct Side<'a> {
+    pub t: In,
+    pub b: &'a WeightRows<'a>,
+}
+
+/// Bytes of scratch that `product` needs; `side` is the rank of a side, or 0.
+pub fn scratch_bytes(micro: &Micro, rows: usize, k: usize, side: usize, n: usize, threads: usize) -> usize {
     let words = if rows <= FEW {
-        dot::scratch_words(micro, rows, k)
+        dot::scratch_words(micro, rows, k) + dot::scratch_words(micro, rows, side)
     } else {
-        Blocks::new(micro, rows, k, n, threads).scratch_words(threads)
+        Blocks::new(micro, rows, k, side, n, threads).scratch_words(threads)
     };
     words * 4 + ALIGN
 }
@@ -160,7 +175,7 @@ pub fn aligned(scratch: &mut [u8], words: usize) -> Words {
 
 /// Scratch memory that tasks share; each knows which words are its own.
 #[derive(Clone, Copy)]
-pub struct Words(*mut u32);
+pub struct Words(pub(in crate::backend::cpu) *mut u32);
 
 // SAFETY: only an address; the users of `at` keep threads apart.
 unsafe impl Send for Words {}
@@ -191,15 +206,17 @@ pub fn share(threads: usize, tasks: usize, work: impl Fn(usize, usize) + Sync) {
     });
 }
 
-/// `out = tail(x . w^T + bias)`; x: `rows x k`, w: `n x k`, bias: n, out: `rows x n`.
+/// `out = tail(x . w^T + side + bias)`; x: `rows x k`, w: `n x k`, bias: n, out: `rows x n`.
 ///
 /// # Safety
 /// The processor must have `micro.isa`, the windows be usable as their constructors say.
+#[allow(clippy::too_many_arguments, reason = "the operands of the operation")]
 pub unsafe fn product(
     micro: &Micro,
     x: In,
     w: &WeightRows,
     bias: Option<&[f32]>,
+    side: Option<Side>,
     tail: Tail,
     out: Out,
     scratch: &mut [u8],
@@ -210,16 +227,16 @@ pub unsafe fn product(
     }
     if rows <= FEW {
         // SAFETY: the same promises.
-        return unsafe { dot::product(micro, x, w, bias, tail, out, scratch) };
+        return unsafe { dot::product(micro, x, w, bias, side, tail, out, scratch) };
     }
     let threads = rayon::current_num_threads();
-    let blocks = Blocks::new(micro, rows, k, n, threads);
+    let blocks = Blocks::new(micro, rows, k, side.map_or(0, |s| s.t.cols()), n, threads);
     let words = aligned(scratch, blocks.scratch_words(threads));
     let mut first = 0;
     while first < rows {
         let count = (blocks.panels * micro.mr).min(rows - first);
         // SAFETY: rows `first .. first + count` exist; the scratch is large enough; the caller promises the rest.
-        unsafe { rows_product(micro, &blocks, x, w, bias, tail, out, (first, count), words, threads) };
+        unsafe { rows_product(micro, &blocks, x, w, bias, side, tail, out, (first, count), words, threads) };
         first += count;
     }
 }
@@ -232,35 +249,36 @@ unsafe fn rows_product(
     x: In,
     w: &WeightRows,
     bias: Option<&[f32]>,
+    side: Option<Side>,
     tail: Tail,
     out: Out,
     (first, count): (usize, usize),
     scratch: Words,
     threads: usize,
 ) {
-    let (mr, nr, k, n) = (micro.mr, micro.nr, x.cols(), out.cols());
+    let (mr, nr, n) = (micro.mr, micro.nr, out.cols());
     let panels = count.div_ceil(mr);
+    // The blocks of k: those of x and w, then those of a side, which lies behind packed x.
+    let blocks: Vec<KBlock> = KBlock::all(micro, x.cols(), 0, false)
+        .chain(side.iter().flat_map(|s| KBlock::all(micro, s.t.cols(), b.x_words, true)))
+        .collect();
+    debug_assert_eq!(blocks.len(), b.k_blocks + b.side_blocks);
     // Packed x is `[k block][panel][word][row]`: what a task reads in one k block is contiguous.
-    let x_panel = |block: usize, panel: usize| {
-        let words = (b.words - block * KC).min(KC);
-        scratch.at((block * KC * panels + panel * words) * mr)
-    };
-    let k_range = |block: usize| {
-        let from = block * KC * micro.per_word;
-        (from, (k - from).min(KC * micro.per_word))
-    };
+    let x_panel =
+        |block: &KBlock, panel: usize| scratch.at(block.base + (block.first_word * panels + panel * block.words) * mr);
     share(threads, panels, |_, panel| {
-        let mut lanes = [Row::ZEROS; MAX_LANES];
-        let lanes = &mut lanes[..mr];
-        for (i, lane) in lanes.iter_mut().enumerate() {
-            *lane = if panel * mr + i < count { Row::of(x, first + panel * mr + i) } else { Row::ZEROS };
-        }
-        for block in 0..b.k_blocks {
-            let (from, len) = k_range(block);
+        for block in &blocks {
+            let from = side.filter(|_| block.side).map_or(x, |s| s.t);
+            let mut lanes = [Row::ZEROS; MAX_LANES];
+            let lanes = &mut lanes[..mr];
+            for (i, lane) in lanes.iter_mut().enumerate() {
+                *lane = if panel * mr + i < count { Row::of(from, first + panel * mr + i) } else { Row::ZEROS };
+            }
             // SAFETY: the rows have k elements, the panel's place in the scratch is this task's own.
-            unsafe { (micro.pack)(lanes, mr, from, len, x_panel(block, panel)) };
+            unsafe { (micro.pack)(lanes, mr, block.from, block.len, x_panel(block, panel)) };
         }
     });
+    let expands = w.any_expanded();
     let tall = panels.div_ceil(b.task_panels);
     share(threads, tall * n.div_ceil(b.nc), |slot, task| {
         let col = task / tall * b.nc;
@@ -268,24 +286,49 @@ unsafe fn rows_product(
         let top = task % tall * b.task_panels;
         let task_panels = b.task_panels.min(panels - top);
         let w_panels = cols.div_ceil(nr);
-        let packed = scratch.at(b.x_words + slot * (b.w_words + b.c_words));
+        let packed = scratch.at(b.packed_words + slot * (b.w_words + b.c_words));
         let sums: *mut f32 = packed.wrapping_add(b.w_words).cast();
-        let columns = Columns::new(w, bias, col, cols);
-        for block in 0..b.k_blocks {
-            let (from, len) = k_range(block);
-            let words = len.div_ceil(micro.per_word);
+        let tile_at = |m: usize, p: usize| {
+            if blocks.len() > 1 { sums.wrapping_add((m * w_panels + p) * mr * nr) } else { sums }
+        };
+        let mut columns = Columns::new(w, bias, col, cols);
+        let mut buffer = vec![0.0; if expands { MAX_LANES * KC * micro.per_word } else { 0 }];
+        for (i, block) in blocks.iter().enumerate() {
+            let words = block.words;
+            let w = side.filter(|_| block.side).map_or(w, |s| s.b);
+            if i == b.k_blocks && columns.scaled() {
+                // What follows is not to be multiplied with the scales of w, so what is there must be before.
+                for (m, p) in (0..task_panels).flat_map(|m| (0..w_panels).map(move |p| (m, p))) {
+                    // SAFETY: the tile is the slot's own, and was written in the blocks before.
+                    let tile = unsafe { std::slice::from_raw_parts_mut(tile_at(m, p), mr * nr) };
+                    columns.scale_tile(tile, nr, p * nr);
+                }
+                columns.scale = [1.0; NC];
+            }
             for p in 0..w_panels {
                 let mut lanes = [Row::ZEROS; MAX_LANES];
                 let lanes = &mut lanes[..nr.min(cols - p * nr)];
+                let (mut from, mut base) = (block.from, 0);
+                if expands && !block.side {
+                    // All lanes begin at the block then.
+                    (from, base) = (0, block.from);
+                }
                 for (i, lane) in lanes.iter_mut().enumerate() {
-                    *lane = w.row(col + p * nr + i);
+                    let row = col + p * nr + i;
+                    *lane = w.row(row).from(base);
+                    if let Some(stored) = w.expanded(row) {
+                        let values = &mut buffer[i * block.len..(i + 1) * block.len];
+                        // SAFETY: the processor has what `micro` needs.
+                        unsafe { (micro.expand)(&stored, block.from, values) };
+                        *lane = Row::of_f32(values.as_ptr());
+                    }
                 }
                 // SAFETY: the rows have k elements; the slot's scratch holds `nc x KC` words.
-                unsafe { (micro.pack)(lanes, nr, from, len, packed.wrapping_add(p * nr * words)) };
+                unsafe { (micro.pack)(lanes, nr, from, block.len, packed.wrapping_add(p * nr * words)) };
             }
             for m in 0..task_panels {
                 for p in 0..w_panels {
-                    let tile = if b.k_blocks > 1 { sums.wrapping_add((m * w_panels + p) * mr * nr) } else { sums };
+                    let tile = tile_at(m, p);
                     let row = (top + m) * mr;
                     // The next panel of x lies in L3 or further; every tile asks for a share of it.
                     let share = (mr * words).div_ceil(w_panels);
@@ -293,8 +336,8 @@ unsafe fn rows_product(
                     // SAFETY: the panels were packed above with `words` words; the tile is the slot's own.
                     unsafe {
                         let x_panel = x_panel(block, top + m);
-                        (micro.tile)(words, x_panel, packed.wrapping_add(p * nr * words), tile, block > 0);
-                        if block + 1 == b.k_blocks {
+                        (micro.tile)(words, x_panel, packed.wrapping_add(p * nr * words), tile, i > 0);
+                        if i + 1 == blocks.len() {
                             let rows = mr.min(count - row);
                             let f = columns.finish(tail, out, first + row, rows, p * nr, nr.min(cols - p * nr));
                             (micro.finish)(tile, nr, f);
@@ -304,6 +347,29 @@ unsafe fn rows_product(
             }
         }
     });
+}
+
+/// At most `KC` words of k.
+struct KBlock {
+    /// Elements `from .. from + len`.
+    from: usize,
+    len: usize,
+    first_word: usize,
+    words: usize,
+    /// Word of the scratch from which its operand is packed.
+    base: usize,
+    side: bool,
+}
+
+impl KBlock {
+    fn all(micro: &Micro, k: usize, base: usize, side: bool) -> impl Iterator<Item = KBlock> {
+        let per_word = micro.per_word;
+        // Without any k there is still a block: it makes the sums 0.
+        (0..k.max(1)).step_by(KC * per_word).map(move |from| {
+            let len = (k - from).min(KC * per_word);
+            KBlock { from, len, first_word: from / per_word, words: len.div_ceil(per_word), base, side }
+        })
+    }
 }
 
 /// Asks for the cache lines of `words` words from `at`; a hint, so any address will do.
@@ -337,6 +403,18 @@ impl Columns {
             columns.bias[..cols].copy_from_slice(&bias[first..first + cols]);
         }
         columns
+    }
+
+    /// Whether any scale is not 1.
+    fn scaled(&self) -> bool {
+        self.scale.iter().any(|s| *s != 1.0)
+    }
+
+    /// Multiplies a tile of `width` columns, the first of which is column `col` of these, with their scales.
+    fn scale_tile(&self, tile: &mut [f32], width: usize, col: usize) {
+        for row in tile.chunks_exact_mut(width) {
+            row.iter_mut().zip(&self.scale[col..]).for_each(|(sum, scale)| *sum *= scale);
+        }
     }
 
     /// How to finish a tile of `rows` rows from `row`, and of `cols` columns from `col` of these.

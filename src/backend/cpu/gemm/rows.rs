@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 use half::{bf16, f16};
 
 use super::super::matrix::In;
-use crate::dtype::{DType, f8e4m3_to_f32, f8e5m2_to_f32};
-use crate::tensor::{HostWeight, Scale};
+use crate::dtype::{DType, E4M3, Format, f8e5m2_to_f32};
+use crate::tensor::{BlockScales, HostWeight, Scale};
 
 /// The start of a stored row. It may be unaligned (tensors in files are). A null pointer is a row of zeros.
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +27,11 @@ impl Row {
     /// Row `row` of `x`, or zeros past its end.
     pub fn of(x: In, row: usize) -> Row {
         if row < x.rows() { Row::of_f32(x.row_ptr(row)) } else { Row::ZEROS }
+    }
+
+    /// The same row from element `k` on.
+    pub fn from(self, k: usize) -> Row {
+        if self.ptr.is_null() || !loadable(self.dtype) || k == 0 { self } else { Row { ptr: self.at(k), ..self } }
     }
 
     /// The address of element `k`.
@@ -62,7 +67,7 @@ impl<'a> WeightRows<'a> {
                     first,
                     rows: p.rows,
                     bytes: p.bytes(),
-                    row_bytes: p.cols * p.dtype.size(),
+                    row_bytes: p.row_bytes(),
                     dtype: p.dtype,
                     scale: &p.scale,
                 };
@@ -86,13 +91,67 @@ impl<'a> WeightRows<'a> {
         }
     }
 
+    /// Row `row`, if it is stored in a way that the kernels' loaders do not know: it must be expanded to f32 first.
+    pub fn expanded(&self, row: usize) -> Option<Expanded<'a>> {
+        let p = self.part(row).filter(|p| !loadable(p.dtype))?;
+        let local = row - p.first;
+        let scales = match p.scale {
+            Scale::Blocks(scales) => Some((scales, local)),
+            _ => None,
+        };
+        Some(Expanded { bytes: &p.bytes[local * p.row_bytes..][..p.row_bytes], format: p.dtype.format(), scales })
+    }
+
+    /// Whether any row must be expanded.
+    pub fn any_expanded(&self) -> bool {
+        self.parts.iter().any(|p| !loadable(p.dtype))
+    }
+
     /// The factor of row `row`, or 1 past the last.
     pub fn scale(&self, row: usize) -> f32 {
         self.part(row).map_or(1.0, |p| p.scale.of(row - p.first))
     }
 }
 
-static E4M3: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|q| f8e4m3_to_f32(q as u8)));
+/// Whether the kernels' loaders know `dtype`.
+fn loadable(dtype: DType) -> bool {
+    dtype.is_plain() && dtype != DType::I8
+}
+
+/// A stored row that is expanded to f32 before it is packed.
+pub struct Expanded<'a> {
+    bytes: &'a [u8],
+    /// Without one, elements are I8.
+    format: Option<&'static Format>,
+    /// Scales kept elsewhere, and the row among theirs.
+    scales: Option<(&'a BlockScales, usize)>,
+}
+
+impl Expanded<'_> {
+    /// Writes elements `k .. k + out.len()` to `out`; `k` is a multiple of `blocks::GROUP`.
+    #[inline(always)]
+    pub fn expand(&self, k: usize, out: &mut [f32]) {
+        let Some(format) = self.format else {
+            let stored = &self.bytes[k..k + out.len()];
+            return out.iter_mut().zip(stored).for_each(|(o, q)| *o = f32::from(*q as i8));
+        };
+        let Some((scales, row)) = self.scales else {
+            return format.decode(self.bytes, &[], k, out);
+        };
+        // The scales of some blocks at a time.
+        const BLOCKS: usize = 32;
+        let mut at = k;
+        for out in out.chunks_mut(BLOCKS * format.block - k % format.block) {
+            let mut values = [0.0; BLOCKS];
+            let first = at / format.block;
+            let count = (at + out.len()).div_ceil(format.block) - first;
+            scales.row(row, first, &mut values[..count]);
+            format.decode(&self.bytes[first * format.bytes..], &values[..count], at - first * format.block, out);
+            at += out.len();
+        }
+    }
+}
+
 static E5M2: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|q| f8e5m2_to_f32(q as u8)));
 
 /// Writes elements `k .. k + out.len()` of `row` to `out` as f32.
@@ -123,7 +182,7 @@ pub unsafe fn decode(row: Row, k: usize, out: &mut [f32]) {
             }
         }
         DType::F8E4M3 => {
-            let table: &[f32; 256] = &E4M3;
+            let table = &E4M3;
             for (o, b) in out.iter_mut().zip(bytes) {
                 *o = table[usize::from(*b)];
             }
@@ -134,5 +193,6 @@ pub unsafe fn decode(row: Row, k: usize, out: &mut [f32]) {
                 *o = table[usize::from(*b)];
             }
         }
+        _ => unreachable!("expanded before it is packed"),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::super::isa::Isa;
 use super::super::linear::Variant;
 use crate::dtype::DType;
-use crate::tensor::{HostPart, HostWeight, Scale};
+use crate::tensor::{BlockScale, BlockScales, HostPart, HostWeight, Scale};
 
 /// A small generator of random numbers (xorshift64*).
 pub struct Random(u64);
@@ -49,6 +49,55 @@ pub fn weight(random: &mut Random, cols: usize, parts: &[(usize, DType)]) -> Hos
     });
     let parts: Vec<_> = parts.collect();
     HostWeight { rows: parts.iter().map(|p| p.rows).sum(), cols, parts }
+}
+
+/// A weight of `rows x cols` of a type that is expanded before it is packed: two parts of random bytes, with such scales as it needs, one at an odd byte.
+pub fn blocks(random: &mut Random, cols: usize, rows: usize, dtype: DType) -> HostWeight {
+    let parts = [rows / 3, rows - rows / 3].into_iter().enumerate().map(|(i, rows)| {
+        let offset = 2 * i + 1;
+        let mut bytes = vec![0x7f; offset];
+        bytes.extend((0..rows * dtype.bytes(cols)).map(|_| (random.f32() * 128.0) as i8 as u8));
+        let mut scale = if i == 0 { Scale::Tensor(0.01) } else { Scale::One };
+        if let Some(format) = dtype.format() {
+            // Halves that are finite and of one size, wherever the format has them.
+            for block in bytes[offset..].chunks_exact_mut(format.bytes) {
+                let halves: &[usize] = match dtype {
+                    DType::Q8_0 | DType::Q4_0 | DType::Q5_0 => &[0],
+                    DType::Q4_1 | DType::Q5_1 | DType::Q4K | DType::Q5K => &[0, 2],
+                    DType::Q2K => &[80, 82],
+                    DType::Q3K => &[108],
+                    DType::Q6K => &[208],
+                    _ => &[],
+                };
+                for at in halves {
+                    let d = half::f16::from_f32(random.f32() * 0.1);
+                    block[*at..at + 2].copy_from_slice(&d.to_le_bytes());
+                }
+            }
+            if format.scale_bytes > 0 {
+                let per_row = format.blocks(cols);
+                let count = rows.next_multiple_of(128) * per_row.next_multiple_of(4);
+                let (stored, scales) = match dtype {
+                    DType::Mxfp8 => {
+                        (BlockScale::E8M0, (0..count).map(|_| (120.0 + 5.0 * random.f32()) as u8).collect())
+                    }
+                    DType::Nvfp4 => {
+                        (BlockScale::E4M3, (0..count).map(|_| (48.0 + 20.0 * random.f32()) as u8).collect())
+                    }
+                    _ => (BlockScale::F32, (0..count).flat_map(|_| random.f32().to_le_bytes()).collect::<Vec<u8>>()),
+                };
+                let tiled = dtype == DType::Nvfp4 && i == 1;
+                let source = Arc::new(scales);
+                let scales = BlockScales { source, offset: 0, stored, per_row, first_row: 0, tiled, factor: 0.7 };
+                scale = Scale::Blocks(scales);
+                // No NaN among mxfp8's codes.
+                bytes[offset..].iter_mut().for_each(|q| *q &= 0xbf);
+            }
+        }
+        HostPart { source: Arc::new(bytes), offset, rows, cols, dtype, scale }
+    });
+    let parts: Vec<_> = parts.collect();
+    HostWeight { rows, cols, parts }
 }
 
 /// `||got - want|| / ||want||`; anything not finite in `got` gives infinity.

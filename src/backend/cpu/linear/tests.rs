@@ -1,4 +1,4 @@
-use super::super::gemm::testing::{Random, error, runnable, tolerance, weight};
+use super::super::gemm::testing::{Random, blocks, error, runnable, tolerance, weight};
 use super::*;
 use crate::dtype::DType::*;
 
@@ -17,10 +17,10 @@ fn sums(x: &[f32], w: &HostWeight, bias: Option<&[f32]>) -> Vec<f64> {
 }
 
 fn run(v: &Variant, x: In, w: &HostWeight, bias: Option<&[f32]>, tail: Tail, out: Out) {
-    let bytes = linear_scratch(v, x.rows(), w.cols, w.rows, rayon::current_num_threads());
+    let bytes = linear_scratch(v, x.rows(), w.cols, 0, w.rows, rayon::current_num_threads());
     // Scratch holds rubbish and starts at an odd address.
     let mut scratch = vec![0xff; bytes + 1];
-    linear(x, w, bias, tail, out, &mut scratch[1..], v);
+    linear(x, w, bias, None, tail, out, &mut scratch[1..], v);
 }
 
 fn plain(v: &Variant, x: &[f32], w: &HostWeight, bias: Option<&[f32]>) -> Vec<f32> {
@@ -238,4 +238,50 @@ fn the_choice_follows_arithmetic_storage_and_processor() {
     assert_eq!(name(Isa::Portable, &[F16], Compute::Auto, None), Some("linear_f32_portable"));
     let forced = Some("linear_f32_portable");
     assert_eq!(name(Isa::Avx512Bf16, &[BF16], Compute::Bf16, forced), Some("linear_f32_portable"));
+}
+
+#[test]
+fn a_side_is_added_before_the_epilogue_and_knows_no_scales_of_w() {
+    let mut random = Random::new(77);
+    for v in runnable(LINEAR) {
+        for dtype in [F32, BF16, F8E4M3] {
+            for (rows, k, n, rank) in
+                [(1, 64, 33, 4), (7, 100, 40, 16), (9, 64, 65, 1), (50, 700, 70, 33), (33, 40, 300, 450)]
+            {
+                let x = random.vec(rows * k);
+                let t = random.vec(rows * rank);
+                let w = weight(&mut random, k, &[(n / 2, dtype), (n - n / 2, dtype)]);
+                let b = weight(&mut random, rank, &[(n, if dtype == F32 { F32 } else { BF16 })]);
+                let (bias, residual) = (random.vec(n), random.vec(rows * n));
+                let mut out = vec![f32::NAN; rows * n];
+                let bytes = linear_scratch(v, rows, k, rank, n, rayon::current_num_threads());
+                let mut scratch = vec![0xff; bytes];
+                let tail = Tail::Add { residual: In::dense(&residual, n) };
+                let side = Some((In::dense(&t, rank), &b));
+                linear(In::dense(&x, k), &w, Some(&bias), side, tail, Out::dense(&mut out, n), &mut scratch, v);
+                let (plain, more) = (sums(&x, &w, Some(&bias)), sums(&t, &b, None));
+                let want: Vec<f64> =
+                    plain.iter().zip(&more).zip(&residual).map(|((p, m), r)| p + m + f64::from(*r)).collect();
+                let e = error(&out, &want);
+                assert!(e <= tolerance(v), "{} {} {rows} x {k} x {n} rank {rank}: {e:e}", v.name, dtype.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn types_that_are_expanded_give_the_product_of_their_values() {
+    let mut random = Random::new(78);
+    let formats = crate::dtype::blocks::FORMATS.iter().map(|f| f.dtype);
+    for dtype in formats.chain([I8]) {
+        for (rows, k, n) in [(1, 512, 40), (6, 256, 33), (20, 1280, 70), (60, 768, 300)] {
+            let x = random.vec(rows * k);
+            let w = blocks(&mut random, k, n, dtype);
+            let want = sums(&x, &w, None);
+            for v in runnable(LINEAR) {
+                let e = error(&plain(v, &x, &w, None), &want);
+                assert!(e <= tolerance(v), "{} {} {rows} x {k} x {n}: {e:e}", v.name, dtype.name());
+            }
+        }
+    }
 }

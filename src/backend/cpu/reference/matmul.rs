@@ -6,17 +6,28 @@ use super::super::matrix::{In, Out};
 use super::{at, gelu_tanh, group_row, put, silu_of};
 use crate::tensor::HostWeight;
 
-/// `out[r] = tail(x[r] . w^T + bias)`
-pub(crate) fn linear(x: In, w: &HostWeight, bias: Option<&[f32]>, tail: Tail, out: Out) {
+/// `out[r] = tail(x[r] . w^T + t[r] . b^T + bias)` with `side` as (t, b)
+pub(crate) fn linear(
+    x: In,
+    w: &HostWeight,
+    bias: Option<&[f32]>,
+    side: Option<(In, &HostWeight)>,
+    tail: Tail,
+    out: Out,
+) {
+    let side = side.map(|(t, b)| (t, b.to_f32()));
     let mut n = 0;
     for part in &w.parts {
-        let size = part.dtype.size();
-        for (row, stored) in part.bytes().chunks_exact(part.cols * size).enumerate() {
-            let scale = part.scale.of(row);
-            let w: Vec<f32> = stored.chunks_exact(size).map(|b| part.dtype.decode(b) * scale).collect();
+        let mut w = vec![0.0; part.cols];
+        for (row, stored) in part.bytes().chunks_exact(part.row_bytes()).enumerate() {
+            part.decode_row(row, stored, &mut w);
             for r in 0..x.rows() {
                 let sum: f64 = (0..x.cols()).map(|c| f64::from(at(x, r, c)) * f64::from(w[c])).sum();
-                let y = sum + bias.map_or(0.0, |b| f64::from(b[n]));
+                let more = side.as_ref().map_or(0.0, |(t, b)| {
+                    let b = &b[n * t.cols()..(n + 1) * t.cols()];
+                    b.iter().enumerate().map(|(c, b)| f64::from(at(*t, r, c)) * f64::from(*b)).sum()
+                });
+                let y = sum + more + bias.map_or(0.0, |b| f64::from(b[n]));
                 let value = match tail {
                     Tail::None => y,
                     Tail::Silu => silu_of(y),

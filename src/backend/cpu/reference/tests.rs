@@ -49,7 +49,7 @@ fn linear_scales_each_stored_row_and_finishes_with_its_tail() {
     };
     let run = |tail| {
         let mut out = vec![f32::NAN; 8];
-        linear(In::dense(&x, 3), &host, Some(&bias), tail, Out::dense(&mut out, 4));
+        linear(In::dense(&x, 3), &host, Some(&bias), None, tail, Out::dense(&mut out, 4));
         out
     };
     let all = |f: &dyn Fn(usize, usize) -> f64| (0..8).map(|i| f(i / 4, i % 4)).collect::<Vec<_>>();

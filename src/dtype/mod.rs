@@ -1,8 +1,13 @@
-//! Element types and the conversions between them.
+//! Element types and the conversions between them; `blocks` has those that are stored in blocks.
+
+pub mod blocks;
+mod ggml;
+
+pub use blocks::{Format, Plane};
 
 use half::{bf16, f16};
 
-/// How the elements of a tensor are stored. The 8-bit floats are legal only as weights of `Linear`.
+/// How the elements of a tensor are stored. Those of one byte and less are legal only as weights of `Linear` (and as tables, which are widened).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DType {
     F32,
@@ -14,20 +19,61 @@ pub enum DType {
     F8E5M2,
     /// Indices (token ids); never a weight.
     I32,
+    /// Whole numbers, -128 to 127, with a factor for each row or for all.
+    I8,
+    // Stored in blocks: see `blocks::FORMATS`.
+    Q8_0,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q2K,
+    Q3K,
+    Q4K,
+    Q5K,
+    Q6K,
+    Nf4,
+    Fp4,
+    Mxfp8,
+    Nvfp4,
 }
 
 impl DType {
-    /// Bytes of one element.
+    /// Bytes of one element; types stored in blocks have none (see `bytes`).
     pub const fn size(self) -> usize {
         match self {
             DType::F32 | DType::I32 => 4,
             DType::BF16 | DType::F16 => 2,
-            DType::F8E4M3 | DType::F8E5M2 => 1,
+            DType::F8E4M3 | DType::F8E5M2 | DType::I8 => 1,
+            _ => panic!("a type that is stored in blocks has no size of one element"),
         }
     }
 
+    /// Whether it has 16 bits or more: what is legal beyond weights of `Linear`.
+    pub const fn is_wide(self) -> bool {
+        matches!(self, DType::F32 | DType::BF16 | DType::F16)
+    }
+
+    /// The block format, if elements are stored in blocks.
+    pub fn format(self) -> Option<&'static Format> {
+        blocks::FORMATS.iter().find(|f| f.dtype == self)
+    }
+
+    /// Bytes of `elements` elements of a row; of types stored in blocks a multiple of the block, scales kept elsewhere not counted.
+    pub fn bytes(self, elements: usize) -> usize {
+        match self.format() {
+            Some(format) => format.bytes_of(elements),
+            None => elements * self.size(),
+        }
+    }
+
+    /// Whether elements can be found one by one: not stored in blocks.
+    pub fn is_plain(self) -> bool {
+        self.format().is_none()
+    }
+
     /// The name that safetensors and people use.
-    pub const fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             DType::F32 => "F32",
             DType::BF16 => "BF16",
@@ -35,6 +81,8 @@ impl DType {
             DType::F8E4M3 => "F8_E4M3",
             DType::F8E5M2 => "F8_E5M2",
             DType::I32 => "I32",
+            DType::I8 => "I8",
+            _ => self.format().map_or("?", |f| f.name),
         }
     }
 
@@ -47,10 +95,12 @@ impl DType {
             DType::F8E4M3 => f8e4m3_to_f32(bytes[0]),
             DType::F8E5M2 => f8e5m2_to_f32(bytes[0]),
             DType::I32 => i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as f32,
+            DType::I8 => f32::from(bytes[0] as i8),
+            _ => panic!("an element of a block cannot be decoded alone"),
         }
     }
 
-    /// Appends `value` as this type, rounded to nearest even; the 8-bit floats saturate at their largest finite value.
+    /// Appends `value` as this type, rounded to nearest even; the 8-bit types saturate at their largest finite value.
     pub fn encode(self, value: f32, out: &mut Vec<u8>) {
         match self {
             DType::F32 => out.extend_from_slice(&value.to_le_bytes()),
@@ -59,19 +109,33 @@ impl DType {
             DType::F8E4M3 => out.push(f32_to_f8e4m3(value)),
             DType::F8E5M2 => out.push(f32_to_f8e5m2(value)),
             DType::I32 => out.extend_from_slice(&(value as i32).to_le_bytes()),
+            DType::I8 => out.push(value.round_ties_even().clamp(-128.0, 127.0) as i8 as u8),
+            _ => panic!("an element of a block cannot be encoded alone"),
         }
     }
 }
 
+/// Every value of an E4M3.
+pub static E4M3: [f32; 256] = {
+    let mut values = [0.0; 256];
+    let mut q = 0;
+    while q < 256 {
+        let (exponent, mantissa) = (q as u32 >> 3 & 15, q as u32 & 7);
+        let magnitude = match (exponent, mantissa) {
+            (15, 7) => f32::NAN,
+            // m * 2^-9
+            (0, m) => m as f32 * f32::from_bits((127 - 9) << 23),
+            (e, m) => f32::from_bits((e + 127 - 7) << 23 | m << 20),
+        };
+        values[q] = if q < 128 { magnitude } else { -magnitude };
+        q += 1;
+    }
+    values
+};
+
 /// Exact.
 pub fn f8e4m3_to_f32(q: u8) -> f32 {
-    let (exponent, mantissa) = ((q >> 3) & 15, q & 7);
-    let magnitude = match (exponent, mantissa) {
-        (15, 7) => f32::NAN,
-        (0, m) => f32::from(m) * 2f32.powi(-9),
-        (e, m) => (1.0 + f32::from(m) / 8.0) * 2f32.powi(i32::from(e) - 7),
-    };
-    if q & 0x80 != 0 { -magnitude } else { magnitude }
+    E4M3[usize::from(q)]
 }
 
 /// Exact.

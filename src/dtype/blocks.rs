@@ -1,0 +1,231 @@
+//! Types whose elements are stored in blocks that share scales: GGUF's, bitsandbytes' 4-bit ones, mxfp8 and nvfp4. One table, `FORMATS`, has all that anyone needs
+//! to know of each.
+//!
+//! A row is a whole number of blocks. Formats of GGUF carry their scales within the block; the others have one scale a block that files keep in a tensor beside the
+//! elements. Everything is decoded in groups of `GROUP` elements, the greatest common measure of all formats that a GPU's or a processor's loops like.
+
+use super::{DType, E4M3, ggml};
+
+/// Elements that are decoded at once; every block, or two of nvfp4, is a whole number of groups.
+pub const GROUP: usize = 32;
+
+/// A stretch of every block that a device may keep together with its likes: quants with quants, scales with scales.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plane {
+    /// First byte within the block.
+    pub from: usize,
+    pub bytes: usize,
+}
+
+/// How one type is stored.
+#[derive(Debug)]
+pub struct Format {
+    pub dtype: DType,
+    /// GGUF's name, or the one in Comfy's and bitsandbytes' records.
+    pub name: &'static str,
+    /// GGUF's number of the type, where it has one.
+    pub ggml: Option<u32>,
+    /// Elements and bytes of a block, scales kept elsewhere not counted.
+    pub block: usize,
+    pub bytes: usize,
+    /// Which bytes a device keeps together: for a row, all of the first stretch, then all of the second. They cover the block.
+    pub planes: &'static [Plane],
+    /// Bytes of the scale of a block on a device where files keep it elsewhere: 4 (F32), 1 (F8_E8M0 or F8_E4M3); 0 where it is in the block.
+    pub scale_bytes: usize,
+    /// Relative error (Frobenius norm) of normally distributed values in this type, as stored by the reference's encoders; what pictures are judged by.
+    pub error: f32,
+    decode: fn(&[u8], usize, &[f32], &mut [f32; GROUP]),
+}
+
+/// How a device keeps a row: plane after plane, then the scales that were kept elsewhere, each beginning at a multiple of 16 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowLayout {
+    /// Byte of the row at which each of `Format::planes` begins, then the scales; unused entries are 0.
+    pub planes: [usize; 5],
+    /// Bytes from row to row, a multiple of 16.
+    pub bytes: usize,
+}
+
+impl Format {
+    /// How a device keeps a row of `cols` elements.
+    pub fn layout(&self, cols: usize) -> RowLayout {
+        let mut layout = RowLayout { planes: [0; 5], bytes: 0 };
+        let sizes = self.planes.iter().map(|p| p.bytes).chain((self.scale_bytes > 0).then_some(self.scale_bytes));
+        for (plane, size) in layout.planes.iter_mut().zip(sizes) {
+            *plane = layout.bytes;
+            layout.bytes += (self.blocks(cols) * size).next_multiple_of(16);
+        }
+        layout
+    }
+
+    /// Parts a stored row into the planes of `layout`; the scales are the caller's.
+    pub fn split(&self, row: &[u8], out: &mut [u8], layout: &RowLayout) {
+        for (plane, from) in self.planes.iter().zip(layout.planes) {
+            let to = out[from..].chunks_exact_mut(plane.bytes);
+            for (to, block) in to.zip(row.chunks_exact(self.bytes)) {
+                to.copy_from_slice(&block[plane.from..plane.from + plane.bytes]);
+            }
+        }
+    }
+
+    /// Bytes of `elements` elements, a multiple of the block.
+    pub fn bytes_of(&self, elements: usize) -> usize {
+        debug_assert!(elements.is_multiple_of(self.block), "{elements} elements of {}", self.name);
+        elements / self.block * self.bytes
+    }
+
+    /// Blocks of a row of `cols` elements.
+    pub fn blocks(&self, cols: usize) -> usize {
+        cols / self.block
+    }
+
+    /// Decodes elements `first ..` of a row into `out`; `row` are the row's bytes and `scales` those of its blocks, empty where blocks carry their own. `first`
+    /// and the length of `out` are multiples of `GROUP` (the last group of a row may be cut short).
+    #[inline(always)]
+    pub fn decode(&self, row: &[u8], scales: &[f32], first: usize, out: &mut [f32]) {
+        debug_assert!(first.is_multiple_of(GROUP));
+        let per = self.block.max(GROUP);
+        let (stride, scale_stride) =
+            (self.bytes * (per / self.block), if scales.is_empty() { 0 } else { per / self.block });
+        let mut at = first;
+        let mut rest = out;
+        while !rest.is_empty() {
+            let (block, group) = (at / per, at % per / GROUP);
+            let bytes = &row[block * stride..row.len().min((block + 1) * stride)];
+            let scales = &scales[(block * scale_stride).min(scales.len())..];
+            if rest.len() < GROUP {
+                // Half a group is left of a row of nvfp4.
+                let mut whole = [0.0; GROUP];
+                (self.decode)(bytes, group, scales, &mut whole);
+                return rest.copy_from_slice(&whole[..rest.len()]);
+            }
+            let (whole, left) = rest.split_first_chunk_mut::<GROUP>().expect("there are as many");
+            (self.decode)(bytes, group, scales, whole);
+            rest = left;
+            at += GROUP;
+        }
+    }
+}
+
+macro_rules! planes {
+    ($($from:literal + $bytes:literal),*) => { &[$(Plane { from: $from, bytes: $bytes }),*] };
+}
+
+/// Every format, once.
+pub static FORMATS: [Format; 14] = [
+    ggml_format(DType::Q8_0, "Q8_0", 8, 32, 34, planes![2 + 32, 0 + 2], 0.006, ggml::q8_0),
+    ggml_format(DType::Q4_0, "Q4_0", 2, 32, 18, planes![2 + 16, 0 + 2], 0.11, ggml::q4_0),
+    ggml_format(DType::Q4_1, "Q4_1", 3, 32, 20, planes![4 + 16, 0 + 4], 0.09, ggml::q4_1),
+    ggml_format(DType::Q5_0, "Q5_0", 6, 32, 22, planes![6 + 16, 2 + 4, 0 + 2], 0.055, ggml::q5_0),
+    ggml_format(DType::Q5_1, "Q5_1", 7, 32, 24, planes![8 + 16, 4 + 4, 0 + 4], 0.045, ggml::q5_1),
+    ggml_format(DType::Q2K, "Q2_K", 10, 256, 84, planes![16 + 64, 0 + 16, 80 + 4], 0.30, ggml::q2_k),
+    ggml_format(DType::Q3K, "Q3_K", 11, 256, 110, planes![32 + 64, 0 + 32, 96 + 12, 108 + 2], 0.18, ggml::q3_k),
+    ggml_format(DType::Q4K, "Q4_K", 12, 256, 144, planes![16 + 128, 0 + 16], 0.08, ggml::q4_k),
+    ggml_format(DType::Q5K, "Q5_K", 13, 256, 176, planes![48 + 128, 16 + 32, 0 + 16], 0.04, ggml::q5_k),
+    ggml_format(DType::Q6K, "Q6_K", 14, 256, 210, planes![0 + 128, 128 + 64, 192 + 16, 208 + 2], 0.02, ggml::q6_k),
+    beside(DType::Nf4, "nf4", 64, 32, 4, 0.10, nf4),
+    beside(DType::Fp4, "fp4", 64, 32, 4, 0.13, fp4),
+    beside(DType::Mxfp8, "mxfp8", 32, 32, 1, 0.03, mxfp8),
+    beside(DType::Nvfp4, "nvfp4", 16, 8, 1, 0.11, nvfp4),
+];
+
+type Decode = fn(&[u8], usize, &[f32], &mut [f32; GROUP]);
+
+#[allow(clippy::too_many_arguments, reason = "one line of a table")]
+const fn ggml_format(
+    dtype: DType,
+    name: &'static str,
+    ggml: u32,
+    block: usize,
+    bytes: usize,
+    planes: &'static [Plane],
+    error: f32,
+    decode: Decode,
+) -> Format {
+    Format { dtype, name, ggml: Some(ggml), block, bytes, planes, scale_bytes: 0, error, decode }
+}
+
+const fn beside(
+    dtype: DType,
+    name: &'static str,
+    block: usize,
+    bytes: usize,
+    scale_bytes: usize,
+    error: f32,
+    decode: Decode,
+) -> Format {
+    let planes: &[Plane] = if bytes == 32 { planes![0 + 32] } else { planes![0 + 8] };
+    Format { dtype, name, ggml: None, block, bytes, planes, scale_bytes, error, decode }
+}
+
+/// The sixteen values of NF4: quantiles of the normal distribution, as bitsandbytes has them.
+pub static NF4: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+/// The sixteen values of bitsandbytes' FP4, whose largest is 1.
+pub static FP4: [f32; 16] = [
+    0.0,
+    0.005_208_333_3,
+    0.666_666_7,
+    1.0,
+    0.333_333_34,
+    0.5,
+    0.166_666_67,
+    0.25,
+    -0.0,
+    -0.005_208_333_3,
+    -0.666_666_7,
+    -1.0,
+    -0.333_333_34,
+    -0.5,
+    -0.166_666_67,
+    -0.25,
+];
+
+/// The sixteen values of an e2m1.
+pub static E2M1: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+
+/// Two to a byte, the first in the high half.
+#[inline(always)]
+fn high_first(bytes: &[u8], table: &[f32; 16], scale: f32, out: &mut [f32]) {
+    for (two, q) in out.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+        *two = [table[usize::from(q >> 4)] * scale, table[usize::from(q & 15)] * scale];
+    }
+}
+
+fn nf4(block: &[u8], group: usize, scales: &[f32], out: &mut [f32; GROUP]) {
+    high_first(&block[group * 16..group * 16 + 16], &NF4, scales[0], out);
+}
+
+fn fp4(block: &[u8], group: usize, scales: &[f32], out: &mut [f32; GROUP]) {
+    high_first(&block[group * 16..group * 16 + 16], &FP4, scales[0], out);
+}
+
+fn mxfp8(block: &[u8], _: usize, scales: &[f32], out: &mut [f32; GROUP]) {
+    for (o, q) in out.iter_mut().zip(block) {
+        *o = E4M3[usize::from(*q)] * scales[0];
+    }
+}
+
+/// Two blocks of 16.
+fn nvfp4(blocks: &[u8], _: usize, scales: &[f32], out: &mut [f32; GROUP]) {
+    for ((half, bytes), scale) in out.as_chunks_mut::<16>().0.iter_mut().zip(blocks.as_chunks::<8>().0).zip(scales) {
+        high_first(bytes, &E2M1, *scale, half);
+    }
+}
