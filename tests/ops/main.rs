@@ -9,6 +9,7 @@
 
 #[path = "../common/adapter.rs"]
 mod adapter;
+mod blocks;
 mod case;
 mod cuda;
 #[path = "../common/driver.rs"]

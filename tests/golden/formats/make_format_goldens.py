@@ -103,7 +103,7 @@ def by_definition(kind, data, cols):
 def ggml_goldens(folder):
     out = {}
     for kind in TYPES:
-        rows, cols = 8, 768
+        rows, cols = 8 if kind.endswith('_K') else 4, 768
         data = block_bytes(rng('ggml', kind), kind, rows, cols)
         values = gguf.quants.dequantize(data, T[kind])
         assert values.shape == (rows, cols) and np.isfinite(values).all()
@@ -130,7 +130,7 @@ def encode_goldens(folder):
     block[7] = np.float32(127)
     block[7, ::2] = np.arange(16, dtype=np.float32) + np.float32(0.5)  # ties: d = 1
     block[8] = -block[7]
-    block[9] *= np.float32(1e-6)  # the scale is subnormal in f16
+    block[9] *= np.float32(1e-4)  # the scale is subnormal in f16
     block[10] *= np.float32(1e-12)  # the scale is zero in f16, though not in f32
     block[11] = np.arange(32, dtype=np.float32) * np.float32(2.0**-20) + np.float32(1)  # min and max nearly equal
     out = {'source': tensor(x)}
@@ -155,7 +155,7 @@ def bnb_goldens(folder):
     """CASE.weight and what hangs on it as bitsandbytes saves it; CASE.expected from its dequantisation into float32 (the one in plain torch: the
     CPU kernel of 0.50.2 gives wrong values where rows are not whole blocks; where they are, the two must agree)."""
     cases = dict(
-        nf4=dict(shape=(96, 192)),
+        nf4=dict(shape=(48, 128)),
         nf4_nested=dict(shape=(72, 256), nested=True),  # 288 blocks: two blocks of scales, the second short
         nf4_crossing=dict(shape=(34, 90)),  # blocks run over the ends of rows, the last is short
         nf4_odd=dict(shape=(33, 35)),  # half a byte left over
@@ -291,19 +291,19 @@ def comfy_cases():
         add(name, conf, w, w.float() * scale, weight_scale=scale, input_scale=one(0.05))
         same(cases[name][0]['expected'].numpy(), kitchen.dequantize_per_tensor_fp8(w, scale, torch.float32).numpy(), name)
 
-    # mxfp8: quantised, 136 rows stored as 160, 6 blocks of scales stored as 8; ten blocks in one row of tiles; all codes, scales as bare bytes
+    # mxfp8: quantised, 136 rows stored as 160, 6 blocks of scales stored as 8; 5 blocks stored as 8; all codes, scales as bare bytes
     conf = dict(format='mxfp8')
-    for name, shape in dict(mxfp8=(136, 192), mxfp8_wide=(32, 320)).items():
+    for name, shape in dict(mxfp8=(136, 192), mxfp8_wide=(32, 160)).items():
         x = matrix(rng('comfy', name), shape)
         w, s = kitchen.quantize_mxfp8(x, pad_32x=True)
         e = mxfp8(w, s, shape)
         assert (e - x).abs().max() < 0.05 * x.abs().max()
         add(name, conf, w, e, weight_scale=s)
     r = rng('comfy', 'mxfp8_u8')
-    scale = r.integers(90, 160, (160, 3)).astype(np.uint8)
-    scale[0] = [8, 1, 240]
-    w = f8(f8_bytes(r, (160, 96)))
-    add('mxfp8_u8', conf, w, mxfp8(w, swizzle(scale), (160, 96)), weight_scale=swizzle(scale))
+    scale = r.integers(90, 160, (160, 2)).astype(np.uint8)
+    scale[0], scale[1] = [8, 1], [240, 127]
+    w = f8(f8_bytes(r, (160, 64)))
+    add('mxfp8_u8', conf, w, mxfp8(w, swizzle(scale), (160, 64)), weight_scale=swizzle(scale))
 
     # nvfp4: likewise; 40 x 72 is stored as 48 x 80
     conf = dict(format='nvfp4')
@@ -516,6 +516,7 @@ def save(folder, name, tensors, **meta):
     for k, v in tensors.items():
         assert not k.endswith(('.expected', '.values')) or (v.dtype == torch.float32 and v.isfinite().all()), k
     save_file(tensors, path, metadata=meta or None)
+    os.chmod(path, 0o644)
     print(name, os.path.getsize(path), len(tensors))
 
 
@@ -526,7 +527,7 @@ Zeros may differ in sign.
 
 | file | tensors | |
 |---|---|---|
-| `ggml` | `TYPE.bytes` U8 (rows, bytes a row), `TYPE.values` (8, 768) | random blocks through `gguf.quants.dequantize`; any finite f16 as scale: 0, -0, subnormal, negative, 65504. The five legacy types were also computed from their definition. Products are exact in f32, so fused or not makes no difference |
+| `ggml` | `TYPE.bytes` U8 (rows, bytes a row), `TYPE.values` (8 or 4, 768) | random blocks through `gguf.quants.dequantize`; any finite f16 as scale: 0, -0, subnormal, negative, 65504. The five legacy types were also computed from their definition. Products are exact in f32, so fused or not makes no difference |
 | `encode` | `source` (8, 512), `TYPE.bytes` | `gguf.quants.quantize` of one matrix; Q8_0 is what ggml writes. Blocks of zeros, ties, a scale subnormal or zero in f16 |
 | `bnb` | `CASE.weight`, `CASE.weight.absmax`, ... as bitsandbytes saves them, `CASE.expected` | dequantised by bitsandbytes' plain torch code into float32 (its CPU kernel errs where rows are not whole blocks), where it rounds nowhere but here: nested scales `round(round(map x absmax) + offset)`, then `code x scale`. `any`: all byte values, not from a real matrix; `odd`: half a byte unused; `as_bf16`: bytes in a BF16 tensor |
 | `comfy` | `CASE.weight`, `.weight_scale`, ..., `.comfy_quant`, `CASE.expected` | from comfy-kitchen's eager code and again from the definition, bit for bit alike. `expected` has the layer's own shape, smaller than what is stored where that is padded (`mxfp8`, `nvfp4`, `nvfp4_padded`). `u8`: scales as bare bytes. nvfp4: `code x round(scale_2 x scale)`. `smooth`: the columns times `pre_quant_scale`, one rounding more. An mxfp8 scale byte of 0 occurs with zeros only |

@@ -1,0 +1,135 @@
+//! Weights of types stored in blocks, and `Linear` on them; `Linear` with a side.
+
+use std::sync::Arc;
+
+use flux_fast::dtype::DType;
+use flux_fast::dtype::blocks::FORMATS;
+use flux_fast::op::{Epilogue, Op, Side};
+use flux_fast::tensor::{BlockScale, BlockScales, HostPart, HostWeight, Scale, Weight};
+
+use crate::case::Case;
+
+/// The halves of a block that are f16 scales, by byte.
+fn halves(dtype: DType) -> &'static [usize] {
+    match dtype {
+        DType::Q8_0 | DType::Q4_0 | DType::Q5_0 => &[0],
+        DType::Q4_1 | DType::Q5_1 | DType::Q4K | DType::Q5K => &[0, 2],
+        DType::Q2K => &[80, 82],
+        DType::Q3K => &[108],
+        DType::Q6K => &[208],
+        _ => &[],
+    }
+}
+
+impl Case {
+    fn byte(&mut self) -> u8 {
+        (self.random.bits() >> 33) as u8
+    }
+
+    /// `rows x cols` of random blocks of `dtype`, from an odd byte of its source, every code as likely as any other; `tiled` puts scales beside it into cuBLAS's order.
+    fn block_part(&mut self, rows: usize, cols: usize, dtype: DType, tiled: bool) -> HostPart {
+        let offset = 3;
+        let mut bytes = vec![0xff; offset];
+        bytes.extend((0..rows * dtype.bytes(cols)).map(|_| self.byte()));
+        let mut scale = Scale::Tensor(0.01);
+        if let Some(format) = dtype.format() {
+            let spread = if format.block == 256 { 0.002 } else { 0.02 };
+            for block in bytes[offset..].chunks_exact_mut(format.bytes) {
+                for at in halves(dtype) {
+                    let d = half::f16::from_f32(self.random.number() * spread);
+                    block[*at..at + 2].copy_from_slice(&d.to_le_bytes());
+                }
+            }
+            scale = Scale::One;
+            if format.scale_bytes > 0 {
+                let per_row = format.blocks(cols);
+                // Row 5 of the stored matrix is the first of ours.
+                let count = (rows + 5).next_multiple_of(128) * per_row.next_multiple_of(4);
+                let (stored, scales): (_, Vec<u8>) = match dtype {
+                    DType::Mxfp8 => (BlockScale::E8M0, (0..count).map(|_| 115 + self.byte() % 10).collect()),
+                    DType::Nvfp4 => (BlockScale::E4M3, (0..count).map(|_| self.byte() % 0x60).collect()),
+                    _ => (BlockScale::F32, (0..count).flat_map(|_| self.random.number().to_le_bytes()).collect()),
+                };
+                if dtype == DType::Mxfp8 {
+                    // No NaN.
+                    bytes[offset..].iter_mut().for_each(|q| *q &= 0xbf);
+                }
+                let source = Arc::new(scales);
+                let factor = if dtype == DType::Nvfp4 { 0.03 } else { 1.0 };
+                scale = Scale::Blocks(BlockScales { source, offset: 0, stored, per_row, first_row: 5, tiled, factor });
+            }
+        }
+        HostPart { source: Arc::new(bytes), offset, rows, cols, dtype, scale }
+    }
+
+    /// A weight of such parts.
+    pub fn blocks(&mut self, cols: usize, parts: &[(usize, DType, bool)]) -> Weight {
+        let parts: Vec<_> =
+            parts.iter().map(|&(rows, dtype, tiled)| self.block_part(rows, cols, dtype, tiled)).collect();
+        let host = HostWeight { rows: parts.iter().map(|p| p.rows).sum(), cols, parts };
+        let weight = Weight { id: self.weights.len() as u32, rows: host.rows, cols };
+        self.weights.push(host);
+        weight
+    }
+}
+
+#[test]
+fn linear_in_every_block_format() {
+    for dtype in FORMATS.iter().map(|f| f.dtype).chain([DType::I8]) {
+        for (rows, k, n) in [(1, 256, 33), (5, 512, 72), (20, 768, 40), (130, 256, 136), (257, 512, 65)] {
+            let mut c = Case::new();
+            let tiled = dtype == DType::Nvfp4;
+            let w = c.blocks(k, &[(n / 2, dtype, false), (n - n / 2, dtype, tiled)]);
+            let (x, b, out) = (c.input(rows, k), c.vector(n), c.output(rows, n));
+            let epilogue = if rows == 20 { Epilogue::GeluTanh } else { Epilogue::None };
+            c.check(Op::Linear { x: x.all(), w, bias: Some(b), side: None, epilogue, out: out.all() }, 0);
+        }
+    }
+    // q, k and v of three files, in three formats; a block that is not a whole number of steps of anything.
+    let mut c = Case::new();
+    let w = c.blocks(1280, &[(24, DType::Q6K, false), (20, DType::Q4_0, false), (5, DType::Nf4, false)]);
+    let (x, residual) = (c.input(33, 1280), c.input(33, 49));
+    let gate = c.input(1, 98).columns(49, 49);
+    let epilogue = Epilogue::GatedAdd { residual, gate };
+    c.check(Op::Linear { x: x.all(), w, bias: None, side: None, epilogue, out: residual.all() }, 0);
+}
+
+#[test]
+fn linear_with_a_side() {
+    let scales: Arc<[f32]> = (0..72).map(|i| 0.5 + i as f32 / 64.0).collect();
+    for dtype in
+        [DType::F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2, DType::Q4K, DType::Mxfp8, DType::I8]
+    {
+        for (rows, rank) in [(1, 4), (6, 16), (18, 16), (40, 1), (130, 72), (256, 33)] {
+            let mut c = Case::new();
+            let w = match dtype.is_plain() && dtype != DType::I8 {
+                true if dtype.size() == 1 => c.weight_of(256, &[(72, dtype, Scale::Rows(scales.clone()))]),
+                true => c.weight(72, 256, dtype),
+                false => c.blocks(256, &[(72, dtype, false)]),
+            };
+            let b = c.weight(72, rank, if dtype == DType::F32 { DType::F32 } else { DType::BF16 });
+            let (x, t, bias) = (c.input(rows, 256), c.input(rows, rank), c.vector(72));
+            let (out, residual) = (c.output(rows, 72), c.input(rows, 72));
+            let gate = c.input(1, 144).columns(72, 72);
+            let linear = |epilogue, out: flux_fast::tensor::View| Op::Linear {
+                x: x.all(),
+                w,
+                bias: Some(bias),
+                side: Some(Side { t, b }),
+                epilogue,
+                out,
+            };
+            c.check(linear(Epilogue::None, out.all()), 0);
+            c.check_nan(linear(Epilogue::None, out.all()), t);
+            if matches!(rows, 1 | 18 | 130) {
+                for epilogue in [Epilogue::Silu, Epilogue::GeluTanh, Epilogue::QuickGelu, Epilogue::Add { residual }] {
+                    c.check(linear(epilogue, out.all()), 0);
+                }
+                c.check(linear(Epilogue::GatedAdd { residual, gate }, residual.all()), 0);
+            }
+            // A window of the output, as the halves of a single block have it.
+            let wide = c.output(rows, 80);
+            c.check(linear(Epilogue::GeluTanh, wide.columns(8, 72)), rows * 8);
+        }
+    }
+}
