@@ -199,17 +199,23 @@ impl Phases {
         let mut all_resident = true;
         for ready in self.all_mut() {
             ready.resident_base = layout.resident_bytes;
-            ready.plan.residency.move_to(layout.resident_bytes, grain);
-            layout.resident_bytes += ready.plan.residency.resident_bytes;
+            layout.resident_bytes = ready.plan.residency.move_to(layout.resident_bytes, grain);
             layout.arena_bytes = layout.arena_bytes.max(ready.plan.arena.bytes);
             all_resident &= ready.plan.residency.ring_bytes == 0;
+        }
+        // LoRAs come behind all of it: others may take their place, and the model stays where it is.
+        for ready in self.all_mut() {
+            let base = ready.resident_base;
+            layout.resident_bytes = ready.plan.residency.move_sides(base, layout.resident_bytes, grain);
         }
         self.keep = all_resident && layout.bytes(1) <= budget;
         self.shared = layout;
         if !self.keep {
             for ready in self.all_mut() {
                 ready.resident_base = 0;
-                ready.plan.residency.move_to(0, grain);
+                let end = ready.plan.residency.move_to(0, grain);
+                let end = ready.plan.residency.move_sides(0, end, grain);
+                ready.plan.residency.resident_bytes = end;
             }
         }
     }

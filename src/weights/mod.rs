@@ -6,7 +6,6 @@
 mod component;
 mod file;
 mod find;
-mod fp8;
 pub mod hub;
 mod inspect;
 pub mod lora;
@@ -17,6 +16,7 @@ pub mod places;
 mod recognise;
 mod safetensors;
 mod slice;
+mod storage;
 pub mod synth;
 
 pub use component::ComponentWeights;

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::file::WeightFile;
 use super::find::{self, Unit, Widths};
 use super::recognise::{Found, foreign_model, foreign_storage, is_lora, recognise};
-use super::{Component, ComponentWeights, fp8};
+use super::{Component, ComponentWeights, storage};
 use crate::error::{Error, Result};
 use crate::tensor::ByteSource;
 
@@ -213,7 +213,7 @@ impl Opened {
             Error::model("this is a LoRA, not a model")
                 .try_("--model with the FLUX.1 model that it was trained for; this version does not apply LoRAs")
         } else if let Some(format) = names.iter().find_map(|n| foreign_storage(n)) {
-            fp8::unsupported(format)
+            storage::unsupported(format)
         } else if let Some(found) = self.found.first() {
             let e = Error::model(format!("holds no {}", wanted.title())).found(found.component.title());
             match found.component {
