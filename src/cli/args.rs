@@ -123,9 +123,9 @@ pub struct PullArgs {
 }
 
 const PULL_HELP: &str = "\
-What came is kept when a pull is stopped, and is not fetched again. The environment says the rest, as to Hugging Face's own
-tools: HF_TOKEN (or `hf auth login`) for gated models, HF_HOME or HF_HUB_CACHE for the folder, HF_ENDPOINT, HF_HUB_OFFLINE,
-HTTPS_PROXY.
+What came is kept when a pull is stopped, and is not fetched again. The environment says the rest, as it does to \
+Hugging Face's own tools: HF_TOKEN (or `hf auth login`) for gated models, HF_HOME or HF_HUB_CACHE for the folder, \
+HF_ENDPOINT, HF_HUB_OFFLINE, HTTPS_PROXY.
 
 Examples:
   flux-fast pull black-forest-labs/FLUX.1-schnell

@@ -286,7 +286,8 @@ pub fn open_among(files: &Files, places: Option<&Places>) -> Result<Checkpoint> 
         let found = find::search(&folder, component, &widths).or_else(|mut searched| {
             let Some(places) = places else { return Err(searched) };
             let found = places.component(entries.get_or_init(|| places.entries()), component, &widths);
-            searched.extend(places.component_folders(component));
+            let folders = places.component_folders(component);
+            searched.extend(folders.into_iter().filter(|f| !searched.contains(f)).collect::<Vec<_>>());
             found.ok_or(searched)
         });
         match found {

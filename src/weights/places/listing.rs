@@ -29,7 +29,7 @@ pub enum Kind {
 
 impl Kind {
     /// As what it is asked for.
-    fn role(self) -> Role {
+    pub fn role(self) -> Role {
         match self {
             Kind::Model => Role::Model,
             Kind::T5 | Kind::Clip => Role::Text,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::super::find::{distance, no_such};
 use super::super::hub::cache::{is_inside, is_repo_id};
 use super::super::hub::select::{Files, Stem, is_weights};
-use super::{Entry, Places, Role, in_snapshot};
+use super::{Entry, Places, Role, in_snapshot, look};
 use crate::error::{Error, Kind, Result};
 
 /// Gives the entries of all places once they are needed: most names are paths.
@@ -49,7 +49,7 @@ impl Places {
         }
         let is_path = Path::new(name).is_absolute() || name.starts_with(['.', '~', '\\']) || name.contains("..");
         if is_path {
-            return Err(no_such(&path));
+            return Err(no_such(&std::path::absolute(&path).unwrap_or(path)));
         }
         self.named_among(name, role, entries).map_err(|e| match e.kind() {
             // Whoever may name any path may also know where was looked.
@@ -64,7 +64,7 @@ impl Places {
         if !is_inside(name) || ["%2e", "%2f", "%5c", "%00"].iter().any(|code| lower.contains(code)) {
             return Err(not_a_name());
         }
-        if let Some(path) = self.cached(name)? {
+        if let Some(path) = self.cached(name, role)? {
             return Ok(path);
         }
         let entries = entries();
@@ -84,8 +84,8 @@ impl Places {
         Err(Error::missing("no model of this name was found").at(name).try_(advice(name, &entries)))
     }
 
-    /// What the Hugging Face cache has of an id.
-    fn cached(&self, name: &str) -> Result<Option<PathBuf>> {
+    /// What the Hugging Face cache has of an id; of several files the only one that is what `role` asks for.
+    fn cached(&self, name: &str, role: Role) -> Result<Option<PathBuf>> {
         let Ok((repo, revision, files)) = super::super::hub::parse(name, "https://huggingface.co") else {
             return Ok(None);
         };
@@ -104,7 +104,13 @@ impl Places {
                 .at(name)
                 .try_(format!("flux-fast pull {name}"))),
             [one] => Ok(Some(one.path.clone())),
-            several => Err(ambiguous(name, several.iter().map(|e| e.name.clone()))),
+            several => {
+                let right: Vec<&Entry> = several.iter().filter(|e| look(&e.path).0.role() == role).collect();
+                match right.as_slice() {
+                    [one] => Ok(Some(one.path.clone())),
+                    _ => Err(ambiguous(name, several.iter().map(|e| e.name.clone()))),
+                }
+            }
         }
     }
 }
