@@ -3,12 +3,12 @@
 use std::ops::ControlFlow;
 
 use super::device::{self, Budget, HostLimit, Opened, PROCESS_BYTES, resident_bytes};
+use super::lookup;
 use super::model::Model;
 use super::phases::{Phases, Refused};
 use super::report::PlanReport;
 use super::request::{ModelFiles, Request, RunOptions, Settings};
 use super::schedule::Schedule;
-use super::synthetic::Synthetic;
 use super::tokenizers::Tokenizers;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, Caps};
@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::plan::gigabytes;
 use crate::stream::Holdings;
-use crate::weights::{self, Files};
+use crate::weights;
+use crate::weights::places::Places;
 
 /// The model inside the binary: an all-in-one checkpoint in ComfyUI's names, FP8 linear weights.
 static EMBEDDED: &[u8] = include_bytes!("../../assets/tiny/flux-tiny.safetensors");
@@ -38,8 +39,19 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Opens the model, checks it whole, and prepares the device. Lines for the user arrive as events.
+    /// Opens the model, checks it whole, and prepares the device. Lines for the user arrive as events. Names that are no paths, and components that are neither in
+    /// the model nor beside it, are looked for in the places of this process.
     pub fn open(
+        files: &ModelFiles,
+        options: &RunOptions,
+        on: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<Pipeline> {
+        Pipeline::open_among(&Places::of_process(), files, options, on)
+    }
+
+    /// The same with places of the caller's choice. `files` may hold any path: a front end that takes names from strangers asks `Places::named` first.
+    pub fn open_among(
+        places: &Places,
         files: &ModelFiles,
         options: &RunOptions,
         on: &mut dyn FnMut(Event) -> ControlFlow<()>,
@@ -48,34 +60,16 @@ impl Pipeline {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::cancelled("stopped while the model was opened")),
         };
+        let found = lookup::find(files, places, &mut tell)?;
         let Opened { backend, budget, host } = device::open(options, &mut tell)?;
-        let embedded = matches!(files.model.as_deref(), None | Some("embedded"));
-        let checkpoint = if embedded {
-            if let Some((flag, path)) = [("--clip", &files.clip), ("--t5", &files.t5), ("--vae", &files.vae)]
-                .into_iter()
-                .find_map(|(f, p)| Some((f, p.as_ref()?)))
-            {
-                return Err(Error::argument("the embedded model takes no other components")
-                    .at(flag)
-                    .found(path.display())
-                    .try_("--model with the transformer that they belong to"));
+        let checkpoint = match lookup::open(found, places, &mut tell)? {
+            Some(checkpoint) => checkpoint,
+            None => {
+                tell(Event::Note(
+                    "drawing with the small embedded model (animals, plants and food, 128x128); for FLUX.1 itself give --model, see README.md".into(),
+                ))?;
+                weights::open_bytes(EMBEDDED, "flux-tiny")?
             }
-            tell(Event::Note(
-                "drawing with the small embedded model (animals, plants and food, 128x128); for FLUX.1 itself give --model, see README.md".into(),
-            ))?;
-            weights::open_bytes(EMBEDDED, "flux-tiny")?
-        } else {
-            let named = files.model.clone().unwrap_or_default();
-            let model = match named.strip_prefix("synthetic:") {
-                Some(synthetic) => {
-                    let synthetic = Synthetic::parse(synthetic)?;
-                    let path = synthetic.path();
-                    synthetic.make(&path, &mut tell)?;
-                    path
-                }
-                None => named.into(),
-            };
-            weights::open(&Files { model, clip: files.clip.clone(), t5: files.t5.clone(), vae: files.vae.clone() })?
         };
         let (clip, t5) = (checkpoint.clip_tokenizer.clone(), checkpoint.t5_tokenizer.clone());
         let mut notes = Vec::new();

@@ -90,9 +90,9 @@ pub struct RunOptions {
 /// Which weights to use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModelFiles {
-    /// A file, a folder, `embedded`, or `synthetic:...`; `None` means the embedded model.
+    /// A file, a folder, a name or an id that `Places` knows, `embedded`, or `synthetic:...`; `None` means the embedded model.
     pub model: Option<String>,
-    /// Component files, where the model file does not hold them and they do not lie beside it.
+    /// Component files or their names, where the model file does not hold them and they are not to be looked for.
     pub clip: Option<std::path::PathBuf>,
     pub t5: Option<std::path::PathBuf>,
     pub vae: Option<std::path::PathBuf>,

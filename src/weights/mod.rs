@@ -4,6 +4,7 @@
 //! gives each component as `ComponentWeights`: canonical names, zero-copy parts. See `names` for what is canonical.
 
 mod component;
+mod config;
 mod file;
 mod find;
 pub mod hub;
@@ -21,7 +22,7 @@ pub mod synth;
 
 pub use component::ComponentWeights;
 pub use inspect::{Inspection, inspect};
-pub use open::{Checkpoint, Files, open, open_bytes, open_source};
+pub use open::{Checkpoint, Files, open, open_among, open_bytes, open_source};
 
 use std::fmt;
 
