@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::values::{self, Budget, Seed};
 use crate::pipeline::images::{DEFAULT_QUALITY, Format};
-use crate::pipeline::request::{ModelFiles, RunOptions};
+use crate::pipeline::request::{LoraChoice, ModelFiles, RunOptions};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -172,6 +172,9 @@ pub struct RequestArgs {
     /// True classifier-free guidance, 0 to 100; 1 is off, anything else takes twice the time [default: 1]
     #[arg(long, value_name = "X", value_parser = values::scale, allow_hyphen_values = true)]
     pub cfg_scale: Option<f32>,
+    /// A LoRA (.safetensors) or its name, and how much of it; may be given several times, and `<lora:NAME:WEIGHT>` in the prompt does the same [default weight: 1]
+    #[arg(long = "lora", value_name = "PATH[:WEIGHT]", value_parser = values::lora)]
+    pub loras: Vec<LoraChoice>,
     /// A picture to start from (PNG, JPEG, WebP, BMP, TIFF); its middle is cut to the aspect ratio and resized
     #[arg(short, long, value_name = "IMAGE")]
     pub init_img: Option<PathBuf>,

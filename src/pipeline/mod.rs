@@ -5,6 +5,7 @@ mod engine;
 mod generate;
 pub mod images;
 mod lookup;
+pub mod loras;
 pub mod metadata;
 mod model;
 pub mod noise;

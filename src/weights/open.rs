@@ -223,7 +223,7 @@ impl Opened {
         let names = names(&self.files);
         let e = if is_lora(&names) {
             Error::model("this is a LoRA, not a model")
-                .try_("--model with the FLUX.1 model that it was trained for; this version does not apply LoRAs")
+                .try_("--lora with it, and --model with the FLUX.1 model that it was trained for")
         } else if let Some(format) = names.iter().find_map(|n| foreign_storage(n)) {
             storage::unsupported(format)
         } else if let Some(found) = self.found.first() {
