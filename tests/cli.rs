@@ -43,6 +43,7 @@ fn a_picture(path: &Path, strength: Option<f32>) {
         guidance: Some(3.5),
         cfg_scale: 1.0,
         strength,
+        loras: vec![],
         model: "flux-tiny".to_string(),
         model_hash: "0123456789".to_string(),
     };

@@ -126,7 +126,7 @@ impl Loras {
                     adapter
                 }
                 None => {
-                    let adapter = Arc::new(lora::open(&file.path, &|c, name| linear_shape(model, c, name))?);
+                    let adapter = Arc::new(open(&file.path, &|c| Some(model.weights(c)))?);
                     notes.extend(told(&file.path, &adapter));
                     state.files.retain(|(f, _)| f.path != file.path);
                     state.files.push((file.clone(), adapter.clone()));
@@ -175,19 +175,23 @@ fn told(path: &Path, adapter: &Adapter) -> Vec<String> {
     lines
 }
 
-/// Rows and columns of a weight that a LoRA may be beside: matrices of `Linear`.
-fn linear_shape(model: &Model, component: Component, name: &str) -> Option<(usize, usize)> {
-    let weights = match component {
-        Component::Flux => &model.flux.weights,
-        Component::T5 => &model.t5.weights,
-        Component::Clip => &model.clip.weights,
-        Component::Vae => return None,
-    };
-    let table = name.contains("embedding") || name.starts_with("shared.") || name.contains("relative_attention_bias");
-    (!table && weights.full_shape(name)?.len() == 2).then(|| weights.shape(name))?
+/// The LoRA at `path`, checked whole against a model's components.
+pub fn open<'a>(path: &Path, of: &dyn Fn(Component) -> Option<&'a ComponentWeights>) -> Result<Adapter> {
+    // Only matrices of `Linear` can have a side.
+    let table = |n: &str| n.contains("embedding") || n.starts_with("shared.") || n.contains("relative_attention_bias");
+    lora::open(path, &|component, name| {
+        let weights = of(component).filter(|_| component != Component::Vae && !table(name))?;
+        weights.full_shape(name).filter(|s| s.len() == 2)?;
+        weights.shape(name)
+    })
 }
 
 impl LoraSet {
+    /// These LoRAs, each with its weight, for programs that are run without a pipeline.
+    pub fn of(adapters: Vec<(Arc<Adapter>, f32)>) -> LoraSet {
+        LoraSet { adapters, files: vec![], number: 1, combined: Mutex::default() }
+    }
+
     /// Whether `component` is changed by any of them.
     pub fn touches(&self, component: Component) -> bool {
         self.adapters.iter().any(|(a, s)| *s != 0.0 && a.pairs().iter().any(|p| p.component == component))

@@ -206,9 +206,21 @@ mod tests {
             guidance: Some(3.5),
             cfg_scale: 1.0,
             strength: None,
+            loras: vec![],
             model: "flux1-dev".to_string(),
             model_hash: "0123456789".to_string(),
         }
+    }
+
+    #[test]
+    fn loras_come_back_as_they_were_typed() {
+        let lora = |name: &str, weight| LoraChoice { name: name.into(), weight, tag: false };
+        let mut s = settings("a fox <lora:pixel:0.5>", None);
+        s.loras = vec![lora("/models/a, \"b\": c.safetensors", 0.8), lora("name", -1.0)];
+        let text = write(&s, 0);
+        assert_eq!(read(&text).unwrap(), s, "{text}");
+        let broken = text.replace("0.8", "much");
+        assert!(read(&broken).unwrap_err().to_string().contains("Loras"), "{broken}");
     }
 
     #[test]

@@ -90,6 +90,16 @@ impl Model {
         Ok(Model { name, hash, flux, t5, clip, vae, schedule, defaults, t5_length })
     }
 
+    /// The weights of one of its networks.
+    pub fn weights(&self, component: Component) -> &ComponentWeights {
+        match component {
+            Component::Flux => &self.flux.weights,
+            Component::T5 => &self.t5.weights,
+            Component::Clip => &self.clip.weights,
+            Component::Vae => &self.vae.weights,
+        }
+    }
+
     /// Picture pixels along the edge of one token.
     pub fn token_pixels(&self) -> usize {
         2 * self.vae.config.factor()
