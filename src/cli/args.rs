@@ -20,7 +20,8 @@ Exit codes: 0 done, 2 bad argument, 3 bad model file, 4 missing file, 5 memory o
   6 device, 7 output not written, 8 numbers not finite, 130 and 143 stopped by a signal.";
 
 /// The subcommands' names; as a lone prompt each is more likely a command in the wrong place.
-pub const COMMANDS: [&str; 9] = ["generate", "plan", "again", "bench", "pull", "models", "doctor", "inspect", "help"];
+pub const COMMANDS: [&str; 10] =
+    ["generate", "plan", "again", "bench", "pull", "models", "convert", "doctor", "inspect", "help"];
 
 /// FLUX.1 text-to-image for small GPUs and plain CPUs.
 ///
@@ -51,6 +52,8 @@ pub enum Command {
     Pull(PullArgs),
     /// List the models, components and LoRAs that can be found, and the names to ask for them by
     Models,
+    /// Write a model's weights in a smaller type: FP8, int8, NF4 or GGUF
+    Convert(ConvertArgs),
     /// Show devices, memory, and the models that can be found
     Doctor,
     /// Show what a picture or a model file holds
@@ -107,6 +110,28 @@ pub struct BenchArgs {
     #[command(flatten)]
     pub engine: EngineArgs,
 }
+
+#[derive(Debug, Args)]
+#[command(after_help = CONVERT_HELP)]
+pub struct ConvertArgs {
+    /// A file, a folder (its transformer), or a name that --model would take
+    #[arg(value_name = "MODEL")]
+    pub model: String,
+    /// fp8, fp8-rows, int8, nf4, or GGUF's q8_0, q6_k, q5_k, q4_k, q5_0, q4_0
+    #[arg(long, value_name = "TYPE")]
+    pub to: String,
+    /// A file that is not there yet, or a folder [default: MODEL-TYPE.safetensors or .gguf here]
+    #[arg(short, long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+}
+
+const CONVERT_HELP: &str = "\
+The matrices of the transformer's blocks and of T5 get the new type, everything else keeps its own. fp8 is what ComfyUI's \
+\"scaled fp8\" files are; GGUF files hold the transformer (or a T5) alone, as they do elsewhere.
+
+Examples:
+  flux-fast convert flux1-dev.safetensors --to fp8
+  flux-fast convert flux1-dev.safetensors --to q4_k -o flux1-dev-Q4_K.gguf";
 
 #[derive(Debug, Args)]
 #[command(after_help = PULL_HELP)]

@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod convert;
 mod doctor;
 mod generate;
 mod inspect;
@@ -47,7 +48,7 @@ fn command_first(arguments: &mut [OsString]) {
 
 fn run(cli: Cli) -> Result<()> {
     let how = cli.how;
-    if let (None, Some(word @ ("serve" | "convert"))) = (&cli.command, cli.generate.words.as_deref()) {
+    if let (None, Some(word @ "serve")) = (&cli.command, cli.generate.words.as_deref()) {
         return Err(Error::argument(format!("`{word}` is not a command of this version"))
             .try_(format!("flux-fast --help; to draw the word, flux-fast -p {word}")));
     }
@@ -60,6 +61,7 @@ fn run(cli: Cli) -> Result<()> {
     };
     match cli.command {
         Some(Command::Pull(args)) => pull::pull(&args, how),
+        Some(Command::Convert(args)) => convert::convert(&args, how),
         Some(Command::Models) => models::models(how),
         Some(Command::Doctor) => doctor::doctor(how),
         Some(Command::Inspect(args)) => inspect::inspect(&args.file, how),

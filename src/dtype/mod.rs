@@ -1,6 +1,7 @@
 //! Element types and the conversions between them; `blocks` has those that are stored in blocks.
 
 pub mod blocks;
+pub mod encode;
 mod ggml;
 
 pub use blocks::{Format, Plane};

@@ -5,6 +5,7 @@
 
 mod component;
 mod config;
+pub mod convert;
 mod file;
 mod find;
 pub mod hub;
@@ -22,7 +23,7 @@ pub mod synth;
 
 pub use component::ComponentWeights;
 pub use inspect::{Inspection, inspect};
-pub use open::{Checkpoint, Files, open, open_among, open_bytes, open_source};
+pub use open::{Checkpoint, Files, open, open_among, open_bytes, open_only, open_source};
 
 use std::fmt;
 

@@ -312,6 +312,11 @@ fn diffusers_vae(name: &str, levels: usize) -> Option<String> {
     Some(format!("{side}.{canonical}{suffix}")).filter(|n| is_canonical(Component::Vae, n))
 }
 
+/// How llama.cpp spells T5's canonical tensor `name`.
+pub fn llama_name(name: &str) -> Option<String> {
+    T5.iter().zip(LLAMA_T5).find_map(|(canonical, stored)| fill(stored, &bind(canonical, name)?, 0))
+}
+
 /// How diffusers spells the canonical tensor `name`: the parts' names in order, and whether the halves of its rows change places.
 /// `None` where the name stays as it is.
 pub fn diffusers_names(component: Component, name: &str, levels: usize) -> Option<(Vec<String>, bool)> {

@@ -205,9 +205,14 @@ impl Opened {
 
     /// The metadata's `config`: an object of objects.
     fn config(&self) -> Result<Option<Value>> {
-        let file = self.files.iter().find_map(|f| Some((f, f.header.metadata.get("config")?)));
+        // GGUF's keys are everybody's: ours has our name.
+        let of = |f: &Arc<WeightFile>| {
+            let metadata = &f.header.metadata;
+            metadata.get(if f.is_gguf() { "flux_fast.config" } else { "config" }).cloned()
+        };
+        let file = self.files.iter().find_map(|f| Some((f, of(f)?)));
         let Some((file, text)) = file else { return Ok(None) };
-        match serde_json::from_str(text) {
+        match serde_json::from_str(&text) {
             Ok(config @ Value::Object(_)) => Ok(Some(config)),
             Ok(_) => Err(Error::model("metadata `config` is not a JSON object").at_path(&file.path)),
             Err(e) => Err(Error::model(format!("metadata `config` is not JSON: {e}")).at_path(&file.path)),
@@ -304,6 +309,25 @@ pub fn open_among(files: &Files, places: Option<&Places>) -> Result<Checkpoint> 
     let roots = [Some(folder.as_path()), folder.parent()];
     if let Some(root) = roots.into_iter().flatten().find(|r| r.join("model_index.json").is_file()) {
         checkpoint.take_folder(root)?;
+    }
+    checkpoint.hash = checkpoint.flux.as_ref().map(ComponentWeights::hash).unwrap_or_default();
+    Ok(checkpoint)
+}
+
+/// Opens what lies at `path` itself, whichever components these are; nothing is looked for around it. Of a diffusers folder that is the transformer.
+pub fn open_only(path: &Path) -> Result<Checkpoint> {
+    if !path.exists() {
+        return Err(find::no_such(path));
+    }
+    let (unit, folder) = if path.is_dir() { main_unit(path)? } else { (find::unit_of(path)?, parent(path)) };
+    let main = Opened::unit(unit)?;
+    if main.found.is_empty() {
+        return Err(main.is_not(Component::Flux));
+    }
+    let mut checkpoint = Checkpoint::empty(name_of(path));
+    checkpoint.take(&main, &Component::ALL)?;
+    if folder.join("model_index.json").is_file() {
+        checkpoint.take_folder(&folder)?;
     }
     checkpoint.hash = checkpoint.flux.as_ref().map(ComponentWeights::hash).unwrap_or_default();
     Ok(checkpoint)

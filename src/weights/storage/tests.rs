@@ -178,3 +178,17 @@ fn aredden_fp8_is_the_data_times_the_reciprocal() {
     assert!(plain("double_blocks.0.img_attn.norm.query_norm.scale") && plain("final_layer.linear.weight"));
     assert!(!plain("txt_in.weight"));
 }
+
+#[test]
+fn simple_encoders_write_the_bytes_of_the_reference() {
+    let goldens = Goldens::open("encode.safetensors");
+    let (cols, source) = goldens.floats("source");
+    for dtype in [DType::Q8_0, DType::Q4_0, DType::Q4_1, DType::Q5_0, DType::Q5_1] {
+        let format = dtype.format().unwrap();
+        let want = &goldens.file.source.bytes()[goldens.entry(&format!("{}.bytes", format.name)).range.clone()];
+        let mut got = Vec::new();
+        source.chunks_exact(cols).for_each(|row| format.encode(row, 0.0, &mut got, &mut vec![]));
+        let wrong = got.iter().zip(want).filter(|(a, b)| a != b).count();
+        assert!(got.len() == want.len() && wrong == 0, "{}: {wrong} of {} bytes differ", format.name, want.len());
+    }
+}
