@@ -22,8 +22,8 @@ pub fn pull(args: &PullArgs, how: How) -> Result<()> {
         match event {
             Pulling::Planned { files, bytes, there } => {
                 let (of, all) = (&options.repo, output::bytes(bytes));
-                let there = output::bytes(there);
-                progress.note(&format!("{of}: {files} file{}, {all}, {there} there already", plural(files)));
+                let there = if there > 0 { format!(", {} there already", output::bytes(there)) } else { String::new() };
+                progress.note(&format!("{of}: {files} file{}, {all}{there}", plural(files)));
             }
             Pulling::Bytes { file, all_done, all, .. } => progress.bytes(file, all_done, all),
             Pulling::Note(text) => progress.note(text),
@@ -33,8 +33,9 @@ pub fn pull(args: &PullArgs, how: How) -> Result<()> {
     });
     progress.finish();
     let pulled = outcome.map_err(|e| match e.kind() {
-        Kind::Cancelled => Error::cancelled("stopped; what was downloaded is kept, run it again to resume")
-            .try_(format!("flux-fast pull {}", args.repo)),
+        Kind::Cancelled => {
+            Error::cancelled("stopped; what was downloaded is kept, run it again to resume").try_(again(args))
+        }
         _ => e,
     })?;
     let seconds = begin.elapsed().as_secs_f64();
@@ -55,6 +56,13 @@ pub fn pull(args: &PullArgs, how: How) -> Result<()> {
         }));
     }
     output::text(&format!("{} lies in {}; {}\n", options.repo, pulled.snapshot.display(), usage.words))
+}
+
+/// The command that was typed.
+fn again(args: &PullArgs) -> String {
+    let revision = args.revision.iter().flat_map(|r| ["--revision".to_string(), quoted(r)]);
+    let words = [quoted(&args.repo)].into_iter().chain(args.files.iter().map(|f| quoted(f))).chain(revision);
+    format!("flux-fast pull {}", words.collect::<Vec<_>>().join(" "))
 }
 
 fn plural(n: usize) -> &'static str {

@@ -151,6 +151,49 @@ fn a_name_draws_and_its_components_are_found_where_programs_keep_them() {
 }
 
 #[test]
+fn what_was_pulled_lends_its_components_if_it_is_flux() {
+    let home = Home::new();
+    let (flux, vae) = (part("model.diffusion_model."), part("vae."));
+    let snapshot =
+        |repo: &str| format!("hf/hub/models--org--{repo}/snapshots/0123456789abcdef0123456789abcdef01234567");
+    // Its files bear names that other models' have as well.
+    let full = snapshot("full");
+    home.put(&format!("{full}/model_index.json"), br#"{"_class_name": "SomePipeline"}"#);
+    home.put(&format!("{full}/text_encoder/model.safetensors"), &part("text_encoders.clip_l."));
+    home.put(&format!("{full}/text_encoder_2/model.safetensors"), &part("text_encoders.t5xxl."));
+    home.put(&format!("{full}/vae/diffusion_pytorch_model.safetensors"), &vae);
+    let transformer = home.put(&format!("{full}/transformer/diffusion_pytorch_model.safetensors"), &flux);
+    home.put("here/alone.safetensors", &flux);
+    let draw = |model: &str| home.run(&[&DRAW[..], &["--model", model]].concat());
+    let output = draw("alone");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let words = "vae/diffusion_pytorch_model.safetensors (found in the Hugging Face cache)";
+    assert!(stderr(&output).contains(words), "{}", stderr(&output));
+    let list = json(&home.run(&["models", "--json"]));
+    assert_eq!(row(&list, "org/full")["what"], "FLUX transformer (dev), ComfyUI, fp8, folder; with T5, CLIP, VAE");
+
+    std::fs::write(&transformer, zeros(&["joint_blocks.0.x_block.attn.qkv.weight"])).unwrap();
+    let output = draw("alone");
+    assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
+    let list = json(&home.run(&["models", "--json"]));
+    let what = "a diffusers folder without a FLUX transformer (SomePipeline)";
+    assert_eq!(row(&list, "org/full")["what"], what, "{list}");
+
+    // Of several files of a repository --model takes the only transformer, and finds the rest under its usual names.
+    home.put(&format!("{}/flux1.safetensors", snapshot("bfl")), &flux);
+    home.put(&format!("{}/ae.safetensors", snapshot("bfl")), &vae);
+    home.put(&format!("{}/clip_l.safetensors", snapshot("texts")), &part("text_encoders.clip_l."));
+    home.put(&format!("{}/t5xxl_fp8.safetensors", snapshot("texts")), &part("text_encoders.t5xxl."));
+    let output = draw("org/bfl");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    for words in
+        ["flux1.safetensors (found in the", "ae.safetensors (found beside", "t5xxl_fp8.safetensors (found in the"]
+    {
+        assert!(stderr(&output).contains(words), "{words} is missing in: {}", stderr(&output));
+    }
+}
+
+#[test]
 fn names_that_are_not_found_say_what_is_and_where_was_looked() {
     let home = a_home();
     let models = home.at.join(MODELS).display().to_string();
