@@ -104,7 +104,7 @@ pub struct BenchArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A picture, a .safetensors file, or a model folder
+    /// A picture, a .safetensors or .gguf file, or a model folder
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
 }
@@ -153,7 +153,7 @@ pub struct RequestArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Model and device")]
 pub struct EngineArgs {
-    /// A .safetensors file, a folder, `synthetic:dev` or `synthetic:schnell` (seeded noise of full size), or `embedded` [default: embedded, a small
+    /// A .safetensors or .gguf file, a folder, `synthetic:dev` or `synthetic:schnell` (seeded noise of full size), or `embedded` [default: embedded, a small
     /// model that draws emoji]
     #[arg(long, value_name = "PATH")]
     pub model: Option<String>,

@@ -7,6 +7,7 @@ mod component;
 mod file;
 mod find;
 mod fp8;
+mod gguf;
 pub mod hub;
 mod inspect;
 pub mod lora;
