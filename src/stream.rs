@@ -3,7 +3,7 @@
 //! The weights' order never changes, so the next load is always known: loads run ahead of the computation as far as the ring has room, over the end of a run
 //! into the next one. Weights never change either, so to evict is to forget.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,8 @@ use crate::tensor::{ByteSource, HostPart, HostWeight, Tensor, View};
 #[derive(Default)]
 pub struct Holdings {
     layout: Option<Layout>,
-    resident: HashSet<WeightKey>,
+    /// Where each resident weight lies, and its bytes.
+    resident: HashMap<WeightKey, (usize, usize)>,
     /// The resident weights lie where generations that keep them put them.
     kept: bool,
 }
@@ -44,9 +45,25 @@ impl Holdings {
         Ok(())
     }
 
+    /// Whether `key` lies at `at`.
+    fn has(&self, key: WeightKey, at: usize) -> bool {
+        self.resident.get(&key).is_some_and(|(found, _)| *found == at)
+    }
+
+    /// Makes room at `at` for `bytes` bytes of `key`: whoever lies there (a LoRA of an earlier generation, a phase that is not always there) is forgotten.
+    fn settle(&mut self, backend: &mut dyn Backend, key: WeightKey, at: usize, bytes: usize) -> Result<()> {
+        let meets = |(from, len): (usize, usize)| from < at + bytes.max(1) && at < from + len.max(1);
+        let gone = self.resident.iter().filter(|(k, place)| **k == key || meets(**place)).map(|(k, _)| *k);
+        for old in gone.collect::<Vec<_>>() {
+            self.resident.remove(&old);
+            backend.forget(old)?;
+        }
+        Ok(())
+    }
+
     /// Forgets every weight and the memory set aside.
     pub fn clear(&mut self, backend: &mut dyn Backend) -> Result<()> {
-        self.resident.drain().try_for_each(|key| backend.forget(key))?;
+        self.resident.drain().try_for_each(|(key, _)| backend.forget(key))?;
         self.layout = None;
         Ok(())
     }
@@ -57,6 +74,8 @@ impl Holdings {
 pub struct Tenancy {
     /// Makes the keys of this program's weights differ from those of other phases.
     pub phase: u32,
+    /// Tells the matrices of these LoRAs from those of others.
+    pub loras: u32,
     /// Byte offset from which its resident weights lie.
     pub resident_base: usize,
     /// They stay there when the session ends, however it ends.
@@ -106,7 +125,12 @@ impl<'a> Session<'a> {
             temps: plan.arena.temps.clone(),
             outputs: plan.arena.outputs.clone(),
             scratch: 0,
-            weights: (0..weights.len() as u64).map(|id| WeightKey(u64::from(tenancy.phase) << 32 | id)).collect(),
+            weights: (0..program.weights.len())
+                .map(|id| {
+                    let loras = if program.weights[id].lora.is_some() { u64::from(tenancy.loras) } else { 0 };
+                    WeightKey(loras << 40 | u64::from(tenancy.phase) << 32 | id as u64)
+                })
+                .collect(),
         };
         let ring = Ring::new(plan.residency.ring_bytes);
         let mut sources: Vec<Arc<dyn ByteSource>> = Vec::new();
@@ -245,7 +269,7 @@ impl<'a> Session<'a> {
             }
             for w in step.op.weights() {
                 let key = self.places.key(w);
-                if !self.holdings.resident.contains(&key) && !self.ring.holds(w.id) {
+                if !self.holdings.resident.contains_key(&key) && !self.ring.holds(w.id) {
                     return Err(
                         Error::memory("the weight ring is too small for the order of the weights").at(&step.label)
                     );
@@ -282,10 +306,11 @@ impl<'a> Session<'a> {
             let weight = &self.weights[id as usize];
             match plan.residency.resident[id as usize] {
                 Some(offset) => {
-                    if !self.holdings.resident.contains(&key) {
-                        let place = Place::Resident(self.tenancy.resident_base + offset);
-                        self.backend.load(key, place, weight, self.uses[id as usize])?;
-                        self.holdings.resident.insert(key);
+                    let (at, bytes) = (self.tenancy.resident_base + offset, plan.residency.bytes[id as usize]);
+                    if !self.holdings.has(key, at) {
+                        self.holdings.settle(self.backend, key, at, bytes)?;
+                        self.backend.load(key, Place::Resident(at), weight, self.uses[id as usize])?;
+                        self.holdings.resident.insert(key, (at, bytes));
                     }
                 }
                 None => {
@@ -313,7 +338,7 @@ impl<'a> Session<'a> {
         let keep = self.tenancy.keep && !self.failed;
         self.backend.sync()?;
         for (id, key) in self.places.weights.iter().enumerate() {
-            if self.ring.free(id as u32) || (!keep && self.holdings.resident.remove(key)) {
+            if self.ring.free(id as u32) || (!keep && self.holdings.resident.remove(key).is_some()) {
                 self.backend.forget(*key)?;
             }
         }

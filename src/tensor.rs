@@ -165,7 +165,7 @@ impl Scale {
 /// How a file stores the scales of blocks.
 #[derive(Debug, Clone)]
 pub enum BlockScale {
-    /// Powers of two: `2^(byte - 127)`, 255 is NaN.
+    /// Powers of two: `2^(byte - 127)`; 0 is 0.
     E8M0,
     E4M3,
     F32,
@@ -248,13 +248,9 @@ impl BlockScales {
     }
 }
 
-/// 2^(q - 127).
+/// 2^(q - 127); 0 is 0, as Comfy's writers have it for blocks of zeros, and what should be NaN is infinite.
 fn e8m0(q: u8) -> f32 {
-    match q {
-        0 => f32::from_bits(1 << 22),
-        255 => f32::NAN,
-        _ => f32::from_bits(u32::from(q) << 23),
-    }
+    f32::from_bits(u32::from(q) << 23)
 }
 
 impl fmt::Debug for BlockScales {

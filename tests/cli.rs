@@ -43,6 +43,7 @@ fn a_picture(path: &Path, strength: Option<f32>) {
         guidance: Some(3.5),
         cfg_scale: 1.0,
         strength,
+        loras: vec![],
         model: "flux-tiny".to_string(),
         model_hash: "0123456789".to_string(),
     };
@@ -235,6 +236,8 @@ fn help_names_every_flag_and_command() {
         "plan",
         "again",
         "bench",
+        "pull",
+        "models",
         "doctor",
         "inspect",
         "-p",
@@ -278,7 +281,7 @@ fn help_names_every_flag_and_command() {
     ] {
         assert!(text.contains(word), "--help does not mention {word}");
     }
-    for subcommand in ["generate", "plan", "again", "bench", "doctor", "inspect"] {
+    for subcommand in ["generate", "plan", "again", "bench", "pull", "models", "doctor", "inspect"] {
         let output = run(&[subcommand, "--help"]);
         assert_eq!(code(&output), Some(0), "{subcommand}");
         assert!(stdout(&output).contains("Usage: flux-fast"), "{subcommand}");
@@ -295,11 +298,7 @@ fn doctor_tells_what_the_machine_has() {
     let told: Value = serde_json::from_str(&stdout(&run(&["doctor", "--json"]))).unwrap();
     assert!(told["memory"]["total_bytes"].as_u64().unwrap() > 0, "{told}");
     assert!(told["cpu"]["cores"].as_u64().unwrap() > 0, "{told}");
-
-    let cache = tempfile::tempdir().unwrap();
-    fs::create_dir(cache.path().join("models--black-forest-labs--FLUX.1-dev")).unwrap();
-    let output = command(&["doctor"]).env("HF_HUB_CACHE", cache.path()).output().unwrap();
-    assert!(stdout(&output).contains("models--black-forest-labs--FLUX.1-dev"), "{}", stdout(&output));
+    assert!(told["models"].is_array() && told["looked_in"].is_array(), "{told}");
 }
 
 #[test]

@@ -6,19 +6,21 @@ use clap::{Args, Parser, Subcommand};
 
 use super::values::{self, Budget, Seed};
 use crate::pipeline::images::{DEFAULT_QUALITY, Format};
-use crate::pipeline::request::{ModelFiles, RunOptions};
+use crate::pipeline::request::{LoraChoice, ModelFiles, RunOptions};
 
 const EXAMPLES: &str = "\
 Examples:
   flux-fast \"a fox, 3D style, on a blue background\"
   flux-fast -p \"a lighthouse\" --model flux1-dev.safetensors --vram 8G --size 1024x768 -o light.png
   flux-fast again light.png --steps 30 -o better.png
+  flux-fast pull black-forest-labs/FLUX.1-schnell
+  flux-fast \"a lighthouse\" --model black-forest-labs/FLUX.1-schnell
 
 Exit codes: 0 done, 2 bad argument, 3 bad model file, 4 missing file, 5 memory or budget,
   6 device, 7 output not written, 8 numbers not finite, 130 and 143 stopped by a signal.";
 
 /// The subcommands' names; as a lone prompt each is more likely a command in the wrong place.
-pub const COMMANDS: [&str; 7] = ["generate", "plan", "again", "bench", "doctor", "inspect", "help"];
+pub const COMMANDS: [&str; 9] = ["generate", "plan", "again", "bench", "pull", "models", "doctor", "inspect", "help"];
 
 /// FLUX.1 text-to-image for small GPUs and plain CPUs.
 ///
@@ -45,6 +47,10 @@ pub enum Command {
     Again(AgainArgs),
     /// Time a request: seconds a step, and memory
     Bench(BenchArgs),
+    /// Download a model from the Hugging Face hub into its cache, where --model finds it
+    Pull(PullArgs),
+    /// List the models, components and LoRAs that can be found, and the names to ask for them by
+    Models,
     /// Show devices, memory, and the models that can be found
     Doctor,
     /// Show what a picture or a model file holds
@@ -103,6 +109,30 @@ pub struct BenchArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = PULL_HELP)]
+pub struct PullArgs {
+    /// ORG/REPO, ORG/REPO@REVISION, ORG/REPO/FILE, or an address of huggingface.co
+    #[arg(value_name = "ORG/REPO")]
+    pub repo: String,
+    /// Files of the repository, with all their shards [default: a diffusers model's parts, or the only model there is]
+    #[arg(value_name = "FILE")]
+    pub files: Vec<String>,
+    /// A branch, a tag or a commit [default: main]
+    #[arg(long, value_name = "REVISION")]
+    pub revision: Option<String>,
+}
+
+const PULL_HELP: &str = "\
+What came is kept when a pull is stopped, and is not fetched again. The environment says the rest, as it does to \
+Hugging Face's own tools: HF_TOKEN (or `hf auth login`) for gated models, HF_HOME or HF_HUB_CACHE for the folder, \
+HF_ENDPOINT, HF_HUB_OFFLINE, HTTPS_PROXY.
+
+Examples:
+  flux-fast pull black-forest-labs/FLUX.1-schnell
+  flux-fast pull black-forest-labs/FLUX.1-dev flux1-dev.safetensors ae.safetensors
+  flux-fast pull comfyanonymous/flux_text_encoders clip_l.safetensors t5xxl_fp8_e4m3fn.safetensors";
+
+#[derive(Debug, Args)]
 pub struct InspectArgs {
     /// A picture, a .safetensors or .gguf file, or a model folder
     #[arg(value_name = "FILE")]
@@ -142,6 +172,9 @@ pub struct RequestArgs {
     /// True classifier-free guidance, 0 to 100; 1 is off, anything else takes twice the time [default: 1]
     #[arg(long, value_name = "X", value_parser = values::scale, allow_hyphen_values = true)]
     pub cfg_scale: Option<f32>,
+    /// A LoRA (.safetensors) or its name, and how much of it; may be given several times, and `<lora:NAME:WEIGHT>` in the prompt does the same [default weight: 1]
+    #[arg(long = "lora", value_name = "PATH[:WEIGHT]", value_parser = values::lora)]
+    pub loras: Vec<LoraChoice>,
     /// A picture to start from (PNG, JPEG, WebP, BMP, TIFF); its middle is cut to the aspect ratio and resized
     #[arg(short, long, value_name = "IMAGE")]
     pub init_img: Option<PathBuf>,
@@ -153,18 +186,18 @@ pub struct RequestArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Model and device")]
 pub struct EngineArgs {
-    /// A .safetensors or .gguf file, a folder, `synthetic:dev` or `synthetic:schnell` (seeded noise of full size), or `embedded` [default: embedded, a small
-    /// model that draws emoji]
-    #[arg(long, value_name = "PATH")]
+    /// A .safetensors or .gguf file, a folder, a name that `flux-fast models` lists, `synthetic:dev` or `synthetic:schnell` (seeded noise of full size), or
+    /// `embedded` [default: embedded, a small model that draws emoji]
+    #[arg(long, value_name = "PATH|NAME")]
     pub model: Option<String>,
     /// CLIP's weights, where the model does not hold them
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH|NAME")]
     pub clip: Option<PathBuf>,
     /// T5's weights, where the model does not hold them
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH|NAME")]
     pub t5: Option<PathBuf>,
     /// The autoencoder's weights, where the model does not hold them
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH|NAME")]
     pub vae: Option<PathBuf>,
     /// auto (the best GPU that works, else the CPU), cpu, cuda[:N], or wgpu[:N] (Vulkan, Metal, DirectX 12)
     #[arg(long, value_parser = values::device, default_value = "auto")]

@@ -1,12 +1,10 @@
 //! `doctor`: what this machine offers, and which models can be found on it.
 
-use std::path::{Path, PathBuf};
-
 use serde::Serialize;
 use sysinfo::System;
 
 use super::args::How;
-use super::output;
+use super::{models, output};
 use crate::backend::{Grain, cuda, wgpu};
 use crate::error::Result;
 use crate::model::FluxConfig;
@@ -20,7 +18,8 @@ struct Report {
     cuda: Cuda,
     wgpu: Vec<AdapterFacts>,
     memory: Memory,
-    models: Vec<Place>,
+    #[serde(flatten)]
+    models: models::Report,
 }
 
 #[derive(Debug, Serialize)]
@@ -176,13 +175,6 @@ struct Memory {
     limit_bytes: Option<u64>,
 }
 
-#[derive(Debug, Serialize)]
-struct Place {
-    path: PathBuf,
-    exists: bool,
-    found: Vec<String>,
-}
-
 /// Shows all of it; finding nothing is no error.
 pub fn doctor(how: How) -> Result<()> {
     let report = look();
@@ -207,7 +199,7 @@ fn look() -> Report {
         cuda: cuda_gpus(),
         wgpu: adapters(),
         memory,
-        models: places().into_iter().map(place).collect(),
+        models: models::report(),
     }
 }
 
@@ -239,31 +231,6 @@ fn instructions() -> Vec<&'static str> {
     Vec::new()
 }
 
-/// Folders in which models commonly lie: here, and in the Hugging Face cache, wherever its own variables put it.
-fn places() -> Vec<PathBuf> {
-    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let cache = var("HF_HUB_CACHE").or_else(|| Some(var("HF_HOME")?.join("hub"))).or_else(|| {
-        let home = var("XDG_CACHE_HOME").or_else(|| Some(var("HOME").or(var("USERPROFILE"))?.join(".cache")))?;
-        Some(home.join("huggingface/hub"))
-    });
-    [PathBuf::from("."), PathBuf::from("models")].into_iter().chain(cache).collect()
-}
-
-fn place(path: PathBuf) -> Place {
-    let looks_right = |path: &Path| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-        let cached = name.starts_with("models--") && name.contains("flux");
-        let file = path.extension().is_some_and(|e| e == "safetensors") && path.is_file();
-        cached || file || path.join("model_index.json").is_file()
-    };
-    let entries = std::fs::read_dir(&path);
-    let exists = entries.is_ok();
-    let paths = entries.into_iter().flatten().flatten().map(|e| e.path());
-    let mut found: Vec<String> = paths.filter(|p| looks_right(p)).map(|p| p.display().to_string()).collect();
-    found.sort();
-    Place { path, exists, found }
-}
-
 fn text(report: &Report) -> String {
     let Report { version, system, cpu, cuda, wgpu, memory, models } = report;
     let mut text = format!("flux-fast {version}, {system}\n");
@@ -285,10 +252,5 @@ fn text(report: &Report) -> String {
     }
     text += &format!("memory: {} of {} available", bytes(memory.available_bytes), bytes(memory.total_bytes));
     text += &memory.limit_bytes.map_or(String::new(), |limit| format!(", limited to {}", bytes(limit)));
-    text += "\nmodels:\n  embedded\n";
-    for place in models {
-        text += &format!("  {}{}\n", place.path.display(), if place.exists { "" } else { " (not there)" });
-        text += &place.found.iter().map(|f| format!("    {f}\n")).collect::<String>();
-    }
-    text
+    text + "\n" + &models::text(models)
 }

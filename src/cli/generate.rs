@@ -39,7 +39,18 @@ pub fn generate(args: GenerateArgs, how: How) -> Result<()> {
 pub fn again(args: AgainArgs, how: How) -> Result<()> {
     let settings = read_metadata(&args.image)?;
     let Settings {
-        prompt: old_prompt, negative, count, steps, seed, width, height, guidance, cfg_scale, strength, ..
+        prompt: old_prompt,
+        negative,
+        count,
+        steps,
+        seed,
+        width,
+        height,
+        guidance,
+        cfg_scale,
+        strength,
+        loras,
+        ..
     } = settings.clone();
     let mut request = Request {
         prompt: prompt(args.request.prompt.as_deref())?.unwrap_or(old_prompt),
@@ -52,6 +63,7 @@ pub fn again(args: AgainArgs, how: How) -> Result<()> {
         guidance,
         cfg_scale: Some(cfg_scale),
         init: None,
+        loras,
     };
     if let Some(strength) = strength
         && args.request.init_img.is_none()
@@ -103,8 +115,11 @@ fn prompt(given: Option<&str>) -> Result<Option<String>> {
 
 /// Puts what was typed into `request`, and checks the whole. `strength` is the one to fall back to.
 pub fn fill(request: &mut Request, args: &RequestArgs, strength: Option<f32>) -> Result<()> {
-    let RequestArgs { negative, count, steps, seed, width, height, size, guidance, cfg_scale, init_img, .. } =
+    let RequestArgs { negative, count, steps, seed, width, height, size, guidance, cfg_scale, init_img, loras, .. } =
         args.clone();
+    if !loras.is_empty() {
+        request.loras = loras;
+    }
     request.negative = negative.or(request.negative.take());
     request.count = count.or(request.count);
     request.steps = steps.or(request.steps);
@@ -221,6 +236,7 @@ pub fn settings_as_json(settings: &Settings) -> Value {
         "guidance": settings.guidance,
         "cfg_scale": settings.cfg_scale,
         "strength": settings.strength,
+        "loras": settings.loras.iter().map(|l| json!({"name": l.name, "weight": l.weight})).collect::<Vec<_>>(),
         "model": settings.model,
         "model_hash": settings.model_hash,
     })

@@ -5,8 +5,10 @@ mod bench;
 mod doctor;
 mod generate;
 mod inspect;
+mod models;
 mod output;
 mod progress;
+mod pull;
 mod signals;
 mod target;
 mod values;
@@ -45,29 +47,33 @@ fn command_first(arguments: &mut [OsString]) {
 
 fn run(cli: Cli) -> Result<()> {
     let how = cli.how;
-    if let (None, Some(word @ ("serve" | "pull" | "models" | "convert"))) =
-        (&cli.command, cli.generate.words.as_deref())
-    {
+    if let (None, Some(word @ ("serve" | "convert"))) = (&cli.command, cli.generate.words.as_deref()) {
         return Err(Error::argument(format!("`{word}` is not a command of this version"))
             .try_(format!("flux-fast --help; to draw the word, flux-fast -p {word}")));
     }
+    // Which operation was the last is nothing to the user who stopped it.
+    let drawing = |outcome: Result<()>| {
+        outcome.map_err(|e| match e.kind() {
+            Kind::Cancelled => Error::cancelled("stopped, no picture was written"),
+            _ => e,
+        })
+    };
     match cli.command {
-        None => generate::generate(cli.generate, how),
-        Some(Command::Generate(args)) => generate::generate(args, how),
-        Some(Command::Again(args)) => generate::again(args, how),
-        Some(Command::Plan(args)) => generate::plan(args, how),
-        Some(Command::Bench(args)) => bench::bench(args, how),
+        Some(Command::Pull(args)) => pull::pull(&args, how),
+        Some(Command::Models) => models::models(how),
         Some(Command::Doctor) => doctor::doctor(how),
         Some(Command::Inspect(args)) => inspect::inspect(&args.file, how),
+        None => drawing(generate::generate(cli.generate, how)),
+        Some(Command::Generate(args)) => drawing(generate::generate(args, how)),
+        Some(Command::Again(args)) => drawing(generate::again(args, how)),
+        Some(Command::Plan(args)) => drawing(generate::plan(args, how)),
+        Some(Command::Bench(args)) => drawing(bench::bench(args, how)),
     }
 }
 
 /// Tells the outcome and gives its exit code.
 fn report(outcome: Result<()>, json: bool) -> ExitCode {
     let Err(error) = outcome else { return ExitCode::SUCCESS };
-    // Which operation was the last is nothing to the user who stopped it.
-    let error =
-        if error.kind() == Kind::Cancelled { Error::cancelled("stopped, no picture was written") } else { error };
     let mut text = format!("error: {error}\n");
     if let Some(hint) = error.hint() {
         text += &format!("  try: {hint}\n");

@@ -12,6 +12,9 @@ use crate::event::{Event, Phase};
 /// Plain lines come at most this often, apart from a phase's last.
 const PLAIN_EVERY: Duration = Duration::from_secs(1);
 
+/// A download of hours is told of less often.
+const BYTES_EVERY: Duration = Duration::from_secs(10);
+
 /// Tells what happens, unless it shall be quiet.
 pub struct Progress {
     quiet: bool,
@@ -81,6 +84,30 @@ impl Progress {
                 self.last_line = Some(Instant::now());
                 self.line(&format!("{:>9} {done}/{steps}  {seconds:.2} s{}", phase.name(), memory_now()));
             }
+        }
+    }
+
+    /// Shows that `done` of `all` bytes are there, and that `file` is on its way.
+    pub fn bytes(&mut self, file: &str, done: u64, all: u64) {
+        if let Some(bar) = &self.bar {
+            if self.last_line.is_none() {
+                let style = ProgressStyle::with_template(
+                    "{wide_bar} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left  {msg}",
+                );
+                bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+                // What was there already says nothing about the network.
+                bar.set_length(all);
+                bar.set_position(done);
+                bar.reset_eta();
+                self.last_line = Some(Instant::now());
+            }
+            bar.set_length(all);
+            bar.set_position(done);
+            bar.set_message(file.to_string());
+        } else if !self.quiet && self.last_line.is_none_or(|at| at.elapsed() >= BYTES_EVERY) {
+            self.last_line = Some(Instant::now());
+            let percent = if all == 0 { 100 } else { (done as u128 * 100 / all as u128) as u64 };
+            self.line(&format!("{percent:>3} %  {} of {}  {file}", output::bytes(done), output::bytes(all)));
         }
     }
 

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 use crate::pipeline::images::Format;
-use crate::pipeline::request::{MAX_COUNT, MAX_SCALE, MAX_SIDE, MAX_STEPS};
+use crate::pipeline::request::{LoraChoice, MAX_COUNT, MAX_LORA_WEIGHT, MAX_SCALE, MAX_SIDE, MAX_STEPS};
 
 type Parsed<T> = Result<T, String>;
 
@@ -63,6 +63,21 @@ pub fn quality(text: &str) -> Parsed<u8> {
 
 pub fn scale(text: &str) -> Parsed<f32> {
     real(text, MAX_SCALE)
+}
+
+/// `PATH` or `PATH:WEIGHT`; a path may hold colons, so only a number behind the last one is a weight.
+pub fn lora(text: &str) -> Parsed<LoraChoice> {
+    let (name, weight) = match text.rsplit_once(':').map(|(name, weight)| (name, weight.parse::<f32>())) {
+        Some((name, Ok(weight))) => (name, weight),
+        _ => (text, 1.0),
+    };
+    if name.is_empty() {
+        return Err("expected a path or a name, such as style.safetensors or style.safetensors:0.8".into());
+    }
+    if !(-MAX_LORA_WEIGHT..=MAX_LORA_WEIGHT).contains(&weight) {
+        return Err(format!("expected a weight from -{MAX_LORA_WEIGHT} to {MAX_LORA_WEIGHT}"));
+    }
+    Ok(LoraChoice { name: name.into(), weight, tag: false })
 }
 
 pub fn strength(text: &str) -> Parsed<f32> {

@@ -8,7 +8,7 @@
 mod program;
 mod rules;
 
-pub use program::{Io, Program, Recorder, Step, Use, WeightSpec};
+pub use program::{Io, Lora, Program, Recorder, Step, Use, WeightSpec};
 
 use std::fmt;
 

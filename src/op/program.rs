@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use super::Op;
+use super::{Epilogue, Op, Side};
 use crate::dtype::DType;
 use crate::tensor::{Slot, Tensor, Weight};
 
@@ -24,7 +24,16 @@ impl Step {
     }
 }
 
-/// Which rows of which canonically named tensor a `Weight` handle stands for.
+/// A matrix of a LoRA beside a weight: its change of the weight is `up . down`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lora {
+    /// `rank x K`
+    Down,
+    /// `N x rank`
+    Up,
+}
+
+/// Which rows of which canonically named tensor a `Weight` handle stands for, or which matrix beside them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct WeightSpec {
     /// Canonical name within the component, e.g. `double_blocks.0.img_attn.qkv.weight`.
@@ -33,6 +42,8 @@ pub struct WeightSpec {
     pub first: usize,
     pub rows: usize,
     pub cols: usize,
+    /// Not those rows themselves but a matrix of the LoRA beside them; `rows` and `cols` are its own then.
+    pub lora: Option<Lora>,
 }
 
 /// How the operations of a program use a weight: a device may hold each kind in a form of its own.
@@ -104,6 +115,36 @@ impl Program {
             }
         }
         uses
+    }
+
+    /// The program with a side at every `Linear` for whose weight `rank` gives one (the rows of the weight are the second argument); models know nothing of LoRAs. Steps and
+    /// weights that were there stay in their order, and the weights keep their ids: the matrices of the sides come after them.
+    pub fn with_sides(mut self, rank: &dyn Fn(&WeightSpec) -> Option<usize>) -> Program {
+        let mut steps = Vec::with_capacity(self.steps.len());
+        for mut step in std::mem::take(&mut self.steps) {
+            if let Op::Linear { x, w, side, .. } = &mut step.op
+                && let Some(rank) = rank(&self.weights[w.id as usize])
+            {
+                let base = self.weights[w.id as usize].clone();
+                let mut beside = |lora, rows, cols| {
+                    self.weights.push(WeightSpec { rows, cols, lora: Some(lora), ..base.clone() });
+                    Weight { id: self.weights.len() as u32 - 1, rows, cols }
+                };
+                let (down, b) = (beside(Lora::Down, rank, w.cols), beside(Lora::Up, w.rows, rank));
+                self.temps += 1;
+                let slot = Slot::Temp(self.temps - 1);
+                let t = Tensor { slot, rows: x.rows(), cols: rank, dtype: x.tensor.dtype };
+                let op = Op::Linear { x: *x, w: down, bias: None, side: None, epilogue: Epilogue::None, out: t.all() };
+                steps.push(Step { op, label: format!("{}.lora", step.label) });
+                *side = Some(Side { t, b });
+            }
+            if let Err(why) = step.op.check() {
+                panic!("{}: {}: {why}: {}", self.name, step.label, step.op);
+            }
+            steps.push(step);
+        }
+        self.steps = steps;
+        self
     }
 
     /// Matrix work of one run.
@@ -178,7 +219,7 @@ impl Recorder {
 
     /// Rows `first .. first + rows` of the weight `name`. For vectors (1 x n) `first` counts elements.
     pub fn weight_rows(&mut self, name: impl Into<String>, first: usize, rows: usize, cols: usize) -> Weight {
-        let spec = WeightSpec { name: name.into(), first, rows, cols };
+        let spec = WeightSpec { name: name.into(), first, rows, cols, lora: None };
         let weights = &mut self.program.weights;
         let id = *self.seen.entry(spec.clone()).or_insert_with(|| {
             weights.push(spec);

@@ -1,14 +1,16 @@
 //! A model and a device made ready, serving one request after another.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use super::device::{self, Budget, HostLimit, Opened, PROCESS_BYTES, resident_bytes};
+use super::lookup;
+use super::loras::{LoraSet, Loras, split_tags};
 use super::model::Model;
 use super::phases::{Phases, Refused};
 use super::report::PlanReport;
 use super::request::{ModelFiles, Request, RunOptions, Settings};
 use super::schedule::Schedule;
-use super::synthetic::Synthetic;
 use super::tokenizers::Tokenizers;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, Caps};
@@ -16,7 +18,8 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::plan::gigabytes;
 use crate::stream::Holdings;
-use crate::weights::{self, Files};
+use crate::weights;
+use crate::weights::places::Places;
 
 /// The model inside the binary: an all-in-one checkpoint in ComfyUI's names, FP8 linear weights.
 static EMBEDDED: &[u8] = include_bytes!("../../assets/tiny/flux-tiny.safetensors");
@@ -35,11 +38,23 @@ pub struct Pipeline {
     options: RunOptions,
     /// Resident set of the process when the model was open and nothing had run.
     base_bytes: u64,
+    loras: Loras,
 }
 
 impl Pipeline {
-    /// Opens the model, checks it whole, and prepares the device. Lines for the user arrive as events.
+    /// Opens the model, checks it whole, and prepares the device. Lines for the user arrive as events. Names that are no paths, and components that are neither in
+    /// the model nor beside it, are looked for in the places of this process.
     pub fn open(
+        files: &ModelFiles,
+        options: &RunOptions,
+        on: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<Pipeline> {
+        Pipeline::open_among(&Places::of_process(), files, options, on)
+    }
+
+    /// The same with places of the caller's choice. `files` may hold any path: a front end that takes names from strangers asks `Places::named` first.
+    pub fn open_among(
+        places: &Places,
         files: &ModelFiles,
         options: &RunOptions,
         on: &mut dyn FnMut(Event) -> ControlFlow<()>,
@@ -48,34 +63,16 @@ impl Pipeline {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::cancelled("stopped while the model was opened")),
         };
+        let found = lookup::find(files, places, &mut tell)?;
         let Opened { backend, budget, host } = device::open(options, &mut tell)?;
-        let embedded = matches!(files.model.as_deref(), None | Some("embedded"));
-        let checkpoint = if embedded {
-            if let Some((flag, path)) = [("--clip", &files.clip), ("--t5", &files.t5), ("--vae", &files.vae)]
-                .into_iter()
-                .find_map(|(f, p)| Some((f, p.as_ref()?)))
-            {
-                return Err(Error::argument("the embedded model takes no other components")
-                    .at(flag)
-                    .found(path.display())
-                    .try_("--model with the transformer that they belong to"));
+        let checkpoint = match lookup::open(found, places, &mut tell)? {
+            Some(checkpoint) => checkpoint,
+            None => {
+                tell(Event::Note(
+                    "drawing with the small embedded model (animals, plants and food, 128x128); for FLUX.1 itself give --model, see README.md".into(),
+                ))?;
+                weights::open_bytes(EMBEDDED, "flux-tiny")?
             }
-            tell(Event::Note(
-                "drawing with the small embedded model (animals, plants and food, 128x128); for FLUX.1 itself give --model, see README.md".into(),
-            ))?;
-            weights::open_bytes(EMBEDDED, "flux-tiny")?
-        } else {
-            let named = files.model.clone().unwrap_or_default();
-            let model = match named.strip_prefix("synthetic:") {
-                Some(synthetic) => {
-                    let synthetic = Synthetic::parse(synthetic)?;
-                    let path = synthetic.path();
-                    synthetic.make(&path, &mut tell)?;
-                    path
-                }
-                None => named.into(),
-            };
-            weights::open(&Files { model, clip: files.clip.clone(), t5: files.t5.clone(), vae: files.vae.clone() })?
         };
         let (clip, t5) = (checkpoint.clip_tokenizer.clone(), checkpoint.t5_tokenizer.clone());
         let mut notes = Vec::new();
@@ -95,6 +92,7 @@ impl Pipeline {
             host,
             options: options.clone(),
             base_bytes,
+            loras: Loras::new(places),
         })
     }
 
@@ -206,6 +204,7 @@ impl Pipeline {
             guidance: d.guidance.map(|g| request.guidance.unwrap_or(g)),
             cfg_scale: request.cfg_scale.unwrap_or(1.0),
             strength: init.map(|i| i.strength),
+            loras: request.loras.clone(),
             model: self.model.name.clone(),
             model_hash: self.model.hash.clone(),
         })
@@ -220,10 +219,17 @@ impl Pipeline {
         (schedule, first)
     }
 
+    /// The LoRAs of `settings` and of its prompt, read and checked; what is new of them is told in `notes`.
+    pub(super) fn lora_set(&self, settings: &Settings, notes: &mut Vec<String>) -> Result<Arc<LoraSet>> {
+        let mut choices = split_tags(&settings.prompt)?.1;
+        choices.extend(settings.loras.iter().cloned());
+        self.loras.set(&choices, &self.model, notes)
+    }
+
     /// Plans every phase of `settings`; fails with `Kind::Memory` where the budget cannot hold it.
-    pub(super) fn phases(&self, settings: &Settings) -> Result<Phases> {
+    pub(super) fn phases(&self, settings: &Settings, loras: &LoraSet) -> Result<Phases> {
         let (schedule, first) = self.schedule(settings);
-        let host = self.host_bytes(settings);
+        let host = self.host_bytes(settings, loras);
         let caps = self.backend.caps();
         let limit = self.host.bytes;
         if self.host.asked && host > limit {
@@ -242,35 +248,37 @@ impl Pipeline {
         let mut budget = self.budget.bytes.saturating_sub(shared);
         budget -= budget % caps.granularity as u64;
         let reach = if caps.in_place_weights { u64::MAX } else { caps.free_bytes + caps.overhead_bytes };
-        Phases::new(&self.model, settings, schedule.steps() - first, self.backend.as_ref(), budget).map_err(|refused| {
-            match refused {
-                Refused::Failed(e) => e,
-                Refused::TooSmall(least) => {
-                    // Rounded up, with room for what the process may hold more when it is started again.
-                    let least = least.next_multiple_of(caps.granularity as u64);
-                    let enough = (shared + least).div_ceil(1_000_000) + 8;
-                    Error::memory("the request does not fit in the memory budget")
-                        .found(format!("{} ({})", gigabytes(self.budget.bytes), self.budget.source))
-                        .expected(format!("at least {enough} MB, {} of them for {what}", gigabytes(shared)))
-                        .try_(match enough * 1_000_000 > reach {
-                            true => "a smaller picture, or end other programs that use the GPU".to_string(),
-                            false => format!("{flag} {enough}M, or a smaller picture"),
-                        })
+        Phases::new(&self.model, loras, settings, schedule.steps() - first, self.backend.as_ref(), budget).map_err(
+            |refused| {
+                match refused {
+                    Refused::Failed(e) => e,
+                    Refused::TooSmall(least) => {
+                        // Rounded up, with room for what the process may hold more when it is started again.
+                        let least = least.next_multiple_of(caps.granularity as u64);
+                        let enough = (shared + least).div_ceil(1_000_000) + 8;
+                        Error::memory("the request does not fit in the memory budget")
+                            .found(format!("{} ({})", gigabytes(self.budget.bytes), self.budget.source))
+                            .expected(format!("at least {enough} MB, {} of them for {what}", gigabytes(shared)))
+                            .try_(match enough * 1_000_000 > reach {
+                                true => "a smaller picture, or end other programs that use the GPU".to_string(),
+                                false => format!("{flag} {enough}M, or a smaller picture"),
+                            })
+                    }
                 }
-            }
-        })
+            },
+        )
     }
 
     /// Host memory that may be pinned for weights that pass in every step, where the device has memory of its own.
-    pub(super) fn pinned_bytes(&self, settings: &Settings) -> u64 {
+    pub(super) fn pinned_bytes(&self, settings: &Settings, loras: &LoraSet) -> u64 {
         if !self.backend.caps().pins {
             return 0;
         }
-        self.host.bytes.saturating_sub(self.host_bytes(settings))
+        self.host.bytes.saturating_sub(self.host_bytes(settings, loras))
     }
 
-    /// Host memory beside the plan, in bytes: the process as it stands, embeddings, modulation of all steps, latents, pixels.
-    fn host_bytes(&self, s: &Settings) -> u64 {
+    /// Host memory beside the plan, in bytes: the process as it stands, embeddings, modulation of all steps, latents, pixels, and LoRAs where the device has copies.
+    fn host_bytes(&self, s: &Settings, loras: &LoraSet) -> u64 {
         let m = &self.model;
         let prompts = if s.cfg_scale != 1.0 { 2 } else { 1 };
         let pixels = s.width * s.height;
@@ -279,14 +287,16 @@ impl Pipeline {
             + s.count * pixels / 4
             + (s.width + s.height) * 1024
             + pixels * 8;
-        self.base_bytes + PROCESS_BYTES + 4 * floats as u64 + (s.count * pixels * 3) as u64
+        let copied = if self.backend.caps().in_place_weights { 0 } else { loras.bytes() };
+        self.base_bytes + PROCESS_BYTES + copied + 4 * floats as u64 + (s.count * pixels * 3) as u64
     }
 
     /// What a generation would use, without running it.
     pub fn plan(&self, request: &Request) -> Result<PlanReport> {
         let settings = self.settle(request)?;
-        let phases = self.phases(&settings)?;
-        let host_bytes = self.host_bytes(&settings);
+        let loras = self.lora_set(&settings, &mut vec![])?;
+        let phases = self.phases(&settings, &loras)?;
+        let host_bytes = self.host_bytes(&settings, &loras);
         let caps = self.backend.caps();
         let shared = if caps.in_place_weights { host_bytes } else { caps.overhead_bytes };
         Ok(PlanReport {
@@ -300,7 +310,7 @@ impl Pipeline {
             budget_source: self.budget.source.clone(),
             host_bytes,
             overhead_bytes: caps.overhead_bytes,
-            pinned_bytes: self.pinned_bytes(&settings),
+            pinned_bytes: self.pinned_bytes(&settings, &loras),
             own_memory: !caps.in_place_weights,
             keeps_weights: phases.keep,
             phases: phases.all().map(|r| r.report()).collect(),

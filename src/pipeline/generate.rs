@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use super::engine::Pipeline;
+use super::loras::{LoraSet, split_tags};
 use super::model::Model;
 use super::noise::TorchGenerator;
 use super::phases::{Phases, Ready, Tiling};
@@ -64,13 +65,16 @@ impl Pipeline {
 
     fn draw(&mut self, request: &Request, on: Listener) -> Result<Generated> {
         let settings = self.settle(request)?;
-        let phases = self.phases(&settings)?;
+        let mut notes = Vec::new();
+        let loras = self.lora_set(&settings, &mut notes)?;
+        notes.into_iter().try_for_each(|n| tell(on, Event::Note(n)))?;
+        let phases = self.phases(&settings, &loras)?;
         self.say_what_was_changed(request, &settings, &phases, on)?;
-        self.backend.allow_host(self.pinned_bytes(&settings));
+        self.backend.allow_host(self.pinned_bytes(&settings, &loras));
         let granularity = self.backend.caps().granularity;
         self.backend.expect(phases.peak_bytes(granularity));
 
-        let text = self.encode_text(&settings, &phases, on)?;
+        let text = self.encode_text(&settings, &phases, &loras, on)?;
         let start = match &request.init {
             Some(init) => {
                 let picture = super::images::fit(init.picture.clone(), settings.width, settings.height);
@@ -143,9 +147,10 @@ impl Pipeline {
             .collect()
     }
 
-    fn encode_text(&mut self, s: &Settings, phases: &Phases, on: Listener) -> Result<Text> {
+    fn encode_text(&mut self, s: &Settings, phases: &Phases, loras: &LoraSet, on: Listener) -> Result<Text> {
         let negative = s.negative.clone().unwrap_or_default();
-        let prompts: Vec<&str> = if phases.shape.cfg { vec![&s.prompt, &negative] } else { vec![&s.prompt] };
+        let (prompt, _) = split_tags(&s.prompt)?;
+        let prompts: Vec<&str> = if phases.shape.cfg { vec![&prompt, &negative] } else { vec![&prompt] };
         let steps = phases.clip.program.steps.len() + phases.t5.program.steps.len();
         let mut progress = Progress::start(
             Phase::TextEncode,
@@ -178,7 +183,7 @@ impl Pipeline {
         vocab(&clip_ids, self.model.clip.config.vocab, "CLIP")?;
         vocab(&t5_ids, self.model.t5.config.vocab, "T5")?;
         let cache = self.text_cache(phases);
-        let key = self.text_key(&clip_ids, &t5_ids);
+        let key = self.text_key(&clip_ids, &t5_ids, loras);
         if let Some(text) = cache.as_ref().and_then(|c| c.load(&key)) {
             progress.note(Event::Note("this prompt's embeddings were found in the cache".into()))?;
             progress.end()?;
@@ -226,7 +231,7 @@ impl Pipeline {
     }
 
     /// Everything that the embeddings depend on.
-    fn text_key(&self, clip: &[Ids], t5: &[Ids]) -> Vec<u8> {
+    fn text_key(&self, clip: &[Ids], t5: &[Ids], loras: &LoraSet) -> Vec<u8> {
         let Model { clip: clip_model, t5: t5_model, .. } = &self.model;
         let networks = format!(
             "{} {:?} {} {:?}",
@@ -235,7 +240,7 @@ impl Pipeline {
             t5_model.weights.hash(),
             t5_model.config
         );
-        let mut key = format!("{networks} {}\n", self.arithmetic).into_bytes();
+        let mut key = format!("{networks} {} {}\n", self.arithmetic, loras.text_key()).into_bytes();
         clip.iter().chain(t5).for_each(|ids| key.extend(bytemuck::cast_slice::<u32, u8>(&ids.ids)));
         key
     }
@@ -397,7 +402,8 @@ fn open<'a>(
     ready: &'a Ready,
 ) -> Result<Session<'a>> {
     holdings.reserve(backend, if phases.keep { phases.shared } else { ready.plan.layout() }, phases.keep)?;
-    let tenancy = Tenancy { phase: ready.index, resident_base: ready.resident_base, keep: phases.keep };
+    let tenancy =
+        Tenancy { phase: ready.index, loras: phases.loras, resident_base: ready.resident_base, keep: phases.keep };
     Ok(Session::new(backend, holdings, &ready.program, &ready.plan, ready.weights.clone(), tenancy))
 }
 

@@ -14,7 +14,7 @@
 use std::borrow::Cow;
 
 use crate::error::{Error, Result};
-use crate::pipeline::request::Settings;
+use crate::pipeline::request::{LoraChoice, Settings};
 
 const NEGATIVE: &str = "Negative prompt:";
 
@@ -33,6 +33,10 @@ pub fn write(settings: &Settings, index: usize) -> String {
     line.extend((!settings.model_hash.is_empty()).then(|| ("Model hash", settings.model_hash.clone())));
     line.push(("Model", settings.model.clone()));
     line.extend(strength.map(|s| ("Denoising strength", s.to_string())));
+    if !settings.loras.is_empty() {
+        let loras: Vec<_> = settings.loras.iter().map(|l| (&l.name, l.weight)).collect();
+        line.push(("Loras", serde_json::json!(loras).to_string()));
+    }
     if *count != 1 {
         line.extend([("Batch size", count.to_string()), ("Batch pos", index.to_string())]);
     }
@@ -88,9 +92,16 @@ pub fn read(text: &str) -> Result<Settings> {
         guidance: optional("Distilled CFG Scale", find("Distilled CFG Scale"))?,
         cfg_scale: optional("CFG scale", find("CFG scale"))?.unwrap_or(1.0),
         strength: optional("Denoising strength", find("Denoising strength"))?,
+        loras: find("Loras").map_or(Ok(vec![]), |v| need("Loras", Some(v), loras))?,
         model: find("Model").unwrap_or_default().to_string(),
         model_hash: find("Model hash").unwrap_or_default().to_string(),
     })
+}
+
+/// `[["a.safetensors", 0.8], ...]`
+fn loras(text: &str) -> Option<Vec<LoraChoice>> {
+    let pairs: Vec<(String, f32)> = serde_json::from_str(text).ok()?;
+    Some(pairs.into_iter().map(|(name, weight)| LoraChoice { name, weight, tag: false }).collect())
 }
 
 fn need<T>(key: &str, value: Option<&str>, parse: impl Fn(&str) -> Option<T>) -> Result<T> {
@@ -195,9 +206,21 @@ mod tests {
             guidance: Some(3.5),
             cfg_scale: 1.0,
             strength: None,
+            loras: vec![],
             model: "flux1-dev".to_string(),
             model_hash: "0123456789".to_string(),
         }
+    }
+
+    #[test]
+    fn loras_come_back_as_they_were_typed() {
+        let lora = |name: &str, weight| LoraChoice { name: name.into(), weight, tag: false };
+        let mut s = settings("a fox <lora:pixel:0.5>", None);
+        s.loras = vec![lora("/models/a, \"b\": c.safetensors", 0.8), lora("name", -1.0)];
+        let text = write(&s, 0);
+        assert_eq!(read(&text).unwrap(), s, "{text}");
+        let broken = text.replace("0.8", "much");
+        assert!(read(&broken).unwrap_err().to_string().contains("Loras"), "{broken}");
     }
 
     #[test]

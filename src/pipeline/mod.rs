@@ -4,6 +4,8 @@ mod device;
 mod engine;
 mod generate;
 pub mod images;
+mod lookup;
+pub mod loras;
 pub mod metadata;
 mod model;
 pub mod noise;
@@ -21,7 +23,7 @@ pub use engine::Pipeline;
 pub use outlook::{Outlook, outlook};
 pub use report::PlanReport;
 
-pub use crate::weights::{Inspection, inspect as inspect_weights};
+pub use crate::weights::{Inspection, hub, inspect as inspect_weights, places as models};
 
 /// Where this program keeps what it can make again: `FLUX_FAST_CACHE`, else `flux-fast` in the user's cache folder.
 pub fn cache_folder() -> std::path::PathBuf {

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::loras::LoraSet;
 use super::schedule::ScheduleConfig;
 use crate::error::{Error, Result};
 use crate::model::{ClipConfig, FluxConfig, Shapes, T5Config, TensorSpec, VaeConfig, clip, flux, t5, vae};
@@ -30,9 +31,16 @@ pub struct Network<C> {
 }
 
 impl<C> Network<C> {
-    /// The weights that `program` names, in its order. Nothing is copied.
-    pub fn resolve(&self, program: &Program) -> Result<Vec<HostWeight>> {
-        program.weights.iter().map(|w| self.weights.get(&w.name, w.first, w.rows, w.cols)).collect()
+    /// `program` with the sides that `loras` give it, and the weights that it then names, in its order. Nothing of the model is copied.
+    pub fn with_loras(&self, program: Program, loras: &LoraSet) -> Result<(Program, Vec<HostWeight>)> {
+        let component = self.weights.component();
+        let program = loras.beside(component, &self.weights, program)?;
+        let weights = program.weights.iter().map(|w| match w.lora {
+            None => self.weights.get(&w.name, w.first, w.rows, w.cols),
+            Some(which) => loras.matrix(component, w, which),
+        });
+        let weights = weights.collect::<Result<_>>()?;
+        Ok((program, weights))
     }
 }
 
@@ -80,6 +88,16 @@ impl Model {
         };
         let t5_length = t5_max_length.unwrap_or(usize::MAX).min(if guidance { 512 } else { 256 });
         Ok(Model { name, hash, flux, t5, clip, vae, schedule, defaults, t5_length })
+    }
+
+    /// The weights of one of its networks.
+    pub fn weights(&self, component: Component) -> &ComponentWeights {
+        match component {
+            Component::Flux => &self.flux.weights,
+            Component::T5 => &self.t5.weights,
+            Component::Clip => &self.clip.weights,
+            Component::Vae => &self.vae.weights,
+        }
     }
 
     /// Picture pixels along the edge of one token.

@@ -1,6 +1,7 @@
 //! The programs and plans of one generation, all made before anything runs, so that a request that cannot fit is refused at once.
 
-use super::model::{Model, Network};
+use super::loras::LoraSet;
+use super::model::Model;
 use super::report::PhaseReport;
 use super::request::Settings;
 use super::tiles::{Cuts, OVERLAP, TILE, cuts};
@@ -27,6 +28,8 @@ pub struct Ready {
 
 /// Everything one generation runs.
 pub struct Phases {
+    /// The number of the set of LoRAs beside them.
+    pub loras: u32,
     pub shape: DenoiseShape,
     pub clip: Ready,
     pub t5: Ready,
@@ -90,6 +93,7 @@ impl Phases {
     /// Plans `settings`, of whose schedule `steps` are to be done (fewer than all with image-to-image), on `backend` under `budget` bytes.
     pub fn new(
         model: &Model,
+        loras: &LoraSet,
         settings: &Settings,
         steps: usize,
         backend: &dyn Backend,
@@ -106,8 +110,7 @@ impl Phases {
         let impossible = std::cell::Cell::new(None::<Error>);
         // The least that every phase tried so far could do with.
         let least = std::cell::Cell::new(0u64);
-        let ready = |phase, index, program: Program, runs, weights: Result<Vec<HostWeight>>| -> Result<(Ready, u64)> {
-            let weights = weights?;
+        let ready = |phase, index, program: Program, runs, weights: Vec<HostWeight>| -> Result<(Ready, u64)> {
             let uses = program.uses();
             let bytes: Vec<usize> = weights.iter().zip(&uses).map(|(w, &how)| backend.weight_bytes(w, how)).collect();
             let weight = |w: crate::tensor::Weight| &weights[w.id as usize];
@@ -135,17 +138,15 @@ impl Phases {
             least.set(least.get().max(needed));
             Ok(ready)
         };
-        fn of<C>(network: &Network<C>, program: Program) -> (Program, Result<Vec<HostWeight>>) {
-            let weights = network.resolve(&program);
-            (program, weights)
-        }
-        let (program, weights) = of(&model.clip, clip::encode(&model.clip.config, prompts, act));
+        let (program, weights) = model.clip.with_loras(clip::encode(&model.clip.config, prompts, act), loras)?;
         let clip = single(Phase::TextEncode, 0, program, 1, weights)?;
-        let (program, weights) = of(&model.t5, t5::encode(&model.t5.config, prompts, model.t5_length, act));
+        let program = t5::encode(&model.t5.config, prompts, model.t5_length, act);
+        let (program, weights) = model.t5.with_loras(program, loras)?;
         let t5 = single(Phase::TextEncode, 1, program, 1, weights)?;
-        let (program, weights) = of(&model.flux, flux::modulate(&model.flux.config, steps.max(1) * prompts, act));
+        let program = flux::modulate(&model.flux.config, steps.max(1) * prompts, act);
+        let (program, weights) = model.flux.with_loras(program, loras)?;
         let modulate = single(Phase::Modulate, 2, program, 1, weights)?;
-        let (program, weights) = of(&model.flux, flux::denoise(&model.flux.config, &shape, act));
+        let (program, weights) = model.flux.with_loras(flux::denoise(&model.flux.config, &shape, act), loras)?;
         let denoise = single(Phase::Denoise, 3, program, steps, weights)?;
 
         // The usual tile, or the largest smaller one that fits.
@@ -153,7 +154,7 @@ impl Phases {
             let mut tiles = [TILE, 96, 64, 48, 32, 24, 16].into_iter().map(|most| {
                 let tiling = Tiling::new(2 * height, 2 * width, most);
                 let (h, w) = tiling.size();
-                let (program, weights) = of(&model.vae, record(h, w));
+                let (program, weights) = model.vae.with_loras(record(h, w), loras)?;
                 let (ready, needed) = ready(phase, index, program, runs * tiling.count(), weights)?;
                 Ok((ready, tiling, needed))
             });
@@ -187,8 +188,18 @@ impl Phases {
         if least.get() > budget {
             return Err(Refused::TooSmall(least.get()));
         }
-        let mut phases =
-            Phases { shape, clip, t5, modulate, encode, denoise, decode, keep: false, shared: Layout::default() };
+        let mut phases = Phases {
+            loras: loras.number,
+            shape,
+            clip,
+            t5,
+            modulate,
+            encode,
+            denoise,
+            decode,
+            keep: false,
+            shared: Layout::default(),
+        };
         phases.share(budget, backend.caps().grain);
         Ok(phases)
     }
@@ -199,17 +210,23 @@ impl Phases {
         let mut all_resident = true;
         for ready in self.all_mut() {
             ready.resident_base = layout.resident_bytes;
-            ready.plan.residency.move_to(layout.resident_bytes, grain);
-            layout.resident_bytes += ready.plan.residency.resident_bytes;
+            layout.resident_bytes = ready.plan.residency.move_to(layout.resident_bytes, grain);
             layout.arena_bytes = layout.arena_bytes.max(ready.plan.arena.bytes);
             all_resident &= ready.plan.residency.ring_bytes == 0;
+        }
+        // LoRAs come behind all of it: others may take their place, and the model stays where it is.
+        for ready in self.all_mut() {
+            let base = ready.resident_base;
+            layout.resident_bytes = ready.plan.residency.move_sides(base, layout.resident_bytes, grain);
         }
         self.keep = all_resident && layout.bytes(1) <= budget;
         self.shared = layout;
         if !self.keep {
             for ready in self.all_mut() {
                 ready.resident_base = 0;
-                ready.plan.residency.move_to(0, grain);
+                let end = ready.plan.residency.move_to(0, grain);
+                let end = ready.plan.residency.move_sides(0, end, grain);
+                ready.plan.residency.resident_bytes = end;
             }
         }
     }

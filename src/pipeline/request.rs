@@ -1,5 +1,6 @@
 //! What a user asks for, and what comes out. Plain data: front ends fill it in, `Pipeline::generate` checks it against the model.
 
+use super::loras::split_tags;
 use crate::error::{Error, Result};
 
 /// RGB pixels, 8 bit, row-major, top row first.
@@ -17,6 +18,24 @@ pub struct InitImage {
     pub picture: Picture,
     /// 0 keeps the picture, 1 ignores it.
     pub strength: f32,
+}
+
+/// A LoRA and how much of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraChoice {
+    /// A path, or a name that is looked up where LoRAs lie; of a tag, only such a name.
+    pub name: String,
+    /// 0 leaves the picture as it is without, 1 is what it was trained for, negative turns it around.
+    pub weight: f32,
+    /// It stood in the prompt: `<lora:name:weight>`.
+    pub tag: bool,
+}
+
+impl LoraChoice {
+    /// What was typed, for messages.
+    pub fn place(&self) -> String {
+        if self.tag { format!("<lora:{}>", self.name) } else { format!("--lora {}", self.name) }
+    }
 }
 
 /// One generation. `None` means the model's own default.
@@ -38,6 +57,8 @@ pub struct Request {
     /// True classifier-free guidance; 1 is off.
     pub cfg_scale: Option<f32>,
     pub init: Option<InitImage>,
+    /// LoRAs beside those that the prompt names as `<lora:name:weight>`; several beside one weight add up.
+    pub loras: Vec<LoraChoice>,
 }
 
 /// A request with every default filled in: what is written into the image's metadata and what `again` reruns.
@@ -55,6 +76,8 @@ pub struct Settings {
     pub strength: Option<f32>,
     /// The model's name as shown, such as `flux-tiny` or `flux1-dev`.
     pub model: String,
+    /// LoRAs that were asked for beside the prompt.
+    pub loras: Vec<LoraChoice>,
     /// First ten hex digits of a hash over the weights' header, to recognise the file; empty if unknown.
     pub model_hash: String,
 }
@@ -90,9 +113,9 @@ pub struct RunOptions {
 /// Which weights to use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModelFiles {
-    /// A file, a folder, `embedded`, or `synthetic:...`; `None` means the embedded model.
+    /// A file, a folder, a name or an id that `Places` knows, `embedded`, or `synthetic:...`; `None` means the embedded model.
     pub model: Option<String>,
-    /// Component files, where the model file does not hold them and they do not lie beside it.
+    /// Component files or their names, where the model file does not hold them and they are not to be looked for.
     pub clip: Option<std::path::PathBuf>,
     pub t5: Option<std::path::PathBuf>,
     pub vae: Option<std::path::PathBuf>,
@@ -108,6 +131,10 @@ pub const MIN_SIDE: usize = 16;
 pub const MAX_SIDE: usize = 4096;
 /// The most pixels: 2048 x 2048, as many as FLUX.1 was made for.
 pub const MAX_PIXELS: usize = 2048 * 2048;
+/// The most LoRAs of one request.
+pub const MAX_LORAS: usize = 64;
+/// The largest weight of a LoRA either way; far beyond 1 pictures are noise.
+pub const MAX_LORA_WEIGHT: f32 = 100.0;
 /// The most bytes of a prompt. T5 reads 512 pieces, some 2,500 bytes; what is longer is cut anyway, and this much still fits
 /// into a JPEG's metadata, twice over.
 pub const MAX_PROMPT_BYTES: usize = 10_000;
@@ -138,7 +165,20 @@ impl Request {
         if let Some(init) = &self.init {
             check_number("strength", Some(init.strength), 1.0)?;
         }
-        Ok(())
+        let tags = split_tags(&self.prompt)?.1;
+        if self.loras.len() + tags.len() > MAX_LORAS {
+            return Err(Error::argument("too many LoRAs")
+                .at("lora")
+                .found(self.loras.len() + tags.len())
+                .expected(format!("at most {MAX_LORAS}")));
+        }
+        match self.loras.iter().find(|l| !(-MAX_LORA_WEIGHT..=MAX_LORA_WEIGHT).contains(&l.weight)) {
+            Some(lora) => Err(Error::argument("the weight of a LoRA is out of range")
+                .at(lora.place())
+                .found(lora.weight)
+                .expected(format!("-{MAX_LORA_WEIGHT} to {MAX_LORA_WEIGHT}"))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -223,6 +263,7 @@ mod tests {
             guidance: Some(0.0),
             cfg_scale: Some(MAX_SCALE),
             init: Some(init),
+            loras: vec![],
         };
         request.check().unwrap();
         (request.width, request.height) = (Some(2048), Some(2048));

@@ -14,6 +14,8 @@ pub struct Residency {
     /// By weight id: the byte offset among the resident weights, or `None` for a weight that passes through the ring.
     pub resident: Vec<Option<usize>>,
     pub resident_bytes: usize,
+    /// Of these, what the matrices of LoRAs take: they lie behind all others, so that other LoRAs leave those where they are.
+    pub side_bytes: usize,
     /// Zero when everything is resident.
     pub ring_bytes: usize,
     /// Bytes that pass through the ring in one run.
@@ -24,6 +26,8 @@ pub struct Residency {
     pub order: Vec<u32>,
     /// The step that uses each weight last.
     pub last_use: Vec<usize>,
+    /// Which weights are matrices of LoRAs. They always stay.
+    pub side: Vec<bool>,
 }
 
 /// Divides `budget` bytes. If everything fits, everything stays. Otherwise the ring gets room for the two largest consecutive blocks (one in use, one
@@ -32,6 +36,8 @@ pub struct Residency {
 pub fn residency(program: &Program, weight_bytes: &[usize], grain: Grain, budget: u64) -> Result<Residency, u64> {
     let n = program.weights.len();
     let bytes: Vec<usize> = weight_bytes.iter().map(|b| b.next_multiple_of(grain.align)).collect();
+    let side: Vec<bool> = program.weights.iter().map(|w| w.lora.is_some()).collect();
+    let small_one = |id: usize| bytes[id] < SMALL_BYTES || side[id];
     let mut order: Vec<u32> = Vec::with_capacity(n);
     let mut last_use = vec![0; n];
     let mut seen = vec![false; n];
@@ -47,7 +53,7 @@ pub fn residency(program: &Program, weight_bytes: &[usize], grain: Grain, budget
             last_use[id] = i;
             if !std::mem::replace(&mut seen[id], true) {
                 order.push(w.id);
-                if bytes[id] >= SMALL_BYTES {
+                if !small_one(id) {
                     *blocks.last_mut().expect("pushed above") += bytes[id];
                 }
             }
@@ -55,15 +61,21 @@ pub fn residency(program: &Program, weight_bytes: &[usize], grain: Grain, budget
     }
 
     let total: u64 = bytes.iter().map(|&b| b as u64).sum();
-    let small: u64 = bytes.iter().filter(|&&b| b < SMALL_BYTES).map(|&b| b as u64).sum();
+    let small: u64 = (0..n).filter(|&id| small_one(id)).map(|id| bytes[id] as u64).sum();
     let mut stay = vec![true; n];
     let mut ring_bytes = 0;
-    let (mut resident, mut resident_bytes) = lay(&order, &bytes, &stay, grain, 0);
+    let lay_all = |stay: &[bool]| {
+        let mut resident = vec![None; n];
+        let own = lay(&mut resident, &order, &bytes, &|id| stay[id] && !side[id], grain, 0, 0);
+        let end = lay(&mut resident, &order, &bytes, &|id| side[id], grain, 0, own);
+        (resident, end, end - own)
+    };
+    let (mut resident, mut resident_bytes, mut side_bytes) = lay_all(&stay);
     if resident_bytes as u64 > budget {
         // One step must find all its large weights in the ring at once; the ring wraps, so that a weight may waste up to its own size less one unit.
         let most = program.steps.iter().map(|s| {
-            let large =
-                s.op.weights().iter().map(|w| bytes[w.id as usize]).filter(|&b| b >= SMALL_BYTES).collect::<Vec<_>>();
+            let ids = s.op.weights().into_iter().map(|w| w.id as usize);
+            let large = ids.filter(|&id| !small_one(id)).map(|id| bytes[id]).collect::<Vec<_>>();
             if large.len() > 1 { 2 * large.iter().sum::<usize>() } else { large.iter().sum() }
         });
         let least_ring = most.max().unwrap_or(0) as u64;
@@ -76,8 +88,8 @@ pub fn residency(program: &Program, weight_bytes: &[usize], grain: Grain, budget
         ring_bytes = ring as usize;
         let mut room = budget - small - ring;
         loop {
-            spread(&order, &bytes, room, &mut stay);
-            (resident, resident_bytes) = lay(&order, &bytes, &stay, grain, 0);
+            spread(&order, &bytes, &small_one, room, &mut stay);
+            (resident, resident_bytes, side_bytes) = lay_all(&stay);
             // What is lost where pieces of memory meet is not known beforehand.
             let over = (resident_bytes as u64 + ring).saturating_sub(budget);
             if over == 0 || room == 0 {
@@ -87,32 +99,53 @@ pub fn residency(program: &Program, weight_bytes: &[usize], grain: Grain, budget
         }
     }
     let streamed_bytes = (0..n).filter(|&id| resident[id].is_none()).map(|id| bytes[id] as u64).sum();
-    Ok(Residency { resident, resident_bytes, ring_bytes, streamed_bytes, bytes, order, last_use })
+    Ok(Residency { resident, resident_bytes, side_bytes, ring_bytes, streamed_bytes, bytes, order, last_use, side })
 }
 
 impl Residency {
-    /// Lays the resident weights anew for a place that begins `base` bytes into the memory that phases share: offsets count from there.
-    pub fn move_to(&mut self, base: usize, grain: Grain) {
-        let stay: Vec<bool> = self.resident.iter().map(Option::is_some).collect();
-        (self.resident, self.resident_bytes) = lay(&self.order, &self.bytes, &stay, grain, base);
+    /// Lays the resident weights anew for a place that begins `base` bytes into the memory that phases share: offsets count from there. Returns the end of
+    /// the model's own weights, from the start of that memory; the matrices of LoRAs are left for `move_sides`.
+    pub fn move_to(&mut self, base: usize, grain: Grain) -> usize {
+        let stay: Vec<bool> = self.resident.iter().zip(&self.side).map(|(at, side)| at.is_some() && !side).collect();
+        let end = lay(&mut self.resident, &self.order, &self.bytes, &|id| stay[id], grain, base, base);
+        self.resident_bytes = end - base + self.side_bytes;
+        end
+    }
+
+    /// Lays the matrices of LoRAs from `from` on, in the same memory; returns their end.
+    pub fn move_sides(&mut self, base: usize, from: usize, grain: Grain) -> usize {
+        let side = std::mem::take(&mut self.side);
+        let end = lay(&mut self.resident, &self.order, &self.bytes, &|id| side[id], grain, base, from);
+        self.side = side;
+        self.side_bytes = end - from;
+        end
     }
 }
 
-/// Offsets of the weights that stay, from `base` on and counted from there, and the bytes that they take.
-fn lay(order: &[u32], bytes: &[usize], stay: &[bool], grain: Grain, base: usize) -> (Vec<Option<usize>>, usize) {
-    let mut resident = vec![None; bytes.len()];
-    let mut end = base;
-    for id in order.iter().map(|&id| id as usize).filter(|&id| stay[id]) {
-        let at = grain.place(end, bytes[id]);
-        resident[id] = Some(at - base);
-        end = at + bytes[id];
+/// Sets the offsets of the weights that `which` picks, from `from` on and counted from `base`; returns their end.
+fn lay(
+    resident: &mut [Option<usize>],
+    order: &[u32],
+    bytes: &[usize],
+    which: &dyn Fn(usize) -> bool,
+    grain: Grain,
+    base: usize,
+    from: usize,
+) -> usize {
+    let mut end = from;
+    for id in order.iter().map(|&id| id as usize) {
+        if which(id) {
+            let at = grain.place(end, bytes[id]);
+            resident[id] = Some(at - base);
+            end = at + bytes[id];
+        }
     }
-    (resident, end - base)
+    end
 }
 
 /// Marks large weights as streamed except for about `room` bytes of them, evenly spread in program order.
-fn spread(order: &[u32], bytes: &[usize], room: u64, stay: &mut [bool]) {
-    let large: Vec<usize> = order.iter().map(|&id| id as usize).filter(|&id| bytes[id] >= SMALL_BYTES).collect();
+fn spread(order: &[u32], bytes: &[usize], small: &dyn Fn(usize) -> bool, room: u64, stay: &mut [bool]) {
+    let large: Vec<usize> = order.iter().map(|&id| id as usize).filter(|&id| !small(id)).collect();
     let total: u64 = large.iter().map(|&id| bytes[id] as u64).sum();
     let (mut passed, mut kept) = (0u64, 0u64);
     for id in large {

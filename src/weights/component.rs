@@ -6,10 +6,10 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::file::{FNV_OFFSET, WeightFile};
-use super::fp8::{Scales, unsupported};
 use super::names::{Naming, Role, role};
 use super::recognise::{Found, foreign_storage};
 use super::safetensors::Entry;
+use super::storage::{Companions, Reading, unsupported, weight_name};
 use super::{Component, slice};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -62,7 +62,8 @@ impl ComponentWeights {
     /// Collects the tensors of `found` from `files` (one file, or all shards of one model).
     pub(super) fn collect(files: &[Arc<WeightFile>], found: &Found, others: &[Found]) -> Result<Self> {
         let component = found.component;
-        let mut scales = Scales::default();
+        let all = files.iter().flat_map(|f| &f.header.tensors).map(|t| t.name.as_str());
+        let mut companions = Companions::among(all);
         let mut tensors: Vec<(&Arc<WeightFile>, &Entry, &str)> = Vec::new();
         let mut used: Vec<Arc<WeightFile>> = Vec::new();
         for file in files {
@@ -72,11 +73,11 @@ impl ComponentWeights {
                 if let Some(format) = foreign_storage(&entry.name) {
                     return Err(unsupported(format).at(&entry.name).at_path(&file.path));
                 }
-                if !scales.take(file, entry).map_err(|e| e.at_path(&file.path))? {
+                if !companions.take(file, entry).map_err(|e| e.at_path(&file.path))? {
                     tensors.push((file, entry, short));
                 }
             }
-            scales.take_metadata(&file.header.metadata, &found.prefix).map_err(|e| e.at_path(&file.path))?;
+            companions.take_metadata(&file.header.metadata, &found.prefix).map_err(|e| e.at_path(&file.path))?;
             if tensors.len() > before {
                 used.push(file.clone());
             }
@@ -85,8 +86,9 @@ impl ComponentWeights {
         let mut aliases: Vec<(String, Piece)> = Vec::new();
         let mut extras = Vec::new();
         for (file, entry, short) in tensors {
-            let piece = |swap| Piece::new(file, entry, &scales, swap).map_err(|e| e.at_path(&file.path));
-            match role(component, found.naming, short) {
+            let piece = |swap| Piece::new(file, entry, &companions, swap).map_err(|e| e.at_path(&file.path));
+            let weight = weight_name(short);
+            match role(component, found.naming, weight.as_deref().unwrap_or(short)) {
                 Role::Part { canonical, part, parts, swap } => {
                     let slots = pieces.entry(canonical).or_insert_with(|| (0..parts).map(|_| None).collect());
                     if slots[part].is_some() {
@@ -108,7 +110,7 @@ impl ComponentWeights {
             Ok((name, weight))
         });
         let weights = weights.collect::<Result<BTreeMap<_, _>>>()?;
-        let dialect = describe(found, used.len(), &weights, &scales);
+        let dialect = describe(found, &used, &weights, &companions);
         Ok(ComponentWeights { component, dialect, files: used, weights, extras, config: None })
     }
 
@@ -117,7 +119,13 @@ impl ComponentWeights {
         if let Some(q) = method {
             let name =
                 q.get("quant_method").or(q.get("quant_type")).and_then(Value::as_str).unwrap_or("an unnamed format");
-            return Err(unsupported(name).at(format!("{} config.json", self.component.name())));
+            // Its 4-bit types are told by the tensors; its 8-bit one is another thing.
+            let eight =
+                ["load_in_8bit", "_load_in_8bit"].iter().any(|k| q.get(*k).and_then(Value::as_bool) == Some(true));
+            if name != "bitsandbytes" || eight {
+                let name = if eight { "bitsandbytes int8" } else { name };
+                return Err(unsupported(name).at(format!("{} config.json", self.component.name())));
+            }
         }
         self.config = config;
         Ok(self)
@@ -225,9 +233,9 @@ impl ComponentWeights {
         &self.extras
     }
 
-    /// Bytes of all weights as stored, scales not counted.
+    /// Bytes of all weights as stored, scales of blocks included.
     pub fn stored_bytes(&self) -> u64 {
-        self.weights.values().flat_map(|w| &w.parts).map(|p| p.range().len() as u64).sum()
+        self.weights.values().flat_map(|w| &w.parts).flat_map(HostPart::ranges).map(|(_, r)| r.len() as u64).sum()
     }
 
     /// Ten hex digits that recognise these files.
@@ -267,7 +275,7 @@ impl Piece {
         match (self.swap, self.shape.len()) {
             (false, _) => vec![self.part],
             (true, 1) => {
-                let offset = self.part.offset + half * self.part.dtype.size();
+                let offset = self.part.offset + self.part.dtype.bytes(half);
                 let second = HostPart { offset, cols: half, ..self.part.clone() };
                 vec![second, HostPart { cols: half, ..self.part }]
             }
@@ -275,31 +283,23 @@ impl Piece {
         }
     }
 
-    fn new(file: &Arc<WeightFile>, entry: &Entry, scales: &Scales, swap: bool) -> Result<Self> {
-        let Some(dtype) = entry.stored.float() else {
-            let hint = match entry.stored.name() {
-                "I8" => "int8",
-                "U8" => "packed bytes (4-bit or GGUF-like quantisation)",
-                other => other,
-            };
-            return Err(unsupported(hint).at(&entry.name));
-        };
-        let scale = scales.of(entry, dtype)?;
-        let (rows, cols) = match entry.shape.as_slice() {
+    fn new(file: &Arc<WeightFile>, entry: &Entry, companions: &Companions, swap: bool) -> Result<Self> {
+        let Reading { dtype, shape, scale } = companions.read(file, entry)?;
+        let (rows, cols) = match shape.as_slice() {
             [] => (1, 1),
             [n] => (1, *n),
             [rows, rest @ ..] => (*rows, rest.iter().product()),
         };
         if rows == 0 || cols == 0 {
-            return Err(Error::model("weight is empty").at(&entry.name).found(format!("{:?}", entry.shape)));
+            return Err(Error::model("weight is empty").at(&entry.name).found(format!("{shape:?}")));
         }
-        if swap && entry.shape.first().is_none_or(|n| n % 2 != 0) {
+        if swap && shape.first().is_none_or(|n| n % 2 != 0) {
             return Err(Error::model("tensor of two halves has an odd size")
                 .at(&entry.name)
-                .found(format!("{:?}", entry.shape)));
+                .found(format!("{shape:?}")));
         }
         let part = HostPart { source: file.source.clone(), offset: entry.range.start, rows, cols, dtype, scale };
-        Ok(Piece { stored: entry.name.clone(), shape: entry.shape.clone(), part, swap })
+        Ok(Piece { stored: entry.name.clone(), shape, part, swap })
     }
 }
 
@@ -331,9 +331,15 @@ fn assemble(component: Component, name: &str, slots: Vec<Option<Piece>>) -> Resu
     Ok(Weight { shape, parts: pieces.into_iter().flat_map(Piece::into_parts).collect() })
 }
 
-fn describe(found: &Found, files: usize, weights: &BTreeMap<String, Weight>, scales: &Scales) -> String {
+fn describe(
+    found: &Found,
+    files: &[Arc<WeightFile>],
+    weights: &BTreeMap<String, Weight>,
+    companions: &Companions,
+) -> String {
     let mut words = vec![match (found.naming, found.component, found.prefix.as_str()) {
         (Naming::Diffusers { .. }, ..) => "diffusers".to_string(),
+        (Naming::LlamaCpp, ..) => "llama.cpp".to_string(),
         (_, Component::Flux | Component::Vae, "") => "BFL".to_string(),
         (_, _, "") => "Hugging Face".to_string(),
         (_, _, prefix) => format!("ComfyUI ({prefix}*)"),
@@ -343,14 +349,28 @@ fn describe(found: &Found, files: usize, weights: &BTreeMap<String, Weight>, sca
         *bytes.entry(part.dtype).or_default() += part.range().len();
     }
     let main = bytes.iter().max_by_key(|(dtype, n)| (**n, dtype.name())).map(|(dtype, _)| *dtype);
-    words.extend(main.map(|dtype| match (dtype, scales.scheme) {
+    words.extend(main.map(|dtype| match (dtype, companions.scheme) {
         (DType::F8E4M3 | DType::F8E5M2, Some(scheme)) => scheme.name().to_string(),
         (DType::F8E4M3, None) => "plain fp8".to_string(),
         (DType::F8E5M2, None) => "plain fp8 (e5m2)".to_string(),
-        (other, _) => other.name().to_lowercase(),
+        (DType::I8, _) => "int8".to_string(),
+        (DType::Nf4 | DType::Fp4, _) => format!("bitsandbytes {}", dtype.name()),
+        (other, _) if other.is_plain() => other.name().to_lowercase(),
+        (other, _) => other.name().to_string(),
     }));
-    if files > 1 {
-        words.push(format!("{files} shards"));
+    // Quantised files keep some layers wider, and K types are mixed: what there is besides, when it is much.
+    let total: usize = bytes.values().sum();
+    let mut others: Vec<&str> =
+        bytes.iter().filter(|(d, n)| Some(**d) != main && **n * 50 > total).map(|(d, _)| d.name()).collect();
+    others.sort_unstable();
+    if let (false, Some(last)) = (others.is_empty(), words.last_mut()) {
+        *last += &format!(" with {}", others.join(", "));
+    }
+    if files.iter().any(|f| f.is_gguf()) {
+        words.push("GGUF".into());
+    }
+    if files.len() > 1 {
+        words.push(format!("{} shards", files.len()));
     }
     words.join(", ")
 }

@@ -36,6 +36,11 @@ impl WeightFile {
         Ok(WeightFile { path: path.into(), header, note, source })
     }
 
+    /// Whether it is a GGUF file.
+    pub fn is_gguf(&self) -> bool {
+        self.source.bytes().starts_with(b"GGUF")
+    }
+
     /// A number that recognises the file: FNV-1a over its header and 64 samples spread over its data (two fine-tunes saved by one tool have equal headers).
     pub fn fingerprint(&self, seed: u64) -> u64 {
         let bytes = self.source.bytes();

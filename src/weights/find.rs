@@ -48,7 +48,7 @@ impl Unit {
 /// What the headers of a unit show.
 pub struct Look {
     pub found: Vec<Found>,
-    headers: Vec<Header>,
+    pub headers: Vec<Header>,
 }
 
 impl Look {
@@ -58,7 +58,7 @@ impl Look {
     }
 
     /// The shape of the first tensor of `component` that is called one of `names` (without prefix).
-    fn shape(&self, component: Component, names: &[&str]) -> Option<&[usize]> {
+    pub fn shape(&self, component: Component, names: &[&str]) -> Option<&[usize]> {
         let prefix = &self.found.iter().find(|f| f.component == component)?.prefix;
         let mut tensors = self.headers.iter().flat_map(|h| &h.tensors);
         let tensor = tensors.find(|t| t.name.strip_prefix(prefix.as_str()).is_some_and(|n| names.contains(&n)))?;
@@ -336,7 +336,7 @@ pub fn no_such(path: &Path) -> Error {
 }
 
 /// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
+pub fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.chars().enumerate() {

@@ -4,9 +4,9 @@
 //! gives each component as `ComponentWeights`: canonical names, zero-copy parts. See `names` for what is canonical.
 
 mod component;
+mod config;
 mod file;
 mod find;
-mod fp8;
 mod gguf;
 pub mod hub;
 mod inspect;
@@ -18,11 +18,12 @@ pub mod places;
 mod recognise;
 mod safetensors;
 mod slice;
+mod storage;
 pub mod synth;
 
 pub use component::ComponentWeights;
 pub use inspect::{Inspection, inspect};
-pub use open::{Checkpoint, Files, open, open_bytes, open_source};
+pub use open::{Checkpoint, Files, open, open_among, open_bytes, open_source};
 
 use std::fmt;
 

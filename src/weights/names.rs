@@ -14,6 +14,8 @@ pub enum Naming {
     Diffusers { levels: usize },
     /// CLIP without the leading `text_model.`.
     BareClip,
+    /// llama.cpp's names of T5, as GGUF files have them.
+    LlamaCpp,
 }
 
 /// What a stored tensor is for.
@@ -145,6 +147,22 @@ const T5: [&str; 12] = [
     "encoder.final_layer_norm.weight",
 ];
 
+/// llama.cpp's names of the tensors of `T5`, in its order.
+const LLAMA_T5: [&str; 12] = [
+    "token_embd.weight",
+    "enc.blk.{}.attn_q.weight",
+    "enc.blk.{}.attn_k.weight",
+    "enc.blk.{}.attn_v.weight",
+    "enc.blk.{}.attn_o.weight",
+    "enc.blk.{}.attn_rel_b.weight",
+    "enc.blk.{}.attn_norm.weight",
+    "enc.blk.{}.ffn_gate.weight",
+    "enc.blk.{}.ffn_up.weight",
+    "enc.blk.{}.ffn_down.weight",
+    "enc.blk.{}.ffn_norm.weight",
+    "enc.output_norm.weight",
+];
+
 /// CLIP below `text_model.`; embeddings have no bias.
 const CLIP: [&str; 11] = [
     "embeddings.token_embedding",
@@ -252,13 +270,20 @@ pub fn role(component: Component, naming: Naming, name: &str) -> Role {
         (_, Naming::BareClip) => {
             Some(format!("text_model.{name}")).filter(|n| is_canonical(Component::Clip, n)).map(whole)
         }
+        (_, Naming::LlamaCpp) => {
+            let found =
+                LLAMA_T5.iter().zip(T5).find_map(|(stored, canonical)| fill(canonical, &bind(stored, name)?, 0));
+            found.map(whole)
+        }
         (Component::Vae, Naming::Diffusers { levels }) => diffusers_vae(name, levels).map(whole),
         (_, Naming::Diffusers { .. }) => diffusers_flux(name),
     };
     known.unwrap_or_else(|| {
         if component == Component::T5 && name == "encoder.embed_tokens.weight" {
             Role::Alias { canonical: "shared.weight".into() }
-        } else if matches!(component, Component::T5 | Component::Clip) && UNUSED.iter().any(|u| name.contains(u)) {
+        } else if matches!(component, Component::T5 | Component::Clip)
+            && (UNUSED.iter().any(|u| name.contains(u)) || (naming == Naming::LlamaCpp && name.starts_with("dec.")))
+        {
             Role::Unused
         } else {
             Role::Unknown

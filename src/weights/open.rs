@@ -1,14 +1,17 @@
 //! From a path to a checkpoint: what the file or folder holds, what was given beside it, and what was found around it.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::config::{folder_config, max_length, read_json};
 use super::file::WeightFile;
 use super::find::{self, Unit, Widths};
+use super::places::Places;
 use super::recognise::{Found, foreign_model, foreign_storage, is_lora, recognise};
-use super::{Component, ComponentWeights, fp8};
+use super::{Component, ComponentWeights, storage};
 use crate::error::{Error, Result};
 use crate::tensor::ByteSource;
 
@@ -91,7 +94,7 @@ impl Checkpoint {
         };
         Err(match component {
             Component::Flux => e,
-            _ => e.try_(format!("give its file with --{}", component.name())),
+            _ => e.try_(format!("give its file with --{}, or flux-fast pull {}", component.name(), source(component))),
         })
     }
 
@@ -173,6 +176,15 @@ impl Checkpoint {
     }
 }
 
+/// A repository's file that serves as `component` with every FLUX.1; of T5, the form that costs least.
+fn source(component: Component) -> &'static str {
+    match component {
+        Component::Flux | Component::Vae => "black-forest-labs/FLUX.1-schnell/ae.safetensors",
+        Component::T5 => "comfyanonymous/flux_text_encoders/t5xxl_fp8_e4m3fn.safetensors",
+        Component::Clip => "comfyanonymous/flux_text_encoders/clip_l.safetensors",
+    }
+}
+
 /// Files that were opened together, and what they hold.
 struct Opened {
     unit: Option<Unit>,
@@ -211,9 +223,9 @@ impl Opened {
         let names = names(&self.files);
         let e = if is_lora(&names) {
             Error::model("this is a LoRA, not a model")
-                .try_("--model with the FLUX.1 model that it was trained for; this version does not apply LoRAs")
+                .try_("--lora with it, and --model with the FLUX.1 model that it was trained for")
         } else if let Some(format) = names.iter().find_map(|n| foreign_storage(n)) {
-            fp8::unsupported(format)
+            storage::unsupported(format)
         } else if let Some(found) = self.found.first() {
             let e = Error::model(format!("holds no {}", wanted.title())).found(found.component.title());
             match found.component {
@@ -238,6 +250,11 @@ fn names(files: &[Arc<WeightFile>]) -> Vec<&str> {
 
 /// Opens a model and what belongs to it. Components that cannot be found are left out; `Checkpoint::need` says so when one is wanted.
 pub fn open(files: &Files) -> Result<Checkpoint> {
+    open_among(files, None)
+}
+
+/// The same; components that do not lie beside the model are looked for in `places`, too.
+pub fn open_among(files: &Files, places: Option<&Places>) -> Result<Checkpoint> {
     let path = files.model.as_path();
     if !path.exists() {
         return Err(find::no_such(path));
@@ -260,17 +277,29 @@ pub fn open(files: &Files) -> Result<Checkpoint> {
     }
     checkpoint.take(&main, &Component::ALL)?;
     let widths = checkpoint.widths();
+    // Looking through all places takes time, and most models have their components beside them.
+    let entries = OnceCell::new();
     for component in Component::ALL {
         if checkpoint.get(component).is_some() {
             continue;
         }
-        match find::search(&folder, component, &widths) {
+        let found = find::search(&folder, component, &widths).or_else(|mut searched| {
+            let Some(places) = places else { return Err(searched) };
+            let found = places.component(entries.get_or_init(|| places.entries()), component, &widths);
+            let folders = places.component_folders(component);
+            searched.extend(folders.into_iter().filter(|f| !searched.contains(f)).collect::<Vec<_>>());
+            found.ok_or(searched)
+        });
+        match found {
             Ok((unit, _, place)) => {
                 checkpoint.found.push(format!("{component}: {} (found {place})", unit.place().display()));
                 checkpoint.take(&Opened::unit(unit)?, &[component])?;
             }
-            Err(places) => checkpoint.searched.push((component, places)),
+            Err(searched) => checkpoint.searched.push((component, searched)),
         }
+    }
+    if let (Some(places), Some(_)) = (places, entries.get()) {
+        checkpoint.found.extend(places.notes.iter().cloned());
     }
     let roots = [Some(folder.as_path()), folder.parent()];
     if let Some(root) = roots.into_iter().flatten().find(|r| r.join("model_index.json").is_file()) {
@@ -366,40 +395,4 @@ fn name_of(path: &Path) -> String {
     let name = name.unwrap_or_default();
     // A shard is named after its model.
     name.split("-00").next().unwrap_or_default().trim_end_matches(".safetensors.index").to_string()
-}
-
-/// The `config.json` beside the files of `component`, if it is that component's.
-fn folder_config(unit: &Unit, component: Component) -> Result<Option<Value>> {
-    let Some(config) = read_json(&unit.folder().join("config.json"))? else { return Ok(None) };
-    let class = config.get("_class_name").and_then(Value::as_str);
-    let Some(class) = class.or_else(|| config.get("architectures")?.get(0)?.as_str()) else { return Ok(None) };
-    let fits = match component {
-        Component::Flux => class.starts_with("Flux"),
-        Component::T5 => class.contains("T5"),
-        Component::Clip => class.contains("CLIP"),
-        Component::Vae => class.contains("Autoencoder"),
-    };
-    Ok(fits.then_some(config))
-}
-
-/// A configuration file, if it is there. One that cannot be read is an error: its absence would mean other settings than its author's.
-fn read_json(path: &Path) -> Result<Option<Value>> {
-    const MOST_BYTES: u64 = 1 << 20;
-    let Ok(metadata) = path.metadata() else { return Ok(None) };
-    if metadata.len() > MOST_BYTES {
-        return Err(Error::model("too large for a configuration file")
-            .at_path(path)
-            .found(format!("{} bytes", metadata.len()))
-            .expected(format!("at most {MOST_BYTES}")));
-    }
-    let bytes = std::fs::read(path).map_err(|e| super::map::unreadable(path, &e))?;
-    let value = serde_json::from_slice(&bytes)
-        .map_err(|e| Error::model("not valid JSON").at_path(path).found(e).try_("download the file again"))?;
-    Ok(Some(value))
-}
-
-/// `model_max_length` of a tokenizer's configuration; "no limit" is written as 1e30 there.
-fn max_length(config: &Value) -> Option<usize> {
-    let n = config.get("model_max_length").and_then(Value::as_f64)?;
-    (1.0..=4096.0).contains(&n).then_some(n as usize)
 }

@@ -13,7 +13,7 @@ pub struct Found {
 }
 
 /// Names whose presence shows a component. Several for each, so that a file which lacks one tensor is still recognised, and the error names that tensor.
-const MARKERS: [(Component, Naming, &[&str]); 6] = [
+const MARKERS: [(Component, Naming, &[&str]); 7] = [
     (
         Component::Flux,
         Naming::Canonical,
@@ -33,6 +33,7 @@ const MARKERS: [(Component, Naming, &[&str]); 6] = [
         Naming::Canonical,
         &["encoder.block.0.layer.0.SelfAttention.q.weight", "encoder.block.0.layer.1.DenseReluDense.wi_0.weight"],
     ),
+    (Component::T5, Naming::LlamaCpp, &["enc.blk.0.attn_q.weight", "enc.blk.0.ffn_gate.weight"]),
     (
         Component::Clip,
         Naming::Canonical,
@@ -94,15 +95,10 @@ pub fn is_lora(names: &[&str]) -> bool {
 }
 
 /// A way of storing weights that cannot be read here, by the tensors that give it away: (ending of the name, what it is).
-const FOREIGN_STORAGE: [(&str, &str); 10] = [
-    (".float8_data", "aredden's fp8 (flux-fp8-api)"),
-    (".quant_state.bitsandbytes__nf4", "bitsandbytes NF4"),
-    (".quant_state.bitsandbytes__fp4", "bitsandbytes FP4"),
-    (".absmax", "bitsandbytes 4-bit"),
+const FOREIGN_STORAGE: [(&str, &str); 5] = [
     (".SCB", "bitsandbytes int8"),
     (".wscales", "SVDQuant (nunchaku)"),
     (".qweight", "SVDQuant, GPTQ or AWQ"),
-    (".weight_scale_2", "nvfp4"),
     (".weight_zero_point", "integer quantisation with zero points"),
     (".weight_qtype", "optimum-quanto"),
 ];

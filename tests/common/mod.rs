@@ -36,6 +36,13 @@ impl Golden {
         Golden { name: name.into(), bytes, config, pipeline, seed }
     }
 
+    /// Tensors that have no pipeline of their own.
+    pub fn of(name: &str) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.safetensors"));
+        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        Golden { name: name.into(), bytes, config: Value::Null, pipeline: Value::Null, seed: 0 }
+    }
+
     pub fn has(&self, name: &str) -> bool {
         safetensors::SafeTensors::deserialize(&self.bytes).unwrap().tensor(name).is_ok()
     }

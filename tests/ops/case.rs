@@ -302,6 +302,7 @@ fn windows(op: &Op) -> Vec<View> {
 fn uses(op: &Op, n: usize) -> Vec<Use> {
     let mut program = flux_fast::op::Program::default();
     program.steps.push(Step { op: *op, label: String::new() });
-    program.weights = vec![flux_fast::op::WeightSpec { name: String::new(), first: 0, rows: 0, cols: 0 }; n];
+    program.weights =
+        vec![flux_fast::op::WeightSpec { name: String::new(), first: 0, rows: 0, cols: 0, lora: None }; n];
     program.uses()
 }

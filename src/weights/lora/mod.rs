@@ -47,6 +47,15 @@ fn of(file: &WeightFile, base: Base) -> Result<Adapter> {
     Ok(Adapter { path: file.path.clone(), summary, pairs })
 }
 
+/// Whose names most keys of a LoRA have, from its tensors' names alone; `None` if none of them names a layer of FLUX.1.
+pub(in crate::weights) fn dialect(keys: &[&str]) -> Option<&'static str> {
+    let mut counts = std::collections::BTreeMap::new();
+    for key in keys.iter().filter_map(|key| names::parse(key)) {
+        *counts.entry(key.dialect.unwrap_or("text encoders only")).or_insert(0) += usize::from(key.dialect.is_some());
+    }
+    counts.into_iter().max_by_key(|(_, n)| *n).map(|(dialect, _)| dialect)
+}
+
 /// What a file says about itself, for people: without a model, hence without its shapes checked.
 pub struct Survey {
     pub summary: Summary,

@@ -2,21 +2,26 @@
 //! that no name leads anywhere else.
 
 mod extra_paths;
+mod listing;
+mod naming;
+mod parts;
 mod roots;
 
+pub use listing::{Kind, Listing, look};
 pub use roots::{Place, Role};
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use super::hub::cache::{Cache, Env, expand, hub_cache, is_inside};
-use super::hub::select::{Files, Stem, is_weights};
-use crate::error::{Error, Result};
+use super::hub::cache::{Cache, Env, expand, hub_cache, process_env};
+use super::hub::select::{Stem, is_weights};
 
 /// Folders below a place are looked through so deep.
 const DEPTH: usize = 6;
 /// At most so many files and folders of one place are looked at.
 const MOST: usize = 20_000;
+/// The words of what lies in the Hugging Face cache.
+const CACHE: &str = "the Hugging Face cache";
 
 /// A model that lies somewhere: a file, the first of several shards, or a diffusers folder.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -51,6 +56,16 @@ impl Places {
         Places { places, cache: Cache { root: hub_cache(env) }, notes, here: here.into(), home: expand(env, "~") }
     }
 
+    /// The places of this process: of its environment and its current folder.
+    pub fn of_process() -> Self {
+        Places::new(&process_env, &std::env::current_dir().unwrap_or_else(|_| PathBuf::from(".")), &[])
+    }
+
+    /// The folder from which relative paths start.
+    pub fn here(&self) -> &Path {
+        &self.here
+    }
+
     /// Everything that is called like a model, each once, sorted by place and name.
     pub fn entries(&self) -> Vec<Entry> {
         let mut out = Vec::new();
@@ -74,124 +89,36 @@ impl Places {
         self.entries().into_iter().filter_map(|e| look(&e).map(|what| (e, what))).collect()
     }
 
-    /// The file or folder that `name` means to someone who may name any path: a path, or what `named` knows.
-    pub fn resolve(&self, name: &str, role: Role) -> Result<PathBuf> {
-        if name.is_empty() || name.contains('\0') {
-            return Err(not_a_name());
-        }
-        let path = match name.strip_prefix('~') {
-            Some(rest) if rest.is_empty() || rest.starts_with('/') => self.home.join(rest.trim_start_matches('/')),
-            _ => self.here.join(name),
-        };
-        if path.exists() {
-            return Ok(if path == self.here.join(name) { PathBuf::from(name) } else { path });
-        }
-        let is_path = Path::new(name).is_absolute() || name.starts_with(['.', '~', '\\']) || name.contains("..");
-        if is_path {
-            return Err(Error::missing("no such file or folder").at(name));
-        }
-        self.named(name, role)
+    /// Where `path` lies, in words, if it lies in one of the places.
+    pub fn words_of(&self, path: &Path) -> Option<String> {
+        let inside = self.places.iter().filter(|p| path.starts_with(&p.folder));
+        let nearest = inside.max_by_key(|p| p.folder.components().count()).map(|p| p.words.clone());
+        if path.starts_with(&self.cache.root) { Some(CACHE.to_string()) } else { nearest }
     }
 
-    /// The model that is called `name`, for anyone: `org/name` (or `org/name/file`) in the Hugging Face cache, or a file of the places, by its path there, or
-    /// by its name with or without ending. No name leads out of the places.
-    pub fn named(&self, name: &str, role: Role) -> Result<PathBuf> {
-        let lower = name.to_lowercase();
-        let name = name.trim_end_matches('/');
-        if !is_inside(name) || ["%2e", "%2f", "%5c", "%00"].iter().any(|code| lower.contains(code)) {
-            return Err(not_a_name());
-        }
-        if let Some(path) = self.cached(name)? {
-            return Ok(path);
-        }
-        let entries = self.entries();
-        let suits = |e: &&Entry| role == Role::Any || e.role == Role::Any || e.role == role;
-        let right: Vec<&Entry> = entries.iter().filter(suits).collect();
-        let all: Vec<&Entry> = entries.iter().collect();
-        for among in [right, all] {
-            for how in [exactly, shortly, loosely] {
-                let found: Vec<&Entry> = among.iter().copied().filter(|e| how(&e.name, name)).collect();
-                match found.as_slice() {
-                    [] => {}
-                    [one] => return Ok(one.path.clone()),
-                    several => return Err(ambiguous(name, several.iter().map(|e| e.path.display().to_string()))),
-                }
+    /// The folders that are looked through, in words for people: those of one program together.
+    pub fn looked_in(&self) -> Vec<String> {
+        let mut sorted: Vec<(&Path, Vec<String>)> = Vec::new();
+        let mut out = Vec::new();
+        for place in &self.places {
+            let (Some(parent), Some(name)) = (place.folder.parent(), place.folder.file_name()) else { continue };
+            let name = name.to_string_lossy().into_owned();
+            match sorted.iter_mut().find(|(at, _)| *at == parent) {
+                _ if place.role == Role::Any => out.push(place.folder.display().to_string()),
+                Some((_, names)) => names.push(name),
+                None => sorted.push((parent, vec![name])),
             }
         }
-        let e = Error::missing("no model of this name was found").at(name);
-        let near: Vec<&str> = entries.iter().map(|e| e.name.as_str()).filter(|n| is_near(n, &lower)).take(3).collect();
-        Err(match near.as_slice() {
-            [] => e.try_("`flux-fast models` lists what there is; `flux-fast pull org/name` downloads"),
-            near => e.try_(format!("did you mean {}?", near.join(" or "))),
-        })
+        let sorted = sorted.into_iter().map(|(at, names)| format!("{} ({})", at.display(), names.join(", ")));
+        let absent = if self.cache.root.is_dir() { "" } else { ", which is not there" };
+        let cache = format!("{CACHE} ({}{absent})", self.cache.root.display());
+        sorted.chain(out).chain([cache]).collect()
     }
-
-    /// What the Hugging Face cache has of an id.
-    fn cached(&self, name: &str) -> Result<Option<PathBuf>> {
-        let Ok((repo, revision, files)) = super::hub::parse(name, "https://huggingface.co") else { return Ok(None) };
-        let folder = self.cache.repo(&repo);
-        let snapshot = if revision == "main" { folder.current() } else { folder.snapshot_of(&revision) };
-        let Some(snapshot) = snapshot else { return Ok(None) };
-        if let Files::Named(files) = files {
-            return Ok(files.first().map(|f| snapshot.join(f)).filter(|p| p.exists()));
-        }
-        if snapshot.join("model_index.json").is_file() {
-            return Ok(Some(snapshot));
-        }
-        let entries = in_snapshot(&repo, &snapshot, &mut HashSet::new());
-        match entries.as_slice() {
-            [] => Err(Error::missing("the Hugging Face cache has no weights of it")
-                .at(name)
-                .try_(format!("flux-fast pull {name}"))),
-            [one] => Ok(Some(one.path.clone())),
-            several => Err(ambiguous(name, several.iter().map(|e| e.name.clone()))),
-        }
-    }
-}
-
-/// No path is told: whoever tries such names knows it.
-fn not_a_name() -> Error {
-    Error::argument("not the name of a model").expected("a name that `flux-fast models` lists")
-}
-
-fn ambiguous(name: &str, paths: impl Iterator<Item = String>) -> Error {
-    let paths: Vec<String> = paths.collect();
-    let more = if paths.len() > 8 { format!(" and {} more", paths.len() - 8) } else { String::new() };
-    Error::argument("several models have this name")
-        .at(name)
-        .found(paths.len())
-        .try_(format!("one of {}{more}", paths[..paths.len().min(8)].join(", ")))
-}
-
-fn exactly(entry: &str, name: &str) -> bool {
-    entry == name
-}
-
-/// By the last part of its path, with or without the ending.
-fn shortly(entry: &str, name: &str) -> bool {
-    let last = entry.rsplit('/').next().unwrap_or(entry);
-    let without =
-        |n: &str| if is_weights(n) { n.rsplit_once('.').map_or(n, |(s, _)| s).to_string() } else { n.to_string() };
-    let stem = Stem::of(last);
-    let shards = if stem.shards > 0 { stem.stem } else { String::new() };
-    last == name || without(last) == name || without(entry) == name || shards == name
-}
-
-fn loosely(entry: &str, name: &str) -> bool {
-    let (entry, name) = (entry.to_lowercase(), name.to_lowercase());
-    entry == name || shortly(&entry, &name)
-}
-
-fn is_near(entry: &str, lower: &str) -> bool {
-    let entry = entry.to_lowercase();
-    let start: String = lower.rsplit('/').next().unwrap_or(lower).chars().take(5).collect();
-    entry.contains(lower) || start.len() >= 4 && entry.contains(&start)
 }
 
 /// What a snapshot of the Hugging Face cache holds. Of a diffusers folder that is the folder, and the files beside its components.
 fn in_snapshot(id: &str, snapshot: &Path, seen: &mut HashSet<PathBuf>) -> Vec<Entry> {
-    let place =
-        Place { folder: snapshot.into(), role: Role::Any, words: "the Hugging Face cache".to_string(), deep: true };
+    let place = Place { folder: snapshot.into(), role: Role::Any, words: CACHE.to_string(), deep: true };
     let mut walk = Walk { place: &place, seen, left: MOST, found: Vec::new() };
     if snapshot.join("model_index.json").is_file() {
         walk.diffusers(snapshot, id.to_string());
@@ -254,6 +181,11 @@ impl Walk<'_> {
         let Ok(real) = path.canonicalize() else { return };
         self.found.push(Entry { name, path, bytes, role: self.place.role, place: self.place.words.clone(), real });
     }
+}
+
+/// Whether `name` is called like weights, and not like a shard other than the first.
+pub fn is_first_of_weights(name: &str) -> bool {
+    is_weights(name) && Stem::of(name).shard <= 1
 }
 
 /// Of the shards of one model only the first stays, with the bytes of all.

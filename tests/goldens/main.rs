@@ -1,9 +1,11 @@
 //! Each component and the whole pipeline against diffusers (`golden/README.md`), in f32, at three geometries with and without guidance; and the same weights
 //! in every dialect.
 
-#[path = "common/adapter.rs"]
+#[path = "../common/adapter.rs"]
 mod adapter;
+#[path = "../common/mod.rs"]
 mod common;
+mod loras;
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;

@@ -1,0 +1,78 @@
+//! `models`: what can be drawn with here, and the names to ask for it by.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::args::How;
+use super::output;
+use crate::error::Result;
+use crate::pipeline::models::{Kind, Listing, Places};
+
+/// Everything that was found, and where was looked.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub models: Vec<Listing>,
+    pub looked_in: Vec<String>,
+    /// What could not be read on the way.
+    pub notes: Vec<String>,
+}
+
+/// Lists what can be found; finding nothing is no error.
+pub fn models(how: How) -> Result<()> {
+    let report = report();
+    if how.json { output::json(&json!(report)) } else { output::text(&text(&report)) }
+}
+
+/// What this process's places hold.
+pub fn report() -> Report {
+    let places = Places::of_process();
+    Report { models: places.list(), looked_in: places.looked_in(), notes: places.notes.clone() }
+}
+
+/// The sections of the list: which kinds, and what they are typed after.
+const SECTIONS: [(&str, &[Kind]); 3] = [
+    ("models (--model)", &[Kind::Model]),
+    (
+        "components (--clip, --t5, --vae; found by themselves where they lie beside a model or in these folders)",
+        &[Kind::Clip, Kind::T5, Kind::Vae],
+    ),
+    ("LoRAs", &[Kind::Lora]),
+];
+
+/// The list for people. `embedded` is always there, so only what was found counts.
+pub fn text(report: &Report) -> String {
+    let Report { models, looked_in, notes } = report;
+    let mut text = String::new();
+    for (title, kinds) in SECTIONS {
+        let rows: Vec<&Listing> = models.iter().filter(|m| kinds.contains(&m.kind)).collect();
+        if !rows.is_empty() {
+            text += &format!("{title}:\n");
+            text += &table(&rows);
+        }
+    }
+    // Of other programs' models there may be hundreds: they are counted here, and named by --json.
+    let mut others: BTreeMap<&str, usize> = BTreeMap::new();
+    for other in models.iter().filter(|m| m.kind == Kind::Other) {
+        *others.entry(other.what.as_str()).or_default() += 1;
+    }
+    if !others.is_empty() {
+        text += "others, which cannot be used (--json names them):\n";
+        text += &others.iter().map(|(what, n)| format!("  {n} x {what}\n")).collect::<String>();
+    }
+    text += &notes.iter().map(|note| format!("warning: {note}\n")).collect::<String>();
+    if !models.iter().any(|m| m.kind == Kind::Model) {
+        text += "no FLUX.1 model was found; looked in:\n";
+        text += &looked_in.iter().map(|place| format!("  {place}\n")).collect::<String>();
+        text += "  try: flux-fast pull black-forest-labs/FLUX.1-schnell, a path after --model, or COMFYUI_PATH set to ComfyUI's folder\n";
+    }
+    text
+}
+
+fn table(rows: &[&Listing]) -> String {
+    let width = rows.iter().map(|r| r.name.chars().count()).max().unwrap_or(0).min(60);
+    let line =
+        |r: &&Listing| format!("  {:<width$}  {:>10}  {} [{}]\n", r.name, output::bytes(r.bytes), r.what, r.place);
+    rows.iter().map(line).collect()
+}

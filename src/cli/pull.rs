@@ -1,0 +1,138 @@
+//! `pull`: files of a hub's repository into the Hugging Face cache, and how to draw with them.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::args::{How, PullArgs};
+use super::progress::Progress;
+use super::{cancelled, output, signals};
+use crate::error::{Error, Kind, Result};
+use crate::pipeline::hub::{self, Files, Progress as Pulling, PullOptions, Pulled};
+use crate::pipeline::models::{self, look};
+
+/// Downloads, and says where it lies and what draws with it.
+pub fn pull(args: &PullArgs, how: How) -> Result<()> {
+    let options = options(args)?;
+    signals::listen();
+    let mut progress = Progress::new(how.quiet);
+    let begin = Instant::now();
+    let outcome = hub::pull(&options, &mut |event| {
+        match event {
+            Pulling::Planned { files, bytes, there } => {
+                let (of, all) = (&options.repo, output::bytes(bytes));
+                let there = output::bytes(there);
+                progress.note(&format!("{of}: {files} file{}, {all}, {there} there already", plural(files)));
+            }
+            Pulling::Bytes { file, all_done, all, .. } => progress.bytes(file, all_done, all),
+            Pulling::Note(text) => progress.note(text),
+            Pulling::Tick => {}
+        }
+        if cancelled().is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    progress.finish();
+    let pulled = outcome.map_err(|e| match e.kind() {
+        Kind::Cancelled => Error::cancelled("stopped; what was downloaded is kept, run it again to resume")
+            .try_(format!("flux-fast pull {}", args.repo)),
+        _ => e,
+    })?;
+    let seconds = begin.elapsed().as_secs_f64();
+    progress.note(&format!("{} received in {seconds:.1} s", output::bytes(pulled.received)));
+    let usage = Usage::of(&options, &pulled);
+    if how.json {
+        return output::json(&json!({
+            "repo": options.repo,
+            "revision": options.revision,
+            "commit": pulled.commit,
+            "snapshot": pulled.snapshot,
+            "files": pulled.files,
+            "bytes": pulled.bytes,
+            "received_bytes": pulled.received,
+            "seconds": seconds,
+            "model": usage.model,
+            "command": usage.command,
+        }));
+    }
+    output::text(&format!("{} lies in {}; {}\n", options.repo, pulled.snapshot.display(), usage.words))
+}
+
+fn plural(n: usize) -> &'static str {
+    if n == 1 { "" } else { "s" }
+}
+
+/// What was typed, with the environment's word on the rest.
+fn options(args: &PullArgs) -> Result<PullOptions> {
+    let mut options = PullOptions::from_env(&args.repo, &hub::cache::process_env)?;
+    if let Some(revision) = &args.revision {
+        if options.revision != "main" && options.revision != *revision {
+            return Err(Error::argument("two revisions are asked for")
+                .at("--revision")
+                .found(revision)
+                .expected(&options.revision)
+                .try_("one of them"));
+        }
+        options.revision = revision.clone();
+    }
+    if !args.files.is_empty() {
+        let mut files = match options.files {
+            Files::Named(files) => files,
+            Files::Needed => Vec::new(),
+        };
+        files.extend(args.files.iter().cloned());
+        options.files = Files::Named(files);
+    }
+    Ok(options)
+}
+
+/// How to use what came.
+struct Usage {
+    /// What to type after --model, if a model came.
+    model: Option<String>,
+    command: Option<String>,
+    words: String,
+}
+
+impl Usage {
+    fn of(options: &PullOptions, pulled: &Pulled) -> Self {
+        let id = match options.revision.as_str() {
+            "main" => options.repo.clone(),
+            revision => format!("{}@{revision}", options.repo),
+        };
+        let mut found = Vec::new();
+        if pulled.files.iter().any(|f| f == "model_index.json") {
+            found.push((id, look(&pulled.snapshot)));
+        } else {
+            for file in pulled.files.iter().filter(|f| models::is_first_of_weights(f)) {
+                found.push((format!("{id}/{file}"), look(&pulled.snapshot.join(file))));
+            }
+        }
+        let named = |kind| found.iter().find(|(_, (k, _))| *k == kind).map(|(name, _)| name.clone());
+        let model = named(models::Kind::Model);
+        let parts = [("--clip", models::Kind::Clip), ("--t5", models::Kind::T5), ("--vae", models::Kind::Vae)];
+        let parts: Vec<_> = parts.iter().filter_map(|(flag, kind)| Some((*flag, named(*kind)?))).collect();
+        let command = match (&model, parts.as_slice()) {
+            // The parts that lie beside it are found.
+            (Some(model), _) => Some(format!("flux-fast \"a fox\" --model {}", quoted(model))),
+            (None, []) => None,
+            (None, parts) => {
+                let flags: Vec<String> = parts.iter().map(|(flag, name)| format!("{flag} {}", quoted(name))).collect();
+                Some(format!("flux-fast \"a fox\" --model MODEL {}", flags.join(" ")))
+            }
+        };
+        let words = match (&command, found.as_slice()) {
+            (Some(command), _) => format!("draw with it: {command}"),
+            (None, [(name, (kind, what)), ..]) => match kind {
+                models::Kind::Lora => format!("{name} is a {what}"),
+                _ => format!("{name} cannot be drawn with: {what}"),
+            },
+            (None, []) => "it holds no weights".to_string(),
+        };
+        Usage { model, command, words }
+    }
+}
+
+/// A name as a shell takes it.
+fn quoted(name: &str) -> String {
+    if name.contains([' ', '(', ')', '&', ';', '\'', '$', '!']) { format!("'{name}'") } else { name.to_string() }
+}

@@ -1,0 +1,277 @@
+//! The LoRAs of a request: found, read once, put together per weight, and given to programs as sides.
+//!
+//! Nothing of the model changes: a program with LoRAs is the program without, each `Linear` that has one with a side (`Program::with_sides`). Several LoRAs beside one
+//! weight are one pair of matrices with their weights multiplied in, so what a step costs depends on the ranks in all. What was read and put together is kept, so that another
+//! picture with the same LoRAs costs nothing, and one with other weights only the multiplication.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use rayon::prelude::*;
+
+use super::model::Model;
+use super::request::{LoraChoice, MAX_LORA_WEIGHT};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::op::{Lora, Program, Use, WeightSpec};
+use crate::tensor::HostWeight;
+use crate::weights::lora::{self, Adapter, Combined};
+use crate::weights::places::{Places, Role};
+use crate::weights::{Component, ComponentWeights};
+
+/// Files that were read and are kept open.
+const KEPT: usize = 16;
+
+/// `prompt` without its `<lora:name:weight>` tags, and what they say; a weight left out is 1. What is not quite a tag stays a part of the prompt.
+pub fn split_tags(prompt: &str) -> Result<(String, Vec<LoraChoice>)> {
+    let (mut text, mut choices) = (String::new(), Vec::new());
+    let mut rest = prompt;
+    while let Some(start) = rest.find("<lora:") {
+        let inner = &rest[start + 6..];
+        let Some(end) = inner.find('>') else { break };
+        let (name, weight) = inner[..end].split_once(':').unwrap_or((&inner[..end], "1"));
+        if name.trim().is_empty() {
+            text += &rest[..start + 6];
+            rest = inner;
+            continue;
+        }
+        let bad = || {
+            Error::argument("the weight of a LoRA is no number")
+                .at(format!("<lora:{}>", &inner[..end]))
+                .found(weight)
+                .expected(format!("a number from -{MAX_LORA_WEIGHT} to {MAX_LORA_WEIGHT}"))
+        };
+        let weight: f32 = weight.trim().parse().map_err(|_| bad())?;
+        if !(-MAX_LORA_WEIGHT..=MAX_LORA_WEIGHT).contains(&weight) {
+            return Err(bad());
+        }
+        choices.push(LoraChoice { name: name.trim().into(), weight, tag: true });
+        text += &rest[..start];
+        rest = &inner[end + 1..];
+    }
+    text += rest;
+    if !choices.is_empty() {
+        // A tag leaves no double space behind.
+        text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    }
+    Ok((text, choices))
+}
+
+/// What a pipeline knows of LoRAs.
+pub struct Loras {
+    places: Places,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The latest last.
+    files: Vec<(File, Arc<Adapter>)>,
+    set: Option<Arc<LoraSet>>,
+    sets: u32,
+}
+
+/// A file as it was when it was read.
+#[derive(Clone, PartialEq)]
+struct File {
+    path: PathBuf,
+    bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+/// LoRAs with their weights, ready for programs.
+pub struct LoraSet {
+    adapters: Vec<(Arc<Adapter>, f32)>,
+    files: Vec<(File, f32)>,
+    /// Tells this set from all others of the pipeline.
+    pub number: u32,
+    /// By weight and its first row; `None` where they do nothing.
+    combined: Mutex<HashMap<Beside, Option<Arc<Combined>>>>,
+}
+
+type Beside = (Component, String, usize);
+
+fn key(component: Component, spec: &WeightSpec) -> Beside {
+    (component, spec.name.clone(), spec.first)
+}
+
+impl Loras {
+    pub fn new(places: &Places) -> Self {
+        Loras { places: places.clone(), state: Mutex::default() }
+    }
+
+    /// The LoRAs of `choices` for `model`, read and checked whole; those of weight 0 too, though they then take no part. Lines for the user go to `notes`.
+    pub fn set(&self, choices: &[LoraChoice], model: &Model, notes: &mut Vec<String>) -> Result<Arc<LoraSet>> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut files = Vec::new();
+        for choice in choices {
+            let path = self.path(choice).map_err(|e| e.at(choice.place()))?;
+            let metadata =
+                path.metadata().map_err(|e| Error::missing(format!("cannot be read: {e}")).at_path(&path))?;
+            files.push((File { path, bytes: metadata.len(), modified: metadata.modified().ok() }, choice.weight));
+        }
+        if let Some(set) = state.set.as_ref().filter(|s| s.files == files) {
+            return Ok(set.clone());
+        }
+        let mut adapters = Vec::new();
+        for (file, weight) in &files {
+            let known = state.files.iter().position(|(f, _)| f == file);
+            let adapter = match known {
+                Some(at) => {
+                    let entry = state.files.remove(at);
+                    let adapter = entry.1.clone();
+                    state.files.push(entry);
+                    adapter
+                }
+                None => {
+                    let adapter = Arc::new(open(&file.path, &|c| Some(model.weights(c)))?);
+                    notes.extend(told(&file.path, &adapter));
+                    state.files.retain(|(f, _)| f.path != file.path);
+                    state.files.push((file.clone(), adapter.clone()));
+                    adapter
+                }
+            };
+            adapters.push((adapter, *weight));
+        }
+        while state.files.len() > KEPT.max(files.len()) {
+            state.files.remove(0);
+        }
+        state.sets += 1;
+        let set = LoraSet { adapters, files, number: state.sets, combined: Mutex::default() };
+        let set = Arc::new(set);
+        state.set = Some(set.clone());
+        Ok(set)
+    }
+
+    /// A tag in a prompt may come from anyone, so it holds names only; an option may hold a path.
+    fn path(&self, choice: &LoraChoice) -> Result<PathBuf> {
+        if choice.tag {
+            self.places.named(&choice.name, Role::Lora)
+        } else {
+            self.places.resolve(&choice.name, Role::Lora)
+        }
+    }
+}
+
+/// Lines for the user about a LoRA that was read.
+fn told(path: &Path, adapter: &Adapter) -> Vec<String> {
+    let s = &adapter.summary;
+    let ranks: Vec<String> = s.ranks.keys().map(usize::to_string).collect();
+    let mut lines = vec![format!(
+        "lora: {} ({}, rank {}, {} of {} keys used)",
+        path.display(),
+        s.dialect,
+        ranks.join(", "),
+        s.matched,
+        s.matched + s.unmatched
+    )];
+    if s.unmatched > 0 {
+        let first: Vec<String> = s.first_unmatched.iter().map(|u| format!("{} ({})", u.key, u.why)).collect();
+        lines.push(format!("{} keys of it have no place in this model: {}", s.unmatched, first.join("; ")));
+    }
+    lines.extend(s.notes.iter().cloned());
+    lines
+}
+
+/// The LoRA at `path`, checked whole against a model's components.
+pub fn open<'a>(path: &Path, of: &dyn Fn(Component) -> Option<&'a ComponentWeights>) -> Result<Adapter> {
+    // Only matrices of `Linear` can have a side.
+    let table = |n: &str| n.contains("embedding") || n.starts_with("shared.") || n.contains("relative_attention_bias");
+    lora::open(path, &|component, name| {
+        let weights = of(component).filter(|_| component != Component::Vae && !table(name))?;
+        weights.full_shape(name).filter(|s| s.len() == 2)?;
+        weights.shape(name)
+    })
+}
+
+impl LoraSet {
+    /// These LoRAs, each with its weight, for programs that are run without a pipeline.
+    pub fn of(adapters: Vec<(Arc<Adapter>, f32)>) -> LoraSet {
+        LoraSet { adapters, files: vec![], number: 1, combined: Mutex::default() }
+    }
+
+    /// Whether `component` is changed by any of them.
+    pub fn touches(&self, component: Component) -> bool {
+        self.adapters.iter().any(|(a, s)| *s != 0.0 && a.pairs().iter().any(|p| p.component == component))
+    }
+
+    /// What text embeddings depend on: the files with their weights, as far as they change a text encoder.
+    pub fn text_key(&self) -> String {
+        if !self.touches(Component::Clip) && !self.touches(Component::T5) {
+            return String::new();
+        }
+        let files = self.files.iter().map(|(f, s)| format!("{} {} {:?} {s}", f.path.display(), f.bytes, f.modified));
+        files.collect::<Vec<_>>().join("; ")
+    }
+
+    /// The most bytes that the matrices take when they are put together.
+    pub fn bytes(&self) -> u64 {
+        let pairs = self.adapters.iter().filter(|(_, s)| *s != 0.0).flat_map(|(a, _)| a.pairs());
+        pairs.map(|p| 4 * (p.a.rows * p.a.cols + p.b.rows * p.b.cols) as u64).sum()
+    }
+
+    /// `program` with a side at every weight that these LoRAs are beside.
+    pub fn beside(&self, component: Component, weights: &ComponentWeights, program: Program) -> Result<Program> {
+        if !self.touches(component) {
+            return Ok(program);
+        }
+        let uses = program.uses();
+        let beside = |spec: &WeightSpec| self.adapters.iter().any(|(a, _)| !a.of(component, &spec.name).is_empty());
+        let mut combined = self.combined.lock().unwrap_or_else(PoisonError::into_inner);
+        let new: Vec<&WeightSpec> = program
+            .weights
+            .iter()
+            .zip(&uses)
+            .filter(|(spec, how)| **how == Use::Matrix && spec.lora.is_none() && beside(spec))
+            .map(|(spec, _)| spec)
+            .filter(|spec| !combined.contains_key(&key(component, spec)))
+            .collect();
+        let loras: Vec<(&Adapter, f32)> = self.adapters.iter().map(|(a, s)| (a.as_ref(), *s)).collect();
+        let made = new.into_par_iter().map(|spec| {
+            // As wide as the weight itself: f32 beside f32, else bf16.
+            let stored = weights.get(&spec.name, spec.first, spec.rows, spec.cols)?.stored();
+            let dtype = if stored.has(DType::F32) { DType::F32 } else { DType::BF16 };
+            let pair = lora::combine(&loras, component, &spec.name, spec.first..spec.first + spec.rows, dtype)?;
+            Ok((key(component, spec), pair.map(Arc::new)))
+        });
+        combined.extend(made.collect::<Result<Vec<_>>>()?);
+        let rank = |spec: &WeightSpec| {
+            let pair = combined.get(&key(component, spec))?.as_ref()?;
+            assert_eq!((pair.b.rows, pair.a.cols), (spec.rows, spec.cols), "one weight is used in two ways");
+            Some(pair.rank())
+        };
+        Ok(program.with_sides(&rank))
+    }
+
+    /// The matrix of a side.
+    pub fn matrix(&self, component: Component, spec: &WeightSpec, which: Lora) -> Result<HostWeight> {
+        let combined = self.combined.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Some(pair)) = combined.get(&key(component, spec)) else {
+            return Err(Error::device("a program names a LoRA that was not put together").at(&spec.name));
+        };
+        let part = if which == Lora::Down { pair.a.clone() } else { pair.b.clone() };
+        Ok(HostWeight { rows: part.rows, cols: part.cols, parts: vec![part] })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_leave_the_prompt_and_say_what_they_say() {
+        let (text, choices) = split_tags("a fox <lora:pixel art:0.8> in snow<lora:b/c.safetensors>, night").unwrap();
+        assert_eq!(text, "a fox in snow, night");
+        let said: Vec<_> = choices.iter().map(|c| (c.name.as_str(), c.weight, c.tag)).collect();
+        assert_eq!(said, [("pixel art", 0.8, true), ("b/c.safetensors", 1.0, true)]);
+        for plain in ["a fox", "<lora:", "a <lora:x", "<lora:>", "x < y > z", "two  spaces"] {
+            assert_eq!(split_tags(plain).unwrap(), (plain.to_string(), vec![]), "{plain}");
+        }
+        assert_eq!(split_tags("<lora:x:-1>").unwrap().1[0].weight, -1.0);
+        for bad in ["<lora:x:y>", "<lora:x:>", "<lora:x:NaN>", "<lora:x:inf>", "<lora:x:101>", "<lora:x:0.5:0.5>"] {
+            assert!(split_tags(bad).unwrap_err().to_string().contains("weight of a LoRA"), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! LoRAs of every trainer against diffusers with the same file, or the merged weights where it cannot read it (golden/lora/README.md); and beside weights of
+//! every kind.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use flux_fast::backend::Backend;
+use flux_fast::dtype::DType;
+use flux_fast::model::flux::DenoiseShape;
+use flux_fast::model::{clip, flux, t5};
+use flux_fast::op::{Op, Program};
+use flux_fast::pipeline::loras::{LoraSet, open};
+use flux_fast::tensor::HostWeight;
+use flux_fast::weights::synth::{Dialect, Grid, Storage};
+use flux_fast::weights::{Checkpoint, Component};
+
+use crate::common::{Golden, Input, relative_error, run};
+use crate::{Geometry, Written, devices, plain};
+
+/// diffusers' answer differs from that of merged weights by 2.5e-6 at worst.
+const TOLERANCE: f64 = 1e-5;
+
+fn file(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/lora/{name}.lora.safetensors"))
+}
+
+/// LoRAs with their weights, as a pipeline has them.
+fn set(checkpoint: &Checkpoint, loras: &[(&str, f32)]) -> LoraSet {
+    let adapters = loras.iter().map(|(name, weight)| {
+        let adapter = open(&file(name), &|c| checkpoint.get(c)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(adapter.summary.unmatched, 0, "{name}");
+        (Arc::new(adapter), *weight)
+    });
+    LoraSet::of(adapters.collect())
+}
+
+/// A program with its sides, and its weights.
+fn with(checkpoint: &Checkpoint, c: Component, loras: &LoraSet, program: Program) -> (Program, Vec<HostWeight>) {
+    let weights = checkpoint.get(c).unwrap();
+    let program = loras.beside(c, weights, program).unwrap();
+    let resolved = program.weights.iter().map(|w| match w.lora {
+        None => weights.get(&w.name, w.first, w.rows, w.cols).unwrap(),
+        Some(which) => loras.matrix(c, w, which).unwrap(),
+    });
+    let resolved = resolved.collect();
+    (program, resolved)
+}
+
+fn sides(program: &Program) -> usize {
+    program.steps.iter().filter(|s| matches!(s.op, Op::Linear { side: Some(_), .. })).count()
+}
+
+/// The velocity of both sequences, and how many layers had a side.
+fn velocity(
+    backend: &mut dyn Backend,
+    golden: &Golden,
+    checkpoint: &Checkpoint,
+    g: &Geometry,
+    loras: &LoraSet,
+    act: DType,
+) -> (Vec<f32>, usize) {
+    let (t, pooled, guidance) = (golden.f32("flux.timestep"), golden.f32("flux.pooled"), golden.f32("flux.guidance"));
+    let (program, weights) = with(checkpoint, Component::Flux, loras, flux::modulate(&g.flux, 2, act));
+    let mut count = sides(&program);
+    let inputs = [("timestep", Input::F32(&t)), ("pooled", Input::F32(&pooled)), ("guidance", Input::F32(&guidance))];
+    let modulation = run(backend, &program, &weights, &inputs, u64::MAX, 1).remove("modulation").unwrap();
+    let (grid, text_tokens) = (golden.ids("flux.grid"), golden.shape("flux.txt")[1]);
+    let shape = DenoiseShape { images: 1, cfg: false, text_tokens, height: grid[0] as usize, width: grid[1] as usize };
+    let (program, weights) = with(checkpoint, Component::Flux, loras, flux::denoise(&g.flux, &shape, act));
+    count += sides(&program);
+    let rope = flux::rope(&g.flux, &shape);
+    let (img, txt) = (golden.f32("flux.img"), golden.f32("flux.txt"));
+    let half = |v: &[f32], i: usize| v[i * v.len() / 2..(i + 1) * v.len() / 2].to_vec();
+    let mut out = Vec::new();
+    for i in 0..2 {
+        let (latents, text, modulation) = (half(&img, i), half(&txt, i), half(&modulation, i));
+        let inputs = [
+            ("latents", Input::F32(&latents)),
+            ("text", Input::F32(&text)),
+            ("modulation", Input::F32(&modulation)),
+            ("rope", Input::F32(&rope)),
+            ("step", Input::F32(&[-0.25, 1.0])),
+        ];
+        out.extend_from_slice(&run(backend, &program, &weights, &inputs, u64::MAX, 1)["velocity"]);
+    }
+    (out, count)
+}
+
+const DIALECTS: [&str; 12] = [
+    "kohya",
+    "kohya_te1",
+    "kohya_t5",
+    "aitoolkit",
+    "diffusers",
+    "diffusers_no_proj_mlp",
+    "diffusers_uneven",
+    "diffusers_ends",
+    "diffusers_config",
+    "base_model",
+    "xlabs",
+    "onetrainer",
+];
+
+#[test]
+fn every_dialect_changes_the_transformer_as_diffusers_does() {
+    let (golden, expected) = (Golden::read("b_dev"), expected());
+    let written = plain(&golden);
+    let checkpoint = written.open();
+    let mut cases: Vec<(String, Vec<(&str, f32)>)> =
+        DIALECTS.iter().map(|d| (d.to_string(), vec![(*d, 1.0)])).collect();
+    cases.push(("diffusers_at_0.6".into(), vec![("diffusers", 0.6)]));
+    cases.push(("kohya_0.8_diffusers_-0.5".into(), vec![("kohya", 0.8), ("diffusers", -0.5)]));
+    cases.push(("base".into(), vec![("kohya", 0.0)]));
+    for backend in devices().iter_mut().map(Box::as_mut) {
+        let device = backend.caps().name.clone();
+        let mut layers = Vec::new();
+        for (name, loras) in &cases {
+            let loras = set(&checkpoint, loras);
+            let (got, count) = velocity(backend, &golden, &checkpoint, &written.geometry, &loras, DType::F32);
+            let error = relative_error(&got, &expected.f32(&format!("{name}.velocity")));
+            println!("{device} {name}: relative error {error:.2e}, {count} layers");
+            assert!(error <= TOLERANCE, "{device} {name}: relative error {error:.2e}");
+            assert_eq!(count == 0, name == "base", "{name}");
+            layers.push(count);
+        }
+        // All layers of the blocks, linear1 in its two halves.
+        assert_eq!(layers[0], 2 * 10 + 4, "{device}");
+    }
+}
+
+fn expected() -> Golden {
+    Golden::of("lora/expected")
+}
+
+#[test]
+fn text_encoders_take_loras_too() {
+    let (golden, expected) = (Golden::read("b_dev"), expected());
+    let written = plain(&golden);
+    let (checkpoint, g) = (written.open(), &written.geometry);
+    let (t5_ids, clip_ids) = (golden.ids("t5.ids"), golden.ids("clip.ids"));
+    let row = clip_ids.iter().position(|&id| id == 49407).unwrap() * g.clip.width;
+    for backend in devices().iter_mut().map(Box::as_mut) {
+        let (mut clips, mut t5s) = (0, 0);
+        for name in DIALECTS {
+            let loras = set(&checkpoint, &[(name, 1.0)]);
+            let (clip, t5) = (format!("{name}.clip.pooled"), format!("{name}.t5.out"));
+            assert_eq!(
+                (loras.touches(Component::Clip), loras.touches(Component::T5)),
+                (expected.has(&clip), expected.has(&t5)),
+                "{name}"
+            );
+            if expected.has(&clip) {
+                let (program, weights) =
+                    with(&checkpoint, Component::Clip, &loras, clip::encode(&g.clip, 1, DType::F32));
+                let out = run(backend, &program, &weights, &[("ids", Input::I32(&clip_ids))], u64::MAX, 1);
+                let error = relative_error(&out["hidden"][row..row + g.clip.width], &expected.f32(&clip));
+                assert!(error <= TOLERANCE, "{clip}: relative error {error:.2e}");
+                clips += 1;
+            }
+            if expected.has(&t5) {
+                let program = t5::encode(&g.t5, 1, t5_ids.len(), DType::F32);
+                let (program, weights) = with(&checkpoint, Component::T5, &loras, program);
+                let buckets = t5::relative_buckets(&g.t5, t5_ids.len());
+                let inputs = [("ids", Input::I32(&t5_ids)), ("buckets", Input::I32(&buckets))];
+                let out = run(backend, &program, &weights, &inputs, u64::MAX, 1);
+                let error = relative_error(&out["text"], &expected.f32(&t5));
+                assert!(error <= TOLERANCE, "{t5}: relative error {error:.2e}");
+                t5s += 1;
+            }
+        }
+        assert!(clips >= 3 && t5s >= 2, "{clips}, {t5s}");
+    }
+}
+
+/// Beside 8-bit weights the change is what it is beside wide ones: the weights' own error stays the only one.
+#[test]
+fn a_lora_beside_eight_bit_weights_changes_as_much() {
+    let (golden, expected) = (Golden::read("b_dev"), expected());
+    let base = expected.f32("base.velocity");
+    let change: Vec<f32> = expected.f32("kohya.velocity").iter().zip(&base).map(|(a, b)| a - b).collect();
+    for storage in [Storage::F8, Storage::F8ScaledNew, Storage::BF16] {
+        let written = Written::new(&golden, Dialect::Comfy, storage, Grid::F32);
+        let checkpoint = written.open();
+        for backend in devices().iter_mut().map(Box::as_mut) {
+            let mut at = |loras: &[(&str, f32)]| {
+                let loras = set(&checkpoint, loras);
+                velocity(backend, &golden, &checkpoint, &written.geometry, &loras, DType::F32).0
+            };
+            let (without, with) = (at(&[]), at(&[("kohya", 1.0)]));
+            let got: Vec<f32> = with.iter().zip(&without).map(|(a, b)| a - b).collect();
+            let error = relative_error(&got, &change);
+            println!("{storage:?}: {error:.3}");
+            assert!(error <= 0.1, "{storage:?}: {error:.3}");
+        }
+    }
+}
