@@ -159,7 +159,7 @@ Examples:
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A picture, a .safetensors file, or a model folder
+    /// A picture, a .safetensors or .gguf file, or a model folder
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
 }
@@ -211,7 +211,7 @@ pub struct RequestArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Model and device")]
 pub struct EngineArgs {
-    /// A .safetensors file, a folder, a name that `flux-fast models` lists, `synthetic:dev` or `synthetic:schnell` (seeded noise of full size), or
+    /// A .safetensors or .gguf file, a folder, a name that `flux-fast models` lists, `synthetic:dev` or `synthetic:schnell` (seeded noise of full size), or
     /// `embedded` [default: embedded, a small model that draws emoji]
     #[arg(long, value_name = "PATH|NAME")]
     pub model: Option<String>,

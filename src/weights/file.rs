@@ -1,16 +1,17 @@
-//! One checkpoint file: its bytes and its checked header. Files of other kinds are refused by name.
+//! One checkpoint file: its bytes and its checked header, whichever of the two containers it is. Files of other kinds are refused by name.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::gguf::{self, Stop};
 use super::map;
-use super::safetensors::{Header, header_bytes};
+use super::safetensors::{Header, MAX_HEADER_BYTES, header_bytes, truncated};
 use crate::error::{Error, Result};
 use crate::tensor::ByteSource;
 
-/// An open safetensors file.
+/// An open safetensors or GGUF file.
 pub struct WeightFile {
     /// Where it lies; a made-up name for embedded bytes.
     pub path: PathBuf,
@@ -31,7 +32,7 @@ impl WeightFile {
     pub fn of(source: Arc<dyn ByteSource>, path: &Path, note: Option<String>) -> Result<Self> {
         let bytes = source.bytes();
         refuse_other_kinds(bytes, path)?;
-        let header = Header::parse(bytes, bytes.len() as u64).map_err(|e| e.at_path(path))?;
+        let header = header(bytes, bytes.len() as u64).map_err(|e| e.at_path(path))?;
         Ok(WeightFile { path: path.into(), header, note, source })
     }
 
@@ -61,30 +62,60 @@ pub fn fnv(hash: u64, bytes: &[u8]) -> u64 {
     bytes.iter().fold(hash, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
+/// The header in `bytes`, which are a whole file of `file_bytes`.
+fn header(bytes: &[u8], file_bytes: u64) -> Result<Header> {
+    if !bytes.starts_with(gguf::MAGIC) {
+        return Header::parse(bytes, file_bytes);
+    }
+    gguf::parse(bytes, file_bytes).map_err(|stop| match stop {
+        Stop::Bad(e) => e,
+        Stop::More(n) => truncated(bytes.len() as u64, n, "at least "),
+    })
+}
+
+/// What is read first of a GGUF file: enough for a transformer, whose header has no list of words.
+const FIRST_READ: u64 = 128 << 10;
+
 /// The header of the file at `path`, read without mapping the rest: for looking at many files.
 pub fn read_header(path: &Path) -> Result<Header> {
     let io = |e| map::unreadable(path, &e);
     let mut file = File::open(path).map_err(io)?;
     let size = file.metadata().map_err(io)?.len();
     let mut bytes = Vec::new();
-    (&mut file).take(8).read_to_end(&mut bytes).map_err(io)?;
+    // Of a file that is shortened in between there is less than its size promises; the parsers see that.
+    let mut read_to = |bytes: &mut Vec<u8>, end: u64| {
+        let more = end.saturating_sub(bytes.len() as u64);
+        file.by_ref().take(more).read_to_end(bytes).map_err(io)
+    };
+    read_to(&mut bytes, 8)?;
     refuse_other_kinds(&bytes, path)?;
-    let length = header_bytes(&bytes, size).map_err(|e| e.at_path(path))?;
-    file.seek(SeekFrom::Start(8)).map_err(io)?;
-    file.take(length as u64 - 8).read_to_end(&mut bytes).map_err(io)?;
-    Header::parse(&bytes, size).map_err(|e| e.at_path(path))
+    if !bytes.starts_with(gguf::MAGIC) {
+        let length = header_bytes(&bytes, size).map_err(|e| e.at_path(path))?;
+        read_to(&mut bytes, length as u64)?;
+        return Header::parse(&bytes, size).map_err(|e| e.at_path(path));
+    }
+    // A GGUF header does not say how long it is: read on, twice as far each time, until it ends.
+    let mut end = FIRST_READ;
+    loop {
+        read_to(&mut bytes, end)?;
+        match gguf::parse(&bytes, size) {
+            Ok(header) => return Ok(header),
+            Err(Stop::Bad(e)) => return Err(e.at_path(path)),
+            Err(Stop::More(n)) if (bytes.len() as u64) < end => {
+                return Err(truncated(bytes.len() as u64, n, "at least ").at_path(path));
+            }
+            Err(Stop::More(n)) => end = n.max(end.saturating_mul(2)).min(MAX_HEADER_BYTES),
+        }
+    }
 }
 
-/// GGUF and pickle files are known by their first bytes, whatever they are called.
+/// Pickle files and texts are known by their first bytes, whatever they are called.
 fn refuse_other_kinds(bytes: &[u8], path: &Path) -> Result<()> {
-    let advice = "use a .safetensors file of the same model";
-    let e = if bytes.starts_with(b"GGUF") {
-        Error::model("GGUF files are not supported").try_(advice)
-    } else if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(&[0x80, 0x02]) && bytes.get(7) != Some(&0) {
+    let e = if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(&[0x80, 0x02]) && bytes.get(7) != Some(&0) {
         Error::model(
             "this is a pickle (.ckpt, .pt) file, which can run any code when it is loaded; it is not supported",
         )
-        .try_("use a .safetensors file, or convert it in a place you trust")
+        .try_("use a .safetensors or .gguf file, or convert it in a place you trust")
     } else if bytes.starts_with(b"version ") || bytes.starts_with(b"<!DOCTYPE") || bytes.starts_with(b"<html") {
         Error::model("this is a small text (a Git LFS pointer or a web page) in place of the file")
             .try_("download it again")

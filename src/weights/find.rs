@@ -79,8 +79,11 @@ impl Look {
             Component::Flux => true,
             // UMT5 has T5's names and width, but a table of position biases in every block.
             Component::T5 => {
-                let umt5 = ["encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"];
-                agrees(widths.t5, 1, &["encoder.block.0.layer.0.SelfAttention.q.weight"])
+                let umt5 = [
+                    "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight",
+                    "enc.blk.1.attn_rel_b.weight",
+                ];
+                agrees(widths.t5, 1, &["encoder.block.0.layer.0.SelfAttention.q.weight", "enc.blk.0.attn_q.weight"])
                     && self.shape(component, &umt5).is_none()
             }
             Component::Clip => {
@@ -119,12 +122,27 @@ pub fn units(folder: &Path) -> Result<Vec<Unit>> {
         sharded.extend(unit.paths.iter().cloned());
         units.push(unit);
     }
-    let single = files.into_iter().filter(|p| p.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors")));
-    for path in single.filter(|p| !sharded.contains(p)) {
-        let bytes = path.metadata().map_or(0, |m| m.len());
-        units.push(Unit { paths: vec![path], bytes });
+    for path in files.into_iter().filter(|p| is_weights(p)) {
+        if sharded.contains(&path) {
+            continue;
+        }
+        let unit = match split(&path)? {
+            Some(unit) => unit,
+            None => Unit { bytes: path.metadata().map_or(0, |m| m.len()), paths: vec![path] },
+        };
+        sharded.extend(unit.paths.iter().cloned());
+        units.push(unit);
     }
     Ok(units)
+}
+
+fn has_ending(path: &Path, ending: &str) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case(ending))
+}
+
+/// Whether a file's name is that of weights; what they are, its header tells.
+fn is_weights(path: &Path) -> bool {
+    has_ending(path, "safetensors") || has_ending(path, "gguf")
 }
 
 /// The unit that the file at `path` belongs to: itself, or with its sister shards where an index lies beside it.
@@ -142,8 +160,51 @@ pub fn unit_of(path: &Path) -> Result<Unit> {
             }
         }
     }
+    if let Some(unit) = split(path)? {
+        return Ok(unit);
+    }
     let bytes = path.metadata().map_err(|e| unreadable(path, &e))?.len();
     Ok(Unit { paths: vec![path.into()], bytes })
+}
+
+/// The files of a GGUF model that was split, by the name of one of them: `x-00002-of-00003.gguf`. They have no index; the names say how many there are.
+fn split(path: &Path) -> Result<Option<Unit>> {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let number = |digits: &str| match digits.len() == 5 && digits.bytes().all(|b| b.is_ascii_digit()) {
+        true => digits.parse::<u32>().ok(),
+        false => None,
+    };
+    let parts = name.rsplit_once("-of-").and_then(|(rest, count)| {
+        let (stem, at) = rest.rsplit_once('-')?;
+        Some((stem, number(at)?, number(count)?))
+    });
+    let Some((stem, at, count)) = parts.filter(|_| has_ending(path, "gguf")) else { return Ok(None) };
+    if at == 0 || at > count {
+        return Err(Error::model("the numbers of a split GGUF file cannot be")
+            .at_path(path)
+            .found(format!("{at} of {count}"))
+            .try_("give it the name that it was published under"));
+    }
+    let ending = path.extension().unwrap_or_default().to_string_lossy();
+    let names = (1..=count).map(|i| format!("{stem}-{i:05}-of-{count:05}.{ending}"));
+    let others = format!("all {count} files of the split model");
+    together(names.map(|name| path.with_file_name(name)), &others).map(Some)
+}
+
+/// These files, which belong together, as a unit; the first that is missing is an error.
+fn together(paths: impl Iterator<Item = PathBuf>, expected: &str) -> Result<Unit> {
+    let mut unit = Unit { paths: vec![], bytes: 0 };
+    for path in paths {
+        let Ok(metadata) = path.metadata() else {
+            return Err(Error::missing("a shard is missing")
+                .at_path(&path)
+                .expected(expected)
+                .try_("download the folder again; what is there already is kept"));
+        };
+        unit.bytes = unit.bytes.saturating_add(metadata.len());
+        unit.paths.push(path);
+    }
+    Ok(unit)
 }
 
 /// The files that an index of shards names. They must lie beside it.
@@ -165,25 +226,18 @@ fn shards(index: &Path) -> Result<Unit> {
     if names.is_empty() {
         return Err(broken("names no files"));
     }
-    let mut unit = Unit { paths: vec![], bytes: 0 };
-    for name in names {
-        let path = index.with_file_name(name);
-        let Ok(metadata) = path.metadata() else {
-            return Err(Error::missing("a shard is missing")
-                .at_path(&path)
-                .expected(format!("every file that {} names", index.display()))
-                .try_("download the folder again; what is there already is kept"));
-        };
-        unit.bytes += metadata.len();
-        unit.paths.push(path);
-    }
-    Ok(unit)
+    let expected = format!("every file that {} names", index.display());
+    together(names.into_iter().map(|name| index.with_file_name(name)), &expected)
 }
 
 /// Chooses among `units` the one to take `component` from: right-looking names first, then the smaller (of T5 an 8-bit file serves as well and costs half), then by
-/// path. Files that cannot be read are passed over.
+/// path. GGUF files come last, and of them the largest first: people keep many, down to two bits, and the smaller the worse. Files that cannot be read are passed over.
 pub fn choose(mut units: Vec<Unit>, component: Component, widths: &Widths) -> Option<(Unit, Look)> {
-    units.sort_by_cached_key(|u| (name_rank(component, &u.stem()), u.bytes, u.paths[0].clone()));
+    units.sort_by_cached_key(|u| {
+        let gguf = has_ending(&u.paths[0], "gguf");
+        let size = if gguf { u64::MAX - u.bytes } else { u.bytes };
+        (name_rank(component, &u.stem()), gguf, size, u.paths[0].clone())
+    });
     units.into_iter().take(LOOKED_AT).find_map(|unit| {
         let look = unit.look().ok().filter(|look| look.suits(component, widths))?;
         Some((unit, look))

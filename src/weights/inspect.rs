@@ -69,7 +69,7 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
 }
 
-/// Looks into a `.safetensors` file, a shard with its sisters, or a folder (a diffusers model's component folders included).
+/// Looks into a `.safetensors` or `.gguf` file, a shard with its sisters, or a folder (a diffusers model's component folders included).
 pub fn inspect(path: &Path) -> Result<Inspection> {
     if !path.exists() {
         return Err(no_such(path));
@@ -81,7 +81,7 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
             found.extend(units(&path.join(component.folder()))?);
         }
         if found.is_empty() {
-            return Err(Error::missing("no .safetensors files in this folder").at_path(path));
+            return Err(Error::missing("no .safetensors or .gguf files in this folder").at_path(path));
         }
     } else {
         found.push(unit_of(path)?);

@@ -8,6 +8,7 @@ mod config;
 pub mod convert;
 mod file;
 mod find;
+mod gguf;
 pub mod hub;
 mod inspect;
 pub mod lora;

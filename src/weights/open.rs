@@ -88,7 +88,7 @@ impl Checkpoint {
         let e = match places {
             [] => e,
             places => e.expected(format!(
-                "a .safetensors file of it in {}",
+                "a .safetensors or .gguf file of it in {}",
                 places.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
             )),
         };
@@ -333,7 +333,7 @@ pub fn open_only(path: &Path) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-/// Opens a model that lies in memory: one safetensors file that holds all it has, such as the embedded model. Best aligned to 8 bytes.
+/// Opens a model that lies in memory: one file that holds all it has, such as the embedded model. Best aligned to 8 bytes.
 pub fn open_bytes(bytes: &'static [u8], name: &str) -> Result<Checkpoint> {
     open_source(Arc::new(bytes), name)
 }
@@ -371,9 +371,9 @@ fn main_unit(folder: &Path) -> Result<(Unit, PathBuf)> {
     match (fluxes.len(), broken) {
         (1, _) => Ok((fluxes.remove(0), folder.into())),
         (0, Some(e)) => Err(e),
-        (0, None) => Err(Error::model("no FLUX transformer in this folder")
-            .at_path(folder)
-            .expected("a model_index.json with a transformer folder, or a .safetensors file of a transformer")),
+        (0, None) => Err(Error::model("no FLUX transformer in this folder").at_path(folder).expected(
+            "a model_index.json with a transformer folder, or a .safetensors or .gguf file of a transformer",
+        )),
         (n, _) => {
             let names: Vec<String> = fluxes.iter().map(|u| u.place().display().to_string()).collect();
             Err(Error::model(format!("{n} transformers in this folder"))

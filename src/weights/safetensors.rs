@@ -13,13 +13,13 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 
 /// The format's own limit on the header.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
+pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// Real FLUX files hold at most a few thousand tensors, scales included.
-const MAX_TENSORS: usize = 20_000;
+pub(super) const MAX_TENSORS: usize = 20_000;
 /// Convolutions have four axes; nothing here has more than eight.
 const MAX_RANK: usize = 8;
 
-/// Element types of the container: those that the engine computes with, and those that only need a size and a name.
+/// Element types of the containers: those that the engine computes with, and those that only need a size and a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stored {
     /// A type that a weight may have.
@@ -61,8 +61,8 @@ impl Stored {
         }
     }
 
-    /// Size of one element in bits.
-    pub fn bits(self) -> u32 {
+    /// Size of one element in bits, of this container's types: none of them is stored in blocks.
+    fn bits(self) -> u32 {
         match self {
             Stored::Float(dtype) => 8 * dtype.size() as u32,
             Stored::Other(_, bits) => bits,
@@ -88,12 +88,13 @@ pub struct Entry {
     pub range: Range<usize>,
 }
 
-/// What a file says about itself, checked: the tensors' ranges tile the data without holes or overlaps.
+/// What a file of either container says about itself, checked: the tensors' ranges tile the data without overlaps, and without holes but those that GGUF's
+/// alignment makes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Header {
     /// In the order of their bytes.
     pub tensors: Vec<Entry>,
-    /// The `__metadata__` strings.
+    /// The `__metadata__` strings, or GGUF's short values as text: `flux`, `2`, `[64, 3072]`.
     pub metadata: BTreeMap<String, String>,
     /// Where the data begins, in bytes from the start of the file.
     pub data_start: usize,
@@ -118,7 +119,7 @@ pub fn header_bytes(first: &[u8], file_bytes: u64) -> Result<usize> {
     Ok(length as usize + 8)
 }
 
-fn truncated(found: u64, expected: u64, qualifier: &str) -> Error {
+pub(super) fn truncated(found: u64, expected: u64, qualifier: &str) -> Error {
     Error::model("file is truncated")
         .found(format!("{found} bytes"))
         .expected(format!("{qualifier}{expected} bytes"))
@@ -180,7 +181,7 @@ fn check_tiling(tensors: &[Entry], data_start: usize, file_bytes: u64) -> Result
     Ok(())
 }
 
-fn check_names(tensors: &[Entry]) -> Result<()> {
+pub(super) fn check_names(tensors: &[Entry]) -> Result<()> {
     let mut names: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
     names.sort_unstable();
     match names.windows(2).find(|w| w[0] == w[1]) {

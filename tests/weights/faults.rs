@@ -101,7 +101,7 @@ fn other_kinds_of_files_are_named_with_advice() {
         path
     };
     for (path, words) in [
-        (file("a.gguf", b"GGUF\x03\0\0\0\0\0\0\0"), "GGUF"),
+        (file("a.gguf", b"GGUF\x01\0\0\0\0\0\0\0"), "GGUF file of version 1"),
         (file("b.ckpt", b"PK\x03\x04\x14\0\0\0\0\0"), "pickle"),
         (file("c.pt", b"\x80\x02}q\0(X\x05\0\0\0"), "pickle"),
         (file("d.safetensors", b"version https://git-lfs.github.com/spec/v1\n"), "Git LFS"),
