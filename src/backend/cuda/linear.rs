@@ -104,18 +104,7 @@ pub fn buffers(a: &LinearArgs) -> Vec<u64> {
     let address = |m: Option<Matrix>| m.map_or(0, |m| m.address);
     let (t, b) = (a.side.map(|s| s.t), a.side.map(|s| s.b));
     let (residual, gate) = (address(residual(a)), address(gate(a)));
-    vec![
-        a.x.address,
-        a.w.address,
-        a.scales,
-        a.bias,
-        residual,
-        gate,
-        a.out.address,
-        a.scratch,
-        address(t),
-        address(b),
-    ]
+    vec![a.x.address, a.w.address, a.scales, a.bias, residual, gate, a.out.address, a.scratch, address(t), address(b)]
 }
 
 /// What any kernel of the family demands. Shapes that contradict each other are a bug of the caller.
