@@ -17,7 +17,13 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 // Element types, as `DType` is numbered in `src/backend/cuda/launch.rs`.
-enum DType : u32 { BF16 = 0, F32 = 1, F16 = 2, E4M3 = 3, E5M2 = 4 };
+enum DType : u32 {
+    BF16 = 0, F32 = 1, F16 = 2, E4M3 = 3, E5M2 = 4, I8 = 6,
+    // Stored in blocks: linear_blocks.cuh says how.
+    Q8_0 = 16, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, NF4, FP4, MXFP8, NVFP4,
+    // Any of these, which the kernel learns at run time.
+    BLOCKS = 32,
+};
 
 #define DEVICE __device__ __forceinline__
 #define KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)

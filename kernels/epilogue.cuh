@@ -1,5 +1,5 @@
 // How a matrix product leaves the chip: out = tail(acc * scales[n] * row_scales[r] + bias[n]), for every kernel of the `linear`
-// family.
+// family. Where the product has a side (linear_side.cuh), the sums come scaled, and `scales` and `row_scales` are null here.
 //
 // A kernel stages its f32 accumulators in shared memory (rows padded so that both mma fragments and the float4 of a row are free of
 // bank conflicts), and `finish_tile` takes them out again row by row: a thread keeps four columns, whose scale and bias it loads
@@ -22,7 +22,12 @@ struct LinearParams {
     u32 gate_dtype;                // BF16 or F32
     u32 vector;                    // 1 where 4 divides n and four columns of every operand may move as one vector
     u32 splits, split_steps;       // parts of k that are summed on their own, and the steps along k of each
-    u32 w_dtype;                   // DType, for the kernel that learns it at run time
+    u32 w_dtype;                   // DType, for kernels that learn it at run time
+    // The side: t is rows x rank in bf16, b is n x rank in bf16 or f16. rank is 0 where there is none.
+    u32 rank, t_stride, b_stride;
+    u32 t_vector;                  // 1 where rows of t may be copied in chunks of 16 bytes; those of b always may
+    u32 b_dtype;
+    u32 planes[3];                 // bytes from the first plane of a row of w in blocks to the others; w_stride counts bytes there
 };
 
 // The operands of the epilogue; null where absent.
@@ -39,6 +44,12 @@ struct LinearOut {
 struct Columns {
     u32 col;
     float scale[4], bias[4];
+};
+
+// The operands of the side.
+struct LinearSide {
+    const u16* t;  // rows x rank
+    const u16* b;  // n x rank, its rows padded with zeros to multiples of 8
 };
 
 DEVICE float load_if(const float* from, bool ok, float otherwise) {

@@ -1,4 +1,5 @@
-// out = tail(x . (scales * w)^T + bias): x rows x K in bf16, w N x K in bf16, f16, e4m3 or e5m2, sums in f32, out rows x N in bf16 or f32.
+// out = tail(x . (scales * w)^T + t . b^T + bias): x rows x K in bf16, w N x K in bf16, f16, e4m3, e5m2, i8 or in blocks (linear_blocks.cuh),
+// sums in f32, out rows x N in bf16 or f32; t . b^T is the side, which most products do not have (linear_side.cuh).
 //
 // linear_*_128x128: 2 x 2 warps of 64x64. A step of 32 k costs a warp 64 mma.sync, 16 vector loads from shared memory and, for
 //   8-bit weights, 3 instructions per weight and lane: 5 issue slots per mma (bf16: 2), where GeForce tensor cores take 32
@@ -7,6 +8,8 @@
 //   other starts, waits or finishes.
 // linear_*_64x64: 2 x 2 warps of 32x32, four blocks to a multiprocessor: outputs too small for large tiles. Both cut k into
 //   splits where there are places for more blocks than tiles; linear_reduce then adds the partial sums in order.
+// linear_blocks_*: weights in blocks are dequantised once for each block of 128 rows (or 64), a step ahead, and lie in shared memory as
+//   bf16; how the weights are stored is learnt at run time. See linear_tile.cuh.
 // linear_*_rows16: few rows, see linear_few.cuh.
 // linear_any: whatever alignment and strides; element by element, for the sizes that models do not have.
 #include "linear_few.cuh"
@@ -14,18 +17,22 @@
 
 #define OPERANDS                                                                                                            \
     const bf16 *__restrict__ x, const u8 *__restrict__ w, const float *__restrict__ scales, const float *__restrict__ bias, \
-        const void *residual, const void *gate, void *out, float *partials, const LinearParams p
-#define OUT (LinearOut{scales, nullptr, bias, residual, gate, out})
+        const void *residual, const void *gate, void *out, float *partials, const u16 *__restrict__ t, const u16 *__restrict__ b, const LinearParams p
+// With a side the sums are scaled before it is added.
+#define OUT (LinearOut{p.rank ? nullptr : scales, nullptr, bias, residual, gate, out})
+#define SIDE (LinearSide{t, b})
 
-#define TILED(name, W)                                                                                          \
-    KERNEL(128, 2) linear_##name##_128x128_sm80(OPERANDS) { linear_tile<W, 128, 128>(x, w, OUT, partials, p); } \
-    KERNEL(128, 4) linear_##name##_64x64_sm80(OPERANDS) { linear_tile<W, 64, 64>(x, w, OUT, partials, p); }     \
-    KERNEL(256, 2) linear_##name##_rows16_sm80(OPERANDS) { linear_few<W>(x, w, OUT, p); }
+#define TILED(name, W)                                                                                                            \
+    KERNEL(128, 2) linear_##name##_128x128_sm80(OPERANDS) { linear_tile<W, 128, 128>(x, w, scales, SIDE, OUT, partials, p); } \
+    KERNEL(128, 4) linear_##name##_64x64_sm80(OPERANDS) { linear_tile<W, 64, 64>(x, w, scales, SIDE, OUT, partials, p); }     \
+    KERNEL(256, 2) linear_##name##_rows16_sm80(OPERANDS) { linear_few<W>(x, w, scales, SIDE, OUT, p); }
 
 TILED(bf16, BF16)
 TILED(f16, F16)
 TILED(e4m3, E4M3)
 TILED(e5m2, E5M2)
+TILED(i8, I8)
+TILED(blocks, BLOCKS)
 
 // Adds the splits' partial sums, each rows x n (rows padded to 4 floats), and finishes. grid: (n / 512, rows or fewer), 128 threads.
 KERNEL(128, 4) linear_reduce_sm80(OPERANDS) {
@@ -52,32 +59,46 @@ DEVICE u16 weight(const u8* w, size_t i, u32 dtype) {
         case BF16: return reinterpret_cast<const u16*>(w)[i];
         case F16: return (u16)halves_to_bf16(reinterpret_cast<const u16*>(w)[i]);
         case E5M2: return (u16)halves_to_bf16((u32)w[i] << 8);
+        case I8: return (u16)Weights<I8>::pair(w[i]);
         default: Weights<E4M3>::unpack(w[i], first, second); return (u16)first;
     }
 }
 
-// 64x64 like the tiles above, but every element is fetched and converted on its own and there is no pipeline.
+// 64x64 like the tiles above, but every element is fetched and converted on its own (weights in blocks by units) and there is no pipeline.
 KERNEL(128, 4) linear_any_sm80(OPERANDS) {
     constexpr int B = 64, MJ = B / 8 / WARPS_M, NI = B / 16 / WARPS_N;
+    __shared__ Table table;
     u8* shared = dynamic_shared();
-    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const u16* xw = reinterpret_cast<const u16*>(x);
+    u32 base = shared_address(shared), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     TilePlace place = tile_place<B, B>(p, blockIdx.x);
-    Multiply<BF16, MJ, NI> multiply(shared_address(shared), shared_address(shared) + B * X_PITCH);
+    Multiply<BF16, MJ, NI> multiply(base, base + B * X_PITCH);
     float acc[NI][MJ][4] = {};
+    bool blocks = p.w_dtype >= Q8_0;
+    if (blocks) table.fill(p.w_dtype);
+    FeedBlocks<B> feed(w, place.col, 0, p, base + B * X_PITCH);
+    // First x and w, then t and b.
 #pragma unroll 1
-    for (u32 k0 = 0; k0 < p.k; k0 += STEP) {
-        __syncthreads();
+    for (u32 part = 0; part < (p.rank ? 2 : 1); part++) {
+        const u16* from = part ? t : reinterpret_cast<const u16*>(x);
+        const u8* weights = part ? reinterpret_cast<const u8*>(b) : w;
+        u32 stride = part ? p.t_stride : p.x_stride, pitch = part ? p.b_stride : p.w_stride;
+        u32 k = part ? p.rank : p.k, dtype = part ? p.b_dtype : p.w_dtype;
+        if (part) scale_columns(acc, scales, place.col + warp / WARPS_M * NI * 16 + lane / 4, p.n);
+#pragma unroll 1
+        for (u32 k0 = 0; k0 < k; k0 += STEP) {
+            __syncthreads();
+            bool units = blocks && !part, inside = k0 + lane < k;
+            if (units) feed.fetch(p), feed.put(0, dtype, table);
 #pragma unroll 2
-        for (u32 r = warp; r < B; r += THREADS / 32) {
-            bool inside = k0 + lane < p.k;
-            u32 row = place.row + r, col = place.col + r;
-            u16* to = reinterpret_cast<u16*>(shared + chunk_place<X_PITCH>(r, lane / 8) + lane % 8 * 2);
-            to[0] = inside && row < p.rows ? xw[(size_t)row * p.x_stride + k0 + lane] : (u16)0;
-            to[B * STEP] = inside && col < p.n ? weight(w, (size_t)col * p.w_stride + k0 + lane, p.w_dtype) : (u16)0;
+            for (u32 r = warp; r < B; r += THREADS / 32) {
+                u32 row = place.row + r, col = place.col + r;
+                u16* to = reinterpret_cast<u16*>(shared + chunk_place<X_PITCH>(r, lane / 8) + lane % 8 * 2);
+                to[0] = inside && row < p.rows ? from[(size_t)row * stride + k0 + lane] : (u16)0;
+                if (!units) to[B * STEP] = inside && col < p.n ? weight(weights, (size_t)col * pitch + k0 + lane, dtype) : (u16)0;
+            }
+            __syncthreads();
+            multiply.step(acc, 0);
         }
-        __syncthreads();
-        multiply.step(acc, 0);
     }
     float* stage = reinterpret_cast<float*>(shared);
     __syncthreads();

@@ -1,4 +1,5 @@
-// out = tail(x . (scales * w)^T + bias) with both operands in e4m3 (W8A8), for cards whose mma.sync multiplies FP8: sm_89 and sm_120.
+// out = tail(x . (scales * w)^T + t . b^T + bias) with x and w in e4m3 (W8A8), for cards whose mma.sync multiplies FP8: sm_89 and sm_120. The side
+// t . b^T, if there is one, is multiplied in bf16 (linear_side.cuh): its fragments are the same bytes.
 //
 // x: rows x k in bf16, w: n x k in e4m3 with one scale a row (or none). `quantise_rows` brings x to e4m3 with one scale a row; the product
 // takes bytes and scales as buffers, so that the kernel that makes x may write them itself one day.
@@ -11,6 +12,7 @@
 // The FP8 tensor cores keep only about 13 bits of their running sums. So every mma begins at zero and its sums of 32 products are added to
 // f32 registers: four additions a lane for an mma of 32 clocks, which hide.
 #include "epilogue.cuh"
+#include "linear_side.cuh"
 #include "quantise.cuh"
 
 // c (16x8, f32) = a (16x32, row-major, e4m3) . b (32x8, column-major, e4m3). As bytes the fragments are those of 16-bit elements.
@@ -36,7 +38,8 @@ DEVICE uint2 tile_of_block(u32 block, u32 row_tiles, u32 column_tiles) {
 KERNEL(256, 2)
 linear_e4m3_w8a8_128x128_sm89(const u8* __restrict__ x, const float* __restrict__ x_scales, const u8* __restrict__ w,
                               const float* __restrict__ scales, const float* __restrict__ bias, const void* residual,
-                              const void* __restrict__ gate, void* out, const __grid_constant__ LinearParams p) {
+                              const void* __restrict__ gate, void* out, const u16* __restrict__ t, const u16* __restrict__ b,
+                              const __grid_constant__ LinearParams p) {
     extern __shared__ __align__(128) u8 memory[];
     u32 shared = shared_address(memory), thread = threadIdx.x, lane = thread % 32;
     u32 warp_row = thread / 32 % 2 * 64, warp_col = thread / 64 * 32;
@@ -93,10 +96,49 @@ linear_e4m3_w8a8_128x128_sm89(const u8* __restrict__ x, const float* __restrict_
         stage = stage == 2 ? 0 : stage + 1;
     }
 
-    // The upper and the lower 64 rows leave one after the other: the staged tile has room for one of them.
-    LinearOut o = {scales, x_scales, bias, residual, gate, out};
-    float* staged = reinterpret_cast<float*>(memory);
     copy_wait<0>();
+    if (p.rank) {
+        float columns[4][2];
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) {
+#pragma unroll
+            for (u32 e = 0; e < 2; e++) {
+                u32 col = col0 + warp_col + j * 8 + lane % 4 * 2 + e;
+                columns[j][e] = load_if(scales + col, scales && col < p.n, 1.f);
+            }
+        }
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+#pragma unroll
+            for (u32 e = 0; e < 4; e++) {
+                u32 row = row0 + warp_row + i * 16 + lane / 4 + e / 2 * 8;
+                float scale = load_if(x_scales + row, row < p.rows, 0.f);
+#pragma unroll
+                for (u32 j = 0; j < 4; j++) acc[i][j][e] *= scale * columns[j][e % 2];
+            }
+        }
+#pragma unroll 1
+        for (u32 k = 0; k < p.rank; k += STAGES * 32) {
+            fetch_side<STAGES, TILE, TILE, 256, swizzled>(p, {t, b}, row0, col0, k, shared);
+#pragma unroll 1
+            for (u32 h = 0; h < STAGES * 2 && k + h * 16 < p.rank; h++) {
+                u32 at = shared + h / 2 * STAGE, half = h % 2, b[2][4];
+#pragma unroll
+                for (u32 j = 0; j < 2; j++) load_matrices(b[j], at + (w_at ^ half * 32) + j * (16 * STEP));
+#pragma unroll
+                for (u32 i = 0; i < 4; i++) {
+                    u32 a[4];
+                    load_matrices(a, at + (x_at ^ half * 32) + i * (16 * STEP));
+#pragma unroll
+                    for (u32 j = 0; j < 4; j++) mma_bf16(acc[i][j], a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+                }
+            }
+        }
+    }
+
+    // The upper and the lower 64 rows leave one after the other: the staged tile has room for one of them.
+    LinearOut o = {p.rank ? nullptr : scales, p.rank ? nullptr : x_scales, bias, residual, gate, out};
+    float* staged = reinterpret_cast<float*>(memory);
 #pragma unroll 1
     for (u32 half = 0; half < 2; half++) {
         __syncthreads();

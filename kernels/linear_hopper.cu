@@ -1,4 +1,5 @@
-// out = tail(x . (scales * w)^T + bias) on Hopper's asynchronous tensor cores (sm_90a).
+// out = tail(x . (scales * w)^T + t . b^T + bias) on Hopper's asynchronous tensor cores (sm_90a). t . b^T is the side, which most products do
+// not have: t rows x rank and b n x rank in bf16 come through the same rings behind the last slot of k, 64 of rank at a time.
 //
 // linear_bf16_wgmma: x and w in bf16. linear_e4m3_w8a8_wgmma: both in e4m3, x by `quantise_rows`. linear_e4m3_wgmma: x in bf16, w in
 // e4m3, which the consumers bring to bf16 in registers.
@@ -24,6 +25,8 @@
 enum Operands { WEIGHTS_BF16, BOTH_E4M3, WEIGHTS_E4M3 };
 
 enum : u32 { COLUMNS = 128, W_SLOT = COLUMNS * 128 };
+// Elements along the rank of a slot of either operand of the side.
+enum : u32 { SIDE_STEP = 64 };
 // Rows of out staged at a time, 64 columns of one warpgroup: 4 floats of padding make its writing, where a warp's lanes hold eight columns
 // of every second row, free of conflicts. Each warpgroup has two such stages.
 enum : u32 { STAGED_ROWS = 32, STAGED_STRIDE = 64 + 4, STAGED = STAGED_ROWS * STAGED_STRIDE };
@@ -70,7 +73,8 @@ template <u32 ROWS> DEVICE Tile tile_at(u32 index, const LinearParams& p) {
 // Slots of w for all of k. Where a slot of w has two of x, the second may lie beyond k: zeros.
 template <Operands KIND, u32 ROWS> DEVICE u32 w_steps(const LinearParams& p) { return (p.k - 1) / Layout<KIND, ROWS>::W_STEP + 1; }
 
-template <Operands KIND, u32 ROWS> DEVICE void produce(u32 shared, const TensorMap& x, const TensorMap& w, const LinearParams& p) {
+template <Operands KIND, u32 ROWS>
+DEVICE void produce(u32 shared, const TensorMap& x, const TensorMap& w, const TensorMap& t, const TensorMap& b, const LinearParams& p) {
     typedef Layout<KIND, ROWS> L;
     Slots at = slots<KIND, ROWS>(shared);
     Ring<L::X_SLOTS> xs;
@@ -89,6 +93,16 @@ template <Operands KIND, u32 ROWS> DEVICE void produce(u32 shared, const TensorM
                 tma_load(shared + xs.slot * L::X_SLOT, x, step * L::W_STEP + part * L::X_STEP, tile.row, at.x_full + 8 * xs.slot);
                 xs.next();
             }
+        }
+        for (u32 k = 0; k < p.rank; k += SIDE_STEP) {
+            barrier_wait(at.w_empty + 8 * ws.slot, ws.parity ^ 1);
+            barrier_expect(at.w_full + 8 * ws.slot, W_SLOT);
+            tma_load(shared + L::W + ws.slot * W_SLOT, b, k, tile.col, at.w_full + 8 * ws.slot);
+            ws.next();
+            barrier_wait(at.x_empty + 8 * xs.slot, xs.parity ^ 1);
+            barrier_expect(at.x_full + 8 * xs.slot, L::X_SLOT);
+            tma_load(shared + xs.slot * L::X_SLOT, t, k, tile.row, at.x_full + 8 * xs.slot);
+            xs.next();
         }
     }
 }
@@ -204,6 +218,39 @@ DEVICE void multiply(float (&acc)[ROWS / 2], u32 shared, u32 steps, u32 group, R
         wgmma_wait<0>();
         wgmma_complete(acc);
         release(x_before);
+    }
+}
+
+// Scales a warpgroup's sums and adds its part of the side.
+template <Operands KIND, u32 ROWS, int XS, int WS>
+DEVICE void add_side(float (&acc)[ROWS / 2], u32 shared, Tile tile, u32 group, Ring<XS>& xs, Ring<WS>& ws, const LinearParams& p,
+                     const float* scales, const float* row_scales) {
+    typedef Layout<KIND, ROWS> L;
+    Slots at = slots<KIND, ROWS>(shared);
+    u32 lane = threadIdx.x % 32, col = tile.col + group * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4, row = tile.row + lane % 4 * 2;
+    float low = load_if(scales + col, scales && col < p.n, 1.f), high = load_if(scales + col + 8, scales && col + 8 < p.n, 1.f);
+#pragma unroll
+    for (u32 i = 0; i < ROWS / 2; i += 4) {
+        float first = low, second = low, third = high, fourth = high;
+        if (KIND == BOTH_E4M3) {
+            u32 r = row + i / 4 * 8;
+            float even = load_if(row_scales + r, r < p.rows, 0.f), odd = load_if(row_scales + r + 1, r + 1 < p.rows, 0.f);
+            first *= even, second *= odd, third *= even, fourth *= odd;
+        }
+        acc[i] *= first, acc[i + 1] *= second, acc[i + 2] *= third, acc[i + 3] *= fourth;
+    }
+    for (u32 k = 0; k < p.rank; k += SIDE_STEP) {
+        barrier_wait(at.w_full + 8 * ws.slot, ws.parity);
+        barrier_wait(at.x_full + 8 * xs.slot, xs.parity);
+        wgmma_fence();
+        u64 a = rows_descriptor(shared + L::W + ws.slot * W_SLOT + group * (64 * 128)), b = rows_descriptor(shared + xs.slot * L::X_SLOT);
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) wgmma_bf16(acc, a + 2 * i, b + 2 * i, 1);
+        wgmma_commit();
+        wgmma_wait<0>();
+        wgmma_complete(acc);
+        if (lane == 0) barrier_arrive(at.x_empty + 8 * xs.slot), barrier_arrive(at.w_empty + 8 * ws.slot);
+        xs.next(), ws.next();
     }
 }
 
@@ -336,7 +383,9 @@ DEVICE void finish(const float (&acc)[ROWS / 2], float* staged, Tile tile, u32 g
     }
 }
 
-template <Operands KIND, u32 ROWS> DEVICE void linear(const TensorMap& x, const TensorMap& w, const LinearParams& p, const LinearOut& o) {
+template <Operands KIND, u32 ROWS>
+DEVICE void linear(const TensorMap& x, const TensorMap& w, const TensorMap& t, const TensorMap& b, const LinearParams& p, const float* scales,
+                   const float* row_scales, const LinearOut& o) {
     typedef Layout<KIND, ROWS> L;
     extern __shared__ __align__(1024) u8 memory[];
     u32 shared = shared_address(memory);
@@ -349,7 +398,7 @@ template <Operands KIND, u32 ROWS> DEVICE void linear(const TensorMap& x, const 
     __syncthreads();
     if (threadIdx.x < 128) {
         registers_fewer<40>();
-        if (threadIdx.x == 0) produce<KIND, ROWS>(shared, x, w, p);
+        if (threadIdx.x == 0) produce<KIND, ROWS>(shared, x, w, t, b, p);
     } else {
         registers_more<232>();
         u32 group = warpgroup() - 1;
@@ -358,20 +407,26 @@ template <Operands KIND, u32 ROWS> DEVICE void linear(const TensorMap& x, const 
         Ring<L::W_SLOTS> ws;
         for (u32 i = blockIdx.x; i < tiles<ROWS>(p); i += gridDim.x) {
             float acc[ROWS / 2];
+            Tile tile = tile_at<ROWS>(i, p);
             multiply<KIND, ROWS>(acc, shared, w_steps<KIND, ROWS>(p), group, xs, ws);
-            finish<ROWS>(acc, staged, tile_at<ROWS>(i, p), group, p, o);
+            if (p.rank) add_side<KIND, ROWS>(acc, shared, tile, group, xs, ws, p, scales, row_scales);
+            finish<ROWS>(acc, staged, tile, group, p, o);
         }
     }
 }
 
-// The buffers are those of all `linear` kernels; x, w come by their descriptors, the last buffer are the scales of quantised rows of x.
+// The buffers are those of all `linear` kernels; x, w, t, b come by their descriptors, the eighth buffer are the scales of quantised rows of x.
+// With a side the sums are scaled before it is added.
 #define LINEAR(name, kind, rows)                                                                                                  \
     KERNEL(384, 1)                                                                                                                \
     linear_##name##_sm90a(const void*, const void*, const float* __restrict__ scales, const float* __restrict__ bias,             \
                           const void* residual, const void* __restrict__ gate, void* out, const float* __restrict__ x_scales,     \
-                          const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,                               \
+                          const void*, const void*, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,     \
+                          const __grid_constant__ TensorMap t, const __grid_constant__ TensorMap b,                               \
                           const __grid_constant__ LinearParams p) {                                                               \
-        linear<kind, rows>(x, w, p, {scales, kind == BOTH_E4M3 ? x_scales : nullptr, bias, residual, gate, out});                 \
+        const float* row_scales = kind == BOTH_E4M3 ? x_scales : nullptr;                                                         \
+        LinearOut o = {p.rank ? nullptr : scales, p.rank ? nullptr : row_scales, bias, residual, gate, out};                      \
+        linear<kind, rows>(x, w, t, b, p, scales, row_scales, o);                                                                 \
     }
 
 #define LINEARS(name, kind)           \

@@ -7,11 +7,12 @@
 // Shared memory holds rows of 64 bytes of x and of 16-bit weights, whose chunks of 16 bytes are permuted (chunk ^ row / 2 % 4) so
 // that ldmatrix meets no bank twice, and rows of 32 bytes of 8-bit weights, as they lie in memory. 16-bit weights and their x
 // go through ldmatrix in the order of k that PTX draws. With 8-bit weights a lane takes 8 neighbouring k of a row as one vector, 8
-// bytes of w and 16 of x: the same order for both operands, and a sum does not mind which.
+// bytes of w and 16 of x: the same order for both operands, and a sum does not mind which. Weights in blocks (linear_blocks.cuh) become
+// bf16 on their way into shared memory, each once: the bits that the next step needs wait in registers meanwhile.
 #pragma once
 
-#include "epilogue.cuh"
-#include "linear_weights.cuh"
+#include "linear_blocks.cuh"
+#include "linear_side.cuh"
 
 constexpr int STEP = 32;             // k of a step
 constexpr int X_PITCH = STEP * 2;    // bytes of a row of x in shared memory
@@ -85,6 +86,37 @@ template <int ROWS, int PITCH> struct Feed {
     }
 };
 
+// The same for weights in blocks, which pass through registers: two steps ahead they are fetched, one step ahead they become bf16 in
+// shared memory. A thread has one half of the group of 32 in each of its rows. In place of rows that are missing the last one comes,
+// whose results nobody stores.
+template <int ROWS> struct FeedBlocks {
+    static constexpr int COUNT = ROWS * 2 / THREADS, HOP = THREADS / 2;
+    const u8* rows[COUNT];
+    Unit q[COUNT];
+    u32 at, to;
+
+    // From unit `first` of the rows `row ..` on.
+    DEVICE FeedBlocks(const u8* w, u32 row, u32 first, const LinearParams& p, u32 shared) {
+        u32 r = threadIdx.x / 2, half = threadIdx.x % 2;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) rows[i] = w + (size_t)min(row + r + i * HOP, p.n - 1) * p.w_stride;
+        at = first + half, to = shared + chunk_place<X_PITCH>(r, half * 2);
+    }
+    DEVICE void fetch(const LinearParams& p) { load_units<COUNT>(q, rows, at, p), at += 2; }
+    // What was fetched last.
+    DEVICE void put(u32 stage_offset, u32 dtype, const Table& table) const {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            u32 pairs[8];
+            unpack_unit(q[i], at - 2, dtype, table, pairs);
+            // The second chunk is where the first is, but for one bit.
+            u32 place = to + stage_offset + i * HOP * X_PITCH;
+            store_shared_16(place, make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]));
+            store_shared_16(place ^ 16, make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]));
+        }
+    }
+};
+
 // What one warp multiplies of a step. acc[i][j]: columns 16i + g (+ 8) of the warp's, rows 2t, 2t + 1 of its j-th tile.
 template <u32 W, int MJ, int NI> struct Multiply {
     static constexpr int X_HOP = 8 * WARPS_M * X_PITCH;
@@ -106,6 +138,23 @@ template <u32 W, int MJ, int NI> struct Multiply {
     DEVICE void step(float (&acc)[NI][MJ][4], u32 stage_offset) const {
         if constexpr (Weights<W>::BYTES == 1) bytes(acc, stage_offset);
         else halves(acc, stage_offset);
+    }
+    // Half a step of 16-bit weights.
+    DEVICE void half_step(float (&acc)[NI][MJ][4], u32 stage_offset, u32 half) const {
+        // The third and fourth chunk are where the first and second are, but for one bit.
+        u32 xh = (x ^ half * 32) + stage_offset, wh = (w ^ half * 32) + stage_offset;
+        u32 b[MJ / 2][4];
+#pragma unroll
+        for (int j = 0; j < MJ / 2; j++) load_matrices(b[j], xh + j * 2 * X_HOP);
+#pragma unroll
+        for (int i = 0; i < NI; i++) {
+            u32 a[4];
+            load_matrices(a, wh + i * 16 * X_PITCH);
+#pragma unroll
+            for (int r = 0; r < 4; r++) a[r] = Weights<W>::pair(a[r]);
+#pragma unroll
+            for (int j = 0; j < MJ; j++) mma_bf16(acc[i][j], a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+        }
     }
 
    private:
@@ -129,22 +178,7 @@ template <u32 W, int MJ, int NI> struct Multiply {
     }
     DEVICE void halves(float (&acc)[NI][MJ][4], u32 stage_offset) const {
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            // The third and fourth chunk are where the first and second are, but for one bit.
-            u32 xh = (x ^ half * 32) + stage_offset, wh = (w ^ half * 32) + stage_offset;
-            u32 b[MJ / 2][4];
-#pragma unroll
-            for (int j = 0; j < MJ / 2; j++) load_matrices(b[j], xh + j * 2 * X_HOP);
-#pragma unroll
-            for (int i = 0; i < NI; i++) {
-                u32 a[4];
-                load_matrices(a, wh + i * 16 * X_PITCH);
-#pragma unroll
-                for (int r = 0; r < 4; r++) a[r] = Weights<W>::pair(a[r]);
-#pragma unroll
-                for (int j = 0; j < MJ; j++) mma_bf16(acc[i][j], a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
-            }
-        }
+        for (u32 half = 0; half < 2; half++) half_step(acc, stage_offset, half);
     }
 };
 
@@ -172,9 +206,29 @@ DEVICE void store_partials(const LinearParams& p, float* partials, const float* 
     }
 }
 
+DEVICE u32 side_place(u32 row, u32 chunk) { return chunk_place<X_PITCH>(row, chunk); }
+
+// Scales the sums and adds the side; `place` is the tile's.
+template <int BM, int BN, int SHARED_BYTES, int MJ, int NI>
+DEVICE void add_side(float (&acc)[NI][MJ][4], const LinearParams& p, const float* scales, const LinearSide& side, TilePlace place, u32 base) {
+    constexpr int STAGE = (BM + BN) * X_PITCH, FIT = SHARED_BYTES / STAGE;
+    static_assert(FIT > 0, "a step of the side must fit");
+    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    scale_columns(acc, scales, place.col + warp / WARPS_M * NI * 16 + lane / 4, p.n);
+    if (blockIdx.z + 1 < p.splits) return;
+    Multiply<BF16, MJ, NI> multiply(base, base + BM * X_PITCH);
+#pragma unroll 1
+    for (u32 k = 0; k < p.rank; k += FIT * STEP) {
+        fetch_side<FIT, BM, BN, THREADS, side_place>(p, side, place.row, place.col, k, base);
+#pragma unroll 1
+        for (u32 h = 0; h < FIT * 2 && k + h * 16 < p.rank; h++) multiply.half_step(acc, h / 2 * STAGE, h % 2);
+    }
+}
+
 // grid: (tiles, 1, splits), 128 threads as 2 x 2 warps.
 template <u32 W, int BM, int BN>
-DEVICE void linear_tile(const bf16* x, const void* w, const LinearOut& o, float* partials, const LinearParams& p) {
+DEVICE void linear_tile(const bf16* x, const u8* w, const float* scales, const LinearSide& side, const LinearOut& o, float* partials,
+                        const LinearParams& p) {
     typedef Tile<W, BM, BN> T;
     constexpr int WB = Weights<W>::BYTES, MJ = T::MJ;
     // The staged output takes the place of the pipeline, in as many slices as that needs.
@@ -186,28 +240,49 @@ DEVICE void linear_tile(const bf16* x, const void* w, const LinearOut& o, float*
     u32 steps = (p.k - 1) / STEP + 1, first = blockIdx.z * p.split_steps, count = min(p.split_steps, steps - first);
     u32 base = shared_address(shared), skip = first * STEP;
     Feed<BM, X_PITCH> feed_x(x, place.row, p.rows, (size_t)p.x_stride * 2, skip * 2ull, (p.k - skip) * 2, base);
-    Feed<BN, T::W_PITCH> feed_w(w, place.col, p.n, (size_t)p.w_stride * WB, (size_t)skip * WB, (p.k - skip) * WB, base + T::X_BYTES);
-
-#pragma unroll 1
-    for (u32 s = 0; s < T::DEPTH - 1; s++) {
-        if (s < count) feed_x.copy(s * T::STAGE_BYTES), feed_w.copy(s * T::STAGE_BYTES);
-        copy_commit();
-    }
-
     Multiply<W, MJ, T::NI> multiply(base, base + T::X_BYTES);
     float acc[T::NI][MJ][4] = {};
-    u32 now = 0, next = (T::DEPTH - 1) * T::STAGE_BYTES;
+    if constexpr (W == BLOCKS) {
+        __shared__ Table table;
+        table.fill(p.w_dtype);
+        FeedBlocks<BN> feed_w(w, place.col, first * (STEP / 16), p, base + T::X_BYTES);
+        // In round s x of step s is sent for, w of step s - 1 becomes bf16, w of step s is fetched, and step s - 2 is multiplied: of each the code
+        // stands here once. Three stages take turns; the one that is filled was multiplied in the round before.
+        static_assert(T::DEPTH == 3, "a stage for each of the three");
+        u32 filled = 0, before = 2 * T::STAGE_BYTES, now = T::STAGE_BYTES;
 #pragma unroll 1
-    for (u32 s = 0; s < count; s++) {
-        // This thread's part of the step has landed; behind the barrier so has everybody's, and the step before is used up.
-        copy_wait<T::DEPTH - 2>();
-        __syncthreads();
-        if (s + T::DEPTH - 1 < count) feed_x.copy(next), feed_w.copy(next);
-        copy_commit();
-        multiply.step(acc, now);
-        next = now;
-        now = now + T::STAGE_BYTES == T::SHARED_BYTES ? 0 : now + T::STAGE_BYTES;
+        for (u32 s = 0; s < count + 2; s++) {
+            copy_wait<1>();
+            __syncthreads();
+            if (s < count) feed_x.copy(filled);
+            copy_commit();
+            if (s > 0 && s <= count) feed_w.put(before, p.w_dtype, table);
+            if (s < count) feed_w.fetch(p);
+            if (s > 1) multiply.step(acc, now);
+            u32 free = now;
+            now = before, before = filled, filled = free;
+        }
+    } else {
+        Feed<BN, T::W_PITCH> feed_w(w, place.col, p.n, (size_t)p.w_stride * WB, (size_t)skip * WB, (p.k - skip) * WB, base + T::X_BYTES);
+        u32 now = 0, next = (T::DEPTH - 1) * T::STAGE_BYTES;
+#pragma unroll 1
+        for (u32 s = 0; s < T::DEPTH - 1; s++) {
+            if (s < count) feed_x.copy(s * T::STAGE_BYTES), feed_w.copy(s * T::STAGE_BYTES);
+            copy_commit();
+        }
+#pragma unroll 1
+        for (u32 s = 0; s < count; s++) {
+            // This thread's part of the step has landed; behind the barrier so has everybody's, and the step before is used up.
+            copy_wait<T::DEPTH - 2>();
+            __syncthreads();
+            if (s + T::DEPTH - 1 < count) feed_x.copy(next), feed_w.copy(next);
+            copy_commit();
+            multiply.step(acc, now);
+            next = now;
+            now = now + T::STAGE_BYTES == T::SHARED_BYTES ? 0 : now + T::STAGE_BYTES;
+        }
     }
+    if (p.rank) add_side<BM, BN, T::SHARED_BYTES>(acc, p, scales, side, place, base);
 
     float* stage = reinterpret_cast<float*>(shared);
 #pragma unroll 1

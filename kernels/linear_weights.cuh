@@ -20,11 +20,19 @@ DEVICE uint2 load_shared_8(u32 address) {
     return v;
 }
 
+DEVICE void store_shared_16(u32 address, uint4 v) {
+    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
 // Two f16 to two bf16, rounded to nearest even; exact for what an e5m2 can hold, infinities and NaN included.
 DEVICE u32 halves_to_bf16(u32 pair) {
     float low, high;
     asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}" : "=f"(low), "=f"(high) : "r"(pair));
     return pack_bf16(low, high);
+}
+
+DEVICE uint4 halves_to_bf16(uint4 v) {
+    return make_uint4(halves_to_bf16(v.x), halves_to_bf16(v.y), halves_to_bf16(v.z), halves_to_bf16(v.w));
 }
 
 // Weights of 16 bits: `pair` makes a pair of bf16 of a pair. Weights of 8 bits: `unpack` makes two pairs of four.
@@ -58,4 +66,21 @@ template <> struct Weights<E5M2> {
     DEVICE static void unpack(u32 q, u32& first, u32& second) {
         first = halves_to_bf16(permute_bytes(q, 0, 0x1404)), second = halves_to_bf16(permute_bytes(q, 0, 0x3424));
     }
+};
+template <> struct Weights<I8> {
+    static constexpr int BYTES = 1;
+    // Exact. Behind 0x43 the lower seven bits stand for 128 and themselves; what is taken off is 128, or 256 where the sign is set.
+    DEVICE static u32 pair(u32 q) {
+        u32 value;
+        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(value) : "r"((q & 0x007f007fu) | 0x43004300u), "r"(0x3f803f80u), "r"((q & 0x00800080u) | 0xc300c300u));
+        return value;
+    }
+    DEVICE static void unpack(u32 q, u32& first, u32& second) {
+        first = pair(permute_bytes(q, 0, 0x4140)), second = pair(permute_bytes(q, 0, 0x4342));
+    }
+};
+// Stored in blocks: linear_blocks.cuh has made bf16 of them before they get here.
+template <> struct Weights<BLOCKS> {
+    static constexpr int BYTES = 2;
+    DEVICE static u32 pair(u32 q) { return q; }
 };

@@ -5,11 +5,27 @@
 // elements in front of it. Strides count elements. Every matrix is rows x columns, row-major. Elements smaller than a word lie in u32 words, the
 // first in the low bits.
 
+// Element types; `code` in src/backend/wgpu/launch.rs numbers them.
 const F32: u32 = 0u;
 const BF16: u32 = 1u;
 const F16: u32 = 2u;
 const E4M3: u32 = 3u;
 const E5M2: u32 = 4u;
+const I8: u32 = 6u;
+const Q8_0: u32 = 16u;
+const Q4_0: u32 = 17u;
+const Q4_1: u32 = 18u;
+const Q5_0: u32 = 19u;
+const Q5_1: u32 = 20u;
+const Q2K: u32 = 21u;
+const Q3K: u32 = 22u;
+const Q4K: u32 = 23u;
+const Q5K: u32 = 24u;
+const Q6K: u32 = 25u;
+const NF4: u32 = 26u;
+const FP4: u32 = 27u;
+const MXFP8: u32 = 28u;
+const NVFP4: u32 = 29u;
 
 fn bf16_low(word: u32) -> f32 { return bitcast<f32>(word << 16u); }
 fn bf16_high(word: u32) -> f32 { return bitcast<f32>(word & 0xffff0000u); }
@@ -31,6 +47,9 @@ fn e4m3(q: u32) -> f32 {
 }
 fn e4m3_unpack(word: u32) -> vec4<f32> {
     return vec4<f32>(e4m3(word & 0xffu), e4m3((word >> 8u) & 0xffu), e4m3((word >> 16u) & 0xffu), e4m3(word >> 24u));
+}
+fn i8_unpack(word: u32) -> vec4<f32> {
+    return vec4<f32>(vec4<i32>(vec4<u32>(word) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u));
 }
 // e5m2 is the upper byte of an f16.
 fn e5m2_unpack(word: u32) -> vec4<f32> {

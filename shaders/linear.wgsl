@@ -39,7 +39,7 @@ struct Raw {
 }
 
 fn x_raw(at: vec4<u32>) -> Raw { return Raw(x4_raw(at.x), x4_raw(at.y), x4_raw(at.z), x4_raw(at.w)); }
-fn w_raw(at: vec4<u32>) -> Raw { return Raw(w4_raw(at.x), w4_raw(at.y), w4_raw(at.z), w4_raw(at.w)); }
+fn w_raw(row: vec4<u32>, k: u32) -> Raw { return Raw(w4_raw(row.x, k), w4_raw(row.y, k), w4_raw(row.z, k), w4_raw(row.w, k)); }
 
 // Four rows of four columns, or of four k.
 struct Block {
@@ -71,8 +71,8 @@ fn put(at: u32, pitch: u32, factor: f32, b: Block) {
 fn put_x(at: u32, raw: Raw) {
     put(at, X_QUADS, x_factor(), Block(x4_values(raw.r0), x4_values(raw.r1), x4_values(raw.r2), x4_values(raw.r3)));
 }
-fn put_w(at: u32, raw: Raw) {
-    put(at, W_QUADS, w_factor(), Block(w4_values(raw.r0), w4_values(raw.r1), w4_values(raw.r2), w4_values(raw.r3)));
+fn put_w(at: u32, raw: Raw, k: u32) {
+    put(at, W_QUADS, w_factor(), Block(w4_values(raw.r0, k), w4_values(raw.r1, k), w4_values(raw.r2, k), w4_values(raw.r3, k)));
 }
 
 fn finish_block(row: u32, col: u32, s: Block) {
@@ -102,9 +102,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     let chunk = block / 8u % (STEP / 4u) * 4u;
     let quad = block % 8u + 8u * (block / (2u * STEP));
     let four = vec4<u32>(0u, 1u, 2u, 3u) + quad * 4u;
-    let x_at = params.x_base + chunk + min(row0 + four, vec4<u32>(params.rows - 1u)) * params.x_stride;
-    let w_at = params.w_base + chunk + min(col0 + four, vec4<u32>(params.n - 1u)) * params.w_stride;
-    let at = select(x_at, w_at, of_w);
+    let x_rows = params.x_base + min(row0 + four, vec4<u32>(params.rows - 1u)) * params.x_stride;
+    let w_rows = params.w_base + min(col0 + four, vec4<u32>(params.n - 1u)) * params.w_stride;
+    let rows = select(x_rows, w_rows, of_w);
     let x_slot = chunk * X_QUADS + quad;
     let w_slot = W_TILE + chunk * W_QUADS + quad;
 
@@ -115,20 +115,20 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     var next = Raw();
     var also = Raw();
     if chunk < params.k {
-        if of_w { next = w_raw(at); } else { next = x_raw(at); }
-        if BOTH && t < X_BLOCKS { also = x_raw(x_at); }
+        if of_w { next = w_raw(rows, chunk); } else { next = x_raw(rows + chunk); }
+        if BOTH && t < X_BLOCKS { also = x_raw(x_rows + chunk); }
     }
     for (var k = 0u; k < params.k; k += STEP) {
         workgroupBarrier();
-        if of_w { put_w(w_slot, next); } else { put_x(x_slot, next); }
+        if of_w { put_w(w_slot, next, k + chunk); } else { put_x(x_slot, next); }
         if BOTH && t < X_BLOCKS { put_x(x_slot, also); }
         workgroupBarrier();
         next = Raw();
         also = Raw();
-        let ahead = k + STEP;
-        if ahead + chunk < params.k {
-            if of_w { next = w_raw(at + ahead); } else { next = x_raw(at + ahead); }
-            if BOTH && t < X_BLOCKS { also = x_raw(x_at + ahead); }
+        let ahead = k + STEP + chunk;
+        if ahead < params.k {
+            if of_w { next = w_raw(rows, ahead); } else { next = x_raw(rows + ahead); }
+            if BOTH && t < X_BLOCKS { also = x_raw(x_rows + ahead); }
         }
         for (var j = 0u; j < STEP; j += AT_ONCE) { s = more(s, j, ty, tx); }
     }

@@ -1,5 +1,5 @@
 // out = tail(x . (scales * w)^T + bias) for whatever element types, sizes, strides and offsets: tiles of 64 x 64 like shaders/linear.wgsl, but every
-// element is fetched, converted and stored on its own. A step takes 16 of k. A thread gathers one k of four rows of x and four of w, and puts each four into
+// element is fetched, converted and stored on its own; linear_any_plain.wgsl and linear_any_blocks.wgsl have `w_at`. A step takes 16 of k. A thread gathers one k of four rows of x and four of w, and puts each four into
 // workgroup memory as one vector: several threads that write components of one vector would overwrite each other's where a write is one of the whole
 // vector. A pitch of 17 vectors keeps what neighbours write in different banks; tiles take 8.5 KiB.
 //
@@ -7,7 +7,6 @@
 // their places by atomics, each by the thread that owns the element.
 
 @group(0) @binding(0) var<storage, read_write> x: array<u32>;
-@group(0) @binding(1) var<storage, read_write> w: array<u32>;
 @group(0) @binding(2) var<storage, read_write> scales: array<f32>;
 @group(0) @binding(3) var<storage, read_write> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> residual: array<u32>;
@@ -29,27 +28,23 @@ fn x_at(e: u32) -> f32 {
     return bf16_low(half_of(x[e / 2u], e));
 }
 
-fn w_at(e: u32) -> f32 {
-    if W_TYPE == F32 { return bitcast<f32>(w[e]); }
-    if W_TYPE == BF16 { return bf16_low(half_of(w[e / 2u], e)); }
-    if W_TYPE == F16 { return unpack2x16float(half_of(w[e / 2u], e)).x; }
-    if W_TYPE == E5M2 { return unpack2x16float(byte_of(w[e / 4u], e) << 8u).x; }
-    return e4m3(byte_of(w[e / 4u], e));
+fn residual_at(row: u32, col: u32) -> f32 {
+    let e = params.residual_base + row * params.residual_stride + col;
+    if params.residual_type == F32 { return bitcast<f32>(residual[e]); }
+    return bf16_low(half_of(residual[e / 2u], e));
 }
 
 fn finish(row: u32, col: u32, sum: f32) {
     var y = sum;
     if params.has_scales != 0u { y *= scales[params.scales_base + col]; }
     if params.has_bias != 0u { y += bias[params.bias_base + col]; }
+    if params.has_side != 0u { y += residual_at(row, col); }
     y = activated(vec4<f32>(y)).x;
     if params.tail == 5u {
         let e = params.gate_base + (params.first_row + row) / params.group_rows * params.gate_stride + col;
         if params.gate_type == F32 { y *= bitcast<f32>(gate[e]); } else { y *= bf16_low(half_of(gate[e / 2u], e)); }
     }
-    if params.tail >= 4u {
-        let e = params.residual_base + row * params.residual_stride + col;
-        if params.out_type == F32 { y += bitcast<f32>(residual[e]); } else { y += bf16_low(half_of(residual[e / 2u], e)); }
-    }
+    if params.tail >= 4u { y += residual_at(row, col); }
     let e = params.out_base + row * params.out_stride + col;
     if params.out_type == F32 {
         atomicStore(&out[e], bitcast<u32>(y));
@@ -79,9 +74,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         var wv = vec4<f32>(0.0);
         if k + tx < params.k {
             let xe = x_row + (k + tx);
-            let we = w_row + (k + tx);
             xv = vec4<f32>(x_at(xe.x), x_at(xe.y), x_at(xe.z), x_at(xe.w));
-            wv = vec4<f32>(w_at(we.x), w_at(we.y), w_at(we.z), w_at(we.w));
+            wv = vec4<f32>(w_at(w_row.x, k + tx), w_at(w_row.y, k + tx), w_at(w_row.z, k + tx), w_at(w_row.w, k + tx));
         }
         workgroupBarrier();
         xs[tx * PITCH + ty] = xv;

@@ -28,7 +28,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     let mine = t / 2u;
     let chunk = t % 2u * 8u;
     let x_at = params.x_base + min(row0 + mine, params.rows - 1u) * params.x_stride + chunk;
-    let w_at = params.w_base + min(col0 + mine, params.n - 1u) * params.w_stride + chunk;
+    let w_row = params.w_base + min(col0 + mine, params.n - 1u) * params.w_stride;
     let slot = mine * PITCH + chunk;
 
     let a_at = subgroup / 2u * 32u * PITCH;
@@ -53,12 +53,12 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     var w_next = Raw();
     if chunk < params.k {
         x_next = x_raw(x_at);
-        w_next = w_raw(w_at);
+        w_next = w_raw(w_row, chunk);
     }
     for (var k = 0u; k < params.k; k += STEP) {
         workgroupBarrier();
         let xv = x_values(x_next);
-        let wv = w_values(w_next);
+        let wv = w_values(w_next, k + chunk);
         for (var i = 0u; i < 4u; i++) {
             xs[slot + i] = xv.low[i];
             xs[slot + i + 4u] = xv.high[i];
@@ -70,7 +70,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         w_next = Raw();
         if k + STEP + chunk < params.k {
             x_next = x_raw(x_at + k + STEP);
-            w_next = w_raw(w_at + k + STEP);
+            w_next = w_raw(w_row, k + STEP + chunk);
         }
         // w's rows are the columns of the second matrix: loaded without T, memory is taken column by column.
         for (var j = 0u; j < STEP; j += 8u) {

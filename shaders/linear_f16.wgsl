@@ -16,11 +16,16 @@ const AT_ONCE: u32 = 8u;
 
 fn x_factor() -> f32 { return 0.0625; }
 
-// Brings the largest e4m3 weight to 1.75 where weights are scaled: unscaled ones are small, and would lose digits.
+// Brings the largest e4m3 weight to 1.75 where weights are scaled (the largest i8 to 1, the largest nvfp4 to 1.3): unscaled ones are small, and would lose
+// digits. Other types stored in blocks have their scales in them, and are as small as any unscaled weight.
 fn w_factor() -> f32 {
     if params.has_scales == 0u { return 1.0; }
-    if W_TYPE == E4M3 { return 0.00390625; }
-    return 1.0;
+    switch W_TYPE {
+        case E4M3: { return 0.00390625; }
+        case I8: { return 0.0078125; }
+        case NVFP4: { return 0.00048828125; }
+        default: { return 1.0; }
+    }
 }
 
 // clamp would lose a NaN, so a NaN goes round it.

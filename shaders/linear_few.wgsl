@@ -47,11 +47,11 @@ fn few_sums(row0: u32, col0: u32, t: u32) -> Sums {
     var s14 = vec4<f32>(0.0);
     var s15 = vec4<f32>(0.0);
     // n is a multiple of four.
-    let w_at = params.w_base + col0 * params.w_stride;
+    let w_row = params.w_base + col0 * params.w_stride;
     for (var k = t * 8u; k < params.k; k += THREADS * 8u) {
         let w = Weights(
-            w_values(w_raw(w_at + k)), w_values(w_raw(w_at + params.w_stride + k)),
-            w_values(w_raw(w_at + 2u * params.w_stride + k)), w_values(w_raw(w_at + 3u * params.w_stride + k)));
+            w_values(w_raw(w_row, k), k), w_values(w_raw(w_row + params.w_stride, k), k),
+            w_values(w_raw(w_row + 2u * params.w_stride, k), k), w_values(w_raw(w_row + 3u * params.w_stride, k), k));
         s0 = few(s0, row0, k, w);
         if ROWS > 1u {
             s1 = few(s1, row0 + 1u, k, w);

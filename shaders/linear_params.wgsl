@@ -1,5 +1,5 @@
 // What all shaders of `linear` share: out = tail(x . (scales * w)^T + bias), with x rows x k, w n x k (in stored form), scales and bias 1 x n in f32,
-// residual and out rows x n of one type, gate groups x n. See src/backend/wgpu/linear.rs for the host's side.
+// residual and out rows x n of one type, gate groups x n. w_base and w_stride count elements; words where w is stored in blocks. See src/backend/wgpu/linear.rs for the host's side.
 
 struct Params {
     first: u32,
@@ -23,12 +23,15 @@ struct Params {
     tail: u32,
     out_type: u32,
     gate_type: u32,
+    residual_type: u32,
     // Row r of this dispatch is row first_row + r of the operation; its gate is row (first_row + r) / group_rows.
     first_row: u32,
     group_rows: u32,
     // 1 where there are scales, a bias.
     has_scales: u32,
     has_bias: u32,
+    // 1 where `residual` is what a side gives (f32), added before the activation.
+    has_side: u32,
     // Tiles (or blocks) that cover the rows and the columns.
     row_tiles: u32,
     column_tiles: u32,

@@ -11,7 +11,7 @@
 const ROWS: u32 = 32u;
 
 fn x4(row: u32, k: u32) -> vec4<f32> { return x4_values(x4_raw(params.x_base + min(row, params.rows - 1u) * params.x_stride + k)); }
-fn w4(element: u32) -> vec4<f32> { return w4_values(w4_raw(element)); }
+fn w4(row: u32, k: u32) -> vec4<f32> { return w4_values(w4_raw(row, k), k); }
 
 // Four k of eight columns, k by k.
 struct Weights {
@@ -26,14 +26,14 @@ struct Weights {
 }
 
 fn weights(c: array<u32, 8>, k: u32) -> Weights {
-    let a = w4(c[0] + k);
-    let b = w4(c[1] + k);
-    let d = w4(c[2] + k);
-    let e = w4(c[3] + k);
-    let f = w4(c[4] + k);
-    let g = w4(c[5] + k);
-    let h = w4(c[6] + k);
-    let i = w4(c[7] + k);
+    let a = w4(c[0], k);
+    let b = w4(c[1], k);
+    let d = w4(c[2], k);
+    let e = w4(c[3], k);
+    let f = w4(c[4], k);
+    let g = w4(c[5], k);
+    let h = w4(c[6], k);
+    let i = w4(c[7], k);
     return Weights(
         vec4<f32>(a.x, b.x, d.x, e.x), vec4<f32>(f.x, g.x, h.x, i.x), vec4<f32>(a.y, b.y, d.y, e.y), vec4<f32>(f.y, g.y, h.y, i.y),
         vec4<f32>(a.z, b.z, d.z, e.z), vec4<f32>(f.z, g.z, h.z, i.z), vec4<f32>(a.w, b.w, d.w, e.w), vec4<f32>(f.w, g.w, h.w, i.w));

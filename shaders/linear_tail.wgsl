@@ -27,7 +27,7 @@ fn columns(col: u32) -> Columns {
 }
 
 fn residual4(element: u32) -> vec4<f32> {
-    if params.out_type == F32 { return bitcast<vec4<f32>>(vec4<u32>(residual[element / 2u], residual[element / 2u + 1u])); }
+    if params.residual_type == F32 { return bitcast<vec4<f32>>(vec4<u32>(residual[element / 2u], residual[element / 2u + 1u])); }
     let pair = residual[element / 4u];
     return bf16_unpack(pair.x, pair.y);
 }
@@ -40,7 +40,9 @@ fn gate4(element: u32) -> vec4<f32> {
 
 // Four sums of one row become four elements of out.
 fn finish(row: u32, col: u32, c: Columns, sum: vec4<f32>) {
-    var y = activated(sum * c.scale + c.bias);
+    var y = sum * c.scale + c.bias;
+    if params.has_side != 0u { y += residual4(params.residual_base + row * params.residual_stride + col); }
+    y = activated(y);
     if params.tail >= 4u {
         let before = residual4(params.residual_base + row * params.residual_stride + col);
         if params.tail == 5u {

@@ -74,8 +74,7 @@ fn legacy<const BITS: u32, const MIN: bool>(x: &[f32], out: &mut Vec<u8>) {
         let d = largest / -(half as f32);
         let id = inverse(d);
         put_half(out, d);
-        // In f64, since the reference's compilers contract the product and the sum.
-        let code = |v: &f32| (f64::from(*v) * f64::from(id) + f64::from(half) + 0.5) as i32;
+        let code = |v: &f32| (v * id + (half as f32 + 0.5)) as i32;
         x.iter().map(|v| code(v).clamp(0, top) as u8).collect()
     };
     if BITS == 5 {

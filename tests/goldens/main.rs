@@ -5,6 +5,7 @@
 mod adapter;
 #[path = "../common/mod.rs"]
 mod common;
+mod formats;
 mod loras;
 
 use std::ops::ControlFlow;

@@ -8,6 +8,7 @@ use flux_fast::op::{Epilogue, Op, Side};
 use flux_fast::tensor::{BlockScale, BlockScales, HostPart, HostWeight, Scale, Weight};
 
 use crate::case::Case;
+use crate::wgpu;
 
 /// The halves of a block that are f16 scales, by byte.
 fn halves(dtype: DType) -> &'static [usize] {
@@ -92,6 +93,7 @@ fn linear_in_every_block_format() {
     let gate = c.input(1, 98).columns(49, 49);
     let epilogue = Epilogue::GatedAdd { residual, gate };
     c.check(Op::Linear { x: x.all(), w, bias: None, side: None, epilogue, out: residual.all() }, 0);
+    wgpu::all_ran_on_blocks();
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use flux_fast::backend::wgpu::{Compute, WgpuBackend, WgpuOptions, names};
 use flux_fast::dtype::DType;
+use flux_fast::dtype::blocks::FORMATS;
 use flux_fast::error::{Error, Kind};
 use flux_fast::op::Op;
 use flux_fast::tensor::Tensor;
@@ -20,6 +21,8 @@ use crate::gpu::{GAP, compare, exact, known, out_types, over, typed, with_nan};
 thread_local! {
     /// Variants that ran in this test, and those that this machine cannot run, said aloud.
     static RAN: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
+    /// The same, with the type that weights were stored in.
+    static RAN_ON: RefCell<BTreeSet<(&'static str, &'static str)>> = const { RefCell::new(BTreeSet::new()) };
     /// Operations whose operands were cut where windows are small.
     static CUT: RefCell<BTreeSet<&'static str>> = const { RefCell::new(BTreeSet::new()) };
 }
@@ -138,7 +141,7 @@ fn run_all(mode: Mode, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32]))
         let answer = on(mode, |backend| {
             if let Some(why) = needs.missing(backend.device()) {
                 eprintln!("SKIPPED {variant}: {why}");
-                RAN.with_borrow_mut(|ran| ran.insert(variant.to_string()));
+                ran_one(variant, case, &op);
                 return None;
             }
             backend.force(vec![(op.name().to_string(), variant.to_string())]).unwrap();
@@ -149,7 +152,7 @@ fn run_all(mode: Mode, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32]))
             Some(Ok(after)) => {
                 case.check_surroundings(&op, variant, &image, &after);
                 judge(variant, &case.written(&op, &after));
-                RAN.with_borrow_mut(|ran| ran.insert(variant.to_string()));
+                ran_one(variant, case, &op);
                 ran = true;
             }
             Some(Err(e)) if e.kind() == Kind::Argument && e.to_string().contains("cannot run this") => {}
@@ -188,15 +191,45 @@ fn run_all(mode: Mode, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32]))
     }
 }
 
-/// Every WGSL variant of `op` has run in this test: a table whose entries refuse everything would pass otherwise.
+fn ran_one(variant: &'static str, case: &Case, op: &Op) {
+    RAN.with_borrow_mut(|ran| ran.insert(variant.to_string()));
+    if let Op::Linear { w, .. } = op {
+        let parts = &case.weights[w.id as usize].parts;
+        RAN_ON.with_borrow_mut(|ran| ran.extend(parts.iter().map(|p| (variant, p.dtype.name()))));
+    }
+}
+
+/// Whether a variant of `linear` takes what tests/ops/blocks.rs has.
+fn of_blocks(variant: &str) -> bool {
+    variant.starts_with("linear_blocks_") || variant.starts_with("linear_i8_")
+}
+
+/// Every WGSL variant of `op` has run in this test: a table whose entries refuse everything would pass otherwise. Those for blocks have tests of their own.
 #[track_caller]
 pub fn all_ran(op: &str) {
+    let all = names(op).expect("every operation has WGSL variants");
+    ran(op, all.into_iter().map(|(n, _)| n).filter(|n| !of_blocks(n)).collect());
+}
+
+/// Every WGSL variant of `linear` for blocks and I8 has run on every type that it is for.
+#[track_caller]
+pub fn all_ran_on_blocks() {
+    let all = || names("linear").unwrap().into_iter().map(|(n, _)| n);
+    ran("linear", all().filter(|n| of_blocks(n)).collect());
+    let stored = FORMATS.iter().map(|f| (f.name, "linear_blocks_")).chain([(DType::I8.name(), "linear_i8_")]);
+    for (name, prefix) in stored {
+        let missing = all().filter(|n| n.starts_with(prefix) || *n == "linear_any");
+        let missing: Vec<_> = missing.filter(|n| !RAN_ON.with_borrow(|ran| ran.contains(&(*n, name)))).collect();
+        assert!(adapter::get().is_none() || missing.is_empty(), "never ran on {name}: {missing:?}");
+    }
+}
+
+#[track_caller]
+fn ran(op: &str, all: Vec<&'static str>) {
     if adapter::get().is_none() {
         return;
     }
-    let all = names(op).expect("every operation has WGSL variants");
-    let missing: Vec<&str> =
-        all.into_iter().map(|(n, _)| n).filter(|n| !RAN.with_borrow(|ran| ran.contains(*n))).collect();
+    let missing: Vec<&str> = all.into_iter().filter(|n| !RAN.with_borrow(|ran| ran.contains(*n))).collect();
     assert!(missing.is_empty(), "never ran: {missing:?}");
     // The cases of these are smaller than any window.
     let small = ["timestep_embed", "pack", "unpack", "euler_step", "copy_rows"];

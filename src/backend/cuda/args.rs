@@ -21,18 +21,29 @@ pub enum Tail {
     },
 }
 
-/// `out = tail(x . (scales * w)^T + bias)`.
+/// What a `linear` adds before its bias: `t . b^T`, the second half of a LoRA.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SideArgs {
+    /// rows x rank, BF16; its rows may begin anywhere.
+    pub t: Matrix,
+    /// N x rank in BF16 or F16; its rows begin at multiples of 16 bytes and are padded with zeros, as those of `LinearArgs::w` are.
+    pub b: Matrix,
+}
+
+/// `out = tail(x . (scales * w)^T + side + bias)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LinearArgs {
     /// rows x K, BF16; a window of columns with any offset.
     pub x: Matrix,
-    /// N x K in BF16, F16, F8E4M3 or F8E5M2. Its rows begin at multiples of 16 bytes (the loader pads them): `stride >= cols`, and the bytes
-    /// between `cols` and `stride` are zero. `address` is a multiple of 256, or of the row pitch from one.
+    /// N x K in BF16, F16, F8E4M3, F8E5M2, I8 or a type that is stored in blocks. Its rows begin at multiples of 16 bytes (the loader pads them):
+    /// `stride >= cols`, and the bytes between `cols` and `stride` are zero. `address` is a multiple of 256, or of the row pitch from one. Rows in
+    /// blocks lie plane by plane (`Format::layout`), `stride` counts their bytes.
     pub w: Matrix,
     /// Address of N f32 factors, one for each row of `w`, or 0.
     pub scales: u64,
     /// Address of N f32, or 0.
     pub bias: u64,
+    pub side: Option<SideArgs>,
     pub tail: Tail,
     /// rows x N, BF16 or F32; a window of columns with any offset.
     pub out: Matrix,

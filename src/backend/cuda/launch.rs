@@ -58,12 +58,23 @@ pub struct Matrix {
     pub address: u64,
     pub rows: usize,
     pub cols: usize,
-    /// Elements from row to row.
+    /// Elements from row to row; bytes where `dtype` is stored in blocks.
     pub stride: usize,
     pub dtype: DType,
 }
 
 impl Matrix {
+    /// Bytes from row to row.
+    pub fn row_bytes(&self) -> usize {
+        if self.dtype.is_plain() { self.stride * self.dtype.size() } else { self.stride }
+    }
+
+    /// The rows `first .. first + rows`.
+    pub fn band(&self, first: usize, rows: usize) -> Matrix {
+        assert!(first + rows <= self.rows);
+        Matrix { address: self.address + (first * self.row_bytes()) as u64, rows, ..*self }
+    }
+
     /// Whether rows begin at multiples of 16 bytes, and are whole numbers of 16 bytes: what vector loads and `cp.async` want.
     pub fn aligned(&self) -> bool {
         let size = self.dtype.size();

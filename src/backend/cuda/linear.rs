@@ -1,8 +1,9 @@
 //! `linear`: kernels/linear.cu. Which tile suits a shape is `choose`'s to say; `accepts` only says what can run.
 
-use super::args::{LinearArgs, Tail};
+use super::args::{LinearArgs, SideArgs, Tail};
 use super::launch::{Arch, Device, Kernel, Launch, Matrix, Variant, code};
 use crate::dtype::DType;
+use crate::dtype::blocks::GROUP;
 
 /// `LinearParams` in kernels/epilogue.cuh, for every kernel of the family. Strides count elements.
 #[repr(C)]
@@ -29,6 +30,15 @@ pub struct Params {
     pub splits: u32,
     pub split_steps: u32,
     pub w_dtype: u32,
+    /// Columns of t and b, 0 where there is no side.
+    pub rank: u32,
+    pub t_stride: u32,
+    pub b_stride: u32,
+    /// 1 where rows of t may be copied in chunks of 16 bytes.
+    pub t_vector: u32,
+    pub b_dtype: u32,
+    /// Bytes from the first plane of a row of w in blocks to the others; `w_stride` counts bytes there.
+    pub planes: [u32; 3],
 }
 
 /// How many elements of k a kernel's pipeline takes at a time.
@@ -51,6 +61,7 @@ fn gate(a: &LinearArgs) -> Option<Matrix> {
 /// The parameters of a launch that sums all of k at once. Only for sizes that `legal` has passed.
 pub fn params(a: &LinearArgs) -> Params {
     let (residual, gate) = (residual(a), gate(a));
+    let planes = a.w.dtype.format().map_or([0; 5], |f| f.layout(a.w.cols).planes);
     let fours = |m: &Matrix| {
         m.address.is_multiple_of(4 * m.dtype.size() as u64) && m.stride.is_multiple_of(4) && m.cols.is_multiple_of(4)
     };
@@ -79,13 +90,21 @@ pub fn params(a: &LinearArgs) -> Params {
         splits: 1,
         split_steps: a.x.cols.div_ceil(STEP) as u32,
         w_dtype: code(a.w.dtype),
+        rank: a.side.map_or(0, |s| s.t.cols as u32),
+        t_stride: a.side.map_or(0, |s| s.t.stride as u32),
+        b_stride: a.side.map_or(0, |s| s.b.stride as u32),
+        t_vector: a.side.is_some_and(|s| s.t.aligned()) as u32,
+        b_dtype: a.side.map_or(0, |s| code(s.b.dtype)),
+        planes: [planes[1] as u32, planes[2] as u32, planes[3] as u32],
     }
 }
 
-/// The buffers of all kernels of the family: x, w, scales, bias, residual, gate, out, scratch.
+/// The buffers of all kernels of the family: x, w, scales, bias, residual, gate, out, scratch, t, b.
 pub fn buffers(a: &LinearArgs) -> Vec<u64> {
     let address = |m: Option<Matrix>| m.map_or(0, |m| m.address);
-    vec![a.x.address, a.w.address, a.scales, a.bias, address(residual(a)), address(gate(a)), a.out.address, a.scratch]
+    let (t, b) = (a.side.map(|s| s.t), a.side.map(|s| s.b));
+    let (residual, gate) = (address(residual(a)), address(gate(a)));
+    vec![a.x.address, a.w.address, a.scales, a.bias, residual, gate, a.out.address, a.scratch, address(t), address(b)]
 }
 
 /// What any kernel of the family demands. Shapes that contradict each other are a bug of the caller.
@@ -100,8 +119,28 @@ pub fn legal(a: &LinearArgs) -> Result<(), &'static str> {
         assert!(g.cols == n && g.rows > 0 && rows.is_multiple_of(g.rows), "linear: the gate does not fit");
         assert!(matches!(g.dtype, DType::BF16 | DType::F32), "linear: element type of the gate");
     }
-    if !matches!(a.w.dtype, DType::BF16 | DType::F16 | DType::F8E4M3 | DType::F8E5M2) {
-        return Err("weights must be BF16, F16, F8_E4M3 or F8_E5M2");
+    if let Some(SideArgs { t, b }) = a.side {
+        assert!(t.rows == rows && b.rows == n && t.cols == b.cols, "linear: the side does not fit");
+        assert!(t.dtype == DType::BF16, "linear: element type of the side");
+        if !matches!(b.dtype, DType::BF16 | DType::F16) {
+            return Err("the side's weights must be BF16 or F16");
+        }
+        if !b.address.is_multiple_of(16) || !b.stride.is_multiple_of(8) {
+            return Err("rows of the side's weights do not begin at multiples of 16 bytes");
+        }
+        if b.cols == 0 || t.stride.max(b.stride) > 1 << 30 {
+            return Err("the side is empty or has more than 2^30 columns");
+        }
+    }
+    if !a.w.dtype.is_plain() {
+        if !k.is_multiple_of(GROUP) {
+            return Err("rows of weights in blocks must be multiples of 32 elements");
+        }
+        if !a.w.address.is_multiple_of(16) || !a.w.stride.is_multiple_of(16) {
+            return Err("rows of the weights do not begin at multiples of 16 bytes");
+        }
+    } else if !matches!(a.w.dtype, DType::BF16 | DType::F16 | DType::F8E4M3 | DType::F8E5M2 | DType::I8) {
+        return Err("weights must be BF16, F16, F8_E4M3, F8_E5M2, I8 or in blocks");
     }
     if rows == 0 || n == 0 || k == 0 {
         return Err("empty");
@@ -124,7 +163,7 @@ pub fn vectors(a: &LinearArgs) -> Result<(), &'static str> {
     if !a.x.aligned() {
         return Err("x is not aligned to 16 bytes");
     }
-    if !a.w.address.is_multiple_of(16) || !(a.w.stride * a.w.dtype.size()).is_multiple_of(16) {
+    if !a.w.address.is_multiple_of(16) || !a.w.row_bytes().is_multiple_of(16) {
         return Err("rows of the weights do not begin at multiples of 16 bytes");
     }
     Ok(())
@@ -199,7 +238,7 @@ fn launch(kernel: &'static Kernel, grid: [u32; 3], a: &LinearArgs, p: Params) ->
 }
 
 const fn kernel(entry: &'static str, threads: u32, shared: u32) -> Kernel {
-    Kernel { module: "linear.sm80", entry, buffers: 8, maps: 0, params: size_of::<Params>(), threads, shared }
+    Kernel { module: "linear.sm80", entry, buffers: 10, maps: 0, params: size_of::<Params>(), threads, shared }
 }
 
 static REDUCE: Kernel = kernel("linear_reduce_sm80", 128, 0);
@@ -230,6 +269,8 @@ family!(WITH_BF16, "bf16", 3 * 16_384, 3 * 8_192);
 family!(WITH_F16, "f16", 3 * 16_384, 3 * 8_192);
 family!(WITH_E4M3, "e4m3", 4 * 12_288, 4 * 6_144);
 family!(WITH_E5M2, "e5m2", 4 * 12_288, 4 * 6_144);
+family!(WITH_I8, "i8", 4 * 12_288, 4 * 6_144);
+family!(WITH_BLOCKS, "blocks", 3 * 16_384, 3 * 8_192);
 
 /// Every kernel of this family.
 pub static KERNELS: &[&Kernel] = &[
@@ -247,29 +288,58 @@ pub static KERNELS: &[&Kernel] = &[
     &WITH_E5M2.large,
     &WITH_E5M2.small,
     &WITH_E5M2.few,
+    &WITH_I8.large,
+    &WITH_I8.small,
+    &WITH_I8.few,
+    &WITH_BLOCKS.large,
+    &WITH_BLOCKS.small,
+    &WITH_BLOCKS.few,
 ];
 
-fn typed(a: &LinearArgs, dtype: DType) -> Result<(), &'static str> {
-    if a.w.dtype == dtype { vectors(a) } else { Err("the weights have another element type") }
+/// What a family of kernels takes: one element type, or all that are stored in blocks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stored {
+    Plain(DType),
+    Blocks,
+}
+
+/// In the order of `LINEAR`.
+const STORED: [Stored; 6] = [
+    Stored::Plain(DType::BF16),
+    Stored::Plain(DType::F16),
+    Stored::Plain(DType::F8E4M3),
+    Stored::Plain(DType::F8E5M2),
+    Stored::Plain(DType::I8),
+    Stored::Blocks,
+];
+
+impl Stored {
+    fn of(dtype: DType) -> Stored {
+        if dtype.is_plain() { Stored::Plain(dtype) } else { Stored::Blocks }
+    }
+}
+
+fn typed(a: &LinearArgs, stored: Stored) -> Result<(), &'static str> {
+    if Stored::of(a.w.dtype) == stored { vectors(a) } else { Err("the weights have another element type") }
 }
 
 macro_rules! tiled {
-    ($family:ident, $kernel:ident, $dtype:ident, $tile:ident, $name:literal) => {
+    ($family:ident, $kernel:ident, $stored:literal, $tile:ident, $name:literal) => {
         Variant {
             name: $name,
             arch: Arch::From(8, 0),
-            accepts: |a, _| typed(a, DType::$dtype),
+            accepts: |a, _| typed(a, STORED[$stored]),
             scratch: |a, d| $tile.scratch(a, d),
             launches: |a, d| $tile.launches(&$family.$kernel, a, d),
         }
     };
 }
 macro_rules! few {
-    ($family:ident, $dtype:ident, $name:literal) => {
+    ($family:ident, $stored:literal, $name:literal) => {
         Variant {
             name: $name,
             arch: Arch::From(8, 0),
-            accepts: |a, _| typed(a, DType::$dtype),
+            accepts: |a, _| typed(a, STORED[$stored]),
             scratch: |_, _| 0,
             launches: |a, _| {
                 let grid =
@@ -282,18 +352,24 @@ macro_rules! few {
 
 /// All ways to run a `linear` on any GPU from compute capability 8.0 on; `choose` knows which suits.
 pub static LINEAR: &[Variant<LinearArgs>] = &[
-    tiled!(WITH_BF16, large, BF16, LARGE, "linear_bf16_128x128_sm80"),
-    tiled!(WITH_F16, large, F16, LARGE, "linear_f16_128x128_sm80"),
-    tiled!(WITH_E4M3, large, F8E4M3, LARGE, "linear_e4m3_128x128_sm80"),
-    tiled!(WITH_E5M2, large, F8E5M2, LARGE, "linear_e5m2_128x128_sm80"),
-    tiled!(WITH_BF16, small, BF16, SMALL, "linear_bf16_64x64_sm80"),
-    tiled!(WITH_F16, small, F16, SMALL, "linear_f16_64x64_sm80"),
-    tiled!(WITH_E4M3, small, F8E4M3, SMALL, "linear_e4m3_64x64_sm80"),
-    tiled!(WITH_E5M2, small, F8E5M2, SMALL, "linear_e5m2_64x64_sm80"),
-    few!(WITH_BF16, BF16, "linear_bf16_rows16_sm80"),
-    few!(WITH_F16, F16, "linear_f16_rows16_sm80"),
-    few!(WITH_E4M3, F8E4M3, "linear_e4m3_rows16_sm80"),
-    few!(WITH_E5M2, F8E5M2, "linear_e5m2_rows16_sm80"),
+    tiled!(WITH_BF16, large, 0, LARGE, "linear_bf16_128x128_sm80"),
+    tiled!(WITH_F16, large, 1, LARGE, "linear_f16_128x128_sm80"),
+    tiled!(WITH_E4M3, large, 2, LARGE, "linear_e4m3_128x128_sm80"),
+    tiled!(WITH_E5M2, large, 3, LARGE, "linear_e5m2_128x128_sm80"),
+    tiled!(WITH_I8, large, 4, LARGE, "linear_i8_128x128_sm80"),
+    tiled!(WITH_BLOCKS, large, 5, LARGE, "linear_blocks_128x128_sm80"),
+    tiled!(WITH_BF16, small, 0, SMALL, "linear_bf16_64x64_sm80"),
+    tiled!(WITH_F16, small, 1, SMALL, "linear_f16_64x64_sm80"),
+    tiled!(WITH_E4M3, small, 2, SMALL, "linear_e4m3_64x64_sm80"),
+    tiled!(WITH_E5M2, small, 3, SMALL, "linear_e5m2_64x64_sm80"),
+    tiled!(WITH_I8, small, 4, SMALL, "linear_i8_64x64_sm80"),
+    tiled!(WITH_BLOCKS, small, 5, SMALL, "linear_blocks_64x64_sm80"),
+    few!(WITH_BF16, 0, "linear_bf16_rows16_sm80"),
+    few!(WITH_F16, 1, "linear_f16_rows16_sm80"),
+    few!(WITH_E4M3, 2, "linear_e4m3_rows16_sm80"),
+    few!(WITH_E5M2, 3, "linear_e5m2_rows16_sm80"),
+    few!(WITH_I8, 4, "linear_i8_rows16_sm80"),
+    few!(WITH_BLOCKS, 5, "linear_blocks_rows16_sm80"),
     Variant {
         name: "linear_any_sm80",
         arch: Arch::From(8, 0),
@@ -306,8 +382,7 @@ pub static LINEAR: &[Variant<LinearArgs>] = &[
 /// The variant of `LINEAR` that should be fastest, a function of shapes, alignment and device alone, or why there is none.
 pub fn choose(a: &LinearArgs, device: &Device) -> Result<&'static Variant<LinearArgs>, &'static str> {
     legal(a)?;
-    let types = [DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2];
-    let Some(dtype) = types.iter().position(|&t| t == a.w.dtype).filter(|_| vectors(a).is_ok()) else {
+    let Some(stored) = STORED.iter().position(|&s| s == Stored::of(a.w.dtype)).filter(|_| vectors(a).is_ok()) else {
         return Ok(&LINEAR[LINEAR.len() - 1]);
     };
     let time = |tile: Tile| tile.time(a, device, tile.splits(a, device));
@@ -316,5 +391,5 @@ pub fn choose(a: &LinearArgs, device: &Device) -> Result<&'static Variant<Linear
         _ if time(SMALL) < time(LARGE) => 1,
         _ => 0,
     };
-    Ok(&LINEAR[kind * types.len() + dtype])
+    Ok(&LINEAR[kind * STORED.len() + stored])
 }

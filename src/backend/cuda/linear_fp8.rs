@@ -99,7 +99,7 @@ static QUANTISE: Kernel = quantise_kernel("linear_fp8.sm89");
 static PRODUCT: Kernel = Kernel {
     module: "linear_fp8.sm89",
     entry: "linear_e4m3_w8a8_128x128_sm89",
-    buffers: 8,
+    buffers: 10,
     maps: 0,
     params: size_of::<Params>(),
     threads: 256,
@@ -132,12 +132,12 @@ pub static LINEAR_FP8: &[Variant<LinearArgs>] = &[Variant {
     launches: |a, _| {
         let x = Quantised::in_scratch(a);
         let w = a.w.address;
-        let [scales, bias, residual, gate, out] = buffers(a)[2..7] else { unreachable!("eight buffers") };
+        let [scales, bias, residual, gate, out, _, t, b] = buffers(a)[2..] else { unreachable!("ten buffers") };
         let p = Params { x_stride: x.pitch as u32, ..params(a) };
         let product = Launch {
             kernel: &PRODUCT,
             grid: [tiles(a) as u32, 1, 1],
-            buffers: vec![x.address, x.scales, w, scales, bias, residual, gate, out],
+            buffers: vec![x.address, x.scales, w, scales, bias, residual, gate, out, t, b],
             maps: vec![],
             params: bytemuck::bytes_of(&p).to_vec(),
         };

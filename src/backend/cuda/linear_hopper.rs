@@ -1,13 +1,15 @@
 //! `linear` on Hopper's asynchronous tensor cores (wgmma, TMA): kernels/linear_hopper.cu.
 
-use super::args::LinearArgs;
-use super::launch::{Arch, Device, Kernel, Launch, TensorMap, Variant};
+use super::args::{LinearArgs, SideArgs};
+use super::launch::{Arch, Device, Kernel, Launch, Matrix, TensorMap, Variant};
 use super::linear::{Params, buffers, legal, params};
 use super::linear_fp8::{Quantised, quantise_kernel, w8a8};
 use crate::dtype::DType;
 
 /// Columns of out that a block makes at a time.
 const COLUMNS: usize = 128;
+/// Elements along the rank of what TMA brings of the side at a time.
+const SIDE_STEP: u32 = 64;
 /// Shared memory for 32 rows of 64 columns on their way out, of which each of two warpgroups has two.
 const STAGES: usize = 4 * 32 * (64 + 4) * 4;
 
@@ -15,7 +17,7 @@ const STAGES: usize = 4 * 32 * (64 + 4) * 4;
 const fn kernel(entry: &'static str, rows: usize, x: usize, w: usize) -> Kernel {
     let shared = x * rows * 128 + w * COLUMNS * 128 + STAGES + 16 * (x + w);
     let params = size_of::<Params>();
-    Kernel { module: "linear_hopper.sm90a", entry, buffers: 8, maps: 2, params, threads: 384, shared: shared as u32 }
+    Kernel { module: "linear_hopper.sm90a", entry, buffers: 10, maps: 4, params, threads: 384, shared: shared as u32 }
 }
 
 static QUANTISE: Kernel = quantise_kernel("linear_hopper.sm90a");
@@ -85,16 +87,27 @@ fn product(
         address: a.w.address,
         rows: a.w.rows,
         cols: a.w.cols,
-        pitch: a.w.stride * a.w.dtype.size(),
+        pitch: a.w.row_bytes(),
         dtype: a.w.dtype,
         box_rows: COLUMNS as u32,
         box_cols: family.w_step,
     };
+    // Without a side its descriptors are never used, but must be some.
+    let side = |m: Matrix, rows: usize| TensorMap {
+        address: m.address,
+        rows: m.rows,
+        cols: m.cols,
+        pitch: m.stride * 2,
+        dtype: m.dtype,
+        box_rows: rows as u32,
+        box_cols: SIDE_STEP,
+    };
+    let (t, b) = a.side.map_or((x, w), |s| (side(s.t, rows), side(s.b, COLUMNS)));
     Launch {
         kernel,
         grid: [tiles(a, rows).min(device.processors.max(1) as usize) as u32, 1, 1],
         buffers: addresses,
-        maps: vec![x, w],
+        maps: vec![x, w, t, b],
         params: bytemuck::bytes_of(&params(a)).to_vec(),
     }
 }
@@ -108,7 +121,7 @@ fn copies(a: &LinearArgs, device: &Device, dtype: DType) -> Result<(), &'static 
     if !a.x.address.is_multiple_of(16) || !a.x.stride.is_multiple_of(8) {
         return Err("rows of x do not begin at multiples of 16 bytes");
     }
-    if !a.w.address.is_multiple_of(16) || !(a.w.stride * a.w.dtype.size()).is_multiple_of(16) {
+    if !a.w.address.is_multiple_of(16) || !a.w.row_bytes().is_multiple_of(16) {
         return Err("rows of the weights do not begin at multiples of 16 bytes");
     }
     fits(a, device)
@@ -116,6 +129,14 @@ fn copies(a: &LinearArgs, device: &Device, dtype: DType) -> Result<(), &'static 
 
 /// TMA's places are signed; all kernels have about as much shared memory.
 fn fits(a: &LinearArgs, device: &Device) -> Result<(), &'static str> {
+    if let Some(SideArgs { t, b }) = a.side {
+        if !t.address.is_multiple_of(16) || !t.stride.is_multiple_of(8) {
+            return Err("the side's rank is not a multiple of 8");
+        }
+        if b.dtype != DType::BF16 {
+            return Err("the side's weights are not BF16");
+        }
+    }
     if [a.x.rows, a.x.cols, a.w.rows].iter().any(|&n| n > 1 << 30) {
         return Err("too large for TMA");
     }

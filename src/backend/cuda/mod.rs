@@ -401,7 +401,11 @@ impl Backend for CudaBackend {
     }
 
     fn scratch_bytes<'w>(&self, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> usize {
-        steps::scratch_bytes(&self.choice, op, weight)
+        steps::needs(&self.choice, op, weight).unwrap_or(0)
+    }
+
+    fn can_run<'w>(&self, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> Result<()> {
+        steps::needs(&self.choice, op, weight).map(|_| ())
     }
 
     fn reserve(&mut self, layout: Layout) -> Result<()> {

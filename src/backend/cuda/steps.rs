@@ -1,6 +1,6 @@
 //! From a recorded step to launches: finds the operands in device memory and asks the chosen variant.
 
-use super::args::{AttentionArgs, Conv2dArgs, LinearArgs, Tail};
+use super::args::{AttentionArgs, Conv2dArgs, LinearArgs, SideArgs, Tail};
 use super::choice::Choice;
 use super::elementwise::{self, AddArgs, CastArgs, CopyRowsArgs, GeluMulArgs, SiluArgs};
 use super::group_norm::GroupNormArgs;
@@ -10,7 +10,7 @@ use super::norm::{self, LayerNormArgs, LayerNormModulateArgs, QkNormRopeArgs, Rm
 use super::{CudaBackend, Places};
 use crate::backend::form::{Form, Segment};
 use crate::error::{Error, Result};
-use crate::op::{Epilogue, Op, Use};
+use crate::op::{Epilogue, Op, Side, Use};
 use crate::tensor::{HostWeight, Tensor, View, Weight};
 
 /// A weight in device memory, or on its way there.
@@ -81,7 +81,7 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Launch>)>
         }};
     }
     match *op {
-        Op::Linear { x, w, bias, epilogue, out, .. } => linear(choice, find, x, w, bias, epilogue, out),
+        Op::Linear { x, w, bias, side, epilogue, out } => linear(choice, find, x, w, bias, side, epilogue, out),
         Op::Conv2d { x, w, bias, shape, residual, out } => {
             let args = Conv2dArgs {
                 x: find.tensor(x)?,
@@ -203,13 +203,15 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Launch>)>
     }
 }
 
-/// One launch (or several) for each run of rows of one stored type.
+/// One launch (or several) for each run of rows of one stored type, of `w` and of the side's.
+#[allow(clippy::too_many_arguments, reason = "the operands of one operation")]
 fn linear(
     choice: &Choice,
     find: &Finder,
     x: View,
     w: Weight,
     bias: Option<Weight>,
+    side: Option<Side>,
     epilogue: Epilogue,
     out: View,
 ) -> Result<(usize, Vec<Launch>)> {
@@ -225,14 +227,16 @@ fn linear(
         }
     };
     let (form, address) = (find.weight)(w, Use::Matrix)?;
+    let side = side.map(|s| Ok::<_, Error>((find.tensor(s.t)?, (find.weight)(s.b, Use::Matrix)?))).transpose()?;
     let (mut most, mut all) = (0, Vec::new());
-    for s in &form.segments {
-        let columns = |m: Matrix| m.columns(s.first, s.rows);
+    let mut run = |s: &Segment, first: usize, rows: usize, side: Option<SideArgs>| -> Result<()> {
+        let columns = |m: Matrix| m.columns(first, rows);
         let args = LinearArgs {
             x,
-            w: matrix(s, address),
-            scales: s.scales.map_or(0, |offset| address + offset as u64),
-            bias: if bias == 0 { 0 } else { bias + 4 * s.first as u64 },
+            w: matrix(s, address).band(first - s.first, rows),
+            scales: s.scales.map_or(0, |offset| address + (offset + 4 * (first - s.first)) as u64),
+            bias: if bias == 0 { 0 } else { bias + 4 * first as u64 },
+            side,
             tail: match tail {
                 Tail::Add { residual } => Tail::Add { residual: columns(residual) },
                 Tail::GatedAdd { residual, gate } => {
@@ -246,15 +250,30 @@ fn linear(
         let (scratch, launches) = ask(choice.linear(&args)?, &args, choice);
         most = most.max(scratch);
         all.extend(launches);
+        Ok(())
+    };
+    for s in &form.segments {
+        match &side {
+            None => run(s, s.first, s.rows, None)?,
+            Some((t, (sides, at))) => {
+                for b in &sides.segments {
+                    let (first, end) = (s.first.max(b.first), (s.first + s.rows).min(b.first + b.rows));
+                    if first < end {
+                        let b = matrix(b, *at).band(first - b.first, end - first);
+                        run(s, first, end - first, Some(SideArgs { t: *t, b }))?;
+                    }
+                }
+            }
+        }
     }
     Ok((most, all))
 }
 
-/// Bytes of scratch that `op` needs. What no kernel can run needs none: running it will say so.
-pub(super) fn scratch_bytes<'w>(choice: &Choice, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> usize {
+/// Bytes of scratch that `op` needs, or why no kernel can run it.
+pub(super) fn needs<'w>(choice: &Choice, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> Result<usize> {
     let find =
         Finder { tensor: &|_| Ok(0), weight: &|w, how| Ok((Form::of(weight(w), how, super::TYPES), 0)), scratch: 0 };
-    make(choice, op, &find).map_or(0, |(scratch, _)| scratch)
+    make(choice, op, &find).map(|(scratch, _)| scratch)
 }
 
 /// The launches of `op`.

@@ -82,11 +82,7 @@ impl Choice {
         usual: impl FnOnce() -> Result<&'static Variant<A>, &'static str>,
     ) -> Result<&'static Variant<A>> {
         let Some(name) = self.forced.of(op) else {
-            return usual().map_err(|why| {
-                Error::memory(format!("the GPU has no shader for this {op}: {why}"))
-                    .at("wgpu")
-                    .try_("a smaller picture, fewer at a time (-n), --compute bf16, or --device cpu")
-            });
+            return usual().map_err(|why| none_for(op, why));
         };
         let variant = table.iter().find(|v| v.name == name).expect("forced names are checked when they are given");
         (variant.accepts)(args, &self.device).map(|()| variant).map_err(|why| refused(name, why))
@@ -99,6 +95,16 @@ impl Choice {
 
     pub fn linear(&self, args: &LinearArgs) -> Result<&'static Variant<LinearArgs>> {
         self.pick("linear", linear::LINEAR, args, || linear::choose(args, &self.device))
+    }
+
+    /// The device as the products of sides see it: none of them in f16.
+    pub fn for_sides(&self) -> Device {
+        Device { half: false, ..self.device.clone() }
+    }
+
+    /// The variant for the product of a side, whatever is forced.
+    pub fn linear_of_side(&self, args: &LinearArgs, device: &Device) -> Result<&'static Variant<LinearArgs>> {
+        linear::choose(args, device).map_err(|why| none_for("linear", why))
     }
 
     pub fn attention(&self, args: &AttentionArgs) -> Result<&'static Variant<AttentionArgs>> {
@@ -114,6 +120,12 @@ impl Choice {
             accepted(group_norm::choose(args, &self.device), args, &self.device)
         })
     }
+}
+
+fn none_for(op: &str, why: &str) -> Error {
+    Error::memory(format!("the GPU has no shader for this {op}: {why}"))
+        .at("wgpu")
+        .try_("a smaller picture, fewer at a time (-n), --compute bf16, or --device cpu")
 }
 
 fn accepted<A>(variant: &'static Variant<A>, args: &A, device: &Device) -> Result<&'static Variant<A>, &'static str> {

@@ -26,7 +26,8 @@ pub struct Window {
     pub bytes: u64,
 }
 
-/// A matrix in device memory: `rows x cols` elements of `dtype`, `stride` elements from row to row, the first at byte `offset` of `buffer`.
+/// A matrix in device memory: `rows x cols` elements of `dtype`, `stride` elements from row to row, the first at byte `offset` of `buffer`. Where elements are
+/// stored in blocks, which have no place of their own, strides and bases count words of four bytes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Matrix {
     pub buffer: BufferId,
@@ -38,6 +39,21 @@ pub struct Matrix {
 }
 
 impl Matrix {
+    /// Bytes of what strides and bases count.
+    fn unit(&self) -> usize {
+        if self.dtype.is_plain() { self.dtype.size() } else { 4 }
+    }
+
+    /// Bytes from row to row.
+    pub fn stride_bytes(&self) -> usize {
+        self.stride * self.unit()
+    }
+
+    /// Bytes of one row.
+    fn row_bytes(&self) -> usize {
+        if self.dtype.is_plain() { self.cols * self.dtype.size() } else { self.stride_bytes() }
+    }
+
     /// `count` columns from `first` on.
     pub fn columns(self, first: usize, count: usize) -> Matrix {
         assert!(first + count <= self.cols);
@@ -47,25 +63,26 @@ impl Matrix {
     /// `count` rows from `first` on.
     pub fn rows(self, first: usize, count: usize) -> Matrix {
         assert!(first + count <= self.rows);
-        Matrix { offset: self.offset + (first * self.stride * self.dtype.size()) as u64, rows: count, ..self }
+        Matrix { offset: self.offset + (first * self.stride_bytes()) as u64, rows: count, ..self }
     }
 
     /// Bytes from the first element to behind the last.
     pub fn span(&self) -> u64 {
         match self.rows {
             0 => 0,
-            rows => (((rows - 1) * self.stride + self.cols) * self.dtype.size()) as u64,
+            rows => ((rows - 1) * self.stride_bytes() + self.row_bytes()) as u64,
         }
     }
 
-    /// The window that holds the matrix, and the number of the matrix's first element in it (counted in elements of `dtype`). The window begins at a
+    /// The window that holds the matrix, and the number of the matrix's first element in it (counted as strides are). The window begins at a
     /// multiple of the device's alignment and so may show what lies before the matrix.
     pub fn bind(&self, device: &Device) -> (Window, u32) {
         let offset = self.offset / device.alignment * device.alignment;
         let before = self.offset - offset;
         let bytes = (before + self.span()).next_multiple_of(WORD).max(WORD);
-        debug_assert!(before.is_multiple_of(self.dtype.size() as u64));
-        (Window { buffer: self.buffer, offset, bytes }, (before / self.dtype.size() as u64) as u32)
+        let unit = self.unit() as u64;
+        debug_assert!(before.is_multiple_of(unit));
+        (Window { buffer: self.buffer, offset, bytes }, (before / unit) as u32)
     }
 
     /// Whether `bind` gives a window that the device takes.
@@ -75,9 +92,8 @@ impl Matrix {
 
     /// Rows of this matrix at most, from any one on, that the device takes as one window.
     pub fn rows_that_bind(&self, device: &Device) -> usize {
-        let row = (self.stride.max(1) * self.dtype.size()) as u64;
-        let room =
-            device.binding_bytes.saturating_sub(device.alignment + WORD + (self.cols * self.dtype.size()) as u64);
+        let row = self.stride_bytes().max(self.unit()) as u64;
+        let room = device.binding_bytes.saturating_sub(device.alignment + WORD + self.row_bytes() as u64);
         if self.binds(device) { self.rows.max(1) } else { (room / row) as usize }
     }
 

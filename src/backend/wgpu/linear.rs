@@ -5,6 +5,7 @@ mod dispatch;
 use super::args::LinearArgs;
 use super::launch::{Constants, Device, Dispatch, Needs, Shader, Variant, code};
 use crate::dtype::DType;
+use crate::dtype::blocks::FORMATS;
 use dispatch::{
     ANY_BLOCK, Block, LARGE_BLOCK, LOW_BLOCK, Params, SMALL_BLOCK, SOFTWARE_BLOCK, dispatches, legal, vectors,
 };
@@ -28,127 +29,182 @@ macro_rules! shader {
     };
 }
 macro_rules! tile_shader {
-    ($name:ident, $text:expr, $first:literal, $weights:literal, $products:literal) => {
-        shader!($name, $text, $first, "linear_tail", "linear_x4", $weights, "linear", $products);
+    ($name:ident, $text:expr, $first:literal, [$($weights:literal),*], $products:literal) => {
+        shader!($name, $text, $first, "linear_tail", "linear_x4", $($weights,)* "linear", $products);
+    };
+}
+macro_rules! software_shader {
+    ($name:ident, $text:expr, $first:literal, [$($weights:literal),*], $products:literal) => {
+        shader!($name, $text, $first, "linear_tail", "linear_x4", $($weights,)* $products);
     };
 }
 macro_rules! coop_shader {
-    ($name:ident, $text:expr, $first:literal, $weights:literal, $products:literal) => {
-        shader!($name, $text, $first, "linear_tail", "linear_x", $weights, $products);
+    ($name:ident, $text:expr, $first:literal, [$($weights:literal),*], $products:literal) => {
+        shader!($name, $text, $first, "linear_tail", "linear_x", $($weights,)* $products);
     };
 }
 macro_rules! few_shader {
-    ($name:ident, $text:expr, $first:literal, $weights:literal, $sum:literal) => {
-        shader!($name, $text, $first, "linear_tail", "linear_x", $weights, "linear_few", $sum);
+    ($name:ident, $text:expr, $first:literal, [$($weights:literal),*], $sum:literal) => {
+        shader!($name, $text, $first, "linear_tail", "linear_x", $($weights,)* "linear_few", $sum);
     };
 }
 
-/// The shaders for weights of one byte and for larger ones.
-struct Pair {
+/// The shaders for weights of one byte, for larger ones, and for those stored in blocks.
+struct Trio {
     narrow: &'static Shader,
     wide: &'static Shader,
+    blocks: &'static Shader,
 }
 
-impl Pair {
+impl Trio {
     fn of(&self, w: DType) -> &'static Shader {
-        if w.size() == 1 { self.narrow } else { self.wide }
+        match w {
+            _ if !w.is_plain() => self.blocks,
+            _ if w.size() == 1 => self.narrow,
+            _ => self.wide,
+        }
     }
 }
 
-macro_rules! pair {
-    (tile_shader, $name:ident, $narrow:ident, $wide:ident, $text:literal, $first:literal, $last:literal) => {
-        tile_shader!($narrow, concat!($text, "_narrow"), $first, "linear_narrow4", $last);
-        tile_shader!($wide, concat!($text, "_wide"), $first, "linear_wide4", $last);
-        static $name: Pair = Pair { narrow: &$narrow, wide: &$wide };
+macro_rules! trio {
+    (@four $make:ident, $name:ident, $narrow:ident, $wide:ident, $blocks:ident, $text:literal, $first:literal, $last:literal) => {
+        $make!($narrow, concat!($text, "_narrow"), $first, ["linear_narrow4"], $last);
+        $make!($wide, concat!($text, "_wide"), $first, ["linear_wide4"], $last);
+        $make!($blocks, concat!($text, "_blocks"), $first, ["blocks", "linear_blocks4"], $last);
+        static $name: Trio = Trio { narrow: &$narrow, wide: &$wide, blocks: &$blocks };
     };
-    ($make:ident, $name:ident, $narrow:ident, $wide:ident, $text:literal, $first:literal, $last:literal) => {
-        $make!($narrow, concat!($text, "_narrow"), $first, "linear_narrow", $last);
-        $make!($wide, concat!($text, "_wide"), $first, "linear_wide", $last);
-        static $name: Pair = Pair { narrow: &$narrow, wide: &$wide };
+    (@eight $make:ident, $name:ident, $narrow:ident, $wide:ident, $blocks:ident, $text:literal, $first:literal, $last:literal) => {
+        $make!($narrow, concat!($text, "_narrow"), $first, ["linear_narrow"], $last);
+        $make!($wide, concat!($text, "_wide"), $first, ["linear_wide"], $last);
+        $make!($blocks, concat!($text, "_blocks"), $first, ["blocks", "linear_blocks"], $last);
+        static $name: Trio = Trio { narrow: &$narrow, wide: &$wide, blocks: &$blocks };
     };
 }
 
-pair!(
-    tile_shader,
+trio!(
+    @four tile_shader,
     LARGE,
     LARGE_NARROW,
     LARGE_WIDE,
+    LARGE_BLOCKS,
     "linear_128x128",
     "const ROWS: u32 = 128u;\nconst COLUMNS: u32 = 128u;\nconst PARTS: u32 = 2u;\n",
     "linear_f32"
 );
-pair!(
-    tile_shader,
+trio!(
+    @four tile_shader,
     SMALL,
     SMALL_NARROW,
     SMALL_WIDE,
+    SMALL_BLOCKS,
     "linear_64x64",
     "const ROWS: u32 = 64u;\nconst COLUMNS: u32 = 64u;\nconst PARTS: u32 = 1u;\n",
     "linear_f32"
 );
-pair!(
-    tile_shader,
+trio!(
+    @four tile_shader,
     LOW,
     LOW_NARROW,
     LOW_WIDE,
+    LOW_BLOCKS,
     "linear_32x64",
     "const ROWS: u32 = 32u;\nconst COLUMNS: u32 = 64u;\nconst PARTS: u32 = 1u;\n",
     "linear_f32"
 );
-pair!(
-    tile_shader,
+trio!(
+    @four tile_shader,
     HALF_LARGE,
     HALF_LARGE_NARROW,
     HALF_LARGE_WIDE,
+    HALF_LARGE_BLOCKS,
     "linear_f16_128x128",
     "enable f16;\nconst ROWS: u32 = 128u;\nconst COLUMNS: u32 = 128u;\nconst PARTS: u32 = 2u;\n",
     "linear_f16"
 );
-pair!(
-    tile_shader,
+trio!(
+    @four tile_shader,
     HALF_SMALL,
     HALF_SMALL_NARROW,
     HALF_SMALL_WIDE,
+    HALF_SMALL_BLOCKS,
     "linear_f16_64x64",
     "enable f16;\nconst ROWS: u32 = 64u;\nconst COLUMNS: u32 = 64u;\nconst PARTS: u32 = 1u;\n",
     "linear_f16"
 );
-pair!(few_shader, FEW, FEW_NARROW, FEW_WIDE, "linear_few", "", "linear_few_plain");
-pair!(
-    few_shader,
+trio!(@eight few_shader, FEW, FEW_NARROW, FEW_WIDE, FEW_BLOCKS, "linear_few", "", "linear_few_plain");
+trio!(
+    @eight few_shader,
     FEW_SUBGROUP,
     FEW_SUBGROUP_NARROW,
     FEW_SUBGROUP_WIDE,
+    FEW_SUBGROUP_BLOCKS,
     "linear_few_subgroup",
     "",
     "linear_few_subgroup"
 );
-shader!(SOFTWARE_NARROW, "linear_software_narrow", "", "linear_tail", "linear_x4", "linear_narrow4", "linear_software");
-shader!(SOFTWARE_WIDE, "linear_software_wide", "", "linear_tail", "linear_x4", "linear_wide4", "linear_software");
-static SOFTWARE: Pair = Pair { narrow: &SOFTWARE_NARROW, wide: &SOFTWARE_WIDE };
-pair!(
-    coop_shader,
+trio!(
+    @four software_shader,
+    SOFTWARE,
+    SOFTWARE_NARROW,
+    SOFTWARE_WIDE,
+    SOFTWARE_BLOCKS,
+    "linear_software",
+    "",
+    "linear_software"
+);
+trio!(
+    @eight coop_shader,
     COOPERATIVE,
     COOPERATIVE_NARROW,
     COOPERATIVE_WIDE,
+    COOPERATIVE_BLOCKS,
     "linear_cooperative",
     "enable wgpu_cooperative_matrix;\n",
     "linear_cooperative"
 );
-shader!(ANY, "linear_any", "", "linear_any");
+shader!(ANY, "linear_any", "", "linear_any_plain", "linear_any");
+shader!(ANY_BLOCKS, "linear_any_blocks", "", "blocks", "linear_any_blocks", "linear_any");
 
-fn typed(a: &LinearArgs, device: &Device, dtype: DType) -> Result<(), &'static str> {
-    if a.w.dtype == dtype { vectors(a, device) } else { Err("the weights have another element type") }
+/// As what a variant takes weights.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stored {
+    F32,
+    BF16,
+    F16,
+    E4M3,
+    E5M2,
+    I8,
+    Blocks,
 }
 
-fn half(a: &LinearArgs, device: &Device, dtype: DType) -> Result<(), &'static str> {
+impl Stored {
+    const COUNT: usize = Stored::Blocks as usize + 1;
+
+    fn of(dtype: DType) -> Stored {
+        match dtype {
+            DType::F32 | DType::I32 => Stored::F32,
+            DType::BF16 => Stored::BF16,
+            DType::F16 => Stored::F16,
+            DType::F8E4M3 => Stored::E4M3,
+            DType::F8E5M2 => Stored::E5M2,
+            DType::I8 => Stored::I8,
+            _ => Stored::Blocks,
+        }
+    }
+}
+
+fn typed(a: &LinearArgs, device: &Device, stored: Stored) -> Result<(), &'static str> {
+    if Stored::of(a.w.dtype) == stored { vectors(a, device) } else { Err("the weights have another element type") }
+}
+
+fn half(a: &LinearArgs, device: &Device, stored: Stored) -> Result<(), &'static str> {
     if !device.half {
         Err("products in f16 were not asked for")
-    } else if dtype == DType::F8E5M2 && a.scales.is_some() {
+    } else if stored == Stored::E5M2 && a.scales.is_some() {
         // Which part of its range a scale was made for is not known; products that are too small for f16 would be lost.
         Err("scaled e5m2 reaches further than f16 does")
     } else {
-        typed(a, device, dtype)
+        typed(a, device, stored)
     }
 }
 
@@ -161,9 +217,9 @@ fn few_rows(rows: usize) -> usize {
     }
 }
 
-fn few(pair: &Pair, a: &LinearArgs, device: &Device) -> Vec<Dispatch> {
+fn few(trio: &Trio, a: &LinearArgs, device: &Device) -> Vec<Dispatch> {
     let rows = few_rows(a.x.rows);
-    dispatches(pair.of(a.w.dtype), Block { rows, columns: 4, slowness: 1 }, &[("ROWS", rows as f64)], a, device)
+    dispatches(trio.of(a.w.dtype), Block { rows, columns: 4, slowness: 1 }, &[("ROWS", rows as f64)], a, device)
 }
 
 const TILE: Needs = Needs::new(256, 16 << 10);
@@ -176,69 +232,67 @@ const COOPERATIVE_NEEDS: Needs = Needs { subgroups: true, cooperative_matrix: tr
 const ANY_NEEDS: Needs = Needs::new(256, 9 << 10);
 
 macro_rules! tiled {
-    ($accepts:ident, $dtype:ident, $pair:ident, $block:ident, $needs:ident, $name:expr) => {
+    ($accepts:ident, $stored:ident, $trio:ident, $block:ident, $needs:ident, $name:expr) => {
         Variant {
             name: $name,
             needs: $needs,
-            accepts: |a, d| $accepts(a, d, DType::$dtype),
+            accepts: |a, d| $accepts(a, d, Stored::$stored),
             scratch: |_, _| 0,
-            dispatches: |a, d| dispatches($pair.of(DType::$dtype), $block, &[], a, d),
+            dispatches: |a, d| dispatches($trio.of(a.w.dtype), $block, &[], a, d),
         }
     };
 }
 macro_rules! few {
-    ($dtype:ident, $pair:ident, $needs:ident, $accepts:expr, $name:expr) => {
+    ($trio:ident, $needs:ident, $accepts:expr, $name:expr) => {
         Variant {
             name: $name,
             needs: $needs,
             accepts: $accepts,
             scratch: |_, _| 0,
-            dispatches: |a, d| few(&$pair, a, d),
+            dispatches: |a, d| few(&$trio, a, d),
         }
     };
 }
-fn few_subgroup(a: &LinearArgs, device: &Device, dtype: DType) -> Result<(), &'static str> {
+fn few_subgroup(a: &LinearArgs, device: &Device, stored: Stored) -> Result<(), &'static str> {
     if device.subgroups.is_some_and(|(least, _)| least < 4) {
         Err("subgroups are too small")
     } else {
-        typed(a, device, dtype)
+        typed(a, device, stored)
     }
 }
 
-fn software(a: &LinearArgs, device: &Device, dtype: DType) -> Result<(), &'static str> {
+fn software(a: &LinearArgs, device: &Device, stored: Stored) -> Result<(), &'static str> {
     if device.subgroups.is_some_and(|(least, _)| least < 8) {
         return Err("subgroups are too small");
     }
-    if device.software { typed(a, device, dtype) } else { Err("for drivers that compute on the processor") }
+    if device.software { typed(a, device, stored) } else { Err("for drivers that compute on the processor") }
 }
 
-const TYPES: [DType; 5] = [DType::F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2];
-
-/// Every kind for every type, in the order of `Kind` and `TYPES`.
+/// Every kind for every type, in the order of `Kind` and `Stored`.
 macro_rules! table {
-    ($(($dtype:ident, $text:literal)),*) => {
+    ($(($stored:ident, $text:literal)),*) => {
         /// All ways to run a `linear`; `choose` knows which suits.
         pub static LINEAR: &[Variant<LinearArgs>] = &[
-            $(tiled!(half, $dtype, HALF_LARGE, LARGE_BLOCK, HALF_TILE, concat!("linear_", $text, "_f16_128x128")),)*
-            $(tiled!(half, $dtype, HALF_SMALL, SMALL_BLOCK, HALF_TILE, concat!("linear_", $text, "_f16_64x64")),)*
-            $(tiled!(typed, $dtype, LARGE, LARGE_BLOCK, TILE, concat!("linear_", $text, "_128x128")),)*
-            $(tiled!(typed, $dtype, SMALL, SMALL_BLOCK, TILE, concat!("linear_", $text, "_64x64")),)*
-            $(tiled!(typed, $dtype, LOW, LOW_BLOCK, LOW_TILE, concat!("linear_", $text, "_32x64")),)*
-            $(few!($dtype, FEW_SUBGROUP, FEW_SUBGROUP_NEEDS, |a, d| few_subgroup(a, d, DType::$dtype), concat!("linear_", $text, "_rows16_subgroup")),)*
-            $(few!($dtype, FEW, FEW_NEEDS, |a, d| typed(a, d, DType::$dtype), concat!("linear_", $text, "_rows16")),)*
-            $(tiled!(software, $dtype, SOFTWARE, SOFTWARE_BLOCK, SOFTWARE_NEEDS, concat!("linear_", $text, "_software")),)*
-            $(tiled!(typed, $dtype, COOPERATIVE, SMALL_BLOCK, COOPERATIVE_NEEDS, concat!("linear_", $text, "_cooperative")),)*
+            $(tiled!(half, $stored, HALF_LARGE, LARGE_BLOCK, HALF_TILE, concat!("linear_", $text, "_f16_128x128")),)*
+            $(tiled!(half, $stored, HALF_SMALL, SMALL_BLOCK, HALF_TILE, concat!("linear_", $text, "_f16_64x64")),)*
+            $(tiled!(typed, $stored, LARGE, LARGE_BLOCK, TILE, concat!("linear_", $text, "_128x128")),)*
+            $(tiled!(typed, $stored, SMALL, SMALL_BLOCK, TILE, concat!("linear_", $text, "_64x64")),)*
+            $(tiled!(typed, $stored, LOW, LOW_BLOCK, LOW_TILE, concat!("linear_", $text, "_32x64")),)*
+            $(few!(FEW_SUBGROUP, FEW_SUBGROUP_NEEDS, |a, d| few_subgroup(a, d, Stored::$stored), concat!("linear_", $text, "_rows16_subgroup")),)*
+            $(few!(FEW, FEW_NEEDS, |a, d| typed(a, d, Stored::$stored), concat!("linear_", $text, "_rows16")),)*
+            $(tiled!(software, $stored, SOFTWARE, SOFTWARE_BLOCK, SOFTWARE_NEEDS, concat!("linear_", $text, "_software")),)*
+            $(tiled!(typed, $stored, COOPERATIVE, SMALL_BLOCK, COOPERATIVE_NEEDS, concat!("linear_", $text, "_cooperative")),)*
             Variant {
                 name: "linear_any",
                 needs: ANY_NEEDS,
                 accepts: legal,
                 scratch: |_, _| 0,
-                dispatches: |a, d| dispatches(&ANY, ANY_BLOCK, &[], a, d),
+                dispatches: |a, d| dispatches(if a.w.dtype.is_plain() { &ANY } else { &ANY_BLOCKS }, ANY_BLOCK, &[], a, d),
             },
         ];
     };
 }
-table!((F32, "f32"), (BF16, "bf16"), (F16, "f16"), (F8E4M3, "e4m3"), (F8E5M2, "e5m2"));
+table!((F32, "f32"), (BF16, "bf16"), (F16, "f16"), (E4M3, "e4m3"), (E5M2, "e5m2"), (I8, "i8"), (Blocks, "blocks"));
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -266,19 +320,25 @@ pub fn choose(a: &LinearArgs, device: &Device) -> Result<&'static Variant<Linear
         65.. if tiles >= ENOUGH_TILES => [Kind::HalfLarge, Kind::HalfSmall, Kind::Large, Kind::Small],
         _ => [Kind::HalfSmall, Kind::Small, Kind::HalfLarge, Kind::Large],
     };
-    let dtype = TYPES.iter().position(|&t| t == a.w.dtype).unwrap_or(0);
+    let stored = Stored::of(a.w.dtype) as usize;
     let runs = |v: &&Variant<LinearArgs>| v.needs.missing(device).is_none() && (v.accepts)(a, device).is_ok();
     let any = &LINEAR[LINEAR.len() - 1];
     let first = device.software.then_some(Kind::Software);
     let chosen =
-        first.iter().chain(&order).map(|&kind| &LINEAR[kind as usize * TYPES.len() + dtype]).chain([any]).find(runs);
+        first.iter().chain(&order).map(|&kind| &LINEAR[kind as usize * Stored::COUNT + stored]).chain([any]).find(runs);
     chosen.ok_or("the adapter has too little workgroup memory")
+}
+
+/// Every type that weights are stored in.
+fn types() -> impl Iterator<Item = DType> {
+    let plain = [DType::F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2, DType::I8];
+    plain.into_iter().chain(FORMATS.iter().map(|f| f.dtype))
 }
 
 /// Every shader with every set of constants that it may be compiled with, and what it needs: for tests.
 pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
     let mut all = Vec::new();
-    let pairs = [
+    let trios = [
         (&LARGE, TILE, false),
         (&SMALL, TILE, false),
         (&LOW, LOW_TILE, false),
@@ -290,14 +350,14 @@ pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
         (&FEW_SUBGROUP, FEW_SUBGROUP_NEEDS, true),
     ];
     for x in [DType::F32, DType::BF16] {
-        for w in TYPES {
-            let types = [("X_TYPE", f64::from(code(x))), ("W_TYPE", f64::from(code(w)))];
-            all.push((&ANY, types.to_vec(), ANY_NEEDS));
-            for (pair, needs, few) in &pairs {
+        for w in types() {
+            let codes = [("X_TYPE", f64::from(code(x))), ("W_TYPE", f64::from(code(w)))];
+            all.push((if w.is_plain() { &ANY } else { &ANY_BLOCKS }, codes.to_vec(), ANY_NEEDS));
+            for (trio, needs, few) in &trios {
                 let rows: &[f64] = if *few { &[1.0, 4.0, 16.0] } else { &[0.0] };
                 for &rows in rows {
                     let more = few.then_some(("ROWS", rows));
-                    all.push((pair.of(w), types.into_iter().chain(more).collect(), *needs));
+                    all.push((trio.of(w), codes.into_iter().chain(more).collect(), *needs));
                 }
             }
         }

@@ -1,7 +1,8 @@
 //! From a recorded step to dispatches: finds the operands in device memory and asks the chosen variant.
 
+mod linear;
+
 use super::WgpuBackend;
-use super::args::{LinearArgs, Tail};
 use super::attention::AttentionArgs;
 use super::choice::Choice;
 use super::conv2d::Conv2dArgs;
@@ -14,7 +15,7 @@ use crate::backend::Places;
 use crate::backend::form::{Form, Segment};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::op::{Epilogue, Op, Use};
+use crate::op::{Op, Use};
 use crate::tensor::{HostWeight, Tensor, View, Weight};
 
 /// Where something begins: a buffer and a byte in it.
@@ -85,7 +86,9 @@ impl Finder<'_> {
 }
 
 fn matrix(s: &Segment, spot: Spot) -> Matrix {
-    spot.after(s.offset).matrix(s.rows, s.cols, s.stride, s.dtype)
+    // Of blocks, matrices count words.
+    let stride = if s.dtype.is_plain() { s.stride } else { s.stride / 4 };
+    spot.after(s.offset).matrix(s.rows, s.cols, stride, s.dtype)
 }
 
 /// Scratch and dispatches of one variant. `with` puts the scratch, whose size is known only once the variant is, into the operands.
@@ -112,7 +115,7 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Dispatch>
         }};
     }
     match *op {
-        Op::Linear { x, w, bias, epilogue, out, .. } => linear(choice, find, x, w, bias, epilogue, out),
+        Op::Linear { x, w, bias, side, epilogue, out } => linear::make(choice, find, x, w, bias, side, epilogue, out),
         Op::Conv2d { x, w, bias, shape, residual, out } => {
             let args = Conv2dArgs {
                 x: find.tensor(x)?,
@@ -232,53 +235,6 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Dispatch>
         ),
         Op::Cast { x, out } => first!(elementwise::CAST, CastArgs { x: find.view(x)?, out: find.view(out)? }),
     }
-}
-
-/// One or several dispatches for each run of rows of one stored type.
-fn linear(
-    choice: &Choice,
-    find: &Finder,
-    x: View,
-    w: Weight,
-    bias: Option<Weight>,
-    epilogue: Epilogue,
-    out: View,
-) -> Result<(usize, Vec<Dispatch>)> {
-    let (x, out, bias) = (find.view(x)?, find.view(out)?, find.bias(bias)?);
-    let tail = match epilogue {
-        Epilogue::None => Tail::None,
-        Epilogue::Silu => Tail::Silu,
-        Epilogue::GeluTanh => Tail::GeluTanh,
-        Epilogue::QuickGelu => Tail::QuickGelu,
-        Epilogue::Add { residual } => Tail::Add { residual: find.tensor(residual)? },
-        Epilogue::GatedAdd { residual, gate } => {
-            Tail::GatedAdd { residual: find.tensor(residual)?, gate: find.view(gate)? }
-        }
-    };
-    let (form, spot) = (find.weight)(w, Use::Matrix)?;
-    let (mut most, mut all) = (0, Vec::new());
-    for s in &form.segments {
-        let columns = |m: Matrix| m.columns(s.first, s.rows);
-        let args = LinearArgs {
-            x,
-            w: matrix(s, spot),
-            scales: s.scales.map(|offset| spot.after(offset).matrix(1, s.rows, s.rows, DType::F32)),
-            bias: bias.map(columns),
-            tail: match tail {
-                Tail::Add { residual } => Tail::Add { residual: columns(residual) },
-                Tail::GatedAdd { residual, gate } => {
-                    Tail::GatedAdd { residual: columns(residual), gate: columns(gate) }
-                }
-                other => other,
-            },
-            out: columns(out),
-            scratch: None,
-        };
-        let (scratch, dispatches) = ask(choice.linear(&args)?, args, choice, find, |a, s| a.scratch = Some(s))?;
-        most = most.max(scratch);
-        all.extend(dispatches);
-    }
-    Ok((most, all))
 }
 
 /// Scratch and dispatches of `op` with operands nowhere, aligned as everything is that begins a tensor.

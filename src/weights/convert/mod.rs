@@ -178,14 +178,13 @@ fn kept(name: String, source: Source, gguf: bool) -> Stored {
 }
 
 /// A matrix in the new type, with what goes beside it.
-fn quantise(name: &str, source: Source, target: Target, work: &mut Work) -> Result<Vec<Stored>> {
+fn quantise<'a>(name: &str, source: Source<'a>, target: Target, work: &mut Work) -> Result<Vec<Stored<'a>>> {
     let (rows, cols) = (source.rows, source.cols);
     let layer = name.strip_suffix(".weight").unwrap_or(name).to_string();
     let record =
         |format: &str| bytes(format!("{layer}.comfy_quant"), "U8", json!({ "format": format }).to_string().into());
-    let scalar = |ending: &str, value: f32| Stored {
-        shape: vec![],
-        ..bytes(format!("{layer}{ending}"), "F32", value.to_le_bytes().into())
+    let scalar = |ending: &str, value: f32| -> Stored<'a> {
+        Stored { shape: vec![], ..bytes(format!("{layer}{ending}"), "F32", value.to_le_bytes().into()) }
     };
     if !cols.is_multiple_of(target.block()) {
         return Ok(match target {
@@ -288,7 +287,7 @@ fn quantise(name: &str, source: Source, target: Target, work: &mut Work) -> Resu
 }
 
 /// A small tensor that is in memory; a vector.
-fn bytes(name: String, dtype: &'static str, bytes: Vec<u8>) -> Stored {
+fn bytes<'a>(name: String, dtype: &'static str, bytes: Vec<u8>) -> Stored<'a> {
     let size = if dtype == "F32" { 4 } else { 1 };
     Stored { name, dtype, shape: vec![bytes.len() / size], make: Make::Bytes(bytes) }
 }

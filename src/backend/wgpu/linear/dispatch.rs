@@ -28,20 +28,24 @@ pub struct Params {
     tail: u32,
     out_type: u32,
     gate_type: u32,
+    residual_type: u32,
     /// The number of the dispatch's first row in the operation.
     first_row: u32,
     /// Row r of the operation is multiplied with row `r / group_rows` of the gate.
     group_rows: u32,
     has_scales: u32,
     has_bias: u32,
+    /// `residual` is what comes from a side.
+    has_side: u32,
     row_tiles: u32,
     column_tiles: u32,
 }
 
+/// What is bound as `residual`: what is added at the end, or before the activation.
 fn residual(a: &LinearArgs) -> Option<Matrix> {
     match a.tail {
         Tail::Add { residual } | Tail::GatedAdd { residual, .. } => Some(residual),
-        _ => None,
+        _ => a.side,
     }
 }
 
@@ -111,7 +115,8 @@ pub fn dispatches(
             let (w, w_base, w_stride) = bind(Some(weights));
             let (scales, scales_base, _) = of_columns(a.scales);
             let (bias, bias_base, _) = of_columns(a.bias);
-            let (residual, residual_base, residual_stride) = bind(residual(a).map(part));
+            let bound = residual(a);
+            let (residual, residual_base, residual_stride) = bind(bound.map(part));
             let (gates, gate_base, gate_stride) = of_columns(gate(a));
             let (out, out_base, out_stride) = bind(Some(part(a.out)));
             let (row_tiles, column_tiles) = (r.len().div_ceil(block.rows), c.len().div_ceil(block.columns));
@@ -142,10 +147,12 @@ pub fn dispatches(
                 },
                 out_type: code(a.out.dtype),
                 gate_type: gate(a).map_or(0, |g| code(g.dtype)),
+                residual_type: bound.map_or(0, |r| code(r.dtype)),
                 first_row: r.start as u32,
                 group_rows: gate(a).map_or(1, |g| (a.x.rows / g.rows) as u32),
                 has_scales: a.scales.is_some() as u32,
                 has_bias: a.bias.is_some() as u32,
+                has_side: a.side.is_some() as u32,
                 row_tiles: row_tiles as u32,
                 column_tiles: column_tiles as u32,
             };
@@ -174,8 +181,11 @@ pub fn legal(a: &LinearArgs, device: &Device) -> Result<(), &'static str> {
     for v in [a.scales, a.bias].into_iter().flatten() {
         assert!(v.rows == 1 && v.cols == n && v.dtype == DType::F32, "linear: scales and bias are a row of f32");
     }
+    let adds = matches!(a.tail, Tail::Add { .. } | Tail::GatedAdd { .. });
+    assert!(!adds || a.side.is_none(), "linear: a residual and a side at once");
     if let Some(r) = residual(a) {
-        assert!(r.rows == rows && r.cols == n && r.dtype == a.out.dtype, "linear: residual and out differ");
+        let dtype = if a.side.is_some() { DType::F32 } else { a.out.dtype };
+        assert!(r.rows == rows && r.cols == n && r.dtype == dtype, "linear: residual and out differ");
     }
     if let Some(g) = gate(a) {
         assert!(g.cols == n && g.rows > 0 && rows.is_multiple_of(g.rows), "linear: the gate does not fit");
@@ -197,7 +207,7 @@ pub fn vectors(a: &LinearArgs, device: &Device) -> Result<(), &'static str> {
     if !a.x.whole_vectors() || !a.x.cols.is_multiple_of(8) {
         return Err("rows of x are not whole vectors");
     }
-    if !a.w.offset.is_multiple_of(16) || !(a.w.stride * a.w.dtype.size()).is_multiple_of(16) {
+    if !a.w.offset.is_multiple_of(16) || !a.w.stride_bytes().is_multiple_of(16) {
         return Err("rows of the weights do not begin at multiples of 16 bytes");
     }
     let fours = |m: Matrix| {

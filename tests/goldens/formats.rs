@@ -1,0 +1,129 @@
+//! One model in every format that `convert` writes: what a format loses, and that nothing else is lost.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use flux_fast::dtype::DType;
+use flux_fast::dtype::blocks::FORMATS;
+use flux_fast::pipeline::Pipeline;
+use flux_fast::pipeline::request::ModelFiles;
+use flux_fast::weights::convert::{Report, Target, convert};
+use flux_fast::weights::synth::{Dialect, Grid, Storage};
+use flux_fast::weights::{Component, Files, open, open_only};
+
+use crate::common::{Golden, path, relative_error, temp_dir};
+use crate::{Written, draw, f32_options, request};
+
+fn write(from: &Path, target: Target, to: &Path) -> Report {
+    let mut told = (0, 0);
+    let report = convert(&open_only(from).unwrap(), target, to, &mut |done, all| {
+        assert!(done >= told.0 && done <= all, "{done} of {all} after {told:?}");
+        told = (done, all);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(told.0, told.1, "{target:?}: not told of all bytes");
+    assert_eq!(report.bytes, to.metadata().unwrap().len());
+    report
+}
+
+/// The final latents of six steps against those of the f32 weights: about what the weights' own error (`Format::error`) makes of random weights, whose errors do
+/// not cancel as a trained model's do.
+const LATENTS: [(Target, f64); 18] = [
+    (Target::Fp8, 0.05),
+    (Target::Fp8Rows, 0.05),
+    (Target::Aredden, 0.05),
+    (Target::Int8, 0.02),
+    (Target::Blocks(DType::Nf4), 0.2),
+    (Target::Blocks(DType::Fp4), 0.25),
+    (Target::Blocks(DType::Mxfp8), 0.06),
+    (Target::Blocks(DType::Nvfp4), 0.2),
+    (Target::Gguf(DType::Q8_0), 0.01),
+    (Target::Gguf(DType::Q6K), 0.03),
+    (Target::Gguf(DType::Q5K), 0.06),
+    (Target::Gguf(DType::Q5_1), 0.07),
+    (Target::Gguf(DType::Q5_0), 0.08),
+    (Target::Gguf(DType::Q4K), 0.13),
+    (Target::Gguf(DType::Q4_1), 0.13),
+    (Target::Gguf(DType::Q4_0), 0.15),
+    (Target::Gguf(DType::Q3K), 0.25),
+    (Target::Gguf(DType::Q2K), 0.5),
+];
+
+#[test]
+fn every_format_gives_the_picture_within_its_own_error() {
+    let golden = Golden::read("a_dev");
+    let written = Written::new(&golden, Dialect::Comfy, Storage::F32, Grid::F32);
+    let base = request(&golden);
+    let exact = draw(&mut written.pipeline(&f32_options()), &base).latents;
+    let dir = temp_dir();
+    let mut seen = vec![];
+    for (target, bound) in LATENTS {
+        let to = path(&dir, &format!("model.{}", target.extension()));
+        let report = write(&written.path, target, &to);
+        let whole = Some(written.path.clone());
+        let mut files = ModelFiles { model: Some(to.to_string_lossy().into_owned()), ..ModelFiles::default() };
+        if matches!(target, Target::Gguf(_)) {
+            assert_eq!((report.components, report.left_out.len()), (vec![Component::Flux], 3), "{target:?}");
+            (files.clip, files.t5, files.vae) = (whole.clone(), whole.clone(), whole);
+        } else {
+            assert!(report.left_out.is_empty() && report.components.len() == 4, "{target:?}");
+        }
+        assert!(report.quantised > 20 && report.bytes < report.from_bytes, "{target:?}: {}", report.quantised);
+        let mut pipeline = Pipeline::open(&files, &f32_options(), &mut |_| ControlFlow::Continue(())).unwrap();
+        let error = relative_error(&draw(&mut pipeline, &base).latents, &exact);
+        println!("{target:?}: {error:.4}");
+        assert!(error <= bound, "{target:?}: {error:.4}");
+        // An error of nothing would mean that nothing was stored in the format.
+        assert!(error > bound / 20.0, "{target:?}: {error:.4}");
+        // In its stored form the weight is what it was stored as.
+        let weights = open(&Files::model(&to)).unwrap().flux.unwrap();
+        let matrix = weights.get("single_blocks.0.linear2.weight", 0, 256, 1280).unwrap();
+        seen.push(matrix.parts[0].dtype);
+        drop(pipeline);
+        std::fs::remove_file(&to).unwrap();
+    }
+    for format in &FORMATS {
+        assert!(seen.contains(&format.dtype), "{} was never drawn with", format.name);
+    }
+}
+
+/// What is converted twice is what is converted once: the second reads the first's file and finds the same codes.
+#[test]
+fn converting_what_was_converted_changes_nothing() {
+    let golden = Golden::read("a_schnell");
+    let written = Written::new(&golden, Dialect::Diffusers { shard_bytes: None }, Storage::BF16, Grid::F32);
+    let dir = temp_dir();
+    for target in [Target::Fp8, Target::Gguf(DType::Q8_0), Target::Blocks(DType::Mxfp8)] {
+        let [once, twice] = ["once", "twice"].map(|n| path(&dir, &format!("{n}.{}", target.extension())));
+        write(&written.path, target, &once);
+        write(&once, target, &twice);
+        let values = |path: &Path| {
+            let weights = open_only(path).unwrap().flux.unwrap();
+            weights.get("double_blocks.0.img_attn.qkv.weight", 0, 768, 256).unwrap().to_f32()
+        };
+        assert_eq!(values(&once), values(&twice), "{target:?}");
+        std::fs::remove_file(&once).unwrap();
+        std::fs::remove_file(&twice).unwrap();
+    }
+}
+
+/// A T5 alone becomes a GGUF in llama.cpp's names.
+#[test]
+fn a_text_encoder_becomes_a_gguf_of_its_own() {
+    let golden = Golden::read("b_dev");
+    let written = Written::new(&golden, Dialect::Bfl, Storage::BF16, Grid::F32);
+    let dir = temp_dir();
+    let to = path(&dir, "t5.gguf");
+    let report = write(&written.path.join("t5xxl.safetensors"), Target::Gguf(DType::Q8_0), &to);
+    assert_eq!(report.components, [Component::T5]);
+    let t5 = open_only(&to).unwrap().t5.unwrap();
+    assert!(t5.dialect().starts_with("llama.cpp, "), "{}", t5.dialect());
+    let original = open_only(&written.path.join("t5xxl.safetensors")).unwrap().t5.unwrap();
+    assert!(t5.names().eq(original.names()));
+    let name = "encoder.block.1.layer.1.DenseReluDense.wi_0.weight";
+    let (rows, cols) = t5.shape(name).unwrap();
+    let [a, b] = [&t5, &original].map(|w| w.get(name, 0, rows, cols).unwrap().to_f32());
+    let error = relative_error(&a, &b);
+    assert!(error > 1e-4 && error < 0.006, "{error:.4}");
+}
