@@ -153,20 +153,31 @@ struct Coder {
     path: Option<PathBuf>,
 }
 
+/// Builds either tokenizer from the bytes of one `tokenizer.json`, as `load` does with a file, CLIP's first: for tests with files that nobody should have.
+#[doc(hidden)]
+pub fn try_json(bytes: Vec<u8>) -> (Result<()>, Result<()>) {
+    let path = Path::new("tokenizer.json");
+    match text_of(bytes, path) {
+        Ok(text) => {
+            let clip = Coder::clip_of(clip_from_json(&text), Some(path.into()));
+            let t5 = Coder::t5_of(t5_from_json(&text), Some(path.into()));
+            (clip.map(drop), t5.map(drop))
+        }
+        Err(e) => (Err(e.clone()), Err(e)),
+    }
+}
+
 impl Coder {
     fn clip(path: Option<PathBuf>) -> Result<Self> {
-        let coder = match path {
-            None => Coder::new(clip_from_merges(CLIP_MERGES), None)?,
-            Some(path) => {
-                let text = read(&path)?;
-                let built = if path.extension().is_some_and(|e| e == "txt") {
-                    clip_from_merges(&text)
-                } else {
-                    clip_from_json(&text)
-                };
-                Coder::new(built, Some(path))?
-            }
-        };
+        let Some(path) = path else { return Coder::clip_of(clip_from_merges(CLIP_MERGES), None) };
+        let text = read(&path)?;
+        let merges = path.extension().is_some_and(|e| e == "txt");
+        let built = if merges { clip_from_merges(&text) } else { clip_from_json(&text) };
+        Coder::clip_of(built, Some(path))
+    }
+
+    fn clip_of(built: std::result::Result<Tokenizer, String>, path: Option<PathBuf>) -> Result<Self> {
+        let coder = Coder::new(built, path)?;
         // A tokenizer of another model would give ids that mean other words, without any other sign.
         for (mark, id) in [("<|startoftext|>", CLIP_START), ("<|endoftext|>", CLIP_END)] {
             let found = coder.tokenizer.token_to_id(mark);
@@ -181,11 +192,14 @@ impl Coder {
     }
 
     fn t5(path: Option<PathBuf>) -> Result<Self> {
-        let coder = match path {
-            None => Coder::new(t5_from_json(T5_JSON), None)?,
-            Some(path) => Coder::new(t5_from_json(&read(&path)?), Some(path))?,
-        };
-        coder.probed(T5_ROWS)
+        match path {
+            None => Coder::t5_of(t5_from_json(T5_JSON), None),
+            Some(path) => Coder::t5_of(t5_from_json(&read(&path)?), Some(path)),
+        }
+    }
+
+    fn t5_of(built: std::result::Result<Tokenizer, String>, path: Option<PathBuf>) -> Result<Self> {
+        Coder::new(built, path)?.probed(T5_ROWS)
     }
 
     fn new(built: std::result::Result<Tokenizer, String>, path: Option<PathBuf>) -> Result<Self> {
@@ -255,6 +269,10 @@ fn read(path: &Path) -> Result<String> {
         let kind = if e.kind() == std::io::ErrorKind::NotFound { Error::missing } else { Error::model };
         kind(format!("the tokenizer cannot be read: {e}")).at_path(path).try_("give a tokenizer.json, or leave it out")
     })?;
+    text_of(bytes, path)
+}
+
+fn text_of(bytes: Vec<u8>, path: &Path) -> Result<String> {
     String::from_utf8(bytes).map_err(|_| bad(Some(path), "the tokenizer is not text (UTF-8)"))
 }
 
