@@ -8,6 +8,7 @@ use flux_fast::op::{Epilogue, Op, Side};
 use flux_fast::tensor::{BlockScale, BlockScales, HostPart, HostWeight, Scale, Weight};
 
 use crate::case::Case;
+use crate::cuda;
 use crate::wgpu;
 
 /// The halves of a block that are f16 scales, by byte.
@@ -96,6 +97,29 @@ fn linear_in_every_block_format() {
     wgpu::all_ran_on_blocks();
 }
 
+/// The product with the identity is the weights, each rounded to bf16 once, then scaled.
+#[test]
+fn weights_in_blocks_are_decoded_to_the_bit() {
+    for dtype in FORMATS.iter().map(|f| f.dtype).chain([DType::I8]) {
+        let mut c = Case::new();
+        let w = c.blocks(512, &[(16, dtype, false)]);
+        let part = &c.weights[w.id as usize].parts[0];
+        let (factor, mut plain) = (part.scale.of(0), part.clone());
+        plain.scale = match plain.scale {
+            Scale::Blocks(scales) => Scale::Blocks(BlockScales { factor: 1.0, ..scales }),
+            _ => Scale::One,
+        };
+        let values = HostWeight { rows: 16, cols: 512, parts: vec![plain] }.to_f32();
+        let expected: Vec<f32> = (0..512 * 16)
+            .map(|i| half::bf16::from_f32(values[i % 16 * 512 + i / 16]).to_f32() * factor)
+            .collect();
+        let identity: Vec<f32> = (0..512 * 512).map(|i| if i % 513 == 0 { 1.0 } else { 0.0 }).collect();
+        let (x, out) = (c.given(512, 512, &identity), c.output(512, 16));
+        let op = Op::Linear { x: x.all(), w, bias: None, side: None, epilogue: Epilogue::None, out: out.all() };
+        cuda::check_bits(&c, op, &expected);
+    }
+}
+
 #[test]
 fn linear_with_a_side() {
     let scales: Arc<[f32]> = (0..72).map(|i| 0.5 + i as f32 / 64.0).collect();
@@ -109,7 +133,8 @@ fn linear_with_a_side() {
                 true => c.weight(72, 256, dtype),
                 false => c.blocks(256, &[(72, dtype, false)]),
             };
-            let b = c.weight(72, rank, if dtype == DType::F32 { DType::F32 } else { DType::BF16 });
+            let wide = matches!(dtype, DType::F32 | DType::F16);
+            let b = c.weight(72, rank, if wide { dtype } else { DType::BF16 });
             let (x, t, bias) = (c.input(rows, 256), c.input(rows, rank), c.vector(72));
             let (out, residual) = (c.output(rows, 72), c.input(rows, 72));
             let gate = c.input(1, 144).columns(72, 72);
@@ -133,5 +158,5 @@ fn linear_with_a_side() {
             let wide = c.output(rows, 80);
             c.check(linear(Epilogue::GeluTanh, wide.columns(8, 72)), rows * 8);
         }
-    }
+    }    cuda::all_ran("linear");
 }

@@ -270,7 +270,8 @@ family!(WITH_F16, "f16", 3 * 16_384, 3 * 8_192);
 family!(WITH_E4M3, "e4m3", 4 * 12_288, 4 * 6_144);
 family!(WITH_E5M2, "e5m2", 4 * 12_288, 4 * 6_144);
 family!(WITH_I8, "i8", 4 * 12_288, 4 * 6_144);
-family!(WITH_BLOCKS, "blocks", 3 * 16_384, 3 * 8_192);
+// Behind the pipeline lie the sixteen values of a 4-bit type.
+family!(WITH_BLOCKS, "blocks", 3 * 16_384 + 64, 3 * 8_192 + 64);
 
 /// Every kernel of this family.
 pub static KERNELS: &[&Kernel] = &[
