@@ -35,7 +35,15 @@ impl Case {
                 let per_row = f.blocks(cols);
                 let source = Arc::new(vec![0u8; rows * per_row * f.scale_bytes]);
                 let stored = if f.scale_bytes == 4 { BlockScale::F32 } else { BlockScale::E4M3 };
-                Scale::Blocks(BlockScales { source, offset: 0, stored, per_row, first_row: 0, tiled: false, factor: 1.0 })
+                Scale::Blocks(BlockScales {
+                    source,
+                    offset: 0,
+                    stored,
+                    per_row,
+                    first_row: 0,
+                    tiled: false,
+                    factor: 1.0,
+                })
             }
             None if dtype.size() == 1 => Scale::Tensor(0.5),
             _ => Scale::One,
@@ -124,7 +132,8 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
         }
     }
     // A side of rank 64 beside k of 1024.
-    for (dtype, tile) in [(DType::BF16, "bf16_128x128"), (DType::F8E4M3, "e4m3_128x128"), (DType::Q4K, "blocks_64x64")] {
+    for (dtype, tile) in [(DType::BF16, "bf16_128x128"), (DType::F8E4M3, "e4m3_128x128"), (DType::Q4K, "blocks_64x64")]
+    {
         let (mut c, mut op) = linear(256, 1024, 128, dtype);
         let (t, b) = (c.tensor(256, 64), c.weight(128, 64, DType::BF16));
         if let Op::Linear { side, .. } = &mut op {
@@ -218,7 +227,11 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
         let name = format!("{} {format}", line["kernel"].as_str().unwrap());
         let (mma, sectors) = (number("mma_flops") / 4096.0, number("loop_sectors") / number("ideal_loop_sectors"));
         let shared = number("loop_wavefronts") / number("ideal_loop_wavefronts").max(1.0);
-        println!("{name:<44} {:>12} {:>12.2} {sectors:>8.3} {shared:>8.3}", number("instructions"), number("instructions") / mma);
+        println!(
+            "{name:<44} {:>12} {:>12.2} {sectors:>8.3} {shared:>8.3}",
+            number("instructions"),
+            number("instructions") / mma
+        );
         assert!(line["findings"].as_array().unwrap().is_empty(), "{line}");
         if shared > 1.0 {
             faults.push(format!("{name}: {shared} shared-memory wavefronts for each that is needed"));

@@ -122,24 +122,6 @@ fn a_tag_in_the_prompt_is_an_option_and_no_word() {
     assert_eq!(fails("a fox <lora:pixel:much>").kind(), Kind::Argument);
 }
 
-/// A smaller budget costs time: beside streamed weights the picture is the same.
-#[test]
-fn beside_streamed_weights_the_picture_is_the_same() {
-    let dir = temp_dir();
-    let mut pipeline = open(dir.path());
-    let request = request(FOX, &[lora(KOHYA, 1.0)]);
-    let resident = draw(&mut pipeline, &request);
-    pipeline.limit_memory(1 << 20).unwrap();
-    let e = pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap_err();
-    assert_eq!(e.kind(), Kind::Memory, "{e}");
-    let text = e.to_string();
-    let least: u64 = text.split("at least ").nth(1).and_then(|t| t.split(' ').next()).unwrap().parse().unwrap();
-    pipeline.limit_memory(least * 1_000_000).unwrap();
-    let report = pipeline.plan(&request).unwrap();
-    assert!(report.phases.iter().any(|p| p.streamed_bytes_per_run > 0), "nothing is streamed: {report}");
-    assert_eq!(resident, draw(&mut pipeline, &request));
-}
-
 #[test]
 fn what_is_read_is_told_once() {
     let dir = temp_dir();

@@ -110,9 +110,8 @@ fn weights_in_blocks_are_decoded_to_the_bit() {
             _ => Scale::One,
         };
         let values = HostWeight { rows: 16, cols: 512, parts: vec![plain] }.to_f32();
-        let expected: Vec<f32> = (0..512 * 16)
-            .map(|i| half::bf16::from_f32(values[i % 16 * 512 + i / 16]).to_f32() * factor)
-            .collect();
+        let expected: Vec<f32> =
+            (0..512 * 16).map(|i| half::bf16::from_f32(values[i % 16 * 512 + i / 16]).to_f32() * factor).collect();
         let identity: Vec<f32> = (0..512 * 512).map(|i| if i % 513 == 0 { 1.0 } else { 0.0 }).collect();
         let (x, out) = (c.given(512, 512, &identity), c.output(512, 16));
         let op = Op::Linear { x: x.all(), w, bias: None, side: None, epilogue: Epilogue::None, out: out.all() };
@@ -158,5 +157,6 @@ fn linear_with_a_side() {
             let wide = c.output(rows, 80);
             c.check(linear(Epilogue::GeluTanh, wide.columns(8, 72)), rows * 8);
         }
-    }    cuda::all_ran("linear");
+    }
+    cuda::all_ran("linear");
 }
