@@ -116,7 +116,7 @@ fn no_text_makes_it_panic() {
 }
 
 #[test]
-fn a_broken_tokenizer_file_is_a_model_error_that_names_the_file() {
+fn f14_a_broken_tokenizer_file_is_a_model_error_that_names_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");
     let good: Value = serde_json::from_str(include_str!("../assets/tokenizers/t5-tokenizer.json")).unwrap();

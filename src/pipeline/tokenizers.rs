@@ -10,6 +10,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use serde::Deserialize;
+use serde_json::Value;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::models::unigram::Unigram;
 use tokenizers::{ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, Tokenizer};
@@ -113,7 +114,7 @@ impl Building {
 /// What is read of a `tokenizer.json`.
 #[derive(Deserialize)]
 struct File<M> {
-    normalizer: Option<NormalizerWrapper>,
+    normalizer: Option<Value>,
     pre_tokenizer: Option<PreTokenizerWrapper>,
     model: M,
 }
@@ -292,7 +293,7 @@ fn clip_from_json(text: &str) -> std::result::Result<Tokenizer, String> {
             Merge::Line(line) => pair(&line),
         });
         let merges = merges.collect::<std::result::Result<Vec<_>, String>>()?;
-        clip(file.model.vocab.into_iter().collect(), merges, file.normalizer, file.pre_tokenizer)
+        clip(file.model.vocab.into_iter().collect(), merges, normalizer(file.normalizer)?, file.pre_tokenizer)
     })
 }
 
@@ -355,7 +356,7 @@ fn t5_from_json(text: &str) -> std::result::Result<Tokenizer, String> {
             }
         }
         let model = Unigram::from(vocab, unk_id, byte_fallback).map_err(|e| e.to_string())?;
-        assemble(model.into(), file.normalizer, file.pre_tokenizer)
+        assemble(model.into(), normalizer(file.normalizer)?, file.pre_tokenizer)
     })
 }
 
@@ -372,6 +373,44 @@ fn assemble(
 
 fn parse<'a, T: Deserialize<'a>>(text: &'a str, model: &str) -> std::result::Result<T, String> {
     serde_json::from_str(text).map_err(|e| format!("not a tokenizer.json with a {model} model: {e}"))
+}
+
+/// A file's normalizer, once its tables are known to be no longer than the file.
+fn normalizer(value: Option<Value>) -> std::result::Result<Option<NormalizerWrapper>, String> {
+    let Some(value) = value else { return Ok(None) };
+    check_tables(&value)?;
+    serde_json::from_value(value).map_err(|e| format!("its normalizer cannot be read: {e}"))
+}
+
+/// Refuses a table of characters that says it is longer than it is. The crate allocates as much as the first four bytes say, up to 8 GB, and what follows from a refused
+/// allocation is no panic that could be caught but the end of the process.
+fn check_tables(value: &Value) -> std::result::Result<(), String> {
+    match value {
+        Value::Array(values) => values.iter().try_for_each(check_tables),
+        Value::Object(fields) => {
+            if let Some(Value::String(table)) = fields.get("precompiled_charsmap") {
+                // Six characters of base64 hold 36 bits, of which the number has 32. Other characters the crate refuses.
+                let bits = table.bytes().take(6).try_fold(0u64, |bits, c| {
+                    let digit = match c {
+                        b'A'..=b'Z' => c - b'A',
+                        b'a'..=b'z' => c - b'a' + 26,
+                        b'0'..=b'9' => c - b'0' + 52,
+                        b'+' => 62,
+                        b'/' => 63,
+                        _ => return None,
+                    };
+                    Some(bits << 6 | u64::from(digit))
+                });
+                let size = bits.map(|bits| ((bits >> 4) as u32).swap_bytes());
+                if let Some(size) = size.filter(|size| *size as usize > table.len()) {
+                    let length = table.len();
+                    return Err(format!("its table of characters promises {size} bytes in {length} characters"));
+                }
+            }
+            fields.values().try_for_each(check_tables)
+        }
+        _ => Ok(()),
+    }
 }
 
 thread_local! {
@@ -407,6 +446,19 @@ mod tests {
         });
         assert!(outcome.unwrap_err().contains("malformed"));
         assert!(!panic_is_caught());
+    }
+
+    #[test]
+    fn f14_a_table_that_promises_gigabytes_is_refused_before_they_are_asked_for() {
+        let refused = |table: &str| {
+            let file = format!(
+                r#"{{"normalizer": {{"type": "Sequence", "normalizers": [{{"type": "Precompiled", "precompiled_charsmap": "{table}"}}]}},
+                "model": {{"unk_id": 2, "vocab": [["a", 0.0], ["b", 0.0], ["c", 0.0]]}}}}"#
+            );
+            t5_from_json(&file).err().unwrap()
+        };
+        assert!(refused("/////w==").contains("promises 4294967295 bytes in 8 characters"));
+        assert!(refused("AAAAgAAA").contains("promises 2147483648 bytes"));
     }
 
     #[test]

@@ -3,5 +3,6 @@
 mod dialects;
 mod faults;
 mod finding;
+mod gguf;
 mod storage;
 mod support;

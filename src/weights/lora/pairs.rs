@@ -160,7 +160,7 @@ fn pair(file: &WeightFile, group: &Group, shape: (usize, usize)) -> Result<Pair>
             return Err(Error::model("a LoRA matrix is missing").at(&group.base));
         };
         let (rows, cols) = matrix(entry)?;
-        let Some(dtype) = entry.stored.float() else {
+        let Some(dtype) = entry.stored.float().filter(|d| d.is_plain()) else {
             return Err(Error::model("a LoRA matrix has an element type that cannot be read")
                 .at(&entry.name)
                 .found(entry.stored.name())
