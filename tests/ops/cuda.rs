@@ -87,7 +87,11 @@ pub fn check_bits(case: &Case, op: Op, expected: &[f32]) {
     let (narrow, _) = typed(case, &op, true);
     run_all(driver, &narrow, over(op, &narrow), &mut |variant, found| {
         for (i, (f, e)) in found.iter().zip(expected).enumerate() {
-            assert!(f.to_bits() == e.to_bits() || *f == *e, "{variant}: element {i}: {f:e} for {e:e}; seed {}: {op}", case.seed);
+            assert!(
+                f.to_bits() == e.to_bits() || *f == *e,
+                "{variant}: element {i}: {f:e} for {e:e}; seed {}: {op}",
+                case.seed
+            );
         }
     });
 }
