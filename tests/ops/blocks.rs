@@ -97,6 +97,29 @@ fn linear_in_every_block_format() {
     wgpu::all_ran_on_blocks();
 }
 
+/// Rows that are no whole number of what kernels take at a time, windows that begin anywhere, and sums that are cut into parts, each with a side.
+#[test]
+fn linear_in_blocks_of_odd_shapes() {
+    for (dtype, rows, k, n, rank, from) in [
+        (DType::Q4_0, 9, 160, 40, 8, 0),
+        (DType::Nvfp4, 3, 32, 36, 16, 8),
+        (DType::Mxfp8, 70, 96, 40, 24, 0),
+        (DType::Q5_1, 18, 224, 33, 5, 3),
+        (DType::Q5K, 20, 512, 40, 16, 17),
+        (DType::Q8_0, 70, 2048, 72, 20, 0),
+        (DType::BF16, 70, 2048, 72, 40, 0),
+    ] {
+        let mut c = Case::new();
+        let w = if dtype.is_plain() { c.weight(n, k, dtype) } else { c.blocks(k, &[(n, dtype, false)]) };
+        // The side's weights are those of two files.
+        let b = c.weight_of(rank, &[(n / 4, DType::F16, Scale::One), (n - n / 4, DType::BF16, Scale::One)]);
+        let (x, t, bias, out) = (c.input(rows, from + k), c.input(rows, rank), c.vector(n), c.output(rows, n));
+        let (x, side) = (x.columns(from, k), Some(Side { t, b }));
+        c.check(Op::Linear { x, w, bias: Some(bias), side, epilogue: Epilogue::Silu, out: out.all() }, 0);
+        c.check(Op::Linear { x, w, bias: None, side: None, epilogue: Epilogue::None, out: out.all() }, 0);
+    }
+}
+
 /// The product with the identity is the weights, each rounded to bf16 once, then scaled.
 #[test]
 fn weights_in_blocks_are_decoded_to_the_bit() {
