@@ -163,7 +163,8 @@ const MODELS: [(&str, &str); 8] = [
         "diffusers",
         "single_transformer_blocks.0.attn.to_q.weight 4 4\nsingle_transformer_blocks.0.attn.to_k.weight 4 4\n\
          single_transformer_blocks.0.attn.to_v.weight 4 4\nsingle_transformer_blocks.0.proj_mlp.weight 16 4\n\
-         norm_out.linear.weight 8 4\nnorm_out.linear.bias 8\ndecoder.mid_block.resnets.0.conv1.weight 4 4 3 3",
+         norm_out.linear.weight 8 4\nnorm_out.linear.bias 8\ndecoder.mid_block.resnets.0.conv1.weight 4 4 3 3\n\
+         decoder.up_blocks.18446744073709551615.resnets.0.conv1.weight 4 4 3 3",
     ),
     ("nf4", "double_blocks.0.img_attn.qkv.weight U8 96 1\ndouble_blocks.0.img_attn.qkv.weight.absmax F32 3"),
     (

@@ -140,22 +140,43 @@ fn a_picture_is_the_same_under_every_budget_and_a_hopeless_one_is_refused() {
 }
 
 #[test]
-fn nan_weights_name_the_layer_and_give_no_picture() {
+fn f8_weights_that_are_no_numbers_name_the_stage_and_the_layer_and_give_no_picture() {
     let dir = temp_dir();
     let path = write(&dir);
-    // Poison one fp8 weight of a single block: 0x7f is NaN in e4m3.
-    let mut bytes = std::fs::read(&path).unwrap();
-    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let json: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
-    let at = json["model.diffusion_model.single_blocks.2.linear2.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
-    bytes[8 + header + at..][..64].fill(0x7f);
-    std::fs::write(&path, bytes).unwrap();
-    let mut pipeline =
-        Pipeline::open(&files(&path), &RunOptions::default(), &mut |_| ControlFlow::Continue(())).unwrap();
-    let request = Request { prompt: "x".into(), seed: Some(1), ..Request::default() };
-    let error = pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap_err();
-    assert_eq!(error.kind(), Kind::NotFinite);
-    assert!(error.to_string().contains("single.2.linear2"), "{error}");
+    let sound = std::fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(sound[..8].try_into().unwrap()) as usize;
+    let json: serde_json::Value = serde_json::from_slice(&sound[8..8 + header]).unwrap();
+    for (tensor, place) in [
+        ("text_encoders.clip_l.transformer.text_model.encoder.layers.1.mlp.fc2.bias", "clip: layer.1."),
+        ("text_encoders.t5xxl.transformer.encoder.block.1.layer.1.DenseReluDense.wo.weight", "t5: block.1."),
+        ("model.diffusion_model.time_in.out_layer.bias", "modulate: "),
+        ("model.diffusion_model.double_blocks.1.txt_mlp.0.weight", "denoise: double.1."),
+        ("model.diffusion_model.single_blocks.2.linear2.weight", "denoise: single.2.linear2"),
+        ("vae.decoder.up.1.block.0.conv1.weight", "decode: up.1.block.0"),
+    ] {
+        let t = &json[tensor];
+        let at = 8 + header + t["data_offsets"][0].as_u64().unwrap_or_else(|| panic!("no {tensor}")) as usize;
+        let infinity: &[u8] = match t["dtype"].as_str().unwrap() {
+            "F32" => &[0, 0, 0x80, 0x7f],
+            "BF16" => &[0x80, 0x7f],
+            "F16" => &[0, 0x7c],
+            // E4M3 has no infinity.
+            _ => &[0x7f],
+        };
+        // All ones are NaN in every type.
+        for bad in [infinity, &[0xff; 4]] {
+            let mut bytes = sound.clone();
+            bytes[at..][..64].iter_mut().zip(bad.iter().cycle()).for_each(|(b, v)| *b = *v);
+            std::fs::write(&path, bytes).unwrap();
+            let options = RunOptions { no_cache: true, ..RunOptions::default() };
+            let mut pipeline = Pipeline::open(&files(&path), &options, &mut |_| ControlFlow::Continue(())).unwrap();
+            let request = Request { prompt: "x".into(), seed: Some(1), ..Request::default() };
+            let error = pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap_err();
+            assert_eq!(error.kind(), Kind::NotFinite, "{tensor}: {error}");
+            assert_eq!(error.kind().exit_code(), 8);
+            assert!(error.to_string().contains(place), "{tensor}: {error}");
+        }
+    }
 }
 
 #[test]

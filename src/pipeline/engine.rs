@@ -341,6 +341,8 @@ fn random_seed() -> u64 {
 mod tests {
     use super::*;
     use crate::backend::wgpu;
+    use crate::error::Kind;
+    use crate::event::Phase;
 
     /// What follows when a GPU fails for good under `--device auto`, whatever it computed in.
     #[test]
@@ -364,5 +366,39 @@ mod tests {
         pipeline.open_again(true, &mut ignore).unwrap();
         assert!(pipeline.backend.caps().in_place_weights);
         assert!(pipeline.generate(&request, &mut ignore).unwrap().pictures == want);
+    }
+
+    /// What follows when products in F16 overflow, on a device that has none: what goes wrong here stays wrong, so that the second try ends in the error.
+    #[test]
+    fn f9_numbers_that_left_f16_are_drawn_again_once_in_f32_and_said_aloud() {
+        let mut bytes = EMBEDDED.to_vec();
+        let header = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+        let json: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+        let name = "model.diffusion_model.double_blocks.0.img_mlp.2.bias";
+        let at = json[name]["data_offsets"][0].as_u64().unwrap() as usize;
+        bytes[8 + header + at..][..2].copy_from_slice(&half::f16::INFINITY.to_le_bytes());
+        let file = tempfile::Builder::new().suffix(".safetensors").tempfile().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        let files = ModelFiles { model: Some(file.path().display().to_string()), ..ModelFiles::default() };
+        let options = RunOptions { device: "cpu".into(), no_cache: true, ..RunOptions::default() };
+        let mut pipeline = Pipeline::open(&files, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+        pipeline.options.compute = "f16".into();
+        let request = Request { prompt: "a fox".into(), seed: Some(1), steps: Some(1), ..Request::default() };
+        for tries in [2, 1] {
+            let (mut warnings, mut phases) = (vec![], 0);
+            let e = pipeline.generate(&request, &mut |event| {
+                match event {
+                    Event::Warning(w) if w.contains("drawing again, with products in F32") => warnings.push(w),
+                    Event::PhaseStart { phase: Phase::Denoise, .. } => phases += 1,
+                    _ => {}
+                }
+                ControlFlow::Continue(())
+            });
+            let e = e.unwrap_err();
+            assert_eq!(e.kind(), Kind::NotFinite);
+            assert!(e.to_string().contains("double.0."), "{e}");
+            assert_eq!((phases, warnings.len()), (tries, tries - 1), "{warnings:?}");
+            assert_eq!(pipeline.options.compute, "auto");
+        }
     }
 }

@@ -1,5 +1,8 @@
 //! One checkpoint file: its bytes and its checked header, whichever of the two containers it is. Files of other kinds are refused by name.
 
+// As in `safetensors`: no arithmetic on a stranger's numbers that could wrap or panic.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -46,9 +49,9 @@ impl WeightFile {
         let bytes = self.source.bytes();
         let mut hash = fnv(seed, &bytes[..self.header.data_start]);
         let data = &bytes[self.header.data_start..];
-        for i in 0..64 {
-            let start = data.len() / 64 * i;
-            hash = fnv(hash, &data[start..(start + 64).min(data.len())]);
+        for i in 0..64usize {
+            let start = (data.len() / 64).saturating_mul(i);
+            hash = fnv(hash, &data[start..start.saturating_add(64).min(data.len())]);
         }
         hash
     }

@@ -4,6 +4,9 @@
 //! a length is compared with the bytes that remain before anything is done with it, nothing but names, short values and tensors that were there is stored, and
 //! every byte of the data belongs to one tensor or fills up its last alignment.
 
+// As in `safetensors`: no arithmetic on a stranger's numbers that could wrap or panic.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 mod types;
 
 use std::collections::{BTreeMap, HashSet};

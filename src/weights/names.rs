@@ -223,7 +223,7 @@ fn fill(pattern: &str, bound: &[Bound], levels: usize) -> Option<String> {
     let mut bound = bound.iter();
     let segments = pattern.split('.').map(|segment| {
         Some(match (segment, segment.starts_with('{').then(|| bound.next()).flatten()) {
-            ("{-}", Some(Bound::Number(i))) => levels.checked_sub(1 + i)?.to_string(),
+            ("{-}", Some(Bound::Number(i))) => levels.checked_sub(1)?.checked_sub(*i)?.to_string(),
             ("{}", Some(Bound::Number(i))) => i.to_string(),
             ("{r}", Some(Bound::Word(w))) => w.to_string(),
             _ => segment.to_string(),

@@ -3,6 +3,10 @@
 //! A file comes from strangers, so nothing in it is believed: every range is checked against the file's size, every byte of the
 //! data belongs to exactly one tensor, and nothing is allocated for a header that claims too much.
 
+// A sum or product of numbers from a file must not wrap, in release builds neither; nor is a panic the answer to a bad file. The compiler's own checks cannot be turned on
+// for one module, and for all of them they would slow index arithmetic in the kernels: so the modules that read containers have none but checked arithmetic.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -64,7 +68,7 @@ impl Stored {
     /// Size of one element in bits, of this container's types: none of them is stored in blocks.
     fn bits(self) -> u32 {
         match self {
-            Stored::Float(dtype) => 8 * dtype.size() as u32,
+            Stored::Float(dtype) => (dtype.size() as u32).saturating_mul(8),
             Stored::Other(_, bits) => bits,
         }
     }
@@ -113,10 +117,11 @@ pub fn header_bytes(first: &[u8], file_bytes: u64) -> Result<usize> {
             .expected(format!("1 to {MAX_HEADER_BYTES} bytes"))
             .try_("inspect the file: a web page or a pointer file may have been saved under its name"));
     }
-    if length + 8 > file_bytes {
-        return Err(truncated(file_bytes, length + 8, "at least "));
+    let end = length.saturating_add(8);
+    if end > file_bytes {
+        return Err(truncated(file_bytes, end, "at least "));
     }
-    Ok(length as usize + 8)
+    Ok(end as usize)
 }
 
 pub(super) fn truncated(found: u64, expected: u64, qualifier: &str) -> Error {
@@ -255,20 +260,16 @@ impl RawTensor {
         };
         let bits = if shape.contains(&0) { 0 } else { bits };
         let (start, end) = info.data_offsets;
-        if start > end || end > usize::MAX as u64 - data_start as u64 {
+        let place = |offset: u64| usize::try_from(offset).ok()?.checked_add(data_start);
+        let (Some(length), Some(first), Some(last)) = (end.checked_sub(start), place(start), place(end)) else {
             return Err(at(Error::model("tensor's byte range is not valid").found(format!("{start}..{end}"))));
-        }
-        if bits % 8 != 0 || bits / 8 != end - start {
+        };
+        if bits % 8 != 0 || bits / 8 != length {
             return Err(at(Error::model("tensor's byte range does not match its shape")
-                .found(format!("{} bytes", end - start))
+                .found(format!("{length} bytes"))
                 .expected(format!("{} bytes for {} {:?}", bits.div_ceil(8), stored.name(), shape))));
         }
-        Ok(Entry {
-            stored,
-            shape: shape.iter().map(|&n| n as usize).collect(),
-            range: data_start + start as usize..data_start + end as usize,
-            name,
-        })
+        Ok(Entry { stored, shape: shape.iter().map(|&n| n as usize).collect(), range: first..last, name })
     }
 }
 

@@ -172,7 +172,8 @@ fn with_index(listed: &[Listed], group: &Stem) -> Vec<String> {
 fn groups<'a>(files: impl Iterator<Item = &'a Listed>) -> BTreeMap<Stem, u64> {
     let mut groups = BTreeMap::new();
     for file in files.filter(|f| is_weights(&f.name)) {
-        *groups.entry(Stem::of(&file.name).group()).or_insert(0) += file.bytes.unwrap_or(0);
+        let bytes = groups.entry(Stem::of(&file.name).group()).or_insert(0u64);
+        *bytes = bytes.saturating_add(file.bytes.unwrap_or(0));
     }
     groups
 }
