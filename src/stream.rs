@@ -45,6 +45,16 @@ impl Holdings {
         Ok(())
     }
 
+    /// Forgets the matrices of all LoRAs but those of `loras`.
+    pub fn keep_loras(&mut self, backend: &mut dyn Backend, loras: u32) -> Result<()> {
+        let other = |key: &WeightKey| ![0, u64::from(loras)].contains(&(key.0 >> LORAS));
+        for key in self.resident.keys().copied().filter(other).collect::<Vec<_>>() {
+            self.resident.remove(&key);
+            backend.forget(key)?;
+        }
+        Ok(())
+    }
+
     /// Whether `key` lies at `at`.
     fn has(&self, key: WeightKey, at: usize) -> bool {
         self.resident.get(&key).is_some_and(|(found, _)| *found == at)
@@ -106,6 +116,9 @@ pub struct Session<'a> {
     failed: bool,
 }
 
+/// The bits of a key from here on tell whose LoRAs a matrix is of; 0 is the model.
+const LORAS: u32 = 40;
+
 /// Sessions are told apart by number, in the whole process.
 static SESSIONS: AtomicU64 = AtomicU64::new(0);
 
@@ -128,7 +141,7 @@ impl<'a> Session<'a> {
             weights: (0..program.weights.len())
                 .map(|id| {
                     let loras = if program.weights[id].lora.is_some() { u64::from(tenancy.loras) } else { 0 };
-                    WeightKey(loras << 40 | u64::from(tenancy.phase) << 32 | id as u64)
+                    WeightKey(loras << LORAS | u64::from(tenancy.phase) << 32 | id as u64)
                 })
                 .collect(),
         };

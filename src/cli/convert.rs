@@ -56,11 +56,9 @@ pub fn convert(args: &ConvertArgs, how: How) -> Result<()> {
         _ => e,
     })?;
     progress.note(&format!("{:.1} s", begin.elapsed().as_secs_f64()));
-    for component in &report.left_out {
-        progress.line(&format!(
-            "warning: a GGUF file holds one component: give the model's {} from the original with --{component}",
-            component.title()
-        ));
+    if !report.left_out.is_empty() {
+        let flags: Vec<String> = report.left_out.iter().map(|c| format!("--{c} {}", path.display())).collect();
+        progress.line(&format!("warning: a GGUF file holds one component; for the others: {}", flags.join(" ")));
     }
     if how.json {
         return output::json(&report);

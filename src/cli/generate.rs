@@ -236,7 +236,7 @@ pub fn settings_as_json(settings: &Settings) -> Value {
         "guidance": settings.guidance,
         "cfg_scale": settings.cfg_scale,
         "strength": settings.strength,
-        "loras": settings.loras.iter().map(|l| json!({"name": l.name, "weight": l.weight})).collect::<Vec<_>>(),
+        "loras": settings.loras.iter().map(|l| json!({"name": l.name, "weight": l.plain_weight()})).collect::<Vec<_>>(),
         "model": settings.model,
         "model_hash": settings.model_hash,
     })

@@ -68,5 +68,8 @@ fn lines(settings: &Settings) -> String {
     if let Some(strength) = settings.strength {
         text += &format!("strength: {strength}\n");
     }
+    for lora in &settings.loras {
+        text += &format!("lora: {} at {}\n", lora.name, lora.weight);
+    }
     text + format!("model: {model} {model_hash}").trim_end() + "\n"
 }

@@ -28,6 +28,7 @@ use args::{COMMANDS, Cli, Command};
 /// Runs the command that `arguments` (the program's name first) ask for, and gives the process's exit code.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     quiet_caught_panics();
+    crate::pipeline::exit_on_lost_pages();
     let mut arguments: Vec<OsString> = arguments.collect();
     command_first(&mut arguments);
     let json = arguments.iter().skip(1).take_while(|a| *a != "--").any(|a| a == "--json");

@@ -69,6 +69,9 @@ pub fn scale(text: &str) -> Parsed<f32> {
 pub fn lora(text: &str) -> Parsed<LoraChoice> {
     let (name, weight) = match text.rsplit_once(':').map(|(name, weight)| (name, weight.parse::<f32>())) {
         Some((name, Ok(weight))) => (name, weight),
+        Some((name, Err(_))) if std::path::Path::new(name).is_file() => {
+            return Err(format!("{} is no weight: expected a number behind the colon", &text[name.len() + 1..]));
+        }
         _ => (text, 1.0),
     };
     if name.is_empty() {

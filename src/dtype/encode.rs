@@ -37,7 +37,8 @@ impl Format {
 
 /// The second scale of an nvfp4 tensor whose largest magnitude is `whole`: the largest block scale is then the largest e4m3, and its largest code the largest e2m1.
 pub fn nvfp4_factor(whole: f32) -> f32 {
-    if whole > 0.0 { whole / (448.0 * 6.0) } else { 1.0 }
+    let factor = whole / (448.0 * 6.0);
+    if factor >= f32::MIN_POSITIVE { factor } else { 1.0 }
 }
 
 fn put_half(out: &mut Vec<u8>, value: f32) -> f32 {

@@ -219,11 +219,11 @@ impl Pipeline {
         (schedule, first)
     }
 
-    /// The LoRAs of `settings` and of its prompt, read and checked; what is new of them is told in `notes`.
-    pub(super) fn lora_set(&self, settings: &Settings, notes: &mut Vec<String>) -> Result<Arc<LoraSet>> {
+    /// The LoRAs of `settings` and of its prompt, read and checked.
+    pub(super) fn lora_set(&self, settings: &Settings) -> Result<Arc<LoraSet>> {
         let mut choices = split_tags(&settings.prompt)?.1;
         choices.extend(settings.loras.iter().cloned());
-        self.loras.set(&choices, &self.model, notes)
+        self.loras.set(&choices, &self.model)
     }
 
     /// Plans every phase of `settings`; fails with `Kind::Memory` where the budget cannot hold it.
@@ -231,6 +231,13 @@ impl Pipeline {
         let (schedule, first) = self.schedule(settings);
         let host = self.host_bytes(settings, loras);
         let caps = self.backend.caps();
+        // Their matrices are put together while the plan is made: before, so much must be possible at all.
+        if loras.bytes() / 2 > self.budget.bytes {
+            return Err(Error::memory("the LoRAs alone do not fit in the memory budget")
+                .found(format!("{} ({})", gigabytes(self.budget.bytes), self.budget.source))
+                .expected(format!("some {}", gigabytes(loras.bytes())))
+                .try_("fewer LoRAs, or such of a lower rank"));
+        }
         let limit = self.host.bytes;
         if self.host.asked && host > limit {
             let enough = host.div_ceil(1_000_000) + 8;
@@ -294,7 +301,7 @@ impl Pipeline {
     /// What a generation would use, without running it.
     pub fn plan(&self, request: &Request) -> Result<PlanReport> {
         let settings = self.settle(request)?;
-        let loras = self.lora_set(&settings, &mut vec![])?;
+        let loras = self.lora_set(&settings)?;
         let phases = self.phases(&settings, &loras)?;
         let host_bytes = self.host_bytes(&settings, &loras);
         let caps = self.backend.caps();
@@ -313,6 +320,8 @@ impl Pipeline {
             pinned_bytes: self.pinned_bytes(&settings, &loras),
             own_memory: !caps.in_place_weights,
             keeps_weights: phases.keep,
+            loras: loras.lines(),
+            lora_bytes: phases.all().map(|r| r.plan.residency.side_bytes as u64).sum(),
             phases: phases.all().map(|r| r.report()).collect(),
             peak_bytes: shared + phases.peak_bytes(caps.granularity),
         })

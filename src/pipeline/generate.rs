@@ -65,9 +65,10 @@ impl Pipeline {
 
     fn draw(&mut self, request: &Request, on: Listener) -> Result<Generated> {
         let settings = self.settle(request)?;
-        let mut notes = Vec::new();
-        let loras = self.lora_set(&settings, &mut notes)?;
-        notes.into_iter().try_for_each(|n| tell(on, Event::Note(n)))?;
+        let loras = self.lora_set(&settings)?;
+        loras.tell().into_iter().try_for_each(|event| tell(on, event))?;
+        // Those of the picture before go first: both need not be held.
+        self.holdings.keep_loras(&mut *self.backend, loras.number)?;
         let phases = self.phases(&settings, &loras)?;
         self.say_what_was_changed(request, &settings, &phases, on)?;
         self.backend.allow_host(self.pinned_bytes(&settings, &loras));
@@ -415,9 +416,11 @@ fn finite(values: &[f32], session: &mut Session, ready: &Ready) -> Result<()> {
     let place = session
         .first_not_finite()?
         .map_or_else(|| ready.program.name.clone(), |label| format!("{}: {label}", ready.program.name));
-    Err(Error::not_finite("the numbers are not finite, no image is written")
-        .at(place)
-        .try_("the weights may be damaged (download again), or too narrow a type for this model: try --compute f32"))
+    let e = Error::not_finite("the numbers are not finite, no image is written").at(place);
+    if ready.program.weights.iter().any(|w| w.lora.is_some()) {
+        return Err(e.try_("a smaller weight of the LoRAs, or none: they change these layers"));
+    }
+    Err(e.try_("the weights may be damaged (download again), or too narrow a type for this model: try --compute f32"))
 }
 
 fn head(text: &str) -> String {

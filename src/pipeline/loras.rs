@@ -15,6 +15,7 @@ use super::model::Model;
 use super::request::{LoraChoice, MAX_LORA_WEIGHT};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::event::Event;
 use crate::op::{Lora, Program, Use, WeightSpec};
 use crate::tensor::HostWeight;
 use crate::weights::lora::{self, Adapter, Combined};
@@ -84,6 +85,8 @@ struct File {
 /// LoRAs with their weights, ready for programs.
 pub struct LoraSet {
     adapters: Vec<(Arc<Adapter>, f32)>,
+    /// Paths of which the user was told already.
+    told: Mutex<bool>,
     files: Vec<(File, f32)>,
     /// Tells this set from all others of the pipeline.
     pub number: u32,
@@ -102,8 +105,8 @@ impl Loras {
         Loras { places: places.clone(), state: Mutex::default() }
     }
 
-    /// The LoRAs of `choices` for `model`, read and checked whole; those of weight 0 too, though they then take no part. Lines for the user go to `notes`.
-    pub fn set(&self, choices: &[LoraChoice], model: &Model, notes: &mut Vec<String>) -> Result<Arc<LoraSet>> {
+    /// The LoRAs of `choices` for `model`, read and checked whole; those of weight 0 too, though they then take no part.
+    pub fn set(&self, choices: &[LoraChoice], model: &Model) -> Result<Arc<LoraSet>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut files = Vec::new();
         for choice in choices {
@@ -116,7 +119,7 @@ impl Loras {
             return Ok(set.clone());
         }
         let mut adapters = Vec::new();
-        for (file, weight) in &files {
+        for ((file, weight), choice) in files.iter().zip(choices) {
             let known = state.files.iter().position(|(f, _)| f == file);
             let adapter = match known {
                 Some(at) => {
@@ -126,8 +129,8 @@ impl Loras {
                     adapter
                 }
                 None => {
-                    let adapter = Arc::new(open(&file.path, &|c| Some(model.weights(c)))?);
-                    notes.extend(told(&file.path, &adapter));
+                    let opened = open(&file.path, &|c| Some(model.weights(c)));
+                    let adapter = Arc::new(opened.map_err(|e| e.at(choice.place()))?);
                     state.files.retain(|(f, _)| f.path != file.path);
                     state.files.push((file.clone(), adapter.clone()));
                     adapter
@@ -139,7 +142,7 @@ impl Loras {
             state.files.remove(0);
         }
         state.sets += 1;
-        let set = LoraSet { adapters, files, number: state.sets, combined: Mutex::default() };
+        let set = LoraSet { adapters, told: Mutex::default(), files, number: state.sets, combined: Mutex::default() };
         let set = Arc::new(set);
         state.set = Some(set.clone());
         Ok(set)
@@ -155,24 +158,24 @@ impl Loras {
     }
 }
 
-/// Lines for the user about a LoRA that was read.
-fn told(path: &Path, adapter: &Adapter) -> Vec<String> {
+/// A line for the user about a LoRA, and what of it has no place, if any.
+fn told(path: &Path, weight: f32, adapter: &Adapter) -> (String, Option<String>) {
     let s = &adapter.summary;
     let ranks: Vec<String> = s.ranks.keys().map(usize::to_string).collect();
-    let mut lines = vec![format!(
-        "lora: {} ({}, rank {}, {} of {} keys used)",
+    let line = format!(
+        "lora: {} at {weight} ({}, rank {}, {} of {} keys used)",
         path.display(),
         s.dialect,
         ranks.join(", "),
         s.matched,
         s.matched + s.unmatched
-    )];
-    if s.unmatched > 0 {
+    );
+    let unmatched = (s.unmatched > 0).then(|| {
         let first: Vec<String> = s.first_unmatched.iter().map(|u| format!("{} ({})", u.key, u.why)).collect();
-        lines.push(format!("{} keys of it have no place in this model: {}", s.unmatched, first.join("; ")));
-    }
-    lines.extend(s.notes.iter().cloned());
-    lines
+        let keys = if s.unmatched == 1 { "key" } else { "keys" };
+        format!("{} {keys} of {} are not used: {}", s.unmatched, path.display(), first.join("; "))
+    });
+    (line, unmatched)
 }
 
 /// The LoRA at `path`, checked whole against a model's components.
@@ -189,7 +192,28 @@ pub fn open<'a>(path: &Path, of: &dyn Fn(Component) -> Option<&'a ComponentWeigh
 impl LoraSet {
     /// These LoRAs, each with its weight, for programs that are run without a pipeline.
     pub fn of(adapters: Vec<(Arc<Adapter>, f32)>) -> LoraSet {
-        LoraSet { adapters, files: vec![], number: 1, combined: Mutex::default() }
+        LoraSet { adapters, told: Mutex::default(), files: vec![], number: 1, combined: Mutex::default() }
+    }
+
+    /// What the user should know of them, once.
+    pub fn tell(&self) -> Vec<Event> {
+        if std::mem::replace(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner), true) {
+            return vec![];
+        }
+        let mut events = vec![];
+        for ((adapter, weight), (file, _)) in self.adapters.iter().zip(&self.files) {
+            let (line, unmatched) = told(&file.path, *weight, adapter);
+            events.push(Event::Note(line));
+            events.extend(unmatched.map(Event::Warning));
+            events.extend(adapter.summary.notes.iter().cloned().map(Event::Note));
+        }
+        events
+    }
+
+    /// The same as lines, for a plan.
+    pub fn lines(&self) -> Vec<String> {
+        let told = self.adapters.iter().zip(&self.files).map(|((a, weight), (f, _))| told(&f.path, *weight, a));
+        told.flat_map(|(line, unmatched)| [Some(line), unmatched]).flatten().collect()
     }
 
     /// Whether `component` is changed by any of them.
@@ -206,10 +230,16 @@ impl LoraSet {
         files.collect::<Vec<_>>().join("; ")
     }
 
-    /// The most bytes that the matrices take when they are put together.
+    /// The most bytes that the matrices take when they are put together: beside a weight, all ranks by its rows and columns.
     pub fn bytes(&self) -> u64 {
-        let pairs = self.adapters.iter().filter(|(_, s)| *s != 0.0).flat_map(|(a, _)| a.pairs());
-        pairs.map(|p| 4 * (p.a.rows * p.a.cols + p.b.rows * p.b.cols) as u64).sum()
+        let mut weights: HashMap<(Component, &str), (u64, u64)> = HashMap::new();
+        for pair in self.adapters.iter().filter(|(_, s)| *s != 0.0).flat_map(|(a, _)| a.pairs()) {
+            let rows = pair.blocks.iter().map(|b| b.row + b.rows).max().unwrap_or(0);
+            let (rank, size) = weights.entry((pair.component, &pair.weight)).or_default();
+            *rank += pair.a.rows as u64;
+            *size = (*size).max((rows + pair.a.cols) as u64);
+        }
+        weights.values().map(|(rank, size)| 4 * rank * size).sum()
     }
 
     /// `program` with a side at every weight that these LoRAs are beside.

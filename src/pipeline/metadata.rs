@@ -34,7 +34,7 @@ pub fn write(settings: &Settings, index: usize) -> String {
     line.push(("Model", settings.model.clone()));
     line.extend(strength.map(|s| ("Denoising strength", s.to_string())));
     if !settings.loras.is_empty() {
-        let loras: Vec<_> = settings.loras.iter().map(|l| (&l.name, l.weight)).collect();
+        let loras: Vec<_> = settings.loras.iter().map(|l| (&l.name, l.plain_weight())).collect();
         line.push(("Loras", serde_json::json!(loras).to_string()));
     }
     if *count != 1 {
@@ -101,6 +101,11 @@ pub fn read(text: &str) -> Result<Settings> {
 /// `[["a.safetensors", 0.8], ...]`
 fn loras(text: &str) -> Option<Vec<LoraChoice>> {
     let pairs: Vec<(String, f32)> = serde_json::from_str(text).ok()?;
+    // A picture may come from anyone: the name of another machine's folder would be asked for there at once.
+    let remote = |name: &str| name.starts_with("\\\\") || name.starts_with("//");
+    if pairs.iter().any(|(name, _)| remote(name)) {
+        return None;
+    }
     Some(pairs.into_iter().map(|(name, weight)| LoraChoice { name, weight, tag: false }).collect())
 }
 

@@ -23,7 +23,7 @@ pub use engine::Pipeline;
 pub use outlook::{Outlook, outlook};
 pub use report::PlanReport;
 
-pub use crate::weights::{Inspection, convert, hub, inspect as inspect_weights, places as models};
+pub use crate::weights::{Inspection, convert, exit_on_lost_pages, hub, inspect as inspect_weights, places as models};
 
 /// Where this program keeps what it can make again: `FLUX_FAST_CACHE`, else `flux-fast` in the user's cache folder.
 pub fn cache_folder() -> std::path::PathBuf {

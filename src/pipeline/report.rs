@@ -30,6 +30,9 @@ pub struct PlanReport {
     pub own_memory: bool,
     /// All phases' weights stay in memory from one generation to the next.
     pub keeps_weights: bool,
+    /// What LoRAs there are, and the bytes of their matrices in all phases: they always stay.
+    pub loras: Vec<String>,
+    pub lora_bytes: u64,
     pub phases: Vec<PhaseReport>,
     /// The largest phase together with the host's share, or with the device's overhead.
     pub peak_bytes: u64,
@@ -87,6 +90,12 @@ impl fmt::Display for PlanReport {
                 format!("{}/{} pass", p.blocks_streamed, p.blocks),
                 gigabytes(p.peak_bytes),
             )?;
+        }
+        for line in &self.loras {
+            writeln!(f, "{line}")?;
+        }
+        if self.lora_bytes > 0 {
+            writeln!(f, "matrices of LoRAs, among the resident: {}", gigabytes(self.lora_bytes))?;
         }
         let keep = if self.keeps_weights { "; all weights stay loaded between pictures" } else { "" };
         if self.own_memory {

@@ -32,6 +32,11 @@ pub struct LoraChoice {
 }
 
 impl LoraChoice {
+    /// The weight as it was typed: 0.8, where its f32 is 0.800000011920929.
+    pub fn plain_weight(&self) -> f64 {
+        self.weight.to_string().parse().unwrap_or(f64::from(self.weight))
+    }
+
     /// What was typed, for messages.
     pub fn place(&self) -> String {
         if self.tag { format!("<lora:{}>", self.name) } else { format!("--lora {}", self.name) }
@@ -164,6 +169,11 @@ impl Request {
         check_number("cfg_scale", self.cfg_scale, MAX_SCALE)?;
         if let Some(init) = &self.init {
             check_number("strength", Some(init.strength), 1.0)?;
+        }
+        if !split_tags(self.negative.as_deref().unwrap_or_default())?.1.is_empty() {
+            return Err(Error::argument("the negative prompt names a LoRA, which has no effect there")
+                .at("negative")
+                .try_("the tag in the prompt, with a negative weight if it is to be turned around"));
         }
         let tags = split_tags(&self.prompt)?.1;
         if self.loras.len() + tags.len() > MAX_LORAS {

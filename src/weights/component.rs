@@ -298,6 +298,14 @@ impl Piece {
                 .at(&entry.name)
                 .found(format!("{shape:?}")));
         }
+        if let (true, 1, Some(format)) = (swap, shape.len(), dtype.format())
+            && (cols / 2) % format.block != 0
+        {
+            return Err(Error::model(format!("the halves of this {} tensor meet within a block", format.name))
+                .at(&entry.name)
+                .found(format!("{shape:?}"))
+                .expected(format!("halves of whole blocks of {}", format.block)));
+        }
         let part = HostPart { source: file.source.clone(), offset: entry.range.start, rows, cols, dtype, scale };
         Ok(Piece { stored: entry.name.clone(), shape, part, swap })
     }

@@ -164,6 +164,28 @@ impl ByteSource for Map {
     }
 }
 
+/// From now on the process ends with exit code 3 and a message when a mapped file was cut short under it, or its disk fails: the access is a bus error then, which nothing
+/// can go on from. For programs that own their process; a server lets its worker die instead.
+#[cfg(unix)]
+pub fn exit_on_lost_pages() {
+    extern "C" fn lost(_: libc::c_int) {
+        const TEXT: &[u8] = b"error: a model file was cut short or could not be read while it was in use\n  try: again, with the whole file on a disk that works\n";
+        // SAFETY: write and _exit may be called in a signal handler, and the text lives forever.
+        unsafe {
+            libc::write(2, TEXT.as_ptr().cast(), TEXT.len());
+            libc::_exit(3);
+        }
+    }
+    // SAFETY: the handler is of the type that is asked for, and calls nothing that a handler may not.
+    unsafe {
+        libc::signal(libc::SIGBUS, lost as *const () as libc::sighandler_t);
+    }
+}
+
+/// Only Unix has the signal.
+#[cfg(not(unix))]
+pub fn exit_on_lost_pages() {}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -24,6 +24,7 @@ pub mod synth;
 
 pub use component::ComponentWeights;
 pub use inspect::{Inspection, inspect};
+pub use map::exit_on_lost_pages;
 pub use open::{Checkpoint, Files, open, open_among, open_bytes, open_only, open_source};
 
 use std::fmt;

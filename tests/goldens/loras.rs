@@ -1,6 +1,7 @@
 //! LoRAs of every trainer against diffusers with the same file, or the merged weights where it cannot read it (golden/lora/README.md); and beside weights of
 //! every kind.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,11 +11,12 @@ use flux_fast::model::flux::DenoiseShape;
 use flux_fast::model::{clip, flux, t5};
 use flux_fast::op::{Op, Program};
 use flux_fast::pipeline::loras::{LoraSet, open};
-use flux_fast::tensor::HostWeight;
+use flux_fast::tensor::{HostPart, HostWeight, Scale};
+use flux_fast::weights::convert::{Target, convert};
 use flux_fast::weights::synth::{Dialect, Grid, Storage};
-use flux_fast::weights::{Checkpoint, Component};
+use flux_fast::weights::{Checkpoint, Component, open_only};
 
-use crate::common::{Golden, Input, least_bytes, relative_error, run};
+use crate::common::{Golden, Input, least_bytes, relative_error, run, temp_dir};
 use crate::{Geometry, Written, devices, plain};
 
 /// diffusers' answer differs from that of merged weights by 2.5e-6 at worst.
@@ -225,4 +227,77 @@ fn beside_streamed_weights_nothing_changes() {
         assert_eq!(resident["velocity"], streamed["velocity"], "{}", backend.caps().name);
         assert_eq!(resident["latents"], streamed["latents"], "{}", backend.caps().name);
     }
+}
+
+/// The same beside blocks and whole numbers: as it is beside the very numbers that they stand for, in f32.
+#[test]
+fn beside_blocks_a_lora_is_what_it_is_beside_their_values() {
+    let golden = Golden::read("b_dev");
+    let written = Written::new(&golden, Dialect::Comfy, Storage::F32, Grid::F32);
+    let dir = temp_dir();
+    for target in [Target::Int8, Target::Blocks(DType::Nf4), Target::Blocks(DType::Nvfp4), Target::Gguf(DType::Q4_0)] {
+        let path = dir.path().join(format!("model.{}", target.extension()));
+        convert(&open_only(&written.path).unwrap(), target, &path, &mut |_, _| ControlFlow::Continue(())).unwrap();
+        let checkpoint = open_only(&path).unwrap();
+        let loras = set(&checkpoint, &[("kohya", 1.0)]);
+        for backend in devices().iter_mut().map(Box::as_mut) {
+            let name = backend.caps().name.clone();
+            let (program, weights) = denoiser(&golden, &checkpoint, &written.geometry, &loras);
+            let stored = weights.iter().filter(|w| w.parts.iter().any(|p| !p.dtype.is_wide())).count();
+            assert!(stored >= 15, "{target:?}: {stored}");
+            let values = weights.iter().map(|w| match w.parts.iter().all(|p| p.dtype.is_wide()) {
+                true => w.clone(),
+                false => {
+                    let bytes: Vec<u8> = w.to_f32().iter().flat_map(|v| v.to_le_bytes()).collect();
+                    let (rows, cols) = (w.rows, w.cols);
+                    let part = HostPart {
+                        source: Arc::new(bytes),
+                        offset: 0,
+                        rows,
+                        cols,
+                        dtype: DType::F32,
+                        scale: Scale::One,
+                    };
+                    HostWeight { rows, cols, parts: vec![part] }
+                }
+            });
+            let values: Vec<HostWeight> = values.collect();
+            let [got, want] = [&weights, &values].map(|w| drawn(backend, &golden, &written.geometry, &program, w));
+            let error = relative_error(&got, &want);
+            println!("{name} {target:?}: {error:.2e}");
+            assert!(error <= TOLERANCE, "{name} {target:?}: {error:.2e}");
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
+}
+
+fn denoiser(golden: &Golden, checkpoint: &Checkpoint, g: &Geometry, loras: &LoraSet) -> (Program, Vec<HostWeight>) {
+    let program = flux::denoise(&g.flux, &shape(golden), DType::F32);
+    with(checkpoint, Component::Flux, loras, program)
+}
+
+fn shape(golden: &Golden) -> DenoiseShape {
+    let (grid, text_tokens) = (golden.ids("flux.grid"), golden.shape("flux.txt")[1]);
+    DenoiseShape { images: 1, cfg: false, text_tokens, height: grid[0] as usize, width: grid[1] as usize }
+}
+
+/// The velocity of the first sequence under some modulation.
+fn drawn(
+    backend: &mut dyn Backend,
+    golden: &Golden,
+    g: &Geometry,
+    program: &Program,
+    weights: &[HostWeight],
+) -> Vec<f32> {
+    let rope = flux::rope(&g.flux, &shape(golden));
+    let (img, txt) = (golden.f32("flux.img"), golden.f32("flux.txt"));
+    let modulation: Vec<f32> = (0..g.flux.modulation_cols()).map(|i| (i % 17) as f32 / 40.0 - 0.2).collect();
+    let inputs = [
+        ("latents", Input::F32(&img[..img.len() / 2])),
+        ("text", Input::F32(&txt[..txt.len() / 2])),
+        ("modulation", Input::F32(&modulation)),
+        ("rope", Input::F32(&rope)),
+        ("step", Input::F32(&[-0.25, 1.0])),
+    ];
+    run(backend, program, weights, &inputs, u64::MAX, 1).remove("velocity").unwrap()
 }

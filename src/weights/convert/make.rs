@@ -47,6 +47,10 @@ impl<'a> Source<'a> {
 
     /// Rows `first .. first + rows` as f32. What is not finite is an error: no type written here can hold it.
     fn values(&self, first: usize, rows: usize) -> Result<Vec<f32>> {
+        if first.is_multiple_of(16 * ROWS) {
+            // A file that is edited or cut short meanwhile would give half of each.
+            self.weights.unchanged()?;
+        }
         let values = self.weights.get(&self.name, first, rows, self.cols)?.to_f32();
         match values.iter().position(|v| !v.is_finite()) {
             None => Ok(values),
@@ -65,7 +69,9 @@ impl<'a> Source<'a> {
             let values = self.values(first, ROWS.min(self.rows - first))?;
             Ok(values.chunks_exact(self.cols).map(|r| r.iter().fold(0f32, |m, v| m.max(v.abs()))).collect::<Vec<_>>())
         });
-        Ok(largest.collect::<Result<Vec<_>>>()?.concat())
+        let largest = largest.collect::<Result<Vec<_>>>()?.concat();
+        self.let_go();
+        Ok(largest)
     }
 
     /// Calls `use_it` with the bytes that `make` makes of each row, in order.
@@ -85,7 +91,15 @@ impl<'a> Source<'a> {
                 use_it(&bytes)?;
             }
         }
+        self.let_go();
         Ok(())
+    }
+
+    /// What was read is not needed again soon: its pages may go.
+    fn let_go(&self) {
+        if let Ok(weight) = self.weights.get(&self.name, 0, self.rows, self.cols) {
+            weight.parts.iter().flat_map(|p| p.ranges()).for_each(|(source, range)| source.let_go(range));
+        }
     }
 }
 

@@ -211,7 +211,8 @@ fn quantise<'a>(name: &str, source: Source<'a>, target: Target, work: &mut Work)
         work.add(source.stored_bytes())?;
         Ok::<_, Error>(largest)
     };
-    let scale = |v: f32, top: f32| if v > 0.0 { v / top } else { 1.0 };
+    // A scale too small for f32 would be 0; such values are nothing beside others.
+    let scale = |v: f32, top: f32| if v / top >= f32::MIN_POSITIVE { v / top } else { 1.0 };
     Ok(match target {
         Target::Fp8 | Target::Aredden => {
             let whole = largest(&source, work)?.into_iter().fold(0f32, f32::max);
@@ -333,10 +334,18 @@ fn write(path: &Path, laid: &container::Laid, work: &mut Work) -> Result<()> {
             .found(format!("{:.2} GB", free as f64 / 1e9))
             .expected(format!("{:.2} GB", laid.bytes as f64 / 1e9)));
     }
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        // As any file of the user's: less what the umask takes, and not for him alone.
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    let mut file = builder.tempfile_in(folder).map_err(io)?;
     fill(file.as_file_mut(), laid, work, &io)?;
     file.as_file().sync_all().map_err(io)?;
-    file.persist(path).map_err(|e| io(e.error))?;
+    // Nothing is replaced, not even what came while it was written.
+    file.persist_noclobber(path).map_err(|e| io(e.error))?;
     Ok(())
 }
 

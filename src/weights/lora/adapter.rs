@@ -149,6 +149,7 @@ pub fn combine(
                 .at_path(&loras[run.adapter].0.path)
                 .found(format!("a factor of {factor}"))
         };
+        run.a.source.check()?;
         if !a.put(rank_first, 0, run.a, 0..run.a.rows, 1.0) {
             return Err(too_large(1.0));
         }
@@ -159,6 +160,9 @@ pub fn combine(
             blocks.push(Span { row: block.row, rows: block.rows, rank_first, rank: run.a.rows });
         }
         rank_first += run.a.rows;
+        // The file's pages are not needed beside the copy.
+        run.a.source.let_go(run.a.range());
+        run.parts.iter().for_each(|(part, ..)| part.source.let_go(part.range()));
     }
     Ok(Some(Combined { a: a.done(), b: b.done(), blocks }))
 }

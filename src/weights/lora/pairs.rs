@@ -183,6 +183,14 @@ fn pair(file: &WeightFile, group: &Group, shape: (usize, usize)) -> Result<Pair>
     let Some(blocks) = group.rows.of(shape) else {
         return Err(foreign("a model with other layers", &group.base));
     };
+    // What no training gives, and no arithmetic survives.
+    const LARGEST: f64 = 1e4;
+    if factor.abs() > LARGEST {
+        return Err(Error::model("alpha / rank of a pair is beyond all measure, the file is damaged")
+            .at(&group.base)
+            .found(factor)
+            .expected(format!("at most {LARGEST}")));
+    }
     Ok(Pair {
         component: group.component,
         weight: group.weight.clone(),
@@ -256,7 +264,10 @@ fn finite(file: &WeightFile, pairs: &[Pair]) -> Result<()> {
         pairs.iter().flat_map(|p| [(p, &p.a, "down (A)"), (p, &p.b, "up (B)")]).collect();
     let bad = parts.par_iter().map(|(_, part, _)| {
         file.source.will_need(part.range())?;
-        Ok(first_not_finite(part))
+        let found = first_not_finite(part);
+        // They are read again when they are put together; until then they take no memory.
+        file.source.let_go(part.range());
+        Ok(found)
     });
     let bad: Vec<Option<(usize, f32)>> = bad.collect::<Result<_>>()?;
     let count = bad.iter().flatten().count();
