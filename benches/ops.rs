@@ -13,8 +13,9 @@ use flux_fast::backend::cpu::isa::Isa;
 use flux_fast::backend::cpu::linear::{Compute, LINEAR, Tail, Variant, choose, linear, linear_scratch};
 use flux_fast::backend::cpu::matrix::{In, Out};
 use flux_fast::dtype::DType;
+use flux_fast::dtype::blocks::{FORMATS, Format};
 use flux_fast::op::ConvShape;
-use flux_fast::tensor::{HostPart, HostWeight, Scale};
+use flux_fast::tensor::{BlockScale, BlockScales, HostPart, HostWeight, Scale};
 
 /// Some numbers that are not all alike, between -1 and 1.
 fn numbers(n: usize) -> Vec<f32> {
@@ -22,10 +23,49 @@ fn numbers(n: usize) -> Vec<f32> {
 }
 
 fn weight(rows: usize, cols: usize, dtype: DType) -> HostWeight {
+    if let Some(format) = dtype.format() {
+        return blocks(rows, cols, format);
+    }
     let mut bytes = Vec::with_capacity(rows * cols * dtype.size());
     let row = numbers(8191);
     (0..rows * cols).for_each(|i| dtype.encode(row[i % 8191], &mut bytes));
     let part = HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype, scale: Scale::Tensor(0.02) };
+    HostWeight { rows, cols, parts: vec![part] }
+}
+
+/// The same in blocks, each row alike but for where it begins.
+fn blocks(rows: usize, cols: usize, format: &Format) -> HostWeight {
+    let (mut bytes, mut scales) = (Vec::new(), Vec::new());
+    let many = numbers(cols + 64);
+    let some: Vec<(Vec<u8>, Vec<u8>)> = (0..64)
+        .map(|r| {
+            let (mut bytes, mut scales) = (Vec::new(), Vec::new());
+            format.encode(&many[r..r + cols], 1.0, &mut bytes, &mut scales);
+            (bytes, scales)
+        })
+        .collect();
+    for r in 0..rows {
+        bytes.extend_from_slice(&some[r % 64].0);
+        scales.extend_from_slice(&some[r % 64].1);
+    }
+    let stored = match format.dtype {
+        DType::Mxfp8 => BlockScale::E8M0,
+        DType::Nvfp4 => BlockScale::E4M3,
+        _ => BlockScale::F32,
+    };
+    let scale = match format.scale_bytes {
+        0 => Scale::One,
+        _ => Scale::Blocks(BlockScales {
+            source: Arc::new(scales),
+            offset: 0,
+            stored,
+            per_row: format.blocks(cols),
+            first_row: 0,
+            tiled: false,
+            factor: 1.0,
+        }),
+    };
+    let part = HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype: format.dtype, scale };
     HostWeight { rows, cols, parts: vec![part] }
 }
 
@@ -153,7 +193,8 @@ fn variants(table: &'static [Variant], dtype: DType) -> impl Iterator<Item = &'s
 
 fn linears(c: &mut Criterion) {
     for (k, n) in [(3072, 12288), (3072, 9216), (12288, 3072), (15360, 3072)] {
-        for dtype in [DType::BF16, DType::F8E4M3, DType::F16, DType::F32] {
+        let plain = [DType::BF16, DType::F8E4M3, DType::F16, DType::F32, DType::I8];
+        for dtype in plain.into_iter().chain(FORMATS.iter().map(|f| f.dtype)) {
             // The plainest shape runs with every variant, the others with the best.
             let all = (k, n) == (3072, 12288);
             if !all && dtype != DType::BF16 {
@@ -162,7 +203,8 @@ fn linears(c: &mut Criterion) {
             let w = weight(n, k, dtype);
             let bias = numbers(n);
             for rows in [1280, 4608, 28, 1] {
-                if !all && rows < 1280 {
+                let expanded = !dtype.is_plain() || dtype == DType::I8;
+                if (!all && rows < 1280) || (expanded && rows == 4608) {
                     continue;
                 }
                 let mut group = group(c, &format!("linear {rows}x{k}x{n}"));

@@ -5,7 +5,6 @@
 
 use std::hint::black_box;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group};
@@ -14,42 +13,10 @@ use flux_fast::backend::cpu::{Compute, CpuBackend, CpuOptions};
 use flux_fast::dtype::DType;
 use flux_fast::model::FluxConfig;
 use flux_fast::model::flux::{DenoiseShape, denoise, rope};
-use flux_fast::op::Program;
 use flux_fast::pipeline::Pipeline;
 use flux_fast::pipeline::request::{ModelFiles, Request, RunOptions};
 use flux_fast::plan;
 use flux_fast::stream::{Holdings, Session, Tenancy};
-use flux_fast::tensor::{HostPart, HostWeight, Scale};
-
-/// Weights of every spec from a cheap generator: normal-looking values, stored as `dtype` where they are matrices.
-fn random_weights(program: &Program, dtype: DType) -> Vec<HostWeight> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut weight = |rows: usize, cols: usize| {
-        let dtype = if rows > 1 { dtype } else { DType::BF16 };
-        let amplitude = (3.0 / cols as f32).sqrt();
-        let mut bytes = Vec::with_capacity(rows * cols * dtype.size());
-        // A table of encoded values, drawn from at random: as varied as the kernel can tell, and quick to make.
-        let table: Vec<Vec<u8>> = (0..1024)
-            .map(|i| {
-                let mut one = Vec::new();
-                dtype.encode((i as f32 / 511.5 - 1.0) * amplitude, &mut one);
-                one
-            })
-            .collect();
-        for _ in 0..rows * cols {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            bytes.extend_from_slice(&table[(state >> 40) as usize % 1024]);
-        }
-        HostWeight {
-            rows,
-            cols,
-            parts: vec![HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype, scale: Scale::One }],
-        }
-    };
-    program.weights.iter().map(|w| weight(w.rows, w.cols)).collect()
-}
 
 fn block(c: &mut Criterion) {
     let config = FluxConfig { depth_double: 1, depth_single: 1, ..FluxConfig::dev() };
@@ -60,7 +27,7 @@ fn block(c: &mut Criterion) {
         let mut backend =
             CpuBackend::new(CpuOptions { threads: None, compute: Compute::Auto, kernels: vec![], isa: None }).unwrap();
         let program = denoise(&config, &shape, backend.caps().activation);
-        let weights = random_weights(&program, dtype);
+        let weights = weights::random(&program, dtype);
         let bytes: Vec<usize> =
             weights.iter().zip(program.uses()).map(|(w, how)| backend.weight_bytes(w, how)).collect();
         let weight = |w: flux_fast::tensor::Weight| &weights[w.id as usize];
@@ -103,6 +70,9 @@ fn picture(c: &mut Criterion) {
 }
 
 criterion_group!(benches, block, picture);
+
+#[path = "cpu/weights.rs"]
+mod weights;
 
 #[path = "gpu/device.rs"]
 #[allow(dead_code, reason = "shared with the bench of operations")]

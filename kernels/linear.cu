@@ -1,5 +1,5 @@
-// out = tail(x . (scales * w)^T + t . b^T + bias): x rows x K in bf16, w N x K in bf16, f16, e4m3, e5m2, i8 or in blocks (linear_blocks.cuh),
-// sums in f32, out rows x N in bf16 or f32; t . b^T is the side, which most products do not have (linear_side.cuh).
+// out = tail(x . (scales * w)^T + t . b^T + bias): x rows x K in bf16, w N x K in bf16, f16, e4m3, e5m2 or i8 (in blocks:
+// linear_blocks.cu), sums in f32, out rows x N in bf16 or f32; t . b^T is the side, which most products do not have (linear_side.cuh).
 //
 // linear_*_128x128: 2 x 2 warps of 64x64. A step of 32 k costs a warp 64 mma.sync, 16 vector loads from shared memory and, for
 //   8-bit weights, 3 instructions per weight and lane: 5 issue slots per mma (bf16: 2), where GeForce tensor cores take 32
@@ -8,31 +8,15 @@
 //   other starts, waits or finishes.
 // linear_*_64x64: 2 x 2 warps of 32x32, four blocks to a multiprocessor: outputs too small for large tiles. Both cut k into
 //   splits where there are places for more blocks than tiles; linear_reduce then adds the partial sums in order.
-// linear_blocks_*: weights in blocks are dequantised once for each block of 128 rows (or 64), a step ahead, and lie in shared memory as
-//   bf16; how the weights are stored is learnt at run time. See linear_tile.cuh.
 // linear_*_rows16: few rows, see linear_few.cuh.
 // linear_any: whatever alignment and strides; element by element, for the sizes that models do not have.
-#include "linear_few.cuh"
-#include "linear_tile.cuh"
-
-#define OPERANDS                                                                                                            \
-    const bf16 *__restrict__ x, const u8 *__restrict__ w, const float *__restrict__ scales, const float *__restrict__ bias, \
-        const void *residual, const void *gate, void *out, float *partials, const u16 *__restrict__ t, const u16 *__restrict__ b, const LinearParams p
-// With a side the sums are scaled before it is added.
-#define OUT (LinearOut{p.rank ? nullptr : scales, nullptr, bias, residual, gate, out})
-#define SIDE (LinearSide{t, b})
-
-#define TILED(name, W)                                                                                                            \
-    KERNEL(128, 2) linear_##name##_128x128_sm80(OPERANDS) { linear_tile<W, 128, 128>(x, w, scales, SIDE, OUT, partials, p); } \
-    KERNEL(128, 4) linear_##name##_64x64_sm80(OPERANDS) { linear_tile<W, 64, 64>(x, w, scales, SIDE, OUT, partials, p); }     \
-    KERNEL(256, 2) linear_##name##_rows16_sm80(OPERANDS) { linear_few<W>(x, w, scales, SIDE, OUT, p); }
+#include "linear_kernels.cuh"
 
 TILED(bf16, BF16)
 TILED(f16, F16)
 TILED(e4m3, E4M3)
 TILED(e5m2, E5M2)
 TILED(i8, I8)
-TILED(blocks, BLOCKS)
 
 // Adds the splits' partial sums, each rows x n (rows padded to 4 floats), and finishes. grid: (n / 512, rows or fewer), 128 threads.
 KERNEL(128, 4) linear_reduce_sm80(OPERANDS) {

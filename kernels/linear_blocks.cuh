@@ -8,7 +8,7 @@
 // `load_units` fetches what a unit needs into registers, `unpack_unit` makes 8 pairs of it: arithmetic in f32, operation for operation as
 // the decoders in src/dtype do it, rounded to bf16 once. Which format it is the kernel learns at run time: all branches are uniform.
 // Formats of whole numbers only bring their codes into the bytes of four words, value = scale * (code - zero) + shift, and share the
-// arithmetic; 16 values are about 90 instructions: 16 x (prmt, add, fma, half a cvt) and the format's own 15 to 30.
+// arithmetic: 16 x (prmt, add, fma, half a cvt), and 8 to 46 instructions of the format's own.
 #pragma once
 
 #include "epilogue.cuh"

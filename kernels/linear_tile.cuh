@@ -243,7 +243,7 @@ DEVICE void linear_tile(const bf16* x, const u8* w, const float* scales, const L
     Multiply<W, MJ, T::NI> multiply(base, base + T::X_BYTES);
     float acc[T::NI][MJ][4] = {};
     if constexpr (W == BLOCKS) {
-        __shared__ Table table;
+        Table& table = *reinterpret_cast<Table*>(shared + T::SHARED_BYTES);
         table.fill(p.w_dtype);
         FeedBlocks<BN> feed_w(w, place.col, first * (STEP / 16), p, base + T::X_BYTES);
         // In round s x of step s is sent for, w of step s - 1 becomes bf16, w of step s is fetched, and step s - 2 is multiplied: of each the code

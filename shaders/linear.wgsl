@@ -11,7 +11,7 @@
 // of one vector would overwrite each other's where a write is one of the whole vector, as it is on Metal. Eight neighbours write 128 bytes in a row,
 // neighbours read neighbouring vectors or the same one, so no two lanes meet in a bank. For each k a thread of the large tile reads 16 numbers for 64
 // multiply-adds; that, and not memory, bounds it on most GPUs. 8-bit weights cost about ten instructions each when they are stored, once for a tile's
-// rows.
+// rows; of weights stored in blocks a few are added for each, and some twenty for the factors of four.
 //
 // `more` adds the products of AT_ONCE k to a thread's sums: linear_f32.wgsl and linear_f16.wgsl have it.
 

@@ -1,7 +1,7 @@
 // out = tail(x . (scales * w)^T + bias) for whatever element types, sizes, strides and offsets: tiles of 64 x 64 like shaders/linear.wgsl, but every
-// element is fetched, converted and stored on its own; linear_any_plain.wgsl and linear_any_blocks.wgsl have `w_at`. A step takes 16 of k. A thread gathers one k of four rows of x and four of w, and puts each four into
-// workgroup memory as one vector: several threads that write components of one vector would overwrite each other's where a write is one of the whole
-// vector. A pitch of 17 vectors keeps what neighbours write in different banks; tiles take 8.5 KiB.
+// element is fetched, converted and stored on its own (linear_any_plain.wgsl and linear_any_blocks.wgsl have `w_at`). A step takes 16 of k. A thread gathers one
+// k of four rows of x and four of w, and puts each four into workgroup memory as one vector: several threads that write components of one vector would
+// overwrite each other's where a write is one of the whole vector. A pitch of 17 vectors keeps what neighbours write in different banks; tiles take 8.5 KiB.
 //
 // Where columns, strides or offsets are odd, a word of out may hold an element of another row or of something else, so halves of words are put in
 // their places by atomics, each by the thread that owns the element.
@@ -75,7 +75,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         if k + tx < params.k {
             let xe = x_row + (k + tx);
             xv = vec4<f32>(x_at(xe.x), x_at(xe.y), x_at(xe.z), x_at(xe.w));
-            wv = vec4<f32>(w_at(w_row.x, k + tx), w_at(w_row.y, k + tx), w_at(w_row.z, k + tx), w_at(w_row.w, k + tx));
+            // Not written out: an element of a block takes a few hundred instructions.
+            for (var i = 0u; i < 4u; i++) { wv[i] = w_at(w_row[i], k + tx); }
         }
         workgroupBarrier();
         xs[tx * PITCH + ty] = xv;

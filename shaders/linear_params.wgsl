@@ -1,5 +1,6 @@
 // What all shaders of `linear` share: out = tail(x . (scales * w)^T + bias), with x rows x k, w n x k (in stored form), scales and bias 1 x n in f32,
-// residual and out rows x n of one type, gate groups x n. w_base and w_stride count elements; words where w is stored in blocks. See src/backend/wgpu/linear.rs for the host's side.
+// residual and out rows x n of one type, gate groups x n. Strides and bases count elements; those of w count words where it is stored in blocks.
+// src/backend/wgpu/linear.rs is the host's half.
 
 struct Params {
     first: u32,

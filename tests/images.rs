@@ -32,6 +32,7 @@ fn settings(prompt: &str) -> Settings {
         guidance: Some(3.5),
         cfg_scale: 1.5,
         strength: Some(0.7),
+        loras: vec![],
         model: "flux-tiny".to_string(),
         model_hash: "0123456789".to_string(),
     }

@@ -8,7 +8,10 @@ use flux_fast::pipeline::tokenizers::panic_is_caught;
 mod entries;
 
 /// The names and entries of the fuzz targets.
-const TARGETS: [(&str, fn(&[u8])); 4] = [
+/// What a fuzz target calls.
+type Entry = fn(&[u8]);
+
+const TARGETS: [(&str, Entry); 4] = [
     ("safetensors", entries::model),
     ("gguf", entries::gguf),
     ("lora_keys", entries::lora_keys),

@@ -191,6 +191,8 @@ struct Case<'a> {
     /// Where its residents begin, and the layout that all phases share, when they are kept.
     base: usize,
     shared: Option<Layout>,
+    /// Tells its LoRAs from others.
+    loras: u32,
     /// Cancels after so many steps.
     stop: Option<usize>,
 }
@@ -206,7 +208,7 @@ fn run(memory: &mut Memory, holdings: &mut Holdings, case: &Case) -> Result<()> 
         case.program,
         &plan,
         case.weights.to_vec(),
-        Tenancy { phase: case.phase, resident_base: case.base, keep: case.keep },
+        Tenancy { phase: case.phase, loras: case.loras, resident_base: case.base, keep: case.keep },
     );
     let mut steps = 0;
     for i in 0..case.runs {
@@ -240,6 +242,7 @@ fn weights_are_whole_whenever_a_step_runs() {
             keep: false,
             base: 0,
             shared: None,
+            loras: 0,
             stop: None,
         };
         run(&mut memory, &mut holdings, &case).unwrap();
@@ -268,6 +271,7 @@ fn errors_and_cancelled_runs_leave_nothing_that_harms_the_next() {
             keep: false,
             base: 0,
             shared: None,
+            loras: 0,
             stop,
         };
         let two = |stop| Case {
@@ -279,6 +283,7 @@ fn errors_and_cancelled_runs_leave_nothing_that_harms_the_next() {
             keep: false,
             base: 0,
             shared: None,
+            loras: 0,
             stop,
         };
         for stop in [1, 7, 30, 70] {
@@ -312,6 +317,7 @@ fn kept_weights_are_loaded_once() {
         keep: true,
         base: 0,
         shared: None,
+        loras: 0,
         stop: None,
     };
     run(&mut memory, &mut holdings, &case).unwrap();
@@ -329,6 +335,7 @@ fn kept_weights_are_loaded_once() {
             keep: true,
             base: 0,
             shared: None,
+            loras: 0,
             stop: None,
         },
     )
@@ -353,6 +360,7 @@ fn an_error_in_a_run_forgets_the_weights_that_were_to_stay() {
         keep: true,
         base: 0,
         shared: None,
+        loras: 0,
         stop: None,
     };
     memory.fail_step = Some(7);
@@ -380,6 +388,7 @@ fn kept_and_passing_phases_do_not_read_each_other() {
         keep: true,
         base,
         shared,
+        loras: 0,
         stop: None,
     };
     let passing = Case {
@@ -391,6 +400,7 @@ fn kept_and_passing_phases_do_not_read_each_other() {
         keep: false,
         base: 0,
         shared: None,
+        loras: 0,
         stop: None,
     };
     for _ in 0..2 {
@@ -399,4 +409,51 @@ fn kept_and_passing_phases_do_not_read_each_other() {
         run(&mut memory, &mut holdings, &passing).unwrap();
     }
     run(&mut memory, &mut holdings, &kept(1, &second, &w2, align(&w1))).unwrap();
+}
+
+/// Other LoRAs take the place of those before them, and the model's own weights are not brought again.
+#[test]
+fn other_loras_bring_their_own_matrices_only() {
+    let (_, program) = programs();
+    let own = program.weights.len();
+    let with = |rank: usize, seed| {
+        let program = program.clone().with_sides(&|w| w.name.contains("linear").then_some(rank));
+        let mut all = weights(&program, seed);
+        // The model is the same one; only what is beside it is another's.
+        all.splice(..own, weights(&program, 1).into_iter().take(own));
+        (program, all)
+    };
+    let (small, large, other) = (with(4, 2), with(24, 3), with(4, 4));
+    let bytes = |w: &[HostWeight]| w.iter().map(|w| w.bytes().next_multiple_of(ALIGN)).sum::<usize>();
+    let shared = Some(Layout { arena_bytes: 1 << 20, resident_bytes: bytes(&large.1), ring_bytes: 0 });
+    let (mut memory, mut holdings) = (Memory::new(), Holdings::default());
+    let mut brought = |(program, weights): &(Program, Vec<HostWeight>), loras| {
+        let before = memory.loads;
+        let case = Case {
+            program,
+            weights,
+            phase: 0,
+            budget: u64::MAX,
+            runs: 2,
+            keep: true,
+            base: 0,
+            shared,
+            loras,
+            stop: None,
+        };
+        run(&mut memory, &mut holdings, &case).unwrap();
+        memory.loads - before
+    };
+    let plain = (program.clone(), weights(&program, 1));
+    assert_eq!(brought(&plain, 1), own);
+    let sides = small.0.weights.len() - own;
+    assert!(sides > 10);
+    assert_eq!(brought(&small, 2), sides);
+    assert_eq!(brought(&small, 2), 0, "the same again");
+    assert_eq!(brought(&large, 3), sides);
+    assert_eq!(brought(&other, 4), sides);
+    assert_eq!(brought(&plain, 1), 0);
+    // The others lay over some of them, and only these are brought again.
+    let again = brought(&large, 3);
+    assert!(again > 0 && again < sides, "{again} of {sides}");
 }

@@ -57,7 +57,8 @@ impl Bench<'_> {
         let mut program = Program::default();
         let step = Step { op, label: name.into() };
         program.steps.push(step.clone());
-        program.weights = vec![WeightSpec { name: String::new(), first: 0, rows: 0, cols: 0 }; self.weights.len()];
+        program.weights =
+            vec![WeightSpec { name: String::new(), first: 0, rows: 0, cols: 0, lora: None }; self.weights.len()];
         let uses = program.uses();
         let mut places = Places::default();
         let mut next = 0usize;

@@ -38,7 +38,7 @@ const SECTIONS: [(&str, &[Kind]); 3] = [
         "components (--clip, --t5, --vae; found by themselves where they lie beside a model or in these folders)",
         &[Kind::Clip, Kind::T5, Kind::Vae],
     ),
-    ("LoRAs", &[Kind::Lora]),
+    ("LoRAs (--lora, or <lora:NAME:WEIGHT> in the prompt)", &[Kind::Lora]),
 ];
 
 /// The list for people. `embedded` is always there, so only what was found counts.

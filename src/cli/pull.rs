@@ -131,7 +131,7 @@ impl Usage {
         let words = match (&command, found.as_slice()) {
             (Some(command), _) => format!("draw with it: {command}"),
             (None, [(name, (kind, what)), ..]) => match kind {
-                models::Kind::Lora => format!("{name} is a {what}"),
+                models::Kind::Lora => format!("{name} is a {what}: draw with --lora {}", quoted(name)),
                 _ => format!("{name} cannot be drawn with: {what}"),
             },
             (None, []) => "it holds no weights".to_string(),

@@ -249,4 +249,41 @@ mod tests {
         let (fa, fb) = (a / total(0..r.order.len() / 2), b / total(r.order.len() / 2..r.order.len()));
         assert!((fa - fb).abs() < 0.1, "{fa} of the first half, {fb} of the second");
     }
+
+    /// Other LoRAs come behind a model that stays where it is, and what is streamed does not change with them.
+    #[test]
+    fn matrices_of_loras_lie_behind_everything_else_and_stay() {
+        let (base, base_bytes) = dev();
+        let with = |rank: usize| {
+            let (p, _) = dev();
+            let p = p.with_sides(&|w| w.name.contains("linear").then_some(rank));
+            let bytes: Vec<usize> =
+                p.weights.iter().map(|w| w.rows * w.cols * if w.lora.is_some() { 2 } else { 1 }).collect();
+            (p, bytes)
+        };
+        let grain = Grain::whole(256);
+        let none = residency(&base, &base_bytes, grain, u64::MAX).unwrap();
+        for rank in [4, 16, 128] {
+            let (p, bytes) = with(rank);
+            let mut r = residency(&p, &bytes, grain, u64::MAX).unwrap();
+            assert_eq!(r.resident[..none.resident.len()], none.resident, "rank {rank}");
+            assert!(r.side_bytes > 0 && r.resident_bytes == none.resident_bytes + r.side_bytes);
+            let first = r.resident[none.resident.len()..].iter().map(|at| at.unwrap()).min().unwrap();
+            assert!(first >= none.resident_bytes);
+            // Moved apart from the others.
+            let end = r.move_to(1 << 20, grain);
+            assert_eq!(end, (1 << 20) + none.resident_bytes);
+            let sides = r.move_sides(1 << 20, 1 << 34, grain);
+            assert_eq!(r.resident[..none.resident.len()], none.resident);
+            let first = r.resident[none.resident.len()..].iter().map(|at| at.unwrap()).min().unwrap();
+            assert_eq!((first, sides), ((1 << 34) - (1 << 20), (1 << 34) + r.side_bytes));
+            // Under a budget they stay, beside a ring that is none the larger.
+            let budget = 4_000_000_000;
+            let tight = residency(&p, &bytes, grain, budget).unwrap();
+            let without = residency(&base, &base_bytes, grain, budget).unwrap();
+            assert!(tight.resident[none.resident.len()..].iter().all(Option::is_some));
+            assert_eq!(tight.ring_bytes, without.ring_bytes);
+            assert!((tight.resident_bytes + tight.ring_bytes) as u64 <= budget);
+        }
+    }
 }

@@ -11,11 +11,15 @@ mod program;
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use denoiser::Denoiser;
 use flux_fast::backend::Backend;
 use flux_fast::backend::cuda::{CudaBackend, CudaOptions};
+use flux_fast::dtype::DType;
 use flux_fast::error::Kind;
+use flux_fast::op::Use;
+use flux_fast::tensor::{BlockScale, BlockScales, HostPart, Scale};
 
 /// Records every run that may be recorded, however long it takes here, where kernels are interpreted.
 fn gpu(pinned_bytes: u64) -> CudaBackend {
@@ -48,6 +52,75 @@ fn every_budget_gives_the_same_bits() {
     }
     driver.configure("order=late");
     driver.check_findings("a denoiser");
+}
+
+/// Gives every matrix whose rows are whole blocks random ones, one format after the other.
+fn into_blocks(denoiser: &mut Denoiser) {
+    let uses = denoiser.program.uses();
+    let matrices = denoiser.weights.iter_mut().zip(uses).filter(|(w, how)| *how == Use::Matrix && w.cols % 256 == 0);
+    let formats = [DType::Q8_0, DType::Q6K, DType::Mxfp8, DType::Q5K, DType::Nf4];
+    let mut bits = 1u64;
+    let mut byte = || {
+        bits = bits.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (bits >> 56) as u8
+    };
+    let mut changed = 0;
+    for ((weight, _), dtype) in matrices.zip(formats.into_iter().cycle()) {
+        let format = dtype.format().unwrap();
+        for part in &mut weight.parts {
+            let per_row = format.blocks(part.cols);
+            let mut bytes: Vec<u8> = (0..part.rows * dtype.bytes(part.cols)).map(|_| byte()).collect();
+            // Small f16 scales; no NaN.
+            for block in bytes.chunks_exact_mut(format.bytes) {
+                match dtype {
+                    DType::Q8_0 => block[..2].copy_from_slice(&[byte(), 0x01]),
+                    DType::Q6K => block[208..].copy_from_slice(&[byte(), 0x00]),
+                    DType::Q5K => block[..4].copy_from_slice(&[byte(), 0x00, byte(), 0x00]),
+                    _ => block.iter_mut().for_each(|q| *q &= 0xbf),
+                }
+            }
+            let scales: Vec<u8> = match dtype {
+                DType::Mxfp8 => (0..part.rows * per_row).map(|_| 115).collect(),
+                _ => (0..part.rows * per_row).flat_map(|_| 0.02f32.to_le_bytes()).collect(),
+            };
+            let stored = if dtype == DType::Mxfp8 { BlockScale::E8M0 } else { BlockScale::F32 };
+            let beside = BlockScales {
+                source: Arc::new(scales),
+                offset: 0,
+                stored,
+                per_row,
+                first_row: 0,
+                tiled: false,
+                factor: 1.0,
+            };
+            let scale = if format.scale_bytes > 0 { Scale::Blocks(beside) } else { Scale::One };
+            *part = HostPart { source: Arc::new(bytes), offset: 0, dtype, scale, ..part.clone() };
+        }
+        changed += 1;
+    }
+    assert!(changed > formats.len(), "only {changed} matrices");
+}
+
+/// Weights in blocks are brought into planes on their way: resident, streamed, and streamed from pinned copies in that form, they are the same bits.
+#[test]
+fn weights_in_blocks_stream_to_the_same_bits() {
+    let Some(driver) = driver::get() else { return };
+    let mut denoiser = Denoiser::new();
+    into_blocks(&mut denoiser);
+    let mut whole = None;
+    for (pinned, order) in [(0, "late"), (1 << 30, "random:3")] {
+        driver.configure(&format!("order={order}"));
+        let mut backend = gpu(pinned);
+        for budget in denoiser.budgets(&backend).into_iter().step_by(3).rev() {
+            let got = denoiser.run(&mut backend, budget, 3);
+            let want = whole.get_or_insert_with(|| got.clone());
+            assert!(want["latents"].iter().all(|&v| f32::from_bits(v).is_finite()));
+            assert_eq!(&got, want, "under {budget} bytes, {pinned} pinned, {order}");
+        }
+    }
+    driver.configure("order=late");
+    let ran = driver.check_findings("a denoiser in blocks");
+    assert!(ran.iter().any(|k| k.starts_with("linear_blocks_")), "{ran:?}");
 }
 
 /// Whatever ends a run, the next one on the same device is right.

@@ -27,27 +27,27 @@ fn write(from: &Path, target: Target, to: &Path) -> Report {
     report
 }
 
-/// The final latents of six steps against those of the f32 weights: about what the weights' own error (`Format::error`) makes of random weights, whose errors do
-/// not cancel as a trained model's do.
+/// The relative error that the final latents of six steps may have against those of the f32 weights: 1.4 times what it is. It is some 0.6 times the error of the
+/// weights themselves (`Format::error`).
 const LATENTS: [(Target, f64); 18] = [
-    (Target::Fp8, 0.05),
-    (Target::Fp8Rows, 0.05),
-    (Target::Aredden, 0.05),
-    (Target::Int8, 0.02),
-    (Target::Blocks(DType::Nf4), 0.2),
-    (Target::Blocks(DType::Fp4), 0.25),
-    (Target::Blocks(DType::Mxfp8), 0.06),
-    (Target::Blocks(DType::Nvfp4), 0.2),
-    (Target::Gguf(DType::Q8_0), 0.01),
-    (Target::Gguf(DType::Q6K), 0.03),
-    (Target::Gguf(DType::Q5K), 0.06),
-    (Target::Gguf(DType::Q5_1), 0.07),
-    (Target::Gguf(DType::Q5_0), 0.08),
-    (Target::Gguf(DType::Q4K), 0.13),
-    (Target::Gguf(DType::Q4_1), 0.13),
-    (Target::Gguf(DType::Q4_0), 0.15),
-    (Target::Gguf(DType::Q3K), 0.25),
-    (Target::Gguf(DType::Q2K), 0.5),
+    (Target::Fp8, 0.03),
+    (Target::Fp8Rows, 0.03),
+    (Target::Aredden, 0.03),
+    (Target::Int8, 0.005),
+    (Target::Blocks(DType::Nf4), 0.14),
+    (Target::Blocks(DType::Fp4), 0.14),
+    (Target::Blocks(DType::Mxfp8), 0.03),
+    (Target::Blocks(DType::Nvfp4), 0.13),
+    (Target::Gguf(DType::Q8_0), 0.0045),
+    (Target::Gguf(DType::Q6K), 0.014),
+    (Target::Gguf(DType::Q5K), 0.031),
+    (Target::Gguf(DType::Q5_1), 0.033),
+    (Target::Gguf(DType::Q5_0), 0.033),
+    (Target::Gguf(DType::Q4K), 0.06),
+    (Target::Gguf(DType::Q4_1), 0.063),
+    (Target::Gguf(DType::Q4_0), 0.075),
+    (Target::Gguf(DType::Q3K), 0.13),
+    (Target::Gguf(DType::Q2K), 0.26),
 ];
 
 #[test]
@@ -69,7 +69,7 @@ fn every_format_gives_the_picture_within_its_own_error() {
         } else {
             assert!(report.left_out.is_empty() && report.components.len() == 4, "{target:?}");
         }
-        assert!(report.quantised > 20 && report.bytes < report.from_bytes, "{target:?}: {}", report.quantised);
+        assert!(report.quantised >= 16 && report.bytes < report.from_bytes, "{target:?}: {}", report.quantised);
         let mut pipeline = Pipeline::open(&files, &f32_options(), &mut |_| ControlFlow::Continue(())).unwrap();
         let error = relative_error(&draw(&mut pipeline, &base).latents, &exact);
         println!("{target:?}: {error:.4}");

@@ -14,7 +14,7 @@ use flux_fast::tensor::HostWeight;
 use flux_fast::weights::synth::{Dialect, Grid, Storage};
 use flux_fast::weights::{Checkpoint, Component};
 
-use crate::common::{Golden, Input, relative_error, run};
+use crate::common::{Golden, Input, least_bytes, relative_error, run};
 use crate::{Geometry, Written, devices, plain};
 
 /// diffusers' answer differs from that of merged weights by 2.5e-6 at worst.
@@ -192,5 +192,37 @@ fn a_lora_beside_eight_bit_weights_changes_as_much() {
             println!("{storage:?}: {error:.3}");
             assert!(error <= 0.1, "{storage:?}: {error:.3}");
         }
+    }
+}
+
+/// A budget changes speed, never bits: with a LoRA too, whose matrices stay while the model's weights pass.
+#[test]
+fn beside_streamed_weights_nothing_changes() {
+    let golden = Golden::read("b_dev");
+    let written = Written::new(&golden, Dialect::Comfy, Storage::F8ScaledNew, Grid::F8);
+    let checkpoint = written.open();
+    let loras = set(&checkpoint, &[("kohya", 0.8), ("xlabs", 0.5)]);
+    let (grid, text_tokens) = (golden.ids("flux.grid"), golden.shape("flux.txt")[1]);
+    let shape = DenoiseShape { images: 1, cfg: false, text_tokens, height: grid[0] as usize, width: grid[1] as usize };
+    let rope = flux::rope(&written.geometry.flux, &shape);
+    let (img, txt) = (golden.f32("flux.img"), golden.f32("flux.txt"));
+    let modulation: Vec<f32> =
+        (0..written.geometry.flux.modulation_cols()).map(|i| (i % 17) as f32 / 40.0 - 0.2).collect();
+    let inputs = [
+        ("latents", Input::F32(&img[..img.len() / 2])),
+        ("text", Input::F32(&txt[..txt.len() / 2])),
+        ("modulation", Input::F32(&modulation)),
+        ("rope", Input::F32(&rope)),
+        ("step", Input::F32(&[-0.25, 1.0])),
+    ];
+    for backend in devices().iter_mut().map(Box::as_mut) {
+        let program = flux::denoise(&written.geometry.flux, &shape, DType::F32);
+        let (program, weights) = with(&checkpoint, Component::Flux, &loras, program);
+        assert_eq!(sides(&program), 2 * 8 + 3);
+        let least = least_bytes(backend, &program, &weights);
+        let resident = run(backend, &program, &weights, &inputs, u64::MAX, 3);
+        let streamed = run(backend, &program, &weights, &inputs, least, 3);
+        assert_eq!(resident["velocity"], streamed["velocity"], "{}", backend.caps().name);
+        assert_eq!(resident["latents"], streamed["latents"], "{}", backend.caps().name);
     }
 }

@@ -8,6 +8,7 @@ use flux_fast::op::{Epilogue, Op, Side};
 use flux_fast::tensor::{BlockScale, BlockScales, HostPart, HostWeight, Scale, Weight};
 
 use crate::case::Case;
+use crate::cuda;
 use crate::wgpu;
 
 /// The halves of a block that are f16 scales, by byte.
@@ -96,6 +97,51 @@ fn linear_in_every_block_format() {
     wgpu::all_ran_on_blocks();
 }
 
+/// Rows that are no whole number of what kernels take at a time, windows that begin anywhere, and sums that are cut into parts, each with a side.
+#[test]
+fn linear_in_blocks_of_odd_shapes() {
+    for (dtype, rows, k, n, rank, from) in [
+        (DType::Q4_0, 9, 160, 40, 8, 0),
+        (DType::Nvfp4, 3, 32, 36, 16, 8),
+        (DType::Mxfp8, 70, 96, 40, 24, 0),
+        (DType::Q5_1, 18, 224, 33, 5, 3),
+        (DType::Q5K, 20, 512, 40, 16, 17),
+        (DType::Q8_0, 70, 2048, 72, 20, 0),
+        (DType::BF16, 70, 2048, 72, 40, 0),
+    ] {
+        let mut c = Case::new();
+        let w = if dtype.is_plain() { c.weight(n, k, dtype) } else { c.blocks(k, &[(n, dtype, false)]) };
+        // The side's weights are those of two files.
+        let b = c.weight_of(rank, &[(n / 4, DType::F16, Scale::One), (n - n / 4, DType::BF16, Scale::One)]);
+        let (x, t, bias, out) = (c.input(rows, from + k), c.input(rows, rank), c.vector(n), c.output(rows, n));
+        let (x, side) = (x.columns(from, k), Some(Side { t, b }));
+        c.check(Op::Linear { x, w, bias: Some(bias), side, epilogue: Epilogue::Silu, out: out.all() }, 0);
+        c.check(Op::Linear { x, w, bias: None, side: None, epilogue: Epilogue::None, out: out.all() }, 0);
+    }
+}
+
+/// The product with the identity is the weights, each rounded to bf16 once, then scaled.
+#[test]
+fn weights_in_blocks_are_decoded_to_the_bit() {
+    for dtype in FORMATS.iter().map(|f| f.dtype).chain([DType::I8]) {
+        let mut c = Case::new();
+        let w = c.blocks(512, &[(16, dtype, false)]);
+        let part = &c.weights[w.id as usize].parts[0];
+        let (factor, mut plain) = (part.scale.of(0), part.clone());
+        plain.scale = match plain.scale {
+            Scale::Blocks(scales) => Scale::Blocks(BlockScales { factor: 1.0, ..scales }),
+            _ => Scale::One,
+        };
+        let values = HostWeight { rows: 16, cols: 512, parts: vec![plain] }.to_f32();
+        let expected: Vec<f32> =
+            (0..512 * 16).map(|i| half::bf16::from_f32(values[i % 16 * 512 + i / 16]).to_f32() * factor).collect();
+        let identity: Vec<f32> = (0..512 * 512).map(|i| if i % 513 == 0 { 1.0 } else { 0.0 }).collect();
+        let (x, out) = (c.given(512, 512, &identity), c.output(512, 16));
+        let op = Op::Linear { x: x.all(), w, bias: None, side: None, epilogue: Epilogue::None, out: out.all() };
+        cuda::check_bits(&c, op, &expected);
+    }
+}
+
 #[test]
 fn linear_with_a_side() {
     let scales: Arc<[f32]> = (0..72).map(|i| 0.5 + i as f32 / 64.0).collect();
@@ -109,7 +155,8 @@ fn linear_with_a_side() {
                 true => c.weight(72, 256, dtype),
                 false => c.blocks(256, &[(72, dtype, false)]),
             };
-            let b = c.weight(72, rank, if dtype == DType::F32 { DType::F32 } else { DType::BF16 });
+            let wide = matches!(dtype, DType::F32 | DType::F16);
+            let b = c.weight(72, rank, if wide { dtype } else { DType::BF16 });
             let (x, t, bias) = (c.input(rows, 256), c.input(rows, rank), c.vector(72));
             let (out, residual) = (c.output(rows, 72), c.input(rows, 72));
             let gate = c.input(1, 144).columns(72, 72);
@@ -134,4 +181,5 @@ fn linear_with_a_side() {
             c.check(linear(Epilogue::GeluTanh, wide.columns(8, 72)), rows * 8);
         }
     }
+    cuda::all_ran("linear");
 }

@@ -80,6 +80,22 @@ pub fn check(case: &Case, op: Op, left_alone: usize) {
     }
 }
 
+/// Every CUDA variant that accepts `op`, which writes F32, gives these very bits.
+#[track_caller]
+pub fn check_bits(case: &Case, op: Op, expected: &[f32]) {
+    let Some(driver) = driver::get() else { return };
+    let (narrow, _) = typed(case, &op, true);
+    run_all(driver, &narrow, over(op, &narrow), &mut |variant, found| {
+        for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+            assert!(
+                f.to_bits() == e.to_bits() || *f == *e,
+                "{variant}: element {i}: {f:e} for {e:e}; seed {}: {op}",
+                case.seed
+            );
+        }
+    });
+}
+
 fn bound(op: &Op, variant: &str) -> f64 {
     let wide = op.writes().iter().all(|t| t.dtype == DType::F32);
     let products = matches!(op, Op::Linear { .. } | Op::Conv2d { .. } | Op::Attention { .. });

@@ -32,7 +32,7 @@ const ROWS: [usize; 4] = [1, 17, 255, 257];
 
 #[test]
 fn linear_in_every_stored_type() {
-    for dtype in [DType::F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2] {
+    for dtype in [DType::F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2, DType::I8] {
         let ragged = [(1, 64, 96), (17, 100, 33), (257, 31, 65), (40, 513, 7)];
         // Whole vectors in every row, as the model's matrices have them; K that ends within a step; K so long that pipelines go round, and parts of it
         // are summed on their own.
@@ -66,6 +66,10 @@ fn linear_in_every_stored_type() {
         out: out.columns(9, 49),
     };
     c.check(op, 33 * 15);
+    // Types in blocks have tests of their own (`blocks`).
+    let mut c = Case::new();
+    let (x, w, out) = (c.input(17, 256), c.blocks(256, &[(40, DType::Q4K, false)]), c.output(17, 40));
+    c.check(Op::Linear { x: x.all(), w, bias: None, side: None, epilogue: Epilogue::None, out: out.all() }, 0);
     cuda::all_ran("linear");
     wgpu::all_ran("linear");
 }
@@ -84,13 +88,19 @@ fn linear_with_every_epilogue() {
         (1, DType::F8E4M3),
         (18, DType::F8E4M3),
         (256, DType::F8E4M3),
+        (18, DType::I8),
+        (18, DType::Q8_0),
     ] {
         let mut c = Case::new();
         // One of them without scales.
-        let scaled = dtype.size() == 1 && rows != 20;
+        let scaled = dtype.is_plain() && dtype.size() == 1 && rows != 20;
         let scale = if scaled { Scale::Rows(scales.clone()) } else { Scale::One };
-        let w = c.weight_of(40, &[(72, dtype, scale)]);
-        let (x, b, out) = (c.input(rows, 40), c.vector(72), c.output(rows, 72));
+        let k = if dtype.is_plain() { 40 } else { 64 };
+        let w = match dtype.is_plain() {
+            true => c.weight_of(k, &[(72, dtype, scale)]),
+            false => c.blocks(k, &[(72, dtype, false)]),
+        };
+        let (x, b, out) = (c.input(rows, k), c.vector(72), c.output(rows, 72));
         let linear =
             |epilogue, out: Tensor| Op::Linear { x: x.all(), w, bias: Some(b), side: None, epilogue, out: out.all() };
         for epilogue in [Epilogue::Silu, Epilogue::GeluTanh, Epilogue::QuickGelu] {

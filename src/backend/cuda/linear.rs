@@ -237,12 +237,12 @@ fn launch(kernel: &'static Kernel, grid: [u32; 3], a: &LinearArgs, p: Params) ->
     Launch { kernel, grid, buffers: buffers(a), maps: vec![], params: bytemuck::bytes_of(&p).to_vec() }
 }
 
-const fn kernel(entry: &'static str, threads: u32, shared: u32) -> Kernel {
-    Kernel { module: "linear.sm80", entry, buffers: 10, maps: 0, params: size_of::<Params>(), threads, shared }
+const fn kernel(module: &'static str, entry: &'static str, threads: u32, shared: u32) -> Kernel {
+    Kernel { module, entry, buffers: 10, maps: 0, params: size_of::<Params>(), threads, shared }
 }
 
-static REDUCE: Kernel = kernel("linear_reduce_sm80", 128, 0);
-static ANY: Kernel = kernel("linear_any_sm80", 128, 64 * 68 * 4);
+static REDUCE: Kernel = kernel("linear.sm80", "linear_reduce_sm80", 128, 0);
+static ANY: Kernel = kernel("linear.sm80", "linear_any_sm80", 128, 64 * 68 * 4);
 
 /// The columns of a block of the few-rows kernels, and the rows that it takes at a time.
 const FEW_COLUMNS: usize = 32;
@@ -257,20 +257,21 @@ struct Family {
 
 /// `stages`: bytes of shared memory that the pipelines of the large and the small tile take (`Tile` in kernels/linear_tile.cuh).
 macro_rules! family {
-    ($name:ident, $text:literal, $large:expr, $small:expr) => {
+    ($name:ident, $module:literal, $text:literal, $large:expr, $small:expr) => {
         static $name: Family = Family {
-            large: kernel(concat!("linear_", $text, "_128x128_sm80"), 128, $large),
-            small: kernel(concat!("linear_", $text, "_64x64_sm80"), 128, $small),
-            few: kernel(concat!("linear_", $text, "_rows16_sm80"), 256, 0),
+            large: kernel($module, concat!("linear_", $text, "_128x128_sm80"), 128, $large),
+            small: kernel($module, concat!("linear_", $text, "_64x64_sm80"), 128, $small),
+            few: kernel($module, concat!("linear_", $text, "_rows16_sm80"), 256, 0),
         };
     };
 }
-family!(WITH_BF16, "bf16", 3 * 16_384, 3 * 8_192);
-family!(WITH_F16, "f16", 3 * 16_384, 3 * 8_192);
-family!(WITH_E4M3, "e4m3", 4 * 12_288, 4 * 6_144);
-family!(WITH_E5M2, "e5m2", 4 * 12_288, 4 * 6_144);
-family!(WITH_I8, "i8", 4 * 12_288, 4 * 6_144);
-family!(WITH_BLOCKS, "blocks", 3 * 16_384, 3 * 8_192);
+family!(WITH_BF16, "linear.sm80", "bf16", 3 * 16_384, 3 * 8_192);
+family!(WITH_F16, "linear.sm80", "f16", 3 * 16_384, 3 * 8_192);
+family!(WITH_E4M3, "linear.sm80", "e4m3", 4 * 12_288, 4 * 6_144);
+family!(WITH_E5M2, "linear.sm80", "e5m2", 4 * 12_288, 4 * 6_144);
+family!(WITH_I8, "linear.sm80", "i8", 4 * 12_288, 4 * 6_144);
+// Behind the pipeline lie the sixteen values of a 4-bit type.
+family!(WITH_BLOCKS, "linear_blocks.sm80", "blocks", 3 * 16_384 + 64, 3 * 8_192 + 64);
 
 /// Every kernel of this family.
 pub static KERNELS: &[&Kernel] = &[

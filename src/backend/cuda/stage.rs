@@ -5,10 +5,11 @@
 //! event marks the end, and the first step that names the weight makes the compute stream wait for that event. Nothing ever waits for a weight that it
 //! does not name.
 //!
-//! Weights that pass in every run are kept in pinned memory of their own as far as the budget for it goes: then a run costs one copy over the bus and
-//! no read at all.
+//! Weights that pass in every run are kept in pinned memory of their own, in the form that the device wants, as far as the budget for it goes: then a run
+//! costs one copy over the bus, no read and no conversion at all.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -18,8 +19,10 @@ use rayon::prelude::*;
 use super::driver::{Context, Event, Pinned, Stream};
 use crate::backend::WeightKey;
 use crate::backend::form::{Piece, Source};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::tensor::{ByteSource, HostPart};
+use crate::op::Use;
+use crate::tensor::HostPart;
 
 /// Bytes of one pinned chunk: large enough that a copy's fixed cost does not show (10 us against 0.3 ms at 25 GB/s), small enough to start soon.
 pub(super) const CHUNK: usize = 8 << 20;
@@ -181,8 +184,27 @@ impl Drop for Stage {
     }
 }
 
-/// Bytes of a file, known by where they come from.
-type Origin = (usize, usize, usize);
+/// The bytes of a piece, known by where they come from and what they are made into.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Origin {
+    /// Addresses of sources, and ranges of them.
+    ranges: Vec<(usize, Range<usize>)>,
+    /// Type and stride on the device where that is not how the file has it.
+    form: Option<(DType, usize)>,
+}
+
+impl Origin {
+    /// That of `piece`, and the part that it is all made of; none where more goes into it, as into vectors, which are small.
+    fn of(piece: &Piece) -> Option<(Origin, &HostPart)> {
+        let (part, form) = match &piece.source {
+            Source::Stored(part) => (part, None),
+            Source::Rows { part, segment, how: Use::Matrix } => (part, Some((segment.dtype, segment.stride))),
+            _ => return None,
+        };
+        let ranges = part.ranges().map(|(source, range)| (Arc::as_ptr(source).cast::<()>() as usize, range)).collect();
+        Some((Origin { ranges, form }, part))
+    }
+}
 
 struct Worker {
     context: Arc<Context>,
@@ -191,8 +213,8 @@ struct Worker {
     readers: rayon::ThreadPool,
     chunks: Vec<(Pinned, Event)>,
     next: usize,
-    /// Each with its source, so that no other can come to lie at the same address.
-    kept: HashMap<Origin, (Pinned, Arc<dyn ByteSource>)>,
+    /// Each with its part, so that no other source can come to lie at the same address.
+    kept: HashMap<Origin, (Pinned, HostPart)>,
     kept_bytes: u64,
 }
 
@@ -239,42 +261,38 @@ impl Worker {
     fn bring(&mut self, request: &Request, used: Option<Event>) -> Result<Event> {
         self.stream.wait(&request.after)?;
         for piece in &request.pieces {
-            let to = request.to + piece.to as u64;
-            match &piece.source {
-                Source::Stored(part) => self.stored(to, part, request.keep)?,
-                _ => self.pass(to, piece.bytes, piece.unit, &|from, out| piece.read(from, out))?,
-            }
+            self.piece(request.to + piece.to as u64, piece, request.keep)?;
         }
         let event = used.map_or_else(|| Event::new(&self.context, false), Ok)?;
         event.record(&self.stream)?;
         Ok(event)
     }
 
-    fn stored(&mut self, to: u64, part: &HostPart, keep: bool) -> Result<()> {
-        let range = part.range();
-        let source = (Arc::as_ptr(&part.source).cast::<()>() as usize, range.start, range.len());
-        let read = |from: usize, out: &mut [u8]| part.source.read_at(range.start + from, out);
+    /// Queues the copies of one piece: from pinned memory of its own if it has some or may have, or through the ring of chunks.
+    fn piece(&mut self, to: u64, piece: &Piece, keep: bool) -> Result<()> {
+        let read = |from: usize, out: &mut [u8]| piece.read(from, out);
+        let Some((origin, part)) = Origin::of(piece) else { return self.pass(to, piece.bytes, piece.unit, &read) };
         let allowed = self.inner.keep_bytes.load(Ordering::Relaxed);
         if self.kept_bytes > allowed {
             self.stream.drain(); // they may be being copied
             self.kept.clear();
             self.kept_bytes = 0;
         }
-        if keep && !self.kept.contains_key(&source) && self.kept_bytes + range.len() as u64 <= allowed {
+        if keep && !self.kept.contains_key(&origin) && self.kept_bytes + piece.bytes as u64 <= allowed {
             // A system that refuses to pin so much is no reason to stop: the ring of chunks does as well.
-            match Pinned::new(&self.context, range.len()) {
+            match Pinned::new(&self.context, piece.bytes) {
                 Ok(mut own) => {
-                    fill(&self.readers, own.bytes_mut(), 1, &read)?;
-                    self.kept_bytes += range.len() as u64;
-                    self.kept.insert(source, (own, part.source.clone()));
+                    fill(&self.readers, own.bytes_mut(), piece.unit, &read)?;
+                    self.kept_bytes += piece.bytes as u64;
+                    self.kept.insert(origin.clone(), (own, part.clone()));
                 }
                 Err(_) => self.inner.keep_bytes.store(self.kept_bytes, Ordering::Relaxed),
             }
         }
-        match self.kept.get(&source) {
+        match self.kept.get(&origin) {
             // SAFETY: the place was given to this weight, which is as large; whoever read there before is waited for; the bytes live as long as the stream.
             Some((own, _)) => unsafe { self.stream.upload(to, own.bytes()) },
-            None => self.pass(to, range.len(), 1, &read),
+            None => self.pass(to, piece.bytes, piece.unit, &read),
         }
     }
 
@@ -293,7 +311,7 @@ impl Worker {
             copied.synchronize()?; // an event that was never recorded is reached
             let out = &mut chunk.bytes_mut()[..n];
             fill(&self.readers, out, unit, &|at, out| read(from + at, out))?;
-            // SAFETY: as in `stored`; the chunk is not touched again before the event.
+            // SAFETY: as in `piece`; the chunk is not touched again before the event.
             unsafe { self.stream.upload(to + from as u64, &chunk.bytes()[..n]) }?;
             copied.record(&self.stream)?;
         }

@@ -254,7 +254,10 @@ fn dry<'w>(
 
 /// Bytes of scratch that `op` needs. What no shader can run needs none: `can_run` says so.
 pub(super) fn scratch_bytes<'w>(backend: &WgpuBackend, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> usize {
-    dry(backend, op, weight).map_or(0, |(scratch, _)| scratch)
+    match *op {
+        Op::Linear { side, epilogue, out, .. } => linear::scratch(side, epilogue, out).0,
+        _ => dry(backend, op, weight).map_or(0, |(scratch, _)| scratch),
+    }
 }
 
 /// Whether there is a shader for `op`, and every operand has room in one of the adapter's buffers.

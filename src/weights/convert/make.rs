@@ -13,6 +13,9 @@ const ELEMENTS: usize = 4 << 20;
 /// Rows that one thread makes at a time.
 const ROWS: usize = 16;
 
+/// Appends to its last argument what becomes of one row: its number, its values.
+type MakeRow<'a> = dyn Fn(usize, &[f32], &mut Vec<u8>) + Sync + 'a;
+
 /// A canonical tensor that is read.
 #[derive(Clone)]
 pub struct Source<'a> {
@@ -66,11 +69,7 @@ impl<'a> Source<'a> {
     }
 
     /// Calls `use_it` with the bytes that `make` makes of each row, in order.
-    fn each(
-        &self,
-        make: &(dyn Fn(usize, &[f32], &mut Vec<u8>) + Sync),
-        use_it: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
+    fn each(&self, make: &MakeRow, use_it: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let most = (ELEMENTS / self.cols.max(1)).max(ROWS) / ROWS * ROWS;
         for from in (0..self.rows).step_by(most) {
             let runs: Vec<usize> = (from..self.rows.min(from + most)).step_by(ROWS).collect();

@@ -344,9 +344,11 @@ fn fill(file: &mut File, laid: &container::Laid, work: &mut Work, io: &dyn Fn(st
     let mut out = BufWriter::with_capacity(1 << 20, file);
     out.write_all(&laid.header).map_err(io)?;
     let mut at = laid.header.len() as u64;
+    work.add(at)?;
     for (start, tensor) in &laid.tensors {
         // What lies between tensors is zero.
         out.write_all(&vec![0; (start - at) as usize]).map_err(io)?;
+        work.add(start - at)?;
         at = *start;
         tensor.make.each(&mut |bytes| {
             at += bytes.len() as u64;
@@ -362,5 +364,6 @@ fn fill(file: &mut File, laid: &container::Laid, work: &mut Work, io: &dyn Fn(st
         }
     }
     out.write_all(&vec![0; (laid.bytes - at) as usize]).map_err(io)?;
+    work.add(laid.bytes - at)?;
     out.flush().map_err(io)
 }

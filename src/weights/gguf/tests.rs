@@ -373,7 +373,10 @@ fn f6_lengths_of_values_are_not_believed() {
     for n in [1 << 30, 1 << 62, u64::MAX] {
         assert_says(&File::keys(&[long(n)]).refused(), &["k: file is too short", &n.to_string(), "expected at least"]);
         let name = [&n.to_le_bytes()[..], b"k"].concat();
-        assert_says(&File::keys(&[name.clone()]).refused(), &["byte 24: file is too short", &n.to_string()]);
+        assert_says(
+            &File::keys(std::slice::from_ref(&name)).refused(),
+            &["byte 24: file is too short", &n.to_string()],
+        );
         assert_says(&File { keys: vec![], ..File::tensors(&[name], 64) }.refused(), &["byte 24: file is too short"]);
         for kind in [0, 5, 12, STRING] {
             assert_says(&File::keys(&[list("k", kind, n, &[])]).refused(), &["k: file is too short", &n.to_string()]);

@@ -1,8 +1,8 @@
 //! `Linear`: a matrix product for each run of rows of one stored type, and the products of a side.
 //!
-//! A side `t . b^T` has few numbers to add up (a LoRA's rank), so it is bound by what it writes, and another tile of the main product would hardly notice it; but a
-//! shader that knows both would need two buffers more than it may bind. So it is a product of its own. Behind an epilogue that only adds, it is added to what the
-//! main product has left. An activation wants the whole sum: there the side comes first, in f32 scratch, for some rows at a time, so that scratch stays small.
+//! A side `t . b^T` has few numbers to add up (a LoRA's rank), and would cost next to nothing within the main product; but a shader that does both needs two
+//! buffers more, and may bind eight. So it is a product of its own, bound by what it writes. Behind an epilogue that only adds, it is added to what the main
+//! product has left. An activation wants the whole sum: there the side comes first, in f32 scratch, some rows at a time, so that scratch stays small.
 
 use super::{Finder, matrix};
 use crate::backend::form::{Form, Segment};
@@ -57,6 +57,14 @@ impl Operands {
     }
 }
 
+/// Bytes of scratch for the side of a `Linear` that writes `out`, and how many rows at a time they are for: a matter of shapes alone, whatever variant runs.
+pub(super) fn scratch(side: Option<Side>, epilogue: Epilogue, out: View) -> (usize, usize) {
+    let activation = matches!(epilogue, Epilogue::Silu | Epilogue::GeluTanh | Epilogue::QuickGelu);
+    let most = (SIDE_BYTES / (4 * out.cols.max(1)) / SIDE_ROWS).max(1) * SIDE_ROWS;
+    let rows = most.min(out.rows());
+    (if activation && side.is_some() { 4 * rows * out.cols } else { 0 }, rows)
+}
+
 /// Scratch in bytes and dispatches.
 #[allow(clippy::too_many_arguments, reason = "the operation's fields")]
 pub(super) fn make(
@@ -79,6 +87,7 @@ pub(super) fn make(
             Tail::GatedAdd { residual: find.tensor(residual)?, gate: find.view(gate)? }
         }
     };
+    let (bytes, most) = scratch(side, epilogue, out);
     let main = Operands { x: find.view(x)?, bias: find.bias(bias)?, side: None, tail, out: find.view(out)? };
     let w = (find.weight)(w, Use::Matrix)?;
     let mut all = Vec::new();
@@ -102,7 +111,7 @@ pub(super) fn make(
         })
     };
     let of_side = Operands { x: t, bias: None, ..main };
-    if matches!(tail, Tail::None | Tail::Add { .. } | Tail::GatedAdd { .. }) {
+    if bytes == 0 {
         product(main, &w, &mut all)?;
         let tail = match tail {
             Tail::GatedAdd { gate, .. } => Tail::GatedAdd { residual: main.out, gate },
@@ -112,8 +121,6 @@ pub(super) fn make(
         return Ok((0, all));
     }
     let (rows, n) = (main.out.rows, main.out.cols);
-    let most = (SIDE_BYTES / (4 * n.max(1)) / SIDE_ROWS).max(1) * SIDE_ROWS;
-    let bytes = 4 * n * rows.min(most);
     let scratch = (find.scratch)(bytes)?;
     for first in (0..rows).step_by(most) {
         let count = most.min(rows - first);

@@ -1,0 +1,37 @@
+//! Made-up weights for a program.
+
+use std::sync::Arc;
+
+use flux_fast::dtype::DType;
+use flux_fast::op::Program;
+use flux_fast::tensor::{HostPart, HostWeight, Scale};
+
+/// Weights of every spec from a cheap generator: normal-looking values, stored as `dtype` where they are matrices.
+pub fn random(program: &Program, dtype: DType) -> Vec<HostWeight> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut weight = |rows: usize, cols: usize, lora: bool| {
+        let dtype = if rows > 1 && !lora { dtype } else { DType::BF16 };
+        let amplitude = (3.0 / cols as f32).sqrt();
+        let mut bytes = Vec::with_capacity(rows * cols * dtype.size());
+        // A table of encoded values, drawn from at random: as varied as the kernel can tell, and quick to make.
+        let table: Vec<Vec<u8>> = (0..1024)
+            .map(|i| {
+                let mut one = Vec::new();
+                dtype.encode((i as f32 / 511.5 - 1.0) * amplitude, &mut one);
+                one
+            })
+            .collect();
+        for _ in 0..rows * cols {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            bytes.extend_from_slice(&table[(state >> 40) as usize % 1024]);
+        }
+        HostWeight {
+            rows,
+            cols,
+            parts: vec![HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype, scale: Scale::One }],
+        }
+    };
+    program.weights.iter().map(|w| weight(w.rows, w.cols, w.lora.is_some())).collect()
+}

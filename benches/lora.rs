@@ -1,0 +1,92 @@
+//! What LoRAs cost: one double and one single block of FLUX.1's real width at 1024 image and 256 text tokens, every layer with none, one, or four LoRAs of rank 16.
+//!
+//! Four LoRAs are one pair of matrices of rank 64. Floor: rank (K + N) multiply-adds a row beside K N; for one LoRA of rank 16 that is 0.8 % of the block's work. What
+//! comes on top is x, packed once more for the first half. `swap` is what another weight costs between two pictures of the embedded model: both of its matrices put
+//! together anew, programs and plans made again.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use flux_fast::backend::Backend;
+use flux_fast::backend::cpu::{Compute, CpuBackend, CpuOptions};
+use flux_fast::dtype::DType;
+use flux_fast::model::FluxConfig;
+use flux_fast::model::flux::{DenoiseShape, denoise};
+use flux_fast::pipeline::Pipeline;
+use flux_fast::pipeline::request::{LoraChoice, ModelFiles, Request, RunOptions};
+use flux_fast::plan;
+use flux_fast::stream::{Holdings, Session, Tenancy};
+
+#[path = "cpu/weights.rs"]
+mod weights;
+
+fn block(c: &mut Criterion) {
+    let config = FluxConfig { depth_double: 1, depth_single: 1, ..FluxConfig::dev() };
+    let shape = DenoiseShape { images: 1, cfg: false, text_tokens: 256, height: 32, width: 32 };
+    for dtype in [DType::BF16, DType::F8E4M3] {
+        let mut group = c.benchmark_group(format!("lora/block/{}", dtype.name()));
+        group.sample_size(20).measurement_time(Duration::from_secs(12)).warm_up_time(Duration::from_secs(2));
+        for loras in [0, 1, 4] {
+            let options = CpuOptions { threads: None, compute: Compute::Auto, kernels: vec![], isa: None };
+            let mut backend = CpuBackend::new(options).unwrap();
+            let program = denoise(&config, &shape, backend.caps().activation);
+            let program = program.with_sides(&|_| (loras > 0).then_some(16 * loras));
+            let weights = weights::random(&program, dtype);
+            let bytes: Vec<usize> =
+                weights.iter().zip(program.uses()).map(|(w, how)| backend.weight_bytes(w, how)).collect();
+            let weight = |w: flux_fast::tensor::Weight| &weights[w.id as usize];
+            let scratch: Vec<usize> = program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect();
+            let plan = plan::phase(&program, 1, &bytes, &scratch, backend.caps().grain, u64::MAX).unwrap();
+            let mut holdings = Holdings::default();
+            holdings.reserve(&mut backend, plan.layout(), false).unwrap();
+            let mut session = Session::new(&mut backend, &mut holdings, &program, &plan, weights, Tenancy::default());
+            for io in &program.inputs {
+                let n = io.tensor.rows * io.tensor.cols;
+                let values: Vec<f32> = (0..n).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0).collect();
+                session.write_f32(io.tensor, &values).unwrap();
+            }
+            group.bench_function(format!("{loras} of rank 16"), |b| {
+                b.iter(|| session.run(false, &mut |_, _| ControlFlow::Continue(())).unwrap());
+            });
+        }
+        group.finish();
+    }
+}
+
+fn swap(c: &mut Criterion) {
+    let mut pipeline =
+        Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut |_| ControlFlow::Continue(())).unwrap();
+    let name = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/tiny/flux-tiny-pixel-lora.safetensors");
+    let request = |weight: Option<f32>| Request {
+        prompt: "a fox".into(),
+        seed: Some(1),
+        loras: weight.map(|weight| LoraChoice { name: name.into(), weight, tag: false }).into_iter().collect(),
+        ..Request::default()
+    };
+    let mut group = c.benchmark_group("lora/swap");
+    group.sample_size(20);
+    // Without a picture: what is done before anything runs.
+    group.bench_function("plan, no LoRA", |b| b.iter(|| pipeline.plan(&request(None)).unwrap()));
+    group.bench_function("plan, the same LoRA", |b| b.iter(|| pipeline.plan(&request(Some(0.7))).unwrap()));
+    let mut weight = 0.5;
+    group.bench_function("plan, another weight", |b| {
+        b.iter(|| {
+            weight += 0.001;
+            pipeline.plan(&request(Some(weight))).unwrap()
+        });
+    });
+    group.bench_function("picture, no LoRA", |b| {
+        b.iter(|| pipeline.generate(&request(None), &mut |_| ControlFlow::Continue(())).unwrap());
+    });
+    group.bench_function("picture, another weight", |b| {
+        b.iter(|| {
+            weight += 0.001;
+            pipeline.generate(&request(Some(weight)), &mut |_| ControlFlow::Continue(())).unwrap()
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, block, swap);
+criterion_main!(benches);
