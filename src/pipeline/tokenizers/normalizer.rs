@@ -10,8 +10,8 @@ pub fn read(value: Option<Value>) -> std::result::Result<Option<NormalizerWrappe
     serde_json::from_value(value).map_err(|e| format!("its normalizer cannot be read: {e}"))
 }
 
-/// Refuses a table of characters that says it is longer than it is. The crate allocates as much as the first four bytes say, up to 8 GB, and what follows from a refused
-/// allocation is no panic that could be caught but the end of the process.
+/// Refuses a table of characters that says it is longer than it is. The crate allocates as much as the first four bytes say, up to 8 GB, and what follows from a
+/// refused allocation is no panic that could be caught but the end of the process.
 fn check_tables(value: &Value) -> std::result::Result<(), String> {
     match value {
         Value::Array(values) => values.iter().try_for_each(check_tables),
