@@ -1,4 +1,5 @@
-//! The library's doors for files from strangers, and files to begin with. Shared by the fuzz targets and by `tests/readers.rs`, which goes through the same doors in seconds.
+//! The library's doors for files from strangers, and files to begin with. Shared by the fuzz targets and by `tests/readers.rs`, which goes through the same doors
+//! in seconds.
 
 use std::path::Path;
 use std::sync::Arc;

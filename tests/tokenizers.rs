@@ -151,6 +151,9 @@ fn f14_a_broken_tokenizer_file_is_a_model_error_that_names_the_file() {
             assert!(Tokenizers::load(Some(place), None).is_err(), "case {i} as CLIP's");
         }
     }
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(9 << 30).unwrap();
+    let error = Tokenizers::load(None, Some(&path)).err().unwrap();
+    assert!(error.to_string().contains("too large for a tokenizer: found 9663676416 bytes"), "{error}");
     let error = Tokenizers::load(None, Some(Path::new("/nowhere/tokenizer.json"))).err().unwrap();
     assert_eq!(error.kind(), Kind::Missing);
 }

@@ -231,7 +231,8 @@ fn shards(index: &Path) -> Result<Unit> {
 }
 
 /// Chooses among `units` the one to take `component` from: right-looking names first, then the smaller (of T5 an 8-bit file serves as well and costs half), then by
-/// path. GGUF files come last, and of them the largest first: people keep many, down to two bits, and the smaller the worse. Files that cannot be read are passed over.
+/// path. GGUF files come last, and of them the largest first: people keep many, down to two bits, and the smaller the worse. Files that cannot be read are
+/// passed over.
 pub fn choose(mut units: Vec<Unit>, component: Component, widths: &Widths) -> Option<(Unit, Look)> {
     units.sort_by_cached_key(|u| {
         let gguf = has_ending(&u.paths[0], "gguf");

@@ -228,6 +228,21 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_os = "linux")]
+    fn f10_a_file_cut_while_it_is_mapped_is_an_error_where_it_is_read_ahead() {
+        let f = file(&[7; 64 * PAGE]);
+        let (source, _) = open(f.path()).unwrap();
+        std::fs::OpenOptions::new().write(true).open(f.path()).unwrap().set_len(2 * PAGE as u64).unwrap();
+        // To touch these pages would end the process; every weight passes one of these before it is touched.
+        assert_eq!(source.will_need(10 * PAGE..20 * PAGE).unwrap_err().kind(), Kind::Model);
+        let e = source.read_at(10 * PAGE, &mut [0; 16]).unwrap_err();
+        assert!(e.kind() == Kind::Model && e.to_string().contains("cut short"), "{e}");
+        assert_eq!(source.check().unwrap_err().kind(), Kind::Model);
+        source.will_need(0..2 * PAGE).unwrap();
+        assert_eq!(source.bytes()[..2 * PAGE], [7; 2 * PAGE]);
+    }
+
+    #[test]
     fn f11_a_renamed_or_unlinked_file_stays_usable() {
         let f = file(b"old bytes");
         let path = f.path().to_path_buf();

@@ -3,8 +3,9 @@
 //! A file comes from strangers, so nothing in it is believed: every range is checked against the file's size, every byte of the
 //! data belongs to exactly one tensor, and nothing is allocated for a header that claims too much.
 
-// A sum or product of numbers from a file must not wrap, in release builds neither; nor is a panic the answer to a bad file. The compiler's own checks cannot be turned on
-// for one module, and for all of them they would slow index arithmetic in the kernels: so the modules that read containers have none but checked arithmetic.
+// A sum or product of numbers from a file must not wrap, in release builds neither; nor is a panic the answer to a bad file. The compiler's own overflow checks
+// cannot be turned on for one module, and for all of them they would sit in the kernels' index arithmetic: so the modules that read containers have none but
+// checked arithmetic.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::collections::BTreeMap;
