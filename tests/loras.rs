@@ -147,7 +147,8 @@ fn what_is_read_is_told_once() {
     };
     let first = lines(1.0);
     assert!(first.iter().any(|l| l.contains("Kohya") && l.contains("keys used")), "{first:?}");
-    assert_eq!(lines(0.5), Vec::<String>::new());
+    assert_eq!(lines(1.0), Vec::<String>::new(), "the same again");
+    assert!(lines(0.5).iter().any(|l| l.contains(" at 0.5 ")));
 }
 
 fn flux_fast(folder: &Path, arguments: &[&str]) -> Output {
