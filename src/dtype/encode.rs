@@ -71,7 +71,8 @@ fn legacy<const BITS: u32, const MIN: bool>(x: &[f32], out: &mut Vec<u8>) {
         x.iter().map(|v| (((v - low) * id + 0.5) as i32).clamp(0, top) as u8).collect()
     } else {
         let half = 1 << (BITS - 1);
-        let largest = x.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
+        // The first of those, with its sign even if it is zero.
+        let largest = x.iter().fold(x[0], |m, v| if v.abs() > m.abs() { *v } else { m });
         let d = largest / -(half as f32);
         let id = inverse(d);
         put_half(out, d);

@@ -264,7 +264,8 @@ impl fmt::Display for Inspection {
         for t in &self.dtypes {
             writeln!(f, "  {:<8} {} tensors, {}", t.dtype, t.tensors, size(t.bytes))?;
         }
-        for (key, value) in &self.metadata {
+        // What a LoRA says of itself was told above.
+        for (key, value) in self.metadata.iter().filter(|_| self.loras.is_empty()) {
             let short: String = value.chars().take(100).collect();
             writeln!(f, "  {key}: {short}{}", if short.len() < value.len() { "…" } else { "" })?;
         }

@@ -211,6 +211,13 @@ impl Layer {
             }
         }
         let format = self.record.as_ref().and_then(|r| r.get("format")).and_then(Value::as_str);
+        // The same endings with other layouts: which it is, only a record says.
+        if let (Some((_, second)), true) = (self.get(".weight_scale_2"), format != Some("nvfp4")) {
+            return Err(unsupported("nvfp4 without ComfyUI's quantisation record").at(&second.name));
+        }
+        if let Some((_, absmax)) = self.get(".weight.absmax") {
+            return Err(unsupported("bitsandbytes 4-bit without its quant_state").at(&absmax.name));
+        }
         let two = |shape: &[usize]| match *shape {
             [rows, cols] => Ok((rows, cols)),
             _ => Err(Error::model("scaled weight is not a matrix").at(&entry.name).found(format!("{shape:?}"))),
@@ -432,8 +439,16 @@ fn huge(entry: &Entry) -> Error {
     Error::model("tensor has more elements than can be counted").at(&entry.name).found(format!("{:?}", entry.shape))
 }
 
-/// All values of a small tensor.
-fn floats((file, entry): &Stored) -> Result<Vec<f32>> {
+/// All values of a small tensor, which are finite.
+fn floats(stored: &Stored) -> Result<Vec<f32>> {
+    let values = values(stored)?;
+    match values.iter().find(|s| !s.is_finite()) {
+        Some(bad) => Err(Error::model("scale is not a finite number").at(&stored.1.name).found(bad)),
+        None => Ok(values),
+    }
+}
+
+fn values((file, entry): &Stored) -> Result<Vec<f32>> {
     let Some(dtype) = entry.stored.float().filter(|d| d.is_wide()) else {
         return Err(Error::model("scale has an unusable type")
             .at(&entry.name)
@@ -442,11 +457,7 @@ fn floats((file, entry): &Stored) -> Result<Vec<f32>> {
     };
     let bytes = &file.source.bytes()[entry.range.clone()];
     let values: Vec<f32> = bytes.chunks_exact(dtype.size()).map(|b| dtype.decode(b)).collect();
-    match values.iter().find(|s| !s.is_finite()) {
-        Some(bad) => Err(Error::model("scale is not a finite number").at(&entry.name).found(bad)),
-        None if values.is_empty() => Err(Error::model("scale is empty").at(&entry.name)),
-        None => Ok(values),
-    }
+    if values.is_empty() { Err(Error::model("scale is empty").at(&entry.name)) } else { Ok(values) }
 }
 
 /// The same of factors, which are positive.
@@ -462,8 +473,8 @@ fn scales(stored: &Stored) -> Result<Vec<f32>> {
         }
         _ => {}
     }
-    let values = floats(stored)?;
-    match values.iter().find(|s| **s <= 0.0) {
+    let values = values(stored)?;
+    match values.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
         Some(bad) => Err(Error::model("scale is not a positive number").at(&entry.name).found(bad)),
         None => Ok(values),
     }

@@ -190,9 +190,14 @@ fn metadata_config_that_is_no_object_is_refused() {
         let e = open_source(Arc::new(bytes), "m").err().unwrap();
         assert!(e.to_string().contains(words), "{e}");
     }
-    let quantised =
-        json!({ "config": r#"{"transformer": {"quantization_config": {"quant_method": "bitsandbytes"}}}"# });
-    let (mut bytes, _) = header(&names, quantised);
-    bytes.extend([0; 24]);
-    assert!(open_source(Arc::new(bytes), "m").err().unwrap().to_string().contains("bitsandbytes"));
+    for (method, words) in [
+        (r#""quant_method": "torchao""#, "torchao"),
+        (r#""quant_method": "bitsandbytes", "load_in_8bit": true"#, "bitsandbytes int8"),
+    ] {
+        let config = format!(r#"{{"transformer": {{"quantization_config": {{{method}}}}}}}"#);
+        let (mut bytes, _) = header(&names, json!({ "config": config }));
+        bytes.extend([0; 24]);
+        let e = open_source(Arc::new(bytes), "m").err().unwrap().to_string();
+        assert!(e.contains(words), "{e}");
+    }
 }

@@ -207,16 +207,21 @@ fn bad_scales_and_unknown_formats_are_errors_that_name_the_tensor() {
         (one("img_in.weight_scale", "F8_E8M0", vec![48, 2], vec![1; 96]), ["img_in.weight_scale", "mxfp8"]),
         (one("img_in.weight_scale", "F8_E4M3", vec![48, 4], vec![1; 192]), ["img_in.weight_scale", "nvfp4"]),
         (one("img_in.weight_scale_2", "F32", vec![], f(1.0)), ["img_in.weight_scale_2", "nvfp4"]),
-        (one("img_in.float8_data", "F8_E4M3", vec![1], vec![0]), ["img_in.float8_data", "aredden"]),
+        (one("img_in.float8_data", "F8_E4M3", vec![1], vec![0]), ["img_in.float8_data", "scale_reciprocal"]),
         (one("img_in.weight.absmax", "F32", vec![1], f(1.0)), ["img_in.weight.absmax", "bitsandbytes"]),
         (one("img_in.qweight", "U8", vec![1], vec![0]), ["img_in.qweight", "SVDQuant"]),
     ] {
         assert!(words.iter().all(|w| message.contains(w)), "{message:?} lacks one of {words:?}");
     }
-    for format in ["mxfp8", "nvfp4", "int8_tensorwise"] {
+    for (format, words) in [
+        ("mxfp8", "no weight_scale"),
+        ("nvfp4", "nvfp4 has: found F8_E4M3, expected U8"),
+        ("int8_tensorwise", "found F8_E4M3, expected I8"),
+        ("convrot_w4a4", "convrot_w4a4, which is not supported"),
+    ] {
         let e = plain(vec![], record(format)).err().unwrap();
         assert_eq!(e.kind(), Kind::Model);
-        assert!(e.to_string().contains(format), "{e}");
+        assert!(e.to_string().contains(words), "{format}: {e}");
     }
     for (extra, words) in [
         (vec![quant(r#"{"format":"float8_e5m2"}"#)], "not stored in the format"),
