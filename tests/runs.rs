@@ -123,7 +123,7 @@ fn bad_models_budgets_and_devices_have_their_exit_codes_and_leave_nothing() {
     let cases: &[(&[&str], i32, &str)] = &[
         (&["--model", "cut.safetensors"], 3, "cut.safetensors"),
         (&["--model", "text.safetensors"], 3, "text.safetensors"),
-        (&["--model", "m.gguf"], 3, "GGUF"),
+        (&["--model", "m.gguf"], 3, "m.gguf: bytes after the last tensor"),
         (&["--model", "nowhere.safetensors"], 4, "nowhere.safetensors"),
         (&["--ram", "1M"], 5, "budget"),
         (&["--device", "cuda"], 6, "cuda"),

@@ -55,7 +55,7 @@ fn models_lists_what_is_found_with_the_names_to_type() {
         "models (--model):\n",
         "FLUX transformer (dev), ComfyUI, fp8; with T5, CLIP, VAE [ComfyUI, checkpoints]",
         "1 x a Stable Diffusion model (1.x, 2.x or XL)",
-        "1 x GGUF files are not supported",
+        "1 x file is truncated",
         "a web page",
     ] {
         assert!(text.contains(words), "{words} is missing in:\n{text}");
