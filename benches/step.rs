@@ -15,7 +15,6 @@ use flux_fast::model::FluxConfig;
 use flux_fast::model::flux::{DenoiseShape, denoise, rope};
 use flux_fast::pipeline::Pipeline;
 use flux_fast::pipeline::request::{ModelFiles, Request, RunOptions};
-use flux_fast::plan;
 use flux_fast::stream::{Holdings, Session, Tenancy};
 
 fn block(c: &mut Criterion) {
@@ -28,11 +27,7 @@ fn block(c: &mut Criterion) {
             CpuBackend::new(CpuOptions { threads: None, compute: Compute::Auto, kernels: vec![], isa: None }).unwrap();
         let program = denoise(&config, &shape, backend.caps().activation);
         let weights = weights::random(&program, dtype);
-        let bytes: Vec<usize> =
-            weights.iter().zip(program.uses()).map(|(w, how)| backend.weight_bytes(w, how)).collect();
-        let weight = |w: flux_fast::tensor::Weight| &weights[w.id as usize];
-        let scratch: Vec<usize> = program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect();
-        let plan = plan::phase(&program, 1, &bytes, &scratch, backend.caps().grain, u64::MAX).unwrap();
+        let plan = weights::planned(&backend, &program, &weights);
         let mut holdings = Holdings::default();
         holdings.reserve(&mut backend, plan.layout(), false).unwrap();
         let mut session = Session::new(&mut backend, &mut holdings, &program, &plan, weights, Tenancy::default());

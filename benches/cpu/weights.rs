@@ -1,9 +1,11 @@
-//! Made-up weights for a program.
+//! Made-up weights for a program, and its plan without a bound.
 
 use std::sync::Arc;
 
+use flux_fast::backend::Backend;
 use flux_fast::dtype::DType;
 use flux_fast::op::Program;
+use flux_fast::plan::{self, PhasePlan};
 use flux_fast::tensor::{HostPart, HostWeight, Scale};
 
 /// Weights of every spec from a cheap generator: normal-looking values, stored as `dtype` where they are matrices.
@@ -34,4 +36,12 @@ pub fn random(program: &Program, dtype: DType) -> Vec<HostWeight> {
         }
     };
     program.weights.iter().map(|w| weight(w.rows, w.cols, w.lora.is_some())).collect()
+}
+
+/// Everything resident.
+pub fn planned(backend: &dyn Backend, program: &Program, weights: &[HostWeight]) -> PhasePlan {
+    let bytes: Vec<usize> = weights.iter().zip(program.uses()).map(|(w, how)| backend.weight_bytes(w, how)).collect();
+    let weight = |w: flux_fast::tensor::Weight| &weights[w.id as usize];
+    let scratch: Vec<usize> = program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect();
+    plan::phase(program, 1, &bytes, &scratch, backend.caps().grain, u64::MAX).unwrap()
 }

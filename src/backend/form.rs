@@ -184,7 +184,7 @@ pub(super) fn check(weight: &HostWeight) -> Result<()> {
 }
 
 /// Whether all bytes of `part` lie within their files.
-pub(super) fn within(part: &HostPart) -> Result<()> {
+fn within(part: &HostPart) -> Result<()> {
     for (source, range) in part.ranges() {
         let bytes = source.bytes().len();
         if range.end > bytes {

@@ -32,7 +32,7 @@ pub struct Format {
     pub planes: &'static [Plane],
     /// Bytes of the scale of a block on a device where files keep it elsewhere: 4 (F32), 1 (F8_E8M0 or F8_E4M3); 0 where it is in the block.
     pub scale_bytes: usize,
-    /// Relative error (Frobenius norm) of normally distributed values in this type, as stored by the reference's encoders; what pictures are judged by.
+    /// The relative error (Frobenius norm) that normally distributed values may have in this type as `encode` stores them; what it is lies at most 30 % below.
     pub error: f32,
     decode: fn(&[u8], usize, &[f32], &mut [f32; GROUP]),
 }
@@ -107,11 +107,17 @@ impl Format {
     }
 }
 
+/// How kernels and shaders number a type that is stored in blocks: from 16 on, in the order of the table.
+pub fn code(dtype: DType) -> u32 {
+    let at = FORMATS.iter().position(|f| f.dtype == dtype);
+    16 + at.expect("every other type has a number of its own") as u32
+}
+
 macro_rules! planes {
     ($($from:literal + $bytes:literal),*) => { &[$(Plane { from: $from, bytes: $bytes }),*] };
 }
 
-/// Every format, once.
+/// Every format, once; `code` counts on their order.
 pub static FORMATS: [Format; 14] = [
     ggml_format(DType::Q8_0, "Q8_0", 8, 32, 34, planes![2 + 32, 0 + 2], 0.006, ggml::q8_0),
     ggml_format(DType::Q4_0, "Q4_0", 2, 32, 18, planes![2 + 16, 0 + 2], 0.11, ggml::q4_0),

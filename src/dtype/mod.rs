@@ -57,6 +57,9 @@ impl DType {
 
     /// The block format, if elements are stored in blocks.
     pub fn format(self) -> Option<&'static Format> {
+        if self.is_plain() {
+            return None;
+        }
         blocks::FORMATS.iter().find(|f| f.dtype == self)
     }
 
@@ -69,8 +72,9 @@ impl DType {
     }
 
     /// Whether elements can be found one by one: not stored in blocks.
-    pub fn is_plain(self) -> bool {
-        self.format().is_none()
+    pub const fn is_plain(self) -> bool {
+        use DType::{BF16, F8E4M3, F8E5M2, F16, F32, I8, I32};
+        matches!(self, F32 | BF16 | F16 | F8E4M3 | F8E5M2 | I32 | I8)
     }
 
     /// The name that safetensors and people use.

@@ -231,7 +231,7 @@ impl Pipeline {
         let (schedule, first) = self.schedule(settings);
         let host = self.host_bytes(settings, loras);
         let caps = self.backend.caps();
-        // Their matrices are put together while the plan is made: before, so much must be possible at all.
+        // Their matrices are put together while the plan is made: before, so much must be possible at all. They are BF16 at the least.
         if loras.bytes() / 2 > self.budget.bytes {
             return Err(Error::memory("the LoRAs alone do not fit in the memory budget")
                 .found(format!("{} ({})", gigabytes(self.budget.bytes), self.budget.source))

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -85,8 +86,8 @@ struct File {
 /// LoRAs with their weights, ready for programs.
 pub struct LoraSet {
     adapters: Vec<(Arc<Adapter>, f32)>,
-    /// Paths of which the user was told already.
-    told: Mutex<bool>,
+    /// The user was told of them.
+    told: AtomicBool,
     files: Vec<(File, f32)>,
     /// Tells this set from all others of the pipeline.
     pub number: u32,
@@ -142,7 +143,8 @@ impl Loras {
             state.files.remove(0);
         }
         state.sets += 1;
-        let set = LoraSet { adapters, told: Mutex::default(), files, number: state.sets, combined: Mutex::default() };
+        let set =
+            LoraSet { adapters, told: AtomicBool::default(), files, number: state.sets, combined: Mutex::default() };
         let set = Arc::new(set);
         state.set = Some(set.clone());
         Ok(set)
@@ -192,12 +194,12 @@ pub fn open<'a>(path: &Path, of: &dyn Fn(Component) -> Option<&'a ComponentWeigh
 impl LoraSet {
     /// These LoRAs, each with its weight, for programs that are run without a pipeline.
     pub fn of(adapters: Vec<(Arc<Adapter>, f32)>) -> LoraSet {
-        LoraSet { adapters, told: Mutex::default(), files: vec![], number: 1, combined: Mutex::default() }
+        LoraSet { adapters, told: AtomicBool::default(), files: vec![], number: 1, combined: Mutex::default() }
     }
 
     /// What the user should know of them, once.
     pub fn tell(&self) -> Vec<Event> {
-        if std::mem::replace(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner), true) {
+        if self.told.swap(true, Ordering::Relaxed) {
             return vec![];
         }
         let mut events = vec![];
@@ -230,7 +232,7 @@ impl LoraSet {
         files.collect::<Vec<_>>().join("; ")
     }
 
-    /// The most bytes that the matrices take when they are put together: beside a weight, all ranks by its rows and columns.
+    /// The most bytes that the matrices take when they are put together: beside a weight, all ranks by its rows and columns, in F32. Beside weights narrower than that it is half.
     pub fn bytes(&self) -> u64 {
         let mut weights: HashMap<(Component, &str), (u64, u64)> = HashMap::new();
         for pair in self.adapters.iter().filter(|(_, s)| *s != 0.0).flat_map(|(a, _)| a.pairs()) {

@@ -27,7 +27,7 @@ fn write(from: &Path, target: Target, to: &Path) -> Report {
     report
 }
 
-/// The relative error that the final latents of six steps may have against those of the f32 weights: 1.4 times what it is. It is some 0.6 times the error of the
+/// The relative error that the final latents of six steps may have against those of the f32 weights: 1.4 times what it is. It is 0.5 to 1.1 times the error of the
 /// weights themselves (`Format::error`).
 const LATENTS: [(Target, f64); 18] = [
     (Target::Fp8, 0.03),

@@ -1,6 +1,7 @@
 //! LoRAs of every trainer against diffusers with the same file, or the merged weights where it cannot read it (golden/lora/README.md); and beside weights of
 //! every kind.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -66,8 +67,7 @@ fn velocity(
     let mut count = sides(&program);
     let inputs = [("timestep", Input::F32(&t)), ("pooled", Input::F32(&pooled)), ("guidance", Input::F32(&guidance))];
     let modulation = run(backend, &program, &weights, &inputs, u64::MAX, 1).remove("modulation").unwrap();
-    let (grid, text_tokens) = (golden.ids("flux.grid"), golden.shape("flux.txt")[1]);
-    let shape = DenoiseShape { images: 1, cfg: false, text_tokens, height: grid[0] as usize, width: grid[1] as usize };
+    let shape = shape(golden);
     let (program, weights) = with(checkpoint, Component::Flux, loras, flux::denoise(&g.flux, &shape, act));
     count += sides(&program);
     let rope = flux::rope(&g.flux, &shape);
@@ -204,26 +204,12 @@ fn beside_streamed_weights_nothing_changes() {
     let written = Written::new(&golden, Dialect::Comfy, Storage::F8ScaledNew, Grid::F8);
     let checkpoint = written.open();
     let loras = set(&checkpoint, &[("kohya", 0.8), ("xlabs", 0.5)]);
-    let (grid, text_tokens) = (golden.ids("flux.grid"), golden.shape("flux.txt")[1]);
-    let shape = DenoiseShape { images: 1, cfg: false, text_tokens, height: grid[0] as usize, width: grid[1] as usize };
-    let rope = flux::rope(&written.geometry.flux, &shape);
-    let (img, txt) = (golden.f32("flux.img"), golden.f32("flux.txt"));
-    let modulation: Vec<f32> =
-        (0..written.geometry.flux.modulation_cols()).map(|i| (i % 17) as f32 / 40.0 - 0.2).collect();
-    let inputs = [
-        ("latents", Input::F32(&img[..img.len() / 2])),
-        ("text", Input::F32(&txt[..txt.len() / 2])),
-        ("modulation", Input::F32(&modulation)),
-        ("rope", Input::F32(&rope)),
-        ("step", Input::F32(&[-0.25, 1.0])),
-    ];
     for backend in devices().iter_mut().map(Box::as_mut) {
-        let program = flux::denoise(&written.geometry.flux, &shape, DType::F32);
-        let (program, weights) = with(&checkpoint, Component::Flux, &loras, program);
+        let (program, weights) = denoiser(&golden, &checkpoint, &written.geometry, &loras);
         assert_eq!(sides(&program), 2 * 8 + 3);
         let least = least_bytes(backend, &program, &weights);
-        let resident = run(backend, &program, &weights, &inputs, u64::MAX, 3);
-        let streamed = run(backend, &program, &weights, &inputs, least, 3);
+        let mut under = |budget| drawn(backend, &golden, &written.geometry, &program, &weights, (budget, 3));
+        let (resident, streamed) = (under(u64::MAX), under(least));
         assert_eq!(resident["velocity"], streamed["velocity"], "{}", backend.caps().name);
         assert_eq!(resident["latents"], streamed["latents"], "{}", backend.caps().name);
     }
@@ -262,7 +248,9 @@ fn beside_blocks_a_lora_is_what_it_is_beside_their_values() {
                 }
             });
             let values: Vec<HostWeight> = values.collect();
-            let [got, want] = [&weights, &values].map(|w| drawn(backend, &golden, &written.geometry, &program, w));
+            let [got, want] = [&weights, &values].map(|w| {
+                drawn(backend, &golden, &written.geometry, &program, w, (u64::MAX, 1)).remove("velocity").unwrap()
+            });
             let error = relative_error(&got, &want);
             println!("{name} {target:?}: {error:.2e}");
             assert!(error <= TOLERANCE, "{name} {target:?}: {error:.2e}");
@@ -281,14 +269,15 @@ fn shape(golden: &Golden) -> DenoiseShape {
     DenoiseShape { images: 1, cfg: false, text_tokens, height: grid[0] as usize, width: grid[1] as usize }
 }
 
-/// The velocity of the first sequence under some modulation.
+/// What the first sequence gives under some modulation, under a budget and in so many runs.
 fn drawn(
     backend: &mut dyn Backend,
     golden: &Golden,
     g: &Geometry,
     program: &Program,
     weights: &[HostWeight],
-) -> Vec<f32> {
+    (budget, runs): (u64, usize),
+) -> HashMap<&'static str, Vec<f32>> {
     let rope = flux::rope(&g.flux, &shape(golden));
     let (img, txt) = (golden.f32("flux.img"), golden.f32("flux.txt"));
     let modulation: Vec<f32> = (0..g.flux.modulation_cols()).map(|i| (i % 17) as f32 / 40.0 - 0.2).collect();
@@ -299,5 +288,5 @@ fn drawn(
         ("rope", Input::F32(&rope)),
         ("step", Input::F32(&[-0.25, 1.0])),
     ];
-    run(backend, program, weights, &inputs, u64::MAX, 1).remove("velocity").unwrap()
+    run(backend, program, weights, &inputs, budget, runs)
 }

@@ -9,6 +9,7 @@ use cudarc::driver::{result, sys};
 
 fn set(f: sys::CUfunction, bytes: i32) -> CUresult {
     let which = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     code(unsafe { result::function::set_function_attribute(f, which, bytes) })
 }
 
@@ -18,6 +19,7 @@ fn launches_are_checked() {
     let _primary = Primary::new(0);
     let module = load(KERNELS).unwrap();
     let (add, bounded) = (function(module, "add"), function(module, "bounded"));
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     let at = unsafe { result::malloc_sync(4) }.unwrap();
     let s = result::stream::null();
     let run = |f, grid: [u32; 3], block: [u32; 3], shared| code(launch_as(f, at, 0, 0, s, [grid, block], shared));
@@ -37,6 +39,7 @@ fn launches_are_checked() {
     assert_eq!(set(add, 101_376), CUresult::CUDA_SUCCESS);
     assert_eq!(run(add, one, one, 101_376), CUresult::CUDA_SUCCESS);
     result::ctx::synchronize().unwrap();
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     let blocks = unsafe {
         [
             result::occupancy::max_active_block_per_multiprocessor(add, 256, 40_000).unwrap(),
@@ -44,6 +47,7 @@ fn launches_are_checked() {
         ]
     };
     assert_eq!(blocks, [2, 8]);
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     let missing = unsafe { result::module::get_function(module, c"nothing".into()) };
     assert_eq!(code(missing), CUresult::CUDA_ERROR_NOT_FOUND);
     let report = fake.handle.report();
@@ -76,10 +80,13 @@ fn an_illegal_access_ends_the_context() {
     let fake = fake("");
     let primary = Primary::new(0);
     let stray = function(load(KERNELS).unwrap(), "stray");
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     let (s, at) = (stream(), unsafe { result::malloc_sync(128) }.unwrap());
     launch(stray, at, 32, 1, s).unwrap();
     let failed = CUresult::CUDA_ERROR_ILLEGAL_ADDRESS;
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     assert_eq!(code(unsafe { result::stream::synchronize(s) }), failed);
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     assert_eq!(code(unsafe { result::malloc_sync(4) }), failed);
     assert_eq!(code(result::mem_get_info()), failed);
     assert_eq!(code(load(KERNELS)), failed);
@@ -88,6 +95,7 @@ fn an_illegal_access_ends_the_context() {
     assert!(line.contains(r#""out_of_bounds":2"#) && !line.contains(r#""findings":[]"#), "{line}");
     drop(primary);
     let _new = Primary::new(0);
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::malloc_sync(4) }.unwrap();
     result::ctx::synchronize().unwrap();
 }
@@ -97,13 +105,17 @@ fn an_injected_failure_shows_when_it_is_waited_for() {
     let fake = fake("fail=launch:2");
     let _primary = Primary::new(0);
     let add = function(load(KERNELS).unwrap(), "add");
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     let (s, at) = (stream(), unsafe { result::malloc_sync(4) }.unwrap());
     for _ in 0..3 {
         launch(add, at, 1, 1, s).unwrap();
     }
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     assert_eq!(code(unsafe { result::stream::synchronize(s) }), CUresult::CUDA_ERROR_LAUNCH_FAILED);
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     assert_eq!(code(unsafe { result::stream::synchronize(s) }), CUresult::CUDA_ERROR_LAUNCH_FAILED);
     assert_eq!(code(launch(add, at, 1, 1, s)), CUresult::CUDA_ERROR_LAUNCH_FAILED);
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     assert_eq!(code(unsafe { result::malloc_sync(4) }), CUresult::CUDA_ERROR_LAUNCH_FAILED);
     // Waiting is no offence; asking for work and memory is.
     assert!(fake.handle.report().contains(r#"{"refused":2}"#));
@@ -114,7 +126,9 @@ fn kernels_can_be_skipped() {
     let fake = fake("kernels=skip");
     let _primary = Primary::new(0);
     let add = function(load(KERNELS).unwrap(), "add");
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     let at = unsafe { result::malloc_sync(4) }.unwrap();
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::memcpy_htod_sync(at, &[5u32]) }.unwrap();
     launch(add, at, 1, 1, result::stream::null()).unwrap();
     assert_eq!(read(at, 1), [5]);
@@ -131,6 +145,7 @@ fn tensor_maps_are_checked() {
     use sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_128B as L2;
     use sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B as SWIZZLE;
     let _fake = fake("");
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     let encode = |address: u64, sizes: [u64; 2], pitch: u64, boxes: [u32; 2]| unsafe {
         let mut map: sys::CUtensorMap = std::mem::zeroed();
         let outcome = sys::cuTensorMapEncodeTiled(
@@ -150,6 +165,7 @@ fn tensor_maps_are_checked() {
         (code(outcome.result()), map.opaque)
     };
     let primary = Primary::new(2);
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     let at = unsafe { result::malloc_sync(1 << 20) }.unwrap();
     let (outcome, map) = encode(at, [100, 30], 208, [64, 128]);
     assert!(outcome == CUresult::CUDA_SUCCESS && map != [0; 16]);
@@ -173,6 +189,7 @@ fn the_jit_compiler_keeps_a_log() {
     let (mut log, mut module) = ([b'x'; 100], std::ptr::null_mut());
     let mut options = [LOG, BYTES];
     let mut values = [log.as_mut_ptr().cast(), log.len() as *mut std::ffi::c_void];
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     let outcome = unsafe {
         let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
         sys::cuModuleLoadDataEx(&mut module, text.as_ptr().cast(), 2, options, values).result()
@@ -187,9 +204,12 @@ fn parameters_can_come_in_one_buffer() {
     let _fake = fake("");
     let _primary = Primary::new(0);
     let add = function(load(KERNELS).unwrap(), "add");
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     let at = unsafe { result::malloc_sync(4) }.unwrap();
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::memcpy_htod_sync(at, &[5u32]) }.unwrap();
     let mut params = [at, 1 | 2 << 32];
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     let run = |bytes: usize, params: &mut [u64; 2]| unsafe {
         let mark = std::ptr::without_provenance_mut::<std::ffi::c_void>;
         let mut bytes = bytes;

@@ -16,6 +16,7 @@ fn child() {
     assert_eq!(context.name().unwrap(), "Fake H100");
     let (free, total) = context.mem_get_info().unwrap();
     assert_eq!((free, total), (924 << 20, 1 << 30));
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe {
         let library = libc::dlopen(c"libnvidia-ml.so.1".as_ptr(), libc::RTLD_NOW);
         assert!(!library.is_null());

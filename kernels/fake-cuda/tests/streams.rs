@@ -10,14 +10,17 @@ use cudarc::driver::{result, sys};
 const POISON: u32 = u32::MAX;
 
 fn alloc(count: usize) -> u64 {
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::malloc_sync(count * 4) }.unwrap()
 }
 
 fn upload(to: u64, from: &[u32], s: sys::CUstream) {
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::memcpy_htod_async(to, from, s) }.unwrap();
 }
 
 fn sync(s: sys::CUstream) {
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::stream::synchronize(s) }.unwrap();
 }
 
@@ -56,7 +59,9 @@ fn what_is_copied_to_pinned_memory_arrives_late() {
     let _fake = fake("");
     let _primary = Primary::new(0);
     let (s, at, buffer) = (stream(), alloc(1), pinned(1));
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::memcpy_htod_sync(at, &[5u32]) }.unwrap();
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::memcpy_dtoh_async(buffer, at, s) }.unwrap();
     assert_eq!(buffer[0], POISON);
     sync(s);
@@ -77,6 +82,7 @@ fn upload_and_add(waits: bool) -> u32 {
     launch(add, at, 1, 1, kernels).unwrap();
     sync(kernels);
     let mut value = [0];
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe {
         result::memcpy_dtoh_async(&mut value, at, kernels).unwrap();
         result::ctx::synchronize().unwrap();
@@ -100,6 +106,7 @@ fn add_and_overwrite(waits: bool) -> u32 {
     (buffer[0], buffer[1]) = (41, 99);
     upload(at, &buffer[..1], kernels);
     launch(add, at, 1, 1, kernels).unwrap();
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::memcpy_dtod_async(result_at, at, 4, kernels) }.unwrap();
     if waits {
         wait(copies, record(kernels));
@@ -144,11 +151,13 @@ fn polling_makes_progress() {
     let (s, at) = (stream(), alloc(1));
     upload(at, &[1], s);
     let done = record(s);
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     let query = || code(unsafe { result::event::query(done) });
     assert_eq!([query(), query()], [CUresult::CUDA_ERROR_NOT_READY; 2]);
     assert_eq!(read(at, 1), [POISON]);
     assert_eq!(query(), CUresult::CUDA_SUCCESS);
     assert_eq!(read(at, 1), [1]);
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     assert_eq!(code(unsafe { result::event::query(event()) }), CUresult::CUDA_SUCCESS, "never recorded");
 }
 
@@ -161,9 +170,11 @@ fn an_event_keeps_what_it_recorded_last() {
     let e = record(a);
     wait(b, e);
     upload(at + 4, &[2], a);
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::event::record(e, a) }.unwrap();
     sync(b);
     assert_eq!(read(at, 2), [1, POISON], "the wait was for the first recording");
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::event::synchronize(e) }.unwrap();
     assert_eq!(read(at, 2), [1, 2]);
 }
@@ -177,6 +188,7 @@ fn the_default_stream_waits_for_blocking_streams() {
     upload(at, &[1], blocking);
     assert_eq!(read(at, 1), [1]);
     upload(at, &[2], result::stream::null());
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::memset_d8_async(at, 3, 1, blocking) }.unwrap();
     sync(blocking);
     assert_eq!(read(at, 1), [3]);
@@ -188,6 +200,7 @@ fn a_long_chain_of_waits_is_followed() {
     let _primary = Primary::new(0);
     let (streams, at) = ([stream(), stream()], alloc(1));
     let add = function(load(KERNELS).unwrap(), "add");
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::memset_d8_async(at, 0, 4, streams[0]) }.unwrap();
     for i in 0..1000 {
         launch(add, at, 1, 1, streams[i % 2]).unwrap();
@@ -205,6 +218,7 @@ fn two_threads_work_at_once() {
     std::thread::scope(|scope| {
         for t in 0..2u32 {
             scope.spawn(move || {
+                // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
                 unsafe { result::ctx::set_current(context as sys::CUcontext) }.unwrap();
                 let add = function(load(KERNELS).unwrap(), "add");
                 let (s, buffer, at) = (stream(), pinned(64), alloc(64));
@@ -212,6 +226,7 @@ fn two_threads_work_at_once() {
                     buffer.fill(i + t);
                     upload(at, buffer, s);
                     launch(add, at, 64, t, s).unwrap();
+                    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
                     unsafe { result::memcpy_dtoh_async(buffer, at, s) }.unwrap();
                     sync(s);
                     assert_eq!(buffer, [i + 2 * t; 64]);
@@ -225,11 +240,13 @@ fn two_threads_work_at_once() {
 fn host_functions_run_in_their_turn_and_may_not_call_back() {
     unsafe extern "C" fn note(to: *mut std::ffi::c_void) {
         let mut bytes = 0;
+        // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
         unsafe { *to.cast::<i32>() = sys::cuMemGetInfo_v2(&mut bytes, &mut bytes) as i32 };
     }
     let _fake = fake("");
     let _primary = Primary::new(0);
     let (s, mut seen) = (stream(), 0);
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::stream::launch_host_function(s, note, (&raw mut seen).cast()) }.unwrap();
     assert_eq!(seen, 0);
     sync(s);
@@ -243,6 +260,7 @@ fn the_log_tells_what_was_asked_for_and_what_ran() {
     let (s, at, buffer) = (stream(), alloc(1), pinned(1));
     fake.handle.log();
     upload(at, buffer, s);
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::memset_d8_async(at, 0, 4, s) }.unwrap();
     sync(s);
     let expected = ["copy htod 4 #", "fill 4 #", "sync stream=1", "run copy htod 4 stream=1", "run fill 4 stream=1"];

@@ -1,7 +1,7 @@
 //! What stands between operations and the driver: kernels, what they need, and launches as plain values. Nothing here calls CUDA, so that
 //! every launch can be made, looked at and run on the PTX machine without a GPU.
 
-use crate::dtype::DType;
+use crate::dtype::{DType, blocks};
 
 /// An entry point of an embedded PTX module and how it wants to be called: buffers first, then TMA descriptors, then its parameters by value.
 #[derive(Debug, PartialEq, Eq)]
@@ -99,21 +99,8 @@ pub fn code(dtype: DType) -> u32 {
         DType::F8E4M3 => 3,
         DType::F8E5M2 => 4,
         DType::I8 => 6,
-        DType::Q8_0 => 16,
-        DType::Q4_0 => 17,
-        DType::Q4_1 => 18,
-        DType::Q5_0 => 19,
-        DType::Q5_1 => 20,
-        DType::Q2K => 21,
-        DType::Q3K => 22,
-        DType::Q4K => 23,
-        DType::Q5K => 24,
-        DType::Q6K => 25,
-        DType::Nf4 => 26,
-        DType::Fp4 => 27,
-        DType::Mxfp8 => 28,
-        DType::Nvfp4 => 29,
         DType::I32 => unreachable!("indices are read by kernels that know it"),
+        in_blocks => blocks::code(in_blocks),
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::dtype::DType;
+use crate::dtype::{DType, blocks};
 
 /// Storage buffers that a shader may bind: `@group(0) @binding(0)` to `@binding(BINDINGS - 1)`. One layout serves all pipelines.
 pub const BINDINGS: usize = 8;
@@ -251,20 +251,7 @@ pub fn code(dtype: DType) -> u32 {
         DType::F8E4M3 => 3,
         DType::F8E5M2 => 4,
         DType::I8 => 6,
-        DType::Q8_0 => 16,
-        DType::Q4_0 => 17,
-        DType::Q4_1 => 18,
-        DType::Q5_0 => 19,
-        DType::Q5_1 => 20,
-        DType::Q2K => 21,
-        DType::Q3K => 22,
-        DType::Q4K => 23,
-        DType::Q5K => 24,
-        DType::Q6K => 25,
-        DType::Nf4 => 26,
-        DType::Fp4 => 27,
-        DType::Mxfp8 => 28,
-        DType::Nvfp4 => 29,
         DType::I32 => 5,
+        in_blocks => blocks::code(in_blocks),
     }
 }

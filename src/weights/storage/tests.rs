@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::*;
 use crate::dtype::blocks::FORMATS;
-use crate::tensor::{HostPart, HostWeight};
+use crate::tensor::{ByteSource, HostPart, HostWeight};
 
 /// A file of goldens, and its companions.
 struct Goldens {

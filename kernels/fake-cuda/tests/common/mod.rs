@@ -97,10 +97,12 @@ pub fn read(at: u64, count: usize) -> Vec<u32> {
 
 pub fn load(ptx: &str) -> Result<sys::CUmodule, DriverError> {
     let text = CString::new(ptx).unwrap();
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::module::load_data(text.as_ptr().cast()) }
 }
 
 pub fn function(module: sys::CUmodule, name: &str) -> sys::CUfunction {
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::module::get_function(module, CString::new(name).unwrap()) }.unwrap()
 }
 
@@ -121,6 +123,7 @@ pub fn launch_as(
     let mut params =
         [(&raw const at).cast_mut().cast(), (&raw const count).cast_mut().cast(), (&raw const value).cast_mut().cast()];
     let (grid, block) = ((grid[0], grid[1], grid[2]), (block[0], block[1], block[2]));
+    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::launch_kernel(f, grid, block, shared, stream, &mut params) }
 }
 

@@ -316,7 +316,7 @@ unsafe fn rows_product(
                 for (i, lane) in lanes.iter_mut().enumerate() {
                     let row = col + p * nr + i;
                     *lane = w.row(row).from(base);
-                    if let Some(stored) = w.expanded(row) {
+                    if expands && let Some(stored) = w.expanded(row) {
                         let values = &mut buffer[i * block.len..(i + 1) * block.len];
                         // SAFETY: the processor has what `micro` needs.
                         unsafe { (micro.expand)(&stored, block.from, values) };

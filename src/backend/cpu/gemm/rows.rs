@@ -31,7 +31,7 @@ impl Row {
 
     /// The same row from element `k` on.
     pub fn from(self, k: usize) -> Row {
-        if self.ptr.is_null() || !loadable(self.dtype) || k == 0 { self } else { Row { ptr: self.at(k), ..self } }
+        if k == 0 || self.ptr.is_null() || !loadable(self.dtype) { self } else { Row { ptr: self.at(k), ..self } }
     }
 
     /// The address of element `k`.
