@@ -7,10 +7,12 @@ use flux_fast::weights::{Checkpoint, Component, Files, inspect, lora, open};
 
 use crate::support::*;
 
+/// diffusers' vector of scale and shift, which change places.
+const HALVES: &str = "norm_out.linear.bias";
 const F16: u32 = 1;
 const Q8_0: u32 = 8;
 
-/// Writes a file of zeros with these tensors, which takes no room on the disk. Matrices whose rows are whole blocks are of `kind`, the rest F32.
+/// Writes a file of zeros with these tensors, which takes no room on the disk. Matrices whose rows are whole blocks are of `kind`, and the vector of two halves, the rest F32.
 fn sparse_gguf(path: &Path, kind: u32, tensors: &[Named]) -> PathBuf {
     let text = |s: &str| [&(s.len() as u64).to_le_bytes(), s.as_bytes()].concat();
     let mut bytes = [&b"GGUF\x03\0\0\0"[..], &(tensors.len() as u64).to_le_bytes(), &1u64.to_le_bytes()].concat();
@@ -19,7 +21,7 @@ fn sparse_gguf(path: &Path, kind: u32, tensors: &[Named]) -> PathBuf {
     for (name, shape) in tensors {
         let n = shape.iter().product::<usize>() as u64;
         let (kind, size) = match kind {
-            Q8_0 if shape.len() == 2 && shape[1] % 32 == 0 => (Q8_0, n / 32 * 34),
+            Q8_0 if shape.len() == 2 && shape[1] % 32 == 0 || name == HALVES => (Q8_0, n / 32 * 34),
             F16 => (F16, 2 * n),
             _ => (0, 4 * n),
         };
@@ -140,4 +142,19 @@ fn f15_a_lora_stored_in_blocks_is_refused_with_the_tensors_name() {
     assert!(e.to_string().contains("lora_A.weight") && e.to_string().contains("found Q8_0"), "{e}");
     let plain = sparse_gguf(&dir.path().join("plain.gguf"), F16, &tensors);
     assert!(lora::open(&plain, &|_, _| Some((3072, 3072))).is_ok());
+}
+
+/// Where the halves of a vector change places, the border must not lie within a block: no byte parts it there.
+#[test]
+fn f6_halves_that_meet_within_a_block_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let of = |n: usize| {
+        let tensors =
+            [("single_transformer_blocks.0.attn.to_q.weight".to_string(), vec![32, 32]), (HALVES.into(), vec![n])];
+        inspect(&sparse_gguf(&dir.path().join(format!("{n}.gguf")), Q8_0, &tensors)).unwrap().notes.join("; ")
+    };
+    for n in [32, 96] {
+        assert!(of(n).contains("meet within a block") && of(n).contains(HALVES), "{}", of(n));
+    }
+    assert!(!of(128).contains("meet within a block"), "{}", of(128));
 }
