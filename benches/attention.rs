@@ -20,7 +20,14 @@ fn tensor(id: u32, rows: usize, cols: usize) -> Tensor {
 fn ones(weight: &Weight) -> HostWeight {
     let bytes: Vec<u8> = (0..weight.rows * weight.cols).flat_map(|_| 1f32.to_le_bytes()).collect();
     let (rows, cols) = (weight.rows, weight.cols);
-    let part = HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype: DType::F32, scale: Scale::One };
+    let part = HostPart {
+        source: Arc::new(bytes),
+        offset: 0,
+        rows,
+        cols,
+        dtype: DType::F32,
+        scale: Scale::One,
+    };
     HostWeight { rows, cols, parts: vec![part] }
 }
 
@@ -34,7 +41,8 @@ fn bench(c: &mut Criterion, label: &str, op: Op, tensors: &[Tensor], throughput:
             continue;
         }
         let kernels = vec![(op.name().to_string(), variant.to_string())];
-        let mut backend = CpuBackend::new(CpuOptions { kernels, ..CpuOptions::default() }).expect("a CPU");
+        let mut backend =
+            CpuBackend::new(CpuOptions { kernels, ..CpuOptions::default() }).expect("a CPU");
         let mut places = Places::default();
         let mut next = 0;
         for t in tensors {
@@ -51,7 +59,8 @@ fn bench(c: &mut Criterion, label: &str, op: Op, tensors: &[Tensor], throughput:
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 (state >> 8) as f32 / (1 << 23) as f32 - 1.0
             };
-            let bytes: Vec<u8> = (0..t.rows * t.cols).flat_map(|_| number().to_le_bytes()).collect();
+            let bytes: Vec<u8> =
+                (0..t.rows * t.cols).flat_map(|_| number().to_le_bytes()).collect();
             backend.write(*offset, &bytes).expect("within the arena");
         }
         for (id, weight) in weights.iter().enumerate() {
@@ -83,21 +92,44 @@ fn attention(c: &mut Criterion) {
             first: None,
             out: out.all(),
         };
-        bench(c, &format!("{tokens}x{heads}x{dim}"), op, &[qkv, out], Throughput::Elements(op.flops()));
+        bench(
+            c,
+            &format!("{tokens}x{heads}x{dim}"),
+            op,
+            &[qkv, out],
+            Throughput::Elements(op.flops()),
+        );
     }
 }
 
 fn norms(c: &mut Criterion) {
     let (rows, cols) = (4608, 3072);
     let (x, m, out) = (tensor(0, rows, cols), tensor(1, 1, 2 * cols), tensor(2, rows, cols));
-    let op = Op::LayerNormModulate { x, shift: m.columns(0, cols), scale: m.columns(cols, cols), eps: 1e-6, out };
+    let op = Op::LayerNormModulate {
+        x,
+        shift: m.columns(0, cols),
+        scale: m.columns(cols, cols),
+        eps: 1e-6,
+        out,
+    };
     bench(c, "4608x3072", op, &[x, m, out], Throughput::Bytes(op.activation_bytes()));
 
     let (heads, dim, tokens) = (24, 128, 4608);
     let (qkv, rope) = (tensor(0, tokens, 3 * heads * dim), tensor(1, tokens, dim));
     let gain = |id| Weight { id, rows: 1, cols: dim };
     let (q_gain, k_gain) = (gain(0), gain(1));
-    let op = Op::QkNormRope { qkv, q_gain, k_gain, rope, batch: 1, heads, tokens, first: 0, eps: 1e-6, out: qkv };
+    let op = Op::QkNormRope {
+        qkv,
+        q_gain,
+        k_gain,
+        rope,
+        batch: 1,
+        heads,
+        tokens,
+        first: 0,
+        eps: 1e-6,
+        out: qkv,
+    };
     bench(c, "4608x24x128", op, &[qkv, rope], Throughput::Bytes(op.activation_bytes()));
 
     let (pixels, channels) = (512 * 512, 128);

@@ -11,10 +11,11 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use flux_fast::backend::Backend;
 use flux_fast::backend::cpu::{Compute, CpuBackend, CpuOptions};
 use flux_fast::dtype::DType;
+use flux_fast::library::ModelFiles;
 use flux_fast::model::FluxConfig;
-use flux_fast::model::flux::{DenoiseShape, denoise};
+use flux_fast::model::flux1::{DenoiseShape, denoise};
 use flux_fast::pipeline::Pipeline;
-use flux_fast::pipeline::request::{LoraChoice, ModelFiles, Request, RunOptions};
+use flux_fast::pipeline::request::{LoraChoice, Request, RunOptions};
 use flux_fast::stream::{Holdings, Session, Tenancy};
 
 #[path = "cpu/weights.rs"]
@@ -25,9 +26,13 @@ fn block(c: &mut Criterion) {
     let shape = DenoiseShape { images: 1, cfg: false, text_tokens: 256, height: 32, width: 32 };
     for dtype in [DType::BF16, DType::F8E4M3] {
         let mut group = c.benchmark_group(format!("lora/block/{}", dtype.name()));
-        group.sample_size(20).measurement_time(Duration::from_secs(12)).warm_up_time(Duration::from_secs(2));
+        group
+            .sample_size(20)
+            .measurement_time(Duration::from_secs(12))
+            .warm_up_time(Duration::from_secs(2));
         for loras in [0, 1, 4] {
-            let options = CpuOptions { threads: None, compute: Compute::Auto, kernels: vec![], isa: None };
+            let options =
+                CpuOptions { threads: None, compute: Compute::Auto, kernels: vec![], isa: None };
             let mut backend = CpuBackend::new(options).unwrap();
             let program = denoise(&config, &shape, backend.caps().activation);
             let program = program.with_sides(&|_| (loras > 0).then_some(16 * loras));
@@ -35,10 +40,18 @@ fn block(c: &mut Criterion) {
             let plan = weights::planned(&backend, &program, &weights);
             let mut holdings = Holdings::default();
             holdings.reserve(&mut backend, plan.layout(), false).unwrap();
-            let mut session = Session::new(&mut backend, &mut holdings, &program, &plan, weights, Tenancy::default());
+            let mut session = Session::new(
+                &mut backend,
+                &mut holdings,
+                &program,
+                &plan,
+                weights,
+                Tenancy::default(),
+            );
             for io in &program.inputs {
                 let n = io.tensor.rows * io.tensor.cols;
-                let values: Vec<f32> = (0..n).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0).collect();
+                let values: Vec<f32> =
+                    (0..n).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0).collect();
                 session.write_f32(io.tensor, &values).unwrap();
             }
             group.bench_function(format!("{loras} of rank 16"), |b| {
@@ -50,20 +63,27 @@ fn block(c: &mut Criterion) {
 }
 
 fn swap(c: &mut Criterion) {
-    let mut pipeline =
-        Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut |_| ControlFlow::Continue(())).unwrap();
+    let mut pipeline = Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut |_| {
+        ControlFlow::Continue(())
+    })
+    .unwrap();
     let name = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/tiny/flux-tiny-pixel-lora.safetensors");
     let request = |weight: Option<f32>| Request {
         prompt: "a fox".into(),
         seed: Some(1),
-        loras: weight.map(|weight| LoraChoice { name: name.into(), weight, tag: false }).into_iter().collect(),
+        loras: weight
+            .map(|weight| LoraChoice { name: name.into(), weight, tag: false })
+            .into_iter()
+            .collect(),
         ..Request::default()
     };
     let mut group = c.benchmark_group("lora/swap");
     group.sample_size(20);
     // Without a picture: what is done before anything runs.
     group.bench_function("plan, no LoRA", |b| b.iter(|| pipeline.plan(&request(None)).unwrap()));
-    group.bench_function("plan, the same LoRA", |b| b.iter(|| pipeline.plan(&request(Some(0.7))).unwrap()));
+    group.bench_function("plan, the same LoRA", |b| {
+        b.iter(|| pipeline.plan(&request(Some(0.7))).unwrap())
+    });
     let mut weight = 0.5;
     group.bench_function("plan, another weight", |b| {
         b.iter(|| {

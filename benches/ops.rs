@@ -10,7 +10,9 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group};
 use flux_fast::backend::cpu::conv::{CONV2D, conv2d, conv2d_scratch};
 use flux_fast::backend::cpu::isa::Isa;
-use flux_fast::backend::cpu::linear::{Compute, LINEAR, Tail, Variant, choose, linear, linear_scratch};
+use flux_fast::backend::cpu::linear::{
+    Compute, LINEAR, Tail, Variant, choose, linear, linear_scratch,
+};
 use flux_fast::backend::cpu::matrix::{In, Out};
 use flux_fast::dtype::DType;
 use flux_fast::dtype::blocks::{FORMATS, Format};
@@ -19,7 +21,9 @@ use flux_fast::tensor::{BlockScale, BlockScales, HostPart, HostWeight, Scale};
 
 /// Some numbers that are not all alike, between -1 and 1.
 fn numbers(n: usize) -> Vec<f32> {
-    (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
+    (0..n as u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0)
+        .collect()
 }
 
 fn weight(rows: usize, cols: usize, dtype: DType) -> HostWeight {
@@ -29,7 +33,14 @@ fn weight(rows: usize, cols: usize, dtype: DType) -> HostWeight {
     let mut bytes = Vec::with_capacity(rows * cols * dtype.size());
     let row = numbers(8191);
     (0..rows * cols).for_each(|i| dtype.encode(row[i % 8191], &mut bytes));
-    let part = HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype, scale: Scale::Tensor(0.02) };
+    let part = HostPart {
+        source: Arc::new(bytes),
+        offset: 0,
+        rows,
+        cols,
+        dtype,
+        scale: Scale::Tensor(0.02),
+    };
     HostWeight { rows, cols, parts: vec![part] }
 }
 
@@ -65,7 +76,8 @@ fn blocks(rows: usize, cols: usize, format: &Format) -> HostWeight {
             factor: 1.0,
         }),
     };
-    let part = HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype: format.dtype, scale };
+    let part =
+        HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype: format.dtype, scale };
     HostWeight { rows, cols, parts: vec![part] }
 }
 
@@ -133,7 +145,8 @@ mod peak {
         let once = || {
             let start = Instant::now();
             rayon::broadcast(|_| work());
-            (flops * ROUNDS as usize * rayon::current_num_threads()) as f64 / start.elapsed().as_secs_f64()
+            (flops * ROUNDS as usize * rayon::current_num_threads()) as f64
+                / start.elapsed().as_secs_f64()
         };
         Some((0..5).map(|_| once()).fold(0.0, f64::max))
     }
@@ -172,15 +185,19 @@ fn case(
     });
     if best < f64::INFINITY {
         let (rate, speed) = (flops as f64 / best / 1e9, bytes as f64 / best / 1e9);
-        let part = peak::of(variant)
-            .map_or(String::new(), |p| format!(", {:.1} % of the peak of {:.0}", rate * 1e11 / p, p / 1e9));
+        let part = peak::of(variant).map_or(String::new(), |p| {
+            format!(", {:.1} % of the peak of {:.0}", rate * 1e11 / p, p / 1e9)
+        });
         println!("    {variant}: {rate:.0} GFLOP/s{part}; weights at {speed:.1} GB/s");
     }
 }
 
 fn group<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
     let mut group = c.benchmark_group(name);
-    group.sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_secs(1));
+    group
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_secs(1));
     group
 }
 
@@ -188,7 +205,9 @@ fn variants(table: &'static [Variant], dtype: DType) -> impl Iterator<Item = &'s
     let stored = flux_fast::tensor::DTypes::default().with(dtype);
     let best = choose(table, Isa::detect(), stored, Compute::Auto, None).map(|v| v.name);
     // f32 also runs on the lesser instruction sets, to compare them.
-    table.iter().filter(move |v| Some(v.name) == best || dtype == DType::F32 && v.needs <= Isa::detect())
+    table
+        .iter()
+        .filter(move |v| Some(v.name) == best || dtype == DType::F32 && v.needs <= Isa::detect())
 }
 
 fn linears(c: &mut Criterion) {
@@ -214,11 +233,21 @@ fn linears(c: &mut Criterion) {
                     if rows > 1280 && v.needs < Isa::Avx512 {
                         continue;
                     }
-                    let mut scratch = vec![0; linear_scratch(v, rows, k, 0, n, rayon::current_num_threads())];
+                    let mut scratch =
+                        vec![0; linear_scratch(v, rows, k, 0, n, rayon::current_num_threads())];
                     let name = format!("{}/{}", dtype.name(), v.name);
                     case(&mut group, &name, v.name, 2 * rows * k * n, w.bytes(), || {
                         let out = Out::dense(&mut out, n);
-                        linear(In::dense(&x, k), &w, Some(&bias), None, Tail::GeluTanh, out, &mut scratch, v);
+                        linear(
+                            In::dense(&x, k),
+                            &w,
+                            Some(&bias),
+                            None,
+                            Tail::GeluTanh,
+                            out,
+                            &mut scratch,
+                            v,
+                        );
                     });
                 }
             }
@@ -250,7 +279,10 @@ fn convolutions(c: &mut Criterion) {
         let (height, width) = s.output();
         let mut group = group(
             c,
-            &format!("conv2d {channels}->{out_channels} {height}x{width}{}", if upsample { " up2" } else { "" }),
+            &format!(
+                "conv2d {channels}->{out_channels} {height}x{width}{}",
+                if upsample { " up2" } else { "" }
+            ),
         );
         let x = numbers(size * size * channels);
         let mut out = vec![0.0; height * width * out_channels];
@@ -259,10 +291,17 @@ fn convolutions(c: &mut Criterion) {
             for v in variants(CONV2D, dtype).filter(|v| v.needs >= Isa::Avx512) {
                 let mut scratch = vec![0; conv2d_scratch(v, &s, rayon::current_num_threads())];
                 let flops = 2 * height * width * out_channels * channels * 9;
-                case(&mut group, &format!("{}/{}", dtype.name(), v.name), v.name, flops, w.bytes(), || {
-                    let out = Out::dense(&mut out, out_channels);
-                    conv2d(In::dense(&x, channels), &w, None, &s, None, out, &mut scratch, v);
-                });
+                case(
+                    &mut group,
+                    &format!("{}/{}", dtype.name(), v.name),
+                    v.name,
+                    flops,
+                    w.bytes(),
+                    || {
+                        let out = Out::dense(&mut out, out_channels);
+                        conv2d(In::dense(&x, channels), &w, None, &s, None, out, &mut scratch, v);
+                    },
+                );
             }
         }
     }

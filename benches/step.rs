@@ -11,26 +11,36 @@ use criterion::{Criterion, Throughput, criterion_group};
 use flux_fast::backend::Backend;
 use flux_fast::backend::cpu::{Compute, CpuBackend, CpuOptions};
 use flux_fast::dtype::DType;
+use flux_fast::library::ModelFiles;
 use flux_fast::model::FluxConfig;
-use flux_fast::model::flux::{DenoiseShape, denoise, rope};
+use flux_fast::model::flux1::{DenoiseShape, denoise, rope};
 use flux_fast::pipeline::Pipeline;
-use flux_fast::pipeline::request::{ModelFiles, Request, RunOptions};
+use flux_fast::pipeline::request::{Request, RunOptions};
 use flux_fast::stream::{Holdings, Session, Tenancy};
 
 fn block(c: &mut Criterion) {
     let config = FluxConfig { depth_double: 1, depth_single: 1, ..FluxConfig::dev() };
     let shape = DenoiseShape { images: 1, cfg: false, text_tokens: 256, height: 32, width: 32 };
     let mut group = c.benchmark_group("block/double+single/1024+256");
-    group.sample_size(10).measurement_time(Duration::from_secs(12)).warm_up_time(Duration::from_secs(2));
+    group
+        .sample_size(10)
+        .measurement_time(Duration::from_secs(12))
+        .warm_up_time(Duration::from_secs(2));
     for dtype in [DType::F8E4M3, DType::BF16] {
-        let mut backend =
-            CpuBackend::new(CpuOptions { threads: None, compute: Compute::Auto, kernels: vec![], isa: None }).unwrap();
+        let mut backend = CpuBackend::new(CpuOptions {
+            threads: None,
+            compute: Compute::Auto,
+            kernels: vec![],
+            isa: None,
+        })
+        .unwrap();
         let program = denoise(&config, &shape, backend.caps().activation);
         let weights = weights::random(&program, dtype);
         let plan = weights::planned(&backend, &program, &weights);
         let mut holdings = Holdings::default();
         holdings.reserve(&mut backend, plan.layout(), false).unwrap();
-        let mut session = Session::new(&mut backend, &mut holdings, &program, &plan, weights, Tenancy::default());
+        let mut session =
+            Session::new(&mut backend, &mut holdings, &program, &plan, weights, Tenancy::default());
         for io in &program.inputs {
             let n = io.tensor.rows * io.tensor.cols;
             let values = if io.name == "rope" {
@@ -50,16 +60,26 @@ fn block(c: &mut Criterion) {
 
 fn picture(c: &mut Criterion) {
     let mut ignore = |_| ControlFlow::Continue(());
-    let mut pipeline = Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut ignore).unwrap();
-    let request =
-        Request { prompt: "a fox, 3D style, on a blue background".into(), seed: Some(1), ..Request::default() };
+    let mut pipeline =
+        Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut ignore).unwrap();
+    let request = Request {
+        prompt: "a fox, 3D style, on a blue background".into(),
+        seed: Some(1),
+        ..Request::default()
+    };
     let mut group = c.benchmark_group("picture");
     group.sample_size(10);
     group.bench_function("embedded/open", |b| {
-        b.iter(|| Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut ignore).map(black_box).unwrap());
+        b.iter(|| {
+            Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut ignore)
+                .map(black_box)
+                .unwrap()
+        });
     });
     group.bench_function("embedded/generate", |b| {
-        b.iter(|| pipeline.generate(black_box(&request), &mut |_| ControlFlow::Continue(())).unwrap())
+        b.iter(|| {
+            pipeline.generate(black_box(&request), &mut |_| ControlFlow::Continue(())).unwrap()
+        })
     });
     group.finish();
 }

@@ -8,9 +8,10 @@ use std::io::{Read, Seek, SeekFrom};
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use flux_fast::library::{Files, open};
 use flux_fast::tensor::{HostPart, HostWeight};
 use flux_fast::weights::synth::{Dialect, Grid, Storage, SynthSpec, write};
-use flux_fast::weights::{Component, ComponentWeights, Files, open};
+use flux_fast::weights::{Component, ComponentWeights};
 
 const HIDDEN: usize = 3072;
 
@@ -23,7 +24,9 @@ const BLOCK: [(&str, usize, usize); 3] = [
 
 fn spec(blocks: usize) -> SynthSpec {
     let tensors = (0..blocks).flat_map(|i| {
-        BLOCK.map(|(name, rows, cols)| (Component::Flux, format!("single_blocks.{i}.{name}"), vec![rows, cols]))
+        BLOCK.map(|(name, rows, cols)| {
+            (Component::Flux, format!("single_blocks.{i}.{name}"), vec![rows, cols])
+        })
     });
     SynthSpec {
         seed: 1,
@@ -36,7 +39,11 @@ fn spec(blocks: usize) -> SynthSpec {
 }
 
 fn block(flux: &ComponentWeights, i: usize) -> Vec<HostWeight> {
-    BLOCK.map(|(name, rows, cols)| flux.get(&format!("single_blocks.{i}.{name}"), 0, rows, cols).unwrap()).into()
+    BLOCK
+        .map(|(name, rows, cols)| {
+            flux.get(&format!("single_blocks.{i}.{name}"), 0, rows, cols).unwrap()
+        })
+        .into()
 }
 
 fn parts(block: &[HostWeight]) -> impl Iterator<Item = &HostPart> {
@@ -73,7 +80,10 @@ fn evict(_: &std::fs::File, block: &[HostWeight]) {
 
 fn stream(c: &mut Criterion) {
     let block_bytes: usize = BLOCK.iter().map(|(_, rows, cols)| rows * cols).sum();
-    let wanted = std::env::var("FLUX_BENCH_BYTES").ok().and_then(|b| b.parse::<usize>().ok()).unwrap_or(256_000_000);
+    let wanted = std::env::var("FLUX_BENCH_BYTES")
+        .ok()
+        .and_then(|b| b.parse::<usize>().ok())
+        .unwrap_or(256_000_000);
     let blocks = wanted.div_ceil(block_bytes);
     // Beside the build, not in the system's temporary folder, which is often memory.
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -87,7 +97,10 @@ fn stream(c: &mut Criterion) {
     file.sync_all().unwrap();
 
     let mut group = c.benchmark_group("stream");
-    group.throughput(Throughput::Bytes(block_bytes as u64)).sample_size(10).measurement_time(Duration::from_secs(3));
+    group
+        .throughput(Throughput::Bytes(block_bytes as u64))
+        .sample_size(10)
+        .measurement_time(Duration::from_secs(3));
     let mut staging = vec![1u8; block_bytes];
     let source = vec![2u8; block_bytes];
     let mut turn = 0;
@@ -96,7 +109,9 @@ fn stream(c: &mut Criterion) {
         turn % blocks
     };
 
-    group.bench_function("memcpy", |b| b.iter(|| black_box(&mut staging).copy_from_slice(black_box(&source))));
+    group.bench_function("memcpy", |b| {
+        b.iter(|| black_box(&mut staging).copy_from_slice(black_box(&source)))
+    });
     for i in 0..blocks {
         copy(&block(&flux, i), &mut staging);
     }
@@ -188,7 +203,11 @@ fn stream(c: &mut Criterion) {
 }
 
 /// The time of `n` runs of what `prepare` returns, its preparation left out.
-fn timed<F: FnOnce(&mut Vec<u8>)>(n: u64, mut prepare: impl FnMut() -> F, staging: &mut Vec<u8>) -> Duration {
+fn timed<F: FnOnce(&mut Vec<u8>)>(
+    n: u64,
+    mut prepare: impl FnMut() -> F,
+    staging: &mut Vec<u8>,
+) -> Duration {
     (0..n)
         .map(|_| {
             let run = prepare();

@@ -4,8 +4,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use flux_fast::library::{Checkpoint, open_source};
 use flux_fast::pipeline::tokenizers;
-use flux_fast::weights::{Checkpoint, Component, lora, open_source};
+use flux_fast::weights::{Component, lora};
 
 /// Files beyond this size are no use in a search.
 pub const MOST_BYTES: usize = 1 << 20;
@@ -96,7 +97,10 @@ pub fn container(text: &str) -> Option<Vec<u8>> {
         let elements = axes.iter().try_fold(size, |p, &n| p.checked_mul(n))?;
         let start = end;
         end = end.checked_add(elements).filter(|end| *end <= MOST_BYTES)?;
-        json.insert(name.into(), serde_json::json!({ "dtype": dtype, "shape": axes, "data_offsets": [start, end] }));
+        json.insert(
+            name.into(),
+            serde_json::json!({ "dtype": dtype, "shape": axes, "data_offsets": [start, end] }),
+        );
     }
     let json = serde_json::Value::Object(json).to_string();
     let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
@@ -109,7 +113,8 @@ pub fn container(text: &str) -> Option<Vec<u8>> {
 /// Files to begin with for the target, with names.
 pub fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let root = if root.ends_with("fuzz") { root.parent().expect("a folder around fuzz") } else { root };
+    let root =
+        if root.ends_with("fuzz") { root.parent().expect("a folder around fuzz") } else { root };
     let files = |folder: &str, ending: &str| {
         let mut paths: Vec<_> = std::fs::read_dir(root.join(folder))
             .expect("the folder of seeds")
@@ -118,16 +123,27 @@ pub fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
             .collect();
         paths.sort();
         let name = |p: &Path| p.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        paths.into_iter().map(move |p| (name(&p), std::fs::read(&p).expect("a seed"))).collect::<Vec<_>>()
+        paths
+            .into_iter()
+            .map(move |p| (name(&p), std::fs::read(&p).expect("a seed")))
+            .collect::<Vec<_>>()
     };
     match target {
         "gguf" => files("tests/golden/formats", "gguf"),
         "safetensors" => {
-            let made = MODELS.iter().map(|(name, text)| (name.to_string(), container(text).expect("a small file")));
+            let made = MODELS
+                .iter()
+                .map(|(name, text)| (name.to_string(), container(text).expect("a small file")));
             made.collect()
         }
-        "lora_keys" => files("tests/data/lora-keys", "txt").into_iter().map(|(n, text)| (n, small(&text))).collect(),
-        _ => TOKENIZERS.iter().map(|(name, text)| (name.to_string(), text.as_bytes().to_vec())).collect(),
+        "lora_keys" => files("tests/data/lora-keys", "txt")
+            .into_iter()
+            .map(|(n, text)| (n, small(&text)))
+            .collect(),
+        _ => TOKENIZERS
+            .iter()
+            .map(|(name, text)| (name.to_string(), text.as_bytes().to_vec()))
+            .collect(),
     }
 }
 
@@ -139,7 +155,8 @@ fn small(list: &[u8]) -> Vec<u8> {
     };
     let line = |line: &str| {
         let mut line = line.to_string();
-        while let Some((before, (range, after))) = line.split_once('{').and_then(|(b, r)| Some((b, r.split_once('}')?)))
+        while let Some((before, (range, after))) =
+            line.split_once('{').and_then(|(b, r)| Some((b, r.split_once('}')?)))
         {
             let first = range.split('-').next().unwrap_or_default();
             line = format!("{before}{first}{after}");
@@ -167,13 +184,19 @@ const MODELS: [(&str, &str); 8] = [
          norm_out.linear.weight 8 4\nnorm_out.linear.bias 8\ndecoder.mid_block.resnets.0.conv1.weight 4 4 3 3\n\
          decoder.up_blocks.18446744073709551615.resnets.0.conv1.weight 4 4 3 3",
     ),
-    ("nf4", "double_blocks.0.img_attn.qkv.weight U8 96 1\ndouble_blocks.0.img_attn.qkv.weight.absmax F32 3"),
+    (
+        "nf4",
+        "double_blocks.0.img_attn.qkv.weight U8 96 1\ndouble_blocks.0.img_attn.qkv.weight.absmax F32 3",
+    ),
     (
         "aredden",
         "double_blocks.0.img_attn.qkv.weight 1\ndouble_blocks.0.img_attn.qkv.float8_data F8_E4M3 12 4\n\
          double_blocks.0.img_attn.qkv.scale F32\ndouble_blocks.0.img_attn.qkv.scale_reciprocal F32",
     ),
-    ("int8", "double_blocks.0.img_attn.qkv.weight I8 12 4\ndouble_blocks.0.img_attn.qkv.weight_scale F32 12 1"),
+    (
+        "int8",
+        "double_blocks.0.img_attn.qkv.weight I8 12 4\ndouble_blocks.0.img_attn.qkv.weight_scale F32 12 1",
+    ),
     (
         "nvfp4",
         "double_blocks.0.img_attn.qkv.weight U8 16 8\ndouble_blocks.0.img_attn.qkv.weight_scale F8_E4M3 128 4\n\

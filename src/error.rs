@@ -84,7 +84,14 @@ impl Error {
     /// An error of `kind`; `what` is a phrase without a full stop.
     pub fn new(kind: Kind, what: impl Into<String>) -> Self {
         Error {
-            inner: Box::new(Inner { kind, what: what.into(), place: None, found: None, expected: None, hint: None }),
+            inner: Box::new(Inner {
+                kind,
+                what: what.into(),
+                place: None,
+                found: None,
+                expected: None,
+                hint: None,
+            }),
         }
     }
 
@@ -181,7 +188,10 @@ mod tests {
             .found("[3, 4]")
             .expected("[3, 5]")
             .try_("again");
-        assert_eq!(e.to_string(), "dev.safetensors: img_in.weight: wrong shape: found [3, 4], expected [3, 5]");
+        assert_eq!(
+            e.to_string(),
+            "dev.safetensors: img_in.weight: wrong shape: found [3, 4], expected [3, 5]"
+        );
         assert_eq!(e.hint(), Some("again"));
         assert_eq!(e.kind().exit_code(), 3);
     }

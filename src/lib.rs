@@ -5,6 +5,8 @@ pub mod cli;
 pub mod dtype;
 pub mod error;
 pub mod event;
+pub mod host;
+pub mod library;
 pub mod model;
 pub mod op;
 pub mod pipeline;

@@ -241,7 +241,10 @@ impl BlockScales {
         let size = if matches!(self.stored, BlockScale::F32) { 4 } else { 1 };
         let (from, to) = (self.first_row + first, self.first_row + first + rows);
         let (from, to) = match self.tiled {
-            true => (from / 128 * 512 * self.per_row.div_ceil(4), to.div_ceil(128) * 512 * self.per_row.div_ceil(4)),
+            true => (
+                from / 128 * 512 * self.per_row.div_ceil(4),
+                to.div_ceil(128) * 512 * self.per_row.div_ceil(4),
+            ),
             false => (from * self.per_row, to * self.per_row),
         };
         self.offset + from * size..self.offset + to * size
@@ -324,10 +327,18 @@ impl HostPart {
         assert!(first + rows <= self.rows);
         let scale = match &self.scale {
             Scale::Rows(s) => Scale::Rows(s[first..first + rows].into()),
-            Scale::Blocks(s) => Scale::Blocks(BlockScales { first_row: s.first_row + first, ..s.clone() }),
+            Scale::Blocks(s) => {
+                Scale::Blocks(BlockScales { first_row: s.first_row + first, ..s.clone() })
+            }
             other => other.clone(),
         };
-        HostPart { offset: self.offset + first * self.row_bytes(), rows, scale, source: self.source.clone(), ..*self }
+        HostPart {
+            offset: self.offset + first * self.row_bytes(),
+            rows,
+            scale,
+            source: self.source.clone(),
+            ..*self
+        }
     }
 }
 

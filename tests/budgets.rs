@@ -8,12 +8,14 @@ use common::{Input, cpu, files, least_bytes, resolve, run, temp_dir};
 use flux_fast::backend::cpu::Compute;
 use flux_fast::dtype::DType;
 use flux_fast::error::Kind;
-use flux_fast::model::flux::{self, DenoiseShape};
+use flux_fast::library::{Files, open};
+use flux_fast::model::flux1;
+use flux_fast::model::flux1::DenoiseShape;
 use flux_fast::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, t5, vae};
 use flux_fast::pipeline::Pipeline;
 use flux_fast::pipeline::request::{Request, RunOptions};
+use flux_fast::weights::Component;
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
-use flux_fast::weights::{Component, Files, open};
 use serde_json::json;
 
 fn config() -> FluxConfig {
@@ -35,11 +37,21 @@ fn write(dir: &tempfile::TempDir) -> std::path::PathBuf {
 }
 
 fn write_model(dir: &tempfile::TempDir, flux: &FluxConfig) -> std::path::PathBuf {
-    let t5 = T5Config { vocab: 32128, width: 128, heads: 2, head_dim: 64, ff: 256, layers: 3, ..T5Config::xxl() };
+    let t5 = T5Config {
+        vocab: 32128,
+        width: 128,
+        heads: 2,
+        head_dim: 64,
+        ff: 256,
+        layers: 3,
+        ..T5Config::xxl()
+    };
     let clip = ClipConfig { width: 64, heads: 1, ff: 256, layers: 2, ..ClipConfig::large() };
     let vae = VaeConfig { channels: vec![32, 64], blocks: 1, ..VaeConfig::flux() };
-    let named = |component, list: Vec<(String, Vec<usize>)>| list.into_iter().map(move |(n, s)| (component, n, s));
-    let tensors = named(Component::Flux, flux::tensors(flux))
+    let named = |component, list: Vec<(String, Vec<usize>)>| {
+        list.into_iter().map(move |(n, s)| (component, n, s))
+    };
+    let tensors = named(Component::Flux, flux1::tensors(flux))
         .chain(named(Component::T5, t5::tensors(&t5)))
         .chain(named(Component::Clip, clip::tensors(&clip)))
         .chain(named(Component::Vae, vae::tensors(&vae)))
@@ -65,14 +77,16 @@ fn every_budget_gives_the_same_bits() {
     let checkpoint = open(&Files::model(write(&dir))).unwrap();
     let (c, mut backend) = (config(), cpu(Compute::Auto));
     let shape = DenoiseShape { images: 2, cfg: true, text_tokens: 5, height: 2, width: 3 };
-    let program = flux::denoise(&c, &shape, DType::F32);
+    let program = flux1::denoise(&c, &shape, DType::F32);
     let weights = resolve(&program, checkpoint.flux.as_ref().unwrap());
-    let values = |n: usize| (0..n).map(|i| ((i * 31 + 7) % 101) as f32 / 50.0 - 1.0).collect::<Vec<f32>>();
+    let values =
+        |n: usize| (0..n).map(|i| ((i * 31 + 7) % 101) as f32 / 50.0 - 1.0).collect::<Vec<f32>>();
     let of = |name: &str| {
         let t = program.input(name);
         values(t.rows * t.cols)
     };
-    let (latents, text, modulation, rope) = (of("latents"), of("text"), of("modulation"), flux::rope(&c, &shape));
+    let (latents, text, modulation, rope) =
+        (of("latents"), of("text"), of("modulation"), flux1::rope(&c, &shape));
     let inputs = || {
         [
             ("latents", Input::F32(&latents)),
@@ -88,7 +102,9 @@ fn every_budget_gives_the_same_bits() {
     let least = least_bytes(&backend, &program, &weights);
     let all: u64 = weights.iter().map(|w| w.bytes() as u64).sum();
     assert!(all > 4 << 20, "the weights are to dwarf the ring: {all}");
-    for budget in [least, least + 1000, least + all / 8, least + all / 4, least + all / 2, least + all] {
+    for budget in
+        [least, least + 1000, least + all / 8, least + all / 4, least + all / 2, least + all]
+    {
         let got = run(&mut backend, &program, &weights, &inputs(), budget, 3);
         for name in ["latents", "velocity"] {
             assert_eq!(bits(&got[name]), bits(&whole[name]), "{name} under {budget} bytes");
@@ -111,7 +127,10 @@ fn a_picture_is_the_same_under_every_budget_and_a_hopeless_one_is_refused() {
     assert!(wide.plan(&request).unwrap().keeps_weights);
     let picture = wide.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures;
     // Again with the weights still loaded.
-    assert_eq!(wide.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures, picture);
+    assert_eq!(
+        wide.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures,
+        picture
+    );
 
     // One pipeline, so that what the process itself holds (it counts against the budget, and moves with the other tests) is one number.
     let mut narrow = open(Some(64 << 30));
@@ -121,8 +140,16 @@ fn a_picture_is_the_same_under_every_budget_and_a_hopeless_one_is_refused() {
         narrow.limit_memory(host + extra).unwrap();
         let Ok(plan) = narrow.plan(&request) else { continue };
         assert_eq!(plan.host_bytes, host);
-        assert!(plan.peak_bytes <= plan.budget_bytes, "{} > {}", plan.peak_bytes, plan.budget_bytes);
-        assert_eq!(narrow.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures, picture);
+        assert!(
+            plan.peak_bytes <= plan.budget_bytes,
+            "{} > {}",
+            plan.peak_bytes,
+            plan.budget_bytes
+        );
+        assert_eq!(
+            narrow.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures,
+            picture
+        );
         if plan.keeps_weights {
             break;
         }
@@ -134,9 +161,16 @@ fn a_picture_is_the_same_under_every_budget_and_a_hopeless_one_is_refused() {
     assert_eq!(refused.kind(), Kind::Memory);
     // The number that it names works.
     let hint = refused.hint().unwrap();
-    let named: u64 = hint.split(['m', ' ', 'M']).find_map(|w| w.parse().ok()).unwrap_or_else(|| panic!("{hint}"));
+    let named: u64 = hint
+        .split(['m', ' ', 'M'])
+        .find_map(|w| w.parse().ok())
+        .unwrap_or_else(|| panic!("{hint}"));
     narrow.limit_memory(named * 1_000_000).unwrap();
-    assert_eq!(narrow.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures, picture, "{hint}");
+    assert_eq!(
+        narrow.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures,
+        picture,
+        "{hint}"
+    );
 }
 
 #[test]
@@ -147,15 +181,23 @@ fn f8_weights_that_are_no_numbers_name_the_stage_and_the_layer_and_give_no_pictu
     let header = u64::from_le_bytes(sound[..8].try_into().unwrap()) as usize;
     let json: serde_json::Value = serde_json::from_slice(&sound[8..8 + header]).unwrap();
     for (tensor, place) in [
-        ("text_encoders.clip_l.transformer.text_model.encoder.layers.1.mlp.fc2.bias", "clip: layer.1."),
-        ("text_encoders.t5xxl.transformer.encoder.block.1.layer.1.DenseReluDense.wo.weight", "t5: block.1."),
+        (
+            "text_encoders.clip_l.transformer.text_model.encoder.layers.1.mlp.fc2.bias",
+            "clip: layer.1.",
+        ),
+        (
+            "text_encoders.t5xxl.transformer.encoder.block.1.layer.1.DenseReluDense.wo.weight",
+            "t5: block.1.",
+        ),
         ("model.diffusion_model.time_in.out_layer.bias", "modulate: "),
         ("model.diffusion_model.double_blocks.1.txt_mlp.0.weight", "denoise: double.1."),
         ("model.diffusion_model.single_blocks.2.linear2.weight", "denoise: single.2.linear2"),
         ("vae.decoder.up.1.block.0.conv1.weight", "decode: up.1.block.0"),
     ] {
         let t = &json[tensor];
-        let at = 8 + header + t["data_offsets"][0].as_u64().unwrap_or_else(|| panic!("no {tensor}")) as usize;
+        let at = 8
+            + header
+            + t["data_offsets"][0].as_u64().unwrap_or_else(|| panic!("no {tensor}")) as usize;
         let infinity: &[u8] = match t["dtype"].as_str().unwrap() {
             "F32" => &[0, 0, 0x80, 0x7f],
             "BF16" => &[0x80, 0x7f],
@@ -169,9 +211,12 @@ fn f8_weights_that_are_no_numbers_name_the_stage_and_the_layer_and_give_no_pictu
             bytes[at..][..64].iter_mut().zip(bad.iter().cycle()).for_each(|(b, v)| *b = *v);
             std::fs::write(&path, bytes).unwrap();
             let options = RunOptions { no_cache: true, ..RunOptions::default() };
-            let mut pipeline = Pipeline::open(&files(&path), &options, &mut |_| ControlFlow::Continue(())).unwrap();
+            let mut pipeline =
+                Pipeline::open(&files(&path), &options, &mut |_| ControlFlow::Continue(()))
+                    .unwrap();
             let request = Request { prompt: "x".into(), seed: Some(1), ..Request::default() };
-            let error = pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap_err();
+            let error =
+                pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap_err();
             assert_eq!(error.kind(), Kind::NotFinite, "{tensor}: {error}");
             assert_eq!(error.kind().exit_code(), 8);
             assert!(error.to_string().contains(place), "{tensor}: {error}");
@@ -182,8 +227,10 @@ fn f8_weights_that_are_no_numbers_name_the_stage_and_the_layer_and_give_no_pictu
 #[test]
 fn a_break_cancels_at_the_next_operation_and_the_next_request_is_unharmed() {
     let dir = temp_dir();
-    let mut pipeline =
-        Pipeline::open(&files(&write(&dir)), &RunOptions::default(), &mut |_| ControlFlow::Continue(())).unwrap();
+    let mut pipeline = Pipeline::open(&files(&write(&dir)), &RunOptions::default(), &mut |_| {
+        ControlFlow::Continue(())
+    })
+    .unwrap();
     let request = Request { prompt: "x".into(), seed: Some(1), ..Request::default() };
     let want = pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures;
     let mut events = 0;
@@ -203,7 +250,10 @@ fn a_break_cancels_at_the_next_operation_and_the_next_request_is_unharmed() {
             })
             .unwrap_err();
         assert_eq!((error.kind(), seen), (Kind::Cancelled, stop));
-        assert_eq!(pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures, want);
+        assert_eq!(
+            pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures,
+            want
+        );
     }
 }
 
@@ -251,7 +301,9 @@ fn the_process_stays_under_its_budget() {
         .unwrap();
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let peak = serde_json::from_str::<serde_json::Value>(&told).unwrap()["peak_memory_bytes"].as_u64().unwrap();
+    let peak = serde_json::from_str::<serde_json::Value>(&told).unwrap()["peak_memory_bytes"]
+        .as_u64()
+        .unwrap();
     println!("peak {peak} of {ram}, file {file}");
     assert!(peak <= ram, "peak {peak} of {ram}");
 }
@@ -261,16 +313,25 @@ fn a_file_that_changes_under_a_run_is_noticed() {
     let dir = temp_dir();
     let path = write(&dir);
     let mut pipeline =
-        Pipeline::open(&files(&path), &RunOptions::default(), &mut |_| ControlFlow::Continue(())).unwrap();
+        Pipeline::open(&files(&path), &RunOptions::default(), &mut |_| ControlFlow::Continue(()))
+            .unwrap();
     let request = Request { prompt: "x".into(), seed: Some(1), ..Request::default() };
     let mut steps = 0;
     let error = pipeline
         .generate(&request, &mut |event| {
-            if let flux_fast::event::Event::Step { phase: flux_fast::event::Phase::Denoise, .. } = event {
+            if let flux_fast::event::Event::Step {
+                phase: flux_fast::event::Phase::Denoise, ..
+            } = event
+            {
                 steps += 1;
                 if steps == 1 {
                     use std::io::Write;
-                    std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"more").unwrap();
+                    std::fs::OpenOptions::new()
+                        .append(true)
+                        .open(&path)
+                        .unwrap()
+                        .write_all(b"more")
+                        .unwrap();
                 }
             }
             ControlFlow::Continue(())

@@ -95,7 +95,12 @@ fn bad_arguments_exit_with_2_say_the_range_and_write_nothing() {
     ];
     for (arguments, expected) in cases {
         for subcommand in [&[][..], &["generate"]] {
-            let all: Vec<&str> = subcommand.iter().copied().chain(["a fox"]).chain(arguments.iter().copied()).collect();
+            let all: Vec<&str> = subcommand
+                .iter()
+                .copied()
+                .chain(["a fox"])
+                .chain(arguments.iter().copied())
+                .collect();
             let output = command(&all).current_dir(&folder).output().unwrap();
             let said = stderr(&output);
             assert_eq!(code(&output), Some(2), "{all:?}: {said}");
@@ -189,14 +194,20 @@ fn inspect_shows_the_settings_of_a_picture() {
     let output = run(&["inspect", path]);
     assert_eq!(code(&output), Some(0), "{}", stderr(&output));
     let text = stdout(&output);
-    for expected in
-        ["prompt: a fox, \"red\"\nin snow 🦊\n", "seed: 18446744073709551615\n", "size: 16x16\n", "guidance: 3.5\n"]
-    {
+    for expected in [
+        "prompt: a fox, \"red\"\nin snow 🦊\n",
+        "seed: 18446744073709551615\n",
+        "size: 16x16\n",
+        "guidance: 3.5\n",
+    ] {
         assert!(text.contains(expected), "{text}");
     }
     let output = run(&["inspect", "--json", path]);
     let told: Value = serde_json::from_str(&stdout(&output)).unwrap();
-    assert_eq!((told["seed"].as_u64(), told["seed_text"].as_str()), (Some(u64::MAX), Some("18446744073709551615")));
+    assert_eq!(
+        (told["seed"].as_u64(), told["seed_text"].as_str()),
+        (Some(u64::MAX), Some("18446744073709551615"))
+    );
     assert_eq!(told["prompt"], "a fox, \"red\"\nin snow 🦊");
 }
 
@@ -216,7 +227,9 @@ fn again_checks_its_overrides_and_asks_for_the_first_picture() {
 
 #[test]
 fn a_command_after_flags_is_not_drawn() {
-    for arguments in [&["--json", "doctor"][..], &["--json", "-q", "doctor"], &["-q", "doctor", "--json"]] {
+    for arguments in
+        [&["--json", "doctor"][..], &["--json", "-q", "doctor"], &["-q", "doctor", "--json"]]
+    {
         let output = run(arguments);
         assert_eq!(code(&output), Some(0), "{arguments:?}: {}", stderr(&output));
         assert!(serde_json::from_str::<Value>(&stdout(&output)).unwrap()["cpu"].is_object());
@@ -281,7 +294,8 @@ fn help_names_every_flag_and_command() {
     ] {
         assert!(text.contains(word), "--help does not mention {word}");
     }
-    for subcommand in ["generate", "plan", "again", "bench", "pull", "models", "doctor", "inspect"] {
+    for subcommand in ["generate", "plan", "again", "bench", "pull", "models", "doctor", "inspect"]
+    {
         let output = run(&[subcommand, "--help"]);
         assert_eq!(code(&output), Some(0), "{subcommand}");
         assert!(stdout(&output).contains("Usage: flux-fast"), "{subcommand}");
@@ -294,7 +308,11 @@ fn help_names_every_flag_and_command() {
 fn doctor_tells_what_the_machine_has() {
     let output = run(&["doctor"]);
     assert_eq!(code(&output), Some(0), "{}", stderr(&output));
-    assert!(stdout(&output).contains("cpu: ") && stdout(&output).contains("memory: "), "{}", stdout(&output));
+    assert!(
+        stdout(&output).contains("cpu: ") && stdout(&output).contains("memory: "),
+        "{}",
+        stdout(&output)
+    );
     let told: Value = serde_json::from_str(&stdout(&run(&["doctor", "--json"]))).unwrap();
     assert!(told["memory"]["total_bytes"].as_u64().unwrap() > 0, "{told}");
     assert!(told["cpu"]["cores"].as_u64().unwrap() > 0, "{told}");
@@ -309,7 +327,11 @@ fn a_full_or_closed_stdout_is_exit_7_and_no_panic() {
         let output = command(arguments).stdout(full).output().unwrap();
         assert_eq!(code(&output), Some(7), "{arguments:?}: {}", stderr(&output));
         // A driver that `doctor` asks may talk, too.
-        assert!(stderr(&output).lines().any(|l| l.starts_with("error: stdout: ")), "{}", stderr(&output));
+        assert!(
+            stderr(&output).lines().any(|l| l.starts_with("error: stdout: ")),
+            "{}",
+            stderr(&output)
+        );
 
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
@@ -319,8 +341,13 @@ fn a_full_or_closed_stdout_is_exit_7_and_no_panic() {
     }
     // Nobody to tell it to: the exit code still says it.
     let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let status = command(&["a fox", "--steps", "0", "--json"]).stdout(full()).stderr(full()).status().unwrap();
+    let status = command(&["a fox", "--steps", "0", "--json"])
+        .stdout(full())
+        .stderr(full())
+        .status()
+        .unwrap();
     assert_eq!(status.code(), Some(2));
-    let status = command(&["inspect", "/nowhere", "--json"]).stdout(full()).stderr(full()).status().unwrap();
+    let status =
+        command(&["inspect", "/nowhere", "--json"]).stdout(full()).stderr(full()).status().unwrap();
     assert_eq!(status.code(), Some(4));
 }

@@ -6,8 +6,9 @@ mod common;
 
 use std::ops::ControlFlow;
 
+use flux_fast::library::ModelFiles;
 use flux_fast::pipeline::Pipeline;
-use flux_fast::pipeline::request::{ModelFiles, Picture, Request, RunOptions};
+use flux_fast::pipeline::request::{Picture, Request, RunOptions};
 
 const EDGE: usize = 16;
 const COLOURS: [(&str, [f32; 3]); 9] = [
@@ -35,8 +36,8 @@ impl Thumbs {
         let all = names.lines().enumerate().map(|(i, line)| {
             let (name, style) = line.split_once('\t').unwrap();
             let (top, left) = (i / 32 * EDGE, i % 32 * EDGE);
-            let pixels =
-                (0..EDGE * EDGE).flat_map(|p| sheet.get_pixel((left + p % EDGE) as u32, (top + p / EDGE) as u32).0);
+            let pixels = (0..EDGE * EDGE)
+                .flat_map(|p| sheet.get_pixel((left + p % EDGE) as u32, (top + p / EDGE) as u32).0);
             (name.to_string(), style.to_string(), pixels.map(f32::from).collect())
         });
         let all: Vec<_> = all.collect();
@@ -60,11 +61,13 @@ impl Thumbs {
             (0..EDGE * EDGE * 3)
                 .map(|i| {
                     let (p, c) = (i / 3, i % 3);
-                    (rgba[4 * p + c] + colour[c] * (1.0 - rgba[4 * p + 3] / 255.0) - small[i]).powi(2)
+                    (rgba[4 * p + c] + colour[c] * (1.0 - rgba[4 * p + 3] / 255.0) - small[i])
+                        .powi(2)
                 })
                 .sum::<f32>()
         };
-        let best = self.all.iter().map(|t| (distance(&t.2), &t.0)).min_by(|a, b| a.0.total_cmp(&b.0));
+        let best =
+            self.all.iter().map(|t| (distance(&t.2), &t.0)).min_by(|a, b| a.0.total_cmp(&b.0));
         best.unwrap().1
     }
 }
@@ -84,15 +87,22 @@ fn right_background(picture: &Picture, colour: [f32; 3]) -> bool {
 #[test]
 fn the_embedded_model_draws_what_is_asked() {
     let thumbs = Thumbs::read();
-    let mut pipeline =
-        Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut |_| ControlFlow::Continue(())).unwrap();
+    let mut pipeline = Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut |_| {
+        ControlFlow::Continue(())
+    })
+    .unwrap();
     let (mut backgrounds, mut names) = (0, 0);
     for k in 0..24 {
         let (name, style, _) = &thumbs.all[(k * 53 + 7) % 852];
         let (colour, rgb) = COLOURS[k % 9];
         let prompt = format!("a {name}, {style} style, on a {colour} background");
-        let request = Request { prompt: prompt.clone(), seed: Some(k as u64), ..Request::default() };
-        let picture = pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures.remove(0);
+        let request =
+            Request { prompt: prompt.clone(), seed: Some(k as u64), ..Request::default() };
+        let picture = pipeline
+            .generate(&request, &mut |_| ControlFlow::Continue(()))
+            .unwrap()
+            .pictures
+            .remove(0);
         let nearest = thumbs.nearest(&picture, rgb);
         println!("{prompt}: background {}, nearest {nearest}", right_background(&picture, rgb));
         backgrounds += usize::from(right_background(&picture, rgb));
@@ -109,15 +119,20 @@ fn the_embedded_model_draws_what_is_asked() {
 fn the_default_arithmetic_stays_within_30_db_of_f32() {
     let open = |compute: &str| {
         let options = RunOptions { compute: compute.into(), ..RunOptions::default() };
-        Pipeline::open(&ModelFiles::default(), &options, &mut |_| ControlFlow::Continue(())).unwrap()
+        Pipeline::open(&ModelFiles::default(), &options, &mut |_| ControlFlow::Continue(()))
+            .unwrap()
     };
     let (mut auto, mut exact) = (open("auto"), open("f32"));
     for (seed, prompt) in
-        ["a fox, 3D style, on a blue background", "a hamburger, flat style, on a purple background"].iter().enumerate()
+        ["a fox, 3D style, on a blue background", "a hamburger, flat style, on a purple background"]
+            .iter()
+            .enumerate()
     {
-        let request = Request { prompt: prompt.to_string(), seed: Some(seed as u64), ..Request::default() };
-        let draw =
-            |p: &mut Pipeline| p.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures.remove(0).rgb;
+        let request =
+            Request { prompt: prompt.to_string(), seed: Some(seed as u64), ..Request::default() };
+        let draw = |p: &mut Pipeline| {
+            p.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures.remove(0).rgb
+        };
         let db = psnr(&draw(&mut auto), &draw(&mut exact));
         println!("{prompt}: {db:.1} dB");
         assert!(db >= 30.0, "{prompt}: {db:.1} dB");
@@ -129,8 +144,10 @@ fn the_default_arithmetic_stays_within_30_db_of_f32() {
 fn tiles_show_no_seam() {
     use flux_fast::model::vae;
     let (wide, high) = (1280, 256);
-    let mut pipeline =
-        Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut |_| ControlFlow::Continue(())).unwrap();
+    let mut pipeline = Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut |_| {
+        ControlFlow::Continue(())
+    })
+    .unwrap();
     let request = Request {
         prompt: "a pizza on a yellow background".into(),
         seed: Some(1),
@@ -140,23 +157,35 @@ fn tiles_show_no_seam() {
         ..Request::default()
     };
     let plan = pipeline.plan(&request).unwrap();
-    assert!(plan.phases.iter().any(|p| p.program == "decode" && p.runs > 1), "decoded in one piece");
+    assert!(
+        plan.phases.iter().any(|p| p.program == "decode" && p.runs > 1),
+        "decoded in one piece"
+    );
     let drawn = pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap();
 
-    let checkpoint = flux_fast::weights::open(&flux_fast::weights::Files::model(concat!(
+    let checkpoint = flux_fast::library::open(&flux_fast::library::Files::model(concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/assets/tiny/flux-tiny.safetensors"
     )))
     .unwrap();
     let weights = checkpoint.vae.as_ref().unwrap();
-    let config = flux_fast::model::VaeConfig::read(&|n| weights.shape(n), weights.config()).unwrap();
+    let config =
+        flux_fast::model::VaeConfig::read(&|n| weights.shape(n), weights.config()).unwrap();
     let mut backend = common::cpu(flux_fast::backend::cpu::Compute::Auto);
     let program = vae::decode(&config, high / 8, wide / 8, flux_fast::dtype::DType::F32);
     let inputs = [("latents", common::Input::F32(&drawn.latents))];
-    let whole = common::run(&mut backend, &program, &common::resolve(&program, weights), &inputs, u64::MAX, 1)
-        .remove("pixels")
-        .unwrap();
-    let whole: Vec<u8> = whole.iter().map(|v| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8).collect();
+    let whole = common::run(
+        &mut backend,
+        &program,
+        &common::resolve(&program, weights),
+        &inputs,
+        u64::MAX,
+        1,
+    )
+    .remove("pixels")
+    .unwrap();
+    let whole: Vec<u8> =
+        whole.iter().map(|v| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8).collect();
     let tiled = &drawn.pictures[0].rgb;
     let db = psnr(tiled, &whole);
     // Across the middle, where the tiles meet: the step from one pixel to the next against that of the whole picture.
@@ -168,7 +197,10 @@ fn tiles_show_no_seam() {
             .sum::<f64>()
     };
     let (ours, theirs) = (step(tiled), step(&whole));
-    println!("tiled against whole: {db:.1} dB, roughness at the seam {:.3} of the whole picture's", ours / theirs);
+    println!(
+        "tiled against whole: {db:.1} dB, roughness at the seam {:.3} of the whole picture's",
+        ours / theirs
+    );
     if let Some(folder) = std::env::var_os("FLUX_FAST_TEST_PICTURES") {
         for (name, rgb) in [("tiled.png", tiled), ("whole.png", &whole)] {
             image::save_buffer(

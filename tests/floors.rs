@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 const FLOORS: &[&[&str]] = &[
-    &["error", "event", "dtype", "tensor"],
+    &["error", "event", "dtype", "tensor", "host"],
     &["op"],
     &["backend", "weights", "model"],
-    &["plan"],
+    &["library", "plan"],
     &["stream"],
     &["pipeline"],
-    &["cli", "server"],
+    &["cli"],
 ];
 
 /// Pairs on one floor that may not see each other.
@@ -55,10 +55,12 @@ fn modules_use_only_the_floors_above_them() {
             "{name}: one `use crate::module` a line, so that this test can read them"
         );
         for (at, _) in text.match_indices("crate::") {
-            let used: String = text[at + 7..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let used: String =
+                text[at + 7..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
             let Some(other) = floor(&used) else { continue };
             edges += 1;
-            let sibling = SIBLINGS.contains(&module) && SIBLINGS.contains(&used.as_str()) && module != used;
+            let sibling =
+                SIBLINGS.contains(&module) && SIBLINGS.contains(&used.as_str()) && module != used;
             assert!(other <= own && !sibling, "{name} uses crate::{used}");
         }
     }
@@ -68,8 +70,9 @@ fn modules_use_only_the_floors_above_them() {
 #[test]
 fn unsafe_code_stays_in_the_kernels_and_the_map() {
     for (name, text) in all_sources() {
-        let code: String = text.lines().map(|l| l.split("//").next().unwrap()).collect::<Vec<_>>().join("\n");
-        let allowed = name.starts_with("backend/") || name == "weights/map.rs";
+        let code: String =
+            text.lines().map(|l| l.split("//").next().unwrap()).collect::<Vec<_>>().join("\n");
+        let allowed = name.starts_with("backend/") || name == "weights/container/map.rs";
         assert!(allowed || !code.contains("unsafe "), "{name} holds unsafe code");
     }
 }

@@ -5,10 +5,11 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use flux_fast::error::Kind;
+use flux_fast::pipeline::images::metadata;
 use flux_fast::pipeline::images::{
-    Format, Metadata, decode, encode, fit, load_init_image, probe_output, read_metadata, save, text_in, write_beside,
+    Format, Metadata, decode, encode, fit, load_init_image, probe_output, read_metadata, save,
+    text_in, write_beside,
 };
-use flux_fast::pipeline::metadata;
 use flux_fast::pipeline::request::{Picture, Settings};
 
 fn picture(width: usize, height: usize) -> Picture {
@@ -43,11 +44,18 @@ fn data(name: &str) -> PathBuf {
 }
 
 fn left_over(folder: &Path) -> Vec<String> {
-    let names = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let names =
+        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
     names.filter(|n| n.starts_with('.')).collect()
 }
 
-fn rgba_png(width: u32, height: u32, pixels: &[u8], colour: png::ColorType, depth: png::BitDepth) -> Vec<u8> {
+fn rgba_png(
+    width: u32,
+    height: u32,
+    pixels: &[u8],
+    colour: png::ColorType,
+    depth: png::BitDepth,
+) -> Vec<u8> {
     let mut out = Vec::new();
     let mut encoder = png::Encoder::new(&mut out, width, height);
     encoder.set_color(colour);
@@ -66,12 +74,14 @@ fn every_format_gives_the_pixels_back() {
         for (w, h) in [(48, 32), (1, 1), (17, 3)] {
             let picture = picture(w, h);
             let path = folder.path().join(format!("x.{}", format.extension()));
-            save(&picture, &path, format, 95, &Metadata { settings: &settings("a fox"), index: 0 }).unwrap();
+            save(&picture, &path, format, 95, &Metadata { settings: &settings("a fox"), index: 0 })
+                .unwrap();
             let back = load_init_image(&path).unwrap();
             assert_eq!((back.width, back.height), (w, h), "{format:?}");
             if format == Format::Jpeg {
                 let off = |(a, b): (&u8, &u8)| f64::from(a.abs_diff(*b));
-                let error: f64 = picture.rgb.iter().zip(&back.rgb).map(off).sum::<f64>() / picture.rgb.len() as f64;
+                let error: f64 = picture.rgb.iter().zip(&back.rgb).map(off).sum::<f64>()
+                    / picture.rgb.len() as f64;
                 assert!(error < 8.0, "JPEG {w}x{h} is off by {error} on average");
             } else {
                 assert_eq!(back, picture, "{format:?}");
@@ -98,12 +108,20 @@ fn settings_come_back_from_every_format_that_holds_them() {
         let settings = settings(prompt);
         for format in [Format::Png, Format::Jpeg, Format::WebP, Format::Tiff] {
             let path = folder.path().join(format!("x.{}", format.extension()));
-            save(&picture(48, 32), &path, format, 90, &Metadata { settings: &settings, index: 1 }).unwrap();
+            save(&picture(48, 32), &path, format, 90, &Metadata { settings: &settings, index: 1 })
+                .unwrap();
             assert_eq!(read_metadata(&path).unwrap(), settings, "{format:?} {prompt:?}");
         }
     }
     let path = folder.path().join("x.bmp");
-    save(&picture(48, 32), &path, Format::Bmp, 90, &Metadata { settings: &settings("a fox"), index: 0 }).unwrap();
+    save(
+        &picture(48, 32),
+        &path,
+        Format::Bmp,
+        90,
+        &Metadata { settings: &settings("a fox"), index: 0 },
+    )
+    .unwrap();
     assert_eq!(read_metadata(&path).unwrap_err().kind(), Kind::Argument);
 }
 
@@ -125,8 +143,12 @@ fn another_tool_s_jpeg_is_read() {
 #[test]
 fn depths_palettes_gray_and_alpha_become_rgb_on_white() {
     use png::{BitDepth, ColorType};
-    let one = |pixels: &[u8], colour, depth| decode(&rgba_png(1, 1, pixels, colour, depth)).unwrap().rgb;
-    assert_eq!(one(&[0x80, 0, 0xff, 0xff, 0, 0], ColorType::Rgb, BitDepth::Sixteen), [0x80, 255, 0]);
+    let one =
+        |pixels: &[u8], colour, depth| decode(&rgba_png(1, 1, pixels, colour, depth)).unwrap().rgb;
+    assert_eq!(
+        one(&[0x80, 0, 0xff, 0xff, 0, 0], ColorType::Rgb, BitDepth::Sixteen),
+        [0x80, 255, 0]
+    );
     assert_eq!(one(&[77], ColorType::Grayscale, BitDepth::Eight), [77; 3]);
     assert_eq!(one(&[0x80], ColorType::Indexed, BitDepth::One), [40, 50, 60]);
     assert_eq!(one(&[9, 9, 9, 0], ColorType::Rgba, BitDepth::Eight), [255; 3]);
@@ -147,20 +169,27 @@ fn cmyk_is_converted_and_of_an_animation_the_first_picture_is_taken() {
 #[test]
 fn orientation_is_applied_once() {
     // A camera's block with nothing but the orientation.
-    let block =
-        |o: u8| [b"MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".as_slice(), &[o, 0, 0, 0, 0, 0, 0]].concat();
+    let block = |o: u8| {
+        [b"MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".as_slice(), &[o, 0, 0, 0, 0, 0, 0]]
+            .concat()
+    };
     let picture = Picture { width: 2, height: 1, rgb: vec![255, 0, 0, 0, 0, 255] };
     let (red, blue) = ([255, 0, 0], [0, 0, 255]);
-    for (o, size, first) in [(1, (2, 1), red), (2, (2, 1), blue), (3, (2, 1), blue), (4, (2, 1), red)]
-        .into_iter()
-        .chain([(5, (1, 2), red), (6, (1, 2), red), (7, (1, 2), blue), (8, (1, 2), blue)])
+    for (o, size, first) in
+        [(1, (2, 1), red), (2, (2, 1), blue), (3, (2, 1), blue), (4, (2, 1), red)]
+            .into_iter()
+            .chain([(5, (1, 2), red), (6, (1, 2), red), (7, (1, 2), blue), (8, (1, 2), blue)])
     {
         let mut bytes = Vec::new();
         let mut encoder = image_webp::WebPEncoder::new(&mut bytes);
         encoder.set_exif_metadata(block(o));
         encoder.encode(&picture.rgb, 2, 1, image_webp::ColorType::Rgb8).unwrap();
         let back = decode(&bytes).unwrap();
-        assert_eq!(((back.width, back.height), &back.rgb[..3]), (size, &first[..]), "WebP, orientation {o}");
+        assert_eq!(
+            ((back.width, back.height), &back.rgb[..3]),
+            (size, &first[..]),
+            "WebP, orientation {o}"
+        );
     }
     let mut bytes = Vec::new();
     let mut encoder = jpeg_encoder::Encoder::new(&mut bytes, 100);
@@ -176,9 +205,11 @@ fn a_picture_is_known_by_its_content() {
     let path = folder.path().join("really-a-png.jpg");
     fs::write(&path, encode(&picture(4, 4), Format::Png, 90, "").unwrap()).unwrap();
     assert_eq!(load_init_image(&path).unwrap(), picture(4, 4));
-    for (name, bytes) in
-        [("a.png", b"not a picture".as_slice()), ("b.png", b""), ("c.gif", b"GIF89a\x01\0\x01\0\0\0\0")]
-    {
+    for (name, bytes) in [
+        ("a.png", b"not a picture".as_slice()),
+        ("b.png", b""),
+        ("c.gif", b"GIF89a\x01\0\x01\0\0\0\0"),
+    ] {
         let path = folder.path().join(name);
         fs::write(&path, bytes).unwrap();
         let error = load_init_image(&path).unwrap_err();
@@ -193,13 +224,17 @@ fn a_picture_is_known_by_its_content() {
 #[test]
 fn cut_and_flipped_files_are_errors_or_pictures_but_never_a_panic() {
     for format in Format::ALL {
-        let good = encode(&picture(20, 12), format, 90, &metadata::write(&settings("a fox"), 0)).unwrap();
+        let good =
+            encode(&picture(20, 12), format, 90, &metadata::write(&settings("a fox"), 0)).unwrap();
         for end in (0..good.len()).step_by(3) {
             let _ = (decode(&good[..end]), text_in(&good[..end]));
         }
         // A cut JPEG shows what is there, as everywhere; the lossless formats must not pass for whole.
         let bare = encode(&picture(64, 64), format, 90, "").unwrap();
-        assert!(format == Format::Jpeg || decode(&bare[..bare.len() / 2]).is_err(), "half a {format:?}");
+        assert!(
+            format == Format::Jpeg || decode(&bare[..bare.len() / 2]).is_err(),
+            "half a {format:?}"
+        );
         for i in 0..good.len() {
             let mut bad = good.clone();
             bad[i] ^= 0xff;
@@ -233,7 +268,8 @@ fn a_bomb_is_refused_by_its_header() {
 fn fit_crops_the_middle_and_keeps_a_picture_of_the_right_size() {
     assert_eq!(fit(picture(8, 8), 8, 8), picture(8, 8));
     // Left third red, middle third green, right third blue: only green is in the middle square.
-    let row: Vec<u8> = [[255, 0, 0].repeat(16), [0, 255, 0].repeat(16), [0, 0, 255].repeat(16)].concat();
+    let row: Vec<u8> =
+        [[255, 0, 0].repeat(16), [0, 255, 0].repeat(16), [0, 0, 255].repeat(16)].concat();
     let wide = Picture { width: 48, height: 16, rgb: row.repeat(16) };
     assert_eq!(fit(wide, 32, 32), plain(32, 32, [0, 255, 0]));
     let tall = fit(plain(16, 64, [1, 2, 3]), 64, 16);
@@ -250,7 +286,13 @@ fn what_cannot_be_written_is_an_output_error_and_leaves_nothing() {
     let name = |n: &str| folder.path().join(n);
     fs::write(name("file"), b"").unwrap();
     let long = "x".repeat(300) + ".png";
-    for path in [name("missing/x.png"), folder.path().to_path_buf(), name("file/x.png"), name(&long), PathBuf::new()] {
+    for path in [
+        name("missing/x.png"),
+        folder.path().to_path_buf(),
+        name("file/x.png"),
+        name(&long),
+        PathBuf::new(),
+    ] {
         let probed = probe_output(&path).unwrap_err();
         let written = write_beside(&path, b"x").unwrap_err();
         for error in [probed, written] {
@@ -302,5 +344,13 @@ fn the_encoders_accept_only_pixels_that_match_the_size() {
         assert_eq!(encode(&bad, format, 90, "").unwrap_err().kind(), Kind::Output);
     }
     let chunked = encode(&picture(3, 3), Format::Png, 90, "caf\u{e9}").unwrap();
-    assert!(png::Decoder::new(Cursor::new(&chunked)).read_info().unwrap().info().uncompressed_latin1_text.len() == 1);
+    assert!(
+        png::Decoder::new(Cursor::new(&chunked))
+            .read_info()
+            .unwrap()
+            .info()
+            .uncompressed_latin1_text
+            .len()
+            == 1
+    );
 }

@@ -12,7 +12,9 @@ use flux_fast::backend::{Backend, Layout, Place, Places, WeightKey};
 use flux_fast::dtype::DType;
 use flux_fast::dtype::blocks::FORMATS;
 use flux_fast::op::{ConvShape, Epilogue, Op, Program, Side, Step, WeightSpec};
-use flux_fast::tensor::{BlockScale, BlockScales, HostPart, HostWeight, Scale, Slot, Tensor, Weight};
+use flux_fast::tensor::{
+    BlockScale, BlockScales, HostPart, HostWeight, Scale, Slot, Tensor, Weight,
+};
 use serde_json::Value;
 
 #[derive(Default)]
@@ -57,14 +59,23 @@ impl Case {
     }
 
     /// The counters of every kernel that `op`, run by `variant`, launches.
-    fn count(self, driver: &Driver, backend: &mut CudaBackend, variant: &str, op: Op) -> Vec<Value> {
+    fn count(
+        self,
+        driver: &Driver,
+        backend: &mut CudaBackend,
+        variant: &str,
+        op: Op,
+    ) -> Vec<Value> {
         op.check().unwrap_or_else(|why| panic!("{variant}: {why}"));
         backend.force(vec![(op.name().to_string(), variant.to_string())]).unwrap();
         let mut program = Program::default();
         let step = Step { op, label: variant.to_string() };
         program.steps.push(step.clone());
         program.weights =
-            vec![WeightSpec { name: String::new(), first: 0, rows: 0, cols: 0, lora: None }; self.weights.len()];
+            vec![
+                WeightSpec { name: String::new(), first: 0, rows: 0, cols: 0, lora: None };
+                self.weights.len()
+            ];
         let uses = program.uses();
         let mut places = Places::default();
         let mut next = 0usize;
@@ -74,9 +85,19 @@ impl Case {
         }
         places.scratch = next;
         next += backend.scratch_bytes(&op, &|w| &self.weights[w.id as usize]).next_multiple_of(256);
-        let sizes: Vec<usize> =
-            self.weights.iter().zip(&uses).map(|(w, &u)| backend.weight_bytes(w, u).next_multiple_of(256)).collect();
-        backend.reserve(Layout { arena_bytes: next, resident_bytes: sizes.iter().sum(), ring_bytes: 0 }).unwrap();
+        let sizes: Vec<usize> = self
+            .weights
+            .iter()
+            .zip(&uses)
+            .map(|(w, &u)| backend.weight_bytes(w, u).next_multiple_of(256))
+            .collect();
+        backend
+            .reserve(Layout {
+                arena_bytes: next,
+                resident_bytes: sizes.iter().sum(),
+                ring_bytes: 0,
+            })
+            .unwrap();
         let mut at = 0;
         for (i, weight) in self.weights.iter().enumerate() {
             let key = WeightKey(i as u64);
@@ -88,7 +109,11 @@ impl Case {
         backend.run(&step, &places).unwrap();
         backend.sync().unwrap();
         places.weights.iter().for_each(|key| backend.forget(*key).unwrap());
-        driver.report().into_iter().filter(|line| line["runs"].as_u64().is_some_and(|n| n > 0)).collect()
+        driver
+            .report()
+            .into_iter()
+            .filter(|line| line["runs"].as_u64().is_some_and(|n| n > 0))
+            .collect()
     }
 }
 
@@ -101,7 +126,9 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
     }
     // One multiprocessor, so that a block makes several tiles.
     driver.configure("sms.2=1");
-    let open = |ordinal, fp8| CudaBackend::new(CudaOptions { ordinal, fp8, ..CudaOptions::default() }).unwrap();
+    let open = |ordinal, fp8| {
+        CudaBackend::new(CudaOptions { ordinal, fp8, ..CudaOptions::default() }).unwrap()
+    };
     let mut ampere = open(driver::RTX_3060, false);
     let mut ada = open(driver::RTX_4060, true);
     let mut hopper = open(driver::H100, true);
@@ -111,10 +138,24 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
         let mut c = Case::default();
         let (x, w, bias) = (c.tensor(rows, k), c.weight(n, k, dtype), c.weight(1, n, DType::F32));
         let out = c.tensor(rows, n);
-        (c, Op::Linear { x: x.all(), w, bias: Some(bias), side: None, epilogue: Epilogue::GeluTanh, out: out.all() })
+        (
+            c,
+            Op::Linear {
+                x: x.all(),
+                w,
+                bias: Some(bias),
+                side: None,
+                epilogue: Epilogue::GeluTanh,
+                out: out.all(),
+            },
+        )
     };
-    for (name, dtype) in [("bf16", DType::BF16), ("f16", DType::F16), ("e4m3", DType::F8E4M3), ("e5m2", DType::F8E5M2)]
-    {
+    for (name, dtype) in [
+        ("bf16", DType::BF16),
+        ("f16", DType::F16),
+        ("e4m3", DType::F8E4M3),
+        ("e5m2", DType::F8E5M2),
+    ] {
         for (tile, rows) in [("128x128", 256), ("64x64", 128), ("rows16", 16)] {
             let (c, op) = linear(rows, 512, 384, dtype);
             seen.push(c.count(driver, &mut ampere, &format!("linear_{name}_{tile}_sm80"), op));
@@ -132,8 +173,11 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
         }
     }
     // A side of rank 64 beside k of 1024.
-    for (dtype, tile) in [(DType::BF16, "bf16_128x128"), (DType::F8E4M3, "e4m3_128x128"), (DType::Q4K, "blocks_64x64")]
-    {
+    for (dtype, tile) in [
+        (DType::BF16, "bf16_128x128"),
+        (DType::F8E4M3, "e4m3_128x128"),
+        (DType::Q4K, "blocks_64x64"),
+    ] {
         let (mut c, mut op) = linear(256, 1024, 128, dtype);
         let (t, b) = (c.tensor(256, 64), c.weight(128, 64, DType::BF16));
         if let Op::Linear { side, .. } = &mut op {
@@ -148,10 +192,17 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
     // These loop over tiles: the sectors of an epilogue's scales count as in a loop, beside a long one here as in the model.
     let (c, op) = linear(128, 3072, 128, DType::F8E4M3);
     seen.push(c.count(driver, &mut ada, "linear_e4m3_w8a8_128x128_sm89", op));
-    for (name, dtype) in [("bf16", DType::BF16), ("e4m3", DType::F8E4M3), ("e4m3_w8a8", DType::F8E4M3)] {
+    for (name, dtype) in
+        [("bf16", DType::BF16), ("e4m3", DType::F8E4M3), ("e4m3_w8a8", DType::F8E4M3)]
+    {
         for tile in ["256x128", "192x128", "128x128"] {
             let (c, op) = linear(384, 2048, 128, dtype);
-            seen.push(c.count(driver, &mut hopper, &format!("linear_{name}_wgmma_{tile}_sm90a"), op));
+            seen.push(c.count(
+                driver,
+                &mut hopper,
+                &format!("linear_{name}_wgmma_{tile}_sm90a"),
+                op,
+            ));
         }
     }
 
@@ -167,7 +218,18 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
         let part = |i| qkv.columns(i * heads * dim, heads * dim);
         let (q, k, v, out) = (part(0), part(1), part(2), out.all());
         let bias = biased.then_some(table);
-        let op = Op::Attention { q, k, v, batch: 1, heads, scale: 0.1, causal: false, bias, first: None, out };
+        let op = Op::Attention {
+            q,
+            k,
+            v,
+            batch: 1,
+            heads,
+            scale: 0.1,
+            causal: false,
+            bias,
+            first: None,
+            out,
+        };
         let gpu = if variant.ends_with("sm90a") { &mut hopper } else { &mut ampere };
         seen.push(c.count(driver, gpu, variant, op));
     }
@@ -194,11 +256,20 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
         let (h, w) = shape.output();
         let (x, out) = (c.tensor(256, inside), c.tensor(h * w, outside));
         let w = c.weight(outside, inside * 9, DType::BF16);
-        seen.push(c.count(driver, &mut ampere, variant, Op::Conv2d { x, w, bias: None, shape, residual: None, out }));
+        seen.push(c.count(
+            driver,
+            &mut ampere,
+            variant,
+            Op::Conv2d { x, w, bias: None, shape, residual: None, out },
+        ));
     }
     let mut c = Case::default();
-    let (x, out, weight, bias) =
-        (c.tensor(1024, 128), c.tensor(1024, 128), c.weight(1, 128, DType::F32), c.weight(1, 128, DType::F32));
+    let (x, out, weight, bias) = (
+        c.tensor(1024, 128),
+        c.tensor(1024, 128),
+        c.weight(1, 128, DType::F32),
+        c.weight(1, 128, DType::F32),
+    );
     let op = Op::GroupNorm { x, weight, bias, batch: 1, groups: 32, eps: 1e-6, silu: true, out };
     seen.push(c.count(driver, &mut ampere, "group_norm_bf16_sm80", op));
     let mut c = Case::default();
@@ -207,23 +278,32 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
     let op = Op::LayerNormModulate { x, shift, scale, eps: 1e-6, out };
     seen.push(c.count(driver, &mut ampere, "layer_norm_modulate_bf16_sm80", op));
 
-    println!("{:<44} {:>12} {:>12} {:>8} {:>8}", "kernel", "instructions", "per mma", "sectors", "shared");
+    println!(
+        "{:<44} {:>12} {:>12} {:>8} {:>8}",
+        "kernel", "instructions", "per mma", "sectors", "shared"
+    );
     let mut faults = Vec::new();
     for line in seen.iter().flatten() {
         let number = |key: &str| line[key].as_f64().unwrap_or_else(|| panic!("no {key} in {line}"));
         let ratio = |a: &str, b: &str| if number(b) > 0.0 { number(a) / number(b) } else { 1.0 };
         let mma = number("mma_flops") / 4096.0;
         let name = line["kernel"].as_str().unwrap();
-        let (sectors, shared) =
-            (ratio("loop_sectors", "ideal_loop_sectors"), ratio("loop_wavefronts", "ideal_loop_wavefronts"));
+        let (sectors, shared) = (
+            ratio("loop_sectors", "ideal_loop_sectors"),
+            ratio("loop_wavefronts", "ideal_loop_wavefronts"),
+        );
         let per_mma = if mma > 0.0 { number("instructions") / mma } else { f64::NAN };
-        println!("{name:<44} {:>12} {per_mma:>12.2} {sectors:>8.3} {shared:>8.3}", number("instructions"));
+        println!(
+            "{name:<44} {:>12} {per_mma:>12.2} {sectors:>8.3} {shared:>8.3}",
+            number("instructions")
+        );
         assert!(line["findings"].as_array().unwrap().is_empty(), "{line}");
         if sectors > 1.1 {
             faults.push(format!("{name}: {sectors} sectors for each that the data fills"));
         }
         if shared > 1.0 {
-            faults.push(format!("{name}: {shared} shared-memory wavefronts for each that is needed"));
+            faults
+                .push(format!("{name}: {shared} shared-memory wavefronts for each that is needed"));
         }
     }
     for (format, line) in blocks.iter().filter(|(_, line)| line["mma_flops"].as_f64() > Some(0.0)) {
@@ -232,13 +312,17 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
         let per_mma = number("instructions") * 4096.0 / number("mma_flops");
         let sectors = number("loop_sectors") / number("ideal_loop_sectors");
         let shared = number("loop_wavefronts") / number("ideal_loop_wavefronts").max(1.0);
-        println!("{name:<44} {:>12} {per_mma:>12.2} {sectors:>8.3} {shared:>8.3}", number("instructions"));
+        println!(
+            "{name:<44} {:>12} {per_mma:>12.2} {sectors:>8.3} {shared:>8.3}",
+            number("instructions")
+        );
         assert!(line["findings"].as_array().unwrap().is_empty(), "{line}");
         if sectors > if name.contains("rows16") { 2.4 } else { 1.7 } {
             faults.push(format!("{name}: {sectors} sectors for each that the data fills"));
         }
         if shared > 1.0 {
-            faults.push(format!("{name}: {shared} shared-memory wavefronts for each that is needed"));
+            faults
+                .push(format!("{name}: {shared} shared-memory wavefronts for each that is needed"));
         }
     }
     assert!(seen.iter().all(|lines| !lines.is_empty()));

@@ -43,7 +43,11 @@ impl Lora {
 
     /// A pair of the given rank that is all ones.
     fn pair(self, down: &str, up: &str, rank: usize, (rows, cols): (usize, usize)) -> Self {
-        self.with(down, &[rank, cols], &vec![1.0; rank * cols]).with(up, &[rows, rank], &vec![1.0; rows * rank])
+        self.with(down, &[rank, cols], &vec![1.0; rank * cols]).with(
+            up,
+            &[rows, rank],
+            &vec![1.0; rows * rank],
+        )
     }
 
     /// The first name's values, to be changed.
@@ -68,7 +72,9 @@ impl Lora {
     }
 
     fn read(&self, base: &Shapes) -> Result<Adapter> {
-        read(Arc::new(self.bytes()), Path::new("my.safetensors"), &|c, n| base.get(&(c, n.to_string())).copied())
+        read(Arc::new(self.bytes()), Path::new("my.safetensors"), &|c, n| {
+            base.get(&(c, n.to_string())).copied()
+        })
     }
 
     fn error(&self, base: &Shapes) -> String {
@@ -105,9 +111,16 @@ fn list(file: &str) -> Vec<(String, Vec<usize>)> {
 
 /// The matrices of FLUX.1 dev and its text encoders.
 fn dev() -> Shapes {
-    let files = [(Component::Flux, "bfl_dev.txt"), (Component::T5, "t5_single.txt"), (Component::Clip, "clip.txt")];
+    let files = [
+        (Component::Flux, "bfl_dev.txt"),
+        (Component::T5, "t5_single.txt"),
+        (Component::Clip, "clip.txt"),
+    ];
     let of = |(c, file): (Component, &str)| {
-        list(file).into_iter().filter(|(_, s)| s.len() == 2).map(move |(n, s)| ((c, n), (s[0], s[1])))
+        list(file)
+            .into_iter()
+            .filter(|(_, s)| s.len() == 2)
+            .map(move |(n, s)| ((c, n), (s[0], s[1])))
     };
     files.into_iter().flat_map(of).collect()
 }
@@ -121,10 +134,12 @@ fn small() -> Shapes {
     };
     let block = |name: &str| name.split('.').find_map(|w| w.parse::<usize>().ok()).unwrap_or(0);
     let keep = |name: &str| {
-        !name.contains("blocks") && !name.contains("block.") && !name.contains("layers.") || block(name) < 2
+        !name.contains("blocks") && !name.contains("block.") && !name.contains("layers.")
+            || block(name) < 2
     };
-    let cut =
-        |((c, n), (rows, cols)): ((Component, String), (usize, usize))| ((c, n), (narrow(c, rows), narrow(c, cols)));
+    let cut = |((c, n), (rows, cols)): ((Component, String), (usize, usize))| {
+        ((c, n), (narrow(c, rows), narrow(c, cols)))
+    };
     dev().into_iter().filter(|((_, n), _)| keep(n)).map(cut).collect()
 }
 
@@ -148,7 +163,12 @@ fn product(b: &[f32], a: &[f32], rank: usize, cols: usize, factor: f64) -> Vec<f
     let mut out = vec![];
     for row in b.chunks_exact(rank) {
         for c in 0..cols {
-            out.push(factor * (0..rank).map(|r| f64::from(row[r]) * f64::from(a[r * cols + c])).sum::<f64>());
+            out.push(
+                factor
+                    * (0..rank)
+                        .map(|r| f64::from(row[r]) * f64::from(a[r * cols + c]))
+                        .sum::<f64>(),
+            );
         }
     }
     out
@@ -183,12 +203,16 @@ fn listed(dir: &Path, file: &str, keep: impl Fn(&str) -> bool) -> (PathBuf, usiz
     for (name, shape) in list(&format!("lora-keys/{file}.txt")).into_iter().filter(|t| keep(&t.0)) {
         let first = end;
         end += 2 * shape.iter().product::<usize>();
-        header.insert(name, serde_json::json!({ "dtype": "BF16", "shape": shape, "data_offsets": [first, end] }));
+        header.insert(
+            name,
+            serde_json::json!({ "dtype": "BF16", "shape": shape, "data_offsets": [first, end] }),
+        );
     }
     let keys = header.len();
     let header = serde_json::Value::Object(header).to_string();
     let path = dir.join(format!("{file}.safetensors"));
-    std::fs::write(&path, [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat()).unwrap();
+    std::fs::write(&path, [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat())
+        .unwrap();
     let grow = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     grow.set_len((8 + header.len() + end) as u64).unwrap();
     (path, keys)
@@ -225,7 +249,10 @@ fn the_other_real_files_are_refused_by_name() {
     let cases = [
         ("flux_dora_onetrainer", "this is a DoRA, which is not supported"),
         ("flux_lokr_bfl", "this is a LoKr, which is not supported"),
-        ("flux_control_lora", "this is a BFL control LoRA (FLUX.1 Canny or Depth: it widens img_in"),
+        (
+            "flux_control_lora",
+            "this is a BFL control LoRA (FLUX.1 Canny or Depth: it widens img_in",
+        ),
         ("xlabs_flux_controlnet", "this is a ControlNet, not a LoRA"),
         ("xlabs_flux_ip_adapter", "this is an IP-Adapter, not a LoRA"),
         ("xlabs_flux_ip_adapter_v2", "this is an IP-Adapter, not a LoRA"),
@@ -237,12 +264,19 @@ fn the_other_real_files_are_refused_by_name() {
         assert!(e.to_string().contains(says), "{file}: {e}");
     }
     // The keys of the DoRA apart from its scales are OneTrainer's own.
-    let s = read_listed("flux_dora_onetrainer", &base, |n| !n.ends_with(".dora_scale")).unwrap().summary;
+    let s = read_listed("flux_dora_onetrainer", &base, |n| !n.ends_with(".dora_scale"))
+        .unwrap()
+        .summary;
     assert_eq!((s.dialect.as_str(), s.unmatched, s.matched), ("OneTrainer", 0, 1518), "{s}");
     assert_eq!(s.targets.len(), 3);
     // A control LoRA without its norms and biases still widens img_in.
-    let e = read_listed("flux_control_lora", &base, |n| n.ends_with(".weight")).unwrap_err().to_string();
-    assert!(e.contains("widens img_in") && e.contains("found 128 inputs, expected 64 inputs"), "{e}");
+    let e = read_listed("flux_control_lora", &base, |n| n.ends_with(".weight"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        e.contains("widens img_in") && e.contains("found 128 inputs, expected 64 inputs"),
+        "{e}"
+    );
 }
 
 // ---- one adapter in everyone's words ----
@@ -263,14 +297,22 @@ type Truth = BTreeMap<(Component, String), Vec<Piece>>;
 fn parts(weight: &str, (rows, cols): (usize, usize)) -> Vec<(usize, usize, String)> {
     let layer = weight.strip_suffix(".weight").unwrap();
     let n = layer.split('.').nth(1).unwrap_or_default();
-    let (double, single) = (format!("transformer_blocks.{n}"), format!("single_transformer_blocks.{n}"));
+    let (double, single) =
+        (format!("transformer_blocks.{n}"), format!("single_transformer_blocks.{n}"));
     let kind = layer.replacen(&format!(".{n}."), ".", 1);
     let thirds = |names: [&str; 3]| {
-        names.iter().enumerate().map(|(i, p)| (rows / 3 * i, rows / 3, format!("{double}.attn.{p}"))).collect()
+        names
+            .iter()
+            .enumerate()
+            .map(|(i, p)| (rows / 3 * i, rows / 3, format!("{double}.attn.{p}")))
+            .collect()
     };
     let all = |name: String| vec![(0, rows, name)];
     let embedder = |which: &str| {
-        all(format!("time_text_embed.{which}_embedder.linear_{}", if layer.contains(".in_") { 1 } else { 2 }))
+        all(format!(
+            "time_text_embed.{which}_embedder.linear_{}",
+            if layer.contains(".in_") { 1 } else { 2 }
+        ))
     };
     match kind.as_str() {
         "img_in" => all("x_embedder".into()),
@@ -291,7 +333,9 @@ fn parts(weight: &str, (rows, cols): (usize, usize)) -> Vec<(usize, usize, Strin
         "single_blocks.linear1" => ["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"]
             .iter()
             .enumerate()
-            .map(|(i, p)| (cols * i, if i == 3 { rows - 3 * cols } else { cols }, format!("{single}.{p}")))
+            .map(|(i, p)| {
+                (cols * i, if i == 3 { rows - 3 * cols } else { cols }, format!("{single}.{p}"))
+            })
             .collect(),
         "single_blocks.linear2" => all(format!("{single}.proj_out")),
         "single_blocks.modulation.lin" => all(format!("{single}.norm.linear")),
@@ -311,7 +355,11 @@ fn truth(base: &Shapes, shared: bool) -> Truth {
     let mut numbers = Numbers(if shared { 1 } else { 2 });
     let mut out = Truth::new();
     for ((c, w), shape) in base.iter().filter(|((c, w), _)| is_linear(*c, w)) {
-        let parts = if *c == Component::Flux { parts(w, *shape) } else { vec![(0, shape.0, String::new())] };
+        let parts = if *c == Component::Flux {
+            parts(w, *shape)
+        } else {
+            vec![(0, shape.0, String::new())]
+        };
         let one = numbers.many(2 * shape.1);
         let pieces = parts.into_iter().map(|(first, rows, _)| {
             let a = if shared { one.clone() } else { numbers.many(2 * shape.1) };
@@ -326,7 +374,14 @@ fn truth(base: &Shapes, shared: bool) -> Truth {
 fn fuse(pieces: &[Piece], rows: usize) -> Piece {
     if pieces.iter().all(|p| p.a == pieces[0].a) {
         let b = pieces.iter().flat_map(|p| p.b.clone()).collect();
-        return Piece { first: 0, rows, rank: pieces[0].rank, a: pieces[0].a.clone(), b, alpha: pieces[0].alpha };
+        return Piece {
+            first: 0,
+            rows,
+            rank: pieces[0].rank,
+            a: pieces[0].a.clone(),
+            b,
+            alpha: pieces[0].alpha,
+        };
     }
     let rank: usize = pieces.iter().map(|p| p.rank).sum();
     let mut b = vec![0.0; rows * rank];
@@ -379,9 +434,12 @@ fn write(truth: &Truth, base: &Shapes, d: &Dialect) -> Lora {
         let shape = base[&(*c, w.clone())];
         let layer = w.strip_suffix(".weight").unwrap();
         let mut put = |layer: &str, p: &Piece, swap: bool| {
-            let prefix =
-                d.prefixes[[Component::Flux, Component::Clip, Component::T5].iter().position(|x| x == c).unwrap()];
-            let name = prefix.to_string() + &if d.underscores { layer.replace('.', "_") } else { layer.to_string() };
+            let prefix = d.prefixes[[Component::Flux, Component::Clip, Component::T5]
+                .iter()
+                .position(|x| x == c)
+                .unwrap()];
+            let name = prefix.to_string()
+                + &if d.underscores { layer.replace('.', "_") } else { layer.to_string() };
             let mut b = p.b.clone();
             if swap {
                 b.rotate_left(p.b.len() / 2);
@@ -427,13 +485,20 @@ fn one_adapter_is_the_same_pairs_in_everyones_words() {
             let lora = write(&truth, &base, d);
             let adapter = lora.read(&base).unwrap_or_else(|e| panic!("{}: {e}", d.name));
             let s = &adapter.summary;
-            assert_eq!((s.dialect.as_str(), s.unmatched, s.matched), (d.name, 0, lora.tensors.len()), "{s}");
+            assert_eq!(
+                (s.dialect.as_str(), s.unmatched, s.matched),
+                (d.name, 0, lora.tensors.len()),
+                "{s}"
+            );
             assert_eq!(adapter.weights().count(), truth.len());
             let mut pairs = vec![];
             for ((c, w), pieces) in &truth {
                 let shape = base[&(*c, w.clone())];
                 let combined = whole(&[(&adapter, 1.0)], *c, w, &base, DType::F32).unwrap();
-                assert_eq!((combined.a.cols, combined.b.rows, combined.b.cols), (shape.1, shape.0, combined.rank()));
+                assert_eq!(
+                    (combined.a.cols, combined.b.rows, combined.b.cols),
+                    (shape.1, shape.0, combined.rank())
+                );
                 assert_eq!(delta(&combined), expected(pieces, shape), "{}: {w}", d.name);
                 let bf16 = whole(&[(&adapter, 1.0)], *c, w, &base, DType::BF16).unwrap();
                 assert_eq!(delta(&bf16), delta(&combined), "these values are exact in bf16: {w}");
@@ -457,7 +522,10 @@ fn xlabs_numbers_are_image_and_text() {
         ("double_blocks.1.processor.qkv_lora1", "double_blocks.1.img_attn.qkv.weight"),
         ("double_blocks.1.processor.qkv_lora2", "double_blocks.1.txt_attn.qkv.weight"),
         ("double_blocks.1.processor.proj_lora1", "double_blocks.1.img_attn.proj.weight"),
-        ("diffusion_model.double_blocks.1.processor.proj_lora2", "double_blocks.1.txt_attn.proj.weight"),
+        (
+            "diffusion_model.double_blocks.1.processor.proj_lora2",
+            "double_blocks.1.txt_attn.proj.weight",
+        ),
         ("single_blocks.0.processor.proj_lora", "single_blocks.0.linear2.weight"),
         ("single_blocks.0.processor.qkv_lora", "single_blocks.0.linear1.weight"),
     ];
@@ -476,12 +544,15 @@ fn xlabs_numbers_are_image_and_text() {
     for (_, weight) in names {
         let shape = base[&(Component::Flux, weight.to_string())];
         // No alpha: a factor of 1, where the truth has 1/2.
-        let mut want: Vec<f64> =
-            expected(&truth[&(Component::Flux, weight.to_string())], shape).iter().map(|v| v * 2.0).collect();
+        let mut want: Vec<f64> = expected(&truth[&(Component::Flux, weight.to_string())], shape)
+            .iter()
+            .map(|v| v * 2.0)
+            .collect();
         if weight.contains("linear1") {
             want[3 * shape.1 * shape.1..].fill(0.0);
         }
-        let combined = whole(&[(&adapter, 1.0)], Component::Flux, weight, &base, DType::F32).unwrap();
+        let combined =
+            whole(&[(&adapter, 1.0)], Component::Flux, weight, &base, DType::F32).unwrap();
         assert_eq!(delta(&combined), want, "{weight}");
     }
 }
@@ -500,32 +571,55 @@ fn any_rows_of_a_weight_can_be_asked_for() {
         let truth = truth(&base, shared);
         for d in [&DIALECTS[0], &DIALECTS[6]] {
             let adapter = write(&truth, &base, d).read(&base).unwrap();
-            let all = delta(&whole(&[(&adapter, 1.0)], Component::Flux, LINEAR1, &base, DType::F32).unwrap());
+            let all = delta(
+                &whole(&[(&adapter, 1.0)], Component::Flux, LINEAR1, &base, DType::F32).unwrap(),
+            );
             for range in [0..rows, 0..3 * cols, 3 * cols..rows, 5..17, 11..12, rows - 1..rows] {
-                let part =
-                    combine(&[(&adapter, 1.0)], Component::Flux, LINEAR1, range.clone(), DType::F32).unwrap().unwrap();
+                let part = combine(
+                    &[(&adapter, 1.0)],
+                    Component::Flux,
+                    LINEAR1,
+                    range.clone(),
+                    DType::F32,
+                )
+                .unwrap()
+                .unwrap();
                 assert_eq!(delta(&part), all[range.start * cols..range.end * cols], "{range:?}");
                 let b = values(&part.b);
                 for (i, v) in b.iter().enumerate() {
                     let (row, rank) = (i / part.rank(), i % part.rank());
                     let inside = part.blocks.iter().any(|s| {
-                        (s.row..s.row + s.rows).contains(&row) && (s.rank_first..s.rank_first + s.rank).contains(&rank)
+                        (s.row..s.row + s.rows).contains(&row)
+                            && (s.rank_first..s.rank_first + s.rank).contains(&rank)
                     });
-                    assert!(inside || *v == 0.0, "element {i} of {range:?} is outside of the blocks");
+                    assert!(
+                        inside || *v == 0.0,
+                        "element {i} of {range:?} is outside of the blocks"
+                    );
                 }
             }
             // The final layer's halves change places in diffusers' names.
             let weight = "final_layer.adaLN_modulation.1.weight";
             let n = base[&(Component::Flux, weight.to_string())].0;
-            let all = delta(&whole(&[(&adapter, 1.0)], Component::Flux, weight, &base, DType::F32).unwrap());
-            let part = combine(&[(&adapter, 1.0)], Component::Flux, weight, n / 2 - 2..n / 2 + 3, DType::F32)
-                .unwrap()
-                .unwrap();
+            let all = delta(
+                &whole(&[(&adapter, 1.0)], Component::Flux, weight, &base, DType::F32).unwrap(),
+            );
+            let part = combine(
+                &[(&adapter, 1.0)],
+                Component::Flux,
+                weight,
+                n / 2 - 2..n / 2 + 3,
+                DType::F32,
+            )
+            .unwrap()
+            .unwrap();
             assert_eq!(delta(&part), all[(n / 2 - 2) * cols..(n / 2 + 3) * cols]);
             assert_eq!(part.rank(), 2);
         }
         let adapter = write(&truth, &base, &DIALECTS[6]).read(&base).unwrap();
-        let q = combine(&[(&adapter, 1.0)], Component::Flux, LINEAR1, 0..cols, DType::F32).unwrap().unwrap();
+        let q = combine(&[(&adapter, 1.0)], Component::Flux, LINEAR1, 0..cols, DType::F32)
+            .unwrap()
+            .unwrap();
         assert_eq!(q.rank(), 2, "rows of q alone need q's ranks alone");
         let fused = whole(&[(&adapter, 1.0)], Component::Flux, LINEAR1, &base, DType::F32).unwrap();
         assert_eq!(fused.rank(), if shared { 2 } else { 8 }, "one A is one run of ranks");
@@ -539,7 +633,8 @@ fn several_loras_are_one_pair() {
         .iter()
         .map(|(shared, d)| write(&truth(&base, *shared), &base, &DIALECTS[*d]).read(&base).unwrap())
         .collect();
-    let loras = [(&adapters[0], 0.5), (&adapters[1], -2.0), (&adapters[2], 0.0), (&adapters[0], 1.0)];
+    let loras =
+        [(&adapters[0], 0.5), (&adapters[1], -2.0), (&adapters[2], 0.0), (&adapters[0], 1.0)];
     for (c, w) in adapters[0].weights() {
         let shape = base[&(c, w.to_string())];
         let mut want = vec![0.0; shape.0 * shape.1];
@@ -551,13 +646,25 @@ fn several_loras_are_one_pair() {
         let combined = whole(&loras, c, w, &base, DType::F32).unwrap();
         assert_eq!(delta(&combined), want, "{w}");
     }
-    assert!(whole(&loras[2..3], Component::Flux, LINEAR1, &base, DType::F32).is_none(), "weight 0 takes no part");
+    assert!(
+        whole(&loras[2..3], Component::Flux, LINEAR1, &base, DType::F32).is_none(),
+        "weight 0 takes no part"
+    );
     assert!(whole(&[], Component::Flux, LINEAR1, &base, DType::F32).is_none());
-    assert!(combine(&loras, Component::Flux, "nothing.weight", 0..4, DType::F32).unwrap().is_none());
-    let e = combine(&[(&adapters[0], f32::NAN)], Component::Flux, LINEAR1, 0..4, DType::F32).unwrap_err();
+    assert!(
+        combine(&loras, Component::Flux, "nothing.weight", 0..4, DType::F32).unwrap().is_none()
+    );
+    let e = combine(&[(&adapters[0], f32::NAN)], Component::Flux, LINEAR1, 0..4, DType::F32)
+        .unwrap_err();
     assert_eq!(e.kind(), Kind::Argument);
     assert!(combine(&loras, Component::Flux, LINEAR1, 0..4, DType::F16).is_err());
-    let e = combine(&[(&adapters[0], f32::MAX), (&adapters[0], f32::MAX)], Component::Flux, LINEAR1, 0..4, DType::F32);
+    let e = combine(
+        &[(&adapters[0], f32::MAX), (&adapters[0], f32::MAX)],
+        Component::Flux,
+        LINEAR1,
+        0..4,
+        DType::F32,
+    );
     assert!(e.is_ok(), "half of the largest number is a number");
 }
 
@@ -566,7 +673,12 @@ fn proj(base: &Shapes) -> (usize, usize) {
 }
 
 fn plain(base: &Shapes) -> Lora {
-    Lora::default().pair(&format!("{PROJ}.lora_A.weight"), &format!("{PROJ}.lora_B.weight"), 4, proj(base))
+    Lora::default().pair(
+        &format!("{PROJ}.lora_A.weight"),
+        &format!("{PROJ}.lora_B.weight"),
+        4,
+        proj(base),
+    )
 }
 
 fn factor(lora: &Lora, base: &Shapes) -> f64 {
@@ -591,13 +703,21 @@ fn alpha_is_read_from_every_place_and_type() {
         ("F16", vec![0x00, 0x48]),
     ] {
         for shape in [&[][..], &[1]] {
-            assert_eq!(factor(&plain(&base).raw(&alpha, dtype, shape, &bytes), &base), 2.0, "{dtype}");
+            assert_eq!(
+                factor(&plain(&base).raw(&alpha, dtype, shape, &bytes), &base),
+                2.0,
+                "{dtype}"
+            );
         }
     }
     assert_eq!(factor(&plain(&base).with(&alpha, &[], &[-6.0]), &base), -1.5);
     let idle = plain(&base).with(&alpha, &[], &[0.0]).read(&base).unwrap();
     assert_eq!(idle.pairs()[0].factor, 0.0);
-    assert!(idle.summary.notes[0].contains("1 of 1 pairs have alpha 0"), "{:?}", idle.summary.notes);
+    assert!(
+        idle.summary.notes[0].contains("1 of 1 pairs have alpha 0"),
+        "{:?}",
+        idle.summary.notes
+    );
     assert!(whole(&[(&idle, 1.0)], Component::Flux, PROJ_WEIGHT, &base, DType::F32).is_none());
 
     // PEFT's configuration in the header, as diffusers saves it.
@@ -618,7 +738,12 @@ fn alpha_is_read_from_every_place_and_type() {
 fn f15_a_lora_of_another_model_is_named_in_one_line() {
     let base = small();
     let kohya = |layer: &str, cols| {
-        Lora::default().pair(&format!("{layer}.lora_down.weight"), &format!("{layer}.lora_up.weight"), 4, (8, cols))
+        Lora::default().pair(
+            &format!("{layer}.lora_down.weight"),
+            &format!("{layer}.lora_up.weight"),
+            4,
+            (8, cols),
+        )
     };
     let xl = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k";
     let cases = [
@@ -639,7 +764,10 @@ fn f15_a_lora_of_another_model_is_named_in_one_line() {
     ];
     for (lora, model) in cases {
         let e = lora.error(&base);
-        assert!(e.contains("made for another model") && e.contains(&format!("found keys of {model}")), "{model}: {e}");
+        assert!(
+            e.contains("made for another model") && e.contains(&format!("found keys of {model}")),
+            "{model}: {e}"
+        );
     }
     // Even where many keys are FLUX.1's too.
     let (r, c) = proj(&base);
@@ -648,15 +776,27 @@ fn f15_a_lora_of_another_model_is_named_in_one_line() {
         l.pair(&format!("{name}.lora_A.weight"), &format!("{name}.lora_B.weight"), 2, (r, c))
     });
     let e = qwen.error(&base);
-    assert!(e.contains("it has more blocks than this one: found block") && e.contains("expected blocks 0 to 1"), "{e}");
+    assert!(
+        e.contains("it has more blocks than this one: found block")
+            && e.contains("expected blocks 0 to 1"),
+        "{e}"
+    );
     assert!(e.contains("Qwen-Image"), "{e}");
     let wide = write(&truth(&dev_wide(), true), &dev_wide(), &DIALECTS[4]).error(&base);
-    assert!(wide.contains("its layers have other sizes") && wide.contains("pairs do not fit"), "{wide}");
+    assert!(
+        wide.contains("its layers have other sizes") && wide.contains("pairs do not fit"),
+        "{wide}"
+    );
     // CLIP-L is Stable Diffusion's too: the header decides.
     let name = "lora_te_text_model_encoder_layers_0_mlp_fc1";
-    let (rows, cols) = base[&(Component::Clip, "text_model.encoder.layers.0.mlp.fc1.weight".to_string())];
-    let clip_only =
-        Lora::default().pair(&format!("{name}.lora_down.weight"), &format!("{name}.lora_up.weight"), 1, (rows, cols));
+    let (rows, cols) =
+        base[&(Component::Clip, "text_model.encoder.layers.0.mlp.fc1.weight".to_string())];
+    let clip_only = Lora::default().pair(
+        &format!("{name}.lora_down.weight"),
+        &format!("{name}.lora_up.weight"),
+        1,
+        (rows, cols),
+    );
     assert_eq!(clip_only.read(&base).unwrap().summary.dialect, "text encoders only");
     let e = clip_only.clone().meta("ss_base_model_version", "sd_v1").error(&base);
     assert!(e.contains("found keys of sd_v1"), "{e}");
@@ -690,8 +830,11 @@ fn f15_no_matching_key_is_an_error() {
         2,
         (4, 4),
     );
-    let schnell: Shapes =
-        base.iter().filter(|((_, n), _)| !n.starts_with("guidance_in")).map(|(k, v)| (k.clone(), *v)).collect();
+    let schnell: Shapes = base
+        .iter()
+        .filter(|((_, n), _)| !n.starts_with("guidance_in"))
+        .map(|(k, v)| (k.clone(), *v))
+        .collect();
     let e = guidance.error(&schnell);
     assert!(
         e.contains("nothing of this LoRA has a place in this model")
@@ -704,14 +847,20 @@ fn f15_no_matching_key_is_an_error() {
         .filter(|((c, _), _)| *c == Component::Flux)
         .fold(Lora::default(), |l, ((_, n), _)| l.with(n, &[1, 1], &[0.0]));
     let e = model.error(&base);
-    assert!(e.contains("this is a model, not a LoRA: found FLUX transformer") && e.contains("--model"), "{e}");
+    assert!(
+        e.contains("this is a model, not a LoRA: found FLUX transformer") && e.contains("--model"),
+        "{e}"
+    );
 }
 
 #[test]
 fn f15_unmatched_keys_are_counted_and_ten_are_named() {
     let base = small();
-    let mut lora =
-        plain(&base).with("lora_te1_text_projection.alpha", &[], &[1.0]).with(&format!("{PROJ}x.alpha"), &[], &[1.0]);
+    let mut lora = plain(&base).with("lora_te1_text_projection.alpha", &[], &[1.0]).with(
+        &format!("{PROJ}x.alpha"),
+        &[],
+        &[1.0],
+    );
     for i in 0..20 {
         lora = lora.with(&format!("bundle_emb.thing.{i}"), &[2], &[1.0, 2.0]);
     }
@@ -723,8 +872,11 @@ fn f15_unmatched_keys_are_counted_and_ten_are_named() {
     let text = s.to_string();
     assert!(text.contains("2 matched, 23 unmatched") && text.contains("and 13 more"), "{text}");
     assert!(text.contains("lora_te1_text_projection.alpha: names no layer"), "{text}");
-    let flux_only: Shapes =
-        base.iter().filter(|((c, _), _)| *c == Component::Flux).map(|(k, v)| (k.clone(), *v)).collect();
+    let flux_only: Shapes = base
+        .iter()
+        .filter(|((c, _), _)| *c == Component::Flux)
+        .map(|(k, v)| (k.clone(), *v))
+        .collect();
     let t5 = plain(&base).pair(
         "lora_te3_encoder_block_0_layer_0_SelfAttention_q.lora_down.weight",
         "lora_te3_encoder_block_0_layer_0_SelfAttention_q.lora_up.weight",
@@ -742,7 +894,11 @@ fn f15_wrong_rank_shape_or_type_is_found() {
     let (rows, cols) = proj(&base);
     let (down, up) = (format!("{PROJ}.lora_A.weight"), format!("{PROJ}.lora_B.weight"));
     let of = |a: [usize; 2], b: [usize; 2]| {
-        Lora::default().with(&down, &a, &vec![1.0; a[0] * a[1]]).with(&up, &b, &vec![1.0; b[0] * b[1]])
+        Lora::default().with(&down, &a, &vec![1.0; a[0] * a[1]]).with(
+            &up,
+            &b,
+            &vec![1.0; b[0] * b[1]],
+        )
     };
     let e = of([4, cols], [rows, 3]).error(&base);
     assert!(
@@ -756,9 +912,19 @@ fn f15_wrong_rank_shape_or_type_is_found() {
     let fits = of([4, cols], [rows, 4]);
     let extra = |l: Lora| {
         let (r, c) = base[&(Component::Flux, "img_in.weight".to_string())];
-        let l = l.pair("diffusion_model.img_in.lora_A.weight", "diffusion_model.img_in.lora_B.weight", 2, (r, c));
+        let l = l.pair(
+            "diffusion_model.img_in.lora_A.weight",
+            "diffusion_model.img_in.lora_B.weight",
+            2,
+            (r, c),
+        );
         let (r, c) = base[&(Component::Flux, "txt_in.weight".to_string())];
-        l.pair("diffusion_model.txt_in.lora_A.weight", "diffusion_model.txt_in.lora_B.weight", 2, (r, c))
+        l.pair(
+            "diffusion_model.txt_in.lora_A.weight",
+            "diffusion_model.txt_in.lora_B.weight",
+            2,
+            (r, c),
+        )
     };
     extra(fits).read(&base).unwrap();
     let e = extra(of([4, cols], [rows + 1, 4])).error(&base);
@@ -766,7 +932,10 @@ fn f15_wrong_rank_shape_or_type_is_found() {
     let e = extra(of([4, cols + 1], [rows, 4])).error(&base);
     assert!(e.contains("found a change of 12 x 13"), "{e}");
     let e = Lora::default().with(&down, &[4, cols], &vec![1.0; 4 * cols]).error(&base);
-    assert!(e.contains(&format!("{down}: a LoRA matrix has no partner: its up (B) matrix is missing")), "{e}");
+    assert!(
+        e.contains(&format!("{down}: a LoRA matrix has no partner: its up (B) matrix is missing")),
+        "{e}"
+    );
     let e = Lora::default().with(&up, &[rows, 4], &vec![1.0; 4 * rows]).error(&base);
     assert!(e.contains("its down (A) matrix is missing"), "{e}");
     let e = Lora::default()
@@ -778,7 +947,10 @@ fn f15_wrong_rank_shape_or_type_is_found() {
         .raw(&down, "F64", &[4, cols], &vec![0; 32 * cols])
         .with(&up, &[rows, 4], &vec![1.0; 4 * rows])
         .error(&base);
-    assert!(e.contains("element type that cannot be read: found F64, expected F32, F16 or BF16"), "{e}");
+    assert!(
+        e.contains("element type that cannot be read: found F64, expected F32, F16 or BF16"),
+        "{e}"
+    );
     // 1 x 1 convolutions are matrices.
     let conv = Lora::default().with(&down, &[4, cols, 1, 1], &vec![1.0; 4 * cols]).with(
         &up,
@@ -788,9 +960,19 @@ fn f15_wrong_rank_shape_or_type_is_found() {
     assert_eq!(factor(&conv, &base), 1.0);
     // A part of a fused weight has its own rows.
     let q = "transformer.transformer_blocks.0.attn.to_q";
-    let e = extra(Lora::default().pair(&format!("{q}.lora_A.weight"), &format!("{q}.lora_B.weight"), 2, (36, 12)))
-        .error(&base);
-    assert!(e.contains("found a change of 36 x 12, expected 12 x 12 for double_blocks.0.img_attn.qkv.weight"), "{e}");
+    let e = extra(Lora::default().pair(
+        &format!("{q}.lora_A.weight"),
+        &format!("{q}.lora_B.weight"),
+        2,
+        (36, 12),
+    ))
+    .error(&base);
+    assert!(
+        e.contains(
+            "found a change of 36 x 12, expected 12 x 12 for double_blocks.0.img_attn.qkv.weight"
+        ),
+        "{e}"
+    );
 }
 
 #[test]
@@ -815,7 +997,12 @@ fn f15_values_that_are_not_finite_are_found() {
                 let mut b = vec![-1.0; 4 * rows];
                 b[at] = bad;
                 let mut lora = Lora::default();
-                lora.push(&format!("{PROJ}.lora_A.weight"), dtype, &[4, cols], &vec![1.0; 4 * cols]);
+                lora.push(
+                    &format!("{PROJ}.lora_A.weight"),
+                    dtype,
+                    &[4, cols],
+                    &vec![1.0; 4 * cols],
+                );
                 lora.push(&format!("{PROJ}.lora_B.weight"), dtype, &[rows, 4], &b);
                 let e = lora.error(&base);
                 let place = format!(
@@ -840,27 +1027,34 @@ fn f15_values_that_are_not_finite_are_found() {
         let mut lora = Lora::default();
         lora.push(&format!("{PROJ}.lora_A.weight"), dtype, &[rank, cols], &a);
         lora.push(&format!("{PROJ}.lora_B.weight"), dtype, &[rows, rank], &vec![1.0; rows * rank]);
-        assert!(lora.error(&base).contains("found NaN in row 2999, column 5"), "{}", lora.error(&base));
+        assert!(
+            lora.error(&base).contains("found NaN in row 2999, column 5"),
+            "{}",
+            lora.error(&base)
+        );
     }
     // Several.
     let mut lora = write(&truth(&base, true), &base, &DIALECTS[0]);
-    for name in
-        ["lora_unet_single_blocks_1_linear1.lora_up.weight", "lora_unet_single_blocks_0_linear2.lora_down.weight"]
-    {
+    for name in [
+        "lora_unet_single_blocks_1_linear1.lora_up.weight",
+        "lora_unet_single_blocks_0_linear2.lora_down.weight",
+    ] {
         let bytes = lora.bytes_of(name);
         let end = bytes.len();
         bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     }
     let e = lora.error(&base);
     assert!(
-        e.contains("lora_unet_single_blocks_0_linear2, down (A)") && e.contains("and more in 1 other matrices"),
+        e.contains("lora_unet_single_blocks_0_linear2, down (A)")
+            && e.contains("and more in 1 other matrices"),
         "{e}"
     );
     // Finite, but not once it is multiplied.
     let mut lora = plain(&base).with(&alpha, &[], &[4.0]);
     lora.bytes_of(&format!("{PROJ}.lora_B.weight"))[..4].copy_from_slice(&f32::MAX.to_le_bytes());
     let adapter = lora.read(&base).unwrap();
-    let e: Error = combine(&[(&adapter, 2.0)], Component::Flux, PROJ_WEIGHT, 0..rows, DType::F32).unwrap_err();
+    let e: Error =
+        combine(&[(&adapter, 2.0)], Component::Flux, PROJ_WEIGHT, 0..rows, DType::F32).unwrap_err();
     assert!(e.to_string().contains("exceeds what numbers can hold"), "{e}");
     let e = combine(&[(&adapter, 1.001)], Component::Flux, PROJ_WEIGHT, 0..rows, DType::BF16);
     assert!(e.is_err());
@@ -881,9 +1075,18 @@ fn other_kinds_of_adapter_are_refused_by_name() {
         (format!("{PROJ}.diff"), "this is a LoRA with whole differences of weights (.diff)"),
         (format!("{PROJ}.diff_b"), "this is a LoRA with differences of biases (.diff_b)"),
         (format!("{PROJ}.lora_B.bias"), "this is a LoRA with differences of biases (lora_B.bias)"),
-        ("diffusion_model.double_blocks.0.img_attn.norm.query_norm.set_weight".into(), "this is a BFL control LoRA"),
-        ("double_blocks.0.img_attn.norm.query_norm.scale".into(), "this is a LoRA that replaces whole weights besides"),
-        ("transformer.norm_out.linear.weight".into(), "this is a LoRA that replaces whole weights besides"),
+        (
+            "diffusion_model.double_blocks.0.img_attn.norm.query_norm.set_weight".into(),
+            "this is a BFL control LoRA",
+        ),
+        (
+            "double_blocks.0.img_attn.norm.query_norm.scale".into(),
+            "this is a LoRA that replaces whole weights besides",
+        ),
+        (
+            "transformer.norm_out.linear.weight".into(),
+            "this is a LoRA that replaces whole weights besides",
+        ),
         (
             "double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight".into(),
             "this is an IP-Adapter, not a LoRA",
@@ -897,14 +1100,22 @@ fn other_kinds_of_adapter_are_refused_by_name() {
     let e = Lora::default().with("emb_params", &[2], &[1.0, 1.0]).error(&base);
     assert!(e.contains("textual inversion"), "{e}");
     // What trainers write without having learnt it does nothing, and is no reason to refuse.
-    let zeros =
-        plain(&base).with(&format!("{PROJ}.diff_b"), &[2], &[0.0; 2]).with("lora_unet_img_in.diff", &[2], &[0.0; 2]);
+    let zeros = plain(&base).with(&format!("{PROJ}.diff_b"), &[2], &[0.0; 2]).with(
+        "lora_unet_img_in.diff",
+        &[2],
+        &[0.0; 2],
+    );
     let s = zeros.read(&base).unwrap().summary;
     assert_eq!((s.matched, s.unmatched, s.notes.len()), (2, 0, 2), "{s}");
     // A Fill or control model's img_in.
     let (r, c) = base[&(Component::Flux, "img_in.weight".to_string())];
     let e = Lora::default()
-        .pair("transformer.x_embedder.lora_A.weight", "transformer.x_embedder.lora_B.weight", 2, (r, 2 * c))
+        .pair(
+            "transformer.x_embedder.lora_A.weight",
+            "transformer.x_embedder.lora_B.weight",
+            2,
+            (r, 2 * c),
+        )
         .error(&base);
     assert!(e.contains("this LoRA widens img_in, as BFL's control LoRAs (Canny, Depth) do"), "{e}");
 }
@@ -916,11 +1127,19 @@ fn a_layer_named_twice_is_used_once() {
     let kohya = "lora_unet_double_blocks_0_img_attn_proj";
     let peft = "transformer.transformer_blocks.0.attn.to_out.0";
     let lora = Lora::default()
-        .pair(&format!("{kohya}.lora_down.weight"), &format!("{kohya}.lora_up.weight"), 2, (rows, cols))
+        .pair(
+            &format!("{kohya}.lora_down.weight"),
+            &format!("{kohya}.lora_up.weight"),
+            2,
+            (rows, cols),
+        )
         .with(&format!("{kohya}.alpha"), &[], &[1.0])
         .pair(&format!("{peft}.lora_A.weight"), &format!("{peft}.lora_B.weight"), 2, (rows, cols));
     let adapter = lora.read(&base).unwrap();
-    assert_eq!((adapter.pairs().len(), adapter.summary.matched, adapter.summary.unmatched), (1, 2, 3));
+    assert_eq!(
+        (adapter.pairs().len(), adapter.summary.matched, adapter.summary.unmatched),
+        (1, 2, 3)
+    );
     assert_eq!(adapter.pairs()[0].key, peft);
     assert_eq!(adapter.summary.first_unmatched[0].why, format!("{peft} is for the same rows"));
     // q and the whole of q, k, v meet as well; q and k do not.
@@ -988,7 +1207,10 @@ fn the_summary_tells_what_a_file_is() {
     assert_eq!(keys, 2024);
     let s = survey(&dora).unwrap();
     assert!(s.problem.unwrap().to_string().contains("this is a DoRA"));
-    assert_eq!((s.summary.dialect.as_str(), s.summary.matched, s.summary.targets.len()), ("OneTrainer", 1518, 3));
+    assert_eq!(
+        (s.summary.dialect.as_str(), s.summary.matched, s.summary.targets.len()),
+        ("OneTrainer", 1518, 3)
+    );
     assert!(survey(&dir.path().join("none")).is_err());
     std::fs::write(&path, b"GGUF0000").unwrap();
     assert!(survey(&path).is_err());
@@ -1000,12 +1222,17 @@ fn the_summary_tells_what_a_file_is() {
 fn random_keys_never_panic() {
     let base = small();
     let mut numbers = Numbers(99);
-    let real: Vec<String> =
-        ["flux_lora_kohya_with_te1", "flux_lora_diffusers", "flux_lora_xlabs", "flux_control_lora", "flux_lokr_bfl"]
-            .iter()
-            .flat_map(|f| list(&format!("lora-keys/{f}.txt")))
-            .map(|(n, _)| n)
-            .collect();
+    let real: Vec<String> = [
+        "flux_lora_kohya_with_te1",
+        "flux_lora_diffusers",
+        "flux_lora_xlabs",
+        "flux_control_lora",
+        "flux_lokr_bfl",
+    ]
+    .iter()
+    .flat_map(|f| list(&format!("lora-keys/{f}.txt")))
+    .map(|(n, _)| n)
+    .collect();
     let pick = |numbers: &mut Numbers, n: usize| numbers.next() as usize % n;
     let mut outcomes = BTreeMap::new();
     for _ in 0..3000 {
@@ -1031,24 +1258,38 @@ fn random_keys_never_panic() {
             if name == "__metadata__" || lora.tensors.iter().any(|t| t.0 == name) {
                 continue;
             }
-            let shape: Vec<usize> =
-                (0..pick(&mut numbers, 4)).map(|_| [0, 1, 2, 4, 12, 36][pick(&mut numbers, 6)]).collect();
+            let shape: Vec<usize> = (0..pick(&mut numbers, 4))
+                .map(|_| [0, 1, 2, 4, 12, 36][pick(&mut numbers, 6)])
+                .collect();
             let (dtype, size) =
-                [("F32", 4), ("F16", 2), ("BF16", 2), ("I64", 8), ("F8_E4M3", 1), ("BOOL", 1)][pick(&mut numbers, 6)];
-            let bytes = (0..shape.iter().product::<usize>() * size).map(|_| numbers.next() as u8).collect::<Vec<_>>();
+                [("F32", 4), ("F16", 2), ("BF16", 2), ("I64", 8), ("F8_E4M3", 1), ("BOOL", 1)]
+                    [pick(&mut numbers, 6)];
+            let bytes = (0..shape.iter().product::<usize>() * size)
+                .map(|_| numbers.next() as u8)
+                .collect::<Vec<_>>();
             lora = lora.raw(&name, dtype, &shape, &bytes);
         }
         if pick(&mut numbers, 4) == 0 {
             lora = lora.meta(
                 "lora_adapter_metadata",
-                [r#"{"lora_alpha":1e400}"#, r#"{"transformer.alpha_pattern":[]}"#, "[1]", r#"{"lora_alpha":"a"}"#]
-                    [pick(&mut numbers, 4)],
+                [
+                    r#"{"lora_alpha":1e400}"#,
+                    r#"{"transformer.alpha_pattern":[]}"#,
+                    "[1]",
+                    r#"{"lora_alpha":"a"}"#,
+                ][pick(&mut numbers, 4)],
             );
         }
         let outcome = match lora.read(&base) {
             Ok(adapter) => {
                 for (c, w) in adapter.weights() {
-                    let _ = combine(&[(&adapter, 0.7)], c, w, 0..base[&(c, w.to_string())].0, DType::BF16);
+                    let _ = combine(
+                        &[(&adapter, 0.7)],
+                        c,
+                        w,
+                        0..base[&(c, w.to_string())].0,
+                        DType::BF16,
+                    );
                 }
                 "read"
             }
@@ -1068,8 +1309,10 @@ fn a_cut_file_never_panics() {
     let bytes = plain(&base).bytes();
     for n in 0..bytes.len() {
         assert!(
-            read(Arc::new(bytes[..n].to_vec()), Path::new("cut"), &|c, w| base.get(&(c, w.to_string())).copied())
-                .is_err()
+            read(Arc::new(bytes[..n].to_vec()), Path::new("cut"), &|c, w| base
+                .get(&(c, w.to_string()))
+                .copied())
+            .is_err()
         );
     }
 }

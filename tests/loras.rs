@@ -10,19 +10,25 @@ use std::process::{Command, Output, Stdio};
 use common::{psnr, temp_dir};
 use flux_fast::error::Kind;
 use flux_fast::event::Event;
+use flux_fast::library::ModelFiles;
 use flux_fast::pipeline::Pipeline;
 use flux_fast::pipeline::models::Places;
-use flux_fast::pipeline::request::{LoraChoice, ModelFiles, Picture, Request, RunOptions};
+use flux_fast::pipeline::request::{LoraChoice, Picture, Request, RunOptions};
 
-const KOHYA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/tiny/flux-tiny-pixel-lora.safetensors");
-const DIFFUSERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/tiny/flux-tiny-pixel-lora-diffusers.safetensors");
+const KOHYA: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/assets/tiny/flux-tiny-pixel-lora.safetensors");
+const DIFFUSERS: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/assets/tiny/flux-tiny-pixel-lora-diffusers.safetensors");
 
 /// The embedded model, with LoRAs looked for in `loras` alone.
 fn open(loras: &Path) -> Pipeline {
     let nothing = |_: &str| None::<OsString>;
     let places = Places::new(&nothing, loras, &[loras.to_path_buf()]);
     let options = RunOptions { device: "cpu".into(), ..RunOptions::default() };
-    Pipeline::open_among(&places, &ModelFiles::default(), &options, &mut |_| ControlFlow::Continue(())).unwrap()
+    Pipeline::open_among(&places, &ModelFiles::default(), &options, &mut |_| {
+        ControlFlow::Continue(())
+    })
+    .unwrap()
 }
 
 fn lora(name: &str, weight: f32) -> LoraChoice {
@@ -48,7 +54,9 @@ fn db(a: &Picture, b: &Picture) -> f64 {
 fn blocks(p: &Picture) -> f64 {
     const SIDE: usize = 8;
     let mut average = p.clone();
-    for (y, x) in (0..p.height).step_by(SIDE).flat_map(|y| (0..p.width).step_by(SIDE).map(move |x| (y, x))) {
+    for (y, x) in
+        (0..p.height).step_by(SIDE).flat_map(|y| (0..p.width).step_by(SIDE).map(move |x| (y, x)))
+    {
         for c in 0..3 {
             let at = |i: usize| ((y + i / SIDE) * p.width + x + i % SIDE) * 3 + c;
             let sum: u32 = (0..SIDE * SIDE).map(|i| u32::from(p.rgb[at(i)])).sum();
@@ -63,9 +71,11 @@ fn the_picture_becomes_pixel_art_and_weight_0_leaves_it_bit_for_bit() {
     let dir = temp_dir();
     let mut pipeline = open(dir.path());
     let (mut without, mut with) = (vec![], vec![]);
-    for prompt in
-        [FOX, "a penguin, flat style, on a white background", "a hamburger, classic style, on a purple background"]
-    {
+    for prompt in [
+        FOX,
+        "a penguin, flat style, on a white background",
+        "a hamburger, classic style, on a purple background",
+    ] {
         let plain = draw(&mut pipeline, &request(prompt, &[]));
         assert_eq!(plain, draw(&mut pipeline, &request(prompt, &[lora(KOHYA, 0.0)])));
         let pixels = draw(&mut pipeline, &request(prompt, &[lora(KOHYA, 1.0)]));
@@ -120,11 +130,20 @@ fn a_tag_in_the_prompt_is_an_option_and_no_word() {
     // There is such a file, but not where LoRAs lie.
     std::fs::copy(KOHYA, outer.path().join("pixel.safetensors")).unwrap();
     let absolute = outer.path().join("pixel.safetensors").to_string_lossy().into_owned();
-    for escape in ["../pixel.safetensors", &absolute, "..%2fpixel.safetensors", "loras/../../pixel.safetensors"] {
+    for escape in [
+        "../pixel.safetensors",
+        &absolute,
+        "..%2fpixel.safetensors",
+        "loras/../../pixel.safetensors",
+    ] {
         let e = fails(&format!("a fox <lora:{escape}:1>"));
         assert_eq!(e.kind(), Kind::Argument, "{escape}: {e}");
     }
-    let negative = Request { negative: Some("<lora:pixel:1>".into()), cfg_scale: Some(2.0), ..request(FOX, &[]) };
+    let negative = Request {
+        negative: Some("<lora:pixel:1>".into()),
+        cfg_scale: Some(2.0),
+        ..request(FOX, &[])
+    };
     let e = pipeline.generate(&negative, &mut |_| ControlFlow::Continue(())).unwrap_err();
     assert_eq!(e.kind(), Kind::Argument, "{e}");
 }
@@ -153,7 +172,11 @@ fn what_is_read_is_told_once() {
 
 fn flux_fast(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flux-fast"));
-    command.args(arguments).current_dir(folder).env("HOME", folder).env("HF_HOME", folder.join("hf"));
+    command
+        .args(arguments)
+        .current_dir(folder)
+        .env("HOME", folder)
+        .env("HF_HOME", folder.join("hf"));
     command.stdin(Stdio::null()).output().expect("the binary starts")
 }
 
@@ -164,7 +187,9 @@ fn said(output: &Output) -> String {
 #[test]
 fn f15_a_lora_that_does_not_fit_is_exit_3_before_anything_is_drawn() {
     let dir = temp_dir();
-    let golden = |name: &str| format!("{}/tests/golden/lora/{name}.lora.safetensors", env!("CARGO_MANIFEST_DIR"));
+    let golden = |name: &str| {
+        format!("{}/tests/golden/lora/{name}.lora.safetensors", env!("CARGO_MANIFEST_DIR"))
+    };
     let whole = std::fs::read(KOHYA).unwrap();
     let damaged = |name: &str, change: &dyn Fn(&mut Vec<u8>)| {
         let mut bytes = whole.clone();
@@ -191,7 +216,8 @@ fn f15_a_lora_that_does_not_fit_is_exit_3_before_anything_is_drawn() {
         ("nowhere.safetensors".into(), 4, ""),
     ];
     for (path, code, words) in cases {
-        let output = flux_fast(dir.path(), &[FOX, "--lora", &path, "-o", "x.png", "--device", "cpu"]);
+        let output =
+            flux_fast(dir.path(), &[FOX, "--lora", &path, "-o", "x.png", "--device", "cpu"]);
         let text = said(&output);
         assert_eq!(output.status.code(), Some(code), "{path}: {text}");
         assert!(text.contains("error: ") && text.contains(words), "{path}: {text}");
@@ -232,12 +258,15 @@ fn convert_writes_what_can_be_drawn_with_and_replaces_nothing() {
         let picture = image::open(dir.path().join(name)).unwrap().to_rgb8();
         Picture { width: 128, height: 128, rgb: picture.into_raw() }
     };
-    for (to, file, least) in [("fp8", "flux-tiny-fp8.safetensors", 24.0), ("q8_0", "flux-tiny-q8_0.gguf", 26.0)] {
+    for (to, file, least) in
+        [("fp8", "flux-tiny-fp8.safetensors", 24.0), ("q8_0", "flux-tiny-q8_0.gguf", 26.0)]
+    {
         let output = flux_fast(dir.path(), &["convert", &model, "--to", to]);
         assert!(output.status.success(), "{}", said(&output));
         let told = String::from_utf8_lossy(&output.stdout);
         assert!(told.contains(file) && told.contains(" tensors in "), "{told}");
-        let mut arguments = vec![FOX, "--seed", "3", "-o", "drawn.png", "--device", "cpu", "--model", file];
+        let mut arguments =
+            vec![FOX, "--seed", "3", "-o", "drawn.png", "--device", "cpu", "--model", file];
         if to == "q8_0" {
             assert!(said(&output).contains("--t5"), "{}", said(&output));
             arguments.extend(["--clip", &model, "--t5", &model, "--vae", &model]);
@@ -259,8 +288,12 @@ fn convert_writes_what_can_be_drawn_with_and_replaces_nothing() {
         let output = flux_fast(dir.path(), &arguments);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", said(&output));
     }
-    let left: Vec<PathBuf> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
-    assert!(left.iter().all(|p| !p.file_name().unwrap().to_string_lossy().starts_with(".tmp")), "{left:?}");
+    let left: Vec<PathBuf> =
+        std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    assert!(
+        left.iter().all(|p| !p.file_name().unwrap().to_string_lossy().starts_with(".tmp")),
+        "{left:?}"
+    );
 }
 
 /// The file is cut short while the picture is drawn: the next access to its pages is a bus error, or the next look at it an error; either way no picture, and exit 3.
@@ -270,9 +303,23 @@ fn f10_a_model_that_is_cut_short_while_it_is_used_is_exit_3() {
     use std::io::{BufRead, BufReader};
     let dir = temp_dir();
     let model = dir.path().join("model.safetensors");
-    std::fs::copy(format!("{}/assets/tiny/flux-tiny.safetensors", env!("CARGO_MANIFEST_DIR")), &model).unwrap();
+    std::fs::copy(
+        format!("{}/assets/tiny/flux-tiny.safetensors", env!("CARGO_MANIFEST_DIR")),
+        &model,
+    )
+    .unwrap();
     let mut child = Command::new(env!("CARGO_BIN_EXE_flux-fast"))
-        .args([FOX, "--model", "model.safetensors", "--steps", "1000", "--device", "cpu", "-o", "x.png"])
+        .args([
+            FOX,
+            "--model",
+            "model.safetensors",
+            "--steps",
+            "1000",
+            "--device",
+            "cpu",
+            "-o",
+            "x.png",
+        ])
         .current_dir(dir.path())
         .env("HOME", dir.path())
         .stdin(Stdio::null())

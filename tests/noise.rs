@@ -31,7 +31,8 @@ fn hash<'a>(vectors: impl IntoIterator<Item = &'a Vec<f32>>) -> String {
 #[test]
 fn small_vectors_are_torchs_bit_for_bit() {
     for case in list(&goldens(), "whole") {
-        let want: Vec<u32> = list(case, "bits").iter().map(|x| x.as_u64().unwrap() as u32).collect();
+        let want: Vec<u32> =
+            list(case, "bits").iter().map(|x| x.as_u64().unwrap() as u32).collect();
         let got: Vec<u32> = randn(seed(case), want.len()).into_iter().map(f32::to_bits).collect();
         assert_eq!(got, want, "seed {}, {} values", case["seed"], want.len());
     }
@@ -56,7 +57,12 @@ fn large_tensors_are_torchs() {
         for (size, want) in case["sizes"].as_object().unwrap() {
             let n = size.parse().unwrap();
             largest = largest.max(n);
-            assert_eq!(hash([&randn(seed(case), n)]), want.as_str().unwrap(), "seed {}, {n} values", case["seed"]);
+            assert_eq!(
+                hash([&randn(seed(case), n)]),
+                want.as_str().unwrap(),
+                "seed {}, {n} values",
+                case["seed"]
+            );
         }
     }
     assert_eq!(largest, 1 << 20);
@@ -69,7 +75,12 @@ fn one_generator_continues_its_stream_as_torchs_does() {
         let mut generator = TorchGenerator::new(seed(case));
         for (i, (n, want)) in list(&goldens, "calls").iter().zip(list(case, "calls")).enumerate() {
             let got = generator.randn(n.as_u64().unwrap() as usize);
-            assert_eq!(hash([&got]), want.as_str().unwrap(), "seed {}, call {i} for {n} values", case["seed"]);
+            assert_eq!(
+                hash([&got]),
+                want.as_str().unwrap(),
+                "seed {}, call {i} for {n} values",
+                case["seed"]
+            );
         }
     }
 }

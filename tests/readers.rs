@@ -47,13 +47,16 @@ fn mutate(bytes: &mut Vec<u8>, others: &[(String, Vec<u8>)], random: &mut Random
             1 => drop(bytes.drain(at..at + run)),
             2 => bytes.splice(at..at, std::iter::repeat_n(b'0', run)).for_each(drop),
             3 => {
-                let number =
-                    [0, 1, 1 << 30, 1 << 62, u64::MAX, u64::from(u32::MAX), 9, 255][random.below(8)].to_le_bytes();
+                let number = [0, 1, 1 << 30, 1 << 62, u64::MAX, u64::from(u32::MAX), 9, 255]
+                    [random.below(8)]
+                .to_le_bytes();
                 bytes.iter_mut().skip(at).zip(number).for_each(|(b, n)| *b = n);
             }
-            4 => {
-                bytes.iter_mut().skip(at).take(run).for_each(|b| *b = b"0123456789-,:[]{}\"\\e."[usize::from(*b) % 21])
-            }
+            4 => bytes
+                .iter_mut()
+                .skip(at)
+                .take(run)
+                .for_each(|b| *b = b"0123456789-,:[]{}\"\\e."[usize::from(*b) % 21]),
             5 => {
                 let other = &others[random.below(others.len())].1;
                 let from = random.below(other.len());
@@ -102,7 +105,11 @@ fn f2_f6_f14_f15_mutated_files_never_panic() {
             mutate(&mut bytes, &seeds, &mut random);
             let begun = Instant::now();
             entry(&bytes);
-            assert!(begun.elapsed() < Duration::from_secs(5), "{target}, run {runs}: {:?}", begun.elapsed());
+            assert!(
+                begun.elapsed() < Duration::from_secs(5),
+                "{target}, run {runs}: {:?}",
+                begun.elapsed()
+            );
             runs += 1;
         }
         assert!(runs >= 20, "{target}: only {runs} runs");

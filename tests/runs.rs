@@ -8,7 +8,12 @@ use serde_json::Value;
 
 fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flux-fast"));
-    command.current_dir(folder).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .current_dir(folder)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command
 }
 
@@ -18,7 +23,8 @@ fn run(folder: &Path, arguments: &[&str]) -> Output {
 
 fn done(folder: &Path, arguments: &[&str]) -> Value {
     let output = run(folder, arguments);
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{arguments:?}: {err}");
     if arguments.contains(&"--json") {
         serde_json::from_str(&out).unwrap_or_else(|e| panic!("{arguments:?}: {e}: {out}"))
@@ -32,8 +38,10 @@ fn pixels(path: &Path) -> image::RgbImage {
 }
 
 fn files(folder: &Path) -> Vec<String> {
-    let mut names: Vec<_> =
-        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -49,9 +57,13 @@ fn every_format_holds_the_picture_and_reruns_from_its_settings() {
     for name in ["b.jpg", "b.webp", "b.bmp", "b.tiff"] {
         done(folder, &["-p", prompt, "--seed", "7", "--steps", "4", "-o", name]);
         let got = pixels(&folder.join(name));
-        let off: f64 = got.iter().zip(reference.iter()).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>()
-            / reference.len() as f64;
-        assert!(off <= if name == "b.jpg" { 4.0 } else { 0.0 }, "{name} is off by {off} on average");
+        let off: f64 =
+            got.iter().zip(reference.iter()).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>()
+                / reference.len() as f64;
+        assert!(
+            off <= if name == "b.jpg" { 4.0 } else { 0.0 },
+            "{name} is off by {off} on average"
+        );
         if name == "b.bmp" {
             continue; // cannot hold settings
         }
@@ -61,7 +73,10 @@ fn every_format_holds_the_picture_and_reruns_from_its_settings() {
     }
     // An override is taken, the rest stays.
     let json = done(folder, &["again", "a.png", "--steps", "5", "-o", "c.png", "--json"]);
-    assert_eq!((json["settings"]["steps"].as_u64(), json["settings"]["seed"].as_u64()), (Some(5), Some(7)));
+    assert_eq!(
+        (json["settings"]["steps"].as_u64(), json["settings"]["seed"].as_u64()),
+        (Some(5), Some(7))
+    );
     assert_eq!(json["settings"]["prompt"].as_str(), Some(prompt));
     assert_ne!(pixels(&folder.join("c.png")), reference);
 }
@@ -71,9 +86,12 @@ fn batches_negatives_and_pictures_as_starting_points() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     let base = ["a pizza on a red background", "--seed", "3", "--steps", "6"];
-    let with = |more: &[&'static str]| base.iter().copied().chain(more.iter().copied()).collect::<Vec<_>>();
+    let with = |more: &[&'static str]| {
+        base.iter().copied().chain(more.iter().copied()).collect::<Vec<_>>()
+    };
     let json = done(folder, &with(&["-n", "2", "-o", "two.png", "--json"]));
-    let names: Vec<&str> = json["files"].as_array().unwrap().iter().map(|f| f.as_str().unwrap()).collect();
+    let names: Vec<&str> =
+        json["files"].as_array().unwrap().iter().map(|f| f.as_str().unwrap()).collect();
     assert_eq!(names.len(), 2);
     assert_ne!(pixels(&folder.join(names[0])), pixels(&folder.join(names[1])));
     done(folder, &with(&["-o", "one.png"]));
@@ -83,7 +101,8 @@ fn batches_negatives_and_pictures_as_starting_points() {
     // Strength 0 keeps the picture (through the autoencoder), strength 1 ignores it.
     done(folder, &with(&["-i", "one.png", "--strength", "0", "-o", "kept.png"]));
     let mean = |a: &image::RgbImage| {
-        a.iter().zip(one.iter()).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / one.len() as f64
+        a.iter().zip(one.iter()).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>()
+            / one.len() as f64
     };
     assert!(mean(&pixels(&folder.join("kept.png"))) < 12.0);
     done(folder, &with(&["-i", "kept.png", "--strength", "1", "-o", "ignored.png"]));
@@ -149,7 +168,10 @@ fn a_signal_ends_the_run_with_its_code_and_no_half_picture() {
     use std::io::Read;
     for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
         let dir = tempfile::tempdir().unwrap();
-        let mut child = command(dir.path(), &["a fox", "--steps", "1000", "-n", "8", "-o", "x.png"]).spawn().unwrap();
+        let mut child =
+            command(dir.path(), &["a fox", "--steps", "1000", "-n", "8", "-o", "x.png"])
+                .spawn()
+                .unwrap();
         // Progress on stderr shows that it is under way.
         let mut seen = Vec::new();
         let mut byte = [0];
@@ -158,7 +180,13 @@ fn a_signal_ends_the_run_with_its_code_and_no_half_picture() {
         {
             seen.push(byte[0]);
         }
-        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args([signal, &child.id().to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
         let mut rest = String::new();
         child.stderr.as_mut().unwrap().read_to_string(&mut rest).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(code), "{rest}");

@@ -15,7 +15,8 @@ fn all() -> Vec<(&'static Shader, Constants, Needs)> {
 
 fn parse(shader: &Shader, needs: &Needs) -> (Module, ModuleInfo) {
     let text = shader.text();
-    let module = naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)));
+    let module = naga::front::wgsl::parse_str(&text)
+        .unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)));
     let mut capabilities = Capabilities::IMMEDIATES;
     // Only what the shader says that it needs.
     capabilities.set(Capabilities::SHADER_FLOAT16, needs.f16);
@@ -27,7 +28,9 @@ fn parse(shader: &Shader, needs: &Needs) -> (Module, ModuleInfo) {
     validator
         .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
         .subgroup_operations(naga::valid::SubgroupOperationSet::all());
-    let info = validator.validate(&module).unwrap_or_else(|e| panic!("{}: {}", shader.name, e.emit_to_string(&text)));
+    let info = validator
+        .validate(&module)
+        .unwrap_or_else(|e| panic!("{}: {}", shader.name, e.emit_to_string(&text)));
     (module, info)
 }
 
@@ -43,9 +46,15 @@ fn what_the_host_takes_them_for_is_what_they_are() {
         for (handle, variable) in module.global_variables.iter() {
             match variable.space {
                 AddressSpace::Storage { .. } => {
-                    let at = variable.binding.unwrap_or_else(|| panic!("{name}: a buffer without a binding"));
+                    let at = variable
+                        .binding
+                        .unwrap_or_else(|| panic!("{name}: a buffer without a binding"));
                     assert_eq!(at.group, 0, "{name}");
-                    assert!((at.binding as usize) < shader.buffers, "{name}: binding {}", at.binding);
+                    assert!(
+                        (at.binding as usize) < shader.buffers,
+                        "{name}: binding {}",
+                        at.binding
+                    );
                     bindings.insert(at.binding, handle);
                     let TypeInner::Array { base, .. } = module.types[variable.ty].inner else {
                         panic!("{name}: {variable:?}")
@@ -62,18 +71,33 @@ fn what_the_host_takes_them_for_is_what_they_are() {
             }
         }
         assert!(shader.buffers <= BINDINGS && !bindings.is_empty(), "{name}");
-        assert!(bindings.contains_key(&(shader.buffers as u32 - 1)), "{name}: says {} buffers", shader.buffers);
+        assert!(
+            bindings.contains_key(&(shader.buffers as u32 - 1)),
+            "{name}: says {} buffers",
+            shader.buffers
+        );
 
         let params = params.unwrap_or_else(|| panic!("{name}: no params"));
-        let TypeInner::Struct { ref members, span } = module.types[params].inner else { panic!("{name}: params") };
+        let TypeInner::Struct { ref members, span } = module.types[params].inner else {
+            panic!("{name}: params")
+        };
         assert_eq!(span as usize, shader.params_bytes, "{name}: Params");
-        assert!(shader.params_bytes <= PARAMS_BYTES, "{name}: {} bytes of Params", shader.params_bytes);
+        assert!(
+            shader.params_bytes <= PARAMS_BYTES,
+            "{name}: {} bytes of Params",
+            shader.params_bytes
+        );
         let names: Vec<_> = members.iter().map(|m| m.name.as_deref().unwrap_or("")).collect();
         assert_eq!(names[..2], ["first", "groups"], "{name}");
         // 32-bit fields without padding: what `#[repr(C)]` gives the host.
-        assert!(members.iter().enumerate().all(|(i, m)| m.offset as usize == 4 * i), "{name}: {members:?}");
+        assert!(
+            members.iter().enumerate().all(|(i, m)| m.offset as usize == 4 * i),
+            "{name}: {members:?}"
+        );
 
-        let [entry] = &module.entry_points[..] else { panic!("{name}: {} entry points", module.entry_points.len()) };
+        let [entry] = &module.entry_points[..] else {
+            panic!("{name}: {} entry points", module.entry_points.len())
+        };
         assert_eq!((entry.name.as_str(), entry.stage), ("main", ShaderStage::Compute), "{name}");
         for (constant, _) in &constants {
             let known = module.overrides.iter().any(|(_, o)| o.name.as_deref() == Some(constant));
@@ -100,26 +124,43 @@ fn they_translate_for_every_platform() {
         assert_eq!(entry.workgroup_size.iter().product::<u32>(), needs.threads, "{what}: threads");
         let mut layouter = proc::Layouter::default();
         layouter.update(module.to_ctx()).unwrap();
-        let shared = module.global_variables.iter().filter(|(_, v)| v.space == AddressSpace::WorkGroup);
+        let shared =
+            module.global_variables.iter().filter(|(_, v)| v.space == AddressSpace::WorkGroup);
         let bytes: u32 = shared.map(|(_, v)| layouter[v.ty].size).sum();
-        assert!(bytes <= needs.shared_bytes, "{what}: {bytes} bytes of workgroup memory, {} said", needs.shared_bytes);
+        assert!(
+            bytes <= needs.shared_bytes,
+            "{what}: {bytes} bytes of workgroup memory, {} said",
+            needs.shared_bytes
+        );
 
         let spv = back::spv::Options { lang_version: (1, 3), ..Default::default() };
-        let pipeline = back::spv::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: "main".into() };
-        let words =
-            back::spv::write_vec(&module, &info, &spv, Some(&pipeline)).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let pipeline = back::spv::PipelineOptions {
+            shader_stage: ShaderStage::Compute,
+            entry_point: "main".into(),
+        };
+        let words = back::spv::write_vec(&module, &info, &spv, Some(&pipeline))
+            .unwrap_or_else(|e| panic!("{what}: {e}"));
         assert!(words.len() > 100, "{what}");
 
-        let msl = back::msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
-        let (text, translated) = back::msl::write_string(&module, &info, &msl, &back::msl::PipelineOptions::default())
-            .unwrap_or_else(|e| panic!("{what}: {e}"));
-        assert!(translated.entry_point_names[0].is_ok() && text.contains("kernel"), "{what}: {translated:?}");
+        let msl = back::msl::Options {
+            lang_version: (2, 4),
+            fake_missing_bindings: true,
+            ..Default::default()
+        };
+        let (text, translated) =
+            back::msl::write_string(&module, &info, &msl, &back::msl::PipelineOptions::default())
+                .unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert!(
+            translated.entry_point_names[0].is_ok() && text.contains("kernel"),
+            "{what}: {translated:?}"
+        );
 
         // DirectX knows no cooperative matrices.
         if needs.cooperative_matrix {
             continue;
         }
-        let target = |register| Some(back::hlsl::BindTarget { space: 9, register, ..Default::default() });
+        let target =
+            |register| Some(back::hlsl::BindTarget { space: 9, register, ..Default::default() });
         let hlsl = back::hlsl::Options {
             shader_model: back::hlsl::ShaderModel::V6_2,
             fake_missing_bindings: true,
@@ -145,9 +186,13 @@ fn nobody_stores_components_of_shared_vectors() {
             match statement {
                 Store { pointer, .. } => found.push(*pointer),
                 Block(inner) => stores(inner, found),
-                If { accept, reject, .. } => [accept, reject].into_iter().for_each(|b| stores(b, found)),
+                If { accept, reject, .. } => {
+                    [accept, reject].into_iter().for_each(|b| stores(b, found))
+                }
                 Switch { cases, .. } => cases.iter().for_each(|c| stores(&c.body, found)),
-                Loop { body, continuing, .. } => [body, continuing].into_iter().for_each(|b| stores(b, found)),
+                Loop { body, continuing, .. } => {
+                    [body, continuing].into_iter().for_each(|b| stores(b, found))
+                }
                 _ => {}
             }
         }
@@ -167,8 +212,13 @@ fn nobody_stores_components_of_shared_vectors() {
                 looked += 1;
                 let inner = facts[pointer].ty.inner_with(&module.types);
                 let TypeInner::ValuePointer { size: None, space, .. } = inner else { continue };
-                let shared = matches!(space, AddressSpace::WorkGroup | AddressSpace::Storage { .. });
-                assert!(!shared, "{}: a store to one component of a vector in {space:?}", shader.name);
+                let shared =
+                    matches!(space, AddressSpace::WorkGroup | AddressSpace::Storage { .. });
+                assert!(
+                    !shared,
+                    "{}: a store to one component of a vector in {space:?}",
+                    shader.name
+                );
             }
         }
     }

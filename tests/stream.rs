@@ -9,7 +9,7 @@ use flux_fast::backend::{Backend, Caps, Grain, Layout, Place, Places, WeightKey}
 use flux_fast::dtype::DType;
 use flux_fast::error::{Error, Kind, Result};
 use flux_fast::model::FluxConfig;
-use flux_fast::model::flux::{DenoiseShape, denoise, modulate};
+use flux_fast::model::flux1::{DenoiseShape, denoise, modulate};
 use flux_fast::op::{Op, Program, Step, Use};
 use flux_fast::plan;
 use flux_fast::stream::{Holdings, Session, Tenancy};
@@ -102,8 +102,12 @@ impl Backend for Memory {
         assert!(!self.loaded.contains_key(&key), "{key:?} is loaded twice");
         let bytes: Vec<u8> = weight.parts.iter().flat_map(|p| p.bytes().to_vec()).collect();
         match place {
-            Place::Resident(offset) => self.resident[offset..offset + bytes.len()].copy_from_slice(&bytes),
-            Place::Ring { offset, .. } => self.ring[offset..offset + bytes.len()].copy_from_slice(&bytes),
+            Place::Resident(offset) => {
+                self.resident[offset..offset + bytes.len()].copy_from_slice(&bytes)
+            }
+            Place::Ring { offset, .. } => {
+                self.ring[offset..offset + bytes.len()].copy_from_slice(&bytes)
+            }
         }
         self.loaded.insert(key, (place, bytes));
         Ok(())
@@ -120,9 +124,15 @@ impl Backend for Memory {
             return Err(Error::model("a weight could not be read"));
         }
         for w in step.op.weights() {
-            let (place, bytes) =
-                self.loaded.get(&places.key(w)).unwrap_or_else(|| panic!("{}: {w} is not there", step.label));
-            assert!(self.at(*place, bytes.len()) == bytes, "{}: {w} was overwritten at {place:?}", step.label);
+            let (place, bytes) = self
+                .loaded
+                .get(&places.key(w))
+                .unwrap_or_else(|| panic!("{}: {w} is not there", step.label));
+            assert!(
+                self.at(*place, bytes.len()) == bytes,
+                "{}: {w} was overwritten at {place:?}",
+                step.label
+            );
             self.checked += 1;
         }
         Ok(())
@@ -200,7 +210,8 @@ struct Case<'a> {
 fn run(memory: &mut Memory, holdings: &mut Holdings, case: &Case) -> Result<()> {
     let bytes: Vec<usize> = case.weights.iter().map(HostWeight::bytes).collect();
     let scratch = vec![100; case.program.steps.len()];
-    let plan = plan::phase(case.program, case.runs, &bytes, &scratch, Grain::whole(ALIGN), case.budget)?;
+    let plan =
+        plan::phase(case.program, case.runs, &bytes, &scratch, Grain::whole(ALIGN), case.budget)?;
     holdings.reserve(memory, case.shared.unwrap_or(plan.layout()), case.keep)?;
     let mut session = Session::new(
         memory,
@@ -214,7 +225,11 @@ fn run(memory: &mut Memory, holdings: &mut Holdings, case: &Case) -> Result<()> 
     for i in 0..case.runs {
         session.run(i + 1 < case.runs, &mut |_, _| {
             steps += 1;
-            if case.stop == Some(steps) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if case.stop == Some(steps) {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         })?;
     }
     session.finish()
@@ -222,7 +237,8 @@ fn run(memory: &mut Memory, holdings: &mut Holdings, case: &Case) -> Result<()> 
 
 fn budgets(program: &Program, weights: &[HostWeight]) -> Vec<u64> {
     let bytes: Vec<usize> = weights.iter().map(HostWeight::bytes).collect();
-    let least = plan::least_bytes(program, &bytes, &vec![100; program.steps.len()], Grain::whole(ALIGN));
+    let least =
+        plan::least_bytes(program, &bytes, &vec![100; program.steps.len()], Grain::whole(ALIGN));
     let all: u64 = bytes.iter().map(|&b| b as u64).sum();
     vec![least, least + 777, least + all / 7, least + all / 3, least + all / 2, least + 2 * all]
 }
@@ -249,7 +265,9 @@ fn weights_are_whole_whenever_a_step_runs() {
         let uses: usize = program.steps.iter().map(|s| s.op.weights().len()).sum();
         assert_eq!(memory.checked, 4 * uses);
         assert!(memory.loaded.is_empty(), "{} weights left behind", memory.loaded.len());
-        let held = (memory.layout.arena_bytes + memory.layout.resident_bytes + memory.layout.ring_bytes) as u64;
+        let held = (memory.layout.arena_bytes
+            + memory.layout.resident_bytes
+            + memory.layout.ring_bytes) as u64;
         assert!(held <= budget, "{held} bytes under {budget}");
     }
 }
@@ -368,7 +386,11 @@ fn an_error_in_a_run_forgets_the_weights_that_were_to_stay() {
     memory.fail_step = None;
     let loads = memory.loads;
     run(&mut memory, &mut holdings, &case()).unwrap();
-    assert_eq!(memory.loads, loads + program.weights.len(), "what was there before the error was trusted");
+    assert_eq!(
+        memory.loads,
+        loads + program.weights.len(),
+        "what was there before the error was trusted"
+    );
 }
 
 /// Kept phases lie side by side; one that does not keep lies over them. Neither may find the other's bytes where its own should be.
@@ -377,8 +399,13 @@ fn kept_and_passing_phases_do_not_read_each_other() {
     let (first, second) = programs();
     let (w1, w2, w3) = (weights(&first, 1), weights(&second, 2), weights(&second, 3));
     let (mut memory, mut holdings) = (Memory::new(), Holdings::default());
-    let align = |w: &[HostWeight]| w.iter().map(|w| w.bytes().next_multiple_of(ALIGN)).sum::<usize>();
-    let shared = Some(Layout { arena_bytes: 1 << 20, resident_bytes: align(&w1) + align(&w2), ring_bytes: 0 });
+    let align =
+        |w: &[HostWeight]| w.iter().map(|w| w.bytes().next_multiple_of(ALIGN)).sum::<usize>();
+    let shared = Some(Layout {
+        arena_bytes: 1 << 20,
+        resident_bytes: align(&w1) + align(&w2),
+        ring_bytes: 0,
+    });
     let kept = |phase, program, weights, base| Case {
         program,
         weights,
@@ -424,8 +451,10 @@ fn other_loras_bring_their_own_matrices_only() {
         (program, all)
     };
     let (small, large, other) = (with(4, 2), with(24, 3), with(4, 4));
-    let bytes = |w: &[HostWeight]| w.iter().map(|w| w.bytes().next_multiple_of(ALIGN)).sum::<usize>();
-    let shared = Some(Layout { arena_bytes: 1 << 20, resident_bytes: bytes(&large.1), ring_bytes: 0 });
+    let bytes =
+        |w: &[HostWeight]| w.iter().map(|w| w.bytes().next_multiple_of(ALIGN)).sum::<usize>();
+    let shared =
+        Some(Layout { arena_bytes: 1 << 20, resident_bytes: bytes(&large.1), ring_bytes: 0 });
     let (mut memory, mut holdings) = (Memory::new(), Holdings::default());
     let mut brought = |(program, weights): &(Program, Vec<HostWeight>), loras| {
         let before = memory.loads;

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use flux_fast::error::Kind;
-use flux_fast::pipeline::tokenizers::{CLIP_END, CLIP_LENGTH, CLIP_START, T5_END, T5_PAD, Tokenizers};
+use flux_fast::pipeline::tokenizers::{
+    CLIP_END, CLIP_LENGTH, CLIP_START, T5_END, T5_PAD, Tokenizers,
+};
 use serde_json::Value;
 
 fn built_in() -> Tokenizers {
@@ -59,12 +61,20 @@ fn every_golden_prompt_gives_the_reference_ids() {
 #[test]
 fn marks_typed_by_a_user_are_text() {
     let t = built_in();
-    for text in ["</s>", "<pad>", "<unk>", "a<extra_id_0>b", "<extra_id_99>", "x</s>y", " </s>", "<s>"] {
+    for text in
+        ["</s>", "<pad>", "<unk>", "a<extra_id_0>b", "<extra_id_99>", "x</s>y", " </s>", "<s>"]
+    {
         let ids = t5(&t, text, 64);
         assert!(ids[..ids.len() - 1].iter().all(|&id| id > 1 && id < 32000), "{text:?}: {ids:?}");
         assert!(ids.len() > 2, "{text:?}: {ids:?}");
     }
-    for text in ["<|endoftext|>", "<|startoftext|>", "cat <|endoftext|> dog", "<|ENDOFTEXT|>", "<|endoftext|></w>"] {
+    for text in [
+        "<|endoftext|>",
+        "<|startoftext|>",
+        "cat <|endoftext|> dog",
+        "<|ENDOFTEXT|>",
+        "<|endoftext|></w>",
+    ] {
         let ids = clip(&t, text);
         assert!(ids[1..ids.len() - 1].iter().all(|&id| id < CLIP_START), "{text:?}: {ids:?}");
     }
@@ -83,7 +93,9 @@ fn a_long_prompt_is_cut_before_the_end_mark_and_the_rest_is_told() {
     assert_eq!(t.t5_ids("a fox", 64).unwrap().cut, "");
     assert_eq!(t.clip_ids("a fox").unwrap().cut, "");
     // The end lies inside a word of several bytes a character, and after one that normalization makes longer.
-    for text in ["狐".repeat(200), "\u{fdfa}".repeat(60), "e\u{301}".repeat(200), "🦊\u{200d}".repeat(80)] {
+    for text in
+        ["狐".repeat(200), "\u{fdfa}".repeat(60), "e\u{301}".repeat(200), "🦊\u{200d}".repeat(80)]
+    {
         assert!(text.ends_with(&t.clip_ids(&text).unwrap().cut));
         assert!(text.ends_with(&t.t5_ids(&text, 8).unwrap().cut));
     }
@@ -119,7 +131,8 @@ fn no_text_makes_it_panic() {
 fn f14_a_broken_tokenizer_file_is_a_model_error_that_names_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");
-    let good: Value = serde_json::from_str(include_str!("../assets/tokenizers/t5-tokenizer.json")).unwrap();
+    let good: Value =
+        serde_json::from_str(include_str!("../assets/tokenizers/t5-tokenizer.json")).unwrap();
     let with = |pointer: &str, value: Value| {
         let mut file = good.clone();
         *file.pointer_mut(pointer).unwrap() = value;
@@ -140,12 +153,17 @@ fn f14_a_broken_tokenizer_file_is_a_model_error_that_names_the_file() {
         with(charsmap, serde_json::json!("ALQC")),
         with(charsmap, serde_json::json!("BAAAAP////8=")),
         with(charsmap, serde_json::json!("!!!")),
-        with("/pre_tokenizer", serde_json::json!({"type": "Split", "pattern": {"Regex": "("}, "behavior": "Removed"})),
+        with(
+            "/pre_tokenizer",
+            serde_json::json!({"type": "Split", "pattern": {"Regex": "("}, "behavior": "Removed"}),
+        ),
     ];
     for (i, text) in broken.iter().enumerate() {
         std::fs::write(&path, text).unwrap();
         for place in [path.as_path(), folder.path()] {
-            let error = Tokenizers::load(None, Some(place)).err().unwrap_or_else(|| panic!("case {i} was accepted"));
+            let error = Tokenizers::load(None, Some(place))
+                .err()
+                .unwrap_or_else(|| panic!("case {i} was accepted"));
             assert_eq!(error.kind(), Kind::Model, "case {i}: {error}");
             assert!(error.to_string().contains("tokenizer.json"), "case {i}: {error}");
             assert!(Tokenizers::load(Some(place), None).is_err(), "case {i} as CLIP's");
@@ -153,7 +171,10 @@ fn f14_a_broken_tokenizer_file_is_a_model_error_that_names_the_file() {
     }
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(9 << 30).unwrap();
     let error = Tokenizers::load(None, Some(&path)).err().unwrap();
-    assert!(error.to_string().contains("too large for a tokenizer: found 9663676416 bytes"), "{error}");
+    assert!(
+        error.to_string().contains("too large for a tokenizer: found 9663676416 bytes"),
+        "{error}"
+    );
     let error = Tokenizers::load(None, Some(Path::new("/nowhere/tokenizer.json"))).err().unwrap();
     assert_eq!(error.kind(), Kind::Missing);
 }
@@ -164,7 +185,11 @@ fn a_folder_s_own_files_win_and_an_empty_folder_means_the_built_in_ones() {
     let t = Tokenizers::load(Some(folder.path()), Some(folder.path())).unwrap();
     assert_eq!(clip(&t, "a photo of a cat"), [49406, 320, 1125, 539, 320, 2368, 49407]);
 
-    std::fs::write(folder.path().join("merges.txt"), include_str!("../assets/tokenizers/clip-merges.txt")).unwrap();
+    std::fs::write(
+        folder.path().join("merges.txt"),
+        include_str!("../assets/tokenizers/clip-merges.txt"),
+    )
+    .unwrap();
     let t = Tokenizers::load(Some(folder.path()), None).unwrap();
     assert_eq!(clip(&t, "a photo of a cat"), [49406, 320, 1125, 539, 320, 2368, 49407]);
     std::fs::write(folder.path().join("merges.txt"), "#version: 0.2\ni n\nt h\n").unwrap();
@@ -172,7 +197,8 @@ fn a_folder_s_own_files_win_and_an_empty_folder_means_the_built_in_ones() {
     assert_eq!(error.kind(), Kind::Model, "{error}");
 
     // Two pieces trade places: the ids must follow the file.
-    let mut file: Value = serde_json::from_str(include_str!("../assets/tokenizers/t5-tokenizer.json")).unwrap();
+    let mut file: Value =
+        serde_json::from_str(include_str!("../assets/tokenizers/t5-tokenizer.json")).unwrap();
     let vocab = file["model"]["vocab"].as_array_mut().unwrap();
     vocab.swap(8774, 9000);
     std::fs::write(folder.path().join("tokenizer.json"), file.to_string()).unwrap();

@@ -32,7 +32,14 @@ pub fn random(program: &Program, dtype: DType) -> Vec<HostWeight> {
         HostWeight {
             rows,
             cols,
-            parts: vec![HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype, scale: Scale::One }],
+            parts: vec![HostPart {
+                source: Arc::new(bytes),
+                offset: 0,
+                rows,
+                cols,
+                dtype,
+                scale: Scale::One,
+            }],
         }
     };
     program.weights.iter().map(|w| weight(w.rows, w.cols, w.lora.is_some())).collect()
@@ -40,8 +47,10 @@ pub fn random(program: &Program, dtype: DType) -> Vec<HostWeight> {
 
 /// Everything resident.
 pub fn planned(backend: &dyn Backend, program: &Program, weights: &[HostWeight]) -> PhasePlan {
-    let bytes: Vec<usize> = weights.iter().zip(program.uses()).map(|(w, how)| backend.weight_bytes(w, how)).collect();
+    let bytes: Vec<usize> =
+        weights.iter().zip(program.uses()).map(|(w, how)| backend.weight_bytes(w, how)).collect();
     let weight = |w: flux_fast::tensor::Weight| &weights[w.id as usize];
-    let scratch: Vec<usize> = program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect();
+    let scratch: Vec<usize> =
+        program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect();
     plan::phase(program, 1, &bytes, &scratch, backend.caps().grain, u64::MAX).unwrap()
 }

@@ -80,20 +80,45 @@ pub fn open(asked: &Asked, pinned_bytes: u64) -> Device {
             Some("f16") => Compute::F16,
             _ => Compute::Bf16,
         };
-        let options = WgpuOptions { ordinal: asked.ordinal, compute, kernels, ..WgpuOptions::default() };
+        let options =
+            WgpuOptions { ordinal: asked.ordinal, compute, kernels, ..WgpuOptions::default() };
         let backend = WgpuBackend::new(options).unwrap_or_else(|e| skip(e));
         let software = backend.device().software;
         let (teraflops, gigabytes, upload_gigabytes) = yardstick::measure(asked.ordinal, software);
-        println!("{}; yardstick matmul f32 1024^3: {:.1} GFLOP/s", backend.caps().description, teraflops * 1e3);
-        Device { kind: Kind::Wgpu(backend), api: "wgpu", teraflops, gigabytes, upload_gigabytes, software }
+        println!(
+            "{}; yardstick matmul f32 1024^3: {:.1} GFLOP/s",
+            backend.caps().description,
+            teraflops * 1e3
+        );
+        Device {
+            kind: Kind::Wgpu(backend),
+            api: "wgpu",
+            teraflops,
+            gigabytes,
+            upload_gigabytes,
+            software,
+        }
     } else {
-        let options =
-            CudaOptions { ordinal: asked.ordinal, fp8: has("--fp8"), kernels, pinned_bytes, ..CudaOptions::default() };
+        let options = CudaOptions {
+            ordinal: asked.ordinal,
+            fp8: has("--fp8"),
+            kernels,
+            pinned_bytes,
+            ..CudaOptions::default()
+        };
         let mut backend = CudaBackend::new(options).unwrap_or_else(|e| skip(e));
         let c = backend.ceilings().expect("the ceilings can be measured");
         println!("{}: {c:?}", backend.caps().description);
-        let (teraflops, gigabytes, upload_gigabytes) = (c.teraflops, c.gigabytes, c.upload_gigabytes);
-        Device { kind: Kind::Cuda(backend), api: "cuda", teraflops, gigabytes, upload_gigabytes, software: false }
+        let (teraflops, gigabytes, upload_gigabytes) =
+            (c.teraflops, c.gigabytes, c.upload_gigabytes);
+        Device {
+            kind: Kind::Cuda(backend),
+            api: "cuda",
+            teraflops,
+            gigabytes,
+            upload_gigabytes,
+            software: false,
+        }
     }
 }
 
@@ -129,7 +154,8 @@ impl Device {
         match &self.kind {
             Kind::Cuda(b) => {
                 let caps = b.caps();
-                caps.free_bytes.saturating_sub(b.free_bytes().expect("the driver tells")) + caps.overhead_bytes
+                caps.free_bytes.saturating_sub(b.free_bytes().expect("the driver tells"))
+                    + caps.overhead_bytes
             }
             Kind::Wgpu(b) => b.held_bytes().0,
         }

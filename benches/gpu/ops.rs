@@ -41,7 +41,8 @@ impl Bench<'_> {
                 one
             })
             .collect();
-        let bytes: Vec<u8> = (0..rows * cols).flat_map(|i| table[(i * 7919) % 1021].iter().copied()).collect();
+        let bytes: Vec<u8> =
+            (0..rows * cols).flat_map(|i| table[(i * 7919) % 1021].iter().copied()).collect();
         let scale = if dtype.size() == 1 { Scale::Tensor(0.5) } else { Scale::One };
         self.weights.push(HostWeight {
             rows,
@@ -58,7 +59,10 @@ impl Bench<'_> {
         let step = Step { op, label: name.into() };
         program.steps.push(step.clone());
         program.weights =
-            vec![WeightSpec { name: String::new(), first: 0, rows: 0, cols: 0, lora: None }; self.weights.len()];
+            vec![
+                WeightSpec { name: String::new(), first: 0, rows: 0, cols: 0, lora: None };
+                self.weights.len()
+            ];
         let uses = program.uses();
         let mut places = Places::default();
         let mut next = 0usize;
@@ -67,9 +71,14 @@ impl Bench<'_> {
             next = (next + t.bytes()).next_multiple_of(256);
         }
         places.scratch = next;
-        next += self.device.backend().scratch_bytes(&op, &|w| &self.weights[w.id as usize]).next_multiple_of(256);
+        next += self
+            .device
+            .backend()
+            .scratch_bytes(&op, &|w| &self.weights[w.id as usize])
+            .next_multiple_of(256);
         let backend = self.device.backend();
-        let sizes: Vec<usize> = self.weights.iter().zip(&uses).map(|(w, &u)| backend.weight_bytes(w, u)).collect();
+        let sizes: Vec<usize> =
+            self.weights.iter().zip(&uses).map(|(w, &u)| backend.weight_bytes(w, u)).collect();
         let resident: usize = sizes.iter().map(|n| n.next_multiple_of(256)).sum();
         backend
             .reserve(Layout { arena_bytes: next, resident_bytes: resident, ring_bytes: 0 })
@@ -78,8 +87,9 @@ impl Bench<'_> {
             let mut bytes = Vec::with_capacity(t.bytes());
             match t.dtype {
                 DType::I32 => bytes.resize(t.bytes(), 0),
-                dtype => (0..t.rows * t.cols)
-                    .for_each(|i| dtype.encode(((i * 7919) % 2003) as f32 / 1001.0 - 1.0, &mut bytes)),
+                dtype => (0..t.rows * t.cols).for_each(|i| {
+                    dtype.encode(((i * 7919) % 2003) as f32 / 1001.0 - 1.0, &mut bytes)
+                }),
             }
             backend.write(*at, &bytes).expect("within the arena");
         }
@@ -94,8 +104,15 @@ impl Bench<'_> {
         let device = &mut self.device;
         let mut best = f64::INFINITY;
         let mut group = self.criterion.benchmark_group(device.api);
-        group.sample_size(10).warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_millis(500));
-        group.throughput(if flops > 0 { Throughput::Elements(flops) } else { Throughput::Bytes(moved) });
+        group
+            .sample_size(10)
+            .warm_up_time(Duration::from_millis(100))
+            .measurement_time(Duration::from_millis(500));
+        group.throughput(if flops > 0 {
+            Throughput::Elements(flops)
+        } else {
+            Throughput::Bytes(moved)
+        });
         group.bench_function(name, |b| {
             b.iter_custom(|n| {
                 let seconds = device.seconds(&mut |backend| {
@@ -116,16 +133,32 @@ impl Bench<'_> {
         }
         let (tflops, gbps) = (flops as f64 / best / 1e12, moved as f64 / best / 1e9);
         let (most, fastest) = (self.device.teraflops, self.device.gigabytes);
-        let of_most =
-            if most.is_nan() { String::new() } else { format!(" ({:.1} % of {most:.4})", 100.0 * tflops / most) };
-        println!("    {tflops:.4} TFLOP/s{of_most}, {gbps:.1} GB/s ({:.1} % of {fastest:.0})", 100.0 * gbps / fastest);
-        record(&format!("{{\"name\":\"{name}\",\"seconds\":{best:e},\"tflops\":{tflops:.4},\"gbps\":{gbps:.2}}}"));
+        let of_most = if most.is_nan() {
+            String::new()
+        } else {
+            format!(" ({:.1} % of {most:.4})", 100.0 * tflops / most)
+        };
+        println!(
+            "    {tflops:.4} TFLOP/s{of_most}, {gbps:.1} GB/s ({:.1} % of {fastest:.0})",
+            100.0 * gbps / fastest
+        );
+        record(&format!(
+            "{{\"name\":\"{name}\",\"seconds\":{best:e},\"tflops\":{tflops:.4},\"gbps\":{gbps:.2}}}"
+        ));
     }
 
     fn linear(&mut self, rows: usize, k: usize, n: usize, dtype: DType) {
-        let (x, w, b) = (self.act(rows, k), self.weight(n, k, dtype), self.weight(1, n, DType::F32));
+        let (x, w, b) =
+            (self.act(rows, k), self.weight(n, k, dtype), self.weight(1, n, DType::F32));
         let out = self.act(rows, n);
-        let op = Op::Linear { x: x.all(), w, bias: Some(b), side: None, epilogue: Epilogue::GeluTanh, out: out.all() };
+        let op = Op::Linear {
+            x: x.all(),
+            w,
+            bias: Some(b),
+            side: None,
+            epilogue: Epilogue::GeluTanh,
+            out: out.all(),
+        };
         let fp8 = self.fp8 && dtype == DType::F8E4M3;
         let short = match dtype {
             _ if fp8 => "e4m3.w8a8",
@@ -171,9 +204,14 @@ impl Bench<'_> {
         };
         let (h, w) = shape.output();
         let (x, out) = (self.act(size * size, inside), self.act(h * w, outside));
-        let (w, bias) = (self.weight(outside, inside * 9, DType::BF16), self.weight(1, outside, DType::F32));
+        let (w, bias) =
+            (self.weight(outside, inside * 9, DType::BF16), self.weight(1, outside, DType::F32));
         let op = Op::Conv2d { x, w, bias: Some(bias), shape, residual: None, out };
-        self.case(&format!("conv2d.{h}x{h}.{inside}->{outside}{}", if upsample { ".up2" } else { "" }), op, op.flops());
+        self.case(
+            &format!("conv2d.{h}x{h}.{inside}->{outside}{}", if upsample { ".up2" } else { "" }),
+            op,
+            op.flops(),
+        );
     }
 }
 
@@ -183,7 +221,8 @@ pub fn run(asked: &Asked) {
     record(&format!("{{\"name\":\"h2d.pinned\",\"gbps\":{:.2}}}", device.upload_gigabytes));
     record(&format!("{{\"name\":\"ceiling.products\",\"tflops\":{:.4}}}", device.teraflops));
     record(&format!("{{\"name\":\"ceiling.copy\",\"gbps\":{:.2}}}", device.gigabytes));
-    let values: Vec<String> = ["--device", "--kernel", "--compute"].into_iter().flat_map(after).collect();
+    let values: Vec<String> =
+        ["--device", "--kernel", "--compute"].into_iter().flat_map(after).collect();
     let filter = std::env::args().skip(1).find(|a| !a.starts_with("--") && !values.contains(a));
     let mut criterion = Criterion::default();
     if let Some(filter) = filter {
@@ -235,20 +274,41 @@ pub fn run(asked: &Asked) {
     }
     for (pixels, channels) in [(1 << 20, 128), (1 << 18, 256), (1 << 16, 512)] {
         let (x, out) = (bench.act(pixels, channels), bench.act(pixels, channels));
-        let (weight, bias) = (bench.weight(1, channels, DType::F32), bench.weight(1, channels, DType::F32));
-        let op = Op::GroupNorm { x, weight, bias, batch: 1, groups: 32, eps: 1e-6, silu: true, out };
+        let (weight, bias) =
+            (bench.weight(1, channels, DType::F32), bench.weight(1, channels, DType::F32));
+        let op =
+            Op::GroupNorm { x, weight, bias, batch: 1, groups: 32, eps: 1e-6, silu: true, out };
         bench.case(&format!("group_norm.{pixels}x{channels}"), op, 0);
     }
     let (x, m, out) = (bench.act(4096, 3072), bench.act(1, 9 * 3072), bench.act(4096, 3072));
-    let op = Op::LayerNormModulate { x, shift: m.columns(0, 3072), scale: m.columns(3072, 3072), eps: 1e-6, out };
+    let op = Op::LayerNormModulate {
+        x,
+        shift: m.columns(0, 3072),
+        scale: m.columns(3072, 3072),
+        eps: 1e-6,
+        out,
+    };
     bench.case("layer_norm_modulate.4096x3072", op, 0);
-    let (qkv, rope, out) = (bench.act(4608, 9216), bench.tensor(4608, 128, DType::F32), bench.act(4608, 9216));
+    let (qkv, rope, out) =
+        (bench.act(4608, 9216), bench.tensor(4608, 128, DType::F32), bench.act(4608, 9216));
     let (q_gain, k_gain) = (bench.weight(1, 128, DType::F32), bench.weight(1, 128, DType::F32));
-    let op = Op::QkNormRope { qkv, q_gain, k_gain, rope, batch: 1, heads: 24, tokens: 4608, first: 0, eps: 1e-6, out };
+    let op = Op::QkNormRope {
+        qkv,
+        q_gain,
+        k_gain,
+        rope,
+        batch: 1,
+        heads: 24,
+        tokens: 4608,
+        first: 0,
+        eps: 1e-6,
+        out,
+    };
     bench.case("qk_norm_rope.4608x9216", op, 0);
     let (gate, up, out) = (bench.act(512, 10240), bench.act(512, 10240), bench.act(512, 10240));
     bench.case("gelu_mul.512x10240", Op::GeluMul { gate, up, out }, 0);
-    let (x, out, gain) = (bench.act(512, 4096), bench.act(512, 4096), bench.weight(1, 4096, DType::F32));
+    let (x, out, gain) =
+        (bench.act(512, 4096), bench.act(512, 4096), bench.weight(1, 4096, DType::F32));
     bench.case("rms_norm.512x4096", Op::RmsNorm { x, weight: gain, eps: 1e-6, out }, 0);
 }
 
@@ -261,7 +321,9 @@ fn small(bench: &mut Bench) {
     bench.attention(1280, 4, 128);
     bench.attention(77, 12, 64);
     bench.attention(1024, 1, 512);
-    for (size, inside, outside, up) in [(32, 512, 512, false), (64, 128, 128, true), (128, 128, 3, false)] {
+    for (size, inside, outside, up) in
+        [(32, 512, 512, false), (64, 128, 128, true), (128, 128, 3, false)]
+    {
         bench.conv(size, inside, outside, up);
     }
     let (x, out) = (bench.act(1 << 14, 128), bench.act(1 << 14, 128));
@@ -269,6 +331,12 @@ fn small(bench: &mut Bench) {
     let op = Op::GroupNorm { x, weight, bias, batch: 1, groups: 32, eps: 1e-6, silu: true, out };
     bench.case("group_norm.16384x128", op, 0);
     let (x, m, out) = (bench.act(1024, 3072), bench.act(1, 9 * 3072), bench.act(1024, 3072));
-    let op = Op::LayerNormModulate { x, shift: m.columns(0, 3072), scale: m.columns(3072, 3072), eps: 1e-6, out };
+    let op = Op::LayerNormModulate {
+        x,
+        shift: m.columns(0, 3072),
+        scale: m.columns(3072, 3072),
+        eps: 1e-6,
+        out,
+    };
     bench.case("layer_norm_modulate.1024x3072", op, 0);
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use flux_fast::dtype::DType;
-use flux_fast::model::flux::{DenoiseShape, denoise, rope};
+use flux_fast::model::flux1::{DenoiseShape, denoise, rope};
 use flux_fast::model::{FluxConfig, VaeConfig, vae};
 use flux_fast::op::{Program, Use};
 use flux_fast::plan;
@@ -28,7 +28,11 @@ fn weights(program: &Program, source: &Arc<dyn ByteSource>, matrices: DType) -> 
         let offset = next;
         next += bytes.next_multiple_of(256);
         let scale = if dtype.size() == 1 { Scale::Tensor(1e-4) } else { Scale::One };
-        HostWeight { rows, cols, parts: vec![HostPart { source: source.clone(), offset, rows, cols, dtype, scale }] }
+        HostWeight {
+            rows,
+            cols,
+            parts: vec![HostPart { source: source.clone(), offset, rows, cols, dtype, scale }],
+        }
     };
     let matrix = |how: Use| matches!(how, Use::Matrix | Use::Kernel { .. });
     let uses = program.uses();
@@ -61,12 +65,20 @@ struct Outcome {
 }
 
 /// Seconds of a run of `program` under `budget` bytes of device memory in all.
-fn time(device: &mut Device, program: &Program, weights: &[HostWeight], budget: u64, runs: usize) -> Option<Outcome> {
+fn time(
+    device: &mut Device,
+    program: &Program,
+    weights: &[HostWeight],
+    budget: u64,
+    runs: usize,
+) -> Option<Outcome> {
     let backend = device.backend();
     let caps = backend.caps().clone();
-    let bytes: Vec<usize> = weights.iter().zip(program.uses()).map(|(w, how)| backend.weight_bytes(w, how)).collect();
+    let bytes: Vec<usize> =
+        weights.iter().zip(program.uses()).map(|(w, how)| backend.weight_bytes(w, how)).collect();
     let weight = |w: flux_fast::tensor::Weight| &weights[w.id as usize];
-    let scratch: Vec<usize> = program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect();
+    let scratch: Vec<usize> =
+        program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect();
     let reach = caps.free_bytes + caps.overhead_bytes;
     if budget != u64::MAX && budget > reach {
         println!("    not so much memory is free");
@@ -87,14 +99,19 @@ fn time(device: &mut Device, program: &Program, weights: &[HostWeight], budget: 
         return None;
     }
     let planned = plan.layout().bytes(caps.granularity) + caps.overhead_bytes;
-    let mut session = Session::new(backend, &mut holdings, program, &plan, weights.to_vec(), Tenancy::default());
+    let mut session =
+        Session::new(backend, &mut holdings, program, &plan, weights.to_vec(), Tenancy::default());
     for io in &program.inputs {
         let n = io.tensor.rows * io.tensor.cols;
         let values: Vec<f32> = (0..n).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0).collect();
         session.write_f32(io.tensor, &values).expect("within the arena");
     }
     // What ends a run is read back, as a generation does: then the run is over.
-    let last = program.inputs.iter().find(|io| io.name == "step").map_or(program.inputs[0].tensor, |io| io.tensor);
+    let last = program
+        .inputs
+        .iter()
+        .find(|io| io.name == "step")
+        .map_or(program.inputs[0].tensor, |io| io.tensor);
     let mut samples = Vec::new();
     for i in 0..runs + 3 {
         let begin = Instant::now();
@@ -107,7 +124,12 @@ fn time(device: &mut Device, program: &Program, weights: &[HostWeight], budget: 
     session.finish().expect("ends");
     let held = device.held_bytes();
     samples.sort_by(f64::total_cmp);
-    Some(Outcome { seconds: samples[samples.len() / 2], streamed: plan.streamed_bytes(), planned, held })
+    Some(Outcome {
+        seconds: samples[samples.len() / 2],
+        streamed: plan.streamed_bytes(),
+        planned,
+        held,
+    })
 }
 
 /// All cases on the GPU that was asked for.
@@ -116,20 +138,28 @@ pub fn run(asked: &Asked) {
     let upload = device.upload_gigabytes;
     println!("host memory to the GPU at {upload:.1} GB/s");
     if device.software {
-        println!("a driver that computes on the processor would take hours for FLUX.1's full size: nothing to do");
+        println!(
+            "a driver that computes on the processor would take hours for FLUX.1's full size: nothing to do"
+        );
         return;
     }
     // Less than a model has, so that any host can hold it: weights share bytes, but each is copied on its own, from pinned memory far larger than caches.
     let source = source(3 << 30);
-    for (name, config, text) in [("dev", FluxConfig::dev(), 512), ("schnell", FluxConfig::schnell(), 256)] {
-        let shape = DenoiseShape { images: 1, cfg: false, text_tokens: text, height: 64, width: 64 };
+    for (name, config, text) in
+        [("dev", FluxConfig::dev(), 512), ("schnell", FluxConfig::schnell(), 256)]
+    {
+        let shape =
+            DenoiseShape { images: 1, cfg: false, text_tokens: text, height: 64, width: 64 };
         let program = denoise(&config, &shape, DType::BF16);
         let _ = rope(&config, &shape); // angles do not matter for the time
         let weights = weights(&program, &source, DType::F8E4M3);
         let mut resident = f64::NAN;
-        for (label, budget) in
-            [("resident", u64::MAX), ("12G", 12_000_000_000), ("8G", 8_000_000_000), ("6G", 6_000_000_000)]
-        {
+        for (label, budget) in [
+            ("resident", u64::MAX),
+            ("12G", 12_000_000_000),
+            ("8G", 8_000_000_000),
+            ("6G", 6_000_000_000),
+        ] {
             let Some(o) = time(&mut device, &program, &weights, budget, 8) else { continue };
             if label == "resident" && o.streamed == 0 {
                 resident = o.seconds;

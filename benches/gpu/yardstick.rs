@@ -25,7 +25,8 @@ pub fn measure(ordinal: usize, multiplies: bool) -> (f64, f64, f64) {
     adapters.sort_by_key(|a| (kind(a), a.get_info().backend != wgpu::Backend::Vulkan));
     let adapter = &adapters[ordinal];
     let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
-        required_features: wgpu::Features::IMMEDIATES | (wgpu::Features::SUBGROUP & adapter.features()),
+        required_features: wgpu::Features::IMMEDIATES
+            | (wgpu::Features::SUBGROUP & adapter.features()),
         required_limits: adapter.limits(),
         ..Default::default()
     }))
@@ -43,7 +44,12 @@ pub fn measure(ordinal: usize, multiplies: bool) -> (f64, f64, f64) {
 
     let teraflops = if multiplies { product(&device, &queue, &best) } else { f64::NAN };
     let buffer = |usage| {
-        device.create_buffer(&wgpu::BufferDescriptor { label: None, size: COPY, usage, mapped_at_creation: false })
+        device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: COPY,
+            usage,
+            mapped_at_creation: false,
+        })
     };
     let (from, to) = (buffer(wgpu::BufferUsages::COPY_SRC), buffer(wgpu::BufferUsages::COPY_DST));
     let upload = buffer(wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC);
@@ -59,7 +65,11 @@ pub fn measure(ordinal: usize, multiplies: bool) -> (f64, f64, f64) {
 }
 
 /// TFLOP/s of the product of two matrices.
-fn product(device: &wgpu::Device, queue: &wgpu::Queue, best: &dyn Fn(&mut dyn FnMut()) -> f64) -> f64 {
+fn product(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    best: &dyn Fn(&mut dyn FnMut()) -> f64,
+) -> f64 {
     // SAFETY: the shader stays within its buffers, whose sizes are those that it is told.
     let module = unsafe {
         device.create_shader_module_trusted(
@@ -117,8 +127,11 @@ fn product(device: &wgpu::Device, queue: &wgpu::Queue, best: &dyn Fn(&mut dyn Fn
         .enumerate()
         .map(|(i, b)| wgpu::BindGroupEntry { binding: i as u32, resource: b.as_entire_binding() })
         .collect();
-    let group =
-        device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout: &group_layout, entries: &entries });
+    let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: None,
+        layout: &group_layout,
+        entries: &entries,
+    });
     let groups = 512u32;
     let params = [0u32, groups, N as u32, N as u32];
     let seconds = best(&mut || {

@@ -22,9 +22,11 @@ impl Forced {
             match known.iter().find(|(n, _)| n == name) {
                 Some((_, None)) => {}
                 Some((_, Some(why))) => {
-                    return Err(Error::argument(format!("{name} is not for this GPU or its driver: {why}"))
-                        .at("--kernel")
-                        .try_(format!("one of {}", names())));
+                    return Err(Error::argument(format!(
+                        "{name} is not for this GPU or its driver: {why}"
+                    ))
+                    .at("--kernel")
+                    .try_(format!("one of {}", names())));
                 }
                 None => {
                     return Err(Error::argument(format!("{op} has no such kernel"))

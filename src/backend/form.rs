@@ -110,7 +110,11 @@ impl Form {
                 let mut first = 0;
                 let table = (how == Use::Table).then(|| table(weight, types));
                 for part in &weight.parts {
-                    let dtype = table.unwrap_or(if part.dtype == DType::F32 { types.f32 } else { part.dtype });
+                    let dtype = table.unwrap_or(if part.dtype == DType::F32 {
+                        types.f32
+                    } else {
+                        part.dtype
+                    });
                     let scaled = how == Use::Matrix && !is_one(part);
                     match segments.last_mut() {
                         Some(last) if last.dtype == dtype => last.rows += part.rows,
@@ -141,7 +145,12 @@ impl Form {
     pub fn pieces(&self, weight: &HostWeight, how: Use) -> Vec<Piece> {
         if how == Use::Vector {
             let bytes = 4 * weight.rows * weight.cols;
-            return vec![Piece { to: 0, bytes, unit: bytes.max(1), source: Source::Vector(weight.clone()) }];
+            return vec![Piece {
+                to: 0,
+                bytes,
+                unit: bytes.max(1),
+                source: Source::Vector(weight.clone()),
+            }];
         }
         let mut pieces = Vec::new();
         for s in &self.segments {
@@ -150,7 +159,8 @@ impl Form {
             for part in parts_of(weight, s) {
                 let to = s.offset + row * s.row_bytes();
                 let alike = s.dtype.is_plain() && s.stride == s.cols && part.dtype == s.dtype;
-                let as_stored = alike && (how == Use::Matrix || (how == Use::Table && is_one(part)));
+                let as_stored =
+                    alike && (how == Use::Matrix || (how == Use::Table && is_one(part)));
                 let width = s.row_bytes();
                 let (unit, source) = match as_stored {
                     true => (1, Source::Stored(part.clone())),
@@ -161,7 +171,12 @@ impl Form {
                 row += part.rows;
             }
             if let Some(to) = s.scales {
-                pieces.push(Piece { to, bytes: scales.len(), unit: 1, source: Source::Made(scales) });
+                pieces.push(Piece {
+                    to,
+                    bytes: scales.len(),
+                    unit: 1,
+                    source: Source::Made(scales),
+                });
             }
         }
         pieces
@@ -259,7 +274,8 @@ fn row(part: &HostPart, r: usize, from: &[u8], segment: &Segment, how: Use, out:
         if let Scale::Blocks(scales) = &part.scale {
             let mut bytes = vec![];
             scales.stored_row(r, &mut bytes);
-            out[start + layout.planes[format.planes.len()]..][..bytes.len()].copy_from_slice(&bytes);
+            out[start + layout.planes[format.planes.len()]..][..bytes.len()]
+                .copy_from_slice(&bytes);
         }
         return;
     }
@@ -281,7 +297,9 @@ fn row(part: &HostPart, r: usize, from: &[u8], segment: &Segment, how: Use, out:
         // `in x taps` to `taps x in`.
         Use::Kernel { taps } => {
             let channels = part.cols / taps;
-            (0..taps).for_each(|tap| (0..channels).for_each(|c| put(&from[(c * taps + tap) * size..][..size])));
+            (0..taps).for_each(|tap| {
+                (0..channels).for_each(|c| put(&from[(c * taps + tap) * size..][..size]))
+            });
         }
         _ => from.chunks_exact(size).for_each(put),
     }
@@ -326,7 +344,8 @@ mod tests {
         ];
         let weight = HostWeight { rows: 49, cols: 48, parts };
         let (form, bytes) = image(&weight, Use::Matrix);
-        let shapes: Vec<_> = form.segments.iter().map(|s| (s.first, s.rows, s.dtype, s.scales.is_some())).collect();
+        let shapes: Vec<_> =
+            form.segments.iter().map(|s| (s.first, s.rows, s.dtype, s.scales.is_some())).collect();
         assert_eq!(shapes, [(0, 44, DType::F8E4M3, true), (44, 5, DType::BF16, false)]);
         let whole = weight.to_f32();
         for s in &form.segments {
@@ -340,7 +359,8 @@ mod tests {
 
     #[test]
     fn odd_rows_are_padded_with_zeros() {
-        let weight = HostWeight { rows: 3, cols: 31, parts: vec![part(3, 31, DType::F8E4M3, Scale::One)] };
+        let weight =
+            HostWeight { rows: 3, cols: 31, parts: vec![part(3, 31, DType::F8E4M3, Scale::One)] };
         let (form, bytes) = image(&weight, Use::Matrix);
         assert_eq!((form.segments[0].stride, form.bytes), (32, 96));
         assert!((0..3).all(|r| bytes[r * 32 + 31] == 0));
@@ -348,16 +368,26 @@ mod tests {
 
     #[test]
     fn kernels_have_the_input_channel_fastest_and_vectors_are_f32() {
-        let weight = HostWeight { rows: 2, cols: 3 * 9, parts: vec![part(2, 27, DType::F16, Scale::One)] };
+        let weight =
+            HostWeight { rows: 2, cols: 3 * 9, parts: vec![part(2, 27, DType::F16, Scale::One)] };
         let (form, bytes) = image(&weight, Use::Kernel { taps: 9 });
         let s = form.segments[0];
         let whole = weight.to_f32();
-        for (o, c, t) in (0..2).flat_map(|o| (0..3).flat_map(move |c| (0..9).map(move |t| (o, c, t)))) {
+        for (o, c, t) in
+            (0..2).flat_map(|o| (0..3).flat_map(move |c| (0..9).map(move |t| (o, c, t))))
+        {
             let at = 2 * (o * s.stride + t * 3 + c);
             assert_eq!(DType::BF16.decode(&bytes[at..]), whole[o * 27 + c * 9 + t]);
         }
-        let weight = HostWeight { rows: 1, cols: 5, parts: vec![part(1, 5, DType::BF16, Scale::Tensor(0.5))] };
+        let weight = HostWeight {
+            rows: 1,
+            cols: 5,
+            parts: vec![part(1, 5, DType::BF16, Scale::Tensor(0.5))],
+        };
         let (_, bytes) = image(&weight, Use::Vector);
-        assert_eq!(bytes.chunks(4).map(|b| DType::F32.decode(b)).collect::<Vec<_>>(), weight.to_f32());
+        assert_eq!(
+            bytes.chunks(4).map(|b| DType::F32.decode(b)).collect::<Vec<_>>(),
+            weight.to_f32()
+        );
     }
 }

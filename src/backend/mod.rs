@@ -113,7 +113,8 @@ pub enum Place {
 impl Layout {
     /// All bytes, in memory that is handed out in pieces of `granularity`. Plans round every part up to the device's alignment.
     pub fn bytes(&self, granularity: usize) -> u64 {
-        (self.arena_bytes + self.resident_bytes + self.ring_bytes).next_multiple_of(granularity) as u64
+        (self.arena_bytes + self.resident_bytes + self.ring_bytes).next_multiple_of(granularity)
+            as u64
     }
 }
 

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::values::{self, Budget, Seed};
+use crate::library::ModelFiles;
 use crate::pipeline::images::{DEFAULT_QUALITY, Format};
-use crate::pipeline::request::{LoraChoice, ModelFiles, RunOptions};
+use crate::pipeline::request::{LoraChoice, RunOptions};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,8 +21,9 @@ Exit codes: 0 done, 2 bad argument, 3 bad model file, 4 missing file, 5 memory o
   6 device, 7 output not written, 8 numbers not finite, 130 and 143 stopped by a signal.";
 
 /// The subcommands' names; as a lone prompt each is more likely a command in the wrong place.
-pub const COMMANDS: [&str; 10] =
-    ["generate", "plan", "again", "bench", "pull", "models", "convert", "doctor", "inspect", "help"];
+pub const COMMANDS: [&str; 10] = [
+    "generate", "plan", "again", "bench", "pull", "models", "convert", "doctor", "inspect", "help",
+];
 
 /// FLUX.1 text-to-image for small GPUs and plain CPUs.
 ///

@@ -18,7 +18,11 @@ const PROMPT: &str = "a fox, 3D style, on a blue background";
 
 /// Draws the same request again and again, writes no file, and tells the times.
 pub fn bench(args: BenchArgs, how: How) -> Result<()> {
-    let prompt = args.words.clone().or_else(|| args.request.prompt.clone()).unwrap_or_else(|| PROMPT.to_string());
+    let prompt = args
+        .words
+        .clone()
+        .or_else(|| args.request.prompt.clone())
+        .unwrap_or_else(|| PROMPT.to_string());
     let mut request = Request { prompt, seed: Some(0), ..Request::default() };
     fill(&mut request, &args.request, None)?;
 
@@ -30,7 +34,11 @@ pub fn bench(args: BenchArgs, how: How) -> Result<()> {
     let mut times = Times::default();
     let mut settings = None;
     for run in 0..=args.runs {
-        progress.note(&if run == 0 { "warming up".to_string() } else { format!("run {run} of {}", args.runs) });
+        progress.note(&if run == 0 {
+            "warming up".to_string()
+        } else {
+            format!("run {run} of {}", args.runs)
+        });
         let begin = Instant::now();
         let generated = pipeline.generate(&request, &mut |event| {
             if run > 0 {
@@ -53,9 +61,9 @@ pub fn bench(args: BenchArgs, how: How) -> Result<()> {
     let peak = progress::resident().map(|(_, peak)| peak);
     let rows = times.rows();
     if how.json {
-        let of =
-            |seconds: &[f64]| json!({"min": minimum(seconds), "median": median(seconds), "samples": seconds.len()});
-        let phases: serde_json::Map<_, _> = rows.iter().map(|(name, s)| (name.to_string(), of(s))).collect();
+        let of = |seconds: &[f64]| json!({"min": minimum(seconds), "median": median(seconds), "samples": seconds.len()});
+        let phases: serde_json::Map<_, _> =
+            rows.iter().map(|(name, s)| (name.to_string(), of(s))).collect();
         return output::json(&json!({
             "load_seconds": load,
             "seconds": phases,
@@ -66,7 +74,12 @@ pub fn bench(args: BenchArgs, how: How) -> Result<()> {
     let mut text = format!("{:<12} {:>10} {:>10} {:>8}\n", "seconds", "min", "median", "samples");
     text += &format!("{:<12} {load:>10.3} {load:>10.3} {:>8}\n", "load", 1);
     for (name, seconds) in &rows {
-        text += &format!("{name:<12} {:>10.3} {:>10.3} {:>8}\n", minimum(seconds), median(seconds), seconds.len());
+        text += &format!(
+            "{name:<12} {:>10.3} {:>10.3} {:>8}\n",
+            minimum(seconds),
+            median(seconds),
+            seconds.len()
+        );
     }
     if let Some(peak) = peak {
         text += &format!("peak memory {}\n", output::bytes(peak));
@@ -90,10 +103,12 @@ impl Times {
     fn note(&mut self, event: &Event) {
         match *event {
             Event::Step { phase: Phase::Denoise, seconds, .. } => self.steps.push(seconds),
-            Event::PhaseEnd { phase, seconds, .. } => match self.phases.iter_mut().find(|(p, _)| *p == phase) {
-                Some((_, list)) => list.push(seconds),
-                None => self.phases.push((phase, vec![seconds])),
-            },
+            Event::PhaseEnd { phase, seconds, .. } => {
+                match self.phases.iter_mut().find(|(p, _)| *p == phase) {
+                    Some((_, list)) => list.push(seconds),
+                    None => self.phases.push((phase, vec![seconds])),
+                }
+            }
             _ => {}
         }
     }
@@ -132,6 +147,9 @@ mod tests {
         }
         let rows = times.rows();
         assert_eq!(rows.iter().map(|r| r.0).collect::<Vec<_>>(), ["text", "step"]);
-        assert_eq!((minimum(rows[1].1), median(rows[1].1), median(&rows[1].1[..3])), (1.0, 2.5, 2.0));
+        assert_eq!(
+            (minimum(rows[1].1), median(rows[1].1), median(&rows[1].1[..3])),
+            (1.0, 2.5, 2.0)
+        );
     }
 }

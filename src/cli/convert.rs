@@ -57,8 +57,12 @@ pub fn convert(args: &ConvertArgs, how: How) -> Result<()> {
     })?;
     progress.note(&format!("{:.1} s", begin.elapsed().as_secs_f64()));
     if !report.left_out.is_empty() {
-        let flags: Vec<String> = report.left_out.iter().map(|c| format!("--{c} {}", path.display())).collect();
-        progress.line(&format!("warning: a GGUF file holds one component; for the others: {}", flags.join(" ")));
+        let flags: Vec<String> =
+            report.left_out.iter().map(|c| format!("--{c} {}", path.display())).collect();
+        progress.line(&format!(
+            "warning: a GGUF file holds one component; for the others: {}",
+            flags.join(" ")
+        ));
     }
     if how.json {
         return output::json(&report);

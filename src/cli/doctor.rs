@@ -96,7 +96,10 @@ fn adapters() -> Vec<AdapterFacts> {
     let facts = |a: wgpu::Adapter| {
         // What a run leaves to others, and what the driver takes.
         let room = a.free_bytes.saturating_sub((a.memory_bytes / 50).max(256 << 20) + (100 << 20));
-        let grain = Grain { align: 256, chunk: (a.buffer_bytes.min(4 << 30) as usize / 256 * 256).max(256) };
+        let grain = Grain {
+            align: 256,
+            chunk: (a.buffer_bytes.min(4 << 30) as usize / 256 * 256).max(256),
+        };
         let says = |config: &FluxConfig, tokens| {
             let bytes = output::bytes;
             a.unusable.is_none().then(|| match outlook(config, tokens, grain, room) {
@@ -187,7 +190,8 @@ fn look() -> Report {
         // Sandboxes may hide what the system knows; the rest of the report is still of use.
         Err(_) => (String::new(), Memory { total_bytes: 0, available_bytes: 0, limit_bytes: None }),
     };
-    let system = format!("{} {}", System::long_os_version().unwrap_or_default(), std::env::consts::ARCH);
+    let system =
+        format!("{} {}", System::long_os_version().unwrap_or_default(), std::env::consts::ARCH);
     Report {
         version: env!("CARGO_PKG_VERSION"),
         system: system.trim().to_string(),
@@ -239,10 +243,12 @@ fn text(report: &Report) -> String {
     for gpu in &cuda.gpus {
         let GpuFacts { device, name, compute_capability, cuda_version, .. } = gpu;
         let memory = bytes(gpu.memory_bytes);
-        text +=
-            &format!("{device}: {name}, {memory}, compute capability {compute_capability}, driver CUDA {cuda_version}");
+        text += &format!(
+            "{device}: {name}, {memory}, compute capability {compute_capability}, driver CUDA {cuda_version}"
+        );
         text += if gpu.fp8 { ", fp8" } else { "" };
-        text += &gpu.unusable.as_ref().map_or(String::new(), |why| format!("; cannot be used: {why}"));
+        text +=
+            &gpu.unusable.as_ref().map_or(String::new(), |why| format!("; cannot be used: {why}"));
         text += "\n";
     }
     text += &cuda.why_none.as_ref().map_or(String::new(), |why| format!("{why}\n"));
@@ -250,7 +256,12 @@ fn text(report: &Report) -> String {
     if wgpu.is_empty() {
         text += "no GPU is reached by Vulkan, Metal or DirectX 12\n";
     }
-    text += &format!("memory: {} of {} available", bytes(memory.available_bytes), bytes(memory.total_bytes));
-    text += &memory.limit_bytes.map_or(String::new(), |limit| format!(", limited to {}", bytes(limit)));
+    text += &format!(
+        "memory: {} of {} available",
+        bytes(memory.available_bytes),
+        bytes(memory.total_bytes)
+    );
+    text +=
+        &memory.limit_bytes.map_or(String::new(), |limit| format!(", limited to {}", bytes(limit)));
     text + "\n" + &models::text(models)
 }

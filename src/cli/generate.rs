@@ -14,7 +14,9 @@ use super::{cancelled, output, signals};
 use crate::error::{Error, Kind, Result};
 use crate::pipeline::Pipeline;
 use crate::pipeline::images::{Metadata, load_init_image, read_metadata, save};
-use crate::pipeline::request::{Generated, InitImage, MAX_PROMPT_BYTES, Picture, Request, Settings};
+use crate::pipeline::request::{
+    Generated, InitImage, MAX_PROMPT_BYTES, Picture, Request, Settings,
+};
 
 /// Strength of image-to-image where none is given, as the field has it.
 const DEFAULT_STRENGTH: f32 = 0.75;
@@ -68,10 +70,12 @@ pub fn again(args: AgainArgs, how: How) -> Result<()> {
     if let Some(strength) = strength
         && args.request.init_img.is_none()
     {
-        return Err(Error::argument("the picture was made from another picture, which its file does not hold")
-            .at_path(&args.image)
-            .found(format!("strength {strength}"))
-            .try_("-i with the picture it was made from"));
+        return Err(Error::argument(
+            "the picture was made from another picture, which its file does not hold",
+        )
+        .at_path(&args.image)
+        .found(format!("strength {strength}"))
+        .try_("-i with the picture it was made from"));
     }
     fill(&mut request, &args.request, strength)?;
     draw(&request, &args.engine, &args.output, how, Some(&settings))
@@ -79,7 +83,8 @@ pub fn again(args: AgainArgs, how: How) -> Result<()> {
 
 /// Says what the request would use.
 pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
-    let prompt = prompt(args.words.as_deref().or(args.request.prompt.as_deref()))?.unwrap_or_default();
+    let prompt =
+        prompt(args.words.as_deref().or(args.request.prompt.as_deref()))?.unwrap_or_default();
     let mut request = Request { prompt, ..Request::default() };
     fill(&mut request, &args.request, None)?;
     let mut progress = Progress::new(how.quiet);
@@ -108,15 +113,28 @@ fn prompt(given: Option<&str>) -> Result<Option<String>> {
             .at("stdin")
             .expected(format!("at most {MAX_PROMPT_BYTES} bytes")));
     }
-    let text = String::from_utf8(bytes).map_err(|_| Error::argument("the prompt is not UTF-8").at("stdin"))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| Error::argument("the prompt is not UTF-8").at("stdin"))?;
     let line = text.strip_suffix("\r\n").or(text.strip_suffix('\n'));
     Ok(Some(line.unwrap_or(&text).to_string()))
 }
 
 /// Puts what was typed into `request`, and checks the whole. `strength` is the one to fall back to.
 pub fn fill(request: &mut Request, args: &RequestArgs, strength: Option<f32>) -> Result<()> {
-    let RequestArgs { negative, count, steps, seed, width, height, size, guidance, cfg_scale, init_img, loras, .. } =
-        args.clone();
+    let RequestArgs {
+        negative,
+        count,
+        steps,
+        seed,
+        width,
+        height,
+        size,
+        guidance,
+        cfg_scale,
+        init_img,
+        loras,
+        ..
+    } = args.clone();
     if !loras.is_empty() {
         request.loras = loras;
     }
@@ -144,7 +162,8 @@ pub fn fill(request: &mut Request, args: &RequestArgs, strength: Option<f32>) ->
 /// while stdin may be waited for, a signal ends the process as usual.
 pub fn open(engine: &EngineArgs, progress: &mut Progress) -> Result<Pipeline> {
     signals::listen();
-    let pipeline = Pipeline::open(&engine.files(), &engine.options(), &mut |event| progress.event(event))?;
+    let pipeline =
+        Pipeline::open(&engine.files(), &engine.options(), &mut |event| progress.event(event))?;
     cancelled()?;
     Ok(pipeline)
 }
@@ -153,12 +172,22 @@ pub fn open(engine: &EngineArgs, progress: &mut Progress) -> Result<Pipeline> {
 fn tell_budgets(engine: &EngineArgs, progress: &Progress) {
     for (flag, budget) in [("--vram", engine.vram), ("--ram", engine.ram)] {
         if let Budget::Bytes(bytes) = budget {
-            progress.note(&format!("{flag}: {bytes} bytes ({:.2} GB, {})", bytes as f64 / 1e9, output::bytes(bytes)));
+            progress.note(&format!(
+                "{flag}: {bytes} bytes ({:.2} GB, {})",
+                bytes as f64 / 1e9,
+                output::bytes(bytes)
+            ));
         }
     }
 }
 
-fn draw(request: &Request, engine: &EngineArgs, out: &OutputArgs, how: How, recorded: Option<&Settings>) -> Result<()> {
+fn draw(
+    request: &Request,
+    engine: &EngineArgs,
+    out: &OutputArgs,
+    how: How,
+    recorded: Option<&Settings>,
+) -> Result<()> {
     let target = Target::new(out.output.as_deref(), out.format)?;
     target.probe()?;
     let begin = Instant::now();
@@ -190,8 +219,9 @@ fn draw(request: &Request, engine: &EngineArgs, out: &OutputArgs, how: How, reco
 
 fn warn_of_another_model(recorded: &Settings, used: &Settings, progress: &Progress) {
     if recorded.model_hash != used.model_hash || recorded.model != used.model {
-        let name =
-            |s: &Settings| format!("{} ({})", s.model, if s.model_hash.is_empty() { "?" } else { &s.model_hash });
+        let name = |s: &Settings| {
+            format!("{} ({})", s.model, if s.model_hash.is_empty() { "?" } else { &s.model_hash })
+        };
         let (was, is) = (name(recorded), name(used));
         progress.line(&format!(
             "warning: the picture was made with {was}, this one with {is}: it will differ\n  try: --model"
@@ -213,7 +243,8 @@ fn write(generated: &Generated, target: &Target, quality: u8) -> Result<Vec<Path
 
 /// What `--json` prints: the files and everything that made them.
 fn result(settings: &Settings, files: &[PathBuf], seconds: f64) -> Value {
-    let files: Vec<_> = files.iter().map(|f: &PathBuf| Path::new(f).display().to_string()).collect();
+    let files: Vec<_> =
+        files.iter().map(|f: &PathBuf| Path::new(f).display().to_string()).collect();
     json!({
         "files": files,
         "seconds": seconds,
@@ -245,12 +276,15 @@ pub fn settings_as_json(settings: &Settings) -> Value {
 /// Terminals with kitty's graphics protocol say so in their environment.
 fn speaks_kitty() -> bool {
     let has = |name: &str, value: &str| std::env::var(name).is_ok_and(|v| v.contains(value));
-    std::env::var_os("KITTY_WINDOW_ID").is_some() || has("TERM", "kitty") || has("TERM_PROGRAM", "ghostty")
+    std::env::var_os("KITTY_WINDOW_ID").is_some()
+        || has("TERM", "kitty")
+        || has("TERM_PROGRAM", "ghostty")
 }
 
 /// Likewise for iTerm's.
 fn speaks_iterm() -> bool {
-    std::env::var("TERM_PROGRAM").is_ok_and(|v| ["iTerm.app", "WezTerm", "mintty"].contains(&v.as_str()))
+    std::env::var("TERM_PROGRAM")
+        .is_ok_and(|v| ["iTerm.app", "WezTerm", "mintty"].contains(&v.as_str()))
 }
 
 /// Shows the pictures where results are read by a person.
@@ -260,8 +294,11 @@ fn preview(pictures: &[Picture], how: How, progress: &Progress) -> Result<()> {
         return Ok(());
     }
     for picture in pictures {
-        let Some(image) = image::RgbImage::from_raw(picture.width as u32, picture.height as u32, picture.rgb.clone())
-        else {
+        let Some(image) = image::RgbImage::from_raw(
+            picture.width as u32,
+            picture.height as u32,
+            picture.rgb.clone(),
+        ) else {
             return Err(Error::new(Kind::Output, "the picture's pixels do not match its size"));
         };
         // Left to itself viuer asks the terminal what it can do and waits for the answer, for ever on one that gives none.

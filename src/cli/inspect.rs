@@ -24,7 +24,11 @@ pub fn inspect(path: &Path, how: How) -> Result<()> {
         Err(e) if e.kind() == Kind::Argument => return bare(path, how, &e),
         Err(e) => return Err(e),
     };
-    if how.json { output::json(&settings_as_json(&settings)) } else { output::text(&lines(&settings)) }
+    if how.json {
+        output::json(&settings_as_json(&settings))
+    } else {
+        output::text(&lines(&settings))
+    }
 }
 
 /// Format and size of a picture that holds no settings; `why` if it cannot even be read that far.
@@ -34,9 +38,9 @@ fn bare(path: &Path, how: How, why: &Error) -> Result<()> {
     let format = reader.format().map_or("picture", |f| f.extensions_str()[0]);
     let Ok((width, height)) = reader.into_dimensions() else { return Err(why.clone()) };
     match how.json {
-        true => {
-            output::json(&serde_json::json!({ "format": format, "width": width, "height": height, "settings": null }))
-        }
+        true => output::json(
+            &serde_json::json!({ "format": format, "width": width, "height": height, "settings": null }),
+        ),
         false => output::text(&format!("{format}, {width}x{height}, no settings inside\n")),
     }
 }
@@ -44,7 +48,8 @@ fn bare(path: &Path, how: How, why: &Error) -> Result<()> {
 /// By its first bytes; a folder is none.
 fn is_picture(path: &Path) -> Result<bool> {
     let cannot = |e: std::io::Error| {
-        let kind = if e.kind() == std::io::ErrorKind::NotFound { Error::missing } else { Error::argument };
+        let kind =
+            if e.kind() == std::io::ErrorKind::NotFound { Error::missing } else { Error::argument };
         kind(format!("the file cannot be read: {e}")).at_path(path).try_("check the path")
     };
     if std::fs::metadata(path).map_err(cannot)?.is_dir() {
@@ -61,7 +66,9 @@ fn lines(settings: &Settings) -> String {
         text += &format!("negative: {negative}\n");
     }
     let Settings { count, steps, seed, width, height, cfg_scale, model, model_hash, .. } = settings;
-    text += &format!("steps: {steps}\nseed: {seed}\nsize: {width}x{height}\ncount: {count}\ncfg scale: {cfg_scale}\n");
+    text += &format!(
+        "steps: {steps}\nseed: {seed}\nsize: {width}x{height}\ncount: {count}\ncfg scale: {cfg_scale}\n"
+    );
     if let Some(guidance) = settings.guidance {
         text += &format!("guidance: {guidance}\n");
     }

@@ -72,7 +72,8 @@ pub fn text(report: &Report) -> String {
 
 fn table(rows: &[&Listing]) -> String {
     let width = rows.iter().map(|r| r.name.chars().count()).max().unwrap_or(0).min(60);
-    let line =
-        |r: &&Listing| format!("  {:<width$}  {:>10}  {} [{}]\n", r.name, output::bytes(r.bytes), r.what, r.place);
+    let line = |r: &&Listing| {
+        format!("  {:<width$}  {:>10}  {} [{}]\n", r.name, output::bytes(r.bytes), r.what, r.place)
+    };
     rows.iter().map(line).collect()
 }

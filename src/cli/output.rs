@@ -14,13 +14,16 @@ pub fn text(text: &str) -> Result<()> {
 
 /// Writes `value` on one line.
 pub fn json(value: &impl Serialize) -> Result<()> {
-    let line = serde_json::to_string(value).map_err(|e| Error::output(format!("the result is no JSON: {e}")))?;
+    let line = serde_json::to_string(value)
+        .map_err(|e| Error::output(format!("the result is no JSON: {e}")))?;
     text(&(line + "\n"))
 }
 
 /// Why stdout could not be written.
 pub fn broken(error: io::Error) -> Error {
-    Error::output(format!("the result cannot be written: {error}")).at("stdout").try_("a reader that stays, or a file")
+    Error::output(format!("the result cannot be written: {error}"))
+        .at("stdout")
+        .try_("a reader that stays, or a file")
 }
 
 /// Bytes for people: powers of two, as memory is counted.

@@ -52,10 +52,18 @@ impl Progress {
             Event::Tick => {}
             Event::PhaseEnd { phase, seconds, peak_bytes } => {
                 let planned = output::bytes(peak_bytes);
-                self.note(&format!("{:>9} {seconds:.2} s, planned {planned}{}", phase.name(), memory_now()));
+                self.note(&format!(
+                    "{:>9} {seconds:.2} s, planned {planned}{}",
+                    phase.name(),
+                    memory_now()
+                ));
             }
         }
-        if signals::received().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if signals::received().is_some() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     }
 
     /// A line that quiet runs go without.
@@ -82,7 +90,11 @@ impl Progress {
             let due = self.last_line.is_none_or(|at| at.elapsed() >= PLAIN_EVERY);
             if due || done == steps {
                 self.last_line = Some(Instant::now());
-                self.line(&format!("{:>9} {done}/{steps}  {seconds:.2} s{}", phase.name(), memory_now()));
+                self.line(&format!(
+                    "{:>9} {done}/{steps}  {seconds:.2} s{}",
+                    phase.name(),
+                    memory_now()
+                ));
             }
         }
     }
@@ -107,7 +119,11 @@ impl Progress {
         } else if !self.quiet && self.last_line.is_none_or(|at| at.elapsed() >= BYTES_EVERY) {
             self.last_line = Some(Instant::now());
             let percent = if all == 0 { 100 } else { (done as u128 * 100 / all as u128) as u64 };
-            self.line(&format!("{percent:>3} %  {} of {}  {file}", output::bytes(done), output::bytes(all)));
+            self.line(&format!(
+                "{percent:>3} %  {} of {}  {file}",
+                output::bytes(done),
+                output::bytes(all)
+            ));
         }
     }
 
@@ -130,6 +146,7 @@ pub fn resident() -> Option<(u64, u64)> {
 }
 
 fn memory_now() -> String {
-    resident()
-        .map_or(String::new(), |(now, peak)| format!(", memory {} (peak {})", output::bytes(now), output::bytes(peak)))
+    resident().map_or(String::new(), |(now, peak)| {
+        format!(", memory {} (peak {})", output::bytes(now), output::bytes(peak))
+    })
 }

@@ -22,7 +22,11 @@ pub fn pull(args: &PullArgs, how: How) -> Result<()> {
         match event {
             Pulling::Planned { files, bytes, there } => {
                 let (of, all) = (&options.repo, output::bytes(bytes));
-                let there = if there > 0 { format!(", {} there already", output::bytes(there)) } else { String::new() };
+                let there = if there > 0 {
+                    format!(", {} there already", output::bytes(there))
+                } else {
+                    String::new()
+                };
                 progress.note(&format!("{of}: {files} file{}, {all}{there}", plural(files)));
             }
             Pulling::Bytes { file, all_done, all, .. } => progress.bytes(file, all_done, all),
@@ -34,7 +38,8 @@ pub fn pull(args: &PullArgs, how: How) -> Result<()> {
     progress.finish();
     let pulled = outcome.map_err(|e| match e.kind() {
         Kind::Cancelled => {
-            Error::cancelled("stopped; what was downloaded is kept, run it again to resume").try_(again(args))
+            Error::cancelled("stopped; what was downloaded is kept, run it again to resume")
+                .try_(again(args))
         }
         _ => e,
     })?;
@@ -55,13 +60,21 @@ pub fn pull(args: &PullArgs, how: How) -> Result<()> {
             "command": usage.command,
         }));
     }
-    output::text(&format!("{} lies in {}; {}\n", options.repo, pulled.snapshot.display(), usage.words))
+    output::text(&format!(
+        "{} lies in {}; {}\n",
+        options.repo,
+        pulled.snapshot.display(),
+        usage.words
+    ))
 }
 
 /// The command that was typed.
 fn again(args: &PullArgs) -> String {
     let revision = args.revision.iter().flat_map(|r| ["--revision".to_string(), quoted(r)]);
-    let words = [quoted(&args.repo)].into_iter().chain(args.files.iter().map(|f| quoted(f))).chain(revision);
+    let words = [quoted(&args.repo)]
+        .into_iter()
+        .chain(args.files.iter().map(|f| quoted(f)))
+        .chain(revision);
     format!("flux-fast pull {}", words.collect::<Vec<_>>().join(" "))
 }
 
@@ -115,23 +128,32 @@ impl Usage {
                 found.push((format!("{id}/{file}"), look(&pulled.snapshot.join(file))));
             }
         }
-        let named = |kind| found.iter().find(|(_, (k, _))| *k == kind).map(|(name, _)| name.clone());
+        let named =
+            |kind| found.iter().find(|(_, (k, _))| *k == kind).map(|(name, _)| name.clone());
         let model = named(models::Kind::Model);
-        let parts = [("--clip", models::Kind::Clip), ("--t5", models::Kind::T5), ("--vae", models::Kind::Vae)];
-        let parts: Vec<_> = parts.iter().filter_map(|(flag, kind)| Some((*flag, named(*kind)?))).collect();
+        let parts = [
+            ("--clip", models::Kind::Clip),
+            ("--t5", models::Kind::T5),
+            ("--vae", models::Kind::Vae),
+        ];
+        let parts: Vec<_> =
+            parts.iter().filter_map(|(flag, kind)| Some((*flag, named(*kind)?))).collect();
         let command = match (&model, parts.as_slice()) {
             // The parts that lie beside it are found.
             (Some(model), _) => Some(format!("flux-fast \"a fox\" --model {}", quoted(model))),
             (None, []) => None,
             (None, parts) => {
-                let flags: Vec<String> = parts.iter().map(|(flag, name)| format!("{flag} {}", quoted(name))).collect();
+                let flags: Vec<String> =
+                    parts.iter().map(|(flag, name)| format!("{flag} {}", quoted(name))).collect();
                 Some(format!("flux-fast \"a fox\" --model MODEL {}", flags.join(" ")))
             }
         };
         let words = match (&command, found.as_slice()) {
             (Some(command), _) => format!("draw with it: {command}"),
             (None, [(name, (kind, what)), ..]) => match kind {
-                models::Kind::Lora => format!("{name} is a {what}: draw with --lora {}", quoted(name)),
+                models::Kind::Lora => {
+                    format!("{name} is a {what}: draw with --lora {}", quoted(name))
+                }
                 _ => format!("{name} cannot be drawn with: {what}"),
             },
             (None, []) => "it holds no weights".to_string(),
@@ -142,5 +164,9 @@ impl Usage {
 
 /// A name as a shell takes it.
 fn quoted(name: &str) -> String {
-    if name.contains([' ', '(', ')', '&', ';', '\'', '$', '!']) { format!("'{name}'") } else { name.to_string() }
+    if name.contains([' ', '(', ')', '&', ';', '\'', '$', '!']) {
+        format!("'{name}'")
+    } else {
+        name.to_string()
+    }
 }

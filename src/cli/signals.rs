@@ -18,7 +18,11 @@ pub fn listen() {
     let second = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         // In this order: the first signal only arms `second`; the next one finds it armed and ends the process.
-        let _ = signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&second));
+        let _ = signal_hook::flag::register_conditional_shutdown(
+            signal,
+            128 + signal,
+            Arc::clone(&second),
+        );
         let _ = signal_hook::flag::register(signal, Arc::clone(&second));
         let _ = signal_hook::flag::register_usize(signal, Arc::clone(received), signal as usize);
     }

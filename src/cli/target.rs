@@ -18,8 +18,12 @@ pub struct Target {
 impl Target {
     /// `Kind::Argument` for an extension that names no format, or another one than `format`.
     pub fn new(output: Option<&Path>, format: Option<Format>) -> Result<Self> {
-        let own_name = |format: Option<Format>| format!("flux-{{seed}}.{}", format.unwrap_or(Format::Png).extension());
-        let ours = |pattern| Ok(Target { pattern, format: format.unwrap_or(Format::Png), keep_existing: true });
+        let own_name = |format: Option<Format>| {
+            format!("flux-{{seed}}.{}", format.unwrap_or(Format::Png).extension())
+        };
+        let ours = |pattern| {
+            Ok(Target { pattern, format: format.unwrap_or(Format::Png), keep_existing: true })
+        };
         let Some(output) = output else { return ours(own_name(format).into()) };
         if output == Path::new("-") {
             return Err(Error::argument("pictures are not written to stdout")
@@ -76,7 +80,10 @@ impl Target {
             return path;
         }
         let first = if count > 1 { format!("-{number}") } else { String::new() };
-        (2..).map(|again| with(&format!("{first}_{again}"))).find(|path| !path.exists()).unwrap_or(path)
+        (2..)
+            .map(|again| with(&format!("{first}_{again}")))
+            .find(|path| !path.exists())
+            .unwrap_or(path)
     }
 }
 
@@ -114,14 +121,20 @@ mod tests {
 
     #[test]
     fn the_format_comes_from_the_flag_or_the_extension_and_they_must_agree() {
-        let format = |output: Option<&str>, format| Target::new(output.map(Path::new), format).map(|t| t.format);
+        let format = |output: Option<&str>, format| {
+            Target::new(output.map(Path::new), format).map(|t| t.format)
+        };
         assert_eq!(format(None, None).unwrap(), Format::Png);
         assert_eq!(format(None, Some(Format::WebP)).unwrap(), Format::WebP);
         assert_eq!(format(Some("x.JPEG"), None).unwrap(), Format::Jpeg);
         assert_eq!(format(Some("x.jpg"), Some(Format::Jpeg)).unwrap(), Format::Jpeg);
         assert_eq!(format(Some("x.data"), Some(Format::Bmp)).unwrap(), Format::Bmp);
         for (output, flag) in [("x.gif", None), ("x.", None), ("x.png", Some(Format::Jpeg))] {
-            assert_eq!(format(Some(output), flag).unwrap_err().kind(), crate::error::Kind::Argument, "{output}");
+            assert_eq!(
+                format(Some(output), flag).unwrap_err().kind(),
+                crate::error::Kind::Argument,
+                "{output}"
+            );
         }
     }
 }

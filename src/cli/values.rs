@@ -4,7 +4,9 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 use crate::pipeline::images::Format;
-use crate::pipeline::request::{LoraChoice, MAX_COUNT, MAX_LORA_WEIGHT, MAX_SCALE, MAX_SIDE, MAX_STEPS};
+use crate::pipeline::request::{
+    LoraChoice, MAX_COUNT, MAX_LORA_WEIGHT, MAX_SCALE, MAX_SIDE, MAX_STEPS,
+};
 
 type Parsed<T> = Result<T, String>;
 
@@ -67,15 +69,21 @@ pub fn scale(text: &str) -> Parsed<f32> {
 
 /// `PATH` or `PATH:WEIGHT`; a path may hold colons, so only a number behind the last one is a weight.
 pub fn lora(text: &str) -> Parsed<LoraChoice> {
-    let (name, weight) = match text.rsplit_once(':').map(|(name, weight)| (name, weight.parse::<f32>())) {
-        Some((name, Ok(weight))) => (name, weight),
-        Some((name, Err(_))) if std::path::Path::new(name).is_file() => {
-            return Err(format!("{} is no weight: expected a number behind the colon", &text[name.len() + 1..]));
-        }
-        _ => (text, 1.0),
-    };
+    let (name, weight) =
+        match text.rsplit_once(':').map(|(name, weight)| (name, weight.parse::<f32>())) {
+            Some((name, Ok(weight))) => (name, weight),
+            Some((name, Err(_))) if std::path::Path::new(name).is_file() => {
+                return Err(format!(
+                    "{} is no weight: expected a number behind the colon",
+                    &text[name.len() + 1..]
+                ));
+            }
+            _ => (text, 1.0),
+        };
     if name.is_empty() {
-        return Err("expected a path or a name, such as style.safetensors or style.safetensors:0.8".into());
+        return Err(
+            "expected a path or a name, such as style.safetensors or style.safetensors:0.8".into(),
+        );
     }
     if !(-MAX_LORA_WEIGHT..=MAX_LORA_WEIGHT).contains(&weight) {
         return Err(format!("expected a weight from -{MAX_LORA_WEIGHT} to {MAX_LORA_WEIGHT}"));
@@ -95,15 +103,21 @@ pub fn side(text: &str) -> Parsed<usize> {
     if (UNIT..=MAX_SIDE).contains(&side) && side.is_multiple_of(UNIT) {
         return Ok(side);
     }
-    let (below, above) = (side / UNIT * UNIT, (side / UNIT).saturating_mul(UNIT).saturating_add(UNIT));
-    let near: Vec<String> =
-        [below, above].iter().filter(|s| (UNIT..=MAX_SIDE).contains(*s)).map(usize::to_string).collect();
+    let (below, above) =
+        (side / UNIT * UNIT, (side / UNIT).saturating_mul(UNIT).saturating_add(UNIT));
+    let near: Vec<String> = [below, above]
+        .iter()
+        .filter(|s| (UNIT..=MAX_SIDE).contains(*s))
+        .map(usize::to_string)
+        .collect();
     Err(if near.is_empty() { expected } else { format!("{expected}; try {}", near.join(" or ")) })
 }
 
 pub fn size(text: &str) -> Parsed<(usize, usize)> {
     let Some((width, height)) = text.split_once(['x', 'X', '\u{d7}']) else {
-        return Err(format!("expected WIDTHxHEIGHT such as 1024x768, multiples of 16 from 16 to {MAX_SIDE}"));
+        return Err(format!(
+            "expected WIDTHxHEIGHT such as 1024x768, multiples of 16 from 16 to {MAX_SIDE}"
+        ));
     };
     Ok((side(width)?, side(height)?))
 }
@@ -121,7 +135,10 @@ pub fn budget(text: &str) -> Parsed<Budget> {
     if text.eq_ignore_ascii_case("auto") {
         return Ok(Budget::Auto);
     }
-    let refused = || "expected auto, or a size such as 8G (10^9 bytes each), 8GiB (2^30 each) or 500M".to_string();
+    let refused = || {
+        "expected auto, or a size such as 8G (10^9 bytes each), 8GiB (2^30 each) or 500M"
+            .to_string()
+    };
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let (power, base) = match unit.trim_start().to_ascii_lowercase().as_str() {
@@ -149,13 +166,18 @@ pub fn budget(text: &str) -> Parsed<Budget> {
 }
 
 pub fn device(text: &str) -> Parsed<String> {
-    let (kind, index) = text.split_once(':').map_or((text, None), |(kind, index)| (kind, Some(index)));
+    let (kind, index) =
+        text.split_once(':').map_or((text, None), |(kind, index)| (kind, Some(index)));
     let known = match (kind, index) {
         ("auto" | "cpu" | "cuda" | "wgpu", None) => true,
         ("cuda" | "wgpu", Some(index)) => index.parse::<u16>().is_ok(),
         _ => false,
     };
-    if known { Ok(text.to_string()) } else { Err("expected auto, cpu, cuda, cuda:N, wgpu or wgpu:N".to_string()) }
+    if known {
+        Ok(text.to_string())
+    } else {
+        Err("expected auto, cpu, cuda, cuda:N, wgpu or wgpu:N".to_string())
+    }
 }
 
 pub fn kernel(text: &str) -> Parsed<String> {
@@ -193,9 +215,23 @@ mod tests {
         for (text, expected) in ok {
             assert_eq!(budget(text), Ok(expected), "{text}");
         }
-        for text in
-            ["", "0", "0G", "G", ".", ".G", "8X", "-8G", "8 G B", "1e9", "nan", "inf", "8..5G", "99999999999999T", "٣G"]
-        {
+        for text in [
+            "",
+            "0",
+            "0G",
+            "G",
+            ".",
+            ".G",
+            "8X",
+            "-8G",
+            "8 G B",
+            "1e9",
+            "nan",
+            "inf",
+            "8..5G",
+            "99999999999999T",
+            "٣G",
+        ] {
             assert!(budget(text).is_err(), "{text}");
         }
     }

@@ -50,7 +50,11 @@ impl Format {
     /// How a device keeps a row of `cols` elements.
     pub fn layout(&self, cols: usize) -> RowLayout {
         let mut layout = RowLayout { planes: [0; 5], bytes: 0 };
-        let sizes = self.planes.iter().map(|p| p.bytes).chain((self.scale_bytes > 0).then_some(self.scale_bytes));
+        let sizes = self
+            .planes
+            .iter()
+            .map(|p| p.bytes)
+            .chain((self.scale_bytes > 0).then_some(self.scale_bytes));
         for (plane, size) in layout.planes.iter_mut().zip(sizes) {
             *plane = layout.bytes;
             layout.bytes += (self.blocks(cols) * size).next_multiple_of(16);
@@ -124,11 +128,47 @@ pub static FORMATS: [Format; 14] = [
     ggml_format(DType::Q4_1, "Q4_1", 3, 32, 20, planes![4 + 16, 0 + 4], 0.09, ggml::q4_1),
     ggml_format(DType::Q5_0, "Q5_0", 6, 32, 22, planes![6 + 16, 2 + 4, 0 + 2], 0.055, ggml::q5_0),
     ggml_format(DType::Q5_1, "Q5_1", 7, 32, 24, planes![8 + 16, 4 + 4, 0 + 4], 0.045, ggml::q5_1),
-    ggml_format(DType::Q2K, "Q2_K", 10, 256, 84, planes![16 + 64, 0 + 16, 80 + 4], 0.30, ggml::q2_k),
-    ggml_format(DType::Q3K, "Q3_K", 11, 256, 110, planes![32 + 64, 0 + 32, 96 + 12, 108 + 2], 0.18, ggml::q3_k),
+    ggml_format(
+        DType::Q2K,
+        "Q2_K",
+        10,
+        256,
+        84,
+        planes![16 + 64, 0 + 16, 80 + 4],
+        0.30,
+        ggml::q2_k,
+    ),
+    ggml_format(
+        DType::Q3K,
+        "Q3_K",
+        11,
+        256,
+        110,
+        planes![32 + 64, 0 + 32, 96 + 12, 108 + 2],
+        0.18,
+        ggml::q3_k,
+    ),
     ggml_format(DType::Q4K, "Q4_K", 12, 256, 144, planes![16 + 128, 0 + 16], 0.08, ggml::q4_k),
-    ggml_format(DType::Q5K, "Q5_K", 13, 256, 176, planes![48 + 128, 16 + 32, 0 + 16], 0.04, ggml::q5_k),
-    ggml_format(DType::Q6K, "Q6_K", 14, 256, 210, planes![0 + 128, 128 + 64, 192 + 16, 208 + 2], 0.02, ggml::q6_k),
+    ggml_format(
+        DType::Q5K,
+        "Q5_K",
+        13,
+        256,
+        176,
+        planes![48 + 128, 16 + 32, 0 + 16],
+        0.04,
+        ggml::q5_k,
+    ),
+    ggml_format(
+        DType::Q6K,
+        "Q6_K",
+        14,
+        256,
+        210,
+        planes![0 + 128, 128 + 64, 192 + 16, 208 + 2],
+        0.02,
+        ggml::q6_k,
+    ),
     beside(DType::Nf4, "nf4", 64, 32, 4, 0.10, nf4),
     beside(DType::Fp4, "fp4", 64, 32, 4, 0.13, fp4),
     beside(DType::Mxfp8, "mxfp8", 32, 32, 1, 0.03, mxfp8),
@@ -205,7 +245,8 @@ pub static FP4: [f32; 16] = [
 ];
 
 /// The sixteen values of an e2m1.
-pub static E2M1: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+pub static E2M1: [f32; 16] =
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
 /// Two to a byte, the first in the high half.
 #[inline(always)]
@@ -231,7 +272,9 @@ fn mxfp8(block: &[u8], _: usize, scales: &[f32], out: &mut [f32; GROUP]) {
 
 /// Two blocks of 16.
 fn nvfp4(blocks: &[u8], _: usize, scales: &[f32], out: &mut [f32; GROUP]) {
-    for ((half, bytes), scale) in out.as_chunks_mut::<16>().0.iter_mut().zip(blocks.as_chunks::<8>().0).zip(scales) {
+    for ((half, bytes), scale) in
+        out.as_chunks_mut::<16>().0.iter_mut().zip(blocks.as_chunks::<8>().0).zip(scales)
+    {
         high_first(bytes, &E2M1, *scale, half);
     }
 }

@@ -80,7 +80,8 @@ fn legacy<const BITS: u32, const MIN: bool>(x: &[f32], out: &mut Vec<u8>) {
         x.iter().map(|v| code(v).clamp(0, top) as u8).collect()
     };
     if BITS == 5 {
-        let high = codes.iter().enumerate().fold(0u32, |bits, (j, q)| bits | u32::from(q >> 4) << j);
+        let high =
+            codes.iter().enumerate().fold(0u32, |bits, (j, q)| bits | u32::from(q >> 4) << j);
         out.extend_from_slice(&high.to_le_bytes());
     }
     out.extend((0..16).map(|j| codes[j] & 15 | (codes[j + 16] & 15) << 4));
@@ -136,7 +137,9 @@ fn symmetric(x: &[f32], half: i32) -> f32 {
         return 0.0;
     }
     let code = |v: f32, id: f32| (v * id).round().clamp(-half as f32, half as f32 - 1.0);
-    let error = |scale: f32| x.iter().map(|v| v.abs() * (scale * code(*v, 1.0 / scale) - v).powi(2)).sum::<f32>();
+    let error = |scale: f32| {
+        x.iter().map(|v| v.abs() * (scale * code(*v, 1.0 / scale) - v).powi(2)).sum::<f32>()
+    };
     let mut best = largest / -(half as f32);
     let mut least = error(best);
     for step in -9..=9 {
@@ -168,7 +171,12 @@ fn shared(pairs: &[(f32, f32)], top: f32, out: &mut Vec<u8>) -> (Vec<u8>, Vec<u8
     let (scales, mins) = pairs.iter().fold((0f32, 0f32), |(s, m), p| (s.max(p.0), m.max(p.1)));
     let (d, dmin) = (put_half(out, scales / top), put_half(out, mins / top));
     let whole = |v: f32, d: f32| (v * inverse(d)).round().clamp(0.0, top) as u8;
-    (pairs.iter().map(|p| whole(p.0, d)).collect(), pairs.iter().map(|p| whole(p.1, dmin)).collect(), d, dmin)
+    (
+        pairs.iter().map(|p| whole(p.0, d)).collect(),
+        pairs.iter().map(|p| whole(p.1, dmin)).collect(),
+        d,
+        dmin,
+    )
 }
 
 fn q2_k(x: &[f32], out: &mut Vec<u8>) {
@@ -177,7 +185,13 @@ fn q2_k(x: &[f32], out: &mut Vec<u8>) {
     let (scales, mins, d, dmin) = shared(&pairs, 15.0, &mut halves);
     let mut q = [0u8; 256];
     for (g, x) in x.chunks(16).enumerate() {
-        codes(x, d * f32::from(scales[g]), dmin * f32::from(mins[g]), 3, &mut q[16 * g..16 * g + 16]);
+        codes(
+            x,
+            d * f32::from(scales[g]),
+            dmin * f32::from(mins[g]),
+            3,
+            &mut q[16 * g..16 * g + 16],
+        );
     }
     out.extend(scales.iter().zip(&mins).map(|(s, m)| s | m << 4));
     out.extend(two_bits(&q));
@@ -198,7 +212,8 @@ fn q3_k(x: &[f32], out: &mut Vec<u8>) {
     let largest = groups.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
     let d = f16::from_f32(largest / -32.0).to_f32();
     let id = inverse(d);
-    let scales: Vec<i8> = groups.iter().map(|s| (s * id).round().clamp(-32.0, 31.0) as i8).collect();
+    let scales: Vec<i8> =
+        groups.iter().map(|s| (s * id).round().clamp(-32.0, 31.0) as i8).collect();
     let mut q = [0u8; 256];
     for (g, x) in x.chunks(16).enumerate() {
         let id = inverse(d * f32::from(scales[g]));
@@ -223,7 +238,13 @@ fn k_head(x: &[f32], top: u8, out: &mut Vec<u8>) -> [u8; 256] {
     out.extend((4..8).map(|g| scales[g] & 15 | (mins[g] & 15) << 4));
     let mut q = [0u8; 256];
     for (g, x) in x.chunks(32).enumerate() {
-        codes(x, d * f32::from(scales[g]), dmin * f32::from(mins[g]), top, &mut q[32 * g..32 * g + 32]);
+        codes(
+            x,
+            d * f32::from(scales[g]),
+            dmin * f32::from(mins[g]),
+            top,
+            &mut q[32 * g..32 * g + 32],
+        );
     }
     q
 }
@@ -252,7 +273,8 @@ fn q6_k(x: &[f32], out: &mut Vec<u8>) {
     let largest = groups.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
     let d = f16::from_f32(largest / -128.0).to_f32();
     let id = inverse(d);
-    let scales: Vec<i8> = groups.iter().map(|s| (s * id).round().clamp(-128.0, 127.0) as i8).collect();
+    let scales: Vec<i8> =
+        groups.iter().map(|s| (s * id).round().clamp(-128.0, 127.0) as i8).collect();
     let mut q = [0u8; 256];
     for (g, x) in x.chunks(16).enumerate() {
         let id = inverse(d * f32::from(scales[g]));
@@ -280,7 +302,9 @@ fn nearest(table: &[f32; 16], v: f32) -> u8 {
 }
 
 fn two_a_byte(x: &[f32], table: &[f32; 16], id: f32, out: &mut Vec<u8>) {
-    out.extend(x.chunks_exact(2).map(|two| nearest(table, two[0] * id) << 4 | nearest(table, two[1] * id)));
+    out.extend(
+        x.chunks_exact(2).map(|two| nearest(table, two[0] * id) << 4 | nearest(table, two[1] * id)),
+    );
 }
 
 fn four_bits(x: &[f32], table: &[f32; 16], out: &mut Vec<u8>, scales: &mut Vec<u8>) {
@@ -292,7 +316,8 @@ fn four_bits(x: &[f32], table: &[f32; 16], out: &mut Vec<u8>, scales: &mut Vec<u
 fn mxfp8(x: &[f32], out: &mut Vec<u8>, scales: &mut Vec<u8>) {
     let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
     // The power of two of the largest value comes to lie at e4m3's largest, 2^8; what is above 448 then saturates.
-    let exponent = if largest > 0.0 { ((largest.to_bits() >> 23) as i32 - 8).clamp(1, 254) } else { 0 };
+    let exponent =
+        if largest > 0.0 { ((largest.to_bits() >> 23) as i32 - 8).clamp(1, 254) } else { 0 };
     scales.push(exponent as u8);
     let id = inverse(f32::from_bits((exponent as u32) << 23));
     out.extend(x.iter().map(|v| f32_to_f8e4m3(v * id)));
@@ -331,8 +356,12 @@ mod tests {
             assert_eq!(bytes.len(), format.bytes_of(cols));
             assert_eq!(scales.len(), format.blocks(cols) * format.scale_bytes);
             let scales: Vec<f32> = match format.dtype {
-                DType::Mxfp8 => scales.iter().map(|s| f32::from_bits(u32::from(*s) << 23)).collect(),
-                DType::Nvfp4 => scales.iter().map(|s| f8e4m3_to_f32(*s) * nvfp4_factor(whole)).collect(),
+                DType::Mxfp8 => {
+                    scales.iter().map(|s| f32::from_bits(u32::from(*s) << 23)).collect()
+                }
+                DType::Nvfp4 => {
+                    scales.iter().map(|s| f8e4m3_to_f32(*s) * nvfp4_factor(whole)).collect()
+                }
                 _ => scales.chunks(4).map(|b| DType::F32.decode(b)).collect(),
             };
             let mut out = vec![f32::NAN; cols];
@@ -347,12 +376,18 @@ mod tests {
         let x = normal(32 * 1024);
         for format in &FORMATS {
             let got = back(format, &x, 1024);
-            let sum = |f: &dyn Fn(usize) -> f32| (0..x.len()).map(|i| f64::from(f(i)).powi(2)).sum::<f64>().sqrt();
+            let sum = |f: &dyn Fn(usize) -> f32| {
+                (0..x.len()).map(|i| f64::from(f(i)).powi(2)).sum::<f64>().sqrt()
+            };
             let error = sum(&|i| got[i] - x[i]) / sum(&|i| x[i]);
             println!("{}: {error:.4} of {}", format.name, format.error);
             // What the table says is what it is, not some bound.
             let said = f64::from(format.error);
-            assert!(error <= said && error > 0.7 * said, "{}: {error:.4}, the table says {said}", format.name);
+            assert!(
+                error <= said && error > 0.7 * said,
+                "{}: {error:.4}, the table says {said}",
+                format.name
+            );
         }
     }
 

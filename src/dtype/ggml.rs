@@ -111,7 +111,9 @@ pub(super) fn q4_k(b: &[u8], g: usize, _: &[f32], out: &mut [f32; GROUP]) {
 pub(super) fn q5_k(b: &[u8], g: usize, _: &[f32], out: &mut [f32; GROUP]) {
     let (scale, min) = six_bits(chunk(b, 4), g);
     let (dl, ml) = (half_at(b, 0) * scale, half_at(b, 2) * min);
-    for ((o, q), high) in out.iter_mut().zip(chunk::<32>(b, 48 + g / 2 * 32)).zip(chunk::<32>(b, 16)) {
+    for ((o, q), high) in
+        out.iter_mut().zip(chunk::<32>(b, 48 + g / 2 * 32)).zip(chunk::<32>(b, 16))
+    {
         *o = dl * f32::from(q >> (4 * (g % 2)) & 15 | (high >> g & 1) << 4) - ml;
     }
 }

@@ -78,22 +78,30 @@ impl FluxConfig {
         let depth_double = count(shapes, "double_blocks.", ".img_attn.qkv.weight");
         let depth_single = count(shapes, "single_blocks.", ".linear1.weight");
         let (head_dim, mlp_hidden) = if depth_double > 0 {
-            (get("double_blocks.0.img_attn.norm.query_norm.scale")?.1, get("double_blocks.0.img_mlp.0.weight")?.0)
+            (
+                get("double_blocks.0.img_attn.norm.query_norm.scale")?.1,
+                get("double_blocks.0.img_mlp.0.weight")?.0,
+            )
         } else {
             let rows = get("single_blocks.0.linear1.weight")?.0;
-            let mlp = rows.checked_sub(3 * hidden).ok_or_else(|| geometry("linear1 is narrower than q, k and v"))?;
+            let mlp = rows
+                .checked_sub(3 * hidden)
+                .ok_or_else(|| geometry("linear1 is narrower than q, k and v"))?;
             (get("single_blocks.0.norm.query_norm.scale")?.1, mlp)
         };
         if time_dim % 2 != 0 || depth_double + depth_single == 0 {
-            return Err(geometry("not a FLUX transformer")
-                .found(format!("{depth_double} double and {depth_single} single blocks, timesteps {time_dim} wide")));
+            return Err(geometry("not a FLUX transformer").found(format!(
+                "{depth_double} double and {depth_single} single blocks, timesteps {time_dim} wide"
+            )));
         }
         if head_dim == 0 || head_dim % 2 != 0 || hidden % head_dim != 0 {
             return Err(geometry("the hidden width is not a whole number of heads")
                 .found(format!("width {hidden}, head {head_dim}")));
         }
         let axes = match config.and_then(|c| c.get("axes_dims_rope")).and_then(Value::as_array) {
-            Some(list) => list.iter().map(|v| (v.as_u64().unwrap_or(0) as usize).min(head_dim + 1)).collect(),
+            Some(list) => {
+                list.iter().map(|v| (v.as_u64().unwrap_or(0) as usize).min(head_dim + 1)).collect()
+            }
             // The released models give an eighth to the first axis and share the rest: 128 = 16 + 56 + 56.
             None => {
                 let first = (head_dim / 8) & !1;
@@ -101,7 +109,10 @@ impl FluxConfig {
                 vec![first, rest, rest]
             }
         };
-        if axes.len() != 3 || axes.iter().sum::<usize>() != head_dim || axes.iter().any(|a| a % 2 != 0) {
+        if axes.len() != 3
+            || axes.iter().sum::<usize>() != head_dim
+            || axes.iter().any(|a| a % 2 != 0)
+        {
             return Err(geometry("axes_dims_rope does not fit the head dimension")
                 .found(format!("{axes:?}"))
                 .expected(format!("three even numbers that sum to {head_dim}")));
@@ -186,7 +197,8 @@ impl T5Config {
         let get = |name: &str| shapes(name).ok_or_else(|| missing("T5", name));
         let (vocab, width) = get("shared.weight")?;
         let (inner, _) = get("encoder.block.0.layer.0.SelfAttention.q.weight")?;
-        let (buckets, heads) = get("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight")?;
+        let (buckets, heads) =
+            get("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight")?;
         let (ff, _) = get("encoder.block.0.layer.1.DenseReluDense.wi_0.weight")?;
         let layers = count(shapes, "encoder.block.", ".layer.0.SelfAttention.q.weight");
         let max_distance = uint(config, "relative_attention_max_distance").unwrap_or(128);
@@ -259,17 +271,18 @@ impl ClipConfig {
         let (ff, _) = get("text_model.encoder.layers.0.mlp.fc1.weight")?;
         let layers = count(shapes, "text_model.encoder.layers.", ".mlp.fc1.weight");
         if positions != 77 {
-            return Err(
-                geometry("this CLIP does not read 77 tokens, as FLUX's does").found(format!("{positions} positions"))
-            );
+            return Err(geometry("this CLIP does not read 77 tokens, as FLUX's does")
+                .found(format!("{positions} positions")));
         }
         let heads = uint(config, "num_attention_heads").unwrap_or((width / 64).max(1));
         if heads == 0 || width % heads != 0 {
-            return Err(
-                geometry("the CLIP width is not a whole number of heads").found(format!("{width} and {heads} heads"))
-            );
+            return Err(geometry("the CLIP width is not a whole number of heads")
+                .found(format!("{width} and {heads} heads")));
         }
-        let act = config.and_then(|c| c.get("hidden_act")).and_then(Value::as_str).unwrap_or("quick_gelu");
+        let act = config
+            .and_then(|c| c.get("hidden_act"))
+            .and_then(Value::as_str)
+            .unwrap_or("quick_gelu");
         if !matches!(act, "quick_gelu" | "gelu_new" | "gelu_pytorch_tanh") {
             return Err(geometry("unsupported CLIP activation").found(act).expected("quick_gelu"));
         }
@@ -336,7 +349,8 @@ impl VaeConfig {
             .collect::<Result<Vec<_>>>()?;
         let blocks = count(shapes, "decoder.up.0.block.", ".conv1.weight");
         if levels == 0 || levels > 8 || blocks < 2 || cols % 9 != 0 {
-            return Err(geometry("not a FLUX autoencoder").found(format!("{levels} levels, {blocks} blocks each")));
+            return Err(geometry("not a FLUX autoencoder")
+                .found(format!("{levels} levels, {blocks} blocks each")));
         }
         let groups = uint(config, "norm_num_groups").unwrap_or(32);
         if groups == 0 || channels.iter().any(|c| c % groups != 0) {
@@ -350,7 +364,16 @@ impl VaeConfig {
                 .found(format!("{scaling}, {shift}")));
         }
         let encoder = shapes("encoder.conv_in.weight").is_some();
-        Ok(VaeConfig { channels, blocks: blocks - 1, latent: cols / 9, groups, scaling, shift, eps: 1e-6, encoder })
+        Ok(VaeConfig {
+            channels,
+            blocks: blocks - 1,
+            latent: cols / 9,
+            groups,
+            scaling,
+            shift,
+            eps: 1e-6,
+            encoder,
+        })
     }
 
     /// FLUX.1's autoencoder.

@@ -3,7 +3,7 @@
 
 pub mod clip;
 pub mod config;
-pub mod flux;
+pub mod flux1;
 pub mod t5;
 pub mod vae;
 

@@ -71,7 +71,8 @@ impl ConvShape {
     /// Output height and width.
     pub fn output(&self) -> (usize, usize) {
         let (h, w) = self.source();
-        let along = |n: usize| (n + self.pad_before + self.pad_after - self.kernel) / self.stride + 1;
+        let along =
+            |n: usize| (n + self.pad_before + self.pad_after - self.kernel) / self.stride + 1;
         (along(h), along(w))
     }
 }
@@ -80,10 +81,24 @@ impl ConvShape {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Op {
     /// `out[r] = epilogue(x[r] . w^T + side + bias)`; x: `rows x K`, w: `N x K`, bias: `1 x N`, out: `rows x N`.
-    Linear { x: View, w: Weight, bias: Option<Weight>, side: Option<Side>, epilogue: Epilogue, out: View },
+    Linear {
+        x: View,
+        w: Weight,
+        bias: Option<Weight>,
+        side: Option<Side>,
+        epilogue: Epilogue,
+        out: View,
+    },
     /// Convolution as implicit GEMM. x: `batch*h*w x in_channels`, w: `out_channels x (in_channels*kernel*kernel)` (as files store it: input
     /// channel slowest, kernel column fastest), out: `batch*oh*ow x out_channels`; `residual` has the shape of `out` and is added; it may be `out` itself.
-    Conv2d { x: Tensor, w: Weight, bias: Option<Weight>, shape: ConvShape, residual: Option<Tensor>, out: Tensor },
+    Conv2d {
+        x: Tensor,
+        w: Weight,
+        bias: Option<Weight>,
+        shape: ConvShape,
+        residual: Option<Tensor>,
+        out: Tensor,
+    },
     /// Softmax attention, for each picture and head: `softmax(q . k^T * scale + bias) . v`. q, k, v, out: `batch*tokens x heads*head_dim` windows.
     /// `bias`: `(2*tokens - 1) x heads`, row `j - i + tokens - 1` is added to the score of query i and key j (T5). `causal` hides keys j > i.
     /// `first`: when given as `(n, t)`, the rows of the first n tokens of each picture go to `t` (`batch*n x heads*head_dim`), and `out` has
@@ -135,7 +150,15 @@ pub enum Op {
     /// Latent pixels to tokens: x: `batch*h*w x c`, out: `batch*(h/2)*(w/2) x 4c`, column `c*4 + row*2 + column` within the 2x2 patch.
     Pack { x: Tensor, batch: usize, height: usize, width: usize, out: Tensor },
     /// The inverse of `Pack`; height and width are those of `out`'s latent pixels. Then `out = x * scale + shift` (1 and 0 leave it as it is).
-    Unpack { x: Tensor, batch: usize, height: usize, width: usize, scale: f32, shift: f32, out: Tensor },
+    Unpack {
+        x: Tensor,
+        batch: usize,
+        height: usize,
+        width: usize,
+        scale: f32,
+        shift: f32,
+        out: Tensor,
+    },
     /// `x += params[0] * v` in place, f32; params: `1 x 2` f32 (t_next - t, true CFG scale s). With `cfg`, v has twice the rows of x (conditional
     /// first, then unconditional): `x += params[0] * (vu + s * (vc - vu))`.
     EulerStep { x: Tensor, v: Tensor, params: Tensor, cfg: bool },
@@ -218,7 +241,9 @@ impl Op {
             | Op::GroupNorm { x, out, .. }
             | Op::CopyRows { x, out, .. } => [x, out].into_iter().for_each(tensor),
             Op::QkNormRope { qkv, rope, out, .. } => [qkv, rope, out].into_iter().for_each(tensor),
-            Op::GeluMul { gate: a, up: b, out } | Op::Add { a, b, out } => [a, b, out].into_iter().for_each(tensor),
+            Op::GeluMul { gate: a, up: b, out } | Op::Add { a, b, out } => {
+                [a, b, out].into_iter().for_each(tensor)
+            }
             Op::Embed { ids, out, .. } => [ids, out].into_iter().for_each(tensor),
             Op::TimestepEmbed { t, out } => [t, out].into_iter().for_each(tensor),
             Op::EulerStep { x, v, params, .. } => [x, v, params].into_iter().for_each(tensor),
@@ -241,9 +266,14 @@ impl Op {
                 r
             }
             Op::Conv2d { x, residual, .. } => [x].into_iter().chain(residual).collect(),
-            Op::Attention { q, k, v, bias, .. } => [q.tensor, k.tensor, v.tensor].into_iter().chain(bias).collect(),
+            Op::Attention { q, k, v, bias, .. } => {
+                [q.tensor, k.tensor, v.tensor].into_iter().chain(bias).collect()
+            }
             Op::LayerNormModulate { x, shift, scale, .. } => vec![x, shift.tensor, scale.tensor],
-            Op::LayerNorm { x, .. } | Op::RmsNorm { x, .. } | Op::GroupNorm { x, .. } | Op::Silu { x, .. } => vec![x],
+            Op::LayerNorm { x, .. }
+            | Op::RmsNorm { x, .. }
+            | Op::GroupNorm { x, .. }
+            | Op::Silu { x, .. } => vec![x],
             Op::QkNormRope { qkv, rope, .. } => vec![qkv, rope],
             Op::GeluMul { gate, up, .. } => vec![gate, up],
             Op::Add { a, b, .. } => vec![a, b],
@@ -259,7 +289,9 @@ impl Op {
     pub fn writes(&self) -> Vec<Tensor> {
         match *self {
             Op::Linear { out, .. } | Op::Cast { out, .. } => vec![out.tensor],
-            Op::Attention { first, out, .. } => [out.tensor].into_iter().chain(first.map(|(_, t)| t)).collect(),
+            Op::Attention { first, out, .. } => {
+                [out.tensor].into_iter().chain(first.map(|(_, t)| t)).collect()
+            }
             Op::EulerStep { x, .. } => vec![x],
             Op::Conv2d { out, .. }
             | Op::LayerNormModulate { out, .. }
@@ -283,7 +315,9 @@ impl Op {
     pub fn judged(&self) -> Vec<View> {
         match *self {
             Op::Linear { out, .. } | Op::Cast { out, .. } => vec![out],
-            Op::Attention { first, out, .. } => [out].into_iter().chain(first.map(|(_, t)| t.all())).collect(),
+            Op::Attention { first, out, .. } => {
+                [out].into_iter().chain(first.map(|(_, t)| t.all())).collect()
+            }
             Op::CopyRows { .. } | Op::QkNormRope { .. } => vec![],
             _ => self.writes().into_iter().map(Tensor::all).collect(),
         }
@@ -292,9 +326,13 @@ impl Op {
     /// Weights that are read, the large one first.
     pub fn weights(&self) -> Vec<Weight> {
         match *self {
-            Op::Linear { w, bias, side, .. } => [w].into_iter().chain(bias).chain(side.map(|s| s.b)).collect(),
+            Op::Linear { w, bias, side, .. } => {
+                [w].into_iter().chain(bias).chain(side.map(|s| s.b)).collect()
+            }
             Op::Conv2d { w, bias, .. } => [w].into_iter().chain(bias).collect(),
-            Op::LayerNorm { weight, bias, .. } | Op::GroupNorm { weight, bias, .. } => vec![weight, bias],
+            Op::LayerNorm { weight, bias, .. } | Op::GroupNorm { weight, bias, .. } => {
+                vec![weight, bias]
+            }
             Op::RmsNorm { weight, .. } => vec![weight],
             Op::QkNormRope { q_gain, k_gain, .. } => vec![q_gain, k_gain],
             Op::Embed { table, positions, .. } => [table].into_iter().chain(positions).collect(),
@@ -327,7 +365,9 @@ impl Op {
         match *self {
             Op::Linear { x, out, side, epilogue, .. } => {
                 let residual = match epilogue {
-                    Epilogue::Add { residual } | Epilogue::GatedAdd { residual, .. } => residual.bytes(),
+                    Epilogue::Add { residual } | Epilogue::GatedAdd { residual, .. } => {
+                        residual.bytes()
+                    }
                     _ => 0,
                 };
                 (x.rows() * x.cols * x.tensor.dtype.size()
@@ -363,7 +403,9 @@ impl fmt::Display for Op {
                     Epilogue::GeluTanh => item(f, "gelu_tanh".into())?,
                     Epilogue::QuickGelu => item(f, "quick_gelu".into())?,
                     Epilogue::Add { residual } => item(f, format!("+{residual}"))?,
-                    Epilogue::GatedAdd { residual, gate } => item(f, format!("+{residual} gate {gate}"))?,
+                    Epilogue::GatedAdd { residual, gate } => {
+                        item(f, format!("+{residual} gate {gate}"))?
+                    }
                 }
             }
             Op::Attention { q, k, v, heads, causal, .. } => {
@@ -383,7 +425,15 @@ impl fmt::Display for Op {
             Op::Conv2d { x, shape, residual, .. } => {
                 item(f, x.to_string())?;
                 item(f, format!("{}x{}", shape.height, shape.width))?;
-                item(f, format!("k{} s{}{}", shape.kernel, shape.stride, if shape.upsample { " up2" } else { "" }))?;
+                item(
+                    f,
+                    format!(
+                        "k{} s{}{}",
+                        shape.kernel,
+                        shape.stride,
+                        if shape.upsample { " up2" } else { "" }
+                    ),
+                )?;
                 if let Some(r) = residual {
                     item(f, format!("+{r}"))?;
                 }

@@ -103,13 +103,19 @@ impl Program {
         for step in &self.steps {
             match step.op {
                 Op::Linear { w, side, .. } => {
-                    [Some(w), side.map(|s| s.b)].into_iter().flatten().for_each(|w| uses[w.id as usize] = Use::Matrix);
+                    [Some(w), side.map(|s| s.b)]
+                        .into_iter()
+                        .flatten()
+                        .for_each(|w| uses[w.id as usize] = Use::Matrix);
                 }
                 Op::Conv2d { w, shape, .. } => {
                     uses[w.id as usize] = Use::Kernel { taps: shape.kernel * shape.kernel };
                 }
                 Op::Embed { table, positions, .. } => {
-                    [Some(table), positions].into_iter().flatten().for_each(|w| uses[w.id as usize] = Use::Table);
+                    [Some(table), positions]
+                        .into_iter()
+                        .flatten()
+                        .for_each(|w| uses[w.id as usize] = Use::Table);
                 }
                 _ => {}
             }
@@ -134,7 +140,14 @@ impl Program {
                 self.temps += 1;
                 let slot = Slot::Temp(self.temps - 1);
                 let t = Tensor { slot, rows: x.rows(), cols: rank, dtype: x.tensor.dtype };
-                let op = Op::Linear { x: *x, w: down, bias: None, side: None, epilogue: Epilogue::None, out: t.all() };
+                let op = Op::Linear {
+                    x: *x,
+                    w: down,
+                    bias: None,
+                    side: None,
+                    epilogue: Epilogue::None,
+                    out: t.all(),
+                };
                 steps.push(Step { op, label: format!("{}.lora", step.label) });
                 *side = Some(Side { t, b });
             }
@@ -156,7 +169,13 @@ impl Program {
 /// The listing that tests compare and people read.
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "program {}: {} steps, {} weights", self.name, self.steps.len(), self.weights.len())?;
+        writeln!(
+            f,
+            "program {}: {} steps, {} weights",
+            self.name,
+            self.steps.len(),
+            self.weights.len()
+        )?;
         for io in &self.inputs {
             writeln!(f, "  input {} = {}", io.name, io.tensor)?;
         }
@@ -194,14 +213,16 @@ impl Recorder {
 
     /// A tensor the host writes before a run.
     pub fn input(&mut self, name: &'static str, rows: usize, cols: usize, dtype: DType) -> Tensor {
-        let tensor = Tensor { slot: Slot::Input(self.program.inputs.len() as u32), rows, cols, dtype };
+        let tensor =
+            Tensor { slot: Slot::Input(self.program.inputs.len() as u32), rows, cols, dtype };
         self.program.inputs.push(Io { name, tensor });
         tensor
     }
 
     /// A tensor the host reads after a run.
     pub fn output(&mut self, name: &'static str, rows: usize, cols: usize, dtype: DType) -> Tensor {
-        let tensor = Tensor { slot: Slot::Output(self.program.outputs.len() as u32), rows, cols, dtype };
+        let tensor =
+            Tensor { slot: Slot::Output(self.program.outputs.len() as u32), rows, cols, dtype };
         self.program.outputs.push(Io { name, tensor });
         tensor
     }
@@ -218,7 +239,13 @@ impl Recorder {
     }
 
     /// Rows `first .. first + rows` of the weight `name`. For vectors (1 x n) `first` counts elements.
-    pub fn weight_rows(&mut self, name: impl Into<String>, first: usize, rows: usize, cols: usize) -> Weight {
+    pub fn weight_rows(
+        &mut self,
+        name: impl Into<String>,
+        first: usize,
+        rows: usize,
+        cols: usize,
+    ) -> Weight {
         let spec = WeightSpec { name: name.into(), first, rows, cols, lora: None };
         let weights = &mut self.program.weights;
         let id = *self.seen.entry(spec.clone()).or_insert_with(|| {
@@ -230,7 +257,11 @@ impl Recorder {
 
     /// Adds a step. A shape that does not fit is a bug in the model's code and panics with the label.
     pub fn push(&mut self, label: &str, op: Op) {
-        let label = if self.scope.is_empty() { label.to_string() } else { format!("{}.{label}", self.scope) };
+        let label = if self.scope.is_empty() {
+            label.to_string()
+        } else {
+            format!("{}.{label}", self.scope)
+        };
         if let Err(why) = op.check() {
             panic!("{}: {label}: {why}: {op}", self.program.name);
         }

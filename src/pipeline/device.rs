@@ -44,7 +44,8 @@ pub fn open(options: &RunOptions, tell: Tell) -> Result<Opened> {
         None => (options.device.as_str(), None),
     };
     let ordinal = ordinal.map(|text| {
-        text.parse::<usize>().map_err(|_| Error::argument("no such device").at("--device").found(&options.device))
+        text.parse::<usize>()
+            .map_err(|_| Error::argument("no such device").at("--device").found(&options.device))
     });
     match name {
         "cpu" => open_cpu(options, tell),
@@ -63,8 +64,12 @@ fn open_best(options: &RunOptions, tell: Tell) -> Result<Opened> {
     let serves = |names: &dyn Fn(&str, &str) -> bool| {
         options.kernels.iter().all(|k| k.split_once('=').is_some_and(|(op, name)| names(op, name)))
     };
-    let by_cuda = serves(&|op, name| cuda::names(op).is_some_and(|names| names.iter().any(|(n, _)| *n == name)));
-    let by_wgpu = serves(&|op, name| wgpu::names(op).is_some_and(|names| names.iter().any(|(n, _)| *n == name)));
+    let by_cuda = serves(&|op, name| {
+        cuda::names(op).is_some_and(|names| names.iter().any(|(n, _)| *n == name))
+    });
+    let by_wgpu = serves(&|op, name| {
+        wgpu::names(op).is_some_and(|names| names.iter().any(|(n, _)| *n == name))
+    });
     let compute = options.compute.as_str();
     let mut why = Vec::new();
     // What the user asked for and no GPU has: told if the CPU has it no more.
@@ -79,10 +84,15 @@ fn open_best(options: &RunOptions, tell: Tell) -> Result<Opened> {
     if by_cuda && cuda::driver_present() {
         match best_cuda() {
             Err(reason) => why.push(reason),
-            Ok(_) if ["f32", "f16"].contains(&compute) => why.push(format!("CUDA has no --compute {compute}")),
+            Ok(_) if ["f32", "f16"].contains(&compute) => {
+                why.push(format!("CUDA has no --compute {compute}"))
+            }
             Ok(ordinal) => match open_cuda(options, ordinal) {
                 Ok(opened) => {
-                    tell(Event::Note(format!("drawing on cuda:{ordinal}: {}", opened.backend.caps().description)))?;
+                    tell(Event::Note(format!(
+                        "drawing on cuda:{ordinal}: {}",
+                        opened.backend.caps().description
+                    )))?;
                     return Ok(opened);
                 }
                 Err(e) => why.push(refused(format!("cuda:{ordinal}"), e)),
@@ -96,7 +106,11 @@ fn open_best(options: &RunOptions, tell: Tell) -> Result<Opened> {
                 Some(unusable) => why.push(format!("{name} cannot be used: {unusable}")),
                 None => match open_wgpu(options, adapter.ordinal) {
                     Ok(opened) => {
-                        let because = if why.is_empty() { String::new() } else { format!("; {}", why.join("; ")) };
+                        let because = if why.is_empty() {
+                            String::new()
+                        } else {
+                            format!("; {}", why.join("; "))
+                        };
                         tell(Event::Note(format!("drawing on {name}{because}")))?;
                         return Ok(opened);
                     }
@@ -122,19 +136,26 @@ fn open_best(options: &RunOptions, tell: Tell) -> Result<Opened> {
 fn best_cuda() -> std::result::Result<usize, String> {
     let gpus = cuda::gpus().map_err(|e| e.to_string())?;
     let usable = gpus.iter().filter(|g| g.unusable.is_none());
-    usable.max_by_key(|g| (g.total_bytes, usize::MAX - g.ordinal)).map(|g| g.ordinal).ok_or_else(|| {
-        let each = gpus.iter().map(|g| {
-            format!("cuda:{} ({}) cannot be used: {}", g.ordinal, g.name, g.unusable.as_deref().unwrap_or_default())
-        });
-        each.collect::<Vec<_>>().join("; ")
-    })
+    usable.max_by_key(|g| (g.total_bytes, usize::MAX - g.ordinal)).map(|g| g.ordinal).ok_or_else(
+        || {
+            let each = gpus.iter().map(|g| {
+                format!(
+                    "cuda:{} ({}) cannot be used: {}",
+                    g.ordinal,
+                    g.name,
+                    g.unusable.as_deref().unwrap_or_default()
+                )
+            });
+            each.collect::<Vec<_>>().join("; ")
+        },
+    )
 }
 
 fn kernels(options: &RunOptions) -> Result<Vec<(String, String)>> {
     let split = |k: &String| {
-        let (op, variant) = k
-            .split_once('=')
-            .ok_or_else(|| Error::argument("--kernel wants OP=NAME").found(k).try_("linear=linear_f32_avx2"))?;
+        let (op, variant) = k.split_once('=').ok_or_else(|| {
+            Error::argument("--kernel wants OP=NAME").found(k).try_("linear=linear_f32_avx2")
+        })?;
         Ok((op.to_string(), variant.to_string()))
     };
     options.kernels.iter().map(split).collect()
@@ -156,7 +177,8 @@ fn open_cpu(options: &RunOptions, tell: Tell) -> Result<Opened> {
         other => return Err(compute_error(other, "auto, f32 or bf16")),
     };
     let kernels = kernels(options)?;
-    let backend = CpuBackend::new(CpuOptions { threads: options.threads, compute, kernels, isa: None })?;
+    let backend =
+        CpuBackend::new(CpuOptions { threads: options.threads, compute, kernels, isa: None })?;
     if options.vram_bytes.is_some() {
         tell(Event::Note("--vram has no effect on the CPU; --ram bounds its memory".into()))?;
     }
@@ -171,14 +193,21 @@ fn open_cpu(options: &RunOptions, tell: Tell) -> Result<Opened> {
             }
         }
     };
-    Ok(Opened { backend: Box::new(backend), budget, host: HostLimit { bytes: u64::MAX, asked: false } })
+    Ok(Opened {
+        backend: Box::new(backend),
+        budget,
+        host: HostLimit { bytes: u64::MAX, asked: false },
+    })
 }
 
 fn open_cuda(options: &RunOptions, ordinal: usize) -> Result<Opened> {
     let fp8 = match options.compute.as_str() {
         "" | "auto" | "bf16" => false,
         "fp8" => true,
-        "f32" => return Err(compute_error("f32", "auto, bf16 or fp8 on a GPU").try_("--device cpu --compute f32")),
+        "f32" => {
+            return Err(compute_error("f32", "auto, bf16 or fp8 on a GPU")
+                .try_("--device cpu --compute f32"));
+        }
         other => return Err(compute_error(other, "auto, bf16 or fp8")),
     };
     // How much may be pinned is known once a request is planned.
@@ -221,9 +250,10 @@ fn device_budget(asked: Option<u64>, caps: &Caps) -> Budget {
     let most = reach.saturating_sub(64 << 20);
     match asked {
         Some(bytes) if bytes <= most => Budget { bytes, source: "--vram".into() },
-        Some(bytes) => {
-            Budget { bytes: most, source: format!("what is free of the {} that --vram allows", gigabytes(bytes)) }
-        }
+        Some(bytes) => Budget {
+            bytes: most,
+            source: format!("what is free of the {} that --vram allows", gigabytes(bytes)),
+        },
         None => {
             // Other programs and the display want a little more now and then; where the driver has to make room, everything is slow.
             let margin = (caps.memory_bytes / 50).max(256 << 20);
@@ -286,6 +316,9 @@ mod tests {
         let lowered = device_budget(Some(12 << 30), &caps);
         assert_eq!(lowered.bytes, (10 << 30) + (236 << 20));
         assert!(lowered.source.contains("--vram"), "{}", lowered.source);
-        assert!(device_budget(None, &caps).bytes < (10 << 30) + (100 << 20), "others get something");
+        assert!(
+            device_budget(None, &caps).bytes < (10 << 30) + (100 << 20),
+            "others get something"
+        );
     }
 }

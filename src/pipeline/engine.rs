@@ -4,22 +4,23 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::device::{self, Budget, HostLimit, Opened, PROCESS_BYTES, resident_bytes};
-use super::lookup;
 use super::loras::{LoraSet, Loras, split_tags};
 use super::model::Model;
 use super::phases::{Phases, Refused};
 use super::report::PlanReport;
-use super::request::{ModelFiles, Request, RunOptions, Settings};
+use super::request::{Request, RunOptions, Settings};
 use super::schedule::Schedule;
 use super::tokenizers::Tokenizers;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, Caps};
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::library;
+use crate::library::ModelFiles;
+use crate::library::lookup;
+use crate::library::places::Places;
 use crate::plan::gigabytes;
 use crate::stream::Holdings;
-use crate::weights;
-use crate::weights::places::Places;
 
 /// The model inside the binary: an all-in-one checkpoint in ComfyUI's names, FP8 linear weights.
 static EMBEDDED: &[u8] = include_bytes!("../../assets/tiny/flux-tiny.safetensors");
@@ -71,7 +72,7 @@ impl Pipeline {
                 tell(Event::Note(
                     "drawing with the small embedded model (animals, plants and food, 128x128); for FLUX.1 itself give --model, see README.md".into(),
                 ))?;
-                weights::open_bytes(EMBEDDED, "flux-tiny")?
+                library::open_bytes(EMBEDDED, "flux-tiny")?
             }
         };
         let (clip, t5) = (checkpoint.clip_tokenizer.clone(), checkpoint.t5_tokenizer.clone());
@@ -97,11 +98,16 @@ impl Pipeline {
     }
 
     /// Opens the device anew after it was lost, or the CPU instead, under the bounds that hold now.
-    pub(super) fn open_again(&mut self, on_cpu: bool, on: &mut dyn FnMut(Event) -> ControlFlow<()>) -> Result<()> {
+    pub(super) fn open_again(
+        &mut self,
+        on_cpu: bool,
+        on: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<()> {
         let old = self.backend.caps().clone();
         // It goes before the new one comes: both would not fit, and what is free is measured then.
         self.holdings = Holdings::default();
-        self.backend = Box::new(CpuBackend::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?);
+        self.backend =
+            Box::new(CpuBackend::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?);
         let device = if on_cpu { "cpu".into() } else { old.name.clone() };
         let mut options = RunOptions { device, ..self.options.clone() };
         if on_cpu {
@@ -111,7 +117,9 @@ impl Pipeline {
         }
         let mut tell = |event| match on(event) {
             ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(Error::cancelled("stopped while the device was opened anew")),
+            ControlFlow::Break(()) => {
+                Err(Error::cancelled("stopped while the device was opened anew"))
+            }
         };
         let Opened { backend, budget, host } = device::open(&options, &mut tell)?;
         if !on_cpu && backend.caps().description != old.description {
@@ -157,7 +165,8 @@ impl Pipeline {
     /// Bounds the device's memory (the host's, on the CPU) to `bytes` from the next request on, as `RunOptions` does from the start.
     pub fn limit_memory(&mut self, bytes: u64) -> Result<()> {
         let caps = self.backend.caps();
-        let reach = if caps.in_place_weights { u64::MAX } else { caps.free_bytes + caps.overhead_bytes };
+        let reach =
+            if caps.in_place_weights { u64::MAX } else { caps.free_bytes + caps.overhead_bytes };
         self.budget = Budget { bytes: bytes.min(reach), source: "the limit set".into() };
         // What is set aside may be more than that.
         self.holdings.clear(self.backend.as_mut())
@@ -168,7 +177,8 @@ impl Pipeline {
         request.check()?;
         let d = &self.model.defaults;
         let token = self.model.token_pixels();
-        let (width, height) = (request.width.unwrap_or(d.width), request.height.unwrap_or(d.height));
+        let (width, height) =
+            (request.width.unwrap_or(d.width), request.height.unwrap_or(d.height));
         for (flag, pixels) in [("width", width), ("height", height)] {
             if pixels == 0 || pixels % token != 0 {
                 let nearest = ((pixels + token / 2) / token).max(1) * token;
@@ -190,8 +200,10 @@ impl Pipeline {
         filled.check()?;
         let init = request.init.as_ref();
         if init.is_some() && !self.model.vae.config.encoder {
-            return Err(Error::model("image-to-image needs the autoencoder's encoder, which this file lacks")
-                .try_("--vae ae.safetensors"));
+            return Err(Error::model(
+                "image-to-image needs the autoencoder's encoder, which this file lacks",
+            )
+            .try_("--vae ae.safetensors"));
         }
         Ok(Settings {
             prompt: request.prompt.clone(),
@@ -241,11 +253,13 @@ impl Pipeline {
         let limit = self.host.bytes;
         if self.host.asked && host > limit {
             let enough = host.div_ceil(1_000_000) + 8;
-            return Err(Error::memory("the program itself does not fit in the bound on host memory")
-                .at("--ram")
-                .found(gigabytes(limit))
-                .expected(format!("at least {enough} MB"))
-                .try_(format!("--ram {enough}M")));
+            return Err(Error::memory(
+                "the program itself does not fit in the bound on host memory",
+            )
+            .at("--ram")
+            .found(gigabytes(limit))
+            .expected(format!("at least {enough} MB"))
+            .try_(format!("--ram {enough}M")));
         }
         // On a device with memory of its own the host's share is no part of the budget, but its context is.
         let (shared, flag, what) = match caps.in_place_weights {
@@ -254,26 +268,37 @@ impl Pipeline {
         };
         let mut budget = self.budget.bytes.saturating_sub(shared);
         budget -= budget % caps.granularity as u64;
-        let reach = if caps.in_place_weights { u64::MAX } else { caps.free_bytes + caps.overhead_bytes };
-        Phases::new(&self.model, loras, settings, schedule.steps() - first, self.backend.as_ref(), budget).map_err(
-            |refused| {
-                match refused {
-                    Refused::Failed(e) => e,
-                    Refused::TooSmall(least) => {
-                        // Rounded up, with room for what the process may hold more when it is started again.
-                        let least = least.next_multiple_of(caps.granularity as u64);
-                        let enough = (shared + least).div_ceil(1_000_000) + 8;
-                        Error::memory("the request does not fit in the memory budget")
-                            .found(format!("{} ({})", gigabytes(self.budget.bytes), self.budget.source))
-                            .expected(format!("at least {enough} MB, {} of them for {what}", gigabytes(shared)))
-                            .try_(match enough * 1_000_000 > reach {
-                                true => "a smaller picture, or end other programs that use the GPU".to_string(),
-                                false => format!("{flag} {enough}M, or a smaller picture"),
-                            })
-                    }
-                }
-            },
+        let reach =
+            if caps.in_place_weights { u64::MAX } else { caps.free_bytes + caps.overhead_bytes };
+        Phases::new(
+            &self.model,
+            loras,
+            settings,
+            schedule.steps() - first,
+            self.backend.as_ref(),
+            budget,
         )
+        .map_err(|refused| {
+            match refused {
+                Refused::Failed(e) => e,
+                Refused::TooSmall(least) => {
+                    // Rounded up, with room for what the process may hold more when it is started again.
+                    let least = least.next_multiple_of(caps.granularity as u64);
+                    let enough = (shared + least).div_ceil(1_000_000) + 8;
+                    Error::memory("the request does not fit in the memory budget")
+                        .found(format!("{} ({})", gigabytes(self.budget.bytes), self.budget.source))
+                        .expected(format!(
+                            "at least {enough} MB, {} of them for {what}",
+                            gigabytes(shared)
+                        ))
+                        .try_(match enough * 1_000_000 > reach {
+                            true => "a smaller picture, or end other programs that use the GPU"
+                                .to_string(),
+                            false => format!("{flag} {enough}M, or a smaller picture"),
+                        })
+                }
+            }
+        })
     }
 
     /// Host memory that may be pinned for weights that pass in every step, where the device has memory of its own.
@@ -331,7 +356,10 @@ impl Pipeline {
 /// What results depend on beside the request and the weights.
 fn arithmetic(caps: &Caps, options: &RunOptions) -> String {
     let version = env!("CARGO_PKG_VERSION");
-    format!("{version} {} {} {} {:?}", caps.name, caps.description, options.compute, options.kernels)
+    format!(
+        "{version} {} {} {} {:?}",
+        caps.name, caps.description, options.compute, options.kernels
+    )
 }
 
 /// A pipeline may be made in one thread and used in another: servers do.
@@ -362,10 +390,13 @@ mod tests {
         }
         let mut ignore = |_| ControlFlow::Continue(());
         let open = |device: &str| {
-            let options = RunOptions { device: device.into(), no_cache: true, ..RunOptions::default() };
-            Pipeline::open(&ModelFiles::default(), &options, &mut |_| ControlFlow::Continue(())).unwrap()
+            let options =
+                RunOptions { device: device.into(), no_cache: true, ..RunOptions::default() };
+            Pipeline::open(&ModelFiles::default(), &options, &mut |_| ControlFlow::Continue(()))
+                .unwrap()
         };
-        let request = Request { prompt: "a fox".into(), seed: Some(1), steps: Some(1), ..Request::default() };
+        let request =
+            Request { prompt: "a fox".into(), seed: Some(1), steps: Some(1), ..Request::default() };
         let want = open("cpu").generate(&request, &mut ignore).unwrap().pictures;
         let mut pipeline = open("wgpu");
         pipeline.options.device = "auto".into();
@@ -388,16 +419,21 @@ mod tests {
         bytes[8 + header + at..][..2].copy_from_slice(&half::f16::INFINITY.to_le_bytes());
         let file = tempfile::Builder::new().suffix(".safetensors").tempfile().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
-        let files = ModelFiles { model: Some(file.path().display().to_string()), ..ModelFiles::default() };
+        let files =
+            ModelFiles { model: Some(file.path().display().to_string()), ..ModelFiles::default() };
         let options = RunOptions { device: "cpu".into(), no_cache: true, ..RunOptions::default() };
-        let mut pipeline = Pipeline::open(&files, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+        let mut pipeline =
+            Pipeline::open(&files, &options, &mut |_| ControlFlow::Continue(())).unwrap();
         pipeline.options.compute = "f16".into();
-        let request = Request { prompt: "a fox".into(), seed: Some(1), steps: Some(1), ..Request::default() };
+        let request =
+            Request { prompt: "a fox".into(), seed: Some(1), steps: Some(1), ..Request::default() };
         for tries in [2, 1] {
             let (mut warnings, mut phases) = (vec![], 0);
             let e = pipeline.generate(&request, &mut |event| {
                 match event {
-                    Event::Warning(w) if w.contains("drawing again, with products in F32") => warnings.push(w),
+                    Event::Warning(w) if w.contains("drawing again, with products in F32") => {
+                        warnings.push(w)
+                    }
                     Event::PhaseStart { phase: Phase::Denoise, .. } => phases += 1,
                     _ => {}
                 }

@@ -7,15 +7,15 @@ use super::engine::Pipeline;
 use super::loras::{LoraSet, split_tags};
 use super::model::Model;
 use super::noise::TorchGenerator;
+use super::phases::tiles::{Canvas, crop_tokens, pack, unpack};
 use super::phases::{Phases, Ready, Tiling};
 use super::request::{Generated, Picture, Request, Settings};
 use super::text_cache::{Text, TextCache};
-use super::tiles::{Canvas, crop_tokens, pack, unpack};
 use super::tokenizers::Ids;
 use crate::backend::Backend;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Phase};
-use crate::model::{flux, t5};
+use crate::model::{flux1, t5};
 use crate::stream::{Holdings, Session, Tenancy};
 
 type Listener<'a> = &'a mut dyn FnMut(Event) -> ControlFlow<()>;
@@ -42,13 +42,20 @@ impl Pipeline {
                 }
                 Kind::Device if gone && lost == 0 => {
                     lost += 1;
-                    tell(on, Event::Warning(format!("{e}; opening it anew, and drawing from the start")))?;
+                    tell(
+                        on,
+                        Event::Warning(format!("{e}; opening it anew, and drawing from the start")),
+                    )?;
                     match self.open_again(false, on) {
-                        Err(e) if e.kind() == Kind::Device && self.may_change_device() => self.take_cpu(&e, on)?,
+                        Err(e) if e.kind() == Kind::Device && self.may_change_device() => {
+                            self.take_cpu(&e, on)?
+                        }
                         opened => opened?,
                     }
                 }
-                Kind::Device if self.may_change_device() && !self.backend.caps().in_place_weights => {
+                Kind::Device
+                    if self.may_change_device() && !self.backend.caps().in_place_weights =>
+                {
                     self.take_cpu(&e, on)?;
                 }
                 // Out of memory while it ran: the next request finds a device that works.
@@ -78,7 +85,8 @@ impl Pipeline {
         let text = self.encode_text(&settings, &phases, &loras, on)?;
         let start = match &request.init {
             Some(init) => {
-                let picture = super::images::fit(init.picture.clone(), settings.width, settings.height);
+                let picture =
+                    super::images::fit(init.picture.clone(), settings.width, settings.height);
                 Some(self.encode_image(&picture, &phases, on)?)
             }
             None => None,
@@ -119,7 +127,12 @@ impl Pipeline {
             )?;
         }
         if request.negative.is_some() && settings.cfg_scale == 1.0 {
-            tell(on, Event::Warning("the negative prompt has no effect without --cfg-scale above 1".into()))?;
+            tell(
+                on,
+                Event::Warning(
+                    "the negative prompt has no effect without --cfg-scale above 1".into(),
+                ),
+            )?;
         }
         let tilings = phases.encode.iter().map(|e| &e.1).chain([&phases.decode.1]);
         if let Some(tiling) = tilings.into_iter().find(|t| t.reduced && t.count() > 1) {
@@ -142,16 +155,24 @@ impl Pipeline {
         planes
             .chunks_exact(c * h * w)
             .flat_map(|planar| {
-                let pixels: Vec<f32> = (0..h * w).flat_map(|p| (0..c).map(move |ch| planar[ch * h * w + p])).collect();
+                let pixels: Vec<f32> =
+                    (0..h * w).flat_map(|p| (0..c).map(move |ch| planar[ch * h * w + p])).collect();
                 pack(&pixels, h, w, c)
             })
             .collect()
     }
 
-    fn encode_text(&mut self, s: &Settings, phases: &Phases, loras: &LoraSet, on: Listener) -> Result<Text> {
+    fn encode_text(
+        &mut self,
+        s: &Settings,
+        phases: &Phases,
+        loras: &LoraSet,
+        on: Listener,
+    ) -> Result<Text> {
         let negative = s.negative.clone().unwrap_or_default();
         let (prompt, _) = split_tags(&s.prompt)?;
-        let prompts: Vec<&str> = if phases.shape.cfg { vec![&prompt, &negative] } else { vec![&prompt] };
+        let prompts: Vec<&str> =
+            if phases.shape.cfg { vec![&prompt, &negative] } else { vec![&prompt] };
         let steps = phases.clip.program.steps.len() + phases.t5.program.steps.len();
         let mut progress = Progress::start(
             Phase::TextEncode,
@@ -160,15 +181,20 @@ impl Pipeline {
             on,
         )?;
         let length = self.model.t5_length;
-        let clip_ids = prompts.iter().map(|p| self.tokenizers.clip_ids(p)).collect::<Result<Vec<_>>>()?;
-        let t5_ids = prompts.iter().map(|p| self.tokenizers.t5_ids(p, length)).collect::<Result<Vec<_>>>()?;
+        let clip_ids =
+            prompts.iter().map(|p| self.tokenizers.clip_ids(p)).collect::<Result<Vec<_>>>()?;
+        let t5_ids = prompts
+            .iter()
+            .map(|p| self.tokenizers.t5_ids(p, length))
+            .collect::<Result<Vec<_>>>()?;
         if let Some(cut) = t5_ids.iter().map(|ids| ids.cut.as_str()).find(|cut| !cut.is_empty()) {
             progress.note(Event::Warning(format!(
                 "the prompt is longer than this model's {length} tokens; what T5 does not see begins with: {}",
                 head(cut)
             )))?;
         }
-        let vocab = |ids: &[Ids], size: usize, what: &str| match ids
+        let vocab = |ids: &[Ids], size: usize, what: &str| {
+            match ids
             .iter()
             .flat_map(|i| &i.ids)
             .find(|&&id| id as usize >= size)
@@ -180,17 +206,21 @@ impl Pipeline {
                     "the tokenizer and the text encoder of one model; a folder's tokenizer wins over the built-in one",
                 )),
             None => Ok(()),
+        }
         };
         vocab(&clip_ids, self.model.clip.config.vocab, "CLIP")?;
         vocab(&t5_ids, self.model.t5.config.vocab, "T5")?;
         let cache = self.text_cache(phases);
         let key = self.text_key(&clip_ids, &t5_ids, loras);
         if let Some(text) = cache.as_ref().and_then(|c| c.load(&key)) {
-            progress.note(Event::Note("this prompt's embeddings were found in the cache".into()))?;
+            progress
+                .note(Event::Note("this prompt's embeddings were found in the cache".into()))?;
             progress.end()?;
             return Ok(text);
         }
-        let flat = |ids: &[Ids]| ids.iter().flat_map(|i| i.ids.iter().map(|&id| id as i32)).collect::<Vec<i32>>();
+        let flat = |ids: &[Ids]| {
+            ids.iter().flat_map(|i| i.ids.iter().map(|&id| id as i32)).collect::<Vec<i32>>()
+        };
 
         let clip = &phases.clip;
         let mut session = open(&mut *self.backend, &mut self.holdings, phases, clip)?;
@@ -212,7 +242,10 @@ impl Pipeline {
         let ready = &phases.t5;
         let mut session = open(&mut *self.backend, &mut self.holdings, phases, ready)?;
         session.write_i32(ready.program.input("ids"), &flat(&t5_ids))?;
-        session.write_i32(ready.program.input("buckets"), &t5::relative_buckets(&self.model.t5.config, length))?;
+        session.write_i32(
+            ready.program.input("buckets"),
+            &t5::relative_buckets(&self.model.t5.config, length),
+        )?;
         session.run(false, &mut |_, _| progress.step())?;
         let context = session.read_f32(ready.program.output("text"))?;
         finite(&context, &mut session, ready)?;
@@ -228,7 +261,8 @@ impl Pipeline {
     /// Where embeddings are kept, for models whose text encoders are worth it.
     fn text_cache(&self, phases: &Phases) -> Option<TextCache> {
         const WORTH_BYTES: u64 = 256 << 20;
-        (self.text_cache && phases.t5.plan.weight_bytes >= WORTH_BYTES).then(|| TextCache::new(&super::cache_folder()))
+        (self.text_cache && phases.t5.plan.weight_bytes >= WORTH_BYTES)
+            .then(|| TextCache::new(&super::cache_folder()))
     }
 
     /// Everything that the embeddings depend on.
@@ -257,17 +291,24 @@ impl Pipeline {
     ) -> Result<Vec<f32>> {
         let ready = &phases.modulate;
         let prompts = phases.shape.prompts();
-        let mut progress = Progress::start(Phase::Modulate, ready.program.steps.len(), ready.plan.peak_bytes(), on)?;
+        let mut progress = Progress::start(
+            Phase::Modulate,
+            ready.program.steps.len(),
+            ready.plan.peak_bytes(),
+            on,
+        )?;
         let mut session = open(&mut *self.backend, &mut self.holdings, phases, ready)?;
         // diffusers hands sigma * 1000 on and divides again; both roundings are kept so that the embedding's angle is the same float.
-        let timesteps =
-            sigmas[..sigmas.len() - 1].iter().flat_map(|&t| std::iter::repeat_n(t * 1000.0 / 1000.0, prompts));
+        let timesteps = sigmas[..sigmas.len() - 1]
+            .iter()
+            .flat_map(|&t| std::iter::repeat_n(t * 1000.0 / 1000.0, prompts));
         session.write_f32(ready.program.input("timestep"), &timesteps.collect::<Vec<_>>())?;
         let rows = (sigmas.len() - 1) * prompts;
         if let Some(guidance) = s.guidance {
             session.write_f32(ready.program.input("guidance"), &vec![guidance; rows])?;
         }
-        let pooled: Vec<f32> = text.pooled.iter().copied().cycle().take(rows * text.pooled.len() / prompts).collect();
+        let pooled: Vec<f32> =
+            text.pooled.iter().copied().cycle().take(rows * text.pooled.len() / prompts).collect();
         session.write_f32(ready.program.input("pooled"), &pooled)?;
         session.run(false, &mut |_, _| progress.step())?;
         let modulation = session.read_f32(ready.program.output("modulation"))?;
@@ -301,7 +342,7 @@ impl Pipeline {
             .flat_map(|c| c.iter().copied().cycle().take(c.len() * shape.images))
             .collect();
         session.write_f32(io("text"), &context)?;
-        session.write_f32(io("rope"), &flux::rope(&self.model.flux.config, shape))?;
+        session.write_f32(io("rope"), &flux1::rope(&self.model.flux.config, shape))?;
         session.write_f32(io("latents"), &latents)?;
         let rows = modulation.len() / steps;
         for i in 0..steps {
@@ -322,7 +363,13 @@ impl Pipeline {
         Ok(latents)
     }
 
-    fn decode(&mut self, s: &Settings, phases: &Phases, latents: &[f32], on: Listener) -> Result<Vec<Picture>> {
+    fn decode(
+        &mut self,
+        s: &Settings,
+        phases: &Phases,
+        latents: &[f32],
+        on: Listener,
+    ) -> Result<Vec<Picture>> {
         let (ready, tiling) = &phases.decode;
         let vae = &self.model.vae.config;
         let (factor, token) = (vae.factor(), 4 * vae.latent);
@@ -342,7 +389,12 @@ impl Pipeline {
                 session.run(done < tiles, &mut |_, _| progress.poll())?;
                 let pixels = session.read_f32(ready.program.output("pixels"))?;
                 finite(&pixels, &mut session, ready)?;
-                canvas.add(&pixels, (top * factor, left * factor), (th * factor, tw * factor), tiling.overlap * factor);
+                canvas.add(
+                    &pixels,
+                    (top * factor, left * factor),
+                    (th * factor, tw * factor),
+                    tiling.overlap * factor,
+                );
                 progress.advance()?;
             }
             let byte = |v: f32| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
@@ -358,13 +410,21 @@ impl Pipeline {
     }
 
     /// The picture's latents, shifted and scaled, as packed tokens.
-    fn encode_image(&mut self, picture: &Picture, phases: &Phases, on: Listener) -> Result<Vec<f32>> {
-        let Some((ready, tiling)) = &phases.encode else { unreachable!("planned with the request's picture") };
+    fn encode_image(
+        &mut self,
+        picture: &Picture,
+        phases: &Phases,
+        on: Listener,
+    ) -> Result<Vec<f32>> {
+        let Some((ready, tiling)) = &phases.encode else {
+            unreachable!("planned with the request's picture")
+        };
         let vae = &self.model.vae.config;
         let (factor, channels) = (vae.factor(), vae.latent);
         let (h, w) = (picture.height / factor, picture.width / factor);
         let (th, tw) = tiling.size();
-        let mut progress = Progress::start(Phase::ImageEncode, tiling.count(), ready.plan.peak_bytes(), on)?;
+        let mut progress =
+            Progress::start(Phase::ImageEncode, tiling.count(), ready.plan.peak_bytes(), on)?;
         let mut session = open(&mut *self.backend, &mut self.holdings, phases, ready)?;
         let mut canvas = Canvas::new(h, w, channels);
         for (i, (top, left)) in tiling.corners().enumerate() {
@@ -380,18 +440,26 @@ impl Pipeline {
         }
         session.finish()?;
         progress.end()?;
-        let latents: Vec<f32> = canvas.finish().into_iter().map(|v| (v - vae.shift) * vae.scaling).collect();
+        let latents: Vec<f32> =
+            canvas.finish().into_iter().map(|v| (v - vae.shift) * vae.scaling).collect();
         Ok(pack(&latents, h, w, channels))
     }
 }
 
 /// The pixels of a tile, -1..1.
-fn crop_pixels(picture: &Picture, tiling: &Tiling, (top, left): (usize, usize), factor: usize) -> Vec<f32> {
+fn crop_pixels(
+    picture: &Picture,
+    tiling: &Tiling,
+    (top, left): (usize, usize),
+    factor: usize,
+) -> Vec<f32> {
     let (h, w) = tiling.size();
     (top..top + h * factor)
         .flat_map(|y| {
             let from = (y * picture.width + left) * 3;
-            picture.rgb[from..from + w * factor * 3].iter().map(|&b| f32::from(b) / 255.0 * 2.0 - 1.0)
+            picture.rgb[from..from + w * factor * 3]
+                .iter()
+                .map(|&b| f32::from(b) / 255.0 * 2.0 - 1.0)
         })
         .collect()
 }
@@ -402,9 +470,17 @@ fn open<'a>(
     phases: &Phases,
     ready: &'a Ready,
 ) -> Result<Session<'a>> {
-    holdings.reserve(backend, if phases.keep { phases.shared } else { ready.plan.layout() }, phases.keep)?;
-    let tenancy =
-        Tenancy { phase: ready.index, loras: phases.loras, resident_base: ready.resident_base, keep: phases.keep };
+    holdings.reserve(
+        backend,
+        if phases.keep { phases.shared } else { ready.plan.layout() },
+        phases.keep,
+    )?;
+    let tenancy = Tenancy {
+        phase: ready.index,
+        loras: phases.loras,
+        resident_base: ready.resident_base,
+        keep: phases.keep,
+    };
     Ok(Session::new(backend, holdings, &ready.program, &ready.plan, ready.weights.clone(), tenancy))
 }
 
@@ -413,9 +489,10 @@ fn finite(values: &[f32], session: &mut Session, ready: &Ready) -> Result<()> {
     if values.iter().all(|v| v.is_finite()) {
         return Ok(());
     }
-    let place = session
-        .first_not_finite()?
-        .map_or_else(|| ready.program.name.clone(), |label| format!("{}: {label}", ready.program.name));
+    let place = session.first_not_finite()?.map_or_else(
+        || ready.program.name.clone(),
+        |label| format!("{}: {label}", ready.program.name),
+    );
     let e = Error::not_finite("the numbers are not finite, no image is written").at(place);
     if ready.program.weights.iter().any(|w| w.lora.is_some()) {
         return Err(e.try_("a smaller weight of the LoRAs, or none: they change these layers"));
@@ -449,7 +526,15 @@ struct Progress<'a> {
 impl<'a> Progress<'a> {
     fn start(phase: Phase, steps: usize, peak_bytes: u64, on: Listener<'a>) -> Result<Self> {
         tell(on, Event::PhaseStart { phase, steps })?;
-        Ok(Progress { phase, steps, done: 0, peak_bytes, started: Instant::now(), last: Instant::now(), on })
+        Ok(Progress {
+            phase,
+            steps,
+            done: 0,
+            peak_bytes,
+            started: Instant::now(),
+            last: Instant::now(),
+            on,
+        })
     }
 
     fn note(&mut self, event: Event) -> Result<()> {

@@ -17,10 +17,10 @@ use super::request::{LoraChoice, MAX_LORA_WEIGHT};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::library::places::{Places, Role};
 use crate::op::{Lora, Program, Use, WeightSpec};
 use crate::tensor::HostWeight;
 use crate::weights::lora::{self, Adapter, Combined};
-use crate::weights::places::{Places, Role};
 use crate::weights::{Component, ComponentWeights};
 
 /// Files that were read and are kept open.
@@ -112,9 +112,13 @@ impl Loras {
         let mut files = Vec::new();
         for choice in choices {
             let path = self.path(choice).map_err(|e| e.at(choice.place()))?;
-            let metadata =
-                path.metadata().map_err(|e| Error::missing(format!("cannot be read: {e}")).at_path(&path))?;
-            files.push((File { path, bytes: metadata.len(), modified: metadata.modified().ok() }, choice.weight));
+            let metadata = path
+                .metadata()
+                .map_err(|e| Error::missing(format!("cannot be read: {e}")).at_path(&path))?;
+            files.push((
+                File { path, bytes: metadata.len(), modified: metadata.modified().ok() },
+                choice.weight,
+            ));
         }
         if let Some(set) = state.set.as_ref().filter(|s| s.files == files) {
             return Ok(set.clone());
@@ -143,8 +147,13 @@ impl Loras {
             state.files.remove(0);
         }
         state.sets += 1;
-        let set =
-            LoraSet { adapters, told: AtomicBool::default(), files, number: state.sets, combined: Mutex::default() };
+        let set = LoraSet {
+            adapters,
+            told: AtomicBool::default(),
+            files,
+            number: state.sets,
+            combined: Mutex::default(),
+        };
         let set = Arc::new(set);
         state.set = Some(set.clone());
         Ok(set)
@@ -173,7 +182,8 @@ fn told(path: &Path, weight: f32, adapter: &Adapter) -> (String, Option<String>)
         s.matched + s.unmatched
     );
     let unmatched = (s.unmatched > 0).then(|| {
-        let first: Vec<String> = s.first_unmatched.iter().map(|u| format!("{} ({})", u.key, u.why)).collect();
+        let first: Vec<String> =
+            s.first_unmatched.iter().map(|u| format!("{} ({})", u.key, u.why)).collect();
         let keys = if s.unmatched == 1 { "key" } else { "keys" };
         format!("{} {keys} of {} are not used: {}", s.unmatched, path.display(), first.join("; "))
     });
@@ -181,9 +191,14 @@ fn told(path: &Path, weight: f32, adapter: &Adapter) -> (String, Option<String>)
 }
 
 /// The LoRA at `path`, checked whole against a model's components.
-pub fn open<'a>(path: &Path, of: &dyn Fn(Component) -> Option<&'a ComponentWeights>) -> Result<Adapter> {
+pub fn open<'a>(
+    path: &Path,
+    of: &dyn Fn(Component) -> Option<&'a ComponentWeights>,
+) -> Result<Adapter> {
     // Only matrices of `Linear` can have a side.
-    let table = |n: &str| n.contains("embedding") || n.starts_with("shared.") || n.contains("relative_attention_bias");
+    let table = |n: &str| {
+        n.contains("embedding") || n.starts_with("shared.") || n.contains("relative_attention_bias")
+    };
     lora::open(path, &|component, name| {
         let weights = of(component).filter(|_| component != Component::Vae && !table(name))?;
         weights.full_shape(name).filter(|s| s.len() == 2)?;
@@ -194,7 +209,13 @@ pub fn open<'a>(path: &Path, of: &dyn Fn(Component) -> Option<&'a ComponentWeigh
 impl LoraSet {
     /// These LoRAs, each with its weight, for programs that are run without a pipeline.
     pub fn of(adapters: Vec<(Arc<Adapter>, f32)>) -> LoraSet {
-        LoraSet { adapters, told: AtomicBool::default(), files: vec![], number: 1, combined: Mutex::default() }
+        LoraSet {
+            adapters,
+            told: AtomicBool::default(),
+            files: vec![],
+            number: 1,
+            combined: Mutex::default(),
+        }
     }
 
     /// What the user should know of them, once.
@@ -214,13 +235,19 @@ impl LoraSet {
 
     /// The same as lines, for a plan.
     pub fn lines(&self) -> Vec<String> {
-        let told = self.adapters.iter().zip(&self.files).map(|((a, weight), (f, _))| told(&f.path, *weight, a));
+        let told = self
+            .adapters
+            .iter()
+            .zip(&self.files)
+            .map(|((a, weight), (f, _))| told(&f.path, *weight, a));
         told.flat_map(|(line, unmatched)| [Some(line), unmatched]).flatten().collect()
     }
 
     /// Whether `component` is changed by any of them.
     pub fn touches(&self, component: Component) -> bool {
-        self.adapters.iter().any(|(a, s)| *s != 0.0 && a.pairs().iter().any(|p| p.component == component))
+        self.adapters
+            .iter()
+            .any(|(a, s)| *s != 0.0 && a.pairs().iter().any(|p| p.component == component))
     }
 
     /// What text embeddings depend on: the files with their weights, as far as they change a text encoder.
@@ -228,7 +255,10 @@ impl LoraSet {
         if !self.touches(Component::Clip) && !self.touches(Component::T5) {
             return String::new();
         }
-        let files = self.files.iter().map(|(f, s)| format!("{} {} {:?} {s}", f.path.display(), f.bytes, f.modified));
+        let files = self
+            .files
+            .iter()
+            .map(|(f, s)| format!("{} {} {:?} {s}", f.path.display(), f.bytes, f.modified));
         files.collect::<Vec<_>>().join("; ")
     }
 
@@ -245,12 +275,19 @@ impl LoraSet {
     }
 
     /// `program` with a side at every weight that these LoRAs are beside.
-    pub fn beside(&self, component: Component, weights: &ComponentWeights, program: Program) -> Result<Program> {
+    pub fn beside(
+        &self,
+        component: Component,
+        weights: &ComponentWeights,
+        program: Program,
+    ) -> Result<Program> {
         if !self.touches(component) {
             return Ok(program);
         }
         let uses = program.uses();
-        let beside = |spec: &WeightSpec| self.adapters.iter().any(|(a, _)| !a.of(component, &spec.name).is_empty());
+        let beside = |spec: &WeightSpec| {
+            self.adapters.iter().any(|(a, _)| !a.of(component, &spec.name).is_empty())
+        };
         let mut combined = self.combined.lock().unwrap_or_else(PoisonError::into_inner);
         let new: Vec<&WeightSpec> = program
             .weights
@@ -260,28 +297,46 @@ impl LoraSet {
             .map(|(spec, _)| spec)
             .filter(|spec| !combined.contains_key(&key(component, spec)))
             .collect();
-        let loras: Vec<(&Adapter, f32)> = self.adapters.iter().map(|(a, s)| (a.as_ref(), *s)).collect();
+        let loras: Vec<(&Adapter, f32)> =
+            self.adapters.iter().map(|(a, s)| (a.as_ref(), *s)).collect();
         let made = new.into_par_iter().map(|spec| {
             // As wide as the weight itself: f32 beside f32, else bf16.
             let stored = weights.get(&spec.name, spec.first, spec.rows, spec.cols)?.stored();
             let dtype = if stored.has(DType::F32) { DType::F32 } else { DType::BF16 };
-            let pair = lora::combine(&loras, component, &spec.name, spec.first..spec.first + spec.rows, dtype)?;
+            let pair = lora::combine(
+                &loras,
+                component,
+                &spec.name,
+                spec.first..spec.first + spec.rows,
+                dtype,
+            )?;
             Ok((key(component, spec), pair.map(Arc::new)))
         });
         combined.extend(made.collect::<Result<Vec<_>>>()?);
         let rank = |spec: &WeightSpec| {
             let pair = combined.get(&key(component, spec))?.as_ref()?;
-            assert_eq!((pair.b.rows, pair.a.cols), (spec.rows, spec.cols), "one weight is used in two ways");
+            assert_eq!(
+                (pair.b.rows, pair.a.cols),
+                (spec.rows, spec.cols),
+                "one weight is used in two ways"
+            );
             Some(pair.rank())
         };
         Ok(program.with_sides(&rank))
     }
 
     /// The matrix of a side.
-    pub fn matrix(&self, component: Component, spec: &WeightSpec, which: Lora) -> Result<HostWeight> {
+    pub fn matrix(
+        &self,
+        component: Component,
+        spec: &WeightSpec,
+        which: Lora,
+    ) -> Result<HostWeight> {
         let combined = self.combined.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(Some(pair)) = combined.get(&key(component, spec)) else {
-            return Err(Error::device("a program names a LoRA that was not put together").at(&spec.name));
+            return Err(
+                Error::device("a program names a LoRA that was not put together").at(&spec.name)
+            );
         };
         let part = if which == Lora::Down { pair.a.clone() } else { pair.b.clone() };
         Ok(HostWeight { rows: part.rows, cols: part.cols, parts: vec![part] })
@@ -294,7 +349,8 @@ mod tests {
 
     #[test]
     fn tags_leave_the_prompt_and_say_what_they_say() {
-        let (text, choices) = split_tags("a fox <lora:pixel art:0.8> in snow<lora:b/c.safetensors>, night").unwrap();
+        let (text, choices) =
+            split_tags("a fox <lora:pixel art:0.8> in snow<lora:b/c.safetensors>, night").unwrap();
         assert_eq!(text, "a fox in snow, night");
         let said: Vec<_> = choices.iter().map(|c| (c.name.as_str(), c.weight, c.tag)).collect();
         assert_eq!(said, [("pixel art", 0.8, true), ("b/c.safetensors", 1.0, true)]);
@@ -302,7 +358,14 @@ mod tests {
             assert_eq!(split_tags(plain).unwrap(), (plain.to_string(), vec![]), "{plain}");
         }
         assert_eq!(split_tags("<lora:x:-1>").unwrap().1[0].weight, -1.0);
-        for bad in ["<lora:x:y>", "<lora:x:>", "<lora:x:NaN>", "<lora:x:inf>", "<lora:x:101>", "<lora:x:0.5:0.5>"] {
+        for bad in [
+            "<lora:x:y>",
+            "<lora:x:>",
+            "<lora:x:NaN>",
+            "<lora:x:inf>",
+            "<lora:x:101>",
+            "<lora:x:0.5:0.5>",
+        ] {
             assert!(split_tags(bad).unwrap_err().to_string().contains("weight of a LoRA"), "{bad}");
         }
     }

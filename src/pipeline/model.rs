@@ -5,10 +5,13 @@ use serde_json::Value;
 use super::loras::LoraSet;
 use super::schedule::ScheduleConfig;
 use crate::error::{Error, Result};
-use crate::model::{ClipConfig, FluxConfig, Shapes, T5Config, TensorSpec, VaeConfig, clip, flux, t5, vae};
+use crate::library::Checkpoint;
+use crate::model::{
+    ClipConfig, FluxConfig, Shapes, T5Config, TensorSpec, VaeConfig, clip, flux1, t5, vae,
+};
 use crate::op::Program;
 use crate::tensor::HostWeight;
-use crate::weights::{Checkpoint, Component, ComponentWeights};
+use crate::weights::{Component, ComponentWeights};
 
 /// The four networks of one model.
 pub struct Model {
@@ -32,7 +35,11 @@ pub struct Network<C> {
 
 impl<C> Network<C> {
     /// `program` with the sides that `loras` give it, and the weights that it then names, in its order. Nothing of the model is copied.
-    pub fn with_loras(&self, program: Program, loras: &LoraSet) -> Result<(Program, Vec<HostWeight>)> {
+    pub fn with_loras(
+        &self,
+        program: Program,
+        loras: &LoraSet,
+    ) -> Result<(Program, Vec<HostWeight>)> {
         let component = self.weights.component();
         let program = loras.beside(component, &self.weights, program)?;
         let weights = program.weights.iter().map(|w| match w.lora {
@@ -60,16 +67,32 @@ impl Model {
         for component in [Component::Flux, Component::T5, Component::Clip, Component::Vae] {
             checkpoint.need(component)?; // says where it was looked for and which flag gives it
         }
-        let Checkpoint { name, flux, t5, clip, vae, scheduler, generation, t5_max_length, hash, found, .. } =
-            checkpoint;
+        let Checkpoint {
+            name,
+            flux,
+            t5,
+            clip,
+            vae,
+            scheduler,
+            generation,
+            t5_max_length,
+            hash,
+            found,
+            ..
+        } = checkpoint;
         notes.extend(found);
-        let flux = network(flux, FluxConfig::read, flux::tensors, notes)?;
+        let flux = network(flux, FluxConfig::read, flux1::tensors, notes)?;
         let t5 = network(t5, T5Config::read, t5::tensors, notes)?;
         let clip = network(clip, ClipConfig::read, clip::tensors, notes)?;
         let vae = network(vae, VaeConfig::read, vae::tensors, notes)?;
         fit("T5 width", t5.config.width, "txt_in", flux.config.context)?;
         fit("CLIP width", clip.config.width, "vector_in", flux.config.pooled)?;
-        fit("4 x the autoencoder's latent channels", 4 * vae.config.latent, "img_in", flux.config.in_channels)?;
+        fit(
+            "4 x the autoencoder's latent channels",
+            4 * vae.config.latent,
+            "img_in",
+            flux.config.in_channels,
+        )?;
         fit("transformer's output", flux.config.out_channels, "img_in", flux.config.in_channels)?;
 
         let guidance = flux.config.guidance;
@@ -79,10 +102,13 @@ impl Model {
             None => ScheduleConfig::schnell(),
         };
         let number = |key: &str| generation.as_ref().and_then(|g: &Value| g.get(key));
-        let whole = |key: &str, default: usize| number(key).and_then(Value::as_u64).map_or(default, |v| v as usize);
+        let whole = |key: &str, default: usize| {
+            number(key).and_then(Value::as_u64).map_or(default, |v| v as usize)
+        };
         let defaults = Defaults {
             steps: whole("num_inference_steps", if guidance { 28 } else { 4 }),
-            guidance: guidance.then(|| number("guidance_scale").and_then(Value::as_f64).unwrap_or(3.5) as f32),
+            guidance: guidance
+                .then(|| number("guidance_scale").and_then(Value::as_f64).unwrap_or(3.5) as f32),
             width: whole("width", 1024),
             height: whole("height", 1024),
         };
@@ -113,19 +139,28 @@ fn read_schedule(config: Value, notes: &mut Vec<String>) -> Result<ScheduleConfi
             .found(why)
             .try_("compare it with diffusers' scheduler_config.json")
     };
-    let flags =
-        ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "stochastic_sampling", "invert_sigmas"];
-    if let Some(flag) = flags.iter().find(|f| config.get(**f).and_then(Value::as_bool) == Some(true)) {
+    let flags = [
+        "use_karras_sigmas",
+        "use_exponential_sigmas",
+        "use_beta_sigmas",
+        "stochastic_sampling",
+        "invert_sigmas",
+    ];
+    if let Some(flag) =
+        flags.iter().find(|f| config.get(**f).and_then(Value::as_bool) == Some(true))
+    {
         return Err(unusable(format!("{flag}, which this version does not do")));
     }
-    let linear = config.get("time_shift_type").and_then(Value::as_str).is_some_and(|t| t != "exponential");
+    let linear =
+        config.get("time_shift_type").and_then(Value::as_str).is_some_and(|t| t != "exponential");
     if linear || config.get("shift_terminal").is_some_and(|v| !v.is_null()) {
         notes.push(
             "time_shift_type and shift_terminal of the scheduler config are not supported: FLUX.1's own are used"
                 .into(),
         );
     }
-    let schedule: ScheduleConfig = serde_json::from_value(config).map_err(|e| unusable(e.to_string()))?;
+    let schedule: ScheduleConfig =
+        serde_json::from_value(config).map_err(|e| unusable(e.to_string()))?;
     schedule.check().map_err(unusable)?;
     Ok(schedule)
 }

@@ -224,7 +224,9 @@ fn sin_cos(x: f32) -> (f32, f32) {
     let sin = (s * square).mul_add(x, x);
     // Every other even octant exchanges the two; the signs go round with the quadrant.
     let (sin, cos) = if octant & 2 == 0 { (sin, cos) } else { (cos, sin) };
-    let flip = |value: f32, negative: i32| f32::from_bits((value + 0.0).to_bits() ^ ((negative as u32 & 4) << 29));
+    let flip = |value: f32, negative: i32| {
+        f32::from_bits((value + 0.0).to_bits() ^ ((negative as u32 & 4) << 29))
+    };
     (flip(sin, octant), flip(cos, !(octant - 2)))
 }
 
@@ -243,7 +245,10 @@ mod tests {
     #[test]
     fn moments_are_those_of_the_standard_normal_distribution() {
         let x = randn(1, 1 << 18);
-        let mean = |power: i32| x.iter().map(|&v| f64::from(v).powi(power)).sum::<f64>() / x.len() as f64;
-        assert!(mean(1).abs() < 0.01 && (mean(2) - 1.0).abs() < 0.01 && (mean(4) - 3.0).abs() < 0.05);
+        let mean =
+            |power: i32| x.iter().map(|&v| f64::from(v).powi(power)).sum::<f64>() / x.len() as f64;
+        assert!(
+            mean(1).abs() < 0.01 && (mean(2) - 1.0).abs() < 0.01 && (mean(4) - 3.0).abs() < 0.05
+        );
     }
 }

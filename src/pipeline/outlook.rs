@@ -3,7 +3,8 @@
 use crate::backend::Grain;
 use crate::dtype::DType;
 use crate::model::FluxConfig;
-use crate::model::flux::{self, DenoiseShape};
+use crate::model::flux1;
+use crate::model::flux1::DenoiseShape;
 use crate::plan;
 
 /// How a model with FP8 weights does at 1024x1024.
@@ -20,7 +21,7 @@ pub enum Outlook {
 /// Plans a denoising step of `config` at 1024x1024 with `text_tokens`, weights of one byte, under `bytes` of device memory.
 pub fn outlook(config: &FluxConfig, text_tokens: usize, grain: Grain, bytes: u64) -> Outlook {
     let shape = DenoiseShape { images: 1, cfg: false, text_tokens, height: 64, width: 64 };
-    let program = flux::denoise(config, &shape, DType::BF16);
+    let program = flux1::denoise(config, &shape, DType::BF16);
     let weights: Vec<usize> = program.weights.iter().map(|w| w.rows * w.cols).collect();
     let scratch = vec![0; program.steps.len()];
     match plan::phase(&program, 2, &weights, &scratch, grain, bytes) {

@@ -73,7 +73,16 @@ impl fmt::Display for PlanReport {
         writeln!(
             f,
             "{:<10} {:>5} {:>8} {:>10} {:>10} {:>10} {:>10} {:>12} {:>12} {:>10}",
-            "program", "runs", "TFLOP", "weights", "arena", "resident", "ring", "streamed/run", "blocks", "peak"
+            "program",
+            "runs",
+            "TFLOP",
+            "weights",
+            "arena",
+            "resident",
+            "ring",
+            "streamed/run",
+            "blocks",
+            "peak"
         )?;
         for p in &self.phases {
             writeln!(
@@ -97,9 +106,14 @@ impl fmt::Display for PlanReport {
         if self.lora_bytes > 0 {
             writeln!(f, "matrices of LoRAs, among the resident: {}", gigabytes(self.lora_bytes))?;
         }
-        let keep = if self.keeps_weights { "; all weights stay loaded between pictures" } else { "" };
+        let keep =
+            if self.keeps_weights { "; all weights stay loaded between pictures" } else { "" };
         if self.own_memory {
-            writeln!(f, "device memory beside these: {} for context and code{keep}", gigabytes(self.overhead_bytes))?;
+            writeln!(
+                f,
+                "device memory beside these: {} for context and code{keep}",
+                gigabytes(self.overhead_bytes)
+            )?;
             writeln!(
                 f,
                 "host memory: {}, and at most {} pinned",

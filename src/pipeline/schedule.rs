@@ -82,7 +82,8 @@ impl ScheduleConfig {
     /// The logarithm of the dynamic shift for a picture of `image_tokens` tokens.
     pub fn mu(&self, image_tokens: usize) -> f64 {
         let (low, high) = (self.base_image_seq_len as f64, self.max_image_seq_len as f64);
-        let slope = if low == high { 0.0 } else { (self.max_shift - self.base_shift) / (high - low) };
+        let slope =
+            if low == high { 0.0 } else { (self.max_shift - self.base_shift) / (high - low) };
         image_tokens as f64 * slope + (self.base_shift - slope * low)
     }
 }
@@ -156,12 +157,18 @@ mod tests {
         let cases = goldens["cases"].as_array().unwrap();
         assert!(cases.len() > 80);
         for case in cases {
-            let config: ScheduleConfig =
-                serde_json::from_value(goldens["configs"][case["config"].as_str().unwrap()].clone()).unwrap();
+            let config: ScheduleConfig = serde_json::from_value(
+                goldens["configs"][case["config"].as_str().unwrap()].clone(),
+            )
+            .unwrap();
             let number = |key: &str| case[key].as_u64().unwrap() as usize;
             let schedule = Schedule::new(&config, number("steps"), number("image_tokens"));
-            let expected: Vec<f32> =
-                case["sigmas"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();
+            let expected: Vec<f32> = case["sigmas"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|x| x.as_f64().unwrap() as f32)
+                .collect();
             assert_eq!(schedule.sigmas.len(), expected.len());
             for (&got, &want) in schedule.sigmas.iter().zip(&expected) {
                 // One unit in the last place for another system's exp.
@@ -178,7 +185,11 @@ mod tests {
         for case in cases {
             let [steps, percent, first] = [0, 1, 2].map(|i| case[i].as_u64().unwrap() as usize);
             let schedule = Schedule::new(&ScheduleConfig::schnell(), steps, 256);
-            assert_eq!(schedule.from_strength(percent as f32 / 100.0), first, "{steps} steps, strength {percent} %");
+            assert_eq!(
+                schedule.from_strength(percent as f32 / 100.0),
+                first,
+                "{steps} steps, strength {percent} %"
+            );
         }
     }
 
@@ -195,8 +206,14 @@ mod tests {
             "base_image_seq_len": 256, "base_shift": 0.5, "max_image_seq_len": 4096, "max_shift": 1.15,
             "num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": true}"#;
         assert_eq!(serde_json::from_str::<ScheduleConfig>(dev).unwrap(), ScheduleConfig::dev());
-        assert_eq!(serde_json::from_str::<ScheduleConfig>("{}").unwrap(), ScheduleConfig::schnell());
-        assert_eq!(Schedule::new(&ScheduleConfig::schnell(), 4, 4096).sigmas, [1.0, 0.75, 0.5, 0.25, 0.0]);
+        assert_eq!(
+            serde_json::from_str::<ScheduleConfig>("{}").unwrap(),
+            ScheduleConfig::schnell()
+        );
+        assert_eq!(
+            Schedule::new(&ScheduleConfig::schnell(), 4, 4096).sigmas,
+            [1.0, 0.75, 0.5, 0.25, 0.0]
+        );
     }
 
     #[test]

@@ -49,8 +49,9 @@ impl TextCache {
         if found != key {
             return None;
         }
-        let floats =
-            |bytes: &[u8]| bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let floats = |bytes: &[u8]| {
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        };
         let (context, rest) = take(rest)?;
         let (pooled, rest) = take(rest)?;
         rest.is_empty().then(|| Text { context: floats(context), pooled: floats(pooled) })
@@ -98,9 +99,9 @@ fn take(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 fn fnv(bytes: &[u8]) -> u64 {
     const PRIME: u64 = 0x100_0000_01b3;
     let (words, tail) = bytes.as_chunks::<8>();
-    let hash = words
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |h, w| (h ^ u64::from_le_bytes(*w)).wrapping_mul(PRIME).rotate_left(23));
+    let hash = words.iter().fold(0xcbf2_9ce4_8422_2325, |h, w| {
+        (h ^ u64::from_le_bytes(*w)).wrapping_mul(PRIME).rotate_left(23)
+    });
     tail.iter().fold(hash, |h, &b| (h ^ u64::from(b)).wrapping_mul(PRIME))
 }
 

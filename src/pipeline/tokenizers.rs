@@ -181,7 +181,10 @@ impl Coder {
         Coder::clip_of(built, Some(path))
     }
 
-    fn clip_of(built: std::result::Result<Tokenizer, String>, path: Option<PathBuf>) -> Result<Self> {
+    fn clip_of(
+        built: std::result::Result<Tokenizer, String>,
+        path: Option<PathBuf>,
+    ) -> Result<Self> {
         let coder = Coder::new(built, path)?;
         // A tokenizer of another model would give ids that mean other words, without any other sign.
         for (mark, id) in [("<|startoftext|>", CLIP_START), ("<|endoftext|>", CLIP_END)] {
@@ -189,7 +192,10 @@ impl Coder {
             if found != Some(id) {
                 return Err(coder
                     .bad("this is not CLIP's tokenizer")
-                    .found(format!("{mark} as {}", found.map_or("nothing".to_string(), |id| id.to_string())))
+                    .found(format!(
+                        "{mark} as {}",
+                        found.map_or("nothing".to_string(), |id| id.to_string())
+                    ))
                     .expected(id));
             }
         }
@@ -219,9 +225,14 @@ impl Coder {
     fn probed(self, rows: usize) -> Result<Self> {
         let size = self.tokenizer.get_vocab_size(true);
         if size > rows {
-            return Err(self.bad("the tokenizer has more pieces than the text encoder").found(size).expected(rows));
+            return Err(self
+                .bad("the tokenizer has more pieces than the text encoder")
+                .found(size)
+                .expected(rows));
         }
-        for text in ["a photo of a Cat, 3 \u{ff21}\u{fb01} \u{1f98a}", "\u{72d0} na\u{308}ive\n\u{0}"] {
+        for text in
+            ["a photo of a Cat, 3 \u{ff21}\u{fb01} \u{1f98a}", "\u{72d0} na\u{308}ive\n\u{0}"]
+        {
             let pieces = self.pieces(text)?;
             if pieces.is_empty() || pieces.iter().any(|&(id, _)| id as usize >= rows) {
                 return Err(self
@@ -239,11 +250,24 @@ impl Coder {
     /// Ids of `text`, each with the byte offset in `text` at which it begins.
     fn pieces(&self, text: &str) -> Result<Vec<(u32, usize)>> {
         let encoding = guard(|| self.tokenizer.encode(text, false).map_err(|e| e.to_string()));
-        let encoding = encoding.map_err(|why| self.bad(format!("the tokenizer cannot read the prompt: {why}")))?;
-        Ok(encoding.get_ids().iter().zip(encoding.get_offsets()).map(|(&id, &(begin, _))| (id, begin)).collect())
+        let encoding = encoding
+            .map_err(|why| self.bad(format!("the tokenizer cannot read the prompt: {why}")))?;
+        Ok(encoding
+            .get_ids()
+            .iter()
+            .zip(encoding.get_offsets())
+            .map(|(&id, &(begin, _))| (id, begin))
+            .collect())
     }
 
-    fn ids(&self, text: &str, length: usize, start: Option<u32>, end: u32, pad: u32) -> Result<Ids> {
+    fn ids(
+        &self,
+        text: &str,
+        length: usize,
+        start: Option<u32>,
+        end: u32,
+        pad: u32,
+    ) -> Result<Ids> {
         let room = length.saturating_sub(1 + usize::from(start.is_some()));
         let pieces = self.pieces(text)?;
         let cut = match pieces.get(room) {
@@ -266,18 +290,26 @@ fn boundary(text: &str, index: usize) -> usize {
 
 /// `path` itself, or the first of `names` that lies in it if it is a folder.
 fn file_in(path: &Path, names: &[&str]) -> Option<PathBuf> {
-    if path.is_dir() { names.iter().map(|n| path.join(n)).find(|p| p.is_file()) } else { Some(path.to_path_buf()) }
+    if path.is_dir() {
+        names.iter().map(|n| path.join(n)).find(|p| p.is_file())
+    } else {
+        Some(path.to_path_buf())
+    }
 }
 
 fn read(path: &Path) -> Result<String> {
     let failed = |e: std::io::Error| {
-        let kind = if e.kind() == std::io::ErrorKind::NotFound { Error::missing } else { Error::model };
-        kind(format!("the tokenizer cannot be read: {e}")).at_path(path).try_("give a tokenizer.json, or leave it out")
+        let kind =
+            if e.kind() == std::io::ErrorKind::NotFound { Error::missing } else { Error::model };
+        kind(format!("the tokenizer cannot be read: {e}"))
+            .at_path(path)
+            .try_("give a tokenizer.json, or leave it out")
     };
     // A model in its place is not read into memory.
     let size = std::fs::metadata(path).map_err(failed)?.len();
     if size > MOST_BYTES {
-        let e = bad(Some(path), "the file is too large for a tokenizer").found(format!("{size} bytes"));
+        let e =
+            bad(Some(path), "the file is too large for a tokenizer").found(format!("{size} bytes"));
         return Err(e.expected(format!("at most {MOST_BYTES}")));
     }
     let bytes = std::fs::read(path).map_err(failed)?;
@@ -291,7 +323,9 @@ fn text_of(bytes: Vec<u8>, path: &Path) -> Result<String> {
 fn bad(path: Option<&Path>, why: impl Into<String>) -> Error {
     let error = Error::model(why);
     match path {
-        Some(path) => error.at_path(path).try_("use the tokenizer of FLUX.1, or leave it out: it is built in"),
+        Some(path) => {
+            error.at_path(path).try_("use the tokenizer of FLUX.1, or leave it out: it is built in")
+        }
         None => error.at("built-in tokenizer"),
     }
 }
@@ -304,7 +338,12 @@ fn clip_from_json(text: &str) -> std::result::Result<Tokenizer, String> {
             Merge::Line(line) => pair(&line),
         });
         let merges = merges.collect::<std::result::Result<Vec<_>, String>>()?;
-        clip(file.model.vocab.into_iter().collect(), merges, normalizer::read(file.normalizer)?, file.pre_tokenizer)
+        clip(
+            file.model.vocab.into_iter().collect(),
+            merges,
+            normalizer::read(file.normalizer)?,
+            file.pre_tokenizer,
+        )
     })
 }
 
@@ -357,12 +396,16 @@ fn t5_from_json(text: &str) -> std::result::Result<Tokenizer, String> {
         let file: File<UnigramFile> = parse(text, "Unigram")?;
         let UnigramFile { mut vocab, unk_id, byte_fallback } = file.model;
         if unk_id != Some(T5_UNKNOWN) || vocab.len() <= T5_UNKNOWN {
-            return Err(format!("this is not T5's tokenizer: unk_id is {unk_id:?}, expected {T5_UNKNOWN}"));
+            return Err(format!(
+                "this is not T5's tokenizer: unk_id is {unk_id:?}, expected {T5_UNKNOWN}"
+            ));
         }
         for (piece, _) in &mut vocab {
             // Marks must never match what a user typed. No piece can match once it holds a space, since every space of
             // the text is replaced before the pieces are looked up; and the ids of the others stay as they are.
-            if matches!(piece.as_str(), "<pad>" | "</s>" | "<unk>" | "<s>") || piece.starts_with("<extra_id_") {
+            if matches!(piece.as_str(), "<pad>" | "</s>" | "<unk>" | "<s>")
+                || piece.starts_with("<extra_id_")
+            {
                 piece.insert(0, ' ');
             }
         }
@@ -383,7 +426,8 @@ fn assemble(
 }
 
 fn parse<'a, T: Deserialize<'a>>(text: &'a str, model: &str) -> std::result::Result<T, String> {
-    serde_json::from_str(text).map_err(|e| format!("not a tokenizer.json with a {model} model: {e}"))
+    serde_json::from_str(text)
+        .map_err(|e| format!("not a tokenizer.json with a {model} model: {e}"))
 }
 
 thread_local! {
@@ -396,13 +440,17 @@ pub fn panic_is_caught() -> bool {
 }
 
 /// Runs `work`, and makes an error of a panic: `tokenizers` panics on some malformed files.
-fn guard<T>(work: impl FnOnce() -> std::result::Result<T, String>) -> std::result::Result<T, String> {
+fn guard<T>(
+    work: impl FnOnce() -> std::result::Result<T, String>,
+) -> std::result::Result<T, String> {
     let before = GUARDED.replace(true);
     // Nothing that `work` could leave half done is used after a panic: the tokenizer under construction is dropped, and
     // an encoding touches only caches that the crate guards itself.
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
     GUARDED.set(before);
-    outcome.unwrap_or_else(|_| Err("the file is malformed (its tables contradict each other)".to_string()))
+    outcome.unwrap_or_else(|_| {
+        Err("the file is malformed (its tables contradict each other)".to_string())
+    })
 }
 
 #[cfg(test)]
@@ -423,7 +471,10 @@ mod tests {
 
     #[test]
     fn cuts_fall_on_characters() {
-        assert_eq!((0..=5).map(|i| boundary("a\u{72d0}b", i)).collect::<Vec<_>>(), [0, 1, 1, 1, 4, 5]);
+        assert_eq!(
+            (0..=5).map(|i| boundary("a\u{72d0}b", i)).collect::<Vec<_>>(),
+            [0, 1, 1, 1, 4, 5]
+        );
         assert_eq!(boundary("ab", 9), 2);
     }
 

@@ -27,14 +27,16 @@ struct Span {
 /// repeated runs), outputs from their first write to the end, temporaries from first write to last use.
 pub fn arena(program: &Program, scratch: &[usize], grain: Grain) -> Arena {
     let last = program.steps.len();
-    let (inputs, outputs, temps) = (program.inputs.len(), program.outputs.len(), program.temps as usize);
+    let (inputs, outputs, temps) =
+        (program.inputs.len(), program.outputs.len(), program.temps as usize);
     let index = |slot: Slot| match slot {
         Slot::Input(id) => id as usize,
         Slot::Output(id) => inputs + id as usize,
         Slot::Temp(id) => inputs + outputs + id as usize,
     };
-    let mut spans: Vec<Span> =
-        (0..inputs + outputs + temps + last).map(|_| Span { bytes: 0, from: usize::MAX, to: 0 }).collect();
+    let mut spans: Vec<Span> = (0..inputs + outputs + temps + last)
+        .map(|_| Span { bytes: 0, from: usize::MAX, to: 0 })
+        .collect();
     let mut touch = |tensor: &Tensor, step: usize| {
         let span = &mut spans[index(tensor.slot)];
         span.bytes = span.bytes.max(tensor.bytes());
@@ -95,7 +97,7 @@ fn place(spans: &[Span], grain: Grain) -> (Vec<usize>, usize) {
 mod tests {
     use super::*;
     use crate::dtype::DType;
-    use crate::model::flux::{DenoiseShape, denoise};
+    use crate::model::flux1::{DenoiseShape, denoise};
     use crate::model::{FluxConfig, VaeConfig, vae};
 
     /// Simulates the program over a map of bytes: no write may land on bytes of a tensor that is still to be read.
@@ -107,10 +109,16 @@ mod tests {
             Slot::Temp(i) => arena.temps[i as usize],
             Slot::Output(i) => arena.outputs[i as usize],
         };
-        let mut owners: Vec<(usize, usize, Slot)> =
-            program.inputs.iter().map(|io| (at(&io.tensor), io.tensor.bytes(), io.tensor.slot)).collect();
+        let mut owners: Vec<(usize, usize, Slot)> = program
+            .inputs
+            .iter()
+            .map(|io| (at(&io.tensor), io.tensor.bytes(), io.tensor.slot))
+            .collect();
         let mut claim = |start: usize, bytes: usize, slot: Slot| {
-            assert!(start.is_multiple_of(64) && start + bytes <= arena.bytes, "{slot:?} outside the arena");
+            assert!(
+                start.is_multiple_of(64) && start + bytes <= arena.bytes,
+                "{slot:?} outside the arena"
+            );
             assert_eq!(start / chunk, (start + bytes - 1) / chunk, "{slot:?} crosses");
             owners.retain(|&(s, n, o)| o != slot && (s + n <= start || start + bytes <= s));
             owners.push((start, bytes, slot));
@@ -129,8 +137,11 @@ mod tests {
             assert!(owners.iter().any(|o| o.2 == io.tensor.slot), "{} was overwritten", io.name);
         }
         // Reads: replay and require that every tensor read is whole.
-        let mut owners: Vec<(usize, usize, Slot)> =
-            program.inputs.iter().map(|io| (at(&io.tensor), io.tensor.bytes(), io.tensor.slot)).collect();
+        let mut owners: Vec<(usize, usize, Slot)> = program
+            .inputs
+            .iter()
+            .map(|io| (at(&io.tensor), io.tensor.bytes(), io.tensor.slot))
+            .collect();
         for (i, step) in program.steps.iter().enumerate() {
             let mut claims: Vec<(usize, usize, Slot)> =
                 step.op.writes().iter().map(|t| (at(t), t.bytes(), t.slot)).collect();
@@ -138,10 +149,18 @@ mod tests {
                 claims.push((arena.scratch[i], scratch[i], Slot::Temp(u32::MAX - i as u32)));
             }
             for t in step.op.reads() {
-                assert!(owners.iter().any(|o| o.2 == t.slot), "{}: {t} was overwritten", step.label);
+                assert!(
+                    owners.iter().any(|o| o.2 == t.slot),
+                    "{}: {t} was overwritten",
+                    step.label
+                );
                 for c in &claims {
                     let apart = c.0 + c.1 <= at(&t) || at(&t) + t.bytes() <= c.0;
-                    assert!(c.2 == t.slot || apart, "{}: writes onto its own operand {t}", step.label);
+                    assert!(
+                        c.2 == t.slot || apart,
+                        "{}: writes onto its own operand {t}",
+                        step.label
+                    );
                 }
             }
             for (start, bytes, slot) in claims {
@@ -172,6 +191,10 @@ mod tests {
         // A single block holds x, its norm, qkv, and [attention | mlp]: 10 x 4608 x 3072 in bf16, plus inputs.
         let floor = 10 * 4608 * 3072 * 2;
         let inputs: usize = p.inputs.iter().map(|io| io.tensor.bytes()).sum();
-        assert!(arena.bytes < (floor + inputs) * 11 / 10, "{} against {floor} + {inputs}", arena.bytes);
+        assert!(
+            arena.bytes < (floor + inputs) * 11 / 10,
+            "{} against {floor} + {inputs}",
+            arena.bytes
+        );
     }
 }

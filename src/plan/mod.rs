@@ -68,11 +68,21 @@ pub fn phase(
             ))
             .try_("a larger --ram or --vram, or a smaller picture")
     })?;
-    Ok(PhasePlan { arena, residency, runs, weight_bytes: weight_bytes.iter().map(|&b| b as u64).sum() })
+    Ok(PhasePlan {
+        arena,
+        residency,
+        runs,
+        weight_bytes: weight_bytes.iter().map(|&b| b as u64).sum(),
+    })
 }
 
 /// The least budget under which `phase` succeeds, in bytes.
-pub fn least_bytes(program: &Program, weight_bytes: &[usize], scratch: &[usize], grain: Grain) -> u64 {
+pub fn least_bytes(
+    program: &Program,
+    weight_bytes: &[usize],
+    scratch: &[usize],
+    grain: Grain,
+) -> u64 {
     let arena = arena(program, scratch, grain).bytes as u64;
     match residency(program, weight_bytes, grain, 0) {
         Ok(_) => arena,

@@ -33,7 +33,12 @@ pub struct Residency {
 /// Divides `budget` bytes. If everything fits, everything stays. Otherwise the ring gets room for the two largest consecutive blocks (one in use, one
 /// arriving) or what there is, and the rest of the budget keeps weights evenly spread over the program, so that between any two streamed blocks there is
 /// computation to hide the next transfer behind. `Err` is the least number of bytes that would do.
-pub fn residency(program: &Program, weight_bytes: &[usize], grain: Grain, budget: u64) -> Result<Residency, u64> {
+pub fn residency(
+    program: &Program,
+    weight_bytes: &[usize],
+    grain: Grain,
+    budget: u64,
+) -> Result<Residency, u64> {
     let n = program.weights.len();
     let bytes: Vec<usize> = weight_bytes.iter().map(|b| b.next_multiple_of(grain.align)).collect();
     let side: Vec<bool> = program.weights.iter().map(|w| w.lora.is_some()).collect();
@@ -82,7 +87,12 @@ pub fn residency(program: &Program, weight_bytes: &[usize], grain: Grain, budget
         if small + least_ring > budget {
             return Err(total.min(small + least_ring));
         }
-        let pair = blocks.windows(2).map(|w| w[0] + w[1]).chain(blocks.first().copied()).max().unwrap_or(0) as u64;
+        let pair = blocks
+            .windows(2)
+            .map(|w| w[0] + w[1])
+            .chain(blocks.first().copied())
+            .max()
+            .unwrap_or(0) as u64;
         // The ring is one piece of memory.
         let ring = pair.min(grain.chunk as u64).max(least_ring).min(budget - small);
         ring_bytes = ring as usize;
@@ -98,16 +108,29 @@ pub fn residency(program: &Program, weight_bytes: &[usize], grain: Grain, budget
             room = room.saturating_sub(over);
         }
     }
-    let streamed_bytes = (0..n).filter(|&id| resident[id].is_none()).map(|id| bytes[id] as u64).sum();
-    Ok(Residency { resident, resident_bytes, side_bytes, ring_bytes, streamed_bytes, bytes, order, last_use, side })
+    let streamed_bytes =
+        (0..n).filter(|&id| resident[id].is_none()).map(|id| bytes[id] as u64).sum();
+    Ok(Residency {
+        resident,
+        resident_bytes,
+        side_bytes,
+        ring_bytes,
+        streamed_bytes,
+        bytes,
+        order,
+        last_use,
+        side,
+    })
 }
 
 impl Residency {
     /// Lays the resident weights anew for a place that begins `base` bytes into the memory that phases share: offsets count from there. Returns the end of
     /// the model's own weights, from the start of that memory; the matrices of LoRAs are left for `move_sides`.
     pub fn move_to(&mut self, base: usize, grain: Grain) -> usize {
-        let stay: Vec<bool> = self.resident.iter().zip(&self.side).map(|(at, side)| at.is_some() && !side).collect();
-        let end = lay(&mut self.resident, &self.order, &self.bytes, &|id| stay[id], grain, base, base);
+        let stay: Vec<bool> =
+            self.resident.iter().zip(&self.side).map(|(at, side)| at.is_some() && !side).collect();
+        let end =
+            lay(&mut self.resident, &self.order, &self.bytes, &|id| stay[id], grain, base, base);
         self.resident_bytes = end - base + self.side_bytes;
         end
     }
@@ -115,7 +138,8 @@ impl Residency {
     /// Lays the matrices of LoRAs from `from` on, in the same memory; returns their end.
     pub fn move_sides(&mut self, base: usize, from: usize, grain: Grain) -> usize {
         let side = std::mem::take(&mut self.side);
-        let end = lay(&mut self.resident, &self.order, &self.bytes, &|id| side[id], grain, base, from);
+        let end =
+            lay(&mut self.resident, &self.order, &self.bytes, &|id| side[id], grain, base, from);
         self.side = side;
         self.side_bytes = end - from;
         end
@@ -144,7 +168,13 @@ fn lay(
 }
 
 /// Marks large weights as streamed except for about `room` bytes of them, evenly spread in program order.
-fn spread(order: &[u32], bytes: &[usize], small: &dyn Fn(usize) -> bool, room: u64, stay: &mut [bool]) {
+fn spread(
+    order: &[u32],
+    bytes: &[usize],
+    small: &dyn Fn(usize) -> bool,
+    room: u64,
+    stay: &mut [bool],
+) {
     let large: Vec<usize> = order.iter().map(|&id| id as usize).filter(|&id| !small(id)).collect();
     let total: u64 = large.iter().map(|&id| bytes[id] as u64).sum();
     let (mut passed, mut kept) = (0u64, 0u64);
@@ -176,7 +206,7 @@ mod tests {
     use super::*;
     use crate::dtype::DType;
     use crate::model::FluxConfig;
-    use crate::model::flux::{DenoiseShape, denoise};
+    use crate::model::flux1::{DenoiseShape, denoise};
 
     fn dev() -> (Program, Vec<usize>) {
         let s = DenoiseShape { images: 1, cfg: false, text_tokens: 512, height: 64, width: 64 };
@@ -217,7 +247,9 @@ mod tests {
         let least = residency(&p, &bytes, grain, 0).unwrap_err();
         for budget in [least, 3_000_000_000, 6_000_000_000, 20_000_000_000] {
             let mut r = residency(&p, &bytes, grain, budget).unwrap();
-            assert!((r.resident_bytes + r.ring_bytes) as u64 <= budget && r.ring_bytes <= grain.chunk);
+            assert!(
+                (r.resident_bytes + r.ring_bytes) as u64 <= budget && r.ring_bytes <= grain.chunk
+            );
             for base in [0, 700 << 20] {
                 r.move_to(base, grain);
                 let mut last = 0;
@@ -244,9 +276,11 @@ mod tests {
                 .sum::<f64>()
         };
         let (a, b) = (half(0..r.order.len() / 2), half(r.order.len() / 2..r.order.len()));
-        let total =
-            |range: std::ops::Range<usize>| r.order[range].iter().map(|&id| r.bytes[id as usize] as f64).sum::<f64>();
-        let (fa, fb) = (a / total(0..r.order.len() / 2), b / total(r.order.len() / 2..r.order.len()));
+        let total = |range: std::ops::Range<usize>| {
+            r.order[range].iter().map(|&id| r.bytes[id as usize] as f64).sum::<f64>()
+        };
+        let (fa, fb) =
+            (a / total(0..r.order.len() / 2), b / total(r.order.len() / 2..r.order.len()));
         assert!((fa - fb).abs() < 0.1, "{fa} of the first half, {fb} of the second");
     }
 
@@ -257,8 +291,11 @@ mod tests {
         let with = |rank: usize| {
             let (p, _) = dev();
             let p = p.with_sides(&|w| w.name.contains("linear").then_some(rank));
-            let bytes: Vec<usize> =
-                p.weights.iter().map(|w| w.rows * w.cols * if w.lora.is_some() { 2 } else { 1 }).collect();
+            let bytes: Vec<usize> = p
+                .weights
+                .iter()
+                .map(|w| w.rows * w.cols * if w.lora.is_some() { 2 } else { 1 })
+                .collect();
             (p, bytes)
         };
         let grain = Grain::whole(256);
@@ -268,14 +305,16 @@ mod tests {
             let mut r = residency(&p, &bytes, grain, u64::MAX).unwrap();
             assert_eq!(r.resident[..none.resident.len()], none.resident, "rank {rank}");
             assert!(r.side_bytes > 0 && r.resident_bytes == none.resident_bytes + r.side_bytes);
-            let first = r.resident[none.resident.len()..].iter().map(|at| at.unwrap()).min().unwrap();
+            let first =
+                r.resident[none.resident.len()..].iter().map(|at| at.unwrap()).min().unwrap();
             assert!(first >= none.resident_bytes);
             // Moved apart from the others.
             let end = r.move_to(1 << 20, grain);
             assert_eq!(end, (1 << 20) + none.resident_bytes);
             let sides = r.move_sides(1 << 20, 1 << 34, grain);
             assert_eq!(r.resident[..none.resident.len()], none.resident);
-            let first = r.resident[none.resident.len()..].iter().map(|at| at.unwrap()).min().unwrap();
+            let first =
+                r.resident[none.resident.len()..].iter().map(|at| at.unwrap()).min().unwrap();
             assert_eq!((first, sides), ((1 << 34) - (1 << 20), (1 << 34) + r.side_bytes));
             // Under a budget they stay, beside a ring that is none the larger.
             let budget = 4_000_000_000;

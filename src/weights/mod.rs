@@ -1,31 +1,14 @@
 //! Model files: mapped, checked, and read under one set of names whatever tool wrote them.
 //!
-//! `open` takes a file or a folder, recognises what it holds by tensor names, looks for missing components where people keep them, and
-//! gives each component as `ComponentWeights`: canonical names, zero-copy parts. See `names` for what is canonical.
+//! Each component is read as `ComponentWeights`: canonical names, zero-copy parts. See `dialect::names` for what is canonical.
 
-mod component;
-mod config;
-pub mod convert;
-mod file;
-mod find;
-mod gguf;
-pub mod hub;
-mod inspect;
+pub mod container;
+pub mod dialect;
 pub mod lora;
-mod map;
-mod names;
-mod open;
-pub mod places;
-mod recognise;
-mod safetensors;
-mod slice;
-mod storage;
 pub mod synth;
 
-pub use component::ComponentWeights;
-pub use inspect::{Inspection, inspect};
-pub use map::exit_on_lost_pages;
-pub use open::{Checkpoint, Files, open, open_among, open_bytes, open_only, open_source};
+pub use container::map::exit_on_lost_pages;
+pub use dialect::component::ComponentWeights;
 
 use std::fmt;
 
@@ -45,7 +28,8 @@ pub enum Component {
 
 impl Component {
     /// All of them.
-    pub const ALL: [Component; 4] = [Component::Flux, Component::T5, Component::Clip, Component::Vae];
+    pub const ALL: [Component; 4] =
+        [Component::Flux, Component::T5, Component::Clip, Component::Vae];
 
     /// Its short name.
     pub fn name(self) -> &'static str {

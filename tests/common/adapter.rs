@@ -10,7 +10,10 @@ pub fn get() -> Option<&'static Adapter> {
     let find = || {
         let found = adapters().into_iter().find(|a| a.ordinal == 0 && a.unusable.is_none());
         if found.is_none() {
-            assert!(std::env::var_os("FLUX_FAST_TEST_WGPU").is_none(), "FLUX_FAST_TEST_WGPU asks for an adapter");
+            assert!(
+                std::env::var_os("FLUX_FAST_TEST_WGPU").is_none(),
+                "FLUX_FAST_TEST_WGPU asks for an adapter"
+            );
             eprintln!(
                 "SKIPPED everything that wants a GPU by Vulkan, Metal or DirectX: no adapter (on Debian, install mesa-vulkan-drivers)"
             );

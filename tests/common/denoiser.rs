@@ -7,14 +7,16 @@ use super::common::{Input, least_bytes, resolve, run, temp_dir};
 use flux_fast::backend::Backend;
 use flux_fast::dtype::DType;
 use flux_fast::error::Result;
+use flux_fast::library::{Files, open};
 use flux_fast::model::FluxConfig;
-use flux_fast::model::flux::{self, DenoiseShape};
+use flux_fast::model::flux1;
+use flux_fast::model::flux1::DenoiseShape;
 use flux_fast::op::Program;
 use flux_fast::plan;
 use flux_fast::stream::{Holdings, Session, Tenancy};
 use flux_fast::tensor::{HostWeight, Weight};
+use flux_fast::weights::Component;
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
-use flux_fast::weights::{Component, Files, open};
 use serde_json::json;
 
 fn config(depth_single: usize) -> FluxConfig {
@@ -47,7 +49,7 @@ impl Denoiser {
     #[allow(dead_code, reason = "not every test wants one")]
     pub fn deep(depth_single: usize) -> Self {
         let (c, folder) = (config(depth_single), temp_dir());
-        let tensors = flux::tensors(&c).into_iter().map(|(n, s)| (Component::Flux, n, s)).collect();
+        let tensors = flux1::tensors(&c).into_iter().map(|(n, s)| (Component::Flux, n, s)).collect();
         let spec = SynthSpec {
             seed: 3,
             tensors,
@@ -59,23 +61,30 @@ impl Denoiser {
         let path = folder.path().join("denoiser.safetensors");
         synth::write(&spec, &path).unwrap();
         let shape = DenoiseShape { images: 1, cfg: true, text_tokens: 5, height: 2, width: 3 };
-        let program = flux::denoise(&c, &shape, DType::BF16);
+        let program = flux1::denoise(&c, &shape, DType::BF16);
         let weights = resolve(&program, open(&Files::model(path)).unwrap().flux.as_ref().unwrap());
         let values = |name: &str| {
             let t = program.input(name);
-            (0..t.rows * t.cols).map(|i| ((i * 31 + 7) % 101) as f32 / 50.0 - 1.0).collect::<Vec<f32>>()
+            (0..t.rows * t.cols)
+                .map(|i| ((i * 31 + 7) % 101) as f32 / 50.0 - 1.0)
+                .collect::<Vec<f32>>()
         };
         let inputs = vec![
             ("latents", values("latents")),
             ("text", values("text")),
             ("modulation", values("modulation")),
-            ("rope", flux::rope(&c, &shape)),
+            ("rope", flux1::rope(&c, &shape)),
             ("step", vec![-0.1, 2.0]),
         ];
         Denoiser { program, weights, inputs, _folder: folder }
     }
 
-    pub fn run(&self, backend: &mut dyn Backend, budget: u64, runs: usize) -> HashMap<&'static str, Vec<u32>> {
+    pub fn run(
+        &self,
+        backend: &mut dyn Backend,
+        budget: u64,
+        runs: usize,
+    ) -> HashMap<&'static str, Vec<u32>> {
         let inputs: Vec<_> = self.inputs.iter().map(|(name, v)| (*name, Input::F32(v))).collect();
         let out = run(backend, &self.program, &self.weights, &inputs, budget, runs);
         out.into_iter().map(|(name, v)| (name, v.into_iter().map(f32::to_bits).collect())).collect()
@@ -97,17 +106,24 @@ impl Denoiser {
         each: &dyn Fn() -> ControlFlow<()>,
     ) -> (bool, Result<()>) {
         let weight = |w: Weight| &self.weights[w.id as usize];
-        let bytes: Vec<usize> =
-            self.weights.iter().zip(self.program.uses()).map(|(w, u)| backend.weight_bytes(w, u)).collect();
-        let scratch: Vec<usize> = self.program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect();
-        let plan = plan::phase(&self.program, runs, &bytes, &scratch, backend.caps().grain, budget).unwrap();
+        let bytes: Vec<usize> = self
+            .weights
+            .iter()
+            .zip(self.program.uses())
+            .map(|(w, u)| backend.weight_bytes(w, u))
+            .collect();
+        let scratch: Vec<usize> =
+            self.program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect();
+        let plan = plan::phase(&self.program, runs, &bytes, &scratch, backend.caps().grain, budget)
+            .unwrap();
         let mut holdings = Holdings::default();
         let ring = plan.residency.ring_bytes > 0;
         if let Err(e) = holdings.reserve(backend, plan.layout(), false) {
             return (ring, Err(e));
         }
         let weights = self.weights.clone();
-        let mut session = Session::new(backend, &mut holdings, &self.program, &plan, weights, Tenancy::default());
+        let mut session =
+            Session::new(backend, &mut holdings, &self.program, &plan, weights, Tenancy::default());
         let ended = (0..runs).try_for_each(|i| session.run(i + 1 < runs, &mut |_, _| each()));
         (ring, ended.and_then(|()| session.finish()))
     }

@@ -45,7 +45,9 @@ impl Driver {
     #[allow(dead_code, reason = "not every test asks")]
     pub fn report(&self) -> Vec<Value> {
         match self {
-            Driver::Fake(handle) => handle.report().lines().map(|l| serde_json::from_str(l).expect("JSON")).collect(),
+            Driver::Fake(handle) => {
+                handle.report().lines().map(|l| serde_json::from_str(l).expect("JSON")).collect()
+            }
             Driver::Real { .. } => Vec::new(),
         }
     }

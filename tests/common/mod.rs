@@ -27,18 +27,23 @@ pub const MODELS: [&str; 6] = ["a_dev", "a_schnell", "b_dev", "b_schnell", "c_de
 
 impl Golden {
     pub fn read(name: &str) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.safetensors"));
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/golden")
+            .join(format!("{name}.safetensors"));
         let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
         let meta = metadata.metadata().as_ref().unwrap();
         let json = |key: &str| serde_json::from_str::<Value>(&meta[key]).unwrap();
-        let (config, pipeline, seed) = (json("config"), json("pipeline"), meta["seed"].parse().unwrap());
+        let (config, pipeline, seed) =
+            (json("config"), json("pipeline"), meta["seed"].parse().unwrap());
         Golden { name: name.into(), bytes, config, pipeline, seed }
     }
 
     /// Tensors that have no pipeline of their own.
     pub fn of(name: &str) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.safetensors"));
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/golden")
+            .join(format!("{name}.safetensors"));
         let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         Golden { name: name.into(), bytes, config: Value::Null, pipeline: Value::Null, seed: 0 }
     }
@@ -48,7 +53,12 @@ impl Golden {
     }
 
     pub fn shape(&self, name: &str) -> Vec<usize> {
-        safetensors::SafeTensors::deserialize(&self.bytes).unwrap().tensor(name).unwrap().shape().to_vec()
+        safetensors::SafeTensors::deserialize(&self.bytes)
+            .unwrap()
+            .tensor(name)
+            .unwrap()
+            .shape()
+            .to_vec()
     }
 
     fn raw(&self, name: &str) -> Vec<u8> {
@@ -61,7 +71,10 @@ impl Golden {
     }
 
     pub fn ids(&self, name: &str) -> Vec<i32> {
-        self.raw(name).chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as i32).collect()
+        self.raw(name)
+            .chunks_exact(8)
+            .map(|b| i64::from_le_bytes(b.try_into().unwrap()) as i32)
+            .collect()
     }
 
     pub fn u8(&self, name: &str) -> Vec<u8> {
@@ -88,7 +101,8 @@ pub fn relative_error(a: &[f32], b: &[f32]) -> f64 {
 /// Peak signal-to-noise ratio in dB of two pictures with values 0..=peak.
 pub fn psnr(a: &[f32], b: &[f32], peak: f64) -> f64 {
     assert_eq!(a.len(), b.len());
-    let mse = a.iter().zip(b).map(|(&x, &y)| (f64::from(x) - f64::from(y)).powi(2)).sum::<f64>() / a.len() as f64;
+    let mse = a.iter().zip(b).map(|(&x, &y)| (f64::from(x) - f64::from(y)).powi(2)).sum::<f64>()
+        / a.len() as f64;
     10.0 * (peak * peak / mse.max(1e-30)).log10()
 }
 
@@ -118,8 +132,13 @@ pub fn least_bytes(backend: &dyn Backend, program: &Program, weights: &[HostWeig
     plan::least_bytes(program, &bytes, &scratch, backend.caps().grain)
 }
 
-fn sizes(backend: &dyn Backend, program: &Program, weights: &[HostWeight]) -> (Vec<usize>, Vec<usize>) {
-    let bytes = weights.iter().zip(program.uses()).map(|(w, how)| backend.weight_bytes(w, how)).collect();
+fn sizes(
+    backend: &dyn Backend,
+    program: &Program,
+    weights: &[HostWeight],
+) -> (Vec<usize>, Vec<usize>) {
+    let bytes =
+        weights.iter().zip(program.uses()).map(|(w, how)| backend.weight_bytes(w, how)).collect();
     let weight = |w: flux_fast::tensor::Weight| &weights[w.id as usize];
     (bytes, program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect())
 }
@@ -138,7 +157,8 @@ pub fn run(
     assert!(plan.peak_bytes() <= budget);
     let mut holdings = Holdings::default();
     holdings.reserve(backend, plan.layout(), false).unwrap();
-    let mut session = Session::new(backend, &mut holdings, program, &plan, weights.to_vec(), Tenancy::default());
+    let mut session =
+        Session::new(backend, &mut holdings, program, &plan, weights.to_vec(), Tenancy::default());
     for (name, value) in inputs {
         match value {
             Input::F32(v) => session.write_f32(program.input(name), v).unwrap(),
@@ -149,7 +169,8 @@ pub fn run(
         session.run(i + 1 < runs, &mut |_, _| ControlFlow::Continue(())).unwrap();
     }
     let float = |t: &flux_fast::tensor::Tensor| t.dtype != flux_fast::dtype::DType::I32;
-    let wanted: Vec<_> = program.outputs.iter().chain(&program.inputs).filter(|io| float(&io.tensor)).collect();
+    let wanted: Vec<_> =
+        program.outputs.iter().chain(&program.inputs).filter(|io| float(&io.tensor)).collect();
     let out = wanted.iter().map(|io| (io.name, session.read_f32(io.tensor).unwrap())).collect();
     session.finish().unwrap();
     out
@@ -160,8 +181,11 @@ pub fn temp_dir() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("flux-fast-test-").tempdir().unwrap()
 }
 
-pub fn files(path: &Path) -> flux_fast::pipeline::request::ModelFiles {
-    flux_fast::pipeline::request::ModelFiles { model: Some(path.to_string_lossy().into_owned()), ..Default::default() }
+pub fn files(path: &Path) -> flux_fast::library::ModelFiles {
+    flux_fast::library::ModelFiles {
+        model: Some(path.to_string_lossy().into_owned()),
+        ..Default::default()
+    }
 }
 
 pub fn path(dir: &tempfile::TempDir, name: &str) -> PathBuf {

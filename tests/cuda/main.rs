@@ -40,7 +40,9 @@ fn every_budget_gives_the_same_bits() {
     let Some(driver) = driver::get() else { return };
     let denoiser = Denoiser::new();
     let mut whole = None;
-    for (pinned, order) in [(0, "late"), (0, "early"), (1 << 30, "late"), (1 << 30, "random:5"), (0, "random:6")] {
+    for (pinned, order) in
+        [(0, "late"), (0, "early"), (1 << 30, "late"), (1 << 30, "random:5"), (0, "random:6")]
+    {
         driver.configure(&format!("order={order}"));
         let mut backend = gpu(pinned);
         for budget in denoiser.budgets(&backend).into_iter().rev() {
@@ -57,7 +59,11 @@ fn every_budget_gives_the_same_bits() {
 /// Gives every matrix whose rows are whole blocks random ones, one format after the other.
 fn into_blocks(denoiser: &mut Denoiser) {
     let uses = denoiser.program.uses();
-    let matrices = denoiser.weights.iter_mut().zip(uses).filter(|(w, how)| *how == Use::Matrix && w.cols % 256 == 0);
+    let matrices = denoiser
+        .weights
+        .iter_mut()
+        .zip(uses)
+        .filter(|(w, how)| *how == Use::Matrix && w.cols % 256 == 0);
     let formats = [DType::Q8_0, DType::Q6K, DType::Mxfp8, DType::Q5K, DType::Nf4];
     let mut bits = 1u64;
     let mut byte = || {
@@ -69,7 +75,8 @@ fn into_blocks(denoiser: &mut Denoiser) {
         let format = dtype.format().unwrap();
         for part in &mut weight.parts {
             let per_row = format.blocks(part.cols);
-            let mut bytes: Vec<u8> = (0..part.rows * dtype.bytes(part.cols)).map(|_| byte()).collect();
+            let mut bytes: Vec<u8> =
+                (0..part.rows * dtype.bytes(part.cols)).map(|_| byte()).collect();
             // Small f16 scales; no NaN.
             for block in bytes.chunks_exact_mut(format.bytes) {
                 match dtype {
@@ -146,10 +153,17 @@ fn cancelled_runs_leave_nothing_that_harms_the_next() {
             assert_eq!(ring, !resident);
             *(if ring { &mut streamed } else { &mut recorded }) += 1;
             assert_eq!(ended.unwrap_err().kind(), Kind::Cancelled);
-            assert_eq!(denoiser.run(&mut backend, budget, 2), want, "after {stop} steps under {budget} bytes");
+            assert_eq!(
+                denoiser.run(&mut backend, budget, 2),
+                want,
+                "after {stop} steps under {budget} bytes"
+            );
         }
     }
-    assert!(streamed > 0 && recorded > 0, "both kinds of run are to be cancelled: {streamed}, {recorded}");
+    assert!(
+        streamed > 0 && recorded > 0,
+        "both kinds of run are to be cancelled: {streamed}, {recorded}"
+    );
 }
 
 #[test]
@@ -159,8 +173,10 @@ fn what_is_set_aside_is_one_allocation_and_more_than_there_is_is_refused() {
     }
     let mut backend = gpu(0);
     let total = backend.caps().memory_bytes;
-    let layout =
-        |arena_bytes: u64| flux_fast::backend::Layout { arena_bytes: arena_bytes as usize, ..Default::default() };
+    let layout = |arena_bytes: u64| flux_fast::backend::Layout {
+        arena_bytes: arena_bytes as usize,
+        ..Default::default()
+    };
     let e = backend.reserve(layout(2 * total)).unwrap_err();
     assert_eq!((e.kind(), e.kind().exit_code()), (Kind::Memory, 5));
     assert!(e.hint().unwrap().contains("--vram"), "{e}");

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use flux_fast::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, flux, t5, vae};
+use flux_fast::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, flux1, t5, vae};
 use flux_fast::weights::Component;
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
 use serde_json::{Value, json};
@@ -29,13 +29,17 @@ impl Ran {
     }
 
     fn json(&self) -> Value {
-        serde_json::from_slice(&self.output.stdout).unwrap_or_else(|e| panic!("{e}: {}", self.told()))
+        serde_json::from_slice(&self.output.stdout)
+            .unwrap_or_else(|e| panic!("{e}: {}", self.told()))
     }
 
     /// The object that has this key.
     #[track_caller]
     fn line(&self, key: &str) -> &Value {
-        self.report.iter().find(|v| v.get(key).is_some()).unwrap_or_else(|| panic!("no {key}: {}", self.told()))
+        self.report
+            .iter()
+            .find(|v| v.get(key).is_some())
+            .unwrap_or_else(|| panic!("no {key}: {}", self.told()))
     }
 
     /// The most host memory that was pinned at once.
@@ -46,7 +50,8 @@ impl Ran {
     /// No kernel raced, read what was never written, or went astray. The kernels that ran.
     #[track_caller]
     fn kernels(&self) -> Vec<&str> {
-        let kernels: Vec<&Value> = self.report.iter().filter(|v| v["runs"].as_u64() > Some(0)).collect();
+        let kernels: Vec<&Value> =
+            self.report.iter().filter(|v| v["runs"].as_u64() > Some(0)).collect();
         assert!(!kernels.is_empty(), "nothing ran: {}", self.told());
         kernels.iter().for_each(|v| assert_eq!(v["findings"], json!([]), "{}", v["kernel"]));
         kernels.iter().map(|v| v["kernel"].as_str().unwrap()).collect()
@@ -69,7 +74,11 @@ fn program(settings: &str, arguments: &[&str]) -> Option<Ran> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flux-fast"));
     // With one heap for all threads, two runs take about the same host memory. Pictures without a name of their own are not to lie about.
     command.env("MALLOC_ARENA_MAX", "1");
-    command.env("LD_LIBRARY_PATH", folder).env("FLUX_FAKE_CUDA", settings).current_dir(own.path()).args(arguments);
+    command
+        .env("LD_LIBRARY_PATH", folder)
+        .env("FLUX_FAKE_CUDA", settings)
+        .current_dir(own.path())
+        .args(arguments);
     let output = command.output().unwrap();
     let report = std::fs::read_to_string(report).unwrap_or_default();
     Some(Ran { output, report: report.lines().map(|l| serde_json::from_str(l).unwrap()).collect() })
@@ -85,7 +94,15 @@ fn the_embedded_models_picture_is_that_of_the_cpu() {
     let folder = temp_dir();
     let draw = |settings: &str, device: &str, more: &[&str]| {
         let out = folder.path().join("out.png");
-        let mut arguments = vec!["a fox, 3D style, on a blue background", "-s", "7", "--device", device, "-q", "-o"];
+        let mut arguments = vec![
+            "a fox, 3D style, on a blue background",
+            "-s",
+            "7",
+            "--device",
+            device,
+            "-q",
+            "-o",
+        ];
         arguments.push(out.to_str().unwrap());
         arguments.extend(more);
         let ran = program(settings, &arguments)?.succeeded();
@@ -99,15 +116,30 @@ fn the_embedded_models_picture_is_that_of_the_cpu() {
     // One multiprocessor, so that the small model has tiles enough for the kernels that want one for each.
     for (settings, device, compute, least, kernels) in [
         ("order=early", "cuda:0", "auto", 40.0, ["linear_e4m3_64x64_sm80", "attention_d128"]),
-        ("sms.1=1", "cuda:1", "fp8", 25.0, ["linear_e4m3_w8a8_128x128_sm89", "quantise_rows_e4m3_sm89"]),
+        (
+            "sms.1=1",
+            "cuda:1",
+            "fp8",
+            25.0,
+            ["linear_e4m3_w8a8_128x128_sm89", "quantise_rows_e4m3_sm89"],
+        ),
         ("sms.2=1", "cuda:2", "auto", 40.0, ["linear_e4m3_wgmma_", "attention_d128_wgmma_sm90a"]),
-        ("sms.2=1", "cuda:2", "fp8", 25.0, ["linear_e4m3_w8a8_wgmma_", "attention_d128_wgmma_sm90a"]),
+        (
+            "sms.2=1",
+            "cuda:2",
+            "fp8",
+            25.0,
+            ["linear_e4m3_w8a8_wgmma_", "attention_d128_wgmma_sm90a"],
+        ),
     ] {
         let (gpu, ran) = draw(settings, device, &["--steps", "4", "--compute", compute]).unwrap();
         let db = psnr(&gpu, &short, 255.0);
         assert!(db >= least, "{device} {compute}: {db:.1} dB");
         let seen = ran.kernels();
-        assert!(kernels.iter().all(|k| seen.iter().any(|s| s.starts_with(k))), "{device} {compute}: {seen:?}");
+        assert!(
+            kernels.iter().all(|k| seen.iter().any(|s| s.starts_with(k))),
+            "{device} {compute}: {seen:?}"
+        );
     }
 }
 
@@ -141,7 +173,11 @@ fn errors_have_their_exit_codes_and_say_what_to_do() {
         assert!(!Path::new(out).exists(), "{settings}: a picture");
         // Once a device is lost nothing more is asked of it; two threads may learn of it at the same time.
         if told.contains("lost") {
-            assert!(ran.line("refused")["refused"].as_u64().unwrap() <= 1, "{settings}: {:?}", ran.line("refused"));
+            assert!(
+                ran.line("refused")["refused"].as_u64().unwrap() <= 1,
+                "{settings}: {:?}",
+                ran.line("refused")
+            );
         }
     }
     // Less memory than usual is no error where it is enough.
@@ -159,8 +195,9 @@ fn errors_have_their_exit_codes_and_say_what_to_do() {
 #[test]
 fn without_a_driver_there_is_no_gpu() {
     let places = ["/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg", "/usr/lib64/libcuda.so.1"];
-    let places =
-        places.into_iter().chain(["/usr/lib/x86_64-linux-gnu/libcuda.so.1", "C:\\Windows\\System32\\nvcuda.dll"]);
+    let places = places
+        .into_iter()
+        .chain(["/usr/lib/x86_64-linux-gnu/libcuda.so.1", "C:\\Windows\\System32\\nvcuda.dll"]);
     if let Some(driver) = places.into_iter().find(|p| Path::new(p).exists()) {
         eprintln!("SKIPPED a machine without an NVIDIA driver: {driver}");
         return;
@@ -176,11 +213,19 @@ fn without_a_driver_there_is_no_gpu() {
 }
 
 /// A checkpoint in scaled fp8, as ComfyUI stores them.
-fn spec(flux: &FluxConfig, t5: &T5Config, clip: &ClipConfig, vae: &VaeConfig, mut more: Value) -> SynthSpec {
-    let named = |component, list: Vec<(String, Vec<usize>)>| list.into_iter().map(move |(n, s)| (component, n, s));
+fn spec(
+    flux: &FluxConfig,
+    t5: &T5Config,
+    clip: &ClipConfig,
+    vae: &VaeConfig,
+    mut more: Value,
+) -> SynthSpec {
+    let named = |component, list: Vec<(String, Vec<usize>)>| {
+        list.into_iter().map(move |(n, s)| (component, n, s))
+    };
     let tensors = named(Component::T5, t5::tensors(t5))
         .chain(named(Component::Clip, clip::tensors(clip)))
-        .chain(named(Component::Flux, flux::tensors(flux)))
+        .chain(named(Component::Flux, flux1::tensors(flux)))
         .chain(named(Component::Vae, vae::tensors(vae)))
         .collect();
     more["transformer"] = flux.to_json();
@@ -203,7 +248,15 @@ fn small(folder: &Path) -> PathBuf {
         pooled: 64,
         ..FluxConfig::dev()
     };
-    let t5 = T5Config { vocab: 32128, width: 128, heads: 2, head_dim: 64, ff: 256, layers: 1, ..T5Config::xxl() };
+    let t5 = T5Config {
+        vocab: 32128,
+        width: 128,
+        heads: 2,
+        head_dim: 64,
+        ff: 256,
+        layers: 1,
+        ..T5Config::xxl()
+    };
     let clip = ClipConfig { width: 64, heads: 1, ff: 256, layers: 1, ..ClipConfig::large() };
     let vae = VaeConfig { channels: vec![32, 64], blocks: 1, ..VaeConfig::flux() };
     let more = json!({ "tokenizer_2": { "model_max_length": 8 },
@@ -229,24 +282,46 @@ fn streamed_equals_resident_and_pins_what_it_may() {
     let folder = temp_dir();
     let model = small(folder.path());
     let out = folder.path().join("out.png");
-    let request =
-        ["a lighthouse", "-s", "5", "--device", "cuda:0", "--no-cache", "-q", "--model", model.to_str().unwrap()];
+    let request = [
+        "a lighthouse",
+        "-s",
+        "5",
+        "--device",
+        "cuda:0",
+        "--no-cache",
+        "-q",
+        "--model",
+        model.to_str().unwrap(),
+    ];
     let plan = |more: &[&str]| program("", &[&["plan"], &request[..], more].concat());
     let Some(refused) = plan(&["--vram", "1M"]) else { return };
     let vram = named(&refused, "--vram");
     let ram = named(&plan(&["--ram", "1M"]).unwrap(), "--ram");
     let streamed = |more: &[&str]| {
         let plan = plan(&[&["--json"], more].concat()).unwrap().succeeded().json();
-        let denoise = plan["phases"].as_array().unwrap().iter().find(|p| p["phase"] == "denoise").unwrap().clone();
-        (denoise["streamed_bytes_per_run"].as_u64().unwrap(), plan["pinned_bytes"].as_u64().unwrap())
+        let denoise = plan["phases"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|p| p["phase"] == "denoise")
+            .unwrap()
+            .clone();
+        (
+            denoise["streamed_bytes_per_run"].as_u64().unwrap(),
+            plan["pinned_bytes"].as_u64().unwrap(),
+        )
     };
     assert_eq!(streamed(&[]).0, 0, "all of it stays where there is room");
     let (bytes, may_pin) = streamed(&["--vram", &vram, "--ram", &ram]);
-    assert!(bytes > 12_000_000 && may_pin < bytes / 2, "{bytes} bytes are streamed, {may_pin} may be pinned");
+    assert!(
+        bytes > 12_000_000 && may_pin < bytes / 2,
+        "{bytes} bytes are streamed, {may_pin} may be pinned"
+    );
 
     let draw = |settings: &str, more: &[&str]| {
-        let ran =
-            program(settings, &[&request[..], &["-o", out.to_str().unwrap()], more].concat()).unwrap().succeeded();
+        let ran = program(settings, &[&request[..], &["-o", out.to_str().unwrap()], more].concat())
+            .unwrap()
+            .succeeded();
         ran.kernels();
         (pixels(&out), ran.pinned())
     };
@@ -261,7 +336,10 @@ fn streamed_equals_resident_and_pins_what_it_may() {
         assert!(picture == resident, "{settings}: streamed and resident differ");
         // How much the process itself takes, and so leaves of `--ram`, is not quite the same every time.
         let most = if least == 0 { bytes * 3 / 4 } else { bytes + bytes / 2 };
-        assert!((RING + least..=RING + most).contains(&pinned), "{settings}: {pinned} bytes pinned, {bytes} streamed");
+        assert!(
+            (RING + least..=RING + most).contains(&pinned),
+            "{settings}: {pinned} bytes pinned, {bytes} streamed"
+        );
     }
 }
 
@@ -276,32 +354,50 @@ fn full_size(path: &Path, flux: &FluxConfig) {
 #[test]
 fn dev_fits_in_12_gb_and_schnell_in_8() {
     const CONTEXT: u64 = 300 << 20;
-    for (name, flux, card, gigabytes) in
-        [("dev", FluxConfig::dev(), "visible=0", 12), ("schnell", FluxConfig::schnell(), "visible=1", 8)]
-    {
+    for (name, flux, card, gigabytes) in [
+        ("dev", FluxConfig::dev(), "visible=0", 12),
+        ("schnell", FluxConfig::schnell(), "visible=1", 8),
+    ] {
         let folder = temp_dir();
-        let (path, out) = (folder.path().join(format!("{name}.safetensors")), folder.path().join("out.png"));
+        let (path, out) =
+            (folder.path().join(format!("{name}.safetensors")), folder.path().join("out.png"));
         full_size(&path, &flux);
-        let settings = format!("{card},context={CONTEXT},kernels=skip,copies=skip,checks=0,poison=0");
+        let settings =
+            format!("{card},context={CONTEXT},kernels=skip,copies=skip,checks=0,poison=0");
         let (path, vram) = (path.to_str().unwrap(), format!("{gigabytes}G"));
         let request = ["a lighthouse", "--device", "cuda", "--model", path, "--vram", &vram];
-        let request = [&request[..], &["--size", "1024x1024", "--steps", "2", "--no-cache", "-q"]].concat();
-        let Some(plan) = program(&settings, &[&["plan", "--json"], &request[..]].concat()) else { return };
+        let request =
+            [&request[..], &["--size", "1024x1024", "--steps", "2", "--no-cache", "-q"]].concat();
+        let Some(plan) = program(&settings, &[&["plan", "--json"], &request[..]].concat()) else {
+            return;
+        };
         let plan = plan.succeeded().json();
         if name == "dev" {
             // All of dev's blocks stay: nothing is streamed while denoising.
-            let denoise = plan["phases"].as_array().unwrap().iter().find(|p| p["phase"] == "denoise").unwrap();
-            assert_eq!((&plan["own_memory"], &denoise["streamed_bytes_per_run"]), (&json!(true), &json!(0)), "{plan}");
+            let denoise = plan["phases"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .find(|p| p["phase"] == "denoise")
+                .unwrap();
+            assert_eq!(
+                (&plan["own_memory"], &denoise["streamed_bytes_per_run"]),
+                (&json!(true), &json!(0)),
+                "{plan}"
+            );
         }
         let spared = plan["overhead_bytes"].as_u64().unwrap() - CONTEXT;
-        let ran = program(&settings, &[&request[..], &["-o", out.to_str().unwrap()]].concat()).unwrap().succeeded();
+        let ran = program(&settings, &[&request[..], &["-o", out.to_str().unwrap()]].concat())
+            .unwrap()
+            .succeeded();
         let device = ran.line("device");
         let peak = device["peak"].as_u64().unwrap();
         assert!(peak <= gigabytes * 1_000_000_000, "{name}: {peak} bytes of {vram}");
         assert!(peak > gigabytes * 700_000_000, "{name}: only {peak} bytes of {vram} used");
         assert_eq!(plan["peak_bytes"], peak + spared, "{name}: not as planned");
         // There is never more than one piece of memory beside the context, and phases take turns with it.
-        let pieces: Vec<u64> = device["allocations"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
+        let pieces: Vec<u64> =
+            device["allocations"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
         assert_eq!(pieces.iter().max(), Some(&(peak - CONTEXT)), "{name}: {pieces:?}");
         assert!(pieces.iter().all(|&n| n > 64 << 20) && pieces.len() <= 5, "{name}: {pieces:?}");
         let kernels = ran.report.iter().filter_map(|v| v["kernel"].as_str());

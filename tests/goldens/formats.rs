@@ -5,11 +5,12 @@ use std::path::Path;
 
 use flux_fast::dtype::DType;
 use flux_fast::dtype::blocks::FORMATS;
+use flux_fast::library::ModelFiles;
+use flux_fast::library::convert::{Report, Target, convert};
+use flux_fast::library::{Files, open, open_only};
 use flux_fast::pipeline::Pipeline;
-use flux_fast::pipeline::request::ModelFiles;
-use flux_fast::weights::convert::{Report, Target, convert};
+use flux_fast::weights::Component;
 use flux_fast::weights::synth::{Dialect, Grid, Storage};
-use flux_fast::weights::{Component, Files, open, open_only};
 
 use crate::common::{Golden, path, relative_error, temp_dir};
 use crate::{Written, draw, f32_options, request};
@@ -62,15 +63,25 @@ fn every_format_gives_the_picture_within_its_own_error() {
         let to = path(&dir, &format!("model.{}", target.extension()));
         let report = write(&written.path, target, &to);
         let whole = Some(written.path.clone());
-        let mut files = ModelFiles { model: Some(to.to_string_lossy().into_owned()), ..ModelFiles::default() };
+        let mut files =
+            ModelFiles { model: Some(to.to_string_lossy().into_owned()), ..ModelFiles::default() };
         if matches!(target, Target::Gguf(_)) {
-            assert_eq!((report.components, report.left_out.len()), (vec![Component::Flux], 3), "{target:?}");
+            assert_eq!(
+                (report.components, report.left_out.len()),
+                (vec![Component::Flux], 3),
+                "{target:?}"
+            );
             (files.clip, files.t5, files.vae) = (whole.clone(), whole.clone(), whole);
         } else {
             assert!(report.left_out.is_empty() && report.components.len() == 4, "{target:?}");
         }
-        assert!(report.quantised >= 16 && report.bytes < report.from_bytes, "{target:?}: {}", report.quantised);
-        let mut pipeline = Pipeline::open(&files, &f32_options(), &mut |_| ControlFlow::Continue(())).unwrap();
+        assert!(
+            report.quantised >= 16 && report.bytes < report.from_bytes,
+            "{target:?}: {}",
+            report.quantised
+        );
+        let mut pipeline =
+            Pipeline::open(&files, &f32_options(), &mut |_| ControlFlow::Continue(())).unwrap();
         let error = relative_error(&draw(&mut pipeline, &base).latents, &exact);
         println!("{target:?}: {error:.4}");
         assert!(error <= bound, "{target:?}: {error:.4}");
@@ -92,10 +103,12 @@ fn every_format_gives_the_picture_within_its_own_error() {
 #[test]
 fn converting_what_was_converted_changes_nothing() {
     let golden = Golden::read("a_schnell");
-    let written = Written::new(&golden, Dialect::Diffusers { shard_bytes: None }, Storage::BF16, Grid::F32);
+    let written =
+        Written::new(&golden, Dialect::Diffusers { shard_bytes: None }, Storage::BF16, Grid::F32);
     let dir = temp_dir();
     for target in [Target::Fp8, Target::Gguf(DType::Q8_0), Target::Blocks(DType::Mxfp8)] {
-        let [once, twice] = ["once", "twice"].map(|n| path(&dir, &format!("{n}.{}", target.extension())));
+        let [once, twice] =
+            ["once", "twice"].map(|n| path(&dir, &format!("{n}.{}", target.extension())));
         write(&written.path, target, &once);
         write(&once, target, &twice);
         let values = |path: &Path| {

@@ -8,14 +8,15 @@ use std::sync::Arc;
 
 use flux_fast::backend::Backend;
 use flux_fast::dtype::DType;
-use flux_fast::model::flux::DenoiseShape;
-use flux_fast::model::{clip, flux, t5};
+use flux_fast::library::convert::{Target, convert};
+use flux_fast::library::{Checkpoint, open_only};
+use flux_fast::model::flux1::DenoiseShape;
+use flux_fast::model::{clip, flux1, t5};
 use flux_fast::op::{Op, Program};
 use flux_fast::pipeline::loras::{LoraSet, open};
 use flux_fast::tensor::{HostPart, HostWeight, Scale};
-use flux_fast::weights::convert::{Target, convert};
+use flux_fast::weights::Component;
 use flux_fast::weights::synth::{Dialect, Grid, Storage};
-use flux_fast::weights::{Checkpoint, Component, open_only};
 
 use crate::common::{Golden, Input, least_bytes, relative_error, run, temp_dir};
 use crate::{Geometry, Written, devices, plain};
@@ -24,13 +25,15 @@ use crate::{Geometry, Written, devices, plain};
 const TOLERANCE: f64 = 1e-5;
 
 fn file(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/lora/{name}.lora.safetensors"))
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join(format!("tests/golden/lora/{name}.lora.safetensors"))
 }
 
 /// LoRAs with their weights, as a pipeline has them.
 fn set(checkpoint: &Checkpoint, loras: &[(&str, f32)]) -> LoraSet {
     let adapters = loras.iter().map(|(name, weight)| {
-        let adapter = open(&file(name), &|c| checkpoint.get(c)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let adapter =
+            open(&file(name), &|c| checkpoint.get(c)).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert_eq!(adapter.summary.unmatched, 0, "{name}");
         (Arc::new(adapter), *weight)
     });
@@ -38,7 +41,12 @@ fn set(checkpoint: &Checkpoint, loras: &[(&str, f32)]) -> LoraSet {
 }
 
 /// A program with its sides, and its weights.
-fn with(checkpoint: &Checkpoint, c: Component, loras: &LoraSet, program: Program) -> (Program, Vec<HostWeight>) {
+fn with(
+    checkpoint: &Checkpoint,
+    c: Component,
+    loras: &LoraSet,
+    program: Program,
+) -> (Program, Vec<HostWeight>) {
     let weights = checkpoint.get(c).unwrap();
     let program = loras.beside(c, weights, program).unwrap();
     let resolved = program.weights.iter().map(|w| match w.lora {
@@ -62,15 +70,23 @@ fn velocity(
     loras: &LoraSet,
     act: DType,
 ) -> (Vec<f32>, usize) {
-    let (t, pooled, guidance) = (golden.f32("flux.timestep"), golden.f32("flux.pooled"), golden.f32("flux.guidance"));
-    let (program, weights) = with(checkpoint, Component::Flux, loras, flux::modulate(&g.flux, 2, act));
+    let (t, pooled, guidance) =
+        (golden.f32("flux.timestep"), golden.f32("flux.pooled"), golden.f32("flux.guidance"));
+    let (program, weights) =
+        with(checkpoint, Component::Flux, loras, flux1::modulate(&g.flux, 2, act));
     let mut count = sides(&program);
-    let inputs = [("timestep", Input::F32(&t)), ("pooled", Input::F32(&pooled)), ("guidance", Input::F32(&guidance))];
-    let modulation = run(backend, &program, &weights, &inputs, u64::MAX, 1).remove("modulation").unwrap();
+    let inputs = [
+        ("timestep", Input::F32(&t)),
+        ("pooled", Input::F32(&pooled)),
+        ("guidance", Input::F32(&guidance)),
+    ];
+    let modulation =
+        run(backend, &program, &weights, &inputs, u64::MAX, 1).remove("modulation").unwrap();
     let shape = shape(golden);
-    let (program, weights) = with(checkpoint, Component::Flux, loras, flux::denoise(&g.flux, &shape, act));
+    let (program, weights) =
+        with(checkpoint, Component::Flux, loras, flux1::denoise(&g.flux, &shape, act));
     count += sides(&program);
-    let rope = flux::rope(&g.flux, &shape);
+    let rope = flux1::rope(&g.flux, &shape);
     let (img, txt) = (golden.f32("flux.img"), golden.f32("flux.txt"));
     let half = |v: &[f32], i: usize| v[i * v.len() / 2..(i + 1) * v.len() / 2].to_vec();
     let mut out = Vec::new();
@@ -118,7 +134,8 @@ fn every_dialect_changes_the_transformer_as_diffusers_does() {
         let mut layers = Vec::new();
         for (name, loras) in &cases {
             let loras = set(&checkpoint, loras);
-            let (got, count) = velocity(backend, &golden, &checkpoint, &written.geometry, &loras, DType::F32);
+            let (got, count) =
+                velocity(backend, &golden, &checkpoint, &written.geometry, &loras, DType::F32);
             let error = relative_error(&got, &expected.f32(&format!("{name}.velocity")));
             println!("{device} {name}: relative error {error:.2e}, {count} layers");
             assert!(error <= TOLERANCE, "{device} {name}: relative error {error:.2e}");
@@ -152,10 +169,22 @@ fn text_encoders_take_loras_too() {
                 "{name}"
             );
             if expected.has(&clip) {
-                let (program, weights) =
-                    with(&checkpoint, Component::Clip, &loras, clip::encode(&g.clip, 1, DType::F32));
-                let out = run(backend, &program, &weights, &[("ids", Input::I32(&clip_ids))], u64::MAX, 1);
-                let error = relative_error(&out["hidden"][row..row + g.clip.width], &expected.f32(&clip));
+                let (program, weights) = with(
+                    &checkpoint,
+                    Component::Clip,
+                    &loras,
+                    clip::encode(&g.clip, 1, DType::F32),
+                );
+                let out = run(
+                    backend,
+                    &program,
+                    &weights,
+                    &[("ids", Input::I32(&clip_ids))],
+                    u64::MAX,
+                    1,
+                );
+                let error =
+                    relative_error(&out["hidden"][row..row + g.clip.width], &expected.f32(&clip));
                 assert!(error <= TOLERANCE, "{clip}: relative error {error:.2e}");
                 clips += 1;
             }
@@ -179,7 +208,8 @@ fn text_encoders_take_loras_too() {
 fn a_lora_beside_eight_bit_weights_changes_as_much() {
     let (golden, expected) = (Golden::read("b_dev"), expected());
     let base = expected.f32("base.velocity");
-    let change: Vec<f32> = expected.f32("kohya.velocity").iter().zip(&base).map(|(a, b)| a - b).collect();
+    let change: Vec<f32> =
+        expected.f32("kohya.velocity").iter().zip(&base).map(|(a, b)| a - b).collect();
     for storage in [Storage::F8, Storage::F8ScaledNew, Storage::BF16] {
         let written = Written::new(&golden, Dialect::Comfy, storage, Grid::F32);
         let checkpoint = written.open();
@@ -208,7 +238,8 @@ fn beside_streamed_weights_nothing_changes() {
         let (program, weights) = denoiser(&golden, &checkpoint, &written.geometry, &loras);
         assert_eq!(sides(&program), 2 * 8 + 3);
         let least = least_bytes(backend, &program, &weights);
-        let mut under = |budget| drawn(backend, &golden, &written.geometry, &program, &weights, (budget, 3));
+        let mut under =
+            |budget| drawn(backend, &golden, &written.geometry, &program, &weights, (budget, 3));
         let (resident, streamed) = (under(u64::MAX), under(least));
         assert_eq!(resident["velocity"], streamed["velocity"], "{}", backend.caps().name);
         assert_eq!(resident["latents"], streamed["latents"], "{}", backend.caps().name);
@@ -221,15 +252,24 @@ fn beside_blocks_a_lora_is_what_it_is_beside_their_values() {
     let golden = Golden::read("b_dev");
     let written = Written::new(&golden, Dialect::Comfy, Storage::F32, Grid::F32);
     let dir = temp_dir();
-    for target in [Target::Int8, Target::Blocks(DType::Nf4), Target::Blocks(DType::Nvfp4), Target::Gguf(DType::Q4_0)] {
+    for target in [
+        Target::Int8,
+        Target::Blocks(DType::Nf4),
+        Target::Blocks(DType::Nvfp4),
+        Target::Gguf(DType::Q4_0),
+    ] {
         let path = dir.path().join(format!("model.{}", target.extension()));
-        convert(&open_only(&written.path).unwrap(), target, &path, &mut |_, _| ControlFlow::Continue(())).unwrap();
+        convert(&open_only(&written.path).unwrap(), target, &path, &mut |_, _| {
+            ControlFlow::Continue(())
+        })
+        .unwrap();
         let checkpoint = open_only(&path).unwrap();
         let loras = set(&checkpoint, &[("kohya", 1.0)]);
         for backend in devices().iter_mut().map(Box::as_mut) {
             let name = backend.caps().name.clone();
             let (program, weights) = denoiser(&golden, &checkpoint, &written.geometry, &loras);
-            let stored = weights.iter().filter(|w| w.parts.iter().any(|p| !p.dtype.is_wide())).count();
+            let stored =
+                weights.iter().filter(|w| w.parts.iter().any(|p| !p.dtype.is_wide())).count();
             assert!(stored >= 15, "{target:?}: {stored}");
             let values = weights.iter().map(|w| match w.parts.iter().all(|p| p.dtype.is_wide()) {
                 true => w.clone(),
@@ -249,7 +289,9 @@ fn beside_blocks_a_lora_is_what_it_is_beside_their_values() {
             });
             let values: Vec<HostWeight> = values.collect();
             let [got, want] = [&weights, &values].map(|w| {
-                drawn(backend, &golden, &written.geometry, &program, w, (u64::MAX, 1)).remove("velocity").unwrap()
+                drawn(backend, &golden, &written.geometry, &program, w, (u64::MAX, 1))
+                    .remove("velocity")
+                    .unwrap()
             });
             let error = relative_error(&got, &want);
             println!("{name} {target:?}: {error:.2e}");
@@ -259,14 +301,25 @@ fn beside_blocks_a_lora_is_what_it_is_beside_their_values() {
     }
 }
 
-fn denoiser(golden: &Golden, checkpoint: &Checkpoint, g: &Geometry, loras: &LoraSet) -> (Program, Vec<HostWeight>) {
-    let program = flux::denoise(&g.flux, &shape(golden), DType::F32);
+fn denoiser(
+    golden: &Golden,
+    checkpoint: &Checkpoint,
+    g: &Geometry,
+    loras: &LoraSet,
+) -> (Program, Vec<HostWeight>) {
+    let program = flux1::denoise(&g.flux, &shape(golden), DType::F32);
     with(checkpoint, Component::Flux, loras, program)
 }
 
 fn shape(golden: &Golden) -> DenoiseShape {
     let (grid, text_tokens) = (golden.ids("flux.grid"), golden.shape("flux.txt")[1]);
-    DenoiseShape { images: 1, cfg: false, text_tokens, height: grid[0] as usize, width: grid[1] as usize }
+    DenoiseShape {
+        images: 1,
+        cfg: false,
+        text_tokens,
+        height: grid[0] as usize,
+        width: grid[1] as usize,
+    }
 }
 
 /// What the first sequence gives under some modulation, under a budget and in so many runs.
@@ -278,9 +331,10 @@ fn drawn(
     weights: &[HostWeight],
     (budget, runs): (u64, usize),
 ) -> HashMap<&'static str, Vec<f32>> {
-    let rope = flux::rope(&g.flux, &shape(golden));
+    let rope = flux1::rope(&g.flux, &shape(golden));
     let (img, txt) = (golden.f32("flux.img"), golden.f32("flux.txt"));
-    let modulation: Vec<f32> = (0..g.flux.modulation_cols()).map(|i| (i % 17) as f32 / 40.0 - 0.2).collect();
+    let modulation: Vec<f32> =
+        (0..g.flux.modulation_cols()).map(|i| (i % 17) as f32 / 40.0 - 0.2).collect();
     let inputs = [
         ("latents", Input::F32(&img[..img.len() / 2])),
         ("text", Input::F32(&txt[..txt.len() / 2])),

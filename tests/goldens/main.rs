@@ -11,17 +11,20 @@ mod loras;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use common::{Golden, Input, MODELS, channels_last, cpu, files, psnr, relative_error, resolve, run, temp_dir};
+use common::{
+    Golden, Input, MODELS, channels_last, cpu, files, psnr, relative_error, resolve, run, temp_dir,
+};
 use flux_fast::backend::Backend;
 use flux_fast::backend::cpu::Compute;
 use flux_fast::backend::wgpu::{self, WgpuBackend, WgpuOptions};
 use flux_fast::dtype::DType;
-use flux_fast::model::flux::DenoiseShape;
-use flux_fast::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, flux, t5, vae};
+use flux_fast::library::{Checkpoint, Files, open};
+use flux_fast::model::flux1::DenoiseShape;
+use flux_fast::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, flux1, t5, vae};
 use flux_fast::pipeline::Pipeline;
 use flux_fast::pipeline::request::{Generated, InitImage, Picture, Request, RunOptions};
+use flux_fast::weights::Component;
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
-use flux_fast::weights::{Checkpoint, Component, Files, open};
 use serde_json::{Value, json};
 
 /// The goldens differ from the same models in f64 by about 1e-6; a wrong epsilon or the wrong GELU shows from 1e-5 on.
@@ -40,9 +43,15 @@ fn geometry(config: &Value) -> Geometry {
         config[component][key].as_u64().unwrap_or_else(|| panic!("{component}.{key}")) as usize
     };
     let list = |component: &str, key: &str| {
-        config[component][key].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as usize).collect::<Vec<_>>()
+        config[component][key]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|v| v.as_u64().unwrap() as usize)
+            .collect::<Vec<_>>()
     };
-    let (heads, head_dim) = (n("transformer", "num_attention_heads"), n("transformer", "attention_head_dim"));
+    let (heads, head_dim) =
+        (n("transformer", "num_attention_heads"), n("transformer", "attention_head_dim"));
     let hidden = heads * head_dim;
     let flux = FluxConfig {
         in_channels: n("transformer", "in_channels"),
@@ -99,8 +108,10 @@ struct Written {
 impl Written {
     fn new(golden: &Golden, dialect: Dialect, storage: Storage, grid: Grid) -> Self {
         let g = geometry(&golden.config);
-        let named = |component, list: Vec<(String, Vec<usize>)>| list.into_iter().map(move |(n, s)| (component, n, s));
-        let tensors = named(Component::Flux, flux::tensors(&g.flux))
+        let named = |component, list: Vec<(String, Vec<usize>)>| {
+            list.into_iter().map(move |(n, s)| (component, n, s))
+        };
+        let tensors = named(Component::Flux, flux1::tensors(&g.flux))
             .chain(named(Component::T5, t5::tensors(&g.t5)))
             .chain(named(Component::Clip, clip::tensors(&g.clip)))
             .chain(named(Component::Vae, vae::tensors(&g.vae)))
@@ -109,7 +120,11 @@ impl Written {
         configs["tokenizer_2"] = json!({ "model_max_length": golden.number("t5_length") as usize });
         let spec = SynthSpec { seed: golden.seed, tensors, grid, storage, dialect, configs };
         let dir = temp_dir();
-        let path = dir.path().join(if matches!(dialect, Dialect::Comfy) { "model.safetensors" } else { "model" });
+        let path = dir.path().join(if matches!(dialect, Dialect::Comfy) {
+            "model.safetensors"
+        } else {
+            "model"
+        });
         synth::write(&spec, &path).unwrap();
         Written { _dir: dir, path, geometry: g }
     }
@@ -173,9 +188,21 @@ fn text_encoders_equal_transformers() {
             assert_eq!(read, g.clip);
             let ids = golden.ids("clip.ids");
             let program = clip::encode(&read, 1, DType::F32);
-            let out = run(backend, &program, &resolve(&program, weights), &[("ids", Input::I32(&ids))], u64::MAX, 1);
+            let out = run(
+                backend,
+                &program,
+                &resolve(&program, weights),
+                &[("ids", Input::I32(&ids))],
+                u64::MAX,
+                1,
+            );
             let row = ids.iter().position(|&id| id == 49407).unwrap() * read.width;
-            close("clip", &golden, &out["hidden"][row..row + read.width], &golden.f32("clip.pooled"));
+            close(
+                "clip",
+                &golden,
+                &out["hidden"][row..row + read.width],
+                &golden.f32("clip.pooled"),
+            );
         }
     }
 }
@@ -193,22 +220,31 @@ fn the_transformer_equals_diffusers() {
             // The golden's two sequences have their own timestep and guidance: two rows of modulation, two runs of a batch of one.
             let (t, pooled) = (golden.f32("flux.timestep"), golden.f32("flux.pooled"));
             let guidance = read.guidance.then(|| golden.f32("flux.guidance"));
-            let program = flux::modulate(&read, 2, DType::F32);
+            let program = flux1::modulate(&read, 2, DType::F32);
             let mut inputs = vec![("timestep", Input::F32(&t)), ("pooled", Input::F32(&pooled))];
             inputs.extend(guidance.as_ref().map(|g| ("guidance", Input::F32(g))));
             let modulation =
-                run(backend, &program, &resolve(&program, weights), &inputs, u64::MAX, 1).remove("modulation").unwrap();
+                run(backend, &program, &resolve(&program, weights), &inputs, u64::MAX, 1)
+                    .remove("modulation")
+                    .unwrap();
 
             let grid = golden.ids("flux.grid");
             let text_tokens = golden.shape("flux.txt")[1];
-            let shape =
-                DenoiseShape { images: 1, cfg: false, text_tokens, height: grid[0] as usize, width: grid[1] as usize };
-            let program = flux::denoise(&read, &shape, DType::F32);
-            let rope = flux::rope(&read, &shape);
-            let (img, txt, want) = (golden.f32("flux.img"), golden.f32("flux.txt"), golden.f32("flux.velocity"));
+            let shape = DenoiseShape {
+                images: 1,
+                cfg: false,
+                text_tokens,
+                height: grid[0] as usize,
+                width: grid[1] as usize,
+            };
+            let program = flux1::denoise(&read, &shape, DType::F32);
+            let rope = flux1::rope(&read, &shape);
+            let (img, txt, want) =
+                (golden.f32("flux.img"), golden.f32("flux.txt"), golden.f32("flux.velocity"));
             let half = |v: &[f32], i: usize| v[i * v.len() / 2..(i + 1) * v.len() / 2].to_vec();
             for i in 0..2 {
-                let (latents, text, modulation) = (half(&img, i), half(&txt, i), half(&modulation, i));
+                let (latents, text, modulation) =
+                    (half(&img, i), half(&txt, i), half(&modulation, i));
                 let inputs = [
                     ("latents", Input::F32(&latents)),
                     ("text", Input::F32(&text)),
@@ -218,7 +254,8 @@ fn the_transformer_equals_diffusers() {
                 ];
                 let out = run(backend, &program, &resolve(&program, weights), &inputs, u64::MAX, 1);
                 close("velocity", &golden, &out["velocity"], &half(&want, i));
-                let stepped: Vec<f32> = latents.iter().zip(&half(&want, i)).map(|(x, v)| x - 0.25 * v).collect();
+                let stepped: Vec<f32> =
+                    latents.iter().zip(&half(&want, i)).map(|(x, v)| x - 0.25 * v).collect();
                 close("euler", &golden, &out["latents"], &stepped);
             }
         }
@@ -240,16 +277,33 @@ fn the_autoencoder_equals_diffusers() {
             let shape = golden.shape("vae.latent");
             let program = vae::decode(&unscaled, shape[1], shape[2], DType::F32);
             let tokens = pack(&golden.f32("vae.latent"), &shape);
-            let out =
-                run(backend, &program, &resolve(&program, weights), &[("latents", Input::F32(&tokens))], u64::MAX, 1);
+            let out = run(
+                backend,
+                &program,
+                &resolve(&program, weights),
+                &[("latents", Input::F32(&tokens))],
+                u64::MAX,
+                1,
+            );
             close("decode", &golden, &out["pixels"], &channels_last(&golden.f32("vae.image"), 3));
 
             let shape = golden.shape("vae.pixels");
             let program = vae::encode(&read, shape[1], shape[2], DType::F32);
             let pixels = channels_last(&golden.f32("vae.pixels"), 3);
-            let out =
-                run(backend, &program, &resolve(&program, weights), &[("pixels", Input::F32(&pixels))], u64::MAX, 1);
-            close("encode", &golden, &out["latents"], &pack(&golden.f32("vae.mean"), &golden.shape("vae.mean")));
+            let out = run(
+                backend,
+                &program,
+                &resolve(&program, weights),
+                &[("pixels", Input::F32(&pixels))],
+                u64::MAX,
+                1,
+            );
+            close(
+                "encode",
+                &golden,
+                &out["latents"],
+                &pack(&golden.f32("vae.mean"), &golden.shape("vae.mean")),
+            );
         }
     }
 }
@@ -288,8 +342,10 @@ fn draw(pipeline: &mut Pipeline, request: &Request) -> Generated {
 
 /// Our bytes against the golden's unclamped decoder output, both as bytes: at 60 dB at most one value in fifteen may round to the other neighbour.
 fn same_picture(what: &str, golden: &Golden, picture: &Picture, decoded: &[f32]) {
-    let want: Vec<f32> =
-        channels_last(decoded, 3).iter().map(|v| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round()).collect();
+    let want: Vec<f32> = channels_last(decoded, 3)
+        .iter()
+        .map(|v| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round())
+        .collect();
     let got: Vec<f32> = picture.rgb.iter().map(|&b| f32::from(b)).collect();
     let db = psnr(&got, &want, 255.0);
     println!("{} {what}: {db:.1} dB", golden.name);
@@ -333,11 +389,17 @@ fn whole_pictures(device: &str) {
         close("batch latents", &golden, &out.latents, &golden.f32("batch.latents"));
         let decoded = golden.f32("batch.decoded");
         for (i, picture) in out.pictures.iter().enumerate() {
-            same_picture("batch", &golden, picture, &decoded[i * decoded.len() / 2..(i + 1) * decoded.len() / 2]);
+            same_picture(
+                "batch",
+                &golden,
+                picture,
+                &decoded[i * decoded.len() / 2..(i + 1) * decoded.len() / 2],
+            );
         }
 
         let shape = golden.shape("img2img.picture");
-        let picture = Picture { width: shape[1], height: shape[0], rgb: golden.u8("img2img.picture") };
+        let picture =
+            Picture { width: shape[1], height: shape[0], rgb: golden.u8("img2img.picture") };
         let init = Some(InitImage { picture, strength: golden.number("strength") as f32 });
         let out = draw(&mut pipeline, &Request { init, ..base });
         close("img2img latents", &golden, &out.latents, &golden.f32("img2img.latents"));
@@ -384,7 +446,8 @@ fn plain_fp8_gives_the_same_latents() {
         let written = Written::new(&golden, dialect, storage, Grid::F8Plain);
         draw(&mut written.pipeline(&f32_options()), &request(&golden)).latents
     };
-    let error = relative_error(&latents(Storage::F8, Dialect::Comfy), &latents(Storage::F32, Dialect::Bfl));
+    let error =
+        relative_error(&latents(Storage::F8, Dialect::Comfy), &latents(Storage::F32, Dialect::Bfl));
     assert!(error <= TOLERANCE, "{error:.2e}");
 }
 
@@ -394,8 +457,11 @@ fn the_default_arithmetic_stays_near_f32() {
     let golden = Golden::read("a_dev");
     let written = Written::new(&golden, Dialect::Comfy, Storage::F8ScaledNew, Grid::F8);
     let exact = draw(&mut written.pipeline(&f32_options()), &request(&golden)).latents;
-    let auto =
-        draw(&mut written.pipeline(&RunOptions { compute: "auto".into(), ..f32_options() }), &request(&golden)).latents;
+    let auto = draw(
+        &mut written.pipeline(&RunOptions { compute: "auto".into(), ..f32_options() }),
+        &request(&golden),
+    )
+    .latents;
     let error = relative_error(&auto, &exact);
     println!("auto against f32: {error:.2e}");
     assert!(error <= 3e-2, "{error:.2e}");

@@ -20,7 +20,11 @@ impl Home {
     /// The program with these arguments, run in `here`; nothing of the tester's environment reaches it.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_flux-fast"));
-        command.env_clear().env("HOME", &self.at).env("HF_HOME", self.at.join("hf")).current_dir(self.at.join("here"));
+        command
+            .env_clear()
+            .env("HOME", &self.at)
+            .env("HF_HOME", self.at.join("hf"))
+            .current_dir(self.at.join("here"));
         // Windows starts no program without it.
         if let Some(root) = std::env::var_os("SystemRoot") {
             command.env("SystemRoot", root);
@@ -51,7 +55,8 @@ pub fn stderr(output: &Output) -> String {
 
 /// The one JSON object on stdout.
 pub fn json(output: &Output) -> serde_json::Value {
-    serde_json::from_str(&stdout(output)).unwrap_or_else(|e| panic!("{e}: {}{}", stdout(output), stderr(output)))
+    serde_json::from_str(&stdout(output))
+        .unwrap_or_else(|e| panic!("{e}: {}{}", stdout(output), stderr(output)))
 }
 
 /// The embedded model as a file's bytes.
@@ -72,6 +77,8 @@ pub fn part(prefix: &str) -> Vec<u8> {
 /// A safetensors file of these tensors, all zeros in F32 with two elements.
 pub fn zeros(names: &[&str]) -> Vec<u8> {
     let data = [0u8; 8];
-    let view = || safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![2, 1], &data).unwrap();
+    let view = || {
+        safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![2, 1], &data).unwrap()
+    };
     safetensors::serialize(names.iter().map(|n| (*n, view())), None).unwrap()
 }

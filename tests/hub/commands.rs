@@ -31,19 +31,44 @@ fn what_was_pulled_is_drawn_with_by_its_id() {
     assert_eq!(std::fs::read(snapshot.join("tiny.safetensors")).unwrap(), tiny());
     let said = stdout(&output);
     assert!(said.contains(&format!("org/name lies in {}; ", snapshot.display())), "{said}");
-    assert!(said.ends_with("flux-fast \"a fox\" --model org/name/tiny.safetensors\n") && said.lines().count() == 1);
-    assert!(stderr(&output).contains("2 files") && stderr(&output).contains("received in"), "{}", stderr(&output));
+    assert!(
+        said.ends_with("flux-fast \"a fox\" --model org/name/tiny.safetensors\n")
+            && said.lines().count() == 1
+    );
+    assert!(
+        stderr(&output).contains("2 files") && stderr(&output).contains("received in"),
+        "{}",
+        stderr(&output)
+    );
 
     let again = json(&pull(&home, &server, &["org/name", "--json", "--quiet"]).output().unwrap());
-    assert_eq!((again["received_bytes"].as_u64(), again["commit"].as_str()), (Some(0), Some(COMMIT)), "{again}");
+    assert_eq!(
+        (again["received_bytes"].as_u64(), again["commit"].as_str()),
+        (Some(0), Some(COMMIT)),
+        "{again}"
+    );
     assert_eq!(again["model"], "org/name/tiny.safetensors");
     assert_eq!(again["snapshot"], snapshot.to_str().unwrap());
 
     for name in ["org/name", "org/name/tiny.safetensors", "tiny"] {
-        let output =
-            home.run(&["a fox", "--model", name, "--device", "cpu", "--steps", "1", "--no-cache", "-o", "fox.png"]);
+        let output = home.run(&[
+            "a fox",
+            "--model",
+            name,
+            "--device",
+            "cpu",
+            "--steps",
+            "1",
+            "--no-cache",
+            "-o",
+            "fox.png",
+        ]);
         assert_eq!(output.status.code(), Some(0), "{name}: {}", stderr(&output));
-        assert!(stderr(&output).contains("(found in the Hugging Face cache)"), "{name}: {}", stderr(&output));
+        assert!(
+            stderr(&output).contains("(found in the Hugging Face cache)"),
+            "{name}: {}",
+            stderr(&output)
+        );
         std::fs::remove_file(home.at.join("here/fox.png")).unwrap();
     }
 }
@@ -52,7 +77,12 @@ fn what_was_pulled_is_drawn_with_by_its_id() {
 fn quiet_pulls_say_only_the_result_and_files_can_be_named() {
     let (home, server) = a_hub(|usual, _| usual);
     let output = pull(&home, &server, &["org/name", "tiny.safetensors", "-q"]).output().unwrap();
-    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""), "{}", stdout(&output));
+    assert_eq!(
+        (output.status.code(), stderr(&output).as_str()),
+        (Some(0), ""),
+        "{}",
+        stdout(&output)
+    );
     let files = tree(&home.at.join("hf/hub/models--org--name/snapshots"));
     assert_eq!(files, [format!("{COMMIT}/tiny.safetensors")]);
     for (arguments, code, words) in [
@@ -76,7 +106,11 @@ fn weights_that_are_no_model_are_said_to_be_none() {
     let (home, server) = (Home::new(), Server::start(move |request, _| hub(&files, request)));
     let output = pull(&home, &server, &["org/name"]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(stdout(&output).contains("org/name/model.safetensors cannot be drawn with"), "{}", stdout(&output));
+    assert!(
+        stdout(&output).contains("org/name/model.safetensors cannot be drawn with"),
+        "{}",
+        stdout(&output)
+    );
 }
 
 #[test]
@@ -94,8 +128,11 @@ fn a_gated_repository_tells_the_page_the_tokens_source_and_the_code() {
         let output = command.output().unwrap();
         assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
         let said = stderr(&output);
-        let source = if token.is_some() { "the environment variable HF_TOKEN" } else { "HF_TOKEN and" };
-        for part in [&format!("HTTP {status}"), source, "licence", &format!("{}/org/name", server.address)] {
+        let source =
+            if token.is_some() { "the environment variable HF_TOKEN" } else { "HF_TOKEN and" };
+        for part in
+            [&format!("HTTP {status}"), source, "licence", &format!("{}/org/name", server.address)]
+        {
             assert!(said.contains(part), "{part} is missing in: {said}");
         }
         assert!(!said.contains(TOKEN) && !stdout(&output).contains(TOKEN));
@@ -133,6 +170,7 @@ fn a_pull_that_is_interrupted_says_so_and_is_resumed() {
     let output = json(&pull(&home, &server, &["org/name", "--json"]).output().unwrap());
     assert_eq!(output["received_bytes"].as_u64(), Some(tiny().len() as u64 - had), "{output}");
     assert_eq!(partial(), None);
-    let from: Vec<_> = server.requests("GET", "tiny.safetensors").iter().map(Request::from).collect();
+    let from: Vec<_> =
+        server.requests("GET", "tiny.safetensors").iter().map(Request::from).collect();
     assert_eq!(from, [None, Some(had as usize)]);
 }

@@ -11,7 +11,10 @@ fn a_home() -> Home {
     let home = Home::new();
     home.put(&format!("{MODELS}/checkpoints/all in one.safetensors"), &tiny());
     home.put(&format!("{MODELS}/clip/clip_l.safetensors"), &part("text_encoders.clip_l."));
-    home.put(&format!("{MODELS}/text_encoders/t5xxl_tiny.safetensors"), &part("text_encoders.t5xxl."));
+    home.put(
+        &format!("{MODELS}/text_encoders/t5xxl_tiny.safetensors"),
+        &part("text_encoders.t5xxl."),
+    );
     home.put(
         &format!("{MODELS}/loras/style.safetensors"),
         &zeros(&["transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight"]),
@@ -24,8 +27,10 @@ fn a_home() -> Home {
     home.put("stable-diffusion-webui/models/Stable-diffusion/broken.safetensors", b"<html>");
     home.put("disk/vaes/ae.safetensors", &part("vae."));
     home.put("disk/unets/tiny-flux.safetensors", &part("model.diffusion_model."));
-    let list =
-        format!("disk:\n  base_path: {}\n  vae: vaes\n  diffusion_models: unets\n", home.at.join("disk").display());
+    let list = format!(
+        "disk:\n  base_path: {}\n  vae: vaes\n  diffusion_models: unets\n",
+        home.at.join("disk").display()
+    );
     home.put("ComfyUI/extra_model_paths.yaml", list.as_bytes());
     home
 }
@@ -45,7 +50,8 @@ fn models_lists_what_is_found_with_the_names_to_type() {
     {
         // One file under two names is listed once; a loop ends.
         let loras = home.at.join(MODELS).join("loras");
-        std::os::unix::fs::symlink(loras.join("style.safetensors"), loras.join("zz.safetensors")).unwrap();
+        std::os::unix::fs::symlink(loras.join("style.safetensors"), loras.join("zz.safetensors"))
+            .unwrap();
         std::os::unix::fs::symlink("..", loras.join("up")).unwrap();
     }
     let output = home.run(&["models"]);
@@ -74,8 +80,15 @@ fn models_lists_what_is_found_with_the_names_to_type() {
         ("broken.safetensors", "other", "A1111, Stable-diffusion"),
     ] {
         let row = row(&list, name);
-        assert_eq!((row["kind"].as_str(), row["place"].as_str()), (Some(kind), Some(place)), "{row}");
-        assert_eq!(row["bytes"].as_u64(), Some(std::fs::metadata(row["path"].as_str().unwrap()).unwrap().len()));
+        assert_eq!(
+            (row["kind"].as_str(), row["place"].as_str()),
+            (Some(kind), Some(place)),
+            "{row}"
+        );
+        assert_eq!(
+            row["bytes"].as_u64(),
+            Some(std::fs::metadata(row["path"].as_str().unwrap()).unwrap().len())
+        );
     }
     assert_eq!(list["models"].as_array().unwrap().len(), 9, "{list}");
     let doctor = home.run(&["doctor"]);
@@ -88,7 +101,9 @@ fn where_nothing_is_found_it_is_said_what_to_do() {
     let output = home.run(&["models"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let text = stdout(&output);
-    for words in ["no FLUX.1 model was found", "flux-fast pull", home.at.join("hf/hub").to_str().unwrap()] {
+    for words in
+        ["no FLUX.1 model was found", "flux-fast pull", home.at.join("hf/hub").to_str().unwrap()]
+    {
         assert!(text.contains(words), "{words} is missing in:\n{text}");
     }
     assert_eq!(json(&home.run(&["models", "--json"]))["models"], Value::Array(vec![]));
@@ -97,7 +112,8 @@ fn where_nothing_is_found_it_is_said_what_to_do() {
 #[test]
 fn a_name_that_is_not_unique_is_listed_as_its_path() {
     let home = a_home();
-    let second = home.put("stable-diffusion-webui/models/Stable-diffusion/tiny-flux.safetensors", &tiny());
+    let second =
+        home.put("stable-diffusion-webui/models/Stable-diffusion/tiny-flux.safetensors", &tiny());
     let first = home.at.join("disk/unets/tiny-flux.safetensors");
     let list = json(&home.run(&["models", "--json"]));
     for path in [first.to_str().unwrap(), second.to_str().unwrap()] {
@@ -105,7 +121,10 @@ fn a_name_that_is_not_unique_is_listed_as_its_path() {
     }
     let output = home.run(&[&DRAW[..], &["--model", "tiny-flux"]].concat());
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
-    assert!(stderr(&output).contains("several models") && stderr(&output).contains(second.to_str().unwrap()));
+    assert!(
+        stderr(&output).contains("several models")
+            && stderr(&output).contains(second.to_str().unwrap())
+    );
     // A path wins over every name.
     home.put("here/tiny-flux.safetensors", &tiny());
     let output = home.run(&[&DRAW[..], &["--model", "tiny-flux.safetensors"]].concat());
@@ -129,8 +148,14 @@ fn a_name_draws_and_its_components_are_found_where_programs_keep_them() {
             "t5: {} (found in ComfyUI, text_encoders)",
             at(&format!("{MODELS}/text_encoders/t5xxl_tiny.safetensors"))
         ),
-        format!("clip: {} (found in ComfyUI, clip)", at(&format!("{MODELS}/clip/clip_l.safetensors"))),
-        format!("vae: {} (found in disk, vae (extra_model_paths.yaml))", at("disk/vaes/ae.safetensors")),
+        format!(
+            "clip: {} (found in ComfyUI, clip)",
+            at(&format!("{MODELS}/clip/clip_l.safetensors"))
+        ),
+        format!(
+            "vae: {} (found in disk, vae (extra_model_paths.yaml))",
+            at("disk/vaes/ae.safetensors")
+        ),
     ] {
         assert!(said.lines().any(|l| l == line), "{line} is missing in:\n{said}");
     }
@@ -140,7 +165,11 @@ fn a_name_draws_and_its_components_are_found_where_programs_keep_them() {
     let named = ["--model", "TINY-FLUX", "--clip", "clip_l", "--t5", "t5xxl_tiny", "--vae", "ae"];
     let output = home.run(&[&DRAW[..], &named].concat());
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(stderr(&output).contains("clip_l.safetensors (found in ComfyUI, clip)"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("clip_l.safetensors (found in ComfyUI, clip)"),
+        "{}",
+        stderr(&output)
+    );
 
     std::fs::remove_file(home.at.join("disk/vaes/ae.safetensors")).unwrap();
     let output = home.run(&[&DRAW[..], &["--model", "tiny-flux"]].concat());
@@ -154,15 +183,17 @@ fn a_name_draws_and_its_components_are_found_where_programs_keep_them() {
 fn what_was_pulled_lends_its_components_if_it_is_flux() {
     let home = Home::new();
     let (flux, vae) = (part("model.diffusion_model."), part("vae."));
-    let snapshot =
-        |repo: &str| format!("hf/hub/models--org--{repo}/snapshots/0123456789abcdef0123456789abcdef01234567");
+    let snapshot = |repo: &str| {
+        format!("hf/hub/models--org--{repo}/snapshots/0123456789abcdef0123456789abcdef01234567")
+    };
     // Its files bear names that other models' have as well.
     let full = snapshot("full");
     home.put(&format!("{full}/model_index.json"), br#"{"_class_name": "SomePipeline"}"#);
     home.put(&format!("{full}/text_encoder/model.safetensors"), &part("text_encoders.clip_l."));
     home.put(&format!("{full}/text_encoder_2/model.safetensors"), &part("text_encoders.t5xxl."));
     home.put(&format!("{full}/vae/diffusion_pytorch_model.safetensors"), &vae);
-    let transformer = home.put(&format!("{full}/transformer/diffusion_pytorch_model.safetensors"), &flux);
+    let transformer =
+        home.put(&format!("{full}/transformer/diffusion_pytorch_model.safetensors"), &flux);
     home.put("here/alone.safetensors", &flux);
     let draw = |model: &str| home.run(&[&DRAW[..], &["--model", model]].concat());
     let output = draw("alone");
@@ -170,7 +201,10 @@ fn what_was_pulled_lends_its_components_if_it_is_flux() {
     let words = "vae/diffusion_pytorch_model.safetensors (found in the Hugging Face cache)";
     assert!(stderr(&output).contains(words), "{}", stderr(&output));
     let list = json(&home.run(&["models", "--json"]));
-    assert_eq!(row(&list, "org/full")["what"], "FLUX transformer (dev), ComfyUI, fp8, folder; with T5, CLIP, VAE");
+    assert_eq!(
+        row(&list, "org/full")["what"],
+        "FLUX transformer (dev), ComfyUI, fp8, folder; with T5, CLIP, VAE"
+    );
 
     std::fs::write(&transformer, zeros(&["joint_blocks.0.x_block.attn.qkv.weight"])).unwrap();
     let output = draw("alone");
@@ -183,12 +217,17 @@ fn what_was_pulled_lends_its_components_if_it_is_flux() {
     home.put(&format!("{}/flux1.safetensors", snapshot("bfl")), &flux);
     home.put(&format!("{}/ae.safetensors", snapshot("bfl")), &vae);
     home.put(&format!("{}/clip_l.safetensors", snapshot("texts")), &part("text_encoders.clip_l."));
-    home.put(&format!("{}/t5xxl_fp8.safetensors", snapshot("texts")), &part("text_encoders.t5xxl."));
+    home.put(
+        &format!("{}/t5xxl_fp8.safetensors", snapshot("texts")),
+        &part("text_encoders.t5xxl."),
+    );
     let output = draw("org/bfl");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    for words in
-        ["flux1.safetensors (found in the", "ae.safetensors (found beside", "t5xxl_fp8.safetensors (found in the"]
-    {
+    for words in [
+        "flux1.safetensors (found in the",
+        "ae.safetensors (found beside",
+        "t5xxl_fp8.safetensors (found in the",
+    ] {
         assert!(stderr(&output).contains(words), "{words} is missing in: {}", stderr(&output));
     }
 }
@@ -198,13 +237,21 @@ fn names_that_are_not_found_say_what_is_and_where_was_looked() {
     let home = a_home();
     let models = home.at.join(MODELS).display().to_string();
     let cases: [(&[&str], i32, &[&str]); 9] = [
-        (&["--model", "tiny-flox"], 4, &["did you mean tiny-flux.safetensors", &models, "Hugging Face cache"]),
+        (
+            &["--model", "tiny-flox"],
+            4,
+            &["did you mean tiny-flux.safetensors", &models, "Hugging Face cache"],
+        ),
         (&["--model", "org/name"], 4, &["flux-fast pull org/name", &models]),
         (&["--model", "nothing-like-it"], 4, &["flux-fast models", &models]),
         (&["--model", "./no.safetensors"], 4, &["no such file or folder", "no.safetensors"]),
         (&["--model", "checkpoints/../../x"], 4, &["no such file"]),
         (&["--model", "%2e%2e/x"], 2, &["not the name of a model"]),
-        (&["--model", "tiny-flux", "--t5", "t5xxl_tine"], 4, &["--t5: ", "did you mean t5xxl_tiny.safetensors"]),
+        (
+            &["--model", "tiny-flux", "--t5", "t5xxl_tine"],
+            4,
+            &["--t5: ", "did you mean t5xxl_tiny.safetensors"],
+        ),
         (&["--model", "style"], 3, &["LoRA"]),
         (&["--clip", "clip_l"], 2, &["the embedded model takes no other components"]),
     ];

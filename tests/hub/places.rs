@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use flux_fast::error::Kind;
-use flux_fast::weights::places::{Places, Role};
+use flux_fast::library::places::{Places, Role};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -21,7 +21,8 @@ fn places(root: &Path, here: &Path, given: &[PathBuf]) -> Places {
 }
 
 fn names(places: &Places) -> Vec<String> {
-    let mut names: Vec<String> = places.entries().into_iter().map(|e| format!("{}: {}", e.place, e.name)).collect();
+    let mut names: Vec<String> =
+        places.entries().into_iter().map(|e| format!("{}: {}", e.place, e.name)).collect();
     names.sort();
     names
 }
@@ -54,13 +55,33 @@ fn a_home() -> (tempfile::TempDir, PathBuf) {
     );
     fs::write(at.join("home/ComfyUI/extra_model_paths.yaml"), yaml).unwrap();
     for (repo, files) in [
-        ("org--dev", &["model_index.json", "vae/diffusion_pytorch_model.safetensors", "flux1-dev.safetensors"][..]),
-        ("org--t5", &["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "config.json"]),
+        (
+            "org--dev",
+            &[
+                "model_index.json",
+                "vae/diffusion_pytorch_model.safetensors",
+                "flux1-dev.safetensors",
+            ][..],
+        ),
+        (
+            "org--t5",
+            &[
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+                "config.json",
+            ],
+        ),
         ("org--many", &["a.safetensors", "sub/b.gguf"]),
         ("org--bare", &["config.json"]),
     ] {
         let folder = format!("{hub}/models--{repo}");
-        put(&at, &format!("{folder}/snapshots/ffffffffffffffffffffffffffffffffffffffff/stale.safetensors"), 1);
+        put(
+            &at,
+            &format!(
+                "{folder}/snapshots/ffffffffffffffffffffffffffffffffffffffff/stale.safetensors"
+            ),
+            1,
+        );
         for file in files {
             put(&at, &format!("{folder}/snapshots/{COMMIT}/{file}"), 100);
         }
@@ -104,7 +125,8 @@ fn every_place_is_looked_through() {
 fn names_find_paths_ids_and_files_and_what_is_not_clear_is_asked() {
     let (_root, at) = a_home();
     let places = places(&at, &at.join("here"), &[]);
-    let snapshot = at.join(format!("home/.cache/huggingface/hub/models--org--dev/snapshots/{COMMIT}"));
+    let snapshot =
+        at.join(format!("home/.cache/huggingface/hub/models--org--dev/snapshots/{COMMIT}"));
     let t5 = at.join(format!(
         "home/.cache/huggingface/hub/models--org--t5/snapshots/{COMMIT}/model-00001-of-00002.safetensors"
     ));
@@ -137,9 +159,16 @@ fn names_find_paths_ids_and_files_and_what_is_not_clear_is_asked() {
     let e = places.resolve("org/bare", Role::Model).unwrap_err();
     assert!(e.hint().unwrap().contains("pull org/bare"), "{e:?}");
     let e = places.resolve("flux1-schnell", Role::Model).unwrap_err();
-    assert!(e.kind() == Kind::Missing && e.hint().unwrap().contains("org/dev/flux1-dev.safetensors"), "{e:?}");
+    assert!(
+        e.kind() == Kind::Missing && e.hint().unwrap().contains("org/dev/flux1-dev.safetensors"),
+        "{e:?}"
+    );
     for missing in ["./no", "../no.safetensors", "/no/where", "~/no"] {
-        assert_eq!(places.resolve(missing, Role::Model).unwrap_err().kind(), Kind::Missing, "{missing}");
+        assert_eq!(
+            places.resolve(missing, Role::Model).unwrap_err().kind(),
+            Kind::Missing,
+            "{missing}"
+        );
     }
 }
 
@@ -180,10 +209,13 @@ fn given_roots_come_first_and_broken_lists_are_told() {
     put(&at, "sorted/checkpoints/big.safetensors", 1);
     put(&at, "sorted/vae/v.safetensors", 1);
     fs::write(at.join("given/extra_model_paths.yaml"), "a:\n\tb: c\n").unwrap();
-    let given: Vec<PathBuf> = ["given", "flat", "sorted", "nowhere"].iter().map(|d| at.join(d)).collect();
+    let given: Vec<PathBuf> =
+        ["given", "flat", "sorted", "nowhere"].iter().map(|d| at.join(d)).collect();
     let places = places(&at, &at, &given);
     assert_eq!(places.notes.len(), 2, "{:?}", places.notes);
-    assert!(places.notes[0].contains("extra_model_paths.yaml") && places.notes[1].contains("nowhere"));
+    assert!(
+        places.notes[0].contains("extra_model_paths.yaml") && places.notes[1].contains("nowhere")
+    );
     let first: Vec<String> = places.entries().into_iter().take(4).map(|e| e.name).collect();
     assert_eq!(first, ["mine.safetensors", "any.safetensors", "big.safetensors", "v.safetensors"]);
 }
@@ -208,6 +240,13 @@ fn links_are_followed_loops_end_and_one_file_is_one_entry() {
         (1, 0, 1, 0),
         "{names:?}"
     );
-    assert_eq!((has("style.safetensors"), has("all.safetensors"), has("dev.safetensors")), (2, 1, 2), "{names:?}");
-    assert_eq!(places.named("outside/linked", Role::Lora).unwrap(), loras.join("outside/linked.safetensors"));
+    assert_eq!(
+        (has("style.safetensors"), has("all.safetensors"), has("dev.safetensors")),
+        (2, 1, 2),
+        "{names:?}"
+    );
+    assert_eq!(
+        places.named("outside/linked", Role::Lora).unwrap(),
+        loras.join("outside/linked.safetensors")
+    );
 }

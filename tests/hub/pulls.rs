@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use flux_fast::error::{Kind, Result};
-use flux_fast::weights::hub::cache::Cache;
-use flux_fast::weights::hub::{Files, Progress, PullOptions, Pulled, pull};
+use flux_fast::library::hub::cache::Cache;
+use flux_fast::library::hub::{Files, Progress, PullOptions, Pulled, pull};
 
-use crate::server::{Answer, COMMIT, Kept, Request, Server, TOKEN, hub, noise, options, repository};
+use crate::server::{
+    Answer, COMMIT, Kept, Request, Server, TOKEN, hub, noise, options, repository,
+};
 
 pub fn quietly(options: &PullOptions) -> Result<Pulled> {
     pull(options, &mut |_| ControlFlow::Continue(()))
@@ -53,7 +55,11 @@ fn weights() -> Kept {
 
 fn is_gained(pulled: &Pulled) {
     for file in repository().iter().filter(|f| pulled.files.iter().any(|n| n == f.name)) {
-        assert!(fs::read(pulled.snapshot.join(file.name)).unwrap() == file.bytes, "{} differs", file.name);
+        assert!(
+            fs::read(pulled.snapshot.join(file.name)).unwrap() == file.bytes,
+            "{} differs",
+            file.name
+        );
     }
 }
 
@@ -97,7 +103,11 @@ fn a_pull_lays_the_needed_files_out_as_hugging_faces_tools_do() {
         format!("{folder}/snapshots/{COMMIT}/config.json"),
         format!("{folder}/snapshots/{COMMIT}/model.safetensors"),
     ];
-    expected.extend(etags.iter().flat_map(|e| [format!("{folder}/blobs/{e}"), format!(".locks/{folder}/{e}.lock")]));
+    expected.extend(
+        etags
+            .iter()
+            .flat_map(|e| [format!("{folder}/blobs/{e}"), format!(".locks/{folder}/{e}.lock")]),
+    );
     expected.sort();
     assert_eq!(tree(&options.cache), expected);
     assert_eq!(fs::read_to_string(options.cache.join(folder).join("refs/main")).unwrap(), COMMIT);
@@ -109,7 +119,11 @@ fn a_pull_lays_the_needed_files_out_as_hugging_faces_tools_do() {
     let again = quietly(&options).unwrap();
     assert_eq!((again.received, again.bytes), (0, pulled.bytes));
     assert_eq!(server.requests("GET", "model.safetensors").len(), 1);
-    assert_eq!(server.requests("HEAD", "").len(), 2, "what the snapshot has is not asked for again");
+    assert_eq!(
+        server.requests("HEAD", "").len(),
+        2,
+        "what the snapshot has is not asked for again"
+    );
     let cache = Cache { root: options.cache.clone() };
     assert_eq!(cache.repos(), ["org/name"]);
     assert_eq!(cache.repo("org/name").current(), Some(pulled.snapshot));
@@ -137,12 +151,14 @@ fn a_named_file_comes_alone_and_the_cache_serves_offline() {
 #[test]
 fn a_cut_connection_goes_on_where_it_stopped() {
     let cache = tempfile::tempdir().unwrap();
-    let server = server(|usual, _, before| Answer { cut: (before < 2).then_some(300_000), ..usual });
+    let server =
+        server(|usual, _, before| Answer { cut: (before < 2).then_some(300_000), ..usual });
     let (pulled, notes) = with_notes(&options(&server.address, cache.path()));
     let pulled = pulled.unwrap();
     is_gained(&pulled);
     assert_eq!(pulled.received, pulled.bytes, "nothing came twice");
-    let from: Vec<_> = server.requests("GET", "model.safetensors").iter().map(Request::from).collect();
+    let from: Vec<_> =
+        server.requests("GET", "model.safetensors").iter().map(Request::from).collect();
     assert_eq!(from, [None, Some(300_000), Some(600_000)]);
     assert_eq!(notes.len(), 2, "{notes:?}");
 }
@@ -170,7 +186,8 @@ fn another_range_than_asked_for_starts_over() {
         let cache = tempfile::tempdir().unwrap();
         let server = server(move |usual, request, before| match (before, request.from()) {
             (0, _) => Answer { cut: Some(300_000), ..usual },
-            (_, Some(_)) => Answer { status: 206, body: usual.body, ..Answer::default() }.with("Content-Range", wrong),
+            (_, Some(_)) => Answer { status: 206, body: usual.body, ..Answer::default() }
+                .with("Content-Range", wrong),
             _ => usual,
         });
         is_gained(&quietly(&options(&server.address, cache.path())).unwrap());
@@ -192,8 +209,16 @@ fn stopped_and_pulled_again_what_came_is_not_fetched_twice() {
     })
     .unwrap_err();
     assert_eq!(e.kind(), Kind::Cancelled);
-    assert!(!cache.path().join(format!("models--org--name/snapshots/{COMMIT}/model.safetensors")).exists());
-    assert!(!cache.path().join("models--org--name/refs/main").exists(), "half a snapshot has no name");
+    assert!(
+        !cache
+            .path()
+            .join(format!("models--org--name/snapshots/{COMMIT}/model.safetensors"))
+            .exists()
+    );
+    assert!(
+        !cache.path().join("models--org--name/refs/main").exists(),
+        "half a snapshot has no name"
+    );
     let partial = format!("{}.incomplete", weights().etag());
     assert!(blobs(cache.path()).contains(&partial), "{:?}", blobs(cache.path()));
     let pulled = quietly(&options).unwrap();
@@ -261,20 +286,25 @@ fn too_many_requests_and_server_errors_are_waited_out() {
 #[test]
 fn the_token_does_not_follow_a_redirect_to_another_host() {
     let cache = tempfile::tempdir().unwrap();
-    let store = Server::start(|request, _| Answer::bytes(&weights().bytes, request).with("ETag", "\"of-the-store\""));
+    let store = Server::start(|request, _| {
+        Answer::bytes(&weights().bytes, request).with("ETag", "\"of-the-store\"")
+    });
     let (files, away) = (repository(), store.address.clone());
     let hub = Server::start(move |request, before| {
         let usual = hub(&files, request);
         match request.path.as_str() {
             // A renamed repository: the same host, so that the token goes along.
-            p if p.starts_with("/old/") => Answer::status(307).with("Location", p.replace("/old/", "/org/")),
-            "/api/models/old/name/revision/main?blobs=true" => {
-                Answer::status(301).with("Location", "/api/models/org/name/revision/main?blobs=true")
+            p if p.starts_with("/old/") => {
+                Answer::status(307).with("Location", p.replace("/old/", "/org/"))
             }
+            "/api/models/old/name/revision/main?blobs=true" => Answer::status(301)
+                .with("Location", "/api/models/org/name/revision/main?blobs=true"),
             p if p.ends_with("model.safetensors") => {
                 let mut answer = Answer { body: vec![], status: 302, ..usual };
                 answer.headers.retain(|(n, _)| n != "Content-Range");
-                answer.with("X-Linked-Size", 1 << 20).with("Location", format!("{away}/signed?n={before}"))
+                answer
+                    .with("X-Linked-Size", 1 << 20)
+                    .with("Location", format!("{away}/signed?n={before}"))
             }
             _ => usual,
         }
@@ -304,6 +334,9 @@ fn two_pulls_at_once_fetch_each_file_once() {
     });
     let received: u64 = outcomes.iter().map(|(pulled, _)| pulled.as_ref().unwrap().received).sum();
     assert_eq!(received, (1 << 20) + 2);
-    assert!(outcomes.iter().any(|(_, notes)| notes.iter().any(|n| n.contains("another process"))), "{outcomes:?}");
+    assert!(
+        outcomes.iter().any(|(_, notes)| notes.iter().any(|n| n.contains("another process"))),
+        "{outcomes:?}"
+    );
     is_gained(outcomes[0].0.as_ref().unwrap());
 }

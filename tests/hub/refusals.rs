@@ -4,7 +4,7 @@ use std::fs;
 use std::ops::ControlFlow;
 
 use flux_fast::error::{Error, Kind};
-use flux_fast::weights::hub::{Credentials, Files, Progress, PullOptions, parse, pull};
+use flux_fast::library::hub::{Credentials, Files, Progress, PullOptions, parse, pull};
 
 use crate::pulls::{blobs, quietly, tree};
 use crate::server::{Answer, COMMIT, Request, Server, TOKEN, hub, noise, options, repository};
@@ -13,7 +13,10 @@ use crate::server::{Answer, COMMIT, Request, Server, TOKEN, hub, noise, options,
 fn refused(path: &'static str, answer: Answer) -> (Error, Server) {
     let cache = tempfile::tempdir().unwrap();
     let files = repository();
-    let server = Server::start(move |r, _| if r.path.ends_with(path) { answer.clone() } else { hub(&files, r) });
+    let server =
+        Server::start(
+            move |r, _| if r.path.ends_with(path) { answer.clone() } else { hub(&files, r) },
+        );
     let e = quietly(&options(&server.address, cache.path())).unwrap_err();
     assert!(
         !tree(cache.path()).iter().any(|f| f.contains("snapshots") || f.contains("refs")),
@@ -34,9 +37,19 @@ fn says(e: &Error, parts: &[&str]) {
 #[test]
 fn a_gated_repository_names_the_licence_page_the_token_and_the_code() {
     for status in [401, 403] {
-        let (e, server) = refused("model.safetensors", Answer::status(status).with("X-Error-Code", "GatedRepo"));
+        let (e, server) =
+            refused("model.safetensors", Answer::status(status).with("X-Error-Code", "GatedRepo"));
         let page = format!("{}/org/name", server.address);
-        says(&e, &["gated", &format!("HTTP {status}"), "the environment variable HF_TOKEN", "licence", &page]);
+        says(
+            &e,
+            &[
+                "gated",
+                &format!("HTTP {status}"),
+                "the environment variable HF_TOKEN",
+                "licence",
+                &page,
+            ],
+        );
         assert_eq!(e.kind(), Kind::Missing);
         assert_eq!(server.requests("HEAD", "model.safetensors").len(), 1, "no use in asking again");
         assert!(server.requests("GET", "config.json").is_empty(), "nothing is fetched before");
@@ -55,16 +68,33 @@ fn each_refusal_has_its_own_words() {
     let api = "?blobs=true";
     let cases: [(&'static str, Answer, &[&str]); 8] = [
         (api, with(404, "RepoNotFound"), &["no such repository", "HTTP 404"]),
-        (api, with(401, "RepoNotFound"), &["no such repository, or a private one", "HTTP 401", "HF_TOKEN"]),
-        (api, with(404, "RevisionNotFound"), &["no revision `main`", "HTTP 404"]),
-        ("model.safetensors", with(404, "EntryNotFound"), &["no such file", "org/name/model.safetensors"]),
         (
             api,
-            Answer::status(401).with("X-Error-Message", "Invalid credentials in Authorization header"),
+            with(401, "RepoNotFound"),
+            &["no such repository, or a private one", "HTTP 401", "HF_TOKEN"],
+        ),
+        (api, with(404, "RevisionNotFound"), &["no revision `main`", "HTTP 404"]),
+        (
+            "model.safetensors",
+            with(404, "EntryNotFound"),
+            &["no such file", "org/name/model.safetensors"],
+        ),
+        (
+            api,
+            Answer::status(401)
+                .with("X-Error-Message", "Invalid credentials in Authorization header"),
             &["does not know the token of the environment variable HF_TOKEN", "settings/tokens"],
         ),
-        (api, Answer::status(403).with("X-Error-Message", "Only for members"), &["HTTP 403", "Only for members"]),
-        (api, Answer { body: b"<html>".to_vec(), ..Answer::status(200) }, &["not a hub's", "login page"]),
+        (
+            api,
+            Answer::status(403).with("X-Error-Message", "Only for members"),
+            &["HTTP 403", "Only for members"],
+        ),
+        (
+            api,
+            Answer { body: b"<html>".to_vec(), ..Answer::status(200) },
+            &["not a hub's", "login page"],
+        ),
         (api, Answer::status(404), &["not found (HTTP 404)"]),
     ];
     for (path, answer, parts) in cases {
@@ -77,14 +107,16 @@ fn servers_that_stay_broken_are_given_up() {
     let (e, server) = refused("?blobs=true", Answer::status(500));
     says(&e, &["HTTP 500", "3 attempts"]);
     assert_eq!(server.requests("GET", "?blobs=true").len(), 3);
-    let (e, server) = refused("?blobs=true", Answer::status(429).with("RateLimit", "\"api\";r=0;t=250"));
+    let (e, server) =
+        refused("?blobs=true", Answer::status(429).with("RateLimit", "\"api\";r=0;t=250"));
     says(&e, &["HTTP 429", "again in 250 s"]);
     assert_eq!(server.requests("GET", "?blobs=true").len(), 1);
     let cache = tempfile::tempdir().unwrap();
     let e = quietly(&options("http://127.0.0.1:1", cache.path())).unwrap_err();
     says(&e, &["127.0.0.1 cannot be reached", "HTTPS_PROXY"]);
     let server = Server::start(|_, _| Answer::status(200));
-    let e = quietly(&options(&server.address.replace("http:", "https:"), cache.path())).unwrap_err();
+    let e =
+        quietly(&options(&server.address.replace("http:", "https:"), cache.path())).unwrap_err();
     says(&e, &["speaks no https"]);
     let e = quietly(&options("ftp://x", cache.path())).unwrap_err();
     assert_eq!(e.kind(), Kind::Argument);
@@ -109,7 +141,12 @@ fn a_server_that_never_gets_further_is_given_up() {
     // A connection on which nothing comes.
     let files = repository();
     let server = Server::start(move |request, _| {
-        let pause = std::time::Duration::from_secs(if request.path.ends_with("model.safetensors") { 3 } else { 0 });
+        let pause =
+            std::time::Duration::from_secs(if request.path.ends_with("model.safetensors") {
+                3
+            } else {
+                0
+            });
         Answer { pause, ..hub(&files, request) }
     });
     let cache = tempfile::tempdir().unwrap();
@@ -141,18 +178,25 @@ fn a_wrong_checksum_is_an_error_and_leaves_nothing() {
     let longer = Answer { body: noise(1, (1 << 20) + 5), ..Answer::status(200) };
     let cache = tempfile::tempdir().unwrap();
     let files = repository();
-    let server = Server::start(move |request, _| match request.path.ends_with("model.safetensors") {
-        true if request.method == "GET" => longer.clone(),
-        _ => hub(&files, request),
-    });
-    says(&quietly(&options(&server.address, cache.path())).unwrap_err(), &["more than the file has"]);
+    let server =
+        Server::start(move |request, _| match request.path.ends_with("model.safetensors") {
+            true if request.method == "GET" => longer.clone(),
+            _ => hub(&files, request),
+        });
+    says(
+        &quietly(&options(&server.address, cache.path())).unwrap_err(),
+        &["more than the file has"],
+    );
 }
 
 #[test]
 fn a_full_disk_is_seen_before_or_told_with_the_path() {
     let (e, server) = refused(
         "model.safetensors",
-        Answer::status(200).with("X-Linked-Etag", "x").with("X-Linked-Size", 1u64 << 60).with("X-Repo-Commit", COMMIT),
+        Answer::status(200)
+            .with("X-Linked-Etag", "x")
+            .with("X-Linked-Size", 1u64 << 60)
+            .with("X-Repo-Commit", COMMIT),
     );
     says(&e, &["not enough room", "found", "expected 1152921", "HF_HUB_CACHE"]);
     assert_eq!(e.kind(), Kind::Output);
@@ -161,7 +205,8 @@ fn a_full_disk_is_seen_before_or_told_with_the_path() {
     {
         let cache = tempfile::tempdir().unwrap();
         let files = repository();
-        let part = cache.path().join(format!("models--org--name/blobs/{}.incomplete", files[2].etag()));
+        let part =
+            cache.path().join(format!("models--org--name/blobs/{}.incomplete", files[2].etag()));
         fs::create_dir_all(part.parent().unwrap()).unwrap();
         std::os::unix::fs::symlink("/dev/full", part).unwrap();
         let server = Server::start(move |request, _| hub(&files, request));
@@ -180,11 +225,16 @@ fn a_full_disk_is_seen_before_or_told_with_the_path() {
 fn names_that_lead_out_of_the_cache_are_refused() {
     let cache = tempfile::tempdir().unwrap();
     let inside = cache.path().join("a/b");
-    for evil in
-        ["../../evil.safetensors", "/tmp/evil.safetensors", "a\\\\..\\\\evil.safetensors", "x/../../evil.safetensors"]
-    {
+    for evil in [
+        "../../evil.safetensors",
+        "/tmp/evil.safetensors",
+        "a\\\\..\\\\evil.safetensors",
+        "x/../../evil.safetensors",
+    ] {
         let server = Server::start(move |request, _| {
-            let list = format!(r#"{{"sha": "{COMMIT}", "siblings": [{{"rfilename": "{evil}", "size": 3}}]}}"#);
+            let list = format!(
+                r#"{{"sha": "{COMMIT}", "siblings": [{{"rfilename": "{evil}", "size": 3}}]}}"#
+            );
             match request.path.starts_with("/api/") {
                 true => Answer { body: list.into_bytes(), ..Answer::status(200) },
                 false => Answer { body: b"abc".to_vec(), ..Answer::status(200).with("ETag", "e") },
@@ -194,18 +244,23 @@ fn names_that_lead_out_of_the_cache_are_refused() {
         assert_eq!(server.log.lock().unwrap().len(), 1);
     }
     for etag in ["../../evil", "a/b", ".x", "", "a b", "a:b"] {
-        let answer = Answer::status(200).with("ETag", format!("\"{etag}\"")).with("X-Repo-Commit", COMMIT);
+        let answer =
+            Answer::status(200).with("ETag", format!("\"{etag}\"")).with("X-Repo-Commit", COMMIT);
         let (e, _) = refused("config.json", answer);
         says(&e, &["ETag"]);
     }
-    let (e, _) = refused("config.json", Answer::status(200).with("ETag", "\"e\"").with("X-Repo-Commit", "../x"));
+    let (e, _) = refused(
+        "config.json",
+        Answer::status(200).with("ETag", "\"e\"").with("X-Repo-Commit", "../x"),
+    );
     says(&e, &["another commit"]);
     for repo in ["../x", "org/../x", "org/name/x", "a--b/c", "org/na me"] {
         let options = PullOptions { repo: repo.into(), ..options("http://127.0.0.1:1", &inside) };
         assert_eq!(quietly(&options).unwrap_err().kind(), Kind::Argument, "{repo}");
     }
     for revision in ["../main", "/main", "a/../../b"] {
-        let options = PullOptions { revision: revision.into(), ..options("http://127.0.0.1:1", &inside) };
+        let options =
+            PullOptions { revision: revision.into(), ..options("http://127.0.0.1:1", &inside) };
         assert_eq!(quietly(&options).unwrap_err().kind(), Kind::Argument, "{revision}");
     }
     assert!(tree(cache.path()).is_empty());
@@ -223,8 +278,14 @@ fn a_token_is_found_in_the_usual_places_and_never_shown() {
     };
     let other = format!("{home}/other");
     let cases: [(&[(&str, &str)], &str); 6] = [
-        (&[("HF_TOKEN", TOKEN), ("HF_HOME", &home)], "the token of the environment variable HF_TOKEN"),
-        (&[("HF_TOKEN", " "), ("HUGGING_FACE_HUB_TOKEN", TOKEN)], "variable HUGGING_FACE_HUB_TOKEN"),
+        (
+            &[("HF_TOKEN", TOKEN), ("HF_HOME", &home)],
+            "the token of the environment variable HF_TOKEN",
+        ),
+        (
+            &[("HF_TOKEN", " "), ("HUGGING_FACE_HUB_TOKEN", TOKEN)],
+            "variable HUGGING_FACE_HUB_TOKEN",
+        ),
         (&[("HF_HOME", &home)], &format!("the token of {home}/token")),
         (&[("HF_TOKEN_PATH", &other), ("HF_HOME", &home)], &format!("the token of {other}")),
         (&[("HOME", &home)], &format!("{home}/.cache/huggingface/token is not there")),
@@ -238,8 +299,10 @@ fn a_token_is_found_in_the_usual_places_and_never_shown() {
         assert!(credentials.words().contains(words), "{}", credentials.words());
         assert!(!format!("{credentials:?} {}", credentials.words()).contains(TOKEN));
     }
-    let bad =
-        PullOptions { token: found(&[("HF_TOKEN_PATH", &other)]), ..options("http://127.0.0.1:1", folder.path()) };
+    let bad = PullOptions {
+        token: found(&[("HF_TOKEN_PATH", &other)]),
+        ..options("http://127.0.0.1:1", folder.path())
+    };
     let e = quietly(&bad).unwrap_err();
     says(&e, &["is not a token", &other]);
     assert!(!e.to_string().contains("two words"));
@@ -257,12 +320,22 @@ fn what_is_asked_for_is_read_from_ids_files_and_addresses() {
         ("hf://black-forest-labs/FLUX.1-dev/a.safetensors", "main", named("a.safetensors")),
         ("https://huggingface.co/black-forest-labs/FLUX.1-dev/", "main", Files::Needed),
         ("https://huggingface.co/black-forest-labs/FLUX.1-dev/tree/refs", "refs", Files::Needed),
-        ("https://hf.co/black-forest-labs/FLUX.1-dev/blob/v1/a.gguf?download=true", "v1", named("a.gguf")),
+        (
+            "https://hf.co/black-forest-labs/FLUX.1-dev/blob/v1/a.gguf?download=true",
+            "v1",
+            named("a.gguf"),
+        ),
     ];
     for (text, revision, files) in cases {
-        assert_eq!(parse(text, hub).unwrap(), (dev.to_string(), revision.to_string(), files), "{text}");
+        assert_eq!(
+            parse(text, hub).unwrap(),
+            (dev.to_string(), revision.to_string(), files),
+            "{text}"
+        );
     }
-    for bad in ["", "name", "/a/b", "../a/b", "a/b/../c", "https://evil.example/a/b", "a/b@../c", "a/b\\c"] {
+    for bad in
+        ["", "name", "/a/b", "../a/b", "a/b/../c", "https://evil.example/a/b", "a/b@../c", "a/b\\c"]
+    {
         assert_eq!(parse(bad, hub).unwrap_err().kind(), Kind::Argument, "{bad}");
     }
 }
@@ -275,7 +348,11 @@ fn a_pull_that_is_stopped_while_it_waits_stops_at_once() {
     let start = std::time::Instant::now();
     let e = pull(&options(&server.address, cache.path()), &mut |p| {
         noted |= matches!(p, Progress::Note(_));
-        if noted && p == Progress::Tick { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if noted && p == Progress::Tick {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     });
     assert_eq!(e.unwrap_err().kind(), Kind::Cancelled);
     assert!(start.elapsed().as_secs() < 2);

@@ -6,7 +6,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use flux_fast::weights::hub::{Credentials, Files, PullOptions, Retry};
+use flux_fast::library::hub::{Credentials, Files, PullOptions, Retry};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
@@ -150,9 +150,9 @@ impl Kept {
         let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         match self.large {
             true => hex(&Sha256::digest(&self.bytes)),
-            false => {
-                hex(&Sha1::new_with_prefix(format!("blob {}\0", self.bytes.len())).chain_update(&self.bytes).finalize())
-            }
+            false => hex(&Sha1::new_with_prefix(format!("blob {}\0", self.bytes.len()))
+                .chain_update(&self.bytes)
+                .finalize()),
         }
     }
 }
@@ -185,7 +185,8 @@ pub fn hub(files: &[Kept], request: &Request) -> Answer {
     let path = request.path.as_str();
     if path == "/api/models/org/name/revision/main?blobs=true" {
         let siblings: Vec<String> = files.iter().map(listed).collect();
-        let body = format!(r#"{{"sha": "{COMMIT}", "siblings": [{}]}}"#, siblings.join(", ")).into_bytes();
+        let body =
+            format!(r#"{{"sha": "{COMMIT}", "siblings": [{}]}}"#, siblings.join(", ")).into_bytes();
         return Answer { status: 200, body, ..Answer::default() };
     }
     let resolve = format!("/org/name/resolve/{COMMIT}/");
@@ -193,7 +194,9 @@ pub fn hub(files: &[Kept], request: &Request) -> Answer {
     let Some(file) = file else { return Answer::status(404).with("X-Error-Code", "EntryNotFound") };
     let answer = Answer::bytes(&file.bytes, request).with("X-Repo-Commit", COMMIT);
     match file.large {
-        true => answer.with("ETag", "\"of-the-store\"").with("X-Linked-Etag", format!("\"{}\"", file.etag())),
+        true => answer
+            .with("ETag", "\"of-the-store\"")
+            .with("X-Linked-Etag", format!("\"{}\"", file.etag())),
         false => answer.with("ETag", format!("W/\"{}\"", file.etag())),
     }
 }
@@ -219,7 +222,12 @@ pub fn options(server: &str, cache: &std::path::Path) -> PullOptions {
         cache: cache.to_path_buf(),
         token: Credentials::given(TOKEN, "the environment variable HF_TOKEN"),
         offline: false,
-        retry: Retry { attempts: 3, wait: milliseconds(5), longest: milliseconds(3000), silence: milliseconds(500) },
+        retry: Retry {
+            attempts: 3,
+            wait: milliseconds(5),
+            longest: milliseconds(3000),
+            silence: milliseconds(500),
+        },
         ca: None,
     }
 }

@@ -48,9 +48,16 @@ impl Case {
                 // Row 5 of the stored matrix is the first of ours.
                 let count = (rows + 5).next_multiple_of(128) * per_row.next_multiple_of(4);
                 let (stored, scales): (_, Vec<u8>) = match dtype {
-                    DType::Mxfp8 => (BlockScale::E8M0, (0..count).map(|_| 115 + self.byte() % 10).collect()),
-                    DType::Nvfp4 => (BlockScale::E4M3, (0..count).map(|_| self.byte() % 0x60).collect()),
-                    _ => (BlockScale::F32, (0..count).flat_map(|_| self.random.number().to_le_bytes()).collect()),
+                    DType::Mxfp8 => {
+                        (BlockScale::E8M0, (0..count).map(|_| 115 + self.byte() % 10).collect())
+                    }
+                    DType::Nvfp4 => {
+                        (BlockScale::E4M3, (0..count).map(|_| self.byte() % 0x60).collect())
+                    }
+                    _ => (
+                        BlockScale::F32,
+                        (0..count).flat_map(|_| self.random.number().to_le_bytes()).collect(),
+                    ),
                 };
                 if dtype == DType::Mxfp8 {
                     // No NaN.
@@ -58,7 +65,15 @@ impl Case {
                 }
                 let source = Arc::new(scales);
                 let factor = if dtype == DType::Nvfp4 { 0.03 } else { 1.0 };
-                scale = Scale::Blocks(BlockScales { source, offset: 0, stored, per_row, first_row: 5, tiled, factor });
+                scale = Scale::Blocks(BlockScales {
+                    source,
+                    offset: 0,
+                    stored,
+                    per_row,
+                    first_row: 5,
+                    tiled,
+                    factor,
+                });
             }
         }
         HostPart { source: Arc::new(bytes), offset, rows, cols, dtype, scale }
@@ -66,8 +81,10 @@ impl Case {
 
     /// A weight of such parts.
     pub fn blocks(&mut self, cols: usize, parts: &[(usize, DType, bool)]) -> Weight {
-        let parts: Vec<_> =
-            parts.iter().map(|&(rows, dtype, tiled)| self.block_part(rows, cols, dtype, tiled)).collect();
+        let parts: Vec<_> = parts
+            .iter()
+            .map(|&(rows, dtype, tiled)| self.block_part(rows, cols, dtype, tiled))
+            .collect();
         let host = HostWeight { rows: parts.iter().map(|p| p.rows).sum(), cols, parts };
         let weight = Weight { id: self.weights.len() as u32, rows: host.rows, cols };
         self.weights.push(host);
@@ -78,18 +95,24 @@ impl Case {
 #[test]
 fn linear_in_every_block_format() {
     for dtype in FORMATS.iter().map(|f| f.dtype).chain([DType::I8]) {
-        for (rows, k, n) in [(1, 256, 33), (5, 512, 72), (20, 768, 40), (130, 256, 136), (257, 512, 65)] {
+        for (rows, k, n) in
+            [(1, 256, 33), (5, 512, 72), (20, 768, 40), (130, 256, 136), (257, 512, 65)]
+        {
             let mut c = Case::new();
             let tiled = dtype == DType::Nvfp4;
             let w = c.blocks(k, &[(n / 2, dtype, false), (n - n / 2, dtype, tiled)]);
             let (x, b, out) = (c.input(rows, k), c.vector(n), c.output(rows, n));
             let epilogue = if rows == 20 { Epilogue::GeluTanh } else { Epilogue::None };
-            c.check(Op::Linear { x: x.all(), w, bias: Some(b), side: None, epilogue, out: out.all() }, 0);
+            c.check(
+                Op::Linear { x: x.all(), w, bias: Some(b), side: None, epilogue, out: out.all() },
+                0,
+            );
         }
     }
     // q, k and v of three files, in three formats; a block that is not a whole number of steps of anything.
     let mut c = Case::new();
-    let w = c.blocks(1280, &[(24, DType::Q6K, false), (20, DType::Q4_0, false), (5, DType::Nf4, false)]);
+    let w = c
+        .blocks(1280, &[(24, DType::Q6K, false), (20, DType::Q4_0, false), (5, DType::Nf4, false)]);
     let (x, residual) = (c.input(33, 1280), c.input(33, 49));
     let gate = c.input(1, 98).columns(49, 49);
     let epilogue = Epilogue::GatedAdd { residual, gate };
@@ -110,13 +133,27 @@ fn linear_in_blocks_of_odd_shapes() {
         (DType::BF16, 70, 2048, 72, 40, 0),
     ] {
         let mut c = Case::new();
-        let w = if dtype.is_plain() { c.weight(n, k, dtype) } else { c.blocks(k, &[(n, dtype, false)]) };
+        let w = if dtype.is_plain() {
+            c.weight(n, k, dtype)
+        } else {
+            c.blocks(k, &[(n, dtype, false)])
+        };
         // The side's weights are those of two files.
-        let b = c.weight_of(rank, &[(n / 4, DType::F16, Scale::One), (n - n / 4, DType::BF16, Scale::One)]);
-        let (x, t, bias, out) = (c.input(rows, from + k), c.input(rows, rank), c.vector(n), c.output(rows, n));
+        let b = c.weight_of(
+            rank,
+            &[(n / 4, DType::F16, Scale::One), (n - n / 4, DType::BF16, Scale::One)],
+        );
+        let (x, t, bias, out) =
+            (c.input(rows, from + k), c.input(rows, rank), c.vector(n), c.output(rows, n));
         let (x, side) = (x.columns(from, k), Some(Side { t, b }));
-        c.check(Op::Linear { x, w, bias: Some(bias), side, epilogue: Epilogue::Silu, out: out.all() }, 0);
-        c.check(Op::Linear { x, w, bias: None, side: None, epilogue: Epilogue::None, out: out.all() }, 0);
+        c.check(
+            Op::Linear { x, w, bias: Some(bias), side, epilogue: Epilogue::Silu, out: out.all() },
+            0,
+        );
+        c.check(
+            Op::Linear { x, w, bias: None, side: None, epilogue: Epilogue::None, out: out.all() },
+            0,
+        );
     }
 }
 
@@ -133,11 +170,20 @@ fn weights_in_blocks_are_decoded_to_the_bit() {
             _ => Scale::One,
         };
         let values = HostWeight { rows: 16, cols: 512, parts: vec![plain] }.to_f32();
-        let expected: Vec<f32> =
-            (0..512 * 16).map(|i| half::bf16::from_f32(values[i % 16 * 512 + i / 16]).to_f32() * factor).collect();
-        let identity: Vec<f32> = (0..512 * 512).map(|i| if i % 513 == 0 { 1.0 } else { 0.0 }).collect();
+        let expected: Vec<f32> = (0..512 * 16)
+            .map(|i| half::bf16::from_f32(values[i % 16 * 512 + i / 16]).to_f32() * factor)
+            .collect();
+        let identity: Vec<f32> =
+            (0..512 * 512).map(|i| if i % 513 == 0 { 1.0 } else { 0.0 }).collect();
         let (x, out) = (c.given(512, 512, &identity), c.output(512, 16));
-        let op = Op::Linear { x: x.all(), w, bias: None, side: None, epilogue: Epilogue::None, out: out.all() };
+        let op = Op::Linear {
+            x: x.all(),
+            w,
+            bias: None,
+            side: None,
+            epilogue: Epilogue::None,
+            out: out.all(),
+        };
         cuda::check_bits(&c, op, &expected);
     }
 }
@@ -145,13 +191,22 @@ fn weights_in_blocks_are_decoded_to_the_bit() {
 #[test]
 fn linear_with_a_side() {
     let scales: Arc<[f32]> = (0..72).map(|i| 0.5 + i as f32 / 64.0).collect();
-    for dtype in
-        [DType::F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2, DType::Q4K, DType::Mxfp8, DType::I8]
-    {
+    for dtype in [
+        DType::F32,
+        DType::BF16,
+        DType::F16,
+        DType::F8E4M3,
+        DType::F8E5M2,
+        DType::Q4K,
+        DType::Mxfp8,
+        DType::I8,
+    ] {
         for (rows, rank) in [(1, 4), (6, 16), (18, 16), (40, 1), (130, 72), (256, 33)] {
             let mut c = Case::new();
             let w = match dtype.is_plain() && dtype != DType::I8 {
-                true if dtype.size() == 1 => c.weight_of(256, &[(72, dtype, Scale::Rows(scales.clone()))]),
+                true if dtype.size() == 1 => {
+                    c.weight_of(256, &[(72, dtype, Scale::Rows(scales.clone()))])
+                }
                 true => c.weight(72, 256, dtype),
                 false => c.blocks(256, &[(72, dtype, false)]),
             };
@@ -171,7 +226,12 @@ fn linear_with_a_side() {
             c.check(linear(Epilogue::None, out.all()), 0);
             c.check_nan(linear(Epilogue::None, out.all()), t);
             if matches!(rows, 1 | 18 | 130) {
-                for epilogue in [Epilogue::Silu, Epilogue::GeluTanh, Epilogue::QuickGelu, Epilogue::Add { residual }] {
+                for epilogue in [
+                    Epilogue::Silu,
+                    Epilogue::GeluTanh,
+                    Epilogue::QuickGelu,
+                    Epilogue::Add { residual },
+                ] {
                     c.check(linear(epilogue, out.all()), 0);
                 }
                 c.check(linear(Epilogue::GatedAdd { residual, gate }, residual.all()), 0);

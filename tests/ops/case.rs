@@ -34,7 +34,11 @@ impl Random {
 fn seed() -> u64 {
     match std::env::var("FLUX_FAST_TEST_SEED") {
         Ok(text) => text.parse().expect("FLUX_FAST_TEST_SEED is a number"),
-        Err(_) => std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64 | 1,
+        Err(_) => {
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos()
+                as u64
+                | 1
+        }
     }
 }
 
@@ -105,7 +109,14 @@ impl Case {
             (0..rows * cols).for_each(|_| dtype.encode(self.random.number(), &mut bytes));
             // F32 parts may lie at any byte of a file, too.
             let (source, scale) = (Arc::new(bytes), scale.clone());
-            host.parts.push(HostPart { source, offset: 3, rows: *rows, cols, dtype: *dtype, scale });
+            host.parts.push(HostPart {
+                source,
+                offset: 3,
+                rows: *rows,
+                cols,
+                dtype: *dtype,
+                scale,
+            });
             host.rows += rows;
         }
         self.weights.push(host);
@@ -155,12 +166,22 @@ impl Case {
     /// The arena after `op` ran by `variant` on the CPU.
     pub fn run(&self, op: Op, variant: &str, threads: usize, image: &[u8]) -> Result<Vec<u8>> {
         let kernels = vec![(op.name().to_string(), variant.to_string())];
-        let mut backend = CpuBackend::new(CpuOptions { threads: Some(threads), kernels, ..CpuOptions::default() })?;
+        let mut backend = CpuBackend::new(CpuOptions {
+            threads: Some(threads),
+            kernels,
+            ..CpuOptions::default()
+        })?;
         self.run_on(&mut backend, op, variant, image)
     }
 
     /// The arena after `op` ran on `backend`.
-    pub fn run_on(&self, backend: &mut dyn Backend, op: Op, variant: &str, image: &[u8]) -> Result<Vec<u8>> {
+    pub fn run_on(
+        &self,
+        backend: &mut dyn Backend,
+        op: Op,
+        variant: &str,
+        image: &[u8],
+    ) -> Result<Vec<u8>> {
         if let Err(why) = op.check() {
             panic!("{why}: {op}");
         }
@@ -182,7 +203,8 @@ impl Case {
         for (i, how) in uses(&op, keys.len()).into_iter().enumerate() {
             backend.load(keys[i], Place::Resident(at[i]), &self.weights[i], how)?;
         }
-        let places = Places { inputs, temps: vec![], outputs: vec![], scratch, weights: keys.clone() };
+        let places =
+            Places { inputs, temps: vec![], outputs: vec![], scratch, weights: keys.clone() };
         backend.run(&Step { op, label: "case".into() }, &places)?;
         let mut after = vec![0; image.len()];
         backend.read(0, &mut after)?;
@@ -198,7 +220,10 @@ impl Case {
         let tensors = op.writes();
         let elements = |t: &Tensor| {
             let dtype = t.dtype;
-            image[self.range(t)].chunks_exact(dtype.size()).map(move |b| dtype.decode(b)).collect::<Vec<_>>()
+            image[self.range(t)]
+                .chunks_exact(dtype.size())
+                .map(move |b| dtype.decode(b))
+                .collect::<Vec<_>>()
         };
         tensors.iter().flat_map(elements).collect()
     }
@@ -225,13 +250,21 @@ impl Case {
             let found = self.written(&op, &after);
             let (mut error, mut size) = (0.0, 0.0);
             for (i, (f, e)) in found.iter().zip(&expected).enumerate() {
-                assert_eq!(f.is_nan(), e.is_nan(), "{variant}: element {i}: {f} for {e}; seed {}: {op}", self.seed);
+                assert_eq!(
+                    f.is_nan(),
+                    e.is_nan(),
+                    "{variant}: element {i}: {f} for {e}; seed {}: {op}",
+                    self.seed
+                );
                 if !e.is_nan() {
                     error += f64::from(f - e).powi(2);
                     size += f64::from(*e).powi(2);
                 }
             }
-            let moves = matches!(op, Op::Pack { .. } | Op::Unpack { .. } | Op::CopyRows { .. } | Op::Cast { .. });
+            let moves = matches!(
+                op,
+                Op::Pack { .. } | Op::Unpack { .. } | Op::CopyRows { .. } | Op::Cast { .. }
+            );
             let bound = if moves {
                 0.0
             } else if variant.contains("_bf16_") {
@@ -240,9 +273,17 @@ impl Case {
                 1e-5
             };
             let relative = if error == 0.0 { 0.0 } else { (error / size).sqrt() };
-            assert!(relative <= bound, "{variant}: error {relative:e} > {bound:e}; seed {}: {op}", self.seed);
+            assert!(
+                relative <= bound,
+                "{variant}: error {relative:e} > {bound:e}; seed {}: {op}",
+                self.seed
+            );
             let alone = self.run(op, variant, 1, &image).unwrap();
-            assert!(alone == after, "{variant}: one thread and two differ; seed {}: {op}", self.seed);
+            assert!(
+                alone == after,
+                "{variant}: one thread and two differ; seed {}: {op}",
+                self.seed
+            );
         }
         cuda::check(self, op, left_alone);
         wgpu::check(self, op, left_alone);
@@ -281,7 +322,11 @@ impl Case {
             if needs <= Isa::detect() {
                 let after = self.run(op, variant, 2, &image).unwrap();
                 let found = self.written(&op, &after);
-                assert!(found.iter().any(|x| x.is_nan()), "{variant}: swallowed a NaN; seed {}: {op}", self.seed);
+                assert!(
+                    found.iter().any(|x| x.is_nan()),
+                    "{variant}: swallowed a NaN; seed {}: {op}",
+                    self.seed
+                );
             }
         }
         cuda::check_nan(self, op, tensor);
@@ -293,7 +338,9 @@ impl Case {
 fn windows(op: &Op) -> Vec<View> {
     match *op {
         Op::Linear { out, .. } | Op::Cast { out, .. } => vec![out],
-        Op::Attention { out, first, .. } => [out].into_iter().chain(first.map(|(_, t)| t.all())).collect(),
+        Op::Attention { out, first, .. } => {
+            [out].into_iter().chain(first.map(|(_, t)| t.all())).collect()
+        }
         _ => op.writes().into_iter().map(Tensor::all).collect(),
     }
 }
@@ -302,7 +349,15 @@ fn windows(op: &Op) -> Vec<View> {
 fn uses(op: &Op, n: usize) -> Vec<Use> {
     let mut program = flux_fast::op::Program::default();
     program.steps.push(Step { op: *op, label: String::new() });
-    program.weights =
-        vec![flux_fast::op::WeightSpec { name: String::new(), first: 0, rows: 0, cols: 0, lora: None }; n];
+    program.weights = vec![
+        flux_fast::op::WeightSpec {
+            name: String::new(),
+            first: 0,
+            rows: 0,
+            cols: 0,
+            lora: None
+        };
+        n
+    ];
     program.uses()
 }

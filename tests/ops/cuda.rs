@@ -32,7 +32,8 @@ fn on<T>(driver: &Driver, ordinal: usize, f: impl FnOnce(&mut CudaBackend) -> T)
         // Few multiprocessors, so that blocks make several tiles, and tiles enough for all are soon there.
         driver.configure("sms.1=4,sms.2=2");
         let fp8 = fp8(driver, ordinal);
-        let backend = CudaBackend::new(CudaOptions { ordinal, fp8, ..CudaOptions::default() }).unwrap();
+        let backend =
+            CudaBackend::new(CudaOptions { ordinal, fp8, ..CudaOptions::default() }).unwrap();
         backends.push((ordinal, backend));
         backends.len() - 1
     });
@@ -114,7 +115,11 @@ pub fn check_nan(case: &Case, op: Op, tensor: Tensor) {
     let Some(driver) = driver::get() else { return };
     let (narrow, typed_op) = with_nan(case, op, tensor);
     run_all(driver, &narrow, typed_op, &mut |variant, found| {
-        assert!(found.iter().any(|x| x.is_nan()), "{variant}: swallowed a NaN; seed {}: {op}", case.seed);
+        assert!(
+            found.iter().any(|x| x.is_nan()),
+            "{variant}: swallowed a NaN; seed {}: {op}",
+            case.seed
+        );
     });
 }
 
@@ -158,11 +163,17 @@ fn run_all(driver: &Driver, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f
         let (chosen, kernels) = on(driver, ordinal, |backend| {
             backend.force(vec![]).unwrap();
             let chosen = case.run_on(backend, op, "the chosen variant", &image);
-            (chosen, driver.check_findings(&format!("the chosen variant; seed {}: {op}", case.seed)))
+            (
+                chosen,
+                driver.check_findings(&format!("the chosen variant; seed {}: {op}", case.seed)),
+            )
         });
         // A real driver does not tell what ran.
-        let guess = matches!(driver, Driver::Real { .. }) && fp8(driver, ordinal) && matches!(op, Op::Linear { .. });
-        let kernels = if guess { "perhaps one with _w8a8_".to_string() } else { kernels.join(", ") };
+        let guess = matches!(driver, Driver::Real { .. })
+            && fp8(driver, ordinal)
+            && matches!(op, Op::Linear { .. });
+        let kernels =
+            if guess { "perhaps one with _w8a8_".to_string() } else { kernels.join(", ") };
         let variant = format!("the chosen variant ({kernels})");
         let after = chosen.unwrap_or_else(|e| panic!("{variant}: {e}; seed {}: {op}", case.seed));
         case.check_surroundings(&op, &variant, &image, &after);
@@ -177,7 +188,9 @@ pub fn all_ran(op: &str) {
     let missing: Vec<&str> = names(op)
         .expect("every operation has CUDA variants")
         .into_iter()
-        .filter(|(name, arch)| gpu_for(driver, *arch).is_some() && !RAN.with_borrow(|ran| ran.contains(*name)))
+        .filter(|(name, arch)| {
+            gpu_for(driver, *arch).is_some() && !RAN.with_borrow(|ran| ran.contains(*name))
+        })
         .map(|(name, _)| name)
         .collect();
     assert!(missing.is_empty(), "never ran: {missing:?}");

@@ -22,9 +22,10 @@ pub fn typed(case: &Case, op: &Op, f32_out: bool) -> (Case, Case) {
     if f32_out {
         // A residual has the type of what it is added to.
         let residual = match *op {
-            Op::Linear { epilogue: Epilogue::Add { residual } | Epilogue::GatedAdd { residual, .. }, .. } => {
-                Some(residual)
-            }
+            Op::Linear {
+                epilogue: Epilogue::Add { residual } | Epilogue::GatedAdd { residual, .. },
+                ..
+            } => Some(residual),
             Op::Conv2d { residual, .. } => residual,
             _ => None,
         };
@@ -57,7 +58,11 @@ pub fn over(op: Op, case: &Case) -> Op {
 
 /// Whether what `op` writes is left in F32, each way that matters.
 pub fn out_types(op: &Op) -> &'static [bool] {
-    if matches!(op, Op::Linear { .. } | Op::Conv2d { .. } | Op::Unpack { .. }) { &[false, true] } else { &[false] }
+    if matches!(op, Op::Linear { .. } | Op::Conv2d { .. } | Op::Unpack { .. }) {
+        &[false, true]
+    } else {
+        &[false]
+    }
 }
 
 /// The case in BF16 with a NaN in the middle of `tensor`, and the operation on it.
@@ -93,12 +98,21 @@ pub fn exact(op: &Op) -> bool {
 pub fn compare(case: &Case, op: &Op, variant: &str, found: &[f32], expected: &[f32], bound: f64) {
     let (mut error, mut size) = (0.0, 0.0);
     for (i, (f, e)) in found.iter().zip(expected).enumerate() {
-        assert_eq!(f.is_nan(), e.is_nan(), "{variant}: element {i}: {f} for {e}; seed {}: {op}", case.seed);
+        assert_eq!(
+            f.is_nan(),
+            e.is_nan(),
+            "{variant}: element {i}: {f} for {e}; seed {}: {op}",
+            case.seed
+        );
         if !e.is_nan() {
             error += f64::from(f - e).powi(2);
             size += f64::from(*e).powi(2);
         }
     }
     let relative = if error == 0.0 { 0.0 } else { (error / size).sqrt() };
-    assert!(relative <= bound, "{variant}: error {relative:e} > {bound:e}; seed {}: {op}", case.seed);
+    assert!(
+        relative <= bound,
+        "{variant}: error {relative:e} > {bound:e}; seed {}: {op}",
+        case.seed
+    );
 }

@@ -44,9 +44,17 @@ fn linear_in_every_stored_type() {
         };
         for (rows, k, n) in ragged.into_iter().chain(even).chain(long) {
             let mut c = Case::new();
-            let (x, w, b, out) = (c.input(rows, k), c.weight(n, k, dtype), c.vector(n), c.output(rows, n));
+            let (x, w, b, out) =
+                (c.input(rows, k), c.weight(n, k, dtype), c.vector(n), c.output(rows, n));
             c.check(
-                Op::Linear { x: x.all(), w, bias: Some(b), side: None, epilogue: Epilogue::None, out: out.all() },
+                Op::Linear {
+                    x: x.all(),
+                    w,
+                    bias: Some(b),
+                    side: None,
+                    epilogue: Epilogue::None,
+                    out: out.all(),
+                },
                 0,
             );
         }
@@ -54,8 +62,11 @@ fn linear_in_every_stored_type() {
     // Fused q, k, v of three files, one of them scaled by rows; x and out are windows.
     let mut c = Case::new();
     let rows: Arc<[f32]> = (0..20).map(|i| 0.5 + i as f32 / 8.0).collect();
-    let parts =
-        [(24, DType::BF16, Scale::One), (20, DType::F8E4M3, Scale::Rows(rows)), (5, DType::F32, Scale::Tensor(0.25))];
+    let parts = [
+        (24, DType::BF16, Scale::One),
+        (20, DType::F8E4M3, Scale::Rows(rows)),
+        (5, DType::F32, Scale::Tensor(0.25)),
+    ];
     let (x, w, out) = (c.input(33, 80), c.weight_of(48, &parts), c.output(33, 64));
     let op = Op::Linear {
         x: x.columns(17, 48),
@@ -68,8 +79,19 @@ fn linear_in_every_stored_type() {
     c.check(op, 33 * 15);
     // Types in blocks have tests of their own (`blocks`).
     let mut c = Case::new();
-    let (x, w, out) = (c.input(17, 256), c.blocks(256, &[(40, DType::Q4K, false)]), c.output(17, 40));
-    c.check(Op::Linear { x: x.all(), w, bias: None, side: None, epilogue: Epilogue::None, out: out.all() }, 0);
+    let (x, w, out) =
+        (c.input(17, 256), c.blocks(256, &[(40, DType::Q4K, false)]), c.output(17, 40));
+    c.check(
+        Op::Linear {
+            x: x.all(),
+            w,
+            bias: None,
+            side: None,
+            epilogue: Epilogue::None,
+            out: out.all(),
+        },
+        0,
+    );
     cuda::all_ran("linear");
     wgpu::all_ran("linear");
 }
@@ -101,8 +123,14 @@ fn linear_with_every_epilogue() {
             false => c.blocks(k, &[(72, dtype, false)]),
         };
         let (x, b, out) = (c.input(rows, k), c.vector(72), c.output(rows, 72));
-        let linear =
-            |epilogue, out: Tensor| Op::Linear { x: x.all(), w, bias: Some(b), side: None, epilogue, out: out.all() };
+        let linear = |epilogue, out: Tensor| Op::Linear {
+            x: x.all(),
+            w,
+            bias: Some(b),
+            side: None,
+            epilogue,
+            out: out.all(),
+        };
         for epilogue in [Epilogue::Silu, Epilogue::GeluTanh, Epilogue::QuickGelu] {
             c.check(linear(epilogue, out), 0);
             c.check_nan(linear(epilogue, out), x);
@@ -152,7 +180,11 @@ fn conv2d_in_every_geometry() {
         for dtype in [DType::F32, DType::BF16, DType::F16] {
             let mut c = Case::new();
             let x = c.input(shape.batch * shape.height * shape.width, shape.in_channels);
-            let w = c.weight(shape.out_channels, shape.in_channels * shape.kernel * shape.kernel, dtype);
+            let w = c.weight(
+                shape.out_channels,
+                shape.in_channels * shape.kernel * shape.kernel,
+                dtype,
+            );
             let bias = Some(c.vector(shape.out_channels));
             let (h, wd) = shape.output();
             let out = c.output(shape.batch * h * wd, shape.out_channels);
@@ -185,11 +217,15 @@ fn attention_of_every_kind() {
         let qkv = c.input(batch * tokens, 3 * width);
         let out = c.output(batch * tokens, width + 5);
         let bias_table = c.input(2 * tokens - 1, heads);
-        let (q, k, v) = (qkv.columns(0, width), qkv.columns(width, width), qkv.columns(2 * width, width));
+        let (q, k, v) =
+            (qkv.columns(0, width), qkv.columns(width, width), qkv.columns(2 * width, width));
         // The largest scale makes single keys win; the smallest averages.
-        for (scale, causal, with_bias) in
-            [(1.0 / (dim as f32).sqrt(), false, false), (0.7, true, false), (0.1, false, true), (0.3, true, true)]
-        {
+        for (scale, causal, with_bias) in [
+            (1.0 / (dim as f32).sqrt(), false, false),
+            (0.7, true, false),
+            (0.1, false, true),
+            (0.3, true, true),
+        ] {
             let bias = with_bias.then_some(bias_table);
             let out = out.columns(3, width);
             let op = Op::Attention { q, k, v, batch, heads, scale, causal, bias, first: None, out };
@@ -197,7 +233,18 @@ fn attention_of_every_kind() {
         }
         let op = |first, out: Tensor| {
             let scale = 1.0 / (dim as f32).sqrt();
-            Op::Attention { q, k, v, batch, heads, scale, causal: false, bias: None, first, out: out.all() }
+            Op::Attention {
+                q,
+                k,
+                v,
+                batch,
+                heads,
+                scale,
+                causal: false,
+                bias: None,
+                first,
+                out: out.all(),
+            }
         };
         let whole = c.output(batch * tokens, width);
         c.check_nan(op(None, whole), qkv);
@@ -211,11 +258,27 @@ fn attention_of_every_kind() {
     let (rows, width) = (batch * tokens, heads * dim);
     let mut c = Case::new();
     let qkv = c.input(rows, 3 * width);
-    let (q, k, v) = (qkv.columns(0, width), qkv.columns(width, width), qkv.columns(2 * width, width));
-    let (whole, text, image) = (c.output(rows, width), c.output(batch * 44, width), c.output(batch * 256, width));
+    let (q, k, v) =
+        (qkv.columns(0, width), qkv.columns(width, width), qkv.columns(2 * width, width));
+    let (whole, text, image) =
+        (c.output(rows, width), c.output(batch * 44, width), c.output(batch * 256, width));
     for (first, out) in [(None, whole), (Some((44, text)), image)] {
         let out = out.all();
-        c.check(Op::Attention { q, k, v, batch, heads, scale: 0.09, causal: false, bias: None, first, out }, 0);
+        c.check(
+            Op::Attention {
+                q,
+                k,
+                v,
+                batch,
+                heads,
+                scale: 0.09,
+                causal: false,
+                bias: None,
+                first,
+                out,
+            },
+            0,
+        );
     }
     cuda::all_ran("attention");
     wgpu::all_ran("attention");
@@ -228,7 +291,18 @@ fn attention_with_far_scores_neither_overflows_nor_forgets() {
     let (q, k, v) = (c.input(140, 512), c.input(140, 512), c.input(140, 512));
     let out = c.output(140, 512);
     let (q, k, v, out) = (q.all(), k.all(), v.all(), out.all());
-    let op = Op::Attention { q, k, v, batch: 1, heads: 1, scale: 30.0, causal: false, bias: None, first: None, out };
+    let op = Op::Attention {
+        q,
+        k,
+        v,
+        batch: 1,
+        heads: 1,
+        scale: 30.0,
+        causal: false,
+        bias: None,
+        first: None,
+        out,
+    };
     let image = c.image();
     for (variant, needs) in variants::names("attention").unwrap() {
         if needs <= Isa::detect() {
@@ -254,7 +328,8 @@ fn norms_of_rows() {
                 continue;
             }
             let mut c = Case::new();
-            let (x, out, weight, bias) = (c.input(rows, cols), c.output(rows, cols), c.vector(cols), c.vector(cols));
+            let (x, out, weight, bias) =
+                (c.input(rows, cols), c.output(rows, cols), c.vector(cols), c.vector(cols));
             for out in [out, x] {
                 // With one column the normalised value is zero, and only the affine part remains.
                 c.check(Op::LayerNorm { x, weight, bias, eps: 1e-5, out }, 0);
@@ -321,7 +396,18 @@ fn queries_and_keys_are_normed_and_turned() {
             .collect();
         let rope = c.given(tokens, dim, &angles);
         let (q_gain, k_gain, out) = (c.vector(dim), c.vector(dim), c.output(batch * tokens, width));
-        let op = |out| Op::QkNormRope { qkv, q_gain, k_gain, rope, batch, heads, tokens, first, eps: 1e-6, out };
+        let op = |out| Op::QkNormRope {
+            qkv,
+            q_gain,
+            k_gain,
+            rope,
+            batch,
+            heads,
+            tokens,
+            first,
+            eps: 1e-6,
+            out,
+        };
         c.check(op(out), batch * (tokens - n) * width);
         c.check_nan(op(out), qkv);
         if n == tokens {
@@ -401,9 +487,18 @@ fn time_pixels_and_steps() {
         let mut c = Case::new();
         let pixels = c.input(batch * height * width, channels);
         let tokens = c.input(pixels.rows / 4, 4 * channels);
-        let (packed, unpacked) = (c.output(tokens.rows, tokens.cols), c.output(pixels.rows, pixels.cols));
+        let (packed, unpacked) =
+            (c.output(tokens.rows, tokens.cols), c.output(pixels.rows, pixels.cols));
         let pack = Op::Pack { x: pixels, batch, height, width, out: packed };
-        let unpack = Op::Unpack { x: tokens, batch, height, width, scale: 2.5, shift: -0.125, out: unpacked };
+        let unpack = Op::Unpack {
+            x: tokens,
+            batch,
+            height,
+            width,
+            scale: 2.5,
+            shift: -0.125,
+            out: unpacked,
+        };
         c.check(pack, 0);
         c.check(unpack, 0);
         c.check_nan(pack, pixels);
@@ -427,12 +522,18 @@ fn time_pixels_and_steps() {
 
 #[test]
 fn group_norms() {
-    for (batch, pixels, channels, groups) in
-        [(1, 1, 32, 32), (1, 17, 64, 32), (2, 255, 12, 3), (1, 257, 128, 32), (2, 1030, 96, 32), (1, 700, 130, 10)]
-    {
+    for (batch, pixels, channels, groups) in [
+        (1, 1, 32, 32),
+        (1, 17, 64, 32),
+        (2, 255, 12, 3),
+        (1, 257, 128, 32),
+        (2, 1030, 96, 32),
+        (1, 700, 130, 10),
+    ] {
         let mut c = Case::new();
         let x = c.input(batch * pixels, channels);
-        let (weight, bias, out) = (c.vector(channels), c.vector(channels), c.output(batch * pixels, channels));
+        let (weight, bias, out) =
+            (c.vector(channels), c.vector(channels), c.output(batch * pixels, channels));
         for silu in [false, true] {
             for out in [out, x] {
                 let op = Op::GroupNorm { x, weight, bias, batch, groups, eps: 1e-6, silu, out };
@@ -452,8 +553,12 @@ fn copies_and_casts() {
             [(1, 1, 1, 0, 0, 1), (2, 17, 20, 3, 9, 11), (1, 257, 255, 2, 0, 255)]
         {
             let mut c = Case::new();
-            let (x, out) = (c.stored(batch * from_rows, 33, dtype), c.blank(batch * to_rows, 33, dtype));
-            c.check(Op::CopyRows { x, out, batch, from, to, count }, batch * (to_rows - count) * 33);
+            let (x, out) =
+                (c.stored(batch * from_rows, 33, dtype), c.blank(batch * to_rows, 33, dtype));
+            c.check(
+                Op::CopyRows { x, out, batch, from, to, count },
+                batch * (to_rows - count) * 33,
+            );
         }
         let mut c = Case::new();
         let (x, out) = (c.stored(20, 40, dtype), c.blank(30, 40, dtype));

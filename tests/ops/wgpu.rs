@@ -49,7 +49,10 @@ static BACKEND: Mutex<Option<WgpuBackend>> = Mutex::new(None);
 
 fn on<T>(mode: Mode, f: impl FnOnce(&mut WgpuBackend) -> T) -> T {
     let mut backend = BACKEND.lock().unwrap_or_else(PoisonError::into_inner);
-    let open = || WgpuBackend::new(WgpuOptions { staging_bytes: Some(1 << 20), ..WgpuOptions::default() }).unwrap();
+    let open = || {
+        WgpuBackend::new(WgpuOptions { staging_bytes: Some(1 << 20), ..WgpuOptions::default() })
+            .unwrap()
+    };
     let backend = backend.get_or_insert_with(open);
     // Where windows are small, dispatches are, too.
     let most_work = if mode.windows.is_some() { MOST_WORK } else { u64::MAX };
@@ -72,8 +75,9 @@ pub fn check(case: &Case, op: Op, left_alone: usize) {
     };
     let expected = expect(case);
     if wide_turn(case, &op) != Some(false) {
-        let judge =
-            &mut |variant: &str, found: &[f32]| compare(case, &op, variant, found, &expected, bound(&op, variant));
+        let judge = &mut |variant: &str, found: &[f32]| {
+            compare(case, &op, variant, found, &expected, bound(&op, variant))
+        };
         run_all(WIDE, case, op, judge);
     }
     if wide_turn(case, &op) == Some(true) {
@@ -117,7 +121,10 @@ pub fn refused(case: &Case, op: Op) -> Option<Error> {
     let image = case.image_between(GAP);
     on(WIDE, |backend| {
         backend.force(vec![]).unwrap();
-        Some(case.run_on(backend, op, "the chosen variant", &image).expect_err("it is to be refused"))
+        Some(
+            case.run_on(backend, op, "the chosen variant", &image)
+                .expect_err("it is to be refused"),
+        )
     })
 }
 
@@ -129,7 +136,10 @@ pub fn check_nan(case: &Case, op: Op, tensor: Tensor) {
     let mut wide = case.again();
     for (to, (t, from)) in wide.tensors.iter_mut().zip(&narrow.tensors) {
         if to.0.dtype == DType::F32 {
-            to.1 = from.chunks_exact(t.dtype.size()).flat_map(|b| t.dtype.decode(b).to_le_bytes()).collect();
+            to.1 = from
+                .chunks_exact(t.dtype.size())
+                .flat_map(|b| t.dtype.decode(b).to_le_bytes())
+                .collect();
         }
     }
     let modes = [(WIDE, &wide, op), (if f16 { HALF } else { NARROW }, &narrow, typed_op)];
@@ -138,7 +148,11 @@ pub fn check_nan(case: &Case, op: Op, tensor: Tensor) {
             continue;
         }
         run_all(mode, case, op, &mut |variant, found| {
-            assert!(found.iter().any(|x| x.is_nan()), "{variant}: swallowed a NaN; seed {}: {op}", case.seed);
+            assert!(
+                found.iter().any(|x| x.is_nan()),
+                "{variant}: swallowed a NaN; seed {}: {op}",
+                case.seed
+            );
         });
     }
 }
@@ -168,26 +182,30 @@ fn run_all(mode: Mode, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32]))
                 ran_one(variant, case, &op);
                 ran = true;
             }
-            Some(Err(e)) if e.kind() == Kind::Argument && e.to_string().contains("cannot run this") => {}
+            Some(Err(e))
+                if e.kind() == Kind::Argument && e.to_string().contains("cannot run this") => {}
             Some(Err(e)) => panic!("{variant}: {e}; seed {}: {op}", case.seed),
         }
     }
     assert!(ran, "no WGSL variant runs {op}");
     // What is chosen where nothing is forced must run, whatever the case; with small windows it must give the same bits, unless a matrix is refused that
     // cannot be cut.
-    let plain = Mode { compute: if mode == WIDE { Compute::F32 } else { Compute::Bf16 }, windows: None };
+    let plain =
+        Mode { compute: if mode == WIDE { Compute::F32 } else { Compute::Bf16 }, windows: None };
     let chosen = |mode| {
         on(mode, |backend| {
             backend.force(vec![]).unwrap();
             let before = backend.dispatches();
-            case.run_on(backend, op, "the chosen variant", &image).map(|after| (after, backend.dispatches() - before))
+            case.run_on(backend, op, "the chosen variant", &image)
+                .map(|after| (after, backend.dispatches() - before))
         })
     };
     let (after, whole) = chosen(plain).unwrap_or_else(|e| panic!("{e}; seed {}: {op}", case.seed));
     case.check_surroundings(&op, "the chosen variant", &image, &after);
     judge("the chosen variant", &case.written(&op, &after));
     // Two thirds of the largest operand: it must be cut.
-    let largest = op.reads().iter().chain(&op.writes()).map(|t| t.bytes() as u64).max().unwrap_or(0);
+    let largest =
+        op.reads().iter().chain(&op.writes()).map(|t| t.bytes() as u64).max().unwrap_or(0);
     match chosen(Mode { windows: Some((largest / 3 * 2).max(SMALL)), ..plain }) {
         Ok((cut, dispatches)) => {
             assert!(cut == after, "small windows change the result; seed {}: {op}", case.seed);
@@ -197,7 +215,8 @@ fn run_all(mode: Mode, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32]))
         }
         Err(e) if e.kind() == Kind::Memory && e.to_string().contains("no shader for this") => {
             // A matrix that cannot be cut, a few of whose rows must be seen together.
-            let weight = op.weights().iter().map(|w| 4 * (w.rows * w.cols) as u64).max().unwrap_or(0);
+            let weight =
+                op.weights().iter().map(|w| 4 * (w.rows * w.cols) as u64).max().unwrap_or(0);
             assert!(largest > SMALL || weight > SMALL / 2, "{e}; seed {}: {op}", case.seed);
         }
         Err(e) => panic!("small windows: {e}; seed {}: {op}", case.seed),
@@ -220,7 +239,8 @@ fn in_turn(case: &Case, op: &Op, mode: Mode, variant: &str) -> bool {
         false => &["f16_128x128", "f16_64x64", "128x128", "64x64", "32x64"],
     };
     let few = ["rows16", "rows16_subgroup"];
-    let turn = |of: &[&str], kind: &str| of.contains(&kind).then(|| of[format / 2 % of.len()] == kind);
+    let turn =
+        |of: &[&str], kind: &str| of.contains(&kind).then(|| of[format / 2 % of.len()] == kind);
     let kind = variant.strip_prefix("linear_blocks_").unwrap_or(variant);
     turn(tiles, kind).or(turn(&few, kind)).unwrap_or(true)
 }
@@ -255,9 +275,13 @@ pub fn all_ran(op: &str) {
 pub fn all_ran_on_blocks() {
     let all = || names("linear").unwrap().into_iter().map(|(n, _)| n);
     ran("linear", all().filter(|n| of_blocks(n)).collect());
-    for (format, kind) in FORMATS.iter().flat_map(|f| ["x", "rows16", "software", "any"].map(|kind| (f.name, kind))) {
-        let of_kind =
-            |n: &str| n == "linear_any" && kind == "any" || n.starts_with("linear_blocks_") && n.contains(kind);
+    for (format, kind) in
+        FORMATS.iter().flat_map(|f| ["x", "rows16", "software", "any"].map(|kind| (f.name, kind)))
+    {
+        let of_kind = |n: &str| {
+            n == "linear_any" && kind == "any"
+                || n.starts_with("linear_blocks_") && n.contains(kind)
+        };
         let done = RAN_ON.with_borrow(|ran| ran.iter().any(|(n, on)| of_kind(n) && *on == format));
         assert!(adapter::get().is_none() || done, "no variant of the kind {kind} ran on {format}");
     }
@@ -268,7 +292,8 @@ fn ran(op: &str, all: Vec<&'static str>) {
     if adapter::get().is_none() {
         return;
     }
-    let missing: Vec<&str> = all.into_iter().filter(|n| !RAN.with_borrow(|ran| ran.contains(*n))).collect();
+    let missing: Vec<&str> =
+        all.into_iter().filter(|n| !RAN.with_borrow(|ran| ran.contains(*n))).collect();
     assert!(missing.is_empty(), "never ran: {missing:?}");
     // The cases of these are smaller than any window.
     let small = ["timestep_embed", "pack", "unpack", "euler_step", "copy_rows"];

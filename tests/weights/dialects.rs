@@ -2,20 +2,23 @@
 
 use std::path::Path;
 
-use flux_fast::weights::{Component, Files, inspect, open};
+use flux_fast::library::{Files, inspect, open};
+use flux_fast::weights::Component;
 use serde_json::json;
 
 use crate::support::*;
 
 /// Opens a model whose component files lie in `dir`, and checks `component` against the canonical list.
 fn assert_maps(dir: &Path, files: &Files, component: Component, expected: &[Named]) {
-    let checkpoint = open(files).unwrap_or_else(|e| panic!("{}: {e} {:?}", dir.display(), e.hint()));
+    let checkpoint =
+        open(files).unwrap_or_else(|e| panic!("{}: {e} {:?}", dir.display(), e.hint()));
     let weights = checkpoint.need(component).unwrap();
     let notes = weights.check(expected).unwrap();
     assert_eq!(notes, Vec::<String>::new(), "{component}, {}", weights.dialect());
     assert_eq!(weights.names().count(), expected.len());
     for (name, shape) in expected {
-        let matrix = if shape.len() < 2 { (1, shape[0]) } else { (shape[0], shape[1..].iter().product()) };
+        let matrix =
+            if shape.len() < 2 { (1, shape[0]) } else { (shape[0], shape[1..].iter().product()) };
         assert_eq!(weights.shape(name), Some(matrix), "{name}");
         let whole = weights.get(name, 0, matrix.0, matrix.1).unwrap();
         assert_eq!((whole.rows, whole.cols), matrix);
@@ -26,8 +29,9 @@ fn assert_maps(dir: &Path, files: &Files, component: Component, expected: &[Name
 
 #[test]
 fn the_lists_are_as_long_as_the_files() {
-    let lengths = ["bfl_dev", "bfl_schnell", "bfl_ae", "diffusers_dev", "t5_single", "clip", "comfy_dev_fp8"]
-        .map(|f| list(&format!("{f}.txt")).len());
+    let lengths =
+        ["bfl_dev", "bfl_schnell", "bfl_ae", "diffusers_dev", "t5_single", "clip", "comfy_dev_fp8"]
+            .map(|f| list(&format!("{f}.txt")).len());
     assert_eq!(lengths, [780, 776, 244, 1160, 219, 196, 1442]);
 }
 
@@ -41,7 +45,8 @@ fn transformers_in_bfl_names_behind_any_prefix() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let names = list(file);
-        let path = zeros(&dir.path().join("some name.safetensors"), "BF16", &prefixed(prefix, &names));
+        let path =
+            zeros(&dir.path().join("some name.safetensors"), "BF16", &prefixed(prefix, &names));
         assert_maps(dir.path(), &Files::model(&path), Component::Flux, &names);
         let flux = open(&Files::model(&path)).unwrap().flux.unwrap();
         assert_eq!(flux.dialect(), dialect);
@@ -63,15 +68,21 @@ fn a_diffusers_folder_with_shards_and_all_components() {
         map.extend(shard.iter().map(|(n, _)| (n.clone(), json!(name))));
     }
     let index = json!({ "metadata": {}, "weight_map": map }).to_string();
-    std::fs::write(root.join("transformer/diffusion_pytorch_model.safetensors.index.json"), index).unwrap();
+    std::fs::write(root.join("transformer/diffusion_pytorch_model.safetensors.index.json"), index)
+        .unwrap();
     let config = r#"{"_class_name": "FluxTransformer2DModel", "num_layers": 19}"#;
     std::fs::write(root.join("transformer/config.json"), config).unwrap();
-    zeros(&root.join("vae/diffusion_pytorch_model.safetensors"), "BF16", &list("diffusers_vae.txt"));
+    zeros(
+        &root.join("vae/diffusion_pytorch_model.safetensors"),
+        "BF16",
+        &list("diffusers_vae.txt"),
+    );
     zeros(&root.join("text_encoder/model.safetensors"), "BF16", &list("clip.txt"));
     zeros(&root.join("text_encoder_2/model.safetensors"), "BF16", &list("t5_encoder.txt"));
     std::fs::create_dir_all(root.join("tokenizer_2")).unwrap();
     std::fs::write(root.join("tokenizer_2/tokenizer.json"), "{}").unwrap();
-    std::fs::write(root.join("tokenizer_2/tokenizer_config.json"), r#"{"model_max_length": 512}"#).unwrap();
+    std::fs::write(root.join("tokenizer_2/tokenizer_config.json"), r#"{"model_max_length": 512}"#)
+        .unwrap();
     std::fs::create_dir_all(root.join("scheduler")).unwrap();
     std::fs::write(root.join("scheduler/scheduler_config.json"), r#"{"shift": 3.0}"#).unwrap();
 
@@ -107,7 +118,10 @@ fn a_diffusers_folder_with_shards_and_all_components() {
     assert_eq!(looked.components.len(), 4);
     assert_eq!(looked.notes, Vec::<String>::new());
     let flux = &looked.components[0];
-    assert_eq!((flux.geometry["double blocks"].as_str(), flux.geometry["hidden width"].as_str()), ("19", "3072"));
+    assert_eq!(
+        (flux.geometry["double blocks"].as_str(), flux.geometry["hidden width"].as_str()),
+        ("19", "3072")
+    );
     assert_eq!(flux.parameters, 11_901_408_320);
 }
 
@@ -115,21 +129,28 @@ fn a_diffusers_folder_with_shards_and_all_components() {
 fn the_comfy_all_in_one_with_its_8_bit_vectors() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("flux1-dev-fp8.safetensors");
-    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/comfy_dev_fp8.txt"));
-    let kinds: Vec<String> = text.unwrap().lines().map(|l| l.split(' ').nth(1).unwrap().to_string()).collect();
+    let text = std::fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/comfy_dev_fp8.txt"),
+    );
+    let kinds: Vec<String> =
+        text.unwrap().lines().map(|l| l.split(' ').nth(1).unwrap().to_string()).collect();
     assert!(["F8_E4M3", "F16", "F32"].iter().all(|k| kinds.iter().any(|x| x == k)));
     let dtype = |name: &str| match name {
         n if n.ends_with("logit_scale") || n.starts_with("vae.") => "F32",
         n if n.starts_with("text_encoders.clip_l.") => "F16",
         _ => "F8_E4M3",
     };
-    let tensors: Vec<_> = list("comfy_dev_fp8.txt").into_iter().map(|(n, s)| (n.clone(), dtype(&n), s)).collect();
+    let tensors: Vec<_> =
+        list("comfy_dev_fp8.txt").into_iter().map(|(n, s)| (n.clone(), dtype(&n), s)).collect();
     sparse(&path, &tensors, json!({}));
     for component in Component::ALL {
         assert_maps(dir.path(), &Files::model(&path), component, &canonical(component));
     }
     let checkpoint = open(&Files::model(&path)).unwrap();
-    assert_eq!(checkpoint.flux.as_ref().unwrap().dialect(), "ComfyUI (model.diffusion_model.*), plain fp8");
+    assert_eq!(
+        checkpoint.flux.as_ref().unwrap().dialect(),
+        "ComfyUI (model.diffusion_model.*), plain fp8"
+    );
     assert_eq!(checkpoint.name, "flux1-dev-fp8");
     assert_eq!(checkpoint.found, Vec::<String>::new());
     // 8-bit vectors are widened, 8-bit matrices are not.

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use flux_fast::error::{Error, Kind};
+use flux_fast::library::{Files, inspect, open, open_source};
+use flux_fast::weights::Component;
 use flux_fast::weights::synth::{Dialect, Grid, Storage, SynthSpec, to_bytes, write};
-use flux_fast::weights::{Component, Files, inspect, open, open_source};
 use serde_json::json;
 
 use crate::support::*;
@@ -29,7 +30,10 @@ fn f1_a_file_cut_anywhere_is_refused_with_both_sizes() {
         let e = refused(&path);
         assert_eq!(e.kind(), Kind::Model, "cut at {cut}: {e}");
         let text = e.to_string();
-        assert!(text.contains(&format!("found {cut} bytes")) && text.contains("expected"), "cut at {cut}: {text}");
+        assert!(
+            text.contains(&format!("found {cut} bytes")) && text.contains("expected"),
+            "cut at {cut}: {text}"
+        );
     }
     std::fs::write(&path, &whole).unwrap();
     open(&Files::model(&path)).unwrap();
@@ -38,8 +42,12 @@ fn f1_a_file_cut_anywhere_is_refused_with_both_sizes() {
 #[test]
 fn f7_missing_and_misshapen_tensors_are_listed_up_to_ten_and_extras_are_noted() {
     let mut spec = all_in_one();
-    let expected: Vec<Named> =
-        spec.tensors.iter().filter(|t| t.0 == Component::Flux).map(|t| (t.1.clone(), t.2.clone())).collect();
+    let expected: Vec<Named> = spec
+        .tensors
+        .iter()
+        .filter(|t| t.0 == Component::Flux)
+        .map(|t| (t.1.clone(), t.2.clone()))
+        .collect();
     spec.tensors.retain(|(_, n, _)| !n.starts_with("single_blocks.1."));
     spec.tensors.iter_mut().find(|t| t.1 == "img_in.weight").unwrap().2 = vec![48, 60];
     spec.tensors.push((Component::Flux, "pulid.0.weight".into(), vec![2, 2]));
@@ -49,7 +57,10 @@ fn f7_missing_and_misshapen_tensors_are_listed_up_to_ten_and_extras_are_noted() 
     let text = e.to_string();
     assert!(text.contains("img_in.weight is [48, 60], expected [48, 64]"), "{text}");
     assert!(text.contains("8 missing, 1 of another shape"), "{text}");
-    assert!(text.contains("single_blocks.1.linear1.weight is missing, expected [336, 48]"), "{text}");
+    assert!(
+        text.contains("single_blocks.1.linear1.weight is missing, expected [336, 48]"),
+        "{text}"
+    );
 
     let mut long = expected.clone();
     long.extend((0..20).map(|i| (format!("more.{i}"), vec![1])));
@@ -57,11 +68,18 @@ fn f7_missing_and_misshapen_tensors_are_listed_up_to_ten_and_extras_are_noted() 
     assert_eq!(text.matches("is missing").count() + text.matches("is [").count(), 10, "{text}");
     assert!(text.contains("and 19 more"), "{text}");
 
-    let present: Vec<Named> =
-        spec.tensors.iter().filter(|t| t.0 == Component::Flux).map(|t| (t.1.clone(), t.2.clone())).collect();
+    let present: Vec<Named> = spec
+        .tensors
+        .iter()
+        .filter(|t| t.0 == Component::Flux)
+        .map(|t| (t.1.clone(), t.2.clone()))
+        .collect();
     let notes = flux.check(&present[..present.len() - 1]).unwrap();
     assert_eq!(notes.len(), 1);
-    assert!(notes[0].contains("1 tensors are not used: model.diffusion_model.pulid.0.weight"), "{notes:?}");
+    assert!(
+        notes[0].contains("1 tensors are not used: model.diffusion_model.pulid.0.weight"),
+        "{notes:?}"
+    );
 }
 
 #[test]
@@ -139,7 +157,11 @@ fn models_that_are_not_flux_are_named() {
     }
     zeros(&path, "BF16", &[]);
     assert!(refused(&path).to_string().contains("no tensors at all"));
-    zeros(&path, "BF16", &[("lora_unet_single_blocks_0_linear1.lora_up.weight".to_string(), vec![2, 2])]);
+    zeros(
+        &path,
+        "BF16",
+        &[("lora_unet_single_blocks_0_linear1.lora_up.weight".to_string(), vec![2, 2])],
+    );
     // Whose names these are, and what they are about.
     let looked = inspect(&path).unwrap();
     assert!(looked.what.starts_with("LoRA, Kohya"), "{}", looked.what);
@@ -158,7 +180,11 @@ fn broken_indexes_of_shards_are_refused() {
         (r#"{"weight_map": {"a": 1}}"#, Kind::Model, "no text"),
         (r#"{"weight_map": {"a": "../x.safetensors"}}"#, Kind::Model, "outside its folder"),
         (r#"{"weight_map": {"a": "/etc/passwd"}}"#, Kind::Model, "outside its folder"),
-        (r#"{"weight_map": {"a": "model-00001-of-00002.safetensors"}}"#, Kind::Missing, "shard is missing"),
+        (
+            r#"{"weight_map": {"a": "model-00001-of-00002.safetensors"}}"#,
+            Kind::Missing,
+            "shard is missing",
+        ),
     ] {
         std::fs::write(&index, text).unwrap();
         for path in [&index, &dir.path().to_path_buf()] {

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use flux_fast::error::Kind;
-use flux_fast::weights::{Checkpoint, Component, Files, open};
+use flux_fast::library::{Checkpoint, Files, open};
+use flux_fast::weights::Component;
 
 use crate::support::*;
 
@@ -36,15 +37,21 @@ fn in_comfyui_the_sister_folders_are_looked_through() {
         // Another width, another kind, a broken file: none of these is taken, whatever they are called.
         zeros(&models.join("clip/a_t5xxl_lookalike.safetensors"), "F16", &[("x".into(), vec![1])]);
         std::fs::write(models.join("clip/clip_l_broken.safetensors"), b"broken").unwrap();
-        let narrow: Vec<Named> =
-            list("clip.txt").into_iter().map(|(n, s)| (n, s.into_iter().map(|d| d.min(64)).collect())).collect();
+        let narrow: Vec<Named> = list("clip.txt")
+            .into_iter()
+            .map(|(n, s)| (n, s.into_iter().map(|d| d.min(64)).collect()))
+            .collect();
         zeros(&models.join("clip/clip_l.safetensors"), "F16", &narrow);
         let real = clip(models.join("clip/my encoder.safetensors"));
         t5(models.join("text_encoders/t5xxl_fp16.safetensors"), "F16");
         let small = t5(models.join("text_encoders/t5xxl_fp8_e4m3fn.safetensors"), "F8_E4M3");
         let sd: Vec<Named> = list("bfl_ae.txt")
             .into_iter()
-            .map(|(n, s)| if n == "decoder.conv_in.weight" { (n, vec![512, 4, 3, 3]) } else { (n, s) })
+            .map(
+                |(n, s)| {
+                    if n == "decoder.conv_in.weight" { (n, vec![512, 4, 3, 3]) } else { (n, s) }
+                },
+            )
             .collect();
         zeros(&models.join("vae/ae_sd.safetensors"), "F32", &sd);
         let ae = vae(models.join("vae/ae.safetensors"));
@@ -53,7 +60,11 @@ fn in_comfyui_the_sister_folders_are_looked_through() {
         assert_eq!(place(&checkpoint, Component::T5), small);
         assert_eq!(place(&checkpoint, Component::Clip), real);
         assert_eq!(place(&checkpoint, Component::Vae), ae);
-        let line = format!("t5: {} (found in {})", small.display(), models.join("text_encoders").display());
+        let line = format!(
+            "t5: {} (found in {})",
+            small.display(),
+            models.join("text_encoders").display()
+        );
         assert!(checkpoint.found.contains(&line), "{:?}", checkpoint.found);
     }
 }
@@ -88,14 +99,19 @@ fn a_folder_of_single_files_is_a_model() {
     let second = flux(dir.path().join("e.safetensors"));
     let e = open(&Files::model(dir.path())).err().unwrap();
     assert_eq!(e.kind(), Kind::Model);
-    assert!(e.to_string().contains("2 transformers") && e.to_string().contains(second.to_str().unwrap()), "{e}");
+    assert!(
+        e.to_string().contains("2 transformers")
+            && e.to_string().contains(second.to_str().unwrap()),
+        "{e}"
+    );
 }
 
 #[test]
 fn a_snapshot_in_the_hugging_face_cache_is_named_after_its_repository() {
     let dir = tempfile::tempdir().unwrap();
-    let root =
-        dir.path().join("models--black-forest-labs--FLUX.1-dev/snapshots/0ef5fff789c832c5c7f4e127f94c8b54bbcced44");
+    let root = dir.path().join(
+        "models--black-forest-labs--FLUX.1-dev/snapshots/0ef5fff789c832c5c7f4e127f94c8b54bbcced44",
+    );
     // As the repository has it: the single file, and the other components in diffusers' folders.
     let blob = flux(dir.path().join("models--black-forest-labs--FLUX.1-dev/blobs/4610115"));
     std::fs::create_dir_all(&root).unwrap();
@@ -121,7 +137,10 @@ fn umt5_is_not_taken_for_t5() {
     let dir = tempfile::tempdir().unwrap();
     let model = flux(dir.path().join("flux.safetensors"));
     let mut names = list("t5_single.txt");
-    names.push(("encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight".into(), vec![32, 64]));
+    names.push((
+        "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight".into(),
+        vec![32, 64],
+    ));
     zeros(&dir.path().join("t5xxl.safetensors"), "BF16", &names);
     assert!(open(&Files::model(&model)).unwrap().t5.is_none());
 }

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use flux_fast::error::Kind;
-use flux_fast::weights::{Checkpoint, Component, Files, inspect, lora, open};
+use flux_fast::library::{Checkpoint, Files, inspect, open};
+use flux_fast::weights::{Component, lora};
 
 use crate::support::*;
 
@@ -15,8 +16,11 @@ const Q8_0: u32 = 8;
 /// Writes a file of zeros with these tensors, which takes no room on the disk. Matrices whose rows are whole blocks are of `kind`, and the vector of two halves, the rest F32.
 fn sparse_gguf(path: &Path, kind: u32, tensors: &[Named]) -> PathBuf {
     let text = |s: &str| [&(s.len() as u64).to_le_bytes(), s.as_bytes()].concat();
-    let mut bytes = [&b"GGUF\x03\0\0\0"[..], &(tensors.len() as u64).to_le_bytes(), &1u64.to_le_bytes()].concat();
-    bytes.extend([text("general.architecture"), 8u32.to_le_bytes().to_vec(), text("flux")].concat());
+    let mut bytes =
+        [&b"GGUF\x03\0\0\0"[..], &(tensors.len() as u64).to_le_bytes(), &1u64.to_le_bytes()]
+            .concat();
+    bytes
+        .extend([text("general.architecture"), 8u32.to_le_bytes().to_vec(), text("flux")].concat());
     let mut end = 0u64;
     for (name, shape) in tensors {
         let n = shape.iter().product::<usize>() as u64;
@@ -50,7 +54,8 @@ fn gguf_files_are_found_where_safetensors_files_are() {
     std::fs::write(models.join("unet/a.gguf"), b"GGUF\x03\0\0\0").unwrap();
     let clip = sparse_gguf(&models.join("clip/clip_l.gguf"), F16, &list("clip.txt"));
     sparse_gguf(&models.join("text_encoders/t5xxl-Q8_0.GGUF"), Q8_0, &list("t5_encoder.txt"));
-    let large = sparse_gguf(&models.join("text_encoders/t5xxl-f16.gguf"), F16, &list("t5_encoder.txt"));
+    let large =
+        sparse_gguf(&models.join("text_encoders/t5xxl-f16.gguf"), F16, &list("t5_encoder.txt"));
     let vae = zeros(&models.join("vae/ae.safetensors"), "BF16", &list("bfl_ae.txt"));
 
     let checkpoint = open(&Files::model(&model)).unwrap_or_else(|e| panic!("{e}"));
@@ -59,7 +64,8 @@ fn gguf_files_are_found_where_safetensors_files_are() {
     assert_eq!(place(&checkpoint, Component::Vae), vae);
     // Of several, the one that lost least; and what is no GGUF comes before them.
     assert_eq!(place(&checkpoint, Component::T5), large);
-    let plain = zeros(&models.join("text_encoders/t5xxl_fp16.safetensors"), "F16", &list("t5_encoder.txt"));
+    let plain =
+        zeros(&models.join("text_encoders/t5xxl_fp16.safetensors"), "F16", &list("t5_encoder.txt"));
     assert_eq!(place(&open(&Files::model(&model)).unwrap(), Component::T5), plain);
 
     assert_eq!(checkpoint.name, "flux1-dev-Q8_0");
@@ -112,7 +118,10 @@ fn f1_a_gguf_file_cut_anywhere_is_refused_with_both_sizes() {
         for e in [open(&Files::model(&path)).err().unwrap(), inspect(&path).err().unwrap()] {
             assert_eq!(e.kind(), Kind::Model, "cut at {cut}: {e}");
             let text = e.to_string();
-            assert!(text.contains(&format!("found {cut} bytes")) && text.contains("expected"), "cut at {cut}: {text}");
+            assert!(
+                text.contains(&format!("found {cut} bytes")) && text.contains("expected"),
+                "cut at {cut}: {text}"
+            );
             assert!(text.contains("cut.gguf"), "{text}");
         }
     }
@@ -134,8 +143,10 @@ fn the_first_bytes_say_which_container_it_is() {
 fn f15_a_lora_stored_in_blocks_is_refused_with_the_tensors_name() {
     let dir = tempfile::tempdir().unwrap();
     let proj = "diffusion_model.double_blocks.0.img_attn.proj";
-    let tensors =
-        [(format!("{proj}.lora_A.weight"), vec![32, 3072]), (format!("{proj}.lora_B.weight"), vec![3072, 32])];
+    let tensors = [
+        (format!("{proj}.lora_A.weight"), vec![32, 3072]),
+        (format!("{proj}.lora_B.weight"), vec![3072, 32]),
+    ];
     let path = sparse_gguf(&dir.path().join("lora.gguf"), Q8_0, &tensors);
     let e = lora::open(&path, &|_, _| Some((3072, 3072))).err().unwrap();
     assert_eq!(e.kind(), Kind::Model);
@@ -149,9 +160,14 @@ fn f15_a_lora_stored_in_blocks_is_refused_with_the_tensors_name() {
 fn f6_halves_that_meet_within_a_block_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let of = |n: usize| {
-        let tensors =
-            [("single_transformer_blocks.0.attn.to_q.weight".to_string(), vec![32, 32]), (HALVES.into(), vec![n])];
-        inspect(&sparse_gguf(&dir.path().join(format!("{n}.gguf")), Q8_0, &tensors)).unwrap().notes.join("; ")
+        let tensors = [
+            ("single_transformer_blocks.0.attn.to_q.weight".to_string(), vec![32, 32]),
+            (HALVES.into(), vec![n]),
+        ];
+        inspect(&sparse_gguf(&dir.path().join(format!("{n}.gguf")), Q8_0, &tensors))
+            .unwrap()
+            .notes
+            .join("; ")
     };
     for n in [32, 96] {
         assert!(of(n).contains("meet within a block") && of(n).contains(HALVES), "{}", of(n));

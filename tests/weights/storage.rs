@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use flux_fast::error::Kind;
+use flux_fast::library::{Checkpoint, Files, inspect, open, open_source};
+use flux_fast::weights::Component;
 use flux_fast::weights::synth::{Dialect, Grid, Storage, SynthSpec, to_bytes, write};
-use flux_fast::weights::{Checkpoint, Component, Files, inspect, open, open_source};
 use serde_json::json;
 
 use crate::support::*;
@@ -26,9 +27,16 @@ fn assert_exact(checkpoint: &Checkpoint, spec: &SynthSpec) {
         }
     }
     for component in Component::ALL {
-        let expected: Vec<Named> =
-            spec.tensors.iter().filter(|t| t.0 == component).map(|t| (t.1.clone(), t.2.clone())).collect();
-        assert_eq!(checkpoint.need(component).unwrap().check(&expected).unwrap(), Vec::<String>::new());
+        let expected: Vec<Named> = spec
+            .tensors
+            .iter()
+            .filter(|t| t.0 == component)
+            .map(|t| (t.1.clone(), t.2.clone()))
+            .collect();
+        assert_eq!(
+            checkpoint.need(component).unwrap().check(&expected).unwrap(),
+            Vec::<String>::new()
+        );
     }
 }
 
@@ -43,14 +51,27 @@ const DIALECTS: [Dialect; 4] = [
 fn every_dialect_and_storage_gives_back_the_exact_values() {
     for (grid, storages) in [
         (Grid::F32, &[Storage::F32][..]),
-        (Grid::F8, &[Storage::F32, Storage::BF16, Storage::F16, Storage::F8ScaledOld, Storage::F8ScaledNew]),
+        (
+            Grid::F8,
+            &[
+                Storage::F32,
+                Storage::BF16,
+                Storage::F16,
+                Storage::F8ScaledOld,
+                Storage::F8ScaledNew,
+            ],
+        ),
         (Grid::F8Plain, &[Storage::F8, Storage::BF16, Storage::F8ScaledOld, Storage::F8ScaledNew]),
     ] {
         for &storage in storages {
             for dialect in DIALECTS {
                 let spec = spec(grid, storage, dialect);
                 let dir = tempfile::tempdir().unwrap();
-                let path = dir.path().join(if dialect == Dialect::Comfy { "tiny.safetensors" } else { "tiny" });
+                let path = dir.path().join(if dialect == Dialect::Comfy {
+                    "tiny.safetensors"
+                } else {
+                    "tiny"
+                });
                 let written = write(&spec, &path).unwrap();
                 assert!(written.iter().all(|p| p.is_file()));
                 let checkpoint = open(&Files::model(&path)).unwrap();
@@ -62,7 +83,10 @@ fn every_dialect_and_storage_gives_back_the_exact_values() {
                 for component in Component::ALL {
                     let config = checkpoint.get(component).unwrap().config().unwrap();
                     let wanted = &spec.configs[component.folder()];
-                    assert!(wanted.as_object().unwrap().iter().all(|(k, v)| &config[k] == v), "{config}");
+                    assert!(
+                        wanted.as_object().unwrap().iter().all(|(k, v)| &config[k] == v),
+                        "{config}"
+                    );
                 }
                 let word = match storage {
                     Storage::F8ScaledOld => "scaled fp8 (old)",
@@ -161,13 +185,15 @@ fn get_slices_rows_and_elements_and_refuses_what_is_not_there() {
 /// A scaled tensor changed by hand: what is done to the tensors, and what the error must say.
 #[test]
 fn bad_scales_and_unknown_formats_are_errors_that_name_the_tensor() {
-    let plain = |extra: Vec<(&str, &'static str, Vec<usize>, Vec<u8>)>, metadata: serde_json::Value| {
-        let mut tensors: Vec<(String, &str, Vec<usize>)> = spec(Grid::F32, Storage::F32, Dialect::Bfl)
-            .tensors
-            .into_iter()
-            .filter(|t| t.0 == Component::Flux)
-            .map(|(_, n, s)| (n, if s.len() == 2 { "F8_E4M3" } else { "F32" }, s))
-            .collect();
+    let plain = |extra: Vec<(&str, &'static str, Vec<usize>, Vec<u8>)>,
+                 metadata: serde_json::Value| {
+        let mut tensors: Vec<(String, &str, Vec<usize>)> =
+            spec(Grid::F32, Storage::F32, Dialect::Bfl)
+                .tensors
+                .into_iter()
+                .filter(|t| t.0 == Component::Flux)
+                .map(|(_, n, s)| (n, if s.len() == 2 { "F8_E4M3" } else { "F32" }, s))
+                .collect();
         let before: u64 = header(&tensors, json!({})).1;
         tensors.extend(extra.iter().map(|(n, d, s, _)| (n.to_string(), *d, s.clone())));
         let (mut bytes, _) = header(&tensors, metadata);
@@ -188,7 +214,10 @@ fn bad_scales_and_unknown_formats_are_errors_that_name_the_tensor() {
     let part = &ok.get("img_in.weight", 3, 2, 64).unwrap().parts[0];
     assert_eq!((part.scale.of(0), part.scale.of(1)), (3.5, 4.5));
     let ok = plain(
-        vec![("img_in.weight_scale", "F32", vec![1], f(0.25)), ("img_in.input_scale", "F32", vec![], f(9.0))],
+        vec![
+            ("img_in.weight_scale", "F32", vec![1], f(0.25)),
+            ("img_in.input_scale", "F32", vec![], f(9.0)),
+        ],
         record("float8_e4m3fn"),
     );
     let ok = ok.unwrap();
@@ -196,19 +225,46 @@ fn bad_scales_and_unknown_formats_are_errors_that_name_the_tensor() {
     assert!(ok.dialect().contains("scaled fp8 (new)"));
 
     let one = |name: &'static str, dtype: &'static str, shape: Vec<usize>, bytes: Vec<u8>| {
-        plain(vec![(name, dtype, shape, bytes)], json!({})).err().map(|e| e.to_string()).unwrap_or_default()
+        plain(vec![(name, dtype, shape, bytes)], json!({}))
+            .err()
+            .map(|e| e.to_string())
+            .unwrap_or_default()
     };
     for (message, words) in [
-        (one("img_in.weight_scale", "F32", vec![47], vec![0; 188]), ["img_in.weight_scale", "positive"]),
-        (one("img_in.weight_scale", "F32", vec![2], [f(1.0), f(1.0)].concat()), ["img_in.weight_scale", "wrong shape"]),
-        (one("img_in.scale_weight", "F32", vec![], f(f32::NAN)), ["img_in.scale_weight", "positive"]),
-        (one("img_in.scale_weight", "F32", vec![], f(f32::INFINITY)), ["img_in.scale_weight", "positive"]),
+        (
+            one("img_in.weight_scale", "F32", vec![47], vec![0; 188]),
+            ["img_in.weight_scale", "positive"],
+        ),
+        (
+            one("img_in.weight_scale", "F32", vec![2], [f(1.0), f(1.0)].concat()),
+            ["img_in.weight_scale", "wrong shape"],
+        ),
+        (
+            one("img_in.scale_weight", "F32", vec![], f(f32::NAN)),
+            ["img_in.scale_weight", "positive"],
+        ),
+        (
+            one("img_in.scale_weight", "F32", vec![], f(f32::INFINITY)),
+            ["img_in.scale_weight", "positive"],
+        ),
         (one("img_in.scale_weight", "F32", vec![], f(-1.0)), ["img_in.scale_weight", "positive"]),
-        (one("img_in.weight_scale", "F8_E8M0", vec![48, 2], vec![1; 96]), ["img_in.weight_scale", "mxfp8"]),
-        (one("img_in.weight_scale", "F8_E4M3", vec![48, 4], vec![1; 192]), ["img_in.weight_scale", "nvfp4"]),
+        (
+            one("img_in.weight_scale", "F8_E8M0", vec![48, 2], vec![1; 96]),
+            ["img_in.weight_scale", "mxfp8"],
+        ),
+        (
+            one("img_in.weight_scale", "F8_E4M3", vec![48, 4], vec![1; 192]),
+            ["img_in.weight_scale", "nvfp4"],
+        ),
         (one("img_in.weight_scale_2", "F32", vec![], f(1.0)), ["img_in.weight_scale_2", "nvfp4"]),
-        (one("img_in.float8_data", "F8_E4M3", vec![1], vec![0]), ["img_in.float8_data", "scale_reciprocal"]),
-        (one("img_in.weight.absmax", "F32", vec![1], f(1.0)), ["img_in.weight.absmax", "bitsandbytes"]),
+        (
+            one("img_in.float8_data", "F8_E4M3", vec![1], vec![0]),
+            ["img_in.float8_data", "scale_reciprocal"],
+        ),
+        (
+            one("img_in.weight.absmax", "F32", vec![1], f(1.0)),
+            ["img_in.weight.absmax", "bitsandbytes"],
+        ),
         (one("img_in.qweight", "U8", vec![1], vec![0]), ["img_in.qweight", "SVDQuant"]),
     ] {
         assert!(words.iter().all(|w| message.contains(w)), "{message:?} lacks one of {words:?}");
@@ -229,7 +285,10 @@ fn bad_scales_and_unknown_formats_are_errors_that_name_the_tensor() {
         (vec![quant("{")], "not JSON"),
         (vec![quant("{}")], "names no format"),
         (
-            vec![("img_in.weight_scale", "F32", vec![], f(1.0)), ("img_in.scale_weight", "F32", vec![], f(1.0))],
+            vec![
+                ("img_in.weight_scale", "F32", vec![], f(1.0)),
+                ("img_in.scale_weight", "F32", vec![], f(1.0)),
+            ],
             "two scales",
         ),
     ] {
@@ -266,16 +325,21 @@ fn inspect_tells_dialects_types_and_geometry_and_serialises() {
     write(&spec, &path).unwrap();
     let looked = inspect(&path).unwrap();
     let text = looked.to_string();
-    for words in
-        ["scaled fp8 (old)", "double blocks 2", "guidance yes", "latent channels 16", "F8_E4M3", "hidden width 48"]
-    {
+    for words in [
+        "scaled fp8 (old)",
+        "double blocks 2",
+        "guidance yes",
+        "latent channels 16",
+        "F8_E4M3",
+        "hidden width 48",
+    ] {
         assert!(text.contains(words), "no {words:?} in\n{text}");
     }
     let json = serde_json::to_value(&looked).unwrap();
     assert_eq!(json["components"][0]["component"], "flux");
     assert_eq!(json["files"][0]["bytes"], std::fs::metadata(&path).unwrap().len());
     let tensors = json["tensors"].as_array().unwrap();
-    assert!(
-        tensors.iter().any(|t| t["name"] == "model.diffusion_model.img_in.weight" && t["shape"] == json!([48, 64]))
-    );
+    assert!(tensors.iter().any(
+        |t| t["name"] == "model.diffusion_model.img_in.weight" && t["shape"] == json!([48, 64])
+    ));
 }

@@ -59,7 +59,10 @@ pub fn header(tensors: &[(String, &str, Vec<usize>)], metadata: Value) -> (Vec<u
         };
         let start = end;
         end += shape.iter().product::<usize>() as u64 * size;
-        json.insert(name.clone(), json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, end] }));
+        json.insert(
+            name.clone(),
+            json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, end] }),
+        );
     }
     let mut json = Value::Object(json).to_string();
     // As every writer does, so that the data are aligned.
@@ -88,10 +91,12 @@ pub fn zeros(path: &Path, dtype: &'static str, tensors: &[Named]) -> PathBuf {
 /// A miniature of FLUX.1 dev: two double and two single blocks, every axis narrowed alike; 2 layers of each text encoder.
 pub fn tiny() -> Vec<(Component, String, Vec<usize>)> {
     let keep = |name: &str| {
-        let number = |p: &str| name.strip_prefix(p).and_then(|r| r.split('.').next()?.parse::<usize>().ok());
-        let n = ["double_blocks.", "single_blocks.", "encoder.block.", "text_model.encoder.layers."]
-            .iter()
-            .find_map(|p| number(p));
+        let number =
+            |p: &str| name.strip_prefix(p).and_then(|r| r.split('.').next()?.parse::<usize>().ok());
+        let n =
+            ["double_blocks.", "single_blocks.", "encoder.block.", "text_model.encoder.layers."]
+                .iter()
+                .find_map(|p| number(p));
         n.is_none_or(|n| n < 2)
     };
     let mut out = vec![];

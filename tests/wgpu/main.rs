@@ -34,8 +34,14 @@ fn every_budget_gives_the_same_bits_and_is_kept() {
     let denoiser = Denoiser::new();
     let mut whole = None;
     let mut dispatches = Vec::new();
-    for (buffers, windows) in [(None, None), (Some(3 << 20), None), (Some(3 << 20), Some(100 << 10))] {
-        let options = WgpuOptions { most_buffer_bytes: buffers, most_binding_bytes: windows, ..WgpuOptions::default() };
+    for (buffers, windows) in
+        [(None, None), (Some(3 << 20), None), (Some(3 << 20), Some(100 << 10))]
+    {
+        let options = WgpuOptions {
+            most_buffer_bytes: buffers,
+            most_binding_bytes: windows,
+            ..WgpuOptions::default()
+        };
         let mut backend = gpu(options.clone());
         let budgets = denoiser.budgets(&backend);
         drop(backend);
@@ -47,16 +53,23 @@ fn every_budget_gives_the_same_bits_and_is_kept() {
             let got = denoiser.run(&mut backend, budget, 3);
             let want = whole.get_or_insert_with(|| got.clone());
             assert!(want["latents"].iter().all(|&v| f32::from_bits(v).is_finite()));
-            assert!(&got == want, "under {budget} bytes, buffers of {buffers:?}, windows of {windows:?}");
+            assert!(
+                &got == want,
+                "under {budget} bytes, buffers of {buffers:?}, windows of {windows:?}"
+            );
             let (_, most) = backend.held_bytes();
             assert!(most <= budget + fixed, "{most} bytes were held under {budget} and {fixed}");
             // What lies beneath the buffers is theirs, but for the allocator's blocks, which the overhead allows for.
             let allocated = backend.allocated_bytes().unwrap_or(0);
-            assert!(allocated <= budget + backend.caps().overhead_bytes, "{allocated} allocated under {budget}");
+            assert!(
+                allocated <= budget + backend.caps().overhead_bytes,
+                "{allocated} allocated under {budget}"
+            );
             dispatches.push((windows, backend.dispatches()));
         }
     }
-    let of = |cut: bool| dispatches.iter().filter(|(w, _)| w.is_some() == cut).map(|(_, n)| *n).max();
+    let of =
+        |cut: bool| dispatches.iter().filter(|(w, _)| w.is_some() == cut).map(|(_, n)| *n).max();
     assert!(of(true) > of(false), "small windows cut nothing: {dispatches:?}");
 }
 
@@ -100,7 +113,10 @@ fn cancelled_runs_leave_nothing_that_harms_the_next() {
             });
             *(if ring { &mut streamed } else { &mut resident }) += 1;
             assert_eq!(ended.unwrap_err().kind(), Kind::Cancelled);
-            assert!(denoiser.run(&mut backend, budget, 2) == want, "after {stop} steps under {budget} bytes");
+            assert!(
+                denoiser.run(&mut backend, budget, 2) == want,
+                "after {stop} steps under {budget} bytes"
+            );
         }
     }
     assert!(streamed > 0 && resident > 0, "{streamed} {resident}");
@@ -111,9 +127,11 @@ fn more_than_there_is_is_refused_and_less_still_works() {
     if adapter::get().is_none() {
         return;
     }
-    let mut backend = gpu(WgpuOptions { most_buffer_bytes: Some(1 << 20), ..WgpuOptions::default() });
+    let mut backend =
+        gpu(WgpuOptions { most_buffer_bytes: Some(1 << 20), ..WgpuOptions::default() });
     let total = backend.caps().memory_bytes;
-    let layout = |arena_bytes: u64| Layout { arena_bytes: arena_bytes as usize, ..Default::default() };
+    let layout =
+        |arena_bytes: u64| Layout { arena_bytes: arena_bytes as usize, ..Default::default() };
     let e = backend.reserve(layout(2 * total)).unwrap_err();
     assert_eq!((e.kind(), e.kind().exit_code()), (Kind::Memory, 5));
     assert!(e.hint().unwrap().contains("--vram"), "{e}");
@@ -148,7 +166,11 @@ fn a_lost_device_is_an_error_at_once() {
             let steps = Cell::new(0);
             if stop == 0 {
                 pull();
-                lost(backend.reserve(Layout { arena_bytes: 1 << 20, ..Layout::default() }).unwrap_err());
+                lost(
+                    backend
+                        .reserve(Layout { arena_bytes: 1 << 20, ..Layout::default() })
+                        .unwrap_err(),
+                );
             } else {
                 let (_, ended) = denoiser.run_until(&mut backend, budget, 3, &|| {
                     steps.set(steps.get() + 1);
@@ -175,7 +197,8 @@ fn a_lost_device_is_opened_anew_once() {
         let options = RunOptions { device: device.into(), no_cache: true, ..RunOptions::default() };
         Pipeline::open(&embedded, &options, &mut |_| ControlFlow::Continue(())).unwrap()
     };
-    let request = Request { prompt: "a fox".into(), steps: Some(1), seed: Some(3), ..Request::default() };
+    let request =
+        Request { prompt: "a fox".into(), steps: Some(1), seed: Some(3), ..Request::default() };
     let mut pipeline = open("wgpu");
     let want = pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures;
     // Lost between two generations, and in the middle of one.

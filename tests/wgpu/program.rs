@@ -9,7 +9,11 @@ use crate::common::{psnr, temp_dir};
 fn program(env: &[(&str, &str)], arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flux-fast"));
     // Another backend's driver is no business of these tests, nor are texts that were encoded before.
-    command.args(arguments).arg("--no-cache").env_remove("FLUX_FAST_CACHE").envs(env.iter().copied());
+    command
+        .args(arguments)
+        .arg("--no-cache")
+        .env_remove("FLUX_FAST_CACHE")
+        .envs(env.iter().copied());
     command.output().unwrap()
 }
 
@@ -29,7 +33,8 @@ fn the_embedded_models_picture_is_that_of_the_cpu() {
     let folder = temp_dir();
     let out = folder.path().join("out.png");
     let draw = |more: &[&str]| {
-        let fixed = ["a fox, 3D style, on a blue background", "-s", "7", "-q", "-o", out.to_str().unwrap()];
+        let fixed =
+            ["a fox, 3D style, on a blue background", "-s", "7", "-q", "-o", out.to_str().unwrap()];
         let ran = program(&[], &[&fixed[..], more].concat());
         assert!(ran.status.success(), "{more:?}: {}", told(&ran));
         pixels(&out)
@@ -54,18 +59,46 @@ fn a_budget_is_printed_and_kept_and_a_hopeless_one_is_refused() {
     let folder = temp_dir();
     let out = folder.path().join("out.png");
     let draw = |vram: &str| {
-        program(&[], &["a fox", "--steps", "1", "--device", "wgpu", "--vram", vram, "-o", out.to_str().unwrap()])
+        program(
+            &[],
+            &[
+                "a fox",
+                "--steps",
+                "1",
+                "--device",
+                "wgpu",
+                "--vram",
+                vram,
+                "-o",
+                out.to_str().unwrap(),
+            ],
+        )
     };
     let refused = draw("10M");
     assert_eq!(refused.status.code(), Some(5), "{}", told(&refused));
     // The number that it names does.
     let text = told(&refused);
-    let enough =
-        text.split("--vram ").nth(1).and_then(|s| s.split(['M', ',']).next()).unwrap_or_else(|| panic!("{text}"));
+    let enough = text
+        .split("--vram ")
+        .nth(1)
+        .and_then(|s| s.split(['M', ',']).next())
+        .unwrap_or_else(|| panic!("{text}"));
     let drawn = draw(&format!("{enough}M"));
     assert!(drawn.status.success(), "{enough}M: {}", told(&drawn));
-    let plan =
-        program(&[], &["plan", "a fox", "--steps", "1", "--device", "wgpu", "--vram", &format!("{enough}M"), "--json"]);
+    let plan = program(
+        &[],
+        &[
+            "plan",
+            "a fox",
+            "--steps",
+            "1",
+            "--device",
+            "wgpu",
+            "--vram",
+            &format!("{enough}M"),
+            "--json",
+        ],
+    );
     let plan: serde_json::Value =
         serde_json::from_slice(&plan.stdout).unwrap_or_else(|e| panic!("{e}: {}", told(&plan)));
     let peak = plan["peak_bytes"].as_u64().unwrap();
@@ -93,7 +126,10 @@ fn errors_have_their_exit_codes_and_say_what_to_do() {
         if !env.is_empty() && !cfg!(target_os = "linux") {
             continue;
         }
-        let ran = program(env, &[&["a fox", "--steps", "1", "-o", out.to_str().unwrap()], *more].concat());
+        let ran = program(
+            env,
+            &[&["a fox", "--steps", "1", "-o", out.to_str().unwrap()], *more].concat(),
+        );
         let text = told(&ran);
         assert_eq!(ran.status.code(), Some(*code), "{more:?}: {text}");
         assert!(says.iter().all(|s| text.contains(s)), "{more:?}: {text}");
@@ -106,6 +142,12 @@ fn doctor_lists_adapters_and_what_flux_would_mean_for_them() {
     let Some(adapter) = adapter::get() else { return };
     let ran = Command::new(env!("CARGO_BIN_EXE_flux-fast")).arg("doctor").output().unwrap();
     let text = String::from_utf8_lossy(&ran.stdout).into_owned();
-    assert!(ran.status.success() && text.contains("wgpu:0") && text.contains(&adapter.name), "{text}");
-    assert!(text.contains("dev (fp8, 1024x1024)") && text.contains("schnell (fp8, 1024x1024)"), "{text}");
+    assert!(
+        ran.status.success() && text.contains("wgpu:0") && text.contains(&adapter.name),
+        "{text}"
+    );
+    assert!(
+        text.contains("dev (fp8, 1024x1024)") && text.contains("schnell (fp8, 1024x1024)"),
+        "{text}"
+    );
 }

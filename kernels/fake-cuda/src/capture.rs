@@ -63,7 +63,8 @@ impl Driver {
         let id = self.new_id();
         let thread = std::thread::current().id();
         let ends = BTreeMap::from([(stream, BTreeSet::new())]);
-        let capture = Capture { origin: stream, mode, thread, nodes: Vec::new(), ends, invalid: false };
+        let capture =
+            Capture { origin: stream, mode, thread, nodes: Vec::new(), ends, invalid: false };
         self.captures.insert(id, capture);
         self.streams.get_mut(&stream).expect("looked up above").capture = Some(id);
         Ok(())
@@ -132,7 +133,8 @@ impl Driver {
         if self.contexts[&context].legacy != stream {
             return Ok(());
         }
-        let waits = |s: &&crate::stream::Stream| s.blocking && s.context == context && s.capture.is_some();
+        let waits =
+            |s: &&crate::stream::Stream| s.blocking && s.context == context && s.capture.is_some();
         match self.streams.values().find(waits).and_then(|s| s.capture) {
             Some(capture) => self.invalidate(capture, CAPTURE_IMPLICIT),
             None => Ok(()),
@@ -178,7 +180,10 @@ impl Driver {
                 if capture.invalid {
                     return Err(CAPTURE_INVALIDATED);
                 }
-                Mark::Captured { capture: id, nodes: capture.ends.get(&stream).cloned().unwrap_or_default() }
+                Mark::Captured {
+                    capture: id,
+                    nodes: capture.ends.get(&stream).cloned().unwrap_or_default(),
+                }
             }
             None => Mark::Place(self.submit(stream, Work::Mark(event))?.ok_or(UNKNOWN)?),
         };
@@ -199,7 +204,9 @@ impl Driver {
                 }
                 Ok(())
             }
-            (Mark::Captured { capture, .. }, Some(own)) if capture != own => self.invalidate(own, CAPTURE_MERGE),
+            (Mark::Captured { capture, .. }, Some(own)) if capture != own => {
+                self.invalidate(own, CAPTURE_MERGE)
+            }
             (Mark::Captured { capture, nodes }, _) => {
                 let c = self.captures.get_mut(&capture).ok_or(INVALID_VALUE)?;
                 if c.invalid {

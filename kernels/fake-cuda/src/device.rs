@@ -82,7 +82,13 @@ impl Device {
     }
 
     /// Poisoned memory, or none if the device is full.
-    pub fn allocate(&mut self, space: &mut Space, bytes: u64, context: Id, number: u64) -> Outcome<u64> {
+    pub fn allocate(
+        &mut self,
+        space: &mut Space,
+        bytes: u64,
+        context: Id,
+        number: u64,
+    ) -> Outcome<u64> {
         if bytes > self.spec.memory {
             return Err(OUT_OF_MEMORY);
         }
@@ -96,7 +102,8 @@ impl Device {
             (self.large, self.small) = (large, small);
             return Err(OUT_OF_MEMORY);
         }
-        let address = space.take(bytes).inspect_err(|_| (self.large, self.small) = (large, small))?;
+        let address =
+            space.take(bytes).inspect_err(|_| (self.large, self.small) = (large, small))?;
         // SAFETY: these bytes stay mapped until `release` takes them out of the machine's memory again.
         unsafe { self.memory.map(address, address as *mut u8, bytes as usize) };
         self.allocations.insert(address, Allocation { bytes, context, number });
@@ -124,7 +131,8 @@ impl Device {
     pub fn find(&self, address: u64, bytes: u64) -> Option<(u64, Allocation)> {
         let (&start, &allocation) = self.allocations.range(..=address).next_back()?;
         let end = address.checked_add(bytes)?;
-        (address < start + allocation.bytes && end <= start + allocation.bytes).then_some((start, allocation))
+        (address < start + allocation.bytes && end <= start + allocation.bytes)
+            .then_some((start, allocation))
     }
 
     pub fn pci_bus(&self) -> u32 {

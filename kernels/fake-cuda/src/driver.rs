@@ -157,7 +157,8 @@ impl Driver {
         let same = self.devices.iter().map(|d| d.preset).eq(self.settings.visible.iter().copied());
         if !same && self.contexts.is_empty() {
             let specs = &self.settings.specs;
-            self.devices = self.settings.visible.iter().map(|&p| Device::new(p, specs[p].clone())).collect();
+            self.devices =
+                self.settings.visible.iter().map(|&p| Device::new(p, specs[p].clone())).collect();
         }
         for device in &mut self.devices {
             device.spec = self.settings.specs[device.preset].clone();
@@ -183,7 +184,10 @@ impl Driver {
         let (id, legacy) = (self.new_id(), self.new_id());
         self.streams.insert(legacy, Stream::new(id, true, 0));
         let device = ordinal as usize;
-        self.contexts.insert(id, Context { device, cost, failed: None, legacy, own: BTreeMap::new(), streams: 0 });
+        self.contexts.insert(
+            id,
+            Context { device, cost, failed: None, legacy, own: BTreeMap::new(), streams: 0 },
+        );
         note!(self, "context opened device={ordinal}");
         Ok(id)
     }
@@ -195,19 +199,25 @@ impl Driver {
         self.events.retain(|_, e| e.context != id);
         self.graphs.retain(|_, g| g.context != id);
         self.programs.retain(|_, g| g.context != id);
-        let modules: Vec<Id> = self.modules.iter().filter(|(_, m)| m.context == id).map(|(&m, _)| m).collect();
+        let modules: Vec<Id> =
+            self.modules.iter().filter(|(_, m)| m.context == id).map(|(&m, _)| m).collect();
         let streams = &self.streams;
         self.captures.retain(|&c, _| streams.values().any(|s| s.capture == Some(c)));
         modules.into_iter().for_each(|m| _ = self.unload(m));
         let device = &mut self.devices[context.device];
-        let left: Vec<u64> =
-            device.allocations.iter().filter(|(_, a)| a.context == id).map(|(&address, _)| address).collect();
+        let left: Vec<u64> = device
+            .allocations
+            .iter()
+            .filter(|(_, a)| a.context == id)
+            .map(|(&address, _)| address)
+            .collect();
         note!(self, "context closed device={} allocations_left={}", context.device, left.len());
         for address in left {
             device.release(&mut self.space, address);
         }
         device.close_context(context.cost);
-        let pinned: Vec<u64> = self.pinned.iter().filter(|(_, p)| p.context == id).map(|(&a, _)| a).collect();
+        let pinned: Vec<u64> =
+            self.pinned.iter().filter(|(_, p)| p.context == id).map(|(&a, _)| a).collect();
         pinned.into_iter().for_each(|address| _ = self.unpin(address));
     }
 

@@ -75,10 +75,14 @@ mod linux {
 
     /// The library beside the running executable: tests run in `target/<profile>/deps`, programs one folder above.
     fn library() -> Result<PathBuf, String> {
-        let program = std::env::current_exe().map_err(|e| format!("where does this program lie? {e}"))?;
-        let folders = program.ancestors().skip(1).take(2).flat_map(|f| [f.join("deps"), f.to_path_buf()]);
+        let program =
+            std::env::current_exe().map_err(|e| format!("where does this program lie? {e}"))?;
+        let folders =
+            program.ancestors().skip(1).take(2).flat_map(|f| [f.join("deps"), f.to_path_buf()]);
         let found = folders.map(|f| f.join(FILE)).find(|f| f.is_file());
-        found.ok_or_else(|| format!("no {FILE} beside {}: build the crate fake-cuda", program.display()))
+        found.ok_or_else(|| {
+            format!("no {FILE} beside {}: build the crate fake-cuda", program.display())
+        })
     }
 
     fn last_error() -> String {
@@ -112,9 +116,13 @@ mod linux {
             return Err(last_error());
         }
         // SAFETY: loads nothing.
-        let known = unsafe { libc::dlopen(c"libcuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD) };
+        let known =
+            unsafe { libc::dlopen(c"libcuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD) };
         if known != library {
-            return Err("another libcuda.so is loaded already, or the fake one does not bear that name".into());
+            return Err(
+                "another libcuda.so is loaded already, or the fake one does not bear that name"
+                    .into(),
+            );
         }
         // SAFETY: these are the functions of `api/control.rs`.
         let functions = unsafe {

@@ -64,7 +64,8 @@ impl Driver {
     }
 
     pub fn release_in_order(&mut self, context: Id, stream: Id, address: u64) -> Outcome {
-        let allocation = self.device_of(context).allocations.get(&address).copied().ok_or(INVALID_VALUE)?;
+        let allocation =
+            self.device_of(context).allocations.get(&address).copied().ok_or(INVALID_VALUE)?;
         let number = self.streams[&stream].number;
         self.submit(stream, Work::Free(address))?;
         note!(self, "free #{} stream={number}", allocation.number);
@@ -163,7 +164,9 @@ impl Driver {
             return Ok(());
         }
         let device = self.device_of(context);
-        let inside = |address: u64| device.find(address, bytes).map(|(start, a)| (a.number, address - start));
+        let inside = |address: u64| {
+            device.find(address, bytes).map(|(start, a)| (a.number, address - start))
+        };
         let places = match direction {
             Direction::ToDevice => [inside(to), Some((0, 0))],
             Direction::ToHost => [Some((0, 0)), inside(from)],
@@ -186,10 +189,16 @@ impl Driver {
         let (number, kind) = (self.streams[&stream].number, direction.name());
         note!(self, "copy {kind} {bytes} {} <- {} stream={number}", place(target), place(origin));
         let capturing = self.streams[&stream].capture.is_some();
-        let staged = direction == Direction::ToDevice && !pinned && !capturing && bytes <= STAGED && !blocking;
+        let staged = direction == Direction::ToDevice
+            && !pinned
+            && !capturing
+            && bytes <= STAGED
+            && !blocking;
         let source = if staged {
             // SAFETY: the caller of the API vouches for the host's side during the call.
-            Source::Bytes(unsafe { std::slice::from_raw_parts(from as *const u8, bytes as usize) }.into())
+            Source::Bytes(
+                unsafe { std::slice::from_raw_parts(from as *const u8, bytes as usize) }.into(),
+            )
         } else {
             Source::Address(from)
         };
@@ -203,7 +212,15 @@ impl Driver {
     }
 
     /// Checks a fill and makes it an operation.
-    pub fn fill(&mut self, context: Id, stream: Id, at: u64, value: u32, width: u64, count: u64) -> Outcome {
+    pub fn fill(
+        &mut self,
+        context: Id,
+        stream: Id,
+        at: u64,
+        value: u32,
+        width: u64,
+        count: u64,
+    ) -> Outcome {
         if count == 0 {
             return Ok(());
         }

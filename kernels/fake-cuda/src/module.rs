@@ -47,7 +47,11 @@ pub struct Launch {
 
 impl std::fmt::Debug for Launch {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "{} grid={:?} block={:?} shared={}", self.name, self.grid, self.block, self.shared)
+        write!(
+            f,
+            "{} grid={:?} block={:?} shared={}",
+            self.name, self.grid, self.block, self.shared
+        )
     }
 }
 
@@ -89,9 +93,14 @@ fn min_blocks(text: &str) -> HashMap<String, u32> {
     let mut found = HashMap::new();
     for part in text.split(".entry").skip(1) {
         let head = part.split('{').next().unwrap_or_default();
-        let name = head.trim_start().split(|c: char| c == '(' || c.is_whitespace()).next().unwrap_or_default();
+        let name = head
+            .trim_start()
+            .split(|c: char| c == '(' || c.is_whitespace())
+            .next()
+            .unwrap_or_default();
         if let Some((_, after)) = head.split_once(".minnctapersm") {
-            let number: String = after.trim_start().chars().take_while(char::is_ascii_digit).collect();
+            let number: String =
+                after.trim_start().chars().take_while(char::is_ascii_digit).collect();
             found.extend(number.parse().ok().map(|n| (name.to_string(), n)));
         }
     }
@@ -103,15 +112,28 @@ impl Image {
     fn compile(text: &str, capability: (u32, u32), driver: i32) -> Result<Image, (Code, String)> {
         let ptx = ptx_machine::Module::parse(text).map_err(|e| (INVALID_PTX, e.to_string()))?;
         let newest = newest_ptx(driver);
-        let version = ptx.version().split_once('.').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
-        let version: (u32, u32) = version.ok_or_else(|| (INVALID_PTX, "no .version".to_string()))?;
+        let version = ptx
+            .version()
+            .split_once('.')
+            .and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+        let version: (u32, u32) =
+            version.ok_or_else(|| (INVALID_PTX, "no .version".to_string()))?;
         if version > newest {
-            let why = format!(".version {}.{} is newer than {}.{}", version.0, version.1, newest.0, newest.1);
+            let why = format!(
+                ".version {}.{} is newer than {}.{}",
+                version.0, version.1, newest.0, newest.1
+            );
             return Err((UNSUPPORTED_PTX_VERSION, why));
         }
-        let (wanted, exact) = target(ptx.target()).ok_or_else(|| (INVALID_PTX, "no .target".to_string()))?;
+        let (wanted, exact) =
+            target(ptx.target()).ok_or_else(|| (INVALID_PTX, "no .target".to_string()))?;
         if capability < wanted || (exact && capability != wanted) {
-            let why = format!(".target {} does not run on sm_{}{}", ptx.target(), capability.0, capability.1);
+            let why = format!(
+                ".target {} does not run on sm_{}{}",
+                ptx.target(),
+                capability.0,
+                capability.1
+            );
             return Err((NO_BINARY_FOR_GPU, why));
         }
         Ok(Image { ptx, min_blocks: min_blocks(text) })
@@ -128,7 +150,8 @@ impl Driver {
         let driver = self.settings.driver;
         let image = Image::compile(text, self.device_of(context).spec.capability, driver)?;
         let id = self.new_id();
-        self.modules.insert(id, Module { context, image: Arc::new(image), functions: HashMap::new() });
+        self.modules
+            .insert(id, Module { context, image: Arc::new(image), functions: HashMap::new() });
         Ok(id)
     }
 
@@ -143,7 +166,8 @@ impl Driver {
     /// The function of a module by its name; the same one each time.
     pub fn function_of(&mut self, context: Id, module: Id, name: &str) -> Outcome<Id> {
         let id = self.new_id();
-        let module = self.modules.get_mut(&module).filter(|m| m.context == context).ok_or(INVALID_HANDLE)?;
+        let module =
+            self.modules.get_mut(&module).filter(|m| m.context == context).ok_or(INVALID_HANDLE)?;
         if let Some(&known) = module.functions.get(name) {
             return Ok(known);
         }
@@ -151,7 +175,8 @@ impl Driver {
         let dynamic = SHARED_DEFAULT.saturating_sub(fixed);
         let image = module.image.clone();
         module.functions.insert(name.to_string(), id);
-        self.functions.insert(id, Function { context, name: name.into(), image, dynamic, carveout: -1 });
+        self.functions
+            .insert(id, Function { context, name: name.into(), image, dynamic, carveout: -1 });
         Ok(id)
     }
 
@@ -189,21 +214,35 @@ impl Driver {
         let f = self.function(context, function)?;
         let entry = f.image.entry(&f.name);
         let refuse = |code: Code, why: &str| {
-            eprintln!("fake-cuda: a launch of {} is refused: {why} (grid {grid:?}, block {block:?})", f.name);
+            eprintln!(
+                "fake-cuda: a launch of {} is refused: {why} (grid {grid:?}, block {block:?})",
+                f.name
+            );
             Err(code)
         };
         if grid.contains(&0) || grid[0] > i32::MAX as u32 || grid[1] > 65_535 || grid[2] > 65_535 {
             return refuse(INVALID_VALUE, "the grid must be within 1 to 2147483647, 65535, 65535");
         }
         let threads = block.iter().map(|&b| u64::from(b)).product::<u64>();
-        if block.contains(&0) || block[0] > 1024 || block[1] > 1024 || block[2] > 64 || threads > 1024 {
-            return refuse(INVALID_VALUE, "the block must be within 1 to 1024, 1024, 64 and have at most 1024 threads");
+        if block.contains(&0)
+            || block[0] > 1024
+            || block[1] > 1024
+            || block[2] > 64
+            || threads > 1024
+        {
+            return refuse(
+                INVALID_VALUE,
+                "the block must be within 1 to 1024, 1024, 64 and have at most 1024 threads",
+            );
         }
         if entry.max_threads().is_some_and(|m| threads > u64::from(m)) {
             return refuse(LAUNCH_OUT_OF_RESOURCES, "the kernel was compiled for smaller blocks");
         }
         if shared > f.dynamic {
-            let why = format!("{shared} bytes of dynamic shared memory, of which {} are allowed", f.dynamic);
+            let why = format!(
+                "{shared} bytes of dynamic shared memory, of which {} are allowed",
+                f.dynamic
+            );
             return refuse(INVALID_VALUE, &why);
         }
         let mut params = vec![0; entry.params_bytes()];

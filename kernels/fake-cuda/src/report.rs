@@ -95,7 +95,9 @@ fn quoted(text: &str) -> String {
         match c {
             '"' | '\\' => to.extend(['\\', c]),
             '\n' => to.push_str("\\n"),
-            c if c < ' ' => write!(to, "\\u{:04x}", c as u32).expect("writing to a string cannot fail"),
+            c if c < ' ' => {
+                write!(to, "\\u{:04x}", c as u32).expect("writing to a string cannot fail")
+            }
             c => to.push(c),
         }
     }
@@ -155,7 +157,10 @@ impl Driver {
         }
         for direction in [Direction::ToDevice, Direction::ToHost, Direction::OnDevice] {
             let (copies, bytes) = self.counts.copies[direction as usize];
-            lines.push(format!(r#"{{"copy":"{}","copies":{copies},"bytes":{bytes}}}"#, direction.name()));
+            lines.push(format!(
+                r#"{{"copy":"{}","copies":{copies},"bytes":{bytes}}}"#,
+                direction.name()
+            ));
         }
         lines.push(format!(
             r#"{{"pinned":{},"peak":{},"allocations":{}}}"#,

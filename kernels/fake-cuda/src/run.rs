@@ -39,13 +39,16 @@ impl Driver {
             Work::Call { function, data } => {
                 note!(self, "run call stream={stream}");
                 // SAFETY: it was given to `cuLaunchHostFunc`, whose signature this is.
-                let function: extern "C" fn(*mut c_void) = unsafe { std::mem::transmute(*function) };
+                let function: extern "C" fn(*mut c_void) =
+                    unsafe { std::mem::transmute(*function) };
                 function(*data as *mut c_void);
                 Ok(())
             }
             Work::Free(address) => {
                 let index = self.contexts[&context].device;
-                let freed = self.devices[index].release(&mut self.space, *address).ok_or(ILLEGAL_ADDRESS)?;
+                let freed = self.devices[index]
+                    .release(&mut self.space, *address)
+                    .ok_or(ILLEGAL_ADDRESS)?;
                 note!(self, "run free #{} stream={stream}", freed.number);
                 Ok(())
             }
@@ -56,7 +59,14 @@ impl Driver {
         }
     }
 
-    fn run_copy(&mut self, context: Id, direction: Direction, to: u64, from: &Source, bytes: u64) -> Outcome {
+    fn run_copy(
+        &mut self,
+        context: Id,
+        direction: Direction,
+        to: u64,
+        from: &Source,
+        bytes: u64,
+    ) -> Outcome {
         let skip = !self.settings.copies && bytes >= LARGE_COPY && direction != Direction::ToHost;
         let device = self.device_of(context);
         // Memory may have been freed since the call.
@@ -91,7 +101,13 @@ impl Driver {
         let options = ptx_machine::Options { checks: self.settings.checks };
         let entry = launch.entry();
         let (grid, block) = (launch.grid, launch.block);
-        let run = ptx_machine::Launch { entry, grid, block, shared: launch.shared as usize, params: &launch.params };
+        let run = ptx_machine::Launch {
+            entry,
+            grid,
+            block,
+            shared: launch.shared as usize,
+            params: &launch.params,
+        };
         match ptx_machine::run(&run, &self.device_of(context).memory, &options) {
             Ok(report) => self.counts.ran(&launch.name, &report),
             Err(fault) => {

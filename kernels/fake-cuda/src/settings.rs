@@ -124,7 +124,8 @@ impl Settings {
                 new = Settings::default();
                 continue;
             }
-            let (key, value) = word.split_once('=').ok_or_else(|| format!("{word:?} is not key=value"))?;
+            let (key, value) =
+                word.split_once('=').ok_or_else(|| format!("{word:?} is not key=value"))?;
             new.set(key.trim(), value.trim()).map_err(|e| format!("{word}: {e}"))?;
         }
         *self = new;
@@ -210,7 +211,9 @@ fn size(text: &str) -> Result<u64, String> {
         Some(b'G') => GIB,
         _ => return number(text),
     };
-    number(&text[..text.len() - 1])?.checked_mul(unit).ok_or_else(|| format!("{text:?} is too large"))
+    number(&text[..text.len() - 1])?
+        .checked_mul(unit)
+        .ok_or_else(|| format!("{text:?} is too large"))
 }
 
 fn switch(text: &str) -> Result<bool, String> {
@@ -255,7 +258,9 @@ fn failure(text: &str) -> Result<Failure, String> {
     let left = number(parts.next().ok_or("must be kind:count or kind:count:code")?)?;
     let code = parts.next().map_or(Ok(code), |c| number(c).map(|c| c as i32))?;
     if left == 0 || describe(code).is_none() || code == 0 {
-        return Err("the count starts at 1, and the code must be one that the fake driver knows".into());
+        return Err(
+            "the count starts at 1, and the code must be one that the fake driver knows".into()
+        );
     }
     Ok(Failure { kind, left, code })
 }
@@ -268,7 +273,10 @@ mod tests {
     fn sizes_devices_and_failures_are_read() {
         let mut s = Settings::default();
         s.apply("memory.0=1G, name.0=My card,kernels=skip,late=1\ncontext=300M,fail=alloc:3,visible=2+0").unwrap();
-        assert_eq!((s.specs[0].memory, s.specs[0].name.as_str(), s.kernels), (GIB, "My card", false));
+        assert_eq!(
+            (s.specs[0].memory, s.specs[0].name.as_str(), s.kernels),
+            (GIB, "My card", false)
+        );
         assert_eq!((s.visible.as_slice(), s.order), (&[2, 0][..], Order::Late));
         assert_eq!([s.strike(Kind::Alloc), s.strike(Kind::Copy), s.strike(Kind::Alloc)], [None; 3]);
         assert_eq!((s.strike(Kind::Alloc), s.strike(Kind::Alloc)), (Some(2), None));
@@ -279,9 +287,14 @@ mod tests {
     #[test]
     fn what_is_wrong_changes_nothing() {
         let mut s = Settings::default();
-        for text in
-            ["memory.0=1G,nonsense", "memory.9=1G", "order=soon", "fail=alloc:0", "fail=alloc:1:12345", "late=2"]
-        {
+        for text in [
+            "memory.0=1G,nonsense",
+            "memory.9=1G",
+            "order=soon",
+            "fail=alloc:0",
+            "fail=alloc:1:12345",
+            "late=2",
+        ] {
             assert!(s.apply(text).is_err(), "{text}");
             assert_eq!(s, Settings::default());
         }

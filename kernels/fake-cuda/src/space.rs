@@ -40,14 +40,18 @@ impl Space {
         let needed = pages.checked_add(2 * GAP).ok_or(OPERATING_SYSTEM)?;
         if self.end - self.next < needed {
             let stretch = STRETCH.max(needed);
-            self.next = map(0, stretch, libc::PROT_NONE, libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1)?;
+            self.next =
+                map(0, stretch, libc::PROT_NONE, libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1)?;
             self.end = self.next + stretch;
         }
         self.make_poison()?;
         let start = self.next + GAP;
         let mut at = 0;
-        let (largest, more, file) =
-            if self.poisoned { (PATTERN, 0, self.poison) } else { (pages, libc::MAP_ANONYMOUS, -1) };
+        let (largest, more, file) = if self.poisoned {
+            (PATTERN, 0, self.poison)
+        } else {
+            (pages, libc::MAP_ANONYMOUS, -1)
+        };
         while at < pages {
             let piece = largest.min(pages - at);
             let flags = libc::MAP_FIXED | libc::MAP_NORESERVE | more;
@@ -76,7 +80,9 @@ impl Space {
         let bytes = vec![0xFFu8; 1 << 20];
         for _ in 0..PATTERN >> 20 {
             // SAFETY: `bytes` is as long as said.
-            if unsafe { libc::write(file, bytes.as_ptr().cast(), bytes.len()) } != bytes.len() as isize {
+            if unsafe { libc::write(file, bytes.as_ptr().cast(), bytes.len()) }
+                != bytes.len() as isize
+            {
                 return Err(OPERATING_SYSTEM);
             }
         }
@@ -87,7 +93,9 @@ impl Space {
 
 fn map(at: u64, bytes: u64, protection: i32, flags: i32, file: i32) -> Outcome<u64> {
     // SAFETY: either the kernel chooses the place, or it lies in a stretch that was reserved here.
-    let to = unsafe { libc::mmap(at as *mut _, bytes as usize, protection, flags | libc::MAP_PRIVATE, file, 0) };
+    let to = unsafe {
+        libc::mmap(at as *mut _, bytes as usize, protection, flags | libc::MAP_PRIVATE, file, 0)
+    };
     if to == libc::MAP_FAILED { Err(OPERATING_SYSTEM) } else { Ok(to as u64) }
 }
 
@@ -108,7 +116,9 @@ mod tests {
         *byte(large + PATTERN) = 7;
         assert_eq!((*byte(large + PATTERN), *byte(large)), (7, 0xFF));
         let small = space.take(1).unwrap();
-        assert!(small >= large + bytes + GAP && small.is_multiple_of(256) && !small.is_multiple_of(512));
+        assert!(
+            small >= large + bytes + GAP && small.is_multiple_of(256) && !small.is_multiple_of(512)
+        );
         space.give(large, bytes).unwrap();
         space.give(small, 1).unwrap();
         assert!(space.take(1).unwrap() > small);

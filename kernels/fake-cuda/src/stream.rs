@@ -173,9 +173,12 @@ impl Driver {
     /// The legacy stream waits for all blocking streams of its context, and they for it.
     fn implied(&self, stream: Id) -> Vec<Ticket> {
         let Some(s) = self.streams.get(&stream) else { return Vec::new() };
-        let Some(legacy) = self.contexts.get(&s.context).map(|c| c.legacy) else { return Vec::new() };
+        let Some(legacy) = self.contexts.get(&s.context).map(|c| c.legacy) else {
+            return Vec::new();
+        };
         let others: Vec<Id> = if stream == legacy {
-            let blocking = self.streams.iter().filter(|(_, o)| o.blocking && o.context == s.context);
+            let blocking =
+                self.streams.iter().filter(|(_, o)| o.blocking && o.context == s.context);
             blocking.map(|(&id, _)| id).filter(|&id| id != legacy).collect()
         } else if s.blocking {
             vec![legacy]
@@ -186,7 +189,10 @@ impl Driver {
     }
 
     fn push(&mut self, stream: Id, work: Work, doomed: Option<Code>) -> Ticket {
-        let s = self.streams.get_mut(&stream).expect("streams are looked up before work is queued on them");
+        let s = self
+            .streams
+            .get_mut(&stream)
+            .expect("streams are looked up before work is queued on them");
         s.issued += 1;
         s.polls = 0;
         let number = s.issued;
@@ -227,7 +233,9 @@ impl Driver {
             if let Order::Random(_) = self.settings.order {
                 ready = self.ready();
             }
-            let next = self.choose(&ready).expect("waits are for what was queued before, so something is ready");
+            let next = self
+                .choose(&ready)
+                .expect("waits are for what was queued before, so something is ready");
             self.step(next);
         }
     }
@@ -282,7 +290,9 @@ impl Driver {
 
     /// Runs every copy that nothing holds back.
     fn run_copies(&mut self) {
-        while let Some(next) = self.ready().into_iter().find(|&id| self.head(id).is_some_and(|w| !w.computes())) {
+        while let Some(next) =
+            self.ready().into_iter().find(|&id| self.head(id).is_some_and(|w| !w.computes()))
+        {
             self.step(next);
         }
     }
@@ -335,8 +345,14 @@ impl Driver {
             let next = match &mut self.settings.order {
                 Order::Random(state) => ready[shuffle(state) as usize % ready.len()],
                 Order::Blocking => ready[0],
-                Order::Late => *ready.iter().min_by_key(|&&i| (!nodes[i].work.computes(), !i)).unwrap_or(&ready[0]),
-                Order::Early => *ready.iter().min_by_key(|&&i| (nodes[i].work.computes(), !i)).unwrap_or(&ready[0]),
+                Order::Late => *ready
+                    .iter()
+                    .min_by_key(|&&i| (!nodes[i].work.computes(), !i))
+                    .unwrap_or(&ready[0]),
+                Order::Early => *ready
+                    .iter()
+                    .min_by_key(|&&i| (nodes[i].work.computes(), !i))
+                    .unwrap_or(&ready[0]),
             };
             done[next] = true;
             order.push(next);

@@ -60,10 +60,16 @@ pub fn encode(r: &Request) -> Outcome<[u8; 128]> {
     let bytes = element_bytes(r.data_type)?;
     demand((0..=2).contains(&r.interleave), "there is no such interleave")?;
     demand((0..=3).contains(&r.swizzle), "there is no such swizzle")?;
-    demand((0..=3).contains(&r.promotion) && (0..=1).contains(&r.fill), "there is no such promotion or fill")?;
+    demand(
+        (0..=3).contains(&r.promotion) && (0..=1).contains(&r.fill),
+        "there is no such promotion or fill",
+    )?;
     demand((r.address as u64).is_multiple_of(16), "the address must be a multiple of 16")?;
     demand(sizes.iter().all(|&s| (1..=1 << 32).contains(&s)), "sizes must be 1 to 2^32")?;
-    demand(strides.iter().all(|&s| s.is_multiple_of(16) && s < 1 << 40), "strides must be multiples of 16 below 2^40")?;
+    demand(
+        strides.iter().all(|&s| s.is_multiple_of(16) && s < 1 << 40),
+        "strides must be multiples of 16 below 2^40",
+    )?;
     demand(boxes.iter().all(|&b| (1..=256).contains(&b)), "boxes must be 1 to 256 wide")?;
     demand(steps.iter().all(|&s| (1..=8).contains(&s)), "element strides must be 1 to 8")?;
     let inner = boxes[0] * bytes;
@@ -75,7 +81,9 @@ pub fn encode(r: &Request) -> Outcome<[u8; 128]> {
         demand(pitch >= sizes[0] * u64::from(bytes), "rows overlap")?;
     }
     if rank > 2 || r.interleave != 0 || r.fill != 0 || steps.iter().any(|&s| s != 1) {
-        return Err(unsupported("the PTX machine copies from matrices only, dense and with zero fill"));
+        return Err(unsupported(
+            "the PTX machine copies from matrices only, dense and with zero fill",
+        ));
     }
     Ok(ptx_machine::TensorMap {
         address: r.address as u64,

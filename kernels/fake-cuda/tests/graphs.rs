@@ -51,7 +51,8 @@ fn a_graph_of_two_streams_is_replayed() {
         assert_eq!(nodes, 4);
         fake.handle.report();
         // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
-        let program = unsafe { result::graph::instantiate(graph, CUgraphInstantiate_flags(0)) }.unwrap();
+        let program =
+            unsafe { result::graph::instantiate(graph, CUgraphInstantiate_flags(0)) }.unwrap();
         // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
         unsafe { result::graph::destroy(graph) }.unwrap();
         for value in [100, 200] {

@@ -22,7 +22,9 @@ fn launches_are_checked() {
     // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     let at = unsafe { result::malloc_sync(4) }.unwrap();
     let s = result::stream::null();
-    let run = |f, grid: [u32; 3], block: [u32; 3], shared| code(launch_as(f, at, 0, 0, s, [grid, block], shared));
+    let run = |f, grid: [u32; 3], block: [u32; 3], shared| {
+        code(launch_as(f, at, 0, 0, s, [grid, block], shared))
+    };
     let (one, wrong) = ([1, 1, 1], CUresult::CUDA_ERROR_INVALID_VALUE);
     assert_eq!(run(add, [70_000, 1, 1], one, 0), CUresult::CUDA_SUCCESS);
     for grid in [[1, 65_536, 1], [1, 1, 65_536], [0, 1, 1], [1, 0, 1], [1 << 31, 1, 1]] {
@@ -57,7 +59,9 @@ fn launches_are_checked() {
 #[test]
 fn modules_must_suit_the_device() {
     let fake = fake("driver=12000");
-    let with = |version: &str, target: &str| code(load(&KERNELS.replace("7.8", version).replace("sm_80", target)));
+    let with = |version: &str, target: &str| {
+        code(load(&KERNELS.replace("7.8", version).replace("sm_80", target)))
+    };
     let primary = Primary::new(0);
     assert_eq!(with("7.8", "sm_86"), CUresult::CUDA_SUCCESS);
     assert_eq!(with("7.8", "sm_89"), CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU);
@@ -177,12 +181,18 @@ fn tensor_maps_are_checked() {
     assert_eq!(encode(at, [100, 0], 208, [64, 128]).0, wrong, "there is nothing");
     drop(primary);
     let _primary = Primary::new(0);
-    assert_eq!(encode(at, [100, 30], 208, [64, 128]).0, CUresult::CUDA_ERROR_NOT_SUPPORTED, "sm_86 has no TMA");
+    assert_eq!(
+        encode(at, [100, 30], 208, [64, 128]).0,
+        CUresult::CUDA_ERROR_NOT_SUPPORTED,
+        "sm_86 has no TMA"
+    );
 }
 
 #[test]
 fn the_jit_compiler_keeps_a_log() {
-    use sys::CUjit_option_enum::{CU_JIT_ERROR_LOG_BUFFER as LOG, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES as BYTES};
+    use sys::CUjit_option_enum::{
+        CU_JIT_ERROR_LOG_BUFFER as LOG, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES as BYTES,
+    };
     let _fake = fake("");
     let _primary = Primary::new(0);
     let text = std::ffi::CString::new(KERNELS.replace("sm_80", "sm_90")).unwrap();

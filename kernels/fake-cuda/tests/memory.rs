@@ -23,7 +23,10 @@ fn cudarc_finds_the_devices() {
     let shared = Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
     assert_eq!(context.attribute(shared).unwrap(), 101_376);
     assert_eq!(context.mem_get_info().unwrap(), (624 * MIB, 1024 * MIB));
-    assert_eq!(CudaContext::new(4).map(|_| ()), Err(result::DriverError(CUresult::CUDA_ERROR_INVALID_DEVICE)));
+    assert_eq!(
+        CudaContext::new(4).map(|_| ()),
+        Err(result::DriverError(CUresult::CUDA_ERROR_INVALID_DEVICE))
+    );
 }
 
 #[test]
@@ -72,7 +75,10 @@ fn memory_runs_out_and_comes_back() {
     let report = fake.handle.report();
     let device = report.lines().find(|l| l.contains(r#""device":0"#)).unwrap();
     assert!(device.contains(&format!(r#""peak":{}"#, 1 << 30)), "{device}");
-    assert!(device.contains(&format!(r#""allocations":[{},1,1000,{}]"#, 3 * MIB + 1, 918 * MIB)), "{device}");
+    assert!(
+        device.contains(&format!(r#""allocations":[{},1,1000,{}]"#, 3 * MIB + 1, 918 * MIB)),
+        "{device}"
+    );
 }
 
 #[test]
@@ -88,7 +94,11 @@ fn a_context_costs_memory_until_it_is_released() {
     assert_eq!(result::mem_get_info().unwrap().0, 50 * MIB);
     drop(first);
     let _new = Primary::new(0);
-    assert_eq!(result::mem_get_info().unwrap().0, 150 * MIB, "a context takes its allocations with it");
+    assert_eq!(
+        result::mem_get_info().unwrap().0,
+        150 * MIB,
+        "a context takes its allocations with it"
+    );
     fake.handle.configure("memory.1=50M").unwrap();
     assert_eq!(code(Primary::try_new(1).map(|_| ())), CUresult::CUDA_ERROR_OUT_OF_MEMORY);
 }
@@ -113,7 +123,10 @@ fn memory_is_freed_in_stream_order() {
     // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::memset_d8_async(second, 0, 4, s) }.unwrap();
     // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
-    assert_eq!(code(unsafe { result::stream::synchronize(s) }), CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+    assert_eq!(
+        code(unsafe { result::stream::synchronize(s) }),
+        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+    );
 }
 
 #[test]
@@ -127,12 +140,20 @@ fn copies_must_stay_inside_allocations() {
     for wrong in [at + 12, at - 4, at + 16, 8, 0] {
         // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
         let outcome = unsafe { result::memcpy_htod_sync(wrong, &[1u32, 2]) };
-        assert_eq!(code(outcome), CUresult::CUDA_ERROR_INVALID_VALUE, "{:x}", wrong.wrapping_sub(at));
+        assert_eq!(
+            code(outcome),
+            CUresult::CUDA_ERROR_INVALID_VALUE,
+            "{:x}",
+            wrong.wrapping_sub(at)
+        );
     }
     assert_eq!(read(at, 4), [u32::MAX, u32::MAX, 1, 2]);
     let other = Primary::new(1);
     // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
-    assert_eq!(code(unsafe { result::memset_d8_sync(at, 0, 1) }), CUresult::CUDA_ERROR_INVALID_VALUE);
+    assert_eq!(
+        code(unsafe { result::memset_d8_sync(at, 0, 1) }),
+        CUresult::CUDA_ERROR_INVALID_VALUE
+    );
     drop(other);
 }
 
@@ -151,7 +172,10 @@ fn pinned_memory_is_limited() {
     // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::free_host(all) }.unwrap();
     let report = fake.handle.report();
-    assert!(report.contains(r#"{"pinned":0,"peak":1048576,"allocations":[524288,1048576]}"#), "{report}");
+    assert!(
+        report.contains(r#"{"pinned":0,"peak":1048576,"allocations":[524288,1048576]}"#),
+        "{report}"
+    );
     let mut own = vec![0u32; 1000];
     let at = own.as_mut_ptr().cast();
     // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
@@ -185,7 +209,10 @@ fn injected_errors_strike_once() {
     // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::memcpy_htod_async(at, &[2u32], s) }.unwrap();
     // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
-    assert_eq!(code(unsafe { result::stream::synchronize(s) }), CUresult::CUDA_ERROR_ECC_UNCORRECTABLE);
+    assert_eq!(
+        code(unsafe { result::stream::synchronize(s) }),
+        CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
+    );
     // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     assert_eq!(code(unsafe { result::malloc_sync(1) }), CUresult::CUDA_ERROR_ECC_UNCORRECTABLE);
 }

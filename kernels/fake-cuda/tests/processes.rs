@@ -25,7 +25,8 @@ fn child() {
         type Find = extern "C" fn(*const c_char, *mut usize) -> i32;
         type Memory = extern "C" fn(usize, *mut [u64; 3]) -> i32;
         let init = std::mem::transmute::<*mut c_void, Init>(find(c"nvmlInit_v2"));
-        let handle = std::mem::transmute::<*mut c_void, Find>(find(c"nvmlDeviceGetHandleByPciBusId_v2"));
+        let handle =
+            std::mem::transmute::<*mut c_void, Find>(find(c"nvmlDeviceGetHandleByPciBusId_v2"));
         let memory = std::mem::transmute::<*mut c_void, Memory>(find(c"nvmlDeviceGetMemoryInfo"));
         let (mut device, mut seen) = (0, [0; 3]);
         assert_eq!(handle(c"0000:03:00.0".as_ptr(), &mut device), 1, "not initialised");

@@ -49,7 +49,11 @@ fn a_pageable_buffer_is_read_at_once_but_written_late() {
     let mut value = [1u32];
     upload(at, &value, s);
     value[0] = 2;
-    assert_eq!(read(at, 1), [POISON], "a stream without blocking is none of the default stream's business");
+    assert_eq!(
+        read(at, 1),
+        [POISON],
+        "a stream without blocking is none of the default stream's business"
+    );
     sync(s);
     assert_eq!((read(at, 1), value), (vec![1], [2]));
 }
@@ -158,7 +162,11 @@ fn polling_makes_progress() {
     assert_eq!(query(), CUresult::CUDA_SUCCESS);
     assert_eq!(read(at, 1), [1]);
     // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
-    assert_eq!(code(unsafe { result::event::query(event()) }), CUresult::CUDA_SUCCESS, "never recorded");
+    assert_eq!(
+        code(unsafe { result::event::query(event()) }),
+        CUresult::CUDA_SUCCESS,
+        "never recorded"
+    );
 }
 
 #[test]
@@ -263,7 +271,13 @@ fn the_log_tells_what_was_asked_for_and_what_ran() {
     // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::memset_d8_async(at, 0, 4, s) }.unwrap();
     sync(s);
-    let expected = ["copy htod 4 #", "fill 4 #", "sync stream=1", "run copy htod 4 stream=1", "run fill 4 stream=1"];
+    let expected = [
+        "copy htod 4 #",
+        "fill 4 #",
+        "sync stream=1",
+        "run copy htod 4 stream=1",
+        "run fill 4 stream=1",
+    ];
     let log = fake.handle.log();
     assert!(log.len() == 5 && log.iter().zip(expected).all(|(l, e)| l.starts_with(e)), "{log:#?}");
     assert!(log[0].ends_with("+0 <- pinned stream=1"));

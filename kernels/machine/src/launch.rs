@@ -43,14 +43,19 @@ struct Gathered {
 /// Runs all blocks. The result does not depend on the number of cores.
 pub fn run(launch: &Launch, memory: &Memory, options: &Options) -> Result<Report, Fault> {
     let entry = launch.entry;
-    let refuse =
-        |message: String| Err(Fault { kind: FaultKind::Launch, message: format!("{}: {message}", entry.name) });
+    let refuse = |message: String| {
+        Err(Fault { kind: FaultKind::Launch, message: format!("{}: {message}", entry.name) })
+    };
     let threads: u64 = launch.block.iter().map(|d| *d as u64).product();
     if threads == 0 || threads > 1024 || entry.max_threads.is_some_and(|m| threads > m as u64) {
         return refuse(format!("{threads} threads in a block"));
     }
     if launch.params.len() != entry.params_bytes() {
-        return refuse(format!("{} bytes of parameters instead of {}", launch.params.len(), entry.params_bytes()));
+        return refuse(format!(
+            "{} bytes of parameters instead of {}",
+            launch.params.len(),
+            entry.params_bytes()
+        ));
     }
     let [gx, gy, gz] = launch.grid;
     let blocks = gx as u64 * gy as u64 * gz as u64;
@@ -72,9 +77,17 @@ pub fn run(launch: &Launch, memory: &Memory, options: &Options) -> Result<Report
         writers: writers.as_ref(),
     };
     let pool: Mutex<Vec<Block>> = Mutex::new(vec![]);
-    let take = || pool.lock().ok().and_then(|mut p| p.pop()).unwrap_or_else(|| Block::new(place, launch.shared));
-    let gathered =
-        Mutex::new(Gathered { tallies: vec![Tally::default(); entry.code.len()], counts: [0; 5], notes: vec![] });
+    let take = || {
+        pool.lock()
+            .ok()
+            .and_then(|mut p| p.pop())
+            .unwrap_or_else(|| Block::new(place, launch.shared))
+    };
+    let gathered = Mutex::new(Gathered {
+        tallies: vec![Tally::default(); entry.code.len()],
+        counts: [0; 5],
+        notes: vec![],
+    });
     // The first fault in the order of the blocks.
     let first: Mutex<Option<(usize, Fault)>> = Mutex::new(None);
     let one = |i: usize| {
@@ -84,8 +97,12 @@ pub fn run(launch: &Launch, memory: &Memory, options: &Options) -> Result<Report
             return;
         }
         let mut block = take();
-        let at = [i as u64 % gx as u64, i as u64 / gx as u64 % gy as u64, i as u64 / gx as u64 / gy as u64]
-            .map(|x| x as u32);
+        let at = [
+            i as u64 % gx as u64,
+            i as u64 / gx as u64 % gy as u64,
+            i as u64 / gx as u64 / gy as u64,
+        ]
+        .map(|x| x as u32);
         let result = block.run(at);
         if !block.env.notes.is_empty()
             && let Ok(mut g) = gathered.lock()
@@ -136,7 +153,13 @@ pub fn run(launch: &Launch, memory: &Memory, options: &Options) -> Result<Report
     }
     let mut report = Report::new(entry, &g.tallies);
     report.blocks = blocks;
-    [report.races, report.uninitialised, report.out_of_bounds, report.misaligned, report.asynchronous] = g.counts;
+    [
+        report.races,
+        report.uninitialised,
+        report.out_of_bounds,
+        report.misaligned,
+        report.asynchronous,
+    ] = g.counts;
     report.findings = g.notes.iter().map(|(_, n)| finding(entry, launch.grid, n)).collect();
     Ok(report)
 }
@@ -152,6 +175,8 @@ fn finding(entry: &Entry, grid: [u32; 3], n: &Note) -> Finding {
         thread: n.thread,
         address: n.address,
         other: n.other,
-        other_block: n.other_block.map(|b| [b % grid[0], b / grid[0] % grid[1], b / grid[0] / grid[1]]),
+        other_block: n
+            .other_block
+            .map(|b| [b % grid[0], b / grid[0] % grid[1], b / grid[0] / grid[1]]),
     }
 }

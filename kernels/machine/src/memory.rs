@@ -30,8 +30,12 @@ impl Memory {
     pub unsafe fn map(&mut self, address: u64, host: *mut u8, bytes: usize) {
         let range = Range { start: address, end: address + bytes as u64, host };
         let at = self.ranges.partition_point(|r| r.start < range.start);
-        let clear = |r: Option<&Range>| r.is_none_or(|r| r.end <= range.start || range.end <= r.start);
-        assert!(clear(self.ranges.get(at)) && clear(at.checked_sub(1).map(|i| &self.ranges[i])), "ranges overlap");
+        let clear =
+            |r: Option<&Range>| r.is_none_or(|r| r.end <= range.start || range.end <= r.start);
+        assert!(
+            clear(self.ranges.get(at)) && clear(at.checked_sub(1).map(|i| &self.ranges[i])),
+            "ranges overlap"
+        );
         self.ranges.insert(at, range);
     }
 

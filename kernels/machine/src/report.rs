@@ -163,7 +163,11 @@ impl Counts {
 
     /// Passes against the least number of passes through shared memory; 1 is free of bank conflicts.
     pub fn conflict_ratio(&self) -> f64 {
-        if self.ideal_wavefronts == 0 { 1.0 } else { self.wavefronts as f64 / self.ideal_wavefronts as f64 }
+        if self.ideal_wavefronts == 0 {
+            1.0
+        } else {
+            self.wavefronts as f64 / self.ideal_wavefronts as f64
+        }
     }
 
     fn add(&mut self, class: Class, flops: u64, t: &Tally) {
@@ -305,7 +309,11 @@ impl Report {
         let room = FINDINGS.saturating_sub(self.findings.len());
         self.findings.extend(other.findings.iter().take(room).cloned());
         for h in &other.hot {
-            match self.hot.iter_mut().find(|m| m.pc == h.pc && m.entry == h.entry && m.text == h.text) {
+            match self
+                .hot
+                .iter_mut()
+                .find(|m| m.pc == h.pc && m.entry == h.entry && m.text == h.text)
+            {
                 Some(m) => {
                     m.executed += h.executed;
                     m.wavefronts += h.wavefronts;
@@ -360,7 +368,8 @@ impl fmt::Display for Report {
         for x in &self.findings {
             write!(f, "\n  {x}")?;
         }
-        let mut worst: Vec<&Hot> = self.hot.iter().filter(|h| h.wavefronts > h.ideal_wavefronts).collect();
+        let mut worst: Vec<&Hot> =
+            self.hot.iter().filter(|h| h.wavefronts > h.ideal_wavefronts).collect();
         worst.sort_by_key(|h| std::cmp::Reverse(h.wavefronts - h.ideal_wavefronts));
         for h in worst.iter().take(4) {
             write!(

@@ -6,8 +6,22 @@ use common::{Lab, Random, eval, kernel};
 /// Numbers at the edges, and others.
 fn edges(seed: u64) -> Vec<u64> {
     let mut r = Random(seed);
-    let known =
-        [0u32, 1, 2, 31, 32, 33, 0x7f, 0x80, 0xff, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff, 0xffff_fffe, 0x8000_0001];
+    let known = [
+        0u32,
+        1,
+        2,
+        31,
+        32,
+        33,
+        0x7f,
+        0x80,
+        0xff,
+        0x7fff_ffff,
+        0x8000_0000,
+        0xffff_ffff,
+        0xffff_fffe,
+        0x8000_0001,
+    ];
     (0..32).map(|i| known.get(i).map_or_else(|| r.next() as u32, |k| *k) as u64).collect()
 }
 
@@ -25,7 +39,13 @@ fn check2(code: &str, f: impl Fn(u32, u32) -> u32) {
         let (a, b) = (shuffled(seed), shuffled(seed + 100));
         let out = eval(code, "b32", &[("b32", a.clone()), ("b32", b.clone())]);
         for l in 0..32 {
-            assert_eq!(out[l] as u32, f(a[l] as u32, b[l] as u32), "{code} of {:#x}, {:#x}", a[l], b[l]);
+            assert_eq!(
+                out[l] as u32,
+                f(a[l] as u32, b[l] as u32),
+                "{code} of {:#x}, {:#x}",
+                a[l],
+                b[l]
+            );
         }
     }
 }
@@ -46,7 +66,9 @@ fn integers_of_32_bits() {
     check2("shf.l.wrap.b32 %o, %a, %b, 5;", |x, y| y << 5 | x >> 27);
     check2("shf.r.clamp.b32 %o, %a, %b, 40;", |_, y| y);
     check2("xor.b32 %o, %a, %b;", |x, y| x ^ y);
-    check2("lop3.b32 %o, %a, %b, 0x0f0f0f0f, 0xE8;", |x, y| x & y | x & 0x0f0f0f0f | y & 0x0f0f0f0f);
+    check2("lop3.b32 %o, %a, %b, 0x0f0f0f0f, 0xE8;", |x, y| {
+        x & y | x & 0x0f0f0f0f | y & 0x0f0f0f0f
+    });
     check2("popc.b32 %o, %a;", |x, _| x.count_ones());
     check2("clz.b32 %o, %a;", |x, _| x.leading_zeros());
     check2("brev.b32 %o, %a;", |x, _| x.reverse_bits());
@@ -106,20 +128,26 @@ fn bit_fields() {
 
 #[test]
 fn integers_of_16_and_64_bits() {
-    check2("cvt.u16.u32 %h0, %a; cvt.u16.u32 %h1, %b; mul.wide.u16 %o, %h0, %h1;", |x, y| (x & 0xffff) * (y & 0xffff));
-    check2("cvt.u16.u32 %h0, %a; cvt.u16.u32 %h1, %b; sub.s16 %h2, %h0, %h1; cvt.s32.s16 %o, %h2;", |x, y| {
-        (x as u16).wrapping_sub(y as u16) as i16 as u32
+    check2("cvt.u16.u32 %h0, %a; cvt.u16.u32 %h1, %b; mul.wide.u16 %o, %h0, %h1;", |x, y| {
+        (x & 0xffff) * (y & 0xffff)
     });
-    check2("cvt.u16.u32 %h0, %a; shr.s16 %h1, %h0, 3; cvt.u32.u16 %o, %h1;", |x, _| (x as i16 >> 3) as u16 as u32);
+    check2(
+        "cvt.u16.u32 %h0, %a; cvt.u16.u32 %h1, %b; sub.s16 %h2, %h0, %h1; cvt.s32.s16 %o, %h2;",
+        |x, y| (x as u16).wrapping_sub(y as u16) as i16 as u32,
+    );
+    check2("cvt.u16.u32 %h0, %a; shr.s16 %h1, %h0, 3; cvt.u32.u16 %o, %h1;", |x, _| {
+        (x as i16 >> 3) as u16 as u32
+    });
     check2("mul.wide.s32 %d0, %a, %b; shr.u64 %d1, %d0, 32; cvt.u32.u64 %o, %d1;", |x, y| {
         ((x as i32 as i64 * y as i32 as i64) >> 32) as u32
     });
     check2("cvt.u64.u32 %d0, %b; mad.wide.u32 %d1, %a, 3, %d0; cvt.u32.u64 %o, %d1;", |x, y| {
         x.wrapping_mul(3).wrapping_add(y)
     });
-    check2("cvt.s64.s32 %d0, %a; cvt.s64.s32 %d1, %b; min.s64 %d2, %d0, %d1; cvt.u32.u64 %o, %d2;", |x, y| {
-        (x as i32).min(y as i32) as u32
-    });
+    check2(
+        "cvt.s64.s32 %d0, %a; cvt.s64.s32 %d1, %b; min.s64 %d2, %d0, %d1; cvt.u32.u64 %o, %d2;",
+        |x, y| (x as i32).min(y as i32) as u32,
+    );
     check2("mov.b64 %d0, {%a, %b}; mov.b64 {_, %o}, %d0;", |_, y| y);
     check2("mov.b32 {%h0, %h1}, %a; mov.b32 %o, {%h1, %h0};", |x, _| x.rotate_left(16));
     check2("cvt.u64.u32 %d0, %a; mul.hi.u64 %d1, %d0, 0x100000000; cvt.u32.u64 %o, %d1;", |_, _| 0);
@@ -128,7 +156,9 @@ fn integers_of_16_and_64_bits() {
 
 #[test]
 fn comparisons_and_selections() {
-    check2("setp.lt.s32 %q0, %a, %b; selp.b32 %o, %a, %b, %q0;", |x, y| (x as i32).min(y as i32) as u32);
+    check2("setp.lt.s32 %q0, %a, %b; selp.b32 %o, %a, %b, %q0;", |x, y| {
+        (x as i32).min(y as i32) as u32
+    });
     check2("setp.lo.u32 %q0, %a, %b; selp.u32 %o, 1, 0, %q0;", |x, y| (x < y) as u32);
     check2(
         "setp.ne.s32 %q1, %a, 0; setp.gt.and.s32 %q0|%q2, %a, %b, %q1; selp.u32 %r1, 1, 0, %q0; selp.u32 %r2, 2, 0, %q2; or.b32 %o, %r1, %r2;",
@@ -170,8 +200,9 @@ fn floats(seed: u64) -> Vec<u64> {
         16777217.0,
     ];
     let mut r = Random(seed);
-    let mut v: Vec<u64> =
-        (0..32).map(|i| known.get(i).copied().unwrap_or_else(|| r.unit() * 100.0).to_bits() as u64).collect();
+    let mut v: Vec<u64> = (0..32)
+        .map(|i| known.get(i).copied().unwrap_or_else(|| r.unit() * 100.0).to_bits() as u64)
+        .collect();
     for i in (1..32).rev() {
         v.swap(i, r.next() as usize % (i + 1));
     }
@@ -205,7 +236,9 @@ fn floats_of_32_bits() {
     let flush = |x: f32| if x.abs() < f32::MIN_POSITIVE { 0f32.copysign(x) } else { x };
     check_float("mul.ftz.f32 %o, %a, %b;", move |x, y| flush(flush(x) * flush(y)));
     check_float("add.ftz.f32 %o, %a, %b;", move |x, y| flush(flush(x) + flush(y)));
-    check_float("add.sat.f32 %o, %a, %b;", |x, y| if (x + y).is_nan() { 0.0 } else { (x + y).clamp(0.0, 1.0) });
+    check_float("add.sat.f32 %o, %a, %b;", |x, y| {
+        if (x + y).is_nan() { 0.0 } else { (x + y).clamp(0.0, 1.0) }
+    });
     // A number wins over NaN, and zeros are ordered.
     check_float("max.f32 %o, %a, %b;", |x, y| match (x.is_nan(), y.is_nan()) {
         (true, _) => y,
@@ -257,11 +290,16 @@ fn floats_of_32_bits() {
 fn approximations_are_close() {
     let near = |code: &str, f: fn(f64) -> f64, low: f32, high: f32| {
         let mut r = Random(9);
-        let a: Vec<u64> = (0..32).map(|_| (low + (high - low) * (r.unit() * 0.5 + 0.5)).to_bits() as u64).collect();
+        let a: Vec<u64> = (0..32)
+            .map(|_| (low + (high - low) * (r.unit() * 0.5 + 0.5)).to_bits() as u64)
+            .collect();
         for (x, y) in a.iter().zip(eval(code, "f32", &[("f32", a.clone())])) {
             let (x, y) = (f32::from_bits(*x as u32), f32::from_bits(y as u32));
             let want = f(x as f64);
-            assert!((y as f64 - want).abs() <= 1e-6 * want.abs().max(1e-3), "{code} of {x}: {y} instead of {want}");
+            assert!(
+                (y as f64 - want).abs() <= 1e-6 * want.abs().max(1e-3),
+                "{code} of {x}: {y} instead of {want}"
+            );
         }
     };
     near("ex2.approx.ftz.f32 %o, %a;", f64::exp2, -100.0, 100.0);
@@ -279,12 +317,14 @@ fn packed_floats_round_once() {
     let mut pairs = |scale: f32| -> Vec<u64> {
         (0..32)
             .map(|_| {
-                bf16::from_f32(r.unit() * scale).to_bits() as u64 | (bf16::from_f32(r.unit()).to_bits() as u64) << 16
+                bf16::from_f32(r.unit() * scale).to_bits() as u64
+                    | (bf16::from_f32(r.unit()).to_bits() as u64) << 16
             })
             .collect()
     };
     let (a, b, c) = (pairs(1.0), pairs(3.0), pairs(1e-3));
-    let halves = |x: u64| [bf16::from_bits(x as u16).to_f64(), bf16::from_bits((x >> 16) as u16).to_f64()];
+    let halves =
+        |x: u64| [bf16::from_bits(x as u16).to_f64(), bf16::from_bits((x >> 16) as u16).to_f64()];
     let input = [("b32", a.clone()), ("b32", b.clone()), ("b32", c.clone())];
     let out = eval("fma.rn.bf16x2 %o, %a, %b, %c;", "b32", &input);
     for l in 0..32 {
@@ -391,5 +431,7 @@ fn branches_and_loops_come_together_again() {
     for (l, pair) in lab.read(o).chunks(2).enumerate() {
         assert_eq!(pair, [(0..l as u32).filter(|i| i % 2 == 1).sum::<u32>(), !0]);
     }
-    assert!(report.loops.instructions > 0 && report.loops.instructions < report.counts.instructions);
+    assert!(
+        report.loops.instructions > 0 && report.loops.instructions < report.counts.instructions
+    );
 }

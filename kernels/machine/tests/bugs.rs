@@ -24,7 +24,10 @@ fn a_dropped_barrier_is_a_race() {
     // The first warp reads what nobody has written yet, the second one writes it then and reads what the first has written.
     assert_eq!((report.uninitialised, report.races), (3 * 32, 3 * 2 * 32));
     let race = report.findings.iter().find(|f| f.kind == FindingKind::Race).unwrap();
-    assert!(race.text.contains("shared") && race.other.is_some() && race.block == [0, 0, 0], "{race}");
+    assert!(
+        race.text.contains("shared") && race.other.is_some() && race.block == [0, 0, 0],
+        "{race}"
+    );
     assert!(format!("{report}").contains("Race"));
     // A barrier of warps does not order two warps, and neither does a fence.
     assert!(!exchange("bar.warp.sync -1; membar.cta;").clean());
@@ -38,7 +41,8 @@ fn writing_again_before_all_have_read_is_a_race() {
              xor.b32 %r2, %r1, 128; ld.shared.u32 %r3, [%r2]; {second} st.shared.u32 [%r1], %r3;"
         )
     };
-    let run = |second: &str| Lab::new().run(&kernel(0, "", &body(second)), 1, 64, 256, &[]).unwrap();
+    let run =
+        |second: &str| Lab::new().run(&kernel(0, "", &body(second)), 1, 64, 256, &[]).unwrap();
     assert!(run("bar.sync 0;").clean());
     assert_eq!(run("").races, 64);
 }
@@ -47,7 +51,13 @@ fn writing_again_before_all_have_read_is_a_race() {
 fn lanes_that_store_different_values_to_one_word_race() {
     let run = |value: &str| {
         Lab::new()
-            .run(&kernel(0, "", &format!("mov.u32 %r0, %tid.x; st.shared.u32 [1024], {value};")), 1, 32, 16, &[])
+            .run(
+                &kernel(0, "", &format!("mov.u32 %r0, %tid.x; st.shared.u32 [1024], {value};")),
+                1,
+                32,
+                16,
+                &[],
+            )
             .unwrap()
     };
     assert!(run("7").clean());
@@ -79,10 +89,14 @@ fn a_dropped_bounds_guard_is_out_of_bounds() {
     assert!(run("@%q0").clean());
     let report = run("");
     assert_eq!(report.out_of_bounds, 24);
-    assert_eq!((report.findings.len(), report.findings[0].thread, report.findings[0].line > 0), (8, 20, true));
+    assert_eq!(
+        (report.findings.len(), report.findings[0].thread, report.findings[0].line > 0),
+        (8, 20, true)
+    );
     // Beyond the shared memory.
-    let report =
-        Lab::new().run(&kernel(0, "", "st.shared.u32 [1088], 1; ld.shared.u32 %r0, [0];"), 1, 1, 64, &[]).unwrap();
+    let report = Lab::new()
+        .run(&kernel(0, "", "st.shared.u32 [1088], 1; ld.shared.u32 %r0, [0];"), 1, 1, 64, &[])
+        .unwrap();
     assert_eq!(report.out_of_bounds, 2);
 }
 
@@ -104,7 +118,8 @@ fn misaligned_vectors_are_seen() {
 
 #[test]
 fn uninitialised_shared_memory_is_seen() {
-    let body = "st.shared.u32 [1024], 1; ld.shared.v2.u32 {%r0, %r1}, [1024]; ld.shared.u32 %r2, [1024];";
+    let body =
+        "st.shared.u32 [1024], 1; ld.shared.v2.u32 {%r0, %r1}, [1024]; ld.shared.u32 %r2, [1024];";
     let report = Lab::new().run(&kernel(0, "", body), 5, 1, 64, &[]).unwrap();
     assert_eq!((report.uninitialised, report.races), (5, 0));
     // Every block begins without.
@@ -162,10 +177,16 @@ fn missing_threads_and_deadlocks_are_faults() {
         kind("mov.u32 %r0, %tid.x; setp.lt.u32 %q0, %r0, 16; @%q0 exit; bar.sync 0;", 32),
         FaultKind::Divergence
     );
-    assert_eq!(kind("mov.u32 %r0, %tid.x; setp.lt.u32 %q0, %r0, 32; @%q0 exit; bar.sync 0;", 64), FaultKind::Deadlock);
+    assert_eq!(
+        kind("mov.u32 %r0, %tid.x; setp.lt.u32 %q0, %r0, 32; @%q0 exit; bar.sync 0;", 64),
+        FaultKind::Deadlock
+    );
     let fault = run("mov.u32 %r0, %tid.x; setp.lt.u32 %q0, %r0, 32; @%q0 bra $other; bar.sync 1; bra $end; $other: bar.sync 2; $end:", 64).unwrap_err();
     assert_eq!(fault.kind, FaultKind::Deadlock);
-    assert!(fault.message.contains("warp 1 waits at line") && fault.message.contains("bar.sync 1"), "{fault}");
+    assert!(
+        fault.message.contains("warp 1 waits at line") && fault.message.contains("bar.sync 1"),
+        "{fault}"
+    );
     assert_eq!(kind("trap;", 1), FaultKind::Trap);
     assert_eq!(
         kind(
@@ -195,12 +216,20 @@ fn a_dropped_swizzle_shows_as_bank_conflicts() {
     let (good, bad) = (run(true), run(false));
     assert!(good.clean() && bad.clean(), "{good}\n{bad}");
     // Three times a store, a load and a copy of 4 quarter warps.
-    assert_eq!((good.counts.wavefronts, good.counts.ideal_wavefronts, good.loops.wavefronts), (36, 36, 36));
+    assert_eq!(
+        (good.counts.wavefronts, good.counts.ideal_wavefronts, good.loops.wavefronts),
+        (36, 36, 36)
+    );
     assert_eq!((bad.counts.wavefronts, bad.loops.ideal_wavefronts), (36 * 8, 36));
     assert_eq!(bad.loops.conflict_ratio(), 8.0);
     let hot: Vec<_> = bad.hot().iter().filter(|h| h.wavefronts > h.ideal_wavefronts).collect();
     assert_eq!(hot.len(), 3);
-    assert!(hot.iter().all(|h| h.in_loop && h.executed == 3 && h.wavefronts == 96 && h.ideal_wavefronts == 12));
+    assert!(
+        hot.iter().all(|h| h.in_loop
+            && h.executed == 3
+            && h.wavefronts == 96
+            && h.ideal_wavefronts == 12)
+    );
     assert!(format!("{bad}").contains("bank conflicts"));
 }
 

@@ -28,7 +28,8 @@ fn inputs(seed: u64) -> Vec<u64> {
     (0..32)
         .map(|i| {
             let scale = 2f32.powi((r.next() % 40) as i32 - 24);
-            if seed.is_multiple_of(2) && i < known.len() { known[i] } else { r.unit() * scale }.to_bits() as u64
+            if seed.is_multiple_of(2) && i < known.len() { known[i] } else { r.unit() * scale }
+                .to_bits() as u64
         })
         .collect()
 }
@@ -51,7 +52,9 @@ fn to_whole_numbers() {
     check("cvt.rmi.s32.f32 %o, %a;", "b32", |x| x.floor() as i32 as u32 as u64);
     check("cvt.rpi.u32.f32 %o, %a;", "b32", |x| x.ceil() as u32 as u64);
     check("cvt.rzi.u64.f32 %o, %a;", "b64", |x| x as u64);
-    check("cvt.rzi.s16.f32 %h0, %a; cvt.s32.s16 %o, %h0;", "b32", |x| x as i16 as i32 as u32 as u64);
+    check("cvt.rzi.s16.f32 %h0, %a; cvt.s32.s16 %o, %h0;", "b32", |x| {
+        x as i16 as i32 as u32 as u64
+    });
     check("cvt.rni.f32.f32 %o, %a;", "f32", |x| x.round_ties_even().to_bits() as u64);
     check("cvt.rmi.f32.f32 %o, %a;", "f32", |x| x.floor().to_bits() as u64);
 }
@@ -72,13 +75,23 @@ fn from_whole_numbers() {
             let near = x as f32;
             if near as f64 > x as f64 { near.to_bits() as u64 - 1 } else { near.to_bits() as u64 }
         });
-        go("cvt.u16.u32 %h0, %a; cvt.rn.f32.u16 %o, %h0;", "f32", &|x| (x as u16 as f32).to_bits() as u64);
-        go("cvt.s64.s32 %d0, %a; cvt.rn.f32.s64 %o, %d0;", "f32", &|x| (x as i32 as f32).to_bits() as u64);
-        go("cvt.rn.f64.u32 %g0, %a; cvt.rn.f32.f64 %o, %g0;", "f32", &|x| (x as f64 as f32).to_bits() as u64);
+        go("cvt.u16.u32 %h0, %a; cvt.rn.f32.u16 %o, %h0;", "f32", &|x| {
+            (x as u16 as f32).to_bits() as u64
+        });
+        go("cvt.s64.s32 %d0, %a; cvt.rn.f32.s64 %o, %d0;", "f32", &|x| {
+            (x as i32 as f32).to_bits() as u64
+        });
+        go("cvt.rn.f64.u32 %g0, %a; cvt.rn.f32.f64 %o, %g0;", "f32", &|x| {
+            (x as f64 as f32).to_bits() as u64
+        });
         go("cvt.s32.s8 %o, %a;", "b32", &|x| x as i8 as i32 as u32 as u64);
         go("cvt.u32.u8 %o, %a;", "b32", &|x| x as u8 as u64);
-        go("cvt.sat.s8.s32 %h0, %a; cvt.s32.s8 %o, %h0;", "b32", &|x| (x as i32).clamp(-128, 127) as u32 as u64);
-        go("cvt.sat.u8.s32 %h0, %a; cvt.u32.u8 %o, %h0;", "b32", &|x| (x as i32).clamp(0, 255) as u64);
+        go("cvt.sat.s8.s32 %h0, %a; cvt.s32.s8 %o, %h0;", "b32", &|x| {
+            (x as i32).clamp(-128, 127) as u32 as u64
+        });
+        go("cvt.sat.u8.s32 %h0, %a; cvt.u32.u8 %o, %h0;", "b32", &|x| {
+            (x as i32).clamp(0, 255) as u64
+        });
     }
 }
 
@@ -98,15 +111,14 @@ fn between_floats() {
         let y = nan(x, bf16::from_f32(if x < 0.0 { 0.0 } else { x }).to_bits() as u64, 0x7fff);
         y | y << 16
     });
-    check("cvt.sat.f32.f32 %o, %a;", "f32", |x| (if x > 0.0 { x.min(1.0) } else { 0.0 }).to_bits() as u64);
+    check("cvt.sat.f32.f32 %o, %a;", "f32", |x| {
+        (if x > 0.0 { x.min(1.0) } else { 0.0 }).to_bits() as u64
+    });
     // To tf32, ties go away from zero.
     check("cvt.rna.tf32.f32 %o, %a;", "b32", |x| {
         let b = x.to_bits();
-        if x.is_nan() { 0x7fff_ffff } else { (b.wrapping_add(0x1000) & !0x1fff) as u64 }.min(if x.is_infinite() {
-            b as u64
-        } else {
-            !0
-        })
+        if x.is_nan() { 0x7fff_ffff } else { (b.wrapping_add(0x1000) & !0x1fff) as u64 }
+            .min(if x.is_infinite() { b as u64 } else { !0 })
     });
     let mut r = Random(8);
     let all: Vec<u64> = (0..32).map(|_| r.next() & 0xffff).collect();
@@ -126,7 +138,11 @@ fn fp8(bits: u8, exponents: u32) -> Option<f64> {
     let bias = (1 << (exponents - 1)) - 1;
     let special = if exponents == 4 { bits & 0x7f == 0x7f } else { e == 31 };
     let fraction = m as f64 / (1u32 << mantissas) as f64;
-    let v = if e == 0 { fraction * 2f64.powi(1 - bias) } else { (1.0 + fraction) * 2f64.powi(e as i32 - bias) };
+    let v = if e == 0 {
+        fraction * 2f64.powi(1 - bias)
+    } else {
+        (1.0 + fraction) * 2f64.powi(e as i32 - bias)
+    };
     (!special).then_some(if bits > 127 { -v } else { v })
 }
 
@@ -148,12 +164,15 @@ fn to_and_from_8_bits() {
             }
         }
         // Encoding: the nearest number, the even one of two, and the greatest for all beyond.
-        let code = format!("cvt.rn.satfinite.{name}x2.f32 %h0, 0f3F800000, %a; cvt.u32.u16 %o, %h0;");
+        let code =
+            format!("cvt.rn.satfinite.{name}x2.f32 %h0, 0f3F800000, %a; cvt.u32.u16 %o, %h0;");
         check(&code, "b32", |x| {
             let one = if exponents == 4 { 0x38 } else { 0x3c };
             let best = (0..256)
                 .filter(|b| (*b > 127) == x.is_sign_negative())
-                .filter_map(|b| fp8(b as u8, exponents).map(|v| (b, (v - (x as f64).clamp(-most, most)).abs())))
+                .filter_map(|b| {
+                    fp8(b as u8, exponents).map(|v| (b, (v - (x as f64).clamp(-most, most)).abs()))
+                })
                 .min_by(|a, b| a.1.total_cmp(&b.1).then((a.0 & 1).cmp(&(b.0 & 1))))
                 .map_or(0, |b| b.0);
             one << 8 | if x.is_nan() { 0x7f } else { best }

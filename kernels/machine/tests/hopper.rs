@@ -24,7 +24,14 @@ fn dump(bytes: u32, threads: u32) -> String {
 }
 
 /// A matrix of 16-bit numbers `row * 256 + col`, with a gap behind each row.
-fn matrix(lab: &mut Lab, rows: u64, cols: u64, swizzle: u32, box_rows: u32, box_cols: u32) -> TensorMap {
+fn matrix(
+    lab: &mut Lab,
+    rows: u64,
+    cols: u64,
+    swizzle: u32,
+    box_rows: u32,
+    box_cols: u32,
+) -> TensorMap {
     let pitch = (cols * 2 + 16).next_multiple_of(16);
     let mut bytes = vec![0xee; (rows * pitch) as usize];
     for r in 0..rows {
@@ -33,7 +40,16 @@ fn matrix(lab: &mut Lab, rows: u64, cols: u64, swizzle: u32, box_rows: u32, box_
             bytes[at..at + 2].copy_from_slice(&((r * 256 + c) as u16).to_le_bytes());
         }
     }
-    TensorMap { address: lab.buffer(bytes), rows, cols, pitch, element_bytes: 2, box_rows, box_cols, swizzle }
+    TensorMap {
+        address: lab.buffer(bytes),
+        rows,
+        cols,
+        pitch,
+        element_bytes: 2,
+        box_rows,
+        box_cols,
+        swizzle,
+    }
 }
 
 /// What thread 0 does to load a box.
@@ -60,8 +76,16 @@ fn boxes_arrive_swizzled_and_filled_with_zeros() {
             assert_eq!(TensorMap::decode(&map.encode()), Some(map));
             let bytes = 16 * cols * 2;
             let (m, o) = (lab.buffer(map.encode().to_vec()), lab.buffer(vec![9; bytes as usize]));
-            let text =
-                kernel(2, "", &format!("{}{}{}", load(column, row, bytes, FENCE), wait(1024, "0"), dump(bytes, 64)));
+            let text = kernel(
+                2,
+                "",
+                &format!(
+                    "{}{}{}",
+                    load(column, row, bytes, FENCE),
+                    wait(1024, "0"),
+                    dump(bytes, 64)
+                ),
+            );
             let report = lab.run(&text, 1, 64, 1024 + bytes as usize, &[m, o]).unwrap();
             assert!(report.clean(), "{report}");
             let got = lab.bytes(o);
@@ -95,9 +119,13 @@ fn a_descriptor_may_be_a_parameter() {
     let mut lab = Lab::new();
     let map = matrix(&mut lab, 8, 64, 128, 8, 64);
     let o = lab.buffer(vec![9; 1024]);
-    let text = kernel(2, "", &format!("{}{}{}", load(0, 0, 1024, FENCE), wait(1024, "0"), dump(1024, 32)))
-        .replace(".param .u64 k_param_0", ".param .align 64 .b8 k_param_0[128]")
-        .replace("ld.param.u64 %p0, [k_param_0];", "mov.b64 %d9, k_param_0; cvta.param.u64 %p0, %d9;");
+    let text =
+        kernel(2, "", &format!("{}{}{}", load(0, 0, 1024, FENCE), wait(1024, "0"), dump(1024, 32)))
+            .replace(".param .u64 k_param_0", ".param .align 64 .b8 k_param_0[128]")
+            .replace(
+                "ld.param.u64 %p0, [k_param_0];",
+                "mov.b64 %d9, k_param_0; cvta.param.u64 %p0, %d9;",
+            );
     let mut params = map.encode().to_vec();
     params.extend(o.to_le_bytes());
     let report = lab.run_with(&text, 1, 32, 2048, &params).unwrap();
@@ -124,14 +152,18 @@ fn a_box_must_be_waited_for() {
         assert!(report.races >= 256, "{report}");
     }
     // One warp waits and the other does not.
-    let half = format!("mov.u32 %r0, %tid.x; setp.lt.u32 %q0, %r0, 32; @%q0 bra $past; {right} $past:");
+    let half =
+        format!("mov.u32 %r0, %tid.x; setp.lt.u32 %q0, %r0, 32; @%q0 bra $past; {right} $past:");
     let report = loaded(FENCE, 1024, &half).unwrap();
     assert_eq!(report.races, 128);
     // The copy engine must see that the barrier is there.
     assert_eq!(loaded("", 1024, &right).unwrap().asynchronous, 1);
     // More bytes announced than come.
     assert_eq!(loaded(FENCE, 1040, &right).unwrap_err().kind, FaultKind::Deadlock);
-    assert_eq!(loaded(FENCE, 1024, &format!("{right}{}", wait(1024, "1"))).unwrap_err().kind, FaultKind::Deadlock);
+    assert_eq!(
+        loaded(FENCE, 1024, &format!("{right}{}", wait(1024, "1"))).unwrap_err().kind,
+        FaultKind::Deadlock
+    );
 }
 
 #[test]
@@ -167,7 +199,8 @@ fn a_ring_hands_slots_back_and_forth() {
         (report, lab.read(o))
     };
     let run = |empty: &str, release: &str| run_early(empty, release, "");
-    let empty = "$empty: mbarrier.try_wait.parity.shared::cta.b64 %q3, [%r3+16], %r5; @!%q3 bra $empty;";
+    let empty =
+        "$empty: mbarrier.try_wait.parity.shared::cta.b64 %q3, [%r3+16], %r5; @!%q3 bra $empty;";
     let release = "mbarrier.arrive.shared::cta.b64 _, [%r3+16];";
     let (report, sums) = run(empty, release);
     let report = report.unwrap();
@@ -211,7 +244,9 @@ fn barriers_count_arrivals_and_states() {
     let over = "mbarrier.init.shared.b64 [1024], 1; mbarrier.arrive.shared.b64 _, [1024], 2;";
     assert_eq!(lab.run(&kernel(0, "", over), 1, 1, 64, &[]).unwrap_err().kind, FaultKind::Barrier);
     // Nobody has initialised it.
-    assert!(lab.run(&kernel(0, "", "mbarrier.arrive.shared.b64 _, [1024];"), 1, 1, 64, &[]).is_err());
+    assert!(
+        lab.run(&kernel(0, "", "mbarrier.arrive.shared.b64 _, [1024];"), 1, 1, 64, &[]).is_err()
+    );
 }
 
 #[test]
@@ -251,7 +286,9 @@ fn boxes_are_stored() {
     };
     let (report, bytes, pitch) = run(FENCE, "cp.async.bulk.wait_group.read 0;");
     assert!(report.clean(), "{report}");
-    let cell = |r: usize, c: usize| u16::from_le_bytes([bytes[r * pitch + 2 * c], bytes[r * pitch + 2 * c + 1]]);
+    let cell = |r: usize, c: usize| {
+        u16::from_le_bytes([bytes[r * pitch + 2 * c], bytes[r * pitch + 2 * c + 1]])
+    };
     // Thread t stored its number into chunk t % 8 of row t / 8, as 32-bit words.
     assert_eq!((cell(3, 8), cell(3, 9), cell(4, 24), cell(5, 28), cell(5, 29)), (0, 0, 10, 18, 0));
     assert_eq!((cell(3, 7), cell(2, 8), cell(5, 30)), (3 * 256 + 7, 2 * 256 + 8, 5 * 256 + 30));

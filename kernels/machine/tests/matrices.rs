@@ -35,7 +35,8 @@ impl Kind {
         let small = |exponents: u32| {
             // Exponents in the middle, so that all sums are exact enough.
             let mantissas = 7 - exponents;
-            let (s, e, m) = (r_bit(x), 4 + (x.to_bits() >> 3 & 3), x.to_bits() & ((1 << mantissas) - 1));
+            let (s, e, m) =
+                (r_bit(x), 4 + (x.to_bits() >> 3 & 3), x.to_bits() & ((1 << mantissas) - 1));
             let bias = (1i32 << (exponents - 1)) - 1;
             let v = (1.0 + m as f64 / (1u32 << mantissas) as f64) * 2f64.powi(e as i32 - bias);
             (s << 7 | e << mantissas | m, if s == 1 { -v } else { v })
@@ -61,11 +62,15 @@ fn r_bit(x: f32) -> u32 {
 fn place_a(bits: usize, k: usize, lane: usize, i: usize) -> (usize, usize) {
     let (g, t) = (lane / 4, lane % 4);
     match (bits, k) {
-        (16, 16) => (if i < 2 || (4..6).contains(&i) { g } else { g + 8 }, t * 2 + (i & 1) + if i < 4 { 0 } else { 8 }),
+        (16, 16) => (
+            if i < 2 || (4..6).contains(&i) { g } else { g + 8 },
+            t * 2 + (i & 1) + if i < 4 { 0 } else { 8 },
+        ),
         (16, 8) => (if i < 2 { g } else { g + 8 }, t * 2 + (i & 1)),
-        (8, 32) => {
-            (if i < 4 || (8..12).contains(&i) { g } else { g + 8 }, t * 4 + (i & 3) + if i < 8 { 0 } else { 16 })
-        }
+        (8, 32) => (
+            if i < 4 || (8..12).contains(&i) { g } else { g + 8 },
+            t * 4 + (i & 3) + if i < 8 { 0 } else { 16 },
+        ),
         (8, 16) => (if i < 4 { g } else { g + 8 }, t * 4 + (i & 3)),
         (32, 8) => (if i.is_multiple_of(2) { g } else { g + 8 }, if i < 2 { t } else { t + 4 }),
         _ => (if i == 0 { g } else { g + 8 }, t),
@@ -123,7 +128,8 @@ fn check(a: Kind, b: Kind, k: usize, accumulator: &str) {
                 }
                 "f16" => {
                     c[row][col] = f16::from_f32(v).to_f64();
-                    words_c[lane * 2 + i / 2] |= (f16::from_f32(v).to_bits() as u32) << (i % 2 * 16);
+                    words_c[lane * 2 + i / 2] |=
+                        (f16::from_f32(v).to_bits() as u32) << (i % 2 * 16);
                 }
                 _ => {
                     c[row][col] = (v * 1e6) as i32 as f64;
@@ -132,13 +138,18 @@ fn check(a: Kind, b: Kind, k: usize, accumulator: &str) {
             }
         }
     }
-    let names = |first: usize, n: usize| (first..first + n).map(|i| format!("%r{i}")).collect::<Vec<_>>().join(", ");
+    let names = |first: usize, n: usize| {
+        (first..first + n).map(|i| format!("%r{i}")).collect::<Vec<_>>().join(", ")
+    };
     let load = |p: usize, first: usize, n: usize| {
         let mut s = format!("mul.wide.u32 %d0, %r60, {}; add.u64 %d1, %p{p}, %d0;\n", 4 * n);
-        (0..n).for_each(|i| s.push_str(&format!("ld.global.u32 %r{}, [%d1+{}];\n", first + i, 4 * i)));
+        (0..n).for_each(|i| {
+            s.push_str(&format!("ld.global.u32 %r{}, [%d1+{}];\n", first + i, 4 * i))
+        });
         s
     };
-    let mut body = format!("mov.u32 %r60, %laneid;\n{}{}{}", load(0, 0, ra), load(1, 8, rb), load(2, 16, rc));
+    let mut body =
+        format!("mov.u32 %r60, %laneid;\n{}{}{}", load(0, 0, ra), load(1, 8, rb), load(2, 16, rc));
     body.push_str(&format!(
         "mma.sync.aligned.m16n8k{k}.row.col.{accumulator}.{}.{}.{accumulator} {{{}}}, {{{}}}, {{{}}}, {{{}}};\n",
         a.name(),
@@ -151,7 +162,8 @@ fn check(a: Kind, b: Kind, k: usize, accumulator: &str) {
     body.push_str(&format!("mul.wide.u32 %d0, %r60, {}; add.u64 %d1, %p3, %d0;\n", 4 * rc));
     (0..rc).for_each(|i| body.push_str(&format!("st.global.u32 [%d1+{}], %r{};\n", 4 * i, 24 + i)));
     let mut lab = Lab::new();
-    let addresses = [lab.words(words_a), lab.words(words_b), lab.words(words_c), lab.words(vec![0; 32 * rc])];
+    let addresses =
+        [lab.words(words_a), lab.words(words_b), lab.words(words_c), lab.words(vec![0; 32 * rc])];
     let report = lab.run(&kernel(4, "", &body), 1, 32, 0, &addresses).unwrap();
     assert!(report.clean());
     assert_eq!(report.counts.mma_flops, 2 * 16 * 8 * k as u64);
@@ -230,7 +242,10 @@ fn matrices_are_loaded_and_stored() {
     for l in 0..32 {
         for m in 0..2 {
             let cell = |row: u32, col: u32| 64 * (m + 1) + 8 * row + col;
-            assert_eq!(out[l as usize * 4 + m as usize], pair(cell(2 * (l % 4), l / 4), cell(2 * (l % 4) + 1, l / 4)));
+            assert_eq!(
+                out[l as usize * 4 + m as usize],
+                pair(cell(2 * (l % 4), l / 4), cell(2 * (l % 4) + 1, l / 4))
+            );
         }
     }
     // Stored transposed and loaded plain: the same as loaded transposed.

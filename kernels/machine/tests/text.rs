@@ -33,7 +33,10 @@ fn modules_tell_what_they_contain() {
     let first = module.entry("first").unwrap();
     let layout: Vec<_> = first.params().iter().map(|p| (p.offset, p.bytes, p.align)).collect();
     assert_eq!(layout, [(0, 8, 8), (8, 4, 4), (64, 128, 64), (192, 20, 4)]);
-    assert_eq!((first.params_bytes(), first.max_threads(), first.shared_bytes()), (212, Some(256), 128));
+    assert_eq!(
+        (first.params_bytes(), first.max_threads(), first.shared_bytes()),
+        (212, Some(256), 128)
+    );
     assert!(module.entry("third").is_none() && module.entry("second").unwrap().params().is_empty());
 }
 
@@ -42,12 +45,19 @@ fn errors_name_the_line_and_the_instruction() {
     let error = |body: &str| Module::parse(&kernel(0, "", body)).err().unwrap();
     let e = error("mov.u32 %r0, 1;\nfrobnicate.b32 %r0, %r1;");
     assert!(format!("{e}").contains("frobnicate.b32 %r0, %r1"), "{e}");
-    assert_eq!(kernel(0, "", "mov.u32 %r0, 1;\nfrobnicate;").lines().nth(e.line as usize - 1).unwrap(), "frobnicate;");
+    assert_eq!(
+        kernel(0, "", "mov.u32 %r0, 1;\nfrobnicate;").lines().nth(e.line as usize - 1).unwrap(),
+        "frobnicate;"
+    );
     assert!(error("add.s32 %r0, %r1;").message.contains("too few operands"));
     assert!(error("add.s32 %r0, %r1, %x1;").message.contains("%x1"));
     assert!(error("add.s32 %r0, %r1, %d1;").message.contains("%d1"));
     assert!(error("bra $nowhere;").message.contains("$nowhere"));
-    assert!(error("mma.sync.aligned.m16n8k16.row.row.f32.bf16.bf16.f32 {%f0}, {%r0}, {%r1}, {%f0};").line > 0);
+    assert!(
+        error("mma.sync.aligned.m16n8k16.row.row.f32.bf16.bf16.f32 {%f0}, {%r0}, {%r1}, {%f0};")
+            .line
+            > 0
+    );
     assert!(error("ld.global.u32 %r0, %r1;").message.contains("address"));
 }
 
@@ -59,7 +69,8 @@ fn names_have_scopes() {
             "{{ .reg .pred p; .reg .b32 x; mov.u32 x, {n}; setp.gt.u32 p, x, 5; @p bra skip; add.u32 %r1, %r1, x; skip: }}"
         )
     };
-    let body = format!("mov.u32 %r1, 0; {}{}{} st.global.u32 [%p0], %r1;", block(3), block(9), block(4));
+    let body =
+        format!("mov.u32 %r1, 0; {}{}{} st.global.u32 [%p0], %r1;", block(3), block(9), block(4));
     let mut lab = Lab::new();
     let o = lab.words([0]);
     assert!(lab.run(&kernel(1, "", &body), 1, 1, 0, &[o]).unwrap().clean());
@@ -68,14 +79,20 @@ fn names_have_scopes() {
 
 #[test]
 fn launches_are_checked() {
-    let module = Module::parse(&kernel(1, "", "").replace("\n)\n{", "\n)\n.maxntid 64, 1, 1\n{")).unwrap();
+    let module =
+        Module::parse(&kernel(1, "", "").replace("\n)\n{", "\n)\n.maxntid 64, 1, 1\n{")).unwrap();
     let entry = module.entry("k").unwrap();
     let go = |grid: u32, threads: u32, shared: usize, params: &[u8]| -> Result<(), Fault> {
         let launch = Launch { entry, grid: [grid, 1, 1], block: [threads, 1, 1], shared, params };
         run(&launch, &Memory::new(), &Options::default()).map(|_| ())
     };
     assert!(go(1, 64, 1024, &[0; 8]).is_ok());
-    for wrong in [go(1, 65, 0, &[0; 8]), go(0, 1, 0, &[0; 8]), go(1, 1, 300_000, &[0; 8]), go(1, 1, 0, &[0; 4])] {
+    for wrong in [
+        go(1, 65, 0, &[0; 8]),
+        go(0, 1, 0, &[0; 8]),
+        go(1, 1, 300_000, &[0; 8]),
+        go(1, 1, 0, &[0; 4]),
+    ] {
         assert_eq!(wrong.unwrap_err().kind, FaultKind::Launch);
     }
 }

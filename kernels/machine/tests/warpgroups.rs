@@ -54,7 +54,10 @@ impl Layout {
             32 => 3,
             _ => 0,
         };
-        (address as u64 >> 4) | (leading as u64 >> 4) << 16 | (stride as u64 >> 4) << 32 | mode << 62
+        (address as u64 >> 4)
+            | (leading as u64 >> 4) << 16
+            | (stride as u64 >> 4) << 32
+            | mode << 62
     }
 }
 
@@ -89,18 +92,27 @@ fn text(c: &Case, k: usize, image: usize, change: impl Fn(String) -> String) -> 
     let registers = if c.accumulator == "f16" { c.n / 4 } else { c.n / 2 };
     let prefix = if c.accumulator == "f16" { "r" } else { "f" };
     let sums = |first: usize| {
-        let all: Vec<String> = (first..first + registers).map(|i| format!("%{prefix}{i}")).collect();
+        let all: Vec<String> =
+            (first..first + registers).map(|i| format!("%{prefix}{i}")).collect();
         format!("{{{}}}", all.join(", "))
     };
     let first = if prefix == "r" { 0 } else { 100 };
     let flags = match c.a {
-        Some(a) if c.kind.ends_with("f16") => format!(", {}, {}", a.rows_contiguous as u8, c.b.rows_contiguous as u8),
+        Some(a) if c.kind.ends_with("f16") => {
+            format!(", {}, {}", a.rows_contiguous as u8, c.b.rows_contiguous as u8)
+        }
         None if c.kind.ends_with("f16") => format!(", {}", c.b.rows_contiguous as u8),
         _ => String::new(),
     };
     let a = if c.a.is_some() { "%d10".to_string() } else { "{%r60, %r61, %r62, %r63}".to_string() };
     let zeros: String = (first..first + registers)
-        .map(|i| if prefix == "r" { format!("mov.b32 %r{i}, 0;\n") } else { format!("mov.f32 %f{i}, 0f3F800000;\n") })
+        .map(|i| {
+            if prefix == "r" {
+                format!("mov.b32 %r{i}, 0;\n")
+            } else {
+                format!("mov.f32 %f{i}, 0f3F800000;\n")
+            }
+        })
         .collect();
     let product = |add: u8| {
         format!(
@@ -115,8 +127,9 @@ fn text(c: &Case, k: usize, image: usize, change: impl Fn(String) -> String) -> 
         )
     };
     let (ra, rb) = (c.a.map_or(0, |a| a.descriptor(2048, 64)), c.b.descriptor(2048 + OPERAND, c.n));
-    let stores: String =
-        (0..registers).map(|i| format!("st.global.b32 [%d3+{}], %{prefix}{};\n", 4 * i, first + i)).collect();
+    let stores: String = (0..registers)
+        .map(|i| format!("st.global.b32 [%d3+{}], %{prefix}{};\n", 4 * i, first + i))
+        .collect();
     let body = format!(
         "mov.u32 %r50, %tid.x; shl.b32 %r51, %r50, 4;
          $fill: setp.ge.u32 %q0, %r51, {image}; @%q0 bra $filled; cvt.u64.u32 %d0, %r51; add.u64 %d1, %p0, %d0;
@@ -136,7 +149,10 @@ fn text(c: &Case, k: usize, image: usize, change: impl Fn(String) -> String) -> 
     kernel(3, "", &change(body))
 }
 
-fn run(c: &Case, change: impl Fn(String) -> String) -> (Result<Report, ptx_machine::Fault>, Lab, u64, Vec<Vec<f64>>) {
+fn run(
+    c: &Case,
+    change: impl Fn(String) -> String,
+) -> (Result<Report, ptx_machine::Fault>, Lab, u64, Vec<Vec<f64>>) {
     let mut r = Random(c.n as u64 + 77);
     let bytes = encode(c.kind, 0.0).0.len();
     let k = 32 / bytes;
@@ -173,7 +189,11 @@ fn run(c: &Case, change: impl Fn(String) -> String) -> (Result<Report, ptx_machi
     let sign = (c.scale[0] * c.scale[1]) as f64;
     let want = x
         .iter()
-        .map(|x| y.iter().map(|y| 2.0 * sign * x.iter().zip(y).map(|(a, b)| a * b).sum::<f64>()).collect())
+        .map(|x| {
+            y.iter()
+                .map(|y| 2.0 * sign * x.iter().zip(y).map(|(a, b)| a * b).sum::<f64>())
+                .collect()
+        })
         .collect();
     let mut lab = Lab::new();
     let size = image.len();
@@ -192,7 +212,10 @@ fn check(c: Case) {
     let registers = if half { c.n / 4 } else { c.n / 2 };
     for thread in 0..128 {
         for i in 0..c.n / 2 {
-            let (row, col) = (thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8, i / 4 * 8 + thread % 4 * 2 + i % 2);
+            let (row, col) = (
+                thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8,
+                i / 4 * 8 + thread % 4 * 2 + i % 2,
+            );
             let got = if half {
                 f16::from_bits((out[thread * registers + i / 2] >> (i % 2 * 16)) as u16).to_f64()
             } else {
@@ -255,9 +278,23 @@ fn operands_in_all_layouts() {
 #[test]
 fn other_types_widths_and_signs() {
     check(Case { n: 8, kind: "bf16", accumulator: "f32", a: Some(ROWS), b: ROWS, scale: [-1, 1] });
-    check(Case { n: 256, kind: "bf16", accumulator: "f32", a: Some(ROWS), b: ROWS, scale: [-1, -1] });
+    check(Case {
+        n: 256,
+        kind: "bf16",
+        accumulator: "f32",
+        a: Some(ROWS),
+        b: ROWS,
+        scale: [-1, -1],
+    });
     check(Case { n: 24, kind: "bf16", accumulator: "f32", a: None, b: ROWS, scale: [1, 1] });
-    check(Case { n: 64, kind: "bf16", accumulator: "f32", a: None, b: layout(128, true), scale: [1, -1] });
+    check(Case {
+        n: 64,
+        kind: "bf16",
+        accumulator: "f32",
+        a: None,
+        b: layout(128, true),
+        scale: [1, -1],
+    });
     check(Case { n: 32, kind: "e4m3", accumulator: "f32", a: None, b: ROWS, scale: [1, 1] });
     check(Case { n: 32, kind: "e5m2", accumulator: "f32", a: Some(ROWS), b: ROWS, scale: [1, 1] });
     check(Case { n: 40, kind: "tf32", accumulator: "f32", a: Some(ROWS), b: ROWS, scale: [1, 1] });
@@ -283,11 +320,18 @@ fn missing_fences_are_seen() {
     assert!(changed("fence.proxy.async.shared::cta;", "").unwrap().asynchronous > 0);
     assert!(changed("wgmma.fence.sync.aligned;", "").unwrap().asynchronous > 0);
     // A register of the accumulators is written behind the fence.
-    let late = changed("wgmma.fence.sync.aligned;", "wgmma.fence.sync.aligned; add.f32 %f100, %f100, %f100;").unwrap();
+    let late = changed(
+        "wgmma.fence.sync.aligned;",
+        "wgmma.fence.sync.aligned; add.f32 %f100, %f100, %f100;",
+    )
+    .unwrap();
     assert!(late.asynchronous > 0);
     // A fence by those who read, behind the barrier, is as good.
-    let report =
-        changed("fence.proxy.async.shared::cta; bar.sync 0;", "bar.sync 0; fence.proxy.async.shared::cta;").unwrap();
+    let report = changed(
+        "fence.proxy.async.shared::cta; bar.sync 0;",
+        "bar.sync 0; fence.proxy.async.shared::cta;",
+    )
+    .unwrap();
     assert!(report.clean(), "{report}");
 }
 
@@ -301,13 +345,18 @@ fn results_and_operands_must_be_left_alone_until_the_wait() {
     let store = "st.shared.u32 [2048], 0;";
     assert!(changed(WAIT, &format!("{store} {WAIT}")).unwrap().races > 0);
     assert!(changed(WAIT, &format!("{WAIT} {store}")).unwrap().races > 0);
-    let report = changed(WAIT, &format!("{WAIT} bar.sync 0; setp.eq.u32 %q5, %r50, 0; @%q5 {store}")).unwrap();
+    let report =
+        changed(WAIT, &format!("{WAIT} bar.sync 0; setp.eq.u32 %q5, %r50, 0; @%q5 {store}"))
+            .unwrap();
     assert!(report.clean(), "{report}");
     // Registers of A.
     let c = Case { a: None, ..case() };
     let report = run(&c, |s| s.replacen(WAIT, &format!("mov.u32 %r60, 0; {WAIT}"), 1)).0.unwrap();
     assert_eq!(report.asynchronous, 4);
-    let report = run(&c, |s| s.replacen(WAIT, &format!("mov.u32 %r1, %r60; {WAIT} mov.u32 %r60, 0;"), 1)).0.unwrap();
+    let report =
+        run(&c, |s| s.replacen(WAIT, &format!("mov.u32 %r1, %r60; {WAIT} mov.u32 %r60, 0;"), 1))
+            .0
+            .unwrap();
     assert!(report.clean(), "{report}");
 }
 
@@ -323,5 +372,8 @@ fn a_warpgroup_goes_together() {
     };
     assert_eq!(run(&case(), skip).0.unwrap_err().kind, FaultKind::Divergence);
     let other = "mov.b64 %d11, %d10; setp.lt.u32 %q5, %r50, 32; @%q5 mov.b64 %d11, 0; wgmma.fence.sync.aligned;";
-    assert_eq!(changed("wgmma.fence.sync.aligned;", other).unwrap_err().kind, FaultKind::Divergence);
+    assert_eq!(
+        changed("wgmma.fence.sync.aligned;", other).unwrap_err().kind,
+        FaultKind::Divergence
+    );
 }

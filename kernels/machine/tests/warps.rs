@@ -25,7 +25,10 @@ fn shuffles() {
     go("shfl.sync.idx.b32 %o, %a, 5, 0x181f, -1;", &|l| l / 8 * 8 + 5);
     go("shfl.sync.bfly.b32 %o, %a, 4, 0x181f, -1;", &|l| l ^ 4);
     // A lane-dependent source, and the predicate.
-    go("mov.u32 %r1, %laneid; xor.b32 %r1, %r1, 31; shfl.sync.idx.b32 %o, %a, %r1, 31, -1;", &|l| 31 - l);
+    go(
+        "mov.u32 %r1, %laneid; xor.b32 %r1, %r1, 31; shfl.sync.idx.b32 %o, %a, %r1, 31, -1;",
+        &|l| 31 - l,
+    );
     go("shfl.sync.down.b32 %r1|%q0, %a, 20, 31, -1; selp.b32 %o, %r1, 1099, %q0;", &|l| {
         if l < 12 { l + 20 } else { 99 }
     });
@@ -108,7 +111,8 @@ fn barriers_with_numbers_order_the_warps_that_take_part() {
     let mut lab = Lab::new();
     let o = lab.words([99]);
     // All lanes of warp 0 store different values to one word: one finding for each pair.
-    let one = handover("bar.arrive 3, 64;").replace("st.shared.u32 [1024], %r0", "st.shared.u32 [1024], 42");
+    let one = handover("bar.arrive 3, 64;")
+        .replace("st.shared.u32 [1024], %r0", "st.shared.u32 [1024], 42");
     let report = lab.run(&one, 1, 96, 16, &[o]).unwrap();
     assert!(report.clean(), "{report}");
     assert_eq!(lab.read(o), [42]);

@@ -48,7 +48,12 @@ impl Arena {
     }
 
     /// The address of `bytes` bytes from `offset`, for `what`.
-    pub(super) fn place(&self, offset: usize, bytes: usize, what: impl std::fmt::Display) -> Result<*mut u8> {
+    pub(super) fn place(
+        &self,
+        offset: usize,
+        bytes: usize,
+        what: impl std::fmt::Display,
+    ) -> Result<*mut u8> {
         match offset.checked_add(bytes) {
             Some(end) if end <= self.len() => Ok(self.start.as_ptr().wrapping_add(offset)),
             _ => Err(Error::memory(format!("{what} lies outside the arena"))

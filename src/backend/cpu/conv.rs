@@ -68,7 +68,9 @@ impl Blocks {
             task_panels,
             w_words: (w_panels * micro.nr * words).next_multiple_of(16),
             x_words: x_words.next_multiple_of(16),
-            c_words: c_words.max((micro.nr + 1) * k - x_words.min((micro.nr + 1) * k)).next_multiple_of(16),
+            c_words: c_words
+                .max((micro.nr + 1) * k - x_words.min((micro.nr + 1) * k))
+                .next_multiple_of(16),
         }
     }
 
@@ -79,7 +81,10 @@ impl Blocks {
 
 /// A 1 x 1 convolution that takes every pixel once is a plain matrix product.
 fn is_linear(shape: &ConvShape) -> bool {
-    shape.kernel == 1 && shape.stride == 1 && !shape.upsample && shape.pad_before + shape.pad_after == 0
+    shape.kernel == 1
+        && shape.stride == 1
+        && !shape.upsample
+        && shape.pad_before + shape.pad_after == 0
 }
 
 /// Bytes of scratch that `conv2d` needs on `threads` threads.
@@ -112,9 +117,17 @@ pub fn conv2d(
     let (height, width) = shape.output();
     let rows = shape.batch * height * width;
     assert!(v.needs <= Isa::detect(), "{} needs {}", v.name, v.needs.name());
-    assert_eq!((x.rows(), x.cols()), (shape.batch * shape.height * shape.width, shape.in_channels), "conv2d: x");
+    assert_eq!(
+        (x.rows(), x.cols()),
+        (shape.batch * shape.height * shape.width, shape.in_channels),
+        "conv2d: x"
+    );
     assert_eq!((out.rows(), out.cols()), (rows, shape.out_channels), "conv2d: out");
-    assert_eq!((w.rows, w.cols), (shape.out_channels, shape.in_channels * shape.kernel * shape.kernel), "conv2d: w");
+    assert_eq!(
+        (w.rows, w.cols),
+        (shape.out_channels, shape.in_channels * shape.kernel * shape.kernel),
+        "conv2d: w"
+    );
     assert!(bias.is_none_or(|b| b.len() == w.rows), "conv2d: the bias does not fit");
     check_tail(tail, out);
     if rows == 0 || shape.out_channels == 0 {
@@ -131,7 +144,9 @@ pub fn conv2d(
         let first = task * blocks.task_panels;
         let panels = blocks.task_panels.min(row_panels - first);
         // SAFETY: the processor was asked and shapes checked above; the area is the slot's own.
-        unsafe { pixels(micro, &blocks, x, &w, bias, tail, out, shape, (first, panels), scratch, slot) }
+        unsafe {
+            pixels(micro, &blocks, x, &w, bias, tail, out, shape, (first, panels), scratch, slot)
+        }
     });
 }
 
@@ -142,14 +157,25 @@ fn block_range(b: &Blocks, micro: &Micro, block: usize) -> (usize, usize, usize)
 }
 
 /// Reorders and packs the whole weight, as `[k block][panel][word][channel]`.
-fn pack_weight(micro: &Micro, b: &Blocks, w: &WeightRows, shape: &ConvShape, scratch: Words, threads: usize) {
+fn pack_weight(
+    micro: &Micro,
+    b: &Blocks,
+    w: &WeightRows,
+    shape: &ConvShape,
+    scratch: Words,
+    threads: usize,
+) {
     let (nr, taps, channels) = (micro.nr, shape.kernel * shape.kernel, shape.in_channels);
     let k = taps * channels;
     share(threads, b.w_panels, |slot, panel| {
         let area = scratch.at(b.w_words + slot * (b.x_words + b.c_words)).cast::<f32>();
         // SAFETY: the slot's area holds a row as stored and `nr` reordered ones; nobody else uses it.
-        let (stored, ordered) =
-            unsafe { (std::slice::from_raw_parts_mut(area, k), std::slice::from_raw_parts_mut(area.add(k), nr * k)) };
+        let (stored, ordered) = unsafe {
+            (
+                std::slice::from_raw_parts_mut(area, k),
+                std::slice::from_raw_parts_mut(area.add(k), nr * k),
+            )
+        };
         let mut lanes = [Row::ZEROS; MAX_LANES];
         let lanes = &mut lanes[..nr.min(shape.out_channels - panel * nr)];
         for (i, lane) in lanes.iter_mut().enumerate() {
@@ -170,7 +196,9 @@ fn pack_weight(micro: &Micro, b: &Blocks, w: &WeightRows, shape: &ConvShape, scr
                 let c = word * micro.per_word;
                 let count = (channels - c).min(n * micro.per_word);
                 // SAFETY: the elements are in `ordered`; the panel is this task's own.
-                unsafe { (micro.pack)(lanes, nr, tap * channels + c, count, to.wrapping_add(at * nr)) };
+                unsafe {
+                    (micro.pack)(lanes, nr, tap * channels + c, count, to.wrapping_add(at * nr))
+                };
             });
         }
     });
@@ -231,16 +259,30 @@ unsafe fn pixels(
             let columns = Columns::new(w, bias, group_cols.0, group_cols.1);
             for p in group..b.w_panels.min(group + NC / nr) {
                 for m in 0..panels {
-                    let tile = if b.k_blocks > 1 { sums.wrapping_add((p * panels + m) * mr * nr) } else { sums };
+                    let tile = if b.k_blocks > 1 {
+                        sums.wrapping_add((p * panels + m) * mr * nr)
+                    } else {
+                        sums
+                    };
                     let row = (first + m) * mr;
                     // SAFETY: both panels hold `words` words; the tile is the slot's own.
                     unsafe {
                         let w_panel = scratch.at(place + p * nr * words);
-                        (micro.tile)(words, packed.wrapping_add(m * mr * words), w_panel, tile, block > 0);
+                        (micro.tile)(
+                            words,
+                            packed.wrapping_add(m * mr * words),
+                            w_panel,
+                            tile,
+                            block > 0,
+                        );
                         if block + 1 == b.k_blocks {
                             let col = (p - group) * nr;
                             let cols = nr.min(group_cols.1 - col);
-                            (micro.finish)(tile, nr, columns.finish(tail, out, row, mr.min(rows - row), col, cols));
+                            (micro.finish)(
+                                tile,
+                                nr,
+                                columns.finish(tail, out, row, mr.min(rows - row), col, cols),
+                            );
                         }
                     }
                 }

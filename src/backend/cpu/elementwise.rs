@@ -30,7 +30,9 @@ impl Kernel for PairRow {
         // SAFETY: the operands have n elements, as the struct demands.
         unsafe {
             match self.pair {
-                Pair::Add => simd::map::<S>(self.a, self.out, n, |i, a| S::add(a, simd::at::<S>(self.b, i, n))),
+                Pair::Add => simd::map::<S>(self.a, self.out, n, |i, a| {
+                    S::add(a, simd::at::<S>(self.b, i, n))
+                }),
                 Pair::GeluMul => simd::map::<S>(self.a, self.out, n, |i, a| {
                     S::mul(simd::gelu_tanh::<S>(a), simd::at::<S>(self.b, i, n))
                 }),
@@ -135,7 +137,15 @@ pub(crate) fn cast(how: How, x: &Stored, out: &Stored) {
 }
 
 /// Rows `from .. from + count` of each picture of x become rows `to ..` of that picture of out.
-pub(crate) fn copy_rows(how: How, x: &Stored, out: &Stored, batch: usize, from: usize, to: usize, count: usize) {
+pub(crate) fn copy_rows(
+    how: How,
+    x: &Stored,
+    out: &Stored,
+    batch: usize,
+    from: usize,
+    to: usize,
+    count: usize,
+) {
     if how == How::Reference {
         return reference::copy_rows(x, out, batch, from, to, count);
     }
@@ -156,7 +166,8 @@ pub(crate) fn pack(how: How, x: In, height: usize, width: usize, out: Out) {
     for_rows(out.rows(), out.cols(), |rows| {
         for r in rows {
             // SAFETY: out's row is written by this task only; x is not written.
-            let (token, pixels) = unsafe { (out.row(r), patch(height, width, r).map(|p| x.row(p))) };
+            let (token, pixels) =
+                unsafe { (out.row(r), patch(height, width, r).map(|p| x.row(p))) };
             for (i, pixel) in pixels.into_iter().enumerate() {
                 token.iter_mut().skip(i).step_by(4).zip(pixel).for_each(|(t, p)| *t = *p);
             }
@@ -165,16 +176,28 @@ pub(crate) fn pack(how: How, x: In, height: usize, width: usize, out: Out) {
 }
 
 /// Tokens to latent pixels, then `x * scale + shift`; see `Op::Unpack`.
-pub(crate) fn unpack(how: How, x: In, height: usize, width: usize, scale: f32, shift: f32, out: Out) {
+pub(crate) fn unpack(
+    how: How,
+    x: In,
+    height: usize,
+    width: usize,
+    scale: f32,
+    shift: f32,
+    out: Out,
+) {
     if how == How::Reference {
         return reference::unpack(x, height, width, scale, shift, out);
     }
     for_rows(x.rows(), x.cols(), |rows| {
         for r in rows {
             // SAFETY: the four pixels belong to this token only; x is not written.
-            let (token, pixels) = unsafe { (x.row(r), patch(height, width, r).map(|p| out.row(p))) };
+            let (token, pixels) =
+                unsafe { (x.row(r), patch(height, width, r).map(|p| out.row(p))) };
             for (i, pixel) in pixels.into_iter().enumerate() {
-                pixel.iter_mut().zip(token.iter().skip(i).step_by(4)).for_each(|(p, t)| *p = *t * scale + shift);
+                pixel
+                    .iter_mut()
+                    .zip(token.iter().skip(i).step_by(4))
+                    .for_each(|(p, t)| *p = *t * scale + shift);
             }
         }
     });

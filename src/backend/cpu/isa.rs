@@ -41,7 +41,9 @@ impl Isa {
         match self {
             Isa::Portable => true,
             Isa::Avx2 => has!("avx2") && has!("fma") && has!("f16c"),
-            Isa::Avx512 => has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl"),
+            Isa::Avx512 => {
+                has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl")
+            }
             Isa::Avx512Bf16 => has!("avx512bf16") && has!("avx512vbmi"),
         }
     }

@@ -77,7 +77,14 @@ pub const LINEAR: &[Variant] = &[
 ];
 
 /// Bytes of scratch that `linear` needs for x of `rows x k`, w of `n x k` and a side of rank `side` (0 for none), when it runs on `threads` threads (not fewer: fewer threads may need more).
-pub fn linear_scratch(v: &Variant, rows: usize, k: usize, side: usize, n: usize, threads: usize) -> usize {
+pub fn linear_scratch(
+    v: &Variant,
+    rows: usize,
+    k: usize,
+    side: usize,
+    n: usize,
+    threads: usize,
+) -> usize {
     gemm::scratch_bytes(v.micro, rows, k, side, n, threads)
 }
 
@@ -95,12 +102,23 @@ pub fn linear(
     v: &Variant,
 ) {
     assert!(v.needs <= Isa::detect(), "{} needs {}", v.name, v.needs.name());
-    assert_eq!((x.rows(), x.cols(), out.cols()), (out.rows(), w.cols, w.rows), "linear: x, w and out do not fit");
+    assert_eq!(
+        (x.rows(), x.cols(), out.cols()),
+        (out.rows(), w.cols, w.rows),
+        "linear: x, w and out do not fit"
+    );
     assert!(bias.is_none_or(|b| b.len() == w.rows), "linear: the bias does not fit");
     if let Some((t, b)) = side {
-        assert_eq!((t.rows(), t.cols(), b.rows), (x.rows(), b.cols, w.rows), "linear: the side does not fit");
+        assert_eq!(
+            (t.rows(), t.cols(), b.rows),
+            (x.rows(), b.cols, w.rows),
+            "linear: the side does not fit"
+        );
         // Its scales would be lost, and the loaders read it as it is.
-        assert!(b.parts.iter().all(|p| p.dtype.is_wide() && p.scale.is_one()), "linear: how the side is stored");
+        assert!(
+            b.parts.iter().all(|p| p.dtype.is_wide() && p.scale.is_one()),
+            "linear: how the side is stored"
+        );
     }
     check_tail(tail, out);
     let b = side.map(|(_, b)| WeightRows::new(b));
@@ -112,7 +130,11 @@ pub fn linear(
 /// Panics unless the operands of `tail` fit `out`.
 pub(super) fn check_tail(tail: Tail, out: Out) {
     if let Tail::Add { residual } | Tail::GatedAdd { residual, .. } = tail {
-        assert_eq!((residual.rows(), residual.cols()), (out.rows(), out.cols()), "the residual does not fit");
+        assert_eq!(
+            (residual.rows(), residual.cols()),
+            (out.rows(), out.cols()),
+            "the residual does not fit"
+        );
     }
     if let Tail::GatedAdd { gate, .. } = tail {
         assert!(

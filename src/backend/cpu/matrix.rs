@@ -43,8 +43,16 @@ impl In {
 
     /// The columns `col .. col + cols` of a dense matrix with `stride` columns. The window must not outlive `data`.
     pub fn window(data: &[f32], stride: usize, col: usize, cols: usize) -> In {
-        assert!(col + cols <= stride && data.len().is_multiple_of(stride.max(1)), "columns {col}+{cols} of {stride}");
-        In { ptr: data[col.min(data.len())..].as_ptr(), rows: data.len() / stride.max(1), cols, stride }
+        assert!(
+            col + cols <= stride && data.len().is_multiple_of(stride.max(1)),
+            "columns {col}+{cols} of {stride}"
+        );
+        In {
+            ptr: data[col.min(data.len())..].as_ptr(),
+            rows: data.len() / stride.max(1),
+            cols,
+            stride,
+        }
     }
 
     /// A whole dense matrix with `cols` columns. The window must not outlive `data`.
@@ -103,7 +111,10 @@ impl Out {
 
     /// The columns `col .. col + cols` of a dense matrix with `stride` columns. The window must not outlive `data`.
     pub fn window(data: &mut [f32], stride: usize, col: usize, cols: usize) -> Out {
-        assert!(col + cols <= stride && data.len().is_multiple_of(stride.max(1)), "columns {col}+{cols} of {stride}");
+        assert!(
+            col + cols <= stride && data.len().is_multiple_of(stride.max(1)),
+            "columns {col}+{cols} of {stride}"
+        );
         let rows = data.len() / stride.max(1);
         let col = col.min(data.len());
         Out { ptr: data[col..].as_mut_ptr(), rows, cols, stride }

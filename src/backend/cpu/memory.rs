@@ -7,7 +7,8 @@ use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
 /// What people call the processor.
 pub(super) fn processor_name() -> String {
-    let system = System::new_with_specifics(RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()));
+    let system =
+        System::new_with_specifics(RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()));
     let brand = system.ok().and_then(|s| s.cpus().first().map(|c| c.brand().trim().to_string()));
     brand.filter(|b| !b.is_empty()).unwrap_or_else(|| std::env::consts::ARCH.to_string())
 }
@@ -16,8 +17,9 @@ pub(super) fn processor_name() -> String {
 pub(super) fn total_bytes() -> Result<u64> {
     let refresh = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
     let system = System::new_with_specifics(refresh);
-    let machine =
-        system.map_err(|e| Error::device(format!("could not ask how much memory there is: {e}")).at("cpu"))?;
+    let machine = system.map_err(|e| {
+        Error::device(format!("could not ask how much memory there is: {e}")).at("cpu")
+    })?;
     let machine = machine.total_memory();
     let group = std::fs::read_to_string("/proc/self/cgroup").ok();
     let limit = group.and_then(|text| group_limit(&text, Path::new("/sys/fs/cgroup")));
@@ -30,7 +32,9 @@ fn group_limit(membership: &str, root: &Path) -> Option<u64> {
     let mut folder: PathBuf = root.join(group.trim_end());
     let mut smallest = None;
     while folder.starts_with(root) {
-        let limit = std::fs::read_to_string(folder.join("memory.max")).ok().and_then(|text| text.trim().parse().ok());
+        let limit = std::fs::read_to_string(folder.join("memory.max"))
+            .ok()
+            .and_then(|text| text.trim().parse().ok());
         smallest = [smallest, limit].into_iter().flatten().min();
         if !folder.pop() {
             break;

@@ -79,20 +79,31 @@ impl CpuBackend {
                 .found(detected.name())
                 .expected(isa.name()));
         }
-        let threads = options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
+        let threads = options
+            .threads
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
         if threads == 0 {
-            return Err(Error::argument("there must be a thread to work").at("threads").found(0).expected("1 or more"));
+            return Err(Error::argument("there must be a thread to work")
+                .at("threads")
+                .found(0)
+                .expected("1 or more"));
         }
         let choice = Choice::new(isa, options.compute, options.kernels)?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("cpu-{i}"))
             .build()
-            .map_err(|e| Error::device(format!("could not start {threads} threads: {e}")).at("cpu"))?;
+            .map_err(|e| {
+                Error::device(format!("could not start {threads} threads: {e}")).at("cpu")
+            })?;
         let plural = if threads == 1 { "" } else { "s" };
         let caps = Caps {
             name: "cpu".into(),
-            description: format!("{}, {}, {threads} thread{plural}", memory::processor_name(), isa.name()),
+            description: format!(
+                "{}, {}, {threads} thread{plural}",
+                memory::processor_name(),
+                isa.name()
+            ),
             memory_bytes: memory::total_bytes()?,
             free_bytes: memory::total_bytes()?,
             overhead_bytes: 0,
@@ -154,7 +165,13 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn load(&mut self, key: WeightKey, _place: Place, weight: &HostWeight, _how: Use) -> Result<()> {
+    fn load(
+        &mut self,
+        key: WeightKey,
+        _place: Place,
+        weight: &HostWeight,
+        _how: Use,
+    ) -> Result<()> {
         form::check(weight)?;
         self.prefetcher.want(key, &weight.parts);
         self.weights.insert(key, Loaded { weight: weight.clone(), vector: None });

@@ -82,12 +82,22 @@ impl Kernel for NormRow {
 
 /// See `Op::LayerNormModulate`; `out` may be x.
 pub(crate) fn layer_norm_modulate(how: How, x: In, shift: In, scale: In, eps: f32, out: Out) {
-    let Some(lanes) = lanes(how) else { return reference::layer_norm_modulate(x, shift, scale, eps, out) };
+    let Some(lanes) = lanes(how) else {
+        return reference::layer_norm_modulate(x, shift, scale, eps, out);
+    };
     let group = |r: usize, m: In| m.row_ptr(r / (x.rows() / m.rows()));
     for_rows(x.rows(), x.cols(), |rows| {
         for r in rows {
             let (gain, shift) = (group(r, scale), Some(group(r, shift)));
-            let row = NormRow { x: x.row_ptr(r), gain, offset: 1.0, shift, eps, out: out.row_ptr(r), n: x.cols() };
+            let row = NormRow {
+                x: x.row_ptr(r),
+                gain,
+                offset: 1.0,
+                shift,
+                eps,
+                out: out.row_ptr(r),
+                n: x.cols(),
+            };
             // SAFETY: the variant was chosen for this processor; the rows have as many columns as x.
             unsafe { lanes.run(row) };
         }
@@ -101,7 +111,15 @@ pub(crate) fn layer_norm(how: How, x: In, weight: &[f32], bias: &[f32], eps: f32
     for_rows(x.rows(), x.cols(), |rows| {
         for r in rows {
             let (gain, shift) = (weight.as_ptr(), Some(bias.as_ptr()));
-            let row = NormRow { x: x.row_ptr(r), gain, offset: 0.0, shift, eps, out: out.row_ptr(r), n: x.cols() };
+            let row = NormRow {
+                x: x.row_ptr(r),
+                gain,
+                offset: 0.0,
+                shift,
+                eps,
+                out: out.row_ptr(r),
+                n: x.cols(),
+            };
             // SAFETY: the variant was chosen for this processor; lengths were checked above.
             unsafe { lanes.run(row) };
         }
@@ -115,8 +133,15 @@ pub(crate) fn rms_norm(how: How, x: In, weight: &[f32], eps: f32, out: Out) {
     for_rows(x.rows(), x.cols(), |rows| {
         for r in rows {
             let gain = weight.as_ptr();
-            let row =
-                NormRow { x: x.row_ptr(r), gain, offset: 0.0, shift: None, eps, out: out.row_ptr(r), n: x.cols() };
+            let row = NormRow {
+                x: x.row_ptr(r),
+                gain,
+                offset: 0.0,
+                shift: None,
+                eps,
+                out: out.row_ptr(r),
+                n: x.cols(),
+            };
             // SAFETY: the variant was chosen for this processor; lengths were checked above.
             unsafe { lanes.run(row) };
         }
@@ -172,7 +197,8 @@ impl Kernel for QkRow<'_> {
                 for head in 0..self.heads {
                     let at = which * width + head * dim;
                     let x = self.x.add(at);
-                    let inverse = S::splat(1.0 / (sum::<S, 2>(x, dim, 0.0) / dim as f32 + self.eps).sqrt());
+                    let inverse =
+                        S::splat(1.0 / (sum::<S, 2>(x, dim, 0.0) / dim as f32 + self.eps).sqrt());
                     // A head's width is even, so a vector never parts a pair.
                     simd::map::<S>(x, self.out.add(at), dim, |i, x| {
                         let x = S::mul(S::mul(x, inverse), simd::at::<S>(gain.as_ptr(), i, dim));
@@ -189,7 +215,12 @@ impl Kernel for QkRow<'_> {
 pub(crate) fn qk_norm_rope(how: How, a: &QkNormRope) {
     let Some(lanes) = lanes(how) else { return reference::qk_norm_rope(a) };
     let dim = a.head_dim();
-    assert!(a.q_gain.len() == dim && a.k_gain.len() == dim && a.rope.cols() == dim && dim.is_multiple_of(2));
+    assert!(
+        a.q_gain.len() == dim
+            && a.k_gain.len() == dim
+            && a.rope.cols() == dim
+            && dim.is_multiple_of(2)
+    );
     for_rows(a.qkv.rows(), a.qkv.cols(), |rows| {
         for r in rows {
             let (token, to) = a.place(r);
@@ -340,10 +371,17 @@ pub(crate) fn group_norm(how: How, a: &GroupNorm) {
                 let (mut mean, mut squares) = (vec![0.0; channels], vec![0.0; channels]);
                 let count = pixels.len() as f64;
                 // SAFETY: the variant was chosen for this processor; mean and squares have x's columns.
-                unsafe { lanes.run(ChannelMoments { x, pixels, mean: &mut mean, squares: &mut squares }) };
-                let channel = |c: usize| Moments { count, mean: mean[c].into(), squares: squares[c].into() };
+                unsafe {
+                    lanes.run(ChannelMoments { x, pixels, mean: &mut mean, squares: &mut squares })
+                };
+                let channel =
+                    |c: usize| Moments { count, mean: mean[c].into(), squares: squares[c].into() };
                 (0..groups)
-                    .map(|g| (g * width..(g + 1) * width).map(channel).fold(Moments::default(), Moments::with))
+                    .map(|g| {
+                        (g * width..(g + 1) * width)
+                            .map(channel)
+                            .fold(Moments::default(), Moments::with)
+                    })
                     .collect()
             })
             .collect();

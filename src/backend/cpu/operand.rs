@@ -25,7 +25,13 @@ impl Stored {
     ///
     /// # Safety
     /// All rows must be readable, and writable if they are to be written, and used by nobody else, as long as the window is used.
-    pub(crate) unsafe fn new(ptr: *mut u8, rows: usize, cols: usize, stride: usize, dtype: DType) -> Stored {
+    pub(crate) unsafe fn new(
+        ptr: *mut u8,
+        rows: usize,
+        cols: usize,
+        stride: usize,
+        dtype: DType,
+    ) -> Stored {
         Stored { ptr, rows, cols, stride, dtype }
     }
 
@@ -134,16 +140,26 @@ impl<'a> Table<'a> {
 pub(crate) fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
     match dtype {
-        DType::BF16 => out.iter_mut().zip(pairs()).for_each(|(o, b)| *o = bf16::from_le_bytes(b).to_f32()),
-        DType::F16 => out.iter_mut().zip(pairs()).for_each(|(o, b)| *o = f16::from_le_bytes(b).to_f32()),
-        _ => out.iter_mut().zip(bytes.chunks_exact(dtype.size())).for_each(|(o, b)| *o = dtype.decode(b)),
+        DType::BF16 => {
+            out.iter_mut().zip(pairs()).for_each(|(o, b)| *o = bf16::from_le_bytes(b).to_f32())
+        }
+        DType::F16 => {
+            out.iter_mut().zip(pairs()).for_each(|(o, b)| *o = f16::from_le_bytes(b).to_f32())
+        }
+        _ => out
+            .iter_mut()
+            .zip(bytes.chunks_exact(dtype.size()))
+            .for_each(|(o, b)| *o = dtype.decode(b)),
     }
 }
 
 /// All of `values` as elements of `dtype`, rounded to nearest even.
 pub(crate) fn encode(dtype: DType, values: &[f32], bytes: &mut [u8]) {
     match dtype {
-        DType::F32 => bytes.chunks_exact_mut(4).zip(values).for_each(|(b, v)| b.copy_from_slice(&v.to_le_bytes())),
+        DType::F32 => bytes
+            .chunks_exact_mut(4)
+            .zip(values)
+            .for_each(|(b, v)| b.copy_from_slice(&v.to_le_bytes())),
         DType::BF16 => {
             bytes
                 .chunks_exact_mut(2)

@@ -85,7 +85,9 @@ impl Prefetcher {
                 let _closed = Closed(&theirs);
                 theirs.serve();
             })
-            .map_err(|e| Error::device(format!("could not start the prefetch thread: {e}")).at("cpu"))?;
+            .map_err(|e| {
+                Error::device(format!("could not start the prefetch thread: {e}")).at("cpu")
+            })?;
         Ok(Prefetcher { shared, thread: Some(thread) })
     }
 
@@ -98,7 +100,9 @@ impl Prefetcher {
     /// Returns once `key` has been brought in. The computation waits here and not in page faults, which would read the file in small pieces.
     pub(super) fn arrived(&self, key: WeightKey) -> Result<()> {
         let mut state = self.shared.lock();
-        while !state.closed && (state.current == Some(key) || state.queue.iter().any(|(wanted, _)| *wanted == key)) {
+        while !state.closed
+            && (state.current == Some(key) || state.queue.iter().any(|(wanted, _)| *wanted == key))
+        {
             state = self.shared.wait(state);
         }
         match state.failed.iter().find(|(failed, _)| *failed == key) {
@@ -155,7 +159,14 @@ mod tests {
     }
 
     fn part(source: &Arc<Slow>, offset: usize) -> HostPart {
-        HostPart { source: source.clone(), offset, rows: 1, cols: 5, dtype: DType::BF16, scale: Scale::One }
+        HostPart {
+            source: source.clone(),
+            offset,
+            rows: 1,
+            cols: 5,
+            dtype: DType::BF16,
+            scale: Scale::One,
+        }
     }
 
     #[test]

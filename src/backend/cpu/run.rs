@@ -17,12 +17,22 @@ use crate::op::{Epilogue, Op};
 use crate::tensor::{DTypes, Tensor, View, Weight};
 
 /// Bytes of scratch that `op` needs with the chosen variant.
-pub(super) fn scratch_bytes(choice: &Choice, threads: usize, op: &Op, stored: &dyn Fn(Weight) -> DTypes) -> usize {
+pub(super) fn scratch_bytes(
+    choice: &Choice,
+    threads: usize,
+    op: &Op,
+    stored: &dyn Fn(Weight) -> DTypes,
+) -> usize {
     match *op {
         Op::Linear { x, w, side, .. } => match choice.product("linear", stored(w)) {
-            Product::Fast(v) => {
-                linear::linear_scratch(v, x.rows(), w.cols, side.map_or(0, |s| s.b.cols), w.rows, threads)
-            }
+            Product::Fast(v) => linear::linear_scratch(
+                v,
+                x.rows(),
+                w.cols,
+                side.map_or(0, |s| s.b.cols),
+                w.rows,
+                threads,
+            ),
             Product::Reference => 0,
         },
         Op::Conv2d { w, shape, .. } => match choice.product("conv2d", stored(w)) {
@@ -47,7 +57,8 @@ impl Operands<'_> {
     fn stored(&self, view: View) -> Result<Stored> {
         let t = view.tensor;
         let size = t.dtype.size();
-        let start = self.arena.place(self.places.of(&t), t.bytes(), t)?.wrapping_add(view.col * size);
+        let start =
+            self.arena.place(self.places.of(&t), t.bytes(), t)?.wrapping_add(view.col * size);
         if !(start as usize).is_multiple_of(size) {
             return Err(Error::device(format!("{t} is not aligned to its elements")));
         }
@@ -59,7 +70,9 @@ impl Operands<'_> {
     fn view_out(&self, view: View) -> Result<Out> {
         let t = view.tensor;
         if t.dtype != DType::F32 {
-            return Err(Error::device("the CPU computes on f32 activations only").found(t).try_("cast it first"));
+            return Err(Error::device("the CPU computes on f32 activations only")
+                .found(t)
+                .try_("cast it first"));
         }
         let start = self.stored(view)?.start().cast::<f32>();
         // SAFETY: as in `stored`; the address is aligned.
@@ -86,7 +99,11 @@ impl Operands<'_> {
         }
         // SAFETY: the ids lie in the arena, are aligned, and no operation writes I32.
         let ids = unsafe { std::slice::from_raw_parts(start, ids.rows) };
-        match ids.iter().enumerate().find(|(_, id)| usize::try_from(**id).is_ok_and(|id| id >= rows) || **id < 0) {
+        match ids
+            .iter()
+            .enumerate()
+            .find(|(_, id)| usize::try_from(**id).is_ok_and(|id| id >= rows) || **id < 0)
+        {
             None => Ok(ids),
             Some((at, id)) => Err(Error::argument("a token id is not in the table")
                 .at(format!("token {at}"))
@@ -96,7 +113,10 @@ impl Operands<'_> {
         }
     }
 
-    #[expect(clippy::mut_from_ref, reason = "the arena is raw memory, and a step asks for its scratch once")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the arena is raw memory, and a step asks for its scratch once"
+    )]
     fn scratch(&self, bytes: usize) -> Result<&mut [u8]> {
         if bytes == 0 {
             return Ok(&mut []);
@@ -112,7 +132,9 @@ pub(super) fn run(backend: &mut CpuBackend, op: &Op, places: &Places) -> Result<
     // Biases and gains come as f32, which may have to be made first.
     let vectors = match *op {
         Op::Linear { bias, .. } | Op::Conv2d { bias, .. } => [bias, None],
-        Op::LayerNorm { weight, bias, .. } | Op::GroupNorm { weight, bias, .. } => [Some(weight), Some(bias)],
+        Op::LayerNorm { weight, bias, .. } | Op::GroupNorm { weight, bias, .. } => {
+            [Some(weight), Some(bias)]
+        }
         Op::RmsNorm { weight, .. } => [Some(weight), None],
         Op::QkNormRope { q_gain, k_gain, .. } => [Some(q_gain), Some(k_gain)],
         _ => [None, None],
@@ -124,7 +146,9 @@ pub(super) fn run(backend: &mut CpuBackend, op: &Op, places: &Places) -> Result<
     let [first, second] = &found;
     let backend = &*backend;
     let place = Operands { arena: &backend.arena, places };
-    backend.pool.install(|| dispatch(backend, op, places, &place, first.as_deref(), second.as_deref()))
+    backend
+        .pool
+        .install(|| dispatch(backend, op, places, &place, first.as_deref(), second.as_deref()))
 }
 
 /// `first` and `second` are the vectors of the operation in the order of its fields.
@@ -144,7 +168,8 @@ fn dispatch(
     };
     match *op {
         Op::Linear { x, w, side, epilogue, out, .. } => {
-            let side = side.map(|s| Ok::<_, Error>((place.tensor(s.t)?, weight(s.b)?))).transpose()?;
+            let side =
+                side.map(|s| Ok::<_, Error>((place.tensor(s.t)?, weight(s.b)?))).transpose()?;
             let (x, out, host) = (place.view(x)?, place.view_out(out)?, weight(w)?);
             let tail = match epilogue {
                 Epilogue::None => Tail::None,
@@ -166,7 +191,9 @@ fn dispatch(
             let residual = residual.map(|r| place.tensor(r)).transpose()?;
             match backend.choice.product("conv2d", host.stored()) {
                 Product::Reference => reference::conv2d(x, host, first, shape, residual, out),
-                Product::Fast(v) => conv::conv2d(x, host, first, &shape, residual, out, scratch()?, v),
+                Product::Fast(v) => {
+                    conv::conv2d(x, host, first, &shape, residual, out, scratch()?, v)
+                }
             }
         }
         Op::Attention { q, k, v, batch, heads, scale, causal, bias, first: split, out } => {
@@ -198,28 +225,63 @@ fn dispatch(
         Op::QkNormRope { qkv, rope, batch, heads, tokens, first: start, eps, out, .. } => {
             let (q_gain, k_gain) = both(first, second)?;
             let (qkv, rope, out) = (place.tensor(qkv)?, place.tensor(rope)?, place.out(out)?);
-            let a = QkNormRope { qkv, q_gain, k_gain, rope, batch, heads, tokens, first: start, eps, out };
+            let a = QkNormRope {
+                qkv,
+                q_gain,
+                k_gain,
+                rope,
+                batch,
+                heads,
+                tokens,
+                first: start,
+                eps,
+                out,
+            };
             norm::qk_norm_rope(how(), &a);
         }
         Op::GeluMul { gate, up, out } => {
             elementwise::gelu_mul(how(), place.tensor(gate)?, place.tensor(up)?, place.out(out)?);
         }
         Op::Silu { x, out } => elementwise::silu(how(), place.tensor(x)?, place.out(out)?),
-        Op::Add { a, b, out } => elementwise::add(how(), place.tensor(a)?, place.tensor(b)?, place.out(out)?),
+        Op::Add { a, b, out } => {
+            elementwise::add(how(), place.tensor(a)?, place.tensor(b)?, place.out(out)?)
+        }
         Op::Embed { table, ids, positions, out } => {
             let table = Table::new(weight(table)?);
             let positions = positions.map(|p| weight(p).map(Table::new)).transpose()?;
-            elementwise::embed(how(), &table, place.ids(ids, table.rows())?, positions.as_ref(), place.out(out)?);
+            elementwise::embed(
+                how(),
+                &table,
+                place.ids(ids, table.rows())?,
+                positions.as_ref(),
+                place.out(out)?,
+            );
         }
-        Op::TimestepEmbed { t, out } => reference::timestep_embed(place.tensor(t)?, place.out(out)?),
+        Op::TimestepEmbed { t, out } => {
+            reference::timestep_embed(place.tensor(t)?, place.out(out)?)
+        }
         Op::Pack { x, height, width, out, .. } => {
             elementwise::pack(how(), place.tensor(x)?, height, width, place.out(out)?);
         }
         Op::Unpack { x, height, width, scale, shift, out, .. } => {
-            elementwise::unpack(how(), place.tensor(x)?, height, width, scale, shift, place.out(out)?);
+            elementwise::unpack(
+                how(),
+                place.tensor(x)?,
+                height,
+                width,
+                scale,
+                shift,
+                place.out(out)?,
+            );
         }
         Op::EulerStep { x, v, params, cfg } => {
-            elementwise::euler_step(how(), place.out(x)?, place.tensor(v)?, place.tensor(params)?, cfg);
+            elementwise::euler_step(
+                how(),
+                place.out(x)?,
+                place.tensor(v)?,
+                place.tensor(params)?,
+                cfg,
+            );
         }
         Op::GroupNorm { x, batch, groups, eps, silu, out, .. } => {
             let (weight, bias) = both(first, second)?;

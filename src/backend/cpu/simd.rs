@@ -98,7 +98,12 @@ pub(crate) unsafe fn gelu_tanh<S: Simd>(x: S::V) -> S::V {
 /// `f` is called at one place only: a closure that is called at two is compiled by itself, without the caller's instruction set,
 /// and every vector operation in it becomes a call.
 #[inline(always)]
-pub(crate) unsafe fn map<S: Simd>(from: *const f32, to: *mut f32, n: usize, f: impl Fn(usize, S::V) -> S::V) {
+pub(crate) unsafe fn map<S: Simd>(
+    from: *const f32,
+    to: *mut f32,
+    n: usize,
+    f: impl Fn(usize, S::V) -> S::V,
+) {
     let mut i = 0;
     // SAFETY: the caller gives n readable and n writable elements; each vector is read before it is written.
     unsafe {
@@ -118,7 +123,9 @@ pub(crate) unsafe fn map<S: Simd>(from: *const f32, to: *mut f32, n: usize, f: i
 #[inline(always)]
 pub(crate) unsafe fn at<S: Simd>(from: *const f32, i: usize, n: usize) -> S::V {
     // SAFETY: the caller gives n readable elements and i < n.
-    unsafe { if i + S::LANES <= n { S::load(from.add(i)) } else { S::load_first(from.add(i), n - i) } }
+    unsafe {
+        if i + S::LANES <= n { S::load(from.add(i)) } else { S::load_first(from.add(i), n - i) }
+    }
 }
 
 /// A body that can be compiled for any instruction set.
@@ -244,7 +251,9 @@ impl Simd for Four {
     }
     #[inline(always)]
     unsafe fn scale2(a: Self::V, n: Self::V) -> Self::V {
-        lanewise!(a, n, |a: f32, n: f32| a * f32::from_bits(((n.max(-127.0) as i32 + 127) as u32) << 23))
+        lanewise!(a, n, |a: f32, n: f32| a * f32::from_bits(
+            ((n.max(-127.0) as i32 + 127) as u32) << 23
+        ))
     }
     #[inline(always)]
     unsafe fn sum(a: Self::V) -> f32 {

@@ -84,8 +84,10 @@ table! {
 }
 
 /// The matrix products' tables, which live beside their kernels, and the name of their reference.
-const PRODUCTS: &[(&str, &[linear::Variant], &str)] =
-    &[("linear", linear::LINEAR, "linear_reference"), ("conv2d", super::conv::CONV2D, "conv2d_reference")];
+const PRODUCTS: &[(&str, &[linear::Variant], &str)] = &[
+    ("linear", linear::LINEAR, "linear_reference"),
+    ("conv2d", super::conv::CONV2D, "conv2d_reference"),
+];
 
 /// How a matrix product is to run.
 pub(crate) enum Product {
@@ -112,13 +114,17 @@ impl Choice {
             })?;
             let known = || variants.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
             let (_, needs) = variants.iter().find(|(n, _)| n == name).ok_or_else(|| {
-                Error::argument(format!("{op} has no such kernel")).found(name).expected(format!("one of {}", known()))
+                Error::argument(format!("{op} has no such kernel"))
+                    .found(name)
+                    .expected(format!("one of {}", known()))
             })?;
             if *needs > isa {
-                return Err(Error::argument(format!("{name} needs instructions that are not available"))
-                    .found(isa.name())
-                    .expected(needs.name())
-                    .try_(format!("one of {} that the processor can run", known())));
+                return Err(Error::argument(format!(
+                    "{name} needs instructions that are not available"
+                ))
+                .found(isa.name())
+                .expected(needs.name())
+                .try_(format!("one of {} that the processor can run", known())));
             }
         }
         Ok(Choice { isa, compute, forced })
@@ -131,23 +137,27 @@ impl Choice {
 
     /// The variant of an operation other than a matrix product.
     pub(crate) fn of(&self, op: &str) -> &'static Variant {
-        let (_, variants) = TABLE.iter().find(|(o, _)| *o == op).expect("every operation is in the table");
+        let (_, variants) =
+            TABLE.iter().find(|(o, _)| *o == op).expect("every operation is in the table");
         let forced = self.forced(op);
         let suits = |v: &&Variant| match forced {
             Some(name) => v.name == name,
             None => v.needs <= self.isa && !(is_bf16(v.how) && self.compute == Compute::F32),
         };
-        variants.iter().find(suits).expect("the reference suits every processor, and forced names were checked")
+        variants
+            .iter()
+            .find(suits)
+            .expect("the reference suits every processor, and forced names were checked")
     }
 
     /// The variant of `linear` or `conv2d` for a weight stored as `stored`.
     pub(crate) fn product(&self, op: &str, stored: DTypes) -> Product {
-        let (_, table, reference) = PRODUCTS.iter().find(|(o, ..)| *o == op).expect("linear or conv2d");
+        let (_, table, reference) =
+            PRODUCTS.iter().find(|(o, ..)| *o == op).expect("linear or conv2d");
         match self.forced(op) {
             Some(name) if name == *reference => Product::Reference,
-            forced => {
-                linear::choose(table, self.isa, stored, self.compute, forced).map_or(Product::Reference, Product::Fast)
-            }
+            forced => linear::choose(table, self.isa, stored, self.compute, forced)
+                .map_or(Product::Reference, Product::Fast),
         }
     }
 }
@@ -210,13 +220,16 @@ mod tests {
         assert!(e.to_string().contains("layer_norm_modulate"), "{e}");
         let e = Choice::new(Isa::Portable, Compute::Auto, forced("silu", "silu_f64")).unwrap_err();
         assert!(e.to_string().contains("silu_reference"), "{e}");
-        let e = Choice::new(Isa::Portable, Compute::Auto, forced("linear", "linear_int3")).unwrap_err();
+        let e =
+            Choice::new(Isa::Portable, Compute::Auto, forced("linear", "linear_int3")).unwrap_err();
         assert!(e.to_string().contains("linear_f32_portable"), "{e}");
         if cfg!(target_arch = "x86_64") {
-            let e = Choice::new(Isa::Avx2, Compute::Auto, forced("silu", "silu_f32_avx512")).unwrap_err();
+            let e = Choice::new(Isa::Avx2, Compute::Auto, forced("silu", "silu_f32_avx512"))
+                .unwrap_err();
             assert!(e.to_string().contains("avx512"), "{e}");
         }
-        let choice = Choice::new(Isa::detect(), Compute::Auto, forced("silu", "silu_reference")).unwrap();
+        let choice =
+            Choice::new(Isa::detect(), Compute::Auto, forced("silu", "silu_reference")).unwrap();
         assert_eq!(choice.of("silu").how, How::Reference);
     }
 }

@@ -79,7 +79,10 @@ pub static ATTENTION: &[Variant<AttentionArgs>] = &[
 ];
 
 /// The variant to run, or why there is none.
-pub fn choose(args: &AttentionArgs, device: &Device) -> Result<&'static Variant<AttentionArgs>, &'static str> {
+pub fn choose(
+    args: &AttentionArgs,
+    device: &Device,
+) -> Result<&'static Variant<AttentionArgs>, &'static str> {
     let mut answer = Err("attention needs compute capability 8.0");
     for variant in ATTENTION.iter().filter(|v| v.arch.runs_on(device.capability)) {
         match (variant.accepts)(args, device) {
@@ -93,8 +96,13 @@ pub fn choose(args: &AttentionArgs, device: &Device) -> Result<&'static Variant<
 /// What all kernels want.
 fn any(a: &AttentionArgs) -> Result<(), &'static str> {
     let first = a.first.map(|(_, t)| t);
-    let (wide, tokens) = ([Some(a.q), Some(a.k), Some(a.v), Some(a.out), first, a.bias], a.tokens());
-    if [Some(a.q), Some(a.k), Some(a.v), Some(a.out), first].iter().flatten().any(|m| m.dtype != DType::BF16) {
+    let (wide, tokens) =
+        ([Some(a.q), Some(a.k), Some(a.v), Some(a.out), first, a.bias], a.tokens());
+    if [Some(a.q), Some(a.k), Some(a.v), Some(a.out), first]
+        .iter()
+        .flatten()
+        .any(|m| m.dtype != DType::BF16)
+    {
         return Err("attention reads and writes BF16");
     }
     if a.bias.is_some_and(|b| !matches!(b.dtype, DType::BF16 | DType::F32)) {
@@ -104,15 +112,24 @@ fn any(a: &AttentionArgs) -> Result<(), &'static str> {
         return Err("more than 1024 columns a head");
     }
     let small = |n: usize| n < 1 << 31;
-    let blocks = tokens.div_ceil(ROWS_ANY).checked_mul(a.heads).and_then(|n| n.checked_mul(a.batch));
-    if !wide.iter().flatten().all(|m| small(m.stride)) || !small(tokens) || !blocks.is_some_and(small) {
+    let blocks =
+        tokens.div_ceil(ROWS_ANY).checked_mul(a.heads).and_then(|n| n.checked_mul(a.batch));
+    if !wide.iter().flatten().all(|m| small(m.stride))
+        || !small(tokens)
+        || !blocks.is_some_and(small)
+    {
         return Err("too large for 32-bit sizes");
     }
     Ok(())
 }
 
 /// What the kernels with `mma` want; `dim` is the largest head.
-fn tensor_cores(a: &AttentionArgs, device: &Device, dim: usize, kernel: &Kernel) -> Result<(), &'static str> {
+fn tensor_cores(
+    a: &AttentionArgs,
+    device: &Device,
+    dim: usize,
+    kernel: &Kernel,
+) -> Result<(), &'static str> {
     any(a)?;
     if a.head_dim() > dim {
         return Err("the head is too wide");
@@ -121,11 +138,15 @@ fn tensor_cores(a: &AttentionArgs, device: &Device, dim: usize, kernel: &Kernel)
         return Err("a head is not a multiple of 8 columns");
     }
     let stored = a.first.filter(|(n, _)| *n > 0).map(|(_, t)| t);
-    if ![Some(a.q), Some(a.k), Some(a.v), Some(a.out), stored].iter().flatten().all(Matrix::aligned) {
+    if ![Some(a.q), Some(a.k), Some(a.v), Some(a.out), stored].iter().flatten().all(Matrix::aligned)
+    {
         return Err("rows or heads do not begin at multiples of 16 bytes");
     }
     // One picture's rows are addressed with 32 bits from its first.
-    if [a.q, a.k, a.v].iter().any(|m| m.stride.saturating_mul(a.tokens()).saturating_mul(2) > u32::MAX as usize) {
+    if [a.q, a.k, a.v]
+        .iter()
+        .any(|m| m.stride.saturating_mul(a.tokens()).saturating_mul(2) > u32::MAX as usize)
+    {
         return Err("one picture's rows span 4 GiB");
     }
     if a.heads > GRID || a.batch > GRID {
@@ -142,7 +163,11 @@ fn plain(a: &AttentionArgs) -> Result<(), &'static str> {
     if a.causal || a.bias.is_some() {
         return Err("neither bias nor causal masks");
     }
-    if a.scale > 0.0 && a.scale.is_finite() { Ok(()) } else { Err("the scale is not a positive number") }
+    if a.scale > 0.0 && a.scale.is_finite() {
+        Ok(())
+    } else {
+        Err("the scale is not a positive number")
+    }
 }
 
 /// Blocks of `rows` queries of a head: x counts them, y heads, z pictures, so that those which read the same keys run together.

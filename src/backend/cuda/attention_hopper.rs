@@ -55,7 +55,9 @@ fn accepts(a: &AttentionArgs, device: &Device) -> Result<(), &'static str> {
     if !all.iter().flatten().all(Matrix::aligned) {
         return Err("rows do not begin at multiples of 16 bytes");
     }
-    if all.iter().flatten().any(|m| m.rows > 1 << 30 || m.stride > 1 << 30) || tiles(a) > i32::MAX as usize {
+    if all.iter().flatten().any(|m| m.rows > 1 << 30 || m.stride > 1 << 30)
+        || tiles(a) > i32::MAX as usize
+    {
         return Err("too large for 32-bit sizes");
     }
     if D128.shared > device.shared_bytes {

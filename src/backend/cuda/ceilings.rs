@@ -66,7 +66,8 @@ impl CudaBackend {
             grid: [blocks * 2, 1, 1],
             buffers: vec![from.address, to.address],
             maps: vec![],
-            params: bytemuck::bytes_of(&Params { rounds: 0, vectors: (BYTES / 16) as u32 }).to_vec(),
+            params: bytemuck::bytes_of(&Params { rounds: 0, vectors: (BYTES / 16) as u32 })
+                .to_vec(),
         };
         let flops = f64::from(blocks) * 8.0 * f64::from(rounds) * 16.0 * 4096.0;
         let teraflops = flops / self.fastest(&multiply)? / 1e12;

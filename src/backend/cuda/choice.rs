@@ -4,7 +4,8 @@ use super::args::{AttentionArgs, Conv2dArgs, LinearArgs};
 use super::group_norm::GroupNormArgs;
 use super::launch::{Arch, Device, Variant};
 use super::{
-    attention, attention_hopper, conv2d, elementwise, group_norm, latents, linear, linear_fp8, linear_hopper, norm,
+    attention, attention_hopper, conv2d, elementwise, group_norm, latents, linear, linear_fp8,
+    linear_hopper, norm,
 };
 use crate::backend::forced::{Forced, refused};
 use crate::error::{Error, Result};
@@ -82,9 +83,14 @@ impl Choice {
     /// Checks what is forced: `(op, variant)` pairs, instead of those before.
     pub fn force(&mut self, forced: Vec<(String, String)>) -> Result<()> {
         let ((major, minor), driver) = (self.device.capability, self.driver);
-        let here = format!("compute capability {major}.{minor}, CUDA {}.{}", driver / 1000, driver % 1000 / 10);
+        let here = format!(
+            "compute capability {major}.{minor}, CUDA {}.{}",
+            driver / 1000,
+            driver % 1000 / 10
+        );
         let variants = |op: &str| {
-            let why = |arch: Arch| (!self.runs(arch)).then(|| format!("it wants {arch}, this is {here}"));
+            let why =
+                |arch: Arch| (!self.runs(arch)).then(|| format!("it wants {arch}, this is {here}"));
             Some(names(op)?.into_iter().map(|(name, arch)| (name, why(arch))).collect())
         };
         self.forced = Forced::new(forced, &ops().collect::<Vec<_>>(), &variants)?;
@@ -97,15 +103,27 @@ impl Choice {
     }
 
     /// The forced variant, if there is one, which must accept `args`.
-    fn wanted<A>(&self, op: &str, tables: &[&'static [Variant<A>]], args: &A) -> Result<Option<&'static Variant<A>>> {
+    fn wanted<A>(
+        &self,
+        op: &str,
+        tables: &[&'static [Variant<A>]],
+        args: &A,
+    ) -> Result<Option<&'static Variant<A>>> {
         let Some(name) = self.forced.of(op) else { return Ok(None) };
         let found = tables.iter().flat_map(|t| t.iter()).find(|v| v.name == name);
         let variant = found.expect("forced names are checked when they are given");
-        (variant.accepts)(args, &self.device).map(|()| Some(variant)).map_err(|why| refused(name, why))
+        (variant.accepts)(args, &self.device)
+            .map(|()| Some(variant))
+            .map_err(|why| refused(name, why))
     }
 
     /// The first variant of `table` that runs here and accepts `args`.
-    pub fn first<A>(&self, op: &str, table: &'static [Variant<A>], args: &A) -> Result<&'static Variant<A>> {
+    pub fn first<A>(
+        &self,
+        op: &str,
+        table: &'static [Variant<A>],
+        args: &A,
+    ) -> Result<&'static Variant<A>> {
         if let Some(variant) = self.wanted(op, &[table], args)? {
             return Ok(variant);
         }
@@ -121,12 +139,15 @@ impl Choice {
 
     /// The best of what each family offers: Hopper's own, FP8 products where they are asked for, then BF16.
     pub fn linear(&self, args: &LinearArgs) -> Result<&'static Variant<LinearArgs>> {
-        if let Some(variant) =
-            self.wanted("linear", &[linear_hopper::LINEAR_HOPPER, linear_fp8::LINEAR_FP8, linear::LINEAR], args)?
-        {
+        if let Some(variant) = self.wanted(
+            "linear",
+            &[linear_hopper::LINEAR_HOPPER, linear_fp8::LINEAR_FP8, linear::LINEAR],
+            args,
+        )? {
             return Ok(variant);
         }
-        let special = [linear_hopper::choose(args, &self.device), linear_fp8::choose(args, &self.device)];
+        let special =
+            [linear_hopper::choose(args, &self.device), linear_fp8::choose(args, &self.device)];
         match special.into_iter().flatten().find(|v| self.runs(v.arch)) {
             Some(variant) => Ok(variant),
             None => linear::choose(args, &self.device).map_err(|why| unable("linear", why)),
@@ -140,7 +161,10 @@ impl Choice {
             return Ok(variant);
         }
         let special = attention_hopper::ATTENTION_HOPPER.iter();
-        match special.into_iter().find(|v| self.runs(v.arch) && (v.accepts)(args, &self.device).is_ok()) {
+        match special
+            .into_iter()
+            .find(|v| self.runs(v.arch) && (v.accepts)(args, &self.device).is_ok())
+        {
             Some(variant) => Ok(variant),
             None => attention::choose(args, &self.device).map_err(|why| unable("attention", why)),
         }
@@ -161,7 +185,9 @@ impl Choice {
             Some(variant) => variant,
             None => group_norm::choose(args, &self.device),
         };
-        (variant.accepts)(args, &self.device).map(|()| variant).map_err(|why| unable("group_norm", why))
+        (variant.accepts)(args, &self.device)
+            .map(|()| variant)
+            .map_err(|why| unable("group_norm", why))
     }
 }
 
@@ -182,7 +208,10 @@ mod tests {
     fn names_begin_with_their_operation_and_end_with_their_arch() {
         for op in ops() {
             let names = names(op).unwrap();
-            assert!(names.iter().all(|(n, _)| n.starts_with(&format!("{op}_")) && n.contains("_sm")), "{names:?}");
+            assert!(
+                names.iter().all(|(n, _)| n.starts_with(&format!("{op}_")) && n.contains("_sm")),
+                "{names:?}"
+            );
             let mut unique: Vec<_> = names.iter().map(|(n, _)| n).collect();
             unique.sort();
             unique.dedup();

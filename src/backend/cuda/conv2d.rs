@@ -37,7 +37,8 @@ struct Tiled {
 
 const fn tiled(entry: &'static str, pixels: usize, channels: usize, shared: u32) -> Tiled {
     let params = size_of::<Params>();
-    let kernel = Kernel { module: "conv2d.sm80", entry, buffers: 5, maps: 0, params, threads: 128, shared };
+    let kernel =
+        Kernel { module: "conv2d.sm80", entry, buffers: 5, maps: 0, params, threads: 128, shared };
     Tiled { kernel, pixels, channels }
 }
 
@@ -94,7 +95,9 @@ pub fn choose(args: &Conv2dArgs, device: &Device) -> &'static Variant<Conv2dArgs
         _ => 0,
     };
     let last = CONV2D.len() - 1;
-    let fits = |v: &Variant<Conv2dArgs>| v.arch.runs_on(device.capability) && (v.accepts)(args, device).is_ok();
+    let fits = |v: &Variant<Conv2dArgs>| {
+        v.arch.runs_on(device.capability) && (v.accepts)(args, device).is_ok()
+    };
     if fits(&CONV2D[tile]) { &CONV2D[tile] } else { &CONV2D[last] }
 }
 
@@ -106,7 +109,8 @@ fn none(_: &Conv2dArgs, _: &Device) -> usize {
 fn any(a: &Conv2dArgs, _: &Device) -> Result<(), &'static str> {
     let s = &a.shape;
     let (source_height, source_width) = s.source();
-    let matrix = |m: &Matrix, rows: usize, cols: usize| (m.rows, m.cols) == (rows, cols) && m.stride >= cols;
+    let matrix =
+        |m: &Matrix, rows: usize, cols: usize| (m.rows, m.cols) == (rows, cols) && m.stride >= cols;
     let outer = |n: usize| n + s.pad_before + s.pad_after;
     if !matches!(s.kernel, 1 | 3) || !matches!(s.stride, 1 | 2) {
         return Err("kernel is not 1 or 3, or stride not 1 or 2");
@@ -117,12 +121,15 @@ fn any(a: &Conv2dArgs, _: &Device) -> Result<(), &'static str> {
         return Err("there are no pixels");
     }
     let (height, width) = s.output();
-    let pixels = s.batch.checked_mul(height).and_then(|n| n.checked_mul(width)).unwrap_or(usize::MAX);
+    let pixels =
+        s.batch.checked_mul(height).and_then(|n| n.checked_mul(width)).unwrap_or(usize::MAX);
     let taps = s.kernel * s.kernel;
     if a.x.dtype != DType::BF16 || a.w.dtype != DType::BF16 {
         return Err("x and w must be BF16");
     }
-    if !matches!(a.out.dtype, DType::BF16 | DType::F32) || a.residual.is_some_and(|r| r.dtype != a.out.dtype) {
+    if !matches!(a.out.dtype, DType::BF16 | DType::F32)
+        || a.residual.is_some_and(|r| r.dtype != a.out.dtype)
+    {
         return Err("out and residual must both be BF16 or both F32");
     }
     if !matrix(&a.x, s.batch * s.height * s.width, s.in_channels)
@@ -162,7 +169,9 @@ fn launch(tiled: &'static Tiled, a: &Conv2dArgs) -> Launch {
     let (out_height, out_width) = s.output();
     let pixels = s.batch * out_height * out_width;
     let columns = s.out_channels.div_ceil(tiled.channels);
-    let four = |m: &Matrix| m.address.is_multiple_of(4 * m.dtype.size() as u64) && m.stride.is_multiple_of(4);
+    let four = |m: &Matrix| {
+        m.address.is_multiple_of(4 * m.dtype.size() as u64) && m.stride.is_multiple_of(4)
+    };
     let vector = s.out_channels.is_multiple_of(4)
         && four(&a.out)
         && a.residual.as_ref().is_none_or(four)
@@ -190,7 +199,13 @@ fn launch(tiled: &'static Tiled, a: &Conv2dArgs) -> Launch {
     Launch {
         kernel: &tiled.kernel,
         grid: [(pixels.div_ceil(tiled.pixels) * columns) as u32, 1, 1],
-        buffers: vec![a.x.address, a.w.address, a.bias, a.residual.map_or(0, |r| r.address), a.out.address],
+        buffers: vec![
+            a.x.address,
+            a.w.address,
+            a.bias,
+            a.residual.map_or(0, |r| r.address),
+            a.out.address,
+        ],
         maps: vec![],
         params: bytemuck::bytes_of(&params).to_vec(),
     }

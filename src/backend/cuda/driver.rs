@@ -37,12 +37,19 @@ impl Health {
             }
             match code {
                 sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY if what.contains("host memory") => {
-                    Error::memory(format!("out of memory: {what}")).try_("a smaller --ram, or end other programs")
+                    Error::memory(format!("out of memory: {what}"))
+                        .try_("a smaller --ram, or end other programs")
                 }
-                sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::memory(format!("out of memory: {what}"))
-                    .try_("a smaller --vram, a smaller picture, or end other programs that use the GPU"),
-                sys::CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => Error::device(format!("{what}: the GPU is taken"))
-                    .try_("end the program that has it for itself, or another --device"),
+                sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::memory(format!(
+                    "out of memory: {what}"
+                ))
+                .try_(
+                    "a smaller --vram, a smaller picture, or end other programs that use the GPU",
+                ),
+                sys::CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => {
+                    Error::device(format!("{what}: the GPU is taken"))
+                        .try_("end the program that has it for itself, or another --device")
+                }
                 _ => Error::device(format!("{what}: {}", name(code))),
             }
         })
@@ -56,9 +63,13 @@ fn is_sticky(code: u32) -> bool {
 
 fn lost(code: u32, what: &str) -> Error {
     let hint = match code {
-        702 => "the system's watchdog ended a kernel: a smaller picture, or a GPU that drives no display",
+        702 => {
+            "the system's watchdog ended a kernel: a smaller picture, or a GPU that drives no display"
+        }
         214 | 220 | 226 => "the GPU reports a memory or link error: check it with nvidia-smi",
-        700 | 714..=719 => "run again; if it repeats, --device cpu works, and a report with this message helps",
+        700 | 714..=719 => {
+            "run again; if it repeats, --device cpu works, and a report with this message helps"
+        }
         _ => "run again, and look at the driver's log if it repeats",
     };
     Error::device(format!("the GPU was lost ({what}: CUDA error {code})")).try_(hint)
@@ -93,7 +104,9 @@ pub(super) fn present() -> bool {
 /// How many devices there are; an error says why there is none.
 pub(super) fn count() -> Result<i32> {
     if !present() {
-        return Err(Error::device("no NVIDIA driver on this machine (libcuda was not found)").at("cuda"));
+        return Err(
+            Error::device("no NVIDIA driver on this machine (libcuda was not found)").at("cuda")
+        );
     }
     let unusable = |DriverError(code): DriverError| {
         Error::device(format!("the NVIDIA driver is there, but of no use: {}", name(code)))
@@ -128,7 +141,9 @@ pub(super) fn facts(ordinal: i32) -> Result<Facts> {
     let ask = || -> Result<Facts, DriverError> {
         let device = result::device::get(ordinal)?;
         // SAFETY: the device is valid; each call writes what it returns.
-        let get = |attribute| unsafe { result::device::get_attribute(device, attribute) }.map(|v| v.max(0) as u32);
+        let get = |attribute| {
+            unsafe { result::device::get_attribute(device, attribute) }.map(|v| v.max(0) as u32)
+        };
         let mut bus = [0u8; 32];
         // SAFETY: writes at most 32 bytes, with a terminating zero.
         unsafe { sys::cuDeviceGetPCIBusId(bus.as_mut_ptr().cast(), 32, device) }.result()?;
@@ -172,7 +187,8 @@ impl Context {
         // SAFETY: the device is valid.
         let _ = unsafe { sys::cuDevicePrimaryCtxSetFlags_v2(device, sleep) };
         // SAFETY: the device is valid; the context is released when this is dropped.
-        let raw = health.check(unsafe { result::primary_ctx::retain(device) }, "making a context on the GPU")?;
+        let raw = health
+            .check(unsafe { result::primary_ctx::retain(device) }, "making a context on the GPU")?;
         let context = Arc::new(Context { device, raw, health });
         context.bind()?;
         Ok(context)
@@ -219,7 +235,9 @@ impl Stream {
     pub fn synchronize(&self) -> Result<()> {
         self.context.health.alive()?;
         // SAFETY: the stream is alive.
-        self.context.health.check(unsafe { result::stream::synchronize(self.raw) }, "waiting for the GPU")
+        self.context
+            .health
+            .check(unsafe { result::stream::synchronize(self.raw) }, "waiting for the GPU")
     }
 
     /// As `synchronize`, whatever happened before: for those who are about to take memory away.
@@ -232,7 +250,10 @@ impl Stream {
     pub fn wait(&self, event: &Event) -> Result<()> {
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: stream and event are alive.
-        self.context.health.check(unsafe { result::stream::wait_event(self.raw, event.raw, flags) }, "ordering streams")
+        self.context.health.check(
+            unsafe { result::stream::wait_event(self.raw, event.raw, flags) },
+            "ordering streams",
+        )
     }
 
     /// Queues a copy of `bytes` to the device address `to`.
@@ -242,7 +263,9 @@ impl Stream {
     pub unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
         self.context.health.alive()?;
         // SAFETY: the caller's promise.
-        self.context.health.check(unsafe { result::memcpy_htod_async(to, bytes, self.raw) }, "copying to the GPU")
+        self.context
+            .health
+            .check(unsafe { result::memcpy_htod_async(to, bytes, self.raw) }, "copying to the GPU")
     }
 
     /// Copies from the device address `from`, after all that was queued, and waits for it.
@@ -267,11 +290,19 @@ impl Stream {
         let given = (launch.buffers.len(), launch.maps.len(), launch.params.len());
         assert_eq!(given, (kernel.buffers, kernel.maps, kernel.params), "{}", kernel.entry);
         self.context.health.alive()?;
-        let maps = launch.maps.iter().map(|m| encode(&self.context.health, m)).collect::<Result<Vec<_>>>()?;
+        let maps = launch
+            .maps
+            .iter()
+            .map(|m| encode(&self.context.health, m))
+            .collect::<Result<Vec<_>>>()?;
         // The parameters hold 32-bit words: their copy is aligned for them.
-        let words: Vec<u32> =
-            launch.params.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        let buffers = launch.buffers.iter().map(|b| std::ptr::from_ref(b).cast_mut().cast::<c_void>());
+        let words: Vec<u32> = launch
+            .params
+            .chunks_exact(4)
+            .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect();
+        let buffers =
+            launch.buffers.iter().map(|b| std::ptr::from_ref(b).cast_mut().cast::<c_void>());
         let maps = maps.iter().map(|m| std::ptr::from_ref(m).cast_mut().cast::<c_void>());
         let mut arguments: Vec<*mut c_void> =
             buffers.chain(maps).chain([words.as_ptr().cast_mut().cast::<c_void>()]).collect();
@@ -294,7 +325,9 @@ impl Stream {
     pub fn begin_capture(&self) -> Result<()> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is alive.
-        self.context.health.check(unsafe { result::stream::begin_capture(self.raw, mode) }, "recording a graph")
+        self.context
+            .health
+            .check(unsafe { result::stream::begin_capture(self.raw, mode) }, "recording a graph")
     }
 
     /// Ends the recording and throws away what was recorded.
@@ -312,7 +345,8 @@ impl Stream {
     pub fn end_capture(&self) -> Result<Graph> {
         let health = &self.context.health;
         // SAFETY: the stream is alive and records.
-        let graph = health.check(unsafe { result::stream::end_capture(self.raw) }, "recording a graph")?;
+        let graph =
+            health.check(unsafe { result::stream::end_capture(self.raw) }, "recording a graph")?;
         // SAFETY: the graph is valid, and no longer needed once it is instantiated.
         let ready = unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) };
         // SAFETY: as above.
@@ -327,7 +361,9 @@ impl Stream {
     pub unsafe fn replay(&self, graph: &Graph) -> Result<()> {
         self.context.health.alive()?;
         // SAFETY: the caller's promise.
-        self.context.health.check(unsafe { result::graph::launch(graph.raw, self.raw) }, "running a graph")
+        self.context
+            .health
+            .check(unsafe { result::graph::launch(graph.raw, self.raw) }, "running a graph")
     }
 }
 
@@ -370,7 +406,8 @@ impl Event {
     pub fn new(context: &Arc<Context>, timed: bool) -> Result<Event> {
         // A thread that waits sleeps: the processors have files to read.
         let sleep = sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32;
-        let flags = if timed { sleep } else { sleep | sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32 };
+        let flags =
+            if timed { sleep } else { sleep | sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32 };
         let mut raw = std::ptr::null_mut();
         // SAFETY: writes one handle.
         let made = unsafe { sys::cuEventCreate(&mut raw, flags) }.result();
@@ -380,14 +417,19 @@ impl Event {
 
     pub fn record(&self, stream: &Stream) -> Result<()> {
         // SAFETY: both are alive.
-        self.context.health.check(unsafe { result::event::record(self.raw, stream.raw) }, "marking a point in a stream")
+        self.context.health.check(
+            unsafe { result::event::record(self.raw, stream.raw) },
+            "marking a point in a stream",
+        )
     }
 
     /// Waits on the host.
     pub fn synchronize(&self) -> Result<()> {
         self.context.health.alive()?;
         // SAFETY: the event is alive.
-        self.context.health.check(unsafe { result::event::synchronize(self.raw) }, "waiting for the GPU")
+        self.context
+            .health
+            .check(unsafe { result::event::synchronize(self.raw) }, "waiting for the GPU")
     }
 
     /// Seconds from `earlier` to this one; both were recorded and reached.
@@ -421,7 +463,11 @@ impl Buffer {
         // SAFETY: freed when this is dropped; what it holds is not defined until it is written.
         let address = unsafe { result::malloc_sync(bytes) };
         let what = format!("setting {} of device memory aside", megabytes(bytes));
-        Ok(Buffer { address: context.health.check(address, &what)?, context: context.clone(), bytes })
+        Ok(Buffer {
+            address: context.health.check(address, &what)?,
+            context: context.clone(),
+            bytes,
+        })
     }
 }
 
@@ -502,10 +548,12 @@ unsafe impl Send for Module {}
 impl Module {
     /// `ptx` is the text of a module.
     pub fn load(context: &Arc<Context>, name: &str, ptx: &str) -> Result<Arc<Module>> {
-        let text = CString::new(ptx).map_err(|_| Error::device("a kernel's text holds a zero byte").at(name))?;
+        let text = CString::new(ptx)
+            .map_err(|_| Error::device("a kernel's text holds a zero byte").at(name))?;
         use sys::CUjit_option as Option_;
         let mut log = vec![0u8; 4096];
-        let mut options = [Option_::CU_JIT_ERROR_LOG_BUFFER, Option_::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+        let mut options =
+            [Option_::CU_JIT_ERROR_LOG_BUFFER, Option_::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
         let mut values = [log.as_mut_ptr().cast::<c_void>(), log.len() as *mut c_void];
         let mut raw = std::ptr::null_mut();
         // SAFETY: the text ends in a zero; it, the log and both arrays live through the call. The second value is a number, as the driver wants it.
@@ -526,10 +574,17 @@ impl Module {
     /// The entry called `entry`, whose parameters have `parameters` bytes.
     pub fn function(self: &Arc<Module>, entry: &str, parameters: Vec<usize>) -> Result<Function> {
         let health = &self.context.health;
-        let text = CString::new(entry).map_err(|_| Error::device("a kernel's name holds a zero byte").at(entry))?;
+        let text = CString::new(entry)
+            .map_err(|_| Error::device("a kernel's name holds a zero byte").at(entry))?;
         // SAFETY: the module is alive, the name ends in a zero.
-        let raw = health.check(unsafe { result::module::get_function(self.raw, text) }, "finding a kernel");
-        Ok(Function { module: self.clone(), raw: raw.map_err(|e| e.at(entry))?, shared: 48 << 10, parameters })
+        let raw = health
+            .check(unsafe { result::module::get_function(self.raw, text) }, "finding a kernel");
+        Ok(Function {
+            module: self.clone(),
+            raw: raw.map_err(|e| e.at(entry))?,
+            shared: 48 << 10,
+            parameters,
+        })
     }
 }
 
@@ -552,7 +607,8 @@ impl Function {
         }
         let limit = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: the function is valid.
-        let set = unsafe { result::function::set_function_attribute(self.raw, limit, bytes as i32) };
+        let set =
+            unsafe { result::function::set_function_attribute(self.raw, limit, bytes as i32) };
         self.module.context.health.check(set, "asking for shared memory")?;
         self.shared = bytes;
         Ok(())

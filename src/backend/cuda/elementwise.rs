@@ -103,7 +103,15 @@ struct CopyRowsParams {
 
 /// A kernel of `elementwise.cu` with parameters of type `P`.
 pub(super) const fn kernel<P>(entry: &'static str, buffers: usize) -> Kernel {
-    Kernel { module: "elementwise.sm80", entry, buffers, maps: 0, params: size_of::<P>(), threads: THREADS, shared: 0 }
+    Kernel {
+        module: "elementwise.sm80",
+        entry,
+        buffers,
+        maps: 0,
+        params: size_of::<P>(),
+        threads: THREADS,
+        shared: 0,
+    }
 }
 
 static GELU_MUL_BF16: Kernel = kernel::<BinaryParams>("gelu_mul_bf16_sm80", 3);
@@ -149,14 +157,24 @@ pub(super) fn activations(matrices: &[&Matrix]) -> Result<(), &'static str> {
 
 /// Whether these are BF16 matrices whose rows can be read in vectors of 16 bytes.
 pub(super) fn vectors(matrices: &[&Matrix]) -> Result<(), &'static str> {
-    matrices.iter().all(|m| m.dtype == DType::BF16).then_some(()).ok_or("an operand is not bf16")?;
-    matrices.iter().all(|m| m.aligned()).then_some(()).ok_or("an operand's rows are not aligned to 16 bytes")?;
+    matrices
+        .iter()
+        .all(|m| m.dtype == DType::BF16)
+        .then_some(())
+        .ok_or("an operand is not bf16")?;
+    matrices
+        .iter()
+        .all(|m| m.aligned())
+        .then_some(())
+        .ok_or("an operand's rows are not aligned to 16 bytes")?;
     counts(matrices)
 }
 
 /// Whether a grid may have as many blocks as `threads` threads need.
 pub(super) fn grid_fits(threads: usize) -> Result<(), &'static str> {
-    (threads.div_ceil(THREADS as usize) <= i32::MAX as usize).then_some(()).ok_or("it takes more than 2^31 - 1 blocks")
+    (threads.div_ceil(THREADS as usize) <= i32::MAX as usize)
+        .then_some(())
+        .ok_or("it takes more than 2^31 - 1 blocks")
 }
 
 /// One launch with `threads` threads or a few more, or none if there is nothing to do.
@@ -170,7 +188,13 @@ pub(super) fn launch<P: NoUninit>(
         return vec![];
     }
     let grid = [threads.div_ceil(THREADS as usize) as u32, 1, 1];
-    vec![Launch { kernel, grid, buffers, maps: vec![], params: bytemuck::bytes_of(params).to_vec() }]
+    vec![Launch {
+        kernel,
+        grid,
+        buffers,
+        maps: vec![],
+        params: bytemuck::bytes_of(params).to_vec(),
+    }]
 }
 
 /// Elements of a matrix.
@@ -185,15 +209,29 @@ fn dense(m: &Matrix) -> bool {
 
 /// Whether these are dense BF16 matrices in vectors of 16 bytes: columns alone need not be a multiple of eight.
 fn dense_vectors(matrices: &[&Matrix]) -> Result<(), &'static str> {
-    matrices.iter().all(|m| m.dtype == DType::BF16).then_some(()).ok_or("an operand is not bf16")?;
+    matrices
+        .iter()
+        .all(|m| m.dtype == DType::BF16)
+        .then_some(())
+        .ok_or("an operand is not bf16")?;
     matrices.iter().all(|m| dense(m)).then_some(()).ok_or("an operand is a window of columns")?;
     let whole = |m: &&Matrix| m.address.is_multiple_of(16) && elements(m).is_multiple_of(8);
-    matrices.iter().all(whole).then_some(()).ok_or("an operand is not whole vectors of 16 bytes")?;
+    matrices
+        .iter()
+        .all(whole)
+        .then_some(())
+        .ok_or("an operand is not whole vectors of 16 bytes")?;
     counts(matrices)
 }
 
 /// `out = f(a, b)`, or `f(a)`, with so many elements for each thread.
-fn elementwise(kernel: &'static Kernel, each: usize, a: &Matrix, b: Option<&Matrix>, out: &Matrix) -> Vec<Launch> {
+fn elementwise(
+    kernel: &'static Kernel,
+    each: usize,
+    a: &Matrix,
+    b: Option<&Matrix>,
+    out: &Matrix,
+) -> Vec<Launch> {
     let params = BinaryParams {
         rows: out.rows as u32,
         cols: out.cols as u32,
@@ -204,7 +242,8 @@ fn elementwise(kernel: &'static Kernel, each: usize, a: &Matrix, b: Option<&Matr
         b_type: b.map_or(0, |b| code(b.dtype)),
         out_type: code(out.dtype),
     };
-    let buffers = [a.address].into_iter().chain(b.map(|b| b.address)).chain([out.address]).collect();
+    let buffers =
+        [a.address].into_iter().chain(b.map(|b| b.address)).chain([out.address]).collect();
     launch(kernel, elements(out) / each, buffers, &params)
 }
 
@@ -213,7 +252,9 @@ pub static GELU_MUL: &[Variant<GeluMulArgs>] = &[
     Variant {
         name: "gelu_mul_bf16_sm80",
         arch: Arch::From(8, 0),
-        accepts: |a, _| dense_vectors(&[&a.gate, &a.up, &a.out]).and(grid_fits(elements(&a.out) / 8)),
+        accepts: |a, _| {
+            dense_vectors(&[&a.gate, &a.up, &a.out]).and(grid_fits(elements(&a.out) / 8))
+        },
         scratch: |_, _| 0,
         launches: |a, _| elementwise(&GELU_MUL_BF16, 8, &a.gate, Some(&a.up), &a.out),
     },

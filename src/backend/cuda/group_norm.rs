@@ -58,7 +58,15 @@ const CHUNKS: usize = 1024;
 
 const fn kernel(entry: &'static str, buffers: usize) -> Kernel {
     let params = size_of::<Params>();
-    Kernel { module: "group_norm.sm80", entry, buffers, maps: 0, params, threads: THREADS as u32, shared: 0 }
+    Kernel {
+        module: "group_norm.sm80",
+        entry,
+        buffers,
+        maps: 0,
+        params,
+        threads: THREADS as u32,
+        shared: 0,
+    }
 }
 
 static STATISTICS: Kernel = kernel("group_norm_statistics_bf16", 2);
@@ -91,14 +99,20 @@ pub static GROUP_NORM: &[Variant<GroupNormArgs>] = &[
         launches: |a, _| {
             let chunk = rows_any(a);
             let blocks = a.batch * a.groups * a.pixels().div_ceil(chunk);
-            launches(a, (&STATISTICS_ANY, chunk, blocks), (&APPLY_ANY, 16_384usize.div_ceil(a.x.cols)))
+            launches(
+                a,
+                (&STATISTICS_ANY, chunk, blocks),
+                (&APPLY_ANY, 16_384usize.div_ceil(a.x.cols)),
+            )
         },
     },
 ];
 
 /// The fastest variant for these operands.
 pub fn choose(args: &GroupNormArgs, device: &Device) -> &'static Variant<GroupNormArgs> {
-    let fits = |v: &&Variant<GroupNormArgs>| v.arch.runs_on(device.capability) && (v.accepts)(args, device).is_ok();
+    let fits = |v: &&Variant<GroupNormArgs>| {
+        v.arch.runs_on(device.capability) && (v.accepts)(args, device).is_ok()
+    };
     GROUP_NORM.iter().find(fits).unwrap_or(&GROUP_NORM[GROUP_NORM.len() - 1])
 }
 
@@ -130,7 +144,10 @@ fn any(a: &GroupNormArgs, _: &Device) -> Result<(), &'static str> {
     {
         return Err("rows or channels do not divide evenly");
     }
-    if (a.x.rows, a.x.cols) != (a.out.rows, a.out.cols) || a.x.stride < a.x.cols || a.out.stride < a.out.cols {
+    if (a.x.rows, a.x.cols) != (a.out.rows, a.out.cols)
+        || a.x.stride < a.x.cols
+        || a.out.stride < a.out.cols
+    {
         return Err("out does not match x");
     }
     if [a.x.dtype, a.out.dtype].iter().any(|d| !matches!(d, DType::BF16 | DType::F32)) {
@@ -154,7 +171,11 @@ fn vectors(a: &GroupNormArgs, device: &Device) -> Result<(), &'static str> {
     if a.x.dtype != DType::BF16 || a.out.dtype != DType::BF16 {
         return Err("x and out must be BF16");
     }
-    if !a.x.aligned() || !a.out.aligned() || !a.weight.is_multiple_of(16) || !a.bias.is_multiple_of(16) {
+    if !a.x.aligned()
+        || !a.out.aligned()
+        || !a.weight.is_multiple_of(16)
+        || !a.bias.is_multiple_of(16)
+    {
         return Err("x, out, weight or bias are not made of whole 16-byte chunks");
     }
     if a.x.cols > 8 * THREADS {
@@ -191,6 +212,11 @@ fn launches(
     vec![
         launch(first, first_blocks, first_rows, vec![a.x.address, a.scratch]),
         launch(&MERGE, a.batch * a.groups, first_rows, vec![a.scratch, statistics]),
-        launch(last, last_blocks, last_rows, vec![a.x.address, statistics, a.weight, a.bias, a.out.address]),
+        launch(
+            last,
+            last_blocks,
+            last_rows,
+            vec![a.x.address, statistics, a.weight, a.bias, a.out.address],
+        ),
     ]
 }

@@ -124,7 +124,8 @@ static UNPACK_ANY: Kernel = kernel::<LatentParams>("unpack_any_sm80", 2);
 static EULER_STEP_ANY: Kernel = kernel::<EulerParams>("euler_step_any_sm80", 3);
 
 /// Every kernel of this family.
-pub static KERNELS: &[&Kernel] = &[&EMBED_ANY, &TIMESTEP_EMBED_ANY, &PACK_ANY, &UNPACK_ANY, &EULER_STEP_ANY];
+pub static KERNELS: &[&Kernel] =
+    &[&EMBED_ANY, &TIMESTEP_EMBED_ANY, &PACK_ANY, &UNPACK_ANY, &EULER_STEP_ANY];
 
 /// Tables and positions are weights, which stay in their stored type.
 fn stored(m: &Matrix) -> Result<(), &'static str> {
@@ -156,7 +157,8 @@ pub static EMBED: &[Variant<EmbedArgs>] = &[Variant {
             out_stride: a.out.stride as u32,
             out_type: code(a.out.dtype),
         };
-        let buffers = vec![a.table.address, a.ids, a.positions.map_or(0, |p| p.address), a.out.address];
+        let buffers =
+            vec![a.table.address, a.ids, a.positions.map_or(0, |p| p.address), a.out.address];
         launch(&EMBED_ANY, elements(&a.out), buffers, &params)
     },
 }];
@@ -228,7 +230,8 @@ pub static UNPACK: &[Variant<UnpackArgs>] = &[Variant {
     },
     scratch: |_, _| 0,
     launches: |a, _| {
-        let params = LatentParams { scale: a.scale, shift: a.shift, ..latents(&a.x, a.width, &a.x, &a.out) };
+        let params =
+            LatentParams { scale: a.scale, shift: a.shift, ..latents(&a.x, a.width, &a.x, &a.out) };
         launch(&UNPACK_ANY, elements(&a.x), vec![a.x.address, a.out.address], &params)
     },
 }];

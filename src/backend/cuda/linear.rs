@@ -63,7 +63,9 @@ pub fn params(a: &LinearArgs) -> Params {
     let (residual, gate) = (residual(a), gate(a));
     let planes = a.w.dtype.format().map_or([0; 5], |f| f.layout(a.w.cols).planes);
     let fours = |m: &Matrix| {
-        m.address.is_multiple_of(4 * m.dtype.size() as u64) && m.stride.is_multiple_of(4) && m.cols.is_multiple_of(4)
+        m.address.is_multiple_of(4 * m.dtype.size() as u64)
+            && m.stride.is_multiple_of(4)
+            && m.cols.is_multiple_of(4)
     };
     Params {
         rows: a.x.rows as u32,
@@ -85,8 +87,8 @@ pub fn params(a: &LinearArgs) -> Params {
         },
         out_dtype: code(a.out.dtype),
         gate_dtype: gate.map_or(0, |g| code(g.dtype)),
-        vector: ([Some(a.out), residual, gate].iter().flatten().all(fours) && (a.scales | a.bias).is_multiple_of(16))
-            as u32,
+        vector: ([Some(a.out), residual, gate].iter().flatten().all(fours)
+            && (a.scales | a.bias).is_multiple_of(16)) as u32,
         splits: 1,
         split_steps: a.x.cols.div_ceil(STEP) as u32,
         w_dtype: code(a.w.dtype),
@@ -104,19 +106,42 @@ pub fn buffers(a: &LinearArgs) -> Vec<u64> {
     let address = |m: Option<Matrix>| m.map_or(0, |m| m.address);
     let (t, b) = (a.side.map(|s| s.t), a.side.map(|s| s.b));
     let (residual, gate) = (address(residual(a)), address(gate(a)));
-    vec![a.x.address, a.w.address, a.scales, a.bias, residual, gate, a.out.address, a.scratch, address(t), address(b)]
+    vec![
+        a.x.address,
+        a.w.address,
+        a.scales,
+        a.bias,
+        residual,
+        gate,
+        a.out.address,
+        a.scratch,
+        address(t),
+        address(b),
+    ]
 }
 
 /// What any kernel of the family demands. Shapes that contradict each other are a bug of the caller.
 pub fn legal(a: &LinearArgs) -> Result<(), &'static str> {
     let (rows, n, k) = (a.x.rows, a.w.rows, a.x.cols);
-    assert!(a.w.cols == k && a.out.rows == rows && a.out.cols == n, "linear: x, w and out do not fit together");
-    assert!(a.x.dtype == DType::BF16 && matches!(a.out.dtype, DType::BF16 | DType::F32), "linear: element types");
+    assert!(
+        a.w.cols == k && a.out.rows == rows && a.out.cols == n,
+        "linear: x, w and out do not fit together"
+    );
+    assert!(
+        a.x.dtype == DType::BF16 && matches!(a.out.dtype, DType::BF16 | DType::F32),
+        "linear: element types"
+    );
     if let Some(r) = residual(a) {
-        assert!(r.rows == rows && r.cols == n && r.dtype == a.out.dtype, "linear: residual and out differ");
+        assert!(
+            r.rows == rows && r.cols == n && r.dtype == a.out.dtype,
+            "linear: residual and out differ"
+        );
     }
     if let Some(g) = gate(a) {
-        assert!(g.cols == n && g.rows > 0 && rows.is_multiple_of(g.rows), "linear: the gate does not fit");
+        assert!(
+            g.cols == n && g.rows > 0 && rows.is_multiple_of(g.rows),
+            "linear: the gate does not fit"
+        );
         assert!(matches!(g.dtype, DType::BF16 | DType::F32), "linear: element type of the gate");
     }
     if let Some(SideArgs { t, b }) = a.side {
@@ -139,14 +164,22 @@ pub fn legal(a: &LinearArgs) -> Result<(), &'static str> {
         if !a.w.address.is_multiple_of(16) || !a.w.stride.is_multiple_of(16) {
             return Err("rows of the weights do not begin at multiples of 16 bytes");
         }
-    } else if !matches!(a.w.dtype, DType::BF16 | DType::F16 | DType::F8E4M3 | DType::F8E5M2 | DType::I8) {
+    } else if !matches!(
+        a.w.dtype,
+        DType::BF16 | DType::F16 | DType::F8E4M3 | DType::F8E5M2 | DType::I8
+    ) {
         return Err("weights must be BF16, F16, F8_E4M3, F8_E5M2, I8 or in blocks");
     }
     if rows == 0 || n == 0 || k == 0 {
         return Err("empty");
     }
-    let strides =
-        [a.x.stride, a.w.stride, a.out.stride, residual(a).map_or(0, |r| r.stride), gate(a).map_or(0, |g| g.stride)];
+    let strides = [
+        a.x.stride,
+        a.w.stride,
+        a.out.stride,
+        residual(a).map_or(0, |r| r.stride),
+        gate(a).map_or(0, |g| g.stride),
+    ];
     // Byte offsets within a row, and rounding up to whole tiles, must not overflow 32 bits.
     if rows > 1 << 31 || n > 1 << 30 || strides.iter().any(|&s| s > 1 << 30) {
         return Err("a side has more than 2^30 elements");
@@ -193,10 +226,15 @@ impl Tile {
         let together = per_processor.min(self.blocks) as f64 / self.blocks as f64;
         let best = if self.side == LARGE.side { 1.0 } else { 0.85 };
         let k = (split_steps(a, splits) * STEP) as f64 + 128.0;
-        let product = (per_processor * self.side * self.side) as f64 * k / (best * (0.5 + 0.5 * together));
+        let product =
+            (per_processor * self.side * self.side) as f64 * k / (best * (0.5 + 0.5 * together));
         match splits {
             1 => product,
-            _ => product + 1e6 + 64.0 * (a.out.rows * a.out.cols * (splits + 1)) as f64 / processors as f64,
+            _ => {
+                product
+                    + 1e6
+                    + 64.0 * (a.out.rows * a.out.cols * (splits + 1)) as f64 / processors as f64
+            }
         }
     }
 
@@ -204,7 +242,9 @@ impl Tile {
     fn splits(self, a: &LinearArgs, device: &Device) -> usize {
         let places = self.blocks * device.processors as usize;
         let most = (places / self.count(a)).min(a.x.cols.div_ceil(STEP) / 8).clamp(1, 16);
-        let best = (1..=most).min_by(|&s, &t| self.time(a, device, s).total_cmp(&self.time(a, device, t))).unwrap_or(1);
+        let best = (1..=most)
+            .min_by(|&s, &t| self.time(a, device, s).total_cmp(&self.time(a, device, t)))
+            .unwrap_or(1);
         // No part may be left without work.
         a.x.cols.div_ceil(STEP).div_ceil(split_steps(a, best))
     }
@@ -218,7 +258,11 @@ impl Tile {
 
     fn launches(self, kernel: &'static Kernel, a: &LinearArgs, device: &Device) -> Vec<Launch> {
         let splits = self.splits(a, device);
-        let p = Params { splits: splits as u32, split_steps: split_steps(a, splits) as u32, ..params(a) };
+        let p = Params {
+            splits: splits as u32,
+            split_steps: split_steps(a, splits) as u32,
+            ..params(a)
+        };
         let mut launches = vec![launch(kernel, [self.count(a) as u32, 1, splits as u32], a, p)];
         if splits > 1 {
             let grid = [a.out.cols.div_ceil(4 * 128) as u32, a.out.rows.min(65_535) as u32, 1];
@@ -234,7 +278,13 @@ fn split_steps(a: &LinearArgs, splits: usize) -> usize {
 }
 
 fn launch(kernel: &'static Kernel, grid: [u32; 3], a: &LinearArgs, p: Params) -> Launch {
-    Launch { kernel, grid, buffers: buffers(a), maps: vec![], params: bytemuck::bytes_of(&p).to_vec() }
+    Launch {
+        kernel,
+        grid,
+        buffers: buffers(a),
+        maps: vec![],
+        params: bytemuck::bytes_of(&p).to_vec(),
+    }
 }
 
 const fn kernel(module: &'static str, entry: &'static str, threads: u32, shared: u32) -> Kernel {
@@ -321,7 +371,11 @@ impl Stored {
 }
 
 fn typed(a: &LinearArgs, stored: Stored) -> Result<(), &'static str> {
-    if Stored::of(a.w.dtype) == stored { vectors(a) } else { Err("the weights have another element type") }
+    if Stored::of(a.w.dtype) == stored {
+        vectors(a)
+    } else {
+        Err("the weights have another element type")
+    }
 }
 
 macro_rules! tiled {
@@ -343,8 +397,11 @@ macro_rules! few {
             accepts: |a, _| typed(a, STORED[$stored]),
             scratch: |_, _| 0,
             launches: |a, _| {
-                let grid =
-                    [a.out.cols.div_ceil(FEW_COLUMNS) as u32, a.out.rows.div_ceil(FEW_ROWS).min(65_535) as u32, 1];
+                let grid = [
+                    a.out.cols.div_ceil(FEW_COLUMNS) as u32,
+                    a.out.rows.div_ceil(FEW_ROWS).min(65_535) as u32,
+                    1,
+                ];
                 vec![launch(&$family.few, grid, a, params(a))]
             },
         }
@@ -381,9 +438,14 @@ pub static LINEAR: &[Variant<LinearArgs>] = &[
 ];
 
 /// The variant of `LINEAR` that should be fastest, a function of shapes, alignment and device alone, or why there is none.
-pub fn choose(a: &LinearArgs, device: &Device) -> Result<&'static Variant<LinearArgs>, &'static str> {
+pub fn choose(
+    a: &LinearArgs,
+    device: &Device,
+) -> Result<&'static Variant<LinearArgs>, &'static str> {
     legal(a)?;
-    let Some(stored) = STORED.iter().position(|&s| s == Stored::of(a.w.dtype)).filter(|_| vectors(a).is_ok()) else {
+    let Some(stored) =
+        STORED.iter().position(|&s| s == Stored::of(a.w.dtype)).filter(|_| vectors(a).is_ok())
+    else {
         return Ok(&LINEAR[LINEAR.len() - 1]);
     };
     let time = |tile: Tile| tile.time(a, device, tile.splits(a, device));

@@ -42,7 +42,11 @@ impl Quantised {
     /// Where x goes in the scratch of `a`: its rows, then their scales.
     pub fn in_scratch(a: &LinearArgs) -> Quantised {
         let pitch = a.x.cols.next_multiple_of(16);
-        Quantised { address: a.scratch, pitch, scales: a.scratch + (a.x.rows * pitch).next_multiple_of(256) as u64 }
+        Quantised {
+            address: a.scratch,
+            pitch,
+            scales: a.scratch + (a.x.rows * pitch).next_multiple_of(256) as u64,
+        }
     }
 
     /// Bytes of scratch that this takes.
@@ -132,7 +136,9 @@ pub static LINEAR_FP8: &[Variant<LinearArgs>] = &[Variant {
     launches: |a, _| {
         let x = Quantised::in_scratch(a);
         let w = a.w.address;
-        let [scales, bias, residual, gate, out, _, t, b] = buffers(a)[2..] else { unreachable!("ten buffers") };
+        let [scales, bias, residual, gate, out, _, t, b] = buffers(a)[2..] else {
+            unreachable!("ten buffers")
+        };
         let p = Params { x_stride: x.pitch as u32, ..params(a) };
         let product = Launch {
             kernel: &PRODUCT,

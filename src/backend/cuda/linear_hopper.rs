@@ -17,7 +17,15 @@ const STAGES: usize = 4 * 32 * (64 + 4) * 4;
 const fn kernel(entry: &'static str, rows: usize, x: usize, w: usize) -> Kernel {
     let shared = x * rows * 128 + w * COLUMNS * 128 + STAGES + 16 * (x + w);
     let params = size_of::<Params>();
-    Kernel { module: "linear_hopper.sm90a", entry, buffers: 10, maps: 4, params, threads: 384, shared: shared as u32 }
+    Kernel {
+        module: "linear_hopper.sm90a",
+        entry,
+        buffers: 10,
+        maps: 4,
+        params,
+        threads: 384,
+        shared: shared as u32,
+    }
 }
 
 static QUANTISE: Kernel = quantise_kernel("linear_hopper.sm90a");
@@ -140,7 +148,13 @@ fn fits(a: &LinearArgs, device: &Device) -> Result<(), &'static str> {
     if [a.x.rows, a.x.cols, a.w.rows].iter().any(|&n| n > 1 << 30) {
         return Err("too large for TMA");
     }
-    if BF16.kernels.iter().chain(&W8A8.kernels).chain(&E4M3.kernels).any(|k| k.shared > device.shared_bytes) {
+    if BF16
+        .kernels
+        .iter()
+        .chain(&W8A8.kernels)
+        .chain(&E4M3.kernels)
+        .any(|k| k.shared > device.shared_bytes)
+    {
         return Err("too little shared memory");
     }
     Ok(())
@@ -213,7 +227,9 @@ pub fn choose(a: &LinearArgs, device: &Device) -> Option<&'static Variant<Linear
     if a.out.rows < 64 || 2 * tiles(a, 128) < device.processors as usize {
         return None;
     }
-    let runs = |v: &Variant<LinearArgs>| v.arch.runs_on(device.capability) && (v.accepts)(a, device).is_ok();
+    let runs = |v: &Variant<LinearArgs>| {
+        v.arch.runs_on(device.capability) && (v.accepts)(a, device).is_ok()
+    };
     let family = LINEAR_HOPPER.chunks(TILES.len()).find(|family| runs(&family[0]))?;
     let time = |&i: &usize| time(a, device, TILES[i]);
     let best = (0..TILES.len()).min_by(|i, j| time(i).total_cmp(&time(j)))?;

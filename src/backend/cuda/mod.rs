@@ -117,7 +117,10 @@ pub fn gpus() -> Result<Vec<Gpu>> {
                 }
             };
             let unusable = too_old(facts.capability).then(|| {
-                format!("compute capability {}.{}, 8.0 or newer is needed", facts.capability.0, facts.capability.1)
+                format!(
+                    "compute capability {}.{}, 8.0 or newer is needed",
+                    facts.capability.0, facts.capability.1
+                )
             });
             Ok(Gpu {
                 ordinal: ordinal as usize,
@@ -183,7 +186,10 @@ impl CudaBackend {
         let name = format!("cuda:{ordinal}");
         let count = driver::count()?;
         let index = i32::try_from(ordinal).ok().filter(|&n| n < count).ok_or_else(|| {
-            Error::device("there is no such GPU").at(&name).found(ordinal).expected(format!("0 to {}", count - 1))
+            Error::device("there is no such GPU")
+                .at(&name)
+                .found(ordinal)
+                .expected(format!("0 to {}", count - 1))
         })?;
         let facts = driver::facts(index)?;
         let (major, minor) = facts.capability;
@@ -199,7 +205,9 @@ impl CudaBackend {
             return Err(Error::argument("no FP8 products on this GPU with this driver")
                 .at("--compute")
                 .found(format!("{}, compute capability {major}.{minor}, {cuda}", facts.name))
-                .expected("8.9, 9.0, or 12.0 and newer (RTX 40 and 50 series, H100), CUDA 12.4 or newer")
+                .expected(
+                    "8.9, 9.0, or 12.0 and newer (RTX 40 and 50 series, H100), CUDA 12.4 or newer",
+                )
                 .try_("--compute auto: FP8 weights are used all the same, computed in BF16"));
         }
         let device = Device {
@@ -221,7 +229,8 @@ impl CudaBackend {
         let after = nvml.as_ref().and_then(Nvml::used);
         // Other programs come and go while the driver compiles: what cannot be a context is not believed.
         let measured = before.zip(after).and_then(|(before, after)| after.checked_sub(before));
-        let context_bytes = measured.filter(|n| PLAUSIBLE_BYTES.contains(n)).unwrap_or(ALLOWANCE_BYTES);
+        let context_bytes =
+            measured.filter(|n| PLAUSIBLE_BYTES.contains(n)).unwrap_or(ALLOWANCE_BYTES);
         let overhead_bytes = context_bytes + GRAPH_BYTES;
         let caps = Caps {
             name,
@@ -340,9 +349,14 @@ impl CudaBackend {
         let function = self
             .functions
             .get_mut(&(launch.kernel.module, launch.kernel.entry))
-            .ok_or_else(|| Error::device("a kernel was not compiled").at(&self.caps.name).found(launch.kernel.entry))?;
+            .ok_or_else(|| {
+                Error::device("a kernel was not compiled")
+                    .at(&self.caps.name)
+                    .found(launch.kernel.entry)
+            })?;
         if !function.takes(launch.kernel) {
-            return Err(Error::device("a kernel takes other parameters than it is given").at(launch.kernel.entry));
+            return Err(Error::device("a kernel takes other parameters than it is given")
+                .at(launch.kernel.entry));
         }
         function.allow_shared(launch.kernel.shared)?;
         // SAFETY: every address comes from `arena` or from a loaded weight, whose sizes `steps` takes from the shapes that the plan was made for.
@@ -369,7 +383,10 @@ impl CudaBackend {
 }
 
 /// Compiles every module that this device and its driver can run, and finds all their kernels: from then on the device's memory changes by `reserve`, and a little by recorded runs.
-fn functions(context: &Arc<Context>, choice: &Choice) -> Result<HashMap<(&'static str, &'static str), Function>> {
+fn functions(
+    context: &Arc<Context>,
+    choice: &Choice,
+) -> Result<HashMap<(&'static str, &'static str), Function>> {
     type Loaded = Vec<((&'static str, &'static str), Function)>;
     // The first time, the driver compiles: a second or so for each module, so they are compiled side by side.
     let load = |source: &'static modules::Source| -> Result<Loaded> {
@@ -443,10 +460,15 @@ impl Backend for CudaBackend {
         self.context.bind()?;
         let form = Form::of(weight, how, TYPES);
         let (from, offset, room, keep) = match place {
-            Place::Resident(offset) => (self.layout.arena_bytes, offset, self.layout.resident_bytes, false),
-            Place::Ring { offset, again } => {
-                (self.layout.arena_bytes + self.layout.resident_bytes, offset, self.layout.ring_bytes, again)
+            Place::Resident(offset) => {
+                (self.layout.arena_bytes, offset, self.layout.resident_bytes, false)
             }
+            Place::Ring { offset, again } => (
+                self.layout.arena_bytes + self.layout.resident_bytes,
+                offset,
+                self.layout.ring_bytes,
+                again,
+            ),
         };
         if offset.checked_add(form.bytes).is_none_or(|end| end > room) {
             return Err(Error::memory("a weight does not fit where it should lie")
@@ -517,7 +539,8 @@ impl Backend for CudaBackend {
             return Ok(true);
         };
         // SAFETY: as in `begin`.
-        let replayed = self.compute.end_capture().and_then(|g| unsafe { self.compute.replay(&g) }.map(|()| g));
+        let replayed =
+            self.compute.end_capture().and_then(|g| unsafe { self.compute.replay(&g) }.map(|()| g));
         match replayed {
             Ok(graph) => {
                 self.graph = Some((id, graph));

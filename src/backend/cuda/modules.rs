@@ -55,7 +55,10 @@ fn bytes(declaration: &str) -> Option<usize> {
         ".u8" | ".b8" | ".s8" => Some(1),
         _ => None,
     })?;
-    let count = words.last()?.split_once('[').map_or(Some(1), |(_, n)| n.strip_suffix(']')?.parse().ok())?;
+    let count = words
+        .last()?
+        .split_once('[')
+        .map_or(Some(1), |(_, n)| n.strip_suffix(']')?.parse().ok())?;
     Some(unit * count)
 }
 
@@ -84,7 +87,9 @@ mod tests {
     /// A kernel that is declared otherwise than it was compiled would read past its parameters, or run with threads that it does not expect.
     #[test]
     fn kernels_are_declared_as_they_were_compiled() {
-        use super::super::{attention, attention_hopper, ceilings, conv2d, elementwise, group_norm, latents};
+        use super::super::{
+            attention, attention_hopper, ceilings, conv2d, elementwise, group_norm, latents,
+        };
         use super::super::{linear, linear_fp8, linear_hopper, norm};
         let families: [&[&super::super::launch::Kernel]; 11] = [
             &ceilings::KERNELS[..],
@@ -100,22 +105,38 @@ mod tests {
             latents::KERNELS,
         ];
         let mut declared: Vec<_> = families.concat().iter().map(|k| (k.module, k.entry)).collect();
-        let mut compiled: Vec<_> =
-            SOURCES.iter().flat_map(|s| entries(s.ptx).into_iter().map(|(entry, _)| (s.name, entry))).collect();
+        let mut compiled: Vec<_> = SOURCES
+            .iter()
+            .flat_map(|s| entries(s.ptx).into_iter().map(|(entry, _)| (s.name, entry)))
+            .collect();
         declared.sort_unstable();
         compiled.sort_unstable();
         assert_eq!(declared, compiled);
         for kernel in families.concat() {
             let source = SOURCES.iter().find(|s| s.name == kernel.module).unwrap();
-            let (_, sizes) = entries(source.ptx).into_iter().find(|(entry, _)| *entry == kernel.entry).unwrap();
+            let (_, sizes) =
+                entries(source.ptx).into_iter().find(|(entry, _)| *entry == kernel.entry).unwrap();
             let params = (kernel.params > 0).then_some(kernel.params);
             let expected: Vec<_> =
-                [vec![8; kernel.buffers], vec![128; kernel.maps], params.into_iter().collect()].concat();
+                [vec![8; kernel.buffers], vec![128; kernel.maps], params.into_iter().collect()]
+                    .concat();
             assert_eq!(sizes, expected, "{}: sizes of its parameters", kernel.entry);
-            let text = source.ptx.split(".entry ").find(|t| t.trim_start().starts_with(&format!("{}(", kernel.entry)));
+            let text = source
+                .ptx
+                .split(".entry ")
+                .find(|t| t.trim_start().starts_with(&format!("{}(", kernel.entry)));
             let head = text.unwrap().split('{').next().unwrap();
-            let bound = head.split(".maxntid ").nth(1).and_then(|t| t.split([',', '\n']).next()).map(str::trim);
-            assert_eq!(bound, Some(kernel.threads.to_string().as_str()), "{}: threads of a block", kernel.entry);
+            let bound = head
+                .split(".maxntid ")
+                .nth(1)
+                .and_then(|t| t.split([',', '\n']).next())
+                .map(str::trim);
+            assert_eq!(
+                bound,
+                Some(kernel.threads.to_string().as_str()),
+                "{}: threads of a block",
+                kernel.entry
+            );
         }
     }
 }

@@ -124,7 +124,8 @@ static LAYER_NORM_BF16: Kernel = norm_kernel("layer_norm_bf16_sm80", 4);
 static LAYER_NORM_ANY: Kernel = norm_kernel("layer_norm_any_sm80", 4);
 static RMS_NORM_BF16: Kernel = norm_kernel("rms_norm_bf16_sm80", 3);
 static RMS_NORM_ANY: Kernel = norm_kernel("rms_norm_any_sm80", 3);
-static QK_NORM_ROPE_BF16: Kernel = kernel("qk_norm_rope_bf16_sm80", 5, size_of::<QkNormRopeParams>());
+static QK_NORM_ROPE_BF16: Kernel =
+    kernel("qk_norm_rope_bf16_sm80", 5, size_of::<QkNormRopeParams>());
 static QK_NORM_ROPE_ANY: Kernel = kernel("qk_norm_rope_any_sm80", 5, size_of::<QkNormRopeParams>());
 
 /// Every kernel of this family.
@@ -200,7 +201,11 @@ fn layer_norm_modulate(a: &LayerNormModulateArgs, kernel: &'static Kernel) -> Ve
         scale_type: code(a.scale.dtype),
         ..NormParams::new(&a.x, &a.out, a.eps)
     };
-    params.launch(kernel, a.x.rows, vec![a.x.address, a.shift.address, a.scale.address, a.out.address])
+    params.launch(
+        kernel,
+        a.x.rows,
+        vec![a.x.address, a.shift.address, a.scale.address, a.out.address],
+    )
 }
 
 fn layer_norm(a: &LayerNormArgs, kernel: &'static Kernel) -> Vec<Launch> {
@@ -209,7 +214,11 @@ fn layer_norm(a: &LayerNormArgs, kernel: &'static Kernel) -> Vec<Launch> {
 }
 
 fn rms_norm(a: &RmsNormArgs, kernel: &'static Kernel) -> Vec<Launch> {
-    NormParams::new(&a.x, &a.out, a.eps).launch(kernel, a.x.rows, vec![a.x.address, a.weight, a.out.address])
+    NormParams::new(&a.x, &a.out, a.eps).launch(
+        kernel,
+        a.x.rows,
+        vec![a.x.address, a.weight, a.out.address],
+    )
 }
 
 impl QkNormRopeArgs {
@@ -243,7 +252,8 @@ impl QkNormRopeArgs {
             eps: self.eps,
             inverse_dim: 1.0 / self.head_dim() as f32,
         };
-        let buffers = vec![self.qkv.address, self.q_gain, self.k_gain, self.rope.address, self.out.address];
+        let buffers =
+            vec![self.qkv.address, self.q_gain, self.k_gain, self.rope.address, self.out.address];
         let params = bytemuck::bytes_of(&params).to_vec();
         vec![Launch { kernel, grid: [blocks as u32, 1, 1], buffers, maps: vec![], params }]
     }

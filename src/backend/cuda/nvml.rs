@@ -25,7 +25,8 @@ pub(super) struct Nvml {
 impl Nvml {
     /// The device at PCI address `bus`; `None` where the library is missing or does not know it (then an allowance must do).
     pub fn open(bus: &str) -> Option<Nvml> {
-        let names: &[&str] = if cfg!(windows) { &["nvml.dll"] } else { &["libnvidia-ml.so.1", "libnvidia-ml.so"] };
+        let names: &[&str] =
+            if cfg!(windows) { &["nvml.dll"] } else { &["libnvidia-ml.so.1", "libnvidia-ml.so"] };
         // SAFETY: loads the system's management library, which runs its initialisers.
         let library = names.iter().find_map(|name| unsafe { Library::new(*name) }.ok())?;
         let bus = CString::new(bus).ok()?;
@@ -45,7 +46,9 @@ impl Nvml {
         let mut memory = Memory::default();
         type Ask = unsafe extern "C" fn(Handle, *mut Memory) -> c_int;
         // SAFETY: as in `open`; the call fills the struct.
-        let answer = unsafe { self.nvml.get::<Ask>(b"nvmlDeviceGetMemoryInfo\0").ok()?(self.device, &mut memory) };
+        let answer = unsafe {
+            self.nvml.get::<Ask>(b"nvmlDeviceGetMemoryInfo\0").ok()?(self.device, &mut memory)
+        };
         (answer == 0).then_some(memory.used)
     }
 }
@@ -54,7 +57,9 @@ impl Drop for Nvml {
     fn drop(&mut self) {
         // SAFETY: the signature is that of nvml.h; initialised in `open`.
         unsafe {
-            if let Ok(shutdown) = self.nvml.get::<unsafe extern "C" fn() -> c_int>(b"nvmlShutdown\0") {
+            if let Ok(shutdown) =
+                self.nvml.get::<unsafe extern "C" fn() -> c_int>(b"nvmlShutdown\0")
+            {
                 shutdown();
             }
         }

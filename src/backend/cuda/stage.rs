@@ -85,13 +85,18 @@ impl Stage {
     /// Starts the thread; weights that pass again may fill `keep_bytes` of pinned memory beside the ring of chunks.
     pub fn new(context: &Arc<Context>, keep_bytes: u64) -> Result<Stage> {
         let keep_bytes = AtomicU64::new(keep_bytes);
-        let inner = Arc::new(Inner { shared: Mutex::default(), changed: Condvar::new(), keep_bytes });
+        let inner =
+            Arc::new(Inner { shared: Mutex::default(), changed: Condvar::new(), keep_bytes });
         let chunks = (0..CHUNKS)
             .map(|_| Ok((Pinned::new(context, CHUNK)?, Event::new(context, false)?)))
             .collect::<Result<Vec<_>>>()?;
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
-        let start = |e: &dyn std::fmt::Display| Error::device(format!("could not start a thread: {e}")).at("cuda");
-        let readers = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("cuda-read-{i}"));
+        let start = |e: &dyn std::fmt::Display| {
+            Error::device(format!("could not start a thread: {e}")).at("cuda")
+        };
+        let readers = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("cuda-read-{i}"));
         let stream = Arc::new(Stream::new(context)?);
         let worker = Worker {
             stream: stream.clone(),
@@ -103,8 +108,14 @@ impl Stage {
             kept: HashMap::new(),
             kept_bytes: 0,
         };
-        let thread = std::thread::Builder::new().name("cuda-stage".into()).spawn(move || worker.work());
-        Ok(Stage { context: context.clone(), stream, inner, thread: Some(thread.map_err(|e| start(&e))?) })
+        let thread =
+            std::thread::Builder::new().name("cuda-stage".into()).spawn(move || worker.work());
+        Ok(Stage {
+            context: context.clone(),
+            stream,
+            inner,
+            thread: Some(thread.map_err(|e| start(&e))?),
+        })
     }
 
     /// From now on, copies that are kept may take `bytes` of pinned memory.
@@ -113,7 +124,14 @@ impl Stage {
     }
 
     /// Asks for a weight; `compute` is where its steps run.
-    pub fn want(&self, key: WeightKey, to: u64, pieces: Vec<Piece>, keep: bool, compute: &Stream) -> Result<()> {
+    pub fn want(
+        &self,
+        key: WeightKey,
+        to: u64,
+        pieces: Vec<Piece>,
+        keep: bool,
+        compute: &Stream,
+    ) -> Result<()> {
         let used = self.inner.lock().events.pop();
         let after = used.map_or_else(|| Event::new(&self.context, false), Ok)?;
         after.record(compute)?;
@@ -132,7 +150,11 @@ impl Stage {
             match shared.states.get(&key) {
                 None => return Ok(()), // came before
                 Some(State::Waiting) => {
-                    shared = self.inner.changed.wait(shared).unwrap_or_else(|poisoned| poisoned.into_inner());
+                    shared = self
+                        .inner
+                        .changed
+                        .wait(shared)
+                        .unwrap_or_else(|poisoned| poisoned.into_inner());
                 }
                 Some(State::Failed(e)) => return Err(e.clone()),
                 Some(State::Queued(_)) => {
@@ -155,7 +177,11 @@ impl Stage {
         } else {
             // The worker looks whether anybody still waits when it is through.
             while shared.busy == Some(key) {
-                shared = self.inner.changed.wait(shared).unwrap_or_else(|poisoned| poisoned.into_inner());
+                shared = self
+                    .inner
+                    .changed
+                    .wait(shared)
+                    .unwrap_or_else(|poisoned| poisoned.into_inner());
             }
             shared.states.remove(&key);
         }
@@ -166,7 +192,8 @@ impl Stage {
         let mut shared = self.inner.lock();
         shared.requests.clear();
         while shared.busy.is_some() {
-            shared = self.inner.changed.wait(shared).unwrap_or_else(|poisoned| poisoned.into_inner());
+            shared =
+                self.inner.changed.wait(shared).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
         shared.states.clear();
         drop(shared);
@@ -198,10 +225,15 @@ impl Origin {
     fn of(piece: &Piece) -> Option<(Origin, &HostPart)> {
         let (part, form) = match &piece.source {
             Source::Stored(part) => (part, None),
-            Source::Rows { part, segment, how: Use::Matrix } => (part, Some((segment.dtype, segment.stride))),
+            Source::Rows { part, segment, how: Use::Matrix } => {
+                (part, Some((segment.dtype, segment.stride)))
+            }
             _ => return None,
         };
-        let ranges = part.ranges().map(|(source, range)| (Arc::as_ptr(source).cast::<()>() as usize, range)).collect();
+        let ranges = part
+            .ranges()
+            .map(|(source, range)| (Arc::as_ptr(source).cast::<()>() as usize, range))
+            .collect();
         Some((Origin { ranges, form }, part))
     }
 }
@@ -231,7 +263,13 @@ impl Worker {
                 }
                 match shared.requests.pop_front() {
                     Some(request) => break request,
-                    None => shared = self.inner.changed.wait(shared).unwrap_or_else(|poisoned| poisoned.into_inner()),
+                    None => {
+                        shared = self
+                            .inner
+                            .changed
+                            .wait(shared)
+                            .unwrap_or_else(|poisoned| poisoned.into_inner())
+                    }
                 }
             };
             shared.busy = Some(request.key);
@@ -239,9 +277,12 @@ impl Worker {
             drop(shared);
 
             // Somebody waits for an answer, whatever happens here.
-            let tried = std::panic::AssertUnwindSafe(|| bound.clone().and_then(|()| self.bring(&request, used)));
-            let arrived = std::panic::catch_unwind(tried)
-                .unwrap_or_else(|_| Err(Error::device("the thread that brings weights failed").at("cuda")));
+            let tried = std::panic::AssertUnwindSafe(|| {
+                bound.clone().and_then(|()| self.bring(&request, used))
+            });
+            let arrived = std::panic::catch_unwind(tried).unwrap_or_else(|_| {
+                Err(Error::device("the thread that brings weights failed").at("cuda"))
+            });
             let mut shared = self.inner.lock();
             shared.busy = None;
             shared.states.insert(
@@ -271,14 +312,19 @@ impl Worker {
     /// Queues the copies of one piece: from pinned memory of its own if it has some or may have, or through the ring of chunks.
     fn piece(&mut self, to: u64, piece: &Piece, keep: bool) -> Result<()> {
         let read = |from: usize, out: &mut [u8]| piece.read(from, out);
-        let Some((origin, part)) = Origin::of(piece) else { return self.pass(to, piece.bytes, piece.unit, &read) };
+        let Some((origin, part)) = Origin::of(piece) else {
+            return self.pass(to, piece.bytes, piece.unit, &read);
+        };
         let allowed = self.inner.keep_bytes.load(Ordering::Relaxed);
         if self.kept_bytes > allowed {
             self.stream.drain(); // they may be being copied
             self.kept.clear();
             self.kept_bytes = 0;
         }
-        if keep && !self.kept.contains_key(&origin) && self.kept_bytes + piece.bytes as u64 <= allowed {
+        if keep
+            && !self.kept.contains_key(&origin)
+            && self.kept_bytes + piece.bytes as u64 <= allowed
+        {
             // A system that refuses to pin so much is no reason to stop: the ring of chunks does as well.
             match Pinned::new(&self.context, piece.bytes) {
                 Ok(mut own) => {
@@ -327,5 +373,7 @@ fn fill(readers: &rayon::ThreadPool, out: &mut [u8], unit: usize, read: &Read) -
     if out.len() <= grain {
         return read(0, out);
     }
-    readers.install(|| out.par_chunks_mut(grain).enumerate().try_for_each(|(i, part)| read(i * grain, part)))
+    readers.install(|| {
+        out.par_chunks_mut(grain).enumerate().try_for_each(|(i, part)| read(i * grain, part))
+    })
 }

@@ -63,7 +63,13 @@ impl Finder<'_> {
 }
 
 fn matrix(s: &Segment, address: u64) -> Matrix {
-    Matrix { address: address + s.offset as u64, rows: s.rows, cols: s.cols, stride: s.stride, dtype: s.dtype }
+    Matrix {
+        address: address + s.offset as u64,
+        rows: s.rows,
+        cols: s.cols,
+        stride: s.stride,
+        dtype: s.dtype,
+    }
 }
 
 /// Scratch and launches of one variant.
@@ -81,7 +87,9 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Launch>)>
         }};
     }
     match *op {
-        Op::Linear { x, w, bias, side, epilogue, out } => linear(choice, find, x, w, bias, side, epilogue, out),
+        Op::Linear { x, w, bias, side, epilogue, out } => {
+            linear(choice, find, x, w, bias, side, epilogue, out)
+        }
         Op::Conv2d { x, w, bias, shape, residual, out } => {
             let args = Conv2dArgs {
                 x: find.tensor(x)?,
@@ -133,30 +141,42 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Launch>)>
         ),
         Op::RmsNorm { x, weight, eps, out } => first!(
             norm::RMS_NORM,
-            RmsNormArgs { x: find.tensor(x)?, weight: find.vector(weight)?, eps, out: find.tensor(out)? }
-        ),
-        Op::QkNormRope { qkv, q_gain, k_gain, rope, batch, heads, tokens, first, eps, out } => first!(
-            norm::QK_NORM_ROPE,
-            QkNormRopeArgs {
-                qkv: find.tensor(qkv)?,
-                q_gain: find.vector(q_gain)?,
-                k_gain: find.vector(k_gain)?,
-                rope: find.tensor(rope)?,
-                batch,
-                heads,
-                tokens,
-                first,
+            RmsNormArgs {
+                x: find.tensor(x)?,
+                weight: find.vector(weight)?,
                 eps,
-                out: find.tensor(out)?,
+                out: find.tensor(out)?
             }
         ),
+        Op::QkNormRope { qkv, q_gain, k_gain, rope, batch, heads, tokens, first, eps, out } => {
+            first!(
+                norm::QK_NORM_ROPE,
+                QkNormRopeArgs {
+                    qkv: find.tensor(qkv)?,
+                    q_gain: find.vector(q_gain)?,
+                    k_gain: find.vector(k_gain)?,
+                    rope: find.tensor(rope)?,
+                    batch,
+                    heads,
+                    tokens,
+                    first,
+                    eps,
+                    out: find.tensor(out)?,
+                }
+            )
+        }
         Op::GeluMul { gate, up, out } => first!(
             elementwise::GELU_MUL,
             GeluMulArgs { gate: find.tensor(gate)?, up: find.tensor(up)?, out: find.tensor(out)? }
         ),
-        Op::Silu { x, out } => first!(elementwise::SILU, SiluArgs { x: find.tensor(x)?, out: find.tensor(out)? }),
+        Op::Silu { x, out } => {
+            first!(elementwise::SILU, SiluArgs { x: find.tensor(x)?, out: find.tensor(out)? })
+        }
         Op::Add { a, b, out } => {
-            first!(elementwise::ADD, AddArgs { a: find.tensor(a)?, b: find.tensor(b)?, out: find.tensor(out)? })
+            first!(
+                elementwise::ADD,
+                AddArgs { a: find.tensor(a)?, b: find.tensor(b)?, out: find.tensor(out)? }
+            )
         }
         Op::Embed { table, ids, positions, out } => first!(
             latents::EMBED,
@@ -168,10 +188,16 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Launch>)>
             }
         ),
         Op::TimestepEmbed { t, out } => {
-            first!(latents::TIMESTEP_EMBED, TimestepEmbedArgs { t: find.tensor(t)?, out: find.tensor(out)? })
+            first!(
+                latents::TIMESTEP_EMBED,
+                TimestepEmbedArgs { t: find.tensor(t)?, out: find.tensor(out)? }
+            )
         }
         Op::Pack { x, height, width, out, .. } => {
-            first!(latents::PACK, PackArgs { x: find.tensor(x)?, height, width, out: find.tensor(out)? })
+            first!(
+                latents::PACK,
+                PackArgs { x: find.tensor(x)?, height, width, out: find.tensor(out)? }
+            )
         }
         Op::Unpack { x, height, width, scale, shift, out, .. } => first!(
             latents::UNPACK,
@@ -179,7 +205,12 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Launch>)>
         ),
         Op::EulerStep { x, v, params, cfg } => first!(
             latents::EULER_STEP,
-            EulerStepArgs { x: find.tensor(x)?, v: find.tensor(v)?, params: (find.tensor)(&params)?, cfg }
+            EulerStepArgs {
+                x: find.tensor(x)?,
+                v: find.tensor(v)?,
+                params: (find.tensor)(&params)?,
+                cfg
+            }
         ),
         Op::GroupNorm { x, weight, bias, batch, groups, eps, silu, out } => {
             let args = GroupNormArgs {
@@ -199,7 +230,9 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Launch>)>
             elementwise::COPY_ROWS,
             CopyRowsArgs { x: find.tensor(x)?, batch, from, to, count, out: find.tensor(out)? }
         ),
-        Op::Cast { x, out } => first!(elementwise::CAST, CastArgs { x: find.view(x)?, out: find.view(out)? }),
+        Op::Cast { x, out } => {
+            first!(elementwise::CAST, CastArgs { x: find.view(x)?, out: find.view(out)? })
+        }
     }
 }
 
@@ -227,7 +260,9 @@ fn linear(
         }
     };
     let (form, address) = (find.weight)(w, Use::Matrix)?;
-    let side = side.map(|s| Ok::<_, Error>((find.tensor(s.t)?, (find.weight)(s.b, Use::Matrix)?))).transpose()?;
+    let side = side
+        .map(|s| Ok::<_, Error>((find.tensor(s.t)?, (find.weight)(s.b, Use::Matrix)?)))
+        .transpose()?;
     let (mut most, mut all) = (0, Vec::new());
     let mut run = |s: &Segment, first: usize, rows: usize, side: Option<SideArgs>| -> Result<()> {
         let columns = |m: Matrix| m.columns(first, rows);
@@ -257,7 +292,8 @@ fn linear(
             None => run(s, s.first, s.rows, None)?,
             Some((t, (sides, at))) => {
                 for b in &sides.segments {
-                    let (first, end) = (s.first.max(b.first), (s.first + s.rows).min(b.first + b.rows));
+                    let (first, end) =
+                        (s.first.max(b.first), (s.first + s.rows).min(b.first + b.rows));
                     if first < end {
                         let b = matrix(b, *at).band(first - b.first, end - first);
                         run(s, first, end - first, Some(SideArgs { t: *t, b }))?;
@@ -270,9 +306,16 @@ fn linear(
 }
 
 /// Bytes of scratch that `op` needs, or why no kernel can run it.
-pub(super) fn needs<'w>(choice: &Choice, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> Result<usize> {
-    let find =
-        Finder { tensor: &|_| Ok(0), weight: &|w, how| Ok((Form::of(weight(w), how, super::TYPES), 0)), scratch: 0 };
+pub(super) fn needs<'w>(
+    choice: &Choice,
+    op: &Op,
+    weight: &dyn Fn(Weight) -> &'w HostWeight,
+) -> Result<usize> {
+    let find = Finder {
+        tensor: &|_| Ok(0),
+        weight: &|w, how| Ok((Form::of(weight(w), how, super::TYPES), 0)),
+        scratch: 0,
+    };
     make(choice, op, &find).map(|(scratch, _)| scratch)
 }
 
@@ -286,7 +329,9 @@ pub(super) fn launches(backend: &mut CudaBackend, op: &Op, places: &Places) -> R
         tensor: &|t| backend.arena(places.of(t), t.bytes()),
         weight: &|w, _| {
             let held = backend.weights.get(&places.key(w)).ok_or_else(|| {
-                Error::device("a step names a weight that was not loaded").at(&backend.caps.name).found(w)
+                Error::device("a step names a weight that was not loaded")
+                    .at(&backend.caps.name)
+                    .found(w)
             })?;
             if (held.rows, held.cols) != (w.rows, w.cols) {
                 return Err(Error::model("a weight has the wrong shape")

@@ -84,7 +84,9 @@ pub(super) fn find() -> Vec<Found> {
         },
         ..wgpu::InstanceDescriptor::new_without_display_handle()
     });
-    let adapters = pollster::block_on(instance.enumerate_adapters(Backends::VULKAN | Backends::METAL | Backends::DX12));
+    let adapters = pollster::block_on(
+        instance.enumerate_adapters(Backends::VULKAN | Backends::METAL | Backends::DX12),
+    );
     let mut found: Vec<Found> = adapters.into_iter().map(facts).collect();
     // A card may be reached by Vulkan and by DirectX: Vulkan tells more.
     found.sort_by_key(|f| rank(&f.facts));
@@ -106,9 +108,12 @@ pub fn candidates(adapters: Vec<Adapter>) -> impl Iterator<Item = Adapter> {
 pub fn hardware_present() -> bool {
     if cfg!(any(target_os = "linux", target_os = "android")) {
         // Kernel drivers: all of Mesa's and the open ones, NVIDIA's (numbered), WSL's, Qualcomm's and ARM's.
-        let names = std::fs::read_dir("/dev").into_iter().flatten().flatten().map(|e| e.file_name());
+        let names =
+            std::fs::read_dir("/dev").into_iter().flatten().flatten().map(|e| e.file_name());
         names.filter_map(|n| n.into_string().ok()).any(|n| {
-            let nvidia = n.strip_prefix("nvidia").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+            let nvidia = n
+                .strip_prefix("nvidia")
+                .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
             nvidia || ["dri", "dxg", "kgsl-3d0", "mali0"].contains(&n.as_str())
         })
     } else {
@@ -148,8 +153,12 @@ fn facts(raw: wgpu::Adapter) -> Found {
         buffer_bytes: limits.max_buffer_size,
         binding_bytes: limits.max_storage_buffer_binding_size,
         shared_bytes: limits.max_compute_workgroup_storage_size,
-        threads: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
-        subgroups: features.contains(Features::SUBGROUP).then_some((info.subgroup_min_size, info.subgroup_max_size)),
+        threads: limits
+            .max_compute_invocations_per_workgroup
+            .min(limits.max_compute_workgroup_size_x),
+        subgroups: features
+            .contains(Features::SUBGROUP)
+            .then_some((info.subgroup_min_size, info.subgroup_max_size)),
         f16: features.contains(Features::SHADER_F16),
         // The shader wants 32 lanes, which Metal's GPUs have, though it tells a range.
         cooperative_matrix: features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX)
@@ -163,7 +172,8 @@ fn facts(raw: wgpu::Adapter) -> Found {
 /// Whether it multiplies 8x8 matrices of f32: what the shaders use.
 fn eight(raw: &wgpu::Adapter) -> bool {
     raw.cooperative_matrix_properties().iter().any(|p| {
-        let f32s = p.ab_type == wgpu::CooperativeScalarType::F32 && p.cr_type == wgpu::CooperativeScalarType::F32;
+        let f32s = p.ab_type == wgpu::CooperativeScalarType::F32
+            && p.cr_type == wgpu::CooperativeScalarType::F32;
         (p.m_size, p.n_size, p.k_size) == (8, 8, 8) && f32s
     })
 }
@@ -234,8 +244,10 @@ fn heap(raw: &wgpu::Adapter) -> Option<Heap> {
     let instance = adapter.shared_instance().raw_instance();
     let device = adapter.raw_physical_device();
     // SAFETY: the physical device belongs to this instance, which lives as long as the adapter.
-    let extensions = unsafe { instance.enumerate_device_extension_properties(device) }.unwrap_or_default();
-    let tells = extensions.iter().any(|e| e.extension_name_as_c_str() == Ok(ash::ext::memory_budget::NAME));
+    let extensions =
+        unsafe { instance.enumerate_device_extension_properties(device) }.unwrap_or_default();
+    let tells =
+        extensions.iter().any(|e| e.extension_name_as_c_str() == Ok(ash::ext::memory_budget::NAME));
     let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
     let mut properties = vk::PhysicalDeviceMemoryProperties2::default();
     if tells {
@@ -248,7 +260,8 @@ fn heap(raw: &wgpu::Adapter) -> Option<Heap> {
         .filter(|&i| memory.memory_heaps[i].flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL))
         .map(|i| (memory.memory_heaps[i].size, i))
         .max()?;
-    let free_bytes = tells.then(|| budget.heap_budget[largest].saturating_sub(budget.heap_usage[largest]).min(bytes));
+    let free_bytes = tells
+        .then(|| budget.heap_budget[largest].saturating_sub(budget.heap_usage[largest]).min(bytes));
     Some(Heap { bytes, free_bytes })
 }
 
@@ -319,10 +332,18 @@ mod tests {
         ];
         all.sort_by_key(rank);
         let names: Vec<_> = all.iter().map(|a| (a.name.as_str(), a.api)).collect();
-        let expected =
-            [("card", "vulkan"), ("card", "dx12"), ("chip", "vulkan"), ("lent", "vulkan"), ("llvmpipe", "vulkan")];
+        let expected = [
+            ("card", "vulkan"),
+            ("card", "dx12"),
+            ("chip", "vulkan"),
+            ("lent", "vulkan"),
+            ("llvmpipe", "vulkan"),
+        ];
         assert_eq!(names, expected);
         assert!(candidates(all).all(|a| a.name != "llvmpipe"));
-        assert_eq!(candidates(vec![adapter("llvmpipe", AdapterKind::Software, "vulkan")]).count(), 0);
+        assert_eq!(
+            candidates(vec![adapter("llvmpipe", AdapterKind::Software, "vulkan")]).count(),
+            0
+        );
     }
 }

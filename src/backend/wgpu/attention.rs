@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::launch::{Constants, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks, code};
+use super::launch::{
+    Constants, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks, code,
+};
 use crate::dtype::DType;
 
 /// See `Op::Attention`. All of q, k, v, out are `batch*tokens x heads*head_dim` windows in F32 or BF16 (`out` has `batch*(tokens - first)` rows).
@@ -41,7 +43,9 @@ impl AttentionArgs {
 
     /// Operands that every shader reads or writes in one and the same way.
     fn wide(&self) -> impl Iterator<Item = Matrix> {
-        [Some(self.q), Some(self.k), Some(self.v), Some(self.out), self.split().1].into_iter().flatten()
+        [Some(self.q), Some(self.k), Some(self.v), Some(self.out), self.split().1]
+            .into_iter()
+            .flatten()
     }
 }
 
@@ -119,8 +123,12 @@ static D512_24K: Shader = shader!(
     "attention_common.wgsl",
     "attention.wgsl"
 );
-static LANES128: Shader =
-    shader!("attention_lanes128", "const COLUMNS: u32 = 128u;\n", "attention_common.wgsl", "attention_lanes.wgsl");
+static LANES128: Shader = shader!(
+    "attention_lanes128",
+    "const COLUMNS: u32 = 128u;\n",
+    "attention_common.wgsl",
+    "attention_lanes.wgsl"
+);
 static ANY: Shader = shader!("attention_any", "", "attention_any.wgsl");
 
 /// Queries of a workgroup.
@@ -196,12 +204,16 @@ pub static ATTENTION: &[Variant<AttentionArgs>] = &[
 const LANES_WORK: u64 = 1 << 31;
 
 /// The variant to run, or why there is none.
-pub fn choose(a: &AttentionArgs, device: &Device) -> Result<&'static Variant<AttentionArgs>, &'static str> {
+pub fn choose(
+    a: &AttentionArgs,
+    device: &Device,
+) -> Result<&'static Variant<AttentionArgs>, &'static str> {
     let mut answer = Err("no variant");
     let short = work(a, a.tokens(), a.tokens()) < LANES_WORK;
     // Where a workgroup takes all the memory, no other works while it waits at a barrier.
     let alone = device.shared_bytes < NEEDS_D128_32K.shared_bytes * 3 / 2;
-    let fits = |v: &&Variant<_>| !(short && v.needs == NEEDS_LANES || alone && v.needs == NEEDS_D128_32K);
+    let fits =
+        |v: &&Variant<_>| !(short && v.needs == NEEDS_LANES || alone && v.needs == NEEDS_D128_32K);
     for variant in ATTENTION.iter().filter(fits) {
         match variant.needs.missing(device).map_or_else(|| (variant.accepts)(a, device), Err) {
             Ok(()) => return Ok(variant),
@@ -262,10 +274,14 @@ fn any(a: &AttentionArgs, device: &Device) -> Result<(), &'static str> {
     }
     let groups = a.tokens().checked_mul(a.heads).and_then(|n| n.checked_mul(a.batch));
     if groups.is_none_or(|n| n >= 1 << 31) || a.wide().chain(a.bias).any(|m| m.stride >= 1 << 31) {
-        return Err("it is too large for 32-bit numbers; try a smaller picture, fewer at a time (-n) or --device cpu");
+        return Err(
+            "it is too large for 32-bit numbers; try a smaller picture, fewer at a time (-n) or --device cpu",
+        );
     }
     if a.bias.is_some_and(|m| !m.binds(device)) {
-        return Err("its bias is larger than the memory that a shader of this GPU sees at once; try --device cpu");
+        return Err(
+            "its bias is larger than the memory that a shader of this GPU sees at once; try --device cpu",
+        );
     }
     if !whole(a, device) && rows_at_once(a, device) == 0 {
         return Err(concat!(
@@ -312,13 +328,22 @@ fn rows_at_once(a: &AttentionArgs, device: &Device) -> usize {
         return 0;
     }
     let (n, first) = a.split();
-    let outputs = first.map(|m| m.rows(0, n)).into_iter().chain([a.out.rows(0, tokens - n)]).filter(|m| m.rows > 0);
+    let outputs = first
+        .map(|m| m.rows(0, n))
+        .into_iter()
+        .chain([a.out.rows(0, tokens - n)])
+        .filter(|m| m.rows > 0);
     let fit = |m: Matrix| if m.binds(device) { tokens } else { m.rows_that_bind(device) };
     outputs.chain([a.q.rows(0, tokens)]).map(fit).min().unwrap_or(0)
 }
 
 /// One dispatch, or one for each picture and block of its queries where windows are too small; `tile` queries a workgroup.
-fn dispatches(a: &AttentionArgs, device: &Device, shader: &'static Shader, tile: usize) -> Vec<Dispatch> {
+fn dispatches(
+    a: &AttentionArgs,
+    device: &Device,
+    shader: &'static Shader,
+    tile: usize,
+) -> Vec<Dispatch> {
     let (tokens, (n, first)) = (a.tokens(), a.split());
     if a.q.rows == 0 || a.q.cols == 0 {
         return vec![];
@@ -339,8 +364,11 @@ fn dispatches(a: &AttentionArgs, device: &Device, shader: &'static Shader, tile:
                 k: a.k.rows(picture * tokens, tokens),
                 v: a.v.rows(picture * tokens, tokens),
                 batch: 1,
-                first: first.map(|m| (n, m.rows(picture * n + ahead(start), ahead(end) - ahead(start)))),
-                out: a.out.rows(picture * (tokens - n) + behind(start), behind(end) - behind(start)),
+                first: first
+                    .map(|m| (n, m.rows(picture * n + ahead(start), ahead(end) - ahead(start)))),
+                out: a
+                    .out
+                    .rows(picture * (tokens - n) + behind(start), behind(end) - behind(start)),
                 ..*a
             };
             all.push(dispatch(&part, device, shader, tile, tokens, rows));
@@ -358,9 +386,12 @@ fn dispatch(
     tokens: usize,
     rows: Range<usize>,
 ) -> Dispatch {
-    let bind = |m: Option<Matrix>| m.filter(|m| m.rows > 0).map(|m| (m.bind(device), m.stride as u32));
-    let operands = [Some(a.q), Some(a.k), Some(a.v), a.bias, a.first.map(|(_, m)| m), Some(a.out)].map(bind);
-    let [q, k, v, bias, first, out] = operands.map(|o| o.map_or((0, 0), |((_, base), stride)| (base, stride)));
+    let bind =
+        |m: Option<Matrix>| m.filter(|m| m.rows > 0).map(|m| (m.bind(device), m.stride as u32));
+    let operands =
+        [Some(a.q), Some(a.k), Some(a.v), a.bias, a.first.map(|(_, m)| m), Some(a.out)].map(bind);
+    let [q, k, v, bias, first, out] =
+        operands.map(|o| o.map_or((0, 0), |((_, base), stride)| (base, stride)));
     let tiles = rows.len().div_ceil(tile);
     let params = Params {
         grid: Grid::default(),

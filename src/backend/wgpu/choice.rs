@@ -84,12 +84,20 @@ impl Choice {
         let Some(name) = self.forced.of(op) else {
             return usual().map_err(|why| none_for(op, why));
         };
-        let variant = table.iter().find(|v| v.name == name).expect("forced names are checked when they are given");
+        let variant = table
+            .iter()
+            .find(|v| v.name == name)
+            .expect("forced names are checked when they are given");
         (variant.accepts)(args, &self.device).map(|()| variant).map_err(|why| refused(name, why))
     }
 
     /// The first variant of `table` that the adapter can run and that accepts `args`.
-    pub fn first<A>(&self, op: &str, table: &'static [Variant<A>], args: &A) -> Result<&'static Variant<A>> {
+    pub fn first<A>(
+        &self,
+        op: &str,
+        table: &'static [Variant<A>],
+        args: &A,
+    ) -> Result<&'static Variant<A>> {
         self.pick(op, table, args, || first(table, args, &self.device))
     }
 
@@ -103,7 +111,11 @@ impl Choice {
     }
 
     /// The variant for the product of a side, whatever is forced.
-    pub fn linear_of_side(&self, args: &LinearArgs, device: &Device) -> Result<&'static Variant<LinearArgs>> {
+    pub fn linear_of_side(
+        &self,
+        args: &LinearArgs,
+        device: &Device,
+    ) -> Result<&'static Variant<LinearArgs>> {
         linear::choose(args, device).map_err(|why| none_for("linear", why))
     }
 
@@ -112,7 +124,9 @@ impl Choice {
     }
 
     pub fn conv2d(&self, args: &Conv2dArgs) -> Result<&'static Variant<Conv2dArgs>> {
-        self.pick("conv2d", conv2d::CONV2D, args, || accepted(conv2d::choose(args, &self.device), args, &self.device))
+        self.pick("conv2d", conv2d::CONV2D, args, || {
+            accepted(conv2d::choose(args, &self.device), args, &self.device)
+        })
     }
 
     pub fn group_norm(&self, args: &GroupNormArgs) -> Result<&'static Variant<GroupNormArgs>> {
@@ -128,12 +142,20 @@ fn none_for(op: &str, why: &str) -> Error {
         .try_("a smaller picture, fewer at a time (-n), --compute bf16, or --device cpu")
 }
 
-fn accepted<A>(variant: &'static Variant<A>, args: &A, device: &Device) -> Result<&'static Variant<A>, &'static str> {
+fn accepted<A>(
+    variant: &'static Variant<A>,
+    args: &A,
+    device: &Device,
+) -> Result<&'static Variant<A>, &'static str> {
     (variant.accepts)(args, device).map(|()| variant)
 }
 
 /// The first variant that runs on `device` and accepts `args`, or why the last of them does not.
-fn first<A>(table: &'static [Variant<A>], args: &A, device: &Device) -> Result<&'static Variant<A>, &'static str> {
+fn first<A>(
+    table: &'static [Variant<A>],
+    args: &A,
+    device: &Device,
+) -> Result<&'static Variant<A>, &'static str> {
     let mut why = "there is none";
     for variant in table {
         match variant.needs.missing(device).map_or_else(|| (variant.accepts)(args, device), Err) {

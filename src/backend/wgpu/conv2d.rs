@@ -2,7 +2,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::launch::{Constants, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks, code};
+use super::launch::{
+    Constants, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks, code,
+};
 use crate::dtype::DType;
 use crate::op::ConvShape;
 
@@ -83,16 +85,23 @@ macro_rules! shader {
     };
 }
 
-static TILE_SHADER: Shader = shader!("conv2d_128x64", "conv2d_vectors.wgsl", "conv2d_whole.wgsl", "conv2d_tile.wgsl");
+static TILE_SHADER: Shader =
+    shader!("conv2d_128x64", "conv2d_vectors.wgsl", "conv2d_whole.wgsl", "conv2d_tile.wgsl");
 static LANES_SHADER: Shader =
     shader!("conv2d_lanes", "conv2d_vectors.wgsl", "conv2d_whole.wgsl", "conv2d_tile_lanes.wgsl");
-static FEW_SHADER: Shader = shader!("conv2d_few", "conv2d_vectors.wgsl", "conv2d_each.wgsl", "conv2d_few.wgsl");
-static ANY_SHADER: Shader = shader!("conv2d_any", "conv2d_elements.wgsl", "conv2d_each.wgsl", "conv2d_tile.wgsl");
+static FEW_SHADER: Shader =
+    shader!("conv2d_few", "conv2d_vectors.wgsl", "conv2d_each.wgsl", "conv2d_few.wgsl");
+static ANY_SHADER: Shader =
+    shader!("conv2d_any", "conv2d_elements.wgsl", "conv2d_each.wgsl", "conv2d_tile.wgsl");
 
-static TILE: Tiled = Tiled { shader: &TILE_SHADER, pixels: 128, channels: 64, vectors: true, slower: 1 };
-static LANES: Tiled = Tiled { shader: &LANES_SHADER, pixels: 128, channels: 64, vectors: true, slower: 1 };
-static FEW: Tiled = Tiled { shader: &FEW_SHADER, pixels: 64, channels: 4, vectors: true, slower: 4 };
-static ANY: Tiled = Tiled { shader: &ANY_SHADER, pixels: 128, channels: 64, vectors: false, slower: 16 };
+static TILE: Tiled =
+    Tiled { shader: &TILE_SHADER, pixels: 128, channels: 64, vectors: true, slower: 1 };
+static LANES: Tiled =
+    Tiled { shader: &LANES_SHADER, pixels: 128, channels: 64, vectors: true, slower: 1 };
+static FEW: Tiled =
+    Tiled { shader: &FEW_SHADER, pixels: 64, channels: 4, vectors: true, slower: 4 };
+static ANY: Tiled =
+    Tiled { shader: &ANY_SHADER, pixels: 128, channels: 64, vectors: false, slower: 16 };
 
 const TILE_NEEDS: Needs = Needs::new(128, 976 * 16);
 const LANES_NEEDS: Needs = Needs { subgroups: true, ..Needs::new(64, 768 * 16) };
@@ -110,7 +119,9 @@ pub static CONV2D: &[Variant<Conv2dArgs>] = &[
     Variant {
         name: "conv2d_any_128x64_subgroup",
         needs: LANES_NEEDS,
-        accepts: |a, device| vectors(a, device).and_then(|()| fours(a)).and_then(|()| lanes(device)),
+        accepts: |a, device| {
+            vectors(a, device).and_then(|()| fours(a)).and_then(|()| lanes(device))
+        },
         scratch: none,
         dispatches: |a, device| dispatches(&LANES, a, device),
     },
@@ -138,7 +149,9 @@ pub fn choose(args: &Conv2dArgs, device: &Device) -> &'static Variant<Conv2dArgs
         _ if device.software => [lanes, tile, any],
         _ => [tile, few, any],
     };
-    let fits = |i: &usize| CONV2D[*i].needs.missing(device).is_none() && (CONV2D[*i].accepts)(args, device).is_ok();
+    let fits = |i: &usize| {
+        CONV2D[*i].needs.missing(device).is_none() && (CONV2D[*i].accepts)(args, device).is_ok()
+    };
     &CONV2D[order.into_iter().find(fits).unwrap_or(any)]
 }
 
@@ -146,7 +159,9 @@ pub fn choose(args: &Conv2dArgs, device: &Device) -> &'static Variant<Conv2dArgs
 pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
     let types = [DType::F32, DType::BF16];
     let mut all = Vec::new();
-    for (tiled, needs) in [(&TILE, TILE_NEEDS), (&LANES, LANES_NEEDS), (&FEW, FEW_NEEDS), (&ANY, TILE_NEEDS)] {
+    for (tiled, needs) in
+        [(&TILE, TILE_NEEDS), (&LANES, LANES_NEEDS), (&FEW, FEW_NEEDS), (&ANY, TILE_NEEDS)]
+    {
         for x in types {
             for w in types {
                 all.extend(types.map(|out| (tiled.shader, constants(x, w, out), needs)));
@@ -157,7 +172,9 @@ pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
 }
 
 fn constants(x: DType, w: DType, out: DType) -> Constants {
-    [("X_TYPE", x), ("W_TYPE", w), ("OUT_TYPE", out)].map(|(name, t)| (name, f64::from(code(t)))).to_vec()
+    [("X_TYPE", x), ("W_TYPE", w), ("OUT_TYPE", out)]
+        .map(|(name, t)| (name, f64::from(code(t))))
+        .to_vec()
 }
 
 fn none(_: &Conv2dArgs, _: &Device) -> usize {
@@ -168,7 +185,8 @@ fn none(_: &Conv2dArgs, _: &Device) -> usize {
 fn any(a: &Conv2dArgs, device: &Device) -> Result<(), &'static str> {
     let s = &a.shape;
     let (source_height, source_width) = s.source();
-    let matrix = |m: &Matrix, rows: usize, cols: usize| (m.rows, m.cols) == (rows, cols) && m.stride >= cols;
+    let matrix =
+        |m: &Matrix, rows: usize, cols: usize| (m.rows, m.cols) == (rows, cols) && m.stride >= cols;
     let outer = |n: usize| n.saturating_add(s.pad_before + s.pad_after);
     if !matches!(s.kernel, 1 | 3) || !matches!(s.stride, 1 | 2) {
         return Err("kernel is not 1 or 3, or stride not 1 or 2");
@@ -179,12 +197,15 @@ fn any(a: &Conv2dArgs, device: &Device) -> Result<(), &'static str> {
         return Err("there are no pixels");
     }
     let (height, width) = s.output();
-    let pixels = s.batch.checked_mul(height).and_then(|n| n.checked_mul(width)).unwrap_or(usize::MAX);
+    let pixels =
+        s.batch.checked_mul(height).and_then(|n| n.checked_mul(width)).unwrap_or(usize::MAX);
     let known = |d: DType| matches!(d, DType::BF16 | DType::F32);
     if !known(a.x.dtype) || !known(a.w.dtype) || !known(a.out.dtype) {
         return Err("x, w and out must be BF16 or F32");
     }
-    if a.residual.is_some_and(|r| r.dtype != a.out.dtype) || a.bias.is_some_and(|b| b.dtype != DType::F32) {
+    if a.residual.is_some_and(|r| r.dtype != a.out.dtype)
+        || a.bias.is_some_and(|b| b.dtype != DType::F32)
+    {
         return Err("the residual is not of the type of out, or the bias not F32");
     }
     if !matrix(&a.x, s.batch * s.height * s.width, s.in_channels)
@@ -197,7 +218,9 @@ fn any(a: &Conv2dArgs, device: &Device) -> Result<(), &'static str> {
     }
     // Coordinates are signed, and a grid has less than 2^31 workgroups, even of the smallest tiles.
     let groups = pixels.div_ceil(64) as u128 * s.out_channels.div_ceil(4) as u128;
-    if pixels.max(a.x.rows) >= 1 << 31 || outer(source_height).max(outer(source_width)) >= 1 << 30 || groups >= 1 << 31
+    if pixels.max(a.x.rows) >= 1 << 31
+        || outer(source_height).max(outer(source_width)) >= 1 << 30
+        || groups >= 1 << 31
     {
         return Err("more than 2^31 pixels or workgroups");
     }
@@ -214,7 +237,9 @@ fn any(a: &Conv2dArgs, device: &Device) -> Result<(), &'static str> {
 fn vectors(a: &Conv2dArgs, device: &Device) -> Result<(), &'static str> {
     any(a, device)?;
     if !a.shape.in_channels.is_multiple_of(8) || !a.x.whole_vectors() || !a.w.whole_vectors() {
-        return Err("input channels are not a multiple of 8, or x or w do not begin at multiples of 16 bytes");
+        return Err(
+            "input channels are not a multiple of 8, or x or w do not begin at multiples of 16 bytes",
+        );
     }
     Ok(())
 }
@@ -222,7 +247,9 @@ fn vectors(a: &Conv2dArgs, device: &Device) -> Result<(), &'static str> {
 /// Whether out and residual can be accessed four channels at a time.
 fn fours(a: &Conv2dArgs) -> Result<(), &'static str> {
     let four = |m: &Matrix| {
-        m.offset.is_multiple_of(8) && m.cols.is_multiple_of(4) && (m.rows <= 1 || m.stride.is_multiple_of(4))
+        m.offset.is_multiple_of(8)
+            && m.cols.is_multiple_of(4)
+            && (m.rows <= 1 || m.stride.is_multiple_of(4))
     };
     if !four(&a.out) || !a.residual.as_ref().is_none_or(four) {
         return Err("out or residual are not made of whole fours of channels");
@@ -275,9 +302,14 @@ fn pieces(a: &Conv2dArgs, device: &Device) -> Vec<Piece> {
             // Lines of the (enlarged) picture that the kernel reaches; those in the padding are not read.
             let last = s.source().0 - 1;
             let from = (lines.start * s.stride).saturating_sub(s.pad_before).min(last);
-            let to = ((lines.end - 1) * s.stride + s.kernel - 1).saturating_sub(s.pad_before).min(last);
+            let to =
+                ((lines.end - 1) * s.stride + s.kernel - 1).saturating_sub(s.pad_before).min(last);
             let up = usize::from(s.upsample);
-            all.push(Piece { pictures: picture..picture + 1, lines, input: from >> up..(to >> up) + 1 });
+            all.push(Piece {
+                pictures: picture..picture + 1,
+                lines,
+                input: from >> up..(to >> up) + 1,
+            });
         }
     }
     all
@@ -288,7 +320,9 @@ fn dispatches(tiled: &Tiled, a: &Conv2dArgs, device: &Device) -> Vec<Dispatch> {
     let most = if a.w.binds(device) { usize::MAX } else { a.w.rows_that_bind(device) };
     let filters = blocks(a.w.rows, most, tiled.channels);
     filters
-        .flat_map(|filters| pieces.iter().map(move |piece| dispatch(tiled, a, device, filters.clone(), piece)))
+        .flat_map(|filters| {
+            pieces.iter().map(move |piece| dispatch(tiled, a, device, filters.clone(), piece))
+        })
         .collect()
 }
 

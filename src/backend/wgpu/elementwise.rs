@@ -133,7 +133,11 @@ pub(super) fn octets(matrices: &[&Matrix], device: &Device) -> Result<(), &'stat
 
 /// Whether these can be shown whole.
 pub(super) fn binds(matrices: &[&Matrix], device: &Device) -> Result<(), &'static str> {
-    matrices.iter().all(|m| m.binds(device)).then_some(()).ok_or("an operand is larger than what the adapter binds")
+    matrices
+        .iter()
+        .all(|m| m.binds(device))
+        .then_some(())
+        .ok_or("an operand is larger than what the adapter binds")
 }
 
 /// Rows that all of these can show at once.
@@ -174,7 +178,14 @@ pub(super) fn dispatch<P: NoUninit>(
     elements: usize,
 ) -> Dispatch {
     let params = bytemuck::bytes_of(params).to_vec();
-    Dispatch { shader, constants, buffers, params, groups: groups as u64, work: 10 * elements as u64 }
+    Dispatch {
+        shader,
+        constants,
+        buffers,
+        params,
+        groups: groups as u64,
+        work: 10 * elements as u64,
+    }
 }
 
 /// The same, where memory bounds it: an adapter does four operations of a product, at least, in the time that a byte takes.
@@ -237,8 +248,8 @@ impl Elementwise {
     fn takes_octets(&self, device: &Device) -> Result<(), &'static str> {
         self.takes_any(device)?;
         let aligned = self.operands().iter().all(|m| m.offset.is_multiple_of(16));
-        let by_eights =
-            elements(&self.out).is_multiple_of(8) && most_rows(&self.operands(), device) >= 8.min(self.out.rows);
+        let by_eights = elements(&self.out).is_multiple_of(8)
+            && most_rows(&self.operands(), device) >= 8.min(self.out.rows);
         if self.dense() && aligned && by_eights { Ok(()) } else { octets(&self.operands(), device) }
     }
 
@@ -258,19 +269,45 @@ impl Elementwise {
     fn constants(&self) -> Constants {
         let b = self.b.as_ref().map_or(0.0, type_of);
         let function = f64::from(self.function as u32);
-        vec![("OP", function), ("A_TYPE", type_of(&self.a)), ("B_TYPE", b), ("OUT_TYPE", type_of(&self.out))]
+        vec![
+            ("OP", function),
+            ("A_TYPE", type_of(&self.a)),
+            ("B_TYPE", b),
+            ("OUT_TYPE", type_of(&self.out)),
+        ]
     }
 
     fn by_octets(&self, device: &Device) -> Vec<Dispatch> {
         let one = |p: Elementwise| {
             let (a, a_base, a_stride) = in_vectors(&p.a, device);
-            let (b, b_base, b_stride) = p.b.as_ref().map_or((None, 0, 0), |b| in_vectors(b, device));
+            let (b, b_base, b_stride) =
+                p.b.as_ref().map_or((None, 0, 0), |b| in_vectors(b, device));
             let (out, out_base, out_stride) = in_vectors(&p.out, device);
             let (octets, count) = ((p.out.cols / 8) as u32, (elements(&p.out) / 8) as u32);
             let grid = Grid::default();
-            let params = OctetParams { grid, octets, count, a_base, a_stride, b_base, b_stride, out_base, out_stride };
+            let params = OctetParams {
+                grid,
+                octets,
+                count,
+                a_base,
+                a_stride,
+                b_base,
+                b_stride,
+                out_base,
+                out_stride,
+            };
             let groups = (count as usize).div_ceil(THREADS);
-            moving(dispatch(&OCTETS, p.constants(), vec![a, b, out], &params, groups, elements(&p.out)), p.moved())
+            moving(
+                dispatch(
+                    &OCTETS,
+                    p.constants(),
+                    vec![a, b, out],
+                    &params,
+                    groups,
+                    elements(&p.out),
+                ),
+                p.moved(),
+            )
         };
         self.pieces(device).into_iter().map(one).collect()
     }
@@ -282,9 +319,22 @@ impl Elementwise {
             let (out, out_base, out_stride) = in_elements(&p.out, device);
             let (rows, cols) = (p.out.rows as u32, p.out.cols as u32);
             let grid = Grid::default();
-            let params = AnyParams { grid, rows, cols, a_base, a_stride, b_base, b_stride, out_base, out_stride };
+            let params = AnyParams {
+                grid,
+                rows,
+                cols,
+                a_base,
+                a_stride,
+                b_base,
+                b_stride,
+                out_base,
+                out_stride,
+            };
             let groups = (p.out.rows * words(&p.out)).div_ceil(THREADS);
-            moving(dispatch(&ANY, p.constants(), vec![a, b, out], &params, groups, elements(&p.out)), p.moved())
+            moving(
+                dispatch(&ANY, p.constants(), vec![a, b, out], &params, groups, elements(&p.out)),
+                p.moved(),
+            )
         };
         self.pieces(device).into_iter().map(one).collect()
     }
@@ -348,7 +398,8 @@ pub static CAST: &[Variant<CastArgs>] = elementwise!("cast_any_vectors", "cast_a
 /// Every combination of values, one of each list.
 pub(super) fn combinations(lists: &[(&'static str, &[f64])]) -> Vec<Constants> {
     let more = |sets: Vec<Constants>, (name, values): &(&'static str, &[f64])| {
-        let with = |set: Constants| values.iter().map(move |v| [set.clone(), vec![(*name, *v)]].concat());
+        let with =
+            |set: Constants| values.iter().map(move |v| [set.clone(), vec![(*name, *v)]].concat());
         sets.into_iter().flat_map(with).collect()
     };
     lists.iter().fold(vec![vec![]], more)
@@ -357,8 +408,15 @@ pub(super) fn combinations(lists: &[(&'static str, &[f64])]) -> Vec<Constants> {
 /// Every shader of this family with every set of constants that it is used with.
 pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
     let types: &[f64] = &[0.0, 1.0];
-    let operands = [("OP", [0.0, 1.0, 2.0, 3.0].as_slice()), ("A_TYPE", types), ("B_TYPE", types), ("OUT_TYPE", types)];
-    let of = |shader: &'static Shader, sets: Vec<Constants>| sets.into_iter().map(move |set| (shader, set, NEEDS));
+    let operands = [
+        ("OP", [0.0, 1.0, 2.0, 3.0].as_slice()),
+        ("A_TYPE", types),
+        ("B_TYPE", types),
+        ("OUT_TYPE", types),
+    ];
+    let of = |shader: &'static Shader, sets: Vec<Constants>| {
+        sets.into_iter().map(move |set| (shader, set, NEEDS))
+    };
     let elementwise = [&OCTETS, &ANY].into_iter().flat_map(|s| of(s, combinations(&operands)));
     elementwise.chain(copy_rows::shaders()).collect()
 }

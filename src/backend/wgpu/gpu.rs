@@ -104,7 +104,9 @@ impl Shared {
             lost.fail(lost_error(what, &message).at(&at));
         });
         let (errors, at) = (health.clone(), name.clone());
-        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| errors.fail(translate(&e).at(&at))));
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
+            errors.fail(translate(&e).at(&at))
+        }));
         Shared { device, queue, health, held: Arc::default(), name }
     }
 
@@ -155,7 +157,10 @@ impl Shared {
                 REFUSED => {
                     // Only a lost device does so; the word of it comes at a poll.
                     let _ = self.device.poll(wgpu::PollType::Poll);
-                    self.health.fail(lost_error("the GPU was lost", "a buffer could not be mapped").at(&self.name));
+                    self.health.fail(
+                        lost_error("the GPU was lost", "a buffer could not be mapped")
+                            .at(&self.name),
+                    );
                     return self.health.alive();
                 }
                 _ => {
@@ -186,14 +191,17 @@ impl Shared {
                 let for_long = format!("nothing for {} seconds", HANG.as_secs());
                 self.health.fail(lost_error("the GPU does not answer", &for_long).at(&self.name));
             }
-            Err(e) => self.health.fail(lost_error("the GPU was lost", &e.to_string()).at(&self.name)),
+            Err(e) => {
+                self.health.fail(lost_error("the GPU was lost", &e.to_string()).at(&self.name))
+            }
         }
         self.health.alive()
     }
 }
 
 fn lost_error(what: &str, message: &str) -> Error {
-    let e = Error::device(what).try_("run again; if it stays so, update the GPU's driver, or --device cpu");
+    let e = Error::device(what)
+        .try_("run again; if it stays so, update the GPU's driver, or --device cpu");
     if message.is_empty() { e } else { e.found(message) }
 }
 
@@ -206,9 +214,11 @@ fn out_of_memory() -> Error {
 pub fn translate(e: &wgpu::Error) -> Error {
     match e {
         wgpu::Error::OutOfMemory { .. } => out_of_memory(),
-        wgpu::Error::Validation { description, .. } => Error::device("the GPU's interface refused a call")
-            .found(one_line(description))
-            .try_("--device cpu; and please report it"),
+        wgpu::Error::Validation { description, .. } => {
+            Error::device("the GPU's interface refused a call")
+                .found(one_line(description))
+                .try_("--device cpu; and please report it")
+        }
         wgpu::Error::Internal { description, .. } => Error::device("the GPU's driver failed")
             .found(one_line(description))
             .try_("update the driver, or --device cpu"),
@@ -274,8 +284,10 @@ impl Gpu {
                 count: None,
             })
             .collect();
-        let group_layout = device
-            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some("operands"), entries: &entries });
+        let group_layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some("operands"),
+            entries: &entries,
+        });
         let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some("operands and params"),
             bind_group_layouts: &[Some(&group_layout)],
@@ -323,13 +335,20 @@ impl Gpu {
         shader: &'static Shader,
         constants: &[(&'static str, f64)],
     ) -> Result<wgpu::ComputePipeline> {
-        let key = (shader.name, constants.iter().map(|(name, v)| (*name, v.to_bits())).collect::<Vec<_>>());
+        let key = (
+            shader.name,
+            constants.iter().map(|(name, v)| (*name, v.to_bits())).collect::<Vec<_>>(),
+        );
         if let Some(pipeline) = self.pipelines.get(&key) {
             return Ok(pipeline.clone());
         }
         let device = &self.shared.device;
-        let scopes = [wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation]
-            .map(|filter| device.push_error_scope(filter));
+        let scopes = [
+            wgpu::ErrorFilter::OutOfMemory,
+            wgpu::ErrorFilter::Internal,
+            wgpu::ErrorFilter::Validation,
+        ]
+        .map(|filter| device.push_error_scope(filter));
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(shader.name),
             source: wgpu::ShaderSource::Wgsl(shader.text().into()),
@@ -385,7 +404,8 @@ impl Gpu {
                     Some(w) => (self.raw(w.buffer), w.offset, wgpu::BufferSize::new(w.bytes)),
                     None => (&self.nothing.raw, 0, None),
                 };
-                let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size });
+                let resource =
+                    wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size });
                 wgpu::BindGroupEntry { binding: i as u32, resource }
             })
             .collect();
@@ -420,15 +440,24 @@ impl Gpu {
             let left = d.groups - first;
             // What nearly fits goes whole; what is begun does at least a piece worth starting.
             let count = (room / each).max(1).min(left);
-            if (count < left && self.work > 0 && count * 4 < left) || self.recorded.len() >= MOST_DISPATCHES {
+            if (count < left && self.work > 0 && count * 4 < left)
+                || self.recorded.len() >= MOST_DISPATCHES
+            {
                 self.submit()?;
                 continue;
             }
             let (across, down) = fold(count);
             let mut params = d.params.clone();
-            let grid = Grid { first: first as u32, groups: (first + count).min(u64::from(groups)) as u32 };
+            let grid =
+                Grid { first: first as u32, groups: (first + count).min(u64::from(groups)) as u32 };
             params[..size_of::<Grid>()].copy_from_slice(bytemuck::bytes_of(&grid));
-            self.recorded.push(Recorded { pipeline: pipeline.clone(), group: group.clone(), params, across, down });
+            self.recorded.push(Recorded {
+                pipeline: pipeline.clone(),
+                group: group.clone(),
+                params,
+                across,
+                down,
+            });
             self.work += count * each;
             first += count;
             if self.work >= self.most_work() {
@@ -449,7 +478,8 @@ impl Gpu {
         if self.recorded.is_empty() {
             return Ok(());
         }
-        let mut encoder = self.shared.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder =
+            self.shared.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             for r in self.recorded.drain(..) {
@@ -515,7 +545,8 @@ impl Gpu {
         bytes: u64,
     ) -> Result<wgpu::SubmissionIndex> {
         self.submit()?;
-        let mut encoder = self.shared.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder =
+            self.shared.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encoder.copy_buffer_to_buffer(from, from_at, to, to_at, bytes);
         let submission = self.shared.queue.submit([encoder.finish()]);
         self.shared.health.alive()?;
@@ -538,7 +569,10 @@ mod tests {
         for groups in [1, 2, 65_535, 65_536, 65_537, 1_000_003, 4_294_836_225] {
             let (across, down) = fold(groups);
             let all = u64::from(across) * u64::from(down);
-            assert!(across <= 65_535 && down <= 65_535 && all >= groups, "{groups}: {across} x {down}");
+            assert!(
+                across <= 65_535 && down <= 65_535 && all >= groups,
+                "{groups}: {across} x {down}"
+            );
             assert!(all - groups < u64::from(down), "{groups}: {across} x {down}");
         }
     }

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::launch::{Constants, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, Window, blocks, code};
+use super::launch::{
+    Constants, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, Window, blocks, code,
+};
 use crate::dtype::DType;
 
 /// See `Op::GroupNorm`.
@@ -86,7 +88,8 @@ macro_rules! shader {
 }
 
 static STATISTICS: Shader = shader!("group_norm_statistics", "group_norm_statistics.wgsl", 2);
-static STATISTICS_ANY: Shader = shader!("group_norm_statistics_any", "group_norm_statistics_any.wgsl", 2);
+static STATISTICS_ANY: Shader =
+    shader!("group_norm_statistics_any", "group_norm_statistics_any.wgsl", 2);
 static MERGE: Shader = shader!("group_norm_merge", "group_norm_merge.wgsl", 2);
 static APPLY: Shader = shader!("group_norm_apply", "group_norm_apply.wgsl", 5);
 static APPLY_ANY: Shader = shader!("group_norm_apply_any", "group_norm_apply_any.wgsl", 5);
@@ -114,7 +117,9 @@ pub static GROUP_NORM: &[Variant<GroupNormArgs>] = &[
 
 /// The fastest variant for these operands.
 pub fn choose(args: &GroupNormArgs, device: &Device) -> &'static Variant<GroupNormArgs> {
-    let fits = |v: &&Variant<GroupNormArgs>| v.needs.missing(device).is_none() && (v.accepts)(args, device).is_ok();
+    let fits = |v: &&Variant<GroupNormArgs>| {
+        v.needs.missing(device).is_none() && (v.accepts)(args, device).is_ok()
+    };
     GROUP_NORM.iter().find(fits).unwrap_or(&GROUP_NORM[GROUP_NORM.len() - 1])
 }
 
@@ -198,7 +203,10 @@ fn check(a: &GroupNormArgs) -> Result<(), &'static str> {
     {
         return Err("rows or channels do not divide evenly");
     }
-    if (a.x.rows, a.x.cols) != (a.out.rows, a.out.cols) || a.x.stride < a.x.cols || a.out.stride < a.out.cols {
+    if (a.x.rows, a.x.cols) != (a.out.rows, a.out.cols)
+        || a.x.stride < a.x.cols
+        || a.out.stride < a.out.cols
+    {
         return Err("out does not match x");
     }
     if [a.weight, a.bias].iter().any(|v| (v.rows, v.cols, v.dtype) != (1, a.x.cols, DType::F32)) {
@@ -217,7 +225,9 @@ fn check(a: &GroupNormArgs) -> Result<(), &'static str> {
 fn vectors(a: &GroupNormArgs, device: &Device) -> Result<(), &'static str> {
     check(a)?;
     if !a.x.whole_vectors() || !a.out.whole_vectors() || !a.x.cols.is_multiple_of(8) {
-        return Err("channels are not a multiple of 8, or x or out do not begin at multiples of 16 bytes");
+        return Err(
+            "channels are not a multiple of 8, or x or out do not begin at multiples of 16 bytes",
+        );
     }
     if a.x.cols > 8 * THREADS {
         return Err("more than 1024 channels");
@@ -227,7 +237,8 @@ fn vectors(a: &GroupNormArgs, device: &Device) -> Result<(), &'static str> {
 
 /// Whether a chunk, the moments of a picture, weight and bias are no larger than a binding.
 fn fits(a: &GroupNormArgs, device: &Device, plan: &Plan) -> Result<(), &'static str> {
-    let (first, last) = ((plan.statistics_rows)(a).min(a.pixels()), (plan.apply_rows)(a).min(a.pixels()));
+    let (first, last) =
+        ((plan.statistics_rows)(a).min(a.pixels()), (plan.apply_rows)(a).min(a.pixels()));
     let moments = (scratch(a, first) / a.batch) as u64 + device.alignment + 4;
     if a.x.rows_that_bind(device) < first.max(last)
         || a.out.rows_that_bind(device) < last
@@ -249,15 +260,25 @@ struct Piece {
 }
 
 /// All chunks, where the matrices bind; else chunks of one picture at a time.
-fn pieces(a: &GroupNormArgs, chunk_rows: usize, matrices: &[&Matrix], device: &Device) -> Vec<Piece> {
+fn pieces(
+    a: &GroupNormArgs,
+    chunk_rows: usize,
+    matrices: &[&Matrix],
+    device: &Device,
+) -> Vec<Piece> {
     let (pixels, chunks) = (a.pixels(), a.pixels().div_ceil(chunk_rows));
     if matrices.iter().all(|m| m.binds(device)) {
-        return vec![Piece { chunks: 0..a.batch * chunks, rows: 0..a.x.rows, pictures: 0..a.batch }];
+        return vec![Piece {
+            chunks: 0..a.batch * chunks,
+            rows: 0..a.x.rows,
+            pictures: 0..a.batch,
+        }];
     }
     let most = matrices.iter().map(|m| m.rows_that_bind(device)).min().unwrap_or(pixels);
     let of_picture = |picture: usize| {
         blocks(chunks, most / chunk_rows, 1).map(move |part| Piece {
-            rows: picture * pixels + part.start * chunk_rows..picture * pixels + pixels.min(part.end * chunk_rows),
+            rows: picture * pixels + part.start * chunk_rows
+                ..picture * pixels + pixels.min(part.end * chunk_rows),
             chunks: picture * chunks + part.start..picture * chunks + part.end,
             pictures: picture..picture + 1,
         })
@@ -278,7 +299,14 @@ fn dispatches(a: &GroupNormArgs, device: &Device, plan: &Plan) -> Vec<Dispatch> 
     let scratch = a.scratch.expect("scratch is given as the variant asked for");
     // Rows of moments: one for each picture and chunk, then one for each picture.
     let cols = a.groups * MOMENTS / 4;
-    let moments = |offset: u64, rows: usize| Matrix { offset, rows, cols, stride: cols, dtype: DType::F32, ..scratch };
+    let moments = |offset: u64, rows: usize| Matrix {
+        offset,
+        rows,
+        cols,
+        stride: cols,
+        dtype: DType::F32,
+        ..scratch
+    };
     let partials = moments(scratch.offset, a.batch * chunks);
     let statistics = moments(scratch.offset + partials.span(), a.batch);
     let unit = |m: &Matrix| if plan.vectors { 16 / m.dtype.size() } else { 1 };
@@ -295,21 +323,26 @@ fn dispatches(a: &GroupNormArgs, device: &Device, plan: &Plan) -> Vec<Dispatch> 
         eps: a.eps,
         ..Params::zeroed()
     };
-    let dispatch =
-        |shader: &'static Shader, constants, buffers: Vec<Window>, params: Params, groups: usize, moved: usize| {
-            Dispatch {
-                shader,
-                constants,
-                buffers: buffers.into_iter().map(Some).collect(),
-                params: bytemuck::bytes_of(&params).to_vec(),
-                groups: groups as u64,
-                work: work(moved, plan),
-            }
-        };
+    let dispatch = |shader: &'static Shader,
+                    constants,
+                    buffers: Vec<Window>,
+                    params: Params,
+                    groups: usize,
+                    moved: usize| {
+        Dispatch {
+            shader,
+            constants,
+            buffers: buffers.into_iter().map(Some).collect(),
+            params: bytemuck::bytes_of(&params).to_vec(),
+            groups: groups as u64,
+            work: work(moved, plan),
+        }
+    };
     let mut all = Vec::new();
     for piece in pieces(a, first_rows, &[&a.x, &partials], device) {
         let (x, x_base) = a.x.rows(piece.rows.start, piece.rows.len()).bind(device);
-        let (parts, partials_base) = partials.rows(piece.chunks.start, piece.chunks.len()).bind(device);
+        let (parts, partials_base) =
+            partials.rows(piece.chunks.start, piece.chunks.len()).bind(device);
         let params = Params {
             first_chunk: piece.chunks.start as u32,
             first_row: piece.rows.start as u32,
@@ -324,17 +357,29 @@ fn dispatches(a: &GroupNormArgs, device: &Device, plan: &Plan) -> Vec<Dispatch> 
     }
     let pictures = if partials.binds(device) { a.batch } else { 1 };
     for picture in blocks(a.batch, pictures, 1) {
-        let (parts, partials_base) = partials.rows(picture.start * chunks, picture.len() * chunks).bind(device);
+        let (parts, partials_base) =
+            partials.rows(picture.start * chunks, picture.len() * chunks).bind(device);
         let (whole, statistics_base) = statistics.rows(picture.start, picture.len()).bind(device);
-        let params =
-            Params { partials_base: partials_base / 4, statistics_base: statistics_base / 4, ..params(first_rows) };
+        let params = Params {
+            partials_base: partials_base / 4,
+            statistics_base: statistics_base / 4,
+            ..params(first_rows)
+        };
         let groups = picture.len() * a.groups;
-        all.push(dispatch(&MERGE, vec![], vec![parts, whole], params, groups, groups * chunks * MOMENTS));
+        all.push(dispatch(
+            &MERGE,
+            vec![],
+            vec![parts, whole],
+            params,
+            groups,
+            groups * chunks * MOMENTS,
+        ));
     }
     for piece in pieces(a, last_rows, &[&a.x, &a.out, &statistics], device) {
         let (x, x_base) = a.x.rows(piece.rows.start, piece.rows.len()).bind(device);
         let (out, out_base) = a.out.rows(piece.rows.start, piece.rows.len()).bind(device);
-        let (whole, statistics_base) = statistics.rows(piece.pictures.start, piece.pictures.len()).bind(device);
+        let (whole, statistics_base) =
+            statistics.rows(piece.pictures.start, piece.pictures.len()).bind(device);
         let (weight, weight_base) = a.weight.bind(device);
         let (bias, bias_base) = a.bias.bind(device);
         let params = Params {

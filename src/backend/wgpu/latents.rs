@@ -4,8 +4,8 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::elementwise::{
-    Constants, activations, binds, combinations, counts, dispatch, elements, in_elements, most_rows, perhaps, type_of,
-    wgsl, words,
+    Constants, activations, binds, combinations, counts, dispatch, elements, in_elements,
+    most_rows, perhaps, type_of, wgsl, words,
 };
 use super::launch::{Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks};
 use crate::dtype::DType;
@@ -183,7 +183,8 @@ fn embed(a: &EmbedArgs, device: &Device) -> Vec<Dispatch> {
     ];
     let ranges: Vec<_> = blocks(a.table.rows, a.table.rows_that_bind(device), 1).collect();
     let one = |rows: std::ops::Range<usize>, range: std::ops::Range<usize>| {
-        let (table, table_base, table_stride) = in_elements(&a.table.rows(range.start, range.len()), device);
+        let (table, table_base, table_stride) =
+            in_elements(&a.table.rows(range.start, range.len()), device);
         let (ids, ids_base, ids_stride) = in_elements(&a.ids.rows(rows.start, rows.len()), device);
         let part = a.out.rows(rows.start, rows.len());
         let (out, out_base, out_stride) = in_elements(&part, device);
@@ -250,11 +251,26 @@ pub static TIMESTEP_EMBED: &[Variant<TimestepEmbedArgs>] = &[Variant {
             let (t, t_base, t_stride) = in_elements(&a.t.rows(rows.start, rows.len()), d);
             let (out, out_base, out_stride) = in_elements(&part, d);
             let (rows, half) = (rows.len() as u32, (a.out.cols / 2) as u32);
-            let params = TimestepParams { grid: Grid::default(), rows, half, t_base, t_stride, out_base, out_stride };
+            let params = TimestepParams {
+                grid: Grid::default(),
+                rows,
+                half,
+                t_base,
+                t_stride,
+                out_base,
+                out_stride,
+            };
             let groups = (part.rows * words(&part)).div_ceil(TIMESTEP_THREADS);
             let constants = vec![("OUT_TYPE", type_of(&part))];
             // About two thousand operations for each element.
-            dispatch(&TIMESTEP_EMBED_ANY, constants, vec![t, out], &params, groups, 200 * elements(&part))
+            dispatch(
+                &TIMESTEP_EMBED_ANY,
+                constants,
+                vec![t, out],
+                &params,
+                groups,
+                200 * elements(&part),
+            )
         };
         let parts = blocks(a.out.rows, most_rows(&[&a.t, &a.out], d), 1);
         if a.out.cols == 0 { vec![] } else { parts.map(one).collect() }
@@ -279,14 +295,22 @@ impl From<&PackArgs> for Latents {
 
 impl From<&UnpackArgs> for Latents {
     fn from(a: &UnpackArgs) -> Latents {
-        Latents { tokens: a.x, pixels: a.out, width: a.width, scale: a.scale, shift: a.shift, pack: false }
+        Latents {
+            tokens: a.x,
+            pixels: a.out,
+            width: a.width,
+            scale: a.scale,
+            shift: a.shift,
+            pack: false,
+        }
     }
 }
 
 impl Latents {
     /// Lines of tokens that windows can show with their pixels.
     fn most_lines(&self, device: &Device) -> usize {
-        let (tokens, pixels) = (self.tokens.rows_that_bind(device), self.pixels.rows_that_bind(device));
+        let (tokens, pixels) =
+            (self.tokens.rows_that_bind(device), self.pixels.rows_that_bind(device));
         (tokens / (self.width / 2).max(1)).min(pixels / (2 * self.width).max(1))
     }
 
@@ -361,7 +385,8 @@ fn euler_step(a: &EulerStepArgs, device: &Device) -> Vec<Dispatch> {
         let (u, u_base, _) = perhaps(without.as_ref(), device);
         let (rows, cols) = (rows.len() as u32, a.x.cols as u32);
         let grid = Grid::default();
-        let params = EulerParams { grid, rows, cols, x_base, x_stride, v_base, u_base, v_stride, step_base };
+        let params =
+            EulerParams { grid, rows, cols, x_base, x_stride, v_base, u_base, v_stride, step_base };
         let constants = vec![("V_TYPE", type_of(&a.v)), ("CFG", f64::from(u8::from(a.cfg)))];
         let groups = elements(&part).div_ceil(THREADS);
         dispatch(&EULER_STEP_ANY, constants, vec![x, v, u, step], &params, groups, elements(&part))
@@ -384,13 +409,25 @@ pub static EULER_STEP: &[Variant<EulerStepArgs>] = &[Variant {
 
 /// Every shader of this family with every set of constants that it is used with.
 pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
-    let (types, stored, flag): (&[f64], &[f64], &[f64]) = (&[0.0, 1.0], &[0.0, 1.0, 2.0], &[0.0, 1.0]);
-    let embed = [("TABLE_TYPE", stored), ("POSITIONS", flag), ("POSITIONS_TYPE", stored), ("OUT_TYPE", types)];
+    let (types, stored, flag): (&[f64], &[f64], &[f64]) =
+        (&[0.0, 1.0], &[0.0, 1.0, 2.0], &[0.0, 1.0]);
+    let embed = [
+        ("TABLE_TYPE", stored),
+        ("POSITIONS", flag),
+        ("POSITIONS_TYPE", stored),
+        ("OUT_TYPE", types),
+    ];
     let all = [
         (&EMBED_ANY, combinations(&embed), NEEDS),
         (&TIMESTEP_EMBED_ANY, combinations(&[("OUT_TYPE", types)]), TIMESTEP_NEEDS),
-        (&LATENTS_ANY, combinations(&[("PACK", flag), ("X_TYPE", types), ("OUT_TYPE", types)]), NEEDS),
+        (
+            &LATENTS_ANY,
+            combinations(&[("PACK", flag), ("X_TYPE", types), ("OUT_TYPE", types)]),
+            NEEDS,
+        ),
         (&EULER_STEP_ANY, combinations(&[("V_TYPE", types), ("CFG", flag)]), NEEDS),
     ];
-    all.into_iter().flat_map(|(shader, sets, needs)| sets.into_iter().map(move |set| (shader, set, needs))).collect()
+    all.into_iter()
+        .flat_map(|(shader, sets, needs)| sets.into_iter().map(move |set| (shader, set, needs)))
+        .collect()
 }

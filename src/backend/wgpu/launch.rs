@@ -93,7 +93,8 @@ impl Matrix {
     /// Rows of this matrix at most, from any one on, that the device takes as one window.
     pub fn rows_that_bind(&self, device: &Device) -> usize {
         let row = self.stride_bytes().max(self.unit()) as u64;
-        let room = device.binding_bytes.saturating_sub(device.alignment + WORD + self.row_bytes() as u64);
+        let room =
+            device.binding_bytes.saturating_sub(device.alignment + WORD + self.row_bytes() as u64);
         if self.binds(device) { self.rows.max(1) } else { (room / row) as usize }
     }
 
@@ -117,7 +118,11 @@ impl Matrix {
 }
 
 /// Ranges of rows, `most` at a time and in steps of `unit`, that together are `rows`.
-pub fn blocks(rows: usize, most: usize, unit: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+pub fn blocks(
+    rows: usize,
+    most: usize,
+    unit: usize,
+) -> impl Iterator<Item = std::ops::Range<usize>> {
     let step = if most >= rows { rows.max(1) } else { (most / unit * unit).max(1) };
     (0..rows).step_by(step).map(move |first| first..rows.min(first + step))
 }
@@ -147,9 +152,15 @@ impl Needs {
         let checks = [
             (!self.f16 || device.f16, "the adapter has no f16"),
             (!self.subgroups || device.subgroups.is_some(), "the adapter has no subgroups"),
-            (!self.cooperative_matrix || device.cooperative_matrix, "the adapter has no cooperative matrices"),
+            (
+                !self.cooperative_matrix || device.cooperative_matrix,
+                "the adapter has no cooperative matrices",
+            ),
             (self.threads <= device.threads, "the adapter's workgroups are too small"),
-            (self.shared_bytes <= device.shared_bytes, "the adapter has too little workgroup memory"),
+            (
+                self.shared_bytes <= device.shared_bytes,
+                "the adapter has too little workgroup memory",
+            ),
         ];
         checks.iter().find(|(ok, _)| !ok).map(|(_, why)| *why)
     }

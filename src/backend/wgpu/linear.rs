@@ -7,7 +7,8 @@ use super::launch::{Constants, Device, Dispatch, Needs, Shader, Variant, code};
 use crate::dtype::DType;
 use crate::dtype::blocks::FORMATS;
 use dispatch::{
-    ANY_BLOCK, Block, LARGE_BLOCK, LOW_BLOCK, Params, SMALL_BLOCK, SOFTWARE_BLOCK, dispatches, legal, vectors,
+    ANY_BLOCK, Block, LARGE_BLOCK, LOW_BLOCK, Params, SMALL_BLOCK, SOFTWARE_BLOCK, dispatches,
+    legal, vectors,
 };
 
 const fn shader(name: &'static str, sources: &'static [&'static str]) -> Shader {
@@ -194,7 +195,11 @@ impl Stored {
 }
 
 fn typed(a: &LinearArgs, device: &Device, stored: Stored) -> Result<(), &'static str> {
-    if Stored::of(a.w.dtype) == stored { vectors(a, device) } else { Err("the weights have another element type") }
+    if Stored::of(a.w.dtype) == stored {
+        vectors(a, device)
+    } else {
+        Err("the weights have another element type")
+    }
 }
 
 fn half(a: &LinearArgs, device: &Device, stored: Stored) -> Result<(), &'static str> {
@@ -219,7 +224,13 @@ fn few_rows(rows: usize) -> usize {
 
 fn few(trio: &Trio, a: &LinearArgs, device: &Device) -> Vec<Dispatch> {
     let rows = few_rows(a.x.rows);
-    dispatches(trio.of(a.w.dtype), Block { rows, columns: 4, slowness: 1 }, &[("ROWS", rows as f64)], a, device)
+    dispatches(
+        trio.of(a.w.dtype),
+        Block { rows, columns: 4, slowness: 1 },
+        &[("ROWS", rows as f64)],
+        a,
+        device,
+    )
 }
 
 const TILE: Needs = Needs::new(256, 16 << 10);
@@ -228,7 +239,8 @@ const HALF_TILE: Needs = Needs { f16: true, ..Needs::new(256, 8 << 10) };
 const FEW_NEEDS: Needs = Needs::new(64, 4 << 10);
 const FEW_SUBGROUP_NEEDS: Needs = Needs { subgroups: true, ..FEW_NEEDS };
 const SOFTWARE_NEEDS: Needs = Needs { subgroups: true, ..Needs::new(8, 0) };
-const COOPERATIVE_NEEDS: Needs = Needs { subgroups: true, cooperative_matrix: true, ..Needs::new(128, 26 << 10) };
+const COOPERATIVE_NEEDS: Needs =
+    Needs { subgroups: true, cooperative_matrix: true, ..Needs::new(128, 26 << 10) };
 const ANY_NEEDS: Needs = Needs::new(256, 9 << 10);
 
 macro_rules! tiled {
@@ -265,7 +277,11 @@ fn software(a: &LinearArgs, device: &Device, stored: Stored) -> Result<(), &'sta
     if device.subgroups.is_some_and(|(least, _)| least < 8) {
         return Err("subgroups are too small");
     }
-    if device.software { typed(a, device, stored) } else { Err("for drivers that compute on the processor") }
+    if device.software {
+        typed(a, device, stored)
+    } else {
+        Err("for drivers that compute on the processor")
+    }
 }
 
 /// Every kind for every type, in the order of `Kind` and `Stored`.
@@ -292,7 +308,15 @@ macro_rules! table {
         ];
     };
 }
-table!((F32, "f32"), (BF16, "bf16"), (F16, "f16"), (E4M3, "e4m3"), (E5M2, "e5m2"), (I8, "i8"), (Blocks, "blocks"));
+table!(
+    (F32, "f32"),
+    (BF16, "bf16"),
+    (F16, "f16"),
+    (E4M3, "e4m3"),
+    (E5M2, "e5m2"),
+    (I8, "i8"),
+    (Blocks, "blocks")
+);
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -311,21 +335,32 @@ enum Kind {
 const ENOUGH_TILES: usize = 64;
 
 /// The variant of `LINEAR` that should be fastest, a function of shapes, alignment and device alone, or why there is none.
-pub fn choose(a: &LinearArgs, device: &Device) -> Result<&'static Variant<LinearArgs>, &'static str> {
+pub fn choose(
+    a: &LinearArgs,
+    device: &Device,
+) -> Result<&'static Variant<LinearArgs>, &'static str> {
     legal(a, device)?;
     let tiles = a.x.rows.div_ceil(LARGE_BLOCK.rows) * a.w.rows.div_ceil(LARGE_BLOCK.columns);
     let order = match a.x.rows {
         ..=16 => [Kind::FewSubgroup, Kind::Few, Kind::Low, Kind::Small],
         17..=32 => [Kind::Low, Kind::HalfSmall, Kind::Small, Kind::Few],
-        65.. if tiles >= ENOUGH_TILES => [Kind::HalfLarge, Kind::HalfSmall, Kind::Large, Kind::Small],
+        65.. if tiles >= ENOUGH_TILES => {
+            [Kind::HalfLarge, Kind::HalfSmall, Kind::Large, Kind::Small]
+        }
         _ => [Kind::HalfSmall, Kind::Small, Kind::HalfLarge, Kind::Large],
     };
     let stored = Stored::of(a.w.dtype) as usize;
-    let runs = |v: &&Variant<LinearArgs>| v.needs.missing(device).is_none() && (v.accepts)(a, device).is_ok();
+    let runs = |v: &&Variant<LinearArgs>| {
+        v.needs.missing(device).is_none() && (v.accepts)(a, device).is_ok()
+    };
     let any = &LINEAR[LINEAR.len() - 1];
     let first = device.software.then_some(Kind::Software);
-    let chosen =
-        first.iter().chain(&order).map(|&kind| &LINEAR[kind as usize * Stored::COUNT + stored]).chain([any]).find(runs);
+    let chosen = first
+        .iter()
+        .chain(&order)
+        .map(|&kind| &LINEAR[kind as usize * Stored::COUNT + stored])
+        .chain([any])
+        .find(runs);
     chosen.ok_or("the adapter has too little workgroup memory")
 }
 

@@ -102,12 +102,13 @@ impl Space {
                 .expected(format!("an end within {}, in pieces of {}", self.bytes, self.chunk))
         };
         if offset.checked_add(bytes).is_none_or(|end| end > self.bytes) {
-            return Err(
-                refuse("something lies outside the memory set aside").try_("--device cpu; and please report it")
-            );
+            return Err(refuse("something lies outside the memory set aside")
+                .try_("--device cpu; and please report it"));
         }
         if bytes > 0 && offset / self.chunk != (offset + bytes - 1) / self.chunk {
-            return Err(refuse("something is larger than the adapter's buffers").try_("a smaller picture"));
+            return Err(
+                refuse("something is larger than the adapter's buffers").try_("a smaller picture")
+            );
         }
         // The end of a full piece is nobody's beginning: only what is empty may lie there.
         let piece = (offset / self.chunk).min(self.pieces.len().saturating_sub(1));
@@ -156,7 +157,8 @@ impl WgpuBackend {
         let (device, queue) = open(&found).map_err(|e| e.at(&name))?;
         let shared = Shared::new(device, queue, &name);
         // Windows are whole vectors.
-        let binding_bytes = facts.binding_bytes.min(options.most_binding_bytes.unwrap_or(u64::MAX)) / 16 * 16;
+        let binding_bytes =
+            facts.binding_bytes.min(options.most_binding_bytes.unwrap_or(u64::MAX)) / 16 * 16;
         let most_buffer = options.most_buffer_bytes.unwrap_or(u64::MAX).min(MOST_CHUNK);
         let activation = compute.activation();
         let device = Device {
@@ -183,9 +185,13 @@ impl WgpuBackend {
         let overhead_bytes = shared.held.now() + ALLOWANCE_BYTES;
         // Where it is a guess, whoever bounds the memory knows better.
         let told = options.memory_bytes.filter(|_| !facts.memory_known);
-        let (memory_bytes, free_bytes) = (told.unwrap_or(facts.memory_bytes), told.unwrap_or(facts.free_bytes));
+        let (memory_bytes, free_bytes) =
+            (told.unwrap_or(facts.memory_bytes), told.unwrap_or(facts.free_bytes));
         let free_bytes = free_bytes.saturating_sub(overhead_bytes);
-        let extras = [(activation == DType::F32).then_some("f32"), (compute == Compute::F16).then_some("f16 products")];
+        let extras = [
+            (activation == DType::F32).then_some("f32"),
+            (compute == Compute::F16).then_some("f16 products"),
+        ];
         let caps = Caps {
             name,
             description: [&facts.name, facts.api, facts.kind.name()]
@@ -258,7 +264,9 @@ impl WgpuBackend {
     }
 
     fn space(&mut self, bytes: usize, what: &str) -> Result<Space> {
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
+        let usage = wgpu::BufferUsages::STORAGE
+            | wgpu::BufferUsages::COPY_DST
+            | wgpu::BufferUsages::COPY_SRC;
         let chunk = self.caps.grain.chunk;
         let mut space = Space { pieces: vec![], bytes, chunk };
         for from in (0..bytes).step_by(chunk) {
@@ -269,7 +277,12 @@ impl WgpuBackend {
     }
 
     /// Runs `f` for each piece of `bytes` bytes from `offset` of the arena: its buffer, where it begins there, and where in the whole.
-    fn pieces(&self, offset: usize, bytes: usize, most: usize) -> Result<Vec<(BufferId, u64, usize, usize)>> {
+    fn pieces(
+        &self,
+        offset: usize,
+        bytes: usize,
+        most: usize,
+    ) -> Result<Vec<(BufferId, u64, usize, usize)>> {
         let chunk = self.arena.chunk;
         let (mut at, mut pieces) = (0, Vec::new());
         while at < bytes {
@@ -293,7 +306,9 @@ impl WgpuBackend {
             Ok(view) => to.copy_from_slice(&view),
             Err(e) => {
                 self.gpu.shared.health.alive()?;
-                return Err(Error::device("results could not be read").found(e).at(&self.caps.name));
+                return Err(Error::device("results could not be read")
+                    .found(e)
+                    .at(&self.caps.name));
             }
         }
         down.unmap();
@@ -310,7 +325,9 @@ impl WgpuBackend {
             Ok(mut view) => view.copy_from_slice(from),
             Err(e) => {
                 self.gpu.shared.health.alive()?;
-                return Err(Error::device("inputs could not be written").found(e).at(&self.caps.name));
+                return Err(Error::device("inputs could not be written")
+                    .found(e)
+                    .at(&self.caps.name));
             }
         }
         up.unmap();
@@ -354,11 +371,16 @@ fn open(found: &adapters::Found) -> Result<(wgpu::Device, wgpu::Queue)> {
         required_limits: found.limits.clone(),
         experimental_features: experimental,
         // Large buffers get memory of their own; the few small ones shall not reserve much.
-        memory_hints: wgpu::MemoryHints::Manual { suballocated_device_memory_block_size: 1 << 20..8 << 20 },
+        memory_hints: wgpu::MemoryHints::Manual {
+            suballocated_device_memory_block_size: 1 << 20..8 << 20,
+        },
         ..Default::default()
     };
-    pollster::block_on(found.raw.request_device(&descriptor))
-        .map_err(|e| Error::device("the GPU could not be opened").found(e).try_("update its driver, or --device cpu"))
+    pollster::block_on(found.raw.request_device(&descriptor)).map_err(|e| {
+        Error::device("the GPU could not be opened")
+            .found(e)
+            .try_("update its driver, or --device cpu")
+    })
 }
 
 impl Backend for WgpuBackend {

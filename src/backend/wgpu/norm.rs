@@ -6,8 +6,8 @@ mod qk_norm_rope;
 use bytemuck::{Pod, Zeroable};
 
 use super::elementwise::{
-    Constants, activations, binds, combinations, dispatch, elements, in_elements, in_vectors, most_rows, moving,
-    octets, type_of, wgsl,
+    Constants, activations, binds, combinations, dispatch, elements, in_elements, in_vectors,
+    most_rows, moving, octets, type_of, wgsl,
 };
 use super::launch::{Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, Window, blocks};
 pub use qk_norm_rope::{QK_NORM_ROPE, QkNormRopeArgs};
@@ -121,13 +121,27 @@ struct Norm {
 
 impl From<&LayerNormModulateArgs> for Norm {
     fn from(a: &LayerNormModulateArgs) -> Norm {
-        Norm { x: a.x, after: After::Modulate, scale: a.scale, shift: Some(a.shift), eps: a.eps, out: a.out }
+        Norm {
+            x: a.x,
+            after: After::Modulate,
+            scale: a.scale,
+            shift: Some(a.shift),
+            eps: a.eps,
+            out: a.out,
+        }
     }
 }
 
 impl From<&LayerNormArgs> for Norm {
     fn from(a: &LayerNormArgs) -> Norm {
-        Norm { x: a.x, after: After::Affine, scale: a.weight, shift: Some(a.bias), eps: a.eps, out: a.out }
+        Norm {
+            x: a.x,
+            after: After::Affine,
+            scale: a.weight,
+            shift: Some(a.bias),
+            eps: a.eps,
+            out: a.out,
+        }
     }
 }
 
@@ -179,7 +193,8 @@ impl Norm {
             return vec![];
         }
         let (scale, scale_base, scale_stride) = bind(&self.scale, device);
-        let (shift, shift_base, shift_stride) = self.shift.as_ref().map_or((None, 0, 0), |m| bind(m, device));
+        let (shift, shift_base, shift_stride) =
+            self.shift.as_ref().map_or((None, 0, 0), |m| bind(m, device));
         let one = |rows: std::ops::Range<usize>| {
             let (x, x_base, x_stride) = bind(&self.x.rows(rows.start, rows.len()), device);
             let (out, out_base, out_stride) = bind(&self.out.rows(rows.start, rows.len()), device);
@@ -203,7 +218,10 @@ impl Norm {
             let buffers = vec![x, scale, shift, out];
             let elements = rows.len() * self.x.cols;
             let moved = elements * (self.x.dtype.size() + self.out.dtype.size());
-            moving(dispatch(shader, constants.clone(), buffers, &params, rows.len(), elements), moved)
+            moving(
+                dispatch(shader, constants.clone(), buffers, &params, rows.len(), elements),
+                moved,
+            )
         };
         blocks(self.x.rows, most_rows(&[&self.x, &self.out], device), 1).map(one).collect()
     }
@@ -249,13 +267,17 @@ macro_rules! norm {
 }
 
 /// Best first; the last one takes every type, width and alignment.
-pub static LAYER_NORM_MODULATE: &[Variant<LayerNormModulateArgs>] =
-    norm!("layer_norm_modulate_any_subgroup", "layer_norm_modulate_any_vectors", "layer_norm_modulate_any");
+pub static LAYER_NORM_MODULATE: &[Variant<LayerNormModulateArgs>] = norm!(
+    "layer_norm_modulate_any_subgroup",
+    "layer_norm_modulate_any_vectors",
+    "layer_norm_modulate_any"
+);
 /// Best first; the last one takes every type, width and alignment.
 pub static LAYER_NORM: &[Variant<LayerNormArgs>] =
     norm!("layer_norm_any_subgroup", "layer_norm_any_vectors", "layer_norm_any");
 /// Best first; the last one takes every type, width and alignment.
-pub static RMS_NORM: &[Variant<RmsNormArgs>] = norm!("rms_norm_any_subgroup", "rms_norm_any_vectors", "rms_norm_any");
+pub static RMS_NORM: &[Variant<RmsNormArgs>] =
+    norm!("rms_norm_any_subgroup", "rms_norm_any_vectors", "rms_norm_any");
 
 /// Every shader of this family with every set of constants that it is used with.
 pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
@@ -266,13 +288,27 @@ pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
     let norms = |held: &'static [f64]| {
         let of_kind = move |(centred, after, rows): (f64, f64, &'static [f64])| {
             let (scale, shift) = (("SCALE_TYPE", rows), ("SHIFT_TYPE", rows));
-            let kind = [("CENTRED", &[centred][..]), ("AFTER", &[after][..]), x, out, scale, shift, ("HELD", held)];
+            let kind = [
+                ("CENTRED", &[centred][..]),
+                ("AFTER", &[after][..]),
+                x,
+                out,
+                scale,
+                shift,
+                ("HELD", held),
+            ];
             combinations(&kind[..6 + usize::from(!held.is_empty())])
         };
         kinds.into_iter().flat_map(of_kind).collect::<Vec<_>>()
     };
     let held = norms(&[1.0, 2.0, 3.0, 4.0]);
-    let all = [(&NORM, held.clone(), NEEDS), (&NORM_SUBGROUP, held, SUBGROUP_NEEDS), (&NORM_ANY, norms(&[]), NEEDS)];
-    let norms = all.into_iter().flat_map(|(shader, sets, needs)| sets.into_iter().map(move |set| (shader, set, needs)));
+    let all = [
+        (&NORM, held.clone(), NEEDS),
+        (&NORM_SUBGROUP, held, SUBGROUP_NEEDS),
+        (&NORM_ANY, norms(&[]), NEEDS),
+    ];
+    let norms = all
+        .into_iter()
+        .flat_map(|(shader, sets, needs)| sets.into_iter().map(move |set| (shader, set, needs)));
     norms.chain(qk_norm_rope::shaders()).collect()
 }

@@ -68,8 +68,13 @@ impl Stage {
                 Ok(Chunk { buffer, copied: None })
             })
             .collect::<Result<Vec<_>>>()?;
-        let worker =
-            Worker { shared: shared.clone(), inner: inner.clone(), chunks, next: 0, bytes: vec![0; chunk_bytes] };
+        let worker = Worker {
+            shared: shared.clone(),
+            inner: inner.clone(),
+            chunks,
+            next: 0,
+            bytes: vec![0; chunk_bytes],
+        };
         let thread = std::thread::Builder::new()
             .name("wgpu-stage".into())
             .spawn(move || worker.work())
@@ -161,8 +166,9 @@ impl Worker {
 
             // Somebody waits for an answer, whatever happens here.
             let tried = std::panic::AssertUnwindSafe(|| self.bring(&request));
-            let brought = std::panic::catch_unwind(tried)
-                .unwrap_or_else(|_| Err(Error::device("the thread that brings weights failed").at("wgpu")));
+            let brought = std::panic::catch_unwind(tried).unwrap_or_else(|_| {
+                Err(Error::device("the thread that brings weights failed").at("wgpu"))
+            });
             let mut desk = self.inner.lock();
             desk.busy = None;
             desk.waiting.remove(&request.key);
@@ -179,10 +185,12 @@ impl Worker {
         let room = self.bytes.len();
         for piece in &request.pieces {
             if piece.unit > room {
-                return Err(Error::model("a row of a weight is larger than what is copied at a time")
-                    .found(format!("{} bytes", piece.unit))
-                    .expected(format!("at most {room}"))
-                    .try_("--device cpu"));
+                return Err(Error::model(
+                    "a row of a weight is larger than what is copied at a time",
+                )
+                .found(format!("{} bytes", piece.unit))
+                .expected(format!("at most {room}"))
+                .try_("--device cpu"));
             }
             // Copies begin and end at multiples of four bytes, and so do pieces and the rows they are made of.
             let most = if piece.unit == 1 { room / 4 * 4 } else { room / piece.unit * piece.unit };
@@ -204,13 +212,16 @@ impl Worker {
         }
         self.shared.map(&chunk.buffer.raw, wgpu::MapMode::Write)?;
         let size = (n as u64).next_multiple_of(4);
-        let broken =
-            |e: &dyn std::fmt::Display| Error::device("a staging buffer could not be mapped").found(e).at("wgpu");
-        let mut view = chunk.buffer.raw.slice(..size).get_mapped_range_mut().map_err(|e| broken(&e))?;
+        let broken = |e: &dyn std::fmt::Display| {
+            Error::device("a staging buffer could not be mapped").found(e).at("wgpu")
+        };
+        let mut view =
+            chunk.buffer.raw.slice(..size).get_mapped_range_mut().map_err(|e| broken(&e))?;
         view.slice(..n).copy_from_slice(&self.bytes[..n]);
         drop(view);
         chunk.buffer.raw.unmap();
-        let mut encoder = self.shared.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder =
+            self.shared.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encoder.copy_buffer_to_buffer(&chunk.buffer.raw, 0, to, at, size);
         chunk.copied = Some(self.shared.queue.submit([encoder.finish()]));
         self.shared.health.alive()

@@ -115,7 +115,9 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Dispatch>
         }};
     }
     match *op {
-        Op::Linear { x, w, bias, side, epilogue, out } => linear::make(choice, find, x, w, bias, side, epilogue, out),
+        Op::Linear { x, w, bias, side, epilogue, out } => {
+            linear::make(choice, find, x, w, bias, side, epilogue, out)
+        }
         Op::Conv2d { x, w, bias, shape, residual, out } => {
             let args = Conv2dArgs {
                 x: find.tensor(x)?,
@@ -167,30 +169,42 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Dispatch>
         ),
         Op::RmsNorm { x, weight, eps, out } => first!(
             norm::RMS_NORM,
-            RmsNormArgs { x: find.tensor(x)?, weight: find.vector(weight)?, eps, out: find.tensor(out)? }
-        ),
-        Op::QkNormRope { qkv, q_gain, k_gain, rope, batch, heads, tokens, first, eps, out } => first!(
-            norm::QK_NORM_ROPE,
-            QkNormRopeArgs {
-                qkv: find.tensor(qkv)?,
-                q_gain: find.vector(q_gain)?,
-                k_gain: find.vector(k_gain)?,
-                rope: find.tensor(rope)?,
-                batch,
-                heads,
-                tokens,
-                first,
+            RmsNormArgs {
+                x: find.tensor(x)?,
+                weight: find.vector(weight)?,
                 eps,
-                out: find.tensor(out)?,
+                out: find.tensor(out)?
             }
         ),
+        Op::QkNormRope { qkv, q_gain, k_gain, rope, batch, heads, tokens, first, eps, out } => {
+            first!(
+                norm::QK_NORM_ROPE,
+                QkNormRopeArgs {
+                    qkv: find.tensor(qkv)?,
+                    q_gain: find.vector(q_gain)?,
+                    k_gain: find.vector(k_gain)?,
+                    rope: find.tensor(rope)?,
+                    batch,
+                    heads,
+                    tokens,
+                    first,
+                    eps,
+                    out: find.tensor(out)?,
+                }
+            )
+        }
         Op::GeluMul { gate, up, out } => first!(
             elementwise::GELU_MUL,
             GeluMulArgs { gate: find.tensor(gate)?, up: find.tensor(up)?, out: find.tensor(out)? }
         ),
-        Op::Silu { x, out } => first!(elementwise::SILU, SiluArgs { x: find.tensor(x)?, out: find.tensor(out)? }),
+        Op::Silu { x, out } => {
+            first!(elementwise::SILU, SiluArgs { x: find.tensor(x)?, out: find.tensor(out)? })
+        }
         Op::Add { a, b, out } => {
-            first!(elementwise::ADD, AddArgs { a: find.tensor(a)?, b: find.tensor(b)?, out: find.tensor(out)? })
+            first!(
+                elementwise::ADD,
+                AddArgs { a: find.tensor(a)?, b: find.tensor(b)?, out: find.tensor(out)? }
+            )
         }
         Op::Embed { table, ids, positions, out } => first!(
             latents::EMBED,
@@ -202,10 +216,16 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Dispatch>
             }
         ),
         Op::TimestepEmbed { t, out } => {
-            first!(latents::TIMESTEP_EMBED, TimestepEmbedArgs { t: find.tensor(t)?, out: find.tensor(out)? })
+            first!(
+                latents::TIMESTEP_EMBED,
+                TimestepEmbedArgs { t: find.tensor(t)?, out: find.tensor(out)? }
+            )
         }
         Op::Pack { x, height, width, out, .. } => {
-            first!(latents::PACK, PackArgs { x: find.tensor(x)?, height, width, out: find.tensor(out)? })
+            first!(
+                latents::PACK,
+                PackArgs { x: find.tensor(x)?, height, width, out: find.tensor(out)? }
+            )
         }
         Op::Unpack { x, height, width, scale, shift, out, .. } => first!(
             latents::UNPACK,
@@ -213,7 +233,12 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Dispatch>
         ),
         Op::EulerStep { x, v, params, cfg } => first!(
             latents::EULER_STEP,
-            EulerStepArgs { x: find.tensor(x)?, v: find.tensor(v)?, params: find.tensor(params)?, cfg }
+            EulerStepArgs {
+                x: find.tensor(x)?,
+                v: find.tensor(v)?,
+                params: find.tensor(params)?,
+                cfg
+            }
         ),
         Op::GroupNorm { x, weight, bias, batch, groups, eps, silu, out } => {
             let args = GroupNormArgs {
@@ -233,7 +258,9 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Dispatch>
             elementwise::COPY_ROWS,
             CopyRowsArgs { x: find.tensor(x)?, batch, from, to, count, out: find.tensor(out)? }
         ),
-        Op::Cast { x, out } => first!(elementwise::CAST, CastArgs { x: find.view(x)?, out: find.view(out)? }),
+        Op::Cast { x, out } => {
+            first!(elementwise::CAST, CastArgs { x: find.view(x)?, out: find.view(out)? })
+        }
     }
 }
 
@@ -253,7 +280,11 @@ fn dry<'w>(
 }
 
 /// Bytes of scratch that `op` needs. What no shader can run needs none: `can_run` says so.
-pub(super) fn scratch_bytes<'w>(backend: &WgpuBackend, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> usize {
+pub(super) fn scratch_bytes<'w>(
+    backend: &WgpuBackend,
+    op: &Op,
+    weight: &dyn Fn(Weight) -> &'w HostWeight,
+) -> usize {
     match *op {
         Op::Linear { side, epilogue, out, .. } => linear::scratch(side, epilogue, out).0,
         _ => dry(backend, op, weight).map_or(0, |(scratch, _)| scratch),
@@ -261,16 +292,22 @@ pub(super) fn scratch_bytes<'w>(backend: &WgpuBackend, op: &Op, weight: &dyn Fn(
 }
 
 /// Whether there is a shader for `op`, and every operand has room in one of the adapter's buffers.
-pub(super) fn can_run<'w>(backend: &WgpuBackend, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> Result<()> {
+pub(super) fn can_run<'w>(
+    backend: &WgpuBackend,
+    op: &Op,
+    weight: &dyn Fn(Weight) -> &'w HostWeight,
+) -> Result<()> {
     let (scratch, _) = dry(backend, op, weight)?;
     let most = backend.caps.grain.chunk;
     let tensors = op.reads().into_iter().chain(op.writes()).map(|t| t.bytes());
     match tensors.chain([scratch]).max() {
-        Some(bytes) if bytes > most => Err(Error::memory("an operand is larger than the adapter's buffers")
-            .at(&backend.caps.name)
-            .found(format!("{bytes} bytes"))
-            .expected(format!("at most {most}"))
-            .try_("a smaller picture, fewer at a time (-n), --compute bf16, or --device cpu")),
+        Some(bytes) if bytes > most => {
+            Err(Error::memory("an operand is larger than the adapter's buffers")
+                .at(&backend.caps.name)
+                .found(format!("{bytes} bytes"))
+                .expected(format!("at most {most}"))
+                .try_("a smaller picture, fewer at a time (-n), --compute bf16, or --device cpu"))
+        }
         _ => Ok(()),
     }
 }
@@ -281,7 +318,9 @@ pub(super) fn dispatches(backend: &WgpuBackend, op: &Op, places: &Places) -> Res
         tensor: &|t| backend.arena.spot(places.of(t), t.bytes()),
         weight: &|w, _| {
             let kept = backend.weights.get(&places.key(w)).ok_or_else(|| {
-                Error::device("a step names a weight that was not loaded").at(&backend.caps.name).found(w)
+                Error::device("a step names a weight that was not loaded")
+                    .at(&backend.caps.name)
+                    .found(w)
             })?;
             if (kept.rows, kept.cols) != (w.rows, w.cols) {
                 return Err(Error::model("a weight has the wrong shape")

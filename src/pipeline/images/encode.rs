@@ -32,7 +32,8 @@ pub const DEFAULT_QUALITY: u8 = 90;
 
 impl Format {
     /// All, in the order in which they are shown.
-    pub const ALL: [Format; 5] = [Format::Png, Format::Jpeg, Format::WebP, Format::Bmp, Format::Tiff];
+    pub const ALL: [Format; 5] =
+        [Format::Png, Format::Jpeg, Format::WebP, Format::Bmp, Format::Tiff];
 
     /// The word people type.
     pub fn name(self) -> &'static str {
@@ -81,14 +82,18 @@ impl Format {
 /// leaves it out.
 pub fn encode(picture: &Picture, format: Format, quality: u8, text: &str) -> Result<Vec<u8>> {
     let Picture { width, height, rgb } = picture;
-    let cannot = |why: String| Error::output(format!("the picture cannot be encoded as {}: {why}", format.name()));
+    let cannot = |why: String| {
+        Error::output(format!("the picture cannot be encoded as {}: {why}", format.name()))
+    };
     if rgb.len() != width * height * 3 || *width == 0 || *height == 0 {
         return Err(cannot("its pixels do not match its size".to_string())
             .found(rgb.len())
             .expected(width * height * 3));
     }
     let (w, h) = (u32::try_from(*width), u32::try_from(*height));
-    let (Ok(w), Ok(h)) = (w, h) else { return Err(cannot(format!("{width}x{height} is too large"))) };
+    let (Ok(w), Ok(h)) = (w, h) else {
+        return Err(cannot(format!("{width}x{height} is too large")));
+    };
     let mut out = Vec::with_capacity(rgb.len() / 2);
     match format {
         Format::Png => png(picture, (w, h), text, &mut out).map_err(|e| cannot(e.to_string()))?,
@@ -98,15 +103,20 @@ pub fn encode(picture: &Picture, format: Format, quality: u8, text: &str) -> Res
             };
             let mut encoder = jpeg_encoder::Encoder::new(&mut out, quality.clamp(1, 100));
             let block = exif::exif(text, JPEG_EXIF_LIMIT).ok_or_else(|| {
-                cannot("its prompt is too long for JPEG's metadata".to_string()).try_("write a PNG or a WebP")
+                cannot("its prompt is too long for JPEG's metadata".to_string())
+                    .try_("write a PNG or a WebP")
             })?;
             encoder.add_exif_metadata(&block).map_err(|e| cannot(e.to_string()))?;
-            encoder.encode(rgb, w, h, jpeg_encoder::ColorType::Rgb).map_err(|e| cannot(e.to_string()))?;
+            encoder
+                .encode(rgb, w, h, jpeg_encoder::ColorType::Rgb)
+                .map_err(|e| cannot(e.to_string()))?;
         }
         Format::WebP => {
             let mut encoder = image_webp::WebPEncoder::new(&mut out);
             encoder.set_exif_metadata(exif::exif(text, usize::MAX).unwrap_or_default());
-            encoder.encode(rgb, w, h, image_webp::ColorType::Rgb8).map_err(|e| cannot(e.to_string()))?;
+            encoder
+                .encode(rgb, w, h, image_webp::ColorType::Rgb8)
+                .map_err(|e| cannot(e.to_string()))?;
         }
         Format::Bmp => image::codecs::bmp::BmpEncoder::new(&mut out)
             .write_image(rgb, w, h, image::ExtendedColorType::Rgb8)
@@ -116,7 +126,12 @@ pub fn encode(picture: &Picture, format: Format, quality: u8, text: &str) -> Res
     Ok(out)
 }
 
-fn png(picture: &Picture, (w, h): (u32, u32), text: &str, out: &mut Vec<u8>) -> Result<(), png::EncodingError> {
+fn png(
+    picture: &Picture,
+    (w, h): (u32, u32),
+    text: &str,
+    out: &mut Vec<u8>,
+) -> Result<(), png::EncodingError> {
     let mut encoder = png::Encoder::new(out, w, h);
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
@@ -135,7 +150,8 @@ fn png(picture: &Picture, (w, h): (u32, u32), text: &str, out: &mut Vec<u8>) -> 
 
 /// One uncompressed strip of RGB.
 fn tiff(rgb: &[u8], (w, h): (u32, u32), text: &str, out: &mut Vec<u8>) {
-    let text = if text.contains('\0') { Cow::Owned(text.replace('\0', " ")) } else { Cow::Borrowed(text) };
+    let text =
+        if text.contains('\0') { Cow::Owned(text.replace('\0', " ")) } else { Cow::Borrowed(text) };
     let entries = |pixels_at: usize| {
         [
             Entry::long(0x0100, w),

@@ -87,14 +87,20 @@ enum Spelling {
 /// An EXIF block (without the `Exif\0\0` that JPEG puts before it) that holds `text` in at most `limit` bytes; `None` if
 /// there is no way.
 pub fn exif(text: &str, limit: usize) -> Option<Vec<u8>> {
-    [Spelling::Both, Spelling::Wide, Spelling::Narrow].into_iter().map(|s| spelled(text, s)).find(|b| b.len() <= limit)
+    [Spelling::Both, Spelling::Wide, Spelling::Narrow]
+        .into_iter()
+        .map(|s| spelled(text, s))
+        .find(|b| b.len() <= limit)
 }
 
 fn spelled(text: &str, spelling: Spelling) -> Vec<u8> {
-    let mut comment = if spelling == Spelling::Narrow { [0; 8].to_vec() } else { b"UNICODE\0".to_vec() };
+    let mut comment =
+        if spelling == Spelling::Narrow { [0; 8].to_vec() } else { b"UNICODE\0".to_vec() };
     match spelling {
         Spelling::Narrow => comment.extend(text.as_bytes()),
-        Spelling::Both | Spelling::Wide => comment.extend(text.encode_utf16().flat_map(u16::to_be_bytes)),
+        Spelling::Both | Spelling::Wide => {
+            comment.extend(text.encode_utf16().flat_map(u16::to_be_bytes))
+        }
     }
     let mut main = Vec::new();
     if spelling == Spelling::Both {
@@ -139,7 +145,9 @@ fn user_comment(value: &[u8], big: bool) -> Option<String> {
             true => u16::from_be_bytes([b[0], b[1]]),
             false => u16::from_le_bytes([b[0], b[1]]),
         });
-        char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect::<String>()
+        char::decode_utf16(units)
+            .map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER))
+            .collect::<String>()
     };
     let (first, second) = (decode(big), decode(!big));
     Some(if !first.contains("Steps:") && second.contains("Steps:") { second } else { first })
@@ -177,7 +185,8 @@ impl<'a> Reader<'a> {
     /// The value of `tag` in the directory that lies at `at`.
     fn find(&self, at: usize, tag: u16) -> Option<&'a [u8]> {
         let count = usize::from(self.u16(at)?);
-        let entry = (0..count).map(|i| at + 2 + 12 * i).find(|&entry| self.u16(entry) == Some(tag))?;
+        let entry =
+            (0..count).map(|i| at + 2 + 12 * i).find(|&entry| self.u16(entry) == Some(tag))?;
         let unit = match self.u16(entry + 2)? {
             1 | 2 | 6 | 7 => 1,
             3 | 8 => 2,
@@ -211,8 +220,12 @@ mod tests {
     fn little_endian_blocks_and_mixed_orders_are_read() {
         let text = "x\nSteps: 3";
         let little: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
-        assert_eq!(user_comment(&[b"UNICODE\0".as_slice(), &little].concat(), true).as_deref(), Some(text));
-        let mut file = b"II\x2a\0\x08\0\0\0\x01\0\x0e\x01\x02\0\x06\0\0\0\x1a\0\0\0\0\0\0\0".to_vec();
+        assert_eq!(
+            user_comment(&[b"UNICODE\0".as_slice(), &little].concat(), true).as_deref(),
+            Some(text)
+        );
+        let mut file =
+            b"II\x2a\0\x08\0\0\0\x01\0\x0e\x01\x02\0\x06\0\0\0\x1a\0\0\0\0\0\0\0".to_vec();
         file.extend(b"hello\0");
         assert_eq!(text_of(&file).as_deref(), Some("hello"));
     }

@@ -6,9 +6,9 @@ use std::path::Path;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, imageops};
 
+use super::metadata;
 use super::{encode, exif};
 use crate::error::{Error, Result};
-use crate::pipeline::metadata;
 use crate::pipeline::request::{Picture, Settings};
 
 /// The most pixels of a picture that is read: 64 million.
@@ -71,7 +71,8 @@ pub fn text_in(bytes: &[u8]) -> Result<String> {
 }
 
 fn png_text(bytes: &[u8]) -> Option<String> {
-    let decoder = png::Decoder::new_with_limits(Cursor::new(bytes), png::Limits { bytes: MAX_TEXT_BYTES });
+    let decoder =
+        png::Decoder::new_with_limits(Cursor::new(bytes), png::Limits { bytes: MAX_TEXT_BYTES });
     let mut reader = decoder.read_info().ok()?;
     text_of_png(reader.info()).or_else(|| {
         // Some tools write their text behind the pixels.
@@ -81,9 +82,14 @@ fn png_text(bytes: &[u8]) -> Option<String> {
 }
 
 fn text_of_png(info: &png::Info) -> Option<String> {
-    let latin = info.uncompressed_latin1_text.iter().find(|c| c.keyword == encode::PNG_KEY).map(|c| c.text.clone());
+    let latin = info
+        .uncompressed_latin1_text
+        .iter()
+        .find(|c| c.keyword == encode::PNG_KEY)
+        .map(|c| c.text.clone());
     let packed = || {
-        let mut chunk = info.compressed_latin1_text.iter().find(|c| c.keyword == encode::PNG_KEY)?.clone();
+        let mut chunk =
+            info.compressed_latin1_text.iter().find(|c| c.keyword == encode::PNG_KEY)?.clone();
         chunk.decompress_text_with_limit(MAX_TEXT_BYTES).ok()?;
         chunk.get_text().ok()
     };
@@ -96,9 +102,16 @@ fn text_of_png(info: &png::Info) -> Option<String> {
 }
 
 fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder + '_> {
-    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|_| unknown())?;
+    let mut reader =
+        ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|_| unknown())?;
     match reader.format() {
-        Some(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP | ImageFormat::Bmp | ImageFormat::Tiff) => {}
+        Some(
+            ImageFormat::Png
+            | ImageFormat::Jpeg
+            | ImageFormat::WebP
+            | ImageFormat::Bmp
+            | ImageFormat::Tiff,
+        ) => {}
         _ => return Err(unknown()),
     }
     let mut limits = image::Limits::default();
@@ -108,7 +121,8 @@ fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder + '_> {
 }
 
 fn unknown() -> Error {
-    Error::argument("this is not a picture that can be read").expected("PNG, JPEG, WebP, BMP or TIFF")
+    Error::argument("this is not a picture that can be read")
+        .expected("PNG, JPEG, WebP, BMP or TIFF")
 }
 
 fn unreadable(error: image::ImageError) -> Error {
@@ -118,14 +132,19 @@ fn unreadable(error: image::ImageError) -> Error {
 
 fn read_file(path: &Path) -> Result<Vec<u8>> {
     let cannot = |e: std::io::Error| {
-        let kind = if e.kind() == std::io::ErrorKind::NotFound { Error::missing } else { Error::argument };
+        let kind =
+            if e.kind() == std::io::ErrorKind::NotFound { Error::missing } else { Error::argument };
         kind(format!("the picture cannot be read: {e}")).at_path(path).try_("check the path")
     };
     let facts = std::fs::metadata(path).map_err(cannot)?;
     if !facts.is_file() || facts.len() > MAX_FILE_BYTES {
         return Err(Error::argument("this is not a picture that can be read")
             .at_path(path)
-            .found(if facts.is_file() { format!("{} bytes", facts.len()) } else { "no regular file".to_string() })
+            .found(if facts.is_file() {
+                format!("{} bytes", facts.len())
+            } else {
+                "no regular file".to_string()
+            })
             .expected(format!("a file of at most {} MiB", MAX_FILE_BYTES >> 20)));
     }
     std::fs::read(path).map_err(cannot)
@@ -138,7 +157,8 @@ fn on_white(image: DynamicImage) -> Picture {
         return Picture { width, height, rgb: image.into_rgb8().into_raw() };
     }
     let rgba = image.into_rgba8();
-    let blend = |c: u8, alpha: u32| ((u32::from(c) * alpha + 255 * (255 - alpha) + 127) / 255) as u8;
+    let blend =
+        |c: u8, alpha: u32| ((u32::from(c) * alpha + 255 * (255 - alpha) + 127) / 255) as u8;
     let rgb = rgba.pixels().flat_map(|p| {
         let [r, g, b, a] = p.0;
         [blend(r, a.into()), blend(g, a.into()), blend(b, a.into())]
@@ -164,6 +184,7 @@ pub fn fit(picture: Picture, width: usize, height: usize) -> Picture {
     };
     let (left, top) = (((w - crop_w) / 2) as u32, ((h - crop_h) / 2) as u32);
     let part = imageops::crop_imm(&image, left, top, crop_w as u32, crop_h as u32);
-    let fitted = imageops::resize(&*part, width as u32, height as u32, imageops::FilterType::Lanczos3);
+    let fitted =
+        imageops::resize(&*part, width as u32, height as u32, imageops::FilterType::Lanczos3);
     Picture { width, height, rgb: fitted.into_raw() }
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::encode::{Format, encode};
+use super::metadata;
 use crate::error::{Error, Result};
-use crate::pipeline::metadata;
 use crate::pipeline::request::{Picture, Settings};
 
 /// How our unfinished files are called: this, the process id, and some random letters.
@@ -25,7 +25,13 @@ pub struct Metadata<'a> {
 }
 
 /// Writes `picture` to `path`: whole, or not at all, leaving what was there.
-pub fn save(picture: &Picture, path: &Path, format: Format, quality: u8, metadata: &Metadata) -> Result<()> {
+pub fn save(
+    picture: &Picture,
+    path: &Path,
+    format: Format,
+    quality: u8,
+    metadata: &Metadata,
+) -> Result<()> {
     let text = metadata::write(metadata.settings, metadata.index);
     let bytes = encode(picture, format, quality, &text).map_err(|e| e.at_path(path))?;
     write_beside(path, &bytes)
@@ -79,11 +85,15 @@ enum Target {
 
 fn target(path: &Path) -> Result<Target> {
     if path.as_os_str().is_empty() || path.file_name().is_none() {
-        return Err(Error::output("this is no file name").at_path(path).try_("give a name such as fox.png"));
+        return Err(Error::output("this is no file name")
+            .at_path(path)
+            .try_("give a name such as fox.png"));
     }
     match fs::metadata(path) {
         Ok(facts) if facts.is_dir() => {
-            return Err(Error::output("a folder has this name").at_path(path).try_("give another name"));
+            return Err(Error::output("a folder has this name")
+                .at_path(path)
+                .try_("give another name"));
         }
         Ok(facts) if !facts.is_file() => return Ok(Target::Stream),
         _ => {}
@@ -95,10 +105,14 @@ fn target(path: &Path) -> Result<Target> {
     };
     match fs::metadata(&folder) {
         Ok(facts) if facts.is_dir() => Ok(Target::File { folder, path }),
-        Ok(_) => Err(Error::output("the output's folder is a file").at_path(&folder).try_("give another -o")),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(Error::output("the output's folder does not exist")
+        Ok(_) => Err(Error::output("the output's folder is a file")
             .at_path(&folder)
-            .try_(format!("mkdir -p {}", folder.display()))),
+            .try_("give another -o")),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            Err(Error::output("the output's folder does not exist")
+                .at_path(&folder)
+                .try_(format!("mkdir -p {}", folder.display())))
+        }
         Err(e) => Err(failed(e, &folder)),
     }
 }
@@ -119,11 +133,14 @@ fn sweep(folder: &Path) {
     for entry in entries.flatten() {
         let name = entry.file_name();
         let middle = name.to_str().and_then(|n| n.strip_prefix(PREFIX)?.strip_suffix(SUFFIX));
-        let Some(process) = middle.and_then(|m| m.split_once('-')?.0.parse::<u32>().ok()) else { continue };
+        let Some(process) = middle.and_then(|m| m.split_once('-')?.0.parse::<u32>().ok()) else {
+            continue;
+        };
         let gone = if Path::new("/proc/self").exists() {
             !Path::new("/proc").join(process.to_string()).exists()
         } else {
-            let age = entry.metadata().and_then(|f| f.modified()).ok().and_then(|t| t.elapsed().ok());
+            let age =
+                entry.metadata().and_then(|f| f.modified()).ok().and_then(|t| t.elapsed().ok());
             age.is_some_and(|age| age > ABANDONED)
         };
         if gone {
@@ -134,8 +151,12 @@ fn sweep(folder: &Path) {
 
 fn failed(error: io::Error, path: &Path) -> Error {
     let hint = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space, or give -o another disk",
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "give -o a folder that you may write to",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "free some space, or give -o another disk"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "give -o a folder that you may write to"
+        }
         io::ErrorKind::InvalidFilename => "give -o a shorter name",
         _ => "give -o another place",
     };

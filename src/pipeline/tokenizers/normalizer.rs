@@ -32,7 +32,9 @@ fn check_tables(value: &Value) -> std::result::Result<(), String> {
                 let size = bits.map(|bits| ((bits >> 4) as u32).swap_bytes());
                 if let Some(size) = size.filter(|size| *size as usize > table.len()) {
                     let length = table.len();
-                    return Err(format!("its table of characters promises {size} bytes in {length} characters"));
+                    return Err(format!(
+                        "its table of characters promises {size} bytes in {length} characters"
+                    ));
                 }
             }
             fields.values().try_for_each(check_tables)

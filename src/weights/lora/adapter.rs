@@ -54,10 +54,12 @@ impl Adapter {
 
     /// The weights that it is beside, each once.
     pub fn weights(&self) -> impl Iterator<Item = (Component, &str)> {
-        self.pairs.chunk_by(|a, b| (a.component, &a.weight) == (b.component, &b.weight)).map(|run| {
-            let first = &run[0];
-            (first.component, first.weight.as_str())
-        })
+        self.pairs.chunk_by(|a, b| (a.component, &a.weight) == (b.component, &b.weight)).map(
+            |run| {
+                let first = &run[0];
+                (first.component, first.weight.as_str())
+            },
+        )
     }
 }
 
@@ -124,7 +126,9 @@ pub fn combine(
             if factor == 0.0 || blocks.is_empty() {
                 continue;
             }
-            let same = |r: &Run| r.adapter == i && r.a.dtype == pair.a.dtype && r.a.bytes() == pair.a.bytes();
+            let same = |r: &Run| {
+                r.adapter == i && r.a.dtype == pair.a.dtype && r.a.bytes() == pair.a.bytes()
+            };
             let run = runs.iter().position(same).unwrap_or_else(|| {
                 runs.push(Run { adapter: i, a: &pair.a, parts: vec![] });
                 runs.len() - 1
@@ -171,7 +175,11 @@ pub fn combine(
 fn cut(block: &Block, range: &Range<usize>) -> Option<Block> {
     let first = block.row.max(range.start);
     let last = (block.row + block.rows).min(range.end);
-    (first < last).then(|| Block { row: first - range.start, from: block.from + first - block.row, rows: last - first })
+    (first < last).then(|| Block {
+        row: first - range.start,
+        from: block.from + first - block.row,
+        rows: last - first,
+    })
 }
 
 /// A matrix of zeros that is being filled.
@@ -194,11 +202,21 @@ impl Matrix {
     }
 
     /// Writes `factor` times the rows `from` of `part` with its first element at `(row, col)`; false if a value is not finite any more.
-    fn put(&mut self, row: usize, col: usize, part: &HostPart, from: Range<usize>, factor: f64) -> bool {
+    fn put(
+        &mut self,
+        row: usize,
+        col: usize,
+        part: &HostPart,
+        from: Range<usize>,
+        factor: f64,
+    ) -> bool {
         let (size, stored) = (self.dtype.size(), part.dtype.size());
         // Whole rows follow each other in both, so they are one.
-        let (steps, length) =
-            if part.cols == self.cols { (1, from.len() * part.cols) } else { (from.len(), part.cols) };
+        let (steps, length) = if part.cols == self.cols {
+            (1, from.len() * part.cols)
+        } else {
+            (from.len(), part.cols)
+        };
         (0..steps).fold(true, |finite, i| {
             let values = &part.bytes()[(from.start + i) * part.cols * stored..][..length * stored];
             let at = self.offset + ((row + i) * self.cols + col) * size;
@@ -232,10 +250,16 @@ fn scaled<const N: usize>(
     let to = to.as_chunks_mut::<N>().0;
     match dtype {
         DType::F32 => each(values.as_chunks().0, to, factor, f32::from_le_bytes, encode),
-        DType::BF16 => {
-            each(values.as_chunks().0, to, factor, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16), encode)
+        DType::BF16 => each(
+            values.as_chunks().0,
+            to,
+            factor,
+            |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16),
+            encode,
+        ),
+        DType::F16 => {
+            each(values.as_chunks().0, to, factor, |b| f16_value(u16::from_le_bytes(b)), encode)
         }
-        DType::F16 => each(values.as_chunks().0, to, factor, |b| f16_value(u16::from_le_bytes(b)), encode),
         _ => each(values.as_chunks::<1>().0, to, factor, |b| dtype.decode(&b), encode),
     }
 }
@@ -281,7 +305,10 @@ mod tests {
         for bits in 0..=u16::MAX {
             let right = half::f16::from_bits(bits);
             let value = f16_value(bits);
-            assert!(value.to_bits() == right.to_f32().to_bits() || !right.is_finite() && value.is_nan(), "{bits:#x}");
+            assert!(
+                value.to_bits() == right.to_f32().to_bits() || !right.is_finite() && value.is_nan(),
+                "{bits:#x}"
+            );
             for low in [0u32, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
                 let value = f32::from_bits(u32::from(bits) << 16 | low);
                 if value.is_finite() {

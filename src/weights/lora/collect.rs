@@ -6,9 +6,9 @@ use std::collections::btree_map::Entry as Slot;
 use serde_json::Value;
 
 use super::super::Component;
-use super::super::file::WeightFile;
 use super::names::{Part, Rows, parse};
 use super::summary::Unmatched;
+use crate::weights::container::file::WeightFile;
 
 /// The keys of one pair: indices among the file's tensors.
 pub struct Group {
@@ -49,7 +49,10 @@ pub fn collect(file: &WeightFile) -> Found {
     let mut unmatched = vec![];
     for (i, entry) in file.header.tensors.iter().enumerate() {
         let Some(key) = parse(&entry.name) else {
-            unmatched.push(Unmatched::new(&entry.name, "names no layer of FLUX.1 that a LoRA can be beside"));
+            unmatched.push(Unmatched::new(
+                &entry.name,
+                "names no layer of FLUX.1 that a LoRA can be beside",
+            ));
             continue;
         };
         let group = match groups.entry(key.base) {
@@ -83,7 +86,9 @@ pub fn collect(file: &WeightFile) -> Found {
     for i in alone.iter().flat_map(Group::keys) {
         unmatched.push(Unmatched::new(&file.header.tensors[i].name, "an alpha without matrices"));
     }
-    whole.sort_by(|a, b| (a.component, &a.weight, a.rows, &a.base).cmp(&(b.component, &b.weight, b.rows, &b.base)));
+    whole.sort_by(|a, b| {
+        (a.component, &a.weight, a.rows, &a.base).cmp(&(b.component, &b.weight, b.rows, &b.base))
+    });
     Found { groups: whole, unmatched, notes: vec![] }
 }
 
@@ -92,20 +97,29 @@ struct Config(Option<Value>);
 
 impl Config {
     fn of(metadata: &BTreeMap<String, String>) -> Self {
-        Config(metadata.get("lora_adapter_metadata").and_then(|text| serde_json::from_str(text).ok()))
+        Config(
+            metadata.get("lora_adapter_metadata").and_then(|text| serde_json::from_str(text).ok()),
+        )
     }
 
     /// Alpha for a layer, and whether it is divided by the root of the rank.
     fn alpha(&self, component: Component, module: &str) -> Option<(f64, bool)> {
         let config = self.0.as_ref()?;
         let prefixed = |key: &str| config.get(format!("{}.{key}", component.folder()));
-        let get = |key: &str| prefixed(key).or_else(|| (component == Component::Flux).then(|| config.get(key))?);
+        let get = |key: &str| {
+            prefixed(key).or_else(|| (component == Component::Flux).then(|| config.get(key))?)
+        };
         let own = get("alpha_pattern").and_then(Value::as_object).and_then(|patterns| {
             let names = |pattern: &str| {
                 let pattern = pattern.trim_start_matches('^');
-                module.strip_suffix(pattern).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+                module
+                    .strip_suffix(pattern)
+                    .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
             };
-            patterns.iter().find(|(pattern, _)| names(pattern)).and_then(|(_, alpha)| alpha.as_f64())
+            patterns
+                .iter()
+                .find(|(pattern, _)| names(pattern))
+                .and_then(|(_, alpha)| alpha.as_f64())
         });
         let alpha = own.or_else(|| get("lora_alpha")?.as_f64())?;
         Some((alpha, get("use_rslora").and_then(Value::as_bool).unwrap_or(false)))

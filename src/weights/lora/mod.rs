@@ -18,7 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Component;
-use super::file::WeightFile;
+use super::container::file::WeightFile;
 use crate::error::{Error, Result};
 use crate::tensor::ByteSource;
 
@@ -48,10 +48,11 @@ fn of(file: &WeightFile, base: Base) -> Result<Adapter> {
 }
 
 /// Whose names most keys of a LoRA have, from its tensors' names alone; `None` if none of them names a layer of FLUX.1.
-pub(in crate::weights) fn dialect(keys: &[&str]) -> Option<&'static str> {
+pub(crate) fn dialect(keys: &[&str]) -> Option<&'static str> {
     let mut counts = std::collections::BTreeMap::new();
     for key in keys.iter().filter_map(|key| names::parse(key)) {
-        *counts.entry(key.dialect.unwrap_or("text encoders only")).or_insert(0) += usize::from(key.dialect.is_some());
+        *counts.entry(key.dialect.unwrap_or("text encoders only")).or_insert(0) +=
+            usize::from(key.dialect.is_some());
     }
     counts.into_iter().max_by_key(|(_, n)| *n).map(|(dialect, _)| dialect)
 }
@@ -69,7 +70,7 @@ pub fn survey(path: &Path) -> Result<Survey> {
 }
 
 /// The same for a file that is open.
-pub(in crate::weights) fn survey_file(file: &WeightFile) -> Survey {
+pub(crate) fn survey_file(file: &WeightFile) -> Survey {
     let mut found = collect::collect(file);
     let problem = refuse::check(file, &mut found).err().map(|e| e.at_path(&file.path));
     Survey { summary: summary::of(file, &found), problem }

@@ -4,7 +4,7 @@
 use std::sync::OnceLock;
 
 use super::super::Component;
-use super::super::names::diffusers_names;
+use crate::weights::dialect::names::diffusers_names;
 
 /// Which rows of a canonical weight a stored matrix makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,7 +45,10 @@ impl Rows {
             Rows::Rest => squares.map(|n| block(n, rows - n)),
             Rows::Swapped => rows.is_multiple_of(2).then(|| {
                 let half = rows / 2;
-                vec![Block { row: 0, from: half, rows: half }, Block { row: half, from: 0, rows: half }]
+                vec![
+                    Block { row: 0, from: half, rows: half },
+                    Block { row: half, from: 0, rows: half },
+                ]
             }),
         }
     }
@@ -205,7 +208,14 @@ fn spellings() -> &'static [Spelling] {
         let mut table = vec![];
         let mut add = |component, stored: &str, canonical: &str, rows, dialect| {
             let (stored, flat) = (stored.to_string(), stored.replace('.', "_"));
-            table.push(Spelling { component, stored, flat, canonical: format!("{canonical}.weight"), rows, dialect });
+            table.push(Spelling {
+                component,
+                stored,
+                flat,
+                canonical: format!("{canonical}.weight"),
+                rows,
+                dialect,
+            });
         };
         for layer in FLUX {
             add(Component::Flux, layer, layer, Rows::All, None);
@@ -268,7 +278,9 @@ pub fn parse(key: &str) -> Option<Key<'_>> {
                 },
                 block,
                 rows: spelling.rows,
-                dialect: spelling.dialect.or(trainer.filter(|_| spelling.component == Component::Flux)),
+                dialect: spelling
+                    .dialect
+                    .or(trainer.filter(|_| spelling.component == Component::Flux)),
             })
         })
     })
@@ -276,26 +288,39 @@ pub fn parse(key: &str) -> Option<Key<'_>> {
 
 /// `key` without a prefix that is known, longest first.
 pub fn without_prefix(key: &str) -> &str {
-    PREFIXES.iter().filter_map(|(prefix, ..)| key.strip_prefix(prefix)).min_by_key(|rest| rest.len()).unwrap_or(key)
+    PREFIXES
+        .iter()
+        .filter_map(|(prefix, ..)| key.strip_prefix(prefix))
+        .min_by_key(|rest| rest.len())
+        .unwrap_or(key)
 }
 
 /// The ways of cutting a suffix off.
 fn splits(key: &str) -> impl Iterator<Item = (&str, Part)> {
-    let peft = [(".lora_A", Part::Down), (".lora_B", Part::Up)].into_iter().find_map(|(infix, part)| {
-        let (base, rest) = key.split_once(infix)?;
-        // `.weight`, nothing, or the name of an adapter before it.
-        let known = rest.is_empty() || rest.strip_suffix(".weight").is_some_and(is_adapter_name);
-        known.then_some((base, part))
-    });
-    peft.into_iter().chain(SUFFIXES.iter().filter_map(move |(suffix, part)| Some((key.strip_suffix(suffix)?, *part))))
+    let peft =
+        [(".lora_A", Part::Down), (".lora_B", Part::Up)].into_iter().find_map(|(infix, part)| {
+            let (base, rest) = key.split_once(infix)?;
+            // `.weight`, nothing, or the name of an adapter before it.
+            let known =
+                rest.is_empty() || rest.strip_suffix(".weight").is_some_and(is_adapter_name);
+            known.then_some((base, part))
+        });
+    peft.into_iter().chain(
+        SUFFIXES.iter().filter_map(move |(suffix, part)| Some((key.strip_suffix(suffix)?, *part))),
+    )
 }
 
 /// Whether this is empty or a dot and one word.
 fn is_adapter_name(text: &str) -> bool {
-    text.is_empty() || text.strip_prefix('.').is_some_and(|word| !word.is_empty() && !word.contains('.'))
+    text.is_empty()
+        || text.strip_prefix('.').is_some_and(|word| !word.is_empty() && !word.contains('.'))
 }
 
-fn find(layer: &str, components: &[Component], flat: bool) -> Option<(&'static Spelling, Option<usize>)> {
+fn find(
+    layer: &str,
+    components: &[Component],
+    flat: bool,
+) -> Option<(&'static Spelling, Option<usize>)> {
     // What old diffusers put between a block's attention and its matrices.
     let plain = layer.contains(".attn.processor.").then(|| layer.replacen(".processor.", ".", 1));
     let layer = plain.as_deref().unwrap_or(layer);
@@ -305,15 +330,16 @@ fn find(layer: &str, components: &[Component], flat: bool) -> Option<(&'static S
             return (pattern == layer).then_some((s, None));
         };
         let digits = layer.strip_prefix(before)?.strip_suffix(after)?;
-        let number = digits.parse::<usize>().ok().filter(|n| *n < 10_000 && n.to_string() == digits)?;
+        let number =
+            digits.parse::<usize>().ok().filter(|n| *n < 10_000 && n.to_string() == digits)?;
         Some((s, Some(number)))
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::names::is_canonical;
     use super::*;
+    use crate::weights::dialect::names::is_canonical;
 
     #[test]
     fn every_spelling_is_one_layers_alone_and_every_layer_is_canonical() {

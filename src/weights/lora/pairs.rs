@@ -5,8 +5,6 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::super::Component;
-use super::super::file::WeightFile;
-use super::super::safetensors::{Entry, Stored};
 use super::Base;
 use super::adapter::Pair;
 use super::collect::{Found, Group};
@@ -15,6 +13,8 @@ use super::summary::Unmatched;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::tensor::{HostPart, Scale};
+use crate::weights::container::file::WeightFile;
+use crate::weights::container::safetensors::{Entry, Stored};
 
 /// Makes the pairs, in the order of `found.groups`; groups that this model has no place for go to its unmatched keys.
 pub fn bind(file: &WeightFile, found: &mut Found, base: Base) -> Result<Vec<Pair>> {
@@ -24,14 +24,17 @@ pub fn bind(file: &WeightFile, found: &mut Found, base: Base) -> Result<Vec<Pair
     for group in std::mem::take(&mut found.groups) {
         let Some(shape) = base(group.component, &group.weight) else {
             let why = absent(&group, base)?;
-            found.unmatched.extend(group.keys().map(|i| Unmatched::new(&tensors[i].name, why.clone())));
+            found
+                .unmatched
+                .extend(group.keys().map(|i| Unmatched::new(&tensors[i].name, why.clone())));
             continue;
         };
         kept.push(group);
         places.push(shape);
     }
     if kept.is_empty() {
-        let keys = found.unmatched.first().map(|u| format!("{}: {}", u.key, u.why)).unwrap_or_default();
+        let keys =
+            found.unmatched.first().map(|u| format!("{}: {}", u.key, u.why)).unwrap_or_default();
         return Err(Error::model("nothing of this LoRA has a place in this model")
             .found(format!("{} keys, the first {keys}", found.unmatched.len()))
             .try_("`flux-fast inspect` on both files shows what each is"));
@@ -87,13 +90,19 @@ fn complete(file: &WeightFile, group: &Group) -> Result<()> {
     let (Some(down), Some(up)) = (group.down, group.up) else {
         let there = group.down.or(group.up).map_or("", |i| tensors[i].name.as_str());
         let lacking = if group.down.is_some() { "up (B)" } else { "down (A)" };
-        return Err(Error::model(format!("a LoRA matrix has no partner: its {lacking} matrix is missing"))
-            .at(there)
-            .try_("the file is incomplete; download it again"));
+        return Err(Error::model(format!(
+            "a LoRA matrix has no partner: its {lacking} matrix is missing"
+        ))
+        .at(there)
+        .try_("the file is incomplete; download it again"));
     };
     let (a, b) = (matrix(&tensors[down])?, matrix(&tensors[up])?);
     if a.0 != b.1 || a.0 == 0 {
-        let what = if a.0 == b.1 { "a LoRA has rank 0" } else { "the two matrices of a LoRA differ in rank" };
+        let what = if a.0 == b.1 {
+            "a LoRA has rank 0"
+        } else {
+            "the two matrices of a LoRA differ in rank"
+        };
         return Err(Error::model(what)
             .at(&group.base)
             .found(format!("down (A) {:?}, up (B) {:?}", tensors[down].shape, tensors[up].shape))
@@ -106,7 +115,9 @@ fn complete(file: &WeightFile, group: &Group) -> Result<()> {
 fn matrix(entry: &Entry) -> Result<(usize, usize)> {
     match entry.shape.as_slice() {
         [rows, cols, rest @ ..] if rest.iter().all(|n| *n == 1) => Ok((*rows, *cols)),
-        other => Err(Error::model("a LoRA matrix has not two axes").at(&entry.name).found(format!("{other:?}"))),
+        other => Err(Error::model("a LoRA matrix has not two axes")
+            .at(&entry.name)
+            .found(format!("{other:?}"))),
     }
 }
 
@@ -118,7 +129,8 @@ fn sizes(file: &WeightFile, groups: &[Group], places: &[(usize, usize)]) -> Resu
     for (group, &(rows, cols)) in groups.iter().zip(places) {
         let (Some(down), Some(up)) = (group.down, group.up) else { continue };
         let (a, b) = (matrix(&tensors[down])?, matrix(&tensors[up])?);
-        let own: usize = group.rows.of((rows, cols)).map_or(0, |blocks| blocks.iter().map(|x| x.rows).sum());
+        let own: usize =
+            group.rows.of((rows, cols)).map_or(0, |blocks| blocks.iter().map(|x| x.rows).sum());
         if (b.0, a.1) != (own, cols) {
             wrong += 1;
             first.get_or_insert((group, (b.0, a.1), (own, cols)));
@@ -140,7 +152,11 @@ fn sizes(file: &WeightFile, groups: &[Group], places: &[(usize, usize)]) -> Resu
     } else {
         "a LoRA does not fit its layer"
     };
-    let counted = if wrong > 1 { format!("; {wrong} of {} pairs do not fit", groups.len()) } else { String::new() };
+    let counted = if wrong > 1 {
+        format!("; {wrong} of {} pairs do not fit", groups.len())
+    } else {
+        String::new()
+    };
     let hint = match found.1 {
         1536 | 2432 => "its width is Stable Diffusion 3's",
         6144 => "its width is FLUX.2's",
@@ -186,10 +202,12 @@ fn pair(file: &WeightFile, group: &Group, shape: (usize, usize)) -> Result<Pair>
     // What no training gives, and no arithmetic survives.
     const LARGEST: f64 = 1e4;
     if factor.abs() > LARGEST {
-        return Err(Error::model("alpha / rank of a pair is beyond all measure, the file is damaged")
-            .at(&group.base)
-            .found(factor)
-            .expected(format!("at most {LARGEST}")));
+        return Err(Error::model(
+            "alpha / rank of a pair is beyond all measure, the file is damaged",
+        )
+        .at(&group.base)
+        .found(factor)
+        .expected(format!("at most {LARGEST}")));
     }
     Ok(Pair {
         component: group.component,
@@ -211,11 +229,15 @@ pub fn alpha_of(file: &WeightFile, group: &Group) -> Result<Option<f64>> {
     let one = entry.shape.iter().all(|n| *n == 1);
     let value = match (entry.stored, bytes) {
         (Stored::Float(dtype), bytes) if one => Some(f64::from(dtype.decode(bytes))),
-        (Stored::Other("F64", _), &[a, b, c, d, e, f, g, h]) => Some(f64::from_le_bytes([a, b, c, d, e, f, g, h])),
+        (Stored::Other("F64", _), &[a, b, c, d, e, f, g, h]) => {
+            Some(f64::from_le_bytes([a, b, c, d, e, f, g, h]))
+        }
         (Stored::Other("I64", _), &[a, b, c, d, e, f, g, h]) => {
             Some(i64::from_le_bytes([a, b, c, d, e, f, g, h]) as f64)
         }
-        (Stored::Other("I32", _), &[a, b, c, d]) => Some(f64::from(i32::from_le_bytes([a, b, c, d]))),
+        (Stored::Other("I32", _), &[a, b, c, d]) => {
+            Some(f64::from(i32::from_le_bytes([a, b, c, d])))
+        }
         (Stored::Other("I16", _), &[a, b]) => Some(f64::from(i16::from_le_bytes([a, b]))),
         (Stored::Other("U8", _), &[a]) => Some(f64::from(a)),
         _ => None,
@@ -231,14 +253,21 @@ pub fn alpha_of(file: &WeightFile, group: &Group) -> Result<Option<f64>> {
 }
 
 /// A file may name one layer twice, in two trainers' words; other tools use one of both, and so it is here: diffusers' before others.
-fn drop_doubles(file: &WeightFile, found: &mut Found, groups: &mut Vec<Group>, pairs: &mut Vec<Pair>) {
+fn drop_doubles(
+    file: &WeightFile,
+    found: &mut Found,
+    groups: &mut Vec<Group>,
+    pairs: &mut Vec<Pair>,
+) {
     let mut order: Vec<usize> = (0..pairs.len()).collect();
     order.sort_by_key(|i| (groups[*i].dialect != Some("diffusers"), *i));
     let mut taken: BTreeMap<(Component, &str), Vec<usize>> = BTreeMap::new();
     let mut doubles = vec![false; pairs.len()];
     for i in order {
         let others = taken.entry((pairs[i].component, &pairs[i].weight)).or_default();
-        let meets = |j: &&usize| pairs[i].blocks.iter().any(|x| pairs[**j].blocks.iter().any(|y| overlap(x, y)));
+        let meets = |j: &&usize| {
+            pairs[i].blocks.iter().any(|x| pairs[**j].blocks.iter().any(|y| overlap(x, y)))
+        };
         if let Some(j) = others.iter().find(meets) {
             doubles[i] = true;
             let why = format!("{} is for the same rows", pairs[*j].key);
@@ -273,7 +302,11 @@ fn finite(file: &WeightFile, pairs: &[Pair]) -> Result<()> {
     let count = bad.iter().flatten().count();
     let first = parts.iter().zip(&bad).find_map(|(part, bad)| Some((part, (*bad)?)));
     let Some(((pair, part, side), (i, value))) = first else { return Ok(()) };
-    let more = if count > 1 { format!(", and more in {} other matrices", count - 1) } else { String::new() };
+    let more = if count > 1 {
+        format!(", and more in {} other matrices", count - 1)
+    } else {
+        String::new()
+    };
     Err(Error::model("a LoRA holds values that are no finite numbers")
         .at(format!("{}, {side}", pair.key))
         .found(format!("{value} in row {}, column {}{more}", i / part.cols, i % part.cols))
@@ -287,11 +320,21 @@ fn first_not_finite(part: &HostPart) -> Option<(usize, f32)> {
     let bytes = part.bytes();
     // The exponent's bits alone tell; a chunk at a time, so that the compiler can take many elements at once.
     let suspicious = |chunk: &[u8]| match dtype {
-        DType::F32 => {
-            chunk.as_chunks::<4>().0.iter().fold(false, |s, b| s | (u32::from_le_bytes(*b) << 1 >= 0xff00_0000))
-        }
-        DType::BF16 => chunk.as_chunks::<2>().0.iter().fold(false, |s, b| s | (u16::from_le_bytes(*b) << 1 >= 0xff00)),
-        DType::F16 => chunk.as_chunks::<2>().0.iter().fold(false, |s, b| s | (u16::from_le_bytes(*b) << 1 >= 0xf800)),
+        DType::F32 => chunk
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .fold(false, |s, b| s | (u32::from_le_bytes(*b) << 1 >= 0xff00_0000)),
+        DType::BF16 => chunk
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .fold(false, |s, b| s | (u16::from_le_bytes(*b) << 1 >= 0xff00)),
+        DType::F16 => chunk
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .fold(false, |s, b| s | (u16::from_le_bytes(*b) << 1 >= 0xf800)),
         _ => true,
     };
     bytes.chunks(CHUNK).enumerate().filter(|(_, chunk)| suspicious(chunk)).find_map(|(n, chunk)| {

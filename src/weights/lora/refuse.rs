@@ -3,19 +3,18 @@
 use std::collections::HashSet;
 
 use super::super::Component;
-use super::super::file::WeightFile;
-use super::super::names::{Naming, Role, is_canonical, role};
-use super::super::recognise::recognise;
-use super::super::safetensors::Entry;
 use super::collect::Found;
 use super::names::without_prefix;
 use super::summary::BASE_MODEL;
 use crate::error::{Error, Result};
+use crate::weights::container::file::WeightFile;
+use crate::weights::container::safetensors::Entry;
+use crate::weights::dialect::names::{Naming, Role, is_canonical, role};
+use crate::weights::dialect::recognise::recognise;
 
 /// How many keys an error names.
 const NAMED: usize = 3;
-const CONTROL: &str =
-    "a BFL control LoRA (FLUX.1 Canny or Depth: it widens img_in for a control image, moves biases and replaces norms)";
+const CONTROL: &str = "a BFL control LoRA (FLUX.1 Canny or Depth: it widens img_in for a control image, moves biases and replaces norms)";
 
 /// Files that are no LoRA: (a part of a key, what it is).
 const NO_LORA: [(&str, &str); 8] = [
@@ -130,7 +129,12 @@ pub fn check(file: &WeightFile, found: &mut Found) -> Result<()> {
         return Err(foreign(if model == SD { sd_version(tensors) } else { model }, key));
     }
     if let Some((what, key)) = first_of(&OTHER_ADAPTERS, tensors) {
-        return Err(unsupported(what, key, tensors.iter().filter(|t| kind_of(t) == Some(what)).count(), tensors.len()));
+        return Err(unsupported(
+            what,
+            key,
+            tensors.iter().filter(|t| kind_of(t) == Some(what)).count(),
+            tensors.len(),
+        ));
     }
     if found.groups.is_empty() {
         return Err(match first_of(&EMBEDDINGS, tensors) {
@@ -149,10 +153,13 @@ pub fn check(file: &WeightFile, found: &mut Found) -> Result<()> {
 }
 
 /// The first entry of `table` that a key shows, with that key.
-fn first_of<'t>(table: &[(&str, &'static str)], tensors: &'t [Entry]) -> Option<(&'static str, &'t str)> {
-    table
-        .iter()
-        .find_map(|(part, what)| tensors.iter().find(|t| t.name.contains(part)).map(|t| (*what, t.name.as_str())))
+fn first_of<'t>(
+    table: &[(&str, &'static str)],
+    tensors: &'t [Entry],
+) -> Option<(&'static str, &'t str)> {
+    table.iter().find_map(|(part, what)| {
+        tensors.iter().find(|t| t.name.contains(part)).map(|t| (*what, t.name.as_str()))
+    })
 }
 
 fn kind_of(entry: &Entry) -> Option<&'static str> {
@@ -160,7 +167,9 @@ fn kind_of(entry: &Entry) -> Option<&'static str> {
 }
 
 fn no_lora(what: &str, key: &str) -> Error {
-    Error::model(format!("this is {what}, not a LoRA")).at(key).try_("use a plain LoRA of FLUX.1, in .safetensors")
+    Error::model(format!("this is {what}, not a LoRA"))
+        .at(key)
+        .try_("use a plain LoRA of FLUX.1, in .safetensors")
 }
 
 fn unsupported(what: &str, key: &str, count: usize, all: usize) -> Error {
@@ -188,7 +197,8 @@ pub fn foreign(model: &str, key: &str) -> Error {
 /// Tells Stable Diffusion's versions apart by the width of the text that cross-attention reads.
 fn sd_version(tensors: &[Entry]) -> &'static str {
     let width = tensors.iter().find_map(|t| {
-        let reads_text = t.name.contains("attn2") && (t.name.contains("to_k") || t.name.contains("to_v"));
+        let reads_text =
+            t.name.contains("attn2") && (t.name.contains("to_k") || t.name.contains("to_v"));
         let down = t.name.contains("down.weight") || t.name.contains("lora_A");
         t.shape.get(1).copied().filter(|_| reads_text && down)
     });
@@ -204,7 +214,10 @@ fn sd_version(tensors: &[Entry]) -> &'static str {
 fn is_whole_weight(name: &str) -> bool {
     let name = without_prefix(name).replace(".modules_to_save.default.", ".");
     Component::ALL.iter().any(|c| is_canonical(*c, &name))
-        || matches!(role(Component::Flux, Naming::Diffusers { levels: 0 }, &name), Role::Part { .. })
+        || matches!(
+            role(Component::Flux, Naming::Diffusers { levels: 0 }, &name),
+            Role::Part { .. }
+        )
 }
 
 fn nothing_matched(file: &WeightFile, names: &[&str]) -> Error {
@@ -218,7 +231,9 @@ fn nothing_matched(file: &WeightFile, names: &[&str]) -> Error {
         let e = Error::model("this is a model, not a LoRA").found(first.component.title());
         return e.try_("give it by --model");
     }
-    let trained = base_model(file).map(|m| format!("; it says that it was trained on {m}")).unwrap_or_default();
+    let trained = base_model(file)
+        .map(|m| format!("; it says that it was trained on {m}"))
+        .unwrap_or_default();
     Error::model("no key of this file is a LoRA of FLUX.1")
         .found(found + &trained)
         .expected(
@@ -259,8 +274,18 @@ fn base_model(file: &WeightFile) -> Option<&str> {
 
 /// CLIP is the same in Stable Diffusion 1.x: where only text encoders are named, the header is asked.
 fn foreign_by_metadata(file: &WeightFile, found: &mut Found) -> Result<()> {
-    const OTHERS: [&str; 10] =
-        ["sd_", "sd1", "sd3", "sdxl", "stable-diffusion", "hunyuan", "wan", "qwen", "chroma", "flux2"];
+    const OTHERS: [&str; 10] = [
+        "sd_",
+        "sd1",
+        "sd3",
+        "sdxl",
+        "stable-diffusion",
+        "hunyuan",
+        "wan",
+        "qwen",
+        "chroma",
+        "flux2",
+    ];
     let Some(model) = base_model(file) else { return Ok(()) };
     let lower = model.to_lowercase();
     if !OTHERS.iter().any(|o| lower.starts_with(o)) {
@@ -268,7 +293,9 @@ fn foreign_by_metadata(file: &WeightFile, found: &mut Found) -> Result<()> {
     }
     match found.groups.iter().find(|g| g.component == Component::Flux) {
         Some(_) => {
-            found.notes.push(format!("its names are FLUX.1's, but it says that it was trained on {model}"));
+            found.notes.push(format!(
+                "its names are FLUX.1's, but it says that it was trained on {model}"
+            ));
             Ok(())
         }
         None => Err(foreign(model, &found.groups[0].base)),

@@ -6,9 +6,9 @@ use std::fmt;
 use serde::Serialize;
 
 use super::super::Component;
-use super::super::file::WeightFile;
 use super::collect::{Found, Group};
 use super::pairs::alpha_of;
+use crate::weights::container::file::WeightFile;
 
 /// How many unmatched keys are named.
 const LISTED: usize = 10;
@@ -106,13 +106,18 @@ pub(super) fn of(file: &WeightFile, found: &Found) -> Summary {
         if let Some(rank) = rank {
             *ranks.entry(rank).or_default() += 1;
         }
-        let alpha = alpha_of(file, group).map_or("unreadable".into(), |a| a.map_or("none".into(), |a| a.to_string()));
+        let alpha = alpha_of(file, group)
+            .map_or("unreadable".into(), |a| a.map_or("none".into(), |a| a.to_string()));
         *alphas.entry(alpha).or_default() += 1;
         if let Some(dialect) = group.dialect {
             *dialects.entry(dialect).or_insert(0usize) += 1;
         }
         let last = i.checked_sub(1).map(|i| &found.groups[i]);
-        add(&mut targets, group, last.is_some_and(|l| l.component == group.component && l.weight == group.weight));
+        add(
+            &mut targets,
+            group,
+            last.is_some_and(|l| l.component == group.component && l.weight == group.weight),
+        );
     }
     let cut = |value: &String| {
         let mut short: String = value.chars().take(VALUE_CHARS).collect();
@@ -146,7 +151,13 @@ pub(super) fn of(file: &WeightFile, found: &Found) -> Summary {
 fn add(targets: &mut Vec<Targets>, group: &Group, same_weight: bool) {
     let component = group.component;
     if targets.last().is_none_or(|t| t.component != component) {
-        targets.push(Targets { component, pairs: 0, weights: 0, blocks: BTreeMap::new(), others: vec![] });
+        targets.push(Targets {
+            component,
+            pairs: 0,
+            weights: 0,
+            blocks: BTreeMap::new(),
+            others: vec![],
+        });
     }
     let Some(target) = targets.last_mut() else { return };
     target.pairs += 1;
@@ -180,15 +191,24 @@ impl fmt::Display for Summary {
         writeln!(f, "LoRA, names of {}, {pairs} pairs of matrices", self.dialect)?;
         let counted = |map: Vec<(String, usize)>| match map.as_slice() {
             [(one, _)] => one.clone(),
-            many => many.iter().map(|(k, n)| format!("{k} ({n} pairs)")).collect::<Vec<_>>().join(", "),
+            many => {
+                many.iter().map(|(k, n)| format!("{k} ({n} pairs)")).collect::<Vec<_>>().join(", ")
+            }
         };
         if pairs > 0 {
-            writeln!(f, "  rank  {}", counted(self.ranks.iter().map(|(k, n)| (k.to_string(), *n)).collect()))?;
+            writeln!(
+                f,
+                "  rank  {}",
+                counted(self.ranks.iter().map(|(k, n)| (k.to_string(), *n)).collect())
+            )?;
             writeln!(f, "  alpha {}", counted(self.alphas.clone().into_iter().collect()))?;
         }
         for t in &self.targets {
-            let mut places: Vec<String> =
-                t.blocks.iter().map(|(kind, numbers)| format!("{kind} {}", runs(numbers.keys().copied()))).collect();
+            let mut places: Vec<String> = t
+                .blocks
+                .iter()
+                .map(|(kind, numbers)| format!("{kind} {}", runs(numbers.keys().copied())))
+                .collect();
             places.extend(t.others.iter().cloned());
             writeln!(
                 f,

@@ -86,9 +86,14 @@ pub fn value(seed: u64, component: Component, name: &str, shape: &[usize], i: u6
 
 /// Tables that are looked up, not multiplied with.
 fn is_embedding(name: &str) -> bool {
-    ["shared.weight", "token_embedding.weight", "position_embedding.weight", "relative_attention_bias.weight"]
-        .iter()
-        .any(|table| name.ends_with(table))
+    [
+        "shared.weight",
+        "token_embedding.weight",
+        "position_embedding.weight",
+        "relative_attention_bias.weight",
+    ]
+    .iter()
+    .any(|table| name.ends_with(table))
 }
 
 /// What 8-bit storage applies to.
@@ -108,14 +113,32 @@ mod tests {
             (0, Component::Flux, "img_in.weight", &[3072, 64], 0, 0xbe24be4d),
             (7, Component::Flux, "img_in.weight", &[3072, 64], 196607, 0x3ddf875f),
             (7, Component::Flux, "double_blocks.0.img_attn.qkv.bias", &[9216], 5, 0x3d8b6bba),
-            (u64::MAX, Component::Flux, "double_blocks.0.img_attn.norm.query_norm.scale", &[128], 127, 0x3f903842),
+            (
+                u64::MAX,
+                Component::Flux,
+                "double_blocks.0.img_attn.norm.query_norm.scale",
+                &[128],
+                127,
+                0x3f903842,
+            ),
             (42, Component::T5, "shared.weight", &[32128, 4096], 131_596_287, 0x3e2fabf0),
-            (42, Component::T5, "encoder.block.0.layer.0.SelfAttention.q.weight", &[4096, 4096], 1000, 0xbbf4704e),
+            (
+                42,
+                Component::T5,
+                "encoder.block.0.layer.0.SelfAttention.q.weight",
+                &[4096, 4096],
+                1000,
+                0xbbf4704e,
+            ),
             (1, Component::Vae, "decoder.conv_in.weight", &[512, 16, 3, 3], 73727, 0xbd41fbcf),
             (1, Component::Clip, "text_model.final_layer_norm.weight", &[768], 3, 0x3f89c509),
         ];
         for (seed, component, name, shape, i, bits) in cases {
-            assert_eq!(value(seed, component, name, shape, i).to_bits(), bits, "{component}/{name}[{i}]");
+            assert_eq!(
+                value(seed, component, name, shape, i).to_bits(),
+                bits,
+                "{component}/{name}[{i}]"
+            );
         }
     }
 
@@ -139,11 +162,18 @@ mod tests {
         for i in 0..5000 {
             let v = spec(Grid::F8).value(Component::T5, name, &shape, i);
             distinct.insert(v.to_bits());
-            assert!(survives(crate::dtype::DType::BF16, v) && survives(crate::dtype::DType::F16, v), "{v}");
+            assert!(
+                survives(crate::dtype::DType::BF16, v) && survives(crate::dtype::DType::F16, v),
+                "{v}"
+            );
             let plain = spec(Grid::F8Plain).value(Component::T5, name, &shape, i);
             assert!(survives(crate::dtype::DType::F8E4M3, plain), "{plain}");
             let bias = spec(Grid::F8).value(Component::Flux, "img_in.bias", &[3072], i);
-            assert!(survives(crate::dtype::DType::BF16, bias) && survives(crate::dtype::DType::F16, bias), "{bias}");
+            assert!(
+                survives(crate::dtype::DType::BF16, bias)
+                    && survives(crate::dtype::DType::F16, bias),
+                "{bias}"
+            );
         }
         // The scaled grid is fine enough to tell values apart; a matrix has at most 255 codes.
         assert!((50..256).contains(&distinct.len()), "{}", distinct.len());

@@ -6,7 +6,7 @@ use half::f16;
 use super::{Grid, is_embedding, is_matrix};
 use crate::dtype::{DType, f8e4m3_to_f32};
 use crate::weights::Component;
-use crate::weights::file::{FNV_OFFSET, fnv};
+use crate::weights::container::file::{FNV_OFFSET, fnv};
 
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
@@ -29,7 +29,8 @@ impl Field {
             [_, rest @ ..] => {
                 let fan_in = rest.iter().product::<usize>() as f64;
                 // T5 has no softmax scale: its query weights carry it.
-                let gain = if name.ends_with("SelfAttention.q.weight") { 1.0 / 8f64.sqrt() } else { 1.0 };
+                let gain =
+                    if name.ends_with("SelfAttention.q.weight") { 1.0 / 8f64.sqrt() } else { 1.0 };
                 (0.0, (gain * (3.0 / fan_in).sqrt()) as f32)
             }
         };
@@ -70,7 +71,13 @@ pub enum Rounding {
 
 impl Rounding {
     /// What `grid` asks for of the tensor `name`.
-    pub fn of(grid: Grid, component: Component, name: &str, shape: &[usize], field: &Field) -> Self {
+    pub fn of(
+        grid: Grid,
+        component: Component,
+        name: &str,
+        shape: &[usize],
+        field: &Field,
+    ) -> Self {
         match (grid, is_matrix(component, name, shape)) {
             (Grid::F32, _) => Rounding::None,
             (_, false) => Rounding::Half,
@@ -111,21 +118,34 @@ fn to_e4m3(v: f32) -> u8 {
 }
 
 /// Writes elements `first ..` of `field` into `out` as `dtype`, rounded, then divided by `scale`.
-pub fn fill(out: &mut [u8], dtype: DType, field: &Field, rounding: Rounding, scale: f32, first: u64) {
+pub fn fill(
+    out: &mut [u8],
+    dtype: DType,
+    field: &Field,
+    rounding: Rounding,
+    scale: f32,
+    first: u64,
+) {
     // A product with the inverse of a power of two is the quotient.
     let inverse = 1.0 / scale;
     let value = |i: usize| rounding.round(field.at(first + i as u64)) * inverse;
     match (dtype, rounding) {
         (DType::F8E4M3, Rounding::E4m3(grid)) if grid == scale => {
             // The common case of large files: rounding and storing are one and the same.
-            out.iter_mut().enumerate().for_each(|(i, q)| *q = to_e4m3(field.at(first + i as u64) * inverse));
+            out.iter_mut()
+                .enumerate()
+                .for_each(|(i, q)| *q = to_e4m3(field.at(first + i as u64) * inverse));
         }
         (DType::F8E4M3, _) => out.iter_mut().enumerate().for_each(|(i, q)| *q = to_e4m3(value(i))),
         (DType::BF16, _) => {
-            out.chunks_exact_mut(2).enumerate().for_each(|(i, b)| b.copy_from_slice(&to_bf16(value(i)).to_le_bytes()));
+            out.chunks_exact_mut(2)
+                .enumerate()
+                .for_each(|(i, b)| b.copy_from_slice(&to_bf16(value(i)).to_le_bytes()));
         }
         (DType::F32, _) => {
-            out.chunks_exact_mut(4).enumerate().for_each(|(i, b)| b.copy_from_slice(&value(i).to_le_bytes()));
+            out.chunks_exact_mut(4)
+                .enumerate()
+                .for_each(|(i, b)| b.copy_from_slice(&value(i).to_le_bytes()));
         }
         (other, _) => {
             let mut element = Vec::with_capacity(4);
@@ -163,7 +183,9 @@ mod tests {
                 checked += 2;
             }
         }
-        for v in [0.0, 1e-30, 2f32.powi(-10), 2f32.powi(-10).next_up(), 447.9, 448.0, 463.9, 464.1, 1e9] {
+        for v in
+            [0.0, 1e-30, 2f32.powi(-10), 2f32.powi(-10).next_up(), 447.9, 448.0, 463.9, 464.1, 1e9]
+        {
             assert_eq!(to_e4m3(v), f32_to_f8e4m3(v), "{v}");
         }
         assert!(checked > 100_000);

@@ -13,7 +13,7 @@ use super::{Dialect, Storage, SynthSpec, is_matrix};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::weights::Component;
-use crate::weights::names::{diffusers_names, vae_levels};
+use crate::weights::dialect::names::{diffusers_names, vae_levels};
 
 /// Bytes made at a time; two such chunks are all the memory that writing takes.
 const CHUNK: usize = 32 << 20;
@@ -42,13 +42,20 @@ enum Content {
 
 impl Stored {
     fn scalar(name: String, value: f32) -> Self {
-        Stored { name, dtype: "F32", shape: vec![], content: Content::Bytes(value.to_le_bytes().into()) }
+        Stored {
+            name,
+            dtype: "F32",
+            shape: vec![],
+            content: Content::Bytes(value.to_le_bytes().into()),
+        }
     }
 
     fn bytes(&self) -> u64 {
         match &self.content {
             Content::Bytes(b) => b.len() as u64,
-            Content::Values { dtype, runs, .. } => runs.iter().map(|r| r.1).sum::<u64>() * dtype.size() as u64,
+            Content::Values { dtype, runs, .. } => {
+                runs.iter().map(|r| r.1).sum::<u64>() * dtype.size() as u64
+            }
         }
     }
 
@@ -94,7 +101,11 @@ pub struct Watch {
 pub fn write_watched(spec: &SynthSpec, path: &Path, watch: &Watch) -> Result<()> {
     let plan = comfy(spec)?;
     let written = place(path, |file| stream(&plan, &mut Watched { file, watch }));
-    if watch.stop.load(Ordering::Relaxed) { Err(Error::cancelled("stopped").at_path(path)) } else { written }
+    if watch.stop.load(Ordering::Relaxed) {
+        Err(Error::cancelled("stopped").at_path(path))
+    } else {
+        written
+    }
 }
 
 struct Watched<'a> {
@@ -160,8 +171,14 @@ fn write_bfl(spec: &SynthSpec, path: &Path) -> Result<Vec<PathBuf>> {
         if component == Component::Flux {
             keys.extend(["scheduler", "tokenizer_2", "generation"]);
         }
-        let config = keys.iter().filter_map(|k| Some((k.to_string(), spec.configs.get(*k)?.clone()))).collect();
-        let plan = Plan { tensors: component_tensors(spec, component, "", false)?, metadata: config_metadata(config) };
+        let config = keys
+            .iter()
+            .filter_map(|k| Some((k.to_string(), spec.configs.get(*k)?.clone())))
+            .collect();
+        let plan = Plan {
+            tensors: component_tensors(spec, component, "", false)?,
+            metadata: config_metadata(config),
+        };
         let file = if single { path.to_path_buf() } else { path.join(name) };
         write_file(&plan, &file)?;
         written.push(file);
@@ -169,7 +186,11 @@ fn write_bfl(spec: &SynthSpec, path: &Path) -> Result<Vec<PathBuf>> {
     Ok(written)
 }
 
-fn write_diffusers(spec: &SynthSpec, root: &Path, shard_bytes: Option<u64>) -> Result<Vec<PathBuf>> {
+fn write_diffusers(
+    spec: &SynthSpec,
+    root: &Path,
+    shard_bytes: Option<u64>,
+) -> Result<Vec<PathBuf>> {
     let mut written = Vec::new();
     let mut index = Map::from_iter([("_class_name".to_string(), json!("FluxPipeline"))]);
     for component in present(spec) {
@@ -209,7 +230,12 @@ fn write_diffusers(spec: &SynthSpec, root: &Path, shard_bytes: Option<u64>) -> R
 }
 
 /// Splits the tensors, in order, into files of at most `shard_bytes`, with an index where there are several.
-fn write_shards(tensors: Vec<Stored>, folder: &Path, stem: &str, shard_bytes: Option<u64>) -> Result<Vec<PathBuf>> {
+fn write_shards(
+    tensors: Vec<Stored>,
+    folder: &Path,
+    stem: &str,
+    shard_bytes: Option<u64>,
+) -> Result<Vec<PathBuf>> {
     let mut shards: Vec<Vec<Stored>> = vec![vec![]];
     let mut room = shard_bytes.unwrap_or(u64::MAX);
     let total: u64 = tensors.iter().map(Stored::bytes).sum();
@@ -255,7 +281,12 @@ fn config_metadata(config: Map<String, Value>) -> BTreeMap<String, String> {
 }
 
 /// The tensors of `component` as a file stores them, companions of scaled fp8 included.
-fn component_tensors(spec: &SynthSpec, component: Component, prefix: &str, diffusers: bool) -> Result<Vec<Stored>> {
+fn component_tensors(
+    spec: &SynthSpec,
+    component: Component,
+    prefix: &str,
+    diffusers: bool,
+) -> Result<Vec<Stored>> {
     let mine = || spec.tensors.iter().filter(move |t| t.0 == component);
     let levels = vae_levels(mine().map(|t| t.1.as_str()));
     let mut out = Vec::new();
@@ -302,7 +333,12 @@ fn component_tensors(spec: &SynthSpec, component: Component, prefix: &str, diffu
     }
     if spec.storage == Storage::F8ScaledOld && !out.is_empty() {
         let marker = Content::Bytes(vec![]);
-        out.push(Stored { name: format!("{prefix}scaled_fp8"), dtype: "F8_E4M3", shape: vec![0], content: marker });
+        out.push(Stored {
+            name: format!("{prefix}scaled_fp8"),
+            dtype: "F8_E4M3",
+            shape: vec![0],
+            content: marker,
+        });
     }
     Ok(out)
 }
@@ -381,7 +417,10 @@ fn layout(plan: &Plan) -> (Vec<&Stored>, Vec<u8>) {
     for t in &order {
         let start = end;
         end += t.bytes();
-        header.insert(t.name.clone(), json!({ "dtype": t.dtype, "shape": t.shape, "data_offsets": [start, end] }));
+        header.insert(
+            t.name.clone(),
+            json!({ "dtype": t.dtype, "shape": t.shape, "data_offsets": [start, end] }),
+        );
     }
     let mut header = Value::Object(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');

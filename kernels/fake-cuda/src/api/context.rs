@@ -8,13 +8,17 @@ use std::ffi::c_char;
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuGetErrorName(error: i32, to: *mut *const c_char) -> i32 {
     let name = describe(error).map_or(std::ptr::null(), |(name, _)| name.as_ptr());
-    put(to, name).and(if name.is_null() { Err(INVALID_VALUE) } else { Ok(()) }).map_or_else(|e| e.0, |()| 0)
+    put(to, name)
+        .and(if name.is_null() { Err(INVALID_VALUE) } else { Ok(()) })
+        .map_or_else(|e| e.0, |()| 0)
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuGetErrorString(error: i32, to: *mut *const c_char) -> i32 {
     let text = describe(error).map_or(std::ptr::null(), |(_, text)| text.as_ptr());
-    put(to, text).and(if text.is_null() { Err(INVALID_VALUE) } else { Ok(()) }).map_or_else(|e| e.0, |()| 0)
+    put(to, text)
+        .and(if text.is_null() { Err(INVALID_VALUE) } else { Ok(()) })
+        .map_or_else(|e| e.0, |()| 0)
 }
 
 #[unsafe(no_mangle)]
@@ -61,7 +65,9 @@ unsafe extern "C" fn cuDeviceTotalMem_v2(to: *mut usize, device: i32) -> i32 {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuDeviceGetPCIBusId(to: *mut c_char, bytes: i32, device: i32) -> i32 {
-    initialised(|d| put_text(to, usize::try_from(bytes).unwrap_or(0), &d.device(device)?.pci_name()))
+    initialised(|d| {
+        put_text(to, usize::try_from(bytes).unwrap_or(0), &d.device(device)?.pci_name())
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -125,7 +131,11 @@ unsafe extern "C" fn cuDevicePrimaryCtxSetFlags_v2(device: i32, _flags: u32) -> 
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuDevicePrimaryCtxGetState(device: i32, flags: *mut u32, active: *mut i32) -> i32 {
+unsafe extern "C" fn cuDevicePrimaryCtxGetState(
+    device: i32,
+    flags: *mut u32,
+    active: *mut i32,
+) -> i32 {
     initialised(|d| {
         put(flags, 0)?;
         put(active, i32::from(d.device(device)?.primary.is_some()))
@@ -146,14 +156,22 @@ unsafe extern "C" fn cuCtxCreate_v2(to: *mut Id, _flags: u32, device: i32) -> i3
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuCtxCreate_v3(to: *mut Id, _affinity: usize, count: i32, _flags: u32, device: i32) -> i32 {
+unsafe extern "C" fn cuCtxCreate_v3(
+    to: *mut Id,
+    _affinity: usize,
+    count: i32,
+    _flags: u32,
+    device: i32,
+) -> i32 {
     if count != 0 { NOT_SUPPORTED.0 } else { create(to, device) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuCtxDestroy_v2(context: Id) -> i32 {
     initialised(|d| {
-        if !d.contexts.contains_key(&context) || d.devices.iter().any(|v| v.primary == Some(context)) {
+        if !d.contexts.contains_key(&context)
+            || d.devices.iter().any(|v| v.primary == Some(context))
+        {
             return Err(INVALID_CONTEXT);
         }
         d.close_context(context);

@@ -21,7 +21,12 @@ unsafe extern "C" fn fake_cuda_configure(settings: *const c_char) -> i32 {
 }
 
 /// Writes what `make` gives to `buffer` if it fits, and then calls `clear`. Returns how many bytes that takes.
-fn hand_out(buffer: *mut u8, bytes: usize, make: fn(&Driver) -> String, clear: fn(&mut Driver)) -> usize {
+fn hand_out(
+    buffer: *mut u8,
+    bytes: usize,
+    make: fn(&Driver) -> String,
+    clear: fn(&mut Driver),
+) -> usize {
     let mut length = 0;
     anywhere(|d| {
         let text = make(d);
@@ -48,5 +53,10 @@ unsafe extern "C" fn fake_cuda_report(buffer: *mut u8, bytes: usize) -> usize {
 /// Writes the log, one operation a line, in the same manner, and clears it.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn fake_cuda_log(buffer: *mut u8, bytes: usize) -> usize {
-    hand_out(buffer, bytes, |d| d.lines.iter().map(|l| format!("{l}\n")).collect(), |d| d.lines.clear())
+    hand_out(
+        buffer,
+        bytes,
+        |d| d.lines.iter().map(|l| format!("{l}\n")).collect(),
+        |d| d.lines.clear(),
+    )
 }

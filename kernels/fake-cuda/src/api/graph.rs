@@ -53,8 +53,11 @@ const FREE_ON_LAUNCH: u64 = 1;
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuGraphInstantiateWithFlags(to: *mut Id, graph: Id, flags: u64) -> i32 {
     in_context(|d, c| {
-        let nodes = d.graphs.get(&graph).filter(|g| g.context == c).ok_or(INVALID_VALUE)?.nodes.clone();
-        if flags & !ALL_FLAGS != 0 || flags & (DEVICE_LAUNCH | FREE_ON_LAUNCH) == DEVICE_LAUNCH | FREE_ON_LAUNCH {
+        let nodes =
+            d.graphs.get(&graph).filter(|g| g.context == c).ok_or(INVALID_VALUE)?.nodes.clone();
+        if flags & !ALL_FLAGS != 0
+            || flags & (DEVICE_LAUNCH | FREE_ON_LAUNCH) == DEVICE_LAUNCH | FREE_ON_LAUNCH
+        {
             return Err(INVALID_VALUE);
         }
         let id = d.new_id();
@@ -75,7 +78,8 @@ unsafe extern "C" fn cuGraphUpload(program: Id, stream: Id) -> i32 {
 unsafe extern "C" fn cuGraphLaunch(program: Id, stream: Id) -> i32 {
     for_work(|d, c| {
         let stream = d.stream(c, stream)?;
-        let nodes = d.programs.get(&program).filter(|g| g.context == c).ok_or(INVALID_VALUE)?.nodes.clone();
+        let nodes =
+            d.programs.get(&program).filter(|g| g.context == c).ok_or(INVALID_VALUE)?.nodes.clone();
         note!(d, "graph nodes={} stream={}", nodes.len(), d.streams[&stream].number);
         for node in nodes.iter() {
             if let Work::Launch(launch) = &node.work {

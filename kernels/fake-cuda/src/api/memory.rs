@@ -32,7 +32,12 @@ unsafe extern "C" fn cuMemAllocAsync(to: *mut u64, bytes: usize, stream: Id) -> 
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuMemAllocFromPoolAsync(to: *mut u64, bytes: usize, pool: Id, stream: Id) -> i32 {
+unsafe extern "C" fn cuMemAllocFromPoolAsync(
+    to: *mut u64,
+    bytes: usize,
+    pool: Id,
+    stream: Id,
+) -> i32 {
     for_work(|d, c| {
         if pool != POOL + d.contexts[&c].device as u64 {
             return Err(INVALID_VALUE);
@@ -111,7 +116,9 @@ unsafe extern "C" fn cuMemHostUnregister(address: u64) -> i32 {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemHostGetDevicePointer_v2(to: *mut u64, address: u64, flags: u32) -> i32 {
-    in_context(|d, _| if flags == 0 && d.is_pinned(address, 1) { put(to, address) } else { Err(INVALID_VALUE) })
+    in_context(|d, _| {
+        if flags == 0 && d.is_pinned(address, 1) { put(to, address) } else { Err(INVALID_VALUE) }
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -120,7 +127,11 @@ unsafe extern "C" fn cuMemHostGetFlags(to: *mut u32, address: u64) -> i32 {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuMemGetAddressRange_v2(start: *mut u64, bytes: *mut usize, address: u64) -> i32 {
+unsafe extern "C" fn cuMemGetAddressRange_v2(
+    start: *mut u64,
+    bytes: *mut usize,
+    address: u64,
+) -> i32 {
     in_context(|d, c| {
         let (at, allocation) = d.device_of(c).find(address, 1).ok_or(NOT_FOUND)?;
         if !start.is_null() {
@@ -176,7 +187,15 @@ unsafe extern "C" fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stre
     later(Direction::OnDevice, to, from, bytes, stream)
 }
 
-fn fill(d: &mut Driver, c: Id, stream: Id, at: u64, value: u32, width: u64, count: usize) -> Outcome {
+fn fill(
+    d: &mut Driver,
+    c: Id,
+    stream: Id,
+    at: u64,
+    value: u32,
+    width: u64,
+    count: usize,
+) -> Outcome {
     let stream = d.stream(c, stream)?;
     d.fill(c, stream, at, value, width, count as u64)
 }

@@ -18,7 +18,9 @@ fn load(d: &mut Driver, c: Id, image: *const c_char) -> Result<Id, (Code, String
     if head == *b"\x7fE" || head == [0x50, 0xed] {
         return Err((NO_BINARY_FOR_GPU, "only PTX is understood".to_string()));
     }
-    let outcome = text(image).map_err(|_| (INVALID_IMAGE, "not a text".to_string())).and_then(|t| d.load(c, t));
+    let outcome = text(image)
+        .map_err(|_| (INVALID_IMAGE, "not a text".to_string()))
+        .and_then(|t| d.load(c, t));
     outcome.inspect_err(|(_, why)| eprintln!("fake-cuda: a module is refused: {why}"))
 }
 
@@ -48,7 +50,9 @@ unsafe extern "C" fn cuModuleLoadDataEx(
         };
         let outcome = load(d, c, image);
         let why = outcome.as_ref().err().map_or("", |(_, why)| why.as_str());
-        for (log, bytes, line) in [(JIT_ERROR_LOG, JIT_ERROR_LOG_BYTES, why), (JIT_INFO_LOG, JIT_INFO_LOG_BYTES, "")] {
+        for (log, bytes, line) in
+            [(JIT_ERROR_LOG, JIT_ERROR_LOG_BYTES, why), (JIT_INFO_LOG, JIT_INFO_LOG_BYTES, "")]
+        {
             if let (Some(log), Some(bytes)) = (find(log), find(bytes)) {
                 // SAFETY: both lie in `values`; the size is passed as if it were a pointer, both ways.
                 unsafe {
@@ -82,7 +86,12 @@ unsafe extern "C" fn cuModuleGetFunction(to: *mut Id, module: Id, name: *const c
 
 /// The PTX machine keeps module variables to itself.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuModuleGetGlobal_v2(_to: *mut u64, _bytes: *mut usize, _module: Id, _name: *const c_char) -> i32 {
+unsafe extern "C" fn cuModuleGetGlobal_v2(
+    _to: *mut u64,
+    _bytes: *mut usize,
+    _module: Id,
+    _name: *const c_char,
+) -> i32 {
     in_context(|_, _| Err(NOT_FOUND))
 }
 
@@ -242,8 +251,19 @@ unsafe extern "C" fn cuTensorMapEncodeTiled(
         if d.device_of(c).spec.capability < (9, 0) {
             return Err(NOT_SUPPORTED);
         }
-        let request =
-            Request { data_type, rank, address, sizes, strides, boxes, steps, interleave, swizzle, promotion, fill };
+        let request = Request {
+            data_type,
+            rank,
+            address,
+            sizes,
+            strides,
+            boxes,
+            steps,
+            interleave,
+            swizzle,
+            promotion,
+            fill,
+        };
         put(to, encode(&request)?)
     })
 }

@@ -70,8 +70,12 @@ unsafe extern "C" fn cuStreamSynchronize(stream: Id) -> i32 {
         d.forbid_waiting(stream)?;
         let mut goals = vec![d.all_of(stream)];
         if d.contexts[&c].legacy == stream {
-            let blocking: Vec<Id> =
-                d.streams.iter().filter(|(_, s)| s.blocking && s.context == c).map(|(&id, _)| id).collect();
+            let blocking: Vec<Id> = d
+                .streams
+                .iter()
+                .filter(|(_, s)| s.blocking && s.context == c)
+                .map(|(&id, _)| id)
+                .collect();
             goals.extend(blocking.into_iter().map(|id| d.all_of(id)));
         }
         d.reach(&goals);
@@ -228,7 +232,9 @@ unsafe extern "C" fn cuEventElapsedTime(to: *mut f32, from: Id, until: Id) -> i3
             }
         };
         let (from, until) = (time(from)?, time(until)?);
-        let seconds = |a: std::time::Instant, b: std::time::Instant| b.saturating_duration_since(a).as_secs_f32();
+        let seconds = |a: std::time::Instant, b: std::time::Instant| {
+            b.saturating_duration_since(a).as_secs_f32()
+        };
         put(to, 1e3 * (seconds(from, until) - seconds(until, from)))
     })
 }

@@ -107,7 +107,13 @@ pub fn function(module: sys::CUmodule, name: &str) -> sys::CUfunction {
 }
 
 /// Launches `add(at, count, value)` or a kernel with the same parameters.
-pub fn launch(f: sys::CUfunction, at: u64, count: u32, value: u32, stream: sys::CUstream) -> Result<(), DriverError> {
+pub fn launch(
+    f: sys::CUfunction,
+    at: u64,
+    count: u32,
+    value: u32,
+    stream: sys::CUstream,
+) -> Result<(), DriverError> {
     launch_as(f, at, count, value, stream, [[count.div_ceil(32), 1, 1], [32, 1, 1]], 0)
 }
 
@@ -120,8 +126,11 @@ pub fn launch_as(
     [grid, block]: [[u32; 3]; 2],
     shared: u32,
 ) -> Result<(), DriverError> {
-    let mut params =
-        [(&raw const at).cast_mut().cast(), (&raw const count).cast_mut().cast(), (&raw const value).cast_mut().cast()];
+    let mut params = [
+        (&raw const at).cast_mut().cast(),
+        (&raw const count).cast_mut().cast(),
+        (&raw const value).cast_mut().cast(),
+    ];
     let (grid, block) = ((grid[0], grid[1], grid[2]), (block[0], block[1], block[2]));
     // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
     unsafe { result::launch_kernel(f, grid, block, shared, stream, &mut params) }

@@ -36,7 +36,11 @@ pub(crate) fn three<T: Lane, C: Lane, D: Lane>(
     f: impl Fn(T, T, C) -> D + Send + Sync + 'static,
 ) -> Result<Alu, Error> {
     let d = b.dst::<D>(at(args, 0)?)?;
-    let s = [b.src::<T>(at(args, 1)?, ty)?, b.src::<T>(at(args, 2)?, ty)?, b.src::<C>(at(args, 3)?, ty)?];
+    let s = [
+        b.src::<T>(at(args, 1)?, ty)?,
+        b.src::<T>(at(args, 2)?, ty)?,
+        b.src::<C>(at(args, 3)?, ty)?,
+    ];
     Ok(ternary(d, s, f))
 }
 
@@ -127,32 +131,50 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
     let alu = match parts[0] {
         "add" if sat => two::<i32, i32>(b, args, ty, i32::saturating_add),
         "sub" if sat => two::<i32, i32>(b, args, ty, i32::saturating_sub),
-        "add" if !parts.contains(&"cc") => bits!(ty, T => two::<T, T>(b, args, ty, |x, y| x.wrapping_add(y))),
-        "sub" if !parts.contains(&"cc") => bits!(ty, T => two::<T, T>(b, args, ty, |x, y| x.wrapping_sub(y))),
+        "add" if !parts.contains(&"cc") => {
+            bits!(ty, T => two::<T, T>(b, args, ty, |x, y| x.wrapping_add(y)))
+        }
+        "sub" if !parts.contains(&"cc") => {
+            bits!(ty, T => two::<T, T>(b, args, ty, |x, y| x.wrapping_sub(y)))
+        }
         "mul" | "mad" if wide => return wide_product(b, parts[0] == "mad", args, ty),
         "mul" if hi => match ty {
             Type::U32 => two::<u32, u32>(b, args, ty, |x, y| ((x as u64 * y as u64) >> 32) as u32),
             Type::S32 => two::<i32, i32>(b, args, ty, |x, y| ((x as i64 * y as i64) >> 32) as i32),
-            Type::U64 => two::<u64, u64>(b, args, ty, |x, y| ((x as u128 * y as u128) >> 64) as u64),
-            Type::S64 => two::<i64, i64>(b, args, ty, |x, y| ((x as i128 * y as i128) >> 64) as i64),
+            Type::U64 => {
+                two::<u64, u64>(b, args, ty, |x, y| ((x as u128 * y as u128) >> 64) as u64)
+            }
+            Type::S64 => {
+                two::<i64, i64>(b, args, ty, |x, y| ((x as i128 * y as i128) >> 64) as i64)
+            }
             Type::U16 => two::<u16, u16>(b, args, ty, |x, y| ((x as u32 * y as u32) >> 16) as u16),
             Type::S16 => two::<i16, i16>(b, args, ty, |x, y| ((x as i32 * y as i32) >> 16) as i16),
             _ => return Err(unknown()),
         },
         "mul" => bits!(ty, T => two::<T, T>(b, args, ty, |x, y| x.wrapping_mul(y))),
         "mad" if hi => match ty {
-            Type::U32 => three(b, args, ty, |x: u32, y, z: u32| (((x as u64 * y as u64) >> 32) as u32).wrapping_add(z)),
-            Type::S32 => three(b, args, ty, |x: i32, y, z: i32| (((x as i64 * y as i64) >> 32) as i32).wrapping_add(z)),
-            Type::U64 => {
-                three(b, args, ty, |x: u64, y, z: u64| (((x as u128 * y as u128) >> 64) as u64).wrapping_add(z))
-            }
+            Type::U32 => three(b, args, ty, |x: u32, y, z: u32| {
+                (((x as u64 * y as u64) >> 32) as u32).wrapping_add(z)
+            }),
+            Type::S32 => three(b, args, ty, |x: i32, y, z: i32| {
+                (((x as i64 * y as i64) >> 32) as i32).wrapping_add(z)
+            }),
+            Type::U64 => three(b, args, ty, |x: u64, y, z: u64| {
+                (((x as u128 * y as u128) >> 64) as u64).wrapping_add(z)
+            }),
             _ => return Err(unknown()),
         },
-        "mad" => bits!(ty, T => three::<T, T, T>(b, args, ty, |x, y, z| x.wrapping_mul(y).wrapping_add(z))),
+        "mad" => {
+            bits!(ty, T => three::<T, T, T>(b, args, ty, |x, y, z| x.wrapping_mul(y).wrapping_add(z)))
+        }
         "mul24" => two::<u32, u32>(b, args, ty, |x, y| (x << 8 >> 8).wrapping_mul(y << 8 >> 8)),
         // What the hardware gives for a division by zero is undefined; all ones here.
-        "div" => integers!(ty, T => two::<T, T>(b, args, ty, |x, y| if y == 0 { !0 } else { x.wrapping_div(y) })),
-        "rem" => integers!(ty, T => two::<T, T>(b, args, ty, |x, y| if y == 0 { x } else { x.wrapping_rem(y) })),
+        "div" => {
+            integers!(ty, T => two::<T, T>(b, args, ty, |x, y| if y == 0 { !0 } else { x.wrapping_div(y) }))
+        }
+        "rem" => {
+            integers!(ty, T => two::<T, T>(b, args, ty, |x, y| if y == 0 { x } else { x.wrapping_rem(y) }))
+        }
         "min" => integers!(ty, T => two::<T, T>(b, args, ty, |x, y| x.min(y))),
         "max" => integers!(ty, T => two::<T, T>(b, args, ty, |x, y| x.max(y))),
         "abs" => match ty {
@@ -187,9 +209,14 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
             _ => one(b, args, ty, u64::reverse_bits),
         },
         "bfind" => {
-            let (signed, amount, bits) = (ty.signed(), parts.contains(&"shiftamt"), ty.bytes() as u32 * 8);
+            let (signed, amount, bits) =
+                (ty.signed(), parts.contains(&"shiftamt"), ty.bytes() as u32 * 8);
             count(b, args, ty, move |x| {
-                let x = if signed && x >> (bits - 1) & 1 == 1 { !x & (u64::MAX >> (64 - bits)) } else { x };
+                let x = if signed && x >> (bits - 1) & 1 == 1 {
+                    !x & (u64::MAX >> (64 - bits))
+                } else {
+                    x
+                };
                 if x == 0 {
                     !0
                 } else if amount {
@@ -223,10 +250,18 @@ fn wide_product(b: &mut Builder, mad: bool, args: &[Arg], ty: Type) -> Decoded {
         (Type::S16, false) => two(b, args, ty, |x: i16, y: i16| x as i32 * y as i32),
         (Type::U32, false) => two(b, args, ty, |x: u32, y: u32| x as u64 * y as u64),
         (Type::S32, false) => two(b, args, ty, |x: i32, y: i32| x as i64 * y as i64),
-        (Type::U16, true) => three(b, args, ty, |x: u16, y: u16, z: u32| (x as u32 * y as u32).wrapping_add(z)),
-        (Type::S16, true) => three(b, args, ty, |x: i16, y: i16, z: i32| (x as i32 * y as i32).wrapping_add(z)),
-        (Type::U32, true) => three(b, args, ty, |x: u32, y: u32, z: u64| (x as u64 * y as u64).wrapping_add(z)),
-        (Type::S32, true) => three(b, args, ty, |x: i32, y: i32, z: i64| (x as i64 * y as i64).wrapping_add(z)),
+        (Type::U16, true) => {
+            three(b, args, ty, |x: u16, y: u16, z: u32| (x as u32 * y as u32).wrapping_add(z))
+        }
+        (Type::S16, true) => {
+            three(b, args, ty, |x: i16, y: i16, z: i32| (x as i32 * y as i32).wrapping_add(z))
+        }
+        (Type::U32, true) => {
+            three(b, args, ty, |x: u32, y: u32, z: u64| (x as u64 * y as u64).wrapping_add(z))
+        }
+        (Type::S32, true) => {
+            three(b, args, ty, |x: i32, y: i32, z: i64| (x as i64 * y as i64).wrapping_add(z))
+        }
         _ => return Err(unknown()),
     }?;
     Ok((Action::Alu(alu), Class::Integer, 0))

@@ -19,8 +19,12 @@ pub(crate) fn shift(b: &mut Builder, left: bool, args: &[Arg], ty: Type) -> Deco
     // Shifts by the width or more leave nothing, or copies of the sign.
     let alu = match (left, ty) {
         (true, Type::B16 | Type::U16 | Type::S16) => by!(u16, |x, n| x.checked_shl(n).unwrap_or(0)),
-        (true, Type::B32 | Type::U32 | Type::S32) => by!(u32, |x, n| if n > 31 { 0 } else { x << (n & 31) }),
-        (true, Type::B64 | Type::U64 | Type::S64) => by!(u64, |x, n| if n > 63 { 0 } else { x << (n & 63) }),
+        (true, Type::B32 | Type::U32 | Type::S32) => {
+            by!(u32, |x, n| if n > 31 { 0 } else { x << (n & 31) })
+        }
+        (true, Type::B64 | Type::U64 | Type::S64) => {
+            by!(u64, |x, n| if n > 63 { 0 } else { x << (n & 63) })
+        }
         (false, Type::B16 | Type::U16) => by!(u16, |x, n| x.checked_shr(n).unwrap_or(0)),
         (false, Type::B32 | Type::U32) => by!(u32, |x, n| if n > 31 { 0 } else { x >> (n & 31) }),
         (false, Type::B64 | Type::U64) => by!(u64, |x, n| if n > 63 { 0 } else { x >> (n & 63) }),
@@ -42,7 +46,8 @@ pub(crate) fn bfe(b: &mut Builder, args: &[Arg], ty: Type) -> Result<Alu, Error>
         let low = if kept == 0 { 0 } else { x >> pos & (u64::MAX >> (64 - kept)) };
         if signed && top == 1 && len > 0 && kept < 64 { low | u64::MAX << kept } else { low }
     };
-    let (pos, len) = (b.src::<u32>(at(args, 2)?, Type::U32)?, b.src::<u32>(at(args, 3)?, Type::U32)?);
+    let (pos, len) =
+        (b.src::<u32>(at(args, 2)?, Type::U32)?, b.src::<u32>(at(args, 3)?, Type::U32)?);
     Ok(if bits == 32 {
         let (d, a) = (b.dst::<u32>(at(args, 0)?)?, b.src::<u32>(at(args, 1)?, ty)?);
         ternary(d, [a, pos, len], move |x: u32, p: u32, n: u32| field(x as u64, p, n) as u32)
@@ -71,13 +76,16 @@ pub(crate) fn bfi(b: &mut Builder, args: &[Arg], ty: Type) -> Result<Alu, Error>
             base & !field | x.checked_shl(pos & 255).unwrap_or(0) & field
         });
     }
-    let (pos, len) = (b.src::<u32>(at(args, 3)?, Type::U32)?, b.src::<u32>(at(args, 4)?, Type::U32)?);
+    let (pos, len) =
+        (b.src::<u32>(at(args, 3)?, Type::U32)?, b.src::<u32>(at(args, 4)?, Type::U32)?);
     if ty.bytes() == 4 {
         let d = b.dst::<u32>(at(args, 0)?)?;
         let (x, y) = (b.src::<u32>(at(args, 1)?, ty)?, b.src::<u32>(at(args, 2)?, ty)?);
         return Ok(Box::new(move |regs: &mut Regs, mask| {
             let [x, y, pos, len] = [x, y, pos, len].map(|s| regs.words[s as usize]);
-            let out = std::array::from_fn(|l| insert(x[l] as u64, y[l] as u64, pos[l], len[l], 32) as u32);
+            let out = std::array::from_fn(|l| {
+                insert(x[l] as u64, y[l] as u64, pos[l], len[l], 32) as u32
+            });
             regs.put_word(d, out, mask)
         }));
     }

@@ -36,7 +36,13 @@ type Comparison = Box<dyn Fn(&Regs) -> u32 + Send + Sync>;
     reason = "NaN makes the difference"
 )]
 /// A comparison of arguments 1 and 2 by the name of its operator.
-fn comparison(b: &mut Builder, name: &str, first: usize, args: &[Arg], ty: Type) -> Result<Comparison, Error> {
+fn comparison(
+    b: &mut Builder,
+    name: &str,
+    first: usize,
+    args: &[Arg],
+    ty: Type,
+) -> Result<Comparison, Error> {
     macro_rules! slots {
         ($T:ty) => {
             [b.src::<$T>(at(args, first)?, ty)?, b.src::<$T>(at(args, first + 1)?, ty)?]
@@ -107,14 +113,17 @@ pub(crate) fn setp(b: &mut Builder, parts: &[&str], args: &[Arg], ty: Type) -> D
         "xor" => |x, y| x ^ y,
         _ => |x, _| x,
     };
-    let alu: Alu = Box::new(move |regs: &mut Regs, mask| {
-        let v = test(regs);
-        let c = third.map_or(0, |(c, negate)| if negate { !regs.preds[c as usize] } else { regs.preds[c as usize] });
-        regs.put_pred(p, join(v, c), mask);
-        if let Some(q) = q {
-            regs.put_pred(q, join(!v, c), mask);
-        }
-    });
+    let alu: Alu =
+        Box::new(move |regs: &mut Regs, mask| {
+            let v = test(regs);
+            let c = third.map_or(0, |(c, negate)| {
+                if negate { !regs.preds[c as usize] } else { regs.preds[c as usize] }
+            });
+            regs.put_pred(p, join(v, c), mask);
+            if let Some(q) = q {
+                regs.put_pred(q, join(!v, c), mask);
+            }
+        });
     Ok((Action::Alu(alu), if ty.float() { Class::Float } else { Class::Integer }, 0))
 }
 
@@ -147,17 +156,31 @@ pub(crate) fn selp(b: &mut Builder, args: &[Arg], ty: Type) -> Decoded {
             let alu: Alu = Box::new(move |regs: &mut Regs, mask| {
                 let p = if negate { !regs.preds[p as usize] } else { regs.preds[p as usize] };
                 let [x, y] = s.map(|s| regs.$bank[s as usize]);
-                regs.$put(d, std::array::from_fn(|l| if p >> l & 1 == 1 { x[l] } else { y[l] }), mask)
+                regs.$put(
+                    d,
+                    std::array::from_fn(|l| if p >> l & 1 == 1 { x[l] } else { y[l] }),
+                    mask,
+                )
             });
             alu
         }};
     }
-    let alu = if ty.bytes() == 8 { by!(u64, doubles, put_double) } else { by!(u32, words, put_word) };
+    let alu =
+        if ty.bytes() == 8 { by!(u64, doubles, put_double) } else { by!(u32, words, put_word) };
     Ok((Action::Alu(alu), Class::Integer, 0))
 }
 
-pub(crate) fn slct<T: Lane, C: Lane>(b: &mut Builder, args: &[Arg], ty: Type, f: fn(C) -> bool) -> Result<Alu, Error> {
+pub(crate) fn slct<T: Lane, C: Lane>(
+    b: &mut Builder,
+    args: &[Arg],
+    ty: Type,
+    f: fn(C) -> bool,
+) -> Result<Alu, Error> {
     let d = b.dst::<T>(at(args, 0)?)?;
-    let s = [b.src::<T>(at(args, 1)?, ty)?, b.src::<T>(at(args, 2)?, ty)?, b.src::<C>(at(args, 3)?, ty)?];
+    let s = [
+        b.src::<T>(at(args, 1)?, ty)?,
+        b.src::<T>(at(args, 2)?, ty)?,
+        b.src::<C>(at(args, 3)?, ty)?,
+    ];
     Ok(ternary(d, s, move |x: T, y: T, c: C| if f(c) { x } else { y }))
 }

@@ -86,7 +86,8 @@ pub(crate) fn round_f32(x: f64, mode: Rounding) -> f32 {
 pub(crate) fn fp8_value(bits: u8, exponent_bits: u32) -> f32 {
     let mantissa_bits = 7 - exponent_bits;
     let bias = (1 << (exponent_bits - 1)) - 1;
-    let (e, m) = ((bits & 0x7f) as i32 >> mantissa_bits, (bits as u32 & ((1 << mantissa_bits) - 1)) as f32);
+    let (e, m) =
+        ((bits & 0x7f) as i32 >> mantissa_bits, (bits as u32 & ((1 << mantissa_bits) - 1)) as f32);
     let unit = 2f32.powi(-(mantissa_bits as i32));
     let v = if exponent_bits == 4 && bits & 0x7f == 0x7f {
         f32::NAN
@@ -248,7 +249,14 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
     }
     let types: Vec<Type> = parts.iter().filter_map(|p| Type::from_name(p)).collect();
     let [to, from] = types[..] else { return Err(unknown()) };
-    let mut how = How { rounding: Rounding::Near, whole: false, sat: false, finite: false, relu: false, ftz: false };
+    let mut how = How {
+        rounding: Rounding::Near,
+        whole: false,
+        sat: false,
+        finite: false,
+        relu: false,
+        ftz: false,
+    };
     for p in &parts[1..] {
         match *p {
             "rn" | "rni" => how.rounding = Rounding::Near,
@@ -275,7 +283,9 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
         match (to, from) {
             (Type::F32, Type::BF16) if plain => by::<u32, f32>(b, args, from, formats::bf16_value)?,
             (Type::BF16, Type::F32) if near => by::<f32, u32>(b, args, from, formats::bf16_bits)?,
-            (Type::F32, Type::F16) if plain => by::<u32, f32>(b, args, from, |x| formats::f16_value(x & 0xffff))?,
+            (Type::F32, Type::F16) if plain => {
+                by::<u32, f32>(b, args, from, |x| formats::f16_value(x & 0xffff))?
+            }
             (Type::F16, Type::F32) if near => by::<f32, u32>(b, args, from, formats::f16_bits)?,
             (Type::F32, Type::S32) if near => by::<i32, f32>(b, args, from, |x| x as f32)?,
             (Type::F32, Type::U32) if near => by::<u32, f32>(b, args, from, |x| x as f32)?,
@@ -310,9 +320,9 @@ fn by<A: Lane, D: Lane>(
 /// Whether a register is one of 64 bits: its width may exceed that of the type.
 fn is_wide(b: &mut Builder, a: &Arg, ty: Type) -> bool {
     match a {
-        Arg::Name(n) => {
-            b.register(n).map_or(ty.bytes() == 8, |slot| matches!(slot, crate::read::types::Slot::Double(_)))
-        }
+        Arg::Name(n) => b
+            .register(n)
+            .map_or(ty.bytes() == 8, |slot| matches!(slot, crate::read::types::Slot::Double(_))),
         _ => ty.bytes() == 8,
     }
 }
@@ -357,30 +367,40 @@ fn general(b: &mut Builder, args: &[Arg], from: Type, to: Type, how: How) -> Res
         (true, true) => unary(b.dst::<u64>(d)?, b.src::<u64>(s, from)?, f),
         (true, false) => unary(b.dst::<u64>(d)?, b.src::<u32>(s, from)?, move |x: u32| f(x as u64)),
         (false, true) => unary(b.dst::<u32>(d)?, b.src::<u64>(s, from)?, move |x: u64| f(x) as u32),
-        (false, false) => unary(b.dst::<u32>(d)?, b.src::<u32>(s, from)?, move |x: u32| f(x as u64) as u32),
+        (false, false) => {
+            unary(b.dst::<u32>(d)?, b.src::<u32>(s, from)?, move |x: u32| f(x as u64) as u32)
+        }
     })
 }
 
 /// Conversions to pairs: of two f32, the first of which becomes the upper half, or of another pair.
-fn pairs(b: &mut Builder, args: &[Arg], from: Type, to: Type, how: How, near: bool) -> Result<Alu, Error> {
+fn pairs(
+    b: &mut Builder,
+    args: &[Arg],
+    from: Type,
+    to: Type,
+    how: How,
+    near: bool,
+) -> Result<Alu, Error> {
     let d = b.dst::<u32>(at(args, 0)?)?;
     let bits = to.bytes() as u32 * 4;
     if from == Type::F32 {
         let s = [b.src::<f32>(at(args, 1)?, from)?, b.src::<f32>(at(args, 2)?, from)?];
-        let finite = how.rounding == Rounding::Near && !how.sat && !how.relu && !how.ftz && how.finite;
+        let finite =
+            how.rounding == Rounding::Near && !how.sat && !how.relu && !how.ftz && how.finite;
         return Ok(match to {
-            Type::BF16x2 if near => {
-                binary(d, s, |high: f32, low: f32| formats::bf16_bits(high) << 16 | formats::bf16_bits(low))
-            }
-            Type::F16x2 if near => {
-                binary(d, s, |high: f32, low: f32| formats::f16_bits(high) << 16 | formats::f16_bits(low))
-            }
-            Type::E4M3x2 if finite => {
-                binary(d, s, |high: f32, low: f32| formats::fp8_bits::<3>(high) << 8 | formats::fp8_bits::<3>(low))
-            }
-            Type::E5M2x2 if finite => {
-                binary(d, s, |high: f32, low: f32| formats::fp8_bits::<2>(high) << 8 | formats::fp8_bits::<2>(low))
-            }
+            Type::BF16x2 if near => binary(d, s, |high: f32, low: f32| {
+                formats::bf16_bits(high) << 16 | formats::bf16_bits(low)
+            }),
+            Type::F16x2 if near => binary(d, s, |high: f32, low: f32| {
+                formats::f16_bits(high) << 16 | formats::f16_bits(low)
+            }),
+            Type::E4M3x2 if finite => binary(d, s, |high: f32, low: f32| {
+                formats::fp8_bits::<3>(high) << 8 | formats::fp8_bits::<3>(low)
+            }),
+            Type::E5M2x2 if finite => binary(d, s, |high: f32, low: f32| {
+                formats::fp8_bits::<2>(high) << 8 | formats::fp8_bits::<2>(low)
+            }),
             _ => binary(d, s, move |high: f32, low: f32| {
                 let each = |x: f32| {
                     let x = if how.ftz && x.abs() < f32::MIN_POSITIVE { 0.0 } else { x };

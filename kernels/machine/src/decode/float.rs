@@ -83,7 +83,9 @@ impl Small for bf16 {
 }
 
 pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg], ty: Type) -> Decoded {
-    let class = if ["ex2", "lg2", "sin", "cos", "tanh", "rcp", "rsqrt", "sqrt", "div"].contains(&parts[0]) {
+    let class = if ["ex2", "lg2", "sin", "cos", "tanh", "rcp", "rsqrt", "sqrt", "div"]
+        .contains(&parts[0])
+    {
         Class::Special
     } else {
         Class::Float
@@ -146,14 +148,16 @@ fn single(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Result<Alu, Error> {
         "add" => two(b, args, ty, move |x: f32, y: f32| out(z(x) + z(y))),
         "sub" => two(b, args, ty, move |x: f32, y: f32| out(z(x) - z(y))),
         "mul" => two(b, args, ty, move |x: f32, y: f32| out(z(x) * z(y))),
-        "fma" | "mad" => three(b, args, ty, move |x: f32, y: f32, c: f32| out(z(x).mul_add(z(y), z(c)))),
+        "fma" | "mad" => {
+            three(b, args, ty, move |x: f32, y: f32, c: f32| out(z(x).mul_add(z(y), z(c))))
+        }
         "div" => two(b, args, ty, move |x: f32, y: f32| out(z(x) / z(y))),
-        "max" if args.len() == 4 => {
-            three(b, args, ty, move |x: f32, y: f32, c: f32| maximum(nan, maximum(nan, z(x), z(y)), z(c)))
-        }
-        "min" if args.len() == 4 => {
-            three(b, args, ty, move |x: f32, y: f32, c: f32| minimum(nan, minimum(nan, z(x), z(y)), z(c)))
-        }
+        "max" if args.len() == 4 => three(b, args, ty, move |x: f32, y: f32, c: f32| {
+            maximum(nan, maximum(nan, z(x), z(y)), z(c))
+        }),
+        "min" if args.len() == 4 => three(b, args, ty, move |x: f32, y: f32, c: f32| {
+            minimum(nan, minimum(nan, z(x), z(y)), z(c))
+        }),
         "max" => two(b, args, ty, move |x: f32, y: f32| maximum(nan, z(x), z(y))),
         "min" => two(b, args, ty, move |x: f32, y: f32| minimum(nan, z(x), z(y))),
         "abs" => one(b, args, ty, move |x: f32| z(x).abs()),
@@ -195,7 +199,12 @@ fn double(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Result<Alu, Error> {
 }
 
 /// Instructions of one 16-bit float, or of two in a register.
-fn small<S: Small, const TWO: bool>(b: &mut Builder, parts: &[&str], args: &[Arg], ty: Type) -> Result<Alu, Error> {
+fn small<S: Small, const TWO: bool>(
+    b: &mut Builder,
+    parts: &[&str],
+    args: &[Arg],
+    ty: Type,
+) -> Result<Alu, Error> {
     let relu = parts.contains(&"relu");
     let sat = parts.contains(&"sat");
     let nan = parts.contains(&"NaN");

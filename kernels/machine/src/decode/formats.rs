@@ -42,7 +42,8 @@ pub(crate) fn fp8_bits<const M: u32>(x: f32) -> u32 {
     let a = x.abs();
     let a = if a > most { most } else { a };
     let (b, drop) = (a.to_bits(), 23 - M);
-    let normal = (b.wrapping_add((1 << (drop - 1)) - 1 + (b >> drop & 1)) >> drop).wrapping_sub((127 - bias) << M);
+    let normal = (b.wrapping_add((1 << (drop - 1)) - 1 + (b >> drop & 1)) >> drop)
+        .wrapping_sub((127 - bias) << M);
     // Below the normal numbers lie multiples of the smallest one; adding a power of two rounds to them.
     let unit = f32::from_bits((127 + 23 + 1 - bias - M) << 23);
     let small = (a + unit).to_bits().wrapping_sub(unit.to_bits());
@@ -91,7 +92,9 @@ pub(crate) fn exp2(x: f32) -> f32 {
     let n = c.round_ties_even();
     let f = c - n;
     let mut p = 1.525_273_4e-5f32;
-    for k in [1.540_353e-4, 1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 2.402_265e-1, 6.931_472e-1, 1.0] {
+    for k in
+        [1.540_353e-4, 1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 2.402_265e-1, 6.931_472e-1, 1.0]
+    {
         p = p.mul_add(f, k);
     }
     // In two steps, since 2^n itself may be out of range.
@@ -109,7 +112,9 @@ pub(crate) fn tanh(x: f32) -> f32 {
     let c = if c < -7.905_311 { -7.905_311 } else { c };
     let s = c * c;
     let mut p = -2.760_768_5e-16f32;
-    for k in [2.000_188e-13, -8.604_672e-11, 5.122_297e-8, 1.485_722_4e-5, 6.372_619e-4, 4.893_525e-3] {
+    for k in
+        [2.000_188e-13, -8.604_672e-11, 5.122_297e-8, 1.485_722_4e-5, 6.372_619e-4, 4.893_525e-3]
+    {
         p = p.mul_add(s, k);
     }
     let mut q = 1.198_258_4e-6f32;
@@ -125,8 +130,9 @@ mod tests {
 
     /// All of 16 bits, and numbers around every rounding boundary of f32.
     fn many() -> impl Iterator<Item = f32> {
-        let near = (0..1u32 << 16)
-            .flat_map(|h| [0, 0xfff, 0x1000, 0x1001, 0x7fff, 0x8000, 0x8001].map(|l| f32::from_bits(h << 16 | l)));
+        let near = (0..1u32 << 16).flat_map(|h| {
+            [0, 0xfff, 0x1000, 0x1001, 0x7fff, 0x8000, 0x8001].map(|l| f32::from_bits(h << 16 | l))
+        });
         near.chain((0..1u32 << 20).map(|i| f32::from_bits(i.wrapping_mul(0x9e37_79b1))))
     }
 
@@ -141,7 +147,8 @@ mod tests {
         for h in 0..1u32 << 16 {
             let want = half::f16::from_bits(h as u16).to_f32();
             assert!(
-                f16_value(h) == want && f16_value(h).is_sign_negative() == want.is_sign_negative() || want.is_nan()
+                f16_value(h) == want && f16_value(h).is_sign_negative() == want.is_sign_negative()
+                    || want.is_nan()
             );
         }
     }
@@ -154,8 +161,13 @@ mod tests {
             assert_eq!(fp8_bits::<2>(x), bits(x as f64, 5) as u32, "{x}");
         }
         for b in 0..256u32 {
-            for (x, y) in [(fp8_value::<3>(b), value(b as u8, 4)), (fp8_value::<2>(b), value(b as u8, 5))] {
-                assert!(x == y && x.is_sign_negative() == y.is_sign_negative() || x.is_nan() && y.is_nan());
+            for (x, y) in
+                [(fp8_value::<3>(b), value(b as u8, 4)), (fp8_value::<2>(b), value(b as u8, 5))]
+            {
+                assert!(
+                    x == y && x.is_sign_negative() == y.is_sign_negative()
+                        || x.is_nan() && y.is_nan()
+                );
             }
         }
     }
@@ -184,7 +196,12 @@ mod tests {
             let want = (x as f64 * 0.1).tanh();
             assert!((tanh(x * 0.1) as f64 - want).abs() <= want.abs() * 1e-6, "{x}");
         }
-        assert_eq!((exp2(-3.0), exp2(f32::NEG_INFINITY), exp2(f32::INFINITY)), (0.125, 0.0, f32::INFINITY));
-        assert!(exp2(f32::NAN).is_nan() && tanh(f32::NAN).is_nan() && tanh(f32::INFINITY) > 0.999999);
+        assert_eq!(
+            (exp2(-3.0), exp2(f32::NEG_INFINITY), exp2(f32::INFINITY)),
+            (0.125, 0.0, f32::INFINITY)
+        );
+        assert!(
+            exp2(f32::NAN).is_nan() && tanh(f32::NAN).is_nan() && tanh(f32::INFINITY) > 0.999999
+        );
     }
 }

@@ -26,7 +26,8 @@ pub(crate) fn access(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
         return atomic(b, parts, args, ty, space);
     }
     let load = parts[0] != "st";
-    let (value, place) = if load { (at(args, 0)?, at(args, 1)?) } else { (at(args, 1)?, at(args, 0)?) };
+    let (value, place) =
+        if load { (at(args, 0)?, at(args, 1)?) } else { (at(args, 1)?, at(args, 0)?) };
     let names = match value {
         Arg::List(names) => names.iter().map(|n| Arg::Name(n.clone())).collect(),
         a => vec![a.clone()],
@@ -35,7 +36,13 @@ pub(crate) fn access(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
     for n in &names {
         elements.push(if load { b.any(n)? } else { Some(b.value(n, ty)?) });
     }
-    let access = Access { space, address: b.address(place)?, size: ty.bytes(), signed: ty.signed(), elements };
+    let access = Access {
+        space,
+        address: b.address(place)?,
+        size: ty.bytes(),
+        signed: ty.signed(),
+        elements,
+    };
     let shared = space == Space::Shared;
     Ok(match (load, shared, space) {
         (true, _, Space::Param) => (Action::Load(access), Class::Other, 0),
@@ -80,14 +87,18 @@ fn atomic(b: &mut Builder, parts: &[&str], args: &[Arg], ty: Type, space: Space)
 }
 
 pub(crate) fn matrices(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
-    let count =
-        parts.iter().find_map(|p| p.strip_prefix('x')).and_then(|n| n.parse::<usize>().ok()).ok_or_else(unknown)?;
+    let count = parts
+        .iter()
+        .find_map(|p| p.strip_prefix('x'))
+        .and_then(|n| n.parse::<usize>().ok())
+        .ok_or_else(unknown)?;
     if !parts.contains(&"m8n8") || !parts.contains(&"b16") {
         return Err(unknown());
     }
     let transposed = parts.contains(&"trans");
     let load = parts[0] == "ldmatrix";
-    let (list, place) = if load { (at(args, 0)?, at(args, 1)?) } else { (at(args, 1)?, at(args, 0)?) };
+    let (list, place) =
+        if load { (at(args, 0)?, at(args, 1)?) } else { (at(args, 1)?, at(args, 0)?) };
     let names = match list {
         Arg::List(names) => names.clone(),
         Arg::Name(n) => vec![n.clone()],

@@ -48,8 +48,10 @@ pub(crate) fn instruction(b: &mut Builder, op: &str, parts: &[&str], args: &[Arg
         }
         "mbarrier" => crate::machine::mbarrier::decode(b, parts, args),
         "wgmma" => crate::machine::wgmma::decode(b, parts, args),
-        "membar" | "fence" | "nanosleep" | "prefetch" | "prefetchu" | "pmevent" | "applypriority" | "discard"
-        | "griddepcontrol" | "setmaxnreg" => Ok((Action::Nop, Class::Other, 0)),
+        "membar" | "fence" | "nanosleep" | "prefetch" | "prefetchu" | "pmevent"
+        | "applypriority" | "discard" | "griddepcontrol" | "setmaxnreg" => {
+            Ok((Action::Nop, Class::Other, 0))
+        }
         "mov" => mov(b, parts, args),
         "cvta" => cvta(b, parts, args),
         "createpolicy" => {
@@ -104,7 +106,11 @@ fn mov(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
                         out[l] |= (x[l] as u64 & low) << (i * bits);
                     }
                 }
-                if wide { regs.put_double(d, out, mask) } else { regs.put_word(d, out.map(|x| x as u32), mask) }
+                if wide {
+                    regs.put_double(d, out, mask)
+                } else {
+                    regs.put_word(d, out.map(|x| x as u32), mask)
+                }
             }))
         }
         (Arg::List(list), s) => {
@@ -117,17 +123,25 @@ fn mov(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
             let s = if wide { b.src::<u64>(s, ty)? } else { b.src::<u32>(s, ty)? };
             let low = u64::MAX >> (64 - bits);
             done(Box::new(move |regs: &mut Regs, mask| {
-                let x: [u64; 32] =
-                    if wide { regs.doubles[s as usize] } else { regs.words[s as usize].map(|x| x as u64) };
+                let x: [u64; 32] = if wide {
+                    regs.doubles[s as usize]
+                } else {
+                    regs.words[s as usize].map(|x| x as u64)
+                };
                 for (i, d) in to.iter().enumerate() {
                     regs.put_word(*d, x.map(|x| (x >> (i * bits) & low) as u32), mask);
                 }
             }))
         }
         (d, Arg::Name(n))
-            if ["%clock", "%clock_hi", "%clock64", "%globaltimer", "%globaltimer_lo"].contains(&n.as_str()) =>
+            if ["%clock", "%clock_hi", "%clock64", "%globaltimer", "%globaltimer_lo"]
+                .contains(&n.as_str()) =>
         {
-            let slot = if ty.bytes() > 4 { Slot::Double(b.dst::<u64>(d)?) } else { Slot::Word(b.dst::<u32>(d)?) };
+            let slot = if ty.bytes() > 4 {
+                Slot::Double(b.dst::<u64>(d)?)
+            } else {
+                Slot::Word(b.dst::<u32>(d)?)
+            };
             Ok((Action::Clock(slot), Class::Integer, 0))
         }
         (d, s) if ty.bytes() > 4 => {
@@ -279,7 +293,13 @@ fn bar(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
             let id = b.src_word(at(args, 1)?)?;
             let count = if args.len() > 3 { Some(b.src_word(&args[2])?) } else { None };
             let (pred, negate) = b.src_pred(&args[args.len() - 1])?;
-            done(Bar { id, count, arrive: false, aligned, reduce: Some(BarReduce { op, d, pred, negate }) })
+            done(Bar {
+                id,
+                count,
+                arrive: false,
+                aligned,
+                reduce: Some(BarReduce { op, d, pred, negate }),
+            })
         }
         _ => Err(unknown()),
     }

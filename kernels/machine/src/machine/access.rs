@@ -28,7 +28,9 @@ pub(crate) fn lanes(mask: u32) -> impl Iterator<Item = usize> {
 impl Env<'_> {
     pub(crate) fn addresses(&self, w: &Warp, a: Address) -> Lanes<u64> {
         match a.base {
-            Slot::Word(s) => w.regs.words[s as usize].map(|x| x.wrapping_add(a.offset as u32) as u64),
+            Slot::Word(s) => {
+                w.regs.words[s as usize].map(|x| x.wrapping_add(a.offset as u32) as u64)
+            }
             Slot::Double(s) => w.regs.doubles[s as usize].map(|x| x.wrapping_add(a.offset as u64)),
             Slot::Pred(_) => [0; 32],
         }
@@ -38,7 +40,9 @@ impl Env<'_> {
     pub(crate) fn shared_addresses(&self, w: &Warp, a: Address) -> Lanes<u32> {
         match a.base {
             Slot::Word(s) => w.regs.words[s as usize].map(|x| x.wrapping_add(a.offset as u32)),
-            Slot::Double(s) => w.regs.doubles[s as usize].map(|x| (x as u32).wrapping_add(a.offset as u32)),
+            Slot::Double(s) => {
+                w.regs.doubles[s as usize].map(|x| (x as u32).wrapping_add(a.offset as u32))
+            }
             Slot::Pred(_) => [0; 32],
         }
     }
@@ -69,7 +73,14 @@ impl Env<'_> {
     }
 
     /// Tells the shadow of lanes that touch shared memory.
-    pub(crate) fn touch(&mut self, w: &Warp, touch: Touch, offsets: &Lanes<u32>, mask: u32, bytes: u32) {
+    pub(crate) fn touch(
+        &mut self,
+        w: &Warp,
+        touch: Touch,
+        offsets: &Lanes<u32>,
+        mask: u32,
+        bytes: u32,
+    ) {
         if !self.place.checks {
             return;
         }
@@ -155,7 +166,9 @@ impl Env<'_> {
                 let (mut out, mut left, mut kept) = ([std::ptr::null_mut(); 32], mask, 0);
                 while left != 0 {
                     let tag = addresses[left.trailing_zeros() as usize] >> 60;
-                    let group = lanes(left).filter(|l| addresses[*l] >> 60 == tag).fold(0, |m, l| m | 1 << l);
+                    let group = lanes(left)
+                        .filter(|l| addresses[*l] >> 60 == tag)
+                        .fold(0, |m, l| m | 1 << l);
                     left &= !group;
                     let space = match tag << 60 {
                         spaces::SHARED => Space::Shared,
@@ -169,7 +182,9 @@ impl Env<'_> {
                 }
                 Ok((out, kept))
             }
-            Space::Global if addresses[mask.trailing_zeros() as usize] >> 60 == spaces::MODULE >> 60 => {
+            Space::Global
+                if addresses[mask.trailing_zeros() as usize] >> 60 == spaces::MODULE >> 60 =>
+            {
                 let data = self.place.entry.data.clone();
                 if touch != Touch::Read {
                     return self.fault(FaultKind::Unsupported, "write to a variable of the module");
@@ -187,7 +202,8 @@ impl Env<'_> {
                 Ok((p, kept))
             }
             Space::Shared => {
-                let (offsets, kept) = self.shared_offsets(w, addresses.map(|a| a as u32), mask, bytes as u32);
+                let (offsets, kept) =
+                    self.shared_offsets(w, addresses.map(|a| a as u32), mask, bytes as u32);
                 self.count_wavefronts(&offsets, kept, bytes);
                 self.touch(w, touch, &offsets, kept, bytes as u32);
                 let start = self.shared.bytes.as_mut_ptr();
@@ -244,7 +260,8 @@ impl Env<'_> {
             // SAFETY: `pointers` let through only lanes whose bytes lie inside of the memory.
             unsafe {
                 if a.size == 4 && !a.signed {
-                    lanes(kept).for_each(|l| out[l] = (at(l) as *const u32).read_unaligned() as u64);
+                    lanes(kept)
+                        .for_each(|l| out[l] = (at(l) as *const u32).read_unaligned() as u64);
                 } else {
                     lanes(kept).for_each(|l| out[l] = read(at(l), a.size, a.signed));
                 }
@@ -300,7 +317,14 @@ impl Env<'_> {
     }
 
     /// Finds lanes that store other values than another block has stored there.
-    fn overwrites(&mut self, w: &Warp, a: &Access, writers: &Writers, addresses: &Lanes<u64>, mask: u32) {
+    fn overwrites(
+        &mut self,
+        w: &Warp,
+        a: &Access,
+        writers: &Writers,
+        addresses: &Lanes<u64>,
+        mask: u32,
+    ) {
         let block = self.place.number();
         for l in lanes(mask).filter(|l| addresses[*l] >> 60 == 0) {
             let mut bytes = [0u8; 32];
@@ -312,7 +336,9 @@ impl Env<'_> {
                 };
                 to.copy_from_slice(&value.to_le_bytes()[..a.size]);
             }
-            if let Some(other) = writers.store(addresses[l], &bytes[..a.size * a.elements.len()], block) {
+            if let Some(other) =
+                writers.store(addresses[l], &bytes[..a.size * a.elements.len()], block)
+            {
                 self.note(FindingKind::Race, w.index, l, addresses[l], None);
                 self.name_block(other);
             }
@@ -320,7 +346,14 @@ impl Env<'_> {
     }
 
     /// Lanes of one store that leave different values in the same bytes.
-    fn lane_conflicts(&mut self, w: &Warp, a: &Access, addresses: &Lanes<u64>, mask: u32, bytes: u64) {
+    fn lane_conflicts(
+        &mut self,
+        w: &Warp,
+        a: &Access,
+        addresses: &Lanes<u64>,
+        mask: u32,
+        bytes: u64,
+    ) {
         let (mut last, mut rising) = (0, true);
         for l in lanes(mask) {
             rising &= addresses[l] >= last;
@@ -334,7 +367,9 @@ impl Env<'_> {
         let differ = |x: usize, y: usize| {
             a.elements.iter().any(|slot| match slot {
                 Some(Slot::Word(s)) => w.regs.words[*s as usize][x] != w.regs.words[*s as usize][y],
-                Some(Slot::Double(s)) => w.regs.doubles[*s as usize][x] != w.regs.doubles[*s as usize][y],
+                Some(Slot::Double(s)) => {
+                    w.regs.doubles[*s as usize][x] != w.regs.doubles[*s as usize][y]
+                }
                 _ => false,
             })
         };

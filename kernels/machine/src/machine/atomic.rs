@@ -47,7 +47,9 @@ fn update(op: AtomOp, ty: Type, old: u64, x: u64, y: u64) -> Option<u64> {
     let wide = ty.bytes() == 8;
     let sign = |v: u64| if wide { v as i64 } else { v as u32 as i32 as i64 };
     Some(match (op, ty) {
-        (AtomOp::Add, Type::F32) => (f32::from_bits(old as u32) + f32::from_bits(x as u32)).to_bits() as u64,
+        (AtomOp::Add, Type::F32) => {
+            (f32::from_bits(old as u32) + f32::from_bits(x as u32)).to_bits() as u64
+        }
         (AtomOp::Add, Type::F64) => (f64::from_bits(old) + f64::from_bits(x)).to_bits(),
         (_, t) if t.float() => return None,
         (AtomOp::Add, _) => old.wrapping_add(x),

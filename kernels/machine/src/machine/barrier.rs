@@ -21,7 +21,14 @@ pub(crate) struct Barrier {
 
 impl Barrier {
     pub(crate) fn new() -> Barrier {
-        Barrier { arrived: 0, expected: None, waiting: vec![], clock: Clock::ZERO, votes: [0; 3], result: [0; 3] }
+        Barrier {
+            arrived: 0,
+            expected: None,
+            waiting: vec![],
+            clock: Clock::ZERO,
+            votes: [0; 3],
+            result: [0; 3],
+        }
     }
 
     /// Forgets what an earlier block left.
@@ -34,7 +41,10 @@ impl Env<'_> {
     /// A warp comes to a barrier. True if it must wait.
     pub(crate) fn barrier(&mut self, w: &mut Warp, bar: &Bar, mask: u32) -> Result<bool, Fault> {
         if mask != w.full {
-            return self.fault(FaultKind::Divergence, format!("only lanes {mask:#010x} of warp {} came to", w.index));
+            return self.fault(
+                FaultKind::Divergence,
+                format!("only lanes {mask:#010x} of warp {} came to", w.index),
+            );
         }
         let id = w.first(bar.id, mask) as usize;
         let Some(b) = self.barriers.get_mut(id) else {
@@ -43,10 +53,16 @@ impl Env<'_> {
         let threads = self.place.dims.iter().product::<u32>().next_multiple_of(32);
         let expected = bar.count.map_or(threads, |c| w.first(c, mask));
         if !expected.is_multiple_of(32) || expected > threads || expected == 0 {
-            return self.fault(FaultKind::Divergence, format!("barrier {id} for {expected} of {threads} threads"));
+            return self.fault(
+                FaultKind::Divergence,
+                format!("barrier {id} for {expected} of {threads} threads"),
+            );
         }
         if b.expected.is_some_and(|e| e != expected) {
-            return self.fault(FaultKind::Divergence, format!("barrier {id} with different numbers of threads"));
+            return self.fault(
+                FaultKind::Divergence,
+                format!("barrier {id} with different numbers of threads"),
+            );
         }
         if let Some(r) = &bar.reduce {
             let p = w.regs.preds[r.pred as usize];

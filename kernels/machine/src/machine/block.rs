@@ -87,10 +87,25 @@ const ALIKE: usize = 4;
 const PATIENCE: u32 = 10_000;
 
 impl Env<'_> {
-    pub(crate) fn note(&mut self, kind: FindingKind, warp: usize, lane: usize, address: u64, other: Option<u32>) {
+    pub(crate) fn note(
+        &mut self,
+        kind: FindingKind,
+        warp: usize,
+        lane: usize,
+        address: u64,
+        other: Option<u32>,
+    ) {
         self.counts[kind as usize] += 1;
         let thread = (warp * 32 + lane) as u32;
-        let note = Note { kind, pc: self.pc, block: self.place.block, thread, address, other, other_block: None };
+        let note = Note {
+            kind,
+            pc: self.pc,
+            block: self.place.block,
+            thread,
+            address,
+            other,
+            other_block: None,
+        };
         if self.notes.len() < FINDINGS && note.is_news(&self.notes) {
             self.notes.push(note);
         }
@@ -119,7 +134,13 @@ impl Env<'_> {
     }
 
     /// Thread to name for the other side of a race.
-    pub(crate) fn shared_problem(&mut self, w: usize, lane: usize, offset: u32, p: crate::machine::shared::Problem) {
+    pub(crate) fn shared_problem(
+        &mut self,
+        w: usize,
+        lane: usize,
+        offset: u32,
+        p: crate::machine::shared::Problem,
+    ) {
         let address = (offset + SHARED_START) as u64;
         match p {
             crate::machine::shared::Problem::Race { warp, lane: other } => {
@@ -255,7 +276,10 @@ impl<'a> Block<'a> {
     fn end(&mut self) -> Result<(), Fault> {
         let env = &mut self.env;
         if !env.groups_even() {
-            return env.fault(FaultKind::Divergence, "the warps of a warpgroup executed different numbers of products");
+            return env.fault(
+                FaultKind::Divergence,
+                "the warps of a warpgroup executed different numbers of products",
+            );
         }
         if let Some(load) = env.loads.first() {
             // The copy engine would write into the shared memory of another block.

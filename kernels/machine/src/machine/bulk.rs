@@ -119,7 +119,8 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
         "prefetch" => return done(Action::Nop),
         _ => {}
     }
-    if parts.iter().any(|p| p.starts_with("multicast") || p.starts_with("im2col") || *p == "reduce") {
+    if parts.iter().any(|p| p.starts_with("multicast") || p.starts_with("im2col") || *p == "reduce")
+    {
         return Err(unknown());
     }
     let tensor = parts[3] == "tensor";
@@ -127,9 +128,12 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
         return Err(unknown());
     }
     // The destination comes first.
-    let spaces: Vec<&&str> = parts.iter().filter(|p| p.starts_with("shared") || **p == "global").collect();
-    let load = spaces.first().is_some_and(|p| p.starts_with("shared")) && spaces.get(1) == Some(&&"global");
-    let store = spaces.first() == Some(&&"global") && spaces.get(1).is_some_and(|p| p.starts_with("shared"));
+    let spaces: Vec<&&str> =
+        parts.iter().filter(|p| p.starts_with("shared") || **p == "global").collect();
+    let load = spaces.first().is_some_and(|p| p.starts_with("shared"))
+        && spaces.get(1) == Some(&&"global");
+    let store = spaces.first() == Some(&&"global")
+        && spaces.get(1).is_some_and(|p| p.starts_with("shared"));
     if !load && !store {
         return Err(unknown());
     }
@@ -141,7 +145,10 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
             let slots = [b.src_word(&Arg::Name(x.clone()))?, b.src_word(&Arg::Name(y.clone()))?];
             BulkSide::Box { map: b.address(global)?, at: slots }
         }
-        _ => BulkSide::Range { address: b.address(global)?, bytes: b.src::<u32>(at(args, 2)?, Type::U32)? },
+        _ => BulkSide::Range {
+            address: b.address(global)?,
+            bytes: b.src::<u32>(at(args, 2)?, Type::U32)?,
+        },
     };
     let barrier = if load { Some(b.address(at(args, if tensor { 2 } else { 3 })?)?) } else { None };
     done(Action::Bulk(Bulk { side, shared: b.address(shared)?, barrier }))
@@ -155,10 +162,16 @@ impl Env<'_> {
             self.place.params.get(o..o + 128).and_then(|b| b.try_into().ok())
         } else {
             // SAFETY: `find` vouches for the bytes.
-            self.place.memory.find(address, 128).map(|p| unsafe { (p as *const [u8; 128]).read_unaligned() })
+            self.place
+                .memory
+                .find(address, 128)
+                .map(|p| unsafe { (p as *const [u8; 128]).read_unaligned() })
         };
         let Some(map) = bytes.as_ref().and_then(TensorMap::decode) else {
-            return self.fault(FaultKind::Unsupported, format!("no descriptor of a matrix at {address:#x}"));
+            return self.fault(
+                FaultKind::Unsupported,
+                format!("no descriptor of a matrix at {address:#x}"),
+            );
         };
         let width = map.box_cols as u64 * map.element_bytes as u64;
         let wrong = !address.is_multiple_of(64)
@@ -169,9 +182,13 @@ impl Env<'_> {
             || map.box_cols > 256
             || width == 0
             || !width.is_multiple_of(16)
-            || (map.swizzle != 0 && (width > map.swizzle as u64 || ![32, 64, 128].contains(&map.swizzle)));
+            || (map.swizzle != 0
+                && (width > map.swizzle as u64 || ![32, 64, 128].contains(&map.swizzle)));
         if wrong {
-            return self.fault(FaultKind::Unsupported, format!("descriptor that the driver would refuse: {map:?}"));
+            return self.fault(
+                FaultKind::Unsupported,
+                format!("descriptor that the driver would refuse: {map:?}"),
+            );
         }
         Ok(map)
     }
@@ -184,9 +201,10 @@ impl Env<'_> {
                 let [column, row] = at.map(|s| w.regs.words[s as usize][l] as i32 as i64);
                 Ok(Part::Box { map, column, row })
             }
-            BulkSide::Range { address, bytes } => {
-                Ok(Part::Range { address: self.addresses(w, *address)[l], bytes: w.regs.words[*bytes as usize][l] })
-            }
+            BulkSide::Range { address, bytes } => Ok(Part::Range {
+                address: self.addresses(w, *address)[l],
+                bytes: w.regs.words[*bytes as usize][l],
+            }),
         }
     }
 
@@ -219,7 +237,12 @@ impl Env<'_> {
                     self.loads.push(Load { barrier, part, to: at, warp: w.index, lane: l });
                     self.look_again(barrier);
                 }
-                None => w.stores.push(BulkStore { part, from: at, lane: l, group: w.stores_committed[l] }),
+                None => w.stores.push(BulkStore {
+                    part,
+                    from: at,
+                    lane: l,
+                    group: w.stores_committed[l],
+                }),
             }
         }
         Ok(())
@@ -283,7 +306,11 @@ impl Env<'_> {
                 } else if let Some(source) = memory.find(address, n as u64) {
                     // SAFETY: `find` vouches for the bytes.
                     unsafe {
-                        std::ptr::copy_nonoverlapping(source, shared[at..at + n as usize].as_mut_ptr(), n as usize)
+                        std::ptr::copy_nonoverlapping(
+                            source,
+                            shared[at..at + n as usize].as_mut_ptr(),
+                            n as usize,
+                        )
                     };
                 }
             });
@@ -298,9 +325,9 @@ impl Env<'_> {
     /// Lets the stores of lanes take place: all but their newest `keep` groups, or everything.
     pub(crate) fn flush(&mut self, w: &mut Warp, mask: u32, keep: Option<u32>) {
         let stores = std::mem::take(&mut w.stores);
-        let (now, later): (Vec<_>, Vec<_>) = stores
-            .into_iter()
-            .partition(|s| mask >> s.lane & 1 == 1 && keep.is_none_or(|n| s.group + n < w.stores_committed[s.lane]));
+        let (now, later): (Vec<_>, Vec<_>) = stores.into_iter().partition(|s| {
+            mask >> s.lane & 1 == 1 && keep.is_none_or(|n| s.group + n < w.stores_committed[s.lane])
+        });
         w.stores = later;
         for s in now {
             let (memory, shared) = (self.place.memory, &self.shared.bytes);

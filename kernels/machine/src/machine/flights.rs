@@ -19,13 +19,26 @@ pub(crate) struct Flight {
 }
 
 impl Env<'_> {
-    pub(crate) fn launch_flight(&mut self, w: &mut Warp, m: &Wgmma, a: Option<&Matrix>, b: &Matrix, first: bool) {
+    pub(crate) fn launch_flight(
+        &mut self,
+        w: &mut Warp,
+        m: &Wgmma,
+        a: Option<&Matrix>,
+        b: &Matrix,
+        first: bool,
+    ) {
         let mut chunks = a.map_or(vec![], |a| a.chunks(64));
         chunks.extend(b.chunks(m.n as u32));
         let room = self.shared.bytes.len() as u32;
         let outside = chunks.iter().copied().find(|c| *c >= room || room - c < 16);
         if let Some(c) = outside {
-            self.note(FindingKind::OutOfBounds, w.index, 0, c.wrapping_add(SHARED_START) as u64, None);
+            self.note(
+                FindingKind::OutOfBounds,
+                w.index,
+                0,
+                c.wrapping_add(SHARED_START) as u64,
+                None,
+            );
             chunks.retain(|c| *c < room && room - c >= 16);
         }
         if first {
@@ -51,20 +64,28 @@ impl Env<'_> {
             Source::Descriptor(_) => vec![],
         };
         // Registers that were written must be fenced, and be none that a product on its way owns, except accumulators of its kind.
-        let unfenced = m.d.iter().chain(&a).any(|s| w.written[*s as usize] > w.fences) || w.fences == 0;
-        let owned = a.iter().any(|s| w.busy[*s as usize][0] > 0) || m.d.iter().any(|s| w.busy[*s as usize][1] > 0);
+        let unfenced =
+            m.d.iter().chain(&a).any(|s| w.written[*s as usize] > w.fences) || w.fences == 0;
+        let owned = a.iter().any(|s| w.busy[*s as usize][0] > 0)
+            || m.d.iter().any(|s| w.busy[*s as usize][1] > 0);
         if unfenced || owned {
             self.note(FindingKind::Asynchronous, w.index, 0, 0, None);
         }
         m.d.iter().for_each(|s| w.busy[*s as usize][0] += 1);
         a.iter().for_each(|s| w.busy[*s as usize][1] += 1);
-        w.flights.push(Flight { group: w.products_committed, accumulators: m.d.clone(), a, chunks });
+        w.flights.push(Flight {
+            group: w.products_committed,
+            accumulators: m.d.clone(),
+            a,
+            chunks,
+        });
     }
 
     /// Waits for all but the newest `keep` groups of products.
     pub(crate) fn wgmma_wait(&mut self, w: &mut Warp, keep: u32) {
         let flights = std::mem::take(&mut w.flights);
-        let (over, left): (Vec<_>, Vec<_>) = flights.into_iter().partition(|f| f.group + keep < w.products_committed);
+        let (over, left): (Vec<_>, Vec<_>) =
+            flights.into_iter().partition(|f| f.group + keep < w.products_committed);
         for f in &over {
             f.accumulators.iter().for_each(|s| w.busy[*s as usize][0] -= 1);
             f.a.iter().for_each(|s| w.busy[*s as usize][1] -= 1);
@@ -93,7 +114,13 @@ impl Env<'_> {
                     w.busy[*d as usize][0] += 1;
                 }
             } else if reads || writes {
-                self.note(FindingKind::Asynchronous, w.index, mask.trailing_zeros() as usize & 31, 0, None);
+                self.note(
+                    FindingKind::Asynchronous,
+                    w.index,
+                    mask.trailing_zeros() as usize & 31,
+                    0,
+                    None,
+                );
             }
         }
         if matches!(inst.action, Action::Wgmma(_)) {

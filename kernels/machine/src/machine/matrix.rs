@@ -11,7 +11,13 @@ use crate::report::FindingKind;
 
 impl Env<'_> {
     /// Rows of 8x8 matrices of 16 bits: offsets in shared memory of lanes that may go on.
-    fn rows(&mut self, w: &Warp, count: usize, address: Address, touch: Touch) -> (Lanes<u32>, u32) {
+    fn rows(
+        &mut self,
+        w: &Warp,
+        count: usize,
+        address: Address,
+        touch: Touch,
+    ) -> (Lanes<u32>, u32) {
         let addresses = self.shared_addresses(w, address);
         let mask = u32::MAX >> (32 - 8 * count);
         let (offsets, kept) = self.shared_offsets(w, addresses, mask, 16);
@@ -20,7 +26,14 @@ impl Env<'_> {
         (offsets, kept)
     }
 
-    pub(crate) fn ldmatrix(&mut self, w: &mut Warp, count: usize, transposed: bool, address: Address, d: &[u32; 4]) {
+    pub(crate) fn ldmatrix(
+        &mut self,
+        w: &mut Warp,
+        count: usize,
+        transposed: bool,
+        address: Address,
+        d: &[u32; 4],
+    ) {
         let (offsets, kept) = self.rows(w, count, address, Touch::Read);
         for m in 0..count {
             // Row r is lanes 4 r .. 4 r + 4 of the register, two elements each.
@@ -51,7 +64,14 @@ impl Env<'_> {
         }
     }
 
-    pub(crate) fn stmatrix(&mut self, w: &mut Warp, count: usize, transposed: bool, address: Address, s: &[u32; 4]) {
+    pub(crate) fn stmatrix(
+        &mut self,
+        w: &mut Warp,
+        count: usize,
+        transposed: bool,
+        address: Address,
+        s: &[u32; 4],
+    ) {
         let (offsets, kept) = self.rows(w, count, address, Touch::Write);
         for m in 0..count {
             let x = &w.regs.words[s[m] as usize];

@@ -92,7 +92,8 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
             let state = if first == 1 { state(b, &args[0])? } else { None };
             let address = b.address(at(args, first)?)?;
             let number = args.get(first + 1).map(|a| b.src_word(a)).transpose()?;
-            let (count, expect) = if expects { (None, Some(number.ok_or_else(unknown)?)) } else { (number, None) };
+            let (count, expect) =
+                if expects { (None, Some(number.ok_or_else(unknown)?)) } else { (number, None) };
             done(MbarrierOp::Arrive { count, expect, state }, address)
         }
         "expect_tx" => {
@@ -135,7 +136,12 @@ pub(crate) enum Waited {
 }
 
 impl Env<'_> {
-    pub(crate) fn mbarrier(&mut self, w: &mut Warp, m: &Mbarrier, mask: u32) -> Result<Waited, Fault> {
+    pub(crate) fn mbarrier(
+        &mut self,
+        w: &mut Warp,
+        m: &Mbarrier,
+        mask: u32,
+    ) -> Result<Waited, Fault> {
         let addresses = self.shared_addresses(w, m.address);
         let (offsets, kept) = self.shared_offsets(w, addresses, mask, 8);
         if kept != mask {
@@ -155,13 +161,22 @@ impl Env<'_> {
                 MbarrierOp::Init(count) => {
                     let count = word(w, *count, l) as i64;
                     if count == 0 || count >= 1 << 20 {
-                        return self.fault(FaultKind::Barrier, format!("mbarrier for {count} arrivals"));
+                        return self
+                            .fault(FaultKind::Barrier, format!("mbarrier for {count} arrivals"));
                     }
                     self.touch(w, Touch::Write, &offsets, 1 << l, 8);
                     let by = (self.shared.clocks.now[w.index], w.index);
                     let (current, over) = (Clock::ZERO, Clock::ZERO);
-                    let state =
-                        State { expected: count, pending: count, bytes: 0, phase: 0, current, over, by, waiting: 0 };
+                    let state = State {
+                        expected: count,
+                        pending: count,
+                        bytes: 0,
+                        phase: 0,
+                        current,
+                        over,
+                        by,
+                        waiting: 0,
+                    };
                     self.mbarriers.insert(barrier, state);
                 }
                 MbarrierOp::Invalidate => {
@@ -234,7 +249,8 @@ impl Env<'_> {
 
     /// Something is on its way to a barrier: who already waits for it executes the wait again, and so brings it.
     pub(crate) fn look_again(&mut self, barrier: u32) {
-        let waiting = self.mbarriers.get_mut(&barrier).map_or(0, |s| std::mem::take(&mut s.waiting));
+        let waiting =
+            self.mbarriers.get_mut(&barrier).map_or(0, |s| std::mem::take(&mut s.waiting));
         for w in lanes(waiting) {
             self.blocked[w] = false;
         }
@@ -257,7 +273,9 @@ impl Env<'_> {
         s.phase += 1;
         s.pending = s.expected;
         let current = std::mem::replace(&mut s.current, Clock::ZERO);
-        for (to, from) in [(&mut s.over.known, &current.known), (&mut s.over.fenced, &current.fenced)] {
+        for (to, from) in
+            [(&mut s.over.known, &current.known), (&mut s.over.fenced, &current.fenced)]
+        {
             for (to, from) in to.iter_mut().zip(from) {
                 *to = (*from).max(*to);
             }
@@ -309,7 +327,8 @@ impl Env<'_> {
 
     /// Lets the copies land whose completion is an arrival at this barrier.
     fn settle(&mut self, barrier: u32) -> Result<(), Fault> {
-        let (now, later) = std::mem::take(&mut self.deferred).into_iter().partition(|d| d.barrier == barrier);
+        let (now, later) =
+            std::mem::take(&mut self.deferred).into_iter().partition(|d| d.barrier == barrier);
         self.deferred = later;
         let now: Vec<Deferred> = now;
         for d in now {
@@ -320,7 +339,12 @@ impl Env<'_> {
     }
 
     /// Whether the copy engine may rely on the initialisation of a barrier, as far as a warp knows.
-    pub(crate) fn ready_for_engine(&mut self, w: &Warp, lane: usize, barrier: u32) -> Result<(), Fault> {
+    pub(crate) fn ready_for_engine(
+        &mut self,
+        w: &Warp,
+        lane: usize,
+        barrier: u32,
+    ) -> Result<(), Fault> {
         let (stamp, by) = self.known(barrier)?.by;
         if self.place.checks && stamp > self.shared.clocks.of[w.index].fenced[by] {
             let address = (barrier + crate::read::parse::spaces::SHARED_START) as u64;

@@ -56,19 +56,32 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
         };
         names
             .into_iter()
-            .map(|n| if write { b.dst::<u32>(&Arg::Name(n)) } else { b.src::<u32>(&Arg::Name(n), Type::F32) })
+            .map(|n| {
+                if write {
+                    b.dst::<u32>(&Arg::Name(n))
+                } else {
+                    b.src::<u32>(&Arg::Name(n), Type::F32)
+                }
+            })
             .collect()
     };
-    let o = Operands { d: list(0, true)?, a: list(1, false)?, b: list(2, false)?, c: list(3, false)? };
+    let o =
+        Operands { d: list(0, true)?, a: list(1, false)?, b: list(2, false)?, c: list(3, false)? };
     let halves = k * tx.bytes().min(4) / 16;
     let accumulators = if td == Type::F16 { 2 } else { 4 };
-    if o.a.len() != 2 * halves || o.b.len() != halves || o.c.len() != accumulators || o.d.len() != accumulators {
+    if o.a.len() != 2 * halves
+        || o.b.len() != halves
+        || o.c.len() != accumulators
+        || o.d.len() != accumulators
+    {
         return Err(Error::new("number of registers"));
     }
     let alu = match (tx, ty, td, k) {
         (Type::BF16, Type::BF16, Type::F32, 16) => float::<16>(o, tx, ty, false),
         (Type::BF16, Type::BF16, Type::F32, 8) => float::<8>(o, tx, ty, false),
-        (Type::F16, Type::F16, Type::F32 | Type::F16, 16) => float::<16>(o, tx, ty, td == Type::F16),
+        (Type::F16, Type::F16, Type::F32 | Type::F16, 16) => {
+            float::<16>(o, tx, ty, td == Type::F16)
+        }
         (Type::F16, Type::F16, Type::F32 | Type::F16, 8) => float::<8>(o, tx, ty, td == Type::F16),
         (Type::TF32, Type::TF32, Type::F32, 8) => float::<8>(o, tx, ty, false),
         (Type::TF32, Type::TF32, Type::F32, 4) => float::<4>(o, tx, ty, false),
@@ -104,7 +117,13 @@ fn typed<const K: usize, const KIND: u8>(o: Operands, ta: Type, tb: Type, half: 
     #[cfg(target_arch = "x86_64")]
     if has_avx2() {
         #[target_feature(enable = "avx2,fma,f16c")]
-        fn vector<const K: usize, const KIND: u8>(o: &Operands, ta: Type, tb: Type, half: bool, regs: &mut Regs) {
+        fn vector<const K: usize, const KIND: u8>(
+            o: &Operands,
+            ta: Type,
+            tb: Type,
+            half: bool,
+            regs: &mut Regs,
+        ) {
             body::<K, KIND, true>(o, ta, tb, half, regs)
         }
         return Box::new(move |regs: &mut Regs, _| {
@@ -136,7 +155,8 @@ fn body<const K: usize, const KIND: u8, const FMA: bool>(
     for h in 0..K / (4 * e) {
         let x = &regs.words[o.b[h] as usize];
         for t in 0..4 {
-            let column = [x[t], x[t + 8], x[t + 16], x[t + 24], x[t + 4], x[t + 12], x[t + 20], x[t + 28]];
+            let column =
+                [x[t], x[t + 8], x[t + 16], x[t + 24], x[t + 4], x[t + 12], x[t + 20], x[t + 28]];
             for j in 0..e {
                 let to = &mut b[(h * e + j) * 4 + t];
                 for g in 0..8 {
@@ -168,7 +188,11 @@ fn body<const K: usize, const KIND: u8, const FMA: bool>(
 
 /// c += a . b, eight rows.
 #[inline(always)]
-pub(crate) fn product<const K: usize, const FMA: bool>(a: &[[f32; K]; 8], b: &[[f32; 8]; K], c: &mut [[f32; 8]; 8]) {
+pub(crate) fn product<const K: usize, const FMA: bool>(
+    a: &[[f32; K]; 8],
+    b: &[[f32; 8]; K],
+    c: &mut [[f32; 8]; 8],
+) {
     let mut acc = *c;
     for k in 0..K {
         let y = b[k];
@@ -185,7 +209,12 @@ pub(crate) fn product<const K: usize, const FMA: bool>(a: &[[f32; K]; 8], b: &[[
 
 /// The upper or lower eight rows of a 16x8 tile from its registers: one of two for f16, two of four for f32.
 #[inline(always)]
-pub(crate) fn load_accumulators(slots: &[u32], low: usize, half: bool, regs: &Regs) -> [[f32; 8]; 8] {
+pub(crate) fn load_accumulators(
+    slots: &[u32],
+    low: usize,
+    half: bool,
+    regs: &Regs,
+) -> [[f32; 8]; 8] {
     let mut rows = [[0f32; 8]; 8];
     let pair = if half { [low, low] } else { [low * 2, low * 2 + 1] };
     let [even, odd] = pair.map(|i| &regs.words[slots[i] as usize]);
@@ -200,10 +229,17 @@ pub(crate) fn load_accumulators(slots: &[u32], low: usize, half: bool, regs: &Re
 }
 
 #[inline(always)]
-pub(crate) fn store_accumulators(slots: &[u32], low: usize, half: bool, rows: &[[f32; 8]; 8], regs: &mut Regs) {
+pub(crate) fn store_accumulators(
+    slots: &[u32],
+    low: usize,
+    half: bool,
+    rows: &[[f32; 8]; 8],
+    regs: &mut Regs,
+) {
     if half {
         let bits = formats::f16_bits;
-        let out: Lanes<u32> = std::array::from_fn(|l| bits(rows[l / 4][l % 4]) | bits(rows[l / 4][4 + l % 4]) << 16);
+        let out: Lanes<u32> =
+            std::array::from_fn(|l| bits(rows[l / 4][l % 4]) | bits(rows[l / 4][4 + l % 4]) << 16);
         regs.words[slots[low] as usize] = out;
         return;
     }
@@ -244,7 +280,11 @@ fn whole<const K: usize>(o: Operands, signed_a: bool, signed_b: bool, saturate: 
             for n in 0..8 {
                 let (i, lane) = (row / 8 * 2 + n % 2, row % 8 * 4 + n / 2);
                 let sum = regs.words[o.c[i] as usize][lane] as i32 as i64 + part[n] as i64;
-                out[i][lane] = if saturate { sum.clamp(i32::MIN as i64, i32::MAX as i64) as u32 } else { sum as u32 };
+                out[i][lane] = if saturate {
+                    sum.clamp(i32::MIN as i64, i32::MAX as i64) as u32
+                } else {
+                    sum as u32
+                };
             }
         }
         for (d, out) in o.d.iter().zip(out) {

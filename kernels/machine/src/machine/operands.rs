@@ -42,7 +42,9 @@ impl Matrix {
             (false, 1) => row / 8 * self.stride + row % 8 * 16 + k * self.leading,
             (false, _) => row / 8 * self.stride + row % 8 * s + k * 16,
             (true, 1) => row * self.stride + k % 8 * 16 + k / 8 * self.leading,
-            (true, _) => row % per * 16 + row / per * self.leading + k % 8 * s + k / 8 * self.stride,
+            (true, _) => {
+                row % per * 16 + row / per * self.leading + k % 8 * s + k / 8 * self.stride
+            }
         };
         let a = self.start + a;
         let phase = (a >> 7).wrapping_sub(self.base) & (per - 1);
@@ -73,7 +75,9 @@ impl Env<'_> {
         let bytes = self.shared.bytes.get(offset as usize..offset as usize + 16);
         let each = 4 / ty.bytes().min(4);
         for i in 0..4 {
-            let word = bytes.map_or(!0, |b| u32::from_le_bytes([b[4 * i], b[4 * i + 1], b[4 * i + 2], b[4 * i + 3]]));
+            let word = bytes.map_or(!0, |b| {
+                u32::from_le_bytes([b[4 * i], b[4 * i + 1], b[4 * i + 2], b[4 * i + 3]])
+            });
             for j in 0..each {
                 f(i * each + j, element(ty, word, j));
             }
@@ -89,11 +93,15 @@ impl Env<'_> {
             for i in 0..16 {
                 let (row, half) = (i % 8, i / 8);
                 if m.transposed {
-                    self.chunk_elements(w.ty_b, m.chunk(group as u32, i as u32), |n, v| tile[i][place(n)] = v);
+                    self.chunk_elements(w.ty_b, m.chunk(group as u32, i as u32), |n, v| {
+                        tile[i][place(n)] = v
+                    });
                 } else {
                     let per = k_all / 2;
                     let offset = m.chunk((group * 8 + row) as u32, half as u32);
-                    self.chunk_elements(w.ty_b, offset, |k, v| tile[half * per + k][place(row)] = v);
+                    self.chunk_elements(w.ty_b, offset, |k, v| {
+                        tile[half * per + k][place(row)] = v
+                    });
                 }
             }
         }
@@ -101,7 +109,13 @@ impl Env<'_> {
     }
 
     /// A warp's rows of A.
-    pub(crate) fn tile_a(&self, w: &Wgmma, m: Option<&Matrix>, quarter: usize, regs: &Regs) -> [[f32; 32]; 16] {
+    pub(crate) fn tile_a(
+        &self,
+        w: &Wgmma,
+        m: Option<&Matrix>,
+        quarter: usize,
+        regs: &Regs,
+    ) -> [[f32; 32]; 16] {
         let mut out = [[0f32; 32]; 16];
         let each = 4 / w.ty_a.bytes().min(4);
         match (m, &w.a) {
@@ -125,7 +139,8 @@ impl Env<'_> {
                 for (i, slot) in slots.iter().enumerate() {
                     for (l, x) in regs.words[*slot as usize].iter().enumerate() {
                         for j in 0..each {
-                            out[i % 2 * 8 + l / 4][(i / 2 * 4 + l % 4) * each + j] = element(w.ty_a, *x, j);
+                            out[i % 2 * 8 + l / 4][(i / 2 * 4 + l % 4) * each + j] =
+                                element(w.ty_a, *x, j);
                         }
                     }
                 }

@@ -123,7 +123,9 @@ pub(crate) type Alu = Box<dyn Fn(&mut Regs, u32) + Send + Sync>;
 /// Whether the vector code paths for AVX2 with FMA may run.
 pub(crate) fn has_avx2() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+    return is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c");
     #[cfg(not(target_arch = "x86_64"))]
     false
 }
@@ -169,7 +171,9 @@ impl<A: Lane, D: Lane, F: Fn(A) -> D + Send + Sync + 'static> Body for Apply<F, 
     }
 }
 
-impl<A: Lane, B: Lane, D: Lane, F: Fn(A, B) -> D + Send + Sync + 'static> Body for Apply<F, (A, B, D), 2> {
+impl<A: Lane, B: Lane, D: Lane, F: Fn(A, B) -> D + Send + Sync + 'static> Body
+    for Apply<F, (A, B, D), 2>
+{
     #[inline(always)]
     fn run(&self, regs: &mut Regs, mask: u32) {
         let (a, b) = (get::<A>(regs, self.s[0]), get::<B>(regs, self.s[1]));
@@ -187,7 +191,8 @@ where
 {
     #[inline(always)]
     fn run(&self, regs: &mut Regs, mask: u32) {
-        let (a, b, c) = (get::<A>(regs, self.s[0]), get::<B>(regs, self.s[1]), get::<C>(regs, self.s[2]));
+        let (a, b, c) =
+            (get::<A>(regs, self.s[0]), get::<B>(regs, self.s[1]), get::<C>(regs, self.s[2]));
         let mut out = [D::from_bits(0); 32];
         for l in 0..32 {
             out[l] = (self.f)(a[l], b[l], c[l]);
@@ -197,7 +202,11 @@ where
 }
 
 /// d = f(a)
-pub(crate) fn unary<A: Lane, D: Lane>(d: u32, a: u32, f: impl Fn(A) -> D + Send + Sync + 'static) -> Alu {
+pub(crate) fn unary<A: Lane, D: Lane>(
+    d: u32,
+    a: u32,
+    f: impl Fn(A) -> D + Send + Sync + 'static,
+) -> Alu {
     boxed(Apply::<_, (A, D), 1> { d, s: [a], f, types: PhantomData })
 }
 

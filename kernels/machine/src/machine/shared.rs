@@ -137,7 +137,12 @@ impl Shared {
         let shift = 4 - 2 * level as u32;
         let bits = (0xffffu32 >> (16 - bytes) << (address % 16)) as u16;
         let fits = (address | bytes) & ((1 << shift) - 1) == 0;
-        fits.then_some((level, (address >> shift) as usize, ((address + bytes) >> shift) as usize, bits))
+        fits.then_some((
+            level,
+            (address >> shift) as usize,
+            ((address + bytes) >> shift) as usize,
+            bits,
+        ))
     }
 
     /// Notes an access, and tells what is wrong with it. Most are in order, and told so quickly.
@@ -161,7 +166,9 @@ impl Shared {
 
     #[inline(always)]
     fn read_quickly(&mut self, warp: usize, lane: usize, address: u32, bytes: u32) -> bool {
-        let Some((level, first, last, bits)) = self.whole_cells(address, bytes) else { return false };
+        let Some((level, first, last, bits)) = self.whole_cells(address, bytes) else {
+            return false;
+        };
         if self.written[address as usize / 16] & bits != bits {
             return false;
         }
@@ -180,8 +187,17 @@ impl Shared {
     }
 
     #[inline(always)]
-    fn write_quickly(&mut self, touch: Touch, warp: usize, lane: usize, address: u32, bytes: u32) -> bool {
-        let Some((level, first, last, bits)) = self.whole_cells(address, bytes) else { return false };
+    fn write_quickly(
+        &mut self,
+        touch: Touch,
+        warp: usize,
+        lane: usize,
+        address: u32,
+        bytes: u32,
+    ) -> bool {
+        let Some((level, first, last, bits)) = self.whole_cells(address, bytes) else {
+            return false;
+        };
         let (clock, now) = (&self.clocks.of[warp], self.clocks.now[warp]);
         let cells = &mut self.cells[level];
         for cell in first..last {
@@ -198,23 +214,41 @@ impl Shared {
         } else {
             self.written[address as usize / 16] |= bits;
         }
-        cells.writes[first..last].fill(Write { stamp, warp: warp as u8, lane: lane as u8, how: How::Plain });
+        cells.writes[first..last].fill(Write {
+            stamp,
+            warp: warp as u8,
+            lane: lane as u8,
+            how: How::Plain,
+        });
         true
     }
 
     /// What lands, and what the copy engine and the tensor cores do.
-    fn engine_quickly(&mut self, touch: Touch, warp: usize, lane: usize, address: u32, bytes: u32) -> bool {
-        let Some((level, first, last, bits)) = self.whole_cells(address, bytes) else { return false };
+    fn engine_quickly(
+        &mut self,
+        touch: Touch,
+        warp: usize,
+        lane: usize,
+        address: u32,
+        bytes: u32,
+    ) -> bool {
+        let Some((level, first, last, bits)) = self.whole_cells(address, bytes) else {
+            return false;
+        };
         let (clock, now) = (&self.clocks.of[warp], self.clocks.now[warp]);
         let cells = &mut self.cells[level];
         let written = &mut self.written[address as usize / 16];
         let warps = self.warps;
-        let read = |cells: &mut Cells, stamp| (first..last).for_each(|cell| cells.reads[cell * warps + warp] = stamp);
+        let read = |cells: &mut Cells, stamp| {
+            (first..last).for_each(|cell| cells.reads[cell * warps + warp] = stamp)
+        };
         match touch {
             Touch::Land | Touch::EngineLand(_) => {
                 *written |= bits;
                 let write = match touch {
-                    Touch::EngineLand(stamp) => Write { stamp, warp: ENGINE as u8, lane: lane as u8, how: How::Engine },
+                    Touch::EngineLand(stamp) => {
+                        Write { stamp, warp: ENGINE as u8, lane: lane as u8, how: How::Engine }
+                    }
                     _ => Write { stamp: now, warp: warp as u8, lane: lane as u8, how: How::Plain },
                 };
                 cells.writes[first..last].fill(write);
@@ -238,7 +272,14 @@ impl Shared {
     }
 
     #[cold]
-    fn touch_slowly(&mut self, touch: Touch, warp: usize, lane: usize, address: u32, bytes: u32) -> Option<Problem> {
+    fn touch_slowly(
+        &mut self,
+        touch: Touch,
+        warp: usize,
+        lane: usize,
+        address: u32,
+        bytes: u32,
+    ) -> Option<Problem> {
         let (start, end) = (address as usize, (address + bytes) as usize);
         let needed = if (start | end) % 16 == 0 {
             0
@@ -257,7 +298,9 @@ impl Shared {
             }
             let bits = (0xffffu32 >> (16 - (stop - at)) << (at % 16)) as u16;
             match touch {
-                Touch::Read | Touch::Atomic | Touch::EngineRead if self.written[chunk] & bits != bits => {
+                Touch::Read | Touch::Atomic | Touch::EngineRead
+                    if self.written[chunk] & bits != bits =>
+                {
                     problem = Some(Problem::Uninitialised)
                 }
                 _ => {}
@@ -280,7 +323,14 @@ impl Shared {
     }
 
     #[inline]
-    fn cell(&mut self, level: usize, cell: usize, touch: Touch, warp: usize, lane: usize) -> Option<Problem> {
+    fn cell(
+        &mut self,
+        level: usize,
+        cell: usize,
+        touch: Touch,
+        warp: usize,
+        lane: usize,
+    ) -> Option<Problem> {
         let warps = self.warps;
         let clock: &Clock = &self.clocks.of[warp];
         let now = self.clocks.now[warp];
@@ -293,15 +343,20 @@ impl Shared {
                 let read = &mut cells.reads[cell * warps + warp];
                 *read = now.max(*read);
                 // Lanes of a warp are ordered by nothing but barriers, too.
-                let apart = write.stamp == now && write.warp as usize == warp && write.lane as usize != lane;
+                let apart = write.stamp == now
+                    && write.warp as usize == warp
+                    && write.lane as usize != lane;
                 return (late || apart).then_some(race);
             }
             Touch::EngineRead => {
                 cells.reads[cell * warps + warp] = IN_FLIGHT;
                 self.launched = true;
-                let unfenced = write.how != How::Engine && write.stamp > clock.fenced[write.warp as usize];
                 let unfenced =
-                    unfenced.then_some(Problem::Unfenced { warp: write.warp as u32, lane: write.lane as u32 });
+                    write.how != How::Engine && write.stamp > clock.fenced[write.warp as usize];
+                let unfenced = unfenced.then_some(Problem::Unfenced {
+                    warp: write.warp as u32,
+                    lane: write.lane as u32,
+                });
                 return if late { Some(race) } else { unfenced };
             }
             Touch::EngineDone => {

@@ -36,7 +36,10 @@ impl<'a> Env<'a> {
             }
             let picked = if w.uniform && w.parked == 0 { Some((w.pc, w.live)) } else { w.pick() };
             let Some((pc, here)) = picked else {
-                return self.fault(FaultKind::Divergence, "lanes of a warp wait for lanes that never come");
+                return self.fault(
+                    FaultKind::Divergence,
+                    "lanes of a warp wait for lanes that never come",
+                );
             };
             self.pc = pc;
             let inst = &code[pc as usize];
@@ -93,7 +96,8 @@ impl<'a> Env<'a> {
                         w.parked |= here;
                         w.scatter();
                         if w.live & !w.parked == 0 {
-                            return self.fault(FaultKind::Divergence, "lanes wait at different barriers");
+                            return self
+                                .fault(FaultKind::Divergence, "lanes wait at different barriers");
                         }
                         continue;
                     }
@@ -111,7 +115,10 @@ impl<'a> Env<'a> {
                         w.scatter();
                         w.parked |= here;
                         if w.live & !w.parked == 0 {
-                            return self.fault(FaultKind::Divergence, "lanes that should take part wait elsewhere");
+                            return self.fault(
+                                FaultKind::Divergence,
+                                "lanes that should take part wait elsewhere",
+                            );
                         }
                         continue;
                     }
@@ -165,11 +172,15 @@ impl<'a> Env<'a> {
             Action::CopyAsync { bytes, to, from, source_bytes, ignore } => {
                 self.copy(w, *bytes, *to, *from, *source_bytes, *ignore, mask)
             }
-            Action::CopyCommit => (0..32).filter(|l| mask >> l & 1 == 1).for_each(|l| w.committed[l] += 1),
+            Action::CopyCommit => {
+                (0..32).filter(|l| mask >> l & 1 == 1).for_each(|l| w.committed[l] += 1)
+            }
             Action::CopyWait(n) => self.land_groups(w, mask, Some(*n)),
             Action::CopyWaitAll => self.land_groups(w, mask, None),
             Action::Bulk(b) => return self.bulk(w, b, mask),
-            Action::BulkCommit => (0..32).filter(|l| mask >> l & 1 == 1).for_each(|l| w.stores_committed[l] += 1),
+            Action::BulkCommit => {
+                (0..32).filter(|l| mask >> l & 1 == 1).for_each(|l| w.stores_committed[l] += 1)
+            }
             Action::BulkWait(n) => self.flush(w, mask, Some(*n)),
             Action::ProxyFence => self.shared.clocks.fence(w.index),
             Action::Wgmma(m) => {
@@ -195,6 +206,10 @@ impl<'a> Env<'a> {
 
     /// Fails unless all lanes take part.
     fn whole(&self, mask: u32) -> Result<(), Fault> {
-        if mask == !0 { Ok(()) } else { self.fault(FaultKind::Divergence, format!("only lanes {mask:#010x} came to")) }
+        if mask == !0 {
+            Ok(())
+        } else {
+            self.fault(FaultKind::Divergence, format!("only lanes {mask:#010x} came to"))
+        }
     }
 }

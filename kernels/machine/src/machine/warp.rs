@@ -120,14 +120,17 @@ impl Warp {
                 let (mut out, mut found) = (a, 0u32);
                 for l in 0..32u32 {
                     // Lanes form segments of a width; `c` holds the mask of segment bits and the last lane to read.
-                    let (i, segment, clamp) = (l as usize, c[l as usize] >> 8 & 31, c[l as usize] & 31);
+                    let (i, segment, clamp) =
+                        (l as usize, c[l as usize] >> 8 & 31, c[l as usize] & 31);
                     let n = b[i] & 31;
                     let (least, most) = (l & segment, l & segment | clamp & !segment);
                     let (from, inside) = match mode {
                         ShuffleMode::Up => (l.wrapping_sub(n), l as i32 - n as i32 >= most as i32),
                         ShuffleMode::Down => (l + n, l + n <= most),
                         ShuffleMode::Butterfly => (l ^ n, (l ^ n) <= most),
-                        ShuffleMode::Index => (least | n & !segment, (least | n & !segment) <= most),
+                        ShuffleMode::Index => {
+                            (least | n & !segment, (least | n & !segment) <= most)
+                        }
                     };
                     let from = if inside { from & 31 } else { l };
                     // What a lane holds that takes no part is undefined.
@@ -147,13 +150,19 @@ impl Warp {
                     VoteMode::Ballot => regs.put_word(*d, [ballot; 32], mask),
                     VoteMode::All => regs.put_pred(*d, all(ballot == mask), mask),
                     VoteMode::Any => regs.put_pred(*d, all(ballot != 0), mask),
-                    VoteMode::Uniform => regs.put_pred(*d, all(ballot == 0 || ballot == mask), mask),
+                    VoteMode::Uniform => {
+                        regs.put_pred(*d, all(ballot == 0 || ballot == mask), mask)
+                    }
                 }
             }
             WarpOp::Match { all, wide, d, pred, a } => {
-                let x: [u64; 32] =
-                    if *wide { regs.doubles[*a as usize] } else { regs.words[*a as usize].map(|x| x as u64) };
-                let equal = |l: usize| (0..32).fold(0u32, |m, o| m | ((x[o] == x[l]) as u32) << o) & mask;
+                let x: [u64; 32] = if *wide {
+                    regs.doubles[*a as usize]
+                } else {
+                    regs.words[*a as usize].map(|x| x as u64)
+                };
+                let equal =
+                    |l: usize| (0..32).fold(0u32, |m, o| m | ((x[o] == x[l]) as u32) << o) & mask;
                 let mut out: [u32; 32] = std::array::from_fn(equal);
                 if *all {
                     let same = out[mask.trailing_zeros() as usize & 31] == mask;

@@ -65,14 +65,17 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
         "commit_group" => return done(Action::WgmmaCommit),
         "wait_group" => {
             let Arg::Name(n) = at(args, 0)? else { return Err(unknown()) };
-            return done(Action::WgmmaWait(crate::read::text::integer(n).ok_or_else(unknown)? as u32));
+            return done(Action::WgmmaWait(
+                crate::read::text::integer(n).ok_or_else(unknown)? as u32
+            ));
         }
         "mma_async" => {}
         _ => return Err(unknown()),
     }
     let [.., shape, d, x, y] = parts else { return Err(unknown()) };
     let (n, k) = shape.strip_prefix("m64n").and_then(|s| s.split_once('k')).ok_or_else(unknown)?;
-    let (n, k) = (n.parse::<usize>().map_err(|_| unknown())?, k.parse::<usize>().map_err(|_| unknown())?);
+    let (n, k) =
+        (n.parse::<usize>().map_err(|_| unknown())?, k.parse::<usize>().map_err(|_| unknown())?);
     let ty = |n: &str| Type::from_name(n).ok_or_else(unknown);
     let (td, ty_a, ty_b) = (ty(d)?, ty(x)?, ty(y)?);
     let half = td == Type::F16;
@@ -91,7 +94,10 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
         return Err(unknown());
     }
     let Arg::List(names) = at(args, 0)? else { return Err(unknown()) };
-    let d = names.iter().map(|n| b.dst::<u32>(&Arg::Name(n.clone()))).collect::<Result<Vec<u32>, _>>()?;
+    let d = names
+        .iter()
+        .map(|n| b.dst::<u32>(&Arg::Name(n.clone())))
+        .collect::<Result<Vec<u32>, _>>()?;
     if d.len() != n / if half { 4 } else { 2 } {
         return Err(Error::new("number of registers"));
     }
@@ -122,7 +128,20 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
     if (ta || tb) && width != 2 {
         return Err(Error::new("transposed operand of this type"));
     }
-    let w = Wgmma { n, ty_a, ty_b, half, d, a, b: y, add, negate, transposed_a: ta, transposed_b: tb, run };
+    let w = Wgmma {
+        n,
+        ty_a,
+        ty_b,
+        half,
+        d,
+        a,
+        b: y,
+        add,
+        negate,
+        transposed_a: ta,
+        transposed_b: tb,
+        run,
+    };
     // A warp does a quarter of the product.
     Ok((Action::Wgmma(Box::new(w)), Class::Wgmma, 2 * 16 * (n * k) as u64))
 }
@@ -131,7 +150,13 @@ fn pick<const K: usize>() -> Run {
     #[cfg(target_arch = "x86_64")]
     if has_avx2() {
         #[target_feature(enable = "avx2,fma,f16c")]
-        fn vector<const K: usize>(w: &Wgmma, a: &[[f32; 32]; 16], b: &[[f32; 8]], add: bool, regs: &mut Regs) {
+        fn vector<const K: usize>(
+            w: &Wgmma,
+            a: &[[f32; 32]; 16],
+            b: &[[f32; 8]],
+            add: bool,
+            regs: &mut Regs,
+        ) {
             rows::<K, true>(w, a, b, add, regs)
         }
         return |w, a, b, add, regs| {
@@ -144,12 +169,19 @@ fn pick<const K: usize>() -> Run {
 
 /// Sixteen rows of the product.
 #[inline(always)]
-fn rows<const K: usize, const FMA: bool>(w: &Wgmma, a: &[[f32; 32]; 16], b: &[[f32; 8]], add: bool, regs: &mut Regs) {
+fn rows<const K: usize, const FMA: bool>(
+    w: &Wgmma,
+    a: &[[f32; 32]; 16],
+    b: &[[f32; 8]],
+    add: bool,
+    regs: &mut Regs,
+) {
     let per = if w.half { 2 } else { 4 };
     for low in 0..2 {
         let a: [[f32; K]; 8] = std::array::from_fn(|r| std::array::from_fn(|k| a[low * 8 + r][k]));
         for (slots, b) in w.d.chunks_exact(per).zip(b.chunks_exact(K)) {
-            let mut c = if add { load_accumulators(slots, low, w.half, regs) } else { [[0.0; 8]; 8] };
+            let mut c =
+                if add { load_accumulators(slots, low, w.half, regs) } else { [[0.0; 8]; 8] };
             let Ok(b) = b.try_into() else { continue };
             product::<K, FMA>(&a, b, &mut c);
             store_accumulators(slots, low, w.half, &c, regs);
@@ -202,7 +234,13 @@ impl Env<'_> {
     }
 
     /// Compares a product with what the other warps of the group executed; true if this one is the first to come.
-    fn log(&mut self, group: usize, quarter: usize, operands: [u64; 2], add: bool) -> Result<bool, Fault> {
+    fn log(
+        &mut self,
+        group: usize,
+        quarter: usize,
+        operands: [u64; 2],
+        add: bool,
+    ) -> Result<bool, Fault> {
         let pc = self.pc;
         let g = &mut self.groups[group];
         let at = (g.position[quarter] - g.first) as usize;
@@ -213,7 +251,9 @@ impl Env<'_> {
                 Ok(true)
             }
             Some(l) if (l.pc, l.operands, l.add) == (pc, operands, add) => Ok(false),
-            Some(_) => self.fault(FaultKind::Divergence, "warps of a warpgroup execute different products"),
+            Some(_) => {
+                self.fault(FaultKind::Divergence, "warps of a warpgroup execute different products")
+            }
         }
     }
 

@@ -22,7 +22,8 @@ impl Writers {
 
     /// Notes a store of a block; tells another one that stored something else there.
     pub(crate) fn store(&self, address: u64, bytes: &[u8], block: u32) -> Option<u32> {
-        let (start, pages) = &self.ranges[self.ranges.partition_point(|r| r.0 <= address).checked_sub(1)?];
+        let (start, pages) =
+            &self.ranges[self.ranges.partition_point(|r| r.0 <= address).checked_sub(1)?];
         let mut other = None;
         for (at, pair) in (address - start..).step_by(2).zip(bytes.chunks_exact(2)) {
             let page = pages.get((at / PAGE) as usize)?.get_or_init(cells);

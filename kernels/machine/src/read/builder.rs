@@ -58,7 +58,8 @@ pub(crate) fn literal(text: &str, ty: Type) -> Option<u64> {
     if let Some(i) = integer(text) {
         return Some(i as u64);
     }
-    let v: f64 = text.parse().ok().filter(|_| text.starts_with(|c: char| c.is_ascii_digit() || c == '-'))?;
+    let v: f64 =
+        text.parse().ok().filter(|_| text.starts_with(|c: char| c.is_ascii_digit() || c == '-'))?;
     Some(if ty == Type::F64 { v.to_bits() } else { (v as f32).to_bits() as u64 })
 }
 
@@ -114,8 +115,10 @@ impl Builder {
         let mut rest = s;
         let mut guard = None;
         if let Some(g) = s.strip_prefix('@') {
-            let (name, r) =
-                g.trim_start().split_once(char::is_whitespace).ok_or_else(|| Error::new("no instruction"))?;
+            let (name, r) = g
+                .trim_start()
+                .split_once(char::is_whitespace)
+                .ok_or_else(|| Error::new("no instruction"))?;
             let negate = name.starts_with('!');
             let Slot::Pred(pred) = self.register(name.trim_start_matches('!'))? else {
                 return Err(Error::new("guard is not a predicate"));
@@ -148,8 +151,10 @@ impl Builder {
 
     fn registers(&mut self, list: &str) -> Result<(), Error> {
         let list = list.trim();
-        let (ty, list) = list.split_once(char::is_whitespace).ok_or_else(|| Error::new("register list"))?;
-        let ty = Type::from_name(ty.trim_start_matches('.')).ok_or_else(|| Error::new("register type"))?;
+        let (ty, list) =
+            list.split_once(char::is_whitespace).ok_or_else(|| Error::new("register list"))?;
+        let ty = Type::from_name(ty.trim_start_matches('.'))
+            .ok_or_else(|| Error::new("register type"))?;
         let scope = self.scopes.last_mut().ok_or_else(|| Error::new("no scope"))?;
         for name in list.split(',').map(str::trim) {
             match register_range(name) {
@@ -189,8 +194,10 @@ impl Builder {
             }
             let scope = &self.scopes[i];
             let digits = name.trim_end_matches(|c: char| c.is_ascii_digit()).len();
-            let ranged =
-                scope.ranges.get(&name[..digits]).filter(|r| name[digits..].parse::<u32>().is_ok_and(|n| n < r.1));
+            let ranged = scope
+                .ranges
+                .get(&name[..digits])
+                .filter(|r| name[digits..].parse::<u32>().is_ok_and(|n| n < r.1));
             let ty = scope.single.get(name).copied().or(ranged.map(|r| r.0));
             if let Some(ty) = ty {
                 let slot = self.fresh(ty);
@@ -348,7 +355,11 @@ impl Builder {
 
     pub(crate) fn branch(&mut self, label: &Arg) -> Result<(), Error> {
         let Arg::Name(label) = label else { return Err(Error::new("branch target")) };
-        self.branches.push((self.code.len(), self.scopes.iter().map(|s| s.id).collect(), label.clone()));
+        self.branches.push((
+            self.code.len(),
+            self.scopes.iter().map(|s| s.id).collect(),
+            label.clone(),
+        ));
         Ok(())
     }
 
@@ -369,7 +380,9 @@ impl Builder {
             } else {
                 targets.push(find(scopes, label).ok_or_else(|| missing(label))?);
             }
-            loops.extend(targets.iter().filter(|&&t| t as usize <= *at).map(|&t| t as usize..*at + 1));
+            loops.extend(
+                targets.iter().filter(|&&t| t as usize <= *at).map(|&t| t as usize..*at + 1),
+            );
             match &mut self.code[*at].action {
                 Action::Branch(t) => *t = targets[0],
                 Action::BranchIndexed(_, t) => *t = targets,

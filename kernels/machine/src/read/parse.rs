@@ -125,7 +125,8 @@ fn variable(s: &str) -> Result<Variable, Error> {
     };
     let mut data = vec![];
     for v in values.unwrap_or("").split(['{', '}', ',']).map(str::trim).filter(|v| !v.is_empty()) {
-        let bits = crate::read::builder::literal(v, ty).ok_or_else(|| Error::new(format!("value {v}")))?;
+        let bits =
+            crate::read::builder::literal(v, ty).ok_or_else(|| Error::new(format!("value {v}")))?;
         data.extend(&bits.to_le_bytes()[..ty.bytes()]);
     }
     let align = align.unwrap_or(ty.bytes());
@@ -138,7 +139,9 @@ fn params(list: &str) -> Result<Vec<(String, Param)>, Error> {
     for p in list.split(',').map(str::trim).filter(|p| !p.is_empty()) {
         // Attributes of pointers, such as `.ptr .global .align 16`, tell nothing about the layout.
         let v = match p.split_once(".ptr") {
-            Some((before, after)) => format!("{before} {}", after.split_whitespace().last().unwrap_or("")),
+            Some((before, after)) => {
+                format!("{before} {}", after.split_whitespace().last().unwrap_or(""))
+            }
             None => p.to_string(),
         };
         let v = variable(&v)?;
@@ -152,7 +155,9 @@ fn params(list: &str) -> Result<Vec<(String, Param)>, Error> {
 /// Whether the body mentions a name.
 fn mentions(body: &[(u32, Item)], name: &str) -> bool {
     body.iter().any(|(_, i)| match i {
-        Item::Statement(s) => s.split(|c: char| !(c.is_alphanumeric() || "_$".contains(c))).any(|w| w == name),
+        Item::Statement(s) => {
+            s.split(|c: char| !(c.is_alphanumeric() || "_$".contains(c))).any(|w| w == name)
+        }
         _ => false,
     })
 }
@@ -165,9 +170,11 @@ fn entry(
     symbols: &HashMap<String, Symbol>,
     data: &Arc<Vec<u8>>,
 ) -> Result<Entry, Error> {
-    let fail = |line: u32, s: &str, e: Error| Error { line, message: format!("{} in `{s}`", e.message) };
+    let fail =
+        |line: u32, s: &str, e: Error| Error { line, message: format!("{} in `{s}`", e.message) };
     let rest = head.split_once(".entry").map_or("", |x| x.1).trim();
-    let (name, rest) = rest.split_at(rest.find(|c: char| c == '(' || c.is_whitespace()).unwrap_or(rest.len()));
+    let (name, rest) =
+        rest.split_at(rest.find(|c: char| c == '(' || c.is_whitespace()).unwrap_or(rest.len()));
     let (list, directives) = match rest.split_once('(') {
         Some((_, r)) => r.split_once(')').unwrap_or((r, "")),
         None => ("", rest),
@@ -176,7 +183,10 @@ fn entry(
     let max_threads = ["maxntid", "reqntid"].iter().find_map(|d| {
         let d = directives.split_once(&format!(".{d}"))?.1;
         let d = d.split('.').next()?;
-        d.split(',').map(|n| n.trim().parse::<u32>().ok()).collect::<Option<Vec<u32>>>().map(|v| v.iter().product())
+        d.split(',')
+            .map(|n| n.trim().parse::<u32>().ok())
+            .collect::<Option<Vec<u32>>>()
+            .map(|v| v.iter().product())
     });
     let mut b = Builder::new(symbols.clone());
     for (name, p) in &named {
@@ -191,7 +201,10 @@ fn entry(
             dynamic_align = dynamic_align.max(v.align);
         } else {
             b.shared = b.shared.next_multiple_of(v.align);
-            b.symbols.insert(v.name.clone(), Symbol::Shared(b.shared as u64 + spaces::SHARED_START as u64));
+            b.symbols.insert(
+                v.name.clone(),
+                Symbol::Shared(b.shared as u64 + spaces::SHARED_START as u64),
+            );
             b.shared += v.bytes;
         }
     };
@@ -224,8 +237,9 @@ fn entry(
         }
     }
     b.resolve()?;
-    let ordered =
-        b.code.iter().any(|i| matches!(&i.action, Action::Atomic(a) if a.space != crate::program::Space::Shared));
+    let ordered = b.code.iter().any(
+        |i| matches!(&i.action, Action::Atomic(a) if a.space != crate::program::Space::Shared),
+    );
     let watched = b.code.iter().any(|i| matches!(i.action, Action::Wgmma(_)));
     if !watched {
         b.code.iter_mut().for_each(|i| (i.reads, i.writes) = (vec![], vec![]));

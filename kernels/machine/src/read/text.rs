@@ -49,10 +49,14 @@ pub(crate) fn items(text: &str) -> Vec<(u32, Item)> {
             '\n' => {
                 line += 1;
                 let head = current.trim_start();
-                let whole_line =
-                    [".version", ".target", ".address_size", ".file", ".loc"].iter().any(|d| head.starts_with(d));
+                let whole_line = [".version", ".target", ".address_size", ".file", ".loc"]
+                    .iter()
+                    .any(|d| head.starts_with(d));
                 if whole_line && parens == 0 {
-                    out.push((start, Item::Statement(std::mem::take(&mut current).trim().to_string())));
+                    out.push((
+                        start,
+                        Item::Statement(std::mem::take(&mut current).trim().to_string()),
+                    ));
                 } else {
                     current.push(' ');
                 }
@@ -67,7 +71,10 @@ pub(crate) fn items(text: &str) -> Vec<(u32, Item)> {
             }
             '{' if braces == 0 && (blank || is_head(&current)) => {
                 if !blank {
-                    out.push((start, Item::Statement(std::mem::take(&mut current).trim().to_string())));
+                    out.push((
+                        start,
+                        Item::Statement(std::mem::take(&mut current).trim().to_string()),
+                    ));
                 }
                 current.clear();
                 out.push((line, Item::Open));
@@ -91,7 +98,10 @@ pub(crate) fn items(text: &str) -> Vec<(u32, Item)> {
                 }
                 current.clear();
             }
-            ':' if chars.peek() != Some(&':') && !current.ends_with(':') && is_label(current.trim()) => {
+            ':' if chars.peek() != Some(&':')
+                && !current.ends_with(':')
+                && is_label(current.trim()) =>
+            {
                 out.push((start, Item::Label(current.trim().to_string())));
                 current.clear();
             }
@@ -196,7 +206,8 @@ pub(crate) fn integer(text: &str) -> Option<i64> {
         None => (false, text),
     };
     let hex = digits.starts_with("0x") || digits.starts_with("0X");
-    let digits = if hex { digits.trim_end_matches('U') } else { digits.trim_end_matches(['U', 'u']) };
+    let digits =
+        if hex { digits.trim_end_matches('U') } else { digits.trim_end_matches(['U', 'u']) };
     let value = if hex {
         u64::from_str_radix(&digits[2..], 16).ok()?
     } else if let Some(b) = digits.strip_prefix("0b") {

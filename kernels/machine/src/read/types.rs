@@ -65,8 +65,20 @@ impl Type {
     pub(crate) fn bytes(self) -> usize {
         match self {
             Type::Pred | Type::B8 | Type::U8 | Type::S8 | Type::E4M3 | Type::E5M2 => 1,
-            Type::B16 | Type::U16 | Type::S16 | Type::F16 | Type::BF16 | Type::E4M3x2 | Type::E5M2x2 => 2,
-            Type::B32 | Type::U32 | Type::S32 | Type::F32 | Type::TF32 | Type::F16x2 | Type::BF16x2 => 4,
+            Type::B16
+            | Type::U16
+            | Type::S16
+            | Type::F16
+            | Type::BF16
+            | Type::E4M3x2
+            | Type::E5M2x2 => 2,
+            Type::B32
+            | Type::U32
+            | Type::S32
+            | Type::F32
+            | Type::TF32
+            | Type::F16x2
+            | Type::BF16x2 => 4,
             Type::B64 | Type::U64 | Type::S64 | Type::F64 => 8,
             Type::B128 => 16,
         }

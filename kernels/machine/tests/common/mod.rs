@@ -6,7 +6,8 @@ use ptx_machine::{Fault, Launch, Memory, Module, Options, Report, run};
 /// A PTX file with one kernel `k` that takes so many addresses, `%p0`, `%p1` and so on, and has the registers that tests use.
 pub fn kernel(addresses: usize, directives: &str, body: &str) -> String {
     let params: Vec<String> = (0..addresses).map(|i| format!(".param .u64 k_param_{i}")).collect();
-    let loads: String = (0..addresses).map(|i| format!("ld.param.u64 %p{i}, [k_param_{i}];\n")).collect();
+    let loads: String =
+        (0..addresses).map(|i| format!("ld.param.u64 %p{i}, [k_param_{i}];\n")).collect();
     format!(
         ".version 8.4\n.target sm_90a\n.address_size 64\n{directives}\n.visible .entry k(\n{}\n)\n{{\n\
          .reg .pred %q<16>;\n.reg .b16 %h<32>;\n.reg .b32 %r<64>;\n.reg .f32 %f<300>;\n.reg .b64 %d<32>;\n.reg .f64 %g<8>;\n.reg .b64 %p<8>;\n\
@@ -46,16 +47,33 @@ impl Lab {
     }
 
     pub fn read(&self, address: u64) -> Vec<u32> {
-        self.bytes(address).chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect()
+        self.bytes(address)
+            .chunks_exact(4)
+            .map(|b| u32::from_le_bytes(b.try_into().unwrap()))
+            .collect()
     }
 
     /// Runs a kernel made by `kernel`, whose dynamic shared memory is `shared` bytes.
-    pub fn run(&self, text: &str, grid: u32, threads: u32, shared: usize, addresses: &[u64]) -> Result<Report, Fault> {
+    pub fn run(
+        &self,
+        text: &str,
+        grid: u32,
+        threads: u32,
+        shared: usize,
+        addresses: &[u64],
+    ) -> Result<Report, Fault> {
         let params: Vec<u8> = addresses.iter().flat_map(|a| a.to_le_bytes()).collect();
         self.run_with(text, grid, threads, shared, &params)
     }
 
-    pub fn run_with(&self, text: &str, grid: u32, threads: u32, shared: usize, params: &[u8]) -> Result<Report, Fault> {
+    pub fn run_with(
+        &self,
+        text: &str,
+        grid: u32,
+        threads: u32,
+        shared: usize,
+        params: &[u8],
+    ) -> Result<Report, Fault> {
         let module = Module::parse(text).unwrap_or_else(|e| panic!("{e}"));
         let entry = module.entry("k").unwrap();
         let launch = Launch { entry, grid: [grid, 1, 1], block: [threads, 1, 1], shared, params };
@@ -73,13 +91,18 @@ pub fn eval(code: &str, out: &str, inputs: &[(&str, Vec<u64>)]) -> Vec<u64> {
     for (i, ((ty, values), name)) in inputs.iter().zip(["%a", "%b", "%c", "%e"]).enumerate() {
         assert_eq!(values.len(), 32);
         addresses.push(lab.buffer(values.iter().flat_map(|v| v.to_le_bytes()).collect()));
-        body.push_str(&format!(".reg .{ty} {name};\nadd.u64 %d31, %p{i}, %d30;\nld.global.{ty} {name}, [%d31];\n"));
+        body.push_str(&format!(
+            ".reg .{ty} {name};\nadd.u64 %d31, %p{i}, %d30;\nld.global.{ty} {name}, [%d31];\n"
+        ));
     }
     let n = inputs.len();
     let result = lab.buffer(vec![0; 256]);
     addresses.push(result);
-    body.push_str(&format!(".reg .{out} %o;\n{code}\nadd.u64 %d31, %p{n}, %d30;\nst.global.{out} [%d31], %o;\n"));
-    let report = lab.run(&kernel(n + 1, "", &body), 1, 32, 0, &addresses).unwrap_or_else(|f| panic!("{f}"));
+    body.push_str(&format!(
+        ".reg .{out} %o;\n{code}\nadd.u64 %d31, %p{n}, %d30;\nst.global.{out} [%d31], %o;\n"
+    ));
+    let report =
+        lab.run(&kernel(n + 1, "", &body), 1, 32, 0, &addresses).unwrap_or_else(|f| panic!("{f}"));
     assert!(report.clean(), "{report}");
     lab.bytes(result).chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().unwrap())).collect()
 }

@@ -73,7 +73,14 @@ impl Sizes {
 /// # Safety
 /// `to` has `sizes.head(..)` words that no other task touches in the parts of this block.
 #[inline(always)]
-pub(super) unsafe fn pack<A: Arith>(a: &Attention, s: &Sizes, picture: usize, head: usize, block: usize, to: *mut u32) {
+pub(super) unsafe fn pack<A: Arith>(
+    a: &Attention,
+    s: &Sizes,
+    picture: usize,
+    head: usize,
+    block: usize,
+    to: *mut u32,
+) {
     let width = 2 * A::S::LANES;
     let first = block * KEYS;
     let keys = KEYS.min(s.tokens - first);
@@ -101,15 +108,21 @@ pub(super) unsafe fn pack<A: Arith>(a: &Attention, s: &Sizes, picture: usize, he
                 if A::PER_WORD == 2 && key + 1 < keys && d < s.dim {
                     second = simd::at::<A::S>(a.v.row_ptr(row + key + 1).add(col), d, s.dim);
                 }
-                A::store_words(panels.add(d / width * panel_words + w * width + d % width), A::pair(first, second));
+                A::store_words(
+                    panels.add(d / width * panel_words + w * width + d % width),
+                    A::pair(first, second),
+                );
             }
         }
         if let (Some(bias), 0) = (a.bias, block) {
             let to = to.add(s.biases()).cast::<f32>();
             for distance in 0..s.tokens + (s.blocks + 1) * KEYS {
                 let known = distance < 2 * s.tokens - 1;
-                *to.add(distance) =
-                    if known { *bias.row_ptr(distance).add(head) * std::f32::consts::LOG2_E } else { 0.0 };
+                *to.add(distance) = if known {
+                    *bias.row_ptr(distance).add(head) * std::f32::consts::LOG2_E
+                } else {
+                    0.0
+                };
             }
         }
     }
@@ -166,7 +179,14 @@ pub(super) unsafe fn chunk<A: Arith, const MR: usize>(
         let sums = area.add(CHUNK * s.dim_words).cast::<f32>();
         let scores = sums.add(CHUNK * s.dim_padded);
         let maxima = scores.add(MAX_MR * KEYS);
-        let area = Area { queries: area, sums, scores, maxima, totals: maxima.add(CHUNK), keep: maxima.add(2 * CHUNK) };
+        let area = Area {
+            queries: area,
+            sums,
+            scores,
+            maxima,
+            totals: maxima.add(CHUNK),
+            keep: maxima.add(2 * CHUNK),
+        };
         pack_queries::<A, MR>(a, s, picture, head, first, rows, area.queries);
         for row in 0..CHUNK {
             *area.maxima.add(row) = f32::NEG_INFINITY;
@@ -182,7 +202,8 @@ pub(super) unsafe fn chunk<A: Arith, const MR: usize>(
         for row in 0..rows {
             let (window, to) = a.place(picture, first + row);
             let inverse = A::S::splat(1.0 / *area.totals.add(row));
-            let (from, to) = (area.sums.add(row * s.dim_padded), window.row_ptr(to).add(head * s.dim));
+            let (from, to) =
+                (area.sums.add(row * s.dim_padded), window.row_ptr(to).add(head * s.dim));
             simd::map::<A::S>(from, to, s.dim, |_, x| A::S::mul(x, inverse));
         }
     }
@@ -248,7 +269,9 @@ unsafe fn panel_block<A: Arith, const MR: usize>(
             // Rows beyond the last query repeat its mask and bias; nobody reads them.
             let query = (query + i).min(s.tokens - 1);
             let visible = if a.causal { keys.min((query + 1).saturating_sub(start)) } else { keys };
-            let bias = a.bias.map(|_| packed.add(s.biases()).cast::<f32>().add(start + s.tokens - 1 - query));
+            let bias = a
+                .bias
+                .map(|_| packed.add(s.biases()).cast::<f32>().add(start + s.tokens - 1 - query));
             let scores = area.scores.add(i * KEYS);
             let (old, total) = (*area.maxima.add(row), *area.totals.add(row));
             let (new, keep, sum) = softmax_row::<A>(scores, padded, visible, bias, old);
@@ -262,7 +285,14 @@ unsafe fn panel_block<A: Arith, const MR: usize>(
         for p in 0..s.dim_padded / width {
             let (b, c) = (values.add(p * panel_words), sums.add(p * width));
             let weights = area.scores.cast::<u32>();
-            tile::<A, MR, KEYS, 1>(padded / A::PER_WORD, weights, b, Some(area.keep), c, s.dim_padded);
+            tile::<A, MR, KEYS, 1>(
+                padded / A::PER_WORD,
+                weights,
+                b,
+                Some(area.keep),
+                c,
+                s.dim_padded,
+            );
         }
     }
 }

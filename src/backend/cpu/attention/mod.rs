@@ -73,7 +73,9 @@ impl Work<'_> {
         unsafe {
             match task {
                 Task::Pack { block } => flash::pack::<A>(a, sizes, picture, head, block, packed),
-                Task::Chunk { chunk, area } => flash::chunk::<A, MR>(a, sizes, picture, head, chunk, packed, area),
+                Task::Chunk { chunk, area } => {
+                    flash::chunk::<A, MR>(a, sizes, picture, head, chunk, packed, area)
+                }
             }
         }
     }
@@ -114,7 +116,13 @@ fn shape(how: How) -> (usize, usize) {
 
 /// Bytes of scratch that `attention` needs on `threads` threads: the packed keys and values of as many heads as there are threads
 /// (each shared by all threads), and each thread's chunk of queries.
-pub(crate) fn scratch_bytes(how: How, tokens: usize, head_dim: usize, bias: bool, threads: usize) -> usize {
+pub(crate) fn scratch_bytes(
+    how: How,
+    tokens: usize,
+    head_dim: usize,
+    bias: bool,
+    threads: usize,
+) -> usize {
     if how == How::Reference {
         return 0;
     }
@@ -153,12 +161,17 @@ pub(crate) fn attention(how: How, a: &Attention, scratch: &mut [u8]) {
     let sizes = Sizes::new(tokens, dim, per_word, lanes);
     let head_words = sizes.head(a.bias.is_some());
     let needed = scratch_bytes(how, tokens, dim, a.bias.is_some(), threads);
-    assert!(scratch.len() >= needed, "attention: {} bytes of scratch, {needed} needed", scratch.len());
+    assert!(
+        scratch.len() >= needed,
+        "attention: {} bytes of scratch, {needed} needed",
+        scratch.len()
+    );
     let start = Shared(scratch.as_mut_ptr().wrapping_add(scratch.as_ptr().align_offset(64)).cast());
     let areas = threads * head_words;
     let run = |picture_head: usize, slot: usize, task: Task| {
         let (picture, head) = (picture_head / a.heads, picture_head % a.heads);
-        let work = Work { a, sizes: &sizes, picture, head, packed: start.at(slot * head_words), task };
+        let work =
+            Work { a, sizes: &sizes, picture, head, packed: start.at(slot * head_words), task };
         // SAFETY: the variant was chosen for this processor; a packing task writes its own block, a chunk's task its own
         // thread's area and its own rows of the output, and reads what the packing tasks, which are over, have written.
         unsafe {
@@ -172,9 +185,9 @@ pub(crate) fn attention(how: How, a: &Attention, scratch: &mut [u8]) {
     };
     let all: Vec<usize> = (0..a.batch * a.heads).collect();
     for wave in all.chunks(threads) {
-        (0..wave.len() * sizes.blocks)
-            .into_par_iter()
-            .for_each(|i| run(wave[i / sizes.blocks], i / sizes.blocks, Task::Pack { block: i % sizes.blocks }));
+        (0..wave.len() * sizes.blocks).into_par_iter().for_each(|i| {
+            run(wave[i / sizes.blocks], i / sizes.blocks, Task::Pack { block: i % sizes.blocks })
+        });
         let chunks = tokens.div_ceil(CHUNK);
         (0..wave.len() * chunks).into_par_iter().with_max_len(1).for_each(|i| {
             let thread = rayon::current_thread_index().unwrap_or(0);

@@ -17,7 +17,11 @@ pub(super) trait Arith {
     unsafe fn load(from: *const u32) -> Self::Words;
     unsafe fn store_words(to: *mut u32, words: Self::Words);
     /// `sum + a . b` in each lane, accumulated in f32.
-    unsafe fn dot(sum: <Self::S as Simd>::V, a: Self::Words, b: Self::Words) -> <Self::S as Simd>::V;
+    unsafe fn dot(
+        sum: <Self::S as Simd>::V,
+        a: Self::Words,
+        b: Self::Words,
+    ) -> <Self::S as Simd>::V;
     /// Stores the elements `at ..` of a row of words that starts at `row`; `at` is a multiple of `LANES`.
     unsafe fn store(row: *mut f32, at: usize, v: <Self::S as Simd>::V);
 }
@@ -82,8 +86,12 @@ mod bf16 {
         unsafe fn pair(first: __m512, second: __m512) -> __m512bh {
             // SAFETY: the caller runs with AVX512-BF16; vector types of a size have the same bits.
             unsafe {
-                let low = _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(first)));
-                let high = _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(second)));
+                let low = _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(
+                    _mm512_cvtneps_pbh(first),
+                ));
+                let high = _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(
+                    _mm512_cvtneps_pbh(second),
+                ));
                 std::mem::transmute(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
             }
         }

@@ -22,7 +22,8 @@ fn by_definition(x: &[f32], w: &HostWeight, bias: &[f32], s: &ConvShape) -> Vec<
                         (y, px) = (y / 2, px / 2);
                     }
                     for c in 0..s.in_channels {
-                        let pixel = x[((picture * s.height + y) * s.width + px) * s.in_channels + c];
+                        let pixel =
+                            x[((picture * s.height + y) * s.width + px) * s.in_channels + c];
                         let tap = values[((o * s.in_channels + c) * s.kernel + ky) * s.kernel + kx];
                         sum += f64::from(pixel) * f64::from(tap);
                     }
@@ -73,7 +74,9 @@ fn check(s: ConvShape, dtype: DType, in_place: bool) {
 
 #[test]
 fn three_by_three_and_one_by_one() {
-    for (size, channels) in [((1, 1), (1, 1)), ((5, 7), (3, 5)), ((16, 9), (16, 40)), ((3, 50), (129, 33))] {
+    for (size, channels) in
+        [((1, 1), (1, 1)), ((5, 7), (3, 5)), ((16, 9), (16, 40)), ((3, 50), (129, 33))]
+    {
         for dtype in [F32, BF16, F16] {
             check(shape(size, channels, 3), dtype, false);
             check(shape(size, channels, 1), dtype, true);
@@ -90,9 +93,23 @@ fn k_in_several_blocks_and_channels_in_several_panels() {
 #[test]
 fn stride_two_pads_below_and_right() {
     for (height, width) in [(8, 6), (7, 5)] {
-        let s = ConvShape { stride: 2, pad_before: 0, pad_after: 1, ..shape((height, width), (6, 10), 3) };
+        let s = ConvShape {
+            stride: 2,
+            pad_before: 0,
+            pad_after: 1,
+            ..shape((height, width), (6, 10), 3)
+        };
         check(s, F32, false);
-        check(ConvShape { stride: 2, pad_after: 0, pad_before: 0, ..shape((height, width), (6, 10), 1) }, F32, false);
+        check(
+            ConvShape {
+                stride: 2,
+                pad_after: 0,
+                pad_before: 0,
+                ..shape((height, width), (6, 10), 1)
+            },
+            F32,
+            false,
+        );
     }
 }
 

@@ -148,7 +148,9 @@ pub unsafe fn dot_f32<const FMA: bool>(d: Dot, decode: impl Fn(Row, usize, &mut 
             let n = n.next_multiple_of(LANES);
             for (m, sum) in sums[..d.rows].iter_mut().enumerate() {
                 // SAFETY: x has `stride` words a row, a multiple of LANES, at least k.
-                let x = unsafe { std::slice::from_raw_parts(d.x.add(m * d.stride + k).cast::<f32>(), n) };
+                let x = unsafe {
+                    std::slice::from_raw_parts(d.x.add(m * d.stride + k).cast::<f32>(), n)
+                };
                 let mut s = *sum;
                 for (x, w) in x.as_chunks::<LANES>().0.iter().zip(buffer.as_chunks::<LANES>().0) {
                     for l in 0..LANES {

@@ -69,7 +69,13 @@ pub unsafe fn finish<const FMA: bool>(tile: *const f32, width: usize, f: Finish)
 
 /// Finishes `n` sums of row `row`, from column `c` of the tile.
 #[inline(always)]
-unsafe fn finish_some<const FMA: bool>(sums: *const f32, f: Finish, row: usize, c: usize, n: usize) {
+unsafe fn finish_some<const FMA: bool>(
+    sums: *const f32,
+    f: Finish,
+    row: usize,
+    c: usize,
+    n: usize,
+) {
     let mut y = [0f32; WIDTH];
     let mut other = [0f32; WIDTH];
     // SAFETY: the caller's promise; the arrays are wide enough for any `n`. The output is written after all is read,

@@ -77,9 +77,12 @@ unsafe fn decode(row: Row, k: usize, out: &mut [f32]) {
                     let q = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()));
                     let magnitude = _mm256_and_si256(q, _mm256_set1_epi32(0x7f));
                     let small = _mm256_castsi256_ps(_mm256_slli_epi32::<20>(magnitude));
-                    let value = _mm256_mul_ps(small, _mm256_set1_ps(f32::from_bits((127 + 120) << 23)));
-                    let nan = _mm256_castsi256_ps(_mm256_cmpeq_epi32(magnitude, _mm256_set1_epi32(0x7f)));
-                    let sign = _mm256_slli_epi32::<24>(_mm256_and_si256(q, _mm256_set1_epi32(0x80)));
+                    let value =
+                        _mm256_mul_ps(small, _mm256_set1_ps(f32::from_bits((127 + 120) << 23)));
+                    let nan =
+                        _mm256_castsi256_ps(_mm256_cmpeq_epi32(magnitude, _mm256_set1_epi32(0x7f)));
+                    let sign =
+                        _mm256_slli_epi32::<24>(_mm256_and_si256(q, _mm256_set1_epi32(0x80)));
                     _mm256_or_ps(_mm256_or_ps(value, nan), _mm256_castsi256_ps(sign))
                 }
                 DType::BF16 => {

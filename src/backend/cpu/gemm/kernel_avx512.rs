@@ -140,12 +140,24 @@ unsafe fn pack_avx512(rows: &[Row], lanes: usize, k: usize, count: usize, to: *m
     // SAFETY: the same promises; `words::<T>` fits rows of type T.
     unsafe {
         match common_type(rows) {
-            F32 => pack_words::<1>(rows, lanes, k, count, to, |at, mask, t| words::<F32>(at, mask, t)),
-            BF16 => pack_words::<1>(rows, lanes, k, count, to, |at, mask, t| words::<BF16>(at, mask, t)),
-            F16 => pack_words::<1>(rows, lanes, k, count, to, |at, mask, t| words::<F16>(at, mask, t)),
-            F8E4M3 => pack_words::<1>(rows, lanes, k, count, to, |at, mask, t| words::<F8E4M3>(at, mask, t)),
-            F8E5M2 => pack_words::<1>(rows, lanes, k, count, to, |at, mask, t| words::<F8E5M2>(at, mask, t)),
-            _ => pack_words::<1>(rows, lanes, k, count, to, |at, mask, t| words::<MIXED>(at, mask, t)),
+            F32 => {
+                pack_words::<1>(rows, lanes, k, count, to, |at, mask, t| words::<F32>(at, mask, t))
+            }
+            BF16 => {
+                pack_words::<1>(rows, lanes, k, count, to, |at, mask, t| words::<BF16>(at, mask, t))
+            }
+            F16 => {
+                pack_words::<1>(rows, lanes, k, count, to, |at, mask, t| words::<F16>(at, mask, t))
+            }
+            F8E4M3 => pack_words::<1>(rows, lanes, k, count, to, |at, mask, t| {
+                words::<F8E4M3>(at, mask, t)
+            }),
+            F8E5M2 => pack_words::<1>(rows, lanes, k, count, to, |at, mask, t| {
+                words::<F8E5M2>(at, mask, t)
+            }),
+            _ => pack_words::<1>(rows, lanes, k, count, to, |at, mask, t| {
+                words::<MIXED>(at, mask, t)
+            }),
         }
     }
 }
@@ -180,7 +192,9 @@ pub unsafe fn pack_words<const PER: usize>(
     for first in (0..lanes).step_by(16) {
         let mask = low_bits(lanes - first) as __mmask16;
         let group: [Lane; 16] = std::array::from_fn(|i| match rows.get(first + i) {
-            Some(row) if !row.ptr.is_null() => Lane { at: row.at(k), size: row.dtype.size(), dtype: row.dtype },
+            Some(row) if !row.ptr.is_null() => {
+                Lane { at: row.at(k), size: row.dtype.size(), dtype: row.dtype }
+            }
             _ => Lane { at: NOTHING.as_ptr(), size: 0, dtype: DType::F32 },
         });
         for word in (0..words).step_by(16) {
@@ -228,8 +242,14 @@ fn transpose(v: [__m512i; 16]) -> [__m512i; 16] {
     for j in 0..4 {
         let (x, y) = (a[j], a[4 + j]);
         let (z, w) = (a[8 + j], a[12 + j]);
-        let (xy02, xy13) = (_mm512_shuffle_i32x4::<0b10_00_10_00>(x, y), _mm512_shuffle_i32x4::<0b11_01_11_01>(x, y));
-        let (zw02, zw13) = (_mm512_shuffle_i32x4::<0b10_00_10_00>(z, w), _mm512_shuffle_i32x4::<0b11_01_11_01>(z, w));
+        let (xy02, xy13) = (
+            _mm512_shuffle_i32x4::<0b10_00_10_00>(x, y),
+            _mm512_shuffle_i32x4::<0b11_01_11_01>(x, y),
+        );
+        let (zw02, zw13) = (
+            _mm512_shuffle_i32x4::<0b10_00_10_00>(z, w),
+            _mm512_shuffle_i32x4::<0b11_01_11_01>(z, w),
+        );
         b[j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(xy02, zw02);
         b[8 + j] = _mm512_shuffle_i32x4::<0b11_01_11_01>(xy02, zw02);
         b[4 + j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(xy13, zw13);

@@ -6,7 +6,8 @@ use std::arch::x86_64::*;
 use super::super::isa::Isa;
 use super::dot::Dot;
 use super::kernel_avx512::{
-    BF16, F8E4M3, F8E5M2, F16, F32, MIXED, MR, NR, common_type, expand_avx512, finish_avx512, low_bits, pack_words,
+    BF16, F8E4M3, F8E5M2, F16, F32, MIXED, MR, NR, common_type, expand_avx512, finish_avx512,
+    low_bits, pack_words,
 };
 use super::rows::Row;
 use super::{FEW, Micro, NC};
@@ -29,7 +30,11 @@ pub static AVX512BF16: Micro = Micro {
 fn multiply_add(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
     // SAFETY: 512 bits are 512 bits; the type only names what they mean.
     unsafe {
-        _mm512_dpbf16_ps(sum, std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b))
+        _mm512_dpbf16_ps(
+            sum,
+            std::mem::transmute::<__m512i, __m512bh>(a),
+            std::mem::transmute::<__m512i, __m512bh>(b),
+        )
     }
 }
 
@@ -102,7 +107,8 @@ unsafe fn load_bf16<const T: u8>(at: *const u8, mask: u32, mixed: DType) -> __m5
         match T {
             F32 => {
                 let low = _mm512_maskz_loadu_ps(mask as __mmask16, at.cast());
-                let high = _mm512_maskz_loadu_ps((mask >> 16) as __mmask16, at.wrapping_add(64).cast());
+                let high =
+                    _mm512_maskz_loadu_ps((mask >> 16) as __mmask16, at.wrapping_add(64).cast());
                 round(low, high)
             }
             BF16 => _mm512_maskz_loadu_epi16(mask, at.cast()),
@@ -113,11 +119,15 @@ unsafe fn load_bf16<const T: u8>(at: *const u8, mask: u32, mixed: DType) -> __m5
                 let twice = _mm512_permutexvar_epi8(_mm512_loadu_si512(TWICE.as_ptr().cast()), q);
                 let look_up = |table: &[u8; 128]| {
                     let table = table.as_ptr();
-                    let (first, second) = (_mm512_loadu_si512(table.cast()), _mm512_loadu_si512(table.add(64).cast()));
+                    let (first, second) = (
+                        _mm512_loadu_si512(table.cast()),
+                        _mm512_loadu_si512(table.add(64).cast()),
+                    );
                     _mm512_permutex2var_epi8(first, twice, second)
                 };
                 let odd_bytes = 0xaaaa_aaaa_aaaa_aaaa;
-                let magnitude = _mm512_mask_blend_epi8(odd_bytes, look_up(&E4M3_LOW), look_up(&E4M3_HIGH));
+                let magnitude =
+                    _mm512_mask_blend_epi8(odd_bytes, look_up(&E4M3_LOW), look_up(&E4M3_HIGH));
                 let sign = _mm512_set1_epi16(i16::MIN);
                 // magnitude | (twice & sign)
                 _mm512_ternarylogic_epi32::<0b1111_1000>(magnitude, twice, sign)
@@ -154,12 +164,24 @@ unsafe fn pack_bf16(rows: &[Row], lanes: usize, k: usize, count: usize, to: *mut
     // SAFETY: the same promises; `load_bf16::<T>` fits rows of type T.
     unsafe {
         match common_type(rows) {
-            F32 => pack_words::<2>(rows, lanes, k, count, to, |at, mask, t| load_bf16::<F32>(at, mask, t)),
-            BF16 => pack_words::<2>(rows, lanes, k, count, to, |at, mask, t| load_bf16::<BF16>(at, mask, t)),
-            F16 => pack_words::<2>(rows, lanes, k, count, to, |at, mask, t| load_bf16::<F16>(at, mask, t)),
-            F8E4M3 => pack_words::<2>(rows, lanes, k, count, to, |at, mask, t| load_bf16::<F8E4M3>(at, mask, t)),
-            F8E5M2 => pack_words::<2>(rows, lanes, k, count, to, |at, mask, t| load_bf16::<F8E5M2>(at, mask, t)),
-            _ => pack_words::<2>(rows, lanes, k, count, to, |at, mask, t| load_bf16::<MIXED>(at, mask, t)),
+            F32 => pack_words::<2>(rows, lanes, k, count, to, |at, mask, t| {
+                load_bf16::<F32>(at, mask, t)
+            }),
+            BF16 => pack_words::<2>(rows, lanes, k, count, to, |at, mask, t| {
+                load_bf16::<BF16>(at, mask, t)
+            }),
+            F16 => pack_words::<2>(rows, lanes, k, count, to, |at, mask, t| {
+                load_bf16::<F16>(at, mask, t)
+            }),
+            F8E4M3 => pack_words::<2>(rows, lanes, k, count, to, |at, mask, t| {
+                load_bf16::<F8E4M3>(at, mask, t)
+            }),
+            F8E5M2 => pack_words::<2>(rows, lanes, k, count, to, |at, mask, t| {
+                load_bf16::<F8E5M2>(at, mask, t)
+            }),
+            _ => pack_words::<2>(rows, lanes, k, count, to, |at, mask, t| {
+                load_bf16::<MIXED>(at, mask, t)
+            }),
         }
     }
 }
@@ -231,7 +253,9 @@ unsafe fn dot_at_most<const T: u8, const M: usize, const SIDE: usize>(d: Dot) {
             }
             for m in 0..d.rows {
                 let sum = sums.iter().map(|s| s[m]).reduce(|a, b| _mm512_add_ps(a, b));
-                d.sums.add(m * NC + j).write(_mm512_reduce_add_ps(sum.unwrap_or(_mm512_setzero_ps())));
+                d.sums
+                    .add(m * NC + j)
+                    .write(_mm512_reduce_add_ps(sum.unwrap_or(_mm512_setzero_ps())));
             }
         }
     }
@@ -247,7 +271,8 @@ mod tests {
     #[test]
     fn the_e4m3_table_is_exact() {
         for q in 0..128u8 {
-            let got = bf16::from_le_bytes([E4M3_LOW[usize::from(q)], E4M3_HIGH[usize::from(q)]]).to_f32();
+            let got =
+                bf16::from_le_bytes([E4M3_LOW[usize::from(q)], E4M3_HIGH[usize::from(q)]]).to_f32();
             let want = f8e4m3_to_f32(q);
             assert!(got == want || got.is_nan() && want.is_nan(), "{q:#x}: {got} is not {want}");
         }

@@ -111,7 +111,8 @@ impl Blocks {
         let panels = all_panels.div_ceil(passes);
         // Enough tasks for an even finish: first narrower ones, then shorter ones (which pack w again each), as
         // long as packing stays small beside the arithmetic.
-        let tasks = |nc: usize, task_panels: usize| n.div_ceil(nc) * panels.div_ceil(task_panels.max(1));
+        let tasks =
+            |nc: usize, task_panels: usize| n.div_ceil(nc) * panels.div_ceil(task_panels.max(1));
         let (mut nc, mut task_panels) = (NC, panels);
         let want = if threads == 1 { 1 } else { 4 * threads };
         while tasks(nc, task_panels) < want && nc > 4 * micro.nr {
@@ -125,7 +126,8 @@ impl Blocks {
         }
         let kc = words.max(side_words).min(KC);
         let tile = micro.mr * micro.nr;
-        let c_words = if k_blocks + side_blocks > 1 { tile * task_panels * (nc / micro.nr) } else { tile };
+        let c_words =
+            if k_blocks + side_blocks > 1 { tile * task_panels * (nc / micro.nr) } else { tile };
         Blocks {
             k_blocks,
             panels,
@@ -153,7 +155,14 @@ pub struct Side<'a> {
 }
 
 /// Bytes of scratch that `product` needs; `side` is the rank of a side, or 0.
-pub fn scratch_bytes(micro: &Micro, rows: usize, k: usize, side: usize, n: usize, threads: usize) -> usize {
+pub fn scratch_bytes(
+    micro: &Micro,
+    rows: usize,
+    k: usize,
+    side: usize,
+    n: usize,
+    threads: usize,
+) -> usize {
     let words = if rows <= FEW {
         dot::scratch_words(micro, rows, k) + dot::scratch_words(micro, rows, side)
     } else {
@@ -236,7 +245,21 @@ pub unsafe fn product(
     while first < rows {
         let count = (blocks.panels * micro.mr).min(rows - first);
         // SAFETY: rows `first .. first + count` exist; the scratch is large enough; the caller promises the rest.
-        unsafe { rows_product(micro, &blocks, x, w, bias, side, tail, out, (first, count), words, threads) };
+        unsafe {
+            rows_product(
+                micro,
+                &blocks,
+                x,
+                w,
+                bias,
+                side,
+                tail,
+                out,
+                (first, count),
+                words,
+                threads,
+            )
+        };
         first += count;
     }
 }
@@ -264,15 +287,20 @@ unsafe fn rows_product(
         .collect();
     debug_assert_eq!(blocks.len(), b.k_blocks + b.side_blocks);
     // Packed x is `[k block][panel][word][row]`: what a task reads in one k block is contiguous.
-    let x_panel =
-        |block: &KBlock, panel: usize| scratch.at(block.base + (block.first_word * panels + panel * block.words) * mr);
+    let x_panel = |block: &KBlock, panel: usize| {
+        scratch.at(block.base + (block.first_word * panels + panel * block.words) * mr)
+    };
     share(threads, panels, |_, panel| {
         for block in &blocks {
             let from = side.filter(|_| block.side).map_or(x, |s| s.t);
             let mut lanes = [Row::ZEROS; MAX_LANES];
             let lanes = &mut lanes[..mr];
             for (i, lane) in lanes.iter_mut().enumerate() {
-                *lane = if panel * mr + i < count { Row::of(from, first + panel * mr + i) } else { Row::ZEROS };
+                *lane = if panel * mr + i < count {
+                    Row::of(from, first + panel * mr + i)
+                } else {
+                    Row::ZEROS
+                };
             }
             // SAFETY: the rows have k elements, the panel's place in the scratch is this task's own.
             unsafe { (micro.pack)(lanes, mr, block.from, block.len, x_panel(block, panel)) };
@@ -324,7 +352,9 @@ unsafe fn rows_product(
                     }
                 }
                 // SAFETY: the rows have k elements; the slot's scratch holds `nc x KC` words.
-                unsafe { (micro.pack)(lanes, nr, from, block.len, packed.wrapping_add(p * nr * words)) };
+                unsafe {
+                    (micro.pack)(lanes, nr, from, block.len, packed.wrapping_add(p * nr * words))
+                };
             }
             for m in 0..task_panels {
                 for p in 0..w_panels {
@@ -332,14 +362,30 @@ unsafe fn rows_product(
                     let row = (top + m) * mr;
                     // The next panel of x lies in L3 or further; every tile asks for a share of it.
                     let share = (mr * words).div_ceil(w_panels);
-                    fetch(x_panel(block, (top + m + 1).min(panels - 1)).wrapping_add(p * share), share);
+                    fetch(
+                        x_panel(block, (top + m + 1).min(panels - 1)).wrapping_add(p * share),
+                        share,
+                    );
                     // SAFETY: the panels were packed above with `words` words; the tile is the slot's own.
                     unsafe {
                         let x_panel = x_panel(block, top + m);
-                        (micro.tile)(words, x_panel, packed.wrapping_add(p * nr * words), tile, i > 0);
+                        (micro.tile)(
+                            words,
+                            x_panel,
+                            packed.wrapping_add(p * nr * words),
+                            tile,
+                            i > 0,
+                        );
                         if i + 1 == blocks.len() {
                             let rows = mr.min(count - row);
-                            let f = columns.finish(tail, out, first + row, rows, p * nr, nr.min(cols - p * nr));
+                            let f = columns.finish(
+                                tail,
+                                out,
+                                first + row,
+                                rows,
+                                p * nr,
+                                nr.min(cols - p * nr),
+                            );
                             (micro.finish)(tile, nr, f);
                         }
                     }
@@ -367,7 +413,14 @@ impl KBlock {
         // Without any k there is still a block: it makes the sums 0.
         (0..k.max(1)).step_by(KC * per_word).map(move |from| {
             let len = (k - from).min(KC * per_word);
-            KBlock { from, len, first_word: from / per_word, words: len.div_ceil(per_word), base, side }
+            KBlock {
+                from,
+                len,
+                first_word: from / per_word,
+                words: len.div_ceil(per_word),
+                base,
+                side,
+            }
         })
     }
 }
@@ -418,7 +471,15 @@ impl Columns {
     }
 
     /// How to finish a tile of `rows` rows from `row`, and of `cols` columns from `col` of these.
-    pub fn finish(&self, tail: Tail, out: Out, row: usize, rows: usize, col: usize, cols: usize) -> Finish<'_> {
+    pub fn finish(
+        &self,
+        tail: Tail,
+        out: Out,
+        row: usize,
+        rows: usize,
+        col: usize,
+        cols: usize,
+    ) -> Finish<'_> {
         let range = col..col + cols;
         Finish {
             scale: &self.scale[range.clone()],

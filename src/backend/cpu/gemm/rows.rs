@@ -31,7 +31,11 @@ impl Row {
 
     /// The same row from element `k` on.
     pub fn from(self, k: usize) -> Row {
-        if k == 0 || self.ptr.is_null() || !loadable(self.dtype) { self } else { Row { ptr: self.at(k), ..self } }
+        if k == 0 || self.ptr.is_null() || !loadable(self.dtype) {
+            self
+        } else {
+            Row { ptr: self.at(k), ..self }
+        }
     }
 
     /// The address of element `k`.
@@ -86,7 +90,9 @@ impl<'a> WeightRows<'a> {
     /// Row `row`, or zeros past the last.
     pub fn row(&self, row: usize) -> Row {
         match self.part(row) {
-            Some(p) => Row { ptr: p.bytes[(row - p.first) * p.row_bytes..].as_ptr(), dtype: p.dtype },
+            Some(p) => {
+                Row { ptr: p.bytes[(row - p.first) * p.row_bytes..].as_ptr(), dtype: p.dtype }
+            }
             None => Row::ZEROS,
         }
     }
@@ -99,7 +105,11 @@ impl<'a> WeightRows<'a> {
             Scale::Blocks(scales) => Some((scales, local)),
             _ => None,
         };
-        Some(Expanded { bytes: &p.bytes[local * p.row_bytes..][..p.row_bytes], format: p.dtype.format(), scales })
+        Some(Expanded {
+            bytes: &p.bytes[local * p.row_bytes..][..p.row_bytes],
+            format: p.dtype.format(),
+            scales,
+        })
     }
 
     /// Whether any row must be expanded.
@@ -146,13 +156,19 @@ impl Expanded<'_> {
             let first = at / format.block;
             let count = (at + out.len()).div_ceil(format.block) - first;
             scales.row(row, first, &mut values[..count]);
-            format.decode(&self.bytes[first * format.bytes..], &values[..count], at - first * format.block, out);
+            format.decode(
+                &self.bytes[first * format.bytes..],
+                &values[..count],
+                at - first * format.block,
+                out,
+            );
             at += out.len();
         }
     }
 }
 
-static E5M2: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|q| f8e5m2_to_f32(q as u8)));
+static E5M2: LazyLock<[f32; 256]> =
+    LazyLock::new(|| std::array::from_fn(|q| f8e5m2_to_f32(q as u8)));
 
 /// Writes elements `k .. k + out.len()` of `row` to `out` as f32.
 ///

@@ -78,17 +78,30 @@ pub fn blocks(random: &mut Random, cols: usize, rows: usize, dtype: DType) -> Ho
                 let per_row = format.blocks(cols);
                 let count = rows.next_multiple_of(128) * per_row.next_multiple_of(4);
                 let (stored, scales) = match dtype {
-                    DType::Mxfp8 => {
-                        (BlockScale::E8M0, (0..count).map(|_| (120.0 + 5.0 * random.f32()) as u8).collect())
-                    }
-                    DType::Nvfp4 => {
-                        (BlockScale::E4M3, (0..count).map(|_| (48.0 + 20.0 * random.f32()) as u8).collect())
-                    }
-                    _ => (BlockScale::F32, (0..count).flat_map(|_| random.f32().to_le_bytes()).collect::<Vec<u8>>()),
+                    DType::Mxfp8 => (
+                        BlockScale::E8M0,
+                        (0..count).map(|_| (120.0 + 5.0 * random.f32()) as u8).collect(),
+                    ),
+                    DType::Nvfp4 => (
+                        BlockScale::E4M3,
+                        (0..count).map(|_| (48.0 + 20.0 * random.f32()) as u8).collect(),
+                    ),
+                    _ => (
+                        BlockScale::F32,
+                        (0..count).flat_map(|_| random.f32().to_le_bytes()).collect::<Vec<u8>>(),
+                    ),
                 };
                 let tiled = dtype == DType::Nvfp4 && i == 1;
                 let source = Arc::new(scales);
-                let scales = BlockScales { source, offset: 0, stored, per_row, first_row: 0, tiled, factor: 0.7 };
+                let scales = BlockScales {
+                    source,
+                    offset: 0,
+                    stored,
+                    per_row,
+                    first_row: 0,
+                    tiled,
+                    factor: 0.7,
+                };
                 scale = Scale::Blocks(scales);
                 // No NaN among mxfp8's codes.
                 bytes[offset..].iter_mut().for_each(|q| *q &= 0xbf);

@@ -9,7 +9,9 @@ fn sums(x: &[f32], w: &HostWeight, bias: Option<&[f32]>) -> Vec<f64> {
     let mut out = Vec::new();
     for r in 0..rows {
         for n in 0..w.rows {
-            let dot: f64 = (0..w.cols).map(|k| f64::from(x[r * w.cols + k]) * f64::from(values[n * w.cols + k])).sum();
+            let dot: f64 = (0..w.cols)
+                .map(|k| f64::from(x[r * w.cols + k]) * f64::from(values[n * w.cols + k]))
+                .sum();
             out.push(dot + bias.map_or(0.0, |b| f64::from(b[n])));
         }
     }
@@ -64,7 +66,11 @@ fn parts_of_several_types_and_scales() {
     let mut random = Random::new(2);
     for v in runnable(LINEAR) {
         for rows in [2, 23] {
-            let w = weight(&mut random, 77, &[(5, BF16), (1, F8E4M3), (40, F16), (9, F32), (35, F8E5M2), (3, F8E4M3)]);
+            let w = weight(
+                &mut random,
+                77,
+                &[(5, BF16), (1, F8E4M3), (40, F16), (9, F32), (35, F8E5M2), (3, F8E4M3)],
+            );
             let x = random.vec(rows * 77);
             let e = error(&plain(v, &x, &w, None), &sums(&x, &w, None));
             assert!(e <= tolerance(v), "{} {rows} rows: {e:e}", v.name);
@@ -107,12 +113,16 @@ fn every_tail_in_place_within_windows() {
                             0 => y,
                             1 => y / (1.0 + (-y).exp()),
                             2 => {
-                                let u = (2.0 / std::f64::consts::PI).sqrt() * (y + 0.044715 * y.powi(3));
+                                let u = (2.0 / std::f64::consts::PI).sqrt()
+                                    * (y + 0.044715 * y.powi(3));
                                 y / 2.0 * (1.0 + u.tanh())
                             }
                             3 => y / (1.0 + (-1.702 * y).exp()),
                             4 => old + y,
-                            _ => old + f64::from(gate_data[r / (rows / groups) * (n + 5) + 3 + c]) * y,
+                            _ => {
+                                old + f64::from(gate_data[r / (rows / groups) * (n + 5) + 3 + c])
+                                    * y
+                            }
                         }
                     })
                     .collect();
@@ -120,7 +130,11 @@ fn every_tail_in_place_within_windows() {
                 let e = error(&got, &want);
                 assert!(e <= tolerance(v), "{} {rows} rows, tail {kind}: {e:e}", v.name);
                 for (got, before) in data.chunks(n + 7).zip(before.chunks(n + 7)) {
-                    assert!(got[..2] == before[..2] && got[2 + n..] == before[2 + n..], "{} wrote outside", v.name);
+                    assert!(
+                        got[..2] == before[..2] && got[2 + n..] == before[2 + n..],
+                        "{} wrote outside",
+                        v.name
+                    );
                 }
             }
         }
@@ -161,7 +175,8 @@ fn subnormal_weights_keep_their_value() {
     for v in runnable(LINEAR) {
         // All 254 finite codes of E4M3, the smallest by themselves in a row.
         let codes: Vec<u8> = (0..=255u8).filter(|q| q & 0x7f != 0x7f).collect();
-        let small: Vec<u8> = (0..254).map(|i| (i % 8) as u8 | if i % 3 == 0 { 0x80 } else { 0 }).collect();
+        let small: Vec<u8> =
+            (0..254).map(|i| (i % 8) as u8 | if i % 3 == 0 { 0x80 } else { 0 }).collect();
         let mut w = weight(&mut random, 254, &[(2, F8E4M3)]);
         w.parts[0].source = std::sync::Arc::new([codes, small].concat());
         w.parts[0].offset = 0;
@@ -208,7 +223,10 @@ fn more_rows_than_are_packed_at_once() {
 #[test]
 fn nothing_to_sum_leaves_the_bias() {
     let w = HostWeight { rows: 3, cols: 0, parts: vec![] };
-    let w = HostWeight { parts: vec![weight(&mut Random::new(8), 0, &[(3, F32)]).parts[0].clone()], ..w };
+    let w = HostWeight {
+        parts: vec![weight(&mut Random::new(8), 0, &[(3, F32)]).parts[0].clone()],
+        ..w
+    };
     for v in runnable(LINEAR) {
         for rows in [2, 20] {
             let mut out = vec![f32::NAN; rows * 3];
@@ -222,12 +240,18 @@ fn nothing_to_sum_leaves_the_bias() {
 
 #[test]
 fn the_choice_follows_arithmetic_storage_and_processor() {
-    let stored = |types: &[crate::dtype::DType]| types.iter().fold(DTypes::default(), |set, t| set.with(*t));
-    let name = |isa, types: &[_], compute, forced| choose(LINEAR, isa, stored(types), compute, forced).map(|v| v.name);
+    let stored =
+        |types: &[crate::dtype::DType]| types.iter().fold(DTypes::default(), |set, t| set.with(*t));
+    let name = |isa, types: &[_], compute, forced| {
+        choose(LINEAR, isa, stored(types), compute, forced).map(|v| v.name)
+    };
     if cfg!(target_arch = "x86_64") {
         let best = Isa::Avx512Bf16;
         assert_eq!(name(best, &[BF16], Compute::Auto, None), Some("linear_bf16_avx512bf16"));
-        assert_eq!(name(best, &[F8E4M3, BF16], Compute::Auto, None), Some("linear_bf16_avx512bf16"));
+        assert_eq!(
+            name(best, &[F8E4M3, BF16], Compute::Auto, None),
+            Some("linear_bf16_avx512bf16")
+        );
         assert_eq!(name(best, &[F32, BF16], Compute::Auto, None), Some("linear_f32_avx512"));
         assert_eq!(name(best, &[BF16], Compute::F32, None), Some("linear_f32_avx512"));
         assert_eq!(name(best, &[F32], Compute::Bf16, None), Some("linear_bf16_avx512bf16"));
@@ -245,9 +269,13 @@ fn a_side_is_added_before_the_epilogue_and_knows_no_scales_of_w() {
     let mut random = Random::new(77);
     for v in runnable(LINEAR) {
         for dtype in [F32, BF16, F8E4M3] {
-            for (rows, k, n, rank) in
-                [(1, 64, 33, 4), (7, 100, 40, 16), (9, 64, 65, 1), (50, 700, 70, 33), (33, 40, 300, 450)]
-            {
+            for (rows, k, n, rank) in [
+                (1, 64, 33, 4),
+                (7, 100, 40, 16),
+                (9, 64, 65, 1),
+                (50, 700, 70, 33),
+                (33, 40, 300, 450),
+            ] {
                 let x = random.vec(rows * k);
                 let t = random.vec(rows * rank);
                 let w = weight(&mut random, k, &[(n / 2, dtype), (n - n / 2, dtype)]);
@@ -258,12 +286,30 @@ fn a_side_is_added_before_the_epilogue_and_knows_no_scales_of_w() {
                 let mut scratch = vec![0xff; bytes];
                 let tail = Tail::Add { residual: In::dense(&residual, n) };
                 let side = Some((In::dense(&t, rank), &b));
-                linear(In::dense(&x, k), &w, Some(&bias), side, tail, Out::dense(&mut out, n), &mut scratch, v);
+                linear(
+                    In::dense(&x, k),
+                    &w,
+                    Some(&bias),
+                    side,
+                    tail,
+                    Out::dense(&mut out, n),
+                    &mut scratch,
+                    v,
+                );
                 let (plain, more) = (sums(&x, &w, Some(&bias)), sums(&t, &b, None));
-                let want: Vec<f64> =
-                    plain.iter().zip(&more).zip(&residual).map(|((p, m), r)| p + m + f64::from(*r)).collect();
+                let want: Vec<f64> = plain
+                    .iter()
+                    .zip(&more)
+                    .zip(&residual)
+                    .map(|((p, m), r)| p + m + f64::from(*r))
+                    .collect();
                 let e = error(&out, &want);
-                assert!(e <= tolerance(v), "{} {} {rows} x {k} x {n} rank {rank}: {e:e}", v.name, dtype.name());
+                assert!(
+                    e <= tolerance(v),
+                    "{} {} {rows} x {k} x {n} rank {rank}: {e:e}",
+                    v.name,
+                    dtype.name()
+                );
             }
         }
     }

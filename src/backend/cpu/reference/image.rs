@@ -6,7 +6,14 @@ use crate::op::ConvShape;
 use crate::tensor::HostWeight;
 
 /// Convolution, `w` as files store it: `out_channels x (in_channels * kernel * kernel)`.
-pub(crate) fn conv2d(x: In, w: &HostWeight, bias: Option<&[f32]>, shape: ConvShape, residual: Option<In>, out: Out) {
+pub(crate) fn conv2d(
+    x: In,
+    w: &HostWeight,
+    bias: Option<&[f32]>,
+    shape: ConvShape,
+    residual: Option<In>,
+    out: Out,
+) {
     let w = w.to_f32();
     let k = shape.kernel;
     let (source_h, source_w) = shape.source();
@@ -19,7 +26,8 @@ pub(crate) fn conv2d(x: In, w: &HostWeight, bias: Option<&[f32]>, shape: ConvSha
                 let mut sum = bias.map_or(0.0, |b| f64::from(b[oc]));
                 for (ky, kx) in (0..k).flat_map(|y| (0..k).map(move |x| (y, x))) {
                     let (y, x_) = (oy * shape.stride + ky, ox * shape.stride + kx);
-                    let inside = |p: usize, n: usize| p >= shape.pad_before && p - shape.pad_before < n;
+                    let inside =
+                        |p: usize, n: usize| p >= shape.pad_before && p - shape.pad_before < n;
                     if !inside(y, source_h) || !inside(x_, source_w) {
                         continue;
                     }
@@ -53,14 +61,18 @@ pub(crate) fn group_norm(
     for picture in 0..batch {
         for group in 0..groups {
             let elements = || {
-                (0..pixels).flat_map(move |p| (0..channels).map(move |c| (picture * pixels + p, group * channels + c)))
+                (0..pixels).flat_map(move |p| {
+                    (0..channels).map(move |c| (picture * pixels + p, group * channels + c))
+                })
             };
             let n = (pixels * channels) as f64;
             let mean = elements().map(|(r, c)| f64::from(at(x, r, c))).sum::<f64>() / n;
-            let variance = elements().map(|(r, c)| (f64::from(at(x, r, c)) - mean).powi(2)).sum::<f64>() / n;
+            let variance =
+                elements().map(|(r, c)| (f64::from(at(x, r, c)) - mean).powi(2)).sum::<f64>() / n;
             let inverse = 1.0 / (variance + f64::from(eps)).sqrt();
             for (r, c) in elements() {
-                let y = (f64::from(at(x, r, c)) - mean) * inverse * f64::from(weight[c]) + f64::from(bias[c]);
+                let y = (f64::from(at(x, r, c)) - mean) * inverse * f64::from(weight[c])
+                    + f64::from(bias[c]);
                 put(out, r, c, if silu { silu_of(y) } else { y } as f32);
             }
         }

@@ -22,7 +22,8 @@ pub(crate) fn linear(
         for (row, stored) in part.bytes().chunks_exact(part.row_bytes()).enumerate() {
             part.decode_row(row, stored, &mut w);
             for r in 0..x.rows() {
-                let sum: f64 = (0..x.cols()).map(|c| f64::from(at(x, r, c)) * f64::from(w[c])).sum();
+                let sum: f64 =
+                    (0..x.cols()).map(|c| f64::from(at(x, r, c)) * f64::from(w[c])).sum();
                 let more = side.as_ref().map_or(0.0, |(t, b)| {
                     let b = &b[n * t.cols()..(n + 1) * t.cols()];
                     b.iter().enumerate().map(|(c, b)| f64::from(at(*t, r, c)) * f64::from(*b)).sum()
@@ -58,9 +59,13 @@ pub(crate) fn attention(a: &Attention) {
                 let scores: Vec<f64> = (0..visible)
                     .map(|j| {
                         let dot: f64 = (0..dim)
-                            .map(|d| f64::from(at(a.q, row(i), col(d))) * f64::from(at(a.k, row(j), col(d))))
+                            .map(|d| {
+                                f64::from(at(a.q, row(i), col(d)))
+                                    * f64::from(at(a.k, row(j), col(d)))
+                            })
                             .sum();
-                        let bias = a.bias.map_or(0.0, |b| f64::from(at(b, j + tokens - 1 - i, head)));
+                        let bias =
+                            a.bias.map_or(0.0, |b| f64::from(at(b, j + tokens - 1 - i, head)));
                         dot * f64::from(a.scale) + bias
                     })
                     .collect();
@@ -69,7 +74,8 @@ pub(crate) fn attention(a: &Attention) {
                 let total: f64 = weights.iter().sum();
                 let (window, place) = a.place(picture, i);
                 for d in 0..dim {
-                    let sum: f64 = (0..visible).map(|j| weights[j] * f64::from(at(a.v, row(j), col(d)))).sum();
+                    let sum: f64 =
+                        (0..visible).map(|j| weights[j] * f64::from(at(a.v, row(j), col(d)))).sum();
                     put(window, place, col(d), (sum / total) as f32);
                 }
             }

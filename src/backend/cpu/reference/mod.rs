@@ -8,7 +8,8 @@ mod rows;
 pub(crate) use image::{conv2d, euler_step, group_norm, pack, timestep_embed, unpack};
 pub(crate) use matmul::{attention, linear};
 pub(crate) use rows::{
-    add, cast, copy_rows, embed, gelu_mul, layer_norm, layer_norm_modulate, qk_norm_rope, rms_norm, silu,
+    add, cast, copy_rows, embed, gelu_mul, layer_norm, layer_norm_modulate, qk_norm_rope, rms_norm,
+    silu,
 };
 
 use super::matrix::{In, Out};

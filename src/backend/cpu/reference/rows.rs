@@ -9,7 +9,8 @@ use super::{at, gelu_tanh, group_row, put, silu_of};
 fn moments(x: In, row: usize, eps: f32) -> (f64, f64) {
     let n = x.cols() as f64;
     let mean = (0..x.cols()).map(|c| f64::from(at(x, row, c))).sum::<f64>() / n;
-    let variance = (0..x.cols()).map(|c| (f64::from(at(x, row, c)) - mean).powi(2)).sum::<f64>() / n;
+    let variance =
+        (0..x.cols()).map(|c| (f64::from(at(x, row, c)) - mean).powi(2)).sum::<f64>() / n;
     (mean, 1.0 / (variance + f64::from(eps)).sqrt())
 }
 
@@ -17,10 +18,12 @@ fn moments(x: In, row: usize, eps: f32) -> (f64, f64) {
 pub(crate) fn layer_norm_modulate(x: In, shift: In, scale: In, eps: f32, out: Out) {
     for r in 0..x.rows() {
         let (mean, inverse) = moments(x, r, eps);
-        let (of_shift, of_scale) = (group_row(r, x.rows(), shift.rows()), group_row(r, x.rows(), scale.rows()));
+        let (of_shift, of_scale) =
+            (group_row(r, x.rows(), shift.rows()), group_row(r, x.rows(), scale.rows()));
         for c in 0..x.cols() {
             let norm = (f64::from(at(x, r, c)) - mean) * inverse;
-            let y = (1.0 + f64::from(at(scale, of_scale, c))) * norm + f64::from(at(shift, of_shift, c));
+            let y = (1.0 + f64::from(at(scale, of_scale, c))) * norm
+                + f64::from(at(shift, of_shift, c));
             put(out, r, c, y as f32);
         }
     }
@@ -64,7 +67,8 @@ pub(crate) fn qk_norm_rope(a: &QkNormRope) {
                     let (even, odd) = (2 * pair, 2 * pair + 1);
                     let x0 = x[even] * inverse * f64::from(gain[even]);
                     let x1 = x[odd] * inverse * f64::from(gain[odd]);
-                    let (cos, sin) = (f64::from(at(a.rope, token, even)), f64::from(at(a.rope, token, odd)));
+                    let (cos, sin) =
+                        (f64::from(at(a.rope, token, even)), f64::from(at(a.rope, token, odd)));
                     put(a.out, to, first + even, (cos * x0 - sin * x1) as f32);
                     put(a.out, to, first + odd, (sin * x0 + cos * x1) as f32);
                 }
@@ -115,7 +119,14 @@ pub(crate) fn embed(table: &Table, ids: &[i32], positions: Option<&Table>, out: 
 }
 
 /// Rows `from .. from + count` of each picture of x become rows `to ..` of that picture of out.
-pub(crate) fn copy_rows(x: &Stored, out: &Stored, batch: usize, from: usize, to: usize, count: usize) {
+pub(crate) fn copy_rows(
+    x: &Stored,
+    out: &Stored,
+    batch: usize,
+    from: usize,
+    to: usize,
+    count: usize,
+) {
     let (x_rows, out_rows) = (x.rows() / batch, out.rows() / batch);
     for picture in 0..batch {
         for i in 0..count {

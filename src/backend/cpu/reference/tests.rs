@@ -24,14 +24,21 @@ fn numbers(seed: u64, n: usize) -> Vec<f32> {
 
 fn weight(rows: usize, cols: usize, values: &[f32], scale: Scale) -> HostWeight {
     let source = Arc::new(values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
-    HostWeight { rows, cols, parts: vec![HostPart { source, offset: 0, rows, cols, dtype: DType::F32, scale }] }
+    HostWeight {
+        rows,
+        cols,
+        parts: vec![HostPart { source, offset: 0, rows, cols, dtype: DType::F32, scale }],
+    }
 }
 
 #[track_caller]
 fn close(found: &[f32], expected: &[f64]) {
     assert_eq!(found.len(), expected.len());
     for (i, (f, e)) in found.iter().zip(expected).enumerate() {
-        assert!((f64::from(*f) - e).abs() <= 2e-6 * (1.0 + e.abs()), "element {i}: {f}, expected {e}");
+        assert!(
+            (f64::from(*f) - e).abs() <= 2e-6 * (1.0 + e.abs()),
+            "element {i}: {f}, expected {e}"
+        );
     }
 }
 
@@ -55,13 +62,19 @@ fn linear_scales_each_stored_row_and_finishes_with_its_tail() {
     let all = |f: &dyn Fn(usize, usize) -> f64| (0..8).map(|i| f(i / 4, i % 4)).collect::<Vec<_>>();
     close(&run(Tail::None), &all(&y));
     close(&run(Tail::Silu), &all(&|r, n| y(r, n) * (0.5 + 0.5 * (y(r, n) / 2.0).tanh())));
-    close(&run(Tail::QuickGelu), &all(&|r, n| y(r, n) * (0.5 + 0.5 * (1.702 * y(r, n) / 2.0).tanh())));
+    close(
+        &run(Tail::QuickGelu),
+        &all(&|r, n| y(r, n) * (0.5 + 0.5 * (1.702 * y(r, n) / 2.0).tanh())),
+    );
     let u = |y: f64| 0.797_884_560_802_865_4 * (y + 0.044715 * y.powi(3));
     close(&run(Tail::GeluTanh), &all(&|r, n| y(r, n) / (1.0 + (-2.0 * u(y(r, n))).exp())));
     let (residual_in, gate_in) = (In::dense(&residual, 4), In::dense(&gate, 4));
     let with_gate = run(Tail::GatedAdd { residual: residual_in, gate: gate_in });
     close(&with_gate, &all(&|r, n| f64::from(residual[4 * r + n]) + f64::from(gate[n]) * y(r, n)));
-    close(&run(Tail::Add { residual: residual_in }), &all(&|r, n| f64::from(residual[4 * r + n]) + y(r, n)));
+    close(
+        &run(Tail::Add { residual: residual_in }),
+        &all(&|r, n| f64::from(residual[4 * r + n]) + y(r, n)),
+    );
 }
 
 #[test]
@@ -69,9 +82,11 @@ fn attention_is_a_weighted_mean_with_exponential_weights() {
     let (batch, tokens, heads, dim) = (2, 5, 2, 4);
     let width = heads * dim;
     let n = batch * tokens * width;
-    let (q, k, v, bias) = (numbers(1, n), numbers(2, n), numbers(3, n), numbers(4, (2 * tokens - 1) * heads));
+    let (q, k, v, bias) =
+        (numbers(1, n), numbers(2, n), numbers(3, n), numbers(4, (2 * tokens - 1) * heads));
     for causal in [false, true] {
-        let (mut head_rows, mut rest) = (vec![f32::NAN; batch * 2 * width], vec![f32::NAN; batch * 3 * width]);
+        let (mut head_rows, mut rest) =
+            (vec![f32::NAN; batch * 2 * width], vec![f32::NAN; batch * 3 * width]);
         attention(&Attention {
             q: In::dense(&q, width),
             k: In::dense(&k, width),
@@ -84,10 +99,12 @@ fn attention_is_a_weighted_mean_with_exponential_weights() {
             first: Some(Out::dense(&mut head_rows, width)),
             out: Out::dense(&mut rest, width),
         });
-        for (picture, i, head) in (0..batch).flat_map(|b| (0..tokens).flat_map(move |i| (0..2).map(move |h| (b, i, h))))
+        for (picture, i, head) in
+            (0..batch).flat_map(|b| (0..tokens).flat_map(move |i| (0..2).map(move |h| (b, i, h))))
         {
-            let at =
-                |m: &[f32], token: usize, d: usize| f64::from(m[(picture * tokens + token) * width + head * dim + d]);
+            let at = |m: &[f32], token: usize, d: usize| {
+                f64::from(m[(picture * tokens + token) * width + head * dim + d])
+            };
             let (mut total, mut sums) = (0.0, [0.0; 4]);
             for j in (0..tokens).filter(|j| !causal || *j <= i) {
                 let mut score = f64::from(bias[(tokens - 1 + j - i) * heads + head]);
@@ -115,7 +132,8 @@ fn norms_give_the_wanted_moments() {
     layer_norm(In::dense(&x, cols), &gain, &shift, 0.0, Out::dense(&mut out, cols));
     for row in out.chunks(cols) {
         let mean = row.iter().map(|y| f64::from(*y)).sum::<f64>() / cols as f64;
-        let variance = row.iter().map(|y| (f64::from(*y) - mean).powi(2)).sum::<f64>() / cols as f64;
+        let variance =
+            row.iter().map(|y| (f64::from(*y) - mean).powi(2)).sum::<f64>() / cols as f64;
         assert!((mean + 2.0).abs() < 1e-6 && (variance - 9.0).abs() < 1e-5, "{mean} {variance}");
     }
     // Two groups of three rows, modulated so that the second group is all shift.
@@ -123,8 +141,15 @@ fn norms_give_the_wanted_moments() {
         ([vec![0.0; cols], vec![5.0; cols]].concat(), [vec![2.0; cols], vec![-1.0; cols]].concat());
     let windows = (In::dense(&mod_shift, cols), In::dense(&mod_scale, cols));
     let mut modulated = vec![f32::NAN; rows * cols];
-    layer_norm_modulate(In::dense(&x, cols), windows.0, windows.1, 0.0, Out::dense(&mut modulated, cols));
-    let expected: Vec<f64> = out[..3 * cols].iter().map(|y| f64::from(*y) + 2.0).chain(vec![5.0; 3 * cols]).collect();
+    layer_norm_modulate(
+        In::dense(&x, cols),
+        windows.0,
+        windows.1,
+        0.0,
+        Out::dense(&mut modulated, cols),
+    );
+    let expected: Vec<f64> =
+        out[..3 * cols].iter().map(|y| f64::from(*y) + 2.0).chain(vec![5.0; 3 * cols]).collect();
     close(&modulated, &expected);
     rms_norm(In::dense(&x, cols), &gain, 0.0, Out::dense(&mut out, cols));
     for row in out.chunks(cols) {
@@ -134,9 +159,27 @@ fn norms_give_the_wanted_moments() {
     // Group norm over one pixel of one group is a layer norm; over many pixels the moments are those of the group.
     let mut grouped = vec![f32::NAN; rows * cols];
     layer_norm(In::dense(&x, cols), &gain, &shift, 1e-3, Out::dense(&mut out, cols));
-    group_norm(In::dense(&x, cols), &gain, &shift, rows, 1, 1e-3, false, Out::dense(&mut grouped, cols));
+    group_norm(
+        In::dense(&x, cols),
+        &gain,
+        &shift,
+        rows,
+        1,
+        1e-3,
+        false,
+        Out::dense(&mut grouped, cols),
+    );
     assert_eq!(out, grouped);
-    group_norm(In::dense(&x, cols), &gain, &shift, 2, 8, 0.0, false, Out::dense(&mut grouped, cols));
+    group_norm(
+        In::dense(&x, cols),
+        &gain,
+        &shift,
+        2,
+        8,
+        0.0,
+        false,
+        Out::dense(&mut grouped, cols),
+    );
     for (picture, group) in [(0, 0), (1, 7)] {
         let ys: Vec<f64> = (0..3)
             .flat_map(|p| (0..5).map(move |c| (picture * 3 + p) * cols + group * 5 + c))
@@ -156,7 +199,9 @@ fn rope_turns_pairs_as_complex_numbers_and_keeps_dot_products_of_equal_shifts() 
     let qkv: Vec<f32> = (0..tokens).flat_map(|_| row.clone()).collect();
     let angle = |t: usize, pair: usize| t as f64 * [0.9, 0.13][pair];
     let rope: Vec<f32> = (0..tokens)
-        .flat_map(|t| (0..2).flat_map(move |p| [angle(t, p).cos() as f32, angle(t, p).sin() as f32]))
+        .flat_map(|t| {
+            (0..2).flat_map(move |p| [angle(t, p).cos() as f32, angle(t, p).sin() as f32])
+        })
         .collect();
     let gain = vec![1.0; dim];
     let mut out = vec![f32::NAN; tokens * 3 * dim];
@@ -203,8 +248,16 @@ fn a_convolution_of_a_point_is_its_kernel() {
         upsample: false,
     };
     let mut out = vec![f32::NAN; 5 * 4 * 3];
-    conv2d(In::dense(&x, 2), &weight(3, 18, &w, Scale::One), None, shape, None, Out::dense(&mut out, 3));
-    for (y, x_, oc) in (0..5).flat_map(|y| (0..4).flat_map(move |x| (0..3).map(move |c| (y, x, c)))) {
+    conv2d(
+        In::dense(&x, 2),
+        &weight(3, 18, &w, Scale::One),
+        None,
+        shape,
+        None,
+        Out::dense(&mut out, 3),
+    );
+    for (y, x_, oc) in (0..5).flat_map(|y| (0..4).flat_map(move |x| (0..3).map(move |c| (y, x, c))))
+    {
         // The kernel's tap at (ky, kx) reads the pixel at (y + ky - 1, x + kx - 1).
         let (ky, kx) = (2 + 1 - y as isize, 1 + 1 - x_ as isize);
         let inside = (0..3).contains(&ky) && (0..3).contains(&kx);
@@ -212,13 +265,30 @@ fn a_convolution_of_a_point_is_its_kernel() {
         assert_eq!(out[(y * 4 + x_) * 3 + oc], expected, "({y}, {x_}, {oc})");
     }
     // Enlarged twice and read with stride 2 without padding, a 1 x 1 kernel of one gives the picture back.
-    let shape =
-        ConvShape { kernel: 1, stride: 2, pad_before: 0, pad_after: 0, upsample: true, out_channels: 2, ..shape };
+    let shape = ConvShape {
+        kernel: 1,
+        stride: 2,
+        pad_before: 0,
+        pad_after: 0,
+        upsample: true,
+        out_channels: 2,
+        ..shape
+    };
     let mut same = vec![f32::NAN; x.len()];
     let identity = weight(2, 2, &[1.0, 0.0, 0.0, 1.0], Scale::One);
-    conv2d(In::dense(&x, 2), &identity, Some(&[0.0, 0.5]), shape, Some(In::dense(&x, 2)), Out::dense(&mut same, 2));
-    let expected: Vec<f64> =
-        x.iter().enumerate().map(|(i, x)| f64::from(*x) * 2.0 + if i % 2 == 1 { 0.5 } else { 0.0 }).collect();
+    conv2d(
+        In::dense(&x, 2),
+        &identity,
+        Some(&[0.0, 0.5]),
+        shape,
+        Some(In::dense(&x, 2)),
+        Out::dense(&mut same, 2),
+    );
+    let expected: Vec<f64> = x
+        .iter()
+        .enumerate()
+        .map(|(i, x)| f64::from(*x) * 2.0 + if i % 2 == 1 { 0.5 } else { 0.0 })
+        .collect();
     close(&same, &expected);
 }
 

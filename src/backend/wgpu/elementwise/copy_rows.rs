@@ -3,9 +3,12 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{
-    Constants, NEEDS, THREADS, combinations, counts, dispatch, in_elements, in_vectors, most_rows, moving, words,
+    Constants, NEEDS, THREADS, combinations, counts, dispatch, in_elements, in_vectors, most_rows,
+    moving, words,
 };
-use crate::backend::wgpu::launch::{Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks};
+use crate::backend::wgpu::launch::{
+    Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks,
+};
 
 /// See `Op::CopyRows`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,13 +42,19 @@ struct Params {
 
 static VECTORS: Shader = Shader {
     name: "copy_rows",
-    sources: &[include_str!("../../../../shaders/common.wgsl"), include_str!("../../../../shaders/copy_rows.wgsl")],
+    sources: &[
+        include_str!("../../../../shaders/common.wgsl"),
+        include_str!("../../../../shaders/copy_rows.wgsl"),
+    ],
     params_bytes: size_of::<Params>(),
     buffers: 2,
 };
 static ANY: Shader = Shader {
     name: "copy_rows_any",
-    sources: &[include_str!("../../../../shaders/common.wgsl"), include_str!("../../../../shaders/copy_rows_any.wgsl")],
+    sources: &[
+        include_str!("../../../../shaders/common.wgsl"),
+        include_str!("../../../../shaders/copy_rows_any.wgsl"),
+    ],
     params_bytes: size_of::<Params>(),
     buffers: 2,
 };
@@ -70,7 +79,9 @@ impl CopyRowsArgs {
         let (x_rows, out_rows) = (self.x.rows / self.batch, self.out.rows / self.batch);
         let piece = |picture: usize, batch: usize, first: usize, count: usize| Copy {
             x: self.x.rows(picture * x_rows + self.from + first, (batch - 1) * x_rows + count),
-            out: self.out.rows(picture * out_rows + self.to + first, (batch - 1) * out_rows + count),
+            out: self
+                .out
+                .rows(picture * out_rows + self.to + first, (batch - 1) * out_rows + count),
             batch,
             count,
             x_rows,
@@ -81,13 +92,16 @@ impl CopyRowsArgs {
             return vec![all];
         }
         let most = most_rows(&[&self.x, &self.out], device);
-        let of_picture = |p: usize| blocks(self.count, most, 1).map(move |r| piece(p, 1, r.start, r.len()));
+        let of_picture =
+            |p: usize| blocks(self.count, most, 1).map(move |r| piece(p, 1, r.start, r.len()));
         (0..self.batch).flat_map(of_picture).collect()
     }
 
     fn takes_any(&self, device: &Device) -> Result<(), &'static str> {
         (self.x.dtype == self.out.dtype).then_some(()).ok_or("the types differ")?;
-        matches!(self.x.dtype.size(), 2 | 4).then_some(()).ok_or("elements are neither 2 nor 4 bytes")?;
+        matches!(self.x.dtype.size(), 2 | 4)
+            .then_some(())
+            .ok_or("elements are neither 2 nor 4 bytes")?;
         counts(&[&self.x, &self.out], device)
     }
 
@@ -103,9 +117,13 @@ impl CopyRowsArgs {
             let (out, out_base, out_stride) = in_vectors(&c.out, device);
             let width = c.x.cols * c.x.dtype.size() / 16;
             let total = c.batch * c.count * width;
-            let params = Params { x_base, x_stride, out_base, out_stride, ..c.params(width, total) };
+            let params =
+                Params { x_base, x_stride, out_base, out_stride, ..c.params(width, total) };
             let groups = total.div_ceil(THREADS);
-            moving(dispatch(&VECTORS, vec![], vec![x, out], &params, groups, total * 4), 2 * 16 * total)
+            moving(
+                dispatch(&VECTORS, vec![], vec![x, out], &params, groups, total * 4),
+                2 * 16 * total,
+            )
         };
         self.pieces(device).into_iter().map(one).collect()
     }
@@ -115,7 +133,8 @@ impl CopyRowsArgs {
             let (x, x_base, x_stride) = in_elements(&c.x, device);
             let (out, out_base, out_stride) = in_elements(&c.out, device);
             let rows = c.batch * c.count;
-            let params = Params { x_base, x_stride, out_base, out_stride, ..c.params(c.x.cols, rows) };
+            let params =
+                Params { x_base, x_stride, out_base, out_stride, ..c.params(c.x.cols, rows) };
             let constants = vec![("SIZE", c.x.dtype.size() as f64)];
             let groups = (rows * words(&c.out)).div_ceil(THREADS);
             let elements = rows * c.x.cols;

@@ -80,8 +80,12 @@ const WORK_OF_A_BYTE: u64 = 16;
 
 /// Rows of x, out and the residual, and rows of w, that windows take.
 fn room(a: &LinearArgs, device: &Device) -> (usize, usize) {
-    let rows =
-        [Some(a.x), Some(a.out), residual(a)].iter().flatten().map(|m| m.rows_that_bind(device)).min().unwrap_or(0);
+    let rows = [Some(a.x), Some(a.out), residual(a)]
+        .iter()
+        .flatten()
+        .map(|m| m.rows_that_bind(device))
+        .min()
+        .unwrap_or(0);
     (rows, a.w.rows_that_bind(device))
 }
 
@@ -119,7 +123,8 @@ pub fn dispatches(
             let (residual, residual_base, residual_stride) = bind(bound.map(part));
             let (gates, gate_base, gate_stride) = of_columns(gate(a));
             let (out, out_base, out_stride) = bind(Some(part(a.out)));
-            let (row_tiles, column_tiles) = (r.len().div_ceil(block.rows), c.len().div_ceil(block.columns));
+            let (row_tiles, column_tiles) =
+                (r.len().div_ceil(block.rows), c.len().div_ceil(block.columns));
             let params = Params {
                 grid: Grid::default(),
                 rows: r.len() as u32,
@@ -157,14 +162,16 @@ pub fn dispatches(
                 column_tiles: column_tiles as u32,
             };
             let sums = (row_tiles * block.rows * column_tiles * block.columns) as u64;
-            let types = [("X_TYPE", f64::from(code(a.x.dtype))), ("W_TYPE", f64::from(code(a.w.dtype)))];
+            let types =
+                [("X_TYPE", f64::from(code(a.x.dtype))), ("W_TYPE", f64::from(code(a.w.dtype)))];
             made.push(Dispatch {
                 shader,
                 constants: types.iter().chain(constants).copied().collect(),
                 buffers: vec![x, w, scales, bias, residual, gates, out],
                 params: bytemuck::bytes_of(&params).to_vec(),
                 groups: row_tiles as u64 * column_tiles as u64,
-                work: (block.slowness * 2 * sums * a.x.cols as u64).max(WORK_OF_A_BYTE * weights.span()),
+                work: (block.slowness * 2 * sums * a.x.cols as u64)
+                    .max(WORK_OF_A_BYTE * weights.span()),
             });
         }
     }
@@ -174,21 +181,33 @@ pub fn dispatches(
 /// What any shader of the family demands. Shapes that contradict each other are a bug of the caller.
 pub fn legal(a: &LinearArgs, device: &Device) -> Result<(), &'static str> {
     let (rows, n, k) = (a.x.rows, a.w.rows, a.x.cols);
-    assert!(a.w.cols == k && a.out.rows == rows && a.out.cols == n, "linear: x, w and out do not fit together");
+    assert!(
+        a.w.cols == k && a.out.rows == rows && a.out.cols == n,
+        "linear: x, w and out do not fit together"
+    );
     let activation = |m: Matrix| matches!(m.dtype, DType::F32 | DType::BF16);
     assert!(activation(a.x) && activation(a.out), "linear: element types");
     assert!(a.w.dtype != DType::I32, "linear: element type of the weights");
     for v in [a.scales, a.bias].into_iter().flatten() {
-        assert!(v.rows == 1 && v.cols == n && v.dtype == DType::F32, "linear: scales and bias are a row of f32");
+        assert!(
+            v.rows == 1 && v.cols == n && v.dtype == DType::F32,
+            "linear: scales and bias are a row of f32"
+        );
     }
     let adds = matches!(a.tail, Tail::Add { .. } | Tail::GatedAdd { .. });
     assert!(!adds || a.side.is_none(), "linear: a residual and a side at once");
     if let Some(r) = residual(a) {
         let dtype = if a.side.is_some() { DType::F32 } else { a.out.dtype };
-        assert!(r.rows == rows && r.cols == n && r.dtype == dtype, "linear: residual and out differ");
+        assert!(
+            r.rows == rows && r.cols == n && r.dtype == dtype,
+            "linear: residual and out differ"
+        );
     }
     if let Some(g) = gate(a) {
-        assert!(g.cols == n && g.rows > 0 && rows.is_multiple_of(g.rows), "linear: the gate does not fit");
+        assert!(
+            g.cols == n && g.rows > 0 && rows.is_multiple_of(g.rows),
+            "linear: the gate does not fit"
+        );
         assert!(activation(g), "linear: element type of the gate");
     }
     if rows == 0 || n == 0 || k == 0 {
@@ -212,7 +231,9 @@ pub fn vectors(a: &LinearArgs, device: &Device) -> Result<(), &'static str> {
     }
     let fours = |m: Matrix| {
         let bytes = 4 * m.dtype.size();
-        m.offset.is_multiple_of(bytes as u64) && m.cols.is_multiple_of(4) && (m.rows == 1 || m.stride.is_multiple_of(4))
+        m.offset.is_multiple_of(bytes as u64)
+            && m.cols.is_multiple_of(4)
+            && (m.rows == 1 || m.stride.is_multiple_of(4))
     };
     if ![Some(a.out), residual(a), gate(a), a.scales, a.bias].into_iter().flatten().all(fours) {
         return Err("columns are not whole vectors");

@@ -3,10 +3,12 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::backend::wgpu::elementwise::{
-    Constants, activations, binds, combinations, counts, dispatch, elements, in_elements, in_vectors, most_rows,
-    moving, octets, type_of,
+    Constants, activations, binds, combinations, counts, dispatch, elements, in_elements,
+    in_vectors, most_rows, moving, octets, type_of,
 };
-use crate::backend::wgpu::launch::{Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks};
+use crate::backend::wgpu::launch::{
+    Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks,
+};
 use crate::dtype::DType;
 
 /// Threads of a workgroup that has several heads, or one.
@@ -138,7 +140,9 @@ impl QkNormRopeArgs {
         }
         let part = |picture: usize, batch: usize, from: usize, rows: usize| Part {
             qkv: self.qkv.rows(picture * count + from, (batch - 1) * count + rows),
-            out: self.out.rows(picture * self.tokens + self.first + from, (batch - 1) * self.tokens + rows),
+            out: self
+                .out
+                .rows(picture * self.tokens + self.first + from, (batch - 1) * self.tokens + rows),
             count: rows,
             tokens: self.tokens,
             turn: self.first + from,
@@ -148,7 +152,8 @@ impl QkNormRopeArgs {
             return vec![all];
         }
         let most = most_rows(&[&self.qkv, &self.out], device);
-        let of_picture = |p: usize| blocks(count, most, 1).map(move |r| part(p, 1, r.start, r.len()));
+        let of_picture =
+            |p: usize| blocks(count, most, 1).map(move |r| part(p, 1, r.start, r.len()));
         (0..self.batch).flat_map(of_picture).collect()
     }
 
@@ -159,7 +164,11 @@ impl QkNormRopeArgs {
     fn takes_any(&self, device: &Device) -> Result<(), &'static str> {
         activations(&[&self.qkv, &self.out], device)?;
         let tables = [&self.rope, &self.q_gain, &self.k_gain];
-        tables.iter().all(|m| m.dtype == DType::F32).then_some(()).ok_or("gains or rotations are not f32")?;
+        tables
+            .iter()
+            .all(|m| m.dtype == DType::F32)
+            .then_some(())
+            .ok_or("gains or rotations are not f32")?;
         counts(&tables, device)?;
         binds(&tables, device)?;
         self.head_dim().is_multiple_of(2).then_some(()).ok_or("head_dim is odd")
@@ -204,7 +213,10 @@ impl QkNormRopeArgs {
             };
             let buffers = vec![x, q_gain, k_gain, rope, out];
             let groups = total.div_ceil(group_heads);
-            moving(dispatch(&OCTETS, self.constants(), buffers, &params, groups, elements(&p.qkv)), p.moved())
+            moving(
+                dispatch(&OCTETS, self.constants(), buffers, &params, groups, elements(&p.qkv)),
+                p.moved(),
+            )
         };
         self.parts(device).into_iter().map(one).collect()
     }
@@ -239,7 +251,10 @@ impl QkNormRopeArgs {
             let groups = p.qkv.rows * self.row_heads();
             // Every thread adds up the partial sums of all for two elements.
             let slow = 4 * p.moved();
-            moving(dispatch(&ANY, self.constants(), buffers, &params, groups, elements(&p.qkv)), slow)
+            moving(
+                dispatch(&ANY, self.constants(), buffers, &params, groups, elements(&p.qkv)),
+                slow,
+            )
         };
         self.parts(device).into_iter().map(one).collect()
     }
@@ -267,6 +282,8 @@ pub static QK_NORM_ROPE: &[Variant<QkNormRopeArgs>] = &[
 pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
     let types: &[f64] = &[0.0, 1.0];
     let sets = combinations(&[("X_TYPE", types), ("OUT_TYPE", types)]);
-    let of = |shader: &'static Shader, needs| sets.clone().into_iter().map(move |set| (shader, set, needs));
+    let of = |shader: &'static Shader, needs| {
+        sets.clone().into_iter().map(move |set| (shader, set, needs))
+    };
     of(&OCTETS, NEEDS).chain(of(&ANY, ANY_NEEDS)).collect()
 }

@@ -88,7 +88,13 @@ pub(super) fn make(
         }
     };
     let (bytes, most) = scratch(side, epilogue, out);
-    let main = Operands { x: find.view(x)?, bias: find.bias(bias)?, side: None, tail, out: find.view(out)? };
+    let main = Operands {
+        x: find.view(x)?,
+        bias: find.bias(bias)?,
+        side: None,
+        tail,
+        out: find.view(out)?,
+    };
     let w = (find.weight)(w, Use::Matrix)?;
     let mut all = Vec::new();
     let product = |o: Operands, (form, spot): &(Form, Spot), all: &mut Vec<Dispatch>| {
@@ -107,7 +113,9 @@ pub(super) fn make(
     let product_of_side = |o: Operands, all: &mut Vec<Dispatch>| {
         b.0.segments.iter().try_for_each(|s| {
             let args = o.with(s, b.1);
-            choice.linear_of_side(&args, &device).map(|v| all.extend((v.dispatches)(&args, &device)))
+            choice
+                .linear_of_side(&args, &device)
+                .map(|v| all.extend((v.dispatches)(&args, &device)))
         })
     };
     let of_side = Operands { x: t, bias: None, ..main };
@@ -125,7 +133,10 @@ pub(super) fn make(
     for first in (0..rows).step_by(most) {
         let count = most.min(rows - first);
         let sums = scratch.matrix(count, n, n, DType::F32);
-        product_of_side(Operands { tail: Tail::None, out: sums, ..of_side.rows(first, count) }, &mut all)?;
+        product_of_side(
+            Operands { tail: Tail::None, out: sums, ..of_side.rows(first, count) },
+            &mut all,
+        )?;
         product(Operands { side: Some(sums), ..main.rows(first, count) }, &w, &mut all)?;
     }
     Ok((bytes, all))

@@ -1,0 +1,49 @@
+//! Configuration files beside weights, as diffusers and transformers write them.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::find::Unit;
+use crate::error::{Error, Result};
+use crate::weights::Component;
+
+/// The `config.json` beside the files of `component`, if it is that component's.
+pub fn folder_config(unit: &Unit, component: Component) -> Result<Option<Value>> {
+    let Some(config) = read_json(&unit.folder().join("config.json"))? else { return Ok(None) };
+    let class = config.get("_class_name").and_then(Value::as_str);
+    let Some(class) = class.or_else(|| config.get("architectures")?.get(0)?.as_str()) else {
+        return Ok(None);
+    };
+    let fits = match component {
+        Component::Flux => class.starts_with("Flux"),
+        Component::T5 => class.contains("T5"),
+        Component::Clip => class.contains("CLIP"),
+        Component::Vae => class.contains("Autoencoder"),
+    };
+    Ok(fits.then_some(config))
+}
+
+/// A configuration file, if it is there. One that cannot be read is an error: its absence would mean other settings than its author's.
+pub fn read_json(path: &Path) -> Result<Option<Value>> {
+    const MOST_BYTES: u64 = 1 << 20;
+    let Ok(metadata) = path.metadata() else { return Ok(None) };
+    if metadata.len() > MOST_BYTES {
+        return Err(Error::model("too large for a configuration file")
+            .at_path(path)
+            .found(format!("{} bytes", metadata.len()))
+            .expected(format!("at most {MOST_BYTES}")));
+    }
+    let bytes =
+        std::fs::read(path).map_err(|e| crate::weights::container::map::unreadable(path, &e))?;
+    let value = serde_json::from_slice(&bytes).map_err(|e| {
+        Error::model("not valid JSON").at_path(path).found(e).try_("download the file again")
+    })?;
+    Ok(Some(value))
+}
+
+/// `model_max_length` of a tokenizer's configuration; "no limit" is written as 1e30 there.
+pub fn max_length(config: &Value) -> Option<usize> {
+    let n = config.get("model_max_length").and_then(Value::as_f64)?;
+    (1.0..=4096.0).contains(&n).then_some(n as usize)
+}

@@ -1,0 +1,125 @@
+//! The two containers: where each tensor lies, and the header that says so.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::make::Stored;
+use crate::dtype::blocks::FORMATS;
+
+/// GGUF's own default.
+const ALIGNMENT: u64 = 32;
+
+pub enum Container {
+    Safetensors,
+    Gguf { architecture: &'static str },
+}
+
+/// A file to be.
+pub struct Laid<'a> {
+    pub header: Vec<u8>,
+    /// Each with its first byte, in order.
+    pub tensors: Vec<(u64, Stored<'a>)>,
+    pub bytes: u64,
+}
+
+impl Container {
+    pub fn layout<'a>(
+        &self,
+        tensors: Vec<Stored<'a>>,
+        metadata: &BTreeMap<String, String>,
+    ) -> Laid<'a> {
+        match self {
+            Container::Safetensors => safetensors(tensors, metadata),
+            Container::Gguf { architecture } => gguf(tensors, architecture, metadata),
+        }
+    }
+}
+
+fn safetensors<'a>(mut tensors: Vec<Stored<'a>>, metadata: &BTreeMap<String, String>) -> Laid<'a> {
+    // Wide elements first, so that every tensor is aligned.
+    tensors.sort_by_key(|t| match t.dtype {
+        "F32" => 0,
+        "BF16" | "F16" => 1,
+        _ => 2,
+    });
+    let mut header = Map::new();
+    header.insert("__metadata__".into(), json!(metadata));
+    let mut end = 0;
+    let mut starts = Vec::new();
+    for t in &tensors {
+        starts.push(end);
+        let start = end;
+        end += t.bytes();
+        header.insert(
+            t.name.clone(),
+            json!({ "dtype": t.dtype, "shape": t.shape, "data_offsets": [start, end] }),
+        );
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let header = [&(header.len() as u64).to_le_bytes(), header.as_slice()].concat();
+    let data = header.len() as u64;
+    let tensors = starts.into_iter().map(|s| s + data).zip(tensors).collect();
+    Laid { header, tensors, bytes: data + end }
+}
+
+fn gguf<'a>(
+    tensors: Vec<Stored<'a>>,
+    architecture: &str,
+    metadata: &BTreeMap<String, String>,
+) -> Laid<'a> {
+    const U32: u32 = 4;
+    const STRING: u32 = 8;
+    let mut header = b"GGUF".to_vec();
+    header.extend(3u32.to_le_bytes());
+    header.extend((tensors.len() as u64).to_le_bytes());
+    let text = |out: &mut Vec<u8>, s: &str| {
+        out.extend((s.len() as u64).to_le_bytes());
+        out.extend(s.as_bytes());
+    };
+    let config = metadata.get("config");
+    header.extend((2 + u64::from(config.is_some())).to_le_bytes());
+    let strings = [
+        Some(("general.architecture", architecture)),
+        config.map(|c| ("flux_fast.config", c.as_str())),
+    ];
+    for (key, value) in strings.into_iter().flatten() {
+        text(&mut header, key);
+        header.extend(STRING.to_le_bytes());
+        text(&mut header, value);
+    }
+    text(&mut header, "general.quantization_version");
+    header.extend(U32.to_le_bytes());
+    header.extend(2u32.to_le_bytes());
+    let mut end = 0u64;
+    let mut starts = Vec::new();
+    for t in &tensors {
+        let start = end.next_multiple_of(ALIGNMENT);
+        starts.push(start);
+        end = start + t.bytes();
+        text(&mut header, &t.name);
+        header.extend((t.shape.len() as u32).to_le_bytes());
+        // Columns first.
+        t.shape.iter().rev().for_each(|n| header.extend((*n as u64).to_le_bytes()));
+        header.extend(type_number(t.dtype).to_le_bytes());
+        header.extend(start.to_le_bytes());
+    }
+    header.resize(header.len().next_multiple_of(ALIGNMENT as usize), 0);
+    let data = header.len() as u64;
+    let tensors = starts.into_iter().map(|s| s + data).zip(tensors).collect();
+    Laid { header, tensors, bytes: data + end.next_multiple_of(ALIGNMENT) }
+}
+
+fn type_number(name: &str) -> u32 {
+    match name {
+        "F32" => 0,
+        "F16" => 1,
+        "BF16" => 30,
+        _ => FORMATS
+            .iter()
+            .find(|f| f.name == name)
+            .and_then(|f| f.ggml)
+            .expect("GGUF's own types only"),
+    }
+}

@@ -1,0 +1,437 @@
+//! Writes a model's weights in another type: FP8 with scales in a safetensors file, or GGUF.
+//!
+//! Tensors pass one after another, some rows at a time, so that a full-size model needs no memory to speak of. The file is filled beside its place and renamed
+//! when it is whole. What matters little for size and much for pictures keeps the type that it has: everything outside of the transformer blocks, biases, norms.
+
+pub use super::open_only;
+
+mod container;
+mod make;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use super::Checkpoint;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::weights::dialect::names::llama_name;
+use crate::weights::{Component, ComponentWeights};
+use container::Container;
+use make::{Make, Source, Stored};
+
+/// What a file is to hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// FP8 (e4m3) with one scale a matrix, as ComfyUI has it (`X.weight_scale`, `X.comfy_quant`).
+    Fp8,
+    /// The same with a scale for each row: a little better, and read by fewer programs.
+    Fp8Rows,
+    /// Whole numbers of 8 bits with a scale for each row.
+    Int8,
+    /// FP8 in the tensors of flux-fp8-api.
+    Aredden,
+    /// nf4, fp4, mxfp8 or nvfp4, as bitsandbytes and ComfyUI have them.
+    Blocks(DType),
+    /// A GGUF file; rows that are no whole number of its blocks become Q8_0.
+    Gguf(DType),
+}
+
+impl Target {
+    /// Those that the command line offers, by name.
+    pub const NAMED: [(&'static str, Target); 10] = [
+        ("fp8", Target::Fp8),
+        ("fp8-rows", Target::Fp8Rows),
+        ("int8", Target::Int8),
+        ("nf4", Target::Blocks(DType::Nf4)),
+        ("q8_0", Target::Gguf(DType::Q8_0)),
+        ("q6_k", Target::Gguf(DType::Q6K)),
+        ("q5_k", Target::Gguf(DType::Q5K)),
+        ("q4_k", Target::Gguf(DType::Q4K)),
+        ("q5_0", Target::Gguf(DType::Q5_0)),
+        ("q4_0", Target::Gguf(DType::Q4_0)),
+    ];
+
+    /// The ending of its files.
+    pub fn extension(self) -> &'static str {
+        if matches!(self, Target::Gguf(_)) { "gguf" } else { "safetensors" }
+    }
+
+    fn block(self) -> usize {
+        match self {
+            Target::Blocks(dtype) | Target::Gguf(dtype) => dtype.format().map_or(1, |f| f.block),
+            _ => 1,
+        }
+    }
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Report {
+    pub path: PathBuf,
+    pub components: Vec<Component>,
+    pub tensors: usize,
+    /// Matrices in the new type; the other tensors keep theirs.
+    pub quantised: usize,
+    pub bytes: u64,
+    pub from_bytes: u64,
+    /// Components of the model that this kind of file has no place for.
+    pub left_out: Vec<Component>,
+}
+
+/// Whether a canonical tensor gets the new type.
+fn quantises(component: Component, name: &str, shape: &[usize]) -> bool {
+    shape.len() == 2
+        && match component {
+            Component::Flux => {
+                name.starts_with("double_blocks.") || name.starts_with("single_blocks.")
+            }
+            Component::T5 => {
+                name.starts_with("encoder.block.") && !name.contains("relative_attention_bias")
+            }
+            Component::Clip | Component::Vae => false,
+        }
+}
+
+/// Writes the components of `checkpoint` to `path` in `target`. `tell` hears of bytes done and of all, and may stop it.
+pub fn convert(
+    checkpoint: &Checkpoint,
+    target: Target,
+    path: &Path,
+    tell: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<Report> {
+    let present: Vec<Component> =
+        Component::ALL.into_iter().filter(|c| checkpoint.get(*c).is_some()).collect();
+    let gguf = matches!(target, Target::Gguf(_));
+    // A GGUF file is a transformer's or a T5's: no loader looks for more in it.
+    let holds = |c: &Component| !gguf || *c == *present.first().unwrap_or(&Component::Flux);
+    let (components, left_out): (Vec<_>, Vec<_>) = present.iter().copied().partition(holds);
+    let Some(&first) =
+        components.first().filter(|c| !gguf || matches!(c, Component::Flux | Component::T5))
+    else {
+        return Err(Error::model("there is no component to convert")
+            .at(&checkpoint.name)
+            .expected(if gguf {
+                "a FLUX transformer or a T5 encoder"
+            } else {
+                "a component of a FLUX model"
+            }));
+    };
+    let tensors: usize =
+        components.iter().filter_map(|c| checkpoint.get(*c)).map(|w| w.names().count()).sum();
+    let from_bytes = components
+        .iter()
+        .filter_map(|c| checkpoint.get(*c))
+        .map(ComponentWeights::stored_bytes)
+        .sum();
+    let mut work = Work { done: 0, all: from_bytes, tell };
+    let mut stored = Vec::new();
+    let mut quantised = 0;
+    for &component in &components {
+        let weights = checkpoint.get(component).expect("it is present");
+        let prefix = match (components.len(), component) {
+            (1, _) => "",
+            (_, Component::Flux) => "model.diffusion_model.",
+            (_, Component::T5) => "text_encoders.t5xxl.transformer.",
+            (_, Component::Clip) => "text_encoders.clip_l.transformer.",
+            (_, Component::Vae) => "vae.",
+        };
+        for name in weights.names() {
+            let source = Source::new(weights, name)?;
+            let out_name = if gguf && component == Component::T5 { llama_name(name) } else { None };
+            let out_name = out_name.unwrap_or_else(|| format!("{prefix}{name}"));
+            if quantises(component, name, &source.shape) {
+                quantised += 1;
+                stored.extend(quantise(&out_name, source, target, &mut work)?);
+            } else {
+                stored.push(kept(out_name, source, gguf));
+            }
+        }
+    }
+    let container = match gguf {
+        true => Container::Gguf {
+            architecture: if first == Component::T5 { "t5encoder" } else { "flux" },
+        },
+        false => Container::Safetensors,
+    };
+    let written = container.layout(stored, &metadata(checkpoint, &components));
+    work.all = work.done + written.bytes;
+    write(path, &written, &mut work)?;
+    Ok(Report {
+        path: path.into(),
+        components,
+        tensors,
+        quantised,
+        bytes: written.bytes,
+        from_bytes,
+        left_out,
+    })
+}
+
+/// How far a conversion is.
+struct Work<'a> {
+    done: u64,
+    all: u64,
+    tell: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+}
+
+impl Work<'_> {
+    fn add(&mut self, bytes: u64) -> Result<()> {
+        self.done += bytes;
+        match (self.tell)(self.done, self.all.max(self.done)) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::cancelled("stopped")),
+        }
+    }
+}
+
+/// A tensor that keeps its type, if others can have it too.
+fn kept(name: String, source: Source, gguf: bool) -> Stored {
+    let vector = source.shape.len() <= 1;
+    let dtype = match source.stored() {
+        // Loaders of GGUF add biases in the type that they find.
+        _ if gguf && vector => DType::F32,
+        Some(dtype) if dtype.is_wide() => dtype,
+        _ => DType::BF16,
+    };
+    Stored {
+        name,
+        dtype: dtype.name(),
+        shape: source.shape.clone(),
+        make: Make::Plain { source, dtype },
+    }
+}
+
+/// A matrix in the new type, with what goes beside it.
+fn quantise<'a>(
+    name: &str,
+    source: Source<'a>,
+    target: Target,
+    work: &mut Work,
+) -> Result<Vec<Stored<'a>>> {
+    let (rows, cols) = (source.rows, source.cols);
+    let layer = name.strip_suffix(".weight").unwrap_or(name).to_string();
+    let record = |format: &str| {
+        bytes(format!("{layer}.comfy_quant"), "U8", json!({ "format": format }).to_string().into())
+    };
+    let scalar = |ending: &str, value: f32| -> Stored<'a> {
+        Stored {
+            shape: vec![],
+            ..bytes(format!("{layer}{ending}"), "F32", value.to_le_bytes().into())
+        }
+    };
+    if !cols.is_multiple_of(target.block()) {
+        return Ok(match target {
+            Target::Gguf(_) if cols.is_multiple_of(32) => {
+                let format = DType::Q8_0.format().expect("Q8_0 is a format");
+                vec![Stored {
+                    name: name.into(),
+                    dtype: format.name,
+                    shape: vec![rows, cols],
+                    make: Make::Blocks { source, format, whole: 0.0 },
+                }]
+            }
+            _ => vec![kept(name.into(), source, matches!(target, Target::Gguf(_)))],
+        });
+    }
+    let eight = |name: String, source, dtype: DType, scales: Arc<[f32]>| Stored {
+        name,
+        dtype: dtype.name(),
+        shape: vec![rows, cols],
+        make: Make::Eight { source, dtype, scales },
+    };
+    let largest = |source: &Source, work: &mut Work| {
+        let largest = source.largest()?;
+        work.add(source.stored_bytes())?;
+        Ok::<_, Error>(largest)
+    };
+    // A scale too small for f32 would be 0; such values are nothing beside others.
+    let scale = |v: f32, top: f32| if v / top >= f32::MIN_POSITIVE { v / top } else { 1.0 };
+    Ok(match target {
+        Target::Fp8 | Target::Aredden => {
+            let whole = largest(&source, work)?.into_iter().fold(0f32, f32::max);
+            let s = scale(whole, 448.0);
+            if target == Target::Fp8 {
+                let tensor = eight(name.into(), source, DType::F8E4M3, [s].into());
+                vec![tensor, scalar(".weight_scale", s), record("float8_e4m3fn")]
+            } else {
+                let zero = bytes(name.into(), "BF16", vec![0, 0]);
+                let zero = Stored { shape: vec![1], ..zero };
+                let tensor =
+                    eight(format!("{layer}.float8_data"), source, DType::F8E4M3, [s].into());
+                vec![tensor, zero, scalar(".scale", 1.0 / s), scalar(".scale_reciprocal", s)]
+            }
+        }
+        Target::Fp8Rows | Target::Int8 => {
+            let (dtype, top, format) = match target {
+                Target::Int8 => (DType::I8, 127.0, "int8_tensorwise"),
+                _ => (DType::F8E4M3, 448.0, "float8_e4m3fn"),
+            };
+            let scales: Arc<[f32]> =
+                largest(&source, work)?.into_iter().map(|v| scale(v, top)).collect();
+            let values = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+            let beside = Stored {
+                shape: vec![rows, 1],
+                ..bytes(format!("{layer}.weight_scale"), "F32", values)
+            };
+            vec![eight(name.into(), source, dtype, scales), beside, record(format)]
+        }
+        Target::Gguf(dtype) => {
+            let format = dtype.format().expect("targets are formats");
+            let make = Make::Blocks { source, format, whole: 0.0 };
+            vec![Stored { name: name.into(), dtype: format.name, shape: vec![rows, cols], make }]
+        }
+        Target::Blocks(dtype) => {
+            let format = dtype.format().expect("targets are formats");
+            let whole = match dtype {
+                DType::Nvfp4 => largest(&source, work)?.into_iter().fold(0f32, f32::max),
+                _ => 0.0,
+            };
+            let tiles = vec![rows.next_multiple_of(128), (cols / format.block).next_multiple_of(4)];
+            let scales = |name: String, dtype: &'static str, shape: Vec<usize>, tiled| {
+                let make = Make::BlockScales { source: source.clone(), format, whole, tiled };
+                Stored { name, dtype, shape, make }
+            };
+            let made = Make::Blocks { source: source.clone(), format, whole };
+            let tensor =
+                |dtype: &'static str, shape| Stored { name: name.into(), dtype, shape, make: made };
+            match dtype {
+                DType::Mxfp8 => vec![
+                    tensor("F8_E4M3", vec![rows, cols]),
+                    scales(format!("{layer}.weight_scale"), "F8_E8M0", tiles, true),
+                    record("mxfp8"),
+                ],
+                DType::Nvfp4 => vec![
+                    tensor("U8", vec![rows, cols / 2]),
+                    scales(format!("{layer}.weight_scale"), "F8_E4M3", tiles, true),
+                    scalar(".weight_scale_2", crate::dtype::encode::nvfp4_factor(whole)),
+                    record("nvfp4"),
+                ],
+                _ => {
+                    let state = json!({
+                        "quant_type": format.name, "blocksize": format.block, "dtype": "bfloat16", "shape": [rows, cols],
+                    });
+                    let table = if dtype == DType::Fp4 {
+                        &crate::dtype::blocks::FP4
+                    } else {
+                        &crate::dtype::blocks::NF4
+                    };
+                    let table = table.iter().flat_map(|v| v.to_le_bytes()).collect();
+                    let state_name = format!("{name}.quant_state.bitsandbytes__{}", format.name);
+                    vec![
+                        tensor("U8", vec![rows * cols / 2, 1]),
+                        scales(
+                            format!("{name}.absmax"),
+                            "F32",
+                            vec![rows * cols / format.block],
+                            false,
+                        ),
+                        bytes(format!("{name}.quant_map"), "F32", table),
+                        bytes(state_name, "U8", state.to_string().into()),
+                    ]
+                }
+            }
+        }
+    })
+}
+
+/// A small tensor that is in memory; a vector.
+fn bytes<'a>(name: String, dtype: &'static str, bytes: Vec<u8>) -> Stored<'a> {
+    let size = if dtype == "F32" { 4 } else { 1 };
+    Stored { name, dtype, shape: vec![bytes.len() / size], make: Make::Bytes(bytes) }
+}
+
+/// What a file says of itself: the configurations that a model of another size than FLUX.1's cannot do without.
+fn metadata(checkpoint: &Checkpoint, components: &[Component]) -> BTreeMap<String, String> {
+    let mut config = Map::new();
+    for &component in components {
+        let own =
+            checkpoint.get(component).and_then(ComponentWeights::config).cloned().map(|mut c| {
+                // How the weights were stored is told by them.
+                if let Some(object) = c.as_object_mut() {
+                    object.remove("quantization_config");
+                }
+                c
+            });
+        config.extend(own.map(|c| (component.folder().to_string(), c)));
+    }
+    if components.contains(&Component::Flux) {
+        let length = checkpoint.t5_max_length.map(|n| json!({ "model_max_length": n }));
+        let more = [
+            ("scheduler", checkpoint.scheduler.clone()),
+            ("generation", checkpoint.generation.clone()),
+            ("tokenizer_2", length),
+        ];
+        config.extend(more.into_iter().filter_map(|(k, v)| Some((k.to_string(), v?))));
+    }
+    let mut metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+    if !config.is_empty() {
+        metadata.insert("config".into(), Value::Object(config).to_string());
+    }
+    metadata
+}
+
+fn write(path: &Path, laid: &container::Laid, work: &mut Work) -> Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let io = |e: std::io::Error| Error::output(format!("cannot be written: {e}")).at_path(path);
+    std::fs::create_dir_all(folder).map_err(io)?;
+    if let Ok(free) = fs4::available_space(folder)
+        && free < laid.bytes
+    {
+        return Err(Error::output("there is not enough room on the disk")
+            .at_path(folder)
+            .found(format!("{:.2} GB", free as f64 / 1e9))
+            .expected(format!("{:.2} GB", laid.bytes as f64 / 1e9)));
+    }
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        // As any file of the user's: less what the umask takes, and not for him alone.
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    let mut file = builder.tempfile_in(folder).map_err(io)?;
+    fill(file.as_file_mut(), laid, work, &io)?;
+    file.as_file().sync_all().map_err(io)?;
+    // Nothing is replaced, not even what came while it was written.
+    file.persist_noclobber(path).map_err(|e| io(e.error))?;
+    Ok(())
+}
+
+fn fill(
+    file: &mut File,
+    laid: &container::Laid,
+    work: &mut Work,
+    io: &dyn Fn(std::io::Error) -> Error,
+) -> Result<()> {
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    out.write_all(&laid.header).map_err(io)?;
+    let mut at = laid.header.len() as u64;
+    work.add(at)?;
+    for (start, tensor) in &laid.tensors {
+        // What lies between tensors is zero.
+        out.write_all(&vec![0; (start - at) as usize]).map_err(io)?;
+        work.add(start - at)?;
+        at = *start;
+        tensor.make.each(&mut |bytes| {
+            at += bytes.len() as u64;
+            out.write_all(bytes).map_err(io)?;
+            work.add(bytes.len() as u64)
+        })?;
+        let whole = start + tensor.bytes();
+        if at != whole {
+            return Err(Error::output("a tensor came out in another size than planned")
+                .at(&tensor.name)
+                .found(at)
+                .expected(whole));
+        }
+    }
+    out.write_all(&vec![0; (laid.bytes - at) as usize]).map_err(io)?;
+    work.add(laid.bytes - at)?;
+    out.flush().map_err(io)
+}

@@ -1,0 +1,321 @@
+//! What a file or folder is, for `inspect`: recognised as a whole, without needing to be usable.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::find::{Unit, no_such, unit_of, units};
+use crate::error::{Error, Result};
+use crate::weights::container::file::WeightFile;
+use crate::weights::dialect::recognise::{foreign_model, foreign_storage, is_lora, recognise};
+use crate::weights::{Component, ComponentWeights, lora};
+
+/// Everything that a look at a path shows.
+#[derive(Debug, Clone, Serialize)]
+pub struct Inspection {
+    pub path: PathBuf,
+    /// What it is in a few words.
+    pub what: String,
+    pub files: Vec<FileInfo>,
+    pub components: Vec<ComponentInfo>,
+    pub dtypes: Vec<TypeInfo>,
+    /// Header metadata of all files; long values are cut.
+    pub metadata: BTreeMap<String, String>,
+    /// LoRAs: whose names, ranks, what they are about, what of them is not understood.
+    pub loras: Vec<lora::Summary>,
+    /// What is wrong or worth knowing.
+    pub notes: Vec<String>,
+    pub tensors: Vec<TensorInfo>,
+}
+
+/// A file that was looked into.
+#[derive(Debug, Clone, Serialize)]
+pub struct FileInfo {
+    pub path: PathBuf,
+    pub bytes: u64,
+    pub tensors: usize,
+}
+
+/// A component that can be used from here.
+#[derive(Debug, Clone, Serialize)]
+pub struct ComponentInfo {
+    pub component: Component,
+    /// `BFL, scaled fp8 (new)`.
+    pub dialect: String,
+    /// Canonical tensors.
+    pub tensors: usize,
+    pub bytes: u64,
+    pub parameters: u64,
+    /// Inferred from the shapes: blocks, widths, guidance.
+    pub geometry: BTreeMap<&'static str, String>,
+}
+
+/// How much is stored in one element type.
+#[derive(Debug, Clone, Serialize)]
+pub struct TypeInfo {
+    pub dtype: &'static str,
+    pub tensors: usize,
+    pub bytes: u64,
+}
+
+/// A tensor as stored.
+#[derive(Debug, Clone, Serialize)]
+pub struct TensorInfo {
+    pub name: String,
+    pub dtype: &'static str,
+    pub shape: Vec<usize>,
+}
+
+/// Looks into a `.safetensors` or `.gguf` file, a shard with its sisters, or a folder (a diffusers model's component folders included).
+pub fn inspect(path: &Path) -> Result<Inspection> {
+    if !path.exists() {
+        return Err(no_such(path));
+    }
+    let mut found = vec![];
+    if path.is_dir() {
+        found.extend(units(path)?);
+        for component in Component::ALL {
+            found.extend(units(&path.join(component.folder()))?);
+        }
+        if found.is_empty() {
+            return Err(
+                Error::missing("no .safetensors or .gguf files in this folder").at_path(path)
+            );
+        }
+    } else {
+        found.push(unit_of(path)?);
+    }
+    let mut inspection = Inspection {
+        path: path.into(),
+        what: String::new(),
+        files: vec![],
+        components: vec![],
+        dtypes: vec![],
+        metadata: BTreeMap::new(),
+        loras: vec![],
+        notes: vec![],
+        tensors: vec![],
+    };
+    let mut what: Vec<String> = vec![];
+    for unit in found {
+        let words = inspection.add(&unit)?;
+        if !what.contains(&words) {
+            what.push(words);
+        }
+    }
+    inspection.what = what.join("; ");
+    inspection.dtypes.sort_by_key(|t| std::cmp::Reverse(t.bytes));
+    Ok(inspection)
+}
+
+impl Inspection {
+    /// Adds a unit and says what it is.
+    fn add(&mut self, unit: &Unit) -> Result<String> {
+        let files = unit
+            .paths
+            .iter()
+            .map(|p| WeightFile::open(p).map(Arc::new))
+            .collect::<Result<Vec<_>>>()?;
+        for file in &files {
+            self.add_file(file);
+        }
+        let names: Vec<&str> =
+            files.iter().flat_map(|f| &f.header.tensors).map(|t| t.name.as_str()).collect();
+        let found = recognise(&names);
+        let mut words = vec![];
+        for f in &found {
+            match ComponentWeights::collect(&files, f, &found) {
+                Ok(weights) => {
+                    words.push(format!("{}: {}", f.component.title(), weights.dialect()));
+                    self.notes.extend(weights.check(&all_of(&weights)).into_iter().flatten());
+                    self.components.push(describe(&weights));
+                }
+                Err(e) => {
+                    words.push(format!("{}, not usable", f.component.title()));
+                    self.notes.push(e.to_string());
+                }
+            }
+        }
+        if !words.is_empty() {
+            return Ok(words.join("; "));
+        }
+        Ok(if is_lora(&names) {
+            let mut words = vec!["LoRA".to_string()];
+            for file in &files {
+                let lora::Survey { summary, problem } = lora::survey_file(file);
+                if !summary.dialect.is_empty() {
+                    words.push(summary.dialect.clone());
+                }
+                if let Some(e) = problem {
+                    words.push("not usable".into());
+                    self.notes.push(e.to_string());
+                }
+                self.loras.push(summary);
+            }
+            words.join(", ")
+        } else if let Some(format) = names.iter().find_map(|n| foreign_storage(n)) {
+            format!("weights in {format}")
+        } else {
+            foreign_model(&names).unwrap_or("not a model that is known here").into()
+        })
+    }
+
+    fn add_file(&mut self, file: &WeightFile) {
+        let bytes = file.source.bytes().len() as u64;
+        self.files.push(FileInfo {
+            path: file.path.clone(),
+            bytes,
+            tensors: file.header.tensors.len(),
+        });
+        self.notes.extend(file.note.clone());
+        for (key, value) in &file.header.metadata {
+            let mut value = value.clone();
+            if let Some((cut, _)) = value.char_indices().nth(2000) {
+                value.truncate(cut);
+                value.push('…');
+            }
+            self.metadata.insert(key.clone(), value);
+        }
+        for entry in &file.header.tensors {
+            let dtype = entry.stored.name();
+            let i = self.dtypes.iter().position(|t| t.dtype == dtype).unwrap_or_else(|| {
+                self.dtypes.push(TypeInfo { dtype, tensors: 0, bytes: 0 });
+                self.dtypes.len() - 1
+            });
+            self.dtypes[i].tensors += 1;
+            self.dtypes[i].bytes += entry.range.len() as u64;
+            self.tensors.push(TensorInfo {
+                name: entry.name.clone(),
+                dtype,
+                shape: entry.shape.clone(),
+            });
+        }
+    }
+}
+
+/// What the component has, as an expectation: so that a check reports only tensors that were not understood.
+fn all_of(weights: &ComponentWeights) -> Vec<(String, Vec<usize>)> {
+    weights.names().filter_map(|n| Some((n.to_string(), weights.full_shape(n)?.to_vec()))).collect()
+}
+
+fn describe(weights: &ComponentWeights) -> ComponentInfo {
+    let shapes = weights.names().filter_map(|n| weights.shape(n));
+    ComponentInfo {
+        component: weights.component(),
+        dialect: weights.dialect().into(),
+        tensors: weights.names().count(),
+        bytes: weights.stored_bytes(),
+        parameters: shapes.map(|(rows, cols)| (rows * cols) as u64).sum(),
+        geometry: geometry(weights),
+    }
+}
+
+/// What the shapes tell about the model.
+fn geometry(weights: &ComponentWeights) -> BTreeMap<&'static str, String> {
+    let blocks = |prefix: &str| {
+        let number = |n: &str| n.strip_prefix(prefix)?.split('.').next()?.parse::<usize>().ok();
+        weights.names().filter_map(number).max().map(|n| (n + 1).to_string())
+    };
+    let rows = |name: &str| weights.shape(name).map(|s| s.0.to_string());
+    let cols = |name: &str| weights.shape(name).map(|s| s.1.to_string());
+    let facts = match weights.component() {
+        Component::Flux => vec![
+            ("double blocks", blocks("double_blocks.")),
+            ("single blocks", blocks("single_blocks.")),
+            ("hidden width", rows("img_in.weight")),
+            ("head width", cols("double_blocks.0.img_attn.norm.query_norm.scale")),
+            ("input channels", cols("img_in.weight")),
+            ("text width", cols("txt_in.weight")),
+            ("pooled width", cols("vector_in.in_layer.weight")),
+            (
+                "guidance",
+                Some(
+                    if rows("guidance_in.in_layer.weight").is_some() { "yes" } else { "no" }
+                        .to_string(),
+                ),
+            ),
+        ],
+        Component::T5 => vec![
+            ("layers", blocks("encoder.block.")),
+            ("width", cols("shared.weight")),
+            ("vocabulary", rows("shared.weight")),
+        ],
+        Component::Clip => vec![
+            ("layers", blocks("text_model.encoder.layers.")),
+            ("width", cols("text_model.embeddings.token_embedding.weight")),
+            ("positions", rows("text_model.embeddings.position_embedding.weight")),
+        ],
+        Component::Vae => {
+            let latent = weights.full_shape("decoder.conv_in.weight").and_then(|s| s.get(1));
+            vec![
+                ("levels", blocks("decoder.up.")),
+                ("width", cols("decoder.norm_out.weight")),
+                ("latent channels", latent.map(usize::to_string)),
+                (
+                    "encoder",
+                    Some(
+                        if rows("encoder.conv_in.weight").is_some() { "yes" } else { "no" }
+                            .to_string(),
+                    ),
+                ),
+            ]
+        }
+    };
+    facts.into_iter().filter_map(|(k, v)| Some((k, v?))).collect()
+}
+
+/// A summary for people; the tensors are only counted.
+impl fmt::Display for Inspection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}\n  {}", self.path.display(), self.what)?;
+        for c in &self.components {
+            let (n, millions) = (c.tensors, c.parameters as f64 / 1e6);
+            writeln!(
+                f,
+                "  {:<5} {}, {n} tensors, {millions:.1} M parameters, {}",
+                c.component.name(),
+                c.dialect,
+                size(c.bytes)
+            )?;
+            let facts: Vec<String> = c.geometry.iter().map(|(k, v)| format!("{k} {v}")).collect();
+            writeln!(f, "        {}", facts.join(", "))?;
+        }
+        for lora in &self.loras {
+            for line in lora.to_string().lines() {
+                writeln!(f, "  {line}")?;
+            }
+        }
+        for t in &self.dtypes {
+            writeln!(f, "  {:<8} {} tensors, {}", t.dtype, t.tensors, size(t.bytes))?;
+        }
+        // What a LoRA says of itself was told above.
+        for (key, value) in self.metadata.iter().filter(|_| self.loras.is_empty()) {
+            let short: String = value.chars().take(100).collect();
+            writeln!(f, "  {key}: {short}{}", if short.len() < value.len() { "…" } else { "" })?;
+        }
+        for file in &self.files {
+            writeln!(
+                f,
+                "  {} ({}, {} tensors)",
+                file.path.display(),
+                size(file.bytes),
+                file.tensors
+            )?;
+        }
+        for note in &self.notes {
+            writeln!(f, "  note: {note}")?;
+        }
+        Ok(())
+    }
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+    }
+}

@@ -1,0 +1,18 @@
+//! From names to files: finds, opens, downloads, converts and inspects models.
+//!
+//! `open` takes a file or a folder, recognises what it holds by tensor names, looks for missing components where people keep them,
+//! and returns each component as `ComponentWeights`.
+
+pub mod config;
+pub mod convert;
+pub mod find;
+pub mod hub;
+mod inspect;
+pub mod lookup;
+pub mod open;
+pub mod places;
+pub mod synthetic;
+
+pub use inspect::{Inspection, inspect};
+pub use lookup::ModelFiles;
+pub use open::{Checkpoint, Files, open, open_among, open_bytes, open_only, open_source};

@@ -1,0 +1,180 @@
+//! ComfyUI's `extra_model_paths.yaml`: groups of folders, each under a `base_path`, several folders to a key by lines.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use saphyr_parser::{Event, Parser, ScalarStyle};
+
+use crate::error::{Error, Result};
+
+/// A file longer than this is none of ComfyUI's.
+const MOST: u64 = 1 << 20;
+
+/// A folder that the file names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extra {
+    /// `a1111`, `comfyui`, or what its writer called it.
+    pub group: String,
+    /// `checkpoints`, `loras`, ...
+    pub key: String,
+    pub folder: PathBuf,
+    /// It is to be looked into before ComfyUI's own.
+    pub first: bool,
+}
+
+/// Reads the file at `path`; `expand` fills in `~` and variables. Relative paths start at the group's `base_path`, and this at the file's folder.
+pub fn read(path: &Path, expand: &dyn Fn(&str) -> PathBuf) -> Result<Vec<Extra>> {
+    let broken =
+        |what: String| Error::model(format!("not a list of model folders: {what}")).at_path(path);
+    let size = path.metadata().map_err(|e| broken(e.to_string()))?.len();
+    if size > MOST {
+        return Err(broken("it is too large".to_string()).found(format!("{size} bytes")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| broken(e.to_string()))?;
+    let groups = groups(text.trim_start_matches('\u{feff}')).map_err(broken)?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let mut extras = Vec::new();
+    for (group, keys) in groups {
+        let value = |key: &str| keys.iter().find(|(k, _)| k == key).map(|(_, v)| v.trim());
+        let base = folder.join(value("base_path").map_or(PathBuf::new(), expand));
+        let first = value("is_default")
+            .is_some_and(|v| matches!(v.to_lowercase().as_str(), "true" | "yes" | "on"));
+        for (key, value) in keys.iter().filter(|(k, _)| k != "base_path" && k != "is_default") {
+            for line in value.lines().map(str::trim).filter(|l| !l.is_empty()) {
+                let folder = base.join(expand(line));
+                extras.push(Extra { group: group.clone(), key: key.clone(), folder, first });
+            }
+        }
+    }
+    Ok(extras)
+}
+
+type Groups = Vec<(String, Vec<(String, String)>)>;
+
+/// The keys and texts at depth two; what lies deeper is passed over. Events, not a tree: depth costs neither stack nor memory.
+fn groups(text: &str) -> std::result::Result<Groups, String> {
+    let mut groups: Groups = Vec::new();
+    // How deep the next event lies, and the key that waits for its value at depth two.
+    let (mut depth, mut key): (usize, Option<String>) = (0, None);
+    let mut anchors: BTreeMap<usize, String> = BTreeMap::new();
+    // At depth one, keys and values take turns.
+    let mut is_value = false;
+    for event in Parser::new_from_str(text) {
+        let (event, _) = event.map_err(|e| e.to_string())?;
+        let scalar = match &event {
+            Event::Scalar(text, style, anchor, _) => {
+                let null = *style == ScalarStyle::Plain
+                    && matches!(text.as_ref(), "" | "~" | "null" | "Null" | "NULL");
+                if *anchor > 0 {
+                    anchors.insert(*anchor, text.to_string());
+                }
+                Some(if null { String::new() } else { text.to_string() })
+            }
+            Event::Alias(anchor) => Some(anchors.get(anchor).cloned().unwrap_or_default()),
+            _ => None,
+        };
+        match (&event, scalar) {
+            (Event::SequenceStart(..), _) if depth == 0 => {
+                return Err("a list where groups should be".to_string());
+            }
+            (Event::SequenceStart(..), _) => depth += 1,
+            (Event::MappingStart(..), _) => {
+                depth += 1;
+                key = None;
+            }
+            (Event::MappingEnd | Event::SequenceEnd, _) => {
+                depth -= 1;
+                match depth {
+                    1 => is_value = false,
+                    2 => key = None,
+                    _ => {}
+                }
+            }
+            (_, Some(text)) => match (depth, key.take()) {
+                (0, _) if !text.is_empty() => {
+                    return Err("a text where groups should be".to_string());
+                }
+                (1, _) => {
+                    if !is_value {
+                        groups.push((text, Vec::new()));
+                    }
+                    is_value = !is_value;
+                }
+                (2, None) => key = Some(text),
+                (2, Some(key)) => {
+                    groups.last_mut().ok_or("a group without a name")?.1.push((key, text))
+                }
+                // A list in place of lines.
+                (3, Some(name)) => {
+                    groups.last_mut().ok_or("a group without a name")?.1.push((name.clone(), text));
+                    key = Some(name);
+                }
+                (_, waiting) => key = waiting,
+            },
+            _ => {}
+        }
+    }
+    Ok(groups)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(text: &str) -> Result<Vec<Extra>> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("extra_model_paths.yaml");
+        std::fs::write(&path, text).unwrap();
+        let extras = read(&path, &|p| PathBuf::from(p.replace('~', "/home/u")))?;
+        let short = |e: Extra| Extra {
+            folder: e.folder.strip_prefix(folder.path()).unwrap_or(&e.folder).into(),
+            ..e
+        };
+        Ok(extras.into_iter().map(short).collect())
+    }
+
+    fn extra(group: &str, key: &str, folder: &str, first: bool) -> Extra {
+        Extra { group: group.into(), key: key.into(), folder: folder.into(), first }
+    }
+
+    #[test]
+    fn groups_lines_bases_and_comments_are_read() {
+        let text = "\u{feff}#Rename this\n\na1111:\n    base_path: ~/webui/\n\n    checkpoints: models/Stable-diffusion\n    vae: models/VAE  # ours\n\
+                    \x20   loras: |\n         models/Lora\n         models/LyCORIS\n\ncomfyui:\n     is_default: true\n     base_path: 'sub dir'\n\
+                    \x20    clip: \"models/clip/\"\n     vae: /abs/vae\n     unet: [a, b]\nempty:\nnobase:\n  checkpoints: x\n";
+        let expected = [
+            extra("a1111", "checkpoints", "/home/u/webui/models/Stable-diffusion", false),
+            extra("a1111", "vae", "/home/u/webui/models/VAE", false),
+            extra("a1111", "loras", "/home/u/webui/models/Lora", false),
+            extra("a1111", "loras", "/home/u/webui/models/LyCORIS", false),
+            extra("comfyui", "clip", "sub dir/models/clip/", true),
+            extra("comfyui", "vae", "/abs/vae", true),
+            extra("comfyui", "unet", "sub dir/a", true),
+            extra("comfyui", "unet", "sub dir/b", true),
+            extra("nobase", "checkpoints", "x", false),
+        ];
+        assert_eq!(of(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_is_deeper_or_strange_is_passed_over_and_what_is_broken_is_told() {
+        let text = "g:\n  checkpoints: a\n  more: {x: {y: z}}\n  vae: b\nh: text\ni:\n  base_path: &b c\n  loras: *b\n  ? [k]\n  : v\n";
+        let expected = [
+            extra("g", "checkpoints", "a", false),
+            extra("g", "vae", "b", false),
+            extra("i", "loras", "c/c", false),
+        ];
+        assert_eq!(of(text).unwrap()[..3], expected);
+        assert_eq!(of("").unwrap(), []);
+        assert_eq!(of("# only words\n").unwrap(), []);
+        for bad in
+            ["- a\n- b\n", "a: b: c\n", "a:\n\tb: c\n", "just words", "a: [", "a:\n  b: \"x\n"]
+        {
+            assert!(of(bad).is_err(), "{bad:?}");
+        }
+        // Neither the stack nor the memory grows with depth.
+        for (open, n) in [("[", 200_000), ("{a: ", 100_000), ("- ", 100_000)] {
+            of(&format!("g: {}", open.repeat(n))).ok();
+        }
+    }
+}

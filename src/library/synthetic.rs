@@ -1,0 +1,124 @@
+//! `--model synthetic:dev`: a checkpoint of FLUX.1's real geometry with seeded noise for weights, so that speed and memory can be measured with no download.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, flux1, t5, vae};
+use crate::weights::Component;
+use crate::weights::synth;
+use crate::weights::synth::{Dialect, Grid, Storage, SynthSpec, Watch};
+
+/// A parsed `synthetic:NAME[:STORAGE]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Synthetic {
+    name: &'static str,
+    storage_name: &'static str,
+    storage: Storage,
+}
+
+impl Synthetic {
+    /// From what follows `synthetic:`.
+    pub fn parse(text: &str) -> Result<Self> {
+        let (name, storage) = text.split_once(':').unwrap_or((text, "fp8"));
+        let name = *["dev", "schnell"].iter().find(|n| **n == name).ok_or_else(|| {
+            Error::argument("unknown synthetic model")
+                .found(name)
+                .expected("synthetic:dev or synthetic:schnell, then :fp8, :bf16 or :f32")
+        })?;
+        let kinds = [("fp8", Storage::F8ScaledNew), ("bf16", Storage::BF16), ("f32", Storage::F32)];
+        let &(storage_name, storage) = kinds.iter().find(|k| k.0 == storage).ok_or_else(|| {
+            Error::argument("unknown storage of a synthetic model")
+                .found(storage)
+                .expected("fp8, bf16 or f32")
+        })?;
+        Ok(Synthetic { name, storage_name, storage })
+    }
+
+    /// `dev-fp8`.
+    pub fn label(&self) -> String {
+        format!("{}-{}", self.name, self.storage_name)
+    }
+
+    /// The file's place: `synthetic/dev-fp8.safetensors` in the cache folder.
+    pub fn path(&self) -> PathBuf {
+        crate::host::cache_folder().join("synthetic").join(format!("{}.safetensors", self.label()))
+    }
+
+    /// Writes the file (17 to 68 GB, minutes) unless it is there. `tell` hears how it goes; an error from it ends the write, and nothing is left behind.
+    pub fn make(&self, path: &Path, tell: &mut dyn FnMut(Event) -> Result<()>) -> Result<()> {
+        if path.exists() {
+            return Ok(());
+        }
+        tell(Event::Note(format!(
+            "writing seeded noise as weights to {} (once; delete it when done)",
+            path.display()
+        )))?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(folder).map_err(|e| {
+            Error::output("cannot make the cache folder")
+                .at_path(folder)
+                .found(e)
+                .try_("set FLUX_FAST_CACHE to a folder with room")
+        })?;
+        let flux = if self.name == "dev" { FluxConfig::dev() } else { FluxConfig::schnell() };
+        let (t5, clip, vae) = (T5Config::xxl(), ClipConfig::large(), VaeConfig::flux());
+        let named = |component, list: Vec<(String, Vec<usize>)>| {
+            list.into_iter().map(move |(n, s)| (component, n, s))
+        };
+        let tensors = named(Component::T5, t5::tensors(&t5))
+            .chain(named(Component::Clip, clip::tensors(&clip)))
+            .chain(named(Component::Flux, flux1::tensors(&flux)))
+            .chain(named(Component::Vae, vae::tensors(&vae)))
+            .collect();
+        let configs = json!({ "transformer": flux.to_json(), "text_encoder": clip.to_json(), "text_encoder_2": t5.to_json(), "vae": vae.to_json() });
+        let spec = SynthSpec {
+            seed: 0,
+            tensors,
+            grid: Grid::F32,
+            storage: self.storage,
+            dialect: Dialect::Comfy,
+            configs,
+        };
+        let watch = Watch::default();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| synth::write_watched(&spec, path, &watch));
+            let (mut outcome, mut told) = (Ok(()), 0);
+            while !writer.is_finished() {
+                std::thread::sleep(Duration::from_millis(100));
+                let gigabytes = watch.written.load(Ordering::Relaxed) / 1_000_000_000;
+                let event = if gigabytes > told {
+                    Event::Note(format!("{gigabytes} GB written"))
+                } else {
+                    Event::Tick
+                };
+                told = gigabytes;
+                if outcome.is_ok() {
+                    outcome = tell(event);
+                    watch.stop.store(outcome.is_err(), Ordering::Relaxed);
+                }
+            }
+            let written = writer.join().unwrap_or_else(|_| {
+                Err(Error::output("the synthetic weights could not be made").at_path(path))
+            });
+            outcome.and(written)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_parse_or_say_what_there_is() {
+        assert_eq!(Synthetic::parse("dev").unwrap().label(), "dev-fp8");
+        assert_eq!(Synthetic::parse("schnell:bf16").unwrap().label(), "schnell-bf16");
+        assert!(Synthetic::parse("pro").unwrap_err().to_string().contains("synthetic:schnell"));
+        assert!(Synthetic::parse("dev:int3").unwrap_err().to_string().contains("bf16"));
+    }
+}

@@ -1,0 +1,134 @@
+//! One checkpoint file: its bytes and its checked header, whichever of the two containers it is. Files of other kinds are refused by name.
+
+// As in `safetensors`: no arithmetic on a stranger's numbers that could wrap or panic.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::gguf::{self, Stop};
+use super::map;
+use super::safetensors::{Header, MAX_HEADER_BYTES, header_bytes, truncated};
+use crate::error::{Error, Result};
+use crate::tensor::ByteSource;
+
+/// An open safetensors or GGUF file.
+pub struct WeightFile {
+    /// Where it lies; a made-up name for embedded bytes.
+    pub path: PathBuf,
+    pub source: Arc<dyn ByteSource>,
+    pub header: Header,
+    /// A warning for the user, if it could not be mapped.
+    pub note: Option<String>,
+}
+
+impl WeightFile {
+    /// Maps and checks the file at `path`.
+    pub fn open(path: &Path) -> Result<Self> {
+        let (source, note) = map::open(path)?;
+        Self::of(source, path, note)
+    }
+
+    /// The same over any bytes; `path` is then only a name.
+    pub fn of(source: Arc<dyn ByteSource>, path: &Path, note: Option<String>) -> Result<Self> {
+        let bytes = source.bytes();
+        refuse_other_kinds(bytes, path)?;
+        let header = header(bytes, bytes.len() as u64).map_err(|e| e.at_path(path))?;
+        Ok(WeightFile { path: path.into(), header, note, source })
+    }
+
+    /// Whether it is a GGUF file.
+    pub fn is_gguf(&self) -> bool {
+        self.source.bytes().starts_with(b"GGUF")
+    }
+
+    /// A number that recognises the file: FNV-1a over its header and 64 samples spread over its data (two fine-tunes saved by one tool have equal headers).
+    pub fn fingerprint(&self, seed: u64) -> u64 {
+        let bytes = self.source.bytes();
+        let mut hash = fnv(seed, &bytes[..self.header.data_start]);
+        let data = &bytes[self.header.data_start..];
+        for i in 0..64usize {
+            let start = (data.len() / 64).saturating_mul(i);
+            hash = fnv(hash, &data[start..start.saturating_add(64).min(data.len())]);
+        }
+        hash
+    }
+}
+
+/// The start value of `fnv`.
+pub const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a, 64 bit, going on from `hash`.
+pub fn fnv(hash: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(hash, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+/// The header in `bytes`, which are a whole file of `file_bytes`.
+fn header(bytes: &[u8], file_bytes: u64) -> Result<Header> {
+    if !bytes.starts_with(gguf::MAGIC) {
+        return Header::parse(bytes, file_bytes);
+    }
+    gguf::parse(bytes, file_bytes).map_err(|stop| match stop {
+        Stop::Bad(e) => e,
+        Stop::More(n) => truncated(bytes.len() as u64, n, "at least "),
+    })
+}
+
+/// What is read first of a GGUF file: enough for a transformer, whose header has no list of words.
+const FIRST_READ: u64 = 128 << 10;
+
+/// The header of the file at `path`, read without mapping the rest: for looking at many files.
+pub fn read_header(path: &Path) -> Result<Header> {
+    let io = |e| map::unreadable(path, &e);
+    let mut file = File::open(path).map_err(io)?;
+    let size = file.metadata().map_err(io)?.len();
+    let mut bytes = Vec::new();
+    // Of a file that is shortened in between there is less than its size promises; the parsers see that.
+    let mut read_to = |bytes: &mut Vec<u8>, end: u64| {
+        let more = end.saturating_sub(bytes.len() as u64);
+        file.by_ref().take(more).read_to_end(bytes).map_err(io)
+    };
+    read_to(&mut bytes, 8)?;
+    refuse_other_kinds(&bytes, path)?;
+    if !bytes.starts_with(gguf::MAGIC) {
+        let length = header_bytes(&bytes, size).map_err(|e| e.at_path(path))?;
+        read_to(&mut bytes, length as u64)?;
+        return Header::parse(&bytes, size).map_err(|e| e.at_path(path));
+    }
+    // A GGUF header does not say how long it is: read on, twice as far each time, until it ends.
+    let mut end = FIRST_READ;
+    loop {
+        read_to(&mut bytes, end)?;
+        match gguf::parse(&bytes, size) {
+            Ok(header) => return Ok(header),
+            Err(Stop::Bad(e)) => return Err(e.at_path(path)),
+            Err(Stop::More(n)) if (bytes.len() as u64) < end => {
+                return Err(truncated(bytes.len() as u64, n, "at least ").at_path(path));
+            }
+            Err(Stop::More(n)) => end = n.max(end.saturating_mul(2)).min(MAX_HEADER_BYTES),
+        }
+    }
+}
+
+/// Pickle files and texts are known by their first bytes, whatever they are called.
+fn refuse_other_kinds(bytes: &[u8], path: &Path) -> Result<()> {
+    let e = if bytes.starts_with(b"PK\x03\x04")
+        || bytes.starts_with(&[0x80, 0x02]) && bytes.get(7) != Some(&0)
+    {
+        Error::model(
+            "this is a pickle (.ckpt, .pt) file, which can run any code when it is loaded; it is not supported",
+        )
+        .try_("use a .safetensors or .gguf file, or convert it in a place you trust")
+    } else if bytes.starts_with(b"version ")
+        || bytes.starts_with(b"<!DOCTYPE")
+        || bytes.starts_with(b"<html")
+    {
+        Error::model("this is a small text (a Git LFS pointer or a web page) in place of the file")
+            .try_("download it again")
+    } else {
+        return Ok(());
+    };
+    Err(e.at_path(path))
+}

@@ -1,0 +1,371 @@
+//! The safetensors container: an 8-byte little-endian header length, a JSON header, then the tensors' bytes.
+//!
+//! A file comes from strangers, so nothing in it is believed: every range is checked against the file's size, every byte of the
+//! data belongs to exactly one tensor, and nothing is allocated for a header that claims too much.
+
+// A sum or product of numbers from a file must not wrap, in release builds neither; nor is a panic the answer to a bad file. The compiler's own overflow checks
+// cannot be turned on for one module, and for all of them they would sit in the kernels' index arithmetic: so the modules that read containers have none but
+// checked arithmetic.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+
+/// The format's own limit on the header.
+pub(crate) const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// Real FLUX files hold at most a few thousand tensors, scales included.
+pub(crate) const MAX_TENSORS: usize = 20_000;
+/// Convolutions have four axes; nothing here has more than eight.
+const MAX_RANK: usize = 8;
+
+/// Element types of the containers: those that the engine computes with, and those that only need a size and a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stored {
+    /// A type that a weight may have.
+    Float(DType),
+    /// Another type of the format, with its size in bits.
+    Other(&'static str, u32),
+}
+
+const OTHER: [(&str, u32); 15] = [
+    ("BOOL", 8),
+    ("U8", 8),
+    ("I8", 8),
+    ("I16", 16),
+    ("U16", 16),
+    ("U32", 32),
+    ("I64", 64),
+    ("U64", 64),
+    ("F64", 64),
+    ("C64", 64),
+    ("F4", 4),
+    ("F6_E2M3", 6),
+    ("F6_E3M2", 6),
+    ("F8_E8M0", 8),
+    ("I32", 32),
+];
+const FLOATS: [DType; 5] = [DType::F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2];
+
+impl Stored {
+    fn parse(name: &str) -> Option<Self> {
+        let float = FLOATS.iter().find(|d| d.name() == name).map(|d| Stored::Float(*d));
+        float.or_else(|| {
+            OTHER.iter().find(|o| o.0 == name).map(|&(name, bits)| Stored::Other(name, bits))
+        })
+    }
+
+    /// The format's name for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stored::Float(dtype) => dtype.name(),
+            Stored::Other(name, _) => name,
+        }
+    }
+
+    /// Size of one element in bits, of this container's types: none of them is stored in blocks.
+    fn bits(self) -> u32 {
+        match self {
+            Stored::Float(dtype) => (dtype.size() as u32).saturating_mul(8),
+            Stored::Other(_, bits) => bits,
+        }
+    }
+
+    /// The element type, if weights may have it.
+    pub fn float(self) -> Option<DType> {
+        match self {
+            Stored::Float(dtype) => Some(dtype),
+            Stored::Other(..) => None,
+        }
+    }
+}
+
+/// One tensor of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub name: String,
+    pub stored: Stored,
+    pub shape: Vec<usize>,
+    /// Byte range from the start of the file.
+    pub range: Range<usize>,
+}
+
+/// What a file of either container says about itself, checked: the tensors' ranges tile the data without overlaps, and without holes but those that GGUF's
+/// alignment makes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Header {
+    /// In the order of their bytes.
+    pub tensors: Vec<Entry>,
+    /// The `__metadata__` strings, or GGUF's short values as text: `flux`, `2`, `[64, 3072]`.
+    pub metadata: BTreeMap<String, String>,
+    /// Where the data begins, in bytes from the start of the file.
+    pub data_start: usize,
+}
+
+/// How many bytes the header of a file of `file_bytes` occupies, its length field included; `first` are the file's first 8 bytes or all of it.
+pub fn header_bytes(first: &[u8], file_bytes: u64) -> Result<usize> {
+    let Some(length) = first.first_chunk::<8>().map(|b| u64::from_le_bytes(*b)) else {
+        return Err(Error::model("file is too short to be a safetensors file")
+            .found(format!("{file_bytes} bytes"))
+            .expected("at least 8 bytes of header length"));
+    };
+    if length == 0 || length > MAX_HEADER_BYTES {
+        return Err(Error::model("header length is out of range, so this is no safetensors file")
+            .found(format!("{length} bytes"))
+            .expected(format!("1 to {MAX_HEADER_BYTES} bytes"))
+            .try_(
+                "inspect the file: a web page or a pointer file may have been saved under its name",
+            ));
+    }
+    let end = length.saturating_add(8);
+    if end > file_bytes {
+        return Err(truncated(file_bytes, end, "at least "));
+    }
+    Ok(end as usize)
+}
+
+pub(crate) fn truncated(found: u64, expected: u64, qualifier: &str) -> Error {
+    Error::model("file is truncated")
+        .found(format!("{found} bytes"))
+        .expected(format!("{qualifier}{expected} bytes"))
+        .try_("download it again")
+}
+
+impl Header {
+    /// Parses the header at the start of `bytes` for a file of `file_bytes`; `bytes` may end anywhere after the header.
+    pub fn parse(bytes: &[u8], file_bytes: u64) -> Result<Header> {
+        let data_start = header_bytes(bytes, file_bytes)?;
+        let Some(json) = bytes.get(8..data_start) else {
+            return Err(truncated(bytes.len() as u64, data_start as u64, "at least "));
+        };
+        if json[0] != b'{' {
+            return Err(Error::model(
+                "header does not begin with '{', so this is no safetensors file",
+            ));
+        }
+        let mut raw = Raw::default();
+        let mut parser = serde_json::Deserializer::from_slice(json);
+        RawSeed(&mut raw)
+            .deserialize(&mut parser)
+            .and_then(|()| parser.end())
+            .map_err(|e| Error::model(format!("header is not valid: {e}")))?;
+        let mut tensors =
+            raw.tensors.into_iter().map(|t| t.check(data_start)).collect::<Result<Vec<_>>>()?;
+        tensors.sort_by(|a, b| {
+            (a.range.start, a.range.end, &a.name).cmp(&(b.range.start, b.range.end, &b.name))
+        });
+        check_tiling(&tensors, data_start, file_bytes)?;
+        check_names(&tensors)?;
+        Ok(Header { tensors, metadata: raw.metadata, data_start })
+    }
+}
+
+/// Every byte from `data_start` to the end of the file belongs to exactly one tensor.
+fn check_tiling(tensors: &[Entry], data_start: usize, file_bytes: u64) -> Result<()> {
+    let end = tensors.iter().map(|t| t.range.end).max().unwrap_or(data_start) as u64;
+    if end > file_bytes {
+        return Err(truncated(file_bytes, end, ""));
+    }
+    let mut next = data_start;
+    for t in tensors {
+        if t.range.start < next {
+            return Err(Error::model("tensor overlaps the one before it")
+                .at(&t.name)
+                .found(format!("byte {}", t.range.start))
+                .expected(format!("byte {next}")));
+        }
+        if t.range.start > next {
+            return Err(Error::model("bytes before this tensor belong to no tensor")
+                .at(&t.name)
+                .found(format!("byte {}", t.range.start))
+                .expected(format!("byte {next}")));
+        }
+        next = t.range.end;
+    }
+    if end < file_bytes {
+        let last = tensors.last().map_or("the header", |t| t.name.as_str());
+        return Err(Error::model(format!(
+            "bytes after the last tensor, {last}, belong to no tensor"
+        ))
+        .found(format!("{file_bytes} bytes"))
+        .expected(format!("{end} bytes")));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_names(tensors: &[Entry]) -> Result<()> {
+    let mut names: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|w| w[0] == w[1]) {
+        Some(twice) => Err(Error::model("tensor is listed twice").at(twice[0])),
+        None => Ok(()),
+    }
+}
+
+/// The header as written, in its order, duplicates kept.
+#[derive(Default)]
+struct Raw {
+    tensors: Vec<RawTensor>,
+    metadata: BTreeMap<String, String>,
+    has_metadata: bool,
+}
+
+struct RawTensor {
+    name: String,
+    info: Info,
+}
+
+#[derive(serde::Deserialize)]
+struct Info {
+    dtype: String,
+    shape: Shape,
+    data_offsets: (u64, u64),
+}
+
+/// At most `MAX_RANK` axes: a list of millions would cost more memory than the file has bytes.
+struct Shape(Vec<u64>);
+
+impl<'de> serde::Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Axes;
+        impl<'de> Visitor<'de> for Axes {
+            type Value = Shape;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                write!(f, "a shape of at most {MAX_RANK} axes")
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Shape, A::Error> {
+                let mut axes = Vec::new();
+                while let Some(n) = seq.next_element::<u64>()? {
+                    if axes.len() == MAX_RANK {
+                        return Err(de::Error::custom(format!("more than {MAX_RANK} axes")));
+                    }
+                    axes.push(n);
+                }
+                Ok(Shape(axes))
+            }
+        }
+        d.deserialize_seq(Axes)
+    }
+}
+
+impl RawTensor {
+    /// Shape and range against each other; `data_start` is added to the range.
+    fn check(self, data_start: usize) -> Result<Entry> {
+        let RawTensor { name, info } = self;
+        let at = |e: Error| e.at(&name);
+        let Some(stored) = Stored::parse(&info.dtype) else {
+            return Err(at(Error::model("tensor has an unknown element type").found(&info.dtype)));
+        };
+        let shape = info.shape.0;
+        // A zero among the axes must not hide that the others overflow.
+        let product = shape.iter().filter(|&&n| n != 0).try_fold(1u64, |p, &n| p.checked_mul(n));
+        let bits = product.and_then(|p| p.checked_mul(u64::from(stored.bits())));
+        let (Some(bits), true) = (bits, shape.iter().all(|&n| usize::try_from(n).is_ok())) else {
+            return Err(at(Error::model("tensor's shape overflows").found(format!("{:?}", shape))));
+        };
+        let bits = if shape.contains(&0) { 0 } else { bits };
+        let (start, end) = info.data_offsets;
+        let place = |offset: u64| usize::try_from(offset).ok()?.checked_add(data_start);
+        let (Some(length), Some(first), Some(last)) =
+            (end.checked_sub(start), place(start), place(end))
+        else {
+            return Err(at(
+                Error::model("tensor's byte range is not valid").found(format!("{start}..{end}"))
+            ));
+        };
+        if bits % 8 != 0 || bits / 8 != length {
+            return Err(at(Error::model("tensor's byte range does not match its shape")
+                .found(format!("{length} bytes"))
+                .expected(format!(
+                    "{} bytes for {} {:?}",
+                    bits.div_ceil(8),
+                    stored.name(),
+                    shape
+                ))));
+        }
+        Ok(Entry {
+            stored,
+            shape: shape.iter().map(|&n| n as usize).collect(),
+            range: first..last,
+            name,
+        })
+    }
+}
+
+/// Fills a `Raw`; stops as soon as there are too many tensors, so that a bloated header costs little.
+struct RawSeed<'a>(&'a mut Raw);
+
+impl<'de> DeserializeSeed<'de> for RawSeed<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
+        d.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for RawSeed<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "__metadata__" {
+                if std::mem::replace(&mut self.0.has_metadata, true) {
+                    return Err(de::Error::custom("__metadata__ is listed twice"));
+                }
+                map.next_value_seed(MetadataSeed(&mut self.0.metadata))?;
+                continue;
+            }
+            if self.0.tensors.len() == MAX_TENSORS {
+                return Err(de::Error::custom(format!("more than {MAX_TENSORS} tensors")));
+            }
+            let info =
+                map.next_value::<Info>().map_err(|e| de::Error::custom(format!("{name}: {e}")))?;
+            self.0.tensors.push(RawTensor { name, info });
+        }
+        Ok(())
+    }
+}
+
+/// `__metadata__`: strings by name; a key given twice is an error.
+struct MetadataSeed<'a>(&'a mut BTreeMap<String, String>);
+
+impl<'de> DeserializeSeed<'de> for MetadataSeed<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
+        d.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for MetadataSeed<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an object of strings")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<String>()? {
+            let text = map.next_value::<String>()?;
+            if self.0.contains_key(&key) {
+                return Err(de::Error::custom(format!("metadata key {key} is given twice")));
+            }
+            self.0.insert(key, text);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,456 @@
+//! One component of one checkpoint under canonical names, whatever its dialect: which stored tensors make up which weight.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::names::{Naming, Role, role};
+use super::recognise::{Found, foreign_storage};
+use super::storage::{Companions, Reading, unsupported, weight_name};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::tensor::{HostPart, HostWeight};
+use crate::weights::Component;
+use crate::weights::container::file::{FNV_OFFSET, WeightFile};
+use crate::weights::container::safetensors::Entry;
+use crate::weights::container::slice;
+
+/// How many names an error or a note lists.
+const LISTED: usize = 10;
+
+/// One component's weights. Nothing is copied: what `get` returns points into the files.
+pub struct ComponentWeights {
+    component: Component,
+    dialect: String,
+    files: Vec<Arc<WeightFile>>,
+    weights: BTreeMap<String, Weight>,
+    /// Stored names that no weight uses.
+    extras: Vec<String>,
+    config: Option<Value>,
+}
+
+/// A canonical tensor: its shape, and its stored parts in order of rows (of elements, for vectors).
+struct Weight {
+    shape: Vec<usize>,
+    parts: Vec<HostPart>,
+}
+
+impl Weight {
+    fn is_vector(&self) -> bool {
+        self.shape.len() <= 1
+    }
+
+    fn rows_cols(&self) -> (usize, usize) {
+        match self.shape.as_slice() {
+            [] => (1, 1),
+            [n] => (1, *n),
+            [rows, rest @ ..] => (*rows, rest.iter().product()),
+        }
+    }
+}
+
+/// A stored tensor on its way to a canonical one.
+struct Piece {
+    stored: String,
+    shape: Vec<usize>,
+    part: HostPart,
+    /// The two halves of its rows are to change places.
+    swap: bool,
+}
+
+impl ComponentWeights {
+    /// Collects the tensors of `found` from `files` (one file, or all shards of one model).
+    pub(crate) fn collect(
+        files: &[Arc<WeightFile>],
+        found: &Found,
+        others: &[Found],
+    ) -> Result<Self> {
+        let component = found.component;
+        let all = files.iter().flat_map(|f| &f.header.tensors).map(|t| t.name.as_str());
+        let mut companions = Companions::among(all);
+        let mut tensors: Vec<(&Arc<WeightFile>, &Entry, &str)> = Vec::new();
+        let mut used: Vec<Arc<WeightFile>> = Vec::new();
+        for file in files {
+            let before = tensors.len();
+            for entry in &file.header.tensors {
+                let Some(short) = owner(&entry.name, found, others) else { continue };
+                if let Some(format) = foreign_storage(&entry.name) {
+                    return Err(unsupported(format).at(&entry.name).at_path(&file.path));
+                }
+                if !companions.take(file, entry).map_err(|e| e.at_path(&file.path))? {
+                    tensors.push((file, entry, short));
+                }
+            }
+            companions
+                .take_metadata(&file.header.metadata, &found.prefix)
+                .map_err(|e| e.at_path(&file.path))?;
+            if tensors.len() > before {
+                used.push(file.clone());
+            }
+        }
+        let mut pieces: BTreeMap<String, Vec<Option<Piece>>> = BTreeMap::new();
+        let mut aliases: Vec<(String, Piece)> = Vec::new();
+        let mut extras = Vec::new();
+        for (file, entry, short) in tensors {
+            let piece = |swap| {
+                Piece::new(file, entry, &companions, swap).map_err(|e| e.at_path(&file.path))
+            };
+            let weight = weight_name(short);
+            match role(component, found.naming, weight.as_deref().unwrap_or(short)) {
+                Role::Part { canonical, part, parts, swap } => {
+                    let slots = pieces
+                        .entry(canonical)
+                        .or_insert_with(|| (0..parts).map(|_| None).collect());
+                    if slots[part].is_some() {
+                        return Err(Error::model("tensor is stored twice")
+                            .at(&entry.name)
+                            .at_path(&file.path));
+                    }
+                    slots[part] = Some(piece(swap)?);
+                }
+                Role::Alias { canonical } => aliases.push((canonical, piece(false)?)),
+                Role::Unused => {}
+                Role::Unknown => extras.push(entry.name.clone()),
+            }
+        }
+        for (canonical, piece) in aliases {
+            pieces.entry(canonical).or_insert_with(|| vec![Some(piece)]);
+        }
+        let place = files.first().map(|f| f.path.clone()).unwrap_or_default();
+        let weights = pieces.into_iter().map(|(name, parts)| {
+            let weight = assemble(component, &name, parts).map_err(|e| e.at_path(&place))?;
+            Ok((name, weight))
+        });
+        let weights = weights.collect::<Result<BTreeMap<_, _>>>()?;
+        let dialect = describe(found, &used, &weights, &companions);
+        Ok(ComponentWeights { component, dialect, files: used, weights, extras, config: None })
+    }
+
+    pub(crate) fn with_config(mut self, config: Option<Value>) -> Result<Self> {
+        let method =
+            config.as_ref().and_then(|c| c.get("quantization_config")).filter(|q| !q.is_null());
+        if let Some(q) = method {
+            let name = q
+                .get("quant_method")
+                .or(q.get("quant_type"))
+                .and_then(Value::as_str)
+                .unwrap_or("an unnamed format");
+            // Its 4-bit types are told by the tensors; its 8-bit one is another thing.
+            let eight = ["load_in_8bit", "_load_in_8bit"]
+                .iter()
+                .any(|k| q.get(*k).and_then(Value::as_bool) == Some(true));
+            if name != "bitsandbytes" || eight {
+                let name = if eight { "bitsandbytes int8" } else { name };
+                return Err(unsupported(name).at(format!("{} config.json", self.component.name())));
+            }
+        }
+        self.config = config;
+        Ok(self)
+    }
+
+    /// Which component this is.
+    pub fn component(&self) -> Component {
+        self.component
+    }
+
+    /// How it is stored, for people: `BFL, scaled fp8 (new)`.
+    pub fn dialect(&self) -> &str {
+        &self.dialect
+    }
+
+    /// The files it lies in.
+    pub fn files(&self) -> impl Iterator<Item = &std::path::Path> {
+        self.files.iter().map(|f| f.path.as_path())
+    }
+
+    /// Rows and columns of the canonical tensor `name`: vectors are `1 x n`, convolutions `out x (in * kh * kw)`, fused projections whole
+    /// even where they are stored in parts.
+    pub fn shape(&self, name: &str) -> Option<(usize, usize)> {
+        self.weights.get(name).map(Weight::rows_cols)
+    }
+
+    /// All axes of the canonical tensor `name`: `[n]`, `[rows, cols]` or `[out, in, kh, kw]`.
+    pub fn full_shape(&self, name: &str) -> Option<&[usize]> {
+        self.weights.get(name).map(|w| w.shape.as_slice())
+    }
+
+    /// The canonical names that are there, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.weights.keys().map(String::as_str)
+    }
+
+    /// Rows `first .. first + rows` of the canonical tensor `name`, `rows x cols`; of vectors (`rows` is 1) elements `first .. first + cols`.
+    ///
+    /// Parts point into the files. Only three rare things are copied: vectors stored in parts, 8-bit vectors and convolutions (widened
+    /// to f32, since 8 bits are legal for matrices only), and tensors that do not begin at a multiple of their element size.
+    pub fn get(&self, name: &str, first: usize, rows: usize, cols: usize) -> Result<HostWeight> {
+        let Some(weight) = self.weights.get(name) else {
+            return Err(Error::model("tensor is missing").at(name).at(self.place()));
+        };
+        let (all_rows, all_cols) = weight.rows_cols();
+        let (fits, offset) = if weight.is_vector() {
+            (rows == 1 && first.checked_add(cols).is_some_and(|end| end <= all_cols), first)
+        } else {
+            (cols == all_cols && first.checked_add(rows).is_some_and(|end| end <= all_rows), first)
+        };
+        if !fits {
+            return Err(Error::model("tensor has the wrong shape")
+                .at(name)
+                .at(self.place())
+                .found(format!("{all_rows} x {all_cols}"))
+                .expected(format!("at least {rows} x {cols} from {first}")));
+        }
+        let parts = if weight.is_vector() {
+            slice::elements(&weight.parts, offset, cols)
+        } else {
+            slice::rows(&weight.parts, offset, rows, weight.shape.len() == 2)
+        };
+        Ok(HostWeight { rows, cols, parts })
+    }
+
+    /// Compares with what a model needs: canonical names and shapes (`[n]`, `[rows, cols]`, `[out, in, kh, kw]`). What is missing or has another shape is an
+    /// error that lists up to ten; what is there beyond that is returned as notes for the user.
+    pub fn check(&self, expected: &[(String, Vec<usize>)]) -> Result<Vec<String>> {
+        let mut bad = Vec::new();
+        for (name, shape) in expected {
+            match self.weights.get(name) {
+                None => bad.push(format!("{name} is missing, expected {shape:?}")),
+                Some(w) if w.shape != *shape => {
+                    bad.push(format!("{name} is {:?}, expected {shape:?}", w.shape))
+                }
+                Some(_) => {}
+            }
+        }
+        if !bad.is_empty() {
+            let missing =
+                expected.iter().filter(|(name, _)| !self.weights.contains_key(name)).count();
+            let wrong = bad.len() - missing;
+            return Err(Error::model(format!(
+                "{} weights do not fit the model ({missing} missing, {wrong} of another shape): {}",
+                self.component.name(),
+                listed(bad.iter().map(String::as_str))
+            ))
+            .at(self.place())
+            .try_("inspect the file: it may be incomplete or of another model"));
+        }
+        let wanted: std::collections::HashSet<&str> =
+            expected.iter().map(|(name, _)| name.as_str()).collect();
+        let extra: Vec<&str> = self
+            .names()
+            .filter(|n| !wanted.contains(n))
+            .chain(self.extras.iter().map(String::as_str))
+            .collect();
+        Ok(if extra.is_empty() {
+            vec![]
+        } else {
+            vec![format!(
+                "{}: {} tensors are not used: {}",
+                self.place(),
+                extra.len(),
+                listed(extra.iter().copied())
+            )]
+        })
+    }
+
+    /// The component's `config.json` (diffusers' keys), from its folder or from the file's metadata.
+    pub fn config(&self) -> Option<&Value> {
+        self.config.as_ref()
+    }
+
+    /// Stored names that were not understood.
+    pub fn extras(&self) -> &[String] {
+        &self.extras
+    }
+
+    /// Bytes of all weights as stored, scales of blocks included.
+    pub fn stored_bytes(&self) -> u64 {
+        self.weights
+            .values()
+            .flat_map(|w| &w.parts)
+            .flat_map(HostPart::ranges)
+            .map(|(_, r)| r.len() as u64)
+            .sum()
+    }
+
+    /// Ten hex digits that recognise these files.
+    pub fn hash(&self) -> String {
+        let hash = self.files.iter().fold(FNV_OFFSET, |h, f| f.fingerprint(h));
+        format!("{hash:016x}")[..10].to_string()
+    }
+
+    /// Whether the files are still what they were when they were opened.
+    pub fn unchanged(&self) -> Result<()> {
+        self.files.iter().try_for_each(|f| f.source.check())
+    }
+
+    fn place(&self) -> String {
+        self.files.first().map_or_else(String::new, |f| f.path.display().to_string())
+    }
+}
+
+/// `name` without the prefix, if it belongs to `found` rather than to a component with a longer prefix.
+fn owner<'a>(name: &'a str, found: &Found, others: &[Found]) -> Option<&'a str> {
+    let short = name.strip_prefix(found.prefix.as_str())?;
+    let longer =
+        |o: &&Found| o.prefix.len() > found.prefix.len() && name.starts_with(o.prefix.as_str());
+    if others.iter().any(|o| longer(&o)) {
+        return None;
+    }
+    // Components under the same prefix share their tensors by what their names can mean.
+    let same: Vec<&Found> = others
+        .iter()
+        .filter(|o| o.prefix == found.prefix && o.component != found.component)
+        .collect();
+    let understood = |f: &Found| !matches!(role(f.component, f.naming, short), Role::Unknown);
+    (same.is_empty() || understood(found) || !same.iter().any(|o| understood(o))).then_some(short)
+}
+
+impl Piece {
+    /// What goes into the canonical tensor, in its order.
+    fn into_parts(self) -> Vec<HostPart> {
+        let half = self.shape.first().map_or(0, |n| n / 2);
+        match (self.swap, self.shape.len()) {
+            (false, _) => vec![self.part],
+            (true, 1) => {
+                let offset = self.part.offset + self.part.dtype.bytes(half);
+                let second = HostPart { offset, cols: half, ..self.part.clone() };
+                vec![second, HostPart { cols: half, ..self.part }]
+            }
+            (true, _) => vec![self.part.slice(half, half), self.part.slice(0, half)],
+        }
+    }
+
+    fn new(
+        file: &Arc<WeightFile>,
+        entry: &Entry,
+        companions: &Companions,
+        swap: bool,
+    ) -> Result<Self> {
+        let Reading { dtype, shape, scale } = companions.read(file, entry)?;
+        let (rows, cols) = match shape.as_slice() {
+            [] => (1, 1),
+            [n] => (1, *n),
+            [rows, rest @ ..] => (*rows, rest.iter().product()),
+        };
+        if rows == 0 || cols == 0 {
+            return Err(Error::model("weight is empty")
+                .at(&entry.name)
+                .found(format!("{shape:?}")));
+        }
+        if swap && shape.first().is_none_or(|n| n % 2 != 0) {
+            return Err(Error::model("tensor of two halves has an odd size")
+                .at(&entry.name)
+                .found(format!("{shape:?}")));
+        }
+        if let (true, 1, Some(format)) = (swap, shape.len(), dtype.format())
+            && (cols / 2) % format.block != 0
+        {
+            return Err(Error::model(format!(
+                "the halves of this {} tensor meet within a block",
+                format.name
+            ))
+            .at(&entry.name)
+            .found(format!("{shape:?}"))
+            .expected(format!("halves of whole blocks of {}", format.block)));
+        }
+        let part = HostPart {
+            source: file.source.clone(),
+            offset: entry.range.start,
+            rows,
+            cols,
+            dtype,
+            scale,
+        };
+        Ok(Piece { stored: entry.name.clone(), shape, part, swap })
+    }
+}
+
+/// Stacks the stored parts of one canonical tensor.
+fn assemble(component: Component, name: &str, slots: Vec<Option<Piece>>) -> Result<Weight> {
+    let count = slots.len();
+    let pieces: Vec<Piece> = slots.into_iter().flatten().collect();
+    if pieces.len() < count {
+        let there: Vec<&str> = pieces.iter().map(|p| p.stored.as_str()).collect();
+        return Err(Error::model(format!(
+            "only {} of the {count} stored parts of this tensor are there",
+            there.len()
+        ))
+        .at(name)
+        .found(there.join(", "))
+        .try_("the file or a shard is incomplete: download it again"));
+    }
+    let mut shape = pieces[0].shape.clone();
+    if let Some(p) =
+        pieces.iter().find(|p| p.shape.len() != shape.len() || p.shape.get(1..) != shape.get(1..))
+    {
+        return Err(Error::model("parts of one tensor have different widths")
+            .at(&p.stored)
+            .found(format!("{:?}", p.shape))
+            .expected(format!("{shape:?} in all but the first axis")));
+    }
+    if count > 1 {
+        shape[0] = pieces.iter().map(|p| p.shape[0]).sum();
+    }
+    // diffusers stores the autoencoder's 1x1 convolutions as matrices.
+    if component == Component::Vae && shape.len() == 2 {
+        shape.extend([1, 1]);
+    }
+    Ok(Weight { shape, parts: pieces.into_iter().flat_map(Piece::into_parts).collect() })
+}
+
+fn describe(
+    found: &Found,
+    files: &[Arc<WeightFile>],
+    weights: &BTreeMap<String, Weight>,
+    companions: &Companions,
+) -> String {
+    let mut words = vec![match (found.naming, found.component, found.prefix.as_str()) {
+        (Naming::Diffusers { .. }, ..) => "diffusers".to_string(),
+        (Naming::LlamaCpp, ..) => "llama.cpp".to_string(),
+        (_, Component::Flux | Component::Vae, "") => "BFL".to_string(),
+        (_, _, "") => "Hugging Face".to_string(),
+        (_, _, prefix) => format!("ComfyUI ({prefix}*)"),
+    }];
+    let mut bytes: HashMap<DType, usize> = HashMap::new();
+    for part in weights.values().flat_map(|w| &w.parts) {
+        *bytes.entry(part.dtype).or_default() += part.range().len();
+    }
+    let main = bytes.iter().max_by_key(|(dtype, n)| (**n, dtype.name())).map(|(dtype, _)| *dtype);
+    words.extend(main.map(|dtype| match (dtype, companions.scheme) {
+        (DType::F8E4M3 | DType::F8E5M2, Some(scheme)) => scheme.name().to_string(),
+        (DType::F8E4M3, None) => "plain fp8".to_string(),
+        (DType::F8E5M2, None) => "plain fp8 (e5m2)".to_string(),
+        (DType::I8, _) => "int8".to_string(),
+        (DType::Nf4 | DType::Fp4, _) => format!("bitsandbytes {}", dtype.name()),
+        (other, _) if other.is_plain() => other.name().to_lowercase(),
+        (other, _) => other.name().to_string(),
+    }));
+    // Quantised files keep some layers wider, and K types are mixed: what there is besides, when it is much.
+    let total: usize = bytes.values().sum();
+    let mut others: Vec<&str> = bytes
+        .iter()
+        .filter(|(d, n)| Some(**d) != main && **n * 50 > total)
+        .map(|(d, _)| d.name())
+        .collect();
+    others.sort_unstable();
+    if let (false, Some(last)) = (others.is_empty(), words.last_mut()) {
+        *last += &format!(" with {}", others.join(", "));
+    }
+    if files.iter().any(|f| f.is_gguf()) {
+        words.push("GGUF".into());
+    }
+    if files.len() > 1 {
+        words.push(format!("{} shards", files.len()));
+    }
+    words.join(", ")
+}
+
+fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let more = names.len().saturating_sub(LISTED);
+    let mut text = names.take(LISTED).collect::<Vec<_>>().join("; ");
+    if more > 0 {
+        text += &format!("; and {more} more");
+    }
+    text
+}

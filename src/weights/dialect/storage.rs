@@ -1,0 +1,227 @@
+//! How one stored tensor is to be read: its element type, its shape, and the tensors beside `X.weight` that hold its scales.
+//!
+//! | dialect | beside `X.weight` | value |
+//! |---|---|---|
+//! | scaled fp8, old | `X.scale_weight`, and `scaled_fp8` once a component | `w * scale` |
+//! | scaled fp8, new | `X.weight_scale`, `X.comfy_quant` or the header's `_quantization_metadata` | `w * scale` |
+//! | int8_tensorwise | the same, one scale or one a row | `w * scale` |
+//! | mxfp8 | the same, `X.weight_scale` E8M0 for 32 columns, in tiles | `w * scale` |
+//! | nvfp4 | the same, `X.weight_scale` E4M3 for 16 columns, in tiles, and `X.weight_scale_2` | `code * scale * scale_2` |
+//! | bitsandbytes | `X.weight.absmax`, `X.weight.quant_state.bitsandbytes__nf4` (JSON), with nested scales `nested_absmax`, `nested_quant_map` | `code * absmax` |
+//! | aredden | `X.float8_data` in place of `X.weight` (a placeholder), `X.scale_reciprocal` | `w * scale_reciprocal` |
+//!
+//! Scales of activations (`input_scale` and the like) are not used.
+
+mod layer;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::tensor::Scale;
+use crate::weights::container::file::WeightFile;
+use crate::weights::container::safetensors::Entry;
+use layer::{original_shape, packed, whole_blocks};
+
+/// How a component stores 8-bit weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// `scaled_fp8` and `X.scale_weight`.
+    Old,
+    /// `X.weight_scale` and `X.comfy_quant` or header metadata.
+    New,
+    /// `X.float8_data`.
+    Aredden,
+}
+
+impl Scheme {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scheme::Old => "scaled fp8 (old)",
+            Scheme::New => "scaled fp8 (new)",
+            Scheme::Aredden => "scaled fp8 (aredden)",
+        }
+    }
+}
+
+type Stored = (Arc<WeightFile>, Entry);
+
+/// What the companions of one layer say, by the ending of their names.
+#[derive(Default)]
+struct Layer {
+    beside: HashMap<&'static str, Stored>,
+    /// Comfy's record.
+    record: Option<Value>,
+}
+
+/// All companions of a component's weights, by stored layer name (`X` of `X.weight`).
+#[derive(Default)]
+pub struct Companions {
+    layers: HashMap<String, Layer>,
+    /// Layers that have `X.float8_data`.
+    aredden: HashSet<String>,
+    pub scheme: Option<Scheme>,
+}
+
+/// One tensor as it is to be read.
+#[derive(Debug)]
+pub struct Reading {
+    pub dtype: DType,
+    /// The tensor's own, whatever it is packed into.
+    pub shape: Vec<usize>,
+    pub scale: Scale,
+}
+
+/// Endings of companion tensors.
+const COMPANIONS: [&str; 13] = [
+    ".scale_weight",
+    ".weight_scale",
+    ".weight_scale_2",
+    ".comfy_quant",
+    ".scale_input",
+    ".input_scale",
+    ".input_scale_reciprocal",
+    ".pre_quant_scale",
+    ".weight.absmax",
+    ".weight.quant_map",
+    ".weight.nested_absmax",
+    ".weight.nested_quant_map",
+    ".weight.quant_state.bitsandbytes__nf4",
+];
+const FP4_STATE: &str = ".weight.quant_state.bitsandbytes__fp4";
+const NF4_STATE: &str = ".weight.quant_state.bitsandbytes__nf4";
+/// Those of aredden's layers; elsewhere `X.scale` is the gain of a norm.
+const AREDDEN: [&str; 2] = [".scale", ".scale_reciprocal"];
+const FLOAT8_DATA: &str = ".float8_data";
+
+impl Companions {
+    /// None yet, for a component that has these tensors.
+    pub fn among<'a>(names: impl Iterator<Item = &'a str>) -> Self {
+        let aredden: HashSet<String> =
+            names.filter_map(|n| n.strip_suffix(FLOAT8_DATA)).map(String::from).collect();
+        let scheme = (!aredden.is_empty()).then_some(Scheme::Aredden);
+        Companions { aredden, scheme, layers: HashMap::new() }
+    }
+
+    /// Takes `entry` in if it is a companion of a weight; `false` if it is a tensor of its own.
+    pub fn take(&mut self, file: &Arc<WeightFile>, entry: &Entry) -> Result<bool> {
+        let name = entry.name.as_str();
+        if name == "scaled_fp8" || name.ends_with(".scaled_fp8") {
+            self.scheme = Some(Scheme::Old);
+            return Ok(true);
+        }
+        let endings = COMPANIONS.iter().chain([&FP4_STATE]);
+        let known = endings.copied().find_map(|e| Some((name.strip_suffix(e)?, e)));
+        let of_aredden = || {
+            let found = AREDDEN.into_iter().find_map(|e| Some((name.strip_suffix(e)?, e)));
+            found.filter(|(layer, _)| self.aredden.contains(*layer))
+        };
+        let Some((layer, ending)) = known.or_else(of_aredden) else {
+            // aredden's `X.weight` holds nothing: `X.float8_data` is the weight.
+            return Ok(name
+                .strip_suffix(".weight")
+                .is_some_and(|layer| self.aredden.contains(layer)));
+        };
+        match ending {
+            ".scale_weight" => self.scheme = Some(Scheme::Old),
+            ".weight_scale" => self.scheme = Some(Scheme::New),
+            ".comfy_quant" => {
+                self.scheme = Some(Scheme::New);
+                let json =
+                    serde_json::from_slice::<Value>(&file.source.bytes()[entry.range.clone()])
+                        .map_err(|e| {
+                            Error::model(format!("quantisation record is not JSON: {e}")).at(name)
+                        })?;
+                return self.set_record(layer, json).map(|()| true);
+            }
+            _ => {}
+        }
+        let beside = &mut self.layers.entry(layer.into()).or_default().beside;
+        let scale = [".scale_weight", ".weight_scale"].contains(&ending);
+        if beside.insert(ending, (file.clone(), entry.clone())).is_some()
+            || (scale
+                && beside.contains_key(".scale_weight")
+                && beside.contains_key(".weight_scale"))
+        {
+            return Err(Error::model("weight has two scales").at(layer));
+        }
+        Ok(true)
+    }
+
+    /// Takes the header's `_quantization_metadata` in, if there is any.
+    pub fn take_metadata(
+        &mut self,
+        metadata: &BTreeMap<String, String>,
+        prefix: &str,
+    ) -> Result<()> {
+        let Some(text) = metadata.get("_quantization_metadata") else { return Ok(()) };
+        let at = |e: Error| e.at("_quantization_metadata");
+        let json: Value = serde_json::from_str(text)
+            .map_err(|e| at(Error::model(format!("metadata is not JSON: {e}"))))?;
+        let layers = json.get("layers").and_then(Value::as_object);
+        for (layer, record) in layers.ok_or_else(|| at(Error::model("metadata has no layers")))? {
+            self.scheme = Some(Scheme::New);
+            let stored =
+                if layer.starts_with(prefix) { layer.clone() } else { format!("{prefix}{layer}") };
+            self.set_record(&stored, record.clone())?;
+        }
+        Ok(())
+    }
+
+    fn set_record(&mut self, layer: &str, record: Value) -> Result<()> {
+        let Some(format) = record.get("format").and_then(Value::as_str) else {
+            return Err(Error::model("quantisation record names no format")
+                .at(layer)
+                .found(record));
+        };
+        if !matches!(
+            format,
+            "float8_e4m3fn" | "float8_e5m2" | "mxfp8" | "nvfp4" | "int8_tensorwise"
+        ) {
+            return Err(unsupported(format).at(layer));
+        }
+        let flag = |key: &str| {
+            let of = |v: &Value| v.get(key).and_then(Value::as_bool) == Some(true);
+            of(&record) || record.get("params").is_some_and(of)
+        };
+        if flag("convrot") {
+            return Err(unsupported("int8 with rotated inputs (convrot)").at(layer));
+        }
+        self.layers.entry(layer.into()).or_default().record = Some(record);
+        Ok(())
+    }
+
+    /// How the tensor `entry` of `file` is to be read.
+    pub fn read(&self, file: &WeightFile, entry: &Entry) -> Result<Reading> {
+        let shape = original_shape(file, entry)?;
+        if let Some(layer) = entry.name.strip_suffix(FLOAT8_DATA) {
+            return self.layers.get(layer).unwrap_or(&Layer::default()).aredden(entry, shape);
+        }
+        match entry.name.strip_suffix(".weight").and_then(|x| self.layers.get(x)) {
+            Some(layer) => layer.read(entry, shape),
+            None => {
+                let Some(dtype) = entry.stored.float() else { return Err(packed(entry)) };
+                whole_blocks(dtype, entry, &shape)?;
+                Ok(Reading { dtype, shape, scale: Scale::One })
+            }
+        }
+    }
+}
+
+/// The role that `name` has: aredden's data stand for the weight.
+pub fn weight_name(name: &str) -> Option<String> {
+    name.strip_suffix(FLOAT8_DATA).map(|layer| format!("{layer}.weight"))
+}
+
+/// The error for a way of storing weights that cannot be read.
+pub fn unsupported(format: &str) -> Error {
+    Error::model(format!("weights are stored as {format}, which is not supported"))
+        .try_("use a bf16, fp16, fp8, NF4 or GGUF file of the same model")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,361 @@
+//! One tensor by the tensors beside it: the layouts of each dialect, checked against sizes before anything is believed.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::{FP4_STATE, Layer, NF4_STATE, Reading, Stored, unsupported};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::tensor::{BlockScale, BlockScales, ByteSource, Scale};
+use crate::weights::container::file::WeightFile;
+use crate::weights::container::safetensors::Entry;
+
+impl Layer {
+    fn get(&self, ending: &str) -> Option<&Stored> {
+        self.beside.get(ending)
+    }
+
+    pub(super) fn read(&self, entry: &Entry, shape: Vec<usize>) -> Result<Reading> {
+        if self.get(".pre_quant_scale").is_some() {
+            return Err(unsupported("nvfp4 with factors of a layer's inputs (pre_quant_scale)")
+                .at(&entry.name));
+        }
+        for (ending, dtype) in [(NF4_STATE, DType::Nf4), (FP4_STATE, DType::Fp4)] {
+            if let Some(state) = self.get(ending) {
+                return self.four_bits(entry, state, dtype);
+            }
+        }
+        let format = self.record.as_ref().and_then(|r| r.get("format")).and_then(Value::as_str);
+        // The same endings with other layouts: which it is, only a record says.
+        if let (Some((_, second)), true) = (self.get(".weight_scale_2"), format != Some("nvfp4")) {
+            return Err(unsupported("nvfp4 without ComfyUI's quantisation record").at(&second.name));
+        }
+        if let Some((_, absmax)) = self.get(".weight.absmax") {
+            return Err(unsupported("bitsandbytes 4-bit without its quant_state").at(&absmax.name));
+        }
+        let two = |shape: &[usize]| match *shape {
+            [rows, cols] => Ok((rows, cols)),
+            _ => Err(Error::model("scaled weight is not a matrix")
+                .at(&entry.name)
+                .found(format!("{shape:?}"))),
+        };
+        match format {
+            Some("nvfp4") => {
+                named(entry, &["U8"], "nvfp4")?;
+                let (rows, half) = two(&shape)?;
+                let cols = half.checked_mul(2).ok_or_else(|| huge(entry))?;
+                let second =
+                    self.get(".weight_scale_2").ok_or_else(|| lacks(entry, "weight_scale_2"))?;
+                let factor = one_scale(second)?;
+                self.blocks(entry, DType::Nvfp4, (rows, cols), BlockScale::E4M3, factor)
+            }
+            Some("mxfp8") => {
+                named(entry, &["F8_E4M3"], "mxfp8")?;
+                self.blocks(entry, DType::Mxfp8, two(&shape)?, BlockScale::E8M0, 1.0)
+            }
+            _ => self.scaled(entry, shape, format),
+        }
+    }
+
+    /// A weight of one byte an element with one scale, or one for each row; or any weight without scales.
+    fn scaled(&self, entry: &Entry, shape: Vec<usize>, format: Option<&str>) -> Result<Reading> {
+        let error = |what: &str| Error::model(what).at(&entry.name);
+        let named = match format {
+            Some("float8_e5m2") => Some(DType::F8E5M2),
+            Some("int8_tensorwise") => Some(DType::I8),
+            Some(_) => Some(DType::F8E4M3),
+            None => None,
+        };
+        let dtype = match entry.stored.name() {
+            "I8" if named == Some(DType::I8) => DType::I8,
+            _ => entry.stored.float().ok_or_else(|| packed(entry))?,
+        };
+        if let Some(named) = named.filter(|n| *n != dtype) {
+            return Err(error("weight is not stored in the format of its quantisation record")
+                .found(dtype.name())
+                .expected(named.name()));
+        }
+        whole_blocks(dtype, entry, &shape)?;
+        let Some(scale) = self.get(".weight_scale").or(self.get(".scale_weight")) else {
+            if named.is_none() {
+                // Only scales of activations are beside it.
+                return Ok(Reading { dtype, shape, scale: Scale::One });
+            }
+            return Err(error("quantised weight has no weight_scale"));
+        };
+        let values = scales(scale)?;
+        let rows = shape.first().copied().unwrap_or(1);
+        let read = match (scale.1.shape.as_slice(), shape.as_slice()) {
+            ([] | [1] | [1, 1], _) => Scale::Tensor(values[0]),
+            ([n] | [n, 1], [rows, _]) if n == rows => Scale::Rows(values.into()),
+            (found, _) => {
+                return Err(Error::model("scale has the wrong shape")
+                    .at(&scale.1.name)
+                    .found(format!("{found:?}"))
+                    .expected(format!("[] or [{rows}]")));
+            }
+        };
+        let narrow = matches!(dtype, DType::F8E4M3 | DType::F8E5M2 | DType::I8);
+        let scale = match read {
+            Scale::Tensor(1.0) if !narrow => Scale::One,
+            _ if !narrow => {
+                return Err(error("weight has a scale but is not 8-bit").found(dtype.name()));
+            }
+            _ if shape.len() != 2 => {
+                return Err(error("scaled weight is not a matrix").found(format!("{shape:?}")));
+            }
+            scale => scale,
+        };
+        Ok(Reading { dtype, shape, scale })
+    }
+
+    /// Blocks whose scales lie beside them in cuBLAS's tiles.
+    fn blocks(
+        &self,
+        entry: &Entry,
+        dtype: DType,
+        (rows, cols): (usize, usize),
+        stored: BlockScale,
+        factor: f32,
+    ) -> Result<Reading> {
+        let shape = vec![rows, cols];
+        whole_blocks(dtype, entry, &shape)?;
+        let (file, scale) =
+            self.get(".weight_scale").ok_or_else(|| lacks(entry, "weight_scale"))?;
+        named(
+            scale,
+            if dtype == DType::Mxfp8 { &["F8_E8M0", "U8"] } else { &["F8_E4M3", "U8"] },
+            dtype.name(),
+        )?;
+        let per_row = dtype.format().map_or(0, |f| f.blocks(cols));
+        let bytes = rows
+            .checked_next_multiple_of(128)
+            .and_then(|r| r.checked_mul(per_row.next_multiple_of(4)));
+        if bytes != Some(scale.range.len()) {
+            return Err(Error::model("scales of blocks have the wrong size")
+                .at(&scale.name)
+                .found(format!("{:?}", scale.shape))
+                .expected(format!(
+                    "[{}, {}]",
+                    rows.next_multiple_of(128),
+                    per_row.next_multiple_of(4)
+                )));
+        }
+        let offset = scale.range.start;
+        let source = file.source.clone();
+        let scales =
+            BlockScales { source, offset, stored, per_row, first_row: 0, tiled: true, factor };
+        Ok(Reading { dtype, shape, scale: Scale::Blocks(scales) })
+    }
+
+    /// bitsandbytes' 4-bit types.
+    fn four_bits(&self, entry: &Entry, (file, state): &Stored, dtype: DType) -> Result<Reading> {
+        let json = serde_json::from_slice::<Value>(&file.source.bytes()[state.range.clone()])
+            .map_err(|e| Error::model(format!("quant_state is not JSON: {e}")).at(&state.name))?;
+        let whole = |key: &str| json.get(key).and_then(Value::as_u64).map(|v| v as usize);
+        let wrong = |key: &str, expected: &str| {
+            let found = json.get(key).cloned().unwrap_or(Value::Null);
+            Error::model(format!("quant_state has an unusable {key}"))
+                .at(&state.name)
+                .found(found)
+                .expected(expected)
+        };
+        let shape: Vec<usize> = json
+            .get("shape")
+            .and_then(Value::as_array)
+            .and_then(|a| a.iter().map(|v| usize::try_from(v.as_u64()?).ok()).collect())
+            .filter(|s: &Vec<usize>| s.len() == 2)
+            .ok_or_else(|| wrong("shape", "[rows, columns]"))?;
+        let block = dtype.format().map_or(64, |f| f.block);
+        if whole("blocksize") != Some(block) {
+            return Err(wrong("blocksize", "64"));
+        }
+        whole_blocks(dtype, entry, &shape)?;
+        let elements = shape[0].checked_mul(shape[1]).ok_or_else(|| huge(entry))?;
+        if entry.range.len() != elements / 2 {
+            return Err(Error::model("packed weight has the wrong size")
+                .at(&entry.name)
+                .found(format!("{} bytes", entry.range.len()))
+                .expected(format!("{} bytes for {shape:?}", elements / 2)));
+        }
+        let (file, absmax) = self.get(".weight.absmax").ok_or_else(|| lacks(entry, "absmax"))?;
+        let blocks = elements / block;
+        let nested = self.get(".weight.nested_absmax").zip(self.get(".weight.nested_quant_map"));
+        let stored = match nested {
+            None => BlockScale::F32,
+            Some((outer, map)) => {
+                let group = whole("nested_blocksize")
+                    .filter(|g| *g > 0)
+                    .ok_or_else(|| wrong("nested_blocksize", "256"))?;
+                let offset =
+                    json.get("nested_offset").and_then(Value::as_f64).filter(|o| o.is_finite());
+                let offset = offset.ok_or_else(|| wrong("nested_offset", "a number"))? as f32;
+                let codes: [f32; 256] = floats(map)?.try_into().map_err(|_| {
+                    Error::model("nested_quant_map has the wrong size")
+                        .at(&map.1.name)
+                        .expected("256 values")
+                })?;
+                let absmax = floats(outer)?;
+                if absmax.len() != blocks.div_ceil(group) {
+                    return Err(Error::model("nested_absmax has the wrong size")
+                        .at(&outer.1.name)
+                        .found(absmax.len())
+                        .expected(blocks.div_ceil(group)));
+                }
+                BlockScale::Nested { codes: Arc::new(codes), absmax: absmax.into(), group, offset }
+            }
+        };
+        let (kind, size) = if nested.is_some() { ("U8", 1) } else { ("F32", 4) };
+        named(absmax, &[kind], dtype.name())?;
+        if absmax.range.len() / size != blocks {
+            return Err(Error::model("absmax has the wrong size")
+                .at(&absmax.name)
+                .found(absmax.range.len() / size)
+                .expected(format!("{blocks}, one for every {block} of {shape:?}")));
+        }
+        let (source, offset): (Arc<dyn ByteSource>, _) = (file.source.clone(), absmax.range.start);
+        let per_row = shape[1] / block;
+        let scales = BlockScales {
+            source,
+            offset,
+            stored,
+            per_row,
+            first_row: 0,
+            tiled: false,
+            factor: 1.0,
+        };
+        Ok(Reading { dtype, shape, scale: Scale::Blocks(scales) })
+    }
+
+    pub(super) fn aredden(&self, entry: &Entry, shape: Vec<usize>) -> Result<Reading> {
+        let dtype = entry.stored.float().filter(|d| matches!(d, DType::F8E4M3 | DType::F8E5M2));
+        let dtype = dtype.ok_or_else(|| {
+            Error::model("float8_data is not 8-bit")
+                .at(&entry.name)
+                .found(entry.stored.name())
+                .expected("F8_E4M3")
+        })?;
+        let scale = match (self.get(".scale_reciprocal"), self.get(".scale")) {
+            (Some(reciprocal), _) => one_scale(reciprocal)?,
+            (None, Some(scale)) => 1.0 / one_scale(scale)?,
+            (None, None) => return Err(lacks(entry, "scale_reciprocal")),
+        };
+        Ok(Reading { dtype, shape, scale: Scale::Tensor(scale) })
+    }
+}
+
+/// Blocks may not go on from one row to the next.
+pub(super) fn whole_blocks(dtype: DType, entry: &Entry, shape: &[usize]) -> Result<()> {
+    let Some(format) = dtype.format() else { return Ok(()) };
+    match shape.last() {
+        Some(cols) if cols % format.block == 0 => Ok(()),
+        _ => Err(Error::model(format!(
+            "rows of this {} tensor are no whole number of blocks",
+            format.name
+        ))
+        .at(&entry.name)
+        .found(format!("{shape:?}"))
+        .expected(format!("columns in multiples of {}", format.block))),
+    }
+}
+
+/// The shape of a tensor that a GGUF file had to fold into another one.
+pub(super) fn original_shape(file: &WeightFile, entry: &Entry) -> Result<Vec<usize>> {
+    let Some(text) = file.header.metadata.get(&format!("comfy.gguf.orig_shape.{}", entry.name))
+    else {
+        return Ok(entry.shape.clone());
+    };
+    let shape: Option<Vec<usize>> = serde_json::from_str(text).ok();
+    let count = |s: &[usize]| s.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+    shape.filter(|s| count(s).is_some() && count(s) == count(&entry.shape)).ok_or_else(|| {
+        Error::model("the original shape does not fit the tensor")
+            .at(&entry.name)
+            .found(text)
+            .expected(format!("as many elements as {:?}", entry.shape))
+    })
+}
+
+fn named(entry: &Entry, types: &[&str], format: &str) -> Result<()> {
+    if types.contains(&entry.stored.name()) {
+        return Ok(());
+    }
+    Err(Error::model(format!("tensor has not the type that {format} has"))
+        .at(&entry.name)
+        .found(entry.stored.name())
+        .expected(types.join(" or ")))
+}
+
+fn lacks(entry: &Entry, what: &str) -> Error {
+    Error::model(format!("quantised weight has no {what}")).at(&entry.name)
+}
+
+fn huge(entry: &Entry) -> Error {
+    Error::model("tensor has more elements than can be counted")
+        .at(&entry.name)
+        .found(format!("{:?}", entry.shape))
+}
+
+/// All values of a small tensor, which are finite.
+fn floats(stored: &Stored) -> Result<Vec<f32>> {
+    let values = values(stored)?;
+    match values.iter().find(|s| !s.is_finite()) {
+        Some(bad) => {
+            Err(Error::model("scale is not a finite number").at(&stored.1.name).found(bad))
+        }
+        None => Ok(values),
+    }
+}
+
+fn values((file, entry): &Stored) -> Result<Vec<f32>> {
+    let Some(dtype) = entry.stored.float().filter(|d| d.is_wide()) else {
+        return Err(Error::model("scale has an unusable type")
+            .at(&entry.name)
+            .found(entry.stored.name())
+            .expected("F32"));
+    };
+    let bytes = &file.source.bytes()[entry.range.clone()];
+    let values: Vec<f32> = bytes.chunks_exact(dtype.size()).map(|b| dtype.decode(b)).collect();
+    if values.is_empty() { Err(Error::model("scale is empty").at(&entry.name)) } else { Ok(values) }
+}
+
+/// The same of factors, which are positive.
+fn scales(stored: &Stored) -> Result<Vec<f32>> {
+    let entry = &stored.1;
+    // Scales of blocks, without the record that would say so.
+    match entry.stored.name() {
+        "F8_E8M0" => return Err(unsupported("mxfp8 without a quantisation record").at(&entry.name)),
+        "F8_E4M3" | "U8" if entry.shape.len() == 2 => {
+            return Err(unsupported(
+                "blocks with scales (nvfp4 or the like), without a quantisation record",
+            )
+            .at(&entry.name));
+        }
+        _ => {}
+    }
+    let values = values(stored)?;
+    match values.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
+        Some(bad) => Err(Error::model("scale is not a positive number").at(&entry.name).found(bad)),
+        None => Ok(values),
+    }
+}
+
+fn one_scale(stored: &Stored) -> Result<f32> {
+    match scales(stored)?.as_slice() {
+        [one] => Ok(*one),
+        more => Err(Error::model("scale has the wrong shape")
+            .at(&stored.1.name)
+            .found(format!("{} values", more.len()))
+            .expected("one")),
+    }
+}
+
+/// The error for a tensor of bytes that nothing beside it explains.
+pub(super) fn packed(entry: &Entry) -> Error {
+    let hint = match entry.stored.name() {
+        "I8" => "int8 without a quantisation record",
+        "U8" => "packed bytes without a record of how (4-bit quantisation)",
+        other => other,
+    };
+    unsupported(hint).at(&entry.name)
+}
