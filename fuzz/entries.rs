@@ -1,4 +1,4 @@
-//! The library's doors for files from strangers, and files to begin with. Shared by the fuzz targets and by `tests/readers.rs`, which goes through the same doors
+//! The library's doors for files from strangers, and files to begin with. Shared by the fuzz targets and by `tests/files/readers.rs`, which goes through the same doors
 //! in seconds.
 
 use std::path::Path;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use super::common::{Input, least_bytes, resolve, run, temp_dir};
+use super::{Input, least_bytes, resolve, run, temp_dir};
 use flux_fast::backend::Backend;
 use flux_fast::dtype::DType;
 use flux_fast::error::Result;
@@ -46,10 +46,10 @@ impl Denoiser {
     }
 
     /// With so many single blocks.
-    #[allow(dead_code, reason = "not every test wants one")]
     pub fn deep(depth_single: usize) -> Self {
         let (c, folder) = (config(depth_single), temp_dir());
-        let tensors = flux1::tensors(&c).into_iter().map(|(n, s)| (Component::Flux, n, s)).collect();
+        let tensors =
+            flux1::tensors(&c).into_iter().map(|(n, s)| (Component::Flux, n, s)).collect();
         let spec = SynthSpec {
             seed: 3,
             tensors,

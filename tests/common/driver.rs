@@ -1,23 +1,18 @@
 //! The CUDA driver that tests use: one without a GPU, over the PTX machine, or with `FLUX_FAST_TEST_GPU=1` the real one.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use flux_fast::backend::cuda;
 use serde_json::Value;
 
 // The GPUs of the driver without one.
 pub const RTX_3060: usize = 0;
-#[allow(dead_code, reason = "not every test wants every GPU")]
 pub const RTX_4060: usize = 1;
-#[allow(dead_code, reason = "not every test wants every GPU")]
 pub const H100: usize = 2;
 
 pub enum Driver {
     Fake(fake_cuda::Handle),
-    Real {
-        #[allow(dead_code, reason = "not every test asks")]
-        capability: (u32, u32),
-    },
+    Real { capability: (u32, u32) },
 }
 
 /// The driver, or `None`, said aloud, where there can be none: anywhere but on Linux.
@@ -40,9 +35,15 @@ pub fn get() -> Option<&'static Driver> {
     DRIVER.get_or_init(open).as_ref()
 }
 
+/// The fake driver's settings, devices and reports belong to the process. A test that changes or reads
+/// them keeps what this returns until it is done, so that no other test does so at the same time.
+pub fn take_turn() -> MutexGuard<'static, ()> {
+    static TURNS: Mutex<()> = Mutex::new(());
+    TURNS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Driver {
     /// What happened since the last report, one object for each kernel, device and kind of copy; empty for a real GPU.
-    #[allow(dead_code, reason = "not every test asks")]
     pub fn report(&self) -> Vec<Value> {
         match self {
             Driver::Fake(handle) => {
@@ -53,7 +54,6 @@ impl Driver {
     }
 
     /// Sets the driver without a GPU up; a real one is as it is.
-    #[allow(dead_code, reason = "not every test does")]
     pub fn configure(&self, settings: &str) {
         if let Driver::Fake(handle) = self {
             handle.configure(settings).expect("settings that the driver knows");
@@ -62,7 +62,6 @@ impl Driver {
 
     /// No kernel raced, read what was never written, or went astray. The kernels that ran.
     #[track_caller]
-    #[allow(dead_code, reason = "not every test asks")]
     pub fn check_findings(&self, what: &str) -> Vec<String> {
         let mut ran = Vec::new();
         for line in self.report() {

@@ -1,5 +1,9 @@
 //! Shared by the integration tests: golden files, and running one recorded program on the CPU.
-#![allow(dead_code)] // each test binary uses its own part
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+pub mod adapter;
+pub mod denoiser;
+pub mod driver;
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -186,6 +190,26 @@ pub fn files(path: &Path) -> flux_fast::library::ModelFiles {
         model: Some(path.to_string_lossy().into_owned()),
         ..Default::default()
     }
+}
+
+/// Gives a test a process of its own, where what it does to the whole process (a panic hook, peak memory)
+/// meets no other test. `test` is the test's own name with its modules. In the parent this runs the child,
+/// checks that it passed, and returns false; in the child it returns true.
+pub fn in_own_process(test: &str) -> bool {
+    const NAME: &str = "FLUX_FAST_TEST_OWN_PROCESS";
+    if std::env::var(NAME).is_ok_and(|name| name == test) {
+        return true;
+    }
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(NAME, test)
+        .output()
+        .unwrap();
+    let (out, err) =
+        (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    assert!(child.status.success() && out.contains("1 passed"), "{test}: {out}{err}");
+    print!("{out}");
+    false
 }
 
 pub fn path(dir: &tempfile::TempDir, name: &str) -> PathBuf {

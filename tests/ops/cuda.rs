@@ -14,7 +14,7 @@ use flux_fast::op::Op;
 use flux_fast::tensor::Tensor;
 
 use crate::case::Case;
-use crate::driver::{self, Driver};
+use crate::common::driver::{self, Driver};
 use crate::gpu::{GAP, compare, exact, known, out_types, over, typed, with_nan};
 
 thread_local! {
@@ -27,6 +27,7 @@ static BACKENDS: Mutex<Vec<(usize, CudaBackend)>> = Mutex::new(Vec::new());
 
 /// Runs `f` on the GPU called `ordinal`, and whatever wants the reports of the driver with it.
 fn on<T>(driver: &Driver, ordinal: usize, f: impl FnOnce(&mut CudaBackend) -> T) -> T {
+    let _turn = driver::take_turn();
     let mut backends: MutexGuard<_> = BACKENDS.lock().unwrap_or_else(PoisonError::into_inner);
     let at = backends.iter().position(|(o, _)| *o == ordinal).unwrap_or_else(|| {
         // Few multiprocessors, so that blocks make several tiles, and tiles enough for all are soon there.

@@ -7,14 +7,14 @@
 //! Around every tensor lie sentinels, outputs are NaN before the run, and what an operation is to leave alone must come out
 //! as it went in. Every variant runs on one thread and on two, which must agree to the bit.
 
-#[path = "../common/adapter.rs"]
-mod adapter;
 mod blocks;
 mod case;
+#[path = "../common/mod.rs"]
+mod common;
 mod cuda;
-#[path = "../common/driver.rs"]
-mod driver;
 mod gpu;
+mod kernels;
+mod shaders;
 mod wgpu;
 
 use std::collections::BTreeMap;

@@ -14,8 +14,8 @@ use flux_fast::error::{Error, Kind};
 use flux_fast::op::Op;
 use flux_fast::tensor::Tensor;
 
-use crate::adapter;
 use crate::case::Case;
+use crate::common::adapter;
 use crate::gpu::{GAP, compare, exact, known, out_types, over, typed, with_nan};
 
 thread_local! {

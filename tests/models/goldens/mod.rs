@@ -1,18 +1,15 @@
 //! Each component and the whole pipeline against diffusers (`golden/README.md`), in f32, at three geometries with and without guidance; and the same weights
 //! in every dialect.
 
-#[path = "../common/adapter.rs"]
-mod adapter;
-#[path = "../common/mod.rs"]
-mod common;
 mod formats;
 mod loras;
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use common::{
-    Golden, Input, MODELS, channels_last, cpu, files, psnr, relative_error, resolve, run, temp_dir,
+use crate::common::{
+    Golden, Input, MODELS, adapter, channels_last, cpu, files, psnr, relative_error, resolve, run,
+    temp_dir,
 };
 use flux_fast::backend::Backend;
 use flux_fast::backend::cpu::Compute;

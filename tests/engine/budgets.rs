@@ -1,10 +1,8 @@
 //! The budget changes speed, never bits; and it is kept.
 
-mod common;
-
 use std::ops::ControlFlow;
 
-use common::{Input, cpu, files, least_bytes, resolve, run, temp_dir};
+use crate::common::{Input, cpu, files, least_bytes, resolve, run, temp_dir};
 use flux_fast::backend::cpu::Compute;
 use flux_fast::dtype::DType;
 use flux_fast::error::Kind;
@@ -210,7 +208,8 @@ fn f8_weights_that_are_no_numbers_name_the_stage_and_the_layer_and_give_no_pictu
             let mut bytes = sound.clone();
             bytes[at..][..64].iter_mut().zip(bad.iter().cycle()).for_each(|(b, v)| *b = *v);
             std::fs::write(&path, bytes).unwrap();
-            let options = RunOptions { no_cache: true, ..RunOptions::default() };
+            let options =
+                RunOptions { device: "cpu".into(), no_cache: true, ..RunOptions::default() };
             let mut pipeline =
                 Pipeline::open(&files(&path), &options, &mut |_| ControlFlow::Continue(()))
                     .unwrap();
@@ -227,10 +226,9 @@ fn f8_weights_that_are_no_numbers_name_the_stage_and_the_layer_and_give_no_pictu
 #[test]
 fn a_break_cancels_at_the_next_operation_and_the_next_request_is_unharmed() {
     let dir = temp_dir();
-    let mut pipeline = Pipeline::open(&files(&write(&dir)), &RunOptions::default(), &mut |_| {
-        ControlFlow::Continue(())
-    })
-    .unwrap();
+    let options = RunOptions { device: "cpu".into(), ..RunOptions::default() };
+    let mut pipeline =
+        Pipeline::open(&files(&write(&dir)), &options, &mut |_| ControlFlow::Continue(())).unwrap();
     let request = Request { prompt: "x".into(), seed: Some(1), ..Request::default() };
     let want = pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures;
     let mut events = 0;
@@ -312,9 +310,9 @@ fn the_process_stays_under_its_budget() {
 fn a_file_that_changes_under_a_run_is_noticed() {
     let dir = temp_dir();
     let path = write(&dir);
+    let options = RunOptions { device: "cpu".into(), ..RunOptions::default() };
     let mut pipeline =
-        Pipeline::open(&files(&path), &RunOptions::default(), &mut |_| ControlFlow::Continue(()))
-            .unwrap();
+        Pipeline::open(&files(&path), &options, &mut |_| ControlFlow::Continue(())).unwrap();
     let request = Request { prompt: "x".into(), seed: Some(1), ..Request::default() };
     let mut steps = 0;
     let error = pipeline

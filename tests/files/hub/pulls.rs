@@ -11,7 +11,7 @@ use flux_fast::error::{Kind, Result};
 use flux_fast::library::hub::cache::Cache;
 use flux_fast::library::hub::{Files, Progress, PullOptions, Pulled, pull};
 
-use crate::server::{
+use super::server::{
     Answer, COMMIT, Kept, Request, Server, TOKEN, hub, noise, options, repository,
 };
 

@@ -6,7 +6,7 @@ use flux_fast::error::Kind;
 use flux_fast::library::{Checkpoint, Files, open};
 use flux_fast::weights::Component;
 
-use crate::support::*;
+use super::support::*;
 
 fn flux(path: PathBuf) -> PathBuf {
     zeros(&path, "BF16", &list("bfl_dev.txt"))

@@ -6,8 +6,8 @@ use std::ops::ControlFlow;
 use flux_fast::error::{Error, Kind};
 use flux_fast::library::hub::{Credentials, Files, Progress, PullOptions, parse, pull};
 
-use crate::pulls::{blobs, quietly, tree};
-use crate::server::{Answer, COMMIT, Request, Server, TOKEN, hub, noise, options, repository};
+use super::pulls::{blobs, quietly, tree};
+use super::server::{Answer, COMMIT, Request, Server, TOKEN, hub, noise, options, repository};
 
 /// The error of a pull of the weights where `answer` is given for every request whose path ends with `path`.
 fn refused(path: &'static str, answer: Answer) -> (Error, Server) {

@@ -1,19 +1,14 @@
 //! The wgpu backend on a real driver: memory that is counted, weights that are streamed, a device that is lost, and the whole engine through the command line
 //! (`program`). The shaders themselves are in `tests/ops` and `tests/shaders.rs`.
 
-#[path = "../common/adapter.rs"]
-mod adapter;
-#[path = "../common/mod.rs"]
-mod common;
-#[path = "../common/denoiser.rs"]
-mod denoiser;
 mod program;
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
 
-use common::files;
-use denoiser::Denoiser;
+use crate::common::adapter;
+use crate::common::denoiser::Denoiser;
+use crate::common::files;
 use flux_fast::backend::wgpu::{WgpuBackend, WgpuOptions};
 use flux_fast::backend::{Backend, Layout};
 use flux_fast::error::{Error, Kind};

@@ -1,13 +1,11 @@
 //! LoRAs through the pipeline and the binary: the embedded model's own (pixel art), in Kohya's and in diffusers' names.
 
-mod common;
-
 use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use common::{psnr, temp_dir};
+use crate::common::{psnr, temp_dir};
 use flux_fast::error::Kind;
 use flux_fast::event::Event;
 use flux_fast::library::ModelFiles;

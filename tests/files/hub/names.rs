@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::binary::{Home, json, part, stderr, stdout, tiny, zeros};
+use super::binary::{Home, json, part, stderr, stdout, tiny, zeros};
 
 const MODELS: &str = "ComfyUI/models";
 

@@ -34,7 +34,8 @@ fn t5(t: &Tokenizers, text: &str, length: usize) -> Vec<u32> {
 #[test]
 fn every_golden_prompt_gives_the_reference_ids() {
     let t = built_in();
-    let goldens: Vec<Value> = serde_json::from_str(include_str!("data/tokenizers.json")).unwrap();
+    let goldens: Vec<Value> =
+        serde_json::from_str(include_str!("../data/tokenizers.json")).unwrap();
     assert_eq!(goldens.len(), 1949);
     let mut special = 0;
     for golden in &goldens {
@@ -132,7 +133,7 @@ fn f14_a_broken_tokenizer_file_is_a_model_error_that_names_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");
     let good: Value =
-        serde_json::from_str(include_str!("../assets/tokenizers/t5-tokenizer.json")).unwrap();
+        serde_json::from_str(include_str!("../../assets/tokenizers/t5-tokenizer.json")).unwrap();
     let with = |pointer: &str, value: Value| {
         let mut file = good.clone();
         *file.pointer_mut(pointer).unwrap() = value;
@@ -187,7 +188,7 @@ fn a_folder_s_own_files_win_and_an_empty_folder_means_the_built_in_ones() {
 
     std::fs::write(
         folder.path().join("merges.txt"),
-        include_str!("../assets/tokenizers/clip-merges.txt"),
+        include_str!("../../assets/tokenizers/clip-merges.txt"),
     )
     .unwrap();
     let t = Tokenizers::load(Some(folder.path()), None).unwrap();
@@ -198,7 +199,7 @@ fn a_folder_s_own_files_win_and_an_empty_folder_means_the_built_in_ones() {
 
     // Two pieces trade places: the ids must follow the file.
     let mut file: Value =
-        serde_json::from_str(include_str!("../assets/tokenizers/t5-tokenizer.json")).unwrap();
+        serde_json::from_str(include_str!("../../assets/tokenizers/t5-tokenizer.json")).unwrap();
     let vocab = file["model"]["vocab"].as_array_mut().unwrap();
     vocab.swap(8774, 9000);
     std::fs::write(folder.path().join("tokenizer.json"), file.to_string()).unwrap();

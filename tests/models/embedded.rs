@@ -2,8 +2,6 @@
 //!
 //! `data/thumbs.png` holds the 852 training pictures at 16 x 16 (premultiplied RGBA, 32 a row), `data/thumbs.txt` their names and styles.
 
-mod common;
-
 use std::ops::ControlFlow;
 
 use flux_fast::library::ModelFiles;
@@ -171,13 +169,13 @@ fn tiles_show_no_seam() {
     let weights = checkpoint.vae.as_ref().unwrap();
     let config =
         flux_fast::model::VaeConfig::read(&|n| weights.shape(n), weights.config()).unwrap();
-    let mut backend = common::cpu(flux_fast::backend::cpu::Compute::Auto);
+    let mut backend = crate::common::cpu(flux_fast::backend::cpu::Compute::Auto);
     let program = vae::decode(&config, high / 8, wide / 8, flux_fast::dtype::DType::F32);
-    let inputs = [("latents", common::Input::F32(&drawn.latents))];
-    let whole = common::run(
+    let inputs = [("latents", crate::common::Input::F32(&drawn.latents))];
+    let whole = crate::common::run(
         &mut backend,
         &program,
-        &common::resolve(&program, weights),
+        &crate::common::resolve(&program, weights),
         &inputs,
         u64::MAX,
         1,
@@ -220,7 +218,7 @@ fn tiles_show_no_seam() {
 /// 10 log10(255^2 / mean squared difference).
 fn psnr(a: &[u8], b: &[u8]) -> f64 {
     let float = |v: &[u8]| v.iter().map(|&b| f32::from(b)).collect::<Vec<_>>();
-    common::psnr(&float(a), &float(b), 255.0)
+    crate::common::psnr(&float(a), &float(b), 255.0)
 }
 
 /// Below what the published weights get here, so that another instruction set may round one or two away; a chance guess gets 0.1 of 24.

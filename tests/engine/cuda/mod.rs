@@ -1,19 +1,14 @@
 //! The CUDA backend over a driver without a GPU: memory, streams, graphs, errors, and the whole engine through the command line (`program`). The kernels
 //! themselves are in `tests/ops`.
 
-#[path = "../common/mod.rs"]
-mod common;
-#[path = "../common/denoiser.rs"]
-mod denoiser;
-#[path = "../common/driver.rs"]
-mod driver;
 mod program;
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use denoiser::Denoiser;
+use crate::common::denoiser::Denoiser;
+use crate::common::driver;
 use flux_fast::backend::Backend;
 use flux_fast::backend::cuda::{CudaBackend, CudaOptions};
 use flux_fast::dtype::DType;
@@ -38,6 +33,7 @@ fn gpu(pinned_bytes: u64) -> CudaBackend {
 #[test]
 fn every_budget_gives_the_same_bits() {
     let Some(driver) = driver::get() else { return };
+    let _turn = driver::take_turn();
     let denoiser = Denoiser::new();
     let mut whole = None;
     for (pinned, order) in
@@ -112,6 +108,7 @@ fn into_blocks(denoiser: &mut Denoiser) {
 #[test]
 fn weights_in_blocks_stream_to_the_same_bits() {
     let Some(driver) = driver::get() else { return };
+    let _turn = driver::take_turn();
     let mut denoiser = Denoiser::new();
     into_blocks(&mut denoiser);
     let mut whole = None;
@@ -136,6 +133,7 @@ fn cancelled_runs_leave_nothing_that_harms_the_next() {
     if driver::get().is_none() {
         return;
     }
+    let _turn = driver::take_turn();
     let denoiser = Denoiser::new();
     let mut backend = gpu(0);
     let want = denoiser.run(&mut backend, u64::MAX, 2);
@@ -171,6 +169,7 @@ fn what_is_set_aside_is_one_allocation_and_more_than_there_is_is_refused() {
     if driver::get().is_none() {
         return;
     }
+    let _turn = driver::take_turn();
     let mut backend = gpu(0);
     let total = backend.caps().memory_bytes;
     let layout = |arena_bytes: u64| flux_fast::backend::Layout {

@@ -6,7 +6,7 @@ use flux_fast::library::{Files, inspect, open};
 use flux_fast::weights::Component;
 use serde_json::json;
 
-use crate::support::*;
+use super::support::*;
 
 /// Opens a model whose component files lie in `dir`, and checks `component` against the canonical list.
 fn assert_maps(dir: &Path, files: &Files, component: Component, expected: &[Named]) {

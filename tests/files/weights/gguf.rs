@@ -6,7 +6,7 @@ use flux_fast::error::Kind;
 use flux_fast::library::{Checkpoint, Files, inspect, open};
 use flux_fast::weights::{Component, lora};
 
-use crate::support::*;
+use super::support::*;
 
 /// diffusers' vector of scale and shift, which change places.
 const HALVES: &str = "norm_out.linear.bias";

@@ -1,12 +1,9 @@
 //! What the kernels that take the time do with memory, counted by the PTX machine at shapes like the model's: no bank conflicts in their loops, no more
-//! global sectors than the data fills. Alone in its process, since the counters are the process's. `--nocapture` shows the counts.
-
-#[path = "common/driver.rs"]
-mod driver;
+//! global sectors than the data fills. `--nocapture` shows the counts.
 
 use std::sync::Arc;
 
-use driver::Driver;
+use crate::common::driver::{self, Driver};
 use flux_fast::backend::cuda::{CudaBackend, CudaOptions};
 use flux_fast::backend::{Backend, Layout, Place, Places, WeightKey};
 use flux_fast::dtype::DType;
@@ -124,6 +121,7 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
         eprintln!("SKIPPED counts of the PTX machine: the driver is a real one");
         return;
     }
+    let _turn = driver::take_turn();
     // One multiprocessor, so that a block makes several tiles.
     driver.configure("sms.2=1");
     let open = |ordinal, fp8| {

@@ -12,8 +12,8 @@ use flux_fast::pipeline::Pipeline;
 use flux_fast::weights::Component;
 use flux_fast::weights::synth::{Dialect, Grid, Storage};
 
+use super::{Written, draw, f32_options, request};
 use crate::common::{Golden, path, relative_error, temp_dir};
-use crate::{Written, draw, f32_options, request};
 
 fn write(from: &Path, target: Target, to: &Path) -> Report {
     let mut told = (0, 0);

@@ -18,8 +18,8 @@ use flux_fast::tensor::{HostPart, HostWeight, Scale};
 use flux_fast::weights::Component;
 use flux_fast::weights::synth::{Dialect, Grid, Storage};
 
+use super::{Geometry, Written, devices, plain};
 use crate::common::{Golden, Input, least_bytes, relative_error, run, temp_dir};
-use crate::{Geometry, Written, devices, plain};
 
 /// diffusers' answer differs from that of merged weights by 2.5e-6 at worst.
 const TOLERANCE: f64 = 1e-5;

@@ -1,8 +1,8 @@
-//! The floors of the house: each module uses only those above it in ARCHITECTURE.md's list, and `unsafe` stays where it belongs.
+//! The layers of the architecture: each module uses only those above it in ARCHITECTURE.md's list, and `unsafe` stays where it belongs.
 
 use std::path::{Path, PathBuf};
 
-const FLOORS: &[&[&str]] = &[
+const LAYERS: &[&[&str]] = &[
     &["error", "event", "dtype", "tensor", "host"],
     &["op"],
     &["backend", "weights", "model"],
@@ -12,7 +12,7 @@ const FLOORS: &[&[&str]] = &[
     &["cli"],
 ];
 
-/// Pairs on one floor that may not see each other.
+/// Modules of one layer that may not use each other.
 const SIBLINGS: &[&str] = &["backend", "weights", "model"];
 
 fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
@@ -35,17 +35,17 @@ fn all_sources() -> Vec<(String, String)> {
     paths.iter().map(|p| (name(p), std::fs::read_to_string(p).unwrap())).collect()
 }
 
-fn floor(module: &str) -> Option<usize> {
-    FLOORS.iter().position(|f| f.contains(&module))
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|l| l.contains(&module))
 }
 
 #[test]
-fn modules_use_only_the_floors_above_them() {
+fn modules_use_only_the_layers_above_them() {
     let mut edges = 0;
     for (name, text) in all_sources() {
         let module = name.split(['/', '.']).next().unwrap();
-        let Some(own) = floor(module) else {
-            assert!(matches!(module, "lib" | "main"), "{name} stands on no floor");
+        let Some(own) = layer(module) else {
+            assert!(matches!(module, "lib" | "main"), "{name} is in no layer");
             continue;
         };
         // Unit tests may look down to build their cases.
@@ -57,7 +57,7 @@ fn modules_use_only_the_floors_above_them() {
         for (at, _) in text.match_indices("crate::") {
             let used: String =
                 text[at + 7..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-            let Some(other) = floor(&used) else { continue };
+            let Some(other) = layer(&used) else { continue };
             edges += 1;
             let sibling =
                 SIBLINGS.contains(&module) && SIBLINGS.contains(&used.as_str()) && module != used;

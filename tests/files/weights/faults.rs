@@ -9,7 +9,7 @@ use flux_fast::weights::Component;
 use flux_fast::weights::synth::{Dialect, Grid, Storage, SynthSpec, to_bytes, write};
 use serde_json::json;
 
-use crate::support::*;
+use super::support::*;
 
 fn refused(path: &Path) -> Error {
     open(&Files::model(path)).err().unwrap_or_else(|| panic!("{} was accepted", path.display()))

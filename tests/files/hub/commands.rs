@@ -3,9 +3,9 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::binary::{Home, json, stderr, stdout, tiny};
-use crate::pulls::{blobs, tree};
-use crate::server::{Answer, COMMIT, Kept, Request, Server, TOKEN, hub, repository};
+use super::binary::{Home, json, stderr, stdout, tiny};
+use super::pulls::{blobs, tree};
+use super::server::{Answer, COMMIT, Kept, Request, Server, TOKEN, hub, repository};
 
 /// A hub that has the embedded model, and the environment that leads there.
 fn a_hub(answer: impl Fn(Answer, &Request) -> Answer + Send + Sync + 'static) -> (Home, Server) {

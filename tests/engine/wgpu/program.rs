@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::adapter;
+use crate::common::adapter;
 use crate::common::{psnr, temp_dir};
 
 fn program(env: &[(&str, &str)], arguments: &[&str]) -> Output {

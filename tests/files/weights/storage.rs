@@ -8,7 +8,7 @@ use flux_fast::weights::Component;
 use flux_fast::weights::synth::{Dialect, Grid, Storage, SynthSpec, to_bytes, write};
 use serde_json::json;
 
-use crate::support::*;
+use super::support::*;
 
 /// Every tensor of the checkpoint has exactly the values of `spec`.
 fn assert_exact(checkpoint: &Checkpoint, spec: &SynthSpec) {

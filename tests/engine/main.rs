@@ -1,0 +1,8 @@
+//! The engine: budgets, streamed weights, and the backends with memory of their own.
+
+mod budgets;
+#[path = "../common/mod.rs"]
+mod common;
+mod cuda;
+mod stream;
+mod wgpu;

@@ -1,0 +1,9 @@
+//! Files: weights and LoRAs of every dialect, damaged and hostile files, downloads, images.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod hub;
+mod images;
+mod lora_files;
+mod readers;
+mod weights;
