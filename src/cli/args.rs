@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
 use super::values::{self, Budget, Seed};
 use crate::library::ModelFiles;
@@ -20,10 +21,11 @@ Examples:
 Exit codes: 0 done, 2 bad argument, 3 bad model file, 4 missing file, 5 memory or budget,
   6 device, 7 output not written, 8 numbers not finite, 130 and 143 stopped by a signal.";
 
-/// The subcommands' names; as a lone prompt each is more likely a command in the wrong place.
-pub const COMMANDS: [&str; 10] = [
-    "generate", "plan", "again", "bench", "pull", "models", "convert", "doctor", "inspect", "help",
-];
+/// Whether `word` is the name of a subcommand. As a lone prompt it is more likely a command in
+/// the wrong place.
+pub fn is_command(word: &str) -> bool {
+    word == "help" || Cli::command().find_subcommand(word).is_some()
+}
 
 /// FLUX.1 text-to-image for small GPUs and plain CPUs.
 ///
@@ -60,6 +62,10 @@ pub enum Command {
     Doctor,
     /// Show what a picture or a model file holds
     Inspect(InspectArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write one page per command
+    Man(ManArgs),
 }
 
 /// How results are told, for every command.
@@ -164,6 +170,27 @@ pub struct InspectArgs {
     /// A picture, a .safetensors or .gguf file, or a model folder
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = COMPLETIONS_HELP)]
+pub struct CompletionsArgs {
+    /// The shell to print a script for
+    #[arg(value_name = "SHELL")]
+    pub shell: Shell,
+}
+
+const COMPLETIONS_HELP: &str = "\
+Examples:
+  flux-fast completions bash > ~/.local/share/bash-completion/completions/flux-fast
+  flux-fast completions zsh > \"${fpath[1]}/_flux-fast\"
+  flux-fast completions fish > ~/.config/fish/completions/flux-fast.fish";
+
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// Write flux-fast.1, flux-fast-plan.1, ... into this folder [default: print flux-fast.1]
+    #[arg(short, long, value_name = "FOLDER")]
+    pub output: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]

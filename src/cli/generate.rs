@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::args::{AgainArgs, COMMANDS, EngineArgs, GenerateArgs, How, OutputArgs, RequestArgs};
+use super::args::{AgainArgs, EngineArgs, GenerateArgs, How, OutputArgs, RequestArgs, is_command};
 use super::progress::{self, Progress};
 use super::target::Target;
 use super::values::{Budget, Seed};
@@ -23,7 +23,7 @@ const DEFAULT_STRENGTH: f32 = 0.75;
 
 /// Draws pictures and writes them.
 pub fn generate(args: GenerateArgs, how: How) -> Result<()> {
-    if let Some(word) = args.words.as_deref().filter(|word| COMMANDS.contains(word)) {
+    if let Some(word) = args.words.as_deref().filter(|word| is_command(word)) {
         return Err(Error::argument("a command comes before its options")
             .at(word)
             .try_(format!("flux-fast {word} ..., or -p {word} to draw it")));

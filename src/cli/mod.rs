@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod completions;
 mod convert;
 mod doctor;
 mod generate;
@@ -19,11 +20,12 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use serde_json::json;
 
 use crate::error::{Error, Kind, Result};
 use crate::pipeline::tokenizers;
-use args::{COMMANDS, Cli, Command};
+use args::{Cli, Command, is_command};
 
 /// Runs the command that `arguments` (the program's name first) ask for, and gives the process's exit code.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
@@ -42,7 +44,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 fn command_first(arguments: &mut [OsString]) {
     let flag = |a: &OsString| a == "--json" || a == "-q" || a == "--quiet";
     let flags = arguments.iter().skip(1).take_while(|a| flag(a)).count();
-    if arguments.get(1 + flags).is_some_and(|a| COMMANDS.iter().any(|name| a == name)) {
+    if arguments.get(1 + flags).and_then(|a| a.to_str()).is_some_and(is_command) {
         arguments[1..2 + flags].rotate_right(1);
     }
 }
@@ -66,6 +68,8 @@ fn run(cli: Cli) -> Result<()> {
         Some(Command::Models) => models::models(how),
         Some(Command::Doctor) => doctor::doctor(how),
         Some(Command::Inspect(args)) => inspect::inspect(&args.file, how),
+        Some(Command::Completions(args)) => completions::completions(args.shell),
+        Some(Command::Man(args)) => completions::man(&args),
         None => drawing(generate::generate(cli.generate, how)),
         Some(Command::Generate(args)) => drawing(generate::generate(args, how)),
         Some(Command::Again(args)) => drawing(generate::again(args, how)),
@@ -100,21 +104,37 @@ fn refuse(error: &clap::Error, json: bool) -> ExitCode {
         };
     }
     error.print().ok();
-    let text = error.to_string();
-    let first = text.lines().next().unwrap_or_default();
-    let first = first.strip_prefix("error: ").unwrap_or(first);
-    // `flux-fast a fox`: the second word was taken for a command, or for an argument too many.
-    let unquoted = text.contains("[PROMPT]'")
-        || text.contains("[WORDS]'")
-        || first.starts_with("unexpected argument '") && !first.contains("'-");
-    let hint = if unquoted { "the prompt in quotes" } else { "flux-fast --help" };
+    let unquoted = is_unquoted_prompt(error);
+    let hint = if unquoted { "put the prompt in quotes" } else { "flux-fast --help" };
     if unquoted {
         tell(&format!("  try: {hint}\n"));
     }
     if json {
-        told_as_json(Kind::Argument, first, Some(hint));
+        let text = error.to_string();
+        let first = text.lines().next().unwrap_or_default();
+        told_as_json(Kind::Argument, first.strip_prefix("error: ").unwrap_or(first), Some(hint));
     }
     ExitCode::from(Kind::Argument.exit_code())
+}
+
+/// Whether the arguments look like `flux-fast a fox`: the second word of the prompt was taken for
+/// a command, or is one argument too many.
+fn is_unquoted_prompt(error: &clap::Error) -> bool {
+    let is_prompt = |kind| match error.get(kind) {
+        Some(ContextValue::String(arg)) => arg == "[PROMPT]",
+        Some(ContextValue::Strings(args)) => args.iter().any(|arg| arg == "[PROMPT]"),
+        _ => false,
+    };
+    match error.kind() {
+        ErrorKind::UnknownArgument => matches!(
+            error.get(ContextKind::InvalidArg),
+            Some(ContextValue::String(arg)) if !arg.starts_with('-')
+        ),
+        ErrorKind::ArgumentConflict => {
+            is_prompt(ContextKind::InvalidArg) || is_prompt(ContextKind::PriorArg)
+        }
+        _ => false,
+    }
 }
 
 /// One line on stdout. That the reader may be gone is no second error.

@@ -8,8 +8,13 @@ use crate::error::{Error, Result};
 
 /// Writes `text` as it is.
 pub fn text(text: &str) -> Result<()> {
+    raw(text.as_bytes())
+}
+
+/// Writes `bytes` as they are.
+pub fn raw(bytes: &[u8]) -> Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(broken)
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(broken)
 }
 
 /// Writes `value` on one line.

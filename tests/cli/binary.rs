@@ -90,7 +90,7 @@ fn bad_arguments_exit_with_2_say_the_range_and_write_nothing() {
         (&["-o", "x.gif"], "png, jpg, webp, bmp or tiff"),
         (&["-o", "x.png", "--format", "jpeg"], "disagree"),
         (&["-p", "another prompt"], "cannot be used with"),
-        (&["another positional"], "try: the prompt in quotes"),
+        (&["another positional"], "try: put the prompt in quotes"),
         (&["--no-such-flag"], "--no-such-flag"),
     ];
     for (arguments, expected) in cases {
@@ -350,4 +350,33 @@ fn a_full_or_closed_stdout_is_exit_7_and_no_panic() {
     let status =
         command(&["inspect", "/nowhere", "--json"]).stdout(full()).stderr(full()).status().unwrap();
     assert_eq!(status.code(), Some(4));
+}
+
+#[test]
+fn completions_and_manual_pages_come_from_the_definition_of_the_arguments() {
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let output = run(&["completions", shell]);
+        assert_eq!(code(&output), Some(0), "{shell}: {}", stderr(&output));
+        for word in ["generate", "cfg-scale", "completions"] {
+            assert!(stdout(&output).contains(word), "{shell} does not know {word}");
+        }
+    }
+    let output = run(&["completions", "sh"]);
+    assert_eq!(code(&output), Some(2));
+    assert!(stderr(&output).contains("fish"), "{}", stderr(&output));
+
+    let page = stdout(&run(&["man"]));
+    assert!(page.contains(".TH") && page.contains("cfg\\-scale"), "{page}");
+    let folder = tempfile::tempdir().unwrap();
+    let pages = folder.path().join("man1");
+    let output = run(&["man", "--output", pages.to_str().unwrap()]);
+    assert_eq!(code(&output), Some(0), "{}", stderr(&output));
+    for name in ["flux-fast.1", "flux-fast-plan.1", "flux-fast-completions.1"] {
+        let text = fs::read_to_string(pages.join(name)).expect(name);
+        assert!(text.contains("\\fBflux"), "{name}: {text}");
+        assert!(stdout(&output).contains(name), "{}", stdout(&output));
+    }
+    let blocked = pages.join("flux-fast.1").join("folder");
+    let output = run(&["man", "--output", blocked.to_str().unwrap()]);
+    assert_eq!(code(&output), Some(7), "{}", stderr(&output));
 }
