@@ -1,5 +1,6 @@
 //! Devices that run recorded steps. A backend knows operations, bytes and places; it never knows layers, files or budgets.
 
+mod courier;
 pub mod cpu;
 pub mod cuda;
 mod forced;

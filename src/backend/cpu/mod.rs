@@ -15,7 +15,6 @@ pub mod matrix;
 mod memory;
 mod norm;
 mod operand;
-mod prefetch;
 mod reference;
 mod run;
 mod share;
@@ -25,6 +24,7 @@ pub mod variants;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::courier::Courier;
 use super::form;
 use super::{Backend, Caps, Grain, Layout, Place, Places, WeightKey};
 use crate::dtype::DType;
@@ -34,7 +34,6 @@ use crate::tensor::{HostPart, HostWeight, Weight};
 use arena::Arena;
 use isa::Isa;
 pub use linear::Compute;
-use prefetch::Prefetcher;
 use variants::Choice;
 
 /// How the CPU is to be used.
@@ -65,7 +64,8 @@ pub struct CpuBackend {
     threads: usize,
     arena: Arena,
     weights: HashMap<WeightKey, Loaded>,
-    prefetcher: Prefetcher,
+    /// Reads ahead in the files of weights, so that steps do not wait for the disk.
+    prefetcher: Courier<Vec<HostPart>, ()>,
 }
 
 impl CpuBackend {
@@ -113,7 +113,7 @@ impl CpuBackend {
             grain: Grain::whole(64),
             pins: false,
         };
-        let (arena, prefetcher) = (Arena::new(0)?, Prefetcher::new()?);
+        let (arena, prefetcher) = (Arena::new(0)?, Courier::start("cpu", read_ahead)?);
         Ok(CpuBackend { caps, choice, pool, threads, arena, weights: HashMap::new(), prefetcher })
     }
 
@@ -129,6 +129,12 @@ impl CpuBackend {
         fits(&loaded.weight, handle)?;
         Ok(loaded.vector.get_or_insert_with(|| loaded.weight.to_f32().into()).clone())
     }
+}
+
+/// Reads `parts` into memory.
+fn read_ahead(parts: Vec<HostPart>) -> Result<()> {
+    let mut ranges = parts.iter().flat_map(HostPart::ranges);
+    ranges.try_for_each(|(source, range)| source.will_need(range))
 }
 
 fn not_loaded(handle: Weight) -> Error {
@@ -173,13 +179,14 @@ impl Backend for CpuBackend {
         _how: Use,
     ) -> Result<()> {
         form::check(weight)?;
-        self.prefetcher.want(key, &weight.parts);
+        self.prefetcher.request(key, weight.parts.clone());
         self.weights.insert(key, Loaded { weight: weight.clone(), vector: None });
         Ok(())
     }
 
     fn forget(&mut self, key: WeightKey) -> Result<()> {
         if let Some(loaded) = self.weights.remove(&key) {
+            // First, or pages read ahead after `let_go` would stay, outside the budget.
             self.prefetcher.cancel(key);
             for (source, range) in loaded.weight.parts.iter().flat_map(HostPart::ranges) {
                 source.let_go(range);
@@ -189,7 +196,10 @@ impl Backend for CpuBackend {
     }
 
     fn run(&mut self, step: &Step, places: &Places) -> Result<()> {
-        step.op.weights().into_iter().try_for_each(|w| self.prefetcher.arrived(places.key(w)))?;
+        // Waiting here is faster than page faults, which would read the file in small pieces.
+        for w in step.op.weights() {
+            self.prefetcher.wait_for(places.key(w))?;
+        }
         run::run(self, &step.op, places)
     }
 

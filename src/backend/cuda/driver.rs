@@ -3,8 +3,8 @@
 //! cudarc loads the driver at run time and panics where there is none: `Driver::open` asks first.
 
 use std::ffi::{CString, c_void};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -444,6 +444,29 @@ impl Drop for Event {
     fn drop(&mut self) {
         // SAFETY: made in `new`; the driver keeps it while work refers to it.
         let _ = unsafe { result::event::destroy(self.raw) };
+    }
+}
+
+/// Events without timing, to use again: making one costs a call of the driver.
+pub(super) struct EventPool {
+    context: Arc<Context>,
+    spare: Mutex<Vec<Event>>,
+}
+
+impl EventPool {
+    pub fn new(context: &Arc<Context>) -> EventPool {
+        EventPool { context: context.clone(), spare: Mutex::default() }
+    }
+
+    /// An event that nothing waits for.
+    pub fn take(&self) -> Result<Event> {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        spare.map_or_else(|| Event::new(&self.context, false), Ok)
+    }
+
+    /// Takes back `event`. Whoever has to wait for it is waiting already.
+    pub fn put(&self, event: Event) {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(event);
     }
 }
 

@@ -1,7 +1,7 @@
 //! NVIDIA GPUs from compute capability 8.0 on (RTX 30 series, A100), by kernels of our own (`kernels/`), embedded as PTX and compiled by the driver.
 //!
 //! All device memory is one allocation: arena, resident weights, ring. Steps are queued on one stream; weights come on another, from a thread that
-//! reads files (`stage`). A run whose weights all have places of their own is recorded once as a CUDA graph and replayed.
+//! reads files (`uploads`). A run whose weights all have places of their own is recorded once as a CUDA graph and replayed.
 
 pub mod args;
 pub mod attention;
@@ -20,8 +20,8 @@ pub mod linear_hopper;
 pub mod modules;
 pub mod norm;
 mod nvml;
-mod stage;
 mod steps;
+mod uploads;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -34,11 +34,11 @@ use crate::op::{Op, Step, Use};
 use crate::tensor::{HostWeight, Weight};
 use choice::Choice;
 pub use choice::{names, ops};
-use driver::{Buffer, Context, Event, Function, Graph, Module, Stream};
+use driver::{Buffer, Context, Event, EventPool, Function, Graph, Module, Stream};
 use launch::{Device, Launch};
 use nvml::Nvml;
-use stage::Stage;
 use steps::Held;
+use uploads::Uploads;
 
 /// Offsets in the arena are multiples of this: what TMA and vector loads want, with room.
 const ALIGNMENT: usize = form::ALIGN;
@@ -149,7 +149,7 @@ fn too_old(capability: (u32, u32)) -> bool {
 /// A GPU.
 pub struct CudaBackend {
     // Fields are dropped in this order: what runs, then what it uses, the context last.
-    stage: Stage,
+    uploads: Uploads,
     graph: Option<(u64, Graph)>,
     compute: Stream,
     /// By module and entry.
@@ -173,7 +173,7 @@ pub struct CudaBackend {
     /// Points that the GPU has yet to pass, oldest first, and launches since the last.
     behind: VecDeque<Event>,
     since: usize,
-    spare: Vec<Event>,
+    events: Arc<EventPool>,
 }
 
 /// A point in a backend's queue, for timing.
@@ -224,7 +224,8 @@ impl CudaBackend {
         let context = Context::open(index)?;
         let compute = Stream::new(&context)?;
         let functions = functions(&context, &choice).map_err(|e| e.at(&name))?;
-        let stage = Stage::new(&context, pinned_bytes)?;
+        let events = Arc::new(EventPool::new(&context));
+        let uploads = Uploads::new(&context, &events, pinned_bytes)?;
         let (free_bytes, memory_bytes) = context.memory()?;
         let after = nvml.as_ref().and_then(Nvml::used);
         // Other programs come and go while the driver compiles: what cannot be a context is not believed.
@@ -253,7 +254,7 @@ impl CudaBackend {
             pins: true,
         };
         Ok(CudaBackend {
-            stage,
+            uploads,
             graph: None,
             compute,
             functions,
@@ -270,7 +271,7 @@ impl CudaBackend {
             room_bytes: 0,
             behind: VecDeque::new(),
             since: 0,
-            spare: Vec::new(),
+            events,
         })
     }
 
@@ -370,13 +371,13 @@ impl CudaBackend {
             return Ok(());
         }
         self.since = 0;
-        let event = self.spare.pop().map_or_else(|| Event::new(&self.context, false), Ok)?;
+        let event = self.events.take()?;
         event.record(&self.compute)?;
         self.behind.push_back(event);
         if self.behind.len() > LAG_MARKS {
             let oldest = self.behind.pop_front().expect("more than one");
             oldest.synchronize()?;
-            self.spare.push(oldest);
+            self.events.put(oldest);
         }
         Ok(())
     }
@@ -428,7 +429,7 @@ impl Backend for CudaBackend {
     fn reserve(&mut self, layout: Layout) -> Result<()> {
         self.context.bind()?;
         self.stop_recording();
-        self.stage.settle();
+        self.uploads.cancel_all();
         self.sync()?;
         self.graph = None;
         self.weights.clear();
@@ -478,7 +479,7 @@ impl Backend for CudaBackend {
         }
         let address = self.memory.address + (from + offset) as u64;
         let pieces = form.pieces(weight, how);
-        self.stage.want(key, address, pieces, keep, &self.compute)?;
+        self.uploads.request(key, address, pieces, keep, &self.compute)?;
         self.weights.insert(key, Held { form, address, rows: weight.rows, cols: weight.cols });
         Ok(())
     }
@@ -487,7 +488,7 @@ impl Backend for CudaBackend {
         if self.weights.remove(&key).is_some() {
             // What a graph reads must stay.
             self.graph = None;
-            self.stage.cancel(key);
+            self.uploads.cancel(key);
         }
         Ok(())
     }
@@ -507,7 +508,7 @@ impl Backend for CudaBackend {
         if done >= 1 && self.worth_recording() {
             self.graph = None;
             for key in self.weights.keys() {
-                self.stage.arrive(*key, &self.compute)?;
+                self.uploads.wait_for(*key, &self.compute)?;
             }
             match self.compute.begin_capture() {
                 Ok(()) => self.recording = Some(id),
@@ -523,7 +524,7 @@ impl Backend for CudaBackend {
         self.context.bind()?;
         for w in step.op.weights() {
             if self.recording.is_none() {
-                self.stage.arrive(places.key(w), &self.compute)?;
+                self.uploads.wait_for(places.key(w), &self.compute)?;
             }
         }
         let launches = steps::launches(self, &step.op, places)?;
@@ -560,7 +561,7 @@ impl Backend for CudaBackend {
     }
 
     fn allow_host(&mut self, bytes: u64) {
-        self.stage.allow(bytes);
+        self.uploads.limit_kept(bytes);
     }
 
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
@@ -584,7 +585,7 @@ impl Backend for CudaBackend {
     fn sync(&mut self) -> Result<()> {
         self.context.bind()?;
         self.stop_recording();
-        self.spare.extend(self.behind.drain(..));
+        self.behind.drain(..).for_each(|event| self.events.put(event));
         self.compute.synchronize()
     }
 }
@@ -594,7 +595,7 @@ impl Drop for CudaBackend {
         // Nothing may run on while memory goes; errors have nobody left to tell.
         let _ = self.context.bind();
         self.stop_recording();
-        self.stage.settle();
+        self.uploads.cancel_all();
         self.compute.drain();
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Device memory is the arena, the resident weights and the ring, each in buffers of at most the adapter's size, and a few staging buffers; all of it is
 //! counted. There is one queue: steps are recorded and submitted in portions of about a tenth of a second, and weights come from a thread that reads
-//! files (`stage`) and puts its copies between them.
+//! files (`uploads`) and puts its copies between them.
 
 pub mod adapters;
 pub mod args;
@@ -16,8 +16,8 @@ pub mod latents;
 pub mod launch;
 pub mod linear;
 pub mod norm;
-mod stage;
 mod steps;
+mod uploads;
 
 use std::collections::HashMap;
 
@@ -32,8 +32,8 @@ use choice::Choice;
 pub use choice::{names, ops};
 use gpu::{Buffer, Gpu, Shared};
 use launch::{BufferId, Constants, Device, Needs, Shader};
-use stage::Stage;
 use steps::{Kept, Spot};
+use uploads::Uploads;
 
 /// Pieces of memory are never larger than this, whatever the adapter takes: some drivers count bytes in 32 bits.
 const MOST_CHUNK: u64 = 4 << 30;
@@ -120,7 +120,7 @@ impl Space {
 /// An adapter, opened.
 pub struct WgpuBackend {
     // Dropped first: its thread uses the buffers.
-    stage: Stage,
+    uploads: Uploads,
     gpu: Gpu,
     caps: Caps,
     choice: Choice,
@@ -181,7 +181,7 @@ impl WgpuBackend {
         let passage = |usage, label| shared.buffer(PASSAGE_BYTES as u64, usage, label);
         let up = passage(wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC, "inputs")?;
         let down = passage(wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST, "results")?;
-        let stage = Stage::new(&shared, staging_bytes)?;
+        let uploads = Uploads::new(&shared, staging_bytes)?;
         let overhead_bytes = shared.held.now() + ALLOWANCE_BYTES;
         // Where it is a guess, whoever bounds the memory knows better.
         let told = options.memory_bytes.filter(|_| !facts.memory_known);
@@ -209,7 +209,7 @@ impl WgpuBackend {
             pins: false,
         };
         Ok(WgpuBackend {
-            stage,
+            uploads,
             gpu,
             caps,
             choice,
@@ -397,7 +397,7 @@ impl Backend for WgpuBackend {
     }
 
     fn reserve(&mut self, layout: Layout) -> Result<()> {
-        self.stage.settle();
+        self.uploads.cancel_all();
         self.gpu.discard();
         self.gpu.finish()?;
         self.weights.clear();
@@ -440,14 +440,14 @@ impl Backend for WgpuBackend {
         // Whoever lay there before is read by steps that must stand before the copies in the queue.
         self.gpu.submit()?;
         let pieces = form.pieces(weight, how);
-        self.stage.want(key, self.gpu.raw(spot.buffer).clone(), spot.offset, pieces);
+        self.uploads.request(key, self.gpu.raw(spot.buffer).clone(), spot.offset, pieces);
         self.weights.insert(key, Kept { form, spot, rows: weight.rows, cols: weight.cols });
         Ok(())
     }
 
     fn forget(&mut self, key: WeightKey) -> Result<()> {
         if self.weights.remove(&key).is_some() {
-            self.stage.cancel(key);
+            self.uploads.cancel(key);
         }
         Ok(())
     }
@@ -455,7 +455,7 @@ impl Backend for WgpuBackend {
     fn run(&mut self, step: &Step, places: &Places) -> Result<()> {
         self.gpu.shared.health.alive()?;
         for w in step.op.weights() {
-            self.stage.arrive(places.key(w))?;
+            self.uploads.wait_for(places.key(w))?;
         }
         if let Op::Embed { table, ids, .. } = step.op {
             self.check_ids(ids, places, table.rows)?;
@@ -524,7 +524,7 @@ impl Backend for WgpuBackend {
 impl Drop for WgpuBackend {
     fn drop(&mut self) {
         // Nothing may run on while memory goes; errors have nobody left to tell.
-        self.stage.settle();
+        self.uploads.cancel_all();
         self.gpu.discard();
         let _ = self.gpu.finish();
         let shared = &self.gpu.shared;

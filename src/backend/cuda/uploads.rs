@@ -1,0 +1,271 @@
+//! Brings weights from files to the device beside the computation: a thread reads them into pinned memory and queues copies on a stream of its own.
+//!
+//! The order of things, for one weight: the copy stream waits for the point in the compute stream at which the weight was asked for (whoever lay at that
+//! place before was last read ahead of it); its pieces pass through a ring of pinned chunks, each chunk filled again only after its copy is done; an
+//! event marks the end, and the first step that names the weight makes the compute stream wait for that event. Nothing ever waits for a weight that it
+//! does not name.
+//!
+//! Weights that pass in every run are kept in pinned memory of their own, in the form that the device wants, as far as the budget for it goes: then a run
+//! costs one copy over the bus, no read and no conversion at all.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rayon::prelude::*;
+
+use super::driver::{Context, Event, EventPool, Pinned, Stream};
+use crate::backend::WeightKey;
+use crate::backend::courier::Courier;
+use crate::backend::form::{Piece, Source};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::op::Use;
+use crate::tensor::HostPart;
+
+/// Bytes of one pinned chunk: large enough that the fixed cost of a copy does not show (10 us
+/// against 0.3 ms at 25 GB/s), small enough to start soon.
+pub(super) const CHUNK: usize = 8 << 20;
+/// Chunks: one is filled while another is copied, and one waits on either side.
+pub(super) const CHUNKS: usize = 4;
+
+/// One weight to copy.
+struct Parcel {
+    /// Device address of the weight's place.
+    to: u64,
+    pieces: Vec<Piece>,
+    /// The copies wait for this point of the compute stream.
+    after: Event,
+    /// The weight passes again in later runs, so a pinned copy pays.
+    keep: bool,
+}
+
+/// The copies of weights: requests, the thread that serves them, and its stream.
+pub(super) struct Uploads {
+    // Dropped first: its thread uses the others.
+    courier: Courier<Parcel, Event>,
+    stream: Arc<Stream>,
+    events: Arc<EventPool>,
+    /// Upper bound of the pinned memory for kept copies, in bytes.
+    keep_bytes: Arc<AtomicU64>,
+}
+
+impl Uploads {
+    /// Starts the thread. Weights that pass again may fill `keep_bytes` of pinned memory, besides
+    /// the ring of chunks.
+    pub fn new(
+        context: &Arc<Context>,
+        events: &Arc<EventPool>,
+        keep_bytes: u64,
+    ) -> Result<Uploads> {
+        let keep_bytes = Arc::new(AtomicU64::new(keep_bytes));
+        let chunks = (0..CHUNKS)
+            .map(|_| Ok((Pinned::new(context, CHUNK)?, Event::new(context, false)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
+        let readers = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("cuda-read-{i}"))
+            .build()
+            .map_err(|e| Error::device(format!("could not start a thread: {e}")).at("cuda"))?;
+        let stream = Arc::new(Stream::new(context)?);
+        let mut copier = Copier {
+            context: context.clone(),
+            bound: None,
+            stream: stream.clone(),
+            events: events.clone(),
+            keep_bytes: keep_bytes.clone(),
+            readers,
+            chunks,
+            next: 0,
+            kept: HashMap::new(),
+            kept_bytes: 0,
+        };
+        let courier = Courier::start("cuda", move |parcel| copier.bring(parcel))?;
+        Ok(Uploads { courier, stream, events: events.clone(), keep_bytes })
+    }
+
+    /// From now on, kept copies may take `bytes` of pinned memory.
+    pub fn limit_kept(&self, bytes: u64) {
+        self.keep_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Asks for the weight `key` at device address `to`. Steps that are queued on `compute` now are
+    /// done before its first byte is overwritten.
+    pub fn request(
+        &self,
+        key: WeightKey,
+        to: u64,
+        pieces: Vec<Piece>,
+        keep: bool,
+        compute: &Stream,
+    ) -> Result<()> {
+        let after = self.events.take()?;
+        after.record(compute)?;
+        self.courier.request(key, Parcel { to, pieces, after, keep });
+        Ok(())
+    }
+
+    /// Makes everything that is queued on `compute` from now on wait for the copies of `key`. The
+    /// first call for `key` blocks until these copies are queued.
+    pub fn wait_for(&self, key: WeightKey, compute: &Stream) -> Result<()> {
+        if let Some(event) = self.courier.wait_for(key)? {
+            compute.wait(&event)?;
+            self.events.put(event);
+        }
+        Ok(())
+    }
+
+    /// Withdraws the request for `key`. Copies that are queued go on: later copies to the same
+    /// place are queued behind them.
+    pub fn cancel(&self, key: WeightKey) {
+        self.courier.cancel(key);
+    }
+
+    /// Withdraws all requests, and waits until the copy stream is idle.
+    pub fn cancel_all(&self) {
+        self.courier.cancel_all();
+        self.stream.drain();
+    }
+}
+
+/// The bytes of a piece, known by where they come from and what they are made into.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Origin {
+    /// Addresses of sources, and ranges of them.
+    ranges: Vec<(usize, Range<usize>)>,
+    /// Type and stride on the device where that is not how the file has it.
+    form: Option<(DType, usize)>,
+}
+
+impl Origin {
+    /// That of `piece`, and the part that it is all made of; none where more goes into it, as into vectors, which are small.
+    fn of(piece: &Piece) -> Option<(Origin, &HostPart)> {
+        let (part, form) = match &piece.source {
+            Source::Stored(part) => (part, None),
+            Source::Rows { part, segment, how: Use::Matrix } => {
+                (part, Some((segment.dtype, segment.stride)))
+            }
+            _ => return None,
+        };
+        let ranges = part
+            .ranges()
+            .map(|(source, range)| (Arc::as_ptr(source).cast::<()>() as usize, range))
+            .collect();
+        Some((Origin { ranges, form }, part))
+    }
+}
+
+/// What the courier's thread owns.
+struct Copier {
+    context: Arc<Context>,
+    /// Whether `context` could be made current in this thread; none before the first parcel.
+    bound: Option<Result<()>>,
+    stream: Arc<Stream>,
+    events: Arc<EventPool>,
+    keep_bytes: Arc<AtomicU64>,
+    readers: rayon::ThreadPool,
+    chunks: Vec<(Pinned, Event)>,
+    next: usize,
+    /// Pinned copies, each with its part, so that no other source is allocated at the same address.
+    kept: HashMap<Origin, (Pinned, HostPart)>,
+    kept_bytes: u64,
+}
+
+impl Drop for Copier {
+    fn drop(&mut self) {
+        // The chunks are freed next: nothing may read them then.
+        let _ = self.context.bind();
+        self.stream.drain();
+    }
+}
+
+impl Copier {
+    /// Queues every copy of one weight, and returns the event that marks their end.
+    fn bring(&mut self, parcel: Parcel) -> Result<Event> {
+        let Parcel { to, pieces, after, keep } = parcel;
+        let queued = self.queue(to, &pieces, &after, keep);
+        self.events.put(after);
+        queued
+    }
+
+    fn queue(&mut self, to: u64, pieces: &[Piece], after: &Event, keep: bool) -> Result<Event> {
+        self.bound.get_or_insert_with(|| self.context.bind()).clone()?;
+        self.stream.wait(after)?;
+        for piece in pieces {
+            self.piece(to + piece.to as u64, piece, keep)?;
+        }
+        let event = self.events.take()?;
+        event.record(&self.stream)?;
+        Ok(event)
+    }
+
+    /// Queues the copies of one piece: from pinned memory of its own if it has some or may have, or through the ring of chunks.
+    fn piece(&mut self, to: u64, piece: &Piece, keep: bool) -> Result<()> {
+        let read = |from: usize, out: &mut [u8]| piece.read(from, out);
+        let Some((origin, part)) = Origin::of(piece) else {
+            return self.pass(to, piece.bytes, piece.unit, &read);
+        };
+        let allowed = self.keep_bytes.load(Ordering::Relaxed);
+        if self.kept_bytes > allowed {
+            self.stream.drain(); // they may be being copied
+            self.kept.clear();
+            self.kept_bytes = 0;
+        }
+        if keep
+            && !self.kept.contains_key(&origin)
+            && self.kept_bytes + piece.bytes as u64 <= allowed
+        {
+            // A system that refuses to pin so much is no reason to stop: the ring of chunks does as well.
+            match Pinned::new(&self.context, piece.bytes) {
+                Ok(mut own) => {
+                    fill(&self.readers, own.bytes_mut(), piece.unit, &read)?;
+                    self.kept_bytes += piece.bytes as u64;
+                    self.kept.insert(origin.clone(), (own, part.clone()));
+                }
+                Err(_) => self.keep_bytes.store(self.kept_bytes, Ordering::Relaxed),
+            }
+        }
+        match self.kept.get(&origin) {
+            // SAFETY: the place was given to this weight, which is as large; whoever read there before is waited for; the bytes live as long as the stream.
+            Some((own, _)) => unsafe { self.stream.upload(to, own.bytes()) },
+            None => self.pass(to, piece.bytes, piece.unit, &read),
+        }
+    }
+
+    /// Copies `bytes` bytes, made by `read` in multiples of `unit` bytes, through the ring of chunks.
+    fn pass(&mut self, to: u64, bytes: usize, unit: usize, read: &Read) -> Result<()> {
+        if unit > CHUNK {
+            return Err(Error::model("a row of a weight is larger than what is copied at a time")
+                .found(unit)
+                .expected(format!("at most {CHUNK} bytes")));
+        }
+        let most = CHUNK / unit * unit;
+        for from in (0..bytes).step_by(most) {
+            let n = most.min(bytes - from);
+            let (chunk, copied) = &mut self.chunks[self.next];
+            self.next = (self.next + 1) % CHUNKS;
+            copied.synchronize()?; // an event that was never recorded is reached
+            let out = &mut chunk.bytes_mut()[..n];
+            fill(&self.readers, out, unit, &|at, out| read(from + at, out))?;
+            // SAFETY: as in `piece`; the chunk is not touched again before the event.
+            unsafe { self.stream.upload(to + from as u64, &chunk.bytes()[..n]) }?;
+            copied.record(&self.stream)?;
+        }
+        Ok(())
+    }
+}
+
+type Read<'a> = dyn Fn(usize, &mut [u8]) -> Result<()> + Sync + 'a;
+
+/// Fills `out` by several readers: one alone copies from the page cache at 5 to 10 GB/s, less than the bus takes.
+fn fill(readers: &rayon::ThreadPool, out: &mut [u8], unit: usize, read: &Read) -> Result<()> {
+    let grain = (1usize << 20).div_ceil(unit) * unit;
+    if out.len() <= grain {
+        return read(0, out);
+    }
+    readers.install(|| {
+        out.par_chunks_mut(grain).enumerate().try_for_each(|(i, part)| read(i * grain, part))
+    })
+}
