@@ -52,7 +52,7 @@ fn bench(c: &mut Criterion, label: &str, op: Op, tensors: &[Tensor], throughput:
         places.scratch = next;
         let weights: Vec<HostWeight> = op.weights().iter().map(ones).collect();
         let arena_bytes = next + backend.scratch_bytes(&op, &|w| &weights[w.id as usize]);
-        backend.reserve(Layout { arena_bytes, ..Layout::default() }).expect("memory");
+        backend.reserve(Layout { arena_bytes, ..Layout::default() }, 0).expect("memory");
         let mut state = 1u32;
         for (t, offset) in tensors.iter().zip(&places.inputs) {
             let mut number = || {

@@ -81,7 +81,7 @@ impl Bench<'_> {
             self.weights.iter().zip(&uses).map(|(w, &u)| backend.weight_bytes(w, u)).collect();
         let resident: usize = sizes.iter().map(|n| n.next_multiple_of(256)).sum();
         backend
-            .reserve(Layout { arena_bytes: next, resident_bytes: resident, ring_bytes: 0 })
+            .reserve(Layout { arena_bytes: next, resident_bytes: resident, ring_bytes: 0 }, 0)
             .expect("memory for the operands");
         for (t, at) in self.tensors.iter().zip(&places.inputs) {
             let mut bytes = Vec::with_capacity(t.bytes());

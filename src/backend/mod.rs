@@ -34,6 +34,8 @@ pub struct Caps {
     pub grain: Grain,
     /// Host memory that `allow_host` grants is used, for weights that pass in every step.
     pub pins: bool,
+    /// After the device was lost, the same process can open it again.
+    pub reopens: bool,
 }
 
 /// How a device's memory is divided: offsets in arena, residents and ring.
@@ -144,8 +146,15 @@ pub trait Backend: Send {
         Ok(())
     }
 
-    /// Sets memory aside; what was there before is gone. Fails with `Kind::Memory` if the device cannot hold it.
-    fn reserve(&mut self, layout: Layout) -> Result<()>;
+    /// Allocates memory for one phase and drops everything that was loaded or written before.
+    ///
+    /// `peak_bytes` is the largest [`Layout::bytes`] of the phases to come. A device with memory of
+    /// its own allocates that much now: then no later phase can fail because another program took
+    /// the memory meanwhile.
+    ///
+    /// # Errors
+    /// [`Kind::Memory`](crate::error::Kind::Memory) if the device has less.
+    fn reserve(&mut self, layout: Layout, peak_bytes: u64) -> Result<()>;
 
     /// Starts to bring `weight` to `place`, and returns; a `run` that names `key` waits for it.
     fn load(&mut self, key: WeightKey, place: Place, weight: &HostWeight, how: Use) -> Result<()>;
@@ -168,9 +177,6 @@ pub trait Backend: Send {
         Ok(true)
     }
 
-    /// The phases to come hold at most `bytes`: `reserve` sets so much aside at once, so that none of them can fail for another program's sake.
-    fn expect(&mut self, _bytes: u64) {}
-
     /// Host memory that the device may use for weights on their way, from now on, in bytes.
     fn allow_host(&mut self, _bytes: u64) {}
 
@@ -183,13 +189,8 @@ pub trait Backend: Send {
     /// Waits for all queued steps.
     fn sync(&mut self) -> Result<()>;
 
-    /// Whether, after an error of `Kind::Device`, the same device may be opened anew in this process.
-    fn may_come_back(&self) -> bool {
+    /// Whether the device was lost: then every further call that uses it fails.
+    fn is_lost(&self) -> bool {
         false
-    }
-
-    /// A switch that makes the device fail as if it had been pulled out, where one can: for tests of what follows.
-    fn pull_out(&self) -> Option<Box<dyn Fn() + Send>> {
-        None
     }
 }

@@ -310,6 +310,7 @@ mod tests {
             in_place_weights: false,
             grain: crate::backend::Grain::whole(256),
             pins: true,
+            reopens: false,
         };
         let asked = device_budget(Some(8 << 30), &caps);
         assert_eq!((asked.bytes, asked.source.as_str()), (8 << 30, "--vram"));

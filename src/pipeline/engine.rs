@@ -152,9 +152,11 @@ impl Pipeline {
         matches!(self.options.device.as_str(), "" | "auto")
     }
 
-    /// A switch that makes the device fail as if it had been pulled out, where one can: for tests of what follows.
-    pub fn pull_out(&self) -> Option<Box<dyn Fn() + Send>> {
-        self.backend.pull_out()
+    /// Uses `backend` instead of the one that was opened: for tests of what follows a lost device.
+    #[doc(hidden)]
+    pub fn replace_backend(&mut self, backend: Box<dyn Backend>) {
+        self.holdings = Holdings::default();
+        self.backend = backend;
     }
 
     /// Whether text embeddings are kept on disk and taken from there (they are, unless `RunOptions::no_cache`).

@@ -34,7 +34,7 @@ impl Pipeline {
                 Err(e) => e,
                 drawn => return drawn,
             };
-            let gone = self.backend.may_come_back();
+            let gone = self.backend.caps().reopens && self.backend.is_lost();
             match e.kind() {
                 Kind::NotFinite if self.leave_f16() => {
                     tell(on, Event::Warning(format!("{e}; drawing again, with products in F32")))?;
@@ -80,7 +80,7 @@ impl Pipeline {
         self.say_what_was_changed(request, &settings, &phases, on)?;
         self.backend.allow_host(self.pinned_bytes(&settings, &loras));
         let granularity = self.backend.caps().granularity;
-        self.backend.expect(phases.peak_bytes(granularity));
+        self.holdings.set_peak(phases.peak_bytes(granularity));
 
         let text = self.encode_text(&settings, &phases, &loras, on)?;
         let start = match &request.init {

@@ -23,9 +23,17 @@ pub struct Holdings {
     resident: HashMap<WeightKey, (usize, usize)>,
     /// The resident weights lie where generations that keep them put them.
     kept: bool,
+    /// See [`Holdings::set_peak`].
+    peak_bytes: u64,
 }
 
 impl Holdings {
+    /// The largest memory that a phase of the generation to come needs, in bytes: as much is
+    /// allocated for its first phase.
+    pub fn set_peak(&mut self, bytes: u64) {
+        self.peak_bytes = bytes;
+    }
+
     /// Makes sure that at least `layout` is set aside. If what is there will do, it is used again, and the weights in it too when both they and the phase to come
     /// are of the kind that `keep` (then every phase has bytes of its own); otherwise the phases lie over one another, and what is there must go.
     pub fn reserve(&mut self, backend: &mut dyn Backend, layout: Layout, keep: bool) -> Result<()> {
@@ -40,7 +48,7 @@ impl Holdings {
             return Ok(());
         }
         self.clear(backend)?;
-        backend.reserve(layout)?;
+        backend.reserve(layout, self.peak_bytes)?;
         self.layout = Some(layout);
         Ok(())
     }

@@ -47,6 +47,7 @@ impl Memory {
             in_place_weights: false,
             grain: Grain::whole(ALIGN),
             pins: false,
+            reopens: false,
         };
         let empty = Vec::new;
         Memory {
@@ -85,7 +86,7 @@ impl Backend for Memory {
         100
     }
 
-    fn reserve(&mut self, layout: Layout) -> Result<()> {
+    fn reserve(&mut self, layout: Layout, _: u64) -> Result<()> {
         self.layout = layout;
         self.arena = vec![0; layout.arena_bytes];
         self.resident = vec![0xee; layout.resident_bytes];

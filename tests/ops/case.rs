@@ -194,7 +194,7 @@ impl Case {
             resident = (resident + backend.weight_bytes(weight, how)).next_multiple_of(ALIGN);
         }
         let layout = Layout { arena_bytes: end + GAP, resident_bytes: resident, ring_bytes: 0 };
-        backend.reserve(layout)?;
+        backend.reserve(layout, 0)?;
         backend.write(0, image)?;
         // The image begins with a gap.
         let sentinel = [image[0]; GAP];

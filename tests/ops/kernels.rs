@@ -89,11 +89,14 @@ impl Case {
             .map(|(w, &u)| backend.weight_bytes(w, u).next_multiple_of(256))
             .collect();
         backend
-            .reserve(Layout {
-                arena_bytes: next,
-                resident_bytes: sizes.iter().sum(),
-                ring_bytes: 0,
-            })
+            .reserve(
+                Layout {
+                    arena_bytes: next,
+                    resident_bytes: sizes.iter().sum(),
+                    ring_bytes: 0,
+                },
+                0,
+            )
             .unwrap();
         let mut at = 0;
         for (i, weight) in self.weights.iter().enumerate() {

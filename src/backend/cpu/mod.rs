@@ -112,6 +112,7 @@ impl CpuBackend {
             in_place_weights: true,
             grain: Grain::whole(64),
             pins: false,
+            reopens: false,
         };
         let (arena, prefetcher) = (Arena::new(0)?, Courier::start("cpu", read_ahead)?);
         Ok(CpuBackend { caps, choice, pool, threads, arena, weights: HashMap::new(), prefetcher })
@@ -164,7 +165,7 @@ impl Backend for CpuBackend {
         run::scratch_bytes(&self.choice, self.threads, op, &|w| weight(w).stored())
     }
 
-    fn reserve(&mut self, layout: Layout) -> Result<()> {
+    fn reserve(&mut self, layout: Layout, _peak_bytes: u64) -> Result<()> {
         // The old arena goes first, so that both never exist at once.
         self.arena = Arena::new(0)?;
         self.arena = Arena::new(layout.arena_bytes)?;

@@ -168,8 +168,6 @@ pub struct CudaBackend {
     record_below_seconds: f64,
     /// Begin and end of the last run that was not replayed.
     timed: (Option<Event>, Option<Event>),
-    /// What the phases to come hold at most, in bytes.
-    room_bytes: usize,
     /// Points that the GPU has yet to pass, oldest first, and launches since the last.
     behind: VecDeque<Event>,
     since: usize,
@@ -252,6 +250,7 @@ impl CudaBackend {
             in_place_weights: false,
             grain: Grain::whole(ALIGNMENT),
             pins: true,
+            reopens: false,
         };
         Ok(CudaBackend {
             uploads,
@@ -268,7 +267,6 @@ impl CudaBackend {
             records: true,
             record_below_seconds: record_below_seconds.unwrap_or(RECORD_BELOW_SECONDS),
             timed: (None, None),
-            room_bytes: 0,
             behind: VecDeque::new(),
             since: 0,
             events,
@@ -426,7 +424,7 @@ impl Backend for CudaBackend {
         steps::needs(&self.choice, op, weight).map(|_| ())
     }
 
-    fn reserve(&mut self, layout: Layout) -> Result<()> {
+    fn reserve(&mut self, layout: Layout, peak_bytes: u64) -> Result<()> {
         self.context.bind()?;
         self.stop_recording();
         self.uploads.cancel_all();
@@ -434,7 +432,7 @@ impl Backend for CudaBackend {
         self.graph = None;
         self.weights.clear();
         self.layout = Layout::default();
-        let bytes = (layout.bytes(GRANULARITY) as usize).max(self.room_bytes);
+        let bytes = layout.bytes(GRANULARITY).max(peak_bytes) as usize;
         if self.memory.bytes == bytes {
             self.layout = layout;
             return Ok(());
@@ -556,10 +554,6 @@ impl Backend for CudaBackend {
         }
     }
 
-    fn expect(&mut self, bytes: u64) {
-        self.room_bytes = bytes as usize;
-    }
-
     fn allow_host(&mut self, bytes: u64) {
         self.uploads.limit_kept(bytes);
     }
@@ -580,6 +574,10 @@ impl Backend for CudaBackend {
         let from = self.arena(offset, bytes.len())?;
         // SAFETY: the range lies in the arena.
         unsafe { self.compute.download(from, bytes) }
+    }
+
+    fn is_lost(&self) -> bool {
+        self.context.health.alive().is_err()
     }
 
     fn sync(&mut self) -> Result<()> {

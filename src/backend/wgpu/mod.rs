@@ -17,6 +17,7 @@ pub mod launch;
 pub mod linear;
 pub mod norm;
 mod steps;
+mod testing;
 mod uploads;
 
 use std::collections::HashMap;
@@ -33,6 +34,8 @@ pub use choice::{names, ops};
 use gpu::{Buffer, Gpu, Shared};
 use launch::{BufferId, Constants, Device, Needs, Shader};
 use steps::{Kept, Spot};
+#[doc(hidden)]
+pub use testing::TestLimits;
 use uploads::Uploads;
 
 /// Pieces of memory are never larger than this, whatever the adapter takes: some drivers count bytes in 32 bits.
@@ -78,10 +81,9 @@ pub struct WgpuOptions {
     pub staging_bytes: Option<usize>,
     /// Memory that the adapter has, where it does not tell.
     pub memory_bytes: Option<u64>,
-    /// Take no windows larger than this, as if the adapter did not.
-    pub most_binding_bytes: Option<u64>,
-    /// Take no buffers larger than this, as if the adapter did not.
-    pub most_buffer_bytes: Option<u64>,
+    /// Limits of a smaller adapter.
+    #[doc(hidden)]
+    pub limits: TestLimits,
 }
 
 /// A part of device memory: buffers that are `chunk` bytes each, but for the last.
@@ -132,8 +134,6 @@ pub struct WgpuBackend {
     ring: Space,
     /// Memory that later phases of a generation will want, held until then.
     ballast: Space,
-    /// What the phases to come hold at most.
-    room_bytes: u64,
     layout: Layout,
     weights: HashMap<WeightKey, Kept>,
     /// The buffers through which inputs and results pass.
@@ -158,8 +158,8 @@ impl WgpuBackend {
         let shared = Shared::new(device, queue, &name);
         // Windows are whole vectors.
         let binding_bytes =
-            facts.binding_bytes.min(options.most_binding_bytes.unwrap_or(u64::MAX)) / 16 * 16;
-        let most_buffer = options.most_buffer_bytes.unwrap_or(u64::MAX).min(MOST_CHUNK);
+            facts.binding_bytes.min(options.limits.binding_bytes.unwrap_or(u64::MAX)) / 16 * 16;
+        let most_buffer = options.limits.buffer_bytes.unwrap_or(u64::MAX).min(MOST_CHUNK);
         let activation = compute.activation();
         let device = Device {
             activation,
@@ -207,6 +207,7 @@ impl WgpuBackend {
             in_place_weights: false,
             grain: Grain { align, chunk },
             pins: false,
+            reopens: true,
         };
         Ok(WgpuBackend {
             uploads,
@@ -219,7 +220,6 @@ impl WgpuBackend {
             resident: Space::default(),
             ring: Space::default(),
             ballast: Space::default(),
-            room_bytes: 0,
             layout: Layout::default(),
             weights: HashMap::new(),
             up,
@@ -230,17 +230,6 @@ impl WgpuBackend {
     /// Forces other variants than those given at the start.
     pub fn force(&mut self, kernels: Vec<(String, String)>) -> Result<()> {
         self.choice.force(kernels)
-    }
-
-    /// Goes on as if it had been opened with `compute`; as if windows were at most `most_binding_bytes`; and as if no more than `most_work` operations could be
-    /// submitted at a time: for tests, which so compile every shader once.
-    pub fn pretend(&mut self, compute: Compute, most_binding_bytes: u64, most_work: u64) {
-        self.gpu.most_work = most_work;
-        let device = &mut self.choice.device;
-        device.binding_bytes = self.binding_bytes.min(most_binding_bytes / 16 * 16);
-        device.activation = compute.activation();
-        device.half = compute == Compute::F16;
-        self.types = compute.types();
     }
 
     /// Dispatches made so far, before long ones are cut.
@@ -396,12 +385,12 @@ impl Backend for WgpuBackend {
         steps::scratch_bytes(self, op, weight)
     }
 
-    fn reserve(&mut self, layout: Layout) -> Result<()> {
+    fn reserve(&mut self, layout: Layout, peak_bytes: u64) -> Result<()> {
         self.uploads.cancel_all();
         self.gpu.discard();
         self.gpu.finish()?;
         self.weights.clear();
-        if self.layout == layout && self.ballast.bytes as u64 + layout.bytes(1) >= self.room_bytes {
+        if self.layout == layout && self.ballast.bytes as u64 + layout.bytes(1) >= peak_bytes {
             return Ok(());
         }
         // The old memory goes first: both at once would break the promise.
@@ -424,7 +413,7 @@ impl Backend for WgpuBackend {
         self.resident = self.space(layout.resident_bytes, "resident weights")?;
         self.ring = self.space(layout.ring_bytes, "the weight ring")?;
         // None of the phases to come shall fail for another program's sake.
-        let left = self.room_bytes.saturating_sub(layout.bytes(1)) as usize / 256 * 256;
+        let left = peak_bytes.saturating_sub(layout.bytes(1)) as usize / 256 * 256;
         self.ballast = self.space(left, "memory for later phases")?;
         self.layout = layout;
         Ok(())
@@ -473,10 +462,6 @@ impl Backend for WgpuBackend {
         steps::can_run(self, op, weight)
     }
 
-    fn expect(&mut self, bytes: u64) {
-        self.room_bytes = bytes;
-    }
-
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
         self.arena.spot(offset, 0)?;
         for (buffer, at, from, n) in self.pieces(offset, bytes.len(), PASSAGE_BYTES - 8)? {
@@ -511,13 +496,8 @@ impl Backend for WgpuBackend {
         self.gpu.finish()
     }
 
-    fn may_come_back(&self) -> bool {
+    fn is_lost(&self) -> bool {
         self.gpu.shared.health.alive().is_err()
-    }
-
-    fn pull_out(&self) -> Option<Box<dyn Fn() + Send>> {
-        let device = self.gpu.shared.device.clone();
-        Some(Box::new(move || device.destroy()))
     }
 }
 

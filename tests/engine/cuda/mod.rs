@@ -176,11 +176,11 @@ fn what_is_set_aside_is_one_allocation_and_more_than_there_is_is_refused() {
         arena_bytes: arena_bytes as usize,
         ..Default::default()
     };
-    let e = backend.reserve(layout(2 * total)).unwrap_err();
+    let e = backend.reserve(layout(2 * total), 0).unwrap_err();
     assert_eq!((e.kind(), e.kind().exit_code()), (Kind::Memory, 5));
     assert!(e.hint().unwrap().contains("--vram"), "{e}");
     // Refused memory is no reason to give up: less is still to be had.
-    backend.reserve(layout(1 << 20)).unwrap();
+    backend.reserve(layout(1 << 20), 0).unwrap();
     backend.write(0, &[1, 2, 3]).unwrap();
     let mut back = [0; 3];
     backend.read(0, &mut back).unwrap();

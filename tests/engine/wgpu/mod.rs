@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use crate::common::adapter;
 use crate::common::denoiser::Denoiser;
 use crate::common::files;
-use flux_fast::backend::wgpu::{WgpuBackend, WgpuOptions};
+use flux_fast::backend::wgpu::{TestLimits, WgpuBackend, WgpuOptions};
 use flux_fast::backend::{Backend, Layout};
 use flux_fast::error::{Error, Kind};
 use flux_fast::event::Event;
@@ -33,8 +33,7 @@ fn every_budget_gives_the_same_bits_and_is_kept() {
         [(None, None), (Some(3 << 20), None), (Some(3 << 20), Some(100 << 10))]
     {
         let options = WgpuOptions {
-            most_buffer_bytes: buffers,
-            most_binding_bytes: windows,
+            limits: TestLimits { buffer_bytes: buffers, binding_bytes: windows },
             ..WgpuOptions::default()
         };
         let mut backend = gpu(options.clone());
@@ -122,16 +121,16 @@ fn more_than_there_is_is_refused_and_less_still_works() {
     if adapter::get().is_none() {
         return;
     }
-    let mut backend =
-        gpu(WgpuOptions { most_buffer_bytes: Some(1 << 20), ..WgpuOptions::default() });
+    let limits = TestLimits { buffer_bytes: Some(1 << 20), binding_bytes: None };
+    let mut backend = gpu(WgpuOptions { limits, ..WgpuOptions::default() });
     let total = backend.caps().memory_bytes;
     let layout =
         |arena_bytes: u64| Layout { arena_bytes: arena_bytes as usize, ..Default::default() };
-    let e = backend.reserve(layout(2 * total)).unwrap_err();
+    let e = backend.reserve(layout(2 * total), 0).unwrap_err();
     assert_eq!((e.kind(), e.kind().exit_code()), (Kind::Memory, 5));
     assert!(e.hint().unwrap().contains("--vram"), "{e}");
     // Across the border of two buffers, at odd places.
-    backend.reserve(layout(3 << 20)).unwrap();
+    backend.reserve(layout(3 << 20), 0).unwrap();
     let sent: Vec<u8> = (0..100_001u32).map(|i| (i % 251) as u8).collect();
     let at = (1 << 20) - 50_003;
     backend.write(at, &sent).unwrap();
@@ -157,13 +156,13 @@ fn a_lost_device_is_an_error_at_once() {
         for tight in [false, true] {
             let mut backend = gpu(WgpuOptions::default());
             let budget = if tight { denoiser.budgets(&backend)[0] } else { u64::MAX };
-            let pull = backend.pull_out().unwrap();
+            let pull = backend.loss_switch();
             let steps = Cell::new(0);
             if stop == 0 {
                 pull();
                 lost(
                     backend
-                        .reserve(Layout { arena_bytes: 1 << 20, ..Layout::default() })
+                        .reserve(Layout { arena_bytes: 1 << 20, ..Layout::default() }, 0)
                         .unwrap_err(),
                 );
             } else {
@@ -176,7 +175,7 @@ fn a_lost_device_is_an_error_at_once() {
                 });
                 lost(ended.unwrap_err());
             }
-            assert!(backend.may_come_back());
+            assert!(backend.is_lost() && backend.caps().reopens);
         }
     }
 }
@@ -198,7 +197,9 @@ fn a_lost_device_is_opened_anew_once() {
     let want = pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures;
     // Lost between two generations, and in the middle of one.
     for in_phase in [None, Some("denoise")] {
-        let pull = pipeline.pull_out().unwrap();
+        let backend = gpu(WgpuOptions::default());
+        let pull = backend.loss_switch();
+        pipeline.replace_backend(Box::new(backend));
         if in_phase.is_none() {
             pull();
         }

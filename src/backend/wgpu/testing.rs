@@ -1,0 +1,36 @@
+//! What tests need besides [`Backend`](crate::backend::Backend): an adapter with other limits, and
+//! one that is lost.
+
+use super::Compute;
+use super::WgpuBackend;
+
+/// Limits to use as if the adapter had no larger ones.
+#[doc(hidden)]
+#[derive(Debug, Clone, Default)]
+pub struct TestLimits {
+    /// Bytes of one window (a storage buffer as a shader sees it).
+    pub binding_bytes: Option<u64>,
+    /// Bytes of one buffer.
+    pub buffer_bytes: Option<u64>,
+}
+
+#[doc(hidden)]
+impl WgpuBackend {
+    /// From now on, computes as if the adapter had been opened with `compute`, had windows of at most
+    /// `binding_bytes`, and took at most `work` operations in one submission. One backend that
+    /// changes is faster than several: every shader is compiled once.
+    pub fn pretend(&mut self, compute: Compute, binding_bytes: u64, work: u64) {
+        self.gpu.most_work = work;
+        let device = &mut self.choice.device;
+        device.binding_bytes = self.binding_bytes.min(binding_bytes / 16 * 16);
+        device.activation = compute.activation();
+        device.half = compute == Compute::F16;
+        self.types = compute.types();
+    }
+
+    /// A function that makes the device fail as if it had been pulled out.
+    pub fn loss_switch(&self) -> impl Fn() + Send + 'static {
+        let device = self.gpu.shared.device.clone();
+        move || device.destroy()
+    }
+}
