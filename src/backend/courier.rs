@@ -95,12 +95,8 @@ impl<P: Send + 'static, A: Send + 'static> Courier<P, A> {
         device: &'static str,
         bring: impl FnMut(P) -> Result<A> + Send + 'static,
     ) -> Result<Courier<P, A>> {
-        let desk = Desk {
-            requests: VecDeque::new(),
-            states: HashMap::new(),
-            busy: None,
-            stop: false,
-        };
+        let desk =
+            Desk { requests: VecDeque::new(), states: HashMap::new(), busy: None, stop: false };
         let shared = Arc::new(Shared { desk: Mutex::new(desk), changed: Condvar::new() });
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()

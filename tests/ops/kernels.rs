@@ -90,11 +90,7 @@ impl Case {
             .collect();
         backend
             .reserve(
-                Layout {
-                    arena_bytes: next,
-                    resident_bytes: sizes.iter().sum(),
-                    ring_bytes: 0,
-                },
+                Layout { arena_bytes: next, resident_bytes: sizes.iter().sum(), ring_bytes: 0 },
                 0,
             )
             .unwrap();
