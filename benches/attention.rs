@@ -9,8 +9,12 @@ use flux_fast::backend::cpu::isa::Isa;
 use flux_fast::backend::cpu::{CpuBackend, CpuOptions, variants};
 use flux_fast::backend::{Backend, Layout, Place, Places, WeightKey};
 use flux_fast::dtype::DType;
-use flux_fast::op::{Op, Step, Use};
+use flux_fast::op::{Attention, GroupNorm, LayerNormModulate, Op, QkNormRope, Step, Use};
 use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, Weight};
+
+#[path = "common/traffic.rs"]
+mod traffic;
+use traffic::activation_bytes;
 
 fn tensor(id: u32, rows: usize, cols: usize) -> Tensor {
     Tensor { slot: Slot::Input(id), rows, cols, dtype: DType::F32 }
@@ -32,7 +36,14 @@ fn ones(weight: &Weight) -> HostWeight {
 }
 
 /// Runs `op` over `tensors` (inputs 0, 1, ...), filled with numbers around zero, and gains of one.
-fn bench(c: &mut Criterion, label: &str, op: Op, tensors: &[Tensor], throughput: Throughput) {
+fn bench(
+    c: &mut Criterion,
+    label: &str,
+    op: impl Into<Op>,
+    tensors: &[Tensor],
+    throughput: Throughput,
+) {
+    let op = op.into();
     op.check().expect("the benchmark's shapes fit");
     let mut group = c.benchmark_group(format!("{}/{label}", op.name()));
     group.throughput(throughput).sample_size(10).warm_up_time(Duration::from_secs(1));
@@ -80,7 +91,7 @@ fn attention(c: &mut Criterion) {
     for (tokens, heads, dim) in [(1280, 24, 128), (4608, 24, 128), (512, 64, 64), (4096, 1, 512)] {
         let width = heads * dim;
         let (qkv, out) = (tensor(0, tokens, 3 * width), tensor(1, tokens, width));
-        let op = Op::Attention {
+        let op = Op::Attention(Attention {
             q: qkv.columns(0, width),
             k: qkv.columns(width, width),
             v: qkv.columns(2 * width, width),
@@ -91,7 +102,7 @@ fn attention(c: &mut Criterion) {
             bias: None,
             first: None,
             out: out.all(),
-        };
+        });
         bench(
             c,
             &format!("{tokens}x{heads}x{dim}"),
@@ -105,20 +116,20 @@ fn attention(c: &mut Criterion) {
 fn norms(c: &mut Criterion) {
     let (rows, cols) = (4608, 3072);
     let (x, m, out) = (tensor(0, rows, cols), tensor(1, 1, 2 * cols), tensor(2, rows, cols));
-    let op = Op::LayerNormModulate {
+    let op = Op::LayerNormModulate(LayerNormModulate {
         x,
         shift: m.columns(0, cols),
         scale: m.columns(cols, cols),
         eps: 1e-6,
         out,
-    };
-    bench(c, "4608x3072", op, &[x, m, out], Throughput::Bytes(op.activation_bytes()));
+    });
+    bench(c, "4608x3072", op, &[x, m, out], Throughput::Bytes(activation_bytes(&op)));
 
     let (heads, dim, tokens) = (24, 128, 4608);
     let (qkv, rope) = (tensor(0, tokens, 3 * heads * dim), tensor(1, tokens, dim));
     let gain = |id| Weight { id, rows: 1, cols: dim };
     let (q_gain, k_gain) = (gain(0), gain(1));
-    let op = Op::QkNormRope {
+    let op = Op::QkNormRope(QkNormRope {
         qkv,
         q_gain,
         k_gain,
@@ -129,15 +140,24 @@ fn norms(c: &mut Criterion) {
         first: 0,
         eps: 1e-6,
         out: qkv,
-    };
-    bench(c, "4608x24x128", op, &[qkv, rope], Throughput::Bytes(op.activation_bytes()));
+    });
+    bench(c, "4608x24x128", op, &[qkv, rope], Throughput::Bytes(activation_bytes(&op)));
 
     let (pixels, channels) = (512 * 512, 128);
     let x = tensor(0, pixels, channels);
     let affine = |id| Weight { id, rows: 1, cols: channels };
     let (weight, bias) = (affine(0), affine(1));
-    let op = Op::GroupNorm { x, weight, bias, batch: 1, groups: 32, eps: 1e-6, silu: true, out: x };
-    bench(c, "512x512x128", op, &[x], Throughput::Bytes(op.activation_bytes()));
+    let op = Op::GroupNorm(GroupNorm {
+        x,
+        weight,
+        bias,
+        batch: 1,
+        groups: 32,
+        eps: 1e-6,
+        silu: true,
+        out: x,
+    });
+    bench(c, "512x512x128", op, &[x], Throughput::Bytes(activation_bytes(&op)));
 }
 
 criterion_group!(benches, attention, norms);

@@ -314,6 +314,8 @@ criterion_group!(benches, linears, convolutions);
 mod device;
 #[path = "gpu/ops.rs"]
 mod gpu;
+#[path = "common/traffic.rs"]
+mod traffic;
 
 fn main() {
     match device::asked() {

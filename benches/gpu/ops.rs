@@ -8,10 +8,14 @@ use std::time::Duration;
 use criterion::{Criterion, Throughput};
 use flux_fast::backend::{Layout, Place, Places, WeightKey};
 use flux_fast::dtype::DType;
-use flux_fast::op::{ConvShape, Epilogue, Op, Program, Step, WeightSpec};
+use flux_fast::op::{
+    Attention, Conv2d, ConvShape, Epilogue, GeluMul, GroupNorm, LayerNormModulate, Linear, Op,
+    Program, QkNormRope, RmsNorm, Step, WeightSpec,
+};
 use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, Weight};
 
 use crate::device::{Asked, Device, after, has, open, record};
+use crate::traffic::activation_bytes;
 
 struct Bench<'a> {
     fp8: bool,
@@ -53,7 +57,8 @@ impl Bench<'_> {
     }
 
     /// Times `op` over the operands made since the last case. `bytes` is what must pass through memory at least.
-    fn case(&mut self, name: &str, op: Op, flops: u64) {
+    fn case(&mut self, name: &str, op: impl Into<Op>, flops: u64) {
+        let op = op.into();
         op.check().unwrap_or_else(|why| panic!("{name}: {why}"));
         let mut program = Program::default();
         let step = Step { op, label: name.into() };
@@ -100,7 +105,7 @@ impl Bench<'_> {
             at += sizes[i].next_multiple_of(256);
             places.weights.push(key);
         }
-        let moved = op.activation_bytes() + sizes.iter().map(|&n| n as u64).sum::<u64>();
+        let moved = activation_bytes(&op) + sizes.iter().map(|&n| n as u64).sum::<u64>();
         let device = &mut self.device;
         let mut best = f64::INFINITY;
         let mut group = self.criterion.benchmark_group(device.api);
@@ -151,14 +156,14 @@ impl Bench<'_> {
         let (x, w, b) =
             (self.act(rows, k), self.weight(n, k, dtype), self.weight(1, n, DType::F32));
         let out = self.act(rows, n);
-        let op = Op::Linear {
+        let op = Op::Linear(Linear {
             x: x.all(),
             w,
             bias: Some(b),
             side: None,
             epilogue: Epilogue::GeluTanh,
             out: out.all(),
-        };
+        });
         let fp8 = self.fp8 && dtype == DType::F8E4M3;
         let short = match dtype {
             _ if fp8 => "e4m3.w8a8",
@@ -174,7 +179,7 @@ impl Bench<'_> {
     fn attention(&mut self, tokens: usize, heads: usize, dim: usize) {
         let (qkv, out) = (self.act(tokens, 3 * heads * dim), self.act(tokens, heads * dim));
         let part = |i| qkv.columns(i * heads * dim, heads * dim);
-        let op = Op::Attention {
+        let op = Op::Attention(Attention {
             q: part(0),
             k: part(1),
             v: part(2),
@@ -185,7 +190,7 @@ impl Bench<'_> {
             bias: None,
             first: None,
             out: out.all(),
-        };
+        });
         self.case(&format!("attention.{tokens}x{heads}x{dim}"), op, op.flops());
     }
 
@@ -206,7 +211,7 @@ impl Bench<'_> {
         let (x, out) = (self.act(size * size, inside), self.act(h * w, outside));
         let (w, bias) =
             (self.weight(outside, inside * 9, DType::BF16), self.weight(1, outside, DType::F32));
-        let op = Op::Conv2d { x, w, bias: Some(bias), shape, residual: None, out };
+        let op = Op::Conv2d(Conv2d { x, w, bias: Some(bias), shape, residual: None, out });
         self.case(
             &format!("conv2d.{h}x{h}.{inside}->{outside}{}", if upsample { ".up2" } else { "" }),
             op,
@@ -276,23 +281,31 @@ pub fn run(asked: &Asked) {
         let (x, out) = (bench.act(pixels, channels), bench.act(pixels, channels));
         let (weight, bias) =
             (bench.weight(1, channels, DType::F32), bench.weight(1, channels, DType::F32));
-        let op =
-            Op::GroupNorm { x, weight, bias, batch: 1, groups: 32, eps: 1e-6, silu: true, out };
+        let op = Op::GroupNorm(GroupNorm {
+            x,
+            weight,
+            bias,
+            batch: 1,
+            groups: 32,
+            eps: 1e-6,
+            silu: true,
+            out,
+        });
         bench.case(&format!("group_norm.{pixels}x{channels}"), op, 0);
     }
     let (x, m, out) = (bench.act(4096, 3072), bench.act(1, 9 * 3072), bench.act(4096, 3072));
-    let op = Op::LayerNormModulate {
+    let op = Op::LayerNormModulate(LayerNormModulate {
         x,
         shift: m.columns(0, 3072),
         scale: m.columns(3072, 3072),
         eps: 1e-6,
         out,
-    };
+    });
     bench.case("layer_norm_modulate.4096x3072", op, 0);
     let (qkv, rope, out) =
         (bench.act(4608, 9216), bench.tensor(4608, 128, DType::F32), bench.act(4608, 9216));
     let (q_gain, k_gain) = (bench.weight(1, 128, DType::F32), bench.weight(1, 128, DType::F32));
-    let op = Op::QkNormRope {
+    let op = Op::QkNormRope(QkNormRope {
         qkv,
         q_gain,
         k_gain,
@@ -303,13 +316,13 @@ pub fn run(asked: &Asked) {
         first: 0,
         eps: 1e-6,
         out,
-    };
+    });
     bench.case("qk_norm_rope.4608x9216", op, 0);
     let (gate, up, out) = (bench.act(512, 10240), bench.act(512, 10240), bench.act(512, 10240));
-    bench.case("gelu_mul.512x10240", Op::GeluMul { gate, up, out }, 0);
+    bench.case("gelu_mul.512x10240", GeluMul { gate, up, out }, 0);
     let (x, out, gain) =
         (bench.act(512, 4096), bench.act(512, 4096), bench.weight(1, 4096, DType::F32));
-    bench.case("rms_norm.512x4096", Op::RmsNorm { x, weight: gain, eps: 1e-6, out }, 0);
+    bench.case("rms_norm.512x4096", RmsNorm { x, weight: gain, eps: 1e-6, out }, 0);
 }
 
 /// The same at shapes that a processor does in seconds.
@@ -328,15 +341,24 @@ fn small(bench: &mut Bench) {
     }
     let (x, out) = (bench.act(1 << 14, 128), bench.act(1 << 14, 128));
     let (weight, bias) = (bench.weight(1, 128, DType::F32), bench.weight(1, 128, DType::F32));
-    let op = Op::GroupNorm { x, weight, bias, batch: 1, groups: 32, eps: 1e-6, silu: true, out };
+    let op = Op::GroupNorm(GroupNorm {
+        x,
+        weight,
+        bias,
+        batch: 1,
+        groups: 32,
+        eps: 1e-6,
+        silu: true,
+        out,
+    });
     bench.case("group_norm.16384x128", op, 0);
     let (x, m, out) = (bench.act(1024, 3072), bench.act(1, 9 * 3072), bench.act(1024, 3072));
-    let op = Op::LayerNormModulate {
+    let op = Op::LayerNormModulate(LayerNormModulate {
         x,
         shift: m.columns(0, 3072),
         scale: m.columns(3072, 3072),
         eps: 1e-6,
         out,
-    };
+    });
     bench.case("layer_norm_modulate.1024x3072", op, 0);
 }

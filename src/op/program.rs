@@ -1,10 +1,8 @@
 //! A straight-line list of operations, recorded once and run many times.
 
-use std::collections::HashMap;
 use std::fmt;
 
-use super::{Epilogue, Op, Side};
-use crate::dtype::DType;
+use super::{Epilogue, Linear, Op, Side, Use};
 use crate::tensor::{Slot, Tensor, Weight};
 
 /// One operation and where it stands in the model, such as `double.7.img.qkv`.
@@ -44,19 +42,6 @@ pub struct WeightSpec {
     pub cols: usize,
     /// Not those rows themselves but a matrix of the LoRA beside them; `rows` and `cols` are its own then.
     pub lora: Option<Lora>,
-}
-
-/// How the operations of a program use a weight: a device may hold each kind in a form of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Use {
-    /// Bias, gain, norm weight: `1 x n`, read element by element.
-    Vector,
-    /// `N x K` of a `Linear`.
-    Matrix,
-    /// Rows that `Embed` picks.
-    Table,
-    /// `out_channels x (in_channels * taps)` of a `Conv2d`.
-    Kernel { taps: usize },
 }
 
 /// A tensor the host writes or reads, by name.
@@ -100,24 +85,10 @@ impl Program {
     /// How each weight is used, by id.
     pub fn uses(&self) -> Vec<Use> {
         let mut uses = vec![Use::Vector; self.weights.len()];
-        for step in &self.steps {
-            match step.op {
-                Op::Linear { w, side, .. } => {
-                    [Some(w), side.map(|s| s.b)]
-                        .into_iter()
-                        .flatten()
-                        .for_each(|w| uses[w.id as usize] = Use::Matrix);
-                }
-                Op::Conv2d { w, shape, .. } => {
-                    uses[w.id as usize] = Use::Kernel { taps: shape.kernel * shape.kernel };
-                }
-                Op::Embed { table, positions, .. } => {
-                    [Some(table), positions]
-                        .into_iter()
-                        .flatten()
-                        .for_each(|w| uses[w.id as usize] = Use::Table);
-                }
-                _ => {}
+        for (weight, how) in self.steps.iter().flat_map(|step| step.op.weight_uses()) {
+            // A weight that any step uses as a whole is not a vector.
+            if how != Use::Vector {
+                uses[weight.id as usize] = how;
             }
         }
         uses
@@ -128,7 +99,7 @@ impl Program {
     pub fn with_sides(mut self, rank: &dyn Fn(&WeightSpec) -> Option<usize>) -> Program {
         let mut steps = Vec::with_capacity(self.steps.len());
         for mut step in std::mem::take(&mut self.steps) {
-            if let Op::Linear { x, w, side, .. } = &mut step.op
+            if let Op::Linear(Linear { x, w, side, .. }) = &mut step.op
                 && let Some(rank) = rank(&self.weights[w.id as usize])
             {
                 let base = self.weights[w.id as usize].clone();
@@ -140,7 +111,7 @@ impl Program {
                 self.temps += 1;
                 let slot = Slot::Temp(self.temps - 1);
                 let t = Tensor { slot, rows: x.rows(), cols: rank, dtype: x.tensor.dtype };
-                let op = Op::Linear {
+                let op = Linear {
                     x: *x,
                     w: down,
                     bias: None,
@@ -148,7 +119,7 @@ impl Program {
                     epilogue: Epilogue::None,
                     out: t.all(),
                 };
-                steps.push(Step { op, label: format!("{}.lora", step.label) });
+                steps.push(Step { op: op.into(), label: format!("{}.lora", step.label) });
                 *side = Some(Side { t, b });
             }
             if let Err(why) = step.op.check() {
@@ -186,90 +157,5 @@ impl fmt::Display for Program {
             writeln!(f, "  output {} = {}", io.name, io.tensor)?;
         }
         Ok(())
-    }
-}
-
-/// Records a `Program`: hands out tensor and weight handles and checks every operation's shapes as it is added.
-pub struct Recorder {
-    program: Program,
-    seen: HashMap<WeightSpec, u32>,
-    scope: String,
-}
-
-impl Recorder {
-    /// An empty program called `name`.
-    pub fn new(name: impl Into<String>) -> Self {
-        Recorder {
-            program: Program { name: name.into(), ..Program::default() },
-            seen: HashMap::new(),
-            scope: String::new(),
-        }
-    }
-
-    /// The labels of the following steps begin with `scope` and a dot.
-    pub fn scope(&mut self, scope: impl Into<String>) {
-        self.scope = scope.into();
-    }
-
-    /// A tensor the host writes before a run.
-    pub fn input(&mut self, name: &'static str, rows: usize, cols: usize, dtype: DType) -> Tensor {
-        let tensor =
-            Tensor { slot: Slot::Input(self.program.inputs.len() as u32), rows, cols, dtype };
-        self.program.inputs.push(Io { name, tensor });
-        tensor
-    }
-
-    /// A tensor the host reads after a run.
-    pub fn output(&mut self, name: &'static str, rows: usize, cols: usize, dtype: DType) -> Tensor {
-        let tensor =
-            Tensor { slot: Slot::Output(self.program.outputs.len() as u32), rows, cols, dtype };
-        self.program.outputs.push(Io { name, tensor });
-        tensor
-    }
-
-    /// A tensor that lives from its first write to its last read within a run.
-    pub fn temp(&mut self, rows: usize, cols: usize, dtype: DType) -> Tensor {
-        self.program.temps += 1;
-        Tensor { slot: Slot::Temp(self.program.temps - 1), rows, cols, dtype }
-    }
-
-    /// The whole weight `name`, `rows x cols` (vectors: 1 x n).
-    pub fn weight(&mut self, name: impl Into<String>, rows: usize, cols: usize) -> Weight {
-        self.weight_rows(name, 0, rows, cols)
-    }
-
-    /// Rows `first .. first + rows` of the weight `name`. For vectors (1 x n) `first` counts elements.
-    pub fn weight_rows(
-        &mut self,
-        name: impl Into<String>,
-        first: usize,
-        rows: usize,
-        cols: usize,
-    ) -> Weight {
-        let spec = WeightSpec { name: name.into(), first, rows, cols, lora: None };
-        let weights = &mut self.program.weights;
-        let id = *self.seen.entry(spec.clone()).or_insert_with(|| {
-            weights.push(spec);
-            weights.len() as u32 - 1
-        });
-        Weight { id, rows, cols }
-    }
-
-    /// Adds a step. A shape that does not fit is a bug in the model's code and panics with the label.
-    pub fn push(&mut self, label: &str, op: Op) {
-        let label = if self.scope.is_empty() {
-            label.to_string()
-        } else {
-            format!("{}.{label}", self.scope)
-        };
-        if let Err(why) = op.check() {
-            panic!("{}: {label}: {why}: {op}", self.program.name);
-        }
-        self.program.steps.push(Step { op, label });
-    }
-
-    /// The finished program.
-    pub fn finish(self) -> Program {
-        self.program
     }
 }

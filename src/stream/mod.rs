@@ -175,7 +175,7 @@ impl<'a> Session<'a> {
         let uses = program.uses();
         let id = SESSIONS.fetch_add(1, Ordering::Relaxed);
         // Ids are looked at by the host in every run.
-        let embeds = program.steps.iter().any(|s| matches!(s.op, Op::Embed { .. }));
+        let embeds = program.steps.iter().any(|s| matches!(s.op, Op::Embed(_)));
         let alike = (plan.residency.ring_bytes == 0 && !embeds).then_some(Run { id, done: 0 });
         Session {
             backend,
@@ -273,7 +273,7 @@ impl<'a> Session<'a> {
     pub fn first_not_finite(&mut self) -> Result<Option<String>> {
         let mut found = None;
         self.run_with(false, &mut |session, _, step| {
-            for view in step.op.judged() {
+            for view in step.op.checked_outputs() {
                 if found.is_none() && !session.finite(view)? {
                     found = Some(step.label.clone());
                 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use flux_fast::dtype::DType;
 use flux_fast::dtype::blocks::FORMATS;
-use flux_fast::op::{Epilogue, Op, Side};
+use flux_fast::op::{Epilogue, Linear, Op, Side};
 use flux_fast::tensor::{BlockScale, BlockScales, HostPart, HostWeight, Scale, Weight};
 
 use crate::case::Case;
@@ -104,7 +104,14 @@ fn linear_in_every_block_format() {
             let (x, b, out) = (c.input(rows, k), c.vector(n), c.output(rows, n));
             let epilogue = if rows == 20 { Epilogue::GeluTanh } else { Epilogue::None };
             c.check(
-                Op::Linear { x: x.all(), w, bias: Some(b), side: None, epilogue, out: out.all() },
+                Op::Linear(Linear {
+                    x: x.all(),
+                    w,
+                    bias: Some(b),
+                    side: None,
+                    epilogue,
+                    out: out.all(),
+                }),
                 0,
             );
         }
@@ -116,7 +123,10 @@ fn linear_in_every_block_format() {
     let (x, residual) = (c.input(33, 1280), c.input(33, 49));
     let gate = c.input(1, 98).columns(49, 49);
     let epilogue = Epilogue::GatedAdd { residual, gate };
-    c.check(Op::Linear { x: x.all(), w, bias: None, side: None, epilogue, out: residual.all() }, 0);
+    c.check(
+        Op::Linear(Linear { x: x.all(), w, bias: None, side: None, epilogue, out: residual.all() }),
+        0,
+    );
     wgpu::all_ran_on_blocks();
 }
 
@@ -147,11 +157,25 @@ fn linear_in_blocks_of_odd_shapes() {
             (c.input(rows, from + k), c.input(rows, rank), c.vector(n), c.output(rows, n));
         let (x, side) = (x.columns(from, k), Some(Side { t, b }));
         c.check(
-            Op::Linear { x, w, bias: Some(bias), side, epilogue: Epilogue::Silu, out: out.all() },
+            Op::Linear(Linear {
+                x,
+                w,
+                bias: Some(bias),
+                side,
+                epilogue: Epilogue::Silu,
+                out: out.all(),
+            }),
             0,
         );
         c.check(
-            Op::Linear { x, w, bias: None, side: None, epilogue: Epilogue::None, out: out.all() },
+            Op::Linear(Linear {
+                x,
+                w,
+                bias: None,
+                side: None,
+                epilogue: Epilogue::None,
+                out: out.all(),
+            }),
             0,
         );
     }
@@ -176,14 +200,14 @@ fn weights_in_blocks_are_decoded_to_the_bit() {
         let identity: Vec<f32> =
             (0..512 * 512).map(|i| if i % 513 == 0 { 1.0 } else { 0.0 }).collect();
         let (x, out) = (c.given(512, 512, &identity), c.output(512, 16));
-        let op = Op::Linear {
+        let op = Op::Linear(Linear {
             x: x.all(),
             w,
             bias: None,
             side: None,
             epilogue: Epilogue::None,
             out: out.all(),
-        };
+        });
         cuda::check_bits(&c, op, &expected);
     }
 }
@@ -215,13 +239,15 @@ fn linear_with_a_side() {
             let (x, t, bias) = (c.input(rows, 256), c.input(rows, rank), c.vector(72));
             let (out, residual) = (c.output(rows, 72), c.input(rows, 72));
             let gate = c.input(1, 144).columns(72, 72);
-            let linear = |epilogue, out: flux_fast::tensor::View| Op::Linear {
-                x: x.all(),
-                w,
-                bias: Some(bias),
-                side: Some(Side { t, b }),
-                epilogue,
-                out,
+            let linear = |epilogue, out: flux_fast::tensor::View| {
+                Op::Linear(Linear {
+                    x: x.all(),
+                    w,
+                    bias: Some(bias),
+                    side: Some(Side { t, b }),
+                    epilogue,
+                    out,
+                })
             };
             c.check(linear(Epilogue::None, out.all()), 0);
             c.check_nan(linear(Epilogue::None, out.all()), t);

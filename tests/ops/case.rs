@@ -9,7 +9,7 @@ use flux_fast::backend::{Backend, Layout, Place, Places, WeightKey};
 use flux_fast::dtype::DType;
 use flux_fast::error::Result;
 use flux_fast::op::{Op, Step, Use};
-use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, View, Weight};
+use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, Weight};
 
 use crate::{cuda, wgpu};
 
@@ -230,7 +230,8 @@ impl Case {
 
     /// Runs every variant against the reference; `left_alone` elements of the written tensors keep the NaN they had.
     #[track_caller]
-    pub fn check(&self, op: Op, left_alone: usize) {
+    pub fn check(&self, op: impl Into<Op>, left_alone: usize) {
+        let op = op.into();
         let name = op.name();
         let all = variants::names(name).expect("every operation has variants");
         let image = self.image();
@@ -261,10 +262,7 @@ impl Case {
                     size += f64::from(*e).powi(2);
                 }
             }
-            let moves = matches!(
-                op,
-                Op::Pack { .. } | Op::Unpack { .. } | Op::CopyRows { .. } | Op::Cast { .. }
-            );
+            let moves = matches!(op, Op::Pack(_) | Op::Unpack(_) | Op::CopyRows(_) | Op::Cast(_));
             let bound = if moves {
                 0.0
             } else if variant.contains("_bf16_") {
@@ -293,7 +291,7 @@ impl Case {
     #[track_caller]
     pub fn check_surroundings(&self, op: &Op, variant: &str, before: &[u8], after: &[u8]) {
         let mut before = before.to_vec();
-        let windows = windows(op);
+        let windows = op.written_windows();
         for w in windows {
             let start = self.range(&w.tensor).start;
             let size = w.tensor.dtype.size();
@@ -309,7 +307,8 @@ impl Case {
 
     /// A NaN in the middle of `tensor` shows in the output of every variant.
     #[track_caller]
-    pub fn check_nan(&self, op: Op, tensor: Tensor) {
+    pub fn check_nan(&self, op: impl Into<Op>, tensor: Tensor) {
+        let op = op.into();
         let mut image = self.image();
         let at = self.range(&tensor).start + (tensor.rows / 2 * tensor.cols + tensor.cols / 2) * 4;
         image[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
@@ -331,17 +330,6 @@ impl Case {
         }
         cuda::check_nan(self, op, tensor);
         wgpu::check_nan(self, op, tensor);
-    }
-}
-
-/// The windows that `op` writes.
-fn windows(op: &Op) -> Vec<View> {
-    match *op {
-        Op::Linear { out, .. } | Op::Cast { out, .. } => vec![out],
-        Op::Attention { out, first, .. } => {
-            [out].into_iter().chain(first.map(|(_, t)| t.all())).collect()
-        }
-        _ => op.writes().into_iter().map(Tensor::all).collect(),
     }
 }
 

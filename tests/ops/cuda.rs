@@ -100,7 +100,7 @@ pub fn check_bits(case: &Case, op: Op, expected: &[f32]) {
 
 fn bound(op: &Op, variant: &str) -> f64 {
     let wide = op.writes().iter().all(|t| t.dtype == DType::F32);
-    let products = matches!(op, Op::Linear { .. } | Op::Conv2d { .. } | Op::Attention { .. });
+    let products = matches!(op, Op::Linear(_) | Op::Conv2d(_) | Op::Attention(_));
     match (exact(op), variant.contains("_w8a8_"), wide && !products) {
         (true, ..) => 0.0,
         // Three bits of mantissa on either side.
@@ -172,7 +172,7 @@ fn run_all(driver: &Driver, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f
         // A real driver does not tell what ran.
         let guess = matches!(driver, Driver::Real { .. })
             && fp8(driver, ordinal)
-            && matches!(op, Op::Linear { .. });
+            && matches!(op, Op::Linear(_));
         let kernels =
             if guess { "perhaps one with _w8a8_".to_string() } else { kernels.join(", ") };
         let variant = format!("the chosen variant ({kernels})");

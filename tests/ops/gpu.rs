@@ -1,7 +1,9 @@
 //! What the GPU backends' tests share: cases in the types that GPUs compute in, and how results are judged.
 
 use flux_fast::dtype::DType;
-use flux_fast::op::{Epilogue, Op};
+use flux_fast::op::{
+    Cast, Conv2d, CopyRows, Epilogue, EulerStep, Linear, Op, QkNormRope, TimestepEmbed,
+};
 use flux_fast::tensor::{Slot, Tensor};
 
 use crate::case::Case;
@@ -12,21 +14,21 @@ pub const GAP: u8 = 0xff;
 /// The case in the types that a GPU gets, `f32_out` leaving written tensors in F32, and the same case with the rounded values in F32.
 pub fn typed(case: &Case, op: &Op, f32_out: bool) -> (Case, Case) {
     let mut keep: Vec<Tensor> = match *op {
-        Op::QkNormRope { rope, .. } => vec![rope],
-        Op::TimestepEmbed { t, .. } => vec![t],
-        Op::EulerStep { x, params, .. } => vec![x, params],
-        Op::CopyRows { x, out, .. } => vec![x, out],
-        Op::Cast { x, out } => vec![x.tensor, out.tensor],
+        Op::QkNormRope(QkNormRope { rope, .. }) => vec![rope],
+        Op::TimestepEmbed(TimestepEmbed { t, .. }) => vec![t],
+        Op::EulerStep(EulerStep { x, params, .. }) => vec![x, params],
+        Op::CopyRows(CopyRows { x, out, .. }) => vec![x, out],
+        Op::Cast(Cast { x, out }) => vec![x.tensor, out.tensor],
         _ => vec![],
     };
     if f32_out {
         // A residual has the type of what it is added to.
         let residual = match *op {
-            Op::Linear {
+            Op::Linear(Linear {
                 epilogue: Epilogue::Add { residual } | Epilogue::GatedAdd { residual, .. },
                 ..
-            } => Some(residual),
-            Op::Conv2d { residual, .. } => residual,
+            }) => Some(residual),
+            Op::Conv2d(Conv2d { residual, .. }) => residual,
             _ => None,
         };
         keep.extend(op.writes().into_iter().chain(residual));
@@ -50,7 +52,7 @@ pub fn typed(case: &Case, op: &Op, f32_out: bool) -> (Case, Case) {
 
 /// `op` over the tensors of `case`.
 pub fn over(op: Op, case: &Case) -> Op {
-    op.over(&|t| match t.slot {
+    op.with_tensors(&|t| match t.slot {
         Slot::Input(id) => case.tensors[id as usize].0,
         _ => unreachable!("tests use inputs only"),
     })
@@ -58,7 +60,7 @@ pub fn over(op: Op, case: &Case) -> Op {
 
 /// Whether what `op` writes is left in F32, each way that matters.
 pub fn out_types(op: &Op) -> &'static [bool] {
-    if matches!(op, Op::Linear { .. } | Op::Conv2d { .. } | Op::Unpack { .. }) {
+    if matches!(op, Op::Linear(_) | Op::Conv2d(_) | Op::Unpack(_)) {
         &[false, true]
     } else {
         &[false]
@@ -90,7 +92,7 @@ pub fn known(op: &Op) -> bool {
 
 /// Whether `op` moves numbers without changing them.
 pub fn exact(op: &Op) -> bool {
-    matches!(op, Op::Pack { .. } | Op::CopyRows { .. } | Op::Cast { .. })
+    matches!(op, Op::Pack(_) | Op::CopyRows(_) | Op::Cast(_))
 }
 
 /// The relative error is at most `bound`, and nothing is NaN that should not be.

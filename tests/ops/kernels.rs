@@ -8,7 +8,10 @@ use flux_fast::backend::cuda::{CudaBackend, CudaOptions};
 use flux_fast::backend::{Backend, Layout, Place, Places, WeightKey};
 use flux_fast::dtype::DType;
 use flux_fast::dtype::blocks::FORMATS;
-use flux_fast::op::{ConvShape, Epilogue, Op, Program, Side, Step, WeightSpec};
+use flux_fast::op::{
+    Attention, Conv2d, ConvShape, Epilogue, GroupNorm, LayerNormModulate, Linear, Op, Program,
+    Side, Step, WeightSpec,
+};
 use flux_fast::tensor::{
     BlockScale, BlockScales, HostPart, HostWeight, Scale, Slot, Tensor, Weight,
 };
@@ -61,8 +64,9 @@ impl Case {
         driver: &Driver,
         backend: &mut CudaBackend,
         variant: &str,
-        op: Op,
+        op: impl Into<Op>,
     ) -> Vec<Value> {
+        let op = op.into();
         op.check().unwrap_or_else(|why| panic!("{variant}: {why}"));
         backend.force(vec![(op.name().to_string(), variant.to_string())]).unwrap();
         let mut program = Program::default();
@@ -137,14 +141,14 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
         let out = c.tensor(rows, n);
         (
             c,
-            Op::Linear {
+            Op::Linear(Linear {
                 x: x.all(),
                 w,
                 bias: Some(bias),
                 side: None,
                 epilogue: Epilogue::GeluTanh,
                 out: out.all(),
-            },
+            }),
         )
     };
     for (name, dtype) in [
@@ -177,7 +181,7 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
     ] {
         let (mut c, mut op) = linear(256, 1024, 128, dtype);
         let (t, b) = (c.tensor(256, 64), c.weight(128, 64, DType::BF16));
-        if let Op::Linear { side, .. } = &mut op {
+        if let Op::Linear(Linear { side, .. }) = &mut op {
             *side = Some(Side { t, b });
         }
         let lines = c.count(driver, &mut ampere, &format!("linear_{tile}_sm80"), op);
@@ -215,7 +219,7 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
         let part = |i| qkv.columns(i * heads * dim, heads * dim);
         let (q, k, v, out) = (part(0), part(1), part(2), out.all());
         let bias = biased.then_some(table);
-        let op = Op::Attention {
+        let op = Op::Attention(Attention {
             q,
             k,
             v,
@@ -226,7 +230,7 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
             bias,
             first: None,
             out,
-        };
+        });
         let gpu = if variant.ends_with("sm90a") { &mut hopper } else { &mut ampere };
         seen.push(c.count(driver, gpu, variant, op));
     }
@@ -257,7 +261,7 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
             driver,
             &mut ampere,
             variant,
-            Op::Conv2d { x, w, bias: None, shape, residual: None, out },
+            Op::Conv2d(Conv2d { x, w, bias: None, shape, residual: None, out }),
         ));
     }
     let mut c = Case::default();
@@ -267,12 +271,21 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
         c.weight(1, 128, DType::F32),
         c.weight(1, 128, DType::F32),
     );
-    let op = Op::GroupNorm { x, weight, bias, batch: 1, groups: 32, eps: 1e-6, silu: true, out };
+    let op = Op::GroupNorm(GroupNorm {
+        x,
+        weight,
+        bias,
+        batch: 1,
+        groups: 32,
+        eps: 1e-6,
+        silu: true,
+        out,
+    });
     seen.push(c.count(driver, &mut ampere, "group_norm_bf16_sm80", op));
     let mut c = Case::default();
     let (x, m, out) = (c.tensor(64, 3072), c.tensor(1, 2 * 3072), c.tensor(64, 3072));
     let (shift, scale) = (m.columns(0, 3072), m.columns(3072, 3072));
-    let op = Op::LayerNormModulate { x, shift, scale, eps: 1e-6, out };
+    let op = Op::LayerNormModulate(LayerNormModulate { x, shift, scale, eps: 1e-6, out });
     seen.push(c.count(driver, &mut ampere, "layer_norm_modulate_bf16_sm80", op));
 
     println!(

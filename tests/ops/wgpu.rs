@@ -11,7 +11,7 @@ use flux_fast::backend::wgpu::{Compute, WgpuBackend, WgpuOptions, names};
 use flux_fast::dtype::DType;
 use flux_fast::dtype::blocks::FORMATS;
 use flux_fast::error::{Error, Kind};
-use flux_fast::op::Op;
+use flux_fast::op::{Linear, Op};
 use flux_fast::tensor::Tensor;
 
 use crate::case::Case;
@@ -102,7 +102,7 @@ fn bound(op: &Op, variant: &str) -> f64 {
         () if half && written => 2e-3,
         () if half => 1e-2,
         // Convolution kernels become BF16 where activations are.
-        () if wide || (written && !matches!(op, Op::Conv2d { .. })) => 1e-5,
+        () if wide || (written && !matches!(op, Op::Conv2d(_))) => 1e-5,
         () => 4e-3, // rounded once
     }
 }
@@ -225,7 +225,7 @@ fn run_all(mode: Mode, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32]))
 
 /// Which of `FORMATS` the weights of `op` are stored in, where that is one of them.
 fn format(case: &Case, op: &Op) -> Option<usize> {
-    let Op::Linear { w, .. } = op else { return None };
+    let Op::Linear(Linear { w, .. }) = op else { return None };
     let dtype = case.weights[w.id as usize].parts[0].dtype;
     FORMATS.iter().position(|f| f.dtype == dtype)
 }
@@ -252,7 +252,7 @@ fn wide_turn(case: &Case, op: &Op) -> Option<bool> {
 
 fn ran_one(variant: &'static str, case: &Case, op: &Op) {
     RAN.with_borrow_mut(|ran| ran.insert(variant.to_string()));
-    if let Op::Linear { w, .. } = op {
+    if let Op::Linear(Linear { w, .. }) = op {
         let parts = &case.weights[w.id as usize].parts;
         RAN_ON.with_borrow_mut(|ran| ran.extend(parts.iter().map(|p| (variant, p.dtype.name()))));
     }

@@ -150,7 +150,7 @@ pub(crate) fn rms_norm(how: How, x: In, weight: &[f32], eps: f32, out: Out) {
 
 /// What `Op::QkNormRope` works on.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct QkNormRope<'a> {
+pub(crate) struct QkNormRopeArgs<'a> {
     pub qkv: In,
     pub q_gain: &'a [f32],
     pub k_gain: &'a [f32],
@@ -163,7 +163,7 @@ pub(crate) struct QkNormRope<'a> {
     pub out: Out,
 }
 
-impl QkNormRope<'_> {
+impl QkNormRopeArgs<'_> {
     pub(crate) fn head_dim(&self) -> usize {
         self.qkv.cols() / (3 * self.heads)
     }
@@ -212,7 +212,7 @@ impl Kernel for QkRow<'_> {
 }
 
 /// See `Op::QkNormRope`; `out` may be `qkv` when it has all tokens.
-pub(crate) fn qk_norm_rope(how: How, a: &QkNormRope) {
+pub(crate) fn qk_norm_rope(how: How, a: &QkNormRopeArgs) {
     let Some(lanes) = lanes(how) else { return reference::qk_norm_rope(a) };
     let dim = a.head_dim();
     assert!(
@@ -241,7 +241,7 @@ pub(crate) fn qk_norm_rope(how: How, a: &QkNormRope) {
 
 /// What `Op::GroupNorm` works on; weight and bias have as many elements as x columns; `out` may be x.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct GroupNorm<'a> {
+pub(crate) struct GroupNormArgs<'a> {
     pub x: In,
     pub weight: &'a [f32],
     pub bias: &'a [f32],
@@ -353,8 +353,8 @@ impl Kernel for AffineRow {
 }
 
 /// See `Op::GroupNorm`.
-pub(crate) fn group_norm(how: How, a: &GroupNorm) {
-    let GroupNorm { x, weight, bias, batch, groups, eps, silu, out } = *a;
+pub(crate) fn group_norm(how: How, a: &GroupNormArgs) {
+    let GroupNormArgs { x, weight, bias, batch, groups, eps, silu, out } = *a;
     let Some(lanes) = lanes(how) else {
         return reference::group_norm(x, weight, bias, batch, groups, eps, silu, out);
     };

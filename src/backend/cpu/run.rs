@@ -1,11 +1,11 @@
 //! From a recorded step to a kernel: finds the operands in the arena and calls the chosen variant.
 
-use super::attention::{self, Attention};
+use super::attention::{self, AttentionArgs};
 use super::conv;
 use super::elementwise;
 use super::linear::{self, Tail};
 use super::matrix::{In, Out};
-use super::norm::{self, GroupNorm, QkNormRope};
+use super::norm::{self, GroupNormArgs, QkNormRopeArgs};
 use super::operand::{Stored, Table};
 use super::reference;
 use super::variants::{Choice, Product};
@@ -13,7 +13,11 @@ use super::{CpuBackend, Places};
 use crate::backend::cpu::arena::Arena;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::op::{Epilogue, Op};
+use crate::op::{
+    Add, Attention, Cast, Conv2d, CopyRows, Embed, Epilogue, EulerStep, GeluMul, GroupNorm,
+    LayerNorm, LayerNormModulate, Linear, Op, Pack, QkNormRope, RmsNorm, Silu, TimestepEmbed,
+    Unpack, Use,
+};
 use crate::tensor::{DTypes, Tensor, View, Weight};
 
 /// Bytes of scratch that `op` needs with the chosen variant.
@@ -24,7 +28,7 @@ pub(super) fn scratch_bytes(
     stored: &dyn Fn(Weight) -> DTypes,
 ) -> usize {
     match *op {
-        Op::Linear { x, w, side, .. } => match choice.product("linear", stored(w)) {
+        Op::Linear(Linear { x, w, side, .. }) => match choice.product("linear", stored(w)) {
             Product::Fast(v) => linear::linear_scratch(
                 v,
                 x.rows(),
@@ -35,11 +39,11 @@ pub(super) fn scratch_bytes(
             ),
             Product::Reference => 0,
         },
-        Op::Conv2d { w, shape, .. } => match choice.product("conv2d", stored(w)) {
+        Op::Conv2d(Conv2d { w, shape, .. }) => match choice.product("conv2d", stored(w)) {
             Product::Fast(v) => conv::conv2d_scratch(v, &shape, threads),
             Product::Reference => 0,
         },
-        Op::Attention { q, batch, heads, bias, .. } => {
+        Op::Attention(Attention { q, batch, heads, bias, .. }) => {
             let how = choice.of("attention").how;
             attention::scratch_bytes(how, q.rows() / batch, q.cols / heads, bias.is_some(), threads)
         }
@@ -130,18 +134,10 @@ impl Operands<'_> {
 /// Runs `op` on the backend's threads.
 pub(super) fn run(backend: &mut CpuBackend, op: &Op, places: &Places) -> Result<()> {
     // Biases and gains come as f32, which may have to be made first.
-    let vectors = match *op {
-        Op::Linear { bias, .. } | Op::Conv2d { bias, .. } => [bias, None],
-        Op::LayerNorm { weight, bias, .. } | Op::GroupNorm { weight, bias, .. } => {
-            [Some(weight), Some(bias)]
-        }
-        Op::RmsNorm { weight, .. } => [Some(weight), None],
-        Op::QkNormRope { q_gain, k_gain, .. } => [Some(q_gain), Some(k_gain)],
-        _ => [None, None],
-    };
+    let vectors = op.weight_uses().into_iter().filter(|(_, how)| *how == Use::Vector);
     let mut found = [None, None];
-    for (slot, handle) in found.iter_mut().zip(vectors) {
-        *slot = handle.map(|h| backend.vector(places.key(h), h)).transpose()?;
+    for (slot, (weight, _)) in found.iter_mut().zip(vectors) {
+        *slot = Some(backend.vector(places.key(weight), weight)?);
     }
     let [first, second] = &found;
     let backend = &*backend;
@@ -167,7 +163,7 @@ fn dispatch(
         place.scratch(scratch_bytes(&backend.choice, backend.threads, op, &stored))
     };
     match *op {
-        Op::Linear { x, w, side, epilogue, out, .. } => {
+        Op::Linear(Linear { x, w, side, epilogue, out, .. }) => {
             let side =
                 side.map(|s| Ok::<_, Error>((place.tensor(s.t)?, weight(s.b)?))).transpose()?;
             let (x, out, host) = (place.view(x)?, place.view_out(out)?, weight(w)?);
@@ -186,7 +182,7 @@ fn dispatch(
                 Product::Fast(v) => linear::linear(x, host, first, side, tail, out, scratch()?, v),
             }
         }
-        Op::Conv2d { x, w, shape, residual, out, .. } => {
+        Op::Conv2d(Conv2d { x, w, shape, residual, out, .. }) => {
             let (x, out, host) = (place.tensor(x)?, place.out(out)?, weight(w)?);
             let residual = residual.map(|r| place.tensor(r)).transpose()?;
             match backend.choice.product("conv2d", host.stored()) {
@@ -196,8 +192,19 @@ fn dispatch(
                 }
             }
         }
-        Op::Attention { q, k, v, batch, heads, scale, causal, bias, first: split, out } => {
-            let a = Attention {
+        Op::Attention(Attention {
+            q,
+            k,
+            v,
+            batch,
+            heads,
+            scale,
+            causal,
+            bias,
+            first: split,
+            out,
+        }) => {
+            let a = AttentionArgs {
                 q: place.view(q)?,
                 k: place.view(k)?,
                 v: place.view(v)?,
@@ -211,21 +218,31 @@ fn dispatch(
             };
             attention::attention(how(), &a, scratch()?);
         }
-        Op::LayerNormModulate { x, shift, scale, eps, out } => {
+        Op::LayerNormModulate(LayerNormModulate { x, shift, scale, eps, out }) => {
             let (shift, scale) = (place.view(shift)?, place.view(scale)?);
             norm::layer_norm_modulate(how(), place.tensor(x)?, shift, scale, eps, place.out(out)?);
         }
-        Op::LayerNorm { x, eps, out, .. } => {
+        Op::LayerNorm(LayerNorm { x, eps, out, .. }) => {
             let (weight, bias) = both(first, second)?;
             norm::layer_norm(how(), place.tensor(x)?, weight, bias, eps, place.out(out)?);
         }
-        Op::RmsNorm { x, eps, out, .. } => {
+        Op::RmsNorm(RmsNorm { x, eps, out, .. }) => {
             norm::rms_norm(how(), place.tensor(x)?, one(first)?, eps, place.out(out)?);
         }
-        Op::QkNormRope { qkv, rope, batch, heads, tokens, first: start, eps, out, .. } => {
+        Op::QkNormRope(QkNormRope {
+            qkv,
+            rope,
+            batch,
+            heads,
+            tokens,
+            first: start,
+            eps,
+            out,
+            ..
+        }) => {
             let (q_gain, k_gain) = both(first, second)?;
             let (qkv, rope, out) = (place.tensor(qkv)?, place.tensor(rope)?, place.out(out)?);
-            let a = QkNormRope {
+            let a = QkNormRopeArgs {
                 qkv,
                 q_gain,
                 k_gain,
@@ -239,14 +256,14 @@ fn dispatch(
             };
             norm::qk_norm_rope(how(), &a);
         }
-        Op::GeluMul { gate, up, out } => {
+        Op::GeluMul(GeluMul { gate, up, out }) => {
             elementwise::gelu_mul(how(), place.tensor(gate)?, place.tensor(up)?, place.out(out)?);
         }
-        Op::Silu { x, out } => elementwise::silu(how(), place.tensor(x)?, place.out(out)?),
-        Op::Add { a, b, out } => {
+        Op::Silu(Silu { x, out }) => elementwise::silu(how(), place.tensor(x)?, place.out(out)?),
+        Op::Add(Add { a, b, out }) => {
             elementwise::add(how(), place.tensor(a)?, place.tensor(b)?, place.out(out)?)
         }
-        Op::Embed { table, ids, positions, out } => {
+        Op::Embed(Embed { table, ids, positions, out }) => {
             let table = Table::new(weight(table)?);
             let positions = positions.map(|p| weight(p).map(Table::new)).transpose()?;
             elementwise::embed(
@@ -257,13 +274,13 @@ fn dispatch(
                 place.out(out)?,
             );
         }
-        Op::TimestepEmbed { t, out } => {
+        Op::TimestepEmbed(TimestepEmbed { t, out }) => {
             reference::timestep_embed(place.tensor(t)?, place.out(out)?)
         }
-        Op::Pack { x, height, width, out, .. } => {
+        Op::Pack(Pack { x, height, width, out, .. }) => {
             elementwise::pack(how(), place.tensor(x)?, height, width, place.out(out)?);
         }
-        Op::Unpack { x, height, width, scale, shift, out, .. } => {
+        Op::Unpack(Unpack { x, height, width, scale, shift, out, .. }) => {
             elementwise::unpack(
                 how(),
                 place.tensor(x)?,
@@ -274,7 +291,7 @@ fn dispatch(
                 place.out(out)?,
             );
         }
-        Op::EulerStep { x, v, params, cfg } => {
+        Op::EulerStep(EulerStep { x, v, params, cfg }) => {
             elementwise::euler_step(
                 how(),
                 place.out(x)?,
@@ -283,16 +300,21 @@ fn dispatch(
                 cfg,
             );
         }
-        Op::GroupNorm { x, batch, groups, eps, silu, out, .. } => {
+        Op::GroupNorm(GroupNorm { x, batch, groups, eps, silu, out, .. }) => {
             let (weight, bias) = both(first, second)?;
             let (x, out) = (place.tensor(x)?, place.out(out)?);
-            norm::group_norm(how(), &GroupNorm { x, weight, bias, batch, groups, eps, silu, out });
+            norm::group_norm(
+                how(),
+                &GroupNormArgs { x, weight, bias, batch, groups, eps, silu, out },
+            );
         }
-        Op::CopyRows { x, out, batch, from, to, count } => {
+        Op::CopyRows(CopyRows { x, out, batch, from, to, count }) => {
             let (x, out) = (place.stored(x.all())?, place.stored(out.all())?);
             elementwise::copy_rows(how(), &x, &out, batch, from, to, count);
         }
-        Op::Cast { x, out } => elementwise::cast(how(), &place.stored(x)?, &place.stored(out)?),
+        Op::Cast(Cast { x, out }) => {
+            elementwise::cast(how(), &place.stored(x)?, &place.stored(out)?)
+        }
     }
     Ok(())
 }

@@ -10,7 +10,11 @@ use super::norm::{self, LayerNormArgs, LayerNormModulateArgs, QkNormRopeArgs, Rm
 use super::{CudaBackend, Places};
 use crate::backend::form::{Form, Segment};
 use crate::error::{Error, Result};
-use crate::op::{Epilogue, Op, Side, Use};
+use crate::op::{
+    Add, Attention, Cast, Conv2d, CopyRows, Embed, Epilogue, EulerStep, GeluMul, GroupNorm,
+    LayerNorm, LayerNormModulate, Linear, Op, Pack, QkNormRope, RmsNorm, Side, Silu, TimestepEmbed,
+    Unpack, Use,
+};
 use crate::tensor::{HostWeight, Tensor, View, Weight};
 
 /// A weight in device memory, or on its way there.
@@ -87,10 +91,10 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Launch>)>
         }};
     }
     match *op {
-        Op::Linear { x, w, bias, side, epilogue, out } => {
+        Op::Linear(Linear { x, w, bias, side, epilogue, out }) => {
             linear(choice, find, x, w, bias, side, epilogue, out)
         }
-        Op::Conv2d { x, w, bias, shape, residual, out } => {
+        Op::Conv2d(Conv2d { x, w, bias, shape, residual, out }) => {
             let args = Conv2dArgs {
                 x: find.tensor(x)?,
                 w: find.matrix(w, Use::Kernel { taps: shape.kernel * shape.kernel })?,
@@ -102,7 +106,7 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Launch>)>
             };
             Ok(ask(choice.conv2d(&args)?, &args, choice))
         }
-        Op::Attention { q, k, v, batch, heads, scale, causal, bias, first, out } => {
+        Op::Attention(Attention { q, k, v, batch, heads, scale, causal, bias, first, out }) => {
             let first = first.map(|(n, t)| Ok::<_, Error>((n, find.tensor(t)?))).transpose()?;
             let args = AttentionArgs {
                 q: find.view(q)?,
@@ -119,7 +123,7 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Launch>)>
             };
             Ok(ask(choice.attention(&args)?, &args, choice))
         }
-        Op::LayerNormModulate { x, shift, scale, eps, out } => first!(
+        Op::LayerNormModulate(LayerNormModulate { x, shift, scale, eps, out }) => first!(
             norm::LAYER_NORM_MODULATE,
             LayerNormModulateArgs {
                 x: find.tensor(x)?,
@@ -129,7 +133,7 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Launch>)>
                 out: find.tensor(out)?,
             }
         ),
-        Op::LayerNorm { x, weight, bias, eps, out } => first!(
+        Op::LayerNorm(LayerNorm { x, weight, bias, eps, out }) => first!(
             norm::LAYER_NORM,
             LayerNormArgs {
                 x: find.tensor(x)?,
@@ -139,7 +143,7 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Launch>)>
                 out: find.tensor(out)?,
             }
         ),
-        Op::RmsNorm { x, weight, eps, out } => first!(
+        Op::RmsNorm(RmsNorm { x, weight, eps, out }) => first!(
             norm::RMS_NORM,
             RmsNormArgs {
                 x: find.tensor(x)?,
@@ -148,7 +152,18 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Launch>)>
                 out: find.tensor(out)?
             }
         ),
-        Op::QkNormRope { qkv, q_gain, k_gain, rope, batch, heads, tokens, first, eps, out } => {
+        Op::QkNormRope(QkNormRope {
+            qkv,
+            q_gain,
+            k_gain,
+            rope,
+            batch,
+            heads,
+            tokens,
+            first,
+            eps,
+            out,
+        }) => {
             first!(
                 norm::QK_NORM_ROPE,
                 QkNormRopeArgs {
@@ -165,20 +180,20 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Launch>)>
                 }
             )
         }
-        Op::GeluMul { gate, up, out } => first!(
+        Op::GeluMul(GeluMul { gate, up, out }) => first!(
             elementwise::GELU_MUL,
             GeluMulArgs { gate: find.tensor(gate)?, up: find.tensor(up)?, out: find.tensor(out)? }
         ),
-        Op::Silu { x, out } => {
+        Op::Silu(Silu { x, out }) => {
             first!(elementwise::SILU, SiluArgs { x: find.tensor(x)?, out: find.tensor(out)? })
         }
-        Op::Add { a, b, out } => {
+        Op::Add(Add { a, b, out }) => {
             first!(
                 elementwise::ADD,
                 AddArgs { a: find.tensor(a)?, b: find.tensor(b)?, out: find.tensor(out)? }
             )
         }
-        Op::Embed { table, ids, positions, out } => first!(
+        Op::Embed(Embed { table, ids, positions, out }) => first!(
             latents::EMBED,
             EmbedArgs {
                 table: find.matrix(table, Use::Table)?,
@@ -187,23 +202,23 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Launch>)>
                 out: find.tensor(out)?,
             }
         ),
-        Op::TimestepEmbed { t, out } => {
+        Op::TimestepEmbed(TimestepEmbed { t, out }) => {
             first!(
                 latents::TIMESTEP_EMBED,
                 TimestepEmbedArgs { t: find.tensor(t)?, out: find.tensor(out)? }
             )
         }
-        Op::Pack { x, height, width, out, .. } => {
+        Op::Pack(Pack { x, height, width, out, .. }) => {
             first!(
                 latents::PACK,
                 PackArgs { x: find.tensor(x)?, height, width, out: find.tensor(out)? }
             )
         }
-        Op::Unpack { x, height, width, scale, shift, out, .. } => first!(
+        Op::Unpack(Unpack { x, height, width, scale, shift, out, .. }) => first!(
             latents::UNPACK,
             UnpackArgs { x: find.tensor(x)?, height, width, scale, shift, out: find.tensor(out)? }
         ),
-        Op::EulerStep { x, v, params, cfg } => first!(
+        Op::EulerStep(EulerStep { x, v, params, cfg }) => first!(
             latents::EULER_STEP,
             EulerStepArgs {
                 x: find.tensor(x)?,
@@ -212,7 +227,7 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Launch>)>
                 cfg
             }
         ),
-        Op::GroupNorm { x, weight, bias, batch, groups, eps, silu, out } => {
+        Op::GroupNorm(GroupNorm { x, weight, bias, batch, groups, eps, silu, out }) => {
             let args = GroupNormArgs {
                 x: find.tensor(x)?,
                 weight: find.vector(weight)?,
@@ -226,11 +241,11 @@ fn make(choice: &Choice, op: &Op, find: &Finder) -> Result<(usize, Vec<Launch>)>
             };
             Ok(ask(choice.group_norm(&args)?, &args, choice))
         }
-        Op::CopyRows { x, out, batch, from, to, count } => first!(
+        Op::CopyRows(CopyRows { x, out, batch, from, to, count }) => first!(
             elementwise::COPY_ROWS,
             CopyRowsArgs { x: find.tensor(x)?, batch, from, to, count, out: find.tensor(out)? }
         ),
-        Op::Cast { x, out } => {
+        Op::Cast(Cast { x, out }) => {
             first!(elementwise::CAST, CastArgs { x: find.view(x)?, out: find.view(out)? })
         }
     }
@@ -321,7 +336,7 @@ pub(super) fn needs<'w>(
 
 /// The launches of `op`.
 pub(super) fn launches(backend: &mut CudaBackend, op: &Op, places: &Places) -> Result<Vec<Launch>> {
-    if let Op::Embed { table, ids, .. } = *op {
+    if let Op::Embed(Embed { table, ids, .. }) = *op {
         check_ids(backend, ids, places, table.rows)?;
     }
     let backend = &*backend;

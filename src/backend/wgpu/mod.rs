@@ -26,7 +26,7 @@ use super::form::{self, Form, Types};
 use super::{Backend, Caps, Grain, Layout, Place, Places, WeightKey};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::op::{Op, Step, Use};
+use crate::op::{Embed, Op, Step, Use};
 use crate::tensor::{HostWeight, Tensor, Weight};
 pub use adapters::{Adapter, AdapterKind, adapters, candidates, hardware_present};
 use choice::Choice;
@@ -446,7 +446,7 @@ impl Backend for WgpuBackend {
         for w in step.op.weights() {
             self.uploads.wait_for(places.key(w))?;
         }
-        if let Op::Embed { table, ids, .. } = step.op {
+        if let Op::Embed(Embed { table, ids, .. }) = step.op {
             self.check_ids(ids, places, table.rows)?;
         }
         let dispatches = steps::dispatches(self, &step.op, places)?;

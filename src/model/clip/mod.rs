@@ -2,7 +2,7 @@
 
 use super::{ClipConfig, TensorSpec};
 use crate::dtype::DType;
-use crate::op::{Epilogue, Op, Program, Recorder};
+use crate::op::{Attention, Embed, Epilogue, LayerNorm, Linear, Program, Recorder};
 
 /// Encodes `batch` prompts of `positions` tokens. Input: `ids` (batch*positions x 1, I32). Output `hidden`: batch*positions x width, after the final norm; the
 /// pooled embedding is its row at the first end token (the attention is causal, so what follows that row does not matter).
@@ -16,7 +16,7 @@ pub fn encode(c: &ClipConfig, batch: usize, act: DType) -> Program {
     let table = r.weight("text_model.embeddings.token_embedding.weight", c.vocab, c.width);
     let positions =
         Some(r.weight("text_model.embeddings.position_embedding.weight", c.positions, c.width));
-    r.push("tokens", Op::Embed { table, ids, positions, out: x });
+    r.push("tokens", Embed { table, ids, positions, out: x });
     let act_fn = if c.quick_gelu { Epilogue::QuickGelu } else { Epilogue::GeluTanh };
     for i in 0..c.layers {
         r.scope(format!("layer.{i}"));
@@ -25,13 +25,13 @@ pub fn encode(c: &ClipConfig, batch: usize, act: DType) -> Program {
             |r: &mut Recorder, label: &str, x, name: &str, n: usize, k: usize, epilogue, out| {
                 let w = r.weight(format!("{layer}.{name}.weight"), n, k);
                 let bias = Some(r.weight(format!("{layer}.{name}.bias"), 1, n));
-                r.push(label, Op::Linear { x, w, bias, side: None, epilogue, out });
+                r.push(label, Linear { x, w, bias, side: None, epilogue, out });
             };
         let norm = |r: &mut Recorder, name: &str| {
             let out = r.temp(rows, c.width, act);
             let weight = r.weight(format!("{layer}.{name}.weight"), 1, c.width);
             let bias = r.weight(format!("{layer}.{name}.bias"), 1, c.width);
-            r.push(name, Op::LayerNorm { x, weight, bias, eps: c.eps, out });
+            r.push(name, LayerNorm { x, weight, bias, eps: c.eps, out });
             out
         };
         let normed = norm(&mut r, "layer_norm1");
@@ -54,7 +54,7 @@ pub fn encode(c: &ClipConfig, batch: usize, act: DType) -> Program {
         let scale = 1.0 / ((c.width / c.heads) as f32).sqrt();
         r.push(
             "attn",
-            Op::Attention {
+            Attention {
                 q,
                 k,
                 v,
@@ -86,7 +86,7 @@ pub fn encode(c: &ClipConfig, batch: usize, act: DType) -> Program {
     r.scope("final");
     let weight = r.weight("text_model.final_layer_norm.weight", 1, c.width);
     let bias = r.weight("text_model.final_layer_norm.bias", 1, c.width);
-    r.push("norm", Op::LayerNorm { x, weight, bias, eps: c.eps, out });
+    r.push("norm", LayerNorm { x, weight, bias, eps: c.eps, out });
     r.finish()
 }
 

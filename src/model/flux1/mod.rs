@@ -5,7 +5,10 @@
 
 use super::{FluxConfig, TensorSpec};
 use crate::dtype::DType;
-use crate::op::{Epilogue, Op, Program, Recorder};
+use crate::op::{
+    Attention, Cast, CopyRows, Epilogue, EulerStep, LayerNormModulate, Linear, Program, QkNormRope,
+    Recorder, Silu, TimestepEmbed,
+};
 use crate::tensor::{Tensor, View};
 
 const NORM_EPS: f32 = 1e-6;
@@ -103,7 +106,7 @@ pub fn modulate(c: &FluxConfig, rows: usize, act: DType) -> Program {
     let embed = |r: &mut Recorder, scope: &str, t: Tensor| {
         r.scope(scope);
         let sinusoids = r.temp(rows, c.time_dim, act);
-        r.push("embed", Op::TimestepEmbed { t, out: sinusoids });
+        r.push("embed", TimestepEmbed { t, out: sinusoids });
         sinusoids
     };
     let t = embed(&mut r, "time_in", timestep);
@@ -114,7 +117,7 @@ pub fn modulate(c: &FluxConfig, rows: usize, act: DType) -> Program {
     }
     mlp(&mut r, "vector_in", pooled, Some(vec));
     r.scope("vec");
-    r.push("silu", Op::Silu { x: vec, out: vec });
+    r.push("silu", Silu { x: vec, out: vec });
 
     let mut col = 0;
     let mut lin = |r: &mut Recorder, scope: String, label: &str, name: String, vectors: usize| {
@@ -168,13 +171,13 @@ pub fn denoise(c: &FluxConfig, s: &DenoiseShape, act: DType) -> Program {
     let mut x = latents;
     if act != DType::F32 {
         let cast = r.temp(x.rows, x.cols, act);
-        r.push("cast", Op::Cast { x: x.all(), out: cast.all() });
+        r.push("cast", Cast { x: x.all(), out: cast.all() });
         x = cast;
     }
     if s.cfg {
         let twice = r.temp(2 * x.rows, x.cols, act);
         for (label, to) in [("cond", 0), ("uncond", x.rows)] {
-            r.push(label, Op::CopyRows { x, out: twice, batch: 1, from: 0, to, count: x.rows });
+            r.push(label, CopyRows { x, out: twice, batch: 1, from: 0, to, count: x.rows });
         }
         x = twice;
     }
@@ -190,10 +193,10 @@ pub fn denoise(c: &FluxConfig, s: &DenoiseShape, act: DType) -> Program {
     }
     r.scope("join");
     let x = r.temp(batch * s.tokens(), h, act);
-    r.push("txt", Op::CopyRows { x: txt, out: x, batch, from: 0, to: 0, count: s.text_tokens });
+    r.push("txt", CopyRows { x: txt, out: x, batch, from: 0, to: 0, count: s.text_tokens });
     r.push(
         "img",
-        Op::CopyRows { x: img, out: x, batch, from: 0, to: s.text_tokens, count: s.image_tokens() },
+        CopyRows { x: img, out: x, batch, from: 0, to: s.text_tokens, count: s.image_tokens() },
     );
     for i in 0..c.depth_single {
         joint.single_block(&mut r, i, x, &mut modulation);
@@ -203,10 +206,10 @@ pub fn denoise(c: &FluxConfig, s: &DenoiseShape, act: DType) -> Program {
     let img = r.temp(image_rows, h, act);
     r.push(
         "img",
-        Op::CopyRows { x, out: img, batch, from: s.text_tokens, to: 0, count: s.image_tokens() },
+        CopyRows { x, out: img, batch, from: s.text_tokens, to: 0, count: s.image_tokens() },
     );
     let [shift, scale] = modulation.take();
-    r.push("norm", Op::LayerNormModulate { x: img, shift, scale, eps: NORM_EPS, out: img });
+    r.push("norm", LayerNormModulate { x: img, shift, scale, eps: NORM_EPS, out: img });
     linear(
         &mut r,
         "linear",
@@ -218,7 +221,7 @@ pub fn denoise(c: &FluxConfig, s: &DenoiseShape, act: DType) -> Program {
         velocity.all(),
     );
     r.scope("sampler");
-    r.push("euler", Op::EulerStep { x: latents, v: velocity, params: step, cfg: s.cfg });
+    r.push("euler", EulerStep { x: latents, v: velocity, params: step, cfg: s.cfg });
     r.finish()
 }
 
@@ -252,7 +255,7 @@ impl Joint<'_> {
             let norm = r.temp(x.rows, h, act);
             r.push(
                 &format!("{name}.norm1"),
-                Op::LayerNormModulate { x, shift: m[0], scale: m[1], eps: NORM_EPS, out: norm },
+                LayerNormModulate { x, shift: m[0], scale: m[1], eps: NORM_EPS, out: norm },
             );
             let own = r.temp(x.rows, 3 * h, act);
             linear(
@@ -267,7 +270,7 @@ impl Joint<'_> {
             );
             let q_gain = r.weight(format!("{block}.norm.query_norm.scale"), 1, c.head_dim);
             let k_gain = r.weight(format!("{block}.norm.key_norm.scale"), 1, c.head_dim);
-            let op = Op::QkNormRope {
+            let op = QkNormRope {
                 qkv: own,
                 q_gain,
                 k_gain,
@@ -300,7 +303,7 @@ impl Joint<'_> {
             let norm = r.temp(x.rows, h, act);
             r.push(
                 &format!("{name}.norm2"),
-                Op::LayerNormModulate { x, shift: m[3], scale: m[4], eps: NORM_EPS, out: norm },
+                LayerNormModulate { x, shift: m[3], scale: m[4], eps: NORM_EPS, out: norm },
             );
             let hidden = r.temp(x.rows, c.mlp_hidden, act);
             linear(
@@ -334,7 +337,7 @@ impl Joint<'_> {
         let [shift, scale, gate] = modulation.take();
         let block = format!("single_blocks.{i}");
         let norm = r.temp(x.rows, h, act);
-        r.push("norm", Op::LayerNormModulate { x, shift, scale, eps: NORM_EPS, out: norm });
+        r.push("norm", LayerNormModulate { x, shift, scale, eps: NORM_EPS, out: norm });
         let qkv = r.temp(x.rows, 3 * h, act);
         linear(
             r,
@@ -351,7 +354,7 @@ impl Joint<'_> {
         let (batch, tokens) = (s.batch(), s.tokens());
         r.push(
             "rope",
-            Op::QkNormRope {
+            QkNormRope {
                 qkv,
                 q_gain,
                 k_gain,
@@ -389,11 +392,11 @@ impl Joint<'_> {
         );
     }
 
-    fn attention(&self, qkv: Tensor, first: Option<(usize, Tensor)>, out: View) -> Op {
+    fn attention(&self, qkv: Tensor, first: Option<(usize, Tensor)>, out: View) -> Attention {
         let (h, heads) = (self.c.hidden, self.c.heads);
         let [q, k, v] = [0, 1, 2].map(|i| qkv.columns(i * h, h));
         let scale = 1.0 / (self.c.head_dim as f32).sqrt();
-        Op::Attention {
+        Attention {
             q,
             k,
             v,
@@ -422,7 +425,7 @@ fn linear(
 ) {
     let w = r.weight_rows(format!("{name}.weight"), first, n, x.cols);
     let bias = Some(r.weight_rows(format!("{name}.bias"), first, 1, n));
-    r.push(label, Op::Linear { x, w, bias, side: None, epilogue, out });
+    r.push(label, Linear { x, w, bias, side: None, epilogue, out });
 }
 
 /// The rotation table of `EmbedND`: a row per token, text first (ids all zero), then the image grid (0, row, column); columns (cos, sin) per pair, axis after

@@ -2,7 +2,7 @@
 
 use super::{T5Config, TensorSpec};
 use crate::dtype::DType;
-use crate::op::{Epilogue, Op, Program, Recorder};
+use crate::op::{Attention, Embed, Epilogue, GeluMul, Linear, Program, Recorder, RmsNorm};
 
 /// Encodes `batch` prompts of `length` tokens. Inputs: `ids` (batch*length x 1, I32), `buckets` (2*length - 1 x 1, I32, see `relative_buckets`).
 /// Output `text`: batch*length x width. Padding is not masked, as FLUX expects.
@@ -15,39 +15,32 @@ pub fn encode(c: &T5Config, batch: usize, length: usize, act: DType) -> Program 
     r.scope("embed");
     let x = r.temp(rows, c.width, act);
     let table = r.weight("shared.weight", c.vocab, c.width);
-    r.push("tokens", Op::Embed { table, ids, positions: None, out: x });
+    r.push("tokens", Embed { table, ids, positions: None, out: x });
     let bias = r.temp(2 * length - 1, c.heads, act);
     let table = r.weight(
         "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
         c.buckets,
         c.heads,
     );
-    r.push("bias", Op::Embed { table, ids: buckets, positions: None, out: bias });
+    r.push("bias", Embed { table, ids: buckets, positions: None, out: bias });
     for i in 0..c.layers {
         r.scope(format!("block.{i}"));
         let layer = format!("encoder.block.{i}.layer");
         let norm = r.temp(rows, c.width, act);
         let weight = r.weight(format!("{layer}.0.layer_norm.weight"), 1, c.width);
-        r.push("norm1", Op::RmsNorm { x, weight, eps: c.eps, out: norm });
+        r.push("norm1", RmsNorm { x, weight, eps: c.eps, out: norm });
         let qkv = r.temp(rows, 3 * inner, act);
         let views = [0, 1, 2].map(|j| qkv.columns(j * inner, inner));
         for (name, out) in ["q", "k", "v"].into_iter().zip(views) {
             let w = r.weight(format!("{layer}.0.SelfAttention.{name}.weight"), inner, c.width);
             r.push(
                 name,
-                Op::Linear {
-                    x: norm.all(),
-                    w,
-                    bias: None,
-                    side: None,
-                    epilogue: Epilogue::None,
-                    out,
-                },
+                Linear { x: norm.all(), w, bias: None, side: None, epilogue: Epilogue::None, out },
             );
         }
         let attn = r.temp(rows, inner, act);
         let [q, k, v] = views;
-        let op = Op::Attention {
+        let op = Attention {
             q,
             k,
             v,
@@ -64,17 +57,17 @@ pub fn encode(c: &T5Config, batch: usize, length: usize, act: DType) -> Program 
         let w = r.weight(format!("{layer}.0.SelfAttention.o.weight"), c.width, inner);
         r.push(
             "o",
-            Op::Linear { x: attn.all(), w, bias: None, side: None, epilogue: add, out: x.all() },
+            Linear { x: attn.all(), w, bias: None, side: None, epilogue: add, out: x.all() },
         );
         let norm = r.temp(rows, c.width, act);
         let weight = r.weight(format!("{layer}.1.layer_norm.weight"), 1, c.width);
-        r.push("norm2", Op::RmsNorm { x, weight, eps: c.eps, out: norm });
+        r.push("norm2", RmsNorm { x, weight, eps: c.eps, out: norm });
         let (gate, up) = (r.temp(rows, c.ff, act), r.temp(rows, c.ff, act));
         for (name, out) in [("wi_0", gate), ("wi_1", up)] {
             let w = r.weight(format!("{layer}.1.DenseReluDense.{name}.weight"), c.ff, c.width);
             r.push(
                 name,
-                Op::Linear {
+                Linear {
                     x: norm.all(),
                     w,
                     bias: None,
@@ -84,16 +77,16 @@ pub fn encode(c: &T5Config, batch: usize, length: usize, act: DType) -> Program 
                 },
             );
         }
-        r.push("gelu", Op::GeluMul { gate, up, out: gate });
+        r.push("gelu", GeluMul { gate, up, out: gate });
         let w = r.weight(format!("{layer}.1.DenseReluDense.wo.weight"), c.width, c.ff);
         r.push(
             "wo",
-            Op::Linear { x: gate.all(), w, bias: None, side: None, epilogue: add, out: x.all() },
+            Linear { x: gate.all(), w, bias: None, side: None, epilogue: add, out: x.all() },
         );
     }
     r.scope("final");
     let weight = r.weight("encoder.final_layer_norm.weight", 1, c.width);
-    r.push("norm", Op::RmsNorm { x, weight, eps: c.eps, out });
+    r.push("norm", RmsNorm { x, weight, eps: c.eps, out });
     r.finish()
 }
 

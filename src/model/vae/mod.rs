@@ -2,7 +2,10 @@
 
 use super::{TensorSpec, VaeConfig};
 use crate::dtype::DType;
-use crate::op::{ConvShape, Epilogue, Op, Program, Recorder};
+use crate::op::{
+    Attention, Cast, Conv2d, ConvShape, Epilogue, GroupNorm, Linear, Pack, Program, Recorder,
+    Unpack,
+};
 use crate::tensor::Tensor;
 
 /// Latents to pixels for one tile of `height x width` latent pixels. Input `latents`: packed tokens ((h/2)*(w/2) x 4*latent, f32, as the transformer leaves
@@ -16,7 +19,7 @@ pub fn decode(c: &VaeConfig, height: usize, width: usize, act: DType) -> Program
     let z = r.temp(height * width, c.latent, act);
     r.push(
         "unpack",
-        Op::Unpack {
+        Unpack {
             x: tokens,
             batch: 1,
             height,
@@ -73,7 +76,7 @@ pub fn encode(c: &VaeConfig, height: usize, width: usize, act: DType) -> Program
     let mut x = pixels;
     if act != DType::F32 {
         let cast = net.r.temp(x.rows, x.cols, act);
-        net.r.push("cast", Op::Cast { x: x.all(), out: cast.all() });
+        net.r.push("cast", Cast { x: x.all(), out: cast.all() });
         x = cast;
     }
     x = net.conv3("conv_in", "conv_in", x, c.channels[0], None);
@@ -101,8 +104,8 @@ pub fn encode(c: &VaeConfig, height: usize, width: usize, act: DType) -> Program
     x = net.group_norm("norm_out", "norm_out", x, true);
     let moments = net.conv3("conv_out", "conv_out", x, 2 * c.latent, None);
     let mean = net.r.temp(h * w, c.latent, DType::F32);
-    net.r.push("mean", Op::Cast { x: moments.columns(0, c.latent), out: mean.all() });
-    net.r.push("pack", Op::Pack { x: mean, batch: 1, height: h, width: w, out: tokens });
+    net.r.push("mean", Cast { x: moments.columns(0, c.latent), out: mean.all() });
+    net.r.push("pack", Pack { x: mean, batch: 1, height: h, width: w, out: tokens });
     net.r.finish()
 }
 
@@ -168,7 +171,7 @@ impl Net<'_> {
         let bias = Some(self.r.weight(format!("{}.{name}.bias", self.half), 1, out_channels));
         let (h, wd) = shape.output();
         let out = out.unwrap_or_else(|| self.r.temp(h * wd, out_channels, self.act));
-        self.r.push(label, Op::Conv2d { x, w, bias, shape, residual, out });
+        self.r.push(label, Conv2d { x, w, bias, shape, residual, out });
         out
     }
 
@@ -189,7 +192,7 @@ impl Net<'_> {
         let out = self.r.temp(x.rows, x.cols, self.act);
         self.r.push(
             label,
-            Op::GroupNorm {
+            GroupNorm {
                 x,
                 weight,
                 bias,
@@ -246,7 +249,7 @@ impl Net<'_> {
         let scale = 1.0 / (channels as f32).sqrt();
         self.r.push(
             "attn",
-            Op::Attention {
+            Attention {
                 q,
                 k,
                 v,
@@ -274,7 +277,7 @@ impl Net<'_> {
     ) {
         let w = self.r.weight(format!("{}.mid.attn_1.{name}.weight", self.half), x.cols, x.cols);
         let bias = Some(self.r.weight(format!("{}.mid.attn_1.{name}.bias", self.half), 1, x.cols));
-        self.r.push(label, Op::Linear { x: x.all(), w, bias, side: None, epilogue, out });
+        self.r.push(label, Linear { x: x.all(), w, bias, side: None, epilogue, out });
     }
 }
 

@@ -12,7 +12,7 @@ use flux_fast::library::convert::{Target, convert};
 use flux_fast::library::{Checkpoint, open_only};
 use flux_fast::model::flux1::DenoiseShape;
 use flux_fast::model::{clip, flux1, t5};
-use flux_fast::op::{Op, Program};
+use flux_fast::op::{Linear, Op, Program};
 use flux_fast::pipeline::loras::{LoraSet, open};
 use flux_fast::tensor::{HostPart, HostWeight, Scale};
 use flux_fast::weights::Component;
@@ -58,7 +58,11 @@ fn with(
 }
 
 fn sides(program: &Program) -> usize {
-    program.steps.iter().filter(|s| matches!(s.op, Op::Linear { side: Some(_), .. })).count()
+    program
+        .steps
+        .iter()
+        .filter(|s| matches!(s.op, Op::Linear(Linear { side: Some(_), .. })))
+        .count()
 }
 
 /// The velocity of both sequences, and how many layers had a side.

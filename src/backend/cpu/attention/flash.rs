@@ -7,7 +7,7 @@
 //! their way from memory. Work: 4 tokens^2 head_dim flops a head, 1280 x 24 x 128: 20.1 GFLOP.
 
 use super::super::simd::{self, Simd};
-use super::Attention;
+use super::AttentionArgs;
 use super::tile::{Arith, tile};
 
 /// Keys in a block; a multiple of two vectors for every instruction set.
@@ -74,7 +74,7 @@ impl Sizes {
 /// `to` has `sizes.head(..)` words that no other task touches in the parts of this block.
 #[inline(always)]
 pub(super) unsafe fn pack<A: Arith>(
-    a: &Attention,
+    a: &AttentionArgs,
     s: &Sizes,
     picture: usize,
     head: usize,
@@ -164,7 +164,7 @@ struct Area {
 /// features of A; MR divides CHUNK and is at most MAX_MR.
 #[inline(always)]
 pub(super) unsafe fn chunk<A: Arith, const MR: usize>(
-    a: &Attention,
+    a: &AttentionArgs,
     s: &Sizes,
     picture: usize,
     head: usize,
@@ -212,7 +212,7 @@ pub(super) unsafe fn chunk<A: Arith, const MR: usize>(
 /// Queries times scale and log2(e), word (w, row) of each panel; zeros beyond the last.
 #[inline(always)]
 unsafe fn pack_queries<A: Arith, const MR: usize>(
-    a: &Attention,
+    a: &AttentionArgs,
     s: &Sizes,
     picture: usize,
     head: usize,
@@ -238,7 +238,7 @@ unsafe fn pack_queries<A: Arith, const MR: usize>(
 /// One panel of queries against one block of keys.
 #[inline(always)]
 unsafe fn panel_block<A: Arith, const MR: usize>(
-    a: &Attention,
+    a: &AttentionArgs,
     s: &Sizes,
     first: usize,
     panel: usize,

@@ -14,7 +14,7 @@ use tile::{Arith, F32};
 
 /// What attention works on; see `Op::Attention`.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Attention {
+pub(crate) struct AttentionArgs {
     pub q: In,
     pub k: In,
     pub v: In,
@@ -28,7 +28,7 @@ pub(crate) struct Attention {
     pub out: Out,
 }
 
-impl Attention {
+impl AttentionArgs {
     pub(crate) fn tokens(&self) -> usize {
         self.q.rows() / self.batch
     }
@@ -57,7 +57,7 @@ enum Task {
 }
 
 struct Work<'a> {
-    a: &'a Attention,
+    a: &'a AttentionArgs,
     sizes: &'a Sizes,
     picture: usize,
     head: usize,
@@ -148,7 +148,7 @@ impl Shared {
 
 /// `softmax(q . k^T * scale + bias) . v` for each picture and head; `scratch` has at least `scratch_bytes` for the threads of the
 /// current pool.
-pub(crate) fn attention(how: How, a: &Attention, scratch: &mut [u8]) {
+pub(crate) fn attention(how: How, a: &AttentionArgs, scratch: &mut [u8]) {
     let (tokens, dim) = (a.tokens(), a.head_dim());
     if how == How::Reference {
         return reference::attention(a);

@@ -1,6 +1,6 @@
 //! Linear and attention.
 
-use super::super::attention::Attention;
+use super::super::attention::AttentionArgs;
 use super::super::linear::Tail;
 use super::super::matrix::{In, Out};
 use super::{at, gelu_tanh, group_row, put, silu_of};
@@ -48,7 +48,7 @@ pub(crate) fn linear(
 }
 
 /// `softmax(q . k^T * scale + bias) . v` for each picture and head.
-pub(crate) fn attention(a: &Attention) {
+pub(crate) fn attention(a: &AttentionArgs) {
     let (tokens, dim) = (a.tokens(), a.head_dim());
     for picture in 0..a.batch {
         let row = |token: usize| picture * tokens + token;

@@ -1,7 +1,7 @@
 //! Operations that look at one row, or one element, at a time.
 
 use super::super::matrix::{In, Out};
-use super::super::norm::QkNormRope;
+use super::super::norm::QkNormRopeArgs;
 use super::super::operand::{Stored, Table};
 use super::{at, gelu_tanh, group_row, put, silu_of};
 
@@ -52,7 +52,7 @@ pub(crate) fn rms_norm(x: In, weight: &[f32], eps: f32, out: Out) {
 }
 
 /// RMSNorm of each head of q and k, then the rotation of adjacent pairs; v is copied.
-pub(crate) fn qk_norm_rope(a: &QkNormRope) {
+pub(crate) fn qk_norm_rope(a: &QkNormRopeArgs) {
     let dim = a.head_dim();
     let width = a.heads * dim;
     for r in 0..a.qkv.rows() {

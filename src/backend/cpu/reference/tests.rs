@@ -1,8 +1,8 @@
 //! The reference itself, against formulas written a second time in another form.
 
-use super::super::attention::Attention;
+use super::super::attention::AttentionArgs;
 use super::super::linear::Tail;
-use super::super::norm::QkNormRope;
+use super::super::norm::QkNormRopeArgs;
 use super::*;
 use crate::dtype::DType;
 use crate::op::ConvShape;
@@ -87,7 +87,7 @@ fn attention_is_a_weighted_mean_with_exponential_weights() {
     for causal in [false, true] {
         let (mut head_rows, mut rest) =
             (vec![f32::NAN; batch * 2 * width], vec![f32::NAN; batch * 3 * width]);
-        attention(&Attention {
+        attention(&AttentionArgs {
             q: In::dense(&q, width),
             k: In::dense(&k, width),
             v: In::dense(&v, width),
@@ -206,7 +206,7 @@ fn rope_turns_pairs_as_complex_numbers_and_keeps_dot_products_of_equal_shifts() 
     let gain = vec![1.0; dim];
     let mut out = vec![f32::NAN; tokens * 3 * dim];
     let (qkv_in, rope_in) = (In::dense(&qkv, 3 * dim), In::dense(&rope, dim));
-    qk_norm_rope(&QkNormRope {
+    qk_norm_rope(&QkNormRopeArgs {
         qkv: qkv_in,
         q_gain: &gain,
         k_gain: &gain,

@@ -1,0 +1,75 @@
+//! From token ids and times to vectors.
+
+use super::rule::rule;
+use super::{Operation, Use, Visitor};
+use crate::dtype::DType;
+use crate::tensor::{Tensor, Weight};
+
+/// `out[r] = table[ids[r]] + positions[r % positions.rows]`
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Embed {
+    /// `vocabulary x cols`
+    pub table: Weight,
+    /// `rows x 1` I32, rows of `table`.
+    pub ids: Tensor,
+    /// `n x cols`; without it, nothing is added.
+    pub positions: Option<Weight>,
+    /// `rows x cols`
+    pub out: Tensor,
+}
+
+impl Operation for Embed {
+    fn name(&self) -> &'static str {
+        "embed"
+    }
+
+    fn visit(&mut self, v: &mut Visitor) {
+        v.read(&mut self.ids);
+        v.weight(&mut self.table, Use::Table);
+        if let Some(positions) = &mut self.positions {
+            v.weight(positions, Use::Table);
+        }
+        v.write(&mut self.out);
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let Embed { table, ids, positions, out } = *self;
+        rule!((ids.rows, ids.cols, ids.dtype) == (out.rows, 1, DType::I32), "ids {ids}");
+        rule!(table.cols == out.cols, "table {table}, out {out}");
+        rule!(
+            positions.is_none_or(|p| p.cols == out.cols && p.rows > 0),
+            "positions do not match {out}"
+        );
+        Ok(())
+    }
+}
+
+/// Sinusoids of `1000 * t[r]`: with `half = cols / 2` and frequencies `f_i = 10000^(-i / half)`,
+/// `out[r] = [cos(1000 t f) | sin(1000 t f)]`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TimestepEmbed {
+    /// `rows x 1` f32
+    pub t: Tensor,
+    /// `rows x cols`, `cols` even.
+    pub out: Tensor,
+}
+
+impl Operation for TimestepEmbed {
+    fn name(&self) -> &'static str {
+        "timestep_embed"
+    }
+
+    fn visit(&mut self, v: &mut Visitor) {
+        v.read(&mut self.t);
+        v.write(&mut self.out);
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let TimestepEmbed { t, out } = *self;
+        rule!(
+            (t.rows, t.cols, t.dtype) == (out.rows, 1, DType::F32) && out.cols % 2 == 0,
+            "t {t}, out {out}"
+        );
+        Ok(())
+    }
+}

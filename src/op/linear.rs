@@ -1,0 +1,132 @@
+//! Matrix product with a weight, and everything that is fused into it.
+
+use super::rule::rule;
+use super::{Operation, Use, Visitor};
+use crate::tensor::{Tensor, View, Weight};
+
+/// What a [`Linear`] does with `y = x . w^T + side + bias` before it stores the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Epilogue {
+    /// `out = y`
+    None,
+    /// `out = y / (1 + e^-y)`
+    Silu,
+    /// `out = gelu(y)`, the tanh form: `y/2 (1 + tanh(sqrt(2/pi) (y + 0.044715 y^3)))`
+    GeluTanh,
+    /// `out = y / (1 + e^(-1.702 y))`
+    QuickGelu,
+    /// `out = residual + y`; `residual` may be `out` itself.
+    Add { residual: Tensor },
+    /// `out = residual + gate[group] * y`. `gate` has a row for each group and as many columns as
+    /// `out`; `residual` may be `out` itself.
+    GatedAdd { residual: Tensor, gate: View },
+}
+
+impl Epilogue {
+    /// The tensor to which the product is added, if any.
+    fn residual(&self) -> Option<Tensor> {
+        match *self {
+            Epilogue::Add { residual } | Epilogue::GatedAdd { residual, .. } => Some(residual),
+            Epilogue::None | Epilogue::Silu | Epilogue::GeluTanh | Epilogue::QuickGelu => None,
+        }
+    }
+}
+
+/// The second half of a low-rank side branch, which a [`Linear`] adds to its product before the
+/// epilogue: `y += t . b^T`. The first half, `t = x . a^T`, is a `Linear` of its own. A LoRA is
+/// applied this way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Side {
+    /// `rows x rank`
+    pub t: Tensor,
+    /// `N x rank`
+    pub b: Weight,
+}
+
+/// `out[r] = epilogue(x[r] . w^T + side + bias)`
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Linear {
+    /// `rows x K`
+    pub x: View,
+    /// `N x K`
+    pub w: Weight,
+    /// `1 x N`
+    pub bias: Option<Weight>,
+    /// Added to the product before the epilogue.
+    pub side: Option<Side>,
+    /// Applied before the result is stored.
+    pub epilogue: Epilogue,
+    /// `rows x N`
+    pub out: View,
+}
+
+impl Operation for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn visit(&mut self, v: &mut Visitor) {
+        v.read(&mut self.x);
+        if let Some(side) = &mut self.side {
+            v.read(&mut side.t);
+        }
+        match &mut self.epilogue {
+            Epilogue::Add { residual } => v.read(residual),
+            Epilogue::GatedAdd { residual, gate } => {
+                v.read(residual);
+                v.read(gate);
+            }
+            Epilogue::None | Epilogue::Silu | Epilogue::GeluTanh | Epilogue::QuickGelu => {}
+        }
+        v.weight(&mut self.w, Use::Matrix);
+        if let Some(bias) = &mut self.bias {
+            v.weight(bias, Use::Vector);
+        }
+        if let Some(side) = &mut self.side {
+            v.weight(&mut side.b, Use::Matrix);
+        }
+        v.write(&mut self.out);
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let Linear { x, w, bias, side, epilogue, out } = *self;
+        rule!(x.cols == w.cols, "x has {} columns, w {}", x.cols, w.cols);
+        rule!(out.cols == w.rows, "out has {} columns, w {} rows", out.cols, w.rows);
+        rule!(out.rows() == x.rows(), "out has {} rows, x {}", out.rows(), x.rows());
+        let one_row = bias.is_none_or(|b| b.rows == 1 && b.cols == w.rows);
+        rule!(one_row, "bias is not 1 x {}", w.rows);
+        if let Some(Side { t, b }) = side {
+            rule!(t.rows == x.rows(), "the side has {} rows, x {}", t.rows, x.rows());
+            rule!((b.rows, b.cols) == (w.rows, t.cols), "the side's b is {b}, its t {t}");
+            rule!(t.slot != out.tensor.slot, "the side is the output");
+        }
+        if let Epilogue::GatedAdd { gate, .. } = epilogue {
+            rule!(gate.cols == out.cols, "gate has {} columns, out {}", gate.cols, out.cols);
+            let groups = gate.rows();
+            rule!(out.rows() % groups == 0, "{} rows in {groups} groups", out.rows());
+        }
+        if let Some(r) = epilogue.residual() {
+            rule!((r.rows, r.cols) == (out.rows(), out.cols), "residual {r} does not match out");
+            rule!(out.cols == out.tensor.cols, "a residual needs a whole output tensor");
+        }
+        Ok(())
+    }
+
+    fn flops(&self) -> u64 {
+        let rank = self.side.map_or(0, |s| s.b.cols);
+        2 * (self.x.rows() * self.w.rows * (self.w.cols + rank)) as u64
+    }
+
+    fn listing(&self) -> Option<Vec<String>> {
+        let side = self.side.map(|side| format!("side {}", side.t));
+        let epilogue = match self.epilogue {
+            Epilogue::None => None,
+            Epilogue::Silu => Some("silu".into()),
+            Epilogue::GeluTanh => Some("gelu_tanh".into()),
+            Epilogue::QuickGelu => Some("quick_gelu".into()),
+            Epilogue::Add { residual } => Some(format!("+{residual}")),
+            Epilogue::GatedAdd { residual, gate } => Some(format!("+{residual} gate {gate}")),
+        };
+        Some([self.x.to_string()].into_iter().chain(side).chain(epilogue).collect())
+    }
+}

@@ -1,0 +1,93 @@
+//! Records a [`Program`], operation by operation.
+
+use std::collections::HashMap;
+
+use super::{Io, Op, Program, Step, WeightSpec};
+use crate::dtype::DType;
+use crate::tensor::{Slot, Tensor, Weight};
+
+/// Records a `Program`: hands out tensor and weight handles and checks every operation's shapes as it is added.
+pub struct Recorder {
+    program: Program,
+    seen: HashMap<WeightSpec, u32>,
+    scope: String,
+}
+
+impl Recorder {
+    /// An empty program called `name`.
+    pub fn new(name: impl Into<String>) -> Self {
+        Recorder {
+            program: Program { name: name.into(), ..Program::default() },
+            seen: HashMap::new(),
+            scope: String::new(),
+        }
+    }
+
+    /// The labels of the following steps begin with `scope` and a dot.
+    pub fn scope(&mut self, scope: impl Into<String>) {
+        self.scope = scope.into();
+    }
+
+    /// A tensor the host writes before a run.
+    pub fn input(&mut self, name: &'static str, rows: usize, cols: usize, dtype: DType) -> Tensor {
+        let tensor =
+            Tensor { slot: Slot::Input(self.program.inputs.len() as u32), rows, cols, dtype };
+        self.program.inputs.push(Io { name, tensor });
+        tensor
+    }
+
+    /// A tensor the host reads after a run.
+    pub fn output(&mut self, name: &'static str, rows: usize, cols: usize, dtype: DType) -> Tensor {
+        let tensor =
+            Tensor { slot: Slot::Output(self.program.outputs.len() as u32), rows, cols, dtype };
+        self.program.outputs.push(Io { name, tensor });
+        tensor
+    }
+
+    /// A tensor that lives from its first write to its last read within a run.
+    pub fn temp(&mut self, rows: usize, cols: usize, dtype: DType) -> Tensor {
+        self.program.temps += 1;
+        Tensor { slot: Slot::Temp(self.program.temps - 1), rows, cols, dtype }
+    }
+
+    /// The whole weight `name`, `rows x cols` (vectors: 1 x n).
+    pub fn weight(&mut self, name: impl Into<String>, rows: usize, cols: usize) -> Weight {
+        self.weight_rows(name, 0, rows, cols)
+    }
+
+    /// Rows `first .. first + rows` of the weight `name`. For vectors (1 x n) `first` counts elements.
+    pub fn weight_rows(
+        &mut self,
+        name: impl Into<String>,
+        first: usize,
+        rows: usize,
+        cols: usize,
+    ) -> Weight {
+        let spec = WeightSpec { name: name.into(), first, rows, cols, lora: None };
+        let weights = &mut self.program.weights;
+        let id = *self.seen.entry(spec.clone()).or_insert_with(|| {
+            weights.push(spec);
+            weights.len() as u32 - 1
+        });
+        Weight { id, rows, cols }
+    }
+
+    /// Adds a step. A shape that does not fit is a bug in the model's code and panics with the label.
+    pub fn push(&mut self, label: &str, op: impl Into<Op>) {
+        let op = op.into();
+        let label = if self.scope.is_empty() {
+            label.to_string()
+        } else {
+            format!("{}.{label}", self.scope)
+        };
+        if let Err(why) = op.check() {
+            panic!("{}: {label}: {why}: {op}", self.program.name);
+        }
+        self.program.steps.push(Step { op, label });
+    }
+
+    /// The finished program.
+    pub fn finish(self) -> Program {
+        self.program
+    }
+}
