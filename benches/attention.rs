@@ -7,7 +7,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use flux_fast::backend::cpu::isa::Isa;
 use flux_fast::backend::cpu::{CpuBackend, CpuOptions, variants};
-use flux_fast::backend::{Backend, Layout, Place, Places, WeightKey};
+use flux_fast::backend::{Backend, KernelChoice, Layout, Place, Places, WeightKey};
 use flux_fast::dtype::DType;
 use flux_fast::op::{Attention, GroupNorm, LayerNormModulate, Op, QkNormRope, Step, Use};
 use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, Weight};
@@ -51,7 +51,7 @@ fn bench(
         if needs > Isa::detect() || variant.ends_with("_reference") {
             continue;
         }
-        let kernels = vec![(op.name().to_string(), variant.to_string())];
+        let kernels = vec![KernelChoice::new(op.name(), variant)];
         let mut backend =
             CpuBackend::new(CpuOptions { kernels, ..CpuOptions::default() }).expect("a CPU");
         let mut places = Places::default();

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use flux_fast::backend::Backend;
-use flux_fast::backend::cpu::{Compute, CpuBackend, CpuOptions};
+use flux_fast::backend::Compute;
+use flux_fast::backend::cpu::{CpuBackend, CpuOptions};
 use flux_fast::dtype::DType;
 use flux_fast::library::ModelFiles;
 use flux_fast::model::FluxConfig;

@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group};
+use flux_fast::backend::Compute;
 use flux_fast::backend::cpu::conv::{CONV2D, conv2d, conv2d_scratch};
 use flux_fast::backend::cpu::isa::Isa;
-use flux_fast::backend::cpu::linear::{
-    Compute, LINEAR, Tail, Variant, choose, linear, linear_scratch,
-};
+use flux_fast::backend::cpu::linear::{LINEAR, Tail, Variant, choose, linear, linear_scratch};
 use flux_fast::backend::cpu::matrix::{In, Out};
 use flux_fast::dtype::DType;
 use flux_fast::dtype::blocks::{FORMATS, Format};

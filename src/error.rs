@@ -152,6 +152,11 @@ impl Error {
         self.inner.kind
     }
 
+    /// What should have been there, if that was given.
+    pub fn expected_value(&self) -> Option<&str> {
+        self.inner.expected.as_deref()
+    }
+
     /// What to try, if there is anything.
     pub fn hint(&self) -> Option<&str> {
         self.inner.hint.as_deref()

@@ -13,4 +13,5 @@ pub mod pipeline;
 pub mod plan;
 pub mod stream;
 pub mod tensor;
+pub mod units;
 pub mod weights;

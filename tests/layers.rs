@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 const LAYERS: &[&[&str]] = &[
-    &["error", "event", "dtype", "tensor", "host"],
+    &["error", "event", "dtype", "tensor", "units", "host"],
     &["op"],
     &["backend", "weights", "model"],
     &["library", "plan"],

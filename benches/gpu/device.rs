@@ -3,9 +3,9 @@
 use std::io::Write;
 use std::time::Instant;
 
-use flux_fast::backend::Backend;
 use flux_fast::backend::cuda::{CudaBackend, CudaOptions};
-use flux_fast::backend::wgpu::{Compute, WgpuBackend, WgpuOptions};
+use flux_fast::backend::wgpu::{WgpuBackend, WgpuOptions};
+use flux_fast::backend::{Backend, Compute};
 
 #[path = "yardstick.rs"]
 mod yardstick;
@@ -72,14 +72,10 @@ pub fn open(asked: &Asked, pinned_bytes: u64) -> Device {
         std::process::exit(0);
     };
     let kernels = after("--kernel");
-    let kernels = kernels.iter().map(|k| k.split_once('=').expect("--kernel OP=NAME"));
-    let kernels = kernels.map(|(op, name)| (op.to_string(), name.to_string())).collect();
+    let kernels = kernels.iter().map(|k| k.parse().expect("--kernel OP=NAME")).collect();
     if asked.wgpu {
-        let compute = match after("--compute").pop().as_deref() {
-            Some("f32") => Compute::F32,
-            Some("f16") => Compute::F16,
-            _ => Compute::Bf16,
-        };
+        let compute = after("--compute").pop().map_or(Ok(Compute::Auto), |c| c.parse());
+        let compute = compute.expect("--compute f32, f16 or bf16");
         let options =
             WgpuOptions { ordinal: asked.ordinal, compute, kernels, ..WgpuOptions::default() };
         let backend = WgpuBackend::new(options).unwrap_or_else(|e| skip(e));
@@ -101,7 +97,7 @@ pub fn open(asked: &Asked, pinned_bytes: u64) -> Device {
     } else {
         let options = CudaOptions {
             ordinal: asked.ordinal,
-            fp8: has("--fp8"),
+            compute: if has("--fp8") { Compute::Fp8 } else { Compute::Auto },
             kernels,
             pinned_bytes,
             ..CudaOptions::default()

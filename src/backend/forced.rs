@@ -1,17 +1,18 @@
 //! Variants that the user forces with `--kernel OP=NAME`, for backends whose tables are known by name.
 
+use super::KernelChoice;
 use crate::error::{Error, Result};
 
-/// Checked (operation, variant) pairs.
+/// Choices that were checked against the tables.
 #[derive(Debug, Default)]
-pub(super) struct Forced(Vec<(String, String)>);
+pub(super) struct Forced(Vec<KernelChoice>);
 
 /// The variants of an operation, each with why this device cannot run it, if it cannot; `None` if there is no such operation.
 pub(super) type Variants<'a> = &'a dyn Fn(&str) -> Option<Vec<(&'static str, Option<String>)>>;
 
 impl Forced {
-    pub fn new(pairs: Vec<(String, String)>, ops: &[&str], variants: Variants) -> Result<Forced> {
-        for (op, name) in &pairs {
+    pub fn new(choices: Vec<KernelChoice>, ops: &[&str], variants: Variants) -> Result<Forced> {
+        for KernelChoice { op, name } in &choices {
             let known = variants(op).ok_or_else(|| {
                 Error::argument("there is no such operation to choose a kernel for")
                     .at("--kernel")
@@ -36,12 +37,12 @@ impl Forced {
                 }
             }
         }
-        Ok(Forced(pairs))
+        Ok(Forced(choices))
     }
 
     /// The variant that is forced for `op`. The last one said wins, as with any option that is given twice.
     pub fn of(&self, op: &str) -> Option<&str> {
-        self.0.iter().rev().find(|(o, _)| o == op).map(|(_, name)| name.as_str())
+        KernelChoice::find(&self.0, op)
     }
 }
 

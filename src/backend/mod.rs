@@ -5,7 +5,10 @@ pub mod cpu;
 pub mod cuda;
 mod forced;
 mod form;
+mod options;
 pub mod wgpu;
+
+pub use options::{Compute, Device, KernelChoice};
 
 use crate::error::Result;
 use crate::op::{Op, Step, Use};

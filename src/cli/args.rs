@@ -6,6 +6,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::values::{self, Budget, Seed};
+use crate::backend::{Compute, Device, KernelChoice};
 use crate::library::ModelFiles;
 use crate::pipeline::images::{DEFAULT_QUALITY, Format};
 use crate::pipeline::request::{LoraChoice, RunOptions};
@@ -255,7 +256,7 @@ pub struct EngineArgs {
     pub vae: Option<PathBuf>,
     /// auto (the best GPU that works, else the CPU), cpu, cuda[:N], or wgpu[:N] (Vulkan, Metal, DirectX 12)
     #[arg(long, value_parser = values::device, default_value = "auto")]
-    pub device: String,
+    pub device: Device,
     /// Bound on device memory: auto, 8G (8 * 10^9 bytes) or 8GiB (8 * 2^30); without effect on the CPU
     #[arg(long, value_name = "SIZE", value_parser = values::budget, default_value = "auto", allow_hyphen_values = true)]
     pub vram: Budget,
@@ -263,11 +264,11 @@ pub struct EngineArgs {
     #[arg(long, value_name = "SIZE", value_parser = values::budget, default_value = "auto", allow_hyphen_values = true)]
     pub ram: Budget,
     /// Arithmetic: auto; f32 (CPU, wgpu); bf16; f16 (wgpu) and fp8 (CUDA from RTX 40 on: FP8 weights): faster products, less exact
-    #[arg(long, value_parser = ["auto", "f32", "bf16", "f16", "fp8"], default_value = "auto")]
-    pub compute: String,
+    #[arg(long, value_parser = values::compute(), default_value = "auto")]
+    pub compute: Compute,
     /// Force a kernel variant, such as linear=linear_f32_avx2; may be given several times
     #[arg(long = "kernel", value_name = "OP=NAME", value_parser = values::kernel)]
-    pub kernels: Vec<String>,
+    pub kernels: Vec<KernelChoice>,
     /// Neither keep this prompt's text embeddings in the cache folder nor take them from there
     #[arg(long)]
     pub no_cache: bool,
@@ -284,10 +285,10 @@ impl EngineArgs {
 
     pub fn options(&self) -> RunOptions {
         RunOptions {
-            device: self.device.clone(),
+            device: self.device,
             vram_bytes: self.vram.bytes(),
             ram_bytes: self.ram.bytes(),
-            compute: self.compute.clone(),
+            compute: self.compute,
             kernels: self.kernels.clone(),
             threads: self.threads,
             no_cache: self.no_cache,

@@ -12,6 +12,7 @@ use super::{cancelled, output};
 use crate::error::Result;
 use crate::event::{Event, Phase};
 use crate::pipeline::request::Request;
+use crate::units;
 
 /// What is drawn when no prompt is given; its content does not matter for the time.
 const PROMPT: &str = "a fox, 3D style, on a blue background";
@@ -82,7 +83,7 @@ pub fn bench(args: BenchArgs, how: How) -> Result<()> {
         );
     }
     if let Some(peak) = peak {
-        text += &format!("peak memory {}\n", output::bytes(peak));
+        text += &format!("peak memory {}\n", units::bytes(peak));
     }
     output::text(&text)
 }

@@ -10,6 +10,7 @@ use super::{cancelled, output, signals};
 use crate::error::{Error, Kind, Result};
 use crate::pipeline::convert::{self, Target};
 use crate::pipeline::models::{Places, Role};
+use crate::units;
 
 /// Converts, and says what was written.
 pub fn convert(args: &ConvertArgs, how: How) -> Result<()> {
@@ -55,7 +56,7 @@ pub fn convert(args: &ConvertArgs, how: How) -> Result<()> {
         Kind::Cancelled => Error::cancelled("stopped, nothing was written"),
         _ => e,
     })?;
-    progress.note(&format!("{:.1} s", begin.elapsed().as_secs_f64()));
+    progress.note(&units::seconds(begin.elapsed().as_secs_f64()));
     if !report.left_out.is_empty() {
         let flags: Vec<String> =
             report.left_out.iter().map(|c| format!("--{c} {}", path.display())).collect();
@@ -75,7 +76,7 @@ pub fn convert(args: &ConvertArgs, how: How) -> Result<()> {
         report.quantised,
         report.tensors,
         args.to,
-        output::bytes(report.bytes),
-        output::bytes(report.from_bytes),
+        units::bytes(report.bytes),
+        units::bytes(report.from_bytes),
     ))
 }

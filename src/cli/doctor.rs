@@ -9,6 +9,7 @@ use crate::backend::{Grain, cuda, wgpu};
 use crate::error::Result;
 use crate::model::FluxConfig;
 use crate::pipeline::{Outlook, outlook};
+use crate::units;
 
 #[derive(Debug, Serialize)]
 struct Report {
@@ -101,7 +102,7 @@ fn adapters() -> Vec<AdapterFacts> {
             chunk: (a.buffer_bytes.min(4 << 30) as usize / 256 * 256).max(256),
         };
         let says = |config: &FluxConfig, tokens| {
-            let bytes = output::bytes;
+            let bytes = units::bytes;
             a.unusable.is_none().then(|| match outlook(config, tokens, grain, room) {
                 Outlook::Resident(n) => format!("all on the device ({})", bytes(n)),
                 Outlook::Streamed(n) => format!("{} pass to the device in each step", bytes(n)),
@@ -132,7 +133,7 @@ fn adapters() -> Vec<AdapterFacts> {
 }
 
 fn adapter_text(a: &AdapterFacts) -> String {
-    let bytes = output::bytes;
+    let bytes = units::bytes;
     let guess = if a.memory_known { "" } else { " (a guess: give --vram)" };
     let mut text = format!(
         "{}: {}, {} by {}, {}{guess}; driver {}\n",
@@ -156,11 +157,11 @@ fn adapter_text(a: &AdapterFacts) -> String {
     ];
     let has: Vec<String> = has.into_iter().flatten().collect();
     text += &format!(
-        "    buffers to {}, windows to {}, workgroups of {} threads with {} KiB; {}\n",
+        "    buffers to {}, windows to {}, workgroups of {} threads with {}; {}\n",
         bytes(a.buffer_bytes),
         bytes(a.binding_bytes),
         a.workgroup_threads,
-        a.workgroup_bytes >> 10,
+        bytes(a.workgroup_bytes.into()),
         if has.is_empty() { "no extras".to_string() } else { has.join(", ") },
     );
     let models = [("dev", &a.dev), ("schnell", &a.schnell)];
@@ -239,7 +240,7 @@ fn text(report: &Report) -> String {
     let Report { version, system, cpu, cuda, wgpu, memory, models } = report;
     let mut text = format!("flux-fast {version}, {system}\n");
     text += &format!("cpu: {}, {} threads, {}\n", cpu.name, cpu.cores, cpu.instructions.join(" "));
-    let bytes = output::bytes;
+    let bytes = units::bytes;
     for gpu in &cuda.gpus {
         let GpuFacts { device, name, compute_capability, cuda_version, .. } = gpu;
         let memory = bytes(gpu.memory_bytes);

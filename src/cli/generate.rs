@@ -17,6 +17,7 @@ use crate::pipeline::images::{Metadata, load_init_image, read_metadata, save};
 use crate::pipeline::request::{
     Generated, InitImage, MAX_PROMPT_BYTES, Picture, Request, Settings,
 };
+use crate::units;
 
 /// Strength of image-to-image where none is given, as the field has it.
 const DEFAULT_STRENGTH: f32 = 0.75;
@@ -173,9 +174,9 @@ fn tell_budgets(engine: &EngineArgs, progress: &Progress) {
     for (flag, budget) in [("--vram", engine.vram), ("--ram", engine.ram)] {
         if let Budget::Bytes(bytes) = budget {
             progress.note(&format!(
-                "{flag}: {bytes} bytes ({:.2} GB, {})",
-                bytes as f64 / 1e9,
-                output::bytes(bytes)
+                "{flag}: {bytes} bytes ({}, or {:.2} GiB)",
+                units::bytes(bytes),
+                bytes as f64 / (1u64 << 30) as f64
             ));
         }
     }
@@ -204,7 +205,7 @@ fn draw(
     let files = write(&generated, &target, out.quality)?;
     let seconds = begin.elapsed().as_secs_f64();
     let settings = &generated.settings;
-    progress.note(&format!("seed {}, {seconds:.1} s", settings.seed));
+    progress.note(&format!("seed {}, {}", settings.seed, units::seconds(seconds)));
     if how.json {
         output::json(&result(settings, &files, seconds))?;
     } else {

@@ -9,6 +9,7 @@ use super::args::How;
 use super::output;
 use crate::error::Result;
 use crate::pipeline::models::{Kind, Listing, Places};
+use crate::units;
 
 /// Everything that was found, and where was looked.
 #[derive(Debug, Serialize)]
@@ -73,7 +74,7 @@ pub fn text(report: &Report) -> String {
 fn table(rows: &[&Listing]) -> String {
     let width = rows.iter().map(|r| r.name.chars().count()).max().unwrap_or(0).min(60);
     let line = |r: &&Listing| {
-        format!("  {:<width$}  {:>10}  {} [{}]\n", r.name, output::bytes(r.bytes), r.what, r.place)
+        format!("  {:<width$}  {:>10}  {} [{}]\n", r.name, units::bytes(r.bytes), r.what, r.place)
     };
     rows.iter().map(line).collect()
 }

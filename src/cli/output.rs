@@ -30,13 +30,3 @@ pub fn broken(error: io::Error) -> Error {
         .at("stdout")
         .try_("a reader that stays, or a file")
 }
-
-/// Bytes for people: powers of two, as memory is counted.
-pub fn bytes(n: u64) -> String {
-    let n = n as f64;
-    match n {
-        n if n >= 1024f64.powi(3) => format!("{:.2} GiB", n / 1024f64.powi(3)),
-        n if n >= 1024f64.powi(2) => format!("{:.1} MiB", n / 1024f64.powi(2)),
-        n => format!("{:.1} KiB", n / 1024.0),
-    }
-}

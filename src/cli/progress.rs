@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{output, signals, tell};
+use super::{signals, tell};
 use crate::event::{Event, Phase};
+use crate::units;
 
 /// Plain lines come at most this often, apart from a phase's last.
 const PLAIN_EVERY: Duration = Duration::from_secs(1);
@@ -51,10 +52,11 @@ impl Progress {
             Event::Step { phase, done, steps, seconds } => self.step(phase, done, steps, seconds),
             Event::Tick => {}
             Event::PhaseEnd { phase, seconds, peak_bytes } => {
-                let planned = output::bytes(peak_bytes);
+                let planned = units::bytes(peak_bytes);
                 self.note(&format!(
-                    "{:>9} {seconds:.2} s, planned {planned}{}",
+                    "{:>9} {}, planned {planned}{}",
                     phase.name(),
+                    units::seconds(seconds),
                     memory_now()
                 ));
             }
@@ -85,14 +87,15 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_length(steps as u64);
             bar.set_position(done as u64);
-            bar.set_message(format!("{seconds:.2} s{}", memory_now()));
+            bar.set_message(format!("{}{}", units::seconds(seconds), memory_now()));
         } else if !self.quiet {
             let due = self.last_line.is_none_or(|at| at.elapsed() >= PLAIN_EVERY);
             if due || done == steps {
                 self.last_line = Some(Instant::now());
                 self.line(&format!(
-                    "{:>9} {done}/{steps}  {seconds:.2} s{}",
+                    "{:>9} {done}/{steps}  {}{}",
                     phase.name(),
+                    units::seconds(seconds),
                     memory_now()
                 ));
             }
@@ -104,7 +107,7 @@ impl Progress {
         if let Some(bar) = &self.bar {
             if self.last_line.is_none() {
                 let style = ProgressStyle::with_template(
-                    "{wide_bar} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left  {msg}",
+                    "{wide_bar} {decimal_bytes}/{decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left  {msg}",
                 );
                 bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
                 // What was there already says nothing about the network.
@@ -121,8 +124,8 @@ impl Progress {
             let percent = if all == 0 { 100 } else { (done as u128 * 100 / all as u128) as u64 };
             self.line(&format!(
                 "{percent:>3} %  {} of {}  {file}",
-                output::bytes(done),
-                output::bytes(all)
+                units::bytes(done),
+                units::bytes(all)
             ));
         }
     }
@@ -147,6 +150,6 @@ pub fn resident() -> Option<(u64, u64)> {
 
 fn memory_now() -> String {
     resident().map_or(String::new(), |(now, peak)| {
-        format!(", memory {} (peak {})", output::bytes(now), output::bytes(peak))
+        format!(", memory {} (peak {})", units::bytes(now), units::bytes(peak))
     })
 }

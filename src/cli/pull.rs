@@ -11,6 +11,7 @@ use super::{cancelled, output, signals};
 use crate::error::{Error, Kind, Result};
 use crate::pipeline::hub::{self, Files, Progress as Pulling, PullOptions, Pulled};
 use crate::pipeline::models::{self, look};
+use crate::units;
 
 /// Downloads, and says where it lies and what draws with it.
 pub fn pull(args: &PullArgs, how: How) -> Result<()> {
@@ -21,9 +22,9 @@ pub fn pull(args: &PullArgs, how: How) -> Result<()> {
     let outcome = hub::pull(&options, &mut |event| {
         match event {
             Pulling::Planned { files, bytes, there } => {
-                let (of, all) = (&options.repo, output::bytes(bytes));
+                let (of, all) = (&options.repo, units::bytes(bytes));
                 let there = if there > 0 {
-                    format!(", {} there already", output::bytes(there))
+                    format!(", {} there already", units::bytes(there))
                 } else {
                     String::new()
                 };
@@ -44,7 +45,11 @@ pub fn pull(args: &PullArgs, how: How) -> Result<()> {
         _ => e,
     })?;
     let seconds = begin.elapsed().as_secs_f64();
-    progress.note(&format!("{} received in {seconds:.1} s", output::bytes(pulled.received)));
+    progress.note(&format!(
+        "{} received in {}",
+        units::bytes(pulled.received),
+        units::seconds(seconds)
+    ));
     let usage = Usage::of(&options, &pulled);
     if how.json {
         return output::json(&json!({

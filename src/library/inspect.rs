@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::find::{Unit, no_such, unit_of, units};
 use crate::error::{Error, Result};
+use crate::units;
 use crate::weights::container::file::WeightFile;
 use crate::weights::dialect::recognise::{foreign_model, foreign_storage, is_lora, recognise};
 use crate::weights::{Component, ComponentWeights, lora};
@@ -278,7 +279,7 @@ impl fmt::Display for Inspection {
                 "  {:<5} {}, {n} tensors, {millions:.1} M parameters, {}",
                 c.component.name(),
                 c.dialect,
-                size(c.bytes)
+                units::bytes(c.bytes)
             )?;
             let facts: Vec<String> = c.geometry.iter().map(|(k, v)| format!("{k} {v}")).collect();
             writeln!(f, "        {}", facts.join(", "))?;
@@ -289,7 +290,7 @@ impl fmt::Display for Inspection {
             }
         }
         for t in &self.dtypes {
-            writeln!(f, "  {:<8} {} tensors, {}", t.dtype, t.tensors, size(t.bytes))?;
+            writeln!(f, "  {:<8} {} tensors, {}", t.dtype, t.tensors, units::bytes(t.bytes))?;
         }
         // What a LoRA says of itself was told above.
         for (key, value) in self.metadata.iter().filter(|_| self.loras.is_empty()) {
@@ -301,7 +302,7 @@ impl fmt::Display for Inspection {
                 f,
                 "  {} ({}, {} tensors)",
                 file.path.display(),
-                size(file.bytes),
+                units::bytes(file.bytes),
                 file.tensors
             )?;
         }
@@ -309,13 +310,5 @@ impl fmt::Display for Inspection {
             writeln!(f, "  note: {note}")?;
         }
         Ok(())
-    }
-}
-
-fn size(bytes: u64) -> String {
-    match bytes {
-        0..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.2} GB", bytes as f64 / 1e9),
     }
 }

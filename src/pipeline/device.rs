@@ -1,12 +1,12 @@
 //! Which device a pipeline runs on, and the bounds on its memory and the host's.
 
-use crate::backend::cpu::{Compute, CpuBackend, CpuOptions};
+use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::cuda::{self, CudaBackend, CudaOptions};
 use crate::backend::wgpu::{self, WgpuBackend, WgpuOptions};
-use crate::backend::{Backend, Caps};
+use crate::backend::{Backend, Caps, Compute, Device};
 use crate::error::{Error, Kind, Result};
 use crate::event::Event;
-use crate::plan::gigabytes;
+use crate::units;
 
 use super::request::RunOptions;
 
@@ -39,38 +39,26 @@ type Tell<'a> = &'a mut dyn FnMut(Event) -> Result<()>;
 
 /// `auto` takes a GPU where there is one that works, else the CPU, and says which and why.
 pub fn open(options: &RunOptions, tell: Tell) -> Result<Opened> {
-    let (name, ordinal) = match options.device.split_once(':') {
-        Some((name, ordinal)) => (name, Some(ordinal)),
-        None => (options.device.as_str(), None),
-    };
-    let ordinal = ordinal.map(|text| {
-        text.parse::<usize>()
-            .map_err(|_| Error::argument("no such device").at("--device").found(&options.device))
-    });
-    match name {
-        "cpu" => open_cpu(options, tell),
-        "cuda" => open_cuda(options, ordinal.transpose()?.unwrap_or(0)),
-        "wgpu" => open_wgpu(options, ordinal.transpose()?.unwrap_or(0)),
-        "" | "auto" => open_best(options, tell),
-        _ => Err(Error::device(format!("no such device: {}", options.device))
-            .expected("cpu, cuda, cuda:N, wgpu, wgpu:N or auto")
-            .try_("--device auto (`flux-fast doctor` lists what there is)")),
+    match options.device {
+        Device::Auto => open_best(options, tell),
+        Device::Cpu => open_cpu(options, tell),
+        Device::Cuda(ordinal) => open_cuda(options, ordinal),
+        Device::Wgpu(ordinal) => open_wgpu(options, ordinal),
     }
 }
 
 /// A GPU by CUDA, or else one by wgpu, a card before what is part of a processor; the CPU where there is none, since a driver that computes on the
 /// processor is slower than that.
 fn open_best(options: &RunOptions, tell: Tell) -> Result<Opened> {
-    let serves = |names: &dyn Fn(&str, &str) -> bool| {
-        options.kernels.iter().all(|k| k.split_once('=').is_some_and(|(op, name)| names(op, name)))
-    };
+    let serves =
+        |names: &dyn Fn(&str, &str) -> bool| options.kernels.iter().all(|k| names(&k.op, &k.name));
     let by_cuda = serves(&|op, name| {
         cuda::names(op).is_some_and(|names| names.iter().any(|(n, _)| *n == name))
     });
     let by_wgpu = serves(&|op, name| {
         wgpu::names(op).is_some_and(|names| names.iter().any(|(n, _)| *n == name))
     });
-    let compute = options.compute.as_str();
+    let compute = options.compute;
     let mut why = Vec::new();
     // What the user asked for and no GPU has: told if the CPU has it no more.
     let mut unfit = None;
@@ -84,7 +72,7 @@ fn open_best(options: &RunOptions, tell: Tell) -> Result<Opened> {
     if by_cuda && cuda::driver_present() {
         match best_cuda() {
             Err(reason) => why.push(reason),
-            Ok(_) if ["f32", "f16"].contains(&compute) => {
+            Ok(_) if matches!(compute, Compute::F32 | Compute::F16) => {
                 why.push(format!("CUDA has no --compute {compute}"))
             }
             Ok(ordinal) => match open_cuda(options, ordinal) {
@@ -99,7 +87,7 @@ fn open_best(options: &RunOptions, tell: Tell) -> Result<Opened> {
             },
         }
     }
-    if by_wgpu && compute != "fp8" && wgpu::hardware_present() {
+    if by_wgpu && compute != Compute::Fp8 && wgpu::hardware_present() {
         for adapter in wgpu::candidates(wgpu::adapters()) {
             let name = format!("wgpu:{} ({}, {})", adapter.ordinal, adapter.name, adapter.api);
             match adapter.unusable {
@@ -151,34 +139,13 @@ fn best_cuda() -> std::result::Result<usize, String> {
     )
 }
 
-fn kernels(options: &RunOptions) -> Result<Vec<(String, String)>> {
-    let split = |k: &String| {
-        let (op, variant) = k.split_once('=').ok_or_else(|| {
-            Error::argument("--kernel wants OP=NAME").found(k).try_("linear=linear_f32_avx2")
-        })?;
-        Ok((op.to_string(), variant.to_string()))
-    };
-    options.kernels.iter().map(split).collect()
-}
-
-fn compute_error(found: &str, expected: &str) -> Error {
-    Error::argument("unknown --compute").found(found).expected(expected).try_("--compute auto")
-}
-
 fn open_cpu(options: &RunOptions, tell: Tell) -> Result<Opened> {
-    let compute = match options.compute.as_str() {
-        "" | "auto" => Compute::Auto,
-        "f32" => Compute::F32,
-        "bf16" => Compute::Bf16,
-        "fp8" | "f16" => {
-            let expected = "auto, f32 or bf16 on the CPU: FP8 and F16 products want a GPU";
-            return Err(compute_error(&options.compute, expected));
-        }
-        other => return Err(compute_error(other, "auto, f32 or bf16")),
-    };
-    let kernels = kernels(options)?;
-    let backend =
-        CpuBackend::new(CpuOptions { threads: options.threads, compute, kernels, isa: None })?;
+    let backend = CpuBackend::new(CpuOptions {
+        threads: options.threads,
+        compute: options.compute,
+        kernels: options.kernels.clone(),
+        isa: None,
+    })?;
     if options.vram_bytes.is_some() {
         tell(Event::Note("--vram has no effect on the CPU; --ram bounds its memory".into()))?;
     }
@@ -189,7 +156,7 @@ fn open_cpu(options: &RunOptions, tell: Tell) -> Result<Opened> {
             // A tenth is left to the rest of the machine. What this process holds already is not in `available`.
             Budget {
                 bytes: available / 10 * 9 + resident,
-                source: format!("nine tenths of the {} that are free", gigabytes(available)),
+                source: format!("nine tenths of the {} that are free", units::bytes(available)),
             }
         }
     };
@@ -201,33 +168,23 @@ fn open_cpu(options: &RunOptions, tell: Tell) -> Result<Opened> {
 }
 
 fn open_cuda(options: &RunOptions, ordinal: usize) -> Result<Opened> {
-    let fp8 = match options.compute.as_str() {
-        "" | "auto" | "bf16" => false,
-        "fp8" => true,
-        "f32" => {
-            return Err(compute_error("f32", "auto, bf16 or fp8 on a GPU")
-                .try_("--device cpu --compute f32"));
-        }
-        other => return Err(compute_error(other, "auto, bf16 or fp8")),
-    };
     // How much may be pinned is known once a request is planned.
-    let gpu = CudaOptions { ordinal, fp8, kernels: kernels(options)?, ..CudaOptions::default() };
+    let gpu = CudaOptions {
+        ordinal,
+        compute: options.compute,
+        kernels: options.kernels.clone(),
+        ..CudaOptions::default()
+    };
     let backend = CudaBackend::new(gpu)?;
     let budget = device_budget(options.vram_bytes, backend.caps());
     Ok(Opened { backend: Box::new(backend), budget, host: host_limit(options) })
 }
 
 fn open_wgpu(options: &RunOptions, ordinal: usize) -> Result<Opened> {
-    let compute = match options.compute.as_str() {
-        "" | "auto" | "bf16" => wgpu::Compute::Bf16,
-        "f32" => wgpu::Compute::F32,
-        "f16" => wgpu::Compute::F16,
-        other => return Err(compute_error(other, "auto, bf16, f16 or f32 by wgpu")),
-    };
     let gpu = WgpuOptions {
         ordinal,
-        compute,
-        kernels: kernels(options)?,
+        compute: options.compute,
+        kernels: options.kernels.clone(),
         memory_bytes: options.vram_bytes,
         ..WgpuOptions::default()
     };
@@ -252,14 +209,18 @@ fn device_budget(asked: Option<u64>, caps: &Caps) -> Budget {
         Some(bytes) if bytes <= most => Budget { bytes, source: "--vram".into() },
         Some(bytes) => Budget {
             bytes: most,
-            source: format!("what is free of the {} that --vram allows", gigabytes(bytes)),
+            source: format!("what is free of the {} that --vram allows", units::bytes(bytes)),
         },
         None => {
             // Other programs and the display want a little more now and then; where the driver has to make room, everything is slow.
             let margin = (caps.memory_bytes / 50).max(256 << 20);
             Budget {
                 bytes: reach.saturating_sub(margin),
-                source: format!("{} free, less {} for others", gigabytes(reach), gigabytes(margin)),
+                source: format!(
+                    "{} free, less {} for others",
+                    units::bytes(reach),
+                    units::bytes(margin)
+                ),
             }
         }
     }

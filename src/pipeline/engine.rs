@@ -12,15 +12,15 @@ use super::request::{Request, RunOptions, Settings};
 use super::schedule::Schedule;
 use super::tokenizers::Tokenizers;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
-use crate::backend::{Backend, Caps};
+use crate::backend::{Backend, Caps, Compute, Device};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::library;
 use crate::library::ModelFiles;
 use crate::library::lookup;
 use crate::library::places::Places;
-use crate::plan::gigabytes;
 use crate::stream::Holdings;
+use crate::units;
 
 /// The model inside the binary: an all-in-one checkpoint in ComfyUI's names, FP8 linear weights.
 static EMBEDDED: &[u8] = include_bytes!("../../assets/tiny/flux-tiny.safetensors");
@@ -108,12 +108,12 @@ impl Pipeline {
         self.holdings = Holdings::default();
         self.backend =
             Box::new(CpuBackend::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?);
-        let device = if on_cpu { "cpu".into() } else { old.name.clone() };
+        let device = if on_cpu { Device::Cpu } else { old.name.parse()? };
         let mut options = RunOptions { device, ..self.options.clone() };
         if on_cpu {
             // These were for the other device.
             options.kernels.clear();
-            options.compute = "auto".into();
+            options.compute = Compute::Auto;
         }
         let mut tell = |event| match on(event) {
             ControlFlow::Continue(()) => Ok(()),
@@ -140,16 +140,16 @@ impl Pipeline {
 
     /// Products in F16 overflowed: from now on they are made in F32. False if they were already.
     pub(super) fn leave_f16(&mut self) -> bool {
-        let was = self.options.compute == "f16";
+        let was = self.options.compute == Compute::F16;
         if was {
-            self.options.compute = "auto".into();
+            self.options.compute = Compute::Auto;
         }
         was
     }
 
     /// Whether another device may take over: nobody asked for this one.
     pub(super) fn may_change_device(&self) -> bool {
-        matches!(self.options.device.as_str(), "" | "auto")
+        self.options.device == Device::Auto
     }
 
     /// Uses `backend` instead of the one that was opened: for tests of what follows a lost device.
@@ -248,8 +248,8 @@ impl Pipeline {
         // Their matrices are put together while the plan is made: before, so much must be possible at all. They are BF16 at the least.
         if loras.bytes() / 2 > self.budget.bytes {
             return Err(Error::memory("the LoRAs alone do not fit in the memory budget")
-                .found(format!("{} ({})", gigabytes(self.budget.bytes), self.budget.source))
-                .expected(format!("some {}", gigabytes(loras.bytes())))
+                .found(format!("{} ({})", units::bytes(self.budget.bytes), self.budget.source))
+                .expected(format!("some {}", units::bytes(loras.bytes())))
                 .try_("fewer LoRAs, or such of a lower rank"));
         }
         let limit = self.host.bytes;
@@ -259,7 +259,7 @@ impl Pipeline {
                 "the program itself does not fit in the bound on host memory",
             )
             .at("--ram")
-            .found(gigabytes(limit))
+            .found(units::bytes(limit))
             .expected(format!("at least {enough} MB"))
             .try_(format!("--ram {enough}M")));
         }
@@ -288,10 +288,14 @@ impl Pipeline {
                     let least = least.next_multiple_of(caps.granularity as u64);
                     let enough = (shared + least).div_ceil(1_000_000) + 8;
                     Error::memory("the request does not fit in the memory budget")
-                        .found(format!("{} ({})", gigabytes(self.budget.bytes), self.budget.source))
+                        .found(format!(
+                            "{} ({})",
+                            units::bytes(self.budget.bytes),
+                            self.budget.source
+                        ))
                         .expected(format!(
                             "at least {enough} MB, {} of them for {what}",
-                            gigabytes(shared)
+                            units::bytes(shared)
                         ))
                         .try_(match enough * 1_000_000 > reach {
                             true => "a smaller picture, or end other programs that use the GPU"
@@ -379,7 +383,7 @@ fn random_seed() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::wgpu;
+    use crate::backend::{KernelChoice, wgpu};
     use crate::error::Kind;
     use crate::event::Phase;
 
@@ -391,19 +395,18 @@ mod tests {
             return;
         }
         let mut ignore = |_| ControlFlow::Continue(());
-        let open = |device: &str| {
-            let options =
-                RunOptions { device: device.into(), no_cache: true, ..RunOptions::default() };
+        let open = |device| {
+            let options = RunOptions { device, no_cache: true, ..RunOptions::default() };
             Pipeline::open(&ModelFiles::default(), &options, &mut |_| ControlFlow::Continue(()))
                 .unwrap()
         };
         let request =
             Request { prompt: "a fox".into(), seed: Some(1), steps: Some(1), ..Request::default() };
-        let want = open("cpu").generate(&request, &mut ignore).unwrap().pictures;
-        let mut pipeline = open("wgpu");
-        pipeline.options.device = "auto".into();
-        pipeline.options.compute = "f16".into();
-        pipeline.options.kernels = vec!["linear=linear_any".into()];
+        let want = open(Device::Cpu).generate(&request, &mut ignore).unwrap().pictures;
+        let mut pipeline = open(Device::Wgpu(0));
+        pipeline.options.device = Device::Auto;
+        pipeline.options.compute = Compute::F16;
+        pipeline.options.kernels = vec![KernelChoice::new("linear", "linear_any")];
         assert!(pipeline.may_change_device() && !pipeline.backend.caps().in_place_weights);
         pipeline.open_again(true, &mut ignore).unwrap();
         assert!(pipeline.backend.caps().in_place_weights);
@@ -423,10 +426,10 @@ mod tests {
         std::fs::write(file.path(), bytes).unwrap();
         let files =
             ModelFiles { model: Some(file.path().display().to_string()), ..ModelFiles::default() };
-        let options = RunOptions { device: "cpu".into(), no_cache: true, ..RunOptions::default() };
+        let options = RunOptions { device: Device::Cpu, no_cache: true, ..RunOptions::default() };
         let mut pipeline =
             Pipeline::open(&files, &options, &mut |_| ControlFlow::Continue(())).unwrap();
-        pipeline.options.compute = "f16".into();
+        pipeline.options.compute = Compute::F16;
         let request =
             Request { prompt: "a fox".into(), seed: Some(1), steps: Some(1), ..Request::default() };
         for tries in [2, 1] {
@@ -445,7 +448,7 @@ mod tests {
             assert_eq!(e.kind(), Kind::NotFinite);
             assert!(e.to_string().contains("double.0."), "{e}");
             assert_eq!((phases, warnings.len()), (tries, tries - 1), "{warnings:?}");
-            assert_eq!(pipeline.options.compute, "auto");
+            assert_eq!(pipeline.options.compute, Compute::Auto);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::event::Phase;
-use crate::plan::gigabytes;
+use crate::units;
 
 /// The plan of one generation, for people (`Display`) and programs (`Serialize`).
 #[derive(Debug, Clone, Serialize)]
@@ -69,7 +69,7 @@ impl fmt::Display for PlanReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { model, device, width, height, count, steps, .. } = self;
         writeln!(f, "{model} on {device}: {count} x {width}x{height}, {steps} steps")?;
-        writeln!(f, "budget {} ({})", gigabytes(self.budget_bytes), self.budget_source)?;
+        writeln!(f, "budget {} ({})", units::bytes(self.budget_bytes), self.budget_source)?;
         writeln!(
             f,
             "{:<10} {:>5} {:>8} {:>10} {:>10} {:>10} {:>10} {:>12} {:>12} {:>10}",
@@ -91,20 +91,24 @@ impl fmt::Display for PlanReport {
                 p.program,
                 p.runs,
                 p.teraflop,
-                gigabytes(p.weight_bytes),
-                gigabytes(p.arena_bytes),
-                gigabytes(p.resident_bytes),
-                gigabytes(p.ring_bytes),
-                gigabytes(p.streamed_bytes_per_run),
+                units::bytes(p.weight_bytes),
+                units::bytes(p.arena_bytes),
+                units::bytes(p.resident_bytes),
+                units::bytes(p.ring_bytes),
+                units::bytes(p.streamed_bytes_per_run),
                 format!("{}/{} pass", p.blocks_streamed, p.blocks),
-                gigabytes(p.peak_bytes),
+                units::bytes(p.peak_bytes),
             )?;
         }
         for line in &self.loras {
             writeln!(f, "{line}")?;
         }
         if self.lora_bytes > 0 {
-            writeln!(f, "matrices of LoRAs, among the resident: {}", gigabytes(self.lora_bytes))?;
+            writeln!(
+                f,
+                "matrices of LoRAs, among the resident: {}",
+                units::bytes(self.lora_bytes)
+            )?;
         }
         let keep =
             if self.keeps_weights { "; all weights stay loaded between pictures" } else { "" };
@@ -112,18 +116,18 @@ impl fmt::Display for PlanReport {
             writeln!(
                 f,
                 "device memory beside these: {} for context and code{keep}",
-                gigabytes(self.overhead_bytes)
+                units::bytes(self.overhead_bytes)
             )?;
             writeln!(
                 f,
                 "host memory: {}, and at most {} pinned",
-                gigabytes(self.host_bytes),
-                gigabytes(self.pinned_bytes)
+                units::bytes(self.host_bytes),
+                units::bytes(self.pinned_bytes)
             )?;
-            write!(f, "peak: {} of device memory", gigabytes(self.peak_bytes))
+            write!(f, "peak: {} of device memory", units::bytes(self.peak_bytes))
         } else {
-            writeln!(f, "host memory beside these: {}{keep}", gigabytes(self.host_bytes))?;
-            write!(f, "peak: {}", gigabytes(self.peak_bytes))
+            writeln!(f, "host memory beside these: {}{keep}", units::bytes(self.host_bytes))?;
+            write!(f, "peak: {}", units::bytes(self.peak_bytes))
         }
     }
 }

@@ -12,6 +12,7 @@ pub use residency::{Residency, residency, streamed_blocks};
 use crate::backend::{Grain, Layout};
 use crate::error::{Error, Result};
 use crate::op::Program;
+use crate::units;
 
 /// One phase, ready to run.
 #[derive(Debug, Clone)]
@@ -59,12 +60,12 @@ pub fn phase(
     let left = budget.saturating_sub(arena.bytes as u64);
     let residency = residency(program, weight_bytes, grain, left).map_err(|least| {
         Error::memory(format!("the {} phase does not fit in the memory budget", program.name))
-            .found(gigabytes(budget))
+            .found(units::bytes(budget))
             .expected(format!(
                 "at least {} ({} for activations, {} for the largest weights)",
-                gigabytes(arena.bytes as u64 + least),
-                gigabytes(arena.bytes as u64),
-                gigabytes(least)
+                units::bytes(arena.bytes as u64 + least),
+                units::bytes(arena.bytes as u64),
+                units::bytes(least)
             ))
             .try_("a larger --ram or --vram, or a smaller picture")
     })?;
@@ -87,14 +88,5 @@ pub fn least_bytes(
     match residency(program, weight_bytes, grain, 0) {
         Ok(_) => arena,
         Err(least) => arena + least,
-    }
-}
-
-/// Bytes in the unit of the memory flags: `8.70 GB` is 8.7 * 10^9 bytes.
-pub fn gigabytes(bytes: u64) -> String {
-    if bytes >= 1_000_000_000 {
-        format!("{:.2} GB", bytes as f64 / 1e9)
-    } else {
-        format!("{:.2} MB", bytes as f64 / 1e6)
     }
 }

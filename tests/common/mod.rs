@@ -10,7 +10,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use flux_fast::backend::Backend;
-use flux_fast::backend::cpu::{Compute, CpuBackend, CpuOptions};
+use flux_fast::backend::Compute;
+use flux_fast::backend::cpu::{CpuBackend, CpuOptions};
 use flux_fast::op::Program;
 use flux_fast::plan;
 use flux_fast::stream::{Holdings, Session, Tenancy};

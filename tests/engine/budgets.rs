@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use crate::common::{Input, cpu, files, least_bytes, resolve, run, temp_dir};
-use flux_fast::backend::cpu::Compute;
+use flux_fast::backend::{Compute, Device};
 use flux_fast::dtype::DType;
 use flux_fast::error::Kind;
 use flux_fast::library::{Files, open};
@@ -118,7 +118,7 @@ fn a_picture_is_the_same_under_every_budget_and_a_hopeless_one_is_refused() {
     let model = files(&write_model(&dir, &flux));
     let request = Request { prompt: "a lighthouse".into(), seed: Some(5), ..Request::default() };
     let open = |ram_bytes| {
-        let options = RunOptions { device: "cpu".into(), ram_bytes, ..RunOptions::default() };
+        let options = RunOptions { device: Device::Cpu, ram_bytes, ..RunOptions::default() };
         Pipeline::open(&model, &options, &mut |_| ControlFlow::Continue(())).unwrap()
     };
     let mut wide = open(Some(64 << 30));

@@ -4,6 +4,7 @@
 
 use std::ops::ControlFlow;
 
+use flux_fast::backend::Compute;
 use flux_fast::library::ModelFiles;
 use flux_fast::pipeline::Pipeline;
 use flux_fast::pipeline::request::{Picture, Request, RunOptions};
@@ -115,12 +116,12 @@ fn the_embedded_model_draws_what_is_asked() {
 /// in `assets/tiny/results.md`.
 #[test]
 fn the_default_arithmetic_stays_within_30_db_of_f32() {
-    let open = |compute: &str| {
-        let options = RunOptions { compute: compute.into(), ..RunOptions::default() };
+    let open = |compute| {
+        let options = RunOptions { compute, ..RunOptions::default() };
         Pipeline::open(&ModelFiles::default(), &options, &mut |_| ControlFlow::Continue(()))
             .unwrap()
     };
-    let (mut auto, mut exact) = (open("auto"), open("f32"));
+    let (mut auto, mut exact) = (open(Compute::Auto), open(Compute::F32));
     for (seed, prompt) in
         ["a fox, 3D style, on a blue background", "a hamburger, flat style, on a purple background"]
             .iter()
@@ -169,7 +170,7 @@ fn tiles_show_no_seam() {
     let weights = checkpoint.vae.as_ref().unwrap();
     let config =
         flux_fast::model::VaeConfig::read(&|n| weights.shape(n), weights.config()).unwrap();
-    let mut backend = crate::common::cpu(flux_fast::backend::cpu::Compute::Auto);
+    let mut backend = crate::common::cpu(Compute::Auto);
     let program = vae::decode(&config, high / 8, wide / 8, flux_fast::dtype::DType::F32);
     let inputs = [("latents", crate::common::Input::F32(&drawn.latents))];
     let whole = crate::common::run(

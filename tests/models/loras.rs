@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use crate::common::{psnr, temp_dir};
+use flux_fast::backend::Device;
 use flux_fast::error::Kind;
 use flux_fast::event::Event;
 use flux_fast::library::ModelFiles;
@@ -22,7 +23,7 @@ const DIFFUSERS: &str =
 fn open(loras: &Path) -> Pipeline {
     let nothing = |_: &str| None::<OsString>;
     let places = Places::new(&nothing, loras, &[loras.to_path_buf()]);
-    let options = RunOptions { device: "cpu".into(), ..RunOptions::default() };
+    let options = RunOptions { device: Device::Cpu, ..RunOptions::default() };
     Pipeline::open_among(&places, &ModelFiles::default(), &options, &mut |_| {
         ControlFlow::Continue(())
     })

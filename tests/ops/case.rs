@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use flux_fast::backend::cpu::isa::Isa;
 use flux_fast::backend::cpu::{CpuBackend, CpuOptions, variants};
-use flux_fast::backend::{Backend, Layout, Place, Places, WeightKey};
+use flux_fast::backend::{Backend, KernelChoice, Layout, Place, Places, WeightKey};
 use flux_fast::dtype::DType;
 use flux_fast::error::Result;
 use flux_fast::op::{Op, Step, Use};
@@ -165,7 +165,7 @@ impl Case {
 
     /// The arena after `op` ran by `variant` on the CPU.
     pub fn run(&self, op: Op, variant: &str, threads: usize, image: &[u8]) -> Result<Vec<u8>> {
-        let kernels = vec![(op.name().to_string(), variant.to_string())];
+        let kernels = vec![KernelChoice::new(op.name(), variant)];
         let mut backend = CpuBackend::new(CpuOptions {
             threads: Some(threads),
             kernels,

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use flux_fast::backend::cuda::launch::Arch;
 use flux_fast::backend::cuda::{CudaBackend, CudaOptions, names};
+use flux_fast::backend::{Compute, KernelChoice};
 use flux_fast::dtype::DType;
 use flux_fast::error::Kind;
 use flux_fast::op::Op;
@@ -32,9 +33,9 @@ fn on<T>(driver: &Driver, ordinal: usize, f: impl FnOnce(&mut CudaBackend) -> T)
     let at = backends.iter().position(|(o, _)| *o == ordinal).unwrap_or_else(|| {
         // Few multiprocessors, so that blocks make several tiles, and tiles enough for all are soon there.
         driver.configure("sms.1=4,sms.2=2");
-        let fp8 = fp8(driver, ordinal);
+        let compute = if fp8(driver, ordinal) { Compute::Fp8 } else { Compute::Auto };
         let backend =
-            CudaBackend::new(CudaOptions { ordinal, fp8, ..CudaOptions::default() }).unwrap();
+            CudaBackend::new(CudaOptions { ordinal, compute, ..CudaOptions::default() }).unwrap();
         backends.push((ordinal, backend));
         backends.len() - 1
     });
@@ -131,7 +132,7 @@ fn run_all(driver: &Driver, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f
     for (variant, arch) in names(op.name()).expect("every operation has CUDA variants") {
         let Some(ordinal) = gpu_for(driver, arch) else { continue };
         let answer = on(driver, ordinal, |backend| {
-            if let Err(e) = backend.force(vec![(op.name().to_string(), variant.to_string())]) {
+            if let Err(e) = backend.force(vec![KernelChoice::new(op.name(), variant)]) {
                 // The GPU could, but its driver is too old.
                 assert!(matches!(driver, Driver::Real { .. }), "{e}");
                 eprintln!("SKIPPED {variant}: {e}");

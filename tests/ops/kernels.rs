@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::common::driver::{self, Driver};
 use flux_fast::backend::cuda::{CudaBackend, CudaOptions};
-use flux_fast::backend::{Backend, Layout, Place, Places, WeightKey};
+use flux_fast::backend::{Backend, Compute, KernelChoice, Layout, Place, Places, WeightKey};
 use flux_fast::dtype::DType;
 use flux_fast::dtype::blocks::FORMATS;
 use flux_fast::op::{
@@ -68,7 +68,7 @@ impl Case {
     ) -> Vec<Value> {
         let op = op.into();
         op.check().unwrap_or_else(|why| panic!("{variant}: {why}"));
-        backend.force(vec![(op.name().to_string(), variant.to_string())]).unwrap();
+        backend.force(vec![KernelChoice::new(op.name(), variant)]).unwrap();
         let mut program = Program::default();
         let step = Step { op, label: variant.to_string() };
         program.steps.push(step.clone());
@@ -127,12 +127,12 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
     let _turn = driver::take_turn();
     // One multiprocessor, so that a block makes several tiles.
     driver.configure("sms.2=1");
-    let open = |ordinal, fp8| {
-        CudaBackend::new(CudaOptions { ordinal, fp8, ..CudaOptions::default() }).unwrap()
+    let open = |ordinal, compute| {
+        CudaBackend::new(CudaOptions { ordinal, compute, ..CudaOptions::default() }).unwrap()
     };
-    let mut ampere = open(driver::RTX_3060, false);
-    let mut ada = open(driver::RTX_4060, true);
-    let mut hopper = open(driver::H100, true);
+    let mut ampere = open(driver::RTX_3060, Compute::Auto);
+    let mut ada = open(driver::RTX_4060, Compute::Fp8);
+    let mut hopper = open(driver::H100, Compute::Fp8);
     let mut seen = Vec::new();
 
     let linear = |rows, k, n, dtype| {

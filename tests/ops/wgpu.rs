@@ -7,7 +7,8 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
-use flux_fast::backend::wgpu::{Compute, WgpuBackend, WgpuOptions, names};
+use flux_fast::backend::wgpu::{WgpuBackend, WgpuOptions, names};
+use flux_fast::backend::{Compute, KernelChoice};
 use flux_fast::dtype::DType;
 use flux_fast::dtype::blocks::FORMATS;
 use flux_fast::error::{Error, Kind};
@@ -36,7 +37,7 @@ struct Mode {
 }
 
 const WIDE: Mode = Mode { compute: Compute::F32, windows: None };
-const NARROW: Mode = Mode { compute: Compute::Bf16, windows: None };
+const NARROW: Mode = Mode { compute: Compute::BF16, windows: None };
 const HALF: Mode = Mode { compute: Compute::F16, windows: None };
 /// Windows of this many bytes at least, where they are small.
 const SMALL: u64 = 8 << 10;
@@ -171,7 +172,7 @@ fn run_all(mode: Mode, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32]))
                 ran_one(variant, case, &op);
                 return None;
             }
-            backend.force(vec![(op.name().to_string(), variant.to_string())]).unwrap();
+            backend.force(vec![KernelChoice::new(op.name(), variant)]).unwrap();
             Some(case.run_on(backend, op, variant, &image))
         });
         match answer {
@@ -191,7 +192,7 @@ fn run_all(mode: Mode, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32]))
     // What is chosen where nothing is forced must run, whatever the case; with small windows it must give the same bits, unless a matrix is refused that
     // cannot be cut.
     let plain =
-        Mode { compute: if mode == WIDE { Compute::F32 } else { Compute::Bf16 }, windows: None };
+        Mode { compute: if mode == WIDE { Compute::F32 } else { Compute::BF16 }, windows: None };
     let chosen = |mode| {
         on(mode, |backend| {
             backend.force(vec![]).unwrap();

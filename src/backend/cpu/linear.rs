@@ -4,22 +4,11 @@ use super::gemm::rows::WeightRows;
 use super::gemm::{self, Micro};
 use super::isa::Isa;
 use super::matrix::{In, Out};
+use crate::backend::Compute;
 use crate::dtype::DType;
 use crate::tensor::{DTypes, HostWeight};
 
 pub use super::gemm::finish::Tail;
-
-/// The arithmetic of matrix products; sums are f32 in any case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Compute {
-    /// f32 products where a part of the weight is stored as F32, else bf16 products where the processor has them.
-    #[default]
-    Auto,
-    /// f32 products.
-    F32,
-    /// bf16 products where the processor has them.
-    Bf16,
-}
 
 /// One way to compute a matrix product.
 pub struct Variant {
@@ -42,7 +31,8 @@ impl Variant {
             // Without bf16 arithmetic f32 stands in for it.
             Compute::Auto => !(bf16 && stored.has(DType::F32)),
             Compute::F32 => !bf16,
-            Compute::Bf16 => true,
+            // The backend refuses the other types when it is opened.
+            Compute::BF16 | Compute::F16 | Compute::Fp8 => true,
         }
     }
 

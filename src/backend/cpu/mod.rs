@@ -26,14 +26,13 @@ use std::sync::Arc;
 
 use super::courier::Courier;
 use super::form;
-use super::{Backend, Caps, Grain, Layout, Place, Places, WeightKey};
+use super::{Backend, Caps, Compute, Grain, KernelChoice, Layout, Place, Places, WeightKey};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::op::{Op, Step, Use};
 use crate::tensor::{HostPart, HostWeight, Weight};
 use arena::Arena;
 use isa::Isa;
-pub use linear::Compute;
 use variants::Choice;
 
 /// How the CPU is to be used.
@@ -41,10 +40,10 @@ use variants::Choice;
 pub struct CpuOptions {
     /// Worker threads; `None` is one for each processor that this process may use.
     pub threads: Option<usize>,
-    /// The arithmetic of matrix products and attention.
+    /// The arithmetic of matrix products and attention: `Auto`, `F32` or `BF16`.
     pub compute: Compute,
-    /// Forced variants, as (operation, variant); see `variants`.
-    pub kernels: Vec<(String, String)>,
+    /// Forced variants; see `variants`.
+    pub kernels: Vec<KernelChoice>,
     /// The instruction set to use at most; `None` is the best there is.
     pub isa: Option<Isa>,
 }
@@ -71,6 +70,11 @@ pub struct CpuBackend {
 impl CpuBackend {
     /// Starts the threads; memory is set aside by `reserve`.
     pub fn new(options: CpuOptions) -> Result<CpuBackend> {
+        if let Compute::F16 | Compute::Fp8 = options.compute {
+            return Err(options
+                .compute
+                .refused("auto, f32 or bf16 on the CPU: FP8 and F16 need a GPU"));
+        }
         let detected = Isa::detect();
         let isa = options.isa.unwrap_or(detected);
         if isa > detected {

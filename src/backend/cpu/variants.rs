@@ -3,8 +3,9 @@
 //! The choice depends on the processor, the arithmetic asked for and what the user forces, never on free memory or on sizes.
 
 use super::isa::Isa;
-use super::linear::{self, Compute};
+use super::linear;
 use super::simd::Lanes;
+use crate::backend::{Compute, KernelChoice};
 use crate::error::{Error, Result};
 use crate::tensor::DTypes;
 
@@ -100,13 +101,13 @@ pub(crate) enum Product {
 pub(crate) struct Choice {
     isa: Isa,
     compute: Compute,
-    forced: Vec<(String, String)>,
+    forced: Vec<KernelChoice>,
 }
 
 impl Choice {
-    /// Checks what is forced: `(op, variant)` pairs.
-    pub(crate) fn new(isa: Isa, compute: Compute, forced: Vec<(String, String)>) -> Result<Choice> {
-        for (op, name) in &forced {
+    /// Checks what is forced.
+    pub(crate) fn new(isa: Isa, compute: Compute, forced: Vec<KernelChoice>) -> Result<Choice> {
+        for KernelChoice { op, name } in &forced {
             let variants = names(op).ok_or_else(|| {
                 Error::argument("there is no such operation to choose a kernel for")
                     .found(op)
@@ -131,8 +132,7 @@ impl Choice {
     }
 
     fn forced(&self, op: &str) -> Option<&str> {
-        // The last one said wins, as with any option that is given twice.
-        self.forced.iter().rev().find(|(o, _)| o == op).map(|(_, name)| name.as_str())
+        KernelChoice::find(&self.forced, op)
     }
 
     /// The variant of an operation other than a matrix product.
@@ -189,8 +189,8 @@ mod tests {
     use super::*;
     use crate::error::Kind;
 
-    fn forced(op: &str, name: &str) -> Vec<(String, String)> {
-        vec![(op.into(), name.into())]
+    fn forced(op: &str, name: &str) -> Vec<KernelChoice> {
+        vec![KernelChoice::new(op, name)]
     }
 
     #[test]

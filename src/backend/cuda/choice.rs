@@ -7,6 +7,7 @@ use super::{
     attention, attention_hopper, conv2d, elementwise, group_norm, latents, linear, linear_fp8,
     linear_hopper, norm,
 };
+use crate::backend::KernelChoice;
 use crate::backend::forced::{Forced, refused};
 use crate::error::{Error, Result};
 
@@ -74,14 +75,14 @@ pub(super) struct Choice {
 
 impl Choice {
     /// The choice for a device; what is forced is checked.
-    pub fn new(device: Device, driver: i32, forced: Vec<(String, String)>) -> Result<Choice> {
+    pub fn new(device: Device, driver: i32, forced: Vec<KernelChoice>) -> Result<Choice> {
         let mut choice = Choice { device, driver, forced: Forced::default() };
         choice.force(forced)?;
         Ok(choice)
     }
 
-    /// Checks what is forced: `(op, variant)` pairs, instead of those before.
-    pub fn force(&mut self, forced: Vec<(String, String)>) -> Result<()> {
+    /// Checks what is forced, which replaces what was forced before.
+    pub fn force(&mut self, forced: Vec<KernelChoice>) -> Result<()> {
         let ((major, minor), driver) = (self.device.capability, self.driver);
         let here = format!(
             "compute capability {major}.{minor}, CUDA {}.{}",
@@ -223,7 +224,7 @@ mod tests {
 
     #[test]
     fn wrong_names_and_other_gpus_are_refused_with_what_there_is() {
-        let forced = |op: &str, name: &str| vec![(op.to_string(), name.to_string())];
+        let forced = |op: &str, name: &str| vec![KernelChoice::new(op, name)];
         let refuse = |f| Choice::new(device((8, 6)), 12040, f).unwrap_err();
         assert!(refuse(forced("linaer", "x")).to_string().contains("layer_norm_modulate"));
         assert!(refuse(forced("silu", "silu_f64")).to_string().contains("silu_any_sm80"));

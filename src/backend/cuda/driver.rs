@@ -12,6 +12,7 @@ use cudarc::driver::sys;
 use super::launch::{Kernel, Launch, TensorMap};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::units;
 
 /// The oldest driver that reads our baseline PTX (ISA 7.8): that of CUDA 11.8.
 const OLDEST_DRIVER: i32 = 11080;
@@ -485,7 +486,7 @@ impl Buffer {
         context.health.alive()?;
         // SAFETY: freed when this is dropped; what it holds is not defined until it is written.
         let address = unsafe { result::malloc_sync(bytes) };
-        let what = format!("setting {} of device memory aside", megabytes(bytes));
+        let what = format!("setting {} of device memory aside", units::bytes(bytes as u64));
         Ok(Buffer {
             address: context.health.check(address, &what)?,
             context: context.clone(),
@@ -520,7 +521,7 @@ impl Pinned {
     pub fn new(context: &Arc<Context>, bytes: usize) -> Result<Pinned> {
         // SAFETY: freed when this is dropped. Cached (flags 0): it is written by `read`, whose copies like caches.
         let start = unsafe { result::malloc_host(bytes, 0) };
-        let what = format!("pinning {} of host memory", megabytes(bytes));
+        let what = format!("pinning {} of host memory", units::bytes(bytes as u64));
         let start = context.health.check(start, &what)?.cast::<u8>();
         Ok(Pinned { context: context.clone(), start, bytes })
     }
@@ -644,10 +645,6 @@ impl Drop for Module {
         // SAFETY: loaded in `load`; no function of it is left.
         let _ = unsafe { result::module::unload(self.raw) };
     }
-}
-
-fn megabytes(bytes: usize) -> String {
-    format!("{:.0} MB", bytes as f64 / 1e6)
 }
 
 /// A TMA descriptor.

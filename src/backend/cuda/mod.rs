@@ -27,11 +27,12 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::form::{self, Form, Types};
-use super::{Backend, Caps, Grain, Layout, Place, Places, Run, WeightKey};
+use super::{Backend, Caps, Compute, Grain, KernelChoice, Layout, Place, Places, Run, WeightKey};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::op::{Op, Step, Use};
 use crate::tensor::{HostWeight, Weight};
+use crate::units;
 use choice::Choice;
 pub use choice::{names, ops};
 use driver::{Buffer, Context, Event, EventPool, Function, Graph, Module, Stream};
@@ -62,10 +63,10 @@ const LAG_MARKS: usize = 3;
 pub struct CudaOptions {
     /// Which GPU, as the driver counts them.
     pub ordinal: usize,
-    /// Matrix products with FP8 weights run in FP8, activations scaled row by row: faster where the GPU can (compute capability 8.9), less exact.
-    pub fp8: bool,
-    /// Forced variants, as (operation, variant); see `names`.
-    pub kernels: Vec<(String, String)>,
+    /// `Auto` and `BF16`, or `Fp8` where the GPU has it (compute capability 8.9).
+    pub compute: Compute,
+    /// Forced variants; see `names`.
+    pub kernels: Vec<KernelChoice>,
     /// Host memory that may be pinned for weights that pass in every step, beside the staging ring.
     pub pinned_bytes: u64,
     /// Runs that take less than this many seconds are recorded as CUDA graphs; `None` is 0.05. Launching costs some microseconds a kernel, which only short
@@ -86,7 +87,7 @@ pub struct Gpu {
     pub total_bytes: u64,
     /// CUDA version of the driver, as 1000 * major + 10 * minor.
     pub driver: i32,
-    /// `CudaOptions::fp8` is possible.
+    /// `Compute::Fp8` is possible.
     pub fp8: bool,
     /// Why it cannot be used, if it cannot.
     pub unusable: Option<String>,
@@ -180,7 +181,17 @@ pub struct Mark(Event);
 impl CudaBackend {
     /// Opens a GPU and compiles the kernels for it (the driver keeps them in a cache of its own).
     pub fn new(options: CudaOptions) -> Result<CudaBackend> {
-        let CudaOptions { ordinal, fp8, kernels, pinned_bytes, record_below_seconds } = options;
+        let CudaOptions { ordinal, compute, kernels, pinned_bytes, record_below_seconds } = options;
+        let fp8 = match compute {
+            Compute::Auto | Compute::BF16 => false,
+            Compute::Fp8 => true,
+            Compute::F32 => {
+                return Err(compute
+                    .refused("auto, bf16 or fp8 on CUDA")
+                    .try_("--device cpu --compute f32"));
+            }
+            Compute::F16 => return Err(compute.refused("auto, bf16 or fp8 on CUDA")),
+        };
         let name = format!("cuda:{ordinal}");
         let count = driver::count()?;
         let index = i32::try_from(ordinal).ok().filter(|&n| n < count).ok_or_else(|| {
@@ -274,7 +285,7 @@ impl CudaBackend {
     }
 
     /// Forces other variants than those given at the start.
-    pub fn force(&mut self, kernels: Vec<(String, String)>) -> Result<()> {
+    pub fn force(&mut self, kernels: Vec<KernelChoice>) -> Result<()> {
         self.choice.force(kernels)
     }
 
@@ -444,8 +455,8 @@ impl Backend for CudaBackend {
         if bytes as u64 > free {
             return Err(Error::memory("the GPU has less memory free than was planned")
                 .at(&self.caps.name)
-                .found(format!("{:.2} GB", free as f64 / 1e9))
-                .expected(format!("{:.2} GB", bytes as f64 / 1e9))
+                .found(units::bytes(free))
+                .expected(units::bytes(bytes as u64))
                 .try_("a smaller --vram or picture, or end other programs that use the GPU"));
         }
         self.memory = Buffer::new(&self.context, bytes)?;

@@ -6,6 +6,7 @@ use super::conv2d::{self, Conv2dArgs};
 use super::group_norm::{self, GroupNormArgs};
 use super::launch::{Device, Needs, Variant};
 use super::{elementwise, latents, linear, norm};
+use crate::backend::KernelChoice;
 use crate::backend::forced::{Forced, refused};
 use crate::error::{Error, Result};
 
@@ -56,14 +57,14 @@ pub(super) struct Choice {
 
 impl Choice {
     /// The choice for a device; what is forced is checked.
-    pub fn new(device: Device, forced: Vec<(String, String)>) -> Result<Choice> {
+    pub fn new(device: Device, forced: Vec<KernelChoice>) -> Result<Choice> {
         let mut choice = Choice { device, forced: Forced::default() };
         choice.force(forced)?;
         Ok(choice)
     }
 
-    /// Checks what is forced: `(op, variant)` pairs, instead of those before.
-    pub fn force(&mut self, forced: Vec<(String, String)>) -> Result<()> {
+    /// Checks what is forced, which replaces what was forced before.
+    pub fn force(&mut self, forced: Vec<KernelChoice>) -> Result<()> {
         let device = &self.device;
         let variants = |op: &str| {
             let why = |needs: Needs| needs.missing(device).map(str::to_string);

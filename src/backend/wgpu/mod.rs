@@ -23,11 +23,12 @@ mod uploads;
 use std::collections::HashMap;
 
 use super::form::{self, Form, Types};
-use super::{Backend, Caps, Grain, Layout, Place, Places, WeightKey};
+use super::{Backend, Caps, Compute, Grain, KernelChoice, Layout, Place, Places, WeightKey};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::op::{Embed, Op, Step, Use};
 use crate::tensor::{HostWeight, Tensor, Weight};
+use crate::units;
 pub use adapters::{Adapter, AdapterKind, adapters, candidates, hardware_present};
 use choice::Choice;
 pub use choice::{names, ops};
@@ -47,26 +48,13 @@ const PASSAGE_BYTES: usize = 1 << 20;
 /// What the driver holds beside our buffers: its own bookkeeping, command buffers, shaders' code.
 const ALLOWANCE_BYTES: u64 = 64 << 20;
 
-/// In what products are computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Compute {
-    /// Activations in BF16, products in F32.
-    #[default]
-    Bf16,
-    /// Everything in F32, weights too where they are stored so.
-    F32,
-    /// As `Bf16`, but matrix products multiply in F16 where the adapter has it: faster, less exact, and values beyond 65504 are cut off there.
-    F16,
+/// The element type of activations: BF16, except where everything is computed in F32.
+fn activation(compute: Compute) -> DType {
+    if compute == Compute::F32 { DType::F32 } else { DType::BF16 }
 }
 
-impl Compute {
-    fn activation(self) -> DType {
-        if self == Compute::F32 { DType::F32 } else { DType::BF16 }
-    }
-
-    fn types(self) -> Types {
-        Types { f32: DType::F32, kernel: self.activation() }
-    }
+fn types(compute: Compute) -> Types {
+    Types { f32: DType::F32, kernel: activation(compute) }
 }
 
 /// How an adapter is to be used.
@@ -74,9 +62,10 @@ impl Compute {
 pub struct WgpuOptions {
     /// Which adapter, as `adapters` counts them.
     pub ordinal: usize,
+    /// `Auto` and `BF16` (BF16 activations, F32 products), `F32`, or `F16` where the adapter has it.
     pub compute: Compute,
-    /// Forced variants, as (operation, variant); see `names`.
-    pub kernels: Vec<(String, String)>,
+    /// Forced variants; see `names`.
+    pub kernels: Vec<KernelChoice>,
     /// Bytes of each of the few staging buffers; 8 MiB if not given.
     pub staging_bytes: Option<usize>,
     /// Memory that the adapter has, where it does not tell.
@@ -145,6 +134,9 @@ impl WgpuBackend {
     /// Opens an adapter. Shaders are compiled when they are first used.
     pub fn new(options: WgpuOptions) -> Result<WgpuBackend> {
         let WgpuOptions { ordinal, compute, kernels, .. } = options;
+        if compute == Compute::Fp8 {
+            return Err(compute.refused("auto, bf16, f16 or f32 by wgpu"));
+        }
         let found = adapters::get(ordinal)?;
         let name = format!("wgpu:{ordinal}");
         let facts = &found.facts;
@@ -160,7 +152,7 @@ impl WgpuBackend {
         let binding_bytes =
             facts.binding_bytes.min(options.limits.binding_bytes.unwrap_or(u64::MAX)) / 16 * 16;
         let most_buffer = options.limits.buffer_bytes.unwrap_or(u64::MAX).min(MOST_CHUNK);
-        let activation = compute.activation();
+        let activation = activation(compute);
         let device = Device {
             activation,
             half: compute == Compute::F16,
@@ -214,7 +206,7 @@ impl WgpuBackend {
             gpu,
             caps,
             choice,
-            types: compute.types(),
+            types: types(compute),
             binding_bytes,
             arena: Space::default(),
             resident: Space::default(),
@@ -228,7 +220,7 @@ impl WgpuBackend {
     }
 
     /// Forces other variants than those given at the start.
-    pub fn force(&mut self, kernels: Vec<(String, String)>) -> Result<()> {
+    pub fn force(&mut self, kernels: Vec<KernelChoice>) -> Result<()> {
         self.choice.force(kernels)
     }
 
@@ -405,8 +397,8 @@ impl Backend for WgpuBackend {
         if bytes > most {
             return Err(Error::memory("the GPU has less memory than was planned")
                 .at(&self.caps.name)
-                .found(format!("{:.2} GB", most as f64 / 1e9))
-                .expected(format!("{:.2} GB", bytes as f64 / 1e9))
+                .found(units::bytes(most))
+                .expected(units::bytes(bytes))
                 .try_("a smaller --vram or picture"));
         }
         self.arena = self.space(layout.arena_bytes, "activations")?;

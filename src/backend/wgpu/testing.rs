@@ -23,9 +23,9 @@ impl WgpuBackend {
         self.gpu.most_work = work;
         let device = &mut self.choice.device;
         device.binding_bytes = self.binding_bytes.min(binding_bytes / 16 * 16);
-        device.activation = compute.activation();
+        device.activation = activation(compute);
         device.half = compute == Compute::F16;
-        self.types = compute.types();
+        self.types = types(compute);
     }
 
     /// A function that makes the device fail as if it had been pulled out.

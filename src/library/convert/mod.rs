@@ -20,6 +20,7 @@ use serde_json::{Map, Value, json};
 use super::Checkpoint;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::units;
 use crate::weights::dialect::names::llama_name;
 use crate::weights::{Component, ComponentWeights};
 use container::Container;
@@ -385,8 +386,8 @@ fn write(path: &Path, laid: &container::Laid, work: &mut Work) -> Result<()> {
     {
         return Err(Error::output("there is not enough room on the disk")
             .at_path(folder)
-            .found(format!("{:.2} GB", free as f64 / 1e9))
-            .expected(format!("{:.2} GB", laid.bytes as f64 / 1e9)));
+            .found(units::bytes(free))
+            .expected(units::bytes(laid.bytes)));
     }
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]

@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::units;
 use answers::About;
 use cache::{
     Cache, Env, RepoFolder, hub_cache, is_commit, is_inside, is_repo_id, set, truth, unwritable,
@@ -266,11 +267,10 @@ impl<'a> Pull<'a, '_> {
         let need = missing.iter().map(lacks).fold(0, u64::saturating_add);
         match fs4::available_space(at) {
             Ok(free) if need > 0 && free < need.saturating_add(MARGIN) => {
-                let gb = |bytes: u64| format!("{:.2} GB", bytes as f64 / 1e9);
                 Err(Error::output("not enough room on the disk of the Hugging Face cache")
                     .at_path(at)
-                    .found(gb(free))
-                    .expected(gb(need.saturating_add(MARGIN)))
+                    .found(units::bytes(free))
+                    .expected(units::bytes(need.saturating_add(MARGIN)))
                     .try_("free space, or set HF_HUB_CACHE to a folder on a larger disk"))
             }
             _ => Ok(()),

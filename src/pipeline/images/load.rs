@@ -10,6 +10,7 @@ use super::metadata;
 use super::{encode, exif};
 use crate::error::{Error, Result};
 use crate::pipeline::request::{Picture, Settings};
+use crate::units;
 
 /// The most pixels of a picture that is read: 64 million.
 pub const MAX_PIXELS: u64 = 64_000_000;
@@ -141,11 +142,11 @@ fn read_file(path: &Path) -> Result<Vec<u8>> {
         return Err(Error::argument("this is not a picture that can be read")
             .at_path(path)
             .found(if facts.is_file() {
-                format!("{} bytes", facts.len())
+                units::bytes(facts.len())
             } else {
                 "no regular file".to_string()
             })
-            .expected(format!("a file of at most {} MiB", MAX_FILE_BYTES >> 20)));
+            .expected(format!("a file of at most {}", units::bytes(MAX_FILE_BYTES))));
     }
     std::fs::read(path).map_err(cannot)
 }

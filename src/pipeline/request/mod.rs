@@ -1,6 +1,7 @@
 //! What a user asks for, and what comes out. Plain data: front ends fill it in, `Pipeline::generate` checks it against the model.
 
 use super::loras::split_tags;
+use crate::backend::{Compute, Device, KernelChoice};
 use crate::error::{Error, Result};
 
 /// RGB pixels, 8 bit, row-major, top row first.
@@ -99,16 +100,14 @@ pub struct Generated {
 /// How the engine runs, apart from what it draws.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RunOptions {
-    /// `auto`, `cpu`, `cuda`, `cuda:1`; empty means `auto`.
-    pub device: String,
+    pub device: Device,
     /// Bound on device memory, in bytes; `None` is chosen from what is free.
     pub vram_bytes: Option<u64>,
     /// Bound on host memory, in bytes; `None` is chosen from what is free.
     pub ram_bytes: Option<u64>,
-    /// `auto`, `f32` (CPU), `bf16` or `fp8` (GPUs that multiply it); empty means `auto`.
-    pub compute: String,
-    /// Forced kernel variants, `linear=linear_f32_avx2`.
-    pub kernels: Vec<String>,
+    pub compute: Compute,
+    /// Forced kernel variants.
+    pub kernels: Vec<KernelChoice>,
     /// Worker threads; `None` is one per core.
     pub threads: Option<usize>,
     /// Neither read nor write text embeddings in the cache folder.

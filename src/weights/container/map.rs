@@ -11,6 +11,7 @@ use memmap2::{Advice, Mmap, UncheckedAdvice};
 
 use crate::error::{Error, Result};
 use crate::tensor::ByteSource;
+use crate::units;
 
 /// An opened file and, if it could not be mapped, a warning for the user.
 pub type Opened = (Arc<dyn ByteSource>, Option<String>);
@@ -38,9 +39,9 @@ fn open_with(path: &Path, map: impl FnOnce(&File) -> std::io::Result<Mmap>) -> R
         Err(refusal) => {
             let bytes = read_whole(path, file, metadata.len())?;
             let note = format!(
-                "{} cannot be mapped ({refusal}) and was read into memory: {} MB that cannot be given back",
+                "{} cannot be mapped ({refusal}) and was read into memory: {} that cannot be given back",
                 path.display(),
-                bytes.len() / 1_000_000
+                units::bytes(bytes.len() as u64)
             );
             Ok((Arc::new(bytes), Some(note)))
         }
@@ -53,7 +54,7 @@ fn read_whole(path: &Path, mut file: File, size: u64) -> Result<Vec<u8>> {
     if room.is_none() {
         return Err(Error::memory("file cannot be mapped, and memory cannot hold it")
             .at_path(path)
-            .found(format!("{} MB", size / 1_000_000))
+            .found(units::bytes(size))
             .try_("copy it to a local disk"));
     }
     file.read_to_end(&mut bytes).map_err(|e| unreadable(path, &e))?;

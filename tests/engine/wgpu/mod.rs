@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 use crate::common::adapter;
 use crate::common::denoiser::Denoiser;
 use crate::common::files;
+use flux_fast::backend::Device;
 use flux_fast::backend::wgpu::{TestLimits, WgpuBackend, WgpuOptions};
 use flux_fast::backend::{Backend, Layout};
 use flux_fast::error::{Error, Kind};
@@ -187,13 +188,13 @@ fn a_lost_device_is_opened_anew_once() {
         return;
     }
     let embedded = files(std::path::Path::new("embedded"));
-    let open = |device: &str| {
-        let options = RunOptions { device: device.into(), no_cache: true, ..RunOptions::default() };
+    let open = |device| {
+        let options = RunOptions { device, no_cache: true, ..RunOptions::default() };
         Pipeline::open(&embedded, &options, &mut |_| ControlFlow::Continue(())).unwrap()
     };
     let request =
         Request { prompt: "a fox".into(), steps: Some(1), seed: Some(3), ..Request::default() };
-    let mut pipeline = open("wgpu");
+    let mut pipeline = open(Device::Wgpu(0));
     let want = pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures;
     // Lost between two generations, and in the middle of one.
     for in_phase in [None, Some("denoise")] {

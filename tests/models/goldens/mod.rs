@@ -12,8 +12,8 @@ use crate::common::{
     temp_dir,
 };
 use flux_fast::backend::Backend;
-use flux_fast::backend::cpu::Compute;
-use flux_fast::backend::wgpu::{self, WgpuBackend, WgpuOptions};
+use flux_fast::backend::wgpu::{WgpuBackend, WgpuOptions};
+use flux_fast::backend::{Compute, Device};
 use flux_fast::dtype::DType;
 use flux_fast::library::{Checkpoint, Files, open};
 use flux_fast::model::flux1::DenoiseShape;
@@ -140,18 +140,18 @@ fn plain(golden: &Golden) -> Written {
 }
 
 fn f32_options() -> RunOptions {
-    f32_on("cpu")
+    f32_on(Device::Cpu)
 }
 
-fn f32_on(device: &str) -> RunOptions {
-    RunOptions { device: device.into(), compute: "f32".into(), ..RunOptions::default() }
+fn f32_on(device: Device) -> RunOptions {
+    RunOptions { device, compute: Compute::F32, ..RunOptions::default() }
 }
 
 /// The CPU, and the first adapter of wgpu where there is one, in F32.
 fn devices() -> Vec<Box<dyn Backend>> {
     let mut devices: Vec<Box<dyn Backend>> = vec![Box::new(cpu(Compute::F32))];
     if adapter::get().is_some() {
-        let options = WgpuOptions { compute: wgpu::Compute::F32, ..WgpuOptions::default() };
+        let options = WgpuOptions { compute: Compute::F32, ..WgpuOptions::default() };
         devices.push(Box::new(WgpuBackend::new(options).unwrap()));
     }
     devices
@@ -351,17 +351,17 @@ fn same_picture(what: &str, golden: &Golden, picture: &Picture, decoded: &[f32])
 
 #[test]
 fn whole_pictures_equal_diffusers() {
-    whole_pictures("cpu");
+    whole_pictures(Device::Cpu);
 }
 
 #[test]
 fn whole_pictures_by_wgpu_equal_diffusers() {
     if adapter::get().is_some() {
-        whole_pictures("wgpu");
+        whole_pictures(Device::Wgpu(0));
     }
 }
 
-fn whole_pictures(device: &str) {
+fn whole_pictures(device: Device) {
     for golden in MODELS.map(Golden::read) {
         let written = plain(&golden);
         let mut pipeline = written.pipeline(&f32_on(device));
@@ -455,7 +455,7 @@ fn the_default_arithmetic_stays_near_f32() {
     let written = Written::new(&golden, Dialect::Comfy, Storage::F8ScaledNew, Grid::F8);
     let exact = draw(&mut written.pipeline(&f32_options()), &request(&golden)).latents;
     let auto = draw(
-        &mut written.pipeline(&RunOptions { compute: "auto".into(), ..f32_options() }),
+        &mut written.pipeline(&RunOptions { compute: Compute::Auto, ..f32_options() }),
         &request(&golden),
     )
     .latents;

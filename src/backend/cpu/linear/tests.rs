@@ -254,14 +254,14 @@ fn the_choice_follows_arithmetic_storage_and_processor() {
         );
         assert_eq!(name(best, &[F32, BF16], Compute::Auto, None), Some("linear_f32_avx512"));
         assert_eq!(name(best, &[BF16], Compute::F32, None), Some("linear_f32_avx512"));
-        assert_eq!(name(best, &[F32], Compute::Bf16, None), Some("linear_bf16_avx512bf16"));
-        assert_eq!(name(Isa::Avx512, &[BF16], Compute::Bf16, None), Some("linear_f32_avx512"));
+        assert_eq!(name(best, &[F32], Compute::BF16, None), Some("linear_bf16_avx512bf16"));
+        assert_eq!(name(Isa::Avx512, &[BF16], Compute::BF16, None), Some("linear_f32_avx512"));
         assert_eq!(name(Isa::Avx2, &[BF16], Compute::Auto, None), Some("linear_f32_avx2"));
         assert_eq!(name(Isa::Avx2, &[BF16], Compute::Auto, Some("linear_f32_avx512")), None);
     }
     assert_eq!(name(Isa::Portable, &[F16], Compute::Auto, None), Some("linear_f32_portable"));
     let forced = Some("linear_f32_portable");
-    assert_eq!(name(Isa::Avx512Bf16, &[BF16], Compute::Bf16, forced), Some("linear_f32_portable"));
+    assert_eq!(name(Isa::Avx512Bf16, &[BF16], Compute::BF16, forced), Some("linear_f32_portable"));
 }
 
 #[test]
