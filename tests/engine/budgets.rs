@@ -209,7 +209,7 @@ fn f8_weights_that_are_no_numbers_name_the_stage_and_the_layer_and_give_no_pictu
             bytes[at..][..64].iter_mut().zip(bad.iter().cycle()).for_each(|(b, v)| *b = *v);
             std::fs::write(&path, bytes).unwrap();
             let options =
-                RunOptions { device: "cpu".into(), no_cache: true, ..RunOptions::default() };
+                RunOptions { device: Device::Cpu, no_cache: true, ..RunOptions::default() };
             let mut pipeline =
                 Pipeline::open(&files(&path), &options, &mut |_| ControlFlow::Continue(()))
                     .unwrap();
@@ -226,7 +226,7 @@ fn f8_weights_that_are_no_numbers_name_the_stage_and_the_layer_and_give_no_pictu
 #[test]
 fn a_break_cancels_at_the_next_operation_and_the_next_request_is_unharmed() {
     let dir = temp_dir();
-    let options = RunOptions { device: "cpu".into(), ..RunOptions::default() };
+    let options = RunOptions { device: Device::Cpu, ..RunOptions::default() };
     let mut pipeline =
         Pipeline::open(&files(&write(&dir)), &options, &mut |_| ControlFlow::Continue(())).unwrap();
     let request = Request { prompt: "x".into(), seed: Some(1), ..Request::default() };
@@ -310,7 +310,7 @@ fn the_process_stays_under_its_budget() {
 fn a_file_that_changes_under_a_run_is_noticed() {
     let dir = temp_dir();
     let path = write(&dir);
-    let options = RunOptions { device: "cpu".into(), ..RunOptions::default() };
+    let options = RunOptions { device: Device::Cpu, ..RunOptions::default() };
     let mut pipeline =
         Pipeline::open(&files(&path), &options, &mut |_| ControlFlow::Continue(())).unwrap();
     let request = Request { prompt: "x".into(), seed: Some(1), ..Request::default() };
