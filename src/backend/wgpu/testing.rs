@@ -23,9 +23,9 @@ impl WgpuBackend {
         self.gpu.most_work = work;
         let device = &mut self.choice.device;
         device.binding_bytes = self.binding_bytes.min(binding_bytes / 16 * 16);
-        device.activation = activation(compute);
+        device.activation = super::activation(compute);
         device.half = compute == Compute::F16;
-        self.types = types(compute);
+        self.types = super::types(compute);
     }
 
     /// A function that makes the device fail as if it had been pulled out.
