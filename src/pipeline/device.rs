@@ -1,38 +1,19 @@
-//! Which device a pipeline runs on, and the bounds on its memory and the host's.
+//! Which device a pipeline runs on: the one that the options name, or the best that works.
 
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::cuda::{self, CudaBackend, CudaOptions};
 use crate::backend::wgpu::{self, WgpuBackend, WgpuOptions};
-use crate::backend::{Backend, Caps, Compute, Device};
+use crate::backend::{Backend, Compute, Device};
 use crate::error::{Error, Kind, Result};
 use crate::event::Event;
-use crate::units;
 
+use super::budget::Bounds;
 use super::request::RunOptions;
-
-/// What the process holds beside plan and weights: code, stacks, tokenizers' working memory, image encoding.
-pub const PROCESS_BYTES: u64 = 96 << 20;
-
-/// The bound on the memory that the plan divides: the device's own, or the host's for the CPU.
-#[derive(Debug, Clone)]
-pub struct Budget {
-    pub bytes: u64,
-    pub source: String,
-}
-
-/// The bound on host memory, where the device has its own.
-#[derive(Debug, Clone, Copy)]
-pub struct HostLimit {
-    pub bytes: u64,
-    /// The user asked for it: what does not fit is refused.
-    pub asked: bool,
-}
 
 /// A device with what bounds its plans.
 pub struct Opened {
     pub backend: Box<dyn Backend>,
-    pub budget: Budget,
-    pub host: HostLimit,
+    pub bounds: Bounds,
 }
 
 type Tell<'a> = &'a mut dyn FnMut(Event) -> Result<()>;
@@ -149,22 +130,8 @@ fn open_cpu(options: &RunOptions, tell: Tell) -> Result<Opened> {
     if options.vram_bytes.is_some() {
         tell(Event::Note("--vram has no effect on the CPU; --ram bounds its memory".into()))?;
     }
-    let budget = match options.ram_bytes {
-        Some(bytes) => Budget { bytes, source: "--ram".into() },
-        None => {
-            let (available, resident) = available_bytes(backend.caps().memory_bytes);
-            // A tenth is left to the rest of the machine. What this process holds already is not in `available`.
-            Budget {
-                bytes: available / 10 * 9 + resident,
-                source: format!("nine tenths of the {} that are free", units::bytes(available)),
-            }
-        }
-    };
-    Ok(Opened {
-        backend: Box::new(backend),
-        budget,
-        host: HostLimit { bytes: u64::MAX, asked: false },
-    })
+    let bounds = Bounds::of_cpu(options, backend.caps().memory_bytes);
+    Ok(Opened { backend: Box::new(backend), bounds })
 }
 
 fn open_cuda(options: &RunOptions, ordinal: usize) -> Result<Opened> {
@@ -176,8 +143,8 @@ fn open_cuda(options: &RunOptions, ordinal: usize) -> Result<Opened> {
         ..CudaOptions::default()
     };
     let backend = CudaBackend::new(gpu)?;
-    let budget = device_budget(options.vram_bytes, backend.caps());
-    Ok(Opened { backend: Box::new(backend), budget, host: host_limit(options) })
+    let bounds = Bounds::of_gpu(options, backend.caps());
+    Ok(Opened { backend: Box::new(backend), bounds })
 }
 
 fn open_wgpu(options: &RunOptions, ordinal: usize) -> Result<Opened> {
@@ -189,98 +156,6 @@ fn open_wgpu(options: &RunOptions, ordinal: usize) -> Result<Opened> {
         ..WgpuOptions::default()
     };
     let backend = WgpuBackend::new(gpu)?;
-    let budget = device_budget(options.vram_bytes, backend.caps());
-    Ok(Opened { backend: Box::new(backend), budget, host: host_limit(options) })
-}
-
-/// What `--ram` says, or half of what is free: pinned memory cannot be swapped out, and others want to live.
-fn host_limit(options: &RunOptions) -> HostLimit {
-    let (available, resident) = available_bytes(u64::MAX);
-    let bytes = options.ram_bytes.unwrap_or(available / 2 + resident);
-    HostLimit { bytes, asked: options.ram_bytes.is_some() }
-}
-
-/// Device memory that this process may use in all, context and code included.
-fn device_budget(asked: Option<u64>, caps: &Caps) -> Budget {
-    let reach = caps.free_bytes + caps.overhead_bytes;
-    // A window that is opened meanwhile shall not end the run.
-    let most = reach.saturating_sub(64 << 20);
-    match asked {
-        Some(bytes) if bytes <= most => Budget { bytes, source: "--vram".into() },
-        Some(bytes) => Budget {
-            bytes: most,
-            source: format!("what is free of the {} that --vram allows", units::bytes(bytes)),
-        },
-        None => {
-            // Other programs and the display want a little more now and then; where the driver has to make room, everything is slow.
-            let margin = (caps.memory_bytes / 50).max(256 << 20);
-            Budget {
-                bytes: reach.saturating_sub(margin),
-                source: format!(
-                    "{} free, less {} for others",
-                    units::bytes(reach),
-                    units::bytes(margin)
-                ),
-            }
-        }
-    }
-}
-
-/// Host memory that is free, at most `total`, and the resident set of this process.
-fn available_bytes(total: u64) -> (u64, u64) {
-    let resident = resident_bytes();
-    let half = if total == u64::MAX { 2 << 30 } else { total / 2 };
-    let Ok(mut system) = sysinfo::System::new() else { return (half, resident) };
-    system.refresh_memory();
-    // Within a container: what its limit leaves, not what the machine has.
-    let contained = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
-    match system.available_memory() {
-        0 => (half, resident),
-        n => (n.min(total).min(contained), resident),
-    }
-}
-
-/// Resident set of this process in bytes; 0 where the system does not tell.
-pub fn resident_bytes() -> u64 {
-    use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
-    let Ok(pid) = sysinfo::get_current_pid() else { return 0 };
-    let Ok(mut system) = System::new() else { return 0 };
-    system.refresh_processes_specifics(
-        ProcessesToUpdate::Some(&[pid]),
-        false,
-        ProcessRefreshKind::nothing().with_memory(),
-    );
-    system.process(pid).map_or(0, |p| p.memory())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::dtype::DType;
-
-    #[test]
-    fn a_bound_that_is_not_free_is_lowered_and_said_so() {
-        let caps = Caps {
-            name: "cuda:0".into(),
-            description: String::new(),
-            memory_bytes: 12 << 30,
-            free_bytes: 10 << 30,
-            overhead_bytes: 300 << 20,
-            granularity: 2 << 20,
-            activation: DType::BF16,
-            in_place_weights: false,
-            grain: crate::backend::Grain::whole(256),
-            pins: true,
-            reopens: false,
-        };
-        let asked = device_budget(Some(8 << 30), &caps);
-        assert_eq!((asked.bytes, asked.source.as_str()), (8 << 30, "--vram"));
-        let lowered = device_budget(Some(12 << 30), &caps);
-        assert_eq!(lowered.bytes, (10 << 30) + (236 << 20));
-        assert!(lowered.source.contains("--vram"), "{}", lowered.source);
-        assert!(
-            device_budget(None, &caps).bytes < (10 << 30) + (100 << 20),
-            "others get something"
-        );
-    }
+    let bounds = Bounds::of_gpu(options, backend.caps());
+    Ok(Opened { backend: Box::new(backend), bounds })
 }

@@ -1,8 +1,11 @@
-//! The LoRAs of a request: found, read once, put together per weight, and given to programs as sides.
+//! The LoRAs of a request: found, read once, put together per weight, and given to programs as
+//! sides.
 //!
-//! Nothing of the model changes: a program with LoRAs is the program without, each `Linear` that has one with a side (`Program::with_sides`). Several LoRAs beside one
-//! weight are one pair of matrices with their weights multiplied in, so what a step costs depends on the ranks in all. What was read and put together is kept, so that another
-//! picture with the same LoRAs costs nothing, and one with other weights only the multiplication.
+//! Nothing of the model changes: a program with LoRAs is the program without, each `Linear` that
+//! has one with a side (`Program::with_sides`). Several LoRAs beside one weight are one pair of
+//! matrices with their weights multiplied in, so what a step costs depends on the ranks in all.
+//! What was read and put together is kept, so that another picture with the same LoRAs costs
+//! nothing, and one with other weights only the multiplication.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +15,6 @@ use std::time::SystemTime;
 
 use rayon::prelude::*;
 
-use super::model::Model;
 use super::request::{LoraChoice, MAX_LORA_WEIGHT};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -26,7 +28,8 @@ use crate::weights::{Component, ComponentWeights};
 /// Files that were read and are kept open.
 const KEPT: usize = 16;
 
-/// `prompt` without its `<lora:name:weight>` tags, and what they say; a weight left out is 1. What is not quite a tag stays a part of the prompt.
+/// `prompt` without its `<lora:name:weight>` tags, and what they say; a weight left out is 1. What
+/// is not quite a tag stays a part of the prompt.
 pub fn split_tags(prompt: &str) -> Result<(String, Vec<LoraChoice>)> {
     let (mut text, mut choices) = (String::new(), Vec::new());
     let mut rest = prompt;
@@ -106,8 +109,13 @@ impl Loras {
         Loras { places: places.clone(), state: Mutex::default() }
     }
 
-    /// The LoRAs of `choices` for `model`, read and checked whole; those of weight 0 too, though they then take no part.
-    pub fn set(&self, choices: &[LoraChoice], model: &Model) -> Result<Arc<LoraSet>> {
+    /// The LoRAs of `choices` for `model`, read and checked whole; those of weight 0 too, though
+    /// they then take no part.
+    pub fn set<'a>(
+        &self,
+        choices: &[LoraChoice],
+        weights: &dyn Fn(Component) -> Option<&'a ComponentWeights>,
+    ) -> Result<Arc<LoraSet>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut files = Vec::new();
         for choice in choices {
@@ -134,7 +142,7 @@ impl Loras {
                     adapter
                 }
                 None => {
-                    let opened = open(&file.path, &|c| Some(model.weights(c)));
+                    let opened = open(&file.path, weights);
                     let adapter = Arc::new(opened.map_err(|e| e.at(choice.place()))?);
                     state.files.retain(|(f, _)| f.path != file.path);
                     state.files.push((file.clone(), adapter.clone()));
@@ -250,7 +258,8 @@ impl LoraSet {
             .any(|(a, s)| *s != 0.0 && a.pairs().iter().any(|p| p.component == component))
     }
 
-    /// What text embeddings depend on: the files with their weights, as far as they change a text encoder.
+    /// What text embeddings depend on: the files with their weights, as far as they change a text
+    /// encoder.
     pub fn text_key(&self) -> String {
         if !self.touches(Component::Clip) && !self.touches(Component::T5) {
             return String::new();
@@ -262,7 +271,8 @@ impl LoraSet {
         files.collect::<Vec<_>>().join("; ")
     }
 
-    /// The most bytes that the matrices take when they are put together: beside a weight, all ranks by its rows and columns, in F32. Beside weights narrower than that it is half.
+    /// The most bytes that the matrices take when they are put together: beside a weight, all ranks
+    /// by its rows and columns, in F32. Beside weights narrower than that it is half.
     pub fn bytes(&self) -> u64 {
         let mut weights: HashMap<(Component, &str), (u64, u64)> = HashMap::new();
         for pair in self.adapters.iter().filter(|(_, s)| *s != 0.0).flat_map(|(a, _)| a.pairs()) {
@@ -274,8 +284,25 @@ impl LoraSet {
         weights.values().map(|(rank, size)| 4 * rank * size).sum()
     }
 
+    /// `program` with the sides that these LoRAs give it, and the weights that it then names, in
+    /// its order. Nothing of the model is copied.
+    pub fn apply(
+        &self,
+        weights: &ComponentWeights,
+        program: Program,
+    ) -> Result<(Program, Vec<HostWeight>)> {
+        let component = weights.component();
+        let program = self.beside(component, weights, program)?;
+        let resolved = program.weights.iter().map(|w| match w.lora {
+            None => weights.get(&w.name, w.first, w.rows, w.cols),
+            Some(which) => self.matrix(component, w, which),
+        });
+        let resolved = resolved.collect::<Result<_>>()?;
+        Ok((program, resolved))
+    }
+
     /// `program` with a side at every weight that these LoRAs are beside.
-    pub fn beside(
+    fn beside(
         &self,
         component: Component,
         weights: &ComponentWeights,
@@ -326,12 +353,7 @@ impl LoraSet {
     }
 
     /// The matrix of a side.
-    pub fn matrix(
-        &self,
-        component: Component,
-        spec: &WeightSpec,
-        which: Lora,
-    ) -> Result<HostWeight> {
+    fn matrix(&self, component: Component, spec: &WeightSpec, which: Lora) -> Result<HostWeight> {
         let combined = self.combined.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(Some(pair)) = combined.get(&key(component, spec)) else {
             return Err(

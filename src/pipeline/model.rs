@@ -2,15 +2,12 @@
 
 use serde_json::Value;
 
-use super::loras::LoraSet;
 use super::schedule::ScheduleConfig;
 use crate::error::{Error, Result};
 use crate::library::Checkpoint;
 use crate::model::{
     ClipConfig, FluxConfig, Shapes, T5Config, TensorSpec, VaeConfig, clip, flux1, t5, vae,
 };
-use crate::op::Program;
-use crate::tensor::HostWeight;
 use crate::weights::{Component, ComponentWeights};
 
 /// The four networks of one model.
@@ -33,24 +30,6 @@ pub struct Network<C> {
     pub weights: ComponentWeights,
 }
 
-impl<C> Network<C> {
-    /// `program` with the sides that `loras` give it, and the weights that it then names, in its order. Nothing of the model is copied.
-    pub fn with_loras(
-        &self,
-        program: Program,
-        loras: &LoraSet,
-    ) -> Result<(Program, Vec<HostWeight>)> {
-        let component = self.weights.component();
-        let program = loras.beside(component, &self.weights, program)?;
-        let weights = program.weights.iter().map(|w| match w.lora {
-            None => self.weights.get(&w.name, w.first, w.rows, w.cols),
-            Some(which) => loras.matrix(component, w, which),
-        });
-        let weights = weights.collect::<Result<_>>()?;
-        Ok((program, weights))
-    }
-}
-
 /// What the model draws best with; a request overrides each.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Defaults {
@@ -62,7 +41,8 @@ pub struct Defaults {
 }
 
 impl Model {
-    /// Checks `checkpoint` whole: all four networks there, every tensor present in the right shape. Lines for the user go to `notes`.
+    /// Checks `checkpoint` whole: all four networks there, every tensor present in the right shape.
+    /// Lines for the user go to `notes`.
     pub fn new(checkpoint: Checkpoint, notes: &mut Vec<String>) -> Result<Self> {
         for component in [Component::Flux, Component::T5, Component::Clip, Component::Vae] {
             checkpoint.need(component)?; // says where it was looked for and which flag gives it
@@ -132,7 +112,8 @@ impl Model {
     }
 }
 
-/// A folder's scheduler config: what is in it must be usable, and what is not done here must not be asked for.
+/// A folder's scheduler config: what is in it must be usable, and what is not done here must not be
+/// asked for.
 fn read_schedule(config: Value, notes: &mut Vec<String>) -> Result<ScheduleConfig> {
     let unusable = |why: String| {
         Error::model("the scheduler config cannot be used")

@@ -1,30 +1,33 @@
-//! Gaussian noise, bit for bit as PyTorch draws it on an x86-64 CPU: a seed then gives the picture that it gives in
-//! ComfyUI, which fills the latents `[batch, channels, height / 8, width / 8]` with `torch.randn` in f32, from one
-//! CPU generator for the whole batch.
+//! Gaussian noise, bit for bit as PyTorch draws it on an x86-64 CPU: a seed then gives the picture
+//! that it gives in ComfyUI, which fills the latents `[batch, channels, height / 8, width / 8]`
+//! with `torch.randn` in f32, from one CPU generator for the whole batch.
 //!
-//! What torch does (2.x; `ATen/native/cpu/DistributionTemplates.h`, `ATen/core/MT19937RNGEngine.h`):
-//! - The source is MT19937, seeded with the low 32 bits of the seed: seeds that differ by a multiple of 2^32 give the
-//!   same noise.
-//! - A tensor of 16 values or more is first filled with uniforms of 24 bits. Box-Muller then takes it in blocks of
-//!   16: uniform `i` of a block makes the radius and uniform `i + 8` the angle of values `i` (cosine) and `i + 8`
-//!   (sine). Where the length is not a multiple of 16, the *last* 16 values are drawn again from 16 fresh uniforms,
-//!   over what the full blocks left there.
-//! - A smaller tensor is drawn value by value in f64 from uniforms of 53 bits. The sine half of a pair waits in the
-//!   generator for the next *small* tensor; large ones neither use it nor drop it. (Logarithm, sine and cosine are
-//!   the system's, in f64; the result is rounded to f32, which hides nearly every difference between one system's
-//!   library and another's.)
-//! - The logarithm, sine and cosine of the block path are the single-precision polynomials of the Cephes library,
-//!   vectorised. Torch's build lets the compiler fuse multiplications with additions, so which pairs are fused is
-//!   part of the result: `box_muller` has the same ones. Torch's AVX2 and AVX-512 builds agree; its plain build
-//!   (`ATEN_CPU_CAPABILITY=default`) rounds differently (two values in five differ, by up to 2e-6), and other
-//!   architectures have vector code of their own or that plain one.
+//! What torch does (2.x; `ATen/native/cpu/DistributionTemplates.h`,
+//! `ATen/core/MT19937RNGEngine.h`):
+//! - The source is MT19937, seeded with the low 32 bits of the seed: seeds that differ by a
+//!   multiple of 2^32 give the same noise.
+//! - A tensor of 16 values or more is first filled with uniforms of 24 bits. Box-Muller then takes
+//!   it in blocks of 16: uniform `i` of a block makes the radius and uniform `i + 8` the angle of
+//!   values `i` (cosine) and `i + 8` (sine). Where the length is not a multiple of 16, the *last*
+//!   16 values are drawn again from 16 fresh uniforms, over what the full blocks left there.
+//! - A smaller tensor is drawn value by value in f64 from uniforms of 53 bits. The sine half of a
+//!   pair waits in the generator for the next *small* tensor; large ones neither use it nor drop
+//!   it. (Logarithm, sine and cosine are the system's, in f64; the result is rounded to f32, which
+//!   hides nearly every difference between one system's library and another's.)
+//! - The logarithm, sine and cosine of the block path are the single-precision polynomials of the
+//!   Cephes library, vectorised. Torch's build lets the compiler fuse multiplications with
+//!   additions, so which pairs are fused is part of the result: `box_muller` has the same ones.
+//!   Torch's AVX2 and AVX-512 builds agree; its plain build (`ATEN_CPU_CAPABILITY=default`) rounds
+//!   differently (two values in five differ, by up to 2e-6), and other architectures have vector
+//!   code of their own or that plain one.
 
 /// State words of MT19937.
 const WORDS: usize = 624;
 /// Distance between the words that one step combines.
 const SHIFT: usize = 397;
 
-/// `torch.Generator("cpu").manual_seed(seed)`, as far as `torch.randn` uses it. Successive calls continue one stream.
+/// `torch.Generator("cpu").manual_seed(seed)`, as far as `torch.randn` uses it. Successive calls
+/// continue one stream.
 ///
 /// ```
 /// use flux_fast::pipeline::noise::TorchGenerator;
@@ -63,8 +66,8 @@ impl TorchGenerator {
 
     /// The next `n` standard normal values, as one call of `torch.randn(n)` gives them.
     ///
-    /// Two calls give what one call for the sum gives only where both lengths are multiples of 16, or the sum is
-    /// under 16.
+    /// Two calls give what one call for the sum gives only where both lengths are multiples of 16,
+    /// or the sum is under 16.
     pub fn randn(&mut self, n: usize) -> Vec<f32> {
         let mut out = vec![0.0; n];
         self.fill(&mut out);
@@ -82,12 +85,14 @@ impl TorchGenerator {
         self.fill_blocks(out);
     }
 
-    /// The path for 16 values and more. Without `fma` in the build's target `f32::mul_add` is a library call: a few milliseconds for a large picture's noise,
-    /// which is not worth an `unsafe` on this floor.
+    /// The path for 16 values and more. Without `fma` in the build's target `f32::mul_add` is a
+    /// library call: a few milliseconds for a large picture's noise, which is not worth an `unsafe`
+    /// on this floor.
     fn fill_blocks(&mut self, out: &mut [f32]) {
         self.uniforms(out);
         let (blocks, rest) = out.as_chunks_mut::<16>();
-        // A loop and not `for_each`, which would be compiled apart, for no more than the target's base instructions.
+        // A loop and not `for_each`, which would be compiled apart, for no more than the target's
+        // base instructions.
         for block in blocks {
             box_muller(block);
         }
@@ -109,7 +114,8 @@ impl TorchGenerator {
             }
             let n = (WORDS - self.next).min(out.len() - filled);
             for (x, &word) in out[filled..filled + n].iter_mut().zip(&self.state[self.next..]) {
-                // Through i32, which fits 24 bits, because vector units convert signed integers only.
+                // Through i32, which fits 24 bits, because vector units convert signed integers
+                // only.
                 *x = (temper(word) & 0xff_ffff) as i32 as f32 * (1.0 / 16_777_216.0);
             }
             self.next += n;
@@ -170,14 +176,16 @@ fn temper(mut y: u32) -> u32 {
     y ^ (y >> 18)
 }
 
-/// Turns 16 uniforms into 16 normal values in place: the first eight are for the radii, the others for the angles.
+/// Turns 16 uniforms into 16 normal values in place: the first eight are for the radii, the others
+/// for the angles.
 #[inline(always)]
 fn box_muller(block: &mut [f32; 16]) {
     let (radii, angles) = block.split_at_mut(8);
     for (a, b) in radii.iter_mut().zip(angles) {
         let radius = (-2.0 * ln(1.0 - *a)).sqrt();
         let (sin, cos) = sin_cos(std::f32::consts::TAU * *b);
-        // Torch multiplies by the deviation 1 and adds the mean 0, which does away with negative zeros.
+        // Torch multiplies by the deviation 1 and adds the mean 0, which does away with negative
+        // zeros.
         *a = radius * cos + 0.0;
         *b = radius * sin + 0.0;
     }
@@ -207,12 +215,13 @@ fn ln(x: f32) -> f32 {
     e.mul_add(0.693_359_4, m + tail)
 }
 
-/// Sine and cosine of `x` in [0, 2 pi) after Cephes' `sinf` and `cosf`, fused where torch's build fuses.
+/// Sine and cosine of `x` in [0, 2 pi) after Cephes' `sinf` and `cosf`, fused where torch's build
+/// fuses.
 #[inline(always)]
 fn sin_cos(x: f32) -> (f32, f32) {
-    // The nearest even octant, then what is left of x, in [-pi/4, pi/4], by subtracting pi/4 in three parts. Adding
-    // 2^23 puts a small whole number into the low bits; the plain conversion's checks would keep this from being
-    // vectorised.
+    // The nearest even octant, then what is left of x, in [-pi/4, pi/4], by subtracting pi/4 in
+    // three parts. Adding 2^23 puts a small whole number into the low bits; the plain conversion's
+    // checks would keep this from being vectorised.
     let whole = ((x * 1.273_239_5).floor() + 8_388_608.0).to_bits() as i32 & 15;
     let octant = (whole + 1) & !1;
     let y = octant as f32;

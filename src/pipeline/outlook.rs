@@ -1,4 +1,5 @@
-//! What FLUX.1 would mean for a device: does it fit, and what must pass to the device in each step? For `doctor`, with no file at hand.
+//! What FLUX.1 would mean for a device: does it fit, and what must pass to the device in each step?
+//! For `doctor`, with no file at hand.
 
 use crate::backend::Grain;
 use crate::dtype::DType;
@@ -18,7 +19,8 @@ pub enum Outlook {
     TooSmall(u64),
 }
 
-/// Plans a denoising step of `config` at 1024x1024 with `text_tokens`, weights of one byte, under `bytes` of device memory.
+/// Plans a denoising step of `config` at 1024x1024 with `text_tokens`, weights of one byte, under
+/// `bytes` of device memory.
 pub fn outlook(config: &FluxConfig, text_tokens: usize, grain: Grain, bytes: u64) -> Outlook {
     let shape = DenoiseShape { images: 1, cfg: false, text_tokens, height: 64, width: 64 };
     let program = flux1::denoise(config, &shape, DType::BF16);

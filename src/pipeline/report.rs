@@ -1,4 +1,5 @@
-//! What `flux-fast plan` prints: phases, the peak of each, what stays and what passes through, before anything runs.
+//! What `flux-fast plan` prints: phases, the peak of each, what stays and what passes through,
+//! before anything runs.
 
 use std::fmt;
 
@@ -20,13 +21,15 @@ pub struct PlanReport {
     /// The bound that the plan keeps to, and how it came about.
     pub budget_bytes: u64,
     pub budget_source: String,
-    /// Host memory beside the plan: the program itself, tokenizers, embeddings, modulation, the picture.
+    /// Host memory beside the plan: the program itself, tokenizers, embeddings, modulation, the
+    /// picture.
     pub host_bytes: u64,
     /// Device memory that context and code take; 0 for the CPU.
     pub overhead_bytes: u64,
     /// Host memory that may be pinned for weights that pass in every step; 0 for the CPU.
     pub pinned_bytes: u64,
-    /// The device has memory of its own: `budget_bytes` and `peak_bytes` count that, and not the host's.
+    /// The device has memory of its own: `budget_bytes` and `peak_bytes` count that, and not the
+    /// host's.
     pub own_memory: bool,
     /// All phases' weights stay in memory from one generation to the next.
     pub keeps_weights: bool,

@@ -1,25 +1,29 @@
-//! The noise levels of a run: flow matching with Euler steps, shifted as FLUX.1-dev and FLUX.1-schnell are.
+//! The noise levels of a run: flow matching with Euler steps, shifted as FLUX.1-dev and
+//! FLUX.1-schnell are.
 //!
-//! A picture is made from `x = noise` by `x += (sigma[i + 1] - sigma[i]) * velocity(x, sigma[i])`. The levels run
-//! from 1 to 0. Before any shift they are `1, (N - 1)/N, ..., 1/N` and a final 0: diffusers writes `linspace(1, 1/N,
-//! N)` and appends the 0, Black Forest Labs' own code `linspace(1, 0, N + 1)`, which is the same set of points. Both
-//! shifts below leave 0 and 1 where they are, so the two agree after the shift too.
+//! A picture is made from `x = noise` by `x += (sigma[i + 1] - sigma[i]) * velocity(x, sigma[i])`.
+//! The levels run from 1 to 0. Before any shift they are `1, (N - 1)/N, ..., 1/N` and a final 0:
+//! diffusers writes `linspace(1, 1/N, N)` and appends the 0, Black Forest Labs' own code
+//! `linspace(1, 0, N + 1)`, which is the same set of points. Both shifts below leave 0 and 1 where
+//! they are, so the two agree after the shift too.
 //!
 //! - FLUX.1-schnell: no shift. Four steps: 1, 0.75, 0.5, 0.25, 0.
-//! - FLUX.1-dev: larger pictures need more noise to be lost, so the levels are moved up by an amount `mu` that grows
-//!   with the number of image tokens: `sigma = e^mu / (e^mu + 1/t - 1)`, where `mu` is the straight line through
-//!   `(base_image_seq_len, base_shift)` and `(max_image_seq_len, max_shift)`, not clamped at its ends. The config's
-//!   `shift` plays no part then.
-//! - A fixed shift, where `use_dynamic_shifting` is off: `sigma = shift * t / (1 + (shift - 1) * t)`, the same curve
-//!   with `shift = e^mu`.
+//! - FLUX.1-dev: larger pictures need more noise to be lost, so the levels are moved up by an
+//!   amount `mu` that grows with the number of image tokens: `sigma = e^mu / (e^mu + 1/t - 1)`,
+//!   where `mu` is the straight line through `(base_image_seq_len, base_shift)` and
+//!   `(max_image_seq_len, max_shift)`, not clamped at its ends. The config's `shift` plays no part
+//!   then.
+//! - A fixed shift, where `use_dynamic_shifting` is off: `sigma = shift * t / (1 + (shift - 1) *
+//!   t)`, the same curve with `shift = e^mu`.
 //!
-//! diffusers computes `mu` and `e^mu` in f64 and the rest in f32, step by step; so does this code, to get the same
-//! f32 values. (Its `sigma * 1000` as the model's timestep, and the later division by 1000, are the caller's.)
+//! diffusers computes `mu` and `e^mu` in f64 and the rest in f32, step by step; so does this code,
+//! to get the same f32 values. (Its `sigma * 1000` as the model's timestep, and the later division
+//! by 1000, are the caller's.)
 
 use serde::Deserialize;
 
-/// The keys of diffusers' `scheduler/scheduler_config.json` that decide FLUX.1's noise levels, with diffusers'
-/// defaults for those left out.
+/// The keys of diffusers' `scheduler/scheduler_config.json` that decide FLUX.1's noise levels, with
+/// diffusers' defaults for those left out.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct ScheduleConfig {
@@ -96,8 +100,8 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The levels for `steps` steps on a picture of `image_tokens` tokens (`(height / 16) * (width / 16)` for
-    /// FLUX.1's autoencoder).
+    /// The levels for `steps` steps on a picture of `image_tokens` tokens (`(height / 16) * (width
+    /// / 16)` for FLUX.1's autoencoder).
     pub fn new(config: &ScheduleConfig, steps: usize, image_tokens: usize) -> Self {
         let dynamic = config.mu(image_tokens).exp() as f32;
         let shifted = |t: f32| {
@@ -116,13 +120,14 @@ impl Schedule {
         self.sigmas.len() - 1
     }
 
-    /// The index of the level at which an image-to-image run of this `strength` enters: it starts from `(1 - sigma) *
-    /// image + sigma * noise` with that level and takes the steps from there on.
+    /// The index of the level at which an image-to-image run of this `strength` enters: it starts
+    /// from `(1 - sigma) * image + sigma * noise` with that level and takes the steps from there
+    /// on.
     ///
-    /// Strength 1 gives 0, the whole run; strength 0 gives [`Schedule::steps`], no step at all. As diffusers'
-    /// `FluxImg2ImgPipeline` has it, `int(max(steps - min(steps * strength, steps), 0))` in f64. To round as Python
-    /// does, the f32 is read as the decimal number that it prints as: 10 steps at 0.7 are 7, although the f32 next to
-    /// 0.7 is less.
+    /// Strength 1 gives 0, the whole run; strength 0 gives [`Schedule::steps`], no step at all. As
+    /// diffusers' `FluxImg2ImgPipeline` has it, `int(max(steps - min(steps * strength, steps), 0))`
+    /// in f64. To round as Python does, the f32 is read as the decimal number that it prints as: 10
+    /// steps at 0.7 are 7, although the f32 next to 0.7 is less.
     pub fn from_strength(&self, strength: f32) -> usize {
         let steps = self.steps() as f64;
         let strength = strength.to_string().parse::<f64>().unwrap_or(f64::NAN).clamp(0.0, 1.0);
@@ -130,8 +135,8 @@ impl Schedule {
     }
 }
 
-/// The `i`th of `steps` levels before the shift, rounded as `numpy.linspace(1, 1 / steps, steps)` in f64 and a
-/// conversion to f32 round it.
+/// The `i`th of `steps` levels before the shift, rounded as `numpy.linspace(1, 1 / steps, steps)`
+/// in f64 and a conversion to f32 round it.
 fn unshifted(steps: usize, i: usize) -> f32 {
     let last = 1.0 / steps as f64;
     if steps > 1 && i + 1 == steps {

@@ -1,7 +1,9 @@
-//! Text embeddings on disk: reading T5 costs gigabytes of weights per prompt, and people draw the same prompt again and again with other seeds.
+//! Text embeddings on disk: reading T5 costs gigabytes of weights per prompt, and people draw the
+//! same prompt again and again with other seeds.
 //!
-//! An entry is found by a hash over everything that its numbers depend on (weights, token ids, arithmetic), so it is bitwise what the encoders would give.
-//! The cache only ever saves time: whatever goes wrong with it, the encoders run.
+//! An entry is found by a hash over everything that its numbers depend on (weights, token ids,
+//! arithmetic), so it is bitwise what the encoders would give. The cache only ever saves time:
+//! whatever goes wrong with it, the encoders run.
 
 use std::fs;
 use std::io::Write;
@@ -18,7 +20,7 @@ pub struct TextCache {
 }
 
 /// The embeddings of a request's prompts.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Text {
     /// T5's, prompt after prompt: `t5_length x context` each.
     pub context: Vec<f32>,

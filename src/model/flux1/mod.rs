@@ -1,7 +1,8 @@
 //! The FLUX.1 transformer (MMDiT), after `flux/model.py` and `flux/modules/layers.py`.
 //!
-//! Split in two programs. `modulate` computes the shift, scale and gate vectors of every block for every step at once: they depend only on
-//! (timestep, guidance, pooled text), and they take 27 % of FLUX's weights. `denoise` is one step of everything else.
+//! Split in two programs. `modulate` computes the shift, scale and gate vectors of every block for
+//! every step at once: they depend only on (timestep, guidance, pooled text), and they take 27 % of
+//! FLUX's weights. `denoise` is one step of everything else.
 
 use super::{FluxConfig, TensorSpec};
 use crate::dtype::DType;
@@ -18,10 +19,12 @@ const NORM_EPS: f32 = 1e-6;
 pub struct DenoiseShape {
     /// Pictures.
     pub images: usize,
-    /// Whether each picture runs twice, with the prompt and with the negative prompt (true CFG): all conditional ones first.
+    /// Whether each picture runs twice, with the prompt and with the negative prompt (true CFG):
+    /// all conditional ones first.
     pub cfg: bool,
     pub text_tokens: usize,
-    /// Height and width of the grid of packed latent tokens (16 pixels each with FLUX's autoencoder).
+    /// Height and width of the grid of packed latent tokens (16 pixels each with FLUX's
+    /// autoencoder).
     pub height: usize,
     pub width: usize,
 }
@@ -48,7 +51,8 @@ impl DenoiseShape {
     }
 }
 
-/// Hands out consecutive vectors of `hidden` columns of the modulation matrix, in the order in which `modulate` writes them.
+/// Hands out consecutive vectors of `hidden` columns of the modulation matrix, in the order in
+/// which `modulate` writes them.
 struct Modulation {
     tensor: Tensor,
     hidden: usize,
@@ -65,9 +69,10 @@ impl Modulation {
     }
 }
 
-/// Every step's modulation. Inputs: `timestep` (rows x 1, in 0..1), `guidance` (rows x 1, if the model has it), `pooled` (rows x pooled); rows = steps x
-/// prompts, step slowest. Output `modulation`: rows x `modulation_cols()`, in block order: image (6 vectors) and text (6) of each double block, 3 of each
-/// single block, shift and scale of the final layer.
+/// Every step's modulation. Inputs: `timestep` (rows x 1, in 0..1), `guidance` (rows x 1, if the
+/// model has it), `pooled` (rows x pooled); rows = steps x prompts, step slowest. Output
+/// `modulation`: rows x `modulation_cols()`, in block order: image (6 vectors) and text (6) of each
+/// double block, 3 of each single block, shift and scale of the final layer.
 pub fn modulate(c: &FluxConfig, rows: usize, act: DType) -> Program {
     let h = c.hidden;
     let mut r = Recorder::new("modulate");
@@ -152,9 +157,10 @@ pub fn modulate(c: &FluxConfig, rows: usize, act: DType) -> Program {
     r.finish()
 }
 
-/// One step. Inputs: `latents` (images*image_tokens x in_channels, f32, updated in place), `text` (batch*text_tokens x context), `modulation` (prompts x
-/// `modulation_cols()`: one step's rows of what `modulate` made), `rope` (tokens x head_dim, f32, see `rope`), `step` (1 x 2 f32: t_next - t, true CFG scale).
-/// Output `velocity` (batch*image_tokens x out_channels).
+/// One step. Inputs: `latents` (images*image_tokens x in_channels, f32, updated in place), `text`
+/// (batch*text_tokens x context), `modulation` (prompts x `modulation_cols()`: one step's rows of
+/// what `modulate` made), `rope` (tokens x head_dim, f32, see `rope`), `step` (1 x 2 f32: t_next -
+/// t, true CFG scale). Output `velocity` (batch*image_tokens x out_channels).
 pub fn denoise(c: &FluxConfig, s: &DenoiseShape, act: DType) -> Program {
     let (batch, h) = (s.batch(), c.hidden);
     let (text_rows, image_rows) = (batch * s.text_tokens, batch * s.image_tokens());
@@ -234,7 +240,8 @@ struct Joint<'a> {
 }
 
 impl Joint<'_> {
-    /// `DoubleStreamBlock`: image and text have their own weights and meet in one attention, text first.
+    /// `DoubleStreamBlock`: image and text have their own weights and meet in one attention, text
+    /// first.
     fn double_block(
         &self,
         r: &mut Recorder,
@@ -329,7 +336,8 @@ impl Joint<'_> {
         }
     }
 
-    /// `SingleStreamBlock`: attention and MLP side by side; `linear1` is recorded as its two halves so that each lands where it is used.
+    /// `SingleStreamBlock`: attention and MLP side by side; `linear1` is recorded as its two halves
+    /// so that each lands where it is used.
     fn single_block(&self, r: &mut Recorder, i: usize, x: Tensor, modulation: &mut Modulation) {
         let Joint { c, s, rope, act } = *self;
         let h = c.hidden;
@@ -411,7 +419,8 @@ impl Joint<'_> {
     }
 }
 
-/// Records `Linear` with the weight `{name}.weight`, rows `first .. first + n`, and the same elements of `{name}.bias`.
+/// Records `Linear` with the weight `{name}.weight`, rows `first .. first + n`, and the same
+/// elements of `{name}.bias`.
 #[allow(clippy::too_many_arguments)] // one call per layer of the reference, read left to right like it
 fn linear(
     r: &mut Recorder,
@@ -428,8 +437,9 @@ fn linear(
     r.push(label, Linear { x, w, bias, side: None, epilogue, out });
 }
 
-/// The rotation table of `EmbedND`: a row per token, text first (ids all zero), then the image grid (0, row, column); columns (cos, sin) per pair, axis after
-/// axis. Frequencies theta^(-2i/d) and angles in f64, as the reference has them. `tokens x head_dim`.
+/// The rotation table of `EmbedND`: a row per token, text first (ids all zero), then the image grid
+/// (0, row, column); columns (cos, sin) per pair, axis after axis. Frequencies theta^(-2i/d) and
+/// angles in f64, as the reference has them. `tokens x head_dim`.
 pub fn rope(c: &FluxConfig, s: &DenoiseShape) -> Vec<f32> {
     let mut table = Vec::with_capacity(s.tokens() * c.head_dim);
     let mut token = |ids: [usize; 3]| {

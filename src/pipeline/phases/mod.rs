@@ -1,307 +1,240 @@
-//! The programs and plans of one generation, all made before anything runs, so that a request that cannot fit is refused at once.
+//! The phases of one generation: a list that is planned before anything runs, so that a request
+//! that cannot fit is refused at once, and then run from first to last.
+//!
+//! A model family supplies the list ([`flux1`] for FLUX.1). A phase is a [`GenerationPhase`]: it
+//! names the programs that it may run ([`Draft`]), and runs them once they are planned
+//! ([`PlannedProgram`]). What phases pass on to one another is in [`Values`].
 
+mod decode;
+mod denoise;
+mod draft;
+mod flux1;
+mod image_encode;
+mod modulate;
+mod text_encode;
 pub(crate) mod tiles;
 
-use self::tiles::{Cuts, OVERLAP, TILE, cuts};
+pub use draft::{Draft, PlannedProgram, Planner, Refused, Variant};
+pub use flux1::flux1;
+pub use tiles::Tiling;
+
 use super::loras::LoraSet;
-use super::model::Model;
-use super::report::PhaseReport;
-use super::request::Settings;
+use super::open_device::OpenDevice;
+use super::progress::Listener;
+use super::request::Picture;
+use super::text_cache::Text;
 use crate::backend::{Backend, Grain, Layout};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::event::Phase;
-use crate::model::flux1::DenoiseShape;
-use crate::model::{clip, flux1, t5, vae};
-use crate::op::Program;
-use crate::plan::{self, PhasePlan, streamed_blocks};
-use crate::tensor::HostWeight;
+use crate::stream::{Session, Tenancy};
 
-/// A program with its plan and weights.
-pub struct Ready {
-    pub phase: Phase,
-    /// Distinguishes this program's weights from those of the others.
-    pub index: u32,
-    pub program: Program,
-    pub plan: PhasePlan,
-    pub weights: Vec<HostWeight>,
-    /// Where its resident weights begin when all phases keep theirs.
-    pub resident_base: usize,
+/// One phase of a generation.
+pub trait GenerationPhase {
+    /// The programs that the phase runs, in that order, for a device that computes in `activation`.
+    ///
+    /// Every program that the phase runs for any request is in the list: one that this request does
+    /// not need has no variants. So a program has the same number in every generation of a model,
+    /// and weights that stay on the device are found again.
+    fn drafts(&self, activation: DType) -> Vec<Draft<'_>>;
+
+    /// Runs `programs`, the planned ones of [`GenerationPhase::drafts`]. Not called if there are
+    /// none.
+    fn run(
+        &self,
+        programs: &[PlannedProgram],
+        device: &mut SharedDevice<'_>,
+        values: &mut Values,
+        on: Listener<'_>,
+    ) -> Result<()>;
 }
 
-/// Everything one generation runs.
-pub struct Phases {
-    /// The number of the set of LoRAs beside them.
-    pub loras: u32,
-    pub shape: DenoiseShape,
-    pub clip: Ready,
-    pub t5: Ready,
-    pub modulate: Ready,
-    pub encode: Option<(Ready, Tiling)>,
-    pub denoise: Ready,
-    pub decode: (Ready, Tiling),
-    /// All phases' weights fit beside the largest arena: they stay loaded from one generation to the next.
-    pub keep: bool,
-    /// What every phase asks the device for when `keep`.
-    pub shared: Layout,
+/// What the phases of one generation pass on to one another.
+#[derive(Default)]
+pub struct Values {
+    /// The image that image-to-image starts from, in the size of the request.
+    pub init: Option<Picture>,
+    /// The embeddings of the prompts.
+    pub text: Text,
+    /// The modulation of every step, one row per step and prompt, step slowest.
+    pub modulation: Vec<f32>,
+    /// The latents of all images as packed tokens, image after image: first the noise, at the end
+    /// what is decoded.
+    pub latents: Vec<f32>,
+    /// The finished images.
+    pub pictures: Vec<Picture>,
 }
 
-/// Why there is no plan.
-pub enum Refused {
-    /// The budget is too small; this many bytes would do.
-    TooSmall(u64),
-    Failed(Error),
+/// The device that the programs of one generation share.
+pub struct SharedDevice<'a> {
+    device: &'a mut OpenDevice,
+    sharing: Sharing,
 }
 
-impl From<Error> for Refused {
-    fn from(e: Error) -> Self {
-        Refused::Failed(e)
-    }
+/// How the programs of one generation share the device's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Sharing {
+    /// The number of the set of LoRAs.
+    loras: u32,
+    /// What every program asks the device for if all weights stay loaded from one generation to the
+    /// next: they all fit next to the largest arena. `None` if each program asks for its own
+    /// layout.
+    kept: Option<Layout>,
 }
 
-/// How a plane of latents is cut.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tiling {
-    pub rows: Cuts,
-    pub cols: Cuts,
-    pub overlap: usize,
-    /// Smaller than the usual tile because of the budget: the pixels may differ slightly from those of a larger budget.
-    pub reduced: bool,
+/// A phase with its planned programs.
+struct PlannedPhase<'a> {
+    phase: Box<dyn GenerationPhase + 'a>,
+    programs: Vec<PlannedProgram>,
 }
 
-impl Tiling {
-    fn new(height: usize, width: usize, most: usize) -> Self {
-        let overlap = OVERLAP.min((most / 3) & !1);
-        let (rows, cols) = (cuts(height, most, overlap), cuts(width, most, overlap));
-        Tiling { rows, cols, overlap, reduced: most < TILE }
-    }
-
-    /// Tiles in the plane.
-    pub fn count(&self) -> usize {
-        self.rows.starts.len() * self.cols.starts.len()
-    }
-
-    /// The corners of all tiles, (top, left) in latent pixels.
-    pub fn corners(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
-        self.rows
-            .starts
-            .iter()
-            .flat_map(|&top| self.cols.starts.iter().map(move |&left| (top, left)))
-    }
-
-    /// Height and width of every tile in latent pixels.
-    pub fn size(&self) -> (usize, usize) {
-        (self.rows.len, self.cols.len)
-    }
+/// Everything one generation runs, in order.
+pub struct Phases<'a> {
+    list: Vec<PlannedPhase<'a>>,
+    sharing: Sharing,
 }
 
-impl Phases {
-    /// Plans `settings`, of whose schedule `steps` are to be done (fewer than all with image-to-image), on `backend` under `budget` bytes.
-    pub fn new(
-        model: &Model,
+impl<'a> Phases<'a> {
+    /// Plans the programs of `list` with `loras` on `backend`, within `budget` bytes.
+    pub fn plan(
+        list: Vec<Box<dyn GenerationPhase + 'a>>,
         loras: &LoraSet,
-        settings: &Settings,
-        steps: usize,
         backend: &dyn Backend,
         budget: u64,
     ) -> Result<Self, Refused> {
-        let act = backend.caps().activation;
-        let token = model.token_pixels();
-        let cfg = settings.cfg_scale != 1.0;
-        let (height, width) = (settings.height / token, settings.width / token);
-        let shape = DenoiseShape {
-            images: settings.count,
-            cfg,
-            text_tokens: model.t5_length,
-            height,
-            width,
-        };
-        let prompts = shape.prompts();
-
-        // Why a phase cannot be run with any memory, if one cannot.
-        let impossible = std::cell::Cell::new(None::<Error>);
-        // The least that every phase tried so far could do with.
-        let least = std::cell::Cell::new(0u64);
-        let ready = |phase,
-                     index,
-                     program: Program,
-                     runs,
-                     weights: Vec<HostWeight>|
-         -> Result<(Ready, u64)> {
-            let uses = program.uses();
-            let bytes: Vec<usize> =
-                weights.iter().zip(&uses).map(|(w, &how)| backend.weight_bytes(w, how)).collect();
-            let weight = |w: crate::tensor::Weight| &weights[w.id as usize];
-            let scratch: Vec<usize> =
-                program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect();
-            let grain = backend.caps().grain;
-            let refused = program.steps.iter().find_map(|s| {
-                let can = backend.can_run(&s.op, &weight);
-                can.err().map(|e| e.at(&s.label))
-            });
-            let needed = match refused {
-                None => plan::least_bytes(&program, &bytes, &scratch, grain),
-                // No memory would do; another tile may.
-                Some(e) => {
-                    impossible.replace(Some(e));
-                    u64::MAX
+        let planner = Planner { loras, backend, budget };
+        let activation = backend.caps().activation;
+        let mut planned = Vec::new();
+        let (mut number, mut least) = (0, 0);
+        for phase in list {
+            let mut programs = Vec::new();
+            for draft in phase.drafts(activation) {
+                if let Some((program, needed)) = planner.best_variant(draft, number)? {
+                    programs.push(program);
+                    least = least.max(needed);
                 }
-            };
-            // A phase that does not fit is planned without bound: only the number is wanted then, for the refusal below.
-            let bound = if needed > budget { u64::MAX } else { budget };
-            let plan = plan::phase(&program, runs, &bytes, &scratch, grain, bound)?;
-            Ok((Ready { phase, index, program, plan, weights, resident_base: 0 }, needed))
-        };
-        let single = |phase, index, program: Program, runs, weights| -> Result<Ready> {
-            let (ready, needed) = ready(phase, index, program, runs, weights)?;
-            least.set(least.get().max(needed));
-            Ok(ready)
-        };
-        let (program, weights) =
-            model.clip.with_loras(clip::encode(&model.clip.config, prompts, act), loras)?;
-        let clip = single(Phase::TextEncode, 0, program, 1, weights)?;
-        let program = t5::encode(&model.t5.config, prompts, model.t5_length, act);
-        let (program, weights) = model.t5.with_loras(program, loras)?;
-        let t5 = single(Phase::TextEncode, 1, program, 1, weights)?;
-        let program = flux1::modulate(&model.flux.config, steps.max(1) * prompts, act);
-        let (program, weights) = model.flux.with_loras(program, loras)?;
-        let modulate = single(Phase::Modulate, 2, program, 1, weights)?;
-        let (program, weights) =
-            model.flux.with_loras(flux1::denoise(&model.flux.config, &shape, act), loras)?;
-        let denoise = single(Phase::Denoise, 3, program, steps, weights)?;
-
-        // The usual tile, or the largest smaller one that fits.
-        let tiled = |phase,
-                     index,
-                     runs: usize,
-                     record: &dyn Fn(usize, usize) -> Program|
-         -> Result<(Ready, Tiling)> {
-            let mut tiles = [TILE, 96, 64, 48, 32, 24, 16].into_iter().map(|most| {
-                let tiling = Tiling::new(2 * height, 2 * width, most);
-                let (h, w) = tiling.size();
-                let (program, weights) = model.vae.with_loras(record(h, w), loras)?;
-                let (ready, needed) = ready(phase, index, program, runs * tiling.count(), weights)?;
-                Ok((ready, tiling, needed))
-            });
-            let mut best = tiles.next().expect("there are sizes")?;
-            for smaller in tiles {
-                if best.2 <= budget {
-                    break;
-                }
-                let smaller = smaller?;
-                if smaller.2 < best.2 {
-                    best = smaller;
-                }
+                number += 1;
             }
-            least.set(least.get().max(best.2));
-            Ok((best.0, best.1))
-        };
-        let (vae_config, factor) = (&model.vae.config, model.vae.config.factor());
-        let encode = match settings.strength {
-            Some(_) => Some(tiled(Phase::ImageEncode, 4, 1, &|h, w| {
-                vae::encode(vae_config, h * factor, w * factor, act)
-            })?),
-            None => None,
-        };
-        let decode =
-            tiled(Phase::Decode, 5, settings.count, &|h, w| vae::decode(vae_config, h, w, act))?;
-
-        if least.get() == u64::MAX
-            && let Some(e) = impossible.take()
-        {
-            return Err(Refused::Failed(e));
+            planned.push(PlannedPhase { phase, programs });
         }
-        if least.get() > budget {
-            return Err(Refused::TooSmall(least.get()));
+        if least > budget {
+            return Err(Refused::TooSmall(least));
         }
-        let mut phases = Phases {
-            loras: loras.number,
-            shape,
-            clip,
-            t5,
-            modulate,
-            encode,
-            denoise,
-            decode,
-            keep: false,
-            shared: Layout::default(),
-        };
+        let sharing = Sharing { loras: loras.number, kept: None };
+        let mut phases = Phases { list: planned, sharing };
         phases.share(budget, backend.caps().grain);
         Ok(phases)
     }
 
-    /// Decides whether all weights can stay between generations, and where each phase's begin.
+    /// Places the weights of each program in the memory that all share, and decides whether they
+    /// can all stay there between generations.
     fn share(&mut self, budget: u64, grain: Grain) {
         let mut layout = Layout::default();
         let mut all_resident = true;
-        for ready in self.all_mut() {
-            ready.resident_base = layout.resident_bytes;
-            layout.resident_bytes = ready.plan.residency.move_to(layout.resident_bytes, grain);
-            layout.arena_bytes = layout.arena_bytes.max(ready.plan.arena.bytes);
-            all_resident &= ready.plan.residency.ring_bytes == 0;
+        for planned in self.by_memory() {
+            planned.resident_base = layout.resident_bytes;
+            layout.resident_bytes = planned.plan.residency.move_to(layout.resident_bytes, grain);
+            layout.arena_bytes = layout.arena_bytes.max(planned.plan.arena.bytes);
+            all_resident &= planned.plan.residency.ring_bytes == 0;
         }
-        // LoRAs come behind all of it: others may take their place, and the model stays where it is.
-        for ready in self.all_mut() {
-            let base = ready.resident_base;
+        // LoRAs are placed behind all of it: others may take their place, and the model's weights
+        // stay where they are.
+        for planned in self.by_memory() {
+            let base = planned.resident_base;
             layout.resident_bytes =
-                ready.plan.residency.move_sides(base, layout.resident_bytes, grain);
+                planned.plan.residency.move_sides(base, layout.resident_bytes, grain);
         }
-        self.keep = all_resident && layout.bytes(1) <= budget;
-        self.shared = layout;
-        if !self.keep {
-            for ready in self.all_mut() {
-                ready.resident_base = 0;
-                let end = ready.plan.residency.move_to(0, grain);
-                let end = ready.plan.residency.move_sides(0, end, grain);
-                ready.plan.residency.resident_bytes = end;
-            }
+        if all_resident && layout.bytes(1) <= budget {
+            self.sharing.kept = Some(layout);
+            return;
+        }
+        for planned in self.by_memory() {
+            planned.resident_base = 0;
+            let end = planned.plan.residency.move_to(0, grain);
+            let end = planned.plan.residency.move_sides(0, end, grain);
+            planned.plan.residency.resident_bytes = end;
         }
     }
 
-    fn all_mut(&mut self) -> impl Iterator<Item = &mut Ready> {
-        // The one that not every request has comes last: the others' places stay where they are.
-        let encode = self.encode.as_mut().map(|e| &mut e.0);
-        [&mut self.clip, &mut self.t5, &mut self.modulate, &mut self.denoise, &mut self.decode.0]
-            .into_iter()
-            .chain(encode)
+    /// The programs in the order of their weights in memory. Those that not every request needs
+    /// come last, so that the places of the others are the same with and without them.
+    fn by_memory(&mut self) -> impl Iterator<Item = &mut PlannedProgram> {
+        let mut programs: Vec<_> = self.list.iter_mut().flat_map(|p| &mut p.programs).collect();
+        programs.sort_by_key(|p| p.optional);
+        programs.into_iter()
     }
 
-    /// Every program in the order in which it runs.
-    pub fn all(&self) -> impl Iterator<Item = &Ready> {
-        let encode = self.encode.as_ref().map(|e| &e.0);
-        [&self.clip, &self.t5].into_iter().chain(encode).chain([
-            &self.modulate,
-            &self.denoise,
-            &self.decode.0,
-        ])
+    /// The programs in the order in which they run.
+    pub fn programs(&self) -> impl Iterator<Item = &PlannedProgram> {
+        self.list.iter().flat_map(|p| &p.programs)
     }
 
-    /// What the device holds at most, in memory that is handed out in pieces of `granularity`.
+    /// Whether all weights stay loaded from one generation to the next.
+    pub fn keeps_weights(&self) -> bool {
+        self.sharing.kept.is_some()
+    }
+
+    /// The most bytes that the device holds, if it allocates memory in units of `granularity`
+    /// bytes.
     pub fn peak_bytes(&self, granularity: usize) -> u64 {
-        if self.keep {
-            return self.shared.bytes(granularity);
+        match self.sharing.kept {
+            Some(layout) => layout.bytes(granularity),
+            None => self.programs().map(|p| p.plan.layout().bytes(granularity)).max().unwrap_or(0),
         }
-        self.all().map(|r| r.plan.layout().bytes(granularity)).max().unwrap_or(0)
+    }
+
+    /// Runs every phase on `device`.
+    pub fn run(
+        &self,
+        device: &mut OpenDevice,
+        values: &mut Values,
+        on: Listener<'_>,
+    ) -> Result<()> {
+        let mut device = SharedDevice { device, sharing: self.sharing };
+        let mut needed = self.list.iter().filter(|p| !p.programs.is_empty());
+        needed.try_for_each(|p| p.phase.run(&p.programs, &mut device, values, &mut *on))
     }
 }
 
-impl Ready {
-    /// For `flux-fast plan`.
-    pub fn report(&self) -> PhaseReport {
-        let (blocks_streamed, blocks) = streamed_blocks(&self.program, &self.plan.residency);
-        PhaseReport {
-            phase: self.phase.name(),
-            program: self.program.name.clone(),
-            runs: self.plan.runs,
-            operations: self.program.steps.len(),
-            teraflop: self.program.flops() as f64 / 1e12,
-            weight_bytes: self.plan.weight_bytes,
-            arena_bytes: self.plan.arena.bytes as u64,
-            resident_bytes: self.plan.residency.resident_bytes as u64,
-            ring_bytes: self.plan.residency.ring_bytes as u64,
-            streamed_bytes_per_run: self.plan.streamed_bytes(),
-            blocks,
-            blocks_streamed,
-            peak_bytes: self.plan.peak_bytes(),
-        }
+impl SharedDevice<'_> {
+    /// A session that runs `planned`.
+    pub fn session<'s>(&'s mut self, planned: &'s PlannedProgram) -> Result<Session<'s>> {
+        let (backend, holdings) = self.device.parts()?;
+        let keep = self.sharing.kept.is_some();
+        let layout = self.sharing.kept.unwrap_or_else(|| planned.plan.layout());
+        holdings.reserve(backend, layout, keep)?;
+        let tenancy = Tenancy {
+            phase: planned.number,
+            loras: self.sharing.loras,
+            resident_base: planned.resident_base,
+            keep,
+        };
+        let weights = planned.weights.clone();
+        Ok(Session::new(backend, holdings, &planned.program, &planned.plan, weights, tenancy))
     }
+}
+
+/// Passes `values` only if all are finite; else runs the program again to name the first step that
+/// wrote another number.
+pub fn check_finite(values: &[f32], session: &mut Session, planned: &PlannedProgram) -> Result<()> {
+    if values.iter().all(|v| v.is_finite()) {
+        return Ok(());
+    }
+    Err(not_finite(session, planned)?)
+}
+
+/// The error for a run of `planned` that gave numbers which are not finite, with the first step
+/// that wrote one.
+pub fn not_finite(session: &mut Session, planned: &PlannedProgram) -> Result<Error> {
+    let program = &planned.program;
+    let place = match session.first_not_finite()? {
+        Some(label) => format!("{}: {label}", program.name),
+        None => program.name.clone(),
+    };
+    let e = Error::not_finite("the numbers are not finite, no image is written").at(place);
+    Ok(match program.weights.iter().any(|w| w.lora.is_some()) {
+        true => e.try_("a smaller strength of the LoRAs, or no LoRA: they change these layers"),
+        false => e.try_(
+            "download the weights again if they may be damaged; if their type is too narrow for this model, use --compute f32",
+        ),
+    })
 }

@@ -1,22 +1,30 @@
-//! Cutting a picture's latents into equal overlapping tiles, and blending what the autoencoder makes of them.
+//! Cuts the latents of an image into equal overlapping tiles, and blends what the autoencoder makes
+//! of them.
 
-/// The edge of the largest tile in latent pixels (1024 picture pixels at factor 8): what FLUX.1 is mostly asked for is decoded in one piece, since the
-/// autoencoder's normalisation and attention see a whole tile. Fixed, so that a picture's pixels do not depend on the memory budget; only a budget too small even
-/// for this takes smaller tiles, and says so.
-pub const TILE: usize = 128;
+use crate::pipeline::request::Picture;
 
-/// How far neighbouring tiles overlap at least, in latent pixels: where the blend hides the seam.
-pub const OVERLAP: usize = 16;
+/// The edge of the largest tile in latent pixels (1024 image pixels at factor 8). The usual sizes
+/// of FLUX.1 are decoded in one piece, since the normalisation and the attention of the autoencoder
+/// see a whole tile. The size is fixed, so that the pixels of an image do not depend on the memory
+/// budget; only a budget that is too small even for this size gets smaller tiles, with a warning.
+const TILE: usize = 128;
 
-/// Tiles along one axis: every start, and the one length of all.
+/// The edges of the largest tile that are tried, in latent pixels, the preferred one first.
+const TILES: [usize; 7] = [TILE, 96, 64, 48, 32, 24, 16];
+
+/// The least overlap of neighbouring tiles, in latent pixels: the blend hides the seam there.
+const OVERLAP: usize = 16;
+
+/// Tiles along one axis: the start of each, and the length that all have.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cuts {
-    pub starts: Vec<usize>,
-    pub len: usize,
+struct Cuts {
+    starts: Vec<usize>,
+    len: usize,
 }
 
-/// Covers `extent` (even) with the fewest tiles of at most `most`; lengths and starts are even because a token is 2 x 2 latent pixels.
-pub fn cuts(extent: usize, most: usize, overlap: usize) -> Cuts {
+/// Covers `extent` (even) with the fewest tiles of at most `most`. Lengths and starts are even
+/// because a token is 2 x 2 latent pixels.
+fn cuts(extent: usize, most: usize, overlap: usize) -> Cuts {
     if extent <= most {
         return Cuts { starts: vec![0], len: extent };
     }
@@ -26,8 +34,49 @@ pub fn cuts(extent: usize, most: usize, overlap: usize) -> Cuts {
     Cuts { starts, len }
 }
 
-/// Gathers tiles into one plane of `height x width` pixels with `channels` interleaved values, weighing each tile down towards the edges that it shares with a
-/// neighbour.
+/// How a plane of latents is cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tiling {
+    rows: Cuts,
+    cols: Cuts,
+    /// How far neighbouring tiles overlap at least, in latent pixels.
+    pub overlap: usize,
+    /// The tiles are smaller than usual because of the budget: the pixels may differ slightly from
+    /// those of a larger budget.
+    pub reduced: bool,
+}
+
+impl Tiling {
+    fn new(height: usize, width: usize, most: usize) -> Self {
+        let overlap = OVERLAP.min((most / 3) & !1);
+        let (rows, cols) = (cuts(height, most, overlap), cuts(width, most, overlap));
+        Tiling { rows, cols, overlap, reduced: most < TILE }
+    }
+
+    /// The ways to cut a plane of `height x width` latent pixels, the preferred one first.
+    pub fn candidates(height: usize, width: usize) -> impl Iterator<Item = Tiling> {
+        TILES.into_iter().map(move |most| Tiling::new(height, width, most))
+    }
+
+    /// Tiles in the plane.
+    pub fn count(&self) -> usize {
+        self.rows.starts.len() * self.cols.starts.len()
+    }
+
+    /// The corners of all tiles, (top, left) in latent pixels.
+    pub fn corners(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let row = |&top| self.cols.starts.iter().map(move |&left| (top, left));
+        self.rows.starts.iter().flat_map(row)
+    }
+
+    /// Height and width of every tile in latent pixels.
+    pub fn size(&self) -> (usize, usize) {
+        (self.rows.len, self.cols.len)
+    }
+}
+
+/// Gathers tiles into one plane of `height x width` pixels with `channels` interleaved values. The
+/// weight of a tile falls towards the edges that it shares with a neighbour.
 pub struct Canvas {
     height: usize,
     width: usize,
@@ -48,7 +97,8 @@ impl Canvas {
         }
     }
 
-    /// Adds a tile of `tile_height x tile_width` at (`top`, `left`); it fades over `overlap` pixels at edges inside the plane.
+    /// Adds a tile of `tile_height x tile_width` at (`top`, `left`); it fades over `overlap` pixels
+    /// at edges inside the plane.
     pub fn add(
         &mut self,
         tile: &[f32],
@@ -84,7 +134,8 @@ impl Canvas {
     }
 }
 
-/// Latents (`height x width x channels`, channels last) as tokens of 2 x 2 pixels: `(h/2 * w/2) x 4c`, channel slowest, then row, then column.
+/// Latents (`height x width x channels`, channels last) as tokens of 2 x 2 pixels: `(h/2 * w/2) x
+/// 4c`, channel slowest, then row, then column.
 pub fn pack(latents: &[f32], height: usize, width: usize, channels: usize) -> Vec<f32> {
     let mut out = Vec::with_capacity(latents.len());
     for y in (0..height).step_by(2) {
@@ -99,7 +150,7 @@ pub fn pack(latents: &[f32], height: usize, width: usize, channels: usize) -> Ve
     out
 }
 
-/// The inverse of `pack`.
+/// The inverse of [`pack`].
 pub fn unpack(tokens: &[f32], height: usize, width: usize, channels: usize) -> Vec<f32> {
     let mut out = vec![0.0; tokens.len()];
     let mut next = tokens.iter();
@@ -116,7 +167,8 @@ pub fn unpack(tokens: &[f32], height: usize, width: usize, channels: usize) -> V
     out
 }
 
-/// The tokens of a tile: rows `top..` and columns `left..` (even, in latent pixels) of a packed plane that is `width` latent pixels wide.
+/// The tokens of a tile: rows `top..` and columns `left..` (even, in latent pixels) of a packed
+/// plane that is `width` latent pixels wide and has `token` values per token.
 pub fn crop_tokens(
     tokens: &[f32],
     width: usize,
@@ -130,6 +182,20 @@ pub fn crop_tokens(
         out.extend_from_slice(&tokens[from..from + tile_width / 2 * token]);
     }
     out
+}
+
+/// The pixels of a tile as values from -1 to 1. `size` is the tile's height and width, all numbers
+/// in image pixels.
+pub fn crop_pixels(
+    picture: &Picture,
+    (top, left): (usize, usize),
+    (height, width): (usize, usize),
+) -> Vec<f32> {
+    let row = |y: usize| {
+        let from = (y * picture.width + left) * 3;
+        picture.rgb[from..from + width * 3].iter().map(|&b| f32::from(b) / 255.0 * 2.0 - 1.0)
+    };
+    (top..top + height).flat_map(row).collect()
 }
 
 #[cfg(test)]

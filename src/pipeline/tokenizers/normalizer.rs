@@ -1,23 +1,26 @@
-//! The normalizer of a `tokenizer.json`, whose tables are looked at before the crate that reads them.
+//! The normalizer of a `tokenizer.json`, whose tables are checked before the `tokenizers` crate
+//! reads them.
 
 use serde_json::Value;
 use tokenizers::NormalizerWrapper;
 
-/// A file's normalizer, once its tables are known to be no longer than the file.
-pub fn read(value: Option<Value>) -> std::result::Result<Option<NormalizerWrapper>, String> {
+/// The normalizer of a file, after its tables were checked.
+pub fn read(value: Option<Value>) -> Result<Option<NormalizerWrapper>, String> {
     let Some(value) = value else { return Ok(None) };
     check_tables(&value)?;
     serde_json::from_value(value).map_err(|e| format!("its normalizer cannot be read: {e}"))
 }
 
-/// Refuses a table of characters that says it is longer than it is. The crate allocates as much as the first four bytes say, up to 8 GB, and what follows from a
-/// refused allocation is no panic that could be caught but the end of the process.
-fn check_tables(value: &Value) -> std::result::Result<(), String> {
+/// Refuses a table of characters that claims to be longer than it is. The crate allocates as many
+/// bytes as the first four bytes say, up to 4 GB, and a refused allocation ends the process instead
+/// of a panic that could be caught.
+fn check_tables(value: &Value) -> Result<(), String> {
     match value {
         Value::Array(values) => values.iter().try_for_each(check_tables),
         Value::Object(fields) => {
             if let Some(Value::String(table)) = fields.get("precompiled_charsmap") {
-                // Six characters of base64 hold 36 bits, of which the number has 32. Other characters the crate refuses.
+                // Six characters of base64 are 36 bits, of which the length is the first 32. The
+                // crate refuses other characters.
                 let bits = table.bytes().take(6).try_fold(0u64, |bits, c| {
                     let digit = match c {
                         b'A'..=b'Z' => c - b'A',
@@ -33,7 +36,7 @@ fn check_tables(value: &Value) -> std::result::Result<(), String> {
                 if let Some(size) = size.filter(|size| *size as usize > table.len()) {
                     let length = table.len();
                     return Err(format!(
-                        "its table of characters promises {size} bytes in {length} characters"
+                        "its table of characters claims {size} bytes in {length} characters"
                     ));
                 }
             }
@@ -45,10 +48,10 @@ fn check_tables(value: &Value) -> std::result::Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::t5_from_json;
+    use super::super::build::t5_from_json;
 
     #[test]
-    fn f14_a_table_that_promises_gigabytes_is_refused_before_they_are_asked_for() {
+    fn f14_a_table_that_claims_gigabytes_is_refused_before_they_are_allocated() {
         let refused = |table: &str| {
             let file = format!(
                 r#"{{"normalizer": {{"type": "Sequence", "normalizers": [{{"type": "Precompiled", "precompiled_charsmap": "{table}"}}]}},
@@ -56,7 +59,7 @@ mod tests {
             );
             t5_from_json(&file).err().unwrap()
         };
-        assert!(refused("/////w==").contains("promises 4294967295 bytes in 8 characters"));
-        assert!(refused("AAAAgAAA").contains("promises 2147483648 bytes"));
+        assert!(refused("/////w==").contains("claims 4294967295 bytes in 8 characters"));
+        assert!(refused("AAAAgAAA").contains("claims 2147483648 bytes"));
     }
 }

@@ -47,14 +47,7 @@ fn with(
     loras: &LoraSet,
     program: Program,
 ) -> (Program, Vec<HostWeight>) {
-    let weights = checkpoint.get(c).unwrap();
-    let program = loras.beside(c, weights, program).unwrap();
-    let resolved = program.weights.iter().map(|w| match w.lora {
-        None => weights.get(&w.name, w.first, w.rows, w.cols).unwrap(),
-        Some(which) => loras.matrix(c, w, which).unwrap(),
-    });
-    let resolved = resolved.collect();
-    (program, resolved)
+    loras.apply(checkpoint.get(c).unwrap(), program).unwrap()
 }
 
 fn sides(program: &Program) -> usize {

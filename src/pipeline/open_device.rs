@@ -1,0 +1,182 @@
+//! The device of a pipeline: opened, bounded, and opened again after it was lost.
+
+use std::ops::ControlFlow;
+
+use super::budget::Bounds;
+use super::device::{self, Opened};
+use super::progress::Listener;
+use super::request::RunOptions;
+use crate::backend::{Backend, Caps, Compute, Device};
+use crate::error::{Error, Result};
+use crate::stream::Holdings;
+
+/// A device with its bounds and with what it keeps between generations.
+pub struct OpenDevice {
+    /// `None` if the device was lost and could not be opened again.
+    backend: Option<Box<dyn Backend>>,
+    /// What the device is, or was.
+    caps: Caps,
+    holdings: Holdings,
+    bounds: Bounds,
+    options: RunOptions,
+    /// Names the arithmetic (version, device, forced choices): what results depend on besides the
+    /// request and the weights.
+    arithmetic: String,
+}
+
+impl OpenDevice {
+    /// Opens the device that `options` name.
+    pub fn open(options: &RunOptions, on: Listener<'_>) -> Result<Self> {
+        let Opened { backend, bounds } = device::open(options, &mut |event| match on(event) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::cancelled("stopped while the device was opened")),
+        })?;
+        let caps = backend.caps().clone();
+        Ok(OpenDevice {
+            arithmetic: arithmetic(&caps, options),
+            backend: Some(backend),
+            caps,
+            holdings: Holdings::default(),
+            bounds,
+            options: options.clone(),
+        })
+    }
+
+    /// Opens the device again after it was lost, with the same bounds.
+    ///
+    /// # Errors
+    /// [`Kind::Device`](crate::error::Kind::Device) if it cannot be opened or another device has
+    /// taken its place. The pipeline then has no device until this function succeeds.
+    pub fn reopen(&mut self, on: Listener<'_>) -> Result<()> {
+        let options = RunOptions { device: self.caps.name.parse()?, ..self.options.clone() };
+        self.close();
+        let OpenDevice { backend, caps, arithmetic, .. } = OpenDevice::open(&options, on)?;
+        if caps.description != self.caps.description {
+            return Err(Error::device("the GPU did not come back")
+                .at(&self.caps.name)
+                .found(&caps.description)
+                .expected(&self.caps.description)
+                .try_("`flux-fast doctor` lists the devices that are present"));
+        }
+        (self.backend, self.caps, self.arithmetic) = (backend, caps, arithmetic);
+        Ok(())
+    }
+
+    /// Replaces the device by the CPU, with the bounds that the options set for it.
+    pub fn take_cpu(&mut self, on: Listener<'_>) -> Result<()> {
+        // Kernels and compute type were chosen for the other device.
+        let options = RunOptions {
+            device: Device::Cpu,
+            kernels: Vec::new(),
+            compute: Compute::Auto,
+            ..self.options.clone()
+        };
+        self.close();
+        let OpenDevice { backend, caps, arithmetic, bounds, .. } = OpenDevice::open(&options, on)?;
+        (self.backend, self.caps, self.arithmetic) = (backend, caps, arithmetic);
+        self.bounds = bounds;
+        Ok(())
+    }
+
+    /// Drops the device before another is opened: both might not fit, and the free memory is
+    /// measured then.
+    fn close(&mut self) {
+        self.holdings = Holdings::default();
+        self.backend = None;
+    }
+
+    /// What the device is; after it was lost, what it was.
+    pub fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    /// The bounds on memory.
+    pub fn bounds(&self) -> &Bounds {
+        &self.bounds
+    }
+
+    /// See the field.
+    pub fn arithmetic(&self) -> &str {
+        &self.arithmetic
+    }
+
+    /// Whether there is a device.
+    pub fn is_open(&self) -> bool {
+        self.backend.is_some()
+    }
+
+    /// The device.
+    ///
+    /// # Errors
+    /// [`Kind::Device`](crate::error::Kind::Device) if it was lost.
+    pub fn backend(&self) -> Result<&dyn Backend> {
+        match &self.backend {
+            Some(backend) => Ok(&**backend),
+            None => Err(lost(&self.caps)),
+        }
+    }
+
+    /// The device and what it keeps; see [`OpenDevice::backend`].
+    pub fn parts(&mut self) -> Result<(&mut dyn Backend, &mut Holdings)> {
+        match &mut self.backend {
+            Some(backend) => Ok((&mut **backend, &mut self.holdings)),
+            None => Err(lost(&self.caps)),
+        }
+    }
+
+    /// Bounds the memory that plans divide to `bytes`; what is allocated is freed, since it may be
+    /// more.
+    pub fn limit_memory(&mut self, bytes: u64) -> Result<()> {
+        self.bounds.limit(bytes, &self.caps);
+        match &mut self.backend {
+            Some(backend) => self.holdings.clear(&mut **backend),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether another device may take over: the user did not name this one.
+    pub fn is_automatic(&self) -> bool {
+        self.options.device == Device::Auto
+    }
+
+    /// Whether products are computed in F16.
+    pub fn in_f16(&self) -> bool {
+        self.options.compute == Compute::F16
+    }
+
+    /// Computes products in the device's default type from the next opening on.
+    pub fn leave_f16(&mut self) {
+        self.options.compute = Compute::Auto;
+    }
+
+    /// What the device was opened with.
+    #[cfg(test)]
+    pub fn options_mut(&mut self) -> &mut RunOptions {
+        &mut self.options
+    }
+
+    /// Whether the device was lost and can be opened again in this process.
+    pub fn may_come_back(&self) -> bool {
+        self.caps.reopens && self.backend.as_ref().is_some_and(|b| b.is_lost())
+    }
+
+    /// Uses `backend` instead of the one that was opened: for tests of a device that is lost.
+    pub fn replace_backend(&mut self, backend: Box<dyn Backend>) {
+        self.holdings = Holdings::default();
+        self.caps = backend.caps().clone();
+        self.backend = Some(backend);
+    }
+}
+
+fn lost(caps: &Caps) -> Error {
+    Error::device("the device was lost and could not be opened again").at(&caps.name)
+}
+
+/// What results depend on besides the request and the weights.
+fn arithmetic(caps: &Caps, options: &RunOptions) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    format!(
+        "{version} {} {} {} {:?}",
+        caps.name, caps.description, options.compute, options.kernels
+    )
+}

@@ -1,0 +1,85 @@
+//! The transformer, once per step.
+
+use super::{Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, Variant, not_finite};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::event::Phase;
+use crate::model::FluxConfig;
+use crate::model::flux1;
+use crate::model::flux1::DenoiseShape;
+use crate::pipeline::model::Network;
+use crate::pipeline::progress::{Listener, Progress};
+
+/// Takes [`Values::latents`] from the first noise level to the last.
+pub struct Denoise<'a> {
+    /// The transformer.
+    pub flux: &'a Network<FluxConfig>,
+    /// Images, prompts and tokens.
+    pub shape: DenoiseShape,
+    /// The noise level before each step, and the last one.
+    pub sigmas: Vec<f32>,
+    /// True classifier-free guidance; 1 is off.
+    pub cfg_scale: f32,
+}
+
+impl Denoise<'_> {
+    /// The T5 embeddings for every sequence of the batch, from one embedding per prompt.
+    fn context(&self, text: &[f32]) -> Vec<f32> {
+        let per_prompt = text.len() / self.shape.prompts();
+        text.chunks_exact(per_prompt)
+            .flat_map(|c| c.iter().copied().cycle().take(c.len() * self.shape.images))
+            .collect()
+    }
+}
+
+impl GenerationPhase for Denoise<'_> {
+    fn drafts(&self, activation: DType) -> Vec<Draft<'_>> {
+        let record = move || Variant {
+            program: flux1::denoise(&self.flux.config, &self.shape, activation),
+            runs: self.sigmas.len() - 1,
+            tiling: None,
+        };
+        vec![Draft {
+            phase: Phase::Denoise,
+            weights: &self.flux.weights,
+            optional: false,
+            variants: Box::new(std::iter::once_with(record)),
+        }]
+    }
+
+    fn run(
+        &self,
+        programs: &[PlannedProgram],
+        device: &mut SharedDevice<'_>,
+        values: &mut Values,
+        on: Listener<'_>,
+    ) -> Result<()> {
+        let planned = &programs[0];
+        let steps = self.sigmas.len() - 1;
+        if steps == 0 {
+            return Ok(());
+        }
+        let mut progress = Progress::start(Phase::Denoise, steps, planned.plan.peak_bytes(), on)?;
+        let mut session = device.session(planned)?;
+        let io = |name| planned.program.input(name);
+        session.write_f32(io("text"), &self.context(&values.text.context))?;
+        session.write_f32(io("rope"), &flux1::rope(&self.flux.config, &self.shape))?;
+        session.write_f32(io("latents"), &values.latents)?;
+        let rows = values.modulation.chunks_exact(values.modulation.len() / steps);
+        for (i, (modulation, levels)) in rows.zip(self.sigmas.windows(2)).enumerate() {
+            session.write_f32(io("modulation"), modulation)?;
+            session.write_f32(io("step"), &[levels[1] - levels[0], self.cfg_scale])?;
+            session.run(i + 1 < steps, &mut |_, _| progress.poll())?;
+            let latents = session.read_f32(io("latents"))?;
+            if latents.iter().any(|v| !v.is_finite()) {
+                session.write_f32(io("latents"), &values.latents)?;
+                let e = not_finite(&mut session, planned)?;
+                return Err(e.at(format!("step {} of {steps}", i + 1)));
+            }
+            values.latents = latents;
+            progress.advance()?;
+        }
+        session.finish()?;
+        progress.end()
+    }
+}

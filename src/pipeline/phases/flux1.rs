@@ -1,0 +1,55 @@
+//! The phases of a FLUX.1 generation.
+
+use super::GenerationPhase;
+use super::decode::Decode;
+use super::denoise::Denoise;
+use super::image_encode::ImageEncode;
+use super::modulate::Modulate;
+use super::text_encode::TextEncode;
+use crate::model::flux1::DenoiseShape;
+use crate::pipeline::model::Model;
+use crate::pipeline::request::Settings;
+use crate::pipeline::tokenizers::Tokenizers;
+
+/// Text encoders, image encoder (image-to-image only), modulation, denoising and decoding for
+/// `settings`, of whose noise levels `sigmas` are used, and `prompt`, its prompt without LoRA tags.
+/// `text_key` names what the text embeddings depend on besides prompts and networks: arithmetic and
+/// LoRAs; `None` if they are neither read from the cache nor written to it.
+pub fn flux1<'a>(
+    model: &'a Model,
+    tokenizers: &'a Tokenizers,
+    prompt: &str,
+    settings: &Settings,
+    sigmas: &[f32],
+    text_key: Option<String>,
+) -> Vec<Box<dyn GenerationPhase + 'a>> {
+    let token = model.token_pixels();
+    let shape = DenoiseShape {
+        images: settings.count,
+        cfg: settings.cfg_scale != 1.0,
+        text_tokens: model.t5_length,
+        height: settings.height / token,
+        width: settings.width / token,
+    };
+    let mut prompts = vec![prompt.to_string()];
+    if shape.cfg {
+        prompts.push(settings.negative.clone().unwrap_or_default());
+    }
+    let sigmas = sigmas.to_vec();
+    vec![
+        Box::new(TextEncode { model, tokenizers, prompts, key: text_key }),
+        Box::new(ImageEncode {
+            vae: &model.vae,
+            shape,
+            sigma: settings.strength.map(|_| sigmas[0]),
+        }),
+        Box::new(Modulate {
+            flux: &model.flux,
+            prompts: shape.prompts(),
+            guidance: settings.guidance,
+            sigmas: sigmas.clone(),
+        }),
+        Box::new(Denoise { flux: &model.flux, shape, sigmas, cfg_scale: settings.cfg_scale }),
+        Box::new(Decode { vae: &model.vae, shape }),
+    ]
+}

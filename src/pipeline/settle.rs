@@ -1,0 +1,81 @@
+//! From a request to settings: the defaults of the model are filled in, and everything is checked
+//! against the model.
+
+use super::model::Model;
+use super::request::{Request, Settings};
+use super::schedule::Schedule;
+use crate::error::{Error, Result};
+
+/// `request` with the defaults of `model` filled in.
+///
+/// # Errors
+/// [`Kind::Argument`](crate::error::Kind::Argument) for a value that is out of range or does not
+/// suit the model, [`Kind::Model`](crate::error::Kind::Model) for image-to-image without an image
+/// encoder.
+pub fn settle(model: &Model, request: &Request) -> Result<Settings> {
+    request.check()?;
+    let d = &model.defaults;
+    let (width, height) = (request.width.unwrap_or(d.width), request.height.unwrap_or(d.height));
+    check_side("width", width, model.token_pixels())?;
+    check_side("height", height, model.token_pixels())?;
+    // The defaults come from a file: they must be within the same limits.
+    let filled = Request {
+        steps: Some(request.steps.unwrap_or(d.steps)),
+        width: Some(width),
+        height: Some(height),
+        guidance: request.guidance.or(d.guidance),
+        init: None,
+        ..request.clone()
+    };
+    filled.check()?;
+    let init = request.init.as_ref();
+    if init.is_some() && !model.vae.config.encoder {
+        return Err(Error::model(
+            "image-to-image needs the autoencoder's encoder, which this file lacks",
+        )
+        .try_("--vae ae.safetensors"));
+    }
+    Ok(Settings {
+        prompt: request.prompt.clone(),
+        negative: request.negative.clone(),
+        count: request.count.unwrap_or(1),
+        steps: request.steps.unwrap_or(d.steps),
+        seed: request.seed.unwrap_or_else(random_seed),
+        width,
+        height,
+        guidance: d.guidance.map(|g| request.guidance.unwrap_or(g)),
+        cfg_scale: request.cfg_scale.unwrap_or(1.0),
+        strength: init.map(|i| i.strength),
+        loras: request.loras.clone(),
+        model: model.name.clone(),
+        model_hash: model.hash.clone(),
+    })
+}
+
+/// `pixels` must be a positive multiple of `token`, the pixels along the edge of one token.
+fn check_side(name: &str, pixels: usize, token: usize) -> Result<()> {
+    if pixels > 0 && pixels.is_multiple_of(token) {
+        return Ok(());
+    }
+    let nearest = ((pixels + token / 2) / token).max(1) * token;
+    Err(Error::argument(format!("the {name} does not suit this model"))
+        .found(pixels)
+        .expected(format!("a multiple of {token} pixels"))
+        .try_(format!("--{name} {nearest}")))
+}
+
+/// The noise level before each step of `settings`, and the last one. Image-to-image begins at a
+/// lower level than 1 and has fewer steps; strength 0 leaves a single level.
+pub fn noise_levels(model: &Model, settings: &Settings) -> Vec<f32> {
+    let token = model.token_pixels();
+    let tokens = (settings.width / token) * (settings.height / token);
+    let mut schedule = Schedule::new(&model.schedule, settings.steps, tokens);
+    let first = settings.strength.map_or(0, |s| schedule.from_strength(s));
+    schedule.sigmas.split_off(first)
+}
+
+/// 32 bits, since torch's generator uses only 32 bits of a seed.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish() & 0xffff_ffff
+}
