@@ -20,7 +20,7 @@ use crate::library::lookup;
 use crate::library::places::Places;
 
 /// The model inside the binary: an all-in-one checkpoint in ComfyUI's names, FP8 linear weights.
-static EMBEDDED: &[u8] = include_bytes!("../../assets/tiny/flux-tiny.safetensors");
+pub(super) static EMBEDDED: &[u8] = include_bytes!("../../assets/tiny/flux-tiny.safetensors");
 
 /// Loads a model once and generates images from it.
 pub struct Pipeline {

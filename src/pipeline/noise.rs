@@ -1,6 +1,6 @@
-//! Gaussian noise, bit for bit as PyTorch draws it on an x86-64 CPU: a seed then gives the picture
-//! that it gives in ComfyUI, which fills the latents `[batch, channels, height / 8, width / 8]`
-//! with `torch.randn` in f32, from one CPU generator for the whole batch.
+//! Gaussian noise, bit for bit as PyTorch draws it on an x86-64 CPU. A seed then gives the same
+//! image as in ComfyUI, which fills the latents `[batch, channels, height / 8, width / 8]` with
+//! `torch.randn` in f32, from one CPU generator for the whole batch.
 //!
 //! What torch does (2.x; `ATen/native/cpu/DistributionTemplates.h`,
 //! `ATen/core/MT19937RNGEngine.h`):
@@ -9,14 +9,14 @@
 //! - A tensor of 16 values or more is first filled with uniforms of 24 bits. Box-Muller then takes
 //!   it in blocks of 16: uniform `i` of a block makes the radius and uniform `i + 8` the angle of
 //!   values `i` (cosine) and `i + 8` (sine). Where the length is not a multiple of 16, the *last*
-//!   16 values are drawn again from 16 fresh uniforms, over what the full blocks left there.
+//!   16 values are drawn again from 16 fresh uniforms and replace those of the full blocks.
 //! - A smaller tensor is drawn value by value in f64 from uniforms of 53 bits. The sine half of a
 //!   pair waits in the generator for the next *small* tensor; large ones neither use it nor drop
-//!   it. (Logarithm, sine and cosine are the system's, in f64; the result is rounded to f32, which
-//!   hides nearly every difference between one system's library and another's.)
+//!   it. (Logarithm, sine and cosine come from the system's library, in f64. The result is rounded
+//!   to f32, which hides nearly every difference between libraries.)
 //! - The logarithm, sine and cosine of the block path are the single-precision polynomials of the
 //!   Cephes library, vectorised. Torch's build lets the compiler fuse multiplications with
-//!   additions, so which pairs are fused is part of the result: `box_muller` has the same ones.
+//!   additions, so which pairs are fused is part of the result: `box_muller` fuses the same ones.
 //!   Torch's AVX2 and AVX-512 builds agree; its plain build (`ATEN_CPU_CAPABILITY=default`) rounds
 //!   differently (two values in five differ, by up to 2e-6), and other architectures have vector
 //!   code of their own or that plain one.
@@ -32,8 +32,8 @@ const SHIFT: usize = 397;
 /// ```
 /// use flux_fast::pipeline::noise::TorchGenerator;
 /// let mut generator = TorchGenerator::new(42);
-/// let first = generator.randn(16 * 8 * 8); // the latents of a 64 x 64 picture
-/// let second = generator.randn(16 * 8 * 8); // the next one's
+/// let first = generator.randn(16 * 8 * 8); // the latents of a 64 x 64 image
+/// let second = generator.randn(16 * 8 * 8); // the latents of the next image
 /// assert_ne!(first, second);
 /// ```
 #[derive(Clone)]
@@ -66,8 +66,8 @@ impl TorchGenerator {
 
     /// The next `n` standard normal values, as one call of `torch.randn(n)` gives them.
     ///
-    /// Two calls give what one call for the sum gives only where both lengths are multiples of 16,
-    /// or the sum is under 16.
+    /// Two calls give the same values as one call for the sum only if both lengths are multiples of
+    /// 16 or the sum is below 16.
     pub fn randn(&mut self, n: usize) -> Vec<f32> {
         let mut out = vec![0.0; n];
         self.fill(&mut out);
@@ -86,13 +86,13 @@ impl TorchGenerator {
     }
 
     /// The path for 16 values and more. Without `fma` in the build's target `f32::mul_add` is a
-    /// library call: a few milliseconds for a large picture's noise, which is not worth an `unsafe`
-    /// on this floor.
+    /// library call: a few milliseconds for the noise of a large image, which is not worth `unsafe`
+    /// code in this layer.
     fn fill_blocks(&mut self, out: &mut [f32]) {
         self.uniforms(out);
         let (blocks, rest) = out.as_chunks_mut::<16>();
-        // A loop and not `for_each`, which would be compiled apart, for no more than the target's
-        // base instructions.
+        // Not `for_each`: its closure would be compiled separately, for the base instructions of
+        // the target.
         for block in blocks {
             box_muller(block);
         }
@@ -184,7 +184,7 @@ fn box_muller(block: &mut [f32; 16]) {
     for (a, b) in radii.iter_mut().zip(angles) {
         let radius = (-2.0 * ln(1.0 - *a)).sqrt();
         let (sin, cos) = sin_cos(std::f32::consts::TAU * *b);
-        // Torch multiplies by the deviation 1 and adds the mean 0, which does away with negative
+        // Torch multiplies by the deviation 1 and adds the mean 0, which removes negative
         // zeros.
         *a = radius * cos + 0.0;
         *b = radius * sin + 0.0;
@@ -220,8 +220,8 @@ fn ln(x: f32) -> f32 {
 #[inline(always)]
 fn sin_cos(x: f32) -> (f32, f32) {
     // The nearest even octant, then what is left of x, in [-pi/4, pi/4], by subtracting pi/4 in
-    // three parts. Adding 2^23 puts a small whole number into the low bits; the plain conversion's
-    // checks would keep this from being vectorised.
+    // three parts. Adding 2^23 puts a small whole number into the low bits; the checks of a plain
+    // conversion would prevent vectorising.
     let whole = ((x * 1.273_239_5).floor() + 8_388_608.0).to_bits() as i32 & 15;
     let octant = (whole + 1) & !1;
     let y = octant as f32;
@@ -231,7 +231,7 @@ fn sin_cos(x: f32) -> (f32, f32) {
     let cos = square.mul_add(c * square, -0.5 * square) + 1.0;
     let s = (-1.951_529_6e-4_f32).mul_add(square, 8.332_161e-3).mul_add(square, -0.166_666_55);
     let sin = (s * square).mul_add(x, x);
-    // Every other even octant exchanges the two; the signs go round with the quadrant.
+    // Every other even octant exchanges the two; the signs follow the quadrant.
     let (sin, cos) = if octant & 2 == 0 { (sin, cos) } else { (cos, sin) };
     let flip = |value: f32, negative: i32| {
         f32::from_bits((value + 0.0).to_bits() ^ ((negative as u32 & 4) << 29))
@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_those_of_the_reference_mt19937() {
+    fn the_words_match_the_reference_mt19937() {
         // C++'s standard fixes the 10,000th word of std::mt19937 for the default seed 5489.
         let mut generator = TorchGenerator::new(5489);
         let last = (0..10_000).map(|_| generator.word()).last();
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn moments_are_those_of_the_standard_normal_distribution() {
+    fn the_moments_match_the_standard_normal_distribution() {
         let x = randn(1, 1 << 18);
         let mean =
             |power: i32| x.iter().map(|&v| f64::from(v).powi(power)).sum::<f64>() / x.len() as f64;

@@ -1,5 +1,5 @@
-//! What FLUX.1 would mean for a device: does it fit, and what must pass to the device in each step?
-//! For `doctor`, with no file at hand.
+//! Whether FLUX.1 fits a device, and what must pass to the device in each step if it does not: for
+//! `doctor`, without a model file.
 
 use crate::backend::Grain;
 use crate::dtype::DType;
@@ -8,14 +8,14 @@ use crate::model::flux1;
 use crate::model::flux1::DenoiseShape;
 use crate::plan;
 
-/// How a model with FP8 weights does at 1024x1024.
+/// How a model with FP8 weights fits at 1024x1024.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outlook {
-    /// All weights of the denoiser stay on the device; so many bytes are held.
+    /// All weights of the denoiser stay on the device, which needs this many bytes.
     Resident(u64),
-    /// So many bytes pass to the device in each step.
+    /// This many bytes pass to the device in each step.
     Streamed(u64),
-    /// So many bytes are needed at least.
+    /// At least this many bytes are needed.
     TooSmall(u64),
 }
 
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_card_of_12_gb_holds_dev_and_one_of_2_gb_streams_it() {
+    fn dev_stays_on_a_card_of_12_gb_and_is_streamed_to_one_of_2_gb() {
         let grain = Grain { align: 256, chunk: 2 << 30 };
         let dev = |bytes| outlook(&FluxConfig::dev(), 512, grain, bytes);
         assert!(matches!(dev(11_000_000_000), Outlook::Resident(n) if n < 10_000_000_000));

@@ -1,24 +1,24 @@
-//! The noise levels of a run: flow matching with Euler steps, shifted as FLUX.1-dev and
-//! FLUX.1-schnell are.
+//! The noise levels of a run: flow matching with Euler steps and the shifts of FLUX.1-dev and
+//! FLUX.1-schnell.
 //!
-//! A picture is made from `x = noise` by `x += (sigma[i + 1] - sigma[i]) * velocity(x, sigma[i])`.
+//! An image is made from `x = noise` by `x += (sigma[i + 1] - sigma[i]) * velocity(x, sigma[i])`.
 //! The levels run from 1 to 0. Before any shift they are `1, (N - 1)/N, ..., 1/N` and a final 0:
 //! diffusers writes `linspace(1, 1/N, N)` and appends the 0, Black Forest Labs' own code
 //! `linspace(1, 0, N + 1)`, which is the same set of points. Both shifts below leave 0 and 1 where
 //! they are, so the two agree after the shift too.
 //!
 //! - FLUX.1-schnell: no shift. Four steps: 1, 0.75, 0.5, 0.25, 0.
-//! - FLUX.1-dev: larger pictures need more noise to be lost, so the levels are moved up by an
+//! - FLUX.1-dev: a larger image needs more noise before it is lost, so the levels are raised by an
 //!   amount `mu` that grows with the number of image tokens: `sigma = e^mu / (e^mu + 1/t - 1)`,
 //!   where `mu` is the straight line through `(base_image_seq_len, base_shift)` and
-//!   `(max_image_seq_len, max_shift)`, not clamped at its ends. The config's `shift` plays no part
-//!   then.
+//!   `(max_image_seq_len, max_shift)`, not clamped at its ends. The config's `shift` is not
+//!   used then.
 //! - A fixed shift, where `use_dynamic_shifting` is off: `sigma = shift * t / (1 + (shift - 1) *
 //!   t)`, the same curve with `shift = e^mu`.
 //!
 //! diffusers computes `mu` and `e^mu` in f64 and the rest in f32, step by step; so does this code,
-//! to get the same f32 values. (Its `sigma * 1000` as the model's timestep, and the later division
-//! by 1000, are the caller's.)
+//! to get the same f32 values. (The caller multiplies by 1000 and divides again, as diffusers does
+//! for the model's timestep.)
 
 use serde::Deserialize;
 
@@ -29,7 +29,7 @@ use serde::Deserialize;
 pub struct ScheduleConfig {
     /// Fixed shift, 1 for none; unused with `use_dynamic_shifting`.
     pub shift: f32,
-    /// Whether the shift depends on the size of the picture.
+    /// Whether the shift depends on the size of the image.
     pub use_dynamic_shifting: bool,
     /// `mu` for `base_image_seq_len` tokens.
     pub base_shift: f64,
@@ -55,17 +55,17 @@ impl Default for ScheduleConfig {
 }
 
 impl ScheduleConfig {
-    /// As FLUX.1-dev's repository has it.
+    /// The config in FLUX.1-dev's repository.
     pub fn dev() -> Self {
         Self { shift: 3.0, use_dynamic_shifting: true, ..Self::default() }
     }
 
-    /// As FLUX.1-schnell's repository has it.
+    /// The config in FLUX.1-schnell's repository.
     pub fn schnell() -> Self {
         Self::default()
     }
 
-    /// Whether its numbers give a usable schedule: `Err` says what does not.
+    /// Checks that the numbers give a usable schedule; `Err` names the number that does not.
     pub fn check(&self) -> Result<(), String> {
         if !(self.shift.is_finite() && self.shift > 0.0) {
             return Err(format!("shift is {}, expected a positive number", self.shift));
@@ -83,7 +83,7 @@ impl ScheduleConfig {
         Ok(())
     }
 
-    /// The logarithm of the dynamic shift for a picture of `image_tokens` tokens.
+    /// The logarithm of the dynamic shift for an image of `image_tokens` tokens.
     pub fn mu(&self, image_tokens: usize) -> f64 {
         let (low, high) = (self.base_image_seq_len as f64, self.max_image_seq_len as f64);
         let slope =
@@ -92,7 +92,7 @@ impl ScheduleConfig {
     }
 }
 
-/// The noise levels of one run, from 1 (noise alone) down to 0 (the picture).
+/// The noise levels of one run, from 1 (noise alone) down to 0 (the image).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     /// One level before each step, then the final 0: number of steps + 1 values, decreasing.
@@ -100,7 +100,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The levels for `steps` steps on a picture of `image_tokens` tokens (`(height / 16) * (width
+    /// The levels for `steps` steps on an image of `image_tokens` tokens (`(height / 16) * (width
     /// / 16)` for FLUX.1's autoencoder).
     pub fn new(config: &ScheduleConfig, steps: usize, image_tokens: usize) -> Self {
         let dynamic = config.mu(image_tokens).exp() as f32;
@@ -124,10 +124,10 @@ impl Schedule {
     /// from `(1 - sigma) * image + sigma * noise` with that level and takes the steps from there
     /// on.
     ///
-    /// Strength 1 gives 0, the whole run; strength 0 gives [`Schedule::steps`], no step at all. As
-    /// diffusers' `FluxImg2ImgPipeline` has it, `int(max(steps - min(steps * strength, steps), 0))`
-    /// in f64. To round as Python does, the f32 is read as the decimal number that it prints as: 10
-    /// steps at 0.7 are 7, although the f32 next to 0.7 is less.
+    /// Strength 1 gives 0, the whole run; strength 0 gives [`Schedule::steps`], no step at all. The
+    /// formula is that of diffusers' `FluxImg2ImgPipeline`, `int(max(steps - min(steps * strength,
+    /// steps), 0))` in f64. To round as Python does, the f32 is read as the decimal number that it
+    /// prints as: 10 steps at 0.7 are 7, although the f32 next to 0.7 is less.
     pub fn from_strength(&self, strength: f32) -> usize {
         let steps = self.steps() as f64;
         let strength = strength.to_string().parse::<f64>().unwrap_or(f64::NAN).clamp(0.0, 1.0);
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn levels_are_those_of_diffusers() {
+    fn the_levels_match_diffusers() {
         let goldens = goldens();
         let cases = goldens["cases"].as_array().unwrap();
         assert!(cases.len() > 80);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn first_step_is_that_of_diffusers() {
+    fn the_first_step_matches_diffusers() {
         let goldens = goldens();
         let cases = goldens["first_step_of_steps_and_percent"].as_array().unwrap();
         assert!(cases.len() > 1000);
@@ -199,14 +199,14 @@ mod tests {
     }
 
     #[test]
-    fn strength_outside_0_to_1_is_taken_to_the_nearer_end() {
+    fn a_strength_outside_0_to_1_is_clamped() {
         let schedule = Schedule::new(&ScheduleConfig::dev(), 20, 4096);
         assert_eq!(schedule.from_strength(1.5), 0);
         assert_eq!(schedule.from_strength(-0.5), 20);
     }
 
     #[test]
-    fn repositories_configs_parse_and_defaults_fill_in() {
+    fn published_configs_are_read_and_defaults_fill_the_gaps() {
         let dev = r#"{"_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": "0.30.0.dev0",
             "base_image_seq_len": 256, "base_shift": 0.5, "max_image_seq_len": 4096, "max_shift": 1.15,
             "num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": true}"#;

@@ -1,15 +1,15 @@
-//! Text embeddings on disk: reading T5 costs gigabytes of weights per prompt, and people draw the
-//! same prompt again and again with other seeds.
+//! Text embeddings on disk: T5 reads gigabytes of weights for every prompt, and users often repeat a
+//! prompt with other seeds.
 //!
-//! An entry is found by a hash over everything that its numbers depend on (weights, token ids,
-//! arithmetic), so it is bitwise what the encoders would give. The cache only ever saves time:
-//! whatever goes wrong with it, the encoders run.
+//! The key of an entry is everything that its numbers depend on (weights, token ids, arithmetic), so
+//! an entry is bitwise the output of the encoders. An error of the cache is never an error of the
+//! generation: the encoders run instead.
 
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Entries kept; the oldest go first. One of FLUX.1-dev's takes 8 MB.
+/// How many entries are kept; the oldest are deleted first. An entry of FLUX.1-dev takes 8 MB.
 const ENTRIES: usize = 48;
 
 const MAGIC: &[u8; 8] = b"fluxtxt1";
@@ -22,14 +22,14 @@ pub struct TextCache {
 /// The embeddings of a request's prompts.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Text {
-    /// T5's, prompt after prompt: `t5_length x context` each.
+    /// The hidden states of T5, prompt after prompt: `t5_length x context` each.
     pub context: Vec<f32>,
-    /// CLIP's pooled ones, `pooled` wide each.
+    /// The pooled embeddings of CLIP, prompt after prompt: `pooled` values each.
     pub pooled: Vec<f32>,
 }
 
 impl TextCache {
-    /// Entries live in `cache/text`; the folder is made at the first save.
+    /// The entries are files in `cache/text`; the first save creates the folder.
     pub fn new(cache: &Path) -> Self {
         TextCache { folder: cache.join("text") }
     }
@@ -38,7 +38,7 @@ impl TextCache {
         self.folder.join(format!("{:016x}", fnv(key)))
     }
 
-    /// The entry of `key`, if it is there and whole.
+    /// The entry of `key`, if it exists and is not damaged.
     pub fn load(&self, key: &[u8]) -> Option<Text> {
         let bytes = fs::read(self.path(key)).ok()?;
         let (body, sum) = bytes.split_last_chunk::<8>()?;
@@ -47,7 +47,7 @@ impl TextCache {
         }
         let rest = body.strip_prefix(MAGIC)?;
         let (found, rest) = take(rest)?;
-        // Two keys with one hash are told apart by the key itself.
+        // Two keys may have the same hash: the entry contains the whole key.
         if found != key {
             return None;
         }
@@ -59,7 +59,7 @@ impl TextCache {
         rest.is_empty().then(|| Text { context: floats(context), pooled: floats(pooled) })
     }
 
-    /// Keeps `text` under `key`; a full disk or a read-only home is no error.
+    /// Stores `text` under `key`. A full disk or a read-only folder is not an error.
     pub fn save(&self, key: &[u8], text: &Text) {
         let mut body = MAGIC.to_vec();
         for part in [key, bytemuck::cast_slice(&text.context), bytemuck::cast_slice(&text.pooled)] {
@@ -91,13 +91,13 @@ impl TextCache {
     }
 }
 
-/// A length of 8 bytes and as many bytes, then the rest.
+/// Reads a length of 8 bytes and that many bytes; returns them and the rest.
 fn take(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = bytes.split_first_chunk::<8>()?;
     rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)
 }
 
-/// FNV-1a over words, then over the tail: quick enough for 8 MB.
+/// FNV-1a over words of 8 bytes, then over the remaining bytes: fast enough for 8 MB.
 fn fnv(bytes: &[u8]) -> u64 {
     const PRIME: u64 = 0x100_0000_01b3;
     let (words, tail) = bytes.as_chunks::<8>();
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_come_back_whole_or_not_at_all() {
+    fn a_damaged_entry_is_not_returned() {
         let dir = tempfile::tempdir().unwrap();
         let cache = TextCache::new(dir.path());
         let text = Text { context: vec![1.0, -2.5, f32::MIN_POSITIVE], pooled: vec![0.0, 7.25] };
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_entries_go() {
+    fn the_oldest_entries_are_deleted() {
         let dir = tempfile::tempdir().unwrap();
         let cache = TextCache::new(dir.path());
         for i in 0..ENTRIES as u32 + 5 {

@@ -11,6 +11,8 @@ mod draft;
 mod flux1;
 mod image_encode;
 mod modulate;
+#[cfg(test)]
+mod tests;
 mod text_encode;
 pub(crate) mod tiles;
 

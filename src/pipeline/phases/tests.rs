@@ -1,0 +1,146 @@
+//! An invented list of phases, with one text encoder and without a denoiser: another family than
+//! FLUX.1 can supply such a list.
+
+use std::ops::ControlFlow;
+
+use super::*;
+use crate::backend::Device;
+use crate::event::{Event, Phase};
+use crate::library;
+use crate::model::{clip, t5, vae};
+use crate::op::Program;
+use crate::pipeline::engine::EMBEDDED;
+use crate::pipeline::model::Model;
+use crate::pipeline::request::RunOptions;
+use crate::weights::ComponentWeights;
+
+/// A phase of one program; each input is zero.
+struct Invented<'a> {
+    phase: Phase,
+    model: &'a Model,
+    weights: &'a ComponentWeights,
+    optional: bool,
+    needed: bool,
+    record: fn(&Model, DType) -> Program,
+}
+
+impl GenerationPhase for Invented<'_> {
+    fn drafts(&self, activation: DType) -> Vec<Draft<'_>> {
+        let record = move || Variant {
+            program: (self.record)(self.model, activation),
+            runs: 1,
+            tiling: None,
+        };
+        vec![Draft {
+            phase: self.phase,
+            weights: self.weights,
+            optional: self.optional,
+            variants: Box::new(self.needed.then(record).into_iter()),
+        }]
+    }
+
+    /// Appends the number of the program to the latents.
+    fn run(
+        &self,
+        programs: &[PlannedProgram],
+        device: &mut SharedDevice<'_>,
+        values: &mut Values,
+        _: Listener<'_>,
+    ) -> Result<()> {
+        let planned = &programs[0];
+        let mut session = device.session(planned)?;
+        for io in &planned.program.inputs {
+            let elements = io.tensor.rows * io.tensor.cols;
+            match io.tensor.dtype {
+                DType::I32 => session.write_i32(io.tensor, &vec![0; elements])?,
+                _ => session.write_f32(io.tensor, &vec![0.0; elements])?,
+            }
+        }
+        session.run(false, &mut |_, _| ControlFlow::Continue(()))?;
+        values.latents.push(planned.number as f32);
+        session.finish()
+    }
+}
+
+/// A text encoder, an image encoder that only some requests need, a second text encoder, a decoder.
+fn invented(model: &Model, with_image: bool) -> Vec<Box<dyn GenerationPhase + '_>> {
+    let phase = |phase, weights, needs: [bool; 2], record: fn(&Model, DType) -> Program| {
+        let [optional, needed] = needs;
+        Box::new(Invented { phase, model, weights, optional, needed, record })
+    };
+    vec![
+        phase(Phase::TextEncode, &model.t5.weights, [false, true], |m, act| {
+            t5::encode(&m.t5.config, 1, 4, act)
+        }),
+        phase(Phase::ImageEncode, &model.vae.weights, [true, with_image], |m, act| {
+            let edge = 2 * m.vae.config.factor();
+            vae::encode(&m.vae.config, edge, edge, act)
+        }),
+        phase(Phase::TextEncode, &model.clip.weights, [false, true], |m, act| {
+            clip::encode(&m.clip.config, 1, act)
+        }),
+        phase(Phase::Decode, &model.vae.weights, [false, true], |m, act| {
+            vae::decode(&m.vae.config, 2, 2, act)
+        }),
+    ]
+}
+
+fn model() -> Model {
+    let checkpoint = library::open_bytes(EMBEDDED, "flux-tiny").unwrap();
+    Model::new(checkpoint, &mut Vec::new()).unwrap()
+}
+
+fn cpu() -> OpenDevice {
+    let options = RunOptions { device: Device::Cpu, ..RunOptions::default() };
+    OpenDevice::open(&options, &mut |_| ControlFlow::Continue(())).unwrap()
+}
+
+fn plan<'a>(model: &'a Model, with_image: bool, budget: u64) -> Result<Phases<'a>, Refused> {
+    let loras = LoraSet::of(vec![]);
+    Phases::plan(invented(model, with_image), &loras, cpu().backend().unwrap(), budget)
+}
+
+fn planned<'a>(model: &'a Model, with_image: bool, budget: u64) -> Phases<'a> {
+    match plan(model, with_image, budget) {
+        Ok(phases) => phases,
+        Err(Refused::TooSmall(least)) => panic!("{least} bytes are needed"),
+        Err(Refused::Failed(e)) => panic!("{e}"),
+    }
+}
+
+#[test]
+fn another_list_of_phases_runs_in_its_order() {
+    let model = model();
+    for (with_image, numbers) in [(false, &[0.0, 2.0, 3.0][..]), (true, &[0.0, 1.0, 2.0, 3.0])] {
+        let phases = planned(&model, with_image, u64::MAX);
+        let mut values = Values::default();
+        let mut on = |_: Event| ControlFlow::Continue(());
+        phases.run(&mut cpu(), &mut values, &mut on).unwrap();
+        assert_eq!(values.latents, numbers);
+    }
+}
+
+#[test]
+fn a_program_that_only_some_requests_need_moves_no_weight_of_the_others() {
+    let model = model();
+    let places = |with_image| {
+        let phases = planned(&model, with_image, u64::MAX);
+        assert!(phases.keeps_weights());
+        let mut places: Vec<_> = phases.programs().map(|p| (p.number, p.resident_base)).collect();
+        places.sort();
+        places
+    };
+    let (without, mut with) = (places(false), places(true));
+    let image = with.remove(1);
+    assert_eq!(with, without);
+    assert!(with.iter().all(|other| other.1 < image.1), "{image:?} is not behind {with:?}");
+}
+
+#[test]
+fn a_budget_that_is_too_small_is_refused_with_one_that_is_enough() {
+    let model = model();
+    let Err(Refused::TooSmall(least)) = plan(&model, true, 1000) else { panic!("accepted") };
+    let phases = planned(&model, true, least);
+    assert!(!phases.keeps_weights() && phases.peak_bytes(1) <= least);
+    assert!(matches!(plan(&model, true, least - 1), Err(Refused::TooSmall(n)) if n == least));
+}
