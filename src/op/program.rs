@@ -1,6 +1,7 @@
 //! A straight-line list of operations, recorded once and run many times.
 
 use std::fmt;
+use std::ops::Range;
 
 use super::{Epilogue, Linear, Op, Side, Use};
 use crate::tensor::{Slot, Tensor, Weight};
@@ -51,6 +52,30 @@ pub struct Io {
     pub tensor: Tensor,
 }
 
+/// A part of a program that can be run by itself, after the part before it, such as the `head`, the
+/// `blocks` and the `tail` of a denoiser.
+///
+/// All segments of a program are planned together: a tensor that one of them writes and a later one
+/// reads stays where it is in between.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// Unique within the program.
+    pub name: &'static str,
+    /// The steps of the segment. The segments of a program cover all its steps, in order.
+    pub steps: Range<usize>,
+    /// Tensors that later segments read and that a caller may read or change when the segment has
+    /// run.
+    pub passed_on: Vec<Io>,
+}
+
+impl Segment {
+    /// The tensor called `name` that the segment passes on; a wrong name is a bug.
+    pub fn passed_on(&self, name: &str) -> Tensor {
+        let found = self.passed_on.iter().find(|io| io.name == name);
+        found.unwrap_or_else(|| panic!("{} passes no {name} on", self.name)).tensor
+    }
+}
+
 /// A recorded model: steps in order, the weights they name, and what goes in and out.
 #[derive(Debug, Clone, Default)]
 pub struct Program {
@@ -59,6 +84,8 @@ pub struct Program {
     pub weights: Vec<WeightSpec>,
     pub inputs: Vec<Io>,
     pub outputs: Vec<Io>,
+    /// The parts that can be run one by one; empty if the program only runs as a whole.
+    pub segments: Vec<Segment>,
     /// How many `Slot::Temp` ids are in use.
     pub temps: u32,
 }
@@ -82,6 +109,12 @@ impl Program {
             .tensor
     }
 
+    /// The segment called `name`; a wrong name is a bug.
+    pub fn segment(&self, name: &str) -> &Segment {
+        let found = self.segments.iter().find(|s| s.name == name);
+        found.unwrap_or_else(|| panic!("{} has no segment {name}", self.name))
+    }
+
     /// How each weight is used, by id.
     pub fn uses(&self) -> Vec<Use> {
         let mut uses = vec![Use::Vector; self.weights.len()];
@@ -98,7 +131,10 @@ impl Program {
     /// weights that were there stay in their order, and the weights keep their ids: the matrices of the sides come after them.
     pub fn with_sides(mut self, rank: &dyn Fn(&WeightSpec) -> Option<usize>) -> Program {
         let mut steps = Vec::with_capacity(self.steps.len());
+        // Where each step of before is now.
+        let mut moved = Vec::with_capacity(self.steps.len() + 1);
         for mut step in std::mem::take(&mut self.steps) {
+            moved.push(steps.len());
             if let Op::Linear(Linear { x, w, side, .. }) = &mut step.op
                 && let Some(rank) = rank(&self.weights[w.id as usize])
             {
@@ -127,6 +163,10 @@ impl Program {
             }
             steps.push(step);
         }
+        moved.push(steps.len());
+        for segment in &mut self.segments {
+            segment.steps = moved[segment.steps.start]..moved[segment.steps.end];
+        }
         self.steps = steps;
         self
     }
@@ -150,8 +190,16 @@ impl fmt::Display for Program {
         for io in &self.inputs {
             writeln!(f, "  input {} = {}", io.name, io.tensor)?;
         }
-        for step in &self.steps {
+        for (i, step) in self.steps.iter().enumerate() {
+            if let Some(s) = self.segments.iter().find(|s| s.steps.start == i) {
+                writeln!(f, "  segment {}: {} steps", s.name, s.steps.len())?;
+            }
             writeln!(f, "  {:<28} {}", step.label, step.op)?;
+            for s in self.segments.iter().filter(|s| s.steps.end == i + 1) {
+                for io in &s.passed_on {
+                    writeln!(f, "  passes {} on = {}", io.name, io.tensor)?;
+                }
+            }
         }
         for io in &self.outputs {
             writeln!(f, "  output {} = {}", io.name, io.tensor)?;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Io, Op, Program, Step, WeightSpec};
+use super::{Io, Op, Program, Segment, Step, WeightSpec};
 use crate::dtype::DType;
 use crate::tensor::{Slot, Tensor, Weight};
 
@@ -26,6 +26,24 @@ impl Recorder {
     /// The labels of the following steps begin with `scope` and a dot.
     pub fn scope(&mut self, scope: impl Into<String>) {
         self.scope = scope.into();
+    }
+
+    /// Begins the segment `name`: it ends where the next one begins. Before the first step, or not
+    /// at all.
+    pub fn segment(&mut self, name: &'static str) {
+        let start = self.program.steps.len();
+        assert!(!self.program.segments.is_empty() || start == 0, "{name} begins too late");
+        if let Some(last) = self.program.segments.last_mut() {
+            last.steps.end = start;
+        }
+        self.program.segments.push(Segment { name, steps: start..start, passed_on: Vec::new() });
+    }
+
+    /// Names `tensor` for callers that run the segments one by one: the present segment passes it on
+    /// to the next ones.
+    pub fn pass_on(&mut self, name: &'static str, tensor: Tensor) {
+        let segment = self.program.segments.last_mut().expect("a segment was begun");
+        segment.passed_on.push(Io { name, tensor });
     }
 
     /// A tensor the host writes before a run.
@@ -86,8 +104,21 @@ impl Recorder {
         self.program.steps.push(Step { op, label });
     }
 
-    /// The finished program.
-    pub fn finish(self) -> Program {
+    /// The finished program. A tensor that a segment passes on but no later step reads is a bug, as
+    /// is one that was not written: it has no place then.
+    pub fn finish(mut self) -> Program {
+        let program = &mut self.program;
+        if let Some(last) = program.segments.last_mut() {
+            last.steps.end = program.steps.len();
+        }
+        for segment in &program.segments {
+            let (before, after) = program.steps.split_at(segment.steps.end);
+            for io in &segment.passed_on {
+                let written = before.iter().any(|s| s.op.writes().contains(&io.tensor));
+                let read = after.iter().any(|s| s.op.reads().contains(&io.tensor));
+                assert!(written && read, "{}: {} passes nothing on", program.name, io.name);
+            }
+        }
         self.program
     }
 }

@@ -4,7 +4,7 @@
 //! into the next one. Weights never change either, so to evict is to forget.
 
 use std::collections::{HashMap, VecDeque};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -126,6 +126,8 @@ pub struct Session<'a> {
     sources: Vec<Arc<dyn ByteSource>>,
     /// How the program uses each weight.
     uses: Vec<Use>,
+    /// How many segments of the present run are done; 0 between runs.
+    segments_done: usize,
     /// Runs of this session, where they are all alike: nothing passes through the ring.
     alike: Option<Run>,
     /// A run ended in an error: a weight may not have come.
@@ -190,6 +192,7 @@ impl<'a> Session<'a> {
             ahead: false,
             sources,
             uses,
+            segments_done: 0,
             alike,
             failed: false,
         }
@@ -237,9 +240,43 @@ impl<'a> Session<'a> {
         more: bool,
         each: &mut dyn FnMut(usize, &Step) -> ControlFlow<()>,
     ) -> Result<()> {
+        assert_eq!(self.segments_done, 0, "the run before is not complete");
         let done = self.run_once(more, each);
         self.failed |= done.as_ref().is_err_and(|e| e.kind() != Kind::Cancelled);
         done
+    }
+
+    /// Runs the segment `name` of the program, which must be the next one: a run is complete when
+    /// the last segment has run. In between the caller may read and write the tensors that a segment
+    /// passes on ([`Segment::passed_on`](crate::op::Segment::passed_on)). `more` and `each` are
+    /// those of [`Session::run`]. The results are bitwise those of a whole run.
+    pub fn run_segment(
+        &mut self,
+        name: &str,
+        more: bool,
+        each: &mut dyn FnMut(usize, &Step) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let segments = &self.program.segments;
+        let next = &segments[self.segments_done];
+        assert_eq!(next.name, name, "the segments run in their order");
+        let (steps, last) = (next.steps.clone(), self.segments_done + 1 == segments.len());
+        self.segments_done = if last { 0 } else { self.segments_done + 1 };
+        let done = self.run_part(steps, more, each);
+        self.failed |= done.as_ref().is_err_and(|e| e.kind() != Kind::Cancelled);
+        done
+    }
+
+    /// Runs some steps without recording them for a replay.
+    fn run_part(
+        &mut self,
+        steps: Range<usize>,
+        more: bool,
+        each: &mut dyn FnMut(usize, &Step) -> ControlFlow<()>,
+    ) -> Result<()> {
+        self.backend.begin(None)?;
+        self.run_with(steps, more, &mut |_, i, step| go_on(each, i, step))?;
+        self.backend.end()?;
+        Ok(())
     }
 
     fn run_once(
@@ -247,19 +284,16 @@ impl<'a> Session<'a> {
         more: bool,
         each: &mut dyn FnMut(usize, &Step) -> ControlFlow<()>,
     ) -> Result<()> {
-        let mut tell = |i: usize, step: &Step| match each(i, step) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(Error::cancelled("stopped").at(&step.label)),
-        };
+        let all = 0..self.program.steps.len();
         if self.backend.begin(self.alike)? {
             // Replayed as a whole; a device that does so is quick enough to be asked after it.
             self.backend.end()?;
-            self.program.steps.iter().enumerate().try_for_each(|(i, step)| tell(i, step))?;
+            self.program.steps.iter().enumerate().try_for_each(|(i, step)| go_on(each, i, step))?;
         } else {
-            self.run_with(more, &mut |_, i, step| tell(i, step))?;
+            self.run_with(all.clone(), more, &mut |_, i, step| go_on(each, i, step))?;
             if !self.backend.end()? {
                 self.backend.begin(None)?;
-                self.run_with(more, &mut |_, _, _| Ok(()))?;
+                self.run_with(all, more, &mut |_, _, _| Ok(()))?;
                 self.backend.end()?;
             }
         }
@@ -272,7 +306,7 @@ impl<'a> Session<'a> {
     /// Runs once more from the present inputs and returns the label of the first step that writes a number that is not finite. Slow: for the error message.
     pub fn first_not_finite(&mut self) -> Result<Option<String>> {
         let mut found = None;
-        self.run_with(false, &mut |session, _, step| {
+        self.run_with(0..self.program.steps.len(), false, &mut |session, _, step| {
             for view in step.op.checked_outputs() {
                 if found.is_none() && !session.finite(view)? {
                     found = Some(step.label.clone());
@@ -307,14 +341,16 @@ impl<'a> Session<'a> {
 
     fn run_with(
         &mut self,
+        steps: Range<usize>,
         more: bool,
         each: &mut dyn FnMut(&mut Self, usize, &Step) -> Result<()>,
     ) -> Result<()> {
         let program = self.program;
         let mut block = "";
-        for (i, step) in program.steps.iter().enumerate() {
+        for i in steps.clone() {
+            let step = &program.steps[i];
             self.pump(more)?;
-            if i == 0 || step.block() != block {
+            if i == steps.start || step.block() != block {
                 block = step.block();
                 self.sources.iter().try_for_each(|source| source.check())?;
             }
@@ -336,8 +372,8 @@ impl<'a> Session<'a> {
             }
             each(self, i, step)?;
         }
-        // Loads that ran ahead already count for the next run; otherwise it begins anew.
-        if !std::mem::take(&mut self.ahead) {
+        // Loads that ran ahead already count for the next run.
+        if steps.end == program.steps.len() && !std::mem::take(&mut self.ahead) {
             self.next = 0;
         }
         Ok(())
@@ -411,6 +447,18 @@ impl Drop for Session<'_> {
     /// An error or a cancelled run leaves weights behind: forget them so that the next generation starts clean.
     fn drop(&mut self) {
         let _ = self.release(); // after an error there is nobody left to tell
+    }
+}
+
+/// Asks `each` after a step whether to go on.
+fn go_on(
+    each: &mut dyn FnMut(usize, &Step) -> ControlFlow<()>,
+    i: usize,
+    step: &Step,
+) -> Result<()> {
+    match each(i, step) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::cancelled("stopped").at(&step.label)),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use super::{Input, least_bytes, resolve, run, temp_dir};
+use super::{Input, least_bytes, resolve, run_by, temp_dir};
 use flux_fast::backend::Backend;
 use flux_fast::dtype::DType;
 use flux_fast::error::Result;
@@ -11,7 +11,7 @@ use flux_fast::library::{Files, open};
 use flux_fast::model::FluxConfig;
 use flux_fast::model::flux1;
 use flux_fast::model::flux1::DenoiseShape;
-use flux_fast::op::Program;
+use flux_fast::op::{Program, Segment, Step};
 use flux_fast::plan;
 use flux_fast::stream::{Holdings, Session, Tenancy};
 use flux_fast::tensor::{HostWeight, Weight};
@@ -45,8 +45,13 @@ impl Denoiser {
         Self::deep(3)
     }
 
-    /// With so many single blocks.
+    /// A denoiser with `depth_single` single blocks.
     pub fn deep(depth_single: usize) -> Self {
+        Self::computing_in(DType::BF16, depth_single)
+    }
+
+    /// A denoiser with activations of type `act` and `depth_single` single blocks.
+    pub fn computing_in(act: DType, depth_single: usize) -> Self {
         let (c, folder) = (config(depth_single), temp_dir());
         let tensors =
             flux1::tensors(&c).into_iter().map(|(n, s)| (Component::Flux, n, s)).collect();
@@ -61,7 +66,7 @@ impl Denoiser {
         let path = folder.path().join("denoiser.safetensors");
         synth::write(&spec, &path).unwrap();
         let shape = DenoiseShape { images: 1, cfg: true, text_tokens: 5, height: 2, width: 3 };
-        let program = flux1::denoise(&c, &shape, DType::BF16);
+        let program = flux1::denoise(&c, &shape, act);
         let weights = resolve(&program, open(&Files::model(path)).unwrap().flux.as_ref().unwrap());
         let values = |name: &str| {
             let t = program.input(name);
@@ -85,8 +90,40 @@ impl Denoiser {
         budget: u64,
         runs: usize,
     ) -> HashMap<&'static str, Vec<u32>> {
+        let mut whole = |session: &mut Session, more| {
+            session.run(more, &mut |_, _| ControlFlow::Continue(())).unwrap();
+        };
+        self.run_by(&mut whole, backend, budget, runs)
+    }
+
+    /// The same as [`Denoiser::run`] with the segments run one by one; `between` is called after
+    /// each.
+    pub fn run_in_segments(
+        &self,
+        backend: &mut dyn Backend,
+        budget: u64,
+        runs: usize,
+        between: &mut dyn FnMut(&mut Session, &Segment),
+    ) -> HashMap<&'static str, Vec<u32>> {
+        let mut parts = |session: &mut Session, more| {
+            for segment in &self.program.segments {
+                let go_on = &mut |_: usize, _: &Step| ControlFlow::Continue(());
+                session.run_segment(segment.name, more, go_on).unwrap();
+                between(session, segment);
+            }
+        };
+        self.run_by(&mut parts, backend, budget, runs)
+    }
+
+    fn run_by(
+        &self,
+        one: &mut dyn FnMut(&mut Session, bool),
+        backend: &mut dyn Backend,
+        budget: u64,
+        runs: usize,
+    ) -> HashMap<&'static str, Vec<u32>> {
         let inputs: Vec<_> = self.inputs.iter().map(|(name, v)| (*name, Input::F32(v))).collect();
-        let out = run(backend, &self.program, &self.weights, &inputs, budget, runs);
+        let out = run_by(one, backend, &self.program, &self.weights, &inputs, budget, runs);
         out.into_iter().map(|(name, v)| (name, v.into_iter().map(f32::to_bits).collect())).collect()
     }
 

@@ -148,8 +148,24 @@ fn sizes(
     (bytes, program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect())
 }
 
-/// Runs `program` `runs` times under `budget` and returns every output and input (some are updated in place) by name.
+/// Runs `program` `runs` times within `budget` bytes and returns every output and input (some are updated in place) by name.
 pub fn run(
+    backend: &mut dyn Backend,
+    program: &Program,
+    weights: &[HostWeight],
+    inputs: &[(&'static str, Input)],
+    budget: u64,
+    runs: usize,
+) -> HashMap<&'static str, Vec<f32>> {
+    let mut whole = |session: &mut Session, more| {
+        session.run(more, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    };
+    run_by(&mut whole, backend, program, weights, inputs, budget, runs)
+}
+
+/// The same as [`run`], where `one` does one run; its second argument says whether another follows.
+pub fn run_by(
+    one: &mut dyn FnMut(&mut Session, bool),
     backend: &mut dyn Backend,
     program: &Program,
     weights: &[HostWeight],
@@ -171,7 +187,7 @@ pub fn run(
         }
     }
     for i in 0..runs {
-        session.run(i + 1 < runs, &mut |_, _| ControlFlow::Continue(())).unwrap();
+        one(&mut session, i + 1 < runs);
     }
     let float = |t: &flux_fast::tensor::Tensor| t.dtype != flux_fast::dtype::DType::I32;
     let wanted: Vec<_> =

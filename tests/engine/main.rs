@@ -4,5 +4,6 @@ mod budgets;
 #[path = "../common/mod.rs"]
 mod common;
 mod cuda;
+mod segments;
 mod stream;
 mod wgpu;

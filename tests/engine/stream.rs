@@ -26,6 +26,8 @@ struct Memory {
     /// Place and fingerprint of each loaded weight.
     loaded: HashMap<WeightKey, (Place, Vec<u8>)>,
     loads: usize,
+    /// Every load: the steps that ran before it, the weight and its place.
+    log: Vec<(usize, WeightKey, Place)>,
     /// The load (counted from 0) that fails.
     fail_at: Option<usize>,
     /// The step (counted over all runs) that fails, as it does where a weight could not be read.
@@ -58,6 +60,7 @@ impl Memory {
             ring: empty(),
             loaded: HashMap::new(),
             loads: 0,
+            log: Vec::new(),
             fail_at: None,
             fail_step: None,
             steps: 0,
@@ -97,6 +100,7 @@ impl Backend for Memory {
 
     fn load(&mut self, key: WeightKey, place: Place, weight: &HostWeight, _: Use) -> Result<()> {
         self.loads += 1;
+        self.log.push((self.steps, key, place));
         if self.fail_at == Some(self.loads - 1) {
             return Err(Error::memory("no staging memory"));
         }
@@ -209,6 +213,15 @@ struct Case<'a> {
 }
 
 fn run(memory: &mut Memory, holdings: &mut Holdings, case: &Case) -> Result<()> {
+    run_by(memory, holdings, case, false)
+}
+
+fn run_by(
+    memory: &mut Memory,
+    holdings: &mut Holdings,
+    case: &Case,
+    in_segments: bool,
+) -> Result<()> {
     let bytes: Vec<usize> = case.weights.iter().map(HostWeight::bytes).collect();
     let scratch = vec![100; case.program.steps.len()];
     let plan =
@@ -223,15 +236,18 @@ fn run(memory: &mut Memory, holdings: &mut Holdings, case: &Case) -> Result<()> 
         Tenancy { phase: case.phase, loras: case.loras, resident_base: case.base, keep: case.keep },
     );
     let mut steps = 0;
+    let mut each = |_: usize, _: &Step| {
+        steps += 1;
+        if case.stop == Some(steps) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
     for i in 0..case.runs {
-        session.run(i + 1 < case.runs, &mut |_, _| {
-            steps += 1;
-            if case.stop == Some(steps) {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        })?;
+        let more = i + 1 < case.runs;
+        if in_segments {
+            let mut segments = case.program.segments.iter();
+            segments.try_for_each(|s| session.run_segment(s.name, more, &mut each))?;
+        } else {
+            session.run(more, &mut each)?;
+        }
     }
     session.finish()
 }
@@ -250,6 +266,7 @@ fn weights_are_whole_whenever_a_step_runs() {
     let weights = weights(&program, 1);
     for budget in budgets(&program, &weights) {
         let (mut memory, mut holdings) = (Memory::new(), Holdings::default());
+        let (mut by_parts, mut parts_holdings) = (Memory::new(), Holdings::default());
         let case = Case {
             program: &program,
             weights: &weights,
@@ -270,6 +287,10 @@ fn weights_are_whole_whenever_a_step_runs() {
             + memory.layout.resident_bytes
             + memory.layout.ring_bytes) as u64;
         assert!(held <= budget, "{held} bytes under {budget}");
+        // Run in segments, the same weights come to the same places at the same steps: loads also
+        // run ahead over the seams.
+        run_by(&mut by_parts, &mut parts_holdings, &case, true).unwrap();
+        assert!(by_parts.log == memory.log, "{budget} bytes: other loads in segments");
     }
 }
 

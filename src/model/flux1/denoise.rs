@@ -1,0 +1,323 @@
+//! One denoising step.
+
+use super::{linear, linear_rows};
+use crate::dtype::DType;
+use crate::model::FluxConfig;
+use crate::op::{
+    Attention, Cast, CopyRows, Epilogue, EulerStep, LayerNormModulate, Program, QkNormRope,
+    Recorder,
+};
+use crate::tensor::{Tensor, View};
+
+const NORM_EPS: f32 = 1e-6;
+
+/// What one run of [`denoise`] works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DenoiseShape {
+    /// Images.
+    pub images: usize,
+    /// Each image runs twice, with the prompt and with the negative prompt (true CFG): all
+    /// sequences with the prompt come first.
+    pub cfg: bool,
+    /// Text tokens of one sequence.
+    pub text_tokens: usize,
+    /// Rows of the grid of packed latent tokens (16 image pixels each with FLUX's autoencoder).
+    pub height: usize,
+    /// Columns of that grid.
+    pub width: usize,
+}
+
+impl DenoiseShape {
+    /// Sequences that pass through the transformer.
+    pub fn batch(&self) -> usize {
+        self.images * self.prompts()
+    }
+
+    /// Prompts: the rows of one step's modulation.
+    pub fn prompts(&self) -> usize {
+        if self.cfg { 2 } else { 1 }
+    }
+
+    /// Image tokens of one image.
+    pub fn image_tokens(&self) -> usize {
+        self.height * self.width
+    }
+
+    /// Text and image tokens of one sequence.
+    pub fn tokens(&self) -> usize {
+        self.text_tokens + self.image_tokens()
+    }
+}
+
+/// One step, in three segments.
+///
+/// Inputs: `latents` (images * image_tokens x in_channels, f32, updated in place), `text` (batch *
+/// text_tokens x context), `modulation` (prompts x [`FluxConfig::modulation_cols`], the rows of one
+/// step of [`modulate()`](super::modulate())), `rope` (tokens x head_dim, f32, see [`rope`]), `step` (1 x
+/// 2, f32: next timestep less this one, true CFG scale). Output: `velocity` (batch * image_tokens x
+/// out_channels, f32).
+///
+/// | segment  | what it does                                  | passes on                          |
+/// |----------|-----------------------------------------------|------------------------------------|
+/// | `head`   | embeds latents and text                       | `img`, `txt`: hidden rows of each  |
+/// | `blocks` | double blocks, join, single blocks            | `joint`: text and image rows       |
+/// | `tail`   | final layer, velocity, update of the latents  |                                    |
+pub fn denoise(c: &FluxConfig, s: &DenoiseShape, act: DType) -> Program {
+    let mut r = Recorder::new("denoise");
+    let latents = r.input("latents", s.images * s.image_tokens(), c.in_channels, DType::F32);
+    let text = r.input("text", s.batch() * s.text_tokens, c.context, act);
+    let modulation = r.input("modulation", s.prompts(), c.modulation_cols(), act);
+    let rope = r.input("rope", s.tokens(), c.head_dim, DType::F32);
+    let step = r.input("step", 1, 2, DType::F32);
+    let mut modulation = Modulation { tensor: modulation, hidden: c.hidden, next: 0 };
+    let denoiser = Denoiser { c, s, act };
+
+    r.segment("head");
+    let (img, txt) = denoiser.head(&mut r, latents, text);
+    r.pass_on("img", img);
+    r.pass_on("txt", txt);
+
+    r.segment("blocks");
+    let joint = denoiser.blocks(&mut r, (img, txt), rope, &mut modulation);
+    r.pass_on("joint", joint);
+
+    r.segment("tail");
+    let velocity = denoiser.final_layer(&mut r, joint, &mut modulation);
+    r.scope("sampler");
+    r.push("euler", EulerStep { x: latents, v: velocity, params: step, cfg: s.cfg });
+    r.finish()
+}
+
+/// Hands out consecutive vectors of `hidden` columns of the modulation matrix, in the order in which
+/// [`modulate()`](super::modulate()) writes them.
+struct Modulation {
+    tensor: Tensor,
+    hidden: usize,
+    next: usize,
+}
+
+impl Modulation {
+    fn take<const N: usize>(&mut self) -> [View; N] {
+        std::array::from_fn(|_| {
+            let view = self.tensor.columns(self.next, self.hidden);
+            self.next += self.hidden;
+            view
+        })
+    }
+}
+
+/// What the parts of the program have in common.
+struct Denoiser<'a> {
+    c: &'a FluxConfig,
+    s: &'a DenoiseShape,
+    act: DType,
+}
+
+impl Denoiser<'_> {
+    /// Latents and text as hidden rows, sequence after sequence: (image, text).
+    fn head(&self, r: &mut Recorder, latents: Tensor, text: Tensor) -> (Tensor, Tensor) {
+        let Denoiser { c, s, act } = *self;
+        r.scope("img_in");
+        let mut x = latents;
+        if act != DType::F32 {
+            let cast = r.temp(x.rows, x.cols, act);
+            r.push("cast", Cast { x: x.all(), out: cast.all() });
+            x = cast;
+        }
+        if s.cfg {
+            let twice = r.temp(2 * x.rows, x.cols, act);
+            for (label, to) in [("cond", 0), ("uncond", x.rows)] {
+                r.push(label, CopyRows { x, out: twice, batch: 1, from: 0, to, count: x.rows });
+            }
+            x = twice;
+        }
+        let img = r.temp(x.rows, c.hidden, act);
+        linear(r, "linear", x.all(), "img_in", Epilogue::None, img.all());
+        r.scope("txt_in");
+        let txt = r.temp(text.rows, c.hidden, act);
+        linear(r, "linear", text.all(), "txt_in", Epilogue::None, txt.all());
+        (img, txt)
+    }
+
+    /// All blocks; the rows of each sequence are joined after the double blocks, text first.
+    fn blocks(
+        &self,
+        r: &mut Recorder,
+        (img, txt): (Tensor, Tensor),
+        rope: Tensor,
+        modulation: &mut Modulation,
+    ) -> Tensor {
+        let Denoiser { c, s, act } = *self;
+        let batch = s.batch();
+        for i in 0..c.depth_double {
+            self.double_block(r, i, (img, txt), rope, modulation);
+        }
+        r.scope("join");
+        let joint = r.temp(batch * s.tokens(), c.hidden, act);
+        for (label, x, to, count) in
+            [("txt", txt, 0, s.text_tokens), ("img", img, s.text_tokens, s.image_tokens())]
+        {
+            r.push(label, CopyRows { x, out: joint, batch, from: 0, to, count });
+        }
+        for i in 0..c.depth_single {
+            self.single_block(r, i, joint, rope, modulation);
+        }
+        joint
+    }
+
+    /// `LastLayer` on the image rows: the output `velocity`.
+    fn final_layer(&self, r: &mut Recorder, joint: Tensor, modulation: &mut Modulation) -> Tensor {
+        let Denoiser { c, s, act } = *self;
+        let (batch, count) = (s.batch(), s.image_tokens());
+        let velocity = r.output("velocity", batch * count, c.out_channels, DType::F32);
+        r.scope("final");
+        let img = r.temp(batch * count, c.hidden, act);
+        r.push("img", CopyRows { x: joint, out: img, batch, from: s.text_tokens, to: 0, count });
+        let [shift, scale] = modulation.take();
+        r.push("norm", LayerNormModulate { x: img, shift, scale, eps: NORM_EPS, out: img });
+        linear(r, "linear", img.all(), "final_layer.linear", Epilogue::None, velocity.all());
+        velocity
+    }
+
+    /// `DoubleStreamBlock`: image and text have weights of their own and share one attention, text
+    /// first.
+    fn double_block(
+        &self,
+        r: &mut Recorder,
+        i: usize,
+        (img, txt): (Tensor, Tensor),
+        rope: Tensor,
+        modulation: &mut Modulation,
+    ) {
+        let Denoiser { c, s, act } = *self;
+        let (h, batch) = (c.hidden, s.batch());
+        r.scope(format!("double.{i}"));
+        let img_mod: [View; 6] = modulation.take();
+        let txt_mod: [View; 6] = modulation.take();
+        let qkv = r.temp(batch * s.tokens(), 3 * h, act);
+        for (name, x, m, first) in [("img", img, img_mod, s.text_tokens), ("txt", txt, txt_mod, 0)]
+        {
+            let block = format!("double_blocks.{i}.{name}_attn");
+            let norm = r.temp(x.rows, h, act);
+            r.push(
+                &format!("{name}.norm1"),
+                LayerNormModulate { x, shift: m[0], scale: m[1], eps: NORM_EPS, out: norm },
+            );
+            let own = r.temp(x.rows, 3 * h, act);
+            let weight = format!("{block}.qkv");
+            linear(r, &format!("{name}.qkv"), norm.all(), &weight, Epilogue::None, own.all());
+            let op = self.qk_norm_rope(r, &block, own, rope, first, qkv);
+            r.push(&format!("{name}.rope"), op);
+        }
+        let (txt_attn, img_attn) = (r.temp(txt.rows, h, act), r.temp(img.rows, h, act));
+        r.push("attn", self.attention(qkv, Some((s.text_tokens, txt_attn)), img_attn.all()));
+        for (name, x, attn, m) in [("img", img, img_attn, img_mod), ("txt", txt, txt_attn, txt_mod)]
+        {
+            let block = format!("double_blocks.{i}.{name}");
+            let gated = |gate| Epilogue::GatedAdd { residual: x, gate };
+            let weight = format!("{block}_attn.proj");
+            linear(r, &format!("{name}.proj"), attn.all(), &weight, gated(m[2]), x.all());
+            let norm = r.temp(x.rows, h, act);
+            r.push(
+                &format!("{name}.norm2"),
+                LayerNormModulate { x, shift: m[3], scale: m[4], eps: NORM_EPS, out: norm },
+            );
+            let hidden = r.temp(x.rows, c.mlp_hidden, act);
+            let (label, weight) = (format!("{name}.mlp.0"), format!("{block}_mlp.0"));
+            linear(r, &label, norm.all(), &weight, Epilogue::GeluTanh, hidden.all());
+            let (label, weight) = (format!("{name}.mlp.2"), format!("{block}_mlp.2"));
+            linear(r, &label, hidden.all(), &weight, gated(m[5]), x.all());
+        }
+    }
+
+    /// `SingleStreamBlock`: attention and MLP in parallel. `linear1` is recorded as its two halves,
+    /// so that each is written where it is used.
+    fn single_block(
+        &self,
+        r: &mut Recorder,
+        i: usize,
+        x: Tensor,
+        rope: Tensor,
+        modulation: &mut Modulation,
+    ) {
+        let Denoiser { c, act, .. } = *self;
+        let h = c.hidden;
+        r.scope(format!("single.{i}"));
+        let [shift, scale, gate] = modulation.take();
+        let block = format!("single_blocks.{i}");
+        let (linear1, linear2) = (format!("{block}.linear1"), format!("{block}.linear2"));
+        let norm = r.temp(x.rows, h, act);
+        r.push("norm", LayerNormModulate { x, shift, scale, eps: NORM_EPS, out: norm });
+        let qkv = r.temp(x.rows, 3 * h, act);
+        linear(r, "qkv", norm.all(), &linear1, Epilogue::None, qkv.all());
+        let op = self.qk_norm_rope(r, &block, qkv, rope, 0, qkv);
+        r.push("rope", op);
+        let both = r.temp(x.rows, h + c.mlp_hidden, act);
+        r.push("attn", self.attention(qkv, None, both.columns(0, h)));
+        let mlp = both.columns(h, c.mlp_hidden);
+        linear_rows(r, "mlp", norm.all(), (&linear1, 3 * h), Epilogue::GeluTanh, mlp);
+        let gated = Epilogue::GatedAdd { residual: x, gate };
+        linear(r, "linear2", both.all(), &linear2, gated, x.all());
+    }
+
+    /// Norm and rotation of queries and keys with the gains `{scope}.norm`, into the rows from
+    /// `first` on of every sequence in `out`.
+    fn qk_norm_rope(
+        &self,
+        r: &mut Recorder,
+        scope: &str,
+        qkv: Tensor,
+        rope: Tensor,
+        first: usize,
+        out: Tensor,
+    ) -> QkNormRope {
+        let Denoiser { c, s, .. } = *self;
+        QkNormRope {
+            qkv,
+            q_gain: r.weight(format!("{scope}.norm.query_norm.scale"), 1, c.head_dim),
+            k_gain: r.weight(format!("{scope}.norm.key_norm.scale"), 1, c.head_dim),
+            rope,
+            batch: s.batch(),
+            heads: c.heads,
+            tokens: s.tokens(),
+            first,
+            eps: NORM_EPS,
+            out,
+        }
+    }
+
+    fn attention(&self, qkv: Tensor, first: Option<(usize, Tensor)>, out: View) -> Attention {
+        let (h, heads) = (self.c.hidden, self.c.heads);
+        let [q, k, v] = [0, 1, 2].map(|i| qkv.columns(i * h, h));
+        Attention {
+            q,
+            k,
+            v,
+            batch: self.s.batch(),
+            heads,
+            scale: 1.0 / (self.c.head_dim as f32).sqrt(),
+            causal: false,
+            bias: None,
+            first,
+            out,
+        }
+    }
+}
+
+/// The rotation table of `EmbedND`, `tokens x head_dim`: one row per token, text first (ids all
+/// zero), then the image grid (0, row, column). The columns are (cos, sin) per pair, axis after axis.
+/// Frequencies theta^(-2i/d) and angles are computed in f64, as in the reference.
+pub fn rope(c: &FluxConfig, s: &DenoiseShape) -> Vec<f32> {
+    let mut table = Vec::with_capacity(s.tokens() * c.head_dim);
+    let mut token = |ids: [usize; 3]| {
+        for (&dim, id) in c.axes.iter().zip(ids) {
+            for i in 0..dim / 2 {
+                let angle = id as f64 * c.theta.powf(-((2 * i) as f64) / dim as f64);
+                table.extend([angle.cos() as f32, angle.sin() as f32]);
+            }
+        }
+    };
+    (0..s.text_tokens).for_each(|_| token([0, 0, 0]));
+    (0..s.height).for_each(|y| (0..s.width).for_each(|x| token([0, y, x])));
+    table
+}
