@@ -78,6 +78,9 @@ pub struct How {
     /// No progress and no notes on stderr; warnings and errors stay
     #[arg(short, long, global = true)]
     pub quiet: bool,
+    /// Progress, notes, warnings and errors on stderr as JSON objects, one per line
+    #[arg(long, global = true, conflicts_with = "quiet")]
+    pub json_events: bool,
 }
 
 #[derive(Debug, Args)]
@@ -85,6 +88,10 @@ pub struct GenerateArgs {
     /// What to draw; `-` reads it from stdin
     #[arg(value_name = "PROMPT", conflicts_with = "prompt")]
     pub words: Option<String>,
+    /// A text file with one prompt per line (`-`: stdin), drawn one after another with one load of
+    /// the model; with --json one JSON object per prompt
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["words", "prompt"])]
+    pub prompt_file: Option<PathBuf>,
     #[command(flatten)]
     pub request: RequestArgs,
     #[command(flatten)]

@@ -27,7 +27,7 @@ pub fn bench(args: BenchArgs, how: How) -> Result<()> {
     let mut request = Request { prompt, seed: Some(0), ..Request::default() };
     fill(&mut request, &args.request, None)?;
 
-    let mut progress = Progress::new(how.quiet);
+    let mut progress = Progress::new(how);
     let begin = Instant::now();
     let mut pipeline = open(&args.engine, &mut progress)?;
     pipeline.use_text_cache(false); // what is read from a file was not timed

@@ -23,7 +23,7 @@ pub fn convert(args: &ConvertArgs, how: How) -> Result<()> {
             .expected(format!("one of {}", names.join(", ")))
     })?;
     signals::listen();
-    let mut progress = Progress::new(how.quiet);
+    let mut progress = Progress::new(how);
     let path = Places::of_process().resolve(&args.model, Role::Any)?;
     let checkpoint = convert::open_only(&path)?;
     let name = || PathBuf::from(format!("{}-{}.{}", checkpoint.name, args.to, target.extension()));
@@ -60,8 +60,8 @@ pub fn convert(args: &ConvertArgs, how: How) -> Result<()> {
     if !report.left_out.is_empty() {
         let flags: Vec<String> =
             report.left_out.iter().map(|c| format!("--{c} {}", path.display())).collect();
-        progress.line(&format!(
-            "warning: a GGUF file holds one component; for the others: {}",
+        progress.warning(&format!(
+            "a GGUF file holds one component; for the others: {}",
             flags.join(" ")
         ));
     }

@@ -1,6 +1,5 @@
 //! `generate`, `again` and `plan`: from arguments to a request, to files, to a report.
 
-use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -10,13 +9,11 @@ use super::args::{AgainArgs, EngineArgs, GenerateArgs, How, OutputArgs, RequestA
 use super::progress::{self, Progress};
 use super::target::Target;
 use super::values::{Budget, Seed};
-use super::{cancelled, output, signals};
-use crate::error::{Error, Kind, Result};
+use super::{cancelled, output, preview, prompts, signals};
+use crate::error::{Error, Result};
 use crate::pipeline::Pipeline;
 use crate::pipeline::images::{Metadata, load_init_image, read_metadata, save};
-use crate::pipeline::request::{
-    Generated, InitImage, MAX_PROMPT_BYTES, Picture, Request, Settings,
-};
+use crate::pipeline::request::{Generated, InitImage, Request, Settings};
 use crate::units;
 
 /// Strength of image-to-image where none is given, as the field has it.
@@ -29,13 +26,23 @@ pub fn generate(args: GenerateArgs, how: How) -> Result<()> {
             .at(word)
             .try_(format!("flux-fast {word} ..., or -p {word} to draw it")));
     }
-    let prompt = prompt(args.words.as_deref().or(args.request.prompt.as_deref()))?;
-    let Some(prompt) = prompt else {
+    let given = args.words.as_deref().or(args.request.prompt.as_deref());
+    let prompts = prompts::read(given, args.prompt_file.as_deref())?;
+    if prompts.is_empty() {
         return Err(Error::argument("there is no prompt").try_("flux-fast \"a fox\""));
-    };
-    let mut request = Request { prompt, ..Request::default() };
-    fill(&mut request, &args.request, None)?;
-    draw(&request, &args.engine, &args.output, how, None)
+    }
+    // Every prompt is checked before the model is opened.
+    let requests = prompts.into_iter().map(|prompt| {
+        let mut request = Request { prompt: prompt.text, ..Request::default() };
+        let filled = fill(&mut request, &args.request, None);
+        match &prompt.source {
+            Some(source) => filled.map_err(|e| e.at(source))?,
+            None => filled?,
+        }
+        Ok(request)
+    });
+    let requests = requests.collect::<Result<Vec<_>>>()?;
+    draw(&requests, &args.engine, &args.output, how, None)
 }
 
 /// Draws what an image file says it was made of, with the arguments in place of what it says.
@@ -56,7 +63,7 @@ pub fn again(args: AgainArgs, how: How) -> Result<()> {
         ..
     } = settings.clone();
     let mut request = Request {
-        prompt: prompt(args.request.prompt.as_deref())?.unwrap_or(old_prompt),
+        prompt: one_prompt(args.request.prompt.as_deref())?.unwrap_or(old_prompt),
         negative,
         count: Some(count),
         steps: Some(steps),
@@ -79,45 +86,31 @@ pub fn again(args: AgainArgs, how: How) -> Result<()> {
         .try_("-i with the picture it was made from"));
     }
     fill(&mut request, &args.request, strength)?;
-    draw(&request, &args.engine, &args.output, how, Some(&settings))
+    draw(&[request], &args.engine, &args.output, how, Some(&settings))
+}
+
+/// The prompt given as an argument, or what stdin holds for `-`.
+fn one_prompt(given: Option<&str>) -> Result<Option<String>> {
+    Ok(prompts::read(given, None)?.pop().map(|prompt| prompt.text))
 }
 
 /// Says what the request would use.
 pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
-    let prompt =
-        prompt(args.words.as_deref().or(args.request.prompt.as_deref()))?.unwrap_or_default();
+    if args.prompt_file.is_some() {
+        return Err(Error::argument("a plan is for one prompt")
+            .at("--prompt-file")
+            .try_("leave it out: the plan is the same for every prompt without LoRAs"));
+    }
+    let given = args.words.as_deref().or(args.request.prompt.as_deref());
+    let prompt = one_prompt(given)?.unwrap_or_default();
     let mut request = Request { prompt, ..Request::default() };
     fill(&mut request, &args.request, None)?;
-    let mut progress = Progress::new(how.quiet);
+    let mut progress = Progress::new(how);
     tell_budgets(&args.engine, &progress);
     let pipeline = open(&args.engine, &mut progress)?;
     let plan = pipeline.plan(&request)?;
     progress.finish();
     if how.json { output::json(&plan) } else { output::text(&format!("{plan}\n")) }
-}
-
-/// The prompt itself, or for `-` what stdin holds, without the line break that ends it.
-fn prompt(given: Option<&str>) -> Result<Option<String>> {
-    if given != Some("-") {
-        return Ok(given.map(str::to_string));
-    }
-    let mut bytes = Vec::new();
-    // One byte more than allowed, so that the check can tell; the rest is of no interest.
-    let limit = MAX_PROMPT_BYTES as u64 + 3;
-    std::io::stdin()
-        .lock()
-        .take(limit)
-        .read_to_end(&mut bytes)
-        .map_err(|e| Error::argument(format!("the prompt cannot be read: {e}")).at("stdin"))?;
-    if bytes.len() as u64 == limit {
-        return Err(Error::argument("the prompt is too long")
-            .at("stdin")
-            .expected(format!("at most {MAX_PROMPT_BYTES} bytes")));
-    }
-    let text = String::from_utf8(bytes)
-        .map_err(|_| Error::argument("the prompt is not UTF-8").at("stdin"))?;
-    let line = text.strip_suffix("\r\n").or(text.strip_suffix('\n'));
-    Ok(Some(line.unwrap_or(&text).to_string()))
 }
 
 /// Puts what was typed into `request`, and checks the whole. `strength` is the one to fall back to.
@@ -182,8 +175,9 @@ fn tell_budgets(engine: &EngineArgs, progress: &Progress) {
     }
 }
 
+/// Draws `requests` one after another with one model, and writes each image as soon as it is there.
 fn draw(
-    request: &Request,
+    requests: &[Request],
     engine: &EngineArgs,
     out: &OutputArgs,
     how: How,
@@ -192,28 +186,36 @@ fn draw(
     let target = Target::new(out.output.as_deref(), out.format)?;
     target.probe()?;
     let begin = Instant::now();
-    let mut progress = Progress::new(how.quiet);
+    let mut progress = Progress::new(how);
     tell_budgets(engine, &progress);
     let mut pipeline = open(engine, &mut progress)?;
-    let drawn = pipeline.generate(request, &mut |event| progress.event(event));
-    progress.finish();
-    let generated = drawn?;
-    cancelled()?;
-    if let Some(recorded) = recorded {
-        warn_of_another_model(recorded, &generated.settings, &progress);
-    }
-    let files = write(&generated, &target, out.quality)?;
-    let seconds = begin.elapsed().as_secs_f64();
-    let settings = &generated.settings;
-    progress.note(&format!("seed {}, {}", settings.seed, units::seconds(seconds)));
-    if how.json {
-        output::json(&result(settings, &files, seconds))?;
-    } else {
-        let lines: Vec<String> = files.iter().map(|f| format!("{}\n", f.display())).collect();
-        output::text(&lines.concat())?;
-    }
-    if out.preview {
-        preview(&generated.pictures, how, &progress)?;
+    let images = requests.iter().map(|r| r.count.unwrap_or(1)).sum();
+    let mut first = 0;
+    let mut begin = begin;
+    for request in requests {
+        let drawn = pipeline.generate(request, &mut |event| progress.event(event));
+        progress.finish();
+        let generated = drawn?;
+        cancelled()?;
+        if let Some(recorded) = recorded {
+            warn_of_another_model(recorded, &generated.settings, &progress);
+        }
+        let files = write(&generated, &target, out.quality, first, images)?;
+        first += files.len();
+        // Opening the model counts for the first request.
+        let seconds = begin.elapsed().as_secs_f64();
+        begin = Instant::now();
+        let settings = &generated.settings;
+        progress.note(&format!("seed {}, {}", settings.seed, units::seconds(seconds)));
+        if how.json {
+            output::json(&result(settings, &files, seconds))?;
+        } else {
+            let lines: Vec<String> = files.iter().map(|f| format!("{}\n", f.display())).collect();
+            output::text(&lines.concat())?;
+        }
+        if out.preview {
+            preview::preview(&generated.pictures, how, &progress)?;
+        }
     }
     Ok(())
 }
@@ -224,18 +226,25 @@ fn warn_of_another_model(recorded: &Settings, used: &Settings, progress: &Progre
             format!("{} ({})", s.model, if s.model_hash.is_empty() { "?" } else { &s.model_hash })
         };
         let (was, is) = (name(recorded), name(used));
-        progress.line(&format!(
-            "warning: the picture was made with {was}, this one with {is}: it will differ\n  try: --model"
+        progress.warning(&format!(
+            "the picture was made with {was}, this one with {is}: it will differ\n  try: --model"
         ));
     }
 }
 
-/// Writes all pictures; those that were written before one fails stay.
-fn write(generated: &Generated, target: &Target, quality: u8) -> Result<Vec<PathBuf>> {
+/// Writes all images of one request; those written before one fails stay. `first` is the number of
+/// images written before them, `all` the number of images of all requests.
+fn write(
+    generated: &Generated,
+    target: &Target,
+    quality: u8,
+    first: usize,
+    all: usize,
+) -> Result<Vec<PathBuf>> {
     let Generated { pictures, settings, .. } = generated;
     let mut files = Vec::new();
     for (index, picture) in pictures.iter().enumerate() {
-        let path = target.path(settings.seed, index, pictures.len());
+        let path = target.path(settings.seed, first + index, all);
         save(picture, &path, target.format, quality, &Metadata { settings, index })?;
         files.push(path);
     }
@@ -272,48 +281,4 @@ pub fn settings_as_json(settings: &Settings) -> Value {
         "model": settings.model,
         "model_hash": settings.model_hash,
     })
-}
-
-/// Terminals with kitty's graphics protocol say so in their environment.
-fn speaks_kitty() -> bool {
-    let has = |name: &str, value: &str| std::env::var(name).is_ok_and(|v| v.contains(value));
-    std::env::var_os("KITTY_WINDOW_ID").is_some()
-        || has("TERM", "kitty")
-        || has("TERM_PROGRAM", "ghostty")
-}
-
-/// Likewise for iTerm's.
-fn speaks_iterm() -> bool {
-    std::env::var("TERM_PROGRAM")
-        .is_ok_and(|v| ["iTerm.app", "WezTerm", "mintty"].contains(&v.as_str()))
-}
-
-/// Shows the pictures where results are read by a person.
-fn preview(pictures: &[Picture], how: How, progress: &Progress) -> Result<()> {
-    if how.json || !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
-        progress.note("no preview: stdin and stdout are not a terminal");
-        return Ok(());
-    }
-    for picture in pictures {
-        let Some(image) = image::RgbImage::from_raw(
-            picture.width as u32,
-            picture.height as u32,
-            picture.rgb.clone(),
-        ) else {
-            return Err(Error::new(Kind::Output, "the picture's pixels do not match its size"));
-        };
-        // Left to itself viuer asks the terminal what it can do and waits for the answer, for ever on one that gives none.
-        let config = viuer::Config {
-            absolute_offset: false,
-            use_kitty: speaks_kitty(),
-            use_iterm: speaks_iterm(),
-            ..viuer::Config::default()
-        };
-        if let Err(error) = viuer::print(&image.into(), &config) {
-            // The picture is in its file; that this terminal cannot show it is no failure of the run.
-            progress.line(&format!("warning: no preview: {error}"));
-            return Ok(());
-        }
-    }
-    Ok(())
 }

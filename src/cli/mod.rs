@@ -5,11 +5,14 @@ mod bench;
 mod completions;
 mod convert;
 mod doctor;
+mod events;
 mod generate;
 mod inspect;
 mod models;
 mod output;
+mod preview;
 mod progress;
+mod prompts;
 mod pull;
 mod signals;
 mod target;
@@ -25,7 +28,7 @@ use serde_json::json;
 
 use crate::error::{Error, Kind, Result};
 use crate::pipeline::tokenizers;
-use args::{Cli, Command, is_command};
+use args::{Cli, Command, How, is_command};
 
 /// Runs the command that `arguments` (the program's name first) ask for, and gives the process's exit code.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
@@ -33,16 +36,19 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     crate::pipeline::exit_on_lost_pages();
     let mut arguments: Vec<OsString> = arguments.collect();
     command_first(&mut arguments);
-    let json = arguments.iter().skip(1).take_while(|a| *a != "--").any(|a| a == "--json");
+    let given = |flag| arguments.iter().skip(1).take_while(|a| *a != "--").any(|a| a == flag);
+    // Found by hand, since an argument may be refused before clap has read them.
+    let how = How { json: given("--json"), quiet: false, json_events: given("--json-events") };
     match Cli::try_parse_from(arguments) {
-        Ok(cli) => report(run(cli), json),
-        Err(error) => refuse(&error, json),
+        Ok(cli) => report(run(cli), how),
+        Err(error) => refuse(&error, how),
     }
 }
 
 /// `flux-fast --json doctor` means `flux-fast doctor --json`: without this, what follows a flag would be a prompt.
 fn command_first(arguments: &mut [OsString]) {
-    let flag = |a: &OsString| a == "--json" || a == "-q" || a == "--quiet";
+    let flag =
+        |a: &OsString| ["--json", "--json-events", "-q", "--quiet"].iter().any(|flag| a == flag);
     let flags = arguments.iter().skip(1).take_while(|a| flag(a)).count();
     if arguments.get(1 + flags).and_then(|a| a.to_str()).is_some_and(is_command) {
         arguments[1..2 + flags].rotate_right(1);
@@ -78,42 +84,43 @@ fn run(cli: Cli) -> Result<()> {
     }
 }
 
-/// Tells the outcome and gives its exit code.
-fn report(outcome: Result<()>, json: bool) -> ExitCode {
+/// Prints an error and returns the exit code of `outcome`.
+fn report(outcome: Result<()>, how: How) -> ExitCode {
     let Err(error) = outcome else { return ExitCode::SUCCESS };
     let mut text = format!("error: {error}\n");
     if let Some(hint) = error.hint() {
         text += &format!("  try: {hint}\n");
     }
-    tell(&text);
-    if json {
-        told_as_json(error.kind(), &error.to_string(), error.hint());
+    if !how.json_events {
+        tell(&text);
     }
+    error_as_json(error.kind(), &error.to_string(), error.hint(), how);
     match (error.kind(), signals::received()) {
         (Kind::Cancelled, Some(signal)) => ExitCode::from(128 + signal),
         (kind, _) => ExitCode::from(kind.exit_code()),
     }
 }
 
-/// What clap has to say: help and version on stdout, or why an argument is refused.
-fn refuse(error: &clap::Error, json: bool) -> ExitCode {
+/// Prints help or version on stdout, or why an argument is refused, and returns the exit code.
+fn refuse(error: &clap::Error, how: How) -> ExitCode {
     if !error.use_stderr() {
         return match error.print().and_then(|()| std::io::stdout().flush()) {
             Ok(()) => ExitCode::SUCCESS,
-            Err(e) => report(Err(output::broken(e)), false),
+            Err(e) => report(Err(output::broken(e)), how),
         };
     }
-    error.print().ok();
     let unquoted = is_unquoted_prompt(error);
     let hint = if unquoted { "put the prompt in quotes" } else { "flux-fast --help" };
-    if unquoted {
-        tell(&format!("  try: {hint}\n"));
+    if !how.json_events {
+        error.print().ok();
+        if unquoted {
+            tell(&format!("  try: {hint}\n"));
+        }
     }
-    if json {
-        let text = error.to_string();
-        let first = text.lines().next().unwrap_or_default();
-        told_as_json(Kind::Argument, first.strip_prefix("error: ").unwrap_or(first), Some(hint));
-    }
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    let first = first.strip_prefix("error: ").unwrap_or(first);
+    error_as_json(Kind::Argument, first, Some(hint), how);
     ExitCode::from(Kind::Argument.exit_code())
 }
 
@@ -137,12 +144,23 @@ fn is_unquoted_prompt(error: &clap::Error) -> bool {
     }
 }
 
-/// One line on stdout. That the reader may be gone is no second error.
-fn told_as_json(kind: Kind, message: &str, hint: Option<&str>) {
-    output::json(&json!({"error": {"code": kind.code(), "message": message, "hint": hint}})).ok();
+/// The error on stdout for --json, and on stderr for --json-events.
+fn error_as_json(kind: Kind, message: &str, hint: Option<&str>, how: How) {
+    let error = json!({"code": kind.code(), "message": message, "hint": hint});
+    if how.json {
+        // If the reader has gone away, the exit code still says what happened.
+        output::json(&json!({"error": error})).ok();
+    }
+    if how.json_events {
+        let mut event = json!({"event": "error"});
+        event.as_object_mut().into_iter().zip(error.as_object()).for_each(|(event, error)| {
+            event.extend(error.clone());
+        });
+        events::print(&event);
+    }
 }
 
-/// A line for people. Where stderr is closed there is nobody to tell.
+/// Writes to stderr. If it is closed there is nobody left to read.
 fn tell(text: &str) {
     std::io::stderr().write_all(text.as_bytes()).ok();
 }

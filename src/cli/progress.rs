@@ -1,48 +1,79 @@
-//! Events to stderr: a bar where a terminal shows it, plain lines elsewhere; and the flag that a signal sets.
+//! Progress on stderr: a bar on a terminal, plain lines elsewhere, or JSON objects.
 
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
 
-use super::{signals, tell};
+use super::args::How;
+use super::{events, signals, tell};
 use crate::event::{Event, Phase};
 use crate::units;
 
-/// Plain lines come at most this often, apart from a phase's last.
+/// Minimum time between plain lines, except before the last one of a phase.
 const PLAIN_EVERY: Duration = Duration::from_secs(1);
 
-/// A download of hours is told of less often.
+/// Plain lines of transfers, which take hours, come less often.
 const BYTES_EVERY: Duration = Duration::from_secs(10);
 
-/// Tells what happens, unless it shall be quiet.
+/// How progress is shown.
+enum Style {
+    /// Only warnings.
+    Quiet,
+    /// A bar that is drawn again and again, on a terminal.
+    Bar(ProgressBar),
+    /// Plain lines, where stderr is not a terminal.
+    Lines,
+    /// JSON objects.
+    Json,
+}
+
+/// Shows what happens on stderr.
 pub struct Progress {
-    quiet: bool,
-    /// Only where stderr is a terminal.
-    bar: Option<ProgressBar>,
+    style: Style,
     last_line: Option<Instant>,
 }
 
 impl Progress {
-    pub fn new(quiet: bool) -> Self {
-        let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
+    pub fn new(how: How) -> Self {
+        let style = if how.json_events {
+            Style::Json
+        } else if how.quiet {
+            Style::Quiet
+        } else if std::io::stderr().is_terminal() {
             let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
             let style = ProgressStyle::with_template("{prefix:>9} {wide_bar} {pos}/{len}  {msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar
-        });
-        Progress { quiet, bar, last_line: None }
+            Style::Bar(bar)
+        } else {
+            Style::Lines
+        };
+        Progress { style, last_line: None }
     }
 
-    /// Shows `event`; `Break` once a signal has come.
+    /// Shows `event`; `Break` once a signal was received.
     pub fn event(&mut self, event: Event) -> ControlFlow<()> {
+        if let Style::Json = self.style {
+            events::of(&event).iter().for_each(events::print);
+        } else {
+            self.show(event);
+        }
+        if signals::received().is_some() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+
+    fn show(&mut self, event: Event) {
         match event {
-            Event::Warning(text) => self.line(&format!("warning: {text}")),
+            Event::Warning(text) => self.warning(&text),
             Event::Note(text) => self.note(&text),
             Event::PhaseStart { phase, steps } => {
                 self.last_line = None;
-                if let Some(bar) = &self.bar {
+                if let Style::Bar(bar) = &self.style {
                     bar.reset();
                     bar.set_length(steps as u64);
                     bar.set_prefix(phase.name());
@@ -61,34 +92,38 @@ impl Progress {
                 ));
             }
         }
-        if signals::received().is_some() {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
     }
 
-    /// A line that quiet runs go without.
+    /// A line that --quiet leaves out.
     pub fn note(&self, text: &str) {
-        if !self.quiet {
-            self.line(text);
+        match self.style {
+            Style::Quiet => {}
+            Style::Json => events::print(&json!({"event": "note", "text": text})),
+            Style::Bar(_) | Style::Lines => self.line(text),
         }
     }
 
-    /// A line that everyone sees.
-    pub fn line(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| tell(&format!("{text}\n"))),
-            None => tell(&format!("{text}\n")),
+    /// A warning, which is always shown.
+    pub fn warning(&self, text: &str) {
+        match self.style {
+            Style::Json => events::print(&json!({"event": "warning", "text": text})),
+            _ => self.line(&format!("warning: {text}")),
+        }
+    }
+
+    fn line(&self, text: &str) {
+        match &self.style {
+            Style::Bar(bar) => bar.suspend(|| tell(&format!("{text}\n"))),
+            _ => tell(&format!("{text}\n")),
         }
     }
 
     fn step(&mut self, phase: Phase, done: usize, steps: usize, seconds: f64) {
-        if let Some(bar) = &self.bar {
+        if let Style::Bar(bar) = &self.style {
             bar.set_length(steps as u64);
             bar.set_position(done as u64);
             bar.set_message(format!("{}{}", units::seconds(seconds), memory_now()));
-        } else if !self.quiet {
+        } else if let Style::Lines = self.style {
             let due = self.last_line.is_none_or(|at| at.elapsed() >= PLAIN_EVERY);
             if due || done == steps {
                 self.last_line = Some(Instant::now());
@@ -102,9 +137,9 @@ impl Progress {
         }
     }
 
-    /// Shows that `done` of `all` bytes are there, and that `file` is on its way.
+    /// Shows that `done` of `all` bytes have been transferred, and that `file` is current.
     pub fn bytes(&mut self, file: &str, done: u64, all: u64) {
-        if let Some(bar) = &self.bar {
+        if let Style::Bar(bar) = &self.style {
             if self.last_line.is_none() {
                 let style = ProgressStyle::with_template(
                     "{wide_bar} {decimal_bytes}/{decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left  {msg}",
@@ -119,10 +154,20 @@ impl Progress {
             bar.set_length(all);
             bar.set_position(done);
             bar.set_message(file.to_string());
-        } else if !self.quiet && self.last_line.is_none_or(|at| at.elapsed() >= BYTES_EVERY) {
+            return;
+        }
+        let every = if let Style::Json = self.style { PLAIN_EVERY } else { BYTES_EVERY };
+        let due = self.last_line.is_none_or(|at| at.elapsed() >= every);
+        if due || done == all {
             self.last_line = Some(Instant::now());
+            if let Style::Json = self.style {
+                events::print(&json!({
+                    "event": "transfer", "file": file, "done_bytes": done, "total_bytes": all,
+                }));
+                return;
+            }
             let percent = if all == 0 { 100 } else { (done as u128 * 100 / all as u128) as u64 };
-            self.line(&format!(
+            self.note(&format!(
                 "{percent:>3} %  {} of {}  {file}",
                 units::bytes(done),
                 units::bytes(all)
@@ -132,7 +177,7 @@ impl Progress {
 
     /// Takes the bar off the screen.
     pub fn finish(&self) {
-        if let Some(bar) = &self.bar {
+        if let Style::Bar(bar) = &self.style {
             bar.finish_and_clear();
         }
     }

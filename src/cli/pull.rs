@@ -17,7 +17,7 @@ use crate::units;
 pub fn pull(args: &PullArgs, how: How) -> Result<()> {
     let options = options(args)?;
     signals::listen();
-    let mut progress = Progress::new(how.quiet);
+    let mut progress = Progress::new(how);
     let begin = Instant::now();
     let outcome = hub::pull(&options, &mut |event| {
         match event {

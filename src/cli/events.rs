@@ -1,0 +1,33 @@
+//! `--json-events`: what happens, as JSON objects on stderr, one per line.
+//!
+//! Every object has `event`: `note`, `warning`, `phase_start`, `step`, `phase_end`, `transfer` or
+//! `error`. The objects of later versions may have more fields.
+
+use serde_json::{Value, json};
+
+use super::tell;
+use crate::event::Event;
+
+/// The object of an engine event; `None` for events that only offer a chance to cancel.
+pub fn of(event: &Event) -> Option<Value> {
+    Some(match event {
+        Event::Note(text) => json!({"event": "note", "text": text}),
+        Event::Warning(text) => json!({"event": "warning", "text": text}),
+        Event::PhaseStart { phase, steps } => {
+            json!({"event": "phase_start", "phase": phase.name(), "steps": steps})
+        }
+        Event::Step { phase, done, steps, seconds } => json!({
+            "event": "step", "phase": phase.name(), "done": done, "steps": steps, "seconds": seconds,
+        }),
+        Event::PhaseEnd { phase, seconds, peak_bytes } => json!({
+            "event": "phase_end", "phase": phase.name(), "seconds": seconds,
+            "planned_peak_bytes": peak_bytes,
+        }),
+        Event::Tick => return None,
+    })
+}
+
+/// Prints one object.
+pub fn print(object: &Value) {
+    tell(&format!("{object}\n"));
+}
