@@ -22,6 +22,9 @@ Examples:
 Exit codes: 0 done, 2 bad argument, 3 bad model file, 4 missing file, 5 memory or budget,
   6 device, 7 output not written, 8 numbers not finite, 130 and 143 stopped by a signal.";
 
+/// The heading of the options that describe the image.
+pub const IMAGE_HEADING: &str = "Image";
+
 /// Whether `word` is the name of a subcommand. As a lone prompt it is more likely a command in
 /// the wrong place.
 pub fn is_command(word: &str) -> bool {
@@ -41,6 +44,8 @@ pub struct Cli {
     pub generate: GenerateArgs,
     #[command(flatten)]
     pub how: How,
+    #[command(flatten)]
+    pub config: ConfigArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -69,7 +74,7 @@ pub enum Command {
     Man(ManArgs),
 }
 
-/// How results are told, for every command.
+/// How results are printed, for every command.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct How {
     /// Print one JSON object on stdout; errors too
@@ -81,6 +86,18 @@ pub struct How {
     /// Progress, notes, warnings and errors on stderr as JSON objects, one per line
     #[arg(long, global = true, conflicts_with = "quiet")]
     pub json_events: bool,
+}
+
+/// Where defaults come from; `config` reads these two by hand, before everything else.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// A file of defaults for these options [default: FLUX_FAST_CONFIG, or flux-fast/config.toml in
+    /// the user's configuration folder]
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "no_config")]
+    pub config: Option<PathBuf>,
+    /// Read no configuration file
+    #[arg(long, global = true)]
+    pub no_config: bool,
 }
 
 #[derive(Debug, Args)]
@@ -202,7 +219,7 @@ pub struct ManArgs {
 }
 
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Picture")]
+#[command(next_help_heading = IMAGE_HEADING)]
 pub struct RequestArgs {
     /// What to draw; `-` reads it from stdin
     #[arg(short, long, value_name = "PROMPT", allow_hyphen_values = true)]

@@ -4,6 +4,7 @@ use serde::Serialize;
 use sysinfo::System;
 
 use super::args::How;
+use super::config::Config;
 use super::{models, output};
 use crate::backend::{Grain, cuda, wgpu};
 use crate::error::Result;
@@ -19,6 +20,7 @@ struct Report {
     cuda: Cuda,
     wgpu: Vec<AdapterFacts>,
     memory: Memory,
+    config: Config,
     #[serde(flatten)]
     models: models::Report,
 }
@@ -180,12 +182,12 @@ struct Memory {
 }
 
 /// Shows all of it; finding nothing is no error.
-pub fn doctor(how: How) -> Result<()> {
-    let report = look();
+pub fn doctor(config: &Config, how: How) -> Result<()> {
+    let report = look(config);
     if how.json { output::json(&report) } else { output::text(&text(&report)) }
 }
 
-fn look() -> Report {
+fn look(config: &Config) -> Report {
     let (name, memory) = match System::new() {
         Ok(system) => facts(system),
         // Sandboxes may hide what the system knows; the rest of the report is still of use.
@@ -204,6 +206,7 @@ fn look() -> Report {
         cuda: cuda_gpus(),
         wgpu: adapters(),
         memory,
+        config: config.clone(),
         models: models::report(),
     }
 }
@@ -237,7 +240,7 @@ fn instructions() -> Vec<&'static str> {
 }
 
 fn text(report: &Report) -> String {
-    let Report { version, system, cpu, cuda, wgpu, memory, models } = report;
+    let Report { version, system, cpu, cuda, wgpu, memory, config, models } = report;
     let mut text = format!("flux-fast {version}, {system}\n");
     text += &format!("cpu: {}, {} threads, {}\n", cpu.name, cpu.cores, cpu.instructions.join(" "));
     let bytes = units::bytes;
@@ -264,5 +267,5 @@ fn text(report: &Report) -> String {
     );
     text +=
         &memory.limit_bytes.map_or(String::new(), |limit| format!(", limited to {}", bytes(limit)));
-    text + "\n" + &models::text(models)
+    text + "\n" + &config.text() + &models::text(models)
 }

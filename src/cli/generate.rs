@@ -185,13 +185,12 @@ fn draw(
 ) -> Result<()> {
     let target = Target::new(out.output.as_deref(), out.format)?;
     target.probe()?;
-    let begin = Instant::now();
+    let mut begin = Instant::now();
     let mut progress = Progress::new(how);
     tell_budgets(engine, &progress);
     let mut pipeline = open(engine, &mut progress)?;
     let images = requests.iter().map(|r| r.count.unwrap_or(1)).sum();
     let mut first = 0;
-    let mut begin = begin;
     for request in requests {
         let drawn = pipeline.generate(request, &mut |event| progress.event(event));
         progress.finish();

@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod completions;
+mod config;
 mod convert;
 mod doctor;
 mod events;
@@ -22,8 +23,8 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, FromArgMatches};
 use serde_json::json;
 
 use crate::error::{Error, Kind, Result};
@@ -39,8 +40,21 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let given = |flag| arguments.iter().skip(1).take_while(|a| *a != "--").any(|a| a == flag);
     // Found by hand, since an argument may be refused before clap has read them.
     let how = How { json: given("--json"), quiet: false, json_events: given("--json-events") };
-    match Cli::try_parse_from(arguments) {
-        Ok(cli) => report(run(cli), how),
+    let read = match Cli::command().try_get_matches_from(&arguments) {
+        Ok(typed) => config::read(&arguments).map(|config| (typed, config)),
+        Err(error) => return refuse(&error, how),
+    };
+    let (typed, config) = match read {
+        Ok(read) => read,
+        Err(error) => return report(Err(error), how),
+    };
+    let subcommand = typed.subcommand_name();
+    let matches = match config.applies_to(subcommand) {
+        false => Ok(typed),
+        true => config.apply(Cli::command(), subcommand).try_get_matches_from(&arguments),
+    };
+    match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => report(run(cli, &config), how),
         Err(error) => refuse(&error, how),
     }
 }
@@ -55,7 +69,7 @@ fn command_first(arguments: &mut [OsString]) {
     }
 }
 
-fn run(cli: Cli) -> Result<()> {
+fn run(cli: Cli, config: &config::Config) -> Result<()> {
     let how = cli.how;
     if let (None, Some(word @ "serve")) = (&cli.command, cli.generate.words.as_deref()) {
         return Err(Error::argument(format!("`{word}` is not a command of this version"))
@@ -72,7 +86,7 @@ fn run(cli: Cli) -> Result<()> {
         Some(Command::Pull(args)) => pull::pull(&args, how),
         Some(Command::Convert(args)) => convert::convert(&args, how),
         Some(Command::Models) => models::models(how),
-        Some(Command::Doctor) => doctor::doctor(how),
+        Some(Command::Doctor) => doctor::doctor(config, how),
         Some(Command::Inspect(args)) => inspect::inspect(&args.file, how),
         Some(Command::Completions(args)) => completions::completions(args.shell),
         Some(Command::Man(args)) => completions::man(&args),

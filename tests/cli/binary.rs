@@ -11,6 +11,8 @@ use serde_json::Value;
 
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flux-fast"));
+    // The tests do not depend on the user's own configuration file.
+    command.env("FLUX_FAST_CONFIG", "");
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -379,4 +381,50 @@ fn completions_and_manual_pages_come_from_the_definition_of_the_arguments() {
     let blocked = pages.join("flux-fast.1").join("folder");
     let output = run(&["man", "--output", blocked.to_str().unwrap()]);
     assert_eq!(code(&output), Some(7), "{}", stderr(&output));
+}
+
+#[test]
+fn a_configuration_file_gives_defaults_and_is_shown_by_doctor() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |text: &str| fs::write(folder.path().join("config.toml"), text).unwrap();
+    let with = |arguments: &[&str]| {
+        let mut command = command(arguments);
+        command.env("FLUX_FAST_CONFIG", folder.path().join("config.toml"));
+        command.current_dir(&folder).output().unwrap()
+    };
+    // Absent by default: no error. Asked for by name: an error.
+    assert_eq!(code(&with(&["doctor"])), Some(0));
+    let missing = with(&["doctor", "--config", "none.toml"]);
+    assert_eq!(code(&missing), Some(4), "{}", stderr(&missing));
+
+    write("steps = 2\nformat = \"jpeg\"\nquality = 80\n");
+    let shown = with(&["doctor", "--json"]);
+    let told: Value = serde_json::from_str(&stdout(&shown)).unwrap();
+    assert_eq!(told["config"]["exists"], true, "{told}");
+    assert!(stdout(&with(&["doctor"])).contains("steps = 2"));
+    let drawn = with(&["a fox", "--seed", "1", "--json"]);
+    assert_eq!(code(&drawn), Some(0), "{}", stderr(&drawn));
+    let told: Value = serde_json::from_str(&stdout(&drawn)).unwrap();
+    assert_eq!((&told["settings"]["steps"], &told["files"][0]), (&2.into(), &"flux-1.jpg".into()));
+    // What is typed wins; --no-config reads nothing; `again` keeps the image's own steps.
+    let typed =
+        with(&["a fox", "--seed", "1", "--json", "--steps", "3", "-o", "x.png", "--format", "png"]);
+    let told: Value = serde_json::from_str(&stdout(&typed)).unwrap();
+    assert_eq!(told["settings"]["steps"], 3, "{}", stderr(&typed));
+    let rerun = with(&["again", "x.png", "--json", "-o", "y.jpg"]);
+    let told: Value = serde_json::from_str(&stdout(&rerun)).unwrap();
+    assert_eq!(told["settings"]["steps"], 3, "{}", stderr(&rerun));
+
+    for (text, expected) in
+        [("stpes = 2", "stpes"), ("steps = 0", "1 to 1000"), ("\nsteps = ", "line 2")]
+    {
+        write(text);
+        for arguments in [&["a fox"][..], &["doctor"]] {
+            let output = with(arguments);
+            let said = stderr(&output);
+            assert_eq!(code(&output), Some(2), "{text}: {said}");
+            assert!(said.contains("config.toml") && said.contains(expected), "{text}: {said}");
+        }
+        assert_eq!(code(&with(&["doctor", "--no-config"])), Some(0), "{text}");
+    }
 }

@@ -10,6 +10,8 @@ fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flux-fast"));
     command
         .current_dir(folder)
+        // The tests do not depend on the user's own configuration file.
+        .env("FLUX_FAST_CONFIG", "")
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -191,5 +193,81 @@ fn a_signal_ends_the_run_with_its_code_and_no_half_picture() {
         child.stderr.as_mut().unwrap().read_to_string(&mut rest).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(code), "{rest}");
         assert_eq!(files(dir.path()), [] as [&str; 0]);
+    }
+}
+
+#[test]
+fn a_file_of_prompts_is_drawn_with_one_load_and_the_images_of_single_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let prompts = ["a fox, 3D style, on a blue background", "a pizza, flat style"];
+    fs::write(folder.join("prompts.txt"), format!("{}\n\n{}\n", prompts[0], prompts[1])).unwrap();
+    let common = ["--seed", "3", "--steps", "2"];
+    let output = run(
+        folder,
+        &[&["--prompt-file", "prompts.txt", "--json", "-o", "x.png"], &common[..]].concat(),
+    );
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{err}");
+    assert_eq!(err.matches("small embedded model").count(), 1, "one load: {err}");
+    let out = String::from_utf8(output.stdout).unwrap();
+    let results: Vec<Value> = out.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(results.len(), 2, "{out}");
+    for (i, prompt) in prompts.iter().enumerate() {
+        assert_eq!(results[i]["settings"]["prompt"], *prompt);
+        let name = format!("x-{}.png", i + 1);
+        assert_eq!(results[i]["files"][0], name.as_str());
+        done(folder, &[&["-p", prompt, "-o", "single.png"], &common[..]].concat());
+        assert_eq!(pixels(&folder.join(&name)), pixels(&folder.join("single.png")), "{prompt}");
+    }
+
+    // Every line is checked before anything is drawn.
+    fs::write(folder.join("bad.txt"), "a fox\n\n\u{1b}[2J\n").unwrap();
+    for (arguments, exit, expected) in [
+        (&["--prompt-file", "bad.txt"][..], 2, "bad.txt, line 3"),
+        (&["--prompt-file", "none.txt"], 4, "none.txt"),
+        (&["--prompt-file", "prompts.txt", "a fox"], 2, "cannot be used with"),
+        (&["plan", "--prompt-file", "prompts.txt"], 2, "--prompt-file"),
+    ] {
+        let before = files(folder);
+        let output = run(folder, arguments);
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(exit), "{arguments:?}: {err}");
+        assert!(err.contains(expected), "{arguments:?}: {err}");
+        assert_eq!(files(folder), before, "{arguments:?}");
+    }
+}
+
+#[test]
+fn json_events_are_one_object_per_line_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let events = |arguments: &[&str], exit| {
+        let output = run(folder, arguments);
+        assert_eq!(output.status.code(), Some(exit), "{arguments:?}");
+        let err = String::from_utf8(output.stderr).unwrap();
+        let parse = |line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        let events: Vec<Value> = err.lines().map(parse).collect();
+        assert!(events.iter().all(|e| e["event"].is_string()), "{err}");
+        events
+    };
+    let drawn = events(&["a fox", "--json-events", "--steps", "3", "-o", "x.png"], 0);
+    let of = |name: &str, phase: &str| {
+        drawn.iter().filter(|e| e["event"] == name && e["phase"] == phase).collect::<Vec<_>>()
+    };
+    for phase in ["text", "modulate", "denoise", "decode"] {
+        assert_eq!((of("phase_start", phase).len(), of("phase_end", phase).len()), (1, 1));
+    }
+    let steps: Vec<_> = of("step", "denoise").iter().map(|e| e["done"].as_u64()).collect();
+    assert_eq!(steps, [Some(1), Some(2), Some(3)]);
+    assert!(drawn.iter().any(|e| e["event"] == "note"));
+
+    for (arguments, exit, code) in [
+        (&["a fox", "--json-events", "--steps", "0"][..], 2, "bad_argument"),
+        (&["again", "--json-events", "none.png"], 4, "missing_file"),
+    ] {
+        let last = events(arguments, exit).pop().expect("an error event");
+        assert_eq!((&last["event"], &last["code"]), (&"error".into(), &code.into()));
+        assert!(last["message"].is_string());
     }
 }
