@@ -11,6 +11,7 @@ pub mod model;
 pub mod op;
 pub mod pipeline;
 pub mod plan;
+pub mod spec;
 pub mod stream;
 pub mod tensor;
 pub mod units;

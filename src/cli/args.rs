@@ -304,7 +304,9 @@ pub struct EngineArgs {
 impl EngineArgs {
     pub fn files(&self) -> ModelFiles {
         let EngineArgs { model, clip, t5, vae, .. } = self.clone();
-        ModelFiles { model, clip, t5, vae }
+        let given = [("clip", clip), ("t5", t5), ("vae", vae)];
+        let named = given.into_iter().filter_map(|(option, path)| Some((option.to_string(), path?)));
+        ModelFiles { model, components: named.collect() }
     }
 
     pub fn options(&self) -> RunOptions {

@@ -68,7 +68,7 @@ pub fn convert(args: &ConvertArgs, how: How) -> Result<()> {
     if how.json {
         return output::json(&report);
     }
-    let words: Vec<&str> = report.components.iter().map(|c| c.title()).collect();
+    let words: Vec<&str> = report.components.iter().map(|c| c.title).collect();
     output::text(&format!(
         "{}: {}, {} of {} tensors in {}, {} (was {})\n",
         report.path.display(),

@@ -33,21 +33,21 @@ pub fn report() -> Report {
 }
 
 /// The sections of the list: which kinds, and what they are typed after.
-const SECTIONS: [(&str, &[Kind]); 3] = [
-    ("models (--model)", &[Kind::Model]),
+const SECTIONS: [(&str, fn(Kind) -> bool); 3] = [
+    ("models (--model)", |kind| kind == Kind::Model),
     (
         "components (--clip, --t5, --vae; found by themselves where they lie beside a model or in these folders)",
-        &[Kind::Clip, Kind::T5, Kind::Vae],
+        |kind| matches!(kind, Kind::Part(_)),
     ),
-    ("LoRAs (--lora, or <lora:NAME:WEIGHT> in the prompt)", &[Kind::Lora]),
+    ("LoRAs (--lora, or <lora:NAME:WEIGHT> in the prompt)", |kind| kind == Kind::Lora),
 ];
 
 /// The list for people. `embedded` is always there, so only what was found counts.
 pub fn text(report: &Report) -> String {
     let Report { models, looked_in, notes } = report;
     let mut text = String::new();
-    for (title, kinds) in SECTIONS {
-        let rows: Vec<&Listing> = models.iter().filter(|m| kinds.contains(&m.kind)).collect();
+    for (title, is_of) in SECTIONS {
+        let rows: Vec<&Listing> = models.iter().filter(|m| is_of(m.kind)).collect();
         if !rows.is_empty() {
             text += &format!("{title}:\n");
             text += &table(&rows);

@@ -11,6 +11,7 @@ use super::{cancelled, output, signals};
 use crate::error::{Error, Kind, Result};
 use crate::pipeline::hub::{self, Files, Progress as Pulling, PullOptions, Pulled};
 use crate::pipeline::models::{self, look};
+use crate::spec::FAMILIES;
 use crate::units;
 
 /// Downloads, and says where it lies and what draws with it.
@@ -127,22 +128,24 @@ impl Usage {
         };
         let mut found = Vec::new();
         if pulled.files.iter().any(|f| f == "model_index.json") {
-            found.push((id, look(&pulled.snapshot)));
+            found.push((id, look(&pulled.snapshot, FAMILIES)));
         } else {
             for file in pulled.files.iter().filter(|f| models::is_first_of_weights(f)) {
-                found.push((format!("{id}/{file}"), look(&pulled.snapshot.join(file))));
+                found.push((format!("{id}/{file}"), look(&pulled.snapshot.join(file), FAMILIES)));
             }
         }
         let named =
             |kind| found.iter().find(|(_, (k, _))| *k == kind).map(|(name, _)| name.clone());
         let model = named(models::Kind::Model);
-        let parts = [
-            ("--clip", models::Kind::Clip),
-            ("--t5", models::Kind::T5),
-            ("--vae", models::Kind::Vae),
-        ];
-        let parts: Vec<_> =
-            parts.iter().filter_map(|(flag, kind)| Some((*flag, named(*kind)?))).collect();
+        let mut parts: Vec<(String, String)> = vec![];
+        for (name, (kind, _)) in &found {
+            let models::Kind::Part(component) = kind else { continue };
+            let flag = format!("--{}", component.option.unwrap_or("model"));
+            if parts.iter().all(|(known, _)| *known != flag) {
+                parts.push((flag, name.clone()));
+            }
+        }
+        parts.sort();
         let command = match (&model, parts.as_slice()) {
             // The parts that lie beside it are found.
             (Some(model), _) => Some(format!("flux-fast \"a fox\" --model {}", quoted(model))),

@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use super::find::Unit;
 use crate::error::{Error, Result};
-use crate::weights::Component;
+use crate::spec::Component;
+use crate::spec::names::matches_glob;
 
 /// The `config.json` beside the files of `component`, if it is that component's.
 pub fn folder_config(unit: &Unit, component: Component) -> Result<Option<Value>> {
@@ -15,12 +16,7 @@ pub fn folder_config(unit: &Unit, component: Component) -> Result<Option<Value>>
     let Some(class) = class.or_else(|| config.get("architectures")?.get(0)?.as_str()) else {
         return Ok(None);
     };
-    let fits = match component {
-        Component::Flux => class.starts_with("Flux"),
-        Component::T5 => class.contains("T5"),
-        Component::Clip => class.contains("CLIP"),
-        Component::Vae => class.contains("Autoencoder"),
-    };
+    let fits = matches_glob(&[component.diffusers.classes], class);
     Ok(fits.then_some(config))
 }
 

@@ -5,11 +5,11 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::weights::Component;
+use crate::spec::{Component, Families};
 use crate::weights::container::file::read_header;
 use crate::weights::container::map::unreadable;
 use crate::weights::container::safetensors::Header;
-use crate::weights::dialect::recognise::{Found, foreign_storage, recognise};
+use crate::weights::dialect::recognise::{Recognised, foreign_storage, recognise};
 
 /// At most this many headers are read in one place.
 const LOOKED_AT: usize = 64;
@@ -38,80 +38,74 @@ impl Unit {
     }
 
     /// What it holds, from its headers.
-    pub fn look(&self) -> Result<Look> {
+    pub fn look(&self, families: Families) -> Result<Look> {
         let headers = self.paths.iter().map(|p| read_header(p)).collect::<Result<Vec<_>>>()?;
         let names: Vec<&str> =
             headers.iter().flat_map(|h| &h.tensors).map(|t| t.name.as_str()).collect();
-        Ok(Look { found: recognise(&names), headers })
+        Ok(Look { found: recognise(&names, families), headers })
     }
 }
 
 /// What the headers of a unit show.
 pub struct Look {
-    pub found: Vec<Found>,
+    /// The components that were recognised.
+    pub found: Vec<Recognised>,
+    /// The headers of the unit's files.
     pub headers: Vec<Header>,
 }
 
 impl Look {
+    /// The recognised `component`, if it is there.
+    pub fn find(&self, component: Component) -> Option<&Recognised> {
+        self.found.iter().find(|f| f.component == component)
+    }
+
     /// Whether it holds `component`.
     pub fn has(&self, component: Component) -> bool {
-        self.found.iter().any(|f| f.component == component)
+        self.find(component).is_some()
     }
 
-    /// The shape of the first tensor of `component` that is called one of `names` (without prefix).
-    pub fn shape(&self, component: Component, names: &[&str]) -> Option<&[usize]> {
-        let prefix = &self.found.iter().find(|f| f.component == component)?.prefix;
+    /// The stored shape of the canonical tensor `name` of `component`: of its first part, where it
+    /// is stored in several.
+    pub fn shape(&self, component: Component, name: &str) -> Option<&[usize]> {
+        let stored = self.find(component)?.stored(name);
         let mut tensors = self.headers.iter().flat_map(|h| &h.tensors);
-        let tensor = tensors
-            .find(|t| t.name.strip_prefix(prefix.as_str()).is_some_and(|n| names.contains(&n)))?;
-        Some(&tensor.shape)
+        tensors.find(|t| Some(&t.name) == stored.first()).map(|t| t.shape.as_slice())
     }
 
-    /// Whether its `component` can go with a transformer of these widths, and is stored in a way that can be read.
-    fn suits(&self, component: Component, widths: &Widths) -> bool {
+    /// Whether it holds the wanted component, of the right size and stored in a way that can be
+    /// read.
+    fn suits(&self, wanted: &Wanted) -> bool {
+        let component = wanted.component;
         let mut tensors = self.headers.iter().flat_map(|h| &h.tensors);
         if !self.has(component) || tensors.any(|t| foreign_storage(&t.name).is_some()) {
             return false;
         }
-        let agrees = |wanted: Option<usize>, axis: usize, names: &[&str]| match (
-            wanted,
-            self.shape(component, names),
-        ) {
-            (Some(wanted), Some(shape)) => shape.get(axis) == Some(&wanted),
-            _ => true,
-        };
-        match component {
-            Component::Flux => true,
-            // UMT5 has T5's names and width, but a table of position biases in every block.
-            Component::T5 => {
-                let umt5 = [
-                    "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight",
-                    "enc.blk.1.attn_rel_b.weight",
-                ];
-                agrees(
-                    widths.t5,
-                    1,
-                    &["encoder.block.0.layer.0.SelfAttention.q.weight", "enc.blk.0.attn_q.weight"],
-                ) && self.shape(component, &umt5).is_none()
-            }
-            Component::Clip => {
-                let q = "encoder.layers.0.self_attn.q_proj.weight";
-                agrees(widths.clip, 1, &[&format!("text_model.{q}"), q])
-            }
-            Component::Vae => agrees(widths.latent, 1, &["decoder.conv_in.weight"]),
-        }
+        let size = component.0.fit.as_ref().and_then(|fit| {
+            let (name, axis) = fit.own;
+            self.shape(component, name)?.get(axis).copied()
+        });
+        let fits = wanted.size.zip(size).is_none_or(|(wanted, size)| wanted == size);
+        fits && component.excludes.iter().all(|name| self.shape(component, name).is_none())
     }
 }
 
-/// What a transformer says about the components beside it.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Widths {
-    /// Columns of `txt_in`: the width of T5.
-    pub t5: Option<usize>,
-    /// Columns of `vector_in.in_layer`: the width of CLIP.
-    pub clip: Option<usize>,
-    /// Channels of a latent picture.
-    pub latent: Option<usize>,
+/// A component that is looked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// The component.
+    pub component: Component,
+    /// The families among which files are recognised.
+    pub families: Families,
+    /// The size that its transformer requires of it (see [`crate::spec::Fit`]); `None` for any.
+    pub size: Option<usize>,
+}
+
+impl Wanted {
+    /// `component` of any size.
+    pub fn any(component: Component, families: Families) -> Self {
+        Wanted { component, families, size: None }
+    }
 }
 
 /// The units in `folder`, not below it, sorted by name. A folder that cannot be read has none.
@@ -248,51 +242,23 @@ fn shards(index: &Path) -> Result<Unit> {
 /// Chooses among `units` the one to take `component` from: right-looking names first, then the smaller (of T5 an 8-bit file serves as well and costs half), then by
 /// path. GGUF files come last, and of them the largest first: people keep many, down to two bits, and the smaller the worse. Files that cannot be read are
 /// passed over.
-pub fn choose(mut units: Vec<Unit>, component: Component, widths: &Widths) -> Option<(Unit, Look)> {
+pub fn choose(mut units: Vec<Unit>, wanted: &Wanted) -> Option<(Unit, Look)> {
     units.sort_by_cached_key(|u| {
         let gguf = has_ending(&u.paths[0], "gguf");
         let size = if gguf { u64::MAX - u.bytes } else { u.bytes };
-        (name_rank(component, &u.stem()), gguf, size, u.paths[0].clone())
+        (name_rank(wanted.component, &u.stem()), gguf, size, u.paths[0].clone())
     });
     units.into_iter().take(LOOKED_AT).find_map(|unit| {
-        let look = unit.look().ok().filter(|look| look.suits(component, widths))?;
+        let look = unit.look(wanted.families).ok().filter(|look| look.suits(wanted))?;
         Some((unit, look))
     })
 }
 
 /// How much a file's name looks like the component; 0 is best.
-fn name_rank(component: Component, stem: &str) -> u8 {
-    let stem = stem.replace('-', "_");
-    let has = |part: &str| stem.contains(part);
+fn name_rank(component: Component, stem: &str) -> usize {
     // Half-precision variants in a diffusers folder lie beside the plain file.
-    let variant = u8::from(stem.ends_with(".fp16") || stem.ends_with(".bf16"));
-    let ranked: [bool; 3] = match component {
-        Component::Flux => [has("flux"), stem.starts_with("diffusion_pytorch_model"), true],
-        Component::T5 => {
-            [has("t5xxl") || has("t5_xxl"), has("t5") || stem.starts_with("model"), true]
-        }
-        Component::Clip => [
-            stem == "clip_l",
-            has("clip_l") || stem.starts_with("model"),
-            has("clip") || has("vit"),
-        ],
-        Component::Vae => [
-            stem == "ae",
-            has("flux") || stem.starts_with("ae") || stem.starts_with("diffusion_pytorch_model"),
-            has("vae"),
-        ],
-    };
-    2 * ranked.iter().position(|r| *r).unwrap_or(3) as u8 + variant
-}
-
-/// Where people keep components, relative to a folder of models.
-fn folders(component: Component) -> &'static [&'static str] {
-    match component {
-        Component::Flux => &["transformer"],
-        Component::T5 => &["text_encoders", "text_encoder_2", "clip", "text_encoder"],
-        Component::Clip => &["text_encoders", "text_encoder", "clip"],
-        Component::Vae => &["vae", "VAE"],
-    }
+    let variant = usize::from(stem.ends_with(".fp16") || stem.ends_with(".bf16"));
+    2 * component.files.rank(stem) + variant
 }
 
 /// Folders of transformers whose sisters hold the other components (ComfyUI, A1111 and Forge, diffusers).
@@ -304,7 +270,9 @@ pub fn places(folder: &Path, component: Component) -> Vec<(PathBuf, String)> {
     let mut places = vec![(folder.to_path_buf(), "beside the model".to_string())];
     let mut below = |root: &Path| {
         places.extend(
-            folders(component)
+            component
+                .files
+                .folders
                 .iter()
                 .map(|f| (root.join(f), format!("in {}", root.join(f).display()))),
         );
@@ -324,15 +292,14 @@ pub fn places(folder: &Path, component: Component) -> Vec<(PathBuf, String)> {
     places
 }
 
-/// Looks for `component` around a transformer in `folder`: the unit, what it holds, and where it was. `Err` lists where it was looked for.
+/// Looks for a component around a transformer in `folder`: the unit, what it holds, and where it was. `Err` lists where it was looked for.
 pub fn search(
     folder: &Path,
-    component: Component,
-    widths: &Widths,
+    wanted: &Wanted,
 ) -> std::result::Result<(Unit, Look, String), Vec<PathBuf>> {
-    let places = places(folder, component);
+    let places = places(folder, wanted.component);
     for (place, words) in &places {
-        if let Some((unit, look)) = choose(units(place).unwrap_or_default(), component, widths) {
+        if let Some((unit, look)) = choose(units(place).unwrap_or_default(), wanted) {
             return Ok((unit, look, words.clone()));
         }
     }

@@ -9,10 +9,11 @@ use serde::Serialize;
 
 use super::find::{Unit, no_such, unit_of, units};
 use crate::error::{Error, Result};
+use crate::spec::{Component, FAMILIES, Fact, Families};
 use crate::units;
 use crate::weights::container::file::WeightFile;
 use crate::weights::dialect::recognise::{foreign_model, foreign_storage, is_lora, recognise};
-use crate::weights::{Component, ComponentWeights, lora};
+use crate::weights::{ComponentWeights, lora};
 
 /// Everything that a look at a path shows.
 #[derive(Debug, Clone, Serialize)]
@@ -72,14 +73,25 @@ pub struct TensorInfo {
 
 /// Looks into a `.safetensors` or `.gguf` file, a shard with its sisters, or a folder (a diffusers model's component folders included).
 pub fn inspect(path: &Path) -> Result<Inspection> {
+    inspect_among(path, FAMILIES)
+}
+
+/// The same with these families.
+pub fn inspect_among(path: &Path, families: Families) -> Result<Inspection> {
     if !path.exists() {
         return Err(no_such(path));
     }
     let mut found = vec![];
     if path.is_dir() {
         found.extend(units(path)?);
-        for component in Component::ALL {
-            found.extend(units(&path.join(component.folder()))?);
+        let mut folders: Vec<&str> = vec![];
+        for component in families.components() {
+            if !folders.contains(&component.diffusers.folder) {
+                folders.push(component.0.diffusers.folder);
+            }
+        }
+        for folder in folders {
+            found.extend(units(&path.join(folder))?);
         }
         if found.is_empty() {
             return Err(
@@ -102,7 +114,7 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
     };
     let mut what: Vec<String> = vec![];
     for unit in found {
-        let words = inspection.add(&unit)?;
+        let words = inspection.add(&unit, families)?;
         if !what.contains(&words) {
             what.push(words);
         }
@@ -114,7 +126,7 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
 
 impl Inspection {
     /// Adds a unit and says what it is.
-    fn add(&mut self, unit: &Unit) -> Result<String> {
+    fn add(&mut self, unit: &Unit, families: Families) -> Result<String> {
         let files = unit
             .paths
             .iter()
@@ -125,17 +137,17 @@ impl Inspection {
         }
         let names: Vec<&str> =
             files.iter().flat_map(|f| &f.header.tensors).map(|t| t.name.as_str()).collect();
-        let found = recognise(&names);
+        let found = recognise(&names, families);
         let mut words = vec![];
         for f in &found {
             match ComponentWeights::collect(&files, f, &found) {
                 Ok(weights) => {
-                    words.push(format!("{}: {}", f.component.title(), weights.dialect()));
+                    words.push(format!("{}: {}", f.component.title, weights.dialect()));
                     self.notes.extend(weights.check(&all_of(&weights)).into_iter().flatten());
                     self.components.push(describe(&weights));
                 }
                 Err(e) => {
-                    words.push(format!("{}, not usable", f.component.title()));
+                    words.push(format!("{}, not usable", f.component.title));
                     self.notes.push(e.to_string());
                 }
             }
@@ -146,7 +158,7 @@ impl Inspection {
         Ok(if is_lora(&names) {
             let mut words = vec!["LoRA".to_string()];
             for file in &files {
-                let lora::Survey { summary, problem } = lora::survey_file(file);
+                let lora::Survey { summary, problem, .. } = lora::survey_file(file, families);
                 if !summary.dialect.is_empty() {
                     words.push(summary.dialect.clone());
                 }
@@ -220,52 +232,17 @@ fn geometry(weights: &ComponentWeights) -> BTreeMap<&'static str, String> {
         let number = |n: &str| n.strip_prefix(prefix)?.split('.').next()?.parse::<usize>().ok();
         weights.names().filter_map(number).max().map(|n| (n + 1).to_string())
     };
-    let rows = |name: &str| weights.shape(name).map(|s| s.0.to_string());
-    let cols = |name: &str| weights.shape(name).map(|s| s.1.to_string());
-    let facts = match weights.component() {
-        Component::Flux => vec![
-            ("double blocks", blocks("double_blocks.")),
-            ("single blocks", blocks("single_blocks.")),
-            ("hidden width", rows("img_in.weight")),
-            ("head width", cols("double_blocks.0.img_attn.norm.query_norm.scale")),
-            ("input channels", cols("img_in.weight")),
-            ("text width", cols("txt_in.weight")),
-            ("pooled width", cols("vector_in.in_layer.weight")),
-            (
-                "guidance",
-                Some(
-                    if rows("guidance_in.in_layer.weight").is_some() { "yes" } else { "no" }
-                        .to_string(),
-                ),
-            ),
-        ],
-        Component::T5 => vec![
-            ("layers", blocks("encoder.block.")),
-            ("width", cols("shared.weight")),
-            ("vocabulary", rows("shared.weight")),
-        ],
-        Component::Clip => vec![
-            ("layers", blocks("text_model.encoder.layers.")),
-            ("width", cols("text_model.embeddings.token_embedding.weight")),
-            ("positions", rows("text_model.embeddings.position_embedding.weight")),
-        ],
-        Component::Vae => {
-            let latent = weights.full_shape("decoder.conv_in.weight").and_then(|s| s.get(1));
-            vec![
-                ("levels", blocks("decoder.up.")),
-                ("width", cols("decoder.norm_out.weight")),
-                ("latent channels", latent.map(usize::to_string)),
-                (
-                    "encoder",
-                    Some(
-                        if rows("encoder.conv_in.weight").is_some() { "yes" } else { "no" }
-                            .to_string(),
-                    ),
-                ),
-            ]
-        }
+    let axis = |name: &str, axis: usize| {
+        weights.full_shape(name).and_then(|shape| shape.get(axis)).map(usize::to_string)
     };
-    facts.into_iter().filter_map(|(k, v)| Some((k, v?))).collect()
+    let yes = |name: &str| if weights.shape(name).is_some() { "yes" } else { "no" };
+    let fact = |fact: &Fact| match *fact {
+        Fact::Count(prefix) => blocks(prefix),
+        Fact::Axis(name, i) => axis(name, i),
+        Fact::Present(name) => Some(yes(name).to_string()),
+    };
+    let component = weights.component();
+    component.0.facts.iter().filter_map(|(label, f)| Some((*label, fact(f)?))).collect()
 }
 
 /// A summary for people; the tensors are only counted.
@@ -277,7 +254,7 @@ impl fmt::Display for Inspection {
             writeln!(
                 f,
                 "  {:<5} {}, {n} tensors, {millions:.1} M parameters, {}",
-                c.component.name(),
+                c.component.name,
                 c.dialect,
                 units::bytes(c.bytes)
             )?;

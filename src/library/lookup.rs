@@ -1,5 +1,6 @@
 //! From what the user named to files: paths, synthetic models, and names that are looked up where models lie.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::places::{Places, Role};
@@ -13,36 +14,37 @@ use crate::event::Event;
 pub struct ModelFiles {
     /// A file, a folder, a name or an id that `Places` knows, `embedded`, or `synthetic:...`; `None` means the embedded model.
     pub model: Option<String>,
-    /// Component files or their names, where the model file does not hold them and they are not to be looked for.
-    pub clip: Option<PathBuf>,
-    pub t5: Option<PathBuf>,
-    pub vae: Option<PathBuf>,
+    /// Component files or their names, by the option that gives them (`vae`), where the model file
+    /// does not hold them and they are not to be looked for.
+    pub components: BTreeMap<String, PathBuf>,
 }
 
-/// What is to be opened.
-pub enum Found {
+/// Where a model comes from.
+pub enum ModelSource {
     /// The model inside the binary.
     Embedded,
+    /// A synthetic model, in these files once it is written.
     Synthetic(Synthetic, Files),
+    /// Files that exist.
     Files(Files),
 }
 
-/// Finds what `files` name, and says aloud what a name was found to mean. Nothing is opened yet, so that a slip of the pen is told at once.
+/// Finds what `files` name, and reports what a name was found to mean. Nothing is opened yet, so
+/// that a misspelt name is an error at once.
 pub fn find(
     files: &ModelFiles,
     places: &Places,
     tell: &mut dyn FnMut(Event) -> Result<()>,
-) -> Result<Found> {
-    let parts = [("clip", &files.clip), ("t5", &files.t5), ("vae", &files.vae)];
+) -> Result<ModelSource> {
     let model = match files.model.as_deref() {
         None | Some("embedded") => {
-            if let Some((flag, path)) = parts.iter().find_map(|(f, p)| Some((f, p.as_ref()?))) {
+            if let Some((option, path)) = files.components.iter().next() {
                 return Err(Error::argument("the embedded model takes no other components")
-                    .at(format!("--{flag}"))
+                    .at(format!("--{option}"))
                     .found(path.display())
                     .try_("--model with the transformer that they belong to"));
             }
-            return Ok(Found::Embedded);
+            return Ok(ModelSource::Embedded);
         }
         Some(model) => model,
     };
@@ -51,16 +53,19 @@ pub fn find(
         Some(synthetic) => synthetic.path(),
         None => one(Path::new(model), Role::Model, "model", places, tell)?,
     };
-    let mut part = |flag, path: &Option<PathBuf>, role| {
-        path.as_ref()
-            .map(|path| one(path, role, flag, places, tell).map_err(|e| e.at(format!("--{flag}"))))
-            .transpose()
-    };
-    let (clip, t5) = (part("clip", &files.clip, Role::Text)?, part("t5", &files.t5, Role::Text)?);
-    let files = Files { model: path, clip, t5, vae: part("vae", &files.vae, Role::Vae)? };
+    let mut components = BTreeMap::new();
+    for (option, name) in &files.components {
+        let at = |e: Error| e.at(format!("--{option}"));
+        let Some(component) = places.families.option(option) else {
+            return Err(at(Error::argument("no model has a component of this name")));
+        };
+        let path = one(name, Role::of(component), option, places, tell).map_err(at)?;
+        components.insert(option.clone(), path);
+    }
+    let files = Files { model: path, components };
     Ok(match synthetic {
-        Some(synthetic) => Found::Synthetic(synthetic, files),
-        None => Found::Files(files),
+        Some(synthetic) => ModelSource::Synthetic(synthetic, files),
+        None => ModelSource::Files(files),
     })
 }
 
@@ -91,17 +96,17 @@ fn one(
 
 /// Opens what was found, with the components beside it and in `places`. A synthetic model is made first.
 pub fn open(
-    found: Found,
+    found: ModelSource,
     places: &Places,
     tell: &mut dyn FnMut(Event) -> Result<()>,
 ) -> Result<Option<Checkpoint>> {
     let files = match found {
-        Found::Embedded => return Ok(None),
-        Found::Synthetic(synthetic, files) => {
+        ModelSource::Embedded => return Ok(None),
+        ModelSource::Synthetic(synthetic, files) => {
             synthetic.make(&files.model, tell)?;
             files
         }
-        Found::Files(files) => files,
+        ModelSource::Files(files) => files,
     };
-    super::open_among(&files, Some(places)).map(Some)
+    super::open_among(&files, Some(places), places.families).map(Some)
 }

@@ -13,6 +13,6 @@ pub mod open;
 pub mod places;
 pub mod synthetic;
 
-pub use inspect::{Inspection, inspect};
+pub use inspect::{Inspection, inspect, inspect_among};
 pub use lookup::ModelFiles;
-pub use open::{Checkpoint, Files, open, open_among, open_bytes, open_only, open_source};
+pub use open::{Checkpoint, Files, open, open_among, open_bytes, open_only, open_source, open_source_among};

@@ -1,32 +1,33 @@
 //! From a path to a checkpoint: what the file or folder holds, what was given beside it, and what was found around it.
 
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::config::{folder_config, max_length, read_json};
-use super::find::{self, Unit, Widths};
+use super::find::{self, Unit, Wanted};
 use super::places::Places;
 use crate::error::{Error, Result};
+use crate::spec::{Component, FAMILIES, Families, Family, Role};
 use crate::tensor::ByteSource;
+use crate::weights::ComponentWeights;
 use crate::weights::container::file::WeightFile;
 use crate::weights::dialect::recognise::{
-    Found, foreign_model, foreign_storage, is_lora, recognise,
+    Recognised, foreign_model, foreign_storage, is_lora, recognise,
 };
 use crate::weights::dialect::storage;
-use crate::weights::{Component, ComponentWeights};
 
 /// What to open.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Files {
     /// A `.safetensors` file, one of its shards or their index, or a folder.
     pub model: PathBuf,
-    /// Files or folders of components; they win over what the model holds.
-    pub clip: Option<PathBuf>,
-    pub t5: Option<PathBuf>,
-    pub vae: Option<PathBuf>,
+    /// Files or folders of components, by the option that gives them (`vae`). They take precedence
+    /// over what the model holds.
+    pub components: BTreeMap<String, PathBuf>,
 }
 
 impl Files {
@@ -35,190 +36,201 @@ impl Files {
         Files { model: path.into(), ..Files::default() }
     }
 
-    fn given(&self, component: Component) -> Option<&Path> {
-        match component {
-            Component::Flux => None,
-            Component::T5 => self.t5.as_deref(),
-            Component::Clip => self.clip.as_deref(),
-            Component::Vae => self.vae.as_deref(),
-        }
+    /// The same with the file of one more component, by its option: `vae`.
+    pub fn with(mut self, option: &str, path: impl Into<PathBuf>) -> Self {
+        self.components.insert(option.into(), path.into());
+        self
     }
 }
 
-/// A model with the components that were found; `need` gives one or says where it was looked for.
+/// A model with the components that were found.
 pub struct Checkpoint {
-    /// The file's name without its ending, the folder's name, or the repository's in a Hugging Face cache.
+    /// The file's name without its ending, the folder's name, or the repository's in a Hugging Face
+    /// cache.
     pub name: String,
-    pub flux: Option<ComponentWeights>,
-    pub t5: Option<ComponentWeights>,
-    pub clip: Option<ComponentWeights>,
-    pub vae: Option<ComponentWeights>,
+    /// The family that its components belong to.
+    pub family: &'static Family,
+    /// The weights, by component.
+    weights: BTreeMap<Component, ComponentWeights>,
     /// `scheduler_config.json`.
     pub scheduler: Option<Value>,
     /// This project's defaults for generation (`generation_config.json`).
     pub generation: Option<Value>,
-    /// How many tokens T5 is given, where the model says so.
-    pub t5_max_length: Option<usize>,
-    pub clip_tokenizer: Option<PathBuf>,
-    pub t5_tokenizer: Option<PathBuf>,
+    /// The number of tokens of a prompt, where the model says so.
+    max_lengths: BTreeMap<Component, usize>,
+    /// The folders of tokenizers next to the weights.
+    tokenizers: BTreeMap<Component, PathBuf>,
     /// Ten hex digits that recognise the transformer's files.
     pub hash: String,
     /// Lines for the user: `t5: /path (found beside the model)`, warnings of the map.
     pub found: Vec<String>,
-    /// Where components that are absent were looked for.
-    searched: Vec<(Component, Vec<PathBuf>)>,
+    /// The places in which absent components were looked for.
+    searched: BTreeMap<Component, Vec<PathBuf>>,
 }
 
 impl Checkpoint {
-    /// The component, if it is there.
-    pub fn get(&self, component: Component) -> Option<&ComponentWeights> {
-        match component {
-            Component::Flux => &self.flux,
-            Component::T5 => &self.t5,
-            Component::Clip => &self.clip,
-            Component::Vae => &self.vae,
-        }
-        .as_ref()
+    /// The components that are there, in the order of their roles.
+    pub fn components(&self) -> impl Iterator<Item = Component> {
+        self.weights.keys().copied()
     }
 
-    /// The component, or an error that names the flag and the places.
+    /// The weights of `component`, if they are there.
+    pub fn get(&self, component: Component) -> Option<&ComponentWeights> {
+        self.weights.get(&component)
+    }
+
+    /// The weights of `component`.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Missing`] with the option that gives it and the places where it was
+    /// looked for.
     pub fn need(&self, component: Component) -> Result<&ComponentWeights> {
-        if let Some(weights) = self.get(component) {
-            return Ok(weights);
-        }
-        let places = self
-            .searched
-            .iter()
-            .find(|(c, _)| *c == component)
-            .map(|(_, p)| p.as_slice())
-            .unwrap_or_default();
-        let e = Error::missing(format!("the {} is missing", component.title())).at(&self.name);
-        let e = match places {
+        self.get(component).ok_or_else(|| self.missing(component))
+    }
+
+    /// Takes the weights of `component` out; the errors are those of [`Checkpoint::need`].
+    pub fn take(&mut self, component: Component) -> Result<ComponentWeights> {
+        self.weights.remove(&component).ok_or_else(|| self.missing(component))
+    }
+
+    /// The number of tokens that the model gives this text encoder, where it says so.
+    pub fn max_length(&self, component: Component) -> Option<usize> {
+        self.max_lengths.get(&component).copied()
+    }
+
+    /// The folder of this text encoder's tokenizer, if there is one next to the weights.
+    pub fn tokenizer(&self, component: Component) -> Option<&Path> {
+        self.tokenizers.get(&component).map(PathBuf::as_path)
+    }
+
+    fn missing(&self, component: Component) -> Error {
+        let e = Error::missing(format!("the {} is missing", component.title)).at(&self.name);
+        let e = match self.searched.get(&component).map_or(&[][..], Vec::as_slice) {
             [] => e,
             places => e.expected(format!(
                 "a .safetensors or .gguf file of it in {}",
                 places.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
             )),
         };
-        Err(match component {
-            Component::Flux => e,
-            _ => e.try_(format!(
-                "give its file with --{}, or flux-fast pull {}",
-                component.name(),
-                source(component)
-            )),
-        })
-    }
-
-    fn slot(&mut self, component: Component) -> &mut Option<ComponentWeights> {
-        match component {
-            Component::Flux => &mut self.flux,
-            Component::T5 => &mut self.t5,
-            Component::Clip => &mut self.clip,
-            Component::Vae => &mut self.vae,
+        match (component.option, component.source) {
+            (Some(option), Some(source)) => {
+                e.try_(format!("give its file with --{option}, or flux-fast pull {source}"))
+            }
+            (Some(option), None) => e.try_(format!("give its file with --{option}")),
+            (None, _) => e,
         }
     }
 
-    fn empty(name: String) -> Self {
+    fn empty(name: String, family: &'static Family) -> Self {
         Checkpoint {
             name,
-            flux: None,
-            t5: None,
-            clip: None,
-            vae: None,
+            family,
+            weights: BTreeMap::new(),
             scheduler: None,
             generation: None,
-            t5_max_length: None,
-            clip_tokenizer: None,
-            t5_tokenizer: None,
+            max_lengths: BTreeMap::new(),
+            tokenizers: BTreeMap::new(),
             hash: String::new(),
             found: vec![],
-            searched: vec![],
+            searched: BTreeMap::new(),
         }
     }
 
-    /// Takes in the components of one opened unit that are not there yet, and what its metadata says.
-    fn take(&mut self, opened: &Opened, wanted: &[Component]) -> Result<()> {
+    /// Takes in the components of one opened unit that are not there yet, and what its metadata
+    /// says.
+    fn add(&mut self, opened: &OpenedUnit, wanted: &[Component]) -> Result<()> {
         let metadata = opened.config()?;
         for found in opened.found.iter().filter(|f| wanted.contains(&f.component)) {
             if self.get(found.component).is_some() {
                 continue;
             }
-            let config = metadata.as_ref().and_then(|c| c.get(found.component.folder())).cloned();
+            let key = found.component.diffusers.folder;
+            let config = metadata.as_ref().and_then(|c| c.get(key)).cloned();
             let config = match (config, &opened.unit) {
                 (None, Some(unit)) => folder_config(unit, found.component)?,
                 (config, _) => config,
             };
             let weights = ComponentWeights::collect(&opened.files, found, &opened.found)?
                 .with_config(config)?;
-            *self.slot(found.component) = Some(weights);
+            self.weights.insert(found.component, weights);
         }
         if let Some(config) = &metadata {
             let part = |key: &str| config.get(key).filter(|v| !v.is_null()).cloned();
             self.scheduler = self.scheduler.take().or_else(|| part("scheduler"));
             self.generation = self.generation.take().or_else(|| part("generation"));
-            self.t5_max_length =
-                self.t5_max_length.or_else(|| part("tokenizer_2").as_ref().and_then(max_length));
+            self.add_lengths(|folder| Ok(part(folder)))?;
         }
         self.found.extend(opened.files.iter().filter_map(|f| f.note.clone()));
         Ok(())
     }
 
-    /// What lies in a diffusers folder beside the weights.
-    fn take_folder(&mut self, root: &Path) -> Result<()> {
+    /// Takes in the prompt lengths that are not there yet from the tokenizers' configurations.
+    fn add_lengths(&mut self, config: impl Fn(&str) -> Result<Option<Value>>) -> Result<()> {
+        for component in self.family.components {
+            let Some(tokenizer) = component.0.tokenizer.as_ref().filter(|t| t.sets_length) else {
+                continue;
+            };
+            if let Some(length) = config(tokenizer.folder)?.as_ref().and_then(max_length) {
+                self.max_lengths.entry(*component).or_insert(length);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in what lies in a diffusers folder next to the weights.
+    fn add_folder(&mut self, root: &Path) -> Result<()> {
         let (scheduler, generation) = (
             read_json(&root.join("scheduler/scheduler_config.json"))?,
             read_json(&root.join("generation_config.json"))?,
         );
         self.scheduler = self.scheduler.take().or(scheduler);
         self.generation = self.generation.take().or(generation);
-        let tokenizer = read_json(&root.join("tokenizer_2/tokenizer_config.json"))?;
-        self.t5_max_length = self.t5_max_length.or(tokenizer.as_ref().and_then(max_length));
-        // The folders, since CLIP's may hold merges.txt in place of tokenizer.json.
-        self.clip_tokenizer = Some(root.join("tokenizer")).filter(|p| p.is_dir());
-        self.t5_tokenizer = Some(root.join("tokenizer_2")).filter(|p| p.is_dir());
+        self.add_lengths(|folder| read_json(&root.join(folder).join("tokenizer_config.json")))?;
+        for component in self.family.components {
+            // The folders, since CLIP's may hold merges.txt in place of tokenizer.json.
+            let folder = component.0.tokenizer.as_ref().map(|t| root.join(t.folder));
+            if let Some(folder) = folder.filter(|f| f.is_dir()) {
+                self.tokenizers.insert(*component, folder);
+            }
+        }
         Ok(())
     }
 
-    fn widths(&self) -> Widths {
-        let shape = |name: &str| self.flux.as_ref().and_then(|f| f.shape(name));
-        Widths {
-            t5: shape("txt_in.weight").map(|s| s.1),
-            clip: shape("vector_in.in_layer.weight").map(|s| s.1),
-            latent: shape("final_layer.linear.weight").map(|s| s.0 / 4),
-        }
+    /// The size that the transformer requires of `component`.
+    fn required_size(&self, component: Component) -> Option<usize> {
+        let fit = component.0.fit.as_ref()?;
+        let (name, axis) = fit.transformer;
+        let shape = self.get(self.family.transformer())?.full_shape(name)?;
+        Some(shape.get(axis)? / fit.divisor)
     }
-}
 
-/// A repository's file that serves as `component` with every FLUX.1; of T5, the form that costs least.
-fn source(component: Component) -> &'static str {
-    match component {
-        Component::Flux | Component::Vae => "black-forest-labs/FLUX.1-schnell/ae.safetensors",
-        Component::T5 => "comfyanonymous/flux_text_encoders/t5xxl_fp8_e4m3fn.safetensors",
-        Component::Clip => "comfyanonymous/flux_text_encoders/clip_l.safetensors",
+    fn set_hash(&mut self) {
+        let transformer = self.get(self.family.transformer());
+        self.hash = transformer.map(ComponentWeights::hash).unwrap_or_default();
     }
 }
 
 /// Files that were opened together, and what they hold.
-struct Opened {
+struct OpenedUnit {
+    families: Families,
     unit: Option<Unit>,
     files: Vec<Arc<WeightFile>>,
-    found: Vec<Found>,
+    found: Vec<Recognised>,
 }
 
-impl Opened {
-    fn unit(unit: Unit) -> Result<Self> {
+impl OpenedUnit {
+    fn unit(unit: Unit, families: Families) -> Result<Self> {
         let files = unit
             .paths
             .iter()
             .map(|p| WeightFile::open(p).map(Arc::new))
             .collect::<Result<Vec<_>>>()?;
-        Ok(Opened { unit: Some(unit), ..Opened::files(files) })
+        Ok(OpenedUnit { unit: Some(unit), ..OpenedUnit::files(files, families) })
     }
 
-    fn files(files: Vec<Arc<WeightFile>>) -> Self {
-        let found = recognise(&names(&files));
-        Opened { unit: None, files, found }
+    fn files(files: Vec<Arc<WeightFile>>, families: Families) -> Self {
+        let found = recognise(&names(&files), families);
+        OpenedUnit { families, unit: None, files, found }
     }
 
     /// The metadata's `config`: an object of objects.
@@ -245,24 +257,32 @@ impl Opened {
         self.found.iter().any(|f| f.component == component)
     }
 
-    /// Why these files are no `wanted`, in words that help.
-    fn is_not(&self, wanted: Component) -> Error {
+    /// The family of its transformer, if it has one.
+    fn family(&self) -> Option<&'static Family> {
+        let transformer = self.found.iter().find(|f| f.component.role == Role::Transformer)?;
+        self.families.of(transformer.component)
+    }
+
+    /// Why these files are none of the `wanted` components, and what to do instead.
+    fn is_not(&self, wanted: &[Component]) -> Error {
+        let wanted = titles(wanted);
         let names = names(&self.files);
         let e = if is_lora(&names) {
             Error::model("this is a LoRA, not a model")
-                .try_("--lora with it, and --model with the FLUX.1 model that it was trained for")
+                .try_(format!(
+                "--lora with it, and --model with the {} model that it was trained for",
+                self.families.titles()
+            ))
         } else if let Some(format) = names.iter().find_map(|n| foreign_storage(n)) {
             storage::unsupported(format)
         } else if let Some(found) = self.found.first() {
             let e =
-                Error::model(format!("holds no {}", wanted.title())).found(found.component.title());
-            match found.component {
-                Component::Flux => e,
-                other => e.try_(format!(
-                    "give it with --{} {}",
-                    other.name(),
-                    self.files[0].path.display()
-                )),
+                Error::model(format!("holds no {}", wanted)).found(found.component.title);
+            match found.component.option {
+                None => e,
+                Some(option) => {
+                    e.try_(format!("give it with --{option} {}", self.files[0].path.display()))
+                }
             }
         } else {
             let found = foreign_model(&names).map(str::to_string);
@@ -270,7 +290,7 @@ impl Opened {
                 [] => "no tensors at all".into(),
                 names => format!("tensors such as {}", names[..names.len().min(3)].join(", ")),
             });
-            Error::model(format!("holds no {}", wanted.title())).found(found)
+            Error::model(format!("holds no {}", wanted)).found(found)
         };
         e.at_path(self.unit.as_ref().map_or(&self.files[0].path, |u| u.place()))
     }
@@ -280,136 +300,181 @@ fn names(files: &[Arc<WeightFile>]) -> Vec<&str> {
     files.iter().flat_map(|f| &f.header.tensors).map(|t| t.name.as_str()).collect()
 }
 
-/// Opens a model and what belongs to it. Components that cannot be found are left out; `Checkpoint::need` says so when one is wanted.
+/// Opens a model and what belongs to it. Components that cannot be found are left out;
+/// [`Checkpoint::need`] says so when one is needed.
 pub fn open(files: &Files) -> Result<Checkpoint> {
-    open_among(files, None)
+    open_among(files, None, FAMILIES)
 }
 
-/// The same; components that do not lie beside the model are looked for in `places`, too.
-pub fn open_among(files: &Files, places: Option<&Places>) -> Result<Checkpoint> {
+/// The same with these families. Components that do not lie next to the model are looked for in
+/// `places`, too.
+pub fn open_among(
+    files: &Files,
+    places: Option<&Places>,
+    families: Families,
+) -> Result<Checkpoint> {
     let path = files.model.as_path();
-    if !path.exists() {
-        return Err(find::no_such(path));
+    let (main, folder) = main_unit(path, families)?;
+    let Some(family) = main.family() else {
+        return Err(main.is_not(&families.transformers().collect::<Vec<_>>()));
+    };
+    let mut checkpoint = Checkpoint::empty(name_of(path), family);
+    if let Some(option) = files.components.keys().find(|o| family.option(o).is_none()) {
+        return Err(Error::argument(format!("{} has no such component", family.title))
+            .at(format!("--{option}")));
     }
-    let (unit, folder) =
-        if path.is_dir() { main_unit(path)? } else { (find::unit_of(path)?, parent(path)) };
-    let main = Opened::unit(unit)?;
-    if !main.has(Component::Flux) {
-        return Err(main.is_not(Component::Flux));
-    }
-    let mut checkpoint = Checkpoint::empty(name_of(path));
-    for component in Component::ALL {
-        if let Some(given) = files.given(component) {
-            let opened = Opened::unit(given_unit(given, component)?)?;
-            if !opened.has(component) {
-                return Err(opened.is_not(component));
-            }
-            checkpoint.take(&opened, &[component])?;
-            checkpoint.found.push(format!("{component}: {} (given)", given.display()));
+    for &component in family.components {
+        let given = component.option.and_then(|option| files.components.get(option));
+        let Some(given) = given else { continue };
+        let opened = OpenedUnit::unit(given_unit(given, component, families)?, families)?;
+        if !opened.has(component) {
+            return Err(opened.is_not(&[component]));
         }
+        checkpoint.add(&opened, &[component])?;
+        checkpoint.found.push(format!("{component}: {} (given)", given.display()));
     }
-    checkpoint.take(&main, &Component::ALL)?;
-    let widths = checkpoint.widths();
-    // Looking through all places takes time, and most models have their components beside them.
-    let entries = OnceCell::new();
-    for component in Component::ALL {
-        if checkpoint.get(component).is_some() {
-            continue;
-        }
-        let found = find::search(&folder, component, &widths).or_else(|mut searched| {
-            let Some(places) = places else { return Err(searched) };
-            let found =
-                places.component(entries.get_or_init(|| places.entries()), component, &widths);
-            let folders = places.component_folders(component);
-            searched
-                .extend(folders.into_iter().filter(|f| !searched.contains(f)).collect::<Vec<_>>());
-            found.ok_or(searched)
-        });
-        match found {
-            Ok((unit, _, place)) => {
-                checkpoint
-                    .found
-                    .push(format!("{component}: {} (found {place})", unit.place().display()));
-                checkpoint.take(&Opened::unit(unit)?, &[component])?;
-            }
-            Err(searched) => checkpoint.searched.push((component, searched)),
-        }
-    }
-    if let (Some(places), Some(_)) = (places, entries.get()) {
-        checkpoint.found.extend(places.notes.iter().cloned());
-    }
+    checkpoint.add(&main, family.components)?;
+    checkpoint.search(&folder, places, families)?;
     let roots = [Some(folder.as_path()), folder.parent()];
     if let Some(root) = roots.into_iter().flatten().find(|r| r.join("model_index.json").is_file()) {
-        checkpoint.take_folder(root)?;
+        checkpoint.add_folder(root)?;
     }
-    checkpoint.hash = checkpoint.flux.as_ref().map(ComponentWeights::hash).unwrap_or_default();
+    checkpoint.set_hash();
     Ok(checkpoint)
 }
 
-/// Opens what lies at `path` itself, whichever components these are; nothing is looked for around it. Of a diffusers folder that is the transformer.
+impl Checkpoint {
+    /// Looks for the components that are absent: around `folder`, then in `places`.
+    fn search(
+        &mut self,
+        folder: &Path,
+        places: Option<&Places>,
+        families: Families,
+    ) -> Result<()> {
+        // Looking through all places takes time, and most models have their components beside them.
+        let entries = OnceCell::new();
+        for &component in self.family.components {
+            if self.get(component).is_some() {
+                continue;
+            }
+            let wanted = Wanted { component, families, size: self.required_size(component) };
+            let found = find::search(folder, &wanted).or_else(|mut searched| {
+                let Some(places) = places else { return Err(searched) };
+                let entries = entries.get_or_init(|| places.entries());
+                let found = places.component(entries, &wanted);
+                let mut folders = places.component_folders(component);
+                folders.retain(|f| !searched.contains(f));
+                searched.append(&mut folders);
+                found.ok_or(searched)
+            });
+            match found {
+                Ok((unit, _, place)) => {
+                    self.found
+                        .push(format!("{component}: {} (found {place})", unit.place().display()));
+                    self.add(&OpenedUnit::unit(unit, families)?, &[component])?;
+                }
+                Err(searched) => {
+                    self.searched.insert(component, searched);
+                }
+            }
+        }
+        if let (Some(places), Some(_)) = (places, entries.get()) {
+            self.found.extend(places.notes.iter().cloned());
+        }
+        Ok(())
+    }
+}
+
+/// Opens what lies at `path` itself, whichever components these are; nothing is looked for around
+/// it. In a diffusers folder that is the transformer.
 pub fn open_only(path: &Path) -> Result<Checkpoint> {
-    if !path.exists() {
-        return Err(find::no_such(path));
-    }
-    let (unit, folder) =
-        if path.is_dir() { main_unit(path)? } else { (find::unit_of(path)?, parent(path)) };
-    let main = Opened::unit(unit)?;
-    if main.found.is_empty() {
-        return Err(main.is_not(Component::Flux));
-    }
-    let mut checkpoint = Checkpoint::empty(name_of(path));
-    checkpoint.take(&main, &Component::ALL)?;
+    let families = FAMILIES;
+    let (main, folder) = main_unit(path, families)?;
+    let first = main.found.first().and_then(|f| families.of(f.component));
+    let Some(family) = main.family().or(first) else {
+        return Err(main.is_not(&families.transformers().collect::<Vec<_>>()));
+    };
+    let mut checkpoint = Checkpoint::empty(name_of(path), family);
+    checkpoint.add(&main, family.components)?;
     if folder.join("model_index.json").is_file() {
-        checkpoint.take_folder(&folder)?;
+        checkpoint.add_folder(&folder)?;
     }
-    checkpoint.hash = checkpoint.flux.as_ref().map(ComponentWeights::hash).unwrap_or_default();
+    checkpoint.set_hash();
     Ok(checkpoint)
 }
 
-/// Opens a model that lies in memory: one file that holds all it has, such as the embedded model. Best aligned to 8 bytes.
+/// Opens a model that lies in memory: one file that holds everything, such as the embedded model.
+/// Best aligned to 8 bytes.
 pub fn open_bytes(bytes: &'static [u8], name: &str) -> Result<Checkpoint> {
     open_source(Arc::new(bytes), name)
 }
 
-/// The same over any bytes, such as those of `synth::to_bytes`.
+/// The same over any bytes, such as those of [`crate::weights::synth::to_bytes`].
 pub fn open_source(source: Arc<dyn ByteSource>, name: &str) -> Result<Checkpoint> {
-    let main = Opened::files(vec![Arc::new(WeightFile::of(source, Path::new(name), None)?)]);
-    if !main.has(Component::Flux) {
-        return Err(main.is_not(Component::Flux));
-    }
-    let mut checkpoint = Checkpoint::empty(name.into());
-    checkpoint.take(&main, &Component::ALL)?;
-    checkpoint.hash = checkpoint.flux.as_ref().map(ComponentWeights::hash).unwrap_or_default();
+    open_source_among(source, name, FAMILIES)
+}
+
+/// The same with these families.
+pub fn open_source_among(
+    source: Arc<dyn ByteSource>,
+    name: &str,
+    families: Families,
+) -> Result<Checkpoint> {
+    let file = WeightFile::of(source, Path::new(name), None)?;
+    let main = OpenedUnit::files(vec![Arc::new(file)], families);
+    let Some(family) = main.family() else {
+        return Err(main.is_not(&families.transformers().collect::<Vec<_>>()));
+    };
+    let mut checkpoint = Checkpoint::empty(name.into(), family);
+    checkpoint.add(&main, family.components)?;
+    checkpoint.set_hash();
     Ok(checkpoint)
 }
 
-/// The transformer of a folder, and the folder around which the rest is looked for: a diffusers model's `transformer`, or the one
-/// transformer among the folder's files.
-fn main_unit(folder: &Path) -> Result<(Unit, PathBuf)> {
-    let inner = folder.join("transformer");
-    if folder.join("model_index.json").is_file()
-        && let Some((unit, _)) =
-            find::choose(find::units(&inner)?, Component::Flux, &Widths::default())
-    {
-        return Ok((unit, folder.into()));
+/// The model at `path`, and the folder around which the rest is looked for. Of a diffusers folder
+/// the model is its transformer; of another folder it is the only transformer among its files.
+fn main_unit(path: &Path, families: Families) -> Result<(OpenedUnit, PathBuf)> {
+    if !path.exists() {
+        return Err(find::no_such(path));
     }
-    let mut fluxes = Vec::new();
+    let (unit, folder) = match path.is_dir() {
+        true => (unit_in(path, families)?, path.into()),
+        false => (find::unit_of(path)?, parent(path)),
+    };
+    Ok((OpenedUnit::unit(unit, families)?, folder))
+}
+
+/// The transformer in a folder.
+fn unit_in(folder: &Path, families: Families) -> Result<Unit> {
+    if folder.join("model_index.json").is_file() {
+        for transformer in families.transformers() {
+            let units = find::units(&folder.join(transformer.diffusers.folder))?;
+            if let Some((unit, _)) = find::choose(units, &Wanted::any(transformer, families)) {
+                return Ok(unit);
+            }
+        }
+    }
+    let mut transformers = Vec::new();
     let mut broken = None;
     for unit in find::units(folder)? {
-        match unit.look() {
-            Ok(look) if look.has(Component::Flux) => fluxes.push(unit),
+        match unit.look(families) {
+            Ok(look) if families.transformers().any(|t| look.has(t)) => transformers.push(unit),
             Ok(_) => {}
             Err(e) => broken = broken.or(Some(e)),
         }
     }
-    match (fluxes.len(), broken) {
-        (1, _) => Ok((fluxes.remove(0), folder.into())),
+    match (transformers.len(), broken) {
+        (1, _) => Ok(transformers.remove(0)),
         (0, Some(e)) => Err(e),
-        (0, None) => Err(Error::model("no FLUX transformer in this folder").at_path(folder).expected(
-            "a model_index.json with a transformer folder, or a .safetensors or .gguf file of a transformer",
-        )),
+        (0, None) => {
+            let titles = titles(&families.transformers().collect::<Vec<_>>());
+            Err(Error::model(format!("no {titles} in this folder")).at_path(folder).expected(
+                "a model_index.json with a transformer folder, or a .safetensors or .gguf file of a transformer",
+            ))
+        }
         (n, _) => {
-            let names: Vec<String> = fluxes.iter().map(|u| u.place().display().to_string()).collect();
+            let names: Vec<String> =
+                transformers.iter().map(|u| u.place().display().to_string()).collect();
             Err(Error::model(format!("{n} transformers in this folder"))
                 .at_path(folder)
                 .found(names.join(", "))
@@ -419,19 +484,23 @@ fn main_unit(folder: &Path) -> Result<(Unit, PathBuf)> {
 }
 
 /// The unit that the user gave for `component`: a file, or a folder that holds one.
-fn given_unit(path: &Path, component: Component) -> Result<Unit> {
+fn given_unit(path: &Path, component: Component, families: Families) -> Result<Unit> {
+    let option = format!("--{}", component.option.unwrap_or("model"));
     if !path.exists() {
-        return Err(find::no_such(path).at(format!("--{component}")));
+        return Err(find::no_such(path).at(option));
     }
     if !path.is_dir() {
-        return find::unit_of(path).map_err(|e| e.at(format!("--{component}")));
+        return find::unit_of(path).map_err(|e| e.at(option));
     }
-    let choice = find::choose(find::units(path)?, component, &Widths::default());
+    let choice = find::choose(find::units(path)?, &Wanted::any(component, families));
     choice.map(|(unit, _)| unit).ok_or_else(|| {
-        Error::missing(format!("no {} in this folder", component.title()))
-            .at_path(path)
-            .at(format!("--{component}"))
+        Error::missing(format!("no {} in this folder", component.title)).at_path(path).at(option)
     })
+}
+
+/// The titles of components, for messages.
+fn titles(components: &[Component]) -> String {
+    components.iter().map(|c| c.title).collect::<Vec<_>>().join(" or ")
 }
 
 /// The folder of `path`, absolute: `.` has no name by which ComfyUI's and A1111's folders could be known.

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, flux1, t5, vae};
-use crate::weights::Component;
+use crate::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
 use crate::weights::synth;
 use crate::weights::synth::{Dialect, Grid, Storage, SynthSpec, Watch};
 
@@ -70,10 +70,10 @@ impl Synthetic {
         let named = |component, list: Vec<(String, Vec<usize>)>| {
             list.into_iter().map(move |(n, s)| (component, n, s))
         };
-        let tensors = named(Component::T5, t5::tensors(&t5))
-            .chain(named(Component::Clip, clip::tensors(&clip)))
-            .chain(named(Component::Flux, flux1::tensors(&flux)))
-            .chain(named(Component::Vae, vae::tensors(&vae)))
+        let tensors = named(T5, t5::tensors(&t5))
+            .chain(named(CLIP, clip::tensors(&clip)))
+            .chain(named(TRANSFORMER, flux1::tensors(&flux)))
+            .chain(named(VAE, vae::tensors(&vae)))
             .collect();
         let configs = json!({ "transformer": flux.to_json(), "text_encoder": clip.to_json(), "text_encoder_2": t5.to_json(), "vae": vae.to_json() });
         let spec = SynthSpec {

@@ -1,6 +1,7 @@
 //! A model and a device, ready to serve one request after another.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use super::loaded::LoadedModel;
 use super::loras::Loras;
@@ -18,6 +19,7 @@ use crate::library;
 use crate::library::ModelFiles;
 use crate::library::lookup;
 use crate::library::places::Places;
+use crate::spec::flux1::{CLIP, T5};
 
 /// The model inside the binary: an all-in-one checkpoint in ComfyUI's names, FP8 linear weights.
 pub(super) static EMBEDDED: &[u8] = include_bytes!("../../assets/tiny/flux-tiny.safetensors");
@@ -56,7 +58,8 @@ impl Pipeline {
                 library::open_bytes(EMBEDDED, "flux-tiny")?
             }
         };
-        let (clip, t5) = (checkpoint.clip_tokenizer.clone(), checkpoint.t5_tokenizer.clone());
+        let tokenizer = |component| checkpoint.tokenizer(component).map(Path::to_path_buf);
+        let (clip, t5) = (tokenizer(CLIP), tokenizer(T5));
         let mut notes = Vec::new();
         let model = Model::new(checkpoint, &mut notes)?;
         notes.into_iter().try_for_each(|n| tell(on, Event::Note(n)))?;

@@ -36,7 +36,7 @@ impl LoadedModel {
     pub fn lora_set(&self, settings: &Settings) -> Result<Arc<LoraSet>> {
         let mut choices = split_tags(&settings.prompt)?.1;
         choices.extend(settings.loras.iter().cloned());
-        self.loras.set(&choices, &|component| Some(self.model.weights(component)))
+        self.loras.set(&choices, self.model.family, &|component| self.model.weights(component))
     }
 
     /// The phases of a generation with `settings` and its noise levels `sigmas`, planned for

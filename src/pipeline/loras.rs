@@ -21,9 +21,10 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::library::places::{Places, Role};
 use crate::op::{Lora, Program, Use, WeightSpec};
+use crate::spec::{Component, Family, Role as Part};
 use crate::tensor::HostWeight;
 use crate::weights::lora::{self, Adapter, Combined};
-use crate::weights::{Component, ComponentWeights};
+use crate::weights::ComponentWeights;
 
 /// Files that were read and are kept open.
 const KEPT: usize = 16;
@@ -114,6 +115,7 @@ impl Loras {
     pub fn set<'a>(
         &self,
         choices: &[LoraChoice],
+        family: &'static Family,
         weights: &dyn Fn(Component) -> Option<&'a ComponentWeights>,
     ) -> Result<Arc<LoraSet>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -142,7 +144,7 @@ impl Loras {
                     adapter
                 }
                 None => {
-                    let opened = open(&file.path, weights);
+                    let opened = open(&file.path, family, weights);
                     let adapter = Arc::new(opened.map_err(|e| e.at(choice.place()))?);
                     state.files.retain(|(f, _)| f.path != file.path);
                     state.files.push((file.clone(), adapter.clone()));
@@ -201,15 +203,13 @@ fn told(path: &Path, weight: f32, adapter: &Adapter) -> (String, Option<String>)
 /// The LoRA at `path`, checked whole against a model's components.
 pub fn open<'a>(
     path: &Path,
+    family: &'static Family,
     of: &dyn Fn(Component) -> Option<&'a ComponentWeights>,
 ) -> Result<Adapter> {
     // Only matrices of `Linear` can have a side.
-    let table = |n: &str| {
-        n.contains("embedding") || n.starts_with("shared.") || n.contains("relative_attention_bias")
-    };
-    lora::open(path, &|component, name| {
-        let weights = of(component).filter(|_| component != Component::Vae && !table(name))?;
-        weights.full_shape(name).filter(|s| s.len() == 2)?;
+    lora::open(path, family, &|component, name| {
+        let weights = of(component)?;
+        weights.full_shape(name).filter(|shape| component.is_matrix(name, shape))?;
         weights.shape(name)
     })
 }
@@ -261,7 +261,10 @@ impl LoraSet {
     /// What text embeddings depend on: the files with their weights, as far as they change a text
     /// encoder.
     pub fn text_key(&self) -> String {
-        if !self.touches(Component::Clip) && !self.touches(Component::T5) {
+        let text = |p: &lora::Pair| matches!(p.component.role, Part::Text(_));
+        let touched =
+            self.adapters.iter().any(|(a, s)| *s != 0.0 && a.pairs().iter().any(text));
+        if !touched {
             return String::new();
         }
         let files = self

@@ -8,10 +8,14 @@ use crate::library::Checkpoint;
 use crate::model::{
     ClipConfig, FluxConfig, Shapes, T5Config, TensorSpec, VaeConfig, clip, flux1, t5, vae,
 };
-use crate::weights::{Component, ComponentWeights};
+use crate::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
+use crate::spec::{Component, Family};
+use crate::weights::ComponentWeights;
 
 /// The four networks of one model.
 pub struct Model {
+    /// The family that its components belong to.
+    pub family: &'static Family,
     pub name: String,
     pub hash: String,
     pub flux: Network<FluxConfig>,
@@ -43,28 +47,18 @@ pub struct Defaults {
 impl Model {
     /// Checks `checkpoint` whole: all four networks there, every tensor present in the right shape.
     /// Lines for the user go to `notes`.
-    pub fn new(checkpoint: Checkpoint, notes: &mut Vec<String>) -> Result<Self> {
-        for component in [Component::Flux, Component::T5, Component::Clip, Component::Vae] {
-            checkpoint.need(component)?; // says where it was looked for and which flag gives it
+    pub fn new(mut checkpoint: Checkpoint, notes: &mut Vec<String>) -> Result<Self> {
+        for component in checkpoint.family.components {
+            checkpoint.need(*component)?; // the error says where it was looked for
         }
-        let Checkpoint {
-            name,
-            flux,
-            t5,
-            clip,
-            vae,
-            scheduler,
-            generation,
-            t5_max_length,
-            hash,
-            found,
-            ..
-        } = checkpoint;
-        notes.extend(found);
-        let flux = network(flux, FluxConfig::read, flux1::tensors, notes)?;
-        let t5 = network(t5, T5Config::read, t5::tensors, notes)?;
-        let clip = network(clip, ClipConfig::read, clip::tensors, notes)?;
-        let vae = network(vae, VaeConfig::read, vae::tensors, notes)?;
+        notes.append(&mut checkpoint.found);
+        let mut part = |component| checkpoint.take(component);
+        let flux = network(part(TRANSFORMER)?, FluxConfig::read, flux1::tensors, notes)?;
+        let t5 = network(part(T5)?, T5Config::read, t5::tensors, notes)?;
+        let clip = network(part(CLIP)?, ClipConfig::read, clip::tensors, notes)?;
+        let vae = network(part(VAE)?, VaeConfig::read, vae::tensors, notes)?;
+        let t5_max_length = checkpoint.max_length(T5);
+        let Checkpoint { name, family, scheduler, generation, hash, .. } = checkpoint;
         fit("T5 width", t5.config.width, "txt_in", flux.config.context)?;
         fit("CLIP width", clip.config.width, "vector_in", flux.config.pooled)?;
         fit(
@@ -93,17 +87,14 @@ impl Model {
             height: whole("height", 1024),
         };
         let t5_length = t5_max_length.unwrap_or(usize::MAX).min(if guidance { 512 } else { 256 });
-        Ok(Model { name, hash, flux, t5, clip, vae, schedule, defaults, t5_length })
+        Ok(Model { family, name, hash, flux, t5, clip, vae, schedule, defaults, t5_length })
     }
 
     /// The weights of one of its networks.
-    pub fn weights(&self, component: Component) -> &ComponentWeights {
-        match component {
-            Component::Flux => &self.flux.weights,
-            Component::T5 => &self.t5.weights,
-            Component::Clip => &self.clip.weights,
-            Component::Vae => &self.vae.weights,
-        }
+    pub fn weights(&self, component: Component) -> Option<&ComponentWeights> {
+        [&self.flux.weights, &self.t5.weights, &self.clip.weights, &self.vae.weights]
+            .into_iter()
+            .find(|w| w.component() == component)
     }
 
     /// Picture pixels along the edge of one token.
@@ -147,12 +138,11 @@ fn read_schedule(config: Value, notes: &mut Vec<String>) -> Result<ScheduleConfi
 }
 
 fn network<C>(
-    weights: Option<ComponentWeights>,
+    weights: ComponentWeights,
     read: fn(Shapes, Option<&Value>) -> Result<C>,
     tensors: fn(&C) -> Vec<TensorSpec>,
     notes: &mut Vec<String>,
 ) -> Result<Network<C>> {
-    let weights = weights.expect("`need` has just said that it is there");
     let config = read(&|name| weights.shape(name), weights.config())?;
     notes.extend(weights.check(&tensors(&config))?);
     Ok(Network { config, weights })

@@ -20,9 +20,9 @@ use serde_json::{Map, Value, json};
 use super::Checkpoint;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::spec::{Component, Role};
 use crate::units;
-use crate::weights::dialect::names::llama_name;
-use crate::weights::{Component, ComponentWeights};
+use crate::weights::ComponentWeights;
 use container::Container;
 use make::{Make, Source, Stored};
 
@@ -85,20 +85,6 @@ pub struct Report {
     pub left_out: Vec<Component>,
 }
 
-/// Whether a canonical tensor gets the new type.
-fn quantises(component: Component, name: &str, shape: &[usize]) -> bool {
-    shape.len() == 2
-        && match component {
-            Component::Flux => {
-                name.starts_with("double_blocks.") || name.starts_with("single_blocks.")
-            }
-            Component::T5 => {
-                name.starts_with("encoder.block.") && !name.contains("relative_attention_bias")
-            }
-            Component::Clip | Component::Vae => false,
-        }
-}
-
 /// Writes the components of `checkpoint` to `path` in `target`. `tell` hears of bytes done and of all, and may stop it.
 pub fn convert(
     checkpoint: &Checkpoint,
@@ -106,15 +92,13 @@ pub fn convert(
     path: &Path,
     tell: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Report> {
-    let present: Vec<Component> =
-        Component::ALL.into_iter().filter(|c| checkpoint.get(*c).is_some()).collect();
+    let present: Vec<Component> = checkpoint.components().collect();
     let gguf = matches!(target, Target::Gguf(_));
-    // A GGUF file is a transformer's or a T5's: no loader looks for more in it.
-    let holds = |c: &Component| !gguf || *c == *present.first().unwrap_or(&Component::Flux);
+    // A GGUF file holds one component: no loader looks for more in it.
+    let holds = |c: &Component| !gguf || present.first() == Some(c);
     let (components, left_out): (Vec<_>, Vec<_>) = present.iter().copied().partition(holds);
-    let Some(&first) =
-        components.first().filter(|c| !gguf || matches!(c, Component::Flux | Component::T5))
-    else {
+    let readable = |c: &&Component| !gguf || c.gguf.is_some();
+    let Some(first) = components.first().filter(readable).copied() else {
         return Err(Error::model("there is no component to convert")
             .at(&checkpoint.name)
             .expected(if gguf {
@@ -135,18 +119,14 @@ pub fn convert(
     let mut quantised = 0;
     for &component in &components {
         let weights = checkpoint.get(component).expect("it is present");
-        let prefix = match (components.len(), component) {
-            (1, _) => "",
-            (_, Component::Flux) => "model.diffusion_model.",
-            (_, Component::T5) => "text_encoders.t5xxl.transformer.",
-            (_, Component::Clip) => "text_encoders.clip_l.transformer.",
-            (_, Component::Vae) => "vae.",
-        };
+        let prefix = if components.len() == 1 { "" } else { component.comfy_prefix };
         for name in weights.names() {
             let source = Source::new(weights, name)?;
-            let out_name = if gguf && component == Component::T5 { llama_name(name) } else { None };
-            let out_name = out_name.unwrap_or_else(|| format!("{prefix}{name}"));
-            if quantises(component, name, &source.shape) {
+            let out_name = match gguf {
+                true => component.gguf_name(name),
+                false => format!("{prefix}{name}"),
+            };
+            if component.is_quantised(name, &source.shape) {
                 quantised += 1;
                 stored.extend(quantise(&out_name, source, target, &mut work)?);
             } else {
@@ -155,9 +135,7 @@ pub fn convert(
         }
     }
     let container = match gguf {
-        true => Container::Gguf {
-            architecture: if first == Component::T5 { "t5encoder" } else { "flux" },
-        },
+        true => Container::Gguf { architecture: first.0.gguf.unwrap_or_default() },
         false => Container::Safetensors,
     };
     let written = container.layout(stored, &metadata(checkpoint, &components));
@@ -359,16 +337,19 @@ fn metadata(checkpoint: &Checkpoint, components: &[Component]) -> BTreeMap<Strin
                 }
                 c
             });
-        config.extend(own.map(|c| (component.folder().to_string(), c)));
+        config.extend(own.map(|c| (component.diffusers.folder.to_string(), c)));
     }
-    if components.contains(&Component::Flux) {
-        let length = checkpoint.t5_max_length.map(|n| json!({ "model_max_length": n }));
+    if components.iter().any(|c| c.role == Role::Transformer) {
         let more = [
             ("scheduler", checkpoint.scheduler.clone()),
             ("generation", checkpoint.generation.clone()),
-            ("tokenizer_2", length),
         ];
         config.extend(more.into_iter().filter_map(|(k, v)| Some((k.to_string(), v?))));
+        for component in checkpoint.family.components {
+            let tokenizer = component.0.tokenizer.as_ref();
+            let length = checkpoint.max_length(*component).map(|n| json!({ "model_max_length": n }));
+            config.extend(tokenizer.zip(length).map(|(t, length)| (t.folder.to_string(), length)));
+        }
     }
     let mut metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     if !config.is_empty() {

@@ -5,26 +5,27 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::super::find::{Look, Widths, choose, unit_of, units};
+use super::super::find::{Look, Wanted, choose, unit_of, units};
 use super::{Places, Role};
 use crate::dtype::DType;
-use crate::error::Result;
-use crate::weights::dialect::names::Naming;
+use crate::error::{Error, Result};
+use crate::spec;
+use crate::spec::{Component, Families, Variant};
 use crate::weights::dialect::recognise::{foreign_model, foreign_storage, is_lora};
-use crate::weights::{Component, lora};
+use crate::weights::lora;
 
 /// How an entry can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// A FLUX transformer, alone or with other components.
+    /// A transformer, alone or with other components.
     Model,
-    T5,
-    Clip,
-    Vae,
     Lora,
     /// Nothing that is used here: other models, forms that are not read, broken files.
     Other,
+    /// Another component; in JSON its name.
+    #[serde(untagged)]
+    Part(Component),
 }
 
 impl Kind {
@@ -32,8 +33,7 @@ impl Kind {
     pub fn role(self) -> Role {
         match self {
             Kind::Model => Role::Model,
-            Kind::T5 | Kind::Clip => Role::Text,
-            Kind::Vae => Role::Vae,
+            Kind::Part(component) => Role::of(component),
             Kind::Lora => Role::Lora,
             Kind::Other => Role::Any,
         }
@@ -60,7 +60,7 @@ impl Places {
     pub fn list(&self) -> Vec<Listing> {
         let entries = self.entries();
         let list = entries.iter().map(|entry| {
-            let (kind, what) = look(&entry.path);
+            let (kind, what) = look(&entry.path, self.families);
             let name = self.typed(entry, kind.role(), &entries);
             Listing {
                 name,
@@ -76,9 +76,12 @@ impl Places {
 }
 
 /// What the file or folder at `path` is.
-pub fn look(path: &Path) -> (Kind, String) {
+pub fn look(path: &Path, families: Families) -> (Kind, String) {
     let looked =
-        if path.is_dir() { folder(path) } else { unit_of(path).and_then(|u| Ok(file(&u.look()?))) };
+        match path.is_dir() {
+        true => folder(path, families),
+        false => unit_of(path).and_then(|u| Ok(file(&u.look(families)?, families))),
+    };
     looked.unwrap_or_else(|e| {
         // The listing says already where it lies.
         let text = e.to_string();
@@ -88,46 +91,43 @@ pub fn look(path: &Path) -> (Kind, String) {
 }
 
 /// A diffusers folder: known by its transformer.
-fn folder(path: &Path) -> Result<(Kind, String)> {
+fn folder(path: &Path, families: Families) -> Result<(Kind, String)> {
     let inside = |component: Component| {
-        Ok(choose(units(&path.join(component.folder()))?, component, &Widths::default())
-            .map(|(_, look)| look))
+        let units = units(&path.join(component.diffusers.folder))?;
+        Ok::<_, Error>(choose(units, &Wanted::any(component, families)).map(|(_, look)| look))
     };
-    let Some(look) = inside(Component::Flux)? else {
-        let index = std::fs::read(path.join("model_index.json")).unwrap_or_default();
-        let index: serde_json::Value = serde_json::from_slice(&index).unwrap_or_default();
-        let class = index["_class_name"].as_str().unwrap_or("class not named");
-        return Ok((
-            Kind::Other,
-            format!("a diffusers folder without a FLUX transformer ({class})"),
-        ));
-    };
-    let (kind, mut what) = file(&look);
-    let mut others = Vec::new();
-    for component in OTHERS {
-        if inside(component)?.is_some() {
-            others.push(component);
+    for family in families.0 {
+        let Some(look) = inside(family.transformer())? else { continue };
+        let (kind, what) = file(&look, families);
+        let mut others = Vec::new();
+        for &component in &family.components[1..] {
+            if inside(component)?.is_some() {
+                others.push(component);
+            }
         }
+        return Ok((kind, format!("{what}, folder{}", with(&others))));
     }
-    what = format!("{what}, folder{}", with(&others));
-    Ok((kind, what))
+    let index = std::fs::read(path.join("model_index.json")).unwrap_or_default();
+    let index: serde_json::Value = serde_json::from_slice(&index).unwrap_or_default();
+    let class = index["_class_name"].as_str().unwrap_or("class not named");
+    let titles: Vec<&str> = families.transformers().map(|c| c.0.title).collect();
+    let what = format!("a diffusers folder without a {} ({class})", titles.join(" or a "));
+    Ok((Kind::Other, what))
 }
 
-/// The components beside a transformer, in the order in which they are used.
-const OTHERS: [Component; 3] = [Component::T5, Component::Clip, Component::Vae];
-
+/// The components next to a transformer, in the order in which they are used.
 fn with(others: &[Component]) -> String {
-    let names: Vec<String> = others.iter().map(|c| c.name().to_uppercase()).collect();
+    let names: Vec<String> = others.iter().map(|c| c.name.to_uppercase()).collect();
     if names.is_empty() { String::new() } else { format!("; with {}", names.join(", ")) }
 }
 
 /// A file, or the shards of one model.
-fn file(look: &Look) -> (Kind, String) {
+fn file(look: &Look, families: Families) -> (Kind, String) {
     let names: Vec<&str> =
         look.headers.iter().flat_map(|h| &h.tensors).map(|t| t.name.as_str()).collect();
     if is_lora(&names) {
-        return match lora::dialect(&names) {
-            Some(dialect) => (Kind::Lora, format!("LoRA, {dialect}")),
+        return match lora::dialect(&names, families) {
+            Some((_, dialect)) => (Kind::Lora, format!("LoRA, {dialect}")),
             None => (Kind::Other, "a LoRA for another model".to_string()),
         };
     }
@@ -137,60 +137,38 @@ fn file(look: &Look) -> (Kind, String) {
     if let Some(format) = names.iter().find_map(|n| foreign_storage(n)) {
         return (Kind::Other, format!("weights in {format}, which is not read"));
     }
-    let has = |component| look.has(component);
-    let others: Vec<Component> = OTHERS.into_iter().filter(|c| has(*c)).collect();
-    let (kind, main) = match others.as_slice() {
-        _ if has(Component::Flux) => (Kind::Model, Component::Flux),
-        [Component::T5, ..] => (Kind::T5, Component::T5),
-        [Component::Clip, ..] => (Kind::Clip, Component::Clip),
-        [Component::Vae, ..] => (Kind::Vae, Component::Vae),
-        _ => return (Kind::Other, "not a model that is known here".to_string()),
+    let mut components: Vec<Component> = look.found.iter().map(|f| f.component).collect();
+    components.sort();
+    let Some((&main, rest)) = components.split_first() else {
+        return (Kind::Other, "not a model that is known here".to_string());
     };
-    let rest: Vec<Component> = others.into_iter().filter(|c| *c != main).collect();
-    (
-        kind,
-        format!("{}{}, {}{}", main.title(), detail(look, main), storage(look, main), with(&rest)),
-    )
+    let kind = match main.role {
+        spec::Role::Transformer => Kind::Model,
+        _ => Kind::Part(main),
+    };
+    let what = format!("{}{}, {}{}", main.title, detail(look, main), storage(look, main), with(rest));
+    (kind, what)
 }
 
 /// What tells models of one architecture apart.
 fn detail(look: &Look, component: Component) -> String {
-    let size = |axis: usize, names: &[&str]| {
-        look.shape(component, names).and_then(|s| s.get(axis).copied())
-    };
-    let told = |what: &str, n: Option<usize>| n.map_or(String::new(), |n| format!(", {what} {n}"));
-    match component {
-        Component::Flux => {
-            let guided = [
-                "guidance_in.in_layer.weight",
-                "time_text_embed.guidance_embedder.linear_1.weight",
-            ];
-            // As BFL's two: one was distilled with its guidance as an input.
-            if look.shape(component, &guided).is_some() { " (dev)" } else { " (schnell)" }
-                .to_string()
+    match &component.0.variant {
+        Some(Variant::Either { tensor, with, without }) => {
+            let name = if look.shape(component, tensor).is_some() { with } else { without };
+            format!(" ({name})")
         }
-        Component::T5 => {
-            told("width", size(1, &["encoder.block.0.layer.0.SelfAttention.q.weight"]))
+        Some(Variant::Size { label, tensor, axis }) => {
+            let size = look.shape(component, tensor).and_then(|s| s.get(*axis));
+            size.map_or(String::new(), |n| format!(", {label} {n}"))
         }
-        Component::Clip => {
-            let q = "encoder.layers.0.self_attn.q_proj.weight";
-            told("width", size(1, &[&format!("text_model.{q}"), q]))
-        }
-        Component::Vae => told("latent channels", size(1, &["decoder.conv_in.weight"])),
+        None => String::new(),
     }
 }
 
 /// Whose names a component has, and the element type of most of its bytes.
 fn storage(look: &Look, component: Component) -> String {
-    let Some(found) = look.found.iter().find(|f| f.component == component) else {
-        return String::new();
-    };
-    let names = match (found.naming, component) {
-        (Naming::Diffusers { .. }, _) => "diffusers",
-        (_, Component::Flux | Component::Vae) if found.prefix.is_empty() => "BFL",
-        _ if found.prefix.is_empty() => "Hugging Face",
-        _ => "ComfyUI",
-    };
+    let Some(found) = look.find(component) else { return String::new() };
+    let names = found.program();
     let mut bytes: HashMap<DType, usize> = HashMap::new();
     for tensor in
         look.headers.iter().flat_map(|h| &h.tensors).filter(|t| t.name.starts_with(&found.prefix))

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::hub::cache::{Cache, Env, expand, hub_cache, process_env};
 use super::hub::select::{Stem, is_weights};
+use crate::spec::{FAMILIES, Families};
 
 /// Folders below a place are looked through so deep.
 const DEPTH: usize = 6;
@@ -45,6 +46,8 @@ pub struct Places {
     pub cache: Cache,
     /// What could not be read when the places were looked for.
     pub notes: Vec<String>,
+    /// The families among which files are recognised.
+    pub families: Families,
     here: PathBuf,
     home: PathBuf,
 }
@@ -57,6 +60,7 @@ impl Places {
             places,
             cache: Cache { root: hub_cache(env) },
             notes,
+            families: FAMILIES,
             here: here.into(),
             home: expand(env, "~"),
         }

@@ -122,7 +122,7 @@ impl Places {
             [one] => Ok(Some(one.path.clone())),
             several => {
                 let right: Vec<&Entry> =
-                    several.iter().filter(|e| look(&e.path).0.role() == role).collect();
+                    several.iter().filter(|e| look(&e.path, self.families).0.role() == role).collect();
                 match right.as_slice() {
                     [one] => Ok(Some(one.path.clone())),
                     _ => Err(ambiguous(name, several.iter().map(|e| e.name.clone()))),

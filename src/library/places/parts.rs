@@ -2,33 +2,32 @@
 
 use std::path::PathBuf;
 
-use super::super::find::{Look, Unit, Widths, choose, unit_of, units};
+use super::super::find::{Look, Unit, Wanted, choose, unit_of, units};
 use super::super::hub::select::is_weights;
 use super::{Entry, Places, Role};
-use crate::weights::Component;
+use crate::spec::Component;
 
 impl Places {
-    /// Looks among `entries` for the `component` of a transformer of these `widths`: the unit, what it holds, and where it was, in words.
-    /// First in folders that are for such files; then, by names that are known for it, in folders that nobody sorted.
+    /// Looks among `entries` for a component: the unit, what it holds, and where it was, in words.
+    /// First in folders that are for such files; then, by names that are known for it, in folders
+    /// that nobody sorted.
     pub(crate) fn component(
         &self,
         entries: &[Entry],
-        component: Component,
-        widths: &Widths,
+        wanted: &Wanted,
     ) -> Option<(Unit, Look, String)> {
-        let role = match component {
-            Component::Flux => return None,
-            Component::T5 | Component::Clip => Role::Text,
-            Component::Vae => Role::Vae,
-        };
+        let role = Role::of(wanted.component);
+        if role == Role::Model {
+            return None;
+        }
+        let known = |e: &Entry| wanted.component.files.is_known(&e.name);
         let sorted = |e: &&Entry| e.role == role && e.path.is_file();
-        let unsorted =
-            |e: &&Entry| e.role == Role::Any && (e.path.is_dir() || is_called(component, &e.name));
+        let unsorted = |e: &&Entry| e.role == Role::Any && (e.path.is_dir() || known(e));
         let find = |among: Vec<&Entry>| {
             // Place after place: a user's own order says more than names and sizes do.
             among.chunk_by(|a, b| a.place == b.place).find_map(|there| {
-                let units = there.iter().flat_map(|e| units_of(e, component)).collect();
-                let (unit, look) = choose(units, component, widths)?;
+                let units = there.iter().flat_map(|e| units_of(e, wanted)).collect();
+                let (unit, look) = choose(units, wanted)?;
                 Some((unit, look, format!("in {}", there[0].place)))
             })
         };
@@ -36,9 +35,9 @@ impl Places {
             .or_else(|| find(entries.iter().filter(unsorted).collect()))
     }
 
-    /// The folders in which `component` looks, for errors.
+    /// The folders in which `component` is looked for, for errors.
     pub(crate) fn component_folders(&self, component: Component) -> Vec<PathBuf> {
-        let role = if component == Component::Vae { Role::Vae } else { Role::Text };
+        let role = Role::of(component);
         let folders = self
             .places
             .iter()
@@ -48,60 +47,53 @@ impl Places {
     }
 }
 
-/// The files of `entry` that may be `component`: of a diffusers folder those in the component's own, if it is FLUX's.
-fn units_of(entry: &Entry, component: Component) -> Vec<Unit> {
+/// The files of `entry` that may be the wanted component: of a diffusers folder those in the
+/// component's own, if the transformer there is one of its family.
+fn units_of(entry: &Entry, wanted: &Wanted) -> Vec<Unit> {
     if !entry.path.is_dir() {
         let readable = is_weights(&entry.name) && !entry.name.to_lowercase().ends_with(".gguf");
         return unit_of(&entry.path).into_iter().filter(|_| readable).collect();
     }
-    // Stable Diffusion 3 has an autoencoder of the same shapes and other weights: the transformer beside it tells them apart.
-    let transformers = units(&entry.path.join(Component::Flux.folder())).unwrap_or_default();
-    match choose(transformers, Component::Flux, &Widths::default()) {
-        Some(_) => units(&entry.path.join(component.folder())).unwrap_or_default(),
+    // Stable Diffusion 3 has an autoencoder of the same shapes and other weights: the transformer
+    // beside it tells them apart.
+    let component = wanted.component;
+    let Some(family) = wanted.families.of(component) else { return Vec::new() };
+    let transformer = family.transformer();
+    let transformers =
+        units(&entry.path.join(transformer.diffusers.folder)).unwrap_or_default();
+    match choose(transformers, &Wanted::any(transformer, wanted.families)) {
+        Some(_) => units(&entry.path.join(component.diffusers.folder)).unwrap_or_default(),
         None => Vec::new(),
-    }
-}
-
-/// Whether a file is called as people call FLUX's `component`, where nothing else tells what it is for.
-fn is_called(component: Component, name: &str) -> bool {
-    let name = name.to_lowercase().replace('-', "_");
-    let has = |part: &str| name.contains(part);
-    let stem = name.rsplit('/').next().unwrap_or(&name).split('.').next().unwrap_or_default();
-    match component {
-        Component::Flux => false,
-        Component::T5 => has("t5") && has("xxl") && !has("umt5"),
-        Component::Clip => has("clip_l") || has("clip_vit_large_patch14"),
-        Component::Vae => stem == "ae" || has("flux") && has("vae"),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
 
     #[test]
     fn names_that_people_give_to_flux_components_are_known() {
         for (component, name) in [
-            (Component::T5, "comfyanonymous/flux_text_encoders/t5xxl_fp8_e4m3fn.safetensors"),
-            (Component::T5, "google/t5-v1_1-xxl/model-00001-of-00002.safetensors"),
-            (Component::Clip, "comfyanonymous/flux_text_encoders/clip_l.safetensors"),
-            (Component::Clip, "openai/clip-vit-large-patch14/model.safetensors"),
-            (Component::Vae, "black-forest-labs/FLUX.1-schnell/ae.safetensors"),
-            (Component::Vae, "flux_vae.sft"),
+            (T5, "comfyanonymous/flux_text_encoders/t5xxl_fp8_e4m3fn.safetensors"),
+            (T5, "google/t5-v1_1-xxl/model-00001-of-00002.safetensors"),
+            (CLIP, "comfyanonymous/flux_text_encoders/clip_l.safetensors"),
+            (CLIP, "openai/clip-vit-large-patch14/model.safetensors"),
+            (VAE, "black-forest-labs/FLUX.1-schnell/ae.safetensors"),
+            (VAE, "flux_vae.sft"),
         ] {
-            assert!(is_called(component, name), "{name}");
+            assert!(component.files.is_known(name), "{name}");
         }
         for (component, name) in [
-            (Component::T5, "umt5_xxl_fp8_e4m3fn_scaled.safetensors"),
-            (Component::Clip, "clip_g.safetensors"),
+            (T5, "umt5_xxl_fp8_e4m3fn_scaled.safetensors"),
+            (CLIP, "clip_g.safetensors"),
             (
-                Component::Vae,
+                VAE,
                 "stabilityai/stable-diffusion-3-medium/vae/diffusion_pytorch_model.safetensors",
             ),
-            (Component::Vae, "sae.safetensors"),
-            (Component::Flux, "flux1-dev.safetensors"),
+            (VAE, "sae.safetensors"),
+            (TRANSFORMER, "flux1-dev.safetensors"),
         ] {
-            assert!(!is_called(component, name), "{name}");
+            assert!(!component.files.is_known(name), "{name}");
         }
     }
 }

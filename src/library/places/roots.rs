@@ -19,6 +19,17 @@ pub enum Role {
     Any,
 }
 
+impl Role {
+    /// The role of the folders that hold `component`.
+    pub fn of(component: crate::spec::Component) -> Role {
+        match component.role {
+            crate::spec::Role::Transformer => Role::Model,
+            crate::spec::Role::Text(_) | crate::spec::Role::Vision => Role::Text,
+            crate::spec::Role::Autoencoder => Role::Vae,
+        }
+    }
+}
+
 /// A folder that is looked through.
 #[derive(Debug, Clone)]
 pub struct Place {

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::names::{Naming, Role, role};
-use super::recognise::{Found, foreign_storage};
+use super::recognise::{Recognised, foreign_storage};
 use super::storage::{Companions, Reading, unsupported, weight_name};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::spec::Component;
+use crate::spec::names::Meaning;
 use crate::tensor::{HostPart, HostWeight};
-use crate::weights::Component;
 use crate::weights::container::file::{FNV_OFFSET, WeightFile};
 use crate::weights::container::safetensors::Entry;
 use crate::weights::container::slice;
@@ -63,8 +63,8 @@ impl ComponentWeights {
     /// Collects the tensors of `found` from `files` (one file, or all shards of one model).
     pub(crate) fn collect(
         files: &[Arc<WeightFile>],
-        found: &Found,
-        others: &[Found],
+        found: &Recognised,
+        others: &[Recognised],
     ) -> Result<Self> {
         let component = found.component;
         let all = files.iter().flat_map(|f| &f.header.tensors).map(|t| t.name.as_str());
@@ -97,8 +97,9 @@ impl ComponentWeights {
                 Piece::new(file, entry, &companions, swap).map_err(|e| e.at_path(&file.path))
             };
             let weight = weight_name(short);
-            match role(component, found.naming, weight.as_deref().unwrap_or(short)) {
-                Role::Part { canonical, part, parts, swap } => {
+            let name = weight.as_deref().unwrap_or(short);
+            match component.meaning(found.dialect, found.levels, name) {
+                Meaning::Part { canonical, part, parts, swapped } => {
                     let slots = pieces
                         .entry(canonical)
                         .or_insert_with(|| (0..parts).map(|_| None).collect());
@@ -107,11 +108,11 @@ impl ComponentWeights {
                             .at(&entry.name)
                             .at_path(&file.path));
                     }
-                    slots[part] = Some(piece(swap)?);
+                    slots[part] = Some(piece(swapped)?);
                 }
-                Role::Alias { canonical } => aliases.push((canonical, piece(false)?)),
-                Role::Unused => {}
-                Role::Unknown => extras.push(entry.name.clone()),
+                Meaning::Alias { canonical } => aliases.push((canonical, piece(false)?)),
+                Meaning::Unused => {}
+                Meaning::Unknown => extras.push(entry.name.clone()),
             }
         }
         for (canonical, piece) in aliases {
@@ -142,7 +143,7 @@ impl ComponentWeights {
                 .any(|k| q.get(*k).and_then(Value::as_bool) == Some(true));
             if name != "bitsandbytes" || eight {
                 let name = if eight { "bitsandbytes int8" } else { name };
-                return Err(unsupported(name).at(format!("{} config.json", self.component.name())));
+                return Err(unsupported(name).at(format!("{} config.json", self.component.name)));
             }
         }
         self.config = config;
@@ -228,7 +229,7 @@ impl ComponentWeights {
             let wrong = bad.len() - missing;
             return Err(Error::model(format!(
                 "{} weights do not fit the model ({missing} missing, {wrong} of another shape): {}",
-                self.component.name(),
+                self.component.name,
                 listed(bad.iter().map(String::as_str))
             ))
             .at(self.place())
@@ -290,19 +291,21 @@ impl ComponentWeights {
 }
 
 /// `name` without the prefix, if it belongs to `found` rather than to a component with a longer prefix.
-fn owner<'a>(name: &'a str, found: &Found, others: &[Found]) -> Option<&'a str> {
+fn owner<'a>(name: &'a str, found: &Recognised, others: &[Recognised]) -> Option<&'a str> {
     let short = name.strip_prefix(found.prefix.as_str())?;
     let longer =
-        |o: &&Found| o.prefix.len() > found.prefix.len() && name.starts_with(o.prefix.as_str());
+        |o: &&Recognised| o.prefix.len() > found.prefix.len() && name.starts_with(o.prefix.as_str());
     if others.iter().any(|o| longer(&o)) {
         return None;
     }
     // Components under the same prefix share their tensors by what their names can mean.
-    let same: Vec<&Found> = others
+    let same: Vec<&Recognised> = others
         .iter()
         .filter(|o| o.prefix == found.prefix && o.component != found.component)
         .collect();
-    let understood = |f: &Found| !matches!(role(f.component, f.naming, short), Role::Unknown);
+    let understood = |f: &Recognised| {
+        f.component.meaning(f.dialect, f.levels, short) != Meaning::Unknown
+    };
     (same.is_empty() || understood(found) || !same.iter().any(|o| understood(o))).then_some(short)
 }
 
@@ -392,25 +395,23 @@ fn assemble(component: Component, name: &str, slots: Vec<Option<Piece>>) -> Resu
     if count > 1 {
         shape[0] = pieces.iter().map(|p| p.shape[0]).sum();
     }
-    // diffusers stores the autoencoder's 1x1 convolutions as matrices.
-    if component == Component::Vae && shape.len() == 2 {
+    // diffusers stores an autoencoder's 1x1 convolutions as matrices.
+    if component.convolutional && shape.len() == 2 {
         shape.extend([1, 1]);
     }
     Ok(Weight { shape, parts: pieces.into_iter().flat_map(Piece::into_parts).collect() })
 }
 
 fn describe(
-    found: &Found,
+    found: &Recognised,
     files: &[Arc<WeightFile>],
     weights: &BTreeMap<String, Weight>,
     companions: &Companions,
 ) -> String {
-    let mut words = vec![match (found.naming, found.component, found.prefix.as_str()) {
-        (Naming::Diffusers { .. }, ..) => "diffusers".to_string(),
-        (Naming::LlamaCpp, ..) => "llama.cpp".to_string(),
-        (_, Component::Flux | Component::Vae, "") => "BFL".to_string(),
-        (_, _, "") => "Hugging Face".to_string(),
-        (_, _, prefix) => format!("ComfyUI ({prefix}*)"),
+    let program = found.program();
+    let mut words = vec![match program == found.dialect.name {
+        true => program.to_string(),
+        false => format!("{program} ({}*)", found.prefix),
     }];
     let mut bytes: HashMap<DType, usize> = HashMap::new();
     for part in weights.values().flat_map(|w| &w.parts) {

@@ -1,97 +1,90 @@
-//! What a set of tensor names is: which components, in which naming, behind which prefix. File names are never asked.
+//! Recognises components by their tensor names: which components, in which dialect, behind which
+//! prefix. File names are never used.
 
-use super::names::{Naming, vae_levels};
-use crate::weights::Component;
+use crate::spec::foreign;
+use crate::spec::names::Dialect;
+use crate::spec::{Component, Families};
 
-/// A component found among the tensors of one file (or of the shards of one model).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+/// A component found among the tensors of one file, or of the shards of one model.
+#[derive(Debug, Clone)]
+pub struct Recognised {
+    /// The component.
     pub component: Component,
-    pub naming: Naming,
-    /// What stands before every name, with its dot; often nothing.
+    /// How its tensors are named.
+    pub dialect: &'static Dialect,
+    /// The number of levels that `{-}` placeholders of the dialect count down from.
+    pub levels: usize,
+    /// What stands before every name, with its dot; often empty.
     pub prefix: String,
 }
 
-/// Names whose presence shows a component. Several for each, so that a file which lacks one tensor is still recognised, and the error names that tensor.
-const MARKERS: [(Component, Naming, &[&str]); 7] = [
-    (
-        Component::Flux,
-        Naming::Canonical,
-        &[
-            "double_blocks.0.img_attn.qkv.weight",
-            "double_blocks.0.img_attn.proj.weight",
-            "single_blocks.0.linear1.weight",
-        ],
-    ),
-    (
-        Component::Flux,
-        Naming::Diffusers { levels: 0 },
-        &[
-            "single_transformer_blocks.0.attn.to_q.weight",
-            "single_transformer_blocks.0.proj_mlp.weight",
-        ],
-    ),
-    (
-        Component::T5,
-        Naming::Canonical,
-        &[
-            "encoder.block.0.layer.0.SelfAttention.q.weight",
-            "encoder.block.0.layer.1.DenseReluDense.wi_0.weight",
-        ],
-    ),
-    (Component::T5, Naming::LlamaCpp, &["enc.blk.0.attn_q.weight", "enc.blk.0.ffn_gate.weight"]),
-    (
-        Component::Clip,
-        Naming::Canonical,
-        &[
-            "text_model.encoder.layers.0.self_attn.q_proj.weight",
-            "text_model.encoder.layers.0.mlp.fc1.weight",
-        ],
-    ),
-    (
-        Component::Vae,
-        Naming::Canonical,
-        &["decoder.mid.block_1.conv1.weight", "encoder.mid.block_1.conv1.weight"],
-    ),
-    (
-        Component::Vae,
-        Naming::Diffusers { levels: 0 },
-        &["decoder.mid_block.resnets.0.conv1.weight", "encoder.mid_block.resnets.0.conv1.weight"],
-    ),
-];
+impl Recognised {
+    /// The program whose names these are. Canonical names behind a prefix are ComfyUI's.
+    pub fn program(&self) -> &'static str {
+        let plain = !matches!(self.dialect.naming, crate::spec::names::Naming::Renamed(_));
+        if plain && !self.prefix.is_empty() { "ComfyUI" } else { self.dialect.name }
+    }
 
-/// The components among `names`, at most one of each.
-pub fn recognise(names: &[&str]) -> Vec<Found> {
-    let mut found: Vec<Found> = Vec::new();
-    for (component, naming, markers) in MARKERS {
-        if found.iter().any(|f| f.component == component) {
-            continue;
-        }
-        let Some(prefix) = markers.iter().find_map(|m| shortest_prefix(names, m)) else { continue };
-        let naming = match (component, naming) {
-            (Component::Vae, Naming::Diffusers { .. }) => Naming::Diffusers {
-                levels: vae_levels(names.iter().filter_map(|n| n.strip_prefix(prefix))),
-            },
-            (_, naming) => naming,
-        };
-        found.push(Found { component, naming, prefix: prefix.into() });
+    /// The stored names of the canonical tensor `name`, prefix included; empty if the dialect has
+    /// none for it.
+    pub fn stored(&self, name: &str) -> Vec<String> {
+        let stored = self.dialect.naming.write(self.levels, name);
+        let names = stored.map(|s| s.names).unwrap_or_default();
+        names.into_iter().map(|name| format!("{}{name}", self.prefix)).collect()
     }
-    if !found.iter().any(|f| f.component == Component::Clip)
-        && let Some(prefix) = shortest_prefix(names, "encoder.layers.0.self_attn.q_proj.weight")
-        && names.iter().any(|n| {
-            n.strip_prefix(prefix).is_some_and(|n| n.starts_with("embeddings.token_embedding."))
-        })
-    {
-        found.push(Found {
-            component: Component::Clip,
-            naming: Naming::BareClip,
-            prefix: prefix.into(),
-        });
-    }
-    found
 }
 
-/// What stands before `marker` in the names that end with it; the shortest, since copies (EMA) carry longer ones.
+/// A component that the names may be, with the tensors that show it.
+struct Candidate {
+    recognised: Recognised,
+    /// The markers that are present, prefix included.
+    claims: Vec<String>,
+    /// How many things were required of the names and found.
+    evidence: usize,
+}
+
+/// The components of `families` among `names`, at most one of each. Where two components claim the
+/// same tensor, the one with more evidence is taken, which is the more specific one; among equals
+/// the one that `families` lists first.
+pub fn recognise(names: &[&str], families: Families) -> Vec<Recognised> {
+    let candidates: Vec<Candidate> = families
+        .components()
+        .into_iter()
+        .filter_map(|component| {
+            component.0.dialects.iter().find_map(|dialect| candidate(component, dialect, names))
+        })
+        .collect();
+    let mut order: Vec<usize> = (0..candidates.len()).collect();
+    order.sort_by_key(|i| std::cmp::Reverse(candidates[*i].evidence));
+    let mut kept: Vec<usize> = vec![];
+    for i in order {
+        let claims = |j: &usize, name: &String| candidates[*j].claims.contains(name);
+        let taken = |name: &String| kept.iter().any(|j| claims(j, name));
+        if !candidates[i].claims.iter().any(taken) {
+            kept.push(i);
+        }
+    }
+    let of = |(i, c): (usize, Candidate)| kept.contains(&i).then_some(c.recognised);
+    candidates.into_iter().enumerate().filter_map(of).collect()
+}
+
+fn candidate(component: Component, dialect: &'static Dialect, names: &[&str]) -> Option<Candidate> {
+    let prefix = dialect.markers.iter().find_map(|m| shortest_prefix(names, m))?;
+    let behind = || names.iter().filter_map(|n| n.strip_prefix(prefix));
+    let required = |start: &&str| behind().any(|n| n.starts_with(*start));
+    if !dialect.requires.iter().all(required) {
+        return None;
+    }
+    let present = dialect.markers.iter().map(|m| format!("{prefix}{m}"));
+    let claims: Vec<String> = present.filter(|m| names.contains(&m.as_str())).collect();
+    let evidence = claims.len() + dialect.requires.len();
+    let levels = dialect.naming.levels(behind());
+    let recognised = Recognised { component, dialect, levels, prefix: prefix.into() };
+    Some(Candidate { recognised, claims, evidence })
+}
+
+/// The text before `marker` in the names that end with it; the shortest one, since copies (EMA)
+/// have longer ones.
 fn shortest_prefix<'a>(names: &[&'a str], marker: &str) -> Option<&'a str> {
     let prefixes = names
         .iter()
@@ -100,7 +93,8 @@ fn shortest_prefix<'a>(names: &[&'a str], marker: &str) -> Option<&'a str> {
     prefixes.min_by_key(|p| (p.len(), *p))
 }
 
-/// Whether the names are those of a LoRA (or LoKr, LoHa, DoRA), which changes a model but is none.
+/// Whether the names are those of a LoRA (or LoKr, LoHa, DoRA), which changes a model but is not
+/// one.
 pub fn is_lora(names: &[&str]) -> bool {
     const PARTS: [&str; 9] = [
         ".lora_A.",
@@ -116,34 +110,14 @@ pub fn is_lora(names: &[&str]) -> bool {
     names.iter().any(|n| PARTS.iter().any(|p| n.contains(p)))
 }
 
-/// A way of storing weights that cannot be read here, by the tensors that give it away: (ending of the name, what it is).
-const FOREIGN_STORAGE: [(&str, &str); 5] = [
-    (".SCB", "bitsandbytes int8"),
-    (".wscales", "SVDQuant (nunchaku)"),
-    (".qweight", "SVDQuant, GPTQ or AWQ"),
-    (".weight_zero_point", "integer quantisation with zero points"),
-    (".weight_qtype", "optimum-quanto"),
-];
-
-/// The unreadable storage that `name` gives away, if it does.
+/// The way of storing weights that `name` shows, if it is one that cannot be read.
 pub fn foreign_storage(name: &str) -> Option<&'static str> {
-    FOREIGN_STORAGE.iter().find(|(ending, _)| name.ends_with(ending)).map(|(_, what)| *what)
+    foreign::STORAGE.iter().find(|(ending, _)| name.ends_with(ending)).map(|(_, what)| *what)
 }
-
-/// Other image models, by a part of their tensor names.
-const FOREIGN_MODELS: [(&str, &str); 7] = [
-    ("double_stream_modulation_img.", "a FLUX.2 model"),
-    ("distilled_guidance_layer.", "a Chroma model"),
-    ("joint_blocks.0.", "a Stable Diffusion 3 model"),
-    ("input_blocks.0.0.", "a Stable Diffusion model (1.x, 2.x or XL)"),
-    ("down_blocks.0.attentions.", "a Stable Diffusion model (1.x, 2.x or XL) in diffusers' names"),
-    ("controlnet_blocks.", "a ControlNet"),
-    ("redux_up.", "a FLUX Redux adapter"),
-];
 
 /// Which other model the names are of, as far as they are known.
 pub fn foreign_model(names: &[&str]) -> Option<&'static str> {
-    FOREIGN_MODELS
+    foreign::MODELS
         .iter()
         .find(|(part, _)| names.iter().any(|n| n.contains(part)))
         .map(|(_, what)| *what)

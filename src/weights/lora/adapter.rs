@@ -4,10 +4,11 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::super::Component;
-use super::{Block, Summary};
+use super::summary::Summary;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::spec::Component;
+use crate::spec::lora::Block;
 use crate::tensor::{HostPart, Scale};
 
 /// A LoRA file that was checked whole against a model.

@@ -1,57 +1,26 @@
-//! The first look: every key of a file is put with the pair it belongs to, or on the list of those that belong to none.
+//! The first look: sorts every key of a file into the pair that it belongs to, or into the list of
+//! those that belong to none.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
 
 use serde_json::Value;
 
-use super::super::Component;
-use super::names::{Part, Rows, parse};
-use super::summary::Unmatched;
+use super::group::{Group, Grouped, Unmatched};
+use super::keys::{LoraKeys, Part};
+use crate::spec::{Component, Role};
 use crate::weights::container::file::WeightFile;
 
-/// The keys of one pair: indices among the file's tensors.
-pub struct Group {
-    /// What the keys begin with.
-    pub base: String,
-    pub component: Component,
-    /// The canonical weight.
-    pub weight: String,
-    pub block: Option<usize>,
-    pub rows: Rows,
-    pub dialect: Option<&'static str>,
-    pub down: Option<usize>,
-    pub up: Option<usize>,
-    pub alpha: Option<usize>,
-    /// Alpha and whether it is divided by the root of the rank, as the header has it; the tensor goes before it.
-    pub configured: Option<(f64, bool)>,
-}
-
-impl Group {
-    /// The tensors that it has.
-    pub fn keys(&self) -> impl Iterator<Item = usize> {
-        [self.down, self.up, self.alpha].into_iter().flatten()
-    }
-}
-
-/// What a file holds.
-pub struct Found {
-    /// By component, weight and rows.
-    pub groups: Vec<Group>,
-    pub unmatched: Vec<Unmatched>,
-    pub notes: Vec<String>,
-}
-
-/// Sorts the keys of a file.
-pub fn collect(file: &WeightFile) -> Found {
+/// Sorts the keys of a file into pairs of the layers that `names` knows.
+pub fn collect(file: &WeightFile, names: &LoraKeys) -> Grouped {
     let config = Config::of(&file.header.metadata);
     let mut groups: BTreeMap<&str, Group> = BTreeMap::new();
     let mut unmatched = vec![];
     for (i, entry) in file.header.tensors.iter().enumerate() {
-        let Some(key) = parse(&entry.name) else {
+        let Some(key) = names.parse(&entry.name) else {
             unmatched.push(Unmatched::new(
                 &entry.name,
-                "names no layer of FLUX.1 that a LoRA can be beside",
+                format!("names no layer of {} that a LoRA can be beside", names.family.title),
             ));
             continue;
         };
@@ -89,7 +58,7 @@ pub fn collect(file: &WeightFile) -> Found {
     whole.sort_by(|a, b| {
         (a.component, &a.weight, a.rows, &a.base).cmp(&(b.component, &b.weight, b.rows, &b.base))
     });
-    Found { groups: whole, unmatched, notes: vec![] }
+    Grouped { groups: whole, unmatched, notes: vec![] }
 }
 
 /// PEFT's configuration, which diffusers keeps in the header where others store an alpha beside each pair.
@@ -105,9 +74,9 @@ impl Config {
     /// Alpha for a layer, and whether it is divided by the root of the rank.
     fn alpha(&self, component: Component, module: &str) -> Option<(f64, bool)> {
         let config = self.0.as_ref()?;
-        let prefixed = |key: &str| config.get(format!("{}.{key}", component.folder()));
+        let prefixed = |key: &str| config.get(format!("{}.{key}", component.diffusers.folder));
         let get = |key: &str| {
-            prefixed(key).or_else(|| (component == Component::Flux).then(|| config.get(key))?)
+            prefixed(key).or_else(|| (component.role == Role::Transformer).then(|| config.get(key))?)
         };
         let own = get("alpha_pattern").and_then(Value::as_object).and_then(|patterns| {
             let names = |pattern: &str| {

@@ -5,41 +5,50 @@
 
 mod adapter;
 mod collect;
-mod names;
+mod group;
+mod keys;
 mod pairs;
 mod refuse;
 mod summary;
 
 pub use adapter::{Adapter, Combined, Pair, Span, combine};
-pub use names::Block;
-pub use summary::{Summary, Targets, Unmatched};
+pub use group::Unmatched;
+pub use pairs::Base;
+pub use summary::{Summary, Targets};
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::Component;
+use keys::LoraKeys;
+
 use super::container::file::WeightFile;
 use crate::error::{Error, Result};
+use crate::spec::{Families, Family};
 use crate::tensor::ByteSource;
 
-/// The base model's matrices: rows and columns of a canonical weight; `None` where the model has none of this name.
-pub type Base<'a> = &'a dyn Fn(Component, &str) -> Option<(usize, usize)>;
-
-/// Reads the LoRA at `path` for a model with these weights. All or nothing: an error means that none of it can be used.
-pub fn open(path: &Path, base: Base) -> Result<Adapter> {
-    of(&WeightFile::open(path)?, base)
+/// Reads the LoRA at `path` for a model of `family` with these weights. All or nothing: an error
+/// means that none of it can be used.
+pub fn open(path: &Path, family: &'static Family, base: Base) -> Result<Adapter> {
+    of(&WeightFile::open(path)?, family, base)
 }
 
 /// The same over any bytes; `path` is then only a name.
-pub fn read(source: Arc<dyn ByteSource>, path: &Path, base: Base) -> Result<Adapter> {
-    of(&WeightFile::of(source, path, None)?, base)
+pub fn read(
+    source: Arc<dyn ByteSource>,
+    path: &Path,
+    family: &'static Family,
+    base: Base,
+) -> Result<Adapter> {
+    of(&WeightFile::of(source, path, None)?, family, base)
 }
 
-fn of(file: &WeightFile, base: Base) -> Result<Adapter> {
+fn of(file: &WeightFile, family: &'static Family, base: Base) -> Result<Adapter> {
     let read = || {
-        let mut found = collect::collect(file);
-        refuse::check(file, &mut found)?;
-        let pairs = pairs::bind(file, &mut found, base)?;
+        let keys = LoraKeys::of(family);
+        let mut found = collect::collect(file, &keys);
+        refuse::check(file, &keys, &mut found)?;
+        let pairs = pairs::bind(file, family, &mut found, base)?;
         file.source.check()?;
         Ok((summary::of(file, &found), pairs))
     };
@@ -47,31 +56,53 @@ fn of(file: &WeightFile, base: Base) -> Result<Adapter> {
     Ok(Adapter { path: file.path.clone(), summary, pairs })
 }
 
-/// Whose names most keys of a LoRA have, from its tensors' names alone; `None` if none of them names a layer of FLUX.1.
-pub(crate) fn dialect(keys: &[&str]) -> Option<&'static str> {
-    let mut counts = std::collections::BTreeMap::new();
-    for key in keys.iter().filter_map(|key| names::parse(key)) {
-        *counts.entry(key.dialect.unwrap_or("text encoders only")).or_insert(0) +=
-            usize::from(key.dialect.is_some());
+/// The family whose layers most of `keys` name, with the trainer of most of them; `None` if no key
+/// names a layer of any of `families`.
+pub(crate) fn dialect(
+    keys: &[&str],
+    families: Families,
+) -> Option<(&'static Family, &'static str)> {
+    let mut best: Option<(usize, &'static Family, &'static str)> = None;
+    for &family in families.0 {
+        let names = LoraKeys::of(family);
+        let (mut known, mut counts) = (0, BTreeMap::new());
+        for key in keys.iter().filter_map(|key| names.parse(key)) {
+            known += 1;
+            *counts.entry(key.dialect.unwrap_or("text encoders only")).or_insert(0) +=
+                usize::from(key.dialect.is_some());
+        }
+        let most = counts.into_iter().max_by_key(|(_, n)| *n);
+        if let Some((dialect, _)) = most.filter(|_| best.is_none_or(|(n, ..)| known > n)) {
+            best = Some((known, family, dialect));
+        }
     }
-    counts.into_iter().max_by_key(|(_, n)| *n).map(|(dialect, _)| dialect)
+    best.map(|(_, family, dialect)| (family, dialect))
 }
 
 /// What a file says about itself, for people: without a model, hence without its shapes checked.
 pub struct Survey {
+    /// The family whose layers it names.
+    pub family: &'static Family,
+    /// Its contents.
     pub summary: Summary,
     /// Why it cannot be used with any model.
     pub problem: Option<Error>,
 }
 
-/// Looks into the file at `path`, which may be a LoRA that cannot be used; `Err` only where it cannot be read at all.
-pub fn survey(path: &Path) -> Result<Survey> {
-    Ok(survey_file(&WeightFile::open(path)?))
+/// Looks into the file at `path`, which may be a LoRA that cannot be used.
+///
+/// # Errors
+/// If the file cannot be read at all.
+pub fn survey(path: &Path, families: Families) -> Result<Survey> {
+    Ok(survey_file(&WeightFile::open(path)?, families))
 }
 
 /// The same for a file that is open.
-pub(crate) fn survey_file(file: &WeightFile) -> Survey {
-    let mut found = collect::collect(file);
-    let problem = refuse::check(file, &mut found).err().map(|e| e.at_path(&file.path));
-    Survey { summary: summary::of(file, &found), problem }
+pub(crate) fn survey_file(file: &WeightFile, families: Families) -> Survey {
+    let names: Vec<&str> = file.header.tensors.iter().map(|t| t.name.as_str()).collect();
+    let family = dialect(&names, families).map_or(families.0[0], |(family, _)| family);
+    let keys = LoraKeys::of(family);
+    let mut found = collect::collect(file, &keys);
+    let problem = refuse::check(file, &keys, &mut found).err().map(|e| e.at_path(&file.path));
+    Survey { family, summary: summary::of(file, &found), problem }
 }

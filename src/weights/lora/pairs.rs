@@ -4,20 +4,29 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use super::super::Component;
-use super::Base;
 use super::adapter::Pair;
-use super::collect::{Found, Group};
+use super::group::{Group, Grouped, Unmatched};
 use super::refuse::foreign;
-use super::summary::Unmatched;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::spec::lora::Block;
+use crate::spec::{Component, Family};
 use crate::tensor::{HostPart, Scale};
 use crate::weights::container::file::WeightFile;
-use crate::weights::container::safetensors::{Entry, Stored};
+use crate::weights::container::safetensors::Entry;
 
-/// Makes the pairs, in the order of `found.groups`; groups that this model has no place for go to its unmatched keys.
-pub fn bind(file: &WeightFile, found: &mut Found, base: Base) -> Result<Vec<Pair>> {
+/// The base model's matrices: rows and columns of a canonical weight, or `None` where the model has
+/// none of this name.
+pub type Base<'a> = &'a dyn Fn(Component, &str) -> Option<(usize, usize)>;
+
+/// Makes the pairs, in the order of `found.groups`. Groups whose weight this model does not have go
+/// to the unmatched keys.
+pub fn bind(
+    file: &WeightFile,
+    family: &Family,
+    found: &mut Grouped,
+    base: Base,
+) -> Result<Vec<Pair>> {
     let tensors = &file.header.tensors;
     let mut kept = vec![];
     let mut places: Vec<(usize, usize)> = vec![];
@@ -42,10 +51,10 @@ pub fn bind(file: &WeightFile, found: &mut Found, base: Base) -> Result<Vec<Pair
     for group in &kept {
         complete(file, group)?;
     }
-    sizes(file, &kept, &places)?;
+    sizes(file, family, &kept, &places)?;
     let mut pairs = vec![];
     for (group, shape) in kept.iter().zip(&places) {
-        pairs.push(pair(file, group, *shape)?);
+        pairs.push(pair(file, family, group, *shape)?);
     }
     drop_doubles(file, found, &mut kept, &mut pairs);
     finite(file, &pairs)?;
@@ -68,20 +77,14 @@ fn absent(group: &Group, base: Base) -> Result<String> {
         return Ok(format!("this model has no {}", group.weight));
     };
     if !has(0) {
-        return Ok(format!("there is no {} here", group.component.title()));
+        return Ok(format!("there is no {} here", group.component.title));
     }
     let last = (0..own).take_while(|n| has(*n)).last().unwrap_or(0);
-    let hint = match group.component {
-        Component::Flux => {
-            "FLUX.1 has 19 double and 38 single blocks; HunyuanVideo has 20 and 40, Qwen-Image 60 of one kind"
-        }
-        _ => "FLUX.1's text encoders are CLIP-L (12 layers) and T5 XXL (24 layers)",
-    };
     Err(Error::model("this LoRA was made for another model: it has more blocks than this one")
         .at(&group.base)
         .found(format!("block {own}"))
         .expected(format!("blocks 0 to {last}"))
-        .try_(hint))
+        .try_(group.component.lora.blocks_hint))
 }
 
 /// A needs its B, and both one rank.
@@ -122,7 +125,12 @@ fn matrix(entry: &Entry) -> Result<(usize, usize)> {
 }
 
 /// Every pair against the weight it is beside; one error for all that differ.
-fn sizes(file: &WeightFile, groups: &[Group], places: &[(usize, usize)]) -> Result<()> {
+fn sizes(
+    file: &WeightFile,
+    family: &Family,
+    groups: &[Group],
+    places: &[(usize, usize)],
+) -> Result<()> {
     let tensors = &file.header.tensors;
     let mut first = None;
     let mut wrong = 0;
@@ -137,14 +145,14 @@ fn sizes(file: &WeightFile, groups: &[Group], places: &[(usize, usize)]) -> Resu
         }
     }
     let Some((group, found, expected)) = first else { return Ok(()) };
-    if group.weight == "img_in.weight" && found.1 > expected.1 {
+    if group.component.lora.input == Some(&group.weight) && found.1 > expected.1 {
         return Err(Error::model(
             "this LoRA widens img_in, as BFL's control LoRAs (Canny, Depth) do; that is not supported",
         )
         .at(&group.base)
         .found(format!("{} inputs", found.1))
         .expected(format!("{} inputs", expected.1))
-        .try_("use a plain LoRA of FLUX.1"));
+        .try_(format!("use a plain LoRA of {}", family.title)));
     }
     let of = |(rows, cols): (usize, usize)| format!("{rows} x {cols}");
     let what = if wrong * 2 > groups.len() {
@@ -157,12 +165,8 @@ fn sizes(file: &WeightFile, groups: &[Group], places: &[(usize, usize)]) -> Resu
     } else {
         String::new()
     };
-    let hint = match found.1 {
-        1536 | 2432 => "its width is Stable Diffusion 3's",
-        6144 => "its width is FLUX.2's",
-        3072 => "its width is that of the full FLUX.1, the model's is not",
-        _ => "compare both by `flux-fast inspect`",
-    };
+    let hint = family.lora.widths.iter().find(|(width, _)| *width == found.1);
+    let hint = hint.map_or(family.lora.other_width, |(_, hint)| *hint);
     Err(Error::model(what)
         .at(&group.base)
         .found(format!("a change of {}{counted}", of(found)))
@@ -170,7 +174,12 @@ fn sizes(file: &WeightFile, groups: &[Group], places: &[(usize, usize)]) -> Resu
         .try_(hint))
 }
 
-fn pair(file: &WeightFile, group: &Group, shape: (usize, usize)) -> Result<Pair> {
+fn pair(
+    file: &WeightFile,
+    family: &Family,
+    group: &Group,
+    shape: (usize, usize),
+) -> Result<Pair> {
     let part = |i: Option<usize>| {
         let Some(entry) = i.map(|i| &file.header.tensors[i]) else {
             return Err(Error::model("a LoRA matrix is missing").at(&group.base));
@@ -186,7 +195,7 @@ fn pair(file: &WeightFile, group: &Group, shape: (usize, usize)) -> Result<Pair>
         Ok(HostPart { source: file.source.clone(), offset, rows, cols, dtype, scale: Scale::One })
     };
     let (a, b) = (part(group.down)?, part(group.up)?);
-    let alpha = alpha_of(file, group)?;
+    let alpha = group.alpha(file)?;
     let root = group.alpha.is_none() && group.configured.is_some_and(|(_, root)| root);
     let rank = if root { (a.rows as f64).sqrt() } else { a.rows as f64 };
     let factor = alpha.map_or(1.0, |alpha| alpha / rank);
@@ -197,7 +206,7 @@ fn pair(file: &WeightFile, group: &Group, shape: (usize, usize)) -> Result<Pair>
             .try_("use another epoch of this LoRA, or another LoRA"));
     }
     let Some(blocks) = group.rows.of(shape) else {
-        return Err(foreign("a model with other layers", &group.base));
+        return Err(foreign(family, "a model with other layers", &group.base));
     };
     // What no training gives, and no arithmetic survives.
     const LARGEST: f64 = 1e4;
@@ -221,41 +230,10 @@ fn pair(file: &WeightFile, group: &Group, shape: (usize, usize)) -> Result<Pair>
     })
 }
 
-/// A group's alpha: the tensor's, else the header's. Trainers store it in any type.
-pub fn alpha_of(file: &WeightFile, group: &Group) -> Result<Option<f64>> {
-    let Some(i) = group.alpha else { return Ok(group.configured.map(|(alpha, _)| alpha)) };
-    let entry = &file.header.tensors[i];
-    let bytes = &file.source.bytes()[entry.range.clone()];
-    let one = entry.shape.iter().all(|n| *n == 1);
-    let value = match (entry.stored, bytes) {
-        (Stored::Float(dtype), bytes) if one => Some(f64::from(dtype.decode(bytes))),
-        (Stored::Other("F64", _), &[a, b, c, d, e, f, g, h]) => {
-            Some(f64::from_le_bytes([a, b, c, d, e, f, g, h]))
-        }
-        (Stored::Other("I64", _), &[a, b, c, d, e, f, g, h]) => {
-            Some(i64::from_le_bytes([a, b, c, d, e, f, g, h]) as f64)
-        }
-        (Stored::Other("I32", _), &[a, b, c, d]) => {
-            Some(f64::from(i32::from_le_bytes([a, b, c, d])))
-        }
-        (Stored::Other("I16", _), &[a, b]) => Some(f64::from(i16::from_le_bytes([a, b]))),
-        (Stored::Other("U8", _), &[a]) => Some(f64::from(a)),
-        _ => None,
-    };
-    match value {
-        Some(value) => Ok(Some(value)),
-        None => Err(Error::model("alpha is not one number").at(&entry.name).found(format!(
-            "{} {:?}",
-            entry.stored.name(),
-            entry.shape
-        ))),
-    }
-}
-
 /// A file may name one layer twice, in two trainers' words; other tools use one of both, and so it is here: diffusers' before others.
 fn drop_doubles(
     file: &WeightFile,
-    found: &mut Found,
+    found: &mut Grouped,
     groups: &mut Vec<Group>,
     pairs: &mut Vec<Pair>,
 ) {
@@ -283,7 +261,7 @@ fn drop_doubles(
     pairs.retain(|_| !flags.next().copied().unwrap_or(false));
 }
 
-fn overlap(a: &super::Block, b: &super::Block) -> bool {
+fn overlap(a: &Block, b: &Block) -> bool {
     a.row < b.row + b.rows && b.row < a.row + a.rows
 }
 

@@ -5,28 +5,14 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::super::Component;
-use super::collect::{Found, Group};
-use super::pairs::alpha_of;
+use super::group::{Group, Grouped, Unmatched, base_model};
+use crate::spec::Component;
 use crate::weights::container::file::WeightFile;
 
 /// How many unmatched keys are named.
 const LISTED: usize = 10;
 /// How much of a value of the metadata is kept.
 const VALUE_CHARS: usize = 200;
-
-/// A key that no pair uses.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Unmatched {
-    pub key: String,
-    pub why: String,
-}
-
-impl Unmatched {
-    pub(super) fn new(key: &str, why: impl Into<String>) -> Self {
-        Unmatched { key: key.into(), why: why.into() }
-    }
-}
 
 /// What a LoRA is about in one component.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -66,10 +52,6 @@ pub struct Summary {
     pub notes: Vec<String>,
 }
 
-/// Where trainers tell the model that a LoRA was trained on.
-pub const BASE_MODEL: [&str; 4] =
-    ["modelspec.architecture", "ss_base_model_version", "ss_sd_model_name", "sshs_base_model"];
-
 /// What else of the metadata people look for.
 const TRAINING: [&str; 22] = [
     "modelspec.title",
@@ -96,7 +78,7 @@ const TRAINING: [&str; 22] = [
     "training_info",
 ];
 
-pub(super) fn of(file: &WeightFile, found: &Found) -> Summary {
+pub(super) fn of(file: &WeightFile, found: &Grouped) -> Summary {
     let metadata = &file.header.metadata;
     let tensors = &file.header.tensors;
     let mut targets: Vec<Targets> = vec![];
@@ -106,7 +88,8 @@ pub(super) fn of(file: &WeightFile, found: &Found) -> Summary {
         if let Some(rank) = rank {
             *ranks.entry(rank).or_default() += 1;
         }
-        let alpha = alpha_of(file, group)
+        let alpha = group
+            .alpha(file)
             .map_or("unreadable".into(), |a| a.map_or("none".into(), |a| a.to_string()));
         *alphas.entry(alpha).or_default() += 1;
         if let Some(dialect) = group.dialect {
@@ -142,7 +125,7 @@ pub(super) fn of(file: &WeightFile, found: &Found) -> Summary {
         matched: found.groups.iter().map(|g| g.keys().count()).sum(),
         unmatched: found.unmatched.len(),
         first_unmatched: found.unmatched.iter().take(LISTED).cloned().collect(),
-        base_model: BASE_MODEL.iter().find_map(|k| metadata.get(*k)).map(cut),
+        base_model: base_model(file).map(cut),
         training: training.collect(),
         notes: found.notes.clone(),
     }
@@ -213,7 +196,7 @@ impl fmt::Display for Summary {
             writeln!(
                 f,
                 "  {:<5} {} pairs on {} weights: {}",
-                t.component.name(),
+                t.component.name,
                 t.pairs,
                 t.weights,
                 places.join("; ")

@@ -10,7 +10,7 @@ pub use write::{Watch, to_bytes, write, write_hollow, write_watched};
 
 use serde_json::Value;
 
-use super::Component;
+use crate::spec::Component;
 use values::{Field, Rounding};
 
 /// To which numbers values are rounded.
@@ -84,54 +84,38 @@ pub fn value(seed: u64, component: Component, name: &str, shape: &[usize], i: u6
     Field::new(seed, component, name, shape).at(i)
 }
 
-/// Tables that are looked up, not multiplied with.
-fn is_embedding(name: &str) -> bool {
-    [
-        "shared.weight",
-        "token_embedding.weight",
-        "position_embedding.weight",
-        "relative_attention_bias.weight",
-    ]
-    .iter()
-    .any(|table| name.ends_with(table))
-}
-
-/// What 8-bit storage applies to.
-fn is_matrix(component: Component, name: &str, shape: &[usize]) -> bool {
-    shape.len() == 2 && component != Component::Vae && !is_embedding(name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
 
     /// Bits from an independent implementation in Python of the definition in `Field`.
     #[test]
     fn values_are_those_of_the_definition() {
         type Case = (u64, Component, &'static str, &'static [usize], u64, u32);
         let cases: [Case; 8] = [
-            (0, Component::Flux, "img_in.weight", &[3072, 64], 0, 0xbe24be4d),
-            (7, Component::Flux, "img_in.weight", &[3072, 64], 196607, 0x3ddf875f),
-            (7, Component::Flux, "double_blocks.0.img_attn.qkv.bias", &[9216], 5, 0x3d8b6bba),
+            (0, TRANSFORMER, "img_in.weight", &[3072, 64], 0, 0xbe24be4d),
+            (7, TRANSFORMER, "img_in.weight", &[3072, 64], 196607, 0x3ddf875f),
+            (7, TRANSFORMER, "double_blocks.0.img_attn.qkv.bias", &[9216], 5, 0x3d8b6bba),
             (
                 u64::MAX,
-                Component::Flux,
+                TRANSFORMER,
                 "double_blocks.0.img_attn.norm.query_norm.scale",
                 &[128],
                 127,
                 0x3f903842,
             ),
-            (42, Component::T5, "shared.weight", &[32128, 4096], 131_596_287, 0x3e2fabf0),
+            (42, T5, "shared.weight", &[32128, 4096], 131_596_287, 0x3e2fabf0),
             (
                 42,
-                Component::T5,
+                T5,
                 "encoder.block.0.layer.0.SelfAttention.q.weight",
                 &[4096, 4096],
                 1000,
                 0xbbf4704e,
             ),
-            (1, Component::Vae, "decoder.conv_in.weight", &[512, 16, 3, 3], 73727, 0xbd41fbcf),
-            (1, Component::Clip, "text_model.final_layer_norm.weight", &[768], 3, 0x3f89c509),
+            (1, VAE, "decoder.conv_in.weight", &[512, 16, 3, 3], 73727, 0xbd41fbcf),
+            (1, CLIP, "text_model.final_layer_norm.weight", &[768], 3, 0x3f89c509),
         ];
         for (seed, component, name, shape, i, bits) in cases {
             assert_eq!(
@@ -160,15 +144,15 @@ mod tests {
         let (name, shape) = ("encoder.block.0.layer.1.DenseReluDense.wo.weight", [4096, 10240]);
         let mut distinct = std::collections::HashSet::new();
         for i in 0..5000 {
-            let v = spec(Grid::F8).value(Component::T5, name, &shape, i);
+            let v = spec(Grid::F8).value(T5, name, &shape, i);
             distinct.insert(v.to_bits());
             assert!(
                 survives(crate::dtype::DType::BF16, v) && survives(crate::dtype::DType::F16, v),
                 "{v}"
             );
-            let plain = spec(Grid::F8Plain).value(Component::T5, name, &shape, i);
+            let plain = spec(Grid::F8Plain).value(T5, name, &shape, i);
             assert!(survives(crate::dtype::DType::F8E4M3, plain), "{plain}");
-            let bias = spec(Grid::F8).value(Component::Flux, "img_in.bias", &[3072], i);
+            let bias = spec(Grid::F8).value(TRANSFORMER, "img_in.bias", &[3072], i);
             assert!(
                 survives(crate::dtype::DType::BF16, bias)
                     && survives(crate::dtype::DType::F16, bias),

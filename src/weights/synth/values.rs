@@ -3,9 +3,10 @@
 
 use half::f16;
 
-use super::{Grid, is_embedding, is_matrix};
+use super::Grid;
 use crate::dtype::{DType, f8e4m3_to_f32};
-use crate::weights::Component;
+use crate::spec::Component;
+use crate::spec::names::matches;
 use crate::weights::container::file::{FNV_OFFSET, fnv};
 
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -21,16 +22,16 @@ pub struct Field {
 impl Field {
     /// The field of the canonical tensor `name`, whose shape decides the amplitude: variance-preserving matrices, small biases, gains near 1.
     pub fn new(seed: u64, component: Component, name: &str, shape: &[usize]) -> Self {
-        let hash = fnv(FNV_OFFSET, format!("{}/{name}", component.name()).as_bytes());
+        let hash = fnv(FNV_OFFSET, format!("{}/{name}", component.name).as_bytes());
         let (add, mul) = match shape {
             [] | [_] if name.ends_with("bias") => (0.0, 0.1),
             [] | [_] => (1.0, 0.2),
-            _ if is_embedding(name) => (0.0, 1.0),
+            _ if component.is_table(name) => (0.0, 1.0),
             [_, rest @ ..] => {
                 let fan_in = rest.iter().product::<usize>() as f64;
-                // T5 has no softmax scale: its query weights carry it.
-                let gain =
-                    if name.ends_with("SelfAttention.q.weight") { 1.0 / 8f64.sqrt() } else { 1.0 };
+                // Attention without a softmax scale: the query weights make up for it.
+                let queries = component.unscaled_queries.filter(|(q, _)| matches(&[q], name));
+                let gain = queries.map_or(1.0, |(_, width)| 1.0 / width.sqrt());
                 (0.0, (gain * (3.0 / fan_in).sqrt()) as f32)
             }
         };
@@ -78,7 +79,7 @@ impl Rounding {
         shape: &[usize],
         field: &Field,
     ) -> Self {
-        match (grid, is_matrix(component, name, shape)) {
+        match (grid, component.is_matrix(name, shape)) {
             (Grid::F32, _) => Rounding::None,
             (_, false) => Rounding::Half,
             (Grid::F8, true) => Rounding::E4m3(field.scale()),
@@ -170,6 +171,7 @@ pub fn stored_scale(field: &Field, rounding: Rounding) -> f32 {
 mod tests {
     use super::*;
     use crate::dtype::f32_to_f8e4m3;
+    use crate::spec::flux1::TRANSFORMER;
 
     #[test]
     fn the_branch_free_conversion_is_the_plain_one() {
@@ -193,7 +195,7 @@ mod tests {
 
     #[test]
     fn bf16_is_rounded_as_the_half_crate_does() {
-        let field = Field::new(3, Component::Flux, "img_in.weight", &[64, 64]);
+        let field = Field::new(3, TRANSFORMER, "img_in.weight", &[64, 64]);
         for i in 0..4096 {
             assert_eq!(to_bf16(field.at(i)), half::bf16::from_f32(field.at(i)).to_bits());
         }

@@ -1,6 +1,6 @@
 //! Laying out synthetic tensors in files of a dialect, and streaming them there: a chunk is made while the one before it is written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,11 +9,11 @@ use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::values::{Field, Rounding, fill, stored_scale};
-use super::{Dialect, Storage, SynthSpec, is_matrix};
+use super::{Dialect, Storage, SynthSpec};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::weights::Component;
-use crate::weights::dialect::names::{diffusers_names, vae_levels};
+use crate::spec::names::{Split, StoredNames};
+use crate::spec::{Component, FAMILIES, Role};
 
 /// Bytes made at a time; two such chunks are all the memory that writing takes.
 const CHUNK: usize = 32 << 20;
@@ -21,7 +21,7 @@ const CHUNK: usize = 32 << 20;
 const PIECE: usize = 256 << 10;
 
 /// A tensor of a file.
-struct Stored {
+struct SynthTensor {
     name: String,
     dtype: &'static str,
     shape: Vec<usize>,
@@ -40,9 +40,9 @@ enum Content {
     },
 }
 
-impl Stored {
+impl SynthTensor {
     fn scalar(name: String, value: f32) -> Self {
-        Stored {
+        SynthTensor {
             name,
             dtype: "F32",
             shape: vec![],
@@ -71,7 +71,7 @@ impl Stored {
 
 /// One file to be: its tensors and its metadata.
 struct Plan {
-    tensors: Vec<Stored>,
+    tensors: Vec<SynthTensor>,
     metadata: BTreeMap<String, String>,
 }
 
@@ -137,14 +137,8 @@ pub fn to_bytes(spec: &SynthSpec) -> Result<Vec<u8>> {
 
 fn comfy(spec: &SynthSpec) -> Result<Plan> {
     let mut tensors = Vec::new();
-    for component in Component::ALL {
-        let prefix = match component {
-            Component::Flux => "model.diffusion_model.",
-            Component::T5 => "text_encoders.t5xxl.transformer.",
-            Component::Clip => "text_encoders.clip_l.transformer.",
-            Component::Vae => "vae.",
-        };
-        tensors.extend(component_tensors(spec, component, prefix, false)?);
+    for component in present(spec) {
+        tensors.extend(component_tensors(spec, component, component.comfy_prefix, false)?);
     }
     let all = spec.configs.as_object().cloned().unwrap_or_default();
     Ok(Plan { tensors, metadata: config_metadata(all) })
@@ -161,15 +155,11 @@ fn write_bfl(spec: &SynthSpec, path: &Path) -> Result<Vec<PathBuf>> {
     }
     let mut written = Vec::new();
     for component in present {
-        let name = match component {
-            Component::Flux => "flux1-synthetic.safetensors",
-            Component::T5 => "t5xxl.safetensors",
-            Component::Clip => "clip_l.safetensors",
-            Component::Vae => "ae.safetensors",
-        };
-        let mut keys = vec![component.folder()];
-        if component == Component::Flux {
-            keys.extend(["scheduler", "tokenizer_2", "generation"]);
+        let name = component.files.written;
+        let mut keys = vec![component.diffusers.folder];
+        if component.role == Role::Transformer {
+            keys.extend(["scheduler", "generation"]);
+            keys.extend(tokenizers(spec));
         }
         let config = keys
             .iter()
@@ -192,17 +182,16 @@ fn write_diffusers(
     shard_bytes: Option<u64>,
 ) -> Result<Vec<PathBuf>> {
     let mut written = Vec::new();
-    let mut index = Map::from_iter([("_class_name".to_string(), json!("FluxPipeline"))]);
-    for component in present(spec) {
-        let (stem, library, class) = match component {
-            Component::Flux => ("diffusion_pytorch_model", "diffusers", "FluxTransformer2DModel"),
-            Component::T5 => ("model", "transformers", "T5EncoderModel"),
-            Component::Clip => ("model", "transformers", "CLIPTextModel"),
-            Component::Vae => ("diffusion_pytorch_model", "diffusers", "AutoencoderKL"),
-        };
-        index.insert(component.folder().into(), json!([library, class]));
-        let folder = root.join(component.folder());
-        if let Some(config) = spec.configs.get(component.folder()).filter(|c| !c.is_null()) {
+    let present = present(spec);
+    let family = present.first().and_then(|c| FAMILIES.of(*c));
+    let class = family.map_or("DiffusionPipeline", |f| f.pipeline_class);
+    let mut index = Map::from_iter([("_class_name".to_string(), json!(class))]);
+    for component in present {
+        let place = &component.0.diffusers;
+        let (library, class) = (place.library, place.class);
+        index.insert(place.folder.into(), json!([library, class]));
+        let folder = root.join(place.folder);
+        if let Some(config) = spec.configs.get(place.folder).filter(|c| !c.is_null()) {
             let mut config = config.clone();
             if let Some(object) = config.as_object_mut() {
                 match library {
@@ -213,13 +202,13 @@ fn write_diffusers(
             write_json(&config, &folder.join("config.json"))?;
         }
         let tensors = component_tensors(spec, component, "", true)?;
-        written.extend(write_shards(tensors, &folder, stem, shard_bytes)?);
+        written.extend(write_shards(tensors, &folder, place.stem(), shard_bytes)?);
     }
-    let extra = [
-        ("scheduler", "scheduler/scheduler_config.json"),
-        ("tokenizer_2", "tokenizer_2/tokenizer_config.json"),
-        ("generation", "generation_config.json"),
+    let mut extra = vec![
+        ("scheduler", "scheduler/scheduler_config.json".to_string()),
+        ("generation", "generation_config.json".to_string()),
     ];
+    extra.extend(tokenizers(spec).map(|key| (key, format!("{key}/tokenizer_config.json"))));
     for (key, file) in extra {
         if let Some(config) = spec.configs.get(key).filter(|c| !c.is_null()) {
             write_json(config, &root.join(file))?;
@@ -231,14 +220,14 @@ fn write_diffusers(
 
 /// Splits the tensors, in order, into files of at most `shard_bytes`, with an index where there are several.
 fn write_shards(
-    tensors: Vec<Stored>,
+    tensors: Vec<SynthTensor>,
     folder: &Path,
     stem: &str,
     shard_bytes: Option<u64>,
 ) -> Result<Vec<PathBuf>> {
-    let mut shards: Vec<Vec<Stored>> = vec![vec![]];
+    let mut shards: Vec<Vec<SynthTensor>> = vec![vec![]];
     let mut room = shard_bytes.unwrap_or(u64::MAX);
-    let total: u64 = tensors.iter().map(Stored::bytes).sum();
+    let total: u64 = tensors.iter().map(SynthTensor::bytes).sum();
     for tensor in tensors {
         if tensor.bytes() > room && shards.last().is_some_and(|s| !s.is_empty()) {
             shards.push(vec![]);
@@ -268,8 +257,15 @@ fn write_shards(
     Ok(written)
 }
 
+/// The components that the spec has tensors of.
 fn present(spec: &SynthSpec) -> Vec<Component> {
-    Component::ALL.into_iter().filter(|c| spec.tensors.iter().any(|t| t.0 == *c)).collect()
+    spec.tensors.iter().map(|t| t.0).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// The keys of the tokenizers' configurations.
+fn tokenizers(spec: &SynthSpec) -> impl Iterator<Item = &str> {
+    let configs = spec.configs.as_object().into_iter().flatten();
+    configs.map(|(key, _)| key.as_str()).filter(|key| key.starts_with("tokenizer"))
 }
 
 fn config_metadata(config: Map<String, Value>) -> BTreeMap<String, String> {
@@ -286,14 +282,15 @@ fn component_tensors(
     component: Component,
     prefix: &str,
     diffusers: bool,
-) -> Result<Vec<Stored>> {
+) -> Result<Vec<SynthTensor>> {
     let mine = || spec.tensors.iter().filter(move |t| t.0 == component);
-    let levels = vae_levels(mine().map(|t| t.1.as_str()));
+    let dialect = component.dialect("diffusers").filter(|_| diffusers);
+    let levels = dialect.map_or(0, |d| d.naming.levels(mine().map(|t| t.1.as_str())));
     let mut out = Vec::new();
     for (_, name, shape) in mine() {
         let field = Field::new(spec.seed, component, name, shape);
         let rounding = Rounding::of(spec.grid, component, name, shape, &field);
-        let matrix = is_matrix(component, name, shape);
+        let matrix = component.is_matrix(name, shape);
         let dtype = match (spec.storage, matrix) {
             (Storage::F32, _) => DType::F32,
             (Storage::F16, _) => DType::F16,
@@ -303,22 +300,22 @@ fn component_tensors(
         };
         let scaled = matrix && matches!(spec.storage, Storage::F8ScaledOld | Storage::F8ScaledNew);
         let scale = if scaled { stored_scale(&field, rounding) } else { 1.0 };
-        let renamed = if diffusers { diffusers_names(component, name, levels) } else { None };
-        let (names, swap) = renamed.unwrap_or_else(|| (vec![name.clone()], false));
+        let stored = dialect.and_then(|d| d.naming.write(levels, name));
+        let StoredNames { names, split, swapped, flat } =
+            stored.unwrap_or_else(|| StoredNames::same(name));
         let rows = shape.first().copied().unwrap_or(1) as u64;
         let cols = shape.iter().skip(1).product::<usize>() as u64;
-        let counts = split_rows(rows, cols, names.len(), name, mine())?;
+        let counts = split_rows((rows, cols), (split, names.len()), name, mine())?;
         let mut first = 0;
         for (stored_name, count) in names.into_iter().zip(counts) {
             let mut stored_shape = shape.clone();
             if let Some(axis) = stored_shape.first_mut() {
                 *axis = count as usize;
             }
-            // diffusers keeps the autoencoder's attention as matrices.
-            if diffusers && component == Component::Vae && stored_name.contains(".attentions.") {
+            if flat {
                 stored_shape.truncate(2);
             }
-            let runs = match swap {
+            let runs = match swapped {
                 false => vec![(first * cols, count * cols)],
                 true => vec![(rows / 2 * cols, (rows - rows / 2) * cols), (0, rows / 2 * cols)],
             };
@@ -327,13 +324,13 @@ fn component_tensors(
                 out.extend(companions(spec.storage, layer, scale));
             }
             let content = Content::Values { field, rounding, dtype, scale, runs };
-            out.push(Stored { name, dtype: dtype.name(), shape: stored_shape, content });
+            out.push(SynthTensor { name, dtype: dtype.name(), shape: stored_shape, content });
             first += count;
         }
     }
     if spec.storage == Storage::F8ScaledOld && !out.is_empty() {
         let marker = Content::Bytes(vec![]);
-        out.push(Stored {
+        out.push(SynthTensor {
             name: format!("{prefix}scaled_fp8"),
             dtype: "F8_E4M3",
             shape: vec![0],
@@ -343,38 +340,41 @@ fn component_tensors(
     Ok(out)
 }
 
-fn companions(storage: Storage, layer: &str, scale: f32) -> Vec<Stored> {
+fn companions(storage: Storage, layer: &str, scale: f32) -> Vec<SynthTensor> {
     if storage == Storage::F8ScaledOld {
-        return vec![Stored::scalar(format!("{layer}.scale_weight"), scale)];
+        return vec![SynthTensor::scalar(format!("{layer}.scale_weight"), scale)];
     }
     let record = br#"{"format":"float8_e4m3fn"}"#.to_vec();
     let (name, shape) = (format!("{layer}.comfy_quant"), vec![record.len()]);
     vec![
-        Stored::scalar(format!("{layer}.weight_scale"), scale),
-        Stored { name, dtype: "U8", shape, content: Content::Bytes(record) },
+        SynthTensor::scalar(format!("{layer}.weight_scale"), scale),
+        SynthTensor { name, dtype: "U8", shape, content: Content::Bytes(record) },
     ]
 }
 
-/// How many rows each stored part has: q, k and v are equal; with an MLP in the fourth part, they are as high as the model is wide.
+/// How many rows each of several stored parts has.
 fn split_rows<'a>(
-    rows: u64,
-    cols: u64,
-    parts: usize,
+    (rows, cols): (u64, u64),
+    (split, parts): (Split, usize),
     name: &str,
     mut tensors: impl Iterator<Item = &'a (Component, String, Vec<usize>)>,
 ) -> Result<Vec<u64>> {
     let width = match name.strip_suffix(".bias") {
         // A bias has no columns to tell the width; its weight has.
-        Some(layer) if parts == 4 => {
+        Some(layer) if split == Split::Square => {
             let weight = format!("{layer}.weight");
             tensors.find(|t| t.1 == weight).and_then(|t| t.2.get(1)).map_or(0, |n| *n as u64)
         }
         _ => cols,
     };
-    let counts = match parts {
-        1 => vec![rows],
-        4 if 3 * width < rows => vec![width, width, width, rows - 3 * width],
-        3 if rows.is_multiple_of(3) => vec![rows / 3; 3],
+    let (count, first) = (parts as u64, (parts as u64 - 1) * width);
+    let counts = match split {
+        Split::Equal if rows.is_multiple_of(count) => vec![rows / count; parts],
+        Split::Square if first < rows => {
+            let mut counts = vec![width; parts - 1];
+            counts.push(rows - first);
+            counts
+        }
         _ => {
             return Err(Error::argument("fused tensor cannot be split as diffusers does")
                 .at(name)
@@ -408,8 +408,8 @@ fn place(path: &Path, write: impl FnOnce(&mut std::fs::File) -> std::io::Result<
 }
 
 /// The tensors in the order in which they lie in the file, and its header.
-fn layout(plan: &Plan) -> (Vec<&Stored>, Vec<u8>) {
-    let mut order: Vec<&Stored> = plan.tensors.iter().collect();
+fn layout(plan: &Plan) -> (Vec<&SynthTensor>, Vec<u8>) {
+    let mut order: Vec<&SynthTensor> = plan.tensors.iter().collect();
     order.sort_by_key(|t| std::cmp::Reverse(t.width()));
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!(plan.metadata));

@@ -1,0 +1,38 @@
+//! FLUX.1: dev, schnell and their fine-tunes.
+//!
+//! Canonical are the names of Black Forest Labs (BFL) for the transformer and the autoencoder, and
+//! Hugging Face's for T5 and CLIP.
+
+mod autoencoder;
+mod clip;
+mod lora;
+mod t5;
+mod transformer;
+
+use super::family::{Component, Family};
+
+/// A layer with weight and bias.
+macro_rules! affine {
+    ($layer:literal) => {
+        concat!($layer, ".{weight|bias}")
+    };
+}
+use affine;
+
+/// The transformer (MMDiT): `double_blocks.0.img_attn.qkv.weight`.
+pub const TRANSFORMER: Component = Component(&transformer::SPEC);
+/// The T5 v1.1 XXL encoder: `encoder.block.0.layer.0.SelfAttention.q.weight`.
+pub const T5: Component = Component(&t5::SPEC);
+/// The text model of CLIP ViT-L/14: `text_model.encoder.layers.0.self_attn.q_proj.weight`.
+pub const CLIP: Component = Component(&clip::SPEC);
+/// The autoencoder: `decoder.up.3.block.0.conv1.weight`.
+pub const VAE: Component = Component(&autoencoder::SPEC);
+
+/// The family.
+pub static FLUX1: Family = Family {
+    name: "flux1",
+    title: "FLUX.1",
+    pipeline_class: "FluxPipeline",
+    components: &[TRANSFORMER, T5, CLIP, VAE],
+    lora: lora::SPEC,
+};

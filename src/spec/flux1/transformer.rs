@@ -1,0 +1,271 @@
+//! FLUX.1's transformer.
+
+use super::affine;
+use crate::spec::family::{ComponentSpec, Diffusers, Fact, FileNames, Role, Variant};
+use crate::spec::lora::{LoraLayers, LoraSpelling};
+use crate::spec::names::{Dialect, Naming, Rename, Split};
+
+pub static SPEC: ComponentSpec = ComponentSpec {
+    role: Role::Transformer,
+    name: "flux",
+    title: "FLUX transformer",
+    option: None,
+    diffusers: Diffusers {
+        folder: "transformer",
+        library: "diffusers",
+        class: "FluxTransformer2DModel",
+        classes: "Flux*",
+    },
+    tokenizer: None,
+    files: FileNames {
+        folders: &["transformer"],
+        ranks: &[&["*flux*"], &["diffusion_pytorch_model*"], &["*"]],
+        known: &[],
+        not: &[],
+        written: "flux1-synthetic.safetensors",
+    },
+    source: None,
+    comfy_prefix: "model.diffusion_model.",
+    gguf: Some("flux"),
+    tensors: TENSORS,
+    dialects: &[
+        Dialect {
+            name: "BFL",
+            markers: &[
+                "double_blocks.0.img_attn.qkv.weight",
+                "double_blocks.0.img_attn.proj.weight",
+                "single_blocks.0.linear1.weight",
+            ],
+            requires: &[],
+            naming: Naming::Canonical,
+            gguf: false,
+        },
+        Dialect {
+            name: "diffusers",
+            markers: &[
+                "single_transformer_blocks.0.attn.to_q.weight",
+                "single_transformer_blocks.0.proj_mlp.weight",
+            ],
+            requires: &[],
+            naming: Naming::Renamed(DIFFUSERS),
+            gguf: false,
+        },
+    ],
+    aliases: &[],
+    unused: &[],
+    excludes: &[],
+    fit: None,
+    convolutional: false,
+    tables: &[],
+    quantised: &["double_blocks.", "single_blocks."],
+    unscaled_queries: None,
+    facts: &[
+        ("double blocks", Fact::Count("double_blocks.")),
+        ("single blocks", Fact::Count("single_blocks.")),
+        ("hidden width", Fact::Axis("img_in.weight", 0)),
+        ("head width", Fact::Axis("double_blocks.0.img_attn.norm.query_norm.scale", 0)),
+        ("input channels", Fact::Axis("img_in.weight", 1)),
+        ("text width", Fact::Axis("txt_in.weight", 1)),
+        ("pooled width", Fact::Axis("vector_in.in_layer.weight", 1)),
+        ("guidance", Fact::Present("guidance_in.in_layer.weight")),
+    ],
+    // One of BFL's two models was distilled with its guidance as an input.
+    variant: Some(Variant::Either {
+        tensor: "guidance_in.in_layer.weight",
+        with: "dev",
+        without: "schnell",
+    }),
+    lora: LoraLayers {
+        layers: LORA,
+        spellings: SPELLINGS,
+        input: Some("img_in.weight"),
+        blocks_hint: "FLUX.1 has 19 double and 38 single blocks; HunyuanVideo has 20 and 40, Qwen-Image 60 of one kind",
+    },
+};
+
+const TENSORS: &[&str] = &[
+    affine!("img_in"),
+    affine!("txt_in"),
+    affine!("time_in.{in_layer|out_layer}"),
+    affine!("vector_in.{in_layer|out_layer}"),
+    affine!("guidance_in.{in_layer|out_layer}"),
+    affine!("double_blocks.{}.{img_mod|txt_mod}.lin"),
+    affine!("double_blocks.{}.{img_attn|txt_attn}.{qkv|proj}"),
+    "double_blocks.{}.{img_attn|txt_attn}.norm.{query_norm|key_norm}.scale",
+    affine!("double_blocks.{}.{img_mlp|txt_mlp}.{0|2}"),
+    affine!("single_blocks.{}.modulation.lin"),
+    affine!("single_blocks.{}.{linear1|linear2}"),
+    "single_blocks.{}.norm.{query_norm|key_norm}.scale",
+    affine!("final_layer.linear"),
+    affine!("final_layer.adaLN_modulation.1"),
+];
+
+const DIFFUSERS: &[Rename] = &[
+    Rename::one(affine!("img_in"), &[affine!("x_embedder")]),
+    Rename::one(affine!("txt_in"), &[affine!("context_embedder")]),
+    Rename::one(
+        affine!("time_in.in_layer"),
+        &[affine!("time_text_embed.timestep_embedder.linear_1")],
+    ),
+    Rename::one(
+        affine!("time_in.out_layer"),
+        &[affine!("time_text_embed.timestep_embedder.linear_2")],
+    ),
+    Rename::one(
+        affine!("vector_in.in_layer"),
+        &[affine!("time_text_embed.text_embedder.linear_1")],
+    ),
+    Rename::one(
+        affine!("vector_in.out_layer"),
+        &[affine!("time_text_embed.text_embedder.linear_2")],
+    ),
+    Rename::one(
+        affine!("guidance_in.in_layer"),
+        &[affine!("time_text_embed.guidance_embedder.linear_1")],
+    ),
+    Rename::one(
+        affine!("guidance_in.out_layer"),
+        &[affine!("time_text_embed.guidance_embedder.linear_2")],
+    ),
+    Rename::one(
+        affine!("double_blocks.{}.img_mod.lin"),
+        &[affine!("transformer_blocks.{}.norm1.linear")],
+    ),
+    Rename::one(
+        affine!("double_blocks.{}.txt_mod.lin"),
+        &[affine!("transformer_blocks.{}.norm1_context.linear")],
+    ),
+    Rename::fused(
+        affine!("double_blocks.{}.img_attn.qkv"),
+        &[
+            affine!("transformer_blocks.{}.attn.to_q"),
+            affine!("transformer_blocks.{}.attn.to_k"),
+            affine!("transformer_blocks.{}.attn.to_v"),
+        ],
+        Split::Equal,
+    ),
+    Rename::fused(
+        affine!("double_blocks.{}.txt_attn.qkv"),
+        &[
+            affine!("transformer_blocks.{}.attn.add_q_proj"),
+            affine!("transformer_blocks.{}.attn.add_k_proj"),
+            affine!("transformer_blocks.{}.attn.add_v_proj"),
+        ],
+        Split::Equal,
+    ),
+    Rename::one(
+        "double_blocks.{}.img_attn.norm.query_norm.scale",
+        &["transformer_blocks.{}.attn.norm_q.weight"],
+    ),
+    Rename::one(
+        "double_blocks.{}.img_attn.norm.key_norm.scale",
+        &["transformer_blocks.{}.attn.norm_k.weight"],
+    ),
+    Rename::one(
+        "double_blocks.{}.txt_attn.norm.query_norm.scale",
+        &["transformer_blocks.{}.attn.norm_added_q.weight"],
+    ),
+    Rename::one(
+        "double_blocks.{}.txt_attn.norm.key_norm.scale",
+        &["transformer_blocks.{}.attn.norm_added_k.weight"],
+    ),
+    Rename::one(
+        affine!("double_blocks.{}.img_attn.proj"),
+        &[affine!("transformer_blocks.{}.attn.to_out.0")],
+    ),
+    Rename::one(
+        affine!("double_blocks.{}.txt_attn.proj"),
+        &[affine!("transformer_blocks.{}.attn.to_add_out")],
+    ),
+    Rename::one(
+        affine!("double_blocks.{}.img_mlp.0"),
+        &[affine!("transformer_blocks.{}.ff.net.0.proj")],
+    ),
+    Rename::one(
+        affine!("double_blocks.{}.img_mlp.2"),
+        &[affine!("transformer_blocks.{}.ff.net.2")],
+    ),
+    Rename::one(
+        affine!("double_blocks.{}.txt_mlp.0"),
+        &[affine!("transformer_blocks.{}.ff_context.net.0.proj")],
+    ),
+    Rename::one(
+        affine!("double_blocks.{}.txt_mlp.2"),
+        &[affine!("transformer_blocks.{}.ff_context.net.2")],
+    ),
+    Rename::one(
+        affine!("single_blocks.{}.modulation.lin"),
+        &[affine!("single_transformer_blocks.{}.norm.linear")],
+    ),
+    Rename::fused(
+        affine!("single_blocks.{}.linear1"),
+        &[
+            affine!("single_transformer_blocks.{}.attn.to_q"),
+            affine!("single_transformer_blocks.{}.attn.to_k"),
+            affine!("single_transformer_blocks.{}.attn.to_v"),
+            affine!("single_transformer_blocks.{}.proj_mlp"),
+        ],
+        Split::Square,
+    ),
+    Rename::one(
+        affine!("single_blocks.{}.linear2"),
+        &[affine!("single_transformer_blocks.{}.proj_out")],
+    ),
+    Rename::one(
+        "single_blocks.{}.norm.query_norm.scale",
+        &["single_transformer_blocks.{}.attn.norm_q.weight"],
+    ),
+    Rename::one(
+        "single_blocks.{}.norm.key_norm.scale",
+        &["single_transformer_blocks.{}.attn.norm_k.weight"],
+    ),
+    Rename::one(affine!("final_layer.linear"), &[affine!("proj_out")]),
+    // diffusers stores (scale, shift), BFL (shift, scale).
+    Rename::one(affine!("final_layer.adaLN_modulation.1"), &[affine!("norm_out.linear")])
+        .swapped(),
+];
+
+/// The layers that a LoRA may change.
+const LORA: &[&str] = &[
+    "img_in",
+    "txt_in",
+    "time_in.in_layer",
+    "time_in.out_layer",
+    "vector_in.in_layer",
+    "vector_in.out_layer",
+    "guidance_in.in_layer",
+    "guidance_in.out_layer",
+    "double_blocks.{}.img_mod.lin",
+    "double_blocks.{}.txt_mod.lin",
+    "double_blocks.{}.img_attn.qkv",
+    "double_blocks.{}.txt_attn.qkv",
+    "double_blocks.{}.img_attn.proj",
+    "double_blocks.{}.txt_attn.proj",
+    "double_blocks.{}.img_mlp.0",
+    "double_blocks.{}.img_mlp.2",
+    "double_blocks.{}.txt_mlp.0",
+    "double_blocks.{}.txt_mlp.2",
+    "single_blocks.{}.modulation.lin",
+    "single_blocks.{}.linear1",
+    "single_blocks.{}.linear2",
+    "final_layer.linear",
+    "final_layer.adaLN_modulation.1",
+];
+
+/// Spellings of single tools. XLabs' `_lora` before `.down` is a part of the suffix.
+const SPELLINGS: &[LoraSpelling] = &[
+    LoraSpelling::all("double_blocks.{}.processor.qkv_lora1", "double_blocks.{}.img_attn.qkv")
+        .by("XLabs"),
+    LoraSpelling::all("double_blocks.{}.processor.qkv_lora2", "double_blocks.{}.txt_attn.qkv")
+        .by("XLabs"),
+    LoraSpelling::all("double_blocks.{}.processor.proj_lora1", "double_blocks.{}.img_attn.proj")
+        .by("XLabs"),
+    LoraSpelling::all("double_blocks.{}.processor.proj_lora2", "double_blocks.{}.txt_attn.proj")
+        .by("XLabs"),
+    LoraSpelling::squares("single_blocks.{}.processor.qkv", "single_blocks.{}.linear1").by("XLabs"),
+    LoraSpelling::all("single_blocks.{}.processor.proj", "single_blocks.{}.linear2").by("XLabs"),
+    LoraSpelling::squares("single_blocks.{}.linear1_qkv", "single_blocks.{}.linear1"),
+    LoraSpelling::all("transformer_blocks.{}.attn.to_qkv", "double_blocks.{}.img_attn.qkv"),
+    LoraSpelling::all("transformer_blocks.{}.attn.to_added_qkv", "double_blocks.{}.txt_attn.qkv"),
+    LoraSpelling::squares("single_transformer_blocks.{}.attn.to_qkv", "single_blocks.{}.linear1"),
+];

@@ -1,0 +1,199 @@
+//! How trainers name the layers of a LoRA, as data: prefixes, spellings, and the rows of a fused
+//! weight that one stored matrix changes.
+
+use super::family::Role;
+use super::names::Split;
+
+/// How LoRAs of a family are named, and how LoRAs of other models are recognised.
+#[derive(Debug)]
+pub struct LoraSpec {
+    /// Beginnings of keys. The longest one that fits is tried first.
+    pub prefixes: &'static [&'static [LoraPrefix]],
+    /// Parts of keys that this family never has, with the model whose keys have them. The more
+    /// specific entries come first.
+    pub foreign: &'static [(&'static str, &'static str)],
+    /// Beginnings of the base model in the metadata, in lower case, of other models.
+    pub foreign_bases: &'static [&'static str],
+    /// Widths by which other models are recognised, with a hint for the user.
+    pub widths: &'static [(usize, &'static str)],
+    /// The hint for a width that is not listed.
+    pub other_width: &'static str,
+    /// Keys of such LoRAs, for the error about a file without any.
+    pub example: &'static str,
+}
+
+/// What a trainer puts before the name of a layer.
+#[derive(Debug)]
+pub struct LoraPrefix {
+    /// The beginning of the key, with its dot or underscore.
+    pub prefix: &'static str,
+    /// The only component whose layers may follow; `None` for any.
+    pub role: Option<Role>,
+    /// Underscores stand for the dots of the layer's name.
+    pub flat: bool,
+    /// The trainer that writes it; `None` where several do.
+    pub trainer: Option<&'static str>,
+}
+
+impl LoraPrefix {
+    /// A prefix that tells which trainer wrote the file.
+    pub const fn of(prefix: &'static str, role: Option<Role>, trainer: &'static str) -> Self {
+        LoraPrefix { prefix, role, flat: false, trainer: Some(trainer) }
+    }
+
+    /// A prefix that several trainers use for one component.
+    pub const fn shared(prefix: &'static str, role: Option<Role>) -> Self {
+        LoraPrefix { prefix, role, flat: false, trainer: None }
+    }
+
+    /// The same, with underscores for dots in what follows.
+    pub const fn flat(self) -> Self {
+        LoraPrefix { flat: true, ..self }
+    }
+}
+
+const TRANSFORMER: Option<Role> = Some(Role::Transformer);
+
+/// The prefixes that trainers use for the transformer of any family.
+pub const COMMON_PREFIXES: &[LoraPrefix] = &[
+    LoraPrefix::of("lora_unet_", TRANSFORMER, "Kohya sd-scripts").flat(),
+    LoraPrefix::of("lora_transformer_", TRANSFORMER, "OneTrainer").flat(),
+    LoraPrefix::of("lycoris_", TRANSFORMER, "LyCORIS (SimpleTuner)").flat(),
+    LoraPrefix::of("base_model.model.", None, "PEFT"),
+    LoraPrefix::of("model.diffusion_model.", TRANSFORMER, "ComfyUI"),
+    LoraPrefix::of("diffusion_model.", TRANSFORMER, "PEFT (ai-toolkit)"),
+    LoraPrefix::of("transformer.", TRANSFORMER, "diffusers"),
+    LoraPrefix::of("unet.", TRANSFORMER, "diffusers"),
+    LoraPrefix::shared("text_encoders.transformer.", None),
+    LoraPrefix::of("", None, "no prefix"),
+];
+
+/// The layers of a component that a LoRA may change.
+#[derive(Debug)]
+pub struct LoraLayers {
+    /// Canonical names without `.weight`, with `{}` for the number of a block. Each is also known
+    /// under the names of the component's dialects.
+    pub layers: &'static [&'static str],
+    /// Further spellings.
+    pub spellings: &'static [LoraSpelling],
+    /// The weight that control LoRAs widen for a control image.
+    pub input: Option<&'static str>,
+    /// What to tell a user whose LoRA has more blocks than the component.
+    pub blocks_hint: &'static str,
+}
+
+impl LoraLayers {
+    /// No LoRA changes this component.
+    pub const NONE: LoraLayers =
+        LoraLayers { layers: &[], spellings: &[], input: None, blocks_hint: "" };
+}
+
+/// A spelling of a layer that is not one of the component's dialects.
+#[derive(Debug)]
+pub struct LoraSpelling {
+    /// The layer as the trainer names it.
+    pub stored: &'static str,
+    /// The canonical layer.
+    pub canonical: &'static str,
+    /// The rows of the canonical weight that the stored matrix changes.
+    pub rows: Rows,
+    /// The only tool that spells it this way; `None` where the prefix tells the trainer.
+    pub tool: Option<&'static str>,
+}
+
+impl LoraSpelling {
+    /// A second name of a whole layer.
+    pub const fn all(stored: &'static str, canonical: &'static str) -> Self {
+        LoraSpelling { stored, canonical, rows: Rows::All, tool: None }
+    }
+
+    /// A name of q, k and v in a layer that holds more.
+    pub const fn squares(stored: &'static str, canonical: &'static str) -> Self {
+        LoraSpelling { stored, canonical, rows: Rows::Squares, tool: None }
+    }
+
+    /// The same, written by one tool only.
+    pub const fn by(self, tool: &'static str) -> Self {
+        LoraSpelling { tool: Some(tool), ..self }
+    }
+}
+
+/// The rows of a canonical weight that one stored matrix changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rows {
+    /// All rows.
+    All,
+    /// Part `.0` of `.1` equal parts: one of q, k, v of a fused matrix.
+    Equal(usize, usize),
+    /// Part `.0` of several that each have as many rows as the weight has columns: one of q, k, v
+    /// in a weight that holds more.
+    Square(usize),
+    /// Three such parts together.
+    Squares,
+    /// The rows that follow three such parts.
+    Rest,
+    /// All rows, the second half stored first.
+    Swapped,
+}
+
+/// Consecutive rows of a stored matrix and the rows of the weight that they change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    /// First row of the weight.
+    pub row: usize,
+    /// First row of the stored matrix.
+    pub from: usize,
+    /// Number of rows.
+    pub rows: usize,
+}
+
+impl Rows {
+    /// The rows of part `part` of `parts` stored parts of one weight.
+    pub fn of_part(split: Split, swapped: bool, part: usize, parts: usize) -> Rows {
+        match split {
+            _ if parts == 1 && swapped => Rows::Swapped,
+            _ if parts == 1 => Rows::All,
+            Split::Equal => Rows::Equal(part, parts),
+            Split::Square if part + 1 == parts => Rows::Rest,
+            Split::Square => Rows::Square(part),
+        }
+    }
+
+    /// The blocks of a `rows x cols` weight; `None` where it cannot be divided this way.
+    pub fn of(self, (rows, cols): (usize, usize)) -> Option<Vec<Block>> {
+        let block = |row: usize, rows: usize| vec![Block { row, from: 0, rows }];
+        let squares = cols.checked_mul(3).filter(|n| *n <= rows);
+        match self {
+            Rows::All => Some(block(0, rows)),
+            Rows::Equal(i, n) => rows.is_multiple_of(n).then(|| block(rows / n * i, rows / n)),
+            Rows::Square(i) => squares.map(|_| block(cols * i, cols)),
+            Rows::Squares => squares.map(|n| block(0, n)),
+            Rows::Rest => squares.map(|n| block(n, rows - n)),
+            Rows::Swapped => rows.is_multiple_of(2).then(|| {
+                let half = rows / 2;
+                vec![
+                    Block { row: 0, from: half, rows: half },
+                    Block { row: half, from: 0, rows: half },
+                ]
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_divide_the_weights_of_flux() {
+        let one = |row, rows| Some(vec![Block { row, from: 0, rows }]);
+        assert_eq!(Rows::Equal(2, 3).of((9216, 3072)), one(6144, 3072));
+        assert_eq!(Rows::Square(1).of((21504, 3072)), one(3072, 3072));
+        assert_eq!(Rows::Rest.of((21504, 3072)), one(9216, 12288));
+        assert_eq!(Rows::Squares.of((21504, 3072)), one(0, 9216));
+        let halves = vec![Block { row: 0, from: 3, rows: 3 }, Block { row: 3, from: 0, rows: 3 }];
+        assert_eq!(Rows::Swapped.of((6, 2)), Some(halves));
+        assert_eq!(Rows::Equal(0, 3).of((8, 2)), None);
+        assert_eq!(Rows::Rest.of((5, 2)), None);
+    }
+}

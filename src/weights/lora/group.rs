@@ -1,0 +1,108 @@
+//! The keys of one pair, and what of a file no pair uses: passed on from the first look at a LoRA
+//! to every later one.
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::spec::Component;
+use crate::spec::lora::Rows;
+use crate::weights::container::file::WeightFile;
+use crate::weights::container::safetensors::Stored;
+
+/// The keys of one pair: indices among the file's tensors.
+pub struct Group {
+    /// The beginning that the keys have in common.
+    pub base: String,
+    /// The component that has the layer.
+    pub component: Component,
+    /// The canonical weight.
+    pub weight: String,
+    /// The number of its block, if it is in one.
+    pub block: Option<usize>,
+    /// The rows of the weight that the pair changes.
+    pub rows: Rows,
+    /// The trainer, if the keys show it.
+    pub dialect: Option<&'static str>,
+    /// A, `rank x columns`.
+    pub down: Option<usize>,
+    /// B, `rows x rank`.
+    pub up: Option<usize>,
+    /// The tensor of alpha.
+    pub alpha: Option<usize>,
+    /// Alpha from the header, and whether it is divided by the square root of the rank. The tensor
+    /// takes precedence.
+    pub configured: Option<(f64, bool)>,
+}
+
+impl Group {
+    /// Its tensors.
+    pub fn keys(&self) -> impl Iterator<Item = usize> {
+        [self.down, self.up, self.alpha].into_iter().flatten()
+    }
+
+    /// Its alpha: from the tensor, of any type, or from the header. `None` if there is none.
+    pub fn alpha(&self, file: &WeightFile) -> Result<Option<f64>> {
+        let Some(i) = self.alpha else { return Ok(self.configured.map(|(alpha, _)| alpha)) };
+        let entry = &file.header.tensors[i];
+        let bytes = &file.source.bytes()[entry.range.clone()];
+        let one = entry.shape.iter().all(|n| *n == 1);
+        let value = match (entry.stored, bytes) {
+            (Stored::Float(dtype), bytes) if one => Some(f64::from(dtype.decode(bytes))),
+            (Stored::Other("F64", _), &[a, b, c, d, e, f, g, h]) => {
+                Some(f64::from_le_bytes([a, b, c, d, e, f, g, h]))
+            }
+            (Stored::Other("I64", _), &[a, b, c, d, e, f, g, h]) => {
+                Some(i64::from_le_bytes([a, b, c, d, e, f, g, h]) as f64)
+            }
+            (Stored::Other("I32", _), &[a, b, c, d]) => {
+                Some(f64::from(i32::from_le_bytes([a, b, c, d])))
+            }
+            (Stored::Other("I16", _), &[a, b]) => Some(f64::from(i16::from_le_bytes([a, b]))),
+            (Stored::Other("U8", _), &[a]) => Some(f64::from(a)),
+            _ => None,
+        };
+        match value {
+            Some(value) => Ok(Some(value)),
+            None => Err(Error::model("alpha is not one number").at(&entry.name).found(format!(
+                "{} {:?}",
+                entry.stored.name(),
+                entry.shape
+            ))),
+        }
+    }
+}
+
+/// A key that no pair uses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Unmatched {
+    /// The key.
+    pub key: String,
+    /// The reason.
+    pub why: String,
+}
+
+impl Unmatched {
+    /// `key`, which no pair uses because of `why`.
+    pub fn new(key: &str, why: impl Into<String>) -> Self {
+        Unmatched { key: key.into(), why: why.into() }
+    }
+}
+
+/// The keys of a file, sorted into pairs.
+pub struct Grouped {
+    /// By component, weight and rows.
+    pub groups: Vec<Group>,
+    /// The keys that no pair uses.
+    pub unmatched: Vec<Unmatched>,
+    /// Lines for the user.
+    pub notes: Vec<String>,
+}
+
+/// The metadata keys in which trainers write the model that a LoRA was trained on.
+const BASE_MODEL: [&str; 4] =
+    ["modelspec.architecture", "ss_base_model_version", "ss_sd_model_name", "sshs_base_model"];
+
+/// The model that the LoRA was trained on, according to its metadata.
+pub fn base_model(file: &WeightFile) -> Option<&String> {
+    BASE_MODEL.iter().find_map(|key| file.header.metadata.get(*key))
+}
