@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use flux_fast::library::{Files, open};
+use flux_fast::spec::flux1::TRANSFORMER;
 use flux_fast::tensor::{HostPart, HostWeight};
+use flux_fast::weights::ComponentWeights;
 use flux_fast::weights::synth::{Dialect, Grid, Storage, SynthSpec, write};
-use flux_fast::weights::{Component, ComponentWeights};
 
 const HIDDEN: usize = 3072;
 
@@ -25,7 +26,7 @@ const BLOCK: [(&str, usize, usize); 3] = [
 fn spec(blocks: usize) -> SynthSpec {
     let tensors = (0..blocks).flat_map(|i| {
         BLOCK.map(|(name, rows, cols)| {
-            (Component::Flux, format!("single_blocks.{i}.{name}"), vec![rows, cols])
+            (TRANSFORMER, format!("single_blocks.{i}.{name}"), vec![rows, cols])
         })
     });
     SynthSpec {
@@ -92,7 +93,7 @@ fn stream(c: &mut Criterion) {
     write(&spec(blocks), &path).unwrap();
     let size = path.metadata().unwrap().len();
     eprintln!("made {size} bytes in {:.2} s", start.elapsed().as_secs_f64());
-    let flux = open(&Files::model(&path)).unwrap().flux.unwrap();
+    let flux = open(&Files::model(&path)).unwrap().take(TRANSFORMER).unwrap();
     let file = std::fs::File::open(&path).unwrap();
     file.sync_all().unwrap();
 

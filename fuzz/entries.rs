@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use flux_fast::library::{Checkpoint, open_source};
 use flux_fast::pipeline::tokenizers;
-use flux_fast::weights::{Component, lora};
+use flux_fast::spec::Component;
+use flux_fast::spec::flux1::{FLUX1, TRANSFORMER};
+use flux_fast::weights::lora;
 
 /// Files beyond this size are no use in a search.
 pub const MOST_BYTES: usize = 1 << 20;
@@ -14,9 +16,9 @@ pub const MOST_BYTES: usize = 1 << 20;
 /// A model in either container: opened, and every weight that is small decoded.
 pub fn model(bytes: &[u8]) {
     if let Ok(checkpoint) = open_source(Arc::new(bytes.to_vec()), "fuzz") {
-        Component::ALL.iter().for_each(|&component| decode(&checkpoint, component));
+        FLUX1.components.iter().for_each(|&component| decode(&checkpoint, component));
     }
-    let _ = lora::read(Arc::new(bytes.to_vec()), Path::new("fuzz"), &base);
+    let _ = lora::read(Arc::new(bytes.to_vec()), Path::new("fuzz"), &FLUX1, &base);
 }
 
 fn decode(checkpoint: &Checkpoint, component: Component) {
@@ -45,7 +47,7 @@ pub fn gguf(bytes: &[u8]) {
 pub fn lora_keys(text: &[u8]) {
     let text = String::from_utf8_lossy(text);
     if let Some(bytes) = container(&text) {
-        let _ = lora::read(Arc::new(bytes), Path::new("fuzz"), &base);
+        let _ = lora::read(Arc::new(bytes), Path::new("fuzz"), &FLUX1, &base);
     }
 }
 
@@ -57,7 +59,7 @@ pub fn tokenizer_json(bytes: &[u8]) {
 /// The matrices of a FLUX.1 whose axes are 64 times smaller, roughly.
 fn base(component: Component, name: &str) -> Option<(usize, usize)> {
     let shape = match () {
-        () if component != Component::Flux => (12, 12),
+        () if component != TRANSFORMER => (12, 12),
         () if name.ends_with("qkv.weight") => (144, 48),
         () if name.ends_with("mlp.0.weight") => (192, 48),
         () if name.ends_with("mlp.2.weight") => (48, 192),

@@ -305,7 +305,8 @@ impl EngineArgs {
     pub fn files(&self) -> ModelFiles {
         let EngineArgs { model, clip, t5, vae, .. } = self.clone();
         let given = [("clip", clip), ("t5", t5), ("vae", vae)];
-        let named = given.into_iter().filter_map(|(option, path)| Some((option.to_string(), path?)));
+        let named =
+            given.into_iter().filter_map(|(option, path)| Some((option.to_string(), path?)));
         ModelFiles { model, components: named.collect() }
     }
 

@@ -15,4 +15,6 @@ pub mod synthetic;
 
 pub use inspect::{Inspection, inspect, inspect_among};
 pub use lookup::ModelFiles;
-pub use open::{Checkpoint, Files, open, open_among, open_bytes, open_only, open_source, open_source_among};
+pub use open::{
+    Checkpoint, Files, open, open_among, open_bytes, open_only, open_source, open_source_among,
+};

@@ -268,16 +268,14 @@ impl OpenedUnit {
         let wanted = titles(wanted);
         let names = names(&self.files);
         let e = if is_lora(&names) {
-            Error::model("this is a LoRA, not a model")
-                .try_(format!(
+            Error::model("this is a LoRA, not a model").try_(format!(
                 "--lora with it, and --model with the {} model that it was trained for",
                 self.families.titles()
             ))
         } else if let Some(format) = names.iter().find_map(|n| foreign_storage(n)) {
             storage::unsupported(format)
         } else if let Some(found) = self.found.first() {
-            let e =
-                Error::model(format!("holds no {}", wanted)).found(found.component.title);
+            let e = Error::model(format!("holds no {}", wanted)).found(found.component.title);
             match found.component.option {
                 None => e,
                 Some(option) => {
@@ -345,12 +343,7 @@ pub fn open_among(
 
 impl Checkpoint {
     /// Looks for the components that are absent: around `folder`, then in `places`.
-    fn search(
-        &mut self,
-        folder: &Path,
-        places: Option<&Places>,
-        families: Families,
-    ) -> Result<()> {
+    fn search(&mut self, folder: &Path, places: Option<&Places>, families: Families) -> Result<()> {
         // Looking through all places takes time, and most models have their components beside them.
         let entries = OnceCell::new();
         for &component in self.family.components {

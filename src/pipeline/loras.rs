@@ -23,8 +23,8 @@ use crate::library::places::{Places, Role};
 use crate::op::{Lora, Program, Use, WeightSpec};
 use crate::spec::{Component, Family, Role as Part};
 use crate::tensor::HostWeight;
-use crate::weights::lora::{self, Adapter, Combined};
 use crate::weights::ComponentWeights;
+use crate::weights::lora::{self, Adapter, Combined};
 
 /// Files that were read and are kept open.
 const KEPT: usize = 16;
@@ -262,8 +262,7 @@ impl LoraSet {
     /// encoder.
     pub fn text_key(&self) -> String {
         let text = |p: &lora::Pair| matches!(p.component.role, Part::Text(_));
-        let touched =
-            self.adapters.iter().any(|(a, s)| *s != 0.0 && a.pairs().iter().any(text));
+        let touched = self.adapters.iter().any(|(a, s)| *s != 0.0 && a.pairs().iter().any(text));
         if !touched {
             return String::new();
         }

@@ -13,9 +13,9 @@ use flux_fast::model::flux1;
 use flux_fast::model::flux1::DenoiseShape;
 use flux_fast::op::{Program, Segment, Step};
 use flux_fast::plan;
+use flux_fast::spec::flux1::TRANSFORMER;
 use flux_fast::stream::{Holdings, Session, Tenancy};
 use flux_fast::tensor::{HostWeight, Weight};
-use flux_fast::weights::Component;
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
 use serde_json::json;
 
@@ -53,8 +53,7 @@ impl Denoiser {
     /// A denoiser with activations of type `act` and `depth_single` single blocks.
     pub fn computing_in(act: DType, depth_single: usize) -> Self {
         let (c, folder) = (config(depth_single), temp_dir());
-        let tensors =
-            flux1::tensors(&c).into_iter().map(|(n, s)| (Component::Flux, n, s)).collect();
+        let tensors = flux1::tensors(&c).into_iter().map(|(n, s)| (TRANSFORMER, n, s)).collect();
         let spec = SynthSpec {
             seed: 3,
             tensors,
@@ -67,7 +66,7 @@ impl Denoiser {
         synth::write(&spec, &path).unwrap();
         let shape = DenoiseShape { images: 1, cfg: true, text_tokens: 5, height: 2, width: 3 };
         let program = flux1::denoise(&c, &shape, act);
-        let weights = resolve(&program, open(&Files::model(path)).unwrap().flux.as_ref().unwrap());
+        let weights = resolve(&program, open(&Files::model(path)).unwrap().get(TRANSFORMER).unwrap());
         let values = |name: &str| {
             let t = program.input(name);
             (0..t.rows * t.cols)

@@ -12,7 +12,7 @@ use flux_fast::model::flux1::DenoiseShape;
 use flux_fast::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, t5, vae};
 use flux_fast::pipeline::Pipeline;
 use flux_fast::pipeline::request::{Request, RunOptions};
-use flux_fast::weights::Component;
+use flux_fast::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
 use serde_json::json;
 
@@ -49,10 +49,10 @@ fn write_model(dir: &tempfile::TempDir, flux: &FluxConfig) -> std::path::PathBuf
     let named = |component, list: Vec<(String, Vec<usize>)>| {
         list.into_iter().map(move |(n, s)| (component, n, s))
     };
-    let tensors = named(Component::Flux, flux1::tensors(flux))
-        .chain(named(Component::T5, t5::tensors(&t5)))
-        .chain(named(Component::Clip, clip::tensors(&clip)))
-        .chain(named(Component::Vae, vae::tensors(&vae)))
+    let tensors = named(TRANSFORMER, flux1::tensors(flux))
+        .chain(named(T5, t5::tensors(&t5)))
+        .chain(named(CLIP, clip::tensors(&clip)))
+        .chain(named(VAE, vae::tensors(&vae)))
         .collect();
     let configs = json!({ "transformer": flux.to_json(), "text_encoder": clip.to_json(), "text_encoder_2": t5.to_json(), "vae": vae.to_json(),
         "tokenizer_2": { "model_max_length": 16 }, "generation": { "num_inference_steps": 3, "width": 48, "height": 32 } });
@@ -76,7 +76,7 @@ fn every_budget_gives_the_same_bits() {
     let (c, mut backend) = (config(), cpu(Compute::Auto));
     let shape = DenoiseShape { images: 2, cfg: true, text_tokens: 5, height: 2, width: 3 };
     let program = flux1::denoise(&c, &shape, DType::F32);
-    let weights = resolve(&program, checkpoint.flux.as_ref().unwrap());
+    let weights = resolve(&program, checkpoint.get(TRANSFORMER).unwrap());
     let values =
         |n: usize| (0..n).map(|i| ((i * 31 + 7) % 101) as f32 / 50.0 - 1.0).collect::<Vec<f32>>();
     let of = |name: &str| {

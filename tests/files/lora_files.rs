@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use flux_fast::dtype::DType;
 use flux_fast::error::{Error, Kind, Result};
-use flux_fast::weights::Component;
+use flux_fast::spec::flux1::{CLIP, FLUX1, T5, TRANSFORMER};
+use flux_fast::spec::{Component, FAMILIES};
 use flux_fast::weights::lora::{Adapter, Combined, Pair, combine, open, read, survey};
 
 // ---- files made by hand ----
@@ -72,7 +73,7 @@ impl Lora {
     }
 
     fn read(&self, base: &Shapes) -> Result<Adapter> {
-        read(Arc::new(self.bytes()), Path::new("my.safetensors"), &|c, n| {
+        read(Arc::new(self.bytes()), Path::new("my.safetensors"), &FLUX1, &|c, n| {
             base.get(&(c, n.to_string())).copied()
         })
     }
@@ -111,11 +112,7 @@ fn list(file: &str) -> Vec<(String, Vec<usize>)> {
 
 /// The matrices of FLUX.1 dev and its text encoders.
 fn dev() -> Shapes {
-    let files = [
-        (Component::Flux, "bfl_dev.txt"),
-        (Component::T5, "t5_single.txt"),
-        (Component::Clip, "clip.txt"),
-    ];
+    let files = [(TRANSFORMER, "bfl_dev.txt"), (T5, "t5_single.txt"), (CLIP, "clip.txt")];
     let of = |(c, file): (Component, &str)| {
         list(file)
             .into_iter()
@@ -127,9 +124,9 @@ fn dev() -> Shapes {
 
 /// The same with two blocks of each kind and narrow layers: width 12, MLP 48.
 fn small() -> Shapes {
-    let narrow = |c: Component, n: usize| match (c, n) {
-        (Component::Flux, 3072..) => n / 256,
-        (Component::Flux, 64..) => n / 16,
+    let narrow = |c: Component, n: usize| match (c.name, n) {
+        ("flux", 3072..) => n / 256,
+        ("flux", 64..) => n / 16,
         _ => n / 64,
     };
     let block = |name: &str| name.split('.').find_map(|w| w.parse::<usize>().ok()).unwrap_or(0);
@@ -220,7 +217,7 @@ fn listed(dir: &Path, file: &str, keep: impl Fn(&str) -> bool) -> (PathBuf, usiz
 
 fn read_listed(file: &str, base: &Shapes, keep: impl Fn(&str) -> bool) -> Result<Adapter> {
     let dir = tempfile::tempdir().unwrap();
-    open(&listed(dir.path(), file, keep).0, &|c, n| base.get(&(c, n.to_string())).copied())
+    open(&listed(dir.path(), file, keep).0, &FLUX1, &|c, n| base.get(&(c, n.to_string())).copied())
 }
 
 #[test]
@@ -346,7 +343,7 @@ fn parts(weight: &str, (rows, cols): (usize, usize)) -> Vec<(usize, usize, Strin
 }
 
 fn is_linear(component: Component, weight: &str) -> bool {
-    component == Component::Flux
+    component == TRANSFORMER
         || !(weight.contains("embedding") || weight.contains("shared") || weight.contains("bias"))
 }
 
@@ -355,11 +352,8 @@ fn truth(base: &Shapes, shared: bool) -> Truth {
     let mut numbers = Numbers(if shared { 1 } else { 2 });
     let mut out = Truth::new();
     for ((c, w), shape) in base.iter().filter(|((c, w), _)| is_linear(*c, w)) {
-        let parts = if *c == Component::Flux {
-            parts(w, *shape)
-        } else {
-            vec![(0, shape.0, String::new())]
-        };
+        let parts =
+            if *c == TRANSFORMER { parts(w, *shape) } else { vec![(0, shape.0, String::new())] };
         let one = numbers.many(2 * shape.1);
         let pieces = parts.into_iter().map(|(first, rows, _)| {
             let a = if shared { one.clone() } else { numbers.many(2 * shape.1) };
@@ -434,10 +428,7 @@ fn write(truth: &Truth, base: &Shapes, d: &Dialect) -> Lora {
         let shape = base[&(*c, w.clone())];
         let layer = w.strip_suffix(".weight").unwrap();
         let mut put = |layer: &str, p: &Piece, swap: bool| {
-            let prefix = d.prefixes[[Component::Flux, Component::Clip, Component::T5]
-                .iter()
-                .position(|x| x == c)
-                .unwrap()];
+            let prefix = d.prefixes[[TRANSFORMER, CLIP, T5].iter().position(|x| x == c).unwrap()];
             let name = prefix.to_string()
                 + &if d.underscores { layer.replace('.', "_") } else { layer.to_string() };
             let mut b = p.b.clone();
@@ -453,7 +444,7 @@ fn write(truth: &Truth, base: &Shapes, d: &Dialect) -> Lora {
                 lora.push(&format!("{name}{alpha}"), d.dtype, &[], &[p.alpha]);
             }
         };
-        if *c == Component::Flux && d.diffusers {
+        if *c == TRANSFORMER && d.diffusers {
             let names = parts(w, shape);
             assert_eq!(names.len(), pieces.len());
             for (p, (_, _, name)) in pieces.iter().zip(names) {
@@ -530,8 +521,8 @@ fn xlabs_numbers_are_image_and_text() {
         ("single_blocks.0.processor.qkv_lora", "single_blocks.0.linear1.weight"),
     ];
     for (name, weight) in names {
-        let shape = base[&(Component::Flux, weight.to_string())];
-        let mut p = fuse(&truth[&(Component::Flux, weight.to_string())], shape.0);
+        let shape = base[&(TRANSFORMER, weight.to_string())];
+        let mut p = fuse(&truth[&(TRANSFORMER, weight.to_string())], shape.0);
         if name.contains("single_blocks.0.processor.qkv") {
             p.rows = 3 * shape.1;
             p.b.truncate(p.rows * p.rank);
@@ -542,17 +533,16 @@ fn xlabs_numbers_are_image_and_text() {
     let adapter = lora.read(&base).unwrap();
     assert_eq!((adapter.summary.dialect.as_str(), adapter.summary.unmatched), ("XLabs", 0));
     for (_, weight) in names {
-        let shape = base[&(Component::Flux, weight.to_string())];
+        let shape = base[&(TRANSFORMER, weight.to_string())];
         // No alpha: a factor of 1, where the truth has 1/2.
-        let mut want: Vec<f64> = expected(&truth[&(Component::Flux, weight.to_string())], shape)
+        let mut want: Vec<f64> = expected(&truth[&(TRANSFORMER, weight.to_string())], shape)
             .iter()
             .map(|v| v * 2.0)
             .collect();
         if weight.contains("linear1") {
             want[3 * shape.1 * shape.1..].fill(0.0);
         }
-        let combined =
-            whole(&[(&adapter, 1.0)], Component::Flux, weight, &base, DType::F32).unwrap();
+        let combined = whole(&[(&adapter, 1.0)], TRANSFORMER, weight, &base, DType::F32).unwrap();
         assert_eq!(delta(&combined), want, "{weight}");
     }
 }
@@ -566,24 +556,18 @@ const LINEAR1: &str = "single_blocks.0.linear1.weight";
 #[test]
 fn any_rows_of_a_weight_can_be_asked_for() {
     let base = small();
-    let (rows, cols) = base[&(Component::Flux, LINEAR1.to_string())];
+    let (rows, cols) = base[&(TRANSFORMER, LINEAR1.to_string())];
     for shared in [true, false] {
         let truth = truth(&base, shared);
         for d in [&DIALECTS[0], &DIALECTS[6]] {
             let adapter = write(&truth, &base, d).read(&base).unwrap();
-            let all = delta(
-                &whole(&[(&adapter, 1.0)], Component::Flux, LINEAR1, &base, DType::F32).unwrap(),
-            );
+            let all =
+                delta(&whole(&[(&adapter, 1.0)], TRANSFORMER, LINEAR1, &base, DType::F32).unwrap());
             for range in [0..rows, 0..3 * cols, 3 * cols..rows, 5..17, 11..12, rows - 1..rows] {
-                let part = combine(
-                    &[(&adapter, 1.0)],
-                    Component::Flux,
-                    LINEAR1,
-                    range.clone(),
-                    DType::F32,
-                )
-                .unwrap()
-                .unwrap();
+                let part =
+                    combine(&[(&adapter, 1.0)], TRANSFORMER, LINEAR1, range.clone(), DType::F32)
+                        .unwrap()
+                        .unwrap();
                 assert_eq!(delta(&part), all[range.start * cols..range.end * cols], "{range:?}");
                 let b = values(&part.b);
                 for (i, v) in b.iter().enumerate() {
@@ -600,28 +584,22 @@ fn any_rows_of_a_weight_can_be_asked_for() {
             }
             // The final layer's halves change places in diffusers' names.
             let weight = "final_layer.adaLN_modulation.1.weight";
-            let n = base[&(Component::Flux, weight.to_string())].0;
-            let all = delta(
-                &whole(&[(&adapter, 1.0)], Component::Flux, weight, &base, DType::F32).unwrap(),
-            );
-            let part = combine(
-                &[(&adapter, 1.0)],
-                Component::Flux,
-                weight,
-                n / 2 - 2..n / 2 + 3,
-                DType::F32,
-            )
-            .unwrap()
-            .unwrap();
+            let n = base[&(TRANSFORMER, weight.to_string())].0;
+            let all =
+                delta(&whole(&[(&adapter, 1.0)], TRANSFORMER, weight, &base, DType::F32).unwrap());
+            let part =
+                combine(&[(&adapter, 1.0)], TRANSFORMER, weight, n / 2 - 2..n / 2 + 3, DType::F32)
+                    .unwrap()
+                    .unwrap();
             assert_eq!(delta(&part), all[(n / 2 - 2) * cols..(n / 2 + 3) * cols]);
             assert_eq!(part.rank(), 2);
         }
         let adapter = write(&truth, &base, &DIALECTS[6]).read(&base).unwrap();
-        let q = combine(&[(&adapter, 1.0)], Component::Flux, LINEAR1, 0..cols, DType::F32)
+        let q = combine(&[(&adapter, 1.0)], TRANSFORMER, LINEAR1, 0..cols, DType::F32)
             .unwrap()
             .unwrap();
         assert_eq!(q.rank(), 2, "rows of q alone need q's ranks alone");
-        let fused = whole(&[(&adapter, 1.0)], Component::Flux, LINEAR1, &base, DType::F32).unwrap();
+        let fused = whole(&[(&adapter, 1.0)], TRANSFORMER, LINEAR1, &base, DType::F32).unwrap();
         assert_eq!(fused.rank(), if shared { 2 } else { 8 }, "one A is one run of ranks");
     }
 }
@@ -647,20 +625,18 @@ fn several_loras_are_one_pair() {
         assert_eq!(delta(&combined), want, "{w}");
     }
     assert!(
-        whole(&loras[2..3], Component::Flux, LINEAR1, &base, DType::F32).is_none(),
+        whole(&loras[2..3], TRANSFORMER, LINEAR1, &base, DType::F32).is_none(),
         "weight 0 takes no part"
     );
-    assert!(whole(&[], Component::Flux, LINEAR1, &base, DType::F32).is_none());
-    assert!(
-        combine(&loras, Component::Flux, "nothing.weight", 0..4, DType::F32).unwrap().is_none()
-    );
-    let e = combine(&[(&adapters[0], f32::NAN)], Component::Flux, LINEAR1, 0..4, DType::F32)
-        .unwrap_err();
+    assert!(whole(&[], TRANSFORMER, LINEAR1, &base, DType::F32).is_none());
+    assert!(combine(&loras, TRANSFORMER, "nothing.weight", 0..4, DType::F32).unwrap().is_none());
+    let e =
+        combine(&[(&adapters[0], f32::NAN)], TRANSFORMER, LINEAR1, 0..4, DType::F32).unwrap_err();
     assert_eq!(e.kind(), Kind::Argument);
-    assert!(combine(&loras, Component::Flux, LINEAR1, 0..4, DType::F16).is_err());
+    assert!(combine(&loras, TRANSFORMER, LINEAR1, 0..4, DType::F16).is_err());
     let e = combine(
         &[(&adapters[0], f32::MAX), (&adapters[0], f32::MAX)],
-        Component::Flux,
+        TRANSFORMER,
         LINEAR1,
         0..4,
         DType::F32,
@@ -669,7 +645,7 @@ fn several_loras_are_one_pair() {
 }
 
 fn proj(base: &Shapes) -> (usize, usize) {
-    base[&(Component::Flux, PROJ_WEIGHT.to_string())]
+    base[&(TRANSFORMER, PROJ_WEIGHT.to_string())]
 }
 
 fn plain(base: &Shapes) -> Lora {
@@ -718,7 +694,7 @@ fn alpha_is_read_from_every_place_and_type() {
         "{:?}",
         idle.summary.notes
     );
-    assert!(whole(&[(&idle, 1.0)], Component::Flux, PROJ_WEIGHT, &base, DType::F32).is_none());
+    assert!(whole(&[(&idle, 1.0)], TRANSFORMER, PROJ_WEIGHT, &base, DType::F32).is_none());
 
     // PEFT's configuration in the header, as diffusers saves it.
     let config = |json: &str| plain(&base).meta("lora_adapter_metadata", json);
@@ -789,8 +765,7 @@ fn f15_a_lora_of_another_model_is_named_in_one_line() {
     );
     // CLIP-L is Stable Diffusion's too: the header decides.
     let name = "lora_te_text_model_encoder_layers_0_mlp_fc1";
-    let (rows, cols) =
-        base[&(Component::Clip, "text_model.encoder.layers.0.mlp.fc1.weight".to_string())];
+    let (rows, cols) = base[&(CLIP, "text_model.encoder.layers.0.mlp.fc1.weight".to_string())];
     let clip_only = Lora::default().pair(
         &format!("{name}.lora_down.weight"),
         &format!("{name}.lora_up.weight"),
@@ -844,7 +819,7 @@ fn f15_no_matching_key_is_an_error() {
     // A model in the place of a LoRA.
     let model = dev()
         .iter()
-        .filter(|((c, _), _)| *c == Component::Flux)
+        .filter(|((c, _), _)| *c == TRANSFORMER)
         .fold(Lora::default(), |l, ((_, n), _)| l.with(n, &[1, 1], &[0.0]));
     let e = model.error(&base);
     assert!(
@@ -872,11 +847,8 @@ fn f15_unmatched_keys_are_counted_and_ten_are_named() {
     let text = s.to_string();
     assert!(text.contains("2 matched, 23 unmatched") && text.contains("and 13 more"), "{text}");
     assert!(text.contains("lora_te1_text_projection.alpha: names no layer"), "{text}");
-    let flux_only: Shapes = base
-        .iter()
-        .filter(|((c, _), _)| *c == Component::Flux)
-        .map(|(k, v)| (k.clone(), *v))
-        .collect();
+    let flux_only: Shapes =
+        base.iter().filter(|((c, _), _)| *c == TRANSFORMER).map(|(k, v)| (k.clone(), *v)).collect();
     let t5 = plain(&base).pair(
         "lora_te3_encoder_block_0_layer_0_SelfAttention_q.lora_down.weight",
         "lora_te3_encoder_block_0_layer_0_SelfAttention_q.lora_up.weight",
@@ -911,14 +883,14 @@ fn f15_wrong_rank_shape_or_type_is_found() {
     assert!(e.contains("a LoRA has rank 0"), "{e}");
     let fits = of([4, cols], [rows, 4]);
     let extra = |l: Lora| {
-        let (r, c) = base[&(Component::Flux, "img_in.weight".to_string())];
+        let (r, c) = base[&(TRANSFORMER, "img_in.weight".to_string())];
         let l = l.pair(
             "diffusion_model.img_in.lora_A.weight",
             "diffusion_model.img_in.lora_B.weight",
             2,
             (r, c),
         );
-        let (r, c) = base[&(Component::Flux, "txt_in.weight".to_string())];
+        let (r, c) = base[&(TRANSFORMER, "txt_in.weight".to_string())];
         l.pair(
             "diffusion_model.txt_in.lora_A.weight",
             "diffusion_model.txt_in.lora_B.weight",
@@ -1054,9 +1026,9 @@ fn f15_values_that_are_not_finite_are_found() {
     lora.bytes_of(&format!("{PROJ}.lora_B.weight"))[..4].copy_from_slice(&f32::MAX.to_le_bytes());
     let adapter = lora.read(&base).unwrap();
     let e: Error =
-        combine(&[(&adapter, 2.0)], Component::Flux, PROJ_WEIGHT, 0..rows, DType::F32).unwrap_err();
+        combine(&[(&adapter, 2.0)], TRANSFORMER, PROJ_WEIGHT, 0..rows, DType::F32).unwrap_err();
     assert!(e.to_string().contains("exceeds what numbers can hold"), "{e}");
-    let e = combine(&[(&adapter, 1.001)], Component::Flux, PROJ_WEIGHT, 0..rows, DType::BF16);
+    let e = combine(&[(&adapter, 1.001)], TRANSFORMER, PROJ_WEIGHT, 0..rows, DType::BF16);
     assert!(e.is_err());
 }
 
@@ -1108,7 +1080,7 @@ fn other_kinds_of_adapter_are_refused_by_name() {
     let s = zeros.read(&base).unwrap().summary;
     assert_eq!((s.matched, s.unmatched, s.notes.len()), (2, 0, 2), "{s}");
     // A Fill or control model's img_in.
-    let (r, c) = base[&(Component::Flux, "img_in.weight".to_string())];
+    let (r, c) = base[&(TRANSFORMER, "img_in.weight".to_string())];
     let e = Lora::default()
         .pair(
             "transformer.x_embedder.lora_A.weight",
@@ -1198,22 +1170,22 @@ fn the_summary_tells_what_a_file_is() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.safetensors");
     std::fs::write(&path, lora.bytes()).unwrap();
-    let s = survey(&path).unwrap();
+    let s = survey(&path, FAMILIES).unwrap();
     assert!(s.problem.is_none());
     assert_eq!(s.summary, lora.read(&base).unwrap().summary);
     let json = serde_json::to_value(&s.summary).unwrap();
     assert_eq!(json["dialect"], "Kohya sd-scripts");
     let (dora, keys) = listed(dir.path(), "flux_dora_onetrainer", |_| true);
     assert_eq!(keys, 2024);
-    let s = survey(&dora).unwrap();
+    let s = survey(&dora, FAMILIES).unwrap();
     assert!(s.problem.unwrap().to_string().contains("this is a DoRA"));
     assert_eq!(
         (s.summary.dialect.as_str(), s.summary.matched, s.summary.targets.len()),
         ("OneTrainer", 1518, 3)
     );
-    assert!(survey(&dir.path().join("none")).is_err());
+    assert!(survey(&dir.path().join("none"), FAMILIES).is_err());
     std::fs::write(&path, b"GGUF0000").unwrap();
-    assert!(survey(&path).is_err());
+    assert!(survey(&path, FAMILIES).is_err());
 }
 
 // ---- strangers' files ----
@@ -1309,7 +1281,7 @@ fn a_cut_file_never_panics() {
     let bytes = plain(&base).bytes();
     for n in 0..bytes.len() {
         assert!(
-            read(Arc::new(bytes[..n].to_vec()), Path::new("cut"), &|c, w| base
+            read(Arc::new(bytes[..n].to_vec()), Path::new("cut"), &FLUX1, &|c, w| base
                 .get(&(c, w.to_string()))
                 .copied())
             .is_err()

@@ -8,6 +8,7 @@ use flux_fast::backend::Compute;
 use flux_fast::library::ModelFiles;
 use flux_fast::pipeline::Pipeline;
 use flux_fast::pipeline::request::{Picture, Request, RunOptions};
+use flux_fast::spec::flux1::VAE;
 
 const EDGE: usize = 16;
 const COLOURS: [(&str, [f32; 3]); 9] = [
@@ -167,7 +168,7 @@ fn tiles_show_no_seam() {
         "/assets/tiny/flux-tiny.safetensors"
     )))
     .unwrap();
-    let weights = checkpoint.vae.as_ref().unwrap();
+    let weights = checkpoint.get(VAE).unwrap();
     let config =
         flux_fast::model::VaeConfig::read(&|n| weights.shape(n), weights.config()).unwrap();
     let mut backend = crate::common::cpu(Compute::Auto);

@@ -347,7 +347,8 @@ fn metadata(checkpoint: &Checkpoint, components: &[Component]) -> BTreeMap<Strin
         config.extend(more.into_iter().filter_map(|(k, v)| Some((k.to_string(), v?))));
         for component in checkpoint.family.components {
             let tokenizer = component.0.tokenizer.as_ref();
-            let length = checkpoint.max_length(*component).map(|n| json!({ "model_max_length": n }));
+            let length =
+                checkpoint.max_length(*component).map(|n| json!({ "model_max_length": n }));
             config.extend(tokenizer.zip(length).map(|(t, length)| (t.folder.to_string(), length)));
         }
     }

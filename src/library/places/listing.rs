@@ -77,8 +77,7 @@ impl Places {
 
 /// What the file or folder at `path` is.
 pub fn look(path: &Path, families: Families) -> (Kind, String) {
-    let looked =
-        match path.is_dir() {
+    let looked = match path.is_dir() {
         true => folder(path, families),
         false => unit_of(path).and_then(|u| Ok(file(&u.look(families)?, families))),
     };
@@ -146,7 +145,8 @@ fn file(look: &Look, families: Families) -> (Kind, String) {
         spec::Role::Transformer => Kind::Model,
         _ => Kind::Part(main),
     };
-    let what = format!("{}{}, {}{}", main.title, detail(look, main), storage(look, main), with(rest));
+    let what =
+        format!("{}{}, {}{}", main.title, detail(look, main), storage(look, main), with(rest));
     (kind, what)
 }
 

@@ -121,8 +121,10 @@ impl Places {
                 .try_(format!("flux-fast pull {name}"))),
             [one] => Ok(Some(one.path.clone())),
             several => {
-                let right: Vec<&Entry> =
-                    several.iter().filter(|e| look(&e.path, self.families).0.role() == role).collect();
+                let right: Vec<&Entry> = several
+                    .iter()
+                    .filter(|e| look(&e.path, self.families).0.role() == role)
+                    .collect();
                 match right.as_slice() {
                     [one] => Ok(Some(one.path.clone())),
                     _ => Err(ambiguous(name, several.iter().map(|e| e.name.clone()))),

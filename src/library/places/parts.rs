@@ -59,8 +59,7 @@ fn units_of(entry: &Entry, wanted: &Wanted) -> Vec<Unit> {
     let component = wanted.component;
     let Some(family) = wanted.families.of(component) else { return Vec::new() };
     let transformer = family.transformer();
-    let transformers =
-        units(&entry.path.join(transformer.diffusers.folder)).unwrap_or_default();
+    let transformers = units(&entry.path.join(transformer.diffusers.folder)).unwrap_or_default();
     match choose(transformers, &Wanted::any(transformer, wanted.families)) {
         Some(_) => units(&entry.path.join(component.diffusers.folder)).unwrap_or_default(),
         None => Vec::new(),
@@ -86,10 +85,7 @@ mod tests {
         for (component, name) in [
             (T5, "umt5_xxl_fp8_e4m3fn_scaled.safetensors"),
             (CLIP, "clip_g.safetensors"),
-            (
-                VAE,
-                "stabilityai/stable-diffusion-3-medium/vae/diffusion_pytorch_model.safetensors",
-            ),
+            (VAE, "stabilityai/stable-diffusion-3-medium/vae/diffusion_pytorch_model.safetensors"),
             (VAE, "sae.safetensors"),
             (TRANSFORMER, "flux1-dev.safetensors"),
         ] {

@@ -102,22 +102,10 @@ const BIAS: &str = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bi
 /// llama.cpp's names, as GGUF files have them.
 const LLAMA: &[Rename] = &[
     Rename::one("shared.weight", &["token_embd.weight"]),
-    Rename::one(
-        "encoder.block.{}.layer.0.SelfAttention.q.weight",
-        &["enc.blk.{}.attn_q.weight"],
-    ),
-    Rename::one(
-        "encoder.block.{}.layer.0.SelfAttention.k.weight",
-        &["enc.blk.{}.attn_k.weight"],
-    ),
-    Rename::one(
-        "encoder.block.{}.layer.0.SelfAttention.v.weight",
-        &["enc.blk.{}.attn_v.weight"],
-    ),
-    Rename::one(
-        "encoder.block.{}.layer.0.SelfAttention.o.weight",
-        &["enc.blk.{}.attn_o.weight"],
-    ),
+    Rename::one("encoder.block.{}.layer.0.SelfAttention.q.weight", &["enc.blk.{}.attn_q.weight"]),
+    Rename::one("encoder.block.{}.layer.0.SelfAttention.k.weight", &["enc.blk.{}.attn_k.weight"]),
+    Rename::one("encoder.block.{}.layer.0.SelfAttention.v.weight", &["enc.blk.{}.attn_v.weight"]),
+    Rename::one("encoder.block.{}.layer.0.SelfAttention.o.weight", &["enc.blk.{}.attn_o.weight"]),
     Rename::one(BIAS, &["enc.blk.{}.attn_rel_b.weight"]),
     Rename::one("encoder.block.{}.layer.0.layer_norm.weight", &["enc.blk.{}.attn_norm.weight"]),
     Rename::one(

@@ -221,8 +221,7 @@ const DIFFUSERS: &[Rename] = &[
     ),
     Rename::one(affine!("final_layer.linear"), &[affine!("proj_out")]),
     // diffusers stores (scale, shift), BFL (shift, scale).
-    Rename::one(affine!("final_layer.adaLN_modulation.1"), &[affine!("norm_out.linear")])
-        .swapped(),
+    Rename::one(affine!("final_layer.adaLN_modulation.1"), &[affine!("norm_out.linear")]).swapped(),
 ];
 
 /// The layers that a LoRA may change.

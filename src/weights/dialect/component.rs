@@ -293,8 +293,9 @@ impl ComponentWeights {
 /// `name` without the prefix, if it belongs to `found` rather than to a component with a longer prefix.
 fn owner<'a>(name: &'a str, found: &Recognised, others: &[Recognised]) -> Option<&'a str> {
     let short = name.strip_prefix(found.prefix.as_str())?;
-    let longer =
-        |o: &&Recognised| o.prefix.len() > found.prefix.len() && name.starts_with(o.prefix.as_str());
+    let longer = |o: &&Recognised| {
+        o.prefix.len() > found.prefix.len() && name.starts_with(o.prefix.as_str())
+    };
     if others.iter().any(|o| longer(&o)) {
         return None;
     }
@@ -303,9 +304,8 @@ fn owner<'a>(name: &'a str, found: &Recognised, others: &[Recognised]) -> Option
         .iter()
         .filter(|o| o.prefix == found.prefix && o.component != found.component)
         .collect();
-    let understood = |f: &Recognised| {
-        f.component.meaning(f.dialect, f.levels, short) != Meaning::Unknown
-    };
+    let understood =
+        |f: &Recognised| f.component.meaning(f.dialect, f.levels, short) != Meaning::Unknown;
     (same.is_empty() || understood(found) || !same.iter().any(|o| understood(o))).then_some(short)
 }
 

@@ -76,7 +76,8 @@ impl Config {
         let config = self.0.as_ref()?;
         let prefixed = |key: &str| config.get(format!("{}.{key}", component.diffusers.folder));
         let get = |key: &str| {
-            prefixed(key).or_else(|| (component.role == Role::Transformer).then(|| config.get(key))?)
+            prefixed(key)
+                .or_else(|| (component.role == Role::Transformer).then(|| config.get(key))?)
         };
         let own = get("alpha_pattern").and_then(Value::as_object).and_then(|patterns| {
             let names = |pattern: &str| {

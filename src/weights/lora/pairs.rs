@@ -174,12 +174,7 @@ fn sizes(
         .try_(hint))
 }
 
-fn pair(
-    file: &WeightFile,
-    family: &Family,
-    group: &Group,
-    shape: (usize, usize),
-) -> Result<Pair> {
+fn pair(file: &WeightFile, family: &Family, group: &Group, shape: (usize, usize)) -> Result<Pair> {
     let part = |i: Option<usize>| {
         let Some(entry) = i.map(|i| &file.header.tensors[i]) else {
             return Err(Error::model("a LoRA matrix is missing").at(&group.base));

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use flux_fast::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, flux1, t5, vae};
-use flux_fast::weights::Component;
+use flux_fast::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
 use serde_json::{Value, json};
 
@@ -223,10 +223,10 @@ fn spec(
     let named = |component, list: Vec<(String, Vec<usize>)>| {
         list.into_iter().map(move |(n, s)| (component, n, s))
     };
-    let tensors = named(Component::T5, t5::tensors(t5))
-        .chain(named(Component::Clip, clip::tensors(clip)))
-        .chain(named(Component::Flux, flux1::tensors(flux)))
-        .chain(named(Component::Vae, vae::tensors(vae)))
+    let tensors = named(T5, t5::tensors(t5))
+        .chain(named(CLIP, clip::tensors(clip)))
+        .chain(named(TRANSFORMER, flux1::tensors(flux)))
+        .chain(named(VAE, vae::tensors(vae)))
         .collect();
     more["transformer"] = flux.to_json();
     more["text_encoder"] = clip.to_json();

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use flux_fast::library::{Files, inspect, open};
-use flux_fast::weights::Component;
+use flux_fast::spec::Component;
+use flux_fast::spec::flux1::{CLIP, FLUX1, T5, TRANSFORMER, VAE};
 use serde_json::json;
 
 use super::support::*;
@@ -47,8 +48,8 @@ fn transformers_in_bfl_names_behind_any_prefix() {
         let names = list(file);
         let path =
             zeros(&dir.path().join("some name.safetensors"), "BF16", &prefixed(prefix, &names));
-        assert_maps(dir.path(), &Files::model(&path), Component::Flux, &names);
-        let flux = open(&Files::model(&path)).unwrap().flux.unwrap();
+        assert_maps(dir.path(), &Files::model(&path), TRANSFORMER, &names);
+        let flux = open(&Files::model(&path)).unwrap().take(TRANSFORMER).unwrap();
         assert_eq!(flux.dialect(), dialect);
         let parameters: u64 = if file == "bfl_dev.txt" { 11_901_408_320 } else { 11_891_178_560 };
         assert_eq!(flux.stored_bytes(), 2 * parameters);
@@ -94,19 +95,19 @@ fn a_diffusers_folder_with_shards_and_all_components() {
         transformer.join("diffusion_pytorch_model-00002-of-00003.safetensors"),
         transformer.join("diffusion_pytorch_model.safetensors.index.json"),
     ] {
-        for component in Component::ALL {
+        for &component in FLUX1.components {
             assert_maps(root, &Files::model(&path), component, &canonical(component));
         }
         let checkpoint = open(&Files::model(&path)).unwrap();
-        let flux = checkpoint.flux.as_ref().unwrap();
+        let flux = checkpoint.get(TRANSFORMER).unwrap();
         assert_eq!(flux.dialect(), "diffusers, bf16, 3 shards");
         assert_eq!(flux.config().unwrap()["num_layers"], 19);
-        assert_eq!(checkpoint.t5_max_length, Some(512));
-        assert_eq!(checkpoint.t5_tokenizer.as_deref(), Some(root.join("tokenizer_2").as_path()));
-        assert_eq!(checkpoint.clip_tokenizer, None);
+        assert_eq!(checkpoint.max_length(T5), Some(512));
+        assert_eq!(checkpoint.tokenizer(T5), Some(root.join("tokenizer_2").as_path()));
+        assert_eq!(checkpoint.tokenizer(CLIP), None);
         assert_eq!(checkpoint.scheduler.as_ref().unwrap()["shift"], 3.0);
     }
-    let flux = open(&Files::model(root)).unwrap().flux.unwrap();
+    let flux = open(&Files::model(root)).unwrap().take(TRANSFORMER).unwrap();
     assert_eq!(flux.get("single_blocks.3.linear1.weight", 0, 21504, 3072).unwrap().parts.len(), 4);
     // Rows of one stored part come as that part alone.
     let k = flux.get("double_blocks.3.txt_attn.qkv.weight", 3072, 3072, 3072).unwrap();
@@ -143,18 +144,18 @@ fn the_comfy_all_in_one_with_its_8_bit_vectors() {
     let tensors: Vec<_> =
         list("comfy_dev_fp8.txt").into_iter().map(|(n, s)| (n.clone(), dtype(&n), s)).collect();
     sparse(&path, &tensors, json!({}));
-    for component in Component::ALL {
+    for &component in FLUX1.components {
         assert_maps(dir.path(), &Files::model(&path), component, &canonical(component));
     }
     let checkpoint = open(&Files::model(&path)).unwrap();
     assert_eq!(
-        checkpoint.flux.as_ref().unwrap().dialect(),
+        checkpoint.get(TRANSFORMER).unwrap().dialect(),
         "ComfyUI (model.diffusion_model.*), plain fp8"
     );
     assert_eq!(checkpoint.name, "flux1-dev-fp8");
     assert_eq!(checkpoint.found, Vec::<String>::new());
     // 8-bit vectors are widened, 8-bit matrices are not.
-    let flux = checkpoint.flux.unwrap();
+    let flux = checkpoint.get(TRANSFORMER).unwrap();
     assert_eq!(flux.get("img_in.bias", 0, 1, 3072).unwrap().parts[0].dtype.name(), "F32");
     assert_eq!(flux.get("img_in.weight", 0, 3072, 64).unwrap().parts[0].dtype.name(), "F8_E4M3");
 }
@@ -173,26 +174,21 @@ fn text_encoders_and_autoencoders_in_files_of_their_own() {
     let mut embed_only = list("t5_single.txt");
     embed_only[0].0 = "encoder.embed_tokens.weight".into();
     for (component, stored) in [
-        (Component::Clip, list("clip.txt")),
-        (Component::Clip, full_clip),
-        (Component::Clip, prefixed("transformer.", &list("clip.txt"))),
-        (Component::Clip, without("text_model.", list("clip.txt"))),
-        (Component::T5, list("t5_encoder.txt")),
-        (Component::T5, embed_only),
-        (Component::T5, prefixed("transformer.", &list("t5_single.txt"))),
-        (Component::Vae, list("bfl_ae.txt")),
-        (Component::Vae, prefixed("vae.", &list("bfl_ae.txt"))),
-        (Component::Vae, list("diffusers_vae.txt")),
+        (CLIP, list("clip.txt")),
+        (CLIP, full_clip),
+        (CLIP, prefixed("transformer.", &list("clip.txt"))),
+        (CLIP, without("text_model.", list("clip.txt"))),
+        (T5, list("t5_encoder.txt")),
+        (T5, embed_only),
+        (T5, prefixed("transformer.", &list("t5_single.txt"))),
+        (VAE, list("bfl_ae.txt")),
+        (VAE, prefixed("vae.", &list("bfl_ae.txt"))),
+        (VAE, list("diffusers_vae.txt")),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let model = zeros(&dir.path().join("m/flux.safetensors"), "BF16", &list("bfl_dev.txt"));
         let file = zeros(&dir.path().join("x.safetensors"), "BF16", &stored);
-        let mut files = Files::model(model);
-        match component {
-            Component::Clip => files.clip = Some(file),
-            Component::T5 => files.t5 = Some(file),
-            _ => files.vae = Some(file),
-        }
+        let files = Files::model(model).with(component.name, file);
         assert_maps(dir.path(), &files, component, &canonical(component));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use flux_fast::error::{Error, Kind};
 use flux_fast::library::{Files, inspect, open, open_source};
-use flux_fast::weights::Component;
+use flux_fast::spec::flux1::TRANSFORMER;
 use flux_fast::weights::synth::{Dialect, Grid, Storage, SynthSpec, to_bytes, write};
 use serde_json::json;
 
@@ -45,13 +45,14 @@ fn f7_missing_and_misshapen_tensors_are_listed_up_to_ten_and_extras_are_noted() 
     let expected: Vec<Named> = spec
         .tensors
         .iter()
-        .filter(|t| t.0 == Component::Flux)
+        .filter(|t| t.0 == TRANSFORMER)
         .map(|t| (t.1.clone(), t.2.clone()))
         .collect();
     spec.tensors.retain(|(_, n, _)| !n.starts_with("single_blocks.1."));
     spec.tensors.iter_mut().find(|t| t.1 == "img_in.weight").unwrap().2 = vec![48, 60];
-    spec.tensors.push((Component::Flux, "pulid.0.weight".into(), vec![2, 2]));
-    let flux = open_source(Arc::new(to_bytes(&spec).unwrap()), "m").unwrap().flux.unwrap();
+    spec.tensors.push((TRANSFORMER, "pulid.0.weight".into(), vec![2, 2]));
+    let flux =
+        open_source(Arc::new(to_bytes(&spec).unwrap()), "m").unwrap().take(TRANSFORMER).unwrap();
     let e = flux.check(&expected).unwrap_err();
     assert_eq!(e.kind(), Kind::Model);
     let text = e.to_string();
@@ -71,7 +72,7 @@ fn f7_missing_and_misshapen_tensors_are_listed_up_to_ten_and_extras_are_noted() 
     let present: Vec<Named> = spec
         .tensors
         .iter()
-        .filter(|t| t.0 == Component::Flux)
+        .filter(|t| t.0 == TRANSFORMER)
         .map(|t| (t.1.clone(), t.2.clone()))
         .collect();
     let notes = flux.check(&present[..present.len() - 1]).unwrap();
@@ -97,14 +98,14 @@ fn f11_f12_a_file_replaced_stays_and_a_file_edited_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.safetensors");
     write(&all_in_one(), &path).unwrap();
-    let flux = open(&Files::model(&path)).unwrap().flux.unwrap();
+    let flux = open(&Files::model(&path)).unwrap().take(TRANSFORMER).unwrap();
     write(&SynthSpec { seed: 99, ..all_in_one() }, &path).unwrap();
     flux.unchanged().unwrap();
     let value = flux.get("img_in.weight", 0, 48, 64).unwrap().to_f32()[0];
-    let exact = all_in_one().value(Component::Flux, "img_in.weight", &[48, 64], 0);
+    let exact = all_in_one().value(TRANSFORMER, "img_in.weight", &[48, 64], 0);
     assert!((value - exact).abs() <= exact.abs() / 128.0);
 
-    let flux = open(&Files::model(&path)).unwrap().flux.unwrap();
+    let flux = open(&Files::model(&path)).unwrap().take(TRANSFORMER).unwrap();
     let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     file.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(2)).unwrap();
     assert_eq!(flux.unchanged().unwrap_err().kind(), Kind::Model);

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use flux_fast::error::Kind;
 use flux_fast::library::{Checkpoint, Files, open};
-use flux_fast::weights::Component;
+use flux_fast::spec::Component;
+use flux_fast::spec::flux1::{CLIP, FLUX1, T5, VAE};
 
 use super::support::*;
 
@@ -57,9 +58,9 @@ fn in_comfyui_the_sister_folders_are_looked_through() {
         let ae = vae(models.join("vae/ae.safetensors"));
 
         let checkpoint = open(&Files::model(&model)).unwrap();
-        assert_eq!(place(&checkpoint, Component::T5), small);
-        assert_eq!(place(&checkpoint, Component::Clip), real);
-        assert_eq!(place(&checkpoint, Component::Vae), ae);
+        assert_eq!(place(&checkpoint, T5), small);
+        assert_eq!(place(&checkpoint, CLIP), real);
+        assert_eq!(place(&checkpoint, VAE), ae);
         let line = format!(
             "t5: {} (found in {})",
             small.display(),
@@ -75,13 +76,13 @@ fn beside_the_model_comes_first_and_a_flag_before_everything() {
     let models = dir.path().join("models");
     let model = flux(models.join("Stable-diffusion/flux.safetensors"));
     let far = vae(models.join("VAE/ae.safetensors"));
-    assert_eq!(place(&open(&Files::model(&model)).unwrap(), Component::Vae), far);
+    assert_eq!(place(&open(&Files::model(&model)).unwrap(), VAE), far);
     let near = vae(models.join("Stable-diffusion/ae.safetensors"));
-    assert_eq!(place(&open(&Files::model(&model)).unwrap(), Component::Vae), near);
+    assert_eq!(place(&open(&Files::model(&model)).unwrap(), VAE), near);
     let given = vae(dir.path().join("elsewhere/whatever.safetensors"));
     for vae in [given.clone(), given.parent().unwrap().to_path_buf()] {
-        let checkpoint = open(&Files { vae: Some(vae.clone()), ..Files::model(&model) }).unwrap();
-        assert_eq!(place(&checkpoint, Component::Vae), given);
+        let checkpoint = open(&Files::model(&model).with("vae", &vae)).unwrap();
+        assert_eq!(place(&checkpoint, VAE), given);
         assert!(checkpoint.found.contains(&format!("vae: {} (given)", vae.display())));
     }
 }
@@ -94,8 +95,8 @@ fn a_folder_of_single_files_is_a_model() {
     clip(dir.path().join("c.safetensors"));
     vae(dir.path().join("d.safetensors"));
     let checkpoint = open(&Files::model(dir.path())).unwrap();
-    assert!(Component::ALL.iter().all(|c| checkpoint.need(*c).is_ok()));
-    assert_eq!(place(&checkpoint, Component::T5), other);
+    assert!(FLUX1.components.iter().all(|c| checkpoint.need(*c).is_ok()));
+    assert_eq!(place(&checkpoint, T5), other);
     let second = flux(dir.path().join("e.safetensors"));
     let e = open(&Files::model(dir.path())).err().unwrap();
     assert_eq!(e.kind(), Kind::Model);
@@ -125,9 +126,9 @@ fn a_snapshot_in_the_hugging_face_cache_is_named_after_its_repository() {
     std::fs::write(root.join("model_index.json"), "{}").unwrap();
     for path in [root.clone(), link] {
         let checkpoint = open(&Files::model(&path)).unwrap();
-        assert_eq!(place(&checkpoint, Component::T5), t5);
-        assert_eq!(place(&checkpoint, Component::Clip), clip);
-        assert_eq!(checkpoint.need(Component::Vae).err().unwrap().kind(), Kind::Missing);
+        assert_eq!(place(&checkpoint, T5), t5);
+        assert_eq!(place(&checkpoint, CLIP), clip);
+        assert_eq!(checkpoint.need(VAE).err().unwrap().kind(), Kind::Missing);
         assert_eq!(checkpoint.name, if path == root { "FLUX.1-dev" } else { "flux1-dev" });
     }
 }
@@ -142,7 +143,7 @@ fn umt5_is_not_taken_for_t5() {
         vec![32, 64],
     ));
     zeros(&dir.path().join("t5xxl.safetensors"), "BF16", &names);
-    assert!(open(&Files::model(&model)).unwrap().t5.is_none());
+    assert!(open(&Files::model(&model)).unwrap().get(T5).is_none());
 }
 
 #[test]
@@ -151,9 +152,9 @@ fn what_is_missing_is_said_with_its_flag_and_the_places() {
     let model = flux(dir.path().join("models/unet/flux1-dev.safetensors"));
     let checkpoint = open(&Files::model(&model)).unwrap();
     for (component, flag, folder) in [
-        (Component::T5, "--t5", "models/text_encoders"),
-        (Component::Clip, "--clip", "models/clip"),
-        (Component::Vae, "--vae", "models/vae"),
+        (T5, "--t5", "models/text_encoders"),
+        (CLIP, "--clip", "models/clip"),
+        (VAE, "--vae", "models/vae"),
     ] {
         let e = checkpoint.need(component).err().unwrap();
         assert_eq!(e.kind(), Kind::Missing);
@@ -161,7 +162,7 @@ fn what_is_missing_is_said_with_its_flag_and_the_places() {
         assert!(e.to_string().contains(dir.path().join(folder).to_str().unwrap()), "{e}");
         assert!(e.to_string().contains(model.parent().unwrap().to_str().unwrap()), "{e}");
     }
-    let wrong = Files { t5: Some(model.clone()), ..Files::model(&model) };
+    let wrong = Files::model(&model).with("t5", &model);
     let e = open(&wrong).err().unwrap();
     assert!(e.to_string().contains("holds no T5 text encoder"), "{e}");
 }
@@ -176,7 +177,7 @@ fn a_path_that_is_not_there_suggests_what_is() {
     assert_eq!(e.hint(), Some("did you mean flux1-dev.safetensors?"));
     let e = missing(&dir.path().join("no/such/folder.safetensors"));
     assert!(e.hint().unwrap().contains("is not there either"), "{:?}", e.hint());
-    let files = Files { clip: Some(dir.path().join("x")), ..Files::model(dir.path()) };
+    let files = Files::model(dir.path()).with("clip", dir.path().join("x"));
     let e = open(&files).err().unwrap();
     assert!(e.kind() == Kind::Missing && e.to_string().contains("--clip"), "{e}");
 }

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use flux_fast::error::Kind;
 use flux_fast::library::{Checkpoint, Files, inspect, open};
-use flux_fast::weights::{Component, lora};
+use flux_fast::spec::Component;
+use flux_fast::spec::flux1::{CLIP, FLUX1, T5, TRANSFORMER, VAE};
+use flux_fast::weights::lora;
 
 use super::support::*;
 
@@ -59,14 +61,14 @@ fn gguf_files_are_found_where_safetensors_files_are() {
     let vae = zeros(&models.join("vae/ae.safetensors"), "BF16", &list("bfl_ae.txt"));
 
     let checkpoint = open(&Files::model(&model)).unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(place(&checkpoint, Component::Flux), model);
-    assert_eq!(place(&checkpoint, Component::Clip), clip);
-    assert_eq!(place(&checkpoint, Component::Vae), vae);
+    assert_eq!(place(&checkpoint, TRANSFORMER), model);
+    assert_eq!(place(&checkpoint, CLIP), clip);
+    assert_eq!(place(&checkpoint, VAE), vae);
     // Of several, the one that lost least; and what is no GGUF comes before them.
-    assert_eq!(place(&checkpoint, Component::T5), large);
+    assert_eq!(place(&checkpoint, T5), large);
     let plain =
         zeros(&models.join("text_encoders/t5xxl_fp16.safetensors"), "F16", &list("t5_encoder.txt"));
-    assert_eq!(place(&open(&Files::model(&model)).unwrap(), Component::T5), plain);
+    assert_eq!(place(&open(&Files::model(&model)).unwrap(), T5), plain);
 
     assert_eq!(checkpoint.name, "flux1-dev-Q8_0");
     let looked = inspect(&model).unwrap();
@@ -91,7 +93,7 @@ fn a_split_model_is_opened_by_any_of_its_files_and_a_missing_one_is_named() {
     }
     for path in [part(1), part(2), part(3), dir.path().to_path_buf()] {
         let checkpoint = open(&Files::model(&path)).unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!(checkpoint.flux.unwrap().files().count(), 3);
+        assert_eq!(checkpoint.get(TRANSFORMER).unwrap().files().count(), 3);
         assert!(checkpoint.name == "flux1" || path.is_dir(), "{}", checkpoint.name);
     }
     std::fs::remove_file(part(2)).unwrap();
@@ -135,7 +137,9 @@ fn the_first_bytes_say_which_container_it_is() {
     let gguf = sparse_gguf(&dir.path().join("a.safetensors"), Q8_0, &list("bfl_schnell.txt"));
     let plain = zeros(&dir.path().join("b.gguf"), "BF16", &list("bfl_schnell.txt"));
     for path in [gguf, plain] {
-        assert!(open(&Files::model(&path)).unwrap_or_else(|e| panic!("{e}")).flux.is_some());
+        assert!(
+            open(&Files::model(&path)).unwrap_or_else(|e| panic!("{e}")).get(TRANSFORMER).is_some()
+        );
     }
 }
 
@@ -148,11 +152,11 @@ fn f15_a_lora_stored_in_blocks_is_refused_with_the_tensors_name() {
         (format!("{proj}.lora_B.weight"), vec![3072, 32]),
     ];
     let path = sparse_gguf(&dir.path().join("lora.gguf"), Q8_0, &tensors);
-    let e = lora::open(&path, &|_, _| Some((3072, 3072))).err().unwrap();
+    let e = lora::open(&path, &FLUX1, &|_, _| Some((3072, 3072))).err().unwrap();
     assert_eq!(e.kind(), Kind::Model);
     assert!(e.to_string().contains("lora_A.weight") && e.to_string().contains("found Q8_0"), "{e}");
     let plain = sparse_gguf(&dir.path().join("plain.gguf"), F16, &tensors);
-    assert!(lora::open(&plain, &|_, _| Some((3072, 3072))).is_ok());
+    assert!(lora::open(&plain, &FLUX1, &|_, _| Some((3072, 3072))).is_ok());
 }
 
 /// Where the halves of a vector change places, the border must not lie within a block: no byte parts it there.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use flux_fast::error::Kind;
 use flux_fast::library::{Checkpoint, Files, inspect, open, open_source};
-use flux_fast::weights::Component;
+use flux_fast::spec::flux1::{FLUX1, T5, TRANSFORMER};
 use flux_fast::weights::synth::{Dialect, Grid, Storage, SynthSpec, to_bytes, write};
 use serde_json::json;
 
@@ -26,7 +26,7 @@ fn assert_exact(checkpoint: &Checkpoint, spec: &SynthSpec) {
             );
         }
     }
-    for component in Component::ALL {
+    for &component in FLUX1.components {
         let expected: Vec<Named> = spec
             .tensors
             .iter()
@@ -77,12 +77,12 @@ fn every_dialect_and_storage_gives_back_the_exact_values() {
                 let checkpoint = open(&Files::model(&path)).unwrap();
                 assert_exact(&checkpoint, &spec);
                 assert_eq!(checkpoint.name, "tiny");
-                assert_eq!(checkpoint.t5_max_length, Some(128));
+                assert_eq!(checkpoint.max_length(T5), Some(128));
                 assert_eq!(checkpoint.generation.as_ref().unwrap()["steps"], 4);
                 assert_eq!(checkpoint.scheduler.as_ref().unwrap()["shift"], 3.0);
-                for component in Component::ALL {
+                for &component in FLUX1.components {
                     let config = checkpoint.get(component).unwrap().config().unwrap();
-                    let wanted = &spec.configs[component.folder()];
+                    let wanted = &spec.configs[component.diffusers.folder];
                     assert!(
                         wanted.as_object().unwrap().iter().all(|(k, v)| &config[k] == v),
                         "{config}"
@@ -97,7 +97,7 @@ fn every_dialect_and_storage_gives_back_the_exact_values() {
                     Storage::BF16 => "bf16",
                     Storage::F16 => "f16",
                 };
-                let dialect = checkpoint.need(Component::Flux).unwrap().dialect();
+                let dialect = checkpoint.need(TRANSFORMER).unwrap().dialect();
                 assert!(dialect.contains(word), "{dialect}");
             }
         }
@@ -129,10 +129,10 @@ fn e5m2_is_read_and_near() {
     let spec = spec(Grid::F8Plain, Storage::F8E5M2, Dialect::Comfy);
     let checkpoint = open_source(Arc::new(to_bytes(&spec).unwrap()), "m").unwrap();
     let (name, shape) = ("single_blocks.1.linear2.weight", [48, 240]);
-    let stored = checkpoint.flux.unwrap().get(name, 0, 48, 240).unwrap();
+    let stored = checkpoint.get(TRANSFORMER).unwrap().get(name, 0, 48, 240).unwrap();
     assert_eq!(stored.parts[0].dtype.name(), "F8_E5M2");
     for (i, v) in stored.to_f32().iter().enumerate() {
-        let exact = spec.value(Component::Flux, name, &shape, i as u64);
+        let exact = spec.value(TRANSFORMER, name, &shape, i as u64);
         assert!((v - exact).abs() <= exact.abs() / 8.0 + 1e-6, "{v} {exact}");
     }
 }
@@ -152,8 +152,8 @@ fn get_slices_rows_and_elements_and_refuses_what_is_not_there() {
     let spec = spec(Grid::F32, Storage::F32, Dialect::Diffusers { shard_bytes: None });
     let dir = tempfile::tempdir().unwrap();
     write(&spec, dir.path()).unwrap();
-    let flux = open(&Files::model(dir.path())).unwrap().flux.unwrap();
-    let element = |name: &str, shape: &[usize], i| spec.value(Component::Flux, name, shape, i);
+    let flux = open(&Files::model(dir.path())).unwrap().take(TRANSFORMER).unwrap();
+    let element = |name: &str, shape: &[usize], i| spec.value(TRANSFORMER, name, shape, i);
 
     // A bias stored in three parts is one vector, whose middle can be cut out.
     let name = "double_blocks.1.img_attn.qkv.bias";
@@ -191,7 +191,7 @@ fn bad_scales_and_unknown_formats_are_errors_that_name_the_tensor() {
             spec(Grid::F32, Storage::F32, Dialect::Bfl)
                 .tensors
                 .into_iter()
-                .filter(|t| t.0 == Component::Flux)
+                .filter(|t| t.0 == TRANSFORMER)
                 .map(|(_, n, s)| (n, if s.len() == 2 { "F8_E4M3" } else { "F32" }, s))
                 .collect();
         let before: u64 = header(&tensors, json!({})).1;
@@ -199,7 +199,7 @@ fn bad_scales_and_unknown_formats_are_errors_that_name_the_tensor() {
         let (mut bytes, _) = header(&tensors, metadata);
         bytes.resize(bytes.len() + before as usize, 0);
         extra.iter().for_each(|e| bytes.extend(&e.3));
-        open_source(Arc::new(bytes), "model").map(|c| c.flux.unwrap())
+        open_source(Arc::new(bytes), "model").and_then(|mut c| c.take(TRANSFORMER))
     };
     let f = |v: f32| v.to_le_bytes().to_vec();
     let json_bytes = |s: &str| s.as_bytes().to_vec();

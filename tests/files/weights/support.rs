@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use flux_fast::weights::Component;
+use flux_fast::spec::Component;
+use flux_fast::spec::flux1::FLUX1;
 use flux_fast::weights::synth::{Dialect, Grid, Storage, SynthSpec};
 use serde_json::{Map, Value, json};
 
@@ -38,11 +39,12 @@ pub fn prefixed(prefix: &str, list: &[Named]) -> Vec<Named> {
 
 /// The canonical list of a component of FLUX.1 dev.
 pub fn canonical(component: Component) -> Vec<Named> {
-    list(match component {
-        Component::Flux => "bfl_dev.txt",
-        Component::T5 => "t5_single.txt",
-        Component::Clip => "clip.txt",
-        Component::Vae => "bfl_ae.txt",
+    list(match component.name {
+        "flux" => "bfl_dev.txt",
+        "t5" => "t5_single.txt",
+        "clip" => "clip.txt",
+        "vae" => "bfl_ae.txt",
+        other => panic!("no list of {other}"),
     })
 }
 
@@ -100,20 +102,20 @@ pub fn tiny() -> Vec<(Component, String, Vec<usize>)> {
         n.is_none_or(|n| n < 2)
     };
     let mut out = vec![];
-    for component in Component::ALL {
+    for &component in FLUX1.components {
         for (name, shape) in canonical(component).into_iter().filter(|(n, _)| keep(n)) {
-            let narrow = |n: usize| match (component, n) {
-                (Component::Vae, 128..) => n / 32 * 2,
-                (Component::Clip, 49408) => 97,
-                (Component::Clip, 768) => 16,
-                (Component::T5, 32128) => 101,
-                (Component::T5, 64) => 4,
+            let narrow = |n: usize| match (component.name, n) {
+                ("vae", 128..) => n / 32 * 2,
+                ("clip", 49408) => 97,
+                ("clip", 768) => 16,
+                ("t5", 32128) => 101,
+                ("t5", 64) => 4,
                 (_, 4096) => 64,
                 (_, 10240) => 160,
                 (_, 3072..) => n / 64,
-                (Component::Flux, 768) => 16,
-                (Component::Flux, 256) => 32,
-                (Component::Flux, 128) => 8,
+                ("flux", 768) => 16,
+                ("flux", 256) => 32,
+                ("flux", 128) => 8,
                 (_, n) => n,
             };
             out.push((component, name, shape.into_iter().map(narrow).collect()));

@@ -9,7 +9,7 @@ use flux_fast::library::ModelFiles;
 use flux_fast::library::convert::{Report, Target, convert};
 use flux_fast::library::{Files, open, open_only};
 use flux_fast::pipeline::Pipeline;
-use flux_fast::weights::Component;
+use flux_fast::spec::flux1::{T5, TRANSFORMER};
 use flux_fast::weights::synth::{Dialect, Grid, Storage};
 
 use super::{Written, draw, f32_options, request};
@@ -62,16 +62,17 @@ fn every_format_gives_the_picture_within_its_own_error() {
     for (target, bound) in LATENTS {
         let to = path(&dir, &format!("model.{}", target.extension()));
         let report = write(&written.path, target, &to);
-        let whole = Some(written.path.clone());
         let mut files =
             ModelFiles { model: Some(to.to_string_lossy().into_owned()), ..ModelFiles::default() };
         if matches!(target, Target::Gguf(_)) {
             assert_eq!(
                 (report.components, report.left_out.len()),
-                (vec![Component::Flux], 3),
+                (vec![TRANSFORMER], 3),
                 "{target:?}"
             );
-            (files.clip, files.t5, files.vae) = (whole.clone(), whole.clone(), whole);
+            for option in ["clip", "t5", "vae"] {
+                files.components.insert(option.into(), written.path.clone());
+            }
         } else {
             assert!(report.left_out.is_empty() && report.components.len() == 4, "{target:?}");
         }
@@ -88,7 +89,7 @@ fn every_format_gives_the_picture_within_its_own_error() {
         // An error of nothing would mean that nothing was stored in the format.
         assert!(error > bound / 20.0, "{target:?}: {error:.4}");
         // In its stored form the weight is what it was stored as.
-        let weights = open(&Files::model(&to)).unwrap().flux.unwrap();
+        let weights = open(&Files::model(&to)).unwrap().take(TRANSFORMER).unwrap();
         let matrix = weights.get("single_blocks.0.linear2.weight", 0, 256, 1280).unwrap();
         seen.push(matrix.parts[0].dtype);
         drop(pipeline);
@@ -112,7 +113,7 @@ fn converting_what_was_converted_changes_nothing() {
         write(&written.path, target, &once);
         write(&once, target, &twice);
         let values = |path: &Path| {
-            let weights = open_only(path).unwrap().flux.unwrap();
+            let weights = open_only(path).unwrap().take(TRANSFORMER).unwrap();
             weights.get("double_blocks.0.img_attn.qkv.weight", 0, 768, 256).unwrap().to_f32()
         };
         assert_eq!(values(&once), values(&twice), "{target:?}");
@@ -129,10 +130,10 @@ fn a_text_encoder_becomes_a_gguf_of_its_own() {
     let dir = temp_dir();
     let to = path(&dir, "t5.gguf");
     let report = write(&written.path.join("t5xxl.safetensors"), Target::Gguf(DType::Q8_0), &to);
-    assert_eq!(report.components, [Component::T5]);
-    let t5 = open_only(&to).unwrap().t5.unwrap();
+    assert_eq!(report.components, [T5]);
+    let t5 = open_only(&to).unwrap().take(T5).unwrap();
     assert!(t5.dialect().starts_with("llama.cpp, "), "{}", t5.dialect());
-    let original = open_only(&written.path.join("t5xxl.safetensors")).unwrap().t5.unwrap();
+    let original = open_only(&written.path.join("t5xxl.safetensors")).unwrap().take(T5).unwrap();
     assert!(t5.names().eq(original.names()));
     let name = "encoder.block.1.layer.1.DenseReluDense.wi_0.weight";
     let (rows, cols) = t5.shape(name).unwrap();

@@ -14,8 +14,9 @@ use flux_fast::model::flux1::DenoiseShape;
 use flux_fast::model::{clip, flux1, t5};
 use flux_fast::op::{Linear, Op, Program};
 use flux_fast::pipeline::loras::{LoraSet, open};
+use flux_fast::spec::Component;
+use flux_fast::spec::flux1::{CLIP, FLUX1, T5, TRANSFORMER};
 use flux_fast::tensor::{HostPart, HostWeight, Scale};
-use flux_fast::weights::Component;
 use flux_fast::weights::synth::{Dialect, Grid, Storage};
 
 use super::{Geometry, Written, devices, plain};
@@ -32,8 +33,8 @@ fn file(name: &str) -> PathBuf {
 /// LoRAs with their weights, as a pipeline has them.
 fn set(checkpoint: &Checkpoint, loras: &[(&str, f32)]) -> LoraSet {
     let adapters = loras.iter().map(|(name, weight)| {
-        let adapter =
-            open(&file(name), &|c| checkpoint.get(c)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let adapter = open(&file(name), &FLUX1, &|c| checkpoint.get(c))
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
         assert_eq!(adapter.summary.unmatched, 0, "{name}");
         (Arc::new(adapter), *weight)
     });
@@ -69,8 +70,7 @@ fn velocity(
 ) -> (Vec<f32>, usize) {
     let (t, pooled, guidance) =
         (golden.f32("flux.timestep"), golden.f32("flux.pooled"), golden.f32("flux.guidance"));
-    let (program, weights) =
-        with(checkpoint, Component::Flux, loras, flux1::modulate(&g.flux, 2, act));
+    let (program, weights) = with(checkpoint, TRANSFORMER, loras, flux1::modulate(&g.flux, 2, act));
     let mut count = sides(&program);
     let inputs = [
         ("timestep", Input::F32(&t)),
@@ -81,7 +81,7 @@ fn velocity(
         run(backend, &program, &weights, &inputs, u64::MAX, 1).remove("modulation").unwrap();
     let shape = shape(golden);
     let (program, weights) =
-        with(checkpoint, Component::Flux, loras, flux1::denoise(&g.flux, &shape, act));
+        with(checkpoint, TRANSFORMER, loras, flux1::denoise(&g.flux, &shape, act));
     count += sides(&program);
     let rope = flux1::rope(&g.flux, &shape);
     let (img, txt) = (golden.f32("flux.img"), golden.f32("flux.txt"));
@@ -161,17 +161,13 @@ fn text_encoders_take_loras_too() {
             let loras = set(&checkpoint, &[(name, 1.0)]);
             let (clip, t5) = (format!("{name}.clip.pooled"), format!("{name}.t5.out"));
             assert_eq!(
-                (loras.touches(Component::Clip), loras.touches(Component::T5)),
+                (loras.touches(CLIP), loras.touches(T5)),
                 (expected.has(&clip), expected.has(&t5)),
                 "{name}"
             );
             if expected.has(&clip) {
-                let (program, weights) = with(
-                    &checkpoint,
-                    Component::Clip,
-                    &loras,
-                    clip::encode(&g.clip, 1, DType::F32),
-                );
+                let (program, weights) =
+                    with(&checkpoint, CLIP, &loras, clip::encode(&g.clip, 1, DType::F32));
                 let out = run(
                     backend,
                     &program,
@@ -187,7 +183,7 @@ fn text_encoders_take_loras_too() {
             }
             if expected.has(&t5) {
                 let program = t5::encode(&g.t5, 1, t5_ids.len(), DType::F32);
-                let (program, weights) = with(&checkpoint, Component::T5, &loras, program);
+                let (program, weights) = with(&checkpoint, T5, &loras, program);
                 let buckets = t5::relative_buckets(&g.t5, t5_ids.len());
                 let inputs = [("ids", Input::I32(&t5_ids)), ("buckets", Input::I32(&buckets))];
                 let out = run(backend, &program, &weights, &inputs, u64::MAX, 1);
@@ -305,7 +301,7 @@ fn denoiser(
     loras: &LoraSet,
 ) -> (Program, Vec<HostWeight>) {
     let program = flux1::denoise(&g.flux, &shape(golden), DType::F32);
-    with(checkpoint, Component::Flux, loras, program)
+    with(checkpoint, TRANSFORMER, loras, program)
 }
 
 fn shape(golden: &Golden) -> DenoiseShape {

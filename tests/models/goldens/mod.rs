@@ -20,7 +20,7 @@ use flux_fast::model::flux1::DenoiseShape;
 use flux_fast::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, flux1, t5, vae};
 use flux_fast::pipeline::Pipeline;
 use flux_fast::pipeline::request::{Generated, InitImage, Picture, Request, RunOptions};
-use flux_fast::weights::Component;
+use flux_fast::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
 use serde_json::{Value, json};
 
@@ -108,10 +108,10 @@ impl Written {
         let named = |component, list: Vec<(String, Vec<usize>)>| {
             list.into_iter().map(move |(n, s)| (component, n, s))
         };
-        let tensors = named(Component::Flux, flux1::tensors(&g.flux))
-            .chain(named(Component::T5, t5::tensors(&g.t5)))
-            .chain(named(Component::Clip, clip::tensors(&g.clip)))
-            .chain(named(Component::Vae, vae::tensors(&g.vae)))
+        let tensors = named(TRANSFORMER, flux1::tensors(&g.flux))
+            .chain(named(T5, t5::tensors(&g.t5)))
+            .chain(named(CLIP, clip::tensors(&g.clip)))
+            .chain(named(VAE, vae::tensors(&g.vae)))
             .collect();
         let mut configs = golden.config.clone();
         configs["tokenizer_2"] = json!({ "model_max_length": golden.number("t5_length") as usize });
@@ -170,7 +170,7 @@ fn text_encoders_equal_transformers() {
         let written = plain(&golden);
         let (checkpoint, g) = (written.open(), &written.geometry);
         for backend in devices.iter_mut().map(Box::as_mut) {
-            let weights = checkpoint.t5.as_ref().unwrap();
+            let weights = checkpoint.get(T5).unwrap();
             let read = T5Config::read(&|n| weights.shape(n), weights.config()).unwrap();
             assert_eq!(read, g.t5);
             let ids = golden.ids("t5.ids");
@@ -180,7 +180,7 @@ fn text_encoders_equal_transformers() {
             let out = run(backend, &program, &resolve(&program, weights), &inputs, u64::MAX, 1);
             close("t5", &golden, &out["text"], &golden.f32("t5.out"));
 
-            let weights = checkpoint.clip.as_ref().unwrap();
+            let weights = checkpoint.get(CLIP).unwrap();
             let read = ClipConfig::read(&|n| weights.shape(n), weights.config()).unwrap();
             assert_eq!(read, g.clip);
             let ids = golden.ids("clip.ids");
@@ -210,7 +210,7 @@ fn the_transformer_equals_diffusers() {
     for golden in MODELS.map(Golden::read) {
         let written = plain(&golden);
         let (checkpoint, g) = (written.open(), &written.geometry);
-        let weights = checkpoint.flux.as_ref().unwrap();
+        let weights = checkpoint.get(TRANSFORMER).unwrap();
         let read = FluxConfig::read(&|n| weights.shape(n), weights.config()).unwrap();
         assert_eq!(read, g.flux);
         for backend in devices.iter_mut().map(Box::as_mut) {
@@ -265,7 +265,7 @@ fn the_autoencoder_equals_diffusers() {
     for golden in MODELS.map(Golden::read) {
         let written = plain(&golden);
         let (checkpoint, g) = (written.open(), &written.geometry);
-        let weights = checkpoint.vae.as_ref().unwrap();
+        let weights = checkpoint.get(VAE).unwrap();
         let read = VaeConfig::read(&|n| weights.shape(n), weights.config()).unwrap();
         assert_eq!(read, g.vae);
         for backend in devices.iter_mut().map(Box::as_mut) {
