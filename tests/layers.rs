@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["error", "event", "dtype", "tensor", "units", "host"],
     &["op"],
-    &["backend", "weights", "model"],
+    &["spec", "backend", "weights", "model"],
     &["library", "plan"],
     &["stream"],
     &["pipeline"],
