@@ -66,7 +66,8 @@ impl Denoiser {
         synth::write(&spec, &path).unwrap();
         let shape = DenoiseShape { images: 1, cfg: true, text_tokens: 5, height: 2, width: 3 };
         let program = flux1::denoise(&c, &shape, act);
-        let weights = resolve(&program, open(&Files::model(path)).unwrap().get(TRANSFORMER).unwrap());
+        let weights =
+            resolve(&program, open(&Files::model(path)).unwrap().get(TRANSFORMER).unwrap());
         let values = |name: &str| {
             let t = program.input(name);
             (0..t.rows * t.cols)
