@@ -1,4 +1,4 @@
-//! What can be typed.
+//! The arguments of every command, with their help texts.
 
 use std::path::PathBuf;
 
@@ -33,7 +33,8 @@ pub fn is_command(word: &str) -> bool {
 
 /// FLUX.1 text-to-image for small GPUs and plain CPUs.
 ///
-/// `flux-fast PROMPT` is `flux-fast generate -p PROMPT`. Progress goes to stderr, results to stdout.
+/// `flux-fast PROMPT` is `flux-fast generate -p PROMPT`. Progress goes to stderr, results to
+/// stdout.
 #[derive(Debug, Parser)]
 #[command(name = "flux-fast", version, max_term_width = 110, after_help = EXAMPLES)]
 #[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
@@ -50,23 +51,23 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Draw pictures from a prompt
+    /// Generate images from a prompt
     Generate(GenerateArgs),
-    /// Say what a request would use (memory, phases, where weights stay), without running it
+    /// Print what a request would use (memory, phases, where weights stay), without running it
     Plan(GenerateArgs),
-    /// Draw a picture again from the settings in its file; options given here replace them
+    /// Generate an image again from the settings in its file; options given here replace them
     Again(AgainArgs),
-    /// Time a request: seconds a step, and memory
+    /// Measure a request: seconds per step, and memory
     Bench(BenchArgs),
     /// Download a model from the Hugging Face hub into its cache, where --model finds it
     Pull(PullArgs),
-    /// List the models, components and LoRAs that can be found, and the names to ask for them by
+    /// List the models, components and LoRAs on this machine, with the names to use for them
     Models,
     /// Write a model's weights in a smaller type: FP8, int8, NF4 or GGUF
     Convert(ConvertArgs),
-    /// Show devices, memory, and the models that can be found
+    /// Show devices, memory, the configuration file, and the models on this machine
     Doctor,
-    /// Show what a picture or a model file holds
+    /// Show what an image or a model file contains
     Inspect(InspectArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
@@ -102,7 +103,7 @@ pub struct ConfigArgs {
 
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// What to draw; `-` reads it from stdin
+    /// What the image shows; `-` reads it from stdin
     #[arg(value_name = "PROMPT", conflicts_with = "prompt")]
     pub words: Option<String>,
     /// A text file with one prompt per line (`-`: stdin), drawn one after another with one load of
@@ -119,7 +120,7 @@ pub struct GenerateArgs {
 
 #[derive(Debug, Args)]
 pub struct AgainArgs {
-    /// A PNG, JPEG, WebP or TIFF that holds its settings
+    /// A PNG, JPEG, WebP or TIFF file with its settings inside
     #[arg(value_name = "IMAGE")]
     pub image: PathBuf,
     #[command(flatten)]
@@ -132,10 +133,10 @@ pub struct AgainArgs {
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// What to draw [default: a fox]
+    /// What the image shows [default: a fox, 3D style, on a blue background]
     #[arg(value_name = "PROMPT", conflicts_with = "prompt")]
     pub words: Option<String>,
-    /// How many timed runs, after one that is not timed
+    /// Number of timed runs, 1 to 1000, after one that is not timed
     #[arg(long, value_parser = values::runs, default_value = "3", allow_hyphen_values = true)]
     pub runs: usize,
     #[command(flatten)]
@@ -153,14 +154,15 @@ pub struct ConvertArgs {
     /// fp8, fp8-rows, int8, nf4, or GGUF's q8_0, q6_k, q5_k, q4_k, q5_0, q4_0
     #[arg(long, value_name = "TYPE")]
     pub to: String,
-    /// A file that is not there yet, or a folder [default: MODEL-TYPE.safetensors or .gguf here]
+    /// A file that does not exist yet, or a folder [default: MODEL-TYPE.safetensors or .gguf here]
     #[arg(short, long, value_name = "PATH")]
     pub output: Option<PathBuf>,
 }
 
 const CONVERT_HELP: &str = "\
-The matrices of the transformer's blocks and of T5 get the new type, everything else keeps its own. fp8 is what ComfyUI's \
-\"scaled fp8\" files are; GGUF files hold the transformer (or a T5) alone, as they do elsewhere.
+The matrices of the transformer's blocks and of T5 get the new type, everything else keeps its own. \
+fp8 is the format of ComfyUI's \"scaled fp8\" files. A GGUF file contains only the transformer (or \
+only T5), as usual.
 
 Examples:
   flux-fast convert flux1-dev.safetensors --to fp8
@@ -172,7 +174,8 @@ pub struct PullArgs {
     /// ORG/REPO, ORG/REPO@REVISION, ORG/REPO/FILE, or an address of huggingface.co
     #[arg(value_name = "ORG/REPO")]
     pub repo: String,
-    /// Files of the repository, with all their shards [default: a diffusers model's parts, or the only model there is]
+    /// Files of the repository, with all their shards [default: the parts of a diffusers model, or
+    /// the only model there is]
     #[arg(value_name = "FILE")]
     pub files: Vec<String>,
     /// A branch, a tag or a commit [default: main]
@@ -181,9 +184,9 @@ pub struct PullArgs {
 }
 
 const PULL_HELP: &str = "\
-What came is kept when a pull is stopped, and is not fetched again. The environment says the rest, as it does to \
-Hugging Face's own tools: HF_TOKEN (or `hf auth login`) for gated models, HF_HOME or HF_HUB_CACHE for the folder, \
-HF_ENDPOINT, HF_HUB_OFFLINE, HTTPS_PROXY.
+A stopped download keeps what it has, and the next one continues there. The environment variables \
+are those of Hugging Face's own tools: HF_TOKEN (or `hf auth login`) for gated models, HF_HOME or \
+HF_HUB_CACHE for the folder, HF_ENDPOINT, HF_HUB_OFFLINE, HTTPS_PROXY.
 
 Examples:
   flux-fast pull black-forest-labs/FLUX.1-schnell
@@ -192,7 +195,7 @@ Examples:
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A picture, a .safetensors or .gguf file, or a model folder
+    /// An image, a .safetensors or .gguf file, or a model folder
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
 }
@@ -221,14 +224,20 @@ pub struct ManArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = IMAGE_HEADING)]
 pub struct RequestArgs {
-    /// What to draw; `-` reads it from stdin
+    /// What the image shows; `-` reads it from stdin
     #[arg(short, long, value_name = "PROMPT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
-    /// What not to draw; needs a --cfg-scale other than 1 to have an effect
+    /// What the image does not show; has an effect only with a --cfg-scale other than 1
     #[arg(long, value_name = "PROMPT", allow_hyphen_values = true)]
     pub negative: Option<String>,
-    /// How many pictures, 1 to 64; one noise stream for all
-    #[arg(short = 'n', long = "count", value_name = "N", value_parser = values::count, allow_hyphen_values = true)]
+    /// Number of images, 1 to 64, from one noise stream
+    #[arg(
+        short = 'n',
+        long = "count",
+        value_name = "N",
+        value_parser = values::count,
+        allow_hyphen_values = true,
+    )]
     pub count: Option<usize>,
     /// Denoising steps, 1 to 1000 [default: the model's own]
     #[arg(long, value_name = "N", value_parser = values::steps, allow_hyphen_values = true)]
@@ -236,67 +245,111 @@ pub struct RequestArgs {
     /// A whole number up to 2^64 - 1, or `random` (or -1) [default: random]
     #[arg(short, long, value_parser = values::seed, allow_hyphen_values = true)]
     pub seed: Option<Seed>,
-    /// Pixels, a multiple of 16 from 16 to 4096; at most 2048x2048 pixels in all [default: the model's own]
-    #[arg(short = 'W', long, value_name = "PIXELS", value_parser = values::side, allow_hyphen_values = true)]
+    /// Pixels, a multiple of 16 from 16 to 4096; at most 2048x2048 pixels in all [default: the
+    /// model's own]
+    #[arg(
+        short = 'W',
+        long,
+        value_name = "PIXELS",
+        value_parser = values::side,
+        allow_hyphen_values = true,
+    )]
     pub width: Option<usize>,
     /// Pixels, like --width
-    #[arg(short = 'H', long, value_name = "PIXELS", value_parser = values::side, allow_hyphen_values = true)]
+    #[arg(
+        short = 'H',
+        long,
+        value_name = "PIXELS",
+        value_parser = values::side,
+        allow_hyphen_values = true,
+    )]
     pub height: Option<usize>,
-    /// Both at once
-    #[arg(long, value_name = "WxH", value_parser = values::size, conflicts_with_all = ["width", "height"], allow_hyphen_values = true)]
+    /// Width and height together
+    #[arg(
+        long,
+        value_name = "WxH",
+        value_parser = values::size,
+        conflicts_with_all = ["width", "height"],
+        allow_hyphen_values = true,
+    )]
     pub size: Option<(usize, usize)>,
-    /// How closely to follow the prompt, 0 to 100; models without guidance ignore it and say so [default: the model's own]
+    /// How closely to follow the prompt, 0 to 100; models without guidance print that they ignore
+    /// it [default: the model's own]
     #[arg(long, value_name = "X", value_parser = values::scale, allow_hyphen_values = true)]
     pub guidance: Option<f32>,
-    /// True classifier-free guidance, 0 to 100; 1 is off, anything else takes twice the time [default: 1]
+    /// True classifier-free guidance, 0 to 100; 1 is off, other values double the time [default: 1]
     #[arg(long, value_name = "X", value_parser = values::scale, allow_hyphen_values = true)]
     pub cfg_scale: Option<f32>,
-    /// A LoRA (.safetensors) or its name, and how much of it; may be given several times, and `<lora:NAME:WEIGHT>` in the prompt does the same [default weight: 1]
-    #[arg(long = "lora", value_name = "PATH[:WEIGHT]", value_parser = values::lora)]
+    /// A LoRA (.safetensors) or its name, and its strength [default: 1]; may be given several
+    /// times. `<lora:NAME:STRENGTH>` in the prompt does the same
+    #[arg(long = "lora", value_name = "PATH[:STRENGTH]", value_parser = values::lora)]
     pub loras: Vec<LoraChoice>,
-    /// A picture to start from (PNG, JPEG, WebP, BMP, TIFF); its middle is cut to the aspect ratio and resized
+    /// An image to start from (PNG, JPEG, WebP, BMP, TIFF); it is cropped around the centre to the
+    /// aspect ratio and resized
     #[arg(short, long, value_name = "IMAGE")]
     pub init_img: Option<PathBuf>,
-    /// How far to leave --init-img: 0 keeps it, 1 ignores it [default: 0.75]
-    #[arg(long, value_name = "X", value_parser = values::strength, requires = "init_img", allow_hyphen_values = true)]
+    /// How much --init-img is changed: 0 keeps it, 1 ignores it [default: 0.75]
+    #[arg(
+        long,
+        value_name = "X",
+        value_parser = values::strength,
+        requires = "init_img",
+        allow_hyphen_values = true,
+    )]
     pub strength: Option<f32>,
 }
 
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Model and device")]
 pub struct EngineArgs {
-    /// A .safetensors or .gguf file, a folder, a name that `flux-fast models` lists, `synthetic:dev` or `synthetic:schnell` (seeded noise of full size), or
-    /// `embedded` [default: embedded, a small model that draws emoji]
+    /// A .safetensors or .gguf file, a folder, a name that `flux-fast models` lists,
+    /// `synthetic:dev` or `synthetic:schnell` (seeded noise of full size), or `embedded` [default:
+    /// embedded, a small model that draws emoji]
     #[arg(long, value_name = "PATH|NAME")]
     pub model: Option<String>,
-    /// CLIP's weights, where the model does not hold them
+    /// CLIP's weights, if the model file does not contain them
     #[arg(long, value_name = "PATH|NAME")]
     pub clip: Option<PathBuf>,
-    /// T5's weights, where the model does not hold them
+    /// T5's weights, if the model file does not contain them
     #[arg(long, value_name = "PATH|NAME")]
     pub t5: Option<PathBuf>,
-    /// The autoencoder's weights, where the model does not hold them
+    /// The autoencoder's weights, if the model file does not contain them
     #[arg(long, value_name = "PATH|NAME")]
     pub vae: Option<PathBuf>,
-    /// auto (the best GPU that works, else the CPU), cpu, cuda[:N], or wgpu[:N] (Vulkan, Metal, DirectX 12)
+    /// auto (the best GPU that works, else the CPU), cpu, cuda[:N], or wgpu[:N] (Vulkan, Metal,
+    /// DirectX 12)
     #[arg(long, value_parser = values::device, default_value = "auto")]
     pub device: Device,
-    /// Bound on device memory: auto, 8G (8 * 10^9 bytes) or 8GiB (8 * 2^30); without effect on the CPU
-    #[arg(long, value_name = "SIZE", value_parser = values::budget, default_value = "auto", allow_hyphen_values = true)]
+    /// Limit of device memory: auto, 8G (8 * 10^9 bytes) or 8GiB (8 * 2^30); has no effect on the
+    /// CPU
+    #[arg(
+        long,
+        value_name = "SIZE",
+        value_parser = values::budget,
+        default_value = "auto",
+        allow_hyphen_values = true,
+    )]
     pub vram: Budget,
-    /// Bound on host memory, in the same form; costs time, not quality: see `plan`
-    #[arg(long, value_name = "SIZE", value_parser = values::budget, default_value = "auto", allow_hyphen_values = true)]
+    /// Limit of host memory, in the same form; a low limit costs time, not quality: see `plan`
+    #[arg(
+        long,
+        value_name = "SIZE",
+        value_parser = values::budget,
+        default_value = "auto",
+        allow_hyphen_values = true,
+    )]
     pub ram: Budget,
-    /// Arithmetic: auto; f32 (CPU, wgpu); bf16; f16 (wgpu) and fp8 (CUDA from RTX 40 on: FP8 weights): faster products, less exact
+    /// Arithmetic: auto; f32 (CPU, wgpu); bf16; f16 (wgpu) and fp8 (CUDA from RTX 40 on, for FP8
+    /// weights): faster products, less exact
     #[arg(long, value_parser = values::compute(), default_value = "auto")]
     pub compute: Compute,
-    /// Force a kernel variant, such as linear=linear_f32_avx2; may be given several times
+    /// Use this kernel variant, such as linear=linear_f32_avx2; may be given several times
     #[arg(long = "kernel", value_name = "OP=NAME", value_parser = values::kernel)]
     pub kernels: Vec<KernelChoice>,
-    /// Neither keep this prompt's text embeddings in the cache folder nor take them from there
+    /// Do not read or write text embeddings in the cache folder
     #[arg(long)]
     pub no_cache: bool,
-    /// Worker threads [default: one per core]
+    /// Number of worker threads, 1 to 1024 [default: one per core]
     #[arg(long, value_name = "N", value_parser = values::threads, allow_hyphen_values = true)]
     pub threads: Option<usize>,
 }
@@ -326,16 +379,22 @@ impl EngineArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Output")]
 pub struct OutputArgs {
-    /// A file (replaced if there), or a folder; {seed} and {i} are filled in [default: flux-{seed}.png, never replaced]
+    /// A file (replaced if it exists), or a folder; {seed} and {i} are filled in [default:
+    /// flux-{seed}.png, never replaced]
     #[arg(short, long, value_name = "PATH")]
     pub output: Option<PathBuf>,
     /// png, jpeg, webp (lossless), bmp or tiff [default: the output's extension, else png]
     #[arg(long, value_parser = values::format)]
     pub format: Option<Format>,
     /// JPEG quality, 1 to 100
-    #[arg(long, value_parser = values::quality, default_value_t = DEFAULT_QUALITY, allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_parser = values::quality,
+        default_value_t = DEFAULT_QUALITY,
+        allow_hyphen_values = true,
+    )]
     pub quality: u8,
-    /// Show the picture in the terminal, too
+    /// Also show the image in the terminal
     #[arg(long)]
     pub preview: bool,
 }

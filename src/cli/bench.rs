@@ -1,4 +1,4 @@
-//! `bench`: how long a request takes here, phase by phase.
+//! `bench`: measures how long a request takes, phase by phase.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -14,10 +14,10 @@ use crate::event::{Event, Phase};
 use crate::pipeline::request::Request;
 use crate::units;
 
-/// What is drawn when no prompt is given; its content does not matter for the time.
+/// The prompt if none is given; its content does not change the time.
 const PROMPT: &str = "a fox, 3D style, on a blue background";
 
-/// Draws the same request again and again, writes no file, and tells the times.
+/// Runs the same request several times, writes no file, and prints the times.
 pub fn bench(args: BenchArgs, how: How) -> Result<()> {
     let prompt = args
         .words
@@ -30,7 +30,8 @@ pub fn bench(args: BenchArgs, how: How) -> Result<()> {
     let mut progress = Progress::new(how);
     let begin = Instant::now();
     let mut pipeline = open(&args.engine, &mut progress)?;
-    pipeline.use_text_cache(false); // what is read from a file was not timed
+    // Embeddings read from the cache would not be timed.
+    pipeline.use_text_cache(false);
     let load = begin.elapsed().as_secs_f64();
     let mut times = Times::default();
     let mut settings = None;
@@ -46,7 +47,7 @@ pub fn bench(args: BenchArgs, how: How) -> Result<()> {
                 times.note(&event);
             }
             match event {
-                // A timed run is not slowed down by what a terminal takes to draw.
+                // Drawing on the terminal would slow down a timed run.
                 Event::Step { .. } | Event::PhaseStart { .. } if run > 0 => stop_if_asked(),
                 event => progress.event(event),
             }
@@ -62,7 +63,11 @@ pub fn bench(args: BenchArgs, how: How) -> Result<()> {
     let peak = progress::resident().map(|(_, peak)| peak);
     let rows = times.rows();
     if how.json {
-        let of = |seconds: &[f64]| json!({"min": minimum(seconds), "median": median(seconds), "samples": seconds.len()});
+        let of = |seconds: &[f64]| {
+            json!({
+                "min": minimum(seconds), "median": median(seconds), "samples": seconds.len(),
+            })
+        };
         let phases: serde_json::Map<_, _> =
             rows.iter().map(|(name, s)| (name.to_string(), of(s))).collect();
         return output::json(&json!({
@@ -94,7 +99,7 @@ fn stop_if_asked() -> ControlFlow<()> {
 
 #[derive(Default)]
 struct Times {
-    /// One list a phase, in the order in which they came.
+    /// The times of each phase, in the order of the phases.
     phases: Vec<(Phase, Vec<f64>)>,
     steps: Vec<f64>,
     total: Vec<f64>,

@@ -1,4 +1,5 @@
-//! `completions` and `man`: the shell's knowledge of this command line, made from its own definition.
+//! `completions` and `man`: the shell's knowledge of this command line, made from its own
+//! definition.
 
 use std::path::Path;
 

@@ -1,8 +1,8 @@
 //! The configuration file: defaults for options, under the options' own names.
 //!
-//! Every long option of `generate` and `bench` that describes the image, the model, the device or the
-//! output can stand in the file. Its values become the defaults of the command line's own definition,
-//! so that they are checked like typed ones and give way to what is typed.
+//! Every long option of `generate` and `bench` that describes the image, the model, the device or
+//! the output can stand in the file. Its values become the defaults of the command line's own
+//! definition, so that they are checked like typed ones and give way to what is typed.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -84,7 +84,8 @@ fn flag(arguments: &[OsString], name: &str) -> bool {
     arguments.iter().skip(1).take_while(|a| *a != "--").any(|a| a == name)
 }
 
-/// The value of `--name VALUE` or `--name=VALUE`, found by hand since it decides how the rest is read.
+/// The value of `--name VALUE` or `--name=VALUE`, found by hand since it decides how the rest is
+/// read.
 fn option(arguments: &[OsString], name: &str) -> Option<OsString> {
     let mut given = None;
     let mut rest = arguments.iter().skip(1).take_while(|a| *a != "--");

@@ -1,4 +1,4 @@
-//! `convert`: a model's weights in another type, in a file of their own.
+//! `convert`: writes a model's weights in another type to a new file.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -12,12 +12,12 @@ use crate::pipeline::convert::{self, Target};
 use crate::pipeline::models::{Places, Role};
 use crate::units;
 
-/// Converts, and says what was written.
+/// Converts and prints what was written.
 pub fn convert(args: &ConvertArgs, how: How) -> Result<()> {
     let target = Target::NAMED.iter().find(|(name, _)| *name == args.to).map(|(_, target)| *target);
     let target = target.ok_or_else(|| {
         let names: Vec<&str> = Target::NAMED.iter().map(|(name, _)| *name).collect();
-        Error::argument("no such type to convert to")
+        Error::argument("this type is not one that can be written")
             .at("--to")
             .found(&args.to)
             .expected(format!("one of {}", names.join(", ")))
@@ -33,17 +33,17 @@ pub fn convert(args: &ConvertArgs, how: How) -> Result<()> {
         Some(file) => file.clone(),
     };
     if out.extension().is_none_or(|e| !e.eq_ignore_ascii_case(target.extension())) {
-        return Err(Error::argument("the output's ending does not suit the type")
+        return Err(Error::argument("the extension of the output does not match the type")
             .at("--output")
             .found(out.display())
             .expected(format!(".{}", target.extension())));
     }
     if out.exists() {
-        // Also what is read must not be what is written.
-        return Err(Error::argument("there is such a file already, and nothing is replaced")
+        // This also keeps the input from being overwritten.
+        return Err(Error::argument("the file exists already, and is not replaced")
             .at("--output")
             .found(out.display())
-            .try_("another name with -o, or remove that file first"));
+            .try_("give another name with -o, or remove the file first"));
     }
     let begin = Instant::now();
     let label = out.display().to_string();
@@ -61,7 +61,7 @@ pub fn convert(args: &ConvertArgs, how: How) -> Result<()> {
         let flags: Vec<String> =
             report.left_out.iter().map(|c| format!("--{c} {}", path.display())).collect();
         progress.warning(&format!(
-            "a GGUF file holds one component; for the others: {}",
+            "a GGUF file contains one component; use the others from the input: {}",
             flags.join(" ")
         ));
     }

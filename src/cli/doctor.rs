@@ -1,4 +1,4 @@
-//! `doctor`: what this machine offers, and which models can be found on it.
+//! `doctor`: devices, memory, the configuration file, and the models on this machine.
 
 use serde::Serialize;
 use sysinfo::System;
@@ -29,11 +29,11 @@ struct Report {
 struct Cpu {
     name: String,
     cores: usize,
-    /// Instruction sets that the kernels have variants for, as far as this processor has them.
+    /// Instruction sets of this processor for which there are kernels.
     instructions: Vec<&'static str>,
 }
 
-/// The NVIDIA GPUs, or why there are none.
+/// The NVIDIA GPUs, or why none was found.
 #[derive(Debug, Serialize)]
 struct Cuda {
     gpus: Vec<GpuFacts>,
@@ -46,7 +46,7 @@ struct GpuFacts {
     name: String,
     compute_capability: String,
     memory_bytes: u64,
-    /// What the driver speaks.
+    /// The newest CUDA version that the driver supports.
     cuda_version: String,
     /// FP8 matrix products (`--compute fp8`).
     fp8: bool,
@@ -71,7 +71,7 @@ fn cuda_gpus() -> Cuda {
     }
 }
 
-/// An adapter that Vulkan, Metal or DirectX 12 reaches.
+/// An adapter of Vulkan, Metal or DirectX 12.
 #[derive(Debug, Serialize)]
 struct AdapterFacts {
     device: String,
@@ -80,7 +80,7 @@ struct AdapterFacts {
     api: &'static str,
     driver: String,
     memory_bytes: u64,
-    /// False where the interface does not tell: then it is a careful guess.
+    /// False if the interface does not report it: `memory_bytes` is then a low estimate.
     memory_known: bool,
     buffer_bytes: u64,
     binding_bytes: u64,
@@ -90,14 +90,14 @@ struct AdapterFacts {
     f16: bool,
     cooperative_matrix: bool,
     unusable: Option<String>,
-    /// What FLUX.1 with FP8 weights at 1024x1024 would mean for it.
+    /// How FLUX.1 with FP8 weights at 1024x1024 would run on it.
     dev: Option<String>,
     schnell: Option<String>,
 }
 
 fn adapters() -> Vec<AdapterFacts> {
     let facts = |a: wgpu::Adapter| {
-        // What a run leaves to others, and what the driver takes.
+        // Without the memory that a run leaves to other programs, and that of the driver.
         let room = a.free_bytes.saturating_sub((a.memory_bytes / 50).max(256 << 20) + (100 << 20));
         let grain = Grain {
             align: 256,
@@ -136,7 +136,7 @@ fn adapters() -> Vec<AdapterFacts> {
 
 fn adapter_text(a: &AdapterFacts) -> String {
     let bytes = units::bytes;
-    let guess = if a.memory_known { "" } else { " (a guess: give --vram)" };
+    let guess = if a.memory_known { "" } else { " (an estimate: set --vram)" };
     let mut text = format!(
         "{}: {}, {} by {}, {}{guess}; driver {}\n",
         a.device,
@@ -177,11 +177,11 @@ fn adapter_text(a: &AdapterFacts) -> String {
 struct Memory {
     total_bytes: u64,
     available_bytes: u64,
-    /// What a container allows, where there is such a limit.
+    /// The limit of the container, if there is one.
     limit_bytes: Option<u64>,
 }
 
-/// Shows all of it; finding nothing is no error.
+/// Prints the report. Having no GPU or no model is not an error.
 pub fn doctor(config: &Config, how: How) -> Result<()> {
     let report = look(config);
     if how.json { output::json(&report) } else { output::text(&text(&report)) }
@@ -190,7 +190,7 @@ pub fn doctor(config: &Config, how: How) -> Result<()> {
 fn look(config: &Config) -> Report {
     let (name, memory) = match System::new() {
         Ok(system) => facts(system),
-        // Sandboxes may hide what the system knows; the rest of the report is still of use.
+        // A sandbox may hide these facts; the rest of the report is still useful.
         Err(_) => (String::new(), Memory { total_bytes: 0, available_bytes: 0, limit_bytes: None }),
     };
     let system =
@@ -247,9 +247,8 @@ fn text(report: &Report) -> String {
     for gpu in &cuda.gpus {
         let GpuFacts { device, name, compute_capability, cuda_version, .. } = gpu;
         let memory = bytes(gpu.memory_bytes);
-        text += &format!(
-            "{device}: {name}, {memory}, compute capability {compute_capability}, driver CUDA {cuda_version}"
-        );
+        text += &format!("{device}: {name}, {memory}, compute capability {compute_capability}");
+        text += &format!(", driver CUDA {cuda_version}");
         text += if gpu.fp8 { ", fp8" } else { "" };
         text +=
             &gpu.unusable.as_ref().map_or(String::new(), |why| format!("; cannot be used: {why}"));

@@ -17,7 +17,8 @@ pub fn of(event: &Event) -> Option<Value> {
             json!({"event": "phase_start", "phase": phase.name(), "steps": steps})
         }
         Event::Step { phase, done, steps, seconds } => json!({
-            "event": "step", "phase": phase.name(), "done": done, "steps": steps, "seconds": seconds,
+            "event": "step", "phase": phase.name(),
+            "done": done, "steps": steps, "seconds": seconds,
         }),
         Event::PhaseEnd { phase, seconds, peak_bytes } => json!({
             "event": "phase_end", "phase": phase.name(), "seconds": seconds,

@@ -152,8 +152,8 @@ pub fn fill(request: &mut Request, args: &RequestArgs, strength: Option<f32>) ->
     request.check()
 }
 
-/// Opens the model under the arguments' budgets. From here on there are events at which a signal is looked for; until here,
-/// while stdin may be waited for, a signal ends the process as usual.
+/// Opens the model under the arguments' budgets. From here on there are events at which a signal is
+/// looked for; until here, while stdin may be waited for, a signal ends the process as usual.
 pub fn open(engine: &EngineArgs, progress: &mut Progress) -> Result<Pipeline> {
     signals::listen();
     let pipeline =
@@ -262,7 +262,8 @@ fn result(settings: &Settings, files: &[PathBuf], seconds: f64) -> Value {
     })
 }
 
-/// Every setting under its own name. A seed may be larger than what JavaScript's numbers hold, so it is text as well.
+/// Every setting under its own name. A seed may be larger than what JavaScript's numbers hold, so
+/// it is text as well.
 pub fn settings_as_json(settings: &Settings) -> Value {
     json!({
         "prompt": settings.prompt,

@@ -1,4 +1,4 @@
-//! `inspect`: what a picture or a model file holds.
+//! `inspect`: what an image or a model file contains.
 
 use std::fs::File;
 use std::io::Read;
@@ -12,7 +12,7 @@ use crate::pipeline::images::read_metadata;
 use crate::pipeline::inspect_weights;
 use crate::pipeline::request::Settings;
 
-/// Shows the settings of a picture, or the tensors of a model file or folder.
+/// Prints the settings in an image, or what a model file or folder contains.
 pub fn inspect(path: &Path, how: How) -> Result<()> {
     if !is_picture(path)? {
         let found = inspect_weights(path)?;
@@ -20,7 +20,7 @@ pub fn inspect(path: &Path, how: How) -> Result<()> {
     }
     let settings = match read_metadata(path) {
         Ok(settings) => settings,
-        // A picture without settings is still a picture.
+        // An image without settings is still an image.
         Err(e) if e.kind() == Kind::Argument => return bare(path, how, &e),
         Err(e) => return Err(e),
     };
@@ -31,7 +31,8 @@ pub fn inspect(path: &Path, how: How) -> Result<()> {
     }
 }
 
-/// Format and size of a picture that holds no settings; `why` if it cannot even be read that far.
+/// Prints format and size of an image without settings. Returns `why` if these cannot be read
+/// either.
 fn bare(path: &Path, how: How, why: &Error) -> Result<()> {
     let reader = image::ImageReader::open(path).ok().and_then(|r| r.with_guessed_format().ok());
     let Some(reader) = reader else { return Err(why.clone()) };
@@ -45,7 +46,7 @@ fn bare(path: &Path, how: How, why: &Error) -> Result<()> {
     }
 }
 
-/// By its first bytes; a folder is none.
+/// Whether the file is an image, by its first bytes. A folder is not.
 fn is_picture(path: &Path) -> Result<bool> {
     let cannot = |e: std::io::Error| {
         let kind =

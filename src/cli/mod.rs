@@ -1,4 +1,5 @@
-//! The command line: what the user typed, what it means, and how it is told. Progress goes to stderr, results to stdout.
+//! The command line: reads arguments, runs the command, prints the outcome. Progress and errors go
+//! to stderr, results to stdout.
 
 mod args;
 mod bench;
@@ -31,14 +32,15 @@ use crate::error::{Error, Kind, Result};
 use crate::pipeline::tokenizers;
 use args::{Cli, Command, How, is_command};
 
-/// Runs the command that `arguments` (the program's name first) ask for, and gives the process's exit code.
+/// Runs the command in `arguments` (the first is the program's name) and returns the exit code of
+/// the process.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     quiet_caught_panics();
     crate::pipeline::exit_on_lost_pages();
     let mut arguments: Vec<OsString> = arguments.collect();
     command_first(&mut arguments);
     let given = |flag| arguments.iter().skip(1).take_while(|a| *a != "--").any(|a| a == flag);
-    // Found by hand, since an argument may be refused before clap has read them.
+    // Looked up by hand: clap may refuse an argument before it has read these flags.
     let how = How { json: given("--json"), quiet: false, json_events: given("--json-events") };
     let read = match Cli::command().try_get_matches_from(&arguments) {
         Ok(typed) => config::read(&arguments).map(|config| (typed, config)),
@@ -59,7 +61,8 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// `flux-fast --json doctor` means `flux-fast doctor --json`: without this, what follows a flag would be a prompt.
+/// Moves a command in front of the flags, so that `flux-fast --json doctor` means
+/// `flux-fast doctor --json`. Otherwise `doctor` would be read as a prompt.
 fn command_first(arguments: &mut [OsString]) {
     let flag =
         |a: &OsString| ["--json", "--json-events", "-q", "--quiet"].iter().any(|flag| a == flag);
@@ -75,10 +78,10 @@ fn run(cli: Cli, config: &config::Config) -> Result<()> {
         return Err(Error::argument(format!("`{word}` is not a command of this version"))
             .try_(format!("flux-fast --help; to draw the word, flux-fast -p {word}")));
     }
-    // Which operation was the last is nothing to the user who stopped it.
+    // The user stopped the run: the name of the last operation does not help.
     let drawing = |outcome: Result<()>| {
         outcome.map_err(|e| match e.kind() {
-            Kind::Cancelled => Error::cancelled("stopped, no picture was written"),
+            Kind::Cancelled => Error::cancelled("stopped, no image was written"),
             _ => e,
         })
     };
@@ -179,7 +182,7 @@ fn tell(text: &str) {
     std::io::stderr().write_all(text.as_bytes()).ok();
 }
 
-/// A panic that is caught and told as an error shall not be told twice.
+/// Does not print panics that are caught and reported as errors.
 fn quiet_caught_panics() {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -189,7 +192,7 @@ fn quiet_caught_panics() {
     }));
 }
 
-/// `Kind::Cancelled`, once a signal has come.
+/// [`Kind::Cancelled`] after a signal was received.
 fn cancelled() -> Result<()> {
     match signals::received() {
         None => Ok(()),

@@ -1,4 +1,4 @@
-//! `models`: what can be drawn with here, and the names to ask for it by.
+//! `models`: the models, components and LoRAs on this machine, with the names to use for them.
 
 use std::collections::BTreeMap;
 
@@ -11,38 +11,38 @@ use crate::error::Result;
 use crate::pipeline::models::{Kind, Listing, Places};
 use crate::units;
 
-/// Everything that was found, and where was looked.
+/// Everything that was found, and the folders that were searched.
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub models: Vec<Listing>,
     pub looked_in: Vec<String>,
-    /// What could not be read on the way.
+    /// Folders and files that could not be read.
     pub notes: Vec<String>,
 }
 
-/// Lists what can be found; finding nothing is no error.
+/// Prints the list. An empty list is not an error.
 pub fn models(how: How) -> Result<()> {
     let report = report();
     if how.json { output::json(&json!(report)) } else { output::text(&text(&report)) }
 }
 
-/// What this process's places hold.
+/// What the folders of this process contain.
 pub fn report() -> Report {
     let places = Places::of_process();
     Report { models: places.list(), looked_in: places.looked_in(), notes: places.notes.clone() }
 }
 
-/// The sections of the list: which kinds, and what they are typed after.
+/// The sections of the list: title (with the option to use) and the kinds in it.
 const SECTIONS: [(&str, fn(Kind) -> bool); 3] = [
     ("models (--model)", |kind| kind == Kind::Model),
     (
-        "components (--clip, --t5, --vae; found by themselves where they lie beside a model or in these folders)",
+        "components (--clip, --t5, --vae; found automatically next to a model or in these folders)",
         |kind| matches!(kind, Kind::Part(_)),
     ),
-    ("LoRAs (--lora, or <lora:NAME:WEIGHT> in the prompt)", |kind| kind == Kind::Lora),
+    ("LoRAs (--lora, or <lora:NAME:STRENGTH> in the prompt)", |kind| kind == Kind::Lora),
 ];
 
-/// The list for people. `embedded` is always there, so only what was found counts.
+/// The list as text. `embedded` is always there, so it does not count as found.
 pub fn text(report: &Report) -> String {
     let Report { models, looked_in, notes } = report;
     let mut text = String::new();
@@ -53,20 +53,21 @@ pub fn text(report: &Report) -> String {
             text += &table(&rows);
         }
     }
-    // Of other programs' models there may be hundreds: they are counted here, and named by --json.
+    // There may be hundreds of models for other programs: only their number is printed.
     let mut others: BTreeMap<&str, usize> = BTreeMap::new();
     for other in models.iter().filter(|m| m.kind == Kind::Other) {
         *others.entry(other.what.as_str()).or_default() += 1;
     }
     if !others.is_empty() {
-        text += "others, which cannot be used (--json names them):\n";
+        text += "other files, which cannot be used (--json lists them):\n";
         text += &others.iter().map(|(what, n)| format!("  {n} x {what}\n")).collect::<String>();
     }
     text += &notes.iter().map(|note| format!("warning: {note}\n")).collect::<String>();
     if !models.iter().any(|m| m.kind == Kind::Model) {
-        text += "no FLUX.1 model was found; looked in:\n";
+        text += "no FLUX.1 model was found in:\n";
         text += &looked_in.iter().map(|place| format!("  {place}\n")).collect::<String>();
-        text += "  try: flux-fast pull black-forest-labs/FLUX.1-schnell, a path after --model, or COMFYUI_PATH set to ComfyUI's folder\n";
+        text += "  try: flux-fast pull black-forest-labs/FLUX.1-schnell, or give a path with --model, \
+                 or set COMFYUI_PATH to ComfyUI's folder\n";
     }
     text
 }

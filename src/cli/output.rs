@@ -1,4 +1,5 @@
-//! Results on stdout. A reader that has gone, or a full disk behind it, is an error with an exit code and never a panic.
+//! Results on stdout. If the reader has gone away or the disk is full, the program ends with an
+//! error and an exit code, not with a panic.
 
 use std::io::{self, Write};
 
@@ -20,13 +21,13 @@ pub fn raw(bytes: &[u8]) -> Result<()> {
 /// Writes `value` on one line.
 pub fn json(value: &impl Serialize) -> Result<()> {
     let line = serde_json::to_string(value)
-        .map_err(|e| Error::output(format!("the result is no JSON: {e}")))?;
+        .map_err(|e| Error::output(format!("the result cannot be written as JSON: {e}")))?;
     text(&(line + "\n"))
 }
 
-/// Why stdout could not be written.
+/// The error for a failed write to stdout.
 pub fn broken(error: io::Error) -> Error {
     Error::output(format!("the result cannot be written: {error}"))
         .at("stdout")
-        .try_("a reader that stays, or a file")
+        .try_("redirect stdout to a file, or keep its reader open")
 }

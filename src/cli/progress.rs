@@ -142,7 +142,8 @@ impl Progress {
         if let Style::Bar(bar) = &self.style {
             if self.last_line.is_none() {
                 let style = ProgressStyle::with_template(
-                    "{wide_bar} {decimal_bytes}/{decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left  {msg}",
+                    "{wide_bar} {decimal_bytes}/{decimal_total_bytes}, \
+                     {decimal_bytes_per_sec}, {eta} left  {msg}",
                 );
                 bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
                 // What was there already says nothing about the network.

@@ -1,4 +1,4 @@
-//! `pull`: files of a hub's repository into the Hugging Face cache, and how to draw with them.
+//! `pull`: downloads files of a repository into the Hugging Face cache, and prints how to use them.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use crate::pipeline::models::{self, look};
 use crate::spec::FAMILIES;
 use crate::units;
 
-/// Downloads, and says where it lies and what draws with it.
+/// Downloads, then prints the folder and a command that uses the files.
 pub fn pull(args: &PullArgs, how: How) -> Result<()> {
     let options = options(args)?;
     signals::listen();
@@ -67,14 +67,14 @@ pub fn pull(args: &PullArgs, how: How) -> Result<()> {
         }));
     }
     output::text(&format!(
-        "{} lies in {}; {}\n",
+        "{} is in {}; {}\n",
         options.repo,
         pulled.snapshot.display(),
         usage.words
     ))
 }
 
-/// The command that was typed.
+/// The same command again.
 fn again(args: &PullArgs) -> String {
     let revision = args.revision.iter().flat_map(|r| ["--revision".to_string(), quoted(r)]);
     let words = [quoted(&args.repo)]
@@ -88,16 +88,16 @@ fn plural(n: usize) -> &'static str {
     if n == 1 { "" } else { "s" }
 }
 
-/// What was typed, with the environment's word on the rest.
+/// The options that were given, completed by environment variables.
 fn options(args: &PullArgs) -> Result<PullOptions> {
     let mut options = PullOptions::from_env(&args.repo, &hub::cache::process_env)?;
     if let Some(revision) = &args.revision {
         if options.revision != "main" && options.revision != *revision {
-            return Err(Error::argument("two revisions are asked for")
+            return Err(Error::argument("two revisions are given")
                 .at("--revision")
                 .found(revision)
                 .expected(&options.revision)
-                .try_("one of them"));
+                .try_("leave out one of the two"));
         }
         options.revision = revision.clone();
     }
@@ -112,9 +112,9 @@ fn options(args: &PullArgs) -> Result<PullOptions> {
     Ok(options)
 }
 
-/// How to use what came.
+/// How to use the downloaded files.
 struct Usage {
-    /// What to type after --model, if a model came.
+    /// The value for --model, if a model was downloaded.
     model: Option<String>,
     command: Option<String>,
     words: String,
@@ -147,7 +147,7 @@ impl Usage {
         }
         parts.sort();
         let command = match (&model, parts.as_slice()) {
-            // The parts that lie beside it are found.
+            // Its other components are found next to it.
             (Some(model), _) => Some(format!("flux-fast \"a fox\" --model {}", quoted(model))),
             (None, []) => None,
             (None, parts) => {
@@ -157,20 +157,20 @@ impl Usage {
             }
         };
         let words = match (&command, found.as_slice()) {
-            (Some(command), _) => format!("draw with it: {command}"),
+            (Some(command), _) => format!("use it with: {command}"),
             (None, [(name, (kind, what)), ..]) => match kind {
                 models::Kind::Lora => {
-                    format!("{name} is a {what}: draw with --lora {}", quoted(name))
+                    format!("{name} is a {what}: use it with --lora {}", quoted(name))
                 }
-                _ => format!("{name} cannot be drawn with: {what}"),
+                _ => format!("{name} cannot be used: {what}"),
             },
-            (None, []) => "it holds no weights".to_string(),
+            (None, []) => "it contains no weights".to_string(),
         };
         Usage { model, command, words }
     }
 }
 
-/// A name as a shell takes it.
+/// A name, in quotes if a shell needs them.
 fn quoted(name: &str) -> String {
     if name.contains([' ', '(', ')', '&', ';', '\'', '$', '!']) {
         format!("'{name}'")

@@ -1,4 +1,5 @@
-//! SIGINT and SIGTERM: the first asks the run to stop at its next operation, the second ends the process at once.
+//! SIGINT and SIGTERM: the first signal asks the run to stop at its next operation, the second ends
+//! the process at once.
 
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -6,18 +7,20 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 static RECEIVED: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
 
-/// The signal that asked us to stop, if one came.
+/// The signal that was received, if any.
 pub fn received() -> Option<u8> {
     RECEIVED.get().map(|r| r.load(Ordering::Relaxed) as u8).filter(|&signal| signal != 0)
 }
 
-/// From now on the two signals are noted. Where that fails the system's own handling stays: the process ends.
+/// Starts to record the two signals. If that fails, the system's default handling stays: the
+/// process ends.
 pub fn listen() {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let received = RECEIVED.get_or_init(Default::default);
     let second = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
-        // In this order: the first signal only arms `second`; the next one finds it armed and ends the process.
+        // The order matters: the first signal only sets `second`, the next one finds it set and
+        // ends the process.
         let _ = signal_hook::flag::register_conditional_shutdown(
             signal,
             128 + signal,

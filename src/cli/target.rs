@@ -1,22 +1,25 @@
-//! From `-o`, `--format`, the seed and the count to file names.
+//! File names of images, from `-o`, `--format`, the seed and the number of images.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::pipeline::images::{Format, probe_output};
 
-/// Where the pictures go.
+/// Where the images are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// May hold `{seed}` and `{i}`.
+    /// May contain `{seed}` and `{i}`.
     pattern: PathBuf,
     pub format: Format,
-    /// The name is ours, so a file that has it already belongs to an earlier run.
+    /// The name was chosen by the program: a file with this name is from an earlier run and is
+    /// kept.
     keep_existing: bool,
 }
 
 impl Target {
-    /// `Kind::Argument` for an extension that names no format, or another one than `format`.
+    /// # Errors
+    /// [`Kind::Argument`](crate::error::Kind::Argument) if the extension is not an image format, or
+    /// differs from `format`.
     pub fn new(output: Option<&Path>, format: Option<Format>) -> Result<Self> {
         let own_name = |format: Option<Format>| {
             format!("flux-{{seed}}.{}", format.unwrap_or(Format::Png).extension())
@@ -26,11 +29,11 @@ impl Target {
         };
         let Some(output) = output else { return ours(own_name(format).into()) };
         if output == Path::new("-") {
-            return Err(Error::argument("pictures are not written to stdout")
+            return Err(Error::argument("images cannot be written to stdout")
                 .at("-o")
                 .found("-")
                 .expected("a file or a folder")
-                .try_("-o picture.png"));
+                .try_("-o image.png"));
         }
         if output.is_dir() || output.as_os_str().to_string_lossy().ends_with('/') {
             return ours(output.join(own_name(format)));
@@ -39,31 +42,31 @@ impl Target {
         let named = extension.as_deref().map(|e| (e, Format::parse(e)));
         let format = match (format, named) {
             (Some(format), Some((extension, Some(named)))) if format != named => {
-                return Err(Error::argument("--format and the output's extension disagree")
+                return Err(Error::argument("--format and the extension of the output disagree")
                     .at_path(output)
                     .found(format!(".{extension}"))
                     .expected(format!(".{}", format.extension()))
-                    .try_("leave one of them out"));
+                    .try_("leave out one of the two"));
             }
             (Some(format), _) | (None, Some((_, Some(format)))) => format,
             (None, None) => Format::Png,
             (None, Some((extension, None))) => {
-                return Err(Error::argument("no image format has this extension")
+                return Err(Error::argument("this extension is not an image format")
                     .at_path(output)
                     .found(format!(".{extension}"))
                     .expected("png, jpg, webp, bmp or tiff")
-                    .try_("another name, or --format png"));
+                    .try_("use another extension, or --format png"));
             }
         };
         Ok(Target { pattern: output.to_path_buf(), format, keep_existing: false })
     }
 
-    /// Fails now if the pictures could not be written later.
+    /// Fails now if the images could not be written later.
     pub fn probe(&self) -> Result<()> {
         probe_output(&self.path(u64::MAX, 0, 1))
     }
 
-    /// The name of picture `index` (from 0) of `count`.
+    /// The path of image `index` (from 0) of `count`.
     pub fn path(&self, seed: u64, index: usize, count: usize) -> PathBuf {
         let number = (index + 1).to_string();
         let name = self.pattern.file_name().unwrap_or_default().to_string_lossy();

@@ -72,7 +72,8 @@ pub fn scale(text: &str) -> Parsed<f32> {
     real(text, MAX_SCALE)
 }
 
-/// `PATH` or `PATH:WEIGHT`; a path may hold colons, so only a number behind the last one is a weight.
+/// `PATH` or `PATH:WEIGHT`; a path may hold colons, so only a number behind the last one is a
+/// weight.
 pub fn lora(text: &str) -> Parsed<LoraChoice> {
     let (name, weight) =
         match text.rsplit_once(':').map(|(name, weight)| (name, weight.parse::<f32>())) {

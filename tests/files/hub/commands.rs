@@ -30,7 +30,7 @@ fn what_was_pulled_is_drawn_with_by_its_id() {
     let snapshot = home.at.join(format!("hf/hub/models--org--name/snapshots/{COMMIT}"));
     assert_eq!(std::fs::read(snapshot.join("tiny.safetensors")).unwrap(), tiny());
     let said = stdout(&output);
-    assert!(said.contains(&format!("org/name lies in {}; ", snapshot.display())), "{said}");
+    assert!(said.contains(&format!("org/name is in {}; ", snapshot.display())), "{said}");
     assert!(
         said.ends_with("flux-fast \"a fox\" --model org/name/tiny.safetensors\n")
             && said.lines().count() == 1
@@ -107,7 +107,7 @@ fn weights_that_are_no_model_are_said_to_be_none() {
     let output = pull(&home, &server, &["org/name"]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(
-        stdout(&output).contains("org/name/model.safetensors cannot be drawn with"),
+        stdout(&output).contains("org/name/model.safetensors cannot be used"),
         "{}",
         stdout(&output)
     );
