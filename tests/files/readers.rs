@@ -1,6 +1,5 @@
-//! The doors of `fuzz/` in every test run: the seeds, and seeded mutations of them. None may panic, hang, or ask for memory that a file of this size cannot mean.
-
-use std::time::{Duration, Instant};
+//! The entry points of `fuzz/` in every test run: the seeds, and a fixed number of seeded mutations of
+//! them. No input may cause a panic, or an allocation far larger than a file of this size can need.
 
 use flux_fast::pipeline::tokenizers::panic_is_caught;
 
@@ -9,10 +8,10 @@ use crate::common::in_own_process;
 #[path = "../../fuzz/entries.rs"]
 mod entries;
 
-/// The names and entries of the fuzz targets.
 /// What a fuzz target calls.
 type Entry = fn(&[u8]);
 
+/// The fuzz targets by name.
 const TARGETS: [(&str, Entry); 4] = [
     ("safetensors", entries::model),
     ("gguf", entries::gguf),
@@ -37,10 +36,10 @@ impl Random {
     }
 }
 
-/// One to four changes of the kinds that damage and malice make.
+/// Makes one to four changes, of the kinds that damage and attacks make.
 fn mutate(bytes: &mut Vec<u8>, others: &[(String, Vec<u8>)], random: &mut Random) {
     for _ in 0..1 + random.below(4) {
-        // Most of a file is data; what is read closely stands at its start.
+        // Most of a file is data; the parsed part is at its start.
         let near = if random.below(4) > 0 { bytes.len().min(2048) } else { bytes.len() };
         let at = random.below(near);
         let run = (1 + random.below(16)).min(bytes.len().saturating_sub(at));
@@ -71,7 +70,7 @@ fn mutate(bytes: &mut Vec<u8>, others: &[(String, Vec<u8>)], random: &mut Random
 }
 
 #[test]
-fn seeds_are_read_and_written_where_a_fuzzer_wants_them() {
+fn seeds_are_read_and_written_for_the_fuzzer() {
     let folder = std::env::var_os("FLUX_FAST_SEEDS").map(std::path::PathBuf::from);
     for (target, entry) in TARGETS {
         let seeds = entries::seeds(target);
@@ -91,41 +90,30 @@ fn mutated_files_never_panic() {
     if !in_own_process("readers::mutated_files_never_panic") {
         return;
     }
-    // Panics of the tokenizers' crate are caught and told as errors: no news.
-    let told = std::panic::take_hook();
+    // Panics of the `tokenizers` crate are caught and become errors: do not print them.
+    let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         if !panic_is_caught() {
-            told(info);
+            print(info);
         }
     }));
     for (target, entry) in TARGETS {
         let seeds = entries::seeds(target);
         let mut random = Random(11);
-        let start = Instant::now();
         let before = address_space();
-        let mut runs = 0;
-        // The time is a bound for slow machines; the order is the same everywhere.
-        while runs < 4000 && start.elapsed() < Duration::from_millis(1500) {
-            let mut bytes = seeds[runs % seeds.len()].1.clone();
+        for run in 0..4000 {
+            let mut bytes = seeds[run % seeds.len()].1.clone();
             mutate(&mut bytes, &seeds, &mut random);
-            let begun = Instant::now();
             entry(&bytes);
-            assert!(
-                begun.elapsed() < Duration::from_secs(5),
-                "{target}, run {runs}: {:?}",
-                begun.elapsed()
-            );
-            runs += 1;
         }
-        assert!(runs >= 20, "{target}: only {runs} runs");
-        println!("{target}: {runs} runs");
-        // Address space, not memory: also what was asked for and never touched counts. Threads' arenas reserve some hundred megabytes.
+        // Address space, not memory: allocations that are never touched count, too. The arenas of
+        // threads reserve some hundred megabytes.
         let grown = address_space().saturating_sub(before);
         assert!(grown < 1 << 30, "{target}: {grown} bytes of address space");
     }
 }
 
-/// The most address space that this process ever had, in bytes.
+/// Peak address space of this process, in bytes.
 fn address_space() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmPeak:"));

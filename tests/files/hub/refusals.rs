@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use flux_fast::error::{Error, Kind};
 use flux_fast::library::hub::{Credentials, Files, Progress, PullOptions, parse, pull};
@@ -138,23 +139,17 @@ fn a_server_that_never_gets_further_is_given_up() {
     });
     says(&quietly(&options(&server.address, cache.path())).unwrap_err(), &["attempts failed"]);
     assert!(server.requests("GET", "model.safetensors").len() <= 5);
-    // A connection on which nothing comes.
+    // A connection on which nothing arrives: the test ends only if the silence is noticed.
     let files = repository();
     let server = Server::start(move |request, _| {
-        let pause =
-            std::time::Duration::from_secs(if request.path.ends_with("model.safetensors") {
-                3
-            } else {
-                0
-            });
+        let silent = request.path.ends_with("model.safetensors");
+        let pause = if silent { Duration::MAX } else { Duration::ZERO };
         Answer { pause, ..hub(&files, request) }
     });
     let cache = tempfile::tempdir().unwrap();
     let mut options = options(&server.address, cache.path());
     options.retry.attempts = 1;
-    let start = std::time::Instant::now();
     assert!(quietly(&options).is_err());
-    assert!(start.elapsed().as_secs() < 3, "silence is noticed");
 }
 
 #[test]
@@ -343,10 +338,12 @@ fn what_is_asked_for_is_read_from_ids_files_and_addresses() {
 #[test]
 fn a_pull_that_is_stopped_while_it_waits_stops_at_once() {
     let cache = tempfile::tempdir().unwrap();
-    let server = Server::start(|_, _| Answer::status(503).with("Retry-After", 3));
+    // The test ends only if the wait of 11 days is interrupted.
+    let server = Server::start(|_, _| Answer::status(503).with("Retry-After", 1_000_000));
     let mut noted = false;
-    let start = std::time::Instant::now();
-    let e = pull(&options(&server.address, cache.path()), &mut |p| {
+    let mut options = options(&server.address, cache.path());
+    options.retry.longest = Duration::MAX;
+    let e = pull(&options, &mut |p| {
         noted |= matches!(p, Progress::Note(_));
         if noted && p == Progress::Tick {
             ControlFlow::Break(())
@@ -355,5 +352,4 @@ fn a_pull_that_is_stopped_while_it_waits_stops_at_once() {
         }
     });
     assert_eq!(e.unwrap_err().kind(), Kind::Cancelled);
-    assert!(start.elapsed().as_secs() < 2);
 }
