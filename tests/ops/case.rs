@@ -1,7 +1,9 @@
 //! One operation with its operands: inputs, sentinels, the run on the CPU, and what must hold of the result.
 
+use std::cell::Cell;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use flux_fast::backend::cpu::isa::Isa;
 use flux_fast::backend::cpu::{CpuBackend, CpuOptions, variants};
@@ -14,9 +16,17 @@ use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, Weight};
 use crate::{cuda, wgpu};
 
 /// xorshift64*, enough for test data.
+#[derive(Clone)]
 pub struct Random(u64);
 
 impl Random {
+    /// The numbers of one case of the run with this seed.
+    fn new(seed: u64, case: u64) -> Random {
+        let mixed =
+            (seed ^ case.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xd134_2543_de82_ef95);
+        Random((mixed ^ mixed >> 32) | 1)
+    }
+
     pub fn bits(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -31,21 +41,23 @@ impl Random {
     }
 }
 
-fn seed() -> u64 {
-    match std::env::var("FLUX_FAST_TEST_SEED") {
+/// The seed of this run: a new one each time, unless `FLUX_FAST_TEST_SEED` gives one.
+fn run_seed() -> u64 {
+    static SEED: OnceLock<u64> = OnceLock::new();
+    *SEED.get_or_init(|| match std::env::var("FLUX_FAST_TEST_SEED") {
         Ok(text) => text.parse().expect("FLUX_FAST_TEST_SEED is a number"),
-        Err(_) => {
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos()
-                as u64
-                | 1
-        }
-    }
+        Err(_) => RandomState::new().build_hasher().finish(),
+    })
+}
+
+thread_local! {
+    /// Cases of this test so far: each test runs in a thread of its own.
+    static CASES: Cell<u64> = const { Cell::new(0) };
 }
 
 /// One operation with its operands.
 pub struct Case {
     pub random: Random,
-    pub seed: u64,
     pub tensors: Vec<(Tensor, Vec<u8>)>,
     pub weights: Vec<HostWeight>,
 }
@@ -56,14 +68,19 @@ const SENTINEL: u8 = 0xa5;
 
 impl Case {
     pub fn new() -> Case {
-        let seed = seed();
-        Case { random: Random(seed), seed, tensors: vec![], weights: vec![] }
+        let (seed, case) = (run_seed(), CASES.get());
+        CASES.set(case + 1);
+        if case == 0 {
+            // Printed only when the test fails.
+            println!("FLUX_FAST_TEST_SEED={seed} repeats the inputs of this test");
+        }
+        Case { random: Random::new(seed, case), tensors: vec![], weights: vec![] }
     }
 
     /// The same operands.
     pub fn again(&self) -> Case {
         let (tensors, weights) = (self.tensors.clone(), self.weights.clone());
-        Case { random: Random(self.seed), seed: self.seed, tensors, weights }
+        Case { random: self.random.clone(), tensors, weights }
     }
 
     pub fn add(&mut self, rows: usize, cols: usize, dtype: DType, bytes: Vec<u8>) -> Tensor {
@@ -240,7 +257,7 @@ impl Case {
         self.check_surroundings(&op, reference, &image, &expected_image);
         let expected = self.written(&op, &expected_image);
         let nan = expected.iter().filter(|x| x.is_nan()).count();
-        assert_eq!(nan, left_alone, "{reference}: elements not written; seed {}: {op}", self.seed);
+        assert_eq!(nan, left_alone, "{reference}: elements not written: {op}");
         for (variant, needs) in all {
             if needs > Isa::detect() {
                 eprintln!("SKIPPED {variant}: this machine has no {}", needs.name());
@@ -249,19 +266,6 @@ impl Case {
             let after = self.run(op, variant, 2, &image).unwrap();
             self.check_surroundings(&op, variant, &image, &after);
             let found = self.written(&op, &after);
-            let (mut error, mut size) = (0.0, 0.0);
-            for (i, (f, e)) in found.iter().zip(&expected).enumerate() {
-                assert_eq!(
-                    f.is_nan(),
-                    e.is_nan(),
-                    "{variant}: element {i}: {f} for {e}; seed {}: {op}",
-                    self.seed
-                );
-                if !e.is_nan() {
-                    error += f64::from(f - e).powi(2);
-                    size += f64::from(*e).powi(2);
-                }
-            }
             let moves = matches!(op, Op::Pack(_) | Op::Unpack(_) | Op::CopyRows(_) | Op::Cast(_));
             let bound = if moves {
                 0.0
@@ -270,18 +274,9 @@ impl Case {
             } else {
                 1e-5
             };
-            let relative = if error == 0.0 { 0.0 } else { (error / size).sqrt() };
-            assert!(
-                relative <= bound,
-                "{variant}: error {relative:e} > {bound:e}; seed {}: {op}",
-                self.seed
-            );
+            compare(&op, variant, &found, &expected, bound);
             let alone = self.run(op, variant, 1, &image).unwrap();
-            assert!(
-                alone == after,
-                "{variant}: one thread and two differ; seed {}: {op}",
-                self.seed
-            );
+            assert!(alone == after, "{variant}: one thread and two differ: {op}");
         }
         cuda::check(self, op, left_alone);
         wgpu::check(self, op, left_alone);
@@ -301,7 +296,7 @@ impl Case {
             }
         }
         if let Some(at) = before.iter().zip(after).position(|(b, a)| b != a) {
-            panic!("{variant}: changed byte {at} outside its output; seed {}: {op}", self.seed);
+            panic!("{variant}: changed byte {at} outside its output: {op}");
         }
     }
 
@@ -321,16 +316,27 @@ impl Case {
             if needs <= Isa::detect() {
                 let after = self.run(op, variant, 2, &image).unwrap();
                 let found = self.written(&op, &after);
-                assert!(
-                    found.iter().any(|x| x.is_nan()),
-                    "{variant}: swallowed a NaN; seed {}: {op}",
-                    self.seed
-                );
+                assert!(found.iter().any(|x| x.is_nan()), "{variant}: swallowed a NaN: {op}");
             }
         }
         cuda::check_nan(self, op, tensor);
         wgpu::check_nan(self, op, tensor);
     }
+}
+
+/// The relative error is at most `bound`, and the same elements are NaN.
+#[track_caller]
+pub fn compare(op: &Op, variant: &str, found: &[f32], expected: &[f32], bound: f64) {
+    let (mut error, mut size) = (0.0, 0.0);
+    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+        assert_eq!(f.is_nan(), e.is_nan(), "{variant}: element {i}: {f} for {e}: {op}");
+        if !e.is_nan() {
+            error += f64::from(f - e).powi(2);
+            size += f64::from(*e).powi(2);
+        }
+    }
+    let relative = if error == 0.0 { 0.0 } else { (error / size).sqrt() };
+    assert!(relative <= bound, "{variant}: error {relative:e} > {bound:e}: {op}");
 }
 
 /// How `op` uses each of `n` weights.

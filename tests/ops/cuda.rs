@@ -14,9 +14,9 @@ use flux_fast::error::Kind;
 use flux_fast::op::Op;
 use flux_fast::tensor::Tensor;
 
-use crate::case::Case;
+use crate::case::{Case, compare};
 use crate::common::driver::{self, Driver};
-use crate::gpu::{GAP, compare, exact, known, out_types, over, typed, with_nan};
+use crate::gpu::{GAP, exact, known, out_types, over, typed, with_nan};
 
 thread_local! {
     /// Variants that ran in this test, and those that this machine cannot run, said aloud.
@@ -78,7 +78,7 @@ pub fn check(case: &Case, op: Op, left_alone: usize) {
         let expected = wide.written(&op, &wide.run(op, &reference, 1, &wide.image()).unwrap());
         assert_eq!(expected.iter().filter(|x| x.is_nan()).count(), left_alone);
         run_all(driver, &narrow, typed_op, &mut |variant, found| {
-            compare(case, &typed_op, variant, found, &expected, bound(&typed_op, variant));
+            compare(&typed_op, variant, found, &expected, bound(&typed_op, variant));
         });
     }
 }
@@ -92,8 +92,7 @@ pub fn check_bits(case: &Case, op: Op, expected: &[f32]) {
         for (i, (f, e)) in found.iter().zip(expected).enumerate() {
             assert!(
                 f.to_bits() == e.to_bits() || *f == *e,
-                "{variant}: element {i}: {f:e} for {e:e}; seed {}: {op}",
-                case.seed
+                "{variant}: element {i}: {f:e} for {e:e}: {op}",
             );
         }
     });
@@ -117,11 +116,7 @@ pub fn check_nan(case: &Case, op: Op, tensor: Tensor) {
     let Some(driver) = driver::get() else { return };
     let (narrow, typed_op) = with_nan(case, op, tensor);
     run_all(driver, &narrow, typed_op, &mut |variant, found| {
-        assert!(
-            found.iter().any(|x| x.is_nan()),
-            "{variant}: swallowed a NaN; seed {}: {op}",
-            case.seed
-        );
+        assert!(found.iter().any(|x| x.is_nan()), "{variant}: swallowed a NaN: {op}");
     });
 }
 
@@ -140,7 +135,7 @@ fn run_all(driver: &Driver, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f
                 return None;
             }
             let answer = case.run_on(backend, op, variant, &image);
-            driver.check_findings(&format!("{variant}; seed {}: {op}", case.seed));
+            driver.check_findings(&format!("{variant}: {op}"));
             Some(answer)
         });
         let Some(answer) = answer else { continue };
@@ -152,7 +147,7 @@ fn run_all(driver: &Driver, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f
                 ran = true;
             }
             Err(e) if e.kind() == Kind::Argument && e.to_string().contains("cannot run this") => {}
-            Err(e) => panic!("{variant}: {e}; seed {}: {op}", case.seed),
+            Err(e) => panic!("{variant}: {e}: {op}"),
         }
     }
     assert!(ran, "no CUDA variant runs {op}");
@@ -165,10 +160,7 @@ fn run_all(driver: &Driver, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f
         let (chosen, kernels) = on(driver, ordinal, |backend| {
             backend.force(vec![]).unwrap();
             let chosen = case.run_on(backend, op, "the chosen variant", &image);
-            (
-                chosen,
-                driver.check_findings(&format!("the chosen variant; seed {}: {op}", case.seed)),
-            )
+            (chosen, driver.check_findings(&format!("the chosen variant: {op}")))
         });
         // A real driver does not tell what ran.
         let guess = matches!(driver, Driver::Real { .. })
@@ -177,7 +169,7 @@ fn run_all(driver: &Driver, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f
         let kernels =
             if guess { "perhaps one with _w8a8_".to_string() } else { kernels.join(", ") };
         let variant = format!("the chosen variant ({kernels})");
-        let after = chosen.unwrap_or_else(|e| panic!("{variant}: {e}; seed {}: {op}", case.seed));
+        let after = chosen.unwrap_or_else(|e| panic!("{variant}: {e}: {op}"));
         case.check_surroundings(&op, &variant, &image, &after);
         judge(&variant, &case.written(&op, &after));
     }

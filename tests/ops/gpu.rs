@@ -94,27 +94,3 @@ pub fn known(op: &Op) -> bool {
 pub fn exact(op: &Op) -> bool {
     matches!(op, Op::Pack(_) | Op::CopyRows(_) | Op::Cast(_))
 }
-
-/// The relative error is at most `bound`, and nothing is NaN that should not be.
-#[track_caller]
-pub fn compare(case: &Case, op: &Op, variant: &str, found: &[f32], expected: &[f32], bound: f64) {
-    let (mut error, mut size) = (0.0, 0.0);
-    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
-        assert_eq!(
-            f.is_nan(),
-            e.is_nan(),
-            "{variant}: element {i}: {f} for {e}; seed {}: {op}",
-            case.seed
-        );
-        if !e.is_nan() {
-            error += f64::from(f - e).powi(2);
-            size += f64::from(*e).powi(2);
-        }
-    }
-    let relative = if error == 0.0 { 0.0 } else { (error / size).sqrt() };
-    assert!(
-        relative <= bound,
-        "{variant}: error {relative:e} > {bound:e}; seed {}: {op}",
-        case.seed
-    );
-}

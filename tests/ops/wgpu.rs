@@ -15,9 +15,9 @@ use flux_fast::error::{Error, Kind};
 use flux_fast::op::{Linear, Op};
 use flux_fast::tensor::Tensor;
 
-use crate::case::Case;
+use crate::case::{Case, compare};
 use crate::common::adapter;
-use crate::gpu::{GAP, compare, exact, known, out_types, over, typed, with_nan};
+use crate::gpu::{GAP, exact, known, out_types, over, typed, with_nan};
 
 thread_local! {
     /// Variants that ran in this test, and those that this machine cannot run, said aloud.
@@ -77,7 +77,7 @@ pub fn check(case: &Case, op: Op, left_alone: usize) {
     let expected = expect(case);
     if wide_turn(case, &op) != Some(false) {
         let judge = &mut |variant: &str, found: &[f32]| {
-            compare(case, &op, variant, found, &expected, bound(&op, variant))
+            compare(&op, variant, found, &expected, bound(&op, variant))
         };
         run_all(WIDE, case, op, judge);
     }
@@ -88,7 +88,7 @@ pub fn check(case: &Case, op: Op, left_alone: usize) {
         let (narrow, wide) = typed(case, &op, f32_out);
         let (typed_op, expected) = (over(op, &narrow), expect(&wide));
         run_all(if f16 { HALF } else { NARROW }, &narrow, typed_op, &mut |variant, found| {
-            compare(case, &typed_op, variant, found, &expected, bound(&typed_op, variant));
+            compare(&typed_op, variant, found, &expected, bound(&typed_op, variant));
         });
     }
 }
@@ -149,11 +149,7 @@ pub fn check_nan(case: &Case, op: Op, tensor: Tensor) {
             continue;
         }
         run_all(mode, case, op, &mut |variant, found| {
-            assert!(
-                found.iter().any(|x| x.is_nan()),
-                "{variant}: swallowed a NaN; seed {}: {op}",
-                case.seed
-            );
+            assert!(found.iter().any(|x| x.is_nan()), "{variant}: swallowed a NaN: {op}");
         });
     }
 }
@@ -185,7 +181,7 @@ fn run_all(mode: Mode, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32]))
             }
             Some(Err(e))
                 if e.kind() == Kind::Argument && e.to_string().contains("cannot run this") => {}
-            Some(Err(e)) => panic!("{variant}: {e}; seed {}: {op}", case.seed),
+            Some(Err(e)) => panic!("{variant}: {e}: {op}"),
         }
     }
     assert!(ran, "no WGSL variant runs {op}");
@@ -201,7 +197,7 @@ fn run_all(mode: Mode, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32]))
                 .map(|after| (after, backend.dispatches() - before))
         })
     };
-    let (after, whole) = chosen(plain).unwrap_or_else(|e| panic!("{e}; seed {}: {op}", case.seed));
+    let (after, whole) = chosen(plain).unwrap_or_else(|e| panic!("{e}: {op}"));
     case.check_surroundings(&op, "the chosen variant", &image, &after);
     judge("the chosen variant", &case.written(&op, &after));
     // Two thirds of the largest operand: it must be cut.
@@ -209,7 +205,7 @@ fn run_all(mode: Mode, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32]))
         op.reads().iter().chain(&op.writes()).map(|t| t.bytes() as u64).max().unwrap_or(0);
     match chosen(Mode { windows: Some((largest / 3 * 2).max(SMALL)), ..plain }) {
         Ok((cut, dispatches)) => {
-            assert!(cut == after, "small windows change the result; seed {}: {op}", case.seed);
+            assert!(cut == after, "small windows change the result: {op}");
             if dispatches > whole {
                 CUT.with_borrow_mut(|cut| cut.insert(op.name()));
             }
@@ -218,9 +214,9 @@ fn run_all(mode: Mode, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32]))
             // A matrix that cannot be cut, a few of whose rows must be seen together.
             let weight =
                 op.weights().iter().map(|w| 4 * (w.rows * w.cols) as u64).max().unwrap_or(0);
-            assert!(largest > SMALL || weight > SMALL / 2, "{e}; seed {}: {op}", case.seed);
+            assert!(largest > SMALL || weight > SMALL / 2, "{e}: {op}");
         }
-        Err(e) => panic!("small windows: {e}; seed {}: {op}", case.seed),
+        Err(e) => panic!("small windows: {e}: {op}"),
     }
 }
 
