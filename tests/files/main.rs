@@ -4,6 +4,6 @@
 mod common;
 mod hub;
 mod images;
-mod lora_files;
+mod lora;
 mod readers;
 mod weights;

@@ -1,0 +1,168 @@
+//! Pairs: any rows of a weight, several LoRAs at once, alpha.
+
+use flux_fast::dtype::DType;
+use flux_fast::error::Kind;
+use flux_fast::spec::flux1::TRANSFORMER;
+use flux_fast::weights::lora::{Adapter, Pair, combine};
+
+use super::dialects::{DIALECTS, expected, truth, write};
+use super::support::{Lora, Shapes, delta, small, values, whole};
+
+pub const PROJ: &str = "diffusion_model.double_blocks.0.img_attn.proj";
+pub const PROJ_WEIGHT: &str = "double_blocks.0.img_attn.proj.weight";
+const LINEAR1: &str = "single_blocks.0.linear1.weight";
+
+#[test]
+fn any_rows_of_a_weight_can_be_asked_for() {
+    let base = small();
+    let (rows, cols) = base[&(TRANSFORMER, LINEAR1.to_string())];
+    for shared in [true, false] {
+        let truth = truth(&base, shared);
+        for d in [&DIALECTS[0], &DIALECTS[6]] {
+            let adapter = write(&truth, &base, d).read(&base).unwrap();
+            let all =
+                delta(&whole(&[(&adapter, 1.0)], TRANSFORMER, LINEAR1, &base, DType::F32).unwrap());
+            for range in [0..rows, 0..3 * cols, 3 * cols..rows, 5..17, 11..12, rows - 1..rows] {
+                let part =
+                    combine(&[(&adapter, 1.0)], TRANSFORMER, LINEAR1, range.clone(), DType::F32)
+                        .unwrap()
+                        .unwrap();
+                assert_eq!(delta(&part), all[range.start * cols..range.end * cols], "{range:?}");
+                let b = values(&part.b);
+                for (i, v) in b.iter().enumerate() {
+                    let (row, rank) = (i / part.rank(), i % part.rank());
+                    let inside = part.blocks.iter().any(|s| {
+                        (s.row..s.row + s.rows).contains(&row)
+                            && (s.rank_first..s.rank_first + s.rank).contains(&rank)
+                    });
+                    assert!(
+                        inside || *v == 0.0,
+                        "element {i} of {range:?} is outside of the blocks"
+                    );
+                }
+            }
+            // The final layer's halves change places in diffusers' names.
+            let weight = "final_layer.adaLN_modulation.1.weight";
+            let n = base[&(TRANSFORMER, weight.to_string())].0;
+            let all =
+                delta(&whole(&[(&adapter, 1.0)], TRANSFORMER, weight, &base, DType::F32).unwrap());
+            let part =
+                combine(&[(&adapter, 1.0)], TRANSFORMER, weight, n / 2 - 2..n / 2 + 3, DType::F32)
+                    .unwrap()
+                    .unwrap();
+            assert_eq!(delta(&part), all[(n / 2 - 2) * cols..(n / 2 + 3) * cols]);
+            assert_eq!(part.rank(), 2);
+        }
+        let adapter = write(&truth, &base, &DIALECTS[6]).read(&base).unwrap();
+        let q = combine(&[(&adapter, 1.0)], TRANSFORMER, LINEAR1, 0..cols, DType::F32)
+            .unwrap()
+            .unwrap();
+        assert_eq!(q.rank(), 2, "rows of q alone need q's ranks alone");
+        let fused = whole(&[(&adapter, 1.0)], TRANSFORMER, LINEAR1, &base, DType::F32).unwrap();
+        assert_eq!(fused.rank(), if shared { 2 } else { 8 }, "one A is one run of ranks");
+    }
+}
+
+#[test]
+fn several_loras_are_one_pair() {
+    let base = small();
+    let adapters: Vec<Adapter> = [(true, 0), (false, 6), (true, 5)]
+        .iter()
+        .map(|(shared, d)| write(&truth(&base, *shared), &base, &DIALECTS[*d]).read(&base).unwrap())
+        .collect();
+    let loras =
+        [(&adapters[0], 0.5), (&adapters[1], -2.0), (&adapters[2], 0.0), (&adapters[0], 1.0)];
+    for (c, w) in adapters[0].weights() {
+        let shape = base[&(c, w.to_string())];
+        let mut want = vec![0.0; shape.0 * shape.1];
+        for (shared, weight) in [(true, 0.5), (false, -2.0), (true, 1.0)] {
+            let truth = truth(&base, shared);
+            let one = expected(&truth[&(c, w.to_string())], shape);
+            want.iter_mut().zip(one).for_each(|(sum, v)| *sum += weight * v);
+        }
+        let combined = whole(&loras, c, w, &base, DType::F32).unwrap();
+        assert_eq!(delta(&combined), want, "{w}");
+    }
+    assert!(
+        whole(&loras[2..3], TRANSFORMER, LINEAR1, &base, DType::F32).is_none(),
+        "weight 0 takes no part"
+    );
+    assert!(whole(&[], TRANSFORMER, LINEAR1, &base, DType::F32).is_none());
+    assert!(combine(&loras, TRANSFORMER, "nothing.weight", 0..4, DType::F32).unwrap().is_none());
+    let e =
+        combine(&[(&adapters[0], f32::NAN)], TRANSFORMER, LINEAR1, 0..4, DType::F32).unwrap_err();
+    assert_eq!(e.kind(), Kind::Argument);
+    assert!(combine(&loras, TRANSFORMER, LINEAR1, 0..4, DType::F16).is_err());
+    let e = combine(
+        &[(&adapters[0], f32::MAX), (&adapters[0], f32::MAX)],
+        TRANSFORMER,
+        LINEAR1,
+        0..4,
+        DType::F32,
+    );
+    assert!(e.is_ok(), "half of the largest number is a number");
+}
+
+pub fn proj(base: &Shapes) -> (usize, usize) {
+    base[&(TRANSFORMER, PROJ_WEIGHT.to_string())]
+}
+
+pub fn plain(base: &Shapes) -> Lora {
+    Lora::default().pair(
+        &format!("{PROJ}.lora_A.weight"),
+        &format!("{PROJ}.lora_B.weight"),
+        4,
+        proj(base),
+    )
+}
+
+pub fn factor(lora: &Lora, base: &Shapes) -> f64 {
+    let adapter = lora.read(base).unwrap();
+    assert_eq!((adapter.pairs().len(), adapter.summary.unmatched), (1, 0), "{}", adapter.summary);
+    let pair: &Pair = &adapter.pairs()[0];
+    pair.factor
+}
+
+#[test]
+fn alpha_is_read_from_every_place_and_type() {
+    let base = small();
+    let alpha = format!("{PROJ}.alpha");
+    assert_eq!(factor(&plain(&base), &base), 1.0);
+    for (dtype, bytes) in [
+        ("F32", 8f32.to_le_bytes().to_vec()),
+        ("F64", 8f64.to_le_bytes().to_vec()),
+        ("I64", 8i64.to_le_bytes().to_vec()),
+        ("I32", 8i32.to_le_bytes().to_vec()),
+        ("U8", vec![8]),
+        ("BF16", vec![0x00, 0x41]),
+        ("F16", vec![0x00, 0x48]),
+    ] {
+        for shape in [&[][..], &[1]] {
+            assert_eq!(
+                factor(&plain(&base).raw(&alpha, dtype, shape, &bytes), &base),
+                2.0,
+                "{dtype}"
+            );
+        }
+    }
+    assert_eq!(factor(&plain(&base).with(&alpha, &[], &[-6.0]), &base), -1.5);
+    let idle = plain(&base).with(&alpha, &[], &[0.0]).read(&base).unwrap();
+    assert_eq!(idle.pairs()[0].factor, 0.0);
+    assert!(
+        idle.summary.notes[0].contains("1 of 1 pairs have alpha 0"),
+        "{:?}",
+        idle.summary.notes
+    );
+    assert!(whole(&[(&idle, 1.0)], TRANSFORMER, PROJ_WEIGHT, &base, DType::F32).is_none());
+
+    // PEFT's configuration in the header, as diffusers saves it.
+    let config = |json: &str| plain(&base).meta("lora_adapter_metadata", json);
+    assert_eq!(factor(&config(r#"{"transformer.r": 4, "transformer.lora_alpha": 2}"#), &base), 0.5);
+    assert_eq!(factor(&config(r#"{"lora_alpha": 2, "use_rslora": true}"#), &base), 1.0);
+    let own = r#"{"transformer.lora_alpha": 2, "transformer.alpha_pattern": {"img_attn.proj": 12, "qkv": 5}}"#;
+    assert_eq!(factor(&config(own), &base), 3.0);
+    assert_eq!(factor(&config(r#"{"text_encoder.lora_alpha": 2}"#), &base), 1.0);
+    assert_eq!(factor(&config("not json"), &base), 1.0);
+    let both = config(r#"{"lora_alpha": 2}"#).with(&alpha, &[], &[4.0]);
+    assert_eq!(factor(&both, &base), 1.0, "the tensor goes before the header");
+}

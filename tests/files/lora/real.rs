@@ -1,0 +1,92 @@
+//! The key lists of real LoRA files from every trainer.
+
+use std::path::{Path, PathBuf};
+
+use flux_fast::error::Result;
+use flux_fast::spec::flux1::FLUX1;
+use flux_fast::weights::lora::{Adapter, open};
+
+use super::support::{Shapes, dev, list};
+
+/// A file of zeros with the tensors of a list that `keep` lets pass; it takes no room on the disk.
+pub fn listed(dir: &Path, file: &str, keep: impl Fn(&str) -> bool) -> (PathBuf, usize) {
+    let mut header = serde_json::Map::new();
+    let mut end = 0;
+    for (name, shape) in list(&format!("lora-keys/{file}.txt")).into_iter().filter(|t| keep(&t.0)) {
+        let first = end;
+        end += 2 * shape.iter().product::<usize>();
+        header.insert(
+            name,
+            serde_json::json!({ "dtype": "BF16", "shape": shape, "data_offsets": [first, end] }),
+        );
+    }
+    let keys = header.len();
+    let header = serde_json::Value::Object(header).to_string();
+    let path = dir.join(format!("{file}.safetensors"));
+    std::fs::write(&path, [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat())
+        .unwrap();
+    let grow = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    grow.set_len((8 + header.len() + end) as u64).unwrap();
+    (path, keys)
+}
+
+fn read_listed(file: &str, base: &Shapes, keep: impl Fn(&str) -> bool) -> Result<Adapter> {
+    let dir = tempfile::tempdir().unwrap();
+    open(&listed(dir.path(), file, keep).0, &FLUX1, &|c, n| base.get(&(c, n.to_string())).copied())
+}
+
+#[test]
+fn every_real_key_list_matches_completely() {
+    let base = dev();
+    let cases = [
+        ("flux_lora_kohya", "Kohya sd-scripts", 912, 304),
+        ("flux_lora_kohya_with_te1", "Kohya sd-scripts", 1128, 376),
+        ("flux_lora_aitoolkit", "PEFT (ai-toolkit)", 456, 228),
+        ("flux_lora_diffusers", "diffusers", 988, 494),
+        ("flux_lora_diffusers_base_model", "PEFT", 762, 381),
+        ("flux_lora_diffusers_no_proj_mlp", "diffusers", 684, 342),
+        ("flux_lora_xlabs", "XLabs", 24, 12),
+    ];
+    for (file, dialect, keys, pairs) in cases {
+        let adapter = read_listed(file, &base, |_| true).unwrap_or_else(|e| panic!("{file}: {e}"));
+        let s = &adapter.summary;
+        assert_eq!((s.dialect.as_str(), s.unmatched, s.matched), (dialect, 0, keys), "{file}: {s}");
+        assert_eq!(adapter.pairs().len(), pairs, "{file}");
+    }
+}
+
+#[test]
+fn the_other_real_files_are_refused_by_name() {
+    let base = dev();
+    let cases = [
+        ("flux_dora_onetrainer", "this is a DoRA, which is not supported"),
+        ("flux_lokr_bfl", "this is a LoKr, which is not supported"),
+        (
+            "flux_control_lora",
+            "this is a BFL control LoRA (FLUX.1 Canny or Depth: it widens img_in",
+        ),
+        ("xlabs_flux_controlnet", "this is a ControlNet, not a LoRA"),
+        ("xlabs_flux_ip_adapter", "this is an IP-Adapter, not a LoRA"),
+        ("xlabs_flux_ip_adapter_v2", "this is an IP-Adapter, not a LoRA"),
+        // A list of a configuration's keys, of all things.
+        ("instantx_flux_controlnet", "no key of this file is a LoRA of FLUX.1"),
+    ];
+    for (file, says) in cases {
+        let e = read_listed(file, &base, |_| true).unwrap_err();
+        assert!(e.to_string().contains(says), "{file}: {e}");
+    }
+    // The keys of the DoRA apart from its scales are OneTrainer's own.
+    let s = read_listed("flux_dora_onetrainer", &base, |n| !n.ends_with(".dora_scale"))
+        .unwrap()
+        .summary;
+    assert_eq!((s.dialect.as_str(), s.unmatched, s.matched), ("OneTrainer", 0, 1518), "{s}");
+    assert_eq!(s.targets.len(), 3);
+    // A control LoRA without its norms and biases still widens img_in.
+    let e = read_listed("flux_control_lora", &base, |n| n.ends_with(".weight"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        e.contains("widens img_in") && e.contains("found 128 inputs, expected 64 inputs"),
+        "{e}"
+    );
+}
