@@ -9,7 +9,7 @@ use super::progress::Progress;
 use super::{cancelled, output, signals};
 use crate::error::{Error, Kind, Result};
 use crate::pipeline::convert::{self, Target};
-use crate::pipeline::models::{Places, Role};
+use crate::pipeline::models::{ModelPlaces, Role};
 use crate::units;
 
 /// Converts and prints what was written.
@@ -24,7 +24,7 @@ pub fn convert(args: &ConvertArgs, how: How) -> Result<()> {
     })?;
     signals::listen();
     let mut progress = Progress::new(how);
-    let path = Places::of_process().resolve(&args.model, Role::Any)?;
+    let path = ModelPlaces::of_process().resolve(&args.model, Role::Any)?;
     let checkpoint = convert::open_only(&path)?;
     let name = || PathBuf::from(format!("{}-{}.{}", checkpoint.name, args.to, target.extension()));
     let out = match &args.output {

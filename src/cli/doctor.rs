@@ -1,13 +1,13 @@
 //! `doctor`: devices, memory, the configuration file, and the models on this machine.
 
 use serde::Serialize;
-use sysinfo::System;
 
 use super::args::How;
 use super::config::Config;
 use super::{models, output};
 use crate::backend::{Grain, cuda, wgpu};
 use crate::error::Result;
+use crate::host;
 use crate::model::FluxConfig;
 use crate::pipeline::{Outlook, outlook};
 use crate::units;
@@ -188,37 +188,32 @@ pub fn doctor(config: &Config, how: How) -> Result<()> {
 }
 
 fn look(config: &Config) -> Report {
-    let (name, memory) = match System::new() {
-        Ok(system) => facts(system),
-        // A sandbox may hide these facts; the rest of the report is still useful.
-        Err(_) => (String::new(), Memory { total_bytes: 0, available_bytes: 0, limit_bytes: None }),
-    };
-    let system =
-        format!("{} {}", System::long_os_version().unwrap_or_default(), std::env::consts::ARCH);
     Report {
         version: env!("CARGO_PKG_VERSION"),
-        system: system.trim().to_string(),
+        system: host::operating_system(),
         cpu: Cpu {
-            name: if name.is_empty() { "unknown".to_string() } else { name },
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            name: host::processor_name().unwrap_or_else(|| "unknown".to_string()),
+            cores: host::threads(),
             instructions: instructions(),
         },
         cuda: cuda_gpus(),
         wgpu: adapters(),
-        memory,
+        memory: memory(),
         config: config.clone(),
         models: models::report(),
     }
 }
 
-fn facts(mut system: System) -> (String, Memory) {
-    system.refresh_memory();
-    system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
-    let name = system.cpus().first().map_or(String::new(), |cpu| cpu.brand().trim().to_string());
-    let total_bytes = system.total_memory();
-    let limit = system.cgroup_limits().map(|limits| limits.total_memory);
-    let limit_bytes = limit.filter(|&limit| limit < total_bytes);
-    (name, Memory { total_bytes, available_bytes: system.available_memory(), limit_bytes })
+/// The memory of this machine; zeros if a sandbox hides it, so that the rest is still reported.
+fn memory() -> Memory {
+    host::memory_facts().map_or(
+        Memory { total_bytes: 0, available_bytes: 0, limit_bytes: None },
+        |facts| Memory {
+            total_bytes: facts.total_bytes,
+            available_bytes: facts.available_bytes,
+            limit_bytes: facts.limit_bytes,
+        },
+    )
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::args::How;
 use super::output;
 use crate::error::Result;
-use crate::pipeline::models::{Kind, Listing, Places};
+use crate::pipeline::models::{Listing, ModelKind, ModelPlaces};
 use crate::units;
 
 /// Everything that was found, and the folders that were searched.
@@ -28,18 +28,18 @@ pub fn models(how: How) -> Result<()> {
 
 /// What the folders of this process contain.
 pub fn report() -> Report {
-    let places = Places::of_process();
-    Report { models: places.list(), looked_in: places.looked_in(), notes: places.notes.clone() }
+    let places = ModelPlaces::of_process();
+    Report { models: places.list(), looked_in: places.searched(), notes: places.notes.clone() }
 }
 
 /// The sections of the list: title (with the option to use) and the kinds in it.
-const SECTIONS: [(&str, fn(Kind) -> bool); 3] = [
-    ("models (--model)", |kind| kind == Kind::Model),
+const SECTIONS: [(&str, fn(ModelKind) -> bool); 3] = [
+    ("models (--model)", |kind| kind == ModelKind::Model),
     (
         "components (--clip, --t5, --vae; found automatically next to a model or in these folders)",
-        |kind| matches!(kind, Kind::Part(_)),
+        |kind| matches!(kind, ModelKind::Part(_)),
     ),
-    ("LoRAs (--lora, or <lora:NAME:STRENGTH> in the prompt)", |kind| kind == Kind::Lora),
+    ("LoRAs (--lora, or <lora:NAME:STRENGTH> in the prompt)", |kind| kind == ModelKind::Lora),
 ];
 
 /// The list as text. `embedded` is always there, so it does not count as found.
@@ -55,7 +55,7 @@ pub fn text(report: &Report) -> String {
     }
     // There may be hundreds of models for other programs: only their number is printed.
     let mut others: BTreeMap<&str, usize> = BTreeMap::new();
-    for other in models.iter().filter(|m| m.kind == Kind::Other) {
+    for other in models.iter().filter(|m| m.kind == ModelKind::Other) {
         *others.entry(other.what.as_str()).or_default() += 1;
     }
     if !others.is_empty() {
@@ -63,7 +63,7 @@ pub fn text(report: &Report) -> String {
         text += &others.iter().map(|(what, n)| format!("  {n} x {what}\n")).collect::<String>();
     }
     text += &notes.iter().map(|note| format!("warning: {note}\n")).collect::<String>();
-    if !models.iter().any(|m| m.kind == Kind::Model) {
+    if !models.iter().any(|m| m.kind == ModelKind::Model) {
         text += "no FLUX.1 model was found in:\n";
         text += &looked_in.iter().map(|place| format!("  {place}\n")).collect::<String>();
         text += "  try: flux-fast pull black-forest-labs/FLUX.1-schnell, or give a path with --model, \

@@ -9,8 +9,10 @@ use super::args::{How, PullArgs};
 use super::progress::Progress;
 use super::{cancelled, output, signals};
 use crate::error::{Error, Kind, Result};
-use crate::pipeline::hub::{self, Files, Progress as Pulling, PullOptions, Pulled};
-use crate::pipeline::models::{self, look};
+use crate::host::process_environment;
+use crate::library::file_names::is_first_of_weights;
+use crate::pipeline::hub::{self, PullOptions, PullProgress, Pulled, Selection};
+use crate::pipeline::models::{ModelKind, describe};
 use crate::spec::FAMILIES;
 use crate::units;
 
@@ -22,18 +24,18 @@ pub fn pull(args: &PullArgs, how: How) -> Result<()> {
     let begin = Instant::now();
     let outcome = hub::pull(&options, &mut |event| {
         match event {
-            Pulling::Planned { files, bytes, there } => {
+            PullProgress::Planned { files, bytes, cached } => {
                 let (of, all) = (&options.repo, units::bytes(bytes));
-                let there = if there > 0 {
-                    format!(", {} there already", units::bytes(there))
+                let cached = if cached > 0 {
+                    format!(", {} already in the cache", units::bytes(cached))
                 } else {
                     String::new()
                 };
-                progress.note(&format!("{of}: {files} file{}, {all}{there}", plural(files)));
+                progress.note(&format!("{of}: {files} file{}, {all}{cached}", plural(files)));
             }
-            Pulling::Bytes { file, all_done, all, .. } => progress.bytes(file, all_done, all),
-            Pulling::Note(text) => progress.note(text),
-            Pulling::Tick => {}
+            PullProgress::Bytes { file, done, bytes, .. } => progress.bytes(file, done, bytes),
+            PullProgress::Note(text) => progress.note(text),
+            PullProgress::Tick => {}
         }
         if cancelled().is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
@@ -90,7 +92,7 @@ fn plural(n: usize) -> &'static str {
 
 /// The options that were given, completed by environment variables.
 fn options(args: &PullArgs) -> Result<PullOptions> {
-    let mut options = PullOptions::from_env(&args.repo, &hub::cache::process_env)?;
+    let mut options = PullOptions::from_env(&args.repo, &process_environment)?;
     if let Some(revision) = &args.revision {
         if options.revision != "main" && options.revision != *revision {
             return Err(Error::argument("two revisions are given")
@@ -102,12 +104,12 @@ fn options(args: &PullArgs) -> Result<PullOptions> {
         options.revision = revision.clone();
     }
     if !args.files.is_empty() {
-        let mut files = match options.files {
-            Files::Named(files) => files,
-            Files::Needed => Vec::new(),
+        let mut files = match options.selection {
+            Selection::Named(files) => files,
+            Selection::Needed => Vec::new(),
         };
         files.extend(args.files.iter().cloned());
-        options.files = Files::Named(files);
+        options.selection = Selection::Named(files);
     }
     Ok(options)
 }
@@ -128,18 +130,21 @@ impl Usage {
         };
         let mut found = Vec::new();
         if pulled.files.iter().any(|f| f == "model_index.json") {
-            found.push((id, look(&pulled.snapshot, FAMILIES)));
+            found.push((id, describe(&pulled.snapshot, FAMILIES)));
         } else {
-            for file in pulled.files.iter().filter(|f| models::is_first_of_weights(f)) {
-                found.push((format!("{id}/{file}"), look(&pulled.snapshot.join(file), FAMILIES)));
+            for file in pulled.files.iter().filter(|f| is_first_of_weights(f)) {
+                found.push((
+                    format!("{id}/{file}"),
+                    describe(&pulled.snapshot.join(file), FAMILIES),
+                ));
             }
         }
         let named =
             |kind| found.iter().find(|(_, (k, _))| *k == kind).map(|(name, _)| name.clone());
-        let model = named(models::Kind::Model);
+        let model = named(ModelKind::Model);
         let mut parts: Vec<(String, String)> = vec![];
         for (name, (kind, _)) in &found {
-            let models::Kind::Part(component) = kind else { continue };
+            let ModelKind::Part(component) = kind else { continue };
             let flag = format!("--{}", component.option.unwrap_or("model"));
             if parts.iter().all(|(known, _)| *known != flag) {
                 parts.push((flag, name.clone()));
@@ -159,7 +164,7 @@ impl Usage {
         let words = match (&command, found.as_slice()) {
             (Some(command), _) => format!("use it with: {command}"),
             (None, [(name, (kind, what)), ..]) => match kind {
-                models::Kind::Lora => {
+                ModelKind::Lora => {
                     format!("{name} is a {what}: use it with --lora {}", quoted(name))
                 }
                 _ => format!("{name} cannot be used: {what}"),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::find::Unit;
+use super::unit::Unit;
 use crate::error::{Error, Result};
 use crate::spec::Component;
 use crate::spec::names::matches_glob;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::find::{Unit, no_such, unit_of, units};
+use super::similar::no_such_path;
+use super::unit::{Unit, unit_of, units};
 use crate::error::{Error, Result};
 use crate::spec::{Component, FAMILIES, Fact, Families};
 use crate::units;
@@ -79,7 +80,7 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
 /// The same with these families.
 pub fn inspect_among(path: &Path, families: Families) -> Result<Inspection> {
     if !path.exists() {
-        return Err(no_such(path));
+        return Err(no_such_path(path));
     }
     let mut found = vec![];
     if path.is_dir() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::places::{Places, Role};
+use super::places::{ModelPlaces, Role};
 use super::synthetic::Synthetic;
 use super::{Checkpoint, Files};
 use crate::error::{Error, Result};
@@ -12,7 +12,7 @@ use crate::event::Event;
 /// Which weights to use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModelFiles {
-    /// A file, a folder, a name or an id that `Places` knows, `embedded`, or `synthetic:...`; `None` means the embedded model.
+    /// A file, a folder, a name or an id that [`ModelPlaces`] finds, `embedded`, or `synthetic:...`; `None` means the embedded model.
     pub model: Option<String>,
     /// Component files or their names, by the option that gives them (`vae`), where the model file
     /// does not hold them and they are not to be looked for.
@@ -33,7 +33,7 @@ pub enum ModelSource {
 /// that a misspelt name is an error at once.
 pub fn find(
     files: &ModelFiles,
-    places: &Places,
+    places: &ModelPlaces,
     tell: &mut dyn FnMut(Event) -> Result<()>,
 ) -> Result<ModelSource> {
     let model = match files.model.as_deref() {
@@ -74,7 +74,7 @@ fn one(
     name: &Path,
     role: Role,
     what: &str,
-    places: &Places,
+    places: &ModelPlaces,
     tell: &mut dyn FnMut(Event) -> Result<()>,
 ) -> Result<PathBuf> {
     // What is no text can only be a path.
@@ -89,7 +89,7 @@ fn one(
         return Ok(if path.exists() { path } else { places.here().join(path) });
     }
     let place =
-        places.words_of(&path).map_or(String::new(), |words| format!(" (found in {words})"));
+        places.place_of(&path).map_or(String::new(), |words| format!(" (found in {words})"));
     tell(Event::Note(format!("{what}: {}{place}", path.display())))?;
     Ok(path)
 }
@@ -97,7 +97,7 @@ fn one(
 /// Opens what was found, with the components beside it and in `places`. A synthetic model is made first.
 pub fn open(
     found: ModelSource,
-    places: &Places,
+    places: &ModelPlaces,
     tell: &mut dyn FnMut(Event) -> Result<()>,
 ) -> Result<Option<Checkpoint>> {
     let files = match found {

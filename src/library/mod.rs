@@ -5,13 +5,18 @@
 
 pub mod config;
 pub mod convert;
+pub mod file_names;
 pub mod find;
+pub mod hf_cache;
 pub mod hub;
 mod inspect;
 pub mod lookup;
 pub mod open;
 pub mod places;
+pub mod repo_id;
+pub mod similar;
 pub mod synthetic;
+pub mod unit;
 
 pub use inspect::{Inspection, inspect, inspect_among};
 pub use lookup::ModelFiles;

@@ -8,8 +8,11 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::config::{folder_config, max_length, read_json};
-use super::find::{self, Unit, Wanted};
-use super::places::Places;
+use super::file_names::model_name;
+use super::find::{self, Wanted};
+use super::places::ModelPlaces;
+use super::similar::no_such_path;
+use super::unit::{Unit, unit_of, units};
 use crate::error::{Error, Result};
 use crate::spec::{Component, FAMILIES, Families, Family, Role};
 use crate::tensor::ByteSource;
@@ -308,7 +311,7 @@ pub fn open(files: &Files) -> Result<Checkpoint> {
 /// `places`, too.
 pub fn open_among(
     files: &Files,
-    places: Option<&Places>,
+    places: Option<&ModelPlaces>,
     families: Families,
 ) -> Result<Checkpoint> {
     let path = files.model.as_path();
@@ -343,7 +346,12 @@ pub fn open_among(
 
 impl Checkpoint {
     /// Looks for the components that are absent: around `folder`, then in `places`.
-    fn search(&mut self, folder: &Path, places: Option<&Places>, families: Families) -> Result<()> {
+    fn search(
+        &mut self,
+        folder: &Path,
+        places: Option<&ModelPlaces>,
+        families: Families,
+    ) -> Result<()> {
         // Looking through all places takes time, and most models have their components beside them.
         let entries = OnceCell::new();
         for &component in self.family.components {
@@ -428,11 +436,11 @@ pub fn open_source_among(
 /// the model is its transformer; of another folder it is the only transformer among its files.
 fn main_unit(path: &Path, families: Families) -> Result<(OpenedUnit, PathBuf)> {
     if !path.exists() {
-        return Err(find::no_such(path));
+        return Err(no_such_path(path));
     }
     let (unit, folder) = match path.is_dir() {
         true => (unit_in(path, families)?, path.into()),
-        false => (find::unit_of(path)?, parent(path)),
+        false => (unit_of(path)?, parent(path)),
     };
     Ok((OpenedUnit::unit(unit, families)?, folder))
 }
@@ -441,7 +449,7 @@ fn main_unit(path: &Path, families: Families) -> Result<(OpenedUnit, PathBuf)> {
 fn unit_in(folder: &Path, families: Families) -> Result<Unit> {
     if folder.join("model_index.json").is_file() {
         for transformer in families.transformers() {
-            let units = find::units(&folder.join(transformer.diffusers.folder))?;
+            let units = units(&folder.join(transformer.diffusers.folder))?;
             if let Some((unit, _)) = find::choose(units, &Wanted::any(transformer, families)) {
                 return Ok(unit);
             }
@@ -449,9 +457,11 @@ fn unit_in(folder: &Path, families: Families) -> Result<Unit> {
     }
     let mut transformers = Vec::new();
     let mut broken = None;
-    for unit in find::units(folder)? {
-        match unit.look(families) {
-            Ok(look) if families.transformers().any(|t| look.has(t)) => transformers.push(unit),
+    for unit in units(folder)? {
+        match unit.contents(families) {
+            Ok(contents) if families.transformers().any(|t| contents.has(t)) => {
+                transformers.push(unit)
+            }
             Ok(_) => {}
             Err(e) => broken = broken.or(Some(e)),
         }
@@ -480,12 +490,12 @@ fn unit_in(folder: &Path, families: Families) -> Result<Unit> {
 fn given_unit(path: &Path, component: Component, families: Families) -> Result<Unit> {
     let option = format!("--{}", component.option.unwrap_or("model"));
     if !path.exists() {
-        return Err(find::no_such(path).at(option));
+        return Err(no_such_path(path).at(option));
     }
     if !path.is_dir() {
-        return find::unit_of(path).map_err(|e| e.at(option));
+        return unit_of(path).map_err(|e| e.at(option));
     }
-    let choice = find::choose(find::units(path)?, &Wanted::any(component, families));
+    let choice = find::choose(units(path)?, &Wanted::any(component, families));
     choice.map(|(unit, _)| unit).ok_or_else(|| {
         Error::missing(format!("no {} in this folder", component.title)).at_path(path).at(option)
     })
@@ -512,9 +522,7 @@ fn name_of(path: &Path) -> String {
     let name = match (repository, path.is_dir()) {
         (Some(repository), true) => return repository,
         (_, true) => path.file_name().map(|n| n.to_string_lossy().into_owned()).or_else(real),
-        (_, false) => path.file_stem().map(|n| n.to_string_lossy().into_owned()),
+        (_, false) => path.file_name().map(|n| model_name(&n.to_string_lossy())),
     };
-    let name = name.unwrap_or_default();
-    // A shard is named after its model.
-    name.split("-00").next().unwrap_or_default().trim_end_matches(".safetensors.index").to_string()
+    name.unwrap_or_default()
 }

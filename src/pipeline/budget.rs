@@ -5,6 +5,7 @@ use super::model::Model;
 use super::request::{RunOptions, Settings};
 use crate::backend::Caps;
 use crate::error::{Error, Result};
+use crate::host;
 use crate::units;
 
 /// Bytes that the process needs besides plan and weights: code, stacks, the working memory of the
@@ -187,29 +188,9 @@ pub fn host_bytes(model: &Model, s: &Settings, base_bytes: u64) -> u64 {
 
 /// Host memory that is free, at most `total`, and the resident set of this process, in bytes.
 fn available_bytes(total: u64) -> (u64, u64) {
-    let resident = resident_bytes();
-    let half = if total == u64::MAX { 2 << 30 } else { total / 2 };
-    let Ok(mut system) = sysinfo::System::new() else { return (half, resident) };
-    system.refresh_memory();
-    // In a container: what its limit leaves, not what the machine has.
-    let contained = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
-    match system.available_memory() {
-        0 => (half, resident),
-        n => (n.min(total).min(contained), resident),
-    }
-}
-
-/// Resident set of this process in bytes; 0 where the system does not report it.
-pub fn resident_bytes() -> u64 {
-    use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
-    let Ok(pid) = sysinfo::get_current_pid() else { return 0 };
-    let Ok(mut system) = System::new() else { return 0 };
-    system.refresh_processes_specifics(
-        ProcessesToUpdate::Some(&[pid]),
-        false,
-        ProcessRefreshKind::nothing().with_memory(),
-    );
-    system.process(pid).map_or(0, |p| p.memory())
+    let guess = if total == u64::MAX { 2 << 30 } else { total / 2 };
+    let available = host::available_memory().map_or(guess, |bytes| bytes.min(total));
+    (available, host::resident_memory())
 }
 
 #[cfg(test)]

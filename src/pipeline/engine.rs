@@ -18,7 +18,7 @@ use crate::event::Event;
 use crate::library;
 use crate::library::ModelFiles;
 use crate::library::lookup;
-use crate::library::places::Places;
+use crate::library::places::ModelPlaces;
 use crate::spec::flux1::{CLIP, T5};
 
 /// The model inside the binary: an all-in-one checkpoint in ComfyUI's names, FP8 linear weights.
@@ -35,14 +35,14 @@ impl Pipeline {
     /// arrive as events. Names that are not paths, and components that are neither in the model nor
     /// next to it, are looked up in the places of this process.
     pub fn open(files: &ModelFiles, options: &RunOptions, on: Listener<'_>) -> Result<Pipeline> {
-        Pipeline::open_among(&Places::of_process(), files, options, on)
+        Pipeline::open_among(&ModelPlaces::of_process(), files, options, on)
     }
 
     /// The same as [`Pipeline::open`] with `places` that the caller chooses. `files` may contain
-    /// any path: a front end that receives names from untrusted users must call [`Places::named`]
+    /// any path: a front end that receives names from untrusted users must call [`ModelPlaces::named`]
     /// first.
     pub fn open_among(
-        places: &Places,
+        places: &ModelPlaces,
         files: &ModelFiles,
         options: &RunOptions,
         on: Listener<'_>,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::budget::{host_bytes, overhead_bytes, resident_bytes};
+use super::budget::{host_bytes, overhead_bytes};
 use super::loras::{LoraSet, Loras, split_tags};
 use super::model::Model;
 use super::open_device::OpenDevice;
@@ -11,6 +11,7 @@ use super::report::PlanReport;
 use super::request::Settings;
 use super::tokenizers::Tokenizers;
 use crate::error::Result;
+use crate::host::resident_memory;
 
 /// A model with its tokenizers and the LoRAs that were used with it.
 pub struct LoadedModel {
@@ -29,7 +30,7 @@ pub struct LoadedModel {
 impl LoadedModel {
     /// Measures what the process uses now.
     pub fn new(model: Model, tokenizers: Tokenizers, loras: Loras, text_cache: bool) -> Self {
-        LoadedModel { model, tokenizers, loras, text_cache, base_bytes: resident_bytes() }
+        LoadedModel { model, tokenizers, loras, text_cache, base_bytes: resident_memory() }
     }
 
     /// The LoRAs of `settings`, read and checked.

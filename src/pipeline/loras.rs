@@ -19,7 +19,7 @@ use super::request::{LoraChoice, MAX_LORA_WEIGHT};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::event::Event;
-use crate::library::places::{Places, Role};
+use crate::library::places::{ModelPlaces, Role};
 use crate::op::{Lora, Program, Use, WeightSpec};
 use crate::spec::{Component, Family, Role as Part};
 use crate::tensor::HostWeight;
@@ -67,7 +67,7 @@ pub fn split_tags(prompt: &str) -> Result<(String, Vec<LoraChoice>)> {
 
 /// What a pipeline knows of LoRAs.
 pub struct Loras {
-    places: Places,
+    places: ModelPlaces,
     state: Mutex<State>,
 }
 
@@ -106,7 +106,7 @@ fn key(component: Component, spec: &WeightSpec) -> Beside {
 }
 
 impl Loras {
-    pub fn new(places: &Places) -> Self {
+    pub fn new(places: &ModelPlaces) -> Self {
         Loras { places: places.clone(), state: Mutex::default() }
     }
 

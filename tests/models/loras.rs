@@ -11,7 +11,7 @@ use flux_fast::error::Kind;
 use flux_fast::event::Event;
 use flux_fast::library::ModelFiles;
 use flux_fast::pipeline::Pipeline;
-use flux_fast::pipeline::models::Places;
+use flux_fast::pipeline::models::ModelPlaces;
 use flux_fast::pipeline::request::{LoraChoice, Picture, Request, RunOptions};
 
 const KOHYA: &str =
@@ -22,7 +22,7 @@ const DIFFUSERS: &str =
 /// The embedded model, with LoRAs looked for in `loras` alone.
 fn open(loras: &Path) -> Pipeline {
     let nothing = |_: &str| None::<OsString>;
-    let places = Places::new(&nothing, loras, &[loras.to_path_buf()]);
+    let places = ModelPlaces::new(&nothing, loras, &[loras.to_path_buf()]);
     let options = RunOptions { device: Device::Cpu, ..RunOptions::default() };
     Pipeline::open_among(&places, &ModelFiles::default(), &options, &mut |_| {
         ControlFlow::Continue(())

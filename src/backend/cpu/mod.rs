@@ -12,7 +12,6 @@ pub mod gemm;
 pub mod isa;
 pub mod linear;
 pub mod matrix;
-mod memory;
 mod norm;
 mod operand;
 mod reference;
@@ -29,6 +28,7 @@ use super::form;
 use super::{Backend, Caps, Compute, Grain, KernelChoice, Layout, Place, Places, WeightKey};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::host;
 use crate::op::{Op, Step, Use};
 use crate::tensor::{HostPart, HostWeight, Weight};
 use arena::Arena;
@@ -83,9 +83,7 @@ impl CpuBackend {
                 .found(detected.name())
                 .expected(isa.name()));
         }
-        let threads = options
-            .threads
-            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
+        let threads = options.threads.unwrap_or_else(|| host::threads());
         if threads == 0 {
             return Err(Error::argument("there must be a thread to work")
                 .at("threads")
@@ -101,15 +99,16 @@ impl CpuBackend {
                 Error::device(format!("could not start {threads} threads: {e}")).at("cpu")
             })?;
         let plural = if threads == 1 { "" } else { "s" };
+        let memory_bytes = host::usable_memory().map_err(|e| e.at("cpu"))?;
         let caps = Caps {
             name: "cpu".into(),
             description: format!(
                 "{}, {}, {threads} thread{plural}",
-                memory::processor_name(),
+                host::processor_name().unwrap_or_else(|| std::env::consts::ARCH.to_string()),
                 isa.name()
             ),
-            memory_bytes: memory::total_bytes()?,
-            free_bytes: memory::total_bytes()?,
+            memory_bytes,
+            free_bytes: memory_bytes,
             overhead_bytes: 0,
             granularity: 1,
             activation: DType::F32,

@@ -63,7 +63,7 @@ impl Uploads {
         let chunks = (0..CHUNKS)
             .map(|_| Ok((Pinned::new(context, CHUNK)?, Event::new(context, false)?)))
             .collect::<Result<Vec<_>>>()?;
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
+        let threads = crate::host::threads().min(4);
         let readers = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("cuda-read-{i}"))

@@ -212,7 +212,7 @@ struct Heap {
 
 /// Memory that buffers may take; what of it is free; and whether anybody told.
 fn memory(raw: &wgpu::Adapter, kind: AdapterKind) -> (u64, u64, bool) {
-    let host = host_bytes();
+    let host = crate::host::available_memory().unwrap_or(2 << 30);
     match (kind, heap(raw)) {
         (AdapterKind::Software, _) => (host, host / 10 * 9, true),
         // What is the host's memory is not all the GPU's: others want to live.
@@ -225,14 +225,6 @@ fn memory(raw: &wgpu::Adapter, kind: AdapterKind) -> (u64, u64, bool) {
         (_, Some(heap)) => (heap.bytes, heap.free_bytes.unwrap_or(heap.bytes / 10 * 9), true),
         (_, None) => (4 << 30, 4 << 30, false),
     }
-}
-
-/// Host memory that is free, in bytes.
-fn host_bytes() -> u64 {
-    let Ok(mut system) = sysinfo::System::new() else { return 2 << 30 };
-    system.refresh_memory();
-    let contained = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
-    system.available_memory().min(contained)
 }
 
 /// The largest heap of device memory, where the interface is Vulkan.

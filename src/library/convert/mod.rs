@@ -363,7 +363,7 @@ fn write(path: &Path, laid: &container::Laid, work: &mut Work) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let io = |e: std::io::Error| Error::output(format!("cannot be written: {e}")).at_path(path);
     std::fs::create_dir_all(folder).map_err(io)?;
-    if let Ok(free) = fs4::available_space(folder)
+    if let Some(free) = crate::host::free_disk_bytes(folder)
         && free < laid.bytes
     {
         return Err(Error::output("there is not enough room on the disk")

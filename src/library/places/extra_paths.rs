@@ -1,4 +1,5 @@
-//! ComfyUI's `extra_model_paths.yaml`: groups of folders, each under a `base_path`, several folders to a key by lines.
+//! Reads ComfyUI's `extra_model_paths.yaml`: groups of folders with a common `base_path`. A key may
+//! have several folders, one per line.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,27 +8,29 @@ use saphyr_parser::{Event, Parser, ScalarStyle};
 
 use crate::error::{Error, Result};
 
-/// A file longer than this is none of ComfyUI's.
-const MOST: u64 = 1 << 20;
+/// The largest file that is read, in bytes. ComfyUI's own are much smaller.
+const MAX_BYTES: u64 = 1 << 20;
 
-/// A folder that the file names.
+/// A folder in the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Extra {
-    /// `a1111`, `comfyui`, or what its writer called it.
+pub struct ExtraFolder {
+    /// The name of the group: `a1111`, `comfyui`, or any other.
     pub group: String,
-    /// `checkpoints`, `loras`, ...
+    /// What the folder is for: `checkpoints`, `loras`, ...
     pub key: String,
+    /// The folder.
     pub folder: PathBuf,
-    /// It is to be looked into before ComfyUI's own.
+    /// Whether it takes precedence over ComfyUI's own folders.
     pub first: bool,
 }
 
-/// Reads the file at `path`; `expand` fills in `~` and variables. Relative paths start at the group's `base_path`, and this at the file's folder.
-pub fn read(path: &Path, expand: &dyn Fn(&str) -> PathBuf) -> Result<Vec<Extra>> {
+/// Reads the file at `path`. `expand` replaces `~` and variables. A relative path starts from the
+/// `base_path` of its group, and a relative `base_path` from the folder of the file.
+pub fn read(path: &Path, expand: &dyn Fn(&str) -> PathBuf) -> Result<Vec<ExtraFolder>> {
     let broken =
         |what: String| Error::model(format!("not a list of model folders: {what}")).at_path(path);
     let size = path.metadata().map_err(|e| broken(e.to_string()))?.len();
-    if size > MOST {
+    if size > MAX_BYTES {
         return Err(broken("it is too large".to_string()).found(format!("{size} bytes")));
     }
     let text = std::fs::read_to_string(path).map_err(|e| broken(e.to_string()))?;
@@ -42,7 +45,7 @@ pub fn read(path: &Path, expand: &dyn Fn(&str) -> PathBuf) -> Result<Vec<Extra>>
         for (key, value) in keys.iter().filter(|(k, _)| k != "base_path" && k != "is_default") {
             for line in value.lines().map(str::trim).filter(|l| !l.is_empty()) {
                 let folder = base.join(expand(line));
-                extras.push(Extra { group: group.clone(), key: key.clone(), folder, first });
+                extras.push(ExtraFolder { group: group.clone(), key: key.clone(), folder, first });
             }
         }
     }
@@ -51,13 +54,14 @@ pub fn read(path: &Path, expand: &dyn Fn(&str) -> PathBuf) -> Result<Vec<Extra>>
 
 type Groups = Vec<(String, Vec<(String, String)>)>;
 
-/// The keys and texts at depth two; what lies deeper is passed over. Events, not a tree: depth costs neither stack nor memory.
+/// The keys and strings at depth two, sorted by group. Deeper levels are ignored. Parser events are
+/// used instead of a tree, so that a deeply nested file needs neither stack nor memory.
 fn groups(text: &str) -> std::result::Result<Groups, String> {
     let mut groups: Groups = Vec::new();
-    // How deep the next event lies, and the key that waits for its value at depth two.
+    // The depth of the next event, and the key at depth two whose value comes next.
     let (mut depth, mut key): (usize, Option<String>) = (0, None);
     let mut anchors: BTreeMap<usize, String> = BTreeMap::new();
-    // At depth one, keys and values take turns.
+    // At depth one, keys and values alternate.
     let mut is_value = false;
     for event in Parser::new_from_str(text) {
         let (event, _) = event.map_err(|e| e.to_string())?;
@@ -75,7 +79,7 @@ fn groups(text: &str) -> std::result::Result<Groups, String> {
         };
         match (&event, scalar) {
             (Event::SequenceStart(..), _) if depth == 0 => {
-                return Err("a list where groups should be".to_string());
+                return Err("a list instead of groups".to_string());
             }
             (Event::SequenceStart(..), _) => depth += 1,
             (Event::MappingStart(..), _) => {
@@ -92,7 +96,7 @@ fn groups(text: &str) -> std::result::Result<Groups, String> {
             }
             (_, Some(text)) => match (depth, key.take()) {
                 (0, _) if !text.is_empty() => {
-                    return Err("a text where groups should be".to_string());
+                    return Err("a string instead of groups".to_string());
                 }
                 (1, _) => {
                     if !is_value {
@@ -104,12 +108,12 @@ fn groups(text: &str) -> std::result::Result<Groups, String> {
                 (2, Some(key)) => {
                     groups.last_mut().ok_or("a group without a name")?.1.push((key, text))
                 }
-                // A list in place of lines.
+                // A list instead of lines.
                 (3, Some(name)) => {
                     groups.last_mut().ok_or("a group without a name")?.1.push((name.clone(), text));
                     key = Some(name);
                 }
-                (_, waiting) => key = waiting,
+                (_, unused) => key = unused,
             },
             _ => {}
         }
@@ -121,24 +125,24 @@ fn groups(text: &str) -> std::result::Result<Groups, String> {
 mod tests {
     use super::*;
 
-    fn of(text: &str) -> Result<Vec<Extra>> {
+    fn of(text: &str) -> Result<Vec<ExtraFolder>> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("extra_model_paths.yaml");
         std::fs::write(&path, text).unwrap();
         let extras = read(&path, &|p| PathBuf::from(p.replace('~', "/home/u")))?;
-        let short = |e: Extra| Extra {
+        let short = |e: ExtraFolder| ExtraFolder {
             folder: e.folder.strip_prefix(folder.path()).unwrap_or(&e.folder).into(),
             ..e
         };
         Ok(extras.into_iter().map(short).collect())
     }
 
-    fn extra(group: &str, key: &str, folder: &str, first: bool) -> Extra {
-        Extra { group: group.into(), key: key.into(), folder: folder.into(), first }
+    fn extra(group: &str, key: &str, folder: &str, first: bool) -> ExtraFolder {
+        ExtraFolder { group: group.into(), key: key.into(), folder: folder.into(), first }
     }
 
     #[test]
-    fn groups_lines_bases_and_comments_are_read() {
+    fn groups_lines_base_paths_and_comments_are_read() {
         let text = "\u{feff}#Rename this\n\na1111:\n    base_path: ~/webui/\n\n    checkpoints: models/Stable-diffusion\n    vae: models/VAE  # ours\n\
                     \x20   loras: |\n         models/Lora\n         models/LyCORIS\n\ncomfyui:\n     is_default: true\n     base_path: 'sub dir'\n\
                     \x20    clip: \"models/clip/\"\n     vae: /abs/vae\n     unet: [a, b]\nempty:\nnobase:\n  checkpoints: x\n";
@@ -157,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_deeper_or_strange_is_passed_over_and_what_is_broken_is_told() {
+    fn deeper_levels_are_ignored_and_broken_files_are_errors() {
         let text = "g:\n  checkpoints: a\n  more: {x: {y: z}}\n  vae: b\nh: text\ni:\n  base_path: &b c\n  loras: *b\n  ? [k]\n  : v\n";
         let expected = [
             extra("g", "checkpoints", "a", false),
@@ -172,7 +176,7 @@ mod tests {
         {
             assert!(of(bad).is_err(), "{bad:?}");
         }
-        // Neither the stack nor the memory grows with depth.
+        // Deep nesting needs neither stack nor memory.
         for (open, n) in [("[", 200_000), ("{a: ", 100_000), ("- ", 100_000)] {
             of(&format!("g: {}", open.repeat(n))).ok();
         }

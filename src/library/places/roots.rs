@@ -1,11 +1,14 @@
-//! The folders in which FLUX files lie: ComfyUI's, A1111's, those that their users named, and the current one.
+//! The folders that may contain FLUX files: those of ComfyUI and A1111, those that the user named,
+//! and the current folder.
 
 use std::path::{Path, PathBuf};
 
-use super::super::hub::cache::{Env, expand, home, set};
 use super::extra_paths;
+use crate::host::{Environment, expand, home_folder, variable};
+use crate::spec;
+use crate::spec::Component;
 
-/// What the files of a folder are for, as its program sorts them.
+/// What the files of a folder are for, by the order that its program keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -13,35 +16,39 @@ pub enum Role {
     Model,
     /// CLIP and T5.
     Text,
+    /// VAEs (autoencoders).
     Vae,
+    /// LoRAs.
     Lora,
-    /// Nobody sorted them.
+    /// Not known: files of any kind.
     Any,
 }
 
 impl Role {
-    /// The role of the folders that hold `component`.
-    pub fn of(component: crate::spec::Component) -> Role {
+    /// The role of the folders that contain `component`.
+    pub fn of(component: Component) -> Role {
         match component.role {
-            crate::spec::Role::Transformer => Role::Model,
-            crate::spec::Role::Text(_) | crate::spec::Role::Vision => Role::Text,
-            crate::spec::Role::Autoencoder => Role::Vae,
+            spec::Role::Transformer => Role::Model,
+            spec::Role::Text(_) | spec::Role::Vision => Role::Text,
+            spec::Role::Autoencoder => Role::Vae,
         }
     }
 }
 
-/// A folder that is looked through.
+/// A folder that is searched for models.
 #[derive(Debug, Clone)]
-pub struct Place {
-    pub folder: PathBuf,
+pub struct ModelFolder {
+    /// The folder.
+    pub path: PathBuf,
+    /// What its files are for.
     pub role: Role,
-    /// `ComfyUI, loras`.
+    /// Words for messages, such as `ComfyUI, loras`.
     pub words: String,
-    /// Its folders are looked through, too.
-    pub deep: bool,
+    /// Whether its subfolders are searched, too.
+    pub recursive: bool,
 }
 
-/// The keys of ComfyUI and the folders of A1111 and Forge.
+/// The folders of ComfyUI, which are also the keys of its lists of folders, and of A1111 and Forge.
 const FOLDERS: [(&str, Role); 14] = [
     ("checkpoints", Role::Model),
     ("diffusion_models", Role::Model),
@@ -58,95 +65,108 @@ const FOLDERS: [(&str, Role); 14] = [
     ("VAE", Role::Vae),
     ("Lora", Role::Lora),
 ];
-/// How many of these are ComfyUI's.
-const COMFY: usize = 10;
+/// How many of [`FOLDERS`] belong to ComfyUI.
+const COMFY_FOLDERS: usize = 10;
 
-/// Names that people give to the programs' folders.
+/// The usual names of ComfyUI's own folder.
 const COMFY_ROOTS: [&str; 4] =
     ["ComfyUI", "comfy/ComfyUI", "Documents/ComfyUI", "ComfyUI_windows_portable/ComfyUI"];
+/// The usual names of the folders of A1111 and its successors.
 const A1111_ROOTS: [&str; 3] =
     ["stable-diffusion-webui", "stable-diffusion-webui-forge", "stable-diffusion-webui-reForge"];
 
-/// All places of this machine, the more telling ones first, and what could not be read on the way.
-pub fn places(env: Env, here: &Path, given: &[PathBuf]) -> (Vec<Place>, Vec<String>) {
-    let mut roots = Roots { env, places: Vec::new(), notes: Vec::new() };
+/// All folders of this machine to search, the most specific first, and notes about what could not be
+/// read. The parameters are those of [`ModelPlaces::new`](super::ModelPlaces::new).
+pub(super) fn find_folders(
+    env: Environment,
+    here: &Path,
+    given: &[PathBuf],
+) -> (Vec<ModelFolder>, Vec<String>) {
+    let mut roots = Roots { env, folders: Vec::new(), notes: Vec::new() };
     for path in given {
-        if !roots.root(path) {
+        if !roots.add_root(path) {
             match path.is_dir() {
                 true => roots.add(path, Role::Any, path.display().to_string(), true),
-                false => roots.notes.push(format!("{} is no folder of models", path.display())),
+                false => roots.notes.push(format!("{} is not a folder of models", path.display())),
             }
         }
     }
     if let Some(path) =
-        set(env, "COMFYUI_PATH").map(|p| here.join(expand(env, &p.to_string_lossy())))
-        && !roots.root(&path)
+        variable(env, "COMFYUI_PATH").map(|p| here.join(expand(env, &p.to_string_lossy())))
+        && !roots.add_root(&path)
     {
-        roots
-            .notes
-            .push(format!("COMFYUI_PATH is {}, which has no folders of models", path.display()));
+        roots.notes.push(format!(
+            "COMFYUI_PATH is {}, which contains no folders of models",
+            path.display()
+        ));
     }
-    roots.root(here);
+    roots.add_root(here);
     let disks = [PathBuf::from("/opt"), PathBuf::from("/workspace"), PathBuf::from("C:\\")];
-    let parents = [Some(here.to_path_buf()), here.parent().map(Path::to_path_buf), home(env)];
+    let parents =
+        [Some(here.to_path_buf()), here.parent().map(Path::to_path_buf), home_folder(env)];
     for parent in parents.into_iter().flatten().chain(disks) {
         for name in COMFY_ROOTS.iter().chain(&A1111_ROOTS) {
-            roots.root(&parent.join(name));
+            roots.add_root(&parent.join(name));
         }
     }
     let configs = [
-        set(env, "APPDATA").map(|p| PathBuf::from(p).join("ComfyUI")),
-        home(env).map(|h| h.join("Library/Application Support/ComfyUI")),
-        home(env).map(|h| h.join(".config/ComfyUI")),
+        variable(env, "APPDATA").map(|p| PathBuf::from(p).join("ComfyUI")),
+        home_folder(env).map(|h| h.join("Library/Application Support/ComfyUI")),
+        home_folder(env).map(|h| h.join(".config/ComfyUI")),
     ];
     for config in configs.into_iter().flatten() {
-        roots.yaml(&config.join("extra_models_config.yaml"));
+        roots.add_list(&config.join("extra_models_config.yaml"));
     }
     roots.add(&here.join("models"), Role::Any, "./models".to_string(), true);
     roots.add(here, Role::Any, "the current folder".to_string(), false);
-    (roots.places, roots.notes)
+    (roots.folders, roots.notes)
 }
 
+/// Collects folders.
 struct Roots<'a> {
-    env: Env<'a>,
-    places: Vec<Place>,
+    env: Environment<'a>,
+    folders: Vec<ModelFolder>,
     notes: Vec<String>,
 }
 
 impl Roots<'_> {
-    fn add(&mut self, folder: &Path, role: Role, words: String, deep: bool) {
-        if folder.is_dir() && !self.places.iter().any(|p| p.folder == folder && p.deep == deep) {
-            self.places.push(Place { folder: folder.into(), role, words, deep });
+    /// Adds one folder, if it exists and is not there yet.
+    fn add(&mut self, path: &Path, role: Role, words: String, recursive: bool) {
+        let is_known = self.folders.iter().any(|f| f.path == path && f.recursive == recursive);
+        if path.is_dir() && !is_known {
+            self.folders.push(ModelFolder { path: path.into(), role, words, recursive });
         }
     }
 
-    /// Adds the folders of a program in `root`, or of a folder of models sorted as theirs, or what a YAML file names. Whether there was anything.
-    fn root(&mut self, root: &Path) -> bool {
+    /// Adds the folders that `root` leads to: those of a program, those of a folder of models that
+    /// is sorted like one, or those that a YAML file lists. Returns whether there were any.
+    fn add_root(&mut self, root: &Path) -> bool {
         if root.is_file() {
-            return root.extension().is_some_and(|e| e == "yaml" || e == "yml") && self.yaml(root);
+            return root.extension().is_some_and(|e| e == "yaml" || e == "yml")
+                && self.add_list(root);
         }
-        // Where the user wants other folders first, these come first.
-        let yaml = self.yaml(&root.join("extra_model_paths.yaml"));
+        // The list comes first: it can say that its folders take precedence.
+        let has_list = self.add_list(&root.join("extra_model_paths.yaml"));
         let models = root.join("models");
         let base = if models.is_dir() { models } else { root.to_path_buf() };
-        let mut known = false;
-        // A lone folder called `vae` is no sign of ComfyUI: it may be a diffusers model.
+        let mut has_folders = false;
+        // A folder called `vae` alone does not show a program: it may be part of a diffusers model.
         let is_program =
             ["checkpoints", "diffusion_models", "unet", "loras", "Stable-diffusion", "Lora"];
         if !base.join("model_index.json").exists()
             && is_program.iter().any(|f| base.join(f).is_dir())
         {
             for (i, (name, role)) in FOLDERS.iter().enumerate() {
-                let program = if i < COMFY { "ComfyUI" } else { "A1111" };
-                known |= base.join(name).is_dir();
+                let program = if i < COMFY_FOLDERS { "ComfyUI" } else { "A1111" };
+                has_folders |= base.join(name).is_dir();
                 self.add(&base.join(name), *role, format!("{program}, {name}"), true);
             }
         }
-        known || yaml
+        has_folders || has_list
     }
 
-    /// Adds the folders that ComfyUI's list at `path` names. Whether there is such a list.
-    fn yaml(&mut self, path: &Path) -> bool {
+    /// Adds the folders in ComfyUI's list at `path`. Returns whether the file exists.
+    fn add_list(&mut self, path: &Path) -> bool {
         if !path.is_file() {
             return false;
         }

@@ -1,9 +1,10 @@
-//! What the tests of the command line share: the binary in an environment of its own, and pieces of the embedded model as files.
+//! Shared by the tests of the command line: the binary in its own environment, and parts of the
+//! embedded model as files.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-/// A home folder, and the folder in which commands run.
+/// A home folder with the subfolder `here`, which is the current folder of the commands.
 pub struct Home {
     _root: tempfile::TempDir,
     pub at: PathBuf,
@@ -17,7 +18,7 @@ impl Home {
         Home { _root: root, at }
     }
 
-    /// The program with these arguments, run in `here`; nothing of the tester's environment reaches it.
+    /// The program with these arguments, in the folder `here`, without the environment of the test.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_flux-fast"));
         command
@@ -25,7 +26,7 @@ impl Home {
             .env("HOME", &self.at)
             .env("HF_HOME", self.at.join("hf"))
             .current_dir(self.at.join("here"));
-        // Windows starts no program without it.
+        // Windows cannot start a program without it.
         if let Some(root) = std::env::var_os("SystemRoot") {
             command.env("SystemRoot", root);
         }
@@ -53,19 +54,19 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("stderr is UTF-8")
 }
 
-/// The one JSON object on stdout.
+/// The JSON object on stdout.
 pub fn json(output: &Output) -> serde_json::Value {
     serde_json::from_str(&stdout(output))
         .unwrap_or_else(|e| panic!("{e}: {}{}", stdout(output), stderr(output)))
 }
 
-/// The embedded model as a file's bytes.
+/// The bytes of the file of the embedded model.
 pub fn tiny() -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny/flux-tiny.safetensors");
     std::fs::read(path).expect("the embedded model's file")
 }
 
-/// The tensors of the embedded model whose names begin with `prefix`, as a file of their own.
+/// A file with the tensors of the embedded model whose names begin with `prefix`.
 pub fn part(prefix: &str) -> Vec<u8> {
     let bytes = tiny();
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
@@ -74,7 +75,7 @@ pub fn part(prefix: &str) -> Vec<u8> {
     safetensors::serialize(tensors, header.metadata().clone()).unwrap()
 }
 
-/// A safetensors file of these tensors, all zeros in F32 with two elements.
+/// A safetensors file with these tensors, each of two zeros in F32.
 pub fn zeros(names: &[&str]) -> Vec<u8> {
     let data = [0u8; 8];
     let view = || {

@@ -1,4 +1,4 @@
-//! `flux-fast pull` from outside, against the stand-in.
+//! The command `flux-fast pull` against the test server.
 
 use std::process::Command;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use super::binary::{Home, json, stderr, stdout, tiny};
 use super::pulls::{blobs, tree};
 use super::server::{Answer, COMMIT, Kept, Request, Server, TOKEN, hub, repository};
 
-/// A hub that has the embedded model, and the environment that leads there.
+/// A home folder, and a server with the embedded model.
 fn a_hub(answer: impl Fn(Answer, &Request) -> Answer + Send + Sync + 'static) -> (Home, Server) {
     let files = [
         Kept { name: "config.json", bytes: b"{}".to_vec(), large: false },
@@ -23,7 +23,7 @@ fn pull(home: &Home, server: &Server, arguments: &[&str]) -> Command {
 }
 
 #[test]
-fn what_was_pulled_is_drawn_with_by_its_id() {
+fn a_pulled_model_is_used_by_its_id() {
     let (home, server) = a_hub(|usual, _| usual);
     let output = pull(&home, &server, &["org/name"]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -74,7 +74,7 @@ fn what_was_pulled_is_drawn_with_by_its_id() {
 }
 
 #[test]
-fn quiet_pulls_say_only_the_result_and_files_can_be_named() {
+fn a_quiet_pull_prints_only_the_result_and_files_can_be_named() {
     let (home, server) = a_hub(|usual, _| usual);
     let output = pull(&home, &server, &["org/name", "tiny.safetensors", "-q"]).output().unwrap();
     assert_eq!(
@@ -101,7 +101,7 @@ fn quiet_pulls_say_only_the_result_and_files_can_be_named() {
 }
 
 #[test]
-fn weights_that_are_no_model_are_said_to_be_none() {
+fn weights_that_are_not_a_model_are_reported() {
     let files = repository();
     let (home, server) = (Home::new(), Server::start(move |request, _| hub(&files, request)));
     let output = pull(&home, &server, &["org/name"]).output().unwrap();
@@ -114,7 +114,7 @@ fn weights_that_are_no_model_are_said_to_be_none() {
 }
 
 #[test]
-fn a_gated_repository_tells_the_page_the_tokens_source_and_the_code() {
+fn the_error_for_a_gated_repository_contains_the_page_the_source_of_the_token_and_the_status() {
     for (status, token) in [(401, None), (403, Some(TOKEN))] {
         let (home, server) = a_hub(move |usual, request| match request.method.as_str() {
             "HEAD" => Answer::status(status).with("X-Error-Code", "GatedRepo"),
@@ -142,9 +142,9 @@ fn a_gated_repository_tells_the_page_the_tokens_source_and_the_code() {
 
 #[test]
 #[cfg(unix)]
-fn a_pull_that_is_interrupted_says_so_and_is_resumed() {
+fn an_interrupted_pull_is_reported_and_resumed() {
     let (home, server) = a_hub(|usual, request| match request.from() {
-        // Slow until it is interrupted.
+        // The first download is slow enough to be interrupted.
         None => Answer { pause: Duration::from_millis(20), ..usual },
         Some(_) => usual,
     });
@@ -164,7 +164,7 @@ fn a_pull_that_is_interrupted_says_so_and_is_resumed() {
     let words = "stopped; what was downloaded is kept, run it again to resume";
     assert!(stderr(&output).contains(words), "{}", stderr(&output));
     assert!(!stderr(&output).contains("picture") && stdout(&output).is_empty());
-    let had = partial().expect("what came is kept");
+    let had = partial().expect("the received part is kept");
 
     let output = json(&pull(&home, &server, &["org/name", "--json"]).output().unwrap());
     assert_eq!(output["received_bytes"].as_u64(), Some(tiny().len() as u64 - had), "{output}");

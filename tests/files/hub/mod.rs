@@ -1,4 +1,5 @@
-//! `pull` and the places where models are found, against a stand-in of the hub and folders made for the test; then the same through the binary.
+//! `pull` against a test server, and the search for models in folders made for the test; both also
+//! through the binary.
 
 mod binary;
 mod commands;

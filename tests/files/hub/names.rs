@@ -1,4 +1,4 @@
-//! `flux-fast models`, and names after --model, --clip, --t5 and --vae, in folders made for the test.
+//! The command `flux-fast models`, and names after --model, --clip, --t5 and --vae.
 
 use serde_json::Value;
 
@@ -6,7 +6,8 @@ use super::binary::{Home, json, part, stderr, stdout, tiny, zeros};
 
 const MODELS: &str = "ComfyUI/models";
 
-/// A home with ComfyUI, of which a list adds a folder, and A1111; the model's parts in the folders that are for them.
+/// A home folder with ComfyUI, which also lists the folder `disk`, and with A1111. The parts of the
+/// embedded model are in the folders for them.
 fn a_home() -> Home {
     let home = Home::new();
     home.put(&format!("{MODELS}/checkpoints/all in one.safetensors"), &tiny());
@@ -35,7 +36,7 @@ fn a_home() -> Home {
     home
 }
 
-/// What is found under `name` in the list.
+/// The entry called `name` in the list.
 fn row<'a>(list: &'a Value, name: &str) -> &'a Value {
     let rows = list["models"].as_array().unwrap();
     rows.iter().find(|r| r["name"] == name).unwrap_or_else(|| panic!("{name} is missing in {list}"))
@@ -44,11 +45,11 @@ fn row<'a>(list: &'a Value, name: &str) -> &'a Value {
 const DRAW: [&str; 8] = ["a fox", "--device", "cpu", "--steps", "1", "--no-cache", "-o", "fox.png"];
 
 #[test]
-fn models_lists_what_is_found_with_the_names_to_type() {
+fn models_are_listed_with_the_names_to_type() {
     let home = a_home();
     #[cfg(unix)]
     {
-        // One file under two names is listed once; a loop ends.
+        // A file with two names is listed once, and a loop of links ends.
         let loras = home.at.join(MODELS).join("loras");
         std::os::unix::fs::symlink(loras.join("style.safetensors"), loras.join("zz.safetensors"))
             .unwrap();
@@ -96,7 +97,7 @@ fn models_lists_what_is_found_with_the_names_to_type() {
 }
 
 #[test]
-fn where_nothing_is_found_it_is_said_what_to_do() {
+fn an_empty_list_says_what_to_do() {
     let home = Home::new();
     let output = home.run(&["models"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -125,7 +126,7 @@ fn a_name_that_is_not_unique_is_listed_as_its_path() {
         stderr(&output).contains("several models")
             && stderr(&output).contains(second.to_str().unwrap())
     );
-    // A path wins over every name.
+    // A path takes precedence over every name.
     home.put("here/tiny-flux.safetensors", &tiny());
     let output = home.run(&[&DRAW[..], &["--model", "tiny-flux.safetensors"]].concat());
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -133,7 +134,7 @@ fn a_name_that_is_not_unique_is_listed_as_its_path() {
 }
 
 #[test]
-fn a_name_draws_and_its_components_are_found_where_programs_keep_them() {
+fn a_model_is_used_by_its_name_and_its_components_are_found_in_the_folders_of_programs() {
     let home = a_home();
     let at = |name: &str| home.at.join(name).display().to_string();
     let output = home.run(&[&DRAW[..], &["--model", "tiny-flux"]].concat());
@@ -161,7 +162,7 @@ fn a_name_draws_and_its_components_are_found_where_programs_keep_them() {
     }
     let drawn = std::fs::read(home.at.join("here/fox.png")).unwrap();
     assert!(drawn.starts_with(b"\x89PNG"));
-    // Components by name, in any case and without the ending.
+    // Components are found by name, in upper or lower case, without the ending.
     let named = ["--model", "TINY-FLUX", "--clip", "clip_l", "--t5", "t5xxl_tiny", "--vae", "ae"];
     let output = home.run(&[&DRAW[..], &named].concat());
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -180,13 +181,13 @@ fn a_name_draws_and_its_components_are_found_where_programs_keep_them() {
 }
 
 #[test]
-fn what_was_pulled_lends_its_components_if_it_is_flux() {
+fn components_are_taken_from_the_cache_if_they_belong_to_flux() {
     let home = Home::new();
     let (flux, vae) = (part("model.diffusion_model."), part("vae."));
     let snapshot = |repo: &str| {
         format!("hf/hub/models--org--{repo}/snapshots/0123456789abcdef0123456789abcdef01234567")
     };
-    // Its files bear names that other models' have as well.
+    // Its files have names that the files of other models have, too.
     let full = snapshot("full");
     home.put(&format!("{full}/model_index.json"), br#"{"_class_name": "SomePipeline"}"#);
     home.put(&format!("{full}/text_encoder/model.safetensors"), &part("text_encoders.clip_l."));
@@ -213,7 +214,8 @@ fn what_was_pulled_lends_its_components_if_it_is_flux() {
     let what = "a diffusers folder without a FLUX transformer (SomePipeline)";
     assert_eq!(row(&list, "org/full")["what"], what, "{list}");
 
-    // Of several files of a repository --model takes the only transformer, and finds the rest under its usual names.
+    // --model takes the only transformer of a repository with several files, and finds the other
+    // components by their usual names.
     home.put(&format!("{}/flux1.safetensors", snapshot("bfl")), &flux);
     home.put(&format!("{}/ae.safetensors", snapshot("bfl")), &vae);
     home.put(&format!("{}/clip_l.safetensors", snapshot("texts")), &part("text_encoders.clip_l."));
@@ -225,7 +227,7 @@ fn what_was_pulled_lends_its_components_if_it_is_flux() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     for words in [
         "flux1.safetensors (found in the",
-        "ae.safetensors (found beside",
+        "ae.safetensors (found next to",
         "t5xxl_fp8.safetensors (found in the",
     ] {
         assert!(stderr(&output).contains(words), "{words} is missing in: {}", stderr(&output));
@@ -233,7 +235,7 @@ fn what_was_pulled_lends_its_components_if_it_is_flux() {
 }
 
 #[test]
-fn names_that_are_not_found_say_what_is_and_where_was_looked() {
+fn the_error_for_a_name_lists_similar_names_and_the_searched_places() {
     let home = a_home();
     let models = home.at.join(MODELS).display().to_string();
     let cases: [(&[&str], i32, &[&str]); 9] = [
@@ -264,9 +266,29 @@ fn names_that_are_not_found_say_what_is_and_where_was_looked() {
         }
     }
     assert!(!home.at.join("here/fox.png").exists());
-    // A list that cannot be read is said to be one, where it may be the reason.
+    // A list that cannot be read is mentioned, because it may be the reason.
     home.put("ComfyUI/extra_model_paths.yaml", b"a:\n\tb: c\n");
     let said = stderr(&home.run(&[&DRAW[..], &["--model", "tiny-flux"]].concat()));
     assert!(said.contains("extra_model_paths.yaml: not a list of model folders"), "{said}");
-    assert!(stdout(&home.run(&["models"])).contains("warning: "), "models warns of it");
+    assert!(stdout(&home.run(&["models"])).contains("warning: "), "`models` prints a warning");
+}
+
+#[test]
+fn the_short_ending_of_safetensors_is_listed_and_found_like_the_long_one() {
+    let home = Home::new();
+    let path = home.put(&format!("{MODELS}/unet/short.sft"), &part("model.diffusion_model."));
+    home.put(&format!("{MODELS}/clip/clip_l.sft"), &part("text_encoders.clip_l."));
+    home.put(&format!("{MODELS}/clip/t5xxl.sft"), &part("text_encoders.t5xxl."));
+    home.put(&format!("{MODELS}/vae/ae.sft"), &part("vae."));
+    let list = json(&home.run(&["models", "--json"]));
+    for (name, kind) in
+        [("short.sft", "model"), ("clip_l.sft", "clip"), ("t5xxl.sft", "t5"), ("ae.sft", "vae")]
+    {
+        assert_eq!(row(&list, name)["kind"], kind, "{list}");
+    }
+    for name in ["short", "short.sft", path.to_str().unwrap()] {
+        let output = home.run(&[&DRAW[..], &["--model", name]].concat());
+        assert_eq!(output.status.code(), Some(0), "{name}: {}", stderr(&output));
+        assert!(stderr(&output).contains("ae.sft (found in"), "{name}: {}", stderr(&output));
+    }
 }

@@ -1,10 +1,10 @@
-//! Models where people keep them, in folders made for the test.
+//! The search for models in the folders of programs and in the cache, in folders made for the test.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use flux_fast::error::Kind;
-use flux_fast::library::places::{Places, Role};
+use flux_fast::library::places::{ModelPlaces, Role};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -14,20 +14,20 @@ fn put(root: &Path, name: &str, bytes: usize) {
     fs::write(path, vec![0; bytes]).unwrap();
 }
 
-/// The places seen from `here` by someone whose home is `root/home`.
-fn places(root: &Path, here: &Path, given: &[PathBuf]) -> Places {
+/// The places seen from the folder `here`, for a user with the home folder `root/home`.
+fn places(root: &Path, here: &Path, given: &[PathBuf]) -> ModelPlaces {
     let home = root.join("home").into_os_string();
-    Places::new(&|name| (name == "HOME").then(|| home.clone()), here, given)
+    ModelPlaces::new(&|name| (name == "HOME").then(|| home.clone()), here, given)
 }
 
-fn names(places: &Places) -> Vec<String> {
+fn names(places: &ModelPlaces) -> Vec<String> {
     let mut names: Vec<String> =
         places.entries().into_iter().map(|e| format!("{}: {}", e.place, e.name)).collect();
     names.sort();
     names
 }
 
-/// A home with ComfyUI, A1111 and a cache, as people have them.
+/// A home folder with ComfyUI, A1111 and a cache.
 fn a_home() -> (tempfile::TempDir, PathBuf) {
     let root = tempfile::tempdir().unwrap();
     let at = root.path().canonicalize().unwrap();
@@ -92,7 +92,7 @@ fn a_home() -> (tempfile::TempDir, PathBuf) {
 }
 
 #[test]
-fn every_place_is_looked_through() {
+fn every_place_is_searched() {
     let (_root, at) = a_home();
     let places = places(&at, &at.join("here"), &[]);
     assert_eq!(places.notes, Vec::<String>::new());
@@ -117,12 +117,12 @@ fn every_place_is_looked_through() {
     let entries = places.entries();
     let bytes = |name: &str| entries.iter().find(|e| e.name == name).unwrap().bytes;
     assert_eq!((bytes("org/t5/model-00001-of-00002.safetensors"), bytes("org/dev")), (200, 100));
-    let loras = places.find_all(|e| (e.role == Role::Lora).then_some(e.bytes));
-    assert_eq!(loras.iter().map(|(_, bytes)| *bytes).collect::<Vec<_>>(), [7, 9]);
+    let loras = entries.iter().filter(|e| e.role == Role::Lora);
+    assert_eq!(loras.map(|e| e.bytes).collect::<Vec<_>>(), [7, 9]);
 }
 
 #[test]
-fn names_find_paths_ids_and_files_and_what_is_not_clear_is_asked() {
+fn names_mean_paths_ids_and_files_and_an_ambiguous_name_is_an_error() {
     let (_root, at) = a_home();
     let places = places(&at, &at.join("here"), &[]);
     let snapshot =
@@ -146,7 +146,7 @@ fn names_find_paths_ids_and_files_and_what_is_not_clear_is_asked() {
         ("flux/dev", Role::Model, comfy.join("unet/flux/dev.safetensors")),
         ("DEV.safetensors", Role::Model, comfy.join("unet/flux/dev.safetensors")),
         ("clip_l", Role::Text, comfy.join("clip/clip_l.safetensors")),
-        // Found, though it lies among the checkpoints.
+        // Found, although it is in the folder of checkpoints.
         ("all", Role::Vae, comfy.join("checkpoints/all.safetensors")),
     ] {
         assert_eq!(places.resolve(name, role).unwrap(), path, "{name}");
@@ -196,13 +196,13 @@ fn no_name_leads_out_of_the_places() {
         assert_eq!(e.kind(), Kind::Argument, "{name:?}");
         assert!(!format!("{e:?}").contains("elsewhere"), "{e:?}");
     }
-    // What lies right here is no name for others, but a file of the current folder is found.
+    // A path is not a name, but a file in the current folder is found by its name.
     assert!(places.named("loose", Role::Any).is_ok());
     assert!(places.named("old", Role::Any).is_err(), "pickles are not found");
 }
 
 #[test]
-fn given_roots_come_first_and_broken_lists_are_told() {
+fn given_folders_come_first_and_broken_lists_are_reported() {
     let (_root, at) = a_home();
     put(&at, "given/models/loras/mine.safetensors", 1);
     put(&at, "flat/any.safetensors", 1);
@@ -222,7 +222,7 @@ fn given_roots_come_first_and_broken_lists_are_told() {
 
 #[cfg(unix)]
 #[test]
-fn links_are_followed_loops_end_and_one_file_is_one_entry() {
+fn links_are_followed_loops_end_and_each_file_has_one_entry() {
     use std::os::unix::fs::symlink;
     let (_root, at) = a_home();
     let loras = at.join("home/ComfyUI/models/loras");

@@ -1,4 +1,4 @@
-//! Pulls that end well: whole, resumed, redirected, side by side.
+//! Pulls that succeed: complete, resumed, redirected, and several at the same time.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -8,22 +8,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use flux_fast::error::{Kind, Result};
-use flux_fast::library::hub::cache::Cache;
-use flux_fast::library::hub::{Files, Progress, PullOptions, Pulled, pull};
+use flux_fast::library::hf_cache::HubCache;
+use flux_fast::library::hub::{PullOptions, PullProgress, Pulled, Selection, pull};
 
 use super::server::{
     Answer, COMMIT, Kept, Request, Server, TOKEN, hub, noise, options, repository,
 };
 
+/// Pulls without a receiver of progress.
 pub fn quietly(options: &PullOptions) -> Result<Pulled> {
     pull(options, &mut |_| ControlFlow::Continue(()))
 }
 
-/// The same, with the notes that were told.
+/// The same, with the notes that were reported.
 fn with_notes(options: &PullOptions) -> (Result<Pulled>, Vec<String>) {
     let mut notes = Vec::new();
     let outcome = pull(options, &mut |p| {
-        if let Progress::Note(text) = p {
+        if let PullProgress::Note(text) = p {
             notes.push(text.to_string());
         }
         ControlFlow::Continue(())
@@ -31,7 +32,7 @@ fn with_notes(options: &PullOptions) -> (Result<Pulled>, Vec<String>) {
     (outcome, notes)
 }
 
-/// All files below `folder`, by their names there.
+/// The names of all files below `folder`.
 pub fn tree(folder: &Path) -> Vec<String> {
     let mut out = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -45,15 +46,18 @@ pub fn tree(folder: &Path) -> Vec<String> {
     out
 }
 
+/// The names of the blobs of the test repository.
 pub fn blobs(cache: &Path) -> Vec<String> {
     tree(&cache.join("models--org--name/blobs"))
 }
 
+/// The weight file of the test repository.
 fn weights() -> Kept {
     repository().swap_remove(2)
 }
 
-fn is_gained(pulled: &Pulled) {
+/// Asserts that the files have the right bytes.
+fn assert_complete(pulled: &Pulled) {
     for file in repository().iter().filter(|f| pulled.files.iter().any(|n| n == f.name)) {
         assert!(
             fs::read(pulled.snapshot.join(file.name)).unwrap() == file.bytes,
@@ -63,7 +67,7 @@ fn is_gained(pulled: &Pulled) {
     }
 }
 
-/// Answers in place of the hub's for GET requests of the weights.
+/// A server that passes its answer to a GET request for the weights through `answer`.
 fn server(answer: impl Fn(Answer, &Request, usize) -> Answer + Send + Sync + 'static) -> Server {
     let files = repository();
     Server::start(move |request, before| {
@@ -74,7 +78,7 @@ fn server(answer: impl Fn(Answer, &Request, usize) -> Answer + Send + Sync + 'st
 }
 
 #[test]
-fn a_pull_lays_the_needed_files_out_as_hugging_faces_tools_do() {
+fn a_pull_has_the_layout_of_hugging_faces_tools() {
     let cache = tempfile::tempdir().unwrap();
     let server = server(|usual, _, _| usual);
     let options = options(&server.address, &cache.path().join("hub"));
@@ -82,10 +86,12 @@ fn a_pull_lays_the_needed_files_out_as_hugging_faces_tools_do() {
     let mut last = 0;
     let pulled = pull(&options, &mut |p| {
         match p {
-            Progress::Planned { files, bytes, there } => planned = Some((files, bytes, there)),
-            Progress::Bytes { all_done, all, .. } => {
-                assert!(all_done >= last && all_done <= all, "{last} {all_done} {all}");
-                last = all_done;
+            PullProgress::Planned { files, bytes, cached } => {
+                planned = Some((files, bytes, cached))
+            }
+            PullProgress::Bytes { done, bytes, .. } => {
+                assert!(done >= last && done <= bytes, "{last} {done} {bytes}");
+                last = done;
             }
             _ => {}
         }
@@ -94,7 +100,7 @@ fn a_pull_lays_the_needed_files_out_as_hugging_faces_tools_do() {
     .unwrap();
     assert_eq!(planned, Some((2, (1 << 20) + 2, 0)));
     assert_eq!((pulled.received, pulled.commit.as_str()), ((1 << 20) + 2, COMMIT));
-    is_gained(&pulled);
+    assert_complete(&pulled);
     let etags = [repository()[1].etag(), weights().etag()];
     let folder = "models--org--name";
     let mut expected = vec![
@@ -122,41 +128,41 @@ fn a_pull_lays_the_needed_files_out_as_hugging_faces_tools_do() {
     assert_eq!(
         server.requests("HEAD", "").len(),
         2,
-        "what the snapshot has is not asked for again"
+        "files in the snapshot are not requested again"
     );
-    let cache = Cache { root: options.cache.clone() };
+    let cache = HubCache { root: options.cache.clone() };
     assert_eq!(cache.repos(), ["org/name"]);
     assert_eq!(cache.repo("org/name").current(), Some(pulled.snapshot));
 }
 
 #[test]
-fn a_named_file_comes_alone_and_the_cache_serves_offline() {
+fn only_named_files_are_pulled_and_the_cache_serves_offline() {
     let cache = tempfile::tempdir().unwrap();
     let server = server(|usual, _, _| usual);
     let mut options = options(&server.address, cache.path());
-    options.files = Files::Named(vec!["model.safetensors".into()]);
+    options.selection = Selection::Named(vec!["model.safetensors".into()]);
     assert_eq!(quietly(&options).unwrap().files, ["model.safetensors"]);
     let before = server.log.lock().unwrap().len();
     options.offline = true;
-    is_gained(&quietly(&options).unwrap());
-    options.files = Files::Needed;
+    assert_complete(&quietly(&options).unwrap());
+    options.selection = Selection::Needed;
     assert_eq!(quietly(&options).unwrap().files, ["model.safetensors"]);
-    options.files = Files::Named(vec!["config.json".into()]);
+    options.selection = Selection::Named(vec!["config.json".into()]);
     let e = quietly(&options).unwrap_err();
     assert!(e.kind() == Kind::Missing && e.to_string().contains("offline"), "{e}");
     assert!(e.hint().unwrap().contains("HF_HUB_OFFLINE"), "{e:?}");
-    assert_eq!(server.log.lock().unwrap().len(), before, "offline asks nobody");
+    assert_eq!(server.log.lock().unwrap().len(), before, "offline makes no requests");
 }
 
 #[test]
-fn a_cut_connection_goes_on_where_it_stopped() {
+fn a_download_resumes_after_a_lost_connection() {
     let cache = tempfile::tempdir().unwrap();
     let server =
         server(|usual, _, before| Answer { cut: (before < 2).then_some(300_000), ..usual });
     let (pulled, notes) = with_notes(&options(&server.address, cache.path()));
     let pulled = pulled.unwrap();
-    is_gained(&pulled);
-    assert_eq!(pulled.received, pulled.bytes, "nothing came twice");
+    assert_complete(&pulled);
+    assert_eq!(pulled.received, pulled.bytes, "nothing was received twice");
     let from: Vec<_> =
         server.requests("GET", "model.safetensors").iter().map(Request::from).collect();
     assert_eq!(from, [None, Some(300_000), Some(600_000)]);
@@ -175,7 +181,7 @@ fn a_server_without_ranges_starts_over() {
         ..Answer::default()
     });
     let (pulled, notes) = with_notes(&options(&server.address, cache.path()));
-    is_gained(&pulled.unwrap());
+    assert_complete(&pulled.unwrap());
     assert!(notes.iter().any(|n| n.contains("cannot resume")), "{notes:?}");
     assert_eq!(server.requests("GET", "model.safetensors").len(), 2);
 }
@@ -190,19 +196,19 @@ fn another_range_than_asked_for_starts_over() {
                 .with("Content-Range", wrong),
             _ => usual,
         });
-        is_gained(&quietly(&options(&server.address, cache.path())).unwrap());
+        assert_complete(&quietly(&options(&server.address, cache.path())).unwrap());
     }
 }
 
 #[test]
-fn stopped_and_pulled_again_what_came_is_not_fetched_twice() {
+fn a_stopped_pull_is_resumed_by_the_next_one() {
     let cache = tempfile::tempdir().unwrap();
     let server = server(|usual, _, _| Answer { pause: Duration::from_millis(1), ..usual });
     let options = options(&server.address, cache.path());
     let mut had = 0;
     let e = pull(&options, &mut |p| match p {
-        Progress::Bytes { file: "model.safetensors", done, .. } if done > 200_000 => {
-            had = done;
+        PullProgress::Bytes { file: "model.safetensors", file_done, .. } if file_done > 200_000 => {
+            had = file_done;
             ControlFlow::Break(())
         }
         _ => ControlFlow::Continue(()),
@@ -217,18 +223,18 @@ fn stopped_and_pulled_again_what_came_is_not_fetched_twice() {
     );
     assert!(
         !cache.path().join("models--org--name/refs/main").exists(),
-        "half a snapshot has no name"
+        "an incomplete snapshot has no reference"
     );
     let partial = format!("{}.incomplete", weights().etag());
     assert!(blobs(cache.path()).contains(&partial), "{:?}", blobs(cache.path()));
     let pulled = quietly(&options).unwrap();
-    is_gained(&pulled);
+    assert_complete(&pulled);
     assert_eq!(pulled.received, (1 << 20) - had);
     assert!(!blobs(cache.path()).contains(&partial));
 }
 
 #[test]
-fn a_file_that_changes_meanwhile_starts_over_under_its_new_name() {
+fn a_file_that_changes_during_the_download_is_downloaded_under_its_new_etag() {
     let cache = tempfile::tempdir().unwrap();
     let new = Kept { name: "model.safetensors", bytes: noise(9, 1 << 20), large: true };
     let fetched = Arc::new(AtomicUsize::new(0));
@@ -254,22 +260,22 @@ fn a_file_that_changes_meanwhile_starts_over_under_its_new_name() {
 }
 
 #[test]
-fn a_spoiled_part_is_noticed_and_fetched_again() {
+fn a_damaged_part_is_detected_and_downloaded_again() {
     let cache = tempfile::tempdir().unwrap();
     let server = server(|usual, _, _| usual);
     let folder = cache.path().join("models--org--name/blobs");
     fs::create_dir_all(&folder).unwrap();
-    // As if another tool had been stopped, and the disk had lost a page. A part longer than the file is no part of it.
+    // As after a stopped download and a disk error. A part cannot be longer than the file.
     for part in [noise(7, 300_000), noise(7, 1 << 20), noise(7, 2 << 20)] {
         fs::remove_dir_all(cache.path()).unwrap();
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join(format!("{}.incomplete", weights().etag())), part).unwrap();
-        is_gained(&quietly(&options(&server.address, cache.path())).unwrap());
+        assert_complete(&quietly(&options(&server.address, cache.path())).unwrap());
     }
 }
 
 #[test]
-fn too_many_requests_and_server_errors_are_waited_out() {
+fn too_many_requests_and_server_errors_are_retried_after_a_wait() {
     let cache = tempfile::tempdir().unwrap();
     let server = server(|usual, _, before| match before {
         0 => Answer::status(429).with("Retry-After", 2),
@@ -277,7 +283,7 @@ fn too_many_requests_and_server_errors_are_waited_out() {
         _ => usual,
     });
     let (pulled, notes) = with_notes(&options(&server.address, cache.path()));
-    is_gained(&pulled.unwrap());
+    assert_complete(&pulled.unwrap());
     assert!(notes[0].contains("429") && notes[0].contains("in 2 s"), "{notes:?}");
     assert!(notes[1].contains("503") && notes[1].contains("in 1 s"), "{notes:?}");
 }
@@ -292,7 +298,7 @@ fn the_token_does_not_follow_a_redirect_to_another_host() {
     let hub = Server::start(move |request, before| {
         let usual = hub(&files, request);
         match request.path.as_str() {
-            // A renamed repository: the same host, so that the token goes along.
+            // A renamed repository on the same host: the token is sent there, too.
             p if p.starts_with("/old/") => {
                 Answer::status(307).with("Location", p.replace("/old/", "/org/"))
             }
@@ -311,7 +317,7 @@ fn the_token_does_not_follow_a_redirect_to_another_host() {
     let mut options = options(&hub.address, cache.path());
     options.repo = "old/name".to_string();
     let pulled = quietly(&options).unwrap();
-    is_gained(&pulled);
+    assert_complete(&pulled);
     assert!(pulled.snapshot.to_string_lossy().contains("models--old--name"));
     let bearer = format!("Bearer {TOKEN}");
     for request in hub.log.lock().unwrap().iter() {
@@ -323,7 +329,7 @@ fn the_token_does_not_follow_a_redirect_to_another_host() {
 }
 
 #[test]
-fn two_pulls_at_once_fetch_each_file_once() {
+fn pulls_at_the_same_time_download_each_file_once() {
     let cache = tempfile::tempdir().unwrap();
     let server = server(|usual, _, _| Answer { pause: Duration::from_millis(20), ..usual });
     let options = options(&server.address, cache.path());
@@ -337,5 +343,5 @@ fn two_pulls_at_once_fetch_each_file_once() {
         outcomes.iter().any(|(_, notes)| notes.iter().any(|n| n.contains("another process"))),
         "{outcomes:?}"
     );
-    is_gained(outcomes[0].0.as_ref().unwrap());
+    assert_complete(outcomes[0].0.as_ref().unwrap());
 }

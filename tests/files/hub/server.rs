@@ -1,4 +1,5 @@
-//! A stand-in of the hub on this machine: plain HTTP, one thread for each connection, every request written down.
+//! A test server in place of the hub: plain HTTP, one thread per connection, with a log of all
+//! requests.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -6,7 +7,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use flux_fast::library::hub::{Credentials, Files, PullOptions, Retry};
+use flux_fast::library::hub::{Credentials, PullOptions, Retry, Selection};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
@@ -18,7 +19,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// The first byte that is asked for.
+    /// The first byte that is requested, if the request has a range.
     pub fn from(&self) -> Option<usize> {
         self.headers.get("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
     }
@@ -29,9 +30,9 @@ pub struct Answer {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// So many bytes of the body are sent; then the connection breaks.
+    /// The connection is closed after this many bytes of the body.
     pub cut: Option<usize>,
-    /// Waited between parts of the body.
+    /// The wait after each part of the body.
     pub pause: Duration,
 }
 
@@ -45,7 +46,7 @@ impl Answer {
         self
     }
 
-    /// `bytes` from where the request wants them.
+    /// `bytes`, from the byte that the request asks for.
     pub fn bytes(bytes: &[u8], request: &Request) -> Self {
         match request.from() {
             Some(from) if from >= bytes.len() => Answer::status(416),
@@ -62,7 +63,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// `answer` gets the request and how many there were before it with the same method and path.
+    /// Starts a server. `answer` receives a request and the number of earlier requests with the same
+    /// method and path.
     pub fn start(answer: impl Fn(&Request, usize) -> Answer + Send + Sync + 'static) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
@@ -137,7 +139,8 @@ fn write(mut stream: TcpStream, request: &Request, answer: &Answer) -> std::io::
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 pub const TOKEN: &str = "hf_a-secret-of-mine";
 
-/// A file of the repository; large ones are called by their SHA-256.
+/// A file of the repository. The ETag of a large file is its SHA-256, that of a small one the hash
+/// of git.
 #[derive(Clone)]
 pub struct Kept {
     pub name: &'static str,
@@ -157,7 +160,7 @@ impl Kept {
     }
 }
 
-/// Bytes that look like nothing else.
+/// Pseudo-random bytes.
 pub fn noise(seed: u64, n: usize) -> Vec<u8> {
     let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = || {
@@ -169,7 +172,7 @@ pub fn noise(seed: u64, n: usize) -> Vec<u8> {
     std::iter::repeat_with(next).take(n).collect()
 }
 
-/// `org/name` with one weight file of a megabyte, its config, and what nobody needs.
+/// `org/name` with one weight file of 1 MiB, its configuration, and files that are not needed.
 pub fn repository() -> Vec<Kept> {
     let file = |name, bytes, large| Kept { name, bytes, large };
     vec![
@@ -180,7 +183,7 @@ pub fn repository() -> Vec<Kept> {
     ]
 }
 
-/// What the hub answers for a repository that is in order.
+/// The answer of the hub for a repository with these files.
 pub fn hub(files: &[Kept], request: &Request) -> Answer {
     let path = request.path.as_str();
     if path == "/api/models/org/name/revision/main?blobs=true" {
@@ -211,13 +214,13 @@ fn listed(file: &Kept) -> String {
     }
 }
 
-/// Options for `org/name` at `server`, with a token, and without long waits.
+/// Options for `org/name` at `server`, with a token and short waits.
 pub fn options(server: &str, cache: &std::path::Path) -> PullOptions {
     let milliseconds = Duration::from_millis;
     PullOptions {
         repo: "org/name".to_string(),
         revision: "main".to_string(),
-        files: Files::Needed,
+        selection: Selection::Needed,
         endpoint: server.to_string(),
         cache: cache.to_path_buf(),
         token: Credentials::given(TOKEN, "the environment variable HF_TOKEN"),
@@ -225,9 +228,9 @@ pub fn options(server: &str, cache: &std::path::Path) -> PullOptions {
         retry: Retry {
             attempts: 3,
             wait: milliseconds(5),
-            longest: milliseconds(3000),
+            max_wait: milliseconds(3000),
             silence: milliseconds(500),
         },
-        ca: None,
+        certificates: None,
     }
 }

@@ -177,8 +177,8 @@ fn broken_indexes_of_shards_are_refused() {
     for (text, kind, words) in [
         ("{", Kind::Model, "not JSON"),
         ("{}", Kind::Model, "no weight_map"),
-        (r#"{"weight_map": {}}"#, Kind::Model, "names no files"),
-        (r#"{"weight_map": {"a": 1}}"#, Kind::Model, "no text"),
+        (r#"{"weight_map": {}}"#, Kind::Model, "lists no files"),
+        (r#"{"weight_map": {"a": 1}}"#, Kind::Model, "not a string"),
         (r#"{"weight_map": {"a": "../x.safetensors"}}"#, Kind::Model, "outside its folder"),
         (r#"{"weight_map": {"a": "/etc/passwd"}}"#, Kind::Model, "outside its folder"),
         (

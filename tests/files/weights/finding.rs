@@ -88,6 +88,50 @@ fn beside_the_model_comes_first_and_a_flag_before_everything() {
 }
 
 #[test]
+fn the_short_ending_of_safetensors_is_found_like_the_long_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = flux(dir.path().join("flux.sft"));
+    let ae = vae(dir.path().join("ae.sft"));
+    let clip = clip(dir.path().join("text_encoder/model.sft"));
+    for path in [model.as_path(), dir.path()] {
+        let checkpoint = open(&Files::model(path)).unwrap();
+        assert_eq!(place(&checkpoint, VAE), ae);
+        assert_eq!(place(&checkpoint, CLIP), clip);
+    }
+}
+
+#[test]
+fn shards_are_found_by_an_index_of_every_form() {
+    for (shards, index) in [
+        (
+            ["x-00001-of-00002.safetensors", "x-00002-of-00002.safetensors"],
+            "x.safetensors.index.json",
+        ),
+        (["x-00001-of-00002.sft", "x-00002-of-00002.sft"], "x.sft.index.json"),
+        (
+            ["x.bf16-00001-of-00002.safetensors", "x.bf16-00002-of-00002.safetensors"],
+            "x.safetensors.index.bf16.json",
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let names = list("bfl_dev.txt");
+        let (first, second) = names.split_at(names.len() / 2);
+        let mut map = serde_json::Map::new();
+        for (shard, names) in shards.iter().zip([first, second]) {
+            zeros(&dir.path().join(shard), "BF16", names);
+            map.extend(names.iter().map(|(name, _)| (name.clone(), (*shard).into())));
+        }
+        let index = dir.path().join(index);
+        std::fs::write(&index, serde_json::json!({ "weight_map": map }).to_string()).unwrap();
+        for path in [index.as_path(), &dir.path().join(shards[1]), dir.path()] {
+            let checkpoint = open(&Files::model(path)).unwrap();
+            let files = checkpoint.need(flux_fast::spec::flux1::TRANSFORMER).unwrap().files().count();
+            assert_eq!(files, 2, "{}", path.display());
+        }
+    }
+}
+
+#[test]
 fn a_folder_of_single_files_is_a_model() {
     let dir = tempfile::tempdir().unwrap();
     flux(dir.path().join("a.safetensors"));
@@ -176,7 +220,7 @@ fn a_path_that_is_not_there_suggests_what_is() {
     assert_eq!(e.kind(), Kind::Missing);
     assert_eq!(e.hint(), Some("did you mean flux1-dev.safetensors?"));
     let e = missing(&dir.path().join("no/such/folder.safetensors"));
-    assert!(e.hint().unwrap().contains("is not there either"), "{:?}", e.hint());
+    assert!(e.hint().unwrap().contains("does not exist either"), "{:?}", e.hint());
     let files = Files::model(dir.path()).with("clip", dir.path().join("x"));
     let e = open(&files).err().unwrap();
     assert!(e.kind() == Kind::Missing && e.to_string().contains("--clip"), "{e}");

@@ -1,61 +1,69 @@
-//! Components that lie neither in a model's file nor beside it: in the folders where other programs keep theirs, and in what was pulled.
+//! Components that are neither in a model's file nor next to it: in the folders of other programs,
+//! and in the Hugging Face cache.
 
 use std::path::PathBuf;
 
-use super::super::find::{Look, Unit, Wanted, choose, unit_of, units};
-use super::super::hub::select::is_weights;
-use super::{Entry, Places, Role};
+use super::entries::{Entry, ModelPlaces};
+use super::roots::Role;
+use crate::library::file_names::is_safetensors;
+use crate::library::find::{Wanted, choose};
+use crate::library::unit::{Contents, Unit, unit_of, units};
 use crate::spec::Component;
 
-impl Places {
-    /// Looks among `entries` for a component: the unit, what it holds, and where it was, in words.
-    /// First in folders that are for such files; then, by names that are known for it, in folders
-    /// that nobody sorted.
+impl ModelPlaces {
+    /// Looks among `entries` for a component that is not a transformer. Returns the unit, its
+    /// contents, and words for where it was found.
+    ///
+    /// Folders for such files come first. In other folders a file is taken only if it has one of the
+    /// usual names of the component.
     pub(crate) fn component(
         &self,
         entries: &[Entry],
         wanted: &Wanted,
-    ) -> Option<(Unit, Look, String)> {
+    ) -> Option<(Unit, Contents, String)> {
         let role = Role::of(wanted.component);
         if role == Role::Model {
             return None;
         }
-        let known = |e: &Entry| wanted.component.files.is_known(&e.name);
+        let has_usual_name = |e: &Entry| wanted.component.files.is_known(&e.name);
         let sorted = |e: &&Entry| e.role == role && e.path.is_file();
-        let unsorted = |e: &&Entry| e.role == Role::Any && (e.path.is_dir() || known(e));
+        let unsorted = |e: &&Entry| e.role == Role::Any && (e.path.is_dir() || has_usual_name(e));
         let find = |among: Vec<&Entry>| {
-            // Place after place: a user's own order says more than names and sizes do.
+            // One place after the other: the user's own order takes precedence over names and sizes.
             among.chunk_by(|a, b| a.place == b.place).find_map(|there| {
                 let units = there.iter().flat_map(|e| units_of(e, wanted)).collect();
-                let (unit, look) = choose(units, wanted)?;
-                Some((unit, look, format!("in {}", there[0].place)))
+                let (unit, contents) = choose(units, wanted)?;
+                Some((unit, contents, format!("in {}", there[0].place)))
             })
         };
         find(entries.iter().filter(sorted).collect())
             .or_else(|| find(entries.iter().filter(unsorted).collect()))
     }
 
-    /// The folders in which `component` is looked for, for errors.
+    /// The folders in which [`component`](Self::component) looks for `component`, for error
+    /// messages.
     pub(crate) fn component_folders(&self, component: Component) -> Vec<PathBuf> {
         let role = Role::of(component);
         let folders = self
-            .places
+            .folders
             .iter()
-            .filter(|p| p.role == role || p.role == Role::Any)
-            .map(|p| p.folder.clone());
+            .filter(|f| f.role == role || f.role == Role::Any)
+            .map(|f| f.path.clone());
         folders.chain([self.cache.root.clone()]).collect()
     }
 }
 
-/// The files of `entry` that may be the wanted component: of a diffusers folder those in the
-/// component's own, if the transformer there is one of its family.
+/// The files of `entry` that may be the wanted component: a safetensors file itself; for a diffusers
+/// folder with a transformer of the same family, the files in the component's own folder.
 fn units_of(entry: &Entry, wanted: &Wanted) -> Vec<Unit> {
     if !entry.path.is_dir() {
-        let readable = is_weights(&entry.name) && !entry.name.to_lowercase().ends_with(".gguf");
-        return unit_of(&entry.path).into_iter().filter(|_| readable).collect();
+        return match is_safetensors(&entry.name) {
+            true => unit_of(&entry.path).into_iter().collect(),
+            false => Vec::new(),
+        };
     }
-    // Stable Diffusion 3 has an autoencoder of the same shapes and other weights: the transformer
-    // beside it tells them apart.
+    // The autoencoder of Stable Diffusion 3 has the same shapes and other weights. Only the
+    // transformer next to it shows which one it is.
     let component = wanted.component;
     let Some(family) = wanted.families.of(component) else { return Vec::new() };
     let transformer = family.transformer();
@@ -71,7 +79,7 @@ mod tests {
     use crate::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
 
     #[test]
-    fn names_that_people_give_to_flux_components_are_known() {
+    fn the_usual_names_of_flux_components_are_recognised() {
         for (component, name) in [
             (T5, "comfyanonymous/flux_text_encoders/t5xxl_fp8_e4m3fn.safetensors"),
             (T5, "google/t5-v1_1-xxl/model-00001-of-00002.safetensors"),

@@ -1,0 +1,302 @@
+//! What weight files are called: endings, numbered shards, indexes of shards, and variants.
+//!
+//! This is the only module that takes file names apart. It is used by the search around a model
+//! ([`find`](super::find)), by the selection of files to download, and by the listing and the
+//! look-up of names ([`places`](super::places)). A name may contain a path with `/`.
+
+/// Endings of safetensors files. `.sft` is the short form that some publishers use.
+const SAFETENSORS: [&str; 2] = ["safetensors", "sft"];
+
+/// The ending of GGUF files.
+const GGUF: &str = "gguf";
+
+/// Endings of files that can run code when they are read.
+const PICKLES: [&str; 6] = ["bin", "ckpt", "pt", "pth", "pkl", "pickle"];
+
+/// Endings of configuration and tokenizer files.
+const CONFIGS: [&str; 3] = ["json", "txt", "model"];
+
+/// The ending of `name` in lower case, without the dot; empty if there is none.
+pub fn ending(name: &str) -> String {
+    let file = name.rsplit('/').next().unwrap_or(name);
+    file.rsplit_once('.').map_or(String::new(), |(_, ending)| ending.to_lowercase())
+}
+
+/// Whether `name` is the name of a safetensors file.
+pub fn is_safetensors(name: &str) -> bool {
+    SAFETENSORS.contains(&ending(name).as_str())
+}
+
+/// Whether `name` is the name of a GGUF file.
+pub fn is_gguf(name: &str) -> bool {
+    ending(name) == GGUF
+}
+
+/// Whether `name` is the name of a weight file that can be read here. What the file contains is
+/// known only from its header.
+pub fn is_weights(name: &str) -> bool {
+    is_safetensors(name) || is_gguf(name)
+}
+
+/// Whether `name` is the name of a weight file, and not of a shard other than the first.
+pub fn is_first_of_weights(name: &str) -> bool {
+    is_weights(name) && FileName::parse(name).shard <= 1
+}
+
+/// Whether `name` is the name of a pickle, which can run code when it is read.
+pub fn is_pickle(name: &str) -> bool {
+    PICKLES.contains(&ending(name).as_str())
+}
+
+/// Whether `name` is the name of a configuration or tokenizer file. Indexes of shards are not.
+pub fn is_config(name: &str) -> bool {
+    CONFIGS.contains(&ending(name).as_str()) && !name.contains(".index.")
+}
+
+/// Whether `name` is the name of an index of shards: `x.safetensors.index.json`, or with a variant
+/// `x.safetensors.index.fp16.json`.
+pub fn is_index(name: &str) -> bool {
+    index_stem(name).is_some()
+}
+
+/// The part of an index's name before `.safetensors.index`.
+fn index_stem(name: &str) -> Option<&str> {
+    let name = name.strip_suffix(".json")?;
+    let name = match name.rsplit_once('.') {
+        Some((front, word)) if is_variant(word) => front,
+        _ => name,
+    };
+    let (stem, ending) = name.strip_suffix(".index")?.rsplit_once('.')?;
+    SAFETENSORS.contains(&ending).then_some(stem)
+}
+
+/// The name of a weight file without its ending; any other name as it is.
+pub fn without_ending(name: &str) -> &str {
+    if is_weights(name) { name.rsplit_once('.').map_or(name, |(stem, _)| stem) } else { name }
+}
+
+/// What to call the model in the file `name`: its name without ending and without the number of a
+/// shard. An index of shards has the name of its model.
+pub fn model_name(name: &str) -> String {
+    let parsed = FileName::parse(name);
+    match index_stem(name) {
+        Some(stem) => stem.to_string(),
+        None if parsed.shards > 0 => parsed.stem,
+        None => name.rsplit_once('.').map_or(name, |(stem, _)| stem).to_string(),
+    }
+}
+
+/// Whether `word` is a precision, or another variant, that diffusers and transformers put into
+/// file names.
+fn is_variant(word: &str) -> bool {
+    let is_precision = ["fp", "bf", "int", "nf", "q"].iter().any(|prefix| {
+        word.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    });
+    is_precision || matches!(word, "ema" | "non_ema")
+}
+
+/// The name of a shard without its ending, such as `x-00001-of-00003`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShardName<'a> {
+    /// `x`.
+    pub stem: &'a str,
+    /// Which shard this is. [`ShardName::is_valid`] says whether the number is possible.
+    pub number: u32,
+    /// How many shards there are.
+    pub count: u32,
+    /// How many digits `number` and `count` are written with.
+    digits: (usize, usize),
+}
+
+impl<'a> ShardName<'a> {
+    /// Takes a name without ending apart. `None` means that it is not the name of a shard.
+    pub fn parse(stem: &'a str) -> Option<Self> {
+        let (front, count) = stem.rsplit_once("-of-")?;
+        let (front, number) = front.rsplit_once('-')?;
+        let is_number = |s: &str| s.len() >= 4 && s.bytes().all(|b| b.is_ascii_digit());
+        if !is_number(number) || !is_number(count) {
+            return None;
+        }
+        let digits = (number.len(), count.len());
+        Some(ShardName {
+            stem: front,
+            number: number.parse().ok()?,
+            count: count.parse().ok()?,
+            digits,
+        })
+    }
+
+    /// Whether the number is from 1 to `count`.
+    pub fn is_valid(&self) -> bool {
+        1 <= self.number && self.number <= self.count
+    }
+
+    /// The names of all shards of this model, without their ending.
+    pub fn all(self) -> impl Iterator<Item = String> {
+        let ShardName { stem, count, digits: (a, b), .. } = self;
+        let stem = stem.to_string();
+        (1..=count).map(move |number| format!("{stem}-{number:0a$}-of-{count:0b$}"))
+    }
+}
+
+/// The parts of a file name such as `text_encoder_2/model.fp16-00001-of-00002.safetensors`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FileName {
+    /// `text_encoder_2`; empty for a file without a folder.
+    pub folder: String,
+    /// `model`.
+    pub stem: String,
+    /// `fp16`, or empty. Diffusers writes it after the number of the shard, transformers before it.
+    pub variant: String,
+    /// How many shards there are; 0 for a single file.
+    pub shards: u32,
+    /// Which shard this is, from 1; 0 for a single file.
+    pub shard: u32,
+    /// `safetensors`, in lower case.
+    pub ending: String,
+}
+
+impl FileName {
+    /// Takes `name` apart.
+    pub fn parse(name: &str) -> FileName {
+        let shard = |stem| ShardName::parse(stem).filter(ShardName::is_valid);
+        let (folder, file) = name.rsplit_once('/').unwrap_or(("", name));
+        let stem = file.rsplit_once('.').map_or(file, |(stem, _)| stem);
+        let (numbered, variant_after) = match stem.rsplit_once('.') {
+            Some((front, word)) if is_variant(word) && shard(front).is_some() => (front, word),
+            _ => (stem, ""),
+        };
+        let shard = shard(numbered);
+        let whole = shard.map_or(numbered, |s| s.stem);
+        let (stem, variant_before) = match whole.rsplit_once('.') {
+            Some((front, word)) if is_variant(word) => (front, word),
+            _ => (whole, ""),
+        };
+        let variant = if variant_after.is_empty() { variant_before } else { variant_after };
+        FileName {
+            folder: folder.into(),
+            stem: stem.into(),
+            variant: variant.into(),
+            shards: shard.map_or(0, |s| s.count),
+            shard: shard.map_or(0, |s| s.number),
+            ending: ending(file),
+        }
+    }
+
+    /// A value that is the same for every shard of one model, and different for other models.
+    pub fn group(&self) -> FileName {
+        FileName { shard: 0, ..self.clone() }
+    }
+
+    /// The names, with the folder, that an index of these shards may have.
+    pub fn indexes(&self) -> Vec<String> {
+        let FileName { stem, variant, .. } = self;
+        let folder = match self.folder.as_str() {
+            "" => String::new(),
+            folder => format!("{folder}/"),
+        };
+        let dot = if variant.is_empty() { "" } else { "." };
+        let names = SAFETENSORS.iter().flat_map(|ending| {
+            [
+                format!("{folder}{stem}.{ending}.index{dot}{variant}.json"),
+                format!("{folder}{stem}{dot}{variant}.{ending}.index.json"),
+            ]
+        });
+        names.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endings_are_recognised_in_any_case_and_in_any_folder() {
+        for name in ["a.safetensors", "x/a.SFT", "a.sft", "v1.0/a.Safetensors"] {
+            assert!(is_safetensors(name) && is_weights(name) && !is_gguf(name), "{name}");
+        }
+        assert!(is_gguf("a.GGUF") && is_weights("a.gguf") && !is_safetensors("a.gguf"));
+        for name in ["sft", "a.sft/b", "a.safetensors.index.json", "a.bin", ""] {
+            assert!(!is_weights(name), "{name}");
+        }
+        assert!(is_pickle("a.CKPT") && is_pickle("a/b.pt") && !is_pickle("a.sft"));
+        assert!(is_config("a/config.json") && is_config("spiece.model") && !is_config("a.sft"));
+        for name in ["pytorch_model.bin.index.json", "model.safetensors.index.json"] {
+            assert!(!is_config(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn both_ways_to_name_shards_and_variants_are_read() {
+        let parse = |name| {
+            let FileName { folder, stem, variant, shards, shard, ending } = FileName::parse(name);
+            (folder, stem, variant, shard, shards, ending)
+        };
+        let expected = |folder: &str, variant: &str, shard, shards, ending: &str| {
+            (
+                folder.to_string(),
+                "model".to_string(),
+                variant.to_string(),
+                shard,
+                shards,
+                ending.to_string(),
+            )
+        };
+        for (name, parts) in [
+            ("model.safetensors", expected("", "", 0, 0, "safetensors")),
+            ("a/b/model.fp16.sft", expected("a/b", "fp16", 0, 0, "sft")),
+            ("t/model-00001-of-00002.sft", expected("t", "", 1, 2, "sft")),
+            ("model.fp16-00002-of-00002.gguf", expected("", "fp16", 2, 2, "gguf")),
+            ("model-0002-of-0012.bf16.safetensors", expected("", "bf16", 2, 12, "safetensors")),
+        ] {
+            assert_eq!(parse(name), parts, "{name}");
+        }
+        for name in ["model-00003-of-00002", "model-00000-of-00002", "model-1-of-2", "a-of-00002"] {
+            let parsed = FileName::parse(&format!("{name}.safetensors"));
+            assert_eq!((parsed.stem.as_str(), parsed.shards), (name, 0));
+        }
+        let (first, second) = ("x-00001-of-00002.sft", "x-00002-of-00002.sft");
+        assert_eq!(FileName::parse(first).group(), FileName::parse(second).group());
+        assert!(is_first_of_weights(first) && !is_first_of_weights(second));
+    }
+
+    #[test]
+    fn the_shards_of_a_name_are_written_with_as_many_digits_as_it_has() {
+        let names = |stem| ShardName::parse(stem).unwrap().all().collect::<Vec<_>>();
+        assert_eq!(names("x-00002-of-00002"), ["x-00001-of-00002", "x-00002-of-00002"]);
+        assert_eq!(names("a-b-0001-of-00001"), ["a-b-0001-of-00001"]);
+        assert!(ShardName::parse("x-99999999999-of-00002").is_none());
+    }
+
+    #[test]
+    fn every_index_that_a_shard_may_have_is_recognised_as_one() {
+        let indexes = FileName::parse("t/x.fp16-00001-of-00002.safetensors").indexes();
+        assert_eq!(
+            indexes[..2],
+            ["t/x.safetensors.index.fp16.json", "t/x.fp16.safetensors.index.json"]
+        );
+        assert!(indexes.contains(&"t/x.sft.index.fp16.json".to_string()));
+        for index in &indexes {
+            assert!(is_index(index), "{index}");
+        }
+        for name in ["x.index.json", "x.bin.index.json", "x.safetensors.json", "index.json"] {
+            assert!(!is_index(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_model_is_named_without_ending_and_number() {
+        for (name, model) in [
+            ("flux1-dev.safetensors", "flux1-dev"),
+            ("flux1-dev-00001-of-00003.sft", "flux1-dev"),
+            ("flux1-dev.safetensors.index.json", "flux1-dev"),
+            ("flux-002.gguf", "flux-002"),
+            ("a.fp8.sft", "a.fp8"),
+            ("plain", "plain"),
+        ] {
+            assert_eq!(model_name(name), model, "{name}");
+        }
+        assert_eq!(without_ending("v1.0"), "v1.0");
+        assert_eq!(without_ending("v1.0.sft"), "v1.0");
+    }
+}

@@ -1,0 +1,155 @@
+//! What a file or a folder contains, from the headers alone.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::roots::Role;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::library::find::{Wanted, choose};
+use crate::library::unit::{Contents, unit_of, units};
+use crate::spec;
+use crate::spec::{Component, Families, Variant};
+use crate::weights::dialect::recognise::{foreign_model, foreign_storage, is_lora};
+use crate::weights::lora;
+
+/// How a file or folder can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelKind {
+    /// A transformer, alone or with other components.
+    Model,
+    /// A LoRA for a model of one of the families.
+    Lora,
+    /// Not usable: another model, a form that cannot be read, or a broken file.
+    Other,
+    /// Another component. In JSON it is the name of the component.
+    #[serde(untagged)]
+    Part(Component),
+}
+
+impl ModelKind {
+    /// The role that a user looks for it under.
+    pub fn role(self) -> Role {
+        match self {
+            ModelKind::Model => Role::Model,
+            ModelKind::Part(component) => Role::of(component),
+            ModelKind::Lora => Role::Lora,
+            ModelKind::Other => Role::Any,
+        }
+    }
+}
+
+/// Describes the file or folder at `path`: how it can be used with a model of `families`, and words
+/// for what it contains. For [`ModelKind::Other`] the words are the reason why it cannot be used.
+pub fn describe(path: &Path, families: Families) -> (ModelKind, String) {
+    let described = match path.is_dir() {
+        true => describe_folder(path, families),
+        false => unit_of(path)
+            .and_then(|unit| Ok(describe_contents(&unit.contents(families)?, families))),
+    };
+    described.unwrap_or_else(|e| {
+        // A listing contains the path already.
+        let text = e.to_string();
+        let place = format!("{}: ", path.display());
+        (ModelKind::Other, text.strip_prefix(&place).unwrap_or(&text).to_string())
+    })
+}
+
+/// Describes a diffusers folder, which is recognised by its transformer.
+fn describe_folder(path: &Path, families: Families) -> Result<(ModelKind, String)> {
+    let inside = |component: Component| -> Result<Option<Contents>> {
+        let units = units(&path.join(component.diffusers.folder))?;
+        let wanted = Wanted::any(component, families);
+        Ok(choose(units, &wanted).map(|(_, contents)| contents))
+    };
+    for family in families.0 {
+        let Some(transformer) = inside(family.transformer())? else { continue };
+        let (kind, what) = describe_contents(&transformer, families);
+        let mut others = Vec::new();
+        for &component in &family.components[1..] {
+            if inside(component)?.is_some() {
+                others.push(component);
+            }
+        }
+        return Ok((kind, format!("{what}, folder{}", with(&others))));
+    }
+    let index = std::fs::read(path.join("model_index.json")).unwrap_or_default();
+    let index: serde_json::Value = serde_json::from_slice(&index).unwrap_or_default();
+    let class = index["_class_name"].as_str().unwrap_or("class not named");
+    let titles: Vec<&str> = families.transformers().map(|c| c.0.title).collect();
+    let what = format!("a diffusers folder without a {} ({class})", titles.join(" or a "));
+    Ok((ModelKind::Other, what))
+}
+
+/// Words for the components next to a transformer, such as `; with T5, VAE`.
+fn with(others: &[Component]) -> String {
+    let names: Vec<String> = others.iter().map(|c| c.name.to_uppercase()).collect();
+    if names.is_empty() { String::new() } else { format!("; with {}", names.join(", ")) }
+}
+
+/// Describes a file, or the shards of one model.
+fn describe_contents(contents: &Contents, families: Families) -> (ModelKind, String) {
+    let names: Vec<&str> = contents.tensor_names().collect();
+    if is_lora(&names) {
+        return match lora::dialect(&names, families) {
+            Some((_, dialect)) => (ModelKind::Lora, format!("LoRA, {dialect}")),
+            None => (ModelKind::Other, "a LoRA for another model".to_string()),
+        };
+    }
+    if let Some(what) = foreign_model(&names) {
+        return (ModelKind::Other, what.to_string());
+    }
+    if let Some(format) = names.iter().find_map(|n| foreign_storage(n)) {
+        return (ModelKind::Other, format!("weights in {format}, which cannot be read"));
+    }
+    let mut components: Vec<Component> = contents.found.iter().map(|f| f.component).collect();
+    components.sort();
+    let Some((&main, rest)) = components.split_first() else {
+        return (ModelKind::Other, "not a known model".to_string());
+    };
+    let kind = match main.role {
+        spec::Role::Transformer => ModelKind::Model,
+        _ => ModelKind::Part(main),
+    };
+    let (variant, storage) = (variant(contents, main), storage(contents, main));
+    (kind, format!("{}{variant}, {storage}{}", main.title, with(rest)))
+}
+
+/// What distinguishes models of one architecture, such as ` (dev)` or `, width 4096`.
+fn variant(contents: &Contents, component: Component) -> String {
+    match &component.0.variant {
+        Some(Variant::Either { tensor, with, without }) => {
+            let name = if contents.shape(component, tensor).is_some() { with } else { without };
+            format!(" ({name})")
+        }
+        Some(Variant::Size { label, tensor, axis }) => {
+            let size = contents.shape(component, tensor).and_then(|s| s.get(*axis));
+            size.map_or(String::new(), |n| format!(", {label} {n}"))
+        }
+        None => String::new(),
+    }
+}
+
+/// The dialect of a component's tensor names, and the element type of most of its bytes.
+fn storage(contents: &Contents, component: Component) -> String {
+    let Some(found) = contents.find(component) else { return String::new() };
+    let program = found.program();
+    let mut bytes: HashMap<DType, usize> = HashMap::new();
+    let tensors = contents.headers.iter().flat_map(|h| &h.tensors);
+    for tensor in tensors.filter(|t| t.name.starts_with(&found.prefix)) {
+        if let Some(dtype) = tensor.stored.float() {
+            *bytes.entry(dtype).or_default() += tensor.range.len();
+        }
+    }
+    let most =
+        bytes.into_iter().max_by_key(|(dtype, n)| (*n, dtype.name())).map(|(dtype, _)| dtype);
+    let dtype = most.map_or("no numbers".to_string(), |dtype| match dtype {
+        DType::F8E4M3 => "fp8".to_string(),
+        DType::F8E5M2 => "fp8 (e5m2)".to_string(),
+        other => other.name().to_lowercase(),
+    });
+    format!("{program}, {dtype}")
+}
