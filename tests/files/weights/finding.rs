@@ -125,7 +125,8 @@ fn shards_are_found_by_an_index_of_every_form() {
         std::fs::write(&index, serde_json::json!({ "weight_map": map }).to_string()).unwrap();
         for path in [index.as_path(), &dir.path().join(shards[1]), dir.path()] {
             let checkpoint = open(&Files::model(path)).unwrap();
-            let files = checkpoint.need(flux_fast::spec::flux1::TRANSFORMER).unwrap().files().count();
+            let files =
+                checkpoint.need(flux_fast::spec::flux1::TRANSFORMER).unwrap().files().count();
             assert_eq!(files, 2, "{}", path.display());
         }
     }
