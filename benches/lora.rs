@@ -69,14 +69,9 @@ fn swap(c: &mut Criterion) {
     })
     .unwrap();
     let name = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/tiny/flux-tiny-pixel-lora.safetensors");
-    let request = |weight: Option<f32>| Request {
-        prompt: "a fox".into(),
-        seed: Some(1),
-        loras: weight
-            .map(|weight| LoraChoice { name: name.into(), weight, tag: false })
-            .into_iter()
-            .collect(),
-        ..Request::default()
+    let request = |strength: Option<f32>| {
+        let loras = strength.map(|strength| LoraChoice::new(name, strength));
+        Request::new("a fox").seed(1).loras(loras.into_iter().collect())
     };
     let mut group = c.benchmark_group("lora/swap");
     group.sample_size(20);

@@ -63,11 +63,7 @@ fn picture(c: &mut Criterion) {
     let mut ignore = |_| ControlFlow::Continue(());
     let mut pipeline =
         Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut ignore).unwrap();
-    let request = Request {
-        prompt: "a fox, 3D style, on a blue background".into(),
-        seed: Some(1),
-        ..Request::default()
-    };
+    let request = Request::new("a fox, 3D style, on a blue background").seed(1);
     let mut group = c.benchmark_group("picture");
     group.sample_size(10);
     group.bench_function("embedded/open", |b| {

@@ -9,7 +9,7 @@ use super::values::{self, Budget, Seed};
 use crate::backend::{Compute, Device, KernelChoice};
 use crate::library::ModelFiles;
 use crate::pipeline::images::{DEFAULT_QUALITY, Format};
-use crate::pipeline::request::{LoraChoice, RunOptions};
+use crate::pipeline::request::{LoraChoice, MAX_COUNT, MAX_SCALE, MAX_STEPS, Request, RunOptions};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -137,7 +137,7 @@ pub struct BenchArgs {
     #[arg(value_name = "PROMPT", conflicts_with = "prompt")]
     pub words: Option<String>,
     /// Number of timed runs, 1 to 1000, after one that is not timed
-    #[arg(long, value_parser = values::runs, default_value = "3", allow_hyphen_values = true)]
+    #[arg(long, value_parser = values::whole(1..=1000), default_value = "3", allow_hyphen_values = true)]
     pub runs: usize,
     #[command(flatten)]
     pub request: RequestArgs,
@@ -235,12 +235,12 @@ pub struct RequestArgs {
         short = 'n',
         long = "count",
         value_name = "N",
-        value_parser = values::count,
+        value_parser = values::whole(1..=MAX_COUNT),
         allow_hyphen_values = true,
     )]
     pub count: Option<usize>,
     /// Denoising steps, 1 to 1000 [default: the model's own]
-    #[arg(long, value_name = "N", value_parser = values::steps, allow_hyphen_values = true)]
+    #[arg(long, value_name = "N", value_parser = values::whole(1..=MAX_STEPS), allow_hyphen_values = true)]
     pub steps: Option<usize>,
     /// A whole number up to 2^64 - 1, or `random` (or -1) [default: random]
     #[arg(short, long, value_parser = values::seed, allow_hyphen_values = true)]
@@ -275,10 +275,10 @@ pub struct RequestArgs {
     pub size: Option<(usize, usize)>,
     /// How closely to follow the prompt, 0 to 100; models without guidance print that they ignore
     /// it [default: the model's own]
-    #[arg(long, value_name = "X", value_parser = values::scale, allow_hyphen_values = true)]
+    #[arg(long, value_name = "X", value_parser = values::real(0.0..=MAX_SCALE), allow_hyphen_values = true)]
     pub guidance: Option<f32>,
     /// True classifier-free guidance, 0 to 100; 1 is off, other values double the time [default: 1]
-    #[arg(long, value_name = "X", value_parser = values::scale, allow_hyphen_values = true)]
+    #[arg(long, value_name = "X", value_parser = values::real(0.0..=MAX_SCALE), allow_hyphen_values = true)]
     pub cfg_scale: Option<f32>,
     /// A LoRA (.safetensors) or its name, and its strength [default: 1]; may be given several
     /// times. `<lora:NAME:STRENGTH>` in the prompt does the same
@@ -292,11 +292,30 @@ pub struct RequestArgs {
     #[arg(
         long,
         value_name = "X",
-        value_parser = values::strength,
+        value_parser = values::real(0.0..=1.0),
         requires = "init_img",
         allow_hyphen_values = true,
     )]
     pub strength: Option<f32>,
+}
+
+impl RequestArgs {
+    /// What was typed, as a request; the prompt and the image of `--init-img` are read elsewhere.
+    pub fn request(&self) -> Request {
+        let RequestArgs { negative, count, steps, guidance, cfg_scale, strength, .. } =
+            self.clone();
+        let mut request = Request::default().loras(self.loras.clone());
+        request.negative = negative;
+        request.count = count;
+        request.steps = steps;
+        request.seed = self.seed.and_then(Seed::number);
+        request.width = self.size.map(|s| s.0).or(self.width);
+        request.height = self.size.map(|s| s.1).or(self.height);
+        request.guidance = guidance;
+        request.cfg_scale = cfg_scale;
+        request.strength = strength;
+        request
+    }
 }
 
 #[derive(Debug, Clone, Args)]
@@ -350,7 +369,7 @@ pub struct EngineArgs {
     #[arg(long)]
     pub no_cache: bool,
     /// Number of worker threads, 1 to 1024 [default: one per core]
-    #[arg(long, value_name = "N", value_parser = values::threads, allow_hyphen_values = true)]
+    #[arg(long, value_name = "N", value_parser = values::whole(1..=1024), allow_hyphen_values = true)]
     pub threads: Option<usize>,
 }
 
@@ -389,7 +408,7 @@ pub struct OutputArgs {
     /// JPEG quality, 1 to 100
     #[arg(
         long,
-        value_parser = values::quality,
+        value_parser = values::whole(1..=100),
         default_value_t = DEFAULT_QUALITY,
         allow_hyphen_values = true,
     )]

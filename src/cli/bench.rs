@@ -24,8 +24,8 @@ pub fn bench(args: BenchArgs, how: How) -> Result<()> {
         .clone()
         .or_else(|| args.request.prompt.clone())
         .unwrap_or_else(|| PROMPT.to_string());
-    let mut request = Request { prompt, seed: Some(0), ..Request::default() };
-    fill(&mut request, &args.request, None)?;
+    let mut request = Request::new(prompt).seed(0);
+    fill(&mut request, &args.request)?;
 
     let mut progress = Progress::new(how);
     let begin = Instant::now();

@@ -13,11 +13,8 @@ use super::{cancelled, output, preview, prompts, signals};
 use crate::error::{Error, Result};
 use crate::pipeline::Pipeline;
 use crate::pipeline::images::{Metadata, load_init_image, read_metadata, save};
-use crate::pipeline::request::{Generated, InitImage, Request, Settings};
+use crate::pipeline::request::{Generated, Request, Settings};
 use crate::units;
-
-/// Strength of image-to-image where none is given, as the field has it.
-const DEFAULT_STRENGTH: f32 = 0.75;
 
 /// Draws pictures and writes them.
 pub fn generate(args: GenerateArgs, how: How) -> Result<()> {
@@ -33,8 +30,8 @@ pub fn generate(args: GenerateArgs, how: How) -> Result<()> {
     }
     // Every prompt is checked before the model is opened.
     let requests = prompts.into_iter().map(|prompt| {
-        let mut request = Request { prompt: prompt.text, ..Request::default() };
-        let filled = fill(&mut request, &args.request, None);
+        let mut request = Request::new(prompt.text);
+        let filled = fill(&mut request, &args.request);
         match &prompt.source {
             Some(source) => filled.map_err(|e| e.at(source))?,
             None => filled?,
@@ -48,44 +45,21 @@ pub fn generate(args: GenerateArgs, how: How) -> Result<()> {
 /// Draws what an image file says it was made of, with the arguments in place of what it says.
 pub fn again(args: AgainArgs, how: How) -> Result<()> {
     let settings = read_metadata(&args.image)?;
-    let Settings {
-        prompt: old_prompt,
-        negative,
-        count,
-        steps,
-        seed,
-        width,
-        height,
-        guidance,
-        cfg_scale,
-        strength,
-        loras,
-        ..
-    } = settings.clone();
-    let mut request = Request {
-        prompt: one_prompt(args.request.prompt.as_deref())?.unwrap_or(old_prompt),
-        negative,
-        count: Some(count),
-        steps: Some(steps),
-        seed: Some(seed),
-        width: Some(width),
-        height: Some(height),
-        guidance,
-        cfg_scale: Some(cfg_scale),
-        init: None,
-        loras,
-    };
-    if let Some(strength) = strength
+    if let Some(strength) = settings.strength
         && args.request.init_img.is_none()
     {
         return Err(Error::argument(
-            "the picture was made from another picture, which its file does not hold",
+            "the image was made from another image, which its file does not contain",
         )
         .at_path(&args.image)
         .found(format!("strength {strength}"))
-        .try_("-i with the picture it was made from"));
+        .try_("-i with the image it was made from"));
     }
-    fill(&mut request, &args.request, strength)?;
+    let mut request = Request::from(settings.clone());
+    if let Some(prompt) = one_prompt(args.request.prompt.as_deref())? {
+        request.prompt = prompt.into();
+    }
+    fill(&mut request, &args.request)?;
     draw(&[request], &args.engine, &args.output, how, Some(&settings))
 }
 
@@ -103,8 +77,8 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
     }
     let given = args.words.as_deref().or(args.request.prompt.as_deref());
     let prompt = one_prompt(given)?.unwrap_or_default();
-    let mut request = Request { prompt, ..Request::default() };
-    fill(&mut request, &args.request, None)?;
+    let mut request = Request::new(prompt);
+    fill(&mut request, &args.request)?;
     let mut progress = Progress::new(how);
     tell_budgets(&args.engine, &progress);
     let pipeline = open(&args.engine, &mut progress)?;
@@ -113,41 +87,15 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
     if how.json { output::json(&plan) } else { output::text(&format!("{plan}\n")) }
 }
 
-/// Puts what was typed into `request`, and checks the whole. `strength` is the one to fall back to.
-pub fn fill(request: &mut Request, args: &RequestArgs, strength: Option<f32>) -> Result<()> {
-    let RequestArgs {
-        negative,
-        count,
-        steps,
-        seed,
-        width,
-        height,
-        size,
-        guidance,
-        cfg_scale,
-        init_img,
-        loras,
-        ..
-    } = args.clone();
-    if !loras.is_empty() {
-        request.loras = loras;
+/// Replaces what `args` set in `request`, reads the image to start from, and checks the whole.
+pub fn fill(request: &mut Request, args: &RequestArgs) -> Result<()> {
+    request.replace_with(args.request());
+    if args.seed == Some(Seed::Random) {
+        request.seed = None;
     }
-    request.negative = negative.or(request.negative.take());
-    request.count = count.or(request.count);
-    request.steps = steps.or(request.steps);
-    request.seed = match seed {
-        None => request.seed,
-        Some(Seed::Random) => None,
-        Some(Seed::Fixed(seed)) => Some(seed),
-    };
-    request.width = size.map(|s| s.0).or(width).or(request.width);
-    request.height = size.map(|s| s.1).or(height).or(request.height);
-    request.guidance = guidance.or(request.guidance);
-    request.cfg_scale = cfg_scale.or(request.cfg_scale);
-    request.check()?;
-    if let Some(path) = init_img {
-        let strength = args.strength.or(strength).unwrap_or(DEFAULT_STRENGTH);
-        request.init = Some(InitImage { picture: load_init_image(&path)?, strength });
+    request.check_values()?;
+    if let Some(path) = &args.init_img {
+        request.init = Some(load_init_image(path)?);
     }
     request.check()
 }
@@ -262,23 +210,10 @@ fn result(settings: &Settings, files: &[PathBuf], seconds: f64) -> Value {
     })
 }
 
-/// Every setting under its own name. A seed may be larger than what JavaScript's numbers hold, so
-/// it is text as well.
+/// Settings as JSON. A seed may be larger than the numbers of JavaScript, so it is given as text as
+/// well.
 pub fn settings_as_json(settings: &Settings) -> Value {
-    json!({
-        "prompt": settings.prompt,
-        "negative": settings.negative,
-        "n": settings.count,
-        "steps": settings.steps,
-        "seed": settings.seed,
-        "seed_text": settings.seed.to_string(),
-        "width": settings.width,
-        "height": settings.height,
-        "guidance": settings.guidance,
-        "cfg_scale": settings.cfg_scale,
-        "strength": settings.strength,
-        "loras": settings.loras.iter().map(|l| json!({"name": l.name, "weight": l.plain_weight()})).collect::<Vec<_>>(),
-        "model": settings.model,
-        "model_hash": settings.model_hash,
-    })
+    let mut json = json!(settings);
+    json["seed_text"] = json!(settings.seed.to_string());
+    json
 }

@@ -4,13 +4,15 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use serde_json::{Value, json};
+
 use super::args::How;
 use super::generate::settings_as_json;
 use super::output;
 use crate::error::{Error, Kind, Result};
 use crate::pipeline::images::read_metadata;
 use crate::pipeline::inspect_weights;
-use crate::pipeline::request::Settings;
+use crate::pipeline::request::{LoraChoice, Settings};
 
 /// Prints the settings in an image, or what a model file or folder contains.
 pub fn inspect(path: &Path, how: How) -> Result<()> {
@@ -40,7 +42,7 @@ fn bare(path: &Path, how: How, why: &Error) -> Result<()> {
     let Ok((width, height)) = reader.into_dimensions() else { return Err(why.clone()) };
     match how.json {
         true => output::json(
-            &serde_json::json!({ "format": format, "width": width, "height": height, "settings": null }),
+            &json!({ "format": format, "width": width, "height": height, "settings": null }),
         ),
         false => output::text(&format!("{format}, {width}x{height}, no settings inside\n")),
     }
@@ -61,23 +63,23 @@ fn is_picture(path: &Path) -> Result<bool> {
     Ok(image::guess_format(&start).is_ok())
 }
 
+/// One line for each setting that has a value.
 fn lines(settings: &Settings) -> String {
-    let mut text = format!("prompt: {}\n", settings.prompt);
-    if let Some(negative) = &settings.negative {
-        text += &format!("negative: {negative}\n");
+    let Value::Object(all) = json!(settings) else { unreachable!("settings are an object") };
+    let mut text = String::new();
+    for (name, value) in &all {
+        let name = name.replace('_', " ");
+        text += &match (name.as_str(), value) {
+            ("width", _) => format!("size: {}x{}\n", settings.width, settings.height),
+            ("height" | "model hash" | "loras", _) | (_, Value::Null) => continue,
+            ("model", _) => {
+                let model = format!("model: {} {}", settings.model, settings.model_hash);
+                format!("{}\n", model.trim_end())
+            }
+            (_, Value::String(value)) => format!("{name}: {value}\n"),
+            _ => format!("{name}: {value}\n"),
+        };
     }
-    let Settings { count, steps, seed, width, height, cfg_scale, model, model_hash, .. } = settings;
-    text += &format!(
-        "steps: {steps}\nseed: {seed}\nsize: {width}x{height}\ncount: {count}\ncfg scale: {cfg_scale}\n"
-    );
-    if let Some(guidance) = settings.guidance {
-        text += &format!("guidance: {guidance}\n");
-    }
-    if let Some(strength) = settings.strength {
-        text += &format!("strength: {strength}\n");
-    }
-    for lora in &settings.loras {
-        text += &format!("lora: {} at {}\n", lora.name, lora.weight);
-    }
-    text + format!("model: {model} {model_hash}").trim_end() + "\n"
+    let lora = |l: &LoraChoice| format!("lora: {} at {}\n", l.name, l.strength);
+    text + &settings.loras.iter().map(lora).collect::<String>()
 }

@@ -1,6 +1,7 @@
 //! Words to values. What cannot be meant is refused with the range, and nothing is rounded.
 
 use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -8,9 +9,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use crate::backend::{Compute, Device, KernelChoice};
 use crate::error::Error;
 use crate::pipeline::images::Format;
-use crate::pipeline::request::{
-    LoraChoice, MAX_COUNT, MAX_LORA_WEIGHT, MAX_SCALE, MAX_SIDE, MAX_STEPS,
-};
+use crate::pipeline::request::{LoraChoice, MAX_LORA_STRENGTH, MAX_SIDE};
 use crate::units::ByteSize;
 
 type Parsed<T> = Result<T, String>;
@@ -18,8 +17,20 @@ type Parsed<T> = Result<T, String>;
 /// A seed as it was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seed {
+    /// A new one for each run.
     Random,
+    /// This one.
     Fixed(u64),
+}
+
+impl Seed {
+    /// The number, unless it is random.
+    pub fn number(self) -> Option<u64> {
+        match self {
+            Seed::Random => None,
+            Seed::Fixed(seed) => Some(seed),
+        }
+    }
 }
 
 /// A bound on memory.
@@ -38,67 +49,52 @@ impl Budget {
     }
 }
 
-fn whole<T: FromStr + PartialOrd + Display>(text: &str, min: T, max: T) -> Parsed<T> {
-    let refused = || format!("expected a whole number from {min} to {max}");
-    text.parse().ok().filter(|v| (&min..=&max).contains(&v)).ok_or_else(refused)
+/// A parser of whole numbers in `range`.
+pub fn whole<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Parsed<T> + Clone
+where
+    T: FromStr + PartialOrd + Display + Clone,
+{
+    move |text| number(text, "a whole number from", &range)
 }
 
-fn real(text: &str, max: f32) -> Parsed<f32> {
-    let refused = || format!("expected a number from 0 to {max}");
-    text.parse().ok().filter(|v| (0.0..=max).contains(v)).ok_or_else(refused)
+/// A parser of numbers in `range`. NaN is in no range.
+pub fn real(range: RangeInclusive<f32>) -> impl Fn(&str) -> Parsed<f32> + Clone {
+    move |text| number(text, "a number from", &range)
 }
 
-pub fn count(text: &str) -> Parsed<usize> {
-    whole(text, 1, MAX_COUNT)
+fn number<T: FromStr + PartialOrd + Display>(
+    text: &str,
+    what: &str,
+    range: &RangeInclusive<T>,
+) -> Parsed<T> {
+    let refused = || format!("expected {what} {} to {}", range.start(), range.end());
+    text.parse().ok().filter(|v| range.contains(v)).ok_or_else(refused)
 }
 
-pub fn steps(text: &str) -> Parsed<usize> {
-    whole(text, 1, MAX_STEPS)
-}
-
-pub fn threads(text: &str) -> Parsed<usize> {
-    whole(text, 1, 1024)
-}
-
-pub fn runs(text: &str) -> Parsed<usize> {
-    whole(text, 1, 1000)
-}
-
-pub fn quality(text: &str) -> Parsed<u8> {
-    whole(text, 1, 100)
-}
-
-pub fn scale(text: &str) -> Parsed<f32> {
-    real(text, MAX_SCALE)
-}
-
-/// `PATH` or `PATH:WEIGHT`; a path may hold colons, so only a number behind the last one is a
-/// weight.
+/// `PATH` or `PATH:STRENGTH`. A path may contain colons, so only a number after the last one is a
+/// strength.
 pub fn lora(text: &str) -> Parsed<LoraChoice> {
-    let (name, weight) =
-        match text.rsplit_once(':').map(|(name, weight)| (name, weight.parse::<f32>())) {
-            Some((name, Ok(weight))) => (name, weight),
-            Some((name, Err(_))) if std::path::Path::new(name).is_file() => {
-                return Err(format!(
-                    "{} is no weight: expected a number behind the colon",
-                    &text[name.len() + 1..]
-                ));
-            }
-            _ => (text, 1.0),
-        };
+    let (name, strength) = match text.rsplit_once(':').map(|(name, s)| (name, s.parse::<f32>())) {
+        Some((name, Ok(strength))) => (name, strength),
+        Some((name, Err(_))) if std::path::Path::new(name).is_file() => {
+            return Err(format!(
+                "{} is not a strength: expected a number after the colon",
+                &text[name.len() + 1..]
+            ));
+        }
+        _ => (text, 1.0),
+    };
     if name.is_empty() {
         return Err(
             "expected a path or a name, such as style.safetensors or style.safetensors:0.8".into(),
         );
     }
-    if !(-MAX_LORA_WEIGHT..=MAX_LORA_WEIGHT).contains(&weight) {
-        return Err(format!("expected a weight from -{MAX_LORA_WEIGHT} to {MAX_LORA_WEIGHT}"));
+    if !(-MAX_LORA_STRENGTH..=MAX_LORA_STRENGTH).contains(&strength) {
+        return Err(format!(
+            "expected a strength from -{MAX_LORA_STRENGTH} to {MAX_LORA_STRENGTH}"
+        ));
     }
-    Ok(LoraChoice { name: name.into(), weight, tag: false })
-}
-
-pub fn strength(text: &str) -> Parsed<f32> {
-    real(text, 1.0)
+    Ok(LoraChoice::new(name, strength))
 }
 
 /// Every FLUX.1 has tokens of 16 x 16 pixels; the pipeline checks again against the model at hand.
@@ -187,10 +183,13 @@ mod tests {
     #[test]
     fn numbers_out_of_range_are_refused_with_the_range() {
         for text in ["0", "-1", "1001", "1e3", "", "x", "99999999999999999999"] {
-            assert_eq!(steps(text).unwrap_err(), "expected a whole number from 1 to 1000");
+            assert_eq!(
+                whole(1..=1000)(text).unwrap_err(),
+                "expected a whole number from 1 to 1000"
+            );
         }
         for text in ["nan", "inf", "1e400", "1e39", "-1", "", "x"] {
-            assert_eq!(scale(text).unwrap_err(), "expected a number from 0 to 100");
+            assert_eq!(real(0.0..=100.0)(text).unwrap_err(), "expected a number from 0 to 100");
         }
         assert_eq!(seed("18446744073709551615"), Ok(Seed::Fixed(u64::MAX)));
         assert_eq!((seed("-1"), seed("random")), (Ok(Seed::Random), Ok(Seed::Random)));

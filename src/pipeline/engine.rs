@@ -132,8 +132,7 @@ mod tests {
             Pipeline::open(&ModelFiles::default(), &options, &mut |_| ControlFlow::Continue(()))
                 .unwrap()
         };
-        let request =
-            Request { prompt: "a fox".into(), seed: Some(1), steps: Some(1), ..Request::default() };
+        let request = Request::new("a fox").seed(1).steps(1);
         let want = open(Device::Cpu).generate(&request, &mut ignore).unwrap().pictures;
         let mut pipeline = open(Device::Wgpu(0));
         let device = &mut pipeline.device;
@@ -164,8 +163,7 @@ mod tests {
         let mut pipeline =
             Pipeline::open(&files, &options, &mut |_| ControlFlow::Continue(())).unwrap();
         pipeline.device.options_mut().compute = Compute::F16;
-        let request =
-            Request { prompt: "a fox".into(), seed: Some(1), steps: Some(1), ..Request::default() };
+        let request = Request::new("a fox").seed(1).steps(1);
         for tries in [2, 1] {
             let (mut warnings, mut phases) = (vec![], 0);
             let e = pipeline.generate(&request, &mut |event| {

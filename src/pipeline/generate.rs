@@ -62,7 +62,7 @@ fn generate_once(
 
     let fitted = |picture| images::fit(picture, settings.width, settings.height);
     let mut values = Values {
-        init: request.init.as_ref().map(|init| fitted(init.picture.clone())),
+        init: request.init.as_ref().map(|init| fitted(init.clone())),
         latents: noise(model, &settings),
         ..Values::default()
     };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::budget::{host_bytes, overhead_bytes};
-use super::loras::{LoraSet, Loras, split_tags};
+use super::loras::{LoraSet, Loras};
 use super::model::Model;
 use super::open_device::OpenDevice;
 use super::phases::{Phases, Refused, flux1};
@@ -35,8 +35,7 @@ impl LoadedModel {
 
     /// The LoRAs of `settings`, read and checked.
     pub fn lora_set(&self, settings: &Settings) -> Result<Arc<LoraSet>> {
-        let mut choices = split_tags(&settings.prompt)?.1;
-        choices.extend(settings.loras.iter().cloned());
+        let choices: Vec<_> = settings.all_loras().cloned().collect();
         self.loras.set(&choices, self.model.family, &|component| self.model.weights(component))
     }
 
@@ -57,8 +56,7 @@ impl LoadedModel {
         bounds.check_loras(loras.bytes())?;
         bounds.check_host(host)?;
         let key = self.text_cache.then(|| format!("{} {}", device.arithmetic(), loras.text_key()));
-        let (prompt, _) = split_tags(&settings.prompt)?;
-        let list = flux1(&self.model, &self.tokenizers, &prompt, settings, sigmas, key);
+        let list = flux1(&self.model, &self.tokenizers, settings, sigmas, key);
         Phases::plan(list, loras, device.backend()?, bounds.plan_bytes(caps, host)).map_err(
             |refused| match refused {
                 Refused::Failed(e) => e,

@@ -15,7 +15,7 @@ use std::time::SystemTime;
 
 use rayon::prelude::*;
 
-use super::request::{LoraChoice, MAX_LORA_WEIGHT};
+use super::request::LoraChoice;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -28,42 +28,6 @@ use crate::weights::lora::{self, Adapter, Combined};
 
 /// Files that were read and are kept open.
 const KEPT: usize = 16;
-
-/// `prompt` without its `<lora:name:weight>` tags, and what they say; a weight left out is 1. What
-/// is not quite a tag stays a part of the prompt.
-pub fn split_tags(prompt: &str) -> Result<(String, Vec<LoraChoice>)> {
-    let (mut text, mut choices) = (String::new(), Vec::new());
-    let mut rest = prompt;
-    while let Some(start) = rest.find("<lora:") {
-        let inner = &rest[start + 6..];
-        let Some(end) = inner.find('>') else { break };
-        let (name, weight) = inner[..end].split_once(':').unwrap_or((&inner[..end], "1"));
-        if name.trim().is_empty() {
-            text += &rest[..start + 6];
-            rest = inner;
-            continue;
-        }
-        let bad = || {
-            Error::argument("the weight of a LoRA is no number")
-                .at(format!("<lora:{}>", &inner[..end]))
-                .found(weight)
-                .expected(format!("a number from -{MAX_LORA_WEIGHT} to {MAX_LORA_WEIGHT}"))
-        };
-        let weight: f32 = weight.trim().parse().map_err(|_| bad())?;
-        if !(-MAX_LORA_WEIGHT..=MAX_LORA_WEIGHT).contains(&weight) {
-            return Err(bad());
-        }
-        choices.push(LoraChoice { name: name.trim().into(), weight, tag: true });
-        text += &rest[..start];
-        rest = &inner[end + 1..];
-    }
-    text += rest;
-    if !choices.is_empty() {
-        // A tag leaves no double space behind.
-        text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    }
-    Ok((text, choices))
-}
 
 /// What a pipeline knows of LoRAs.
 pub struct Loras {
@@ -127,7 +91,7 @@ impl Loras {
                 .map_err(|e| Error::missing(format!("cannot be read: {e}")).at_path(&path))?;
             files.push((
                 File { path, bytes: metadata.len(), modified: metadata.modified().ok() },
-                choice.weight,
+                choice.strength,
             ));
         }
         if let Some(set) = state.set.as_ref().filter(|s| s.files == files) {
@@ -364,33 +328,5 @@ impl LoraSet {
         };
         let part = if which == Lora::Down { pair.a.clone() } else { pair.b.clone() };
         Ok(HostWeight { rows: part.rows, cols: part.cols, parts: vec![part] })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tags_leave_the_prompt_and_say_what_they_say() {
-        let (text, choices) =
-            split_tags("a fox <lora:pixel art:0.8> in snow<lora:b/c.safetensors>, night").unwrap();
-        assert_eq!(text, "a fox in snow, night");
-        let said: Vec<_> = choices.iter().map(|c| (c.name.as_str(), c.weight, c.tag)).collect();
-        assert_eq!(said, [("pixel art", 0.8, true), ("b/c.safetensors", 1.0, true)]);
-        for plain in ["a fox", "<lora:", "a <lora:x", "<lora:>", "x < y > z", "two  spaces"] {
-            assert_eq!(split_tags(plain).unwrap(), (plain.to_string(), vec![]), "{plain}");
-        }
-        assert_eq!(split_tags("<lora:x:-1>").unwrap().1[0].weight, -1.0);
-        for bad in [
-            "<lora:x:y>",
-            "<lora:x:>",
-            "<lora:x:NaN>",
-            "<lora:x:inf>",
-            "<lora:x:101>",
-            "<lora:x:0.5:0.5>",
-        ] {
-            assert!(split_tags(bad).unwrap_err().to_string().contains("weight of a LoRA"), "{bad}");
-        }
     }
 }

@@ -2,7 +2,7 @@
 //! against the model.
 
 use super::model::Model;
-use super::request::{Request, Settings};
+use super::request::{DEFAULT_STRENGTH, Request, Settings};
 use super::schedule::Schedule;
 use crate::error::{Error, Result};
 
@@ -18,38 +18,30 @@ pub fn settle(model: &Model, request: &Request) -> Result<Settings> {
     let (width, height) = (request.width.unwrap_or(d.width), request.height.unwrap_or(d.height));
     check_side("width", width, model.token_pixels())?;
     check_side("height", height, model.token_pixels())?;
-    // The defaults come from a file: they must be within the same limits.
-    let filled = Request {
-        steps: Some(request.steps.unwrap_or(d.steps)),
-        width: Some(width),
-        height: Some(height),
-        guidance: request.guidance.or(d.guidance),
-        init: None,
-        ..request.clone()
+    let defaults = Settings {
+        steps: d.steps,
+        seed: random_seed(),
+        width,
+        height,
+        guidance: d.guidance,
+        strength: request.init.as_ref().map(|_| DEFAULT_STRENGTH),
+        model: model.name.clone(),
+        model_hash: model.hash.clone(),
+        ..Settings::default()
     };
-    filled.check()?;
-    let init = request.init.as_ref();
-    if init.is_some() && !model.vae.config.encoder {
+    let mut settings = request.fill(defaults);
+    if d.guidance.is_none() {
+        settings.guidance = None;
+    }
+    // The model's defaults come from a file, so they must be checked too.
+    Request::from(settings.clone()).check_values()?;
+    if request.init.is_some() && !model.vae.config.encoder {
         return Err(Error::model(
             "image-to-image needs the autoencoder's encoder, which this file lacks",
         )
         .try_("--vae ae.safetensors"));
     }
-    Ok(Settings {
-        prompt: request.prompt.clone(),
-        negative: request.negative.clone(),
-        count: request.count.unwrap_or(1),
-        steps: request.steps.unwrap_or(d.steps),
-        seed: request.seed.unwrap_or_else(random_seed),
-        width,
-        height,
-        guidance: d.guidance.map(|g| request.guidance.unwrap_or(g)),
-        cfg_scale: request.cfg_scale.unwrap_or(1.0),
-        strength: init.map(|i| i.strength),
-        loras: request.loras.clone(),
-        model: model.name.clone(),
-        model_hash: model.hash.clone(),
-    })
+    Ok(settings)
 }
 
 /// `pixels` must be a positive multiple of `token`, the pixels along the edge of one token.

@@ -34,21 +34,15 @@ fn stdout(output: &Output) -> String {
 }
 
 fn a_picture(path: &Path, strength: Option<f32>) {
-    let settings = Settings {
-        prompt: "a fox, \"red\"\nin snow 🦊".to_string(),
-        negative: None,
-        count: 1,
-        steps: 4,
-        seed: u64::MAX,
-        width: 16,
-        height: 16,
-        guidance: Some(3.5),
-        cfg_scale: 1.0,
-        strength,
-        loras: vec![],
-        model: "flux-tiny".to_string(),
-        model_hash: "0123456789".to_string(),
-    };
+    let mut settings = Settings::default();
+    settings.prompt = "a fox, \"red\"\nin snow 🦊".into();
+    settings.steps = 4;
+    settings.seed = u64::MAX;
+    (settings.width, settings.height) = (16, 16);
+    settings.guidance = Some(3.5);
+    settings.strength = strength;
+    settings.model = "flux-tiny".to_string();
+    settings.model_hash = "0123456789".to_string();
     let picture = Picture { width: 16, height: 16, rgb: vec![127; 768] };
     save(&picture, path, Format::Png, 90, &Metadata { settings: &settings, index: 0 }).unwrap();
 }

@@ -116,7 +116,7 @@ fn a_picture_is_the_same_under_every_budget_and_a_hopeless_one_is_refused() {
     // Large enough beside T5's table that there are budgets which hold the one and not the other.
     let flux = FluxConfig { hidden: 512, heads: 4, mlp_hidden: 2048, ..config() };
     let model = files(&write_model(&dir, &flux));
-    let request = Request { prompt: "a lighthouse".into(), seed: Some(5), ..Request::default() };
+    let request = Request::new("a lighthouse").seed(5);
     let open = |ram_bytes| {
         let options = RunOptions { device: Device::Cpu, ram_bytes, ..RunOptions::default() };
         Pipeline::open(&model, &options, &mut |_| ControlFlow::Continue(())).unwrap()
@@ -213,7 +213,7 @@ fn f8_weights_that_are_no_numbers_name_the_stage_and_the_layer_and_give_no_pictu
             let mut pipeline =
                 Pipeline::open(&files(&path), &options, &mut |_| ControlFlow::Continue(()))
                     .unwrap();
-            let request = Request { prompt: "x".into(), seed: Some(1), ..Request::default() };
+            let request = Request::new("x").seed(1);
             let error =
                 pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap_err();
             assert_eq!(error.kind(), Kind::NotFinite, "{tensor}: {error}");
@@ -229,7 +229,7 @@ fn a_break_cancels_at_the_next_operation_and_the_next_request_is_unharmed() {
     let options = RunOptions { device: Device::Cpu, ..RunOptions::default() };
     let mut pipeline =
         Pipeline::open(&files(&write(&dir)), &options, &mut |_| ControlFlow::Continue(())).unwrap();
-    let request = Request { prompt: "x".into(), seed: Some(1), ..Request::default() };
+    let request = Request::new("x").seed(1);
     let want = pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures;
     let mut events = 0;
     pipeline
@@ -313,7 +313,7 @@ fn a_file_that_changes_under_a_run_is_noticed() {
     let options = RunOptions { device: Device::Cpu, ..RunOptions::default() };
     let mut pipeline =
         Pipeline::open(&files(&path), &options, &mut |_| ControlFlow::Continue(())).unwrap();
-    let request = Request { prompt: "x".into(), seed: Some(1), ..Request::default() };
+    let request = Request::new("x").seed(1);
     let mut steps = 0;
     let error = pipeline
         .generate(&request, &mut |event| {

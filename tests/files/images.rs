@@ -22,21 +22,19 @@ fn plain(width: usize, height: usize, colour: [u8; 3]) -> Picture {
 }
 
 fn settings(prompt: &str) -> Settings {
-    Settings {
-        prompt: prompt.to_string(),
-        negative: Some("blur, \"noise\"\nand 雨".to_string()),
-        count: 2,
-        steps: 4,
-        seed: 12345678901234567890,
-        width: 48,
-        height: 32,
-        guidance: Some(3.5),
-        cfg_scale: 1.5,
-        strength: Some(0.7),
-        loras: vec![],
-        model: "flux-tiny".to_string(),
-        model_hash: "0123456789".to_string(),
-    }
+    let mut settings = Settings::default();
+    settings.prompt = prompt.into();
+    settings.negative = Some("blur, \"noise\"\nand 雨".to_string());
+    settings.count = 2;
+    settings.steps = 4;
+    settings.seed = 12345678901234567890;
+    (settings.width, settings.height) = (48, 32);
+    settings.guidance = Some(3.5);
+    settings.cfg_scale = 1.5;
+    settings.strength = Some(0.7);
+    settings.model = "flux-tiny".to_string();
+    settings.model_hash = "0123456789".to_string();
+    settings
 }
 
 fn data(name: &str) -> PathBuf {

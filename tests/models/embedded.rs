@@ -96,8 +96,7 @@ fn the_embedded_model_draws_what_is_asked() {
         let (name, style, _) = &thumbs.all[(k * 53 + 7) % 852];
         let (colour, rgb) = COLOURS[k % 9];
         let prompt = format!("a {name}, {style} style, on a {colour} background");
-        let request =
-            Request { prompt: prompt.clone(), seed: Some(k as u64), ..Request::default() };
+        let request = Request::new(prompt.as_str()).seed(k as u64);
         let picture = pipeline
             .generate(&request, &mut |_| ControlFlow::Continue(()))
             .unwrap()
@@ -128,8 +127,7 @@ fn the_default_arithmetic_stays_within_30_db_of_f32() {
             .iter()
             .enumerate()
     {
-        let request =
-            Request { prompt: prompt.to_string(), seed: Some(seed as u64), ..Request::default() };
+        let request = Request::new(*prompt).seed(seed as u64);
         let draw = |p: &mut Pipeline| {
             p.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures.remove(0).rgb
         };
@@ -148,14 +146,7 @@ fn tiles_show_no_seam() {
         ControlFlow::Continue(())
     })
     .unwrap();
-    let request = Request {
-        prompt: "a pizza on a yellow background".into(),
-        seed: Some(1),
-        steps: Some(6),
-        width: Some(wide),
-        height: Some(high),
-        ..Request::default()
-    };
+    let request = Request::new("a pizza on a yellow background").seed(1).steps(6).size(wide, high);
     let plan = pipeline.plan(&request).unwrap();
     assert!(
         plan.phases.iter().any(|p| p.program == "decode" && p.runs > 1),

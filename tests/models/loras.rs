@@ -31,11 +31,11 @@ fn open(loras: &Path) -> Pipeline {
 }
 
 fn lora(name: &str, weight: f32) -> LoraChoice {
-    LoraChoice { name: name.into(), weight, tag: false }
+    LoraChoice::new(name, weight)
 }
 
 fn request(prompt: &str, loras: &[LoraChoice]) -> Request {
-    Request { prompt: prompt.into(), seed: Some(5), loras: loras.to_vec(), ..Request::default() }
+    Request::new(prompt).seed(5).loras(loras.to_vec())
 }
 
 const FOX: &str = "a fox, 3D style, on a blue background";
@@ -138,11 +138,7 @@ fn a_tag_in_the_prompt_is_an_option_and_no_word() {
         let e = fails(&format!("a fox <lora:{escape}:1>"));
         assert_eq!(e.kind(), Kind::Argument, "{escape}: {e}");
     }
-    let negative = Request {
-        negative: Some("<lora:pixel:1>".into()),
-        cfg_scale: Some(2.0),
-        ..request(FOX, &[])
-    };
+    let negative = request(FOX, &[]).negative("<lora:pixel:1>").cfg_scale(2.0);
     let e = pipeline.generate(&negative, &mut |_| ControlFlow::Continue(())).unwrap_err();
     assert_eq!(e.kind(), Kind::Argument, "{e}");
 }

@@ -1,5 +1,5 @@
-//! The text that goes into a picture's file, so that the picture can be made again: the lines that AUTOMATIC1111 writes and
-//! most tools read.
+//! The text in an image file that says how to make the image again, in the form that AUTOMATIC1111
+//! writes and most tools read.
 //!
 //! ```text
 //! the prompt, which may have several lines
@@ -7,57 +7,26 @@
 //! Steps: 4, Sampler: Euler, Schedule type: Simple, CFG scale: 1, Seed: 1, Size: 1024x1024, Model hash: ..., Model: ...
 //! ```
 //!
-//! A value that holds a comma, a colon, a quote or a line break stands in JSON quotes. That form cannot carry every prompt
-//! (one that ends in a space, one that holds a line `Negative prompt:`), so a prompt that would be read back differently is
-//! given once more, quoted, as `Prompt` or `Negative`.
+//! The labels and their order come from the list of parameters in
+//! [`Settings`]; only what this form spells in its own way is handled here: the prompts, the size,
+//! and the constants. A value with a comma, a colon, a quote or a line break is written in JSON
+//! quotes. The form cannot carry every prompt (one that ends in a space, or that has a line
+//! `Negative prompt:`), so a prompt that would be read back differently is written a second time,
+//! quoted, as `Prompt` or `Negative`.
 
 use std::borrow::Cow;
 
-use crate::error::{Error, Result};
-use crate::pipeline::request::{LoraChoice, Settings};
+use crate::error::Result;
+use crate::pipeline::request::{Settings, bad};
 
 const NEGATIVE: &str = "Negative prompt:";
 
-/// The text of picture number `index` (from 0) of `settings.count`.
+/// The text of image number `index` (from 0) of `settings.count`.
 pub fn write(settings: &Settings, index: usize) -> String {
-    let Settings {
-        prompt,
-        negative,
-        count,
-        steps,
-        seed,
-        width,
-        height,
-        guidance,
-        cfg_scale,
-        strength,
-        ..
-    } = settings;
-    let mut line = vec![
-        ("Steps", steps.to_string()),
-        ("Sampler", "Euler".to_string()),
-        ("Schedule type", "Simple".to_string()),
-        ("CFG scale", cfg_scale.to_string()),
-    ];
-    line.extend(guidance.map(|g| ("Distilled CFG Scale", g.to_string())));
-    line.push(("Seed", seed.to_string()));
-    line.push(("Size", format!("{width}x{height}")));
-    line.extend(
-        (!settings.model_hash.is_empty()).then(|| ("Model hash", settings.model_hash.clone())),
-    );
-    line.push(("Model", settings.model.clone()));
-    line.extend(strength.map(|s| ("Denoising strength", s.to_string())));
-    if !settings.loras.is_empty() {
-        let loras: Vec<_> = settings.loras.iter().map(|l| (&l.name, l.plain_weight())).collect();
-        line.push(("Loras", serde_json::json!(loras).to_string()));
-    }
-    if *count != 1 {
-        line.extend([("Batch size", count.to_string()), ("Batch pos", index.to_string())]);
-    }
-    line.push(("Version", concat!("flux-fast ", env!("CARGO_PKG_VERSION")).to_string()));
-
-    let plain = |exact: &[(&str, String)]| {
-        let mut text = prompt.clone();
+    let line = line(settings, index);
+    let (prompt, negative) = (settings.prompt.as_str(), settings.negative.as_deref());
+    let text = |exact: &[(&str, String)]| {
+        let mut text = prompt.to_string();
         if let Some(negative) = negative {
             text = format!("{text}\n{NEGATIVE} {negative}");
         }
@@ -65,81 +34,92 @@ pub fn write(settings: &Settings, index: usize) -> String {
             line.iter().chain(exact).map(|(k, v)| format!("{k}: {}", quoted(v))).collect();
         format!("{}\n{}", text, fields.join(", "))
     };
-    let text = plain(&[]);
-    let back = read(&text);
-    let same = back.as_ref().is_ok_and(|s| s.prompt == *prompt && s.negative == *negative);
+    let plain = text(&[]);
+    let same =
+        read(&plain).is_ok_and(|s| s.prompt == settings.prompt && s.negative == settings.negative);
     if same {
-        return text;
+        return plain;
     }
     let mut exact = vec![("Prompt", format!("={prompt}"))];
-    exact.extend(negative.as_ref().map(|n| ("Negative", format!("={n}"))));
-    plain(&exact)
+    exact.extend(negative.map(|n| ("Negative", format!("={n}"))));
+    text(&exact)
 }
 
-/// What `write` wrote, or what AUTOMATIC1111 and its kin wrote as far as it goes; what they do not know of gets the value
-/// that changes nothing. Needs `Steps`, `Seed` and `Size`.
+/// Labels and values of the last line.
+fn line(settings: &Settings, index: usize) -> Vec<(&'static str, String)> {
+    let mut line = Vec::new();
+    for (label, value) in settings.labelled() {
+        match label {
+            // The prompts have lines of their own.
+            "Negative" => {}
+            "Steps" => {
+                line.push((label, value));
+                line.push(("Sampler", "Euler".to_string()));
+                line.push(("Schedule type", "Simple".to_string()));
+            }
+            "Width" => line.push(("Size", format!("{}x{}", settings.width, settings.height))),
+            "Height" => {
+                if !settings.model_hash.is_empty() {
+                    line.push(("Model hash", settings.model_hash.clone()));
+                }
+                line.push(("Model", settings.model.clone()));
+            }
+            "Batch size" if settings.count == 1 => {}
+            "Batch size" => {
+                line.push((label, value));
+                line.push(("Batch pos", index.to_string()));
+            }
+            _ => line.push((label, value)),
+        }
+    }
+    line.push(("Version", concat!("flux-fast ", env!("CARGO_PKG_VERSION")).to_string()));
+    line
+}
+
+/// The settings in a text that [`write`] wrote, or AUTOMATIC1111 and tools like it. A parameter
+/// that such a text does not mention gets the value that has no effect; `Steps`, `Seed` and `Size`
+/// are required.
+///
+/// # Errors
+/// [`Kind::Argument`](crate::error::Kind::Argument) if one of them is missing or a value is bad.
 pub fn read(text: &str) -> Result<Settings> {
     let (body, last) = match text.trim_end().rsplit_once('\n') {
         Some((body, last)) => (body, last),
         None => ("", text.trim_end()),
     };
     let fields = fields(last);
-    let find = |key: &str| fields.iter().find(|(k, _)| *k == key).map(|(_, v)| v.as_ref());
+    let find = |key: &str| fields.iter().find(|(k, _)| *k == key).map(|(_, v)| v.to_string());
     let (prompt, negative) = split_prompts(body);
-    // The leading `=` tells our exact prompt from a key that another tool might call by the same name.
-    let exact = |key: &str| find(key).and_then(|v| v.strip_prefix('=')).map(str::to_string);
+    // The leading `=` distinguishes our exact prompt from a key of the same name that another tool
+    // might write.
+    let exact = |key: &str| find(key).and_then(|v| v.strip_prefix('=').map(str::to_string));
     let (prompt, negative) = match exact("Prompt") {
         Some(prompt) => (prompt, exact("Negative")),
         None => (prompt, negative),
     };
-    let (width, height) = need("Size", find("Size"), |v| {
-        let (w, h) = v.split_once('x')?;
-        Some((w.parse().ok()?, h.parse().ok()?))
+    let size = find("Size");
+    let side = |side: fn((&str, &str)) -> String| match &size {
+        None => Ok(None),
+        Some(size) => size.split_once('x').map(|s| Some(side(s))).ok_or_else(|| bad("Size", size)),
+    };
+    let (width, height) = (side(|s| s.0.to_string())?, side(|s| s.1.to_string())?);
+    let settings = Settings::from_labelled(|label| match label {
+        "Negative" => negative.clone(),
+        "Width" => width.clone(),
+        "Height" => height.clone(),
+        _ => find(label),
     })?;
     Ok(Settings {
-        prompt,
-        negative,
-        count: optional("Batch size", find("Batch size"))?.unwrap_or(1),
-        steps: need("Steps", find("Steps"), |v| v.parse().ok())?,
-        seed: need("Seed", find("Seed"), |v| v.parse().ok())?,
-        width,
-        height,
-        guidance: optional("Distilled CFG Scale", find("Distilled CFG Scale"))?,
-        cfg_scale: optional("CFG scale", find("CFG scale"))?.unwrap_or(1.0),
-        strength: optional("Denoising strength", find("Denoising strength"))?,
-        loras: find("Loras").map_or(Ok(vec![]), |v| need("Loras", Some(v), loras))?,
-        model: find("Model").unwrap_or_default().to_string(),
-        model_hash: find("Model hash").unwrap_or_default().to_string(),
+        prompt: prompt.into(),
+        model: find("Model").unwrap_or_default(),
+        model_hash: find("Model hash").unwrap_or_default(),
+        ..settings
     })
 }
 
-/// `[["a.safetensors", 0.8], ...]`
-fn loras(text: &str) -> Option<Vec<LoraChoice>> {
-    let pairs: Vec<(String, f32)> = serde_json::from_str(text).ok()?;
-    // A picture may come from anyone: the name of another machine's folder would be asked for there at once.
-    let remote = |name: &str| name.starts_with("\\\\") || name.starts_with("//");
-    if pairs.iter().any(|(name, _)| remote(name)) {
-        return None;
-    }
-    Some(pairs.into_iter().map(|(name, weight)| LoraChoice { name, weight, tag: false }).collect())
-}
-
-fn need<T>(key: &str, value: Option<&str>, parse: impl Fn(&str) -> Option<T>) -> Result<T> {
-    let value = value.ok_or_else(|| {
-        Error::argument(format!("the picture's metadata has no {key}"))
-            .try_("give a picture that flux-fast or AUTOMATIC1111 wrote")
-    })?;
-    parse(value).ok_or_else(|| {
-        Error::argument(format!("the picture's metadata has a bad {key}")).found(value)
-    })
-}
-
-fn optional<T: std::str::FromStr>(key: &str, value: Option<&str>) -> Result<Option<T>> {
-    value.map(|v| need(key, Some(v), |v| v.parse().ok())).transpose()
-}
-
-/// Prompt and negative prompt of the lines above the last. As the field reads them: each line trimmed at its ends only where
-/// the whole begins or ends, and everything from the first `Negative prompt:` line on is negative.
+/// Prompt and negative prompt of the lines above the last. As other tools read them: space is
+/// trimmed only at the two ends of a prompt, and everything from the first `Negative prompt:` line
+/// on is negative.
 fn split_prompts(body: &str) -> (String, Option<String>) {
     let at = if body.starts_with(NEGATIVE) {
         Some(0)
@@ -223,30 +203,30 @@ fn after_value(text: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::request::LoraChoice;
 
     fn settings(prompt: &str, negative: Option<&str>) -> Settings {
         Settings {
-            prompt: prompt.to_string(),
+            prompt: prompt.into(),
             negative: negative.map(str::to_string),
-            count: 1,
             steps: 20,
             seed: u64::MAX,
             width: 1024,
             height: 768,
             guidance: Some(3.5),
-            cfg_scale: 1.0,
-            strength: None,
-            loras: vec![],
             model: "flux1-dev".to_string(),
             model_hash: "0123456789".to_string(),
+            ..Settings::default()
         }
     }
 
     #[test]
     fn loras_come_back_as_they_were_typed() {
-        let lora = |name: &str, weight| LoraChoice { name: name.into(), weight, tag: false };
         let mut s = settings("a fox <lora:pixel:0.5>", None);
-        s.loras = vec![lora("/models/a, \"b\": c.safetensors", 0.8), lora("name", -1.0)];
+        s.loras = vec![
+            LoraChoice::new("/models/a, \"b\": c.safetensors", 0.8),
+            LoraChoice::new("name", -1.0),
+        ];
         let text = write(&s, 0);
         assert_eq!(read(&text).unwrap(), s, "{text}");
         let broken = text.replace("0.8", "much");
@@ -254,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_simple_prompt_is_written_as_the_field_writes_it() {
+    fn a_simple_prompt_is_written_as_other_tools_write_it() {
         assert_eq!(
             write(&settings("a fox, red", Some("blur")), 0),
             "a fox, red\nNegative prompt: blur\nSteps: 20, Sampler: Euler, Schedule type: Simple, CFG scale: 1, \
@@ -304,7 +284,7 @@ mod tests {
         let text = "a (cat:1.2), <lora:toy:0.7>\nwith a hat\nNegative prompt: dog,\nbird\nSteps: 28, Sampler: DPM++ 2M, \
                     CFG scale: 7.5, Seed: 42, Size: 512x640, Model hash: abc, Model: sd, Lora hashes: \"toy: 1, b: 2\", Version: v1.9";
         let settings = read(text).unwrap();
-        assert_eq!(settings.prompt, "a (cat:1.2), <lora:toy:0.7>\nwith a hat");
+        assert_eq!(settings.prompt.as_str(), "a (cat:1.2), <lora:toy:0.7>\nwith a hat");
         assert_eq!(settings.negative.as_deref(), Some("dog,\nbird"));
         assert_eq!(
             (settings.steps, settings.seed, settings.width, settings.height),
@@ -317,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_metadata_is_refused_with_a_reason() {
+    fn text_without_settings_is_refused() {
         for text in [
             "",
             "a fox",

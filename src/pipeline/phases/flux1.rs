@@ -12,13 +12,11 @@ use crate::pipeline::request::Settings;
 use crate::pipeline::tokenizers::Tokenizers;
 
 /// Text encoders, image encoder (image-to-image only), modulation, denoising and decoding for
-/// `settings`, of whose noise levels `sigmas` are used, and `prompt`, its prompt without LoRA tags.
-/// `text_key` names what the text embeddings depend on besides prompts and networks: arithmetic and
+/// `settings`, of whose noise levels `sigmas` are used. `text_key` names what the text embeddings depend on besides prompts and networks: arithmetic and
 /// LoRAs; `None` if they are neither read from the cache nor written to it.
 pub fn flux1<'a>(
     model: &'a Model,
     tokenizers: &'a Tokenizers,
-    prompt: &str,
     settings: &Settings,
     sigmas: &[f32],
     text_key: Option<String>,
@@ -31,7 +29,7 @@ pub fn flux1<'a>(
         height: settings.height / token,
         width: settings.width / token,
     };
-    let mut prompts = vec![prompt.to_string()];
+    let mut prompts = vec![settings.prompt.text().to_string()];
     if shape.cfg {
         prompts.push(settings.negative.clone().unwrap_or_default());
     }

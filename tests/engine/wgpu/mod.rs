@@ -192,8 +192,7 @@ fn a_lost_device_is_reopened_once() {
         let options = RunOptions { device, no_cache: true, ..RunOptions::default() };
         Pipeline::open(&embedded, &options, &mut |_| ControlFlow::Continue(())).unwrap()
     };
-    let request =
-        Request { prompt: "a fox".into(), steps: Some(1), seed: Some(3), ..Request::default() };
+    let request = Request::new("a fox").steps(1).seed(3);
     let mut pipeline = open(Device::Wgpu(0));
     let want = pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures;
     // Lost between two generations, and in the middle of one.

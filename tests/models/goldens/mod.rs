@@ -19,7 +19,7 @@ use flux_fast::library::{Checkpoint, Files, open};
 use flux_fast::model::flux1::DenoiseShape;
 use flux_fast::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, flux1, t5, vae};
 use flux_fast::pipeline::Pipeline;
-use flux_fast::pipeline::request::{Generated, InitImage, Picture, Request, RunOptions};
+use flux_fast::pipeline::request::{Generated, Picture, Request, RunOptions};
 use flux_fast::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
 use serde_json::{Value, json};
@@ -322,14 +322,13 @@ fn pack(planar: &[f32], shape: &[usize]) -> Vec<f32> {
 }
 
 fn request(golden: &Golden) -> Request {
-    Request {
-        prompt: golden.text("prompt").into(),
-        steps: Some(golden.number("steps") as usize),
-        seed: Some(golden.number("seed") as u64),
-        width: Some(golden.number("width") as usize),
-        height: Some(golden.number("height") as usize),
-        guidance: golden.has("flux.guidance").then(|| golden.number("guidance") as f32),
-        ..Request::default()
+    let request = Request::new(golden.text("prompt"))
+        .steps(golden.number("steps") as usize)
+        .seed(golden.number("seed") as u64)
+        .size(golden.number("width") as usize, golden.number("height") as usize);
+    match golden.has("flux.guidance") {
+        true => request.guidance(golden.number("guidance") as f32),
+        false => request,
     }
 }
 
@@ -373,16 +372,15 @@ fn whole_pictures(device: Device) {
         if !golden.has("cfg.latents") {
             continue;
         }
-        let cfg = Request {
-            negative: Some(golden.text("negative_prompt").into()),
-            cfg_scale: Some(golden.number("true_cfg_scale") as f32),
-            ..base.clone()
-        };
+        let cfg = base
+            .clone()
+            .negative(golden.text("negative_prompt"))
+            .cfg_scale(golden.number("true_cfg_scale") as f32);
         let out = draw(&mut pipeline, &cfg);
         close("true CFG latents", &golden, &out.latents, &golden.f32("cfg.latents"));
         same_picture("true CFG", &golden, &out.pictures[0], &golden.f32("cfg.decoded"));
 
-        let out = draw(&mut pipeline, &Request { count: Some(2), ..base.clone() });
+        let out = draw(&mut pipeline, &base.clone().count(2));
         close("batch latents", &golden, &out.latents, &golden.f32("batch.latents"));
         let decoded = golden.f32("batch.decoded");
         for (i, picture) in out.pictures.iter().enumerate() {
@@ -397,8 +395,8 @@ fn whole_pictures(device: Device) {
         let shape = golden.shape("img2img.picture");
         let picture =
             Picture { width: shape[1], height: shape[0], rgb: golden.u8("img2img.picture") };
-        let init = Some(InitImage { picture, strength: golden.number("strength") as f32 });
-        let out = draw(&mut pipeline, &Request { init, ..base });
+        let strength = golden.number("strength") as f32;
+        let out = draw(&mut pipeline, &base.init(picture).strength(strength));
         close("img2img latents", &golden, &out.latents, &golden.f32("img2img.latents"));
         same_picture("img2img", &golden, &out.pictures[0], &golden.f32("img2img.decoded"));
     }

@@ -1,0 +1,101 @@
+//! How one parameter's value is written to and read from text and JSON.
+
+use serde::{Serialize, Serializer};
+
+use super::prompt::LoraChoice;
+
+/// A value that JSON and the text in image files carry.
+pub trait Parameter: Sized {
+    /// The value as text; `None` if there is nothing to write.
+    fn to_text(&self) -> Option<String>;
+
+    /// The value of `text`; `None` if it cannot be read.
+    fn from_text(text: &str) -> Option<Self>;
+
+    /// The value as JSON.
+    fn to_json<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error>;
+}
+
+/// For `#[serde(serialize_with)]`.
+pub fn write<P: Parameter, S: Serializer>(value: &P, serializer: S) -> Result<S::Ok, S::Error> {
+    value.to_json(serializer)
+}
+
+/// A number as it was typed: 0.8, where its f32 widens to 0.800000011920929.
+pub fn plain_number(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
+macro_rules! plain {
+    ($($type:ty),+) => {$(
+        impl Parameter for $type {
+            fn to_text(&self) -> Option<String> {
+                Some(self.to_string())
+            }
+
+            fn from_text(text: &str) -> Option<Self> {
+                text.parse().ok()
+            }
+
+            fn to_json<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                self.serialize(serializer)
+            }
+        }
+    )+};
+}
+
+plain!(usize, u64, String);
+
+impl Parameter for f32 {
+    fn to_text(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+
+    fn to_json<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(plain_number(*self))
+    }
+}
+
+impl<P: Parameter> Parameter for Option<P> {
+    fn to_text(&self) -> Option<String> {
+        self.as_ref()?.to_text()
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        P::from_text(text).map(Some)
+    }
+
+    fn to_json<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Some(value) => value.to_json(serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+}
+
+/// As text: `[["a.safetensors",0.8],["b",1.0]]`.
+impl Parameter for Vec<LoraChoice> {
+    fn to_text(&self) -> Option<String> {
+        let pairs: Vec<_> = self.iter().map(|l| (&l.name, l.plain_strength())).collect();
+        (!pairs.is_empty()).then(|| serde_json::json!(pairs).to_string())
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        let pairs: Vec<(String, f32)> = serde_json::from_str(text).ok()?;
+        // Image files come from anyone, and merely opening the path of a remote folder would
+        // contact that machine.
+        let remote = |name: &str| name.starts_with("\\\\") || name.starts_with("//");
+        if pairs.iter().any(|(name, _)| remote(name)) {
+            return None;
+        }
+        Some(pairs.into_iter().map(|(name, strength)| LoraChoice::new(name, strength)).collect())
+    }
+
+    fn to_json<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.serialize(serializer)
+    }
+}
