@@ -1,8 +1,7 @@
 //! Bounds on the memory of the device and of the host, and what a generation needs besides its
 //! plan.
 
-use super::model::Model;
-use super::request::{RunOptions, Settings};
+use super::request::RunOptions;
 use crate::backend::Caps;
 use crate::error::{Error, Result};
 use crate::host;
@@ -10,7 +9,7 @@ use crate::units;
 
 /// Bytes that the process needs besides plan and weights: code, stacks, the working memory of the
 /// tokenizers and of the image encoders.
-const PROCESS_BYTES: u64 = 96 << 20;
+pub const PROCESS_BYTES: u64 = 96 << 20;
 
 /// Device memory that stays free even if `--vram` allows more: opening a window meanwhile must not
 /// end the run.
@@ -171,19 +170,6 @@ fn device_budget(asked: Option<u64>, caps: &Caps) -> Budget {
             }
         }
     }
-}
-
-/// Host memory that a generation with `settings` needs besides its plan, in bytes, if the process
-/// uses `base_bytes` with the model open: embeddings, modulation of all steps, latents and pixels.
-pub fn host_bytes(model: &Model, s: &Settings, base_bytes: u64) -> u64 {
-    let prompts = if s.cfg_scale != 1.0 { 2 } else { 1 };
-    let pixels = s.width * s.height;
-    let floats = prompts * s.count * model.t5_length * model.t5.config.width * 2
-        + s.steps * prompts * model.flux.config.modulation_cols()
-        + s.count * pixels / 4
-        + (s.width + s.height) * 1024
-        + pixels * 8;
-    base_bytes + PROCESS_BYTES + 4 * floats as u64 + (s.count * pixels * 3) as u64
 }
 
 /// Host memory that is free, at most `total`, and the resident set of this process, in bytes.

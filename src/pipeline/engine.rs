@@ -3,13 +3,14 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use super::generate::generate;
 use super::loaded::LoadedModel;
 use super::loras::Loras;
 use super::model::Model;
 use super::open_device::OpenDevice;
 use super::progress::Listener;
 use super::report::PlanReport;
-use super::request::{Request, RunOptions, Settings};
+use super::request::{Generated, Request, RunOptions, Settings};
 use super::settle::{noise_levels, settle};
 use super::tokenizers::Tokenizers;
 use crate::backend::Backend;
@@ -26,8 +27,8 @@ pub(super) static EMBEDDED: &[u8] = include_bytes!("../../assets/tiny/flux-tiny.
 
 /// Loads a model once and generates images from it.
 pub struct Pipeline {
-    pub(super) loaded: LoadedModel,
-    pub(super) device: OpenDevice,
+    loaded: LoadedModel,
+    device: OpenDevice,
 }
 
 impl Pipeline {
@@ -89,6 +90,15 @@ impl Pipeline {
     /// `request` with the defaults of the model filled in, checked against the model.
     pub fn settle(&self, request: &Request) -> Result<Settings> {
         settle(&self.loaded.model, request)
+    }
+
+    /// Makes the images that `request` asks for. Everything is planned first, so that a request
+    /// that cannot fit is refused before anything runs.
+    ///
+    /// A GPU that is lost meanwhile is opened again once, if that is possible; the second time the
+    /// CPU takes over if the options left the choice of the device to the program.
+    pub fn generate(&mut self, request: &Request, on: Listener<'_>) -> Result<Generated> {
+        generate(&self.loaded, &mut self.device, request, on)
     }
 
     /// What a generation would use, without running it.

@@ -1,8 +1,7 @@
 //! One generation: plan the phases, draw the noise, run the phases.
 
-use super::engine::Pipeline;
 use super::images;
-use super::loaded::LoadedModel;
+use super::loaded::{LoadedModel, PlannedRequest};
 use super::model::Model;
 use super::noise::TorchGenerator;
 use super::open_device::OpenDevice;
@@ -15,25 +14,24 @@ use super::settle::{noise_levels, settle};
 use crate::error::Result;
 use crate::event::Event;
 
-impl Pipeline {
-    /// Makes the images that `request` asks for. Everything is planned first, so that a request
-    /// that cannot fit is refused before anything runs.
-    ///
-    /// A GPU that is lost meanwhile is opened again once, if that is possible; the second time the
-    /// CPU takes over if the options left the choice of the device to the program.
-    pub fn generate(&mut self, request: &Request, on: Listener<'_>) -> Result<Generated> {
-        // The seed is chosen once, so that another try makes the same image.
-        let seed = self.settle(request)?.seed;
-        let request = Request { seed: Some(seed), ..request.clone() };
-        let mut recovery = Recovery::default();
-        if !self.device.is_open() {
-            self.device.reopen(on)?;
-        }
-        loop {
-            match generate_once(&self.loaded, &mut self.device, &request, on) {
-                Ok(generated) => return Ok(generated),
-                Err(e) => recovery.recover(&mut self.device, e, on)?,
-            }
+/// Makes the images that `request` asks for, again after a failure from which `device` recovers.
+pub fn generate(
+    loaded: &LoadedModel,
+    device: &mut OpenDevice,
+    request: &Request,
+    on: Listener<'_>,
+) -> Result<Generated> {
+    // The seed is chosen once, so that another try makes the same image.
+    let seed = settle(&loaded.model, request)?.seed;
+    let request = Request { seed: Some(seed), ..request.clone() };
+    let mut recovery = Recovery::default();
+    if !device.is_open() {
+        device.reopen(on)?;
+    }
+    loop {
+        match generate_once(loaded, device, &request, on) {
+            Ok(generated) => return Ok(generated),
+            Err(e) => recovery.recover(device, e, on)?,
         }
     }
 }
@@ -52,9 +50,9 @@ fn generate_once(
     let (backend, holdings) = device.parts()?;
     holdings.keep_loras(backend, loras.number)?;
     let sigmas = noise_levels(model, &settings);
-    let phases = loaded.plan(&settings, &sigmas, &loras, device)?;
+    let PlannedRequest { phases, host_bytes } = loaded.plan(&settings, &sigmas, &loras, device)?;
     warn_of_changes(request, &settings, &phases, on)?;
-    let pinned = loaded.pinned_bytes(&settings, &loras, device);
+    let pinned = device.pinned_bytes(host_bytes);
     let granularity = device.caps().granularity;
     let (backend, holdings) = device.parts()?;
     backend.allow_host(pinned);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::budget::{host_bytes, overhead_bytes};
+use super::budget::{PROCESS_BYTES, overhead_bytes};
 use super::loras::{LoraSet, Loras};
 use super::model::Model;
 use super::open_device::OpenDevice;
@@ -25,6 +25,14 @@ pub struct LoadedModel {
     pub text_cache: bool,
     /// Resident set of the process when the model was open and nothing had run, in bytes.
     base_bytes: u64,
+}
+
+/// The plan of one request.
+pub struct PlannedRequest<'a> {
+    /// What runs.
+    pub phases: Phases<'a>,
+    /// Host memory that the process needs besides the plans of the phases, in bytes.
+    pub host_bytes: u64,
 }
 
 impl LoadedModel {
@@ -50,34 +58,22 @@ impl LoadedModel {
         sigmas: &[f32],
         loras: &LoraSet,
         device: &OpenDevice,
-    ) -> Result<Phases<'_>> {
+    ) -> Result<PlannedRequest<'_>> {
         let (caps, bounds) = (device.caps(), device.bounds());
-        let host = self.host_bytes(settings, loras, device);
-        bounds.check_loras(loras.bytes())?;
-        bounds.check_host(host)?;
         let key = self.text_cache.then(|| format!("{} {}", device.arithmetic(), loras.text_key()));
         let list = flux1(&self.model, &self.tokenizers, settings, sigmas, key);
-        Phases::plan(list, loras, device.backend()?, bounds.plan_bytes(caps, host)).map_err(
-            |refused| match refused {
-                Refused::Failed(e) => e,
-                Refused::TooSmall(least) => bounds.refusal(caps, host, least),
-            },
-        )
-    }
-
-    /// Host memory that a generation needs besides its plan, in bytes; with LoRAs if the device
-    /// copies their matrices.
-    pub fn host_bytes(&self, settings: &Settings, loras: &LoraSet, device: &OpenDevice) -> u64 {
-        let copied = if device.caps().in_place_weights { 0 } else { loras.bytes() };
-        host_bytes(&self.model, settings, self.base_bytes) + copied
-    }
-
-    /// Host memory that may be pinned for weights that pass to the device in every step, in bytes.
-    pub fn pinned_bytes(&self, settings: &Settings, loras: &LoraSet, device: &OpenDevice) -> u64 {
-        if !device.caps().pins {
-            return 0;
+        // A device with memory of its own needs copies of the LoRAs' matrices.
+        let copied = if caps.in_place_weights { 0 } else { loras.bytes() };
+        let phases_bytes: u64 = list.iter().map(|phase| phase.host_bytes()).sum();
+        let host_bytes = self.base_bytes + PROCESS_BYTES + copied + phases_bytes;
+        bounds.check_loras(loras.bytes())?;
+        bounds.check_host(host_bytes)?;
+        let budget = bounds.plan_bytes(caps, host_bytes);
+        match Phases::plan(list, loras, device.backend()?, budget) {
+            Ok(phases) => Ok(PlannedRequest { phases, host_bytes }),
+            Err(Refused::Failed(e)) => Err(e),
+            Err(Refused::TooSmall(least)) => Err(bounds.refusal(caps, host_bytes, least)),
         }
-        device.bounds().host.bytes.saturating_sub(self.host_bytes(settings, loras, device))
     }
 
     /// What a generation with `settings` would use on `device`.
@@ -88,8 +84,7 @@ impl LoadedModel {
         device: &OpenDevice,
     ) -> Result<PlanReport> {
         let loras = self.lora_set(settings)?;
-        let phases = self.plan(settings, sigmas, &loras, device)?;
-        let host_bytes = self.host_bytes(settings, &loras, device);
+        let PlannedRequest { phases, host_bytes } = self.plan(settings, sigmas, &loras, device)?;
         let (caps, budget) = (device.caps(), &device.bounds().budget);
         Ok(PlanReport {
             model: settings.model.clone(),
@@ -102,7 +97,7 @@ impl LoadedModel {
             budget_source: budget.source.clone(),
             host_bytes,
             overhead_bytes: caps.overhead_bytes,
-            pinned_bytes: self.pinned_bytes(settings, &loras, device),
+            pinned_bytes: device.pinned_bytes(host_bytes),
             own_memory: !caps.in_place_weights,
             keeps_weights: phases.keeps_weights(),
             loras: loras.lines(),

@@ -95,6 +95,15 @@ impl OpenDevice {
         &self.bounds
     }
 
+    /// Host memory that may be pinned for weights that pass to the device in every step if the process
+    /// needs `host_bytes` for other purposes, in bytes.
+    pub fn pinned_bytes(&self, host_bytes: u64) -> u64 {
+        if !self.caps.pins {
+            return 0;
+        }
+        self.bounds.host.bytes.saturating_sub(host_bytes)
+    }
+
     /// See the field.
     pub fn arithmetic(&self) -> &str {
         &self.arithmetic

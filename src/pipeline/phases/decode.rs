@@ -40,6 +40,14 @@ impl GenerationPhase for Decode<'_> {
         }]
     }
 
+    /// The plane into which tiles are blended, and the finished images.
+    fn host_bytes(&self) -> u64 {
+        let edge = 2 * self.vae.config.factor();
+        let (height, width) = (edge * self.shape.height, edge * self.shape.width);
+        let floats = 8 * height * width + 1024 * (height + width);
+        (4 * floats + 3 * self.shape.images * height * width) as u64
+    }
+
     fn run(
         &self,
         programs: &[PlannedProgram],

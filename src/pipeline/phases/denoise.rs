@@ -47,6 +47,12 @@ impl GenerationPhase for Denoise<'_> {
         }]
     }
 
+    /// The latents before and after a step, and the rotation table.
+    fn host_bytes(&self) -> u64 {
+        let latents = self.shape.images * self.shape.image_tokens() * self.flux.config.in_channels;
+        (4 * latents) as u64
+    }
+
     fn run(
         &self,
         programs: &[PlannedProgram],

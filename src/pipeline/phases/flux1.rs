@@ -12,8 +12,9 @@ use crate::pipeline::request::Settings;
 use crate::pipeline::tokenizers::Tokenizers;
 
 /// Text encoders, image encoder (image-to-image only), modulation, denoising and decoding for
-/// `settings`, of whose noise levels `sigmas` are used. `text_key` names what the text embeddings depend on besides prompts and networks: arithmetic and
-/// LoRAs; `None` if they are neither read from the cache nor written to it.
+/// `settings`, of whose noise levels `sigmas` are used. `text_key` names what the text embeddings
+/// depend on besides prompts and networks: arithmetic and LoRAs; `None` if they are neither read
+/// from the cache nor written to it.
 pub fn flux1<'a>(
     model: &'a Model,
     tokenizers: &'a Tokenizers,
@@ -35,7 +36,7 @@ pub fn flux1<'a>(
     }
     let sigmas = sigmas.to_vec();
     vec![
-        Box::new(TextEncode { model, tokenizers, prompts, key: text_key }),
+        Box::new(TextEncode { model, tokenizers, prompts, images: shape.images, key: text_key }),
         Box::new(ImageEncode {
             vae: &model.vae,
             shape,

@@ -42,6 +42,11 @@ impl GenerationPhase for ImageEncode<'_> {
         }]
     }
 
+    /// The image fits in what [`Decode`](super::decode::Decode) needs later.
+    fn host_bytes(&self) -> u64 {
+        0
+    }
+
     fn run(
         &self,
         programs: &[PlannedProgram],

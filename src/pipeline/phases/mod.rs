@@ -39,6 +39,10 @@ pub trait GenerationPhase {
     /// and weights that stay on the device are found again.
     fn drafts(&self, activation: DType) -> Vec<Draft<'_>>;
 
+    /// Host memory that the phase needs besides the plans of its programs, in bytes: what it passes
+    /// on in [`Values`], and its working memory.
+    fn host_bytes(&self) -> u64;
+
     /// Runs `programs`, the planned ones of [`GenerationPhase::drafts`]. Not called if there are
     /// none.
     fn run(

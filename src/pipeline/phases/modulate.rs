@@ -43,6 +43,10 @@ impl GenerationPhase for Modulate<'_> {
         }]
     }
 
+    fn host_bytes(&self) -> u64 {
+        (self.rows() * self.flux.config.modulation_cols() * 4) as u64
+    }
+
     fn run(
         &self,
         programs: &[PlannedProgram],

@@ -39,6 +39,10 @@ impl GenerationPhase for Invented<'_> {
         }]
     }
 
+    fn host_bytes(&self) -> u64 {
+        0
+    }
+
     /// Appends the number of the program to the latents.
     fn run(
         &self,

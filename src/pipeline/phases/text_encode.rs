@@ -23,6 +23,8 @@ pub struct TextEncode<'a> {
     pub tokenizers: &'a Tokenizers,
     /// The prompt, and the negative prompt with true CFG.
     pub prompts: Vec<String>,
+    /// Images of the batch.
+    pub images: usize,
     /// Names what the embeddings depend on besides the networks and the prompts; `None` if the
     /// cache is not used.
     pub key: Option<String>,
@@ -39,6 +41,12 @@ impl GenerationPhase for TextEncode<'_> {
                 t5::encode(&model.t5.config, prompts, model.t5_length, activation)
             }),
         ]
+    }
+
+    /// The embeddings, and their copies for every image of the batch.
+    fn host_bytes(&self) -> u64 {
+        let Model { t5, t5_length, .. } = self.model;
+        (self.prompts.len() * self.images * t5_length * t5.config.width * 2 * 4) as u64
     }
 
     fn run(
