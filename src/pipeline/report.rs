@@ -1,5 +1,5 @@
-//! What `flux-fast plan` prints: phases, the peak of each, what stays and what passes through,
-//! before anything runs.
+//! The report that `flux-fast plan` prints before anything runs: the memory of each phase, which
+//! weights stay on the device and which pass to it in every run.
 
 use std::fmt;
 
@@ -8,61 +8,81 @@ use serde::Serialize;
 use crate::event::Phase;
 use crate::units;
 
-/// The plan of one generation, for people (`Display`) and programs (`Serialize`).
+/// The plan of one generation, as text (`Display`) and as JSON (`Serialize`).
 #[derive(Debug, Clone, Serialize)]
 pub struct PlanReport {
+    /// The name of the model.
     pub model: String,
+    /// What the device is.
     pub device: String,
-    /// Picture size in pixels, pictures, steps.
+    /// Width of each image in pixels.
     pub width: usize,
+    /// Height of each image in pixels.
     pub height: usize,
+    /// Images.
     pub count: usize,
+    /// Denoising steps, before image-to-image skips some.
     pub steps: usize,
-    /// The bound that the plan keeps to, and how it came about.
+    /// The bound on the memory that phases divide, in bytes.
     pub budget_bytes: u64,
+    /// Where that bound comes from.
     pub budget_source: String,
-    /// Host memory beside the plan: the program itself, tokenizers, embeddings, modulation, the
-    /// picture.
+    /// Host memory besides the phases, in bytes: the program itself, tokenizers, embeddings,
+    /// modulation, the finished images.
     pub host_bytes: u64,
-    /// Device memory that context and code take; 0 for the CPU.
+    /// Device memory that context and code need, in bytes; 0 for the CPU.
     pub overhead_bytes: u64,
-    /// Host memory that may be pinned for weights that pass in every step; 0 for the CPU.
+    /// Host memory that may be pinned for weights that pass in every step, in bytes; 0 for the CPU.
     pub pinned_bytes: u64,
-    /// The device has memory of its own: `budget_bytes` and `peak_bytes` count that, and not the
+    /// The device has memory of its own: `budget_bytes` and `peak_bytes` count that memory, not the
     /// host's.
     pub own_memory: bool,
-    /// All phases' weights stay in memory from one generation to the next.
+    /// The weights of all phases stay in memory from one generation to the next.
     pub keeps_weights: bool,
-    /// What LoRAs there are, and the bytes of their matrices in all phases: they always stay.
+    /// One line for each LoRA, and one for tensors of it that are not used.
     pub loras: Vec<String>,
+    /// Bytes of the LoRA matrices in all phases, which always stay in memory.
     pub lora_bytes: u64,
+    /// One entry per program, in the order in which they run.
     pub phases: Vec<PhaseReport>,
-    /// The largest phase together with the host's share, or with the device's overhead.
+    /// The most memory that is needed at one time, in bytes: the largest phase and the host's
+    /// share, or the device's overhead.
     pub peak_bytes: u64,
 }
 
-/// One phase.
+/// One program of a phase.
 #[derive(Debug, Clone, Serialize)]
 pub struct PhaseReport {
+    /// See [`Phase::name`].
     pub phase: &'static str,
+    /// The name of the program.
     pub program: String,
-    /// How often the program runs: steps, or tiles times pictures.
+    /// How often the program runs: once, once per step, or once per tile and image.
     pub runs: usize,
+    /// Operations of one run.
     pub operations: usize,
     /// Matrix work of one run, in 10^12 operations.
     pub teraflop: f64,
+    /// Bytes of all weights, in the form in which the device stores them.
     pub weight_bytes: u64,
+    /// Bytes of activations and scratch.
     pub arena_bytes: u64,
+    /// Bytes of the weights that stay on the device.
     pub resident_bytes: u64,
+    /// Bytes of the ring through which the other weights pass.
     pub ring_bytes: u64,
+    /// Bytes that pass through the ring in each run.
     pub streamed_bytes_per_run: u64,
+    /// Blocks of the model that have weights.
     pub blocks: usize,
+    /// Blocks of which at least one weight passes through the ring.
     pub blocks_streamed: usize,
+    /// Bytes of arena, resident weights and ring together.
     pub peak_bytes: u64,
 }
 
 impl PlanReport {
-    /// The report of one phase, if it has it.
+    /// The first program of `phase`; `None` if the generation does not have that phase.
     pub fn phase(&self, phase: Phase) -> Option<&PhaseReport> {
         self.phases.iter().find(|p| p.phase == phase.name())
     }
@@ -109,16 +129,15 @@ impl fmt::Display for PlanReport {
         if self.lora_bytes > 0 {
             writeln!(
                 f,
-                "matrices of LoRAs, among the resident: {}",
+                "LoRA matrices, included in the resident weights: {}",
                 units::bytes(self.lora_bytes)
             )?;
         }
-        let keep =
-            if self.keeps_weights { "; all weights stay loaded between pictures" } else { "" };
+        let keep = if self.keeps_weights { "; all weights stay loaded between images" } else { "" };
         if self.own_memory {
             writeln!(
                 f,
-                "device memory beside these: {} for context and code{keep}",
+                "device memory besides these: {} for context and code{keep}",
                 units::bytes(self.overhead_bytes)
             )?;
             writeln!(
@@ -129,7 +148,7 @@ impl fmt::Display for PlanReport {
             )?;
             write!(f, "peak: {} of device memory", units::bytes(self.peak_bytes))
         } else {
-            writeln!(f, "host memory beside these: {}{keep}", units::bytes(self.host_bytes))?;
+            writeln!(f, "host memory besides these: {}{keep}", units::bytes(self.host_bytes))?;
             write!(f, "peak: {}", units::bytes(self.peak_bytes))
         }
     }
