@@ -62,8 +62,8 @@ struct Search<'a> {
     options: &'a RunOptions,
     /// Why the GPUs so far cannot be used.
     reasons: Vec<String>,
-    /// The first error about an option that a GPU does not offer: returned if the CPU does not offer
-    /// it either.
+    /// The first error about an option that a GPU does not offer: returned if the CPU does not
+    /// offer it either.
     argument: Option<Error>,
 }
 

@@ -80,7 +80,8 @@ fn warn_of_changes(
     let mut warn = |text: String| send(on, Event::Warning(text));
     if request.guidance.is_some() && settings.guidance.is_none() {
         warn(
-            "this model has no guidance embedding (schnell): --guidance is ignored; --cfg-scale works"
+            "this model has no guidance embedding (schnell): --guidance is ignored; --cfg-scale \
+             works"
                 .into(),
         )?;
     }
@@ -91,7 +92,8 @@ fn warn_of_changes(
     if let Some(tiling) = tilings.find(|t| t.reduced && t.count() > 1) {
         let (h, w) = tiling.size();
         warn(format!(
-            "little memory: the autoencoder works in tiles of {h} x {w} latents; colours may differ slightly"
+            "little memory: the autoencoder works in tiles of {h} x {w} latents; colours may \
+             differ slightly"
         ))?;
     }
     Ok(())

@@ -95,8 +95,8 @@ impl OpenDevice {
         &self.bounds
     }
 
-    /// Host memory that may be pinned for weights that pass to the device in every step if the process
-    /// needs `host_bytes` for other purposes, in bytes.
+    /// Host memory that may be pinned for weights that pass to the device in every step if the
+    /// process needs `host_bytes` for other purposes, in bytes.
     pub fn pinned_bytes(&self, host_bytes: u64) -> u64 {
         if !self.caps.pins {
             return 0;
@@ -188,4 +188,56 @@ fn arithmetic(caps: &Caps, options: &RunOptions) -> String {
         "{version} {} {} {} {:?}",
         caps.name, caps.description, options.compute, options.kernels
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use crate::event::Event;
+
+    fn listen(_: Event) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    fn cpu() -> OpenDevice {
+        let options = RunOptions { device: Device::Cpu, ..RunOptions::default() };
+        OpenDevice::open(&options, &mut listen).unwrap()
+    }
+
+    #[test]
+    fn a_closed_device_is_an_error_until_it_is_reopened_with_the_same_bounds() {
+        let mut device = cpu();
+        device.limit_memory(123 << 20).unwrap();
+        device.close();
+        assert!(!device.is_open() && !device.may_come_back());
+        assert_eq!(device.backend().err().unwrap().kind(), Kind::Device);
+        assert_eq!(device.parts().err().unwrap().kind(), Kind::Device);
+        // Its description is still known, and bounds can be set.
+        assert_eq!(device.caps().name, "cpu");
+        device.limit_memory(124 << 20).unwrap();
+        device.reopen(&mut listen).unwrap();
+        assert!(device.is_open() && device.backend().is_ok());
+        assert_eq!(device.bounds().budget.bytes, 124 << 20);
+        // The CPU that takes over for a GPU has bounds of its own.
+        device.take_cpu(&mut listen).unwrap();
+        assert_ne!(device.bounds().budget.bytes, 124 << 20);
+    }
+
+    #[test]
+    fn another_device_in_the_same_place_is_refused() {
+        let mut device = cpu();
+        device.caps.description = "another processor".into();
+        let e = device.reopen(&mut listen).unwrap_err();
+        assert_eq!(e.kind(), Kind::Device);
+        assert!(e.to_string().contains("expected another processor"), "{e}");
+        assert!(!device.is_open());
+    }
+
+    #[test]
+    fn a_listener_that_breaks_stops_the_opening() {
+        let options = RunOptions { device: Device::Auto, ..RunOptions::default() };
+        let stopped = OpenDevice::open(&options, &mut |_| ControlFlow::Break(()));
+        assert_eq!(stopped.err().unwrap().kind(), Kind::Cancelled);
+    }
 }

@@ -207,9 +207,10 @@ mod tests {
 
     #[test]
     fn published_configs_are_read_and_defaults_fill_the_gaps() {
-        let dev = r#"{"_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": "0.30.0.dev0",
-            "base_image_seq_len": 256, "base_shift": 0.5, "max_image_seq_len": 4096, "max_shift": 1.15,
-            "num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": true}"#;
+        let dev = r#"{"_class_name": "FlowMatchEulerDiscreteScheduler",
+            "_diffusers_version": "0.30.0.dev0", "base_image_seq_len": 256, "base_shift": 0.5,
+            "max_image_seq_len": 4096, "max_shift": 1.15, "num_train_timesteps": 1000, "shift": 3.0,
+            "use_dynamic_shifting": true}"#;
         assert_eq!(serde_json::from_str::<ScheduleConfig>(dev).unwrap(), ScheduleConfig::dev());
         assert_eq!(
             serde_json::from_str::<ScheduleConfig>("{}").unwrap(),

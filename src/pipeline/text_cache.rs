@@ -1,9 +1,9 @@
-//! Text embeddings on disk: T5 reads gigabytes of weights for every prompt, and users often repeat a
-//! prompt with other seeds.
+//! Text embeddings on disk: T5 reads gigabytes of weights for every prompt, and users often repeat
+//! a prompt with other seeds.
 //!
-//! The key of an entry is everything that its numbers depend on (weights, token ids, arithmetic), so
-//! an entry is bitwise the output of the encoders. An error of the cache is never an error of the
-//! generation: the encoders run instead.
+//! The key of an entry is everything that its numbers depend on (weights, token ids, arithmetic),
+//! so an entry is bitwise the output of the encoders. An error of the cache is never an error of
+//! the generation: the encoders run instead.
 
 use std::fs;
 use std::io::Write;

@@ -53,15 +53,15 @@ impl DenoiseShape {
 ///
 /// Inputs: `latents` (images * image_tokens x in_channels, f32, updated in place), `text` (batch *
 /// text_tokens x context), `modulation` (prompts x [`FluxConfig::modulation_cols`], the rows of one
-/// step of [`modulate()`](super::modulate())), `rope` (tokens x head_dim, f32, see [`rope`]), `step` (1 x
-/// 2, f32: next timestep less this one, true CFG scale). Output: `velocity` (batch * image_tokens x
-/// out_channels, f32).
+/// step of [`modulate()`](super::modulate())), `rope` (tokens x head_dim, f32, see [`rope`]),
+/// `step` (1 x 2, f32: next timestep less this one, true CFG scale). Output: `velocity` (batch *
+/// image_tokens x out_channels, f32).
 ///
-/// | segment  | what it does                                  | passes on                          |
-/// |----------|-----------------------------------------------|------------------------------------|
-/// | `head`   | embeds latents and text                       | `img`, `txt`: hidden rows of each  |
-/// | `blocks` | double blocks, join, single blocks            | `joint`: text and image rows       |
-/// | `tail`   | final layer, velocity, update of the latents  |                                    |
+/// | segment  | what it does                             | passes on                         |
+/// |----------|------------------------------------------|-----------------------------------|
+/// | `head`   | embeds latents and text                  | `img`, `txt`: hidden rows of each |
+/// | `blocks` | double blocks, join, single blocks       | `joint`: text and image rows      |
+/// | `tail`   | final layer, update of the latents       |                                   |
 pub fn denoise(c: &FluxConfig, s: &DenoiseShape, act: DType) -> Program {
     let mut r = Recorder::new("denoise");
     let latents = r.input("latents", s.images * s.image_tokens(), c.in_channels, DType::F32);
@@ -88,8 +88,8 @@ pub fn denoise(c: &FluxConfig, s: &DenoiseShape, act: DType) -> Program {
     r.finish()
 }
 
-/// Hands out consecutive vectors of `hidden` columns of the modulation matrix, in the order in which
-/// [`modulate()`](super::modulate()) writes them.
+/// Hands out consecutive vectors of `hidden` columns of the modulation matrix, in the order in
+/// which [`modulate()`](super::modulate()) writes them.
 struct Modulation {
     tensor: Tensor,
     hidden: usize,
@@ -305,8 +305,8 @@ impl Denoiser<'_> {
 }
 
 /// The rotation table of `EmbedND`, `tokens x head_dim`: one row per token, text first (ids all
-/// zero), then the image grid (0, row, column). The columns are (cos, sin) per pair, axis after axis.
-/// Frequencies theta^(-2i/d) and angles are computed in f64, as in the reference.
+/// zero), then the image grid (0, row, column). The columns are (cos, sin) per pair, axis after
+/// axis. Frequencies theta^(-2i/d) and angles are computed in f64, as in the reference.
 pub fn rope(c: &FluxConfig, s: &DenoiseShape) -> Vec<f32> {
     let mut table = Vec::with_capacity(s.tokens() * c.head_dim);
     let mut token = |ids: [usize; 3]| {

@@ -93,7 +93,8 @@ impl TextEncode<'_> {
         let (clip_ids, t5_ids) = (clip_ids?, t5_ids?);
         if let Some(ids) = t5_ids.iter().find(|ids| !ids.cut.is_empty()) {
             progress.note(Event::Warning(format!(
-                "the prompt is longer than the {t5_length} tokens of this model; T5 does not see the part that begins with: {}",
+                "the prompt is longer than the {t5_length} tokens of this model; T5 does not see \
+                 the part that begins with: {}",
                 beginning(&ids.cut)
             )))?;
         }
@@ -185,7 +186,8 @@ fn check_ids(prompts: &[Ids], vocab: usize, encoder: &str) -> Result<()> {
         .found(format!("token {id}"))
         .expected(format!("ids below {vocab}"))
         .try_(
-            "use the tokenizer and the text encoder of one model; a tokenizer in the model's folder replaces the built-in one",
+            "use the tokenizer and the text encoder of one model; a tokenizer in the model's \
+             folder replaces the built-in one",
         )),
     }
 }

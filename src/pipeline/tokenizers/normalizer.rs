@@ -54,7 +54,8 @@ mod tests {
     fn f14_a_table_that_claims_gigabytes_is_refused_before_they_are_allocated() {
         let refused = |table: &str| {
             let file = format!(
-                r#"{{"normalizer": {{"type": "Sequence", "normalizers": [{{"type": "Precompiled", "precompiled_charsmap": "{table}"}}]}},
+                r#"{{"normalizer": {{"type": "Sequence", "normalizers": [
+                    {{"type": "Precompiled", "precompiled_charsmap": "{table}"}}]}},
                 "model": {{"unk_id": 2, "vocab": [["a", 0.0], ["b", 0.0], ["c", 0.0]]}}}}"#
             );
             t5_from_json(&file).err().unwrap()
