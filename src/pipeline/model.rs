@@ -1,4 +1,4 @@
-//! A checkpoint made ready: its geometry read off and every tensor checked before anything runs.
+//! A checkpoint that is ready to run: its geometry is known and every tensor is checked.
 
 use serde_json::Value;
 
@@ -16,40 +16,76 @@ use crate::weights::ComponentWeights;
 pub struct Model {
     /// The family that its components belong to.
     pub family: &'static Family,
+    /// The name that users see, such as `flux1-dev`.
     pub name: String,
+    /// The first digits of a hash of the weights' header; empty if unknown.
     pub hash: String,
+    /// The transformer.
     pub flux: Network<FluxConfig>,
+    /// The text encoder for [`Text::context`](super::text_cache::Text::context).
     pub t5: Network<T5Config>,
+    /// The text encoder for [`Text::pooled`](super::text_cache::Text::pooled).
     pub clip: Network<ClipConfig>,
+    /// The autoencoder.
     pub vae: Network<VaeConfig>,
+    /// How noise levels are computed.
     pub schedule: ScheduleConfig,
+    /// What a request leaves out.
     pub defaults: Defaults,
     /// Tokens of a T5 prompt.
     pub t5_length: usize,
 }
 
-/// A geometry and its weights.
+/// One network of a model.
 pub struct Network<C> {
+    /// Its geometry.
     pub config: C,
+    /// Its weights.
     pub weights: ComponentWeights,
 }
 
-/// What the model draws best with; a request overrides each.
+/// The values with which the model works best, for what a request leaves out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Defaults {
+    /// Denoising steps.
     pub steps: usize,
-    /// `None` without a guidance embedding.
+    /// Distilled guidance; `None` for a model without a guidance embedding.
     pub guidance: Option<f32>,
+    /// Width in pixels.
     pub width: usize,
+    /// Height in pixels.
     pub height: usize,
 }
 
+impl Defaults {
+    /// The values in a checkpoint's `generation` config, else those of FLUX.1: of dev with a
+    /// `guidance` embedding, of schnell without.
+    fn read(generation: Option<&Value>, guidance: bool) -> Defaults {
+        let number = |key: &str| generation.and_then(|g| g.get(key));
+        let whole = |key: &str, default: usize| {
+            number(key).and_then(Value::as_u64).map_or(default, |v| v as usize)
+        };
+        let scale = || number("guidance_scale").and_then(Value::as_f64).unwrap_or(3.5) as f32;
+        Defaults {
+            steps: whole("num_inference_steps", if guidance { 28 } else { 4 }),
+            guidance: guidance.then(scale),
+            width: whole("width", 1024),
+            height: whole("height", 1024),
+        }
+    }
+}
+
 impl Model {
-    /// Checks `checkpoint` whole: all four networks there, every tensor present in the right shape.
-    /// Lines for the user go to `notes`.
+    /// Checks that `checkpoint` has all four networks, and that every tensor is there in the right
+    /// shape. Notes for the user are added to `notes`.
+    ///
+    /// # Errors
+    /// [`Kind::Missing`](crate::error::Kind::Missing) for a network,
+    /// [`Kind::Model`](crate::error::Kind::Model) for a tensor or for networks that do not belong
+    /// together.
     pub fn new(mut checkpoint: Checkpoint, notes: &mut Vec<String>) -> Result<Self> {
         for component in checkpoint.family.components {
-            checkpoint.need(*component)?; // the error says where it was looked for
+            checkpoint.need(*component)?; // the error says where it was searched
         }
         notes.append(&mut checkpoint.found);
         let mut part = |component| checkpoint.take(component);
@@ -59,52 +95,39 @@ impl Model {
         let vae = network(part(VAE)?, VaeConfig::read, vae::tensors, notes)?;
         let t5_max_length = checkpoint.max_length(T5);
         let Checkpoint { name, family, scheduler, generation, hash, .. } = checkpoint;
-        fit("T5 width", t5.config.width, "txt_in", flux.config.context)?;
-        fit("CLIP width", clip.config.width, "vector_in", flux.config.pooled)?;
-        fit(
-            "4 x the autoencoder's latent channels",
-            4 * vae.config.latent,
-            "img_in",
-            flux.config.in_channels,
-        )?;
-        fit("transformer's output", flux.config.out_channels, "img_in", flux.config.in_channels)?;
+        let c = &flux.config;
+        fit("T5 width", t5.config.width, "txt_in", c.context)?;
+        fit("CLIP width", clip.config.width, "vector_in", c.pooled)?;
+        let latent = 4 * vae.config.latent;
+        fit("4 x the autoencoder's latent channels", latent, "img_in", c.in_channels)?;
+        fit("transformer's output", c.out_channels, "img_in", c.in_channels)?;
 
-        let guidance = flux.config.guidance;
+        let guidance = c.guidance;
         let schedule = match scheduler {
             Some(config) => read_schedule(config, notes)?,
             None if guidance => ScheduleConfig::dev(),
             None => ScheduleConfig::schnell(),
         };
-        let number = |key: &str| generation.as_ref().and_then(|g: &Value| g.get(key));
-        let whole = |key: &str, default: usize| {
-            number(key).and_then(Value::as_u64).map_or(default, |v| v as usize)
-        };
-        let defaults = Defaults {
-            steps: whole("num_inference_steps", if guidance { 28 } else { 4 }),
-            guidance: guidance
-                .then(|| number("guidance_scale").and_then(Value::as_f64).unwrap_or(3.5) as f32),
-            width: whole("width", 1024),
-            height: whole("height", 1024),
-        };
+        let defaults = Defaults::read(generation.as_ref(), guidance);
         let t5_length = t5_max_length.unwrap_or(usize::MAX).min(if guidance { 512 } else { 256 });
         Ok(Model { family, name, hash, flux, t5, clip, vae, schedule, defaults, t5_length })
     }
 
-    /// The weights of one of its networks.
+    /// The weights of the network `component`; `None` if the model does not have it.
     pub fn weights(&self, component: Component) -> Option<&ComponentWeights> {
         [&self.flux.weights, &self.t5.weights, &self.clip.weights, &self.vae.weights]
             .into_iter()
             .find(|w| w.component() == component)
     }
 
-    /// Picture pixels along the edge of one token.
+    /// Image pixels along the edge of one token.
     pub fn token_pixels(&self) -> usize {
         2 * self.vae.config.factor()
     }
 }
 
-/// A folder's scheduler config: what is in it must be usable, and what is not done here must not be
-/// asked for.
+/// The scheduler config of a model folder. Its numbers must be usable, and it must not ask for a
+/// schedule that this program does not implement.
 fn read_schedule(config: Value, notes: &mut Vec<String>) -> Result<ScheduleConfig> {
     let unusable = |why: String| {
         Error::model("the scheduler config cannot be used")
@@ -121,13 +144,14 @@ fn read_schedule(config: Value, notes: &mut Vec<String>) -> Result<ScheduleConfi
     if let Some(flag) =
         flags.iter().find(|f| config.get(**f).and_then(Value::as_bool) == Some(true))
     {
-        return Err(unusable(format!("{flag}, which this version does not do")));
+        return Err(unusable(format!("{flag}, which this version does not support")));
     }
     let linear =
         config.get("time_shift_type").and_then(Value::as_str).is_some_and(|t| t != "exponential");
     if linear || config.get("shift_terminal").is_some_and(|v| !v.is_null()) {
         notes.push(
-            "time_shift_type and shift_terminal of the scheduler config are not supported: FLUX.1's own are used"
+            "time_shift_type and shift_terminal of the scheduler config are not supported: those of \
+             FLUX.1 are used"
                 .into(),
         );
     }
@@ -137,6 +161,7 @@ fn read_schedule(config: Value, notes: &mut Vec<String>) -> Result<ScheduleConfi
     Ok(schedule)
 }
 
+/// Reads the geometry of a network off its tensors and checks all of them.
 fn network<C>(
     weights: ComponentWeights,
     read: fn(Shapes, Option<&Value>) -> Result<C>,
@@ -148,6 +173,7 @@ fn network<C>(
     Ok(Network { config, weights })
 }
 
+/// Checks that two networks have a width in common.
 fn fit(what: &str, found: usize, of: &str, expected: usize) -> Result<()> {
     if found == expected {
         return Ok(());
