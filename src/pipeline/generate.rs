@@ -45,7 +45,7 @@ fn generate_once(
     let model = &loaded.model;
     let settings = settle(model, request)?;
     let loras = loaded.lora_set(&settings)?;
-    loras.tell().into_iter().try_for_each(|event| send(on, event))?;
+    loras.events().into_iter().try_for_each(|event| send(on, event))?;
     // The matrices of other LoRAs are dropped first: both need not fit.
     let (backend, holdings) = device.parts()?;
     holdings.keep_loras(backend, loras.number)?;

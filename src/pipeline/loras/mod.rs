@@ -1,0 +1,131 @@
+//! The LoRAs of a request: their files are found and read once, and applied to programs.
+//!
+//! The model does not change: a program with LoRAs is the program without them in which every
+//! [`Linear`](crate::op::Linear) with a LoRA has a side product
+//! ([`Program::with_sides`](crate::op::Program::with_sides)). Several LoRAs of one weight are merged
+//! into one pair of matrices with the strengths multiplied in, so the cost of a step depends on the
+//! sum of their ranks. Files and merged matrices are kept: the next image with the same LoRAs reads
+//! nothing, and other strengths only repeat the merge.
+
+mod set;
+
+pub use set::LoraSet;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use self::set::LoraFile;
+use super::request::LoraChoice;
+use crate::error::Result;
+use crate::library::places::{ModelPlaces, Role};
+use crate::spec::{Component, Family};
+use crate::weights::ComponentWeights;
+use crate::weights::lora::{self, Adapter};
+
+/// How many files are kept open after they were read.
+const KEPT_FILES: usize = 16;
+
+/// The LoRAs that a pipeline has read.
+pub struct Loras {
+    places: ModelPlaces,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The one that was used last is at the end.
+    files: Vec<(LoraFile, Arc<Adapter>)>,
+    /// The set of the last request.
+    set: Option<Arc<LoraSet>>,
+    /// How many sets there were so far.
+    sets: u32,
+}
+
+impl Loras {
+    /// No LoRA yet; names are looked up in `places`.
+    pub fn new(places: &ModelPlaces) -> Self {
+        Loras { places: places.clone(), state: Mutex::default() }
+    }
+
+    /// The LoRAs of `choices` for a model of `family` with the weights that `weights` returns, read
+    /// and checked. A LoRA of strength 0 is checked too, but has no effect.
+    ///
+    /// # Errors
+    /// [`Kind::Missing`](crate::error::Kind::Missing) if a file is not found,
+    /// [`Kind::Model`](crate::error::Kind::Model) if it is not a LoRA for this model.
+    pub fn set<'a>(
+        &self,
+        choices: &[LoraChoice],
+        family: &'static Family,
+        weights: &dyn Fn(Component) -> Option<&'a ComponentWeights>,
+    ) -> Result<Arc<LoraSet>> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut files = Vec::new();
+        for choice in choices {
+            let path = self.path(choice).map_err(|e| e.at(choice.place()))?;
+            files.push((LoraFile::at(path)?, choice.strength));
+        }
+        if let Some(set) = state.set.as_ref().filter(|set| set.is_of(&files)) {
+            return Ok(set.clone());
+        }
+        let mut adapters = Vec::new();
+        for ((file, strength), choice) in files.iter().zip(choices) {
+            let adapter = state.adapter(file, family, weights);
+            adapters.push((adapter.map_err(|e| e.at(choice.place()))?, *strength));
+        }
+        let surplus = state.files.len().saturating_sub(KEPT_FILES.max(files.len()));
+        state.files.drain(..surplus);
+        state.sets += 1;
+        let set = Arc::new(LoraSet::new(adapters, files, state.sets));
+        state.set = Some(set.clone());
+        Ok(set)
+    }
+
+    /// A tag in a prompt may come from an untrusted user, so it can only give a name; an option may
+    /// give a path.
+    fn path(&self, choice: &LoraChoice) -> Result<PathBuf> {
+        if choice.tag {
+            self.places.named(&choice.name, Role::Lora)
+        } else {
+            self.places.resolve(&choice.name, Role::Lora)
+        }
+    }
+}
+
+impl State {
+    /// The LoRA in `file`, from memory if it was read before.
+    fn adapter<'a>(
+        &mut self,
+        file: &LoraFile,
+        family: &'static Family,
+        weights: &dyn Fn(Component) -> Option<&'a ComponentWeights>,
+    ) -> Result<Arc<Adapter>> {
+        if let Some(at) = self.files.iter().position(|(known, _)| known == file) {
+            let entry = self.files.remove(at);
+            let adapter = entry.1.clone();
+            self.files.push(entry);
+            return Ok(adapter);
+        }
+        let adapter = Arc::new(open(&file.path, family, weights)?);
+        self.files.retain(|(known, _)| known.path != file.path);
+        self.files.push((file.clone(), adapter.clone()));
+        Ok(adapter)
+    }
+}
+
+/// The LoRA at `path`, checked against the components of a model.
+///
+/// # Errors
+/// [`Kind::Model`](crate::error::Kind::Model) if it is not a LoRA for this model.
+pub fn open<'a>(
+    path: &Path,
+    family: &'static Family,
+    of: &dyn Fn(Component) -> Option<&'a ComponentWeights>,
+) -> Result<Adapter> {
+    // Only the matrix of a `Linear` can have a side product.
+    lora::open(path, family, &|component, name| {
+        let weights = of(component)?;
+        weights.full_shape(name).filter(|shape| component.is_matrix(name, shape))?;
+        weights.shape(name)
+    })
+}
