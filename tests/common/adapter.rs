@@ -1,10 +1,11 @@
-//! The adapter that wgpu's tests use: the first of this machine. Mesa's lavapipe will do.
+//! The adapter that the wgpu tests use: the first of this machine. Mesa's lavapipe is enough.
 
 use std::sync::OnceLock;
 
 use flux_fast::backend::wgpu::{Adapter, adapters};
 
-/// The adapter, or `None`, said aloud, where there is none that can be used; with `FLUX_FAST_TEST_WGPU=1` that is a failure.
+/// The adapter, or `None` with a message if there is no usable one; with `FLUX_FAST_TEST_WGPU=1`
+/// that is a failure.
 pub fn get() -> Option<&'static Adapter> {
     static FOUND: OnceLock<Option<Adapter>> = OnceLock::new();
     let find = || {
@@ -12,10 +13,11 @@ pub fn get() -> Option<&'static Adapter> {
         if found.is_none() {
             assert!(
                 std::env::var_os("FLUX_FAST_TEST_WGPU").is_none(),
-                "FLUX_FAST_TEST_WGPU asks for an adapter"
+                "FLUX_FAST_TEST_WGPU is set, so there must be an adapter"
             );
             eprintln!(
-                "SKIPPED everything that wants a GPU by Vulkan, Metal or DirectX: no adapter (on Debian, install mesa-vulkan-drivers)"
+                "SKIPPED all tests on Vulkan, Metal and DirectX: no adapter (on Debian, install \
+                 mesa-vulkan-drivers)"
             );
         }
         found

@@ -1,4 +1,4 @@
-//! A small denoiser with its weights and inputs, for the tests of backends with memory of their own.
+//! A small denoiser with its weights and inputs, for the tests of backends with their own memory.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -130,11 +130,12 @@ impl Denoiser {
     pub fn budgets(&self, backend: &dyn Backend) -> Vec<u64> {
         let least = least_bytes(backend, &self.program, &self.weights);
         let all: u64 = self.weights.iter().map(|w| w.bytes() as u64).sum();
-        assert!(all > 4 << 20, "the weights are to dwarf the ring: {all}");
+        assert!(all > 4 << 20, "the weights must be much larger than the ring: {all}");
         vec![least, least + all / 4, least + all / 2, least + 2 * all]
     }
 
-    /// Runs until `each`, called after every step, breaks; then every number is forgotten. Whether weights passed through a ring, and how it ended.
+    /// Runs until `each`, which is called after every step, breaks. Returns whether weights were
+    /// streamed through a ring, and how the run ended; its values are dropped.
     pub fn run_until(
         &self,
         backend: &mut dyn Backend,

@@ -44,7 +44,7 @@ impl Golden {
         Golden { name: name.into(), bytes, config, pipeline, seed }
     }
 
-    /// Tensors that have no pipeline of their own.
+    /// A file of tensors without a pipeline.
     pub fn of(name: &str) -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests/golden")
@@ -95,7 +95,7 @@ impl Golden {
     }
 }
 
-/// ||a - b|| / ||b||; anything not finite fails at once.
+/// ||a - b|| / ||b||. Panics if a value of `a` is not finite.
 pub fn relative_error(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     assert!(a.iter().all(|v| v.is_finite()), "not finite");
@@ -103,7 +103,7 @@ pub fn relative_error(a: &[f32], b: &[f32]) -> f64 {
     norm(&|i| f64::from(a[i]) - f64::from(b[i])) / norm(&|i| f64::from(b[i]))
 }
 
-/// Peak signal-to-noise ratio in dB of two pictures with values 0..=peak.
+/// Peak signal-to-noise ratio in dB of two images with values 0..=peak.
 pub fn psnr(a: &[f32], b: &[f32], peak: f64) -> f64 {
     assert_eq!(a.len(), b.len());
     let mse = a.iter().zip(b).map(|(&x, &y)| (f64::from(x) - f64::from(y)).powi(2)).sum::<f64>()
@@ -111,7 +111,7 @@ pub fn psnr(a: &[f32], b: &[f32], peak: f64) -> f64 {
     10.0 * (peak * peak / mse.max(1e-30)).log10()
 }
 
-/// `channels x pixels` to `pixels x channels`.
+/// Transposes `channels x pixels` to `pixels x channels`.
 pub fn channels_last(planar: &[f32], channels: usize) -> Vec<f32> {
     let pixels = planar.len() / channels;
     (0..pixels).flat_map(|p| (0..channels).map(move |c| planar[c * pixels + p])).collect()
@@ -131,7 +131,7 @@ pub enum Input<'a> {
     I32(&'a [i32]),
 }
 
-/// The least budget under which `program` runs.
+/// The smallest budget in bytes with which `program` runs.
 pub fn least_bytes(backend: &dyn Backend, program: &Program, weights: &[HostWeight]) -> u64 {
     let (bytes, scratch) = sizes(backend, program, weights);
     plan::least_bytes(program, &bytes, &scratch, backend.caps().grain)
@@ -148,7 +148,8 @@ fn sizes(
     (bytes, program.steps.iter().map(|s| backend.scratch_bytes(&s.op, &weight)).collect())
 }
 
-/// Runs `program` `runs` times within `budget` bytes and returns every output and input (some are updated in place) by name.
+/// Runs `program` `runs` times within `budget` bytes and returns every output and input (some are
+/// updated in place) by name.
 pub fn run(
     backend: &mut dyn Backend,
     program: &Program,
@@ -209,9 +210,9 @@ pub fn files(path: &Path) -> flux_fast::library::ModelFiles {
     }
 }
 
-/// Gives a test a process of its own, where what it does to the whole process (a panic hook, peak memory)
-/// meets no other test. `test` is the test's own name with its modules. In the parent this runs the child,
-/// checks that it passed, and returns false; in the child it returns true.
+/// Gives a test a process of its own, where what it does to the whole process (a panic hook, peak
+/// memory) meets no other test. `test` is the test's own name with its modules. In the parent this
+/// runs the child, checks that it passed, and returns false; in the child it returns true.
 pub fn in_own_process(test: &str) -> bool {
     const NAME: &str = "FLUX_FAST_TEST_OWN_PROCESS";
     if std::env::var(NAME).is_ok_and(|name| name == test) {

@@ -28,7 +28,8 @@ impl Case {
         (self.random.bits() >> 33) as u8
     }
 
-    /// `rows x cols` of random blocks of `dtype`, from an odd byte of its source, every code as likely as any other; `tiled` puts scales beside it into cuBLAS's order.
+    /// `rows x cols` of random blocks of `dtype`, at an odd byte of their source, with all codes
+    /// equally likely. `tiled`: separate scales are in cuBLAS's order.
     fn block_part(&mut self, rows: usize, cols: usize, dtype: DType, tiled: bool) -> HostPart {
         let offset = 3;
         let mut bytes = vec![0xff; offset];
@@ -45,7 +46,7 @@ impl Case {
             scale = Scale::One;
             if format.scale_bytes > 0 {
                 let per_row = format.blocks(cols);
-                // Row 5 of the stored matrix is the first of ours.
+                // The part begins at row 5 of the stored matrix.
                 let count = (rows + 5).next_multiple_of(128) * per_row.next_multiple_of(4);
                 let (stored, scales): (_, Vec<u8>) = match dtype {
                     DType::Mxfp8 => {
@@ -60,7 +61,7 @@ impl Case {
                     ),
                 };
                 if dtype == DType::Mxfp8 {
-                    // No NaN.
+                    // No NaN codes.
                     bytes[offset..].iter_mut().for_each(|q| *q &= 0xbf);
                 }
                 let source = Arc::new(scales);
@@ -79,7 +80,7 @@ impl Case {
         HostPart { source: Arc::new(bytes), offset, rows, cols, dtype, scale }
     }
 
-    /// A weight of such parts.
+    /// A weight of parts in blocks.
     pub fn blocks(&mut self, cols: usize, parts: &[(usize, DType, bool)]) -> Weight {
         let parts: Vec<_> = parts
             .iter()
@@ -116,7 +117,8 @@ fn linear_in_every_block_format() {
             );
         }
     }
-    // q, k and v of three files, in three formats; a block that is not a whole number of steps of anything.
+    // q, k and v from three files in three formats; a row length that is not a multiple of any
+    // kernel's step.
     let mut c = Case::new();
     let w = c
         .blocks(1280, &[(24, DType::Q6K, false), (20, DType::Q4_0, false), (5, DType::Nf4, false)]);
@@ -130,7 +132,8 @@ fn linear_in_every_block_format() {
     wgpu::all_ran_on_blocks();
 }
 
-/// Rows that are no whole number of what kernels take at a time, windows that begin anywhere, and sums that are cut into parts, each with a side.
+/// Row counts that no tile divides, windows that begin at any column, and sums that are split into
+/// parts, each with a side branch.
 #[test]
 fn linear_in_blocks_of_odd_shapes() {
     for (dtype, rows, k, n, rank, from) in [
@@ -148,7 +151,7 @@ fn linear_in_blocks_of_odd_shapes() {
         } else {
             c.blocks(k, &[(n, dtype, false)])
         };
-        // The side's weights are those of two files.
+        // The side branch's weights come from two files.
         let b = c.weight_of(
             rank,
             &[(n / 4, DType::F16, Scale::One), (n - n / 4, DType::BF16, Scale::One)],
@@ -181,7 +184,8 @@ fn linear_in_blocks_of_odd_shapes() {
     }
 }
 
-/// The product with the identity is the weights, each rounded to bf16 once, then scaled.
+/// The product with the identity matrix must be the weights, each rounded to bf16 once and then
+/// scaled.
 #[test]
 fn weights_in_blocks_are_decoded_to_the_bit() {
     for dtype in FORMATS.iter().map(|f| f.dtype).chain([DType::I8]) {
@@ -262,7 +266,7 @@ fn linear_with_a_side() {
                 }
                 c.check(linear(Epilogue::GatedAdd { residual, gate }, residual.all()), 0);
             }
-            // A window of the output, as the halves of a single block have it.
+            // A window of the output, as in the model's single blocks.
             let wide = c.output(rows, 80);
             c.check(linear(Epilogue::GeluTanh, wide.columns(8, 72)), rows * 8);
         }

@@ -1,4 +1,5 @@
-//! One operation with its operands: inputs, sentinels, the run on the CPU, and what must hold of the result.
+//! One operation with its operands: inputs, sentinels, the run on the CPU, and the checks of the
+//! result.
 
 use std::cell::Cell;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -34,7 +35,7 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// From -1 to 1, with a spread of sizes.
+    /// A number between -2 and 2, of varied magnitude.
     pub fn number(&mut self) -> f32 {
         let uniform = |bits: u64| (bits >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
         uniform(self.bits()) * (1.0 + uniform(self.bits()).abs())
@@ -77,7 +78,7 @@ impl Case {
         Case { random: Random::new(seed, case), tensors: vec![], weights: vec![] }
     }
 
-    /// The same operands.
+    /// A case with the same operands.
     pub fn again(&self) -> Case {
         let (tensors, weights) = (self.tensors.clone(), self.weights.clone());
         Case { random: self.random.clone(), tensors, weights }
@@ -124,7 +125,7 @@ impl Case {
         for (rows, dtype, scale) in parts {
             let mut bytes = vec![0u8; 3];
             (0..rows * cols).for_each(|_| dtype.encode(self.random.number(), &mut bytes));
-            // F32 parts may lie at any byte of a file, too.
+            // Parts of every type, F32 too, may begin at any byte of a file.
             let (source, scale) = (Arc::new(bytes), scale.clone());
             host.parts.push(HostPart {
                 source,
@@ -149,7 +150,7 @@ impl Case {
         self.weight(1, n, DType::BF16)
     }
 
-    /// Arena offsets of the tensors, and of what follows the last one.
+    /// Arena offsets of the tensors, and the end of the last one with its gap.
     pub fn offsets(&self) -> (Vec<usize>, usize) {
         let mut next = GAP;
         let mut offsets = Vec::new();
@@ -164,7 +165,7 @@ impl Case {
         self.image_between(SENTINEL)
     }
 
-    /// The tensors in their places, every byte between them `gap`.
+    /// The arena with the tensors at their offsets and `gap` in every byte between them.
     pub fn image_between(&self, gap: u8) -> Vec<u8> {
         let (offsets, end) = self.offsets();
         let mut image = vec![gap; end];
@@ -245,7 +246,8 @@ impl Case {
         tensors.iter().flat_map(elements).collect()
     }
 
-    /// Runs every variant against the reference; `left_alone` elements of the written tensors keep the NaN they had.
+    /// Runs every variant on every backend against the reference; `left_alone` elements of the
+    /// written tensors must keep their NaN.
     #[track_caller]
     pub fn check(&self, op: impl Into<Op>, left_alone: usize) {
         let op = op.into();
@@ -282,7 +284,7 @@ impl Case {
         wgpu::check(self, op, left_alone);
     }
 
-    /// Everything outside the written windows is as it was.
+    /// Checks that nothing outside the written windows has changed.
     #[track_caller]
     pub fn check_surroundings(&self, op: &Op, variant: &str, before: &[u8], after: &[u8]) {
         let mut before = before.to_vec();
@@ -300,14 +302,14 @@ impl Case {
         }
     }
 
-    /// A NaN in the middle of `tensor` shows in the output of every variant.
+    /// Checks that a NaN in the middle of `tensor` reaches the output of every variant.
     #[track_caller]
     pub fn check_nan(&self, op: impl Into<Op>, tensor: Tensor) {
         let op = op.into();
         let mut image = self.image();
         let at = self.range(&tensor).start + (tensor.rows / 2 * tensor.cols + tensor.cols / 2) * 4;
         image[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
-        // What is left unwritten must not pass for the NaN that is looked for.
+        // An output that is not written must not count as the NaN that we look for.
         for out in op.writes().iter().filter(|t| !op.reads().contains(t)) {
             let range = self.range(out);
             image[range].fill(0);
@@ -316,7 +318,7 @@ impl Case {
             if needs <= Isa::detect() {
                 let after = self.run(op, variant, 2, &image).unwrap();
                 let found = self.written(&op, &after);
-                assert!(found.iter().any(|x| x.is_nan()), "{variant}: swallowed a NaN: {op}");
+                assert!(found.iter().any(|x| x.is_nan()), "{variant}: lost a NaN: {op}");
             }
         }
         cuda::check_nan(self, op, tensor);
@@ -324,7 +326,7 @@ impl Case {
     }
 }
 
-/// The relative error is at most `bound`, and the same elements are NaN.
+/// Checks that the relative error is at most `bound`, and that the same elements are NaN.
 #[track_caller]
 pub fn compare(op: &Op, variant: &str, found: &[f32], expected: &[f32], bound: f64) {
     let (mut error, mut size) = (0.0, 0.0);

@@ -1,6 +1,8 @@
-//! The CUDA variants on the same cases: tensors in BF16 where the models have them so, expected values from the CPU's reference on the rounded inputs.
+//! The CUDA variants on the same cases: tensors are BF16 where they are BF16 in the models, and
+//! expected values come from the CPU's reference on the rounded inputs.
 //!
-//! Kernels run on the PTX machine, which also reports races, stray and uninitialised accesses. With `FLUX_FAST_TEST_GPU=1` they run on the GPU at hand.
+//! Kernels run on the PTX machine, which also reports races and out-of-bounds or uninitialised
+//! accesses. With `FLUX_FAST_TEST_GPU=1` they run on the first GPU.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -19,19 +21,20 @@ use crate::common::driver::{self, Driver};
 use crate::gpu::{GAP, exact, known, out_types, over, typed, with_nan};
 
 thread_local! {
-    /// Variants that ran in this test, and those that this machine cannot run, said aloud.
+    /// Variants that ran in this test, and those that were skipped with a message because this
+    /// machine cannot run them.
     static RAN: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
 }
 
-/// One backend for each GPU that variants are for, opened once: compiling the kernels takes longer than most cases.
+/// One backend for each kind of GPU, opened once: loading the kernels takes longer than most cases.
 static BACKENDS: Mutex<Vec<(usize, CudaBackend)>> = Mutex::new(Vec::new());
 
-/// Runs `f` on the GPU called `ordinal`, and whatever wants the reports of the driver with it.
+/// Runs `f` with the backend of GPU `ordinal`, with no other user of the driver at the same time.
 fn on<T>(driver: &Driver, ordinal: usize, f: impl FnOnce(&mut CudaBackend) -> T) -> T {
     let _turn = driver::take_turn();
     let mut backends: MutexGuard<_> = BACKENDS.lock().unwrap_or_else(PoisonError::into_inner);
     let at = backends.iter().position(|(o, _)| *o == ordinal).unwrap_or_else(|| {
-        // Few multiprocessors, so that blocks make several tiles, and tiles enough for all are soon there.
+        // Few multiprocessors, so that small cases already give each block several tiles.
         driver.configure("sms.1=4,sms.2=2");
         let compute = if fp8(driver, ordinal) { Compute::Fp8 } else { Compute::Auto };
         let backend =
@@ -42,7 +45,7 @@ fn on<T>(driver: &Driver, ordinal: usize, f: impl FnOnce(&mut CudaBackend) -> T)
     f(&mut backends[at].1)
 }
 
-/// Whether the GPU called `ordinal` has FP8 products.
+/// Whether GPU `ordinal` multiplies FP8.
 fn fp8(driver: &Driver, ordinal: usize) -> bool {
     match driver {
         Driver::Real { capability } => *capability >= (8, 9),
@@ -50,10 +53,10 @@ fn fp8(driver: &Driver, ordinal: usize) -> bool {
     }
 }
 
-/// The GPU of the test driver on which variants for `arch` run; none if a real GPU cannot run them.
+/// The GPU on which variants for `arch` run; `None` if the real GPU cannot run them.
 fn gpu_for(driver: &Driver, arch: Arch) -> Option<usize> {
     match driver {
-        // Products of the older kind in FP8 are for GPUs that have nothing better, or not for them at all.
+        // The FP8 kernels for Ada are not meant for Hopper and data-centre Blackwell GPUs.
         Driver::Real { capability: (9..=11, _) } if arch == Arch::From(8, 9) => None,
         Driver::Real { capability } => arch.runs_on(*capability).then_some(0),
         Driver::Fake(_) => Some(match arch {
@@ -64,7 +67,8 @@ fn gpu_for(driver: &Driver, arch: Arch) -> Option<usize> {
     }
 }
 
-/// Runs every CUDA variant of `op` that accepts it, and the one that is chosen, against the reference.
+/// Runs every CUDA variant that accepts `op`, and the variant that the backend chooses, against the
+/// reference.
 #[track_caller]
 pub fn check(case: &Case, op: Op, left_alone: usize) {
     let Some(driver) = driver::get() else { return };
@@ -83,7 +87,7 @@ pub fn check(case: &Case, op: Op, left_alone: usize) {
     }
 }
 
-/// Every CUDA variant that accepts `op`, which writes F32, gives these very bits.
+/// Checks that every CUDA variant that accepts `op`, which writes F32, gives exactly `expected`.
 #[track_caller]
 pub fn check_bits(case: &Case, op: Op, expected: &[f32]) {
     let Some(driver) = driver::get() else { return };
@@ -103,20 +107,20 @@ fn bound(op: &Op, variant: &str) -> f64 {
     let products = matches!(op, Op::Linear(_) | Op::Conv2d(_) | Op::Attention(_));
     match (exact(op), variant.contains("_w8a8_"), wide && !products) {
         (true, ..) => 0.0,
-        // Three bits of mantissa on either side.
+        // Both operands have three bits of mantissa.
         (_, true, _) => 6e-2,
         (_, _, true) => 1e-5,
         _ => 1e-2,
     }
 }
 
-/// A NaN in the middle of `tensor` shows in the output of every CUDA variant.
+/// Checks that a NaN in the middle of `tensor` reaches the output of every CUDA variant.
 #[track_caller]
 pub fn check_nan(case: &Case, op: Op, tensor: Tensor) {
     let Some(driver) = driver::get() else { return };
     let (narrow, typed_op) = with_nan(case, op, tensor);
     run_all(driver, &narrow, typed_op, &mut |variant, found| {
-        assert!(found.iter().any(|x| x.is_nan()), "{variant}: swallowed a NaN: {op}");
+        assert!(found.iter().any(|x| x.is_nan()), "{variant}: lost a NaN: {op}");
     });
 }
 
@@ -128,7 +132,7 @@ fn run_all(driver: &Driver, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f
         let Some(ordinal) = gpu_for(driver, arch) else { continue };
         let answer = on(driver, ordinal, |backend| {
             if let Err(e) = backend.force(vec![KernelChoice::new(op.name(), variant)]) {
-                // The GPU could, but its driver is too old.
+                // The GPU could run it, but the driver is too old.
                 assert!(matches!(driver, Driver::Real { .. }), "{e}");
                 eprintln!("SKIPPED {variant}: {e}");
                 RAN.with_borrow_mut(|ran| ran.insert(variant.to_string()));
@@ -151,7 +155,7 @@ fn run_all(driver: &Driver, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f
         }
     }
     assert!(ran, "no CUDA variant runs {op}");
-    // What is chosen where nothing is forced must run, whatever the case.
+    // The variant that the backend chooses must run every case.
     let ordinals: &[usize] = match driver {
         Driver::Real { .. } => &[0],
         Driver::Fake(_) => &[driver::RTX_3060, driver::RTX_4060, driver::H100],
@@ -162,7 +166,7 @@ fn run_all(driver: &Driver, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f
             let chosen = case.run_on(backend, op, "the chosen variant", &image);
             (chosen, driver.check_findings(&format!("the chosen variant: {op}")))
         });
-        // A real driver does not tell what ran.
+        // A real driver does not report which kernels ran.
         let guess = matches!(driver, Driver::Real { .. })
             && fp8(driver, ordinal)
             && matches!(op, Op::Linear(_));
@@ -175,7 +179,8 @@ fn run_all(driver: &Driver, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f
     }
 }
 
-/// Every CUDA variant of `op` has run in this test: a table whose entries refuse everything would pass otherwise.
+/// Checks that every CUDA variant of `op` has run in this test: without this check, variants that
+/// refuse every case would pass.
 #[track_caller]
 pub fn all_ran(op: &str) {
     let Some(driver) = driver::get() else { return };

@@ -1,4 +1,4 @@
-//! What the GPU backends' tests share: cases in the types that GPUs compute in, and how results are judged.
+//! Shared by the tests of both GPU backends: cases in the types that GPUs compute in.
 
 use flux_fast::dtype::DType;
 use flux_fast::op::{
@@ -8,10 +8,12 @@ use flux_fast::tensor::{Slot, Tensor};
 
 use crate::case::Case;
 
-/// Every byte of this is NaN in every type, so that whatever is read astray poisons the result.
+/// Fills gaps between tensors: it is NaN in every type, so that a read out of bounds spoils the
+/// result.
 pub const GAP: u8 = 0xff;
 
-/// The case in the types that a GPU gets, `f32_out` leaving written tensors in F32, and the same case with the rounded values in F32.
+/// The case in the types of a GPU (`f32_out`: written tensors stay F32), and the same case with the
+/// rounded values in F32.
 pub fn typed(case: &Case, op: &Op, f32_out: bool) -> (Case, Case) {
     let mut keep: Vec<Tensor> = match *op {
         Op::QkNormRope(QkNormRope { rope, .. }) => vec![rope],
@@ -22,7 +24,7 @@ pub fn typed(case: &Case, op: &Op, f32_out: bool) -> (Case, Case) {
         _ => vec![],
     };
     if f32_out {
-        // A residual has the type of what it is added to.
+        // A residual has the type of the output.
         let residual = match *op {
             Op::Linear(Linear {
                 epilogue: Epilogue::Add { residual } | Epilogue::GatedAdd { residual, .. },
@@ -58,7 +60,7 @@ pub fn over(op: Op, case: &Case) -> Op {
     })
 }
 
-/// Whether what `op` writes is left in F32, each way that matters.
+/// The values of `f32_out` to test `op` with.
 pub fn out_types(op: &Op) -> &'static [bool] {
     if matches!(op, Op::Linear(_) | Op::Conv2d(_) | Op::Unpack(_)) {
         &[false, true]
@@ -77,7 +79,7 @@ pub fn with_nan(case: &Case, op: Op, tensor: Tensor) -> (Case, Op) {
     t.dtype.encode(f32::NAN, &mut nan);
     bytes[at..at + nan.len()].copy_from_slice(&nan);
     let typed_op = over(op, &narrow);
-    // What is left unwritten must not pass for the NaN that is looked for.
+    // An output that is not written must not count as the NaN that we look for.
     for out in typed_op.writes().iter().filter(|t| !typed_op.reads().contains(t)) {
         let Slot::Input(id) = out.slot else { unreachable!("tests use inputs only") };
         narrow.tensors[id as usize].1.fill(0);
@@ -85,7 +87,7 @@ pub fn with_nan(case: &Case, op: Op, tensor: Tensor) -> (Case, Op) {
     (narrow, typed_op)
 }
 
-/// GPUs have BF16 and F32 activations only.
+/// Whether a GPU backend supports the types of `op`: activations are BF16 or F32 only.
 pub fn known(op: &Op) -> bool {
     op.reads().iter().chain(&op.writes()).all(|t| t.dtype != DType::F16)
 }

@@ -1,5 +1,6 @@
-//! What the kernels that take the time do with memory, counted by the PTX machine at shapes like the model's: no bank conflicts in their loops, no more
-//! global sectors than the data fills. `--nocapture` shows the counts.
+//! Memory accesses of the slowest kernels, counted by the PTX machine at shapes like the model's:
+//! no bank conflicts in their loops, and no more global sectors than the data fills. `--nocapture`
+//! prints the counts.
 
 use std::sync::Arc;
 
@@ -58,7 +59,7 @@ impl Case {
         Weight { id: self.weights.len() as u32 - 1, rows, cols }
     }
 
-    /// The counters of every kernel that `op`, run by `variant`, launches.
+    /// The counters of every kernel that `variant` launches for `op`.
     fn count(
         self,
         driver: &Driver,
@@ -162,8 +163,9 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
             seen.push(c.count(driver, &mut ampere, &format!("linear_{name}_{tile}_sm80"), op));
         }
     }
-    // Weights in blocks: quants of 4 bits and scales are less than a sector of a row, whose other bytes the next steps find in L1. So sectors have a
-    // bound of their own; what tells more is the arithmetic.
+    // Weights in blocks: a step reads less than a sector of 4-bit codes and scales per row, and the
+    // next steps find the rest in L1. So sectors have a separate bound; the instruction count says
+    // more.
     let mut blocks = Vec::new();
     for format in FORMATS.iter() {
         for (tile, rows) in [("128x128", 128), ("64x64", 64), ("rows16", 16)] {
@@ -173,7 +175,7 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
             }
         }
     }
-    // A side of rank 64 beside k of 1024.
+    // A side branch of rank 64 next to K = 1024.
     for (dtype, tile) in [
         (DType::BF16, "bf16_128x128"),
         (DType::F8E4M3, "e4m3_128x128"),
@@ -190,7 +192,8 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
             false => blocks.extend(lines.into_iter().map(|line| ("with a side", line))),
         }
     }
-    // These loop over tiles: the sectors of an epilogue's scales count as in a loop, beside a long one here as in the model.
+    // These kernels loop over tiles, so that the epilogue's sectors count as loop sectors; K is
+    // long here, as in the model.
     let (c, op) = linear(128, 3072, 128, DType::F8E4M3);
     seen.push(c.count(driver, &mut ada, "linear_e4m3_w8a8_128x128_sm89", op));
     for (name, dtype) in
@@ -309,11 +312,11 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
         );
         assert!(line["findings"].as_array().unwrap().is_empty(), "{line}");
         if sectors > 1.1 {
-            faults.push(format!("{name}: {sectors} sectors for each that the data fills"));
+            faults.push(format!("{name}: {sectors} sectors read for each sector of data"));
         }
         if shared > 1.0 {
             faults
-                .push(format!("{name}: {shared} shared-memory wavefronts for each that is needed"));
+                .push(format!("{name}: {shared} shared-memory wavefronts for each necessary one"));
         }
     }
     for (format, line) in blocks.iter().filter(|(_, line)| line["mma_flops"].as_f64() > Some(0.0)) {
@@ -328,11 +331,11 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
         );
         assert!(line["findings"].as_array().unwrap().is_empty(), "{line}");
         if sectors > if name.contains("rows16") { 2.4 } else { 1.7 } {
-            faults.push(format!("{name}: {sectors} sectors for each that the data fills"));
+            faults.push(format!("{name}: {sectors} sectors read for each sector of data"));
         }
         if shared > 1.0 {
             faults
-                .push(format!("{name}: {shared} shared-memory wavefronts for each that is needed"));
+                .push(format!("{name}: {shared} shared-memory wavefronts for each necessary one"));
         }
     }
     assert!(seen.iter().all(|lines| !lines.is_empty()));

@@ -1,12 +1,12 @@
-//! The operation table: every operation, at ragged shapes, in every stored type, by every variant that
-//! this machine can run, against the reference loops. Inputs are random and new in every run; a failing
-//! test prints the seed, and `FLUX_FAST_TEST_SEED` repeats it.
+//! The operation table: every operation, at ragged shapes, in every stored type, by every variant
+//! that this machine can run, against the reference loops. Inputs are random and new in every run;
+//! a failing test prints the seed, and `FLUX_FAST_TEST_SEED` repeats it.
 //!
-//! The CUDA variants run on the same cases in BF16, on the PTX machine behind a driver without a GPU
-//! (`cuda`); the WGSL variants on the first adapter, in F32 and in BF16 (`wgpu`).
+//! The CUDA variants run on the same cases in BF16, on the PTX machine behind a driver without a
+//! GPU (`cuda`); the WGSL variants on the first adapter, in F32 and in BF16 (`wgpu`).
 //!
-//! Sentinels surround every tensor, outputs are NaN before the run, and bytes outside the output must
-//! not change. Every CPU variant runs on one thread and on two, which must agree to the bit.
+//! Sentinels surround every tensor, outputs are NaN before the run, and bytes outside the output
+//! must not change. Every CPU variant runs on one thread and on two, which must agree to the bit.
 
 mod blocks;
 mod case;
@@ -33,8 +33,8 @@ use flux_fast::op::{
 };
 use flux_fast::tensor::{Scale, Tensor};
 
-/// Every variant of these operations has run in this test on every backend: a table whose entries refuse
-/// everything would pass otherwise.
+/// Every variant of these operations has run in this test on every backend: a table whose entries
+/// refuse everything would pass otherwise.
 #[track_caller]
 fn all_ran(ops: &[&str]) {
     for op in ops {
@@ -49,8 +49,8 @@ const ROWS: [usize; 4] = [1, 17, 255, 257];
 fn linear_in_every_stored_type() {
     for dtype in [DType::F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2, DType::I8] {
         let ragged = [(1, 64, 96), (17, 100, 33), (257, 31, 65), (40, 513, 7)];
-        // Whole vectors in every row, as the model's matrices have them; K that ends within a step; K so long that pipelines go round, and parts of it
-        // are summed on their own.
+        // Rows of whole vectors, as in the model; K that ends within a step; K so long that the
+        // pipeline wraps around and partial sums are combined.
         let even = [(9, 256, 328), (130, 192, 136), (300, 320, 200), (33, 176, 80), (40, 520, 72)];
         let long = match dtype {
             DType::F32 => None,
@@ -74,7 +74,7 @@ fn linear_in_every_stored_type() {
             );
         }
     }
-    // Fused q, k, v of three files, one of them scaled by rows; x and out are windows.
+    // Fused q, k, v from three files, one of them scaled by rows; x and out are windows.
     let mut c = Case::new();
     let rows: Arc<[f32]> = (0..20).map(|i| 0.5 + i as f32 / 8.0).collect();
     let parts = [
@@ -92,7 +92,7 @@ fn linear_in_every_stored_type() {
         out: out.columns(9, 49),
     });
     c.check(op, 33 * 15);
-    // Types in blocks have tests of their own (`blocks`).
+    // Block formats are tested in `blocks`.
     let mut c = Case::new();
     let (x, w, out) =
         (c.input(17, 256), c.blocks(256, &[(40, DType::Q4K, false)]), c.output(17, 40));
@@ -121,7 +121,7 @@ fn linear_with_every_epilogue() {
         (18, DType::Q8_0),
     ] {
         let mut c = Case::new();
-        // One of them without scales.
+        // One case has no scales.
         let scaled = dtype.is_plain() && dtype.size() == 1 && rows != 20;
         let scale = if scaled { Scale::Rows(scales.clone()) } else { Scale::One };
         let k = if dtype.is_plain() { 40 } else { 64 };
@@ -146,7 +146,8 @@ fn linear_with_every_epilogue() {
         }
         let residual = c.input(rows, 72);
         let groups = if rows % 2 == 0 { 2 } else { 1 };
-        // Gates that begin anywhere, and such as vectors can be read from, for every row the same and for the rows of two pictures.
+        // Gates at unaligned and at aligned columns, one for all rows and one for each of two
+        // images.
         let mut gates = vec![c.input(groups, 150).columns(71, 72), c.input(1, 144).columns(72, 72)];
         if groups == 2 {
             gates.push(c.input(2, 144).columns(72, 72));
@@ -208,7 +209,7 @@ fn conv2d_in_every_geometry() {
 
 #[test]
 fn attention_of_every_kind() {
-    // (pictures, tokens, heads, width of a head)
+    // (images, tokens, heads, head width)
     let sizes = [
         (1, 1, 1, 8),
         (2, 17, 3, 64),
@@ -226,7 +227,7 @@ fn attention_of_every_kind() {
         let bias_table = c.input(2 * tokens - 1, heads);
         let (q, k, v) =
             (qkv.columns(0, width), qkv.columns(width, width), qkv.columns(2 * width, width));
-        // The largest scale makes single keys win; the smallest averages.
+        // With the largest scale single keys dominate; with the smallest the result is an average.
         for (scale, causal, with_bias) in [
             (1.0 / (dim as f32).sqrt(), false, false),
             (0.7, true, false),
@@ -271,7 +272,8 @@ fn attention_of_every_kind() {
             c.check(op(Some((5, text)), image), 0);
         }
     }
-    // Several tiles for a block, and heads enough that it goes from one to the next, as in the model's own attention.
+    // Several tiles per block of threads, and enough heads that a block goes on to the next head,
+    // as in the model.
     let (batch, tokens, heads, dim) = (2, 300, 2, 128);
     let (rows, width) = (batch * tokens, heads * dim);
     let mut c = Case::new();
@@ -291,8 +293,8 @@ fn attention_of_every_kind() {
 }
 
 #[test]
-fn attention_with_far_scores_neither_overflows_nor_forgets() {
-    // Queries and keys of size 30 and 512 columns: scores far beyond what e^x can hold without the running maximum.
+fn attention_with_large_scores_does_not_overflow() {
+    // Scores up to 30 * 512: e^x overflows unless the running maximum is subtracted.
     let mut c = Case::new();
     let (q, k, v) = (c.input(140, 512), c.input(140, 512), c.input(140, 512));
     let out = c.output(140, 512);
@@ -335,7 +337,7 @@ fn norms_of_rows() {
             let (x, out, weight, bias) =
                 (c.input(rows, cols), c.output(rows, cols), c.vector(cols), c.vector(cols));
             for out in [out, x] {
-                // With one column the normalised value is zero, and only the affine part remains.
+                // With one column the normalised value is zero and only the affine part remains.
                 c.check(LayerNorm { x, weight, bias, eps: 1e-5, out }, 0);
                 c.check(RmsNorm { x, weight, eps: 1e-6, out }, 0);
                 for groups in [1, rows] {
@@ -368,7 +370,8 @@ fn a_layer_norm_far_from_zero_keeps_its_digits() {
         if needs <= Isa::detect() {
             let found = c.written(&op, &c.run(op, variant, 1, &image).unwrap());
             let worst = found.iter().zip(&expected).map(|(f, e)| (f - e).abs()).fold(0.0, f32::max);
-            // An f32 mean near 1000 is off by up to 1e-4 or so; a one-pass variance would be off by tenths.
+            // An f32 mean near 1000 has an error of about 1e-4; a one-pass variance would have an
+            // error of tenths.
             assert!(worst < 2e-3, "{variant}: {worst}");
         }
     }
@@ -379,7 +382,7 @@ fn a_layer_norm_far_from_zero_keeps_its_digits() {
 }
 
 #[test]
-fn queries_and_keys_are_normed_and_turned() {
+fn queries_and_keys_are_normalised_and_rotated() {
     for (batch, n, tokens, first, heads, dim) in
         [(1, 1, 1, 0, 1, 2), (2, 17, 40, 11, 3, 64), (1, 255, 257, 2, 2, 128), (1, 9, 9, 0, 5, 30)]
     {
@@ -568,7 +571,7 @@ fn copies_and_casts() {
 }
 
 #[test]
-fn every_operation_has_been_listed_here() {
+fn every_operation_is_in_this_table() {
     let mut known: BTreeMap<&str, usize> = variants::ops().map(|op| (op, 0)).collect();
     let source = include_str!("main.rs");
     for (op, count) in &mut known {

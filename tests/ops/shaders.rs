@@ -1,4 +1,5 @@
-//! Every WGSL shader, with no adapter: it parses and validates, translates for Vulkan, Metal and DirectX 12, and is what the host takes it to be.
+//! Every WGSL shader, without an adapter: it parses and validates, translates for Vulkan, Metal and
+//! DirectX 12, and matches the host's tables.
 
 use std::collections::HashMap;
 
@@ -18,11 +19,11 @@ fn parse(shader: &Shader, needs: &Needs) -> (Module, ModuleInfo) {
     let module = naga::front::wgsl::parse_str(&text)
         .unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)));
     let mut capabilities = Capabilities::IMMEDIATES;
-    // Only what the shader says that it needs.
+    // Only the capabilities that the shader declares.
     capabilities.set(Capabilities::SHADER_FLOAT16, needs.f16);
     capabilities.set(Capabilities::SUBGROUP, needs.subgroups);
     capabilities.set(Capabilities::COOPERATIVE_MATRIX, needs.cooperative_matrix);
-    // f16 pairs in words are WebGPU's own.
+    // Packing two f16 into a word is part of WebGPU.
     capabilities |= Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     let mut validator = Validator::new(ValidationFlags::all(), capabilities);
     validator
@@ -35,7 +36,7 @@ fn parse(shader: &Shader, needs: &Needs) -> (Module, ModuleInfo) {
 }
 
 #[test]
-fn what_the_host_takes_them_for_is_what_they_are() {
+fn bindings_parameters_and_memory_match_the_host() {
     for (shader, constants, needs) in all() {
         let name = shader.name;
         let (module, _) = parse(shader, &needs);
@@ -89,7 +90,7 @@ fn what_the_host_takes_them_for_is_what_they_are() {
         );
         let names: Vec<_> = members.iter().map(|m| m.name.as_deref().unwrap_or("")).collect();
         assert_eq!(names[..2], ["first", "groups"], "{name}");
-        // 32-bit fields without padding: what `#[repr(C)]` gives the host.
+        // 32-bit fields without padding, as in the host's `#[repr(C)]` struct.
         assert!(
             members.iter().enumerate().all(|(i, m)| m.offset as usize == 4 * i),
             "{name}: {members:?}"
@@ -106,7 +107,8 @@ fn what_the_host_takes_them_for_is_what_they_are() {
     }
 }
 
-/// With its constants put in, each is the size that its variant says, and translates for every platform.
+/// With its constants, each shader has the workgroup size and memory of its variant, and translates
+/// for every platform.
 #[test]
 fn they_translate_for_every_platform() {
     for (shader, constants, needs) in all() {
@@ -155,7 +157,7 @@ fn they_translate_for_every_platform() {
             "{what}: {translated:?}"
         );
 
-        // DirectX knows no cooperative matrices.
+        // DirectX has no cooperative matrices.
         if needs.cooperative_matrix {
             continue;
         }
@@ -177,9 +179,10 @@ fn they_translate_for_every_platform() {
     }
 }
 
-/// A store to one component of a vector may write the whole vector (Metal does so): where other threads write its other components, or may, that is a race.
+/// A store to one component of a vector may write the whole vector (on Metal it does). If other
+/// threads may write its other components, that is a race.
 #[test]
-fn nobody_stores_components_of_shared_vectors() {
+fn no_shader_stores_components_of_shared_vectors() {
     fn stores(block: &naga::Block, found: &mut Vec<naga::Handle<naga::Expression>>) {
         use naga::Statement::*;
         for statement in block {
@@ -231,7 +234,7 @@ fn the_last_variant_of_every_operation_needs_nothing_special() {
         let all = names(op).unwrap();
         let (last, needs) = all.last().unwrap();
         assert!(!needs.f16 && !needs.subgroups && !needs.cooperative_matrix, "{last}");
-        // What WebGPU promises, and `adapters` asks for.
+        // The limits that WebGPU guarantees and that `adapters` requires.
         assert!(needs.threads <= 256 && needs.shared_bytes <= 16_384, "{last}: {needs:?}");
         let mut unique: Vec<_> = all.iter().map(|(name, _)| name).collect();
         unique.sort();

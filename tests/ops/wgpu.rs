@@ -1,7 +1,9 @@
-//! The WGSL variants on the same cases, on the first adapter of this machine (Mesa's lavapipe will do): in F32 and in BF16, whole, and with windows so small that
-//! operands are cut.
+//! The WGSL variants on the same cases, on the first adapter of this machine (Mesa's lavapipe is
+//! enough): in F32 and in BF16, with whole operands, and with windows so small that operands are
+//! split.
 //!
-//! Without an adapter they are skipped, aloud; with `FLUX_FAST_TEST_WGPU=1` that is a failure.
+//! Without an adapter these tests are skipped with a message; with `FLUX_FAST_TEST_WGPU=1` that is
+//! a failure.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -20,11 +22,13 @@ use crate::common::adapter;
 use crate::gpu::{GAP, exact, known, out_types, over, typed, with_nan};
 
 thread_local! {
-    /// Variants that ran in this test, and those that this machine cannot run, said aloud.
+    /// Variants that ran in this test, and those that were skipped with a message because this
+    /// machine cannot run them.
     static RAN: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
-    /// The same, with the type that weights were stored in.
-    static RAN_ON: RefCell<BTreeSet<(&'static str, &'static str)>> = const { RefCell::new(BTreeSet::new()) };
-    /// Operations whose operands were cut where windows are small.
+    /// The same, with the stored type of the weights.
+    static RAN_ON: RefCell<BTreeSet<(&'static str, &'static str)>> =
+        const { RefCell::new(BTreeSet::new()) };
+    /// Operations whose operands were split by small windows.
     static CUT: RefCell<BTreeSet<&'static str>> = const { RefCell::new(BTreeSet::new()) };
 }
 
@@ -32,20 +36,21 @@ thread_local! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Mode {
     compute: Compute,
-    /// Windows of this many bytes at most.
+    /// Upper bound of a window, in bytes.
     windows: Option<u64>,
 }
 
 const WIDE: Mode = Mode { compute: Compute::F32, windows: None };
 const NARROW: Mode = Mode { compute: Compute::BF16, windows: None };
 const HALF: Mode = Mode { compute: Compute::F16, windows: None };
-/// Windows of this many bytes at least, where they are small.
+/// Lower bound of a small window, in bytes.
 const SMALL: u64 = 8 << 10;
 
-/// Operations of a submission at most, where dispatches are cut: a few workgroups of most cases.
+/// Upper bound of the arithmetic operations of a submission when dispatches are split: a few
+/// workgroups of most cases.
 const MOST_WORK: u64 = 100_000;
 
-/// Opened once: shaders are compiled when they are first used, which takes longer than most cases.
+/// Opened once: a shader is compiled when it is first used, which takes longer than most cases.
 static BACKEND: Mutex<Option<WgpuBackend>> = Mutex::new(None);
 
 fn on<T>(mode: Mode, f: impl FnOnce(&mut WgpuBackend) -> T) -> T {
@@ -55,13 +60,14 @@ fn on<T>(mode: Mode, f: impl FnOnce(&mut WgpuBackend) -> T) -> T {
             .unwrap()
     };
     let backend = backend.get_or_insert_with(open);
-    // Where windows are small, dispatches are, too.
+    // Small windows come with small dispatches.
     let most_work = if mode.windows.is_some() { MOST_WORK } else { u64::MAX };
     backend.pretend(mode.compute, mode.windows.unwrap_or(u64::MAX), most_work);
     f(backend)
 }
 
-/// Runs every WGSL variant of `op` that accepts it, and the one that is chosen, against the reference.
+/// Runs every WGSL variant that accepts `op`, and the variant that the backend chooses, against the
+/// reference.
 #[track_caller]
 pub fn check(case: &Case, op: Op, left_alone: usize) {
     let Some(f16) = adapter::get().map(|a| a.f16) else { return };
@@ -102,13 +108,14 @@ fn bound(op: &Op, variant: &str) -> f64 {
         () if exact(op) => 0.0,
         () if half && written => 2e-3,
         () if half => 1e-2,
-        // Convolution kernels become BF16 where activations are.
+        // Convolution kernels are rounded to BF16 if activations are BF16.
         () if wide || (written && !matches!(op, Op::Conv2d(_))) => 1e-5,
         () => 4e-3, // rounded once
     }
 }
 
-/// Runs every WGSL variant of `op` that accepts it, in F32, for what cannot be judged by an error against the reference.
+/// Runs every WGSL variant that accepts `op`, in F32, for results that are not compared with the
+/// reference.
 #[track_caller]
 pub fn judge(case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32])) {
     if adapter::get().is_some() {
@@ -116,7 +123,7 @@ pub fn judge(case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32])) {
     }
 }
 
-/// What comes of an operation that must be refused.
+/// The error of an operation that must be refused, or `None` without an adapter.
 pub fn refused(case: &Case, op: Op) -> Option<Error> {
     adapter::get()?;
     let image = case.image_between(GAP);
@@ -124,12 +131,12 @@ pub fn refused(case: &Case, op: Op) -> Option<Error> {
         backend.force(vec![]).unwrap();
         Some(
             case.run_on(backend, op, "the chosen variant", &image)
-                .expect_err("it is to be refused"),
+                .expect_err("the operation must be refused"),
         )
     })
 }
 
-/// A NaN in the middle of `tensor` shows in the output of every WGSL variant.
+/// Checks that a NaN in the middle of `tensor` reaches the output of every WGSL variant.
 #[track_caller]
 pub fn check_nan(case: &Case, op: Op, tensor: Tensor) {
     let Some(f16) = adapter::get().map(|a| a.f16) else { return };
@@ -149,7 +156,7 @@ pub fn check_nan(case: &Case, op: Op, tensor: Tensor) {
             continue;
         }
         run_all(mode, case, op, &mut |variant, found| {
-            assert!(found.iter().any(|x| x.is_nan()), "{variant}: swallowed a NaN: {op}");
+            assert!(found.iter().any(|x| x.is_nan()), "{variant}: lost a NaN: {op}");
         });
     }
 }
@@ -185,8 +192,8 @@ fn run_all(mode: Mode, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32]))
         }
     }
     assert!(ran, "no WGSL variant runs {op}");
-    // What is chosen where nothing is forced must run, whatever the case; with small windows it must give the same bits, unless a matrix is refused that
-    // cannot be cut.
+    // The variant that the backend chooses must run every case. With small windows it must give the
+    // same bits, unless it refuses a matrix that cannot be split.
     let plain =
         Mode { compute: if mode == WIDE { Compute::F32 } else { Compute::BF16 }, windows: None };
     let chosen = |mode| {
@@ -200,7 +207,7 @@ fn run_all(mode: Mode, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32]))
     let (after, whole) = chosen(plain).unwrap_or_else(|e| panic!("{e}: {op}"));
     case.check_surroundings(&op, "the chosen variant", &image, &after);
     judge("the chosen variant", &case.written(&op, &after));
-    // Two thirds of the largest operand: it must be cut.
+    // Windows of two thirds of the largest operand, so that it must be split.
     let largest =
         op.reads().iter().chain(&op.writes()).map(|t| t.bytes() as u64).max().unwrap_or(0);
     match chosen(Mode { windows: Some((largest / 3 * 2).max(SMALL)), ..plain }) {
@@ -211,7 +218,7 @@ fn run_all(mode: Mode, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32]))
             }
         }
         Err(e) if e.kind() == Kind::Memory && e.to_string().contains("no shader for this") => {
-            // A matrix that cannot be cut, a few of whose rows must be seen together.
+            // A matrix that cannot be split because several rows must be in one window.
             let weight =
                 op.weights().iter().map(|w| 4 * (w.rows * w.cols) as u64).max().unwrap_or(0);
             assert!(largest > SMALL || weight > SMALL / 2, "{e}: {op}");
@@ -220,15 +227,16 @@ fn run_all(mode: Mode, case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32]))
     }
 }
 
-/// Which of `FORMATS` the weights of `op` are stored in, where that is one of them.
+/// The index in `FORMATS` of the stored type of `op`'s weights, if it is a block format.
 fn format(case: &Case, op: &Op) -> Option<usize> {
     let Op::Linear(Linear { w, .. }) = op else { return None };
     let dtype = case.weights[w.id as usize].parts[0].dtype;
     FORMATS.iter().position(|f| f.dtype == dtype)
 }
 
-/// Tiles differ in what they do with elements, not in how these are made, and compiling takes long: of the tiles and of the variants for few rows every
-/// format takes its turn, and runs in one type of activations.
+/// Whether `variant` runs on the format of `op`. Tiles differ in how they use elements, not in how
+/// they decode them, and compiling them takes long. So each format runs one of the tiles and one of
+/// the variants for few rows, with one type of activations.
 fn in_turn(case: &Case, op: &Op, mode: Mode, variant: &str) -> bool {
     let Some(format) = format(case, op) else { return true };
     let tiles: &[&str] = match mode == WIDE {
@@ -242,7 +250,7 @@ fn in_turn(case: &Case, op: &Op, mode: Mode, variant: &str) -> bool {
     turn(tiles, kind).or(turn(&few, kind)).unwrap_or(true)
 }
 
-/// Whether `op` runs in F32; in what GPUs compute in otherwise.
+/// Whether `op` runs in F32 (`true`) or in the GPU's narrow type (`false`); `None`: in both.
 fn wide_turn(case: &Case, op: &Op) -> Option<bool> {
     format(case, op).map(|f| f % 2 == 0)
 }
@@ -255,19 +263,21 @@ fn ran_one(variant: &'static str, case: &Case, op: &Op) {
     }
 }
 
-/// Whether a variant of `linear` takes what tests/ops/blocks.rs has.
+/// Whether a variant of `linear` is for the weights of `blocks`.
 fn of_blocks(variant: &str) -> bool {
     variant.starts_with("linear_blocks_") || variant.starts_with("linear_i8_")
 }
 
-/// Every WGSL variant of `op` has run in this test: a table whose entries refuse everything would pass otherwise. Those for blocks have tests of their own.
+/// Checks that every WGSL variant of `op` has run in this test, except the variants for blocks:
+/// without this check, variants that refuse every case would pass.
 #[track_caller]
 pub fn all_ran(op: &str) {
     let all = names(op).expect("every operation has WGSL variants");
     ran(op, all.into_iter().map(|(n, _)| n).filter(|n| !of_blocks(n)).collect());
 }
 
-/// Every WGSL variant of `linear` for blocks and I8 has run, and on every format one of each kind.
+/// Checks that every WGSL variant of `linear` for blocks and I8 has run, and one of each kind on
+/// every format.
 #[track_caller]
 pub fn all_ran_on_blocks() {
     let all = || names("linear").unwrap().into_iter().map(|(n, _)| n);
@@ -292,7 +302,7 @@ fn ran(op: &str, all: Vec<&'static str>) {
     let missing: Vec<&str> =
         all.into_iter().filter(|n| !RAN.with_borrow(|ran| ran.contains(*n))).collect();
     assert!(missing.is_empty(), "never ran: {missing:?}");
-    // The cases of these are smaller than any window.
+    // The cases of these operations are smaller than any window.
     let small = ["timestep_embed", "pack", "unpack", "euler_step", "copy_rows"];
-    assert!(small.contains(&op) || CUT.with_borrow(|cut| cut.contains(op)), "{op} was never cut");
+    assert!(small.contains(&op) || CUT.with_borrow(|cut| cut.contains(op)), "{op} was never split");
 }
