@@ -7,7 +7,8 @@ pub mod flux1;
 pub mod t5;
 pub mod vae;
 
-pub use config::{ClipConfig, FluxConfig, Shapes, T5Config, VaeConfig};
-
-/// The name and shape of a tensor as files store it.
-pub type TensorSpec = (String, Vec<usize>);
+pub use clip::ClipConfig;
+pub use config::{Shapes, TensorSpec};
+pub use flux1::FluxConfig;
+pub use t5::T5Config;
+pub use vae::VaeConfig;

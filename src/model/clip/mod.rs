@@ -1,7 +1,11 @@
 //! CLIP's text model, after `transformers`' `CLIPTextModel`: pre-norm, causal, learned positions.
 
-use super::{ClipConfig, TensorSpec};
+mod config;
+
+pub use config::ClipConfig;
+
 use crate::dtype::DType;
+use crate::model::config::TensorSpec;
 use crate::op::{Attention, Embed, Epilogue, LayerNorm, Linear, Program, Recorder};
 
 /// Encodes `batch` prompts of `positions` tokens. Input: `ids` (batch*positions x 1, I32). Output `hidden`: batch*positions x width, after the final norm; the

@@ -1,8 +1,8 @@
 //! One denoising step.
 
+use super::config::FluxConfig;
 use super::{linear, linear_rows};
 use crate::dtype::DType;
-use crate::model::FluxConfig;
 use crate::op::{
     Attention, Cast, CopyRows, Epilogue, EulerStep, LayerNormModulate, Program, QkNormRope,
     Recorder,

@@ -4,13 +4,15 @@
 //! they depend only on timestep, guidance and pooled text, and their weights are 27 % of the
 //! model's. [`denoise()`] is one step of everything else, in three segments: head, blocks and tail.
 
+mod config;
 mod denoise;
 mod modulate;
 
+pub use config::FluxConfig;
 pub use denoise::{DenoiseShape, denoise, rope};
 pub use modulate::modulate;
 
-use crate::model::{FluxConfig, TensorSpec};
+use crate::model::config::TensorSpec;
 use crate::op::{Epilogue, Linear, Recorder};
 use crate::tensor::View;
 

@@ -1,8 +1,8 @@
 //! The modulation of every block for every step.
 
+use super::config::FluxConfig;
 use super::linear;
 use crate::dtype::DType;
-use crate::model::FluxConfig;
 use crate::op::{Epilogue, Program, Recorder, Silu, TimestepEmbed};
 use crate::tensor::Tensor;
 

@@ -1,7 +1,11 @@
 //! The T5 v1.1 encoder, after `transformers`' `T5EncoderModel`: RMSNorm, no biases, no softmax scale, a relative position bias shared by all layers.
 
-use super::{T5Config, TensorSpec};
+mod config;
+
+pub use config::T5Config;
+
 use crate::dtype::DType;
+use crate::model::config::TensorSpec;
 use crate::op::{Attention, Embed, Epilogue, GeluMul, Linear, Program, Recorder, RmsNorm};
 
 /// Encodes `batch` prompts of `length` tokens. Inputs: `ids` (batch*length x 1, I32), `buckets` (2*length - 1 x 1, I32, see `relative_buckets`).

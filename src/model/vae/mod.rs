@@ -1,7 +1,11 @@
 //! The autoencoder, after `flux/modules/autoencoder.py`. Pixels are rows, channels last; heights and widths are those of one tile.
 
-use super::{TensorSpec, VaeConfig};
+mod config;
+
+pub use config::VaeConfig;
+
 use crate::dtype::DType;
+use crate::model::config::TensorSpec;
 use crate::op::{
     Attention, Cast, Conv2d, ConvShape, Epilogue, GroupNorm, Linear, Pack, Program, Recorder,
     Unpack,

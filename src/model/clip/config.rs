@@ -1,0 +1,80 @@
+//! The sizes of CLIP's text model, from its tensors and `text_encoder/config.json`.
+
+use serde_json::Value;
+
+use crate::error::Result;
+use crate::model::config::{Shapes, count, epsilon, geometry, missing, uint};
+
+/// CLIP's text model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClipConfig {
+    pub vocab: usize,
+    pub width: usize,
+    pub heads: usize,
+    pub ff: usize,
+    pub layers: usize,
+    pub positions: usize,
+    pub eps: f32,
+    /// `quick_gelu` (OpenAI's weights) or the tanh form of GELU.
+    pub quick_gelu: bool,
+}
+
+impl ClipConfig {
+    /// From the canonical (Hugging Face) tensors; heads are 64 wide unless `config` says otherwise.
+    pub fn read(shapes: Shapes, config: Option<&Value>) -> Result<Self> {
+        let get = |name: &str| shapes(name).ok_or_else(|| missing("CLIP", name));
+        let (vocab, width) = get("text_model.embeddings.token_embedding.weight")?;
+        let (positions, _) = get("text_model.embeddings.position_embedding.weight")?;
+        let (ff, _) = get("text_model.encoder.layers.0.mlp.fc1.weight")?;
+        let layers = count(shapes, "text_model.encoder.layers.", ".mlp.fc1.weight");
+        if positions != 77 {
+            return Err(geometry("this CLIP does not read 77 tokens, as FLUX's does")
+                .found(format!("{positions} positions")));
+        }
+        let heads = uint(config, "num_attention_heads").unwrap_or((width / 64).max(1));
+        if heads == 0 || width % heads != 0 {
+            return Err(geometry("the CLIP width is not a whole number of heads")
+                .found(format!("{width} and {heads} heads")));
+        }
+        let act = config
+            .and_then(|c| c.get("hidden_act"))
+            .and_then(Value::as_str)
+            .unwrap_or("quick_gelu");
+        if !matches!(act, "quick_gelu" | "gelu_new" | "gelu_pytorch_tanh") {
+            return Err(geometry("unsupported CLIP activation").found(act).expected("quick_gelu"));
+        }
+        Ok(ClipConfig {
+            vocab,
+            width,
+            heads,
+            ff,
+            layers,
+            positions,
+            eps: epsilon(config, "layer_norm_eps", 1e-5)?,
+            quick_gelu: act == "quick_gelu",
+        })
+    }
+
+    /// CLIP ViT-L/14's text model, FLUX.1's pooled encoder.
+    pub fn large() -> Self {
+        ClipConfig {
+            vocab: 49408,
+            width: 768,
+            heads: 12,
+            ff: 3072,
+            layers: 12,
+            positions: 77,
+            eps: 1e-5,
+            quick_gelu: true,
+        }
+    }
+
+    /// As `text_encoder/config.json` has it.
+    pub fn to_json(&self) -> Value {
+        serde_json::json!({
+            "architectures": ["CLIPTextModel"], "hidden_size": self.width, "intermediate_size": self.ff, "num_attention_heads": self.heads,
+            "num_hidden_layers": self.layers, "vocab_size": self.vocab, "max_position_embeddings": self.positions,
+            "hidden_act": if self.quick_gelu { "quick_gelu" } else { "gelu_new" }, "layer_norm_eps": 1e-5,
+        })
+    }
+}

@@ -1,0 +1,143 @@
+//! The sizes of the transformer, from its tensors and `transformer/config.json`.
+
+use serde_json::Value;
+
+use crate::error::Result;
+use crate::model::config::{Shapes, count, geometry, missing};
+
+/// The transformer (MMDiT).
+#[derive(Debug, Clone, PartialEq)]
+pub struct FluxConfig {
+    /// Channels of a packed latent token (4 x latent channels).
+    pub in_channels: usize,
+    pub out_channels: usize,
+    pub hidden: usize,
+    pub heads: usize,
+    pub head_dim: usize,
+    /// Width of the feed-forward layers.
+    pub mlp_hidden: usize,
+    pub depth_double: usize,
+    pub depth_single: usize,
+    /// Width of the T5 embeddings.
+    pub context: usize,
+    /// Width of the pooled CLIP embedding.
+    pub pooled: usize,
+    /// Width of the sinusoidal timestep embedding.
+    pub time_dim: usize,
+    /// Whether there is a guidance embedding (dev) or not (schnell).
+    pub guidance: bool,
+    /// How the head dimension is shared among the id axes.
+    pub axes: Vec<usize>,
+    pub theta: f64,
+}
+
+impl FluxConfig {
+    /// From the canonical (BFL) tensors; `config` (diffusers' keys) supplies the RoPE axes.
+    pub fn read(shapes: Shapes, config: Option<&Value>) -> Result<Self> {
+        let get = |name: &str| shapes(name).ok_or_else(|| missing("transformer", name));
+        let (hidden, in_channels) = get("img_in.weight")?;
+        let (_, context) = get("txt_in.weight")?;
+        let (_, pooled) = get("vector_in.in_layer.weight")?;
+        let (_, time_dim) = get("time_in.in_layer.weight")?;
+        let (out_channels, _) = get("final_layer.linear.weight")?;
+        let depth_double = count(shapes, "double_blocks.", ".img_attn.qkv.weight");
+        let depth_single = count(shapes, "single_blocks.", ".linear1.weight");
+        let (head_dim, mlp_hidden) = if depth_double > 0 {
+            (
+                get("double_blocks.0.img_attn.norm.query_norm.scale")?.1,
+                get("double_blocks.0.img_mlp.0.weight")?.0,
+            )
+        } else {
+            let rows = get("single_blocks.0.linear1.weight")?.0;
+            let mlp = rows
+                .checked_sub(3 * hidden)
+                .ok_or_else(|| geometry("linear1 is narrower than q, k and v"))?;
+            (get("single_blocks.0.norm.query_norm.scale")?.1, mlp)
+        };
+        if time_dim % 2 != 0 || depth_double + depth_single == 0 {
+            return Err(geometry("not a FLUX transformer").found(format!(
+                "{depth_double} double and {depth_single} single blocks, timesteps {time_dim} wide"
+            )));
+        }
+        if head_dim == 0 || head_dim % 2 != 0 || hidden % head_dim != 0 {
+            return Err(geometry("the hidden width is not a whole number of heads")
+                .found(format!("width {hidden}, head {head_dim}")));
+        }
+        let axes = match config.and_then(|c| c.get("axes_dims_rope")).and_then(Value::as_array) {
+            Some(list) => {
+                list.iter().map(|v| (v.as_u64().unwrap_or(0) as usize).min(head_dim + 1)).collect()
+            }
+            // The released models give an eighth to the first axis and share the rest: 128 = 16 + 56 + 56.
+            None => {
+                let first = (head_dim / 8) & !1;
+                let rest = (head_dim - first) / 2;
+                vec![first, rest, rest]
+            }
+        };
+        if axes.len() != 3
+            || axes.iter().sum::<usize>() != head_dim
+            || axes.iter().any(|a| a % 2 != 0)
+        {
+            return Err(geometry("axes_dims_rope does not fit the head dimension")
+                .found(format!("{axes:?}"))
+                .expected(format!("three even numbers that sum to {head_dim}")));
+        }
+        let guidance = shapes("guidance_in.in_layer.weight").is_some();
+        Ok(FluxConfig {
+            in_channels,
+            out_channels,
+            hidden,
+            heads: hidden / head_dim,
+            head_dim,
+            mlp_hidden,
+            depth_double,
+            depth_single,
+            context,
+            pooled,
+            time_dim,
+            guidance,
+            axes,
+            theta: 10_000.0,
+        })
+    }
+
+    /// FLUX.1-dev's geometry.
+    pub fn dev() -> Self {
+        FluxConfig {
+            in_channels: 64,
+            out_channels: 64,
+            hidden: 3072,
+            heads: 24,
+            head_dim: 128,
+            mlp_hidden: 12288,
+            depth_double: 19,
+            depth_single: 38,
+            context: 4096,
+            pooled: 768,
+            time_dim: 256,
+            guidance: true,
+            axes: vec![16, 56, 56],
+            theta: 10_000.0,
+        }
+    }
+
+    /// FLUX.1-schnell's geometry.
+    pub fn schnell() -> Self {
+        FluxConfig { guidance: false, ..Self::dev() }
+    }
+
+    /// Columns of the modulation matrix: 12 vectors a double block, 3 a single one, 2 of the final layer.
+    pub fn modulation_cols(&self) -> usize {
+        (12 * self.depth_double + 3 * self.depth_single + 2) * self.hidden
+    }
+
+    /// As diffusers' `transformer/config.json` has it.
+    pub fn to_json(&self) -> Value {
+        serde_json::json!({
+            "_class_name": "FluxTransformer2DModel", "attention_head_dim": self.head_dim, "axes_dims_rope": self.axes,
+            "guidance_embeds": self.guidance, "in_channels": self.in_channels, "joint_attention_dim": self.context,
+            "num_attention_heads": self.heads, "num_layers": self.depth_double, "num_single_layers": self.depth_single,
+            "patch_size": 1, "pooled_projection_dim": self.pooled,
+        })
+    }
+}

@@ -1,0 +1,89 @@
+//! The sizes of the autoencoder, from its tensors and `vae/config.json`.
+
+use serde_json::Value;
+
+use crate::error::Result;
+use crate::model::config::{Shapes, count, float, geometry, missing, uint};
+
+/// The autoencoder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VaeConfig {
+    /// Channels of each level, finest first.
+    pub channels: Vec<usize>,
+    /// Residual blocks a level in the encoder; the decoder has one more.
+    pub blocks: usize,
+    pub latent: usize,
+    pub groups: usize,
+    pub scaling: f32,
+    pub shift: f32,
+    pub eps: f32,
+    /// Whether the file holds the encoder too.
+    pub encoder: bool,
+}
+
+impl VaeConfig {
+    /// From the canonical (BFL) tensors; `config` gives norm groups and latent scaling, else FLUX.1's.
+    pub fn read(shapes: Shapes, config: Option<&Value>) -> Result<Self> {
+        let get = |name: &str| shapes(name).ok_or_else(|| missing("autoencoder", name));
+        let (_, cols) = get("decoder.conv_in.weight")?;
+        let levels = count(shapes, "decoder.up.", ".block.0.conv1.weight");
+        let channels = (0..levels)
+            .map(|i| Ok(get(&format!("decoder.up.{i}.block.0.conv1.weight"))?.0))
+            .collect::<Result<Vec<_>>>()?;
+        let blocks = count(shapes, "decoder.up.0.block.", ".conv1.weight");
+        if levels == 0 || levels > 8 || blocks < 2 || cols % 9 != 0 {
+            return Err(geometry("not a FLUX autoencoder")
+                .found(format!("{levels} levels, {blocks} blocks each")));
+        }
+        let groups = uint(config, "norm_num_groups").unwrap_or(32);
+        if groups == 0 || channels.iter().any(|c| c % groups != 0) {
+            return Err(geometry("the autoencoder's channels do not divide into norm groups")
+                .found(format!("{channels:?} and {groups}")));
+        }
+        let scaling = float(config, "scaling_factor").unwrap_or(0.3611) as f32;
+        let shift = float(config, "shift_factor").unwrap_or(0.1159) as f32;
+        if !(scaling.is_finite() && scaling > 0.0 && shift.is_finite()) {
+            return Err(geometry("the autoencoder's latent scaling is not a positive number")
+                .found(format!("{scaling}, {shift}")));
+        }
+        let encoder = shapes("encoder.conv_in.weight").is_some();
+        Ok(VaeConfig {
+            channels,
+            blocks: blocks - 1,
+            latent: cols / 9,
+            groups,
+            scaling,
+            shift,
+            eps: 1e-6,
+            encoder,
+        })
+    }
+
+    /// FLUX.1's autoencoder.
+    pub fn flux() -> Self {
+        VaeConfig {
+            channels: vec![128, 256, 512, 512],
+            blocks: 2,
+            latent: 16,
+            groups: 32,
+            scaling: 0.3611,
+            shift: 0.1159,
+            eps: 1e-6,
+            encoder: true,
+        }
+    }
+
+    /// Pixels along an edge of one latent pixel: 8 with four levels.
+    pub fn factor(&self) -> usize {
+        1 << (self.channels.len() - 1)
+    }
+
+    /// As `vae/config.json` has it.
+    pub fn to_json(&self) -> Value {
+        serde_json::json!({
+            "_class_name": "AutoencoderKL", "block_out_channels": self.channels, "layers_per_block": self.blocks,
+            "latent_channels": self.latent, "norm_num_groups": self.groups, "in_channels": 3, "out_channels": 3,
+            "scaling_factor": self.scaling, "shift_factor": self.shift, "use_quant_conv": false, "use_post_quant_conv": false,
+        })
+    }
+}
