@@ -10,8 +10,8 @@ use super::file_names::{FileName, ShardName, is_gguf, is_index, is_weights};
 use crate::error::{Error, Result};
 use crate::spec::{Component, Families};
 use crate::weights::container::file::read_header;
+use crate::weights::container::header::Header;
 use crate::weights::container::map::unreadable;
-use crate::weights::container::safetensors::Header;
 use crate::weights::dialect::recognise::{Recognised, recognise};
 
 /// Files that belong together: one file, or all shards of one model in the order of their names.

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::gguf::{self, Stop};
+use super::header::{Header, MAX_HEADER_BYTES, truncated};
 use super::map;
-use super::safetensors::{Header, MAX_HEADER_BYTES, header_bytes, truncated};
+use super::safetensors::{self, header_bytes};
 use crate::error::{Error, Result};
 use crate::tensor::ByteSource;
 
@@ -68,7 +69,7 @@ pub fn fnv(hash: u64, bytes: &[u8]) -> u64 {
 /// The header in `bytes`, which are a whole file of `file_bytes`.
 fn header(bytes: &[u8], file_bytes: u64) -> Result<Header> {
     if !bytes.starts_with(gguf::MAGIC) {
-        return Header::parse(bytes, file_bytes);
+        return safetensors::parse(bytes, file_bytes);
     }
     gguf::parse(bytes, file_bytes).map_err(|stop| match stop {
         Stop::Bad(e) => e,
@@ -95,7 +96,7 @@ pub fn read_header(path: &Path) -> Result<Header> {
     if !bytes.starts_with(gguf::MAGIC) {
         let length = header_bytes(&bytes, size).map_err(|e| e.at_path(path))?;
         read_to(&mut bytes, length as u64)?;
-        return Header::parse(&bytes, size).map_err(|e| e.at_path(path));
+        return safetensors::parse(&bytes, size).map_err(|e| e.at_path(path));
     }
     // A GGUF header does not say how long it is: read on, twice as far each time, until it ends.
     let mut end = FIRST_READ;

@@ -14,8 +14,8 @@ use std::ops::Range;
 
 use types::{ARRAY, STRING, scalar, stored, unknown_kind, value_bytes};
 
-use super::safetensors::{
-    Entry, Header, MAX_HEADER_BYTES, MAX_TENSORS, Stored, check_names, truncated,
+use super::header::{
+    Header, MAX_HEADER_BYTES, MAX_TENSORS, StoredType, TensorEntry, check_names, truncated,
 };
 use crate::error::{Error, Result};
 
@@ -134,7 +134,12 @@ fn preamble(reader: &mut Reader) -> Step<(u64, u64)> {
 }
 
 /// The tensors lie in the file, without overlaps, and with no more than an alignment's bytes between two of them or after the last.
-fn check_ranges(tensors: &[Entry], data_start: u64, alignment: u64, file_bytes: u64) -> Result<()> {
+fn check_ranges(
+    tensors: &[TensorEntry],
+    data_start: u64,
+    alignment: u64,
+    file_bytes: u64,
+) -> Result<()> {
     let end = tensors.iter().map(|t| t.range.end as u64).max().unwrap_or(data_start);
     if end > file_bytes {
         let last = tensors
@@ -178,7 +183,7 @@ fn beyond_addresses() -> Error {
 /// A tensor as its record has it, sizes checked.
 struct Record {
     name: String,
-    stored: Stored,
+    stored: StoredType,
     shape: Vec<usize>,
     /// From the start of the data.
     offset: u64,
@@ -186,7 +191,7 @@ struct Record {
 }
 
 impl Record {
-    fn placed(self, data_start: u64) -> Result<Entry> {
+    fn placed(self, data_start: u64) -> Result<TensorEntry> {
         let start = data_start.checked_add(self.offset);
         let end = start.and_then(|s| s.checked_add(self.bytes));
         let to = |n: Option<u64>| n.and_then(|n| usize::try_from(n).ok());
@@ -194,7 +199,7 @@ impl Record {
             let e = Error::model("tensor's byte range is not valid").at(&self.name);
             return Err(e.found(format!("{} bytes at {}", self.bytes, self.offset)));
         };
-        Ok(Entry {
+        Ok(TensorEntry {
             name: self.name,
             stored: self.stored,
             shape: self.shape,

@@ -2,6 +2,7 @@
 
 pub mod file;
 pub mod gguf;
+pub mod header;
 pub mod map;
 pub mod safetensors;
 pub mod slice;

@@ -10,102 +10,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Range;
 
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
 
-use crate::dtype::DType;
+use super::header::{
+    Header, MAX_HEADER_BYTES, MAX_TENSORS, StoredType, TensorEntry, check_names, truncated,
+};
 use crate::error::{Error, Result};
 
-/// The format's own limit on the header.
-pub(crate) const MAX_HEADER_BYTES: u64 = 100_000_000;
-/// Real FLUX files hold at most a few thousand tensors, scales included.
-pub(crate) const MAX_TENSORS: usize = 20_000;
 /// Convolutions have four axes; nothing here has more than eight.
 const MAX_RANK: usize = 8;
-
-/// Element types of the containers: those that the engine computes with, and those that only need a size and a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Stored {
-    /// A type that a weight may have.
-    Float(DType),
-    /// Another type of the format, with its size in bits.
-    Other(&'static str, u32),
-}
-
-const OTHER: [(&str, u32); 15] = [
-    ("BOOL", 8),
-    ("U8", 8),
-    ("I8", 8),
-    ("I16", 16),
-    ("U16", 16),
-    ("U32", 32),
-    ("I64", 64),
-    ("U64", 64),
-    ("F64", 64),
-    ("C64", 64),
-    ("F4", 4),
-    ("F6_E2M3", 6),
-    ("F6_E3M2", 6),
-    ("F8_E8M0", 8),
-    ("I32", 32),
-];
-const FLOATS: [DType; 5] = [DType::F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2];
-
-impl Stored {
-    fn parse(name: &str) -> Option<Self> {
-        let float = FLOATS.iter().find(|d| d.name() == name).map(|d| Stored::Float(*d));
-        float.or_else(|| {
-            OTHER.iter().find(|o| o.0 == name).map(|&(name, bits)| Stored::Other(name, bits))
-        })
-    }
-
-    /// The format's name for it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Stored::Float(dtype) => dtype.name(),
-            Stored::Other(name, _) => name,
-        }
-    }
-
-    /// Size of one element in bits, of this container's types: none of them is stored in blocks.
-    fn bits(self) -> u32 {
-        match self {
-            Stored::Float(dtype) => (dtype.size() as u32).saturating_mul(8),
-            Stored::Other(_, bits) => bits,
-        }
-    }
-
-    /// The element type, if weights may have it.
-    pub fn float(self) -> Option<DType> {
-        match self {
-            Stored::Float(dtype) => Some(dtype),
-            Stored::Other(..) => None,
-        }
-    }
-}
-
-/// One tensor of a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    pub name: String,
-    pub stored: Stored,
-    pub shape: Vec<usize>,
-    /// Byte range from the start of the file.
-    pub range: Range<usize>,
-}
-
-/// What a file of either container says about itself, checked: the tensors' ranges tile the data without overlaps, and without holes but those that GGUF's
-/// alignment makes.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Header {
-    /// In the order of their bytes.
-    pub tensors: Vec<Entry>,
-    /// The `__metadata__` strings, or GGUF's short values as text: `flux`, `2`, `[64, 3072]`.
-    pub metadata: BTreeMap<String, String>,
-    /// Where the data begins, in bytes from the start of the file.
-    pub data_start: usize,
-}
 
 /// How many bytes the header of a file of `file_bytes` occupies, its length field included; `first` are the file's first 8 bytes or all of it.
 pub fn header_bytes(first: &[u8], file_bytes: u64) -> Result<usize> {
@@ -129,44 +43,34 @@ pub fn header_bytes(first: &[u8], file_bytes: u64) -> Result<usize> {
     Ok(end as usize)
 }
 
-pub(crate) fn truncated(found: u64, expected: u64, qualifier: &str) -> Error {
-    Error::model("file is truncated")
-        .found(format!("{found} bytes"))
-        .expected(format!("{qualifier}{expected} bytes"))
-        .try_("download it again")
-}
-
-impl Header {
-    /// Parses the header at the start of `bytes` for a file of `file_bytes`; `bytes` may end anywhere after the header.
-    pub fn parse(bytes: &[u8], file_bytes: u64) -> Result<Header> {
-        let data_start = header_bytes(bytes, file_bytes)?;
-        let Some(json) = bytes.get(8..data_start) else {
-            return Err(truncated(bytes.len() as u64, data_start as u64, "at least "));
-        };
-        if json[0] != b'{' {
-            return Err(Error::model(
-                "header does not begin with '{', so this is no safetensors file",
-            ));
-        }
-        let mut raw = Raw::default();
-        let mut parser = serde_json::Deserializer::from_slice(json);
-        RawSeed(&mut raw)
-            .deserialize(&mut parser)
-            .and_then(|()| parser.end())
-            .map_err(|e| Error::model(format!("header is not valid: {e}")))?;
-        let mut tensors =
-            raw.tensors.into_iter().map(|t| t.check(data_start)).collect::<Result<Vec<_>>>()?;
-        tensors.sort_by(|a, b| {
-            (a.range.start, a.range.end, &a.name).cmp(&(b.range.start, b.range.end, &b.name))
-        });
-        check_tiling(&tensors, data_start, file_bytes)?;
-        check_names(&tensors)?;
-        Ok(Header { tensors, metadata: raw.metadata, data_start })
+/// Parses the header at the start of `bytes` for a file of `file_bytes`; `bytes` may end anywhere
+/// after the header.
+pub fn parse(bytes: &[u8], file_bytes: u64) -> Result<Header> {
+    let data_start = header_bytes(bytes, file_bytes)?;
+    let Some(json) = bytes.get(8..data_start) else {
+        return Err(truncated(bytes.len() as u64, data_start as u64, "at least "));
+    };
+    if json[0] != b'{' {
+        return Err(Error::model("header does not begin with '{', so this is no safetensors file"));
     }
+    let mut raw = Raw::default();
+    let mut parser = serde_json::Deserializer::from_slice(json);
+    RawSeed(&mut raw)
+        .deserialize(&mut parser)
+        .and_then(|()| parser.end())
+        .map_err(|e| Error::model(format!("header is not valid: {e}")))?;
+    let mut tensors =
+        raw.tensors.into_iter().map(|t| t.check(data_start)).collect::<Result<Vec<_>>>()?;
+    tensors.sort_by(|a, b| {
+        (a.range.start, a.range.end, &a.name).cmp(&(b.range.start, b.range.end, &b.name))
+    });
+    check_tiling(&tensors, data_start, file_bytes)?;
+    check_names(&tensors)?;
+    Ok(Header { tensors, metadata: raw.metadata, data_start })
 }
 
 /// Every byte from `data_start` to the end of the file belongs to exactly one tensor.
-fn check_tiling(tensors: &[Entry], data_start: usize, file_bytes: u64) -> Result<()> {
+fn check_tiling(tensors: &[TensorEntry], data_start: usize, file_bytes: u64) -> Result<()> {
     let end = tensors.iter().map(|t| t.range.end).max().unwrap_or(data_start) as u64;
     if end > file_bytes {
         return Err(truncated(file_bytes, end, ""));
@@ -196,15 +100,6 @@ fn check_tiling(tensors: &[Entry], data_start: usize, file_bytes: u64) -> Result
         .expected(format!("{end} bytes")));
     }
     Ok(())
-}
-
-pub(crate) fn check_names(tensors: &[Entry]) -> Result<()> {
-    let mut names: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
-    names.sort_unstable();
-    match names.windows(2).find(|w| w[0] == w[1]) {
-        Some(twice) => Err(Error::model("tensor is listed twice").at(twice[0])),
-        None => Ok(()),
-    }
 }
 
 /// The header as written, in its order, duplicates kept.
@@ -257,10 +152,10 @@ impl<'de> serde::Deserialize<'de> for Shape {
 
 impl RawTensor {
     /// Shape and range against each other; `data_start` is added to the range.
-    fn check(self, data_start: usize) -> Result<Entry> {
+    fn check(self, data_start: usize) -> Result<TensorEntry> {
         let RawTensor { name, info } = self;
         let at = |e: Error| e.at(&name);
-        let Some(stored) = Stored::parse(&info.dtype) else {
+        let Some(stored) = StoredType::parse(&info.dtype) else {
             return Err(at(Error::model("tensor has an unknown element type").found(&info.dtype)));
         };
         let shape = info.shape.0;
@@ -290,7 +185,7 @@ impl RawTensor {
                     shape
                 ))));
         }
-        Ok(Entry {
+        Ok(TensorEntry {
             stored,
             shape: shape.iter().map(|&n| n as usize).collect(),
             range: first..last,

@@ -13,7 +13,7 @@ use crate::spec::Component;
 use crate::spec::names::Meaning;
 use crate::tensor::{HostPart, HostWeight};
 use crate::weights::container::file::{FNV_OFFSET, WeightFile};
-use crate::weights::container::safetensors::Entry;
+use crate::weights::container::header::TensorEntry;
 use crate::weights::container::slice;
 
 /// How many names an error or a note lists.
@@ -69,7 +69,7 @@ impl ComponentWeights {
         let component = found.component;
         let all = files.iter().flat_map(|f| &f.header.tensors).map(|t| t.name.as_str());
         let mut companions = Companions::among(all);
-        let mut tensors: Vec<(&Arc<WeightFile>, &Entry, &str)> = Vec::new();
+        let mut tensors: Vec<(&Arc<WeightFile>, &TensorEntry, &str)> = Vec::new();
         let mut used: Vec<Arc<WeightFile>> = Vec::new();
         for file in files {
             let before = tensors.len();
@@ -326,7 +326,7 @@ impl Piece {
 
     fn new(
         file: &Arc<WeightFile>,
-        entry: &Entry,
+        entry: &TensorEntry,
         companions: &Companions,
         swap: bool,
     ) -> Result<Self> {

@@ -23,7 +23,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::tensor::Scale;
 use crate::weights::container::file::WeightFile;
-use crate::weights::container::safetensors::Entry;
+use crate::weights::container::header::TensorEntry;
 use layer::{original_shape, packed, whole_blocks};
 
 /// How a component stores 8-bit weights.
@@ -48,12 +48,12 @@ impl Scheme {
     }
 }
 
-type Stored = (Arc<WeightFile>, Entry);
+type Companion = (Arc<WeightFile>, TensorEntry);
 
 /// What the companions of one layer say, by the ending of their names.
 #[derive(Default)]
 struct Layer {
-    beside: HashMap<&'static str, Stored>,
+    beside: HashMap<&'static str, Companion>,
     /// Comfy's record.
     record: Option<Value>,
 }
@@ -108,7 +108,7 @@ impl Companions {
     }
 
     /// Takes `entry` in if it is a companion of a weight; `false` if it is a tensor of its own.
-    pub fn take(&mut self, file: &Arc<WeightFile>, entry: &Entry) -> Result<bool> {
+    pub fn take(&mut self, file: &Arc<WeightFile>, entry: &TensorEntry) -> Result<bool> {
         let name = entry.name.as_str();
         if name == "scaled_fp8" || name.ends_with(".scaled_fp8") {
             self.scheme = Some(Scheme::Old);
@@ -196,7 +196,7 @@ impl Companions {
     }
 
     /// How the tensor `entry` of `file` is to be read.
-    pub fn read(&self, file: &WeightFile, entry: &Entry) -> Result<Reading> {
+    pub fn read(&self, file: &WeightFile, entry: &TensorEntry) -> Result<Reading> {
         let shape = original_shape(file, entry)?;
         if let Some(layer) = entry.name.strip_suffix(FLOAT8_DATA) {
             return self.layers.get(layer).unwrap_or(&Layer::default()).aredden(entry, shape);

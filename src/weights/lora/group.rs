@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::spec::Component;
 use crate::spec::lora::Rows;
 use crate::weights::container::file::WeightFile;
-use crate::weights::container::safetensors::Stored;
+use crate::weights::container::header::StoredType;
 
 /// The keys of one pair: indices among the file's tensors.
 pub struct Group {
@@ -47,18 +47,18 @@ impl Group {
         let bytes = &file.source.bytes()[entry.range.clone()];
         let one = entry.shape.iter().all(|n| *n == 1);
         let value = match (entry.stored, bytes) {
-            (Stored::Float(dtype), bytes) if one => Some(f64::from(dtype.decode(bytes))),
-            (Stored::Other("F64", _), &[a, b, c, d, e, f, g, h]) => {
+            (StoredType::Float(dtype), bytes) if one => Some(f64::from(dtype.decode(bytes))),
+            (StoredType::Other("F64", _), &[a, b, c, d, e, f, g, h]) => {
                 Some(f64::from_le_bytes([a, b, c, d, e, f, g, h]))
             }
-            (Stored::Other("I64", _), &[a, b, c, d, e, f, g, h]) => {
+            (StoredType::Other("I64", _), &[a, b, c, d, e, f, g, h]) => {
                 Some(i64::from_le_bytes([a, b, c, d, e, f, g, h]) as f64)
             }
-            (Stored::Other("I32", _), &[a, b, c, d]) => {
+            (StoredType::Other("I32", _), &[a, b, c, d]) => {
                 Some(f64::from(i32::from_le_bytes([a, b, c, d])))
             }
-            (Stored::Other("I16", _), &[a, b]) => Some(f64::from(i16::from_le_bytes([a, b]))),
-            (Stored::Other("U8", _), &[a]) => Some(f64::from(a)),
+            (StoredType::Other("I16", _), &[a, b]) => Some(f64::from(i16::from_le_bytes([a, b]))),
+            (StoredType::Other("U8", _), &[a]) => Some(f64::from(a)),
             _ => None,
         };
         match value {

@@ -13,7 +13,7 @@ use crate::spec::lora::Block;
 use crate::spec::{Component, Family};
 use crate::tensor::{HostPart, Scale};
 use crate::weights::container::file::WeightFile;
-use crate::weights::container::safetensors::Entry;
+use crate::weights::container::header::TensorEntry;
 
 /// The base model's matrices: rows and columns of a canonical weight, or `None` where the model has
 /// none of this name.
@@ -115,7 +115,7 @@ fn complete(file: &WeightFile, group: &Group) -> Result<()> {
 }
 
 /// Rows and columns; 1 x 1 convolutions are matrices too.
-fn matrix(entry: &Entry) -> Result<(usize, usize)> {
+fn matrix(entry: &TensorEntry) -> Result<(usize, usize)> {
     match entry.shape.as_slice() {
         [rows, cols, rest @ ..] if rest.iter().all(|n| *n == 1) => Ok((*rows, *cols)),
         other => Err(Error::model("a LoRA matrix has not two axes")

@@ -10,7 +10,7 @@ use crate::spec::foreign::STABLE_DIFFUSION;
 use crate::spec::names::Meaning;
 use crate::spec::{Family, Role};
 use crate::weights::container::file::WeightFile;
-use crate::weights::container::safetensors::Entry;
+use crate::weights::container::header::TensorEntry;
 use crate::weights::dialect::recognise::recognise;
 
 /// How many keys an error names.
@@ -110,14 +110,14 @@ pub fn check(file: &WeightFile, keys: &LoraKeys, found: &mut Grouped) -> Result<
 /// The first entry of `table` that a key shows, with that key.
 fn first_of<'t>(
     table: &[(&str, &'static str)],
-    tensors: &'t [Entry],
+    tensors: &'t [TensorEntry],
 ) -> Option<(&'static str, &'t str)> {
     table.iter().find_map(|(part, what)| {
         tensors.iter().find(|t| t.name.contains(part)).map(|t| (*what, t.name.as_str()))
     })
 }
 
-fn kind_of(entry: &Entry) -> Option<&'static str> {
+fn kind_of(entry: &TensorEntry) -> Option<&'static str> {
     OTHER_ADAPTERS.iter().find(|(part, _)| entry.name.contains(part)).map(|(_, what)| *what)
 }
 
@@ -153,7 +153,7 @@ pub fn foreign(family: &Family, model: &str, key: &str) -> Error {
 }
 
 /// Tells Stable Diffusion's versions apart by the width of the text that cross-attention reads.
-fn sd_version(tensors: &[Entry]) -> &'static str {
+fn sd_version(tensors: &[TensorEntry]) -> &'static str {
     let width = tensors.iter().find_map(|t| {
         let reads_text =
             t.name.contains("attn2") && (t.name.contains("to_k") || t.name.contains("to_v"));

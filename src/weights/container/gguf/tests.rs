@@ -1,7 +1,6 @@
 //! What writers of GGUF make is read whole; what strangers may make is refused with the place and the numbers.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use super::types::UNREADABLE;
 use super::*;
@@ -112,9 +111,9 @@ fn a_sound_file_is_read_in_torchs_order_of_axes() {
         let [a, b] = header.tensors.as_slice() else { panic!("two tensors") };
         assert_eq!(
             (a.name.as_str(), a.stored, a.shape.as_slice()),
-            ("a", Stored::Float(DType::F32), &[3, 2][..])
+            ("a", StoredType::Float(DType::F32), &[3, 2][..])
         );
-        assert_eq!((b.stored, b.shape.as_slice()), (Stored::Float(DType::Q8_0), &[2, 64][..]));
+        assert_eq!((b.stored, b.shape.as_slice()), (StoredType::Float(DType::Q8_0), &[2, 64][..]));
         assert_eq!(a.range, header.data_start..header.data_start + 24);
         assert_eq!(b.range, header.data_start + 32..bytes.len());
     }
@@ -343,15 +342,16 @@ fn f3_overlap_hole_trailing_bytes_and_doubles_name_the_tensor() {
 }
 
 #[test]
-fn f4_counts_that_no_file_can_hold_are_refused_at_once() {
+fn f4_counts_that_no_file_can_hold_are_refused_before_more_is_read() {
     for n in [40_001, 1_000_000, 1 << 62, u64::MAX] {
         for counts in [(n, 0), (0, n)] {
-            let start = Instant::now();
-            assert_says(
-                &File { counts: Some(counts), ..File::new() }.refused(),
-                &["too many", &n.to_string()],
-            );
-            assert!(start.elapsed() < Duration::from_millis(100));
+            let file = File { counts: Some(counts), ..File::new() };
+            assert_says(&file.refused(), &["too many", &n.to_string()]);
+            let bytes = file.bytes();
+            let mut reader = Reader { bytes: &bytes, file_bytes: bytes.len() as u64, at: 0 };
+            assert!(preamble(&mut reader).is_err());
+            // Magic, version and the two counts.
+            assert!(reader.at <= 24, "read {} bytes", reader.at);
         }
     }
     for counts in [(20_000, 2), (2, 40_000)] {
@@ -448,13 +448,11 @@ fn f6_lengths_of_values_are_not_believed() {
             );
         }
     }
-    // A gigabyte that is there (a file with a hole) is no reason to read it.
+    // A gigabyte that is present (a file with a hole) is not asked for.
     let header = File::keys(&[long(1 << 30)]).bytes();
-    let start = Instant::now();
     let stop = parse(&header, 2 << 30).unwrap_err();
-    let Stop::Bad(e) = stop else { panic!("asks for more") };
+    let Stop::Bad(e) = stop else { panic!("asks for more bytes") };
     assert_says(&e.to_string(), &["k: header is too large", "at most 100000000 bytes"]);
-    assert!(start.elapsed() < Duration::from_millis(100));
 }
 
 #[test]

@@ -1,19 +1,19 @@
 //! The numbers that GGUF gives to types: of tensors, and of values beside keys.
 
-use super::super::safetensors::Stored;
+use super::super::header::StoredType;
 use crate::dtype::{DType, blocks};
 use crate::error::{Error, Result};
 
 /// Plain types by their numbers; those in blocks are in `blocks::FORMATS`.
-const PLAIN: [(u32, Stored, u64); 8] = [
-    (0, Stored::Float(DType::F32), 4),
-    (1, Stored::Float(DType::F16), 2),
-    (30, Stored::Float(DType::BF16), 2),
-    (24, Stored::Other("I8", 8), 1),
-    (25, Stored::Other("I16", 16), 2),
-    (26, Stored::Other("I32", 32), 4),
-    (27, Stored::Other("I64", 64), 8),
-    (28, Stored::Other("F64", 64), 8),
+const PLAIN: [(u32, StoredType, u64); 8] = [
+    (0, StoredType::Float(DType::F32), 4),
+    (1, StoredType::Float(DType::F16), 2),
+    (30, StoredType::Float(DType::BF16), 2),
+    (24, StoredType::Other("I8", 8), 1),
+    (25, StoredType::Other("I16", 16), 2),
+    (26, StoredType::Other("I32", 32), 4),
+    (27, StoredType::Other("I64", 64), 8),
+    (28, StoredType::Other("F64", 64), 8),
 ];
 /// Types that cannot be read, for errors that name them.
 pub const UNREADABLE: [(u32, &str); 23] = [
@@ -43,12 +43,12 @@ pub const UNREADABLE: [(u32, &str); 23] = [
 ];
 
 /// The type with this number, its elements a block, and bytes a block.
-pub fn stored(number: u32) -> Result<(Stored, u64, u64)> {
+pub fn stored(number: u32) -> Result<(StoredType, u64, u64)> {
     if let Some((_, stored, bytes)) = PLAIN.iter().find(|p| p.0 == number) {
         return Ok((*stored, 1, *bytes));
     }
     if let Some(f) = blocks::FORMATS.iter().find(|f| f.ggml == Some(number)) {
-        return Ok((Stored::Float(f.dtype), f.block as u64, f.bytes as u64));
+        return Ok((StoredType::Float(f.dtype), f.block as u64, f.bytes as u64));
     }
     let named = UNREADABLE.iter().find(|u| u.0 == number).map(|u| u.1.to_string());
     Err(Error::model("tensor is of a type that cannot be read")

@@ -1,8 +1,7 @@
 //! The faults of the container, each by its number in the list of faults to survive.
 
-use std::time::{Duration, Instant};
-
 use super::*;
+use crate::dtype::DType;
 
 fn file(header: &str, data: usize) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
@@ -12,7 +11,7 @@ fn file(header: &str, data: usize) -> Vec<u8> {
 }
 
 fn parse(bytes: &[u8]) -> Result<Header> {
-    Header::parse(bytes, bytes.len() as u64)
+    super::parse(bytes, bytes.len() as u64)
 }
 
 fn refused(header: &str, data: usize) -> String {
@@ -31,7 +30,7 @@ fn a_sound_file_is_read_in_the_order_of_its_bytes() {
     let [a, b] = header.tensors.as_slice() else { panic!("two tensors") };
     assert_eq!(
         (a.name.as_str(), a.stored, a.shape.as_slice()),
-        ("a", Stored::Float(DType::F32), &[2, 3][..])
+        ("a", StoredType::Float(DType::F32), &[2, 3][..])
     );
     assert_eq!(b.range, header.data_start + 24..header.data_start + 26);
     // Trailing spaces pad the header; an empty file of no tensors is sound too, and so are empty tensors.
@@ -106,14 +105,14 @@ fn f3_overlap_hole_trailing_bytes_and_duplicates_name_the_tensor() {
 }
 
 #[test]
-fn f4_absurd_header_lengths_are_refused_at_once() {
+fn f4_absurd_header_lengths_are_refused_by_the_first_eight_bytes() {
     for length in [0u64, 100_000_001, 1 << 63, u64::MAX] {
         let mut bytes = length.to_le_bytes().to_vec();
+        let e = header_bytes(&bytes, u64::MAX).unwrap_err().to_string();
+        assert!(e.contains(&length.to_string()), "{e}");
         bytes.extend([b'{'; 64]);
-        let start = Instant::now();
         let e = parse(&bytes).unwrap_err().to_string();
         assert!(e.contains(&length.to_string()), "{e}");
-        assert!(start.elapsed() < Duration::from_millis(100));
     }
 }
 
@@ -126,15 +125,15 @@ fn f4_a_million_tensors_are_refused_early() {
     header.pop();
     header += "}";
     let bytes = file(&header, 1_000_000);
-    // The best of several: a busy machine may stop any one of them.
-    let attempt = || {
-        let start = Instant::now();
-        let e = parse(&bytes).unwrap_err().to_string();
-        assert!(e.contains("more than 20000 tensors"), "{e}");
-        start.elapsed()
-    };
-    let taken = (0..5).map(|_| attempt()).min().unwrap();
-    assert!(taken < Duration::from_millis(100), "{taken:?}");
+    let e = parse(&bytes).unwrap_err().to_string();
+    assert!(e.contains("more than 20000 tensors"), "{e}");
+    // Neither more tensors are stored than that, nor is more of the header read.
+    let mut raw = Raw::default();
+    let mut parser = serde_json::Deserializer::from_slice(&bytes[8..8 + header.len()]);
+    let e = RawSeed(&mut raw).deserialize(&mut parser).unwrap_err();
+    assert_eq!(raw.tensors.len(), MAX_TENSORS);
+    let first_too_many = header.find("\"t20001\"").unwrap();
+    assert!(e.column() <= first_too_many, "{} of {first_too_many}", e.column());
 }
 
 #[test]

@@ -4,19 +4,19 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{FP4_STATE, Layer, NF4_STATE, Reading, Stored, unsupported};
+use super::{Companion, FP4_STATE, Layer, NF4_STATE, Reading, unsupported};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::tensor::{BlockScale, BlockScales, ByteSource, Scale};
 use crate::weights::container::file::WeightFile;
-use crate::weights::container::safetensors::Entry;
+use crate::weights::container::header::TensorEntry;
 
 impl Layer {
-    fn get(&self, ending: &str) -> Option<&Stored> {
+    fn get(&self, ending: &str) -> Option<&Companion> {
         self.beside.get(ending)
     }
 
-    pub(super) fn read(&self, entry: &Entry, shape: Vec<usize>) -> Result<Reading> {
+    pub(super) fn read(&self, entry: &TensorEntry, shape: Vec<usize>) -> Result<Reading> {
         if self.get(".pre_quant_scale").is_some() {
             return Err(unsupported("nvfp4 with factors of a layer's inputs (pre_quant_scale)")
                 .at(&entry.name));
@@ -59,7 +59,12 @@ impl Layer {
     }
 
     /// A weight of one byte an element with one scale, or one for each row; or any weight without scales.
-    fn scaled(&self, entry: &Entry, shape: Vec<usize>, format: Option<&str>) -> Result<Reading> {
+    fn scaled(
+        &self,
+        entry: &TensorEntry,
+        shape: Vec<usize>,
+        format: Option<&str>,
+    ) -> Result<Reading> {
         let error = |what: &str| Error::model(what).at(&entry.name);
         let named = match format {
             Some("float8_e5m2") => Some(DType::F8E5M2),
@@ -113,7 +118,7 @@ impl Layer {
     /// Blocks whose scales lie beside them in cuBLAS's tiles.
     fn blocks(
         &self,
-        entry: &Entry,
+        entry: &TensorEntry,
         dtype: DType,
         (rows, cols): (usize, usize),
         stored: BlockScale,
@@ -150,7 +155,12 @@ impl Layer {
     }
 
     /// bitsandbytes' 4-bit types.
-    fn four_bits(&self, entry: &Entry, (file, state): &Stored, dtype: DType) -> Result<Reading> {
+    fn four_bits(
+        &self,
+        entry: &TensorEntry,
+        (file, state): &Companion,
+        dtype: DType,
+    ) -> Result<Reading> {
         let json = serde_json::from_slice::<Value>(&file.source.bytes()[state.range.clone()])
             .map_err(|e| Error::model(format!("quant_state is not JSON: {e}")).at(&state.name))?;
         let whole = |key: &str| json.get(key).and_then(Value::as_u64).map(|v| v as usize);
@@ -228,7 +238,7 @@ impl Layer {
         Ok(Reading { dtype, shape, scale: Scale::Blocks(scales) })
     }
 
-    pub(super) fn aredden(&self, entry: &Entry, shape: Vec<usize>) -> Result<Reading> {
+    pub(super) fn aredden(&self, entry: &TensorEntry, shape: Vec<usize>) -> Result<Reading> {
         let dtype = entry.stored.float().filter(|d| matches!(d, DType::F8E4M3 | DType::F8E5M2));
         let dtype = dtype.ok_or_else(|| {
             Error::model("float8_data is not 8-bit")
@@ -246,7 +256,7 @@ impl Layer {
 }
 
 /// Blocks may not go on from one row to the next.
-pub(super) fn whole_blocks(dtype: DType, entry: &Entry, shape: &[usize]) -> Result<()> {
+pub(super) fn whole_blocks(dtype: DType, entry: &TensorEntry, shape: &[usize]) -> Result<()> {
     let Some(format) = dtype.format() else { return Ok(()) };
     match shape.last() {
         Some(cols) if cols % format.block == 0 => Ok(()),
@@ -261,7 +271,7 @@ pub(super) fn whole_blocks(dtype: DType, entry: &Entry, shape: &[usize]) -> Resu
 }
 
 /// The shape of a tensor that a GGUF file had to fold into another one.
-pub(super) fn original_shape(file: &WeightFile, entry: &Entry) -> Result<Vec<usize>> {
+pub(super) fn original_shape(file: &WeightFile, entry: &TensorEntry) -> Result<Vec<usize>> {
     let Some(text) = file.header.metadata.get(&format!("comfy.gguf.orig_shape.{}", entry.name))
     else {
         return Ok(entry.shape.clone());
@@ -276,7 +286,7 @@ pub(super) fn original_shape(file: &WeightFile, entry: &Entry) -> Result<Vec<usi
     })
 }
 
-fn named(entry: &Entry, types: &[&str], format: &str) -> Result<()> {
+fn named(entry: &TensorEntry, types: &[&str], format: &str) -> Result<()> {
     if types.contains(&entry.stored.name()) {
         return Ok(());
     }
@@ -286,18 +296,18 @@ fn named(entry: &Entry, types: &[&str], format: &str) -> Result<()> {
         .expected(types.join(" or ")))
 }
 
-fn lacks(entry: &Entry, what: &str) -> Error {
+fn lacks(entry: &TensorEntry, what: &str) -> Error {
     Error::model(format!("quantised weight has no {what}")).at(&entry.name)
 }
 
-fn huge(entry: &Entry) -> Error {
+fn huge(entry: &TensorEntry) -> Error {
     Error::model("tensor has more elements than can be counted")
         .at(&entry.name)
         .found(format!("{:?}", entry.shape))
 }
 
 /// All values of a small tensor, which are finite.
-fn floats(stored: &Stored) -> Result<Vec<f32>> {
+fn floats(stored: &Companion) -> Result<Vec<f32>> {
     let values = values(stored)?;
     match values.iter().find(|s| !s.is_finite()) {
         Some(bad) => {
@@ -307,7 +317,7 @@ fn floats(stored: &Stored) -> Result<Vec<f32>> {
     }
 }
 
-fn values((file, entry): &Stored) -> Result<Vec<f32>> {
+fn values((file, entry): &Companion) -> Result<Vec<f32>> {
     let Some(dtype) = entry.stored.float().filter(|d| d.is_wide()) else {
         return Err(Error::model("scale has an unusable type")
             .at(&entry.name)
@@ -320,7 +330,7 @@ fn values((file, entry): &Stored) -> Result<Vec<f32>> {
 }
 
 /// The same of factors, which are positive.
-fn scales(stored: &Stored) -> Result<Vec<f32>> {
+fn scales(stored: &Companion) -> Result<Vec<f32>> {
     let entry = &stored.1;
     // Scales of blocks, without the record that would say so.
     match entry.stored.name() {
@@ -340,7 +350,7 @@ fn scales(stored: &Stored) -> Result<Vec<f32>> {
     }
 }
 
-fn one_scale(stored: &Stored) -> Result<f32> {
+fn one_scale(stored: &Companion) -> Result<f32> {
     match scales(stored)?.as_slice() {
         [one] => Ok(*one),
         more => Err(Error::model("scale has the wrong shape")
@@ -351,7 +361,7 @@ fn one_scale(stored: &Stored) -> Result<f32> {
 }
 
 /// The error for a tensor of bytes that nothing beside it explains.
-pub(super) fn packed(entry: &Entry) -> Error {
+pub(super) fn packed(entry: &TensorEntry) -> Error {
     let hint = match entry.stored.name() {
         "I8" => "int8 without a quantisation record",
         "U8" => "packed bytes without a record of how (4-bit quantisation)",

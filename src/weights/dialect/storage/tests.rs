@@ -27,7 +27,7 @@ impl Goldens {
         Goldens { file, companions }
     }
 
-    fn entry(&self, name: &str) -> &Entry {
+    fn entry(&self, name: &str) -> &TensorEntry {
         self.file
             .header
             .tensors
