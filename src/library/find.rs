@@ -77,16 +77,16 @@ fn name_rank(component: Component, name: &str) -> usize {
 
 /// Folders of transformers, in lower case. The other components are in folders next to them
 /// (ComfyUI, A1111 and Forge, diffusers).
-const MODEL_FOLDERS: [&str; 5] =
-    ["checkpoints", "unet", "diffusion_models", "stable-diffusion", "transformer"];
+const MODEL_FOLDERS: [&str; 4] = ["checkpoints", "unet", "diffusion_models", "stable-diffusion"];
 
-/// The folders in which `component` is looked for when the transformer is in `folder`, each with
+/// The folders in which the component is looked for when the transformer is in `folder`, each with
 /// the words that a message describes it by.
-pub fn folders_around(folder: &Path, component: Component) -> Vec<(PathBuf, String)> {
+pub fn folders_around(folder: &Path, wanted: &Wanted) -> Vec<(PathBuf, String)> {
     let mut around = vec![(folder.to_path_buf(), "next to the model".to_string())];
     let mut below = |root: &Path| {
         around.extend(
-            component
+            wanted
+                .component
                 .files
                 .folders
                 .iter()
@@ -97,7 +97,9 @@ pub fn folders_around(folder: &Path, component: Component) -> Vec<(PathBuf, Stri
     // People sort their models into subfolders, at most two levels deep.
     for ancestor in folder.ancestors().take(3) {
         let name = ancestor.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-        if let (true, Some(root)) = (MODEL_FOLDERS.contains(&name.as_str()), ancestor.parent()) {
+        let is_models = MODEL_FOLDERS.contains(&name.as_str())
+            || wanted.families.transformers().any(|t| t.diffusers.folder == name);
+        if let (true, Some(root)) = (is_models, ancestor.parent()) {
             below(root);
             break;
         }
@@ -114,7 +116,7 @@ pub fn search(
     folder: &Path,
     wanted: &Wanted,
 ) -> std::result::Result<(Unit, Contents, String), Vec<PathBuf>> {
-    let around = folders_around(folder, wanted.component);
+    let around = folders_around(folder, wanted);
     for (path, words) in &around {
         let units = units(path).unwrap_or_default();
         if let Some((unit, contents)) = choose(units, wanted) {

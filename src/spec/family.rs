@@ -248,6 +248,33 @@ pub enum Variant {
 }
 
 impl ComponentSpec {
+    /// Nothing said: what a component's table leaves out is taken from here.
+    pub const EMPTY: ComponentSpec = ComponentSpec {
+        role: Role::Transformer,
+        name: "",
+        title: "",
+        option: None,
+        diffusers: Diffusers { folder: "", library: "diffusers", class: "", classes: "" },
+        tokenizer: None,
+        files: FileNames { folders: &[], ranks: &[], known: &[], not: &[], written: "" },
+        source: None,
+        comfy_prefix: "",
+        gguf: None,
+        tensors: &[],
+        dialects: &[],
+        aliases: &[],
+        unused: &[],
+        excludes: &[],
+        fit: None,
+        convolutional: false,
+        tables: &[],
+        quantised: &[],
+        unscaled_queries: None,
+        facts: &[],
+        variant: None,
+        lora: LoraLayers::NONE,
+    };
+
     /// Whether `name` is a canonical name that this component may have.
     pub fn is_canonical(&self, name: &str) -> bool {
         matches(self.tensors, name)

@@ -2,6 +2,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod family;
 mod hub;
 mod images;
 mod lora;

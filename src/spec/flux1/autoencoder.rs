@@ -2,7 +2,6 @@
 
 use super::affine;
 use crate::spec::family::{ComponentSpec, Diffusers, Fact, FileNames, Fit, Role, Variant};
-use crate::spec::lora::LoraLayers;
 use crate::spec::names::{Dialect, Naming, Rename};
 
 pub static SPEC: ComponentSpec = ComponentSpec {
@@ -16,7 +15,6 @@ pub static SPEC: ComponentSpec = ComponentSpec {
         class: "AutoencoderKL",
         classes: "*Autoencoder*",
     },
-    tokenizer: None,
     files: FileNames {
         folders: &["vae", "VAE"],
         ranks: &[&["ae"], &["*flux*", "ae*", "diffusion_pytorch_model*"], &["*vae*"]],
@@ -26,7 +24,6 @@ pub static SPEC: ComponentSpec = ComponentSpec {
     },
     source: Some("black-forest-labs/FLUX.1-schnell/ae.safetensors"),
     comfy_prefix: "vae.",
-    gguf: None,
     tensors: &[
         affine!("{encoder|decoder}.{conv_in|conv_out|norm_out}"),
         affine!("{encoder|decoder}.mid.{block_1|block_2}.{norm1|conv1|norm2|conv2}"),
@@ -55,9 +52,6 @@ pub static SPEC: ComponentSpec = ComponentSpec {
             gguf: false,
         },
     ],
-    aliases: &[],
-    unused: &[],
-    excludes: &[],
     // A token of the transformer is 2 x 2 latent pixels.
     fit: Some(Fit {
         own: ("decoder.conv_in.weight", 1),
@@ -65,9 +59,6 @@ pub static SPEC: ComponentSpec = ComponentSpec {
         divisor: 4,
     }),
     convolutional: true,
-    tables: &[],
-    quantised: &[],
-    unscaled_queries: None,
     facts: &[
         ("levels", Fact::Count("decoder.up.")),
         ("width", Fact::Axis("decoder.norm_out.weight", 0)),
@@ -79,7 +70,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
         tensor: "decoder.conv_in.weight",
         axis: 1,
     }),
-    lora: LoraLayers::NONE,
+    ..ComponentSpec::EMPTY
 };
 
 /// `affine!` of a name in two pieces.

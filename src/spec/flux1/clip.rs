@@ -28,7 +28,6 @@ pub static SPEC: ComponentSpec = ComponentSpec {
     },
     source: Some("comfyanonymous/flux_text_encoders/clip_l.safetensors"),
     comfy_prefix: "text_encoders.clip_l.transformer.",
-    gguf: None,
     tensors: &[
         EMBEDDINGS,
         affine!("text_model.encoder.layers.{}.self_attn.{q_proj|k_proj|v_proj|out_proj}"),
@@ -55,7 +54,6 @@ pub static SPEC: ComponentSpec = ComponentSpec {
             gguf: false,
         },
     ],
-    aliases: &[],
     // The projections and the image half of a whole CLIP model.
     unused: &[
         "*logit_scale*",
@@ -64,16 +62,12 @@ pub static SPEC: ComponentSpec = ComponentSpec {
         "*vision_model.*",
         "*visual_projection*",
     ],
-    excludes: &[],
     fit: Some(Fit {
         own: ("text_model.encoder.layers.0.self_attn.q_proj.weight", 1),
         transformer: ("vector_in.in_layer.weight", 1),
         divisor: 1,
     }),
-    convolutional: false,
     tables: &[EMBEDDINGS],
-    quantised: &[],
-    unscaled_queries: None,
     facts: &[
         ("layers", Fact::Count("text_model.encoder.layers.")),
         ("width", Fact::Axis("text_model.embeddings.token_embedding.weight", 1)),
@@ -97,6 +91,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
         input: None,
         blocks_hint: super::lora::TEXT_BLOCKS,
     },
+    ..ComponentSpec::EMPTY
 };
 
 /// The tables of tokens and positions.

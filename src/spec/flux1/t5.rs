@@ -66,7 +66,6 @@ pub static SPEC: ComponentSpec = ComponentSpec {
         transformer: ("txt_in.weight", 1),
         divisor: 1,
     }),
-    convolutional: false,
     tables: &["shared.weight", BIAS],
     quantised: &["encoder.block."],
     unscaled_queries: Some(("encoder.block.{}.layer.0.SelfAttention.q.weight", 8.0)),
@@ -94,6 +93,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
         input: None,
         blocks_hint: super::lora::TEXT_BLOCKS,
     },
+    ..ComponentSpec::EMPTY
 };
 
 /// The table of position biases.

@@ -9,14 +9,12 @@ pub static SPEC: ComponentSpec = ComponentSpec {
     role: Role::Transformer,
     name: "flux",
     title: "FLUX transformer",
-    option: None,
     diffusers: Diffusers {
         folder: "transformer",
         library: "diffusers",
         class: "FluxTransformer2DModel",
         classes: "Flux*",
     },
-    tokenizer: None,
     files: FileNames {
         folders: &["transformer"],
         ranks: &[&["*flux*"], &["diffusion_pytorch_model*"], &["*"]],
@@ -24,7 +22,6 @@ pub static SPEC: ComponentSpec = ComponentSpec {
         not: &[],
         written: "flux1-synthetic.safetensors",
     },
-    source: None,
     comfy_prefix: "model.diffusion_model.",
     gguf: Some("flux"),
     tensors: TENSORS,
@@ -51,14 +48,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
             gguf: false,
         },
     ],
-    aliases: &[],
-    unused: &[],
-    excludes: &[],
-    fit: None,
-    convolutional: false,
-    tables: &[],
     quantised: &["double_blocks.", "single_blocks."],
-    unscaled_queries: None,
     facts: &[
         ("double blocks", Fact::Count("double_blocks.")),
         ("single blocks", Fact::Count("single_blocks.")),
@@ -81,6 +71,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
         input: Some("img_in.weight"),
         blocks_hint: "FLUX.1 has 19 double and 38 single blocks; HunyuanVideo has 20 and 40, Qwen-Image 60 of one kind",
     },
+    ..ComponentSpec::EMPTY
 };
 
 const TENSORS: &[&str] = &[

@@ -263,9 +263,8 @@ fn present(spec: &SynthSpec) -> Vec<Component> {
 }
 
 /// The keys of the tokenizers' configurations.
-fn tokenizers(spec: &SynthSpec) -> impl Iterator<Item = &str> {
-    let configs = spec.configs.as_object().into_iter().flatten();
-    configs.map(|(key, _)| key.as_str()).filter(|key| key.starts_with("tokenizer"))
+fn tokenizers(spec: &SynthSpec) -> impl Iterator<Item = &'static str> {
+    present(spec).into_iter().filter_map(|c| c.0.tokenizer.as_ref().map(|t| t.folder))
 }
 
 fn config_metadata(config: Map<String, Value>) -> BTreeMap<String, String> {

@@ -5,4 +5,4 @@ mod faults;
 mod finding;
 mod gguf;
 mod storage;
-mod support;
+pub mod support;
