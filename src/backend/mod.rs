@@ -5,6 +5,8 @@ pub mod cpu;
 pub mod cuda;
 mod forced;
 mod form;
+mod gpu;
+mod loaded;
 mod options;
 pub mod wgpu;
 

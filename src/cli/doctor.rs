@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::args::How;
 use super::config::Config;
 use super::{models, output};
-use crate::backend::{Grain, cuda, wgpu};
+use crate::backend::{cuda, wgpu};
 use crate::error::Result;
 use crate::host;
 use crate::model::FluxConfig;
@@ -57,7 +57,7 @@ fn cuda_gpus() -> Cuda {
     match cuda::gpus() {
         Err(e) => Cuda { gpus: Vec::new(), why_none: Some(e.to_string()) },
         Ok(gpus) => {
-            let facts = |g: cuda::Gpu| GpuFacts {
+            let facts = |g: cuda::GpuInfo| GpuFacts {
                 device: format!("cuda:{}", g.ordinal),
                 name: g.name,
                 compute_capability: format!("{}.{}", g.capability.0, g.capability.1),
@@ -99,10 +99,7 @@ fn adapters() -> Vec<AdapterFacts> {
     let facts = |a: wgpu::Adapter| {
         // Without the memory that a run leaves to other programs, and that of the driver.
         let room = a.free_bytes.saturating_sub((a.memory_bytes / 50).max(256 << 20) + (100 << 20));
-        let grain = Grain {
-            align: 256,
-            chunk: (a.buffer_bytes.min(4 << 30) as usize / 256 * 256).max(256),
-        };
+        let grain = a.grain();
         let says = |config: &FluxConfig, tokens| {
             let bytes = units::bytes;
             a.unusable.is_none().then(|| match outlook(config, tokens, grain, room) {

@@ -86,8 +86,15 @@ macro_rules! operations {
                 }
             };
         }
-        #[allow(unused_imports, reason = "backends dispatch with it")]
         pub(crate) use each_op;
+
+        /// Calls a macro with the names of all operations: `for_operations!(table)`.
+        macro_rules! for_operations {
+            ($dollar callback:ident) => {
+                $dollar callback! { $($name)* }
+            };
+        }
+        pub(crate) use for_operations;
     };
 }
 

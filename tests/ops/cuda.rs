@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use flux_fast::backend::cuda::launch::Arch;
+use flux_fast::backend::cuda::Arch;
 use flux_fast::backend::cuda::{CudaBackend, CudaOptions, names};
 use flux_fast::backend::{Compute, KernelChoice};
 use flux_fast::dtype::DType;

@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use super::courier::Courier;
 use super::form;
+use super::loaded::{check_shape, not_loaded};
 use super::{Backend, Caps, Compute, Grain, KernelChoice, Layout, Place, Places, WeightKey};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -123,14 +124,14 @@ impl CpuBackend {
 
     fn weight(&self, key: WeightKey, handle: Weight) -> Result<&HostWeight> {
         let loaded = self.weights.get(&key).ok_or_else(|| not_loaded(handle))?;
-        fits(&loaded.weight, handle)?;
+        check_shape((loaded.weight.rows, loaded.weight.cols), handle)?;
         Ok(&loaded.weight)
     }
 
     /// A bias or gain as f32.
     fn vector(&mut self, key: WeightKey, handle: Weight) -> Result<Arc<[f32]>> {
         let loaded = self.weights.get_mut(&key).ok_or_else(|| not_loaded(handle))?;
-        fits(&loaded.weight, handle)?;
+        check_shape((loaded.weight.rows, loaded.weight.cols), handle)?;
         Ok(loaded.vector.get_or_insert_with(|| loaded.weight.to_f32().into()).clone())
     }
 }
@@ -139,20 +140,6 @@ impl CpuBackend {
 fn read_ahead(parts: Vec<HostPart>) -> Result<()> {
     let mut ranges = parts.iter().flat_map(HostPart::ranges);
     ranges.try_for_each(|(source, range)| source.will_need(range))
-}
-
-fn not_loaded(handle: Weight) -> Error {
-    Error::device("a step names a weight that was not loaded").found(handle)
-}
-
-fn fits(weight: &HostWeight, handle: Weight) -> Result<()> {
-    if (weight.rows, weight.cols) == (handle.rows, handle.cols) {
-        return Ok(());
-    }
-    let shape = |rows, cols| format!("{rows} x {cols}");
-    Err(Error::model("a weight has the wrong shape")
-        .found(shape(weight.rows, weight.cols))
-        .expected(shape(handle.rows, handle.cols)))
 }
 
 impl Backend for CpuBackend {

@@ -1,8 +1,11 @@
 //! `attention` on tensor cores from sm_80 on, and in plain loops for shapes that those do not take.
 
-use super::args::AttentionArgs;
-use super::launch::{Arch, Device, Kernel, Launch, Matrix, Variant, code};
+use super::arch::{Arch, Device};
+use super::attention_hopper::ATTENTION_HOPPER;
+use super::launch::{Args, Cuda, Kernel, Launch, Matrix, Variant, address, code};
+use crate::backend::gpu::variants;
 use crate::dtype::DType;
+use crate::op::Attention;
 
 /// As in `kernels/attention_flash.cuh`.
 #[repr(C)]
@@ -35,6 +38,7 @@ static D512: Kernel = kernel("attention_d512", 256, 81_920);
 static ANY: Kernel = kernel("attention_any", 128, 0);
 
 /// Every kernel of this family.
+#[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[&D64, &D128, &D512, &ANY];
 
 /// Query rows of a block.
@@ -47,54 +51,41 @@ const ROWS_ANY: usize = 4;
 const GRID: usize = 65_535;
 
 /// Best first, so that each takes the shapes it is made for: `d64` also multiplies 64 columns for a head of 40, `d128` also 128 for one of 72.
-pub static ATTENTION: &[Variant<AttentionArgs>] = &[
+pub static ATTENTION: &[Variant<Attention>] = &[
     Variant {
         name: "attention_d64_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, device| tensor_cores(a, device, 64, &D64),
         scratch: |_, _| 0,
         launches: |a, _| tiles(a, &D64, ROWS_D64),
     },
     Variant {
         name: "attention_d128_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, device| tensor_cores(a, device, 128, &D128).and(plain(a)),
         scratch: |_, _| 0,
         launches: |a, _| tiles(a, &D128, ROWS_D128),
     },
     Variant {
         name: "attention_d512_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, device| tensor_cores(a, device, 512, &D512).and(plain(a)),
         scratch: |_, _| 0,
         launches: |a, _| tiles(a, &D512, ROWS_D512),
     },
     Variant {
         name: "attention_any_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, _| any(a),
         scratch: |_, _| 0,
         launches: |a, _| rows(a),
     },
 ];
 
-/// The variant to run, or why there is none.
-pub fn choose(
-    args: &AttentionArgs,
-    device: &Device,
-) -> Result<&'static Variant<AttentionArgs>, &'static str> {
-    let mut answer = Err("attention needs compute capability 8.0");
-    for variant in ATTENTION.iter().filter(|v| v.arch.runs_on(device.capability)) {
-        match (variant.accepts)(args, device) {
-            Ok(()) => return Ok(variant),
-            Err(why) => answer = Err(why),
-        }
-    }
-    answer
-}
+variants!(Cuda, Attention: ATTENTION_HOPPER, ATTENTION);
 
 /// What all kernels want.
-fn any(a: &AttentionArgs) -> Result<(), &'static str> {
+fn any(a: &Args<Attention>) -> Result<(), &'static str> {
     let first = a.first.map(|(_, t)| t);
     let (wide, tokens) =
         ([Some(a.q), Some(a.k), Some(a.v), Some(a.out), first, a.bias], a.tokens());
@@ -125,7 +116,7 @@ fn any(a: &AttentionArgs) -> Result<(), &'static str> {
 
 /// What the kernels with `mma` want; `dim` is the largest head.
 fn tensor_cores(
-    a: &AttentionArgs,
+    a: &Args<Attention>,
     device: &Device,
     dim: usize,
     kernel: &Kernel,
@@ -159,7 +150,7 @@ fn tensor_cores(
 }
 
 /// What the kernels want that have neither bias nor causal masks, and find the largest score before they scale it.
-fn plain(a: &AttentionArgs) -> Result<(), &'static str> {
+fn plain(a: &Args<Attention>) -> Result<(), &'static str> {
     if a.causal || a.bias.is_some() {
         return Err("neither bias nor causal masks");
     }
@@ -171,15 +162,15 @@ fn plain(a: &AttentionArgs) -> Result<(), &'static str> {
 }
 
 /// Blocks of `rows` queries of a head: x counts them, y heads, z pictures, so that those which read the same keys run together.
-fn tiles(a: &AttentionArgs, kernel: &'static Kernel, rows: usize) -> Vec<Launch> {
+fn tiles(a: &Args<Attention>, kernel: &'static Kernel, rows: usize) -> Vec<Launch> {
     launch(a, kernel, [a.tokens().div_ceil(rows), a.heads, a.batch])
 }
 
-fn rows(a: &AttentionArgs) -> Vec<Launch> {
+fn rows(a: &Args<Attention>) -> Vec<Launch> {
     launch(a, &ANY, [a.tokens().div_ceil(ROWS_ANY) * a.heads * a.batch, 1, 1])
 }
 
-fn launch(a: &AttentionArgs, kernel: &'static Kernel, grid: [usize; 3]) -> Vec<Launch> {
+fn launch(a: &Args<Attention>, kernel: &'static Kernel, grid: [usize; 3]) -> Vec<Launch> {
     if a.q.rows == 0 || a.q.cols == 0 {
         return vec![];
     }
@@ -198,12 +189,18 @@ fn launch(a: &AttentionArgs, kernel: &'static Kernel, grid: [usize; 3]) -> Vec<L
         bias_type: a.bias.map_or(0, |b| code(b.dtype)),
         scale: a.scale,
     };
-    let address = |m: Option<Matrix>| m.map_or(0, |m| m.address);
     let first = address(a.first.map(|(_, t)| t));
     vec![Launch {
         kernel,
         grid: grid.map(|n| n as u32),
-        buffers: vec![a.q.address, a.k.address, a.v.address, address(a.bias), first, a.out.address],
+        buffers: vec![
+            a.q.address(),
+            a.k.address(),
+            a.v.address(),
+            address(a.bias),
+            first,
+            a.out.address(),
+        ],
         maps: vec![],
         params: bytemuck::bytes_of(&params).to_vec(),
     }]

@@ -1,8 +1,9 @@
 //! `attention` with heads of 128 columns on Hopper's asynchronous tensor cores (wgmma, TMA): kernels/attention_hopper.cu.
 
-use super::args::AttentionArgs;
-use super::launch::{Arch, Device, Kernel, Launch, Matrix, TensorMap, Variant};
+use super::arch::{Arch, Device};
+use super::launch::{Args, Kernel, Launch, Matrix, TensorMap, Variant, address};
 use crate::dtype::DType;
+use crate::op::Attention;
 
 /// As in the kernel.
 #[repr(C)]
@@ -35,9 +36,10 @@ static D128: Kernel = Kernel {
 };
 
 /// Every kernel of this family.
+#[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[&D128];
 
-fn accepts(a: &AttentionArgs, device: &Device) -> Result<(), &'static str> {
+fn accepts(a: &Args<Attention>, device: &Device) -> Result<(), &'static str> {
     if a.causal || a.bias.is_some() {
         return Err("neither bias nor causal masks");
     }
@@ -66,14 +68,14 @@ fn accepts(a: &AttentionArgs, device: &Device) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn tiles(a: &AttentionArgs) -> usize {
+fn tiles(a: &Args<Attention>) -> usize {
     a.tokens().div_ceil(TILE) * a.heads * a.batch
 }
 
 fn map(m: Matrix) -> TensorMap {
     let (box_rows, box_cols) = (TILE as u32, 64);
     TensorMap {
-        address: m.address,
+        address: m.address(),
         rows: m.rows,
         cols: m.cols,
         pitch: m.stride * 2,
@@ -84,9 +86,9 @@ fn map(m: Matrix) -> TensorMap {
 }
 
 /// Any number of tokens, heads and pictures; rows of q, k, v and out begin at multiples of 16 bytes.
-pub static ATTENTION_HOPPER: &[Variant<AttentionArgs>] = &[Variant {
+pub static ATTENTION_HOPPER: &[Variant<Attention>] = &[Variant {
     name: "attention_d128_wgmma_sm90a",
-    arch: Arch::Only(9, 0),
+    needs: Arch::Only(9, 0),
     accepts,
     scratch: |_, _| 0,
     launches: |a, device| {
@@ -106,7 +108,7 @@ pub static ATTENTION_HOPPER: &[Variant<AttentionArgs>] = &[Variant {
         vec![Launch {
             kernel: &D128,
             grid: [tiles(a).min(device.processors.max(1) as usize) as u32, 1, 1],
-            buffers: vec![a.out.address, to.map_or(0, |m| m.address)],
+            buffers: vec![a.out.address(), address(to)],
             maps: vec![map(a.q), map(a.k), map(a.v)],
             params: bytemuck::bytes_of(&p).to_vec(),
         }]

@@ -2,8 +2,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::backend::CudaBackend;
+use super::driver::Buffer;
 use super::launch::{Kernel, Launch};
-use super::{Buffer, CudaBackend};
 use crate::error::Result;
 
 #[repr(C)]
@@ -33,6 +34,7 @@ static COPY: Kernel = Kernel {
 };
 
 /// Every kernel of this family.
+#[cfg(test)]
 pub static KERNELS: [&Kernel; 2] = [&MMA, &COPY];
 
 /// What a device can do at most.

@@ -1,8 +1,10 @@
 //! Convolutions; the kernels and their reasons are in `kernels/conv2d.cu`.
 
-use super::args::Conv2dArgs;
-use super::launch::{Arch, Device, Kernel, Launch, Matrix, Variant, code};
+use super::arch::{Arch, Device};
+use super::launch::{Args, Cuda, Kernel, Launch, Matrix, Variant, address, code};
+use crate::backend::gpu::{first, variants};
 use crate::dtype::DType;
+use crate::op::Conv2d;
 
 /// As in `kernels/conv2d.cu`.
 #[repr(C)]
@@ -53,60 +55,61 @@ static NARROW: Tiled = tiled("conv2d_bf16_128x16", 128, 16, stages(3, 128, 16));
 static ANY: Tiled = tiled("conv2d_any", 64, 64, 0);
 
 /// Every kernel of this family.
+#[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[&WIDE.kernel, &MIDDLE.kernel, &NARROW.kernel, &ANY.kernel];
 
 /// All variants. They sum in the same order of taps and channels; those with vector loads give the same bits.
-pub static CONV2D: &[Variant<Conv2dArgs>] = &[
+pub static CONV2D: &[Variant<Conv2d>] = &[
     Variant {
         name: "conv2d_bf16_128x128_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: chunks,
         scratch: none,
         launches: |a, _| vec![launch(&WIDE, a)],
     },
     Variant {
         name: "conv2d_bf16_128x64_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: chunks,
         scratch: none,
         launches: |a, _| vec![launch(&MIDDLE, a)],
     },
     Variant {
         name: "conv2d_bf16_128x16_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: chunks,
         scratch: none,
         launches: |a, _| vec![launch(&NARROW, a)],
     },
     Variant {
         name: "conv2d_any_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: any,
         scratch: none,
         launches: |a, _| vec![launch(&ANY, a)],
     },
 ];
 
-/// The fastest variant for these operands: the widest tile that the output channels fill, and the plain kernel for the rest.
-pub fn choose(args: &Conv2dArgs, device: &Device) -> &'static Variant<Conv2dArgs> {
+variants!(Cuda, Conv2d: CONV2D; choose);
+
+/// The fastest variant for these operands: the widest tile that the output channels fill, and the
+/// plain kernel for the rest.
+fn choose(args: &Args<Conv2d>, device: &Device) -> Result<&'static Variant<Conv2d>, &'static str> {
     let tile = match args.shape.out_channels {
         ..=16 => 2,
         17..=64 => 1,
         _ => 0,
     };
-    let last = CONV2D.len() - 1;
-    let fits = |v: &Variant<Conv2dArgs>| {
-        v.arch.runs_on(device.capability) && (v.accepts)(args, device).is_ok()
-    };
-    if fits(&CONV2D[tile]) { &CONV2D[tile] } else { &CONV2D[last] }
+    let any = &CONV2D[CONV2D.len() - 1];
+    first([&CONV2D[tile], any], args, device)
 }
 
-fn none(_: &Conv2dArgs, _: &Device) -> usize {
+fn none(_: &Args<Conv2d>, _: &Device) -> usize {
     0
 }
 
 /// What all kernels need: sizes that fit 32 bits, and operands that fit the shape.
-fn any(a: &Conv2dArgs, _: &Device) -> Result<(), &'static str> {
+fn any(a: &Args<Conv2d>, _: &Device) -> Result<(), &'static str> {
     let s = &a.shape;
     let (source_height, source_width) = s.source();
     let matrix =
@@ -153,29 +156,29 @@ fn any(a: &Conv2dArgs, _: &Device) -> Result<(), &'static str> {
 }
 
 /// Whether pixels and filters can be copied in chunks of 16 bytes.
-fn chunks(a: &Conv2dArgs, device: &Device) -> Result<(), &'static str> {
+fn chunks(a: &Args<Conv2d>, device: &Device) -> Result<(), &'static str> {
     any(a, device)?;
     if !a.x.aligned() {
         return Err("x is not made of whole 16-byte chunks");
     }
-    if !a.w.address.is_multiple_of(16) || !a.w.stride.is_multiple_of(8) {
+    if !a.w.address().is_multiple_of(16) || !a.w.stride.is_multiple_of(8) {
         return Err("rows of w do not begin at multiples of 16 bytes");
     }
     Ok(())
 }
 
-fn launch(tiled: &'static Tiled, a: &Conv2dArgs) -> Launch {
+fn launch(tiled: &'static Tiled, a: &Args<Conv2d>) -> Launch {
     let s = &a.shape;
     let (out_height, out_width) = s.output();
     let pixels = s.batch * out_height * out_width;
     let columns = s.out_channels.div_ceil(tiled.channels);
     let four = |m: &Matrix| {
-        m.address.is_multiple_of(4 * m.dtype.size() as u64) && m.stride.is_multiple_of(4)
+        m.address().is_multiple_of(4 * m.dtype.size() as u64) && m.stride.is_multiple_of(4)
     };
     let vector = s.out_channels.is_multiple_of(4)
         && four(&a.out)
         && a.residual.as_ref().is_none_or(four)
-        && a.bias.is_multiple_of(16);
+        && address(a.bias).is_multiple_of(16);
     let params = Params {
         pixels: pixels as u32,
         height: s.height as u32,
@@ -200,11 +203,11 @@ fn launch(tiled: &'static Tiled, a: &Conv2dArgs) -> Launch {
         kernel: &tiled.kernel,
         grid: [(pixels.div_ceil(tiled.pixels) * columns) as u32, 1, 1],
         buffers: vec![
-            a.x.address,
-            a.w.address,
-            a.bias,
-            a.residual.map_or(0, |r| r.address),
-            a.out.address,
+            a.x.address(),
+            a.w.address(),
+            address(a.bias),
+            address(a.residual),
+            a.out.address(),
         ],
         maps: vec![],
         params: bytemuck::bytes_of(&params).to_vec(),

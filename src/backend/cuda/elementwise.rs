@@ -3,64 +3,14 @@
 
 use bytemuck::{NoUninit, Pod, Zeroable};
 
-use super::launch::{Arch, Kernel, Launch, Matrix, Variant, code};
+use super::arch::Arch;
+use super::launch::{Args, Cuda, Kernel, Launch, Matrix, Variant, code};
+use crate::backend::gpu::{CastArgs, variants};
 use crate::dtype::DType;
+use crate::op::{Add, Cast, CopyRows, GeluMul, Silu};
 
 /// Threads of a block in `elementwise.cu`.
 const THREADS: u32 = 256;
-
-/// See `Op::GeluMul`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct GeluMulArgs {
-    /// rows x cols, BF16 or F32.
-    pub gate: Matrix,
-    /// Like `gate`.
-    pub up: Matrix,
-    /// rows x cols, BF16 or F32; may be `gate` or `up`.
-    pub out: Matrix,
-}
-
-/// See `Op::Silu`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SiluArgs {
-    /// rows x cols, BF16 or F32.
-    pub x: Matrix,
-    /// rows x cols, BF16 or F32; may be `x`.
-    pub out: Matrix,
-}
-
-/// See `Op::Add`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AddArgs {
-    /// rows x cols, BF16 or F32.
-    pub a: Matrix,
-    /// Like `a`.
-    pub b: Matrix,
-    /// rows x cols, BF16 or F32; may be `a` or `b`.
-    pub out: Matrix,
-}
-
-/// See `Op::Cast`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct CastArgs {
-    /// rows x cols, BF16 or F32; a window of columns with any offset.
-    pub x: Matrix,
-    /// Like `x`.
-    pub out: Matrix,
-}
-
-/// See `Op::CopyRows`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct CopyRowsArgs {
-    /// batch*n x cols, of any type of 2 or 4 bytes.
-    pub x: Matrix,
-    pub batch: usize,
-    pub from: usize,
-    pub to: usize,
-    pub count: usize,
-    /// batch*m x cols, of the type of `x`.
-    pub out: Matrix,
-}
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -127,6 +77,7 @@ static COPY_ROWS_VECTOR: Kernel = kernel::<CopyRowsParams>("copy_rows_vector_sm8
 static COPY_ROWS_ANY: Kernel = kernel::<CopyRowsParams>("copy_rows_any_sm80", 2);
 
 /// Every kernel of this family.
+#[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[
     &GELU_MUL_BF16,
     &GELU_MUL_ANY,
@@ -215,7 +166,7 @@ fn dense_vectors(matrices: &[&Matrix]) -> Result<(), &'static str> {
         .then_some(())
         .ok_or("an operand is not bf16")?;
     matrices.iter().all(|m| dense(m)).then_some(()).ok_or("an operand is a window of columns")?;
-    let whole = |m: &&Matrix| m.address.is_multiple_of(16) && elements(m).is_multiple_of(8);
+    let whole = |m: &&Matrix| m.address().is_multiple_of(16) && elements(m).is_multiple_of(8);
     matrices
         .iter()
         .all(whole)
@@ -243,15 +194,15 @@ fn elementwise(
         out_type: code(out.dtype),
     };
     let buffers =
-        [a.address].into_iter().chain(b.map(|b| b.address)).chain([out.address]).collect();
+        [a.address()].into_iter().chain(b.map(|b| b.address())).chain([out.address()]).collect();
     launch(kernel, elements(out) / each, buffers, &params)
 }
 
 /// Best first; the last one takes every type, window and alignment.
-pub static GELU_MUL: &[Variant<GeluMulArgs>] = &[
+pub static GELU_MUL: &[Variant<GeluMul>] = &[
     Variant {
         name: "gelu_mul_bf16_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, _| {
             dense_vectors(&[&a.gate, &a.up, &a.out]).and(grid_fits(elements(&a.out) / 8))
         },
@@ -260,51 +211,54 @@ pub static GELU_MUL: &[Variant<GeluMulArgs>] = &[
     },
     Variant {
         name: "gelu_mul_any_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, _| activations(&[&a.gate, &a.up, &a.out]).and(grid_fits(elements(&a.out))),
         scratch: |_, _| 0,
         launches: |a, _| elementwise(&GELU_MUL_ANY, 1, &a.gate, Some(&a.up), &a.out),
     },
 ];
+variants!(Cuda, GeluMul: GELU_MUL);
 
 /// Best first; the last one takes every type, window and alignment.
-pub static SILU: &[Variant<SiluArgs>] = &[
+pub static SILU: &[Variant<Silu>] = &[
     Variant {
         name: "silu_bf16_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, _| dense_vectors(&[&a.x, &a.out]).and(grid_fits(elements(&a.out) / 8)),
         scratch: |_, _| 0,
         launches: |a, _| elementwise(&SILU_BF16, 8, &a.x, None, &a.out),
     },
     Variant {
         name: "silu_any_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, _| activations(&[&a.x, &a.out]).and(grid_fits(elements(&a.out))),
         scratch: |_, _| 0,
         launches: |a, _| elementwise(&SILU_ANY, 1, &a.x, None, &a.out),
     },
 ];
+variants!(Cuda, Silu: SILU);
 
 /// Best first; the last one takes every type, window and alignment.
-pub static ADD: &[Variant<AddArgs>] = &[
+pub static ADD: &[Variant<Add>] = &[
     Variant {
         name: "add_bf16_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, _| dense_vectors(&[&a.a, &a.b, &a.out]).and(grid_fits(elements(&a.out) / 8)),
         scratch: |_, _| 0,
         launches: |a, _| elementwise(&ADD_BF16, 8, &a.a, Some(&a.b), &a.out),
     },
     Variant {
         name: "add_any_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, _| activations(&[&a.a, &a.b, &a.out]).and(grid_fits(elements(&a.out))),
         scratch: |_, _| 0,
         launches: |a, _| elementwise(&ADD_ANY, 1, &a.a, Some(&a.b), &a.out),
     },
 ];
+variants!(Cuda, Add: ADD);
 
 /// The same elements as one row, if both are dense and it is not too long for one.
-fn flat(a: &CastArgs) -> CastArgs {
+fn flat(a: &Args<Cast>) -> Args<Cast> {
     let n = elements(&a.x);
     if dense(&a.x) && dense(&a.out) && u32::try_from(n).is_ok() {
         let row = |m: Matrix| Matrix { rows: 1, cols: n, stride: n, ..m };
@@ -315,14 +269,14 @@ fn flat(a: &CastArgs) -> CastArgs {
 }
 
 /// Whether a cast from one type to another can go by four elements.
-fn quads(a: &CastArgs, from: DType, to: DType) -> Result<(), &'static str> {
+fn quads(a: &Args<Cast>, from: DType, to: DType) -> Result<(), &'static str> {
     if (a.x.dtype, a.out.dtype) != (from, to) {
         return Err("the types are others");
     }
     let a = flat(a);
     let aligned = |m: &Matrix| {
         let step = m.rows <= 1 || m.stride.is_multiple_of(4);
-        m.cols.is_multiple_of(4) && step && m.address.is_multiple_of(4 * m.dtype.size() as u64)
+        m.cols.is_multiple_of(4) && step && m.address().is_multiple_of(4 * m.dtype.size() as u64)
     };
     if !(aligned(&a.x) && aligned(&a.out)) {
         return Err("an operand's rows are not aligned to four elements");
@@ -332,7 +286,7 @@ fn quads(a: &CastArgs, from: DType, to: DType) -> Result<(), &'static str> {
     short.then_some(()).ok_or("there are 2^34 elements or more")
 }
 
-fn cast(kernel: &'static Kernel, each: usize, a: &CastArgs) -> Vec<Launch> {
+fn cast(kernel: &'static Kernel, each: usize, a: &Args<Cast>) -> Vec<Launch> {
     let params = CastParams {
         rows: a.x.rows as u32,
         cols: a.x.cols as u32,
@@ -341,36 +295,37 @@ fn cast(kernel: &'static Kernel, each: usize, a: &CastArgs) -> Vec<Launch> {
         x_type: code(a.x.dtype),
         out_type: code(a.out.dtype),
     };
-    launch(kernel, elements(&a.x) / each, vec![a.x.address, a.out.address], &params)
+    launch(kernel, elements(&a.x) / each, vec![a.x.address(), a.out.address()], &params)
 }
 
 /// Best first; the last one takes every pair of types, window and alignment.
-pub static CAST: &[Variant<CastArgs>] = &[
+pub static CAST: &[Variant<Cast>] = &[
     Variant {
         name: "cast_f32_bf16_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, _| quads(a, DType::F32, DType::BF16),
         scratch: |_, _| 0,
         launches: |a, _| cast(&CAST_F32_BF16, 4, &flat(a)),
     },
     Variant {
         name: "cast_bf16_f32_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, _| quads(a, DType::BF16, DType::F32),
         scratch: |_, _| 0,
         launches: |a, _| cast(&CAST_BF16_F32, 4, &flat(a)),
     },
     Variant {
         name: "cast_any_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, _| activations(&[&a.x, &a.out]).and(grid_fits(elements(&a.x))),
         scratch: |_, _| 0,
         launches: |a, _| cast(&CAST_ANY, 1, a),
     },
 ];
+variants!(Cuda, Cast: CAST);
 
 /// Copies in units of `unit` bytes, which divide rows and strides.
-fn copy_rows(kernel: &'static Kernel, unit: usize, a: &CopyRowsArgs) -> Vec<Launch> {
+fn copy_rows(kernel: &'static Kernel, unit: usize, a: &Args<CopyRows>) -> Vec<Launch> {
     let size = a.x.dtype.size();
     let width = a.x.cols * size / unit;
     let params = CopyRowsParams {
@@ -385,10 +340,10 @@ fn copy_rows(kernel: &'static Kernel, unit: usize, a: &CopyRowsArgs) -> Vec<Laun
         out_pitch: (a.out.stride * size / unit) as u32,
         unit: unit as u32,
     };
-    launch(kernel, a.batch * a.count * width, vec![a.x.address, a.out.address], &params)
+    launch(kernel, a.batch * a.count * width, vec![a.x.address(), a.out.address()], &params)
 }
 
-fn copyable(a: &CopyRowsArgs) -> Result<(), &'static str> {
+fn copyable(a: &Args<CopyRows>) -> Result<(), &'static str> {
     let size = a.x.dtype.size();
     (a.x.dtype == a.out.dtype).then_some(()).ok_or("the types differ")?;
     matches!(size, 2 | 4).then_some(()).ok_or("elements are neither 2 nor 4 bytes")?;
@@ -397,10 +352,10 @@ fn copyable(a: &CopyRowsArgs) -> Result<(), &'static str> {
 }
 
 /// Best first; the last one takes every type of 2 or 4 bytes, window and alignment.
-pub static COPY_ROWS: &[Variant<CopyRowsArgs>] = &[
+pub static COPY_ROWS: &[Variant<CopyRows>] = &[
     Variant {
         name: "copy_rows_vector_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, _| {
             let aligned = a.x.aligned() && a.out.aligned();
             aligned.then_some(()).ok_or("an operand's rows are not aligned to 16 bytes")?;
@@ -411,9 +366,10 @@ pub static COPY_ROWS: &[Variant<CopyRowsArgs>] = &[
     },
     Variant {
         name: "copy_rows_any_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, _| copyable(a),
         scratch: |_, _| 0,
         launches: |a, _| copy_rows(&COPY_ROWS_ANY, a.x.dtype.size(), a),
     },
 ];
+variants!(Cuda, CopyRows: COPY_ROWS);

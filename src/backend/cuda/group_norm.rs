@@ -1,37 +1,10 @@
 //! Group normalisation; the kernels and their reasons are in `kernels/group_norm.cu`.
 
-use super::launch::{Arch, Device, Kernel, Launch, Matrix, Variant, code};
+use super::arch::{Arch, Device};
+use super::launch::{Args, Cuda, Kernel, Launch, Variant, address, code};
+use crate::backend::gpu::variants;
 use crate::dtype::DType;
-
-/// See `Op::GroupNorm`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct GroupNormArgs {
-    /// `batch*pixels x channels`, BF16 or F32.
-    pub x: Matrix,
-    /// Address of channels f32.
-    pub weight: u64,
-    /// Address of channels f32.
-    pub bias: u64,
-    /// Pictures.
-    pub batch: usize,
-    /// Divides the channels.
-    pub groups: usize,
-    /// Added to the variance.
-    pub eps: f32,
-    /// SiLU follows.
-    pub silu: bool,
-    /// Of the shape of `x`, BF16 or F32; may be `x` itself.
-    pub out: Matrix,
-    /// Address of scratch (256-aligned), as much as the variant asked for.
-    pub scratch: u64,
-}
-
-impl GroupNormArgs {
-    /// Rows of a picture.
-    fn pixels(&self) -> usize {
-        self.x.rows / self.batch
-    }
-}
+use crate::op::GroupNorm;
 
 /// As in `kernels/group_norm.cu`.
 #[repr(C)]
@@ -76,13 +49,14 @@ static APPLY: Kernel = kernel("group_norm_apply_bf16", 5);
 static APPLY_ANY: Kernel = kernel("group_norm_apply_any", 5);
 
 /// Every kernel of this family.
+#[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[&STATISTICS, &STATISTICS_ANY, &MERGE, &APPLY, &APPLY_ANY];
 
 /// All variants, the fastest first.
-pub static GROUP_NORM: &[Variant<GroupNormArgs>] = &[
+pub static GROUP_NORM: &[Variant<GroupNorm>] = &[
     Variant {
         name: "group_norm_bf16_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: vectors,
         scratch: |a, _| scratch(a, rows(a)),
         launches: |a, _| {
@@ -93,7 +67,7 @@ pub static GROUP_NORM: &[Variant<GroupNormArgs>] = &[
     },
     Variant {
         name: "group_norm_any_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: any,
         scratch: |a, _| scratch(a, rows_any(a)),
         launches: |a, _| {
@@ -108,36 +82,30 @@ pub static GROUP_NORM: &[Variant<GroupNormArgs>] = &[
     },
 ];
 
-/// The fastest variant for these operands.
-pub fn choose(args: &GroupNormArgs, device: &Device) -> &'static Variant<GroupNormArgs> {
-    let fits = |v: &&Variant<GroupNormArgs>| {
-        v.arch.runs_on(device.capability) && (v.accepts)(args, device).is_ok()
-    };
-    GROUP_NORM.iter().find(fits).unwrap_or(&GROUP_NORM[GROUP_NORM.len() - 1])
-}
+variants!(Cuda, GroupNorm: GROUP_NORM);
 
 /// Rows of a chunk of the vector kernels: whole rounds of four rows a thread. A function of the shape alone, as the order of summation is.
-fn rows(a: &GroupNormArgs) -> usize {
+fn rows(a: &Args<GroupNorm>) -> usize {
     let round = 4 * (THREADS / (a.x.cols / 8));
     (CHUNK_BYTES / (2 * a.x.cols)).max(a.pixels().div_ceil(CHUNKS)).next_multiple_of(round)
 }
 
 /// Rows of a chunk of `group_norm_statistics_any`, of one group.
-fn rows_any(a: &GroupNormArgs) -> usize {
+fn rows_any(a: &Args<GroupNorm>) -> usize {
     16_384usize.div_ceil(a.x.cols / a.groups).max(a.pixels().div_ceil(CHUNKS))
 }
 
 /// Bytes of the partial moments, (mean, squared deviations) of each picture, group and chunk; those of the groups follow.
-fn partials(a: &GroupNormArgs, chunk_rows: usize) -> usize {
+fn partials(a: &Args<GroupNorm>, chunk_rows: usize) -> usize {
     a.batch * a.groups * a.pixels().div_ceil(chunk_rows) * 8
 }
 
-fn scratch(a: &GroupNormArgs, chunk_rows: usize) -> usize {
+fn scratch(a: &Args<GroupNorm>, chunk_rows: usize) -> usize {
     partials(a, chunk_rows) + a.batch * a.groups * 8
 }
 
 /// What all kernels need: operands that match, and sizes that fit 32 bits.
-fn any(a: &GroupNormArgs, _: &Device) -> Result<(), &'static str> {
+fn any(a: &Args<GroupNorm>, _: &Device) -> Result<(), &'static str> {
     if [a.x.rows, a.x.cols, a.batch, a.groups].contains(&0)
         || !a.x.rows.is_multiple_of(a.batch)
         || !a.x.cols.is_multiple_of(a.groups)
@@ -166,15 +134,15 @@ fn any(a: &GroupNormArgs, _: &Device) -> Result<(), &'static str> {
 }
 
 /// Whether a thread can hold 8 channels, and a block a row.
-fn vectors(a: &GroupNormArgs, device: &Device) -> Result<(), &'static str> {
+fn vectors(a: &Args<GroupNorm>, device: &Device) -> Result<(), &'static str> {
     any(a, device)?;
     if a.x.dtype != DType::BF16 || a.out.dtype != DType::BF16 {
         return Err("x and out must be BF16");
     }
     if !a.x.aligned()
         || !a.out.aligned()
-        || !a.weight.is_multiple_of(16)
-        || !a.bias.is_multiple_of(16)
+        || !a.weight.address().is_multiple_of(16)
+        || !a.bias.address().is_multiple_of(16)
     {
         return Err("x, out, weight or bias are not made of whole 16-byte chunks");
     }
@@ -186,11 +154,12 @@ fn vectors(a: &GroupNormArgs, device: &Device) -> Result<(), &'static str> {
 
 /// Statistics by a kernel with its rows of a chunk and blocks, their merge, and the application by a kernel with its rows of a chunk.
 fn launches(
-    a: &GroupNormArgs,
+    a: &Args<GroupNorm>,
     (first, first_rows, first_blocks): (&'static Kernel, usize, usize),
     (last, last_rows): (&'static Kernel, usize),
 ) -> Vec<Launch> {
-    let statistics = a.scratch + partials(a, first_rows) as u64;
+    let scratch = address(a.scratch);
+    let statistics = scratch + partials(a, first_rows) as u64;
     let launch = |kernel, blocks: usize, rows: usize, buffers| {
         let params = Params {
             rows: a.pixels() as u32,
@@ -210,13 +179,13 @@ fn launches(
     };
     let last_blocks = a.batch * a.pixels().div_ceil(last_rows);
     vec![
-        launch(first, first_blocks, first_rows, vec![a.x.address, a.scratch]),
-        launch(&MERGE, a.batch * a.groups, first_rows, vec![a.scratch, statistics]),
+        launch(first, first_blocks, first_rows, vec![a.x.address(), scratch]),
+        launch(&MERGE, a.batch * a.groups, first_rows, vec![scratch, statistics]),
         launch(
             last,
             last_blocks,
             last_rows,
-            vec![a.x.address, statistics, a.weight, a.bias, a.out.address],
+            vec![a.x.address(), statistics, a.weight.address(), a.bias.address(), a.out.address()],
         ),
     ]
 }

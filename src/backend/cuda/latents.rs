@@ -3,69 +3,12 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::arch::Arch;
 use super::elementwise::{activations, counts, elements, grid_fits, kernel, launch};
-use super::launch::{Arch, Kernel, Matrix, Variant, code};
+use super::launch::{Cuda, Kernel, Matrix, Variant, address, code};
+use crate::backend::gpu::variants;
 use crate::dtype::DType;
-
-/// See `Op::Embed`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct EmbedArgs {
-    /// vocabulary x cols, BF16, F16 or F32.
-    pub table: Matrix,
-    /// Address of `out.rows` I32 within the table; a row whose id is not becomes NaN.
-    pub ids: u64,
-    /// n x cols, BF16, F16 or F32.
-    pub positions: Option<Matrix>,
-    /// rows x cols, BF16 or F32.
-    pub out: Matrix,
-}
-
-/// See `Op::TimestepEmbed`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TimestepEmbedArgs {
-    /// rows x 1, F32; 1000 t below 10^6, or angles lose their last bits.
-    pub t: Matrix,
-    /// rows x cols, BF16 or F32; cols is even.
-    pub out: Matrix,
-}
-
-/// See `Op::Pack`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct PackArgs {
-    /// batch*height*width x channels, BF16 or F32.
-    pub x: Matrix,
-    /// Of a picture of `x`, in latent pixels; both are even.
-    pub height: usize,
-    pub width: usize,
-    /// batch*(height/2)*(width/2) x 4*channels, BF16 or F32.
-    pub out: Matrix,
-}
-
-/// See `Op::Unpack`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct UnpackArgs {
-    /// batch*(height/2)*(width/2) x 4*channels, BF16 or F32.
-    pub x: Matrix,
-    /// Of a picture of `out`, in latent pixels; both are even.
-    pub height: usize,
-    pub width: usize,
-    pub scale: f32,
-    pub shift: f32,
-    /// batch*height*width x channels, BF16 or F32.
-    pub out: Matrix,
-}
-
-/// See `Op::EulerStep`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct EulerStepArgs {
-    /// rows x cols, F32; updated in place.
-    pub x: Matrix,
-    /// rows x cols, or 2*rows x cols with `cfg`, BF16 or F32.
-    pub v: Matrix,
-    /// Address of two f32: t_next - t, and the scale of true CFG.
-    pub params: u64,
-    pub cfg: bool,
-}
+use crate::op::{Embed, EulerStep, Pack, TimestepEmbed, Unpack};
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -124,6 +67,7 @@ static UNPACK_ANY: Kernel = kernel::<LatentParams>("unpack_any_sm80", 2);
 static EULER_STEP_ANY: Kernel = kernel::<EulerParams>("euler_step_any_sm80", 3);
 
 /// Every kernel of this family.
+#[cfg(test)]
 pub static KERNELS: &[&Kernel] =
     &[&EMBED_ANY, &TIMESTEP_EMBED_ANY, &PACK_ANY, &UNPACK_ANY, &EULER_STEP_ANY];
 
@@ -135,9 +79,9 @@ fn stored(m: &Matrix) -> Result<(), &'static str> {
 }
 
 /// Takes everything.
-pub static EMBED: &[Variant<EmbedArgs>] = &[Variant {
+pub static EMBED: &[Variant<Embed>] = &[Variant {
     name: "embed_any_sm80",
-    arch: Arch::From(8, 0),
+    needs: Arch::From(8, 0),
     accepts: |a, _| {
         stored(&a.table)?;
         a.positions.as_ref().map_or(Ok(()), stored)?;
@@ -158,15 +102,16 @@ pub static EMBED: &[Variant<EmbedArgs>] = &[Variant {
             out_type: code(a.out.dtype),
         };
         let buffers =
-            vec![a.table.address, a.ids, a.positions.map_or(0, |p| p.address), a.out.address];
+            vec![a.table.address(), a.ids.address(), address(a.positions), a.out.address()];
         launch(&EMBED_ANY, elements(&a.out), buffers, &params)
     },
 }];
+variants!(Cuda, Embed: EMBED);
 
 /// Takes everything.
-pub static TIMESTEP_EMBED: &[Variant<TimestepEmbedArgs>] = &[Variant {
+pub static TIMESTEP_EMBED: &[Variant<TimestepEmbed>] = &[Variant {
     name: "timestep_embed_any_sm80",
-    arch: Arch::From(8, 0),
+    needs: Arch::From(8, 0),
     accepts: |a, _| {
         (a.t.dtype == DType::F32).then_some(()).ok_or("times are not f32")?;
         a.out.cols.is_multiple_of(2).then_some(()).ok_or("the columns are odd")?;
@@ -181,9 +126,15 @@ pub static TIMESTEP_EMBED: &[Variant<TimestepEmbedArgs>] = &[Variant {
             out_stride: a.out.stride as u32,
             out_type: code(a.out.dtype),
         };
-        launch(&TIMESTEP_EMBED_ANY, elements(&a.out) / 2, vec![a.t.address, a.out.address], &params)
+        launch(
+            &TIMESTEP_EMBED_ANY,
+            elements(&a.out) / 2,
+            vec![a.t.address(), a.out.address()],
+            &params,
+        )
     },
 }];
+variants!(Cuda, TimestepEmbed: TIMESTEP_EMBED);
 
 /// The parameters that `pack` and `unpack` share; `tokens` is the packed side.
 fn latents(tokens: &Matrix, width: usize, x: &Matrix, out: &Matrix) -> LatentParams {
@@ -206,9 +157,9 @@ fn even(height: usize, width: usize) -> Result<(), &'static str> {
 }
 
 /// Takes everything.
-pub static PACK: &[Variant<PackArgs>] = &[Variant {
+pub static PACK: &[Variant<Pack>] = &[Variant {
     name: "pack_any_sm80",
-    arch: Arch::From(8, 0),
+    needs: Arch::From(8, 0),
     accepts: |a, _| {
         even(a.height, a.width)?;
         activations(&[&a.x, &a.out]).and(grid_fits(elements(&a.out)))
@@ -216,14 +167,15 @@ pub static PACK: &[Variant<PackArgs>] = &[Variant {
     scratch: |_, _| 0,
     launches: |a, _| {
         let params = latents(&a.out, a.width, &a.x, &a.out);
-        launch(&PACK_ANY, elements(&a.out), vec![a.x.address, a.out.address], &params)
+        launch(&PACK_ANY, elements(&a.out), vec![a.x.address(), a.out.address()], &params)
     },
 }];
+variants!(Cuda, Pack: PACK);
 
 /// Takes everything.
-pub static UNPACK: &[Variant<UnpackArgs>] = &[Variant {
+pub static UNPACK: &[Variant<Unpack>] = &[Variant {
     name: "unpack_any_sm80",
-    arch: Arch::From(8, 0),
+    needs: Arch::From(8, 0),
     accepts: |a, _| {
         even(a.height, a.width)?;
         activations(&[&a.x, &a.out]).and(grid_fits(elements(&a.x)))
@@ -232,14 +184,15 @@ pub static UNPACK: &[Variant<UnpackArgs>] = &[Variant {
     launches: |a, _| {
         let params =
             LatentParams { scale: a.scale, shift: a.shift, ..latents(&a.x, a.width, &a.x, &a.out) };
-        launch(&UNPACK_ANY, elements(&a.x), vec![a.x.address, a.out.address], &params)
+        launch(&UNPACK_ANY, elements(&a.x), vec![a.x.address(), a.out.address()], &params)
     },
 }];
+variants!(Cuda, Unpack: UNPACK);
 
 /// Takes everything.
-pub static EULER_STEP: &[Variant<EulerStepArgs>] = &[Variant {
+pub static EULER_STEP: &[Variant<EulerStep>] = &[Variant {
     name: "euler_step_any_sm80",
-    arch: Arch::From(8, 0),
+    needs: Arch::From(8, 0),
     accepts: |a, _| {
         (a.x.dtype == DType::F32).then_some(()).ok_or("x is not f32")?;
         activations(&[&a.x, &a.v]).and(grid_fits(elements(&a.x)))
@@ -254,6 +207,12 @@ pub static EULER_STEP: &[Variant<EulerStepArgs>] = &[Variant {
             v_type: code(a.v.dtype),
             cfg: a.cfg.into(),
         };
-        launch(&EULER_STEP_ANY, elements(&a.x), vec![a.x.address, a.v.address, a.params], &params)
+        launch(
+            &EULER_STEP_ANY,
+            elements(&a.x),
+            vec![a.x.address(), a.v.address(), a.params.address()],
+            &params,
+        )
     },
 }];
+variants!(Cuda, EulerStep: EULER_STEP);

@@ -1,6 +1,7 @@
 //! What stands between operations and the driver: kernels, what they need, and launches as plain values. Nothing here calls CUDA, so that
 //! every launch can be made, looked at and run on the PTX machine without a GPU.
 
+use crate::backend::gpu::{self, Arguments, Place};
 use crate::dtype::{DType, blocks};
 
 /// An entry point of an embedded PTX module and how it wants to be called: buffers first, then TMA descriptors, then its parameters by value.
@@ -51,43 +52,46 @@ pub struct TensorMap {
     pub box_cols: u32,
 }
 
-/// A dense matrix, or a window of its columns, in device memory.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Matrix {
-    /// Address of the first element of the window.
-    pub address: u64,
-    pub rows: usize,
-    pub cols: usize,
-    /// Elements from row to row; bytes where `dtype` is stored in blocks.
-    pub stride: usize,
-    pub dtype: DType,
+impl Place for u64 {
+    const BLOCK_UNIT: usize = 1;
+
+    fn after(self, bytes: usize) -> u64 {
+        self + bytes as u64
+    }
 }
 
+/// A matrix at a device address.
+pub type Matrix = gpu::Matrix<u64>;
+
 impl Matrix {
-    /// Bytes from row to row.
-    pub fn row_bytes(&self) -> usize {
-        if self.dtype.is_plain() { self.stride * self.dtype.size() } else { self.stride }
+    /// Address of the first element.
+    pub fn address(&self) -> u64 {
+        self.place
     }
 
-    /// The rows `first .. first + rows`.
-    pub fn band(&self, first: usize, rows: usize) -> Matrix {
-        assert!(first + rows <= self.rows);
-        Matrix { address: self.address + (first * self.row_bytes()) as u64, rows, ..*self }
-    }
-
-    /// Whether rows begin at multiples of 16 bytes, and are whole numbers of 16 bytes: what vector loads and `cp.async` want.
+    /// Whether rows begin at multiples of 16 bytes and are whole numbers of 16 bytes, as vector loads
+    /// and `cp.async` require.
     pub fn aligned(&self) -> bool {
         let size = self.dtype.size();
-        self.address.is_multiple_of(16)
+        self.place.is_multiple_of(16)
             && (self.stride * size).is_multiple_of(16)
             && (self.cols * size).is_multiple_of(16)
     }
+}
 
-    /// The columns `first .. first + cols`.
-    pub fn columns(&self, first: usize, cols: usize) -> Matrix {
-        assert!(first + cols <= self.cols);
-        Matrix { address: self.address + (first * self.dtype.size()) as u64, cols, ..*self }
-    }
+/// The address of an optional operand; 0 if there is none.
+pub fn address(m: Option<Matrix>) -> u64 {
+    m.map_or(0, |m| m.place)
+}
+
+/// The side branch of a LoRA, which a `linear` adds before its bias: `t . b^T`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Side {
+    /// `rows x rank`, BF16; its rows may begin anywhere.
+    pub t: Matrix,
+    /// `N x rank`, BF16 or F16; its rows begin at multiples of 16 bytes and are padded with zeros, as
+    /// those of the weight are.
+    pub b: Matrix,
 }
 
 /// Element types as `common.cuh` numbers them.
@@ -104,57 +108,12 @@ pub fn code(dtype: DType) -> u32 {
     }
 }
 
-/// What a variant may rely on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Device {
-    /// Compute capability, such as (8, 6).
-    pub capability: (u32, u32),
-    /// Streaming multiprocessors.
-    pub processors: u32,
-    /// Shared memory that one block may have, in bytes (opt-in limit).
-    pub shared_bytes: u32,
-    pub l2_bytes: u32,
-    /// Matrix products may run in FP8 (`--compute fp8`).
-    pub fp8: bool,
-}
+/// GPUs by CUDA.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cuda;
 
-/// Which devices can run a PTX module.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Arch {
-    /// This compute capability and all later ones.
-    From(u32, u32),
-    /// Exactly this one: `sm_90a` code is not forward compatible.
-    Only(u32, u32),
-}
+/// The arguments of the operation `O`.
+pub type Args<O> = <O as Arguments>::Args<Cuda>;
 
-impl Arch {
-    /// Whether a GPU of `capability` can run it.
-    pub fn runs_on(self, capability: (u32, u32)) -> bool {
-        match self {
-            Arch::From(major, minor) => capability >= (major, minor),
-            Arch::Only(major, minor) => capability == (major, minor),
-        }
-    }
-}
-
-impl std::fmt::Display for Arch {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Arch::From(major, minor) => write!(f, "compute capability {major}.{minor} or newer"),
-            Arch::Only(major, minor) => write!(f, "compute capability {major}.{minor}"),
-        }
-    }
-}
-
-/// One way to run an operation; `A` is the operation with its operands' places.
-pub struct Variant<A: 'static> {
-    /// `{op}_{dtypes}_{arch}`.
-    pub name: &'static str,
-    pub arch: Arch,
-    /// Why it cannot run these operands, if it cannot.
-    pub accepts: fn(&A, &Device) -> Result<(), &'static str>,
-    /// Bytes of scratch. Addresses in `A` may be 0 plus the offset of a window.
-    pub scratch: fn(&A, &Device) -> usize,
-    /// The launches, in order.
-    pub launches: fn(&A, &Device) -> Vec<Launch>,
-}
+/// One way to run the operation `O`; named `{op}_{dtypes}_{arch}`.
+pub type Variant<O> = gpu::Variant<Cuda, O>;

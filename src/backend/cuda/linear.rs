@@ -1,9 +1,11 @@
 //! `linear`: kernels/linear.cu. Which tile suits a shape is `choose`'s to say; `accepts` only says what can run.
 
-use super::args::{LinearArgs, SideArgs, Tail};
-use super::launch::{Arch, Device, Kernel, Launch, Matrix, Variant, code};
+use super::arch::{Arch, Device};
+use super::launch::{Args, Kernel, Launch, Matrix, Side, Variant, address, code};
+use crate::backend::gpu::Tail;
 use crate::dtype::DType;
 use crate::dtype::blocks::GROUP;
+use crate::op::Linear;
 
 /// `LinearParams` in kernels/epilogue.cuh, for every kernel of the family. Strides count elements.
 #[repr(C)]
@@ -44,14 +46,14 @@ pub struct Params {
 /// How many elements of k a kernel's pipeline takes at a time.
 const STEP: usize = 32;
 
-fn residual(a: &LinearArgs) -> Option<Matrix> {
+fn residual(a: &Args<Linear>) -> Option<Matrix> {
     match a.tail {
         Tail::Add { residual } | Tail::GatedAdd { residual, .. } => Some(residual),
         _ => None,
     }
 }
 
-fn gate(a: &LinearArgs) -> Option<Matrix> {
+fn gate(a: &Args<Linear>) -> Option<Matrix> {
     match a.tail {
         Tail::GatedAdd { gate, .. } => Some(gate),
         _ => None,
@@ -59,11 +61,11 @@ fn gate(a: &LinearArgs) -> Option<Matrix> {
 }
 
 /// The parameters of a launch that sums all of k at once. Only for sizes that `legal` has passed.
-pub fn params(a: &LinearArgs) -> Params {
+pub fn params(a: &Args<Linear>) -> Params {
     let (residual, gate) = (residual(a), gate(a));
     let planes = a.w.dtype.format().map_or([0; 5], |f| f.layout(a.w.cols).planes);
     let fours = |m: &Matrix| {
-        m.address.is_multiple_of(4 * m.dtype.size() as u64)
+        m.address().is_multiple_of(4 * m.dtype.size() as u64)
             && m.stride.is_multiple_of(4)
             && m.cols.is_multiple_of(4)
     };
@@ -88,7 +90,7 @@ pub fn params(a: &LinearArgs) -> Params {
         out_dtype: code(a.out.dtype),
         gate_dtype: gate.map_or(0, |g| code(g.dtype)),
         vector: ([Some(a.out), residual, gate].iter().flatten().all(fours)
-            && (a.scales | a.bias).is_multiple_of(16)) as u32,
+            && (address(a.scales) | address(a.bias)).is_multiple_of(16)) as u32,
         splits: 1,
         split_steps: a.x.cols.div_ceil(STEP) as u32,
         w_dtype: code(a.w.dtype),
@@ -102,26 +104,24 @@ pub fn params(a: &LinearArgs) -> Params {
 }
 
 /// The buffers of all kernels of the family: x, w, scales, bias, residual, gate, out, scratch, t, b.
-pub fn buffers(a: &LinearArgs) -> Vec<u64> {
-    let address = |m: Option<Matrix>| m.map_or(0, |m| m.address);
+pub fn buffers(a: &Args<Linear>) -> Vec<u64> {
     let (t, b) = (a.side.map(|s| s.t), a.side.map(|s| s.b));
-    let (residual, gate) = (address(residual(a)), address(gate(a)));
     vec![
-        a.x.address,
-        a.w.address,
-        a.scales,
-        a.bias,
-        residual,
-        gate,
-        a.out.address,
-        a.scratch,
+        a.x.address(),
+        a.w.address(),
+        address(a.scales),
+        address(a.bias),
+        address(residual(a)),
+        address(gate(a)),
+        a.out.address(),
+        address(a.scratch),
         address(t),
         address(b),
     ]
 }
 
 /// What any kernel of the family demands. Shapes that contradict each other are a bug of the caller.
-pub fn legal(a: &LinearArgs) -> Result<(), &'static str> {
+pub fn legal(a: &Args<Linear>) -> Result<(), &'static str> {
     let (rows, n, k) = (a.x.rows, a.w.rows, a.x.cols);
     assert!(
         a.w.cols == k && a.out.rows == rows && a.out.cols == n,
@@ -144,13 +144,13 @@ pub fn legal(a: &LinearArgs) -> Result<(), &'static str> {
         );
         assert!(matches!(g.dtype, DType::BF16 | DType::F32), "linear: element type of the gate");
     }
-    if let Some(SideArgs { t, b }) = a.side {
+    if let Some(Side { t, b }) = a.side {
         assert!(t.rows == rows && b.rows == n && t.cols == b.cols, "linear: the side does not fit");
         assert!(t.dtype == DType::BF16, "linear: element type of the side");
         if !matches!(b.dtype, DType::BF16 | DType::F16) {
             return Err("the side's weights must be BF16 or F16");
         }
-        if !b.address.is_multiple_of(16) || !b.stride.is_multiple_of(8) {
+        if !b.address().is_multiple_of(16) || !b.stride.is_multiple_of(8) {
             return Err("rows of the side's weights do not begin at multiples of 16 bytes");
         }
         if b.cols == 0 || t.stride.max(b.stride) > 1 << 30 {
@@ -161,7 +161,7 @@ pub fn legal(a: &LinearArgs) -> Result<(), &'static str> {
         if !k.is_multiple_of(GROUP) {
             return Err("rows of weights in blocks must be multiples of 32 elements");
         }
-        if !a.w.address.is_multiple_of(16) || !a.w.stride.is_multiple_of(16) {
+        if !a.w.address().is_multiple_of(16) || !a.w.stride.is_multiple_of(16) {
             return Err("rows of the weights do not begin at multiples of 16 bytes");
         }
     } else if !matches!(
@@ -191,12 +191,12 @@ pub fn legal(a: &LinearArgs) -> Result<(), &'static str> {
 }
 
 /// Whether rows of x and w can be copied 16 bytes at a time. Rows of w are padded, so its K may end anywhere.
-pub fn vectors(a: &LinearArgs) -> Result<(), &'static str> {
+pub fn vectors(a: &Args<Linear>) -> Result<(), &'static str> {
     legal(a)?;
     if !a.x.aligned() {
         return Err("x is not aligned to 16 bytes");
     }
-    if !a.w.address.is_multiple_of(16) || !a.w.row_bytes().is_multiple_of(16) {
+    if !a.w.address().is_multiple_of(16) || !a.w.stride_bytes().is_multiple_of(16) {
         return Err("rows of the weights do not begin at multiples of 16 bytes");
     }
     Ok(())
@@ -213,14 +213,14 @@ const LARGE: Tile = Tile { side: 128, blocks: 2 };
 const SMALL: Tile = Tile { side: 64, blocks: 4 };
 
 impl Tile {
-    fn count(self, a: &LinearArgs) -> usize {
+    fn count(self, a: &Args<Linear>) -> usize {
         a.out.rows.div_ceil(self.side) * a.out.cols.div_ceil(self.side)
     }
 
     /// A model of the time, in multiply-adds of one multiprocessor at its best rate: the busiest one's share of blocks, and how
     /// well so many blocks fill it. A block's start and end count like 128 more k, a partial sum like 64 multiply-adds, the second
     /// launch like a million.
-    fn time(self, a: &LinearArgs, device: &Device, splits: usize) -> f64 {
+    fn time(self, a: &Args<Linear>, device: &Device, splits: usize) -> f64 {
         let processors = device.processors.max(1) as usize;
         let per_processor = (self.count(a) * splits).div_ceil(processors);
         let together = per_processor.min(self.blocks) as f64 / self.blocks as f64;
@@ -239,7 +239,7 @@ impl Tile {
     }
 
     /// Into how many parts k is cut: one, unless there are places for twice as many blocks; no part has less than 8 steps.
-    fn splits(self, a: &LinearArgs, device: &Device) -> usize {
+    fn splits(self, a: &Args<Linear>, device: &Device) -> usize {
         let places = self.blocks * device.processors as usize;
         let most = (places / self.count(a)).min(a.x.cols.div_ceil(STEP) / 8).clamp(1, 16);
         let best = (1..=most)
@@ -249,14 +249,14 @@ impl Tile {
         a.x.cols.div_ceil(STEP).div_ceil(split_steps(a, best))
     }
 
-    fn scratch(self, a: &LinearArgs, device: &Device) -> usize {
+    fn scratch(self, a: &Args<Linear>, device: &Device) -> usize {
         match self.splits(a, device) {
             1 => 0,
             splits => splits * a.out.rows * a.out.cols.next_multiple_of(4) * 4,
         }
     }
 
-    fn launches(self, kernel: &'static Kernel, a: &LinearArgs, device: &Device) -> Vec<Launch> {
+    fn launches(self, kernel: &'static Kernel, a: &Args<Linear>, device: &Device) -> Vec<Launch> {
         let splits = self.splits(a, device);
         let p = Params {
             splits: splits as u32,
@@ -273,11 +273,11 @@ impl Tile {
 }
 
 /// Steps of k in each of `splits` parts; the last may have fewer.
-fn split_steps(a: &LinearArgs, splits: usize) -> usize {
+fn split_steps(a: &Args<Linear>, splits: usize) -> usize {
     a.x.cols.div_ceil(STEP).div_ceil(splits)
 }
 
-fn launch(kernel: &'static Kernel, grid: [u32; 3], a: &LinearArgs, p: Params) -> Launch {
+fn launch(kernel: &'static Kernel, grid: [u32; 3], a: &Args<Linear>, p: Params) -> Launch {
     Launch {
         kernel,
         grid,
@@ -324,6 +324,7 @@ family!(WITH_I8, "linear.sm80", "i8", 4 * 12_288, 4 * 6_144);
 family!(WITH_BLOCKS, "linear_blocks.sm80", "blocks", 3 * 16_384 + 64, 3 * 8_192 + 64);
 
 /// Every kernel of this family.
+#[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[
     &REDUCE,
     &ANY,
@@ -370,7 +371,7 @@ impl Stored {
     }
 }
 
-fn typed(a: &LinearArgs, stored: Stored) -> Result<(), &'static str> {
+fn typed(a: &Args<Linear>, stored: Stored) -> Result<(), &'static str> {
     if Stored::of(a.w.dtype) == stored {
         vectors(a)
     } else {
@@ -382,7 +383,7 @@ macro_rules! tiled {
     ($family:ident, $kernel:ident, $stored:literal, $tile:ident, $name:literal) => {
         Variant {
             name: $name,
-            arch: Arch::From(8, 0),
+            needs: Arch::From(8, 0),
             accepts: |a, _| typed(a, STORED[$stored]),
             scratch: |a, d| $tile.scratch(a, d),
             launches: |a, d| $tile.launches(&$family.$kernel, a, d),
@@ -393,7 +394,7 @@ macro_rules! few {
     ($family:ident, $stored:literal, $name:literal) => {
         Variant {
             name: $name,
-            arch: Arch::From(8, 0),
+            needs: Arch::From(8, 0),
             accepts: |a, _| typed(a, STORED[$stored]),
             scratch: |_, _| 0,
             launches: |a, _| {
@@ -409,7 +410,7 @@ macro_rules! few {
 }
 
 /// All ways to run a `linear` on any GPU from compute capability 8.0 on; `choose` knows which suits.
-pub static LINEAR: &[Variant<LinearArgs>] = &[
+pub static LINEAR: &[Variant<Linear>] = &[
     tiled!(WITH_BF16, large, 0, LARGE, "linear_bf16_128x128_sm80"),
     tiled!(WITH_F16, large, 1, LARGE, "linear_f16_128x128_sm80"),
     tiled!(WITH_E4M3, large, 2, LARGE, "linear_e4m3_128x128_sm80"),
@@ -430,7 +431,7 @@ pub static LINEAR: &[Variant<LinearArgs>] = &[
     few!(WITH_BLOCKS, 5, "linear_blocks_rows16_sm80"),
     Variant {
         name: "linear_any_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, _| legal(a),
         scratch: |_, _| 0,
         launches: |a, _| vec![launch(&ANY, [SMALL.count(a) as u32, 1, 1], a, params(a))],
@@ -438,10 +439,7 @@ pub static LINEAR: &[Variant<LinearArgs>] = &[
 ];
 
 /// The variant of `LINEAR` that should be fastest, a function of shapes, alignment and device alone, or why there is none.
-pub fn choose(
-    a: &LinearArgs,
-    device: &Device,
-) -> Result<&'static Variant<LinearArgs>, &'static str> {
+pub fn choose(a: &Args<Linear>, device: &Device) -> Result<&'static Variant<Linear>, &'static str> {
     legal(a)?;
     let Some(stored) =
         STORED.iter().position(|&s| s == Stored::of(a.w.dtype)).filter(|_| vectors(a).is_ok())

@@ -1,10 +1,11 @@
 //! `linear` with both operands in e4m3 (W8A8) on the FP8 `mma.sync` of sm_89 and sm_120: kernels/linear_fp8.cu. Also how activations become
 //! e4m3 (kernels/quantise.cuh), which Hopper's kernels share.
 
-use super::args::LinearArgs;
-use super::launch::{Arch, Device, Kernel, Launch, Variant};
+use super::arch::{Arch, Device};
+use super::launch::{Args, Kernel, Launch, Variant, address};
 use super::linear::{Params, buffers, legal, params};
 use crate::dtype::DType;
+use crate::op::Linear;
 
 /// As in kernels/quantise.cuh.
 #[repr(C)]
@@ -40,22 +41,22 @@ pub struct Quantised {
 
 impl Quantised {
     /// Where x goes in the scratch of `a`: its rows, then their scales.
-    pub fn in_scratch(a: &LinearArgs) -> Quantised {
+    pub fn in_scratch(a: &Args<Linear>) -> Quantised {
         let pitch = a.x.cols.next_multiple_of(16);
         Quantised {
-            address: a.scratch,
+            address: address(a.scratch),
             pitch,
-            scales: a.scratch + (a.x.rows * pitch).next_multiple_of(256) as u64,
+            scales: address(a.scratch) + (a.x.rows * pitch).next_multiple_of(256) as u64,
         }
     }
 
     /// Bytes of scratch that this takes.
-    pub fn bytes(a: &LinearArgs) -> usize {
-        (Quantised::in_scratch(a).scales - a.scratch) as usize + 4 * a.x.rows
+    pub fn bytes(a: &Args<Linear>) -> usize {
+        (Quantised::in_scratch(a).scales - address(a.scratch)) as usize + 4 * a.x.rows
     }
 
     /// The launch that fills it.
-    pub fn launch(self, kernel: &'static Kernel, a: &LinearArgs) -> Launch {
+    pub fn launch(self, kernel: &'static Kernel, a: &Args<Linear>) -> Launch {
         let p = QuantiseParams {
             k: a.x.cols as u32,
             x_stride: a.x.stride as u32,
@@ -65,7 +66,7 @@ impl Quantised {
         Launch {
             kernel,
             grid: [a.x.rows as u32, 1, 1],
-            buffers: vec![a.x.address, self.address, self.scales],
+            buffers: vec![a.x.address(), self.address, self.scales],
             maps: vec![],
             params: bytemuck::bytes_of(&p).to_vec(),
         }
@@ -73,7 +74,7 @@ impl Quantised {
 }
 
 /// What products of quantised x and e4m3 weights want. x may be any window.
-pub fn w8a8(a: &LinearArgs, device: &Device) -> Result<(), &'static str> {
+pub fn w8a8(a: &Args<Linear>, device: &Device) -> Result<(), &'static str> {
     legal(a)?;
     if !device.fp8 {
         return Err("matrix products in FP8 are not asked for");
@@ -81,7 +82,7 @@ pub fn w8a8(a: &LinearArgs, device: &Device) -> Result<(), &'static str> {
     if a.w.dtype != DType::F8E4M3 {
         return Err("the weights are not F8_E4M3");
     }
-    if !a.w.address.is_multiple_of(16) || !a.w.stride.is_multiple_of(16) {
+    if !a.w.address().is_multiple_of(16) || !a.w.stride.is_multiple_of(16) {
         return Err("rows of the weights do not begin at multiples of 16 bytes");
     }
     if a.x.rows >= 1 << 31 {
@@ -93,7 +94,7 @@ pub fn w8a8(a: &LinearArgs, device: &Device) -> Result<(), &'static str> {
 /// Rows and columns of a block's tile.
 const TILE: usize = 128;
 
-fn tiles(a: &LinearArgs) -> usize {
+fn tiles(a: &Args<Linear>) -> usize {
     a.out.rows.div_ceil(TILE) * a.out.cols.div_ceil(TILE)
 }
 
@@ -111,9 +112,10 @@ static PRODUCT: Kernel = Kernel {
 };
 
 /// Every kernel of this family.
+#[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[&QUANTISE, &PRODUCT];
 
-fn accepts(a: &LinearArgs, device: &Device) -> Result<(), &'static str> {
+fn accepts(a: &Args<Linear>, device: &Device) -> Result<(), &'static str> {
     w8a8(a, device)?;
     if matches!(device.capability.0, 9..=11) {
         return Err("mma.sync in FP8 is emulated on this GPU");
@@ -128,14 +130,14 @@ fn accepts(a: &LinearArgs, device: &Device) -> Result<(), &'static str> {
 }
 
 /// `linear_e4m3_w8a8_*`: x is quantised row by row, then multiplied.
-pub static LINEAR_FP8: &[Variant<LinearArgs>] = &[Variant {
+pub static LINEAR_FP8: &[Variant<Linear>] = &[Variant {
     name: "linear_e4m3_w8a8_128x128_sm89",
-    arch: Arch::From(8, 9),
+    needs: Arch::From(8, 9),
     accepts,
     scratch: |a, _| Quantised::bytes(a),
     launches: |a, _| {
         let x = Quantised::in_scratch(a);
-        let w = a.w.address;
+        let w = a.w.address();
         let [scales, bias, residual, gate, out, _, t, b] = buffers(a)[2..] else {
             unreachable!("ten buffers")
         };
@@ -152,8 +154,8 @@ pub static LINEAR_FP8: &[Variant<LinearArgs>] = &[Variant {
 }];
 
 /// The variant of `LINEAR_FP8` where it should be faster than all others: enough tiles for every multiprocessor (it does not split k).
-pub fn choose(a: &LinearArgs, device: &Device) -> Option<&'static Variant<LinearArgs>> {
+pub fn choose(a: &Args<Linear>, device: &Device) -> Option<&'static Variant<Linear>> {
     let variant = &LINEAR_FP8[0];
-    let runs = variant.arch.runs_on(device.capability) && (variant.accepts)(a, device).is_ok();
+    let runs = variant.needs.runs_on(device.capability) && (variant.accepts)(a, device).is_ok();
     (runs && a.out.rows >= 64 && tiles(a) >= device.processors as usize).then_some(variant)
 }

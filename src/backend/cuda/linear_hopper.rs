@@ -1,10 +1,11 @@
 //! `linear` on Hopper's asynchronous tensor cores (wgmma, TMA): kernels/linear_hopper.cu.
 
-use super::args::{LinearArgs, SideArgs};
-use super::launch::{Arch, Device, Kernel, Launch, Matrix, TensorMap, Variant};
+use super::arch::{Arch, Device};
+use super::launch::{Args, Kernel, Launch, Matrix, Side, TensorMap, Variant};
 use super::linear::{Params, buffers, legal, params};
 use super::linear_fp8::{Quantised, quantise_kernel, w8a8};
 use crate::dtype::DType;
+use crate::op::Linear;
 
 /// Columns of out that a block makes at a time.
 const COLUMNS: usize = 128;
@@ -61,12 +62,12 @@ family!(BF16, "bf16_wgmma", 64, 64, (4, 6));
 family!(W8A8, "e4m3_w8a8_wgmma", 128, 128, (4, 6));
 family!(E4M3, "e4m3_wgmma", 64, 128, (3, 4));
 
-fn tiles(a: &LinearArgs, rows: usize) -> usize {
+fn tiles(a: &Args<Linear>, rows: usize) -> usize {
     a.out.rows.div_ceil(rows) * a.out.cols.div_ceil(COLUMNS)
 }
 
 /// A model of the time: how often the busiest multiprocessor makes a tile. Storing counts like 192 more k.
-fn time(a: &LinearArgs, device: &Device, (rows, rate): (usize, f64)) -> f64 {
+fn time(a: &Args<Linear>, device: &Device, (rows, rate): (usize, f64)) -> f64 {
     let rounds = tiles(a, rows).div_ceil(device.processors.max(1) as usize);
     (rounds * rows * (a.x.cols + 192)) as f64 / rate
 }
@@ -74,7 +75,7 @@ fn time(a: &LinearArgs, device: &Device, (rows, rate): (usize, f64)) -> f64 {
 /// The product of x, which lies at `address` with `pitch` bytes from row to row, and w, by the tile `TILES[tile]`.
 fn product(
     (family, tile): (&'static Family, usize),
-    a: &LinearArgs,
+    a: &Args<Linear>,
     device: &Device,
     (address, pitch, dtype): (u64, usize, DType),
     x_scales: u64,
@@ -92,17 +93,17 @@ fn product(
         box_cols: family.x_step,
     };
     let w = TensorMap {
-        address: a.w.address,
+        address: a.w.address(),
         rows: a.w.rows,
         cols: a.w.cols,
-        pitch: a.w.row_bytes(),
+        pitch: a.w.stride_bytes(),
         dtype: a.w.dtype,
         box_rows: COLUMNS as u32,
         box_cols: family.w_step,
     };
     // Without a side its descriptors are never used, but must be some.
     let side = |m: Matrix, rows: usize| TensorMap {
-        address: m.address,
+        address: m.address(),
         rows: m.rows,
         cols: m.cols,
         pitch: m.stride * 2,
@@ -121,24 +122,24 @@ fn product(
 }
 
 /// What TMA wants of bf16 x, and of w.
-fn copies(a: &LinearArgs, device: &Device, dtype: DType) -> Result<(), &'static str> {
+fn copies(a: &Args<Linear>, device: &Device, dtype: DType) -> Result<(), &'static str> {
     legal(a)?;
     if a.w.dtype != dtype {
         return Err("the weights have another element type");
     }
-    if !a.x.address.is_multiple_of(16) || !a.x.stride.is_multiple_of(8) {
+    if !a.x.address().is_multiple_of(16) || !a.x.stride.is_multiple_of(8) {
         return Err("rows of x do not begin at multiples of 16 bytes");
     }
-    if !a.w.address.is_multiple_of(16) || !a.w.row_bytes().is_multiple_of(16) {
+    if !a.w.address().is_multiple_of(16) || !a.w.stride_bytes().is_multiple_of(16) {
         return Err("rows of the weights do not begin at multiples of 16 bytes");
     }
     fits(a, device)
 }
 
 /// TMA's places are signed; all kernels have about as much shared memory.
-fn fits(a: &LinearArgs, device: &Device) -> Result<(), &'static str> {
-    if let Some(SideArgs { t, b }) = a.side {
-        if !t.address.is_multiple_of(16) || !t.stride.is_multiple_of(8) {
+fn fits(a: &Args<Linear>, device: &Device) -> Result<(), &'static str> {
+    if let Some(Side { t, b }) = a.side {
+        if !t.address().is_multiple_of(16) || !t.stride.is_multiple_of(8) {
             return Err("the side's rank is not a multiple of 8");
         }
         if b.dtype != DType::BF16 {
@@ -165,11 +166,11 @@ macro_rules! of_bf16 {
     ($family:ident, $tile:literal, $dtype:ident, $name:literal) => {
         Variant {
             name: $name,
-            arch: Arch::Only(9, 0),
+            needs: Arch::Only(9, 0),
             accepts: |a, device| copies(a, device, DType::$dtype),
             scratch: |_, _| 0,
             launches: |a, device| {
-                let x = (a.x.address, a.x.stride * 2, DType::BF16);
+                let x = (a.x.address(), a.x.stride * 2, DType::BF16);
                 vec![product((&$family, $tile), a, device, x, 0)]
             },
         }
@@ -181,7 +182,7 @@ macro_rules! of_e4m3 {
     ($family:ident, $tile:literal, $name:literal) => {
         Variant {
             name: $name,
-            arch: Arch::Only(9, 0),
+            needs: Arch::Only(9, 0),
             accepts: |a, device| w8a8(a, device).and_then(|()| fits(a, device)),
             scratch: |a, _| Quantised::bytes(a),
             launches: |a, device| {
@@ -195,7 +196,7 @@ macro_rules! of_e4m3 {
 
 /// All of K, all rows, any window of out; x in bf16 must begin at multiples of 16 bytes. Family by family, in each the tiles of `TILES`, all of which
 /// take the same operands.
-pub static LINEAR_HOPPER: &[Variant<LinearArgs>] = &[
+pub static LINEAR_HOPPER: &[Variant<Linear>] = &[
     of_e4m3!(W8A8, 0, "linear_e4m3_w8a8_wgmma_256x128_sm90a"),
     of_e4m3!(W8A8, 1, "linear_e4m3_w8a8_wgmma_192x128_sm90a"),
     of_e4m3!(W8A8, 2, "linear_e4m3_w8a8_wgmma_128x128_sm90a"),
@@ -208,6 +209,7 @@ pub static LINEAR_HOPPER: &[Variant<LinearArgs>] = &[
 ];
 
 /// Every kernel of this family.
+#[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[
     &QUANTISE,
     &W8A8.kernels[0],
@@ -223,13 +225,12 @@ pub static KERNELS: &[&Kernel] = &[
 
 /// The variant of `LINEAR_HOPPER` where it should be faster than all others: enough tiles for half of the multiprocessors (k is not split),
 /// and rows enough to make use of a tile.
-pub fn choose(a: &LinearArgs, device: &Device) -> Option<&'static Variant<LinearArgs>> {
+pub fn choose(a: &Args<Linear>, device: &Device) -> Option<&'static Variant<Linear>> {
     if a.out.rows < 64 || 2 * tiles(a, 128) < device.processors as usize {
         return None;
     }
-    let runs = |v: &Variant<LinearArgs>| {
-        v.arch.runs_on(device.capability) && (v.accepts)(a, device).is_ok()
-    };
+    let runs =
+        |v: &Variant<Linear>| v.needs.runs_on(device.capability) && (v.accepts)(a, device).is_ok();
     let family = LINEAR_HOPPER.chunks(TILES.len()).find(|family| runs(&family[0]))?;
     let time = |&i: &usize| time(a, device, TILES[i]);
     let best = (0..TILES.len()).min_by(|i, j| time(i).total_cmp(&time(j)))?;

@@ -1,6 +1,6 @@
 //! The PTX that `kernels/build.py` made, embedded, and what each module needs.
 
-use super::launch::Arch;
+use super::arch::Arch;
 
 /// One PTX file.
 pub struct Source {

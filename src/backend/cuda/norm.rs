@@ -3,75 +3,18 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::arch::Arch;
 use super::elementwise::{activations, counts, vectors};
-use super::launch::{Arch, Kernel, Launch, Matrix, Variant, code};
+use super::launch::{Args, Cuda, Kernel, Launch, Matrix, Variant, code};
+use crate::backend::gpu::variants;
 use crate::dtype::DType;
+use crate::op::{LayerNorm, LayerNormModulate, QkNormRope, RmsNorm};
 
 /// Threads of a block in `norm.cu`.
 const THREADS: u32 = 128;
 const WARPS: usize = THREADS as usize / 32;
 /// Columns of a row that a block holds in registers: four vectors of eight for each thread.
 const HELD: usize = THREADS as usize * 4 * 8;
-
-/// See `Op::LayerNormModulate`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LayerNormModulateArgs {
-    /// rows x cols, BF16 or F32.
-    pub x: Matrix,
-    /// groups x cols, BF16 or F32; a window of columns with any offset.
-    pub shift: Matrix,
-    /// Like `shift`, with its own number of groups.
-    pub scale: Matrix,
-    pub eps: f32,
-    /// rows x cols, BF16 or F32; may be `x` itself.
-    pub out: Matrix,
-}
-
-/// See `Op::LayerNorm`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LayerNormArgs {
-    /// rows x cols, BF16 or F32.
-    pub x: Matrix,
-    /// Address of cols f32.
-    pub weight: u64,
-    /// Address of cols f32.
-    pub bias: u64,
-    pub eps: f32,
-    /// rows x cols, BF16 or F32; may be `x` itself.
-    pub out: Matrix,
-}
-
-/// See `Op::RmsNorm`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RmsNormArgs {
-    /// rows x cols, BF16 or F32.
-    pub x: Matrix,
-    /// Address of cols f32.
-    pub weight: u64,
-    pub eps: f32,
-    /// rows x cols, BF16 or F32; may be `x` itself.
-    pub out: Matrix,
-}
-
-/// See `Op::QkNormRope`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct QkNormRopeArgs {
-    /// batch*n x 3*heads*head_dim, BF16 or F32.
-    pub qkv: Matrix,
-    /// Address of head_dim f32.
-    pub q_gain: u64,
-    /// Address of head_dim f32.
-    pub k_gain: u64,
-    /// tokens x head_dim, F32.
-    pub rope: Matrix,
-    pub batch: usize,
-    pub heads: usize,
-    pub tokens: usize,
-    pub first: usize,
-    pub eps: f32,
-    /// batch*tokens x 3*heads*head_dim, BF16 or F32; may be `qkv` itself when n == tokens.
-    pub out: Matrix,
-}
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -129,6 +72,7 @@ static QK_NORM_ROPE_BF16: Kernel =
 static QK_NORM_ROPE_ANY: Kernel = kernel("qk_norm_rope_any_sm80", 5, size_of::<QkNormRopeParams>());
 
 /// Every kernel of this family.
+#[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[
     &LAYER_NORM_MODULATE_BF16,
     &LAYER_NORM_MODULATE_ANY,
@@ -141,8 +85,8 @@ pub static KERNELS: &[&Kernel] = &[
 ];
 
 /// Whether f32 vectors begin at multiples of 16 bytes.
-fn aligned(addresses: &[u64]) -> Result<(), &'static str> {
-    let all = addresses.iter().all(|a| a.is_multiple_of(16));
+fn aligned(vectors: &[&Matrix]) -> Result<(), &'static str> {
+    let all = vectors.iter().all(|v| v.address().is_multiple_of(16));
     all.then_some(()).ok_or("a gain or bias is not aligned to 16 bytes")
 }
 
@@ -157,7 +101,7 @@ fn blocks_fit(blocks: usize) -> Result<(), &'static str> {
 }
 
 /// Whether the rotations are what both kernels read: pairs of f32.
-fn rotations(a: &QkNormRopeArgs) -> Result<(), &'static str> {
+fn rotations(a: &Args<QkNormRope>) -> Result<(), &'static str> {
     if a.rope.dtype != DType::F32 {
         return Err("the rotations are not f32");
     }
@@ -191,7 +135,7 @@ impl NormParams {
     }
 }
 
-fn layer_norm_modulate(a: &LayerNormModulateArgs, kernel: &'static Kernel) -> Vec<Launch> {
+fn layer_norm_modulate(a: &Args<LayerNormModulate>, kernel: &'static Kernel) -> Vec<Launch> {
     let params = NormParams {
         shift_stride: a.shift.stride as u32,
         scale_stride: a.scale.stride as u32,
@@ -204,71 +148,63 @@ fn layer_norm_modulate(a: &LayerNormModulateArgs, kernel: &'static Kernel) -> Ve
     params.launch(
         kernel,
         a.x.rows,
-        vec![a.x.address, a.shift.address, a.scale.address, a.out.address],
+        vec![a.x.address(), a.shift.address(), a.scale.address(), a.out.address()],
     )
 }
 
-fn layer_norm(a: &LayerNormArgs, kernel: &'static Kernel) -> Vec<Launch> {
-    let buffers = vec![a.x.address, a.weight, a.bias, a.out.address];
+fn layer_norm(a: &Args<LayerNorm>, kernel: &'static Kernel) -> Vec<Launch> {
+    let buffers = vec![a.x.address(), a.weight.address(), a.bias.address(), a.out.address()];
     NormParams::new(&a.x, &a.out, a.eps).launch(kernel, a.x.rows, buffers)
 }
 
-fn rms_norm(a: &RmsNormArgs, kernel: &'static Kernel) -> Vec<Launch> {
+fn rms_norm(a: &Args<RmsNorm>, kernel: &'static Kernel) -> Vec<Launch> {
     NormParams::new(&a.x, &a.out, a.eps).launch(
         kernel,
         a.x.rows,
-        vec![a.x.address, a.weight, a.out.address],
+        vec![a.x.address(), a.weight.address(), a.out.address()],
     )
 }
 
-impl QkNormRopeArgs {
-    fn head_dim(&self) -> usize {
-        self.qkv.cols / (3 * self.heads)
-    }
+/// Columns to work on: v stays where it is when the result replaces the input.
+fn cols(a: &Args<QkNormRope>) -> usize {
+    a.row_heads() * a.head_dim()
+}
 
-    /// Columns to work on: v stays where it is when the result replaces the input.
-    fn cols(&self) -> usize {
-        let in_place = (self.qkv.address, self.qkv.stride) == (self.out.address, self.out.stride);
-        if in_place { self.qkv.cols / 3 * 2 } else { self.qkv.cols }
+fn qk_norm_rope(a: &Args<QkNormRope>, kernel: &'static Kernel, blocks: usize) -> Vec<Launch> {
+    if blocks == 0 {
+        return vec![];
     }
+    let params = QkNormRopeParams {
+        rows: a.qkv.rows as u32,
+        count: (a.qkv.rows / a.batch) as u32,
+        tokens: a.tokens as u32,
+        first: a.first as u32,
+        heads: a.heads as u32,
+        head_dim: a.head_dim() as u32,
+        cols: cols(a) as u32,
+        qkv_stride: a.qkv.stride as u32,
+        rope_stride: a.rope.stride as u32,
+        out_stride: a.out.stride as u32,
+        qkv_type: code(a.qkv.dtype),
+        out_type: code(a.out.dtype),
+        eps: a.eps,
+        inverse_dim: 1.0 / a.head_dim() as f32,
+    };
+    let buffers = [a.qkv, a.q_gain, a.k_gain, a.rope, a.out].map(|m| m.address()).to_vec();
+    let params = bytemuck::bytes_of(&params).to_vec();
+    vec![Launch { kernel, grid: [blocks as u32, 1, 1], buffers, maps: vec![], params }]
+}
 
-    fn launch(&self, kernel: &'static Kernel, blocks: usize) -> Vec<Launch> {
-        if blocks == 0 {
-            return vec![];
-        }
-        let params = QkNormRopeParams {
-            rows: self.qkv.rows as u32,
-            count: (self.qkv.rows / self.batch) as u32,
-            tokens: self.tokens as u32,
-            first: self.first as u32,
-            heads: self.heads as u32,
-            head_dim: self.head_dim() as u32,
-            cols: self.cols() as u32,
-            qkv_stride: self.qkv.stride as u32,
-            rope_stride: self.rope.stride as u32,
-            out_stride: self.out.stride as u32,
-            qkv_type: code(self.qkv.dtype),
-            out_type: code(self.out.dtype),
-            eps: self.eps,
-            inverse_dim: 1.0 / self.head_dim() as f32,
-        };
-        let buffers =
-            vec![self.qkv.address, self.q_gain, self.k_gain, self.rope.address, self.out.address];
-        let params = bytemuck::bytes_of(&params).to_vec();
-        vec![Launch { kernel, grid: [blocks as u32, 1, 1], buffers, maps: vec![], params }]
-    }
-
-    /// A warp for each head of each row.
-    fn warps(&self) -> usize {
-        self.qkv.rows * (self.cols() / self.head_dim().max(1))
-    }
+/// A warp for each head of each row.
+fn warps(a: &Args<QkNormRope>) -> usize {
+    a.qkv.rows * (cols(a) / a.head_dim().max(1))
 }
 
 /// Best first; the last one takes every type, width and alignment.
-pub static LAYER_NORM_MODULATE: &[Variant<LayerNormModulateArgs>] = &[
+pub static LAYER_NORM_MODULATE: &[Variant<LayerNormModulate>] = &[
     Variant {
         name: "layer_norm_modulate_bf16_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, _| {
             vectors(&[&a.x, &a.shift, &a.scale, &a.out])?;
             held(a.x.cols)?;
@@ -279,7 +215,7 @@ pub static LAYER_NORM_MODULATE: &[Variant<LayerNormModulateArgs>] = &[
     },
     Variant {
         name: "layer_norm_modulate_any_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, _| {
             activations(&[&a.x, &a.shift, &a.scale, &a.out])?;
             blocks_fit(a.x.rows)
@@ -288,15 +224,16 @@ pub static LAYER_NORM_MODULATE: &[Variant<LayerNormModulateArgs>] = &[
         launches: |a, _| layer_norm_modulate(a, &LAYER_NORM_MODULATE_ANY),
     },
 ];
+variants!(Cuda, LayerNormModulate: LAYER_NORM_MODULATE);
 
 /// Best first; the last one takes every type, width and alignment.
-pub static LAYER_NORM: &[Variant<LayerNormArgs>] = &[
+pub static LAYER_NORM: &[Variant<LayerNorm>] = &[
     Variant {
         name: "layer_norm_bf16_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, _| {
             vectors(&[&a.x, &a.out])?;
-            aligned(&[a.weight, a.bias])?;
+            aligned(&[&a.weight, &a.bias])?;
             held(a.x.cols)?;
             blocks_fit(a.x.rows)
         },
@@ -305,7 +242,7 @@ pub static LAYER_NORM: &[Variant<LayerNormArgs>] = &[
     },
     Variant {
         name: "layer_norm_any_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, _| {
             activations(&[&a.x, &a.out])?;
             blocks_fit(a.x.rows)
@@ -314,15 +251,16 @@ pub static LAYER_NORM: &[Variant<LayerNormArgs>] = &[
         launches: |a, _| layer_norm(a, &LAYER_NORM_ANY),
     },
 ];
+variants!(Cuda, LayerNorm: LAYER_NORM);
 
 /// Best first; the last one takes every type, width and alignment.
-pub static RMS_NORM: &[Variant<RmsNormArgs>] = &[
+pub static RMS_NORM: &[Variant<RmsNorm>] = &[
     Variant {
         name: "rms_norm_bf16_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, _| {
             vectors(&[&a.x, &a.out])?;
-            aligned(&[a.weight])?;
+            aligned(&[&a.weight])?;
             held(a.x.cols)?;
             blocks_fit(a.x.rows)
         },
@@ -331,7 +269,7 @@ pub static RMS_NORM: &[Variant<RmsNormArgs>] = &[
     },
     Variant {
         name: "rms_norm_any_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, _| {
             activations(&[&a.x, &a.out])?;
             blocks_fit(a.x.rows)
@@ -340,15 +278,16 @@ pub static RMS_NORM: &[Variant<RmsNormArgs>] = &[
         launches: |a, _| rms_norm(a, &RMS_NORM_ANY),
     },
 ];
+variants!(Cuda, RmsNorm: RMS_NORM);
 
 /// Best first; the last one takes every type, even head_dim and alignment.
-pub static QK_NORM_ROPE: &[Variant<QkNormRopeArgs>] = &[
+pub static QK_NORM_ROPE: &[Variant<QkNormRope>] = &[
     Variant {
         name: "qk_norm_rope_bf16_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, _| {
             vectors(&[&a.qkv, &a.out])?;
-            aligned(&[a.q_gain, a.k_gain])?;
+            aligned(&[&a.q_gain, &a.k_gain])?;
             rotations(a)?;
             if !a.rope.aligned() {
                 return Err("the rotations' rows are not aligned to 16 bytes");
@@ -360,17 +299,18 @@ pub static QK_NORM_ROPE: &[Variant<QkNormRopeArgs>] = &[
             blocks_fit(a.qkv.rows)
         },
         scratch: |_, _| 0,
-        launches: |a, _| a.launch(&QK_NORM_ROPE_BF16, a.qkv.rows),
+        launches: |a, _| qk_norm_rope(a, &QK_NORM_ROPE_BF16, a.qkv.rows),
     },
     Variant {
         name: "qk_norm_rope_any_sm80",
-        arch: Arch::From(8, 0),
+        needs: Arch::From(8, 0),
         accepts: |a, _| {
             activations(&[&a.qkv, &a.out])?;
             rotations(a)?;
-            blocks_fit(a.warps().div_ceil(WARPS))
+            blocks_fit(warps(a).div_ceil(WARPS))
         },
         scratch: |_, _| 0,
-        launches: |a, _| a.launch(&QK_NORM_ROPE_ANY, a.warps().div_ceil(WARPS)),
+        launches: |a, _| qk_norm_rope(a, &QK_NORM_ROPE_ANY, warps(a).div_ceil(WARPS)),
     },
 ];
+variants!(Cuda, QkNormRope: QK_NORM_ROPE);

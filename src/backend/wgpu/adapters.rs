@@ -3,11 +3,15 @@
 use wgpu::{Backends, DeviceType, Features, Limits};
 
 use super::launch::{BINDINGS, PARAMS_BYTES};
+use crate::backend::Grain;
+use crate::backend::form;
 use crate::error::{Error, Result};
 
 /// Threads and workgroup memory that every shader may rely on: what WebGPU promises.
 const THREADS: u32 = 256;
 const SHARED_BYTES: u32 = 16_384;
+/// Buffers are never larger, whatever the adapter takes: some drivers count bytes in 32 bits.
+const MOST_BUFFER_BYTES: u64 = 4 << 30;
 
 /// What kind of device an adapter is, best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +57,8 @@ pub struct Adapter {
     /// Largest buffer, and largest part of one that a shader sees, in bytes.
     pub buffer_bytes: u64,
     pub binding_bytes: u64,
+    /// Windows begin at multiples of this many bytes, 16 at least.
+    pub alignment: u64,
     /// Workgroup memory in bytes, threads of a workgroup.
     pub shared_bytes: u32,
     pub threads: u32,
@@ -62,6 +68,15 @@ pub struct Adapter {
     pub cooperative_matrix: bool,
     /// Why it cannot be used, if it cannot.
     pub unusable: Option<String>,
+}
+
+impl Adapter {
+    /// How memory of this adapter is divided: in buffers of at most [`Adapter::buffer_bytes`].
+    pub fn grain(&self) -> Grain {
+        let align = form::ALIGN.max(self.alignment as usize);
+        let bytes = self.buffer_bytes.min(MOST_BUFFER_BYTES) as usize;
+        Grain { align, chunk: (bytes / align * align).max(align) }
+    }
 }
 
 /// An adapter with its handle. The instance must outlive what is made of it.
@@ -152,6 +167,7 @@ fn facts(raw: wgpu::Adapter) -> Found {
         memory_known,
         buffer_bytes: limits.max_buffer_size,
         binding_bytes: limits.max_storage_buffer_binding_size,
+        alignment: u64::from(limits.min_storage_buffer_offset_alignment).max(16),
         shared_bytes: limits.max_compute_workgroup_storage_size,
         threads: limits
             .max_compute_invocations_per_workgroup
@@ -304,6 +320,7 @@ mod tests {
             memory_known: true,
             buffer_bytes: 0,
             binding_bytes: 0,
+            alignment: 16,
             shared_bytes: 0,
             threads: 0,
             subgroups: None,

@@ -5,37 +5,14 @@ use std::ops::Range;
 use bytemuck::{Pod, Zeroable};
 
 use super::launch::{
-    Constants, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks, code,
+    Args, Constants, Device, Dispatch, Grid, Matrix, Needs, Shader, Spot, Variant, Wgpu, blocks,
+    code,
 };
+use crate::backend::gpu::{AttentionArgs, first, variants};
 use crate::dtype::DType;
+use crate::op::Attention;
 
-/// See `Op::Attention`. All of q, k, v, out are `batch*tokens x heads*head_dim` windows in F32 or BF16 (`out` has `batch*(tokens - first)` rows).
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AttentionArgs {
-    pub q: Matrix,
-    pub k: Matrix,
-    pub v: Matrix,
-    pub batch: usize,
-    pub heads: usize,
-    pub scale: f32,
-    pub causal: bool,
-    /// `(2*tokens - 1) x heads`, BF16 or F32.
-    pub bias: Option<Matrix>,
-    /// The first n tokens of each picture go to this matrix, `batch*n x heads*head_dim`.
-    pub first: Option<(usize, Matrix)>,
-    pub out: Matrix,
-    pub scratch: Option<Matrix>,
-}
-
-impl AttentionArgs {
-    pub fn tokens(&self) -> usize {
-        self.q.rows / self.batch.max(1)
-    }
-
-    pub fn head_dim(&self) -> usize {
-        self.q.cols / self.heads.max(1)
-    }
-
+impl AttentionArgs<Spot> {
     /// Tokens of a picture that go elsewhere, and where.
     fn split(&self) -> (usize, Option<Matrix>) {
         self.first.filter(|(n, _)| *n > 0).map_or((0, None), |(n, m)| (n, Some(m)))
@@ -148,86 +125,81 @@ const NEEDS_ANY: Needs = Needs::new(64, 8_448);
 
 /// Best first, so that each takes the heads it is made for: `d64` also multiplies 64 columns for a head of 40, `d128` also 128 for one of 72.
 /// Those with more workgroup memory have fewer barriers. `lanes` is for drivers on the processor and long sequences.
-pub static ATTENTION: &[Variant<AttentionArgs>] = &[
+pub static ATTENTION: &[Variant<Attention>] = &[
     Variant {
         name: "attention_any_lanes128",
         needs: NEEDS_LANES,
         accepts: |a, device| lanes(a, device, 128),
         scratch: |_, _| 0,
-        dispatches: |a, device| dispatches(a, device, &LANES128, ROWS_LANES),
+        launches: |a, device| dispatches(a, device, &LANES128, ROWS_LANES),
     },
     Variant {
         name: "attention_any_d64",
         needs: NEEDS_D64,
         accepts: |a, device| tiled(a, device, 64),
         scratch: |_, _| 0,
-        dispatches: |a, device| dispatches(a, device, &D64, ROWS_D64),
+        launches: |a, device| dispatches(a, device, &D64, ROWS_D64),
     },
     Variant {
         name: "attention_any_d128_32k",
         needs: NEEDS_D128_32K,
         accepts: |a, device| tiled(a, device, 128),
         scratch: |_, _| 0,
-        dispatches: |a, device| dispatches(a, device, &D128_32K, ROWS_D128),
+        launches: |a, device| dispatches(a, device, &D128_32K, ROWS_D128),
     },
     Variant {
         name: "attention_any_d128",
         needs: NEEDS_D128,
         accepts: |a, device| tiled(a, device, 128),
         scratch: |_, _| 0,
-        dispatches: |a, device| dispatches(a, device, &D128, ROWS_D128),
+        launches: |a, device| dispatches(a, device, &D128, ROWS_D128),
     },
     Variant {
         name: "attention_any_d512_24k",
         needs: NEEDS_D512_24K,
         accepts: |a, device| tiled(a, device, 512),
         scratch: |_, _| 0,
-        dispatches: |a, device| dispatches(a, device, &D512_24K, ROWS_D512),
+        launches: |a, device| dispatches(a, device, &D512_24K, ROWS_D512),
     },
     Variant {
         name: "attention_any_d512",
         needs: NEEDS_D512,
         accepts: |a, device| tiled(a, device, 512),
         scratch: |_, _| 0,
-        dispatches: |a, device| dispatches(a, device, &D512, ROWS_D512),
+        launches: |a, device| dispatches(a, device, &D512, ROWS_D512),
     },
     Variant {
         name: "attention_any",
         needs: NEEDS_ANY,
         accepts: any,
         scratch: |_, _| 0,
-        dispatches: |a, device| dispatches(a, device, &ANY, ROWS_ANY),
+        launches: |a, device| dispatches(a, device, &ANY, ROWS_ANY),
     },
 ];
+variants!(Wgpu, Attention: ATTENTION; choose);
 
 /// Operations from which on the shader for processors is worth its compilation, which takes them seconds.
 const LANES_WORK: u64 = 1 << 31;
 
 /// The variant to run, or why there is none.
 pub fn choose(
-    a: &AttentionArgs,
+    a: &Args<Attention>,
     device: &Device,
-) -> Result<&'static Variant<AttentionArgs>, &'static str> {
-    let mut answer = Err("no variant");
+) -> Result<&'static Variant<Attention>, &'static str> {
     let short = work(a, a.tokens(), a.tokens()) < LANES_WORK;
     // Where a workgroup takes all the memory, no other works while it waits at a barrier.
     let alone = device.shared_bytes < NEEDS_D128_32K.shared_bytes * 3 / 2;
-    let fits =
-        |v: &&Variant<_>| !(short && v.needs == NEEDS_LANES || alone && v.needs == NEEDS_D128_32K);
-    for variant in ATTENTION.iter().filter(fits) {
-        match variant.needs.missing(device).map_or_else(|| (variant.accepts)(a, device), Err) {
-            Ok(()) => return Ok(variant),
-            Err(why) => answer = Err(why),
-        }
-    }
-    answer
+    let fits = |v: &&Variant<Attention>| {
+        !(short && v.needs == NEEDS_LANES || alone && v.needs == NEEDS_D128_32K)
+    };
+    first(ATTENTION.iter().filter(fits), a, device)
 }
 
 /// How much longer plain loops take than tiles do, about: the rate that long dispatches are cut by is mostly that of tiles.
 const ANY_SLOWNESS: u64 = 16;
 
 /// Operations for `rows` queries and `keys` keys of each picture.
-fn work(a: &AttentionArgs, rows: usize, keys: usize) -> u64 {
+fn work(a: &Args<Attention>, rows: usize, keys: usize) -> u64 {
     4 * (rows * keys) as u64 * (a.batch * a.q.cols) as u64
 }
 
@@ -258,7 +230,7 @@ fn constants(read: DType, written: DType, bias: Option<DType>) -> Constants {
 }
 
 /// What all shaders want.
-fn any(a: &AttentionArgs, device: &Device) -> Result<(), &'static str> {
+fn any(a: &Args<Attention>, device: &Device) -> Result<(), &'static str> {
     let float = |m: &Matrix| matches!(m.dtype, DType::F32 | DType::BF16);
     if !a.wide().chain(a.bias).all(|m| float(&m)) {
         return Err("attention reads and writes F32 and BF16");
@@ -293,7 +265,7 @@ fn any(a: &AttentionArgs, device: &Device) -> Result<(), &'static str> {
 }
 
 /// What the tiled shaders want; `dim` is the largest head.
-fn tiled(a: &AttentionArgs, device: &Device, dim: usize) -> Result<(), &'static str> {
+fn tiled(a: &Args<Attention>, device: &Device, dim: usize) -> Result<(), &'static str> {
     any(a, device)?;
     if a.head_dim() > dim {
         return Err("the head is too wide");
@@ -308,7 +280,7 @@ fn tiled(a: &AttentionArgs, device: &Device, dim: usize) -> Result<(), &'static 
 }
 
 /// What the shaders want that are made for drivers on the processor.
-fn lanes(a: &AttentionArgs, device: &Device, dim: usize) -> Result<(), &'static str> {
+fn lanes(a: &Args<Attention>, device: &Device, dim: usize) -> Result<(), &'static str> {
     tiled(a, device, dim)?;
     if device.subgroups != Some((8, 8)) {
         return Err("subgroups are not of 8 lanes");
@@ -317,29 +289,29 @@ fn lanes(a: &AttentionArgs, device: &Device, dim: usize) -> Result<(), &'static 
 }
 
 /// Whether all pictures go into one dispatch.
-fn whole(a: &AttentionArgs, device: &Device) -> bool {
+fn whole(a: &Args<Attention>, device: &Device) -> bool {
     a.wide().all(|m| m.binds(device))
 }
 
 /// Queries of a picture at most whose operands fit into windows, given one picture's keys and values; 0 if these do not fit.
-fn rows_at_once(a: &AttentionArgs, device: &Device) -> usize {
+fn rows_at_once(a: &Args<Attention>, device: &Device) -> usize {
     let tokens = a.tokens();
-    if ![a.k, a.v].iter().all(|m| m.rows(0, tokens).binds(device)) {
+    if ![a.k, a.v].iter().all(|m| m.band(0, tokens).binds(device)) {
         return 0;
     }
     let (n, first) = a.split();
     let outputs = first
-        .map(|m| m.rows(0, n))
+        .map(|m| m.band(0, n))
         .into_iter()
-        .chain([a.out.rows(0, tokens - n)])
+        .chain([a.out.band(0, tokens - n)])
         .filter(|m| m.rows > 0);
     let fit = |m: Matrix| if m.binds(device) { tokens } else { m.rows_that_bind(device) };
-    outputs.chain([a.q.rows(0, tokens)]).map(fit).min().unwrap_or(0)
+    outputs.chain([a.q.band(0, tokens)]).map(fit).min().unwrap_or(0)
 }
 
 /// One dispatch, or one for each picture and block of its queries where windows are too small; `tile` queries a workgroup.
 fn dispatches(
-    a: &AttentionArgs,
+    a: &Args<Attention>,
     device: &Device,
     shader: &'static Shader,
     tile: usize,
@@ -360,15 +332,15 @@ fn dispatches(
             // The block's queries and results with the picture's keys and values.
             let (start, end) = (rows.start, rows.end);
             let part = AttentionArgs {
-                q: a.q.rows(picture * tokens + start, end - start),
-                k: a.k.rows(picture * tokens, tokens),
-                v: a.v.rows(picture * tokens, tokens),
+                q: a.q.band(picture * tokens + start, end - start),
+                k: a.k.band(picture * tokens, tokens),
+                v: a.v.band(picture * tokens, tokens),
                 batch: 1,
                 first: first
-                    .map(|m| (n, m.rows(picture * n + ahead(start), ahead(end) - ahead(start)))),
+                    .map(|m| (n, m.band(picture * n + ahead(start), ahead(end) - ahead(start)))),
                 out: a
                     .out
-                    .rows(picture * (tokens - n) + behind(start), behind(end) - behind(start)),
+                    .band(picture * (tokens - n) + behind(start), behind(end) - behind(start)),
                 ..*a
             };
             all.push(dispatch(&part, device, shader, tile, tokens, rows));
@@ -379,7 +351,7 @@ fn dispatches(
 
 /// Queries `rows` of each of `a.batch` pictures with `tokens` keys.
 fn dispatch(
-    a: &AttentionArgs,
+    a: &Args<Attention>,
     device: &Device,
     shader: &'static Shader,
     tile: usize,

@@ -3,28 +3,11 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::launch::{
-    Constants, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks, code,
+    Args, Constants, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, Wgpu, blocks, code,
 };
+use crate::backend::gpu::{first, variants};
 use crate::dtype::DType;
-use crate::op::ConvShape;
-
-/// See `Op::Conv2d`. The loader has brought the weight into the order `out_channels x (kernel*kernel) x in_channels` (taps row by row, input channel
-/// fastest); `w` is `out_channels x (kernel*kernel*in_channels)`, its rows begin at multiples of 16 bytes (padded with zeros at the end of a row).
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Conv2dArgs {
-    /// `batch*height*width x in_channels`, BF16 or F32.
-    pub x: Matrix,
-    /// BF16 or F32.
-    pub w: Matrix,
-    /// `1 x out_channels`, F32.
-    pub bias: Option<Matrix>,
-    pub shape: ConvShape,
-    /// Of the shape and type of `out`; may be `out` itself.
-    pub residual: Option<Matrix>,
-    /// `batch*oh*ow x out_channels`, BF16 or F32.
-    pub out: Matrix,
-    pub scratch: Option<Matrix>,
-}
+use crate::op::Conv2d;
 
 /// As in `conv2d.wgsl`.
 #[repr(C)]
@@ -108,13 +91,13 @@ const LANES_NEEDS: Needs = Needs { subgroups: true, ..Needs::new(64, 768 * 16) }
 const FEW_NEEDS: Needs = Needs::new(128, 512 * 16);
 
 /// All variants.
-pub static CONV2D: &[Variant<Conv2dArgs>] = &[
+pub static CONV2D: &[Variant<Conv2d>] = &[
     Variant {
         name: "conv2d_any_128x64",
         needs: TILE_NEEDS,
         accepts: |a, device| vectors(a, device).and_then(|()| fours(a)),
         scratch: none,
-        dispatches: |a, device| dispatches(&TILE, a, device),
+        launches: |a, device| dispatches(&TILE, a, device),
     },
     Variant {
         name: "conv2d_any_128x64_subgroup",
@@ -123,36 +106,34 @@ pub static CONV2D: &[Variant<Conv2dArgs>] = &[
             vectors(a, device).and_then(|()| fours(a)).and_then(|()| lanes(device))
         },
         scratch: none,
-        dispatches: |a, device| dispatches(&LANES, a, device),
+        launches: |a, device| dispatches(&LANES, a, device),
     },
     Variant {
         name: "conv2d_any_few",
         needs: FEW_NEEDS,
         accepts: vectors,
         scratch: none,
-        dispatches: |a, device| dispatches(&FEW, a, device),
+        launches: |a, device| dispatches(&FEW, a, device),
     },
     Variant {
         name: "conv2d_any",
         needs: TILE_NEEDS,
         accepts: any,
         scratch: none,
-        dispatches: |a, device| dispatches(&ANY, a, device),
+        launches: |a, device| dispatches(&ANY, a, device),
     },
 ];
+variants!(Wgpu, Conv2d: CONV2D; choose);
 
 /// The fastest variant for these operands.
-pub fn choose(args: &Conv2dArgs, device: &Device) -> &'static Variant<Conv2dArgs> {
+fn choose(args: &Args<Conv2d>, device: &Device) -> Result<&'static Variant<Conv2d>, &'static str> {
     let [tile, lanes, few, any] = [0, 1, 2, 3];
     let order = match args.shape.out_channels {
         ..=8 => [few, tile, any],
         _ if device.software => [lanes, tile, any],
         _ => [tile, few, any],
     };
-    let fits = |i: &usize| {
-        CONV2D[*i].needs.missing(device).is_none() && (CONV2D[*i].accepts)(args, device).is_ok()
-    };
-    &CONV2D[order.into_iter().find(fits).unwrap_or(any)]
+    first(order.map(|i| &CONV2D[i]), args, device)
 }
 
 /// Every shader with every set of constants that it is compiled with.
@@ -177,12 +158,12 @@ fn constants(x: DType, w: DType, out: DType) -> Constants {
         .to_vec()
 }
 
-fn none(_: &Conv2dArgs, _: &Device) -> usize {
+fn none(_: &Args<Conv2d>, _: &Device) -> usize {
     0
 }
 
 /// What all shaders need: sizes that fit 32 bits, operands that fit the shape, and windows that hold at least a line of out and what it is made of.
-fn any(a: &Conv2dArgs, device: &Device) -> Result<(), &'static str> {
+fn any(a: &Args<Conv2d>, device: &Device) -> Result<(), &'static str> {
     let s = &a.shape;
     let (source_height, source_width) = s.source();
     let matrix =
@@ -234,7 +215,7 @@ fn any(a: &Conv2dArgs, device: &Device) -> Result<(), &'static str> {
 }
 
 /// Whether pixels and filters can be read as vectors of 16 bytes, 8 channels at a time.
-fn vectors(a: &Conv2dArgs, device: &Device) -> Result<(), &'static str> {
+fn vectors(a: &Args<Conv2d>, device: &Device) -> Result<(), &'static str> {
     any(a, device)?;
     if !a.shape.in_channels.is_multiple_of(8) || !a.x.whole_vectors() || !a.w.whole_vectors() {
         return Err(
@@ -245,9 +226,9 @@ fn vectors(a: &Conv2dArgs, device: &Device) -> Result<(), &'static str> {
 }
 
 /// Whether out and residual can be accessed four channels at a time.
-fn fours(a: &Conv2dArgs) -> Result<(), &'static str> {
+fn fours(a: &Args<Conv2d>) -> Result<(), &'static str> {
     let four = |m: &Matrix| {
-        m.offset.is_multiple_of(8)
+        m.place.offset.is_multiple_of(8)
             && m.cols.is_multiple_of(4)
             && (m.rows <= 1 || m.stride.is_multiple_of(4))
     };
@@ -266,7 +247,7 @@ fn lanes(device: &Device) -> Result<(), &'static str> {
 }
 
 /// Output lines of one picture at most whose windows of x, out and residual the device takes.
-fn lines_that_bind(a: &Conv2dArgs, device: &Device) -> usize {
+fn lines_that_bind(a: &Args<Conv2d>, device: &Device) -> usize {
     let s = &a.shape;
     let (height, width) = s.output();
     let input = a.x.rows_that_bind(device) / s.width;
@@ -290,7 +271,7 @@ struct Piece {
 }
 
 /// The whole, where it binds; else lines of one picture at a time.
-fn pieces(a: &Conv2dArgs, device: &Device) -> Vec<Piece> {
+fn pieces(a: &Args<Conv2d>, device: &Device) -> Vec<Piece> {
     let s = &a.shape;
     let (height, _) = s.output();
     if a.x.binds(device) && a.out.binds(device) && a.residual.is_none_or(|r| r.binds(device)) {
@@ -315,7 +296,7 @@ fn pieces(a: &Conv2dArgs, device: &Device) -> Vec<Piece> {
     all
 }
 
-fn dispatches(tiled: &Tiled, a: &Conv2dArgs, device: &Device) -> Vec<Dispatch> {
+fn dispatches(tiled: &Tiled, a: &Args<Conv2d>, device: &Device) -> Vec<Dispatch> {
     let pieces = pieces(a, device);
     let most = if a.w.binds(device) { usize::MAX } else { a.w.rows_that_bind(device) };
     let filters = blocks(a.w.rows, most, tiled.channels);
@@ -328,7 +309,7 @@ fn dispatches(tiled: &Tiled, a: &Conv2dArgs, device: &Device) -> Vec<Dispatch> {
 
 fn dispatch(
     tiled: &Tiled,
-    a: &Conv2dArgs,
+    a: &Args<Conv2d>,
     device: &Device,
     filters: std::ops::Range<usize>,
     piece: &Piece,
@@ -337,12 +318,12 @@ fn dispatch(
     let (height, width) = s.output();
     let pixels = piece.pictures.len() * piece.lines.len() * width;
     let lines = |m: &Matrix| {
-        let m = m.rows((piece.pictures.start * height + piece.lines.start) * width, pixels);
+        let m = m.band((piece.pictures.start * height + piece.lines.start) * width, pixels);
         m.columns(filters.start, filters.len())
     };
     let x_rows = piece.pictures.len() * piece.input.len() * s.width;
-    let x = a.x.rows((piece.pictures.start * s.height + piece.input.start) * s.width, x_rows);
-    let w = a.w.rows(filters.start, filters.len());
+    let x = a.x.band((piece.pictures.start * s.height + piece.input.start) * s.width, x_rows);
+    let w = a.w.band(filters.start, filters.len());
     let bias = a.bias.map(|b| b.columns(filters.start, filters.len()).bind(device));
     let residual = a.residual.as_ref().map(|r| (lines(r).bind(device), r.stride));
     let out = lines(&a.out);

@@ -5,49 +5,12 @@ mod copy_rows;
 
 use bytemuck::{NoUninit, Pod, Zeroable};
 
-use super::launch::{Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, Window, blocks, code};
+use super::launch::{
+    Args, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, Wgpu, Window, blocks, code,
+};
+use crate::backend::gpu::variants;
 use crate::dtype::DType;
-pub use copy_rows::{COPY_ROWS, CopyRowsArgs};
-
-/// See `Op::GeluMul`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct GeluMulArgs {
-    /// rows x cols, BF16 or F32.
-    pub gate: Matrix,
-    /// Like `gate`, with a type of its own.
-    pub up: Matrix,
-    /// rows x cols, BF16 or F32; may be `gate` or `up`.
-    pub out: Matrix,
-}
-
-/// See `Op::Silu`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SiluArgs {
-    /// rows x cols, BF16 or F32.
-    pub x: Matrix,
-    /// rows x cols, BF16 or F32; may be `x`.
-    pub out: Matrix,
-}
-
-/// See `Op::Add`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AddArgs {
-    /// rows x cols, BF16 or F32.
-    pub a: Matrix,
-    /// Like `a`, with a type of its own.
-    pub b: Matrix,
-    /// rows x cols, BF16 or F32; may be `a` or `b`.
-    pub out: Matrix,
-}
-
-/// See `Op::Cast`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct CastArgs {
-    /// rows x cols, BF16 or F32; a window of columns with any offset.
-    pub x: Matrix,
-    /// Like `x`.
-    pub out: Matrix,
-}
+use crate::op::{Add, Cast, GeluMul, Silu};
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -247,7 +210,7 @@ impl Elementwise {
     /// Whether all that is shown at once is eights: rows, or, without gaps, eight rows.
     fn takes_octets(&self, device: &Device) -> Result<(), &'static str> {
         self.takes_any(device)?;
-        let aligned = self.operands().iter().all(|m| m.offset.is_multiple_of(16));
+        let aligned = self.operands().iter().all(|m| m.place.offset.is_multiple_of(16));
         let by_eights = elements(&self.out).is_multiple_of(8)
             && most_rows(&self.operands(), device) >= 8.min(self.out.rows);
         if self.dense() && aligned && by_eights { Ok(()) } else { octets(&self.operands(), device) }
@@ -260,7 +223,7 @@ impl Elementwise {
         }
         let most = most_rows(&self.operands(), device);
         let unit = if most >= 8 { 8 } else { 1 };
-        let cut = |r: std::ops::Range<usize>| self.each(|m| m.rows(r.start, r.len()));
+        let cut = |r: std::ops::Range<usize>| self.each(|m| m.band(r.start, r.len()));
         let flat = |m: Matrix| Matrix { rows: 1, cols: elements(&m), stride: elements(&m), ..m };
         let pieces = blocks(self.out.rows, most, unit).map(cut);
         pieces.map(|p| if self.dense() { p.each(flat) } else { p }).collect()
@@ -340,26 +303,26 @@ impl Elementwise {
     }
 }
 
-impl From<&GeluMulArgs> for Elementwise {
-    fn from(a: &GeluMulArgs) -> Elementwise {
+impl From<&Args<GeluMul>> for Elementwise {
+    fn from(a: &Args<GeluMul>) -> Elementwise {
         Elementwise { function: Function::GeluMul, a: a.gate, b: Some(a.up), out: a.out }
     }
 }
 
-impl From<&SiluArgs> for Elementwise {
-    fn from(a: &SiluArgs) -> Elementwise {
+impl From<&Args<Silu>> for Elementwise {
+    fn from(a: &Args<Silu>) -> Elementwise {
         Elementwise { function: Function::Silu, a: a.x, b: None, out: a.out }
     }
 }
 
-impl From<&AddArgs> for Elementwise {
-    fn from(a: &AddArgs) -> Elementwise {
+impl From<&Args<Add>> for Elementwise {
+    fn from(a: &Args<Add>) -> Elementwise {
         Elementwise { function: Function::Add, a: a.a, b: Some(a.b), out: a.out }
     }
 }
 
-impl From<&CastArgs> for Elementwise {
-    fn from(a: &CastArgs) -> Elementwise {
+impl From<&Args<Cast>> for Elementwise {
+    fn from(a: &Args<Cast>) -> Elementwise {
         Elementwise { function: Function::Cast, a: a.x, b: None, out: a.out }
     }
 }
@@ -373,27 +336,31 @@ macro_rules! elementwise {
                 needs: NEEDS,
                 accepts: |a, d| Elementwise::from(a).takes_octets(d),
                 scratch: |_, _| 0,
-                dispatches: |a, d| Elementwise::from(a).by_octets(d),
+                launches: |a, d| Elementwise::from(a).by_octets(d),
             },
             Variant {
                 name: $any,
                 needs: NEEDS,
                 accepts: |a, d| Elementwise::from(a).takes_any(d),
                 scratch: |_, _| 0,
-                dispatches: |a, d| Elementwise::from(a).by_words(d),
+                launches: |a, d| Elementwise::from(a).by_words(d),
             },
         ]
     };
 }
 
 /// Best first; the last one takes every type, window and alignment.
-pub static GELU_MUL: &[Variant<GeluMulArgs>] = elementwise!("gelu_mul_any_vectors", "gelu_mul_any");
+pub static GELU_MUL: &[Variant<GeluMul>] = elementwise!("gelu_mul_any_vectors", "gelu_mul_any");
+variants!(Wgpu, GeluMul: GELU_MUL);
 /// Best first; the last one takes every type, window and alignment.
-pub static SILU: &[Variant<SiluArgs>] = elementwise!("silu_any_vectors", "silu_any");
+pub static SILU: &[Variant<Silu>] = elementwise!("silu_any_vectors", "silu_any");
+variants!(Wgpu, Silu: SILU);
 /// Best first; the last one takes every type, window and alignment.
-pub static ADD: &[Variant<AddArgs>] = elementwise!("add_any_vectors", "add_any");
+pub static ADD: &[Variant<Add>] = elementwise!("add_any_vectors", "add_any");
+variants!(Wgpu, Add: ADD);
 /// Best first; the last one takes every pair of types, window and alignment.
-pub static CAST: &[Variant<CastArgs>] = elementwise!("cast_any_vectors", "cast_any");
+pub static CAST: &[Variant<Cast>] = elementwise!("cast_any_vectors", "cast_any");
+variants!(Wgpu, Cast: CAST);
 
 /// Every combination of values, one of each list.
 pub(super) fn combinations(lists: &[(&'static str, &[f64])]) -> Vec<Constants> {

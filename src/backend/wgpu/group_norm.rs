@@ -5,39 +5,12 @@ use std::ops::Range;
 use bytemuck::{Pod, Zeroable};
 
 use super::launch::{
-    Constants, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, Window, blocks, code,
+    Args, Constants, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, Wgpu, Window, blocks,
+    code,
 };
+use crate::backend::gpu::{Place, variants};
 use crate::dtype::DType;
-
-/// See `Op::GroupNorm`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct GroupNormArgs {
-    /// `batch*pixels x channels`, BF16 or F32.
-    pub x: Matrix,
-    /// `1 x channels`, F32.
-    pub weight: Matrix,
-    /// `1 x channels`, F32.
-    pub bias: Matrix,
-    /// Pictures.
-    pub batch: usize,
-    /// Divides the channels.
-    pub groups: usize,
-    /// Added to the variance.
-    pub eps: f32,
-    /// SiLU follows.
-    pub silu: bool,
-    /// Of the shape of `x`, BF16 or F32; may be `x` itself.
-    pub out: Matrix,
-    /// As much as the variant asked for, beginning at a multiple of 16 bytes.
-    pub scratch: Option<Matrix>,
-}
-
-impl GroupNormArgs {
-    /// Rows of a picture.
-    fn pixels(&self) -> usize {
-        self.x.rows / self.batch
-    }
-}
+use crate::op::GroupNorm;
 
 /// As in `group_norm.wgsl`.
 #[repr(C)]
@@ -98,30 +71,23 @@ const VECTORS_NEEDS: Needs = Needs::new(THREADS as u32, 3 * 8 * 132 * 4);
 const ANY_NEEDS: Needs = Needs::new(THREADS as u32, (THREADS * MOMENTS) as u32);
 
 /// All variants, the fastest first.
-pub static GROUP_NORM: &[Variant<GroupNormArgs>] = &[
+pub static GROUP_NORM: &[Variant<GroupNorm>] = &[
     Variant {
         name: "group_norm_any_vectors",
         needs: VECTORS_NEEDS,
         accepts: vectors,
         scratch: |a, _| scratch(a, rows(a)),
-        dispatches: |a, device| dispatches(a, device, &PLAN),
+        launches: |a, device| dispatches(a, device, &PLAN),
     },
     Variant {
         name: "group_norm_any",
         needs: ANY_NEEDS,
         accepts: any,
         scratch: |a, _| scratch(a, rows_any(a)),
-        dispatches: |a, device| dispatches(a, device, &PLAN_ANY),
+        launches: |a, device| dispatches(a, device, &PLAN_ANY),
     },
 ];
-
-/// The fastest variant for these operands.
-pub fn choose(args: &GroupNormArgs, device: &Device) -> &'static Variant<GroupNormArgs> {
-    let fits = |v: &&Variant<GroupNormArgs>| {
-        v.needs.missing(device).is_none() && (v.accepts)(args, device).is_ok()
-    };
-    GROUP_NORM.iter().find(fits).unwrap_or(&GROUP_NORM[GROUP_NORM.len() - 1])
-}
+variants!(Wgpu, GroupNorm: GROUP_NORM);
 
 /// Every shader with every set of constants that it is compiled with.
 pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
@@ -149,11 +115,11 @@ fn apply_constants(x: DType, out: DType) -> Constants {
 /// Shaders of a variant, their rows of a chunk, and whether x and out are bound as vectors of 16 bytes.
 struct Plan {
     statistics: &'static Shader,
-    statistics_rows: fn(&GroupNormArgs) -> usize,
+    statistics_rows: fn(&Args<GroupNorm>) -> usize,
     /// Whether each group of channels has a workgroup of its own.
     by_group: bool,
     apply: &'static Shader,
-    apply_rows: fn(&GroupNormArgs) -> usize,
+    apply_rows: fn(&Args<GroupNorm>) -> usize,
     vectors: bool,
 }
 
@@ -175,28 +141,28 @@ static PLAN_ANY: Plan = Plan {
 };
 
 /// Rows of a chunk of the vector shaders: whole rounds of four rows a thread. A function of the shape alone, as the order of summation is.
-fn rows(a: &GroupNormArgs) -> usize {
+fn rows(a: &Args<GroupNorm>) -> usize {
     let round = 4 * (THREADS / (a.x.cols / 8));
     (CHUNK / a.x.cols).max(a.pixels().div_ceil(CHUNKS)).next_multiple_of(round)
 }
 
 /// Rows of a chunk of `group_norm_statistics_any`, of one group.
-fn rows_any(a: &GroupNormArgs) -> usize {
+fn rows_any(a: &Args<GroupNorm>) -> usize {
     (CHUNK / 4).div_ceil(a.x.cols / a.groups).max(a.pixels().div_ceil(CHUNKS))
 }
 
 /// Moments of each picture, chunk and group, then of each picture and group.
-fn scratch(a: &GroupNormArgs, chunk_rows: usize) -> usize {
+fn scratch(a: &Args<GroupNorm>, chunk_rows: usize) -> usize {
     a.batch * a.groups * MOMENTS * (a.pixels().div_ceil(chunk_rows) + 1)
 }
 
 /// What all shaders need: operands that match, sizes that fit 32 bits, and windows that hold a chunk.
-fn any(a: &GroupNormArgs, device: &Device) -> Result<(), &'static str> {
+fn any(a: &Args<GroupNorm>, device: &Device) -> Result<(), &'static str> {
     check(a)?;
     fits(a, device, &PLAN_ANY)
 }
 
-fn check(a: &GroupNormArgs) -> Result<(), &'static str> {
+fn check(a: &Args<GroupNorm>) -> Result<(), &'static str> {
     if [a.x.rows, a.x.cols, a.batch, a.groups].contains(&0)
         || !a.x.rows.is_multiple_of(a.batch)
         || !a.x.cols.is_multiple_of(a.groups)
@@ -222,7 +188,7 @@ fn check(a: &GroupNormArgs) -> Result<(), &'static str> {
 }
 
 /// Whether a thread can hold 8 channels, and a workgroup a row.
-fn vectors(a: &GroupNormArgs, device: &Device) -> Result<(), &'static str> {
+fn vectors(a: &Args<GroupNorm>, device: &Device) -> Result<(), &'static str> {
     check(a)?;
     if !a.x.whole_vectors() || !a.out.whole_vectors() || !a.x.cols.is_multiple_of(8) {
         return Err(
@@ -236,7 +202,7 @@ fn vectors(a: &GroupNormArgs, device: &Device) -> Result<(), &'static str> {
 }
 
 /// Whether a chunk, the moments of a picture, weight and bias are no larger than a binding.
-fn fits(a: &GroupNormArgs, device: &Device, plan: &Plan) -> Result<(), &'static str> {
+fn fits(a: &Args<GroupNorm>, device: &Device, plan: &Plan) -> Result<(), &'static str> {
     let (first, last) =
         ((plan.statistics_rows)(a).min(a.pixels()), (plan.apply_rows)(a).min(a.pixels()));
     let moments = (scratch(a, first) / a.batch) as u64 + device.alignment + 4;
@@ -261,7 +227,7 @@ struct Piece {
 
 /// All chunks, where the matrices bind; else chunks of one picture at a time.
 fn pieces(
-    a: &GroupNormArgs,
+    a: &Args<GroupNorm>,
     chunk_rows: usize,
     matrices: &[&Matrix],
     device: &Device,
@@ -292,23 +258,16 @@ fn work(moved: usize, plan: &Plan) -> u64 {
     moved as u64 * if plan.vectors { 5 } else { 20 }
 }
 
-fn dispatches(a: &GroupNormArgs, device: &Device, plan: &Plan) -> Vec<Dispatch> {
+fn dispatches(a: &Args<GroupNorm>, device: &Device, plan: &Plan) -> Vec<Dispatch> {
     let pixels = a.pixels();
     let (first_rows, last_rows) = ((plan.statistics_rows)(a), (plan.apply_rows)(a));
     let chunks = pixels.div_ceil(first_rows);
     let scratch = a.scratch.expect("scratch is given as the variant asked for");
     // Rows of moments: one for each picture and chunk, then one for each picture.
     let cols = a.groups * MOMENTS / 4;
-    let moments = |offset: u64, rows: usize| Matrix {
-        offset,
-        rows,
-        cols,
-        stride: cols,
-        dtype: DType::F32,
-        ..scratch
-    };
-    let partials = moments(scratch.offset, a.batch * chunks);
-    let statistics = moments(scratch.offset + partials.span(), a.batch);
+    let moments = |place, rows| Matrix { place, rows, cols, stride: cols, dtype: DType::F32 };
+    let partials = moments(scratch.place, a.batch * chunks);
+    let statistics = moments(scratch.place.after(partials.span() as usize), a.batch);
     let unit = |m: &Matrix| if plan.vectors { 16 / m.dtype.size() } else { 1 };
     let params = |chunk_rows: usize| Params {
         grid: Grid::default(),
@@ -340,9 +299,9 @@ fn dispatches(a: &GroupNormArgs, device: &Device, plan: &Plan) -> Vec<Dispatch> 
     };
     let mut all = Vec::new();
     for piece in pieces(a, first_rows, &[&a.x, &partials], device) {
-        let (x, x_base) = a.x.rows(piece.rows.start, piece.rows.len()).bind(device);
+        let (x, x_base) = a.x.band(piece.rows.start, piece.rows.len()).bind(device);
         let (parts, partials_base) =
-            partials.rows(piece.chunks.start, piece.chunks.len()).bind(device);
+            partials.band(piece.chunks.start, piece.chunks.len()).bind(device);
         let params = Params {
             first_chunk: piece.chunks.start as u32,
             first_row: piece.rows.start as u32,
@@ -358,8 +317,8 @@ fn dispatches(a: &GroupNormArgs, device: &Device, plan: &Plan) -> Vec<Dispatch> 
     let pictures = if partials.binds(device) { a.batch } else { 1 };
     for picture in blocks(a.batch, pictures, 1) {
         let (parts, partials_base) =
-            partials.rows(picture.start * chunks, picture.len() * chunks).bind(device);
-        let (whole, statistics_base) = statistics.rows(picture.start, picture.len()).bind(device);
+            partials.band(picture.start * chunks, picture.len() * chunks).bind(device);
+        let (whole, statistics_base) = statistics.band(picture.start, picture.len()).bind(device);
         let params = Params {
             partials_base: partials_base / 4,
             statistics_base: statistics_base / 4,
@@ -376,10 +335,10 @@ fn dispatches(a: &GroupNormArgs, device: &Device, plan: &Plan) -> Vec<Dispatch> 
         ));
     }
     for piece in pieces(a, last_rows, &[&a.x, &a.out, &statistics], device) {
-        let (x, x_base) = a.x.rows(piece.rows.start, piece.rows.len()).bind(device);
-        let (out, out_base) = a.out.rows(piece.rows.start, piece.rows.len()).bind(device);
+        let (x, x_base) = a.x.band(piece.rows.start, piece.rows.len()).bind(device);
+        let (out, out_base) = a.out.band(piece.rows.start, piece.rows.len()).bind(device);
         let (whole, statistics_base) =
-            statistics.rows(piece.pictures.start, piece.pictures.len()).bind(device);
+            statistics.band(piece.pictures.start, piece.pictures.len()).bind(device);
         let (weight, weight_base) = a.weight.bind(device);
         let (bias, bias_base) = a.bias.bind(device);
         let params = Params {

@@ -7,68 +7,10 @@ use super::elementwise::{
     Constants, activations, binds, combinations, counts, dispatch, elements, in_elements,
     most_rows, perhaps, type_of, wgsl, words,
 };
-use super::launch::{Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks};
+use super::launch::{Args, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, Wgpu, blocks};
+use crate::backend::gpu::variants;
 use crate::dtype::DType;
-
-/// See `Op::Embed`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct EmbedArgs {
-    /// vocabulary x cols, BF16, F16 or F32; it may be larger than a window.
-    pub table: Matrix,
-    /// rows x 1, I32 within the table; a row whose id is not becomes NaN.
-    pub ids: Matrix,
-    /// n x cols, BF16, F16 or F32.
-    pub positions: Option<Matrix>,
-    /// rows x cols, BF16 or F32.
-    pub out: Matrix,
-}
-
-/// See `Op::TimestepEmbed`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TimestepEmbedArgs {
-    /// rows x 1, F32; 1000 t below 2^31, or results are NaN.
-    pub t: Matrix,
-    /// rows x cols, BF16 or F32; cols is even.
-    pub out: Matrix,
-}
-
-/// See `Op::Pack`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct PackArgs {
-    /// batch*height*width x channels, BF16 or F32.
-    pub x: Matrix,
-    /// Of a picture of `x`, in latent pixels; both are even.
-    pub height: usize,
-    pub width: usize,
-    /// batch*(height/2)*(width/2) x 4*channels, BF16 or F32.
-    pub out: Matrix,
-}
-
-/// See `Op::Unpack`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct UnpackArgs {
-    /// batch*(height/2)*(width/2) x 4*channels, BF16 or F32.
-    pub x: Matrix,
-    /// Of a picture of `out`, in latent pixels; both are even.
-    pub height: usize,
-    pub width: usize,
-    pub scale: f32,
-    pub shift: f32,
-    /// batch*height*width x channels, BF16 or F32.
-    pub out: Matrix,
-}
-
-/// See `Op::EulerStep`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct EulerStepArgs {
-    /// rows x cols, F32; updated in place.
-    pub x: Matrix,
-    /// rows x cols, or 2*rows x cols with `cfg`, BF16 or F32.
-    pub v: Matrix,
-    /// 1 x 2, F32: t_next - t, and the scale of true CFG.
-    pub params: Matrix,
-    pub cfg: bool,
-}
+use crate::op::{Embed, EulerStep, Pack, TimestepEmbed, Unpack};
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -170,7 +112,7 @@ fn stored(m: &Matrix, device: &Device) -> Result<(), &'static str> {
     counts(&[m], device)
 }
 
-fn embed(a: &EmbedArgs, device: &Device) -> Vec<Dispatch> {
+fn embed(a: &Args<Embed>, device: &Device) -> Vec<Dispatch> {
     if elements(&a.out) == 0 || a.table.rows == 0 {
         return vec![];
     }
@@ -184,9 +126,9 @@ fn embed(a: &EmbedArgs, device: &Device) -> Vec<Dispatch> {
     let ranges: Vec<_> = blocks(a.table.rows, a.table.rows_that_bind(device), 1).collect();
     let one = |rows: std::ops::Range<usize>, range: std::ops::Range<usize>| {
         let (table, table_base, table_stride) =
-            in_elements(&a.table.rows(range.start, range.len()), device);
-        let (ids, ids_base, ids_stride) = in_elements(&a.ids.rows(rows.start, rows.len()), device);
-        let part = a.out.rows(rows.start, rows.len());
+            in_elements(&a.table.band(range.start, range.len()), device);
+        let (ids, ids_base, ids_stride) = in_elements(&a.ids.band(rows.start, rows.len()), device);
+        let part = a.out.band(rows.start, rows.len());
         let (out, out_base, out_stride) = in_elements(&part, device);
         let params = EmbedParams {
             grid: Grid::default(),
@@ -217,7 +159,7 @@ fn embed(a: &EmbedArgs, device: &Device) -> Vec<Dispatch> {
 }
 
 /// Takes everything.
-pub static EMBED: &[Variant<EmbedArgs>] = &[Variant {
+pub static EMBED: &[Variant<Embed>] = &[Variant {
     name: "embed_any",
     needs: NEEDS,
     accepts: |a, d| {
@@ -231,11 +173,12 @@ pub static EMBED: &[Variant<EmbedArgs>] = &[Variant {
         activations(&[&a.out], d)
     },
     scratch: |_, _| 0,
-    dispatches: embed,
+    launches: embed,
 }];
+variants!(Wgpu, Embed: EMBED);
 
 /// Takes everything.
-pub static TIMESTEP_EMBED: &[Variant<TimestepEmbedArgs>] = &[Variant {
+pub static TIMESTEP_EMBED: &[Variant<TimestepEmbed>] = &[Variant {
     name: "timestep_embed_any",
     needs: TIMESTEP_NEEDS,
     accepts: |a, d| {
@@ -245,10 +188,10 @@ pub static TIMESTEP_EMBED: &[Variant<TimestepEmbedArgs>] = &[Variant {
         activations(&[&a.t, &a.out], d)
     },
     scratch: |_, _| 0,
-    dispatches: |a, d| {
+    launches: |a, d| {
         let one = |rows: std::ops::Range<usize>| {
-            let part = a.out.rows(rows.start, rows.len());
-            let (t, t_base, t_stride) = in_elements(&a.t.rows(rows.start, rows.len()), d);
+            let part = a.out.band(rows.start, rows.len());
+            let (t, t_base, t_stride) = in_elements(&a.t.band(rows.start, rows.len()), d);
             let (out, out_base, out_stride) = in_elements(&part, d);
             let (rows, half) = (rows.len() as u32, (a.out.cols / 2) as u32);
             let params = TimestepParams {
@@ -276,6 +219,7 @@ pub static TIMESTEP_EMBED: &[Variant<TimestepEmbedArgs>] = &[Variant {
         if a.out.cols == 0 { vec![] } else { parts.map(one).collect() }
     },
 }];
+variants!(Wgpu, TimestepEmbed: TIMESTEP_EMBED);
 
 /// Tokens and pixels, of which one is read and the other written.
 struct Latents {
@@ -287,14 +231,14 @@ struct Latents {
     pack: bool,
 }
 
-impl From<&PackArgs> for Latents {
-    fn from(a: &PackArgs) -> Latents {
+impl From<&Args<Pack>> for Latents {
+    fn from(a: &Args<Pack>) -> Latents {
         Latents { tokens: a.out, pixels: a.x, width: a.width, scale: 1.0, shift: 0.0, pack: true }
     }
 }
 
-impl From<&UnpackArgs> for Latents {
-    fn from(a: &UnpackArgs) -> Latents {
+impl From<&Args<Unpack>> for Latents {
+    fn from(a: &Args<Unpack>) -> Latents {
         Latents {
             tokens: a.x,
             pixels: a.out,
@@ -328,8 +272,8 @@ impl Latents {
         }
         let (across, line) = (self.width / 2, 2 * self.width);
         let one = |r: std::ops::Range<usize>| {
-            let tokens = self.tokens.rows(r.start * across, r.len() * across);
-            let pixels = self.pixels.rows(r.start * line, r.len() * line);
+            let tokens = self.tokens.band(r.start * across, r.len() * across);
+            let pixels = self.pixels.band(r.start * line, r.len() * line);
             let (from, to) = if self.pack { (pixels, tokens) } else { (tokens, pixels) };
             let (x, x_base, x_stride) = in_elements(&from, device);
             let (out, out_base, out_stride) = in_elements(&to, device);
@@ -355,33 +299,35 @@ impl Latents {
 }
 
 /// Takes everything.
-pub static PACK: &[Variant<PackArgs>] = &[Variant {
+pub static PACK: &[Variant<Pack>] = &[Variant {
     name: "pack_any",
     needs: NEEDS,
     accepts: |a, d| Latents::from(a).accepts(a.height, d),
     scratch: |_, _| 0,
-    dispatches: |a, d| Latents::from(a).dispatches(d),
+    launches: |a, d| Latents::from(a).dispatches(d),
 }];
+variants!(Wgpu, Pack: PACK);
 
 /// Takes everything.
-pub static UNPACK: &[Variant<UnpackArgs>] = &[Variant {
+pub static UNPACK: &[Variant<Unpack>] = &[Variant {
     name: "unpack_any",
     needs: NEEDS,
     accepts: |a, d| Latents::from(a).accepts(a.height, d),
     scratch: |_, _| 0,
-    dispatches: |a, d| Latents::from(a).dispatches(d),
+    launches: |a, d| Latents::from(a).dispatches(d),
 }];
+variants!(Wgpu, Unpack: UNPACK);
 
-fn euler_step(a: &EulerStepArgs, device: &Device) -> Vec<Dispatch> {
+fn euler_step(a: &Args<EulerStep>, device: &Device) -> Vec<Dispatch> {
     if elements(&a.x) == 0 {
         return vec![];
     }
     let (step, step_base, _) = in_elements(&a.params, device);
     let one = |rows: std::ops::Range<usize>| {
-        let part = a.x.rows(rows.start, rows.len());
+        let part = a.x.band(rows.start, rows.len());
         let (x, x_base, x_stride) = in_elements(&part, device);
-        let (v, v_base, v_stride) = in_elements(&a.v.rows(rows.start, rows.len()), device);
-        let without = a.cfg.then(|| a.v.rows(a.x.rows + rows.start, rows.len()));
+        let (v, v_base, v_stride) = in_elements(&a.v.band(rows.start, rows.len()), device);
+        let without = a.cfg.then(|| a.v.band(a.x.rows + rows.start, rows.len()));
         let (u, u_base, _) = perhaps(without.as_ref(), device);
         let (rows, cols) = (rows.len() as u32, a.x.cols as u32);
         let grid = Grid::default();
@@ -395,7 +341,7 @@ fn euler_step(a: &EulerStepArgs, device: &Device) -> Vec<Dispatch> {
 }
 
 /// Takes everything.
-pub static EULER_STEP: &[Variant<EulerStepArgs>] = &[Variant {
+pub static EULER_STEP: &[Variant<EulerStep>] = &[Variant {
     name: "euler_step_any",
     needs: NEEDS,
     accepts: |a, d| {
@@ -404,8 +350,9 @@ pub static EULER_STEP: &[Variant<EulerStepArgs>] = &[Variant {
         activations(&[&a.x, &a.v, &a.params], d)
     },
     scratch: |_, _| 0,
-    dispatches: euler_step,
+    launches: euler_step,
 }];
+variants!(Wgpu, EulerStep: EULER_STEP);
 
 /// Every shader of this family with every set of constants that it is used with.
 pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {

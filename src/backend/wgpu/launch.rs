@@ -1,9 +1,8 @@
 //! A dispatch as a plain value: which shader over which windows of buffers. Families (`linear`, `attention` ...) make them, `gpu` records them.
 
-use std::fmt;
-
 use bytemuck::{Pod, Zeroable};
 
+use crate::backend::gpu::{self, Arguments, Place};
 use crate::dtype::{DType, blocks};
 
 /// Storage buffers that a shader may bind: `@group(0) @binding(0)` to `@binding(BINDINGS - 1)`. One layout serves all pipelines.
@@ -15,7 +14,7 @@ pub const PARAMS_BYTES: usize = 128;
 const WORD: u64 = 16;
 
 /// A buffer of the backend, by number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct BufferId(pub u32);
 
 /// Bytes of a buffer that a shader sees as one binding; `offset` is a multiple of `Device::alignment`, `bytes` of 16.
@@ -26,44 +25,29 @@ pub struct Window {
     pub bytes: u64,
 }
 
-/// A matrix in device memory: `rows x cols` elements of `dtype`, `stride` elements from row to row, the first at byte `offset` of `buffer`. Where elements are
-/// stored in blocks, which have no place of their own, strides and bases count words of four bytes.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Matrix {
+/// Where something begins: a byte of a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Spot {
     pub buffer: BufferId,
     pub offset: u64,
-    pub rows: usize,
-    pub cols: usize,
-    pub stride: usize,
-    pub dtype: DType,
 }
 
+impl Place for Spot {
+    // Shaders see the bytes of blocks as words.
+    const BLOCK_UNIT: usize = 4;
+
+    fn after(self, bytes: usize) -> Spot {
+        Spot { offset: self.offset + bytes as u64, ..self }
+    }
+}
+
+/// A matrix in a buffer.
+pub type Matrix = gpu::Matrix<Spot>;
+
 impl Matrix {
-    /// Bytes of what strides and bases count.
-    fn unit(&self) -> usize {
-        if self.dtype.is_plain() { self.dtype.size() } else { 4 }
-    }
-
-    /// Bytes from row to row.
-    pub fn stride_bytes(&self) -> usize {
-        self.stride * self.unit()
-    }
-
     /// Bytes of one row.
     fn row_bytes(&self) -> usize {
         if self.dtype.is_plain() { self.cols * self.dtype.size() } else { self.stride_bytes() }
-    }
-
-    /// `count` columns from `first` on.
-    pub fn columns(self, first: usize, count: usize) -> Matrix {
-        assert!(first + count <= self.cols);
-        Matrix { offset: self.offset + (first * self.dtype.size()) as u64, cols: count, ..self }
-    }
-
-    /// `count` rows from `first` on.
-    pub fn rows(self, first: usize, count: usize) -> Matrix {
-        assert!(first + count <= self.rows);
-        Matrix { offset: self.offset + (first * self.stride_bytes()) as u64, rows: count, ..self }
     }
 
     /// Bytes from the first element to behind the last.
@@ -77,12 +61,12 @@ impl Matrix {
     /// The window that holds the matrix, and the number of the matrix's first element in it (counted as strides are). The window begins at a
     /// multiple of the device's alignment and so may show what lies before the matrix.
     pub fn bind(&self, device: &Device) -> (Window, u32) {
-        let offset = self.offset / device.alignment * device.alignment;
-        let before = self.offset - offset;
+        let offset = self.place.offset / device.alignment * device.alignment;
+        let before = self.place.offset - offset;
         let bytes = (before + self.span()).next_multiple_of(WORD).max(WORD);
         let unit = self.unit() as u64;
         debug_assert!(before.is_multiple_of(unit));
-        (Window { buffer: self.buffer, offset, bytes }, (before / unit) as u32)
+        (Window { buffer: self.place.buffer, offset, bytes }, (before / unit) as u32)
     }
 
     /// Whether `bind` gives a window that the device takes.
@@ -103,7 +87,7 @@ impl Matrix {
     pub fn whole_words(&self) -> bool {
         let per_word = 4 / self.dtype.size();
         per_word <= 1
-            || (self.offset.is_multiple_of(4)
+            || (self.place.offset.is_multiple_of(4)
                 && self.cols.is_multiple_of(per_word)
                 && (self.rows <= 1 || self.stride.is_multiple_of(per_word)))
     }
@@ -111,7 +95,7 @@ impl Matrix {
     /// Whether rows are whole vectors of 16 bytes, beginning at multiples of 16 bytes.
     pub fn whole_vectors(&self) -> bool {
         let per_vector = 16 / self.dtype.size();
-        self.offset.is_multiple_of(16)
+        self.place.offset.is_multiple_of(16)
             && self.cols.is_multiple_of(per_vector)
             && (self.rows <= 1 || self.stride.is_multiple_of(per_vector))
     }
@@ -235,23 +219,15 @@ pub struct Device {
     pub software: bool,
 }
 
-/// One way to do an operation with operands `A`. Tables of them are sorted, best first.
-pub struct Variant<A: 'static> {
-    /// `{op}_{types}_{what is special}`, as `--kernel OP=NAME` takes it.
-    pub name: &'static str,
-    pub needs: Needs,
-    /// Whether it can; a reason if not. Never a matter of speed or of free memory.
-    pub accepts: fn(&A, &Device) -> Result<(), &'static str>,
-    /// Bytes of scratch.
-    pub scratch: fn(&A, &Device) -> usize,
-    pub dispatches: fn(&A, &Device) -> Vec<Dispatch>,
-}
+/// GPUs by wgpu.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Wgpu;
 
-impl<A> fmt::Debug for Variant<A> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name)
-    }
-}
+/// The arguments of the operation `O`.
+pub type Args<O> = <O as Arguments>::Args<Wgpu>;
+
+/// One way to run the operation `O`; named `{op}_{types}_{what is special}`.
+pub type Variant<O> = gpu::Variant<Wgpu, O>;
 
 /// Element types as shaders number them.
 pub fn code(dtype: DType) -> u32 {

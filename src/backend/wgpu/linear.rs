@@ -2,10 +2,10 @@
 
 mod dispatch;
 
-use super::args::LinearArgs;
-use super::launch::{Constants, Device, Dispatch, Needs, Shader, Variant, code};
+use super::launch::{Args, Constants, Device, Dispatch, Needs, Shader, Variant, code};
 use crate::dtype::DType;
 use crate::dtype::blocks::FORMATS;
+use crate::op::Linear;
 use dispatch::{
     ANY_BLOCK, Block, LARGE_BLOCK, LOW_BLOCK, Params, SMALL_BLOCK, SOFTWARE_BLOCK, dispatches,
     legal, vectors,
@@ -194,7 +194,7 @@ impl Stored {
     }
 }
 
-fn typed(a: &LinearArgs, device: &Device, stored: Stored) -> Result<(), &'static str> {
+fn typed(a: &Args<Linear>, device: &Device, stored: Stored) -> Result<(), &'static str> {
     if Stored::of(a.w.dtype) == stored {
         vectors(a, device)
     } else {
@@ -202,7 +202,7 @@ fn typed(a: &LinearArgs, device: &Device, stored: Stored) -> Result<(), &'static
     }
 }
 
-fn half(a: &LinearArgs, device: &Device, stored: Stored) -> Result<(), &'static str> {
+fn half(a: &Args<Linear>, device: &Device, stored: Stored) -> Result<(), &'static str> {
     if !device.half {
         Err("products in f16 were not asked for")
     } else if stored == Stored::E5M2 && a.scales.is_some() {
@@ -222,7 +222,7 @@ fn few_rows(rows: usize) -> usize {
     }
 }
 
-fn few(trio: &Trio, a: &LinearArgs, device: &Device) -> Vec<Dispatch> {
+fn few(trio: &Trio, a: &Args<Linear>, device: &Device) -> Vec<Dispatch> {
     let rows = few_rows(a.x.rows);
     dispatches(
         trio.of(a.w.dtype),
@@ -250,7 +250,7 @@ macro_rules! tiled {
             needs: $needs,
             accepts: |a, d| $accepts(a, d, Stored::$stored),
             scratch: |_, _| 0,
-            dispatches: |a, d| dispatches($trio.of(a.w.dtype), $block, &[], a, d),
+            launches: |a, d| dispatches($trio.of(a.w.dtype), $block, &[], a, d),
         }
     };
 }
@@ -261,11 +261,11 @@ macro_rules! few {
             needs: $needs,
             accepts: $accepts,
             scratch: |_, _| 0,
-            dispatches: |a, d| few(&$trio, a, d),
+            launches: |a, d| few(&$trio, a, d),
         }
     };
 }
-fn few_subgroup(a: &LinearArgs, device: &Device, stored: Stored) -> Result<(), &'static str> {
+fn few_subgroup(a: &Args<Linear>, device: &Device, stored: Stored) -> Result<(), &'static str> {
     if device.subgroups.is_some_and(|(least, _)| least < 4) {
         Err("subgroups are too small")
     } else {
@@ -273,7 +273,7 @@ fn few_subgroup(a: &LinearArgs, device: &Device, stored: Stored) -> Result<(), &
     }
 }
 
-fn software(a: &LinearArgs, device: &Device, stored: Stored) -> Result<(), &'static str> {
+fn software(a: &Args<Linear>, device: &Device, stored: Stored) -> Result<(), &'static str> {
     if device.subgroups.is_some_and(|(least, _)| least < 8) {
         return Err("subgroups are too small");
     }
@@ -288,7 +288,7 @@ fn software(a: &LinearArgs, device: &Device, stored: Stored) -> Result<(), &'sta
 macro_rules! table {
     ($(($stored:ident, $text:literal)),*) => {
         /// All ways to run a `linear`; `choose` knows which suits.
-        pub static LINEAR: &[Variant<LinearArgs>] = &[
+        pub static LINEAR: &[Variant<Linear>] = &[
             $(tiled!(half, $stored, HALF_LARGE, LARGE_BLOCK, HALF_TILE, concat!("linear_", $text, "_f16_128x128")),)*
             $(tiled!(half, $stored, HALF_SMALL, SMALL_BLOCK, HALF_TILE, concat!("linear_", $text, "_f16_64x64")),)*
             $(tiled!(typed, $stored, LARGE, LARGE_BLOCK, TILE, concat!("linear_", $text, "_128x128")),)*
@@ -303,7 +303,7 @@ macro_rules! table {
                 needs: ANY_NEEDS,
                 accepts: legal,
                 scratch: |_, _| 0,
-                dispatches: |a, d| dispatches(if a.w.dtype.is_plain() { &ANY } else { &ANY_BLOCKS }, ANY_BLOCK, &[], a, d),
+                launches: |a, d| dispatches(if a.w.dtype.is_plain() { &ANY } else { &ANY_BLOCKS }, ANY_BLOCK, &[], a, d),
             },
         ];
     };
@@ -335,10 +335,7 @@ enum Kind {
 const ENOUGH_TILES: usize = 64;
 
 /// The variant of `LINEAR` that should be fastest, a function of shapes, alignment and device alone, or why there is none.
-pub fn choose(
-    a: &LinearArgs,
-    device: &Device,
-) -> Result<&'static Variant<LinearArgs>, &'static str> {
+pub fn choose(a: &Args<Linear>, device: &Device) -> Result<&'static Variant<Linear>, &'static str> {
     legal(a, device)?;
     let tiles = a.x.rows.div_ceil(LARGE_BLOCK.rows) * a.w.rows.div_ceil(LARGE_BLOCK.columns);
     let order = match a.x.rows {
@@ -350,9 +347,6 @@ pub fn choose(
         _ => [Kind::HalfSmall, Kind::Small, Kind::HalfLarge, Kind::Large],
     };
     let stored = Stored::of(a.w.dtype) as usize;
-    let runs = |v: &&Variant<LinearArgs>| {
-        v.needs.missing(device).is_none() && (v.accepts)(a, device).is_ok()
-    };
     let any = &LINEAR[LINEAR.len() - 1];
     let first = device.software.then_some(Kind::Software);
     let chosen = first
@@ -360,7 +354,7 @@ pub fn choose(
         .chain(&order)
         .map(|&kind| &LINEAR[kind as usize * Stored::COUNT + stored])
         .chain([any])
-        .find(runs);
+        .find(|v| v.fits(a, device));
     chosen.ok_or("the adapter has too little workgroup memory")
 }
 

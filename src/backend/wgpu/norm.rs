@@ -9,53 +9,16 @@ use super::elementwise::{
     Constants, activations, binds, combinations, dispatch, elements, in_elements, in_vectors,
     most_rows, moving, octets, type_of, wgsl,
 };
-use super::launch::{Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, Window, blocks};
-pub use qk_norm_rope::{QK_NORM_ROPE, QkNormRopeArgs};
+use super::launch::{
+    Args, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, Wgpu, Window, blocks,
+};
+use crate::backend::gpu::variants;
+use crate::op::{LayerNorm, LayerNormModulate, RmsNorm};
 
 /// Threads of a workgroup, which has a row.
 const THREADS: usize = 128;
 /// Columns of a row that a workgroup holds in registers: four eights for each thread.
 const HELD: usize = THREADS * 4 * 8;
-
-/// See `Op::LayerNormModulate`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LayerNormModulateArgs {
-    /// rows x cols, BF16 or F32.
-    pub x: Matrix,
-    /// groups x cols, BF16 or F32; a window of columns with any offset.
-    pub shift: Matrix,
-    /// Like `shift`, with its own number of groups.
-    pub scale: Matrix,
-    pub eps: f32,
-    /// rows x cols, BF16 or F32; may be `x` itself.
-    pub out: Matrix,
-}
-
-/// See `Op::LayerNorm`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LayerNormArgs {
-    /// rows x cols, BF16 or F32.
-    pub x: Matrix,
-    /// 1 x cols, F32.
-    pub weight: Matrix,
-    /// 1 x cols, F32.
-    pub bias: Matrix,
-    pub eps: f32,
-    /// rows x cols, BF16 or F32; may be `x` itself.
-    pub out: Matrix,
-}
-
-/// See `Op::RmsNorm`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RmsNormArgs {
-    /// rows x cols, BF16 or F32.
-    pub x: Matrix,
-    /// 1 x cols, F32.
-    pub weight: Matrix,
-    pub eps: f32,
-    /// rows x cols, BF16 or F32; may be `x` itself.
-    pub out: Matrix,
-}
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -119,8 +82,8 @@ struct Norm {
     out: Matrix,
 }
 
-impl From<&LayerNormModulateArgs> for Norm {
-    fn from(a: &LayerNormModulateArgs) -> Norm {
+impl From<&Args<LayerNormModulate>> for Norm {
+    fn from(a: &Args<LayerNormModulate>) -> Norm {
         Norm {
             x: a.x,
             after: After::Modulate,
@@ -132,8 +95,8 @@ impl From<&LayerNormModulateArgs> for Norm {
     }
 }
 
-impl From<&LayerNormArgs> for Norm {
-    fn from(a: &LayerNormArgs) -> Norm {
+impl From<&Args<LayerNorm>> for Norm {
+    fn from(a: &Args<LayerNorm>) -> Norm {
         Norm {
             x: a.x,
             after: After::Affine,
@@ -145,8 +108,8 @@ impl From<&LayerNormArgs> for Norm {
     }
 }
 
-impl From<&RmsNormArgs> for Norm {
-    fn from(a: &RmsNormArgs) -> Norm {
+impl From<&Args<RmsNorm>> for Norm {
+    fn from(a: &Args<RmsNorm>) -> Norm {
         Norm { x: a.x, after: After::Gain, scale: a.weight, shift: None, eps: a.eps, out: a.out }
     }
 }
@@ -196,8 +159,8 @@ impl Norm {
         let (shift, shift_base, shift_stride) =
             self.shift.as_ref().map_or((None, 0, 0), |m| bind(m, device));
         let one = |rows: std::ops::Range<usize>| {
-            let (x, x_base, x_stride) = bind(&self.x.rows(rows.start, rows.len()), device);
-            let (out, out_base, out_stride) = bind(&self.out.rows(rows.start, rows.len()), device);
+            let (x, x_base, x_stride) = bind(&self.x.band(rows.start, rows.len()), device);
+            let (out, out_base, out_stride) = bind(&self.out.band(rows.start, rows.len()), device);
             let params = NormParams {
                 grid: Grid::default(),
                 cols: self.x.cols as u32,
@@ -246,38 +209,41 @@ macro_rules! norm {
                 needs: SUBGROUP_NEEDS,
                 accepts: |a, d| Norm::from(a).takes_octets(d),
                 scratch: |_, _| 0,
-                dispatches: |a, d| Norm::from(a).by_octets(d, &NORM_SUBGROUP),
+                launches: |a, d| Norm::from(a).by_octets(d, &NORM_SUBGROUP),
             },
             Variant {
                 name: $vector,
                 needs: NEEDS,
                 accepts: |a, d| Norm::from(a).takes_octets(d),
                 scratch: |_, _| 0,
-                dispatches: |a, d| Norm::from(a).by_octets(d, &NORM),
+                launches: |a, d| Norm::from(a).by_octets(d, &NORM),
             },
             Variant {
                 name: $any,
                 needs: NEEDS,
                 accepts: |a, d| Norm::from(a).takes_any(d),
                 scratch: |_, _| 0,
-                dispatches: |a, d| Norm::from(a).by_words(d),
+                launches: |a, d| Norm::from(a).by_words(d),
             },
         ]
     };
 }
 
 /// Best first; the last one takes every type, width and alignment.
-pub static LAYER_NORM_MODULATE: &[Variant<LayerNormModulateArgs>] = norm!(
+pub static LAYER_NORM_MODULATE: &[Variant<LayerNormModulate>] = norm!(
     "layer_norm_modulate_any_subgroup",
     "layer_norm_modulate_any_vectors",
     "layer_norm_modulate_any"
 );
+variants!(Wgpu, LayerNormModulate: LAYER_NORM_MODULATE);
 /// Best first; the last one takes every type, width and alignment.
-pub static LAYER_NORM: &[Variant<LayerNormArgs>] =
+pub static LAYER_NORM: &[Variant<LayerNorm>] =
     norm!("layer_norm_any_subgroup", "layer_norm_any_vectors", "layer_norm_any");
+variants!(Wgpu, LayerNorm: LAYER_NORM);
 /// Best first; the last one takes every type, width and alignment.
-pub static RMS_NORM: &[Variant<RmsNormArgs>] =
+pub static RMS_NORM: &[Variant<RmsNorm>] =
     norm!("rms_norm_any_subgroup", "rms_norm_any_vectors", "rms_norm_any");
+variants!(Wgpu, RmsNorm: RMS_NORM);
 
 /// Every shader of this family with every set of constants that it is used with.
 pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {

@@ -1,8 +1,9 @@
 //! What tests need besides [`Backend`](crate::backend::Backend): an adapter with other limits, and
 //! one that is lost.
 
-use super::Compute;
-use super::WgpuBackend;
+use super::backend::WgpuBackend;
+use super::open::{activation, types};
+use crate::backend::Compute;
 
 /// Limits to use as if the adapter had no larger ones.
 #[doc(hidden)]
@@ -23,9 +24,9 @@ impl WgpuBackend {
         self.gpu.most_work = work;
         let device = &mut self.choice.device;
         device.binding_bytes = self.binding_bytes.min(binding_bytes / 16 * 16);
-        device.activation = super::activation(compute);
+        device.activation = activation(compute);
         device.half = compute == Compute::F16;
-        self.types = super::types(compute);
+        self.types = types(compute);
     }
 
     /// A function that makes the device fail as if it had been pulled out.

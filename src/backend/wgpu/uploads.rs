@@ -4,7 +4,7 @@
 //! (whoever lay at that place before was last read by them), and the first step that names the weight is submitted after it. The staging buffers
 //! are few, and each is filled again only when its copy is done: uploads never pile up.
 
-use super::gpu::{Buffer, Shared};
+use super::device::{Buffer, Shared};
 use crate::backend::WeightKey;
 use crate::backend::courier::Courier;
 use crate::backend::form::Piece;

@@ -6,22 +6,11 @@ use super::{
     Constants, NEEDS, THREADS, combinations, counts, dispatch, in_elements, in_vectors, most_rows,
     moving, words,
 };
+use crate::backend::gpu::{CopyRowsArgs, variants};
 use crate::backend::wgpu::launch::{
-    Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks,
+    Device, Dispatch, Grid, Matrix, Needs, Shader, Spot, Variant, Wgpu, blocks,
 };
-
-/// See `Op::CopyRows`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct CopyRowsArgs {
-    /// batch*n x cols, of any type of 2 or 4 bytes.
-    pub x: Matrix,
-    pub batch: usize,
-    pub from: usize,
-    pub to: usize,
-    pub count: usize,
-    /// batch*m x cols, of the type of `x`.
-    pub out: Matrix,
-}
+use crate::op::CopyRows;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -70,7 +59,7 @@ struct Copy {
     out_rows: usize,
 }
 
-impl CopyRowsArgs {
+impl CopyRowsArgs<Spot> {
     /// What windows can show at once.
     fn pieces(&self, device: &Device) -> Vec<Copy> {
         if self.batch * self.count * self.x.cols == 0 {
@@ -78,10 +67,10 @@ impl CopyRowsArgs {
         }
         let (x_rows, out_rows) = (self.x.rows / self.batch, self.out.rows / self.batch);
         let piece = |picture: usize, batch: usize, first: usize, count: usize| Copy {
-            x: self.x.rows(picture * x_rows + self.from + first, (batch - 1) * x_rows + count),
+            x: self.x.band(picture * x_rows + self.from + first, (batch - 1) * x_rows + count),
             out: self
                 .out
-                .rows(picture * out_rows + self.to + first, (batch - 1) * out_rows + count),
+                .band(picture * out_rows + self.to + first, (batch - 1) * out_rows + count),
             batch,
             count,
             x_rows,
@@ -159,22 +148,23 @@ impl Copy {
 }
 
 /// Best first; the last one takes every type of 2 or 4 bytes, window and alignment.
-pub static COPY_ROWS: &[Variant<CopyRowsArgs>] = &[
+pub static COPY_ROWS: &[Variant<CopyRows>] = &[
     Variant {
         name: "copy_rows_any_vectors",
         needs: NEEDS,
         accepts: |a, d| a.takes_vectors(d),
         scratch: |_, _| 0,
-        dispatches: |a, d| a.by_vectors(d),
+        launches: |a, d| a.by_vectors(d),
     },
     Variant {
         name: "copy_rows_any",
         needs: NEEDS,
         accepts: |a, d| a.takes_any(d),
         scratch: |_, _| 0,
-        dispatches: |a, d| a.by_words(d),
+        launches: |a, d| a.by_words(d),
     },
 ];
+variants!(Wgpu, CopyRows: COPY_ROWS);
 
 /// Both shaders with every set of constants that they are used with.
 pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {

@@ -1,8 +1,9 @@
 //! What all variants of `linear` share: their `Params`, their dispatches, and what they demand of operands.
 
-use crate::backend::wgpu::args::{LinearArgs, Tail};
-use crate::backend::wgpu::launch::{Device, Dispatch, Grid, Matrix, Shader, blocks, code};
+use crate::backend::gpu::Tail;
+use crate::backend::wgpu::launch::{Args, Device, Dispatch, Grid, Matrix, Shader, blocks, code};
 use crate::dtype::DType;
+use crate::op::Linear;
 
 /// `Params` in shaders/linear_params.wgsl, for every shader of the family. Strides and bases count elements.
 #[repr(C)]
@@ -42,14 +43,14 @@ pub struct Params {
 }
 
 /// What is bound as `residual`: what is added at the end, or before the activation.
-fn residual(a: &LinearArgs) -> Option<Matrix> {
+fn residual(a: &Args<Linear>) -> Option<Matrix> {
     match a.tail {
         Tail::Add { residual } | Tail::GatedAdd { residual, .. } => Some(residual),
         _ => a.side,
     }
 }
 
-fn gate(a: &LinearArgs) -> Option<Matrix> {
+fn gate(a: &Args<Linear>) -> Option<Matrix> {
     match a.tail {
         Tail::GatedAdd { gate, .. } => Some(gate),
         _ => None,
@@ -79,7 +80,7 @@ pub const ANY_BLOCK: Block = Block { slowness: 16, ..SMALL_BLOCK };
 const WORK_OF_A_BYTE: u64 = 16;
 
 /// Rows of x, out and the residual, and rows of w, that windows take.
-fn room(a: &LinearArgs, device: &Device) -> (usize, usize) {
+fn room(a: &Args<Linear>, device: &Device) -> (usize, usize) {
     let rows = [Some(a.x), Some(a.out), residual(a)]
         .iter()
         .flatten()
@@ -99,14 +100,14 @@ pub fn dispatches(
     shader: &'static Shader,
     block: Block,
     constants: &[(&'static str, f64)],
-    a: &LinearArgs,
+    a: &Args<Linear>,
     device: &Device,
 ) -> Vec<Dispatch> {
     let (rows, columns) = room(a, device);
     let mut made = Vec::new();
     for c in cut(a.w.rows, columns, block.columns) {
         for r in cut(a.x.rows, rows, block.rows) {
-            let part = |m: Matrix| m.rows(r.start, r.len()).columns(c.start, c.len());
+            let part = |m: Matrix| m.band(r.start, r.len()).columns(c.start, c.len());
             let bind = |m: Option<Matrix>| {
                 m.map_or((None, 0, 0), |m| {
                     let (window, base) = m.bind(device);
@@ -114,8 +115,8 @@ pub fn dispatches(
                 })
             };
             let of_columns = |m: Option<Matrix>| bind(m.map(|m| m.columns(c.start, c.len())));
-            let weights = a.w.rows(c.start, c.len());
-            let (x, x_base, x_stride) = bind(Some(a.x.rows(r.start, r.len())));
+            let weights = a.w.band(c.start, c.len());
+            let (x, x_base, x_stride) = bind(Some(a.x.band(r.start, r.len())));
             let (w, w_base, w_stride) = bind(Some(weights));
             let (scales, scales_base, _) = of_columns(a.scales);
             let (bias, bias_base, _) = of_columns(a.bias);
@@ -179,7 +180,7 @@ pub fn dispatches(
 }
 
 /// What any shader of the family demands. Shapes that contradict each other are a bug of the caller.
-pub fn legal(a: &LinearArgs, device: &Device) -> Result<(), &'static str> {
+pub fn legal(a: &Args<Linear>, device: &Device) -> Result<(), &'static str> {
     let (rows, n, k) = (a.x.rows, a.w.rows, a.x.cols);
     assert!(
         a.w.cols == k && a.out.rows == rows && a.out.cols == n,
@@ -221,17 +222,17 @@ pub fn legal(a: &LinearArgs, device: &Device) -> Result<(), &'static str> {
 }
 
 /// Whether eight elements of x and w, and four of all else, can move at a time. Rows of w are padded.
-pub fn vectors(a: &LinearArgs, device: &Device) -> Result<(), &'static str> {
+pub fn vectors(a: &Args<Linear>, device: &Device) -> Result<(), &'static str> {
     legal(a, device)?;
     if !a.x.whole_vectors() || !a.x.cols.is_multiple_of(8) {
         return Err("rows of x are not whole vectors");
     }
-    if !a.w.offset.is_multiple_of(16) || !a.w.stride_bytes().is_multiple_of(16) {
+    if !a.w.place.offset.is_multiple_of(16) || !a.w.stride_bytes().is_multiple_of(16) {
         return Err("rows of the weights do not begin at multiples of 16 bytes");
     }
     let fours = |m: Matrix| {
         let bytes = 4 * m.dtype.size();
-        m.offset.is_multiple_of(bytes as u64)
+        m.place.offset.is_multiple_of(bytes as u64)
             && m.cols.is_multiple_of(4)
             && (m.rows == 1 || m.stride.is_multiple_of(4))
     };

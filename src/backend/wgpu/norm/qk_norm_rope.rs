@@ -2,38 +2,20 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::backend::gpu::{QkNormRopeArgs, variants};
 use crate::backend::wgpu::elementwise::{
     Constants, activations, binds, combinations, counts, dispatch, elements, in_elements,
     in_vectors, most_rows, moving, octets, type_of,
 };
 use crate::backend::wgpu::launch::{
-    Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, blocks,
+    Device, Dispatch, Grid, Matrix, Needs, Shader, Spot, Variant, Wgpu, blocks,
 };
 use crate::dtype::DType;
+use crate::op::QkNormRope;
 
 /// Threads of a workgroup that has several heads, or one.
 const THREADS: usize = 128;
 const ANY_THREADS: u32 = 64;
-
-/// See `Op::QkNormRope`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct QkNormRopeArgs {
-    /// batch*n x 3*heads*head_dim, BF16 or F32.
-    pub qkv: Matrix,
-    /// 1 x head_dim, F32.
-    pub q_gain: Matrix,
-    /// 1 x head_dim, F32.
-    pub k_gain: Matrix,
-    /// tokens x head_dim, F32.
-    pub rope: Matrix,
-    pub batch: usize,
-    pub heads: usize,
-    pub tokens: usize,
-    pub first: usize,
-    pub eps: f32,
-    /// batch*tokens x 3*heads*head_dim, BF16 or F32; may be `qkv` itself when n == tokens.
-    pub out: Matrix,
-}
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -122,27 +104,17 @@ impl Part {
     }
 }
 
-impl QkNormRopeArgs {
-    fn head_dim(&self) -> usize {
-        self.qkv.cols / (3 * self.heads)
-    }
-
-    /// Heads of a row to work on: v stays where it is when the result replaces the input.
-    fn row_heads(&self) -> usize {
-        let place = |m: &Matrix| (m.buffer, m.offset, m.stride, m.dtype);
-        if place(&self.qkv) == place(&self.out) { 2 * self.heads } else { 3 * self.heads }
-    }
-
+impl QkNormRopeArgs<Spot> {
     fn parts(&self, device: &Device) -> Vec<Part> {
         let count = self.qkv.rows / self.batch;
         if self.batch * count * self.head_dim() == 0 {
             return vec![];
         }
         let part = |picture: usize, batch: usize, from: usize, rows: usize| Part {
-            qkv: self.qkv.rows(picture * count + from, (batch - 1) * count + rows),
+            qkv: self.qkv.band(picture * count + from, (batch - 1) * count + rows),
             out: self
                 .out
-                .rows(picture * self.tokens + self.first + from, (batch - 1) * self.tokens + rows),
+                .band(picture * self.tokens + self.first + from, (batch - 1) * self.tokens + rows),
             count: rows,
             tokens: self.tokens,
             turn: self.first + from,
@@ -261,22 +233,23 @@ impl QkNormRopeArgs {
 }
 
 /// Best first; the last one takes every type, even head_dim and alignment.
-pub static QK_NORM_ROPE: &[Variant<QkNormRopeArgs>] = &[
+pub static QK_NORM_ROPE: &[Variant<QkNormRope>] = &[
     Variant {
         name: "qk_norm_rope_any_vectors",
         needs: NEEDS,
         accepts: |a, d| a.takes_octets(d),
         scratch: |_, _| 0,
-        dispatches: |a, d| a.by_octets(d),
+        launches: |a, d| a.by_octets(d),
     },
     Variant {
         name: "qk_norm_rope_any",
         needs: ANY_NEEDS,
         accepts: |a, d| a.takes_any(d),
         scratch: |_, _| 0,
-        dispatches: |a, d| a.by_words(d),
+        launches: |a, d| a.by_words(d),
     },
 ];
+variants!(Wgpu, QkNormRope: QK_NORM_ROPE);
 
 /// Both shaders with every set of constants that they are used with.
 pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {

@@ -1,0 +1,61 @@
+//! Which variant of each operation runs: what the device can, and what the user forced.
+
+use super::table::{RunsAll, names, operations};
+use super::variant::{Arguments, GpuApi, Runs, Variant};
+use crate::backend::KernelChoice;
+use crate::backend::forced::{Forced, refused};
+use crate::error::Result;
+
+/// The variants that one device uses.
+#[derive(Debug)]
+pub struct Choice<G: GpuApi> {
+    pub device: G::Device,
+    forced: Forced,
+}
+
+impl<G: RunsAll> Choice<G> {
+    /// The choice for `device`, with the forced variants.
+    ///
+    /// # Errors
+    /// As [`Choice::force`].
+    pub fn new(device: G::Device, forced: Vec<KernelChoice>) -> Result<Choice<G>> {
+        let mut choice = Choice { device, forced: Forced::default() };
+        choice.force(forced)?;
+        Ok(choice)
+    }
+
+    /// Replaces the forced variants.
+    ///
+    /// # Errors
+    /// [`Kind::Argument`](crate::error::Kind::Argument) if there is no such operation or variant,
+    /// or this device cannot run it.
+    pub fn force(&mut self, forced: Vec<KernelChoice>) -> Result<()> {
+        let variants = |op: &str| {
+            let device = &self.device;
+            let why = |needs| (!G::runs(device, needs)).then(|| G::why_not(device, needs));
+            Some(names::<G>(op)?.into_iter().map(|(name, needs)| (name, why(needs))).collect())
+        };
+        self.forced = Forced::new(forced, &operations(), &variants)?;
+        Ok(())
+    }
+}
+
+impl<G: GpuApi> Choice<G> {
+    /// The variant for `args`: the forced one, or the one that the backend chooses.
+    ///
+    /// # Errors
+    /// [`Kind::Argument`](crate::error::Kind::Argument) if the forced variant cannot run them;
+    /// [`GpuApi::no_variant`] if none can.
+    pub fn pick<O: Arguments>(&self, args: &O::Args<G>) -> Result<&'static Variant<G, O>>
+    where
+        G: Runs<O>,
+    {
+        let Some(name) = self.forced.of(O::NAME) else {
+            return G::choose(args, &self.device).map_err(|why| G::no_variant(O::NAME, why));
+        };
+        let all = G::tables().into_iter().flatten();
+        let variant =
+            { all }.find(|v| v.name == name).expect("forced names are checked when they are given");
+        (variant.accepts)(args, &self.device).map(|()| variant).map_err(|why| refused(name, why))
+    }
+}
