@@ -31,9 +31,9 @@ mod uploads;
 
 pub use adapters::{Adapter, AdapterKind, adapters, candidates, hardware_present};
 pub use backend::WgpuBackend;
-pub use open::WgpuOptions;
 #[doc(hidden)]
-pub use testing::TestLimits;
+pub use open::TestLimits;
+pub use open::WgpuOptions;
 
 use super::gpu;
 use launch::{Constants, Needs, Shader, Wgpu};

@@ -8,7 +8,6 @@ use super::device::Shared;
 use super::launch::Device;
 use super::passage::Passage;
 use super::submit::Submitter;
-use super::testing::TestLimits;
 use super::uploads::Uploads;
 use crate::backend::form::Types;
 use crate::backend::gpu::Choice;
@@ -38,6 +37,16 @@ pub struct WgpuOptions {
     /// Limits of a smaller adapter.
     #[doc(hidden)]
     pub limits: TestLimits,
+}
+
+/// Limits to use as if the adapter had no larger ones, for tests.
+#[doc(hidden)]
+#[derive(Debug, Clone, Default)]
+pub struct TestLimits {
+    /// Bytes of one window (a storage buffer as a shader sees it).
+    pub binding_bytes: Option<u64>,
+    /// Bytes of one buffer.
+    pub buffer_bytes: Option<u64>,
 }
 
 /// The element type of activations: BF16, except where everything is computed in F32.

@@ -1,19 +1,9 @@
-//! What tests need besides [`Backend`](crate::backend::Backend): an adapter with other limits, and
-//! one that is lost.
+//! What tests need besides [`Backend`](crate::backend::Backend): an adapter that changes, and one
+//! that is lost.
 
 use super::backend::WgpuBackend;
 use super::open::{activation, types};
 use crate::backend::Compute;
-
-/// Limits to use as if the adapter had no larger ones.
-#[doc(hidden)]
-#[derive(Debug, Clone, Default)]
-pub struct TestLimits {
-    /// Bytes of one window (a storage buffer as a shader sees it).
-    pub binding_bytes: Option<u64>,
-    /// Bytes of one buffer.
-    pub buffer_bytes: Option<u64>,
-}
 
 #[doc(hidden)]
 impl WgpuBackend {
