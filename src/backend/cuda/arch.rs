@@ -2,7 +2,7 @@
 
 /// What a variant may rely on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Device {
+pub struct CudaDevice {
     /// Compute capability, such as (8, 6).
     pub capability: (u32, u32),
     /// Streaming multiprocessors.
@@ -16,7 +16,7 @@ pub struct Device {
     pub fp8: bool,
 }
 
-impl Device {
+impl CudaDevice {
     /// Whether GPU and driver can run code for `arch`.
     pub fn runs(&self, arch: Arch) -> bool {
         // `mma.sync` in FP8 is emulated from 9.0 to 11.x, at a fraction of the speed.

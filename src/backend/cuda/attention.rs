@@ -1,6 +1,6 @@
 //! `attention` on tensor cores from sm_80 on, and in plain loops for shapes that those do not take.
 
-use super::arch::{Arch, Device};
+use super::arch::{Arch, CudaDevice};
 use super::attention_hopper::ATTENTION_HOPPER;
 use super::launch::{Args, Cuda, Kernel, Launch, Matrix, Variant, address, code};
 use crate::backend::gpu::variants;
@@ -117,7 +117,7 @@ fn any(a: &Args<Attention>) -> Result<(), &'static str> {
 /// What the kernels with `mma` want; `dim` is the largest head.
 fn tensor_cores(
     a: &Args<Attention>,
-    device: &Device,
+    device: &CudaDevice,
     dim: usize,
     kernel: &Kernel,
 ) -> Result<(), &'static str> {

@@ -1,6 +1,6 @@
 //! `attention` with heads of 128 columns on Hopper's asynchronous tensor cores (wgmma, TMA): kernels/attention_hopper.cu.
 
-use super::arch::{Arch, Device};
+use super::arch::{Arch, CudaDevice};
 use super::launch::{Args, Kernel, Launch, Matrix, TensorMap, Variant, address};
 use crate::dtype::DType;
 use crate::op::Attention;
@@ -39,7 +39,7 @@ static D128: Kernel = Kernel {
 #[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[&D128];
 
-fn accepts(a: &Args<Attention>, device: &Device) -> Result<(), &'static str> {
+fn accepts(a: &Args<Attention>, device: &CudaDevice) -> Result<(), &'static str> {
     if a.causal || a.bias.is_some() {
         return Err("neither bias nor causal masks");
     }

@@ -1,6 +1,6 @@
 //! Convolutions; the kernels and their reasons are in `kernels/conv2d.cu`.
 
-use super::arch::{Arch, Device};
+use super::arch::{Arch, CudaDevice};
 use super::launch::{Args, Cuda, Kernel, Launch, Matrix, Variant, address, code};
 use crate::backend::gpu::{first, variants};
 use crate::dtype::DType;
@@ -94,7 +94,10 @@ variants!(Cuda, Conv2d: CONV2D; choose);
 
 /// The fastest variant for these operands: the widest tile that the output channels fill, and the
 /// plain kernel for the rest.
-fn choose(args: &Args<Conv2d>, device: &Device) -> Result<&'static Variant<Conv2d>, &'static str> {
+fn choose(
+    args: &Args<Conv2d>,
+    device: &CudaDevice,
+) -> Result<&'static Variant<Conv2d>, &'static str> {
     let tile = match args.shape.out_channels {
         ..=16 => 2,
         17..=64 => 1,
@@ -104,12 +107,12 @@ fn choose(args: &Args<Conv2d>, device: &Device) -> Result<&'static Variant<Conv2
     first([&CONV2D[tile], any], args, device)
 }
 
-fn none(_: &Args<Conv2d>, _: &Device) -> usize {
+fn none(_: &Args<Conv2d>, _: &CudaDevice) -> usize {
     0
 }
 
 /// What all kernels need: sizes that fit 32 bits, and operands that fit the shape.
-fn any(a: &Args<Conv2d>, _: &Device) -> Result<(), &'static str> {
+fn any(a: &Args<Conv2d>, _: &CudaDevice) -> Result<(), &'static str> {
     let s = &a.shape;
     let (source_height, source_width) = s.source();
     let matrix =
@@ -156,7 +159,7 @@ fn any(a: &Args<Conv2d>, _: &Device) -> Result<(), &'static str> {
 }
 
 /// Whether pixels and filters can be copied in chunks of 16 bytes.
-fn chunks(a: &Args<Conv2d>, device: &Device) -> Result<(), &'static str> {
+fn chunks(a: &Args<Conv2d>, device: &CudaDevice) -> Result<(), &'static str> {
     any(a, device)?;
     if !a.x.aligned() {
         return Err("x is not made of whole 16-byte chunks");

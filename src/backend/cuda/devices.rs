@@ -1,6 +1,6 @@
 //! The NVIDIA GPUs of this machine.
 
-use super::arch::Device;
+use super::arch::CudaDevice;
 use super::driver;
 use super::linear_fp8::LINEAR_FP8;
 use super::linear_hopper::LINEAR_HOPPER;
@@ -44,7 +44,7 @@ pub fn gpus() -> Result<Vec<GpuInfo>> {
             ordinal: ordinal as usize,
             unusable: too_old(facts.capability)
                 .then(|| format!("compute capability {major}.{minor}, 8.0 or newer is needed")),
-            fp8: multiplies_fp8(&Device::new(&facts, true)),
+            fp8: multiplies_fp8(&CudaDevice::new(&facts, true)),
             name: facts.name,
             capability: facts.capability,
             total_bytes: facts.total_bytes,
@@ -66,10 +66,10 @@ fn broken(ordinal: i32, why: String) -> GpuInfo {
     }
 }
 
-impl Device {
+impl CudaDevice {
     /// The device with these `facts`, with FP8 products if `fp8`.
-    pub(super) fn new(facts: &driver::Facts, fp8: bool) -> Device {
-        Device {
+    pub(super) fn new(facts: &driver::Facts, fp8: bool) -> CudaDevice {
+        CudaDevice {
             capability: facts.capability,
             processors: facts.processors,
             shared_bytes: facts.shared_bytes,
@@ -81,7 +81,7 @@ impl Device {
 }
 
 /// Whether there are FP8 products for `device`.
-pub(super) fn multiplies_fp8(device: &Device) -> bool {
+pub(super) fn multiplies_fp8(device: &CudaDevice) -> bool {
     let products = LINEAR_FP8.iter().chain(LINEAR_HOPPER).filter(|v| v.name.contains("_w8a8_"));
     { products }.any(|v| device.runs(v.needs))
 }

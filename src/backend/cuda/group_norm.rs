@@ -1,6 +1,6 @@
 //! Group normalisation; the kernels and their reasons are in `kernels/group_norm.cu`.
 
-use super::arch::{Arch, Device};
+use super::arch::{Arch, CudaDevice};
 use super::launch::{Args, Cuda, Kernel, Launch, Variant, address, code};
 use crate::backend::gpu::variants;
 use crate::dtype::DType;
@@ -105,7 +105,7 @@ fn scratch(a: &Args<GroupNorm>, chunk_rows: usize) -> usize {
 }
 
 /// What all kernels need: operands that match, and sizes that fit 32 bits.
-fn any(a: &Args<GroupNorm>, _: &Device) -> Result<(), &'static str> {
+fn any(a: &Args<GroupNorm>, _: &CudaDevice) -> Result<(), &'static str> {
     if [a.x.rows, a.x.cols, a.batch, a.groups].contains(&0)
         || !a.x.rows.is_multiple_of(a.batch)
         || !a.x.cols.is_multiple_of(a.groups)
@@ -134,7 +134,7 @@ fn any(a: &Args<GroupNorm>, _: &Device) -> Result<(), &'static str> {
 }
 
 /// Whether a thread can hold 8 channels, and a block a row.
-fn vectors(a: &Args<GroupNorm>, device: &Device) -> Result<(), &'static str> {
+fn vectors(a: &Args<GroupNorm>, device: &CudaDevice) -> Result<(), &'static str> {
     any(a, device)?;
     if a.x.dtype != DType::BF16 || a.out.dtype != DType::BF16 {
         return Err("x and out must be BF16");

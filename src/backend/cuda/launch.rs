@@ -1,7 +1,7 @@
 //! What stands between operations and the driver: kernels, what they need, and launches as plain values. Nothing here calls CUDA, so that
 //! every launch can be made, looked at and run on the PTX machine without a GPU.
 
-use crate::backend::gpu::{self, Arguments, Place};
+use crate::backend::gpu::{self, Arguments, Location};
 use crate::dtype::{DType, blocks};
 
 /// An entry point of an embedded PTX module and how it wants to be called: buffers first, then TMA descriptors, then its parameters by value.
@@ -52,7 +52,7 @@ pub struct TensorMap {
     pub box_cols: u32,
 }
 
-impl Place for u64 {
+impl Location for u64 {
     const BLOCK_UNIT: usize = 1;
 
     fn after(self, bytes: usize) -> u64 {

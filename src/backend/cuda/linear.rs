@@ -1,6 +1,6 @@
 //! `linear`: kernels/linear.cu. Which tile suits a shape is `choose`'s to say; `accepts` only says what can run.
 
-use super::arch::{Arch, Device};
+use super::arch::{Arch, CudaDevice};
 use super::launch::{Args, Kernel, Launch, Matrix, Side, Variant, address, code};
 use crate::backend::gpu::Tail;
 use crate::dtype::DType;
@@ -220,7 +220,7 @@ impl Tile {
     /// A model of the time, in multiply-adds of one multiprocessor at its best rate: the busiest one's share of blocks, and how
     /// well so many blocks fill it. A block's start and end count like 128 more k, a partial sum like 64 multiply-adds, the second
     /// launch like a million.
-    fn time(self, a: &Args<Linear>, device: &Device, splits: usize) -> f64 {
+    fn time(self, a: &Args<Linear>, device: &CudaDevice, splits: usize) -> f64 {
         let processors = device.processors.max(1) as usize;
         let per_processor = (self.count(a) * splits).div_ceil(processors);
         let together = per_processor.min(self.blocks) as f64 / self.blocks as f64;
@@ -239,7 +239,7 @@ impl Tile {
     }
 
     /// Into how many parts k is cut: one, unless there are places for twice as many blocks; no part has less than 8 steps.
-    fn splits(self, a: &Args<Linear>, device: &Device) -> usize {
+    fn splits(self, a: &Args<Linear>, device: &CudaDevice) -> usize {
         let places = self.blocks * device.processors as usize;
         let most = (places / self.count(a)).min(a.x.cols.div_ceil(STEP) / 8).clamp(1, 16);
         let best = (1..=most)
@@ -249,14 +249,19 @@ impl Tile {
         a.x.cols.div_ceil(STEP).div_ceil(split_steps(a, best))
     }
 
-    fn scratch(self, a: &Args<Linear>, device: &Device) -> usize {
+    fn scratch(self, a: &Args<Linear>, device: &CudaDevice) -> usize {
         match self.splits(a, device) {
             1 => 0,
             splits => splits * a.out.rows * a.out.cols.next_multiple_of(4) * 4,
         }
     }
 
-    fn launches(self, kernel: &'static Kernel, a: &Args<Linear>, device: &Device) -> Vec<Launch> {
+    fn launches(
+        self,
+        kernel: &'static Kernel,
+        a: &Args<Linear>,
+        device: &CudaDevice,
+    ) -> Vec<Launch> {
         let splits = self.splits(a, device);
         let p = Params {
             splits: splits as u32,
@@ -439,7 +444,10 @@ pub static LINEAR: &[Variant<Linear>] = &[
 ];
 
 /// The variant of `LINEAR` that should be fastest, a function of shapes, alignment and device alone, or why there is none.
-pub fn choose(a: &Args<Linear>, device: &Device) -> Result<&'static Variant<Linear>, &'static str> {
+pub fn choose(
+    a: &Args<Linear>,
+    device: &CudaDevice,
+) -> Result<&'static Variant<Linear>, &'static str> {
     legal(a)?;
     let Some(stored) =
         STORED.iter().position(|&s| s == Stored::of(a.w.dtype)).filter(|_| vectors(a).is_ok())

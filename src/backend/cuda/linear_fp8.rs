@@ -1,7 +1,7 @@
 //! `linear` with both operands in e4m3 (W8A8) on the FP8 `mma.sync` of sm_89 and sm_120: kernels/linear_fp8.cu. Also how activations become
 //! e4m3 (kernels/quantise.cuh), which Hopper's kernels share.
 
-use super::arch::{Arch, Device};
+use super::arch::{Arch, CudaDevice};
 use super::launch::{Args, Kernel, Launch, Variant, address};
 use super::linear::{Params, buffers, legal, params};
 use crate::dtype::DType;
@@ -74,7 +74,7 @@ impl Quantised {
 }
 
 /// What products of quantised x and e4m3 weights want. x may be any window.
-pub fn w8a8(a: &Args<Linear>, device: &Device) -> Result<(), &'static str> {
+pub fn w8a8(a: &Args<Linear>, device: &CudaDevice) -> Result<(), &'static str> {
     legal(a)?;
     if !device.fp8 {
         return Err("matrix products in FP8 are not asked for");
@@ -115,7 +115,7 @@ static PRODUCT: Kernel = Kernel {
 #[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[&QUANTISE, &PRODUCT];
 
-fn accepts(a: &Args<Linear>, device: &Device) -> Result<(), &'static str> {
+fn accepts(a: &Args<Linear>, device: &CudaDevice) -> Result<(), &'static str> {
     w8a8(a, device)?;
     if matches!(device.capability.0, 9..=11) {
         return Err("mma.sync in FP8 is emulated on this GPU");
@@ -154,7 +154,7 @@ pub static LINEAR_FP8: &[Variant<Linear>] = &[Variant {
 }];
 
 /// The variant of `LINEAR_FP8` where it should be faster than all others: enough tiles for every multiprocessor (it does not split k).
-pub fn choose(a: &Args<Linear>, device: &Device) -> Option<&'static Variant<Linear>> {
+pub fn choose(a: &Args<Linear>, device: &CudaDevice) -> Option<&'static Variant<Linear>> {
     let variant = &LINEAR_FP8[0];
     let runs = variant.needs.runs_on(device.capability) && (variant.accepts)(a, device).is_ok();
     (runs && a.out.rows >= 64 && tiles(a) >= device.processors as usize).then_some(variant)

@@ -1,6 +1,6 @@
 //! `linear` on Hopper's asynchronous tensor cores (wgmma, TMA): kernels/linear_hopper.cu.
 
-use super::arch::{Arch, Device};
+use super::arch::{Arch, CudaDevice};
 use super::launch::{Args, Kernel, Launch, Matrix, Side, TensorMap, Variant};
 use super::linear::{Params, buffers, legal, params};
 use super::linear_fp8::{Quantised, quantise_kernel, w8a8};
@@ -67,7 +67,7 @@ fn tiles(a: &Args<Linear>, rows: usize) -> usize {
 }
 
 /// A model of the time: how often the busiest multiprocessor makes a tile. Storing counts like 192 more k.
-fn time(a: &Args<Linear>, device: &Device, (rows, rate): (usize, f64)) -> f64 {
+fn time(a: &Args<Linear>, device: &CudaDevice, (rows, rate): (usize, f64)) -> f64 {
     let rounds = tiles(a, rows).div_ceil(device.processors.max(1) as usize);
     (rounds * rows * (a.x.cols + 192)) as f64 / rate
 }
@@ -76,7 +76,7 @@ fn time(a: &Args<Linear>, device: &Device, (rows, rate): (usize, f64)) -> f64 {
 fn product(
     (family, tile): (&'static Family, usize),
     a: &Args<Linear>,
-    device: &Device,
+    device: &CudaDevice,
     (address, pitch, dtype): (u64, usize, DType),
     x_scales: u64,
 ) -> Launch {
@@ -122,7 +122,7 @@ fn product(
 }
 
 /// What TMA wants of bf16 x, and of w.
-fn copies(a: &Args<Linear>, device: &Device, dtype: DType) -> Result<(), &'static str> {
+fn copies(a: &Args<Linear>, device: &CudaDevice, dtype: DType) -> Result<(), &'static str> {
     legal(a)?;
     if a.w.dtype != dtype {
         return Err("the weights have another element type");
@@ -137,7 +137,7 @@ fn copies(a: &Args<Linear>, device: &Device, dtype: DType) -> Result<(), &'stati
 }
 
 /// TMA's places are signed; all kernels have about as much shared memory.
-fn fits(a: &Args<Linear>, device: &Device) -> Result<(), &'static str> {
+fn fits(a: &Args<Linear>, device: &CudaDevice) -> Result<(), &'static str> {
     if let Some(Side { t, b }) = a.side {
         if !t.address().is_multiple_of(16) || !t.stride.is_multiple_of(8) {
             return Err("the side's rank is not a multiple of 8");
@@ -225,7 +225,7 @@ pub static KERNELS: &[&Kernel] = &[
 
 /// The variant of `LINEAR_HOPPER` where it should be faster than all others: enough tiles for half of the multiprocessors (k is not split),
 /// and rows enough to make use of a tile.
-pub fn choose(a: &Args<Linear>, device: &Device) -> Option<&'static Variant<Linear>> {
+pub fn choose(a: &Args<Linear>, device: &CudaDevice) -> Option<&'static Variant<Linear>> {
     if a.out.rows < 64 || 2 * tiles(a, 128) < device.processors as usize {
         return None;
     }

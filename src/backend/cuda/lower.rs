@@ -1,6 +1,6 @@
 //! CUDA as the shared lowering sees it, and how a `linear` becomes matrix products.
 
-use super::arch::{Arch, Device};
+use super::arch::{Arch, CudaDevice};
 use super::launch::{Args, Cuda, Launch, Side, Variant};
 use super::linear::{self, LINEAR};
 use super::linear_fp8::{self, LINEAR_FP8};
@@ -12,16 +12,16 @@ use crate::op::{Linear, Use};
 
 impl GpuApi for Cuda {
     type Place = u64;
-    type Device = Device;
+    type Device = CudaDevice;
     type Needs = Arch;
     type Launch = Launch;
     type Side = Side;
 
-    fn runs(device: &Device, arch: Arch) -> bool {
+    fn runs(device: &CudaDevice, arch: Arch) -> bool {
         device.runs(arch)
     }
 
-    fn why_not(device: &Device, arch: Arch) -> String {
+    fn why_not(device: &CudaDevice, arch: Arch) -> String {
         let ((major, minor), driver) = (device.capability, device.driver);
         format!(
             "it needs {arch}, this is compute capability {major}.{minor}, CUDA {}.{}",
@@ -39,7 +39,10 @@ variants!(Cuda, Linear: LINEAR_HOPPER, LINEAR_FP8, LINEAR; choose);
 
 /// The best of what each family offers: the kernels for Hopper, FP8 products where they are asked
 /// for, then BF16.
-fn choose(args: &Args<Linear>, device: &Device) -> Result<&'static Variant<Linear>, &'static str> {
+fn choose(
+    args: &Args<Linear>,
+    device: &CudaDevice,
+) -> Result<&'static Variant<Linear>, &'static str> {
     let special = [linear_hopper::choose(args, device), linear_fp8::choose(args, device)];
     match special.into_iter().flatten().find(|v| device.runs(v.needs)) {
         Some(variant) => Ok(variant),
@@ -85,8 +88,8 @@ mod tests {
     use crate::backend::gpu::{Choice, names, operations};
     use crate::error::Kind;
 
-    fn device(capability: (u32, u32), driver: i32) -> Device {
-        Device {
+    fn device(capability: (u32, u32), driver: i32) -> CudaDevice {
+        CudaDevice {
             capability,
             processors: 28,
             shared_bytes: 101_376,

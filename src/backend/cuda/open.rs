@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::arch::Device;
+use super::arch::CudaDevice;
 use super::backend::{CudaBackend, FunctionKey, GRANULARITY};
 use super::devices::{multiplies_fp8, too_old};
 use super::driver::{self, Buffer, Context, EventPool, Facts, Function, Module, Stream};
@@ -58,7 +58,7 @@ impl CudaBackend {
         let fp8 = multiplies_in_fp8(compute)?;
         let name = format!("cuda:{ordinal}");
         let (index, facts) = find(ordinal, fp8, &name)?;
-        let choice = Choice::new(Device::new(&facts, fp8), kernels)?;
+        let choice = Choice::new(CudaDevice::new(&facts, fp8), kernels)?;
 
         let nvml = Nvml::open(&facts.bus);
         let before = nvml.as_ref().and_then(Nvml::used);
@@ -142,7 +142,7 @@ fn find(ordinal: usize, fp8: bool, name: &str) -> Result<(i32, Facts)> {
             .expected("8.0 or newer (RTX 30 series, A100)")
             .try_("--device cpu"));
     }
-    if fp8 && !multiplies_fp8(&Device::new(&facts, fp8)) {
+    if fp8 && !multiplies_fp8(&CudaDevice::new(&facts, fp8)) {
         let cuda = format!("CUDA {}.{}", facts.driver / 1000, facts.driver % 1000 / 10);
         return Err(Error::argument("no FP8 products on this GPU with this driver")
             .at("--compute")
@@ -169,7 +169,7 @@ fn describe(facts: &Facts, fp8: bool) -> String {
 
 /// Compiles every module that `device` can run, and finds all its kernels. From then on, device
 /// memory changes by `reserve`, and a little by recorded runs.
-fn compile(context: &Arc<Context>, device: &Device) -> Result<HashMap<FunctionKey, Function>> {
+fn compile(context: &Arc<Context>, device: &CudaDevice) -> Result<HashMap<FunctionKey, Function>> {
     type Loaded = Vec<(FunctionKey, Function)>;
     // The first time the driver compiles, about a second for each module: compile in parallel.
     let load = |source: &'static Source| -> Result<Loaded> {

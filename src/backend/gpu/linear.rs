@@ -2,7 +2,7 @@
 
 use super::lower::{GpuBackend, Lower};
 use super::lowering::Lowering;
-use super::matrix::{Matrix, Place};
+use super::matrix::{Location, Matrix};
 use super::variant::{Arguments, GpuApi};
 use crate::backend::form::Segment;
 use crate::error::Result;
@@ -27,7 +27,7 @@ pub enum Tail<P> {
     },
 }
 
-impl<P: Place> Tail<P> {
+impl<P: Location> Tail<P> {
     fn columns(self, first: usize, cols: usize) -> Tail<P> {
         match self {
             Tail::Add { residual } => Tail::Add { residual: residual.columns(first, cols) },
@@ -72,7 +72,7 @@ pub struct Product<P> {
     pub out: Matrix<P>,
 }
 
-impl<P: Place> Product<P> {
+impl<P: Location> Product<P> {
     /// The operands of `op` other than weight and side.
     pub fn new<G: GpuApi<Place = P>>(op: &Linear, to: &Lowering<G>) -> Result<Product<P>> {
         let tail = match op.epilogue {

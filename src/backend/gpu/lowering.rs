@@ -1,7 +1,7 @@
 //! Finds the operands of an operation in device memory and collects its launches.
 
 use super::choice::Choice;
-use super::matrix::{Matrix, Place};
+use super::matrix::{Location, Matrix};
 use super::variant::{Arguments, GpuApi, Runs, Variant};
 use crate::backend::form::Form;
 use crate::error::{Error, Result};

@@ -6,7 +6,7 @@ use crate::backend::form::Segment;
 use crate::dtype::DType;
 
 /// Where a tensor or a weight begins in device memory: an address, or a buffer and a byte in it.
-pub trait Place: Copy + Default + PartialEq + fmt::Debug + 'static {
+pub trait Location: Copy + Default + PartialEq + fmt::Debug + 'static {
     /// The unit, in bytes, in which the strides of block-quantised matrices are counted.
     const BLOCK_UNIT: usize;
 
@@ -21,13 +21,13 @@ pub struct Matrix<P> {
     pub place: P,
     pub rows: usize,
     pub cols: usize,
-    /// Distance from row to row: elements, or units of [`Place::BLOCK_UNIT`] bytes where `dtype` is
+    /// Distance from row to row: elements, or units of [`Location::BLOCK_UNIT`] bytes where `dtype` is
     /// block-quantised.
     pub stride: usize,
     pub dtype: DType,
 }
 
-impl<P: Place> Matrix<P> {
+impl<P: Location> Matrix<P> {
     /// The rows of one segment of a weight that is loaded at `place`.
     pub(in crate::backend) fn of_segment(segment: &Segment, place: P) -> Matrix<P> {
         let unit = if segment.dtype.is_plain() { 1 } else { P::BLOCK_UNIT };

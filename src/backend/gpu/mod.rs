@@ -31,7 +31,7 @@ pub use lower::GpuBackend;
 pub(in crate::backend) use lower::{dry, lower};
 pub(in crate::backend) use lowering::Locations;
 pub use lowering::Lowering;
-pub use matrix::{Matrix, Place};
+pub use matrix::{Location, Matrix};
 pub use norm::QkNormRopeArgs;
 pub use table::{names, operations};
 pub(in crate::backend) use variant::variants;

@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use super::matrix::Place;
+use super::matrix::Location;
 use crate::error::Error;
 
 /// A kind of GPU: the types in which its backend thinks. Implemented by empty types.
 pub trait GpuApi: Copy + fmt::Debug + PartialEq + 'static {
     /// Where an operand begins.
-    type Place: Place;
+    type Place: Location;
     /// What is known about the GPU in use; variants are chosen by it.
     type Device;
     /// What a variant needs of a GPU.

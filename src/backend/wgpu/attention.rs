@@ -5,8 +5,8 @@ use std::ops::Range;
 use bytemuck::{Pod, Zeroable};
 
 use super::launch::{
-    Args, Constants, Device, Dispatch, Grid, Matrix, Needs, Shader, Spot, Variant, Wgpu, blocks,
-    code,
+    Args, Constants, Dispatch, Grid, Matrix, Needs, Shader, Spot, Variant, Wgpu, WgpuDevice,
+    blocks, code,
 };
 use crate::backend::gpu::{AttentionArgs, first, variants};
 use crate::dtype::DType;
@@ -184,7 +184,7 @@ const LANES_WORK: u64 = 1 << 31;
 /// The variant to run, or why there is none.
 pub fn choose(
     a: &Args<Attention>,
-    device: &Device,
+    device: &WgpuDevice,
 ) -> Result<&'static Variant<Attention>, &'static str> {
     let short = work(a, a.tokens(), a.tokens()) < LANES_WORK;
     // Where a workgroup takes all the memory, no other works while it waits at a barrier.
@@ -230,7 +230,7 @@ fn constants(read: DType, written: DType, bias: Option<DType>) -> Constants {
 }
 
 /// What all shaders want.
-fn any(a: &Args<Attention>, device: &Device) -> Result<(), &'static str> {
+fn any(a: &Args<Attention>, device: &WgpuDevice) -> Result<(), &'static str> {
     let float = |m: &Matrix| matches!(m.dtype, DType::F32 | DType::BF16);
     if !a.wide().chain(a.bias).all(|m| float(&m)) {
         return Err("attention reads and writes F32 and BF16");
@@ -265,7 +265,7 @@ fn any(a: &Args<Attention>, device: &Device) -> Result<(), &'static str> {
 }
 
 /// What the tiled shaders want; `dim` is the largest head.
-fn tiled(a: &Args<Attention>, device: &Device, dim: usize) -> Result<(), &'static str> {
+fn tiled(a: &Args<Attention>, device: &WgpuDevice, dim: usize) -> Result<(), &'static str> {
     any(a, device)?;
     if a.head_dim() > dim {
         return Err("the head is too wide");
@@ -280,7 +280,7 @@ fn tiled(a: &Args<Attention>, device: &Device, dim: usize) -> Result<(), &'stati
 }
 
 /// What the shaders want that are made for drivers on the processor.
-fn lanes(a: &Args<Attention>, device: &Device, dim: usize) -> Result<(), &'static str> {
+fn lanes(a: &Args<Attention>, device: &WgpuDevice, dim: usize) -> Result<(), &'static str> {
     tiled(a, device, dim)?;
     if device.subgroups != Some((8, 8)) {
         return Err("subgroups are not of 8 lanes");
@@ -289,12 +289,12 @@ fn lanes(a: &Args<Attention>, device: &Device, dim: usize) -> Result<(), &'stati
 }
 
 /// Whether all pictures go into one dispatch.
-fn whole(a: &Args<Attention>, device: &Device) -> bool {
+fn whole(a: &Args<Attention>, device: &WgpuDevice) -> bool {
     a.wide().all(|m| m.binds(device))
 }
 
 /// Queries of a picture at most whose operands fit into windows, given one picture's keys and values; 0 if these do not fit.
-fn rows_at_once(a: &Args<Attention>, device: &Device) -> usize {
+fn rows_at_once(a: &Args<Attention>, device: &WgpuDevice) -> usize {
     let tokens = a.tokens();
     if ![a.k, a.v].iter().all(|m| m.band(0, tokens).binds(device)) {
         return 0;
@@ -312,7 +312,7 @@ fn rows_at_once(a: &Args<Attention>, device: &Device) -> usize {
 /// One dispatch, or one for each picture and block of its queries where windows are too small; `tile` queries a workgroup.
 fn dispatches(
     a: &Args<Attention>,
-    device: &Device,
+    device: &WgpuDevice,
     shader: &'static Shader,
     tile: usize,
 ) -> Vec<Dispatch> {
@@ -352,7 +352,7 @@ fn dispatches(
 /// Queries `rows` of each of `a.batch` pictures with `tokens` keys.
 fn dispatch(
     a: &Args<Attention>,
-    device: &Device,
+    device: &WgpuDevice,
     shader: &'static Shader,
     tile: usize,
     tokens: usize,

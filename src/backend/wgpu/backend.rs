@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
-use super::launch::{Device, Dispatch, Spot, Wgpu};
+use super::launch::{Dispatch, Spot, Wgpu, WgpuDevice};
 use super::lower::side_scratch;
 use super::passage::Passage;
 use super::space::Space;
@@ -50,7 +50,7 @@ impl WgpuBackend {
     }
 
     /// What variants are chosen by.
-    pub fn device(&self) -> &Device {
+    pub fn device(&self) -> &WgpuDevice {
         &self.choice.device
     }
 

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::launch::{
-    Args, Constants, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, Wgpu, blocks, code,
+    Args, Constants, Dispatch, Grid, Matrix, Needs, Shader, Variant, Wgpu, WgpuDevice, blocks, code,
 };
 use crate::backend::gpu::{first, variants};
 use crate::dtype::DType;
@@ -126,7 +126,10 @@ pub static CONV2D: &[Variant<Conv2d>] = &[
 variants!(Wgpu, Conv2d: CONV2D; choose);
 
 /// The fastest variant for these operands.
-fn choose(args: &Args<Conv2d>, device: &Device) -> Result<&'static Variant<Conv2d>, &'static str> {
+fn choose(
+    args: &Args<Conv2d>,
+    device: &WgpuDevice,
+) -> Result<&'static Variant<Conv2d>, &'static str> {
     let [tile, lanes, few, any] = [0, 1, 2, 3];
     let order = match args.shape.out_channels {
         ..=8 => [few, tile, any],
@@ -158,12 +161,12 @@ fn constants(x: DType, w: DType, out: DType) -> Constants {
         .to_vec()
 }
 
-fn none(_: &Args<Conv2d>, _: &Device) -> usize {
+fn none(_: &Args<Conv2d>, _: &WgpuDevice) -> usize {
     0
 }
 
 /// What all shaders need: sizes that fit 32 bits, operands that fit the shape, and windows that hold at least a line of out and what it is made of.
-fn any(a: &Args<Conv2d>, device: &Device) -> Result<(), &'static str> {
+fn any(a: &Args<Conv2d>, device: &WgpuDevice) -> Result<(), &'static str> {
     let s = &a.shape;
     let (source_height, source_width) = s.source();
     let matrix =
@@ -215,7 +218,7 @@ fn any(a: &Args<Conv2d>, device: &Device) -> Result<(), &'static str> {
 }
 
 /// Whether pixels and filters can be read as vectors of 16 bytes, 8 channels at a time.
-fn vectors(a: &Args<Conv2d>, device: &Device) -> Result<(), &'static str> {
+fn vectors(a: &Args<Conv2d>, device: &WgpuDevice) -> Result<(), &'static str> {
     any(a, device)?;
     if !a.shape.in_channels.is_multiple_of(8) || !a.x.whole_vectors() || !a.w.whole_vectors() {
         return Err(
@@ -239,7 +242,7 @@ fn fours(a: &Args<Conv2d>) -> Result<(), &'static str> {
 }
 
 /// Whether subgroups are what `conv2d_tile_lanes.wgsl` is made for.
-fn lanes(device: &Device) -> Result<(), &'static str> {
+fn lanes(device: &WgpuDevice) -> Result<(), &'static str> {
     if device.subgroups != Some((8, 8)) {
         return Err("subgroups have not always eight lanes");
     }
@@ -247,7 +250,7 @@ fn lanes(device: &Device) -> Result<(), &'static str> {
 }
 
 /// Output lines of one picture at most whose windows of x, out and residual the device takes.
-fn lines_that_bind(a: &Args<Conv2d>, device: &Device) -> usize {
+fn lines_that_bind(a: &Args<Conv2d>, device: &WgpuDevice) -> usize {
     let s = &a.shape;
     let (height, width) = s.output();
     let input = a.x.rows_that_bind(device) / s.width;
@@ -271,7 +274,7 @@ struct Piece {
 }
 
 /// The whole, where it binds; else lines of one picture at a time.
-fn pieces(a: &Args<Conv2d>, device: &Device) -> Vec<Piece> {
+fn pieces(a: &Args<Conv2d>, device: &WgpuDevice) -> Vec<Piece> {
     let s = &a.shape;
     let (height, _) = s.output();
     if a.x.binds(device) && a.out.binds(device) && a.residual.is_none_or(|r| r.binds(device)) {
@@ -296,7 +299,7 @@ fn pieces(a: &Args<Conv2d>, device: &Device) -> Vec<Piece> {
     all
 }
 
-fn dispatches(tiled: &Tiled, a: &Args<Conv2d>, device: &Device) -> Vec<Dispatch> {
+fn dispatches(tiled: &Tiled, a: &Args<Conv2d>, device: &WgpuDevice) -> Vec<Dispatch> {
     let pieces = pieces(a, device);
     let most = if a.w.binds(device) { usize::MAX } else { a.w.rows_that_bind(device) };
     let filters = blocks(a.w.rows, most, tiled.channels);
@@ -310,7 +313,7 @@ fn dispatches(tiled: &Tiled, a: &Args<Conv2d>, device: &Device) -> Vec<Dispatch>
 fn dispatch(
     tiled: &Tiled,
     a: &Args<Conv2d>,
-    device: &Device,
+    device: &WgpuDevice,
     filters: std::ops::Range<usize>,
     piece: &Piece,
 ) -> Dispatch {

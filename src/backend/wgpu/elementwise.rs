@@ -6,7 +6,7 @@ mod copy_rows;
 use bytemuck::{NoUninit, Pod, Zeroable};
 
 use super::launch::{
-    Args, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, Wgpu, Window, blocks, code,
+    Args, Dispatch, Grid, Matrix, Needs, Shader, Variant, Wgpu, WgpuDevice, Window, blocks, code,
 };
 use crate::backend::gpu::variants;
 use crate::dtype::DType;
@@ -72,7 +72,7 @@ pub(super) fn type_of(m: &Matrix) -> f64 {
 }
 
 /// Whether shaders can count rows, columns and strides in 32 bits, and a window can show at least a row.
-pub(super) fn counts(matrices: &[&Matrix], device: &Device) -> Result<(), &'static str> {
+pub(super) fn counts(matrices: &[&Matrix], device: &WgpuDevice) -> Result<(), &'static str> {
     let small = |n: usize| u32::try_from(n).is_ok();
     let all = matrices.iter().all(|m| small(m.rows) && small(m.cols) && small(m.stride));
     all.then_some(()).ok_or("a matrix has 2^32 rows or columns, or more")?;
@@ -81,21 +81,21 @@ pub(super) fn counts(matrices: &[&Matrix], device: &Device) -> Result<(), &'stat
 }
 
 /// Whether these are matrices that the `_any` shaders know.
-pub(super) fn activations(matrices: &[&Matrix], device: &Device) -> Result<(), &'static str> {
+pub(super) fn activations(matrices: &[&Matrix], device: &WgpuDevice) -> Result<(), &'static str> {
     let all = matrices.iter().all(|m| matches!(m.dtype, DType::BF16 | DType::F32));
     all.then_some(()).ok_or("an operand is neither bf16 nor f32")?;
     counts(matrices, device)
 }
 
 /// Whether these are activations whose rows are eights of elements, in whole vectors of 16 bytes.
-pub(super) fn octets(matrices: &[&Matrix], device: &Device) -> Result<(), &'static str> {
+pub(super) fn octets(matrices: &[&Matrix], device: &WgpuDevice) -> Result<(), &'static str> {
     activations(matrices, device)?;
     let all = matrices.iter().all(|m| m.whole_vectors() && m.cols.is_multiple_of(8));
     all.then_some(()).ok_or("an operand's rows are not eights of elements, aligned to 16 bytes")
 }
 
 /// Whether these can be shown whole.
-pub(super) fn binds(matrices: &[&Matrix], device: &Device) -> Result<(), &'static str> {
+pub(super) fn binds(matrices: &[&Matrix], device: &WgpuDevice) -> Result<(), &'static str> {
     matrices
         .iter()
         .all(|m| m.binds(device))
@@ -104,25 +104,25 @@ pub(super) fn binds(matrices: &[&Matrix], device: &Device) -> Result<(), &'stati
 }
 
 /// Rows that all of these can show at once.
-pub(super) fn most_rows(matrices: &[&Matrix], device: &Device) -> usize {
+pub(super) fn most_rows(matrices: &[&Matrix], device: &WgpuDevice) -> usize {
     matrices.iter().map(|m| m.rows_that_bind(device)).min().unwrap_or(0)
 }
 
 /// The window of a matrix with its base and stride, counted in vectors of 16 bytes.
-pub(super) fn in_vectors(m: &Matrix, device: &Device) -> (Option<Window>, u32, u32) {
+pub(super) fn in_vectors(m: &Matrix, device: &WgpuDevice) -> (Option<Window>, u32, u32) {
     let (window, base) = m.bind(device);
     let per_vector = 16 / m.dtype.size();
     (Some(window), base / per_vector as u32, (m.stride / per_vector) as u32)
 }
 
 /// The window of a matrix with its base and stride, counted in elements.
-pub(super) fn in_elements(m: &Matrix, device: &Device) -> (Option<Window>, u32, u32) {
+pub(super) fn in_elements(m: &Matrix, device: &WgpuDevice) -> (Option<Window>, u32, u32) {
     let (window, base) = m.bind(device);
     (Some(window), base, m.stride as u32)
 }
 
 /// `in_elements` of an operand that may be missing.
-pub(super) fn perhaps(m: Option<&Matrix>, device: &Device) -> (Option<Window>, u32, u32) {
+pub(super) fn perhaps(m: Option<&Matrix>, device: &WgpuDevice) -> (Option<Window>, u32, u32) {
     m.map_or((None, 0, 0), |m| in_elements(m, device))
 }
 
@@ -203,12 +203,12 @@ impl Elementwise {
         self.operands().iter().all(|m| m.stride == m.cols || m.rows <= 1)
     }
 
-    fn takes_any(&self, device: &Device) -> Result<(), &'static str> {
+    fn takes_any(&self, device: &WgpuDevice) -> Result<(), &'static str> {
         activations(&self.operands(), device)
     }
 
     /// Whether all that is shown at once is eights: rows, or, without gaps, eight rows.
-    fn takes_octets(&self, device: &Device) -> Result<(), &'static str> {
+    fn takes_octets(&self, device: &WgpuDevice) -> Result<(), &'static str> {
         self.takes_any(device)?;
         let aligned = self.operands().iter().all(|m| m.place.offset.is_multiple_of(16));
         let by_eights = elements(&self.out).is_multiple_of(8)
@@ -217,7 +217,7 @@ impl Elementwise {
     }
 
     /// What windows can show at once, each as one row where there are no gaps.
-    fn pieces(&self, device: &Device) -> Vec<Elementwise> {
+    fn pieces(&self, device: &WgpuDevice) -> Vec<Elementwise> {
         if self.out.cols == 0 {
             return vec![];
         }
@@ -240,7 +240,7 @@ impl Elementwise {
         ]
     }
 
-    fn by_octets(&self, device: &Device) -> Vec<Dispatch> {
+    fn by_octets(&self, device: &WgpuDevice) -> Vec<Dispatch> {
         let one = |p: Elementwise| {
             let (a, a_base, a_stride) = in_vectors(&p.a, device);
             let (b, b_base, b_stride) =
@@ -275,7 +275,7 @@ impl Elementwise {
         self.pieces(device).into_iter().map(one).collect()
     }
 
-    fn by_words(&self, device: &Device) -> Vec<Dispatch> {
+    fn by_words(&self, device: &WgpuDevice) -> Vec<Dispatch> {
         let one = |p: Elementwise| {
             let (a, a_base, a_stride) = in_elements(&p.a, device);
             let (b, b_base, b_stride) = perhaps(p.b.as_ref(), device);

@@ -5,10 +5,10 @@ use std::ops::Range;
 use bytemuck::{Pod, Zeroable};
 
 use super::launch::{
-    Args, Constants, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, Wgpu, Window, blocks,
-    code,
+    Args, Constants, Dispatch, Grid, Matrix, Needs, Shader, Variant, Wgpu, WgpuDevice, Window,
+    blocks, code,
 };
-use crate::backend::gpu::{Place, variants};
+use crate::backend::gpu::{Location, variants};
 use crate::dtype::DType;
 use crate::op::GroupNorm;
 
@@ -157,7 +157,7 @@ fn scratch(a: &Args<GroupNorm>, chunk_rows: usize) -> usize {
 }
 
 /// What all shaders need: operands that match, sizes that fit 32 bits, and windows that hold a chunk.
-fn any(a: &Args<GroupNorm>, device: &Device) -> Result<(), &'static str> {
+fn any(a: &Args<GroupNorm>, device: &WgpuDevice) -> Result<(), &'static str> {
     check(a)?;
     fits(a, device, &PLAN_ANY)
 }
@@ -188,7 +188,7 @@ fn check(a: &Args<GroupNorm>) -> Result<(), &'static str> {
 }
 
 /// Whether a thread can hold 8 channels, and a workgroup a row.
-fn vectors(a: &Args<GroupNorm>, device: &Device) -> Result<(), &'static str> {
+fn vectors(a: &Args<GroupNorm>, device: &WgpuDevice) -> Result<(), &'static str> {
     check(a)?;
     if !a.x.whole_vectors() || !a.out.whole_vectors() || !a.x.cols.is_multiple_of(8) {
         return Err(
@@ -202,7 +202,7 @@ fn vectors(a: &Args<GroupNorm>, device: &Device) -> Result<(), &'static str> {
 }
 
 /// Whether a chunk, the moments of a picture, weight and bias are no larger than a binding.
-fn fits(a: &Args<GroupNorm>, device: &Device, plan: &Plan) -> Result<(), &'static str> {
+fn fits(a: &Args<GroupNorm>, device: &WgpuDevice, plan: &Plan) -> Result<(), &'static str> {
     let (first, last) =
         ((plan.statistics_rows)(a).min(a.pixels()), (plan.apply_rows)(a).min(a.pixels()));
     let moments = (scratch(a, first) / a.batch) as u64 + device.alignment + 4;
@@ -230,7 +230,7 @@ fn pieces(
     a: &Args<GroupNorm>,
     chunk_rows: usize,
     matrices: &[&Matrix],
-    device: &Device,
+    device: &WgpuDevice,
 ) -> Vec<Piece> {
     let (pixels, chunks) = (a.pixels(), a.pixels().div_ceil(chunk_rows));
     if matrices.iter().all(|m| m.binds(device)) {
@@ -258,7 +258,7 @@ fn work(moved: usize, plan: &Plan) -> u64 {
     moved as u64 * if plan.vectors { 5 } else { 20 }
 }
 
-fn dispatches(a: &Args<GroupNorm>, device: &Device, plan: &Plan) -> Vec<Dispatch> {
+fn dispatches(a: &Args<GroupNorm>, device: &WgpuDevice, plan: &Plan) -> Vec<Dispatch> {
     let pixels = a.pixels();
     let (first_rows, last_rows) = ((plan.statistics_rows)(a), (plan.apply_rows)(a));
     let chunks = pixels.div_ceil(first_rows);

@@ -7,7 +7,9 @@ use super::elementwise::{
     Constants, activations, binds, combinations, counts, dispatch, elements, in_elements,
     most_rows, perhaps, type_of, wgsl, words,
 };
-use super::launch::{Args, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, Wgpu, blocks};
+use super::launch::{
+    Args, Dispatch, Grid, Matrix, Needs, Shader, Variant, Wgpu, WgpuDevice, blocks,
+};
 use crate::backend::gpu::variants;
 use crate::dtype::DType;
 use crate::op::{Embed, EulerStep, Pack, TimestepEmbed, Unpack};
@@ -106,13 +108,13 @@ const TIMESTEP_THREADS: usize = 64;
 const TIMESTEP_NEEDS: Needs = Needs::new(TIMESTEP_THREADS as u32, 0);
 
 /// Tables and positions are weights, which stay in their stored type.
-fn stored(m: &Matrix, device: &Device) -> Result<(), &'static str> {
+fn stored(m: &Matrix, device: &WgpuDevice) -> Result<(), &'static str> {
     let known = matches!(m.dtype, DType::BF16 | DType::F16 | DType::F32);
     known.then_some(()).ok_or("the table is none of bf16, f16 and f32")?;
     counts(&[m], device)
 }
 
-fn embed(a: &Args<Embed>, device: &Device) -> Vec<Dispatch> {
+fn embed(a: &Args<Embed>, device: &WgpuDevice) -> Vec<Dispatch> {
     if elements(&a.out) == 0 || a.table.rows == 0 {
         return vec![];
     }
@@ -252,13 +254,13 @@ impl From<&Args<Unpack>> for Latents {
 
 impl Latents {
     /// Lines of tokens that windows can show with their pixels.
-    fn most_lines(&self, device: &Device) -> usize {
+    fn most_lines(&self, device: &WgpuDevice) -> usize {
         let (tokens, pixels) =
             (self.tokens.rows_that_bind(device), self.pixels.rows_that_bind(device));
         (tokens / (self.width / 2).max(1)).min(pixels / (2 * self.width).max(1))
     }
 
-    fn accepts(&self, height: usize, device: &Device) -> Result<(), &'static str> {
+    fn accepts(&self, height: usize, device: &WgpuDevice) -> Result<(), &'static str> {
         let even = height.is_multiple_of(2) && self.width.is_multiple_of(2);
         even.then_some(()).ok_or("height or width is odd")?;
         activations(&[&self.tokens, &self.pixels], device)?;
@@ -266,7 +268,7 @@ impl Latents {
         shown.then_some(()).ok_or("a line of pixels is larger than what the adapter binds")
     }
 
-    fn dispatches(&self, device: &Device) -> Vec<Dispatch> {
+    fn dispatches(&self, device: &WgpuDevice) -> Vec<Dispatch> {
         if elements(&self.tokens) == 0 {
             return vec![];
         }
@@ -318,7 +320,7 @@ pub static UNPACK: &[Variant<Unpack>] = &[Variant {
 }];
 variants!(Wgpu, Unpack: UNPACK);
 
-fn euler_step(a: &Args<EulerStep>, device: &Device) -> Vec<Dispatch> {
+fn euler_step(a: &Args<EulerStep>, device: &WgpuDevice) -> Vec<Dispatch> {
     if elements(&a.x) == 0 {
         return vec![];
     }

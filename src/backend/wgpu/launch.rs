@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::backend::gpu::{self, Arguments, Place};
+use crate::backend::gpu::{self, Arguments, Location};
 use crate::dtype::{DType, blocks};
 
 /// Storage buffers that a shader may bind: `@group(0) @binding(0)` to `@binding(BINDINGS - 1)`. One layout serves all pipelines.
@@ -17,7 +17,7 @@ const WORD: u64 = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct BufferId(pub u32);
 
-/// Bytes of a buffer that a shader sees as one binding; `offset` is a multiple of `Device::alignment`, `bytes` of 16.
+/// Bytes of a buffer that a shader sees as one binding; `offset` is a multiple of [`WgpuDevice::alignment`], `bytes` of 16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Window {
     pub buffer: BufferId,
@@ -32,7 +32,7 @@ pub struct Spot {
     pub offset: u64,
 }
 
-impl Place for Spot {
+impl Location for Spot {
     // Shaders see the bytes of blocks as words.
     const BLOCK_UNIT: usize = 4;
 
@@ -60,7 +60,7 @@ impl Matrix {
 
     /// The window that holds the matrix, and the number of the matrix's first element in it (counted as strides are). The window begins at a
     /// multiple of the device's alignment and so may show what lies before the matrix.
-    pub fn bind(&self, device: &Device) -> (Window, u32) {
+    pub fn bind(&self, device: &WgpuDevice) -> (Window, u32) {
         let offset = self.place.offset / device.alignment * device.alignment;
         let before = self.place.offset - offset;
         let bytes = (before + self.span()).next_multiple_of(WORD).max(WORD);
@@ -70,12 +70,12 @@ impl Matrix {
     }
 
     /// Whether `bind` gives a window that the device takes.
-    pub fn binds(&self, device: &Device) -> bool {
+    pub fn binds(&self, device: &WgpuDevice) -> bool {
         self.span() + device.alignment + WORD <= device.binding_bytes
     }
 
     /// Rows of this matrix at most, from any one on, that the device takes as one window.
-    pub fn rows_that_bind(&self, device: &Device) -> usize {
+    pub fn rows_that_bind(&self, device: &WgpuDevice) -> usize {
         let row = self.stride_bytes().max(self.unit()) as u64;
         let room =
             device.binding_bytes.saturating_sub(device.alignment + WORD + self.row_bytes() as u64);
@@ -132,7 +132,7 @@ impl Needs {
     }
 
     /// Why `device` cannot run it, if it cannot.
-    pub fn missing(&self, device: &Device) -> Option<&'static str> {
+    pub fn missing(&self, device: &WgpuDevice) -> Option<&'static str> {
         let checks = [
             (!self.f16 || device.f16, "the adapter has no f16"),
             (!self.subgroups || device.subgroups.is_some(), "the adapter has no subgroups"),
@@ -198,7 +198,7 @@ pub struct Dispatch {
 
 /// What an adapter is and takes, as far as variants care.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Device {
+pub struct WgpuDevice {
     /// Element type of activations, F32 or BF16.
     pub activation: DType,
     /// Products in f16 where a variant has them; the user's choice.

@@ -2,7 +2,7 @@
 
 mod dispatch;
 
-use super::launch::{Args, Constants, Device, Dispatch, Needs, Shader, Variant, code};
+use super::launch::{Args, Constants, Dispatch, Needs, Shader, Variant, WgpuDevice, code};
 use crate::dtype::DType;
 use crate::dtype::blocks::FORMATS;
 use crate::op::Linear;
@@ -194,7 +194,7 @@ impl Stored {
     }
 }
 
-fn typed(a: &Args<Linear>, device: &Device, stored: Stored) -> Result<(), &'static str> {
+fn typed(a: &Args<Linear>, device: &WgpuDevice, stored: Stored) -> Result<(), &'static str> {
     if Stored::of(a.w.dtype) == stored {
         vectors(a, device)
     } else {
@@ -202,7 +202,7 @@ fn typed(a: &Args<Linear>, device: &Device, stored: Stored) -> Result<(), &'stat
     }
 }
 
-fn half(a: &Args<Linear>, device: &Device, stored: Stored) -> Result<(), &'static str> {
+fn half(a: &Args<Linear>, device: &WgpuDevice, stored: Stored) -> Result<(), &'static str> {
     if !device.half {
         Err("products in f16 were not asked for")
     } else if stored == Stored::E5M2 && a.scales.is_some() {
@@ -222,7 +222,7 @@ fn few_rows(rows: usize) -> usize {
     }
 }
 
-fn few(trio: &Trio, a: &Args<Linear>, device: &Device) -> Vec<Dispatch> {
+fn few(trio: &Trio, a: &Args<Linear>, device: &WgpuDevice) -> Vec<Dispatch> {
     let rows = few_rows(a.x.rows);
     dispatches(
         trio.of(a.w.dtype),
@@ -265,7 +265,7 @@ macro_rules! few {
         }
     };
 }
-fn few_subgroup(a: &Args<Linear>, device: &Device, stored: Stored) -> Result<(), &'static str> {
+fn few_subgroup(a: &Args<Linear>, device: &WgpuDevice, stored: Stored) -> Result<(), &'static str> {
     if device.subgroups.is_some_and(|(least, _)| least < 4) {
         Err("subgroups are too small")
     } else {
@@ -273,7 +273,7 @@ fn few_subgroup(a: &Args<Linear>, device: &Device, stored: Stored) -> Result<(),
     }
 }
 
-fn software(a: &Args<Linear>, device: &Device, stored: Stored) -> Result<(), &'static str> {
+fn software(a: &Args<Linear>, device: &WgpuDevice, stored: Stored) -> Result<(), &'static str> {
     if device.subgroups.is_some_and(|(least, _)| least < 8) {
         return Err("subgroups are too small");
     }
@@ -335,7 +335,10 @@ enum Kind {
 const ENOUGH_TILES: usize = 64;
 
 /// The variant of `LINEAR` that should be fastest, a function of shapes, alignment and device alone, or why there is none.
-pub fn choose(a: &Args<Linear>, device: &Device) -> Result<&'static Variant<Linear>, &'static str> {
+pub fn choose(
+    a: &Args<Linear>,
+    device: &WgpuDevice,
+) -> Result<&'static Variant<Linear>, &'static str> {
     legal(a, device)?;
     let tiles = a.x.rows.div_ceil(LARGE_BLOCK.rows) * a.w.rows.div_ceil(LARGE_BLOCK.columns);
     let order = match a.x.rows {

@@ -7,7 +7,7 @@
 //! sum: then the side branch is computed first, into f32 scratch memory, some rows at a time to keep
 //! that memory small.
 
-use super::launch::{Args, Device, Dispatch, Matrix, Needs, Spot, Wgpu};
+use super::launch::{Args, Dispatch, Matrix, Needs, Spot, Wgpu, WgpuDevice};
 use super::linear::{self, LINEAR};
 use crate::backend::form::Form;
 use crate::backend::gpu::{GpuApi, GpuBackend, Lowering, Product, Tail, variants};
@@ -22,17 +22,17 @@ const SIDE_ROWS: usize = 128;
 
 impl GpuApi for Wgpu {
     type Place = Spot;
-    type Device = Device;
+    type Device = WgpuDevice;
     type Needs = Needs;
     type Launch = Dispatch;
     /// `rows x N`, F32: the finished product of the side branch, where the tail is an activation.
     type Side = Matrix;
 
-    fn runs(device: &Device, needs: Needs) -> bool {
+    fn runs(device: &WgpuDevice, needs: Needs) -> bool {
         needs.missing(device).is_none()
     }
 
-    fn why_not(device: &Device, needs: Needs) -> String {
+    fn why_not(device: &WgpuDevice, needs: Needs) -> String {
         needs.missing(device).unwrap_or_default().to_string()
     }
 
@@ -106,7 +106,7 @@ fn push_side(
     (form, place): &(Form, Spot),
     to: &mut Lowering<Wgpu>,
 ) -> Result<()> {
-    let device = Device { half: false, ..to.device().clone() };
+    let device = WgpuDevice { half: false, ..to.device().clone() };
     form.segments.iter().try_for_each(|s| {
         let args: Args<Linear> = product.with(s, *place, (s.first, s.rows), None);
         let variant = linear::choose(&args, &device).map_err(|why| Wgpu::no_variant("linear", why));

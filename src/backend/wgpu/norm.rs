@@ -10,7 +10,7 @@ use super::elementwise::{
     most_rows, moving, octets, type_of, wgsl,
 };
 use super::launch::{
-    Args, Device, Dispatch, Grid, Matrix, Needs, Shader, Variant, Wgpu, Window, blocks,
+    Args, Dispatch, Grid, Matrix, Needs, Shader, Variant, Wgpu, WgpuDevice, Window, blocks,
 };
 use crate::backend::gpu::variants;
 use crate::op::{LayerNorm, LayerNormModulate, RmsNorm};
@@ -119,13 +119,13 @@ impl Norm {
         [&self.scale].into_iter().chain(&self.shift).collect()
     }
 
-    fn takes_any(&self, device: &Device) -> Result<(), &'static str> {
+    fn takes_any(&self, device: &WgpuDevice) -> Result<(), &'static str> {
         activations(&[&self.x, &self.out], device)?;
         activations(&self.vectors(), device)?;
         binds(&self.vectors(), device)
     }
 
-    fn takes_octets(&self, device: &Device) -> Result<(), &'static str> {
+    fn takes_octets(&self, device: &WgpuDevice) -> Result<(), &'static str> {
         self.takes_any(device)?;
         octets(&[&self.x, &self.out], device)?;
         octets(&self.vectors(), device)?;
@@ -147,10 +147,10 @@ impl Norm {
     /// One workgroup for each row. `bind` gives windows, bases and strides as the shader counts them.
     fn dispatches(
         &self,
-        device: &Device,
+        device: &WgpuDevice,
         shader: &'static Shader,
         constants: &Constants,
-        bind: fn(&Matrix, &Device) -> (Option<Window>, u32, u32),
+        bind: fn(&Matrix, &WgpuDevice) -> (Option<Window>, u32, u32),
     ) -> Vec<Dispatch> {
         if elements(&self.x) == 0 {
             return vec![];
@@ -189,13 +189,13 @@ impl Norm {
         blocks(self.x.rows, most_rows(&[&self.x, &self.out], device), 1).map(one).collect()
     }
 
-    fn by_octets(&self, device: &Device, shader: &'static Shader) -> Vec<Dispatch> {
+    fn by_octets(&self, device: &WgpuDevice, shader: &'static Shader) -> Vec<Dispatch> {
         let held = self.x.cols.div_ceil(8 * THREADS) as f64;
         let constants = [self.constants(), vec![("HELD", held)]].concat();
         self.dispatches(device, shader, &constants, in_vectors)
     }
 
-    fn by_words(&self, device: &Device) -> Vec<Dispatch> {
+    fn by_words(&self, device: &WgpuDevice) -> Vec<Dispatch> {
         self.dispatches(device, &NORM_ANY, &self.constants(), in_elements)
     }
 }

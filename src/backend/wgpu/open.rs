@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::adapters::{self, Adapter, AdapterKind, Found};
 use super::backend::{Memory, WgpuBackend};
 use super::device::Shared;
-use super::launch::Device;
+use super::launch::WgpuDevice;
 use super::passage::Passage;
 use super::submit::Submitter;
 use super::uploads::Uploads;
@@ -131,8 +131,8 @@ impl WgpuBackend {
 }
 
 /// What variants are chosen by.
-fn device_of(adapter: &Adapter, compute: Compute) -> Device {
-    Device {
+fn device_of(adapter: &Adapter, compute: Compute) -> WgpuDevice {
+    WgpuDevice {
         activation: activation(compute),
         half: compute == Compute::F16,
         // Windows are whole vectors.

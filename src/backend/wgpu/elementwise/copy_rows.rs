@@ -8,7 +8,7 @@ use super::{
 };
 use crate::backend::gpu::{CopyRowsArgs, variants};
 use crate::backend::wgpu::launch::{
-    Device, Dispatch, Grid, Matrix, Needs, Shader, Spot, Variant, Wgpu, blocks,
+    Dispatch, Grid, Matrix, Needs, Shader, Spot, Variant, Wgpu, WgpuDevice, blocks,
 };
 use crate::op::CopyRows;
 
@@ -61,7 +61,7 @@ struct Copy {
 
 impl CopyRowsArgs<Spot> {
     /// What windows can show at once.
-    fn pieces(&self, device: &Device) -> Vec<Copy> {
+    fn pieces(&self, device: &WgpuDevice) -> Vec<Copy> {
         if self.batch * self.count * self.x.cols == 0 {
             return vec![];
         }
@@ -86,7 +86,7 @@ impl CopyRowsArgs<Spot> {
         (0..self.batch).flat_map(of_picture).collect()
     }
 
-    fn takes_any(&self, device: &Device) -> Result<(), &'static str> {
+    fn takes_any(&self, device: &WgpuDevice) -> Result<(), &'static str> {
         (self.x.dtype == self.out.dtype).then_some(()).ok_or("the types differ")?;
         matches!(self.x.dtype.size(), 2 | 4)
             .then_some(())
@@ -94,13 +94,13 @@ impl CopyRowsArgs<Spot> {
         counts(&[&self.x, &self.out], device)
     }
 
-    fn takes_vectors(&self, device: &Device) -> Result<(), &'static str> {
+    fn takes_vectors(&self, device: &WgpuDevice) -> Result<(), &'static str> {
         self.takes_any(device)?;
         let whole = self.x.whole_vectors() && self.out.whole_vectors();
         whole.then_some(()).ok_or("an operand's rows are not whole vectors of 16 bytes")
     }
 
-    fn by_vectors(&self, device: &Device) -> Vec<Dispatch> {
+    fn by_vectors(&self, device: &WgpuDevice) -> Vec<Dispatch> {
         let one = |c: Copy| {
             let (x, x_base, x_stride) = in_vectors(&c.x, device);
             let (out, out_base, out_stride) = in_vectors(&c.out, device);
@@ -117,7 +117,7 @@ impl CopyRowsArgs<Spot> {
         self.pieces(device).into_iter().map(one).collect()
     }
 
-    fn by_words(&self, device: &Device) -> Vec<Dispatch> {
+    fn by_words(&self, device: &WgpuDevice) -> Vec<Dispatch> {
         let one = |c: Copy| {
             let (x, x_base, x_stride) = in_elements(&c.x, device);
             let (out, out_base, out_stride) = in_elements(&c.out, device);

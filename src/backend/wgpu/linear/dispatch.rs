@@ -1,7 +1,9 @@
 //! What all variants of `linear` share: their `Params`, their dispatches, and what they demand of operands.
 
 use crate::backend::gpu::Tail;
-use crate::backend::wgpu::launch::{Args, Device, Dispatch, Grid, Matrix, Shader, blocks, code};
+use crate::backend::wgpu::launch::{
+    Args, Dispatch, Grid, Matrix, Shader, WgpuDevice, blocks, code,
+};
 use crate::dtype::DType;
 use crate::op::Linear;
 
@@ -80,7 +82,7 @@ pub const ANY_BLOCK: Block = Block { slowness: 16, ..SMALL_BLOCK };
 const WORK_OF_A_BYTE: u64 = 16;
 
 /// Rows of x, out and the residual, and rows of w, that windows take.
-fn room(a: &Args<Linear>, device: &Device) -> (usize, usize) {
+fn room(a: &Args<Linear>, device: &WgpuDevice) -> (usize, usize) {
     let rows = [Some(a.x), Some(a.out), residual(a)]
         .iter()
         .flatten()
@@ -101,7 +103,7 @@ pub fn dispatches(
     block: Block,
     constants: &[(&'static str, f64)],
     a: &Args<Linear>,
-    device: &Device,
+    device: &WgpuDevice,
 ) -> Vec<Dispatch> {
     let (rows, columns) = room(a, device);
     let mut made = Vec::new();
@@ -180,7 +182,7 @@ pub fn dispatches(
 }
 
 /// What any shader of the family demands. Shapes that contradict each other are a bug of the caller.
-pub fn legal(a: &Args<Linear>, device: &Device) -> Result<(), &'static str> {
+pub fn legal(a: &Args<Linear>, device: &WgpuDevice) -> Result<(), &'static str> {
     let (rows, n, k) = (a.x.rows, a.w.rows, a.x.cols);
     assert!(
         a.w.cols == k && a.out.rows == rows && a.out.cols == n,
@@ -222,7 +224,7 @@ pub fn legal(a: &Args<Linear>, device: &Device) -> Result<(), &'static str> {
 }
 
 /// Whether eight elements of x and w, and four of all else, can move at a time. Rows of w are padded.
-pub fn vectors(a: &Args<Linear>, device: &Device) -> Result<(), &'static str> {
+pub fn vectors(a: &Args<Linear>, device: &WgpuDevice) -> Result<(), &'static str> {
     legal(a, device)?;
     if !a.x.whole_vectors() || !a.x.cols.is_multiple_of(8) {
         return Err("rows of x are not whole vectors");

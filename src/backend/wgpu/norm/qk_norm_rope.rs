@@ -8,7 +8,7 @@ use crate::backend::wgpu::elementwise::{
     in_vectors, most_rows, moving, octets, type_of,
 };
 use crate::backend::wgpu::launch::{
-    Device, Dispatch, Grid, Matrix, Needs, Shader, Spot, Variant, Wgpu, blocks,
+    Dispatch, Grid, Matrix, Needs, Shader, Spot, Variant, Wgpu, WgpuDevice, blocks,
 };
 use crate::dtype::DType;
 use crate::op::QkNormRope;
@@ -105,7 +105,7 @@ impl Part {
 }
 
 impl QkNormRopeArgs<Spot> {
-    fn parts(&self, device: &Device) -> Vec<Part> {
+    fn parts(&self, device: &WgpuDevice) -> Vec<Part> {
         let count = self.qkv.rows / self.batch;
         if self.batch * count * self.head_dim() == 0 {
             return vec![];
@@ -133,7 +133,7 @@ impl QkNormRopeArgs<Spot> {
         vec![("X_TYPE", type_of(&self.qkv)), ("OUT_TYPE", type_of(&self.out))]
     }
 
-    fn takes_any(&self, device: &Device) -> Result<(), &'static str> {
+    fn takes_any(&self, device: &WgpuDevice) -> Result<(), &'static str> {
         activations(&[&self.qkv, &self.out], device)?;
         let tables = [&self.rope, &self.q_gain, &self.k_gain];
         tables
@@ -146,13 +146,13 @@ impl QkNormRopeArgs<Spot> {
         self.head_dim().is_multiple_of(2).then_some(()).ok_or("head_dim is odd")
     }
 
-    fn takes_octets(&self, device: &Device) -> Result<(), &'static str> {
+    fn takes_octets(&self, device: &WgpuDevice) -> Result<(), &'static str> {
         self.takes_any(device)?;
         octets(&[&self.qkv, &self.rope, &self.q_gain, &self.k_gain, &self.out], device)?;
         (self.head_dim() <= 8 * THREADS).then_some(()).ok_or("head_dim is above 1024")
     }
 
-    fn by_octets(&self, device: &Device) -> Vec<Dispatch> {
+    fn by_octets(&self, device: &WgpuDevice) -> Vec<Dispatch> {
         let lanes = self.head_dim() / 8;
         let group_heads = THREADS / lanes.max(1);
         let (q_gain, q_base, _) = in_vectors(&self.q_gain, device);
@@ -193,7 +193,7 @@ impl QkNormRopeArgs<Spot> {
         self.parts(device).into_iter().map(one).collect()
     }
 
-    fn by_words(&self, device: &Device) -> Vec<Dispatch> {
+    fn by_words(&self, device: &WgpuDevice) -> Vec<Dispatch> {
         let (q_gain, q_base, _) = in_elements(&self.q_gain, device);
         let (k_gain, k_base, _) = in_elements(&self.k_gain, device);
         let (rope, rope_base, rope_stride) = in_elements(&self.rope, device);
