@@ -1,13 +1,15 @@
-//! Variants that the user forces with `--kernel OP=NAME`, for backends whose tables are known by name.
+//! Variants that the user forces with `--kernel OP=NAME`, for backends that list their variants in
+//! tables.
 
 use super::KernelChoice;
 use crate::error::{Error, Result};
 
-/// Choices that were checked against the tables.
+/// Forced variants that were checked against the tables.
 #[derive(Debug, Default)]
 pub(super) struct Forced(Vec<KernelChoice>);
 
-/// The variants of an operation, each with why this device cannot run it, if it cannot; `None` if there is no such operation.
+/// The variants of an operation, each with the reason why this device cannot run it, if it cannot;
+/// `None` if there is no such operation.
 pub(super) type Variants<'a> = &'a dyn Fn(&str) -> Option<Vec<(&'static str, Option<String>)>>;
 
 impl Forced {
@@ -40,13 +42,13 @@ impl Forced {
         Ok(Forced(choices))
     }
 
-    /// The variant that is forced for `op`. The last one said wins, as with any option that is given twice.
+    /// The variant that is forced for `op`. If it was forced several times, the last one counts.
     pub fn of(&self, op: &str) -> Option<&str> {
         KernelChoice::find(&self.0, op)
     }
 }
 
-/// That the forced variant `name` refuses what it is to run.
+/// The error that the forced variant `name` cannot run the operands at hand.
 pub(super) fn refused(name: &str, why: &str) -> Error {
     Error::argument(format!("{name} cannot run this: {why}")).at("--kernel")
 }

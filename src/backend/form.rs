@@ -1,9 +1,12 @@
-//! The form in which a weight lies in device memory, and how its bytes are made from those of the file.
+//! The form of a weight in device memory, and how its bytes are made from those of the file.
 //!
-//! Matrices keep their stored type; parts of one type lie one after another, so that a fused q, k, v is one matrix. Rows begin at multiples of 16
-//! bytes, which is what `cp.async`, TMA and vector loads want: FLUX's own shapes need no padding for it, so their bytes go from the file to the device as
-//! they are. Types stored in blocks keep their bits, but a row's quants come before its scales (`Format::layout`): blocks of 18 or 210 bytes would leave
-//! nothing aligned. Vectors become F32; convolutions get the input channel fastest. What F32 matrices and convolutions become is the device's choice (`Types`).
+//! Matrices keep their stored type. Consecutive parts of one type are joined, so that a fused q, k,
+//! v is one matrix. Rows begin at multiples of 16 bytes, as `cp.async`, TMA and vector loads
+//! require; FLUX's own shapes need no padding for that, so their bytes are copied from the file
+//! unchanged. Block-quantised types keep their bits, but the quants of a row come before its scales
+//! ([`Format::layout`](crate::dtype::blocks::Format::layout)): in blocks of 18 or 210 bytes,
+//! nothing would be aligned. Vectors become F32. In convolution kernels, the input channel varies
+//! fastest. Which type F32 matrices and convolution kernels get is the device's choice ([`Types`]).
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -13,28 +16,29 @@ use crate::tensor::{HostPart, HostWeight, Scale};
 /// Segments and scales begin at multiples of this many bytes.
 pub(super) const ALIGN: usize = 256;
 
-/// Element types that a device wants.
+/// The element types that a device needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Types {
-    /// Of matrices and tables stored as F32: BF16 where that is what the device multiplies anyway.
+    /// For matrices and tables that are stored as F32: BF16 where the device multiplies in BF16
+    /// anyway.
     pub f32: DType,
-    /// Of convolution kernels.
+    /// For convolution kernels.
     pub kernel: DType,
 }
 
 /// Consecutive rows of one element type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Segment {
-    /// Row of the weight at which it begins.
+    /// Its first row within the weight.
     pub first: usize,
     pub rows: usize,
     pub cols: usize,
     pub dtype: DType,
-    /// Elements from row to row; bytes where `dtype` is stored in blocks.
+    /// Distance from row to row: elements, or bytes where `dtype` is block-quantised.
     pub stride: usize,
-    /// Bytes from the weight's place.
+    /// Byte offset from the place of the weight.
     pub offset: usize,
-    /// The same of `rows` f32 factors, if there are any.
+    /// Byte offset of `rows` f32 factors, if the rows have factors.
     pub scales: Option<usize>,
 }
 
@@ -52,30 +56,32 @@ pub(super) struct Form {
     pub bytes: usize,
 }
 
-/// Some bytes of a weight, from `to` bytes after its place.
+/// Bytes of a weight that are placed `to` bytes after the place of the weight.
 pub(super) struct Piece {
     pub to: usize,
     pub bytes: usize,
-    /// They are made in multiples of this many bytes.
+    /// [`Piece::read`] makes multiples of this many bytes.
     pub unit: usize,
     pub source: Source,
 }
 
-/// Where the bytes of a piece come from.
+/// What the bytes of a piece are made from.
 pub(super) enum Source {
-    /// As the part stores them.
+    /// The stored bytes of a part, unchanged.
     Stored(HostPart),
-    /// The rows of `part`, each made into a row of `segment`: in another type, padded, scaled or reordered.
+    /// The rows of `part`, each converted to a row of `segment`: to another type, padded, scaled or
+    /// reordered.
     Rows { part: HostPart, segment: Segment, how: Use },
     /// All elements as F32.
     Vector(HostWeight),
-    /// Scales, which are small and in memory.
+    /// Scales, which are small and already in memory.
     Made(Vec<u8>),
 }
 
 impl Piece {
-    /// Makes the bytes from byte `from` on; `from` and the length of `out` are multiples of `unit`. Reads files rather than maps: one that was cut short is
-    /// an error then.
+    /// Makes the bytes from byte `from` on; `from` and the length of `out` are multiples of `unit`.
+    /// Files are read, not accessed through their memory map, so that a file that was truncated is
+    /// an error and not a signal.
     pub fn read(&self, from: usize, out: &mut [u8]) -> Result<()> {
         match &self.source {
             Source::Stored(part) => part.source.read_at(part.offset + from, out)?,
@@ -141,7 +147,8 @@ impl Form {
         Form { segments, bytes }
     }
 
-    /// What must be copied. Nothing large is held in memory: rows are made where they are copied.
+    /// The pieces that must be copied. Nothing large is kept in memory: rows are converted when
+    /// they are copied.
     pub fn pieces(&self, weight: &HostWeight, how: Use) -> Vec<Piece> {
         if how == Use::Vector {
             let bytes = 4 * weight.rows * weight.cols;
@@ -183,7 +190,7 @@ impl Form {
     }
 }
 
-/// Whether the parts of `weight` are what it says, and lie within their files.
+/// Checks that the parts of `weight` have its shape and are within their files.
 pub(super) fn check(weight: &HostWeight) -> Result<()> {
     let rows: usize = weight.parts.iter().map(|p| p.rows).sum();
     if rows != weight.rows || weight.parts.iter().any(|p| p.cols != weight.cols) {
@@ -198,7 +205,7 @@ pub(super) fn check(weight: &HostWeight) -> Result<()> {
     Ok(())
 }
 
-/// Whether all bytes of `part` lie within their files.
+/// Checks that all bytes of `part` are within their files.
 fn within(part: &HostPart) -> Result<()> {
     for (source, range) in part.ranges() {
         let bytes = source.bytes().len();
@@ -211,7 +218,7 @@ fn within(part: &HostPart) -> Result<()> {
     Ok(())
 }
 
-/// Whether no row has a factor.
+/// Whether all factors are 1.
 fn is_one(part: &HostPart) -> bool {
     match &part.scale {
         Scale::One => true,
@@ -231,7 +238,8 @@ fn parts_of<'a>(weight: &'a HostWeight, segment: &Segment) -> impl Iterator<Item
     })
 }
 
-/// The one element type of a table on the device: the kernel of `embed` knows no scales and no parts.
+/// The element type of a table on the device: the kernel of `embed` supports neither scales nor
+/// several types.
 fn table(weight: &HostWeight, types: Types) -> DType {
     let all = |dtype| weight.parts.iter().all(|p| p.dtype == dtype && is_one(p));
     match () {
@@ -249,7 +257,8 @@ fn segment(first: usize, rows: usize, cols: usize, dtype: DType) -> Segment {
     Segment { first, rows, cols, dtype, stride, offset: 0, scales: None }
 }
 
-/// All elements of a vector as F32, read rather than mapped in: a file that was cut short is an error then.
+/// All elements of a vector as F32. The file is read, not accessed through its memory map; see
+/// [`Piece::read`].
 fn vector(weight: &HostWeight) -> Result<Vec<u8>> {
     let mut out = Vec::with_capacity(4 * weight.rows * weight.cols);
     for part in &weight.parts {
@@ -264,7 +273,7 @@ fn vector(weight: &HostWeight) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// Row `r` of `part`, whose stored bytes are `from`, as a row of `segment`.
+/// Appends row `r` of `part`, whose stored bytes are `from`, to `out` as a row of `segment`.
 fn row(part: &HostPart, r: usize, from: &[u8], segment: &Segment, how: Use, out: &mut Vec<u8>) {
     if let (Some(format), true) = (segment.dtype.format(), part.dtype == segment.dtype) {
         let layout = format.layout(segment.cols);
@@ -287,14 +296,14 @@ fn row(part: &HostPart, r: usize, from: &[u8], segment: &Segment, how: Use, out:
         return row(&plain, 0, &values, segment, how, out);
     }
     let size = part.dtype.size();
-    // A matrix keeps its scales beside it.
+    // The scales of a matrix are stored separately.
     let scale = if how == Use::Matrix { 1.0 } else { part.scale.of(r) };
     let mut put = |b: &[u8]| match part.dtype == segment.dtype && scale == 1.0 {
         true => out.extend_from_slice(b),
         false => segment.dtype.encode(part.dtype.decode(b) * scale, out),
     };
     match how {
-        // `in x taps` to `taps x in`.
+        // From `in x taps` to `taps x in`.
         Use::Kernel { taps } => {
             let channels = part.cols / taps;
             (0..taps).for_each(|tap| {
@@ -320,12 +329,12 @@ mod tests {
 
     const BF16: Types = Types { f32: DType::BF16, kernel: DType::BF16 };
 
-    /// The weight as the device would hold it.
+    /// The bytes of the weight on a device.
     fn image(weight: &HostWeight, how: Use) -> (Form, Vec<u8>) {
         let form = Form::of(weight, how, BF16);
         let mut bytes = vec![0xee; form.bytes];
         for piece in form.pieces(weight, how) {
-            // In two goes, where it can be parted.
+            // In two reads, if it can be divided.
             let half = piece.bytes / piece.unit / 2 * piece.unit;
             let (first, second) = bytes[piece.to..piece.to + piece.bytes].split_at_mut(half);
             piece.read(0, first).unwrap();

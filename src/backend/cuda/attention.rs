@@ -1,4 +1,5 @@
-//! `attention` on tensor cores from sm_80 on, and in plain loops for shapes that those do not take.
+//! `attention` on tensor cores from sm_80 on, and in plain loops for shapes that the tensor cores
+//! do not take.
 
 use super::arch::{Arch, CudaDevice};
 use super::attention_hopper::ATTENTION_HOPPER;
@@ -50,7 +51,8 @@ const ROWS_ANY: usize = 4;
 /// Blocks along y and z are counted in 16 bits.
 const GRID: usize = 65_535;
 
-/// Best first, so that each takes the shapes it is made for: `d64` also multiplies 64 columns for a head of 40, `d128` also 128 for one of 72.
+/// Best first, so that each runs the shapes it is made for: `d64` computes 64 columns also for
+/// heads of 40, `d128` computes 128 also for heads of 72.
 pub static ATTENTION: &[Variant<Attention>] = &[
     Variant {
         name: "attention_d64_sm80",
@@ -84,7 +86,7 @@ pub static ATTENTION: &[Variant<Attention>] = &[
 
 variants!(Cuda, Attention: ATTENTION_HOPPER, ATTENTION);
 
-/// What all kernels want.
+/// Checks what all kernels require.
 fn any(a: &Args<Attention>) -> Result<(), &'static str> {
     let first = a.first.map(|(_, t)| t);
     let (wide, tokens) =
@@ -114,7 +116,7 @@ fn any(a: &Args<Attention>) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// What the kernels with `mma` want; `dim` is the largest head.
+/// Checks what the kernels with `mma` require; `dim` is the largest head.
 fn tensor_cores(
     a: &Args<Attention>,
     device: &CudaDevice,
@@ -133,15 +135,15 @@ fn tensor_cores(
     {
         return Err("rows or heads do not begin at multiples of 16 bytes");
     }
-    // One picture's rows are addressed with 32 bits from its first.
+    // Offsets within the rows of one sequence have 32 bits.
     if [a.q, a.k, a.v]
         .iter()
         .any(|m| m.stride.saturating_mul(a.tokens()).saturating_mul(2) > u32::MAX as usize)
     {
-        return Err("one picture's rows span 4 GiB");
+        return Err("the rows of one sequence span 4 GiB");
     }
     if a.heads > GRID || a.batch > GRID {
-        return Err("too many heads or pictures for a grid");
+        return Err("too many heads or sequences for a grid");
     }
     if kernel.shared > device.shared_bytes {
         return Err("too little shared memory");
@@ -149,7 +151,8 @@ fn tensor_cores(
     Ok(())
 }
 
-/// What the kernels want that have neither bias nor causal masks, and find the largest score before they scale it.
+/// Checks what the kernels require that support neither bias nor causal masks, and that find the
+/// largest score before they scale it.
 fn plain(a: &Args<Attention>) -> Result<(), &'static str> {
     if a.causal || a.bias.is_some() {
         return Err("neither bias nor causal masks");
@@ -161,7 +164,8 @@ fn plain(a: &Args<Attention>) -> Result<(), &'static str> {
     }
 }
 
-/// Blocks of `rows` queries of a head: x counts them, y heads, z pictures, so that those which read the same keys run together.
+/// Blocks of `rows` queries of one head. The grid counts query blocks along x, heads along y and
+/// sequences along z, so that blocks that read the same keys run together.
 fn tiles(a: &Args<Attention>, kernel: &'static Kernel, rows: usize) -> Vec<Launch> {
     launch(a, kernel, [a.tokens().div_ceil(rows), a.heads, a.batch])
 }

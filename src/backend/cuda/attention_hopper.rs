@@ -1,11 +1,12 @@
-//! `attention` with heads of 128 columns on Hopper's asynchronous tensor cores (wgmma, TMA): kernels/attention_hopper.cu.
+//! `attention` with heads of 128 columns on Hopper's asynchronous tensor cores (wgmma, TMA):
+//! `kernels/attention_hopper.cu`.
 
 use super::arch::{Arch, CudaDevice};
 use super::launch::{Args, Kernel, Launch, Matrix, TensorMap, Variant, address};
 use crate::dtype::DType;
 use crate::op::Attention;
 
-/// As in the kernel.
+/// As in `kernels/attention_hopper.cu`.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
@@ -17,7 +18,7 @@ struct Params {
     tiles: u32,
     out_stride: u32,
     first_stride: u32,
-    /// Times log2(e).
+    /// Multiplied by log2(e).
     scale: f32,
 }
 
@@ -85,7 +86,8 @@ fn map(m: Matrix) -> TensorMap {
     }
 }
 
-/// Any number of tokens, heads and pictures; rows of q, k, v and out begin at multiples of 16 bytes.
+/// Any number of tokens, heads and sequences; rows of q, k, v and out begin at multiples of 16
+/// bytes.
 pub static ATTENTION_HOPPER: &[Variant<Attention>] = &[Variant {
     name: "attention_d128_wgmma_sm90a",
     needs: Arch::Only(9, 0),

@@ -168,7 +168,9 @@ impl Backend for CudaBackend {
                 .at(&self.caps.name)
                 .found(units::bytes(free))
                 .expected(units::bytes(bytes as u64))
-                .try_("a smaller --vram or picture, or end other programs that use the GPU"));
+                .try_(
+                    "a smaller --vram or a smaller image, or end other programs that use the GPU",
+                ));
         }
         self.memory = Buffer::new(&self.context, bytes)?;
         self.layout = layout;

@@ -1,4 +1,4 @@
-//! The two rates that kernels are judged by, measured on the device at hand.
+//! The rates that kernels are compared with, measured on the device at hand.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -37,19 +37,21 @@ static COPY: Kernel = Kernel {
 #[cfg(test)]
 pub static KERNELS: [&Kernel; 2] = [&MMA, &COPY];
 
-/// What a device can do at most.
+/// The highest rates of a device.
 #[derive(Debug, Clone, Copy)]
 pub struct Ceilings {
-    /// BF16 multiply-adds with F32 accumulation by `mma.sync`, counted as two, in 10^12 a second.
+    /// BF16 multiply-adds with F32 accumulation by `mma.sync`, each counted as two operations, in
+    /// 10^12 per second.
     pub teraflops: f64,
-    /// Bytes read and written by a copy within device memory, in 10^9 a second.
+    /// Bytes read and written by a copy within device memory, in 10^9 per second.
     pub gigabytes: f64,
-    /// Bytes from pinned host memory to the device, in 10^9 a second.
+    /// Bytes copied from pinned host memory to the device, in 10^9 per second.
     pub upload_gigabytes: f64,
 }
 
 impl CudaBackend {
-    /// Measures all three; takes about a second, and 512 MB of device and 256 MB of pinned memory beside what is set aside.
+    /// Measures all three. Takes about a second, and 512 MB of device memory and 256 MB of pinned
+    /// memory besides what is reserved.
     pub fn ceilings(&mut self) -> Result<Ceilings> {
         const BYTES: usize = 256 << 20;
         let from = Buffer::new(&self.context, BYTES)?;
@@ -79,7 +81,7 @@ impl CudaBackend {
         Ok(Ceilings { teraflops, gigabytes, upload_gigabytes })
     }
 
-    /// Seconds of the fastest of a few launches.
+    /// Seconds that the fastest of a few launches took.
     fn fastest(&mut self, launch: &Launch) -> Result<f64> {
         let mut best = f64::INFINITY;
         for _ in 0..5 {

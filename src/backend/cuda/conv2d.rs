@@ -1,4 +1,4 @@
-//! Convolutions; the kernels and their reasons are in `kernels/conv2d.cu`.
+//! Convolutions. `kernels/conv2d.cu` explains the kernels.
 
 use super::arch::{Arch, CudaDevice};
 use super::launch::{Args, Cuda, Kernel, Launch, Matrix, Variant, address, code};
@@ -58,7 +58,8 @@ static ANY: Tiled = tiled("conv2d_any", 64, 64, 0);
 #[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[&WIDE.kernel, &MIDDLE.kernel, &NARROW.kernel, &ANY.kernel];
 
-/// All variants. They sum in the same order of taps and channels; those with vector loads give the same bits.
+/// All variants. They sum taps and channels in the same order; those with vector loads give the
+/// same bits.
 pub static CONV2D: &[Variant<Conv2d>] = &[
     Variant {
         name: "conv2d_bf16_128x128_sm80",
@@ -111,7 +112,7 @@ fn none(_: &Args<Conv2d>, _: &CudaDevice) -> usize {
     0
 }
 
-/// What all kernels need: sizes that fit 32 bits, and operands that fit the shape.
+/// Checks what all kernels require: sizes that fit 32 bits, and operands that match the shape.
 fn any(a: &Args<Conv2d>, _: &CudaDevice) -> Result<(), &'static str> {
     let s = &a.shape;
     let (source_height, source_width) = s.source();
@@ -145,7 +146,7 @@ fn any(a: &Args<Conv2d>, _: &CudaDevice) -> Result<(), &'static str> {
     {
         return Err("an operand does not match the shape");
     }
-    // Coordinates are signed, and a grid has less than 2^31 blocks, even of the smallest tiles.
+    // Coordinates are signed, and a grid has less than 2^31 blocks, even of the smallest tile.
     let strides = [a.x.stride, a.w.stride, a.out.stride, a.residual.map_or(0, |r| r.stride)];
     let blocks = pixels.div_ceil(64) as u128 * s.out_channels.div_ceil(16) as u128;
     if pixels.max(a.x.rows) >= 1 << 31

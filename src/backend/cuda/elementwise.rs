@@ -1,5 +1,5 @@
-//! Operations on single elements and on whole rows on CUDA. `kernels/elementwise.cu` says how they work; `latents.rs` has those that run once for a
-//! text or a step.
+//! Operations element by element, and copies of rows. `kernels/elementwise.cu` explains the
+//! kernels; `latents.rs` has the operations that run once for each text or step.
 
 use bytemuck::{NoUninit, Pod, Zeroable};
 
@@ -92,21 +92,21 @@ pub static KERNELS: &[&Kernel] = &[
     &COPY_ROWS_ANY,
 ];
 
-/// Whether kernels can count rows, columns and strides in 32 bits.
+/// Checks that rows, columns and strides fit 32 bits.
 pub(super) fn counts(matrices: &[&Matrix]) -> Result<(), &'static str> {
     let small = |n: usize| u32::try_from(n).is_ok();
     let all = matrices.iter().all(|m| small(m.rows) && small(m.cols) && small(m.stride));
     all.then_some(()).ok_or("a matrix has 2^32 rows or columns, or more")
 }
 
-/// Whether these are matrices that the `_any` kernels know.
+/// Checks that the `_any` kernels can access these matrices.
 pub(super) fn activations(matrices: &[&Matrix]) -> Result<(), &'static str> {
     let all = matrices.iter().all(|m| matches!(m.dtype, DType::BF16 | DType::F32));
     all.then_some(()).ok_or("an operand is neither bf16 nor f32")?;
     counts(matrices)
 }
 
-/// Whether these are BF16 matrices whose rows can be read in vectors of 16 bytes.
+/// Checks that these are BF16 matrices whose rows can be read in vectors of 16 bytes.
 pub(super) fn vectors(matrices: &[&Matrix]) -> Result<(), &'static str> {
     matrices
         .iter()
@@ -121,14 +121,14 @@ pub(super) fn vectors(matrices: &[&Matrix]) -> Result<(), &'static str> {
     counts(matrices)
 }
 
-/// Whether a grid may have as many blocks as `threads` threads need.
+/// Checks that a grid can have as many blocks as `threads` threads need.
 pub(super) fn grid_fits(threads: usize) -> Result<(), &'static str> {
     (threads.div_ceil(THREADS as usize) <= i32::MAX as usize)
         .then_some(())
         .ok_or("it takes more than 2^31 - 1 blocks")
 }
 
-/// One launch with `threads` threads or a few more, or none if there is nothing to do.
+/// One launch with `threads` threads or a few more; none if there is nothing to do.
 pub(super) fn launch<P: NoUninit>(
     kernel: &'static Kernel,
     threads: usize,
@@ -153,12 +153,13 @@ pub(super) fn elements(m: &Matrix) -> usize {
     m.rows * m.cols
 }
 
-/// Whether rows follow each other without gaps.
+/// Whether there are no gaps between rows.
 fn dense(m: &Matrix) -> bool {
     m.stride == m.cols || m.rows <= 1
 }
 
-/// Whether these are dense BF16 matrices in vectors of 16 bytes: columns alone need not be a multiple of eight.
+/// Checks that these are dense BF16 matrices that consist of vectors of 16 bytes. The number of
+/// columns need not be a multiple of eight.
 fn dense_vectors(matrices: &[&Matrix]) -> Result<(), &'static str> {
     matrices
         .iter()
@@ -175,7 +176,7 @@ fn dense_vectors(matrices: &[&Matrix]) -> Result<(), &'static str> {
     counts(matrices)
 }
 
-/// `out = f(a, b)`, or `f(a)`, with so many elements for each thread.
+/// `out = f(a, b)`, or `f(a)`, with `each` elements for each thread.
 fn elementwise(
     kernel: &'static Kernel,
     each: usize,
@@ -257,7 +258,7 @@ pub static ADD: &[Variant<Add>] = &[
 ];
 variants!(Cuda, Add: ADD);
 
-/// The same elements as one row, if both are dense and it is not too long for one.
+/// The same elements as one row, if both matrices are dense and the row is not too long.
 fn flat(a: &Args<Cast>) -> Args<Cast> {
     let n = elements(&a.x);
     if dense(&a.x) && dense(&a.out) && u32::try_from(n).is_ok() {
@@ -268,7 +269,7 @@ fn flat(a: &Args<Cast>) -> Args<Cast> {
     }
 }
 
-/// Whether a cast from one type to another can go by four elements.
+/// Checks that a cast from one type to another can process four elements at a time.
 fn quads(a: &Args<Cast>, from: DType, to: DType) -> Result<(), &'static str> {
     if (a.x.dtype, a.out.dtype) != (from, to) {
         return Err("the types are others");

@@ -1,4 +1,4 @@
-//! Group normalisation; the kernels and their reasons are in `kernels/group_norm.cu`.
+//! Group normalisation. `kernels/group_norm.cu` explains the kernels.
 
 use super::arch::{Arch, CudaDevice};
 use super::launch::{Args, Cuda, Kernel, Launch, Variant, address, code};
@@ -24,9 +24,10 @@ struct Params {
 }
 
 const THREADS: usize = 256;
-/// Bytes of x that a block reads, at least, where there are as many: long enough to hide how a block begins and ends.
+/// Bytes of x that a block reads, at least, if there are as many: enough to hide the start and the
+/// end of a block.
 const CHUNK_BYTES: usize = 64 << 10;
-/// Chunks of a picture, at most: what one block joins in four rounds.
+/// Chunks of an image, at most: one block merges them in four rounds.
 const CHUNKS: usize = 1024;
 
 const fn kernel(entry: &'static str, buffers: usize) -> Kernel {
@@ -84,18 +85,20 @@ pub static GROUP_NORM: &[Variant<GroupNorm>] = &[
 
 variants!(Cuda, GroupNorm: GROUP_NORM);
 
-/// Rows of a chunk of the vector kernels: whole rounds of four rows a thread. A function of the shape alone, as the order of summation is.
+/// Rows of a chunk of the vector kernels: whole rounds of four rows for each thread. This depends
+/// on the shape alone, and so does the order of summation.
 fn rows(a: &Args<GroupNorm>) -> usize {
     let round = 4 * (THREADS / (a.x.cols / 8));
     (CHUNK_BYTES / (2 * a.x.cols)).max(a.pixels().div_ceil(CHUNKS)).next_multiple_of(round)
 }
 
-/// Rows of a chunk of `group_norm_statistics_any`, of one group.
+/// Rows of a chunk of `group_norm_statistics_any`, which has one group.
 fn rows_any(a: &Args<GroupNorm>) -> usize {
     16_384usize.div_ceil(a.x.cols / a.groups).max(a.pixels().div_ceil(CHUNKS))
 }
 
-/// Bytes of the partial moments, (mean, squared deviations) of each picture, group and chunk; those of the groups follow.
+/// Bytes of the partial moments (mean, squared deviations) of each image, group and chunk. Those of
+/// the groups follow after them.
 fn partials(a: &Args<GroupNorm>, chunk_rows: usize) -> usize {
     a.batch * a.groups * a.pixels().div_ceil(chunk_rows) * 8
 }
@@ -104,7 +107,7 @@ fn scratch(a: &Args<GroupNorm>, chunk_rows: usize) -> usize {
     partials(a, chunk_rows) + a.batch * a.groups * 8
 }
 
-/// What all kernels need: operands that match, and sizes that fit 32 bits.
+/// Checks what all kernels require: operands that match, and sizes that fit 32 bits.
 fn any(a: &Args<GroupNorm>, _: &CudaDevice) -> Result<(), &'static str> {
     if [a.x.rows, a.x.cols, a.batch, a.groups].contains(&0)
         || !a.x.rows.is_multiple_of(a.batch)
@@ -133,7 +136,7 @@ fn any(a: &Args<GroupNorm>, _: &CudaDevice) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Whether a thread can hold 8 channels, and a block a row.
+/// Checks that a thread can hold 8 channels, and a block a row.
 fn vectors(a: &Args<GroupNorm>, device: &CudaDevice) -> Result<(), &'static str> {
     any(a, device)?;
     if a.x.dtype != DType::BF16 || a.out.dtype != DType::BF16 {
@@ -152,7 +155,8 @@ fn vectors(a: &Args<GroupNorm>, device: &CudaDevice) -> Result<(), &'static str>
     Ok(())
 }
 
-/// Statistics by a kernel with its rows of a chunk and blocks, their merge, and the application by a kernel with its rows of a chunk.
+/// Three launches: statistics by the kernel `first`, each block for a chunk of rows; merging; and
+/// applying by the kernel `last`.
 fn launches(
     a: &Args<GroupNorm>,
     (first, first_rows, first_blocks): (&'static Kernel, usize, usize),

@@ -1,5 +1,6 @@
-//! What runs once for a text, a step or a picture on CUDA: token and time embeddings, latents to tokens and back, the sampler's step.
-//! `kernels/elementwise.cu` has the kernels. A few megabytes each: one variant takes everything.
+//! Operations that run once for each text, step or image: embeddings of tokens and times,
+//! conversion between latents and tokens, the step of the sampler. The kernels are in
+//! `kernels/elementwise.cu`. They move a few megabytes, so one variant is enough for each.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -71,14 +72,14 @@ static EULER_STEP_ANY: Kernel = kernel::<EulerParams>("euler_step_any_sm80", 3);
 pub static KERNELS: &[&Kernel] =
     &[&EMBED_ANY, &TIMESTEP_EMBED_ANY, &PACK_ANY, &UNPACK_ANY, &EULER_STEP_ANY];
 
-/// Tables and positions are weights, which stay in their stored type.
+/// Checks the type of a table or of positions: these weights keep their stored type.
 fn stored(m: &Matrix) -> Result<(), &'static str> {
     let known = matches!(m.dtype, DType::BF16 | DType::F16 | DType::F32);
     known.then_some(()).ok_or("the table is none of bf16, f16 and f32")?;
     counts(&[m])
 }
 
-/// Takes everything.
+/// Takes every type and shape.
 pub static EMBED: &[Variant<Embed>] = &[Variant {
     name: "embed_any_sm80",
     needs: Arch::From(8, 0),
@@ -108,7 +109,7 @@ pub static EMBED: &[Variant<Embed>] = &[Variant {
 }];
 variants!(Cuda, Embed: EMBED);
 
-/// Takes everything.
+/// Takes every type and shape.
 pub static TIMESTEP_EMBED: &[Variant<TimestepEmbed>] = &[Variant {
     name: "timestep_embed_any_sm80",
     needs: Arch::From(8, 0),
@@ -136,7 +137,7 @@ pub static TIMESTEP_EMBED: &[Variant<TimestepEmbed>] = &[Variant {
 }];
 variants!(Cuda, TimestepEmbed: TIMESTEP_EMBED);
 
-/// The parameters that `pack` and `unpack` share; `tokens` is the packed side.
+/// The parameters of `pack` and `unpack`; `tokens` is the packed side.
 fn latents(tokens: &Matrix, width: usize, x: &Matrix, out: &Matrix) -> LatentParams {
     LatentParams {
         tokens: tokens.rows as u32,
@@ -156,7 +157,7 @@ fn even(height: usize, width: usize) -> Result<(), &'static str> {
     even.then_some(()).ok_or("height or width is odd")
 }
 
-/// Takes everything.
+/// Takes every type and shape.
 pub static PACK: &[Variant<Pack>] = &[Variant {
     name: "pack_any_sm80",
     needs: Arch::From(8, 0),
@@ -172,7 +173,7 @@ pub static PACK: &[Variant<Pack>] = &[Variant {
 }];
 variants!(Cuda, Pack: PACK);
 
-/// Takes everything.
+/// Takes every type and shape.
 pub static UNPACK: &[Variant<Unpack>] = &[Variant {
     name: "unpack_any_sm80",
     needs: Arch::From(8, 0),
@@ -189,7 +190,7 @@ pub static UNPACK: &[Variant<Unpack>] = &[Variant {
 }];
 variants!(Cuda, Unpack: UNPACK);
 
-/// Takes everything.
+/// Takes every type and shape.
 pub static EULER_STEP: &[Variant<EulerStep>] = &[Variant {
     name: "euler_step_any_sm80",
     needs: Arch::From(8, 0),

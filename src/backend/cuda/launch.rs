@@ -1,20 +1,21 @@
-//! What stands between operations and the driver: kernels, what they need, and launches as plain values. Nothing here calls CUDA, so that
-//! every launch can be made, looked at and run on the PTX machine without a GPU.
+//! Kernels and their launches, as plain values. Nothing here calls CUDA, so that every launch can
+//! be made, inspected and run on the PTX machine without a GPU.
 
 use crate::backend::gpu::{self, Arguments, Location};
 use crate::dtype::{DType, blocks};
 
-/// An entry point of an embedded PTX module and how it wants to be called: buffers first, then TMA descriptors, then its parameters by value.
+/// An entry point of an embedded PTX module, and its arguments: device addresses first, then TMA
+/// descriptors, then its parameters by value.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Kernel {
     /// Stem of the PTX file in `kernels/ptx`, such as `linear.sm80`.
     pub module: &'static str,
     pub entry: &'static str,
-    /// How many device addresses it takes.
+    /// Number of device addresses.
     pub buffers: usize,
-    /// How many TMA descriptors (128 bytes each) follow them.
+    /// Number of TMA descriptors (128 bytes each).
     pub maps: usize,
-    /// `size_of` its `Params`.
+    /// Size of its `Params` in bytes.
     pub params: usize,
     /// Threads of a block (one dimension).
     pub threads: u32,
@@ -26,17 +27,18 @@ pub struct Kernel {
 #[derive(Debug, Clone)]
 pub struct Launch {
     pub kernel: &'static Kernel,
-    /// Blocks along x, y, z; y and z stay under 65,536.
+    /// Blocks along x, y, z; at most 65,535 along y and z.
     pub grid: [u32; 3],
     /// Device addresses, `kernel.buffers` of them; 0 where an optional buffer is absent.
     pub buffers: Vec<u64>,
-    /// Tiles that TMA copies, `kernel.maps` of them.
+    /// Matrices that TMA reads, `kernel.maps` of them.
     pub maps: Vec<TensorMap>,
     /// The bytes of the kernel's `Params`.
     pub params: Vec<u8>,
 }
 
-/// A matrix from which TMA copies boxes: what `cuTensorMapEncodeTiled` is told (two dimensions, 128-byte swizzle, zero fill).
+/// A matrix from which TMA copies boxes: the arguments of `cuTensorMapEncodeTiled` (two dimensions,
+/// 128-byte swizzle, zero fill).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TensorMap {
     /// A multiple of 16.
@@ -84,7 +86,7 @@ pub fn address(m: Option<Matrix>) -> u64 {
     m.map_or(0, |m| m.place)
 }
 
-/// The side branch of a LoRA, which a `linear` adds before its bias: `t . b^T`.
+/// A side branch, which a `linear` adds before its bias: `t . b^T`. LoRAs are applied this way.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Side {
     /// `rows x rank`, BF16; its rows may begin anywhere.
@@ -94,7 +96,7 @@ pub struct Side {
     pub b: Matrix,
 }
 
-/// Element types as `common.cuh` numbers them.
+/// The number of an element type in `common.cuh`.
 pub fn code(dtype: DType) -> u32 {
     match dtype {
         DType::BF16 => 0,
@@ -108,7 +110,7 @@ pub fn code(dtype: DType) -> u32 {
     }
 }
 
-/// GPUs by CUDA.
+/// GPUs through CUDA.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cuda;
 

@@ -1,4 +1,5 @@
-//! `linear`: kernels/linear.cu. Which tile suits a shape is `choose`'s to say; `accepts` only says what can run.
+//! `linear`: `kernels/linear.cu`. [`choose`] says which tile suits a shape; `accepts` only says
+//! which can run it.
 
 use super::arch::{Arch, CudaDevice};
 use super::launch::{Args, Kernel, Launch, Matrix, Side, Variant, address, code};
@@ -7,7 +8,8 @@ use crate::dtype::DType;
 use crate::dtype::blocks::GROUP;
 use crate::op::Linear;
 
-/// `LinearParams` in kernels/epilogue.cuh, for every kernel of the family. Strides count elements.
+/// `LinearParams` in `kernels/epilogue.cuh`, for every kernel of the family. Strides count
+/// elements.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Params {
@@ -23,27 +25,29 @@ pub struct Params {
     pub group_rows: u32,
     /// 0 none, 1 silu, 2 gelu_tanh, 3 quick_gelu, 4 add, 5 gated add.
     pub tail: u32,
-    /// Of `out` and the residual.
+    /// Element type of `out` and the residual.
     pub out_dtype: u32,
     pub gate_dtype: u32,
-    /// 1 where 4 divides n and four columns of out, residual, gate, scales and bias may move as one vector.
+    /// 1 if n is a multiple of 4 and four columns of out, residual, gate, scales and bias can be
+    /// accessed as one vector.
     pub vector: u32,
-    /// Parts of k that are summed on their own, and how many steps of 32 k each has.
+    /// Number of parts of k that are summed separately; see `split_steps`.
     pub splits: u32,
     pub split_steps: u32,
     pub w_dtype: u32,
-    /// Columns of t and b, 0 where there is no side.
+    /// Columns of t and b; 0 if there is no side branch.
     pub rank: u32,
     pub t_stride: u32,
     pub b_stride: u32,
-    /// 1 where rows of t may be copied in chunks of 16 bytes.
+    /// 1 if rows of t can be copied in chunks of 16 bytes.
     pub t_vector: u32,
     pub b_dtype: u32,
-    /// Bytes from the first plane of a row of w in blocks to the others; `w_stride` counts bytes there.
+    /// For block-quantised weights: bytes from the first plane of a row to the others. `w_stride`
+    /// counts bytes then.
     pub planes: [u32; 3],
 }
 
-/// How many elements of k a kernel's pipeline takes at a time.
+/// Elements of k that a kernel's pipeline processes at a time.
 const STEP: usize = 32;
 
 fn residual(a: &Args<Linear>) -> Option<Matrix> {
@@ -60,7 +64,7 @@ fn gate(a: &Args<Linear>) -> Option<Matrix> {
     }
 }
 
-/// The parameters of a launch that sums all of k at once. Only for sizes that `legal` has passed.
+/// The parameters of a launch that sums all of k at once. `a` must have passed [`legal`].
 pub fn params(a: &Args<Linear>) -> Params {
     let (residual, gate) = (residual(a), gate(a));
     let planes = a.w.dtype.format().map_or([0; 5], |f| f.layout(a.w.cols).planes);
@@ -120,7 +124,8 @@ pub fn buffers(a: &Args<Linear>) -> Vec<u64> {
     ]
 }
 
-/// What any kernel of the family demands. Shapes that contradict each other are a bug of the caller.
+/// Checks what every kernel of the family requires. Shapes that contradict each other are a bug of
+/// the caller, and panic.
 pub fn legal(a: &Args<Linear>) -> Result<(), &'static str> {
     let (rows, n, k) = (a.x.rows, a.w.rows, a.x.cols);
     assert!(
@@ -180,7 +185,7 @@ pub fn legal(a: &Args<Linear>) -> Result<(), &'static str> {
         residual(a).map_or(0, |r| r.stride),
         gate(a).map_or(0, |g| g.stride),
     ];
-    // Byte offsets within a row, and rounding up to whole tiles, must not overflow 32 bits.
+    // Byte offsets within a row, and sizes rounded up to whole tiles, must fit 32 bits.
     if rows > 1 << 31 || n > 1 << 30 || strides.iter().any(|&s| s > 1 << 30) {
         return Err("a side has more than 2^30 elements");
     }
@@ -190,7 +195,8 @@ pub fn legal(a: &Args<Linear>) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Whether rows of x and w can be copied 16 bytes at a time. Rows of w are padded, so its K may end anywhere.
+/// Checks that rows of x and w can be copied 16 bytes at a time. Rows of w are padded, so K can
+/// have any size.
 pub fn vectors(a: &Args<Linear>) -> Result<(), &'static str> {
     legal(a)?;
     if !a.x.aligned() {
@@ -202,7 +208,7 @@ pub fn vectors(a: &Args<Linear>) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// A tiled kernel: a tile's side, and how many of its blocks share a multiprocessor.
+/// A tiled kernel: the side of a tile, and the number of its blocks that share a multiprocessor.
 #[derive(Clone, Copy)]
 struct Tile {
     side: usize,
@@ -217,9 +223,10 @@ impl Tile {
         a.out.rows.div_ceil(self.side) * a.out.cols.div_ceil(self.side)
     }
 
-    /// A model of the time, in multiply-adds of one multiprocessor at its best rate: the busiest one's share of blocks, and how
-    /// well so many blocks fill it. A block's start and end count like 128 more k, a partial sum like 64 multiply-adds, the second
-    /// launch like a million.
+    /// Estimated time, in multiply-adds of one multiprocessor at its best rate: the share of the
+    /// busiest multiprocessor, and how well its blocks use it. Starting and ending a block costs as
+    /// much as 128 more k, a partial sum as much as 64 multiply-adds, the second launch as much as
+    /// a million.
     fn time(self, a: &Args<Linear>, device: &CudaDevice, splits: usize) -> f64 {
         let processors = device.processors.max(1) as usize;
         let per_processor = (self.count(a) * splits).div_ceil(processors);
@@ -238,14 +245,15 @@ impl Tile {
         }
     }
 
-    /// Into how many parts k is cut: one, unless there are places for twice as many blocks; no part has less than 8 steps.
+    /// Number of parts into which k is divided: one, unless twice as many blocks could run at the
+    /// same time. Each part has at least 8 steps.
     fn splits(self, a: &Args<Linear>, device: &CudaDevice) -> usize {
         let places = self.blocks * device.processors as usize;
         let most = (places / self.count(a)).min(a.x.cols.div_ceil(STEP) / 8).clamp(1, 16);
         let best = (1..=most)
             .min_by(|&s, &t| self.time(a, device, s).total_cmp(&self.time(a, device, t)))
             .unwrap_or(1);
-        // No part may be left without work.
+        // Every part must have work.
         a.x.cols.div_ceil(STEP).div_ceil(split_steps(a, best))
     }
 
@@ -299,18 +307,19 @@ const fn kernel(module: &'static str, entry: &'static str, threads: u32, shared:
 static REDUCE: Kernel = kernel("linear.sm80", "linear_reduce_sm80", 128, 0);
 static ANY: Kernel = kernel("linear.sm80", "linear_any_sm80", 128, 64 * 68 * 4);
 
-/// The columns of a block of the few-rows kernels, and the rows that it takes at a time.
+/// Columns of a block of the kernels for few rows, and the rows that it processes at a time.
 const FEW_COLUMNS: usize = 32;
 const FEW_ROWS: usize = 16;
 
-/// The kernels of one element type of weights.
+/// The kernels for one element type of weights.
 struct Family {
     large: Kernel,
     small: Kernel,
     few: Kernel,
 }
 
-/// `stages`: bytes of shared memory that the pipelines of the large and the small tile take (`Tile` in kernels/linear_tile.cuh).
+/// `$large`, `$small`: bytes of shared memory for the pipelines of the large and the small tile
+/// (`Tile` in `kernels/linear_tile.cuh`).
 macro_rules! family {
     ($name:ident, $module:literal, $text:literal, $large:expr, $small:expr) => {
         static $name: Family = Family {
@@ -325,7 +334,7 @@ family!(WITH_F16, "linear.sm80", "f16", 3 * 16_384, 3 * 8_192);
 family!(WITH_E4M3, "linear.sm80", "e4m3", 4 * 12_288, 4 * 6_144);
 family!(WITH_E5M2, "linear.sm80", "e5m2", 4 * 12_288, 4 * 6_144);
 family!(WITH_I8, "linear.sm80", "i8", 4 * 12_288, 4 * 6_144);
-// Behind the pipeline lie the sixteen values of a 4-bit type.
+// After the pipeline come the sixteen values of a 4-bit type.
 family!(WITH_BLOCKS, "linear_blocks.sm80", "blocks", 3 * 16_384 + 64, 3 * 8_192 + 64);
 
 /// Every kernel of this family.
@@ -353,7 +362,7 @@ pub static KERNELS: &[&Kernel] = &[
     &WITH_BLOCKS.few,
 ];
 
-/// What a family of kernels takes: one element type, or all that are stored in blocks.
+/// The weights that a family of kernels takes: one element type, or all block-quantised types.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stored {
     Plain(DType),
@@ -414,7 +423,7 @@ macro_rules! few {
     };
 }
 
-/// All ways to run a `linear` on any GPU from compute capability 8.0 on; `choose` knows which suits.
+/// All variants for any GPU from compute capability 8.0 on; [`choose`] says which suits.
 pub static LINEAR: &[Variant<Linear>] = &[
     tiled!(WITH_BF16, large, 0, LARGE, "linear_bf16_128x128_sm80"),
     tiled!(WITH_F16, large, 1, LARGE, "linear_f16_128x128_sm80"),
@@ -443,7 +452,8 @@ pub static LINEAR: &[Variant<Linear>] = &[
     },
 ];
 
-/// The variant of `LINEAR` that should be fastest, a function of shapes, alignment and device alone, or why there is none.
+/// The variant of [`LINEAR`] that is expected to be the fastest, or why there is none. This depends
+/// on shapes, alignment and device alone.
 pub fn choose(
     a: &Args<Linear>,
     device: &CudaDevice,

@@ -1,5 +1,6 @@
-//! `linear` with both operands in e4m3 (W8A8) on the FP8 `mma.sync` of sm_89 and sm_120: kernels/linear_fp8.cu. Also how activations become
-//! e4m3 (kernels/quantise.cuh), which Hopper's kernels share.
+//! `linear` with both operands in e4m3 (W8A8) by the FP8 `mma.sync` of sm_89 and sm_120:
+//! `kernels/linear_fp8.cu`. Also the quantisation of activations (`kernels/quantise.cuh`), which
+//! Hopper's kernels share.
 
 use super::arch::{Arch, CudaDevice};
 use super::launch::{Args, Kernel, Launch, Variant, address};
@@ -7,7 +8,7 @@ use super::linear::{Params, buffers, legal, params};
 use crate::dtype::DType;
 use crate::op::Linear;
 
-/// As in kernels/quantise.cuh.
+/// As in `kernels/quantise.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct QuantiseParams {
@@ -18,7 +19,7 @@ struct QuantiseParams {
     vector: u32,
 }
 
-/// `quantise_rows` as it lies in a module. Buffers: x, the result, its scales. A block per row.
+/// `quantise_rows` in `module`. Buffers: x, the result, its scales. One block for each row.
 pub const fn quantise_kernel(module: &'static str) -> Kernel {
     Kernel {
         module,
@@ -31,7 +32,8 @@ pub const fn quantise_kernel(module: &'static str) -> Kernel {
     }
 }
 
-/// x in e4m3: rows x K with `pitch` bytes from row to row, zeros beyond K, and the address of one f32 scale for each row.
+/// x in e4m3: `rows x K` with `pitch` bytes from row to row and zeros beyond K, and the address of
+/// one f32 scale for each row.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Quantised {
     pub address: u64,
@@ -40,7 +42,7 @@ pub struct Quantised {
 }
 
 impl Quantised {
-    /// Where x goes in the scratch of `a`: its rows, then their scales.
+    /// The places in the scratch memory of `a`: the rows, then their scales.
     pub fn in_scratch(a: &Args<Linear>) -> Quantised {
         let pitch = a.x.cols.next_multiple_of(16);
         Quantised {
@@ -50,12 +52,12 @@ impl Quantised {
         }
     }
 
-    /// Bytes of scratch that this takes.
+    /// Bytes of scratch memory that the result needs.
     pub fn bytes(a: &Args<Linear>) -> usize {
         (Quantised::in_scratch(a).scales - address(a.scratch)) as usize + 4 * a.x.rows
     }
 
-    /// The launch that fills it.
+    /// The launch that computes it.
     pub fn launch(self, kernel: &'static Kernel, a: &Args<Linear>) -> Launch {
         let p = QuantiseParams {
             k: a.x.cols as u32,
@@ -73,7 +75,7 @@ impl Quantised {
     }
 }
 
-/// What products of quantised x and e4m3 weights want. x may be any window.
+/// Checks what products of quantised x and e4m3 weights require. x can be any window.
 pub fn w8a8(a: &Args<Linear>, device: &CudaDevice) -> Result<(), &'static str> {
     legal(a)?;
     if !device.fp8 {
@@ -91,7 +93,7 @@ pub fn w8a8(a: &Args<Linear>, device: &CudaDevice) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Rows and columns of a block's tile.
+/// Rows and columns of the tile of a block.
 const TILE: usize = 128;
 
 fn tiles(a: &Args<Linear>) -> usize {
@@ -120,7 +122,7 @@ fn accepts(a: &Args<Linear>, device: &CudaDevice) -> Result<(), &'static str> {
     if matches!(device.capability.0, 9..=11) {
         return Err("mma.sync in FP8 is emulated on this GPU");
     }
-    // The kernel counts places within an operand in chunks of 16 bytes.
+    // The kernel counts offsets within an operand in chunks of 16 bytes.
     let chunks = |rows: usize, pitch: usize| (rows * pitch).div_ceil(16) <= u32::MAX as usize;
     if chunks(a.x.rows, a.x.cols.next_multiple_of(16)) && chunks(a.w.rows, a.w.stride) {
         Ok(())
@@ -153,7 +155,8 @@ pub static LINEAR_FP8: &[Variant<Linear>] = &[Variant {
     },
 }];
 
-/// The variant of `LINEAR_FP8` where it should be faster than all others: enough tiles for every multiprocessor (it does not split k).
+/// The variant of [`LINEAR_FP8`], if it is expected to be faster than all others: it does not split
+/// k, so it needs at least one tile for each multiprocessor.
 pub fn choose(a: &Args<Linear>, device: &CudaDevice) -> Option<&'static Variant<Linear>> {
     let variant = &LINEAR_FP8[0];
     let runs = variant.needs.runs_on(device.capability) && (variant.accepts)(a, device).is_ok();

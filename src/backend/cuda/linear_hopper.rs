@@ -1,4 +1,4 @@
-//! `linear` on Hopper's asynchronous tensor cores (wgmma, TMA): kernels/linear_hopper.cu.
+//! `linear` on Hopper's asynchronous tensor cores (wgmma, TMA): `kernels/linear_hopper.cu`.
 
 use super::arch::{Arch, CudaDevice};
 use super::launch::{Args, Kernel, Launch, Matrix, Side, TensorMap, Variant};
@@ -7,14 +7,16 @@ use super::linear_fp8::{Quantised, quantise_kernel, w8a8};
 use crate::dtype::DType;
 use crate::op::Linear;
 
-/// Columns of out that a block makes at a time.
+/// Columns of out that a block computes at a time.
 const COLUMNS: usize = 128;
-/// Elements along the rank of what TMA brings of the side at a time.
+/// Elements along the rank that TMA copies at a time for the side branch.
 const SIDE_STEP: u32 = 64;
-/// Shared memory for 32 rows of 64 columns on their way out, of which each of two warpgroups has two.
+/// Bytes of shared memory for results: 32 rows of 64 columns, two of these for each of two
+/// warpgroups.
 const STAGES: usize = 4 * 32 * (64 + 4) * 4;
 
-/// A kernel for tiles of `rows` rows; as `Layout` in the source says, `x` and `w` slots are under way.
+/// A kernel for tiles of `rows` rows, with `x` and `w` slots in its pipeline, as `Layout` in the
+/// source says.
 const fn kernel(entry: &'static str, rows: usize, x: usize, w: usize) -> Kernel {
     let shared = x * rows * 128 + w * COLUMNS * 128 + STAGES + 16 * (x + w);
     let params = size_of::<Params>();
@@ -31,9 +33,9 @@ const fn kernel(entry: &'static str, rows: usize, x: usize, w: usize) -> Kernel 
 
 static QUANTISE: Kernel = quantise_kernel("linear_hopper.sm90a");
 
-/// The kernels of one pair of element types.
+/// The kernels for one pair of element types.
 struct Family {
-    /// For the tiles of `TILES`.
+    /// One for each of [`TILES`].
     kernels: [Kernel; 3],
     /// Elements of x in 128 bytes.
     x_step: u32,
@@ -41,7 +43,7 @@ struct Family {
     w_step: u32,
 }
 
-/// Rows of a tile, and how near to the best rate its products come: small tiles need more of L2.
+/// Rows of a tile, and its efficiency relative to the best one: small tiles read more from L2.
 const TILES: [(usize, f64); 3] = [(256, 1.0), (192, 0.93), (128, 0.8)];
 
 /// `w`: slots of w for large tiles and for the small one.
@@ -66,13 +68,15 @@ fn tiles(a: &Args<Linear>, rows: usize) -> usize {
     a.out.rows.div_ceil(rows) * a.out.cols.div_ceil(COLUMNS)
 }
 
-/// A model of the time: how often the busiest multiprocessor makes a tile. Storing counts like 192 more k.
+/// Estimated time: the number of tiles of the busiest multiprocessor. Storing costs as much as 192
+/// more k.
 fn time(a: &Args<Linear>, device: &CudaDevice, (rows, rate): (usize, f64)) -> f64 {
     let rounds = tiles(a, rows).div_ceil(device.processors.max(1) as usize);
     (rounds * rows * (a.x.cols + 192)) as f64 / rate
 }
 
-/// The product of x, which lies at `address` with `pitch` bytes from row to row, and w, by the tile `TILES[tile]`.
+/// The product of x, at `address` with `pitch` bytes from row to row, and w, by the tile
+/// `TILES[tile]`.
 fn product(
     (family, tile): (&'static Family, usize),
     a: &Args<Linear>,
@@ -101,7 +105,7 @@ fn product(
         box_rows: COLUMNS as u32,
         box_cols: family.w_step,
     };
-    // Without a side its descriptors are never used, but must be some.
+    // Without a side branch its descriptors are never used, but they must be valid.
     let side = |m: Matrix, rows: usize| TensorMap {
         address: m.address(),
         rows: m.rows,
@@ -121,7 +125,7 @@ fn product(
     }
 }
 
-/// What TMA wants of bf16 x, and of w.
+/// Checks what TMA requires of x in bf16, and of w.
 fn copies(a: &Args<Linear>, device: &CudaDevice, dtype: DType) -> Result<(), &'static str> {
     legal(a)?;
     if a.w.dtype != dtype {
@@ -136,7 +140,8 @@ fn copies(a: &Args<Linear>, device: &CudaDevice, dtype: DType) -> Result<(), &'s
     fits(a, device)
 }
 
-/// TMA's places are signed; all kernels have about as much shared memory.
+/// Checks sizes: coordinates of TMA are signed. All kernels need about the same amount of shared
+/// memory.
 fn fits(a: &Args<Linear>, device: &CudaDevice) -> Result<(), &'static str> {
     if let Some(Side { t, b }) = a.side {
         if !t.address().is_multiple_of(16) || !t.stride.is_multiple_of(8) {
@@ -161,7 +166,7 @@ fn fits(a: &Args<Linear>, device: &CudaDevice) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// x in bf16 as it lies there.
+/// A variant that reads x in bf16.
 macro_rules! of_bf16 {
     ($family:ident, $tile:literal, $dtype:ident, $name:literal) => {
         Variant {
@@ -177,7 +182,7 @@ macro_rules! of_bf16 {
     };
 }
 
-/// x is quantised row by row, then multiplied.
+/// A variant that quantises x row by row, then multiplies.
 macro_rules! of_e4m3 {
     ($family:ident, $tile:literal, $name:literal) => {
         Variant {
@@ -194,8 +199,8 @@ macro_rules! of_e4m3 {
     };
 }
 
-/// All of K, all rows, any window of out; x in bf16 must begin at multiples of 16 bytes. Family by family, in each the tiles of `TILES`, all of which
-/// take the same operands.
+/// Any K, any rows, any window of out; x in bf16 must begin at multiples of 16 bytes. Family by
+/// family, in each the tiles of [`TILES`], all of which take the same operands.
 pub static LINEAR_HOPPER: &[Variant<Linear>] = &[
     of_e4m3!(W8A8, 0, "linear_e4m3_w8a8_wgmma_256x128_sm90a"),
     of_e4m3!(W8A8, 1, "linear_e4m3_w8a8_wgmma_192x128_sm90a"),
@@ -223,8 +228,9 @@ pub static KERNELS: &[&Kernel] = &[
     &E4M3.kernels[2],
 ];
 
-/// The variant of `LINEAR_HOPPER` where it should be faster than all others: enough tiles for half of the multiprocessors (k is not split),
-/// and rows enough to make use of a tile.
+/// The variant of [`LINEAR_HOPPER`], if it is expected to be faster than all others: k is not
+/// split, so it needs tiles for at least half of the multiprocessors, and enough rows to fill a
+/// tile.
 pub fn choose(a: &Args<Linear>, device: &CudaDevice) -> Option<&'static Variant<Linear>> {
     if a.out.rows < 64 || 2 * tiles(a, 128) < device.processors as usize {
         return None;

@@ -1,10 +1,10 @@
-//! The PTX that `kernels/build.py` made, embedded, and what each module needs.
+//! The embedded PTX, which `kernels/build.py` made, and what each module needs.
 
 use super::arch::Arch;
 
 /// One PTX file.
 pub struct Source {
-    /// Its stem, such as `linear.sm80`.
+    /// The stem of its name, such as `linear.sm80`.
     pub name: &'static str,
     pub arch: Arch,
     pub ptx: &'static str,
@@ -84,7 +84,8 @@ mod tests {
         }
     }
 
-    /// A kernel that is declared otherwise than it was compiled would read past its parameters, or run with threads that it does not expect.
+    /// A kernel whose declaration differs from its PTX would read beyond its parameters, or run
+    /// with the wrong number of threads.
     #[test]
     fn kernels_are_declared_as_they_were_compiled() {
         use super::super::{

@@ -1,5 +1,5 @@
-//! Normalisations on CUDA: layer norm with a modulation or an affine map, RMS norm, and the norm and rotation of queries and keys.
-//! `kernels/norm.cu` says how they work.
+//! Normalisations: layer norm with a modulation or an affine map, RMS norm, and norm and rotation
+//! of queries and keys. `kernels/norm.cu` explains the kernels.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -84,23 +84,23 @@ pub static KERNELS: &[&Kernel] = &[
     &QK_NORM_ROPE_ANY,
 ];
 
-/// Whether f32 vectors begin at multiples of 16 bytes.
+/// Checks that f32 vectors begin at multiples of 16 bytes.
 fn aligned(vectors: &[&Matrix]) -> Result<(), &'static str> {
     let all = vectors.iter().all(|v| v.address().is_multiple_of(16));
     all.then_some(()).ok_or("a gain or bias is not aligned to 16 bytes")
 }
 
-/// Whether a block can hold a row in registers.
+/// Checks that a block can hold a row in registers.
 fn held(cols: usize) -> Result<(), &'static str> {
     (cols <= HELD).then_some(()).ok_or("rows are longer than 4096")
 }
 
-/// Whether a grid may have that many blocks along x.
+/// Checks that a grid can have that many blocks along x.
 fn blocks_fit(blocks: usize) -> Result<(), &'static str> {
     (blocks <= i32::MAX as usize).then_some(()).ok_or("it takes more than 2^31 - 1 blocks")
 }
 
-/// Whether the rotations are what both kernels read: pairs of f32.
+/// Checks that the rotations are pairs of f32, as both kernels require.
 fn rotations(a: &Args<QkNormRope>) -> Result<(), &'static str> {
     if a.rope.dtype != DType::F32 {
         return Err("the rotations are not f32");
@@ -165,7 +165,7 @@ fn rms_norm(a: &Args<RmsNorm>, kernel: &'static Kernel) -> Vec<Launch> {
     )
 }
 
-/// Columns to work on: v stays where it is when the result replaces the input.
+/// Columns to process: v stays in place if the result replaces the input.
 fn cols(a: &Args<QkNormRope>) -> usize {
     a.row_heads() * a.head_dim()
 }

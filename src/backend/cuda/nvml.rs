@@ -1,5 +1,6 @@
-//! How much device memory the whole machine uses, as the management library tells it without a context: measured before and after ours is made, the
-//! difference is what the context and the kernels' code take.
+//! Device memory that all programs use, as reported by NVML, which needs no context. It is measured
+//! before and after our context is made: the difference is what the context and the code of the
+//! kernels take.
 
 use std::ffi::{CString, c_char, c_int, c_void};
 
@@ -23,7 +24,8 @@ pub(super) struct Nvml {
 }
 
 impl Nvml {
-    /// The device at PCI address `bus`; `None` where the library is missing or does not know it (then an allowance must do).
+    /// The device at PCI address `bus`; `None` if the library is missing or does not list it (then
+    /// an estimate is used).
     pub fn open(bus: &str) -> Option<Nvml> {
         let names: &[&str] =
             if cfg!(windows) { &["nvml.dll"] } else { &["libnvidia-ml.so.1", "libnvidia-ml.so"] };

@@ -1,12 +1,15 @@
-//! Brings weights from files to the device beside the computation: a thread reads them into pinned memory and queues copies on a stream of its own.
+//! Copies weights from files to the device while steps run: a thread reads them into pinned memory
+//! and queues the copies on a stream of its own.
 //!
-//! The order of things, for one weight: the copy stream waits for the point in the compute stream at which the weight was asked for (whoever lay at that
-//! place before was last read ahead of it); its pieces pass through a ring of pinned chunks, each chunk filled again only after its copy is done; an
-//! event marks the end, and the first step that names the weight makes the compute stream wait for that event. Nothing ever waits for a weight that it
-//! does not name.
+//! For each weight, in this order: the copy stream waits for the point of the compute stream at
+//! which the weight was requested, because steps before that point may read the weight that was at
+//! this place before. Its pieces pass through a ring of pinned chunks; a chunk is filled again
+//! after its copy is done. An event marks the end, and the first step that uses the weight makes
+//! the compute stream wait for that event. No step waits for a weight that it does not use.
 //!
-//! Weights that pass in every run are kept in pinned memory of their own, in the form that the device wants, as far as the budget for it goes: then a run
-//! costs one copy over the bus, no read and no conversion at all.
+//! Weights that pass in every run are kept in pinned memory of their own, in the form of the
+//! device, as far as the limit allows: then a run costs one copy over the bus, but no read and no
+//! conversion.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -130,17 +133,18 @@ impl Uploads {
     }
 }
 
-/// The bytes of a piece, known by where they come from and what they are made into.
+/// Identifies the bytes of a piece by what they are made from and how.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Origin {
-    /// Addresses of sources, and ranges of them.
+    /// Addresses of sources, and ranges within them.
     ranges: Vec<(usize, Range<usize>)>,
-    /// Type and stride on the device where that is not how the file has it.
+    /// Type and stride on the device, if they differ from the file.
     form: Option<(DType, usize)>,
 }
 
 impl Origin {
-    /// That of `piece`, and the part that it is all made of; none where more goes into it, as into vectors, which are small.
+    /// The origin of `piece`, and the part that it is made of; none if more than one part is
+    /// involved, as with vectors, which are small.
     fn of(piece: &Piece) -> Option<(Origin, &HostPart)> {
         let (part, form) = match &piece.source {
             Source::Stored(part) => (part, None),
@@ -201,7 +205,8 @@ impl Copier {
         Ok(event)
     }
 
-    /// Queues the copies of one piece: from pinned memory of its own if it has some or may have, or through the ring of chunks.
+    /// Queues the copies of one piece: from a pinned copy if there is one or may be one, or through
+    /// the ring of chunks.
     fn piece(&mut self, to: u64, piece: &Piece, keep: bool) -> Result<()> {
         let read = |from: usize, out: &mut [u8]| piece.read(from, out);
         let Some((origin, part)) = Origin::of(piece) else {
@@ -217,7 +222,7 @@ impl Copier {
             && !self.kept.contains_key(&origin)
             && self.kept_bytes + piece.bytes as u64 <= allowed
         {
-            // A system that refuses to pin so much is no reason to stop: the ring of chunks does as well.
+            // If the system refuses to pin more memory, the ring of chunks serves as well.
             match Pinned::new(&self.context, piece.bytes) {
                 Ok(mut own) => {
                     fill(&self.readers, own.bytes_mut(), piece.unit, &read)?;
@@ -259,7 +264,8 @@ impl Copier {
 
 type Read<'a> = dyn Fn(usize, &mut [u8]) -> Result<()> + Sync + 'a;
 
-/// Fills `out` by several readers: one alone copies from the page cache at 5 to 10 GB/s, less than the bus takes.
+/// Fills `out` by several readers: one alone copies from the page cache at 5 to 10 GB/s, which is
+/// less than the bus.
 fn fill(readers: &rayon::ThreadPool, out: &mut [u8], unit: usize, read: &Read) -> Result<()> {
     let grain = (1usize << 20).div_ceil(unit) * unit;
     if out.len() <= grain {

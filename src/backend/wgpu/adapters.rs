@@ -1,4 +1,5 @@
-//! The GPUs that Vulkan, Metal or DirectX 12 reach: which there are, in what order, and what they have.
+//! The GPUs that Vulkan, Metal or DirectX 12 reach: the list, its order, and what each of them
+//! offers.
 
 use wgpu::{Backends, DeviceType, Features, Limits};
 
@@ -7,27 +8,28 @@ use crate::backend::Grain;
 use crate::backend::form;
 use crate::error::{Error, Result};
 
-/// Threads and workgroup memory that every shader may rely on: what WebGPU promises.
+/// Threads and bytes of workgroup memory that every shader may use: the minimum of WebGPU.
 const THREADS: u32 = 256;
 const SHARED_BYTES: u32 = 16_384;
-/// Buffers are never larger, whatever the adapter takes: some drivers count bytes in 32 bits.
+/// Bytes of the largest buffer that is used, whatever the adapter allows: some drivers count bytes
+/// in 32 bits.
 const MOST_BUFFER_BYTES: u64 = 4 << 30;
 
-/// What kind of device an adapter is, best first.
+/// The kinds of adapters, best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AdapterKind {
     /// A card with memory of its own.
     Discrete,
-    /// Part of the processor's chip; its memory is the host's.
+    /// Part of the processor's chip; it uses the host's memory.
     Integrated,
-    /// A GPU lent to a virtual machine, or of unknown kind.
+    /// A GPU of a virtual machine, or of unknown kind.
     Other,
     /// A driver that computes on the processor.
     Software,
 }
 
 impl AdapterKind {
-    /// The word that people know it by.
+    /// The word that is shown to users.
     pub fn name(self) -> &'static str {
         match self {
             AdapterKind::Discrete => "discrete",
@@ -38,23 +40,23 @@ impl AdapterKind {
     }
 }
 
-/// One adapter, as `doctor` tells it.
+/// One adapter, with what it offers.
 #[derive(Debug, Clone)]
 pub struct Adapter {
-    /// As in `--device wgpu:N`.
+    /// Its number, as in `--device wgpu:0`.
     pub ordinal: usize,
     pub name: String,
     pub kind: AdapterKind,
     /// `vulkan`, `metal` or `dx12`.
     pub api: &'static str,
-    /// The driver's name and version, as it calls itself.
+    /// Name and version of the driver, as the driver reports them.
     pub driver: String,
-    /// Memory that buffers may take, in bytes, as far as the interface tells; otherwise a careful guess.
+    /// Bytes that buffers may take, if the interface reports them; otherwise a cautious guess.
     pub memory_bytes: u64,
-    /// What of it is free, as far as the interface tells.
+    /// Free bytes, if the interface reports them; otherwise a guess.
     pub free_bytes: u64,
     pub memory_known: bool,
-    /// Largest buffer, and largest part of one that a shader sees, in bytes.
+    /// Bytes of the largest buffer, and of the largest part of a buffer that a shader can access.
     pub buffer_bytes: u64,
     pub binding_bytes: u64,
     /// Windows begin at multiples of this many bytes, 16 at least.
@@ -62,7 +64,7 @@ pub struct Adapter {
     /// Workgroup memory in bytes, threads of a workgroup.
     pub shared_bytes: u32,
     pub threads: u32,
-    /// Smallest and largest subgroup, where shaders may use them.
+    /// Threads of the smallest and the largest subgroup, if shaders may use subgroups.
     pub subgroups: Option<(u32, u32)>,
     pub f16: bool,
     pub cooperative_matrix: bool,
@@ -79,7 +81,7 @@ impl Adapter {
     }
 }
 
-/// An adapter with its handle. The instance must outlive what is made of it.
+/// An adapter with its handle. The instance must outlive everything that is made from the handle.
 pub(super) struct Found {
     pub raw: wgpu::Adapter,
     pub facts: Adapter,
@@ -87,12 +89,13 @@ pub(super) struct Found {
     pub limits: Limits,
 }
 
-/// All adapters: cards first, then what is part of a processor, software last.
+/// All adapters: cards first, then GPUs that are part of a processor, then software.
 pub(super) fn find() -> Vec<Found> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
         backends: Backends::VULKAN | Backends::METAL | Backends::DX12,
         flags: wgpu::InstanceFlags::empty(),
-        // Where the system would make room by moving memory to the host it does not refuse, and everything crawls: refuse in its stead.
+        // If memory is short, some systems move it to the host instead of refusing, which makes
+        // everything very slow. This setting refuses.
         memory_budget_thresholds: wgpu::MemoryBudgetThresholds {
             for_resource_creation: Some(97),
             for_device_loss: None,
@@ -103,26 +106,30 @@ pub(super) fn find() -> Vec<Found> {
         instance.enumerate_adapters(Backends::VULKAN | Backends::METAL | Backends::DX12),
     );
     let mut found: Vec<Found> = adapters.into_iter().map(facts).collect();
-    // A card may be reached by Vulkan and by DirectX: Vulkan tells more.
+    // A card can be listed by Vulkan and by DirectX; Vulkan reports more.
     found.sort_by_key(|f| rank(&f.facts));
     found.iter_mut().enumerate().for_each(|(i, f)| f.facts.ordinal = i);
     found
 }
 
-/// Adapters stand in this order: kinds, best first; Vulkan, which tells more, before other interfaces to the same card.
+/// Sorts by kind, best first, then Vulkan before other interfaces to the same card, as it reports
+/// more.
 fn rank(adapter: &Adapter) -> (AdapterKind, bool) {
     (adapter.kind, adapter.api != "vulkan")
 }
 
-/// Of `adapters`, those that may be taken where nobody chose: not the software ones, which are slower than our own code for processors.
+/// The adapters that may be used if the user chose none. Software adapters are excluded: our own
+/// code for processors is faster.
 pub fn candidates(adapters: Vec<Adapter>) -> impl Iterator<Item = Adapter> {
     adapters.into_iter().filter(|a| a.kind != AdapterKind::Software)
 }
 
-/// Whether this machine may have a GPU at all, without asking drivers: loading them takes a tenth of a second, and some talk on stderr.
+/// Whether this machine may have a GPU. Drivers are not loaded for this: that takes a tenth of a
+/// second, and some print to stderr.
 pub fn hardware_present() -> bool {
     if cfg!(any(target_os = "linux", target_os = "android")) {
-        // Kernel drivers: all of Mesa's and the open ones, NVIDIA's (numbered), WSL's, Qualcomm's and ARM's.
+        // Kernel drivers: those of Mesa and other open ones, NVIDIA's (numbered), WSL's, Qualcomm's
+        // and ARM's.
         let names =
             std::fs::read_dir("/dev").into_iter().flatten().flatten().map(|e| e.file_name());
         names.filter_map(|n| n.into_string().ok()).any(|n| {
@@ -176,7 +183,8 @@ fn facts(raw: wgpu::Adapter) -> Found {
             .contains(Features::SUBGROUP)
             .then_some((info.subgroup_min_size, info.subgroup_max_size)),
         f16: features.contains(Features::SHADER_F16),
-        // The shader wants 32 lanes, which Metal's GPUs have, though it tells a range.
+        // The shader needs subgroups of 32 threads. Metal's GPUs have these, although Metal reports
+        // a range.
         cooperative_matrix: features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX)
             && eight(&raw)
             && (api == "metal" || (info.subgroup_min_size, info.subgroup_max_size) == (32, 32)),
@@ -185,7 +193,7 @@ fn facts(raw: wgpu::Adapter) -> Found {
     Found { raw, facts, features, limits }
 }
 
-/// Whether it multiplies 8x8 matrices of f32: what the shaders use.
+/// Whether the adapter multiplies 8x8 matrices of f32, which the shaders use.
 fn eight(raw: &wgpu::Adapter) -> bool {
     raw.cooperative_matrix_properties().iter().any(|p| {
         let f32s = p.ab_type == wgpu::CooperativeScalarType::F32
@@ -218,32 +226,32 @@ fn unusable(features: Features, limits: &Limits) -> Option<String> {
     }
 }
 
-/// What an interface tells of an adapter's memory.
+/// What an interface reports about the memory of an adapter.
 #[derive(Debug, Clone, Copy)]
 struct Heap {
     bytes: u64,
-    /// What of it this process may still take.
+    /// Bytes that this process may still take.
     free_bytes: Option<u64>,
 }
 
-/// Memory that buffers may take; what of it is free; and whether anybody told.
+/// Bytes that buffers may take, how many of these are free, and whether the interface reported them.
 fn memory(raw: &wgpu::Adapter, kind: AdapterKind) -> (u64, u64, bool) {
     let host = crate::host::available_memory().unwrap_or(2 << 30);
     match (kind, heap(raw)) {
         (AdapterKind::Software, _) => (host, host / 10 * 9, true),
-        // What is the host's memory is not all the GPU's: others want to live.
+        // A GPU without memory of its own leaves a part of the host's memory to other programs.
         (AdapterKind::Integrated, Some(heap)) => {
             let bytes = heap.bytes.min(host / 10 * 9);
             (bytes, heap.free_bytes.unwrap_or(bytes).min(bytes), true)
         }
         (AdapterKind::Integrated, None) => (host / 2, host / 2, false),
-        // Where nobody tells what is free, a tenth is left to others.
+        // If the free bytes are not reported, a tenth is left to other programs.
         (_, Some(heap)) => (heap.bytes, heap.free_bytes.unwrap_or(heap.bytes / 10 * 9), true),
         (_, None) => (4 << 30, 4 << 30, false),
     }
 }
 
-/// The largest heap of device memory, where the interface is Vulkan.
+/// The largest heap of device memory, if the interface is Vulkan.
 #[cfg(not(target_vendor = "apple"))]
 fn heap(raw: &wgpu::Adapter) -> Option<Heap> {
     use ash::vk;
@@ -278,7 +286,7 @@ fn heap(_raw: &wgpu::Adapter) -> Option<Heap> {
     None
 }
 
-/// The adapter called `ordinal`, which must be usable.
+/// The adapter with the number `ordinal`. It must be usable.
 pub(super) fn get(ordinal: usize) -> Result<Found> {
     let mut all = find();
     let count = all.len();

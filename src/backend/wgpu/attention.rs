@@ -13,12 +13,12 @@ use crate::dtype::DType;
 use crate::op::Attention;
 
 impl AttentionArgs<Spot> {
-    /// Tokens of a picture that go elsewhere, and where.
+    /// The number of first tokens that are written to a separate matrix, and that matrix.
     fn split(&self) -> (usize, Option<Matrix>) {
         self.first.filter(|(n, _)| *n > 0).map_or((0, None), |(n, m)| (n, Some(m)))
     }
 
-    /// Operands that every shader reads or writes in one and the same way.
+    /// The operands that every shader accesses.
     fn wide(&self) -> impl Iterator<Item = Matrix> {
         [Some(self.q), Some(self.k), Some(self.v), Some(self.out), self.split().1]
             .into_iter()
@@ -54,7 +54,7 @@ struct Params {
     scale: f32,
 }
 
-/// A shader of this family: the source in front of the common one, and the files behind it.
+/// A shader of this family: the file in front of the common one, and the files after it.
 macro_rules! shader {
     ($name:literal, $front:literal, $($file:literal),+) => {
         Shader {
@@ -108,7 +108,7 @@ static LANES128: Shader = shader!(
 );
 static ANY: Shader = shader!("attention_any", "", "attention_any.wgsl");
 
-/// Queries of a workgroup.
+/// Queries of one workgroup.
 const ROWS_D64: usize = 64;
 const ROWS_D128: usize = 64;
 const ROWS_D512: usize = 32;
@@ -123,8 +123,9 @@ const NEEDS_D512_24K: Needs = Needs::new(256, 24_576);
 const NEEDS_LANES: Needs = Needs { subgroups: true, ..Needs::new(8, 0) };
 const NEEDS_ANY: Needs = Needs::new(64, 8_448);
 
-/// Best first, so that each takes the heads it is made for: `d64` also multiplies 64 columns for a head of 40, `d128` also 128 for one of 72.
-/// Those with more workgroup memory have fewer barriers. `lanes` is for drivers on the processor and long sequences.
+/// Best first, so that each runs the heads it is made for: `d64` computes 64 columns also for heads
+/// of 40, `d128` computes 128 also for heads of 72. Shaders with more workgroup memory have fewer
+/// barriers. `lanes` is for drivers on the processor and long sequences.
 pub static ATTENTION: &[Variant<Attention>] = &[
     Variant {
         name: "attention_any_lanes128",
@@ -178,7 +179,7 @@ pub static ATTENTION: &[Variant<Attention>] = &[
 ];
 variants!(Wgpu, Attention: ATTENTION; choose);
 
-/// Operations from which on the shader for processors is worth its compilation, which takes them seconds.
+/// Operations from which on the shader for processors is used: drivers take seconds to compile it.
 const LANES_WORK: u64 = 1 << 31;
 
 /// The variant to run, or why there is none.
@@ -187,7 +188,7 @@ pub fn choose(
     device: &WgpuDevice,
 ) -> Result<&'static Variant<Attention>, &'static str> {
     let short = work(a, a.tokens(), a.tokens()) < LANES_WORK;
-    // Where a workgroup takes all the memory, no other works while it waits at a barrier.
+    // If one workgroup takes all the memory, no other one runs while it waits at a barrier.
     let alone = device.shared_bytes < NEEDS_D128_32K.shared_bytes * 3 / 2;
     let fits = |v: &&Variant<Attention>| {
         !(short && v.needs == NEEDS_LANES || alone && v.needs == NEEDS_D128_32K)
@@ -195,15 +196,16 @@ pub fn choose(
     first(ATTENTION.iter().filter(fits), a, device)
 }
 
-/// How much longer plain loops take than tiles do, about: the rate that long dispatches are cut by is mostly that of tiles.
+/// Time of plain loops relative to tiles, roughly. Long dispatches are cut by a rate that is
+/// measured mostly with tiles.
 const ANY_SLOWNESS: u64 = 16;
 
-/// Operations for `rows` queries and `keys` keys of each picture.
+/// Operations for `rows` queries and `keys` keys of each sequence.
 fn work(a: &Args<Attention>, rows: usize, keys: usize) -> u64 {
     4 * (rows * keys) as u64 * (a.batch * a.q.cols) as u64
 }
 
-/// Every shader with every set of constants that a variant can use.
+/// Every shader of this family with every set of constants that it is used with.
 pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
     let types = [DType::F32, DType::BF16];
     let mut all = vec![];
@@ -229,7 +231,7 @@ fn constants(read: DType, written: DType, bias: Option<DType>) -> Constants {
     ]
 }
 
-/// What all shaders want.
+/// Checks what all shaders require.
 fn any(a: &Args<Attention>, device: &WgpuDevice) -> Result<(), &'static str> {
     let float = |m: &Matrix| matches!(m.dtype, DType::F32 | DType::BF16);
     if !a.wide().chain(a.bias).all(|m| float(&m)) {
@@ -247,7 +249,7 @@ fn any(a: &Args<Attention>, device: &WgpuDevice) -> Result<(), &'static str> {
     let groups = a.tokens().checked_mul(a.heads).and_then(|n| n.checked_mul(a.batch));
     if groups.is_none_or(|n| n >= 1 << 31) || a.wide().chain(a.bias).any(|m| m.stride >= 1 << 31) {
         return Err(
-            "it is too large for 32-bit numbers; try a smaller picture, fewer at a time (-n) or --device cpu",
+            "it is too large for 32-bit numbers; try a smaller image, fewer images at a time (-n) or --device cpu",
         );
     }
     if a.bias.is_some_and(|m| !m.binds(device)) {
@@ -257,14 +259,14 @@ fn any(a: &Args<Attention>, device: &WgpuDevice) -> Result<(), &'static str> {
     }
     if !whole(a, device) && rows_at_once(a, device) == 0 {
         return Err(concat!(
-            "the keys or values of one picture are larger than the memory that a shader of this GPU sees at once; ",
-            "try a smaller picture, --compute bf16 or --device cpu"
+            "the keys or values of one image are larger than the memory that a shader of this GPU sees at once; ",
+            "try a smaller image, --compute bf16 or --device cpu"
         ));
     }
     Ok(())
 }
 
-/// What the tiled shaders want; `dim` is the largest head.
+/// Checks what the tiled shaders require; `dim` is the largest head.
 fn tiled(a: &Args<Attention>, device: &WgpuDevice, dim: usize) -> Result<(), &'static str> {
     any(a, device)?;
     if a.head_dim() > dim {
@@ -279,7 +281,7 @@ fn tiled(a: &Args<Attention>, device: &WgpuDevice, dim: usize) -> Result<(), &'s
     Ok(())
 }
 
-/// What the shaders want that are made for drivers on the processor.
+/// Checks what the shaders for drivers on the processor require.
 fn lanes(a: &Args<Attention>, device: &WgpuDevice, dim: usize) -> Result<(), &'static str> {
     tiled(a, device, dim)?;
     if device.subgroups != Some((8, 8)) {
@@ -288,12 +290,13 @@ fn lanes(a: &Args<Attention>, device: &WgpuDevice, dim: usize) -> Result<(), &'s
     if device.software { Ok(()) } else { Err("made for drivers that compute on the processor") }
 }
 
-/// Whether all pictures go into one dispatch.
+/// Whether one dispatch can process all sequences.
 fn whole(a: &Args<Attention>, device: &WgpuDevice) -> bool {
     a.wide().all(|m| m.binds(device))
 }
 
-/// Queries of a picture at most whose operands fit into windows, given one picture's keys and values; 0 if these do not fit.
+/// The most queries of a sequence whose operands fit into windows, together with the keys and
+/// values of that sequence; 0 if these do not fit.
 fn rows_at_once(a: &Args<Attention>, device: &WgpuDevice) -> usize {
     let tokens = a.tokens();
     if ![a.k, a.v].iter().all(|m| m.band(0, tokens).binds(device)) {
@@ -309,7 +312,8 @@ fn rows_at_once(a: &Args<Attention>, device: &WgpuDevice) -> usize {
     outputs.chain([a.q.band(0, tokens)]).map(fit).min().unwrap_or(0)
 }
 
-/// One dispatch, or one for each picture and block of its queries where windows are too small; `tile` queries a workgroup.
+/// One dispatch; or, if windows are too small, one for each sequence and block of its queries. A
+/// workgroup processes `tile` queries.
 fn dispatches(
     a: &Args<Attention>,
     device: &WgpuDevice,
@@ -327,20 +331,18 @@ fn dispatches(
     let ahead = |token: usize| token.min(n);
     let behind = |token: usize| token.max(n) - n;
     let mut all = vec![];
-    for picture in 0..a.batch {
+    for image in 0..a.batch {
         for rows in blocks(tokens, most, tile.min(most)) {
-            // The block's queries and results with the picture's keys and values.
+            // The queries and results of the block, and the keys and values of the sequence.
             let (start, end) = (rows.start, rows.end);
             let part = AttentionArgs {
-                q: a.q.band(picture * tokens + start, end - start),
-                k: a.k.band(picture * tokens, tokens),
-                v: a.v.band(picture * tokens, tokens),
+                q: a.q.band(image * tokens + start, end - start),
+                k: a.k.band(image * tokens, tokens),
+                v: a.v.band(image * tokens, tokens),
                 batch: 1,
                 first: first
-                    .map(|m| (n, m.band(picture * n + ahead(start), ahead(end) - ahead(start)))),
-                out: a
-                    .out
-                    .band(picture * (tokens - n) + behind(start), behind(end) - behind(start)),
+                    .map(|m| (n, m.band(image * n + ahead(start), ahead(end) - ahead(start)))),
+                out: a.out.band(image * (tokens - n) + behind(start), behind(end) - behind(start)),
                 ..*a
             };
             all.push(dispatch(&part, device, shader, tile, tokens, rows));
@@ -349,7 +351,7 @@ fn dispatches(
     all
 }
 
-/// Queries `rows` of each of `a.batch` pictures with `tokens` keys.
+/// The queries `rows` of each of `a.batch` sequences with `tokens` keys.
 fn dispatch(
     a: &Args<Attention>,
     device: &WgpuDevice,

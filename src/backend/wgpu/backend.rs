@@ -132,15 +132,13 @@ impl Backend for WgpuBackend {
         let most = self.caps.grain.chunk;
         let tensors = op.reads().into_iter().chain(op.writes()).map(|t| t.bytes());
         match tensors.chain([scratch]).max() {
-            Some(bytes) if bytes > most => {
-                Err(Error::memory("an operand is larger than the adapter's buffers")
-                    .at(&self.caps.name)
-                    .found(format!("{bytes} bytes"))
-                    .expected(format!("at most {most}"))
-                    .try_(
-                        "a smaller picture, fewer at a time (-n), --compute bf16, or --device cpu",
-                    ))
-            }
+            Some(bytes) if bytes > most => Err(Error::memory(
+                "an operand is larger than the adapter's buffers",
+            )
+            .at(&self.caps.name)
+            .found(format!("{bytes} bytes"))
+            .expected(format!("at most {most}"))
+            .try_("a smaller image, fewer images at a time (-n), --compute bf16, or --device cpu")),
             _ => Ok(()),
         }
     }
@@ -169,7 +167,7 @@ impl Backend for WgpuBackend {
                 .at(&self.caps.name)
                 .found(units::bytes(most))
                 .expected(units::bytes(bytes))
-                .try_("a smaller --vram or picture"));
+                .try_("a smaller --vram or a smaller image"));
         }
         self.memory.arena = self.space(layout.arena_bytes, "activations")?;
         self.memory.resident = self.space(layout.resident_bytes, "resident weights")?;

@@ -1,4 +1,4 @@
-//! Convolutions; the shaders and their reasons are in `shaders/conv2d*.wgsl`.
+//! Convolutions. `shaders/conv2d*.wgsl` explain the shaders.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -49,7 +49,8 @@ struct Tiled {
     channels: usize,
     /// Whether x and w are bound as vectors of 16 bytes.
     vectors: bool,
-    /// How much longer a product takes than with the tiles of vectors, about: what a dispatch is cut by is learnt from those.
+    /// Time of a product relative to the tiles of vectors, roughly. Dispatches are cut by a rate
+    /// that is measured with those.
     slower: u64,
 }
 
@@ -139,7 +140,7 @@ fn choose(
     first(order.map(|i| &CONV2D[i]), args, device)
 }
 
-/// Every shader with every set of constants that it is compiled with.
+/// Every shader of this family with every set of constants that it is used with.
 pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
     let types = [DType::F32, DType::BF16];
     let mut all = Vec::new();
@@ -165,7 +166,8 @@ fn none(_: &Args<Conv2d>, _: &WgpuDevice) -> usize {
     0
 }
 
-/// What all shaders need: sizes that fit 32 bits, operands that fit the shape, and windows that hold at least a line of out and what it is made of.
+/// Checks what all shaders require: sizes that fit 32 bits, operands that match the shape, and
+/// windows that can show at least one line of out with everything it is computed from.
 fn any(a: &Args<Conv2d>, device: &WgpuDevice) -> Result<(), &'static str> {
     let s = &a.shape;
     let (source_height, source_width) = s.source();
@@ -200,7 +202,7 @@ fn any(a: &Args<Conv2d>, device: &WgpuDevice) -> Result<(), &'static str> {
     {
         return Err("an operand does not match the shape");
     }
-    // Coordinates are signed, and a grid has less than 2^31 workgroups, even of the smallest tiles.
+    // Coordinates are signed, and a grid has less than 2^31 workgroups, even of the smallest tile.
     let groups = pixels.div_ceil(64) as u128 * s.out_channels.div_ceil(4) as u128;
     if pixels.max(a.x.rows) >= 1 << 31
         || outer(source_height).max(outer(source_width)) >= 1 << 30
@@ -217,7 +219,7 @@ fn any(a: &Args<Conv2d>, device: &WgpuDevice) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Whether pixels and filters can be read as vectors of 16 bytes, 8 channels at a time.
+/// Checks that pixels and filters can be read as vectors of 16 bytes, 8 channels at a time.
 fn vectors(a: &Args<Conv2d>, device: &WgpuDevice) -> Result<(), &'static str> {
     any(a, device)?;
     if !a.shape.in_channels.is_multiple_of(8) || !a.x.whole_vectors() || !a.w.whole_vectors() {
@@ -241,7 +243,7 @@ fn fours(a: &Args<Conv2d>) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Whether subgroups are what `conv2d_tile_lanes.wgsl` is made for.
+/// Checks that the subgroups are those that `conv2d_tile_lanes.wgsl` is made for.
 fn lanes(device: &WgpuDevice) -> Result<(), &'static str> {
     if device.subgroups != Some((8, 8)) {
         return Err("subgroups have not always eight lanes");
@@ -249,12 +251,12 @@ fn lanes(device: &WgpuDevice) -> Result<(), &'static str> {
     if device.software { Ok(()) } else { Err("made for drivers that compute on the processor") }
 }
 
-/// Output lines of one picture at most whose windows of x, out and residual the device takes.
+/// The most output lines of one image whose windows of x, out and residual the device takes.
 fn lines_that_bind(a: &Args<Conv2d>, device: &WgpuDevice) -> usize {
     let s = &a.shape;
     let (height, width) = s.output();
     let input = a.x.rows_that_bind(device) / s.width;
-    // However lines of an enlarged picture are paired, n of them come from n/2 + 1 input lines at most.
+    // In an enlarged image, n lines are computed from at most n/2 + 1 input lines.
     let reach = if s.upsample { 2 * input.saturating_sub(1) } else { input };
     let lines = match input {
         0 => 0,
@@ -266,34 +268,32 @@ fn lines_that_bind(a: &Args<Conv2d>, device: &WgpuDevice) -> usize {
     outputs.fold(lines, usize::min)
 }
 
-/// Pictures `pictures`, their output lines `lines`, with the input lines `input` that these are made of.
+/// The output lines `lines` of the images `images`, and the input lines `input` that they are
+/// computed from.
 struct Piece {
-    pictures: std::ops::Range<usize>,
+    images: std::ops::Range<usize>,
     lines: std::ops::Range<usize>,
     input: std::ops::Range<usize>,
 }
 
-/// The whole, where it binds; else lines of one picture at a time.
+/// Everything, if it fits into windows; otherwise lines of one image at a time.
 fn pieces(a: &Args<Conv2d>, device: &WgpuDevice) -> Vec<Piece> {
     let s = &a.shape;
     let (height, _) = s.output();
     if a.x.binds(device) && a.out.binds(device) && a.residual.is_none_or(|r| r.binds(device)) {
-        return vec![Piece { pictures: 0..s.batch, lines: 0..height, input: 0..s.height }];
+        return vec![Piece { images: 0..s.batch, lines: 0..height, input: 0..s.height }];
     }
     let mut all = Vec::new();
-    for picture in 0..s.batch {
+    for image in 0..s.batch {
         for lines in blocks(height, lines_that_bind(a, device), 1) {
-            // Lines of the (enlarged) picture that the kernel reaches; those in the padding are not read.
+            // Lines of the (enlarged) image that the kernel covers; those in the padding are not
+            // read.
             let last = s.source().0 - 1;
             let from = (lines.start * s.stride).saturating_sub(s.pad_before).min(last);
             let to =
                 ((lines.end - 1) * s.stride + s.kernel - 1).saturating_sub(s.pad_before).min(last);
             let up = usize::from(s.upsample);
-            all.push(Piece {
-                pictures: picture..picture + 1,
-                lines,
-                input: from >> up..(to >> up) + 1,
-            });
+            all.push(Piece { images: image..image + 1, lines, input: from >> up..(to >> up) + 1 });
         }
     }
     all
@@ -319,13 +319,13 @@ fn dispatch(
 ) -> Dispatch {
     let s = &a.shape;
     let (height, width) = s.output();
-    let pixels = piece.pictures.len() * piece.lines.len() * width;
+    let pixels = piece.images.len() * piece.lines.len() * width;
     let lines = |m: &Matrix| {
-        let m = m.band((piece.pictures.start * height + piece.lines.start) * width, pixels);
+        let m = m.band((piece.images.start * height + piece.lines.start) * width, pixels);
         m.columns(filters.start, filters.len())
     };
-    let x_rows = piece.pictures.len() * piece.input.len() * s.width;
-    let x = a.x.band((piece.pictures.start * s.height + piece.input.start) * s.width, x_rows);
+    let x_rows = piece.images.len() * piece.input.len() * s.width;
+    let x = a.x.band((piece.images.start * s.height + piece.input.start) * s.width, x_rows);
     let w = a.w.band(filters.start, filters.len());
     let bias = a.bias.map(|b| b.columns(filters.start, filters.len()).bind(device));
     let residual = a.residual.as_ref().map(|r| (lines(r).bind(device), r.stride));

@@ -198,7 +198,7 @@ fn lost_error(what: &str, message: &str) -> Error {
 
 fn out_of_memory() -> Error {
     Error::memory("out of device memory")
-        .try_("a smaller --vram, a smaller picture, or close other programs that use the GPU")
+        .try_("a smaller --vram, a smaller image, or close other programs that use the GPU")
 }
 
 /// Converts an error of wgpu.

@@ -1,5 +1,6 @@
-//! Operations on single elements with wgpu, and in `copy_rows` those on whole rows. `shaders/elementwise.wgsl` says how they work; `latents.rs` has
-//! what runs once for a text or a step. What these families share on the host's side is here as well.
+//! Operations element by element, and in `copy_rows` copies of rows. `shaders/elementwise.wgsl`
+//! explains the shaders; `latents.rs` has the operations that run once for each text or step. The
+//! functions that these families share are here, too.
 
 mod copy_rows;
 
@@ -66,12 +67,12 @@ const NEEDS: Needs = Needs::new(THREADS as u32, 0);
 
 pub(super) use super::launch::Constants;
 
-/// An element type as a constant.
+/// The element type of a matrix as a constant of a shader.
 pub(super) fn type_of(m: &Matrix) -> f64 {
     f64::from(code(m.dtype))
 }
 
-/// Whether shaders can count rows, columns and strides in 32 bits, and a window can show at least a row.
+/// Checks that rows, columns and strides fit 32 bits, and that a window can show at least one row.
 pub(super) fn counts(matrices: &[&Matrix], device: &WgpuDevice) -> Result<(), &'static str> {
     let small = |n: usize| u32::try_from(n).is_ok();
     let all = matrices.iter().all(|m| small(m.rows) && small(m.cols) && small(m.stride));
@@ -80,21 +81,22 @@ pub(super) fn counts(matrices: &[&Matrix], device: &WgpuDevice) -> Result<(), &'
     shown.then_some(()).ok_or("a row is larger than what the adapter binds")
 }
 
-/// Whether these are matrices that the `_any` shaders know.
+/// Checks that the `_any` shaders can access these matrices.
 pub(super) fn activations(matrices: &[&Matrix], device: &WgpuDevice) -> Result<(), &'static str> {
     let all = matrices.iter().all(|m| matches!(m.dtype, DType::BF16 | DType::F32));
     all.then_some(()).ok_or("an operand is neither bf16 nor f32")?;
     counts(matrices, device)
 }
 
-/// Whether these are activations whose rows are eights of elements, in whole vectors of 16 bytes.
+/// Checks that these are activations whose rows consist of groups of eight elements, in whole
+/// vectors of 16 bytes.
 pub(super) fn octets(matrices: &[&Matrix], device: &WgpuDevice) -> Result<(), &'static str> {
     activations(matrices, device)?;
     let all = matrices.iter().all(|m| m.whole_vectors() && m.cols.is_multiple_of(8));
     all.then_some(()).ok_or("an operand's rows are not eights of elements, aligned to 16 bytes")
 }
 
-/// Whether these can be shown whole.
+/// Checks that each of these fits into one window.
 pub(super) fn binds(matrices: &[&Matrix], device: &WgpuDevice) -> Result<(), &'static str> {
     matrices
         .iter()
@@ -103,7 +105,7 @@ pub(super) fn binds(matrices: &[&Matrix], device: &WgpuDevice) -> Result<(), &'s
         .ok_or("an operand is larger than what the adapter binds")
 }
 
-/// Rows that all of these can show at once.
+/// The most rows that windows of all of these can show.
 pub(super) fn most_rows(matrices: &[&Matrix], device: &WgpuDevice) -> usize {
     matrices.iter().map(|m| m.rows_that_bind(device)).min().unwrap_or(0)
 }
@@ -121,17 +123,18 @@ pub(super) fn in_elements(m: &Matrix, device: &WgpuDevice) -> (Option<Window>, u
     (Some(window), base, m.stride as u32)
 }
 
-/// `in_elements` of an operand that may be missing.
+/// [`in_elements`] of an optional operand.
 pub(super) fn perhaps(m: Option<&Matrix>, device: &WgpuDevice) -> (Option<Window>, u32, u32) {
     m.map_or((None, 0, 0), |m| in_elements(m, device))
 }
 
-/// Threads that a row of an output needs in a shader that goes by words.
+/// Threads for one row of an output, in a shader that processes it word by word.
 pub(super) fn words(out: &Matrix) -> usize {
     if out.dtype.size() == 4 { out.cols } else { out.cols / 2 + 1 }
 }
 
-/// A dispatch of `groups` workgroups that does about ten operations for each of `elements`.
+/// A dispatch of `groups` workgroups that does about ten operations for each of `elements`
+/// elements.
 pub(super) fn dispatch<P: NoUninit>(
     shader: &'static Shader,
     constants: Constants,
@@ -151,7 +154,8 @@ pub(super) fn dispatch<P: NoUninit>(
     }
 }
 
-/// The same, where memory bounds it: an adapter does four operations of a product, at least, in the time that a byte takes.
+/// The same dispatch, limited by memory: while an adapter moves one byte, it could do at least four
+/// operations of a product.
 pub(super) fn moving(d: Dispatch, bytes: usize) -> Dispatch {
     Dispatch { work: d.work.max(4 * bytes as u64), ..d }
 }
@@ -161,12 +165,12 @@ pub(super) fn elements(m: &Matrix) -> usize {
     m.rows * m.cols
 }
 
-/// Bytes of a matrix's elements.
+/// Bytes of the elements of a matrix.
 pub(super) fn bytes(m: &Matrix) -> usize {
     elements(m) * m.dtype.size()
 }
 
-/// Numbers of the functions in the shaders.
+/// The numbers of the functions in the shaders.
 #[derive(Clone, Copy)]
 enum Function {
     GeluMul = 0,
@@ -207,7 +211,8 @@ impl Elementwise {
         activations(&self.operands(), device)
     }
 
-    /// Whether all that is shown at once is eights: rows, or, without gaps, eight rows.
+    /// Whether everything that one window shows consists of groups of eight: rows, or eight rows if
+    /// there are no gaps.
     fn takes_octets(&self, device: &WgpuDevice) -> Result<(), &'static str> {
         self.takes_any(device)?;
         let aligned = self.operands().iter().all(|m| m.place.offset.is_multiple_of(16));
@@ -216,7 +221,7 @@ impl Elementwise {
         if self.dense() && aligned && by_eights { Ok(()) } else { octets(&self.operands(), device) }
     }
 
-    /// What windows can show at once, each as one row where there are no gaps.
+    /// Pieces that fit into windows. If there are no gaps, each is one row.
     fn pieces(&self, device: &WgpuDevice) -> Vec<Elementwise> {
         if self.out.cols == 0 {
             return vec![];
@@ -327,7 +332,7 @@ impl From<&Args<Cast>> for Elementwise {
     }
 }
 
-/// The two variants of an operation on single elements.
+/// The two variants of an operation that goes element by element.
 macro_rules! elementwise {
     ($vector:literal, $any:literal) => {
         &[
@@ -362,7 +367,7 @@ variants!(Wgpu, Add: ADD);
 pub static CAST: &[Variant<Cast>] = elementwise!("cast_any_vectors", "cast_any");
 variants!(Wgpu, Cast: CAST);
 
-/// Every combination of values, one of each list.
+/// All combinations with one value of each list.
 pub(super) fn combinations(lists: &[(&'static str, &[f64])]) -> Vec<Constants> {
     let more = |sets: Vec<Constants>, (name, values): &(&'static str, &[f64])| {
         let with =

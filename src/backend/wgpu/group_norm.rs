@@ -1,4 +1,4 @@
-//! Group normalisation; the shaders and their reasons are in `shaders/group_norm*.wgsl`.
+//! Group normalisation. `shaders/group_norm*.wgsl` explain the shaders.
 
 use std::ops::Range;
 
@@ -38,9 +38,10 @@ struct Params {
 }
 
 const THREADS: usize = 128;
-/// Elements of x that a workgroup reads, at least, where there are as many: long enough to hide how a workgroup begins and ends.
+/// Elements of x that a workgroup reads, at least, if there are as many: enough to hide the start
+/// and the end of a workgroup.
 const CHUNK: usize = 16_384;
-/// Chunks of a picture, at most: what a workgroup joins in eight rounds.
+/// Chunks of an image, at most: one workgroup merges them in eight rounds.
 const CHUNKS: usize = 1024;
 /// Bytes of (count, shift, mean, squared deviations).
 const MOMENTS: usize = 16;
@@ -89,7 +90,7 @@ pub static GROUP_NORM: &[Variant<GroupNorm>] = &[
 ];
 variants!(Wgpu, GroupNorm: GROUP_NORM);
 
-/// Every shader with every set of constants that it is compiled with.
+/// Every shader of this family with every set of constants that it is used with.
 pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
     let types = [DType::F32, DType::BF16];
     let mut all = vec![(&MERGE, vec![], ANY_NEEDS)];
@@ -112,7 +113,8 @@ fn apply_constants(x: DType, out: DType) -> Constants {
     vec![("X_TYPE", f64::from(code(x))), ("OUT_TYPE", f64::from(code(out)))]
 }
 
-/// Shaders of a variant, their rows of a chunk, and whether x and out are bound as vectors of 16 bytes.
+/// The shaders of a variant, the rows of their chunks, and whether x and out are bound as vectors
+/// of 16 bytes.
 struct Plan {
     statistics: &'static Shader,
     statistics_rows: fn(&Args<GroupNorm>) -> usize,
@@ -140,23 +142,25 @@ static PLAN_ANY: Plan = Plan {
     vectors: false,
 };
 
-/// Rows of a chunk of the vector shaders: whole rounds of four rows a thread. A function of the shape alone, as the order of summation is.
+/// Rows of a chunk of the vector shaders: whole rounds of four rows for each thread. This depends
+/// on the shape alone, and so does the order of summation.
 fn rows(a: &Args<GroupNorm>) -> usize {
     let round = 4 * (THREADS / (a.x.cols / 8));
     (CHUNK / a.x.cols).max(a.pixels().div_ceil(CHUNKS)).next_multiple_of(round)
 }
 
-/// Rows of a chunk of `group_norm_statistics_any`, of one group.
+/// Rows of a chunk of `group_norm_statistics_any`, which has one group.
 fn rows_any(a: &Args<GroupNorm>) -> usize {
     (CHUNK / 4).div_ceil(a.x.cols / a.groups).max(a.pixels().div_ceil(CHUNKS))
 }
 
-/// Moments of each picture, chunk and group, then of each picture and group.
+/// Bytes of the moments of each image, chunk and group, then of each image and group.
 fn scratch(a: &Args<GroupNorm>, chunk_rows: usize) -> usize {
     a.batch * a.groups * MOMENTS * (a.pixels().div_ceil(chunk_rows) + 1)
 }
 
-/// What all shaders need: operands that match, sizes that fit 32 bits, and windows that hold a chunk.
+/// Checks what all shaders require: operands that match, sizes that fit 32 bits, and windows that
+/// can show a chunk.
 fn any(a: &Args<GroupNorm>, device: &WgpuDevice) -> Result<(), &'static str> {
     check(a)?;
     fits(a, device, &PLAN_ANY)
@@ -187,7 +191,7 @@ fn check(a: &Args<GroupNorm>) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Whether a thread can hold 8 channels, and a workgroup a row.
+/// Checks that a thread can hold 8 channels, and a workgroup a row.
 fn vectors(a: &Args<GroupNorm>, device: &WgpuDevice) -> Result<(), &'static str> {
     check(a)?;
     if !a.x.whole_vectors() || !a.out.whole_vectors() || !a.x.cols.is_multiple_of(8) {
@@ -201,7 +205,7 @@ fn vectors(a: &Args<GroupNorm>, device: &WgpuDevice) -> Result<(), &'static str>
     fits(a, device, &PLAN)
 }
 
-/// Whether a chunk, the moments of a picture, weight and bias are no larger than a binding.
+/// Checks that a chunk, the moments of an image, weight and bias each fit into a window.
 fn fits(a: &Args<GroupNorm>, device: &WgpuDevice, plan: &Plan) -> Result<(), &'static str> {
     let (first, last) =
         ((plan.statistics_rows)(a).min(a.pixels()), (plan.apply_rows)(a).min(a.pixels()));
@@ -210,7 +214,7 @@ fn fits(a: &Args<GroupNorm>, device: &WgpuDevice, plan: &Plan) -> Result<(), &'s
         || a.out.rows_that_bind(device) < last
         || moments > device.binding_bytes
     {
-        return Err("a chunk of rows or the moments of a picture are larger than a binding");
+        return Err("a chunk of rows or the moments of an image are larger than a binding");
     }
     if !a.weight.binds(device) || !a.bias.binds(device) {
         return Err("weight or bias are larger than a binding");
@@ -218,14 +222,14 @@ fn fits(a: &Args<GroupNorm>, device: &WgpuDevice, plan: &Plan) -> Result<(), &'s
     Ok(())
 }
 
-/// Chunks of a dispatch, numbered over all pictures; their rows; and the pictures that have them.
+/// The chunks of a dispatch, numbered over all images; their rows; and their images.
 struct Piece {
     chunks: Range<usize>,
     rows: Range<usize>,
-    pictures: Range<usize>,
+    images: Range<usize>,
 }
 
-/// All chunks, where the matrices bind; else chunks of one picture at a time.
+/// All chunks, if the matrices fit into windows; otherwise chunks of one image at a time.
 fn pieces(
     a: &Args<GroupNorm>,
     chunk_rows: usize,
@@ -234,26 +238,23 @@ fn pieces(
 ) -> Vec<Piece> {
     let (pixels, chunks) = (a.pixels(), a.pixels().div_ceil(chunk_rows));
     if matrices.iter().all(|m| m.binds(device)) {
-        return vec![Piece {
-            chunks: 0..a.batch * chunks,
-            rows: 0..a.x.rows,
-            pictures: 0..a.batch,
-        }];
+        return vec![Piece { chunks: 0..a.batch * chunks, rows: 0..a.x.rows, images: 0..a.batch }];
     }
     let most = matrices.iter().map(|m| m.rows_that_bind(device)).min().unwrap_or(pixels);
-    let of_picture = |picture: usize| {
+    let of_image = |image: usize| {
         blocks(chunks, most / chunk_rows, 1).map(move |part| Piece {
-            rows: picture * pixels + part.start * chunk_rows
-                ..picture * pixels + pixels.min(part.end * chunk_rows),
-            chunks: picture * chunks + part.start..picture * chunks + part.end,
-            pictures: picture..picture + 1,
+            rows: image * pixels + part.start * chunk_rows
+                ..image * pixels + pixels.min(part.end * chunk_rows),
+            chunks: image * chunks + part.start..image * chunks + part.end,
+            images: image..image + 1,
         })
     };
-    (0..a.batch).flat_map(of_picture).collect()
+    (0..a.batch).flat_map(of_image).collect()
 }
 
-/// Operations that take as long: memory bounds these shaders, and an adapter does some five operations of a product, or more, in the time that a byte
-/// takes. Elements that are accessed one by one take several times as long.
+/// The number of operations that take as long as these bytes: memory limits these shaders, and
+/// while an adapter moves one byte, it could do about five operations of a product or more.
+/// Elements that are accessed one by one take several times as long.
 fn work(moved: usize, plan: &Plan) -> u64 {
     moved as u64 * if plan.vectors { 5 } else { 20 }
 }
@@ -263,7 +264,7 @@ fn dispatches(a: &Args<GroupNorm>, device: &WgpuDevice, plan: &Plan) -> Vec<Disp
     let (first_rows, last_rows) = ((plan.statistics_rows)(a), (plan.apply_rows)(a));
     let chunks = pixels.div_ceil(first_rows);
     let scratch = a.scratch.expect("scratch is given as the variant asked for");
-    // Rows of moments: one for each picture and chunk, then one for each picture.
+    // Rows of moments: one for each image and chunk, then one for each image.
     let cols = a.groups * MOMENTS / 4;
     let moments = |place, rows| Matrix { place, rows, cols, stride: cols, dtype: DType::F32 };
     let partials = moments(scratch.place, a.batch * chunks);
@@ -314,17 +315,17 @@ fn dispatches(a: &Args<GroupNorm>, device: &WgpuDevice, plan: &Plan) -> Vec<Disp
         let moved = piece.rows.len() * a.x.cols * a.x.dtype.size();
         all.push(dispatch(plan.statistics, constants, vec![x, parts], params, groups, moved));
     }
-    let pictures = if partials.binds(device) { a.batch } else { 1 };
-    for picture in blocks(a.batch, pictures, 1) {
+    let images = if partials.binds(device) { a.batch } else { 1 };
+    for image in blocks(a.batch, images, 1) {
         let (parts, partials_base) =
-            partials.band(picture.start * chunks, picture.len() * chunks).bind(device);
-        let (whole, statistics_base) = statistics.band(picture.start, picture.len()).bind(device);
+            partials.band(image.start * chunks, image.len() * chunks).bind(device);
+        let (whole, statistics_base) = statistics.band(image.start, image.len()).bind(device);
         let params = Params {
             partials_base: partials_base / 4,
             statistics_base: statistics_base / 4,
             ..params(first_rows)
         };
-        let groups = picture.len() * a.groups;
+        let groups = image.len() * a.groups;
         all.push(dispatch(
             &MERGE,
             vec![],
@@ -338,13 +339,13 @@ fn dispatches(a: &Args<GroupNorm>, device: &WgpuDevice, plan: &Plan) -> Vec<Disp
         let (x, x_base) = a.x.band(piece.rows.start, piece.rows.len()).bind(device);
         let (out, out_base) = a.out.band(piece.rows.start, piece.rows.len()).bind(device);
         let (whole, statistics_base) =
-            statistics.band(piece.pictures.start, piece.pictures.len()).bind(device);
+            statistics.band(piece.images.start, piece.images.len()).bind(device);
         let (weight, weight_base) = a.weight.bind(device);
         let (bias, bias_base) = a.bias.bind(device);
         let params = Params {
             first_chunk: piece.chunks.start as u32,
             first_row: piece.rows.start as u32,
-            first_picture: piece.pictures.start as u32,
+            first_picture: piece.images.start as u32,
             x_base: x_base / unit(&a.x) as u32,
             out_base: out_base / unit(&a.out) as u32,
             weight_base,

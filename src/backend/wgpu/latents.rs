@@ -1,5 +1,7 @@
-//! What runs once for a text, a step or a picture with wgpu: token and time embeddings, latents to tokens and back, the sampler's step.
-//! A few megabytes each: one variant takes everything. `shaders/embed.wgsl` and its neighbours say how they work.
+//! Operations that run once for each text, step or image: embeddings of tokens and times,
+//! conversion between latents and tokens, the step of the sampler. They move a few megabytes, so
+//! one variant is enough for each. `shaders/embed.wgsl` and the files next to it explain the
+//! shaders.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -101,13 +103,13 @@ static EULER_STEP_ANY: Shader = Shader {
     buffers: 4,
 };
 
-/// Threads of a workgroup, but for `timestep_embed`.
+/// Threads of a workgroup, except for `timestep_embed`.
 const THREADS: usize = 256;
 const NEEDS: Needs = Needs::new(THREADS as u32, 0);
 const TIMESTEP_THREADS: usize = 64;
 const TIMESTEP_NEEDS: Needs = Needs::new(TIMESTEP_THREADS as u32, 0);
 
-/// Tables and positions are weights, which stay in their stored type.
+/// Checks the type of a table or of positions: these weights keep their stored type.
 fn stored(m: &Matrix, device: &WgpuDevice) -> Result<(), &'static str> {
     let known = matches!(m.dtype, DType::BF16 | DType::F16 | DType::F32);
     known.then_some(()).ok_or("the table is none of bf16, f16 and f32")?;
@@ -160,7 +162,7 @@ fn embed(a: &Args<Embed>, device: &WgpuDevice) -> Vec<Dispatch> {
         .collect()
 }
 
-/// Takes everything.
+/// Takes every type and shape.
 pub static EMBED: &[Variant<Embed>] = &[Variant {
     name: "embed_any",
     needs: NEEDS,
@@ -179,7 +181,7 @@ pub static EMBED: &[Variant<Embed>] = &[Variant {
 }];
 variants!(Wgpu, Embed: EMBED);
 
-/// Takes everything.
+/// Takes every type and shape.
 pub static TIMESTEP_EMBED: &[Variant<TimestepEmbed>] = &[Variant {
     name: "timestep_embed_any",
     needs: TIMESTEP_NEEDS,
@@ -223,7 +225,7 @@ pub static TIMESTEP_EMBED: &[Variant<TimestepEmbed>] = &[Variant {
 }];
 variants!(Wgpu, TimestepEmbed: TIMESTEP_EMBED);
 
-/// Tokens and pixels, of which one is read and the other written.
+/// Tokens and pixels; one is read and the other written.
 struct Latents {
     tokens: Matrix,
     pixels: Matrix,
@@ -253,7 +255,7 @@ impl From<&Args<Unpack>> for Latents {
 }
 
 impl Latents {
-    /// Lines of tokens that windows can show with their pixels.
+    /// Lines of tokens that windows can show together with their pixels.
     fn most_lines(&self, device: &WgpuDevice) -> usize {
         let (tokens, pixels) =
             (self.tokens.rows_that_bind(device), self.pixels.rows_that_bind(device));
@@ -300,7 +302,7 @@ impl Latents {
     }
 }
 
-/// Takes everything.
+/// Takes every type and shape.
 pub static PACK: &[Variant<Pack>] = &[Variant {
     name: "pack_any",
     needs: NEEDS,
@@ -310,7 +312,7 @@ pub static PACK: &[Variant<Pack>] = &[Variant {
 }];
 variants!(Wgpu, Pack: PACK);
 
-/// Takes everything.
+/// Takes every type and shape.
 pub static UNPACK: &[Variant<Unpack>] = &[Variant {
     name: "unpack_any",
     needs: NEEDS,
@@ -342,7 +344,7 @@ fn euler_step(a: &Args<EulerStep>, device: &WgpuDevice) -> Vec<Dispatch> {
     blocks(a.x.rows, most_rows(&[&a.x, &a.v], device), 1).map(one).collect()
 }
 
-/// Takes everything.
+/// Takes every type and shape.
 pub static EULER_STEP: &[Variant<EulerStep>] = &[Variant {
     name: "euler_step_any",
     needs: NEEDS,

@@ -1,23 +1,27 @@
-//! A dispatch as a plain value: which shader over which windows of buffers. Families (`linear`, `attention` ...) make them, `gpu` records them.
+//! Shaders and their dispatches, as plain values. The files named like operations make dispatches,
+//! `submit` records them.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::backend::gpu::{self, Arguments, Location};
 use crate::dtype::{DType, blocks};
 
-/// Storage buffers that a shader may bind: `@group(0) @binding(0)` to `@binding(BINDINGS - 1)`. One layout serves all pipelines.
+/// Storage buffers that a shader may bind, as `@group(0) @binding(0)` to `@binding(BINDINGS - 1)`.
+/// All pipelines share one layout.
 pub const BINDINGS: usize = 8;
-/// Bytes of `Params` at most: what every Vulkan device takes as immediate data.
+/// Bytes of `Params` at most: as many as every Vulkan device takes as immediate data.
 pub const PARAMS_BYTES: usize = 128;
 
-/// Windows are whole vectors of 16 bytes: shaders see arrays of those, too. Buffers are multiples of it.
+/// The size of a window is a multiple of this: shaders access arrays of 16-byte vectors, too. So is
+/// the size of a buffer.
 const WORD: u64 = 16;
 
 /// A buffer of the backend, by number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct BufferId(pub u32);
 
-/// Bytes of a buffer that a shader sees as one binding; `offset` is a multiple of [`WgpuDevice::alignment`], `bytes` of 16.
+/// A range of a buffer that a shader accesses as one binding; `offset` is a multiple of
+/// [`WgpuDevice::alignment`], `bytes` of 16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Window {
     pub buffer: BufferId,
@@ -25,7 +29,7 @@ pub struct Window {
     pub bytes: u64,
 }
 
-/// Where something begins: a byte of a buffer.
+/// Where an operand begins: a byte of a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Spot {
     pub buffer: BufferId,
@@ -33,7 +37,7 @@ pub struct Spot {
 }
 
 impl Location for Spot {
-    // Shaders see the bytes of blocks as words.
+    // Shaders access block-quantised weights as words.
     const BLOCK_UNIT: usize = 4;
 
     fn after(self, bytes: usize) -> Spot {
@@ -50,7 +54,7 @@ impl Matrix {
         if self.dtype.is_plain() { self.cols * self.dtype.size() } else { self.stride_bytes() }
     }
 
-    /// Bytes from the first element to behind the last.
+    /// Bytes from the first element to the end of the last one.
     pub fn span(&self) -> u64 {
         match self.rows {
             0 => 0,
@@ -58,8 +62,9 @@ impl Matrix {
         }
     }
 
-    /// The window that holds the matrix, and the number of the matrix's first element in it (counted as strides are). The window begins at a
-    /// multiple of the device's alignment and so may show what lies before the matrix.
+    /// The window that contains the matrix, and the index of the first element of the matrix in
+    /// this window, in units of the stride. The window begins at a multiple of the device's
+    /// alignment, so it can begin before the matrix.
     pub fn bind(&self, device: &WgpuDevice) -> (Window, u32) {
         let offset = self.place.offset / device.alignment * device.alignment;
         let before = self.place.offset - offset;
@@ -69,12 +74,12 @@ impl Matrix {
         (Window { buffer: self.place.buffer, offset, bytes }, (before / unit) as u32)
     }
 
-    /// Whether `bind` gives a window that the device takes.
+    /// Whether the window of [`bind`](Self::bind) is not too large for the device.
     pub fn binds(&self, device: &WgpuDevice) -> bool {
         self.span() + device.alignment + WORD <= device.binding_bytes
     }
 
-    /// Rows of this matrix at most, from any one on, that the device takes as one window.
+    /// The most rows of this matrix, from any row on, that fit into one window.
     pub fn rows_that_bind(&self, device: &WgpuDevice) -> usize {
         let row = self.stride_bytes().max(self.unit()) as u64;
         let room =
@@ -82,8 +87,9 @@ impl Matrix {
         if self.binds(device) { self.rows.max(1) } else { (room / row) as usize }
     }
 
-    /// Whether pairs of elements never share a 32-bit word with another row, nor with what lies beside the window: then a word is written by one thread.
-    /// True of all four-byte types, and of two-byte types where the first element, the columns and the stride are even.
+    /// Whether no pair of elements shares a 32-bit word with another row or with elements outside
+    /// the window: then each word is written by one thread. True for all four-byte types, and for
+    /// two-byte types if the first element, the columns and the stride are even.
     pub fn whole_words(&self) -> bool {
         let per_word = 4 / self.dtype.size();
         per_word <= 1
@@ -92,7 +98,7 @@ impl Matrix {
                 && (self.rows <= 1 || self.stride.is_multiple_of(per_word)))
     }
 
-    /// Whether rows are whole vectors of 16 bytes, beginning at multiples of 16 bytes.
+    /// Whether rows consist of whole vectors of 16 bytes and begin at multiples of 16 bytes.
     pub fn whole_vectors(&self) -> bool {
         let per_vector = 16 / self.dtype.size();
         self.place.offset.is_multiple_of(16)
@@ -101,7 +107,7 @@ impl Matrix {
     }
 }
 
-/// Ranges of rows, `most` at a time and in steps of `unit`, that together are `rows`.
+/// Ranges that together are `rows` rows, each of at most `most` rows and a multiple of `unit`.
 pub fn blocks(
     rows: usize,
     most: usize,
@@ -111,12 +117,12 @@ pub fn blocks(
     (0..rows).step_by(step).map(move |first| first..rows.min(first + step))
 }
 
-/// What the device needs for a shader.
+/// What a shader needs of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Needs {
     /// The source begins with `enable f16;`.
     pub f16: bool,
-    /// Subgroup operations; naga knows no `enable` for them.
+    /// Subgroup operations; naga has no `enable` for them.
     pub subgroups: bool,
     /// The source begins with `enable wgpu_cooperative_matrix;`.
     pub cooperative_matrix: bool,
@@ -131,7 +137,7 @@ impl Needs {
         Needs { f16: false, subgroups: false, cooperative_matrix: false, threads, shared_bytes }
     }
 
-    /// Why `device` cannot run it, if it cannot.
+    /// What `device` lacks to run the shader, if anything.
     pub fn missing(&self, device: &WgpuDevice) -> Option<&'static str> {
         let checks = [
             (!self.f16 || device.f16, "the adapter has no f16"),
@@ -150,7 +156,8 @@ impl Needs {
     }
 }
 
-/// A WGSL module with one entry point `main`: sources one after another, the first with its `enable` lines.
+/// A WGSL module with one entry point `main`: sources one after another; the first has the `enable`
+/// lines.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Shader {
     pub name: &'static str,
@@ -167,43 +174,44 @@ impl Shader {
     }
 }
 
-/// Values of a module's `override`s.
+/// Values of the `override`s of a module.
 pub type Constants = Vec<(&'static str, f64)>;
 
-/// The first two words of every `Params`: which workgroups of the whole grid a dispatch does. `gpu` fills them in.
+/// The first two words of every `Params`: the workgroups of the whole grid that a dispatch runs.
+/// `submit` sets them.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Grid {
-    /// Number of the dispatch's first workgroup.
+    /// Number of the first workgroup of the dispatch.
     pub first: u32,
-    /// Workgroups of the whole grid: others do nothing.
+    /// Workgroups of the whole grid; surplus ones do nothing.
     pub groups: u32,
 }
 
-/// One dispatch (or several, where it would take too long or has too many workgroups: `gpu` cuts it).
+/// One dispatch; `submit` cuts it into several if it takes too long or has too many workgroups.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dispatch {
     pub shader: &'static Shader,
     /// Values of the module's `override`s.
     pub constants: Constants,
-    /// By binding; `None` is not read.
+    /// In the order of the bindings; `None` is not accessed.
     pub buffers: Vec<Option<Window>>,
-    /// `Params` of the shader, with `Grid` in front.
+    /// `Params` of the shader, beginning with [`Grid`].
     pub params: Vec<u8>,
     /// Workgroups, numbered from 0: `group_number()` in the shader.
     pub groups: u64,
-    /// Operations that all of them do, about: long dispatches are cut by it.
+    /// Operations of all workgroups together, roughly; long dispatches are cut by it.
     pub work: u64,
 }
 
-/// What an adapter is and takes, as far as variants care.
+/// What variants are chosen by.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WgpuDevice {
     /// Element type of activations, F32 or BF16.
     pub activation: DType,
-    /// Products in f16 where a variant has them; the user's choice.
+    /// Products in f16 if a variant has them; the user's choice.
     pub half: bool,
-    /// Largest window in bytes.
+    /// Bytes of the largest window.
     pub binding_bytes: u64,
     /// Windows begin at multiples of this many bytes, 16 at least.
     pub alignment: u64,
@@ -212,14 +220,14 @@ pub struct WgpuDevice {
     /// Threads of a workgroup at most.
     pub threads: u32,
     pub f16: bool,
-    /// Smallest and largest subgroup.
+    /// Threads of the smallest and the largest subgroup.
     pub subgroups: Option<(u32, u32)>,
     pub cooperative_matrix: bool,
     /// A driver that computes on the processor.
     pub software: bool,
 }
 
-/// GPUs by wgpu.
+/// GPUs through wgpu.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Wgpu;
 
@@ -229,7 +237,7 @@ pub type Args<O> = <O as Arguments>::Args<Wgpu>;
 /// One way to run the operation `O`; named `{op}_{types}_{what is special}`.
 pub type Variant<O> = gpu::Variant<Wgpu, O>;
 
-/// Element types as shaders number them.
+/// The number of an element type in the shaders.
 pub fn code(dtype: DType) -> u32 {
     match dtype {
         DType::F32 => 0,

@@ -1,4 +1,5 @@
-//! `linear`: shaders/linear*.wgsl. Which shader suits a shape is `choose`'s to say; `accepts` only says what can run.
+//! `linear`: `shaders/linear*.wgsl`. [`choose`] says which shader suits a shape; `accepts` only
+//! says which can run it.
 
 mod dispatch;
 
@@ -15,7 +16,7 @@ const fn shader(name: &'static str, sources: &'static [&'static str]) -> Shader 
     Shader { name, sources, params_bytes: size_of::<Params>(), buffers: 7 }
 }
 
-/// A module: `$first` (`enable`s), what all share, then the files named.
+/// A module: `$first` (`enable` lines), the common files, then the named files.
 macro_rules! shader {
     ($name:ident, $text:expr, $first:literal, $($file:literal),*) => {
         static $name: Shader = shader(
@@ -50,7 +51,7 @@ macro_rules! few_shader {
     };
 }
 
-/// The shaders for weights of one byte, for larger ones, and for those stored in blocks.
+/// The shaders for weights of one byte, for larger ones, and for block-quantised ones.
 struct Trio {
     narrow: &'static Shader,
     wide: &'static Shader,
@@ -166,7 +167,7 @@ trio!(
 shader!(ANY, "linear_any", "", "linear_any_plain", "linear_any");
 shader!(ANY_BLOCKS, "linear_any_blocks", "", "blocks", "linear_any_blocks", "linear_any");
 
-/// As what a variant takes weights.
+/// The groups of element types that variants distinguish.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stored {
     F32,
@@ -206,14 +207,15 @@ fn half(a: &Args<Linear>, device: &WgpuDevice, stored: Stored) -> Result<(), &'s
     if !device.half {
         Err("products in f16 were not asked for")
     } else if stored == Stored::E5M2 && a.scales.is_some() {
-        // Which part of its range a scale was made for is not known; products that are too small for f16 would be lost.
+        // It is not known which part of its range a scale was made for; products that are too small
+        // for f16 would be lost.
         Err("scaled e5m2 reaches further than f16 does")
     } else {
         typed(a, device, stored)
     }
 }
 
-/// Rows that a workgroup of shaders/linear_few.wgsl does at once.
+/// Rows that a workgroup of `shaders/linear_few.wgsl` computes at once.
 fn few_rows(rows: usize) -> usize {
     match rows {
         1 => 1,
@@ -284,10 +286,10 @@ fn software(a: &Args<Linear>, device: &WgpuDevice, stored: Stored) -> Result<(),
     }
 }
 
-/// Every kind for every type, in the order of `Kind` and `Stored`.
+/// Every kind for every type, in the order of `Kind` and [`Stored`].
 macro_rules! table {
     ($(($stored:ident, $text:literal)),*) => {
-        /// All ways to run a `linear`; `choose` knows which suits.
+        /// All variants of `linear`; [`choose`] says which suits.
         pub static LINEAR: &[Variant<Linear>] = &[
             $(tiled!(half, $stored, HALF_LARGE, LARGE_BLOCK, HALF_TILE, concat!("linear_", $text, "_f16_128x128")),)*
             $(tiled!(half, $stored, HALF_SMALL, SMALL_BLOCK, HALF_TILE, concat!("linear_", $text, "_f16_64x64")),)*
@@ -330,11 +332,14 @@ enum Kind {
     Software,
 }
 
-/// Fewer large tiles than this leave half the processors of a large GPU (128 or so) without work; then four times as many small ones should be done sooner,
-/// although they take longer for the same products (an estimate: they read workgroup memory twice as often). Smaller GPUs are busy with fewer.
+/// With fewer large tiles than this, half of the processors of a large GPU (about 128) have no
+/// work; four times as many small tiles are then expected to finish sooner, although they take
+/// longer for the same products (an estimate: they read workgroup memory twice as often). Smaller
+/// GPUs are busy with fewer.
 const ENOUGH_TILES: usize = 64;
 
-/// The variant of `LINEAR` that should be fastest, a function of shapes, alignment and device alone, or why there is none.
+/// The variant of [`LINEAR`] that is expected to be the fastest, or why there is none. This depends
+/// on shapes, alignment and device alone.
 pub fn choose(
     a: &Args<Linear>,
     device: &WgpuDevice,
@@ -361,13 +366,13 @@ pub fn choose(
     chosen.ok_or("the adapter has too little workgroup memory")
 }
 
-/// Every type that weights are stored in.
+/// All element types of stored weights.
 fn types() -> impl Iterator<Item = DType> {
     let plain = [DType::F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2, DType::I8];
     plain.into_iter().chain(FORMATS.iter().map(|f| f.dtype))
 }
 
-/// Every shader with every set of constants that it may be compiled with, and what it needs: for tests.
+/// Every shader of this family with every set of constants that it is used with.
 pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
     let mut all = Vec::new();
     let trios = [

@@ -39,7 +39,7 @@ impl GpuApi for Wgpu {
     fn no_variant(op: &str, why: &str) -> Error {
         Error::memory(format!("the GPU has no shader for this {op}: {why}"))
             .at("wgpu")
-            .try_("a smaller picture, fewer at a time (-n), --compute bf16, or --device cpu")
+            .try_("a smaller image, fewer images at a time (-n), --compute bf16, or --device cpu")
     }
 }
 

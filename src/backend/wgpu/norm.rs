@@ -1,5 +1,5 @@
-//! Normalisations with wgpu: layer norm with a modulation or an affine map, RMS norm, and in `qk_norm_rope` the norm and rotation of queries and keys.
-//! `shaders/norm.wgsl` says how they work.
+//! Normalisations: layer norm with a modulation or an affine map, RMS norm, and in `qk_norm_rope`
+//! norm and rotation of queries and keys. `shaders/norm.wgsl` explains the shaders.
 
 mod qk_norm_rope;
 
@@ -15,9 +15,9 @@ use super::launch::{
 use crate::backend::gpu::variants;
 use crate::op::{LayerNorm, LayerNormModulate, RmsNorm};
 
-/// Threads of a workgroup, which has a row.
+/// Threads of a workgroup, which processes one row.
 const THREADS: usize = 128;
-/// Columns of a row that a workgroup holds in registers: four eights for each thread.
+/// Columns of a row that a workgroup holds in registers: four groups of eight for each thread.
 const HELD: usize = THREADS * 4 * 8;
 
 #[repr(C)]
@@ -58,10 +58,10 @@ static NORM_ANY: Shader = Shader {
     params_bytes: size_of::<NormParams>(),
     buffers: 4,
 };
-/// The arrays in `sum_workgroup.wgsl` and in `sum_subgroup.wgsl`.
+/// Bytes of the arrays in `sum_workgroup.wgsl` and in `sum_subgroup.wgsl`.
 const NEEDS: Needs = Needs::new(THREADS as u32, (256 + 32) * 8);
 const SUBGROUP_NEEDS: Needs = Needs { subgroups: true, ..Needs::new(THREADS as u32, 256 * 8) };
-/// What follows a norm, as the shaders number it.
+/// The operation after the norm, as the shaders number it.
 #[derive(Clone, Copy)]
 enum After {
     Gain = 0,
@@ -74,7 +74,7 @@ enum After {
 struct Norm {
     x: Matrix,
     after: After,
-    /// Scale, weight or gain: a row per group.
+    /// Scale, weight or gain: one row for each group.
     scale: Matrix,
     /// Shift or bias.
     shift: Option<Matrix>,
@@ -144,7 +144,8 @@ impl Norm {
         ]
     }
 
-    /// One workgroup for each row. `bind` gives windows, bases and strides as the shader counts them.
+    /// One workgroup for each row. `bind` returns windows, bases and strides in the unit of the
+    /// shader.
     fn dispatches(
         &self,
         device: &WgpuDevice,

@@ -38,7 +38,7 @@ impl Space {
         }
         if bytes > 0 && offset / self.chunk != (offset + bytes - 1) / self.chunk {
             return Err(
-                refuse("an operand is larger than the adapter's buffers").try_("a smaller picture")
+                refuse("an operand is larger than the adapter's buffers").try_("a smaller image")
             );
         }
         // Only empty operands can begin at the end of the last buffer.

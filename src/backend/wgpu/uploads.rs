@@ -1,8 +1,10 @@
-//! Brings weights from files to the device beside the computation: a thread reads them into staging buffers and queues their copies.
+//! Copies weights from files to the device while steps run: a thread reads them into staging
+//! buffers and queues the copies.
 //!
-//! The device has one queue, so copies stand in it between steps: a copy is queued behind all steps that were submitted when its weight was asked for
-//! (whoever lay at that place before was last read by them), and the first step that names the weight is submitted after it. The staging buffers
-//! are few, and each is filled again only when its copy is done: uploads never pile up.
+//! The device has one queue, so copies are queued between steps. A copy is queued after all steps
+//! that were submitted when its weight was requested, because these may read the weight that was at
+//! this place before; the first step that uses the weight is submitted after the copy. There are
+//! few staging buffers, and each is filled again after its copy is done, so copies never pile up.
 
 use super::device::{Buffer, Shared};
 use crate::backend::WeightKey;
@@ -65,7 +67,7 @@ impl Uploads {
 
 struct Chunk {
     buffer: Buffer,
-    /// The copy out of it.
+    /// The copy from this buffer.
     copied: Option<wgpu::SubmissionIndex>,
 }
 
@@ -91,7 +93,8 @@ impl Copier {
                 .expected(format!("at most {room}"))
                 .try_("--device cpu"));
             }
-            // Copies begin and end at multiples of four bytes, and so do pieces and the rows they are made of.
+            // Copies begin and end at multiples of four bytes; so do pieces and the rows they
+            // consist of.
             let most = if piece.unit == 1 { room / 4 * 4 } else { room / piece.unit * piece.unit };
             for from in (0..piece.bytes).step_by(most) {
                 let n = most.min(piece.bytes - from);
@@ -102,7 +105,7 @@ impl Copier {
         Ok(())
     }
 
-    /// Copies the first `n` of `bytes` to the device.
+    /// Queues a copy of the first `n` of `bytes` to byte `at` of `to`.
     fn copy(&mut self, to: &wgpu::Buffer, at: u64, n: usize) -> Result<()> {
         let chunk = &mut self.chunks[self.next];
         self.next = (self.next + 1) % CHUNKS;

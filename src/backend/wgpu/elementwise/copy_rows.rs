@@ -1,4 +1,4 @@
-//! Copies of whole rows with wgpu. `shaders/copy_rows.wgsl` says how they work.
+//! Copies of whole rows. `shaders/copy_rows.wgsl` explains the shaders.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -18,7 +18,7 @@ struct Params {
     grid: Grid,
     /// Vectors or elements of a row.
     width: u32,
-    /// All vectors, or all rows.
+    /// Vectors or rows in total.
     total: u32,
     count: u32,
     x_rows: u32,
@@ -48,7 +48,8 @@ static ANY: Shader = Shader {
     buffers: 2,
 };
 
-/// Rows to copy in windows that begin with the first of them; pictures are so many rows apart.
+/// Rows to copy, in windows that begin with the first of them. `x_rows` and `out_rows` are the
+/// distances from image to image.
 #[derive(Clone, Copy)]
 struct Copy {
     x: Matrix,
@@ -60,17 +61,15 @@ struct Copy {
 }
 
 impl CopyRowsArgs<Spot> {
-    /// What windows can show at once.
+    /// Pieces that fit into windows.
     fn pieces(&self, device: &WgpuDevice) -> Vec<Copy> {
         if self.batch * self.count * self.x.cols == 0 {
             return vec![];
         }
         let (x_rows, out_rows) = (self.x.rows / self.batch, self.out.rows / self.batch);
-        let piece = |picture: usize, batch: usize, first: usize, count: usize| Copy {
-            x: self.x.band(picture * x_rows + self.from + first, (batch - 1) * x_rows + count),
-            out: self
-                .out
-                .band(picture * out_rows + self.to + first, (batch - 1) * out_rows + count),
+        let piece = |image: usize, batch: usize, first: usize, count: usize| Copy {
+            x: self.x.band(image * x_rows + self.from + first, (batch - 1) * x_rows + count),
+            out: self.out.band(image * out_rows + self.to + first, (batch - 1) * out_rows + count),
             batch,
             count,
             x_rows,
@@ -81,9 +80,9 @@ impl CopyRowsArgs<Spot> {
             return vec![all];
         }
         let most = most_rows(&[&self.x, &self.out], device);
-        let of_picture =
+        let of_image =
             |p: usize| blocks(self.count, most, 1).map(move |r| piece(p, 1, r.start, r.len()));
-        (0..self.batch).flat_map(of_picture).collect()
+        (0..self.batch).flat_map(of_image).collect()
     }
 
     fn takes_any(&self, device: &WgpuDevice) -> Result<(), &'static str> {
@@ -166,7 +165,7 @@ pub static COPY_ROWS: &[Variant<CopyRows>] = &[
 ];
 variants!(Wgpu, CopyRows: COPY_ROWS);
 
-/// Both shaders with every set of constants that they are used with.
+/// Every shader of this family with every set of constants that it is used with.
 pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
     let any = combinations(&[("SIZE", &[2.0, 4.0])]).into_iter().map(|set| (&ANY, set, NEEDS));
     [(&VECTORS, vec![], NEEDS)].into_iter().chain(any).collect()

@@ -1,4 +1,4 @@
-//! What all variants of `linear` share: their `Params`, their dispatches, and what they demand of operands.
+//! What all variants of `linear` share: their `Params`, their dispatches, and their requirements.
 
 use crate::backend::gpu::Tail;
 use crate::backend::wgpu::launch::{
@@ -7,7 +7,8 @@ use crate::backend::wgpu::launch::{
 use crate::dtype::DType;
 use crate::op::Linear;
 
-/// `Params` in shaders/linear_params.wgsl, for every shader of the family. Strides and bases count elements.
+/// `Params` in `shaders/linear_params.wgsl`, for every shader of the family. Strides and bases
+/// count elements.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Params {
@@ -32,19 +33,19 @@ pub struct Params {
     out_type: u32,
     gate_type: u32,
     residual_type: u32,
-    /// The number of the dispatch's first row in the operation.
+    /// Number of the first row of the dispatch within the operation.
     first_row: u32,
     /// Row r of the operation is multiplied with row `r / group_rows` of the gate.
     group_rows: u32,
     has_scales: u32,
     has_bias: u32,
-    /// `residual` is what comes from a side.
+    /// 1 if `residual` is the product of a side branch.
     has_side: u32,
     row_tiles: u32,
     column_tiles: u32,
 }
 
-/// What is bound as `residual`: what is added at the end, or before the activation.
+/// The matrix that is bound as `residual`: it is added at the end, or before the activation.
 fn residual(a: &Args<Linear>) -> Option<Matrix> {
     match a.tail {
         Tail::Add { residual } | Tail::GatedAdd { residual, .. } => Some(residual),
@@ -59,12 +60,12 @@ fn gate(a: &Args<Linear>) -> Option<Matrix> {
     }
 }
 
-/// How a dispatch is laid out: what a workgroup makes.
+/// The part of the result that one workgroup computes.
 #[derive(Clone, Copy)]
 pub struct Block {
     pub rows: usize,
     pub columns: usize,
-    /// How many times longer a product takes than in tiles of whole vectors.
+    /// Time of a product relative to tiles of whole vectors.
     pub slowness: u64,
 }
 
@@ -78,10 +79,11 @@ pub const LOW_BLOCK: Block = block(32, 64);
 pub const SOFTWARE_BLOCK: Block = block(32, 64);
 pub const ANY_BLOCK: Block = Block { slowness: 16, ..SMALL_BLOCK };
 
-/// Operations that a GPU does, about, in the time in which it reads a byte: few rows wait for their weights.
+/// Operations that a GPU could do, roughly, while it reads one byte: few rows wait for their
+/// weights.
 const WORK_OF_A_BYTE: u64 = 16;
 
-/// Rows of x, out and the residual, and rows of w, that windows take.
+/// Rows of x, out and the residual, and rows of w, that fit into windows.
 fn room(a: &Args<Linear>, device: &WgpuDevice) -> (usize, usize) {
     let rows = [Some(a.x), Some(a.out), residual(a)]
         .iter()
@@ -92,7 +94,7 @@ fn room(a: &Args<Linear>, device: &WgpuDevice) -> (usize, usize) {
     (rows, a.w.rows_that_bind(device))
 }
 
-/// `blocks` in steps of whole tiles, but all at once where that fits.
+/// [`blocks`] in steps of whole tiles; one block if everything fits.
 fn cut(rows: usize, most: usize, unit: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     blocks(rows, most, if most >= rows { 1 } else { unit.min(most) })
 }
@@ -181,7 +183,8 @@ pub fn dispatches(
     made
 }
 
-/// What any shader of the family demands. Shapes that contradict each other are a bug of the caller.
+/// Checks what every shader of the family requires. Shapes that contradict each other are a bug of
+/// the caller, and panic.
 pub fn legal(a: &Args<Linear>, device: &WgpuDevice) -> Result<(), &'static str> {
     let (rows, n, k) = (a.x.rows, a.w.rows, a.x.cols);
     assert!(
@@ -223,7 +226,8 @@ pub fn legal(a: &Args<Linear>, device: &WgpuDevice) -> Result<(), &'static str> 
     if rows == 0 || columns == 0 { Err("a row is larger than a window") } else { Ok(()) }
 }
 
-/// Whether eight elements of x and w, and four of all else, can move at a time. Rows of w are padded.
+/// Checks that eight elements of x and w, and four of all other operands, can be accessed at a
+/// time. Rows of w are padded.
 pub fn vectors(a: &Args<Linear>, device: &WgpuDevice) -> Result<(), &'static str> {
     legal(a, device)?;
     if !a.x.whole_vectors() || !a.x.cols.is_multiple_of(8) {
@@ -241,7 +245,7 @@ pub fn vectors(a: &Args<Linear>, device: &WgpuDevice) -> Result<(), &'static str
     if ![Some(a.out), residual(a), gate(a), a.scales, a.bias].into_iter().flatten().all(fours) {
         return Err("columns are not whole vectors");
     }
-    // A window of columns begins where a vector does.
+    // A window of columns must begin at a vector.
     let columns = room(a, device).1;
     if columns < a.w.rows && columns < LARGE_BLOCK.columns {
         Err("windows hold too few rows of the weights")

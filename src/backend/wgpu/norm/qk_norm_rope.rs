@@ -1,4 +1,4 @@
-//! Norm and rotation of queries and keys with wgpu. `shaders/qk_norm_rope.wgsl` says how it works.
+//! Norm and rotation of queries and keys. `shaders/qk_norm_rope.wgsl` explains the shaders.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -13,7 +13,7 @@ use crate::backend::wgpu::launch::{
 use crate::dtype::DType;
 use crate::op::QkNormRope;
 
-/// Threads of a workgroup that has several heads, or one.
+/// Threads of a workgroup, which processes one head or several.
 const THREADS: usize = 128;
 const ANY_THREADS: u32 = 64;
 
@@ -87,8 +87,9 @@ static ANY: Shader = Shader {
 const NEEDS: Needs = Needs::new(THREADS as u32, THREADS as u32 * 4);
 const ANY_NEEDS: Needs = Needs::new(ANY_THREADS, ANY_THREADS * 4);
 
-/// Rows of queries, keys and values that windows can show at once: `batch` pictures of `count` rows in windows that begin with the first of them,
-/// and whose pictures are `tokens` rows apart in `out`. Row t of a picture is turned by row `turn + t` of the rotations.
+/// Rows of queries, keys and values that fit into windows: `batch` sequences of `count` rows, in
+/// windows that begin with the first of them. In `out`, the sequences are `tokens` rows apart. Row
+/// t of a sequence is rotated by row `turn + t` of the rotations.
 struct Part {
     qkv: Matrix,
     out: Matrix,
@@ -110,11 +111,11 @@ impl QkNormRopeArgs<Spot> {
         if self.batch * count * self.head_dim() == 0 {
             return vec![];
         }
-        let part = |picture: usize, batch: usize, from: usize, rows: usize| Part {
-            qkv: self.qkv.band(picture * count + from, (batch - 1) * count + rows),
+        let part = |image: usize, batch: usize, from: usize, rows: usize| Part {
+            qkv: self.qkv.band(image * count + from, (batch - 1) * count + rows),
             out: self
                 .out
-                .band(picture * self.tokens + self.first + from, (batch - 1) * self.tokens + rows),
+                .band(image * self.tokens + self.first + from, (batch - 1) * self.tokens + rows),
             count: rows,
             tokens: self.tokens,
             turn: self.first + from,
@@ -124,9 +125,8 @@ impl QkNormRopeArgs<Spot> {
             return vec![all];
         }
         let most = most_rows(&[&self.qkv, &self.out], device);
-        let of_picture =
-            |p: usize| blocks(count, most, 1).map(move |r| part(p, 1, r.start, r.len()));
-        (0..self.batch).flat_map(of_picture).collect()
+        let of_image = |p: usize| blocks(count, most, 1).map(move |r| part(p, 1, r.start, r.len()));
+        (0..self.batch).flat_map(of_image).collect()
     }
 
     fn constants(&self) -> Constants {
@@ -221,7 +221,7 @@ impl QkNormRopeArgs<Spot> {
             };
             let buffers = vec![x, q_gain, k_gain, rope, out];
             let groups = p.qkv.rows * self.row_heads();
-            // Every thread adds up the partial sums of all for two elements.
+            // For two elements, each thread sums the partial sums of all threads.
             let slow = 4 * p.moved();
             moving(
                 dispatch(&ANY, self.constants(), buffers, &params, groups, elements(&p.qkv)),
@@ -251,7 +251,7 @@ pub static QK_NORM_ROPE: &[Variant<QkNormRope>] = &[
 ];
 variants!(Wgpu, QkNormRope: QK_NORM_ROPE);
 
-/// Both shaders with every set of constants that they are used with.
+/// Every shader of this family with every set of constants that it is used with.
 pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
     let types: &[f64] = &[0.0, 1.0];
     let sets = combinations(&[("X_TYPE", types), ("OUT_TYPE", types)]);
