@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_one_type_are_one_matrix_and_their_scales_lie_behind_it() {
+    fn parts_of_one_type_are_one_matrix_followed_by_its_scales() {
         let rows: Arc<[f32]> = vec![0.5; 20].into();
         let parts = vec![
             part(24, 48, DType::F8E4M3, Scale::Tensor(2.0)),

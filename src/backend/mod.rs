@@ -1,4 +1,7 @@
-//! Devices that run recorded steps. A backend knows operations, bytes and places; it never knows layers, files or budgets.
+//! Devices that run the steps of a [`Program`](crate::op::Program).
+//!
+//! A [`Backend`] is given operations, bytes and places. It has no notion of the layers of a
+//! network, of files or of budgets. There are three: [`cpu`], [`cuda`] and [`wgpu`].
 
 mod courier;
 pub mod cpu;
@@ -16,49 +19,54 @@ use crate::error::Result;
 use crate::op::{Op, Step, Use};
 use crate::tensor::{HostWeight, Slot, Tensor, Weight};
 
-/// What a device can do and hold.
+/// What a device is, and what it offers.
 #[derive(Debug, Clone)]
 pub struct Caps {
     /// `cpu`, `cuda:0`, `wgpu:1` ...
     pub name: String,
-    /// What people call it: the processor's or adapter's name and the instruction sets or features in use.
+    /// The name of the processor or adapter, and the instruction sets or features in use.
     pub description: String,
     /// The memory that a budget divides, in bytes (host memory for the CPU).
     pub memory_bytes: u64,
-    /// What of it was free when the device was opened, `overhead_bytes` already taken; for the CPU, all of it.
+    /// Free bytes of that memory when the device was opened, after `overhead_bytes` was taken; for
+    /// the CPU, all of it.
     pub free_bytes: u64,
-    /// Device memory that is used beside what `reserve` sets aside: context, kernels' code.
+    /// Device memory that is used besides what [`Backend::reserve`] allocates: context, code of
+    /// kernels.
     pub overhead_bytes: u64,
-    /// Memory is handed out in multiples of this many bytes.
+    /// Memory is allocated in multiples of this many bytes.
     pub granularity: usize,
     /// Element type of activations.
     pub activation: crate::dtype::DType,
-    /// Weights are used where they lie in host memory; `load` copies nothing.
+    /// Weights are used where they are in host memory: [`Backend::load`] copies nothing.
     pub in_place_weights: bool,
-    /// How places are to be given out.
+    /// How the memory is divided.
     pub grain: Grain,
-    /// Host memory that `allow_host` grants is used, for weights that pass in every step.
+    /// Whether the device uses the host memory that [`Backend::allow_host`] allows, for weights
+    /// that pass in every step.
     pub pins: bool,
-    /// After the device was lost, the same process can open it again.
+    /// Whether the same process can open the device again after it was lost.
     pub reopens: bool,
 }
 
-/// How a device's memory is divided: offsets in arena, residents and ring.
+/// How the memory of a device is divided: rules for offsets in arena, resident weights and ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grain {
     /// Offsets are multiples of this many bytes.
     pub align: usize,
-    /// Nothing crosses a multiple of this many bytes, itself a multiple of `align`: memory is had in pieces of this size. The ring is one piece.
+    /// No operand crosses a multiple of this many bytes (a multiple of `align`): memory is
+    /// allocated in chunks of this size. The ring is one chunk.
     pub chunk: usize,
 }
 
 impl Grain {
-    /// Memory that is one piece.
+    /// Memory in one chunk.
     pub fn whole(align: usize) -> Grain {
         Grain { align, chunk: usize::MAX / 2 / align * align }
     }
 
-    /// The first offset from `offset` on at which `bytes` may lie. What is larger than a piece gets pieces of its own, which the device will refuse.
+    /// The first offset from `offset` on where `bytes` bytes can be placed. An operand that is
+    /// larger than a chunk begins at a chunk; the device will refuse it.
     pub fn place(&self, offset: usize, bytes: usize) -> usize {
         let at = offset.next_multiple_of(self.align);
         let crosses = bytes > 0 && at / self.chunk != (at + bytes - 1) / self.chunk;
@@ -66,15 +74,16 @@ impl Grain {
     }
 }
 
-/// Where everything of one program lies while it runs. Offsets are bytes from the start of the arena.
+/// Where the operands of one program are while it runs. Offsets are bytes from the start of the
+/// arena.
 #[derive(Debug, Clone, Default)]
 pub struct Places {
     pub inputs: Vec<usize>,
     pub temps: Vec<usize>,
     pub outputs: Vec<usize>,
-    /// Scratch of the running operation.
+    /// Scratch memory of the running operation.
     pub scratch: usize,
-    /// Keys of the program's weights, by `Weight::id`.
+    /// Keys of the weights of the program, indexed by [`Weight::id`].
     pub weights: Vec<WeightKey>,
 }
 
@@ -98,18 +107,18 @@ impl Places {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WeightKey(pub u64);
 
-/// What a device sets aside, once, before a phase runs.
+/// The memory that a device allocates before a phase runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Layout {
-    /// Activations and scratch.
+    /// Activations and scratch memory, in bytes.
     pub arena_bytes: usize,
-    /// Weights that stay.
+    /// Weights that stay, in bytes.
     pub resident_bytes: usize,
-    /// The ring through which the other weights pass.
+    /// The ring through which all other weights pass, in bytes.
     pub ring_bytes: usize,
 }
 
-/// Where a loaded weight is to lie.
+/// Where a weight is to be loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// Byte offset among the resident weights.
@@ -119,34 +128,41 @@ pub enum Place {
 }
 
 impl Layout {
-    /// All bytes, in memory that is handed out in pieces of `granularity`. Plans round every part up to the device's alignment.
+    /// The sum in bytes, rounded up to a multiple of `granularity`. Plans round every part up to
+    /// the alignment of the device.
     pub fn bytes(&self, granularity: usize) -> u64 {
         (self.arena_bytes + self.resident_bytes + self.ring_bytes).next_multiple_of(granularity)
             as u64
     }
 }
 
-/// What a device is told before a run of a program.
+/// A run of a program that is the same every time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Run {
-    /// Runs with the same number do the same steps at the same places: the device may record one and replay it. Never used for anything else.
+    /// Runs with the same number run the same steps at the same places: the device may record one
+    /// and replay it. The number is used for nothing else.
     pub id: u64,
-    /// How often this run has been done before; the first brings the weights.
+    /// How often this run was done before. The first run loads the weights.
     pub done: usize,
 }
 
-/// A device. Calls come from one thread, in program order. Steps may be queued: a device keeps few enough waiting that progress and cancelling stay prompt.
+/// A device. Calls come from one thread, in program order. A device can queue steps, but keeps the
+/// queue short enough that progress and cancelling stay prompt.
 pub trait Backend: Send {
-    /// What the device is.
+    /// What the device is, and what it offers.
     fn caps(&self) -> &Caps;
 
-    /// Bytes that the device needs to hold `weight`, used as `how` (its form on the device and scales, padded).
+    /// Bytes that the device needs for `weight`, used as `how`: its form on the device, with scales
+    /// and padding.
     fn weight_bytes(&self, weight: &HostWeight, how: Use) -> usize;
 
-    /// Bytes of scratch that `op` needs beyond its operands.
+    /// Bytes of scratch memory that `op` needs besides its operands.
     fn scratch_bytes<'w>(&self, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> usize;
 
-    /// Whether the device can run `op` at all: an error says why not, before anything runs.
+    /// Checks whether the device can run `op`, before anything runs.
+    ///
+    /// # Errors
+    /// The reason why it cannot.
     fn can_run<'w>(&self, _op: &Op, _weight: &dyn Fn(Weight) -> &'w HostWeight) -> Result<()> {
         Ok(())
     }
@@ -161,28 +177,32 @@ pub trait Backend: Send {
     /// [`Kind::Memory`](crate::error::Kind::Memory) if the device has less.
     fn reserve(&mut self, layout: Layout, peak_bytes: u64) -> Result<()>;
 
-    /// Starts to bring `weight` to `place`, and returns; a `run` that names `key` waits for it.
+    /// Starts to load `weight` to `place`, and returns; a [`run`](Backend::run) that uses `key`
+    /// waits for it.
     fn load(&mut self, key: WeightKey, place: Place, weight: &HostWeight, how: Use) -> Result<()>;
 
-    /// `key` is not used again before its next `load`; its place may be given to another at once, though a queued step may still read it: the device
-    /// sees to it that the next load there waits.
+    /// Drops the weight `key`: it is not used before its next [`load`](Backend::load). Its place
+    /// can be given to another weight at once, though a queued step may still read it; the device
+    /// makes the next load to this place wait.
     fn forget(&mut self, key: WeightKey) -> Result<()>;
 
-    /// A run of a program begins; `run` is given where every weight has a place of its own, so that all such runs are alike. True if the device
-    /// replays an earlier one by itself: then no step follows, only `end`.
+    /// Begins a run of a program. `run` is given if every weight has a place of its own, so that
+    /// all runs of this program are alike. Returns true if the device replays an earlier one: then
+    /// no step follows, only [`end`](Backend::end).
     fn begin(&mut self, _run: Option<Run>) -> Result<bool> {
         Ok(false)
     }
 
-    /// Runs one step (or queues it).
+    /// Runs or queues one step.
     fn run(&mut self, step: &Step, places: &Places) -> Result<()>;
 
-    /// The run's last step was given. False if the run was recorded but nothing of it was done: its steps must be given again.
+    /// Ends a run. Returns false if the run was recorded but none of it was done: then its steps
+    /// must be given again.
     fn end(&mut self) -> Result<bool> {
         Ok(true)
     }
 
-    /// Host memory that the device may use for weights on their way, from now on, in bytes.
+    /// Sets how much host memory the device may use for weights that it copies, in bytes.
     fn allow_host(&mut self, _bytes: u64) {}
 
     /// Writes `bytes` at `offset` of the arena, after all queued steps.

@@ -25,7 +25,8 @@ struct Params {
 /// Queries and keys of a tile.
 const TILE: usize = 128;
 
-/// Buffers: out, first. Descriptors: q, k, v. Shared memory: a tile of queries, two of keys, two of values, barriers.
+/// Buffers: out, first. Descriptors: q, k, v. Shared memory: a tile of queries, two of keys, two of
+/// values, barriers.
 static D128: Kernel = Kernel {
     module: "attention_hopper.sm90a",
     entry: "attention_d128_wgmma_sm90a",

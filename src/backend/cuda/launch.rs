@@ -71,8 +71,8 @@ impl Matrix {
         self.place
     }
 
-    /// Whether rows begin at multiples of 16 bytes and are whole numbers of 16 bytes, as vector loads
-    /// and `cp.async` require.
+    /// Whether rows begin at multiples of 16 bytes and are whole numbers of 16 bytes, as vector
+    /// loads and `cp.async` require.
     pub fn aligned(&self) -> bool {
         let size = self.dtype.size();
         self.place.is_multiple_of(16)
@@ -91,8 +91,8 @@ pub fn address(m: Option<Matrix>) -> u64 {
 pub struct Side {
     /// `rows x rank`, BF16; its rows may begin anywhere.
     pub t: Matrix,
-    /// `N x rank`, BF16 or F16; its rows begin at multiples of 16 bytes and are padded with zeros, as
-    /// those of the weight are.
+    /// `N x rank`, BF16 or F16; its rows begin at multiples of 16 bytes and are padded with zeros,
+    /// as those of the weight are.
     pub b: Matrix,
 }
 

@@ -107,7 +107,8 @@ pub fn params(a: &Args<Linear>) -> Params {
     }
 }
 
-/// The buffers of all kernels of the family: x, w, scales, bias, residual, gate, out, scratch, t, b.
+/// The buffers of all kernels of the family: x, w, scales, bias, residual, gate, out, scratch, t,
+/// b.
 pub fn buffers(a: &Args<Linear>) -> Vec<u64> {
     let (t, b) = (a.side.map(|s| s.t), a.side.map(|s| s.b));
     vec![

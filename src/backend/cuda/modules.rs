@@ -68,7 +68,11 @@ mod tests {
 
     #[test]
     fn parameters_are_read_from_the_text() {
-        let text = ".visible .entry one(\n\t.param .u64 .ptr .align 1 one_param_0,\n\t.param .align 64 .b8 one_param_1[128],\n\t.param .u32 x\n)\n{ ret; }\n.entry two()\n{}";
+        let text = concat!(
+            ".visible .entry one(\n\t.param .u64 .ptr .align 1 one_param_0,\n",
+            "\t.param .align 64 .b8 one_param_1[128],\n\t.param .u32 x\n)\n{ ret; }\n",
+            ".entry two()\n{}"
+        );
         assert_eq!(entries(text), [("one", vec![8, 128, 4]), ("two", vec![])]);
     }
 

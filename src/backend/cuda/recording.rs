@@ -69,7 +69,8 @@ impl Recorder {
         if let Some((recorded, graph)) = &self.graph
             && *recorded == run.id
         {
-            // SAFETY: `reserve` and `forget` drop the graph before the memory that it uses is freed.
+            // SAFETY: `reserve` and `forget` drop the graph before the memory that it uses is
+            // freed.
             unsafe { stream.replay(graph) }?;
             return Ok(Decision::Replayed);
         }

@@ -233,13 +233,15 @@ impl Copier {
             }
         }
         match self.kept.get(&origin) {
-            // SAFETY: the place was given to this weight, which is as large; whoever read there before is waited for; the bytes live as long as the stream.
+            // SAFETY: the place was given to this weight, which is as large; whoever read there
+            // before is waited for; the bytes live as long as the stream.
             Some((own, _)) => unsafe { self.stream.upload(to, own.bytes()) },
             None => self.pass(to, piece.bytes, piece.unit, &read),
         }
     }
 
-    /// Copies `bytes` bytes, made by `read` in multiples of `unit` bytes, through the ring of chunks.
+    /// Copies `bytes` bytes, made by `read` in multiples of `unit` bytes, through the ring of
+    /// chunks.
     fn pass(&mut self, to: u64, bytes: usize, unit: usize, read: &Read) -> Result<()> {
         if unit > CHUNK {
             return Err(Error::model("a row of a weight is larger than what is copied at a time")

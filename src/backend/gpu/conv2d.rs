@@ -12,9 +12,9 @@ use crate::op::{Conv2d, ConvShape, Use};
 pub struct Conv2dArgs<P> {
     /// `batch*height*width x in_channels`, of the element type of activations; dense.
     pub x: Matrix<P>,
-    /// `out_channels x (kernel*kernel*in_channels)`, BF16 or F32: the loader has sorted the elements
-    /// by taps row by row, then by input channel. Rows begin at multiples of 16 bytes and are padded
-    /// with zeros.
+    /// `out_channels x (kernel*kernel*in_channels)`, BF16 or F32: the loader has sorted the
+    /// elements by taps row by row, then by input channel. Rows begin at multiples of 16 bytes and
+    /// are padded with zeros.
     pub w: Matrix<P>,
     /// `1 x out_channels`, F32.
     pub bias: Option<Matrix<P>>,

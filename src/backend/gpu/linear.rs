@@ -19,8 +19,8 @@ pub enum Tail<P> {
     Add {
         residual: Matrix<P>,
     },
-    /// `out = residual + gate[group] * y`. `gate`: `groups x N` (a window of BF16 or F32); row `r` of
-    /// `rows` belongs to group `r / (rows / groups)`.
+    /// `out = residual + gate[group] * y`. `gate`: `groups x N` (a window of BF16 or F32); row `r`
+    /// of `rows` belongs to group `r / (rows / groups)`.
     GatedAdd {
         residual: Matrix<P>,
         gate: Matrix<P>,
@@ -94,8 +94,8 @@ impl<P: Location> Product<P> {
         Product { x: self.x.band(first, rows), out: self.out.band(first, rows), ..*self }
     }
 
-    /// The product with the rows `first .. first + rows` of a weight, all of which are in `segment`.
-    /// The weight is loaded at `place`.
+    /// The product with the rows `first .. first + rows` of a weight, all of which are in
+    /// `segment`. The weight is loaded at `place`.
     pub(in crate::backend) fn with<S>(
         &self,
         segment: &Segment,

@@ -21,8 +21,8 @@ pub struct Matrix<P> {
     pub place: P,
     pub rows: usize,
     pub cols: usize,
-    /// Distance from row to row: elements, or units of [`Location::BLOCK_UNIT`] bytes where `dtype` is
-    /// block-quantised.
+    /// Distance from row to row: elements, or units of [`Location::BLOCK_UNIT`] bytes where `dtype`
+    /// is block-quantised.
     pub stride: usize,
     pub dtype: DType,
 }

@@ -2,9 +2,9 @@
 //!
 //! The steps are the same for every GPU. [`lower`] looks up where the operands of an operation are
 //! in device memory ([`Lowering`]), puts them into the operation's arguments (one struct for each
-//! operation), picks one of the [`Variant`]s that the backend has for
-//! the operation ([`Choice`]), and asks it for its launches. A backend describes itself with [`GpuApi`]
-//! and lists its variants with [`Runs`].
+//! operation), picks one of the [`Variant`]s that the backend has for the operation ([`Choice`]),
+//! and asks it for its launches. A backend describes itself with [`GpuApi`] and lists its variants
+//! with [`Runs`].
 
 mod attention;
 mod choice;

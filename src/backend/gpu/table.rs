@@ -15,8 +15,8 @@ macro_rules! all_operations {
             vec![$(<op::$name as Arguments>::NAME),*]
         }
 
-        /// The variants of the operation `name` on the GPU `G`, best first, each with what it needs;
-        /// none if there is no such operation.
+        /// The variants of the operation `name` on the GPU `G`, best first, each with what it
+        /// needs; none if there is no such operation.
         pub fn names<G: RunsAll>(name: &str) -> Option<Vec<(&'static str, G::Needs)>> {
             $(if name == <op::$name as Arguments>::NAME {
                 return Some(names_of::<G, op::$name>());

@@ -234,7 +234,8 @@ struct Heap {
     free_bytes: Option<u64>,
 }
 
-/// Bytes that buffers may take, how many of these are free, and whether the interface reported them.
+/// Bytes that buffers may take, how many of these are free, and whether the interface reported
+/// them.
 fn memory(raw: &wgpu::Adapter, kind: AdapterKind) -> (u64, u64, bool) {
     let host = crate::host::available_memory().unwrap_or(2 << 30);
     match (kind, heap(raw)) {
@@ -269,7 +270,8 @@ fn heap(raw: &wgpu::Adapter) -> Option<Heap> {
     if tells {
         properties = properties.push_next(&mut budget);
     }
-    // SAFETY: as above; the chain holds the one structure that the extension, which is there, allows. wgpu asks for Vulkan 1.1 or this very call's extension.
+    // SAFETY: as above; the chain holds the one structure that the extension, which is there,
+    // allows. wgpu asks for Vulkan 1.1 or this very call's extension.
     unsafe { instance.get_physical_device_memory_properties2(device, &mut properties) };
     let memory = properties.memory_properties;
     let (bytes, largest) = (0..memory.memory_heap_count as usize)
@@ -293,7 +295,10 @@ pub(super) fn get(ordinal: usize) -> Result<Found> {
     if count == 0 {
         return Err(Error::device("no GPU is reached by Vulkan, Metal or DirectX 12")
             .at("wgpu")
-            .try_("install the GPU's Vulkan driver (on Debian, mesa-vulkan-drivers has those for AMD, Intel and software), or --device cpu"));
+            .try_(
+                "install the GPU's Vulkan driver (on Debian, mesa-vulkan-drivers has those for \
+                 AMD, Intel and software), or --device cpu",
+            ));
     }
     if ordinal >= count {
         return Err(Error::device("there is no such GPU")

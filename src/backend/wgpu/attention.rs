@@ -1,4 +1,5 @@
-//! `attention`: tiles of f32 in workgroup memory for heads of up to 64, 128 and 512 columns, and plain loops for everything else.
+//! `attention`: tiles of f32 in workgroup memory for heads of up to 64, 128 and 512 columns, and
+//! plain loops for everything else.
 
 use std::ops::Range;
 
@@ -72,31 +73,36 @@ macro_rules! shader {
 
 static D64: Shader = shader!(
     "attention_d64",
-    "const TX: u32 = 8u; const RG: u32 = 8u; const DC: u32 = 32u; const PK: u32 = 32u; const VK: u32 = 32u;\n",
+    "const TX: u32 = 8u; const RG: u32 = 8u; const DC: u32 = 32u; \
+     const PK: u32 = 32u; const VK: u32 = 32u;\n",
     "attention_common.wgsl",
     "attention.wgsl"
 );
 static D128: Shader = shader!(
     "attention_d128",
-    "const TX: u32 = 16u; const RG: u32 = 8u; const DC: u32 = 32u; const PK: u32 = 32u; const VK: u32 = 16u;\n",
+    "const TX: u32 = 16u; const RG: u32 = 8u; const DC: u32 = 32u; \
+     const PK: u32 = 32u; const VK: u32 = 16u;\n",
     "attention_common.wgsl",
     "attention.wgsl"
 );
 static D128_32K: Shader = shader!(
     "attention_d128_32k",
-    "const TX: u32 = 16u; const RG: u32 = 8u; const DC: u32 = 64u; const PK: u32 = 64u; const VK: u32 = 32u;\n",
+    "const TX: u32 = 16u; const RG: u32 = 8u; const DC: u32 = 64u; \
+     const PK: u32 = 64u; const VK: u32 = 32u;\n",
     "attention_common.wgsl",
     "attention.wgsl"
 );
 static D512: Shader = shader!(
     "attention_d512",
-    "const TX: u32 = 64u; const RG: u32 = 4u; const DC: u32 = 8u; const PK: u32 = 64u; const VK: u32 = 4u;\n",
+    "const TX: u32 = 64u; const RG: u32 = 4u; const DC: u32 = 8u; \
+     const PK: u32 = 64u; const VK: u32 = 4u;\n",
     "attention_common.wgsl",
     "attention.wgsl"
 );
 static D512_24K: Shader = shader!(
     "attention_d512_24k",
-    "const TX: u32 = 64u; const RG: u32 = 4u; const DC: u32 = 16u; const PK: u32 = 64u; const VK: u32 = 8u;\n",
+    "const TX: u32 = 64u; const RG: u32 = 4u; const DC: u32 = 16u; \
+     const PK: u32 = 64u; const VK: u32 = 8u;\n",
     "attention_common.wgsl",
     "attention.wgsl"
 );
@@ -248,20 +254,20 @@ fn any(a: &Args<Attention>, device: &WgpuDevice) -> Result<(), &'static str> {
     }
     let groups = a.tokens().checked_mul(a.heads).and_then(|n| n.checked_mul(a.batch));
     if groups.is_none_or(|n| n >= 1 << 31) || a.wide().chain(a.bias).any(|m| m.stride >= 1 << 31) {
-        return Err(
-            "it is too large for 32-bit numbers; try a smaller image, fewer images at a time (-n) or --device cpu",
-        );
+        return Err("it is too large for 32-bit numbers; \
+             try a smaller image, fewer images at a time (-n) or --device cpu");
     }
     if a.bias.is_some_and(|m| !m.binds(device)) {
         return Err(
-            "its bias is larger than the memory that a shader of this GPU sees at once; try --device cpu",
+            "its bias is larger than the memory that a shader of this GPU can access at once; \
+             try --device cpu",
         );
     }
     if !whole(a, device) && rows_at_once(a, device) == 0 {
-        return Err(concat!(
-            "the keys or values of one image are larger than the memory that a shader of this GPU sees at once; ",
-            "try a smaller image, --compute bf16 or --device cpu"
-        ));
+        return Err(
+            "the keys or values of one image are larger than the memory that a shader of this GPU \
+             can access at once; try a smaller image, --compute bf16 or --device cpu",
+        );
     }
     Ok(())
 }

@@ -224,7 +224,8 @@ fn vectors(a: &Args<Conv2d>, device: &WgpuDevice) -> Result<(), &'static str> {
     any(a, device)?;
     if !a.shape.in_channels.is_multiple_of(8) || !a.x.whole_vectors() || !a.w.whole_vectors() {
         return Err(
-            "input channels are not a multiple of 8, or x or w do not begin at multiples of 16 bytes",
+            "input channels are not a multiple of 8, or x or w do not begin at multiples of \
+             16 bytes",
         );
     }
     Ok(())

@@ -32,7 +32,9 @@ macro_rules! shader {
 }
 macro_rules! tile_shader {
     ($name:ident, $text:expr, $first:literal, [$($weights:literal),*], $products:literal) => {
-        shader!($name, $text, $first, "linear_tail", "linear_x4", $($weights,)* "linear", $products);
+        shader!(
+            $name, $text, $first, "linear_tail", "linear_x4", $($weights,)* "linear", $products
+        );
     };
 }
 macro_rules! software_shader {
@@ -69,13 +71,19 @@ impl Trio {
 }
 
 macro_rules! trio {
-    (@four $make:ident, $name:ident, $narrow:ident, $wide:ident, $blocks:ident, $text:literal, $first:literal, $last:literal) => {
+    (
+        @four $make:ident, $name:ident, $narrow:ident, $wide:ident, $blocks:ident,
+        $text:literal, $first:literal, $last:literal
+    ) => {
         $make!($narrow, concat!($text, "_narrow"), $first, ["linear_narrow4"], $last);
         $make!($wide, concat!($text, "_wide"), $first, ["linear_wide4"], $last);
         $make!($blocks, concat!($text, "_blocks"), $first, ["blocks", "linear_blocks4"], $last);
         static $name: Trio = Trio { narrow: &$narrow, wide: &$wide, blocks: &$blocks };
     };
-    (@eight $make:ident, $name:ident, $narrow:ident, $wide:ident, $blocks:ident, $text:literal, $first:literal, $last:literal) => {
+    (
+        @eight $make:ident, $name:ident, $narrow:ident, $wide:ident, $blocks:ident,
+        $text:literal, $first:literal, $last:literal
+    ) => {
         $make!($narrow, concat!($text, "_narrow"), $first, ["linear_narrow"], $last);
         $make!($wide, concat!($text, "_wide"), $first, ["linear_wide"], $last);
         $make!($blocks, concat!($text, "_blocks"), $first, ["blocks", "linear_blocks"], $last);
@@ -133,7 +141,16 @@ trio!(
     "enable f16;\nconst ROWS: u32 = 64u;\nconst COLUMNS: u32 = 64u;\nconst PARTS: u32 = 1u;\n",
     "linear_f16"
 );
-trio!(@eight few_shader, FEW, FEW_NARROW, FEW_WIDE, FEW_BLOCKS, "linear_few", "", "linear_few_plain");
+trio!(
+    @eight few_shader,
+    FEW,
+    FEW_NARROW,
+    FEW_WIDE,
+    FEW_BLOCKS,
+    "linear_few",
+    "",
+    "linear_few_plain"
+);
 trio!(
     @eight few_shader,
     FEW_SUBGROUP,
@@ -291,21 +308,51 @@ macro_rules! table {
     ($(($stored:ident, $text:literal)),*) => {
         /// All variants of `linear`; [`choose`] says which suits.
         pub static LINEAR: &[Variant<Linear>] = &[
-            $(tiled!(half, $stored, HALF_LARGE, LARGE_BLOCK, HALF_TILE, concat!("linear_", $text, "_f16_128x128")),)*
-            $(tiled!(half, $stored, HALF_SMALL, SMALL_BLOCK, HALF_TILE, concat!("linear_", $text, "_f16_64x64")),)*
-            $(tiled!(typed, $stored, LARGE, LARGE_BLOCK, TILE, concat!("linear_", $text, "_128x128")),)*
-            $(tiled!(typed, $stored, SMALL, SMALL_BLOCK, TILE, concat!("linear_", $text, "_64x64")),)*
-            $(tiled!(typed, $stored, LOW, LOW_BLOCK, LOW_TILE, concat!("linear_", $text, "_32x64")),)*
-            $(few!(FEW_SUBGROUP, FEW_SUBGROUP_NEEDS, |a, d| few_subgroup(a, d, Stored::$stored), concat!("linear_", $text, "_rows16_subgroup")),)*
-            $(few!(FEW, FEW_NEEDS, |a, d| typed(a, d, Stored::$stored), concat!("linear_", $text, "_rows16")),)*
-            $(tiled!(software, $stored, SOFTWARE, SOFTWARE_BLOCK, SOFTWARE_NEEDS, concat!("linear_", $text, "_software")),)*
-            $(tiled!(typed, $stored, COOPERATIVE, SMALL_BLOCK, COOPERATIVE_NEEDS, concat!("linear_", $text, "_cooperative")),)*
+            $(tiled!(
+                half, $stored, HALF_LARGE, LARGE_BLOCK, HALF_TILE,
+                concat!("linear_", $text, "_f16_128x128")
+            ),)*
+            $(tiled!(
+                half, $stored, HALF_SMALL, SMALL_BLOCK, HALF_TILE,
+                concat!("linear_", $text, "_f16_64x64")
+            ),)*
+            $(tiled!(
+                typed, $stored, LARGE, LARGE_BLOCK, TILE,
+                concat!("linear_", $text, "_128x128")
+            ),)*
+            $(tiled!(
+                typed, $stored, SMALL, SMALL_BLOCK, TILE,
+                concat!("linear_", $text, "_64x64")
+            ),)*
+            $(tiled!(
+                typed, $stored, LOW, LOW_BLOCK, LOW_TILE,
+                concat!("linear_", $text, "_32x64")
+            ),)*
+            $(few!(
+                FEW_SUBGROUP, FEW_SUBGROUP_NEEDS, |a, d| few_subgroup(a, d, Stored::$stored),
+                concat!("linear_", $text, "_rows16_subgroup")
+            ),)*
+            $(few!(
+                FEW, FEW_NEEDS, |a, d| typed(a, d, Stored::$stored),
+                concat!("linear_", $text, "_rows16")
+            ),)*
+            $(tiled!(
+                software, $stored, SOFTWARE, SOFTWARE_BLOCK, SOFTWARE_NEEDS,
+                concat!("linear_", $text, "_software")
+            ),)*
+            $(tiled!(
+                typed, $stored, COOPERATIVE, SMALL_BLOCK, COOPERATIVE_NEEDS,
+                concat!("linear_", $text, "_cooperative")
+            ),)*
             Variant {
                 name: "linear_any",
                 needs: ANY_NEEDS,
                 accepts: legal,
                 scratch: |_, _| 0,
-                launches: |a, d| dispatches(if a.w.dtype.is_plain() { &ANY } else { &ANY_BLOCKS }, ANY_BLOCK, &[], a, d),
+                launches: |a, d| {
+                    let shader = if a.w.dtype.is_plain() { &ANY } else { &ANY_BLOCKS };
+                    dispatches(shader, ANY_BLOCK, &[], a, d)
+                },
             },
         ];
     };

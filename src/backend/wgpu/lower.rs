@@ -4,8 +4,8 @@
 //! nothing within the main product. But a shader that does both needs two more buffers, and it can
 //! bind only eight. So the side branch is a product of its own, limited by what it writes. If the
 //! epilogue only adds, it is added to the result of the main product. An activation needs the whole
-//! sum: then the side branch is computed first, into f32 scratch memory, some rows at a time to keep
-//! that memory small.
+//! sum: then the side branch is computed first, into f32 scratch memory, some rows at a time to
+//! keep that memory small.
 
 use super::launch::{Args, Dispatch, Matrix, Needs, Spot, Wgpu, WgpuDevice};
 use super::linear::{self, LINEAR};

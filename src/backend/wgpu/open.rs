@@ -26,7 +26,8 @@ const ALLOWANCE_BYTES: u64 = 64 << 20;
 pub struct WgpuOptions {
     /// Which adapter, as [`adapters`](super::adapters()) counts them.
     pub ordinal: usize,
-    /// `Auto` and `BF16` (BF16 activations, F32 products), `F32`, or `F16` where the adapter has it.
+    /// `Auto` and `BF16` (BF16 activations, F32 products), `F32`, or `F16` where the adapter has
+    /// it.
     pub compute: Compute,
     /// Forced variants; see [`names`](super::names).
     pub kernels: Vec<KernelChoice>,
@@ -64,8 +65,8 @@ impl WgpuBackend {
     ///
     /// # Errors
     /// [`Kind::Device`](crate::error::Kind::Device) if there is no such adapter or it cannot be
-    /// used; [`Kind::Argument`](crate::error::Kind::Argument) if it does not offer the arithmetic or
-    /// a forced variant does not run on it.
+    /// used; [`Kind::Argument`](crate::error::Kind::Argument) if it does not offer the arithmetic
+    /// or a forced variant does not run on it.
     pub fn new(options: WgpuOptions) -> Result<WgpuBackend> {
         let WgpuOptions { ordinal, compute, kernels, limits, .. } = options;
         if compute == Compute::Fp8 {

@@ -97,10 +97,11 @@ impl Pipelines {
 fn refused(e: &wgpu::Error) -> Error {
     match e {
         wgpu::Error::OutOfMemory { .. } => translate(e),
-        _ => Error::device("the GPU's driver refuses a shader")
-            .found(one_line(&e.to_string()))
-            .try_(
-                "update the driver; --kernel chooses another shader (see `flux-fast doctor`), --device cpu needs none",
-            ),
+        _ => {
+            Error::device("the GPU's driver refuses a shader").found(one_line(&e.to_string())).try_(
+                "update the driver; --kernel chooses another shader (see `flux-fast doctor`), \
+                 --device cpu needs none",
+            )
+        }
     }
 }

@@ -15,7 +15,8 @@ use crate::error::{Error, Result};
 /// Seconds that a submission should take at most: short enough that no watchdog ends it (Windows
 /// waits 2 s), a screen stays smooth, and a run can be cancelled.
 const SUBMISSION_SECONDS: f64 = 0.1;
-/// Operations per second that are assumed until the speed was measured: the slowest GPUs do as many.
+/// Operations per second that are assumed until the speed was measured: the slowest GPUs do as
+/// many.
 const FIRST_RATE: f64 = 5e10;
 /// Dispatches of one submission at most.
 const MOST_DISPATCHES: usize = 256;

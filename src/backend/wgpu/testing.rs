@@ -7,8 +7,8 @@ use crate::backend::Compute;
 
 #[doc(hidden)]
 impl WgpuBackend {
-    /// From now on, computes as if the adapter had been opened with `compute`, had windows of at most
-    /// `binding_bytes`, and took at most `work` operations in one submission. One backend that
+    /// From now on, computes as if the adapter had been opened with `compute`, had windows of at
+    /// most `binding_bytes`, and took at most `work` operations in one submission. One backend that
     /// changes is faster than several: every shader is compiled once.
     pub fn pretend(&mut self, compute: Compute, binding_bytes: u64, work: u64) {
         self.gpu.most_work = work;

@@ -51,7 +51,8 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: retained in `open`; everything that belongs to it has an `Arc` of it, so none is left.
+        // SAFETY: retained in `open`; everything that belongs to it has an `Arc` of it, so none is
+        // left.
         let _ = unsafe { result::primary_ctx::release(self.device) };
     }
 }

@@ -8,8 +8,8 @@ use cudarc::driver::sys;
 
 use crate::error::{Error, Result};
 
-/// Whether a context still works. Once a kernel has failed, every call of its context fails: the first
-/// error is kept, and nothing is tried again.
+/// Whether a context still works. Once a kernel has failed, every call of its context fails: the
+/// first error is kept, and nothing is tried again.
 #[derive(Debug, Clone, Default)]
 pub struct Health(Arc<AtomicU32>);
 

@@ -64,8 +64,8 @@ impl Pinned {
     }
 
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: `bytes` bytes were allocated and live as long as `self`; memory from outside Rust has
-        // some value.
+        // SAFETY: `bytes` bytes were allocated and live as long as `self`; memory from outside Rust
+        // has some value.
         unsafe { std::slice::from_raw_parts(self.start, self.bytes) }
     }
 

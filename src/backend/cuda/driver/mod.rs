@@ -1,5 +1,5 @@
-//! The CUDA driver, as little of it as is needed: every `unsafe` driver call of this backend is here.
-//! Handles free themselves; errors become [`Error`](crate::error::Error)s.
+//! The CUDA driver, as little of it as is needed: every `unsafe` driver call of this backend is
+//! here. Handles free themselves; errors become [`Error`](crate::error::Error)s.
 
 mod context;
 mod devices;

@@ -90,7 +90,8 @@ impl Function {
             && params == [kernel.params]
     }
 
-    /// Allows the kernel `bytes` bytes of dynamic shared memory: more than 48 KiB must be requested.
+    /// Allows the kernel `bytes` bytes of dynamic shared memory: more than 48 KiB must be
+    /// requested.
     pub fn allow_shared(&mut self, bytes: u32) -> Result<()> {
         if bytes <= self.shared {
             return Ok(());

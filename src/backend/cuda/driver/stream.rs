@@ -58,8 +58,8 @@ impl Stream {
     /// Queues a copy of `bytes` to the device address `to`.
     ///
     /// # Safety
-    /// The bytes are not changed until the copy is done. `to` is the address of at least as many bytes
-    /// of device memory, which nothing else uses meanwhile.
+    /// The bytes are not changed until the copy is done. `to` is the address of at least as many
+    /// bytes of device memory, which nothing else uses meanwhile.
     pub unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
         self.context.health.alive()?;
         // SAFETY: the caller's promise.
@@ -74,7 +74,8 @@ impl Stream {
     /// `from` is the address of at least as many bytes of device memory.
     pub unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
         self.context.health.alive()?;
-        // SAFETY: the caller's promise; the copy is waited for, so the bytes exist until it is done.
+        // SAFETY: the caller's promise; the copy is waited for, so the bytes exist until it is
+        // done.
         let queued = unsafe { result::memcpy_dtoh_async(bytes, from, self.raw) };
         let queued = self.context.health.check(queued, "copying from the GPU");
         let done = self.synchronize(); // also after an error: nothing may write to `bytes` later
@@ -84,8 +85,8 @@ impl Stream {
     /// Queues a kernel.
     ///
     /// # Safety
-    /// The addresses in `launch` are those of device memory that is as large as the kernel uses with
-    /// these parameters.
+    /// The addresses in `launch` are those of device memory that is as large as the kernel uses
+    /// with these parameters.
     pub unsafe fn launch(&self, function: &Function, launch: &Launch) -> Result<()> {
         let kernel = launch.kernel;
         let given = (launch.buffers.len(), launch.maps.len(), launch.params.len());
@@ -108,8 +109,8 @@ impl Stream {
         let mut arguments: Vec<*mut c_void> =
             buffers.chain(maps).chain([words.as_ptr().cast_mut().cast::<c_void>()]).collect();
         let [x, y, z] = launch.grid;
-        // SAFETY: the driver copies the arguments, whose number and sizes tests compare with the PTX;
-        // the rest is the caller's promise.
+        // SAFETY: the driver copies the arguments, whose number and sizes tests compare with the
+        // PTX; the rest is the caller's promise.
         let queued = unsafe {
             result::launch_kernel(
                 function.raw,
