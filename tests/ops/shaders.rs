@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 
-use flux_fast::backend::wgpu::launch::{BINDINGS, Constants, Needs, PARAMS_BYTES, Shader};
-use flux_fast::backend::wgpu::{names, ops, shaders};
+use flux_fast::backend::wgpu::{
+    BINDINGS, Constants, Needs, PARAMS_BYTES, Shader, names, ops, shaders,
+};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, ShaderStage, TypeInner, back, proc};
 

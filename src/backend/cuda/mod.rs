@@ -2,9 +2,9 @@
 //! (`kernels/`), which are embedded as PTX and compiled by the driver.
 //!
 //! All device memory is one allocation: arena, resident weights, ring. Steps are queued on one
-//! stream. Weights arrive on another, from a thread that reads files ([`uploads`]). A run whose
+//! stream. Weights arrive on another, from a thread that reads files (`uploads`). A run whose
 //! weights all have places of their own is recorded once as a CUDA graph and replayed
-//! ([`recording`]). The files named like operations choose kernels and compute their parameters;
+//! (`recording`). The files named like operations choose kernels and compute their parameters;
 //! they are plain functions, which tests call without a GPU.
 
 mod arch;
@@ -19,13 +19,13 @@ mod elementwise;
 mod group_norm;
 mod lag;
 mod latents;
-pub mod launch;
+mod launch;
 mod linear;
 mod linear_fp8;
 mod linear_hopper;
 mod lower;
 mod measure;
-pub mod modules;
+mod modules;
 mod norm;
 mod nvml;
 mod open;

@@ -2,9 +2,9 @@
 //! embedded as WGSL and translated by wgpu.
 //!
 //! Device memory is the arena, the resident weights and the ring, each in buffers of at most the
-//! adapter's size ([`space`]), and a few staging buffers; all of it is counted. There is one queue:
-//! steps are recorded and submitted in portions of about a tenth of a second ([`submit`]). Weights
-//! come from a thread that reads files and puts its copies between them ([`uploads`]). The files
+//! adapter's size (`space`), and a few staging buffers; all of it is counted. There is one queue:
+//! steps are recorded and submitted in portions of about a tenth of a second (`submit`). Weights
+//! come from a thread that reads files and puts its copies between them (`uploads`). The files
 //! named like operations choose shaders and compute their parameters; they are plain functions,
 //! which tests call without an adapter.
 
@@ -17,7 +17,7 @@ mod device;
 mod elementwise;
 mod group_norm;
 mod latents;
-pub mod launch;
+mod launch;
 mod linear;
 mod lower;
 mod norm;
@@ -31,12 +31,13 @@ mod uploads;
 
 pub use adapters::{Adapter, AdapterKind, adapters, candidates, hardware_present};
 pub use backend::WgpuBackend;
+pub use launch::{BINDINGS, Constants, Needs, PARAMS_BYTES, Shader, WgpuDevice};
 #[doc(hidden)]
 pub use open::TestLimits;
 pub use open::WgpuOptions;
 
 use super::gpu;
-use launch::{Constants, Needs, Shader, Wgpu};
+use launch::Wgpu;
 
 /// The names of all operations that have shaders.
 pub fn ops() -> impl Iterator<Item = &'static str> {
