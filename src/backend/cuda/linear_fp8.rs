@@ -4,7 +4,7 @@
 
 use super::arch::{Arch, CudaDevice};
 use super::launch::{Args, Kernel, Launch, Variant, address};
-use super::linear::{Params, buffers, legal, params};
+use super::linear_params::{Params, buffers, legal, params};
 use crate::dtype::DType;
 use crate::op::Linear;
 

@@ -2,8 +2,8 @@
 
 use super::arch::{Arch, CudaDevice};
 use super::launch::{Args, Kernel, Launch, Matrix, Side, TensorMap, Variant};
-use super::linear::{Params, buffers, legal, params};
 use super::linear_fp8::{Quantised, quantise_kernel, w8a8};
+use super::linear_params::{Params, buffers, legal, params};
 use crate::dtype::DType;
 use crate::op::Linear;
 

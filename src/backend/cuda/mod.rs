@@ -23,6 +23,7 @@ mod launch;
 mod linear;
 mod linear_fp8;
 mod linear_hopper;
+mod linear_params;
 mod lower;
 mod measure;
 mod modules;

@@ -82,7 +82,7 @@ impl Adapter {
 }
 
 /// An adapter with its handle. The instance must outlive everything that is made from the handle.
-pub(super) struct Found {
+pub(super) struct FoundAdapter {
     pub raw: wgpu::Adapter,
     pub facts: Adapter,
     pub features: Features,
@@ -90,7 +90,7 @@ pub(super) struct Found {
 }
 
 /// All adapters: cards first, then GPUs that are part of a processor, then software.
-pub(super) fn find() -> Vec<Found> {
+pub(super) fn find() -> Vec<FoundAdapter> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
         backends: Backends::VULKAN | Backends::METAL | Backends::DX12,
         flags: wgpu::InstanceFlags::empty(),
@@ -105,7 +105,7 @@ pub(super) fn find() -> Vec<Found> {
     let adapters = pollster::block_on(
         instance.enumerate_adapters(Backends::VULKAN | Backends::METAL | Backends::DX12),
     );
-    let mut found: Vec<Found> = adapters.into_iter().map(facts).collect();
+    let mut found: Vec<FoundAdapter> = adapters.into_iter().map(facts).collect();
     // A card can be listed by Vulkan and by DirectX; Vulkan reports more.
     found.sort_by_key(|f| rank(&f.facts));
     found.iter_mut().enumerate().for_each(|(i, f)| f.facts.ordinal = i);
@@ -148,7 +148,7 @@ pub fn adapters() -> Vec<Adapter> {
     find().into_iter().map(|f| f.facts).collect()
 }
 
-fn facts(raw: wgpu::Adapter) -> Found {
+fn facts(raw: wgpu::Adapter) -> FoundAdapter {
     let (info, features, limits) = (raw.get_info(), raw.features(), raw.limits());
     let kind = match info.device_type {
         DeviceType::DiscreteGpu => AdapterKind::Discrete,
@@ -190,7 +190,7 @@ fn facts(raw: wgpu::Adapter) -> Found {
             && (api == "metal" || (info.subgroup_min_size, info.subgroup_max_size) == (32, 32)),
         unusable: unusable(features, &limits),
     };
-    Found { raw, facts, features, limits }
+    FoundAdapter { raw, facts, features, limits }
 }
 
 /// Whether the adapter multiplies 8x8 matrices of f32, which the shaders use.
@@ -289,7 +289,7 @@ fn heap(_raw: &wgpu::Adapter) -> Option<Heap> {
 }
 
 /// The adapter with the number `ordinal`. It must be usable.
-pub(super) fn get(ordinal: usize) -> Result<Found> {
+pub(super) fn get(ordinal: usize) -> Result<FoundAdapter> {
     let mut all = find();
     let count = all.len();
     if count == 0 {

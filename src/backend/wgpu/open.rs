@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::adapters::{self, Adapter, AdapterKind, Found};
+use super::adapters::{self, Adapter, AdapterKind, FoundAdapter};
 use super::backend::{Memory, WgpuBackend};
 use super::device::Shared;
 use super::launch::WgpuDevice;
@@ -159,7 +159,7 @@ fn describe(adapter: &Adapter, compute: Compute) -> String {
 }
 
 /// The device of an adapter, with all limits that it has and the features that shaders use.
-fn open(found: &Found) -> Result<(wgpu::Device, wgpu::Queue)> {
+fn open(found: &FoundAdapter) -> Result<(wgpu::Device, wgpu::Queue)> {
     let mut features = wgpu::Features::IMMEDIATES;
     features |= found.features & (wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP);
     let mut experimental = wgpu::ExperimentalFeatures::disabled();

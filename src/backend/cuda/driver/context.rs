@@ -5,14 +5,14 @@ use std::sync::Arc;
 use cudarc::driver::result;
 use cudarc::driver::sys;
 
-use super::health::Health;
+use super::health::ContextHealth;
 use crate::error::Result;
 
 /// The primary context of a device. It is current in the thread that opened it.
 pub struct Context {
     device: sys::CUdevice,
     raw: sys::CUcontext,
-    pub health: Health,
+    pub health: ContextHealth,
 }
 
 // SAFETY: a context may be used from any thread; `bind` makes it current there first.
@@ -22,7 +22,7 @@ unsafe impl Sync for Context {}
 
 impl Context {
     pub fn open(ordinal: i32) -> Result<Arc<Context>> {
-        let health = Health::default();
+        let health = ContextHealth::default();
         let device = health.check(result::device::get(ordinal), "opening the device")?;
         // Threads that wait for the GPU sleep. A context that exists already keeps its own flags.
         let sleep = sys::CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC as u32;

@@ -11,9 +11,9 @@ use crate::error::{Error, Result};
 /// Whether a context still works. Once a kernel has failed, every call of its context fails: the
 /// first error is kept, and nothing is tried again.
 #[derive(Debug, Clone, Default)]
-pub struct Health(Arc<AtomicU32>);
+pub struct ContextHealth(Arc<AtomicU32>);
 
-impl Health {
+impl ContextHealth {
     /// # Errors
     /// The error after which nothing works.
     pub fn alive(&self) -> Result<()> {

@@ -4,13 +4,13 @@ use std::ffi::c_void;
 
 use cudarc::driver::sys;
 
-use super::health::Health;
+use super::health::ContextHealth;
 use crate::backend::cuda::launch::TensorMap;
 use crate::dtype::DType;
 use crate::error::Result;
 
 /// The TMA descriptor of `map`.
-pub fn encode(health: &Health, map: &TensorMap) -> Result<sys::CUtensorMap> {
+pub fn encode(health: &ContextHealth, map: &TensorMap) -> Result<sys::CUtensorMap> {
     use sys::CUtensorMapDataType as T;
     let dtype = match map.dtype {
         DType::BF16 => T::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
