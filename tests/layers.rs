@@ -1,4 +1,5 @@
-//! The layers of the architecture: each module uses only those above it in ARCHITECTURE.md's list, and `unsafe` stays where it belongs.
+//! The layers of the architecture, read from the sources: each module uses only modules of its own
+//! layer and of the layers before it (ARCHITECTURE.md), and `unsafe` is used in few places.
 
 use std::path::{Path, PathBuf};
 
@@ -40,7 +41,7 @@ fn layer(module: &str) -> Option<usize> {
 }
 
 #[test]
-fn modules_use_only_the_layers_above_them() {
+fn modules_use_only_their_layer_and_those_before_it() {
     let mut edges = 0;
     for (name, text) in all_sources() {
         let module = name.split(['/', '.']).next().unwrap();
@@ -48,7 +49,7 @@ fn modules_use_only_the_layers_above_them() {
             assert!(matches!(module, "lib" | "main"), "{name} is in no layer");
             continue;
         };
-        // Unit tests may look down to build their cases.
+        // Unit tests may use any module.
         let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
         assert!(
             !text.contains("use crate::{"),
@@ -68,7 +69,7 @@ fn modules_use_only_the_layers_above_them() {
 }
 
 #[test]
-fn unsafe_code_stays_in_the_kernels_and_the_map() {
+fn unsafe_code_is_in_the_backends_and_the_file_map_only() {
     for (name, text) in all_sources() {
         let code: String =
             text.lines().map(|l| l.split("//").next().unwrap()).collect::<Vec<_>>().join("\n");

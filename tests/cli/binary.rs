@@ -1,4 +1,4 @@
-//! The binary from outside: exit codes, what is said where, and what is left behind.
+//! The binary from outside: exit codes, messages on stdout and stderr, and files that are left.
 
 use std::fs;
 use std::io::Write;
@@ -48,7 +48,7 @@ fn a_picture(path: &Path, strength: Option<f32>) {
 }
 
 #[test]
-fn bad_arguments_exit_with_2_say_the_range_and_write_nothing() {
+fn bad_arguments_exit_with_2_name_the_range_and_write_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let cases: &[(&[&str], &str)] = &[
         (&["--steps", "0"], "1 to 1000"),
@@ -109,7 +109,7 @@ fn bad_arguments_exit_with_2_say_the_range_and_write_nothing() {
 }
 
 #[test]
-fn errors_are_json_too_where_json_was_asked_for() {
+fn errors_are_json_too_with_the_flag_json() {
     for (arguments, exit, name) in [
         (&["a fox", "--json", "--steps", "0"][..], 2, "bad_argument"),
         (&["--json", "a fox", "-W", "17"], 2, "bad_argument"),
@@ -127,17 +127,17 @@ fn errors_are_json_too_where_json_was_asked_for() {
 }
 
 #[test]
-fn prompts_that_cannot_be_drawn_are_refused_and_others_are_not() {
+fn prompts_that_are_too_long_or_not_text_are_refused() {
     let long = "a".repeat(100_000);
     for prompt in [long.as_str(), "bell\u{7}", "\u{1b}[2J"] {
         let output = run(&["-p", prompt]);
         assert_eq!(code(&output), Some(2), "{}", stderr(&output));
         assert!(stderr(&output).contains("prompt"), "{}", stderr(&output));
     }
-    // What stdin holds is bounded as well, and must be text.
+    // The prompt on stdin has the same bound, and must be text.
     for (bytes, expected) in [(vec![b'a'; 1 << 20], "at most 10000"), (vec![0xff, 0xfe], "UTF-8")] {
         let mut child = command(&["-"]).stdin(Stdio::piped()).spawn().unwrap();
-        // The reader may be gone before all is written.
+        // The program may end before all is written.
         child.stdin.take().unwrap().write_all(&bytes).ok();
         let output = child.wait_with_output().unwrap();
         assert_eq!(code(&output), Some(2));
@@ -152,7 +152,7 @@ fn prompts_that_cannot_be_drawn_are_refused_and_others_are_not() {
 }
 
 #[test]
-fn an_output_that_cannot_be_written_is_found_before_the_work_begins() {
+fn an_output_that_cannot_be_written_is_reported_before_the_first_step() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("file"), b"").unwrap();
     let long = format!("{}.png", "x".repeat(300));
@@ -165,7 +165,7 @@ fn an_output_that_cannot_be_written_is_found_before_the_work_begins() {
 }
 
 #[test]
-fn input_pictures_that_are_missing_or_no_pictures_are_named() {
+fn input_images_that_are_missing_or_unreadable_are_named() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("x.png"), b"not a picture").unwrap();
     for (arguments, exit, name) in [
@@ -182,7 +182,7 @@ fn input_pictures_that_are_missing_or_no_pictures_are_named() {
 }
 
 #[test]
-fn inspect_shows_the_settings_of_a_picture() {
+fn inspect_shows_the_settings_of_an_image() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.png");
     a_picture(&path, None);
@@ -208,7 +208,7 @@ fn inspect_shows_the_settings_of_a_picture() {
 }
 
 #[test]
-fn again_checks_its_overrides_and_asks_for_the_first_picture() {
+fn again_checks_its_overrides_and_needs_the_first_image() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.png");
     a_picture(&path, Some(0.6));
@@ -222,7 +222,7 @@ fn again_checks_its_overrides_and_asks_for_the_first_picture() {
 }
 
 #[test]
-fn a_command_after_flags_is_not_drawn() {
+fn a_command_after_flags_is_not_a_prompt() {
     for arguments in
         [&["--json", "doctor"][..], &["--json", "-q", "doctor"], &["-q", "doctor", "--json"]]
     {
@@ -301,7 +301,7 @@ fn help_names_every_flag_and_command() {
 }
 
 #[test]
-fn doctor_tells_what_the_machine_has() {
+fn doctor_describes_the_machine() {
     let output = run(&["doctor"]);
     assert_eq!(code(&output), Some(0), "{}", stderr(&output));
     assert!(
@@ -317,12 +317,12 @@ fn doctor_tells_what_the_machine_has() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_full_or_closed_stdout_is_exit_7_and_no_panic() {
+fn a_full_or_closed_stdout_is_exit_7_and_does_not_panic() {
     for arguments in [&["doctor"][..], &["doctor", "--json"], &["--help"], &["--version"]] {
         let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let output = command(arguments).stdout(full).output().unwrap();
         assert_eq!(code(&output), Some(7), "{arguments:?}: {}", stderr(&output));
-        // A driver that `doctor` asks may talk, too.
+        // A driver that `doctor` opens may print to stderr, too.
         assert!(
             stderr(&output).lines().any(|l| l.starts_with("error: stdout: ")),
             "{}",
@@ -335,7 +335,7 @@ fn a_full_or_closed_stdout_is_exit_7_and_no_panic() {
         assert_eq!(code(&output), Some(7), "{arguments:?}: {}", stderr(&output));
         assert!(!stderr(&output).contains("panicked"), "{}", stderr(&output));
     }
-    // Nobody to tell it to: the exit code still says it.
+    // With stderr closed, too, the exit code still says it.
     let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let status = command(&["a fox", "--steps", "0", "--json"])
         .stdout(full())
@@ -386,7 +386,7 @@ fn a_configuration_file_gives_defaults_and_is_shown_by_doctor() {
         command.env("FLUX_FAST_CONFIG", folder.path().join("config.toml"));
         command.current_dir(&folder).output().unwrap()
     };
-    // Absent by default: no error. Asked for by name: an error.
+    // A missing default file is not an error; a missing file given with --config is.
     assert_eq!(code(&with(&["doctor"])), Some(0));
     let missing = with(&["doctor", "--config", "none.toml"]);
     assert_eq!(code(&missing), Some(4), "{}", stderr(&missing));
@@ -400,7 +400,7 @@ fn a_configuration_file_gives_defaults_and_is_shown_by_doctor() {
     assert_eq!(code(&drawn), Some(0), "{}", stderr(&drawn));
     let told: Value = serde_json::from_str(&stdout(&drawn)).unwrap();
     assert_eq!((&told["settings"]["steps"], &told["files"][0]), (&2.into(), &"flux-1.jpg".into()));
-    // What is typed wins; --no-config reads nothing; `again` keeps the image's own steps.
+    // Flags take precedence; --no-config reads no file; `again` keeps the image's own steps.
     let typed =
         with(&["a fox", "--seed", "1", "--json", "--steps", "3", "-o", "x.png", "--format", "png"]);
     let told: Value = serde_json::from_str(&stdout(&typed)).unwrap();

@@ -49,7 +49,7 @@ fn files(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn every_format_holds_the_picture_and_reruns_from_its_settings() {
+fn every_format_keeps_the_image_and_its_settings_reproduce_it() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     let prompt = "a fox, \"3D\" style,\non a blue background 🦊";
@@ -73,7 +73,7 @@ fn every_format_holds_the_picture_and_reruns_from_its_settings() {
         done(folder, &["again", name, "-o", &again]);
         assert_eq!(pixels(&folder.join(&again)), reference, "{name}");
     }
-    // An override is taken, the rest stays.
+    // An override is used, the other settings stay.
     let json = done(folder, &["again", "a.png", "--steps", "5", "-o", "c.png", "--json"]);
     assert_eq!(
         (json["settings"]["steps"].as_u64(), json["settings"]["seed"].as_u64()),
@@ -84,7 +84,7 @@ fn every_format_holds_the_picture_and_reruns_from_its_settings() {
 }
 
 #[test]
-fn batches_negatives_and_pictures_as_starting_points() {
+fn batches_negative_prompts_and_input_images() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     let base = ["a pizza on a red background", "--seed", "3", "--steps", "6"];
@@ -100,7 +100,7 @@ fn batches_negatives_and_pictures_as_starting_points() {
     let one = pixels(&folder.join("one.png"));
     done(folder, &with(&["--negative", "blue", "--cfg-scale", "2", "-o", "cfg.png"]));
     assert_ne!(pixels(&folder.join("cfg.png")), one);
-    // Strength 0 keeps the picture (through the autoencoder), strength 1 ignores it.
+    // Strength 0 keeps the image (through the autoencoder), strength 1 ignores it.
     done(folder, &with(&["-i", "one.png", "--strength", "0", "-o", "kept.png"]));
     let mean = |a: &image::RgbImage| {
         a.iter().zip(one.iter()).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>()
@@ -109,13 +109,13 @@ fn batches_negatives_and_pictures_as_starting_points() {
     assert!(mean(&pixels(&folder.join("kept.png"))) < 12.0);
     done(folder, &with(&["-i", "kept.png", "--strength", "1", "-o", "ignored.png"]));
     assert_eq!(pixels(&folder.join("ignored.png")), one);
-    // Another size than the model's own.
+    // A size other than the model's own.
     done(folder, &with(&["--size", "96x160", "-o", "tall.png"]));
     assert_eq!(pixels(&folder.join("tall.png")).dimensions(), (96, 160));
 }
 
 #[test]
-fn plans_are_printed_for_people_and_programs_and_run_nothing() {
+fn plans_are_printed_as_text_and_as_json_and_run_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let json = done(dir.path(), &["plan", "x", "--json", "--ram", "2G"]);
     assert_eq!(json["budget_bytes"].as_u64(), Some(2_000_000_000));
@@ -129,7 +129,7 @@ fn plans_are_printed_for_people_and_programs_and_run_nothing() {
 }
 
 #[test]
-fn bad_models_budgets_and_devices_have_their_exit_codes_and_leave_nothing() {
+fn bad_models_budgets_and_devices_have_their_exit_codes_and_leave_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     let embedded = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny/flux-tiny.safetensors");
@@ -166,7 +166,7 @@ fn bad_models_budgets_and_devices_have_their_exit_codes_and_leave_nothing() {
 
 #[cfg(unix)]
 #[test]
-fn a_signal_ends_the_run_with_its_code_and_no_half_picture() {
+fn a_signal_ends_the_run_with_its_code_and_no_partial_image() {
     use std::io::Read;
     for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
         let dir = tempfile::tempdir().unwrap();
@@ -174,7 +174,7 @@ fn a_signal_ends_the_run_with_its_code_and_no_half_picture() {
             command(dir.path(), &["a fox", "--steps", "1000", "-n", "8", "-o", "x.png"])
                 .spawn()
                 .unwrap();
-        // Progress on stderr shows that it is under way.
+        // Progress on stderr shows that denoising has begun.
         let mut seen = Vec::new();
         let mut byte = [0];
         while !String::from_utf8_lossy(&seen).contains("denoise")
@@ -197,7 +197,7 @@ fn a_signal_ends_the_run_with_its_code_and_no_half_picture() {
 }
 
 #[test]
-fn a_file_of_prompts_is_drawn_with_one_load_and_the_images_of_single_runs() {
+fn a_file_of_prompts_is_one_load_and_gives_the_images_of_single_runs() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     let prompts = ["a fox, 3D style, on a blue background", "a pizza, flat style"];
@@ -221,7 +221,7 @@ fn a_file_of_prompts_is_drawn_with_one_load_and_the_images_of_single_runs() {
         assert_eq!(pixels(&folder.join(&name)), pixels(&folder.join("single.png")), "{prompt}");
     }
 
-    // Every line is checked before anything is drawn.
+    // Every line is checked before the first step.
     fs::write(folder.join("bad.txt"), "a fox\n\n\u{1b}[2J\n").unwrap();
     for (arguments, exit, expected) in [
         (&["--prompt-file", "bad.txt"][..], 2, "bad.txt, line 3"),

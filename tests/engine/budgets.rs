@@ -1,4 +1,4 @@
-//! The budget changes speed, never bits; and it is kept.
+//! The budget changes speed, never bits, and is never exceeded.
 
 use std::ops::ControlFlow;
 
@@ -29,7 +29,8 @@ fn config() -> FluxConfig {
     }
 }
 
-/// A whole small model in scaled fp8, whose weights are several times its activations.
+/// Writes a small complete model in scaled fp8 whose weights are several times larger than its
+/// activations.
 fn write(dir: &tempfile::TempDir) -> std::path::PathBuf {
     write_model(dir, &config())
 }
@@ -111,9 +112,9 @@ fn every_budget_gives_the_same_bits() {
 }
 
 #[test]
-fn a_picture_is_the_same_under_every_budget_and_a_hopeless_one_is_refused() {
+fn an_image_is_the_same_with_every_budget_and_too_small_a_budget_is_refused() {
     let dir = temp_dir();
-    // Large enough beside T5's table that there are budgets which hold the one and not the other.
+    // Large compared with T5's table, so that some budgets have space for only one of them.
     let flux = FluxConfig { hidden: 512, heads: 4, mlp_hidden: 2048, ..config() };
     let model = files(&write_model(&dir, &flux));
     let request = Request::new("a lighthouse").seed(5);
@@ -124,13 +125,14 @@ fn a_picture_is_the_same_under_every_budget_and_a_hopeless_one_is_refused() {
     let mut wide = open(Some(64 << 30));
     assert!(wide.plan(&request).unwrap().keeps_weights);
     let picture = wide.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures;
-    // Again with the weights still loaded.
+    // Once more with the weights still loaded.
     assert_eq!(
         wide.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures,
         picture
     );
 
-    // One pipeline, so that what the process itself holds (it counts against the budget, and moves with the other tests) is one number.
+    // One pipeline, so that the memory of the process itself, which counts against the budget and
+    // changes with other tests, is one number.
     let mut narrow = open(Some(64 << 30));
     let host = narrow.plan(&request).unwrap().host_bytes;
     let mut streamed = 0;
@@ -157,7 +159,7 @@ fn a_picture_is_the_same_under_every_budget_and_a_hopeless_one_is_refused() {
     narrow.limit_memory(host / 2).unwrap();
     let refused = narrow.plan(&request).unwrap_err();
     assert_eq!(refused.kind(), Kind::Memory);
-    // The number that it names works.
+    // The budget that the error names is enough.
     let hint = refused.hint().unwrap();
     let named: u64 = hint
         .split(['m', ' ', 'M'])
@@ -203,7 +205,7 @@ fn f8_weights_that_are_no_numbers_name_the_stage_and_the_layer_and_give_no_pictu
             // E4M3 has no infinity.
             _ => &[0x7f],
         };
-        // All ones are NaN in every type.
+        // Bytes of all ones are NaN in every type.
         for bad in [infinity, &[0xff; 4]] {
             let mut bytes = sound.clone();
             bytes[at..][..64].iter_mut().zip(bad.iter().cycle()).for_each(|(b, v)| *b = *v);
@@ -224,7 +226,7 @@ fn f8_weights_that_are_no_numbers_name_the_stage_and_the_layer_and_give_no_pictu
 }
 
 #[test]
-fn a_break_cancels_at_the_next_operation_and_the_next_request_is_unharmed() {
+fn a_break_cancels_at_the_next_operation_and_the_next_request_works() {
     let dir = temp_dir();
     let options = RunOptions { device: Device::Cpu, ..RunOptions::default() };
     let mut pipeline =
@@ -255,7 +257,8 @@ fn a_break_cancels_at_the_next_operation_and_the_next_request_is_unharmed() {
     }
 }
 
-/// The process's own peak, not the plan's word for it: a model whose weights are larger than the budget, with every step's modulation of many steps.
+/// Measures the peak of the process instead of trusting the plan: a model whose weights are larger
+/// than the budget.
 #[cfg(target_os = "linux")]
 #[test]
 fn the_process_stays_under_its_budget() {
@@ -307,7 +310,7 @@ fn the_process_stays_under_its_budget() {
 }
 
 #[test]
-fn a_file_that_changes_under_a_run_is_noticed() {
+fn a_file_that_changes_during_a_run_is_an_error() {
     let dir = temp_dir();
     let path = write(&dir);
     let options = RunOptions { device: Device::Cpu, ..RunOptions::default() };

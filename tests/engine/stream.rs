@@ -1,5 +1,6 @@
-//! The contract between `stream` and a device with memory of its own: whenever a step runs, the weights that it names lie whole where they were put. The
-//! backend here computes nothing; it keeps bytes by `Place`, as a GPU would, and looks.
+//! The contract between `stream` and a device with its own memory: whenever a step runs, the
+//! weights that it names are complete at their places. The backend here computes nothing; it keeps
+//! bytes by `Place`, as a GPU would, and compares them.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -30,7 +31,7 @@ struct Memory {
     log: Vec<(usize, WeightKey, Place)>,
     /// The load (counted from 0) that fails.
     fail_at: Option<usize>,
-    /// The step (counted over all runs) that fails, as it does where a weight could not be read.
+    /// The step (counted over all runs) that fails, as when a weight could not be read.
     fail_step: Option<usize>,
     steps: usize,
     checked: usize,
@@ -158,7 +159,7 @@ impl Backend for Memory {
     }
 }
 
-/// Weights whose every byte tells whose they are.
+/// Weights whose bytes identify them.
 fn weights(program: &Program, salt: u64) -> Vec<HostWeight> {
     let make = |(id, w): (usize, &flux_fast::op::WeightSpec)| {
         let mut state = salt << 32 | id as u64;
@@ -203,12 +204,13 @@ struct Case<'a> {
     budget: u64,
     runs: usize,
     keep: bool,
-    /// Where its residents begin, and the layout that all phases share, when they are kept.
+    /// If weights are kept: where this phase's resident weights begin, and the layout that all
+    /// phases share.
     base: usize,
     shared: Option<Layout>,
-    /// Tells its LoRAs from others.
+    /// Identifies its set of LoRAs.
     loras: u32,
-    /// Cancels after so many steps.
+    /// Cancels after this many steps.
     stop: Option<usize>,
 }
 
@@ -287,16 +289,16 @@ fn weights_are_whole_whenever_a_step_runs() {
             + memory.layout.resident_bytes
             + memory.layout.ring_bytes) as u64;
         assert!(held <= budget, "{held} bytes under {budget}");
-        // Run in segments, the same weights come to the same places at the same steps: loads also
-        // run ahead over the seams.
+        // In segments the same weights arrive at the same places at the same steps: loads also run
+        // ahead over the seams.
         run_by(&mut by_parts, &mut parts_holdings, &case, true).unwrap();
         assert!(by_parts.log == memory.log, "{budget} bytes: other loads in segments");
     }
 }
 
-/// Two phases share the same bytes; whatever ends one, the other must find its own weights there.
+/// Two phases share the same bytes. Whatever ends one, the other must find its own weights there.
 #[test]
-fn errors_and_cancelled_runs_leave_nothing_that_harms_the_next() {
+fn an_error_or_a_cancelled_run_does_not_affect_the_next() {
     let (first, second) = programs();
     let (w1, w2) = (weights(&first, 1), weights(&second, 2));
     let (b1, b2) = (budgets(&first, &w1), budgets(&second, &w2));
@@ -385,9 +387,9 @@ fn kept_weights_are_loaded_once() {
     assert!(memory.loaded.is_empty());
 }
 
-/// What failed to come once is asked for again, even where weights stay.
+/// A weight that failed to load is loaded again, even if weights are kept.
 #[test]
-fn an_error_in_a_run_forgets_the_weights_that_were_to_stay() {
+fn an_error_in_a_run_drops_the_weights_to_keep() {
     let (_, program) = programs();
     let weights = weights(&program, 4);
     let (mut memory, mut holdings) = (Memory::new(), Holdings::default());
@@ -415,7 +417,8 @@ fn an_error_in_a_run_forgets_the_weights_that_were_to_stay() {
     );
 }
 
-/// Kept phases lie side by side; one that does not keep lies over them. Neither may find the other's bytes where its own should be.
+/// Phases that keep weights have separate ranges; a phase that does not keep them overlaps these.
+/// None may read another's bytes as its own.
 #[test]
 fn kept_and_passing_phases_do_not_read_each_other() {
     let (first, second) = programs();
@@ -460,15 +463,15 @@ fn kept_and_passing_phases_do_not_read_each_other() {
     run(&mut memory, &mut holdings, &kept(1, &second, &w2, align(&w1))).unwrap();
 }
 
-/// Other LoRAs take the place of those before them, and the model's own weights are not brought again.
+/// New LoRAs replace the previous ones, and the model's own weights are not loaded again.
 #[test]
-fn other_loras_bring_their_own_matrices_only() {
+fn new_loras_load_only_their_own_matrices() {
     let (_, program) = programs();
     let own = program.weights.len();
     let with = |rank: usize, seed| {
         let program = program.clone().with_sides(&|w| w.name.contains("linear").then_some(rank));
         let mut all = weights(&program, seed);
-        // The model is the same one; only what is beside it is another's.
+        // The model is the same; only its side branches are new.
         all.splice(..own, weights(&program, 1).into_iter().take(own));
         (program, all)
     };
@@ -504,7 +507,7 @@ fn other_loras_bring_their_own_matrices_only() {
     assert_eq!(brought(&large, 3), sides);
     assert_eq!(brought(&other, 4), sides);
     assert_eq!(brought(&plain, 1), 0);
-    // The others lay over some of them, and only these are brought again.
+    // The other phase overlapped some of them, and only these are loaded again.
     let again = brought(&large, 3);
     assert!(again > 0 && again < sides, "{again} of {sides}");
 }

@@ -1,4 +1,4 @@
-//! Pictures to files and back, settings included; and files that are odd, cut, or lie.
+//! Images written and read with their settings; unusual, truncated and hostile image files.
 
 use std::fs;
 use std::io::Cursor;
@@ -66,7 +66,7 @@ fn rgba_png(
 }
 
 #[test]
-fn every_format_gives_the_pixels_back() {
+fn every_format_keeps_the_pixels() {
     let folder = tempfile::tempdir().unwrap();
     for format in Format::ALL {
         for (w, h) in [(48, 32), (1, 1), (17, 3)] {
@@ -90,7 +90,7 @@ fn every_format_gives_the_pixels_back() {
 }
 
 #[test]
-fn settings_come_back_from_every_format_that_holds_them() {
+fn every_format_with_metadata_keeps_the_settings() {
     let folder = tempfile::tempdir().unwrap();
     let long = "a \"quoted\", long prompt\n".repeat(9_900 / 24);
     let prompts = [
@@ -156,7 +156,7 @@ fn depths_palettes_gray_and_alpha_become_rgb_on_white() {
 }
 
 #[test]
-fn cmyk_is_converted_and_of_an_animation_the_first_picture_is_taken() {
+fn cmyk_is_converted_and_the_first_frame_of_an_animation_is_used() {
     let cmyk = load_init_image(&data("cmyk.jpg")).unwrap();
     assert!(cmyk.rgb[0] > 240 && cmyk.rgb[1] < 15 && cmyk.rgb[2] < 15, "{:?}", &cmyk.rgb[..3]);
     for name in ["animated.webp", "animated.png"] {
@@ -166,7 +166,7 @@ fn cmyk_is_converted_and_of_an_animation_the_first_picture_is_taken() {
 
 #[test]
 fn orientation_is_applied_once() {
-    // A camera's block with nothing but the orientation.
+    // EXIF with nothing but the orientation.
     let block = |o: u8| {
         [b"MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".as_slice(), &[o, 0, 0, 0, 0, 0, 0]]
             .concat()
@@ -198,7 +198,7 @@ fn orientation_is_applied_once() {
 }
 
 #[test]
-fn a_picture_is_known_by_its_content() {
+fn an_image_format_is_recognised_by_its_content() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("really-a-png.jpg");
     fs::write(&path, encode(&picture(4, 4), Format::Png, 90, "").unwrap()).unwrap();
@@ -220,14 +220,15 @@ fn a_picture_is_known_by_its_content() {
 }
 
 #[test]
-fn cut_and_flipped_files_are_errors_or_pictures_but_never_a_panic() {
+fn truncated_and_damaged_files_are_errors_or_images_but_never_panic() {
     for format in Format::ALL {
         let good =
             encode(&picture(20, 12), format, 90, &metadata::write(&settings("a fox"), 0)).unwrap();
         for end in (0..good.len()).step_by(3) {
             let _ = (decode(&good[..end]), text_in(&good[..end]));
         }
-        // A cut JPEG shows what is there, as everywhere; the lossless formats must not pass for whole.
+        // A truncated JPEG is decoded as far as it goes, as in other programs; truncated lossless
+        // formats are errors.
         let bare = encode(&picture(64, 64), format, 90, "").unwrap();
         assert!(
             format == Format::Jpeg || decode(&bare[..bare.len() / 2]).is_err(),
@@ -242,8 +243,8 @@ fn cut_and_flipped_files_are_errors_or_pictures_but_never_a_panic() {
 }
 
 #[test]
-fn a_bomb_is_refused_by_its_header() {
-    // 30000 x 30000 claimed, and hardly any data behind it.
+fn a_decompression_bomb_is_refused_by_its_header() {
+    // A header for 30000 x 30000 pixels with hardly any data.
     let mut bomb = encode(&picture(1, 1), Format::Png, 90, "").unwrap();
     bomb[16..24].copy_from_slice(&[0, 0, 0x75, 0x30, 0, 0, 0x75, 0x30]);
     let mut crc = !0u32;
@@ -263,7 +264,7 @@ fn a_bomb_is_refused_by_its_header() {
 }
 
 #[test]
-fn fit_crops_the_middle_and_keeps_a_picture_of_the_right_size() {
+fn fit_crops_the_middle_and_keeps_an_image_of_the_right_size() {
     assert_eq!(fit(picture(8, 8), 8, 8), picture(8, 8));
     // Left third red, middle third green, right third blue: only green is in the middle square.
     let row: Vec<u8> =
@@ -279,7 +280,7 @@ fn fit_crops_the_middle_and_keeps_a_picture_of_the_right_size() {
 }
 
 #[test]
-fn what_cannot_be_written_is_an_output_error_and_leaves_nothing() {
+fn a_failed_write_is_an_output_error_and_leaves_no_file() {
     let folder = tempfile::tempdir().unwrap();
     let name = |n: &str| folder.path().join(n);
     fs::write(name("file"), b"").unwrap();
@@ -311,7 +312,7 @@ fn a_full_disk_keeps_the_old_file() {
     assert!(error.to_string().contains("/dev/full"), "{error}");
     assert!(Path::new("/dev/full").exists());
 
-    // A link is followed: the file it leads to is replaced, the link stays.
+    // A link is followed: its target is replaced, the link stays.
     let folder = tempfile::tempdir().unwrap();
     let (real, link) = (folder.path().join("real.png"), folder.path().join("link.png"));
     fs::write(&real, b"old").unwrap();
@@ -323,7 +324,7 @@ fn a_full_disk_keeps_the_old_file() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn orphans_of_dead_processes_are_swept_and_those_of_living_ones_stay() {
+fn temporary_files_of_dead_processes_are_removed_and_others_stay() {
     let folder = tempfile::tempdir().unwrap();
     let dead = folder.path().join(".flux-fast-999999999-abc.tmp");
     let alive = folder.path().join(format!(".flux-fast-{}-abc.tmp", std::process::id()));

@@ -1,5 +1,6 @@
-//! The entry points of `fuzz/` in every test run: the seeds, and a fixed number of seeded mutations of
-//! them. No input may cause a panic, or an allocation far larger than a file of this size can need.
+//! The entry points of `fuzz/` in every test run: the seeds, and a fixed number of seeded mutations
+//! of them. No input may cause a panic, or an allocation far larger than a file of this size can
+//! need.
 
 use flux_fast::pipeline::tokenizers::panic_is_caught;
 

@@ -1,6 +1,8 @@
-//! The embedded model draws what is asked: the count of `assets/tiny/evaluate.py` on a few prompts. A kernel that is wrong draws wrong.
+//! The embedded model's images show what the prompts say: the measure of `assets/tiny/evaluate.py`
+//! on a few prompts. A wrong kernel gives wrong images.
 //!
-//! `data/thumbs.png` holds the 852 training pictures at 16 x 16 (premultiplied RGBA, 32 a row), `data/thumbs.txt` their names and styles.
+//! `data/thumbs.png` has the 852 training images at 16 x 16 (premultiplied RGBA, 32 per row),
+//! `data/thumbs.txt` their names and styles.
 
 use std::ops::ControlFlow;
 
@@ -45,7 +47,7 @@ impl Thumbs {
         Thumbs { all }
     }
 
-    /// The name of the training picture nearest to `picture` when all are laid on `colour`.
+    /// The name of the training image that is nearest to `picture` on a background of `colour`.
     fn nearest(&self, picture: &Picture, colour: [f32; 3]) -> &str {
         let k = picture.width / EDGE;
         let mut small = vec![0f32; EDGE * EDGE * 3];
@@ -85,7 +87,7 @@ fn right_background(picture: &Picture, colour: [f32; 3]) -> bool {
 }
 
 #[test]
-fn the_embedded_model_draws_what_is_asked() {
+fn images_show_the_subject_and_the_background_of_the_prompt() {
     let thumbs = Thumbs::read();
     let mut pipeline = Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut |_| {
         ControlFlow::Continue(())
@@ -112,8 +114,8 @@ fn the_embedded_model_draws_what_is_asked() {
     assert!(names >= NAMES, "only {names} of 24 names are right");
 }
 
-/// What FP8 weights and bf16 arithmetic (where the processor has it) do to a picture stays small. How the FP8 file compares with the weights it was made from is
-/// in `assets/tiny/results.md`.
+/// The default arithmetic (bf16, if the processor has it) changes an image little.
+/// `assets/tiny/results.md` compares the FP8 file with the weights that it was made from.
 #[test]
 fn the_default_arithmetic_stays_within_30_db_of_f32() {
     let open = |compute| {
@@ -137,7 +139,8 @@ fn the_default_arithmetic_stays_within_30_db_of_f32() {
     }
 }
 
-/// A picture of more than 1024 pixels is decoded in tiles. Against the same latents decoded whole: no seam may show.
+/// An image wider than 1024 pixels is decoded in tiles. Compared with the same latents decoded
+/// whole, no seam may be visible.
 #[test]
 fn tiles_show_no_seam() {
     use flux_fast::model::vae;
@@ -179,7 +182,8 @@ fn tiles_show_no_seam() {
         whole.iter().map(|v| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8).collect();
     let tiled = &drawn.pictures[0].rgb;
     let db = psnr(tiled, &whole);
-    // Across the middle, where the tiles meet: the step from one pixel to the next against that of the whole picture.
+    // Across the middle, where the tiles meet: the difference between neighbouring pixels, against
+    // that of the image decoded whole.
     let step = |rgb: &[u8]| {
         let at = |x: usize, y: usize, c: usize| f64::from(rgb[(y * wide + x) * 3 + c]);
         (0..high)
@@ -214,5 +218,6 @@ fn psnr(a: &[u8], b: &[u8]) -> f64 {
     crate::common::psnr(&float(a), &float(b), 255.0)
 }
 
-/// Below what the published weights get here, so that another instruction set may round one or two away; a chance guess gets 0.1 of 24.
+/// Less than the embedded weights achieve, so that another instruction set may change one or two
+/// images by rounding. Guessing would give 0.1 of 24.
 const NAMES: usize = 17;

@@ -1,4 +1,5 @@
-//! LoRAs through the pipeline and the binary: the embedded model's own (pixel art), in Kohya's and in diffusers' names.
+//! LoRAs through the pipeline and the binary: the pixel-art LoRA of the embedded model, in Kohya's
+//! and in diffusers' names.
 
 use std::ffi::OsString;
 use std::ops::ControlFlow;
@@ -19,7 +20,7 @@ const KOHYA: &str =
 const DIFFUSERS: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/assets/tiny/flux-tiny-pixel-lora-diffusers.safetensors");
 
-/// The embedded model, with LoRAs looked for in `loras` alone.
+/// The embedded model, with LoRAs searched for in `loras` only.
 fn open(loras: &Path) -> Pipeline {
     let nothing = |_: &str| None::<OsString>;
     let places = ModelPlaces::new(&nothing, loras, &[loras.to_path_buf()]);
@@ -49,7 +50,8 @@ fn db(a: &Picture, b: &Picture) -> f64 {
     psnr(&values(a), &values(b), 255.0)
 }
 
-/// How much a picture is one of blocks of 8 x 8 pixels: its PSNR against its own averages over them, in dB.
+/// How close an image is to blocks of 8 x 8 equal pixels: its PSNR against the blocks' averages, in
+/// dB.
 fn blocks(p: &Picture) -> f64 {
     const SIDE: usize = 8;
     let mut average = p.clone();
@@ -66,7 +68,7 @@ fn blocks(p: &Picture) -> f64 {
 }
 
 #[test]
-fn the_picture_becomes_pixel_art_and_weight_0_leaves_it_bit_for_bit() {
+fn the_image_becomes_pixel_art_and_strength_0_changes_no_bit() {
     let dir = temp_dir();
     let mut pipeline = open(dir.path());
     let (mut without, mut with) = (vec![], vec![]);
@@ -78,9 +80,9 @@ fn the_picture_becomes_pixel_art_and_weight_0_leaves_it_bit_for_bit() {
         let plain = draw(&mut pipeline, &request(prompt, &[]));
         assert_eq!(plain, draw(&mut pipeline, &request(prompt, &[lora(KOHYA, 0.0)])));
         let pixels = draw(&mut pipeline, &request(prompt, &[lora(KOHYA, 1.0)]));
-        // Still of the same thing on the same ground: far from another seed's picture.
+        // Still the same subject on the same background: far from the image of another seed.
         assert!(db(&plain, &pixels) > 10.0, "{prompt}: {:.1} dB", db(&plain, &pixels));
-        // What came between leaves no trace.
+        // Images in between have no effect.
         assert_eq!(plain, draw(&mut pipeline, &request(prompt, &[])), "{prompt}");
         assert_eq!(pixels, draw(&mut pipeline, &request(prompt, &[lora(KOHYA, 1.0)])), "{prompt}");
         println!("{prompt}: {:.1} dB without, {:.1} with", blocks(&plain), blocks(&pixels));
@@ -92,7 +94,7 @@ fn the_picture_becomes_pixel_art_and_weight_0_leaves_it_bit_for_bit() {
 }
 
 #[test]
-fn both_files_are_one_lora_and_weights_add_up() {
+fn both_files_are_the_same_lora_and_strengths_add_up() {
     let dir = temp_dir();
     let mut pipeline = open(dir.path());
     let mut at = |loras: &[LoraChoice]| draw(&mut pipeline, &request(FOX, loras));
@@ -111,7 +113,7 @@ fn both_files_are_one_lora_and_weights_add_up() {
 }
 
 #[test]
-fn a_tag_in_the_prompt_is_an_option_and_no_word() {
+fn a_tag_in_the_prompt_is_an_option_and_not_text() {
     let outer = temp_dir();
     let dir = outer.path().join("models");
     std::fs::create_dir_all(dir.join("loras")).unwrap();
@@ -126,7 +128,7 @@ fn a_tag_in_the_prompt_is_an_option_and_no_word() {
     };
     assert_eq!(fails("a fox <lora:pixle:1>").kind(), Kind::Missing);
     assert_eq!(fails("a fox <lora:pixel:much>").kind(), Kind::Argument);
-    // There is such a file, but not where LoRAs lie.
+    // The file exists, but not in a LoRA folder.
     std::fs::copy(KOHYA, outer.path().join("pixel.safetensors")).unwrap();
     let absolute = outer.path().join("pixel.safetensors").to_string_lossy().into_owned();
     for escape in [
@@ -144,7 +146,7 @@ fn a_tag_in_the_prompt_is_an_option_and_no_word() {
 }
 
 #[test]
-fn what_is_read_is_told_once() {
+fn a_lora_is_reported_once() {
     let dir = temp_dir();
     let mut pipeline = open(dir.path());
     let mut lines = |weight: f32| {
@@ -180,7 +182,7 @@ fn said(output: &Output) -> String {
 }
 
 #[test]
-fn f15_a_lora_that_does_not_fit_is_exit_3_before_anything_is_drawn() {
+fn a_lora_of_another_model_is_exit_3_before_the_first_step() {
     let dir = temp_dir();
     let golden = |name: &str| {
         format!("{}/tests/golden/lora/{name}.lora.safetensors", env!("CARGO_MANIFEST_DIR"))
@@ -194,7 +196,7 @@ fn f15_a_lora_that_does_not_fit_is_exit_3_before_anything_is_drawn() {
         path.to_string_lossy().into_owned()
     };
     let cases: Vec<(String, i32, &str)> = vec![
-        // Made for another model: wider.
+        // Made for a wider model.
         (golden("kohya"), 3, ""),
         (golden("xlabs"), 3, ""),
         (damaged("short.safetensors", &|b| b.truncate(b.len() - 5)), 3, "truncated"),
@@ -225,7 +227,7 @@ fn f15_a_lora_that_does_not_fit_is_exit_3_before_anything_is_drawn() {
 }
 
 #[test]
-fn again_draws_with_the_same_loras() {
+fn again_uses_the_same_loras() {
     let dir = temp_dir();
     let first = flux_fast(
         dir.path(),
@@ -244,7 +246,7 @@ fn again_draws_with_the_same_loras() {
 }
 
 #[test]
-fn convert_writes_what_can_be_drawn_with_and_replaces_nothing() {
+fn convert_writes_a_usable_model_and_replaces_no_file() {
     let dir = temp_dir();
     let model = format!("{}/assets/tiny/flux-tiny.safetensors", env!("CARGO_MANIFEST_DIR"));
     let plain = flux_fast(dir.path(), &[FOX, "--seed", "3", "-o", "plain.png", "--device", "cpu"]);
@@ -291,10 +293,11 @@ fn convert_writes_what_can_be_drawn_with_and_replaces_nothing() {
     );
 }
 
-/// The file is cut short while the picture is drawn: the next access to its pages is a bus error, or the next look at it an error; either way no picture, and exit 3.
+/// The file is truncated during a run: the next access to its pages is a bus error, or the next
+/// check of the file an error. Either way there is no image, and the exit code is 3.
 #[cfg(unix)]
 #[test]
-fn f10_a_model_that_is_cut_short_while_it_is_used_is_exit_3() {
+fn a_model_that_is_truncated_during_a_run_is_exit_3() {
     use std::io::{BufRead, BufReader};
     let dir = temp_dir();
     let model = dir.path().join("model.safetensors");

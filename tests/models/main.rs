@@ -1,5 +1,5 @@
-//! Models against values from other implementations: the networks, the tokenizers, noise, LoRAs, and
-//! what the embedded model draws.
+//! Models against values from other implementations: the networks, the tokenizers, noise, LoRAs,
+//! and what the embedded model draws.
 
 #[path = "../common/mod.rs"]
 mod common;

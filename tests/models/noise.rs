@@ -1,4 +1,4 @@
-//! Noise against vectors and hashes that torch made (`golden/noise.json`, see `golden/README.md`).
+//! Noise against vectors and hashes from torch (`golden/noise.json`, see `golden/README.md`).
 
 use flux_fast::pipeline::noise::{TorchGenerator, randn};
 use serde_json::Value;
@@ -29,7 +29,7 @@ fn hash<'a>(vectors: impl IntoIterator<Item = &'a Vec<f32>>) -> String {
 }
 
 #[test]
-fn small_vectors_are_torchs_bit_for_bit() {
+fn small_vectors_equal_torchs() {
     for case in list(&goldens(), "whole") {
         let want: Vec<u32> =
             list(case, "bits").iter().map(|x| x.as_u64().unwrap() as u32).collect();
@@ -39,7 +39,7 @@ fn small_vectors_are_torchs_bit_for_bit() {
 }
 
 #[test]
-fn every_size_up_to_300_and_around_1024_is_torchs() {
+fn every_size_up_to_300_and_around_1024_equals_torchs() {
     let goldens = goldens();
     assert!(list(&goldens, "cases").len() >= 20);
     for case in list(&goldens, "cases") {
@@ -51,7 +51,7 @@ fn every_size_up_to_300_and_around_1024_is_torchs() {
 }
 
 #[test]
-fn large_tensors_are_torchs() {
+fn large_tensors_equal_torchs() {
     let mut largest = 0;
     for case in list(&goldens(), "cases") {
         for (size, want) in case["sizes"].as_object().unwrap() {
@@ -69,7 +69,7 @@ fn large_tensors_are_torchs() {
 }
 
 #[test]
-fn one_generator_continues_its_stream_as_torchs_does() {
+fn a_generator_continues_its_stream_as_in_torch() {
     let goldens = goldens();
     for case in list(&goldens, "cases") {
         let mut generator = TorchGenerator::new(seed(case));
@@ -86,7 +86,7 @@ fn one_generator_continues_its_stream_as_torchs_does() {
 }
 
 #[test]
-fn only_the_low_half_of_the_seed_counts() {
+fn only_the_low_half_of_the_seed_is_used() {
     assert_eq!(randn(42, 100), randn(42 + (1 << 32), 100));
     assert_ne!(randn(42, 100), randn(43, 100));
 }

@@ -1,4 +1,5 @@
-//! The built-in tokenizers against transformers (1,949 prompts), and against what users and broken files send.
+//! The built-in tokenizers against transformers (1,949 prompts), and with unusual prompts and
+//! broken files.
 
 use std::path::Path;
 
@@ -16,7 +17,7 @@ fn numbers(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
-/// The ids that matter: without padding.
+/// The ids without padding.
 fn clip(t: &Tokenizers, text: &str) -> Vec<u32> {
     let ids = t.clip_ids(text).unwrap();
     assert_eq!(ids.ids.len(), CLIP_LENGTH, "{text:?}");
@@ -40,8 +41,9 @@ fn every_golden_prompt_gives_the_reference_ids() {
     let mut special = 0;
     for golden in &goldens {
         let text = golden["text"].as_str().unwrap();
-        // transformers turns literal marks into the marks themselves, which a prompt must not be able to do; there the
-        // reference is sentencepiece, and for CLIP the test below.
+        // transformers converts special tokens in the text to the tokens, which a prompt must not
+        // be able to do. For these prompts the reference is sentencepiece, and for CLIP the test
+        // below.
         let sentencepiece = &golden["t5_sentencepiece"];
         let expected = numbers(if sentencepiece.is_null() { &golden["t5"] } else { sentencepiece });
         assert_eq!(t5(&t, text, 512), expected, "T5: {text:?}");
@@ -60,7 +62,7 @@ fn every_golden_prompt_gives_the_reference_ids() {
 }
 
 #[test]
-fn marks_typed_by_a_user_are_text() {
+fn special_tokens_in_a_prompt_are_text() {
     let t = built_in();
     for text in
         ["</s>", "<pad>", "<unk>", "a<extra_id_0>b", "<extra_id_99>", "x</s>y", " </s>", "<s>"]
@@ -82,7 +84,7 @@ fn marks_typed_by_a_user_are_text() {
 }
 
 #[test]
-fn a_long_prompt_is_cut_before_the_end_mark_and_the_rest_is_told() {
+fn a_long_prompt_is_truncated_before_the_end_token_and_the_rest_is_reported() {
     let t = built_in();
     let text = "fox ".repeat(100) + "vixen";
     let ids = t.clip_ids(&text).unwrap();
@@ -93,7 +95,8 @@ fn a_long_prompt_is_cut_before_the_end_mark_and_the_rest_is_told() {
     assert!("a fox in the snow".ends_with(&ids.cut) && !ids.cut.is_empty(), "{ids:?}");
     assert_eq!(t.t5_ids("a fox", 64).unwrap().cut, "");
     assert_eq!(t.clip_ids("a fox").unwrap().cut, "");
-    // The end lies inside a word of several bytes a character, and after one that normalization makes longer.
+    // The end is inside a word of multi-byte characters, and after a character that normalization
+    // lengthens.
     for text in
         ["狐".repeat(200), "\u{fdfa}".repeat(60), "e\u{301}".repeat(200), "🦊\u{200d}".repeat(80)]
     {
@@ -103,7 +106,7 @@ fn a_long_prompt_is_cut_before_the_end_mark_and_the_rest_is_told() {
 }
 
 #[test]
-fn no_text_makes_it_panic() {
+fn no_text_causes_a_panic() {
     let t = built_in();
     let megabyte = "a very long prompt ".repeat(1 << 16);
     let word = "x".repeat(1 << 20);
@@ -129,7 +132,7 @@ fn no_text_makes_it_panic() {
 }
 
 #[test]
-fn f14_a_broken_tokenizer_file_is_a_model_error_that_names_the_file() {
+fn a_broken_tokenizer_file_is_a_model_error_that_names_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");
     let good: Value =
@@ -181,7 +184,7 @@ fn f14_a_broken_tokenizer_file_is_a_model_error_that_names_the_file() {
 }
 
 #[test]
-fn a_folder_s_own_files_win_and_an_empty_folder_means_the_built_in_ones() {
+fn files_in_the_folder_take_precedence_over_the_built_in_ones() {
     let folder = tempfile::tempdir().unwrap();
     let t = Tokenizers::load(Some(folder.path()), Some(folder.path())).unwrap();
     assert_eq!(clip(&t, "a photo of a cat"), [49406, 320, 1125, 539, 320, 2368, 49407]);
@@ -197,7 +200,7 @@ fn a_folder_s_own_files_win_and_an_empty_folder_means_the_built_in_ones() {
     let error = Tokenizers::load(Some(folder.path()), None).err().unwrap();
     assert_eq!(error.kind(), Kind::Model, "{error}");
 
-    // Two pieces trade places: the ids must follow the file.
+    // Two pieces are swapped: the ids must follow the file.
     let mut file: Value =
         serde_json::from_str(include_str!("../../assets/tokenizers/t5-tokenizer.json")).unwrap();
     let vocab = file["model"]["vocab"].as_array_mut().unwrap();

@@ -1,5 +1,5 @@
-//! The CUDA backend over a driver without a GPU: memory, streams, graphs, errors, and the whole engine through the command line (`program`). The kernels
-//! themselves are in `tests/ops`.
+//! The CUDA backend on the fake driver: memory, streams, graphs, errors, and the whole engine
+//! through the command line (`program`). The kernels are tested in `tests/ops`.
 
 mod program;
 
@@ -16,7 +16,7 @@ use flux_fast::error::Kind;
 use flux_fast::op::Use;
 use flux_fast::tensor::{BlockScale, BlockScales, HostPart, Scale};
 
-/// Records every run that may be recorded, however long it takes here, where kernels are interpreted.
+/// A backend that records every possible run as a graph, even though interpreted kernels take long.
 fn gpu(pinned_bytes: u64) -> CudaBackend {
     let record_below_seconds = Some(f64::INFINITY);
     CudaBackend::new(CudaOptions {
@@ -28,8 +28,10 @@ fn gpu(pinned_bytes: u64) -> CudaBackend {
     .unwrap()
 }
 
-/// Resident, streamed through the ring of chunks, and streamed from pinned copies: the same bits. The driver runs copies as late as it may, then as early,
-/// then as it likes, so a wait that is missing anywhere shows. Four runs: the first loads, the second is recorded as a graph if all is resident, the others replay it.
+/// Resident, streamed through the ring of chunks, and streamed from pinned copies: the same bits.
+/// The driver runs copies as late as possible, as early as possible and in random order, so that a
+/// missing wait changes the result. Four runs: the first loads, the second is recorded as a graph
+/// if all weights are resident, the others replay it.
 #[test]
 fn every_budget_gives_the_same_bits() {
     let Some(driver) = driver::get() else { return };
@@ -52,7 +54,8 @@ fn every_budget_gives_the_same_bits() {
     driver.check_findings("a denoiser");
 }
 
-/// Gives every matrix whose rows are whole blocks random ones, one format after the other.
+/// Replaces every matrix whose rows are whole blocks by random blocks of one format after the
+/// other.
 fn into_blocks(denoiser: &mut Denoiser) {
     let uses = denoiser.program.uses();
     let matrices = denoiser
@@ -73,7 +76,7 @@ fn into_blocks(denoiser: &mut Denoiser) {
             let per_row = format.blocks(part.cols);
             let mut bytes: Vec<u8> =
                 (0..part.rows * dtype.bytes(part.cols)).map(|_| byte()).collect();
-            // Small f16 scales; no NaN.
+            // Small f16 scales, no NaN codes.
             for block in bytes.chunks_exact_mut(format.bytes) {
                 match dtype {
                     DType::Q8_0 => block[..2].copy_from_slice(&[byte(), 0x01]),
@@ -104,7 +107,8 @@ fn into_blocks(denoiser: &mut Denoiser) {
     assert!(changed > formats.len(), "only {changed} matrices");
 }
 
-/// Weights in blocks are brought into planes on their way: resident, streamed, and streamed from pinned copies in that form, they are the same bits.
+/// Weights in blocks are rearranged into planes while they are loaded: resident, streamed, and
+/// streamed from pinned copies of the planes, they give the same bits.
 #[test]
 fn weights_in_blocks_stream_to_the_same_bits() {
     let Some(driver) = driver::get() else { return };
@@ -127,9 +131,9 @@ fn weights_in_blocks_stream_to_the_same_bits() {
     assert!(ran.iter().any(|k| k.starts_with("linear_blocks_")), "{ran:?}");
 }
 
-/// Whatever ends a run, the next one on the same device is right.
+/// Whatever ends a run, the next run on the same device is correct.
 #[test]
-fn cancelled_runs_leave_nothing_that_harms_the_next() {
+fn a_cancelled_run_does_not_affect_the_next() {
     if driver::get().is_none() {
         return;
     }
@@ -140,7 +144,7 @@ fn cancelled_runs_leave_nothing_that_harms_the_next() {
     let (mut streamed, mut recorded) = (0, 0);
     for budget in denoiser.budgets(&backend) {
         for stop in [1, 9, 40] {
-            // Where all is resident, in the second run, which is being recorded.
+            // If all weights are resident, in the second run, which is being recorded.
             let steps = Cell::new(0);
             let resident = budget == denoiser.budgets(&backend)[3];
             let last = stop + if resident { denoiser.program.steps.len() } else { 0 };
@@ -160,12 +164,12 @@ fn cancelled_runs_leave_nothing_that_harms_the_next() {
     }
     assert!(
         streamed > 0 && recorded > 0,
-        "both kinds of run are to be cancelled: {streamed}, {recorded}"
+        "both kinds of run must be cancelled: {streamed}, {recorded}"
     );
 }
 
 #[test]
-fn what_is_set_aside_is_one_allocation_and_more_than_there_is_is_refused() {
+fn too_large_a_reservation_is_refused_and_a_smaller_one_works() {
     if driver::get().is_none() {
         return;
     }
@@ -179,7 +183,7 @@ fn what_is_set_aside_is_one_allocation_and_more_than_there_is_is_refused() {
     let e = backend.reserve(layout(2 * total), 0).unwrap_err();
     assert_eq!((e.kind(), e.kind().exit_code()), (Kind::Memory, 5));
     assert!(e.hint().unwrap().contains("--vram"), "{e}");
-    // Refused memory is no reason to give up: less is still to be had.
+    // After a refusal a smaller reservation still works.
     backend.reserve(layout(1 << 20), 0).unwrap();
     backend.write(0, &[1, 2, 3]).unwrap();
     let mut back = [0; 3];

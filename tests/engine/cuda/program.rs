@@ -1,4 +1,5 @@
-//! The whole program on a driver without a GPU, each run with a driver of its own kind (`FLUX_FAKE_CUDA`) and what that reports.
+//! The whole program on the fake driver, each run with its own settings (`FLUX_FAKE_CUDA`) and
+//! report.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -13,7 +14,8 @@ use crate::common::{psnr, temp_dir};
 /// A run of the program that has ended.
 struct Ran {
     output: Output,
-    /// What the driver reported, one object for each kernel, device and kind of copy; nothing if no device was opened.
+    /// The driver's report: one object for each kernel, device and kind of copy. Empty if no device
+    /// was opened.
     report: Vec<Value>,
 }
 
@@ -42,12 +44,13 @@ impl Ran {
             .unwrap_or_else(|| panic!("no {key}: {}", self.told()))
     }
 
-    /// The most host memory that was pinned at once.
+    /// Peak pinned host memory, in bytes.
     fn pinned(&self) -> u64 {
         self.line("pinned")["peak"].as_u64().unwrap()
     }
 
-    /// No kernel raced, read what was never written, or went astray. The kernels that ran.
+    /// Checks that no kernel raced, read uninitialised memory or accessed memory out of bounds.
+    /// Returns the names of the kernels that ran.
     #[track_caller]
     fn kernels(&self) -> Vec<&str> {
         let kernels: Vec<&Value> =
@@ -58,7 +61,8 @@ impl Ran {
     }
 }
 
-/// Runs the program against the driver without a GPU, set up as `settings` says; none, said aloud, where there can be no such driver.
+/// Runs the program on the fake driver with `settings`. `None`, with a message, where the fake
+/// driver does not work.
 fn program(settings: &str, arguments: &[&str]) -> Option<Ran> {
     let folder = match fake_cuda::folder() {
         Ok(folder) => folder,
@@ -72,7 +76,8 @@ fn program(settings: &str, arguments: &[&str]) -> Option<Ran> {
     let report = own.path().join("report");
     let settings = format!("{settings},report={}", report.display());
     let mut command = Command::new(env!("CARGO_BIN_EXE_flux-fast"));
-    // With one heap for all threads, two runs take about the same host memory. Pictures without a name of their own are not to lie about.
+    // With one heap for all threads, two runs take about the same host memory. Images with default
+    // names go to a temporary folder.
     command.env("MALLOC_ARENA_MAX", "1");
     command
         .env("LD_LIBRARY_PATH", folder)
@@ -90,7 +95,7 @@ fn pixels(path: &Path) -> Vec<f32> {
 
 /// The whole engine, from the prompt to the file, on the PTX machine against the CPU.
 #[test]
-fn the_embedded_models_picture_is_that_of_the_cpu() {
+fn the_image_of_the_embedded_model_equals_the_cpus() {
     let folder = temp_dir();
     let draw = |settings: &str, device: &str, more: &[&str]| {
         let out = folder.path().join("out.png");
@@ -113,7 +118,8 @@ fn the_embedded_models_picture_is_that_of_the_cpu() {
     let db = psnr(&gpu, &whole, 255.0);
     assert!(db >= 40.0, "{db:.1} dB");
     let (short, _) = draw("", "cpu", &["--steps", "4"]).unwrap();
-    // One multiprocessor, so that the small model has tiles enough for the kernels that want one for each.
+    // One multiprocessor, so that the small model has enough tiles for the kernels that need one
+    // per multiprocessor.
     for (settings, device, compute, least, kernels) in [
         ("order=early", "cuda:0", "auto", 40.0, ["linear_e4m3_64x64_sm80", "attention_d128"]),
         (
@@ -171,7 +177,8 @@ fn errors_have_their_exit_codes_and_say_what_to_do() {
         assert!(says.iter().all(|s| told.contains(s)), "{settings}: {told}");
         assert!(!told.contains("panicked"), "{settings}: {told}");
         assert!(!Path::new(out).exists(), "{settings}: a picture");
-        // Once a device is lost nothing more is asked of it; two threads may learn of it at the same time.
+        // A lost device gets no more calls, except that two threads may find it lost at the same
+        // time.
         if told.contains("lost") {
             assert!(
                 ran.line("refused")["refused"].as_u64().unwrap() <= 1,
@@ -180,14 +187,14 @@ fn errors_have_their_exit_codes_and_say_what_to_do() {
             );
         }
     }
-    // Less memory than usual is no error where it is enough.
+    // Less memory than usual is not an error if it is enough.
     program("taken.0=11G,checks=0", &draw("cuda")).unwrap().succeeded();
     // A GPU that does not exist, and FP8 products on a GPU without them.
     let ran = program("", &draw("cuda:9")).unwrap();
     assert_eq!(ran.output.status.code(), Some(6), "{}", ran.told());
     let ran = program("", &[&draw("cuda:0")[..], &["--compute", "fp8"]].concat()).unwrap();
     assert_eq!(ran.output.status.code(), Some(2), "{}", ran.told());
-    // `auto` takes the CPU where the GPU cannot be used, and says so.
+    // `auto` uses the CPU if the GPU cannot be used, and says so.
     let ran = program("visible=3", &draw("auto")).unwrap().succeeded();
     assert!(ran.told().contains("CPU"), "{}", ran.told());
 }
@@ -236,7 +243,8 @@ fn spec(
     SynthSpec { seed: 7, tensors, grid: Grid::F32, storage, dialect, configs: more }
 }
 
-/// A small model whose denoiser's weights are several times everything else, so that little memory means streaming them.
+/// A small model whose denoiser weights are several times larger than everything else, so that with
+/// little memory they are streamed.
 fn small(folder: &Path) -> PathBuf {
     let flux = FluxConfig {
         hidden: 512,
@@ -266,7 +274,7 @@ fn small(folder: &Path) -> PathBuf {
     path
 }
 
-/// The number of megabytes that a refusal names after `flag`.
+/// The megabytes that a refusal suggests for `flag`.
 #[track_caller]
 fn named(ran: &Ran, flag: &str) -> String {
     let told = ran.told();
@@ -275,9 +283,10 @@ fn named(ran: &Ran, flag: &str) -> String {
     format!("{}M", number.unwrap_or_else(|| panic!("{told}")))
 }
 
-/// Weights that stay, that pass through the ring of chunks, and that pass from pinned copies: the same file of pixels, and no more pinned than `--ram` allows.
+/// Weights that are resident, streamed through the ring of chunks, and streamed from pinned copies:
+/// the same image file, and no more pinned memory than `--ram` allows.
 #[test]
-fn streamed_equals_resident_and_pins_what_it_may() {
+fn streamed_equals_resident_and_pinned_memory_is_bounded() {
     const RING: u64 = 32 << 20;
     let folder = temp_dir();
     let model = small(folder.path());
@@ -334,7 +343,7 @@ fn streamed_equals_resident_and_pins_what_it_may() {
     ] {
         let (picture, pinned) = draw(settings, &["--vram", &vram, "--ram", ram]);
         assert!(picture == resident, "{settings}: streamed and resident differ");
-        // How much the process itself takes, and so leaves of `--ram`, is not quite the same every time.
+        // The memory of the process itself, and so the rest of `--ram`, varies a little.
         let most = if least == 0 { bytes * 3 / 4 } else { bytes + bytes / 2 };
         assert!(
             (RING + least..=RING + most).contains(&pinned),
@@ -343,14 +352,15 @@ fn streamed_equals_resident_and_pins_what_it_may() {
     }
 }
 
-/// A checkpoint of full size whose values are all zero, so that it takes no room.
+/// A checkpoint of full size as a sparse file of zeros.
 fn full_size(path: &Path, flux: &FluxConfig) {
     let spec = spec(flux, &T5Config::xxl(), &ClipConfig::large(), &VaeConfig::flux(), json!({}));
     synth::write_hollow(&spec, path).unwrap();
 }
 
-/// The promise: dev in 12 GB and schnell in 8 GB at 1024x1024, text encoders and autoencoder included, on cards that have no more. Sequence and sizes of
-/// allocations and copies are real; the kernels are counted, not run (a step would take a day).
+/// FLUX.1 dev in 12 GB and schnell in 8 GB at 1024x1024, with text encoders and autoencoder, on
+/// cards that have no more memory. Allocations and copies are the real ones; kernels are counted,
+/// not run (a step would take a day).
 #[test]
 fn dev_fits_in_12_gb_and_schnell_in_8() {
     const CONTEXT: u64 = 300 << 20;
@@ -373,7 +383,7 @@ fn dev_fits_in_12_gb_and_schnell_in_8() {
         };
         let plan = plan.succeeded().json();
         if name == "dev" {
-            // All of dev's blocks stay: nothing is streamed while denoising.
+            // All blocks of dev are resident: nothing is streamed while denoising.
             let denoise = plan["phases"]
                 .as_array()
                 .unwrap()
@@ -395,7 +405,7 @@ fn dev_fits_in_12_gb_and_schnell_in_8() {
         assert!(peak <= gigabytes * 1_000_000_000, "{name}: {peak} bytes of {vram}");
         assert!(peak > gigabytes * 700_000_000, "{name}: only {peak} bytes of {vram} used");
         assert_eq!(plan["peak_bytes"], peak + spared, "{name}: not as planned");
-        // There is never more than one piece of memory beside the context, and phases take turns with it.
+        // Besides the context there is one allocation at a time, and the phases share it.
         let pieces: Vec<u64> =
             device["allocations"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
         assert_eq!(pieces.iter().max(), Some(&(peak - CONTEXT)), "{name}: {pieces:?}");

@@ -1,5 +1,5 @@
-//! The wgpu backend on a real driver: memory that is counted, weights that are streamed, a device that is lost, and the whole engine through the command line
-//! (`program`). The shaders themselves are in `tests/ops` and `tests/shaders.rs`.
+//! The wgpu backend on a real driver: counted memory, streamed weights, a lost device, and the
+//! whole engine through the command line (`program`). The shaders are tested in `tests/ops`.
 
 mod program;
 
@@ -21,7 +21,8 @@ fn gpu(options: WgpuOptions) -> WgpuBackend {
     WgpuBackend::new(WgpuOptions { staging_bytes: Some(256 << 10), ..options }).unwrap()
 }
 
-/// Resident and streamed, in one buffer and in several, with windows that cut matrices: the same bits; and never more bytes than were planned.
+/// Resident and streamed, in one buffer and in several, with windows that split matrices: the same
+/// bits, and never more bytes than planned.
 #[test]
 fn every_budget_gives_the_same_bits_and_is_kept() {
     if adapter::get().is_none() {
@@ -42,7 +43,7 @@ fn every_budget_gives_the_same_bits_and_is_kept() {
         drop(backend);
         for budget in budgets.into_iter().rev() {
             backend = gpu(options.clone());
-            // Staging, and the buffers through which inputs and results pass.
+            // Staging, and the buffers for inputs and results.
             let (fixed, _) = backend.held_bytes();
             assert!(fixed <= backend.caps().overhead_bytes);
             let got = denoiser.run(&mut backend, budget, 3);
@@ -53,22 +54,26 @@ fn every_budget_gives_the_same_bits_and_is_kept() {
                 "under {budget} bytes, buffers of {buffers:?}, windows of {windows:?}"
             );
             let (_, most) = backend.held_bytes();
-            assert!(most <= budget + fixed, "{most} bytes were held under {budget} and {fixed}");
-            // What lies beneath the buffers is theirs, but for the allocator's blocks, which the overhead allows for.
+            assert!(
+                most <= budget + fixed,
+                "{most} bytes were held with a budget of {budget} and {fixed}"
+            );
+            // The driver allocates no more than the buffers need, except for its allocator's
+            // blocks, which the overhead covers.
             let allocated = backend.allocated_bytes().unwrap_or(0);
             assert!(
                 allocated <= budget + backend.caps().overhead_bytes,
-                "{allocated} allocated under {budget}"
+                "{allocated} allocated with a budget of {budget}"
             );
             dispatches.push((windows, backend.dispatches()));
         }
     }
     let of =
         |cut: bool| dispatches.iter().filter(|(w, _)| w.is_some() == cut).map(|(_, n)| *n).max();
-    assert!(of(true) > of(false), "small windows cut nothing: {dispatches:?}");
+    assert!(of(true) > of(false), "small windows split nothing: {dispatches:?}");
 }
 
-/// Weights ten times the budget: all of them pass through the ring, several times.
+/// Weights ten times the budget: all of them are streamed through the ring several times.
 #[test]
 fn weights_ten_times_the_budget_stream() {
     if adapter::get().is_none() {
@@ -78,20 +83,20 @@ fn weights_ten_times_the_budget_stream() {
     let mut backend = gpu(WgpuOptions::default());
     let budget = denoiser.budgets(&backend)[0];
     let weights: u64 = denoiser.weights.iter().map(|w| w.bytes() as u64).sum();
-    assert!(weights >= 10 * budget, "{weights} bytes of weights under {budget}");
+    assert!(weights >= 10 * budget, "{weights} bytes of weights with a budget of {budget}");
     let (fixed, _) = backend.held_bytes();
     let streamed = denoiser.run(&mut backend, budget, 2);
     let (_, most) = backend.held_bytes();
-    assert!(most <= budget + fixed, "{most} bytes were held under {budget} and {fixed}");
+    assert!(most <= budget + fixed, "{most} bytes were held with a budget of {budget} and {fixed}");
     let (ring, ended) = denoiser.run_until(&mut backend, budget, 1, &|| ControlFlow::Continue(()));
     assert!(ring && ended.is_ok(), "nothing was streamed");
     let resident = denoiser.run(&mut backend, u64::MAX, 2);
     assert!(streamed == resident, "streamed and resident differ");
 }
 
-/// Whatever ends a run, the next one on the same device is right.
+/// Whatever ends a run, the next run on the same device is correct.
 #[test]
-fn cancelled_runs_leave_nothing_that_harms_the_next() {
+fn a_cancelled_run_does_not_affect_the_next() {
     if adapter::get().is_none() {
         return;
     }
@@ -118,7 +123,7 @@ fn cancelled_runs_leave_nothing_that_harms_the_next() {
 }
 
 #[test]
-fn more_than_there_is_is_refused_and_less_still_works() {
+fn too_large_a_reservation_is_refused_and_a_smaller_one_works() {
     if adapter::get().is_none() {
         return;
     }
@@ -130,7 +135,7 @@ fn more_than_there_is_is_refused_and_less_still_works() {
     let e = backend.reserve(layout(2 * total), 0).unwrap_err();
     assert_eq!((e.kind(), e.kind().exit_code()), (Kind::Memory, 5));
     assert!(e.hint().unwrap().contains("--vram"), "{e}");
-    // Across the border of two buffers, at odd places.
+    // Across the border of two buffers, at odd offsets.
     backend.reserve(layout(3 << 20), 0).unwrap();
     let sent: Vec<u8> = (0..100_001u32).map(|i| (i % 251) as u8).collect();
     let at = (1 << 20) - 50_003;
@@ -138,11 +143,11 @@ fn more_than_there_is_is_refused_and_less_still_works() {
     let mut back = vec![0; sent.len() + 2];
     backend.write(at - 1, &[7]).unwrap();
     backend.read(at - 1, &mut back).unwrap();
-    assert!(back[0] == 7 && back[1..=sent.len()] == sent, "bytes that pass through other words");
+    assert!(back[0] == 7 && back[1..=sent.len()] == sent, "bytes next to others in their words");
     assert!(backend.write((3 << 20) - 2, &[0; 3]).is_err(), "a write beyond the arena");
 }
 
-/// A GPU that is pulled out before, during and after a run: an error with its kind, no hang, no panic.
+/// A GPU that is lost before, during or after a run: an error of the right kind, no hang, no panic.
 #[test]
 fn a_lost_device_is_an_error_at_once() {
     if adapter::get().is_none() {

@@ -8,7 +8,7 @@ use crate::common::{psnr, temp_dir};
 
 fn program(env: &[(&str, &str)], arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flux-fast"));
-    // Another backend's driver is no business of these tests, nor are texts that were encoded before.
+    // These tests use neither another backend's driver nor cached text encodings.
     command
         .args(arguments)
         .arg("--no-cache")
@@ -28,7 +28,7 @@ fn pixels(path: &Path) -> Vec<f32> {
 
 /// The whole engine, from the prompt to the file, against the CPU.
 #[test]
-fn the_embedded_models_picture_is_that_of_the_cpu() {
+fn the_image_of_the_embedded_model_equals_the_cpus() {
     let Some(adapter) = adapter::get() else { return };
     let folder = temp_dir();
     let out = folder.path().join("out.png");
@@ -52,7 +52,7 @@ fn the_embedded_models_picture_is_that_of_the_cpu() {
 }
 
 #[test]
-fn a_budget_is_printed_and_kept_and_a_hopeless_one_is_refused() {
+fn a_budget_is_printed_and_kept_and_too_small_a_budget_is_refused() {
     if adapter::get().is_none() {
         return;
     }
@@ -76,7 +76,7 @@ fn a_budget_is_printed_and_kept_and_a_hopeless_one_is_refused() {
     };
     let refused = draw("10M");
     assert_eq!(refused.status.code(), Some(5), "{}", told(&refused));
-    // The number that it names does.
+    // The budget that the error names is enough.
     let text = told(&refused);
     let enough = text
         .split("--vram ")
@@ -122,7 +122,7 @@ fn errors_have_their_exit_codes_and_say_what_to_do() {
         (&none, &["--device", "wgpu"], 6, &["Vulkan", "mesa-vulkan-drivers", "--device cpu"]),
     ];
     for (env, more, code, says) in cases {
-        // Only where there is no other interface does taking Vulkan's drivers away leave nothing.
+        // Hiding Vulkan's drivers hides all adapters only on systems without another interface.
         if !env.is_empty() && !cfg!(target_os = "linux") {
             continue;
         }
@@ -138,7 +138,7 @@ fn errors_have_their_exit_codes_and_say_what_to_do() {
 }
 
 #[test]
-fn doctor_lists_adapters_and_what_flux_would_mean_for_them() {
+fn doctor_lists_adapters_and_how_flux_fits_them() {
     let Some(adapter) = adapter::get() else { return };
     let ran = Command::new(env!("CARGO_BIN_EXE_flux-fast")).arg("doctor").output().unwrap();
     let text = String::from_utf8_lossy(&ran.stdout).into_owned();

@@ -11,7 +11,8 @@ use flux_fast::library::hub::{Credentials, PullOptions, PullProgress, pull};
 use super::pulls::{blobs, quietly, tree};
 use super::server::{Answer, COMMIT, Request, Server, TOKEN, hub, noise, options, repository};
 
-/// The error of a pull from a server that gives `answer` to every request whose path ends with `path`.
+/// The error of a pull from a server that gives `answer` to every request whose path ends with
+/// `path`.
 fn refused(path: &'static str, answer: Answer) -> (Error, Server) {
     let cache = tempfile::tempdir().unwrap();
     let files = repository();

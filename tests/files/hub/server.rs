@@ -63,8 +63,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a server. `answer` receives a request and the number of earlier requests with the same
-    /// method and path.
+    /// Starts a server. `answer` receives a request and the number of earlier requests with the
+    /// same method and path.
     pub fn start(answer: impl Fn(&Request, usize) -> Answer + Send + Sync + 'static) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());

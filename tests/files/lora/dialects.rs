@@ -8,7 +8,7 @@ use flux_fast::spec::flux1::{CLIP, T5, TRANSFORMER};
 
 use super::support::{Lora, Numbers, Shapes, delta, product, small, values, whole};
 
-/// What one part of a weight gets: A, B and alpha; `rows` of it from `first`.
+/// The adapter of one part of a weight, `rows` rows from `first`: A, B and alpha.
 pub struct Piece {
     first: usize,
     rows: usize,
@@ -20,7 +20,7 @@ pub struct Piece {
 
 pub type Truth = BTreeMap<(Component, String), Vec<Piece>>;
 
-/// Where the parts of a weight begin, and what diffusers calls them.
+/// The first row, row count and diffusers name of each part of a weight.
 fn parts(weight: &str, (rows, cols): (usize, usize)) -> Vec<(usize, usize, String)> {
     let layer = weight.strip_suffix(".weight").unwrap();
     let n = layer.split('.').nth(1).unwrap_or_default();
@@ -77,7 +77,8 @@ fn is_linear(component: Component, weight: &str) -> bool {
         || !(weight.contains("embedding") || weight.contains("shared") || weight.contains("bias"))
 }
 
-/// Adapters for every layer. `shared`: the parts of a fused weight have one A, as when a fused LoRA was split.
+/// Adapters for every layer. `shared`: the parts of a fused weight share A, as in a fused LoRA that
+/// was split.
 pub fn truth(base: &Shapes, shared: bool) -> Truth {
     let mut numbers = Numbers(if shared { 1 } else { 2 });
     let mut out = Truth::new();
@@ -94,7 +95,7 @@ pub fn truth(base: &Shapes, shared: bool) -> Truth {
     out
 }
 
-/// One pair for the pieces: one A where it is shared, else all stacked.
+/// One pair for the pieces: with one A if it is shared, otherwise with all of them stacked.
 fn fuse(pieces: &[Piece], rows: usize) -> Piece {
     if pieces.iter().all(|p| p.a == pieces[0].a) {
         let b = pieces.iter().flat_map(|p| p.b.clone()).collect();
@@ -120,7 +121,7 @@ fn fuse(pieces: &[Piece], rows: usize) -> Piece {
     Piece { first: 0, rows, rank, a, b, alpha: pieces[0].alpha * pieces.len() as f32 }
 }
 
-/// How a trainer writes.
+/// The names that a trainer writes.
 pub struct Dialect {
     name: &'static str,
     /// Prefixes of the transformer, CLIP and T5.
@@ -128,7 +129,7 @@ pub struct Dialect {
     underscores: bool,
     diffusers: bool,
     suffixes: [&'static str; 2],
-    /// None: B is scaled instead.
+    /// The suffix of alpha; `None`: B is scaled instead.
     alpha: Option<&'static str>,
     dtype: DType,
 }
@@ -197,7 +198,7 @@ pub fn expected(pieces: &[Piece], (rows, cols): (usize, usize)) -> Vec<f64> {
 }
 
 #[test]
-fn one_adapter_is_the_same_pairs_in_everyones_words() {
+fn one_adapter_gives_the_same_pairs_in_every_dialect() {
     let base = small();
     for shared in [true, false] {
         let truth = truth(&base, shared);
@@ -226,7 +227,7 @@ fn one_adapter_is_the_same_pairs_in_everyones_words() {
                 pairs.push((values(&combined.a), values(&combined.b)));
             }
             match &first {
-                // Scales are folded into B, so even the matrices are equal.
+                // Scales are multiplied into B, so the matrices are equal, too.
                 Some(first) => assert!(*first == pairs, "{} ({shared})", d.name),
                 None => first = Some(pairs),
             }

@@ -1,4 +1,5 @@
-//! LoRAs of other models, unmatched keys, wrong ranks, shapes and types, values that are not finite.
+//! LoRAs of other models, unmatched keys, wrong ranks, shapes and types, values that are not
+//! finite.
 
 use flux_fast::dtype::DType;
 use flux_fast::error::Error;
@@ -10,7 +11,7 @@ use super::pairs::{PROJ, PROJ_WEIGHT, factor, plain, proj};
 use super::support::{Lora, Shapes, dev, small};
 
 #[test]
-fn f15_a_lora_of_another_model_is_named_in_one_line() {
+fn a_lora_of_another_model_is_named_in_one_line() {
     let base = small();
     let kohya = |layer: &str, cols| {
         Lora::default().pair(
@@ -44,7 +45,7 @@ fn f15_a_lora_of_another_model_is_named_in_one_line() {
             "{model}: {e}"
         );
     }
-    // Even where many keys are FLUX.1's too.
+    // Even if FLUX.1 has many of the keys, too.
     let (r, c) = proj(&base);
     let qwen = (0..60).fold(Lora::default(), |l, i| {
         let name = format!("transformer.transformer_blocks.{i}.attn.to_out.0");
@@ -62,7 +63,7 @@ fn f15_a_lora_of_another_model_is_named_in_one_line() {
         wide.contains("its layers have other sizes") && wide.contains("pairs do not fit"),
         "{wide}"
     );
-    // CLIP-L is Stable Diffusion's too: the header decides.
+    // Stable Diffusion uses CLIP-L, too: the header decides.
     let name = "lora_te_text_model_encoder_layers_0_mlp_fc1";
     let (rows, cols) = base[&(CLIP, "text_model.encoder.layers.0.mlp.fc1.weight".to_string())];
     let clip_only = Lora::default().pair(
@@ -82,7 +83,7 @@ fn dev_wide() -> Shapes {
 }
 
 #[test]
-fn f15_no_matching_key_is_an_error() {
+fn no_matching_key_is_an_error() {
     let base = small();
     let e = Lora::default().pair("foo.lora_A.weight", "foo.lora_B.weight", 2, (4, 4)).error(&base);
     assert!(
@@ -115,7 +116,7 @@ fn f15_no_matching_key_is_an_error() {
             && e.contains("this model has no guidance_in.in_layer.weight"),
         "{e}"
     );
-    // A model in the place of a LoRA.
+    // A model instead of a LoRA.
     let model = dev()
         .iter()
         .filter(|((c, _), _)| *c == TRANSFORMER)
@@ -128,7 +129,7 @@ fn f15_no_matching_key_is_an_error() {
 }
 
 #[test]
-fn f15_unmatched_keys_are_counted_and_ten_are_named() {
+fn unmatched_keys_are_counted_and_ten_are_named() {
     let base = small();
     let mut lora = plain(&base).with("lora_te1_text_projection.alpha", &[], &[1.0]).with(
         &format!("{PROJ}x.alpha"),
@@ -138,7 +139,7 @@ fn f15_unmatched_keys_are_counted_and_ten_are_named() {
     for i in 0..20 {
         lora = lora.with(&format!("bundle_emb.thing.{i}"), &[2], &[1.0, 2.0]);
     }
-    // A text encoder that this model has not, and alphas of nothing.
+    // A text encoder that this model does not have, and alphas without matrices.
     lora = lora.with("lora_unet_img_in.alpha", &[], &[1.0]);
     let adapter = lora.read(&base).unwrap();
     let s = &adapter.summary;
@@ -160,7 +161,7 @@ fn f15_unmatched_keys_are_counted_and_ten_are_named() {
 }
 
 #[test]
-fn f15_wrong_rank_shape_or_type_is_found() {
+fn wrong_rank_shape_or_type_is_found() {
     let base = small();
     let (rows, cols) = proj(&base);
     let (down, up) = (format!("{PROJ}.lora_A.weight"), format!("{PROJ}.lora_B.weight"));
@@ -229,7 +230,7 @@ fn f15_wrong_rank_shape_or_type_is_found() {
         &vec![1.0; 4 * rows],
     );
     assert_eq!(factor(&conv, &base), 1.0);
-    // A part of a fused weight has its own rows.
+    // The expected rows are those of the part of the fused weight.
     let q = "transformer.transformer_blocks.0.attn.to_q";
     let e = extra(Lora::default().pair(
         &format!("{q}.lora_A.weight"),
@@ -247,7 +248,7 @@ fn f15_wrong_rank_shape_or_type_is_found() {
 }
 
 #[test]
-fn f15_values_that_are_not_finite_are_found() {
+fn values_that_are_not_finite_are_found() {
     let base = small();
     let (rows, cols) = proj(&base);
     let alpha = format!("{PROJ}.alpha");
@@ -290,7 +291,7 @@ fn f15_values_that_are_not_finite_are_found() {
         lora.push(&format!("{PROJ}.lora_B.weight"), dtype, &[rows, 4], &largest);
         lora.read(&base).unwrap();
     }
-    // Far into a large matrix.
+    // Late in a large matrix.
     let rank = 3000;
     let mut a = vec![1.0; rank * cols];
     a[2999 * cols + 5] = f32::NAN;
@@ -304,7 +305,7 @@ fn f15_values_that_are_not_finite_are_found() {
             lora.error(&base)
         );
     }
-    // Several.
+    // In several matrices.
     let mut lora = write(&truth(&base, true), &base, &DIALECTS[0]);
     for name in [
         "lora_unet_single_blocks_1_linear1.lora_up.weight",
@@ -320,7 +321,7 @@ fn f15_values_that_are_not_finite_are_found() {
             && e.contains("and more in 1 other matrices"),
         "{e}"
     );
-    // Finite, but not once it is multiplied.
+    // Finite values whose scaled product is not finite.
     let mut lora = plain(&base).with(&alpha, &[], &[4.0]);
     lora.bytes_of(&format!("{PROJ}.lora_B.weight"))[..4].copy_from_slice(&f32::MAX.to_le_bytes());
     let adapter = lora.read(&base).unwrap();

@@ -1,5 +1,5 @@
-//! LoRA files of every trainer: real key lists, the same adapter in every dialect, alpha, rows, several at
-//! once, and every fault.
+//! LoRA files of every trainer: real key lists, the same adapter in every dialect, alpha, rows,
+//! several at once, and every fault.
 
 mod dialects;
 mod faults;

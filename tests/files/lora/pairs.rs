@@ -13,7 +13,7 @@ pub const PROJ_WEIGHT: &str = "double_blocks.0.img_attn.proj.weight";
 const LINEAR1: &str = "single_blocks.0.linear1.weight";
 
 #[test]
-fn any_rows_of_a_weight_can_be_asked_for() {
+fn any_rows_of_a_weight_can_be_read() {
     let base = small();
     let (rows, cols) = base[&(TRANSFORMER, LINEAR1.to_string())];
     for shared in [true, false] {
@@ -41,7 +41,7 @@ fn any_rows_of_a_weight_can_be_asked_for() {
                     );
                 }
             }
-            // The final layer's halves change places in diffusers' names.
+            // In diffusers' names the halves of the final layer are swapped.
             let weight = "final_layer.adaLN_modulation.1.weight";
             let n = base[&(TRANSFORMER, weight.to_string())].0;
             let all =

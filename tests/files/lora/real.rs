@@ -8,7 +8,8 @@ use flux_fast::weights::lora::{Adapter, open};
 
 use super::support::{Shapes, dev, list};
 
-/// A file of zeros with the tensors of a list that `keep` lets pass; it takes no room on the disk.
+/// Writes a sparse file of zeros with the tensors of a list that `keep` accepts. Returns its path
+/// and the number of tensors.
 pub fn listed(dir: &Path, file: &str, keep: impl Fn(&str) -> bool) -> (PathBuf, usize) {
     let mut header = serde_json::Map::new();
     let mut end = 0;
@@ -68,14 +69,14 @@ fn the_other_real_files_are_refused_by_name() {
         ("xlabs_flux_controlnet", "this is a ControlNet, not a LoRA"),
         ("xlabs_flux_ip_adapter", "this is an IP-Adapter, not a LoRA"),
         ("xlabs_flux_ip_adapter_v2", "this is an IP-Adapter, not a LoRA"),
-        // A list of a configuration's keys, of all things.
+        // This published list has the keys of a configuration, not of tensors.
         ("instantx_flux_controlnet", "no key of this file is a LoRA of FLUX.1"),
     ];
     for (file, says) in cases {
         let e = read_listed(file, &base, |_| true).unwrap_err();
         assert!(e.to_string().contains(says), "{file}: {e}");
     }
-    // The keys of the DoRA apart from its scales are OneTrainer's own.
+    // Without its scales the DoRA is a LoRA in OneTrainer's dialect.
     let s = read_listed("flux_dora_onetrainer", &base, |n| !n.ends_with(".dora_scale"))
         .unwrap()
         .summary;

@@ -44,7 +44,7 @@ fn other_kinds_of_adapter_are_refused_by_name() {
     }
     let e = Lora::default().with("emb_params", &[2], &[1.0, 1.0]).error(&base);
     assert!(e.contains("textual inversion"), "{e}");
-    // What trainers write without having learnt it does nothing, and is no reason to refuse.
+    // Differences that are all zero have no effect, so the file is accepted.
     let zeros = plain(&base).with(&format!("{PROJ}.diff_b"), &[2], &[0.0; 2]).with(
         "lora_unet_img_in.diff",
         &[2],
@@ -52,7 +52,7 @@ fn other_kinds_of_adapter_are_refused_by_name() {
     );
     let s = zeros.read(&base).unwrap().summary;
     assert_eq!((s.matched, s.unmatched, s.notes.len()), (2, 0, 2), "{s}");
-    // A Fill or control model's img_in.
+    // The img_in of a Fill or control model.
     let (r, c) = base[&(TRANSFORMER, "img_in.weight".to_string())];
     let e = Lora::default()
         .pair(
@@ -87,7 +87,7 @@ fn a_layer_named_twice_is_used_once() {
     );
     assert_eq!(adapter.pairs()[0].key, peft);
     assert_eq!(adapter.summary.first_unmatched[0].why, format!("{peft} is for the same rows"));
-    // q and the whole of q, k, v meet as well; q and k do not.
+    // q overlaps fused q, k, v; q and k do not overlap.
     let part = |p: &str, rows| {
         Lora::default().pair(
             &format!("transformer.transformer_blocks.0.attn.{p}.lora_A.weight"),
@@ -102,7 +102,7 @@ fn a_layer_named_twice_is_used_once() {
     both.tensors.extend(part("to_qkv", 3 * rows).tensors);
     let s = both.read(&base).unwrap();
     assert_eq!((s.pairs().len(), s.summary.unmatched), (1, 4), "{}", s.summary);
-    // Twice in one trainer's words, by two adapters of one file.
+    // Twice in one dialect, by two adapters in one file.
     let twice = plain(&base).pair(
         &format!("{PROJ}.lora_A.other.weight"),
         &format!("{PROJ}.lora_B.other.weight"),

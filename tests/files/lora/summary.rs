@@ -8,7 +8,7 @@ use super::real::listed;
 use super::support::small;
 
 #[test]
-fn the_summary_tells_what_a_file_is() {
+fn the_summary_describes_the_file() {
     let base = small();
     let lora = write(&truth(&base, false), &base, &DIALECTS[0])
         .meta("ss_base_model_version", "flux1")

@@ -10,7 +10,7 @@ use flux_fast::spec::Component;
 use flux_fast::spec::flux1::{CLIP, FLUX1, T5, TRANSFORMER};
 use flux_fast::weights::lora::{Adapter, Combined, combine, read};
 
-/// A file in the making: names, element types, shapes, bytes.
+/// A file to be written: names, element types, shapes and bytes of its tensors, and metadata.
 #[derive(Clone, Default)]
 pub struct Lora {
     pub tensors: Vec<(String, &'static str, Vec<usize>, Vec<u8>)>,
@@ -49,7 +49,7 @@ impl Lora {
         )
     }
 
-    /// The first name's values, to be changed.
+    /// The bytes of the tensor `name`, to be changed.
     pub fn bytes_of(&mut self, name: &str) -> &mut Vec<u8> {
         &mut self.tensors.iter_mut().find(|t| t.0 == name).unwrap().3
     }
@@ -138,7 +138,7 @@ pub fn small() -> Shapes {
     dev().into_iter().filter(|((_, n), _)| keep(n)).map(cut).collect()
 }
 
-/// Small multiples of 1/64, which every type holds.
+/// Random multiples of 1/64 from -1 to 1, which every type represents exactly.
 pub struct Numbers(pub u64);
 
 impl Numbers {
@@ -171,7 +171,7 @@ pub fn values(part: &flux_fast::tensor::HostPart) -> Vec<f32> {
     part.bytes().chunks_exact(part.dtype.size()).map(|b| part.dtype.decode(b)).collect()
 }
 
-/// The whole change that a combined pair makes, in f64.
+/// The change of the weight by a combined pair, in f64.
 pub fn delta(c: &Combined) -> Vec<f64> {
     product(&values(&c.b), &values(&c.a), c.rank(), c.a.cols, 1.0)
 }

@@ -1,4 +1,5 @@
-//! Real tensor lists of every dialect: each name maps, nothing is left over, and every canonical tensor has its shape.
+//! Real tensor lists of every dialect: each name is mapped, none is unused, and every canonical
+//! tensor has its shape.
 
 use std::path::Path;
 
@@ -9,7 +10,8 @@ use serde_json::json;
 
 use super::support::*;
 
-/// Opens a model whose component files lie in `dir`, and checks `component` against the canonical list.
+/// Opens a model whose component files are in `dir`, and checks `component` against the canonical
+/// list.
 fn assert_maps(dir: &Path, files: &Files, component: Component, expected: &[Named]) {
     let checkpoint =
         open(files).unwrap_or_else(|e| panic!("{}: {e} {:?}", dir.display(), e.hint()));
@@ -37,7 +39,7 @@ fn the_lists_are_as_long_as_the_files() {
 }
 
 #[test]
-fn transformers_in_bfl_names_behind_any_prefix() {
+fn transformers_in_bfl_names_with_any_prefix() {
     for (file, prefix, dialect) in [
         ("bfl_dev.txt", "", "BFL, bf16"),
         ("bfl_schnell.txt", "", "BFL, bf16"),
@@ -87,7 +89,7 @@ fn a_diffusers_folder_with_shards_and_all_components() {
     std::fs::create_dir_all(root.join("scheduler")).unwrap();
     std::fs::write(root.join("scheduler/scheduler_config.json"), r#"{"shift": 3.0}"#).unwrap();
 
-    // The folder, its transformer alone, one shard, the index: all are the same model.
+    // The folder, its transformer, one shard and the index open the same model.
     let transformer = root.join("transformer");
     for path in [
         root.to_path_buf(),
@@ -109,7 +111,7 @@ fn a_diffusers_folder_with_shards_and_all_components() {
     }
     let flux = open(&Files::model(root)).unwrap().take(TRANSFORMER).unwrap();
     assert_eq!(flux.get("single_blocks.3.linear1.weight", 0, 21504, 3072).unwrap().parts.len(), 4);
-    // Rows of one stored part come as that part alone.
+    // Rows of one stored part are returned as one part.
     let k = flux.get("double_blocks.3.txt_attn.qkv.weight", 3072, 3072, 3072).unwrap();
     assert_eq!((k.parts.len(), k.parts[0].rows), (1, 3072));
     let across = flux.get("double_blocks.3.txt_attn.qkv.weight", 3000, 100, 3072).unwrap();
@@ -161,7 +163,7 @@ fn the_comfy_all_in_one_with_its_8_bit_vectors() {
 }
 
 #[test]
-fn text_encoders_and_autoencoders_in_files_of_their_own() {
+fn text_encoders_and_autoencoders_in_separate_files() {
     let without = |prefix: &str, list: Vec<Named>| -> Vec<Named> {
         list.into_iter().map(|(n, s)| (n.strip_prefix(prefix).unwrap().to_string(), s)).collect()
     };

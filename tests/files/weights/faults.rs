@@ -1,4 +1,4 @@
-//! Files that are not what they should be: each is refused with what is wrong and what to do.
+//! Damaged and unexpected files: each is refused with what is wrong and what to do.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ fn all_in_one() -> SynthSpec {
 }
 
 #[test]
-fn f1_a_file_cut_anywhere_is_refused_with_both_sizes() {
+fn a_file_truncated_anywhere_is_refused_with_both_sizes() {
     let whole = to_bytes(&all_in_one()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("cut.safetensors");
@@ -40,7 +40,7 @@ fn f1_a_file_cut_anywhere_is_refused_with_both_sizes() {
 }
 
 #[test]
-fn f7_missing_and_misshapen_tensors_are_listed_up_to_ten_and_extras_are_noted() {
+fn missing_and_misshapen_tensors_are_listed_up_to_ten_and_extras_are_noted() {
     let mut spec = all_in_one();
     let expected: Vec<Named> = spec
         .tensors
@@ -84,7 +84,7 @@ fn f7_missing_and_misshapen_tensors_are_listed_up_to_ten_and_extras_are_noted() 
 }
 
 #[test]
-fn f7_an_incomplete_fused_tensor_names_what_is_there() {
+fn an_incomplete_fused_tensor_names_the_parts_that_exist() {
     let dir = tempfile::tempdir().unwrap();
     let mut names = list("diffusers_dev.txt");
     names.retain(|(n, _)| n != "transformer_blocks.7.attn.to_k.weight");
@@ -94,7 +94,7 @@ fn f7_an_incomplete_fused_tensor_names_what_is_there() {
 }
 
 #[test]
-fn f11_f12_a_file_replaced_stays_and_a_file_edited_is_noticed() {
+fn a_replaced_file_stays_readable_and_an_edited_file_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.safetensors");
     write(&all_in_one(), &path).unwrap();
@@ -163,7 +163,7 @@ fn models_that_are_not_flux_are_named() {
         "BF16",
         &[("lora_unet_single_blocks_0_linear1.lora_up.weight".to_string(), vec![2, 2])],
     );
-    // Whose names these are, and what they are about.
+    // The model, and a part of its error.
     let looked = inspect(&path).unwrap();
     assert!(looked.what.starts_with("LoRA, Kohya"), "{}", looked.what);
     assert!(looked.loras[0].targets[0].blocks.contains_key("single_blocks"), "{:?}", looked.loras);
@@ -209,7 +209,7 @@ fn a_tensor_in_two_shards_is_refused() {
 }
 
 #[test]
-fn metadata_config_that_is_no_object_is_refused() {
+fn a_config_in_the_metadata_that_is_not_an_object_is_refused() {
     let names = [("double_blocks.0.img_attn.qkv.weight".to_string(), "F32", vec![3, 2])];
     for (config, words) in [("[1]", "not a JSON object"), ("{", "not JSON")] {
         let (mut bytes, _) = header(&names, json!({ "config": config }));

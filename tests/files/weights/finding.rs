@@ -1,4 +1,5 @@
-//! Components are found where people keep them, and what is missing is said with its flag and the places.
+//! Components are found where users keep them; the error for a missing one names its flag and the
+//! searched places.
 
 use std::path::{Path, PathBuf};
 
@@ -30,12 +31,12 @@ fn place(checkpoint: &Checkpoint, component: Component) -> PathBuf {
 }
 
 #[test]
-fn in_comfyui_the_sister_folders_are_looked_through() {
+fn in_comfyui_the_sibling_folders_are_searched() {
     for folder in ["unet", "diffusion_models/flux", "checkpoints"] {
         let dir = tempfile::tempdir().unwrap();
         let models = dir.path().join("ComfyUI/models");
         let model = flux(models.join(folder).join("flux1-dev.safetensors"));
-        // Another width, another kind, a broken file: none of these is taken, whatever they are called.
+        // Files of another width or kind, and broken files, are not used, whatever their names are.
         zeros(&models.join("clip/a_t5xxl_lookalike.safetensors"), "F16", &[("x".into(), vec![1])]);
         std::fs::write(models.join("clip/clip_l_broken.safetensors"), b"broken").unwrap();
         let narrow: Vec<Named> = list("clip.txt")
@@ -71,7 +72,7 @@ fn in_comfyui_the_sister_folders_are_looked_through() {
 }
 
 #[test]
-fn beside_the_model_comes_first_and_a_flag_before_everything() {
+fn files_next_to_the_model_come_first_and_a_flag_before_them() {
     let dir = tempfile::tempdir().unwrap();
     let models = dir.path().join("models");
     let model = flux(models.join("Stable-diffusion/flux.safetensors"));
@@ -158,7 +159,7 @@ fn a_snapshot_in_the_hugging_face_cache_is_named_after_its_repository() {
     let root = dir.path().join(
         "models--black-forest-labs--FLUX.1-dev/snapshots/0ef5fff789c832c5c7f4e127f94c8b54bbcced44",
     );
-    // As the repository has it: the single file, and the other components in diffusers' folders.
+    // As in the repository: a single file, and the other components in diffusers' folders.
     let blob = flux(dir.path().join("models--black-forest-labs--FLUX.1-dev/blobs/4610115"));
     std::fs::create_dir_all(&root).unwrap();
     let link = root.join("flux1-dev.safetensors");
@@ -192,7 +193,7 @@ fn umt5_is_not_taken_for_t5() {
 }
 
 #[test]
-fn what_is_missing_is_said_with_its_flag_and_the_places() {
+fn a_missing_component_is_reported_with_its_flag_and_the_places() {
     let dir = tempfile::tempdir().unwrap();
     let model = flux(dir.path().join("models/unet/flux1-dev.safetensors"));
     let checkpoint = open(&Files::model(&model)).unwrap();
@@ -213,7 +214,7 @@ fn what_is_missing_is_said_with_its_flag_and_the_places() {
 }
 
 #[test]
-fn a_path_that_is_not_there_suggests_what_is() {
+fn a_path_that_does_not_exist_suggests_similar_ones() {
     let dir = tempfile::tempdir().unwrap();
     flux(dir.path().join("flux1-dev.safetensors"));
     let missing = |path: &Path| open(&Files::model(path)).err().unwrap();

@@ -1,4 +1,5 @@
-//! GGUF files as people keep them: found by their ending, known by their first bytes, opened split or whole; and cut, swapped or of the wrong kind.
+//! GGUF files: found by their extension, recognised by their first bytes, split or whole; and
+//! truncated, swapped or of the wrong kind.
 
 use std::path::{Path, PathBuf};
 
@@ -10,12 +11,13 @@ use flux_fast::weights::lora;
 
 use super::support::*;
 
-/// diffusers' vector of scale and shift, which change places.
+/// diffusers' vector of scale and shift, which FLUX.1 has in the other order.
 const HALVES: &str = "norm_out.linear.bias";
 const F16: u32 = 1;
 const Q8_0: u32 = 8;
 
-/// Writes a file of zeros with these tensors, which takes no room on the disk. Matrices whose rows are whole blocks are of `kind`, and the vector of two halves, the rest F32.
+/// Writes a sparse file of zeros with these tensors. Matrices whose rows are whole blocks, and the
+/// vector of scale and shift, have the type `kind`; the rest is F32.
 fn sparse_gguf(path: &Path, kind: u32, tensors: &[Named]) -> PathBuf {
     let text = |s: &str| [&(s.len() as u64).to_le_bytes(), s.as_bytes()].concat();
     let mut bytes =
@@ -52,7 +54,7 @@ fn gguf_files_are_found_where_safetensors_files_are() {
     let dir = tempfile::tempdir().unwrap();
     let models = dir.path().join("ComfyUI/models");
     let model = sparse_gguf(&models.join("unet/flux1-dev-Q8_0.gguf"), Q8_0, &list("bfl_dev.txt"));
-    // A cut file, and another kind of encoder, are passed over.
+    // A truncated file and another kind of encoder are skipped.
     std::fs::write(models.join("unet/a.gguf"), b"GGUF\x03\0\0\0").unwrap();
     let clip = sparse_gguf(&models.join("clip/clip_l.gguf"), F16, &list("clip.txt"));
     sparse_gguf(&models.join("text_encoders/t5xxl-Q8_0.GGUF"), Q8_0, &list("t5_encoder.txt"));
@@ -64,7 +66,7 @@ fn gguf_files_are_found_where_safetensors_files_are() {
     assert_eq!(place(&checkpoint, TRANSFORMER), model);
     assert_eq!(place(&checkpoint, CLIP), clip);
     assert_eq!(place(&checkpoint, VAE), vae);
-    // Of several, the one that lost least; and what is no GGUF comes before them.
+    // Of several files the one with the smallest loss is used; safetensors files come before GGUF.
     assert_eq!(place(&checkpoint, T5), large);
     let plain =
         zeros(&models.join("text_encoders/t5xxl_fp16.safetensors"), "F16", &list("t5_encoder.txt"));
@@ -74,7 +76,7 @@ fn gguf_files_are_found_where_safetensors_files_are() {
     let looked = inspect(&model).unwrap();
     assert_eq!(looked.metadata["general.architecture"], "flux");
     assert_eq!(looked.dtypes[0].dtype, "Q8_0");
-    // Two fine-tunes have one header: the values tell them apart.
+    // Two fine-tunes have the same header: their values differ.
     let hash = checkpoint.hash.clone();
     let file = std::fs::OpenOptions::new().write(true).open(&model).unwrap();
     let data = file.metadata().unwrap().len() / 64;
@@ -109,12 +111,13 @@ fn a_split_model_is_opened_by_any_of_its_files_and_a_missing_one_is_named() {
 }
 
 #[test]
-fn f1_a_gguf_file_cut_anywhere_is_refused_with_both_sizes() {
+fn a_gguf_file_truncated_anywhere_is_refused_with_both_sizes() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/formats/city96.gguf");
     let whole = std::fs::read(golden).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("cut.gguf");
-    // The header byte by byte; of the data, cuts within and between tensors. The last 31 bytes may only fill up.
+    // At every byte of the header, and within and between tensors. The last 31 bytes may be
+    // padding.
     for cut in (4..2048).step_by(3).chain((2048..whole.len() - 32).step_by(97)) {
         std::fs::write(&path, &whole[..cut]).unwrap();
         for e in [open(&Files::model(&path)).err().unwrap(), inspect(&path).err().unwrap()] {
@@ -132,7 +135,7 @@ fn f1_a_gguf_file_cut_anywhere_is_refused_with_both_sizes() {
 }
 
 #[test]
-fn the_first_bytes_say_which_container_it_is() {
+fn the_first_bytes_determine_the_container() {
     let dir = tempfile::tempdir().unwrap();
     let gguf = sparse_gguf(&dir.path().join("a.safetensors"), Q8_0, &list("bfl_schnell.txt"));
     let plain = zeros(&dir.path().join("b.gguf"), "BF16", &list("bfl_schnell.txt"));
@@ -144,7 +147,7 @@ fn the_first_bytes_say_which_container_it_is() {
 }
 
 #[test]
-fn f15_a_lora_stored_in_blocks_is_refused_with_the_tensors_name() {
+fn a_lora_stored_in_blocks_is_refused_with_the_tensors_name() {
     let dir = tempfile::tempdir().unwrap();
     let proj = "diffusion_model.double_blocks.0.img_attn.proj";
     let tensors = [
@@ -159,9 +162,9 @@ fn f15_a_lora_stored_in_blocks_is_refused_with_the_tensors_name() {
     assert!(lora::open(&plain, &FLUX1, &|_, _| Some((3072, 3072))).is_ok());
 }
 
-/// Where the halves of a vector change places, the border must not lie within a block: no byte parts it there.
+/// The halves of a vector can be swapped only if their border is between two blocks.
 #[test]
-fn f6_halves_that_meet_within_a_block_are_refused_by_name() {
+fn halves_with_their_border_in_a_block_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let of = |n: usize| {
         let tensors = [

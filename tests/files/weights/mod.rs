@@ -1,4 +1,5 @@
-//! Model files as users have them: every dialect with its real names, every storage, every fault.
+//! Model files as users have them: every dialect with its real names, every storage type, every
+//! fault.
 
 mod dialects;
 mod faults;

@@ -1,4 +1,4 @@
-//! One synthetic model in every dialect and storage gives back the same values.
+//! One synthetic model in every dialect and storage type has the same values.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::support::*;
 
-/// Every tensor of the checkpoint has exactly the values of `spec`.
+/// Checks that every tensor of the checkpoint has exactly the values of `spec`.
 fn assert_exact(checkpoint: &Checkpoint, spec: &SynthSpec) {
     for (component, name, shape) in &spec.tensors {
         let weights = checkpoint.need(*component).unwrap();
@@ -48,7 +48,7 @@ const DIALECTS: [Dialect; 4] = [
 ];
 
 #[test]
-fn every_dialect_and_storage_gives_back_the_exact_values() {
+fn every_dialect_and_storage_type_has_the_exact_values() {
     for (grid, storages) in [
         (Grid::F32, &[Storage::F32][..]),
         (
@@ -105,7 +105,7 @@ fn every_dialect_and_storage_gives_back_the_exact_values() {
 }
 
 #[test]
-fn the_bytes_in_memory_are_those_of_the_file() {
+fn weights_point_into_the_mapped_file() {
     let spec = spec(Grid::F8, Storage::F8ScaledNew, Dialect::Comfy);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.safetensors");
@@ -113,7 +113,7 @@ fn the_bytes_in_memory_are_those_of_the_file() {
     let bytes = to_bytes(&spec).unwrap();
     assert_eq!(bytes, std::fs::read(&path).unwrap());
     let from_file = open(&Files::model(&path)).unwrap();
-    // Bytes that begin at an odd address are still read right.
+    // Data at an odd address are read correctly.
     let shifted: Vec<u8> = [&[0u8], bytes.as_slice()].concat();
     let shifted: &'static [u8] = &Box::leak(shifted.into_boxed_slice())[1..];
     for source in [Arc::new(bytes) as Arc<dyn flux_fast::tensor::ByteSource>, Arc::new(shifted)] {
@@ -125,7 +125,7 @@ fn the_bytes_in_memory_are_those_of_the_file() {
 }
 
 #[test]
-fn e5m2_is_read_and_near() {
+fn e5m2_is_read_with_its_rounding() {
     let spec = spec(Grid::F8Plain, Storage::F8E5M2, Dialect::Comfy);
     let checkpoint = open_source(Arc::new(to_bytes(&spec).unwrap()), "m").unwrap();
     let (name, shape) = ("single_blocks.1.linear2.weight", [48, 240]);
@@ -138,7 +138,7 @@ fn e5m2_is_read_and_near() {
 }
 
 #[test]
-fn a_fine_tune_has_another_hash_and_a_copy_the_same() {
+fn a_fine_tune_has_another_hash_and_a_copy_has_the_same() {
     let hash = |seed| {
         let spec = SynthSpec { seed, ..spec(Grid::F32, Storage::BF16, Dialect::Comfy) };
         open_source(Arc::new(to_bytes(&spec).unwrap()), "m").unwrap().hash
@@ -148,20 +148,20 @@ fn a_fine_tune_has_another_hash_and_a_copy_the_same() {
 }
 
 #[test]
-fn get_slices_rows_and_elements_and_refuses_what_is_not_there() {
+fn get_returns_rows_and_elements_and_refuses_ranges_out_of_bounds() {
     let spec = spec(Grid::F32, Storage::F32, Dialect::Diffusers { shard_bytes: None });
     let dir = tempfile::tempdir().unwrap();
     write(&spec, dir.path()).unwrap();
     let flux = open(&Files::model(dir.path())).unwrap().take(TRANSFORMER).unwrap();
     let element = |name: &str, shape: &[usize], i| spec.value(TRANSFORMER, name, shape, i);
 
-    // A bias stored in three parts is one vector, whose middle can be cut out.
+    // A bias that is stored in three parts is one vector; any range of it can be read.
     let name = "double_blocks.1.img_attn.qkv.bias";
     let cut = flux.get(name, 40, 1, 70).unwrap();
     assert_eq!((cut.rows, cut.cols, cut.parts.len()), (1, 70, 1));
     let expected: Vec<f32> = (40..110).map(|i| element(name, &[144], i)).collect();
     assert_eq!(cut.to_f32(), expected);
-    // The halves of the final modulation change places, and rows are cut across the seam.
+    // The halves of the final modulation are swapped; the rows span their border.
     let name = "final_layer.adaLN_modulation.1.weight";
     let cut = flux.get(name, 47, 2, 48).unwrap();
     let expected: Vec<f32> = (47 * 48..49 * 48).map(|i| element(name, &[96, 48], i)).collect();
@@ -182,7 +182,7 @@ fn get_slices_rows_and_elements_and_refuses_what_is_not_there() {
     }
 }
 
-/// A scaled tensor changed by hand: what is done to the tensors, and what the error must say.
+/// Changes to a scaled tensor, with the error that each must give.
 #[test]
 fn bad_scales_and_unknown_formats_are_errors_that_name_the_tensor() {
     let plain = |extra: Vec<(&str, &'static str, Vec<usize>, Vec<u8>)>,
@@ -295,7 +295,7 @@ fn bad_scales_and_unknown_formats_are_errors_that_name_the_tensor() {
         let e = plain(extra, json!({})).err().unwrap().to_string();
         assert!(e.contains(words) && e.contains("img_in"), "{e}");
     }
-    // A scale beside a weight that is no 8-bit matrix.
+    // A scale for a weight that is not an 8-bit matrix.
     let tensors = [
         ("double_blocks.0.img_attn.qkv.weight".to_string(), "F32", vec![3, 1]),
         ("double_blocks.0.img_attn.qkv.weight_scale".to_string(), "F32", vec![]),
@@ -318,7 +318,7 @@ fn integer_and_packed_weights_are_named() {
 }
 
 #[test]
-fn inspect_tells_dialects_types_and_geometry_and_serialises() {
+fn inspect_reports_dialects_types_and_geometry() {
     let spec = spec(Grid::F8, Storage::F8ScaledOld, Dialect::Comfy);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.safetensors");

@@ -1,4 +1,5 @@
-//! What the tests of model files share: real tensor lists, a small model of the same names, and files written by hand.
+//! Shared by the tests of model files: real tensor lists, a small model with the same names, and
+//! files made for a test.
 
 use std::path::{Path, PathBuf};
 
@@ -7,10 +8,11 @@ use flux_fast::spec::flux1::FLUX1;
 use flux_fast::weights::synth::{Dialect, Grid, Storage, SynthSpec};
 use serde_json::{Map, Value, json};
 
-/// A tensor as a list or a header has it.
+/// A tensor in a list or a header: name, element type, shape.
 pub type Named = (String, Vec<usize>);
 
-/// Reads a list of `tests/data`: a line is a name, perhaps an element type, and the axes; `{0-18}` in a name stands for each number of the range.
+/// Reads a list in `tests/data`. A line has a name, an optional element type, and the axes;
+/// `{0-18}` in a name stands for each number of the range.
 pub fn list(file: &str) -> Vec<Named> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(file);
     let text = std::fs::read_to_string(path).unwrap();
@@ -48,7 +50,7 @@ pub fn canonical(component: Component) -> Vec<Named> {
     })
 }
 
-/// A header with these tensors of `dtype` laid end to end, and how many bytes of data it promises.
+/// A header with these tensors, one after the other, and the number of bytes of their data.
 pub fn header(tensors: &[(String, &str, Vec<usize>)], metadata: Value) -> (Vec<u8>, u64) {
     let mut json = Map::from_iter([("__metadata__".to_string(), metadata)]);
     let mut end = 0u64;
@@ -67,14 +69,14 @@ pub fn header(tensors: &[(String, &str, Vec<usize>)], metadata: Value) -> (Vec<u
         );
     }
     let mut json = Value::Object(json).to_string();
-    // As every writer does, so that the data are aligned.
+    // Padding, as every writer adds it, so that the data are aligned.
     json.extend(std::iter::repeat_n(' ', json.len().next_multiple_of(8) - json.len()));
     let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
     bytes.extend(json.as_bytes());
     (bytes, end)
 }
 
-/// Writes a file of zeros with these tensors; it takes no room on the disk, so it may be as large as the real one.
+/// Writes a sparse file of zeros with these tensors, which may be as large as the real one.
 pub fn sparse(path: &Path, tensors: &[(String, &str, Vec<usize>)], metadata: Value) -> PathBuf {
     let (bytes, data) = header(tensors, metadata);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -90,7 +92,8 @@ pub fn zeros(path: &Path, dtype: &'static str, tensors: &[Named]) -> PathBuf {
     sparse(path, &tensors, json!({}))
 }
 
-/// A miniature of FLUX.1 dev: two double and two single blocks, every axis narrowed alike; 2 layers of each text encoder.
+/// A small FLUX.1 dev: two double and two single blocks, every axis divided by the same number; 2
+/// layers of each text encoder.
 pub fn tiny() -> Vec<(Component, String, Vec<usize>)> {
     let keep = |name: &str| {
         let number =

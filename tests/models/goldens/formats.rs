@@ -1,4 +1,4 @@
-//! One model in every format that `convert` writes: what a format loses, and that nothing else is lost.
+//! One model in every format that `convert` writes: the loss is that of the format and no more.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -28,8 +28,9 @@ fn write(from: &Path, target: Target, to: &Path) -> Report {
     report
 }
 
-/// The relative error that the final latents of six steps may have against those of the f32 weights: 1.4 times what it is. It is 0.5 to 1.1 times the error of the
-/// weights themselves (`Format::error`).
+/// Upper bound of the relative error of the final latents after six steps against those of the f32
+/// weights: 1.4 times the measured error. That is 0.5 to 1.1 times the error of the weights
+/// (`Format::error`).
 const LATENTS: [(Target, f64); 18] = [
     (Target::Fp8, 0.03),
     (Target::Fp8Rows, 0.03),
@@ -52,7 +53,7 @@ const LATENTS: [(Target, f64); 18] = [
 ];
 
 #[test]
-fn every_format_gives_the_picture_within_its_own_error() {
+fn every_format_gives_the_image_within_its_own_error() {
     let golden = Golden::read("a_dev");
     let written = Written::new(&golden, Dialect::Comfy, Storage::F32, Grid::F32);
     let base = request(&golden);
@@ -86,9 +87,9 @@ fn every_format_gives_the_picture_within_its_own_error() {
         let error = relative_error(&draw(&mut pipeline, &base).latents, &exact);
         println!("{target:?}: {error:.4}");
         assert!(error <= bound, "{target:?}: {error:.4}");
-        // An error of nothing would mean that nothing was stored in the format.
+        // An error of zero would mean that no weight was stored in the format.
         assert!(error > bound / 20.0, "{target:?}: {error:.4}");
-        // In its stored form the weight is what it was stored as.
+        // The stored weight has the type of the format.
         let weights = open(&Files::model(&to)).unwrap().take(TRANSFORMER).unwrap();
         let matrix = weights.get("single_blocks.0.linear2.weight", 0, 256, 1280).unwrap();
         seen.push(matrix.parts[0].dtype);
@@ -100,9 +101,9 @@ fn every_format_gives_the_picture_within_its_own_error() {
     }
 }
 
-/// What is converted twice is what is converted once: the second reads the first's file and finds the same codes.
+/// Converting a converted file gives the same codes.
 #[test]
-fn converting_what_was_converted_changes_nothing() {
+fn converting_a_converted_file_changes_nothing() {
     let golden = Golden::read("a_schnell");
     let written =
         Written::new(&golden, Dialect::Diffusers { shard_bytes: None }, Storage::BF16, Grid::F32);
@@ -124,7 +125,7 @@ fn converting_what_was_converted_changes_nothing() {
 
 /// A T5 alone becomes a GGUF in llama.cpp's names.
 #[test]
-fn a_text_encoder_becomes_a_gguf_of_its_own() {
+fn a_text_encoder_becomes_a_separate_gguf() {
     let golden = Golden::read("b_dev");
     let written = Written::new(&golden, Dialect::Bfl, Storage::BF16, Grid::F32);
     let dir = temp_dir();

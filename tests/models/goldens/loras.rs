@@ -1,5 +1,5 @@
-//! LoRAs of every trainer against diffusers with the same file, or the merged weights where it cannot read it (golden/lora/README.md); and beside weights of
-//! every kind.
+//! LoRAs of every trainer against diffusers with the same file, or against merged weights if
+//! diffusers cannot read it (golden/lora/README.md); and with weights of every stored type.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -22,7 +22,7 @@ use flux_fast::weights::synth::{Dialect, Grid, Storage};
 use super::{Geometry, Written, devices, plain};
 use crate::common::{Golden, Input, least_bytes, relative_error, run, temp_dir};
 
-/// diffusers' answer differs from that of merged weights by 2.5e-6 at worst.
+/// The output of diffusers differs from that of merged weights by at most 2.5e-6.
 const TOLERANCE: f64 = 1e-5;
 
 fn file(name: &str) -> PathBuf {
@@ -30,7 +30,7 @@ fn file(name: &str) -> PathBuf {
         .join(format!("tests/golden/lora/{name}.lora.safetensors"))
 }
 
-/// LoRAs with their weights, as a pipeline has them.
+/// LoRAs with their strengths, as in a pipeline.
 fn set(checkpoint: &Checkpoint, loras: &[(&str, f32)]) -> LoraSet {
     let adapters = loras.iter().map(|(name, weight)| {
         let adapter = open(&file(name), &FLUX1, &|c| checkpoint.get(c))
@@ -41,7 +41,7 @@ fn set(checkpoint: &Checkpoint, loras: &[(&str, f32)]) -> LoraSet {
     LoraSet::of(adapters.collect())
 }
 
-/// A program with its sides, and its weights.
+/// A program with side branches, and its weights.
 fn with(
     checkpoint: &Checkpoint,
     c: Component,
@@ -59,7 +59,7 @@ fn sides(program: &Program) -> usize {
         .count()
 }
 
-/// The velocity of both sequences, and how many layers had a side.
+/// The velocity of both sequences, and the number of layers with a side branch.
 fn velocity(
     backend: &mut dyn Backend,
     golden: &Golden,
@@ -117,7 +117,7 @@ const DIALECTS: [&str; 12] = [
 ];
 
 #[test]
-fn every_dialect_changes_the_transformer_as_diffusers_does() {
+fn every_dialect_changes_the_transformer_as_in_diffusers() {
     let (golden, expected) = (Golden::read("b_dev"), expected());
     let written = plain(&golden);
     let checkpoint = written.open();
@@ -139,7 +139,7 @@ fn every_dialect_changes_the_transformer_as_diffusers_does() {
             assert_eq!(count == 0, name == "base", "{name}");
             layers.push(count);
         }
-        // All layers of the blocks, linear1 in its two halves.
+        // All layers of the blocks; linear1 counts as two.
         assert_eq!(layers[0], 2 * 10 + 4, "{device}");
     }
 }
@@ -149,7 +149,7 @@ fn expected() -> Golden {
 }
 
 #[test]
-fn text_encoders_take_loras_too() {
+fn text_encoders_have_loras_too() {
     let (golden, expected) = (Golden::read("b_dev"), expected());
     let written = plain(&golden);
     let (checkpoint, g) = (written.open(), &written.geometry);
@@ -196,9 +196,9 @@ fn text_encoders_take_loras_too() {
     }
 }
 
-/// Beside 8-bit weights the change is what it is beside wide ones: the weights' own error stays the only one.
+/// A LoRA changes 8-bit weights as much as wide ones: the only error is that of the weights.
 #[test]
-fn a_lora_beside_eight_bit_weights_changes_as_much() {
+fn a_lora_changes_eight_bit_weights_as_much() {
     let (golden, expected) = (Golden::read("b_dev"), expected());
     let base = expected.f32("base.velocity");
     let change: Vec<f32> =
@@ -220,9 +220,10 @@ fn a_lora_beside_eight_bit_weights_changes_as_much() {
     }
 }
 
-/// A budget changes speed, never bits: with a LoRA too, whose matrices stay while the model's weights pass.
+/// The budget changes speed, never bits, with a LoRA too: its matrices are resident while the
+/// model's weights are streamed.
 #[test]
-fn beside_streamed_weights_nothing_changes() {
+fn with_streamed_weights_a_lora_gives_the_same_bits() {
     let golden = Golden::read("b_dev");
     let written = Written::new(&golden, Dialect::Comfy, Storage::F8ScaledNew, Grid::F8);
     let checkpoint = written.open();
@@ -239,9 +240,9 @@ fn beside_streamed_weights_nothing_changes() {
     }
 }
 
-/// The same beside blocks and whole numbers: as it is beside the very numbers that they stand for, in f32.
+/// A LoRA with weights in blocks or integers gives the result of the LoRA with their f32 values.
 #[test]
-fn beside_blocks_a_lora_is_what_it_is_beside_their_values() {
+fn a_lora_with_blocks_equals_a_lora_with_their_values() {
     let golden = Golden::read("b_dev");
     let written = Written::new(&golden, Dialect::Comfy, Storage::F32, Grid::F32);
     let dir = temp_dir();
@@ -315,7 +316,7 @@ fn shape(golden: &Golden) -> DenoiseShape {
     }
 }
 
-/// What the first sequence gives under some modulation, under a budget and in so many runs.
+/// The output of the first sequence with some modulation, within `budget` bytes, after `runs` runs.
 fn drawn(
     backend: &mut dyn Backend,
     golden: &Golden,

@@ -1,5 +1,5 @@
-//! Each component and the whole pipeline against diffusers (`golden/README.md`), in f32, at three geometries with and without guidance; and the same weights
-//! in every dialect.
+//! Each component and the whole pipeline against diffusers (`golden/README.md`), in f32, at three
+//! geometries with and without guidance; and the same weights in every dialect.
 
 mod formats;
 mod loras;
@@ -24,7 +24,8 @@ use flux_fast::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
 use serde_json::{Value, json};
 
-/// The goldens differ from the same models in f64 by about 1e-6; a wrong epsilon or the wrong GELU shows from 1e-5 on.
+/// The goldens differ from the same models in f64 by about 1e-6; a wrong epsilon or GELU gives an
+/// error above 1e-5.
 const TOLERANCE: f64 = 1e-5;
 
 struct Geometry {
@@ -34,7 +35,7 @@ struct Geometry {
     vae: VaeConfig,
 }
 
-/// The geometry straight from the config files, not through the inference from shapes that it is to test.
+/// The geometry from the config files, not from the shapes: reading shapes is what is tested.
 fn geometry(config: &Value) -> Geometry {
     let n = |component: &str, key: &str| {
         config[component][key].as_u64().unwrap_or_else(|| panic!("{component}.{key}")) as usize
@@ -147,7 +148,7 @@ fn f32_on(device: Device) -> RunOptions {
     RunOptions { device, compute: Compute::F32, ..RunOptions::default() }
 }
 
-/// The CPU, and the first adapter of wgpu where there is one, in F32.
+/// The CPU, and the first wgpu adapter if there is one, in F32.
 fn devices() -> Vec<Box<dyn Backend>> {
     let mut devices: Vec<Box<dyn Backend>> = vec![Box::new(cpu(Compute::F32))];
     if adapter::get().is_some() {
@@ -214,7 +215,8 @@ fn the_transformer_equals_diffusers() {
         let read = FluxConfig::read(&|n| weights.shape(n), weights.config()).unwrap();
         assert_eq!(read, g.flux);
         for backend in devices.iter_mut().map(Box::as_mut) {
-            // The golden's two sequences have their own timestep and guidance: two rows of modulation, two runs of a batch of one.
+            // The two sequences of the golden have different timesteps and guidance: two rows of
+            // modulation, two runs with a batch of one.
             let (t, pooled) = (golden.f32("flux.timestep"), golden.f32("flux.pooled"));
             let guidance = read.guidance.then(|| golden.f32("flux.guidance"));
             let program = flux1::modulate(&read, 2, DType::F32);
@@ -305,7 +307,7 @@ fn the_autoencoder_equals_diffusers() {
     }
 }
 
-/// [channels, h, w] as tokens of 2 x 2 pixels.
+/// Rearranges [channels, h, w] to tokens of 2 x 2 pixels.
 fn pack(planar: &[f32], shape: &[usize]) -> Vec<f32> {
     let (c, h, w) = (shape[0], shape[1], shape[2]);
     let mut out = Vec::new();
@@ -336,7 +338,8 @@ fn draw(pipeline: &mut Pipeline, request: &Request) -> Generated {
     pipeline.generate(request, &mut |_| ControlFlow::Continue(())).unwrap()
 }
 
-/// Our bytes against the golden's unclamped decoder output, both as bytes: at 60 dB at most one value in fifteen may round to the other neighbour.
+/// Compares our bytes with the golden's decoder output, rounded to bytes: at 60 dB at most one
+/// value in fifteen may be rounded the other way.
 fn same_picture(what: &str, golden: &Golden, picture: &Picture, decoded: &[f32]) {
     let want: Vec<f32> = channels_last(decoded, 3)
         .iter()
@@ -349,12 +352,12 @@ fn same_picture(what: &str, golden: &Golden, picture: &Picture, decoded: &[f32])
 }
 
 #[test]
-fn whole_pictures_equal_diffusers() {
+fn whole_images_equal_diffusers() {
     whole_pictures(Device::Cpu);
 }
 
 #[test]
-fn whole_pictures_by_wgpu_equal_diffusers() {
+fn whole_images_by_wgpu_equal_diffusers() {
     if adapter::get().is_some() {
         whole_pictures(Device::Wgpu(0));
     }
@@ -402,7 +405,8 @@ fn whole_pictures(device: Device) {
     }
 }
 
-/// Weights on the e4m3 grid are the same numbers in every dialect and storage type, so the latents must be too.
+/// Weights on the e4m3 grid are the same numbers in every dialect and storage type, so the latents
+/// must be equal, too.
 #[test]
 fn every_dialect_gives_the_same_latents() {
     let golden = Golden::read("b_dev");
@@ -446,7 +450,8 @@ fn plain_fp8_gives_the_same_latents() {
     assert!(error <= TOLERANCE, "{error:.2e}");
 }
 
-/// The bf16 kernels (where the processor has them) and wide-row fp8 stay near the f32 picture.
+/// The bf16 kernels (if the processor has them) and wide-row fp8 give an image close to that in
+/// f32.
 #[test]
 fn the_default_arithmetic_stays_near_f32() {
     let golden = Golden::read("a_dev");
