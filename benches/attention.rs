@@ -1,5 +1,6 @@
-//! Attention and norms at the sizes of the model, every variant that this machine can run: `cargo bench --bench attention`.
-//! Criterion's throughput is in elements, one element being a flop for attention and a byte for the norms.
+//! Attention and norms at the model's sizes, with every variant that this machine can run: `cargo
+//! bench --bench attention`. Criterion's throughput counts flops as elements for attention, and
+//! bytes for the norms.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +36,7 @@ fn ones(weight: &Weight) -> HostWeight {
     HostWeight { rows, cols, parts: vec![part] }
 }
 
-/// Runs `op` over `tensors` (inputs 0, 1, ...), filled with numbers around zero, and gains of one.
+/// Runs `op` over `tensors` (inputs 0, 1, ...), filled with numbers around zero, with gains of one.
 fn bench(
     c: &mut Criterion,
     label: &str,

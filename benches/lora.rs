@@ -1,8 +1,11 @@
-//! What LoRAs cost: one double and one single block of FLUX.1's real width at 1024 image and 256 text tokens, every layer with none, one, or four LoRAs of rank 16.
+//! The cost of LoRAs: one double and one single block of FLUX.1's real width at 1024 image and 256
+//! text tokens, every layer with none, one, or four LoRAs of rank 16.
 //!
-//! Four LoRAs are one pair of matrices of rank 64. Floor: rank (K + N) multiply-adds a row beside K N; for one LoRA of rank 16 that is 0.8 % of the block's work. What
-//! comes on top is x, packed once more for the first half. `swap` is what another weight costs between two pictures of the embedded model: both of its matrices put
-//! together anew, programs and plans made again.
+//! Four LoRAs are one pair of matrices of rank 64. The lower bound is rank (K + N) multiply-adds
+//! per row, compared with K N: for one LoRA of rank 16 that is 0.8 % of the block's work. Above
+//! that, x is packed a second time for the first half. `swap` is the time for another strength
+//! between two images of the embedded model: its matrices are combined again, and programs and
+//! plans are made again.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -75,7 +78,7 @@ fn swap(c: &mut Criterion) {
     };
     let mut group = c.benchmark_group("lora/swap");
     group.sample_size(20);
-    // Without a picture: what is done before anything runs.
+    // Without an image: only the work before the first step.
     group.bench_function("plan, no LoRA", |b| b.iter(|| pipeline.plan(&request(None)).unwrap()));
     group.bench_function("plan, the same LoRA", |b| {
         b.iter(|| pipeline.plan(&request(Some(0.7))).unwrap())

@@ -1,7 +1,8 @@
 //! Matrix products and convolutions at FLUX's shapes, against the peak of the multipliers.
 //!
-//! `cargo bench --bench ops -- FILTER`. Criterion's `elem/s` are floating-point operations a second; the line after a case gives its
-//! best run, as a fraction of the peak that independent multiply-adds reach on all threads just before. On a GPU: `-- --device cuda` or `wgpu`.
+//! `cargo bench --bench ops -- FILTER`. Criterion's `elem/s` are floating-point operations per
+//! second. The line after a case gives its best run as a fraction of the peak, which independent
+//! multiply-adds reach on all threads just before. On a GPU: `-- --device cuda` or `wgpu`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use flux_fast::dtype::blocks::{FORMATS, Format};
 use flux_fast::op::ConvShape;
 use flux_fast::tensor::{BlockScale, BlockScales, HostPart, HostWeight, Scale};
 
-/// Some numbers that are not all alike, between -1 and 1.
+/// Varied numbers between -1 and 1.
 fn numbers(n: usize) -> Vec<f32> {
     (0..n as u32)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0)
@@ -43,7 +44,7 @@ fn weight(rows: usize, cols: usize, dtype: DType) -> HostWeight {
     HostWeight { rows, cols, parts: vec![part] }
 }
 
-/// The same in blocks, each row alike but for where it begins.
+/// The same in blocks. Rows have the same bytes from different offsets.
 fn blocks(rows: usize, cols: usize, format: &Format) -> HostWeight {
     let (mut bytes, mut scales) = (Vec::new(), Vec::new());
     let many = numbers(cols + 64);
@@ -80,7 +81,7 @@ fn blocks(rows: usize, cols: usize, format: &Format) -> HostWeight {
     HostWeight { rows, cols, parts: vec![part] }
 }
 
-/// Floating-point operations a second of independent multiply-adds in registers, on all threads.
+/// Floating-point operations per second of independent multiply-adds in registers, on all threads.
 #[cfg(target_arch = "x86_64")]
 mod peak {
     use std::arch::asm;
@@ -91,12 +92,14 @@ mod peak {
     const CHAINS: usize = 15;
     const ROUNDS: u64 = 1_000_000;
 
-    /// A loop of 15 multiply-adds into 15 registers. Assembly, because a compiler moves such sums about or computes one for all.
+    /// A loop of 15 multiply-adds into 15 registers. In assembly, because a compiler would reorder
+    /// or merge such sums.
     macro_rules! chains {
         ($name:ident, $feature:literal, $op:literal, $register:literal) => {
             #[target_feature(enable = $feature)]
             fn $name() {
-                // SAFETY: only registers are used, and all of them are named; which instructions there are is the caller's promise.
+                // SAFETY: only registers are used, and all of them are listed; the caller has
+                // checked that the processor has the instructions.
                 unsafe {
                     asm!(
                         "vxorps xmm15, xmm15, xmm15",
@@ -126,17 +129,17 @@ mod peak {
     chains!(f32_512, "avx512f", "vfmadd231ps", "zmm");
     chains!(f32_256, "avx2,fma", "vfmadd231ps", "ymm");
 
-    /// For the instruction set and arithmetic of a variant, by its name.
+    /// The peak for the instruction set and arithmetic of a variant, by its name.
     pub fn of(name: &str) -> Option<f64> {
         let isa = Isa::detect();
-        // SAFETY: the instruction set was asked for.
+        // SAFETY: the processor has the instruction set.
         let (work, flops): (fn(), usize) = if name.contains("bf16_") && isa >= Isa::Avx512Bf16 {
             (|| unsafe { bf16() }, CHAINS * 64)
         } else if name.ends_with("avx512") && isa >= Isa::Avx512 {
-            // SAFETY: the instruction set was asked for.
+            // SAFETY: the processor has the instruction set.
             (|| unsafe { f32_512() }, CHAINS * 32)
         } else if name.ends_with("avx2") && isa >= Isa::Avx2 {
-            // SAFETY: the instruction set was asked for.
+            // SAFETY: the processor has the instruction set.
             (|| unsafe { f32_256() }, CHAINS * 16)
         } else {
             return None;
@@ -158,7 +161,7 @@ mod peak {
     }
 }
 
-/// Times `work`, which does `flops`, and prints its best run beside the peak of `variant`.
+/// Times `work`, which does `flops`, and prints its best run with the peak of `variant`.
 fn case(
     group: &mut BenchmarkGroup<WallTime>,
     name: &str,
@@ -203,7 +206,7 @@ fn group<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
 fn variants(table: &'static [Variant], dtype: DType) -> impl Iterator<Item = &'static Variant> {
     let stored = flux_fast::tensor::DTypes::default().with(dtype);
     let best = choose(table, Isa::detect(), stored, Compute::Auto, None).map(|v| v.name);
-    // f32 also runs on the lesser instruction sets, to compare them.
+    // f32 also runs on the smaller instruction sets, for comparison.
     table
         .iter()
         .filter(move |v| Some(v.name) == best || dtype == DType::F32 && v.needs <= Isa::detect())
@@ -213,7 +216,7 @@ fn linears(c: &mut Criterion) {
     for (k, n) in [(3072, 12288), (3072, 9216), (12288, 3072), (15360, 3072)] {
         let plain = [DType::BF16, DType::F8E4M3, DType::F16, DType::F32, DType::I8];
         for dtype in plain.into_iter().chain(FORMATS.iter().map(|f| f.dtype)) {
-            // The plainest shape runs with every variant, the others with the best.
+            // The simplest shape runs with every variant, the others with the best one.
             let all = (k, n) == (3072, 12288);
             if !all && dtype != DType::BF16 {
                 continue;
@@ -254,7 +257,7 @@ fn linears(c: &mut Criterion) {
     }
 }
 
-/// The VAE decoder's convolutions, the larger pictures cut to a tile.
+/// The VAE decoder's convolutions; larger images are cropped to a tile.
 fn convolutions(c: &mut Criterion) {
     for (channels, out_channels, size, upsample) in [
         (512, 512, 128, false),

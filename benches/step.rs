@@ -1,7 +1,9 @@
-//! Whole blocks and whole pictures.
+//! Whole blocks and whole images.
 //!
-//! `block`: one double and one single block of FLUX.1's real width at 1024 image and 256 text tokens, weights resident. The floor is the matrix work: 0.62 TFLOP
-//! over the machine's bf16 peak (`ops` measures it). `picture`: the embedded model from prompt to pixels. On a GPU: `-- --device cuda` or `wgpu`.
+//! `block`: one double and one single block of FLUX.1's real width at 1024 image and 256 text
+//! tokens, weights resident. The lower bound is the matrix work: 0.62 TFLOP divided by the
+//! machine's bf16 peak (`ops` measures it). `picture`: the embedded model from prompt to pixels. On
+//! a GPU: `-- --device cuda` or `wgpu`.
 
 use std::hint::black_box;
 use std::ops::ControlFlow;

@@ -1,7 +1,9 @@
-//! How fast a block's weights come off a mapped file: warm and cold page cache, against a plain read and against memory itself.
+//! How fast the weights of a block are read from a mapped file: with a warm and a cold page cache,
+//! compared with a plain read and with memory.
 //!
-//! `FLUX_BENCH_BYTES` sets the size of the synthetic file (default 256 MB; 1000000000 and more for numbers worth quoting). It is made of
-//! single blocks of FLUX.1's shapes in 8 bits, about 142 MB each. Criterion prints bytes per second.
+//! `FLUX_BENCH_BYTES` sets the size of the synthetic file (default 256 MB; at least 1000000000 for
+//! numbers to publish). It consists of single blocks of FLUX.1's shapes in 8 bits, about 142 MB
+//! each. Criterion prints bytes per second.
 
 use std::hint::black_box;
 use std::io::{Read, Seek, SeekFrom};
@@ -62,14 +64,14 @@ fn copy(block: &[HostWeight], staging: &mut [u8]) {
     black_box(staging);
 }
 
-/// Takes the file out of the page cache.
+/// Removes the file from the page cache.
 #[cfg(target_os = "linux")]
 fn evict(file: &std::fs::File, block: &[HostWeight]) {
     use std::os::fd::AsRawFd;
     for part in parts(block) {
         part.source.let_go(part.range());
     }
-    // SAFETY: the descriptor is open, and the call only advises.
+    // SAFETY: the descriptor is open, and the call is only advice.
     let refused = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
     assert_eq!(refused, 0);
 }
@@ -86,7 +88,7 @@ fn stream(c: &mut Criterion) {
         .and_then(|b| b.parse::<usize>().ok())
         .unwrap_or(256_000_000);
     let blocks = wanted.div_ceil(block_bytes);
-    // Beside the build, not in the system's temporary folder, which is often memory.
+    // In the build folder, because the system's temporary folder is often in memory.
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("bench.safetensors");
     let start = Instant::now();
@@ -117,7 +119,7 @@ fn stream(c: &mut Criterion) {
         copy(&block(&flux, i), &mut staging);
     }
     group.bench_function("map_hot", |b| b.iter(|| copy(&block(&flux, next()), &mut staging)));
-    // The pages are cached but not in this process's tables: what a block costs that was let go.
+    // The pages are cached but not mapped in this process: the cost of a block that was released.
     group.bench_function("map_let_go", |b| {
         b.iter_custom(|n| {
             timed(
@@ -203,7 +205,7 @@ fn stream(c: &mut Criterion) {
     group.finish();
 }
 
-/// The time of `n` runs of what `prepare` returns, its preparation left out.
+/// The time of `n` runs of the closure that `prepare` returns, without `prepare` itself.
 fn timed<F: FnOnce(&mut Vec<u8>)>(
     n: u64,
     mut prepare: impl FnMut() -> F,

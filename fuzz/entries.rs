@@ -1,5 +1,5 @@
-//! The library's doors for files from strangers, and files to begin with. Shared by the fuzz targets and by `tests/files/readers.rs`, which goes through the same doors
-//! in seconds.
+//! The functions of the library that read untrusted files, and files to start from. Shared by the
+//! fuzz targets and by `tests/files/readers.rs`, which calls them in every test run.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use flux_fast::spec::Component;
 use flux_fast::spec::flux1::{FLUX1, TRANSFORMER};
 use flux_fast::weights::lora;
 
-/// Files beyond this size are no use in a search.
+/// Larger files make fuzzing slow without reaching more code.
 pub const MOST_BYTES: usize = 1 << 20;
 
-/// A model in either container: opened, and every weight that is small decoded.
+/// Opens a model in either container and decodes every small weight.
 pub fn model(bytes: &[u8]) {
     if let Ok(checkpoint) = open_source(Arc::new(bytes.to_vec()), "fuzz") {
         FLUX1.components.iter().for_each(|&component| decode(&checkpoint, component));
@@ -34,7 +34,8 @@ fn decode(checkpoint: &Checkpoint, component: Component) {
     }
 }
 
-/// GGUF's first bytes are put in their place: a search would lose them all the time.
+/// Opens a model after writing the first bytes of GGUF, which mutations would destroy most of the
+/// time.
 pub fn gguf(bytes: &[u8]) {
     let mut bytes = bytes.to_vec();
     let known = b"GGUF\x03\0\0\0";
@@ -43,7 +44,8 @@ pub fn gguf(bytes: &[u8]) {
     model(&bytes);
 }
 
-/// A LoRA whose tensors are given as text, a line for each: a name, perhaps an element type, and axes. The values are small numbers.
+/// Reads a LoRA that is given as text. Each line is a tensor: a name, an optional element type, and
+/// the axes. The values are small numbers.
 pub fn lora_keys(text: &[u8]) {
     let text = String::from_utf8_lossy(text);
     if let Some(bytes) = container(&text) {
@@ -51,12 +53,12 @@ pub fn lora_keys(text: &[u8]) {
     }
 }
 
-/// Bytes in place of a `tokenizer.json`.
+/// Reads `bytes` as a `tokenizer.json`.
 pub fn tokenizer_json(bytes: &[u8]) {
     let _ = tokenizers::try_json(bytes.to_vec());
 }
 
-/// The matrices of a FLUX.1 whose axes are 64 times smaller, roughly.
+/// The matrix shapes of a FLUX.1 whose axes are about 64 times smaller.
 fn base(component: Component, name: &str) -> Option<(usize, usize)> {
     let shape = match () {
         () if component != TRANSFORMER => (12, 12),
@@ -107,12 +109,12 @@ pub fn container(text: &str) -> Option<Vec<u8>> {
     let json = serde_json::Value::Object(json).to_string();
     let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
     bytes.extend(json.as_bytes());
-    // 0x3c3c is 0.0115 in BF16 and 1.06 in F16, and nothing odd in the other types.
+    // 0x3c3c is 0.0115 in BF16, 1.06 in F16, and an ordinary number in the other types.
     bytes.resize(bytes.len() + end, 0x3c);
     Some(bytes)
 }
 
-/// Files to begin with for the target, with names.
+/// Named files to start the target from.
 pub fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let root =
@@ -149,7 +151,7 @@ pub fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
     }
 }
 
-/// A real list of LoRA keys made small: the first block of each kind, axes 64 times smaller.
+/// A real list of LoRA keys, reduced: the first block of each kind, axes 64 times smaller.
 fn small(list: &[u8]) -> Vec<u8> {
     let word = |w: &str| match w.parse::<usize>() {
         Ok(n) if n >= 64 => (n / 64).to_string(),

@@ -1,4 +1,4 @@
-//! Made-up weights for a program, and its plan without a bound.
+//! Random weights for a program, and its plan without a memory limit.
 
 use std::sync::Arc;
 
@@ -8,14 +8,15 @@ use flux_fast::op::Program;
 use flux_fast::plan::{self, PhasePlan};
 use flux_fast::tensor::{HostPart, HostWeight, Scale};
 
-/// Weights of every spec from a cheap generator: normal-looking values, stored as `dtype` where they are matrices.
+/// Weights for every spec from a fast generator: roughly normal values, matrices stored as `dtype`.
 pub fn random(program: &Program, dtype: DType) -> Vec<HostWeight> {
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let mut weight = |rows: usize, cols: usize, lora: bool| {
         let dtype = if rows > 1 && !lora { dtype } else { DType::BF16 };
         let amplitude = (3.0 / cols as f32).sqrt();
         let mut bytes = Vec::with_capacity(rows * cols * dtype.size());
-        // A table of encoded values, drawn from at random: as varied as the kernel can tell, and quick to make.
+        // Random picks from a table of encoded values: varied enough for a kernel, and fast to
+        // make.
         let table: Vec<Vec<u8>> = (0..1024)
             .map(|i| {
                 let mut one = Vec::new();
@@ -45,7 +46,7 @@ pub fn random(program: &Program, dtype: DType) -> Vec<HostWeight> {
     program.weights.iter().map(|w| weight(w.rows, w.cols, w.lora.is_some())).collect()
 }
 
-/// Everything resident.
+/// A plan in which all weights are resident.
 pub fn planned(backend: &dyn Backend, program: &Program, weights: &[HostWeight]) -> PhasePlan {
     let bytes: Vec<usize> =
         weights.iter().zip(program.uses()).map(|(w, how)| backend.weight_bytes(w, how)).collect();

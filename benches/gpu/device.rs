@@ -1,4 +1,5 @@
-//! The GPU that a bench runs on, by CUDA or by wgpu: how its time is taken, and what it reaches where nothing else limits it.
+//! The GPU that a bench runs on, with CUDA or wgpu: how time is measured, and the peaks that it
+//! reaches.
 
 use std::io::Write;
 use std::time::Instant;
@@ -10,14 +11,14 @@ use flux_fast::backend::{Backend, Compute};
 #[path = "yardstick.rs"]
 mod yardstick;
 
-/// Which GPU was asked for on the command line.
+/// The GPU given on the command line.
 #[derive(Debug, Clone)]
 pub struct Asked {
     pub wgpu: bool,
     pub ordinal: usize,
 }
 
-/// `--device cuda[:N]` or `--device wgpu[:N]`, if that was asked for.
+/// The value of `--device cuda[:N]` or `--device wgpu[:N]`, if given.
 pub fn asked() -> Option<Asked> {
     let device = after("--device").pop()?;
     let (name, ordinal) = device.split_once(':').unwrap_or((&device, "0"));
@@ -50,22 +51,23 @@ enum Kind {
     Wgpu(WgpuBackend),
 }
 
-/// A GPU, opened, with what it was measured to reach.
+/// An opened GPU with its measured peaks.
 pub struct Device {
     kind: Kind,
     /// `cuda` or `wgpu`.
     pub api: &'static str,
-    /// Products: BF16 on tensor cores by CUDA; the yardstick's F32 matrix product by wgpu on a driver that computes on the processor, for which it was tuned.
+    /// TFLOP/s of products: BF16 on tensor cores with CUDA; with wgpu, on a driver that computes on
+    /// the processor, the F32 matrix product of `yardstick`, which is tuned for such drivers.
     pub teraflops: f64,
-    /// Device memory, copied to itself, read and write counted.
+    /// GB/s of copies within device memory, reads and writes counted.
     pub gigabytes: f64,
-    /// From host memory, pinned.
+    /// GB/s of copies from pinned host memory.
     pub upload_gigabytes: f64,
-    /// A driver that computes on the processor: full-size cases would take hours.
+    /// Whether the driver computes on the processor: full-size cases would take hours.
     pub software: bool,
 }
 
-/// Opens what was asked for; ends the process, saying why, where that cannot be.
+/// Opens the GPU; ends the process with a message if that is not possible.
 pub fn open(asked: &Asked, pinned_bytes: u64) -> Device {
     let skip = |e: flux_fast::error::Error| -> ! {
         eprintln!("SKIPPED: {e}");
@@ -126,7 +128,7 @@ impl Device {
         }
     }
 
-    /// Seconds that `work` takes the GPU: by its own clock where it has one.
+    /// GPU seconds of `work`, by the GPU's own clock if it has one.
     pub fn seconds(&mut self, work: &mut dyn FnMut(&mut dyn Backend)) -> f64 {
         match &mut self.kind {
             Kind::Cuda(b) => {
@@ -145,7 +147,7 @@ impl Device {
         }
     }
 
-    /// Device memory that is taken now, in bytes.
+    /// Device memory in use, in bytes.
     pub fn held_bytes(&self) -> u64 {
         match &self.kind {
             Kind::Cuda(b) => {

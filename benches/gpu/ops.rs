@@ -1,6 +1,8 @@
-//! `cargo bench --bench ops -- --device cuda[:N]|wgpu[:N] [--fp8] [--compute f32|f16] [--kernel OP=NAME] [FILTER]`: every kernel that takes time at FLUX's shapes,
-//! by the GPU's own clock where it has one, against what the GPU reaches where nothing else limits it. Writes one JSON object a case to the file that
-//! `FLUX_FAST_BENCH_JSON` names, under the names that `benches/peers/flux_torch.py` uses. A driver that computes on the processor gets smaller shapes.
+//! `cargo bench --bench ops -- --device cuda[:N]|wgpu[:N] [--fp8] [--compute f32|f16] [--kernel
+//! OP=NAME] [FILTER]`: every slow kernel at FLUX's shapes, by the GPU's own clock if it has one,
+//! compared with the GPU's peaks. Writes one JSON object per case to the file
+//! `FLUX_FAST_BENCH_JSON`, with the names of `benches/peers/flux_torch.py`. A driver that computes
+//! on the processor gets smaller shapes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,7 +58,8 @@ impl Bench<'_> {
         Weight { id: self.weights.len() as u32 - 1, rows, cols }
     }
 
-    /// Times `op` over the operands made since the last case. `bytes` is what must pass through memory at least.
+    /// Times `op` over the operands that were made since the last case. `bytes` is the minimum
+    /// memory traffic.
     fn case(&mut self, name: &str, op: impl Into<Op>, flops: u64) {
         let op = op.into();
         op.check().unwrap_or_else(|why| panic!("{name}: {why}"));
@@ -220,7 +223,7 @@ impl Bench<'_> {
     }
 }
 
-/// All cases on the GPU that was asked for.
+/// Runs all cases on the given GPU.
 pub fn run(asked: &Asked) {
     let device = open(asked, 0);
     record(&format!("{{\"name\":\"h2d.pinned\",\"gbps\":{:.2}}}", device.upload_gigabytes));
@@ -247,7 +250,7 @@ pub fn run(asked: &Asked) {
         }
     }
     bench.linear(4608, 3072, 9216, DType::F16);
-    // T5 of one prompt, CLIP, and the modulation of 28 steps and of one.
+    // T5 for one prompt, CLIP, and the modulation of 28 steps and of one.
     for (rows, k, n) in [
         (512, 4096, 10240),
         (512, 10240, 4096),
@@ -325,7 +328,7 @@ pub fn run(asked: &Asked) {
     bench.case("rms_norm.512x4096", RmsNorm { x, weight: gain, eps: 1e-6, out }, 0);
 }
 
-/// The same at shapes that a processor does in seconds.
+/// The same at shapes that take seconds on a processor.
 fn small(bench: &mut Bench) {
     for dtype in [DType::F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2] {
         bench.linear(1024, 1024, 1024, dtype);

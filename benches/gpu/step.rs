@@ -1,6 +1,7 @@
-//! `cargo bench --bench step -- --device cuda[:N]|wgpu[:N]`: full-size dev and schnell at 1024x1024 with FP8 weights: a denoise step resident and under 12 GB and
-//! 8 GB of device memory, and the decoding of one picture. Under a budget it tells what the transfers cost beyond the resident step, and how that compares
-//! with the rate at which pinned memory can be copied.
+//! `cargo bench --bench step -- --device cuda[:N]|wgpu[:N]`: full-size dev and schnell at 1024x1024
+//! with FP8 weights: a denoising step with resident weights and with budgets of 12 GB and 8 GB of
+//! device memory, and the decoding of one image. With a budget it prints the time of transfers
+//! beyond the resident step, compared with the rate of copies from pinned memory.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use flux_fast::tensor::{ByteSource, HostPart, HostWeight, Scale};
 
 use crate::device::{Asked, Device, open, record};
 
-/// Weights that lie in one block of random bytes, at places of their own: FP8 where they are matrices, BF16 elsewhere.
+/// Weights at different offsets of one block of random bytes: matrices are FP8, vectors BF16.
 fn weights(program: &Program, source: &Arc<dyn ByteSource>, matrices: DType) -> Vec<HostWeight> {
     let room = source.bytes().len();
     let mut next = 0usize;
@@ -44,7 +45,7 @@ fn weights(program: &Program, source: &Arc<dyn ByteSource>, matrices: DType) -> 
         .collect()
 }
 
-/// Bytes that are small numbers in every type: no exponent near its end.
+/// Bytes that are small numbers in every type.
 fn source(bytes: usize) -> Arc<dyn ByteSource> {
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let next = |state: &mut u64| {
@@ -60,11 +61,11 @@ struct Outcome {
     seconds: f64,
     streamed: u64,
     planned: u64,
-    /// Device memory that was taken while it ran, as the driver tells it.
+    /// Device memory in use during the run, as the driver reports it.
     held: u64,
 }
 
-/// Seconds of a run of `program` under `budget` bytes of device memory in all.
+/// Seconds of a run of `program` with a budget of `budget` bytes of device memory in all.
 fn time(
     device: &mut Device,
     program: &Program,
@@ -106,7 +107,7 @@ fn time(
         let values: Vec<f32> = (0..n).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0).collect();
         session.write_f32(io.tensor, &values).expect("within the arena");
     }
-    // What ends a run is read back, as a generation does: then the run is over.
+    // The output is read back, as in a generation, so that the run is complete.
     let last = program
         .inputs
         .iter()
@@ -118,7 +119,7 @@ fn time(
         session.run(i + 1 < runs + 3, &mut |_, _| ControlFlow::Continue(())).expect("runs");
         session.read_f32(last).expect("reads");
         if i >= 3 {
-            samples.push(begin.elapsed().as_secs_f64()); // the first brings weights, the second records, the third pins
+            samples.push(begin.elapsed().as_secs_f64()); // the first loads weights, the second records, the third pins
         }
     }
     session.finish().expect("ends");
@@ -132,7 +133,7 @@ fn time(
     })
 }
 
-/// All cases on the GPU that was asked for.
+/// Runs all cases on the given GPU.
 pub fn run(asked: &Asked) {
     let mut device = open(asked, 24 << 30);
     let upload = device.upload_gigabytes;
@@ -143,7 +144,8 @@ pub fn run(asked: &Asked) {
         );
         return;
     }
-    // Less than a model has, so that any host can hold it: weights share bytes, but each is copied on its own, from pinned memory far larger than caches.
+    // Smaller than a model, so that it fits any host: weights share bytes, but each is copied
+    // separately, from pinned memory far larger than caches.
     let source = source(3 << 30);
     for (name, config, text) in
         [("dev", FluxConfig::dev(), 512), ("schnell", FluxConfig::schnell(), 256)]
@@ -151,7 +153,7 @@ pub fn run(asked: &Asked) {
         let shape =
             DenoiseShape { images: 1, cfg: false, text_tokens: text, height: 64, width: 64 };
         let program = denoise(&config, &shape, DType::BF16);
-        let _ = rope(&config, &shape); // angles do not matter for the time
+        let _ = rope(&config, &shape); // the angles do not affect the time
         let weights = weights(&program, &source, DType::F8E4M3);
         let mut resident = f64::NAN;
         for (label, budget) in [

@@ -1,4 +1,4 @@
-//! What an adapter reaches by wgpu with a shader tuned by hand for one job: the product of two F32 matrices of 1024x1024
+//! The peaks of a wgpu adapter: a hand-tuned product of two F32 matrices of 1024x1024
 //! (`benches/yardstick/matmul_f32.wgsl`), copies within device memory, and copies to it.
 
 use std::time::Instant;
@@ -10,12 +10,13 @@ const MATRIX: u64 = N * N * 4;
 /// Bytes of the copies.
 const COPY: u64 = 128 << 20;
 
-/// TFLOP/s of the product (NaN where not `multiplies`: it is tuned for drivers that compute on the processor), GB/s within the device (read and write
-/// counted), GB/s to it: the best of several.
+/// TFLOP/s of the product (NaN without `multiplies`: it is tuned for drivers that compute on the
+/// processor), GB/s within the device (reads and writes counted), and GB/s to it: the best of
+/// several runs.
 pub fn measure(ordinal: usize, multiplies: bool) -> (f64, f64, f64) {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let mut adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
-    // As the backend counts them.
+    // Counted as the backend counts them.
     let kind = |a: &wgpu::Adapter| match a.get_info().device_type {
         wgpu::DeviceType::DiscreteGpu => 0,
         wgpu::DeviceType::IntegratedGpu => 1,
@@ -70,7 +71,7 @@ fn product(
     queue: &wgpu::Queue,
     best: &dyn Fn(&mut dyn FnMut()) -> f64,
 ) -> f64 {
-    // SAFETY: the shader stays within its buffers, whose sizes are those that it is told.
+    // SAFETY: the shader accesses only its buffers, whose sizes match the given dimensions.
     let module = unsafe {
         device.create_shader_module_trusted(
             wgpu::include_wgsl!("../yardstick/matmul_f32.wgsl"),

@@ -11,7 +11,8 @@ mod entries;
 
 libfuzzer_sys::fuzz_target!(
     init: {
-        // libFuzzer's hook ends the process at any panic, also at those of the foreign crate that are caught and told as an error.
+        // libFuzzer's hook ends the process at any panic, even at panics of the `tokenizers` crate
+        // that are caught and become errors.
         let end = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
             if !panic_is_caught() {

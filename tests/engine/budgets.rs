@@ -300,9 +300,9 @@ fn the_process_stays_under_its_budget() {
         ])
         .output()
         .unwrap();
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    let messages = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let peak = serde_json::from_str::<serde_json::Value>(&told).unwrap()["peak_memory_bytes"]
+    let peak = serde_json::from_str::<serde_json::Value>(&messages).unwrap()["peak_memory_bytes"]
         .as_u64()
         .unwrap();
     println!("peak {peak} of {ram}, file {file}");

@@ -20,19 +20,19 @@ struct Ran {
 }
 
 impl Ran {
-    fn told(&self) -> String {
+    fn messages(&self) -> String {
         String::from_utf8_lossy(&self.output.stderr).into_owned()
     }
 
     #[track_caller]
     fn succeeded(self) -> Ran {
-        assert!(self.output.status.success(), "{}", self.told());
+        assert!(self.output.status.success(), "{}", self.messages());
         self
     }
 
     fn json(&self) -> Value {
         serde_json::from_slice(&self.output.stdout)
-            .unwrap_or_else(|e| panic!("{e}: {}", self.told()))
+            .unwrap_or_else(|e| panic!("{e}: {}", self.messages()))
     }
 
     /// The object that has this key.
@@ -41,7 +41,7 @@ impl Ran {
         self.report
             .iter()
             .find(|v| v.get(key).is_some())
-            .unwrap_or_else(|| panic!("no {key}: {}", self.told()))
+            .unwrap_or_else(|| panic!("no {key}: {}", self.messages()))
     }
 
     /// Peak pinned host memory, in bytes.
@@ -55,7 +55,7 @@ impl Ran {
     fn kernels(&self) -> Vec<&str> {
         let kernels: Vec<&Value> =
             self.report.iter().filter(|v| v["runs"].as_u64() > Some(0)).collect();
-        assert!(!kernels.is_empty(), "nothing ran: {}", self.told());
+        assert!(!kernels.is_empty(), "nothing ran: {}", self.messages());
         kernels.iter().for_each(|v| assert_eq!(v["findings"], json!([]), "{}", v["kernel"]));
         kernels.iter().map(|v| v["kernel"].as_str().unwrap()).collect()
     }
@@ -172,14 +172,14 @@ fn errors_have_their_exit_codes_and_say_what_to_do() {
     ];
     for (settings, code, says) in cases {
         let Some(ran) = program(&format!("{settings},checks=0"), &draw("cuda")) else { return };
-        let told = ran.told();
-        assert_eq!(ran.output.status.code(), Some(*code), "{settings}: {told}");
-        assert!(says.iter().all(|s| told.contains(s)), "{settings}: {told}");
-        assert!(!told.contains("panicked"), "{settings}: {told}");
-        assert!(!Path::new(out).exists(), "{settings}: a picture");
+        let messages = ran.messages();
+        assert_eq!(ran.output.status.code(), Some(*code), "{settings}: {messages}");
+        assert!(says.iter().all(|s| messages.contains(s)), "{settings}: {messages}");
+        assert!(!messages.contains("panicked"), "{settings}: {messages}");
+        assert!(!Path::new(out).exists(), "{settings}: an image was written");
         // A lost device gets no more calls, except that two threads may find it lost at the same
         // time.
-        if told.contains("lost") {
+        if messages.contains("lost") {
             assert!(
                 ran.line("refused")["refused"].as_u64().unwrap() <= 1,
                 "{settings}: {:?}",
@@ -191,12 +191,12 @@ fn errors_have_their_exit_codes_and_say_what_to_do() {
     program("taken.0=11G,checks=0", &draw("cuda")).unwrap().succeeded();
     // A GPU that does not exist, and FP8 products on a GPU without them.
     let ran = program("", &draw("cuda:9")).unwrap();
-    assert_eq!(ran.output.status.code(), Some(6), "{}", ran.told());
+    assert_eq!(ran.output.status.code(), Some(6), "{}", ran.messages());
     let ran = program("", &[&draw("cuda:0")[..], &["--compute", "fp8"]].concat()).unwrap();
-    assert_eq!(ran.output.status.code(), Some(2), "{}", ran.told());
+    assert_eq!(ran.output.status.code(), Some(2), "{}", ran.messages());
     // `auto` uses the CPU if the GPU cannot be used, and says so.
     let ran = program("visible=3", &draw("auto")).unwrap().succeeded();
-    assert!(ran.told().contains("CPU"), "{}", ran.told());
+    assert!(ran.messages().contains("CPU"), "{}", ran.messages());
 }
 
 #[test]
@@ -214,9 +214,9 @@ fn without_a_driver_there_is_no_gpu() {
     let arguments = ["a fox", "--device", "cuda", "-o", out.to_str().unwrap()];
     let mut command = Command::new(env!("CARGO_BIN_EXE_flux-fast"));
     let output = command.env_remove("LD_LIBRARY_PATH").args(arguments).output().unwrap();
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(6), "{told}");
-    assert!(told.contains("no NVIDIA driver") && !told.contains("panicked"), "{told}");
+    let messages = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(6), "{messages}");
+    assert!(messages.contains("no NVIDIA driver") && !messages.contains("panicked"), "{messages}");
 }
 
 /// A checkpoint in scaled fp8, as ComfyUI stores them.
@@ -277,10 +277,10 @@ fn small(folder: &Path) -> PathBuf {
 /// The megabytes that a refusal suggests for `flag`.
 #[track_caller]
 fn named(ran: &Ran, flag: &str) -> String {
-    let told = ran.told();
-    assert_eq!(ran.output.status.code(), Some(5), "{told}");
-    let number = told.split(&format!("{flag} ")).nth(1).and_then(|t| t.split('M').next());
-    format!("{}M", number.unwrap_or_else(|| panic!("{told}")))
+    let messages = ran.messages();
+    assert_eq!(ran.output.status.code(), Some(5), "{messages}");
+    let number = messages.split(&format!("{flag} ")).nth(1).and_then(|t| t.split('M').next());
+    format!("{}M", number.unwrap_or_else(|| panic!("{messages}")))
 }
 
 /// Weights that are resident, streamed through the ring of chunks, and streamed from pinned copies:

@@ -17,7 +17,7 @@ fn program(env: &[(&str, &str)], arguments: &[&str]) -> Output {
     command.output().unwrap()
 }
 
-fn told(output: &Output) -> String {
+fn messages(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -36,7 +36,7 @@ fn the_image_of_the_embedded_model_equals_the_cpus() {
         let fixed =
             ["a fox, 3D style, on a blue background", "-s", "7", "-q", "-o", out.to_str().unwrap()];
         let ran = program(&[], &[&fixed[..], more].concat());
-        assert!(ran.status.success(), "{more:?}: {}", told(&ran));
+        assert!(ran.status.success(), "{more:?}: {}", messages(&ran));
         pixels(&out)
     };
     let mut modes = vec![("auto", "auto", 45.0), ("f32", "f32", 60.0)];
@@ -75,16 +75,16 @@ fn a_budget_is_printed_and_kept_and_too_small_a_budget_is_refused() {
         )
     };
     let refused = draw("10M");
-    assert_eq!(refused.status.code(), Some(5), "{}", told(&refused));
+    assert_eq!(refused.status.code(), Some(5), "{}", messages(&refused));
     // The budget that the error names is enough.
-    let text = told(&refused);
+    let text = messages(&refused);
     let enough = text
         .split("--vram ")
         .nth(1)
         .and_then(|s| s.split(['M', ',']).next())
         .unwrap_or_else(|| panic!("{text}"));
     let drawn = draw(&format!("{enough}M"));
-    assert!(drawn.status.success(), "{enough}M: {}", told(&drawn));
+    assert!(drawn.status.success(), "{enough}M: {}", messages(&drawn));
     let plan = program(
         &[],
         &[
@@ -100,7 +100,7 @@ fn a_budget_is_printed_and_kept_and_too_small_a_budget_is_refused() {
         ],
     );
     let plan: serde_json::Value =
-        serde_json::from_slice(&plan.stdout).unwrap_or_else(|e| panic!("{e}: {}", told(&plan)));
+        serde_json::from_slice(&plan.stdout).unwrap_or_else(|e| panic!("{e}: {}", messages(&plan)));
     let peak = plan["peak_bytes"].as_u64().unwrap();
     assert!(peak <= enough.parse::<u64>().unwrap() * 1_000_000, "{peak} of {enough}M");
 }
@@ -130,7 +130,7 @@ fn errors_have_their_exit_codes_and_say_what_to_do() {
             env,
             &[&["a fox", "--steps", "1", "-o", out.to_str().unwrap()], *more].concat(),
         );
-        let text = told(&ran);
+        let text = messages(&ran);
         assert_eq!(ran.status.code(), Some(*code), "{more:?}: {text}");
         assert!(says.iter().all(|s| text.contains(s)), "{more:?}: {text}");
         assert!(!text.contains("panicked") && !out.exists(), "{more:?}: {text}");
