@@ -1,4 +1,4 @@
-//! Handles to matrices: what a recorded operation names, and what a weight looks like on the host.
+//! Handles of matrices in a recorded program, and the form of weights on the host.
 
 use std::fmt;
 use std::ops::Range;
@@ -6,18 +6,20 @@ use std::sync::Arc;
 
 use crate::dtype::DType;
 
-/// Where a tensor of a `Program` lives.
+/// Which kind of storage a tensor of a program uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Slot {
-    /// Written by the host; keeps its place for the whole program, over repeated runs. An operation may update it in place.
+    /// Written by the host. Keeps its place for the whole program, also over repeated runs. An
+    /// operation may update it in place.
     Input(u32),
-    /// Made and used within one run of the program.
+    /// Written and read within one run of the program.
     Temp(u32),
     /// Read by the host after the run.
     Output(u32),
 }
 
-/// A handle to a dense row-major `rows x cols` matrix. Tokens are rows; pixels are rows too (channels last).
+/// A handle of a dense, row-major matrix with `rows` rows and `cols` columns. Tokens are rows, and
+/// pixels are rows too (channels last).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tensor {
     pub slot: Slot,
@@ -32,12 +34,12 @@ impl Tensor {
         self.rows * self.cols * self.dtype.size()
     }
 
-    /// All columns.
+    /// A view of all columns.
     pub fn all(self) -> View {
         View { tensor: self, col: 0, cols: self.cols }
     }
 
-    /// The columns `col .. col + cols`.
+    /// A view of the columns `col .. col + cols`.
     pub fn columns(self, col: usize, cols: usize) -> View {
         assert!(col + cols <= self.cols, "columns {col}..{} of {self}", col + cols);
         View { tensor: self, col, cols }
@@ -55,7 +57,7 @@ impl fmt::Display for Tensor {
     }
 }
 
-/// A window of columns of a tensor, over all its rows; the row stride is `tensor.cols`.
+/// A window of columns of a tensor, over all its rows. The row stride is `tensor.cols`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct View {
     pub tensor: Tensor,
@@ -64,7 +66,7 @@ pub struct View {
 }
 
 impl View {
-    /// Rows of the underlying tensor.
+    /// The number of rows of the underlying tensor.
     pub fn rows(&self) -> usize {
         self.tensor.rows
     }
@@ -80,7 +82,8 @@ impl fmt::Display for View {
     }
 }
 
-/// A handle to entry `id` of `Program::weights`: `rows x cols`, stored type unknown to the model.
+/// A handle of entry `id` of `Program::weights`, a `rows x cols` matrix. The model does not know in
+/// which type it is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Weight {
     pub id: u32,
@@ -94,27 +97,30 @@ impl fmt::Display for Weight {
     }
 }
 
-/// Bytes that outlive every weight that points into them: a map of a file, or owned memory.
+/// Bytes that live longer than every weight that refers to them: a mapped file, or owned memory.
 pub trait ByteSource: Send + Sync {
     /// All bytes.
     fn bytes(&self) -> &[u8];
 
-    /// Copies the bytes from `offset` on into `to`: for devices that want them elsewhere anyway. A source that is a file reads it, so that nothing is
-    /// mapped in and a file that was cut short is an error.
+    /// Copies the bytes from `offset` on into `to`, for devices that need a copy anyway. A source
+    /// that is a file reads it instead of using the map, so that no pages are mapped in and a
+    /// truncated file is an error.
     fn read_at(&self, offset: usize, to: &mut [u8]) -> crate::error::Result<()> {
         to.copy_from_slice(&self.bytes()[offset..offset + to.len()]);
         Ok(())
     }
 
-    /// `range` is needed soon: brings it in. May block on the disk; callers use a helper thread. An error means that reading the bytes would fail.
+    /// Loads `range` into memory, because it is needed soon. May wait for the disk, so callers use
+    /// a helper thread. An error means that reading the bytes would fail.
     fn will_need(&self, _range: Range<usize>) -> crate::error::Result<()> {
         Ok(())
     }
 
-    /// `range` is not needed for a while: its memory may be given back. The bytes stay readable.
+    /// `range` is not needed for some time: its memory may be released. The bytes stay readable.
     fn let_go(&self, _range: Range<usize>) {}
 
-    /// A cheap look whether the source is still what it was when it was opened (a file edited or cut short in place).
+    /// A cheap check that the source has not been changed since it was opened (for example edited
+    /// or truncated in place).
     fn check(&self) -> crate::error::Result<()> {
         Ok(())
     }
@@ -132,21 +138,23 @@ impl ByteSource for &'static [u8] {
     }
 }
 
-/// What a stored element is multiplied with to get the weight's value.
+/// The factor that a stored element is multiplied with to get the value of the weight.
 #[derive(Debug, Clone)]
 pub enum Scale {
-    /// Stored values are the values.
+    /// No factor: the stored values are the values.
     One,
     /// One factor for the whole part.
     Tensor(f32),
     /// One factor for each row of the part (`rows` entries).
     Rows(Arc<[f32]>),
-    /// One for each block of a type that is stored in blocks, where the file keeps them beside the elements.
+    /// One factor for each block, for types stored in blocks whose files keep the factors in
+    /// another tensor.
     Blocks(BlockScales),
 }
 
 impl Scale {
-    /// The factor of `row` (counted within the part); of blocks, the one that all have in common.
+    /// The factor of `row` (counted within the part). For blocks, the factor that all of them
+    /// share.
     pub fn of(&self, row: usize) -> f32 {
         match self {
             Scale::One => 1.0,
@@ -156,7 +164,7 @@ impl Scale {
         }
     }
 
-    /// Whether nothing is multiplied with anything.
+    /// Whether all factors are 1.
     pub fn is_one(&self) -> bool {
         matches!(self, Scale::One)
     }
@@ -165,11 +173,12 @@ impl Scale {
 /// How a file stores the scales of blocks.
 #[derive(Debug, Clone)]
 pub enum BlockScale {
-    /// Powers of two: `2^(byte - 127)`; 0 is 0.
+    /// Powers of two: `2^(byte - 127)`; 0 means 0.
     E8M0,
     E4M3,
     F32,
-    /// 8-bit codes that have scales of their own (bitsandbytes' double quantisation): `codes[byte] * absmax[i / group] + offset`, i counted over the whole tensor.
+    /// 8-bit codes with scales of their own (bitsandbytes' double quantisation): `codes[byte] *
+    /// absmax[i / group] + offset`, where i counts over the whole tensor.
     Nested {
         codes: Arc<[f32; 256]>,
         absmax: Arc<[f32]>,
@@ -178,20 +187,22 @@ pub enum BlockScale {
     },
 }
 
-/// The scales of a matrix of blocks, in the tensor that a file keeps them in.
+/// The scales of a matrix that is stored in blocks, in the tensor that contains them.
 #[derive(Clone)]
 pub struct BlockScales {
     pub source: Arc<dyn ByteSource>,
-    /// Byte at which the scales of the whole stored matrix begin.
+    /// The byte at which the scales of the whole stored matrix start.
     pub offset: usize,
     pub stored: BlockScale,
-    /// Blocks in a row.
+    /// The number of blocks in a row.
     pub per_row: usize,
-    /// Row of the stored matrix that is the part's first.
+    /// The row of the stored matrix that is the first row of this part.
     pub first_row: usize,
-    /// In tiles of 128 rows by 4 blocks as cuBLAS reads them (both rounded up), within a tile row r of column c at byte `r % 32 * 16 + r / 32 * 4 + c`; otherwise row by row.
+    /// Whether the scales are in tiles of 128 rows x 4 blocks (both rounded up), as cuBLAS reads
+    /// them: within a tile, row r and column c are at byte `r % 32 * 16 + r / 32 * 4 + c`.
+    /// Otherwise they are stored row by row.
     pub tiled: bool,
-    /// What all blocks are multiplied with besides (nvfp4's second scale).
+    /// A factor for all blocks, besides the scales (nvfp4's second scale).
     pub factor: f32,
 }
 
@@ -205,7 +216,7 @@ impl BlockScales {
         (row / 128 * self.per_row.div_ceil(4) + block / 4) * 512 + r % 32 * 16 + r / 32 * 4 + c
     }
 
-    /// The scales of the blocks from `first` on of `row` (counted within the part), `factor` left out.
+    /// The scales of `row` (counted within the part) from block `first` on, without `factor`.
     pub fn row(&self, row: usize, first: usize, out: &mut [f32]) {
         let bytes = &self.source.bytes()[self.offset..];
         for (block, out) in out.iter_mut().enumerate() {
@@ -221,7 +232,8 @@ impl BlockScales {
         }
     }
 
-    /// The same as a device keeps them: one byte where the file has one with a meaning of its own, else f32.
+    /// The same as a device stores them: the file's byte if the scale is one byte with its own
+    /// encoding, else f32.
     pub fn stored_row(&self, row: usize, out: &mut Vec<u8>) {
         let bytes = &self.source.bytes()[self.offset..];
         match &self.stored {
@@ -236,7 +248,8 @@ impl BlockScales {
         }
     }
 
-    /// Where the scales of rows `first .. first + rows` (counted within the part) lie in the source: all that is read for them.
+    /// The byte range in the source of the scales of rows `first .. first + rows` (counted within
+    /// the part).
     pub fn range(&self, first: usize, rows: usize) -> Range<usize> {
         let size = if matches!(self.stored, BlockScale::F32) { 4 } else { 1 };
         let (from, to) = (self.first_row + first, self.first_row + first + rows);
@@ -251,7 +264,8 @@ impl BlockScales {
     }
 }
 
-/// 2^(q - 127); 0 is 0, as Comfy's writers have it for blocks of zeros, and what should be NaN is infinite.
+/// 2^(q - 127). 0 means 0, as ComfyUI writes it for blocks of zeros. The code for NaN gives
+/// infinity.
 fn e8m0(q: u8) -> f32 {
     f32::from_bits(u32::from(q) << 23)
 }
@@ -262,8 +276,9 @@ impl fmt::Debug for BlockScales {
     }
 }
 
-/// Some consecutive rows of a weight as one file stores them: dense, row-major, `rows x cols` of `dtype` from byte `offset` of `source`. Of types stored in
-/// blocks, `cols` is a multiple of the block.
+/// Consecutive rows of a weight as one file stores them: a dense, row-major `rows x cols` matrix of
+/// `dtype`, from byte `offset` of `source` on. For types stored in blocks, `cols` is a multiple of
+/// the block.
 #[derive(Clone)]
 pub struct HostPart {
     pub source: Arc<dyn ByteSource>,
@@ -280,12 +295,13 @@ impl HostPart {
         self.offset..self.offset + self.rows * self.row_bytes()
     }
 
-    /// Bytes from one stored row to the next, scales beside not counted.
+    /// Bytes from one stored row to the next, without scales that are stored elsewhere.
     pub fn row_bytes(&self) -> usize {
         self.dtype.bytes(self.cols)
     }
 
-    /// The ranges of all bytes that the part is made of, each with its source: the elements', and the block scales'.
+    /// All byte ranges that belong to the part, each with its source: the elements and the scales
+    /// of blocks.
     pub fn ranges(&self) -> impl Iterator<Item = (&Arc<dyn ByteSource>, Range<usize>)> {
         let scales = match &self.scale {
             Scale::Blocks(s) => Some((&s.source, s.range(0, self.rows))),
@@ -294,7 +310,8 @@ impl HostPart {
         [(&self.source, self.range())].into_iter().chain(scales)
     }
 
-    /// Row `row` as f32, scales applied, from its stored `bytes`: for rows that are made one at a time (vectors, tables, convolutions).
+    /// Decodes row `row` from its stored `bytes` to f32, with scales applied. For weights that are
+    /// converted row by row: vectors, tables, convolutions.
     pub fn decode_row(&self, row: usize, bytes: &[u8], out: &mut [f32]) {
         let factor = self.scale.of(row);
         match self.dtype.format() {
@@ -348,8 +365,9 @@ impl fmt::Debug for HostPart {
     }
 }
 
-/// A weight on the host, in its stored form: one part, or several stacked by rows (fused q, k, v from three tensors).
-/// Vectors (bias, norm gains) are `1 x n`. Convolutions are `out x (in * kh * kw)`, the order in which files store them.
+/// A weight on the host, in its stored form: one part, or several parts that are stacked by rows
+/// (for example a fused q, k, v from three tensors). Vectors (biases, norm gains) are `1 x n`.
+/// Convolutions are `out x (in * kh * kw)`, the order in which files store them.
 #[derive(Debug, Clone)]
 pub struct HostWeight {
     pub rows: usize,
@@ -358,12 +376,13 @@ pub struct HostWeight {
 }
 
 impl HostWeight {
-    /// Bytes of all parts as stored, block scales included.
+    /// Bytes of all parts as stored, scales of blocks included.
     pub fn bytes(&self) -> usize {
         self.parts.iter().flat_map(|p| p.ranges()).map(|(_, range)| range.len()).sum()
     }
 
-    /// The whole weight as f32, row-major: for vectors, small tensors and tests, never for a large matrix.
+    /// The whole weight as f32, row-major. For vectors, small tensors and tests, never for large
+    /// matrices.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows * self.cols];
         let mut rows = out.chunks_exact_mut(self.cols.max(1));
@@ -376,7 +395,7 @@ impl HostWeight {
     }
 }
 
-/// A small set of element types (those in which the parts of one weight are stored).
+/// A small set of element types: the types in which the parts of one weight are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DTypes(u32);
 
@@ -393,7 +412,7 @@ impl DTypes {
 }
 
 impl HostWeight {
-    /// The types in which the parts are stored.
+    /// The set of the types of all parts.
     pub fn stored(&self) -> DTypes {
         self.parts.iter().fold(DTypes::default(), |set, p| set.with(p.dtype))
     }

@@ -1,15 +1,19 @@
-//! Types whose elements are stored in blocks that share scales: GGUF's, bitsandbytes' 4-bit ones, mxfp8 and nvfp4. One table, `FORMATS`, has all that anyone needs
-//! to know of each.
+//! Element types that are stored in blocks which share scales: GGUF's types, bitsandbytes' 4-bit
+//! types, mxfp8 and nvfp4. The table [`FORMATS`] describes each of them.
 //!
-//! A row is a whole number of blocks. Formats of GGUF carry their scales within the block; the others have one scale a block that files keep in a tensor beside the
-//! elements. Everything is decoded in groups of `GROUP` elements, the greatest common measure of all formats that a GPU's or a processor's loops like.
+//! A row is a whole number of blocks. GGUF's formats carry the scales inside the block. The others
+//! have one scale per block, which files keep in a tensor next to the elements. Everything is
+//! decoded in groups of [`GROUP`] elements: every block, or a pair of blocks, is a whole number of
+//! groups, and a group is a good size for the loops of CPUs and GPUs.
 
 use super::{DType, E4M3, ggml};
 
-/// Elements that are decoded at once; every block, or two of nvfp4, is a whole number of groups.
+/// The number of elements that are decoded at once. Every block is a whole number of groups, except
+/// that nvfp4 needs two blocks for one group.
 pub const GROUP: usize = 32;
 
-/// A stretch of every block that a device may keep together with its likes: quants with quants, scales with scales.
+/// A range of bytes within every block. A device stores the same range of all blocks of a row
+/// together: quants with quants, scales with scales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plane {
     /// First byte within the block.
@@ -21,33 +25,38 @@ pub struct Plane {
 #[derive(Debug)]
 pub struct Format {
     pub dtype: DType,
-    /// GGUF's name, or the one in Comfy's and bitsandbytes' records.
+    /// GGUF's name, or the name in ComfyUI's and bitsandbytes' records.
     pub name: &'static str,
-    /// GGUF's number of the type, where it has one.
+    /// GGUF's number of the type, if it has one.
     pub ggml: Option<u32>,
-    /// Elements and bytes of a block, scales kept elsewhere not counted.
+    /// Elements and bytes of a block, without scales that are stored elsewhere.
     pub block: usize,
     pub bytes: usize,
-    /// Which bytes a device keeps together: for a row, all of the first stretch, then all of the second. They cover the block.
+    /// The byte ranges that a device stores together: for a row, first the first range of all
+    /// blocks, then the second. Together they cover the block.
     pub planes: &'static [Plane],
-    /// Bytes of the scale of a block on a device where files keep it elsewhere: 4 (F32), 1 (F8_E8M0 or F8_E4M3); 0 where it is in the block.
+    /// Bytes of a block's scale on a device, for formats whose files keep the scales elsewhere: 4
+    /// (F32) or 1 (F8_E8M0 or F8_E4M3). 0 if the scale is inside the block.
     pub scale_bytes: usize,
-    /// The relative error (Frobenius norm) that normally distributed values may have in this type as `encode` stores them; what it is lies at most 30 % below.
+    /// Upper bound of the relative error (Frobenius norm) of normally distributed values in this
+    /// type, as `encode` stores them. The actual error is at most 30 % lower.
     pub error: f32,
     decode: fn(&[u8], usize, &[f32], &mut [f32; GROUP]),
 }
 
-/// How a device keeps a row: plane after plane, then the scales that were kept elsewhere, each beginning at a multiple of 16 bytes.
+/// The layout of a row on a device: one plane after another, then the scales that were stored
+/// elsewhere, each starting at a multiple of 16 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowLayout {
-    /// Byte of the row at which each of `Format::planes` begins, then the scales; unused entries are 0.
+    /// The byte of the row at which each of [`Format::planes`] starts, then the scales; unused
+    /// entries are 0.
     pub planes: [usize; 5],
-    /// Bytes from row to row, a multiple of 16.
+    /// Bytes from one row to the next, a multiple of 16.
     pub bytes: usize,
 }
 
 impl Format {
-    /// How a device keeps a row of `cols` elements.
+    /// The layout of a row of `cols` elements on a device.
     pub fn layout(&self, cols: usize) -> RowLayout {
         let mut layout = RowLayout { planes: [0; 5], bytes: 0 };
         let sizes = self
@@ -62,7 +71,8 @@ impl Format {
         layout
     }
 
-    /// Parts a stored row into the planes of `layout`; the scales are the caller's.
+    /// Copies the parts of a stored row into the planes of `layout`. Scales that are stored
+    /// elsewhere are not copied.
     pub fn split(&self, row: &[u8], out: &mut [u8], layout: &RowLayout) {
         for (plane, from) in self.planes.iter().zip(layout.planes) {
             let to = out[from..].chunks_exact_mut(plane.bytes);
@@ -72,19 +82,22 @@ impl Format {
         }
     }
 
-    /// Bytes of `elements` elements, a multiple of the block.
+    /// Bytes of `elements` elements, which must be a multiple of the block.
     pub fn bytes_of(&self, elements: usize) -> usize {
         debug_assert!(elements.is_multiple_of(self.block), "{elements} elements of {}", self.name);
         elements / self.block * self.bytes
     }
 
-    /// Blocks of a row of `cols` elements.
+    /// The number of blocks in a row of `cols` elements.
     pub fn blocks(&self, cols: usize) -> usize {
         cols / self.block
     }
 
-    /// Decodes elements `first ..` of a row into `out`; `row` are the row's bytes and `scales` those of its blocks, empty where blocks carry their own. `first`
-    /// and the length of `out` are multiples of `GROUP` (the last group of a row may be cut short).
+    /// Decodes the elements of a row from `first` on into `out`.
+    ///
+    /// `row` are the bytes of the row. `scales` are the scales of its blocks, or empty if the
+    /// blocks contain their own. `first` and the length of `out` are multiples of [`GROUP`]; only
+    /// the last group of a row may be shorter.
     #[inline(always)]
     pub fn decode(&self, row: &[u8], scales: &[f32], first: usize, out: &mut [f32]) {
         debug_assert!(first.is_multiple_of(GROUP));
@@ -98,7 +111,7 @@ impl Format {
             let bytes = &row[block * stride..row.len().min((block + 1) * stride)];
             let scales = &scales[(block * scale_stride).min(scales.len())..];
             if rest.len() < GROUP {
-                // Half a group is left of a row of nvfp4.
+                // The rest of a row of nvfp4 can be half a group.
                 let mut whole = [0.0; GROUP];
                 (self.decode)(bytes, group, scales, &mut whole);
                 return rest.copy_from_slice(&whole[..rest.len()]);
@@ -111,7 +124,8 @@ impl Format {
     }
 }
 
-/// How kernels and shaders number a type that is stored in blocks: from 16 on, in the order of the table.
+/// The number of a block-stored type in kernels and shaders: counts from 16 in the order of
+/// [`FORMATS`].
 pub fn code(dtype: DType) -> u32 {
     let at = FORMATS.iter().position(|f| f.dtype == dtype);
     16 + at.expect("every other type has a number of its own") as u32
@@ -121,7 +135,7 @@ macro_rules! planes {
     ($($from:literal + $bytes:literal),*) => { &[$(Plane { from: $from, bytes: $bytes }),*] };
 }
 
-/// Every format, once; `code` counts on their order.
+/// Every format. [`code`] depends on the order.
 pub static FORMATS: [Format; 14] = [
     ggml_format(DType::Q8_0, "Q8_0", 8, 32, 34, planes![2 + 32, 0 + 2], 0.006, ggml::q8_0),
     ggml_format(DType::Q4_0, "Q4_0", 2, 32, 18, planes![2 + 16, 0 + 2], 0.11, ggml::q4_0),
@@ -204,7 +218,7 @@ const fn beside(
     Format { dtype, name, ggml: None, block, bytes, planes, scale_bytes, error, decode }
 }
 
-/// The sixteen values of NF4: quantiles of the normal distribution, as bitsandbytes has them.
+/// The sixteen values of NF4: quantiles of the normal distribution, as in bitsandbytes.
 pub static NF4: [f32; 16] = [
     -1.0,
     -0.696_192_8,
@@ -224,7 +238,7 @@ pub static NF4: [f32; 16] = [
     1.0,
 ];
 
-/// The sixteen values of bitsandbytes' FP4, whose largest is 1.
+/// The sixteen values of bitsandbytes' FP4. The largest is 1.
 pub static FP4: [f32; 16] = [
     0.0,
     0.005_208_333_3,
@@ -244,11 +258,11 @@ pub static FP4: [f32; 16] = [
     -0.25,
 ];
 
-/// The sixteen values of an e2m1.
+/// The sixteen values of e2m1, a 4-bit float.
 pub static E2M1: [f32; 16] =
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
-/// Two to a byte, the first in the high half.
+/// Decodes two elements per byte; the first is in the high half.
 #[inline(always)]
 fn high_first(bytes: &[u8], table: &[f32; 16], scale: f32, out: &mut [f32]) {
     for (two, q) in out.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
@@ -270,7 +284,7 @@ fn mxfp8(block: &[u8], _: usize, scales: &[f32], out: &mut [f32; GROUP]) {
     }
 }
 
-/// Two blocks of 16.
+/// Decodes two blocks of 16 elements.
 fn nvfp4(blocks: &[u8], _: usize, scales: &[f32], out: &mut [f32; GROUP]) {
     for ((half, bytes), scale) in
         out.as_chunks_mut::<16>().0.iter_mut().zip(blocks.as_chunks::<8>().0).zip(scales)

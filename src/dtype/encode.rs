@@ -1,8 +1,10 @@
-//! Encoders of the types that are stored in blocks: what `convert` writes, and what makes test data of any format.
+//! Encoders of the types that are stored in blocks, for `convert` and for test data.
 //!
-//! Q8_0 and the four legacy types give the bytes that ggml's reference gives. Of the K types the codes of a group are searched: starting from its range, scale and minimum are
-//! fitted to the codes by least squares, over some ranges a little narrower, and the best is kept; then scales and minima are rounded to what a block can hold and the codes are
-//! chosen anew. The others take the largest value of a block for its scale.
+//! Q8_0 and the four older types give the same bytes as ggml's reference. For the K types, the
+//! codes of a group are searched: scale and minimum are fitted to the codes by least squares,
+//! starting from the range of the group and from some slightly narrower ranges. The best fit is
+//! kept. Then scales and minima are rounded to what a block can store, and the codes are chosen
+//! again. The other types use the largest value of a block as its scale.
 
 use half::f16;
 
@@ -10,8 +12,10 @@ use super::blocks::{E2M1, FP4, Format, NF4};
 use super::{DType, f8e4m3_to_f32, f32_to_f8e4m3};
 
 impl Format {
-    /// Appends a row's blocks to `out`, and the scale of each block to `scales` where the format keeps them elsewhere: as F32 for NF4 and FP4, else one byte. `whole` is the largest
-    /// magnitude of the whole tensor, which nvfp4's second scale (`nvfp4_factor`) comes from.
+    /// Appends the blocks of a row to `out`. If the format stores its scales elsewhere, the scale
+    /// of each block is appended to `scales`: as F32 for NF4 and FP4, else as one byte. `whole` is
+    /// the largest magnitude of the whole tensor, from which nvfp4's second scale
+    /// ([`nvfp4_factor`]) is computed.
     pub fn encode(&self, row: &[f32], whole: f32, out: &mut Vec<u8>, scales: &mut Vec<u8>) {
         for block in row.chunks_exact(self.block) {
             match self.dtype {
@@ -35,7 +39,8 @@ impl Format {
     }
 }
 
-/// The second scale of an nvfp4 tensor whose largest magnitude is `whole`: the largest block scale is then the largest e4m3, and its largest code the largest e2m1.
+/// The second scale of an nvfp4 tensor whose largest magnitude is `whole`. With it, the largest
+/// block scale becomes the largest e4m3, and the largest code the largest e2m1.
 pub fn nvfp4_factor(whole: f32) -> f32 {
     let factor = whole / (448.0 * 6.0);
     if factor >= f32::MIN_POSITIVE { factor } else { 1.0 }
@@ -55,11 +60,12 @@ fn q8_0(x: &[f32], out: &mut Vec<u8>) {
     let d = x.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
     let id = inverse(d);
     put_half(out, d);
-    // Away from zero where two are as near.
+    // Ties are rounded away from zero.
     out.extend(x.iter().map(|v| (v * id).round() as i8 as u8));
 }
 
-/// Q4_0, Q5_0: the value of largest magnitude gets the lowest code. Q4_1, Q5_1 (`MIN`): codes from the smallest value to the largest.
+/// Q4_0 and Q5_0 give the value of the largest magnitude the lowest code. Q4_1 and Q5_1 (`MIN`)
+/// spread the codes from the smallest value to the largest.
 fn legacy<const BITS: u32, const MIN: bool>(x: &[f32], out: &mut Vec<u8>) {
     let top = (1i32 << BITS) - 1;
     let codes: Vec<u8> = if MIN {
@@ -71,7 +77,8 @@ fn legacy<const BITS: u32, const MIN: bool>(x: &[f32], out: &mut Vec<u8>) {
         x.iter().map(|v| (((v - low) * id + 0.5) as i32).clamp(0, top) as u8).collect()
     } else {
         let half = 1 << (BITS - 1);
-        // The first of those, with its sign even if it is zero.
+        // If several values have the largest magnitude, the first one counts; even a zero keeps its
+        // sign.
         let largest = x.iter().fold(x[0], |m, v| if v.abs() > m.abs() { *v } else { m });
         let d = largest / -(half as f32);
         let id = inverse(d);
@@ -87,7 +94,8 @@ fn legacy<const BITS: u32, const MIN: bool>(x: &[f32], out: &mut Vec<u8>) {
     out.extend((0..16).map(|j| codes[j] & 15 | (codes[j + 16] & 15) << 4));
 }
 
-/// Scale and minimum of a group for codes `0 ..= top`: `x = scale * q - min`, with neither negative.
+/// The scale and the minimum of a group for codes `0 ..= top`: `x = scale * q - min`. Neither is
+/// negative.
 fn affine(x: &[f32], top: u8) -> (f32, f32) {
     let (low, high) = x.iter().fold((0f32, f32::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
     if high <= low {
@@ -97,14 +105,14 @@ fn affine(x: &[f32], top: u8) -> (f32, f32) {
     let error = |scale: f32, min: f32| {
         let id = inverse(scale);
         let off = |v: &f32| scale * ((v + min) * id).round().clamp(0.0, top) - min - v;
-        // Large weights matter more: they meet large activations as often as small ones do.
+        // Errors of large weights count more: large weights contribute more to the output.
         x.iter().map(|v| v.abs().max(1e-6 * high) * off(v).powi(2)).sum::<f32>()
     };
     let mut best = ((high - low) / top, -low);
     let mut least = error(best.0, best.1);
     for step in 0..=12 {
         let id = (top - 0.9 + 0.15 * step as f32) / (high - low);
-        // Least squares of x on the codes, weighted alike.
+        // Least squares fit of x to the codes, with the same weighting.
         let (mut n, mut sq, mut sqq, mut sx, mut sxq) = (0f32, 0f32, 0f32, 0f32, 0f32);
         for v in x {
             let (q, w) = (((v - low) * id).round().clamp(0.0, top), v.abs().max(1e-6 * high));
@@ -130,7 +138,8 @@ fn affine(x: &[f32], top: u8) -> (f32, f32) {
     best
 }
 
-/// Scale of a group for codes `-half .. half`: `x = scale * q`; may be negative, for the lowest code reaches further.
+/// The scale of a group for codes `-half .. half`: `x = scale * q`. It may be negative, because the
+/// lowest code reaches further than the highest.
 fn symmetric(x: &[f32], half: i32) -> f32 {
     let largest = x.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
     if largest == 0.0 {
@@ -158,7 +167,7 @@ fn symmetric(x: &[f32], half: i32) -> f32 {
     best
 }
 
-/// Codes of a group by the scale and minimum that were stored.
+/// The codes of a group for its stored scale and minimum.
 fn codes(x: &[f32], scale: f32, min: f32, top: u8, out: &mut [u8]) {
     let id = inverse(scale);
     for (o, v) in out.iter_mut().zip(x) {
@@ -166,7 +175,8 @@ fn codes(x: &[f32], scale: f32, min: f32, top: u8, out: &mut [u8]) {
     }
 }
 
-/// Scales and minima of all groups of a block, as whole numbers up to `top` of two halves, which are appended; the values that they then have.
+/// Rounds the scales and minima of all groups of a block to integers up to `top`. Their two common
+/// factors are appended to `out` as f16. Returns the integers and the factors as stored.
 fn shared(pairs: &[(f32, f32)], top: f32, out: &mut Vec<u8>) -> (Vec<u8>, Vec<u8>, f32, f32) {
     let (scales, mins) = pairs.iter().fold((0f32, 0f32), |(s, m), p| (s.max(p.0), m.max(p.1)));
     let (d, dmin) = (put_half(out, scales / top), put_half(out, mins / top));
@@ -198,7 +208,8 @@ fn q2_k(x: &[f32], out: &mut Vec<u8>) {
     out.extend(halves);
 }
 
-/// Group g (of 32) of each half of the block in bits `2 g` of its 32 bytes.
+/// Group g (of 32 elements) of each half of the block is stored in bits `2 g` of that half's 32
+/// bytes.
 fn two_bits(q: &[u8; 256]) -> impl Iterator<Item = u8> + '_ {
     (0..64).map(|i| {
         let (half, j) = (i / 32 * 128, i % 32);
@@ -229,7 +240,7 @@ fn q3_k(x: &[f32], out: &mut Vec<u8>) {
     put_half(out, d);
 }
 
-/// The head that Q4_K and Q5_K have in common, and the codes.
+/// Appends the header that Q4_K and Q5_K share, and returns the codes.
 fn k_head(x: &[f32], top: u8, out: &mut Vec<u8>) -> [u8; 256] {
     let pairs: Vec<_> = x.chunks(32).map(|g| affine(g, top)).collect();
     let (scales, mins, d, dmin) = shared(&pairs, 63.0, out);
@@ -249,7 +260,7 @@ fn k_head(x: &[f32], top: u8, out: &mut Vec<u8>) -> [u8; 256] {
     q
 }
 
-/// Groups 2i and 2i + 1 in the halves of 32 bytes.
+/// Groups 2i and 2i + 1 are stored in the halves of the same 32 bytes.
 fn low_halves(q: &[u8; 256]) -> impl Iterator<Item = u8> + '_ {
     (0..128).map(|i| {
         let at = i / 32 * 64 + i % 32;
@@ -282,7 +293,8 @@ fn q6_k(x: &[f32], out: &mut Vec<u8>) {
             *o = ((v * id).round().clamp(-32.0, 31.0) as i8 + 32) as u8;
         }
     }
-    // Of each half of the block, groups 0 and 1 in the low halves of 64 bytes, 2 and 3 in the high ones.
+    // In each half of the block, groups 0 and 1 use the low halves of 64 bytes, and groups 2 and 3
+    // the high halves.
     out.extend((0..128).map(|i| {
         let at = i / 64 * 128 + i % 64;
         q[at] & 15 | (q[at + 64] & 15) << 4
@@ -315,7 +327,8 @@ fn four_bits(x: &[f32], table: &[f32; 16], out: &mut Vec<u8>, scales: &mut Vec<u
 
 fn mxfp8(x: &[f32], out: &mut Vec<u8>, scales: &mut Vec<u8>) {
     let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
-    // The power of two of the largest value comes to lie at e4m3's largest, 2^8; what is above 448 then saturates.
+    // The exponent of the largest value becomes e4m3's largest exponent, 2^8. Values above 448 then
+    // saturate.
     let exponent =
         if largest > 0.0 { ((largest.to_bits() >> 23) as i32 - 8).clamp(1, 254) } else { 0 };
     scales.push(exponent as u8);
@@ -335,7 +348,7 @@ mod tests {
     use super::super::blocks::FORMATS;
     use super::*;
 
-    /// Normally distributed, by the sum of twelve uniform numbers.
+    /// Approximately normally distributed: the sum of twelve uniform numbers.
     fn normal(n: usize) -> Vec<f32> {
         let mut state = 0x9e37_79b9_7f4a_7c15u64;
         let mut uniform = move || {
@@ -381,7 +394,7 @@ mod tests {
             };
             let error = sum(&|i| got[i] - x[i]) / sum(&|i| x[i]);
             println!("{}: {error:.4} of {}", format.name, format.error);
-            // What the table says is what it is, not some bound.
+            // The table contains the actual error, not only an upper bound.
             let said = f64::from(format.error);
             assert!(
                 error <= said && error > 0.7 * said,

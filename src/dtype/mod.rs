@@ -1,4 +1,5 @@
-//! Element types and the conversions between them; `blocks` has those that are stored in blocks.
+//! Element types and their conversions. Module [`blocks`] describes the types that are stored in
+//! blocks.
 
 pub mod blocks;
 pub mod encode;
@@ -8,19 +9,21 @@ pub use blocks::{Format, Plane};
 
 use half::{bf16, f16};
 
-/// How the elements of a tensor are stored. Those of one byte and less are legal only as weights of `Linear` (and as tables, which are widened).
+/// How the elements of a tensor are stored. Types of one byte or less are allowed only for weights
+/// of `Linear`, and for tables, which are widened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DType {
     F32,
     BF16,
     F16,
-    /// 1 sign, 4 exponent, 3 mantissa bits, bias 7, no infinity, NaN is 0x7f / 0xff, largest 448 (`F8_E4M3` of safetensors).
+    /// 1 sign, 4 exponent and 3 mantissa bits; bias 7, no infinity, NaN is 0x7f or 0xff, largest
+    /// value 448 (safetensors: `F8_E4M3`).
     F8E4M3,
-    /// 1 sign, 5 exponent, 2 mantissa bits: the upper byte of an f16 (`F8_E5M2`).
+    /// 1 sign, 5 exponent and 2 mantissa bits: the upper byte of an f16 (safetensors: `F8_E5M2`).
     F8E5M2,
-    /// Indices (token ids); never a weight.
+    /// Indices, such as token ids. Never the type of a weight.
     I32,
-    /// Whole numbers, -128 to 127, with a factor for each row or for all.
+    /// Integers from -128 to 127, with a factor for each row or for the whole matrix.
     I8,
     // Stored in blocks: see `blocks::FORMATS`.
     Q8_0,
@@ -40,7 +43,7 @@ pub enum DType {
 }
 
 impl DType {
-    /// Bytes of one element; types stored in blocks have none (see `bytes`).
+    /// Bytes of one element. Panics for types that are stored in blocks; see [`DType::bytes`].
     pub const fn size(self) -> usize {
         match self {
             DType::F32 | DType::I32 => 4,
@@ -50,12 +53,13 @@ impl DType {
         }
     }
 
-    /// Whether it has 16 bits or more: what is legal beyond weights of `Linear`.
+    /// Whether an element has 16 bits or more. Only these types are allowed outside the weights of
+    /// `Linear`.
     pub const fn is_wide(self) -> bool {
         matches!(self, DType::F32 | DType::BF16 | DType::F16)
     }
 
-    /// The block format, if elements are stored in blocks.
+    /// The block format, if the elements are stored in blocks.
     pub fn format(self) -> Option<&'static Format> {
         if self.is_plain() {
             return None;
@@ -63,7 +67,8 @@ impl DType {
         blocks::FORMATS.iter().find(|f| f.dtype == self)
     }
 
-    /// Bytes of `elements` elements of a row; of types stored in blocks a multiple of the block, scales kept elsewhere not counted.
+    /// Bytes of `elements` elements of a row, without scales that are stored elsewhere. For types
+    /// stored in blocks, `elements` must be a multiple of the block.
     pub fn bytes(self, elements: usize) -> usize {
         match self.format() {
             Some(format) => format.bytes_of(elements),
@@ -71,13 +76,13 @@ impl DType {
         }
     }
 
-    /// Whether elements can be found one by one: not stored in blocks.
+    /// Whether each element has its own place in memory: not block-quantised.
     pub const fn is_plain(self) -> bool {
         use DType::{BF16, F8E4M3, F8E5M2, F16, F32, I8, I32};
         matches!(self, F32 | BF16 | F16 | F8E4M3 | F8E5M2 | I32 | I8)
     }
 
-    /// The name that safetensors and people use.
+    /// The name in safetensors files and for people.
     pub fn name(self) -> &'static str {
         match self {
             DType::F32 => "F32",
@@ -105,7 +110,8 @@ impl DType {
         }
     }
 
-    /// Appends `value` as this type, rounded to nearest even; the 8-bit types saturate at their largest finite value.
+    /// Appends `value` in this type, rounded to nearest even. The 8-bit types saturate at their
+    /// largest finite value.
     pub fn encode(self, value: f32, out: &mut Vec<u8>) {
         match self {
             DType::F32 => out.extend_from_slice(&value.to_le_bytes()),
@@ -120,7 +126,7 @@ impl DType {
     }
 }
 
-/// Every value of an E4M3.
+/// The value of every e4m3 code.
 pub static E4M3: [f32; 256] = {
     let mut values = [0.0; 256];
     let mut q = 0;
@@ -138,17 +144,17 @@ pub static E4M3: [f32; 256] = {
     values
 };
 
-/// Exact.
+/// The value of an e4m3 code. Exact.
 pub fn f8e4m3_to_f32(q: u8) -> f32 {
     E4M3[usize::from(q)]
 }
 
-/// Exact.
+/// The value of an e5m2 code. Exact.
 pub fn f8e5m2_to_f32(q: u8) -> f32 {
     f16::from_bits(u16::from(q) << 8).to_f32()
 }
 
-/// Round to nearest even; beyond 448 saturates; NaN stays NaN.
+/// Rounds to the nearest e4m3, ties to even. Values beyond 448 saturate; NaN stays NaN.
 pub fn f32_to_f8e4m3(value: f32) -> u8 {
     let sign = ((value.to_bits() >> 24) & 0x80) as u8;
     let a = value.abs();
@@ -158,13 +164,14 @@ pub fn f32_to_f8e4m3(value: f32) -> u8 {
     if a >= 448.0 {
         return sign | 0x7e;
     }
-    // Work in units of the last place: below 2^-6 the spacing stays 2^-9.
+    // Count in units of the last place; below 2^-6 the spacing stays 2^-9.
     let exponent = ((a.to_bits() >> 23) as i32 - 127).max(-6);
-    let steps = round_even(a * 2f32.powi(3 - exponent)) as u32; // 8..=16 for normals, 0..=8 for subnormals
+    // 8..=16 for normal values, 0..=8 for subnormal ones.
+    let steps = round_even(a * 2f32.powi(3 - exponent)) as u32;
     sign | (((exponent + 6) as u32 * 8) + steps) as u8
 }
 
-/// Round to nearest even; beyond 57344 saturates; NaN stays NaN.
+/// Rounds to the nearest e5m2, ties to even. Values beyond 57344 saturate; NaN stays NaN.
 pub fn f32_to_f8e5m2(value: f32) -> u8 {
     let sign = ((value.to_bits() >> 24) & 0x80) as u8;
     let a = value.abs();
