@@ -1,4 +1,5 @@
-//! When each tensor lives, and from that an arena offset for each: two tensors share bytes only if they never live at once.
+//! When each tensor is in use, and from that its offset in the arena: two tensors share bytes only
+//! if they are never in use at the same time.
 
 use crate::backend::Grain;
 use crate::op::Program;
@@ -10,21 +11,24 @@ pub struct Arena {
     pub inputs: Vec<usize>,
     pub temps: Vec<usize>,
     pub outputs: Vec<usize>,
-    /// Scratch of each step (0 where it needs none).
+    /// Offset of the scratch memory of each step; 0 if it needs none.
     pub scratch: Vec<usize>,
     /// Size of the arena.
     pub bytes: usize,
 }
 
-/// A span of bytes wanted from step `from` to step `to`, both included.
+/// Bytes that are needed from step `from` to step `to`, both included.
 struct Span {
     bytes: usize,
     from: usize,
     to: usize,
 }
 
-/// Offsets for every tensor of `program` and for `scratch[i]` bytes during step i. Inputs live through the whole program (they keep their values over
-/// repeated runs), outputs from their first write to the end, temporaries from first write to last use.
+/// Offsets of every tensor of `program`, and of `scratch[i]` bytes during step i.
+///
+/// Inputs are in use during the whole program, because they keep their values over repeated runs.
+/// Outputs are in use from their first write to the end, temporaries from their first write to
+/// their last use.
 pub fn arena(program: &Program, scratch: &[usize], grain: Grain) -> Arena {
     let last = program.steps.len();
     let (inputs, outputs, temps) =
@@ -66,7 +70,8 @@ pub fn arena(program: &Program, scratch: &[usize], grain: Grain) -> Arena {
     }
 }
 
-/// Greedy by size: the largest span first, each at the lowest offset where it overlaps no span that lives at the same time.
+/// Places the largest span first, each at the lowest offset where it overlaps no span that is in
+/// use at the same time.
 fn place(spans: &[Span], grain: Grain) -> (Vec<usize>, usize) {
     let round = |n: usize| n.next_multiple_of(grain.align);
     let mut order: Vec<usize> = (0..spans.len()).filter(|&i| spans[i].bytes > 0).collect();
@@ -100,7 +105,8 @@ mod tests {
     use crate::model::flux1::{DenoiseShape, denoise};
     use crate::model::{FluxConfig, VaeConfig, vae};
 
-    /// Simulates the program over a map of bytes: no write may land on bytes of a tensor that is still to be read.
+    /// Simulates the program over a map of bytes: no write may overwrite bytes of a tensor that is
+    /// read later.
     fn check(program: &Program, scratch: &[usize], chunk: usize) {
         let grain = Grain { align: 64, chunk };
         let arena = arena(program, scratch, grain);
@@ -136,7 +142,7 @@ mod tests {
         for io in program.inputs.iter().chain(&program.outputs) {
             assert!(owners.iter().any(|o| o.2 == io.tensor.slot), "{} was overwritten", io.name);
         }
-        // Reads: replay and require that every tensor read is whole.
+        // Run the steps again, and require that every tensor that is read is complete.
         let mut owners: Vec<(usize, usize, Slot)> = program
             .inputs
             .iter()
@@ -188,7 +194,8 @@ mod tests {
         let s = DenoiseShape { images: 1, cfg: false, text_tokens: 512, height: 64, width: 64 };
         let p = denoise(&FluxConfig::dev(), &s, DType::BF16);
         let arena = arena(&p, &vec![0; p.steps.len()], Grain::whole(256));
-        // A single block holds x, its norm, qkv, and [attention | mlp]: 10 x 4608 x 3072 in bf16, plus inputs.
+        // A single block needs x, its norm, qkv, and [attention | mlp]: 10 x 4608 x 3072 in bf16,
+        // plus the inputs.
         let floor = 10 * 4608 * 3072 * 2;
         let inputs: usize = p.inputs.iter().map(|io| io.tensor.bytes()).sum();
         assert!(

@@ -1,7 +1,9 @@
-//! What a run will hold, decided before anything runs: where every tensor lies, which weights stay, which pass through the ring.
+//! What a run will need, decided before it starts: where every tensor is placed, which weights stay
+//! on the device, and which pass through the ring.
 //!
-//! A `Plan` is a pure function of programs, weight sizes and a budget. It decides places and order, never arithmetic: the same program gives the same bits
-//! under every plan.
+//! A [`PhasePlan`] is a pure function of the program, the sizes of the weights, and a budget. It
+//! decides places and order, never arithmetic: the same program gives the same bits under every
+//! plan.
 
 mod liveness;
 mod residency;
@@ -14,19 +16,19 @@ use crate::error::{Error, Result};
 use crate::op::Program;
 use crate::units;
 
-/// One phase, ready to run.
+/// The plan of one phase.
 #[derive(Debug, Clone)]
 pub struct PhasePlan {
     pub arena: Arena,
     pub residency: Residency,
     /// How often the program runs in one generation (steps, tiles).
     pub runs: usize,
-    /// Bytes of all weights of the phase as the device holds them.
+    /// Bytes of all weights of the phase in the form that the device uses.
     pub weight_bytes: u64,
 }
 
 impl PhasePlan {
-    /// What the device sets aside for this phase.
+    /// The memory that the device reserves for this phase.
     pub fn layout(&self) -> Layout {
         Layout {
             arena_bytes: self.arena.bytes,
@@ -35,19 +37,21 @@ impl PhasePlan {
         }
     }
 
-    /// The most the device holds at a time.
+    /// The largest number of bytes in use on the device at the same time.
     pub fn peak_bytes(&self) -> u64 {
         (self.arena.bytes + self.residency.resident_bytes + self.residency.ring_bytes) as u64
     }
 
-    /// Bytes that pass to the device in each run after the first.
+    /// Bytes that are copied to the device in each run after the first.
     pub fn streamed_bytes(&self) -> u64 {
         self.residency.streamed_bytes
     }
 }
 
-/// Plans one phase under `budget` bytes. `weight_bytes[id]` is what the device needs for weight `id`, `scratch[i]` what step i needs beside its
-/// operands; `grain` is the device's. A budget too small is refused with the number that would do.
+/// Plans one phase under `budget` bytes. `weight_bytes[id]` is the size of weight `id` on the
+/// device, `scratch[i]` is the scratch memory of step i, and `grain` is the device's.
+///
+/// # Errors If the budget is too small; the error contains a budget that is large enough.
 pub fn phase(
     program: &Program,
     runs: usize,
@@ -77,7 +81,7 @@ pub fn phase(
     })
 }
 
-/// The least budget under which `phase` succeeds, in bytes.
+/// The smallest budget in bytes under which [`phase`] succeeds.
 pub fn least_bytes(
     program: &Program,
     weight_bytes: &[usize],

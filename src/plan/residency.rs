@@ -1,38 +1,46 @@
-//! Which weights stay on the device and which pass through a ring, under a number of bytes.
+//! Which weights stay on the device and which pass through a ring, for a given number of bytes.
 
 use std::collections::HashMap;
 
 use crate::backend::Grain;
 use crate::op::Program;
 
-/// Weights below this size always stay: a ring slot for each bias would cost more than it saves.
+/// Weights below this size always stay: a slot in the ring for each bias would cost more than it
+/// saves.
 const SMALL_BYTES: usize = 1 << 16;
 
-/// Where the weights of one program go.
+/// Where the weights of one program are placed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Residency {
-    /// By weight id: the byte offset among the resident weights, or `None` for a weight that passes through the ring.
+    /// By weight id: the byte offset among the resident weights, or `None` for a weight that passes
+    /// through the ring.
     pub resident: Vec<Option<usize>>,
     pub resident_bytes: usize,
-    /// Of these, what the matrices of LoRAs take: they lie behind all others, so that other LoRAs leave those where they are.
+    /// The part of `resident_bytes` that LoRA matrices take. They are placed behind all other
+    /// weights, so that changing the LoRAs does not move the model.
     pub side_bytes: usize,
-    /// Zero when everything is resident.
+    /// Zero if all weights are resident.
     pub ring_bytes: usize,
     /// Bytes that pass through the ring in one run.
     pub streamed_bytes: u64,
-    /// Padded size of each weight.
+    /// Size of each weight, padded to the device's alignment.
     pub bytes: Vec<usize>,
     /// Weight ids in the order of their first use.
     pub order: Vec<u32>,
     /// The step that uses each weight last.
     pub last_use: Vec<usize>,
-    /// Which weights are matrices of LoRAs. They always stay.
+    /// Whether each weight is a matrix of a LoRA. These always stay.
     pub side: Vec<bool>,
 }
 
-/// Divides `budget` bytes. If everything fits, everything stays. Otherwise the ring gets room for the two largest consecutive blocks (one in use, one
-/// arriving) or what there is, and the rest of the budget keeps weights evenly spread over the program, so that between any two streamed blocks there is
-/// computation to hide the next transfer behind. `Err` is the least number of bytes that would do.
+/// Divides `budget` bytes between resident weights and the ring.
+///
+/// If everything fits, everything stays. Otherwise the ring gets room for the two largest
+/// consecutive blocks (one in use, one being loaded), or as much as there is. The rest of the
+/// budget keeps weights resident, evenly spread over the program, so that there is computation
+/// between any two streamed blocks during which the next one is loaded.
+///
+/// # Errors If the budget is too small: the smallest number of bytes that is enough.
 pub fn residency(
     program: &Program,
     weight_bytes: &[usize],
@@ -77,7 +85,8 @@ pub fn residency(
     };
     let (mut resident, mut resident_bytes, mut side_bytes) = lay_all(&stay);
     if resident_bytes as u64 > budget {
-        // One step must find all its large weights in the ring at once; the ring wraps, so that a weight may waste up to its own size less one unit.
+        // All large weights of one step must be in the ring at the same time. A weight may not
+        // cross the end of the ring, so up to its own size less one unit can be wasted there.
         let most = program.steps.iter().map(|s| {
             let ids = s.op.weights().into_iter().map(|w| w.id as usize);
             let large = ids.filter(|&id| !small_one(id)).map(|id| bytes[id]).collect::<Vec<_>>();
@@ -93,14 +102,14 @@ pub fn residency(
             .chain(blocks.first().copied())
             .max()
             .unwrap_or(0) as u64;
-        // The ring is one piece of memory.
+        // The ring must be one piece of memory.
         let ring = pair.min(grain.chunk as u64).max(least_ring).min(budget - small);
         ring_bytes = ring as usize;
         let mut room = budget - small - ring;
         loop {
             spread(&order, &bytes, &small_one, room, &mut stay);
             (resident, resident_bytes, side_bytes) = lay_all(&stay);
-            // What is lost where pieces of memory meet is not known beforehand.
+            // How much is lost at the borders between pieces of memory is not known in advance.
             let over = (resident_bytes as u64 + ring).saturating_sub(budget);
             if over == 0 || room == 0 {
                 break;
@@ -124,8 +133,9 @@ pub fn residency(
 }
 
 impl Residency {
-    /// Lays the resident weights anew for a place that begins `base` bytes into the memory that phases share: offsets count from there. Returns the end of
-    /// the model's own weights, from the start of that memory; the matrices of LoRAs are left for `move_sides`.
+    /// Assigns new offsets to the resident weights of the model, for an area that starts at byte
+    /// `base` of the memory that phases share. Offsets count from there. Returns the end of these
+    /// weights, from the start of that memory. The matrices of LoRAs are placed by `move_sides`.
     pub fn move_to(&mut self, base: usize, grain: Grain) -> usize {
         let stay: Vec<bool> =
             self.resident.iter().zip(&self.side).map(|(at, side)| at.is_some() && !side).collect();
@@ -135,7 +145,8 @@ impl Residency {
         end
     }
 
-    /// Lays the matrices of LoRAs from `from` on, in the same memory; returns their end.
+    /// Assigns offsets to the matrices of LoRAs, from `from` on in the same memory; returns their
+    /// end.
     pub fn move_sides(&mut self, base: usize, from: usize, grain: Grain) -> usize {
         let side = std::mem::take(&mut self.side);
         let end =
@@ -146,7 +157,8 @@ impl Residency {
     }
 }
 
-/// Sets the offsets of the weights that `which` picks, from `from` on and counted from `base`; returns their end.
+/// Sets the offsets of the weights that `which` selects, from `from` on and counted from `base`;
+/// returns their end.
 fn lay(
     resident: &mut [Option<usize>],
     order: &[u32],
@@ -167,7 +179,8 @@ fn lay(
     end
 }
 
-/// Marks large weights as streamed except for about `room` bytes of them, evenly spread in program order.
+/// Marks large weights as streamed, except for about `room` bytes of them, evenly spread in program
+/// order.
 fn spread(
     order: &[u32],
     bytes: &[usize],
@@ -181,7 +194,7 @@ fn spread(
     for id in large {
         let b = bytes[id] as u64;
         passed += b;
-        // Keep this one if the share kept so far lags behind room / total, and it fits.
+        // Keep this weight if the share that was kept so far is below room / total, and it fits.
         let due = (room as u128 * passed as u128 / total as u128) as u64;
         stay[id] = kept + b <= due.min(room);
         if stay[id] {
@@ -190,7 +203,7 @@ fn spread(
     }
 }
 
-/// The bytes of each block that are streamed, for the plan's listing: (blocks with something streamed, blocks).
+/// For the listing of a plan: (number of blocks with streamed weights, number of blocks).
 pub fn streamed_blocks(program: &Program, residency: &Residency) -> (usize, usize) {
     let mut blocks: HashMap<&str, bool> = HashMap::new();
     for step in &program.steps {
@@ -284,7 +297,8 @@ mod tests {
         assert!((fa - fb).abs() < 0.1, "{fa} of the first half, {fb} of the second");
     }
 
-    /// Other LoRAs come behind a model that stays where it is, and what is streamed does not change with them.
+    /// Other LoRAs are placed behind a model that does not move, and they do not change what is
+    /// streamed.
     #[test]
     fn matrices_of_loras_lie_behind_everything_else_and_stay() {
         let (base, base_bytes) = dev();
@@ -308,7 +322,7 @@ mod tests {
             let first =
                 r.resident[none.resident.len()..].iter().map(|at| at.unwrap()).min().unwrap();
             assert!(first >= none.resident_bytes);
-            // Moved apart from the others.
+            // Moved to another place than the others.
             let end = r.move_to(1 << 20, grain);
             assert_eq!(end, (1 << 20) + none.resident_bytes);
             let sides = r.move_sides(1 << 20, 1 << 34, grain);
@@ -316,7 +330,7 @@ mod tests {
             let first =
                 r.resident[none.resident.len()..].iter().map(|at| at.unwrap()).min().unwrap();
             assert_eq!((first, sides), ((1 << 34) - (1 << 20), (1 << 34) + r.side_bytes));
-            // Under a budget they stay, beside a ring that is none the larger.
+            // With a smaller budget they stay resident, and the ring does not grow.
             let budget = 4_000_000_000;
             let tight = residency(&p, &bytes, grain, budget).unwrap();
             let without = residency(&base, &base_bytes, grain, budget).unwrap();

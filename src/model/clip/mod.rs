@@ -1,4 +1,5 @@
-//! CLIP's text model, after `transformers`' `CLIPTextModel`: pre-norm, causal, learned positions.
+//! The text model of CLIP, after `CLIPTextModel` of `transformers`: pre-norm, causal, learned
+//! positions.
 
 mod config;
 
@@ -8,8 +9,11 @@ use crate::dtype::DType;
 use crate::model::config::TensorSpec;
 use crate::op::{Attention, Embed, Epilogue, LayerNorm, Linear, Program, Recorder};
 
-/// Encodes `batch` prompts of `positions` tokens. Input: `ids` (batch*positions x 1, I32). Output `hidden`: batch*positions x width, after the final norm; the
-/// pooled embedding is its row at the first end token (the attention is causal, so what follows that row does not matter).
+/// Encodes `batch` prompts of `positions` tokens each.
+///
+/// Input: `ids` (batch * positions x 1, I32). Output: `hidden` (batch * positions x width), after
+/// the final norm. The pooled embedding is the row of `hidden` at the first end token: the
+/// attention is causal, so later rows do not affect it.
 pub fn encode(c: &ClipConfig, batch: usize, act: DType) -> Program {
     let rows = batch * c.positions;
     let mut r = Recorder::new("clip");

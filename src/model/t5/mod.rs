@@ -1,4 +1,5 @@
-//! The T5 v1.1 encoder, after `transformers`' `T5EncoderModel`: RMSNorm, no biases, no softmax scale, a relative position bias shared by all layers.
+//! The T5 v1.1 encoder, after `T5EncoderModel` of `transformers`: RMSNorm, no biases, no softmax
+//! scale, and a relative position bias that all layers share.
 
 mod config;
 
@@ -8,8 +9,11 @@ use crate::dtype::DType;
 use crate::model::config::TensorSpec;
 use crate::op::{Attention, Embed, Epilogue, GeluMul, Linear, Program, Recorder, RmsNorm};
 
-/// Encodes `batch` prompts of `length` tokens. Inputs: `ids` (batch*length x 1, I32), `buckets` (2*length - 1 x 1, I32, see `relative_buckets`).
-/// Output `text`: batch*length x width. Padding is not masked, as FLUX expects.
+/// Encodes `batch` prompts of `length` tokens each.
+///
+/// Inputs: `ids` (batch * length x 1, I32), `buckets` (2 * length - 1 x 1, I32, see
+/// [`relative_buckets`]). Output: `text` (batch * length x width). Padding is not masked, as FLUX
+/// expects.
 pub fn encode(c: &T5Config, batch: usize, length: usize, act: DType) -> Program {
     let (rows, inner) = (batch * length, c.heads * c.head_dim);
     let mut r = Recorder::new("t5");
@@ -94,8 +98,9 @@ pub fn encode(c: &T5Config, batch: usize, length: usize, act: DType) -> Program 
     r.finish()
 }
 
-/// The bucket of every relative position `key - query` from -(length-1) to length-1: half of the buckets for each sign, the first half of those exact, the rest
-/// logarithmic up to `max_distance`.
+/// The bucket of every relative position `key - query`, from -(length-1) to length-1. Each sign has
+/// half of the buckets. The first half of those are exact; the others are logarithmic up to
+/// `max_distance`.
 pub fn relative_buckets(c: &T5Config, length: usize) -> Vec<i32> {
     let half = c.buckets / 2;
     let exact = half / 2;
@@ -106,7 +111,8 @@ pub fn relative_buckets(c: &T5Config, length: usize) -> Vec<i32> {
             let bucket = if distance < exact {
                 distance
             } else {
-                // In f32, as the reference computes it: the truncation below sits on exact powers.
+                // Computed in f32, like the reference: the truncation below happens at exact
+                // powers.
                 let ratio = (distance as f32 / exact as f32).ln()
                     / (c.max_distance as f64 / exact as f64).ln() as f32;
                 (exact + (ratio * (half - exact) as f32) as usize).min(half - 1)
@@ -147,7 +153,7 @@ pub fn tensors(c: &T5Config) -> Vec<TensorSpec> {
 mod tests {
     use super::*;
 
-    /// Bucket boundaries of the published 32-bucket, distance-128 scheme.
+    /// The bucket boundaries of the published scheme with 32 buckets and distance 128.
     #[test]
     fn buckets_are_exact_to_seven_then_logarithmic_then_capped() {
         let b = relative_buckets(&T5Config::xxl(), 300);

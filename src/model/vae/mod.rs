@@ -1,4 +1,5 @@
-//! The autoencoder, after `flux/modules/autoencoder.py`. Pixels are rows, channels last; heights and widths are those of one tile.
+//! The autoencoder, after `flux/modules/autoencoder.py`. Pixels are rows, channels last. Heights
+//! and widths are those of one tile.
 
 mod config;
 
@@ -12,8 +13,11 @@ use crate::op::{
 };
 use crate::tensor::Tensor;
 
-/// Latents to pixels for one tile of `height x width` latent pixels. Input `latents`: packed tokens ((h/2)*(w/2) x 4*latent, f32, as the transformer leaves
-/// them). Output `pixels`: (h*f)*(w*f) x 3, f32, nominally -1..1, f = `factor()`.
+/// Decodes one tile of `height x width` latent pixels.
+///
+/// Input: `latents`, packed tokens ((h/2) * (w/2) x 4 * latent, f32, as the transformer returns
+/// them). Output: `pixels` ((h*f) * (w*f) x 3, f32, usually between -1 and 1), where f is
+/// `factor()`.
 pub fn decode(c: &VaeConfig, height: usize, width: usize, act: DType) -> Program {
     let mut r = Recorder::new("decode");
     let tokens = r.input("latents", height * width / 4, 4 * c.latent, DType::F32);
@@ -68,8 +72,10 @@ pub fn decode(c: &VaeConfig, height: usize, width: usize, act: DType) -> Program
     net.r.finish()
 }
 
-/// Pixels to the latents' mean. Input `pixels`: height*width x 3, f32, -1..1; height and width are multiples of twice `factor()`. Output `latents`: packed tokens
-/// of the mean, not yet shifted and scaled.
+/// Encodes pixels to the mean of the latents.
+///
+/// Input: `pixels` (height * width x 3, f32, from -1 to 1); height and width are multiples of twice
+/// `factor()`. Output: `latents`, packed tokens of the mean, not yet shifted and scaled.
 pub fn encode(c: &VaeConfig, height: usize, width: usize, act: DType) -> Program {
     let mut r = Recorder::new("encode");
     let pixels = r.input("pixels", height * width, 3, DType::F32);
@@ -134,7 +140,7 @@ struct Net<'a> {
     c: &'a VaeConfig,
     act: DType,
     half: &'static str,
-    /// Present height and width.
+    /// The current height and width.
     h: usize,
     w: usize,
 }
@@ -210,7 +216,8 @@ impl Net<'_> {
         out
     }
 
-    /// `ResnetBlock`: x + conv2(silu(norm2(conv1(silu(norm1(x)))))), with a 1x1 shortcut where the width changes.
+    /// `ResnetBlock`: x + conv2(silu(norm2(conv1(silu(norm1(x)))))), with a 1x1 shortcut where the
+    /// width changes.
     fn res_block(&mut self, name: &str, label: &str, x: Tensor, channels: usize) -> Tensor {
         let n = self.group_norm(&format!("{label}.norm1"), &format!("{name}.norm1"), x, true);
         let n = self.conv3(&format!("{label}.conv1"), &format!("{name}.conv1"), n, channels, None);
@@ -285,7 +292,7 @@ impl Net<'_> {
     }
 }
 
-/// Every tensor of the autoencoder (without the encoder where `c.encoder` is false).
+/// Every tensor of the autoencoder, without the encoder if `c.encoder` is false.
 pub fn tensors(c: &VaeConfig) -> Vec<TensorSpec> {
     let mut out = Vec::new();
     let top = *c.channels.last().expect("a level");
