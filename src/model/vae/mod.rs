@@ -150,7 +150,7 @@ impl Net<'_> {
         self.r.scope(scope);
     }
 
-    #[allow(clippy::too_many_arguments)] // label, name, input, and what differs between the five kinds of convolution
+    #[allow(clippy::too_many_arguments, reason = "the parameters of a convolution")]
     fn conv(
         &mut self,
         label: &str,

@@ -1,6 +1,7 @@
-//! One checkpoint file: its bytes and its checked header, whichever of the two containers it is. Files of other kinds are refused by name.
+//! One checkpoint file: its bytes and its checked header, in either container. Other kinds of files
+//! are refused by name.
 
-// As in `safetensors`: no arithmetic on a stranger's numbers that could wrap or panic.
+// As in `safetensors`: no unchecked arithmetic on numbers from the file.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::fs::File;
@@ -17,11 +18,11 @@ use crate::tensor::ByteSource;
 
 /// An open safetensors or GGUF file.
 pub struct WeightFile {
-    /// Where it lies; a made-up name for embedded bytes.
+    /// The path of the file, or a made-up name for embedded bytes.
     pub path: PathBuf,
     pub source: Arc<dyn ByteSource>,
     pub header: Header,
-    /// A warning for the user, if it could not be mapped.
+    /// A warning for the user if the file could not be mapped.
     pub note: Option<String>,
 }
 
@@ -32,7 +33,7 @@ impl WeightFile {
         Self::of(source, path, note)
     }
 
-    /// The same over any bytes; `path` is then only a name.
+    /// The same for bytes from any source. `path` is then only a name.
     pub fn of(source: Arc<dyn ByteSource>, path: &Path, note: Option<String>) -> Result<Self> {
         let bytes = source.bytes();
         refuse_other_kinds(bytes, path)?;
@@ -45,7 +46,8 @@ impl WeightFile {
         self.source.bytes().starts_with(b"GGUF")
     }
 
-    /// A number that recognises the file: FNV-1a over its header and 64 samples spread over its data (two fine-tunes saved by one tool have equal headers).
+    /// A number that identifies the file: FNV-1a over its header and 64 samples spread over its
+    /// data. (Two fine-tunes that were saved by the same tool have equal headers.)
     pub fn fingerprint(&self, seed: u64) -> u64 {
         let bytes = self.source.bytes();
         let mut hash = fnv(seed, &bytes[..self.header.data_start]);
@@ -58,15 +60,15 @@ impl WeightFile {
     }
 }
 
-/// The start value of `fnv`.
+/// The start value of [`fnv`].
 pub const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 
-/// FNV-1a, 64 bit, going on from `hash`.
+/// FNV-1a, 64 bits, continued from `hash`.
 pub fn fnv(hash: u64, bytes: &[u8]) -> u64 {
     bytes.iter().fold(hash, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
-/// The header in `bytes`, which are a whole file of `file_bytes`.
+/// Parses the header of `bytes`, which are a whole file of `file_bytes`.
 fn header(bytes: &[u8], file_bytes: u64) -> Result<Header> {
     if !bytes.starts_with(gguf::MAGIC) {
         return safetensors::parse(bytes, file_bytes);
@@ -77,16 +79,18 @@ fn header(bytes: &[u8], file_bytes: u64) -> Result<Header> {
     })
 }
 
-/// What is read first of a GGUF file: enough for a transformer, whose header has no list of words.
+/// How much of a GGUF file is read first. This is enough for a transformer, whose header contains
+/// no vocabulary.
 const FIRST_READ: u64 = 128 << 10;
 
-/// The header of the file at `path`, read without mapping the rest: for looking at many files.
+/// Reads the header of the file at `path` without mapping the rest, for looking at many files.
 pub fn read_header(path: &Path) -> Result<Header> {
     let io = |e| map::unreadable(path, &e);
     let mut file = File::open(path).map_err(io)?;
     let size = file.metadata().map_err(io)?.len();
     let mut bytes = Vec::new();
-    // Of a file that is shortened in between there is less than its size promises; the parsers see that.
+    // If the file is truncated in the meantime, fewer bytes come than its size promised. The
+    // parsers detect that.
     let mut read_to = |bytes: &mut Vec<u8>, end: u64| {
         let more = end.saturating_sub(bytes.len() as u64);
         file.by_ref().take(more).read_to_end(bytes).map_err(io)
@@ -98,7 +102,7 @@ pub fn read_header(path: &Path) -> Result<Header> {
         read_to(&mut bytes, length as u64)?;
         return safetensors::parse(&bytes, size).map_err(|e| e.at_path(path));
     }
-    // A GGUF header does not say how long it is: read on, twice as far each time, until it ends.
+    // A GGUF header does not contain its own length: read twice as far each time, until it ends.
     let mut end = FIRST_READ;
     loop {
         read_to(&mut bytes, end)?;
@@ -113,20 +117,20 @@ pub fn read_header(path: &Path) -> Result<Header> {
     }
 }
 
-/// Pickle files and texts are known by their first bytes, whatever they are called.
+/// Refuses pickle files and texts, which are recognised by their first bytes, not by their names.
 fn refuse_other_kinds(bytes: &[u8], path: &Path) -> Result<()> {
     let e = if bytes.starts_with(b"PK\x03\x04")
         || bytes.starts_with(&[0x80, 0x02]) && bytes.get(7) != Some(&0)
     {
         Error::model(
-            "this is a pickle (.ckpt, .pt) file, which can run any code when it is loaded; it is not supported",
+            "this is a pickle file (.ckpt, .pt), which is not supported: it can run code when loaded",
         )
-        .try_("use a .safetensors or .gguf file, or convert it in a place you trust")
+        .try_("use a .safetensors or .gguf file, or convert this file on a machine that you can risk")
     } else if bytes.starts_with(b"version ")
         || bytes.starts_with(b"<!DOCTYPE")
         || bytes.starts_with(b"<html")
     {
-        Error::model("this is a small text (a Git LFS pointer or a web page) in place of the file")
+        Error::model("this is a small text file (a Git LFS pointer or a web page), not the model")
             .try_("download it again")
     } else {
         return Ok(());

@@ -1,4 +1,5 @@
-//! A checkpoint file as bytes: mapped read-only, or read into memory where the system refuses to map it.
+//! The bytes of a checkpoint file: mapped read-only, or read into memory if the system cannot map
+//! it.
 
 use std::fs::{File, Metadata};
 use std::io::Read;
@@ -13,14 +14,17 @@ use crate::error::{Error, Result};
 use crate::tensor::ByteSource;
 use crate::units;
 
-/// An opened file and, if it could not be mapped, a warning for the user.
+/// An open file, and a warning for the user if it could not be mapped.
 pub type Opened = (Arc<dyn ByteSource>, Option<String>);
 
-/// Maps the file at `path`; where that is refused (some network and FUSE file systems) reads it whole instead.
+/// Maps the file at `path`. If the system refuses (some network and FUSE file systems do), the
+/// whole file is read instead.
 pub fn open(path: &Path) -> Result<Opened> {
     open_with(path, |file| {
-        // SAFETY: the map is read-only and private to this process. Another process that shortens or rewrites the file while it is mapped can still
-        // change or take away bytes; `Map::check` looks for that at block boundaries, and no value read from the map is trusted for memory safety.
+        // SAFETY: the map is read-only and private to this process. Another process that truncates
+        // or rewrites the file while it is mapped can still change or remove bytes. `Map::check`
+        // looks for that at block boundaries, and no value from the map is trusted for memory
+        // safety.
         unsafe { Mmap::map(file) }
     })
 }
@@ -39,7 +43,7 @@ fn open_with(path: &Path, map: impl FnOnce(&File) -> std::io::Result<Mmap>) -> R
         Err(refusal) => {
             let bytes = read_whole(path, file, metadata.len())?;
             let note = format!(
-                "{} cannot be mapped ({refusal}) and was read into memory: {} that cannot be given back",
+                "{} cannot be mapped ({refusal}), so it was read into memory: {} that cannot be released",
                 path.display(),
                 units::bytes(bytes.len() as u64)
             );
@@ -61,7 +65,7 @@ fn read_whole(path: &Path, mut file: File, size: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// An I/O error of opening or reading `path`, as the error that its user sees.
+/// Converts an I/O error of opening or reading `path` to the error that the user sees.
 pub fn unreadable(path: &Path, e: &std::io::Error) -> Error {
     match e.kind() {
         std::io::ErrorKind::NotFound => Error::missing("no such file").at_path(path),
@@ -72,7 +76,7 @@ pub fn unreadable(path: &Path, e: &std::io::Error) -> Error {
     }
 }
 
-/// What shows that a file was written to: its length and its time of change.
+/// What shows that a file was written to: its length and its modification time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Identity {
     bytes: u64,
@@ -85,7 +89,8 @@ impl Identity {
     }
 }
 
-/// A mapped file. The handle stays open, so that a file that was renamed over or unlinked is still the one that is looked at.
+/// A mapped file. The handle stays open, so that `check` looks at the mapped file even if another
+/// file has taken its name.
 struct Map {
     map: Mmap,
     file: File,
@@ -106,7 +111,7 @@ impl ByteSource for Map {
             use std::os::unix::fs::FileExt;
             self.file.read_exact_at(to, offset as u64).map_err(|e| match e.kind() {
                 std::io::ErrorKind::UnexpectedEof => {
-                    Error::model("the file was cut short while it was in use")
+                    Error::model("the file was truncated while it was in use")
                         .at_path(&self.path)
                         .try_("download it again")
                 }
@@ -126,10 +131,12 @@ impl ByteSource for Map {
         }
         #[cfg(target_os = "linux")]
         {
-            // Reads ahead and fills the page tables in one call; a failing disk or a file that was cut short is an error here, not a signal.
+            // Reads ahead and fills the page tables in one call. A failing disk or a truncated file
+            // is an error here, not a signal.
             match self.map.advise_range(Advice::PopulateRead, range.start, range.len()) {
                 Ok(()) => return Ok(()),
-                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {} // Linux before 5.14
+                // Linux before 5.14
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
                 Err(e) => return Err(unreadable(&self.path, &e)),
             }
         }
@@ -145,14 +152,15 @@ impl ByteSource for Map {
         if range.end > self.map.len() {
             return;
         }
-        // Neighbouring tensors share the pages at either end.
+        // Neighbouring tensors share the pages at both ends.
         let (first, last) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
         if first >= last {
             return;
         }
         #[cfg(unix)]
         {
-            // SAFETY: on a read-only map of a file DONTNEED only empties page table entries; the next read brings the same bytes back from the file.
+            // SAFETY: on a read-only map of a file, DONTNEED only clears page table entries. The
+            // next read loads the same bytes from the file again.
             let _ = unsafe {
                 self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, first, last - first)
             };
@@ -175,25 +183,30 @@ impl ByteSource for Map {
     }
 }
 
-/// From now on the process ends with exit code 3 and a message when a mapped file was cut short under it, or its disk fails: the access is a bus error then, which nothing
-/// can go on from. For programs that own their process; a server lets its worker die instead.
+/// From now on, the process ends with a message and exit code 3 if a mapped file is truncated or
+/// its disk fails. Such an access is a bus error, from which a process cannot continue. Only for
+/// programs that own their process.
 #[cfg(unix)]
 pub fn exit_on_lost_pages() {
     extern "C" fn lost(_: libc::c_int) {
-        const TEXT: &[u8] = b"error: a model file was cut short or could not be read while it was in use\n  try: again, with the whole file on a disk that works\n";
-        // SAFETY: write and _exit may be called in a signal handler, and the text lives forever.
+        const TEXT: &[u8] = concat!(
+            "error: a model file was truncated or could not be read while it was in use\n",
+            "  try: run again, with the whole file on a disk that works\n",
+        )
+        .as_bytes();
+        // SAFETY: write and _exit may be called in a signal handler, and the text is static.
         unsafe {
             libc::write(2, TEXT.as_ptr().cast(), TEXT.len());
             libc::_exit(3);
         }
     }
-    // SAFETY: the handler is of the type that is asked for, and calls nothing that a handler may not.
+    // SAFETY: the handler has the required type, and calls only functions that a handler may call.
     unsafe {
         libc::signal(libc::SIGBUS, lost as *const () as libc::sighandler_t);
     }
 }
 
-/// Only Unix has the signal.
+/// Does nothing: only Unix has this signal.
 #[cfg(not(unix))]
 pub fn exit_on_lost_pages() {}
 
@@ -230,7 +243,7 @@ mod tests {
         source.will_need(10 * PAGE + 5..20 * PAGE + 5).unwrap();
         assert!(resident_kb(f.path()) >= 11 * PAGE / 1024);
         source.will_need(0..data.len()).unwrap();
-        // Pages that are only partly inside stay.
+        // Pages that are only partly inside the range stay.
         source.let_go(1..data.len() - 1);
         assert_eq!(resident_kb(f.path()), 2 * PAGE / 1024);
         assert_eq!(source.bytes(), data);
@@ -249,10 +262,11 @@ mod tests {
             .unwrap()
             .set_len(2 * PAGE as u64)
             .unwrap();
-        // To touch these pages would end the process; every weight passes one of these before it is touched.
+        // Touching these pages would end the process. Every weight passes one of these checks
+        // first.
         assert_eq!(source.will_need(10 * PAGE..20 * PAGE).unwrap_err().kind(), Kind::Model);
         let e = source.read_at(10 * PAGE, &mut [0; 16]).unwrap_err();
-        assert!(e.kind() == Kind::Model && e.to_string().contains("cut short"), "{e}");
+        assert!(e.kind() == Kind::Model && e.to_string().contains("truncated"), "{e}");
         assert_eq!(source.check().unwrap_err().kind(), Kind::Model);
         source.will_need(0..2 * PAGE).unwrap();
         assert_eq!(source.bytes()[..2 * PAGE], [7; 2 * PAGE]);

@@ -1,4 +1,5 @@
-//! Containers: files of named tensors, mapped and checked. Nothing here knows what a tensor is for.
+//! Containers: files of named tensors, mapped and checked. Nothing here knows the purpose of a
+//! tensor.
 
 pub mod file;
 pub mod gguf;

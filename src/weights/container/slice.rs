@@ -1,11 +1,13 @@
-//! Cutting rows or elements out of stored parts; the few cases in which bytes are copied live here.
+//! Selects rows or elements of stored parts. The few cases in which bytes are copied are here.
 
 use std::sync::Arc;
 
 use crate::dtype::DType;
 use crate::tensor::{HostPart, Scale};
 
-/// Rows `first .. first + rows` of the stacked `parts`, where they lie: a file may put them at any byte. 8-bit parts are passed on only for a `matrix`; of convolutions they are widened to f32.
+/// Rows `first .. first + rows` of the stacked `parts`, without a copy: they may start at any byte
+/// of a file. 8-bit parts are returned as they are only for a `matrix`; those of convolutions are
+/// widened to f32.
 pub fn rows(parts: &[HostPart], first: usize, rows: usize, matrix: bool) -> Vec<HostPart> {
     overlaps(parts.iter().map(|p| p.rows), first, rows)
         .map(|(i, from, count)| {
@@ -15,7 +17,8 @@ pub fn rows(parts: &[HostPart], first: usize, rows: usize, matrix: bool) -> Vec<
         .collect()
 }
 
-/// Elements `first .. first + count` of the vector that is stored as `parts` (each `1 x n`), as one part.
+/// Elements `first .. first + count` of the vector that is stored as `parts` (each `1 x n`), as one
+/// part.
 pub fn elements(parts: &[HostPart], first: usize, count: usize) -> Vec<HostPart> {
     if parts.iter().any(|p| !p.dtype.is_plain()) {
         return elements(&[widened(parts)], first, count);
@@ -33,7 +36,8 @@ pub fn elements(parts: &[HostPart], first: usize, count: usize) -> Vec<HostPart>
     }
 }
 
-/// Of pieces with these lengths laid end to end, those that `first .. first + count` touches: (index, start within it, length).
+/// The pieces that overlap `first .. first + count`, where the pieces have these lengths and follow
+/// one another: (index, start within the piece, length).
 fn overlaps(
     lengths: impl Iterator<Item = usize>,
     first: usize,
@@ -49,20 +53,21 @@ fn overlaps(
     })
 }
 
-/// The part itself if its elements lie at multiples of their size, else a copy that does.
+/// The part itself if its elements are at multiples of their size, else an aligned copy.
 fn aligned(part: HostPart) -> HostPart {
     if (part.bytes().as_ptr() as usize).is_multiple_of(part.dtype.size()) {
         return part;
     }
     let bytes = part.bytes();
-    // Vec<u8> promises no alignment; leave room to begin at a multiple of 8.
+    // Vec<u8> guarantees no alignment: reserve space to start at a multiple of 8.
     let mut copy = vec![0u8; bytes.len() + 8];
     let offset = copy.as_ptr().align_offset(8);
     copy[offset..offset + bytes.len()].copy_from_slice(bytes);
     HostPart { source: Arc::new(copy), offset, ..part }
 }
 
-/// All parts' values, scales applied, one after another as a single f32 part. The parts have equal columns, or are vectors.
+/// The values of all parts in sequence, scales applied, as a single f32 part. The parts have the
+/// same number of columns, or are vectors.
 fn widened(parts: &[HostPart]) -> HostPart {
     let mut values = Vec::new();
     for part in parts {

@@ -1,4 +1,4 @@
-//! The faults of the container, each by its number in the list of faults to survive.
+//! The faults of the container, each with its number in the list of faults.
 
 use super::*;
 use crate::dtype::DType;
@@ -33,7 +33,7 @@ fn a_sound_file_is_read_in_the_order_of_its_bytes() {
         ("a", StoredType::Float(DType::F32), &[2, 3][..])
     );
     assert_eq!(b.range, header.data_start + 24..header.data_start + 26);
-    // Trailing spaces pad the header; an empty file of no tensors is sound too, and so are empty tensors.
+    // Trailing spaces pad the header. A file without tensors is valid, and so are empty tensors.
     parse(&file(&format!("{TWO}   "), 26)).unwrap();
     assert_eq!(parse(&file("{}", 0)).unwrap().tensors, []);
     parse(&file(r#"{"a":{"dtype":"F8_E4M3","shape":[0],"data_offsets":[0,0]},"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#, 1)).unwrap();
@@ -68,7 +68,7 @@ fn f2_bit_flips_give_an_error_or_a_consistent_parse() {
             assert_eq!(next, bytes.len());
         }
     }
-    // Flips within names and metadata are still sound files.
+    // Flips within names and metadata give files that are still valid.
     assert!(accepted > 0);
 }
 
