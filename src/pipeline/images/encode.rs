@@ -1,4 +1,4 @@
-//! Pixels to the bytes of a file, with the settings inside where the format has a place for them.
+//! Encodes pixels as an image file, with the settings inside if the format has a place for them.
 
 use std::borrow::Cow;
 
@@ -8,34 +8,34 @@ use super::exif::{self, Entry};
 use crate::error::{Error, Result};
 use crate::pipeline::request::Picture;
 
-/// The formats we write.
+/// The formats that can be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Format {
     /// Lossless; settings in a text chunk.
     Png,
-    /// Lossy, the only format that heeds a quality; settings in EXIF.
+    /// Lossy. The only format that uses a quality. Settings in EXIF.
     Jpeg,
-    /// Lossless here; settings in EXIF.
+    /// Written without loss. Settings in EXIF.
     WebP,
-    /// Lossless, uncompressed, and without a place for settings.
+    /// Lossless, uncompressed. Stores no settings.
     Bmp,
-    /// Lossless, uncompressed; settings in ImageDescription.
+    /// Lossless, uncompressed. Settings in ImageDescription.
     Tiff,
 }
 
-/// The word under which PNG files keep their settings.
+/// The keyword under which PNG files store their settings.
 pub const PNG_KEY: &str = "parameters";
-/// What a JPEG's EXIF block may hold: a segment's 65,533 bytes less `Exif\0\0`.
+/// The capacity of a JPEG's EXIF block: a segment's 65,533 bytes minus `Exif\0\0`.
 const JPEG_EXIF_LIMIT: usize = 65_527;
-/// The JPEG quality that is used when none is given.
+/// The default JPEG quality.
 pub const DEFAULT_QUALITY: u8 = 90;
 
 impl Format {
-    /// All, in the order in which they are shown.
+    /// All formats, in the order in which they are listed.
     pub const ALL: [Format; 5] =
         [Format::Png, Format::Jpeg, Format::WebP, Format::Bmp, Format::Tiff];
 
-    /// The word people type.
+    /// The name that users type.
     pub fn name(self) -> &'static str {
         match self {
             Format::Png => "png",
@@ -46,7 +46,7 @@ impl Format {
         }
     }
 
-    /// The extension of a file name made by us.
+    /// The extension for generated file names.
     pub fn extension(self) -> &'static str {
         match self {
             Format::Jpeg => "jpg",
@@ -54,7 +54,7 @@ impl Format {
         }
     }
 
-    /// The type for HTTP.
+    /// The media type for HTTP.
     pub fn mime(self) -> &'static str {
         match self {
             Format::Png => "image/png",
@@ -65,7 +65,7 @@ impl Format {
         }
     }
 
-    /// From a name or an extension, in any case: png, jpg, jpeg, webp, bmp, tif, tiff.
+    /// Finds a format by name or extension, in any case: png, jpg, jpeg, webp, bmp, tif, tiff.
     pub fn parse(word: &str) -> Option<Self> {
         match word.to_ascii_lowercase().as_str() {
             "png" => Some(Format::Png),
@@ -78,8 +78,8 @@ impl Format {
     }
 }
 
-/// The bytes of a file of `format`. `quality` (1 to 100) matters to JPEG alone. `text` is what `metadata::write` gives; BMP
-/// leaves it out.
+/// The bytes of a file of `format`. Only JPEG uses `quality` (1 to 100). `text` comes from
+/// `metadata::write`; BMP leaves it out.
 pub fn encode(picture: &Picture, format: Format, quality: u8, text: &str) -> Result<Vec<u8>> {
     let Picture { width, height, rgb } = picture;
     let cannot = |why: String| {
@@ -135,9 +135,9 @@ fn png(
     let mut encoder = png::Encoder::new(out, w, h);
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
-    // Balanced would take 300 ms in place of 10 for a file 2 to 7 % smaller.
+    // Balanced compression would take 300 ms instead of 10 for a file that is 2 to 7 % smaller.
     encoder.set_compression(png::Compression::Fast);
-    // tEXt is what every reader looks for, but it is Latin-1; readers that know other scripts know iTXt.
+    // Every reader looks for tEXt, but it is Latin-1. Readers that support other scripts know iTXt.
     if text.chars().all(|c| (c as u32) < 256) {
         encoder.add_text_chunk(PNG_KEY.to_string(), text.to_string())?;
     } else {

@@ -1,12 +1,13 @@
-//! The tag directories that EXIF and TIFF share: enough of them to write our two, and to find one tag in any.
+//! The tag directories that EXIF and TIFF share. Only as much as is needed to write two kinds of
+//! blocks, and to find a tag in any block.
 
-/// The prompt and settings, in TIFF itself and, as a copy that simple viewers show, in EXIF.
+/// The prompt and the settings in TIFF, and a copy in EXIF that simple viewers show.
 pub const IMAGE_DESCRIPTION: u16 = 0x010e;
-/// The prompt and settings in EXIF.
+/// The prompt and the settings in EXIF.
 pub const USER_COMMENT: u16 = 0x9286;
 const EXIF_DIRECTORY: u16 = 0x8769;
 
-/// One tag and its value, big-endian.
+/// A tag and its value, big-endian.
 pub struct Entry {
     tag: u16,
     kind: u16,
@@ -43,14 +44,14 @@ impl Entry {
 /// The eight bytes before the first directory of a big-endian file.
 pub const HEADER: [u8; 8] = *b"MM\0\x2a\0\0\0\x08";
 
-/// Bytes that `directory` will give for these entries.
+/// The number of bytes that `directory` returns for these entries.
 pub fn directory_size(entries: &[Entry]) -> usize {
     let outside = |e: &Entry| if e.value.len() > 4 { e.value.len().next_multiple_of(2) } else { 0 };
     6 + entries.iter().map(|e| 12 + outside(e)).sum::<usize>()
 }
 
-/// A directory that will lie `at` bytes from the start of the file, entries in ascending order of their tags, followed by
-/// the values that do not fit into their entries.
+/// A directory that will be `at` bytes from the start of the file: the entries in ascending order
+/// of their tags, followed by the values that do not fit into their entries.
 pub fn directory(entries: &[Entry], at: usize) -> Vec<u8> {
     let mut out = (entries.len() as u16).to_be_bytes().to_vec();
     let mut outside = Vec::new();
@@ -73,19 +74,19 @@ pub fn directory(entries: &[Entry], at: usize) -> Vec<u8> {
     out
 }
 
-/// How an EXIF block spells its text; each next form is smaller.
+/// How an EXIF block encodes its text. Each form is smaller than the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Spelling {
-    /// UTF-16 in UserComment and a copy in ImageDescription: what most tools expect.
+    /// UTF-16 in UserComment and a copy in ImageDescription. This is what most tools expect.
     Both,
     /// UTF-16 in UserComment only.
     Wide,
-    /// UTF-8 in UserComment, under the mark for an unknown encoding.
+    /// UTF-8 in UserComment, marked as an unknown encoding.
     Narrow,
 }
 
-/// An EXIF block (without the `Exif\0\0` that JPEG puts before it) that holds `text` in at most `limit` bytes; `None` if
-/// there is no way.
+/// An EXIF block with `text`, in at most `limit` bytes and without the `Exif\0\0` that JPEG puts
+/// before it. `None` if the text does not fit in any form.
 pub fn exif(text: &str, limit: usize) -> Option<Vec<u8>> {
     [Spelling::Both, Spelling::Wide, Spelling::Narrow]
         .into_iter()
@@ -116,7 +117,8 @@ fn spelled(text: &str, spelling: Spelling) -> Vec<u8> {
     out
 }
 
-/// The text of an EXIF block or a TIFF file, whoever wrote it: UserComment if there is one, else ImageDescription.
+/// The text of an EXIF block or a TIFF file from any program: UserComment if there is one, else
+/// ImageDescription.
 pub fn text_of(bytes: &[u8]) -> Option<String> {
     let bytes = bytes.strip_prefix(b"Exif\0\0").unwrap_or(bytes);
     let file = Reader::new(bytes)?;
@@ -133,8 +135,8 @@ pub fn text_of(bytes: &[u8]) -> Option<String> {
     comment().or_else(description).filter(|text| !text.is_empty())
 }
 
-/// UserComment begins with eight bytes that name its encoding. Some tools write UTF-16 in the other byte order than the
-/// file's, so the order that gives readable settings is taken.
+/// UserComment starts with eight bytes that name its encoding. Some tools write UTF-16 in the
+/// opposite byte order to the file's, so the order that gives readable settings is used.
 fn user_comment(value: &[u8], big: bool) -> Option<String> {
     let (mark, text) = value.split_at_checked(8)?;
     if mark != b"UNICODE\0" {
@@ -182,7 +184,7 @@ impl<'a> Reader<'a> {
         Some(if self.big { u32::from_be_bytes(b) } else { u32::from_le_bytes(b) })
     }
 
-    /// The value of `tag` in the directory that lies at `at`.
+    /// The value of `tag` in the directory at byte `at`.
     fn find(&self, at: usize, tag: u16) -> Option<&'a [u8]> {
         let count = usize::from(self.u16(at)?);
         let entry =

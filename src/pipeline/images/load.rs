@@ -1,4 +1,4 @@
-//! Files to pixels (for image-to-image) and to the settings that are written in them.
+//! Reads image files: their pixels (for image-to-image), and the settings that are stored in them.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -12,23 +12,24 @@ use crate::error::{Error, Result};
 use crate::pipeline::request::{Picture, Settings};
 use crate::units;
 
-/// The most pixels of a picture that is read: 64 million.
+/// The maximum number of pixels of an image: 64 million.
 pub const MAX_PIXELS: u64 = 64_000_000;
-/// The most bytes of a file that is read.
+/// The maximum size of a file, in bytes.
 pub const MAX_FILE_BYTES: u64 = 512 << 20;
-/// The most that decoding may hold: the largest picture in 16-bit RGBA, twice over.
+/// The maximum memory for decoding: the largest image in 16-bit RGBA, twice.
 const MAX_DECODE_BYTES: u64 = 2 * 8 * MAX_PIXELS;
-/// The most bytes that a compressed text chunk may unfold to.
+/// The maximum size of a compressed text chunk after decompression, in bytes.
 const MAX_TEXT_BYTES: usize = 8 << 20;
 
-/// Reads a PNG, JPEG, WebP, BMP or TIFF, known by its content and not by its name, as 8-bit RGB. EXIF orientation is
-/// applied, gray and palettes become RGB, 16 bits become 8, transparency is laid on white, and of an animation the first
-/// picture is taken. Colour profiles are ignored.
+/// Reads a PNG, JPEG, WebP, BMP or TIFF as 8-bit RGB. The format is recognised by the content, not
+/// by the name. EXIF orientation is applied, gray and palettes become RGB, 16 bits become 8,
+/// transparent pixels are blended with white, and the first image of an animation is used. Colour
+/// profiles are ignored.
 pub fn load_init_image(path: &Path) -> Result<Picture> {
     decode(&read_file(path)?).map_err(|e| e.at_path(path))
 }
 
-/// Like `load_init_image`, from bytes in memory. The size is checked before anything is unpacked.
+/// Like [`load_init_image`], for bytes in memory. The size is checked before pixels are decoded.
 pub fn decode(bytes: &[u8]) -> Result<Picture> {
     let mut decoder = decoder(bytes)?;
     let (w, h) = decoder.dimensions();
@@ -45,7 +46,8 @@ pub fn decode(bytes: &[u8]) -> Result<Picture> {
     Ok(on_white(image))
 }
 
-/// The settings in a picture's file: those that this program wrote, or AUTOMATIC1111's as far as they go.
+/// The settings stored in an image file: those that this program wrote, or those of AUTOMATIC1111
+/// as far as they are known.
 pub fn read_metadata(path: &Path) -> Result<Settings> {
     let bytes = read_file(path)?;
     let text = text_in(&bytes).map_err(|e| e.at_path(path))?;
@@ -76,7 +78,7 @@ fn png_text(bytes: &[u8]) -> Option<String> {
         png::Decoder::new_with_limits(Cursor::new(bytes), png::Limits { bytes: MAX_TEXT_BYTES });
     let mut reader = decoder.read_info().ok()?;
     text_of_png(reader.info()).or_else(|| {
-        // Some tools write their text behind the pixels.
+        // Some tools write their text after the pixels.
         reader.finish().ok()?;
         text_of_png(reader.info())
     })
@@ -151,7 +153,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(cannot)
 }
 
-/// 8-bit RGB; what shines through shows white.
+/// Converts to 8-bit RGB, blending transparent pixels with white.
 fn on_white(image: DynamicImage) -> Picture {
     let (width, height) = (image.width() as usize, image.height() as usize);
     if !image.color().has_alpha() {
@@ -167,8 +169,9 @@ fn on_white(image: DynamicImage) -> Picture {
     Picture { width, height, rgb: rgb.collect() }
 }
 
-/// `picture` at `width` x `height`: first the largest part around its centre with that aspect ratio, then resized with a
-/// Lanczos filter. A picture of that size stays as it is, to the byte.
+/// Returns `picture` at `width` x `height`: cuts the largest part around its centre with that
+/// aspect ratio, then resizes it with a Lanczos filter. An image that has this size already is not
+/// changed.
 pub fn fit(picture: Picture, width: usize, height: usize) -> Picture {
     if (picture.width, picture.height) == (width, height) {
         return picture;

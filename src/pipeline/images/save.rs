@@ -1,4 +1,4 @@
-//! Writing a file whole or not at all: beside its place first, then renamed.
+//! Writes a file completely or not at all: under a temporary name first, then renamed.
 
 use std::fs;
 use std::io::{self, Write};
@@ -10,21 +10,22 @@ use super::metadata;
 use crate::error::{Error, Result};
 use crate::pipeline::request::{Picture, Settings};
 
-/// How our unfinished files are called: this, the process id, and some random letters.
+/// The start of the names of unfinished files; the process id and random letters follow.
 const PREFIX: &str = ".flux-fast-";
 const SUFFIX: &str = ".tmp";
-/// Where processes cannot be looked up, an unfinished file this old is taken for abandoned.
+/// Where the system cannot be asked for processes, an unfinished file of this age counts as
+/// abandoned.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
-/// What is written into a picture's file.
+/// What is stored in an image file besides the pixels.
 #[derive(Debug, Clone, Copy)]
 pub struct Metadata<'a> {
     pub settings: &'a Settings,
-    /// Which picture of `settings.count` it is, from 0.
+    /// The number of the image among `settings.count` images, from 0.
     pub index: usize,
 }
 
-/// Writes `picture` to `path`: whole, or not at all, leaving what was there.
+/// Writes `picture` to `path` completely, or leaves what was there.
 pub fn save(
     picture: &Picture,
     path: &Path,
@@ -37,21 +38,22 @@ pub fn save(
     write_beside(path, &bytes)
 }
 
-/// Finds out before the work begins whether `path` can be written: its folder is there and takes new files, and the name is
-/// one that a file can have. Also removes what a killed process left there unfinished.
+/// Checks before the work starts whether `path` can be written: its folder exists and accepts new
+/// files, and the name is one that a file can have. Also removes unfinished files that a killed
+/// process left there.
 pub fn probe_output(path: &Path) -> Result<()> {
     let Target::File { folder, path } = target(path)? else { return Ok(()) };
     sweep(&folder);
     let file = temporary(&folder).map_err(|e| failed(e, &path))?;
-    // A file system decides which names it takes (length, characters), so ask it rather than guess.
+    // The file system decides which names are allowed (length, characters), so ask it.
     match fs::symlink_metadata(&path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(e, &path)),
         _ => file.close().map_err(|e| failed(e, &path)),
     }
 }
 
-/// Puts `bytes` in a new file in the folder of `path`, makes sure that they are on the disk, and gives it the name. Devices and
-/// pipes are written directly.
+/// Writes `bytes` to a new file in the folder of `path`, makes sure that they are on the disk, and
+/// renames the file. Devices and pipes are written directly.
 pub fn write_beside(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> io::Result<Result<()>> {
         let (folder, path) = match target(path) {
@@ -67,7 +69,8 @@ pub fn write_beside(path: &Path, bytes: &[u8]) -> Result<()> {
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         file.persist(&path).map_err(|e| e.error)?;
-        // The name, too, should survive a power cut; not every file system can be asked for that, and the file is whole.
+        // The name should survive a power failure, too. Not every file system supports that, and
+        // the file is complete in any case.
         if let Ok(folder) = fs::File::open(&folder) {
             folder.sync_all().ok();
         }
@@ -77,7 +80,8 @@ pub fn write_beside(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 enum Target {
-    /// A regular file, or nothing yet. Links are followed, so that the file they lead to is replaced and not the link.
+    /// A regular file, or nothing yet. Links are followed: the file that they point to is replaced,
+    /// not the link.
     File { folder: PathBuf, path: PathBuf },
     /// A device, a pipe or a socket.
     Stream,
@@ -117,7 +121,7 @@ fn target(path: &Path) -> Result<Target> {
     }
 }
 
-/// A file that removes itself unless it is given its name; readable by whom the umask says.
+/// A file that removes itself unless it gets its final name. The umask decides who may read it.
 fn temporary(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
     let prefix = format!("{PREFIX}{}-", std::process::id());
     let mut builder = tempfile::Builder::new();
@@ -127,7 +131,7 @@ fn temporary(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
     builder.tempfile_in(folder)
 }
 
-/// Removes unfinished files of processes that are gone.
+/// Removes the unfinished files of processes that have ended.
 fn sweep(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {

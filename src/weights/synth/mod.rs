@@ -1,7 +1,9 @@
-//! Synthetic checkpoints: seeded weights of any size in any dialect, for tests and measurements without the real files.
+//! Synthetic checkpoints: seeded weights of any size and in any dialect, for tests and measurements
+//! without the real files.
 //!
-//! A value depends on nothing but the seed and the tensor's component, canonical name and shape. So one model can be written in
-//! every dialect and must then give the same pictures, and large models need no golden weights.
+//! A value depends only on the seed and on the tensor's component, canonical name and shape. So the
+//! same model can be written in every dialect and must then give the same images, and large models
+//! need no stored weights.
 
 mod values;
 mod write;
@@ -13,18 +15,21 @@ use serde_json::Value;
 use crate::spec::Component;
 use values::{Field, Rounding};
 
-/// To which numbers values are rounded.
+/// To which set of numbers values are rounded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grid {
-    /// As defined, in f32.
+    /// Not rounded: f32 values as defined.
     F32,
-    /// Matrices to e4m3 times a power of two per tensor, all else to what bf16 and f16 both hold: f32, bf16, f16 and scaled fp8 store them exactly.
+    /// Matrices are rounded to e4m3 times a power of two per tensor, everything else to values that
+    /// both bf16 and f16 can store. F32, bf16, f16 and scaled fp8 store these values exactly.
     F8,
-    /// Matrices to e4m3 itself, which is coarse for small values: plain fp8 stores them exactly as well.
+    /// Matrices are rounded to e4m3 itself, which is coarse for small values. Plain fp8 stores
+    /// these values exactly, too.
     F8Plain,
 }
 
-/// How tensors are stored. 8 bits are for matrices only; beside them embeddings, vectors and convolutions are bf16.
+/// How tensors are stored. Only matrices are stored in 8 bits; embeddings, vectors and convolutions
+/// are bf16 then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Storage {
     F32,
@@ -40,18 +45,19 @@ pub enum Storage {
     F8ScaledNew,
 }
 
-/// Names and files.
+/// How tensors are named, and how they are distributed over files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
-    /// A file per component in a folder; a path that ends in `.safetensors` is the file of the only component.
+    /// One file per component in a folder. If the path ends in `.safetensors`, it is the file of
+    /// the only component.
     Bfl,
-    /// A folder with `model_index.json`; files above `shard_bytes` are split.
+    /// A folder with `model_index.json`. Files above `shard_bytes` are split.
     Diffusers { shard_bytes: Option<u64> },
     /// One file for everything.
     Comfy,
 }
 
-/// A checkpoint to make.
+/// The description of a checkpoint to write.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SynthSpec {
     pub seed: u64,
@@ -60,18 +66,20 @@ pub struct SynthSpec {
     pub grid: Grid,
     pub storage: Storage,
     pub dialect: Dialect,
-    /// An object of `transformer`, `text_encoder`, `text_encoder_2`, `vae`, `scheduler`, `tokenizer_2`, `generation`; each may be absent.
+    /// An object with the keys `transformer`, `text_encoder`, `text_encoder_2`, `vae`, `scheduler`,
+    /// `tokenizer_2` and `generation`, all optional.
     pub configs: Value,
 }
 
 impl SynthSpec {
-    /// The value of element `i` of one of its tensors after rounding to the grid: what every exact storage gives back.
+    /// The value of element `i` of a tensor after rounding to the grid. Every exact storage returns
+    /// this value.
     pub fn value(&self, component: Component, name: &str, shape: &[usize], i: u64) -> f32 {
         let field = Field::new(self.seed, component, name, shape);
         Rounding::of(self.grid, component, name, shape, &field).round(field.at(i))
     }
 
-    /// All values of one of its tensors, row-major.
+    /// All values of a tensor, row-major.
     pub fn values(&self, component: Component, name: &str, shape: &[usize]) -> Vec<f32> {
         let field = Field::new(self.seed, component, name, shape);
         let rounding = Rounding::of(self.grid, component, name, shape, &field);
@@ -79,7 +87,7 @@ impl SynthSpec {
     }
 }
 
-/// Element `i` (row-major) of the canonical tensor `name` under `seed`, not rounded.
+/// Element `i` (row-major) of the canonical tensor `name` for `seed`, not rounded.
 pub fn value(seed: u64, component: Component, name: &str, shape: &[usize], i: u64) -> f32 {
     Field::new(seed, component, name, shape).at(i)
 }
@@ -89,7 +97,7 @@ mod tests {
     use super::*;
     use crate::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
 
-    /// Bits from an independent implementation in Python of the definition in `Field`.
+    /// Bits from an independent implementation, in Python, of the definition of `Field`.
     #[test]
     fn values_are_those_of_the_definition() {
         type Case = (u64, Component, &'static str, &'static [usize], u64, u32);
@@ -159,7 +167,7 @@ mod tests {
                 "{bias}"
             );
         }
-        // The scaled grid is fine enough to tell values apart; a matrix has at most 255 codes.
+        // The scaled grid is fine enough to distinguish values; a matrix has at most 255 codes.
         assert!((50..256).contains(&distinct.len()), "{}", distinct.len());
     }
 }

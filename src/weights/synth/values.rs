@@ -1,5 +1,5 @@
-//! What each element of a synthetic tensor is. The same definition stands in the scripts that make the golden files, so it may
-//! not change in a single bit.
+//! The value of each element of a synthetic tensor. The scripts that make the golden files contain
+//! the same definition, so no bit of it may change.
 
 use half::f16;
 
@@ -11,7 +11,8 @@ use crate::weights::container::file::{FNV_OFFSET, fnv};
 
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// The values of one tensor: element i is `add + mul * u(i)`, u uniform in [-1, 1) from splitmix64 seeded by the tensor's name.
+/// The values of one tensor: element i is `add + mul * u(i)`, where u is uniform in [-1, 1), from
+/// splitmix64 seeded by the tensor's name.
 #[derive(Debug, Clone, Copy)]
 pub struct Field {
     base: u64,
@@ -20,7 +21,8 @@ pub struct Field {
 }
 
 impl Field {
-    /// The field of the canonical tensor `name`, whose shape decides the amplitude: variance-preserving matrices, small biases, gains near 1.
+    /// The field of the canonical tensor `name`. Its shape decides the amplitude: matrices preserve
+    /// the variance, biases are small, gains are near 1.
     pub fn new(seed: u64, component: Component, name: &str, shape: &[usize]) -> Self {
         let hash = fnv(FNV_OFFSET, format!("{}/{name}", component.name).as_bytes());
         let (add, mul) = match shape {
@@ -29,7 +31,7 @@ impl Field {
             _ if component.is_table(name) => (0.0, 1.0),
             [_, rest @ ..] => {
                 let fan_in = rest.iter().product::<usize>() as f64;
-                // Attention without a softmax scale: the query weights make up for it.
+                // For attention without a softmax scale, the query weights contain that factor.
                 let queries = component.unscaled_queries.filter(|(q, _)| matches(&[q], name));
                 let gain = queries.map_or(1.0, |(_, width)| 1.0 / width.sqrt());
                 (0.0, (gain * (3.0 / fan_in).sqrt()) as f32)
@@ -49,7 +51,8 @@ impl Field {
         self.add + self.mul * u
     }
 
-    /// The smallest power of two (at least 2^-15, so that f16 holds every multiple of its 2^-9) by which no value of a matrix exceeds 448.
+    /// The smallest power of two (at least 2^-15, so that f16 can store every multiple of its 2^-9)
+    /// that scales all values of a matrix to at most 448.
     fn scale(&self) -> f32 {
         let mut scale = 2f32.powi(-15);
         while self.mul > 448.0 * scale {
@@ -62,16 +65,16 @@ impl Field {
 /// How values are rounded before they are stored.
 #[derive(Debug, Clone, Copy)]
 pub enum Rounding {
-    /// Not at all.
+    /// Not rounded.
     None,
-    /// To what both bf16 and f16 hold.
+    /// To values that both bf16 and f16 can store.
     Half,
     /// To e4m3 times this power of two.
     E4m3(f32),
 }
 
 impl Rounding {
-    /// What `grid` asks for of the tensor `name`.
+    /// The rounding that `grid` requires for the tensor `name`.
     pub fn of(
         grid: Grid,
         component: Component,
@@ -87,7 +90,7 @@ impl Rounding {
         }
     }
 
-    /// `v` rounded.
+    /// Returns `v`, rounded.
     #[inline(always)]
     pub fn round(self, v: f32) -> f32 {
         match self {
@@ -98,19 +101,21 @@ impl Rounding {
     }
 }
 
-/// Nearest even, for finite values.
+/// Rounds to the nearest even, for finite values.
 #[inline(always)]
 fn to_bf16(v: f32) -> u16 {
     let bits = v.to_bits();
     ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
 }
 
-/// Nearest even, saturating at 448, for finite values: `dtype::f32_to_f8e4m3` without its branches, since billions of these are made.
+/// Rounds to the nearest even and saturates at 448, for finite values. The same as
+/// `dtype::f32_to_f8e4m3`, without its branches, because it runs for billions of values.
 #[inline(always)]
 fn to_e4m3(v: f32) -> u8 {
     let bits = v.to_bits();
     let a = bits & 0x7fff_ffff;
-    // Normal codes: drop 20 bits of the mantissa, then move the bias from 127 to 7. (Wraps for small values, which are not used.)
+    // Normal codes: drop 20 bits of the mantissa, then change the bias from 127 to 7. (Wraps for
+    // small values, for which the result is not used.)
     let normal = ((a + 0x7_ffff + ((a >> 20) & 1)) >> 20).wrapping_sub(120 << 3);
     // Subnormal codes count in steps of 2^-9, the last place of floats between 2^14 and 2^15.
     let subnormal = (f32::from_bits(a) + 16384.0).to_bits() - 16384f32.to_bits();
@@ -118,7 +123,7 @@ fn to_e4m3(v: f32) -> u8 {
     ((bits >> 24) & 0x80) as u8 | code as u8
 }
 
-/// Writes elements `first ..` of `field` into `out` as `dtype`, rounded, then divided by `scale`.
+/// Writes elements `first ..` of `field` into `out` as `dtype`: rounded, then divided by `scale`.
 pub fn fill(
     out: &mut [u8],
     dtype: DType,
@@ -127,12 +132,12 @@ pub fn fill(
     scale: f32,
     first: u64,
 ) {
-    // A product with the inverse of a power of two is the quotient.
+    // The product with the inverse of a power of two is equal to the quotient.
     let inverse = 1.0 / scale;
     let value = |i: usize| rounding.round(field.at(first + i as u64)) * inverse;
     match (dtype, rounding) {
         (DType::F8E4M3, Rounding::E4m3(grid)) if grid == scale => {
-            // The common case of large files: rounding and storing are one and the same.
+            // The common case of large files: rounding and storing are the same operation.
             out.iter_mut()
                 .enumerate()
                 .for_each(|(i, q)| *q = to_e4m3(field.at(first + i as u64) * inverse));
@@ -176,7 +181,8 @@ mod tests {
     #[test]
     fn the_branch_free_conversion_is_the_plain_one() {
         let mut checked = 0;
-        // Every float from 2^-14 to 512 with 12 leading mantissa bits and the ties' neighbours among the rest.
+        // Every float from 2^-14 to 512 with 12 leading mantissa bits, and the neighbours of ties
+        // between them.
         for high in (0x3880_0000u32..0x4400_0000).step_by(1 << 11) {
             for low in [0, 1, (1 << 11) - 1] {
                 let v = f32::from_bits(high | low);

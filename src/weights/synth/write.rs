@@ -1,4 +1,5 @@
-//! Laying out synthetic tensors in files of a dialect, and streaming them there: a chunk is made while the one before it is written.
+//! Lays out synthetic tensors in the files of a dialect, and streams them: one chunk is computed
+//! while the previous one is written.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Seek, SeekFrom, Write};
@@ -15,9 +16,9 @@ use crate::error::{Error, Result};
 use crate::spec::names::{Split, StoredNames};
 use crate::spec::{Component, FAMILIES, Role};
 
-/// Bytes made at a time; two such chunks are all the memory that writing takes.
+/// Bytes that are computed at a time. Writing needs memory for two such chunks.
 const CHUNK: usize = 32 << 20;
-/// Bytes that one thread makes at a time.
+/// Bytes that one thread computes at a time.
 const PIECE: usize = 256 << 10;
 
 /// A tensor of a file.
@@ -30,7 +31,7 @@ struct SynthTensor {
 
 enum Content {
     Bytes(Vec<u8>),
-    /// Runs of elements (first, count) of a canonical tensor, one after another.
+    /// Ranges of elements (first, count) of a canonical tensor, in sequence.
     Values {
         field: Field,
         rounding: Rounding,
@@ -59,7 +60,7 @@ impl SynthTensor {
         }
     }
 
-    /// Writers put wide elements first, so that every tensor is aligned.
+    /// Wide elements come first, so that every tensor is aligned.
     fn width(&self) -> u64 {
         match &self.content {
             Content::Bytes(_) if self.dtype == "F32" => 4,
@@ -69,14 +70,14 @@ impl SynthTensor {
     }
 }
 
-/// One file to be: its tensors and its metadata.
+/// A file to write: its tensors and its metadata.
 struct Plan {
     tensors: Vec<SynthTensor>,
     metadata: BTreeMap<String, String>,
 }
 
-/// Writes the checkpoint to `path` (see `Dialect` for what it is) and returns the weight files. Each is written beside its place and
-/// renamed when it is whole.
+/// Writes the checkpoint to `path` (see [`Dialect`] for what that is) and returns the weight files.
+/// Each file gets a temporary name first, and is renamed when it is complete.
 pub fn write(spec: &SynthSpec, path: &Path) -> Result<Vec<PathBuf>> {
     match spec.dialect {
         Dialect::Comfy => {
@@ -88,16 +89,16 @@ pub fn write(spec: &SynthSpec, path: &Path) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// How a long write fares, seen from another thread.
+/// The progress of a long write, for another thread.
 #[derive(Debug, Default)]
 pub struct Watch {
     /// Bytes written so far.
     pub written: AtomicU64,
-    /// Set it to end the write; the temporary file is removed.
+    /// Set this to stop the write; the temporary file is then removed.
     pub stop: AtomicBool,
 }
 
-/// Like `write` for `Dialect::Comfy`, told through `watch`. `Kind::Cancelled` if it was stopped.
+/// Like [`write`] for [`Dialect::Comfy`], with progress in `watch`.
 pub fn write_watched(spec: &SynthSpec, path: &Path, watch: &Watch) -> Result<()> {
     let plan = comfy(spec)?;
     let written = place(path, |file| stream(&plan, &mut Watched { file, watch }));
@@ -128,7 +129,8 @@ impl Write for Watched<'_> {
     }
 }
 
-/// The checkpoint as the bytes of one file in ComfyUI's names, whatever the spec's dialect: for small models in memory.
+/// The checkpoint as the bytes of one file with ComfyUI's names, whatever dialect the spec has. For
+/// small models in memory.
 pub fn to_bytes(spec: &SynthSpec) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     stream(&comfy(spec)?, &mut bytes).map_err(|e| Error::output(format!("cannot be made: {e}")))?;
@@ -218,7 +220,8 @@ fn write_diffusers(
     Ok(written)
 }
 
-/// Splits the tensors, in order, into files of at most `shard_bytes`, with an index where there are several.
+/// Splits the tensors, in order, into files of at most `shard_bytes`. If there are several, an
+/// index is added.
 fn write_shards(
     tensors: Vec<SynthTensor>,
     folder: &Path,
@@ -257,7 +260,7 @@ fn write_shards(
     Ok(written)
 }
 
-/// The components that the spec has tensors of.
+/// The components of which the spec contains tensors.
 fn present(spec: &SynthSpec) -> Vec<Component> {
     spec.tensors.iter().map(|t| t.0).collect::<BTreeSet<_>>().into_iter().collect()
 }
@@ -275,7 +278,7 @@ fn config_metadata(config: Map<String, Value>) -> BTreeMap<String, String> {
     metadata
 }
 
-/// The tensors of `component` as a file stores them, companions of scaled fp8 included.
+/// The tensors of `component` as a file stores them, including the scales of scaled fp8.
 fn component_tensors(
     spec: &SynthSpec,
     component: Component,
@@ -351,7 +354,7 @@ fn companions(storage: Storage, layer: &str, scale: f32) -> Vec<SynthTensor> {
     ]
 }
 
-/// How many rows each of several stored parts has.
+/// The number of rows of each stored part.
 fn split_rows<'a>(
     (rows, cols): (u64, u64),
     (split, parts): (Split, usize),
@@ -359,7 +362,7 @@ fn split_rows<'a>(
     mut tensors: impl Iterator<Item = &'a (Component, String, Vec<usize>)>,
 ) -> Result<Vec<u64>> {
     let width = match name.strip_suffix(".bias") {
-        // A bias has no columns to tell the width; its weight has.
+        // A bias has no columns that show the width, but its weight has.
         Some(layer) if split == Split::Square => {
             let weight = format!("{layer}.weight");
             tensors.find(|t| t.1 == weight).and_then(|t| t.2.get(1)).map_or(0, |n| *n as u64)
@@ -395,7 +398,7 @@ fn write_file(plan: &Plan, path: &Path) -> Result<()> {
     place(path, |file| stream(plan, file))
 }
 
-/// Lets `write` fill a temporary file beside `path`, then renames it.
+/// Calls `write` with a temporary file in the folder of `path`, then renames that file.
 fn place(path: &Path, write: impl FnOnce(&mut std::fs::File) -> std::io::Result<()>) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let io = |e| unwritable(path, e);
@@ -406,7 +409,7 @@ fn place(path: &Path, write: impl FnOnce(&mut std::fs::File) -> std::io::Result<
     Ok(())
 }
 
-/// The tensors in the order in which they lie in the file, and its header.
+/// The tensors in the order in which they are in the file, and the header of the file.
 fn layout(plan: &Plan) -> (Vec<&SynthTensor>, Vec<u8>) {
     let mut order: Vec<&SynthTensor> = plan.tensors.iter().collect();
     order.sort_by_key(|t| std::cmp::Reverse(t.width()));
@@ -426,8 +429,9 @@ fn layout(plan: &Plan) -> (Vec<&SynthTensor>, Vec<u8>) {
     (order, [&(header.len() as u64).to_le_bytes(), header.as_slice()].concat())
 }
 
-/// Like `write` for `Dialect::Comfy`, but all values are zero and take no room on a disk that knows holes: full-size geometry in no time, to try out
-/// plans and transfers.
+/// Like [`write`] for [`Dialect::Comfy`], but all values are zero and occupy no disk space on a
+/// file system with sparse files: full-size geometry without delay, for testing plans and
+/// transfers.
 pub fn write_hollow(spec: &SynthSpec, path: &Path) -> Result<()> {
     let plan = comfy(spec)?;
     place(path, |file| {
