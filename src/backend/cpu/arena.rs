@@ -1,27 +1,30 @@
-//! The one allocation that holds activations and scratch.
+//! The single allocation for activations and scratch.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 
 use crate::error::{Error, Result};
 
-/// Bytes that start at a page, so that no two tensors share a cache line and large arenas can use huge pages.
+/// Memory that starts at a page, so that no two tensors share a cache line and large arenas can use
+/// huge pages.
 pub(super) struct Arena {
     start: NonNull<u8>,
     layout: Layout,
 }
 
-// SAFETY: the arena owns plain bytes; who may touch which of them at what time is settled by the steps that use them.
+// SAFETY: the arena owns plain bytes; the steps that use them decide who uses which bytes at what
+// time.
 unsafe impl Send for Arena {}
 // SAFETY: as above; a shared arena only gives out addresses.
 unsafe impl Sync for Arena {}
 
-/// 2 MiB, the huge page of x86-64 and AArch64, where the arena is at least that large.
+/// 2 MiB, the size of a huge page of x86-64 and AArch64, if the arena is at least that large.
 const HUGE: usize = 2 << 20;
 const PAGE: usize = 4096;
 
 impl Arena {
-    /// `bytes` bytes; in a debug build every word of them is a NaN, so that what was never written shows in a result.
+    /// Allocates `bytes` bytes. In a debug build, every word is a NaN, so that memory that was
+    /// never written shows in a result.
     pub(super) fn new(bytes: usize) -> Result<Arena> {
         let align = if bytes >= HUGE { HUGE } else { PAGE };
         let refused = || {
@@ -34,11 +37,13 @@ impl Arena {
         let start = NonNull::new(unsafe { alloc(layout) }).ok_or_else(refused)?;
         #[cfg(target_os = "linux")]
         if bytes >= HUGE {
-            // SAFETY: the range was just allocated; the call is advice and its failure changes nothing but speed.
+            // SAFETY: the range was just allocated. The call is advice; if it fails, only speed
+            // changes.
             unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
         }
-        // SAFETY: the range was just allocated. Without the poison the bytes are made zero, for reading uninitialised memory,
-        // even by a kernel that ignores it, is not defined; fresh pages of a large allocation cost the same either way.
+        // SAFETY: the range was just allocated. In release builds the bytes are set to zero,
+        // because reading uninitialised memory is undefined even if the kernel ignores the values.
+        // Fresh pages of a large allocation cost the same either way.
         unsafe { start.as_ptr().write_bytes(if cfg!(debug_assertions) { 0xff } else { 0 }, bytes) };
         Ok(Arena { start, layout })
     }

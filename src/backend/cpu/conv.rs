@@ -1,13 +1,15 @@
 //! `Conv2d` as an implicit matrix product, channels last, and the table of its variants.
 //!
-//! A row of the product is an output pixel; k runs over the taps of the kernel and, within a tap, over input channels, so that
-//! the k of one tap are a contiguous stretch of one input pixel. Panels of x are gathered pixel by pixel while they
-//! are packed (zeros outside the picture, every second coordinate where the input is enlarged): there is no im2col
-//! buffer, only `TASK_ROWS` pixels by one block of k for each thread.
-//! The weight, stored as `out x (in, ky, kx)`, is reordered and packed once a call; at most 9.4 MB for 512 channels.
+//! A row of the product is an output pixel. k runs over the taps of the kernel and, within a tap,
+//! over input channels, so that the k of one tap are contiguous in one input pixel. Panels of x are
+//! gathered pixel by pixel while they are packed (zeros outside the image, every second coordinate
+//! if the input is enlarged): there is no im2col buffer, only `TASK_ROWS` pixels by one block of k
+//! for each thread. The weight, stored as `out x (in, ky, kx)`, is reordered and packed once per
+//! call; it has at most 9.4 MB for 512 channels.
 //!
-//! Floor: 2 pixels * out * in * 9 / peak seconds. A gathered element is packed 9 times, once a tap, in about .15 cycles,
-//! against out / 64 cycles of bf16 arithmetic: 7 % at 128 output channels, 2 % at 512.
+//! Lower bound: 2 pixels * out * in * 9 / peak seconds. A gathered element is packed 9 times, once
+//! per tap, in about 0.15 cycles, compared with out / 64 cycles of bf16 arithmetic: 7 % at 128
+//! output channels, 2 % at 512.
 
 use super::gemm::finish::Tail;
 use super::gemm::rows::{Row, WeightRows, decode};
@@ -29,20 +31,21 @@ pub const CONV2D: &[Variant] = &[
     Variant::new("conv2d_f32_portable", &gemm::PORTABLE),
 ];
 
-/// Output pixels of a task, about.
+/// Approximate number of output pixels in a task.
 const TASK_ROWS: usize = 112;
 
-/// How a convolution is cut up.
+/// How a convolution is divided.
 #[derive(Debug, Clone, Copy)]
 struct Blocks {
-    /// Words of one tap, of all taps; blocks of them.
+    /// Words of one tap, words of all taps, and blocks of them.
     tap_words: usize,
     words: usize,
     k_blocks: usize,
     /// Panels of output channels, and row panels of a task.
     w_panels: usize,
     task_panels: usize,
-    /// Words of the packed weight; of one thread's packed x, its sums, and of a weight row while it is reordered.
+    /// Words of the packed weight, of the packed x of one thread, of its sums, and of a weight row
+    /// while it is reordered.
     w_words: usize,
     x_words: usize,
     c_words: usize,
@@ -57,7 +60,8 @@ impl Blocks {
         let task_panels = TASK_ROWS.div_ceil(micro.mr);
         let tile = micro.mr * micro.nr;
         let k = shape.in_channels * shape.kernel * shape.kernel;
-        // A thread's area first holds f32 weight rows (as stored and reordered), then packed x and sums.
+        // A thread's area is used for f32 weight rows first (stored and reordered), then for packed
+        // x and sums.
         let x_words = task_panels * micro.mr * words.min(KC);
         let c_words = if k_blocks > 1 { tile * task_panels * w_panels } else { tile };
         Blocks {
@@ -79,7 +83,7 @@ impl Blocks {
     }
 }
 
-/// A 1 x 1 convolution that takes every pixel once is a plain matrix product.
+/// Whether this is a 1 x 1 convolution that uses every pixel once: a plain matrix product.
 fn is_linear(shape: &ConvShape) -> bool {
     shape.kernel == 1
         && shape.stride == 1
@@ -96,9 +100,11 @@ pub fn conv2d_scratch(v: &Variant, shape: &ConvShape, threads: usize) -> usize {
     Blocks::new(v.micro(), shape).scratch_words(threads) * 4 + gemm::ALIGN
 }
 
-/// `out = conv(x) + bias (+ residual)`; x: `batch*height*width x in`, w: `out x (in, ky, kx)` in any stored type, bias: `out`,
-/// residual and out: `batch*oh*ow x out`; `residual` may be `out` itself. `scratch` has at least `conv2d_scratch` bytes for
-/// the threads of the current rayon pool.
+/// `out = conv(x) + bias (+ residual)`.
+///
+/// x: `batch*height*width x in`; w: `out x (in, ky, kx)` in any stored type; bias: `out`; residual
+/// and out: `batch*oh*ow x out`. `residual` may be `out` itself. `scratch` has at least
+/// `conv2d_scratch` bytes for the threads of the current rayon pool.
 #[allow(clippy::too_many_arguments, reason = "the operands of one operation")]
 pub fn conv2d(
     x: In,
@@ -143,20 +149,21 @@ pub fn conv2d(
     share(threads, row_panels.div_ceil(blocks.task_panels), |slot, task| {
         let first = task * blocks.task_panels;
         let panels = blocks.task_panels.min(row_panels - first);
-        // SAFETY: the processor was asked and shapes checked above; the area is the slot's own.
+        // SAFETY: processor and shapes were checked above; only this slot uses the area.
         unsafe {
             pixels(micro, &blocks, x, &w, bias, tail, out, shape, (first, panels), scratch, slot)
         }
     });
 }
 
-/// The words `from .. from + words` of a block, and where its panels lie in the packed weight.
+/// The words `from .. from + words` of a block, and the position of its panels in the packed
+/// weight.
 fn block_range(b: &Blocks, micro: &Micro, block: usize) -> (usize, usize, usize) {
     let from = block * KC;
     (from, (b.words - from).min(KC), from * b.w_panels * micro.nr)
 }
 
-/// Reorders and packs the whole weight, as `[k block][panel][word][channel]`.
+/// Reorders and packs the whole weight as `[k block][panel][word][channel]`.
 fn pack_weight(
     micro: &Micro,
     b: &Blocks,
@@ -169,7 +176,8 @@ fn pack_weight(
     let k = taps * channels;
     share(threads, b.w_panels, |slot, panel| {
         let area = scratch.at(b.w_words + slot * (b.x_words + b.c_words)).cast::<f32>();
-        // SAFETY: the slot's area holds a row as stored and `nr` reordered ones; nobody else uses it.
+        // SAFETY: the slot's area has space for a stored row and `nr` reordered ones, and only this
+        // slot uses it.
         let (stored, ordered) = unsafe {
             (
                 std::slice::from_raw_parts_mut(area, k),
@@ -204,7 +212,8 @@ fn pack_weight(
     });
 }
 
-/// Cuts the words `from .. from + words` at the taps: `f(tap, first word in the tap, first word in the range, words)`.
+/// Divides the words `from .. from + words` at the taps: calls `f(tap, first word in the tap, first
+/// word in the range, words)`.
 fn each_tap(b: &Blocks, from: usize, words: usize, mut f: impl FnMut(usize, usize, usize, usize)) {
     let mut at = 0;
     while at < words {
@@ -215,7 +224,7 @@ fn each_tap(b: &Blocks, from: usize, words: usize, mut f: impl FnMut(usize, usiz
     }
 }
 
-/// The output pixels of row panels `first .. first + panels`, all channels.
+/// Computes the output pixels of row panels `first .. first + panels`, for all channels.
 #[allow(clippy::too_many_arguments, reason = "the inner loops of one algorithm, not an interface")]
 unsafe fn pixels(
     micro: &Micro,
@@ -305,18 +314,20 @@ impl<'a> Source<'a> {
         Source { x, shape, source: shape.source(), output: shape.output() }
     }
 
-    /// Picture, and row and column of the padded, enlarged input where the kernel's first tap lies for output row `row`.
+    /// The image, and the row and column of the padded, enlarged input that the kernel's first tap
+    /// reads for output row `row`.
     fn corner(&self, row: usize) -> (usize, usize, usize) {
         let (height, width) = self.output;
         let (picture, pixel) = (row / (height * width), row % (height * width));
         (picture, pixel / width * self.shape.stride, pixel % width * self.shape.stride)
     }
 
-    /// The input row under `tap`, or zeros where that is padding.
+    /// The input row that `tap` reads, or zeros if that is padding.
     fn row(&self, (picture, top, left): (usize, usize, usize), tap: usize) -> Row {
         let s = self.shape;
         let (y, x) = (top + tap / s.kernel, left + tap % s.kernel);
-        // Below the padding the difference wraps to a huge number, which is outside as well.
+        // Above or left of the image the difference wraps to a huge number, which is outside as
+        // well.
         let (y, x) = (y.wrapping_sub(s.pad_before), x.wrapping_sub(s.pad_before));
         if y >= self.source.0 || x >= self.source.1 {
             return Row::ZEROS;

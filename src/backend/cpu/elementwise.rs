@@ -1,4 +1,4 @@
-//! Operations whose elements do not see each other, and moves. All are limited by memory.
+//! Element-wise operations and copies. All are limited by memory.
 
 use super::matrix::{In, Out};
 use super::operand::{Stored, Table, decode, encode};
@@ -7,7 +7,7 @@ use super::share::for_rows;
 use super::simd::{self, Kernel, Lanes, Simd};
 use super::variants::How;
 
-/// What a pair of operands becomes.
+/// The function that combines a pair of operands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pair {
     Add,
@@ -136,7 +136,8 @@ pub(crate) fn cast(how: How, x: &Stored, out: &Stored) {
     });
 }
 
-/// Rows `from .. from + count` of each picture of x become rows `to ..` of that picture of out.
+/// Copies rows `from .. from + count` of each image of x to the rows from `to` on of that image of
+/// out.
 pub(crate) fn copy_rows(
     how: How,
     x: &Stored,

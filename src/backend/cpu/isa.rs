@@ -1,6 +1,6 @@
-//! Instruction sets: what this processor has, in the order in which the kernels prefer them.
+//! Instruction sets of this processor, in the order in which the kernels prefer them.
 
-/// A level of vector instructions that some kernels need. Each level has all that the ones before it have.
+/// A level of vector instructions that some kernels need. Each level includes all levels before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
     /// Plain Rust, any processor.
@@ -9,7 +9,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL: 512-bit f32 (x86-64-v4).
     Avx512,
-    /// AVX512-BF16, and VBMI for table look-ups of bytes: bf16 products accumulated in f32 (Zen 4 and later, Sapphire Rapids and later).
+    /// AVX512-BF16, and VBMI for byte table look-ups: bf16 products accumulated in f32 (Zen 4 and
+    /// later, Sapphire Rapids and later).
     Avx512Bf16,
 }
 
@@ -25,7 +26,7 @@ impl Isa {
         levels.into_iter().take_while(|level| level.present()).collect()
     }
 
-    /// The word shown to people.
+    /// The name shown to users.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",

@@ -14,7 +14,7 @@ pub use super::gemm::finish::Tail;
 pub struct Variant {
     /// `{op}_{arithmetic}_{instruction set}`
     pub name: &'static str,
-    /// What the processor must have.
+    /// The instruction set that the variant needs.
     pub needs: Isa,
     micro: &'static Micro,
 }
@@ -24,11 +24,11 @@ impl Variant {
         Variant { name, needs: micro.isa, micro }
     }
 
-    /// Whether the variant is meant for weights stored as `stored`, under `compute`.
+    /// Whether the variant is used for weights stored as `stored`, with the arithmetic `compute`.
     pub fn accepts(&self, stored: DTypes, compute: Compute) -> bool {
         let bf16 = self.micro.per_word == 2;
         match compute {
-            // Without bf16 arithmetic f32 stands in for it.
+            // On processors without bf16 arithmetic, f32 is used instead.
             Compute::Auto => !(bf16 && stored.has(DType::F32)),
             Compute::F32 => !bf16,
             // The backend refuses the other types when it is opened.
@@ -41,7 +41,8 @@ impl Variant {
     }
 }
 
-/// The first of `table` that `isa` can run and that accepts the case; or the one called `forced`, if `isa` can run it.
+/// The first variant of `table` that `isa` can run and that accepts the case, or the variant named
+/// `forced` if `isa` can run it.
 pub fn choose(
     table: &'static [Variant],
     isa: Isa,
@@ -66,7 +67,8 @@ pub const LINEAR: &[Variant] = &[
     Variant::new("linear_f32_portable", &gemm::PORTABLE),
 ];
 
-/// Bytes of scratch that `linear` needs for x of `rows x k`, w of `n x k` and a side of rank `side` (0 for none), when it runs on `threads` threads (not fewer: fewer threads may need more).
+/// Bytes of scratch that `linear` needs on `threads` threads, for x of `rows x k`, w of `n x k` and
+/// a side of rank `side` (0 for none). Fewer threads may need more scratch.
 pub fn linear_scratch(
     v: &Variant,
     rows: usize,
@@ -78,8 +80,11 @@ pub fn linear_scratch(
     gemm::scratch_bytes(v.micro, rows, k, side, n, threads)
 }
 
-/// `out = tail(x . w^T + side + bias)`; x: `rows x k`, w: `n x k` in any stored type, bias: n, side: t `rows x rank` and b `n x rank`, out: `rows x n`. `scratch` has at
-/// least `linear_scratch` bytes for the threads of the current rayon pool. `out` may be the residual of `tail`, but not x.
+/// `out = tail(x . w^T + side + bias)`.
+///
+/// x: `rows x k`; w: `n x k` in any stored type; bias: n; side: t `rows x rank` and b `n x rank`;
+/// out: `rows x n`. `scratch` has at least `linear_scratch` bytes for the threads of the current
+/// rayon pool. `out` may be the residual of `tail`, but not x.
 #[allow(clippy::too_many_arguments, reason = "the operands of the operation")]
 pub fn linear(
     x: In,
@@ -104,7 +109,7 @@ pub fn linear(
             (x.rows(), b.cols, w.rows),
             "linear: the side does not fit"
         );
-        // Its scales would be lost, and the loaders read it as it is.
+        // The scales of such a side would be ignored, because it is read as it is stored.
         assert!(
             b.parts.iter().all(|p| p.dtype.is_wide() && p.scale.is_one()),
             "linear: how the side is stored"
@@ -113,7 +118,8 @@ pub fn linear(
     check_tail(tail, out);
     let b = side.map(|(_, b)| WeightRows::new(b));
     let side = side.zip(b.as_ref()).map(|((t, _), b)| gemm::Side { t, b });
-    // SAFETY: the processor was asked above, shapes fit, and the windows are usable by their constructors' promise.
+    // SAFETY: the processor was checked above, shapes fit, and the windows are valid by the
+    // contract of their constructors.
     unsafe { gemm::product(v.micro, x, &WeightRows::new(w), bias, side, tail, out, scratch) }
 }
 

@@ -1,9 +1,9 @@
-//! Windows of f32 matrices, as kernels see them: a pointer, a size and a row stride.
+//! Windows of f32 matrices as kernels see them: a pointer, a size and a row stride.
 //!
-//! They are raw pointers because a residual may be the very memory of the output (each element is read by the thread that
-//! writes it, just before), which no pair of Rust references can say.
+//! They are raw pointers because a residual may be the same memory as the output (each element is
+//! read by the thread that writes it, just before the write), which Rust references cannot express.
 
-/// A window that is read: `rows x cols` f32, `stride` elements from one row to the next.
+/// A window for reading: `rows x cols` f32, `stride` elements from one row to the next.
 #[derive(Debug, Clone, Copy)]
 pub struct In {
     ptr: *const f32,
@@ -12,7 +12,8 @@ pub struct In {
     stride: usize,
 }
 
-/// A window that is written: `rows x cols` f32, `stride` elements from one row to the next. Elements between windows stay untouched.
+/// A window for writing: `rows x cols` f32, `stride` elements from one row to the next. The
+/// elements between two rows are not changed.
 #[derive(Debug, Clone, Copy)]
 pub struct Out {
     ptr: *mut f32,
@@ -21,7 +22,7 @@ pub struct Out {
     stride: usize,
 }
 
-// SAFETY: a window is only an address; whoever made it promised that the memory may be read from any thread.
+// SAFETY: a window is only an address; its creator guarantees that any thread may read the memory.
 unsafe impl Send for In {}
 // SAFETY: as above.
 unsafe impl Sync for In {}
@@ -33,15 +34,15 @@ unsafe impl Sync for Out {}
 impl In {
     /// A window at `ptr`.
     ///
-    /// # Safety
-    /// All `rows` rows of `cols` elements must be readable, and not written by anybody but the kernel that gets
-    /// the window, as long as the window is used.
+    /// # Safety All `rows` rows of `cols` elements must be readable while the window is used, and
+    /// only the kernel that gets the window may write to them.
     pub unsafe fn new(ptr: *const f32, rows: usize, cols: usize, stride: usize) -> In {
         debug_assert!(rows <= 1 || stride >= cols);
         In { ptr, rows, cols, stride }
     }
 
-    /// The columns `col .. col + cols` of a dense matrix with `stride` columns. The window must not outlive `data`.
+    /// The columns `col .. col + cols` of a dense matrix with `stride` columns. The window must not
+    /// outlive `data`.
     pub fn window(data: &[f32], stride: usize, col: usize, cols: usize) -> In {
         assert!(
             col + cols <= stride && data.len().is_multiple_of(stride.max(1)),
@@ -87,7 +88,8 @@ impl In {
     #[inline(always)]
     pub unsafe fn row<'a>(&self, row: usize) -> &'a [f32] {
         assert!(row < self.rows);
-        // SAFETY: the constructor's promise covers the row; the caller keeps writers away.
+        // SAFETY: the constructor's contract covers the row, and the caller ensures that nothing
+        // writes.
         unsafe { std::slice::from_raw_parts(self.row_ptr(row), self.cols) }
     }
 
@@ -101,15 +103,15 @@ impl In {
 impl Out {
     /// A window at `ptr`.
     ///
-    /// # Safety
-    /// All `rows` rows of `cols` elements must be writable, and not used by anybody but the kernel that gets the
-    /// window, as long as the window is used.
+    /// # Safety All `rows` rows of `cols` elements must be writable while the window is used, and
+    /// only the kernel that gets the window may use them.
     pub unsafe fn new(ptr: *mut f32, rows: usize, cols: usize, stride: usize) -> Out {
         debug_assert!(rows <= 1 || stride >= cols);
         Out { ptr, rows, cols, stride }
     }
 
-    /// The columns `col .. col + cols` of a dense matrix with `stride` columns. The window must not outlive `data`.
+    /// The columns `col .. col + cols` of a dense matrix with `stride` columns. The window must not
+    /// outlive `data`.
     pub fn window(data: &mut [f32], stride: usize, col: usize, cols: usize) -> Out {
         assert!(
             col + cols <= stride && data.len().is_multiple_of(stride.max(1)),
@@ -152,11 +154,12 @@ impl Out {
     #[inline(always)]
     pub unsafe fn row<'a>(&self, row: usize) -> &'a mut [f32] {
         assert!(row < self.rows);
-        // SAFETY: the constructor's promise covers the row; the caller keeps others away.
+        // SAFETY: the constructor's contract covers the row, and the caller ensures that nothing
+        // else uses it.
         unsafe { std::slice::from_raw_parts_mut(self.row_ptr(row), self.cols) }
     }
 
-    /// The same window, to be read: for an operation in place.
+    /// The same window for reading: for an operation in place.
     pub fn read(&self) -> In {
         In { ptr: self.ptr, rows: self.rows, cols: self.cols, stride: self.stride }
     }

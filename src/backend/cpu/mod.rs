@@ -1,8 +1,10 @@
-//! The CPU backend: the specification (`reference`), and beside it SIMD variants of every operation that is worth one.
+//! The CPU backend: the specification (`reference`), and SIMD variants of every operation for which
+//! they are worth it.
 //!
-//! Weights are used where they lie in host memory, in their stored form; a thread reads ahead in their files. Activations are f32 in
-//! one arena. No variant is chosen by sizes or free memory, and work is cut into pieces that do not depend on the number of
-//! threads, so a result depends only on the program, the weights, the instruction set and the arithmetic asked for.
+//! Weights are used in place in host memory, in their stored form; a thread reads ahead in their
+//! files. Activations are f32 in one arena. No variant is chosen by sizes or free memory, and work
+//! is divided into pieces that do not depend on the number of threads. So a result depends only on
+//! the program, the weights, the instruction set and the requested arithmetic.
 
 mod arena;
 mod attention;
@@ -39,20 +41,20 @@ use variants::Choice;
 /// How the CPU is to be used.
 #[derive(Debug, Clone, Default)]
 pub struct CpuOptions {
-    /// Worker threads; `None` is one for each processor that this process may use.
+    /// Number of worker threads. `None`: one for each processor that this process may use.
     pub threads: Option<usize>,
     /// The arithmetic of matrix products and attention: `Auto`, `F32` or `BF16`.
     pub compute: Compute,
     /// Forced variants; see `variants`.
     pub kernels: Vec<KernelChoice>,
-    /// The instruction set to use at most; `None` is the best there is.
+    /// The best instruction set to use. `None`: the best that the processor has.
     pub isa: Option<Isa>,
 }
 
-/// A weight in use, where its file or memory holds it.
+/// A weight in use, in the memory of its file.
 struct Loaded {
     weight: HostWeight,
-    /// The weight as f32, made when an operation first wants a bias or gain so.
+    /// The weight as f32, converted when an operation first uses it as a bias or gain.
     vector: Option<Arc<[f32]>>,
 }
 
@@ -69,7 +71,7 @@ pub struct CpuBackend {
 }
 
 impl CpuBackend {
-    /// Starts the threads; memory is set aside by `reserve`.
+    /// Starts the threads. Memory is allocated by `reserve`.
     pub fn new(options: CpuOptions) -> Result<CpuBackend> {
         if let Compute::F16 | Compute::Fp8 = options.compute {
             return Err(options
@@ -156,7 +158,7 @@ impl Backend for CpuBackend {
     }
 
     fn reserve(&mut self, layout: Layout, _peak_bytes: u64) -> Result<()> {
-        // The old arena goes first, so that both never exist at once.
+        // Free the old arena first, so that both never exist at the same time.
         self.arena = Arena::new(0)?;
         self.arena = Arena::new(layout.arena_bytes)?;
         Ok(())
@@ -177,7 +179,8 @@ impl Backend for CpuBackend {
 
     fn forget(&mut self, key: WeightKey) -> Result<()> {
         if let Some(loaded) = self.weights.remove(&key) {
-            // First, or pages read ahead after `let_go` would stay, outside the budget.
+            // This must be first. Otherwise pages that are read ahead after `let_go` would stay,
+            // outside the budget.
             self.prefetcher.cancel(key);
             for (source, range) in loaded.weight.parts.iter().flat_map(HostPart::ranges) {
                 source.let_go(range);
@@ -196,14 +199,16 @@ impl Backend for CpuBackend {
 
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
         let to = self.arena.place(offset, bytes.len(), "a write")?;
-        // SAFETY: the range lies in the arena, and nobody else uses it: steps are over when `run` returns.
+        // SAFETY: the range is inside the arena, and nothing else uses it: steps are complete when
+        // `run` returns.
         unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         Ok(())
     }
 
     fn read(&mut self, offset: usize, bytes: &mut [u8]) -> Result<()> {
         let from = self.arena.place(offset, bytes.len(), "a read")?;
-        // SAFETY: the range lies in the arena, which was filled when it was made, and no step is running.
+        // SAFETY: the range is inside the arena, which was initialised when it was created, and no
+        // step is running.
         unsafe { bytes.as_mut_ptr().copy_from_nonoverlapping(from, bytes.len()) };
         Ok(())
     }

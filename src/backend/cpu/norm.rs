@@ -1,7 +1,8 @@
 //! Normalisations: layer norm, RMS norm, the norm and rotation of queries and keys, group norm.
 //!
-//! All are limited by memory (a 4608 x 3072 layer norm moves 113 MB: 1.2 ms at 98 GB/s), so a row is read once from memory and the
-//! second pass over it hits the first-level cache. Variances take two passes, for the one-pass formula cancels.
+//! All are limited by memory (a 4608 x 3072 layer norm moves 113 MB: 1.2 ms at 98 GB/s), so a row
+//! is read once from memory, and the second pass over it reads the L1 cache. Variances use two
+//! passes, because the one-pass formula loses precision by cancellation.
 
 use rayon::prelude::*;
 
@@ -19,7 +20,8 @@ fn lanes(how: How) -> Option<Lanes> {
     }
 }
 
-/// `sum((x - mean)^POWER)` over `n` elements, POWER 1 or 2, in four interleaved vector sums and a scalar tail.
+/// `sum((x - mean)^POWER)` over `n` elements, with POWER 1 or 2, in four interleaved vector sums
+/// and a scalar tail.
 #[inline(always)]
 unsafe fn sum<S: Simd, const POWER: u32>(x: *const f32, n: usize, mean: f32) -> f32 {
     let mut i = 0;
@@ -29,7 +31,7 @@ unsafe fn sum<S: Simd, const POWER: u32>(x: *const f32, n: usize, mean: f32) -> 
         let mut sums = [S::splat(0.0); 4];
         while i + S::LANES <= n {
             let d = S::sub(S::load(x.add(i)), m);
-            // Rotating the sums keeps one addition from waiting for the one before.
+            // Using the sums in turn keeps an addition from waiting for the one before.
             let [a, b, c, e] = sums;
             sums = [b, c, e, if POWER == 2 { S::fma(d, d, a) } else { S::add(d, a) }];
             i += S::LANES;
@@ -43,8 +45,8 @@ unsafe fn sum<S: Simd, const POWER: u32>(x: *const f32, n: usize, mean: f32) -> 
     }
 }
 
-/// One row: `out = (x - mean) / sqrt(variance + eps) * (gain + offset) + shift`; without `shift` the RMS norm, whose mean is 0.
-/// x, gain, shift and out have n elements; out may be x.
+/// One row: `out = (x - mean) / sqrt(variance + eps) * (gain + offset) + shift`. Without `shift` it
+/// is the RMS norm, whose mean is 0. x, gain, shift and out have n elements; out may be x.
 struct NormRow {
     x: *const f32,
     gain: *const f32,
@@ -98,7 +100,8 @@ pub(crate) fn layer_norm_modulate(how: How, x: In, shift: In, scale: In, eps: f3
                 out: out.row_ptr(r),
                 n: x.cols(),
             };
-            // SAFETY: the variant was chosen for this processor; the rows have as many columns as x.
+            // SAFETY: the variant was chosen for this processor; the rows have as many columns as
+            // x.
             unsafe { lanes.run(row) };
         }
     });
@@ -148,7 +151,7 @@ pub(crate) fn rms_norm(how: How, x: In, weight: &[f32], eps: f32, out: Out) {
     });
 }
 
-/// What `Op::QkNormRope` works on.
+/// The operands of `Op::QkNormRope`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct QkNormRopeArgs<'a> {
     pub qkv: In,
@@ -168,7 +171,7 @@ impl QkNormRopeArgs<'_> {
         self.qkv.cols() / (3 * self.heads)
     }
 
-    /// For a row of `qkv`: its token among the picture's, and its row in `out`.
+    /// For a row of `qkv`: its token within the image, and its row in `out`.
     pub(crate) fn place(&self, row: usize) -> (usize, usize) {
         let n = self.qkv.rows() / self.batch;
         let token = self.first + row % n;
@@ -176,7 +179,8 @@ impl QkNormRopeArgs<'_> {
     }
 }
 
-/// All heads of one row's q, then k: norm, gain, rotation; v is copied. x and out: 3 * heads * dim; out may be x.
+/// All heads of q and then of k of one row: norm, gain, rotation; v is copied. x and out have 3 *
+/// heads * dim elements; out may be x.
 struct QkRow<'a> {
     x: *const f32,
     gains: [&'a [f32]; 2],
@@ -191,7 +195,7 @@ impl Kernel for QkRow<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let (dim, width) = (self.dim, self.heads * self.dim);
-        // SAFETY: the operands are as long as the struct demands.
+        // SAFETY: the operands have the lengths that the struct requires.
         unsafe {
             for (which, gain) in self.gains.iter().enumerate() {
                 for head in 0..self.heads {
@@ -199,7 +203,7 @@ impl Kernel for QkRow<'_> {
                     let x = self.x.add(at);
                     let inverse =
                         S::splat(1.0 / (sum::<S, 2>(x, dim, 0.0) / dim as f32 + self.eps).sqrt());
-                    // A head's width is even, so a vector never parts a pair.
+                    // The width of a head is even, so a vector never separates a pair.
                     simd::map::<S>(x, self.out.add(at), dim, |i, x| {
                         let x = S::mul(S::mul(x, inverse), simd::at::<S>(gain.as_ptr(), i, dim));
                         S::rotate(x, simd::at::<S>(self.rope, i, dim))
@@ -233,13 +237,15 @@ pub(crate) fn qk_norm_rope(how: How, a: &QkNormRopeArgs) {
                 eps: a.eps,
                 out: a.out.row_ptr(to),
             };
-            // SAFETY: the variant was chosen for this processor; the shapes were checked when the step was recorded and above.
+            // SAFETY: the variant was chosen for this processor; the shapes were checked when the
+            // step was recorded and above.
             unsafe { lanes.run(row) };
         }
     });
 }
 
-/// What `Op::GroupNorm` works on; weight and bias have as many elements as x columns; `out` may be x.
+/// The operands of `Op::GroupNorm`. Weight and bias have as many elements as x has columns; `out`
+/// may be x.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GroupNormArgs<'a> {
     pub x: In,
@@ -252,7 +258,8 @@ pub(crate) struct GroupNormArgs<'a> {
     pub out: Out,
 }
 
-/// Pixels whose statistics are taken together: about 128 KiB, so that the second pass over them finds them in cache.
+/// Pixels whose statistics are computed together: about 128 KiB, so that the second pass over them
+/// reads the cache.
 fn pixels_per_piece(channels: usize) -> usize {
     ((32 << 10) / channels.max(1)).max(1)
 }
@@ -266,7 +273,7 @@ struct Moments {
 }
 
 impl Moments {
-    /// Both sets together (Chan, Golub and LeVeque).
+    /// The moments of both sets together (Chan, Golub and LeVeque).
     fn with(self, other: Moments) -> Moments {
         let count = self.count + other.count;
         if count == 0.0 {
@@ -281,11 +288,12 @@ impl Moments {
     }
 }
 
-/// Moments of each channel over some pixels: f32 sums over at most a piece, where two passes cost no memory traffic.
+/// Moments of each channel over some pixels. The sums are f32 over at most one piece, which two
+/// passes read from the cache.
 struct ChannelMoments<'a> {
     x: In,
     pixels: std::ops::Range<usize>,
-    /// One for each channel.
+    /// One element per channel.
     mean: &'a mut [f32],
     squares: &'a mut [f32],
 }
@@ -325,8 +333,9 @@ impl Kernel for ChannelMoments<'_> {
     }
 }
 
-/// `out = (x - mean) * factor + bias` over one pixel, then SiLU if asked; all have n elements. Folding the mean into the bias would save
-/// a load and cancel where the mean is large beside the deviation.
+/// `out = (x - mean) * factor + bias` for one pixel, then SiLU if requested; all have n elements.
+/// Including the mean in the bias would save a load, but would lose precision where the mean is
+/// large compared with the deviation.
 struct AffineRow {
     x: *const f32,
     mean: *const f32,
@@ -370,7 +379,8 @@ pub(crate) fn group_norm(how: How, a: &GroupNormArgs) {
                 let pixels = first + i * piece..first + pixels.min((i + 1) * piece);
                 let (mut mean, mut squares) = (vec![0.0; channels], vec![0.0; channels]);
                 let count = pixels.len() as f64;
-                // SAFETY: the variant was chosen for this processor; mean and squares have x's columns.
+                // SAFETY: the variant was chosen for this processor; mean and squares have x's
+                // columns.
                 unsafe {
                     lanes.run(ChannelMoments { x, pixels, mean: &mut mean, squares: &mut squares })
                 };

@@ -1,11 +1,13 @@
-//! Operands that are not plain f32 windows: windows of any stored type, and tables whose rows are looked up.
+//! Operands that are not plain f32 windows: windows of any stored type, and tables whose rows are
+//! looked up.
 
 use half::{bf16, f16};
 
 use crate::dtype::DType;
 use crate::tensor::HostWeight;
 
-/// A window of `rows x cols` elements of `dtype`, `stride` elements from one row to the next, read or written.
+/// A window of `rows x cols` elements of `dtype`, with `stride` elements from one row to the next,
+/// for reading or writing.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stored {
     ptr: *mut u8,
@@ -23,8 +25,8 @@ unsafe impl Sync for Stored {}
 impl Stored {
     /// A window at `ptr`.
     ///
-    /// # Safety
-    /// All rows must be readable, and writable if they are to be written, and used by nobody else, as long as the window is used.
+    /// # Safety While the window is used, all rows must be readable (and writable, if the window is
+    /// used for writing), and nothing else may use them.
     pub(crate) unsafe fn new(
         ptr: *mut u8,
         rows: usize,
@@ -62,16 +64,18 @@ impl Stored {
     /// # Safety
     /// Nothing may write to the row while the slice lives.
     pub(crate) unsafe fn row<'a>(&self, row: usize) -> &'a [u8] {
-        // SAFETY: the constructor's promise covers the row; the caller keeps writers away.
+        // SAFETY: the constructor's contract covers the row, and the caller ensures that nothing
+        // writes.
         unsafe { std::slice::from_raw_parts(self.row_ptr(row), self.cols * self.dtype.size()) }
     }
 
-    /// The bytes of row `row`, to be written.
+    /// The bytes of row `row`, for writing.
     ///
     /// # Safety
     /// Nothing else may use the row while the slice lives.
     pub(crate) unsafe fn row_mut<'a>(&self, row: usize) -> &'a mut [u8] {
-        // SAFETY: the constructor's promise covers the row; the caller keeps others away.
+        // SAFETY: the constructor's contract covers the row, and the caller ensures that nothing
+        // else uses it.
         unsafe { std::slice::from_raw_parts_mut(self.row_ptr(row), self.cols * self.dtype.size()) }
     }
 
@@ -91,15 +95,16 @@ impl Stored {
         row[col * bytes.len()..][..bytes.len()].copy_from_slice(&bytes);
     }
 
-    /// Copies row `from` of `x`, of the same type and width and not the same memory, to row `to`.
+    /// Copies row `from` of `x` to row `to`. `x` has the same type and width, and is other memory.
     pub(crate) fn copy_row(&self, to: usize, x: &Stored, from: usize) {
         assert_eq!((self.cols, self.dtype), (x.cols, x.dtype));
-        // SAFETY: the rows lie in different tensors; each row of the output is written by one thread.
+        // SAFETY: the rows are in different tensors, and each row of the output is written by one
+        // thread.
         unsafe { self.row_mut(to).copy_from_slice(x.row(from)) }
     }
 }
 
-/// A weight whose rows are looked up one by one, in any stored type.
+/// A weight whose rows are looked up one at a time, in any stored type.
 pub(crate) struct Table<'a> {
     weight: &'a HostWeight,
 }
@@ -113,7 +118,7 @@ impl<'a> Table<'a> {
         self.weight.rows
     }
 
-    /// Row `row`, as f32, into `out` (as many elements as the table has columns).
+    /// Decodes row `row` as f32 into `out`, which has as many elements as the table has columns.
     pub(crate) fn row(&self, row: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.weight.cols);
         let mut row = row;
@@ -136,7 +141,7 @@ impl<'a> Table<'a> {
     }
 }
 
-/// All of `bytes`, elements of `dtype`, as f32.
+/// Decodes all of `bytes`, elements of `dtype`, as f32.
 pub(crate) fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
     match dtype {
@@ -153,7 +158,7 @@ pub(crate) fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// All of `values` as elements of `dtype`, rounded to nearest even.
+/// Encodes all of `values` as `dtype`, rounded to nearest even.
 pub(crate) fn encode(dtype: DType, values: &[f32], bytes: &mut [u8]) {
     match dtype {
         DType::F32 => bytes

@@ -66,8 +66,8 @@ impl Operands<'_> {
         if !(start as usize).is_multiple_of(size) {
             return Err(Error::device(format!("{t} is not aligned to its elements")));
         }
-        // SAFETY: the whole tensor lies in the arena, which lives as long as the step; the plan gives overlapping places only to
-        // tensors that are not in use at the same time.
+        // SAFETY: the whole tensor lies in the arena, which lives as long as the step; the plan
+        // gives overlapping places only to tensors that are not in use at the same time.
         Ok(unsafe { Stored::new(start, t.rows, view.cols, t.cols, t.dtype) })
     }
 
@@ -126,7 +126,8 @@ impl Operands<'_> {
             return Ok(&mut []);
         }
         let start = self.arena.place(self.places.scratch, bytes, "an operation's scratch")?;
-        // SAFETY: the range lies in the arena, whose bytes were all set when it was made; the plan keeps operands out of it.
+        // SAFETY: the range lies in the arena, whose bytes were all set when it was made; the plan
+        // keeps operands out of it.
         Ok(unsafe { std::slice::from_raw_parts_mut(start, bytes) })
     }
 }

@@ -1,13 +1,16 @@
-//! Cutting work into pieces for the threads. The pieces never depend on the number of threads, so that results do not either.
+//! Divides work into pieces for the threads. The pieces never depend on the number of threads, so
+//! the results do not either.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-/// Elements in a piece: 256 KiB of f32, small enough for the second-level cache, large enough to forget the cost of a task.
+/// Elements in a piece: 256 KiB of f32, which fits in the L2 cache, and is large enough that the
+/// overhead of a task does not matter.
 const PIECE: usize = 64 << 10;
 
-/// `f` for ranges of rows that cover `0 .. rows`, in parallel; `width` is how many elements a row has.
+/// Calls `f` in parallel for ranges of rows that cover `0 .. rows`. `width` is the number of
+/// elements in a row.
 pub(crate) fn for_rows(rows: usize, width: usize, f: impl Fn(Range<usize>) + Sync) {
     let piece = (PIECE / width.max(1)).max(1);
     if rows <= piece {

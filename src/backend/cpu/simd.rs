@@ -1,11 +1,13 @@
-//! One vector vocabulary for every instruction set, so that a kernel is written once and compiled for each.
+//! One set of vector operations for every instruction set, so that a kernel is written once and
+//! compiled for each.
 //!
-//! A kernel is a struct with its operands and `impl Kernel`; `Lanes::run` compiles its body for the wanted instruction set
-//! (the body is `#[inline(always)]` and lands in a function with the features switched on). `exp`, `sigmoid`, `silu` and `gelu_tanh`
-//! are here because most kernels end in one of them; all are accurate to about 1e-6 and carry NaN.
+//! A kernel is a struct with its operands and an `impl Kernel`. `Lanes::run` compiles its body for
+//! the chosen instruction set (the body is `#[inline(always)]`, and is inlined into a function with
+//! the features enabled). `exp`, `sigmoid`, `silu` and `gelu_tanh` are here because most kernels
+//! end with one of them; all are accurate to about 1e-6, and NaN stays NaN.
 
-/// Vectors of f32. Methods that take two operands and choose (`min`, `max`) give the second one if either is NaN, so that a clamp
-/// written as `max(low, x)` carries NaN.
+/// Vectors of f32. `min` and `max` return the second operand if either is NaN, so a clamp that is
+/// written as `max(low, x)` keeps NaN.
 pub(crate) trait Simd: Copy {
     type V: Copy;
     const LANES: usize;
@@ -13,35 +15,37 @@ pub(crate) trait Simd: Copy {
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;
     unsafe fn store(to: *mut f32, v: Self::V);
-    /// The first `n < LANES` lanes; the others are zero and their memory is not touched.
+    /// Loads the first `n < LANES` lanes. The others are zero, and their memory is not read.
     unsafe fn load_first(from: *const f32, n: usize) -> Self::V;
     unsafe fn store_first(to: *mut f32, v: Self::V, n: usize);
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
-    /// `a * b + c`, in one rounding where the hardware has it.
+    /// `a * b + c`, rounded once if the hardware can do that.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
-    /// To the nearest whole number, ties to even.
+    /// Rounds to the nearest integer, ties to even.
     unsafe fn round(a: Self::V) -> Self::V;
-    /// `a * 2^n` for whole `n` up to 128; below -127 the result is zero or next to it.
+    /// `a * 2^n` for integers `n` up to 128. Below -127 the result is zero or nearly zero.
     unsafe fn scale2(a: Self::V, n: Self::V) -> Self::V;
     unsafe fn sum(a: Self::V) -> f32;
     unsafe fn max_lane(a: Self::V) -> f32;
-    /// Rotates each adjacent pair of `x` by the (cos, sin) pair of `cs`: `(c x0 - s x1, s x0 + c x1)`.
+    /// Rotates each adjacent pair of `x` by the (cos, sin) pair of `cs`: `(c x0 - s x1, s x0 + c
+    /// x1)`.
     unsafe fn rotate(x: Self::V, cs: Self::V) -> Self::V;
 }
 
-/// `e^x`, relative error below 1e-6 while the result is a normal number; 0 far below, infinity above 88.7.
+/// `e^x`, with a relative error below 1e-6 while the result is a normal number. 0 far below that,
+/// infinity above 88.7.
 #[inline(always)]
 pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
     // SAFETY: the caller runs with the features of S.
     unsafe {
         let x = S::min(S::splat(89.0), S::max(S::splat(-110.0), x));
         let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
-        // ln 2 in two pieces; the first has few enough bits for n * piece to be exact.
+        // ln 2 in two parts; the first has few enough bits that n times it is exact.
         let r = S::fma(n, S::splat(-0.693_359_4), x);
         let r = S::fma(n, S::splat(2.121_944_4e-4), r);
         S::scale2(exp_small::<S>(r), n)
@@ -59,7 +63,8 @@ pub(crate) unsafe fn exp2<S: Simd>(x: S::V) -> S::V {
     }
 }
 
-/// `e^r` for |r| <= ln(2)/2: the polynomial of degree 6 with 1 + r fixed and the least largest relative error (3.1e-9).
+/// `e^r` for |r| <= ln(2)/2: the polynomial of degree 6 that starts with 1 + r and has the smallest
+/// maximum relative error (3.1e-9).
 #[inline(always)]
 unsafe fn exp_small<S: Simd>(r: S::V) -> S::V {
     // SAFETY: the caller runs with the features of S.
@@ -82,7 +87,8 @@ pub(crate) unsafe fn silu<S: Simd>(x: S::V) -> S::V {
     }
 }
 
-/// `x/2 (1 + tanh(u))` with `u = sqrt(2/pi) (x + 0.044715 x^3)`, computed as the equal `x / (1 + e^(-2u))`.
+/// `x/2 (1 + tanh(u))` with `u = sqrt(2/pi) (x + 0.044715 x^3)`, computed as the equal `x / (1 +
+/// e^(-2u))`.
 #[inline(always)]
 pub(crate) unsafe fn gelu_tanh<S: Simd>(x: S::V) -> S::V {
     // SAFETY: the caller runs with the features of S.
@@ -93,10 +99,11 @@ pub(crate) unsafe fn gelu_tanh<S: Simd>(x: S::V) -> S::V {
     }
 }
 
-/// `f` over every vector of `n` elements; the tail is read as zeros beyond the end. `to` may equal `from`.
+/// Applies `f` to every vector of `n` elements. The last vector is padded with zeros. `to` may
+/// equal `from`.
 ///
-/// `f` is called at one place only: a closure that is called at two is compiled by itself, without the caller's instruction set,
-/// and every vector operation in it becomes a call.
+/// `f` is called at one place only: a closure that is called at two places is compiled on its own,
+/// without the caller's instruction set, and every vector operation in it becomes a call.
 #[inline(always)]
 pub(crate) unsafe fn map<S: Simd>(
     from: *const f32,
@@ -105,7 +112,8 @@ pub(crate) unsafe fn map<S: Simd>(
     f: impl Fn(usize, S::V) -> S::V,
 ) {
     let mut i = 0;
-    // SAFETY: the caller gives n readable and n writable elements; each vector is read before it is written.
+    // SAFETY: the caller gives n readable and n writable elements; each vector is read before it is
+    // written.
     unsafe {
         while i < n {
             let y = f(i, at::<S>(from, i, n));
@@ -128,7 +136,7 @@ pub(crate) unsafe fn at<S: Simd>(from: *const f32, i: usize, n: usize) -> S::V {
     }
 }
 
-/// A body that can be compiled for any instruction set.
+/// Code that can be compiled for any instruction set.
 pub(crate) trait Kernel {
     /// Does the work.
     ///
@@ -137,10 +145,10 @@ pub(crate) trait Kernel {
     unsafe fn run<S: Simd>(self);
 }
 
-/// The vector width a kernel is compiled for.
+/// The instruction set for which a kernel is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lanes {
-    /// Four lanes of plain Rust, which every target's baseline vectorises.
+    /// Four lanes of plain Rust, which compilers vectorise for any target.
     Portable,
     /// AVX2 and FMA.
     Avx2,
@@ -154,7 +162,7 @@ impl Lanes {
     /// # Safety
     /// The processor has them, and the kernel's operands are as it demands.
     pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) {
-        // SAFETY: passed on from the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             match self {
                 Lanes::Portable => kernel.run::<Four>(),
@@ -232,7 +240,7 @@ impl Simd for Four {
     }
     #[inline(always)]
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-        // A true fma would be a library call on a baseline without it.
+        // A real fma would be a library call on a target without it.
         [a[0] * b[0] + c[0], a[1] * b[1] + c[1], a[2] * b[2] + c[2], a[3] * b[3] + c[3]]
     }
     #[inline(always)]
@@ -245,7 +253,8 @@ impl Simd for Four {
     }
     #[inline(always)]
     unsafe fn round(a: Self::V) -> Self::V {
-        // Adding 1.5 * 2^23 leaves no fraction bits; exact for |a| < 2^22, and exponents are far smaller.
+        // Adding 1.5 * 2^23 leaves no fraction bits. Exact for |a| < 2^22; exponents are far
+        // smaller.
         const MAGIC: f32 = 12_582_912.0;
         lanewise!(a, a, |a: f32, _| (a + MAGIC) - MAGIC)
     }
@@ -281,13 +290,13 @@ pub(crate) mod x86 {
 
     #[target_feature(enable = "avx2,fma")]
     pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) {
-        // SAFETY: the features are on here; the rest is the caller's promise.
+        // SAFETY: the features are enabled here; the caller guarantees the rest.
         unsafe { kernel.run::<Avx2>() }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
     pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) {
-        // SAFETY: the features are on here; the rest is the caller's promise.
+        // SAFETY: the features are enabled here; the caller guarantees the rest.
         unsafe { kernel.run::<Avx512>() }
     }
 
@@ -308,7 +317,10 @@ pub(crate) mod x86 {
 
     /// Every method is one or a few instructions of the set.
     macro_rules! wrap {
-        ($($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),*) $(-> $out:ty)? $body:block)*) => {
+        ($(
+            $(#[$meta:meta])*
+            fn $name:ident($($arg:ident: $ty:ty),*) $(-> $out:ty)? $body:block
+        )*) => {
             $(
                 $(#[$meta])*
                 #[inline(always)]
@@ -327,8 +339,12 @@ pub(crate) mod x86 {
             fn splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
             fn load(from: *const f32) -> __m256 { _mm256_loadu_ps(from) }
             fn store(to: *mut f32, v: __m256) { _mm256_storeu_ps(to, v) }
-            fn load_first(from: *const f32, n: usize) -> __m256 { _mm256_maskload_ps(from, mask8(n)) }
-            fn store_first(to: *mut f32, v: __m256, n: usize) { _mm256_maskstore_ps(to, mask8(n), v) }
+            fn load_first(from: *const f32, n: usize) -> __m256 {
+                _mm256_maskload_ps(from, mask8(n))
+            }
+            fn store_first(to: *mut f32, v: __m256, n: usize) {
+                _mm256_maskstore_ps(to, mask8(n), v)
+            }
             fn add(a: __m256, b: __m256) -> __m256 { _mm256_add_ps(a, b) }
             fn sub(a: __m256, b: __m256) -> __m256 { _mm256_sub_ps(a, b) }
             fn mul(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
@@ -336,7 +352,9 @@ pub(crate) mod x86 {
             fn fma(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
             fn min(a: __m256, b: __m256) -> __m256 { _mm256_min_ps(a, b) }
             fn max(a: __m256, b: __m256) -> __m256 { _mm256_max_ps(a, b) }
-            fn round(a: __m256) -> __m256 { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
+            fn round(a: __m256) -> __m256 {
+                _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a)
+            }
             fn scale2(a: __m256, n: __m256) -> __m256 {
                 let n = _mm256_cvtps_epi32(_mm256_max_ps(_mm256_set1_ps(-127.0), n));
                 let power = _mm256_slli_epi32::<23>(_mm256_add_epi32(n, _mm256_set1_epi32(127)));
@@ -353,7 +371,8 @@ pub(crate) mod x86 {
                 _mm_cvtss_f32(_mm_max_ss(a, _mm_movehdup_ps(a)))
             }
             fn rotate(x: __m256, cs: __m256) -> __m256 {
-                let crossed = _mm256_mul_ps(_mm256_movehdup_ps(cs), _mm256_permute_ps::<0b10_11_00_01>(x));
+                let swapped = _mm256_permute_ps::<0b10_11_00_01>(x);
+                let crossed = _mm256_mul_ps(_mm256_movehdup_ps(cs), swapped);
                 _mm256_fmaddsub_ps(_mm256_moveldup_ps(cs), x, crossed)
             }
         }
@@ -371,8 +390,12 @@ pub(crate) mod x86 {
             fn splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
             fn load(from: *const f32) -> __m512 { _mm512_loadu_ps(from) }
             fn store(to: *mut f32, v: __m512) { _mm512_storeu_ps(to, v) }
-            fn load_first(from: *const f32, n: usize) -> __m512 { _mm512_maskz_loadu_ps(mask16(n), from) }
-            fn store_first(to: *mut f32, v: __m512, n: usize) { _mm512_mask_storeu_ps(to, mask16(n), v) }
+            fn load_first(from: *const f32, n: usize) -> __m512 {
+                _mm512_maskz_loadu_ps(mask16(n), from)
+            }
+            fn store_first(to: *mut f32, v: __m512, n: usize) {
+                _mm512_mask_storeu_ps(to, mask16(n), v)
+            }
             fn add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
             fn sub(a: __m512, b: __m512) -> __m512 { _mm512_sub_ps(a, b) }
             fn mul(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
@@ -385,7 +408,8 @@ pub(crate) mod x86 {
             fn sum(a: __m512) -> f32 { _mm512_reduce_add_ps(a) }
             fn max_lane(a: __m512) -> f32 { _mm512_reduce_max_ps(a) }
             fn rotate(x: __m512, cs: __m512) -> __m512 {
-                let crossed = _mm512_mul_ps(_mm512_movehdup_ps(cs), _mm512_permute_ps::<0b10_11_00_01>(x));
+                let swapped = _mm512_permute_ps::<0b10_11_00_01>(x);
+                let crossed = _mm512_mul_ps(_mm512_movehdup_ps(cs), swapped);
                 _mm512_fmaddsub_ps(_mm512_moveldup_ps(cs), x, crossed)
             }
         }
@@ -396,7 +420,7 @@ pub(crate) mod x86 {
 mod tests {
     use super::*;
 
-    /// What a test wants evaluated lane by lane.
+    /// A function that a test evaluates lane by lane.
     struct Eval<'a> {
         x: &'a [f32],
         out: &'a mut [f32],
@@ -459,7 +483,8 @@ mod tests {
                             2 => x / (1.0 + (-x).exp()),
                             _ => x / (1.0 + (-2.0 * u).exp()),
                         };
-                        // The activations' far negative tails are tiny numbers whose exponent multiplies the argument's rounding.
+                        // Far on the negative side, the activations are tiny numbers, and their
+                        // exponent multiplies the rounding of the argument.
                         let scale = if which < 2 { exact } else { exact.abs().max(1e-2) };
                         ((f64::from(y) - exact) / scale).abs()
                     })

@@ -1,6 +1,7 @@
-//! Every operation's variants, best first, and the choice among them.
+//! The variants of every operation, best first, and the choice among them.
 //!
-//! The choice depends on the processor, the arithmetic asked for and what the user forces, never on free memory or on sizes.
+//! The choice depends on the processor, the requested arithmetic and the variants that the user
+//! forces, never on free memory or sizes.
 
 use super::isa::Isa;
 use super::linear;
@@ -9,7 +10,7 @@ use crate::backend::{Compute, KernelChoice};
 use crate::error::{Error, Result};
 use crate::tensor::DTypes;
 
-/// How a variant computes.
+/// How a variant computes its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum How {
     /// The plain loops of `reference`.
@@ -18,7 +19,7 @@ pub(crate) enum How {
     Plain,
     /// Rows in parallel, f32 vectors.
     Simd(Lanes),
-    /// Like `Simd(Avx512)` with products of pairs of bf16.
+    /// Like `Simd(Avx512)`, with products of pairs of bf16.
     #[cfg(target_arch = "x86_64")]
     Bf16,
 }
@@ -64,7 +65,7 @@ macro_rules! table {
     };
 }
 
-// The tiny time embedding has no fast variant: a whole generation asks for a few thousand elements.
+// The time embedding has no fast variant: a whole generation computes only a few thousand elements.
 table! {
     "attention" bf16;
     "layer_norm_modulate" f32;
@@ -84,13 +85,14 @@ table! {
     "cast" plain;
 }
 
-/// The matrix products' tables, which live beside their kernels, and the name of their reference.
+/// The tables of the matrix products, which are in the files of their kernels, and the name of the
+/// reference.
 const PRODUCTS: &[(&str, &[linear::Variant], &str)] = &[
     ("linear", linear::LINEAR, "linear_reference"),
     ("conv2d", super::conv::CONV2D, "conv2d_reference"),
 ];
 
-/// How a matrix product is to run.
+/// How a matrix product is computed.
 pub(crate) enum Product {
     Reference,
     Fast(&'static linear::Variant),
@@ -105,7 +107,7 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
-    /// Checks what is forced.
+    /// Checks the names of forced variants.
     pub(crate) fn new(isa: Isa, compute: Compute, forced: Vec<KernelChoice>) -> Result<Choice> {
         for KernelChoice { op, name } in &forced {
             let variants = names(op).ok_or_else(|| {
@@ -174,7 +176,8 @@ pub fn ops() -> impl Iterator<Item = &'static str> {
     PRODUCTS.iter().map(|(op, ..)| *op).chain(TABLE.iter().map(|(op, _)| *op))
 }
 
-/// The variants of `op`, best first, each with the instructions that it needs; `None` if there is no such operation.
+/// The variants of `op`, best first, each with the instruction set that it needs. `None` if there
+/// is no such operation.
 pub fn names(op: &str) -> Option<Vec<(&'static str, Isa)>> {
     if let Some((_, table, reference)) = PRODUCTS.iter().find(|(o, ..)| *o == op) {
         let fast = table.iter().map(|v| (v.name, v.needs));

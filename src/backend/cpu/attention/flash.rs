@@ -1,30 +1,33 @@
-//! Attention with an online softmax: scores exist only for one panel of queries and one block of keys at a time.
+//! Attention with an online softmax: scores exist only for one panel of queries and one block of
+//! keys at a time.
 //!
-//! Keys are taken in blocks of `KEYS`, queries in chunks of `CHUNK` rows, cut into panels of `MR` rows (what a register tile
-//! holds). For each block of keys and each panel: `S = Q K^T` (panel x block, stays in the first-level cache), a new row maximum m,
-//! `P = 2^(S - m)`, `O = 2^(m_old - m) O + P V`. Scores are in units of log2: the scale and log2(e) are multiplied into Q.
-//! A block's K and V (128 KiB in f32 at head_dim 128) pass from the second-level cache once per panel; the chunk's 8 panels share
-//! their way from memory. Work: 4 tokens^2 head_dim flops a head, 1280 x 24 x 128: 20.1 GFLOP.
+//! Keys are processed in blocks of `KEYS`, queries in chunks of `CHUNK` rows, which are divided
+//! into panels of `MR` rows (the height of a register tile). For each block of keys and each panel:
+//! `S = Q K^T` (panel x block, stays in the L1 cache), a new row maximum m, `P = 2^(S - m)`, `O =
+//! 2^(m_old - m) O + P V`. Scores are in units of log2: the scale and log2(e) are multiplied into
+//! Q. The K and V of a block (128 KiB in f32 at head_dim 128) are read from the L2 cache once per
+//! panel; the 8 panels of a chunk share one read from memory. Work: 4 tokens^2 head_dim operations
+//! per head; for 1280 tokens x 24 heads x 128: 20.1 GFLOP.
 
 use super::super::simd::{self, Simd};
 use super::AttentionArgs;
 use super::tile::{Arith, tile};
 
-/// Keys in a block; a multiple of two vectors for every instruction set.
+/// Keys in a block: a multiple of two vectors for every instruction set.
 pub(super) const KEYS: usize = 128;
-/// Queries in a chunk; a multiple of every `MR`.
+/// Queries in a chunk: a multiple of every `MR`.
 pub(super) const CHUNK: usize = 96;
-/// Rows of the tallest register tile.
+/// Rows of the largest register tile.
 const MAX_MR: usize = 12;
 
-/// The sizes of one head's packed operands, in words or f32 (both four bytes).
+/// Sizes of the packed operands of one head, in words or f32 (both are four bytes).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sizes {
     pub tokens: usize,
     pub dim: usize,
-    /// Words along a head's width.
+    /// Words along the width of a head.
     pub dim_words: usize,
-    /// The width in whole pairs of vectors.
+    /// The width, rounded up to whole pairs of vectors.
     pub dim_padded: usize,
     /// Blocks of keys.
     pub blocks: usize,
@@ -48,30 +51,31 @@ impl Sizes {
         }
     }
 
-    /// Where a head's relative biases begin, after its keys and values.
+    /// Where the relative biases of a head start, after its keys and values.
     fn biases(&self) -> usize {
         self.blocks * (self.key_block + self.value_block)
     }
 
-    /// One head's keys and values, and its biases for each distance.
+    /// The keys and values of one head, and its biases for each distance.
     pub(super) fn head(&self, bias: bool) -> usize {
         let biases = if bias { self.tokens + (self.blocks + 1) * KEYS } else { 0 };
         (self.biases() + biases).next_multiple_of(16)
     }
 
-    /// What one thread needs: queries, sums, scores, and three numbers a row.
+    /// The memory of one thread: queries, sums, scores, and three numbers per row.
     pub(super) fn thread(&self) -> usize {
         (CHUNK * (self.dim_words + self.dim_padded + 2) + MAX_MR * (KEYS + 1)).next_multiple_of(16)
     }
 }
 
-/// Packs block `block` of a head's keys and values to `to`, and, with block 0, the head's biases.
+/// Packs block `block` of the keys and values of a head to `to`; for block 0 also the biases of the
+/// head.
 ///
-/// Keys: panels of two vectors of keys, word (w, key). Values: panels of two vectors of columns, word (w, column), a word being
-/// along the keys. What lies beyond the last key or column is zero, for zero times it is added.
+/// Keys: panels of two vectors of keys, word (w, key). Values: panels of two vectors of columns,
+/// word (w, column), where a word runs along the keys. Everything beyond the last key or column is
+/// set to zero, because the kernel multiplies it by zero and adds it.
 ///
-/// # Safety
-/// `to` has `sizes.head(..)` words that no other task touches in the parts of this block.
+/// # Safety `to` has `sizes.head(..)` words, and no other task uses the parts of this block.
 #[inline(always)]
 pub(super) unsafe fn pack<A: Arith>(
     a: &AttentionArgs,
@@ -85,7 +89,8 @@ pub(super) unsafe fn pack<A: Arith>(
     let first = block * KEYS;
     let keys = KEYS.min(s.tokens - first);
     let (row, col) = (picture * s.tokens + first, head * s.dim);
-    // SAFETY: rows and columns lie within k and v; every write within the block's areas, whose sizes `Sizes` gives.
+    // SAFETY: rows and columns lie within k and v; every write within the block's areas, whose
+    // sizes `Sizes` gives.
     unsafe {
         let panels = to.add(block * s.key_block);
         for key in 0..keys.next_multiple_of(width) {
@@ -128,7 +133,7 @@ pub(super) unsafe fn pack<A: Arith>(
     }
 }
 
-/// Writes `factor` times the head's row at `from` as words, `step` words apart.
+/// Writes the head's row at `from`, times `factor`, as words that are `step` words apart.
 #[inline(always)]
 unsafe fn scatter<A: Arith>(from: *const f32, factor: f32, s: &Sizes, to: *mut u32, step: usize) {
     let mut words = [0u32; 16];
@@ -146,22 +151,23 @@ unsafe fn scatter<A: Arith>(from: *const f32, factor: f32, s: &Sizes, to: *mut u
     }
 }
 
-/// One thread's memory for a chunk.
+/// The memory of one thread for a chunk.
 struct Area {
     queries: *mut u32,
     sums: *mut f32,
     scores: *mut f32,
-    /// Row maxima and sums of weights over the blocks so far, and what the latest block multiplies the row's sums by.
+    /// For each row: the maximum and the sum of weights over the blocks so far, and the factor by
+    /// which the latest block multiplies the row's sums.
     maxima: *mut f32,
     totals: *mut f32,
     keep: *mut f32,
 }
 
-/// The queries `chunk * CHUNK ..` of a head, against all its packed keys.
+/// Computes the queries from `chunk * CHUNK` on of a head, with all its packed keys.
 ///
-/// # Safety
-/// `packed` was filled by `pack` for all blocks; `area` has `sizes.thread()` words of this thread's own; the processor has the
-/// features of A; MR divides CHUNK and is at most MAX_MR.
+/// # Safety `packed` was filled by `pack` for all blocks. `area` has `sizes.thread()` words that
+/// only this thread uses. The processor has the features of A. MR divides CHUNK and is at most
+/// MAX_MR.
 #[inline(always)]
 pub(super) unsafe fn chunk<A: Arith, const MR: usize>(
     a: &AttentionArgs,
@@ -209,7 +215,7 @@ pub(super) unsafe fn chunk<A: Arith, const MR: usize>(
     }
 }
 
-/// Queries times scale and log2(e), word (w, row) of each panel; zeros beyond the last.
+/// Packs queries times scale and log2(e): word (w, row) of each panel, zeros beyond the last query.
 #[inline(always)]
 unsafe fn pack_queries<A: Arith, const MR: usize>(
     a: &AttentionArgs,
@@ -235,7 +241,7 @@ unsafe fn pack_queries<A: Arith, const MR: usize>(
     }
 }
 
-/// One panel of queries against one block of keys.
+/// Computes one panel of queries with one block of keys.
 #[inline(always)]
 unsafe fn panel_block<A: Arith, const MR: usize>(
     a: &AttentionArgs,
@@ -266,7 +272,7 @@ unsafe fn panel_block<A: Arith, const MR: usize>(
         }
         for i in 0..MR {
             let row = panel * MR + i;
-            // Rows beyond the last query repeat its mask and bias; nobody reads them.
+            // Rows beyond the last query repeat its mask and bias; their results are not used.
             let query = (query + i).min(s.tokens - 1);
             let visible = if a.causal { keys.min((query + 1).saturating_sub(start)) } else { keys };
             let bias = a
@@ -297,8 +303,9 @@ unsafe fn panel_block<A: Arith, const MR: usize>(
     }
 }
 
-/// Turns a row of scores into weights `2^(score - new maximum)`, in place, as the words of A. The first `visible` of `padded` count.
-/// Returns the new maximum, the factor for everything summed under the `old` one, and the sum of the weights.
+/// Converts a row of scores to weights `2^(score - new maximum)`, in place, as the words of A. Only
+/// the first `visible` of `padded` scores count. Returns the new maximum, the factor for everything
+/// that was summed with the `old` one, and the sum of the weights.
 #[inline(always)]
 unsafe fn softmax_row<A: Arith>(
     scores: *mut f32,
@@ -308,7 +315,8 @@ unsafe fn softmax_row<A: Arith>(
     old: f32,
 ) -> (f32, f32, f32) {
     let lanes = A::S::LANES;
-    // SAFETY: the row has `padded` elements, a multiple of two vectors, and the bias as many beyond its start.
+    // SAFETY: the row has `padded` elements, a multiple of two vectors, and the bias as many beyond
+    // its start.
     unsafe {
         if let Some(bias) = bias {
             for at in (0..padded).step_by(lanes) {
@@ -319,12 +327,14 @@ unsafe fn softmax_row<A: Arith>(
         (visible..padded).for_each(|at| *scores.add(at) = f32::NEG_INFINITY);
         let mut maxima = [A::S::splat(old); 2];
         for at in (0..padded).step_by(2 * lanes) {
-            // The second operand survives a NaN, so that the maximum stays a number and every weight of the row becomes NaN.
+            // If the first operand is NaN, the second is returned: the maximum stays a number, and
+            // every weight of the row becomes NaN.
             maxima[0] = A::S::max(A::S::load(scores.add(at)), maxima[0]);
             maxima[1] = A::S::max(A::S::load(scores.add(at + lanes)), maxima[1]);
         }
         let new = A::S::max_lane(A::S::max(maxima[0], maxima[1]));
-        // The same function as for the weights, so that a row whose maximum stays is multiplied by exactly one.
+        // The same function as for the weights, so that a row whose maximum does not change is
+        // multiplied by exactly one.
         let difference = A::S::sub(A::S::splat(old), A::S::splat(new));
         let keep = A::S::max_lane(simd::exp2::<A::S>(difference));
         let m = A::S::splat(new);

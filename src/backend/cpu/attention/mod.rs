@@ -1,4 +1,5 @@
-//! Softmax attention: the operands, and how heads and chunks of queries are shared among the threads.
+//! Softmax attention: the operands, and how heads and chunks of queries are distributed over the
+//! threads.
 
 mod flash;
 mod tile;
@@ -12,7 +13,7 @@ use super::variants::How;
 use flash::{CHUNK, Sizes};
 use tile::{Arith, F32};
 
-/// What attention works on; see `Op::Attention`.
+/// The operands of attention; see `Op::Attention`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AttentionArgs {
     pub q: In,
@@ -23,7 +24,7 @@ pub(crate) struct AttentionArgs {
     pub scale: f32,
     pub causal: bool,
     pub bias: Option<In>,
-    /// Rows of the first tokens of each picture, when they go elsewhere.
+    /// Where the rows of the first tokens of each image are written, if they go elsewhere.
     pub first: Option<Out>,
     pub out: Out,
 }
@@ -37,7 +38,7 @@ impl AttentionArgs {
         self.q.cols() / self.heads
     }
 
-    /// Where the result for `token` of `picture` goes: the window and its row.
+    /// Where the result for `token` of `picture` is written: the window and its row.
     pub(crate) fn place(&self, picture: usize, token: usize) -> (Out, usize) {
         let head = self.first.map_or(0, |f| f.rows() / self.batch);
         match self.first {
@@ -47,7 +48,7 @@ impl AttentionArgs {
     }
 }
 
-/// The work of one task, compiled for the instruction set of `A` in its own function.
+/// The work of one task. It is compiled in its own function for the instruction set of `A`.
 #[derive(Clone, Copy)]
 enum Task {
     /// Pack a block of keys and values of a head.
@@ -69,7 +70,7 @@ impl Work<'_> {
     #[inline(always)]
     unsafe fn run_as<A: Arith, const MR: usize>(self) {
         let Work { a, sizes, picture, head, packed, task } = self;
-        // SAFETY: passed on from `attention`, which gives every task its own memory.
+        // SAFETY: guaranteed by `attention`, which gives every task its own memory.
         unsafe {
             match task {
                 Task::Pack { block } => flash::pack::<A>(a, sizes, picture, head, block, packed),
@@ -84,9 +85,10 @@ impl Work<'_> {
 impl Kernel for Work<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: passed on from the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe {
-            // As many accumulators as the registers hold, beside two vectors of keys and one broadcast query.
+            // As many accumulators as fit in the registers, besides two vectors of keys and one
+            // broadcast query.
             match S::LANES {
                 16 => self.run_as::<F32<S>, 12>(),
                 8 => self.run_as::<F32<S>, 6>(),
@@ -99,7 +101,7 @@ impl Kernel for Work<'_> {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 unsafe fn run_bf16(work: Work) {
-    // SAFETY: the features are on here; the rest is the caller's promise.
+    // SAFETY: the features are enabled here; the caller guarantees the rest.
     unsafe { work.run_as::<tile::Bf16, 12>() }
 }
 
@@ -114,8 +116,9 @@ fn shape(how: How) -> (usize, usize) {
     }
 }
 
-/// Bytes of scratch that `attention` needs on `threads` threads: the packed keys and values of as many heads as there are threads
-/// (each shared by all threads), and each thread's chunk of queries.
+/// Bytes of scratch that `attention` needs on `threads` threads: the packed keys and values of as
+/// many heads as there are threads (all threads share them), and a chunk of queries for each
+/// thread.
 pub(crate) fn scratch_bytes(
     how: How,
     tokens: usize,
@@ -131,7 +134,7 @@ pub(crate) fn scratch_bytes(
     threads * (sizes.head(bias) + sizes.thread()) * 4 + 64
 }
 
-/// An address that tasks share; each uses its own part.
+/// An address that tasks share. Each task uses its own part.
 #[derive(Clone, Copy)]
 struct Shared(*mut u32);
 
@@ -146,8 +149,8 @@ impl Shared {
     }
 }
 
-/// `softmax(q . k^T * scale + bias) . v` for each picture and head; `scratch` has at least `scratch_bytes` for the threads of the
-/// current pool.
+/// `softmax(q . k^T * scale + bias) . v` for each image and head. `scratch` has at least
+/// `scratch_bytes` bytes for the threads of the current pool.
 pub(crate) fn attention(how: How, a: &AttentionArgs, scratch: &mut [u8]) {
     let (tokens, dim) = (a.tokens(), a.head_dim());
     if how == How::Reference {
@@ -172,8 +175,9 @@ pub(crate) fn attention(how: How, a: &AttentionArgs, scratch: &mut [u8]) {
         let (picture, head) = (picture_head / a.heads, picture_head % a.heads);
         let work =
             Work { a, sizes: &sizes, picture, head, packed: start.at(slot * head_words), task };
-        // SAFETY: the variant was chosen for this processor; a packing task writes its own block, a chunk's task its own
-        // thread's area and its own rows of the output, and reads what the packing tasks, which are over, have written.
+        // SAFETY: the variant was chosen for this processor. A packing task writes its own block.
+        // The task of a chunk writes its own thread's area and its own rows of the output, and
+        // reads what the packing tasks have written, which have ended.
         unsafe {
             match how {
                 #[cfg(target_arch = "x86_64")]

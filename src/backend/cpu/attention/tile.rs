@@ -1,9 +1,10 @@
-//! The inner kernel of attention: a register tile of a matrix product, in f32 or in pairs of bf16.
+//! The inner kernel of attention: a register tile of a matrix product, with f32 or with pairs of
+//! bf16.
 
 use super::super::simd::Simd;
 
-/// How a product is formed. Operands are words of 32 bits: one f32, or two bf16 that are neighbours along the summed dimension,
-/// so that both need the same loops and the same layouts.
+/// How products are computed. Operands are words of 32 bits: one f32, or two bf16 that are
+/// neighbours along the summed dimension. So both use the same loops and the same layouts.
 pub(super) trait Arith {
     type S: Simd;
     /// A vector of words.
@@ -11,7 +12,7 @@ pub(super) trait Arith {
     /// Elements in a word.
     const PER_WORD: usize;
 
-    /// A word of each lane: `first`, or `first` and `second` where a word has two.
+    /// One word in each lane: `first`, or `first` and `second` if a word has two elements.
     unsafe fn pair(first: <Self::S as Simd>::V, second: <Self::S as Simd>::V) -> Self::Words;
     unsafe fn broadcast(from: *const u32) -> Self::Words;
     unsafe fn load(from: *const u32) -> Self::Words;
@@ -22,7 +23,8 @@ pub(super) trait Arith {
         a: Self::Words,
         b: Self::Words,
     ) -> <Self::S as Simd>::V;
-    /// Stores the elements `at ..` of a row of words that starts at `row`; `at` is a multiple of `LANES`.
+    /// Stores the elements `at ..` of a row of words that starts at `row`; `at` is a multiple of
+    /// `LANES`.
     unsafe fn store(row: *mut f32, at: usize, v: <Self::S as Simd>::V);
 }
 
@@ -126,9 +128,12 @@ mod bf16 {
     }
 }
 
-/// Adds `a . b` to an `MR x 2 vectors` tile of c, which is first multiplied by `keep[row]`, or taken as zero without `keep`.
-/// Word (i, w) of a is at `i * ROW + w * STEP`, word (w, column) of b at `w * 2 * LANES + column`; c has rows of `pitch`.
-/// 12 x 2 vectors of 16 leave 8 registers of 32 free: each loaded vector of b is used 12 times, each broadcast twice.
+/// Adds `a . b` to a tile of c with `MR` rows and two vectors of columns. Before that, each row of
+/// c is multiplied by `keep[row]`, or set to zero without `keep`.
+///
+/// Word (i, w) of a is at `i * ROW + w * STEP`, word (w, column) of b at `w * 2 * LANES + column`;
+/// rows of c are `pitch` apart. 12 x 2 vectors of 16 leave 8 of 32 registers free: each loaded
+/// vector of b is used 12 times, each broadcast twice.
 #[inline(always)]
 pub(super) unsafe fn tile<A: Arith, const MR: usize, const ROW: usize, const STEP: usize>(
     words: usize,

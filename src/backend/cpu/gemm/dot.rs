@@ -1,19 +1,21 @@
-//! Products with few rows of x (one step's modulation, embeddings): every weight is used once or a few times, so w is
-//! read along its rows, decoded in registers and never packed.
+//! Products with few rows of x (the modulation of one step, embeddings). Every weight is used only
+//! a few times, so w is read along its rows and decoded in registers, and never packed.
 //!
-//! Floor: the stored bytes of w / memory bandwidth. x (a few rows) is converted once and stays in L1 or L2.
+//! Lower bound: the stored bytes of w / memory bandwidth. x (a few rows) is converted once and
+//! stays in L1 or L2.
 
 use super::super::matrix::{In, Out};
 use super::finish::{Tail, mul_add};
 use super::rows::{Row, WeightRows, decode};
 use super::{Columns, FEW, Micro, NC, Side, Words, aligned, share};
 
-/// `sums[m * NC + j] = x[m] . w[j]`, for all rows of x and w.
+/// Operands of `sums[m * NC + j] = x[m] . w[j]`, for all rows of x and w.
 #[derive(Clone, Copy)]
 pub struct Dot<'a> {
-    /// Rows of x as words, zero from `k` to the end of the row.
+    /// Rows of x as words, with zeros from `k` to the end of the row.
     pub x: *const u32,
-    /// Rows of x, at most `FEW`, and words from one to the next: a multiple of `PAD`.
+    /// The number of rows of x (at most `FEW`), and the words from one row to the next, a multiple
+    /// of `PAD`.
     pub rows: usize,
     pub stride: usize,
     pub w: &'a [Row],
@@ -21,9 +23,10 @@ pub struct Dot<'a> {
     pub sums: *mut f32,
 }
 
-/// Rows of x are filled up with zeros to a multiple of this many words.
+/// Rows of x are padded with zeros to a multiple of this many words.
 pub const PAD: usize = 64;
-/// Rows of w in a task: few enough for an even finish, enough to be worth taking.
+/// Rows of w in a task: few enough that all threads finish at about the same time, and enough to be
+/// worth the overhead of a task.
 const TASK: usize = 32;
 
 fn stride(micro: &Micro, k: usize) -> usize {
@@ -71,7 +74,8 @@ pub unsafe fn product(
         let mut columns = Columns::new(w, bias, col, cols);
         let dot = |x: *const u32, k: usize, lanes: &[Row], sums: *mut f32| {
             let dot = Dot { x, rows, stride: stride(micro, k), w: lanes, k, sums };
-            // SAFETY: x was prepared above, the rows of w have k elements, `sums` has FEW rows of NC.
+            // SAFETY: x was prepared above, the rows of w have k elements, `sums` has FEW rows of
+            // NC.
             unsafe { (micro.dot)(dot) };
         };
         if expands {
@@ -111,14 +115,15 @@ pub unsafe fn product(
     });
 }
 
-/// The rows of x as words, filled up with zeros.
+/// Converts the rows of x to words, padded with zeros.
 ///
 /// # Safety
 /// The window must be readable, the processor have what `micro` needs, and `words` have room.
 unsafe fn words_of(micro: &Micro, x: In, words: Words) {
     let stride = stride(micro, x.cols());
     for row in 0..x.rows() {
-        // SAFETY: the row has its elements, and its place in the scratch `stride` words, at least as many as are written.
+        // SAFETY: the row has its elements, and its place in the scratch `stride` words, at least
+        // as many as are written.
         unsafe {
             words.at(row * stride).write_bytes(0, stride);
             (micro.pack)(&[Row::of(x, row)], 1, 0, x.cols(), words.at(row * stride));
@@ -128,10 +133,11 @@ unsafe fn words_of(micro: &Micro, x: In, words: Words) {
 
 /// Elements of a weight row that are decoded at once.
 const CHUNK: usize = 256;
-/// Sums that run side by side and are added at the end.
+/// Sums that are computed independently of one another and added at the end.
 const LANES: usize = 16;
 
-/// `Dot` with f32 words, for any processor: decodes a stretch of a weight's row, then multiplies it with every row of x.
+/// `Dot` with f32 words, for any processor: decodes some elements of a row of w, then multiplies
+/// them with every row of x.
 ///
 /// # Safety
 /// The fields of `d` must be as described; with `FMA` the processor must have it.
@@ -168,11 +174,11 @@ pub unsafe fn dot_f32<const FMA: bool>(d: Dot, decode: impl Fn(Row, usize, &mut 
     }
 }
 
-/// `dot_f32` with the decoding of any processor.
+/// `dot_f32` with a decoder for any processor.
 ///
 /// # Safety
 /// The fields of `d` must be as described.
 pub unsafe fn dot_portable(d: Dot) {
-    // SAFETY: the same promise; `dot_f32` asks for elements below k only.
+    // SAFETY: as above; `dot_f32` asks for elements below k only.
     unsafe { dot_f32::<false>(d, |row, k, out| decode(row, k, out)) }
 }

@@ -1,8 +1,9 @@
-//! What happens to a tile of sums before it is stored: `out = tail(sum * scale + bias)`.
+//! What is done to a tile of sums before it is stored: `out = tail(sum * scale + bias)`.
 
 use super::super::matrix::{In, Out};
 
-/// The last step of a matrix product; see `op::Epilogue`. A residual may be the memory of `out` itself.
+/// The last step of a matrix product; see `op::Epilogue`. A residual may be the same memory as
+/// `out`.
 #[derive(Debug, Clone, Copy)]
 pub enum Tail {
     /// `y`
@@ -13,13 +14,13 @@ pub enum Tail {
     GeluTanh,
     /// `y / (1 + e^(-1.702 y))`
     QuickGelu,
-    /// `residual + y`; residual: as large as `out`.
+    /// `residual + y`; the residual has the shape of `out`.
     Add { residual: In },
-    /// `residual + gate[group] * y`; gate: a row per group, as many columns as `out`.
+    /// `residual + gate[group] * y`; the gate has one row per group and as many columns as `out`.
     GatedAdd { residual: In, gate: In },
 }
 
-/// Everything but the sums that a finished tile needs.
+/// Everything that finishing a tile needs besides the sums.
 #[derive(Clone, Copy)]
 pub struct Finish<'a> {
     /// One factor per column of the tile.
@@ -36,14 +37,13 @@ pub struct Finish<'a> {
     pub cols: usize,
 }
 
-/// Columns that are worked on at once.
+/// Columns that are processed together.
 const WIDTH: usize = 16;
 
-/// Finishes the tile of sums at `tile`, `width` elements from one row to the next.
+/// Finishes the tile of sums at `tile`, with `width` elements from one row to the next.
 ///
-/// # Safety
-/// `tile` must hold `rows` rows of `width` elements, the matrices be usable as `Out::new` and `In::new` say, and with
-/// `FMA` the processor must have it.
+/// # Safety `tile` must have `rows` rows of `width` elements, the matrices must be valid as
+/// `Out::new` and `In::new` require, and with `FMA` the processor must have it.
 #[inline(always)]
 pub unsafe fn finish<const FMA: bool>(tile: *const f32, width: usize, f: Finish) {
     debug_assert!(f.row + f.rows <= f.out.rows() && f.col + f.cols <= f.out.cols());
@@ -53,10 +53,12 @@ pub unsafe fn finish<const FMA: bool>(tile: *const f32, width: usize, f: Finish)
         let mut c = 0;
         while c < f.cols {
             let n = (f.cols - c).min(WIDTH);
-            // SAFETY: the columns `c .. c + n` of row `r` lie within the tile and within the matrices.
+            // SAFETY: the columns `c .. c + n` of row `r` lie within the tile and within the
+            // matrices.
             unsafe {
                 if n == WIDTH {
-                    // A copy of its own with a constant count, so that it becomes whole vectors.
+                    // A separate copy with a constant count, so that it is compiled to whole
+                    // vectors.
                     finish_some::<FMA>(sums.add(c), f, row, c, WIDTH);
                 } else {
                     finish_some::<FMA>(sums.add(c), f, row, c, n);
@@ -78,8 +80,8 @@ unsafe fn finish_some<const FMA: bool>(
 ) {
     let mut y = [0f32; WIDTH];
     let mut other = [0f32; WIDTH];
-    // SAFETY: the caller's promise; the arrays are wide enough for any `n`. The output is written after all is read,
-    // so it may be the residual.
+    // SAFETY: guaranteed by the caller; the arrays are wide enough for any `n`. All inputs are read
+    // before the output is written, so the output may be the residual.
     unsafe {
         let load = |from: In, row: usize, to: &mut [f32; WIDTH]| {
             std::ptr::copy_nonoverlapping(from.row_ptr(row).add(f.col + c), to.as_mut_ptr(), n);
@@ -129,7 +131,8 @@ unsafe fn finish_some<const FMA: bool>(
     }
 }
 
-/// `a * b + c`, fused where the processor does it in one instruction (elsewhere a fused one is a slow library call).
+/// `a * b + c`, fused if the processor has an instruction for it (elsewhere a fused one would be a
+/// slow library call).
 #[inline(always)]
 pub fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
@@ -141,18 +144,20 @@ fn times_sigmoid<const FMA: bool>(y: f32, t: f32) -> f32 {
     y / (1.0 + exp::<FMA>(-t))
 }
 
-/// `e^x` to about one unit of the last place; x is clamped to -87 ..= 88. It has no branches, so that loops over it become vector code.
+/// `e^x` with an error of about one unit in the last place. x is clamped to -87 ..= 88. There are
+/// no branches, so that loops over it become vector code.
 #[inline(always)]
 pub fn exp<const FMA: bool>(x: f32) -> f32 {
-    // x = n ln 2 + r with |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to an integer that sits in the low bits.
+    // x = n ln 2 + r with |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds to an integer, which is then in
+    // the low bits.
     const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
     let shifted = mul_add::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    // ln 2 in two pieces, the first short enough that n times it is exact.
+    // ln 2 in two parts; the first has few enough bits that n times it is exact.
     let r = mul_add::<FMA>(n, -0.693_359_4, x);
     let r = mul_add::<FMA>(n, 2.121_944_4e-4, r);
-    // e^r by its Taylor series to r^7.
+    // e^r by its Taylor series up to r^7.
     let mut p = 1.0 / 5040.0;
     for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = mul_add::<FMA>(p, r, c);

@@ -1,4 +1,4 @@
-//! f32 with AVX2 and FMA: tiles of 6 x 16 sums in 12 registers, two for w and one for x.
+//! f32 with AVX2 and FMA: tiles of 6 x 16 sums in 12 registers, two more for w and one for x.
 
 use std::arch::x86_64::*;
 
@@ -28,7 +28,7 @@ const NR: usize = 16;
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn tile(words: usize, a: *const u32, b: *const u32, c: *mut f32, more: bool) {
     let mut sums = [[_mm256_setzero_ps(); 2]; MR];
-    // SAFETY: `Micro::tile`'s caller promises panels of `words` words and a tile of MR x NR.
+    // SAFETY: the caller of `Micro::tile` guarantees panels of `words` words and a tile of MR x NR.
     unsafe {
         if more {
             for (i, s) in sums.iter_mut().enumerate() {
@@ -53,11 +53,11 @@ unsafe fn tile(words: usize, a: *const u32, b: *const u32, c: *mut f32, more: bo
 
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn finish_avx2(tile: *const f32, width: usize, f: Finish) {
-    // SAFETY: the same promises.
+    // SAFETY: as above.
     unsafe { finish::<true>(tile, width, f) }
 }
 
-/// `rows::decode`, eight elements at a time where the type allows it.
+/// `rows::decode`, with eight elements at a time where the type allows it.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn decode(row: Row, k: usize, out: &mut [f32]) {
@@ -73,7 +73,8 @@ unsafe fn decode(row: Row, k: usize, out: &mut [f32]) {
                     _mm256_cvtph_ps(_mm_slli_epi16::<8>(q))
                 }
                 DType::F8E4M3 => {
-                    // As in the AVX-512 kernel: the bits at their places, and 2^120 for the exponent's bias.
+                    // As in the AVX-512 kernel: moves the bits to their places, and multiplies by
+                    // 2^120 for the exponent's bias.
                     let q = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()));
                     let magnitude = _mm256_and_si256(q, _mm256_set1_epi32(0x7f));
                     let small = _mm256_castsi256_ps(_mm256_slli_epi32::<20>(magnitude));
@@ -95,13 +96,13 @@ unsafe fn decode(row: Row, k: usize, out: &mut [f32]) {
             _mm256_storeu_ps(out.as_mut_ptr().add(at), v);
         }
     }
-    // SAFETY: the same promise for the rest.
+    // SAFETY: as above for the rest.
     unsafe { rows::decode(row, k + whole, &mut out[whole..]) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn pack_avx2(rows: &[Row], lanes: usize, k: usize, count: usize, to: *mut u32) {
-    // SAFETY: the same promises.
+    // SAFETY: as above.
     unsafe { pack_f32(rows, lanes, k, count, to, |row, k, out| decode(row, k, out)) }
 }
 
@@ -112,6 +113,6 @@ unsafe fn expand_avx2(row: &Expanded, k: usize, out: &mut [f32]) {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn dot_avx2(d: Dot) {
-    // SAFETY: the same promises.
+    // SAFETY: as above.
     unsafe { dot_f32::<true>(d, |row, k, out| decode(row, k, out)) }
 }

@@ -1,5 +1,5 @@
-//! f32 with AVX-512: tiles of 14 x 32 sums in 28 registers, two for w and one for x. The packing (16 x 16 transposes of
-//! words) serves the bf16 kernel too.
+//! f32 with AVX-512: tiles of 14 x 32 sums in 28 registers, two more for w and one for x. The
+//! packing (16 x 16 transposes of words) is used by the bf16 kernel too.
 
 use std::arch::x86_64::*;
 
@@ -28,7 +28,7 @@ pub const NR: usize = 32;
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn tile(words: usize, a: *const u32, b: *const u32, c: *mut f32, more: bool) {
     let mut sums = [[_mm512_setzero_ps(); 2]; MR];
-    // SAFETY: `Micro::tile`'s caller promises panels of `words` words and a tile of MR x NR.
+    // SAFETY: the caller of `Micro::tile` guarantees panels of `words` words and a tile of MR x NR.
     unsafe {
         if more {
             for (i, s) in sums.iter_mut().enumerate() {
@@ -53,33 +53,33 @@ unsafe fn tile(words: usize, a: *const u32, b: *const u32, c: *mut f32, more: bo
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub unsafe fn finish_avx512(tile: *const f32, width: usize, f: Finish) {
-    // SAFETY: the same promises.
+    // SAFETY: as above.
     unsafe { finish::<true>(tile, width, f) }
 }
 
-/// The stored types as const parameters, so that every loader is compiled for one type.
+/// The stored types as constant parameters, so that a loader is compiled for each type.
 pub const F32: u8 = DType::F32 as u8;
 pub const BF16: u8 = DType::BF16 as u8;
 pub const F16: u8 = DType::F16 as u8;
 pub const F8E4M3: u8 = DType::F8E4M3 as u8;
 pub const F8E5M2: u8 = DType::F8E5M2 as u8;
-/// Rows of several types.
+/// The rows have several types.
 pub const MIXED: u8 = u8::MAX;
 
-/// The type of all rows that are there, or `MIXED`.
+/// The type of all rows, or `MIXED`.
 pub fn common_type(rows: &[Row]) -> u8 {
     let mut types = rows.iter().filter(|r| !r.ptr.is_null()).map(|r| r.dtype as u8);
     let first = types.next().unwrap_or(F32);
     if types.all(|t| t == first) { first } else { MIXED }
 }
 
-/// The lowest `n` bits, all if n is at least as many as there are.
+/// A mask of the lowest `n` bits, or of all bits if there are fewer than `n`.
 #[inline(always)]
 pub fn low_bits(n: usize) -> u32 {
     if n >= 32 { u32::MAX } else { (1 << n) - 1 }
 }
 
-/// 16 elements at `at` as f32, zeros where `mask` has no bit.
+/// 16 elements at `at` as f32; zeros where the bit of `mask` is 0.
 ///
 /// # Safety
 /// The elements with a bit must be readable and stored as `T`, or as `mixed` where T is `MIXED`.
@@ -87,7 +87,7 @@ pub fn low_bits(n: usize) -> u32 {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub unsafe fn load_f32<const T: u8>(at: *const u8, mask: u32, mixed: DType) -> __m512 {
     let mask = mask as __mmask16;
-    // SAFETY: masked loads touch no element without a bit.
+    // SAFETY: masked loads read no element whose bit is 0.
     unsafe {
         match T {
             F32 => _mm512_maskz_loadu_ps(mask, at.cast()),
@@ -97,8 +97,8 @@ pub unsafe fn load_f32<const T: u8>(at: *const u8, mask: u32, mixed: DType) -> _
             }
             F16 => _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, at.cast())),
             F8E4M3 => {
-                // Exponent and mantissa at their places in an f32 whose exponent is 120 too small; the product is
-                // exact for subnormals too. 0x7f is not a number.
+                // Puts exponent and mantissa at their places in an f32 whose exponent is 120 too
+                // small. The product corrects that and is exact for subnormals too. 0x7f is NaN.
                 let q = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, at.cast()));
                 let magnitude = _mm512_and_si512(q, _mm512_set1_epi32(0x7f));
                 let small = _mm512_castsi512_ps(_mm512_slli_epi32::<20>(magnitude));
@@ -134,10 +134,10 @@ unsafe fn pack_avx512(rows: &[Row], lanes: usize, k: usize, count: usize, to: *m
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     unsafe fn words<const T: u8>(at: *const u8, mask: u32, mixed: DType) -> __m512i {
-        // SAFETY: the same promise.
+        // SAFETY: as above.
         _mm512_castps_si512(unsafe { load_f32::<T>(at, mask, mixed) })
     }
-    // SAFETY: the same promises; `words::<T>` fits rows of type T.
+    // SAFETY: as above; `words::<T>` fits rows of type T.
     unsafe {
         match common_type(rows) {
             F32 => {
@@ -162,7 +162,8 @@ unsafe fn pack_avx512(rows: &[Row], lanes: usize, k: usize, count: usize, to: *m
     }
 }
 
-/// A lane of a group of rows: where its elements are, and the bytes of one; missing rows stay at some zeros.
+/// A lane of a group of rows: the address of its elements, and the size of one. Lanes without a row
+/// read zeros and do not advance.
 #[derive(Clone, Copy)]
 struct Lane {
     at: *const u8,
@@ -170,14 +171,15 @@ struct Lane {
     dtype: DType,
 }
 
-/// As many zeros as one load reads, of the largest type.
+/// Zeros for one load of the largest type.
 static NOTHING: [u8; 128] = [0; 128];
 
-/// `Micro::pack` for words of `PER` elements: 16 rows x 16 words at a time, transposed in registers. `load(at, mask, type)` gives
-/// 16 words from an address, with zeros for elements that have no bit.
+/// `Micro::pack` for words of `PER` elements: 16 rows x 16 words at a time, transposed in
+/// registers. `load(at, mask, type)` returns 16 words from an address, with zeros for the elements
+/// whose bit in the mask is 0.
 ///
-/// # Safety
-/// `to` must hold the words of `count` elements times `lanes`, and `load` be able to read elements `k .. k + count` of the rows.
+/// # Safety `to` must have space for the words of `count` elements times `lanes`, and `load` must
+/// be able to read elements `k .. k + count` of the rows.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub unsafe fn pack_words<const PER: usize>(
@@ -222,13 +224,14 @@ pub unsafe fn pack_words<const PER: usize>(
     }
 }
 
-/// 16 x 16 words, rows to columns.
+/// Transposes 16 x 16 words.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn transpose(v: [__m512i; 16]) -> [__m512i; 16] {
     let zero = _mm512_setzero_si512();
     let (mut a, mut b) = ([zero; 16], [zero; 16]);
-    // Within each 128-bit quarter, 4 x 4 words: a[4g + j] has word j of rows 4g .. 4g + 4, of every quarter.
+    // Within each 128-bit quarter, transpose 4 x 4 words: a[4g + j] has word j of rows 4g .. 4g +
+    // 4, of every quarter.
     for g in 0..4 {
         let r = &v[4 * g..4 * g + 4];
         let (lo01, hi01) = (_mm512_unpacklo_epi32(r[0], r[1]), _mm512_unpackhi_epi32(r[0], r[1]));
@@ -238,7 +241,7 @@ fn transpose(v: [__m512i; 16]) -> [__m512i; 16] {
         a[4 * g + 2] = _mm512_unpacklo_epi64(hi01, hi23);
         a[4 * g + 3] = _mm512_unpackhi_epi64(hi01, hi23);
     }
-    // Then 4 x 4 quarters: b[4q + j] has word j of quarter q, of all rows.
+    // Then transpose 4 x 4 quarters: b[4q + j] has word j of quarter q, of all rows.
     for j in 0..4 {
         let (x, y) = (a[j], a[4 + j]);
         let (z, w) = (a[8 + j], a[12 + j]);
@@ -264,8 +267,9 @@ unsafe fn dot_avx512(d: Dot) {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     unsafe fn decode<const T: u8>(row: Row, k: usize, out: &mut [f32]) {
         let whole = out.len() / 16 * 16;
-        // SAFETY: the elements are there; the masked store keeps within `out`. Whole vectors are stored without a mask,
-        // because a masked store cannot be forwarded to the loads that follow.
+        // SAFETY: the elements exist, and the masked store writes only inside `out`. Whole vectors
+        // are stored without a mask, because a masked store cannot be forwarded to the loads that
+        // follow.
         unsafe {
             for at in (0..whole).step_by(16) {
                 let v = load_f32::<T>(row.at(k + at), u32::MAX, row.dtype);
@@ -278,7 +282,7 @@ unsafe fn dot_avx512(d: Dot) {
             }
         }
     }
-    // SAFETY: the same promises.
+    // SAFETY: as above.
     unsafe {
         match common_type(d.w) {
             F32 => dot_f32::<true>(d, |r, k, out| decode::<F32>(r, k, out)),

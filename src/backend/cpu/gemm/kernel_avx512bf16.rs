@@ -1,5 +1,6 @@
-//! bf16 products with f32 sums (`vdpbf16ps`): tiles of 14 x 32, two k at a time. `vdpbf16ps` takes subnormals as zero, so
-//! 8-bit floats become normal bf16 numbers (all of their values are) before they are multiplied.
+//! bf16 products with f32 sums (`vdpbf16ps`): tiles of 14 x 32, two k at a time. `vdpbf16ps` treats
+//! subnormals as zero, so 8-bit floats are converted to normal bf16 numbers first (all of their
+//! values are normal in bf16).
 
 use std::arch::x86_64::*;
 
@@ -28,7 +29,7 @@ pub static AVX512BF16: Micro = Micro {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn multiply_add(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
-    // SAFETY: 512 bits are 512 bits; the type only names what they mean.
+    // SAFETY: both types are 512 bits of plain data.
     unsafe {
         _mm512_dpbf16_ps(
             sum,
@@ -41,7 +42,7 @@ fn multiply_add(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn tile(words: usize, a: *const u32, b: *const u32, c: *mut f32, more: bool) {
     let mut sums = [[_mm512_setzero_ps(); 2]; MR];
-    // SAFETY: `Micro::tile`'s caller promises panels of `words` words and a tile of MR x NR.
+    // SAFETY: the caller of `Micro::tile` guarantees panels of `words` words and a tile of MR x NR.
     unsafe {
         if more {
             for (i, s) in sums.iter_mut().enumerate() {
@@ -64,7 +65,7 @@ unsafe fn tile(words: usize, a: *const u32, b: *const u32, c: *mut f32, more: bo
     }
 }
 
-/// Low and high bytes of the bf16 of every E4M3 magnitude.
+/// Low and high bytes of the bf16 of every e4m3 magnitude.
 static E4M3_LOW: [u8; 128] = e4m3_bytes(0);
 static E4M3_HIGH: [u8; 128] = e4m3_bytes(1);
 
@@ -72,7 +73,7 @@ const fn e4m3_bytes(byte: usize) -> [u8; 128] {
     let mut bytes = [0; 128];
     let mut q = 0;
     while q < 128 {
-        // The bits of the bf16: subnormals m * 2^-9 are normal there, 0x7f is not a number.
+        // The bits of the bf16. Subnormals m * 2^-9 are normal in bf16; 0x7f is NaN.
         let bits: u16 = match q {
             0 => 0,
             1..8 => {
@@ -89,14 +90,14 @@ const fn e4m3_bytes(byte: usize) -> [u8; 128] {
     bytes
 }
 
-/// 32 elements at `at` as bf16, zeros where `mask` has no bit.
+/// 32 elements at `at` as bf16; zeros where the bit of `mask` is 0.
 ///
 /// # Safety
 /// The elements with a bit must be readable and stored as `T`, or as `mixed` where T is `MIXED`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn load_bf16<const T: u8>(at: *const u8, mask: u32, mixed: DType) -> __m512i {
-    // SAFETY: masked loads touch no element without a bit; vectors of bf16 are 512 bits.
+    // SAFETY: masked loads read no element whose bit is 0; vectors of bf16 are 512 bits.
     unsafe {
         let round = |low: __m512, high: __m512| std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
         let from_f16 = |v: __m512i| -> __m512i {
@@ -114,7 +115,8 @@ unsafe fn load_bf16<const T: u8>(at: *const u8, mask: u32, mixed: DType) -> __m5
             BF16 => _mm512_maskz_loadu_epi16(mask, at.cast()),
             F16 => from_f16(_mm512_maskz_loadu_epi16(mask, at.cast())),
             F8E4M3 => {
-                // Every byte twice, then two look-ups in a table of 128 bytes (which ignore the sign bit).
+                // Duplicate every byte, then look both up in a table of 128 bytes (which ignores
+                // the sign bit).
                 let q = _mm512_castsi256_si512(_mm256_maskz_loadu_epi8(mask, at.cast()));
                 let twice = _mm512_permutexvar_epi8(_mm512_loadu_si512(TWICE.as_ptr().cast()), q);
                 let look_up = |table: &[u8; 128]| {
@@ -161,7 +163,7 @@ static TWICE: [u8; 64] = {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn pack_bf16(rows: &[Row], lanes: usize, k: usize, count: usize, to: *mut u32) {
-    // SAFETY: the same promises; `load_bf16::<T>` fits rows of type T.
+    // SAFETY: as above; `load_bf16::<T>` fits rows of type T.
     unsafe {
         match common_type(rows) {
             F32 => pack_words::<2>(rows, lanes, k, count, to, |at, mask, t| {
@@ -188,7 +190,7 @@ unsafe fn pack_bf16(rows: &[Row], lanes: usize, k: usize, count: usize, to: *mut
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn dot_bf16(d: Dot) {
-    // SAFETY: the same promises.
+    // SAFETY: as above.
     unsafe {
         match common_type(d.w) {
             F32 => dot_rows::<F32>(d),
@@ -204,7 +206,7 @@ unsafe fn dot_bf16(d: Dot) {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn dot_rows<const T: u8>(d: Dot) {
-    // SAFETY: the same promises.
+    // SAFETY: as above.
     unsafe {
         match d.rows {
             1 => dot_at_most::<T, 1, 4>(d),
@@ -215,23 +217,27 @@ unsafe fn dot_rows<const T: u8>(d: Dot) {
     }
 }
 
-/// How far ahead of its use a weight is asked for, in bytes. Rows follow each other, so this runs into the next ones.
+/// How many bytes ahead of its use a weight is prefetched. Rows follow one another, so this reaches
+/// into the next rows.
 const AHEAD: usize = 4096;
 
-/// `Dot` for at most `M` rows of x. One row of w after the other, because memory delivers one long stream fastest; `SIDE` steps of k have
-/// sums of their own, so that no multiply-add waits for the one before.
+/// `Dot` for at most `M` rows of x. Rows of w are read one after another, because memory delivers a
+/// single long stream fastest. `SIDE` steps of k have separate sums, so that no multiply-add waits
+/// for the one before.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn dot_at_most<const T: u8, const M: usize, const SIDE: usize>(d: Dot) {
     let mut x = [d.x; M];
     for (m, x) in x.iter_mut().enumerate() {
-        // Where there are fewer rows the last stands in for the missing ones; its extra sums are dropped.
+        // If there are fewer rows, the last row is used in place of the missing ones, and its extra
+        // sums are discarded.
         *x = d.x.wrapping_add(m.min(d.rows - 1) * d.stride);
     }
     for (j, w) in d.w.iter().enumerate() {
         let mut sums = [[_mm512_setzero_ps(); M]; SIDE];
         let step = 32 * SIDE;
         let whole = d.k / step * step;
-        // SAFETY: k elements of w are readable; x has `stride` words a row, zeros after k; `sums` has FEW rows of NC.
+        // SAFETY: k elements of w are readable; x has `stride` words a row, zeros after k; `sums`
+        // has FEW rows of NC.
         unsafe {
             for k in (0..whole).step_by(step) {
                 for line in (0..step * w.dtype.size()).step_by(64) {

@@ -1,4 +1,5 @@
-//! The kernel for any processor: plain loops over a tile of 4 x 16 sums, which compilers turn into whatever vectors there are.
+//! The kernel for any processor: plain loops over a tile of 4 x 16 sums, which the compiler
+//! vectorises with the instructions of the target.
 
 use super::super::isa::Isa;
 use super::Micro;
@@ -22,7 +23,7 @@ const MR: usize = 4;
 const NR: usize = 16;
 
 unsafe fn tile(words: usize, a: *const u32, b: *const u32, c: *mut f32, more: bool) {
-    // SAFETY: `Micro::tile`'s caller promises panels of `words` words and a tile of MR x NR.
+    // SAFETY: the caller of `Micro::tile` guarantees panels of `words` words and a tile of MR x NR.
     let (a, b, c) = unsafe {
         (
             std::slice::from_raw_parts(a.cast::<[f32; MR]>(), words),
@@ -42,7 +43,7 @@ unsafe fn tile(words: usize, a: *const u32, b: *const u32, c: *mut f32, more: bo
 }
 
 unsafe fn pack_portable(rows: &[Row], lanes: usize, k: usize, count: usize, to: *mut u32) {
-    // SAFETY: the same promises.
+    // SAFETY: as above.
     unsafe { pack_f32(rows, lanes, k, count, to, |row, k, out| decode(row, k, out)) }
 }
 
@@ -51,14 +52,14 @@ unsafe fn expand_portable(row: &Expanded, k: usize, out: &mut [f32]) {
 }
 
 unsafe fn finish_portable(tile: *const f32, width: usize, f: Finish) {
-    // SAFETY: the same promises.
+    // SAFETY: as above.
     unsafe { finish::<false>(tile, width, f) }
 }
 
-/// `Micro::pack` for f32 words: decodes a stretch of a row, then scatters it to its lane.
+/// `Micro::pack` for f32 words: decodes some elements of a row, then scatters them to its lane.
 ///
-/// # Safety
-/// `to` must hold `count * lanes` words, and `decode` be able to read elements `k .. k + count` of the rows.
+/// # Safety `to` must have `count * lanes` words, and `decode` must be able to read elements `k ..
+/// k + count` of the rows.
 #[inline(always)]
 pub unsafe fn pack_f32(
     rows: &[Row],

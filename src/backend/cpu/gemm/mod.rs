@@ -1,23 +1,31 @@
-//! Matrix products `x . w^T` where w stays in its stored type: blocked, packed, with a small kernel per instruction set.
+//! Matrix products `x . w^T` where w keeps its stored type: blocked and packed, with a small kernel
+//! per instruction set.
 //!
-//! Both operands are packed into panels of 32-bit *words*: a word is one f32, or two neighbouring k as bf16. A panel
-//! holds `mr` rows of x (or `nr` rows of w) as `[word][row]`, so that a kernel reads both from front to back. One
-//! kernel call makes a tile of `mr x nr` sums over at most `kc` words, with all sums in registers.
+//! Both operands are packed into panels of 32-bit *words*: a word is one f32, or two neighbouring k
+//! as bf16. A panel has `mr` rows of x (or `nr` rows of w) as `[word][row]`, so that a kernel reads
+//! both in order. One kernel call computes a tile of `mr x nr` sums over at most `kc` words, with
+//! all sums in registers.
 //!
-//! Loops, outside in:
-//! 1. at most `ROWS` rows of x, packed once for all (the only shared buffer; it bounds the scratch whatever the picture's size);
-//! 2. tasks, taken by threads from a counter: `nc` rows of w by some row panels of x;
-//! 3. blocks of `kc` words: the task's `nc x kc` of w are decoded and packed, 192 KiB, to lie in L2;
-//! 4. row panels of x (10.5 KiB each) and within them panels of w (24 KiB), which fit L1 together.
+//! The loops, from the outermost to the innermost:
+//! - at most `ROWS` rows of x, packed once for all tasks (this is the only shared buffer; the limit
+//!   bounds the scratch memory for any image size)
+//! - tasks, which threads take from a counter: `nc` rows of w by some row panels of x
+//! - blocks of `kc` words: the `nc x kc` of w for the task are decoded and packed, 192 KiB, so that
+//!   they
+//!   fit in L2
+//! - row panels of x (10.5 KiB each), and within them panels of w (24 KiB), which fit in L1
+//!   together
 //!
-//! Floor: 2 M N K / peak seconds. Per tile of 14 x 32 and word, 28 multiply-adds (14 cycles where two start per cycle)
-//! need 2 loads of w and 14 broadcasts of x (8 cycles), so the multipliers are the limit; L2 delivers 9 bytes a cycle.
-//! Measured at 1280 x 3072 x 3072: the tiles take 87 % of the time, decoding and packing 6 % (bound by memory), the epilogue
-//! 4 %; tiles alone run at 97 % of the peak. The block length hardly matters (128 to 384 words: within 1 %).
-//! Few rows (`dot`) do 2M flops per weight element and are limited by the bytes of w instead; they read w once, unpacked.
+//! Lower bound: 2 M N K / peak seconds. For each tile of 14 x 32 and each word, 28 multiply-adds
+//! (14 cycles if two start per cycle) need 2 loads of w and 14 broadcasts of x (8 cycles), so the
+//! multipliers are the limit; L2 delivers 9 bytes a cycle. Measured at 1280 x 3072 x 3072: the
+//! tiles take 87 % of the time, decoding and packing 6 % (bound by memory), the epilogue 4 %; tiles
+//! alone run at 97 % of the peak. The block length hardly matters (128 to 384 words: within 1 %).
+//! With few rows (`dot`) there are 2M operations per weight element, and the bytes of w are the
+//! limit instead; that code reads w once, unpacked.
 //!
-//! Every sum runs over k in order within a block and over blocks in order, whatever the tasks are: results do not
-//! depend on the number of threads.
+//! Every sum runs over k in order within a block, and over the blocks in order, for any division
+//! into tasks: results do not depend on the number of threads.
 
 pub mod dot;
 pub mod finish;
@@ -49,7 +57,7 @@ pub use kernel_avx512::AVX512;
 pub use kernel_avx512bf16::AVX512BF16;
 pub use kernel_portable::PORTABLE;
 
-/// The inner functions of one instruction set and arithmetic. All need a processor with `isa`.
+/// The inner functions for one instruction set and one arithmetic. All need a processor with `isa`.
 pub struct Micro {
     pub isa: Isa,
     /// Rows of x and rows of w in a tile.
@@ -57,11 +65,14 @@ pub struct Micro {
     pub nr: usize,
     /// Elements of k in a word: 1 (f32) or 2 (bf16).
     pub per_word: usize,
-    /// `tile(words, a, b, c, more)`: `c[mr x nr] (+)= a . b^T` over packed panels; adds to c if `more`.
+    /// `tile(words, a, b, c, more)`: `c[mr x nr] (+)= a . b^T` over packed panels. Adds to c if
+    /// `more`, else overwrites it.
     pub tile: unsafe fn(usize, *const u32, *const u32, *mut f32, bool),
-    /// `pack(rows, lanes, k, count, to)`: elements `k .. k + count` of at most `lanes` rows, as `[word][lane]`; lanes without a row are zero.
+    /// `pack(rows, lanes, k, count, to)`: elements `k .. k + count` of at most `lanes` rows, as
+    /// `[word][lane]`. Lanes without a row are zero.
     pub pack: unsafe fn(&[Row], usize, usize, usize, *mut u32),
-    /// `expand(row, k, out)`: elements `k .. k + out.len()` of a row that `pack` cannot load, as f32.
+    /// `expand(row, k, out)`: elements `k .. k + out.len()`, as f32, of a row that `pack` cannot
+    /// load.
     pub expand: unsafe fn(&Expanded, usize, &mut [f32]),
     /// `finish(tile, width, how)`, see `finish::finish`.
     pub finish: unsafe fn(*const f32, usize, Finish),
@@ -69,18 +80,18 @@ pub struct Micro {
     pub dot: unsafe fn(dot::Dot),
 }
 
-/// The largest `mr`, `nr`.
+/// The largest `mr` and `nr`.
 pub const MAX_LANES: usize = 32;
 /// Words of k in a block.
 pub const KC: usize = 192;
-/// Rows of w in a task, at most. Stack arrays have this size.
+/// Maximum number of rows of w in a task. Arrays on the stack have this size.
 pub const NC: usize = 256;
-/// Rows of x that are packed at once, at most.
+/// Maximum number of rows of x that are packed at once.
 const ROWS: usize = 1540;
 /// Up to this many rows of x, w is read unpacked.
 pub const FEW: usize = 8;
 
-/// How a product is cut up; a function of its shape, the kernel and the number of threads.
+/// How a product is divided: a function of its shape, the kernel and the number of threads.
 #[derive(Debug, Clone, Copy)]
 struct Blocks {
     /// Blocks of k.
@@ -90,12 +101,12 @@ struct Blocks {
     /// Row panels of x and rows of w in a task.
     task_panels: usize,
     nc: usize,
-    /// The same of a side, 0 without one.
+    /// The number of blocks of k of a side, 0 without one.
     side_blocks: usize,
-    /// Words of the packed x, and of it with the packed t of a side behind it.
+    /// Words of the packed x, without and with the packed t of a side behind it.
     x_words: usize,
     packed_words: usize,
-    /// Words of one thread's packed w and sums.
+    /// Words of the packed w and the sums of one thread.
     w_words: usize,
     c_words: usize,
 }
@@ -109,8 +120,9 @@ impl Blocks {
         let all_panels = rows.div_ceil(micro.mr);
         let passes = rows.div_ceil(ROWS).max(1);
         let panels = all_panels.div_ceil(passes);
-        // Enough tasks for an even finish: first narrower ones, then shorter ones (which pack w again each), as
-        // long as packing stays small beside the arithmetic.
+        // Use enough tasks that threads finish at about the same time: first narrower tasks, then
+        // shorter ones (each of which packs w again), as long as packing is little work compared
+        // with the arithmetic.
         let tasks =
             |nc: usize, task_panels: usize| n.div_ceil(nc) * panels.div_ceil(task_panels.max(1));
         let (mut nc, mut task_panels) = (NC, panels);
@@ -147,14 +159,15 @@ impl Blocks {
     }
 }
 
-/// What is added to a product before its epilogue: `t . b^T`; t: `rows x rank`, b: `n x rank`.
+/// What is added to a product before its epilogue: `t . b^T`, where t is `rows x rank` and b `n x
+/// rank`.
 #[derive(Clone, Copy)]
 pub struct Side<'a> {
     pub t: In,
     pub b: &'a WeightRows<'a>,
 }
 
-/// Bytes of scratch that `product` needs; `side` is the rank of a side, or 0.
+/// Bytes of scratch that `product` needs. `side` is the rank of a side, or 0.
 pub fn scratch_bytes(
     micro: &Micro,
     rows: usize,
@@ -171,10 +184,10 @@ pub fn scratch_bytes(
     words * 4 + ALIGN
 }
 
-/// Scratch is used from the next multiple of this.
+/// Scratch is used from the next multiple of this many bytes.
 pub const ALIGN: usize = 64;
 
-/// The aligned words of `scratch`, of which at least `words` must be there.
+/// The aligned words of `scratch`, which must have at least `words` of them.
 pub fn aligned(scratch: &mut [u8], words: usize) -> Words {
     let skip = scratch.as_ptr().align_offset(ALIGN);
     let found = scratch.len().saturating_sub(skip) / 4;
@@ -182,11 +195,11 @@ pub fn aligned(scratch: &mut [u8], words: usize) -> Words {
     Words(scratch[skip..].as_mut_ptr().cast())
 }
 
-/// Scratch memory that tasks share; each knows which words are its own.
+/// Scratch memory that tasks share. Each task uses only its own words.
 #[derive(Clone, Copy)]
 pub struct Words(pub(in crate::backend::cpu) *mut u32);
 
-// SAFETY: only an address; the users of `at` keep threads apart.
+// SAFETY: only an address; the code that uses `at` keeps the threads apart.
 unsafe impl Send for Words {}
 // SAFETY: as above.
 unsafe impl Sync for Words {}
@@ -198,7 +211,8 @@ impl Words {
     }
 }
 
-/// Runs `work(slot, task)` for every task below `tasks`, each once; no two calls at a time have the same slot below `threads`.
+/// Runs `work(slot, task)` once for every task below `tasks`. Calls that run at the same time have
+/// different slots below `threads`.
 pub fn share(threads: usize, tasks: usize, work: impl Fn(usize, usize) + Sync) {
     if threads <= 1 || tasks <= 1 {
         return (0..tasks).for_each(|task| work(0, task));
@@ -217,8 +231,8 @@ pub fn share(threads: usize, tasks: usize, work: impl Fn(usize, usize) + Sync) {
 
 /// `out = tail(x . w^T + side + bias)`; x: `rows x k`, w: `n x k`, bias: n, out: `rows x n`.
 ///
-/// # Safety
-/// The processor must have `micro.isa`, the windows be usable as their constructors say.
+/// # Safety The processor must have `micro.isa`, and the matrices must be valid as their
+/// constructors require.
 #[allow(clippy::too_many_arguments, reason = "the operands of the operation")]
 pub unsafe fn product(
     micro: &Micro,
@@ -235,7 +249,7 @@ pub unsafe fn product(
         return;
     }
     if rows <= FEW {
-        // SAFETY: the same promises.
+        // SAFETY: as above.
         return unsafe { dot::product(micro, x, w, bias, side, tail, out, scratch) };
     }
     let threads = rayon::current_num_threads();
@@ -244,7 +258,8 @@ pub unsafe fn product(
     let mut first = 0;
     while first < rows {
         let count = (blocks.panels * micro.mr).min(rows - first);
-        // SAFETY: rows `first .. first + count` exist; the scratch is large enough; the caller promises the rest.
+        // SAFETY: rows `first .. first + count` exist, and the scratch is large enough; the caller
+        // guarantees the rest.
         unsafe {
             rows_product(
                 micro,
@@ -281,7 +296,7 @@ unsafe fn rows_product(
 ) {
     let (mr, nr, n) = (micro.mr, micro.nr, out.cols());
     let panels = count.div_ceil(mr);
-    // The blocks of k: those of x and w, then those of a side, which lies behind packed x.
+    // The blocks of k: first those of x and w, then those of a side, which is packed behind x.
     let blocks: Vec<KBlock> = KBlock::all(micro, x.cols(), 0, false)
         .chain(side.iter().flat_map(|s| KBlock::all(micro, s.t.cols(), b.x_words, true)))
         .collect();
@@ -302,7 +317,8 @@ unsafe fn rows_product(
                     Row::ZEROS
                 };
             }
-            // SAFETY: the rows have k elements, the panel's place in the scratch is this task's own.
+            // SAFETY: the rows have k elements, the panel's place in the scratch is this task's
+            // own.
             unsafe { (micro.pack)(lanes, mr, block.from, block.len, x_panel(block, panel)) };
         }
     });
@@ -325,7 +341,8 @@ unsafe fn rows_product(
             let words = block.words;
             let w = side.filter(|_| block.side).map_or(w, |s| s.b);
             if i == b.k_blocks && columns.scaled() {
-                // What follows is not to be multiplied with the scales of w, so what is there must be before.
+                // The following blocks must not be multiplied with the scales of w, so the existing
+                // sums are multiplied now.
                 for (m, p) in (0..task_panels).flat_map(|m| (0..w_panels).map(move |p| (m, p))) {
                     // SAFETY: the tile is the slot's own, and was written in the blocks before.
                     let tile = unsafe { std::slice::from_raw_parts_mut(tile_at(m, p), mr * nr) };
@@ -338,7 +355,7 @@ unsafe fn rows_product(
                 let lanes = &mut lanes[..nr.min(cols - p * nr)];
                 let (mut from, mut base) = (block.from, 0);
                 if expands && !block.side {
-                    // All lanes begin at the block then.
+                    // All lanes start at this block then.
                     (from, base) = (0, block.from);
                 }
                 for (i, lane) in lanes.iter_mut().enumerate() {
@@ -360,13 +377,15 @@ unsafe fn rows_product(
                 for p in 0..w_panels {
                     let tile = tile_at(m, p);
                     let row = (top + m) * mr;
-                    // The next panel of x lies in L3 or further; every tile asks for a share of it.
+                    // The next panel of x is in L3 or further away; every tile prefetches a part of
+                    // it.
                     let share = (mr * words).div_ceil(w_panels);
                     fetch(
                         x_panel(block, (top + m + 1).min(panels - 1)).wrapping_add(p * share),
                         share,
                     );
-                    // SAFETY: the panels were packed above with `words` words; the tile is the slot's own.
+                    // SAFETY: the panels were packed above with `words` words; the tile is the
+                    // slot's own.
                     unsafe {
                         let x_panel = x_panel(block, top + m);
                         (micro.tile)(
@@ -410,7 +429,7 @@ struct KBlock {
 impl KBlock {
     fn all(micro: &Micro, k: usize, base: usize, side: bool) -> impl Iterator<Item = KBlock> {
         let per_word = micro.per_word;
-        // Without any k there is still a block: it makes the sums 0.
+        // If there is no k, there is still one block, which sets the sums to 0.
         (0..k.max(1)).step_by(KC * per_word).map(move |from| {
             let len = (k - from).min(KC * per_word);
             KBlock {
@@ -425,7 +444,8 @@ impl KBlock {
     }
 }
 
-/// Asks for the cache lines of `words` words from `at`; a hint, so any address will do.
+/// Prefetches the cache lines of `words` words from `at` on. This is only a hint, so any address is
+/// allowed.
 #[inline(always)]
 fn fetch(at: *const u32, words: usize) {
     #[cfg(target_arch = "x86_64")]
@@ -446,7 +466,7 @@ pub struct Columns {
 }
 
 impl Columns {
-    /// Those of the columns `first .. first + cols`, at most `NC`.
+    /// The scales and biases of the columns `first .. first + cols`, at most `NC`.
     pub fn new(w: &WeightRows, bias: Option<&[f32]>, first: usize, cols: usize) -> Columns {
         let mut columns = Columns { first, scale: [1.0; NC], bias: [0.0; NC] };
         for (i, s) in columns.scale[..cols].iter_mut().enumerate() {
@@ -463,14 +483,15 @@ impl Columns {
         self.scale.iter().any(|s| *s != 1.0)
     }
 
-    /// Multiplies a tile of `width` columns, the first of which is column `col` of these, with their scales.
+    /// Multiplies a tile of `width` columns with its scales. `col` is its first column among these.
     fn scale_tile(&self, tile: &mut [f32], width: usize, col: usize) {
         for row in tile.chunks_exact_mut(width) {
             row.iter_mut().zip(&self.scale[col..]).for_each(|(sum, scale)| *sum *= scale);
         }
     }
 
-    /// How to finish a tile of `rows` rows from `row`, and of `cols` columns from `col` of these.
+    /// How to finish a tile of `rows` rows from `row` on, and of `cols` columns from `col` of these
+    /// on.
     pub fn finish(
         &self,
         tail: Tail,

@@ -1,4 +1,4 @@
-//! Rows of matrices in whatever type they are stored, and their decoding to f32.
+//! Rows of matrices in any stored type, and their decoding to f32.
 
 use std::sync::LazyLock;
 
@@ -8,7 +8,8 @@ use super::super::matrix::In;
 use crate::dtype::{DType, E4M3, Format, f8e5m2_to_f32};
 use crate::tensor::{BlockScales, HostWeight, Scale};
 
-/// The start of a stored row. It may be unaligned (tensors in files are). A null pointer is a row of zeros.
+/// The start of a stored row. It may be unaligned, as tensors in files are. A null pointer stands
+/// for a row of zeros.
 #[derive(Debug, Clone, Copy)]
 pub struct Row {
     pub ptr: *const u8,
@@ -16,7 +17,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// A row of zeros: past the edge of a matrix, or of a picture.
+    /// A row of zeros: beyond the edge of a matrix or an image.
     pub const ZEROS: Row = Row { ptr: std::ptr::null(), dtype: DType::F32 };
 
     /// A row of f32.
@@ -45,7 +46,7 @@ impl Row {
     }
 }
 
-/// The rows of a weight, found by number, whichever part holds them.
+/// The rows of a weight by number, in whichever part they are stored.
 pub struct WeightRows<'a> {
     parts: Vec<Part<'a>>,
 }
@@ -97,7 +98,8 @@ impl<'a> WeightRows<'a> {
         }
     }
 
-    /// Row `row`, if it is stored in a way that the kernels' loaders do not know: it must be expanded to f32 first.
+    /// Row `row`, if it is stored in a type that the kernels cannot load: it must be expanded to
+    /// f32 first.
     pub fn expanded(&self, row: usize) -> Option<Expanded<'a>> {
         let p = self.part(row).filter(|p| !loadable(p.dtype))?;
         let local = row - p.first;
@@ -123,7 +125,7 @@ impl<'a> WeightRows<'a> {
     }
 }
 
-/// Whether the kernels' loaders know `dtype`.
+/// Whether the kernels can load `dtype`.
 fn loadable(dtype: DType) -> bool {
     dtype.is_plain() && dtype != DType::I8
 }
@@ -131,9 +133,9 @@ fn loadable(dtype: DType) -> bool {
 /// A stored row that is expanded to f32 before it is packed.
 pub struct Expanded<'a> {
     bytes: &'a [u8],
-    /// Without one, elements are I8.
+    /// The block format; `None` if elements are I8.
     format: Option<&'static Format>,
-    /// Scales kept elsewhere, and the row among theirs.
+    /// Scales that are stored elsewhere, and the row's number among them.
     scales: Option<(&'a BlockScales, usize)>,
 }
 
@@ -179,7 +181,7 @@ pub unsafe fn decode(row: Row, k: usize, out: &mut [f32]) {
     if row.ptr.is_null() {
         return out.fill(0.0);
     }
-    // SAFETY: the caller's promise; bytes have no alignment.
+    // SAFETY: guaranteed by the caller; bytes have no alignment.
     let bytes = unsafe { std::slice::from_raw_parts(row.at(k), out.len() * row.dtype.size()) };
     match row.dtype {
         DType::F32 | DType::I32 => {

@@ -1,4 +1,4 @@
-//! Random operands, and the measure of error, for the tests of matrix kernels.
+//! Random operands and an error measure, for the tests of the matrix kernels.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use super::super::linear::Variant;
 use crate::dtype::DType;
 use crate::tensor::{BlockScale, BlockScales, HostPart, HostWeight, Scale};
 
-/// A small generator of random numbers (xorshift64*).
+/// A small random number generator (xorshift64*).
 pub struct Random(u64);
 
 impl Random {
@@ -32,7 +32,8 @@ impl Random {
     }
 }
 
-/// A weight of `parts` (rows, type), with `cols` columns, each at an odd byte of its source; the n-th part has the n-th kind of scale.
+/// A weight made of `parts` (rows, type), with `cols` columns, each part at an odd byte of its
+/// source. The kinds of scale alternate from part to part.
 pub fn weight(random: &mut Random, cols: usize, parts: &[(usize, DType)]) -> HostWeight {
     let parts = parts.iter().enumerate().map(|(i, &(rows, dtype))| {
         let offset = 2 * i + 1;
@@ -51,7 +52,8 @@ pub fn weight(random: &mut Random, cols: usize, parts: &[(usize, DType)]) -> Hos
     HostWeight { rows: parts.iter().map(|p| p.rows).sum(), cols, parts }
 }
 
-/// A weight of `rows x cols` of a type that is expanded before it is packed: two parts of random bytes, with such scales as it needs, one at an odd byte.
+/// A weight of `rows x cols` of a type that is expanded before it is packed: two parts of random
+/// bytes, with the scales that the type needs; one part is at an odd byte.
 pub fn blocks(random: &mut Random, cols: usize, rows: usize, dtype: DType) -> HostWeight {
     let parts = [rows / 3, rows - rows / 3].into_iter().enumerate().map(|(i, rows)| {
         let offset = 2 * i + 1;
@@ -59,7 +61,8 @@ pub fn blocks(random: &mut Random, cols: usize, rows: usize, dtype: DType) -> Ho
         bytes.extend((0..rows * dtype.bytes(cols)).map(|_| (random.f32() * 128.0) as i8 as u8));
         let mut scale = if i == 0 { Scale::Tensor(0.01) } else { Scale::One };
         if let Some(format) = dtype.format() {
-            // Halves that are finite and of one size, wherever the format has them.
+            // f16 values that are finite and of similar size, at every position where the format
+            // has one.
             for block in bytes[offset..].chunks_exact_mut(format.bytes) {
                 let halves: &[usize] = match dtype {
                     DType::Q8_0 | DType::Q4_0 | DType::Q5_0 => &[0],
@@ -103,7 +106,7 @@ pub fn blocks(random: &mut Random, cols: usize, rows: usize, dtype: DType) -> Ho
                     factor: 0.7,
                 };
                 scale = Scale::Blocks(scales);
-                // No NaN among mxfp8's codes.
+                // No NaN among the codes of mxfp8.
                 bytes[offset..].iter_mut().for_each(|q| *q &= 0xbf);
             }
         }
@@ -113,7 +116,7 @@ pub fn blocks(random: &mut Random, cols: usize, rows: usize, dtype: DType) -> Ho
     HostWeight { rows, cols, parts }
 }
 
-/// `||got - want|| / ||want||`; anything not finite in `got` gives infinity.
+/// `||got - want|| / ||want||`. Infinity if a value of `got` is not finite.
 pub fn error(got: &[f32], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len());
     if got.iter().any(|v| !v.is_finite()) {
@@ -129,7 +132,7 @@ pub fn runnable(table: &'static [Variant]) -> impl Iterator<Item = &'static Vari
     table.iter().filter(|v| v.needs <= Isa::detect())
 }
 
-/// The error that `v` may have.
+/// The error that `v` is allowed to have.
 pub fn tolerance(v: &Variant) -> f64 {
     if v.name.contains("bf16_") { 6e-3 } else { 2e-6 }
 }

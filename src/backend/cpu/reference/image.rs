@@ -45,7 +45,8 @@ pub(crate) fn conv2d(
     }
 }
 
-/// Group normalisation over (pixels of a picture x channels of a group), affine, then SiLU if asked.
+/// Group normalisation over (pixels of a image x channels of a group), affine, then SiLU if
+/// asked.
 #[allow(clippy::too_many_arguments)] // the operation's own fields
 pub(crate) fn group_norm(
     x: In,
@@ -79,8 +80,9 @@ pub(crate) fn group_norm(
     }
 }
 
-/// `[cos(1000 t f) | sin(1000 t f)]`, `f_i = 10000^(-i/half)`. The argument reaches 1000, where an f32 has only four digits after
-/// the point: it is rounded where the reference implementation, which works in f32, rounds it, so that both look up the same angle.
+/// `[cos(1000 t f) | sin(1000 t f)]`, `f_i = 10000^(-i/half)`. The argument reaches 1000, where an
+/// f32 has only four digits after the decimal point. It is rounded at the same place as in the
+/// reference implementation, which uses f32, so that both compute the same angle.
 pub(crate) fn timestep_embed(t: In, out: Out) {
     let half = out.cols() / 2;
     for r in 0..out.rows() {
@@ -95,7 +97,7 @@ pub(crate) fn timestep_embed(t: In, out: Out) {
     }
 }
 
-/// For a token row and column of packed latents: the pixel row and channel.
+/// The pixel row and the channel for a token row and a column of packed latents.
 fn unpacked(token: usize, column: usize, height: usize, width: usize) -> (usize, usize) {
     let (across, down) = (width / 2, height / 2);
     let (picture, y, x) = (token / (across * down), token / across % down, token % across);
@@ -123,7 +125,8 @@ pub(crate) fn unpack(x: In, height: usize, width: usize, scale: f32, shift: f32,
     }
 }
 
-/// `x += params[0] * v`, or with `cfg` `x += params[0] * (vu + s * (vc - vu))`, conditional rows first.
+/// `x += params[0] * v`, or with `cfg` `x += params[0] * (vu + s * (vc - vu))`, conditional rows
+/// first.
 pub(crate) fn euler_step(x: Out, v: In, params: In, cfg: bool) {
     let (dt, s) = (at(params, 0, 0), at(params, 0, 1));
     let rows = x.rows();

@@ -47,7 +47,7 @@ pub(crate) fn linear(
     }
 }
 
-/// `softmax(q . k^T * scale + bias) . v` for each picture and head.
+/// `softmax(q . k^T * scale + bias) . v` for each image and head.
 pub(crate) fn attention(a: &AttentionArgs) {
     let (tokens, dim) = (a.tokens(), a.head_dim());
     for picture in 0..a.batch {

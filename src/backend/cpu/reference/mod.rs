@@ -1,5 +1,6 @@
-//! The specification: every operation as plain single-threaded loops, straight from the documentation of `Op`, with sums in f64.
-//! They are slow and meant to be read; every fast variant is tested against them, and `--kernel op=op_reference` runs them.
+//! The specification: every operation as plain single-threaded loops that follow the documentation
+//! of `Op`, with sums in f64. They are slow and written to be read. Every fast variant is tested
+//! against them, and `--kernel op=op_reference` runs them.
 
 mod image;
 mod matmul;
@@ -17,14 +18,16 @@ use super::matrix::{In, Out};
 /// Element (row, col) of a window.
 fn at(x: In, row: usize, col: usize) -> f32 {
     assert!(row < x.rows() && col < x.cols());
-    // SAFETY: the element lies within the window, which its maker promised to be readable; the loops here are single-threaded.
+    // SAFETY: the element is inside the window, whose creator guarantees that it is readable; the
+    // loops here are single-threaded.
     unsafe { *x.row_ptr(row).add(col) }
 }
 
 /// Sets element (row, col) of a window.
 fn put(out: Out, row: usize, col: usize, value: f32) {
     assert!(row < out.rows() && col < out.cols());
-    // SAFETY: the element lies within the window, which its maker promised to be writable; the loops here are single-threaded.
+    // SAFETY: the element is inside the window, whose creator guarantees that it is writable; the
+    // loops here are single-threaded.
     unsafe { *out.row_ptr(row).add(col) = value }
 }
 
@@ -38,7 +41,7 @@ fn silu_of(y: f64) -> f64 {
     y / (1.0 + (-y).exp())
 }
 
-/// The row of a matrix with a row per group that belongs to row `row` of `rows`.
+/// The row that belongs to row `row` of `rows`, in a matrix with one row per group.
 fn group_row(row: usize, rows: usize, groups: usize) -> usize {
     row / (rows / groups)
 }

@@ -118,7 +118,7 @@ pub(crate) fn embed(table: &Table, ids: &[i32], positions: Option<&Table>, out: 
     }
 }
 
-/// Rows `from .. from + count` of each picture of x become rows `to ..` of that picture of out.
+/// Rows `from .. from + count` of each image of x become rows `to ..` of that image of out.
 pub(crate) fn copy_rows(
     x: &Stored,
     out: &Stored,

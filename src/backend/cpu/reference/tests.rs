@@ -156,7 +156,8 @@ fn norms_give_the_wanted_moments() {
         let squares = row.iter().map(|y| f64::from(*y).powi(2)).sum::<f64>() / cols as f64;
         assert!((squares - 9.0).abs() < 1e-5, "{squares}");
     }
-    // Group norm over one pixel of one group is a layer norm; over many pixels the moments are those of the group.
+    // Group norm over one pixel of one group is a layer norm; over many pixels the moments are
+    // those of the group.
     let mut grouped = vec![f32::NAN; rows * cols];
     layer_norm(In::dense(&x, cols), &gain, &shift, 1e-3, Out::dense(&mut out, cols));
     group_norm(
@@ -194,7 +195,8 @@ fn norms_give_the_wanted_moments() {
 #[test]
 fn rope_turns_pairs_as_complex_numbers_and_keeps_dot_products_of_equal_shifts() {
     let (heads, dim, tokens) = (1, 4, 6);
-    // One vector for q at every token and one for k: the score of (i, j) may then depend only on i - j.
+    // One vector for q at every token and one for k: the score of (i, j) may then depend only on i
+    // - j.
     let row: Vec<f32> = numbers(9, 3 * dim);
     let qkv: Vec<f32> = (0..tokens).flat_map(|_| row.clone()).collect();
     let angle = |t: usize, pair: usize| t as f64 * [0.9, 0.13][pair];
@@ -264,7 +266,8 @@ fn a_convolution_of_a_point_is_its_kernel() {
         let expected = if inside { ((oc * 2 + 1) * 9) as f32 + (ky * 3 + kx) as f32 } else { 0.0 };
         assert_eq!(out[(y * 4 + x_) * 3 + oc], expected, "({y}, {x_}, {oc})");
     }
-    // Enlarged twice and read with stride 2 without padding, a 1 x 1 kernel of one gives the picture back.
+    // Enlarged twice and read with stride 2 without padding, a 1 x 1 kernel of one gives the
+    // image back.
     let shape = ConvShape {
         kernel: 1,
         stride: 2,
