@@ -76,7 +76,7 @@ fn bench(
             backend.write(*offset, &bytes).expect("within the arena");
         }
         for (id, weight) in weights.iter().enumerate() {
-            let key = WeightKey(id as u64);
+            let key = WeightKey::new(id as u32);
             backend.load(key, Place::Resident(0), weight, Use::Vector).expect("loads");
             places.weights.push(key);
         }

@@ -43,7 +43,7 @@ pub fn random(program: &Program, dtype: DType) -> Vec<HostWeight> {
             }],
         }
     };
-    program.weights.iter().map(|w| weight(w.rows, w.cols, w.lora.is_some())).collect()
+    program.weights.iter().map(|w| weight(w.rows, w.cols, w.side.is_some())).collect()
 }
 
 /// A plan in which all weights are resident.

@@ -68,7 +68,7 @@ impl Bench<'_> {
         program.steps.push(step.clone());
         program.weights =
             vec![
-                WeightSpec { name: String::new(), first: 0, rows: 0, cols: 0, lora: None };
+                WeightSpec { name: String::new(), first: 0, rows: 0, cols: 0, side: None };
                 self.weights.len()
             ];
         let uses = program.uses();
@@ -103,7 +103,7 @@ impl Bench<'_> {
         }
         let mut at = 0;
         for (i, weight) in self.weights.iter().enumerate() {
-            let key = WeightKey(i as u64);
+            let key = WeightKey::new(i as u32);
             backend.load(key, Place::Resident(at), weight, uses[i]).expect("loads");
             at += sizes[i].next_multiple_of(256);
             places.weights.push(key);

@@ -194,17 +194,21 @@ mod tests {
     #[test]
     fn weights_arrive_in_order_and_cancelled_ones_never_after_cancel_returns() {
         let (courier, brought) = slow();
-        (0..20).for_each(|n| courier.request(WeightKey(n), n));
+        (0..20).for_each(|n| courier.request(WeightKey::new(n as u32), n));
         for n in (0..20).rev().step_by(2) {
-            courier.cancel(WeightKey(n));
+            courier.cancel(WeightKey::new(n as u32));
             let seen = brought.lock().unwrap().contains(&n);
             std::thread::sleep(Duration::from_millis(1));
             assert_eq!(brought.lock().unwrap().contains(&n), seen, "weight {n}");
         }
         for n in 0..20 {
             let expected = (n % 2 == 0).then_some(2 * n);
-            assert_eq!(courier.wait_for(WeightKey(n)).unwrap(), expected);
-            assert_eq!(courier.wait_for(WeightKey(n)).unwrap(), None, "the second time");
+            assert_eq!(courier.wait_for(WeightKey::new(n as u32)).unwrap(), expected);
+            assert_eq!(
+                courier.wait_for(WeightKey::new(n as u32)).unwrap(),
+                None,
+                "the second time"
+            );
         }
         let seen = brought.lock().unwrap().clone();
         assert!(seen.is_sorted(), "{seen:?}");
@@ -216,22 +220,22 @@ mod tests {
     fn errors_and_panics_reach_everyone_who_waits_until_the_weight_is_cancelled() {
         let (courier, _) = slow();
         for (n, message) in [(1000, "the disk fails here"), (1001, "panicked")] {
-            courier.request(WeightKey(n), n);
+            courier.request(WeightKey::new(n as u32), n);
             for _ in 0..2 {
-                let e = courier.wait_for(WeightKey(n)).unwrap_err();
+                let e = courier.wait_for(WeightKey::new(n as u32)).unwrap_err();
                 assert!(e.to_string().contains(message), "{e}");
             }
-            courier.cancel(WeightKey(n));
-            assert_eq!(courier.wait_for(WeightKey(n)).unwrap(), None);
+            courier.cancel(WeightKey::new(n as u32));
+            assert_eq!(courier.wait_for(WeightKey::new(n as u32)).unwrap(), None);
         }
-        courier.request(WeightKey(1000), 7);
-        assert_eq!(courier.wait_for(WeightKey(1000)).unwrap(), Some(14), "a new request");
+        courier.request(WeightKey::new(1000), 7);
+        assert_eq!(courier.wait_for(WeightKey::new(1000)).unwrap(), Some(14), "a new request");
     }
 
     #[test]
     fn after_cancel_all_nothing_is_brought() {
         let (courier, brought) = slow();
-        (0..20).for_each(|n| courier.request(WeightKey(n), n));
+        (0..20).for_each(|n| courier.request(WeightKey::new(n as u32), n));
         courier.cancel_all();
         let seen = brought.lock().unwrap().len();
         std::thread::sleep(Duration::from_millis(20));

@@ -107,8 +107,23 @@ impl Places {
 }
 
 /// Names one loaded weight, unique among all programs of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct WeightKey(pub u64);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct WeightKey {
+    /// For a factor of a side matrix (a LoRA): which set of side matrices it belongs to. 0 for the
+    /// model's own weights.
+    pub side_set: u32,
+    /// Number of the program within a generation.
+    pub phase: u32,
+    /// [`Weight::id`] within the program.
+    pub id: u32,
+}
+
+impl WeightKey {
+    /// The key of weight `id` where there is only one program.
+    pub fn new(id: u32) -> WeightKey {
+        WeightKey { id, ..WeightKey::default() }
+    }
+}
 
 /// The memory that a device allocates before a phase runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

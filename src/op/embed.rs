@@ -3,14 +3,14 @@
 use super::rule::rule;
 use super::{Operation, Use, Visitor};
 use crate::dtype::DType;
-use crate::tensor::{Tensor, Weight};
+use crate::tensor::{Slot, Tensor, Weight};
 
 /// `out[r] = table[ids[r]] + positions[r % positions.rows]`
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Embed {
     /// `vocabulary x cols`
     pub table: Weight,
-    /// `rows x 1` I32, rows of `table`.
+    /// `rows x 1` I32, an input: rows of `table`, checked when the host writes them.
     pub ids: Tensor,
     /// `n x cols`; without it, nothing is added.
     pub positions: Option<Weight>,
@@ -35,6 +35,10 @@ impl Operation for Embed {
     fn check(&self) -> Result<(), String> {
         let Embed { table, ids, positions, out } = *self;
         rule!((ids.rows, ids.cols, ids.dtype) == (out.rows, 1, DType::I32), "ids {ids}");
+        rule!(
+            matches!(ids.slot, Slot::Input(_)),
+            "ids {ids} are not an input, so they cannot be checked when they are written"
+        );
         rule!(table.cols == out.cols, "table {table}, out {out}");
         rule!(
             positions.is_none_or(|p| p.cols == out.cols && p.rows > 0),

@@ -31,7 +31,7 @@ pub use group_norm::GroupNorm;
 pub use latents::{EulerStep, Pack, Unpack};
 pub use linear::{Epilogue, Linear, Side};
 pub use norm::{LayerNorm, LayerNormModulate, RmsNorm};
-pub use program::{Io, Lora, Program, Segment, Step, WeightSpec};
+pub use program::{Io, Program, Segment, SideFactor, Step, WeightSpec};
 pub use qk_norm_rope::QkNormRope;
 pub use recorder::Recorder;
 pub use visit::{Access, Operand, Use, Visitor, Window};

@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::{Epilogue, Linear, Op, Side, Use};
+use crate::error::{Error, Result};
 use crate::tensor::{Slot, Tensor, Weight};
 
 /// One operation and where it stands in the model, such as `double.7.img.qkv`.
@@ -23,26 +24,29 @@ impl Step {
     }
 }
 
-/// A matrix of a LoRA beside a weight: its change of the weight is `up . down`.
+/// Which factor of a side matrix a weight is. A side matrix is a low-rank change of a weight,
+/// `up . down`; LoRAs are applied as side matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Lora {
+pub enum SideFactor {
     /// `rank x K`
     Down,
     /// `N x rank`
     Up,
 }
 
-/// Which rows of which canonically named tensor a `Weight` handle stands for, or which matrix beside them.
+/// Which rows of which tensor of the model a [`Weight`] handle stands for, or which factor of the
+/// side matrix of those rows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct WeightSpec {
     /// Canonical name within the component, e.g. `double_blocks.0.img_attn.qkv.weight`.
     pub name: String,
-    /// First row (0 unless only part of a fused tensor is meant; vectors are sliced by element).
+    /// First row; 0 unless only a part of a fused tensor is meant. Vectors are sliced by element.
     pub first: usize,
     pub rows: usize,
     pub cols: usize,
-    /// Not those rows themselves but a matrix of the LoRA beside them; `rows` and `cols` are its own then.
-    pub lora: Option<Lora>,
+    /// `None` for the rows themselves. For a factor of their side matrix, `rows` and `cols` are
+    /// those of the factor.
+    pub side: Option<SideFactor>,
 }
 
 /// A tensor the host writes or reads, by name.
@@ -127,36 +131,58 @@ impl Program {
         uses
     }
 
-    /// The program with a side at every `Linear` for whose weight `rank` gives one (the rows of the weight are the second argument); models know nothing of LoRAs. Steps and
-    /// weights that were there stay in their order, and the weights keep their ids: the matrices of the sides come after them.
+    /// The inputs that hold token ids or other indices, each with the number of rows of the
+    /// smallest table in which [`Embed`](super::Embed) looks them up.
+    pub fn token_ids(&self) -> impl Iterator<Item = (Tensor, usize)> {
+        self.inputs.iter().filter_map(|io| Some((io.tensor, self.table_rows(io.tensor)?)))
+    }
+
+    fn table_rows(&self, ids: Tensor) -> Option<usize> {
+        let rows = self.steps.iter().filter_map(|step| match step.op {
+            Op::Embed(embed) if embed.ids.slot == ids.slot => Some(embed.table.rows),
+            _ => None,
+        });
+        rows.min()
+    }
+
+    /// Checks that every one of `values`, which are to be written to the input `tensor`, is a row of
+    /// the tables in which [`Embed`](super::Embed) looks it up.
+    ///
+    /// # Errors
+    /// [`Kind::Argument`](crate::error::Kind::Argument), with the name of the input and the position
+    /// of the first wrong value.
+    pub fn check_ids(&self, tensor: Tensor, values: &[i32]) -> Result<()> {
+        let Some(rows) = self.table_rows(tensor) else { return Ok(()) };
+        let inside = |id: i32| usize::try_from(id).is_ok_and(|id| id < rows);
+        let Some(position) = values.iter().position(|&id| !inside(id)) else { return Ok(()) };
+        let name = self.inputs.iter().find(|io| io.tensor.slot == tensor.slot).map(|io| io.name);
+        Err(Error::argument("a token id is not in the table")
+            .at(format!("{}, input {}, position {position}", self.name, name.unwrap_or("?")))
+            .found(values[position])
+            .expected(format!("0 to {}", rows - 1))
+            .try_("use the tokenizer that belongs to the text encoder"))
+    }
+
+    /// The program with a side matrix at every [`Linear`] for whose weight `rank` returns a rank.
+    /// Models are recorded without side matrices; this adds those of LoRAs.
+    ///
+    /// Existing steps stay in their order, and existing weights keep their ids: the factors of the
+    /// side matrices come after them.
+    ///
+    /// # Panics
+    /// If a changed step does not pass [`Op::check`].
     pub fn with_sides(mut self, rank: &dyn Fn(&WeightSpec) -> Option<usize>) -> Program {
         let mut steps = Vec::with_capacity(self.steps.len());
         // Where each step of before is now.
         let mut moved = Vec::with_capacity(self.steps.len() + 1);
         for mut step in std::mem::take(&mut self.steps) {
             moved.push(steps.len());
-            if let Op::Linear(Linear { x, w, side, .. }) = &mut step.op
-                && let Some(rank) = rank(&self.weights[w.id as usize])
+            if let Op::Linear(linear) = &mut step.op
+                && let Some(rank) = rank(&self.weights[linear.w.id as usize])
             {
-                let base = self.weights[w.id as usize].clone();
-                let mut beside = |lora, rows, cols| {
-                    self.weights.push(WeightSpec { rows, cols, lora: Some(lora), ..base.clone() });
-                    Weight { id: self.weights.len() as u32 - 1, rows, cols }
-                };
-                let (down, b) = (beside(Lora::Down, rank, w.cols), beside(Lora::Up, w.rows, rank));
-                self.temps += 1;
-                let slot = Slot::Temp(self.temps - 1);
-                let t = Tensor { slot, rows: x.rows(), cols: rank, dtype: x.tensor.dtype };
-                let op = Linear {
-                    x: *x,
-                    w: down,
-                    bias: None,
-                    side: None,
-                    epilogue: Epilogue::None,
-                    out: t.all(),
-                };
+                let (op, side) = self.side(linear, rank);
                 steps.push(Step { op: op.into(), label: format!("{}.lora", step.label) });
-                *side = Some(Side { t, b });
+                linear.side = Some(side);
             }
             if let Err(why) = step.op.check() {
                 panic!("{}: {}: {why}: {}", self.name, step.label, step.op);
@@ -169,6 +195,31 @@ impl Program {
         }
         self.steps = steps;
         self
+    }
+
+    /// New weights and a new tensor for the side matrix of `linear`: the operation that computes the
+    /// first half, and the operand for the second.
+    fn side(&mut self, linear: &Linear, rank: usize) -> (Linear, Side) {
+        let base = self.weights[linear.w.id as usize].clone();
+        let mut factor = |factor, rows, cols| {
+            self.weights.push(WeightSpec { rows, cols, side: Some(factor), ..base.clone() });
+            Weight { id: self.weights.len() as u32 - 1, rows, cols }
+        };
+        let down = factor(SideFactor::Down, rank, linear.w.cols);
+        let b = factor(SideFactor::Up, linear.w.rows, rank);
+        self.temps += 1;
+        let slot = Slot::Temp(self.temps - 1);
+        let (rows, dtype) = (linear.x.rows(), linear.x.tensor.dtype);
+        let t = Tensor { slot, rows, cols: rank, dtype };
+        let first = Linear {
+            x: linear.x,
+            w: down,
+            bias: None,
+            side: None,
+            epilogue: Epilogue::None,
+            out: t.all(),
+        };
+        (first, Side { t, b })
     }
 
     /// Matrix work of one run.

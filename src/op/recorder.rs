@@ -81,7 +81,7 @@ impl Recorder {
         rows: usize,
         cols: usize,
     ) -> Weight {
-        let spec = WeightSpec { name: name.into(), first, rows, cols, lora: None };
+        let spec = WeightSpec { name: name.into(), first, rows, cols, side: None };
         let weights = &mut self.program.weights;
         let id = *self.seen.entry(spec.clone()).or_insert_with(|| {
             weights.push(spec);

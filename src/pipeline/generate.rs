@@ -48,7 +48,7 @@ fn generate_once(
     loras.events().into_iter().try_for_each(|event| send(on, event))?;
     // The matrices of other LoRAs are dropped first: both need not fit.
     let (backend, holdings) = device.parts()?;
-    holdings.keep_loras(backend, loras.number)?;
+    holdings.keep_sides(backend, loras.number)?;
     let sigmas = noise_levels(model, &settings);
     let PlannedRequest { phases, host_bytes } = loaded.plan(&settings, &sigmas, &loras, device)?;
     warn_of_changes(request, &settings, &phases, on)?;

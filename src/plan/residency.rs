@@ -29,8 +29,8 @@ pub struct Residency {
     pub order: Vec<u32>,
     /// The step that uses each weight last.
     pub last_use: Vec<usize>,
-    /// Whether each weight is a matrix of a LoRA. These always stay.
-    pub side: Vec<bool>,
+    /// By weight id: whether it is a factor of a side matrix. They always stay.
+    pub is_side: Vec<bool>,
 }
 
 /// Divides `budget` bytes between resident weights and the ring.
@@ -49,8 +49,8 @@ pub fn residency(
 ) -> Result<Residency, u64> {
     let n = program.weights.len();
     let bytes: Vec<usize> = weight_bytes.iter().map(|b| b.next_multiple_of(grain.align)).collect();
-    let side: Vec<bool> = program.weights.iter().map(|w| w.lora.is_some()).collect();
-    let small_one = |id: usize| bytes[id] < SMALL_BYTES || side[id];
+    let is_side: Vec<bool> = program.weights.iter().map(|w| w.side.is_some()).collect();
+    let small_one = |id: usize| bytes[id] < SMALL_BYTES || is_side[id];
     let mut order: Vec<u32> = Vec::with_capacity(n);
     let mut last_use = vec![0; n];
     let mut seen = vec![false; n];
@@ -79,8 +79,8 @@ pub fn residency(
     let mut ring_bytes = 0;
     let lay_all = |stay: &[bool]| {
         let mut resident = vec![None; n];
-        let own = lay(&mut resident, &order, &bytes, &|id| stay[id] && !side[id], grain, 0, 0);
-        let end = lay(&mut resident, &order, &bytes, &|id| side[id], grain, 0, own);
+        let own = lay(&mut resident, &order, &bytes, &|id| stay[id] && !is_side[id], grain, 0, 0);
+        let end = lay(&mut resident, &order, &bytes, &|id| is_side[id], grain, 0, own);
         (resident, end, end - own)
     };
     let (mut resident, mut resident_bytes, mut side_bytes) = lay_all(&stay);
@@ -128,7 +128,7 @@ pub fn residency(
         bytes,
         order,
         last_use,
-        side,
+        is_side,
     })
 }
 
@@ -137,8 +137,12 @@ impl Residency {
     /// `base` of the memory that phases share. Offsets count from there. Returns the end of these
     /// weights, from the start of that memory. The matrices of LoRAs are placed by `move_sides`.
     pub fn move_to(&mut self, base: usize, grain: Grain) -> usize {
-        let stay: Vec<bool> =
-            self.resident.iter().zip(&self.side).map(|(at, side)| at.is_some() && !side).collect();
+        let stay: Vec<bool> = self
+            .resident
+            .iter()
+            .zip(&self.is_side)
+            .map(|(at, side)| at.is_some() && !side)
+            .collect();
         let end =
             lay(&mut self.resident, &self.order, &self.bytes, &|id| stay[id], grain, base, base);
         self.resident_bytes = end - base + self.side_bytes;
@@ -148,10 +152,10 @@ impl Residency {
     /// Assigns offsets to the matrices of LoRAs, from `from` on in the same memory; returns their
     /// end.
     pub fn move_sides(&mut self, base: usize, from: usize, grain: Grain) -> usize {
-        let side = std::mem::take(&mut self.side);
+        let is_side = std::mem::take(&mut self.is_side);
         let end =
-            lay(&mut self.resident, &self.order, &self.bytes, &|id| side[id], grain, base, from);
-        self.side = side;
+            lay(&mut self.resident, &self.order, &self.bytes, &|id| is_side[id], grain, base, from);
+        self.is_side = is_side;
         self.side_bytes = end - from;
         end
     }
@@ -308,7 +312,7 @@ mod tests {
             let bytes: Vec<usize> = p
                 .weights
                 .iter()
-                .map(|w| w.rows * w.cols * if w.lora.is_some() { 2 } else { 1 })
+                .map(|w| w.rows * w.cols * if w.side.is_some() { 2 } else { 1 })
                 .collect();
             (p, bytes)
         };

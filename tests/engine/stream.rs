@@ -10,11 +10,13 @@ use flux_fast::backend::{Backend, Caps, Grain, Layout, Place, Places, WeightKey}
 use flux_fast::dtype::DType;
 use flux_fast::error::{Error, Kind, Result};
 use flux_fast::model::FluxConfig;
+use flux_fast::model::T5Config;
 use flux_fast::model::flux1::{DenoiseShape, denoise, modulate};
+use flux_fast::model::t5;
 use flux_fast::op::{Op, Program, Step, Use};
 use flux_fast::plan;
 use flux_fast::stream::{Holdings, Session, Tenancy};
-use flux_fast::tensor::{HostPart, HostWeight, Scale, Weight};
+use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Weight};
 
 const ALIGN: usize = 64;
 
@@ -208,8 +210,8 @@ struct Case<'a> {
     /// phases share.
     base: usize,
     shared: Option<Layout>,
-    /// Identifies its set of LoRAs.
-    loras: u32,
+    /// Identifies its set of side matrices.
+    side_set: u32,
     /// Cancels after this many steps.
     stop: Option<usize>,
 }
@@ -235,7 +237,12 @@ fn run_by(
         case.program,
         &plan,
         case.weights.to_vec(),
-        Tenancy { phase: case.phase, loras: case.loras, resident_base: case.base, keep: case.keep },
+        Tenancy {
+            phase: case.phase,
+            side_set: case.side_set,
+            resident_base: case.base,
+            keep: case.keep,
+        },
     );
     let mut steps = 0;
     let mut each = |_: usize, _: &Step| {
@@ -278,7 +285,7 @@ fn weights_are_whole_whenever_a_step_runs() {
             keep: false,
             base: 0,
             shared: None,
-            loras: 0,
+            side_set: 0,
             stop: None,
         };
         run(&mut memory, &mut holdings, &case).unwrap();
@@ -313,7 +320,7 @@ fn an_error_or_a_cancelled_run_does_not_affect_the_next() {
             keep: false,
             base: 0,
             shared: None,
-            loras: 0,
+            side_set: 0,
             stop,
         };
         let two = |stop| Case {
@@ -325,7 +332,7 @@ fn an_error_or_a_cancelled_run_does_not_affect_the_next() {
             keep: false,
             base: 0,
             shared: None,
-            loras: 0,
+            side_set: 0,
             stop,
         };
         for stop in [1, 7, 30, 70] {
@@ -359,7 +366,7 @@ fn kept_weights_are_loaded_once() {
         keep: true,
         base: 0,
         shared: None,
-        loras: 0,
+        side_set: 0,
         stop: None,
     };
     run(&mut memory, &mut holdings, &case).unwrap();
@@ -377,7 +384,7 @@ fn kept_weights_are_loaded_once() {
             keep: true,
             base: 0,
             shared: None,
-            loras: 0,
+            side_set: 0,
             stop: None,
         },
     )
@@ -402,7 +409,7 @@ fn an_error_in_a_run_drops_the_weights_to_keep() {
         keep: true,
         base: 0,
         shared: None,
-        loras: 0,
+        side_set: 0,
         stop: None,
     };
     memory.fail_step = Some(7);
@@ -440,7 +447,7 @@ fn kept_and_passing_phases_do_not_read_each_other() {
         keep: true,
         base,
         shared,
-        loras: 0,
+        side_set: 0,
         stop: None,
     };
     let passing = Case {
@@ -452,7 +459,7 @@ fn kept_and_passing_phases_do_not_read_each_other() {
         keep: false,
         base: 0,
         shared: None,
-        loras: 0,
+        side_set: 0,
         stop: None,
     };
     for _ in 0..2 {
@@ -481,7 +488,7 @@ fn new_loras_load_only_their_own_matrices() {
     let shared =
         Some(Layout { arena_bytes: 1 << 20, resident_bytes: bytes(&large.1), ring_bytes: 0 });
     let (mut memory, mut holdings) = (Memory::new(), Holdings::default());
-    let mut brought = |(program, weights): &(Program, Vec<HostWeight>), loras| {
+    let mut brought = |(program, weights): &(Program, Vec<HostWeight>), side_set| {
         let before = memory.loads;
         let case = Case {
             program,
@@ -492,7 +499,7 @@ fn new_loras_load_only_their_own_matrices() {
             keep: true,
             base: 0,
             shared,
-            loras,
+            side_set,
             stop: None,
         };
         run(&mut memory, &mut holdings, &case).unwrap();
@@ -510,4 +517,57 @@ fn new_loras_load_only_their_own_matrices() {
     // The other phase overlapped some of them, and only these are loaded again.
     let again = brought(&large, 3);
     assert!(again > 0 && again < sides, "{again} of {sides}");
+}
+
+/// Devices do not check token ids, so a wrong one must be refused before it is written.
+#[test]
+fn a_token_id_outside_of_its_table_is_refused_when_it_is_written() {
+    let c = T5Config {
+        vocab: 50,
+        width: 32,
+        heads: 2,
+        head_dim: 16,
+        ff: 64,
+        layers: 1,
+        buckets: 8,
+        max_distance: 16,
+        eps: 1e-6,
+    };
+    let program = t5::encode(&c, 1, 4, DType::BF16);
+    let weights = weights(&program, 1);
+    let bytes: Vec<usize> = weights.iter().map(HostWeight::bytes).collect();
+    let scratch = vec![100; program.steps.len()];
+    let plan = plan::phase(&program, 1, &bytes, &scratch, Grain::whole(ALIGN), u64::MAX).unwrap();
+    let (mut memory, mut holdings) = (Memory::new(), Holdings::default());
+    holdings.reserve(&mut memory, plan.layout(), false).unwrap();
+    let tenancy = Tenancy::default();
+    let mut session = Session::new(&mut memory, &mut holdings, &program, &plan, weights, tenancy);
+    let ids = program.input("ids");
+    for (input, rows) in [("ids", 50), ("buckets", 8)] {
+        let tensor = program.input(input);
+        for wrong in [-1, rows, i32::MAX, i32::MIN] {
+            let mut values = vec![rows - 1; tensor.rows];
+            values[2] = wrong;
+            let e = session.write_i32(tensor, &values).unwrap_err();
+            assert_eq!(e.kind(), Kind::Argument);
+            let text = e.to_string();
+            let position = format!("input {input}, position 2");
+            let range = format!("0 to {}", rows - 1);
+            for part in [&position, &wrong.to_string(), &range] {
+                assert!(text.contains(part.as_str()), "{part} is not in {text}");
+            }
+        }
+        session.write_i32(tensor, &vec![rows - 1; tensor.rows]).unwrap();
+    }
+    session.run(false, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    drop(session);
+    let at = plan.arena.inputs[match ids.slot {
+        Slot::Input(id) => id as usize,
+        _ => unreachable!("ids are an input"),
+    }];
+    let written: Vec<i32> = memory.arena[at..at + ids.bytes()]
+        .chunks_exact(4)
+        .map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect();
+    assert_eq!(written, [49; 4], "only the last write reached the device");
 }

@@ -217,7 +217,7 @@ impl Case {
         // The image begins with a gap.
         let sentinel = [image[0]; GAP];
         backend.write(end, &sentinel)?;
-        let keys: Vec<WeightKey> = (0..self.weights.len() as u64).map(WeightKey).collect();
+        let keys: Vec<WeightKey> = (0..self.weights.len() as u32).map(WeightKey::new).collect();
         for (i, how) in uses(&op, keys.len()).into_iter().enumerate() {
             backend.load(keys[i], Place::Resident(at[i]), &self.weights[i], how)?;
         }
@@ -351,7 +351,7 @@ fn uses(op: &Op, n: usize) -> Vec<Use> {
             first: 0,
             rows: 0,
             cols: 0,
-            lora: None
+            side: None
         };
         n
     ];

@@ -13,7 +13,7 @@ use flux_fast::backend::wgpu::{WgpuBackend, WgpuOptions, names};
 use flux_fast::backend::{Compute, KernelChoice};
 use flux_fast::dtype::DType;
 use flux_fast::dtype::blocks::FORMATS;
-use flux_fast::error::{Error, Kind};
+use flux_fast::error::Kind;
 use flux_fast::op::{Linear, Op};
 use flux_fast::tensor::Tensor;
 
@@ -121,19 +121,6 @@ pub fn judge(case: &Case, op: Op, judge: &mut dyn FnMut(&str, &[f32])) {
     if adapter::get().is_some() {
         run_all(WIDE, case, op, judge);
     }
-}
-
-/// The error of an operation that must be refused, or `None` without an adapter.
-pub fn refused(case: &Case, op: Op) -> Option<Error> {
-    adapter::get()?;
-    let image = case.image_between(GAP);
-    on(WIDE, |backend| {
-        backend.force(vec![]).unwrap();
-        Some(
-            case.run_on(backend, op, "the chosen variant", &image)
-                .expect_err("the operation must be refused"),
-        )
-    })
 }
 
 /// Checks that a NaN in the middle of `tensor` reaches the output of every WGSL variant.

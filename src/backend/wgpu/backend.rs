@@ -13,8 +13,8 @@ use crate::backend::form::{self, Form, Types};
 use crate::backend::gpu::{self, Choice, Loaded, Locations};
 use crate::backend::{Backend, Caps, Layout, Place, Places, WeightKey};
 use crate::error::{Error, Result};
-use crate::op::{Embed, Op, Step, Use};
-use crate::tensor::{HostWeight, Tensor, Weight};
+use crate::op::{Op, Step, Use};
+use crate::tensor::{HostWeight, Weight};
 use crate::units;
 
 /// An opened adapter.
@@ -87,26 +87,6 @@ impl WgpuBackend {
             scratch: &|bytes| self.memory.arena.spot(places.scratch, bytes),
         };
         gpu::lower(&self.choice, op, &locations).map(|lowered| lowered.launches)
-    }
-
-    /// Token ids are indices into a table: a wrong one would read elsewhere. They are few, and read
-    /// back before they are used.
-    fn check_ids(&mut self, ids: Tensor, places: &Places, rows: usize) -> Result<()> {
-        let mut bytes = vec![0; ids.bytes()];
-        self.read(places.of(&ids), &mut bytes)?;
-        let wrong = bytes
-            .chunks_exact(4)
-            .map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .enumerate()
-            .find(|(_, id)| usize::try_from(*id).map_or(true, |id| id >= rows));
-        match wrong {
-            None => Ok(()),
-            Some((at, id)) => Err(Error::argument("a token id is not in the table")
-                .at(format!("token {at}"))
-                .found(id)
-                .expected(format!("0 to {}", rows - 1))
-                .try_("use the tokenizer that belongs to the text encoder")),
-        }
     }
 }
 
@@ -205,9 +185,6 @@ impl Backend for WgpuBackend {
         self.gpu.shared.health.alive()?;
         for w in step.op.weights() {
             self.uploads.wait_for(places.key(w))?;
-        }
-        if let Op::Embed(Embed { table, ids, .. }) = step.op {
-            self.check_ids(ids, places, table.rows)?;
         }
         let dispatches = self.lower(&step.op, places)?;
         dispatches.iter().try_for_each(|d| self.gpu.dispatch(d))

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::event::Event;
-use crate::op::{Lora, Program, Use, WeightSpec};
+use crate::op::{Program, SideFactor, Use, WeightSpec};
 use crate::spec::{Component, Role};
 use crate::tensor::HostWeight;
 use crate::weights::ComponentWeights;
@@ -151,7 +151,7 @@ impl LoraSet {
     ) -> Result<(Program, Vec<HostWeight>)> {
         let component = weights.component();
         let program = self.with_sides(component, weights, program)?;
-        let resolved = program.weights.iter().map(|w| match w.lora {
+        let resolved = program.weights.iter().map(|w| match w.side {
             None => weights.get(&w.name, w.first, w.rows, w.cols),
             Some(which) => self.matrix(component, w, which),
         });
@@ -197,7 +197,7 @@ impl LoraSet {
             .weights
             .iter()
             .zip(program.uses())
-            .filter(|(spec, how)| *how == Use::Matrix && spec.lora.is_none() && has_pair(spec))
+            .filter(|(spec, how)| *how == Use::Matrix && spec.side.is_none() && has_pair(spec))
             .map(|(spec, _)| spec)
             .filter(|spec| !merged.contains_key(&merge_key(component, spec)))
             .collect();
@@ -216,12 +216,17 @@ impl LoraSet {
     }
 
     /// One matrix of a merged pair.
-    fn matrix(&self, component: Component, spec: &WeightSpec, which: Lora) -> Result<HostWeight> {
+    fn matrix(
+        &self,
+        component: Component,
+        spec: &WeightSpec,
+        which: SideFactor,
+    ) -> Result<HostWeight> {
         let merged = self.merged.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(Some(pair)) = merged.get(&merge_key(component, spec)) else {
             return Err(Error::device("a program names a LoRA that was not merged").at(&spec.name));
         };
-        let part = if which == Lora::Down { pair.a.clone() } else { pair.b.clone() };
+        let part = if which == SideFactor::Down { pair.a.clone() } else { pair.b.clone() };
         Ok(HostWeight { rows: part.rows, cols: part.cols, parts: vec![part] })
     }
 }

@@ -210,7 +210,7 @@ impl SharedDevice<'_> {
         holdings.reserve(backend, layout, keep)?;
         let tenancy = Tenancy {
             phase: planned.number,
-            loras: self.sharing.loras,
+            side_set: self.sharing.loras,
             resident_base: planned.resident_base,
             keep,
         };
@@ -237,7 +237,7 @@ pub fn not_finite(session: &mut Session, planned: &PlannedProgram) -> Result<Err
         None => program.name.clone(),
     };
     let e = Error::not_finite("the numbers are not finite, no image is written").at(place);
-    Ok(match program.weights.iter().any(|w| w.lora.is_some()) {
+    Ok(match program.weights.iter().any(|w| w.side.is_some()) {
         true => e.try_("a smaller strength of the LoRAs, or no LoRA: they change these layers"),
         false => e.try_(
             "download the weights again if they may be damaged; if their type is too narrow for \

@@ -9,12 +9,16 @@ use std::sync::Arc;
 
 use crate::common::denoiser::Denoiser;
 use crate::common::driver;
-use flux_fast::backend::Backend;
 use flux_fast::backend::cuda::{CudaBackend, CudaOptions};
+use flux_fast::backend::{Backend, Caps, Layout, Place, Places, Run, WeightKey};
 use flux_fast::dtype::DType;
-use flux_fast::error::Kind;
-use flux_fast::op::Use;
-use flux_fast::tensor::{BlockScale, BlockScales, HostPart, Scale};
+use flux_fast::error::{Kind, Result};
+use flux_fast::model::T5Config;
+use flux_fast::model::t5;
+use flux_fast::op::{Op, Step, Use};
+use flux_fast::plan;
+use flux_fast::stream::{Holdings, Session, Tenancy};
+use flux_fast::tensor::{BlockScale, BlockScales, HostPart, HostWeight, Scale, Weight};
 
 /// A backend that records every possible run as a graph, even though interpreted kernels take long.
 fn gpu(pinned_bytes: u64) -> CudaBackend {
@@ -190,4 +194,138 @@ fn too_large_a_reservation_is_refused_and_a_smaller_one_works() {
     backend.read(0, &mut back).unwrap();
     assert_eq!(back, [1, 2, 3]);
     assert!(backend.write((1 << 20) - 2, &[0; 3]).is_err(), "a write beyond the arena");
+}
+
+/// Counts the steps that a CUDA device is given, and the runs that it replays.
+struct Counting {
+    inner: CudaBackend,
+    steps: usize,
+    replays: usize,
+}
+
+impl Backend for Counting {
+    fn caps(&self) -> &Caps {
+        self.inner.caps()
+    }
+
+    fn weight_bytes(&self, weight: &HostWeight, how: Use) -> usize {
+        self.inner.weight_bytes(weight, how)
+    }
+
+    fn scratch_bytes<'w>(&self, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> usize {
+        self.inner.scratch_bytes(op, weight)
+    }
+
+    fn reserve(&mut self, layout: Layout, peak_bytes: u64) -> Result<()> {
+        self.inner.reserve(layout, peak_bytes)
+    }
+
+    fn load(&mut self, key: WeightKey, place: Place, weight: &HostWeight, how: Use) -> Result<()> {
+        self.inner.load(key, place, weight, how)
+    }
+
+    fn forget(&mut self, key: WeightKey) -> Result<()> {
+        self.inner.forget(key)
+    }
+
+    fn begin(&mut self, run: Option<Run>) -> Result<bool> {
+        let replayed = self.inner.begin(run)?;
+        self.replays += usize::from(replayed);
+        Ok(replayed)
+    }
+
+    fn run(&mut self, step: &Step, places: &Places) -> Result<()> {
+        self.steps += 1;
+        self.inner.run(step, places)
+    }
+
+    fn end(&mut self) -> Result<bool> {
+        self.inner.end()
+    }
+
+    fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.inner.write(offset, bytes)
+    }
+
+    fn read(&mut self, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        self.inner.read(offset, bytes)
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.inner.sync()
+    }
+}
+
+/// Token ids are checked when they are written, not when a step runs. So a text encoder is recorded
+/// as a graph, and a replay looks up the ids that were written last.
+#[test]
+fn a_text_encoder_is_replayed_with_other_token_ids() {
+    let Some(driver) = driver::get() else { return };
+    let _turn = driver::take_turn();
+    let c = T5Config {
+        vocab: 50,
+        width: 64,
+        heads: 2,
+        head_dim: 64,
+        ff: 128,
+        layers: 1,
+        buckets: 8,
+        max_distance: 16,
+        eps: 1e-6,
+    };
+    let program = t5::encode(&c, 1, 4, DType::BF16);
+    let weights = program.weights.iter().map(|w| {
+        let value = |i: usize| ((i * 37 + 11) % 64) as f32 / 64.0 - 0.4;
+        let mut bytes = Vec::new();
+        (0..w.rows * w.cols).for_each(|i| DType::BF16.encode(value(i), &mut bytes));
+        let (rows, cols) = (w.rows, w.cols);
+        let part = HostPart {
+            source: Arc::new(bytes),
+            offset: 0,
+            rows,
+            cols,
+            dtype: DType::BF16,
+            scale: Scale::One,
+        };
+        HostWeight { rows, cols, parts: vec![part] }
+    });
+    let weights: Vec<HostWeight> = weights.collect();
+    let bytes = |b: &CudaBackend| -> Vec<usize> {
+        weights.iter().zip(program.uses()).map(|(w, how)| b.weight_bytes(w, how)).collect()
+    };
+    let mut backend = Counting { inner: gpu(0), steps: 0, replays: 0 };
+    let scratch: Vec<usize> = (program.steps.iter())
+        .map(|s| backend.scratch_bytes(&s.op, &|w| &weights[w.id as usize]))
+        .collect();
+    let grain = backend.caps().grain;
+    let plan = plan::phase(&program, 4, &bytes(&backend.inner), &scratch, grain, 1 << 30).unwrap();
+    let mut holdings = Holdings::default();
+    holdings.reserve(&mut backend, plan.layout(), false).unwrap();
+    let (ids, out) = (program.input("ids"), program.outputs[0].tensor);
+    let texts = [[1, 2, 3, 4], [40, 0, 49, 7]];
+    // The first run loads the weights, the second is recorded, the others are replayed.
+    let mut found = Vec::new();
+    let mut session = Session::new(
+        &mut backend,
+        &mut holdings,
+        &program,
+        &plan,
+        weights.clone(),
+        Tenancy::default(),
+    );
+    let buckets = program.input("buckets");
+    session.write_i32(buckets, &t5::relative_buckets(&c, 4)).unwrap();
+    for run in 0..4 {
+        session.write_i32(ids, &texts[run % 2]).unwrap();
+        session.run(run < 3, &mut |_, _| ControlFlow::Continue(())).unwrap();
+        found.push(session.read_f32(out).unwrap());
+    }
+    session.finish().unwrap();
+    assert!(found[0].iter().all(|v| v.is_finite()));
+    assert_ne!(found[0], found[1], "other ids give another encoding");
+    assert_eq!(found[0], found[2]);
+    assert_eq!(found[1], found[3]);
+    assert_eq!((backend.steps, backend.replays), (2 * program.steps.len(), 2));
+    let ran = driver.check_findings("a text encoder");
+    assert!(ran.iter().any(|kernel| kernel.starts_with("embed")), "{ran:?}");
 }
