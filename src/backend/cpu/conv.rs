@@ -1,4 +1,4 @@
-//! `Conv2d` as an implicit matrix product, channels last, and the table of its variants.
+//! [`Conv2d`] as an implicit matrix product, channels last, and the table of its variants.
 //!
 //! A row of the product is an output pixel. k runs over the taps of the kernel and, within a tap,
 //! over input channels, so that the k of one tap are contiguous in one input pixel. Panels of x are
@@ -17,7 +17,11 @@ use super::gemm::{self, Columns, KC, MAX_LANES, Micro, NC, Words, aligned, share
 use super::isa::Isa;
 use super::linear::{Variant, check_tail, linear, linear_scratch};
 use super::matrix::{In, Out};
-use crate::op::ConvShape;
+use super::reference;
+use super::step::{CpuOperation, CpuStep, Sizing};
+use super::variants::{Kernels, Product};
+use crate::error::Result;
+use crate::op::{Conv2d, ConvShape};
 use crate::tensor::HostWeight;
 
 /// The variants of `Conv2d`, best first; `linear::choose` picks one.
@@ -334,6 +338,31 @@ impl<'a> Source<'a> {
         }
         let (y, x) = if s.upsample { (y / 2, x / 2) } else { (y, x) };
         Row::of_f32(self.x.row_ptr((picture * s.height + y) * s.width + x))
+    }
+}
+
+impl CpuOperation for Conv2d {
+    const KERNELS: Kernels =
+        Kernels::Product { op: "conv2d", variants: CONV2D, reference: "conv2d_reference" };
+
+    fn scratch_bytes(&self, sizing: &Sizing) -> usize {
+        match sizing.choice.product("conv2d", (sizing.stored)(self.w)) {
+            Product::Fast(v) => conv2d_scratch(v, &self.shape, sizing.threads),
+            Product::Reference => 0,
+        }
+    }
+
+    fn run(&self, step: &CpuStep) -> Result<()> {
+        let (x, out) = (step.tensor(self.x)?, step.out(self.out)?);
+        let (w, bias, shape) = (step.weight(self.w)?, step.bias(self.bias)?, self.shape);
+        let residual = self.residual.map(|r| step.tensor(r)).transpose()?;
+        match step.product(w) {
+            Product::Reference => reference::conv2d(x, w, bias, shape, residual, out),
+            Product::Fast(v) => {
+                conv2d(x, w, bias, &shape, residual, out, step.scratch(self)?, v);
+            }
+        }
+        Ok(())
     }
 }
 

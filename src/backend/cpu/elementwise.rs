@@ -1,13 +1,16 @@
-//! Element-wise operations and copies. All are limited by memory.
+//! Operations on single elements, and copies of rows. All are limited by memory.
 
 use super::matrix::{In, Out};
-use super::operand::{Stored, Table, decode, encode};
+use super::operand::{Stored, decode, encode};
 use super::reference;
 use super::share::for_rows;
 use super::simd::{self, Kernel, Lanes, Simd};
-use super::variants::How;
+use super::step::{CpuOperation, CpuStep};
+use super::variants::{How, Kernels, kernels};
+use crate::error::Result;
+use crate::op::{Add, Cast, CopyRows, GeluMul, Silu};
 
-/// The function that combines a pair of operands.
+/// A function of two operands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pair {
     Add,
@@ -97,25 +100,6 @@ pub(crate) fn silu(how: How, x: In, out: Out) {
     });
 }
 
-/// `out[r] = table[ids[r]] (+ positions[r % positions.rows])`; the ids are within the table.
-pub(crate) fn embed(how: How, table: &Table, ids: &[i32], positions: Option<&Table>, out: Out) {
-    if how == How::Reference {
-        return reference::embed(table, ids, positions, out);
-    }
-    for_rows(ids.len(), out.cols(), |rows| {
-        let mut position = vec![0.0; out.cols()];
-        for r in rows {
-            // SAFETY: the row is written by this task only.
-            let row = unsafe { out.row(r) };
-            table.row(ids[r] as usize, row);
-            if let Some(p) = positions {
-                p.row(r % p.rows(), &mut position);
-                row.iter_mut().zip(&position).for_each(|(x, p)| *x += p);
-            }
-        }
-    });
-}
-
 /// `out = x` in another element type.
 pub(crate) fn cast(how: How, x: &Stored, out: &Stored) {
     if how == How::Reference {
@@ -136,8 +120,7 @@ pub(crate) fn cast(how: How, x: &Stored, out: &Stored) {
     });
 }
 
-/// Copies rows `from .. from + count` of each image of x to the rows from `to` on of that image of
-/// out.
+/// See [`CopyRows`].
 pub(crate) fn copy_rows(
     how: How,
     x: &Stored,
@@ -153,86 +136,55 @@ pub(crate) fn copy_rows(
     let (x_rows, out_rows) = (x.rows() / batch, out.rows() / batch);
     for_rows(batch * count, x.cols(), |rows| {
         for i in rows {
-            let (picture, i) = (i / count, i % count);
-            out.copy_row(picture * out_rows + to + i, x, picture * x_rows + from + i);
+            let (image, i) = (i / count, i % count);
+            out.copy_row(image * out_rows + to + i, x, image * x_rows + from + i);
         }
     });
 }
 
-/// Latent pixels to tokens; see `Op::Pack`.
-pub(crate) fn pack(how: How, x: In, height: usize, width: usize, out: Out) {
-    if how == How::Reference {
-        return reference::pack(x, height, width, out);
+impl CpuOperation for GeluMul {
+    const KERNELS: Kernels = kernels!(f32 "gelu_mul");
+
+    fn run(&self, step: &CpuStep) -> Result<()> {
+        gelu_mul(step.how(), step.tensor(self.gate)?, step.tensor(self.up)?, step.out(self.out)?);
+        Ok(())
     }
-    for_rows(out.rows(), out.cols(), |rows| {
-        for r in rows {
-            // SAFETY: out's row is written by this task only; x is not written.
-            let (token, pixels) =
-                unsafe { (out.row(r), patch(height, width, r).map(|p| x.row(p))) };
-            for (i, pixel) in pixels.into_iter().enumerate() {
-                token.iter_mut().skip(i).step_by(4).zip(pixel).for_each(|(t, p)| *t = *p);
-            }
-        }
-    });
 }
 
-/// Tokens to latent pixels, then `x * scale + shift`; see `Op::Unpack`.
-pub(crate) fn unpack(
-    how: How,
-    x: In,
-    height: usize,
-    width: usize,
-    scale: f32,
-    shift: f32,
-    out: Out,
-) {
-    if how == How::Reference {
-        return reference::unpack(x, height, width, scale, shift, out);
+impl CpuOperation for Silu {
+    const KERNELS: Kernels = kernels!(f32 "silu");
+
+    fn run(&self, step: &CpuStep) -> Result<()> {
+        silu(step.how(), step.tensor(self.x)?, step.out(self.out)?);
+        Ok(())
     }
-    for_rows(x.rows(), x.cols(), |rows| {
-        for r in rows {
-            // SAFETY: the four pixels belong to this token only; x is not written.
-            let (token, pixels) =
-                unsafe { (x.row(r), patch(height, width, r).map(|p| out.row(p))) };
-            for (i, pixel) in pixels.into_iter().enumerate() {
-                pixel
-                    .iter_mut()
-                    .zip(token.iter().skip(i).step_by(4))
-                    .for_each(|(p, t)| *p = *t * scale + shift);
-            }
-        }
-    });
 }
 
-/// The four pixels of a token, row by row.
-fn patch(height: usize, width: usize, token: usize) -> [usize; 4] {
-    let (across, down) = (width / 2, height / 2);
-    let (picture, y, x) = (token / (across * down), token / across % down, token % across);
-    let first = (picture * height + 2 * y) * width + 2 * x;
-    [first, first + 1, first + width, first + width + 1]
-}
+impl CpuOperation for Add {
+    const KERNELS: Kernels = kernels!(f32 "add");
 
-/// `x += params[0] * v`, or its true CFG form; see `Op::EulerStep`.
-pub(crate) fn euler_step(how: How, x: Out, v: In, params: In, cfg: bool) {
-    if how == How::Reference {
-        return reference::euler_step(x, v, params, cfg);
+    fn run(&self, step: &CpuStep) -> Result<()> {
+        add(step.how(), step.tensor(self.a)?, step.tensor(self.b)?, step.out(self.out)?);
+        Ok(())
     }
-    let rows = x.rows();
-    // SAFETY: nothing writes to params or v.
-    let (dt, s) = unsafe { (params.row(0)[0], params.row(0)[1]) };
-    for_rows(rows, x.cols(), |range| {
-        for r in range {
-            // SAFETY: x's row is written by this task only; v is not written.
-            let (x, vc) = unsafe { (x.row(r), v.row(r)) };
-            if cfg {
-                // SAFETY: as above.
-                let vu = unsafe { v.row(rows + r) };
-                for ((x, vc), vu) in x.iter_mut().zip(vc).zip(vu) {
-                    *x += dt * (vu + s * (vc - vu));
-                }
-            } else {
-                x.iter_mut().zip(vc).for_each(|(x, v)| *x += dt * v);
-            }
-        }
-    });
+}
+
+impl CpuOperation for Cast {
+    const KERNELS: Kernels = kernels!(plain "cast");
+
+    fn run(&self, step: &CpuStep) -> Result<()> {
+        cast(step.how(), &step.stored(self.x)?, &step.stored(self.out)?);
+        Ok(())
+    }
+}
+
+impl CpuOperation for CopyRows {
+    const KERNELS: Kernels = kernels!(plain "copy_rows");
+
+    fn run(&self, step: &CpuStep) -> Result<()> {
+        let CopyRows { x, out, batch, from, to, count } = *self;
+        let (x, out) = (step.stored(x.all())?, step.stored(out.all())?);
+        copy_rows(step.how(), &x, &out, batch, from, to, count);
+        Ok(())
+    }
 }

@@ -1,11 +1,16 @@
-//! `Linear`: `out = tail(x . w^T + bias)`, and the table of its variants.
+//! [`Linear`]: `out = tail(x . w^T + side + bias)`, and the table of its variants.
 
 use super::gemm::rows::WeightRows;
 use super::gemm::{self, Micro};
 use super::isa::Isa;
 use super::matrix::{In, Out};
+use super::reference;
+use super::step::{CpuOperation, CpuStep, Sizing};
+use super::variants::{Kernels, Product};
 use crate::backend::Compute;
 use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::op::{Epilogue, Linear};
 use crate::tensor::{DTypes, HostWeight};
 
 pub use super::gemm::finish::Tail;
@@ -137,6 +142,41 @@ pub(super) fn check_tail(tail: Tail, out: Out) {
             gate.cols() == out.cols() && gate.rows() > 0 && out.rows().is_multiple_of(gate.rows()),
             "the gate does not fit"
         );
+    }
+}
+
+impl CpuOperation for Linear {
+    const KERNELS: Kernels =
+        Kernels::Product { op: "linear", variants: LINEAR, reference: "linear_reference" };
+
+    fn scratch_bytes(&self, sizing: &Sizing) -> usize {
+        let Linear { x, w, side, .. } = *self;
+        let rank = side.map_or(0, |s| s.b.cols);
+        match sizing.choice.product("linear", (sizing.stored)(w)) {
+            Product::Fast(v) => linear_scratch(v, x.rows(), w.cols, rank, w.rows, sizing.threads),
+            Product::Reference => 0,
+        }
+    }
+
+    fn run(&self, step: &CpuStep) -> Result<()> {
+        let side = self.side.map(|s| Ok::<_, Error>((step.tensor(s.t)?, step.weight(s.b)?)));
+        let (side, w, bias) = (side.transpose()?, step.weight(self.w)?, step.bias(self.bias)?);
+        let (x, out) = (step.view(self.x)?, step.view_out(self.out)?);
+        let tail = match self.epilogue {
+            Epilogue::None => Tail::None,
+            Epilogue::Silu => Tail::Silu,
+            Epilogue::GeluTanh => Tail::GeluTanh,
+            Epilogue::QuickGelu => Tail::QuickGelu,
+            Epilogue::Add { residual } => Tail::Add { residual: step.tensor(residual)? },
+            Epilogue::GatedAdd { residual, gate } => {
+                Tail::GatedAdd { residual: step.tensor(residual)?, gate: step.view(gate)? }
+            }
+        };
+        match step.product(w) {
+            Product::Reference => reference::linear(x, w, bias, side, tail, out),
+            Product::Fast(v) => linear(x, w, bias, side, tail, out, step.scratch(self)?, v),
+        }
+        Ok(())
     }
 }
 

@@ -7,35 +7,39 @@
 //! the program, the weights, the instruction set and the requested arithmetic.
 
 mod arena;
+mod args;
 mod attention;
 pub mod conv;
 mod elementwise;
+mod embed;
 pub mod gemm;
+mod group_norm;
 pub mod isa;
+mod latents;
 pub mod linear;
+mod loaded;
 pub mod matrix;
 mod norm;
 mod operand;
+mod qk_norm_rope;
 mod reference;
-mod run;
 mod share;
 pub(crate) mod simd;
+mod step;
 pub mod variants;
-
-use std::collections::HashMap;
-use std::sync::Arc;
 
 use super::courier::Courier;
 use super::form;
-use super::loaded::{check_shape, not_loaded};
 use super::{Backend, Caps, Compute, Grain, KernelChoice, Layout, Place, Places, WeightKey};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::host;
-use crate::op::{Op, Step, Use};
+use crate::op::{Op, Step, Use, each_op};
 use crate::tensor::{HostPart, HostWeight, Weight};
 use arena::Arena;
 use isa::Isa;
+use loaded::LoadedWeights;
+use step::{CpuOperation, CpuStep, Sizing};
 use variants::Choice;
 
 /// How the CPU is to be used.
@@ -51,13 +55,6 @@ pub struct CpuOptions {
     pub isa: Option<Isa>,
 }
 
-/// A weight in use, in the memory of its file.
-struct Loaded {
-    weight: HostWeight,
-    /// The weight as f32, converted when an operation first uses it as a bias or gain.
-    vector: Option<Arc<[f32]>>,
-}
-
 /// The host's processor.
 pub struct CpuBackend {
     caps: Caps,
@@ -65,7 +62,7 @@ pub struct CpuBackend {
     pool: rayon::ThreadPool,
     threads: usize,
     arena: Arena,
-    weights: HashMap<WeightKey, Loaded>,
+    weights: LoadedWeights,
     /// Reads ahead in the files of weights, so that steps do not wait for the disk.
     prefetcher: Courier<Vec<HostPart>, ()>,
 }
@@ -121,20 +118,15 @@ impl CpuBackend {
             reopens: false,
         };
         let (arena, prefetcher) = (Arena::new(0)?, Courier::start("cpu", read_ahead)?);
-        Ok(CpuBackend { caps, choice, pool, threads, arena, weights: HashMap::new(), prefetcher })
-    }
-
-    fn weight(&self, key: WeightKey, handle: Weight) -> Result<&HostWeight> {
-        let loaded = self.weights.get(&key).ok_or_else(|| not_loaded(handle))?;
-        check_shape((loaded.weight.rows, loaded.weight.cols), handle)?;
-        Ok(&loaded.weight)
-    }
-
-    /// A bias or gain as f32.
-    fn vector(&mut self, key: WeightKey, handle: Weight) -> Result<Arc<[f32]>> {
-        let loaded = self.weights.get_mut(&key).ok_or_else(|| not_loaded(handle))?;
-        check_shape((loaded.weight.rows, loaded.weight.cols), handle)?;
-        Ok(loaded.vector.get_or_insert_with(|| loaded.weight.to_f32().into()).clone())
+        Ok(CpuBackend {
+            caps,
+            choice,
+            pool,
+            threads,
+            arena,
+            weights: LoadedWeights::default(),
+            prefetcher,
+        })
     }
 }
 
@@ -154,7 +146,9 @@ impl Backend for CpuBackend {
     }
 
     fn scratch_bytes<'w>(&self, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> usize {
-        run::scratch_bytes(&self.choice, self.threads, op, &|w| weight(w).stored())
+        let stored = |w| weight(w).stored();
+        let sizing = Sizing { choice: &self.choice, threads: self.threads, stored: &stored };
+        each_op!(op, operation => operation.scratch_bytes(&sizing))
     }
 
     fn reserve(&mut self, layout: Layout, _peak_bytes: u64) -> Result<()> {
@@ -173,16 +167,15 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         form::check(weight)?;
         self.prefetcher.request(key, weight.parts.clone());
-        self.weights.insert(key, Loaded { weight: weight.clone(), vector: None });
+        self.weights.insert(key, weight.clone());
         Ok(())
     }
 
     fn forget(&mut self, key: WeightKey) -> Result<()> {
-        if let Some(loaded) = self.weights.remove(&key) {
-            // This must be first. Otherwise pages that are read ahead after `let_go` would stay,
-            // outside the budget.
+        if let Some(weight) = self.weights.remove(key) {
+            // First, or pages read ahead after `let_go` would stay, outside the budget.
             self.prefetcher.cancel(key);
-            for (source, range) in loaded.weight.parts.iter().flat_map(HostPart::ranges) {
+            for (source, range) in weight.parts.iter().flat_map(HostPart::ranges) {
                 source.let_go(range);
             }
         }
@@ -194,7 +187,18 @@ impl Backend for CpuBackend {
         for w in step.op.weights() {
             self.prefetcher.wait_for(places.key(w))?;
         }
-        run::run(self, &step.op, places)
+        let vectors = step.op.weight_uses().into_iter().filter(|(_, how)| *how == Use::Vector);
+        let vectors = vectors.map(|(w, _)| Ok((w, self.weights.vector(places.key(w), w)?)));
+        let cpu_step = CpuStep {
+            op: step.op.name(),
+            vectors: vectors.collect::<Result<_>>()?,
+            choice: &self.choice,
+            threads: self.threads,
+            arena: &self.arena,
+            places,
+            weights: &self.weights,
+        };
+        self.pool.install(|| each_op!(&step.op, operation => operation.run(&cpu_step)))
     }
 
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {

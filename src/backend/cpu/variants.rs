@@ -8,6 +8,7 @@ use super::linear;
 use super::simd::Lanes;
 use crate::backend::{Compute, KernelChoice};
 use crate::error::{Error, Result};
+use crate::op::for_operations;
 use crate::tensor::DTypes;
 
 /// How a variant computes its result.
@@ -33,66 +34,79 @@ pub(crate) struct Variant {
     pub how: How,
 }
 
+/// The variants of one operation.
+pub(crate) enum Kernels {
+    /// A matrix product, whose variant depends on how the weight is stored.
+    Product { op: &'static str, variants: &'static [linear::Variant], reference: &'static str },
+    /// Any other operation. The last variant is the reference.
+    Other { op: &'static str, variants: &'static [Variant] },
+}
+
+impl Kernels {
+    /// Name of the operation.
+    fn op(&self) -> &'static str {
+        match self {
+            Kernels::Product { op, .. } | Kernels::Other { op, .. } => op,
+        }
+    }
+}
+
+/// The [`Kernels`] of an operation other than a matrix product:
+/// - `bf16`: f32 vectors, and products of pairs of bf16 where the processor has them
+/// - `f32`: f32 vectors
+/// - `plain`: plain Rust
+/// - `only`: the reference alone
+macro_rules! kernels {
+    (bf16 $op:literal) => { kernels!(@list $op,
+        #[cfg(target_arch = "x86_64")]
+        ("_bf16_avx512bf16", Avx512Bf16, Bf16),
+        #[cfg(target_arch = "x86_64")]
+        ("_f32_avx512", Avx512, Simd($crate::backend::cpu::simd::Lanes::Avx512)),
+        #[cfg(target_arch = "x86_64")]
+        ("_f32_avx2", Avx2, Simd($crate::backend::cpu::simd::Lanes::Avx2)),
+        ("_f32_portable", Portable, Simd($crate::backend::cpu::simd::Lanes::Portable)),
+        ("_reference", Portable, Reference),
+    ) };
+    (f32 $op:literal) => { kernels!(@list $op,
+        #[cfg(target_arch = "x86_64")]
+        ("_f32_avx512", Avx512, Simd($crate::backend::cpu::simd::Lanes::Avx512)),
+        #[cfg(target_arch = "x86_64")]
+        ("_f32_avx2", Avx2, Simd($crate::backend::cpu::simd::Lanes::Avx2)),
+        ("_f32_portable", Portable, Simd($crate::backend::cpu::simd::Lanes::Portable)),
+        ("_reference", Portable, Reference),
+    ) };
+    (plain $op:literal) => { kernels!(@list $op,
+        ("_portable", Portable, Plain),
+        ("_reference", Portable, Reference),
+    ) };
+    (only $op:literal) => { kernels!(@list $op, ("_reference", Portable, Reference),) };
+    (@list $op:literal, $($(#[$cfg:meta])* ($suffix:literal, $isa:ident, $($how:tt)+),)*) => {
+        $crate::backend::cpu::variants::Kernels::Other {
+            op: $op,
+            variants: &[$($(#[$cfg])* $crate::backend::cpu::variants::Variant {
+                name: concat!($op, $suffix),
+                needs: $crate::backend::cpu::isa::Isa::$isa,
+                how: $crate::backend::cpu::variants::How::$($how)+,
+            }),*],
+        }
+    };
+}
+pub(super) use kernels;
+
 macro_rules! table {
-    ($($op:literal $kind:ident;)*) => {
-        const TABLE: &[(&str, &[Variant])] = &[$(($op, table!(@$kind $op))),*];
-    };
-    (@bf16 $op:literal) => { table!(@list $op,
-        #[cfg(target_arch = "x86_64")]
-        ("_bf16_avx512bf16", Avx512Bf16, How::Bf16),
-        #[cfg(target_arch = "x86_64")]
-        ("_f32_avx512", Avx512, How::Simd(Lanes::Avx512)),
-        #[cfg(target_arch = "x86_64")]
-        ("_f32_avx2", Avx2, How::Simd(Lanes::Avx2)),
-        ("_f32_portable", Portable, How::Simd(Lanes::Portable)),
-        ("_reference", Portable, How::Reference),
-    ) };
-    (@f32 $op:literal) => { table!(@list $op,
-        #[cfg(target_arch = "x86_64")]
-        ("_f32_avx512", Avx512, How::Simd(Lanes::Avx512)),
-        #[cfg(target_arch = "x86_64")]
-        ("_f32_avx2", Avx2, How::Simd(Lanes::Avx2)),
-        ("_f32_portable", Portable, How::Simd(Lanes::Portable)),
-        ("_reference", Portable, How::Reference),
-    ) };
-    (@plain $op:literal) => { table!(@list $op,
-        ("_portable", Portable, How::Plain),
-        ("_reference", Portable, How::Reference),
-    ) };
-    (@only $op:literal) => { table!(@list $op, ("_reference", Portable, How::Reference),) };
-    (@list $op:literal, $($(#[$cfg:meta])* ($suffix:literal, $isa:ident, $how:expr),)*) => {
-        &[$($(#[$cfg])* Variant { name: concat!($op, $suffix), needs: Isa::$isa, how: $how }),*]
+    ($($operation:ident)*) => {
+        /// The variants of every operation.
+        const TABLE: &[Kernels] =
+            &[$(<crate::op::$operation as super::step::CpuOperation>::KERNELS),*];
     };
 }
+for_operations!(table);
 
-// The time embedding has no fast variant: a whole generation computes only a few thousand elements.
-table! {
-    "attention" bf16;
-    "layer_norm_modulate" f32;
-    "layer_norm" f32;
-    "rms_norm" f32;
-    "qk_norm_rope" f32;
-    "gelu_mul" f32;
-    "silu" f32;
-    "add" f32;
-    "group_norm" f32;
-    "embed" plain;
-    "timestep_embed" only;
-    "pack" plain;
-    "unpack" plain;
-    "euler_step" plain;
-    "copy_rows" plain;
-    "cast" plain;
+fn kernels_of(op: &str) -> Option<&'static Kernels> {
+    TABLE.iter().find(|kernels| kernels.op() == op)
 }
 
-/// The tables of the matrix products, which are in the files of their kernels, and the name of the
-/// reference.
-const PRODUCTS: &[(&str, &[linear::Variant], &str)] = &[
-    ("linear", linear::LINEAR, "linear_reference"),
-    ("conv2d", super::conv::CONV2D, "conv2d_reference"),
-];
-
-/// How a matrix product is computed.
+/// How a matrix product is to run.
 pub(crate) enum Product {
     Reference,
     Fast(&'static linear::Variant),
@@ -139,8 +153,9 @@ impl Choice {
 
     /// The variant of an operation other than a matrix product.
     pub(crate) fn of(&self, op: &str) -> &'static Variant {
-        let (_, variants) =
-            TABLE.iter().find(|(o, _)| *o == op).expect("every operation is in the table");
+        let Some(Kernels::Other { variants, .. }) = kernels_of(op) else {
+            panic!("{op} is a matrix product or unknown")
+        };
         let forced = self.forced(op);
         let suits = |v: &&Variant| match forced {
             Some(name) => v.name == name,
@@ -154,11 +169,12 @@ impl Choice {
 
     /// The variant of `linear` or `conv2d` for a weight stored as `stored`.
     pub(crate) fn product(&self, op: &str, stored: DTypes) -> Product {
-        let (_, table, reference) =
-            PRODUCTS.iter().find(|(o, ..)| *o == op).expect("linear or conv2d");
+        let Some(Kernels::Product { variants, reference, .. }) = kernels_of(op) else {
+            panic!("{op} is not a matrix product")
+        };
         match self.forced(op) {
             Some(name) if name == *reference => Product::Reference,
-            forced => linear::choose(table, self.isa, stored, self.compute, forced)
+            forced => linear::choose(variants, self.isa, stored, self.compute, forced)
                 .map_or(Product::Reference, Product::Fast),
         }
     }
@@ -173,18 +189,19 @@ fn is_bf16(how: How) -> bool {
 
 /// All operations that have variants.
 pub fn ops() -> impl Iterator<Item = &'static str> {
-    PRODUCTS.iter().map(|(op, ..)| *op).chain(TABLE.iter().map(|(op, _)| *op))
+    TABLE.iter().map(Kernels::op)
 }
 
 /// The variants of `op`, best first, each with the instruction set that it needs. `None` if there
 /// is no such operation.
 pub fn names(op: &str) -> Option<Vec<(&'static str, Isa)>> {
-    if let Some((_, table, reference)) = PRODUCTS.iter().find(|(o, ..)| *o == op) {
-        let fast = table.iter().map(|v| (v.name, v.needs));
-        return Some(fast.chain([(*reference, Isa::Portable)]).collect());
-    }
-    let (_, table) = TABLE.iter().find(|(o, _)| *o == op)?;
-    Some(table.iter().map(|v| (v.name, v.needs)).collect())
+    Some(match kernels_of(op)? {
+        Kernels::Product { variants, reference, .. } => {
+            let fast = variants.iter().map(|v| (v.name, v.needs));
+            fast.chain([(*reference, Isa::Portable)]).collect()
+        }
+        Kernels::Other { variants, .. } => variants.iter().map(|v| (v.name, v.needs)).collect(),
+    })
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@
 //! panel; the 8 panels of a chunk share one read from memory. Work: 4 tokens^2 head_dim operations
 //! per head; for 1280 tokens x 24 heads x 128: 20.1 GFLOP.
 
+use super::super::args::AttentionArgs;
 use super::super::simd::{self, Simd};
-use super::AttentionArgs;
 use super::tile::{Arith, tile};
 
 /// Keys in a block: a multiple of two vectors for every instruction set.

@@ -6,49 +6,17 @@ mod tile;
 
 use rayon::prelude::*;
 
-use super::matrix::{In, Out};
+use super::args::AttentionArgs;
 use super::reference;
 use super::simd::{Four, Kernel, Lanes, Simd};
-use super::variants::How;
+use super::step::{CpuOperation, CpuStep, Sizing};
+use super::variants::{How, Kernels, kernels};
+use crate::error::Result;
+use crate::op::Attention;
 use flash::{CHUNK, Sizes};
 use tile::{Arith, F32};
 
-/// The operands of attention; see `Op::Attention`.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct AttentionArgs {
-    pub q: In,
-    pub k: In,
-    pub v: In,
-    pub batch: usize,
-    pub heads: usize,
-    pub scale: f32,
-    pub causal: bool,
-    pub bias: Option<In>,
-    /// Where the rows of the first tokens of each image are written, if they go elsewhere.
-    pub first: Option<Out>,
-    pub out: Out,
-}
-
-impl AttentionArgs {
-    pub(crate) fn tokens(&self) -> usize {
-        self.q.rows() / self.batch
-    }
-
-    pub(crate) fn head_dim(&self) -> usize {
-        self.q.cols() / self.heads
-    }
-
-    /// Where the result for `token` of `picture` is written: the window and its row.
-    pub(crate) fn place(&self, picture: usize, token: usize) -> (Out, usize) {
-        let head = self.first.map_or(0, |f| f.rows() / self.batch);
-        match self.first {
-            Some(first) if token < head => (first, picture * head + token),
-            _ => (self.out, picture * (self.tokens() - head) + token - head),
-        }
-    }
-}
-
-/// The work of one task. It is compiled in its own function for the instruction set of `A`.
+/// The work of one task, compiled for the instruction set of `A` in its own function.
 #[derive(Clone, Copy)]
 enum Task {
     /// Pack a block of keys and values of a head.
@@ -198,5 +166,32 @@ pub(crate) fn attention(how: How, a: &AttentionArgs, scratch: &mut [u8]) {
             let area = start.at(areas + thread * sizes.thread());
             run(wave[i / chunks], i / chunks, Task::Chunk { chunk: i % chunks, area });
         });
+    }
+}
+
+impl CpuOperation for Attention {
+    const KERNELS: Kernels = kernels!(bf16 "attention");
+
+    fn scratch_bytes(&self, sizing: &Sizing) -> usize {
+        let (tokens, head_dim) = (self.q.rows() / self.batch, self.q.cols / self.heads);
+        let how = sizing.choice.of("attention").how;
+        scratch_bytes(how, tokens, head_dim, self.bias.is_some(), sizing.threads)
+    }
+
+    fn run(&self, step: &CpuStep) -> Result<()> {
+        let args = AttentionArgs {
+            q: step.view(self.q)?,
+            k: step.view(self.k)?,
+            v: step.view(self.v)?,
+            batch: self.batch,
+            heads: self.heads,
+            scale: self.scale,
+            causal: self.causal,
+            bias: self.bias.map(|b| step.tensor(b)).transpose()?,
+            first: self.first.map(|(_, t)| step.out(t)).transpose()?,
+            out: step.view_out(self.out)?,
+        };
+        attention(step.how(), &args, step.scratch(self)?);
+        Ok(())
     }
 }

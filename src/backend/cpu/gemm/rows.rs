@@ -140,7 +140,7 @@ pub struct Expanded<'a> {
 }
 
 impl Expanded<'_> {
-    /// Writes elements `k .. k + out.len()` to `out`; `k` is a multiple of `blocks::GROUP`.
+    /// Writes elements `k .. k + out.len()` to `out`; `k` is a multiple of [`GROUP`](crate::dtype::GROUP).
     #[inline(always)]
     pub fn expand(&self, k: usize, out: &mut [f32]) {
         let Some(format) = self.format else {

@@ -1,7 +1,7 @@
 //! Linear and attention.
 
-use super::super::attention::AttentionArgs;
-use super::super::linear::Tail;
+use super::super::args::AttentionArgs;
+use super::super::gemm::finish::Tail;
 use super::super::matrix::{In, Out};
 use super::{at, gelu_tanh, group_row, put, silu_of};
 use crate::tensor::HostWeight;

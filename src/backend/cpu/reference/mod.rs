@@ -6,12 +6,9 @@ mod image;
 mod matmul;
 mod rows;
 
-pub(crate) use image::{conv2d, euler_step, group_norm, pack, timestep_embed, unpack};
-pub(crate) use matmul::{attention, linear};
-pub(crate) use rows::{
-    add, cast, copy_rows, embed, gelu_mul, layer_norm, layer_norm_modulate, qk_norm_rope, rms_norm,
-    silu,
-};
+pub(crate) use image::*;
+pub(crate) use matmul::*;
+pub(crate) use rows::*;
 
 use super::matrix::{In, Out};
 

@@ -1,7 +1,7 @@
 //! Operations that look at one row, or one element, at a time.
 
+use super::super::args::QkNormRopeArgs;
 use super::super::matrix::{In, Out};
-use super::super::norm::QkNormRopeArgs;
 use super::super::operand::{Stored, Table};
 use super::{at, gelu_tanh, group_row, put, silu_of};
 

@@ -1,8 +1,8 @@
 //! The reference itself, against formulas written a second time in another form.
 
-use super::super::attention::AttentionArgs;
-use super::super::linear::Tail;
-use super::super::norm::QkNormRopeArgs;
+use super::super::args::AttentionArgs;
+use super::super::args::QkNormRopeArgs;
+use super::super::gemm::finish::Tail;
 use super::*;
 use crate::dtype::DType;
 use crate::op::ConvShape;

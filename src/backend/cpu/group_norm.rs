@@ -1,0 +1,186 @@
+//! Group norm: moments of each group of channels, then an affine map of every pixel.
+
+use rayon::prelude::*;
+
+use super::args::GroupNormArgs;
+use super::matrix::In;
+use super::reference;
+use super::share::for_rows;
+use super::simd::{self, Kernel, Simd};
+use super::step::{CpuOperation, CpuStep};
+use super::variants::{How, Kernels, kernels};
+use crate::error::Result;
+use crate::op::GroupNorm;
+
+/// Pixels whose statistics are taken together: about 128 KiB, so that the second pass over them finds them in cache.
+fn pixels_per_piece(channels: usize) -> usize {
+    ((32 << 10) / channels.max(1)).max(1)
+}
+
+/// A mean and the sum of squared distances from it, over `count` elements.
+#[derive(Debug, Clone, Copy, Default)]
+struct Moments {
+    count: f64,
+    mean: f64,
+    squares: f64,
+}
+
+impl Moments {
+    /// Both sets together (Chan, Golub and LeVeque).
+    fn with(self, other: Moments) -> Moments {
+        let count = self.count + other.count;
+        if count == 0.0 {
+            return self;
+        }
+        let d = other.mean - self.mean;
+        Moments {
+            count,
+            mean: self.mean + d * other.count / count,
+            squares: self.squares + other.squares + d * d * self.count * other.count / count,
+        }
+    }
+}
+
+/// Moments of each channel over some pixels: f32 sums over at most a piece, where two passes cost no memory traffic.
+struct ChannelMoments<'a> {
+    x: In,
+    pixels: std::ops::Range<usize>,
+    /// One for each channel.
+    mean: &'a mut [f32],
+    squares: &'a mut [f32],
+}
+
+impl Kernel for ChannelMoments<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let n = self.mean.len();
+        let inverse = 1.0 / self.pixels.len() as f32;
+        let mut i = 0;
+        // SAFETY: x has n columns and the rows `pixels`; mean and squares have n elements.
+        unsafe {
+            while i < n {
+                let mut sums = [S::splat(0.0); 4];
+                for (p, row) in self.pixels.clone().enumerate() {
+                    sums[p % 4] = S::add(sums[p % 4], simd::at::<S>(self.x.row_ptr(row), i, n));
+                }
+                let total = S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3]));
+                let mean = S::mul(total, S::splat(inverse));
+                let mut sums = [S::splat(0.0); 4];
+                for (p, row) in self.pixels.clone().enumerate() {
+                    let d = S::sub(simd::at::<S>(self.x.row_ptr(row), i, n), mean);
+                    sums[p % 4] = S::fma(d, d, sums[p % 4]);
+                }
+                let squares = S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3]));
+                let width = S::LANES.min(n - i);
+                if width == S::LANES {
+                    S::store(self.mean.as_mut_ptr().add(i), mean);
+                    S::store(self.squares.as_mut_ptr().add(i), squares);
+                } else {
+                    S::store_first(self.mean.as_mut_ptr().add(i), mean, width);
+                    S::store_first(self.squares.as_mut_ptr().add(i), squares, width);
+                }
+                i += S::LANES;
+            }
+        }
+    }
+}
+
+/// `out = (x - mean) * factor + bias` over one pixel, then SiLU if asked; all have n elements. Folding the mean into the bias would save
+/// a load and cancel where the mean is large beside the deviation.
+struct AffineRow {
+    x: *const f32,
+    mean: *const f32,
+    factor: *const f32,
+    bias: *const f32,
+    silu: bool,
+    out: *mut f32,
+    n: usize,
+}
+
+impl Kernel for AffineRow {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let n = self.n;
+        // SAFETY: the operands have n elements, as the struct demands.
+        unsafe {
+            simd::map::<S>(self.x, self.out, n, |i, x| {
+                let d = S::sub(x, simd::at::<S>(self.mean, i, n));
+                let y = S::fma(d, simd::at::<S>(self.factor, i, n), simd::at::<S>(self.bias, i, n));
+                if self.silu { simd::silu::<S>(y) } else { y }
+            });
+        }
+    }
+}
+
+/// See [`GroupNorm`].
+pub(crate) fn group_norm(how: How, a: &GroupNormArgs) {
+    let GroupNormArgs { x, weight, bias, batch, groups, eps, silu, out } = *a;
+    let How::Simd(lanes) = how else {
+        return reference::group_norm(x, weight, bias, batch, groups, eps, silu, out);
+    };
+    let channels = x.cols();
+    assert!(weight.len() == channels && bias.len() == channels);
+    let (pixels, width) = (x.rows() / batch, channels / groups);
+    for picture in 0..batch {
+        let first = picture * pixels;
+        let piece = pixels_per_piece(channels);
+        let of_pieces: Vec<Vec<Moments>> = (0..pixels.div_ceil(piece))
+            .into_par_iter()
+            .map(|i| {
+                let pixels = first + i * piece..first + pixels.min((i + 1) * piece);
+                let (mut mean, mut squares) = (vec![0.0; channels], vec![0.0; channels]);
+                let count = pixels.len() as f64;
+                // SAFETY: the variant was chosen for this processor; mean and squares have x's columns.
+                unsafe {
+                    lanes.run(ChannelMoments { x, pixels, mean: &mut mean, squares: &mut squares })
+                };
+                let channel =
+                    |c: usize| Moments { count, mean: mean[c].into(), squares: squares[c].into() };
+                (0..groups)
+                    .map(|g| {
+                        (g * width..(g + 1) * width)
+                            .map(channel)
+                            .fold(Moments::default(), Moments::with)
+                    })
+                    .collect()
+            })
+            .collect();
+        let (mut mean, mut factor) = (vec![0.0; channels], vec![0.0; channels]);
+        for g in 0..groups {
+            let all = of_pieces.iter().map(|p| p[g]).fold(Moments::default(), Moments::with);
+            let inverse = 1.0 / (all.squares / all.count + f64::from(eps)).sqrt();
+            for c in g * width..(g + 1) * width {
+                mean[c] = all.mean as f32;
+                factor[c] = (inverse * f64::from(weight[c])) as f32;
+            }
+        }
+        for_rows(pixels, channels, |rows| {
+            for r in rows.start + first..rows.end + first {
+                let (mean, factor, bias) = (mean.as_ptr(), factor.as_ptr(), bias.as_ptr());
+                let (x, out) = (x.row_ptr(r), out.row_ptr(r));
+                let row = AffineRow { x, mean, factor, bias, silu, out, n: channels };
+                // SAFETY: the variant was chosen for this processor; all operands have x's columns.
+                unsafe { lanes.run(row) };
+            }
+        });
+    }
+}
+
+impl CpuOperation for GroupNorm {
+    const KERNELS: Kernels = kernels!(f32 "group_norm");
+
+    fn run(&self, step: &CpuStep) -> Result<()> {
+        let args = GroupNormArgs {
+            x: step.tensor(self.x)?,
+            weight: step.vector(self.weight)?,
+            bias: step.vector(self.bias)?,
+            batch: self.batch,
+            groups: self.groups,
+            eps: self.eps,
+            silu: self.silu,
+            out: step.out(self.out)?,
+        };
+        group_norm(step.how(), &args);
+        Ok(())
+    }
+}

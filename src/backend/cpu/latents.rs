@@ -1,0 +1,117 @@
+//! Between latent pixels and tokens, and the update of the sampler.
+
+use super::matrix::{In, Out};
+use super::reference;
+use super::share::for_rows;
+use super::step::{CpuOperation, CpuStep};
+use super::variants::{How, Kernels, kernels};
+use crate::error::Result;
+use crate::op::{EulerStep, Pack, Unpack};
+
+/// Latent pixels to tokens; see [`Pack`].
+pub(crate) fn pack(how: How, x: In, height: usize, width: usize, out: Out) {
+    if how == How::Reference {
+        return reference::pack(x, height, width, out);
+    }
+    for_rows(out.rows(), out.cols(), |rows| {
+        for r in rows {
+            // SAFETY: out's row is written by this task only; x is not written.
+            let (token, pixels) =
+                unsafe { (out.row(r), patch(height, width, r).map(|p| x.row(p))) };
+            for (i, pixel) in pixels.into_iter().enumerate() {
+                token.iter_mut().skip(i).step_by(4).zip(pixel).for_each(|(t, p)| *t = *p);
+            }
+        }
+    });
+}
+
+/// Tokens to latent pixels, then `x * scale + shift`; see [`Unpack`].
+pub(crate) fn unpack(
+    how: How,
+    x: In,
+    height: usize,
+    width: usize,
+    scale: f32,
+    shift: f32,
+    out: Out,
+) {
+    if how == How::Reference {
+        return reference::unpack(x, height, width, scale, shift, out);
+    }
+    for_rows(x.rows(), x.cols(), |rows| {
+        for r in rows {
+            // SAFETY: the four pixels belong to this token only; x is not written.
+            let (token, pixels) =
+                unsafe { (x.row(r), patch(height, width, r).map(|p| out.row(p))) };
+            for (i, pixel) in pixels.into_iter().enumerate() {
+                pixel
+                    .iter_mut()
+                    .zip(token.iter().skip(i).step_by(4))
+                    .for_each(|(p, t)| *p = *t * scale + shift);
+            }
+        }
+    });
+}
+
+/// The four pixels of a token, row by row.
+fn patch(height: usize, width: usize, token: usize) -> [usize; 4] {
+    let (across, down) = (width / 2, height / 2);
+    let (image, y, x) = (token / (across * down), token / across % down, token % across);
+    let first = (image * height + 2 * y) * width + 2 * x;
+    [first, first + 1, first + width, first + width + 1]
+}
+
+/// `x += params[0] * v`, or its true CFG form; see [`EulerStep`].
+pub(crate) fn euler_step(how: How, x: Out, v: In, params: In, cfg: bool) {
+    if how == How::Reference {
+        return reference::euler_step(x, v, params, cfg);
+    }
+    let rows = x.rows();
+    // SAFETY: nothing writes to params or v.
+    let (dt, s) = unsafe { (params.row(0)[0], params.row(0)[1]) };
+    for_rows(rows, x.cols(), |range| {
+        for r in range {
+            // SAFETY: x's row is written by this task only; v is not written.
+            let (x, vc) = unsafe { (x.row(r), v.row(r)) };
+            if cfg {
+                // SAFETY: as above.
+                let vu = unsafe { v.row(rows + r) };
+                for ((x, vc), vu) in x.iter_mut().zip(vc).zip(vu) {
+                    *x += dt * (vu + s * (vc - vu));
+                }
+            } else {
+                x.iter_mut().zip(vc).for_each(|(x, v)| *x += dt * v);
+            }
+        }
+    });
+}
+
+impl CpuOperation for Pack {
+    const KERNELS: Kernels = kernels!(plain "pack");
+
+    fn run(&self, step: &CpuStep) -> Result<()> {
+        let (x, out) = (step.tensor(self.x)?, step.out(self.out)?);
+        pack(step.how(), x, self.height, self.width, out);
+        Ok(())
+    }
+}
+
+impl CpuOperation for Unpack {
+    const KERNELS: Kernels = kernels!(plain "unpack");
+
+    fn run(&self, step: &CpuStep) -> Result<()> {
+        let (x, out) = (step.tensor(self.x)?, step.out(self.out)?);
+        unpack(step.how(), x, self.height, self.width, self.scale, self.shift, out);
+        Ok(())
+    }
+}
+
+impl CpuOperation for EulerStep {
+    const KERNELS: Kernels = kernels!(plain "euler_step");
+
+    fn run(&self, step: &CpuStep) -> Result<()> {
+        let (x, v) = (step.out(self.x)?, step.tensor(self.v)?);
+        euler_step(step.how(), x, v, step.tensor(self.params)?, self.cfg);
+        Ok(())
+    }
+}

@@ -1,0 +1,95 @@
+//! The norms and the rotation of queries and keys.
+
+use super::args::QkNormRopeArgs;
+use super::norm::sum;
+use super::reference;
+use super::share::for_rows;
+use super::simd::{self, Kernel, Simd};
+use super::step::{CpuOperation, CpuStep};
+use super::variants::{How, Kernels, kernels};
+use crate::error::Result;
+use crate::op::QkNormRope;
+
+/// All heads of one row's q, then k: norm, gain, rotation; v is copied. x and out: 3 * heads * dim; out may be x.
+struct QkRow<'a> {
+    x: *const f32,
+    gains: [&'a [f32]; 2],
+    rope: *const f32,
+    heads: usize,
+    dim: usize,
+    eps: f32,
+    out: *mut f32,
+}
+
+impl Kernel for QkRow<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (dim, width) = (self.dim, self.heads * self.dim);
+        // SAFETY: the operands are as long as the struct demands.
+        unsafe {
+            for (which, gain) in self.gains.iter().enumerate() {
+                for head in 0..self.heads {
+                    let at = which * width + head * dim;
+                    let x = self.x.add(at);
+                    let inverse =
+                        S::splat(1.0 / (sum::<S, 2>(x, dim, 0.0) / dim as f32 + self.eps).sqrt());
+                    // A head's width is even, so a vector never parts a pair.
+                    simd::map::<S>(x, self.out.add(at), dim, |i, x| {
+                        let x = S::mul(S::mul(x, inverse), simd::at::<S>(gain.as_ptr(), i, dim));
+                        S::rotate(x, simd::at::<S>(self.rope, i, dim))
+                    });
+                }
+            }
+            std::ptr::copy(self.x.add(2 * width), self.out.add(2 * width), width);
+        }
+    }
+}
+
+/// See [`QkNormRope`]; `out` may be `qkv` if that has all tokens.
+pub(crate) fn qk_norm_rope(how: How, a: &QkNormRopeArgs) {
+    let How::Simd(lanes) = how else { return reference::qk_norm_rope(a) };
+    let dim = a.head_dim();
+    assert!(
+        a.q_gain.len() == dim
+            && a.k_gain.len() == dim
+            && a.rope.cols() == dim
+            && dim.is_multiple_of(2)
+    );
+    for_rows(a.qkv.rows(), a.qkv.cols(), |rows| {
+        for r in rows {
+            let (token, to) = a.place(r);
+            let row = QkRow {
+                x: a.qkv.row_ptr(r),
+                gains: [a.q_gain, a.k_gain],
+                rope: a.rope.row_ptr(token),
+                heads: a.heads,
+                dim,
+                eps: a.eps,
+                out: a.out.row_ptr(to),
+            };
+            // SAFETY: the variant was chosen for this processor; the shapes were checked when the step was recorded and above.
+            unsafe { lanes.run(row) };
+        }
+    });
+}
+
+impl CpuOperation for QkNormRope {
+    const KERNELS: Kernels = kernels!(f32 "qk_norm_rope");
+
+    fn run(&self, step: &CpuStep) -> Result<()> {
+        let args = QkNormRopeArgs {
+            qkv: step.tensor(self.qkv)?,
+            q_gain: step.vector(self.q_gain)?,
+            k_gain: step.vector(self.k_gain)?,
+            rope: step.tensor(self.rope)?,
+            batch: self.batch,
+            heads: self.heads,
+            tokens: self.tokens,
+            first: self.first,
+            eps: self.eps,
+            out: step.out(self.out)?,
+        };
+        qk_norm_rope(step.how(), &args);
+        Ok(())
+    }
+}
