@@ -1,19 +1,14 @@
-//! Element types that are stored in blocks which share scales: GGUF's types, bitsandbytes' 4-bit
-//! types, mxfp8 and nvfp4. The table [`FORMATS`] describes each of them.
+//! Types whose elements are stored in blocks that share scales: those of GGUF, the 4-bit types of
+//! bitsandbytes, mxfp8 and nvfp4. One table, [`FORMATS`], describes all of them.
 //!
-//! A row is a whole number of blocks. GGUF's formats carry the scales inside the block. The others
-//! have one scale per block, which files keep in a tensor next to the elements. Everything is
-//! decoded in groups of [`GROUP`] elements: every block, or a pair of blocks, is a whole number of
-//! groups, and a group is a good size for the loops of CPUs and GPUs.
+//! A row is a whole number of blocks. In the formats of GGUF, a block contains its scales; in the
+//! others, each block has one scale in a separate tensor of the file. All formats are decoded in
+//! groups of [`GROUP`] elements.
 
-use super::{DType, E4M3, ggml};
+use super::{DType, E4M3, GROUP, ggml};
 
-/// The number of elements that are decoded at once. Every block is a whole number of groups, except
-/// that nvfp4 needs two blocks for one group.
-pub const GROUP: usize = 32;
-
-/// A range of bytes within every block. A device stores the same range of all blocks of a row
-/// together: quants with quants, scales with scales.
+/// A range of bytes of every block that a device stores separately: the numbers of all blocks
+/// together, then the scales of all blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plane {
     /// First byte within the block.
@@ -21,42 +16,43 @@ pub struct Plane {
     pub bytes: usize,
 }
 
-/// How one type is stored.
+/// How a type is stored.
 #[derive(Debug)]
 pub struct Format {
     pub dtype: DType,
-    /// GGUF's name, or the name in ComfyUI's and bitsandbytes' records.
+    /// The name in GGUF files, or in the metadata of ComfyUI and bitsandbytes.
     pub name: &'static str,
-    /// GGUF's number of the type, if it has one.
+    /// The number of the type in GGUF files, if it has one.
     pub ggml: Option<u32>,
-    /// Elements and bytes of a block, without scales that are stored elsewhere.
+    /// Elements of a block.
     pub block: usize,
+    /// Bytes of a block, without a scale that is stored separately.
     pub bytes: usize,
-    /// The byte ranges that a device stores together: for a row, first the first range of all
-    /// blocks, then the second. Together they cover the block.
+    /// The parts of a block that a device stores separately: for each row, first those of the first
+    /// plane, then those of the second, and so on. Together they are the whole block.
     pub planes: &'static [Plane],
-    /// Bytes of a block's scale on a device, for formats whose files keep the scales elsewhere: 4
-    /// (F32) or 1 (F8_E8M0 or F8_E4M3). 0 if the scale is inside the block.
+    /// Bytes of a separate scale on a device: 4 (F32) or 1 (F8_E8M0, F8_E4M3); 0 if the block
+    /// contains its scale.
     pub scale_bytes: usize,
-    /// Upper bound of the relative error (Frobenius norm) of normally distributed values in this
-    /// type, as `encode` stores them. The actual error is at most 30 % lower.
+    /// Upper bound of the relative error (Frobenius norm) of normally distributed values that
+    /// [`encode`](super::encode) stores in this type. The real error is at most 30 % smaller.
     pub error: f32,
     decode: fn(&[u8], usize, &[f32], &mut [f32; GROUP]),
 }
 
-/// The layout of a row on a device: one plane after another, then the scales that were stored
-/// elsewhere, each starting at a multiple of 16 bytes.
+/// How a device stores a row: plane after plane, then the separate scales. Each begins at a
+/// multiple of 16 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowLayout {
-    /// The byte of the row at which each of [`Format::planes`] starts, then the scales; unused
-    /// entries are 0.
+    /// The byte of the row at which each of [`Format::planes`] begins, then the one of the scales.
+    /// Unused entries are 0.
     pub planes: [usize; 5],
     /// Bytes from one row to the next, a multiple of 16.
     pub bytes: usize,
 }
 
 impl Format {
-    /// The layout of a row of `cols` elements on a device.
+    /// How a device stores a row of `cols` elements.
     pub fn layout(&self, cols: usize) -> RowLayout {
         let mut layout = RowLayout { planes: [0; 5], bytes: 0 };
         let sizes = self
@@ -71,8 +67,8 @@ impl Format {
         layout
     }
 
-    /// Copies the parts of a stored row into the planes of `layout`. Scales that are stored
-    /// elsewhere are not copied.
+    /// Copies the blocks of a stored row into the planes of `layout`. Separate scales are left to
+    /// the caller.
     pub fn split(&self, row: &[u8], out: &mut [u8], layout: &RowLayout) {
         for (plane, from) in self.planes.iter().zip(layout.planes) {
             let to = out[from..].chunks_exact_mut(plane.bytes);
@@ -93,11 +89,11 @@ impl Format {
         cols / self.block
     }
 
-    /// Decodes the elements of a row from `first` on into `out`.
+    /// Decodes the elements of a row from element `first` on into `out`.
     ///
-    /// `row` are the bytes of the row. `scales` are the scales of its blocks, or empty if the
-    /// blocks contain their own. `first` and the length of `out` are multiples of [`GROUP`]; only
-    /// the last group of a row may be shorter.
+    /// `row` are the bytes of the row, and `scales` the scales of its blocks; empty if the blocks
+    /// contain them. `first` and the length of `out` are multiples of [`GROUP`], except at the end
+    /// of a row.
     #[inline(always)]
     pub fn decode(&self, row: &[u8], scales: &[f32], first: usize, out: &mut [f32]) {
         debug_assert!(first.is_multiple_of(GROUP));
@@ -111,7 +107,7 @@ impl Format {
             let bytes = &row[block * stride..row.len().min((block + 1) * stride)];
             let scales = &scales[(block * scale_stride).min(scales.len())..];
             if rest.len() < GROUP {
-                // The rest of a row of nvfp4 can be half a group.
+                // The last half group of a row of nvfp4.
                 let mut whole = [0.0; GROUP];
                 (self.decode)(bytes, group, scales, &mut whole);
                 return rest.copy_from_slice(&whole[..rest.len()]);
@@ -124,8 +120,8 @@ impl Format {
     }
 }
 
-/// The number of a block-stored type in kernels and shaders: counts from 16 in the order of
-/// [`FORMATS`].
+/// The number of a type that is stored in blocks in kernels and shaders: from 16 on, in the order
+/// of [`FORMATS`].
 pub fn code(dtype: DType) -> u32 {
     let at = FORMATS.iter().position(|f| f.dtype == dtype);
     16 + at.expect("every other type has a number of its own") as u32
@@ -135,7 +131,7 @@ macro_rules! planes {
     ($($from:literal + $bytes:literal),*) => { &[$(Plane { from: $from, bytes: $bytes }),*] };
 }
 
-/// Every format. [`code`] depends on the order.
+/// Every format. [`code`] depends on their order.
 pub static FORMATS: [Format; 14] = [
     ggml_format(DType::Q8_0, "Q8_0", 8, 32, 34, planes![2 + 32, 0 + 2], 0.006, ggml::q8_0),
     ggml_format(DType::Q4_0, "Q4_0", 2, 32, 18, planes![2 + 16, 0 + 2], 0.11, ggml::q4_0),
@@ -218,7 +214,7 @@ const fn beside(
     Format { dtype, name, ggml: None, block, bytes, planes, scale_bytes, error, decode }
 }
 
-/// The sixteen values of NF4: quantiles of the normal distribution, as in bitsandbytes.
+/// The sixteen values of NF4, as in bitsandbytes: quantiles of the normal distribution.
 pub static NF4: [f32; 16] = [
     -1.0,
     -0.696_192_8,
@@ -238,7 +234,7 @@ pub static NF4: [f32; 16] = [
     1.0,
 ];
 
-/// The sixteen values of bitsandbytes' FP4. The largest is 1.
+/// The sixteen values of FP4, as in bitsandbytes; the largest is 1.
 pub static FP4: [f32; 16] = [
     0.0,
     0.005_208_333_3,
@@ -258,11 +254,11 @@ pub static FP4: [f32; 16] = [
     -0.25,
 ];
 
-/// The sixteen values of e2m1, a 4-bit float.
+/// The sixteen values of E2M1: 1 sign, 2 exponent and 1 mantissa bit.
 pub static E2M1: [f32; 16] =
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
-/// Decodes two elements per byte; the first is in the high half.
+/// Two numbers in each byte, the first in the high half.
 #[inline(always)]
 fn high_first(bytes: &[u8], table: &[f32; 16], scale: f32, out: &mut [f32]) {
     for (two, q) in out.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
@@ -284,7 +280,7 @@ fn mxfp8(block: &[u8], _: usize, scales: &[f32], out: &mut [f32; GROUP]) {
     }
 }
 
-/// Decodes two blocks of 16 elements.
+/// A group is two blocks of 16 elements.
 fn nvfp4(blocks: &[u8], _: usize, scales: &[f32], out: &mut [f32; GROUP]) {
     for ((half, bytes), scale) in
         out.as_chunks_mut::<16>().0.iter_mut().zip(blocks.as_chunks::<8>().0).zip(scales)

@@ -1,10 +1,11 @@
-//! Encoders of the types that are stored in blocks, for `convert` and for test data.
+//! Encoders of the types that are stored in blocks: what `convert` writes, and what makes test data
+//! of any format.
 //!
-//! Q8_0 and the four older types give the same bytes as ggml's reference. For the K types, the
-//! codes of a group are searched: scale and minimum are fitted to the codes by least squares,
-//! starting from the range of the group and from some slightly narrower ranges. The best fit is
-//! kept. Then scales and minima are rounded to what a block can store, and the codes are chosen
-//! again. The other types use the largest value of a block as its scale.
+//! Q8_0 and the four legacy types give the bytes that ggml's reference gives. Of the K types the
+//! codes of a group are searched: starting from its range, scale and minimum are fitted to the
+//! codes by least squares, over some ranges a little narrower, and the best is kept; then scales
+//! and minima are rounded to what a block can hold and the codes are chosen anew. The others take
+//! the largest value of a block for its scale.
 
 use half::f16;
 
@@ -12,10 +13,9 @@ use super::blocks::{E2M1, FP4, Format, NF4};
 use super::{DType, f8e4m3_to_f32, f32_to_f8e4m3};
 
 impl Format {
-    /// Appends the blocks of a row to `out`. If the format stores its scales elsewhere, the scale
-    /// of each block is appended to `scales`: as F32 for NF4 and FP4, else as one byte. `whole` is
-    /// the largest magnitude of the whole tensor, from which nvfp4's second scale
-    /// ([`nvfp4_factor`]) is computed.
+    /// Appends a row's blocks to `out`, and the scale of each block to `scales` where the format
+    /// keeps them elsewhere: as F32 for NF4 and FP4, else one byte. `whole` is the largest
+    /// magnitude of the whole tensor, which nvfp4's second scale (`nvfp4_factor`) comes from.
     pub fn encode(&self, row: &[f32], whole: f32, out: &mut Vec<u8>, scales: &mut Vec<u8>) {
         for block in row.chunks_exact(self.block) {
             match self.dtype {
@@ -39,8 +39,8 @@ impl Format {
     }
 }
 
-/// The second scale of an nvfp4 tensor whose largest magnitude is `whole`. With it, the largest
-/// block scale becomes the largest e4m3, and the largest code the largest e2m1.
+/// The second scale of an nvfp4 tensor whose largest magnitude is `whole`: the largest block scale
+/// is then the largest e4m3, and its largest code the largest e2m1.
 pub fn nvfp4_factor(whole: f32) -> f32 {
     let factor = whole / (448.0 * 6.0);
     if factor >= f32::MIN_POSITIVE { factor } else { 1.0 }
@@ -64,8 +64,8 @@ fn q8_0(x: &[f32], out: &mut Vec<u8>) {
     out.extend(x.iter().map(|v| (v * id).round() as i8 as u8));
 }
 
-/// Q4_0 and Q5_0 give the value of the largest magnitude the lowest code. Q4_1 and Q5_1 (`MIN`)
-/// spread the codes from the smallest value to the largest.
+/// Q4_0, Q5_0: the value of largest magnitude gets the lowest code. Q4_1, Q5_1 (`MIN`): codes from
+/// the smallest value to the largest.
 fn legacy<const BITS: u32, const MIN: bool>(x: &[f32], out: &mut Vec<u8>) {
     let top = (1i32 << BITS) - 1;
     let codes: Vec<u8> = if MIN {
@@ -94,7 +94,7 @@ fn legacy<const BITS: u32, const MIN: bool>(x: &[f32], out: &mut Vec<u8>) {
     out.extend((0..16).map(|j| codes[j] & 15 | (codes[j + 16] & 15) << 4));
 }
 
-/// The scale and the minimum of a group for codes `0 ..= top`: `x = scale * q - min`. Neither is
+/// Scale and minimum of a group for codes `0 ..= top`: `x = scale * q - min`, with neither
 /// negative.
 fn affine(x: &[f32], top: u8) -> (f32, f32) {
     let (low, high) = x.iter().fold((0f32, f32::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
@@ -138,8 +138,8 @@ fn affine(x: &[f32], top: u8) -> (f32, f32) {
     best
 }
 
-/// The scale of a group for codes `-half .. half`: `x = scale * q`. It may be negative, because the
-/// lowest code reaches further than the highest.
+/// Scale of a group for codes `-half .. half`: `x = scale * q`; may be negative, for the lowest
+/// code reaches further.
 fn symmetric(x: &[f32], half: i32) -> f32 {
     let largest = x.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
     if largest == 0.0 {
@@ -175,8 +175,8 @@ fn codes(x: &[f32], scale: f32, min: f32, top: u8, out: &mut [u8]) {
     }
 }
 
-/// Rounds the scales and minima of all groups of a block to integers up to `top`. Their two common
-/// factors are appended to `out` as f16. Returns the integers and the factors as stored.
+/// Scales and minima of all groups of a block, as whole numbers up to `top` of two halves, which
+/// are appended; the values that they then have.
 fn shared(pairs: &[(f32, f32)], top: f32, out: &mut Vec<u8>) -> (Vec<u8>, Vec<u8>, f32, f32) {
     let (scales, mins) = pairs.iter().fold((0f32, 0f32), |(s, m), p| (s.max(p.0), m.max(p.1)));
     let (d, dmin) = (put_half(out, scales / top), put_half(out, mins / top));
@@ -293,8 +293,8 @@ fn q6_k(x: &[f32], out: &mut Vec<u8>) {
             *o = ((v * id).round().clamp(-32.0, 31.0) as i8 + 32) as u8;
         }
     }
-    // In each half of the block, groups 0 and 1 use the low halves of 64 bytes, and groups 2 and 3
-    // the high halves.
+    // Of each half of the block, groups 0 and 1 in the low halves of 64 bytes, 2 and 3 in the high
+    // ones.
     out.extend((0..128).map(|i| {
         let at = i / 64 * 128 + i % 64;
         q[at] & 15 | (q[at + 64] & 15) << 4
@@ -327,8 +327,8 @@ fn four_bits(x: &[f32], table: &[f32; 16], out: &mut Vec<u8>, scales: &mut Vec<u
 
 fn mxfp8(x: &[f32], out: &mut Vec<u8>, scales: &mut Vec<u8>) {
     let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
-    // The exponent of the largest value becomes e4m3's largest exponent, 2^8. Values above 448 then
-    // saturate.
+    // The power of two of the largest value comes to lie at e4m3's largest, 2^8; what is above 448
+    // then saturates.
     let exponent =
         if largest > 0.0 { ((largest.to_bits() >> 23) as i32 - 8).clamp(1, 254) } else { 0 };
     scales.push(exponent as u8);

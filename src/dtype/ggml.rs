@@ -1,21 +1,20 @@
-//! Decoders of GGUF's blocks. Each decodes one group of 32 elements in f32, with the same
-//! operations as ggml's reference, so that the results are equal to the bit.
+//! Decoders of GGUF's blocks.
 //!
-//! The comment of each decoder lists the fields of a block in order, then the formula. `d` and
-//! `dmin` are f16. Integers are unsigned unless stated otherwise. "Low" and "high" are the halves
-//! of a byte.
+//! Each decodes one group of 32 elements in f32, with the same operations as the reference of ggml,
+//! so that results are equal bit by bit. Every function states the layout of a block: `d` and
+//! `dmin` are f16, integers are unsigned unless stated otherwise, and "low" and "high" are the
+//! halves of a byte.
 
 use half::f16;
 
-use super::blocks::GROUP;
+use super::GROUP;
 
 #[inline(always)]
 fn half_at(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }
 
-/// Element j of the first 16 is in the low half of byte j; element j of the last 16 is in the high
-/// half.
+/// Element `j` of the first 16 is in the low half of byte `j`; the last 16 are in the high halves.
 #[inline(always)]
 fn halves(q: &[u8; 16], out: &mut [f32; GROUP], value: impl Fn(usize, u8) -> f32) {
     for (j, q) in q.iter().enumerate() {
@@ -61,8 +60,9 @@ pub(super) fn q5_1(b: &[u8], _: usize, _: &[f32], out: &mut [f32; GROUP]) {
     halves(chunk(b, 8), out, |j, q| d * f32::from(q | ((high >> j & 1) << 4) as u8) + m);
 }
 
-/// 16 bytes of scales (low) and minima (high) for 16 elements each, 64 bytes of 2-bit values, `d`,
-/// `dmin`: `(d s) q - (dmin m)`. Group g uses bits `2 (g mod 4)` of the 32 bytes from `32 (g / 4)`.
+/// 16 bytes of scales (low) and minima (high) for 16 elements each, 64 bytes of 2-bit numbers, `d`,
+/// `dmin`: `(d s) q - (dmin m)`. Group `g` has the bits from `2 (g mod 4)` of the 32 bytes from
+/// `32 (g / 4)`.
 pub(super) fn q2_k(b: &[u8], g: usize, _: &[f32], out: &mut [f32; GROUP]) {
     let (d, dmin) = (half_at(b, 80), half_at(b, 82));
     let q = chunk::<32>(b, 16 + g / 4 * 32);
@@ -75,9 +75,9 @@ pub(super) fn q2_k(b: &[u8], g: usize, _: &[f32], out: &mut [f32; GROUP]) {
     }
 }
 
-/// 32 bytes of third bits (bit g of byte j belongs to element j of group g; if it is 0, 4 is
-/// subtracted), 64 bytes of 2-bit values as in Q2_K, 12 bytes with sixteen 6-bit scales, `d`: `(d
-/// (s - 32)) q`.
+/// 32 bytes of third bits (bit `g` of byte `j` for element `j` of group `g`; if it is not set, 4 is
+/// subtracted), 64 bytes of 2-bit numbers as in Q2_K, 12 bytes with sixteen 6-bit scales, `d`:
+/// `(d (s - 32)) q`.
 pub(super) fn q3_k(b: &[u8], g: usize, _: &[f32], out: &mut [f32; GROUP]) {
     let (d, high, q, scales) =
         (half_at(b, 108), chunk::<32>(b, 0), chunk::<32>(b, 32 + g / 4 * 32), chunk::<12>(b, 96));
@@ -93,8 +93,8 @@ pub(super) fn q3_k(b: &[u8], g: usize, _: &[f32], out: &mut [f32; GROUP]) {
     }
 }
 
-/// The scale and the minimum (6 bits each) of group g, from the 12 bytes into which Q4_K and Q5_K
-/// pack them.
+/// Scale and minimum (6 bits each) of group `g`, from the 12 bytes into which Q4_K and Q5_K pack
+/// them.
 #[inline(always)]
 fn six_bits(s: &[u8; 12], g: usize) -> (f32, f32) {
     let (scale, min) = match g {
@@ -104,8 +104,8 @@ fn six_bits(s: &[u8; 12], g: usize) -> (f32, f32) {
     (f32::from(scale), f32::from(min))
 }
 
-/// `d`, `dmin`, 12 bytes of scales and minima, 128 bytes of quants: `(d s) q - (dmin m)`. Groups 2i
-/// and 2i + 1 are the low and the high halves of the same 32 bytes.
+/// `d`, `dmin`, 12 bytes of scales and minima, 128 bytes: `(d s) q - (dmin m)`. Groups `2i` and
+/// `2i + 1` are the low and the high halves of 32 bytes.
 pub(super) fn q4_k(b: &[u8], g: usize, _: &[f32], out: &mut [f32; GROUP]) {
     let (scale, min) = six_bits(chunk(b, 4), g);
     let (dl, ml) = (half_at(b, 0) * scale, half_at(b, 2) * min);
@@ -114,8 +114,8 @@ pub(super) fn q4_k(b: &[u8], g: usize, _: &[f32], out: &mut [f32; GROUP]) {
     }
 }
 
-/// Like Q4_K, with 32 bytes of fifth bits before the 128 (bit g of byte j belongs to element j of
-/// group g).
+/// As Q4_K, with 32 bytes of fifth bits (bit `g` of byte `j` for element `j` of group `g`) before
+/// the 128 bytes.
 pub(super) fn q5_k(b: &[u8], g: usize, _: &[f32], out: &mut [f32; GROUP]) {
     let (scale, min) = six_bits(chunk(b, 4), g);
     let (dl, ml) = (half_at(b, 0) * scale, half_at(b, 2) * min);
@@ -126,9 +126,9 @@ pub(super) fn q5_k(b: &[u8], g: usize, _: &[f32], out: &mut [f32; GROUP]) {
     }
 }
 
-/// 128 bytes of low 4 bits, 64 bytes of high 2 bits, 16 x i8 scales for 16 elements each, `d`: `(d
-/// s) (q - 32)`. In each half of the block, groups 0 and 1 use the low halves of 64 bytes, and
-/// groups 2 and 3 the high halves. Their upper two bits are bits `2 (g mod 4)` of 32 bytes.
+/// 128 bytes of low 4 bits, 64 bytes of high 2 bits, 16 x i8 scales of 16 elements each, `d`: `(d
+/// s) (q - 32)`. In each half of the block, groups 0 and 1 have the low halves of 64 bytes, groups
+/// 2 and 3 the high halves; the bits from `2 (g mod 4)` of 32 bytes are their upper two bits.
 pub(super) fn q6_k(b: &[u8], g: usize, _: &[f32], out: &mut [f32; GROUP]) {
     let d = half_at(b, 208);
     let (half, quarter) = (g / 4, g % 4);

@@ -1,5 +1,5 @@
-//! Element types and their conversions. Module [`blocks`] describes the types that are stored in
-//! blocks.
+//! Element types, and the conversions between them and f32. Types that are stored in blocks are in
+//! [`blocks`], and their encoders in [`encode`].
 
 pub mod blocks;
 pub mod encode;
@@ -9,23 +9,28 @@ pub use blocks::{Format, Plane};
 
 use half::{bf16, f16};
 
-/// How the elements of a tensor are stored. Types of one byte or less are allowed only for weights
-/// of `Linear`, and for tables, which are widened.
+/// Elements of a type stored in blocks that are decoded at once. Every block, or two blocks of
+/// nvfp4, is a whole number of groups.
+pub const GROUP: usize = 32;
+
+/// How the elements of a tensor are stored. Types of one byte or less are allowed only for the
+/// weights of [`Linear`](crate::op::Linear), and for tables and convolutions, which are decoded to
+/// a wider type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DType {
     F32,
     BF16,
     F16,
-    /// 1 sign, 4 exponent and 3 mantissa bits; bias 7, no infinity, NaN is 0x7f or 0xff, largest
-    /// value 448 (safetensors: `F8_E4M3`).
+    /// 1 sign, 4 exponent and 3 mantissa bits, bias 7; no infinity, NaN is 0x7f and 0xff, the
+    /// largest value is 448. `F8_E4M3` of safetensors.
     F8E4M3,
-    /// 1 sign, 5 exponent and 2 mantissa bits: the upper byte of an f16 (safetensors: `F8_E5M2`).
+    /// 1 sign, 5 exponent and 2 mantissa bits: the upper byte of an f16. `F8_E5M2` of safetensors.
     F8E5M2,
     /// Indices, such as token ids. Never the type of a weight.
     I32,
-    /// Integers from -128 to 127, with a factor for each row or for the whole matrix.
+    /// Integers from -128 to 127, with one factor for each row or for the whole weight.
     I8,
-    // Stored in blocks: see `blocks::FORMATS`.
+    // Types stored in blocks; `blocks::FORMATS` describes them.
     Q8_0,
     Q4_0,
     Q4_1,
@@ -43,7 +48,10 @@ pub enum DType {
 }
 
 impl DType {
-    /// Bytes of one element. Panics for types that are stored in blocks; see [`DType::bytes`].
+    /// Bytes of one element.
+    ///
+    /// # Panics
+    /// For a type that is stored in blocks; see [`DType::bytes`].
     pub const fn size(self) -> usize {
         match self {
             DType::F32 | DType::I32 => 4,
@@ -53,8 +61,7 @@ impl DType {
         }
     }
 
-    /// Whether an element has 16 bits or more. Only these types are allowed outside the weights of
-    /// `Linear`.
+    /// Whether elements have 16 bits or more: such types are allowed for every weight.
     pub const fn is_wide(self) -> bool {
         matches!(self, DType::F32 | DType::BF16 | DType::F16)
     }
@@ -67,8 +74,8 @@ impl DType {
         blocks::FORMATS.iter().find(|f| f.dtype == self)
     }
 
-    /// Bytes of `elements` elements of a row, without scales that are stored elsewhere. For types
-    /// stored in blocks, `elements` must be a multiple of the block.
+    /// Bytes of `elements` elements of a row, without scales that are stored separately. For a type
+    /// stored in blocks, `elements` is a multiple of the block.
     pub fn bytes(self, elements: usize) -> usize {
         match self.format() {
             Some(format) => format.bytes_of(elements),
@@ -76,13 +83,13 @@ impl DType {
         }
     }
 
-    /// Whether each element has its own place in memory: not block-quantised.
+    /// Whether the type is not stored in blocks: each element has its own bytes.
     pub const fn is_plain(self) -> bool {
         use DType::{BF16, F8E4M3, F8E5M2, F16, F32, I8, I32};
         matches!(self, F32 | BF16 | F16 | F8E4M3 | F8E5M2 | I32 | I8)
     }
 
-    /// The name in safetensors files and for people.
+    /// The name in safetensors files, or the usual name for a type that these do not have.
     pub fn name(self) -> &'static str {
         match self {
             DType::F32 => "F32",
@@ -96,7 +103,10 @@ impl DType {
         }
     }
 
-    /// One stored element as f32, from its `size()` little-endian bytes.
+    /// Decodes one element from its [`size`](DType::size) little-endian bytes.
+    ///
+    /// # Panics
+    /// For a type that is stored in blocks.
     pub fn decode(self, bytes: &[u8]) -> f32 {
         match self {
             DType::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
@@ -110,8 +120,11 @@ impl DType {
         }
     }
 
-    /// Appends `value` in this type, rounded to nearest even. The 8-bit types saturate at their
+    /// Appends `value`, rounded to nearest even, to `out`. The 8-bit types saturate at their
     /// largest finite value.
+    ///
+    /// # Panics
+    /// For a type that is stored in blocks.
     pub fn encode(self, value: f32, out: &mut Vec<u8>) {
         match self {
             DType::F32 => out.extend_from_slice(&value.to_le_bytes()),
@@ -126,7 +139,7 @@ impl DType {
     }
 }
 
-/// The value of every e4m3 code.
+/// The value of each E4M3 code.
 pub static E4M3: [f32; 256] = {
     let mut values = [0.0; 256];
     let mut q = 0;
@@ -144,17 +157,17 @@ pub static E4M3: [f32; 256] = {
     values
 };
 
-/// The value of an e4m3 code. Exact.
+/// The value of an E4M3 code, exact.
 pub fn f8e4m3_to_f32(q: u8) -> f32 {
     E4M3[usize::from(q)]
 }
 
-/// The value of an e5m2 code. Exact.
+/// The value of an E5M2 code, exact.
 pub fn f8e5m2_to_f32(q: u8) -> f32 {
     f16::from_bits(u16::from(q) << 8).to_f32()
 }
 
-/// Rounds to the nearest e4m3, ties to even. Values beyond 448 saturate; NaN stays NaN.
+/// Rounds to the nearest E4M3, ties to even. Saturates at 448; NaN stays NaN.
 pub fn f32_to_f8e4m3(value: f32) -> u8 {
     let sign = ((value.to_bits() >> 24) & 0x80) as u8;
     let a = value.abs();
@@ -164,14 +177,14 @@ pub fn f32_to_f8e4m3(value: f32) -> u8 {
     if a >= 448.0 {
         return sign | 0x7e;
     }
-    // Count in units of the last place; below 2^-6 the spacing stays 2^-9.
+    // Count in units of the last place. Below 2^-6 these stay 2^-9.
     let exponent = ((a.to_bits() >> 23) as i32 - 127).max(-6);
-    // 8..=16 for normal values, 0..=8 for subnormal ones.
-    let steps = round_even(a * 2f32.powi(3 - exponent)) as u32;
+    // 8..=16 for normals, 0..=8 for subnormals
+    let steps = (a * 2f32.powi(3 - exponent)).round_ties_even() as u32;
     sign | (((exponent + 6) as u32 * 8) + steps) as u8
 }
 
-/// Rounds to the nearest e5m2, ties to even. Values beyond 57344 saturate; NaN stays NaN.
+/// Rounds to the nearest E5M2, ties to even. Saturates at 57344; NaN stays NaN.
 pub fn f32_to_f8e5m2(value: f32) -> u8 {
     let sign = ((value.to_bits() >> 24) & 0x80) as u8;
     let a = value.abs();
@@ -182,12 +195,8 @@ pub fn f32_to_f8e5m2(value: f32) -> u8 {
         return sign | 0x7b;
     }
     let exponent = ((a.to_bits() >> 23) as i32 - 127).max(-14);
-    let steps = round_even(a * 2f32.powi(2 - exponent)) as u32;
+    let steps = (a * 2f32.powi(2 - exponent)).round_ties_even() as u32;
     sign | (((exponent + 14) as u32 * 4) + steps) as u8
-}
-
-fn round_even(x: f32) -> f32 {
-    x.round_ties_even()
 }
 
 #[cfg(test)]

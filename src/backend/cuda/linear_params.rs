@@ -3,7 +3,7 @@
 use super::launch::{Args, Matrix, Side, address, code};
 use crate::backend::gpu::Tail;
 use crate::dtype::DType;
-use crate::dtype::blocks::GROUP;
+use crate::dtype::GROUP;
 use crate::op::Linear;
 
 /// `LinearParams` in `kernels/epilogue.cuh`, for every kernel of the family. Strides count
