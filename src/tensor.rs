@@ -1,4 +1,4 @@
-//! Handles of matrices in a recorded program, and the form of weights on the host.
+//! Handles to matrices, which recorded operations name, and weights as the host stores them.
 
 use std::fmt;
 use std::ops::Range;
@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use crate::dtype::DType;
 
-/// Which kind of storage a tensor of a program uses.
+/// What kind of tensor of a [`Program`](crate::op::Program) a handle names, and its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Slot {
-    /// Written by the host. Keeps its place for the whole program, also over repeated runs. An
-    /// operation may update it in place.
+    /// Written by the host. It keeps its value over repeated runs, unless an operation updates it
+    /// in place.
     Input(u32),
     /// Written and read within one run of the program.
     Temp(u32),
@@ -18,8 +18,8 @@ pub enum Slot {
     Output(u32),
 }
 
-/// A handle of a dense, row-major matrix with `rows` rows and `cols` columns. Tokens are rows, and
-/// pixels are rows too (channels last).
+/// A handle to a dense row-major matrix of `rows x cols` elements. Each token is a row, and so is
+/// each pixel (channels last).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tensor {
     pub slot: Slot,
@@ -34,12 +34,15 @@ impl Tensor {
         self.rows * self.cols * self.dtype.size()
     }
 
-    /// A view of all columns.
+    /// The window of all columns.
     pub fn all(self) -> View {
         View { tensor: self, col: 0, cols: self.cols }
     }
 
-    /// A view of the columns `col .. col + cols`.
+    /// The window of the columns `col .. col + cols`.
+    ///
+    /// # Panics
+    /// If the tensor has fewer columns.
     pub fn columns(self, col: usize, cols: usize) -> View {
         assert!(col + cols <= self.cols, "columns {col}..{} of {self}", col + cols);
         View { tensor: self, col, cols }
@@ -82,8 +85,8 @@ impl fmt::Display for View {
     }
 }
 
-/// A handle of entry `id` of `Program::weights`, a `rows x cols` matrix. The model does not know in
-/// which type it is stored.
+/// A handle to entry `id` of [`Program::weights`](crate::op::Program::weights), a matrix of
+/// `rows x cols`. How it is stored depends on the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Weight {
     pub id: u32,
@@ -97,30 +100,30 @@ impl fmt::Display for Weight {
     }
 }
 
-/// Bytes that live longer than every weight that refers to them: a mapped file, or owned memory.
+/// The bytes that weights point into: a memory-mapped file, or owned memory.
 pub trait ByteSource: Send + Sync {
     /// All bytes.
     fn bytes(&self) -> &[u8];
 
-    /// Copies the bytes from `offset` on into `to`, for devices that need a copy anyway. A source
-    /// that is a file reads it instead of using the map, so that no pages are mapped in and a
-    /// truncated file is an error.
+    /// Copies the bytes from `offset` on into `to`, for devices that need a copy anyway. A file is
+    /// read for that: its pages are not mapped in, and a truncated file is an error.
     fn read_at(&self, offset: usize, to: &mut [u8]) -> crate::error::Result<()> {
         to.copy_from_slice(&self.bytes()[offset..offset + to.len()]);
         Ok(())
     }
 
-    /// Loads `range` into memory, because it is needed soon. May wait for the disk, so callers use
-    /// a helper thread. An error means that reading the bytes would fail.
+    /// Reads `range` into memory, because it is needed soon. This may wait for the disk, so callers
+    /// use a thread of their own. An error means that reading the bytes would fail.
     fn will_need(&self, _range: Range<usize>) -> crate::error::Result<()> {
         Ok(())
     }
 
-    /// `range` is not needed for some time: its memory may be released. The bytes stay readable.
+    /// Allows the memory of `range` to be freed, because it is not needed for a while. The bytes
+    /// stay readable.
     fn let_go(&self, _range: Range<usize>) {}
 
-    /// A cheap check that the source has not been changed since it was opened (for example edited
-    /// or truncated in place).
+    /// Checks quickly that the source did not change since it was opened: a file could have been
+    /// edited or truncated in place.
     fn check(&self) -> crate::error::Result<()> {
         Ok(())
     }
@@ -138,23 +141,23 @@ impl ByteSource for &'static [u8] {
     }
 }
 
-/// The factor that a stored element is multiplied with to get the value of the weight.
+/// The factor between a stored element and the value of the weight.
 #[derive(Debug, Clone)]
 pub enum Scale {
-    /// No factor: the stored values are the values.
+    /// Stored elements are the values.
     One,
     /// One factor for the whole part.
     Tensor(f32),
     /// One factor for each row of the part (`rows` entries).
     Rows(Arc<[f32]>),
-    /// One factor for each block, for types stored in blocks whose files keep the factors in
-    /// another tensor.
+    /// One factor for each block of a type stored in blocks, if the file keeps them in a separate
+    /// tensor.
     Blocks(BlockScales),
 }
 
 impl Scale {
-    /// The factor of `row` (counted within the part). For blocks, the factor that all of them
-    /// share.
+    /// The factor of `row` (counted within the part). For [`Scale::Blocks`], the factor that all
+    /// blocks have in common.
     pub fn of(&self, row: usize) -> f32 {
         match self {
             Scale::One => 1.0,
@@ -164,7 +167,7 @@ impl Scale {
         }
     }
 
-    /// Whether all factors are 1.
+    /// Whether the stored elements are the values.
     pub fn is_one(&self) -> bool {
         matches!(self, Scale::One)
     }
@@ -175,10 +178,11 @@ impl Scale {
 pub enum BlockScale {
     /// Powers of two: `2^(byte - 127)`; 0 means 0.
     E8M0,
+    /// As `DType::F8E4M3`.
     E4M3,
     F32,
-    /// 8-bit codes with scales of their own (bitsandbytes' double quantisation): `codes[byte] *
-    /// absmax[i / group] + offset`, where i counts over the whole tensor.
+    /// 8-bit codes with scales of their own (the double quantisation of bitsandbytes):
+    /// `codes[byte] * absmax[i / group] + offset`, where `i` counts the blocks of the whole tensor.
     Nested {
         codes: Arc<[f32; 256]>,
         absmax: Arc<[f32]>,
@@ -187,22 +191,22 @@ pub enum BlockScale {
     },
 }
 
-/// The scales of a matrix that is stored in blocks, in the tensor that contains them.
+/// The scales of a matrix of blocks, in a tensor of their own.
 #[derive(Clone)]
 pub struct BlockScales {
     pub source: Arc<dyn ByteSource>,
-    /// The byte at which the scales of the whole stored matrix start.
+    /// Byte of `source` at which the scales of the whole stored matrix begin.
     pub offset: usize,
     pub stored: BlockScale,
     /// The number of blocks in a row.
     pub per_row: usize,
-    /// The row of the stored matrix that is the first row of this part.
+    /// The row of the stored matrix that is the first row of the part.
     pub first_row: usize,
-    /// Whether the scales are in tiles of 128 rows x 4 blocks (both rounded up), as cuBLAS reads
-    /// them: within a tile, row r and column c are at byte `r % 32 * 16 + r / 32 * 4 + c`.
-    /// Otherwise they are stored row by row.
+    /// Whether the scales are stored in tiles of 128 rows by 4 blocks, as cuBLAS reads them (rows
+    /// and blocks rounded up): the scale of row `r` and block `c` of a tile is at byte `r % 32 * 16
+    /// + r / 32 * 4 + c`. Otherwise they are stored row by row.
     pub tiled: bool,
-    /// A factor for all blocks, besides the scales (nvfp4's second scale).
+    /// A factor for all blocks, besides their own (the second scale of nvfp4).
     pub factor: f32,
 }
 
@@ -216,7 +220,8 @@ impl BlockScales {
         (row / 128 * self.per_row.div_ceil(4) + block / 4) * 512 + r % 32 * 16 + r / 32 * 4 + c
     }
 
-    /// The scales of `row` (counted within the part) from block `first` on, without `factor`.
+    /// Writes the scales of the blocks of `row` (counted within the part), from block `first`, to
+    /// `out`. They do not include `factor`.
     pub fn row(&self, row: usize, first: usize, out: &mut [f32]) {
         let bytes = &self.source.bytes()[self.offset..];
         for (block, out) in out.iter_mut().enumerate() {
@@ -232,8 +237,8 @@ impl BlockScales {
         }
     }
 
-    /// The same as a device stores them: the file's byte if the scale is one byte with its own
-    /// encoding, else f32.
+    /// Appends the scales of `row` in the form that devices use: the byte of the file for E8M0 and
+    /// E4M3, f32 otherwise.
     pub fn stored_row(&self, row: usize, out: &mut Vec<u8>) {
         let bytes = &self.source.bytes()[self.offset..];
         match &self.stored {
@@ -248,8 +253,8 @@ impl BlockScales {
         }
     }
 
-    /// The byte range in the source of the scales of rows `first .. first + rows` (counted within
-    /// the part).
+    /// The byte range of the source that contains the scales of rows `first .. first + rows`
+    /// (counted within the part).
     pub fn range(&self, first: usize, rows: usize) -> Range<usize> {
         let size = if matches!(self.stored, BlockScale::F32) { 4 } else { 1 };
         let (from, to) = (self.first_row + first, self.first_row + first + rows);
@@ -264,8 +269,8 @@ impl BlockScales {
     }
 }
 
-/// 2^(q - 127). 0 means 0, as ComfyUI writes it for blocks of zeros. The code for NaN gives
-/// infinity.
+/// `2^(q - 127)`. 0 is 0, because ComfyUI writes it for blocks of zeros. 255, which the format
+/// reserves for NaN, is infinite.
 fn e8m0(q: u8) -> f32 {
     f32::from_bits(u32::from(q) << 23)
 }
@@ -276,9 +281,9 @@ impl fmt::Debug for BlockScales {
     }
 }
 
-/// Consecutive rows of a weight as one file stores them: a dense, row-major `rows x cols` matrix of
-/// `dtype`, from byte `offset` of `source` on. For types stored in blocks, `cols` is a multiple of
-/// the block.
+/// Consecutive rows of a weight as a file stores them: a dense row-major matrix of `rows x cols`
+/// elements of `dtype`, from byte `offset` of `source`. For types stored in blocks, `cols` is a
+/// multiple of the block.
 #[derive(Clone)]
 pub struct HostPart {
     pub source: Arc<dyn ByteSource>,
@@ -290,18 +295,17 @@ pub struct HostPart {
 }
 
 impl HostPart {
-    /// The byte range within the source.
+    /// The byte range of the elements within the source.
     pub fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.rows * self.row_bytes()
     }
 
-    /// Bytes from one stored row to the next, without scales that are stored elsewhere.
+    /// Bytes from one stored row to the next, without scales that are stored separately.
     pub fn row_bytes(&self) -> usize {
         self.dtype.bytes(self.cols)
     }
 
-    /// All byte ranges that belong to the part, each with its source: the elements and the scales
-    /// of blocks.
+    /// The byte ranges of the elements and of the block scales, each with its source.
     pub fn ranges(&self) -> impl Iterator<Item = (&Arc<dyn ByteSource>, Range<usize>)> {
         let scales = match &self.scale {
             Scale::Blocks(s) => Some((&s.source, s.range(0, self.rows))),
@@ -310,8 +314,8 @@ impl HostPart {
         [(&self.source, self.range())].into_iter().chain(scales)
     }
 
-    /// Decodes row `row` from its stored `bytes` to f32, with scales applied. For weights that are
-    /// converted row by row: vectors, tables, convolutions.
+    /// Decodes row `row` from its stored `bytes` into `out`, scales applied. For vectors, tables
+    /// and convolutions, whose rows are decoded one at a time.
     pub fn decode_row(&self, row: usize, bytes: &[u8], out: &mut [f32]) {
         let factor = self.scale.of(row);
         match self.dtype.format() {
@@ -334,12 +338,15 @@ impl HostPart {
         }
     }
 
-    /// The stored bytes.
+    /// The stored bytes of the elements.
     pub fn bytes(&self) -> &[u8] {
         &self.source.bytes()[self.range()]
     }
 
     /// Rows `first .. first + rows` of this part.
+    ///
+    /// # Panics
+    /// If the part has fewer rows.
     pub fn slice(&self, first: usize, rows: usize) -> HostPart {
         assert!(first + rows <= self.rows);
         let scale = match &self.scale {
@@ -365,9 +372,11 @@ impl fmt::Debug for HostPart {
     }
 }
 
-/// A weight on the host, in its stored form: one part, or several parts that are stacked by rows
-/// (for example a fused q, k, v from three tensors). Vectors (biases, norm gains) are `1 x n`.
-/// Convolutions are `out x (in * kh * kw)`, the order in which files store them.
+/// A weight on the host, in its stored form: one part, or several that are stacked by rows (fused
+/// q, k, v from three tensors).
+///
+/// Vectors (biases, gains of norms) are `1 x n`. Convolutions are `out x (in * kh * kw)`, in the
+/// order of files.
 #[derive(Debug, Clone)]
 pub struct HostWeight {
     pub rows: usize,
@@ -376,12 +385,12 @@ pub struct HostWeight {
 }
 
 impl HostWeight {
-    /// Bytes of all parts as stored, scales of blocks included.
+    /// Bytes of all parts as stored, including block scales.
     pub fn bytes(&self) -> usize {
         self.parts.iter().flat_map(|p| p.ranges()).map(|(_, range)| range.len()).sum()
     }
 
-    /// The whole weight as f32, row-major. For vectors, small tensors and tests, never for large
+    /// The whole weight as f32, row-major. For vectors, small tensors and tests, not for large
     /// matrices.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows * self.cols];
@@ -395,7 +404,7 @@ impl HostWeight {
     }
 }
 
-/// A small set of element types: the types in which the parts of one weight are stored.
+/// A set of element types: those in which the parts of a weight are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DTypes(u32);
 

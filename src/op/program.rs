@@ -95,7 +95,8 @@ pub struct Program {
 }
 
 impl Program {
-    /// The input called `name`; the names are fixed by the model's recording function, so a wrong one is a bug.
+    /// The input called `name`; the names are fixed by the model's recording function, so a wrong
+    /// one is a bug.
     pub fn input(&self, name: &str) -> Tensor {
         self.inputs
             .iter()
@@ -145,12 +146,12 @@ impl Program {
         rows.min()
     }
 
-    /// Checks that every one of `values`, which are to be written to the input `tensor`, is a row of
-    /// the tables in which [`Embed`](super::Embed) looks it up.
+    /// Checks that every one of `values`, which are to be written to the input `tensor`, is a row
+    /// of the tables in which [`Embed`](super::Embed) looks it up.
     ///
     /// # Errors
-    /// [`Kind::Argument`](crate::error::Kind::Argument), with the name of the input and the position
-    /// of the first wrong value.
+    /// [`Kind::Argument`](crate::error::Kind::Argument), with the name of the input and the
+    /// position of the first wrong value.
     pub fn check_ids(&self, tensor: Tensor, values: &[i32]) -> Result<()> {
         let Some(rows) = self.table_rows(tensor) else { return Ok(()) };
         let inside = |id: i32| usize::try_from(id).is_ok_and(|id| id < rows);
@@ -197,8 +198,8 @@ impl Program {
         self
     }
 
-    /// New weights and a new tensor for the side matrix of `linear`: the operation that computes the
-    /// first half, and the operand for the second.
+    /// New weights and a new tensor for the side matrix of `linear`: the operation that computes
+    /// the first half, and the operand for the second.
     fn side(&mut self, linear: &Linear, rank: usize) -> (Linear, Side) {
         let base = self.weights[linear.w.id as usize].clone();
         let mut factor = |factor, rows, cols| {

@@ -6,7 +6,8 @@ use super::{Io, Op, Program, Segment, Step, WeightSpec};
 use crate::dtype::DType;
 use crate::tensor::{Slot, Tensor, Weight};
 
-/// Records a `Program`: hands out tensor and weight handles and checks every operation's shapes as it is added.
+/// Records a `Program`: hands out tensor and weight handles and checks every operation's shapes as
+/// it is added.
 pub struct Recorder {
     program: Program,
     seen: HashMap<WeightSpec, u32>,
@@ -73,7 +74,8 @@ impl Recorder {
         self.weight_rows(name, 0, rows, cols)
     }
 
-    /// Rows `first .. first + rows` of the weight `name`. For vectors (1 x n) `first` counts elements.
+    /// Rows `first .. first + rows` of the weight `name`. For vectors (1 x n) `first` counts
+    /// elements.
     pub fn weight_rows(
         &mut self,
         name: impl Into<String>,
@@ -90,7 +92,8 @@ impl Recorder {
         Weight { id, rows, cols }
     }
 
-    /// Adds a step. A shape that does not fit is a bug in the model's code and panics with the label.
+    /// Adds a step. A shape that does not fit is a bug in the model's code and panics with the
+    /// label.
     pub fn push(&mut self, label: &str, op: impl Into<Op>) {
         let op = op.into();
         let label = if self.scope.is_empty() {

@@ -1,4 +1,5 @@
-//! What an operation reads and writes: every operation lists its operands once, in [`Operation::visit`](super::Operation::visit).
+//! What an operation reads and writes: every operation lists its operands once, in
+//! [`Operation::visit`](super::Operation::visit).
 //!
 //! [`Op::reads`], [`Op::writes`], [`Op::checked_outputs`], [`Op::weights`] and
 //! [`Op::with_tensors`] all follow from that one list.

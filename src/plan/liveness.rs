@@ -1,34 +1,33 @@
-//! When each tensor is in use, and from that its offset in the arena: two tensors share bytes only
-//! if they are never in use at the same time.
+//! Arena offsets of all tensors: two tensors share bytes only if they are never in use at the same
+//! time.
 
 use crate::backend::Grain;
 use crate::op::Program;
 use crate::tensor::{Slot, Tensor};
 
-/// Arena offsets in bytes, by slot id.
+/// Where the tensors of a program are in the arena: byte offsets, by slot id.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Arena {
     pub inputs: Vec<usize>,
     pub temps: Vec<usize>,
     pub outputs: Vec<usize>,
-    /// Offset of the scratch memory of each step; 0 if it needs none.
+    /// Offset of the scratch of each step; 0 if it needs none.
     pub scratch: Vec<usize>,
-    /// Size of the arena.
+    /// Size of the arena in bytes.
     pub bytes: usize,
 }
 
-/// Bytes that are needed from step `from` to step `to`, both included.
+/// A number of bytes that is in use from step `from` to step `to`, both included.
 struct Span {
     bytes: usize,
     from: usize,
     to: usize,
 }
 
-/// Offsets of every tensor of `program`, and of `scratch[i]` bytes during step i.
+/// Offsets for every tensor of `program`, and for `scratch[i]` bytes during step `i`.
 ///
-/// Inputs are in use during the whole program, because they keep their values over repeated runs.
-/// Outputs are in use from their first write to the end, temporaries from their first write to
-/// their last use.
+/// Inputs are in use during the whole program, because they keep their values over repeated runs;
+/// outputs from their first write to the end; temporaries from their first write to their last use.
 pub fn arena(program: &Program, scratch: &[usize], grain: Grain) -> Arena {
     let last = program.steps.len();
     let (inputs, outputs, temps) =
@@ -71,7 +70,7 @@ pub fn arena(program: &Program, scratch: &[usize], grain: Grain) -> Arena {
 }
 
 /// Places the largest span first, each at the lowest offset where it overlaps no span that is in
-/// use at the same time.
+/// use at the same time. Returns the offsets and the size of the arena.
 fn place(spans: &[Span], grain: Grain) -> (Vec<usize>, usize) {
     let round = |n: usize| n.next_multiple_of(grain.align);
     let mut order: Vec<usize> = (0..spans.len()).filter(|&i| spans[i].bytes > 0).collect();
@@ -105,8 +104,7 @@ mod tests {
     use crate::model::flux1::{DenoiseShape, denoise};
     use crate::model::{FluxConfig, VaeConfig, vae};
 
-    /// Simulates the program over a map of bytes: no write may overwrite bytes of a tensor that is
-    /// read later.
+    /// Simulates the program: no step may write to bytes of a tensor that a later step reads.
     fn check(program: &Program, scratch: &[usize], chunk: usize) {
         let grain = Grain { align: 64, chunk };
         let arena = arena(program, scratch, grain);
@@ -129,7 +127,6 @@ mod tests {
             owners.retain(|&(s, n, o)| o != slot && (s + n <= start || start + bytes <= s));
             owners.push((start, bytes, slot));
         };
-        let mut history = Vec::new();
         for (i, step) in program.steps.iter().enumerate() {
             for t in step.op.writes() {
                 claim(at(&t), t.bytes(), t.slot);
@@ -137,12 +134,11 @@ mod tests {
             if scratch[i] > 0 {
                 claim(arena.scratch[i], scratch[i], Slot::Temp(u32::MAX - i as u32));
             }
-            history.push(());
         }
         for io in program.inputs.iter().chain(&program.outputs) {
             assert!(owners.iter().any(|o| o.2 == io.tensor.slot), "{} was overwritten", io.name);
         }
-        // Run the steps again, and require that every tensor that is read is complete.
+        // Replay: every tensor that is read must be complete.
         let mut owners: Vec<(usize, usize, Slot)> = program
             .inputs
             .iter()
@@ -164,7 +160,7 @@ mod tests {
                     let apart = c.0 + c.1 <= at(&t) || at(&t) + t.bytes() <= c.0;
                     assert!(
                         c.2 == t.slot || apart,
-                        "{}: writes onto its own operand {t}",
+                        "{}: overwrites its own operand {t}",
                         step.label
                     );
                 }
@@ -195,7 +191,7 @@ mod tests {
         let p = denoise(&FluxConfig::dev(), &s, DType::BF16);
         let arena = arena(&p, &vec![0; p.steps.len()], Grain::whole(256));
         // A single block needs x, its norm, qkv, and [attention | mlp]: 10 x 4608 x 3072 in bf16,
-        // plus the inputs.
+        // and the inputs.
         let floor = 10 * 4608 * 3072 * 2;
         let inputs: usize = p.inputs.iter().map(|io| io.tensor.bytes()).sum();
         assert!(

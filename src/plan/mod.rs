@@ -1,9 +1,8 @@
-//! What a run will need, decided before it starts: where every tensor is placed, which weights stay
-//! on the device, and which pass through the ring.
+//! What a run allocates, decided before anything runs: the place of every tensor, which weights
+//! stay on the device, and which pass through the ring.
 //!
-//! A [`PhasePlan`] is a pure function of the program, the sizes of the weights, and a budget. It
-//! decides places and order, never arithmetic: the same program gives the same bits under every
-//! plan.
+//! A plan is a pure function of a program, the sizes of its weights and a budget. It decides places
+//! and order, never arithmetic: the same program gives the same bits under every plan.
 
 mod liveness;
 mod residency;
@@ -16,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::op::Program;
 use crate::units;
 
-/// The plan of one phase.
+/// The plan of one phase: a program that runs once or several times in a generation.
 #[derive(Debug, Clone)]
 pub struct PhasePlan {
     pub arena: Arena,
@@ -28,7 +27,7 @@ pub struct PhasePlan {
 }
 
 impl PhasePlan {
-    /// The memory that the device reserves for this phase.
+    /// What the device allocates for this phase.
     pub fn layout(&self) -> Layout {
         Layout {
             arena_bytes: self.arena.bytes,
@@ -37,7 +36,7 @@ impl PhasePlan {
         }
     }
 
-    /// The largest number of bytes in use on the device at the same time.
+    /// The memory that the phase uses on the device, in bytes.
     pub fn peak_bytes(&self) -> u64 {
         (self.arena.bytes + self.residency.resident_bytes + self.residency.ring_bytes) as u64
     }
@@ -48,10 +47,14 @@ impl PhasePlan {
     }
 }
 
-/// Plans one phase under `budget` bytes. `weight_bytes[id]` is the size of weight `id` on the
-/// device, `scratch[i]` is the scratch memory of step i, and `grain` is the device's.
+/// Plans one phase under a budget of `budget` bytes.
 ///
-/// # Errors If the budget is too small; the error contains a budget that is large enough.
+/// `weight_bytes[id]` are the bytes that the device needs for weight `id`, and `scratch[i]` those
+/// that step `i` needs besides its operands. `grain` is the device's.
+///
+/// # Errors
+/// [`Kind::Memory`](crate::error::Kind::Memory) for a budget that is too small, with the smallest
+/// one that is large enough.
 pub fn phase(
     program: &Program,
     runs: usize,
@@ -71,7 +74,7 @@ pub fn phase(
                 units::bytes(arena.bytes as u64),
                 units::bytes(least)
             ))
-            .try_("a larger --ram or --vram, or a smaller picture")
+            .try_("a larger --ram or --vram, or a smaller image")
     })?;
     Ok(PhasePlan {
         arena,
@@ -81,7 +84,7 @@ pub fn phase(
     })
 }
 
-/// The smallest budget in bytes under which [`phase`] succeeds.
+/// The smallest budget under which [`phase`] succeeds, in bytes.
 pub fn least_bytes(
     program: &Program,
     weight_bytes: &[usize],

@@ -1,12 +1,11 @@
-//! Which weights stay on the device and which pass through a ring, for a given number of bytes.
+//! Which weights stay on the device, and which pass through a ring, under a budget.
 
 use std::collections::HashMap;
 
 use crate::backend::Grain;
 use crate::op::Program;
 
-/// Weights below this size always stay: a slot in the ring for each bias would cost more than it
-/// saves.
+/// Weights below this size in bytes always stay: the ring would save too little for so many loads.
 const SMALL_BYTES: usize = 1 << 16;
 
 /// Where the weights of one program are placed.
@@ -15,32 +14,34 @@ pub struct Residency {
     /// By weight id: the byte offset among the resident weights, or `None` for a weight that passes
     /// through the ring.
     pub resident: Vec<Option<usize>>,
+    /// Size of the memory for resident weights, side matrices included.
     pub resident_bytes: usize,
-    /// The part of `resident_bytes` that LoRA matrices take. They are placed behind all other
-    /// weights, so that changing the LoRAs does not move the model.
+    /// The part of it for side matrices (LoRAs). They are placed after all other weights, so that
+    /// these keep their places when the LoRAs change.
     pub side_bytes: usize,
-    /// Zero if all weights are resident.
+    /// Size of the ring; zero if every weight is resident.
     pub ring_bytes: usize,
     /// Bytes that pass through the ring in one run.
     pub streamed_bytes: u64,
-    /// Size of each weight, padded to the device's alignment.
+    /// By weight id: its size, padded.
     pub bytes: Vec<usize>,
     /// Weight ids in the order of their first use.
     pub order: Vec<u32>,
-    /// The step that uses each weight last.
+    /// By weight id: the last step that uses it.
     pub last_use: Vec<usize>,
-    /// By weight id: whether it is a factor of a side matrix. They always stay.
+    /// By weight id: whether it is a factor of a side matrix. These always stay.
     pub is_side: Vec<bool>,
 }
 
-/// Divides `budget` bytes between resident weights and the ring.
+/// Divides `budget` bytes among resident weights and the ring.
 ///
-/// If everything fits, everything stays. Otherwise the ring gets room for the two largest
-/// consecutive blocks (one in use, one being loaded), or as much as there is. The rest of the
-/// budget keeps weights resident, evenly spread over the program, so that there is computation
-/// between any two streamed blocks during which the next one is loaded.
+/// If every weight fits, all are resident. Otherwise the ring gets room for the two largest
+/// consecutive blocks (one in use, one being loaded), or what is left. The rest of the budget is
+/// for resident weights, spread evenly over the program: so there is computation between any two
+/// streamed blocks, during which the next one is loaded.
 ///
-/// # Errors If the budget is too small: the smallest number of bytes that is enough.
+/// # Errors
+/// The smallest budget that is large enough, in bytes.
 pub fn residency(
     program: &Program,
     weight_bytes: &[usize],
@@ -50,7 +51,7 @@ pub fn residency(
     let n = program.weights.len();
     let bytes: Vec<usize> = weight_bytes.iter().map(|b| b.next_multiple_of(grain.align)).collect();
     let is_side: Vec<bool> = program.weights.iter().map(|w| w.side.is_some()).collect();
-    let small_one = |id: usize| bytes[id] < SMALL_BYTES || is_side[id];
+    let always_stays = |id: usize| bytes[id] < SMALL_BYTES || is_side[id];
     let mut order: Vec<u32> = Vec::with_capacity(n);
     let mut last_use = vec![0; n];
     let mut seen = vec![false; n];
@@ -66,7 +67,7 @@ pub fn residency(
             last_use[id] = i;
             if !std::mem::replace(&mut seen[id], true) {
                 order.push(w.id);
-                if !small_one(id) {
+                if !always_stays(id) {
                     *blocks.last_mut().expect("pushed above") += bytes[id];
                 }
             }
@@ -74,22 +75,22 @@ pub fn residency(
     }
 
     let total: u64 = bytes.iter().map(|&b| b as u64).sum();
-    let small: u64 = (0..n).filter(|&id| small_one(id)).map(|id| bytes[id] as u64).sum();
+    let small: u64 = (0..n).filter(|&id| always_stays(id)).map(|id| bytes[id] as u64).sum();
     let mut stay = vec![true; n];
     let mut ring_bytes = 0;
-    let lay_all = |stay: &[bool]| {
+    let place_all = |stay: &[bool]| {
         let mut resident = vec![None; n];
-        let own = lay(&mut resident, &order, &bytes, &|id| stay[id] && !is_side[id], grain, 0, 0);
-        let end = lay(&mut resident, &order, &bytes, &|id| is_side[id], grain, 0, own);
+        let own = place(&mut resident, &order, &bytes, &|id| stay[id] && !is_side[id], grain, 0, 0);
+        let end = place(&mut resident, &order, &bytes, &|id| is_side[id], grain, 0, own);
         (resident, end, end - own)
     };
-    let (mut resident, mut resident_bytes, mut side_bytes) = lay_all(&stay);
+    let (mut resident, mut resident_bytes, mut side_bytes) = place_all(&stay);
     if resident_bytes as u64 > budget {
-        // All large weights of one step must be in the ring at the same time. A weight may not
-        // cross the end of the ring, so up to its own size less one unit can be wasted there.
+        // All large weights of a step must be in the ring at once. The ring wraps around, where up
+        // to the size of a weight is wasted.
         let most = program.steps.iter().map(|s| {
             let ids = s.op.weights().into_iter().map(|w| w.id as usize);
-            let large = ids.filter(|&id| !small_one(id)).map(|id| bytes[id]).collect::<Vec<_>>();
+            let large = ids.filter(|&id| !always_stays(id)).map(|id| bytes[id]).collect::<Vec<_>>();
             if large.len() > 1 { 2 * large.iter().sum::<usize>() } else { large.iter().sum() }
         });
         let least_ring = most.max().unwrap_or(0) as u64;
@@ -107,9 +108,9 @@ pub fn residency(
         ring_bytes = ring as usize;
         let mut room = budget - small - ring;
         loop {
-            spread(&order, &bytes, &small_one, room, &mut stay);
-            (resident, resident_bytes, side_bytes) = lay_all(&stay);
-            // How much is lost at the borders between pieces of memory is not known in advance.
+            spread(&order, &bytes, &always_stays, room, &mut stay);
+            (resident, resident_bytes, side_bytes) = place_all(&stay);
+            // How much is lost at the borders between pieces of memory is not known before.
             let over = (resident_bytes as u64 + ring).saturating_sub(budget);
             if over == 0 || room == 0 {
                 break;
@@ -133,9 +134,9 @@ pub fn residency(
 }
 
 impl Residency {
-    /// Assigns new offsets to the resident weights of the model, for an area that starts at byte
-    /// `base` of the memory that phases share. Offsets count from there. Returns the end of these
-    /// weights, from the start of that memory. The matrices of LoRAs are placed by `move_sides`.
+    /// Places the model's own resident weights again, from byte `base` of the memory that the
+    /// phases share; offsets count from `base`. Returns the end of these weights, counted from the
+    /// start of that memory. [`move_sides`](Residency::move_sides) places the side matrices.
     pub fn move_to(&mut self, base: usize, grain: Grain) -> usize {
         let stay: Vec<bool> = self
             .resident
@@ -144,26 +145,32 @@ impl Residency {
             .map(|(at, side)| at.is_some() && !side)
             .collect();
         let end =
-            lay(&mut self.resident, &self.order, &self.bytes, &|id| stay[id], grain, base, base);
+            place(&mut self.resident, &self.order, &self.bytes, &|id| stay[id], grain, base, base);
         self.resident_bytes = end - base + self.side_bytes;
         end
     }
 
-    /// Assigns offsets to the matrices of LoRAs, from `from` on in the same memory; returns their
-    /// end.
+    /// Places the side matrices from byte `from` of the same memory; returns their end.
     pub fn move_sides(&mut self, base: usize, from: usize, grain: Grain) -> usize {
         let is_side = std::mem::take(&mut self.is_side);
-        let end =
-            lay(&mut self.resident, &self.order, &self.bytes, &|id| is_side[id], grain, base, from);
+        let end = place(
+            &mut self.resident,
+            &self.order,
+            &self.bytes,
+            &|id| is_side[id],
+            grain,
+            base,
+            from,
+        );
         self.is_side = is_side;
         self.side_bytes = end - from;
         end
     }
 }
 
-/// Sets the offsets of the weights that `which` selects, from `from` on and counted from `base`;
-/// returns their end.
-fn lay(
+/// Sets the offsets of the weights for which `which` returns true: they are placed from byte
+/// `from`, and their offsets count from `base`. Returns their end.
+fn place(
     resident: &mut [Option<usize>],
     order: &[u32],
     bytes: &[usize],
@@ -183,8 +190,8 @@ fn lay(
     end
 }
 
-/// Marks large weights as streamed, except for about `room` bytes of them, evenly spread in program
-/// order.
+/// Marks large weights as streamed, except for about `room` bytes of them, which are spread evenly
+/// in program order.
 fn spread(
     order: &[u32],
     bytes: &[usize],
@@ -198,7 +205,7 @@ fn spread(
     for id in large {
         let b = bytes[id] as u64;
         passed += b;
-        // Keep this weight if the share that was kept so far is below room / total, and it fits.
+        // Keep this one if less than room / total of the bytes so far was kept, and it fits.
         let due = (room as u128 * passed as u128 / total as u128) as u64;
         stay[id] = kept + b <= due.min(room);
         if stay[id] {
@@ -207,7 +214,7 @@ fn spread(
     }
 }
 
-/// For the listing of a plan: (number of blocks with streamed weights, number of blocks).
+/// How many blocks of the program have a streamed weight, and how many blocks there are.
 pub fn streamed_blocks(program: &Program, residency: &Residency) -> (usize, usize) {
     let mut blocks: HashMap<&str, bool> = HashMap::new();
     for step in &program.steps {
@@ -241,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn every_budget_is_kept_and_used() {
+    fn every_budget_is_respected_and_used() {
         let (p, bytes) = dev();
         let least = residency(&p, &bytes, Grain::whole(256), 0).unwrap_err();
         assert!(residency(&p, &bytes, Grain::whole(256), least - 1).is_err());
@@ -258,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_crosses_from_one_piece_of_memory_to_the_next() {
+    fn no_weight_crosses_the_border_of_a_piece_of_memory() {
         let (p, bytes) = dev();
         let grain = Grain { align: 256, chunk: 1 << 30 };
         let least = residency(&p, &bytes, grain, 0).unwrap_err();
@@ -301,10 +308,9 @@ mod tests {
         assert!((fa - fb).abs() < 0.1, "{fa} of the first half, {fb} of the second");
     }
 
-    /// Other LoRAs are placed behind a model that does not move, and they do not change what is
-    /// streamed.
+    /// The weights of the model keep their places when LoRAs change, and so do the streamed ones.
     #[test]
-    fn matrices_of_loras_lie_behind_everything_else_and_stay() {
+    fn side_matrices_are_resident_and_placed_after_all_other_weights() {
         let (base, base_bytes) = dev();
         let with = |rank: usize| {
             let (p, _) = dev();
@@ -326,7 +332,7 @@ mod tests {
             let first =
                 r.resident[none.resident.len()..].iter().map(|at| at.unwrap()).min().unwrap();
             assert!(first >= none.resident_bytes);
-            // Moved to another place than the others.
+            // They can be moved away from the others.
             let end = r.move_to(1 << 20, grain);
             assert_eq!(end, (1 << 20) + none.resident_bytes);
             let sides = r.move_sides(1 << 20, 1 << 34, grain);
@@ -334,7 +340,7 @@ mod tests {
             let first =
                 r.resident[none.resident.len()..].iter().map(|at| at.unwrap()).min().unwrap();
             assert_eq!((first, sides), ((1 << 34) - (1 << 20), (1 << 34) + r.side_bytes));
-            // With a smaller budget they stay resident, and the ring does not grow.
+            // Under a budget they are resident, and the ring is not larger.
             let budget = 4_000_000_000;
             let tight = residency(&p, &bytes, grain, budget).unwrap();
             let without = residency(&base, &base_bytes, grain, budget).unwrap();

@@ -42,9 +42,9 @@ impl Holdings {
 
     /// Makes sure that at least `layout` is allocated.
     ///
-    /// Memory that is large enough is used again. The weights in it stay loaded if `keep` is set and
-    /// was set for the last phase: then every phase has bytes of its own. Otherwise phases share
-    /// memory, so the current weights are dropped.
+    /// Memory that is large enough is used again. The weights in it stay loaded if `keep` is set
+    /// and was set for the last phase: then every phase has bytes of its own. Otherwise phases
+    /// share memory, so the current weights are dropped.
     pub fn reserve(&mut self, backend: &mut dyn Backend, layout: Layout, keep: bool) -> Result<()> {
         let enough = |have: Layout| {
             have.arena_bytes >= layout.arena_bytes

@@ -23,8 +23,8 @@ impl Session<'_> {
         Ok(found)
     }
 
-    /// Whether every element of `view` is finite. Some rows are read at a time: less memory than the
-    /// whole tensor, fewer transfers than one for each row.
+    /// Whether every element of `view` is finite. Some rows are read at a time: less memory than
+    /// the whole tensor, fewer transfers than one for each row.
     fn is_finite(&mut self, view: View) -> Result<bool> {
         let dtype = view.tensor.dtype;
         let size = dtype.size();

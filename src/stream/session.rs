@@ -62,8 +62,8 @@ pub struct Session<'a> {
 static SESSIONS: AtomicU64 = AtomicU64::new(0);
 
 impl<'a> Session<'a> {
-    /// A session of `program`. `weights[id]` belongs to `program.weights[id]`. Memory must have been
-    /// reserved through `holdings`.
+    /// A session of `program`. `weights[id]` belongs to `program.weights[id]`. Memory must have
+    /// been reserved through `holdings`.
     pub fn new(
         backend: &'a mut dyn Backend,
         holdings: &'a mut Holdings,
