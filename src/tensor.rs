@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::dtype::DType;
 
-/// What kind of tensor of a [`Program`](crate::op::Program) a handle names, and its number.
+/// What kind of tensor of a `Program` a handle names, and its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Slot {
     /// Written by the host. It keeps its value over repeated runs, unless an operation updates it
@@ -85,7 +85,7 @@ impl fmt::Display for View {
     }
 }
 
-/// A handle to entry `id` of [`Program::weights`](crate::op::Program::weights), a matrix of
+/// A handle to entry `id` of `Program::weights`, a matrix of
 /// `rows x cols`. How it is stored depends on the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Weight {

@@ -14,7 +14,7 @@ use half::{bf16, f16};
 pub const GROUP: usize = 32;
 
 /// How the elements of a tensor are stored. Types of one byte or less are allowed only for the
-/// weights of [`Linear`](crate::op::Linear), and for tables and convolutions, which are decoded to
+/// weights of `Linear`, and for tables and convolutions, which are decoded to
 /// a wider type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DType {
