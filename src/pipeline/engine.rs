@@ -11,7 +11,7 @@ use super::open_device::OpenDevice;
 use super::progress::Listener;
 use super::report::PlanReport;
 use super::request::{Generated, Request, RunOptions, Settings};
-use super::settle::{noise_levels, settle};
+use super::settle::{noise_levels, settings_for};
 use super::tokenizers::Tokenizers;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -40,22 +40,22 @@ impl Pipeline {
     }
 
     /// The same as [`Pipeline::open`] with `places` that the caller chooses. `files` may contain
-    /// any path: a front end that receives names from untrusted users must call [`ModelPlaces::named`]
-    /// first.
+    /// any path: a front end that receives names from untrusted users must call
+    /// [`ModelPlaces::named`] first.
     pub fn open_among(
         places: &ModelPlaces,
         files: &ModelFiles,
         options: &RunOptions,
         on: Listener<'_>,
     ) -> Result<Pipeline> {
-        let found = lookup::find(files, places, &mut |event| tell(on, event))?;
+        let found = lookup::find(files, places, &mut |event| notify(on, event))?;
         let device = OpenDevice::open(options, on)?;
-        let checkpoint = match lookup::open(found, places, &mut |event| tell(on, event))? {
+        let checkpoint = match lookup::open(found, places, &mut |event| notify(on, event))? {
             Some(checkpoint) => checkpoint,
             None => {
                 let note = "using the small embedded model (animals, plants and food, 128x128); \
                      for FLUX.1 itself give --model, see README.md";
-                tell(on, Event::Note(note.into()))?;
+                notify(on, Event::Note(note.into()))?;
                 library::open_bytes(EMBEDDED, "flux-tiny")?
             }
         };
@@ -63,7 +63,7 @@ impl Pipeline {
         let (clip, t5) = (tokenizer(CLIP), tokenizer(T5));
         let mut notes = Vec::new();
         let model = Model::new(checkpoint, &mut notes)?;
-        notes.into_iter().try_for_each(|n| tell(on, Event::Note(n)))?;
+        notes.into_iter().try_for_each(|n| notify(on, Event::Note(n)))?;
         let tokenizers = Tokenizers::load(clip.as_deref(), t5.as_deref())?;
         let loaded = LoadedModel::new(model, tokenizers, Loras::new(places), !options.no_cache);
         Ok(Pipeline { loaded, device })
@@ -88,8 +88,8 @@ impl Pipeline {
     }
 
     /// `request` with the defaults of the model filled in, checked against the model.
-    pub fn settle(&self, request: &Request) -> Result<Settings> {
-        settle(&self.loaded.model, request)
+    pub fn settings(&self, request: &Request) -> Result<Settings> {
+        settings_for(&self.loaded.model, request)
     }
 
     /// Makes the images that `request` asks for. Everything is planned first, so that a request
@@ -103,13 +103,13 @@ impl Pipeline {
 
     /// What a generation would use, without running it.
     pub fn plan(&self, request: &Request) -> Result<PlanReport> {
-        let settings = self.settle(request)?;
+        let settings = self.settings(request)?;
         let sigmas = noise_levels(&self.loaded.model, &settings);
         self.loaded.report(&settings, &sigmas, &self.device)
     }
 }
 
-fn tell(on: Listener<'_>, event: Event) -> Result<()> {
+fn notify(on: Listener<'_>, event: Event) -> Result<()> {
     match on(event) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(Error::cancelled("stopped while the model was opened")),

@@ -10,7 +10,7 @@ use super::phases::{Phases, Values};
 use super::progress::{Listener, send};
 use super::recover::Recovery;
 use super::request::{Generated, Request, Settings};
-use super::settle::{noise_levels, settle};
+use super::settle::{noise_levels, settings_for};
 use crate::error::Result;
 use crate::event::Event;
 
@@ -22,7 +22,7 @@ pub fn generate(
     on: Listener<'_>,
 ) -> Result<Generated> {
     // The seed is chosen once, so that another try makes the same image.
-    let seed = settle(&loaded.model, request)?.seed;
+    let seed = settings_for(&loaded.model, request)?.seed;
     let request = Request { seed: Some(seed), ..request.clone() };
     let mut recovery = Recovery::default();
     if !device.is_open() {
@@ -43,7 +43,7 @@ fn generate_once(
     on: Listener<'_>,
 ) -> Result<Generated> {
     let model = &loaded.model;
-    let settings = settle(model, request)?;
+    let settings = settings_for(model, request)?;
     let loras = loaded.lora_set(&settings)?;
     loras.events().into_iter().try_for_each(|event| send(on, event))?;
     // The matrices of other LoRAs are dropped first: both need not fit.
@@ -100,7 +100,7 @@ fn warn_of_changes(
 }
 
 /// The noise as packed tokens, image after image: the stream of torch's CPU generator over [n,
-/// channels, height, width], as ComfyUI draws it.
+/// channels, height, width], as in ComfyUI.
 fn noise(model: &Model, s: &Settings) -> Vec<f32> {
     let vae = &model.vae.config;
     let (h, w, c) = (s.height / vae.factor(), s.width / vae.factor(), vae.latent);

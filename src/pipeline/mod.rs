@@ -1,4 +1,8 @@
-//! From a request to pictures: text, noise, schedule, the phases, and image files.
+//! From a request to images.
+//!
+//! A [`Pipeline`] has a loaded model and an open device. It turns a [`Request`](request::Request)
+//! into [`Settings`](request::Settings), plans the phases that the model's family supplies, draws
+//! the noise and runs the phases. [`images`] reads and writes the files.
 
 mod budget;
 mod device;

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 /// [`Kind::Argument`](crate::error::Kind::Argument) for a value that is out of range or does not
 /// suit the model, [`Kind::Model`](crate::error::Kind::Model) for image-to-image without an image
 /// encoder.
-pub fn settle(model: &Model, request: &Request) -> Result<Settings> {
+pub fn settings_for(model: &Model, request: &Request) -> Result<Settings> {
     request.check()?;
     let d = &model.defaults;
     let (width, height) = (request.width.unwrap_or(d.width), request.height.unwrap_or(d.height));

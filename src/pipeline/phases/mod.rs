@@ -179,8 +179,8 @@ impl<'a> Phases<'a> {
         self.sharing.kept.is_some()
     }
 
-    /// The most bytes that the device holds, if it allocates memory in units of `granularity`
-    /// bytes.
+    /// The most device memory in use at one time, in bytes, if the device allocates it in units of
+    /// `granularity` bytes.
     pub fn peak_bytes(&self, granularity: usize) -> u64 {
         match self.sharing.kept {
             Some(layout) => layout.bytes(granularity),
