@@ -15,11 +15,10 @@ use flux_fast::backend::Backend;
 use flux_fast::backend::Compute;
 use flux_fast::backend::cpu::{CpuBackend, CpuOptions};
 use flux_fast::dtype::DType;
-use flux_fast::library::ModelFiles;
 use flux_fast::model::FluxConfig;
 use flux_fast::model::flux1::{DenoiseShape, denoise};
-use flux_fast::pipeline::Pipeline;
-use flux_fast::pipeline::request::{LoraChoice, Request, RunOptions};
+use flux_fast::pipeline::Engine;
+use flux_fast::pipeline::request::{LoraChoice, Options, Request};
 use flux_fast::stream::{Holdings, Session, Tenancy};
 
 #[path = "cpu/weights.rs"]
@@ -67,10 +66,7 @@ fn block(c: &mut Criterion) {
 }
 
 fn swap(c: &mut Criterion) {
-    let mut pipeline = Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut |_| {
-        ControlFlow::Continue(())
-    })
-    .unwrap();
+    let mut pipeline = Engine::open(Options::default()).unwrap();
     let name = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/tiny/flux-tiny-pixel-lora.safetensors");
     let request = |strength: Option<f32>| {
         let loras = strength.map(|strength| LoraChoice::new(name, strength));
@@ -91,12 +87,12 @@ fn swap(c: &mut Criterion) {
         });
     });
     group.bench_function("picture, no LoRA", |b| {
-        b.iter(|| pipeline.generate(&request(None), &mut |_| ControlFlow::Continue(())).unwrap());
+        b.iter(|| pipeline.generate(&request(None)).unwrap());
     });
     group.bench_function("picture, another weight", |b| {
         b.iter(|| {
             weight += 0.001;
-            pipeline.generate(&request(Some(weight)), &mut |_| ControlFlow::Continue(())).unwrap()
+            pipeline.generate(&request(Some(weight))).unwrap()
         });
     });
     group.finish();

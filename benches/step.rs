@@ -14,11 +14,10 @@ use flux_fast::backend::Backend;
 use flux_fast::backend::Compute;
 use flux_fast::backend::cpu::{CpuBackend, CpuOptions};
 use flux_fast::dtype::DType;
-use flux_fast::library::ModelFiles;
 use flux_fast::model::FluxConfig;
 use flux_fast::model::flux1::{DenoiseShape, denoise, rope};
-use flux_fast::pipeline::Pipeline;
-use flux_fast::pipeline::request::{Request, RunOptions};
+use flux_fast::pipeline::Engine;
+use flux_fast::pipeline::request::{Options, Request};
 use flux_fast::stream::{Holdings, Session, Tenancy};
 
 fn block(c: &mut Criterion) {
@@ -62,23 +61,15 @@ fn block(c: &mut Criterion) {
 }
 
 fn picture(c: &mut Criterion) {
-    let mut ignore = |_| ControlFlow::Continue(());
-    let mut pipeline =
-        Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut ignore).unwrap();
+    let mut pipeline = Engine::open(Options::default()).unwrap();
     let request = Request::new("a fox, 3D style, on a blue background").seed(1);
     let mut group = c.benchmark_group("picture");
     group.sample_size(10);
     group.bench_function("embedded/open", |b| {
-        b.iter(|| {
-            Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut ignore)
-                .map(black_box)
-                .unwrap()
-        });
+        b.iter(|| Engine::open(Options::default()).map(black_box).unwrap());
     });
     group.bench_function("embedded/generate", |b| {
-        b.iter(|| {
-            pipeline.generate(black_box(&request), &mut |_| ControlFlow::Continue(())).unwrap()
-        })
+        b.iter(|| pipeline.generate(black_box(&request)).unwrap())
     });
     group.finish();
 }

@@ -1,22 +1,23 @@
-//! What a running generation tells: one enum for the progress bar, a server's stream and the tests.
+//! Events of a running generation: progress bars, servers and tests receive the same ones.
 
 /// The phases of one generation, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Phase {
     /// Prompt to embeddings (CLIP and T5).
     TextEncode,
-    /// Picture to latents (image-to-image only).
+    /// Image to latents (image-to-image only).
     ImageEncode,
-    /// Every step's shift, scale and gate, in one pass.
+    /// Shifts, scales and gates of all steps, in one pass.
     Modulate,
-    /// The transformer, once a step.
+    /// The transformer, once per step.
     Denoise,
     /// Latents to pixels, in tiles.
     Decode,
 }
 
 impl Phase {
-    /// The word shown to people.
+    /// The name that is shown to users.
     pub fn name(self) -> &'static str {
         match self {
             Phase::TextEncode => "text",
@@ -28,19 +29,42 @@ impl Phase {
     }
 }
 
-/// Something happened. The receiver answers `ControlFlow::Break` to cancel at the next operation.
+/// Something happened. The receiver returns [`ControlFlow::Break`](std::ops::ControlFlow::Break) to
+/// cancel at the next operation.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum Event {
-    /// A line for the user that is no error: a default taken, a file found, a prompt cut.
+    /// A message for the user that is not an error: a default that was used, a file that was found.
     Note(String),
-    /// Like `Note`, but worth a second look.
+    /// A message about something that the user probably did not intend.
     Warning(String),
-    /// A phase begins; `steps` is how many `Step` events it will have at most.
-    PhaseStart { phase: Phase, steps: usize },
-    /// `done` of the phase's `steps` are finished; `seconds` is how long this one took.
-    Step { phase: Phase, done: usize, steps: usize, seconds: f64 },
-    /// Within a step: nothing to show, but a moment at which `Break` is heeded.
+    /// A phase begins.
+    PhaseStart {
+        /// Which one.
+        phase: Phase,
+        /// The most [`Event::Step`]s that it will send.
+        steps: usize,
+    },
+    /// One step of a phase is finished.
+    Step {
+        /// The phase.
+        phase: Phase,
+        /// The steps that are finished.
+        done: usize,
+        /// All steps of the phase.
+        steps: usize,
+        /// The time that this step took.
+        seconds: f64,
+    },
+    /// Within a step: there is nothing to show, but the generation can be cancelled here.
     Tick,
-    /// A phase is over; `peak_bytes` is what its plan holds at most (arena and weights together).
-    PhaseEnd { phase: Phase, seconds: f64, peak_bytes: u64 },
+    /// A phase is finished.
+    PhaseEnd {
+        /// Which one.
+        phase: Phase,
+        /// The time that it took.
+        seconds: f64,
+        /// The most bytes that its plan uses at a time, activations and weights together.
+        peak_bytes: u64,
+    },
 }

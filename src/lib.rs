@@ -1,6 +1,40 @@
-//! flux-fast: FLUX.1 inference for small GPUs and plain CPUs. See ARCHITECTURE.md for the floors and their rules.
+//! Inference for FLUX.1 text-to-image models on small GPUs and plain CPUs: a planned memory budget,
+//! streamed weights, no Python.
+//!
+//! ```no_run
+//! use flux_fast::{Device, Engine, Options, Request};
+//!
+//! fn main() -> flux_fast::Result<()> {
+//!     let options = Options::default().device(Device::Auto).vram("8G".parse()?);
+//!     let mut engine = Engine::open(options)?;
+//!     let picture = engine.generate(&Request::new("a fox").size(1024, 768).seed(7))?;
+//!     picture.save("fox.png")?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! [`Options`] name the model and the device, a [`Request`] what to draw. [`Engine::generate_with`]
+//! sends an [`Event`] for every step and can be cancelled there. What came out carries its
+//! [`Settings`], and `save` writes them into the files, so that an image can be made again.
+//!
+//! # Features
+//! | feature | adds |
+//! |---|---|
+//! | `cuda` | NVIDIA GPUs, through the driver alone |
+//! | `wgpu` | other GPUs, through Vulkan, Metal and DirectX 12 |
+//! | `hub` | downloads from the Hugging Face hub |
+//! | `embedded` | the small model inside the program (35 MB) |
+//! | `cli` | the command line, for the program of this package |
+//!
+//! All are in the default; without any the library still runs on the CPU. The library changes no
+//! state of the process: signal handlers and the like belong to the command line.
+//!
+//! # Layers
+//! Each module uses only those of its own layer or of a layer above it; `ARCHITECTURE.md` describes
+//! them.
 
 pub mod backend;
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod dtype;
 pub mod error;
@@ -16,3 +50,12 @@ pub mod stream;
 pub mod tensor;
 pub mod units;
 pub mod weights;
+
+pub use backend::{Compute, Device, KernelChoice};
+pub use error::{Error, Kind, Result};
+pub use event::{Event, Phase};
+pub use library::ModelFiles;
+pub use library::places::ModelPlaces;
+pub use pipeline::request::{Generated, Image, LoraChoice, Options, Prompt, Request, Settings};
+pub use pipeline::{Engine, PlanReport};
+pub use units::ByteSize;

@@ -1,4 +1,4 @@
-//! The binary: everything is in the library's `cli`.
+//! The program: everything is in the library's `cli`.
 
 use std::process::ExitCode;
 

@@ -3,14 +3,22 @@
 //! A [`Backend`] is given operations, bytes and places. It has no notion of the layers of a
 //! network, of files or of budgets. There are three: [`cpu`], [`cuda`] and [`wgpu`].
 
+#[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(dead_code))]
 mod courier;
 pub mod cpu;
+#[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod forced;
+#[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(dead_code))]
 mod form;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+#[cfg_attr(not(all(feature = "cuda", feature = "wgpu")), allow(dead_code, unused_imports))]
 mod gpu;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod loaded;
 mod options;
+#[cfg(feature = "wgpu")]
 pub mod wgpu;
 
 pub use options::{Compute, Device, KernelChoice};

@@ -7,9 +7,8 @@ use clap_complete::Shell;
 
 use super::values::{self, Budget, Seed};
 use crate::backend::{Compute, Device, KernelChoice};
-use crate::library::ModelFiles;
 use crate::pipeline::images::{DEFAULT_QUALITY, Format};
-use crate::pipeline::request::{LoraChoice, MAX_COUNT, MAX_SCALE, MAX_STEPS, Request, RunOptions};
+use crate::pipeline::request::{LoraChoice, MAX_COUNT, MAX_SCALE, MAX_STEPS, Options, Request};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -59,6 +58,7 @@ pub enum Command {
     Again(AgainArgs),
     /// Measure a request: seconds per step, and memory
     Bench(BenchArgs),
+    #[cfg(feature = "hub")]
     /// Download a model from the Hugging Face hub into its cache, where --model finds it
     Pull(PullArgs),
     /// List the models, components and LoRAs on this machine, with the names to use for them
@@ -168,6 +168,7 @@ Examples:
   flux-fast convert flux1-dev.safetensors --to fp8
   flux-fast convert flux1-dev.safetensors --to q4_k -o flux1-dev-Q4_K.gguf";
 
+#[cfg(feature = "hub")]
 #[derive(Debug, Args)]
 #[command(after_help = PULL_HELP)]
 pub struct PullArgs {
@@ -183,6 +184,7 @@ pub struct PullArgs {
     pub revision: Option<String>,
 }
 
+#[cfg(feature = "hub")]
 const PULL_HELP: &str = "\
 A stopped download keeps what it has, and the next one continues there. The environment variables \
 are those of Hugging Face's own tools: HF_TOKEN (or `hf auth login`) for gated models, HF_HOME or \
@@ -374,24 +376,20 @@ pub struct EngineArgs {
 }
 
 impl EngineArgs {
-    pub fn files(&self) -> ModelFiles {
-        let EngineArgs { model, clip, t5, vae, .. } = self.clone();
-        let given = [("clip", clip), ("t5", t5), ("vae", vae)];
-        let named =
-            given.into_iter().filter_map(|(option, path)| Some((option.to_string(), path?)));
-        ModelFiles { model, components: named.collect() }
-    }
-
-    pub fn options(&self) -> RunOptions {
-        RunOptions {
-            device: self.device,
-            vram_bytes: self.vram.bytes(),
-            ram_bytes: self.ram.bytes(),
-            compute: self.compute,
-            kernels: self.kernels.clone(),
-            threads: self.threads,
-            no_cache: self.no_cache,
+    /// What was typed, as the options of an engine.
+    pub fn options(&self) -> Options {
+        let mut options = Options::default().device(self.device).compute(self.compute);
+        options.files.model = self.model.clone();
+        for (component, path) in [("clip", &self.clip), ("t5", &self.t5), ("vae", &self.vae)] {
+            if let Some(path) = path {
+                options = options.component(component, path);
+            }
         }
+        options.vram = self.vram.size();
+        options.ram = self.ram.size();
+        options.kernels = self.kernels.clone();
+        options.threads = self.threads;
+        options.no_cache(self.no_cache)
     }
 }
 

@@ -42,7 +42,7 @@ pub fn bench(args: BenchArgs, how: How) -> Result<()> {
             format!("run {run} of {}", args.runs)
         });
         let begin = Instant::now();
-        let generated = pipeline.generate(&request, &mut |event| {
+        let generated = pipeline.generate_with(&request, |event| {
             if run > 0 {
                 times.note(&event);
             }

@@ -5,10 +5,15 @@ use serde::Serialize;
 use super::args::How;
 use super::config::Config;
 use super::{models, output};
-use crate::backend::{cuda, wgpu};
+#[cfg(feature = "cuda")]
+use crate::backend::cuda;
+#[cfg(feature = "wgpu")]
+use crate::backend::wgpu;
 use crate::error::Result;
 use crate::host;
+#[cfg(feature = "wgpu")]
 use crate::model::FluxConfig;
+#[cfg(feature = "wgpu")]
 use crate::pipeline::{Outlook, outlook};
 use crate::units;
 
@@ -41,6 +46,7 @@ struct Cuda {
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 struct GpuFacts {
     device: String,
     name: String,
@@ -53,6 +59,12 @@ struct GpuFacts {
     unusable: Option<String>,
 }
 
+#[cfg(not(feature = "cuda"))]
+fn cuda_gpus() -> Cuda {
+    Cuda { gpus: Vec::new(), why_none: Some("this build has no CUDA".into()) }
+}
+
+#[cfg(feature = "cuda")]
 fn cuda_gpus() -> Cuda {
     match cuda::gpus() {
         Err(e) => Cuda { gpus: Vec::new(), why_none: Some(e.to_string()) },
@@ -73,6 +85,7 @@ fn cuda_gpus() -> Cuda {
 
 /// An adapter of Vulkan, Metal or DirectX 12.
 #[derive(Debug, Serialize)]
+#[cfg_attr(not(feature = "wgpu"), allow(dead_code))]
 struct AdapterFacts {
     device: String,
     name: String,
@@ -95,6 +108,12 @@ struct AdapterFacts {
     schnell: Option<String>,
 }
 
+#[cfg(not(feature = "wgpu"))]
+fn adapters() -> Vec<AdapterFacts> {
+    Vec::new()
+}
+
+#[cfg(feature = "wgpu")]
 fn adapters() -> Vec<AdapterFacts> {
     let facts = |a: wgpu::Adapter| {
         // Without the memory that a run leaves to other programs, and that of the driver.

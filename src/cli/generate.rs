@@ -11,7 +11,7 @@ use super::target::Target;
 use super::values::{Budget, Seed};
 use super::{cancelled, output, preview, prompts, signals};
 use crate::error::{Error, Result};
-use crate::pipeline::Pipeline;
+use crate::pipeline::Engine;
 use crate::pipeline::images::{Metadata, load_init_image, read_metadata, save};
 use crate::pipeline::request::{Generated, Request, Settings};
 use crate::units;
@@ -102,22 +102,21 @@ pub fn fill(request: &mut Request, args: &RequestArgs) -> Result<()> {
 
 /// Opens the model under the arguments' budgets. From here on there are events at which a signal is
 /// looked for; until here, while stdin may be waited for, a signal ends the process as usual.
-pub fn open(engine: &EngineArgs, progress: &mut Progress) -> Result<Pipeline> {
+pub fn open(engine: &EngineArgs, progress: &mut Progress) -> Result<Engine> {
     signals::listen();
-    let pipeline =
-        Pipeline::open(&engine.files(), &engine.options(), &mut |event| progress.event(event))?;
+    let engine = Engine::open_with(engine.options(), |event| progress.event(event))?;
     cancelled()?;
-    Ok(pipeline)
+    Ok(engine)
 }
 
 /// A budget as typed can be read in two ways, so say in both units what it is taken for.
 fn tell_budgets(engine: &EngineArgs, progress: &Progress) {
     for (flag, budget) in [("--vram", engine.vram), ("--ram", engine.ram)] {
-        if let Budget::Bytes(bytes) = budget {
+        if let Budget::Bytes(size) = budget {
             progress.note(&format!(
-                "{flag}: {bytes} bytes ({}, or {:.2} GiB)",
-                units::bytes(bytes),
-                bytes as f64 / (1u64 << 30) as f64
+                "{flag}: {} bytes ({size}, or {:.2} GiB)",
+                size.0,
+                size.0 as f64 / (1u64 << 30) as f64
             ));
         }
     }
@@ -140,7 +139,7 @@ fn draw(
     let images = requests.iter().map(|r| r.count.unwrap_or(1)).sum();
     let mut first = 0;
     for request in requests {
-        let drawn = pipeline.generate(request, &mut |event| progress.event(event));
+        let drawn = pipeline.generate_with(request, |event| progress.event(event));
         progress.finish();
         let generated = drawn?;
         cancelled()?;
@@ -161,7 +160,7 @@ fn draw(
             output::text(&lines.concat())?;
         }
         if out.preview {
-            preview::preview(&generated.pictures, how, &progress)?;
+            preview::preview(&generated.images, how, &progress)?;
         }
     }
     Ok(())
@@ -188,11 +187,11 @@ fn write(
     first: usize,
     all: usize,
 ) -> Result<Vec<PathBuf>> {
-    let Generated { pictures, settings, .. } = generated;
+    let Generated { images, settings, .. } = generated;
     let mut files = Vec::new();
-    for (index, picture) in pictures.iter().enumerate() {
+    for (index, image) in images.iter().enumerate() {
         let path = target.path(settings.seed, first + index, all);
-        save(picture, &path, target.format, quality, &Metadata { settings, index })?;
+        save(image, &path, target.format, quality, &Metadata { settings, index })?;
         files.push(path);
     }
     Ok(files)

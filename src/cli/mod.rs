@@ -15,6 +15,7 @@ mod output;
 mod preview;
 mod progress;
 mod prompts;
+#[cfg(feature = "hub")]
 mod pull;
 mod signals;
 mod target;
@@ -86,6 +87,7 @@ fn run(cli: Cli, config: &config::Config) -> Result<()> {
         })
     };
     match cli.command {
+        #[cfg(feature = "hub")]
         Some(Command::Pull(args)) => pull::pull(&args, how),
         Some(Command::Convert(args)) => convert::convert(&args, how),
         Some(Command::Models) => models::models(how),

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use super::args::How;
 use super::progress::Progress;
 use crate::error::{Error, Kind, Result};
-use crate::pipeline::request::Picture;
+use crate::pipeline::request::Image;
 
 /// Whether the terminal knows kitty's graphics protocol, by its environment.
 fn speaks_kitty() -> bool {
@@ -22,7 +22,7 @@ fn speaks_iterm() -> bool {
 }
 
 /// Shows the images in the terminal, if stdin and stdout are one.
-pub fn preview(pictures: &[Picture], how: How, progress: &Progress) -> Result<()> {
+pub fn preview(pictures: &[Image], how: How, progress: &Progress) -> Result<()> {
     if how.json || !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
         progress.note("no preview: stdin and stdout are not a terminal");
         return Ok(());

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::pipeline::images::{Format, probe_output};
+use crate::pipeline::images::{Format, probe_output, with_suffix};
 
 /// Where the images are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,12 +72,8 @@ impl Target {
         let name = self.pattern.file_name().unwrap_or_default().to_string_lossy();
         let numbered = name.contains("{i}");
         let name = name.replace("{seed}", &seed.to_string()).replace("{i}", &number);
-        let with = |suffix: &str| match name.rsplit_once('.') {
-            Some((stem, extension)) if !stem.is_empty() => {
-                self.pattern.with_file_name(format!("{stem}{suffix}.{extension}"))
-            }
-            _ => self.pattern.with_file_name(format!("{name}{suffix}")),
-        };
+        let name = self.pattern.with_file_name(name);
+        let with = |suffix: &str| with_suffix(&name, suffix);
         let path = if count > 1 && !numbered { with(&format!("-{number}")) } else { with("") };
         if !self.keep_existing || !path.exists() {
             return path;

@@ -37,14 +37,14 @@ impl Seed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Budget {
     Auto,
-    Bytes(u64),
+    Bytes(ByteSize),
 }
 
 impl Budget {
-    pub fn bytes(self) -> Option<u64> {
+    pub fn size(self) -> Option<ByteSize> {
         match self {
             Budget::Auto => None,
-            Budget::Bytes(bytes) => Some(bytes),
+            Budget::Bytes(size) => Some(size),
         }
     }
 }
@@ -139,7 +139,7 @@ pub fn budget(text: &str) -> Parsed<Budget> {
     }
     let size =
         typed::<ByteSize>(text).map_err(|why| why.replacen("expected ", "expected auto, or ", 1));
-    size.map(|size| Budget::Bytes(size.0))
+    size.map(Budget::Bytes)
 }
 
 /// A value of a type that reads itself.
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn budgets_are_sizes_or_auto() {
         assert_eq!((budget("auto"), budget("AUTO")), (Ok(Budget::Auto), Ok(Budget::Auto)));
-        assert_eq!(budget("12G"), Ok(Budget::Bytes(12_000_000_000)));
+        assert_eq!(budget("12G"), Ok(Budget::Bytes(ByteSize(12_000_000_000))));
         assert!(budget("8X").unwrap_err().starts_with("expected auto, or a size"));
     }
 

@@ -8,6 +8,7 @@ pub mod convert;
 pub mod file_names;
 pub mod find;
 pub mod hf_cache;
+#[cfg(feature = "hub")]
 pub mod hub;
 mod inspect;
 pub mod lookup;

@@ -1,11 +1,11 @@
 //! Bounds on the memory of the device and of the host, and what a generation needs besides its
 //! plan.
 
-use super::request::RunOptions;
+use super::request::Options;
 use crate::backend::Caps;
 use crate::error::{Error, Result};
 use crate::host;
-use crate::units;
+use crate::units::{self, ByteSize};
 
 /// Bytes that the process needs besides plan and weights: code, stacks, the working memory of the
 /// tokenizers and of the image encoders.
@@ -44,9 +44,9 @@ pub struct Bounds {
 
 impl Bounds {
     /// The bounds for the CPU, which has `memory_bytes`: `--ram`, or most of what is free.
-    pub fn of_cpu(options: &RunOptions, memory_bytes: u64) -> Bounds {
-        let budget = match options.ram_bytes {
-            Some(bytes) => Budget { bytes, source: "--ram".into() },
+    pub fn of_cpu(options: &Options, memory_bytes: u64) -> Bounds {
+        let budget = match options.ram {
+            Some(ByteSize(bytes)) => Budget { bytes, source: "--ram".into() },
             None => {
                 let (available, resident) = available_bytes(memory_bytes);
                 // A tenth is left to other programs. `available` does not contain what this process
@@ -62,12 +62,12 @@ impl Bounds {
 
     /// The bounds for a device with memory of its own: `--vram` or what is free, and `--ram` or
     /// half of what is free: pinned memory cannot be swapped out, and other programs need some.
-    pub fn of_gpu(options: &RunOptions, caps: &Caps) -> Bounds {
+    pub fn of_gpu(options: &Options, caps: &Caps) -> Bounds {
         let (available, resident) = available_bytes(u64::MAX);
-        let bytes = options.ram_bytes.unwrap_or(available / 2 + resident);
+        let bytes = options.ram.map_or(available / 2 + resident, |ram| ram.0);
         Bounds {
-            budget: device_budget(options.vram_bytes, caps),
-            host: HostLimit { bytes, asked: options.ram_bytes.is_some() },
+            budget: device_budget(options.vram.map(|vram| vram.0), caps),
+            host: HostLimit { bytes, asked: options.ram.is_some() },
         }
     }
 

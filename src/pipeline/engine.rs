@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use super::embedded;
 use super::generate::generate;
 use super::loaded::LoadedModel;
 use super::loras::Loras;
@@ -10,53 +11,60 @@ use super::model::Model;
 use super::open_device::OpenDevice;
 use super::progress::Listener;
 use super::report::PlanReport;
-use super::request::{Generated, Request, RunOptions, Settings};
+use super::request::{Generated, Options, Request, Settings};
 use super::settle::{noise_levels, settings_for};
 use super::tokenizers::Tokenizers;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::library;
-use crate::library::ModelFiles;
 use crate::library::lookup;
 use crate::library::places::ModelPlaces;
 use crate::spec::flux1::{CLIP, T5};
 
-/// The model inside the binary: an all-in-one checkpoint in ComfyUI's names, FP8 linear weights.
-pub(super) static EMBEDDED: &[u8] = include_bytes!("../../assets/tiny/flux-tiny.safetensors");
-
-/// Loads a model once and generates images from it.
-pub struct Pipeline {
+/// Opens a model once and makes images with it, one request after another.
+pub struct Engine {
     loaded: LoadedModel,
     device: OpenDevice,
 }
 
-impl Pipeline {
-    /// Opens the model, checks every tensor of it, and prepares the device. Notes for the user
-    /// arrive as events. Names that are not paths, and components that are neither in the model nor
-    /// next to it, are looked up in the places of this process.
-    pub fn open(files: &ModelFiles, options: &RunOptions, on: Listener<'_>) -> Result<Pipeline> {
-        Pipeline::open_among(&ModelPlaces::of_process(), files, options, on)
+impl Engine {
+    /// Opens the model and the device that `options` name; see [`Engine::open_with`].
+    pub fn open(options: Options) -> Result<Engine> {
+        Engine::open_with(options, |_| ControlFlow::Continue(()))
     }
 
-    /// The same as [`Pipeline::open`] with `places` that the caller chooses. `files` may contain
-    /// any path: a front end that receives names from untrusted users must call
-    /// [`ModelPlaces::named`] first.
-    pub fn open_among(
-        places: &ModelPlaces,
-        files: &ModelFiles,
-        options: &RunOptions,
-        on: Listener<'_>,
-    ) -> Result<Pipeline> {
-        let found = lookup::find(files, places, &mut |event| notify(on, event))?;
-        let device = OpenDevice::open(options, on)?;
+    /// Opens the model, checks every tensor of it, and prepares the device. `on` receives notes and
+    /// warnings for the user; [`ControlFlow::Break`] cancels.
+    ///
+    /// The options may name any path: a front end that receives names from untrusted users must
+    /// call [`ModelPlaces::named`] first.
+    ///
+    /// # Errors
+    /// Of every [`Kind`](crate::error::Kind) except `Output` and `NotFinite`.
+    pub fn open_with(
+        options: Options,
+        mut on: impl FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<Engine> {
+        let on: Listener<'_> = &mut on;
+        let process;
+        let places = match &options.places {
+            Some(places) => places,
+            None => {
+                process = ModelPlaces::of_process();
+                &process
+            }
+        };
+        let found = lookup::find(&options.files, places, &mut |event| notify(on, event))?;
+        let device = OpenDevice::open(&options, on)?;
         let checkpoint = match lookup::open(found, places, &mut |event| notify(on, event))? {
             Some(checkpoint) => checkpoint,
             None => {
+                let bytes = embedded::model()?;
                 let note = "using the small embedded model (animals, plants and food, 128x128); \
                      for FLUX.1 itself give --model, see README.md";
                 notify(on, Event::Note(note.into()))?;
-                library::open_bytes(EMBEDDED, "flux-tiny")?
+                library::open_bytes(bytes, "flux-tiny")?
             }
         };
         let tokenizer = |component| checkpoint.tokenizer(component).map(Path::to_path_buf);
@@ -66,7 +74,7 @@ impl Pipeline {
         notes.into_iter().try_for_each(|n| notify(on, Event::Note(n)))?;
         let tokenizers = Tokenizers::load(clip.as_deref(), t5.as_deref())?;
         let loaded = LoadedModel::new(model, tokenizers, Loras::new(places), !options.no_cache);
-        Ok(Pipeline { loaded, device })
+        Ok(Engine { loaded, device })
     }
 
     /// Uses `backend` instead of the one that was opened: for tests of a device that is lost.
@@ -76,13 +84,13 @@ impl Pipeline {
     }
 
     /// Whether text embeddings are kept on disk and taken from there (they are, unless
-    /// [`RunOptions::no_cache`] is set).
+    /// [`Options::no_cache`] is set).
     pub fn use_text_cache(&mut self, on: bool) {
         self.loaded.text_cache = on;
     }
 
     /// Bounds the device's memory (the host's, on the CPU) to `bytes` from the next request on, as
-    /// [`RunOptions`] do from the start.
+    /// [`Options`] do from the start.
     pub fn limit_memory(&mut self, bytes: u64) -> Result<()> {
         self.device.limit_memory(bytes)
     }
@@ -92,13 +100,28 @@ impl Pipeline {
         settings_for(&self.loaded.model, request)
     }
 
+    /// Makes the images that `request` asks for; see [`Engine::generate_with`].
+    pub fn generate(&mut self, request: &Request) -> Result<Generated> {
+        self.generate_with(request, |_| ControlFlow::Continue(()))
+    }
+
     /// Makes the images that `request` asks for. Everything is planned first, so that a request
-    /// that cannot fit is refused before anything runs.
+    /// that cannot fit is refused before anything runs. `on` receives progress, notes and warnings;
+    /// [`ControlFlow::Break`] cancels at the next operation.
     ///
     /// A GPU that is lost meanwhile is opened again once, if that is possible; the second time the
     /// CPU takes over if the options left the choice of the device to the program.
-    pub fn generate(&mut self, request: &Request, on: Listener<'_>) -> Result<Generated> {
-        generate(&self.loaded, &mut self.device, request, on)
+    ///
+    /// # Errors
+    /// [`Kind::Argument`](crate::error::Kind::Argument) for a request that does not suit the model,
+    /// [`Kind::Memory`](crate::error::Kind::Memory) with the bound that would be enough,
+    /// [`Kind::Cancelled`](crate::error::Kind::Cancelled), and errors of the device.
+    pub fn generate_with(
+        &mut self,
+        request: &Request,
+        mut on: impl FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<Generated> {
+        generate(&self.loaded, &mut self.device, request, &mut on)
     }
 
     /// What a generation would use, without running it.
@@ -119,31 +142,32 @@ fn notify(on: Listener<'_>, event: Event) -> Result<()> {
 /// A pipeline can be made in one thread and used in another: servers do that.
 const _: fn() = || {
     fn send<T: Send>() {}
-    send::<Pipeline>();
+    send::<Engine>();
 };
 
-#[cfg(test)]
+#[cfg(all(test, feature = "embedded"))]
 mod tests {
     use super::*;
-    use crate::backend::{Compute, Device, KernelChoice, wgpu};
+    use crate::backend::{Compute, Device};
     use crate::error::Kind;
     use crate::event::Phase;
 
     /// What follows when a GPU fails for good under `--device auto`, whatever it computed in.
+    #[cfg(feature = "wgpu")]
     #[test]
     fn the_cpu_takes_over_and_draws_what_it_always_draws() {
+        use crate::backend::{KernelChoice, wgpu};
         if wgpu::adapters().first().is_none_or(|a| a.unusable.is_some()) {
             eprintln!("SKIPPED: no adapter");
             return;
         }
         let mut ignore = |_| ControlFlow::Continue(());
         let open = |device| {
-            let options = RunOptions { device, no_cache: true, ..RunOptions::default() };
-            Pipeline::open(&ModelFiles::default(), &options, &mut |_| ControlFlow::Continue(()))
-                .unwrap()
+            let options = Options::default().device(device).no_cache(true);
+            Engine::open(options).unwrap()
         };
         let request = Request::new("a fox").seed(1).steps(1);
-        let want = open(Device::Cpu).generate(&request, &mut ignore).unwrap().pictures;
+        let want = open(Device::Cpu).generate_with(&request, &mut ignore).unwrap().images;
         let mut pipeline = open(Device::Wgpu(0));
         let device = &mut pipeline.device;
         device.options_mut().device = Device::Auto;
@@ -152,14 +176,14 @@ mod tests {
         assert!(device.is_automatic() && !device.caps().in_place_weights);
         device.take_cpu(&mut ignore).unwrap();
         assert!(device.caps().in_place_weights);
-        assert!(pipeline.generate(&request, &mut ignore).unwrap().pictures == want);
+        assert!(pipeline.generate_with(&request, &mut ignore).unwrap().images == want);
     }
 
     /// What follows when products in F16 overflow, on a device that has none: what goes wrong here
     /// stays wrong, so that the second try ends in the error.
     #[test]
     fn f9_numbers_that_left_f16_are_drawn_again_once_in_f32_and_said_aloud() {
-        let mut bytes = EMBEDDED.to_vec();
+        let mut bytes = embedded::model().unwrap().to_vec();
         let header = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
         let json: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
         let name = "model.diffusion_model.double_blocks.0.img_mlp.2.bias";
@@ -167,16 +191,13 @@ mod tests {
         bytes[8 + header + at..][..2].copy_from_slice(&half::f16::INFINITY.to_le_bytes());
         let file = tempfile::Builder::new().suffix(".safetensors").tempfile().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
-        let files =
-            ModelFiles { model: Some(file.path().display().to_string()), ..ModelFiles::default() };
-        let options = RunOptions { device: Device::Cpu, no_cache: true, ..RunOptions::default() };
-        let mut pipeline =
-            Pipeline::open(&files, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+        let options = Options::default().device(Device::Cpu).no_cache(true);
+        let mut pipeline = Engine::open(options.model(file.path().display().to_string())).unwrap();
         pipeline.device.options_mut().compute = Compute::F16;
         let request = Request::new("a fox").seed(1).steps(1);
         for tries in [2, 1] {
             let (mut warnings, mut phases) = (vec![], 0);
-            let e = pipeline.generate(&request, &mut |event| {
+            let e = pipeline.generate_with(&request, |event| {
                 match event {
                     Event::Warning(w) if w.contains("running again with products in F32") => {
                         warnings.push(w)

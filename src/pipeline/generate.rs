@@ -66,8 +66,8 @@ fn generate_once(
     };
     phases.run(device, &mut values, on)?;
     drop(phases);
-    let Values { pictures, latents, .. } = values;
-    Ok(Generated { pictures, latents, settings })
+    let Values { images, latents, .. } = values;
+    Ok(Generated { images, latents, settings })
 }
 
 /// Warns about parts of the request that have no effect, and about smaller tiles than usual.

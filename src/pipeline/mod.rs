@@ -1,11 +1,12 @@
 //! From a request to images.
 //!
-//! A [`Pipeline`] has a loaded model and an open device. It turns a [`Request`](request::Request)
+//! A [`Engine`] has a loaded model and an open device. It turns a [`Request`](request::Request)
 //! into [`Settings`](request::Settings), plans the phases that the model's family supplies, draws
 //! the noise and runs the phases. [`images`] reads and writes the files.
 
 mod budget;
 mod device;
+mod embedded;
 mod engine;
 mod generate;
 pub mod images;
@@ -25,10 +26,12 @@ mod settle;
 mod text_cache;
 pub mod tokenizers;
 
-pub use engine::Pipeline;
+pub use engine::Engine;
 pub use outlook::{Outlook, outlook};
 pub use report::PlanReport;
 
 pub use crate::host::cache_folder;
-pub use crate::library::{Inspection, convert, hub, inspect as inspect_weights, places as models};
+#[cfg(feature = "hub")]
+pub use crate::library::hub;
+pub use crate::library::{Inspection, convert, inspect as inspect_weights, places as models};
 pub use crate::weights::exit_on_lost_pages;

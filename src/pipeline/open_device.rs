@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use super::budget::Bounds;
 use super::device::{self, Opened};
 use super::progress::Listener;
-use super::request::RunOptions;
+use super::request::Options;
 use crate::backend::{Backend, Caps, Compute, Device};
 use crate::error::{Error, Result};
 use crate::stream::Holdings;
@@ -18,7 +18,7 @@ pub struct OpenDevice {
     caps: Caps,
     holdings: Holdings,
     bounds: Bounds,
-    options: RunOptions,
+    options: Options,
     /// Names the arithmetic (version, device, forced choices): what results depend on besides the
     /// request and the weights.
     arithmetic: String,
@@ -26,7 +26,7 @@ pub struct OpenDevice {
 
 impl OpenDevice {
     /// Opens the device that `options` name.
-    pub fn open(options: &RunOptions, on: Listener<'_>) -> Result<Self> {
+    pub fn open(options: &Options, on: Listener<'_>) -> Result<Self> {
         let Opened { backend, bounds } = device::open(options, &mut |event| match on(event) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::cancelled("stopped while the device was opened")),
@@ -48,7 +48,7 @@ impl OpenDevice {
     /// [`Kind::Device`](crate::error::Kind::Device) if it cannot be opened or another device has
     /// taken its place. The pipeline then has no device until this function succeeds.
     pub fn reopen(&mut self, on: Listener<'_>) -> Result<()> {
-        let options = RunOptions { device: self.caps.name.parse()?, ..self.options.clone() };
+        let options = Options { device: self.caps.name.parse()?, ..self.options.clone() };
         self.close();
         let OpenDevice { backend, caps, arithmetic, .. } = OpenDevice::open(&options, on)?;
         if caps.description != self.caps.description {
@@ -65,7 +65,7 @@ impl OpenDevice {
     /// Replaces the device by the CPU, with the bounds that the options set for it.
     pub fn take_cpu(&mut self, on: Listener<'_>) -> Result<()> {
         // Kernels and compute type were chosen for the other device.
-        let options = RunOptions {
+        let options = Options {
             device: Device::Cpu,
             kernels: Vec::new(),
             compute: Compute::Auto,
@@ -160,7 +160,7 @@ impl OpenDevice {
 
     /// What the device was opened with.
     #[cfg(test)]
-    pub fn options_mut(&mut self) -> &mut RunOptions {
+    pub fn options_mut(&mut self) -> &mut Options {
         &mut self.options
     }
 
@@ -182,7 +182,7 @@ fn lost(caps: &Caps) -> Error {
 }
 
 /// What results depend on besides the request and the weights.
-fn arithmetic(caps: &Caps, options: &RunOptions) -> String {
+fn arithmetic(caps: &Caps, options: &Options) -> String {
     let version = env!("CARGO_PKG_VERSION");
     format!(
         "{version} {} {} {} {:?}",
@@ -201,7 +201,7 @@ mod tests {
     }
 
     fn cpu() -> OpenDevice {
-        let options = RunOptions { device: Device::Cpu, ..RunOptions::default() };
+        let options = Options::default().device(Device::Cpu);
         OpenDevice::open(&options, &mut listen).unwrap()
     }
 
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_listener_that_breaks_stops_the_opening() {
-        let options = RunOptions { device: Device::Auto, ..RunOptions::default() };
+        let options = Options::default().device(Device::Auto);
         let stopped = OpenDevice::open(&options, &mut |_| ControlFlow::Break(()));
         assert_eq!(stopped.err().unwrap().kind(), Kind::Cancelled);
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use flux_fast::pipeline::images::{Format, Metadata, save};
-use flux_fast::pipeline::request::{Picture, Settings};
+use flux_fast::pipeline::request::{Image, Settings};
 use serde_json::Value;
 
 fn command(arguments: &[&str]) -> Command {
@@ -43,7 +43,7 @@ fn a_picture(path: &Path, strength: Option<f32>) {
     settings.strength = strength;
     settings.model = "flux-tiny".to_string();
     settings.model_hash = "0123456789".to_string();
-    let picture = Picture { width: 16, height: 16, rgb: vec![127; 768] };
+    let picture = Image { width: 16, height: 16, rgb: vec![127; 768] };
     save(&picture, path, Format::Png, 90, &Metadata { settings: &settings, index: 0 }).unwrap();
 }
 

@@ -10,9 +10,10 @@ use flux_fast::library::{Files, open};
 use flux_fast::model::flux1;
 use flux_fast::model::flux1::DenoiseShape;
 use flux_fast::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, t5, vae};
-use flux_fast::pipeline::Pipeline;
-use flux_fast::pipeline::request::{Request, RunOptions};
+use flux_fast::pipeline::Engine;
+use flux_fast::pipeline::request::{Options, Request};
 use flux_fast::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
+use flux_fast::units::ByteSize;
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
 use serde_json::json;
 
@@ -118,18 +119,16 @@ fn an_image_is_the_same_with_every_budget_and_too_small_a_budget_is_refused() {
     let flux = FluxConfig { hidden: 512, heads: 4, mlp_hidden: 2048, ..config() };
     let model = files(&write_model(&dir, &flux));
     let request = Request::new("a lighthouse").seed(5);
-    let open = |ram_bytes| {
-        let options = RunOptions { device: Device::Cpu, ram_bytes, ..RunOptions::default() };
-        Pipeline::open(&model, &options, &mut |_| ControlFlow::Continue(())).unwrap()
+    let open = |ram: Option<u64>| {
+        let mut options = Options::default().device(Device::Cpu).files(model.clone());
+        options.ram = ram.map(ByteSize);
+        Engine::open(options).unwrap()
     };
     let mut wide = open(Some(64 << 30));
     assert!(wide.plan(&request).unwrap().keeps_weights);
-    let picture = wide.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures;
+    let picture = wide.generate(&request).unwrap().images;
     // Once more with the weights still loaded.
-    assert_eq!(
-        wide.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures,
-        picture
-    );
+    assert_eq!(wide.generate(&request).unwrap().images, picture);
 
     // One pipeline, so that the memory of the process itself, which counts against the budget and
     // changes with other tests, is one number.
@@ -146,10 +145,7 @@ fn an_image_is_the_same_with_every_budget_and_too_small_a_budget_is_refused() {
             plan.peak_bytes,
             plan.budget_bytes
         );
-        assert_eq!(
-            narrow.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures,
-            picture
-        );
+        assert_eq!(narrow.generate(&request).unwrap().images, picture);
         if plan.keeps_weights {
             break;
         }
@@ -166,11 +162,7 @@ fn an_image_is_the_same_with_every_budget_and_too_small_a_budget_is_refused() {
         .find_map(|w| w.parse().ok())
         .unwrap_or_else(|| panic!("{hint}"));
     narrow.limit_memory(named * 1_000_000).unwrap();
-    assert_eq!(
-        narrow.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures,
-        picture,
-        "{hint}"
-    );
+    assert_eq!(narrow.generate(&request).unwrap().images, picture, "{hint}");
 }
 
 #[test]
@@ -210,14 +202,10 @@ fn f8_weights_that_are_no_numbers_name_the_stage_and_the_layer_and_give_no_pictu
             let mut bytes = sound.clone();
             bytes[at..][..64].iter_mut().zip(bad.iter().cycle()).for_each(|(b, v)| *b = *v);
             std::fs::write(&path, bytes).unwrap();
-            let options =
-                RunOptions { device: Device::Cpu, no_cache: true, ..RunOptions::default() };
-            let mut pipeline =
-                Pipeline::open(&files(&path), &options, &mut |_| ControlFlow::Continue(()))
-                    .unwrap();
+            let options = Options::default().device(Device::Cpu).no_cache(true);
+            let mut pipeline = Engine::open(options.files(files(&path))).unwrap();
             let request = Request::new("x").seed(1);
-            let error =
-                pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap_err();
+            let error = pipeline.generate(&request).unwrap_err();
             assert_eq!(error.kind(), Kind::NotFinite, "{tensor}: {error}");
             assert_eq!(error.kind().exit_code(), 8);
             assert!(error.to_string().contains(place), "{tensor}: {error}");
@@ -228,14 +216,13 @@ fn f8_weights_that_are_no_numbers_name_the_stage_and_the_layer_and_give_no_pictu
 #[test]
 fn a_break_cancels_at_the_next_operation_and_the_next_request_works() {
     let dir = temp_dir();
-    let options = RunOptions { device: Device::Cpu, ..RunOptions::default() };
-    let mut pipeline =
-        Pipeline::open(&files(&write(&dir)), &options, &mut |_| ControlFlow::Continue(())).unwrap();
+    let options = Options::default().device(Device::Cpu);
+    let mut pipeline = Engine::open(options.files(files(&write(&dir)))).unwrap();
     let request = Request::new("x").seed(1);
-    let want = pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures;
+    let want = pipeline.generate(&request).unwrap().images;
     let mut events = 0;
     pipeline
-        .generate(&request, &mut |_| {
+        .generate_with(&request, |_| {
             events += 1;
             ControlFlow::Continue(())
         })
@@ -244,16 +231,13 @@ fn a_break_cancels_at_the_next_operation_and_the_next_request_works() {
     for stop in [1, 5, events / 3, events / 2, events - 2] {
         let mut seen = 0;
         let error = pipeline
-            .generate(&request, &mut |_| {
+            .generate_with(&request, |_| {
                 seen += 1;
                 if seen >= stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })
             .unwrap_err();
         assert_eq!((error.kind(), seen), (Kind::Cancelled, stop));
-        assert_eq!(
-            pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures,
-            want
-        );
+        assert_eq!(pipeline.generate(&request).unwrap().images, want);
     }
 }
 
@@ -313,13 +297,12 @@ fn the_process_stays_under_its_budget() {
 fn a_file_that_changes_during_a_run_is_an_error() {
     let dir = temp_dir();
     let path = write(&dir);
-    let options = RunOptions { device: Device::Cpu, ..RunOptions::default() };
-    let mut pipeline =
-        Pipeline::open(&files(&path), &options, &mut |_| ControlFlow::Continue(())).unwrap();
+    let options = Options::default().device(Device::Cpu);
+    let mut pipeline = Engine::open(options.files(files(&path))).unwrap();
     let request = Request::new("x").seed(1);
     let mut steps = 0;
     let error = pipeline
-        .generate(&request, &mut |event| {
+        .generate_with(&request, |event| {
             if let flux_fast::event::Event::Step {
                 phase: flux_fast::event::Phase::Denoise, ..
             } = event

@@ -10,15 +10,15 @@ use flux_fast::pipeline::images::{
     Format, Metadata, decode, encode, fit, load_init_image, probe_output, read_metadata, save,
     text_in, write_beside,
 };
-use flux_fast::pipeline::request::{Picture, Settings};
+use flux_fast::pipeline::request::{Image, Settings};
 
-fn picture(width: usize, height: usize) -> Picture {
+fn picture(width: usize, height: usize) -> Image {
     let pixel = |i: usize| [(i * 7) as u8, (i * 13) as u8, (i / width * 5) as u8];
-    Picture { width, height, rgb: (0..width * height).flat_map(pixel).collect() }
+    Image { width, height, rgb: (0..width * height).flat_map(pixel).collect() }
 }
 
-fn plain(width: usize, height: usize, colour: [u8; 3]) -> Picture {
-    Picture { width, height, rgb: colour.repeat(width * height) }
+fn plain(width: usize, height: usize, colour: [u8; 3]) -> Image {
+    Image { width, height, rgb: colour.repeat(width * height) }
 }
 
 fn settings(prompt: &str) -> Settings {
@@ -171,7 +171,7 @@ fn orientation_is_applied_once() {
         [b"MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".as_slice(), &[o, 0, 0, 0, 0, 0, 0]]
             .concat()
     };
-    let picture = Picture { width: 2, height: 1, rgb: vec![255, 0, 0, 0, 0, 255] };
+    let picture = Image { width: 2, height: 1, rgb: vec![255, 0, 0, 0, 0, 255] };
     let (red, blue) = ([255, 0, 0], [0, 0, 255]);
     for (o, size, first) in
         [(1, (2, 1), red), (2, (2, 1), blue), (3, (2, 1), blue), (4, (2, 1), red)]
@@ -269,7 +269,7 @@ fn fit_crops_the_middle_and_keeps_an_image_of_the_right_size() {
     // Left third red, middle third green, right third blue: only green is in the middle square.
     let row: Vec<u8> =
         [[255, 0, 0].repeat(16), [0, 255, 0].repeat(16), [0, 0, 255].repeat(16)].concat();
-    let wide = Picture { width: 48, height: 16, rgb: row.repeat(16) };
+    let wide = Image { width: 48, height: 16, rgb: row.repeat(16) };
     assert_eq!(fit(wide, 32, 32), plain(32, 32, [0, 255, 0]));
     let tall = fit(plain(16, 64, [1, 2, 3]), 64, 16);
     assert_eq!(tall, plain(64, 16, [1, 2, 3]));
@@ -338,7 +338,7 @@ fn temporary_files_of_dead_processes_are_removed_and_others_stay() {
 
 #[test]
 fn the_encoders_accept_only_pixels_that_match_the_size() {
-    let bad = Picture { width: 4, height: 4, rgb: vec![0; 47] };
+    let bad = Image { width: 4, height: 4, rgb: vec![0; 47] };
     for format in Format::ALL {
         assert_eq!(encode(&bad, format, 90, "").unwrap_err().kind(), Kind::Output);
     }

@@ -4,12 +4,9 @@
 //! `data/thumbs.png` has the 852 training images at 16 x 16 (premultiplied RGBA, 32 per row),
 //! `data/thumbs.txt` their names and styles.
 
-use std::ops::ControlFlow;
-
 use flux_fast::backend::Compute;
-use flux_fast::library::ModelFiles;
-use flux_fast::pipeline::Pipeline;
-use flux_fast::pipeline::request::{Picture, Request, RunOptions};
+use flux_fast::pipeline::Engine;
+use flux_fast::pipeline::request::{Image, Options, Request};
 use flux_fast::spec::flux1::VAE;
 
 const EDGE: usize = 16;
@@ -48,7 +45,7 @@ impl Thumbs {
     }
 
     /// The name of the training image that is nearest to `picture` on a background of `colour`.
-    fn nearest(&self, picture: &Picture, colour: [f32; 3]) -> &str {
+    fn nearest(&self, picture: &Image, colour: [f32; 3]) -> &str {
         let k = picture.width / EDGE;
         let mut small = vec![0f32; EDGE * EDGE * 3];
         for y in 0..picture.height {
@@ -74,7 +71,7 @@ impl Thumbs {
     }
 }
 
-fn right_background(picture: &Picture, colour: [f32; 3]) -> bool {
+fn right_background(picture: &Image, colour: [f32; 3]) -> bool {
     let corner = |c: usize| {
         let at = |x: usize, y: usize| f32::from(picture.rgb[(y * picture.width + x) * 3 + c]);
         (0..6)
@@ -89,21 +86,14 @@ fn right_background(picture: &Picture, colour: [f32; 3]) -> bool {
 #[test]
 fn images_show_the_subject_and_the_background_of_the_prompt() {
     let thumbs = Thumbs::read();
-    let mut pipeline = Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut |_| {
-        ControlFlow::Continue(())
-    })
-    .unwrap();
+    let mut pipeline = Engine::open(Options::default()).unwrap();
     let (mut backgrounds, mut names) = (0, 0);
     for k in 0..24 {
         let (name, style, _) = &thumbs.all[(k * 53 + 7) % 852];
         let (colour, rgb) = COLOURS[k % 9];
         let prompt = format!("a {name}, {style} style, on a {colour} background");
         let request = Request::new(prompt.as_str()).seed(k as u64);
-        let picture = pipeline
-            .generate(&request, &mut |_| ControlFlow::Continue(()))
-            .unwrap()
-            .pictures
-            .remove(0);
+        let picture = pipeline.generate(&request).unwrap().images.remove(0);
         let nearest = thumbs.nearest(&picture, rgb);
         println!("{prompt}: background {}, nearest {nearest}", right_background(&picture, rgb));
         backgrounds += usize::from(right_background(&picture, rgb));
@@ -119,9 +109,8 @@ fn images_show_the_subject_and_the_background_of_the_prompt() {
 #[test]
 fn the_default_arithmetic_stays_within_30_db_of_f32() {
     let open = |compute| {
-        let options = RunOptions { compute, ..RunOptions::default() };
-        Pipeline::open(&ModelFiles::default(), &options, &mut |_| ControlFlow::Continue(()))
-            .unwrap()
+        let options = Options::default().compute(compute);
+        Engine::open(options).unwrap()
     };
     let (mut auto, mut exact) = (open(Compute::Auto), open(Compute::F32));
     for (seed, prompt) in
@@ -130,9 +119,7 @@ fn the_default_arithmetic_stays_within_30_db_of_f32() {
             .enumerate()
     {
         let request = Request::new(*prompt).seed(seed as u64);
-        let draw = |p: &mut Pipeline| {
-            p.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures.remove(0).rgb
-        };
+        let draw = |p: &mut Engine| p.generate(&request).unwrap().images.remove(0).rgb;
         let db = psnr(&draw(&mut auto), &draw(&mut exact));
         println!("{prompt}: {db:.1} dB");
         assert!(db >= 30.0, "{prompt}: {db:.1} dB");
@@ -145,17 +132,14 @@ fn the_default_arithmetic_stays_within_30_db_of_f32() {
 fn tiles_show_no_seam() {
     use flux_fast::model::vae;
     let (wide, high) = (1280, 256);
-    let mut pipeline = Pipeline::open(&ModelFiles::default(), &RunOptions::default(), &mut |_| {
-        ControlFlow::Continue(())
-    })
-    .unwrap();
+    let mut pipeline = Engine::open(Options::default()).unwrap();
     let request = Request::new("a pizza on a yellow background").seed(1).steps(6).size(wide, high);
     let plan = pipeline.plan(&request).unwrap();
     assert!(
         plan.phases.iter().any(|p| p.program == "decode" && p.runs > 1),
         "decoded in one piece"
     );
-    let drawn = pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap();
+    let drawn = pipeline.generate(&request).unwrap();
 
     let checkpoint = flux_fast::library::open(&flux_fast::library::Files::model(concat!(
         env!("CARGO_MANIFEST_DIR"),
@@ -180,7 +164,7 @@ fn tiles_show_no_seam() {
     .unwrap();
     let whole: Vec<u8> =
         whole.iter().map(|v| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8).collect();
-    let tiled = &drawn.pictures[0].rgb;
+    let tiled = &drawn.images[0].rgb;
     let db = psnr(tiled, &whole);
     // Across the middle, where the tiles meet: the difference between neighbouring pixels, against
     // that of the image decoded whole.

@@ -10,10 +10,9 @@ use crate::common::{psnr, temp_dir};
 use flux_fast::backend::Device;
 use flux_fast::error::Kind;
 use flux_fast::event::Event;
-use flux_fast::library::ModelFiles;
-use flux_fast::pipeline::Pipeline;
+use flux_fast::pipeline::Engine;
 use flux_fast::pipeline::models::ModelPlaces;
-use flux_fast::pipeline::request::{LoraChoice, Picture, Request, RunOptions};
+use flux_fast::pipeline::request::{Image, LoraChoice, Options, Request};
 
 const KOHYA: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/assets/tiny/flux-tiny-pixel-lora.safetensors");
@@ -21,14 +20,11 @@ const DIFFUSERS: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/assets/tiny/flux-tiny-pixel-lora-diffusers.safetensors");
 
 /// The embedded model, with LoRAs searched for in `loras` only.
-fn open(loras: &Path) -> Pipeline {
+fn open(loras: &Path) -> Engine {
     let nothing = |_: &str| None::<OsString>;
     let places = ModelPlaces::new(&nothing, loras, &[loras.to_path_buf()]);
-    let options = RunOptions { device: Device::Cpu, ..RunOptions::default() };
-    Pipeline::open_among(&places, &ModelFiles::default(), &options, &mut |_| {
-        ControlFlow::Continue(())
-    })
-    .unwrap()
+    let options = Options::default().device(Device::Cpu);
+    Engine::open(options.places(places)).unwrap()
 }
 
 fn lora(name: &str, weight: f32) -> LoraChoice {
@@ -41,18 +37,18 @@ fn request(prompt: &str, loras: &[LoraChoice]) -> Request {
 
 const FOX: &str = "a fox, 3D style, on a blue background";
 
-fn draw(pipeline: &mut Pipeline, request: &Request) -> Picture {
-    pipeline.generate(request, &mut |_| ControlFlow::Continue(())).unwrap().pictures.remove(0)
+fn draw(pipeline: &mut Engine, request: &Request) -> Image {
+    pipeline.generate(request).unwrap().images.remove(0)
 }
 
-fn db(a: &Picture, b: &Picture) -> f64 {
-    let values = |p: &Picture| p.rgb.iter().map(|v| f32::from(*v)).collect::<Vec<_>>();
+fn db(a: &Image, b: &Image) -> f64 {
+    let values = |p: &Image| p.rgb.iter().map(|v| f32::from(*v)).collect::<Vec<_>>();
     psnr(&values(a), &values(b), 255.0)
 }
 
 /// How close an image is to blocks of 8 x 8 equal pixels: its PSNR against the blocks' averages, in
 /// dB.
-fn blocks(p: &Picture) -> f64 {
+fn blocks(p: &Image) -> f64 {
     const SIDE: usize = 8;
     let mut average = p.clone();
     for (y, x) in
@@ -99,7 +95,7 @@ fn both_files_are_the_same_lora_and_strengths_add_up() {
     let mut pipeline = open(dir.path());
     let mut at = |loras: &[LoraChoice]| draw(&mut pipeline, &request(FOX, loras));
     let (plain, whole) = (at(&[]), at(&[lora(KOHYA, 1.0)]));
-    let same = |what: &str, other: &Picture| {
+    let same = |what: &str, other: &Image| {
         let near = db(&whole, other);
         assert!(near > 35.0 && near > db(&plain, &whole) + 15.0, "{what}: {near:.1} dB");
     };
@@ -124,7 +120,7 @@ fn a_tag_in_the_prompt_is_an_option_and_not_text() {
     assert_eq!(option, tagged);
     let mut fails = |prompt: &str| {
         let request = request(prompt, &[]);
-        pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap_err()
+        pipeline.generate(&request).unwrap_err()
     };
     assert_eq!(fails("a fox <lora:pixle:1>").kind(), Kind::Missing);
     assert_eq!(fails("a fox <lora:pixel:much>").kind(), Kind::Argument);
@@ -141,7 +137,7 @@ fn a_tag_in_the_prompt_is_an_option_and_not_text() {
         assert_eq!(e.kind(), Kind::Argument, "{escape}: {e}");
     }
     let negative = request(FOX, &[]).negative("<lora:pixel:1>").cfg_scale(2.0);
-    let e = pipeline.generate(&negative, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    let e = pipeline.generate(&negative).unwrap_err();
     assert_eq!(e.kind(), Kind::Argument, "{e}");
 }
 
@@ -158,7 +154,7 @@ fn a_lora_is_reported_once() {
             }
             ControlFlow::Continue(())
         };
-        pipeline.generate(&request, &mut on).unwrap();
+        pipeline.generate_with(&request, &mut on).unwrap();
         lines.into_iter().filter(|l| l.contains("lora")).collect::<Vec<_>>()
     };
     let first = lines(1.0);
@@ -253,7 +249,7 @@ fn convert_writes_a_usable_model_and_replaces_no_file() {
     assert!(plain.status.success(), "{}", said(&plain));
     let rgb = |name: &str| {
         let picture = image::open(dir.path().join(name)).unwrap().to_rgb8();
-        Picture { width: 128, height: 128, rgb: picture.into_raw() }
+        Image { width: 128, height: 128, rgb: picture.into_raw() }
     };
     for (to, file, least) in
         [("fp8", "flux-tiny-fp8.safetensors", 24.0), ("q8_0", "flux-tiny-q8_0.gguf", 26.0)]

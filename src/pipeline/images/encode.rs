@@ -6,7 +6,7 @@ use image::ImageEncoder;
 
 use super::exif::{self, Entry};
 use crate::error::{Error, Result};
-use crate::pipeline::request::Picture;
+use crate::pipeline::request::Image;
 
 /// The formats that can be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -80,8 +80,8 @@ impl Format {
 
 /// The bytes of a file of `format`. Only JPEG uses `quality` (1 to 100). `text` comes from
 /// `metadata::write`; BMP leaves it out.
-pub fn encode(picture: &Picture, format: Format, quality: u8, text: &str) -> Result<Vec<u8>> {
-    let Picture { width, height, rgb } = picture;
+pub fn encode(picture: &Image, format: Format, quality: u8, text: &str) -> Result<Vec<u8>> {
+    let Image { width, height, rgb } = picture;
     let cannot = |why: String| {
         Error::output(format!("the picture cannot be encoded as {}: {why}", format.name()))
     };
@@ -127,7 +127,7 @@ pub fn encode(picture: &Picture, format: Format, quality: u8, text: &str) -> Res
 }
 
 fn png(
-    picture: &Picture,
+    picture: &Image,
     (w, h): (u32, u32),
     text: &str,
     out: &mut Vec<u8>,

@@ -9,7 +9,7 @@ use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, imageops};
 use super::metadata;
 use super::{encode, exif};
 use crate::error::{Error, Result};
-use crate::pipeline::request::{Picture, Settings};
+use crate::pipeline::request::{Image, Settings};
 use crate::units;
 
 /// The maximum number of pixels of an image: 64 million.
@@ -25,12 +25,12 @@ const MAX_TEXT_BYTES: usize = 8 << 20;
 /// by the name. EXIF orientation is applied, gray and palettes become RGB, 16 bits become 8,
 /// transparent pixels are blended with white, and the first image of an animation is used. Colour
 /// profiles are ignored.
-pub fn load_init_image(path: &Path) -> Result<Picture> {
+pub fn load_init_image(path: &Path) -> Result<Image> {
     decode(&read_file(path)?).map_err(|e| e.at_path(path))
 }
 
 /// Like [`load_init_image`], for bytes in memory. The size is checked before pixels are decoded.
-pub fn decode(bytes: &[u8]) -> Result<Picture> {
+pub fn decode(bytes: &[u8]) -> Result<Image> {
     let mut decoder = decoder(bytes)?;
     let (w, h) = decoder.dimensions();
     let pixels = u64::from(w) * u64::from(h);
@@ -154,10 +154,10 @@ fn read_file(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// Converts to 8-bit RGB, blending transparent pixels with white.
-fn on_white(image: DynamicImage) -> Picture {
+fn on_white(image: DynamicImage) -> Image {
     let (width, height) = (image.width() as usize, image.height() as usize);
     if !image.color().has_alpha() {
-        return Picture { width, height, rgb: image.into_rgb8().into_raw() };
+        return Image { width, height, rgb: image.into_rgb8().into_raw() };
     }
     let rgba = image.into_rgba8();
     let blend =
@@ -166,13 +166,13 @@ fn on_white(image: DynamicImage) -> Picture {
         let [r, g, b, a] = p.0;
         [blend(r, a.into()), blend(g, a.into()), blend(b, a.into())]
     });
-    Picture { width, height, rgb: rgb.collect() }
+    Image { width, height, rgb: rgb.collect() }
 }
 
 /// Returns `picture` at `width` x `height`: cuts the largest part around its centre with that
 /// aspect ratio, then resizes it with a Lanczos filter. An image that has this size already is not
 /// changed.
-pub fn fit(picture: Picture, width: usize, height: usize) -> Picture {
+pub fn fit(picture: Image, width: usize, height: usize) -> Image {
     if (picture.width, picture.height) == (width, height) {
         return picture;
     }
@@ -183,12 +183,12 @@ pub fn fit(picture: Picture, width: usize, height: usize) -> Picture {
         (w, (w * height as u64 / width as u64).max(1))
     };
     let Some(image) = image::RgbImage::from_raw(w as u32, h as u32, picture.rgb) else {
-        // `Picture` promises as many bytes as its size needs.
+        // `Image` promises as many bytes as its size needs.
         unreachable!("a picture of {w}x{h} with another number of bytes");
     };
     let (left, top) = (((w - crop_w) / 2) as u32, ((h - crop_h) / 2) as u32);
     let part = imageops::crop_imm(&image, left, top, crop_w as u32, crop_h as u32);
     let fitted =
         imageops::resize(&*part, width as u32, height as u32, imageops::FilterType::Lanczos3);
-    Picture { width, height, rgb: fitted.into_raw() }
+    Image { width, height, rgb: fitted.into_raw() }
 }

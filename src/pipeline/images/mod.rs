@@ -8,4 +8,4 @@ mod save;
 
 pub use encode::{DEFAULT_QUALITY, Format, encode};
 pub use load::{MAX_PIXELS, decode, fit, load_init_image, read_metadata, text_in};
-pub use save::{Metadata, probe_output, save, write_beside};
+pub use save::{Metadata, probe_output, save, with_suffix, write_beside};

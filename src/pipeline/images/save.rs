@@ -5,10 +5,10 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::encode::{Format, encode};
+use super::encode::{DEFAULT_QUALITY, Format, encode};
 use super::metadata;
 use crate::error::{Error, Result};
-use crate::pipeline::request::{Picture, Settings};
+use crate::pipeline::request::{Generated, Image, Settings};
 
 /// The start of the names of unfinished files; the process id and random letters follow.
 const PREFIX: &str = ".flux-fast-";
@@ -27,7 +27,7 @@ pub struct Metadata<'a> {
 
 /// Writes `picture` to `path` completely, or leaves what was there.
 pub fn save(
-    picture: &Picture,
+    picture: &Image,
     path: &Path,
     format: Format,
     quality: u8,
@@ -36,6 +36,48 @@ pub fn save(
     let text = metadata::write(metadata.settings, metadata.index);
     let bytes = encode(picture, format, quality, &text).map_err(|e| e.at_path(path))?;
     write_beside(path, &bytes)
+}
+
+impl Generated {
+    /// Writes the images with their settings inside, and returns the paths. The extension of `path`
+    /// gives the format: png, jpg, webp, bmp (without settings) or tiff; none is PNG. A single image
+    /// gets exactly this path; several are numbered, `fox-1.png`, `fox-2.png` and so on. Each file
+    /// is written whole or not at all, and replaces one that is there.
+    ///
+    /// # Errors
+    /// [`Kind::Output`](crate::error::Kind::Output) if a file cannot be written,
+    /// [`Kind::Argument`](crate::error::Kind::Argument) for an unknown extension.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
+        let path = path.as_ref();
+        let format = match path.extension() {
+            None => Format::Png,
+            Some(extension) => Format::parse(&extension.to_string_lossy()).ok_or_else(|| {
+                Error::argument("this extension is not an image format")
+                    .at_path(path)
+                    .expected("png, jpg, webp, bmp or tiff")
+            })?,
+        };
+        let mut paths = Vec::new();
+        for (index, image) in self.images.iter().enumerate() {
+            let path = match self.images.len() {
+                1 => path.to_path_buf(),
+                _ => with_suffix(path, &format!("-{}", index + 1)),
+            };
+            let metadata = Metadata { settings: &self.settings, index };
+            save(image, &path, format, DEFAULT_QUALITY, &metadata)?;
+            paths.push(path);
+        }
+        Ok(paths)
+    }
+}
+
+/// `path` with `suffix` between the stem of its name and its extension.
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(match name.rsplit_once('.') {
+        Some((stem, extension)) if !stem.is_empty() => format!("{stem}{suffix}.{extension}"),
+        _ => format!("{name}{suffix}"),
+    })
 }
 
 /// Checks before the work starts whether `path` can be written: its folder exists and accepts new

@@ -11,9 +11,9 @@ use crate::model::flux1::DenoiseShape;
 use crate::model::{VaeConfig, vae};
 use crate::pipeline::model::Network;
 use crate::pipeline::progress::{Listener, Progress};
-use crate::pipeline::request::Picture;
+use crate::pipeline::request::Image;
 
-/// Makes [`Values::pictures`] from [`Values::latents`].
+/// Makes [`Values::images`] from [`Values::latents`].
 pub struct Decode<'a> {
     /// The autoencoder.
     pub vae: &'a Network<VaeConfig>,
@@ -84,7 +84,7 @@ impl GenerationPhase for Decode<'_> {
             }
             let byte = |v: f32| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
             let rgb = canvas.finish().into_iter().map(byte).collect();
-            values.pictures.push(Picture { width, height, rgb });
+            values.images.push(Image { width, height, rgb });
         }
         session.finish()?;
         progress.end()

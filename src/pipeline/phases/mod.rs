@@ -11,7 +11,7 @@ mod draft;
 mod flux1;
 mod image_encode;
 mod modulate;
-#[cfg(test)]
+#[cfg(all(test, feature = "embedded"))]
 mod tests;
 mod text_encode;
 pub(crate) mod tiles;
@@ -23,7 +23,7 @@ pub use tiles::Tiling;
 use super::loras::LoraSet;
 use super::open_device::OpenDevice;
 use super::progress::Listener;
-use super::request::Picture;
+use super::request::Image;
 use super::text_cache::Text;
 use crate::backend::{Backend, Grain, Layout};
 use crate::dtype::DType;
@@ -58,7 +58,7 @@ pub trait GenerationPhase {
 #[derive(Default)]
 pub struct Values {
     /// The image that image-to-image starts from, in the size of the request.
-    pub init: Option<Picture>,
+    pub init: Option<Image>,
     /// The embeddings of the prompts.
     pub text: Text,
     /// The modulation of every step, one row per step and prompt, step slowest.
@@ -67,7 +67,7 @@ pub struct Values {
     /// what is decoded.
     pub latents: Vec<f32>,
     /// The finished images.
-    pub pictures: Vec<Picture>,
+    pub images: Vec<Image>,
 }
 
 /// The device that the programs of one generation share.

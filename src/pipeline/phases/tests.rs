@@ -9,9 +9,9 @@ use crate::event::{Event, Phase};
 use crate::library;
 use crate::model::{clip, t5, vae};
 use crate::op::Program;
-use crate::pipeline::engine::EMBEDDED;
+use crate::pipeline::embedded;
 use crate::pipeline::model::Model;
-use crate::pipeline::request::RunOptions;
+use crate::pipeline::request::Options;
 use crate::weights::ComponentWeights;
 
 /// A phase of one program; each input is zero.
@@ -90,12 +90,12 @@ fn invented(model: &Model, with_image: bool) -> Vec<Box<dyn GenerationPhase + '_
 }
 
 fn model() -> Model {
-    let checkpoint = library::open_bytes(EMBEDDED, "flux-tiny").unwrap();
+    let checkpoint = library::open_bytes(embedded::model().unwrap(), "flux-tiny").unwrap();
     Model::new(checkpoint, &mut Vec::new()).unwrap()
 }
 
 fn cpu() -> OpenDevice {
-    let options = RunOptions { device: Device::Cpu, ..RunOptions::default() };
+    let options = Options::default().device(Device::Cpu);
     OpenDevice::open(&options, &mut |_| ControlFlow::Continue(())).unwrap()
 }
 

@@ -1,7 +1,7 @@
 //! Cuts the latents of an image into equal overlapping tiles, and blends what the autoencoder makes
 //! of them.
 
-use crate::pipeline::request::Picture;
+use crate::pipeline::request::Image;
 
 /// The edge of the largest tile in latent pixels (1024 image pixels at factor 8). The usual sizes
 /// of FLUX.1 are decoded in one piece, since the normalisation and the attention of the autoencoder
@@ -187,7 +187,7 @@ pub fn crop_tokens(
 /// The pixels of a tile as values from -1 to 1. `size` is the tile's height and width, all numbers
 /// in image pixels.
 pub fn crop_pixels(
-    picture: &Picture,
+    picture: &Image,
     (top, left): (usize, usize),
     (height, width): (usize, usize),
 ) -> Vec<f32> {

@@ -127,7 +127,7 @@ pub(super) fn check_range<T: PartialOrd + Display>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::Picture;
+    use super::super::Image;
     use super::*;
 
     fn refused(change: impl Fn(&mut Request)) -> String {
@@ -138,8 +138,8 @@ mod tests {
         error.to_string()
     }
 
-    fn pixel() -> Picture {
-        Picture { width: 1, height: 1, rgb: vec![0; 3] }
+    fn pixel() -> Image {
+        Image { width: 1, height: 1, rgb: vec![0; 3] }
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! What a caller asks for, and what it gets. Plain data: front ends fill it in, and
-//! `Pipeline::generate` checks it against the model.
+//! [`Engine::generate`](crate::Engine::generate) checks it against the model.
 
 mod limits;
 mod options;
@@ -8,14 +8,14 @@ mod prompt;
 mod settings;
 
 pub use limits::*;
-pub use options::RunOptions;
+pub use options::Options;
 pub use prompt::{LoraChoice, Prompt};
 pub(crate) use settings::bad;
 pub use settings::{DEFAULT_STRENGTH, Request, Settings};
 
 /// RGB pixels, 8 bit, row-major, top row first.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Picture {
+pub struct Image {
     /// Columns.
     pub width: usize,
     /// Rows.
@@ -26,9 +26,10 @@ pub struct Picture {
 
 /// The result of one generation.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Generated {
     /// The images, as many as the request's count.
-    pub pictures: Vec<Picture>,
+    pub images: Vec<Image>,
     /// What was decoded: the final latents as packed tokens, image after image.
     pub latents: Vec<f32>,
     /// What determined the images.

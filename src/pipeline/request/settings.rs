@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::limits::{MAX_COUNT, MAX_SCALE, MAX_SIDE, MAX_STEPS, MIN_SIDE, check_range};
 use super::parameter::Parameter;
-use super::{LoraChoice, Picture, Prompt};
+use super::{Image, LoraChoice, Prompt};
 use crate::error::{Error, Result};
 
 /// The strength of image-to-image where none is given.
@@ -81,7 +81,7 @@ macro_rules! parameters {
             )+
             /// The image that image-to-image starts from; it is resized to the request's size.
             #[serde(skip)]
-            pub init: Option<Picture>,
+            pub init: Option<Image>,
         }
 
         /// A request with every default filled in: what determines an image. Image files carry it,
@@ -233,7 +233,7 @@ impl Request {
     }
 
     /// The image that image-to-image starts from; it is resized to the request's size.
-    pub fn init(mut self, image: Picture) -> Self {
+    pub fn init(mut self, image: Image) -> Self {
         self.init = Some(image);
         self
     }

@@ -14,8 +14,8 @@ use flux_fast::backend::wgpu::{TestLimits, WgpuBackend, WgpuOptions};
 use flux_fast::backend::{Backend, Layout};
 use flux_fast::error::{Error, Kind};
 use flux_fast::event::Event;
-use flux_fast::pipeline::Pipeline;
-use flux_fast::pipeline::request::{Request, RunOptions};
+use flux_fast::pipeline::Engine;
+use flux_fast::pipeline::request::{Options, Request};
 
 fn gpu(options: WgpuOptions) -> WgpuBackend {
     WgpuBackend::new(WgpuOptions { staging_bytes: Some(256 << 10), ..options }).unwrap()
@@ -194,12 +194,12 @@ fn a_lost_device_is_reopened_once() {
     }
     let embedded = files(std::path::Path::new("embedded"));
     let open = |device| {
-        let options = RunOptions { device, no_cache: true, ..RunOptions::default() };
-        Pipeline::open(&embedded, &options, &mut |_| ControlFlow::Continue(())).unwrap()
+        let options = Options::default().device(device).no_cache(true);
+        Engine::open(options.files(embedded.clone())).unwrap()
     };
     let request = Request::new("a fox").steps(1).seed(3);
     let mut pipeline = open(Device::Wgpu(0));
-    let want = pipeline.generate(&request, &mut |_| ControlFlow::Continue(())).unwrap().pictures;
+    let want = pipeline.generate(&request).unwrap().images;
     // Lost between two generations, and in the middle of one.
     for in_phase in [None, Some("denoise")] {
         let backend = gpu(WgpuOptions::default());
@@ -209,7 +209,7 @@ fn a_lost_device_is_reopened_once() {
             pull();
         }
         let (mut warnings, mut pulled) = (Vec::new(), false);
-        let got = pipeline.generate(&request, &mut |event| {
+        let got = pipeline.generate_with(&request, |event| {
             match event {
                 Event::Warning(text) => warnings.push(text),
                 Event::PhaseStart { phase, .. } if in_phase == Some(phase.name()) && !pulled => {
@@ -220,7 +220,7 @@ fn a_lost_device_is_reopened_once() {
             }
             ControlFlow::Continue(())
         });
-        assert!(got.unwrap().pictures == want, "{in_phase:?}");
+        assert!(got.unwrap().images == want, "{in_phase:?}");
         assert!(
             warnings.iter().any(|w| w.contains("reopening the device")),
             "{in_phase:?}: {warnings:?}"

@@ -8,7 +8,7 @@ use flux_fast::dtype::blocks::FORMATS;
 use flux_fast::library::ModelFiles;
 use flux_fast::library::convert::{Report, Target, convert};
 use flux_fast::library::{Files, open, open_only};
-use flux_fast::pipeline::Pipeline;
+use flux_fast::pipeline::Engine;
 use flux_fast::spec::flux1::{T5, TRANSFORMER};
 use flux_fast::weights::synth::{Dialect, Grid, Storage};
 
@@ -82,8 +82,7 @@ fn every_format_gives_the_image_within_its_own_error() {
             "{target:?}: {}",
             report.quantised
         );
-        let mut pipeline =
-            Pipeline::open(&files, &f32_options(), &mut |_| ControlFlow::Continue(())).unwrap();
+        let mut pipeline = Engine::open(f32_options().files(files)).unwrap();
         let error = relative_error(&draw(&mut pipeline, &base).latents, &exact);
         println!("{target:?}: {error:.4}");
         assert!(error <= bound, "{target:?}: {error:.4}");

@@ -4,7 +4,6 @@
 mod formats;
 mod loras;
 
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use crate::common::{
@@ -18,8 +17,8 @@ use flux_fast::dtype::DType;
 use flux_fast::library::{Checkpoint, Files, open};
 use flux_fast::model::flux1::DenoiseShape;
 use flux_fast::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, flux1, t5, vae};
-use flux_fast::pipeline::Pipeline;
-use flux_fast::pipeline::request::{Generated, Picture, Request, RunOptions};
+use flux_fast::pipeline::Engine;
+use flux_fast::pipeline::request::{Generated, Image, Options, Request};
 use flux_fast::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
 use serde_json::{Value, json};
@@ -131,8 +130,8 @@ impl Written {
         open(&Files::model(&self.path)).unwrap()
     }
 
-    fn pipeline(&self, options: &RunOptions) -> Pipeline {
-        Pipeline::open(&files(&self.path), options, &mut |_| ControlFlow::Continue(())).unwrap()
+    fn pipeline(&self, options: &Options) -> Engine {
+        Engine::open(options.clone().files(files(&self.path))).unwrap()
     }
 }
 
@@ -140,12 +139,12 @@ fn plain(golden: &Golden) -> Written {
     Written::new(golden, Dialect::Comfy, Storage::F32, Grid::F32)
 }
 
-fn f32_options() -> RunOptions {
+fn f32_options() -> Options {
     f32_on(Device::Cpu)
 }
 
-fn f32_on(device: Device) -> RunOptions {
-    RunOptions { device, compute: Compute::F32, ..RunOptions::default() }
+fn f32_on(device: Device) -> Options {
+    Options::default().device(device).compute(Compute::F32)
 }
 
 /// The CPU, and the first wgpu adapter if there is one, in F32.
@@ -334,13 +333,13 @@ fn request(golden: &Golden) -> Request {
     }
 }
 
-fn draw(pipeline: &mut Pipeline, request: &Request) -> Generated {
-    pipeline.generate(request, &mut |_| ControlFlow::Continue(())).unwrap()
+fn draw(pipeline: &mut Engine, request: &Request) -> Generated {
+    pipeline.generate(request).unwrap()
 }
 
 /// Compares our bytes with the golden's decoder output, rounded to bytes: at 60 dB at most one
 /// value in fifteen may be rounded the other way.
-fn same_picture(what: &str, golden: &Golden, picture: &Picture, decoded: &[f32]) {
+fn same_picture(what: &str, golden: &Golden, picture: &Image, decoded: &[f32]) {
     let want: Vec<f32> = channels_last(decoded, 3)
         .iter()
         .map(|v| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round())
@@ -370,7 +369,7 @@ fn whole_pictures(device: Device) {
         let base = request(&golden);
         let out = draw(&mut pipeline, &base);
         close("latents", &golden, &out.latents, &golden.f32("pipe.latents"));
-        same_picture("picture", &golden, &out.pictures[0], &golden.f32("pipe.decoded"));
+        same_picture("picture", &golden, &out.images[0], &golden.f32("pipe.decoded"));
 
         if !golden.has("cfg.latents") {
             continue;
@@ -381,12 +380,12 @@ fn whole_pictures(device: Device) {
             .cfg_scale(golden.number("true_cfg_scale") as f32);
         let out = draw(&mut pipeline, &cfg);
         close("true CFG latents", &golden, &out.latents, &golden.f32("cfg.latents"));
-        same_picture("true CFG", &golden, &out.pictures[0], &golden.f32("cfg.decoded"));
+        same_picture("true CFG", &golden, &out.images[0], &golden.f32("cfg.decoded"));
 
         let out = draw(&mut pipeline, &base.clone().count(2));
         close("batch latents", &golden, &out.latents, &golden.f32("batch.latents"));
         let decoded = golden.f32("batch.decoded");
-        for (i, picture) in out.pictures.iter().enumerate() {
+        for (i, picture) in out.images.iter().enumerate() {
             same_picture(
                 "batch",
                 &golden,
@@ -397,11 +396,11 @@ fn whole_pictures(device: Device) {
 
         let shape = golden.shape("img2img.picture");
         let picture =
-            Picture { width: shape[1], height: shape[0], rgb: golden.u8("img2img.picture") };
+            Image { width: shape[1], height: shape[0], rgb: golden.u8("img2img.picture") };
         let strength = golden.number("strength") as f32;
         let out = draw(&mut pipeline, &base.init(picture).strength(strength));
         close("img2img latents", &golden, &out.latents, &golden.f32("img2img.latents"));
-        same_picture("img2img", &golden, &out.pictures[0], &golden.f32("img2img.decoded"));
+        same_picture("img2img", &golden, &out.images[0], &golden.f32("img2img.decoded"));
     }
 }
 
@@ -457,11 +456,9 @@ fn the_default_arithmetic_stays_near_f32() {
     let golden = Golden::read("a_dev");
     let written = Written::new(&golden, Dialect::Comfy, Storage::F8ScaledNew, Grid::F8);
     let exact = draw(&mut written.pipeline(&f32_options()), &request(&golden)).latents;
-    let auto = draw(
-        &mut written.pipeline(&RunOptions { compute: Compute::Auto, ..f32_options() }),
-        &request(&golden),
-    )
-    .latents;
+    let auto =
+        draw(&mut written.pipeline(&f32_options().compute(Compute::Auto)), &request(&golden))
+            .latents;
     let error = relative_error(&auto, &exact);
     println!("auto against f32: {error:.2e}");
     assert!(error <= 3e-2, "{error:.2e}");
