@@ -13,7 +13,7 @@ use super::{cancelled, output, preview, prompts, signals};
 use crate::error::{Error, Result};
 use crate::pipeline::Engine;
 use crate::pipeline::images::{Metadata, load_init_image, read_metadata, save};
-use crate::pipeline::request::{Generated, Request, Settings};
+use crate::pipeline::request::{Generated, Options, Request, Settings};
 use crate::units;
 
 /// Draws pictures and writes them.
@@ -81,8 +81,9 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
     fill(&mut request, &args.request)?;
     let mut progress = Progress::new(how);
     tell_budgets(&args.engine, &progress);
-    let pipeline = open(&args.engine, &mut progress)?;
-    let plan = pipeline.plan(&request)?;
+    let mut options = args.engine.options();
+    options.files.plan_only = true;
+    let plan = open_with(options, &mut progress)?.plan(&request)?;
     progress.finish();
     if how.json { output::json(&plan) } else { output::text(&format!("{plan}\n")) }
 }
@@ -103,8 +104,12 @@ pub fn fill(request: &mut Request, args: &RequestArgs) -> Result<()> {
 /// Opens the model under the arguments' budgets. From here on there are events at which a signal is
 /// looked for; until here, while stdin may be waited for, a signal ends the process as usual.
 pub fn open(engine: &EngineArgs, progress: &mut Progress) -> Result<Engine> {
+    open_with(engine.options(), progress)
+}
+
+fn open_with(options: Options, progress: &mut Progress) -> Result<Engine> {
     signals::listen();
-    let engine = Engine::open_with(engine.options(), |event| progress.event(event))?;
+    let engine = Engine::open_with(options, |event| progress.event(event))?;
     cancelled()?;
     Ok(engine)
 }

@@ -5,9 +5,11 @@
 //! same model can be written in every dialect and must then give the same images, and large models
 //! need no stored weights.
 
+mod shapes;
 mod values;
 mod write;
 
+pub use shapes::shapes;
 pub use write::{Watch, to_bytes, write, write_hollow, write_watched};
 
 use serde_json::Value;

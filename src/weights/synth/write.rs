@@ -22,14 +22,17 @@ const CHUNK: usize = 32 << 20;
 const PIECE: usize = 256 << 10;
 
 /// A tensor of a file.
-struct SynthTensor {
-    name: String,
-    dtype: &'static str,
-    shape: Vec<usize>,
-    content: Content,
+pub(super) struct SynthTensor {
+    pub name: String,
+    /// The container's name of the element type.
+    pub dtype: &'static str,
+    pub shape: Vec<usize>,
+    pub content: Content,
 }
 
-enum Content {
+/// What a stored tensor is made of.
+pub(super) enum Content {
+    /// These bytes.
     Bytes(Vec<u8>),
     /// Ranges of elements (first, count) of a canonical tensor, in sequence.
     Values {
@@ -51,7 +54,8 @@ impl SynthTensor {
         }
     }
 
-    fn bytes(&self) -> u64 {
+    /// Its size in bytes.
+    pub fn bytes(&self) -> u64 {
         match &self.content {
             Content::Bytes(b) => b.len() as u64,
             Content::Values { dtype, runs, .. } => {
@@ -71,9 +75,9 @@ impl SynthTensor {
 }
 
 /// A file to write: its tensors and its metadata.
-struct Plan {
-    tensors: Vec<SynthTensor>,
-    metadata: BTreeMap<String, String>,
+pub(super) struct Plan {
+    pub tensors: Vec<SynthTensor>,
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// Writes the checkpoint to `path` (see [`Dialect`] for what that is) and returns the weight files.
@@ -137,7 +141,8 @@ pub fn to_bytes(spec: &SynthSpec) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn comfy(spec: &SynthSpec) -> Result<Plan> {
+/// One file in ComfyUI's layout.
+pub(super) fn comfy(spec: &SynthSpec) -> Result<Plan> {
     let mut tensors = Vec::new();
     for component in present(spec) {
         tensors.extend(component_tensors(spec, component, component.comfy_prefix, false)?);
