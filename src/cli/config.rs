@@ -13,6 +13,7 @@ use toml::Value;
 
 use super::args::{Cli, IMAGE_HEADING};
 use crate::error::{Error, Result};
+use crate::host;
 
 /// Options that are about one call and have no default in a file.
 const NOT_DEFAULTS: [&str; 10] = [
@@ -46,7 +47,7 @@ pub fn read(arguments: &[OsString]) -> Result<Config> {
     }
     let given = option(arguments, "--config");
     let asked = given.is_some();
-    let environment = std::env::var_os("FLUX_FAST_CONFIG");
+    let environment = host::process_environment("FLUX_FAST_CONFIG");
     let path = match (given, environment) {
         (Some(path), _) => Some(PathBuf::from(path)),
         (None, Some(path)) if path.is_empty() => None,
@@ -73,11 +74,7 @@ pub fn read(arguments: &[OsString]) -> Result<Config> {
 
 /// `config.toml` in the user's configuration folder.
 fn default_path() -> Option<PathBuf> {
-    let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let folder = set("XDG_CONFIG_HOME")
-        .or_else(|| set("APPDATA"))
-        .or_else(|| Some(set("HOME")?.join(".config")))?;
-    Some(folder.join("flux-fast").join("config.toml"))
+    Some(host::config_folder()?.join("config.toml"))
 }
 
 fn flag(arguments: &[OsString], name: &str) -> bool {

@@ -30,9 +30,9 @@ pub fn home_folder(env: Environment) -> Option<PathBuf> {
     variable(env, "HOME").or_else(|| variable(env, "USERPROFILE")).map(PathBuf::from)
 }
 
-/// The folder for files that this program can make again: `FLUX_FAST_CACHE`, else `flux-fast` in the
-/// user's cache folder (`XDG_CACHE_HOME`, `.cache` in the home folder, or `LOCALAPPDATA`), else in
-/// the folder for temporary files.
+/// The folder for files that this program can make again: `FLUX_FAST_CACHE`, else `flux-fast` in
+/// the user's cache folder (`XDG_CACHE_HOME`, `.cache` in the home folder, or `LOCALAPPDATA`), else
+/// in the folder for temporary files.
 pub fn cache_folder() -> PathBuf {
     cache_folder_of(&process_environment).unwrap_or_else(|| std::env::temp_dir().join("flux-fast"))
 }
@@ -45,6 +45,17 @@ fn cache_folder_of(env: Environment) -> Option<PathBuf> {
             .or_else(|| path("LOCALAPPDATA"))
     };
     path("FLUX_FAST_CACHE").or_else(|| Some(user()?.join("flux-fast")))
+}
+
+/// The folder for this program's configuration: `flux-fast` in the user's configuration folder
+/// (`XDG_CONFIG_HOME`, `APPDATA`, or `.config` in `HOME`). `None` if no variable names one.
+pub fn config_folder() -> Option<PathBuf> {
+    let env: Environment = &process_environment;
+    let path = |name| variable(env, name).map(PathBuf::from);
+    let user = path("XDG_CONFIG_HOME")
+        .or_else(|| path("APPDATA"))
+        .or_else(|| Some(path("HOME")?.join(".config")))?;
+    Some(user.join("flux-fast"))
 }
 
 /// The current folder of this process; `.` if it cannot be read.

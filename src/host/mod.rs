@@ -7,8 +7,8 @@ mod memory;
 mod system;
 
 pub use environment::{
-    Environment, cache_folder, current_folder, expand, flag, home_folder, process_environment,
-    variable,
+    Environment, cache_folder, config_folder, current_folder, expand, flag, home_folder,
+    process_environment, variable,
 };
 pub use memory::{MemoryFacts, available_memory, memory_facts, resident_memory, usable_memory};
 pub use system::{free_disk_bytes, operating_system, processor_name, threads};

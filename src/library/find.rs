@@ -110,8 +110,8 @@ pub fn folders_around(folder: &Path, wanted: &Wanted) -> Vec<(PathBuf, String)> 
     around
 }
 
-/// Looks for a component around a transformer in `folder`. Returns the unit, its contents, and words
-/// for where it was found; `Err` lists the folders that were searched.
+/// Looks for a component around a transformer in `folder`. Returns the unit, its contents, and
+/// words for where it was found; `Err` lists the folders that were searched.
 pub fn search(
     folder: &Path,
     wanted: &Wanted,

@@ -72,8 +72,8 @@ impl Contents {
         self.headers.iter().flat_map(|h| &h.tensors).map(|t| t.name.as_str())
     }
 
-    /// The stored shape of the canonical tensor `name` of `component`. For a tensor that is stored in
-    /// several parts, the shape of the first part.
+    /// The stored shape of the canonical tensor `name` of `component`. For a tensor that is stored
+    /// in several parts, the shape of the first part.
     pub fn shape(&self, component: Component, name: &str) -> Option<&[usize]> {
         let stored = self.find(component)?.stored(name);
         let mut tensors = self.headers.iter().flat_map(|h| &h.tensors);

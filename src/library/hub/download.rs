@@ -56,8 +56,8 @@ pub(super) struct Download<'a, 'r> {
 }
 
 impl Download<'_, '_> {
-    /// Puts the blob into the cache, unless it is there. If another process downloads the same file,
-    /// this waits for it.
+    /// Puts the blob into the cache, unless it is there. If another process downloads the same
+    /// file, this waits for it.
     pub fn run(mut self, folder: &RepoFolder) -> Result<Outcome> {
         let blob = folder.blob(&self.file.etag);
         create_parent(&blob).map_err(|e| unwritable(&blob, &e))?;
@@ -77,8 +77,8 @@ impl Download<'_, '_> {
         Ok(Outcome::Done(received))
     }
 
-    /// Takes the lock at `path`, which Hugging Face's tools use, too. On a file system without locks
-    /// there is none; if two processes then write the same file, the checksum detects it.
+    /// Takes the lock at `path`, which Hugging Face's tools use, too. On a file system without
+    /// locks there is none; if two processes then write the same file, the checksum detects it.
     fn lock(&mut self, path: &Path) -> Result<Option<File>> {
         let open = || {
             create_parent(path)?;

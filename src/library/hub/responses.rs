@@ -10,8 +10,8 @@ use super::retry::Fault;
 use crate::error::Error;
 
 /// The hint for connections that fail: what decides how the network is reached.
-pub(super) const PROXY: &str =
-    "check the network, and HF_ENDPOINT, HTTPS_PROXY, ALL_PROXY and NO_PROXY in the environment";
+pub(super) const PROXY: &str = "check the network, and HF_ENDPOINT, HTTPS_PROXY, \
+    ALL_PROXY and NO_PROXY in the environment";
 
 /// What a request is about, for error messages.
 pub(super) struct Subject<'a> {
@@ -43,9 +43,12 @@ pub(super) fn connection_fault(e: &ureq::Error, host: &str) -> Fault {
         ureq::Error::Io(io) if io.kind() == std::io::ErrorKind::InvalidData => {
             Fault::Final(match io.to_string().contains("certificate") {
                 true => error.try_(
-                    "if a proxy decrypts https, set SSL_CERT_FILE to a file with its certificate (PEM)",
+                    "if a proxy decrypts https, set SSL_CERT_FILE to a file with its certificate \
+                     (PEM)",
                 ),
-                false => error.try_("check HF_ENDPOINT and the proxy: the server does not use https"),
+                false => {
+                    error.try_("check HF_ENDPOINT and the proxy: the server does not use https")
+                }
             })
         }
         ureq::Error::InvalidProxyUrl | ureq::Error::ConnectProxyFailed(_) => {
@@ -97,7 +100,8 @@ fn refusal(
             "the repository is gated (HTTP {status}), and access was refused with {token}"
         ))
         .try_(format!(
-            "accept the licence at {page} and set HF_TOKEN to a token of that account, or run `hf auth login`"
+            "accept the licence at {page} and set HF_TOKEN to a token of that account, or run \
+             `hf auth login`"
         )),
         (401, _) if message.is_some_and(|m| m.contains("Invalid credentials")) => {
             error(format!("the hub does not accept {token} (HTTP 401)"))
@@ -107,13 +111,16 @@ fn refusal(
             error(format!("the repository has no revision `{revision}` (HTTP 404)"))
                 .try_(format!("use a branch, tag or commit of {page}"))
         }
-        (404, "EntryNotFound") => error(format!("no such file in revision `{revision}` (HTTP 404)"))
-            .try_(format!("use a file of {page}/tree/{revision}")),
+        (404, "EntryNotFound") => {
+            error(format!("no such file in revision `{revision}` (HTTP 404)"))
+                .try_(format!("use a file of {page}/tree/{revision}"))
+        }
         (404, "RepoNotFound") | (401, _) => error(format!(
             "no such repository, or a private one (HTTP {status}); requested with {token}"
         ))
         .try_(format!(
-            "check that {page} opens in a browser; a private repository requires a token with read access"
+            "check that {page} opens in a browser; a private repository requires a token with read \
+             access"
         )),
         (403, _) => error(format!("access was refused (HTTP 403) with {token}{}", reason()))
             .try_(format!("use a token with read access to {page}")),

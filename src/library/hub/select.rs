@@ -69,7 +69,8 @@ fn named(repo: &str, listed: &[ListedFile], names: &[String]) -> Result<Vec<Stri
     for name in names {
         if is_pickle(name) {
             return Err(Error::argument(
-                "pickle files (.bin, .ckpt, .pt) can run any code when they are read, so they are not downloaded",
+                "pickle files (.bin, .ckpt, .pt) can run any code when they are read, so they are \
+                 not downloaded",
             )
             .at(format!("{repo}/{name}"))
             .try_(candidates(repo, listed)));

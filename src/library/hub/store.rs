@@ -12,7 +12,8 @@ pub(super) fn create_cache(cache: &HubCache) -> Result<()> {
     fs::create_dir_all(&cache.root).map_err(|e| unwritable(&cache.root, &e))?;
     let path = cache.root.join("CACHEDIR.TAG");
     if !path.exists() {
-        let text = "Signature: 8a477f597d28d172789f06886806bc55\n# Downloaded models. See https://bford.info/cachedir/\n";
+        let text = "Signature: 8a477f597d28d172789f06886806bc55\n\
+                    # Downloaded models. See https://bford.info/cachedir/\n";
         // The cache works without the mark.
         fs::write(path, text).ok();
     }
@@ -106,7 +107,8 @@ pub(super) fn create_parent(path: &Path) -> io::Result<()> {
 pub(super) fn unwritable(path: &Path, e: &io::Error) -> Error {
     let hint = match e.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "free space and pull again (what was received is kept), or set HF_HUB_CACHE to a folder on a larger disk"
+            "free space and pull again (what was received is kept), or set HF_HUB_CACHE to a folder \
+             on a larger disk"
         }
         _ => "set HF_HUB_CACHE to a folder that can be written to",
     };

@@ -14,8 +14,8 @@ impl ModelPlaces {
     /// Looks among `entries` for a component that is not a transformer. Returns the unit, its
     /// contents, and words for where it was found.
     ///
-    /// Folders for such files come first. In other folders a file is taken only if it has one of the
-    /// usual names of the component.
+    /// Folders for such files come first. In other folders a file is taken only if it has one of
+    /// the usual names of the component.
     pub(crate) fn component(
         &self,
         entries: &[Entry],
@@ -29,7 +29,8 @@ impl ModelPlaces {
         let sorted = |e: &&Entry| e.role == role && e.path.is_file();
         let unsorted = |e: &&Entry| e.role == Role::Any && (e.path.is_dir() || has_usual_name(e));
         let find = |among: Vec<&Entry>| {
-            // One place after the other: the user's own order takes precedence over names and sizes.
+            // One place after the other: the user's own order takes precedence over names and
+            // sizes.
             among.chunk_by(|a, b| a.place == b.place).find_map(|there| {
                 let units = there.iter().flat_map(|e| units_of(e, wanted)).collect();
                 let (unit, contents) = choose(units, wanted)?;
@@ -53,8 +54,8 @@ impl ModelPlaces {
     }
 }
 
-/// The files of `entry` that may be the wanted component: a safetensors file itself; for a diffusers
-/// folder with a transformer of the same family, the files in the component's own folder.
+/// The files of `entry` that may be the wanted component: a safetensors file itself; for a
+/// diffusers folder with a transformer of the same family, the files in the component's own folder.
 fn units_of(entry: &Entry, wanted: &Wanted) -> Vec<Unit> {
     if !entry.path.is_dir() {
         return match is_safetensors(&entry.name) {

@@ -22,8 +22,8 @@ impl ModelPlaces {
     /// The file or folder that `name` means to a user who may name any path: a path, or a name that
     /// [`named`](Self::named) finds. A model whose folder is for `role` takes precedence.
     ///
-    /// Errors: `Missing` with similar names and the places that were searched; `Argument` if several
-    /// models have this name, with a list of them.
+    /// Errors: `Missing` with similar names and the places that were searched; `Argument` if
+    /// several models have this name, with a list of them.
     pub fn resolve(&self, name: &str, role: Role) -> Result<PathBuf> {
         self.resolve_among(name, role, &|| self.entries().into())
     }

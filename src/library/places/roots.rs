@@ -75,8 +75,8 @@ const COMFY_ROOTS: [&str; 4] =
 const A1111_ROOTS: [&str; 3] =
     ["stable-diffusion-webui", "stable-diffusion-webui-forge", "stable-diffusion-webui-reForge"];
 
-/// All folders of this machine to search, the most specific first, and notes about what could not be
-/// read. The parameters are those of [`ModelPlaces::new`](super::ModelPlaces::new).
+/// All folders of this machine to search, the most specific first, and notes about what could not
+/// be read. The parameters are those of [`ModelPlaces::new`](super::ModelPlaces::new).
 pub(super) fn find_folders(
     env: Environment,
     here: &Path,

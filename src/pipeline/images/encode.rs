@@ -54,17 +54,6 @@ impl Format {
         }
     }
 
-    /// The media type for HTTP.
-    pub fn mime(self) -> &'static str {
-        match self {
-            Format::Png => "image/png",
-            Format::Jpeg => "image/jpeg",
-            Format::WebP => "image/webp",
-            Format::Bmp => "image/bmp",
-            Format::Tiff => "image/tiff",
-        }
-    }
-
     /// Finds a format by name or extension, in any case: png, jpg, jpeg, webp, bmp, tif, tiff.
     pub fn parse(word: &str) -> Option<Self> {
         match word.to_ascii_lowercase().as_str() {
