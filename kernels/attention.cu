@@ -1,19 +1,25 @@
-// attention: out = softmax(scale q . k^T + bias) . v, for each picture and head; bf16 in and out, f32 sums, sm_80.
+// attention: out = softmax(scale q . k^T + bias) . v, for each image and head; bf16 in and out, f32
+// sums, sm_80.
 //
-// q, k, v, out are windows of `batch*tokens` rows and `heads*head_dim` columns; rows of the first n tokens of each picture may
-// go to another matrix than the others. bias: `(2*tokens - 1) x heads`, row j - i + tokens - 1 is added to query i, key j.
+// q, k, v, out are windows of `batch*tokens` rows and `heads*head_dim` columns; the rows of the
+// first n tokens of each image may be stored in another matrix than the others. bias: `(2*tokens -
+// 1) x heads`, row j - i + tokens - 1 is added to query i, key j.
 //
-// attention_d128   FLUX: 4608 tokens, 24 heads of 128. Up to 128 columns a head, neither bias nor causal.
-//     128 query rows, 4 warps of 32; tiles of 32 keys. 32 KB of shared memory and at most 255 registers let two blocks share a
-//     multiprocessor: each of its quarters has a warp of either block, and one multiplies while the other makes weights.
-//     A tile is 128 mma in a warp, some 285 other instructions, and 32 ldmatrix (128 wavefronts). GeForce takes 32 cycles per
-//     mma with f32 sums, 8192 for the two warps of a quarter: it could issue ten times what they have to, and shared memory is
-//     busy for a sixth of that time, so the tensor cores alone bound it: 0.26 TFLOP in 10.2 ms on a 3060 (25.5 TFLOPS). An
-//     A100 takes 8 cycles, 2048 in all: there shared memory is busy for 1280, and would be for 2304 with 16 rows a warp,
-//     because a fragment of K or V is then multiplied with one fragment of Q or of the weights instead of two.
-//     From L2 come 16 KB for a block's tile: 4 bytes a cycle and multiprocessor on GeForce.
-// attention_d64    CLIP (77 tokens, causal) and T5 (up to 512, bias): up to 64 columns, 64 query rows so that short texts make
-//     blocks enough, 4 warps of 16, tiles of 64 keys. The biases of a tile are those of 127 diagonals: one for each thread.
+// attention_d128   FLUX: 4608 tokens, 24 heads of 128. Up to 128 columns a head, neither bias nor
+//     causal. 128 query rows, 4 warps of 32; tiles of 32 keys. With 32 KB of shared memory and at
+//     most 255 registers, two blocks share a multiprocessor: each of its quarters has one warp of
+//     each block, and one multiplies while the other computes softmax weights. A tile is 128 mma in
+//     a warp, some 285 other instructions, and 32 ldmatrix (128 wavefronts). GeForce takes 32
+//     cycles per mma with f32 sums, 8192 for the two warps of a quarter: it could issue ten times
+//     the instructions, and shared memory is busy for a sixth of that time, so the tensor cores
+//     alone are the limit: 0.26 TFLOP in 10.2 ms on a 3060 (25.5 TFLOPS). An A100 takes 8 cycles,
+//     2048 in all: there shared memory is busy for 1280, and would be for 2304 with 16 rows a warp,
+//     because a fragment of K or V is then multiplied with one fragment of Q or of the weights
+//     instead of two. A block reads 16 KB per tile from L2: 4 bytes a cycle and multiprocessor on
+//     GeForce.
+// attention_d64    CLIP (77 tokens, causal) and T5 (up to 512, bias): up to 64 columns, 64 query
+//     rows, so that short texts give enough blocks, 4 warps of 16, tiles of 64 keys. A tile needs
+//     the biases of 127 diagonals: one per thread.
 // attention_d512   the VAE's mid block; see attention_wide.cuh.
 // attention_any    everything else, one warp a row, without tensor cores.
 #include "attention_flash.cuh"
@@ -34,10 +40,11 @@ attention_d512(const bf16* q, const bf16* k, const bf16* v, const void* bias, bf
     Wide::run(q, k, v, first, out, p);
 }
 
-// A warp makes one row of one head. Lane l owns columns l, l + 32, ... of the query and the sums, which lie in shared memory
-// because there may be any number of them (up to 1024); no lane reads another's. Keys are taken eight at a time: a query value
-// is read once for eight products, and the sums are rescaled once for eight keys. grid.x counts groups of WARPS tokens fastest,
-// then heads, then pictures.
+// A warp computes one row of one head. Lane l owns columns l, l + 32, ... of the query and of the
+// sums, which are in shared memory because there may be many of them (up to 1024). No lane reads
+// the columns of another. Keys are taken eight at a time: a query value is read once for eight
+// products, and the sums are rescaled once for eight keys. grid.x counts groups of WARPS tokens
+// fastest, then heads, then images.
 KERNEL(128, 4)
 attention_any(const bf16* q, const bf16* k, const bf16* v, const void* bias, bf16* first, bf16* out, const Params p) {
     constexpr u32 WARPS = 4, COLUMNS = 1024, KEYS = 8;
@@ -58,7 +65,7 @@ attention_any(const bf16* q, const bf16* k, const bf16* v, const void* bias, bf1
     const u32 visible = p.causal ? token + 1 : p.tokens;
     float m = LEAST, l = 0.f;
     for (u32 key0 = 0; key0 < visible; key0 += KEYS) {
-        // Keys past the last visible one are read as that one, and get the weight 0.
+        // In place of keys after the last visible one, that key is read, with the weight 0.
         u32 key[KEYS];
         float s[KEYS] = {};
 #pragma unroll

@@ -1,33 +1,36 @@
-// Flash attention for head dimensions up to 64 or 128: `out = softmax(scale q . k^T + bias) . v` for each picture and head,
-// without ever storing a score outside registers.
+// Flash attention for head dimensions up to 64 or 128: `out = softmax(scale q . k^T + bias) . v`
+// for each image and head, without ever storing a score outside registers.
 //
-// A block takes WARPS * M * 16 query rows of one head and walks over all keys in tiles of TILE. Each warp owns M * 16 rows
-// alone: their queries stay in registers as mma fragments for the whole walk, and so do the sums. K and V tiles come by
-// cp.async into two stages, so there is one barrier per tile; a tile's copies have the whole tile before to arrive in.
+// A block takes WARPS * M * 16 query rows of one head and processes all keys in tiles of TILE. Each
+// warp owns M * 16 rows: their queries stay in registers as mma fragments throughout, and so do the
+// sums. K and V tiles are copied by cp.async into two stages, so there is one barrier per tile; the
+// copies of a tile overlap with all the work on the tile before.
 //
-// Shared memory: rows of D bf16, whose 16-byte chunk c lies at place c ^ (row % 8). Eight rows of one chunk, which is what an
-// 8x8 matrix of ldmatrix is, then lie in eight different groups of four banks, and so do eight neighbouring chunks of a row,
-// which is what cp.async writes at a time.
+// Shared memory: rows of D bf16, whose 16-byte chunk c is at position c ^ (row % 8). Eight rows of
+// one chunk (an 8x8 matrix of ldmatrix) are then in eight different groups of four banks, and so
+// are eight neighbouring chunks of a row, which cp.async writes at a time.
 //
-// The softmax is online, in steps of STEP keys, and lazy: the running maximum m is raised, and the sums rescaled, only when a
-// score passes it by more than SLACK (a power of two of 8). Until then the weights exp(score - m) may be as large as 2^8,
-// which costs no accuracy in f32 sums or bf16 weights, and saves the rescaling of all sums and the shuffles for the maximum
-// in almost every step: one vote of the warp decides.
+// The softmax is online, in steps of STEP keys, and lazy: the running maximum m is raised, and the
+// sums rescaled, only when a score exceeds it by more than SLACK (a factor of 2^8). Until then the
+// weights exp(score - m) may be as large as 2^8, which costs no accuracy in f32 sums or bf16
+// weights, and saves the rescaling of all sums and the shuffles for the maximum in almost every
+// step: one vote of the warp decides.
 //
-// NaN: fmaxf ignores it, so m stays finite, and exp2(NaN - m) carries it into the row's sum and outputs. Masked scores are
-// -inf against a finite m, so their weights are 0. m begins at the most negative finite number, for the same reason.
-// A weight of 0 still carries NaN or infinity from V: of the keys hidden by `causal`, those of the diagonal's tile do, to all
-// rows of the block. (attention_any reads no hidden key.)
+// NaN: fmaxf ignores it, so m stays finite, and exp2(NaN - m) puts the NaN into the row's sum and
+// outputs. Masked scores are -inf against a finite m, so their weights are 0. m begins at the most
+// negative finite number, for the same reason. A weight of 0 still propagates NaN or infinity from
+// V: of the keys hidden by `causal`, those in the tile of the diagonal do, to all rows of the
+// block. (attention_any reads no hidden key.)
 #pragma once
 
 #include "common.cuh"
 
 struct Params {
-    u32 tokens;       // rows of one picture
+    u32 tokens;       // rows of one image
     u32 heads;
     u32 head_dim;
     u32 q_stride, k_stride, v_stride, out_stride, first_stride, bias_stride;
-    u32 first;        // so many tokens of each picture are stored in `first`, the others in `out`
+    u32 first;        // this many tokens of each image are stored in `first`, the others in `out`
     u32 causal;       // 1: key j is hidden from query i < j
     u32 bias_type;    // DType
     float scale;
@@ -45,7 +48,8 @@ constexpr float SLACK = 8.f;
 
 DEVICE float infinity() { return __uint_as_float(0x7f800000u); }
 
-// Copies `ROWS` rows of `D` columns from `row` on; rows from `rows` and chunks from `chunks` on become zeros.
+// Copies `ROWS` rows of `D` columns from `row` on; rows from `rows` and chunks from `chunks` on
+// become zeros.
 template <int D, int ROWS, int THREADS>
 DEVICE void load_rows(u32 to, const bf16* from, u32 stride, u32 row, u32 rows, u32 chunks) {
     constexpr int CHUNKS = D / 8, PASS = THREADS / CHUNKS;
@@ -79,10 +83,12 @@ struct Flash {
         k += top * p.k_stride + column;
         v += top * p.v_stride + column;
 
-        // Where a lane's row of ldmatrix begins in the first 16 rows and two chunks of a tile. The four matrices are: for K, whose
-        // rows are the columns of an mma, both chunks of rows 0 to 7, then of 8 to 15; for Q, and for V, which is transposed on
-        // the way, the other way round. So the two registers that one mma takes from K or V follow each other. Chunk 2 i + c is
-        // found by flipping bits: the swizzle works on three bits of the chunk, and i % 4 are two of them.
+        // The start of a lane's row for ldmatrix in the first 16 rows and two chunks of a tile. The
+        // four matrices are: for K, whose rows are the columns of an mma, both chunks of rows 0 to
+        // 7, then of 8 to 15; for Q, and for V, which is transposed by the load, in the opposite
+        // order. So the two registers that one mma takes from K or V are consecutive. Chunk 2 i + c
+        // is found by flipping bits: the swizzle works on three bits of the chunk, and i % 4 are
+        // two of them.
         const u32 corner = shared + (lane % 8 + lane / 16 * 8) * PITCH + ((lane / 8 % 2 ^ lane % 8) << 4);
         const u32 turned = shared + lane % 16 * PITCH + ((lane / 16 ^ lane % 8) << 4);
 
@@ -102,7 +108,8 @@ struct Flash {
         const u32 tiles = (seen + TILE - 1) / TILE;
         float* const biases = reinterpret_cast<float*>(memory + 2 * STAGE);
         const bool biased = EXTRA && bias != nullptr;
-        // Diagonal `threadIdx.x` of tile `t`, counted from that of the block's last row and the tile's first key.
+        // Diagonal `threadIdx.x` of tile `t`, counted from that of the block's last row and the
+        // tile's first key.
         auto diagonal = [&](u32 t) {
             const u32 at = t * TILE + p.tokens + threadIdx.x - row0 - ROWS;
             return at < 2 * p.tokens - 1 ? load_element(bias, (size_t)at * p.bias_stride + head, p.bias_type) : 0.f;
@@ -116,8 +123,9 @@ struct Flash {
         load(0);
         if (biased) biases[threadIdx.x] = diagonal(0);
 
-        // Without bias, scores stay as the product gives them and m is in units of log2: one FFMA makes the exponent of a weight.
-        // With bias they are scaled first, and m is in their units, so that no finite bias overflows.
+        // Without a bias, scores stay as the product gives them and m is in units of log2: one FFMA
+        // computes the exponent of a weight. With a bias they are scaled first, and m has their
+        // units, so that no finite bias overflows.
         const float unit = EXTRA ? LOG2_E : p.scale * LOG2_E;
         float o[M][D / 8][4], m[M][2], l[M][2];
 #pragma unroll
@@ -241,7 +249,8 @@ struct Flash {
             if (biased && t + 1 < tiles) biases[(t + 1) % 2 * THREADS + threadIdx.x] = next;
         }
 
-        // Outputs pass through shared memory, so that every store is 16 bytes. A warp writes and reads its own rows only.
+        // Outputs pass through shared memory, so that every store is 16 bytes. A warp writes and
+        // reads only its own rows.
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < M; i++)

@@ -1,18 +1,24 @@
-// out = softmax(q . k^T * scale) . v for each picture and head, head dimension 128, on Hopper's asynchronous tensor cores.
+// out = softmax(q . k^T * scale) . v for each image and head, head dimension 128, on Hopper's
+// asynchronous tensor cores.
 //
-// q, k, v: batch*tokens x heads*128 windows in bf16, read by TMA; out: the same shape, its first `first` tokens of each picture may go
-// to another matrix. A block takes 128 queries of a head at a time: two consumer warpgroups own 64 rows each, scores (64 x 128) and
-// outputs (64 x 128) stay in their registers, a producer brings tiles of 128 keys and values (32 KB each) through two rings of 2.
+// q, k, v: batch*tokens x heads*128 windows in bf16, read by TMA; out: the same shape, the first
+// `first` tokens of each image may be stored in another matrix. A block takes 128 queries of a head
+// at a time: two consumer warpgroups own 64 rows each, scores (64 x 128) and outputs (64 x 128)
+// stay in their registers, a producer brings tiles of 128 keys and values (32 KB each) through two
+// rings of 2.
 //
-// The products of a tile are 4 x 64 x 128 x 128 multiply-adds for both warpgroups, 2048 clocks of the tensor cores at the full rate. Their
-// 16384 exponentials take 1024 clocks of the special function units and the rest of the softmax about 500 issue slots, so it must run
-// beside products: while a warpgroup does the softmax of tile i, its own product P(i-1).V(i-1) runs, and named barriers keep the two
-// warpgroups half a turn apart. L2 gives 64 KB per tile: at 650 TFLOP/s 5 TB/s over all processors. Blocks are persistent: the next
-// queries and keys load while results are stored. 1 block per processor, 160 KB of shared memory. Floor: 4 tokens^2 heads 128 / 989
-// TFLOP/s.
+// The products of a tile are 4 x 64 x 128 x 128 multiply-adds for both warpgroups, 2048 clocks of
+// the tensor cores at the full rate. Their 16384 exponentials take 1024 clocks of the special
+// function units and the rest of the softmax about 500 issue slots, so it must overlap with
+// products: while a warpgroup computes the softmax of tile i, its own product P(i-1).V(i-1) runs,
+// and named barriers keep the two warpgroups half a turn apart. A tile takes 64 KB from L2: 5 TB/s
+// over all processors at 650 TFLOP/s. Blocks are persistent: the next queries and keys load while
+// results are stored. 1 block per processor, 160 KB of shared memory. Lower bound of the time: 4
+// tokens^2 heads 128 / 989 TFLOP/s.
 //
-// Keys are walked from the last tile to the first, so that only the first tile of the walk can be ragged. Its missing keys get
-// probability zero; the rows of v that TMA then read belong to the next picture or are zeros, and must be finite.
+// The tiles of keys are processed from the last to the first, so that only the first one processed
+// can be incomplete. Its missing keys have the probability zero. The rows of v that TMA reads for
+// them belong to the next image or are zeros, and must be finite.
 #include "hopper.cuh"
 
 enum : u32 { QUERIES = 128, KEYS = 128, STAGES = 2 };
@@ -24,7 +30,7 @@ enum : u32 { AT_K = TILE, AT_V = AT_K + STAGES * TILE, AT_BARRIERS = AT_V + STAG
 
 struct Params {
     u32 heads, tokens, first;
-    u32 query_tiles, key_tiles, tiles;  // For a picture's head; the first also for the rows; all tiles of all heads and pictures.
+    u32 query_tiles, key_tiles, tiles;  // Of one head of one image (query_tiles also of all rows); of all heads and images.
     u32 out_stride, first_stride;
     float scale;  // Times log2(e).
 };
@@ -62,7 +68,7 @@ DEVICE void produce(u32 shared, Barriers at, const TensorMap& q, const TensorMap
         barrier_wait(at.q_empty(), queries.parity ^ 1);
         load_tile(shared, q, o.head, start + o.query, at.q_full());
         queries.next();
-        // Values come one tile later than keys, as they are used.
+        // Values are loaded one tile later than keys, because they are used later.
         for (u32 i = p.key_tiles + 1; i-- > 0;) {
             if (i > 0) {
                 barrier_wait(at.k_empty(keys.slot), keys.parity ^ 1);
@@ -95,8 +101,9 @@ DEVICE void start_output(float (&o)[64], const u32 (&p)[8][4], u32 v) {
     wgmma_commit();
 }
 
-// Turns scores into probabilities relative to the greatest score yet, and brings `sum` (this lane's share) up to it. Returns the
-// factors for what was summed before, one for each of the lane's two rows.
+// Turns scores into probabilities relative to the greatest score so far, and rescales `sum` (this
+// lane's part) to it. Returns the factors for the earlier sums, one for each of the lane's two
+// rows.
 DEVICE float2 softmax(float (&s)[64], float (&most)[2], float (&sum)[2], float scale) {
     float factor[2];
 #pragma unroll
@@ -121,7 +128,7 @@ DEVICE float2 softmax(float (&s)[64], float (&most)[2], float (&sum)[2], float s
     return {factor[0], factor[1]};
 }
 
-// The accumulators of a product are, rounded, the A operand of the next.
+// The accumulators of one product, rounded, are the A operand of the next.
 DEVICE void pack(u32 (&p)[8][4], const float (&s)[64]) {
 #pragma unroll
     for (int i = 0; i < 32; i++) p[i / 4][i % 4] = pack_bf16(s[2 * i], s[2 * i + 1]);
@@ -159,12 +166,14 @@ DEVICE void consume(u32 shared, Barriers at, bf16* out, bf16* out_first, const P
     };
     Ring<1> queries;
     Ring<STAGES> keys, values;
-    // The turns: a warpgroup starts its products when the other has started its own. The first turn is warpgroup 0's.
+    // The turns: a warpgroup starts its products when the other has started its own. The first turn
+    // is warpgroup 0's.
     if (group == 1) named_arrive(1, 256);
     for (u32 tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
         float s[64], o[64], most[2] = {MINUS_INFINITY, MINUS_INFINITY}, sum[2] = {0.f, 0.f};
         u32 probability[8][4];
-        // Zeroed here and not by the first product's predicate: ptxas serialises products whose accumulators it sees undefined.
+        // Set to zero here and not by the predicate of the first product: ptxas serialises products
+        // whose accumulators are undefined.
 #pragma unroll
         for (int i = 0; i < 64; i++) o[i] = 0.f;
 
@@ -221,7 +230,7 @@ DEVICE void consume(u32 shared, Barriers at, bf16* out, bf16* out_first, const P
         values.next();
         store_rows(out, out_first, o, sum, place(tile, p), row, p);
     }
-    // Takes the turn that nobody needs any more, so that the barrier is whole at the end.
+    // Takes the last turn, which is not needed, so that the barrier is complete at the end.
     if (group == 0) named_sync(1, 256);
 }
 
@@ -232,7 +241,7 @@ attention_d128_wgmma_sm90a(bf16* __restrict__ out, bf16* __restrict__ out_first,
     u32 shared = shared_address(memory);
     Barriers at = {shared + AT_BARRIERS};
     if (threadIdx.x == 0) {
-        // Eight consumer warps give a slot back.
+        // Eight consumer warps release a slot.
         barrier_init(at.q_full(), 1), barrier_init(at.q_empty(), 8);
         for (u32 i = 0; i < STAGES; i++) {
             barrier_init(at.k_full(i), 1), barrier_init(at.k_empty(i), 8);

@@ -1,16 +1,21 @@
 // Flash attention for head dimensions up to 512: one head of the VAE's mid block.
 //
-// A row's queries and sums are 4 times as long as in a transformer, too long for the registers of one warp. So two warps
-// share 16 query rows, each with 256 of the 512 columns: it multiplies its columns of Q and K, gives the partial scores to its
-// partner through shared memory, adds what it gets, and multiplies the weights with its columns of V. Nothing is computed
-// twice but the softmax. Both add the same two numbers, so both see bitwise the same scores.
+// A row's queries and sums are 4 times as long as in a transformer, too long for the registers of
+// one warp. Therefore two warps share 16 query rows, each with 256 of the 512 columns: a warp
+// multiplies its columns of Q and K, passes the partial scores to its partner through shared
+// memory, adds those of the partner, and multiplies the weights with its columns of V. Only the
+// softmax is computed twice. Both warps add the same two numbers, so both have bitwise the same
+// scores.
 //
-// A block has 64 query rows: 8 warps = 4 row groups x 2 halves. Tiles are of 16 keys: 16 KB for K and 16 KB for V, each in two
-// stages, and 16 KB for the exchange (two stages too) are 80 KB, within the 99 KB of sm_86. The loop is skewed, so that one
-// barrier per tile serves both the copies and the exchange: while tile t's weights are made, tile t + 1's scores are multiplied.
+// A block has 64 query rows: 8 warps = 4 row groups x 2 halves. Tiles are of 16 keys: 16 KB for K
+// and 16 KB for V, each in two stages, and 16 KB for the exchange (two stages too) are 80 KB,
+// within the 99 KB of sm_86. The loop is skewed, so that one barrier per tile serves both the
+// copies and the exchange: while the weights of tile t are computed, the scores of tile t + 1 are
+// multiplied.
 //
-// Roofline: 64 rows x 16 keys x 512 take 64 mma in each warp for 32 KB that arrive from L2; at 32 cycles per mma and
-// quarter (GeForce, f32 sums) 4096 cycles per tile, 8 bytes per cycle and multiprocessor.
+// Roofline: 64 rows x 16 keys x 512 take 64 mma in each warp for 32 KB that are read from L2; at 32
+// cycles per mma and quarter (GeForce, f32 sums) 4096 cycles per tile, 8 bytes per cycle and
+// multiprocessor.
 #pragma once
 
 #include "attention_flash.cuh"
@@ -53,7 +58,7 @@ struct Wide {
         auto load_values = [&](u32 t) {
             if (t < tiles) load_rows<D, TILE, THREADS>(shared + VALUES + t % 2 * STAGE, v, p.v_stride, t * TILE, p.tokens, chunks);
         };
-        // Scores of tile t from this warp's columns, also left for the partner.
+        // Scores of tile t from this warp's columns, also stored for the partner.
         float4* const exchange = reinterpret_cast<float4*>(memory + EXCHANGE);
         auto multiply = [&](float (&s)[2][4], u32 t) {
             const u32 keys = corner + t % 2 * STAGE;

@@ -1,6 +1,7 @@
-// The two rates that every other kernel is judged by, measured on the device at hand: how fast its tensor cores multiply when nothing
-// else limits them, and how fast its memory copies. Neither is a number from a data sheet: clocks, power limits and halved
-// accumulation rates of consumer cards are in it.
+// The two rates that every other kernel is compared with, measured on the device in use: how fast
+// its tensor cores multiply when nothing else limits them, and how fast its memory copies. They are
+// measured, not taken from a data sheet: they include clocks, power limits and the halved
+// accumulation rates of consumer cards.
 #include "common.cuh"
 
 struct CeilingParams {
@@ -8,8 +9,9 @@ struct CeilingParams {
     u32 vectors;  // 16-byte vectors to copy
 };
 
-// out: one float for each thread, so that the work is not removed. Sixteen independent accumulators hide the latency of an mma;
-// operands never change, so registers and nothing else feed the tensor cores. Work: blocks * 8 warps * rounds * 16 * 4096 flop.
+// out: one float for each thread, so that the work is not removed. Sixteen independent accumulators
+// hide the latency of an mma; operands never change, so the tensor cores are fed from registers
+// alone. Work: blocks * 8 warps * rounds * 16 * 4096 flop.
 KERNEL(256, 1) ceiling_mma_bf16(float* __restrict__ out, const CeilingParams p) {
     u32 a[4], b[2];
 #pragma unroll

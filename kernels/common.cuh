@@ -1,8 +1,10 @@
-// What every kernel family shares: names for the few PTX instructions that CUDA C++ has no word for, conversions, reductions.
+// Shared by all kernel families: wrappers for the few PTX instructions that CUDA C++ has no
+// function for, conversions, reductions.
 //
-// Calling convention of all kernels: first the buffers (device addresses; 0 where an optional one is absent), then TMA
-// descriptors if there are any (`const __grid_constant__ CUtensorMap`), last one `Params` struct by value, whose fields are
-// 32 bits wide and mirrored in `src/backend/cuda/`. Strides count elements. Every matrix is `rows x cols`, row-major.
+// Calling convention of all kernels: first the buffers (device addresses; 0 where an optional one
+// is absent), then TMA descriptors if there are any (`const __grid_constant__ CUtensorMap`), last
+// one `Params` struct by value, whose fields are 32 bits wide and mirrored in `src/backend/cuda/`.
+// Strides count elements. Every matrix is `rows x cols`, row-major.
 //
 // NVRTC compiles these files: there is no <stdint.h> and no host code.
 #pragma once
@@ -19,9 +21,9 @@ typedef unsigned long long u64;
 // Element types, as `DType` is numbered in `src/backend/cuda/launch.rs`.
 enum DType : u32 {
     BF16 = 0, F32 = 1, F16 = 2, E4M3 = 3, E5M2 = 4, I8 = 6,
-    // Stored in blocks: linear_blocks.cuh says how.
+    // Stored in blocks; see linear_blocks.cuh.
     Q8_0 = 16, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, NF4, FP4, MXFP8, NVFP4,
-    // Any of these, which the kernel learns at run time.
+    // Any of these; a run-time parameter of the kernel.
     BLOCKS = 32,
 };
 
@@ -30,13 +32,14 @@ enum DType : u32 {
 
 DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
-// Copies 16 bytes to shared memory, of which the first `bytes` (0 or 16) come from `from` and the others are zero. `from` is
-// not read when `bytes` is 0, but must be a valid address all the same: pass the start of the matrix.
+// Copies 16 bytes to shared memory, of which the first `bytes` (0 or 16) come from `from` and the
+// others are zero. `from` is not read when `bytes` is 0, but must still be a valid address: pass
+// the start of the matrix.
 DEVICE void copy_async(u32 to, const void* from, u32 bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most `N` of this thread's groups are still on their way.
+// Waits until at most `N` of this thread's groups are still in flight.
 template <int N> DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
 // Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
@@ -79,7 +82,8 @@ DEVICE float reciprocal_fast(float x) {
 }
 DEVICE float sigmoid(float x) { return reciprocal_fast(1.f + exp2_fast(-1.4426950408889634f * x)); }
 DEVICE float silu(float x) { return x * sigmoid(x); }
-// x/2 (1 + tanh u) is x sigmoid(2u), which stays precise where tanh u is near -1; tanh.approx has an error of 2^-11 there.
+// x/2 (1 + tanh u) is x sigmoid(2u), which stays precise where tanh u is near -1; tanh.approx has
+// an error of 2^-11 there.
 DEVICE float gelu_tanh(float x) { return x * sigmoid(1.5957691216057308f * (x + .044715f * x * x * x)); }
 DEVICE float quick_gelu(float x) { return x * sigmoid(1.702f * x); }
 

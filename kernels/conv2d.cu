@@ -1,30 +1,35 @@
-// out[pixel][o] = bias[o] + residual[pixel][o] + sum over taps and input channels of x[source(pixel, tap)][c] * w[o][tap][c]
+// out[pixel][o] = bias[o] + residual[pixel][o] + sum over taps and input channels of
+// x[source(pixel, tap)][c] * w[o][tap][c]
 //
-// A convolution over channels-last pictures as an implicit matrix product: rows are output pixels (batch x height x width, stacked),
-// columns are output channels, and the inner dimension runs over (tap, input channel). The im2col matrix exists only as tiles in shared
-// memory: cp.async gathers 16 bytes (8 channels of a pixel) at a time, and zero-fills where a tap falls into the padding. Enlarging the
-// picture twice is a right shift of the source coordinates.
+// A convolution over channels-last images as an implicit matrix product: rows are output pixels
+// (batch x height x width, stacked), columns are output channels, and the inner dimension is (tap,
+// input channel). The im2col matrix exists only as tiles in shared memory: cp.async gathers 16
+// bytes (8 channels of a pixel) at a time, and fills with zeros where a tap is in the padding.
+// Upsampling by two is a right shift of the source coordinates.
 //
-// Tiles: 128 pixels x 128 channels x 32 input channels of one tap. A row of a tile is 64 bytes, so every gather reads whole 32-byte
-// sectors, and three stages take 48 KiB: two blocks fit the 100 KiB of a GeForce multiprocessor. Four warps of 64 x 64 hold 128
-// accumulators a thread, and each reads 8 KiB of shared memory for 64 mma.sync: the four take 256 clocks of shared memory in the 2048 that
-// the matrix units of a GeForce need (512 on an A100). The work of a gather is hoisted: where a pixel's window begins is found once, its
-// address in the present tap and whether it lies inside the picture once a tap, and a step of 32 channels only adds 64 bytes to the
-// addresses.
+// Tiles: 128 pixels x 128 channels x 32 input channels of one tap. A row of a tile is 64 bytes, so
+// every gather reads complete 32-byte sectors, and three stages take 48 KiB: two blocks fit into
+// the 100 KiB of a GeForce multiprocessor. Four warps of 64 x 64 hold 128 accumulators a thread,
+// and each reads 8 KiB of shared memory for 64 mma.sync: the four take 256 clocks of shared memory
+// in the 2048 that the matrix units of a GeForce need (512 on an A100). The work of a gather is
+// hoisted: the start of a pixel's window is computed once, its address for a tap and whether it is
+// inside the image once per tap, and a step of 32 channels only adds 64 bytes to the addresses.
 //
-// Roofline: a step moves 16 KiB from L2 for 1.05 MFLOP. At 25 TFLOP/s (RTX 3060) that is .4 TB/s, at 58 (RTX 4070) .9: matrix units are
-// the limit. From memory a picture comes about 1.3 times (the rows above and below a wave of tiles), the weight once a wave; blocks that
-// differ only in their output channels are neighbours in the grid and share the pixels in L2.
-// The tiles of 64 and 16 channels serve layers with few output channels (the last convolution of the autoencoder has 3).
+// Roofline: a step moves 16 KiB from L2 for 1.05 MFLOP. At 25 TFLOP/s (RTX 3060) that is .4 TB/s,
+// at 58 (RTX 4070) .9: the matrix units are the limit. From memory an image is read about 1.3 times
+// (the rows above and below a wave of tiles), the weight once per wave; blocks that differ only in
+// their output channels are neighbours in the grid and share the pixels in L2. The tiles of 64 and
+// 16 channels serve layers with few output channels (the last convolution of the autoencoder has
+// 3).
 #include "common.cuh"
 
 struct Params {
     u32 pixels;                 // batch * out_height * out_width
-    u32 height, width;          // of a stored input picture
-    u32 out_height, out_width;  // of an output picture
+    u32 height, width;          // of a stored input image
+    u32 out_height, out_width;  // of an output image
     u32 channels, outputs;      // input and output channels
     u32 kernel, stride, pad;    // taps along a side, step, zeros above and left
-    u32 up;                     // 1 if the picture is enlarged twice
+    u32 up;                     // 1 if the input is upsampled by two
     u32 x_stride, w_stride, residual_stride, out_stride;
     u32 dtype;                  // of out and residual
     u32 vector;                 // out, residual and bias can be accessed four channels at a time
@@ -32,13 +37,15 @@ struct Params {
 };
 
 enum { THREADS = 128 };
-enum { OUTSIDE = -(1 << 30) };  // a window's origin from which every tap is outside the picture
+enum { OUTSIDE = -(1 << 30) };  // a window's origin from which every tap is outside the image
 
-// A tile's row has four 16-byte chunks. With this permutation eight consecutive rows of one chunk fall into 32 different banks, as do two
-// whole rows: neither ldmatrix nor cp.async meets a conflict.
+// A tile's row has four 16-byte chunks. With this permutation eight consecutive rows of one chunk
+// are in 32 different banks, and so are two complete rows: neither ldmatrix nor cp.async has bank
+// conflicts.
 DEVICE u32 swizzle(u32 row, u32 chunk) { return row * 64 + ((chunk ^ ((row >> 1) & 3)) << 4); }
 
-// Where the window of an output pixel begins in the (enlarged) picture, and the first pixel of that picture in x.
+// Where the window of an output pixel begins in the (enlarged) image, and the first pixel of that
+// image in x.
 DEVICE void locate(u32 m, const Params& p, int& y, int& x, u32& picture) {
     const u32 line = m / p.out_width, image = line / p.out_height;
     y = m < p.pixels ? (int)((line - image * p.out_height) * p.stride) - (int)p.pad : OUTSIDE;
@@ -46,8 +53,9 @@ DEVICE void locate(u32 m, const Params& p, int& y, int& x, u32& picture) {
     picture = image * p.height * p.width;
 }
 
-// acc += a . b^T for a warp's WM x WN part of a tile, over 32 input channels. `a` and `b` are the addresses of this lane's first rows for
-// ldmatrix: of a, rows lane % 16 and chunk lane / 16; of b, rows lane % 8 and chunk lane / 8.
+// acc += a . b^T for a warp's WM x WN part of a tile, over 32 input channels. `a` and `b` are the
+// addresses of this lane's first rows for ldmatrix: of a, rows lane % 16 and chunk lane / 16; of b,
+// rows lane % 8 and chunk lane / 8.
 template <int WM, int WN> DEVICE void multiply(float (&acc)[WM / 16][WN / 8][4], u32 a, u32 b) {
     u32 fa[2][WM / 16][4];
 #pragma unroll
@@ -65,7 +73,8 @@ template <int WM, int WN> DEVICE void multiply(float (&acc)[WM / 16][WN / 8][4],
     }
 }
 
-// Four channels of a row of out or residual, in one access; as bits at first, so that several loads can be on their way.
+// Four channels of a row of out or residual, in one access; as bits at first, so that several loads
+// can be in flight.
 DEVICE uint4 load_four(const void* from, size_t at, u32 dtype) {
     if (dtype == F32) return *reinterpret_cast<const uint4*>(static_cast<const float*>(from) + at);
     const uint2 v = *reinterpret_cast<const uint2*>(static_cast<const bf16*>(from) + at);
@@ -81,8 +90,9 @@ DEVICE void store_four(void* to, size_t at, u32 dtype, float4 v) {
 }
 DEVICE float4 add_four(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 
-// Stores a warp's part, whose first pixel is m0 and first channel n0. 16 rows at a time pass through the warp's own slab of shared memory
-// (16 rows of WN + 8 floats), so that memory sees whole rows; the values stay f32 until bias and residual are added.
+// Stores a warp's part, whose first pixel is m0 and first channel n0. 16 rows at a time pass
+// through the warp's own slab of shared memory (16 rows of WN + 8 floats), so that complete rows
+// are stored; the values stay f32 until bias and residual are added.
 template <int WM, int WN>
 DEVICE void finish(const float (&acc)[WM / 16][WN / 8][4], float* slab, u32 m0, u32 n0, const float* bias, const void* residual,
                    void* out, const Params& p) {
@@ -101,7 +111,8 @@ DEVICE void finish(const float (&acc)[WM / 16][WN / 8][4], float* slab, u32 m0, 
         __syncwarp();
 #pragma unroll 1
         for (int first = 0; mine && first < PASSES; first += GROUP) {
-            // All loads of a group before its stores: out may be the residual, so the compiler cannot move them.
+            // All loads of a group before its stores: out may be the residual, so the compiler
+            // cannot move them.
             const u32 row = first * ROWS + lane / LANES, m = m0 + i * 16 + row;
             uint4 v[GROUP] = {};
 #pragma unroll
@@ -128,8 +139,8 @@ DEVICE void finish(const float (&acc)[WM / 16][WN / 8][4], float* slab, u32 m0, 
     }
 }
 
-// BM x BN tiles by four warps of WM x WN. Wants whole 16-byte chunks: input channels a multiple of 8, x and its rows at multiples of 16
-// bytes.
+// BM x BN tiles by four warps of WM x WN. Needs complete 16-byte chunks: input channels a multiple
+// of 8, x and its rows at multiples of 16 bytes.
 template <int BM, int BN, int WM, int WN, int STAGES>
 DEVICE void convolve(const bf16* x, const bf16* w, const float* bias, const void* residual, void* out, const Params& p) {
     static_assert(BM / WM * (BN / WN) * 32 == THREADS && BM % 32 == 0, "four warps cover the tile");
@@ -161,7 +172,7 @@ DEVICE void convolve(const bf16* x, const bf16* w, const float* bias, const void
             pixel[i] = x + (inside[i] ? (size_t)source * p.x_stride : 0) + chunk * 8;
         }
     };
-    // Copies the next 32 channels of the tap to the stage at `stage`, and moves on.
+    // Copies the next 32 channels of the tap to the stage at `stage`, and advances.
     auto load = [&](u32 stage) {
         const bool some = channel + chunk * 8 < p.channels;
 #pragma unroll
@@ -229,15 +240,17 @@ KERNEL(THREADS, 2)
 conv2d_bf16_128x64(const bf16* x, const bf16* w, const float* bias, const void* residual, void* out, const __grid_constant__ Params p) {
     convolve<128, 64, 64, 32, 4>(x, w, bias, residual, out, p);
 }
-// What limits is the gather, which reads each pixel nine times from L2: three small blocks keep many copies on their way.
+// The limit is the gather, which reads each pixel nine times from L2: three small blocks keep many
+// copies in flight.
 KERNEL(THREADS, 3)
 conv2d_bf16_128x16(const bf16* x, const bf16* w, const float* bias, const void* residual, void* out, const __grid_constant__ Params p) {
     convolve<128, 16, 32, 16, 3>(x, w, bias, residual, out, p);
 }
 
-// Any number of channels at any alignment: 64 pixels x 64 channels by four warps of 32 x 32; the inner dimension is the flat row of w, 32
-// at a time, so that 3 input channels with 9 taps are one step. Each element is loaded on its own, with its tap found by division: for the
-// first convolution of the encoder, and for what no model has.
+// Any number of channels at any alignment: 64 pixels x 64 channels by four warps of 32 x 32; the
+// inner dimension is the flat row of w, 32 at a time, so that 3 input channels with 9 taps are one
+// step. Each element is loaded separately, and its tap is computed by division: for the first
+// convolution of the encoder, and for shapes that no model has.
 KERNEL(THREADS, 4)
 conv2d_any(const bf16* x, const bf16* w, const float* bias, const void* residual, void* out, const __grid_constant__ Params p) {
     // 64 rows of pixels and 64 of filters, 64 bytes each; the slabs reuse them and need 10 KiB.
@@ -251,7 +264,7 @@ conv2d_any(const bf16* x, const bf16* w, const float* bias, const void* residual
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, wm = warp / 2 * 32, wn = warp % 2 * 32, base = shared_address(memory);
     const u32 a = base + swizzle(wm + lane % 16, lane / 16), b = base + 4096 + swizzle(wn + lane % 8, lane / 8);
     float acc[2][4][4] = {};
-    // A thread brings elements 2 * pair and the next of rows first + 8 i.
+    // A thread loads elements 2 * pair and 2 * pair + 1 of rows first + 8 i.
     const u32 pair = threadIdx.x % 16, first = threadIdx.x / 16, depth = p.kernel * p.kernel * p.channels;
     const u16 *xs = reinterpret_cast<const u16*>(x), *ws = reinterpret_cast<const u16*>(w);
     const int tall = (int)(p.height << p.up), wide = (int)(p.width << p.up);

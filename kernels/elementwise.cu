@@ -4,19 +4,23 @@
 //   silu            out = x / (1 + e^-x)
 //   add             out = a + b
 //   cast            out = x in another type, over windows
-//   copy_rows       rows from .. from + count of each picture of x become rows to .. of that picture of out, bit by bit
+//   copy_rows       rows from .. from + count of each image of x become rows to .. of that image of
+//   out, bit for bit
 //   embed           out[r] = table[ids[r]] (+ positions[r % positions.rows])
 //   timestep_embed  out = [cos(1000 t f) | sin(1000 t f)], f_i = 10000^(-i / half)
 //   pack, unpack    latent pixels to tokens of 2x2 pixels and back
 //   euler_step      x += dt * v, with true CFG x += dt * (vu + s * (vc - vu))
 //
-// Roofline: memory alone, at most twenty operations for each element of 4 to 8 bytes moved; gelu_mul of T5 (512 x 10240) moves
-// 31 MB: 9 us on an H100. The fast kernels have one thread for each 16 bytes, neighbouring threads on neighbouring 16 bytes, so
-// that every sector is used whole; 2048 resident threads have 32 KB on their way, twice what hides the latency of an H100. The
-// `_any` kernels have one thread for each element and take every type, window and alignment. Of `embed` and of all that follows
-// it only these exist: they run once for a text or a step, on a few megabytes.
+// Roofline: limited by memory; at most twenty operations per element, for which 4 to 8 bytes are
+// moved; gelu_mul of T5 (512 x 10240) moves 31 MB: 9 us on an H100. The fast kernels have one
+// thread for each 16 bytes, neighbouring threads on neighbouring 16 bytes, so that every sector is
+// used completely; 2048 resident threads have 32 KB in flight, twice what hides the latency of an
+// H100. The `_any` kernels have one thread for each element and take every type, window and
+// alignment. `embed` and the operations listed after it have only these: they run once per text or
+// step, on a few megabytes.
 //
-// `out` may be an input of gelu_mul, silu and add, so nothing is `__restrict__`. NaN and infinity pass as in IEEE arithmetic.
+// `out` may be an input of gelu_mul, silu and add, so nothing is `__restrict__`. NaN and infinity
+// propagate as in IEEE arithmetic.
 
 #include "common.cuh"
 
@@ -52,7 +56,7 @@ template <class F> DEVICE u32 pair_of(u32 a, u32 b) {
     return pack_bf16(F::of(bf16_low(a), bf16_low(b)), F::of(bf16_high(a), bf16_high(b)));
 }
 
-// Dense bf16 in vectors of 8. `b` is 0 where there is one input.
+// Dense bf16 in vectors of 8. `b` is 0 if there is only one input.
 template <class F> DEVICE void binary_bf16(const uint4* a, const uint4* b, uint4* out, const BinaryParams& p) {
     const u64 i = thread_index();
     if (i >= (u64)p.rows * p.cols / 8) return;
@@ -86,8 +90,8 @@ struct CastParams {
     u32 x_type, out_type;
 };
 
-// Four elements a thread, 16 bytes of f32 against 8 of bf16: with eight, a warp would touch each f32 sector twice.
-// rows * cols / 4 is below 2^32 - THREADS, so that the divisions are short.
+// Four elements a thread, 16 bytes of f32 against 8 of bf16: with eight, a warp would touch each
+// f32 sector twice. rows * cols / 4 is below 2^32 - THREADS, so that the divisions are short.
 KERNEL(THREADS, 4) cast_f32_bf16_sm80(const float* x, bf16* out, CastParams p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x, quads = p.cols / 4, row = i / quads, col = i % quads * 4;
     if (row >= p.rows) return;
@@ -109,10 +113,10 @@ KERNEL(THREADS, 4) cast_any_sm80(const void* x, void* out, CastParams p) {
 }
 
 struct CopyRowsParams {
-    // Pictures, and rows to copy of each.
+    // Images, and rows to copy from each.
     u32 batch, count;
     u32 from, to;
-    // Rows of a picture in x and in out.
+    // Rows of an image in x and in out.
     u32 x_rows, out_rows;
     // A row's width and the steps from row to row, in units of what one thread copies.
     u32 width, x_pitch, out_pitch;
@@ -120,7 +124,7 @@ struct CopyRowsParams {
     u32 unit;
 };
 
-// Where unit i of all that is copied lies in x and in out.
+// The positions of unit i of the copied data in x and in out.
 struct Copy {
     size_t from, to;
     DEVICE Copy(u64 i, const CopyRowsParams& p) {
@@ -161,7 +165,8 @@ KERNEL(THREADS, 4) embed_any_sm80(const void* table, const int* ids, const void*
     if (i >= (u64)p.rows * p.cols) return;
     const Spot spot(i, p.cols);
     const u32 id = (u32)ids[spot.row];
-    // The host checks ids when it writes them; should one be wrong all the same, it must show and not read elsewhere.
+    // The host checks ids when it writes them. If an id is wrong all the same, the result is NaN,
+    // and no other memory is read.
     float v = __int_as_float(0x7fffffff);
     if (id < p.table_rows) v = load_stored(table, (size_t)id * p.table_stride + spot.col, p.table_type);
     if (positions) {
@@ -175,9 +180,9 @@ struct TimestepParams {
     u32 t_stride, out_stride, out_type;
 };
 
-// 10000^(-i/half), as if e^x were computed exactly for the f32 exponent and rounded once: a frequency that is off by its last
-// bit turns an angle of 1000 by 6e-5. x = n ln 2 + r; e^r = 1 + r + r^2 P(r), whose large terms are added with their rounding
-// errors carried along.
+// 10000^(-i/half), as if e^x were computed exactly for the f32 exponent and rounded once: an error
+// in the last bit of the frequency changes an angle of 1000 by 6e-5. x = n ln 2 + r; e^r = 1 + r +
+// r^2 P(r), whose large terms are added together with their rounding errors.
 DEVICE float timestep_frequency(u32 i, u32 half) {
     const float x = __fdiv_rn(__fmul_rn(-9.210340371976184f, (float)i), (float)half);
     const float n = rintf(x * 1.4426950408889634f);
@@ -197,9 +202,10 @@ DEVICE float timestep_frequency(u32 i, u32 half) {
     return y * __int_as_float(((int)n + 127) << 23);
 }
 
-// Cosine and sine with an error below 2e-7 for |x| up to 10^6 (guidance 3.5 asks for 3500). CUDA's own have a path for large
-// arguments with a table in local memory. x = n pi/2 + r with pi/2 in three parts: the first difference is exact, because
-// what is left has no bit below the last bit of the product.
+// Cosine and sine with an error below 2e-7 for |x| up to 10^6 (guidance 3.5 needs 3500). CUDA's own
+// functions have a path for large arguments with a table in local memory. x = n pi/2 + r with pi/2
+// in three parts: the first difference is exact, because the remainder has no bit below the last
+// bit of the product.
 DEVICE void cos_sin(float x, float& c, float& s) {
     const float n = rintf(x * .6366197723675814f);
     float r = __fmaf_rn(n, -1.5707963705062866f, x);
@@ -228,7 +234,7 @@ KERNEL(THREADS, 4) timestep_embed_any_sm80(const float* t, void* out, TimestepPa
 }
 
 struct LatentParams {
-    // Tokens of all pictures, and their columns: 4 for each channel.
+    // Tokens of all images, and their columns: 4 for each channel.
     u32 tokens, cols;
     // Pixels of a line.
     u32 width;
@@ -237,8 +243,8 @@ struct LatentParams {
     float scale, shift;
 };
 
-// Where column `spot.col` of token `spot.row` lies among the pixels. The lines of all pictures can be counted through, since
-// each has an even number of them.
+// The position of column `spot.col` of token `spot.row` among the pixels. The lines of all images
+// are numbered through, since each image has an even number of them.
 DEVICE size_t pixel_of(const Spot& spot, u32 width, u32 stride) {
     const u32 across = width / 2, token = (u32)spot.row;
     const u64 line = (u64)(token / across) * (2 * width) + spot.col / 2 % 2 * width;
@@ -262,7 +268,7 @@ KERNEL(THREADS, 4) unpack_any_sm80(const void* x, void* out, LatentParams p) {
 struct EulerParams {
     u32 rows, cols;
     u32 x_stride, v_stride, v_type;
-    // Whether v has the unconditional rows behind the conditional ones.
+    // Whether v has the unconditional rows after the conditional ones.
     u32 cfg;
 };
 

@@ -1,10 +1,12 @@
-// How a matrix product leaves the chip: out = tail(acc * scales[n] * row_scales[r] + bias[n]), for every kernel of the `linear`
-// family. Where the product has a side (linear_side.cuh), the sums come scaled, and `scales` and `row_scales` are null here.
+// The epilogue of a matrix product: out = tail(acc * scales[n] * row_scales[r] + bias[n]), for
+// every kernel of the `linear` family. If the product has a side branch (linear_side.cuh), the sums
+// are scaled already, and `scales` and `row_scales` are null here.
 //
-// A kernel stages its f32 accumulators in shared memory (rows padded so that both mma fragments and the float4 of a row are free of
-// bank conflicts), and `finish_tile` takes them out again row by row: a thread keeps four columns, whose scale and bias it loads
-// once, and walks down the rows. So residual, gate and output move in whole sectors whatever the fragment layout was, and the
-// code of the tails stands once in a kernel instead of once per fragment.
+// A kernel stages its f32 accumulators in shared memory (rows padded so that both mma fragments and
+// the float4 of a row are free of bank conflicts), and `finish_tile` reads them back row by row: a
+// thread keeps four columns, whose scale and bias it loads once, and goes through the rows. So
+// residual, gate and output are accessed in complete sectors for every fragment layout, and a
+// kernel contains the code of the tails once instead of once per fragment.
 #pragma once
 
 #include "common.cuh"
@@ -20,14 +22,15 @@ struct LinearParams {
     u32 tail;                      // Tail
     u32 out_dtype;                 // BF16 or F32, of out and residual
     u32 gate_dtype;                // BF16 or F32
-    u32 vector;                    // 1 where 4 divides n and four columns of every operand may move as one vector
-    u32 splits, split_steps;       // parts of k that are summed on their own, and the steps along k of each
-    u32 w_dtype;                   // DType, for kernels that learn it at run time
-    // The side: t is rows x rank in bf16, b is n x rank in bf16 or f16. rank is 0 where there is none.
+    u32 vector;                    // 1 if 4 divides n and every operand allows vectors of 4 columns
+    u32 splits, split_steps;       // parts of k that are summed separately, and the steps of each
+    u32 w_dtype;                   // DType, for kernels where it is a run-time parameter
+    // The side branch: t is rows x rank in bf16, b is n x rank in bf16 or f16. rank is 0 if there
+    // is none.
     u32 rank, t_stride, b_stride;
-    u32 t_vector;                  // 1 where rows of t may be copied in chunks of 16 bytes; those of b always may
+    u32 t_vector;                  // 1 if rows of t can be copied in chunks of 16 bytes; those of b always can
     u32 b_dtype;
-    u32 planes[3];                 // bytes from the first plane of a row of w in blocks to the others; w_stride counts bytes there
+    u32 planes[3];                 // w in blocks: bytes from the first plane of a row to the others
 };
 
 // The operands of the epilogue; null where absent.
@@ -40,13 +43,13 @@ struct LinearOut {
     void* out;                // rows x n
 };
 
-// Four neighbouring columns of the output and what belongs to them for all rows.
+// Four neighbouring columns of the output, and the values that they have for all rows.
 struct Columns {
     u32 col;
     float scale[4], bias[4];
 };
 
-// The operands of the side.
+// The operands of the side branch.
 struct LinearSide {
     const u16* t;  // rows x rank
     const u16* b;  // n x rank, its rows padded with zeros to multiples of 8
@@ -77,7 +80,7 @@ DEVICE Columns load_columns(const LinearParams& p, const LinearOut& o, u32 col) 
     return c;
 }
 
-// Four elements as they lie in memory; they begin at a multiple of four.
+// Four elements in their stored form; the first is at a multiple of four.
 DEVICE uint4 load_raw(const void* p, size_t at, u32 dtype) {
     const u8* from = static_cast<const u8*>(p) + at * (dtype == F32 ? 4 : 2);
     uint2 v = *reinterpret_cast<const uint2*>(from), u = make_uint2(0, 0);
@@ -90,7 +93,7 @@ DEVICE float4 unpack_raw(const uint4& r, u32 dtype) {
                        f32 ? __uint_as_float(r.z) : bf16_low(r.y), f32 ? __uint_as_float(r.w) : bf16_high(r.y));
 }
 
-// The residual of a row, fetched long before it is used; nothing where vectors are not allowed.
+// The residual of a row, loaded long before it is used; zeros if vectors are not allowed.
 DEVICE uint4 fetch_residual(const LinearParams& p, const LinearOut& o, u32 row, u32 col) {
     uint4 raw = make_uint4(0, 0, 0, 0);
     if (p.tail >= TAIL_ADD && p.vector && row < p.rows && col < p.n)
@@ -98,7 +101,7 @@ DEVICE uint4 fetch_residual(const LinearParams& p, const LinearOut& o, u32 row, 
     return raw;
 }
 
-// One row of four columns: `acc` are the accumulators, `raw` is what `fetch_residual` brought.
+// One row of four columns: `acc` are the accumulators, `raw` is the result of `fetch_residual`.
 DEVICE void finish_row(const LinearParams& p, const LinearOut& o, u32 row, const Columns& c, float4 acc, uint4 raw) {
     if (row >= p.rows || c.col >= p.n) return;
     float y[4] = {acc.x, acc.y, acc.z, acc.w};
@@ -132,7 +135,8 @@ DEVICE void finish_row(const LinearParams& p, const LinearOut& o, u32 row, const
         }
         return;
     }
-    // Element by element. The loop is not unrolled, to keep the kernels short; the sums move up by one each time.
+    // Element by element. The loop is not unrolled, to keep the kernels short; the sums move up by
+    // one in each round.
 #pragma unroll 1
     for (u32 i = 0; i < 4 && c.col + i < p.n; i++) {
         float v = y[0];
@@ -145,8 +149,9 @@ DEVICE void finish_row(const LinearParams& p, const LinearOut& o, u32 row, const
     }
 }
 
-// Floats from row to row of a staged tile: PAD is 8 for fragments whose pairs are neighbours in a row of the output, 4 for those of
-// transposed products, whose pairs stand one above the other.
+// The distance of rows of a staged tile, in floats: PAD is 8 for fragments whose pairs are
+// neighbours in a row of the output, 4 for transposed products, whose pairs are neighbours in a
+// column.
 template <int COLUMNS, int PAD = 8> struct Stage { static constexpr int STRIDE = COLUMNS + PAD; };
 
 // Where the pair (row, col), (row, col + 1) of a fragment goes.
@@ -154,21 +159,24 @@ template <int COLUMNS> DEVICE void stage_pair(float* stage, u32 row, u32 col, fl
     *reinterpret_cast<float2*>(stage + row * Stage<COLUMNS>::STRIDE + col) = make_float2(low, high);
 }
 
-// A whole fragment of a transposed product (w . x^T): c[0], c[1] are (row, col), (row + 1, col), the others eight columns further.
+// A whole fragment of a transposed product (w . x^T): c[0], c[1] are (row, col), (row + 1, col),
+// the others eight columns further.
 template <int COLUMNS> DEVICE void stage_transposed(float* stage, u32 row, u32 col, const float (&c)[4]) {
     float* at = stage + row * Stage<COLUMNS, 4>::STRIDE + col;
     at[0] = c[0], at[Stage<COLUMNS, 4>::STRIDE] = c[1], at[8] = c[2], at[Stage<COLUMNS, 4>::STRIDE + 8] = c[3];
 }
 
-// Finishes ROWS staged rows of COLUMNS columns, which are those from (row0, col0) of the output. A barrier must stand between
-// the staging and this, and another before the stage is overwritten.
+// Finishes ROWS staged rows of COLUMNS columns, which are those from (row0, col0) of the output.
+// There must be a barrier between the staging and this, and another before the stage is
+// overwritten.
 template <int ROWS, int COLUMNS, int THREADS, int PAD = 8>
 DEVICE void finish_tile(const LinearParams& p, const LinearOut& o, const float* stage, u32 row0, u32 col0) {
     constexpr int ACROSS = COLUMNS / 4, DOWN = THREADS / ACROSS;
     static_assert(THREADS % ACROSS == 0 && ROWS % DOWN == 0, "threads must cover whole rows, and the rows evenly");
     int first = threadIdx.x / ACROSS, col = threadIdx.x % ACROSS * 4;
     Columns c = load_columns(p, o, col0 + col);
-    // The residuals of three rows are on their way while a row is finished; the first rounds only send for them.
+    // The residuals of three rows are in flight while a row is finished; the first rounds only
+    // start their loads.
     uint4 r0 = make_uint4(0, 0, 0, 0), r1 = r0, r2 = r0, r3 = r0;
 #pragma unroll 1
     for (int r = first - 3 * DOWN; r < ROWS; r += DOWN) {

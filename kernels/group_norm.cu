@@ -1,24 +1,30 @@
-// out[p][c] = act((x[p][c] - mean[g]) / sqrt(variance[g] + eps) * weight[c] + bias[c]), act = SiLU or nothing
+// out[p][c] = act((x[p][c] - mean[g]) / sqrt(variance[g] + eps) * weight[c] + bias[c]), act = SiLU
+// or nothing
 //
-// Mean and variance are those of a group: all pixels of a picture x the `channels / groups` channels of group g. Pixels are rows, channels
-// last. The group of a whole picture is far larger than a block, so this takes three launches:
-//   statistics: a block reads a chunk of rows once and leaves (mean, sum of squared deviations) of every group in scratch;
+// Mean and variance are those of a group: all pixels of an image x the `channels / groups` channels
+// of group g. Pixels are rows, channels last. The group of a whole image is far larger than a
+// block, so this takes three launches:
+//   statistics: a block reads a chunk of rows once and stores (mean, sum of squared deviations) of
+//   every group in scratch;
 //   merge:      a block per group joins the chunks into (mean, 1 / deviation);
-//   apply:      normalises chunk by chunk, the last chunk first, because the end of x is what statistics left in L2.
-// A thread keeps its 8 channels (16 bytes) and walks down the rows, four at a time, so that a warp reads 512 consecutive bytes and 16 KiB a
-// block are on their way.
+//   apply:      normalises chunk by chunk, the last chunk first, because the statistics pass leaves
+//   the end of x in L2.
+// A thread keeps its 8 channels (16 bytes) and goes through the rows, four at a time, so that a
+// warp reads 512 consecutive bytes and a block has 16 KiB in flight.
 //
-// A sum of squares loses everything where the mean is far from zero. Each thread sums differences from the first value that it saw of a
-// channel; from then on only means and squared deviations are joined (Chan, Golub, LeVeque), in an order that depends on the shape alone.
+// A sum of squares loses all precision if the mean is far from zero. Each thread sums differences
+// from the first value that it reads of a channel; after that only means and squared deviations are
+// joined (Chan, Golub, LeVeque), in an order that depends on the shape alone.
 //
-// Roofline: three passes at memory bandwidth. A megapixel of 128 channels is 268 MB: 2.2 ms at 360 GB/s, .24 at 3.3 TB/s.
+// Roofline: three passes at memory bandwidth. A megapixel of 128 channels is 268 MB: 2.2 ms at 360
+// GB/s, .24 at 3.3 TB/s.
 #include "common.cuh"
 
 struct Params {
-    u32 rows;        // pixels of a picture
+    u32 rows;        // pixels of an image
     u32 channels, groups;
     u32 chunk_rows;  // rows of a block
-    u32 chunks;      // blocks of a picture
+    u32 chunks;      // blocks of an image
     u32 x_stride, out_stride;
     u32 x_dtype, out_dtype;
     u32 silu;
@@ -39,8 +45,9 @@ DEVICE Moments moments(float count, float shift, float sum, float squares) {
     return {count, shift + mean, fmaxf(squares - sum * mean, 0.f)};
 }
 
-// Of the union of `count` parts, by a whole warp: the mean first (as a difference from that of part 0, which is never empty), then the
-// deviations from it. Every lane gets the same.
+// The moments of the union of `count` parts, by a whole warp: the mean first (as a difference from
+// that of part 0, which is never empty), then the deviations from it. Every lane has the same
+// result.
 template <class Part> DEVICE Moments join(u32 count, Part part) {
     const u32 lane = threadIdx.x % 32;
     const float reference = part(0).mean;
@@ -59,7 +66,8 @@ template <class Part> DEVICE Moments join(u32 count, Part part) {
     return {n, mean, warp_sum(squares)};
 }
 
-// Of the union of what each thread of a block has (thread 0 has something); the result is right in the first warp.
+// The moments of the union of the parts of all threads of a block (that of thread 0 is not empty).
+// The result is valid in the first warp.
 DEVICE Moments join_threads(const Moments& mine) {
     __shared__ Moments all[THREADS];
     all[threadIdx.x] = mine;
@@ -73,12 +81,13 @@ DEVICE void unpack(const uint4& v, float (&f)[8]) {
     for (int i = 0; i < 4; i++) f[2 * i] = bf16_low(words[i]), f[2 * i + 1] = bf16_high(words[i]);
 }
 
-// Block `picture * chunks + chunk`; up to 2048 channels, a multiple of 8; rows at multiples of 16 bytes.
+// Block `picture * chunks + chunk`; up to 2048 channels, a multiple of 8; rows at multiples of 16
+// bytes.
 KERNEL(THREADS, 4) group_norm_statistics_bf16(const bf16* x, float2* partials, const __grid_constant__ Params p) {
     __shared__ __align__(16) float means[THREADS * 8], deviations[THREADS * 8];
     const u32 picture = blockIdx.x / p.chunks, chunk = blockIdx.x - picture * p.chunks;
     const u32 count = min(p.rows - chunk * p.chunk_rows, p.chunk_rows);
-    // The block is `lines` rows of `vectors` threads; what is left over of it rests.
+    // The block is `lines` rows of `vectors` threads; the other threads do nothing.
     const u32 vectors = p.channels / 8, lines = THREADS / vectors, line = threadIdx.x / vectors, vector = threadIdx.x - line * vectors;
     if (line < lines) {
         const bf16* from = x + ((size_t)picture * p.rows + chunk * p.chunk_rows) * p.x_stride + vector * 8;
@@ -117,7 +126,8 @@ KERNEL(THREADS, 4) group_norm_statistics_bf16(const bf16* x, float2* partials, c
         }
     }
     __syncthreads();
-    // Each channel over its lines, in the place of line 0; then the channels of a group. Neither meets a bank conflict.
+    // Joins each channel over its lines, in the memory of line 0; then the channels of a group.
+    // Both are free of bank conflicts.
     const u32 rounds = count / lines, rest = count - rounds * lines;
     for (u32 c = threadIdx.x; c < p.channels; c += THREADS) {
         const float reference = means[c];
@@ -162,7 +172,7 @@ KERNEL(THREADS, 4) group_norm_statistics_any(const void* x, float2* partials, co
     if (threadIdx.x == 0) partials[blockIdx.x] = make_float2(m.mean, m.squares);
 }
 
-// (mean, 1 / deviation) of group `blockIdx.x` (of all pictures) from its chunks.
+// (mean, 1 / deviation) of group `blockIdx.x` (of all images) from its chunks.
 KERNEL(THREADS, 1) group_norm_merge(const float2* partials, float2* statistics, const __grid_constant__ Params p) {
     partials += (size_t)blockIdx.x * p.chunks;
     const float width = (float)(p.channels / p.groups);
@@ -179,7 +189,8 @@ KERNEL(THREADS, 1) group_norm_merge(const float2* partials, float2* statistics, 
     if (threadIdx.x == 0) statistics[blockIdx.x] = make_float2(all.mean, rsqrtf(all.squares / all.count + p.eps));
 }
 
-// Blocks as in group_norm_statistics_bf16, in the opposite order. out may be x: a thread reads and writes the same elements.
+// Blocks as in group_norm_statistics_bf16, in the opposite order. out may be x: a thread reads and
+// writes the same elements.
 KERNEL(THREADS, 4)
 group_norm_apply_bf16(const bf16* x, const float2* statistics, const float* weight, const float* bias, bf16* out,
                       const __grid_constant__ Params p) {
@@ -225,7 +236,7 @@ group_norm_apply_bf16(const bf16* x, const float2* statistics, const float* weig
     for (; row < count; row += lines) store(row, load(row));
 }
 
-// Block `picture * chunks + chunk`, with chunks of its own size.
+// Block `picture * chunks + chunk`, with chunks of another size.
 KERNEL(THREADS, 4)
 group_norm_apply_any(const void* x, const float2* statistics, const float* weight, const float* bias, void* out,
                      const __grid_constant__ Params p) {

@@ -1,15 +1,18 @@
-// out = tail(x . (scales * w)^T + t . b^T + bias): x rows x K in bf16, w N x K in bf16, f16, e4m3, e5m2 or i8 (in blocks:
-// linear_blocks.cu), sums in f32, out rows x N in bf16 or f32; t . b^T is the side, which most products do not have (linear_side.cuh).
+// out = tail(x . (scales * w)^T + t . b^T + bias): x rows x K in bf16, w N x K in bf16, f16, e4m3,
+// e5m2 or i8 (in blocks: linear_blocks.cu), sums in f32, out rows x N in bf16 or f32; t . b^T is
+// the side branch of a LoRA, which most products do not have (linear_side.cuh).
 //
-// linear_*_128x128: 2 x 2 warps of 64x64. A step of 32 k costs a warp 64 mma.sync, 16 vector loads from shared memory and, for
-//   8-bit weights, 3 instructions per weight and lane: 5 issue slots per mma (bf16: 2), where GeForce tensor cores take 32
-//   cycles and an A100's 8. A block reads 16 KiB (8-bit: 12) per 2,048 tensor cycles of a GeForce, so L2 and memory are far from
-//   their limits. Two blocks share a multiprocessor (48 KiB, at most 256 registers a thread), so that one multiplies while the
-//   other starts, waits or finishes.
-// linear_*_64x64: 2 x 2 warps of 32x32, four blocks to a multiprocessor: outputs too small for large tiles. Both cut k into
-//   splits where there are places for more blocks than tiles; linear_reduce then adds the partial sums in order.
+// linear_*_128x128: 2 x 2 warps of 64x64. A step of 32 k costs a warp 64 mma.sync, 16 vector loads
+//   from shared memory and, for 8-bit weights, 3 instructions per weight and lane: 5 issue slots
+//   per mma (bf16: 2), where GeForce tensor cores take 32 cycles and an A100's 8. A block reads 16
+//   KiB (8-bit: 12) per 2,048 tensor cycles of a GeForce, so L2 and memory are far from their
+//   limits. Two blocks share a multiprocessor (48 KiB, at most 256 registers a thread), so that one
+//   multiplies while the other starts, waits or finishes.
+// linear_*_64x64: 2 x 2 warps of 32x32, four blocks per multiprocessor, for outputs that are too
+//   small for large tiles. Both divide k into splits if the device can run more blocks than there
+//   are tiles; linear_reduce then adds the partial sums in order.
 // linear_*_rows16: few rows, see linear_few.cuh.
-// linear_any: whatever alignment and strides; element by element, for the sizes that models do not have.
+// linear_any: any alignment and strides, element by element, for sizes that models do not have.
 #include "linear_kernels.cuh"
 
 TILED(bf16, BF16)
@@ -18,7 +21,8 @@ TILED(e4m3, E4M3)
 TILED(e5m2, E5M2)
 TILED(i8, I8)
 
-// Adds the splits' partial sums, each rows x n (rows padded to 4 floats), and finishes. grid: (n / 512, rows or fewer), 128 threads.
+// Adds the splits' partial sums, each rows x n (rows padded to 4 floats), and finishes. grid: (n /
+// 512, rows or fewer), 128 threads.
 KERNEL(128, 4) linear_reduce_sm80(OPERANDS) {
     u32 pitch = (p.n + 3) / 4 * 4, col = (blockIdx.x * 128 + threadIdx.x) * 4;
     if (col >= p.n) return;
@@ -48,7 +52,8 @@ DEVICE u16 weight(const u8* w, size_t i, u32 dtype) {
     }
 }
 
-// 64x64 like the tiles above, but every element is fetched and converted on its own (weights in blocks by units) and there is no pipeline.
+// 64x64 like the tiles above, but every element is loaded and converted separately (weights in
+// blocks by units), without a pipeline.
 KERNEL(128, 4) linear_any_sm80(OPERANDS) {
     constexpr int B = 64, MJ = B / 8 / WARPS_M, NI = B / 16 / WARPS_N;
     __shared__ Table table;

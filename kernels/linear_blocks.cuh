@@ -1,20 +1,24 @@
-// Weights stored in blocks that share scales (GGUF's types, NF4, FP4, mxfp8, nvfp4), from their planes in memory to pairs of bf16.
+// Weights stored in blocks that share scales (GGUF's types, NF4, FP4, mxfp8, nvfp4), from their
+// planes in memory to pairs of bf16.
 //
-// A row of w lies plane by plane: the quants of all its blocks, then their further bits where quants have such, then their scales; each
-// plane begins at a multiple of 16 bytes, p.planes bytes after the first (src/dtype/blocks.rs has the table). All kernels take
-// weights by units of 16 neighbouring elements, half a group of 32: no format changes its scale within one, and where a byte holds
-// bits of several groups, the units of one group are neighbouring chunks of 16 bytes: two lanes read one whole sector.
+// A row of w is stored plane by plane: the quants of all its blocks, then their further bits if the
+// format has any, then their scales; each plane begins at a multiple of 16 bytes, p.planes bytes
+// after the first (src/dtype/blocks.rs has the table). All kernels read weights in units of 16
+// neighbouring elements, half a group of 32: no format changes its scale within a unit, and if a
+// byte holds bits of several groups, the units of one group are neighbouring chunks of 16 bytes:
+// two lanes read one complete sector.
 //
-// `load_units` fetches what a unit needs into registers, `unpack_unit` makes 8 pairs of it: arithmetic in f32, operation for operation as
-// the decoders in src/dtype do it, rounded to bf16 once. Which format it is the kernel learns at run time: all branches are uniform.
-// Formats of whole numbers only bring their codes into the bytes of four words, value = scale * (code - zero) + shift, and share the
-// arithmetic: 16 x (prmt, add, fma, half a cvt), and 8 to 46 instructions of the format's own.
+// `load_units` loads the data of a unit into registers, `unpack_unit` makes 8 pairs of it:
+// arithmetic in f32, with the same operations as the decoders in src/dtype, rounded to bf16 once.
+// The format is a run-time parameter: all branches are uniform. Formats of integers only put their
+// codes into the bytes of four words, value = scale * (code - zero) + shift, and share the
+// arithmetic: 16 x (prmt, add, fma, half a cvt), and 8 to 46 instructions for the format.
 #pragma once
 
 #include "epilogue.cuh"
 #include "linear_weights.cuh"
 
-// What is fetched for a unit.
+// The data of a unit.
 struct Unit {
     uint4 quants, more, header;
 };
@@ -23,7 +27,8 @@ template <typename T> DEVICE T fetch(const u8* from) { return __ldg(reinterpret_
 
 // Unit `u` of each of N rows.
 template <int N> DEVICE void load_units(Unit (&q)[N], const u8* const (&rows)[N], u32 u, const LinearParams& p) {
-    // Formats of 256 elements: the block, the unit within, its group there (0 .. 7) and which half of it.
+    // Formats of 256 elements: the block, the unit in it, the unit's group (0 .. 7) and its half of
+    // the group.
     u32 block = u / 16, within = u % 16, group = within / 2, half = u % 2;
     u32 second = p.planes[0], third = p.planes[1], fourth = p.planes[2];
     auto each = [&](auto load) {
@@ -131,10 +136,11 @@ DEVICE float half_low(u32 pair) {
     return v;
 }
 DEVICE float half_high(u32 pair) { return half_low(pair >> 16); }
-// Bits circle to the right; a negative distance moves them to the left.
+// Rotates bits to the right; a negative distance rotates to the left.
 DEVICE u32 rotate(u32 v, int by) { return __funnelshift_r(v, v, by); }
 
-// Sixteen codes of at most 8 bits in their order, one to a byte: value = scale * (code - zero) + shift.
+// Sixteen codes of at most 8 bits in their order, one to a byte: value = scale * (code - zero) +
+// shift.
 struct Codes {
     u32 words[4];
     float scale, zero, shift;
@@ -154,7 +160,8 @@ DEVICE void nibbles(u32 (&words)[4], const uint4& v, u32 high) {
 #pragma unroll
     for (int i = 0; i < 4; i++) words[i] = word(v, i) >> high * 4 & 0x0f0f0f0fu;
 }
-// Sets the fifth bits of 16 codes to the lower 16 of `bits`: a product puts four of them 7 places apart, so that each meets its byte.
+// Sets the fifth bits of 16 codes to the lower 16 of `bits`: a product puts four of them 7
+// positions apart, so that each is at its byte.
 DEVICE void fifth_bits(u32 (&words)[4], u32 bits) {
 #pragma unroll
     for (int i = 0; i < 4; i++) words[i] |= (bits >> 4 * i & 15) * 0x02040810u & 0x10101010u;
@@ -192,7 +199,8 @@ DEVICE Codes codes_q2_k(const Unit& q, u32 group) {
     for (int i = 0; i < 4; i++) c.words[i] = word(q.quants, i) >> group % 4 * 2 & 0x03030303u;
     return c;
 }
-// (d (s - 32)) (q - 4): 2 bits and bit `group` of the third ones; s has 4 bits in one byte and 2 in another.
+// (d (s - 32)) (q - 4): 2 bits and bit `group` of the third ones; s has 4 bits in one byte and 2 in
+// another.
 DEVICE Codes codes_q3_k(const Unit& q, u32 within) {
     u32 group = within / 2, low = q.header.y >> within / 8 * 4 & 15, high = q.header.z >> within / 4 * 2 & 3;
     Codes c = {{}, half_low(q.header.x) * (float)((int)(low | high << 4) - 32), 4.f, 0.f};
@@ -226,7 +234,8 @@ DEVICE Codes codes_q6_k(const Unit& q, u32 group) {
     return c;
 }
 
-// A code behind 0x47 is 32768 more than itself, in the second byte: the difference is exact.
+// Prefixed with 0x47, a code in the second byte stands for 32768 plus itself: the difference is
+// exact.
 DEVICE void values(const Codes& c, u32 (&pairs)[8]) {
     float zero = 32768.f + c.zero;
 #pragma unroll
@@ -238,11 +247,12 @@ DEVICE void values(const Codes& c, u32 (&pairs)[8]) {
     }
 }
 
-// The sixteen values of 4-bit floats, in shared memory, where sixteen words lie in sixteen banks.
+// The sixteen values of 4-bit floats, in shared memory, where sixteen words are in sixteen banks.
 struct Table {
     float values[16];
 
-    // By the first 16 threads; a barrier must follow. e2m1 has 1, 2 and 1 bits; the others are bitsandbytes' tables.
+    // Written by the first 16 threads; a barrier must follow. e2m1 has 1, 2 and 1 bits; the others
+    // are bitsandbytes' tables.
     DEVICE void fill(u32 dtype) {
         const float nf4[16] = {-1.f,         -0.6961928f, -0.52507305f, -0.3949175f, -0.28444138f, -0.18477343f, -0.091050036f, 0.f,
                                0.0795803f,   0.1609302f,  0.2461123f,   0.33791524f, 0.44070983f,  0.562617f,    0.72295684f,   1.f};
@@ -289,7 +299,7 @@ DEVICE void unpack_unit(const Unit& q, u32 u, u32 dtype, const Table& table, u32
             return;
         }
         default: {
-            // MXFP8: e4m3 times 2^(byte - 127), of which 0 is subnormal and 255 a NaN.
+            // MXFP8: e4m3 times 2^(byte - 127), where 0 is subnormal and 255 is NaN.
             u32 byte = q.header.x, first, second;
             float scale = __uint_as_float(byte == 0 ? 1u << 22 : byte == 255 ? 0x7fffffffu : byte << 23);
 #pragma unroll

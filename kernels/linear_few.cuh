@@ -1,10 +1,12 @@
 // Few rows of x: the weights are read once at the speed of memory, straight into registers.
 //
-// As in linear_tile.cuh weights are the 16-row operand of the mma, here two times 16, and rows of x the 8-column operand, up to two
-// times 8. The eight warps of a block share k among them, each taking 64 neighbouring k at a time, so that a block has 16 KiB
-// (16-bit weights: 32) under way and a multiprocessor two or three times that, where 10 to 20 keep its share of the memory busy.
-// Nothing passes through shared memory but the warps' sums at the end, added in fixed order; x comes from L1 and L2. A byte of e4m3 is
-// multiplied 16 times (8 for up to 8 rows), while an RTX 3060 has time for 35 multiply-adds: bound by memory.
+// As in linear_tile.cuh weights are the 16-row operand of the mma, here two times 16, and rows of x
+// the 8-column operand, up to two times 8. The eight warps of a block divide k among them, each
+// taking 64 neighbouring k at a time, so that a block has 16 KiB (16-bit weights: 32) in flight and
+// a multiprocessor two or three times that; 10 to 20 KiB are enough to keep its share of the memory
+// busy. Only the warps' sums pass through shared memory, at the end, and are added in fixed order;
+// x is read from L1 and L2. A byte of e4m3 is multiplied 16 times (8 for up to 8 rows), while an
+// RTX 3060 has time for 35 multiply-adds: memory is the limit.
 #pragma once
 
 #include "linear_blocks.cuh"
@@ -12,7 +14,8 @@
 
 constexpr int FEW_WARPS = 8, FEW_COLS = 32, FEW_ROWS = 16;
 
-// Zero unless `ok`. Weights are not kept in L1, where x shall stay; of their lines L2 gets the whole.
+// Zero unless `ok`. Weights are not kept in L1, so that x can stay there; L2 loads complete lines
+// of them.
 DEVICE void load_weights(uint2& d, const u8* from, bool ok) {
     asm volatile(
         "{.reg .pred p; setp.ne.u32 p, %3, 0; mov.b32 %0, 0; mov.b32 %1, 0;"
@@ -50,13 +53,15 @@ template <u32 W> struct Eight<W, 1> {
     }
 };
 
-// Sixteen rows of x from `row0` on, of which a lane has two, and 32 rows of w from `col0` on, of which it has four.
+// Sixteen rows of x from `row0` on (a lane has two of them), and 32 rows of w from `col0` on (a
+// lane has four of them).
 struct Few {
     u32 row0, col0, g, t;
     bool both;  // more than 8 rows are left
     float acc[2][2][4];
 
-    // Eight neighbouring elements of w and of x each, for the four products of 16 k that a lane has a quarter of.
+    // Eight neighbouring elements of w and eight of x, for the four products of 16 k of which a
+    // lane has a quarter.
     DEVICE void multiply(const u32 (&low)[4], const u32 (&high)[4], u32 i, const uint4 (&b)[2]) {
         mma_bf16(acc[i][0], {low[0], high[0], low[1], high[1]}, b[0].x, b[0].y);
         mma_bf16(acc[i][0], {low[2], high[2], low[3], high[3]}, b[0].z, b[0].w);
@@ -66,9 +71,10 @@ struct Few {
         }
     }
 
-    // A warp's share of x . w^T.
+    // A warp's part of x . w^T.
     template <u32 W> DEVICE void product(const bf16* x, const u8* w, const LinearParams& p) {
-        // Eight neighbouring k of a row of w; a lane has them for k = 8t .. 8t + 7 of 32, and x likewise (see linear_tile.cuh).
+        // Eight neighbouring k of a row of w; a lane has them for k = 8t .. 8t + 7 of 32, and x
+        // likewise (see linear_tile.cuh).
         typedef typename Eight<W>::Raw Raw;
         constexpr int WB = Weights<W>::BYTES, UNROLL = 2;
         u32 steps = (p.k - 1) / 32 + 1;
@@ -112,7 +118,7 @@ struct Few {
         bool has[2] = {row0 + g < p.rows, row0 + g + 8 < p.rows};
 #pragma unroll 1
         for (u32 s = threadIdx.x / 32 * 4; s * 16 < p.k; s += FEW_WARPS * 4) {
-            // Beyond k x is zero, and the first unit of a row is as good as any.
+            // Beyond k, x is zero, so any unit will do: the first of the row is read.
             bool inside = (s + t) * 16 < p.k;
             u32 unit = inside ? s + t : 0;
             Unit q[4];
@@ -134,7 +140,7 @@ struct Few {
         }
     }
 
-    // Scales a warp's sums and adds its share of t . b^T.
+    // Scales a warp's sums and adds its part of t . b^T.
     DEVICE void side(const LinearSide& side, const float* scales, const LinearParams& p) {
         scale_columns(acc, scales, col0 + g, p.n);
 #pragma unroll 1
@@ -166,7 +172,8 @@ struct Few {
 // grid: (n / 32, groups of 16 rows), 256 threads.
 template <u32 W>
 DEVICE void linear_few(const bf16* x, const u8* w, const float* scales, const LinearSide& side, const LinearOut& o, const LinearParams& p) {
-    // One warp's sums are rows x columns, padded so that neither the fragments nor the float4 of a row collide in the banks.
+    // One warp's sums are rows x columns, padded so that neither the fragments nor the float4 of a
+    // row have bank conflicts.
     __shared__ __align__(16) float sums[FEW_WARPS][FEW_ROWS][FEW_COLS + 4];
     __shared__ Table table;
     if constexpr (W == BLOCKS) {

@@ -1,21 +1,26 @@
-// out = tail(x . (scales * w)^T + t . b^T + bias) with x and w in e4m3 (W8A8), for cards whose mma.sync multiplies FP8: sm_89 and sm_120. The side
-// t . b^T, if there is one, is multiplied in bf16 (linear_side.cuh): its fragments are the same bytes.
+// out = tail(x . (scales * w)^T + t . b^T + bias) with x and w in e4m3 (W8A8), for cards whose
+// mma.sync multiplies FP8: sm_89 and sm_120. The side branch t . b^T, if there is one, is
+// multiplied in bf16 (linear_side.cuh): its fragments have the same layout in bytes.
 //
-// x: rows x k in bf16, w: n x k in e4m3 with one scale a row (or none). `quantise_rows` brings x to e4m3 with one scale a row; the product
-// takes bytes and scales as buffers, so that the kernel that makes x may write them itself one day.
+// x: rows x k in bf16, w: n x k in e4m3 with one scale a row (or none). `quantise_rows` converts x
+// to e4m3 with one scale per row. The product reads bytes and scales from buffers, so that the
+// kernel that computes x could write them itself.
 //
-// Product: 128 x 128 tile, 64 bytes along k a step, three steps of cp.async in flight (48 KB), 8 warps of 64 x 32, two blocks a
-// processor. A warp reads 3 KB of shared memory for 64 x 32 x 32 multiply-adds, 24 clocks of bandwidth against 128 of the tensor cores
-// (512 a clock and processor on GeForce), so the tensor cores bind: floor is 2 rows n k / (4070: 117, 4090: 330, 5090: 419 TFLOP/s).
-// From L2 a block takes 16 KB per 2048 clocks.
+// Product: 128 x 128 tile, 64 bytes along k a step, three steps of cp.async in flight (48 KB), 8
+// warps of 64 x 32, two blocks a processor. A warp reads 3 KB of shared memory for 64 x 32 x 32
+// multiply-adds, 24 clocks of bandwidth against 128 of the tensor cores (512 a clock and processor
+// on GeForce), so the tensor cores are the limit: the lower bound of the time is 2 rows n k /
+// (4070: 117, 4090: 330, 5090: 419 TFLOP/s). A block reads 16 KB from L2 per 2048 clocks.
 //
-// The FP8 tensor cores keep only about 13 bits of their running sums. So every mma begins at zero and its sums of 32 products are added to
-// f32 registers: four additions a lane for an mma of 32 clocks, which hide.
+// The FP8 tensor cores keep only about 13 bits of their running sums. Therefore every mma begins at
+// zero and its sums of 32 products are added to f32 registers: four additions per lane for an mma
+// of 32 clocks, which are hidden.
 #include "epilogue.cuh"
 #include "linear_side.cuh"
 #include "quantise.cuh"
 
-// c (16x8, f32) = a (16x32, row-major, e4m3) . b (32x8, column-major, e4m3). As bytes the fragments are those of 16-bit elements.
+// c (16x8, f32) = a (16x32, row-major, e4m3) . b (32x8, column-major, e4m3). In bytes, the
+// fragments have the layout of 16-bit elements.
 DEVICE void mma_e4m3(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm volatile("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
                  : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
@@ -24,17 +29,20 @@ DEVICE void mma_e4m3(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 
 enum : u32 { TILE = 128, STEP = 64, STAGES = 3, OPERAND = TILE * STEP, STAGE = 2 * OPERAND };
 
-// Rows of 64 bytes: two share 128 bytes, so the chunk moves with every second row and eight rows of one chunk meet no bank twice.
+// Rows of 64 bytes: two share 128 bytes, so the chunk changes with every second row, and eight rows
+// of one chunk use no bank twice.
 DEVICE u32 swizzled(u32 row, u32 chunk) { return row * STEP + ((chunk ^ (row >> 1 & 3)) << 4); }
 
-// Eight tiles of rows go together through all columns, so that their x stays in L2 while w passes once.
+// Eight tiles of rows go through all columns together, so that their x stays in L2 while w is read
+// once.
 DEVICE uint2 tile_of_block(u32 block, u32 row_tiles, u32 column_tiles) {
     u32 group = block / (8 * column_tiles), within = block % (8 * column_tiles);
     u32 height = min(8u, row_tiles - 8 * group);
     return make_uint2(8 * group + within % height, within / height);
 }
 
-// x: rows x k in e4m3 with x_stride bytes from row to row and zeros up to a multiple of 16; x_scales: rows f32.
+// x: rows x k in e4m3 with x_stride bytes from row to row and zeros up to a multiple of 16;
+// x_scales: rows f32.
 KERNEL(256, 2)
 linear_e4m3_w8a8_128x128_sm89(const u8* __restrict__ x, const float* __restrict__ x_scales, const u8* __restrict__ w,
                               const float* __restrict__ scales, const float* __restrict__ bias, const void* residual,
@@ -46,8 +54,9 @@ linear_e4m3_w8a8_128x128_sm89(const u8* __restrict__ x, const float* __restrict_
     uint2 tile = tile_of_block(blockIdx.x, (p.rows + TILE - 1) / TILE, (p.n + TILE - 1) / TILE);
     u32 row0 = tile.x * TILE, col0 = tile.y * TILE, steps = (p.k + STEP - 1) / STEP;
 
-    // A thread copies chunk thread % 4 of rows thread / 4 and thread / 4 + 64 of either operand; places count chunks of 16 bytes. In place
-    // of rows that are missing the last one comes, whose results nobody stores; chunks beyond k arrive as zeros.
+    // A thread copies chunk thread % 4 of rows thread / 4 and thread / 4 + 64 of either operand;
+    // positions count chunks of 16 bytes. In place of missing rows the last row is copied, and its
+    // results are not stored; chunks beyond k are zeros.
     u32 copy_row = thread / 4, copy_to = shared + swizzled(copy_row, thread % 4), chunk = thread % 4;
     u32 x_upper = min(row0 + copy_row, p.rows - 1) * (p.x_stride / 16), x_lower = min(row0 + copy_row + 64, p.rows - 1) * (p.x_stride / 16);
     u32 w_upper = min(col0 + copy_row, p.n - 1) * (p.w_stride / 16), w_lower = min(col0 + copy_row + 64, p.n - 1) * (p.w_stride / 16);
@@ -61,7 +70,8 @@ linear_e4m3_w8a8_128x128_sm89(const u8* __restrict__ x, const float* __restrict_
         chunk += STEP / 16;
     };
 
-    // Where a lane's rows of the fragments begin. Sixteen rows further the swizzle is the same; the other half of a step flips bit 5.
+    // The start of a lane's rows of the fragments. Sixteen rows further the swizzle is the same;
+    // the other half of a step flips bit 5.
     u32 x_at = swizzled(warp_row + lane % 16, lane / 16), w_at = OPERAND + swizzled(warp_col + lane % 8 + lane / 16 * 8, lane / 8 % 2);
     float acc[4][4][4] = {};
     copy(0);
@@ -72,7 +82,7 @@ linear_e4m3_w8a8_128x128_sm89(const u8* __restrict__ x, const float* __restrict_
         __syncthreads();
         copy(stage == 0 ? 2 : stage - 1);
         u32 at = shared + stage * STAGE;
-        // Not unrolled: ptxas would have so many sums on their way that registers spill.
+        // Not unrolled: ptxas would keep so many sums in flight that registers spill.
 #pragma unroll 1
         for (u32 half = 0; half < 2; half++) {
             u32 b[2][4];
@@ -136,7 +146,8 @@ linear_e4m3_w8a8_128x128_sm89(const u8* __restrict__ x, const float* __restrict_
         }
     }
 
-    // The upper and the lower 64 rows leave one after the other: the staged tile has room for one of them.
+    // The upper and the lower 64 rows are finished one after the other: the staged tile has room
+    // for one of them.
     LinearOut o = {p.rank ? nullptr : scales, p.rank ? nullptr : x_scales, bias, residual, gate, out};
     float* staged = reinterpret_cast<float*>(memory);
 #pragma unroll 1

@@ -1,22 +1,27 @@
-// out = tail(x . (scales * w)^T + t . b^T + bias) on Hopper's asynchronous tensor cores (sm_90a). t . b^T is the side, which most products do
-// not have: t rows x rank and b n x rank in bf16 come through the same rings behind the last slot of k, 64 of rank at a time.
+// out = tail(x . (scales * w)^T + t . b^T + bias) on Hopper's asynchronous tensor cores (sm_90a). t
+// . b^T is the side branch, which most products do not have: t (rows x rank) and b (n x rank) in
+// bf16 pass through the same rings after the last slot of k, 64 of rank at a time.
 //
-// linear_bf16_wgmma: x and w in bf16. linear_e4m3_w8a8_wgmma: both in e4m3, x by `quantise_rows`. linear_e4m3_wgmma: x in bf16, w in
-// e4m3, which the consumers bring to bf16 in registers.
+// linear_bf16_wgmma: x and w in bf16. linear_e4m3_w8a8_wgmma: both in e4m3, x by `quantise_rows`.
+// linear_e4m3_wgmma: x in bf16, w in e4m3, which the consumers convert to bf16 in registers.
 //
-// A block makes out^T: 128 columns of out (rows of w, the A operand) x ROWS rows of x (the B operand: 256, or 192 or 128 where the last
-// round of tiles would leave many processors idle).
-// Rows of w are A because only A may come from registers, where 8-bit weights can be converted. Two consumer warpgroups have 64
-// columns each, a producer brings both operands by TMA through rings of 4 (128 bytes along k a slot: 32 KB of x, 16 KB of w). Blocks
-// are persistent, so the first slots of the next tile load while results are stored.
+// A block computes out^T: 128 columns of out (rows of w, the A operand) x ROWS rows of x (the B
+// operand: 256, or 192 or 128 if the last round of tiles would leave many processors idle). Rows of
+// w are A because only A can be read from registers, where 8-bit weights can be converted. Two
+// consumer warpgroups have 64 columns each, a producer loads both operands by TMA through rings of
+// 4 (128 bytes along k a slot: 32 KB of x, 16 KB of w). Blocks are persistent, so the first slots
+// of the next tile load while results are stored.
 //
-// A slot of the large tile is 1024 clocks of the tensor cores (128 x 256 x 64 multiply-adds in bf16, 128 x 256 x 128 in FP8) for 48 KB from
-// L2 (40 KB where only w has 8 bits): 800 TFLOP/s in bf16 would need 9 TB/s from L2 over all processors, which is likely the bound;
-// clusters of two blocks that share w would need 6. Shared memory is read at 80 of its 128 bytes a clock in bf16 (m64n256k16: 10 KB
-// in 128 clocks), at 96 in FP8. Floors: 2 rows n k / 989 TFLOP/s, 1979 in FP8.
+// A slot of the large tile is 1024 clocks of the tensor cores (128 x 256 x 64 multiply-adds in
+// bf16, 128 x 256 x 128 in FP8) for 48 KB from L2 (40 KB where only w has 8 bits): 800 TFLOP/s in
+// bf16 would need 9 TB/s from L2 over all processors, which is probably the limit; clusters of two
+// blocks that share w would need 6. Shared memory is read at 80 of its 128 bytes a clock in bf16
+// (m64n256k16: 10 KB in 128 clocks), at 96 in FP8. Lower bounds of the time: 2 rows n k / 989
+// TFLOP/s, 1979 in FP8.
 //
-// FP8 sums keep about 14 bits on the tensor cores of Hopper, so the sums of 128 products are added to f32 registers. That needs
-// room for the partial sums: they are made for 96 or 128 rows at a time. While one warpgroup adds, the other multiplies.
+// FP8 sums keep about 14 bits on the tensor cores of Hopper, so the sums of 128 products are added
+// to f32 registers. That needs registers for the partial sums, so they are computed for 96 or 128
+// rows at a time. While one warpgroup adds, the other multiplies.
 #include "epilogue.cuh"
 #include "hopper.cuh"
 #include "linear_hopper_finish.cuh"
@@ -26,20 +31,21 @@
 enum Operands { WEIGHTS_BF16, BOTH_E4M3, WEIGHTS_E4M3 };
 
 enum : u32 { COLUMNS = 128, W_SLOT = COLUMNS * 128 };
-// Elements along the rank of a slot of either operand of the side.
+// Elements along the rank in a slot of either operand of the side branch.
 enum : u32 { SIDE_STEP = 64 };
 template <Operands KIND, u32 ROWS> struct Layout {
     enum : u32 {
-        // Elements along k of a slot of x and of one of w.
+        // Elements along k in a slot of x and in a slot of w.
         X_STEP = KIND == BOTH_E4M3 ? 128 : 64,
         W_STEP = KIND == WEIGHTS_BF16 ? 64 : 128,
         X_PER_W = W_STEP / X_STEP,
         X_SLOT = ROWS * 128,
         X_SLOTS = ROWS == 128 ? 6 : 4,
         W_SLOTS = X_PER_W == 2 ? X_SLOTS / 2 + 1 : X_SLOTS,
-        // Rows whose sums in FP8 are made at a time.
+        // The number of rows whose FP8 sums are computed at a time.
         SUM_ROWS = ROWS == 192 ? 96 : 128,
-        // Places in shared memory: slots of x, slots of w, stages, then the barriers full and empty of each slot of x, then of w.
+        // Offsets in shared memory: slots of x, slots of w, stages, then the barriers full and
+        // empty of each slot of x, then of w.
         W = X_SLOTS * X_SLOT,
         STAGES = W + W_SLOTS * W_SLOT,
         BARRIERS = STAGES + 4 * STAGED * 4,
@@ -56,7 +62,8 @@ template <Operands KIND, u32 ROWS> DEVICE Slots slots(u32 shared) {
     return {at, at + 8 * L::X_SLOTS, at + 16 * L::X_SLOTS, at + 16 * L::X_SLOTS + 8 * L::W_SLOTS};
 }
 
-// Eight tiles of rows go together through all columns, so that their x stays in L2 while w passes once.
+// Eight tiles of rows go through all columns together, so that their x stays in L2 while w is read
+// once.
 template <u32 ROWS> DEVICE u32 tiles(const LinearParams& p) { return ((p.rows - 1) / ROWS + 1) * ((p.n - 1) / COLUMNS + 1); }
 template <u32 ROWS> DEVICE Tile tile_at(u32 index, const LinearParams& p) {
     u32 down = (p.rows - 1) / ROWS + 1, across = (p.n - 1) / COLUMNS + 1;
@@ -64,7 +71,7 @@ template <u32 ROWS> DEVICE Tile tile_at(u32 index, const LinearParams& p) {
     return {(8 * group + within % height) * ROWS, within / height * COLUMNS};
 }
 
-// Slots of w for all of k. Where a slot of w has two of x, the second may lie beyond k: zeros.
+// Slots of w for all of k. If a slot of w has two slots of x, the second may be beyond k: zeros.
 template <Operands KIND, u32 ROWS> DEVICE u32 w_steps(const LinearParams& p) { return (p.k - 1) / Layout<KIND, ROWS>::W_STEP + 1; }
 
 template <Operands KIND, u32 ROWS>
@@ -107,9 +114,9 @@ DEVICE u32 load_u16(u32 address) {
     return v;
 }
 
-// A operands of four products (64 of k) from a slot of e4m3: `row` is the address of the lane's pair in its row's chunk 0, swizzled,
-// `part` says which half of the slot. A lane's pairs lie 8 bytes and 8 rows apart. The eight rows of a load lie in different
-// groups of four banks.
+// A operands of four products (64 of k) from a slot of e4m3: `row` is the address of the lane's
+// pair in its row's chunk 0, swizzled, `part` says which half of the slot. A lane's pairs are 8
+// bytes and 8 rows apart. The eight rows of a load are in different groups of four banks.
 DEVICE void load_weights(u32 (&a)[4][4], u32 row, u32 part) {
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
@@ -119,13 +126,13 @@ DEVICE void load_weights(u32 (&a)[4][4], u32 row, u32 part) {
     }
 }
 
-// The sums of one tile for a warpgroup's 64 columns. `xs` and `ws` are where the rings stand.
+// The sums of one tile for a warpgroup's 64 columns. `xs` and `ws` are the positions of the rings.
 template <Operands KIND, u32 ROWS, int XS, int WS>
 DEVICE void multiply(float (&acc)[ROWS / 2], u32 shared, u32 steps, u32 group, Ring<XS>& xs, Ring<WS>& ws) {
     typedef Layout<KIND, ROWS> L;
     Slots at = slots<KIND, ROWS>(shared);
     u32 lane = threadIdx.x % 32;
-    // Lane 0 of each of the eight consumer warps gives a slot back.
+    // Lane 0 of each of the eight consumer warps releases a slot.
     auto release = [&](u32 barrier) {
         if (lane == 0) barrier_arrive(barrier);
     };
@@ -135,7 +142,7 @@ DEVICE void multiply(float (&acc)[ROWS / 2], u32 shared, u32 steps, u32 group, R
     for (u32 i = 0; i < ROWS / 2; i++) acc[i] = 0.f;
 
     if constexpr (KIND == WEIGHTS_BF16) {
-        // The products of a step are on their way while the next step is begun.
+        // The products of a step are in flight while the next step is started.
         u32 x_before = 0, w_before = 0;
         for (u32 step = 0; step < steps; step++) {
             barrier_wait(at.w_full + 8 * ws.slot, ws.parity);
@@ -176,7 +183,7 @@ DEVICE void multiply(float (&acc)[ROWS / 2], u32 shared, u32 steps, u32 group, R
             xs.next(), ws.next();
         }
     } else {
-        // Weights are converted one part ahead, while the products of the part before run.
+        // Weights are converted one part ahead, while the products of the previous part run.
         u32 weights[2][4][4];
         u32 row = threadIdx.x % 128 / 32 * 16 + lane / 4, within = row * 128 + (lane / 4 << 4) + lane % 4 * 2;
         auto start = [&](u32 part) {
@@ -215,7 +222,7 @@ DEVICE void multiply(float (&acc)[ROWS / 2], u32 shared, u32 steps, u32 group, R
     }
 }
 
-// Scales a warpgroup's sums and adds its part of the side.
+// Scales a warpgroup's sums and adds its part of the side branch.
 template <Operands KIND, u32 ROWS, int XS, int WS>
 DEVICE void add_side(float (&acc)[ROWS / 2], u32 shared, Tile tile, u32 group, Ring<XS>& xs, Ring<WS>& ws, const LinearParams& p,
                      const float* scales, const float* row_scales) {
@@ -280,8 +287,9 @@ DEVICE void linear(const TensorMap& x, const TensorMap& w, const TensorMap& t, c
     }
 }
 
-// The buffers are those of all `linear` kernels; x, w, t, b come by their descriptors, the eighth buffer are the scales of quantised rows of x.
-// With a side the sums are scaled before it is added.
+// The buffers are those of all `linear` kernels; x, w, t, b are read through their descriptors, and
+// the eighth buffer contains the scales of quantised rows of x. With a side branch, the sums are
+// scaled before it is added.
 #define LINEAR(name, kind, rows)                                                                                                  \
     KERNEL(384, 1)                                                                                                                \
     linear_##name##_sm90a(const void*, const void*, const float* __restrict__ scales, const float* __restrict__ bias,             \

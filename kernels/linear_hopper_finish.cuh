@@ -1,19 +1,22 @@
-// How the sums of linear_hopper.cu leave the registers of a warpgroup: through shared memory into rows of out.
+// How the sums of linear_hopper.cu get from the registers of a warpgroup through shared memory into
+// rows of out.
 #pragma once
 
 #include "epilogue.cuh"
 #include "hopper.cuh"
 
-// Rows of out staged at a time, 64 columns of one warpgroup: 4 floats of padding make its writing, where a warp's lanes hold eight columns
-// of every second row, free of conflicts. Each warpgroup has two such stages.
+// Rows of out staged at a time, 64 columns of one warpgroup: 4 floats of padding make the writes,
+// where a warp's lanes hold eight columns of every second row, free of conflicts. Each warpgroup
+// has two such stages.
 enum : u32 { STAGED_ROWS = 32, STAGED_STRIDE = 64 + 4, STAGED = STAGED_ROWS * STAGED_STRIDE };
 
-// Where a tile of out begins.
+// The start of a tile of out.
 struct Tile {
     u32 row, col;
 };
 
-// Puts 32 rows of the sums (a static part of them: registers have no addresses) where all threads of the warpgroup can read them.
+// Puts 32 rows of the sums (a part that is known at compile time, because registers have no
+// addresses) where all threads of the warpgroup can read them.
 template <u32 ROWS> DEVICE void stage(const float (&acc)[ROWS / 2], float* put, u32 part) {
 #pragma unroll
     for (u32 known = 0; known < ROWS / STAGED_ROWS; known++) {
@@ -23,7 +26,8 @@ template <u32 ROWS> DEVICE void stage(const float (&acc)[ROWS / 2], float* put, 
     }
 }
 
-// Eight columns of bf16 that move as one vector: what most outputs of a model are. A lane's rows go downwards.
+// Eight columns of bf16 that are accessed as one vector, as in most outputs of a model. A lane goes
+// down the rows.
 struct Eight {
     float scale[8], bias[8], gate[8];
     u32 col, group_end = 0;
@@ -40,14 +44,14 @@ struct Eight {
             bias[i] = load_if(o.bias + col + i, o.bias && col < p.n, 0.f);
         }
     }
-    // Whether out, residual and gate are such.
+    // Whether out, residual and gate can be accessed like this.
     DEVICE static bool suits(const LinearParams& p, const LinearOut& o) {
         u32 at = (u32)(u64)o.out | p.out_stride * 2 | p.n * 2;
         if (p.tail >= TAIL_ADD) at |= (u32)(u64)o.residual | p.residual_stride * 2;
         if (p.tail == TAIL_GATED_ADD) at |= (u32)(u64)o.gate | p.gate_stride * 2;
         return at % 16 == 0 && p.out_dtype == BF16 && (p.tail != TAIL_GATED_ADD || p.gate_dtype == BF16);
     }
-    // The residual of a row, sent for long before it is used.
+    // The residual of a row, whose load starts long before it is used.
     DEVICE uint4 fetch(const LinearParams& p, const LinearOut& o, u32 row) const {
         uint4 raw = make_uint4(0, 0, 0, 0);
         if (p.tail >= TAIL_ADD && row < p.rows && col < p.n) {
@@ -55,7 +59,8 @@ struct Eight {
         }
         return raw;
     }
-    // The scale of a row, too: it comes from L2, and all rows would wait for theirs one after the other.
+    // The scale of a row, too: it is read from L2, and otherwise the rows would wait for their
+    // scales one after the other.
     DEVICE float fetch_scale(const LinearParams& p, const LinearOut& o, u32 row) const {
         return load_if(o.row_scales + row, o.row_scales && row < p.rows, 1.f);
     }
@@ -89,11 +94,13 @@ struct Eight {
     }
 };
 
-// Brings the sums through shared memory into rows of out, 32 rows of 64 columns at a time. Of the right 32 columns neighbouring fours
-// change places in the stage: so the lanes of a row may read eight columns each, in two loads, without conflicts.
+// Moves the sums through shared memory into rows of out, 32 rows of 64 columns at a time. In the
+// right 32 columns, neighbouring groups of four are exchanged in the stage: so the lanes of a row
+// can read eight columns each, in two loads, without conflicts.
 //
-// Two stages take turns: when one is written again, all have passed the barrier of the other, and so have read it. The number of
-// parts is even, so that this holds from tile to tile.
+// Two stages alternate: when one is written again, all threads have passed the barrier of the
+// other, so they have read the first one. The number of parts is even, so that this holds from tile
+// to tile.
 template <u32 ROWS>
 DEVICE void finish(const float (&acc)[ROWS / 2], float* staged, Tile tile, u32 group, const LinearParams& p, const LinearOut& o) {
     constexpr u32 PARTS = ROWS / STAGED_ROWS;
@@ -108,7 +115,7 @@ DEVICE void finish(const float (&acc)[ROWS / 2], float* staged, Tile tile, u32 g
         float upper_scale = columns.fetch_scale(p, o, row), lower_scale = columns.fetch_scale(p, o, row + 16);
 #pragma unroll 1
         for (u32 part = 0; part < PARTS; part++, row += STAGED_ROWS) {
-            // The residuals of the next part are on their way while this part is finished.
+            // The residuals of the next part are in flight while this part is finished.
             u32 upper_row = part + 1 < PARTS ? row + 32 : p.rows, lower_row = part + 1 < PARTS ? row + 48 : p.rows;
             uint4 upper_next = columns.fetch(p, o, upper_row), lower_next = columns.fetch(p, o, lower_row);
             float upper_scale_next = columns.fetch_scale(p, o, upper_row), lower_scale_next = columns.fetch_scale(p, o, lower_row);

@@ -1,4 +1,4 @@
-// How the kernels of one type of weights are called: operands, and the three of them.
+// The parameters and the three kernels for one type of weights.
 #pragma once
 
 #include "linear_few.cuh"
@@ -7,7 +7,7 @@
 #define OPERANDS                                                                                                            \
     const bf16 *__restrict__ x, const u8 *__restrict__ w, const float *__restrict__ scales, const float *__restrict__ bias, \
         const void *residual, const void *gate, void *out, float *partials, const u16 *__restrict__ t, const u16 *__restrict__ b, const LinearParams p
-// With a side the sums are scaled before it is added.
+// With a side branch, the sums are scaled before it is added.
 #define OUT (LinearOut{p.rank ? nullptr : scales, nullptr, bias, residual, gate, out})
 #define SIDE (LinearSide{t, b})
 

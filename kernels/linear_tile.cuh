@@ -1,14 +1,18 @@
-// The tiled matrix product: a block makes BM x BN of the output, four warps share it, k goes by in steps of 32.
+// The tiled matrix product: a block computes BM x BN of the output with four warps, in steps of 32
+// along k.
 //
-// The product is w . x^T: weights are the 16-row operand of mma.sync, rows of x its 8-column operand. So 8-bit weights, which
-// arithmetic turns into bf16, land in whatever registers the four of that operand shall be, and x comes from shared memory
-// in the order in which the two of the other are wanted; the other way round costs four moves for each mma.
+// The product is w . x^T: weights are the 16-row operand of mma.sync, rows of x its 8-column
+// operand. So 8-bit weights, which arithmetic turns into bf16, are written directly to the four
+// registers of that operand, and x is read from shared memory in the order that the two registers
+// of the other operand need. The opposite assignment costs four moves per mma.
 //
-// Shared memory holds rows of 64 bytes of x and of 16-bit weights, whose chunks of 16 bytes are permuted (chunk ^ row / 2 % 4) so
-// that ldmatrix meets no bank twice, and rows of 32 bytes of 8-bit weights, as they lie in memory. 16-bit weights and their x
-// go through ldmatrix in the order of k that PTX draws. With 8-bit weights a lane takes 8 neighbouring k of a row as one vector, 8
-// bytes of w and 16 of x: the same order for both operands, and a sum does not mind which. Weights in blocks (linear_blocks.cuh) become
-// bf16 on their way into shared memory, each once: the bits that the next step needs wait in registers meanwhile.
+// Shared memory holds rows of 64 bytes of x and of 16-bit weights, whose chunks of 16 bytes are
+// permuted (chunk ^ row / 2 % 4) so that ldmatrix uses no bank twice, and rows of 32 bytes of 8-bit
+// weights, in their stored order. 16-bit weights and their x are loaded by ldmatrix in the order of
+// k that the PTX manual shows. With 8-bit weights a lane takes 8 neighbouring k of a row as one
+// vector, 8 bytes of w and 16 of x: the order is the same for both operands, and the sum does not
+// depend on it. Weights in blocks (linear_blocks.cuh) are converted to bf16 when they are stored to
+// shared memory, each once; meanwhile the bits for the next step are in registers.
 #pragma once
 
 #include "linear_blocks.cuh"
@@ -16,17 +20,18 @@
 
 constexpr int STEP = 32;             // k of a step
 constexpr int X_PITCH = STEP * 2;    // bytes of a row of x in shared memory
-constexpr u32 GROUP = 8;             // tiles of rows that share a pass over the tiles of columns, so that L2 serves both operands
+constexpr u32 GROUP = 8;             // tiles of rows that go through the tiles of columns together, so that both operands stay in L2
 constexpr int THREADS = 128, WARPS_M = 2, WARPS_N = 2;
 
 template <u32 W, int BM, int BN> struct Tile {
     static constexpr int W_PITCH = STEP * Weights<W>::BYTES;
     static constexpr int X_BYTES = BM * X_PITCH, STAGE_BYTES = X_BYTES + BN * W_PITCH;
-    // Steps in shared memory, the one that is multiplied among them: four, or as many as let two blocks of 128x128, four of 64x64,
-    // share the 100 KiB of a small GPU's multiprocessor.
+    // Steps in shared memory, including the one that is multiplied: four, or as many as allow two
+    // blocks of 128x128, or four of 64x64, to share the 100 KiB of a small GPU's multiprocessor.
     static constexpr int DEPTH = STAGE_BYTES * 4 > (BM == 128 ? 49152 : 24576) ? 3 : 4;
     static constexpr int SHARED_BYTES = STAGE_BYTES * DEPTH;
-    // A warp has MJ tiles of 8 rows and NI tiles of 16 columns. The rows of the warps interleave, the columns do not.
+    // A warp has MJ tiles of 8 rows and NI tiles of 16 columns. The rows of the warps interleave,
+    // the columns do not.
     static constexpr int MJ = BM / 8 / WARPS_M, NI = BN / 16 / WARPS_N;
 };
 
@@ -36,12 +41,12 @@ DEVICE u8* dynamic_shared() {
     return shared_bytes;
 }
 
-// Where chunk `chunk` of row `row` is: rows of 64 bytes are permuted.
+// The offset of chunk `chunk` of row `row`; rows of 64 bytes are permuted.
 template <int PITCH> DEVICE u32 chunk_place(u32 row, u32 chunk) {
     return row * PITCH + (PITCH == 64 ? chunk ^ row / 2 % 4 : chunk) * 16;
 }
 
-// As copy_async; tells L2 to fetch the whole line, of which the next steps take the rest.
+// As copy_async, but L2 loads the complete line, because the next steps need the rest of it.
 DEVICE void copy_async_line(u32 to, const void* from, u32 bytes) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
@@ -50,14 +55,15 @@ struct TilePlace {
     u32 row, col;
 };
 
-// Tile `index`: down GROUP tiles of rows, then on to the next tile of columns.
+// Tile `index`: GROUP tiles of rows downwards, then the next tile of columns.
 template <int BM, int BN> DEVICE TilePlace tile_place(const LinearParams& p, u32 index) {
     u32 down = (p.rows - 1) / BM + 1, across = (p.n - 1) / BN + 1;
     u32 group = index / (GROUP * across), in_group = index % (GROUP * across), height = min(GROUP, down - group * GROUP);
     return {(group * GROUP + in_group % height) * BM, in_group / height * BN};
 }
 
-// Copies ROWS rows of one operand, step after step. A thread has the same chunk of 16 bytes in each of its rows, always.
+// Copies ROWS rows of one operand, step after step. A thread always copies the same chunk of 16
+// bytes of each of its rows.
 template <int ROWS, int PITCH> struct Feed {
     static constexpr int CHUNKS = PITCH / 16, COPIES = ROWS * CHUNKS / THREADS, HOP = THREADS / CHUNKS;
     static_assert(ROWS * CHUNKS % THREADS == 0 && HOP % 8 == 0, "every thread has the same work, and permutes as in its first row");
@@ -65,7 +71,8 @@ template <int ROWS, int PITCH> struct Feed {
     size_t hop;
     u32 to, inside, k, left;
 
-    // The rows `row ..` of `rows`, each `pitch` bytes after the other, from byte `skip` on, of which there are `bytes`.
+    // The rows `row ..` of `rows`, each `pitch` bytes after the other, from byte `skip` on; a row
+    // has `bytes` bytes.
     DEVICE Feed(const void* matrix, u32 row, u32 rows, size_t pitch, size_t skip, u32 bytes, u32 shared) {
         u32 r = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
         start = static_cast<const u8*>(matrix);
@@ -86,9 +93,10 @@ template <int ROWS, int PITCH> struct Feed {
     }
 };
 
-// The same for weights in blocks, which pass through registers: two steps ahead they are fetched, one step ahead they become bf16 in
-// shared memory. A thread has one half of the group of 32 in each of its rows. In place of rows that are missing the last one comes,
-// whose results nobody stores.
+// The same for weights in blocks, which pass through registers: they are loaded two steps ahead,
+// and converted to bf16 in shared memory one step ahead. A thread has one half of the group of 32
+// in each of its rows. In place of missing rows the last row is loaded, and its results are not
+// stored.
 template <int ROWS> struct FeedBlocks {
     static constexpr int COUNT = ROWS * 2 / THREADS, HOP = THREADS / 2;
     const u8* rows[COUNT];
@@ -103,13 +111,13 @@ template <int ROWS> struct FeedBlocks {
         at = first + half, to = shared + chunk_place<X_PITCH>(r, half * 2);
     }
     DEVICE void fetch(const LinearParams& p) { load_units<COUNT>(q, rows, at, p), at += 2; }
-    // What was fetched last.
+    // The units that were loaded last.
     DEVICE void put(u32 stage_offset, u32 dtype, const Table& table) const {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
             u32 pairs[8];
             unpack_unit(q[i], at - 2, dtype, table, pairs);
-            // The second chunk is where the first is, but for one bit.
+            // The address of the second chunk differs from that of the first in one bit.
             u32 place = to + stage_offset + i * HOP * X_PITCH;
             store_shared_16(place, make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]));
             store_shared_16(place ^ 16, make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]));
@@ -117,7 +125,8 @@ template <int ROWS> struct FeedBlocks {
     }
 };
 
-// What one warp multiplies of a step. acc[i][j]: columns 16i + g (+ 8) of the warp's, rows 2t, 2t + 1 of its j-th tile.
+// The products of one warp in a step. acc[i][j]: columns 16i + g (+ 8) of the warp's, rows 2t, 2t +
+// 1 of its j-th tile.
 template <u32 W, int MJ, int NI> struct Multiply {
     static constexpr int X_HOP = 8 * WARPS_M * X_PITCH;
     u32 x, w;
@@ -129,7 +138,8 @@ template <u32 W, int MJ, int NI> struct Multiply {
             x = x_tile + chunk_place<X_PITCH>(wm * 8 + lane / 4, lane % 4);
             w = w_tile + (wn * NI * 16 + lane / 4) * STEP + lane % 4 * 8;
         } else {
-            // Matrices of x: two chunks of a row tile, then of the next. Matrices of w: 16 rows of a chunk, then of the next.
+            // Matrices of x: two chunks of a row tile, then of the next. Matrices of w: 16 rows of
+            // a chunk, then of the next.
             u32 r = lane % 8, low = lane / 8 % 2, high = lane / 16;
             x = x_tile + chunk_place<X_PITCH>((high * WARPS_M + wm) * 8 + r, low);
             w = w_tile + chunk_place<X_PITCH>(wn * NI * 16 + low * 8 + r, high);
@@ -141,7 +151,8 @@ template <u32 W, int MJ, int NI> struct Multiply {
     }
     // Half a step of 16-bit weights.
     DEVICE void half_step(float (&acc)[NI][MJ][4], u32 stage_offset, u32 half) const {
-        // The third and fourth chunk are where the first and second are, but for one bit.
+        // The addresses of the third and fourth chunk differ from those of the first and second in
+        // one bit.
         u32 xh = (x ^ half * 32) + stage_offset, wh = (w ^ half * 32) + stage_offset;
         u32 b[MJ / 2][4];
 #pragma unroll
@@ -182,7 +193,8 @@ template <u32 W, int MJ, int NI> struct Multiply {
     }
 };
 
-// Stages the row tiles FIRST .. FIRST + COUNT of every warp: they are 8 * WARPS_M * COUNT neighbouring rows.
+// Stages the row tiles FIRST .. FIRST + COUNT of every warp: they are 8 * WARPS_M * COUNT
+// neighbouring rows.
 template <int BN, int FIRST, int COUNT, int MJ, int NI> DEVICE void stage_rows(float* stage, const float (&acc)[NI][MJ][4]) {
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 row = warp % WARPS_M * 8 + lane % 4 * 2, col = warp / WARPS_M * NI * 16 + lane / 4;
@@ -193,7 +205,7 @@ template <int BN, int FIRST, int COUNT, int MJ, int NI> DEVICE void stage_rows(f
     }
 }
 
-// Writes staged rows as they are: partial sums, whose rows are padded to a multiple of 4 floats.
+// Writes staged rows unchanged: partial sums, whose rows are padded to a multiple of 4 floats.
 template <int ROWS, int COLUMNS>
 DEVICE void store_partials(const LinearParams& p, float* partials, const float* stage, u32 row0, u32 col0) {
     constexpr u32 ACROSS = COLUMNS / 4, DOWN = THREADS / ACROSS;
@@ -208,7 +220,7 @@ DEVICE void store_partials(const LinearParams& p, float* partials, const float* 
 
 DEVICE u32 side_place(u32 row, u32 chunk) { return chunk_place<X_PITCH>(row, chunk); }
 
-// Scales the sums and adds the side; `place` is the tile's.
+// Scales the sums and adds the side branch; `place` is the position of the tile.
 template <int BM, int BN, int SHARED_BYTES, int MJ, int NI>
 DEVICE void add_side(float (&acc)[NI][MJ][4], const LinearParams& p, const float* scales, const LinearSide& side, TilePlace place, u32 base) {
     constexpr int STAGE = (BM + BN) * X_PITCH, FIT = SHARED_BYTES / STAGE;
@@ -231,7 +243,7 @@ DEVICE void linear_tile(const bf16* x, const u8* w, const float* scales, const L
                         const LinearParams& p) {
     typedef Tile<W, BM, BN> T;
     constexpr int WB = Weights<W>::BYTES, MJ = T::MJ;
-    // The staged output takes the place of the pipeline, in as many slices as that needs.
+    // The staged output uses the memory of the pipeline, in as many slices as it takes.
     constexpr int SLICES = BM * Stage<BN, 4>::STRIDE * 4 > T::SHARED_BYTES ? 2 : 1, SLICE = BM / SLICES;
     static_assert(SLICE * Stage<BN, 4>::STRIDE * 4 <= T::SHARED_BYTES, "the staged output must fit");
     u8* shared = dynamic_shared();
@@ -246,8 +258,9 @@ DEVICE void linear_tile(const bf16* x, const u8* w, const float* scales, const L
         Table& table = *reinterpret_cast<Table*>(shared + T::SHARED_BYTES);
         table.fill(p.w_dtype);
         FeedBlocks<BN> feed_w(w, place.col, first * (STEP / 16), p, base + T::X_BYTES);
-        // In round s x of step s is sent for, w of step s - 1 becomes bf16, w of step s is fetched, and step s - 2 is multiplied: of each the code
-        // stands here once. Three stages take turns; the one that is filled was multiplied in the round before.
+        // In round s, the copy of x for step s is started, w of step s - 1 is converted to bf16, w
+        // of step s is loaded, and step s - 2 is multiplied, so that the code of each occurs once.
+        // Three stages alternate; the one that is filled was multiplied in the round before.
         static_assert(T::DEPTH == 3, "a stage for each of the three");
         u32 filled = 0, before = 2 * T::STAGE_BYTES, now = T::STAGE_BYTES;
 #pragma unroll 1
@@ -272,7 +285,8 @@ DEVICE void linear_tile(const bf16* x, const u8* w, const float* scales, const L
         }
 #pragma unroll 1
         for (u32 s = 0; s < count; s++) {
-            // This thread's part of the step has landed; behind the barrier so has everybody's, and the step before is used up.
+            // This thread's part of the step has arrived; after the barrier the parts of all
+            // threads have, and the step before is no longer needed.
             copy_wait<T::DEPTH - 2>();
             __syncthreads();
             if (s + T::DEPTH - 1 < count) feed_x.copy(next), feed_w.copy(next);

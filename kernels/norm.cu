@@ -1,27 +1,32 @@
-// Normalisations of rows, and what is fused with them:
+// Normalisations of rows, and the operations that are fused with them:
 //
-//   layer_norm_modulate   out = (1 + scale[group]) * (x - mean) / sqrt(variance + eps) + shift[group]
+//   layer_norm_modulate   out = (1 + scale[group]) * (x - mean) / sqrt(variance + eps) +
+//   shift[group]
 //   layer_norm            out = (x - mean) / sqrt(variance + eps) * weight + bias
 //   rms_norm              out = x / sqrt(mean(x^2) + eps) * weight
-//   qk_norm_rope          rms_norm over each head of q and k, then a rotation of adjacent pairs; v is copied
+//   qk_norm_rope          rms_norm over each head of q and k, then a rotation of adjacent pairs; v
+//   is copied
 //
-// x, out: rows x cols; shift, scale: groups x cols; weight, bias, gains: f32. `out` may be `x`, so nothing is `__restrict__`.
+// x, out: rows x cols; shift, scale: groups x cols; weight, bias, gains: f32. `out` may be `x`, so
+// nothing is `__restrict__`.
 //
-// Roofline: about ten operations an element against 4 bytes moved in bf16, so memory is the limit everywhere; 4608 x 3072 is
-// 57 MB, 17 us on an H100 and 160 us on an RTX 3060. The `_bf16` kernels therefore read and write each element once, 16 bytes at
-// a time, and keep the row in registers in between. A block of 128 threads has one row: with 4 vectors of 8 elements a thread
-// that is up to 4096 columns (T5), and FLUX's 3072 columns are exactly 3 vectors for each thread. Rows wait for their loads and
-// two barriers, but 8 and more blocks share a multiprocessor, 48 KB on their way, and 15 KB hide the latency of an H100. One
-// row per warp needs no barrier, but 64 registers for the row alone and an unrolled copy of the code for each width.
+// Roofline: about ten operations per element and 4 bytes moved in bf16, so memory is the limit
+// everywhere; 4608 x 3072 is 57 MB, 17 us on an H100 and 160 us on an RTX 3060. The `_bf16` kernels
+// therefore read and write each element once, 16 bytes at a time, and keep the row in registers in
+// between. A block of 128 threads has one row: with 4 vectors of 8 elements a thread that is up to
+// 4096 columns (T5), and FLUX's 3072 columns are exactly 3 vectors for each thread. A row waits for
+// its loads and two barriers, but 8 or more blocks share a multiprocessor with 48 KB in flight, and
+// 15 KB hide the latency of an H100. One row per warp would need no barrier, but 64 registers for
+// the row alone and an unrolled copy of the code for each width.
 //
-// The variance is taken in a second pass over the registers: E[x^2] - E[x]^2 cancels where the mean is large. Sums run in a
-// fixed order, so results are the same in every bit from run to run.
+// The variance is computed in a second pass over the registers: E[x^2] - E[x]^2 loses precision if
+// the mean is large. Sums run in a fixed order, so results are bitwise the same in every run.
 //
-// The `_any` kernels take every width, alignment and mix of bf16 and f32, an element at a time.
+// The `_any` kernels accept every width, alignment and mix of bf16 and f32, one element at a time.
 
 #include "common.cuh"
 
-// VECTORS of 8 elements are what a thread holds: rows of up to 4096 columns.
+// A thread holds VECTORS vectors of 8 elements: rows of up to 4096 columns.
 enum : u32 { THREADS = 128, WARPS = THREADS / 32, VECTORS = 4 };
 
 struct NormParams {
@@ -44,15 +49,16 @@ DEVICE void unpack(const uint4& v, float (&f)[8]) {
 DEVICE uint4 pack(const float (&f)[8]) {
     return make_uint4(pack_bf16(f[0], f[1]), pack_bf16(f[2], f[3]), pack_bf16(f[4], f[5]), pack_bf16(f[6], f[7]));
 }
-// Eight f32 from an address that is a multiple of 16. A warp's two loads touch the same sectors; the second finds them in L1, where
-// gains and rotations, a few kilobytes for all rows, stay anyway.
+// Eight f32 from an address that is a multiple of 16. A warp's two loads use the same sectors; the
+// second finds them in L1, where gains and rotations, a few kilobytes for all rows, stay anyway.
 DEVICE void load_f32(const float* p, float (&f)[8]) {
     const float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];
     f[0] = a.x, f[1] = a.y, f[2] = a.z, f[3] = a.w;
     f[4] = b.x, f[5] = b.y, f[6] = b.z, f[7] = b.w;
 }
 
-// The sum over the block, for all of its threads. `partial` must not have been used before: one barrier is enough then.
+// The sum over the block, for all of its threads. `partial` must not have been used before: then
+// one barrier is enough.
 DEVICE float block_sum(float v, float (&partial)[WARPS]) {
     v = warp_sum(v);
     if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = v;
@@ -63,7 +69,8 @@ DEVICE float block_sum(float v, float (&partial)[WARPS]) {
     return sum;
 }
 
-// What follows a norm: `vector` changes the 8 elements from `column` on, `element` the one at `column`.
+// The operation after a norm: `vector` changes the 8 elements from `column` on, `element` the one
+// at `column`.
 
 struct Modulation {
     const bf16 *shift, *scale;
@@ -108,7 +115,8 @@ struct Gain {
     DEVICE float element(u32 column, float y) const { return y * weight[column]; }
 };
 
-// Row blockIdx.x by the whole block, held in registers. `CENTRED`: subtract the mean (layer norm), or not (RMS norm).
+// Row blockIdx.x by the whole block, held in registers. `CENTRED`: subtract the mean (layer norm),
+// or not (RMS norm).
 template <bool CENTRED, class Then> DEVICE void norm_bf16(const bf16* x, bf16* out, const NormParams& p, const Then& then) {
     __shared__ float partial[2][WARPS];
     const bf16* from = x + (size_t)blockIdx.x * p.x_stride;
@@ -133,7 +141,7 @@ template <bool CENTRED, class Then> DEVICE void norm_bf16(const bf16* x, bf16* o
     float squares = 0.f;
 #pragma unroll
     for (u32 j = 0; j < VECTORS; j++) {
-        // The zeros beyond the row do not count: they are `mean` away from it.
+        // The zeros beyond the row are not added: their difference from the mean is not zero.
         if ((j * THREADS + threadIdx.x) * 8 < p.cols) {
             float f[8];
             unpack(held[j], f);
@@ -172,7 +180,8 @@ template <bool CENTRED, class Then> DEVICE void norm_any(const void* x, void* ou
         squares += d * d;
     }
     const float inverse = rsqrtf(block_sum(squares, partial[1]) * p.inverse_cols + p.eps);
-    // In place this thread overwrites only what it alone still reads: the barrier ended the other passes.
+    // In place, this thread overwrites only elements that no other thread still reads: the barrier
+    // ended the other passes.
     for (u32 c = threadIdx.x; c < p.cols; c += THREADS) {
         const float y = (load_element(x, from + c, p.x_type) - mean) * inverse;
         store_element(out, to + c, p.out_type, then.element(c, y));
@@ -203,12 +212,12 @@ KERNEL(THREADS, 8) rms_norm_any_sm80(const void* x, const float* weight, void* o
 }
 
 struct QkNormRopeParams {
-    // Rows of qkv, and how many of them are one picture's.
+    // Rows of qkv, and how many of them belong to one image.
     u32 rows, count;
-    // Row t of a picture's `count` becomes row first + t of its `tokens` rows of out.
+    // Row t of an image's `count` becomes row first + t of its `tokens` rows of out.
     u32 tokens, first;
     u32 heads, head_dim;
-    // Columns to work on: 3 * heads * head_dim, or a third less in place, where v is already there.
+    // Columns to work on: 3 * heads * head_dim, or a third less in place, where v is unchanged.
     u32 cols;
     u32 qkv_stride, rope_stride, out_stride;
     u32 qkv_type, out_type;
@@ -217,9 +226,10 @@ struct QkNormRopeParams {
     float inverse_dim;
 };
 
-// One row of qkv by a block. head_dim / 8 neighbouring lanes hold a head, 8 elements each (four pairs); that must be a power of
-// two up to 32, so that a lane has the same pairs of every head and keeps their cosines and sines. Three vectors are asked for
-// before the first is used: 384 vectors are FLUX's q (24 heads of 128), then k, then v.
+// One row of qkv by a block. head_dim / 8 neighbouring lanes hold a head, 8 elements each (four
+// pairs); that must be a power of two up to 32, so that a lane has the same pairs of every head and
+// keeps their cosines and sines. Three vectors are requested before the first is used: 384 vectors
+// are FLUX's q (24 heads of 128), then k, then v.
 KERNEL(THREADS, 8) qk_norm_rope_bf16_sm80(const bf16* qkv, const float* q_gain, const float* k_gain, const float* rope, bf16* out,
                                           QkNormRopeParams p) {
     constexpr u32 AT_ONCE = 3;
@@ -245,7 +255,7 @@ KERNEL(THREADS, 8) qk_norm_rope_bf16_sm80(const bf16* qkv, const float* q_gain, 
             float squares = 0.f;
 #pragma unroll
             for (u32 i = 0; i < 8; i++) squares += f[i] * f[i];
-            // All lanes take part, those beyond the last column with zeros.
+            // All lanes take part; lanes beyond the last column have zeros.
             for (u32 o = lanes / 2; o; o /= 2) squares += __shfl_xor_sync(~0u, squares, o);
             if (column >= p.cols) continue;
             if (column < 2 * width) {

@@ -1,7 +1,8 @@
-// Activations on their way into FP8 products: rows of bf16 to e4m3 with one f32 scale a row, x = scale * q.
+// Quantises activations for FP8 products: rows of bf16 to e4m3 with one f32 scale a row, x = scale
+// * q.
 //
-// A block per row: scale = amax / 448, q = x / scale rounded to nearest even. The second pass finds the row in L1. Bound by memory:
-// 3 bytes an element.
+// A block per row: scale = amax / 448, q = x / scale rounded to nearest even. The second pass finds
+// the row in L1. Memory is the limit: 3 bytes per element.
 #pragma once
 
 #include "common.cuh"
@@ -9,10 +10,10 @@
 struct QuantiseParams {
     u32 k, x_stride;
     u32 pitch;   // Bytes from row to row of the result, k rounded up to 16; the bytes beyond k become zeros.
-    u32 vector;  // 1 where x may be read in vectors of 16 bytes and 8 divides k.
+    u32 vector;  // 1 if x can be read in vectors of 16 bytes and 8 divides k.
 };
 
-// Elements 8i .. 8i + 7 of a row as they lie in memory, zeros beyond the row.
+// Elements 8i .. 8i + 7 of a row in their stored form, zeros beyond the row.
 DEVICE uint4 load_eight(const bf16* row, u32 i, const QuantiseParams& p) {
     if (p.vector) return i * 8 < p.k ? reinterpret_cast<const uint4*>(row)[i] : make_uint4(0, 0, 0, 0);
     u32 v[4] = {0, 0, 0, 0};
@@ -36,7 +37,8 @@ quantise_rows_e4m3_sm89(const bf16* __restrict__ x, u8* __restrict__ q, float* _
                         const __grid_constant__ QuantiseParams p) {
     __shared__ u32 warp_most[4];
     const bf16* row = x + (size_t)blockIdx.x * p.x_stride;
-    // The magnitudes of bf16 order as integers, with infinities and NaN above the numbers.
+    // The magnitudes of bf16 have the same order as integers, with infinities and NaN above all
+    // numbers.
     u32 most = 0;
     for (u32 i = threadIdx.x; i < p.pitch / 8; i += 128) {
         uint4 v = load_eight(row, i, p);
@@ -48,7 +50,8 @@ quantise_rows_e4m3_sm89(const bf16* __restrict__ x, u8* __restrict__ q, float* _
     if (threadIdx.x % 32 == 0) warp_most[threadIdx.x / 32] = most;
     __syncthreads();
     most = max(max(warp_most[0], warp_most[1]), max(warp_most[2], warp_most[3]));
-    // A row with an infinity or a NaN gets the scale NaN, which makes its whole output NaN. The lower bound keeps 1 / scale finite.
+    // A row with an infinity or a NaN gets the scale NaN, which makes its whole output NaN. The
+    // lower bound keeps 1 / scale finite.
     float scale = most == 0        ? 1.f
                   : most >= 0x7f80 ? __uint_as_float(0x7fffffff)
                                    : fmaxf(__uint_as_float(most << 16) * (1.f / 448.f), 1e-37f);
