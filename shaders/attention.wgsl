@@ -1,8 +1,11 @@
-// Softmax attention with an online softmax, in tiles: out = softmax(q k^T scale + bias) v for each picture and head. Scores exist only for one tile.
+// Softmax attention with an online softmax, in tiles: out = softmax(q k^T scale + bias) v for each
+// image and head. Scores exist only for one tile.
 //
-// A workgroup has TX x RG threads and takes BQ = 8 RG queries of one head against BK = 4 TX keys at a time. A thread (tx, ty) holds two register tiles:
-// scores of 8 queries x 4 keys, and sums of 8 queries x 8 columns, for the same queries 8 ty .. 8 ty + 7; a head has up to 8 TX columns. Vectors of four
-// run along the queries, so that a row's maximum and its rescaling act on whole vectors and the weights go to workgroup memory without being turned.
+// A workgroup has TX x RG threads and takes BQ = 8 RG queries of one head against BK = 4 TX keys at
+// a time. A thread (tx, ty) holds two register tiles: scores of 8 queries x 4 keys, and sums of 8
+// queries x 8 columns, for the same queries 8 ty .. 8 ty + 7; a head has up to 8 TX columns.
+// Vectors of four contain four queries, so that a row's maximum and its rescaling act on whole
+// vectors and the weights are stored in workgroup memory without being transposed.
 //
 //   head      TX  RG  queries  keys  DC  PK  VK  memory
 //   <= 64      8   8       64    32  32  32  32   16 KB
@@ -11,21 +14,27 @@
 //   <= 512    64   4       32   256   8  64   4   16 KB
 //             64   4       32   256  16  64   8   24 KB
 //
-// Workgroup memory is f32, used twice for each tile of keys: first for q and k, DC columns of both at a time, turned (a column's queries and keys
-// are contiguous, so that a step reads three vectors for 32 multiply-adds); then for the weights of PK keys and, behind them, v of VK keys (four
-// vectors for 64 multiply-adds). Queries are read anew for each tile of keys, from the cache: keeping them would take all of the memory. Operands of all
-// types are f32 there, as converting them in the inner loops would cost as much as the products.
+// Workgroup memory is f32, used twice for each tile of keys: first for q and k, DC columns of both
+// at a time, transposed (a column's queries and keys are contiguous, so that a step reads three
+// vectors for 32 multiply-adds); then for the weights of PK keys and, after them, v of VK keys
+// (four vectors for 64 multiply-adds). Queries are read again for each tile of keys, from the
+// cache: keeping them would take all of the memory. Operands of all types are f32 there, because
+// converting them in the inner loops would cost as much as the products.
 //
-// Bound by multiply-adds: a tile's loads are 1/32 to 1/64 of them, and a pair of barriers stands for 256 to 2048 of each thread's. More memory halves the
-// barriers and the waits for loads. A thread holds 16 vectors of sums, 8 of scores, 4 of maxima and of weights' sums, and, at the peak, 4 that it loads: 128
-// registers and addresses (Mesa takes 152 for AMD), which leave none for loading ahead. Where PK holds all keys of a tile, scores need no registers while
-// values are added. Inner loops name their registers instead of indexing arrays, since not every driver unrolls loops. Loops that load have as many steps
-// for all threads where they can, so that compilers may issue the loads of all steps at once.
+// The limit is multiply-adds: a tile's loads are 1/32 to 1/64 of them, and there is a pair of
+// barriers per 256 to 2048 multiply-adds of each thread. More memory halves the barriers and the
+// waits for loads. A thread holds 16 vectors of sums, 8 of scores, 4 of maxima and of weights'
+// sums, and, at the peak, 4 that it loads: 128 registers and addresses (Mesa takes 152 for AMD),
+// which leave none for loading ahead. If PK is all keys of a tile, scores need no registers while
+// values are added. Inner loops name their registers instead of indexing arrays, since not every
+// driver unrolls loops. Where possible, loops that load have the same number of steps for all
+// threads, so that compilers can issue the loads of all steps at once.
 //
-// A key that `causal` hides from a query has the weight 0 there, not no weight: a NaN or an infinity among its values reaches the queries in front of it
-// that share its tile.
+// A key that `causal` hides from a query still has a weight, 0: a NaN or an infinity among its
+// values reaches the earlier queries in the same tile.
 //
-// Stands behind attention_common.wgsl. The line in front of common.wgsl has the constants TX, RG, DC, PK, VK.
+// This source follows attention_common.wgsl. The line before common.wgsl has the constants TX, RG,
+// DC, PK, VK.
 
 const THREADS: u32 = TX * RG;
 // Vectors of queries and of keys.
@@ -36,7 +45,8 @@ const BK: u32 = 4u * KV;
 // Loads of four rows and eight columns for DC columns of queries, and of queries and keys.
 const Q_TASKS: u32 = QV * (DC / 8u);
 const TASKS: u32 = (QV + KV) * (DC / 8u);
-// Where keys (beside queries) and values (beside weights) begin, in vectors, and how many there are in all.
+// The start of keys (after queries) and of values (after weights), in vectors, and the number of
+// all vectors.
 const KEYS: u32 = DC * QV;
 const VALUES: u32 = PK * QV;
 const VECTORS: u32 = max(TASKS * 8u, VALUES + VK * 2u * TX);
@@ -54,7 +64,8 @@ fn zero(at: u32, pitch: u32) {
     for (var i = 0u; i < 8u; i++) { memory[at + i * pitch] = vec4<f32>(); }
 }
 
-// Four rows and eight columns of the queries from `row0` on or of the keys from `j0` on, of columns `d0` and following. Rows behind the last are the last.
+// Four rows and eight columns of the queries from `row0` on or of the keys from `j0` on, of columns
+// `d0` and following. Rows after the last are the last one again.
 fn load(task: u32, d0: u32, row0: u32, j0: u32, q_at: u32, k_at: u32) {
     let queries = task < Q_TASKS;
     let i = select((task - Q_TASKS) % KV, task % QV, queries);
@@ -93,7 +104,7 @@ fn load(task: u32, d0: u32, row0: u32, j0: u32, q_at: u32, k_at: u32) {
         turn(at + 4u * pitch, pitch, quad(a.zw), quad(b.zw), quad(c.zw), quad(d.zw));
         return;
     }
-    // One half after the other, for want of registers.
+    // One half after the other, because there are not enough registers.
     for (var half = 0u; half < 2u; half++) {
         var a = vec4<u32>();
         var b = vec4<u32>();
@@ -114,8 +125,9 @@ fn load(task: u32, d0: u32, row0: u32, j0: u32, q_at: u32, k_at: u32) {
     }
 }
 
-// Puts the weights of four keys, in vectors of queries, to those of keys `key .. key + 3`. Vectors are permuted by the number of the thread: else all
-// threads of a row would write to the same banks.
+// Stores the weights of four keys, in vectors of queries, at those of keys `key .. key + 3`.
+// Vectors are permuted by the number of the thread; otherwise all threads of a row would write to
+// the same banks.
 fn keep(
     key: u32, tx: u32, ty: u32,
     a0: vec4<f32>, a1: vec4<f32>, a2: vec4<f32>, a3: vec4<f32>,
@@ -133,12 +145,12 @@ fn keep(
     memory[b + 3u * QV] = b3;
 }
 
-// Of the queries `i .. i + 3`.
+// For the queries `i .. i + 3`.
 fn bias_quad(i: u32, j: u32, head: u32) -> vec4<f32> {
     return vec4<f32>(bias_at(i, j, head), bias_at(i + 1u, j, head), bias_at(i + 2u, j, head), bias_at(i + 3u, j, head));
 }
 
-// Scores of key `j` and the queries `i .. i + 3` that may not be seen.
+// Which scores of key `j` and the queries `i .. i + 3` are hidden.
 fn mask(s: vec4<f32>, i: u32, j: u32) -> vec4<f32> {
     let hidden = vec4<bool>(j >= params.tokens) | ((vec4<u32>(j) > vec4<u32>(i, i + 1u, i + 2u, i + 3u)) & vec4<bool>(params.causal != 0u));
     return select(s, vec4<f32>(HIDDEN), hidden);
@@ -154,12 +166,12 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     let tx = t % TX;
     let ty = t / TX;
     let column0 = head * params.head_dim;
-    // Of the thread's first query: its number in the picture.
+    // The number of the thread's first query in its image.
     let token = params.row_first + row0 + 8u * ty;
     let q_at = params.q_base + picture * params.tokens * params.q_stride + column0;
     let k_at = params.k_base + picture * params.tokens * params.k_stride + column0;
     let v_at = params.v_base + picture * params.tokens * params.v_stride + column0;
-    // Keys from `open` on need masks, those from `keys` on are hidden from all.
+    // Keys from `open` on need masks, those from `keys` on are hidden from all queries.
     let tokens = params.tokens;
     let causal = params.causal != 0u;
     let scale = vec4<f32>(factor());
@@ -252,7 +264,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
             sb3 = mask(sb3, token + 4u, key + 3u);
         }
 
-        // The maximum of a row is that of the TX threads which have its keys. Every thread reads them all: cheaper than a third barrier.
+        // The maximum of a row is that of the TX threads that have its keys. Every thread reads all
+        // of them, which is cheaper than a third barrier.
         workgroupBarrier();
         memory[2u * ty * TX + tx] = max(max(sa0, sa1), max(sa2, sa3));
         memory[(2u * ty + 1u) * TX + tx] = max(max(sb0, sb1), max(sb2, sb3));
@@ -298,7 +311,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         if PK == BK { keep(4u * tx, tx, ty, sa0, sa1, sa2, sa3, sb0, sb1, sb2, sb3); }
         for (var v0 = 0u; v0 < BK && j0 + v0 < keys; v0 += VK) {
             if v0 > 0u { workgroupBarrier(); }
-            // Where weights of the whole tile have no room, those of the next PK keys take the place of the last.
+            // If there is no room for the weights of the whole tile, those of the next PK keys
+            // replace the last ones.
             if PK < BK && v0 % PK == 0u && 4u * tx >= v0 && 4u * tx < v0 + PK {
                 keep(4u * tx - v0, tx, ty, sa0, sa1, sa2, sa3, sb0, sb1, sb2, sb3);
             }

@@ -1,7 +1,9 @@
-// Attention of any shape: odd heads, strides and offsets, up to 1024 columns a head. See attention.wgsl for the operation.
+// Attention of any shape: odd heads, strides and offsets, up to 1024 columns a head. See
+// attention.wgsl for the operation.
 //
-// A workgroup takes one query of one head, 64 keys at a time: a thread multiplies one key with the query, then adds up columns t, t + 64 ... of the
-// values. The query and the sums lie in workgroup memory. Bound by loads of two or four bytes: for shapes that no other shader takes.
+// A workgroup takes one query of one head, 64 keys at a time: a thread multiplies one key with the
+// query, then adds up columns t, t + 64 ... of the values. The query and the sums are in workgroup
+// memory. The limit is loads of two or four bytes. For shapes that no other shader accepts.
 
 struct Params {
     first: u32,
@@ -9,7 +11,8 @@ struct Params {
     tokens: u32,
     heads: u32,
     head_dim: u32,
-    // Queries of a picture that are done here, the number of the first one, and their tiles (one query each).
+    // Queries of an image in this dispatch, the number of the first one, and their tiles (one query
+    // each).
     rows: u32,
     row_first: u32,
     row_tiles: u32,
@@ -35,7 +38,7 @@ var<immediate> params: Params;
 @group(0) @binding(1) var<storage, read_write> k: array<u32>;
 @group(0) @binding(2) var<storage, read_write> v: array<u32>;
 @group(0) @binding(3) var<storage, read_write> bias: array<u32>;
-// Halves of a word may belong to other rows, or to what lies beside the window.
+// Halves of a word may belong to other rows, or to data outside the window.
 @group(0) @binding(4) var<storage, read_write> first: array<atomic<u32>>;
 @group(0) @binding(5) var<storage, read_write> out: array<atomic<u32>>;
 
@@ -69,7 +72,7 @@ fn bias_at(e: u32) -> f32 {
     return bitcast<f32>(bias[e]);
 }
 
-// As in attention_common.wgsl: 0 below -87, told by bits, as a NaN must stay one.
+// As in attention_common.wgsl: 0 below -87, compared by bits, because a NaN must stay one.
 fn weight(difference: f32, unit: f32) -> f32 {
     let x = difference * unit;
     let bits = bitcast<u32>(x);
@@ -113,7 +116,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         query[d] = q_at(q0 + d);
         sums[d] = 0.0;
     }
-    // Without a bias, scores are scaled when they are differences.
+    // Without a bias, scores are scaled after the maximum is subtracted.
     let unit = select(max(abs(params.scale), 1e-20), 1.0, BIAS_TYPE != NO_BIAS);
     let factor = select(select(1.0, -1.0, params.scale < 0.0), params.scale, BIAS_TYPE != NO_BIAS);
     var largest = HIDDEN;
@@ -151,7 +154,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         }
     }
 
-    // Sums are read by the thread that made them.
+    // Sums are read by the thread that computed them.
     if token < params.split {
         let e = params.first_base + (picture * params.split + row) * params.first_stride + column0;
         for (var d = t; d < dim; d += THREADS) { store_first(e + d, sums[d] / total); }

@@ -1,13 +1,14 @@
-// What the shaders of attention share whose operands consist of whole vectors: parameters, loads of eight columns, biases, weights and stores.
+// Shared by the attention shaders whose operands consist of whole vectors: parameters, loads of
+// eight columns, biases, weights and stores.
 
 struct Params {
     first: u32,
     groups: u32,
-    // Keys of a picture, and heads.
+    // Keys of an image, and heads.
     tokens: u32,
     heads: u32,
     head_dim: u32,
-    // Queries of a picture that are done here, the number of the first one, and their tiles.
+    // Queries of an image in this dispatch, the number of the first one, and their tiles.
     rows: u32,
     row_first: u32,
     row_tiles: u32,
@@ -19,7 +20,7 @@ struct Params {
     v_stride: u32,
     out_base: u32,
     out_stride: u32,
-    // Where the first `split` tokens of each picture go.
+    // The window for the first `split` tokens of each image.
     first_base: u32,
     first_stride: u32,
     bias_base: u32,
@@ -39,11 +40,11 @@ var<immediate> params: Params;
 
 override IN_TYPE: u32 = 0u;
 override OUT_TYPE: u32 = 0u;
-// NO_BIAS where there is none.
+// NO_BIAS if there is none.
 override BIAS_TYPE: u32 = 9u;
 const NO_BIAS: u32 = 9u;
 
-// Masks of scores: far below any score, and finite also as a difference, and scaled.
+// Masks of scores: far below any score, and finite also as a difference and after scaling.
 const HIDDEN: f32 = -1e30;
 
 struct Oct {
@@ -66,7 +67,8 @@ fn v_oct(e: u32) -> Oct {
     return Oct(bitcast<vec4<f32>>(v[e >> 2u]), bitcast<vec4<f32>>(v[(e >> 2u) + 1u]));
 }
 
-// What is added to the score of query `i` and key `j`; indices behind the last are of no account, but must not lead out of the table.
+// The number that is added to the score of query `i` and key `j`. Indices after the last do not
+// matter, but must not lead out of the table.
 fn bias_at(i: u32, j: u32, head: u32) -> f32 {
     let last = params.tokens - 1u;
     let e = params.bias_base + (min(j, last) + last - min(i, last)) * params.bias_stride + head;
@@ -76,12 +78,15 @@ fn bias_at(i: u32, j: u32, head: u32) -> f32 {
     }
     return bitcast<f32>(bias[e]);
 }
-// Scores are compared in units of their own: without a bias they are scaled only once they are differences to the row's maximum, which are exact where
-// they matter, so that large scores lose nothing to the product. A negative scale turns their sign first. With a bias the unit is 1.
+// The unit in which scores are compared: without a bias they are scaled only after the row's
+// maximum is subtracted. These differences are exact where they matter, so that large scores lose
+// no precision. A negative scale changes their sign first. With a bias the unit is 1.
 fn unit() -> f32 { return select(max(abs(params.scale), 1e-20), 1.0, BIAS_TYPE != NO_BIAS); }
 fn factor() -> f32 { return select(select(1.0, -1.0, params.scale < 0.0), params.scale, BIAS_TYPE != NO_BIAS); }
-// Of differences to a maximum: at most 0. What is below -87 becomes 0, but a NaN stays one, so that it reaches the output. Fast arithmetic may turn `x < -87`
-// into `!(x >= -87)`, which holds for NaN, so bits are compared: those from -87 down to minus infinity grow.
+// The exponential of a difference to a maximum, which is at most 0. Below -87 the result is 0, but
+// a NaN stays one, so that it reaches the output. Fast arithmetic may turn `x < -87` into `!(x >=
+// -87)`, which holds for NaN, so bits are compared: as integers
+// they grow from -87 down to minus infinity.
 fn weight(difference: vec4<f32>, unit: f32) -> vec4<f32> {
     let x = difference * unit;
     let bits = bitcast<vec4<u32>>(x);

@@ -1,18 +1,25 @@
-// Attention for drivers that compute on the processor with subgroups of 8 lanes: see attention.wgsl for the operation.
+// Attention for drivers that compute on the processor with subgroups of 8 lanes: see attention.wgsl
+// for the operation.
 //
-// There a lane's load from any memory costs as much as dozens of multiply-adds, since lanes are loaded one by one; broadcasts from a lane are one
-// instruction, registers that spill lie in the cache, and barriers are dear. So a workgroup is one subgroup without workgroup memory. A lane has four
-// queries (row, row + 8, row + 16 and row + 24 of the tile's 32, one vector) with all their sums, and needs nobody else for its softmax. Of 16 keys at a
-// time each lane loads two rows, eight columns at a time, and all lanes take each element from it by broadcast: for eight columns 48 words are loaded for
-// 512 multiply-adds of a lane, and 16 for as many of the sums. Three to four times as fast as the tiles, but drivers take seconds to compile it. Its arrays
-// of registers are written at indices of loops, which compilers for GPUs refuse or spill: it is for processors alone.
+// With these drivers, a lane's load from any memory costs as much as dozens of multiply-adds,
+// because lanes are loaded one by one; a broadcast from a lane is one instruction, spilled
+// registers are in the cache, and barriers are expensive. Therefore a workgroup is one subgroup
+// without workgroup memory. A lane has four queries (row, row + 8, row + 16 and row + 24 of the
+// tile's 32, one vector) with all their sums, and computes its softmax alone. For 16 keys at a
+// time, each lane loads two rows, eight columns at a time, and all lanes get each element from it
+// by broadcast: for eight columns 48 words are loaded for 512 multiply-adds of a lane, and 16 for
+// as many of the sums. Three to four times as fast as the tiles, but drivers take seconds to
+// compile it. Its arrays of registers are indexed by loop counters, which compilers for GPUs reject
+// or spill: it is for processors only.
 //
-// Stands behind attention_common.wgsl. The line in front of common.wgsl has COLUMNS, those of the widest head.
+// This source follows attention_common.wgsl. The line before common.wgsl has COLUMNS, the columns
+// of the widest head.
 
 const BQ: u32 = 32u;
 const BK: u32 = 16u;
 
-// A column of the queries times that of 16 keys: `a` has the lane's key of the first eight, `b` of the others.
+// A column of the queries times the same column of 16 keys: `a` is for the lane's key of the first
+// eight, `b` for that of the other eight.
 fn step(s: ptr<function, array<vec4<f32>, 16>>, q: vec4<f32>, a: f32, b: f32) {
     (*s)[0] = fma(q, vec4<f32>(subgroupBroadcast(a, 0u)), (*s)[0]);
     (*s)[1] = fma(q, vec4<f32>(subgroupBroadcast(a, 1u)), (*s)[1]);
@@ -32,7 +39,8 @@ fn step(s: ptr<function, array<vec4<f32>, 16>>, q: vec4<f32>, a: f32, b: f32) {
     (*s)[15] = fma(q, vec4<f32>(subgroupBroadcast(b, 7u)), (*s)[15]);
 }
 
-// The weights of keys `g .. g + 7` times a column of their values, of which the lane has its key's.
+// The weights of keys `g .. g + 7` times a column of their values. Each lane has the value of its
+// key.
 fn add(s: ptr<function, array<vec4<f32>, 16>>, g: u32, o: vec4<f32>, v: f32) -> vec4<f32> {
     var x = o;
     x = fma((*s)[g], vec4<f32>(subgroupBroadcast(v, 0u)), x);
@@ -73,7 +81,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     var total = vec4<f32>();
     var o: array<vec4<f32>, COLUMNS>;
     for (var j0 = 0u; j0 < keys; j0 += BK) {
-        // Keys behind the last are the last one again: their weights will be 0.
+        // Keys after the last are the last one again: their weights will be 0.
         let r0 = min(j0 + lane, tokens - 1u);
         let r1 = min(j0 + lane + 8u, tokens - 1u);
         var s: array<vec4<f32>, 16>;

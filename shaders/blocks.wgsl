@@ -1,17 +1,20 @@
-// Weights stored in blocks: a row is q integers (or codes) of few bits, and every 16 to 256 of them share a factor. Elements are made of them where they are
-// used, so that device memory holds, and a GPU reads, the file's bits: value = d q + m.
+// Weights stored in blocks: a row is integers q (or codes) of a few bits, and every 16 to 256 of
+// them share a factor. They are converted where they are used, so that the file's bits are kept in
+// device memory and read by the GPU: value = d q + m.
 //
-// A row is laid out in planes, each beginning at a multiple of 16 bytes: the low bits of all its elements, then further bits, then what d and m are made
-// of. `row` is the word at which a row begins, `k` an element of it, a multiple of four. W_TYPE says which format it is; all else falls away when a
-// pipeline is compiled. For every format there is one function, which finds four elements (`place`); how their bits lie within words is below (`integers`,
-// `codes`).
+// A row is stored in planes, each beginning at a multiple of 16 bytes: the low bits of all its
+// elements, then further bits, then the data for d and m. `row` is the first word of a row, `k` an
+// element of it, a multiple of four. W_TYPE is the format; the code for other formats is removed
+// when a pipeline is compiled. Every format has one function that finds four elements (`place`);
+// how their bits are arranged within words is further down (`integers`, `codes`).
 //
-// Whole numbers become unsigned by what is added to them, and m takes it off again: the products are exact in f32, so nothing is lost. d is an f16 that is
-// often smaller than the smallest normal one (that of Q6_K is a weight / 4096), and is made from integers: hardware may flush it.
+// Signed integers are made unsigned by adding a constant, and m subtracts it again: the products
+// are exact in f32, so no precision is lost. d is an f16 that is often subnormal (for Q6_K it is a
+// weight / 4096), and is converted with integer operations, because hardware may flush it to zero.
 
 @group(0) @binding(1) var<storage, read_write> w: array<u32>;
 
-// Where four elements (or the eight from there on) lie, and what they are multiplied with.
+// The position of four elements (or of eight), and their factors.
 struct Place {
     // The words of their low bits and of their further bits.
     quants: u32,
@@ -28,10 +31,10 @@ fn f16_bits(h: u32) -> f32 {
 }
 // Both halves of a word.
 fn f16_pair(word: u32) -> vec2<f32> { return vec2<f32>(f16_bits(word & 0xffffu), f16_bits(word >> 16u)); }
-// The f16 and the byte of that number in a plane that begins at word `plane`.
+// The f16 and the byte with that number in a plane that begins at word `plane`.
 fn f16_at(plane: u32, i: u32) -> f32 { return f16_bits((w[plane + i / 2u] >> (i % 2u * 16u)) & 0xffffu); }
 fn byte_at(plane: u32, i: u32) -> u32 { return (w[plane + i / 4u] >> (i % 4u * 8u)) & 0xffu; }
-// Words up to a multiple of 16 bytes.
+// The number of words, rounded up to a multiple of 16 bytes.
 fn whole_vectors(words: u32) -> u32 { return (words + 3u) & 0xfffffffcu; }
 
 // 32 x i8; f16 d. d q.
@@ -69,7 +72,8 @@ fn q5_1(row: u32, k: u32) -> Place {
     return Place(halves(row, k), high + k / 32u, dm.x, dm.y);
 }
 
-// For 256: 64 bytes, 32 of them for each half of the block, bits 2g of byte j for element j of its group g of 32.
+// For 256: 64 bytes, 32 of them for each half of the block, bits 2g of byte j for element j of its
+// group g of 32.
 fn quarters(row: u32, k: u32) -> u32 { return row + k / 128u * 8u + k % 32u / 4u; }
 
 // Quarters of bytes; for each 16 a byte with s (low half) and t; f16 d, e. (d s) q - (e t).
@@ -80,8 +84,9 @@ fn q2_k(row: u32, k: u32) -> Place {
     return Place(quarters(row, k), 0u, de.x * f32(s & 15u), -de.y * f32(s >> 4u));
 }
 
-// Quarters of bytes; 32 bytes of third bits, bit g of byte j for element j of group g; 12 bytes of sixteen s of 6 bits (halves of the first 8 bytes, then
-// quarters of the last 4); f16 d. (d (s - 32)) (q - 4).
+// Quarters of bytes; 32 bytes of third bits, bit g of byte j for element j of group g; 12 bytes of
+// sixteen s of 6 bits (halves of the first 8 bytes, then quarters of the last 4); f16 d. (d (s -
+// 32)) (q - 4).
 fn q3_k(row: u32, k: u32) -> Place {
     let high = row + params.k / 16u;
     let plane = high + params.k / 32u;
@@ -93,8 +98,9 @@ fn q3_k(row: u32, k: u32) -> Place {
     return Place(quarters(row, k), high + k / 256u * 8u + k % 32u / 4u, d, -4.0 * d);
 }
 
-// d s and -e t of a group of 32 from the 16 bytes of a block from word `at` on: f16 d, e, then eight s and eight t of 6 bits. Of groups 0 to 3 they are
-// the low bits of bytes 0 to 3 and 4 to 7, of groups 4 to 7 the halves of bytes 8 to 11, with those bytes' upper two bits on top.
+// d s and -e t of a group of 32 from the 16 bytes of a block from word `at` on: f16 d, e, then
+// eight s and eight t of 6 bits. Of groups 0 to 3 they are the low bits of bytes 0 to 3 and 4 to 7,
+// of groups 4 to 7 the halves of bytes 8 to 11, with those bytes' upper two bits on top.
 fn six_bits(at: u32, group: u32) -> vec2<f32> {
     let shift = group % 4u * 8u;
     let a = w[at + 1u] >> shift;
@@ -115,15 +121,17 @@ fn q4_k(row: u32, k: u32) -> Place {
     return Place(two_groups(row, k), 0u, dm.x, dm.y);
 }
 
-// Two groups a byte; 32 bytes of fifth bits, bit g of byte j for element j of group g; six bits' 16 bytes. (d s) q - (e t).
+// Two groups a byte; 32 bytes of fifth bits, bit g of byte j for element j of group g; six bits' 16
+// bytes. (d s) q - (e t).
 fn q5_k(row: u32, k: u32) -> Place {
     let high = row + params.k / 8u;
     let dm = six_bits(high + params.k / 32u + k / 256u * 4u, k / 32u % 8u);
     return Place(two_groups(row, k), high + k / 256u * 8u + k % 32u / 4u, dm.x, dm.y);
 }
 
-// For each 128: 64 bytes, groups 0 and 1 of 32 in the low halves, 2 and 3 in the high ones; 32 bytes of upper bits, bits 2g of byte j for element j of group
-// g; for each 16 an i8 s; f16 d. (d s) (q - 32).
+// For each 128: 64 bytes, groups 0 and 1 of 32 in the low halves, 2 and 3 in the high ones; 32
+// bytes of upper bits, bits 2g of byte j for element j of group g; for each 16 an i8 s; f16 d. (d
+// s) (q - 32).
 fn q6_k(row: u32, k: u32) -> Place {
     let high = row + params.k / 8u;
     let plane = high + params.k / 16u;
@@ -132,20 +140,22 @@ fn q6_k(row: u32, k: u32) -> Place {
     return Place(row + k / 128u * 16u + k % 64u / 4u, high + k / 128u * 8u + k % 32u / 4u, d, -32.0 * d);
 }
 
-// Codes of 4 bits, the first of a byte in its high half; for each 64 an f32 d. d table(q); the table of FP4 is in 192ths.
+// Codes of 4 bits, the first of a byte in its high half; for each 64 an f32 d. d table(q); the
+// table of FP4 is in 192ths.
 fn nf4(row: u32, k: u32) -> Place {
     let d = bitcast<f32>(w[row + params.k / 8u + k / 64u]);
     return Place(row + k / 8u, 0u, select(d, d / 192.0, W_TYPE == FP4), 0.0);
 }
 
-// e4m3; for each 32 a power of two, 2^(byte - 127), NaN where it is 255.
+// e4m3; for each 32 a power of two, 2^(byte - 127), NaN if it is 255.
 fn mxfp8(row: u32, k: u32) -> Place {
     let e = byte_at(row + params.k / 4u, k / 32u);
     let bits = select(select(e << 23u, 0x400000u, e == 0u), 0x7fc00000u, e == 255u);
     return Place(row + k / 4u, 0u, bitcast<f32>(bits), 0.0);
 }
 
-// Codes of 4 bits, the first of a byte in its high half, e2m1; for each 16 an e4m3 d. d e2m1(q); the table is of doubles.
+// Codes of 4 bits, the first of a byte in its high half, e2m1; for each 16 an e4m3 d. d e2m1(q);
+// the table contains twice the values.
 fn nvfp4(row: u32, k: u32) -> Place {
     let d = e4m3(byte_at(row + whole_vectors(params.k / 8u), k / 16u));
     return Place(row + k / 8u, 0u, 0.5 * d, 0.0);
@@ -170,11 +180,11 @@ fn place(row: u32, k: u32) -> Place {
 }
 
 fn has_codes() -> bool { return W_TYPE == NF4 || W_TYPE == FP4 || W_TYPE == NVFP4; }
-// Fifth bits lie in one word for all 32.
+// The fifth bits of all 32 are in one word.
 fn has_fifths() -> bool { return W_TYPE == Q5_0 || W_TYPE == Q5_1; }
 fn has_high() -> bool { return has_fifths() || W_TYPE == Q3K || W_TYPE == Q5K || W_TYPE == Q6K; }
 
-// q of four elements, unsigned, a byte each, from the words that `place` named.
+// q of four elements, unsigned, a byte each, from the words that `place` found.
 fn integers(quants: u32, high: u32, k: u32) -> u32 {
     let group = k / 32u % 8u;
     switch W_TYPE {
@@ -195,7 +205,8 @@ fn integers(quants: u32, high: u32, k: u32) -> u32 {
     }
 }
 
-// The sixteen quantiles of NF4, found by halving: a table in memory would be read at a different place by every lane.
+// The sixteen quantiles of NF4, found by bisection: every lane would read a table in memory at a
+// different position.
 fn quantiles(q: vec4<u32>) -> vec4<f32> {
     let bit0 = (q & vec4<u32>(1u)) != vec4<u32>(0u);
     let bit1 = (q & vec4<u32>(2u)) != vec4<u32>(0u);
@@ -214,7 +225,8 @@ fn quantiles(q: vec4<u32>) -> vec4<f32> {
     return select(low, high, bit3);
 }
 
-// The values of four codes: of FP4 times 192 (0, 1, 128, 192, 64, 96, 32, 48), of e2m1 times 2 (0, 1, 2, 3, 4, 6, 8, 12), looked up in constants.
+// The values of four codes: of FP4 times 192 (0, 1, 128, 192, 64, 96, 32, 48), of e2m1 times 2 (0,
+// 1, 2, 3, 4, 6, 8, 12), looked up in constants.
 fn codes(quants: u32, k: u32) -> vec4<f32> {
     let q = (vec4<u32>(quants >> (k / 4u % 2u * 16u)) >> vec4<u32>(4u, 0u, 12u, 8u)) & vec4<u32>(15u);
     if W_TYPE == NF4 { return quantiles(q); }

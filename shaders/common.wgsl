@@ -1,9 +1,11 @@
-// What every shader shares. Sources are put one after another: first a line of `enable`s where a shader wants any, then this file, then its own.
+// Shared by all shaders. The sources of a shader are concatenated: first a line of `enable`s if it
+// needs any, then this file, then its own.
 //
-// Calling convention of all shaders: storage buffers at @group(0) @binding(0..7), then `var<immediate> params: Params`, whose fields are 32 bits
-// wide, begin with `first` and `groups`, and are mirrored in src/backend/wgpu/. A window may begin a little before its matrix: `_base` fields count the
-// elements in front of it. Strides count elements. Every matrix is rows x columns, row-major. Elements smaller than a word lie in u32 words, the
-// first in the low bits.
+// Calling convention of all shaders: storage buffers at @group(0) @binding(0..7), then
+// `var<immediate> params: Params`, whose fields are 32 bits wide, begin with `first` and `groups`,
+// and are mirrored in src/backend/wgpu/. A window may begin a little before its matrix: `_base`
+// fields count the elements before it. Strides count elements. Every matrix is rows x columns,
+// row-major. Elements smaller than a word are stored in u32 words, the first in the low bits.
 
 // Element types; `code` in src/backend/wgpu/launch.rs numbers them.
 const F32: u32 = 0u;
@@ -38,7 +40,8 @@ fn bf16_bits(v: f32) -> u32 {
 }
 fn bf16_pack(low: f32, high: f32) -> u32 { return bf16_bits(low) | (bf16_bits(high) << 16u); }
 
-// e4m3 (bias 7, NaN 0x7f) from its low eight bits. Subnormals are made from integers: those of f32 and f16 may be flushed.
+// e4m3 (bias 7, NaN 0x7f) from its low eight bits. Subnormals are converted with integer
+// operations: those of f32 and f16 may be flushed to zero.
 fn e4m3(q: u32) -> f32 {
     let magnitude = q & 0x7fu;
     let bits = select((magnitude << 20u) + (120u << 23u), 0x7fc00000u, magnitude == 0x7fu) | ((q & 0x80u) << 24u);
@@ -58,7 +61,8 @@ fn e5m2_unpack(word: u32) -> vec4<f32> {
     return vec4<f32>(even.x, odd.x, even.y, odd.y);
 }
 
-// Exponentials of arguments that overflow are no business of a shader: what implementations do with infinities is open.
+// Arguments are clamped so that exponentials do not overflow: WGSL does not define what
+// implementations do with infinities.
 fn exp_safe(x: f32) -> f32 { return exp(clamp(x, -87.0, 87.0)); }
 fn sigmoid(x: f32) -> f32 { return 1.0 / (1.0 + exp_safe(-x)); }
 fn silu(x: f32) -> f32 { return x * sigmoid(x); }

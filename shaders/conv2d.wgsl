@@ -1,33 +1,38 @@
-// out[pixel][o] = bias[o] + residual[pixel][o] + sum over taps and input channels of x[source(pixel, tap)][c] * w[o][tap][c]
+// out[pixel][o] = bias[o] + residual[pixel][o] + sum over taps and input channels of
+// x[source(pixel, tap)][c] * w[o][tap][c]
 //
-// A convolution over channels-last pictures as an implicit matrix product: rows are output pixels (batch x lines x width, stacked), columns are output
-// channels, and the inner dimension, the depth, runs over (tap, input channel). The im2col matrix exists only as tiles in workgroup memory. A tap that falls
-// into the padding gives zeros; enlarging the picture twice is a right shift of the source coordinates.
+// A convolution over channels-last images as an implicit matrix product: rows are output pixels
+// (batch x lines x width, stacked), columns are output channels, and the inner dimension, the
+// depth, is (tap, input channel). The im2col matrix exists only as tiles in workgroup memory. A tap
+// in the padding gives zeros; upsampling by two is a right shift of the source coordinates.
 //
-// This file has what the shaders of this family share: where a window of taps begins, and where a tap lies in x. A shader is this file, one file that
-// loads (conv2d_vectors or conv2d_elements), one that stores (conv2d_whole or conv2d_each) and one with `main` (conv2d_tile, conv2d_tile_lanes
-// or conv2d_few). All load units of 8 consecutive places of the depth, in two steps: `x_load` and `w_load` bring what memory has, `x_unit` and `w_unit` make
-// numbers of it, so that products can run between them.
+// This file is shared by the shaders of this family: the start of a window of taps, and the
+// position of a tap in x. A shader is this file, one file that loads (conv2d_vectors or
+// conv2d_elements), one that stores (conv2d_whole or conv2d_each) and one with `main` (conv2d_tile,
+// conv2d_tile_lanes or conv2d_few). All load units of 8 consecutive positions of the depth, in two
+// steps: `x_load` and `w_load` load the stored form, `x_unit` and `w_unit` convert it to numbers,
+// so that products can run in between.
 //
-// A picture that is larger than a binding is cut by lines of output: then x is a window that begins at `in_first` lines of its picture (the lines above and
-// below that the kernel reaches are in it), and out and residual are windows that begin at `first_line`.
+// An image that is larger than a binding is divided by lines of output: then x is a window that
+// begins at line `in_first` of its image (it includes the lines above and below that the kernel
+// needs), and out and residual are windows that begin at `first_line`.
 
 struct Params {
     first: u32,
     groups: u32,
-    pixels: u32,      // pictures * lines * out_width
-    lines: u32,       // output lines of a picture, here
+    pixels: u32,      // images * lines * out_width
+    lines: u32,       // output lines of an image in this dispatch
     out_width: u32,
-    first_line: u32,  // number of the first of them in the picture
-    height: u32,      // of a whole input picture
+    first_line: u32,  // number of the first of them in the image
+    height: u32,      // of a whole input image
     width: u32,
-    in_first: u32,    // input lines in front of the window of x
+    in_first: u32,    // input lines before the window of x
     channels: u32,    // of x
     outputs: u32,     // channels of out
     kernel: u32,      // taps along a side, 1 or 3
     stride: u32,
     pad: u32,         // zeros above and left
-    up: u32,          // 1 if the picture is enlarged twice
+    up: u32,          // 1 if the input is upsampled by two
     columns: u32,     // tiles along the output channels
     x_base: u32,      // bases and strides of x and w count vectors of 16 bytes in conv2d_vectors
     x_stride: u32,
@@ -50,7 +55,7 @@ override OUT_TYPE: u32 = 0u;
 
 @group(0) @binding(2) var<storage, read_write> bias: array<f32>;
 
-// Eight consecutive places of the depth.
+// Eight consecutive positions of the depth.
 struct Unit {
     low: vec4<f32>,
     high: vec4<f32>,
@@ -58,11 +63,11 @@ struct Unit {
 
 fn nothing() -> Unit { return Unit(vec4<f32>(0.0), vec4<f32>(0.0)); }
 
-// Where the taps of an output pixel begin.
+// The start of the taps of an output pixel.
 struct Pixel {
-    y: i32,        // in the (enlarged) picture
+    y: i32,        // in the (upsampled) image
     x: i32,
-    picture: u32,  // first row of the picture in the window of x, were all its lines there
+    picture: u32,  // first row of the image in the window of x, if the window had all its lines
 }
 
 const OUTSIDE: i32 = -0x40000000;
@@ -75,7 +80,8 @@ fn locate(m: u32) -> Pixel {
     return Pixel(select(OUTSIDE, y, m < params.pixels), x, image * params.height * params.width);
 }
 
-// The row of x that a tap sees, or a number beyond all rows where it sees a zero. Taps beyond the last see zeros.
+// The row of x for a tap, or a number beyond all rows if the tap is a zero. Taps beyond the last
+// are zeros.
 const NO_ROW: u32 = 0xffffffffu;
 
 fn source(pixel: Pixel, tap: u32) -> u32 {
@@ -91,7 +97,7 @@ fn source(pixel: Pixel, tap: u32) -> u32 {
 
 fn depth() -> u32 { return params.kernel * params.kernel * params.channels; }
 
-// Bias of channels n to n + 3, of which those that do not exist get a zero.
+// Bias of channels n to n + 3; zero for channels that do not exist.
 fn bias_four(n: u32) -> vec4<f32> {
     if params.bias == 0u { return vec4<f32>(0.0); }
     let last = params.outputs - 1u;

@@ -1,4 +1,5 @@
-// Stores of convolutions of any width and alignment. Where rows of out may share a word its halves are replaced one at a time.
+// Stores of convolutions of any width and alignment. If rows of out may share a word, its halves
+// are replaced one at a time.
 
 @group(0) @binding(3) var<storage, read_write> residual: array<u32>;
 @group(0) @binding(4) var<storage, read_write> out: array<atomic<u32>>;
@@ -45,7 +46,8 @@ fn store_four(m: u32, n: u32, sum: vec4<f32>, add: vec4<f32>) {
     }
 }
 
-// Pixels m + 16 i. The loop ends where pixels do, so that drivers do not unroll these long stores.
+// Pixels m + 16 i. The loop ends at the last pixel, so that drivers do not unroll these long
+// stores.
 fn store_eight(m: u32, n: u32, sums: ptr<function, array<vec4<f32>, 8>>, add: vec4<f32>) {
     if m >= params.pixels { return; }
     for (var i = 0u; i < min((params.pixels - m + 15u) / 16u, 8u); i++) { store_four(m + 16u * i, n, (*sums)[i], add); }

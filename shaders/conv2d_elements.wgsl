@@ -1,5 +1,5 @@
-// Loads of convolutions of any width and alignment, element by element. A unit may span several taps. It is held as numbers: what is loaded this way
-// is not worth holding as it came.
+// Loads of convolutions of any width and alignment, element by element. A unit may span several
+// taps. It is kept as numbers, not in its stored form.
 
 @group(0) @binding(0) var<storage, read_write> x: array<u32>;
 @group(0) @binding(1) var<storage, read_write> w: array<u32>;
@@ -17,7 +17,7 @@ fn w_element(e: u32) -> f32 {
     return bitcast<f32>(select(w[e >> 1u] << 16u, w[e >> 1u] & 0xffff0000u, (e & 1u) == 1u));
 }
 
-// A place of the depth, and the row of x that its tap sees.
+// A position of the depth, and the row of x for its tap.
 struct Place {
     tap: u32,
     row: u32,
@@ -34,7 +34,7 @@ fn x_at(p: Place) -> f32 {
     return x_element(params.x_base + p.row * params.x_stride + p.channel);
 }
 
-// Eight places of the depth from channel `channel` of tap `tap` on, which sees row `row`.
+// Eight positions of the depth from channel `channel` of tap `tap` on, whose row of x is `row`.
 fn x_load(pixel: Pixel, tap: u32, row: u32, channel: u32) -> Held {
     let p0 = Place(tap, row, channel);
     let p1 = after(pixel, p0);
@@ -54,7 +54,8 @@ fn w_at(start: u32, place: u32, places: u32) -> f32 {
     return w_element(start + place);
 }
 
-// Places `place` to `place + 7` of the depth, which ends at `places`. Filters beyond the last repeat it: nothing of them is stored.
+// Positions `place` to `place + 7` of the depth, which ends at `places`. Filters beyond the last
+// repeat it; their results are not stored.
 fn w_load(output: u32, place: u32, places: u32) -> Held {
     let start = params.w_base + min(output, params.outputs - 1u) * params.w_stride;
     let low = vec4<f32>(w_at(start, place, places), w_at(start, place + 1u, places), w_at(start, place + 2u, places), w_at(start, place + 3u, places));

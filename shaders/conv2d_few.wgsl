@@ -1,17 +1,20 @@
-// Convolutions with few output channels (the autoencoder's last layer has 3): 64 pixels x 4 output channels by 128 threads.
+// Convolutions with few output channels (the autoencoder's last layer has 3): 64 pixels x 4 output
+// channels by 128 threads.
 //
-// Eight threads share a pixel: each takes every eighth unit of its channels, so that they read consecutive vectors, and sums four pixels x four outputs,
-// so that a filter's place read from workgroup memory serves 16 multiply-adds. The filters are staged a tap (and 512 channels) at a time as vectors over
-// the outputs; place 8 u + i lies at 64 i + u, so that eight threads read consecutive vectors. At the end the eight sums of a pixel are added in order.
+// Eight threads share a pixel: each takes every eighth unit of its channels, so that they read
+// consecutive vectors, and sums four pixels x four outputs, so that one position of a filter read
+// from workgroup memory serves 16 multiply-adds. The filters are staged a tap (and 512 channels) at
+// a time as vectors over the outputs; position 8 u + i is stored at 64 i + u, so that eight threads
+// read consecutive vectors. At the end the eight sums of a pixel are added in order.
 //
-// Bound: reads of x. A tap rereads the pixels of the last one from the cache.
+// Limit: reads of x. A tap reads the pixels of the previous one again, from the cache.
 
 const PIXELS: u32 = 64u;
 const STAGED: u32 = 512u;
 
 var<workgroup> staged: array<vec4<f32>, 512>;
 
-// sum + what a unit of a pixel and of four filters give.
+// sum + the products of a unit of a pixel and of four filters.
 fn add(sum: vec4<f32>, v: Unit, f: mat4x4<f32>, g: mat4x4<f32>) -> vec4<f32> {
     var s = fma(f[3], vec4<f32>(v.low.w), fma(f[2], vec4<f32>(v.low.z), fma(f[1], vec4<f32>(v.low.y), fma(f[0], vec4<f32>(v.low.x), sum))));
     return fma(g[3], vec4<f32>(v.high.w), fma(g[2], vec4<f32>(v.high.z), fma(g[1], vec4<f32>(v.high.y), fma(g[0], vec4<f32>(v.high.x), s))));
@@ -27,7 +30,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
 
     let slice = thread & 7u;
     let quad = thread >> 3u;
-    // Pixels quad + 16 i: neighbours at the same time, which share what they read.
+    // Pixels quad + 16 i: neighbours at the same time, because they share the data that they read.
     let pixel0 = locate(m0 + quad);
     let pixel1 = locate(m0 + quad + 16u);
     let pixel2 = locate(m0 + quad + 32u);
@@ -45,7 +48,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         let row3 = source(pixel3, tap);
         for (var start = 0u; start < params.channels; start += STAGED) {
             let count = min(params.channels - start, STAGED);
-            // A thread brings a unit of four filters at most.
+            // A thread loads at most one unit of four filters.
             let place = thread * 8u;
             if place < count {
                 let at = tap * params.channels + start + place;

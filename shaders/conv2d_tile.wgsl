@@ -1,15 +1,20 @@
-// Tiles of 128 pixels x 64 output channels x 16 places of the depth by 128 threads, each with 8 x 8 sums in registers.
+// Tiles of 128 pixels x 64 output channels x 16 positions of the depth by 128 threads, each with 8
+// x 8 sums in registers.
 //
-// Workgroup memory holds both tiles in f32, whatever the elements are: 15.6 KB. A thread's step of four places reads 16 vectors of 16 bytes for 256
-// multiply-adds. Both tiles keep the depth contiguous, as memory has it, so that loads and stores are whole vectors and nothing is transposed but in
-// registers. A row of a tile is 4 vectors and one of padding: eight consecutive rows at one place lie in 32 different banks. A thread's output channels are
-// two runs of four (so that it stores vectors), and the rows of the w tile are permuted so that the lanes of a subgroup nevertheless read consecutive
-// rows: row 4 t + j lies at j * 84 + 5 t.
-// The next step's elements are loaded while this one is multiplied, and held as memory has them: they are widened when they go to the tiles. Where a pixel's
-// taps begin is found once, and which row of x a tap sees once a tap.
+// Workgroup memory holds both tiles in f32 for every element type: 15.6 KB. A thread's step of four
+// positions reads 16 vectors of 16 bytes for 256 multiply-adds. Both tiles keep the depth
+// contiguous, as in memory, so that loads and stores are whole vectors and only registers are
+// transposed. A row of a tile is 4 vectors and one of padding: eight consecutive rows at one
+// position are in 32 different banks. A thread's output channels are two runs of four (so that it
+// stores vectors), and the rows of the w tile are permuted so that the lanes of a subgroup
+// nevertheless read consecutive rows: row 4 t + j is at j * 84 + 5 t. The next step's elements are
+// loaded while this one is multiplied, and kept in their stored form: they are converted when they
+// are written to the tiles. The start of a pixel's taps is computed once, and the row of x for a
+// tap once per tap.
 //
-// Bound: products. A step brings 6 KB (bf16) for 262,144 operations; tiles that differ only in their output channels follow each other and find the
-// pixels in the cache. The order of the sum is that of the depth, for every pixel and wherever a picture is cut.
+// Limit: products. A step loads 6 KB (bf16) for 262,144 operations; tiles that differ only in their
+// output channels follow each other and find the pixels in the cache. The order of the sum is that
+// of the depth, for every pixel and every division of the image.
 
 const PIXELS: u32 = 128u;
 const CHANNELS: u32 = 64u;
@@ -32,7 +37,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     let m0 = tile * PIXELS;
     let n0 = (group - tile * params.columns) * CHANNELS;
 
-    // What a thread loads: unit `half` of two pixels and of one filter.
+    // A thread loads unit `half` of two pixels and of one filter.
     let half = thread & 1u;
     let row = thread >> 1u;
     let pixel0 = locate(m0 + row);
@@ -49,7 +54,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     var x1 = x_load(pixel1, tap, row1, channel);
     var w0 = w_load(n0 + row, place, places);
 
-    // What it sums: pixels ty + 16 i, channels 4 tx to 4 tx + 3 (l) and 32 more (h).
+    // It computes the sums of pixels ty + 16 i, channels 4 tx to 4 tx + 3 (l) and 32 more (h).
     let tx = thread & 7u;
     let ty = thread >> 3u;
     var l0 = vec4<f32>(0.0);

@@ -1,9 +1,12 @@
-// The tile of conv2d_tile for drivers that compute on the processor with eight lanes: 128 pixels x 64 output channels x 16 places of the depth by 64 threads
-// (eight subgroups of eight lanes), each with 16 x 8 sums.
+// The tile of conv2d_tile for drivers that compute on the processor with eight lanes: 128 pixels x
+// 64 output channels x 16 positions of the depth by 64 threads (eight subgroups of eight lanes),
+// each with 16 x 8 sums.
 //
-// There a load from workgroup memory is a scalar load for each lane and component, and costs several times a multiply-add of all lanes, while a broadcast
-// from one lane costs about one. So a lane loads two of the subgroup's 16 pixels and gets the others from its neighbours: 10 vectors are loaded for 512
-// multiply-adds, where conv2d_tile loads 16 for 256. The order of the sum is the same.
+// With these drivers, a load from workgroup memory is a scalar load for each lane and component,
+// and costs several times as much as a multiply-add of all lanes, while a broadcast from one lane
+// costs about as much as one. Therefore a lane loads two of the subgroup's 16 pixels and gets the
+// others from its neighbours: 10 vectors are loaded for 512 multiply-adds, where conv2d_tile loads
+// 16 for 256. The order of the sum is the same.
 
 const PIXELS: u32 = 128u;
 const CHANNELS: u32 = 64u;
@@ -35,7 +38,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     let m0 = tile * PIXELS;
     let n0 = (group - tile * params.columns) * CHANNELS;
 
-    // What a thread loads: unit `half` of four pixels and of two filters.
+    // A thread loads unit `half` of four pixels and of two filters.
     let half = thread & 1u;
     let row = thread >> 1u;
     let pixel0 = locate(m0 + row);
@@ -43,7 +46,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     let pixel2 = locate(m0 + row + 64u);
     let pixel3 = locate(m0 + row + 96u);
 
-    // What it sums: pixels 16 ty to 16 ty + 15, channels 4 tx to 4 tx + 3 (l) and 32 more (h).
+    // It computes the sums of pixels 16 ty to 16 ty + 15, channels 4 tx to 4 tx + 3 (l) and 32 more
+    // (h).
     let tx = thread & 7u;
     let ty = thread >> 3u;
     var l0 = vec4<f32>(0.0);
@@ -155,7 +159,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     let add_low = bias_four(low);
     let add_high = bias_four(high);
     let m = m0 + ty * 16u;
-    // The loops end where pixels do, so that these long stores are not unrolled: they would take longer to compile than all else.
+    // The loops end at the last pixel, so that these long stores are not unrolled: they would take
+    // longer to compile than everything else.
     let rows = min(params.pixels - min(m, params.pixels), 16u);
     var low_sums = array<vec4<f32>, 16>(l0, l1, l2, l3, l4, l5, l6, l7, l8, l9, l10, l11, l12, l13, l14, l15);
     for (var i = 0u; i < rows; i++) { store_four(m + i, low, low_sums[i], add_low); }

@@ -1,13 +1,15 @@
-// Loads of convolutions whose input channels are whole units of 8 and whose pixels and filters begin at multiples of 16 bytes: one access of 16 bytes where
-// elements have two bytes, two where they have four.
+// Loads of convolutions whose input channels are whole units of 8 and whose pixels and filters
+// begin at multiples of 16 bytes: one access of 16 bytes if elements have two bytes, two if they
+// have four.
 //
-// What does not exist (the padding, pixels and places beyond the last) is loaded from a place that does, and made zeros when it is widened: a load behind a
-// branch, or a use of it there, would have to end before the branch does, and nothing would run while memory answers.
+// In place of elements that do not exist (the padding, pixels and positions beyond the last),
+// existing ones are loaded, and set to zero when they are converted: a load inside a branch, or a
+// use of it there, would have to complete before the branch ends, and nothing could run meanwhile.
 
 @group(0) @binding(0) var<storage, read_write> x: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read_write> w: array<vec4<u32>>;
 
-// A unit as memory has it; `second` belongs to elements of four bytes.
+// A unit in its stored form; `second` is used for elements of four bytes.
 struct Held {
     first: vec4<u32>,
     second: vec4<u32>,
@@ -28,7 +30,7 @@ fn x_channels(row: u32, channel: u32) -> Held {
     return Held(x[i], x[i + 1u], there);
 }
 
-// The same, for the row that tap `tap` of the pixel sees.
+// The same, for the row of tap `tap` of the pixel.
 fn x_load(pixel: Pixel, tap: u32, row: u32, channel: u32) -> Held { return x_channels(row, channel); }
 
 fn x_unit(v: Held) -> Unit {
@@ -37,7 +39,8 @@ fn x_unit(v: Held) -> Unit {
     return Unit(bitcast<vec4<f32>>(first), bitcast<vec4<f32>>(select(vec4<u32>(0u), v.second, v.there)));
 }
 
-// Places `place` to `place + 7` of the depth, which ends at `places`. Filters beyond the last repeat it: nothing of them is stored.
+// Positions `place` to `place + 7` of the depth, which ends at `places`. Filters beyond the last
+// repeat it; their results are not stored.
 fn w_load(output: u32, place: u32, places: u32) -> Held {
     let at = params.w_base + min(output, params.outputs - 1u) * params.w_stride;
     let begin = min(place, places - 8u);

@@ -1,5 +1,6 @@
-// Rows from .. from + count of each picture of x become rows to .. of that picture of out, bit by bit, 16 bytes at a time. The windows
-// begin where the first picture's rows do; bases, strides and widths count vectors of 16 bytes. Memory alone bounds it.
+// Rows from .. from + count of each image of x become rows to .. of that image of out, bit for bit,
+// 16 bytes at a time. The windows begin at the first image's rows; bases, strides and widths count
+// vectors of 16 bytes. Memory is the limit.
 
 struct Params {
     first: u32,
@@ -7,7 +8,7 @@ struct Params {
     // Vectors of a row, and all vectors to copy.
     width: u32,
     total: u32,
-    // Rows of a picture to copy, and how far apart pictures are, in rows.
+    // Rows of an image to copy, and how far apart images are, in rows.
     count: u32,
     x_rows: u32,
     out_rows: u32,

@@ -1,5 +1,6 @@
-// As copy_rows.wgsl, for elements of two or four bytes and every width, stride and offset. A thread has a word of the output; half a word whose other
-// half is not of the row is set atomically. Bases, strides and columns count elements.
+// As copy_rows.wgsl, for elements of two or four bytes and every width, stride and offset. A thread
+// writes one word of the output; half a word whose other half is not part of the row is set
+// atomically. Bases, strides and columns count elements.
 
 // Bytes of an element, 2 or 4.
 override SIZE: u32 = 4u;
@@ -8,9 +9,9 @@ struct Params {
     first: u32,
     groups: u32,
     cols: u32,
-    // Rows of all pictures to copy.
+    // Rows of all images to copy.
     rows: u32,
-    // Rows of a picture to copy, and how far apart pictures are, in rows.
+    // Rows of an image to copy, and how far apart images are, in rows.
     count: u32,
     x_rows: u32,
     out_rows: u32,

@@ -5,10 +5,12 @@
 //   add        out = a + b
 //   cast       out = a
 //
-// a, b, out: rows x cols in bf16 or f32, each of its own type; `out` may be an input: a thread reads its elements before it writes them.
-// Memory alone bounds these, at most twenty operations for each element of 4 to 12 bytes moved. A thread has eight elements, neighbouring threads
-// have neighbouring eights, so that every cache line is used whole. Rows are whole vectors of 16 bytes; bases and strides count such vectors. Where
-// no operand has gaps the host passes all of it as one row.
+// a, b, out: rows x cols in bf16 or f32, each with its own type; `out` may be an input: a thread
+// reads its elements before it writes them. Memory is the limit: at most twenty operations per
+// element, for which 4 to 12 bytes are moved. A thread has eight elements, neighbouring threads
+// have neighbouring groups of eight, so that every cache line is used completely. Rows are whole
+// vectors of 16 bytes; bases and strides count such vectors. If no operand has gaps, the host
+// passes all of it as one row.
 
 const GELU_MUL: u32 = 0u;
 const SILU: u32 = 1u;
@@ -23,7 +25,7 @@ override OUT_TYPE: u32 = 0u;
 struct Params {
     first: u32,
     groups: u32,
-    // Eights of a row, and of all rows.
+    // Groups of eight elements in a row, and in all rows.
     octets: u32,
     count: u32,
     a_base: u32,

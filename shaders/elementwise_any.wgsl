@@ -1,5 +1,6 @@
-// Operations on single elements, for every width, stride, offset and mix of bf16 and f32; see elementwise.wgsl for what they are. A thread has a
-// word of the output, that is one or two elements; see words.wgsl.
+// Operations on single elements, for every width, stride, offset and mix of bf16 and f32; see
+// elementwise.wgsl for the formulas. A thread writes one word of the output, which is one or two
+// elements; see words.wgsl.
 
 const GELU_MUL: u32 = 0u;
 const SILU: u32 = 1u;

@@ -1,8 +1,10 @@
 // Rows of a table by number: out[r] = table[ids[r]] (+ positions[r % positions_rows]).
 //
-// table: any rows x cols in f32, bf16 or f16; positions: the same; ids: i32; out: rows x cols in bf16 or f32. A table may be larger than a window: several
-// dispatches then have a range of its rows each, and each of them writes only the rows of the output whose ids lie in its range. A row whose id
-// lies outside of the whole table becomes NaN, so that it shows. A thread has a word of the output; see words.wgsl. Runs once for a text.
+// table: any rows x cols in f32, bf16 or f16; positions: the same; ids: i32; out: rows x cols in
+// bf16 or f32. A table may be larger than a window: then there are several dispatches, each with a
+// range of its rows, and each writes only the rows of the output whose ids are in its range. A row
+// whose id is outside the whole table becomes NaN, so that the error is visible. A thread writes
+// one word of the output; see words.wgsl. Runs once per text.
 
 override TABLE_TYPE: u32 = 0u;
 // POSITIONS: whether there are any.
@@ -17,7 +19,7 @@ struct Params {
     cols: u32,
     // Number of the window's first output row.
     row: u32,
-    // The range of the table's rows that the window shows, and how many it has in all.
+    // The range of the table's rows in the window, and the number of all its rows.
     table_first: u32,
     table_count: u32,
     table_rows: u32,

@@ -1,6 +1,8 @@
-// The sampler's step, in place: x += step[0] * v, or with true CFG x += step[0] * (u + step[1] * (v - u)).
+// The sampler's step, in place: x += step[0] * v, or with true CFG x += step[0] * (u + step[1] * (v
+// - u)).
 //
-// x: rows x cols in f32; v, u (without the prompt): rows x cols in bf16 or f32; step: two f32. A thread has one element: a megabyte once a step.
+// x: rows x cols in f32; v, u (without the prompt): rows x cols in bf16 or f32; step: two f32. A
+// thread has one element: a megabyte, once per step.
 
 override V_TYPE: u32 = 0u;
 override CFG: u32 = 0u;

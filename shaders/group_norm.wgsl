@@ -1,32 +1,39 @@
-// out[p][c] = act((x[p][c] - mean[g]) / sqrt(variance[g] + eps) * weight[c] + bias[c]), act = SiLU or nothing
+// out[p][c] = act((x[p][c] - mean[g]) / sqrt(variance[g] + eps) * weight[c] + bias[c]), act = SiLU
+// or nothing
 //
-// Mean and variance are those of a group: all pixels of a picture x the `channels / groups` channels of group g. Pixels are rows, channels last. The group
-// of a whole picture is far larger than a workgroup, so this takes three dispatches:
-//   statistics: a workgroup reads a chunk of rows once and leaves the moments of every group in scratch;
-//   merge:      a workgroup per picture and group joins the chunks;
+// Mean and variance are those of a group: all pixels of an image x the `channels / groups` channels
+// of group g. Pixels are rows, channels last. The group of a whole image is far larger than a
+// workgroup, so this takes three dispatches:
+//   statistics: a workgroup reads a chunk of rows once and stores the moments of every group in
+//   scratch;
+//   merge:      a workgroup per image and group joins the chunks;
 //   apply:      normalises chunk by chunk.
-// A picture larger than a binding is cut between chunks. Chunks depend on the shape alone and everything is joined in a fixed order: the result has the same
-// bits wherever a picture or a dispatch is cut.
+// An image larger than a binding is divided between chunks. Chunks depend only on the shape, and
+// everything is joined in a fixed order: the result has the same bits for every division of an
+// image or a dispatch.
 //
-// Sums of squares lose everything where the mean is far from zero, and so does a mean rounded to f32: at 1000 deviations from zero its rounding would
-// be 3e-5 of a deviation. So each thread sums differences from the first value that it saw of a channel, parts are joined by their means and squared
-// deviations (Chan, Golub, LeVeque), and a mean is a sum of two numbers, `shift + mean`, that apply subtracts one after the other. Metal's compiler takes
-// additions for associative, and would make (v - shift) - mean into v - (shift + mean): such differences go through `exact`.
+// Sums of squares lose all precision if the mean is far from zero, and so does a mean rounded to
+// f32: at 1000 deviations from zero its rounding error would be 3e-5 of a deviation. Therefore each
+// thread sums differences from the first value that it reads of a channel, parts are joined by
+// their means and squared deviations (Chan, Golub, LeVeque), and a mean is a sum of two numbers,
+// `shift + mean`, that apply subtracts one after the other. Metal's compiler assumes that additions
+// are associative, and would turn (v - shift) - mean into v - (shift + mean): such differences pass
+// through `exact`.
 //
-// Bound: memory bandwidth. x is read twice and out written once.
+// Limit: memory bandwidth. x is read twice and out is written once.
 
 struct Params {
     first: u32,
     groups: u32,         // workgroups
-    rows: u32,           // pixels of a picture
+    rows: u32,           // pixels of an image
     channels: u32,
     norm_groups: u32,    // groups of channels
     chunk_rows: u32,     // rows of a chunk
-    chunks: u32,         // chunks of a picture
-    first_chunk: u32,    // number, over all pictures, of the chunk of workgroup 0
+    chunks: u32,         // chunks of an image
+    first_chunk: u32,    // number, over all images, of the chunk of workgroup 0
     first_row: u32,      // number of the first row in the windows of x and out
-    first_picture: u32,  // number of the first picture in the window of statistics
-    x_base: u32,         // bases and strides of x and out count vectors of 16 bytes where these are bound as such
+    first_picture: u32,  // number of the first image in the window of statistics
+    x_base: u32,         // of x and out: in vectors of 16 bytes if bound as vectors
     x_stride: u32,
     out_base: u32,
     out_stride: u32,
@@ -44,12 +51,14 @@ override OUT_TYPE: u32 = 0u;
 
 const THREADS: u32 = 128u;
 
-// v itself, by way of its bits and of a zero that no compiler knows (there are fewer than 2^31 workgroups): sums cannot be rearranged across it.
+// v itself, computed from its bits and a zero that the compiler cannot know (there are fewer than
+// 2^31 workgroups), so that sums cannot be rearranged across it.
 fn exact(v: f32) -> f32 { return bitcast<f32>(bitcast<u32>(v) | (params.groups >> 31u)); }
 fn exact4(v: vec4<f32>) -> vec4<f32> { return bitcast<vec4<f32>>(bitcast<vec4<u32>>(v) | vec4<u32>(params.groups >> 31u)); }
 
-// Of `count` values: their mean is shift + mean, `squares` the sum of squared deviations from it. In scratch a vector of these four; statistics have
-// 1 / deviation in the place of `squares`.
+// The moments of `count` values: their mean is shift + mean, `squares` is the sum of squared
+// deviations from it. In scratch they are a vector of these four; statistics have 1 / deviation in
+// place of `squares`.
 struct Moments {
     count: f32,
     shift: f32,
@@ -57,7 +66,8 @@ struct Moments {
     squares: f32,
 }
 
-// The same with a shift next to the mean. Bits are cut off where a remainder by arithmetic alone, (a + b) - a, would be simplified to b by drivers.
+// The same moments with a shift close to the mean. The remainder is computed by masking bits,
+// because drivers would simplify (a + b) - a to b.
 fn centre(m: Moments) -> Moments {
     let shift = bitcast<f32>(bitcast<u32>(m.shift + m.mean) & 0xffffff00u);
     return Moments(m.count, shift, exact(m.shift - shift) + m.mean, m.squares);
@@ -69,7 +79,8 @@ fn moments(count: f32, shift: f32, sum: f32, squares: f32) -> Moments {
     return centre(Moments(count, shift, mean, max(squares - sum * mean, 0.0)));
 }
 
-// The heavier part is moved by the lighter: then what is lost of their distance counts little.
+// The mean of the part with more values is corrected by that of the other: then the rounding of
+// their difference matters little.
 fn join(a: Moments, b: Moments) -> Moments {
     if b.count == 0.0 { return a; }
     if a.count == 0.0 { return b; }
@@ -85,7 +96,8 @@ var<workgroup> joined: array<vec4<f32>, 128>;
 fn as_vector(m: Moments) -> vec4<f32> { return vec4<f32>(m.count, m.shift, m.mean, m.squares); }
 fn as_moments(v: vec4<f32>) -> Moments { return Moments(v.x, v.y, v.z, v.w); }
 
-// Of what each thread of the workgroup has; the result is right in thread 0.
+// The moments of the union of the parts of all threads of the workgroup. The result is valid in
+// thread 0.
 fn join_threads(thread: u32, mine: Moments) -> Moments {
     var m = mine;
     joined[thread] = as_vector(m);

@@ -1,5 +1,6 @@
-// Normalises a chunk of rows that are whole units of 8 channels beginning at multiples of 16 bytes, up to 1024 channels. A thread keeps its channels and
-// their factors and walks down the rows; out may be x, since a thread writes what it alone has read.
+// Normalises a chunk of rows that are whole units of 8 channels beginning at multiples of 16 bytes,
+// up to 1024 channels. A thread keeps its channels and their factors and goes through the rows; out
+// may be x, because a thread writes only elements that no other thread reads.
 
 @group(0) @binding(0) var<storage, read_write> x: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read_write> statistics: array<vec4<f32>>;
@@ -21,7 +22,7 @@ fn act(v: vec4<f32>) -> vec4<f32> {
     return v / (1.0 + exp(clamp(-v, vec4<f32>(-87.0), vec4<f32>(87.0))));
 }
 
-// What four channels need.
+// The factors of four channels.
 struct Four {
     shift: vec4<f32>,
     mean: vec4<f32>,

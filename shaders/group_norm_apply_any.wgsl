@@ -1,4 +1,5 @@
-// Normalises a chunk of rows of any width and alignment, element by element. Rows of out may share a word: its halves are replaced one at a time.
+// Normalises a chunk of rows of any width and alignment, element by element. Rows of out may share
+// a word, so its halves are replaced one at a time.
 
 @group(0) @binding(0) var<storage, read_write> x: array<u32>;
 @group(0) @binding(1) var<storage, read_write> statistics: array<vec4<f32>>;

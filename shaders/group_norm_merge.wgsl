@@ -1,4 +1,5 @@
-// The moments of a picture's group from those of its chunks: workgroup `picture * norm_groups + group`.
+// The moments of an image's group from those of its chunks: workgroup `picture * norm_groups +
+// group`.
 
 @group(0) @binding(0) var<storage, read_write> partials: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read_write> statistics: array<vec4<f32>>;

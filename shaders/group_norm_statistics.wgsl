@@ -1,8 +1,11 @@
-// Moments of every group in a chunk of rows, for rows that are whole units of 8 channels beginning at multiples of 16 bytes, up to 1024 channels.
+// Moments of every group in a chunk of rows, for rows that are whole units of 8 channels beginning
+// at multiples of 16 bytes, up to 1024 channels.
 //
-// A thread keeps its 8 channels and walks down the rows, four at a time, so that neighbours read neighbouring vectors and four loads are on their way. The
-// moments of a thread's channels then go to workgroup memory (12.4 KB), channel i of all threads in a run of its own, 132 apart: neither writing them by
-// thread nor reading them by channel meets a bank conflict. First each channel is joined over the lines of threads, then the channels of each group.
+// A thread keeps its 8 channels and goes through the rows, four at a time, so that neighbours read
+// neighbouring vectors and four loads are in flight. The moments of a thread's channels are then
+// stored in workgroup memory (12.4 KB), channel i of all threads in one run, the runs 132 apart:
+// neither writing them by thread nor reading them by channel has bank conflicts. First each channel
+// is joined over the lines of threads, then the channels of each group.
 
 @group(0) @binding(0) var<storage, read_write> x: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read_write> partials: array<vec4<f32>>;
@@ -53,7 +56,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     let top = (id - picture * params.chunks) * params.chunk_rows;
     let count = min(params.rows - top, params.chunk_rows);
 
-    // The workgroup is `lines` rows of `vectors` threads; what is left over of it rests.
+    // The workgroup is `lines` rows of `vectors` threads; the other threads do nothing.
     let vectors = params.channels / 8u;
     let lines = THREADS / vectors;
     let line = thread / vectors;
@@ -92,7 +95,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         put(thread + 7u * RUN, rows, sums.shift.high.w, sums.sum.high.w, sums.squares.high.w);
     }
     workgroupBarrier();
-    // Each channel over its lines, into the place of line 0.
+    // Joins each channel over its lines, in the memory of line 0.
     let rounds = count / lines;
     let rest = count - rounds * lines;
     let used = min(lines, count);

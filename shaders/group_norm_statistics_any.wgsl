@@ -1,4 +1,5 @@
-// Moments of one group in a chunk of rows, of any width and alignment: workgroup `chunk * norm_groups + group`.
+// Moments of one group in a chunk of rows, of any width and alignment: workgroup `chunk *
+// norm_groups + group`.
 
 @group(0) @binding(0) var<storage, read_write> x: array<u32>;
 @group(0) @binding(1) var<storage, read_write> partials: array<vec4<f32>>;

@@ -1,9 +1,11 @@
-// Latent pixels to tokens of 2x2 pixels (pack) and back (unpack), out = x * scale + shift on the way back:
+// Latent pixels to tokens of 2x2 pixels (pack) and back (unpack), out = x * scale + shift on the
+// way back:
 //
 //   token (y, x), column c*4 + dy*2 + dx   <->   pixel (2y + dy, 2x + dx), channel c
 //
-// tokens: batch*(height/2)*(width/2) x 4*channels, pixels: batch*height*width x channels, in bf16 or f32. Each picture has an even number of lines, so
-// lines of all pictures are counted through. A thread has a word of the output, see words.wgsl; a megabyte or two once for a picture.
+// tokens: batch*(height/2)*(width/2) x 4*channels, pixels: batch*height*width x channels, in bf16
+// or f32. Each image has an even number of lines, so the lines of all images are numbered through.
+// A thread writes one word of the output (see words.wgsl): a megabyte or two, once per image.
 
 // Whether tokens are the output (pack).
 override PACK: u32 = 0u;
@@ -13,7 +15,7 @@ override OUT_TYPE: u32 = 0u;
 struct Params {
     first: u32,
     groups: u32,
-    // Of the output.
+    // Rows and columns of the output.
     rows: u32,
     cols: u32,
     // Pixels of a line.

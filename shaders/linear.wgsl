@@ -1,27 +1,35 @@
-// out = tail(x . (scales * w)^T + bias) in tiles of ROWS x COLUMNS, 16 threads across, each with PARTS x PARTS blocks of 4 x 4 sums in registers: 128 x
-// 128 with 256 threads and PARTS 2 (8 x 8 sums a thread), 64 x 64 with 256 threads, and 32 x 64 with 128 threads for few rows.
+// out = tail(x . (scales * w)^T + bias) in tiles of ROWS x COLUMNS, 16 threads across, each with
+// PARTS x PARTS blocks of 4 x 4 sums in registers: 128 x 128 with 256 threads and PARTS 2 (8 x 8
+// sums a thread), 64 x 64 with 256 threads, and 32 x 64 with 128 threads for few rows.
 //
-// A step takes STEP of k: 16 for 128 columns, 32 for 64, so that a step has 2048 elements of w, and tiles take 16 KiB at most, which every adapter has
-// room for. Threads fetch blocks of four rows by four k: the first half of them from x and the second from w, or all of them from w and the first half
-// from x too where the tile has 128 threads. Blocks that lie side by side in memory belong to threads that fetch at the same time, so that a row is read
-// in whole sectors of 32 bytes (with two-byte elements). They are fetched before the step that they come after is multiplied, so that memory is waited for
-// while there is work, and become `T` (f32, or f16 where the source before this says so) once, when they are put into workgroup memory.
+// A step takes STEP of k: 16 for 128 columns, 32 for 64, so that a step has 2048 elements of w, and
+// tiles take at most 16 KiB, which every adapter has. Threads load blocks of four rows by four k:
+// the first half of them from x and the second from w, or, if the tile has 128 threads, all of them
+// from w and the first half from x, too. Neighbouring blocks in memory belong to threads that load
+// at the same time, so that a row is read in complete sectors of 32 bytes (with two-byte elements).
+// They are loaded before the previous step is multiplied, so that the loads overlap with the
+// products, and are converted to `T` (f32, or f16 if the source before this one says so) once, when
+// they are stored in workgroup memory.
 //
-// There they lie transposed, k by k, four rows or columns a vector. A thread writes its block as four whole vectors: several threads that wrote components
-// of one vector would overwrite each other's where a write is one of the whole vector, as it is on Metal. Eight neighbours write 128 bytes in a row,
-// neighbours read neighbouring vectors or the same one, so no two lanes meet in a bank. For each k a thread of the large tile reads 16 numbers for 64
-// multiply-adds; that, and not memory, bounds it on most GPUs. 8-bit weights cost about ten instructions each when they are stored, once for a tile's
-// rows; of weights stored in blocks a few are added for each, and some twenty for the factors of four.
+// There they are transposed, k by k, four rows or columns per vector. A thread writes its block as
+// four whole vectors: if several threads wrote components of one vector, they would overwrite each
+// other's on Metal, where a write is always one of the whole vector. Eight neighbours write 128
+// consecutive bytes, and neighbours read neighbouring vectors or the same one, so there are no bank
+// conflicts. For each k a thread of the large tile reads 16 numbers for 64 multiply-adds; that, and
+// not memory, is the limit on most GPUs. 8-bit weights cost about ten instructions each when they
+// are stored, once for all rows of a tile; weights stored in blocks cost a few more for each, and
+// about twenty for the factors of four.
 //
-// `more` adds the products of AT_ONCE k to a thread's sums: linear_f32.wgsl and linear_f16.wgsl have it.
+// `more` adds the products of AT_ONCE k to a thread's sums; it is defined in linear_f32.wgsl and
+// linear_f16.wgsl.
 
 const STEP: u32 = 2048u / COLUMNS;
 const THREADS: u32 = ROWS * COLUMNS / (16u * PARTS * PARTS);
 const X_QUADS: u32 = ROWS / 4u;
 const W_QUADS: u32 = COLUMNS / 4u;
-// Where w's tile begins.
+// The start of w's tile.
 const W_TILE: u32 = STEP * X_QUADS;
-// Every thread fetches a block of w, the first `X_BLOCKS` of them one of x as well.
+// Every thread loads a block of w, and the first `X_BLOCKS` threads load one of x as well.
 const BOTH: bool = THREADS == 128u;
 const X_BLOCKS: u32 = STEP * X_QUADS / 4u;
 
@@ -30,7 +38,7 @@ var<workgroup> tiles: array<vec4<T>, STEP * (X_QUADS + W_QUADS)>;
 fn xs_at(k: u32, quad: u32) -> vec4<T> { return tiles[k * X_QUADS + quad]; }
 fn ws_at(k: u32, quad: u32) -> vec4<T> { return tiles[W_TILE + k * W_QUADS + quad]; }
 
-// Four k of four rows as they are stored.
+// Four k of four rows in their stored form.
 struct Raw {
     r0: vec4<u32>,
     r1: vec4<u32>,
@@ -49,7 +57,8 @@ struct Block {
     r3: vec4<f32>,
 }
 
-// A thread's sums. Named, not an array: no compiler has to unroll anything to keep them in registers.
+// A thread's sums. Named variables instead of an array, so that they stay in registers even if the
+// compiler unrolls no loops.
 struct Sums {
     s00: Block,
     s01: Block,
@@ -57,7 +66,7 @@ struct Sums {
     s11: Block,
 }
 
-// Turns a block into four vectors of the tile, one for each k.
+// Transposes a block into four vectors of the tile, one for each k.
 fn put(at: u32, pitch: u32, factor: f32, b: Block) {
     let r0 = tile_values(b.r0, factor);
     let r1 = tile_values(b.r1, factor);
@@ -89,14 +98,16 @@ fn finish_block(row: u32, col: u32, s: Block) {
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) t: u32) {
     let group = params.first + wg.y * n.x + wg.x;
     if group >= params.groups { return; }
-    // Bands of eight rows of tiles, column by column: what runs at the same time shares few rows of x and few of w.
+    // Bands of eight rows of tiles, column by column: tiles that run at the same time share few
+    // rows of x and few of w.
     let band = group / (8u * params.column_tiles);
     let height = min(8u, params.row_tiles - band * 8u);
     let within = group - band * 8u * params.column_tiles;
     let row0 = (band * 8u + within % height) * ROWS;
     let col0 = within / height * COLUMNS;
 
-    // This thread fetches four k from `chunk` on of four rows; those beyond the last repeat it, and their sums are not stored.
+    // This thread loads four k from `chunk` on of four rows; rows beyond the last repeat it, and
+    // their sums are not stored.
     let of_w = BOTH || t >= 128u;
     let block = t % 128u;
     let chunk = block / 8u % (STEP / 4u) * 4u;

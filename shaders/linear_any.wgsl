@@ -1,10 +1,13 @@
-// out = tail(x . (scales * w)^T + bias) for whatever element types, sizes, strides and offsets: tiles of 64 x 64 like shaders/linear.wgsl, but every
-// element is fetched, converted and stored on its own (linear_any_plain.wgsl and linear_any_blocks.wgsl have `w_at`). A step takes 16 of k. A thread gathers one
-// k of four rows of x and four of w, and puts each four into workgroup memory as one vector: several threads that write components of one vector would
-// overwrite each other's where a write is one of the whole vector. A pitch of 17 vectors keeps what neighbours write in different banks; tiles take 8.5 KiB.
+// out = tail(x . (scales * w)^T + bias) for all element types, sizes, strides and offsets: tiles of
+// 64 x 64 like shaders/linear.wgsl, but every element is loaded, converted and stored separately
+// (`w_at` is defined in linear_any_plain.wgsl and linear_any_blocks.wgsl). A step takes 16 of k. A
+// thread loads one k of four rows of x and of four rows of w, and stores each four in workgroup
+// memory as one vector: if several threads wrote components of one vector, they would overwrite
+// each other's where a write is always one of the whole vector. With a pitch of 17 vectors,
+// neighbours write to different banks; tiles take 8.5 KiB.
 //
-// Where columns, strides or offsets are odd, a word of out may hold an element of another row or of something else, so halves of words are put in
-// their places by atomics, each by the thread that owns the element.
+// If columns, strides or offsets are odd, a word of out may contain an element of another row or
+// other data, so halves of words are set by atomics, each by the thread that owns the element.
 
 @group(0) @binding(0) var<storage, read_write> x: array<u32>;
 @group(0) @binding(2) var<storage, read_write> scales: array<f32>;
@@ -63,7 +66,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     let col0 = group / params.row_tiles * TILE;
     let tx = t % 16u;
     let ty = t / 16u;
-    // Neighbours fetch neighbouring k of the same rows; rows beyond the last repeat it, and their sums are not stored.
+    // Neighbours load neighbouring k of the same rows; rows beyond the last repeat it, and their
+    // sums are not stored.
     let four = vec4<u32>(0u, 1u, 2u, 3u) + ty * 4u;
     let x_row = params.x_base + min(row0 + four, vec4<u32>(params.rows - 1u)) * params.x_stride;
     let w_row = params.w_base + min(col0 + four, vec4<u32>(params.n - 1u)) * params.w_stride;
@@ -75,7 +79,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         if k + tx < params.k {
             let xe = x_row + (k + tx);
             xv = vec4<f32>(x_at(xe.x), x_at(xe.y), x_at(xe.z), x_at(xe.w));
-            // Not written out: an element of a block takes a few hundred instructions.
+            // Not unrolled: an element of a block takes a few hundred instructions.
             for (var i = 0u; i < 4u; i++) { wv[i] = w_at(w_row[i], k + tx); }
         }
         workgroupBarrier();

@@ -1,4 +1,5 @@
-// Weights stored in blocks (shaders/blocks.wgsl): one of four elements that are found together. `row` is the word at which the row begins.
+// Weights stored in blocks (shaders/blocks.wgsl): one of four elements that are decoded together.
+// `row` is the first word of the row.
 
 fn w_at(row: u32, k: u32) -> f32 {
     let four = k & 0xfffffffcu;

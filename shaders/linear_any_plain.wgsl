@@ -1,4 +1,4 @@
-// Weights whose elements are found one by one.
+// Weights that are not stored in blocks, one element at a time.
 
 @group(0) @binding(1) var<storage, read_write> w: array<u32>;
 

@@ -1,5 +1,5 @@
-// Weights stored in blocks (shaders/blocks.wgsl), eight at a time: no format changes its factors within aligned eight. `row` is the word at which the row
-// begins.
+// Weights stored in blocks (shaders/blocks.wgsl), eight at a time: no format changes its factors
+// within aligned eight. `row` is the first word of the row.
 
 fn w_raw(row: u32, k: u32) -> Raw {
     let at = place(row, k);

@@ -1,10 +1,13 @@
-// out = tail(x . (scales * w)^T + bias) by cooperative matrices of 8 x 8 in f32, which is what Apple's GPUs have: a subgroup multiplies matrices whose elements
-// lie in its threads' registers, with fewer instructions and fewer reads of workgroup memory than one thread's own products take.
+// out = tail(x . (scales * w)^T + bias) with cooperative matrices of 8 x 8 in f32, which Apple's
+// GPUs have: a subgroup multiplies matrices whose elements are in its threads' registers, with
+// fewer instructions and fewer reads of workgroup memory than separate products per thread.
 //
-// Tiles of 64 x 64: four subgroups of 32 threads, 2 x 2, each with 4 x 4 matrices of sums. A step takes 16 of k: every thread fetches eight elements of x and
-// eight of w while the step before is multiplied, and puts them into workgroup memory as f32, row by row; rows are 20 numbers apart, so that the rows
-// of a matrix lie in different banks. For 8 k a subgroup reads 8 matrices for 16 products. A matrix of sums cannot be taken apart, so the sums go through
-// workgroup memory to the threads that finish them.
+// Tiles of 64 x 64: four subgroups of 32 threads, 2 x 2, each with 4 x 4 matrices of sums. A step
+// takes 16 of k: every thread loads eight elements of x and eight of w while the previous step is
+// multiplied, and stores them in workgroup memory as f32, row by row; rows are 20 numbers apart, so
+// that the rows of a matrix are in different banks. For 8 k a subgroup reads 8 matrices for 16
+// products. The elements of a matrix of sums cannot be accessed, so the sums pass through workgroup
+// memory to the threads that finish them.
 
 const STEP: u32 = 16u;
 const PITCH: u32 = 20u;
@@ -24,7 +27,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     let row0 = (band * 8u + within % height) * 64u;
     let col0 = within / height * 64u;
 
-    // Two neighbours fetch one row's 16 k; rows beyond the last repeat it, and their sums are not stored.
+    // Two neighbours load one row's 16 k; rows beyond the last repeat it, and their sums are not
+    // stored.
     let mine = t / 2u;
     let chunk = t % 2u * 8u;
     let x_at = params.x_base + min(row0 + mine, params.rows - 1u) * params.x_stride + chunk;
@@ -72,7 +76,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
             x_next = x_raw(x_at + k + STEP);
             w_next = w_raw(w_row, k + STEP + chunk);
         }
-        // w's rows are the columns of the second matrix: loaded without T, memory is taken column by column.
+        // w's rows are the columns of the second matrix: loaded without T, memory is read column by
+        // column.
         for (var j = 0u; j < STEP; j += 8u) {
             let b0 = coopLoad<coop_mat8x8<f32, B>>(&ws[b_at + 0u * PITCH + j], PITCH);
             let b1 = coopLoad<coop_mat8x8<f32, B>>(&ws[b_at + 8u * PITCH + j], PITCH);

@@ -1,23 +1,29 @@
-// Tiles and products of shaders/linear.wgsl in f16, with half the traffic of workgroup memory and two multiply-adds an instruction where a GPU packs them.
-// For eight k a block of 4 x 4 takes 96 instructions instead of 128 in f32. That is counted, not measured; where packed f16 issues at half the rate of f32
-// it is a loss. It runs only where it is asked for.
+// Tiles and products of shaders/linear.wgsl in f16, with half the traffic of workgroup memory and
+// two multiply-adds per instruction on GPUs that pack them. For eight k a block of 4 x 4 takes 96
+// instructions instead of 128 in f32. That is counted, not measured; on a GPU that issues packed
+// f16 at half the rate of f32 it is slower. It is used only on request.
 //
-// Eight products are summed in f16, then added to the sum in f32: a relative error of some 5e-4. What f16 can hold, 65,504 at most, bounds x and the sums
-// of eight products. x beyond it is clamped to it. x is then multiplied with 1/16, so that eight products do not overflow with any x while weights stay
-// within 2, and otherwise while the sum of eight stays within 1,048,000. Scaled e4m3 weights are large numbers: they are multiplied with `w_factor()`.
-// Both factors are powers of two, and the sums are divided by them.
+// Eight products are summed in f16, then added to the sum in f32: a relative error of some 5e-4.
+// The range of f16, at most 65,504, limits x and the sums of eight products. Larger x are clamped.
+// x is then multiplied with 1/16, so that eight products do not overflow for any x if weights are
+// at most 2, and otherwise if the sum of eight is at most 1,048,000. Scaled e4m3 weights are large
+// numbers: they are multiplied with `w_factor()`. Both factors are powers of two, and the sums are
+// divided by them.
 //
-// The price is paid by small numbers: f16 ends at steps of 2^-24, which are 2^-20 in x and in a product, an error of 5e-7 at most. With unscaled weights
-// around 0.05 the relative error is 2e-3 where x is around 0.01, and 2e-2 where it is around 0.001; scaled e4m3 weights have large products, and 8e-4
-// there. A GPU that flushes what is below the smallest normal f16 loses x below 0.001 and products as small.
+// Small numbers lose precision: the smallest step of f16 is 2^-24, which is 2^-20 in x and in a
+// product, an error of at most 5e-7. With unscaled weights around 0.05 the relative error is 2e-3
+// if x is around 0.01, and 2e-2 if it is around 0.001; scaled e4m3 weights have large products, and
+// 8e-4 there. On a GPU that flushes subnormal f16, x below 0.001 and products of that size become
+// zero.
 
 alias T = f16;
 const AT_ONCE: u32 = 8u;
 
 fn x_factor() -> f32 { return 0.0625; }
 
-// Brings the largest e4m3 weight to 1.75 where weights are scaled (the largest i8 to 1, the largest nvfp4 to 1.3): unscaled ones are small, and would lose
-// digits. Other types stored in blocks have their scales in them, and are as small as any unscaled weight.
+// The factor that makes the largest e4m3 weight 1.75 if weights are scaled (the largest i8 1, the
+// largest nvfp4 1.3): unscaled weights are small, and would lose digits. Other types stored in
+// blocks include their scales, and are as small as unscaled weights.
 fn w_factor() -> f32 {
     if params.has_scales == 0u { return 1.0; }
     switch W_TYPE {
@@ -28,7 +34,7 @@ fn w_factor() -> f32 {
     }
 }
 
-// clamp would lose a NaN, so a NaN goes round it.
+// clamp would lose a NaN, so a NaN bypasses it.
 fn tile_values(v: vec4<f32>, factor: f32) -> vec4<f16> {
     let nan = (bitcast<vec4<u32>>(v) & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
     return vec4<f16>(select(clamp(v, vec4<f32>(-65504.0), vec4<f32>(65504.0)), v, nan) * factor);

@@ -1,10 +1,12 @@
-// out = tail(x . (scales * w)^T + bias) for few rows: modulations and embedders, where every weight is used once or a few times and reading w from memory
-// is all there is to wait for.
+// out = tail(x . (scales * w)^T + bias) for few rows: modulations and embedders, where every weight
+// is used once or a few times and the time is that of reading w from memory.
 //
-// 64 threads make four columns of up to ROWS rows (1, 4 or 16): each takes eight k of the four rows of w at a time, neighbours the next eight, so that w
-// streams through once in whole lines; x stays in the caches. Each thread's sums are then added over the workgroup, always in the same order
-// (linear_few_plain.wgsl: in workgroup memory; linear_few_subgroup.wgsl: by subgroups first), and one thread a row finishes the four columns. More rows
-// than ROWS are more blocks of rows.
+// 64 threads compute four columns of up to ROWS rows (1, 4 or 16): each takes eight k of the four
+// rows of w at a time, neighbours the next eight, so that w is read once in complete cache lines; x
+// stays in the caches. Each thread's sums are then added over the workgroup, always in the same
+// order (linear_few_plain.wgsl: in workgroup memory; linear_few_subgroup.wgsl: by subgroups first),
+// and one thread per row finishes the four columns. If there are more than ROWS rows, there are
+// more blocks of rows.
 
 override ROWS: u32 = 4u;
 const THREADS: u32 = 64u;
@@ -19,7 +21,7 @@ struct Weights {
     c3: Eight,
 }
 
-// One row's sums with eight more k. Rows beyond the last repeat it.
+// One row's sums plus eight more k. Rows beyond the last repeat it.
 fn few(s: vec4<f32>, row: u32, k: u32, w: Weights) -> vec4<f32> {
     let v = x_values(x_raw(params.x_base + min(row, params.rows - 1u) * params.x_stride + k));
     let low = vec4<f32>(dot(v.low, w.c0.low), dot(v.low, w.c1.low), dot(v.low, w.c2.low), dot(v.low, w.c3.low));
@@ -27,8 +29,9 @@ fn few(s: vec4<f32>, row: u32, k: u32, w: Weights) -> vec4<f32> {
     return s + low + high;
 }
 
-// One thread's share of the sums of ROWS rows, four columns each. Named, not an array, while they grow: no compiler has to unroll anything to keep them in
-// registers.
+// One thread's part of the sums of ROWS rows, four columns each. Named variables instead of an
+// array while they are computed, so that they stay in registers even if the compiler unrolls no
+// loops.
 fn few_sums(row0: u32, col0: u32, t: u32) -> Sums {
     var s0 = vec4<f32>(0.0);
     var s1 = vec4<f32>(0.0);

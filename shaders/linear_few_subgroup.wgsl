@@ -1,4 +1,5 @@
-// Adds the sums of shaders/linear_few.wgsl by subgroups of any size from 4 on, then those of the subgroups.
+// Adds the sums of shaders/linear_few.wgsl by subgroups of any size from 4 on, then those of the
+// subgroups.
 
 var<workgroup> parts: array<vec4<f32>, 256>;
 
@@ -10,7 +11,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     let row0 = group / params.column_tiles * ROWS;
     let col0 = group % params.column_tiles * 4u;
     var sums = few_sums(row0, col0, t);
-    // Threads have left the loop over k at different times: here they are together again, and subgroups whole.
+    // Threads have left the loop over k at different times: after this they are together again, and
+    // subgroups are complete.
     workgroupBarrier();
     for (var r = 0u; r < ROWS; r++) {
         let sum = subgroupAdd(sums[r]);

@@ -1,6 +1,7 @@
-// What all shaders of `linear` share: out = tail(x . (scales * w)^T + bias), with x rows x k, w n x k (in stored form), scales and bias 1 x n in f32,
-// residual and out rows x n of one type, gate groups x n. Strides and bases count elements; those of w count words where it is stored in blocks.
-// src/backend/wgpu/linear.rs is the host's half.
+// Shared by all shaders of `linear`: out = tail(x . (scales * w)^T + bias), with x rows x k, w n x
+// k (in stored form), scales and bias 1 x n in f32, residual and out rows x n of one type, gate
+// groups x n. Strides and bases count elements; those of w count words if it is stored in blocks.
+// The host's side is in src/backend/wgpu/linear.rs.
 
 struct Params {
     first: u32,
@@ -25,13 +26,14 @@ struct Params {
     out_type: u32,
     gate_type: u32,
     residual_type: u32,
-    // Row r of this dispatch is row first_row + r of the operation; its gate is row (first_row + r) / group_rows.
+    // Row r of this dispatch is row first_row + r of the operation; its gate is row (first_row + r)
+    // / group_rows.
     first_row: u32,
     group_rows: u32,
-    // 1 where there are scales, a bias.
+    // 1 if there are scales, if there is a bias.
     has_scales: u32,
     has_bias: u32,
-    // 1 where `residual` is what a side gives (f32), added before the activation.
+    // 1 if `residual` is the result of a side branch (f32), which is added before the activation.
     has_side: u32,
     // Tiles (or blocks) that cover the rows and the columns.
     row_tiles: u32,

@@ -1,12 +1,16 @@
-// out = tail(x . (scales * w)^T + bias) for drivers that compute on the processor, where a subgroup is a vector register.
+// out = tail(x . (scales * w)^T + bias) for drivers that compute on the processor, where a subgroup
+// is a vector register.
 //
-// Such a driver fetches what lanes read from different addresses element by element, and knows no workgroup memory but memory; a value that moves from
-// one lane to all others stays in registers. So there are no tiles in workgroup memory: the first eight lanes of a subgroup hold four k of eight rows of x,
-// one row each, every lane four k of eight columns of w, and each row's four numbers are broadcast to all lanes and multiplied with those of w.
-// A subgroup makes ROWS x 64 sums (with eight lanes), and fetches 12 elements per lane and k for 256 multiply-adds. What the loop does for
-// four k is written out, and just fits an instruction cache.
+// Such a driver loads element by element if lanes read from different addresses, and its workgroup
+// memory is ordinary memory; a value that is broadcast from one lane to all others stays in
+// registers. Therefore there are no tiles in workgroup memory: the first eight lanes of a subgroup
+// hold four k of eight rows of x, one row each, every lane four k of eight columns of w, and each
+// row's four numbers are broadcast to all lanes and multiplied with those of w. A subgroup computes
+// ROWS x 64 sums (with eight lanes), and loads 12 elements per lane and k for 256 multiply-adds.
+// The loop body for four k is unrolled by hand, and just fits into an instruction cache.
 //
-// A workgroup is one subgroup of eight lanes; with larger subgroups the other lanes would be idle, with smaller ones it does not work.
+// A workgroup is one subgroup of eight lanes; with larger subgroups the other lanes would be idle,
+// with smaller ones it does not work.
 
 const ROWS: u32 = 32u;
 
@@ -39,7 +43,7 @@ fn weights(c: array<u32, 8>, k: u32) -> Weights {
         vec4<f32>(a.z, b.z, d.z, e.z), vec4<f32>(f.z, g.z, h.z, i.z), vec4<f32>(a.w, b.w, d.w, e.w), vec4<f32>(f.w, g.w, h.w, i.w));
 }
 
-// The sums of one row with four more k.
+// The sums of one row plus four more k.
 fn more(s: Eight, v: vec4<f32>, w: Weights) -> Eight {
     return Eight(
         fma(vec4<f32>(v.w), w.low3, fma(vec4<f32>(v.z), w.low2, fma(vec4<f32>(v.y), w.low1, fma(vec4<f32>(v.x), w.low0, s.low)))),
@@ -129,7 +133,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     var s = array<Eight, ROWS>(
         s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10, s11, s12, s13, s14, s15,
         s16, s17, s18, s19, s20, s21, s22, s23, s24, s25, s26, s27, s28, s29, s30, s31);
-    // Its end is not known to the compiler, which would write this out too.
+    // The compiler does not know its end, so that it does not unroll this loop, too.
     for (var i = 0u; i < min(ROWS, params.rows - row0); i++) {
         let sums = s[i];
         if col0 < params.n { finish(row0 + i, col0, columns(col0), sums.low); }

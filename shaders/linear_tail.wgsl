@@ -1,4 +1,5 @@
-// Operands and epilogue of the shaders of `linear` that move whole vectors: four elements of scales, bias, residual, gate and out.
+// Operands and epilogue of the `linear` shaders that access whole vectors: four elements of scales,
+// bias, residual, gate and out.
 
 @group(0) @binding(2) var<storage, read_write> scales: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> bias: array<vec4<f32>>;
@@ -13,7 +14,7 @@ struct Eight {
 
 fn bf16_unpack(a: u32, b: u32) -> vec4<f32> { return vec4<f32>(bf16_low(a), bf16_high(a), bf16_low(b), bf16_high(b)); }
 
-// What belongs to four columns, whatever the row.
+// The values of four columns that are the same for all rows.
 struct Columns {
     scale: vec4<f32>,
     bias: vec4<f32>,

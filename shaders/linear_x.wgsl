@@ -2,7 +2,7 @@
 
 @group(0) @binding(0) var<storage, read_write> x: array<vec4<u32>>;
 
-// Eight elements as they are stored: in `low` alone, or with four bytes each in both.
+// Eight elements in their stored form: in `low` alone, or in both if they have four bytes each.
 struct Raw {
     low: vec4<u32>,
     high: vec4<u32>,

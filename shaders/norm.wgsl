@@ -1,17 +1,22 @@
-// Normalisation of rows that a workgroup holds in registers, and what is fused with it:
+// Normalisation of rows that a workgroup holds in registers, and the operations fused with it:
 //
-//   layer_norm_modulate   out = (1 + scale[group]) * (x - mean) / sqrt(variance + eps) + shift[group]
+//   layer_norm_modulate   out = (1 + scale[group]) * (x - mean) / sqrt(variance + eps) +
+//   shift[group]
 //   layer_norm            out = (x - mean) / sqrt(variance + eps) * weight + bias
 //   rms_norm              out = x / sqrt(mean(x^2) + eps) * weight
 //
-// x, out: rows x cols in bf16 or f32, cols at most 4096; scale, shift: groups x cols in bf16 or f32; weight and bias: f32. `out` may be `x`.
-// Memory alone bounds it, about ten operations an element of 4 to 8 bytes moved. Each element is therefore read once and written once, 16 bytes at a time.
-// One row has one workgroup of 128 threads, a thread has up to four eights of it: FLUX's 3072 columns are exactly three eights for each
-// thread, T5's 4096 four. They are named one by one: an array in registers stays there only where a driver unrolls the loops over it.
+// x, out: rows x cols in bf16 or f32, cols at most 4096; scale, shift: groups x cols in bf16 or
+// f32; weight and bias: f32. `out` may be `x`. Memory is the limit: about ten operations per
+// element, for which 4 to 8 bytes are moved. Each element is therefore read once and written once,
+// 16 bytes at a time. One row has one workgroup of 128 threads, a thread has up to four groups of
+// eight elements: FLUX's 3072 columns are exactly three groups for each thread, T5's 4096 are four.
+// They are named variables: an array stays in registers only if a driver unrolls the loops over it.
 //
-// The variance comes from a second pass over the registers, since E[x^2] - E[x]^2 cancels where the mean is large. The mean itself is rounded, by much more
-// than its last bit where it is far from zero; but x minus that rounded mean is exact or nearly so, and the mean of those differences, which the second pass
-// adds up as well, corrects it. Metal's compiler takes additions for associative and would subtract the sum of both means at once: hence `exact4`.
+// The variance comes from a second pass over the registers, because E[x^2] - E[x]^2 loses precision
+// if the mean is large. The mean itself has a rounding error, of much more than its last bit if it
+// is far from zero; but x minus that rounded mean is exact or nearly so, and the mean of those
+// differences, which the second pass also sums, corrects it. Metal's compiler assumes that
+// additions are associative and would subtract the sum of both means at once: hence `exact4`.
 //
 // Bases and strides count vectors of 16 bytes.
 
@@ -21,9 +26,9 @@ const MODULATE: u32 = 2u;
 
 // Whether the mean is subtracted.
 override CENTRED: u32 = 0u;
-// What follows: GAIN, AFFINE or MODULATE.
+// The operation that follows: GAIN, AFFINE or MODULATE.
 override AFTER: u32 = 0u;
-// Eights of a thread: the number of columns by 1024, rounded up.
+// Groups of eight per thread: the number of columns divided by 1024, rounded up.
 override HELD: u32 = 4u;
 override X_TYPE: u32 = 0u;
 override OUT_TYPE: u32 = 0u;
@@ -61,7 +66,7 @@ var<immediate> params: Params;
 
 fn zero() -> Octet { return Octet(vec4<f32>(0.0), vec4<f32>(0.0)); }
 
-// Eight number `octet` of the row that begins at vector `at`, or zeros beyond the row.
+// Group `octet` of eight elements of the row that begins at vector `at`; zeros beyond the row.
 fn load_x(at: u32, octet: u32) -> Octet {
     if octet * 8u >= params.cols { return zero(); }
     if X_TYPE == BF16 { return octet_bf16(x[at + octet]); }
@@ -78,7 +83,8 @@ fn load_shift(at: u32, octet: u32) -> Octet {
     return octet_f32(shift[at + 2u * octet], shift[at + 2u * octet + 1u]);
 }
 
-// v itself, by way of its bits and of a zero that no compiler knows (there are fewer than 2^31 rows): sums cannot be rearranged across it.
+// v itself, computed from its bits and a zero that the compiler cannot know (there are fewer than
+// 2^31 rows), so that sums cannot be rearranged across it.
 fn exact4(v: vec4<f32>) -> vec4<f32> { return bitcast<vec4<f32>>(bitcast<vec4<u32>>(v) | vec4<u32>(params.groups >> 31u)); }
 
 // Zeros beyond the row stay zeros.
@@ -137,7 +143,7 @@ fn row_of_group(row: u32, thread: u32) {
     let squares = (octet_squares(v0) + octet_squares(v1)) + (octet_squares(v2) + octet_squares(v3));
     let moments = row_sum(vec2<f32>(rest, squares), thread, 1u) * params.inverse_cols;
     var variance = moments.y;
-    // A NaN that max() hides is in the mean as well.
+    // A NaN that max() drops is in the mean as well.
     if CENTRED != 0u { variance = max(moments.y - moments.x * moments.x, 0.0); }
     let inverse = inverseSqrt(variance + params.eps);
     finish(row, v0, moments.x, inverse, o0);

@@ -1,6 +1,7 @@
-// Normalisation of rows of every width, stride, offset and mix of bf16 and f32; see norm.wgsl for the formulas and for how the mean is kept exact. One row
-// has one workgroup; each pass reads the row again, from a cache as a rule. In place a thread overwrites only elements that it alone still reads:
-// the sums' barriers ended the other passes.
+// Normalisation of rows of every width, stride, offset and mix of bf16 and f32; see norm.wgsl for
+// the formulas and for how the mean is kept exact. One row has one workgroup; each pass reads the
+// row again, usually from a cache. In place, a thread overwrites only elements that no other thread
+// still reads: the barriers of the sums ended the other passes.
 
 const GAIN: u32 = 0u;
 const AFFINE: u32 = 1u;
@@ -8,7 +9,7 @@ const MODULATE: u32 = 2u;
 
 // Whether the mean is subtracted.
 override CENTRED: u32 = 0u;
-// What follows: GAIN, AFFINE or MODULATE.
+// The operation that follows: GAIN, AFFINE or MODULATE.
 override AFTER: u32 = 0u;
 override X_TYPE: u32 = 0u;
 override OUT_TYPE: u32 = 0u;
@@ -59,7 +60,8 @@ fn load_shift(e: u32) -> f32 {
     return half_value(shift[e >> 1u], e, SHIFT_TYPE);
 }
 
-// v - mean, by way of its bits and of a zero that no compiler knows (there are fewer than 2^31 rows): sums cannot be rearranged across it.
+// v - mean, computed from its bits and a zero that the compiler cannot know (there are fewer than
+// 2^31 rows), so that sums cannot be rearranged across it.
 fn minus(v: f32, mean: f32) -> f32 { return bitcast<f32>(bitcast<u32>(v - mean) | (params.groups >> 31u)); }
 
 fn finished(row: u32, column: u32, mean: f32, rest: f32, inverse: f32) -> f32 {
@@ -93,7 +95,7 @@ fn row_of_group(row: u32, thread: u32) {
     rest = 0.0;
     if CENTRED != 0u {
         rest = moments.x;
-        // A NaN that max() hides is in the mean as well.
+        // A NaN that max() drops is in the mean as well.
         variance = max(moments.y - rest * rest, 0.0);
     }
     let inverse = inverseSqrt(variance + params.eps);

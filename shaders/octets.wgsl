@@ -1,7 +1,9 @@
-// Eight neighbouring elements of a row in registers, for shaders whose buffers are arrays of 16-byte vectors: one vector of bf16 or two of f32.
+// Eight neighbouring elements of a row in registers, for shaders whose buffers are arrays of
+// 16-byte vectors: one vector of bf16 or two of f32.
 //
-// Even and odd elements are kept apart: a bf16 vector is taken apart and put together by four-wide shifts and masks alone, and the pairs that a
-// rotation turns lie in the same component of both halves.
+// Even and odd elements are kept separately: a bf16 vector is unpacked and packed with four-wide
+// shifts and masks only, and the pairs that a rotation acts on are in the same component of both
+// halves.
 
 struct Octet {
     even: vec4<f32>,

@@ -1,13 +1,16 @@
-// Queries and keys made ready for attention: RMS norm over each head of q and k with gains, then a rotation of adjacent pairs; v is copied.
+// Prepares queries and keys for attention: RMS norm over each head of q and k with gains, then a
+// rotation of adjacent pairs; v is copied.
 //
 //   y = x / sqrt(mean(x^2) + eps) * gain;   out0 = cos y0 - sin y1,   out1 = sin y0 + cos y1
 //
-// qkv: batch*count x 3*heads*head_dim, out: batch*tokens x 3*heads*head_dim, in bf16 or f32; gains: head_dim f32; rope: tokens x head_dim f32, (cos, sin)
-// for each pair. Row t of a picture's `count` becomes row first_token + t of its `tokens` rows; the window of `out` begins with the first row that is
-// written. In place v is left alone. head_dim is a multiple of eight, at most 1024.
-// Memory alone bounds it. head_dim / 8 neighbouring threads have a head, eight elements each, which is four pairs, read once and written once;
-// 128 threads have as many heads as fit (8 of 128 columns). Threads of a head share their sums of squares through workgroup memory: one barrier.
-// Bases and strides count vectors of 16 bytes.
+// qkv: batch*count x 3*heads*head_dim, out: batch*tokens x 3*heads*head_dim, in bf16 or f32; gains:
+// head_dim f32; rope: tokens x head_dim f32, (cos, sin) for each pair. Row t of an image's `count`
+// becomes row first_token + t of its `tokens` rows; the window of `out` begins with the first row
+// that is written. In place, v is not changed. head_dim is a multiple of eight, at most 1024.
+// Memory is the limit. head_dim / 8 neighbouring threads have one head, eight elements (four pairs)
+// each, read once and written once; 128 threads have as many heads as fit (8 of 128 columns).
+// Threads of a head share their sums of squares through workgroup memory: one barrier. Bases and
+// strides count vectors of 16 bytes.
 
 const THREADS: u32 = 128u;
 
@@ -17,7 +20,8 @@ override OUT_TYPE: u32 = 0u;
 struct Params {
     first: u32,
     groups: u32,
-    // Heads of a row to work on (q, k, and v unless in place), of which the first `heads` are of q; heads of all rows.
+    // Heads of a row to work on (q, k, and v unless in place), the first `heads` of which belong to
+    // q; heads of all rows.
     row_heads: u32,
     heads: u32,
     total: u32,
@@ -67,7 +71,7 @@ fn store(at: u32, octet: u32, v: Octet) {
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let group = params.first + wg.y * n.x + wg.x;
     if group >= params.groups { return; }
-    // Threads beyond the workgroup's last whole head, and heads beyond the last, have nothing to do.
+    // Threads beyond the workgroup's last complete head, and heads beyond the last, do nothing.
     let local = thread / params.lanes;
     let lane = thread - local * params.lanes;
     let unit = group * params.group_heads + local;

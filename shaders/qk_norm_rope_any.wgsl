@@ -1,5 +1,6 @@
-// As qk_norm_rope.wgsl, for every even head_dim, stride, offset and mix of bf16 and f32. A workgroup of 64 threads has one head of one row, a thread has
-// every 64th pair of it; in place it reads and writes the same pair. Bases and strides count elements.
+// As qk_norm_rope.wgsl, for every even head_dim, stride, offset and mix of bf16 and f32. A
+// workgroup of 64 threads has one head of one row, a thread has every 64th pair of it; in place it
+// reads and writes the same pair. Bases and strides count elements.
 
 const THREADS: u32 = 64u;
 
@@ -9,7 +10,8 @@ override OUT_TYPE: u32 = 0u;
 struct Params {
     first: u32,
     groups: u32,
-    // Heads of a row to work on (q, k, and v unless in place), of which the first `heads` are of q.
+    // Heads of a row to work on (q, k, and v unless in place), the first `heads` of which belong to
+    // q.
     row_heads: u32,
     heads: u32,
     head_dim: u32,

@@ -1,16 +1,19 @@
-// The workgroup of a row and its sums, by subgroups: 128 threads in as many subgroups as the adapter likes, each of any size. The shader's own file has
-// `row_of_group(group, thread)`, which may call row_sum twice, with slots 0 and 1.
+// The workgroup of a row and its sums, with subgroups: 128 threads in any number of subgroups of
+// any size. The shader's own file defines `row_of_group(group, thread)`, which may call row_sum
+// twice, with slots 0 and 1.
 
 const THREADS: u32 = 128u;
 
-// Subgroups are 128 at most. Slots of their own for both sums: nothing is written twice.
+// There are at most 128 subgroups. Each of the two sums has its own slot, so that nothing is
+// written twice.
 var<workgroup> partials: array<vec2<f32>, 256>;
 var<private> lane: u32;
 var<private> subgroup: u32;
 var<private> subgroups: u32;
 
-// The sum of `v` over the workgroup, for all of its threads. The order is fixed. The first barrier brings subgroups together again that parted where a row
-// ends: not every driver does so by itself, and a sum over the lanes that happen to be there would be wrong.
+// The sum of `v` over the workgroup, for all of its threads. The order is fixed. The first barrier
+// makes subgroups converge again that diverged at the end of a row: not every driver does that by
+// itself, and a sum over only some of the lanes would be wrong.
 fn row_sum(v: vec2<f32>, thread: u32, slot: u32) -> vec2<f32> {
     workgroupBarrier();
     let mine = subgroupAdd(v);

@@ -1,13 +1,16 @@
-// The workgroup of a row and its sums, for adapters without subgroups: 128 threads, each with a partial sum. The shader's own file has
-// `row_of_group(group, thread)`, which may call row_sum twice, with slots 0 and 1.
+// The workgroup of a row and its sums, for adapters without subgroups: 128 threads, each with a
+// partial sum. The shader's own file defines `row_of_group(group, thread)`, which may call row_sum
+// twice, with slots 0 and 1.
 
 const THREADS: u32 = 128u;
 
-// Slots of their own for both sums: nothing is written twice, and so a sum costs two barriers and not four.
+// Each of the two sums has its own slots, so that nothing is written twice and a sum takes two
+// barriers instead of four.
 var<workgroup> partials: array<vec2<f32>, 256>;
 var<workgroup> sums: array<vec2<f32>, 32>;
 
-// The sum of `v` over the workgroup, for all of its threads: 128 values become 16, and each thread adds those up by itself. The order is fixed.
+// The sum of `v` over the workgroup, for all of its threads: 128 values become 16, and each thread
+// adds those up by itself. The order is fixed.
 fn row_sum(v: vec2<f32>, thread: u32, slot: u32) -> vec2<f32> {
     partials[slot * THREADS + thread] = v;
     workgroupBarrier();

@@ -1,14 +1,19 @@
-// Sinusoids of a time: half = cols / 2, f_i = 10000^(-i / half), out = [cos(1000 t f) | sin(1000 t f)].
+// Sinusoids of a time: half = cols / 2, f_i = 10000^(-i / half), out = [cos(1000 t f) | sin(1000 t
+// f)].
 //
-// t: rows x 1 in f32, out: rows x cols in bf16 or f32. The angle reaches thousands, where an f32 has four digits after the point at most: results are those
-// of the models' own code only if numbers are rounded to f32 as there, to the last bit: the quotient ln(10000) i / half, its exponential (the
-// frequency), 1000 t, and the product of these two. Implementations of WGSL may be off in a quotient, more so in an exponential, and may even reorder
-// sums, which rules out arithmetic on pairs of floats. All of it is therefore done in integers: numbers are mantissas of 24 bits with exponents, the
-// exponential is a series in fixed point with 60 bits behind the point, and the angle's quarter turns come from a product with 2/pi of 88 bits. Only
-// the sine and cosine of what is left, at most pi/4, are f32 polynomials, with an error below 2e-7. It takes some two thousand operations for each
-// element, of which there are a few hundred in a step. |1000 t| is below 2^31; beyond, and for a time that is no number, results are NaN.
+// t: rows x 1 in f32, out: rows x cols in bf16 or f32. The angle reaches thousands, where an f32
+// has at most four digits after the point: results equal those of the models' own code only if
+// numbers are rounded to f32 in the same way, to the last bit: the quotient ln(10000) i / half, its
+// exponential (the frequency), 1000 t, and the product of these two. Implementations of WGSL may
+// have errors in a quotient, larger ones in an exponential, and may even reorder sums, which rules
+// out arithmetic on pairs of floats. All of it is therefore done in integers: numbers are mantissas
+// of 24 bits with exponents, the exponential is a series in fixed point with 60 fractional bits,
+// and the angle's quarter turns come from a product with 2/pi of 88 bits. Only the sine and cosine
+// of the remainder, at most pi/4, are f32 polynomials, with an error below 2e-7. It takes some two
+// thousand operations for each element, of which there are a few hundred in a step. |1000 t| is
+// below 2^31; beyond, and for a time that is NaN, results are NaN.
 //
-// A thread has a word of the output; see words.wgsl.
+// A thread writes one word of the output; see words.wgsl.
 
 override OUT_TYPE: u32 = 0u;
 
@@ -33,13 +38,13 @@ struct Soft {
     e: i32,
 }
 
-// Subnormals are taken for zero.
+// Subnormals count as zero.
 fn soft_f32(bits: u32) -> Soft {
     let exponent = (bits >> 23u) & 0xffu;
     return Soft(select((bits & 0x7fffffu) | 0x800000u, 0u, exponent == 0u), i32(exponent) - 150);
 }
 
-// Of n below 2^24.
+// The number n, which must be below 2^24.
 fn soft_u32(n: u32) -> Soft {
     if n == 0u { return Soft(0u, 0); }
     let shift = 23u - firstLeadingBit(n);
@@ -55,7 +60,7 @@ fn wide(a: u32, b: u32) -> vec2<u32> {
     return vec2<u32>((low & 0xffffu) | (middle << 16u), (a >> 16u) * (b >> 16u) + (one >> 16u) + (two >> 16u) + (middle >> 16u));
 }
 
-// m has 25 bits at most by rounding up, and then is a power of two.
+// m has at most 25 bits after rounding up; with 25 bits it is a power of two.
 fn rounded(m: u32, e: i32) -> Soft {
     if m == 0x1000000u { return Soft(0x800000u, e + 1); }
     return Soft(m, e);
@@ -73,7 +78,7 @@ fn product(a: Soft, b: Soft) -> Soft {
     return rounded(m + select(0u, 1u, up), a.e + b.e + i32(shift));
 }
 
-// To nearest, ties to even; by one bit after the other.
+// To nearest, ties to even; one bit at a time.
 fn quotient(a: Soft, b: Soft) -> Soft {
     if a.m == 0u { return a; }
     let less = a.m < b.m;
@@ -91,12 +96,12 @@ fn quotient(a: Soft, b: Soft) -> Soft {
     return rounded(m + select(0u, 1u, up), a.e - b.e - 23 - select(0, 1, less));
 }
 
-// Numbers with 60 bits behind the point, in two words, low word first.
+// Numbers with 60 fractional bits, in two words, low word first.
 
 fn fixed_less(a: vec2<u32>, b: vec2<u32>) -> bool { return a.y < b.y || (a.y == b.y && a.x < b.x); }
 fn fixed_minus(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> { return vec2<u32>(a.x - b.x, a.y - b.y - select(0u, 1u, a.x < b.x)); }
 
-// The product of numbers up to 1, but for its last bits.
+// The product of numbers up to 1, without its last bits.
 fn fixed_times(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {
     let one = wide(a.x, b.y);
     let two = wide(a.y, b.x);
@@ -107,14 +112,15 @@ fn fixed_times(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {
     return vec2<u32>(((one.x + two.x) >> 28u) | (w2 << 4u), (w2 >> 28u) | (w3 << 4u));
 }
 
-// By an n below 2^16.
+// Divides by n, which must be below 2^16.
 fn fixed_by(a: vec2<u32>, n: u32) -> vec2<u32> {
     let middle = ((a.y % n) << 16u) | (a.x >> 16u);
     let low = ((middle % n) << 16u) | (a.x & 0xffffu);
     return vec2<u32>(((middle / n) << 16u) | (low / n), a.y / n);
 }
 
-// 10000^(-i / half) as f32, where exponent and result are rounded once each: e^-x = 2^-n e^-r, x = n ln 2 + r.
+// 10000^(-i / half) as f32, where exponent and result are rounded once each: e^-x = 2^-n e^-r, x =
+// n ln 2 + r.
 fn frequency(i: u32, half_cols: u32) -> Soft {
     // ln(10000) as f32
     let x = quotient(product(Soft(0x935d8eu, -20), soft_u32(i)), soft_u32(half_cols));
@@ -154,7 +160,7 @@ fn wave(time: u32, i: u32, which: u32) -> f32 {
     var shift = u32(32 - max(angle.e, -128));
     for (; shift >= 32u; shift -= 32u) { turns = vec3<u32>(turns.yz, 0u); }
     if shift > 0u { turns = vec3<u32>((turns.x >> shift) | (turns.y << (32u - shift)), (turns.y >> shift) | (turns.z << (32u - shift)), 0u); }
-    // To the nearest quarter turn, and from there -1/2 to 1/2 of one.
+    // The nearest quarter turn, and the remainder from -1/2 to 1/2 of one.
     var quarter = turns.y + (turns.x >> 31u);
     let r = f32(bitcast<i32>(turns.x)) * 3.657295198167899e-10;
     let z = r * r;

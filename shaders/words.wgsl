@@ -1,23 +1,25 @@
-// Single elements, for shaders that take every width, stride and offset. The shader's own file declares OUT_TYPE (F32 or BF16) and
-// `out: array<atomic<u32>>`.
+// Access to single elements, for shaders that accept every width, stride and offset. The shader's
+// own file declares OUT_TYPE (F32 or BF16) and `out: array<atomic<u32>>`.
 //
-// A word of two bf16 elements may belong to two rows, or in part to something else that must not change. Threads therefore go by words of the
-// output: one thread makes both halves of a word that lies within the row, and sets half a word atomically where the other half is not its own.
+// A word of two bf16 elements may belong to two rows, or in part to other data that must not
+// change. Therefore each thread has a word of the output: it writes both halves if the word is
+// within the row, and sets one half atomically if the other half is not part of the row.
 
 // Half e & 1 of a word of two-byte elements.
 fn half_value(word: u32, e: u32, element_type: u32) -> f32 {
     let bits = (word >> ((e & 1u) * 16u)) & 0xffffu;
     if element_type == BF16 { return bitcast<f32>(bits << 16u); }
-    // Subnormals of f16 are made from integers: conversions may flush them.
+    // Subnormals of f16 are converted with integer operations: conversions may flush them to zero.
     let small = f32(bits & 0x3ffu) * select(5.9604644775390625e-8, -5.9604644775390625e-8, (bits & 0x8000u) != 0u);
     return select(unpack2x16float(bits).x, small, (bits & 0x7c00u) == 0u);
 }
 
-// Words that a row of the output touches at most: what threads are counted by.
+// The most words that a row of the output can overlap, which is the number of threads per row.
 fn words_of(cols: u32) -> u32 { return select(cols / 2u + 1u, cols, OUT_TYPE == F32); }
 
-// A word of the output; `column` is that of its low half (or of the whole word), which may be -1 and so wrap around. `low` and `high` say which of the columns
-// `column` and `column + 1` are in the row and in this word.
+// A word of the output; `column` is the column of its low half (or of the whole word); it may be
+// -1, which wraps around. `low` and `high` say which of the columns `column` and `column + 1` are
+// in the row and in this word.
 struct Spot {
     word: u32,
     column: u32,
@@ -47,7 +49,7 @@ fn store(s: Spot, low: f32, high: f32) {
     }
 }
 
-// Sets half `h` of a word without touching the other.
+// Sets half `h` of a word without changing the other.
 fn store_half(word: u32, h: u32, bits: u32) {
     atomicAnd(&out[word], select(0x0000ffffu, 0xffff0000u, h == 0u));
     atomicOr(&out[word], bits << (16u * h));
