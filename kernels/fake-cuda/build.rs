@@ -1,6 +1,6 @@
-//! Gives the shared library the name by which programs ask for the real driver: once it has been loaded by its path, a
-//! later `dlopen("libcuda.so")` in the same process finds it. The file itself keeps its own name, lest `cargo run` put a
-//! fake driver on everybody's search path.
+//! Gives the shared library the name of the real driver: once it has been loaded by its path, a
+//! later `dlopen("libcuda.so")` in the same process finds it. The file has another name, so that
+//! `cargo run` does not put a fake driver on the search path.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

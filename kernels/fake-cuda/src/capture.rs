@@ -1,5 +1,5 @@
-//! Graph capture: work on a capturing stream becomes nodes of a graph. An event recorded on it carries the capture on to
-//! the streams that wait for the event.
+//! Graph capture: work on a capturing stream becomes nodes of a graph. An event recorded on it
+//! extends the capture to the streams that wait for the event.
 
 use crate::driver::{Driver, Id};
 use crate::settings::Kind;
@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::thread::ThreadId;
 
-/// `CUstreamCaptureMode`: which threads must keep their hands off unsafe calls meanwhile.
+/// `CUstreamCaptureMode`: which threads must not make unsafe calls during the capture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     Global,
@@ -30,7 +30,7 @@ impl Mode {
 }
 
 thread_local! {
-    /// What `cuThreadExchangeStreamCaptureMode` sets.
+    /// The mode that `cuThreadExchangeStreamCaptureMode` sets.
     pub static THREAD_MODE: Cell<Mode> = const { Cell::new(Mode::Global) };
 }
 
@@ -39,12 +39,12 @@ pub struct Capture {
     mode: Mode,
     thread: ThreadId,
     nodes: Vec<Node>,
-    /// The last nodes of every stream that takes part.
+    /// The last nodes of every stream in the capture.
     ends: BTreeMap<Id, BTreeSet<usize>>,
     pub invalid: bool,
 }
 
-/// What an event last recorded.
+/// The last recording of an event.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Mark {
     Never,
@@ -70,7 +70,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Ends the capture that began on `stream` and gives its nodes.
+    /// Ends the capture that began on `stream` and returns its nodes.
     pub fn end_capture(&mut self, stream: Id) -> Outcome<Vec<Node>> {
         let id = self.streams[&stream].capture.ok_or(ILLEGAL_STATE)?;
         let capture = &self.captures[&id];
@@ -87,7 +87,7 @@ impl Driver {
         if capture.invalid {
             return Err(CAPTURE_INVALIDATED);
         }
-        // Everything must come before the end of the origin.
+        // The end of the origin stream must depend on all nodes.
         let mut joined = vec![false; capture.nodes.len()];
         let mut open: Vec<usize> = capture.ends[&stream].iter().copied().collect();
         while let Some(n) = open.pop() {
@@ -101,7 +101,7 @@ impl Driver {
         Ok(capture.nodes)
     }
 
-    /// Queues `work` on a stream, or makes it a node if the stream is capturing.
+    /// Queues `work` on a stream, or adds it as a node if the stream is capturing.
     pub fn submit(&mut self, stream: Id, work: Work) -> Outcome<Option<Ticket>> {
         let Some(id) = self.streams[&stream].capture else {
             self.guard_legacy(stream)?;
@@ -148,7 +148,8 @@ impl Driver {
         Err(code)
     }
 
-    /// Refuses a call that could disturb a capture, as the modes of the captures and of this thread say, and spoils them.
+    /// Refuses a call that could disturb a capture, according to the modes of the captures and of
+    /// this thread, and invalidates these captures.
     pub fn forbid_capture(&mut self) -> Outcome {
         let (me, mine) = (std::thread::current().id(), THREAD_MODE.get());
         if mine == Mode::Relaxed {
@@ -165,7 +166,8 @@ impl Driver {
         if disturbed { Err(CAPTURE_UNSUPPORTED) } else { Ok(()) }
     }
 
-    /// Refuses to wait on the host for a stream that is capturing, or while another one must not be disturbed.
+    /// Refuses to wait on the host for a stream that is capturing, or while another capture must
+    /// not be disturbed.
     pub fn forbid_waiting(&mut self, stream: Id) -> Outcome {
         match self.streams[&stream].capture {
             Some(capture) => self.invalidate(capture, CAPTURE_UNSUPPORTED),
@@ -198,7 +200,7 @@ impl Driver {
             (Mark::Never, _) => Ok(()),
             (Mark::Place(_), Some(capture)) => self.invalidate(capture, CAPTURE_ISOLATION),
             (Mark::Place(ticket), None) => {
-                // What has happened needs no waiting for, and a stream always waits for itself.
+                // Nothing waits for what has happened, and a stream always waits for itself.
                 if !self.reached(ticket) && ticket.stream != stream {
                     self.submit(stream, Work::Wait(ticket))?;
                 }

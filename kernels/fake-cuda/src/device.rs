@@ -1,4 +1,4 @@
-//! A device: its memory's book-keeping and its properties.
+//! A device: its allocations and its properties.
 
 use crate::driver::Id;
 use crate::settings::Spec;
@@ -6,15 +6,15 @@ use crate::space::Space;
 use crate::status::{OUT_OF_MEMORY, Outcome};
 use std::collections::BTreeMap;
 
-/// The driver gets device memory in units of this many bytes: large allocations are rounded up to it, small ones share
+/// The unit of device memory in bytes: large allocations are rounded up to it, small ones share
 /// units.
 const UNIT: u64 = 2 << 20;
 /// Allocations from this size on are large.
 const LARGE: u64 = 1 << 20;
-/// Small ones are rounded up to this.
+/// Small allocations are rounded up to this.
 const GRAIN: u64 = 512;
 
-/// A piece of device memory.
+/// An allocation of device memory.
 #[derive(Debug, Clone, Copy)]
 pub struct Allocation {
     pub bytes: u64,
@@ -24,7 +24,7 @@ pub struct Allocation {
 }
 
 pub struct Device {
-    /// Which of the presets it is.
+    /// The number of its preset.
     pub preset: usize,
     pub spec: Spec,
     pub primary: Option<Id>,
@@ -32,13 +32,14 @@ pub struct Device {
     pub retained: u32,
     pub allocations: BTreeMap<u64, Allocation>,
     pub memory: ptx_machine::Memory,
-    /// Bytes that contexts cost.
+    /// Bytes that contexts use.
     contexts: u64,
     large: u64,
     small: u64,
-    /// The most that was in use at once since the last report, contexts and other programs included.
+    /// The most bytes in use at the same time since the last report, including contexts and other
+    /// programs.
     pub peak: u64,
-    /// The sizes that were asked for since the last report, in order.
+    /// The requested sizes since the last report, in order.
     pub sizes: Vec<u64>,
 }
 
@@ -67,7 +68,7 @@ impl Device {
         self.spec.memory.saturating_sub(self.used())
     }
 
-    /// Makes room for a context.
+    /// Reserves the memory of a context.
     pub fn open_context(&mut self, bytes: u64) -> Outcome {
         if bytes > self.free() {
             return Err(OUT_OF_MEMORY);
@@ -81,7 +82,7 @@ impl Device {
         self.contexts -= bytes;
     }
 
-    /// Poisoned memory, or none if the device is full.
+    /// Allocates poisoned memory; `None` if the device is full.
     pub fn allocate(
         &mut self,
         space: &mut Space,
@@ -104,7 +105,7 @@ impl Device {
         }
         let address =
             space.take(bytes).inspect_err(|_| (self.large, self.small) = (large, small))?;
-        // SAFETY: these bytes stay mapped until `release` takes them out of the machine's memory again.
+        // SAFETY: these bytes stay mapped until `release` removes them from the machine's memory.
         unsafe { self.memory.map(address, address as *mut u8, bytes as usize) };
         self.allocations.insert(address, Allocation { bytes, context, number });
         self.sizes.push(bytes);
@@ -112,7 +113,7 @@ impl Device {
         Ok(address)
     }
 
-    /// Gives back what starts at `address`, if anything does.
+    /// Frees the allocation that starts at `address`, if there is one.
     pub fn release(&mut self, space: &mut Space, address: u64) -> Option<Allocation> {
         let allocation = self.allocations.remove(&address)?;
         if allocation.bytes >= LARGE {
@@ -122,12 +123,12 @@ impl Device {
         }
         self.memory.unmap(address);
         if space.give(address, allocation.bytes).is_err() {
-            eprintln!("fake-cuda: the pages of a freed allocation could not be taken away");
+            eprintln!("fake-cuda: the pages of a freed allocation could not be unmapped");
         }
         Some(allocation)
     }
 
-    /// The allocation in which all of `bytes` from `address` on lie, and its start.
+    /// The allocation that contains all of the `bytes` from `address` on, and its start.
     pub fn find(&self, address: u64, bytes: u64) -> Option<(u64, Allocation)> {
         let (&start, &allocation) = self.allocations.range(..=address).next_back()?;
         let end = address.checked_add(bytes)?;
@@ -149,7 +150,7 @@ impl Device {
         uuid
     }
 
-    /// What a multiprocessor of this compute capability has.
+    /// The resources of a multiprocessor of this compute capability.
     pub fn processor(&self) -> Processor {
         let (threads, blocks, shared) = match self.spec.capability {
             (7, 5) => (1024, 16, 64 << 10),
@@ -163,7 +164,7 @@ impl Device {
         Processor { threads, blocks, shared, registers: 65_536 }
     }
 
-    /// A `CUdevice_attribute`; those that nobody asks for are 0.
+    /// A `CUdevice_attribute`; 0 for those that are not supported.
     pub fn attribute(&self, which: i32) -> i32 {
         let p = self.processor();
         // Memory clock (kHz) and bus width, so that a bandwidth can be computed.
@@ -212,7 +213,7 @@ impl Device {
     }
 }
 
-/// What the blocks on one multiprocessor share.
+/// The resources that the blocks on one multiprocessor share.
 #[derive(Debug, Clone, Copy)]
 pub struct Processor {
     pub threads: i32,

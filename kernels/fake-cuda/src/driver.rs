@@ -1,4 +1,4 @@
-//! The state behind the driver API, and what every call does before and after its own work.
+//! The state of the driver, and what every call does before and after its own work.
 
 use crate::capture::{Capture, Mark};
 use crate::device::Device;
@@ -14,14 +14,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Instant;
 
-/// A handle of any kind. No two things have the same, and none is the address of anything.
+/// A handle of any kind. Every handle is unique, and none is a valid address.
 pub type Id = u64;
 
 pub struct Context {
     pub device: usize,
-    /// What its memory overhead was when it was made.
+    /// Its memory overhead at the time of its creation.
     cost: u64,
-    /// The error after which nothing works any more.
+    /// The error after which every call fails.
     pub failed: Option<Code>,
     /// The stream with the handle 0.
     pub legacy: Id,
@@ -34,7 +34,7 @@ pub struct Event {
     pub context: Id,
     pub flags: u32,
     pub mark: Mark,
-    /// Which mark was last passed, and when.
+    /// The last recorded mark and its time.
     pub passed: Option<(Ticket, Instant)>,
     pub polls: u32,
     /// For the log.
@@ -45,7 +45,7 @@ pub struct Event {
 pub struct Pinned {
     pub bytes: u64,
     pub context: Id,
-    /// Whether the driver made it, or was told of it.
+    /// Whether the driver allocated it (otherwise the program registered it).
     pub allocated: bool,
     pub flags: u32,
 }
@@ -123,7 +123,7 @@ impl Driver {
             counts: Counts::default(),
             lines: Vec::new(),
             said_skipping: false,
-            // Small numbers, aligned like addresses and mapped nowhere.
+            // Small numbers, aligned like addresses, at which no memory is mapped.
             ids: 0x1000,
             numbers: 0,
         }
@@ -134,7 +134,7 @@ impl Driver {
         self.ids
     }
 
-    /// For the log: counts everything that has no better number.
+    /// Numbers for the log, for objects without a number of their own.
     pub fn new_number(&mut self) -> u64 {
         self.numbers += 1;
         self.numbers
@@ -152,7 +152,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Devices as the settings say. Which there are can only change while no context exists.
+    /// Creates the devices that the settings describe. They can only change while no context
+    /// exists.
     pub fn make_devices(&mut self) {
         let same = self.devices.iter().map(|d| d.preset).eq(self.settings.visible.iter().copied());
         if !same && self.contexts.is_empty() {
@@ -192,7 +193,7 @@ impl Driver {
         Ok(id)
     }
 
-    /// Ends a context with everything in it. What is still queued is not run.
+    /// Destroys a context with everything in it. Operations that are still queued do not run.
     pub fn close_context(&mut self, id: Id) {
         let Some(context) = self.contexts.remove(&id) else { return };
         self.streams.retain(|_, s| s.context != id);
@@ -254,7 +255,7 @@ impl Driver {
     }
 }
 
-/// A call that needs nothing: locks the driver, and turns a panic into an error code.
+/// A call without requirements: locks the driver, and turns a panic into an error code.
 pub fn anywhere(call: impl FnOnce(&mut Driver) -> Outcome) -> i32 {
     if INSIDE.replace(true) {
         // Host functions must not call the driver.
@@ -277,12 +278,14 @@ pub fn initialised(call: impl FnOnce(&mut Driver) -> Outcome) -> i32 {
     anywhere(|d| if d.started { call(d) } else { Err(NOT_INITIALIZED) })
 }
 
-/// A call that needs a current context in which nothing has failed. If something fails during the call, it says so.
+/// A call that needs a current context without an error. It returns an error that occurs during the
+/// call.
 pub fn in_context(call: impl FnOnce(&mut Driver, Id) -> Outcome) -> i32 {
     within(false, call)
 }
 
-/// The same for calls that ask for work or memory: how many of them a failed context has refused goes to the report.
+/// The same for calls that request work or memory: the report contains how many of them a failed
+/// context refused.
 pub fn for_work(call: impl FnOnce(&mut Driver, Id) -> Outcome) -> i32 {
     within(true, call)
 }
@@ -300,12 +303,12 @@ fn within(work: bool, call: impl FnOnce(&mut Driver, Id) -> Outcome) -> i32 {
     })
 }
 
-/// Stores a result where the caller wants it.
+/// Stores a result at the caller's pointer.
 pub fn put<T>(to: *mut T, value: T) -> Outcome {
     if to.is_null() {
         return Err(INVALID_VALUE);
     }
-    // SAFETY: the callers of a C interface vouch for the pointers that they pass.
+    // SAFETY: the caller of a C interface guarantees that the pointers it passes are valid.
     unsafe { to.write(value) };
     Ok(())
 }

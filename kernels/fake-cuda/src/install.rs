@@ -1,9 +1,10 @@
-//! Finds the shared library and loads it into this process, or makes a folder from which other processes load it.
+//! Finds the shared library and loads it into this process, or makes a folder from which other
+//! processes load it.
 
 use std::path::PathBuf;
 
-/// The fake driver in this process. Its settings, counters and devices are the process's, not the handle's: tests that
-/// share a process take turns.
+/// The fake driver in this process. Its settings, counters and devices belong to the process, not
+/// to the handle, so tests that share a process must not run at the same time.
 #[derive(Clone, Copy)]
 pub struct Handle {
     #[cfg(target_os = "linux")]
@@ -12,14 +13,16 @@ pub struct Handle {
     never: std::convert::Infallible,
 }
 
-/// Loads the fake driver, so that whatever asks for `libcuda.so` in this process finds it. Call it before anything uses
-/// CUDA; calling it again does nothing. (NVML is not found that way, only through [`folder`].)
+/// Loads the fake driver, so that every later load of `libcuda.so` in this process finds it. Call
+/// it before anything uses CUDA; calling it again does nothing. (NVML is not found in this way,
+/// only with [`folder`].)
 pub fn install() -> Result<Handle, String> {
     imp::install()
 }
 
-/// A folder for the `LD_LIBRARY_PATH` of other processes: there the fake driver is `libcuda.so`, `libcuda.so.1` and
-/// `libnvidia-ml.so.1`. It lies among the temporary files and is the same each time.
+/// A folder for the `LD_LIBRARY_PATH` of other processes: there the fake driver is `libcuda.so`,
+/// `libcuda.so.1` and `libnvidia-ml.so.1`. It is among the temporary files and is the same each
+/// time.
 pub fn folder() -> Result<PathBuf, String> {
     imp::folder()
 }
@@ -73,20 +76,21 @@ mod linux {
 
     const FILE: &str = "libfake_cuda.so";
 
-    /// The library beside the running executable: tests run in `target/<profile>/deps`, programs one folder above.
+    /// The library next to the running executable: tests run in `target/<profile>/deps`, programs
+    /// one folder above.
     fn library() -> Result<PathBuf, String> {
         let program =
-            std::env::current_exe().map_err(|e| format!("where does this program lie? {e}"))?;
+            std::env::current_exe().map_err(|e| format!("the path of this program cannot be read: {e}"))?;
         let folders =
             program.ancestors().skip(1).take(2).flat_map(|f| [f.join("deps"), f.to_path_buf()]);
         let found = folders.map(|f| f.join(FILE)).find(|f| f.is_file());
         found.ok_or_else(|| {
-            format!("no {FILE} beside {}: build the crate fake-cuda", program.display())
+            format!("no {FILE} next to {}: build the crate fake-cuda", program.display())
         })
     }
 
     fn last_error() -> String {
-        // SAFETY: what it returns stays valid until the next call of its kind in this thread.
+        // SAFETY: the returned string stays valid until the next such call in this thread.
         let text = unsafe { libc::dlerror() };
         if text.is_null() {
             return "unknown error".into();
@@ -103,7 +107,7 @@ mod linux {
     unsafe fn symbol<F: Copy>(library: *mut c_void, name: &CStr) -> Result<F, String> {
         // SAFETY: `library` comes from `dlopen` and is never closed.
         let at = unsafe { libc::dlsym(library, name.as_ptr()) };
-        // SAFETY: by the contract; function pointers are as large as others.
+        // SAFETY: by the contract; function pointers have the size of other pointers.
         if at.is_null() { Err(last_error()) } else { Ok(unsafe { std::mem::transmute_copy(&at) }) }
     }
 
@@ -115,12 +119,12 @@ mod linux {
         if library.is_null() {
             return Err(last_error());
         }
-        // SAFETY: loads nothing.
+        // SAFETY: this call loads nothing.
         let known =
             unsafe { libc::dlopen(c"libcuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD) };
         if known != library {
             return Err(
-                "another libcuda.so is loaded already, or the fake one does not bear that name"
+                "another libcuda.so is loaded already, or the fake one does not have that name"
                     .into(),
             );
         }
@@ -148,7 +152,7 @@ mod linux {
         std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         for name in ["libcuda.so", "libcuda.so.1", "libnvidia-ml.so.1"] {
             let link = folder.join(name);
-            // Another process may be doing the same just now.
+            // Another process may be doing the same at this moment.
             match std::os::unix::fs::symlink(&library, &link) {
                 Err(_) if std::fs::read_link(&link).is_ok_and(|to| to == library) => {}
                 outcome => outcome.map_err(|e| format!("{}: {e}", link.display()))?,
@@ -158,9 +162,11 @@ mod linux {
     }
 
     impl Handle {
-        /// Applies settings such as `memory.0=1G,kernels=skip` on top of those that hold; `default` resets them.
+        /// Applies settings such as `memory.0=1G,kernels=skip` in addition to the current ones;
+        /// `default` resets them.
         pub fn configure(&self, settings: &str) -> Result<(), String> {
-            // Twice, since only this side can say what is wrong.
+            // The settings are parsed here, too, because only this side can return the error
+            // message.
             crate::settings::Settings::default().apply(settings)?;
             let text = CString::new(settings).map_err(|e| e.to_string())?;
             // SAFETY: the text lives during the call.
@@ -170,12 +176,13 @@ mod linux {
             }
         }
 
-        /// What has happened since the last report: JSON objects, one a line. Resets the counters.
+        /// What has happened since the last report, as JSON objects, one per line. Resets the
+        /// counters.
         pub fn report(&self) -> String {
             fetch(self.functions.report)
         }
 
-        /// The operations since the log was last fetched, if it is on (`log=1`).
+        /// The operations since the last call, if the log is on (`log=1`).
         pub fn log(&self) -> Vec<String> {
             fetch(self.functions.log).lines().map(str::to_string).collect()
         }
@@ -184,7 +191,7 @@ mod linux {
     fn fetch(from: unsafe extern "C" fn(*mut u8, usize) -> usize) -> String {
         let mut bytes = Vec::new();
         loop {
-            // SAFETY: the buffer is as long as said.
+            // SAFETY: the buffer has this length.
             let length = unsafe { from(bytes.as_mut_ptr(), bytes.len()) };
             if length <= bytes.len() {
                 bytes.truncate(length);

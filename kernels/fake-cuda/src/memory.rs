@@ -1,16 +1,16 @@
-//! Allocations, pinned memory, and copies as the program asks for them.
+//! Allocations, pinned memory, and the copies that the program requests.
 
 use crate::driver::{Driver, Id, Pinned, note};
 use crate::settings::Kind;
 use crate::status::*;
 use crate::stream::{Direction, Source, Work};
 
-/// Up to this size, a copy from pageable memory is staged: the host's side is done when the call returns, the device's is
-/// not.
+/// Up to this size, a copy from pageable memory is staged: the host's side is done when the call
+/// returns, the device's is not.
 const STAGED: u64 = 64 << 10;
 
 impl Driver {
-    /// Device memory, which exists from now on.
+    /// Allocates device memory at once.
     pub fn allocate(&mut self, context: Id, bytes: u64) -> Outcome<u64> {
         self.forbid_capture()?;
         if bytes == 0 {
@@ -31,7 +31,8 @@ impl Driver {
         Ok(address)
     }
 
-    /// As `allocate`; if the device is full, what has been freed in stream order so far is waited for.
+    /// As `allocate`; if the device is full, waits for the memory that was freed in stream order so
+    /// far.
     pub fn allocate_in_order(&mut self, context: Id, stream: Id, bytes: u64) -> Outcome<u64> {
         if self.streams[&stream].capture.is_some() {
             self.forbid_waiting(stream)?;
@@ -46,7 +47,7 @@ impl Driver {
         }
     }
 
-    /// Frees memory when all work of the context is done, for which it waits.
+    /// Waits for all work of the context, then frees memory.
     pub fn release(&mut self, context: Id, address: u64) -> Outcome {
         if address == 0 {
             return Ok(());
@@ -72,7 +73,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Pinned host memory, poisoned.
+    /// Allocates pinned host memory, filled with poison.
     pub fn pin_new(&mut self, context: Id, bytes: u64, flags: u32) -> Outcome<u64> {
         self.forbid_capture()?;
         if bytes == 0 || flags & !7 != 0 {
@@ -89,7 +90,7 @@ impl Driver {
         Ok(address)
     }
 
-    /// Pins memory that the program has.
+    /// Pins memory of the program.
     pub fn pin_old(&mut self, context: Id, address: u64, bytes: u64, flags: u32) -> Outcome {
         self.forbid_capture()?;
         if address == 0 || bytes == 0 || flags & !15 != 0 {
@@ -112,7 +113,8 @@ impl Driver {
     fn pin(&mut self, context: Id, address: u64, bytes: u64, flags: u32, allocated: bool) {
         note!(self, "pin {bytes}");
         for device in &mut self.devices {
-            // SAFETY: the memory stays where it is until `unpin`; for registered memory, the program promises that.
+            // SAFETY: the memory stays valid until `unpin`; for registered memory, the program
+            // guarantees that.
             unsafe { device.memory.map(address, address as *mut u8, bytes as usize) };
         }
         self.pinned.insert(address, Pinned { bytes, context, allocated, flags });
@@ -130,7 +132,7 @@ impl Driver {
         if pinned.allocated { self.space.give(address, pinned.bytes) } else { Ok(()) }
     }
 
-    /// Unpins memory when all work of the context is done, for which it waits.
+    /// Waits for all work of the context, then unpins memory.
     pub fn unpin_after_all(&mut self, context: Id, address: u64, allocated: bool) -> Outcome {
         self.forbid_capture()?;
         let wrong = if allocated { INVALID_VALUE } else { HOST_MEMORY_NOT_REGISTERED };
@@ -195,7 +197,8 @@ impl Driver {
             && bytes <= STAGED
             && !blocking;
         let source = if staged {
-            // SAFETY: the caller of the API vouches for the host's side during the call.
+            // SAFETY: the caller of the API guarantees that the host's side is valid during the
+            // call.
             Source::Bytes(
                 unsafe { std::slice::from_raw_parts(from as *const u8, bytes as usize) }.into(),
             )

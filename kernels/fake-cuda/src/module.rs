@@ -7,20 +7,20 @@ use crate::status::*;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Shared memory that a block may have without asking, in bytes.
+/// Shared memory that a block may use without opting in, in bytes.
 pub const SHARED_DEFAULT: u32 = 48 << 10;
 
 pub struct Module {
     pub context: Id,
     image: Arc<Image>,
-    /// Functions that have been asked for.
+    /// Functions that were looked up.
     functions: HashMap<String, Id>,
 }
 
 /// PTX that a device has accepted.
 pub struct Image {
     ptx: ptx_machine::Module,
-    /// What `.minnctapersm` says, by kernel.
+    /// The value of `.minnctapersm`, by kernel.
     min_blocks: HashMap<String, u32>,
 }
 
@@ -63,7 +63,7 @@ impl Launch {
 
 impl Image {
     fn entry(&self, name: &str) -> &ptx_machine::Entry {
-        self.ptx.entry(name).expect("functions are looked up before they are kept")
+        self.ptx.entry(name).expect("functions are looked up before they are stored")
     }
 }
 
@@ -108,7 +108,7 @@ fn min_blocks(text: &str) -> HashMap<String, u32> {
 }
 
 impl Image {
-    /// Compiles PTX for a device, or says why not.
+    /// Compiles PTX for a device, or returns the reason why that is not possible.
     fn compile(text: &str, capability: (u32, u32), driver: i32) -> Result<Image, (Code, String)> {
         let ptx = ptx_machine::Module::parse(text).map_err(|e| (INVALID_PTX, e.to_string()))?;
         let newest = newest_ptx(driver);
@@ -141,7 +141,7 @@ impl Image {
 }
 
 impl Driver {
-    /// Loads PTX. If that fails, the second part of the error is for the JIT compiler's log.
+    /// Loads PTX. If that fails, the second part of the error goes into the JIT compiler's log.
     pub fn load(&mut self, context: Id, text: &str) -> Result<Id, (Code, String)> {
         self.forbid_capture().map_err(|code| (code, String::new()))?;
         if let Some(code) = self.settings.strike(Kind::Module) {
@@ -163,7 +163,7 @@ impl Driver {
         Ok(())
     }
 
-    /// The function of a module by its name; the same one each time.
+    /// The function of a module by its name; the same handle each time.
     pub fn function_of(&mut self, context: Id, module: Id, name: &str) -> Outcome<Id> {
         let id = self.new_id();
         let module =
@@ -202,7 +202,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Checks a launch as the driver does and takes its parameters. `read` copies a parameter, by index and size.
+    /// Checks a launch as the driver does and takes its parameters. `read` copies a parameter, by
+    /// index and size.
     pub fn check_launch(
         &mut self,
         context: Id,
@@ -258,7 +259,7 @@ impl Function {
         self.image.entry(&self.name)
     }
 
-    /// Where in the parameter bytes each parameter begins.
+    /// The offset of each parameter in the parameter bytes.
     pub fn offsets(&self) -> Vec<usize> {
         self.entry().params().iter().map(|p| p.offset).collect()
     }
@@ -272,7 +273,8 @@ impl Function {
         self.entry().max_threads().unwrap_or(1024)
     }
 
-    /// PTX does not tell how many registers a thread gets; this is how many its launch bounds allow.
+    /// PTX does not contain the number of registers per thread; this is how many the launch bounds
+    /// allow.
     pub fn registers(&self) -> u32 {
         let blocks = self.image.min_blocks.get(&*self.name).copied().unwrap_or(1);
         (65_536 / (self.max_threads() * blocks.max(1)).max(1) / 8 * 8).min(255)

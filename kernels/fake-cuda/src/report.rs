@@ -1,4 +1,4 @@
-//! Counts what is done and tells it as JSON lines.
+//! Counts operations, and reports them as lines of JSON.
 
 use crate::driver::Driver;
 use crate::status::*;
@@ -7,10 +7,10 @@ use ptx_machine::{Counts as Costs, Report};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// How many findings of a kernel are told.
+/// How many findings of a kernel are reported.
 const FINDINGS: usize = 8;
 
-/// What is known of a kernel.
+/// The counters of a kernel.
 #[derive(Default)]
 struct Tally {
     /// Launches that were accepted, those of graphs included.
@@ -28,7 +28,7 @@ pub struct Counts {
     copies: [(u64, u64); 3],
     pinned_peak: u64,
     pinned_sizes: Vec<u64>,
-    /// Launches, copies, fills and allocations that came after their context had failed.
+    /// Launches, copies, fills and allocations that were requested after their context had failed.
     pub refused: u64,
 }
 
@@ -41,14 +41,16 @@ impl Counts {
         if !self.kernels.contains_key(kernel) {
             self.kernels.insert(kernel.to_string(), Tally::default());
         }
-        self.kernels.get_mut(kernel).expect("it was just put there")
+        self.kernels.get_mut(kernel).expect("the entry was just inserted")
     }
 
-    /// A kernel has run: an access to memory that is not there fails as on a device.
+    /// Counts a kernel that has run. An access to memory that does not exist is an error, as on a
+    /// device.
     pub fn ran(&mut self, kernel: &str, report: &Report) -> Outcome {
         let tally = self.tally(kernel);
         tally.runs += 1;
-        // The costs of single instructions are left out: nobody asks for them here, and adding them up takes long.
+        // The costs of single instructions are left out: they are not used here, and adding them up
+        // takes long.
         let mut sums = Report::default();
         sums.blocks = report.blocks;
         (sums.counts, sums.loops) = (report.counts, report.loops);
@@ -66,7 +68,7 @@ impl Counts {
         Err(if report.out_of_bounds > 0 { ILLEGAL_ADDRESS } else { MISALIGNED_ADDRESS })
     }
 
-    /// A kernel could not run to its end.
+    /// Counts a kernel that could not run to its end.
     pub fn faulted(&mut self, kernel: &str, why: String) {
         let tally = self.tally(kernel);
         tally.runs += 1;
@@ -81,7 +83,7 @@ impl Counts {
         *sum += bytes;
     }
 
-    /// Host memory has been pinned; `total` with it.
+    /// Counts host memory that was pinned; `total` includes it.
     pub fn pinned(&mut self, bytes: u64, total: u64) {
         self.pinned_sizes.push(bytes);
         self.pinned_peak = self.pinned_peak.max(total);
@@ -141,7 +143,8 @@ impl Tally {
 }
 
 impl Driver {
-    /// One line for each kernel, each device, the copies, the pinned memory, and what came too late.
+    /// One line for each kernel and each device, one for the copies, one for the pinned memory, and
+    /// one for the calls after an error.
     pub fn report(&self) -> String {
         let mut lines = Vec::new();
         lines.extend(self.counts.kernels.iter().map(|(name, tally)| tally.line(name)));

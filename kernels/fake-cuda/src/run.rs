@@ -1,4 +1,4 @@
-//! Runs operations when their time has come.
+//! Runs queued operations.
 
 use crate::driver::{Driver, Id, note};
 use crate::module::Launch;
@@ -7,11 +7,11 @@ use crate::stream::{Direction, Source, Ticket, Work};
 use std::ffi::c_void;
 use std::time::Instant;
 
-/// Copies of this size may be left out (`copies=skip`).
+/// With `copies=skip`, copies of at least this size are left out.
 const LARGE_COPY: u64 = 1 << 20;
 
 impl Driver {
-    /// Runs one operation. An error is one of the device's, which the context does not survive.
+    /// Runs one operation. An error is an error of the device, after which the context is unusable.
     pub fn run(&mut self, context: Id, place: Ticket, work: &Work) -> Outcome {
         let stream = self.streams.get(&place.stream).map_or(0, |s| s.number);
         match work {
@@ -38,7 +38,8 @@ impl Driver {
             Work::Wait(_) => Ok(()),
             Work::Call { function, data } => {
                 note!(self, "run call stream={stream}");
-                // SAFETY: it was given to `cuLaunchHostFunc`, whose signature this is.
+                // SAFETY: the function was passed to `cuLaunchHostFunc`, which requires this
+                // signature.
                 let function: extern "C" fn(*mut c_void) =
                     unsafe { std::mem::transmute(*function) };
                 function(*data as *mut c_void);
@@ -84,7 +85,8 @@ impl Driver {
         };
         self.counts.copied(direction, bytes);
         if !skip {
-            // SAFETY: the device's side has just been found; the caller of the API vouches for the host's until then.
+            // SAFETY: the device's side was just looked up; the caller of the API guarantees that
+            // the host's side is valid until then.
             unsafe { std::ptr::copy(from, to as *mut u8, bytes as usize) };
         }
         Ok(())
@@ -131,7 +133,7 @@ impl Direction {
 
 fn fill(at: u64, value: u32, width: u64, count: u64) {
     let count = count as usize;
-    // SAFETY: the range has been found in device memory, and its start is aligned to `width`.
+    // SAFETY: the range is in device memory, and its start is aligned to `width`.
     unsafe {
         match width {
             1 => std::slice::from_raw_parts_mut(at as *mut u8, count).fill(value as u8),

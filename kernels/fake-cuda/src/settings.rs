@@ -1,4 +1,4 @@
-//! Which devices there are and how they behave: `key=value` pairs, separated by commas or lines.
+//! The devices and their behaviour: `key=value` pairs, separated by commas or lines.
 
 use crate::status::*;
 
@@ -9,7 +9,7 @@ pub struct Spec {
     pub capability: (u32, u32),
     /// Memory in bytes.
     pub memory: u64,
-    /// Of which so many bytes belong to other programs.
+    /// How many of these bytes other programs use.
     pub taken: u64,
     /// Streaming multiprocessors.
     pub processors: u32,
@@ -24,7 +24,7 @@ pub struct Spec {
 pub enum Order {
     /// Only when something waits for them, kernels before copies.
     Late,
-    /// Copies as soon as nothing holds them back, kernels as in `Late`.
+    /// Copies as soon as possible, kernels as in `Late`.
     Early,
     /// In any order that the program allows, by this seed.
     Random(u64),
@@ -32,7 +32,7 @@ pub enum Order {
     Blocking,
 }
 
-/// What an injected error hits.
+/// The kind of call that an injected error affects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Init,
@@ -48,7 +48,7 @@ pub enum Kind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     pub kind: Kind,
-    /// How many more calls until it strikes; struck at zero.
+    /// How many more calls until the error; zero after it.
     pub left: u64,
     pub code: i32,
 }
@@ -56,27 +56,27 @@ pub struct Failure {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     pub specs: Vec<Spec>,
-    /// Which of the presets there are, in the order of their ordinals.
+    /// The presets that exist, in the order of their ordinals.
     pub visible: Vec<usize>,
-    /// What `cuDriverGetVersion` says; decides which PTX versions load.
+    /// The result of `cuDriverGetVersion`; it decides which PTX versions load.
     pub driver: i32,
-    /// Device memory that a context costs, in bytes.
+    /// Device memory that a context uses, in bytes.
     pub context: u64,
     /// How many bytes of host memory may be pinned.
     pub pinned: u64,
     pub order: Order,
-    /// How often an event or a stream may be polled before that makes it progress.
+    /// How often an event or a stream is polled before its operations are run.
     pub polls: u32,
     /// Whether kernels run or are only counted.
     pub kernels: bool,
-    /// Whether copies to and within the device of 1 MiB and more are made or only counted.
+    /// Whether copies of 1 MiB and more to and within the device run or are only counted.
     pub copies: bool,
     /// Whether the PTX machine looks for races, bank conflicts and the like.
     pub checks: bool,
     pub log: bool,
-    /// Whether fresh memory reads as NaN; without it, as zero.
+    /// Whether new memory reads as NaN; otherwise as zero.
     pub poison: bool,
-    /// The file to which the report goes when a device's last user lets it go.
+    /// The file that the report is written to when the last context of a device is released.
     pub report: Option<String>,
     pub fail: Vec<Failure>,
 }
@@ -116,7 +116,8 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Applies `text` on top of what is set; nothing changes if any of it is wrong. `default` resets everything.
+    /// Applies `text` in addition to the current settings. If any part is wrong, nothing changes.
+    /// `default` resets everything.
     pub fn apply(&mut self, text: &str) -> Result<(), String> {
         let mut new = self.clone();
         for word in text.split([',', '\n']).map(str::trim).filter(|w| !w.is_empty()) {
@@ -135,7 +136,7 @@ impl Settings {
     fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
         if let Some((key, index)) = key.split_once('.') {
             let index = number(index)? as usize;
-            let spec = self.specs.get_mut(index).ok_or("there is no such preset")?;
+            let spec = self.specs.get_mut(index).ok_or("no such preset")?;
             return spec.set(key, value);
         }
         match key {
@@ -144,7 +145,7 @@ impl Settings {
                     value.split('+').filter(|v| !v.is_empty()).map(number).collect();
                 let visible: Vec<usize> = numbers?.into_iter().map(|n| n as usize).collect();
                 if visible.iter().any(|&n| n >= self.specs.len()) {
-                    return Err("there is no such preset".into());
+                    return Err("no such preset".into());
                 }
                 self.visible = visible;
             }
@@ -161,7 +162,7 @@ impl Settings {
             "poison" => self.poison = switch(value)?,
             "report" => self.report = Some(value.to_string()),
             "fail" => self.fail.push(failure(value)?),
-            _ => return Err("there is no such setting".into()),
+            _ => return Err("no such setting".into()),
         }
         Ok(())
     }
@@ -185,7 +186,7 @@ impl Spec {
         match key {
             "name" => self.name = value.to_string(),
             "capability" => {
-                let (major, minor) = value.split_once('.').ok_or("a capability is like 8.6")?;
+                let (major, minor) = value.split_once('.').ok_or("a capability must be written like 8.6")?;
                 self.capability = (number(major)? as u32, number(minor)? as u32);
             }
             "memory" => self.memory = size(value)?,
@@ -193,7 +194,7 @@ impl Spec {
             "sms" => self.processors = number(value)? as u32,
             "shared" => self.shared = size(value)? as u32,
             "l2" => self.l2 = size(value)?,
-            _ => return Err("devices have no such setting".into()),
+            _ => return Err("no such setting of a device".into()),
         }
         Ok(())
     }

@@ -1,19 +1,20 @@
-//! Where device and pinned memory live: pages of this process, in a stretch of addresses of their own.
+//! Device and pinned memory: pages of this process, in an address range of their own.
 //!
-//! An address is handed out once. What has been freed stays unmapped, so that a stale pointer is never a valid one, and
-//! between allocations lie at least 64 KiB of nothing. Pages are backed when they are first written: until then each one
-//! shows a shared page of 0xFF, which every floating-point type reads as NaN, so that even a device of 80 GiB can be wholly
-//! poisoned for free.
+//! An address is used once. Freed memory stays unmapped, so that an old pointer is never valid, and
+//! between allocations there are at least 64 KiB without memory. Pages get memory when they are
+//! first written: until then each one is mapped to a shared page of 0xFF, which every
+//! floating-point type reads as NaN, so that even a device of 80 GiB can be poisoned completely at
+//! no cost.
 
 use crate::status::{OPERATING_SYSTEM, Outcome};
 
-/// What is reserved at a time.
+/// The size of an address range that is reserved at a time.
 const STRETCH: u64 = 1 << 41;
-/// The poison that is mapped over and over.
+/// The poison, which is mapped repeatedly.
 const PATTERN: u64 = 8 << 20;
 const PAGE: u64 = 4096;
 const GAP: u64 = 64 << 10;
-/// Where in its first page an allocation starts: aligned as the driver promises, and no better.
+/// The offset of an allocation in its first page: aligned as the driver guarantees, and not more.
 const INSET: u64 = 256;
 
 pub struct Space {
@@ -21,7 +22,7 @@ pub struct Space {
     end: u64,
     /// A file of `PATTERN` bytes 0xFF.
     poison: i32,
-    /// Whether memory that is taken from now on is poisoned.
+    /// Whether memory that is allocated from now on is poisoned.
     pub poisoned: bool,
 }
 
@@ -34,7 +35,7 @@ impl Space {
         Space { next: 0, end: 0, poison: -1, poisoned: true }
     }
 
-    /// Fresh memory, poisoned or zero, aligned to 256 bytes. `bytes` is not zero.
+    /// Allocates new memory, poisoned or zero, aligned to 256 bytes. `bytes` must not be zero.
     pub fn take(&mut self, bytes: u64) -> Outcome<u64> {
         let pages = span(bytes);
         let needed = pages.checked_add(2 * GAP).ok_or(OPERATING_SYSTEM)?;
@@ -62,7 +63,7 @@ impl Space {
         Ok(start + INSET)
     }
 
-    /// Takes the pages away from under what `take` returned for `bytes`.
+    /// Unmaps the pages of memory that `take` returned for `bytes`.
     pub fn give(&mut self, address: u64, bytes: u64) -> Outcome {
         let flags = libc::MAP_FIXED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         map(address - INSET, span(bytes), libc::PROT_NONE, flags, -1).map(|_| ())
@@ -72,14 +73,14 @@ impl Space {
         if self.poison >= 0 {
             return Ok(());
         }
-        // SAFETY: the name is a C string, and the new file is written through its descriptor alone.
+        // SAFETY: the name is a C string, and the new file is written only through its descriptor.
         let file = unsafe { libc::memfd_create(c"poison".as_ptr(), libc::MFD_CLOEXEC) };
         if file < 0 {
             return Err(OPERATING_SYSTEM);
         }
         let bytes = vec![0xFFu8; 1 << 20];
         for _ in 0..PATTERN >> 20 {
-            // SAFETY: `bytes` is as long as said.
+            // SAFETY: `bytes` has this length.
             if unsafe { libc::write(file, bytes.as_ptr().cast(), bytes.len()) }
                 != bytes.len() as isize
             {
@@ -92,7 +93,7 @@ impl Space {
 }
 
 fn map(at: u64, bytes: u64, protection: i32, flags: i32, file: i32) -> Outcome<u64> {
-    // SAFETY: either the kernel chooses the place, or it lies in a stretch that was reserved here.
+    // SAFETY: either the kernel chooses the address, or it is in a range that was reserved here.
     let to = unsafe {
         libc::mmap(at as *mut _, bytes as usize, protection, flags | libc::MAP_PRIVATE, file, 0)
     };
@@ -108,7 +109,8 @@ mod tests {
         let mut space = Space::new();
         let bytes = 20 << 30;
         let large = space.take(bytes).unwrap();
-        // SAFETY: the addresses below lie in what `take` gave, which lives until the end of the test; one reference at a time.
+        // SAFETY: the addresses below are in the memory that `take` returned, which lives until the
+        // end of the test; there is one reference at a time.
         let byte = |at: u64| unsafe { &mut *(at as *mut u8) };
         for at in [0, 1, PATTERN - INSET, bytes / 2, bytes - 1] {
             assert_eq!(*byte(large + at), 0xFF);

@@ -1,12 +1,16 @@
-//! Streams: queues whose operations run late, in an order that is legal and as unkind as can be.
+//! Streams: queues whose operations run late, in a legal order that shows as many mistakes as
+//! possible.
 //!
-//! A call only queues an operation. What runs it is something that must wait for it: a synchronisation, a blocking copy, an
-//! event that has been polled often enough; or that another stream waits for it, if that stream has to run. The rest stays
-//! undone. So what a program forgot to wait for has not happened yet, and it computes with poison instead of being lucky.
+//! A call only queues an operation. It runs when something must wait for it: a synchronisation, a
+//! blocking copy, an event that was polled often enough, or another stream that has to run and
+//! waits for it. All other operations do not run. So if a program forgets to wait, the operation
+//! has not happened yet, and the program computes with poison instead of getting the right result
+//! by luck.
 //!
-//! That is `Order::Late`; where several streams are ready, kernels come before copies. A copy that is late hides the
-//! opposite mistake, overwriting what a kernel still has to read; for that there is `Order::Early`, in which copies run as
-//! soon as the program allows and kernels as late as before. `Order::Random` picks any legal order.
+//! That is `Order::Late`; if several streams are ready, kernels run before copies. A late copy
+//! hides the opposite mistake, overwriting data that a kernel still has to read. `Order::Early`
+//! shows it: copies run as soon as the program allows, and kernels as late as before.
+//! `Order::Random` chooses any legal order.
 
 use crate::driver::{Driver, Id};
 use crate::module::Launch;
@@ -15,7 +19,7 @@ use crate::status::Code;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-/// A place in a stream's queue: reached when everything up to it has run.
+/// A position in a stream's queue: reached when everything up to it has run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket {
     pub stream: Id,
@@ -29,12 +33,12 @@ pub enum Direction {
     OnDevice,
 }
 
-/// Where a copy reads.
+/// The source of a copy.
 #[derive(Debug, Clone)]
 pub enum Source {
-    /// What is there when the copy runs.
+    /// The memory as it is when the copy runs.
     Address(u64),
-    /// What was there when it was queued.
+    /// The data at the time when the copy was queued.
     Bytes(Arc<[u8]>),
 }
 
@@ -67,13 +71,13 @@ pub enum Work {
 }
 
 impl Work {
-    /// Whether it occupies the processors, not a copy engine.
+    /// Whether it runs on the processors, not on a copy engine.
     pub fn computes(&self) -> bool {
         matches!(self, Work::Launch(_) | Work::Graph(_) | Work::Call { .. })
     }
 }
 
-/// An operation of a graph and those that come before it.
+/// An operation of a graph and the operations it depends on.
 #[derive(Debug, Clone)]
 pub struct Node {
     pub work: Work,
@@ -89,7 +93,7 @@ pub struct Job {
 
 pub struct Stream {
     pub context: Id,
-    /// Whether it and the legacy stream wait for each other.
+    /// Whether this stream and the legacy stream wait for each other.
     pub blocking: bool,
     /// For the log; the legacy stream is 0.
     pub number: u64,
@@ -98,7 +102,7 @@ pub struct Stream {
     pub issued: u64,
     pub done: u64,
     pub capture: Option<Id>,
-    /// How often it was asked whether it is done.
+    /// How often the stream was polled.
     pub polls: u32,
     /// Destroyed, but not yet empty.
     pub closed: bool,
@@ -123,14 +127,14 @@ impl Stream {
     }
 }
 
-/// What a queue begins with.
+/// The operation at the head of a queue.
 enum Front {
     Empty,
     Held(Ticket),
     Ready,
 }
 
-/// Splitmix64, which is plenty to be unkind with.
+/// Splitmix64, which is good enough for random orders.
 pub fn shuffle(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mut z = *state;
@@ -170,7 +174,7 @@ impl Driver {
         ticket
     }
 
-    /// The legacy stream waits for all blocking streams of its context, and they for it.
+    /// Makes the legacy stream and all blocking streams of its context wait for each other.
     fn implied(&self, stream: Id) -> Vec<Ticket> {
         let Some(s) = self.streams.get(&stream) else { return Vec::new() };
         let Some(legacy) = self.contexts.get(&s.context).map(|c| c.legacy) else {
@@ -200,7 +204,8 @@ impl Driver {
         Ticket { stream, number }
     }
 
-    /// Runs until all `goals` are reached, and in the late order nothing but what that takes.
+    /// Runs operations until all `goals` are reached; in the late order, only those that are needed
+    /// for that.
     pub fn reach(&mut self, goals: &[Ticket]) {
         let mut needed: BTreeMap<Id, u64> = BTreeMap::new();
         let need = |needed: &mut BTreeMap<Id, u64>, t: Ticket| {
@@ -220,7 +225,7 @@ impl Driver {
                 match self.front(stream) {
                     Front::Held(other) => news |= need(&mut needed, other),
                     Front::Ready if !self.reached(Ticket { stream, number }) => ready.push(stream),
-                    // Waits that were over may have been all that was left.
+                    // The queue may have contained only waits that are over.
                     Front::Ready | Front::Empty => news = true,
                 }
             }
@@ -240,7 +245,7 @@ impl Driver {
         }
     }
 
-    /// Drops waits that are over from the head of a queue and says what comes then.
+    /// Removes waits that are over from the head of a queue and returns what comes next.
     fn front(&mut self, stream: Id) -> Front {
         loop {
             let Some(s) = self.streams.get(&stream) else { return Front::Empty };
@@ -284,11 +289,11 @@ impl Driver {
             Some(work) if work.computes() => 1,
             _ => 2,
         };
-        // The youngest of the streams, where there is a choice.
+        // The newest stream, if there is a choice.
         ready.iter().copied().min_by_key(|&id| (rank(id), std::cmp::Reverse(id)))
     }
 
-    /// Runs every copy that nothing holds back.
+    /// Runs every copy that can run.
     fn run_copies(&mut self) {
         while let Some(next) =
             self.ready().into_iter().find(|&id| self.head(id).is_some_and(|w| !w.computes()))
@@ -309,7 +314,8 @@ impl Driver {
         }
     }
 
-    /// Runs the operation at the head of a queue. An error fails the context and all that is still queued in it.
+    /// Runs the operation at the head of a queue. An error makes the context unusable, and all
+    /// operations that are queued in it fail.
     fn step(&mut self, stream: Id) {
         let Some(s) = self.streams.get_mut(&stream) else { return };
         let (context, Some(job)) = (s.context, s.queue.pop_front()) else { return };

@@ -1,4 +1,5 @@
-//! `cuTensorMapEncodeTiled`, as strict as the real one and limited to what the PTX machine can copy.
+//! `cuTensorMapEncodeTiled`, as strict as the real function, and limited to maps that the PTX
+//! machine can copy.
 
 use crate::status::*;
 use std::ffi::c_void;
@@ -48,7 +49,8 @@ pub fn encode(r: &Request) -> Outcome<[u8; 128]> {
     let pointers = !r.sizes.is_null() && !r.boxes.is_null() && !r.steps.is_null();
     demand(pointers && (r.rank == 1 || !r.strides.is_null()), "a pointer is null")?;
     let rank = r.rank as usize;
-    // SAFETY: the caller of a C interface vouches for the arrays that it passes, whose lengths follow from the rank.
+    // SAFETY: the caller of a C interface guarantees that the arrays are valid; their lengths
+    // follow from the rank.
     let (sizes, strides, boxes, steps) = unsafe {
         (
             std::slice::from_raw_parts(r.sizes, rank),
@@ -58,11 +60,11 @@ pub fn encode(r: &Request) -> Outcome<[u8; 128]> {
         )
     };
     let bytes = element_bytes(r.data_type)?;
-    demand((0..=2).contains(&r.interleave), "there is no such interleave")?;
-    demand((0..=3).contains(&r.swizzle), "there is no such swizzle")?;
+    demand((0..=2).contains(&r.interleave), "no such interleave")?;
+    demand((0..=3).contains(&r.swizzle), "no such swizzle")?;
     demand(
         (0..=3).contains(&r.promotion) && (0..=1).contains(&r.fill),
-        "there is no such promotion or fill",
+        "no such promotion or fill",
     )?;
     demand((r.address as u64).is_multiple_of(16), "the address must be a multiple of 16")?;
     demand(sizes.iter().all(|&s| (1..=1 << 32).contains(&s)), "sizes must be 1 to 2^32")?;
@@ -82,7 +84,7 @@ pub fn encode(r: &Request) -> Outcome<[u8; 128]> {
     }
     if rank > 2 || r.interleave != 0 || r.fill != 0 || steps.iter().any(|&s| s != 1) {
         return Err(unsupported(
-            "the PTX machine copies from matrices only, dense and with zero fill",
+            "the PTX machine copies only from dense matrices with zero fill",
         ));
     }
     Ok(ptx_machine::TensorMap {

@@ -1,4 +1,4 @@
-//! What may be launched, and what happens when a kernel goes wrong.
+//! Which launches are valid, and what happens when a kernel fails.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -9,7 +9,8 @@ use cudarc::driver::{result, sys};
 
 fn set(f: sys::CUfunction, bytes: i32) -> CUresult {
     let which = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     code(unsafe { result::function::set_function_attribute(f, which, bytes) })
 }
 
@@ -19,7 +20,8 @@ fn launches_are_checked() {
     let _primary = Primary::new(0);
     let module = load(KERNELS).unwrap();
     let (add, bounded) = (function(module, "add"), function(module, "bounded"));
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     let at = unsafe { result::malloc_sync(4) }.unwrap();
     let s = result::stream::null();
     let run = |f, grid: [u32; 3], block: [u32; 3], shared| {
@@ -36,12 +38,13 @@ fn launches_are_checked() {
     assert_eq!(run(bounded, one, [64, 1, 1], 0), CUresult::CUDA_SUCCESS);
     assert_eq!(run(bounded, one, [65, 1, 1], 0), CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES);
     assert_eq!(run(add, one, one, 49_152), CUresult::CUDA_SUCCESS);
-    assert_eq!(run(add, one, one, 49_153), wrong, "more must be asked for");
+    assert_eq!(run(add, one, one, 49_153), wrong, "more requires opting in");
     assert_eq!(set(add, 101_377), wrong);
     assert_eq!(set(add, 101_376), CUresult::CUDA_SUCCESS);
     assert_eq!(run(add, one, one, 101_376), CUresult::CUDA_SUCCESS);
     result::ctx::synchronize().unwrap();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     let blocks = unsafe {
         [
             result::occupancy::max_active_block_per_multiprocessor(add, 256, 40_000).unwrap(),
@@ -49,7 +52,8 @@ fn launches_are_checked() {
         ]
     };
     assert_eq!(blocks, [2, 8]);
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     let missing = unsafe { result::module::get_function(module, c"nothing".into()) };
     assert_eq!(code(missing), CUresult::CUDA_ERROR_NOT_FOUND);
     let report = fake.handle.report();
@@ -67,7 +71,7 @@ fn modules_must_suit_the_device() {
     assert_eq!(with("7.8", "sm_89"), CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU);
     assert_eq!(with("8.0", "sm_90a"), CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU);
     assert_eq!(with("8.4", "sm_80"), CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION);
-    assert_eq!(code(load("this is no PTX")), CUresult::CUDA_ERROR_INVALID_PTX);
+    assert_eq!(code(load("this is not PTX")), CUresult::CUDA_ERROR_INVALID_PTX);
     assert_eq!(code(load("\x7fELF")), CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU);
     drop(primary);
     let primary = Primary::new(2);
@@ -84,13 +88,16 @@ fn an_illegal_access_ends_the_context() {
     let fake = fake("");
     let primary = Primary::new(0);
     let stray = function(load(KERNELS).unwrap(), "stray");
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     let (s, at) = (stream(), unsafe { result::malloc_sync(128) }.unwrap());
     launch(stray, at, 32, 1, s).unwrap();
     let failed = CUresult::CUDA_ERROR_ILLEGAL_ADDRESS;
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     assert_eq!(code(unsafe { result::stream::synchronize(s) }), failed);
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     assert_eq!(code(unsafe { result::malloc_sync(4) }), failed);
     assert_eq!(code(result::mem_get_info()), failed);
     assert_eq!(code(load(KERNELS)), failed);
@@ -99,29 +106,34 @@ fn an_illegal_access_ends_the_context() {
     assert!(line.contains(r#""out_of_bounds":2"#) && !line.contains(r#""findings":[]"#), "{line}");
     drop(primary);
     let _new = Primary::new(0);
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::malloc_sync(4) }.unwrap();
     result::ctx::synchronize().unwrap();
 }
 
 #[test]
-fn an_injected_failure_shows_when_it_is_waited_for() {
+fn an_injected_failure_is_reported_by_the_wait() {
     let fake = fake("fail=launch:2");
     let _primary = Primary::new(0);
     let add = function(load(KERNELS).unwrap(), "add");
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     let (s, at) = (stream(), unsafe { result::malloc_sync(4) }.unwrap());
     for _ in 0..3 {
         launch(add, at, 1, 1, s).unwrap();
     }
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     assert_eq!(code(unsafe { result::stream::synchronize(s) }), CUresult::CUDA_ERROR_LAUNCH_FAILED);
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     assert_eq!(code(unsafe { result::stream::synchronize(s) }), CUresult::CUDA_ERROR_LAUNCH_FAILED);
     assert_eq!(code(launch(add, at, 1, 1, s)), CUresult::CUDA_ERROR_LAUNCH_FAILED);
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     assert_eq!(code(unsafe { result::malloc_sync(4) }), CUresult::CUDA_ERROR_LAUNCH_FAILED);
-    // Waiting is no offence; asking for work and memory is.
+    // Waiting is not counted; requests for work and memory are.
     assert!(fake.handle.report().contains(r#"{"refused":2}"#));
 }
 
@@ -130,9 +142,11 @@ fn kernels_can_be_skipped() {
     let fake = fake("kernels=skip");
     let _primary = Primary::new(0);
     let add = function(load(KERNELS).unwrap(), "add");
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     let at = unsafe { result::malloc_sync(4) }.unwrap();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::memcpy_htod_sync(at, &[5u32]) }.unwrap();
     launch(add, at, 1, 1, result::stream::null()).unwrap();
     assert_eq!(read(at, 1), [5]);
@@ -149,7 +163,8 @@ fn tensor_maps_are_checked() {
     use sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_128B as L2;
     use sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B as SWIZZLE;
     let _fake = fake("");
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     let encode = |address: u64, sizes: [u64; 2], pitch: u64, boxes: [u32; 2]| unsafe {
         let mut map: sys::CUtensorMap = std::mem::zeroed();
         let outcome = sys::cuTensorMapEncodeTiled(
@@ -169,7 +184,8 @@ fn tensor_maps_are_checked() {
         (code(outcome.result()), map.opaque)
     };
     let primary = Primary::new(2);
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     let at = unsafe { result::malloc_sync(1 << 20) }.unwrap();
     let (outcome, map) = encode(at, [100, 30], 208, [64, 128]);
     assert!(outcome == CUresult::CUDA_SUCCESS && map != [0; 16]);
@@ -178,7 +194,7 @@ fn tensor_maps_are_checked() {
     assert_eq!(encode(at, [100, 30], 200, [64, 128]).0, wrong, "nor is the pitch");
     assert_eq!(encode(at, [100, 30], 208, [64, 257]).0, wrong, "the box is too high");
     assert_eq!(encode(at, [100, 30], 208, [72, 128]).0, wrong, "the box is wider than the swizzle");
-    assert_eq!(encode(at, [100, 0], 208, [64, 128]).0, wrong, "there is nothing");
+    assert_eq!(encode(at, [100, 0], 208, [64, 128]).0, wrong, "the tensor is empty");
     drop(primary);
     let _primary = Primary::new(0);
     assert_eq!(
@@ -199,7 +215,8 @@ fn the_jit_compiler_keeps_a_log() {
     let (mut log, mut module) = ([b'x'; 100], std::ptr::null_mut());
     let mut options = [LOG, BYTES];
     let mut values = [log.as_mut_ptr().cast(), log.len() as *mut std::ffi::c_void];
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     let outcome = unsafe {
         let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
         sys::cuModuleLoadDataEx(&mut module, text.as_ptr().cast(), 2, options, values).result()
@@ -210,16 +227,19 @@ fn the_jit_compiler_keeps_a_log() {
 }
 
 #[test]
-fn parameters_can_come_in_one_buffer() {
+fn parameters_can_be_passed_in_one_buffer() {
     let _fake = fake("");
     let _primary = Primary::new(0);
     let add = function(load(KERNELS).unwrap(), "add");
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     let at = unsafe { result::malloc_sync(4) }.unwrap();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::memcpy_htod_sync(at, &[5u32]) }.unwrap();
     let mut params = [at, 1 | 2 << 32];
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     let run = |bytes: usize, params: &mut [u64; 2]| unsafe {
         let mark = std::ptr::without_provenance_mut::<std::ffi::c_void>;
         let mut bytes = bytes;

@@ -1,4 +1,5 @@
-//! Devices and their memory: what there is, how it runs out, and that it comes back.
+//! Devices and their memory: how much there is, that it runs out, and that it is available again
+//! after it was freed.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -12,7 +13,8 @@ const MIB: usize = 1 << 20;
 #[test]
 fn cudarc_finds_the_devices() {
     let _fake = fake("memory.0=1G,taken.0=100M");
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     assert!(unsafe { sys::is_culib_present() });
     assert_eq!(CudaContext::device_count().unwrap(), 4);
     let context = CudaContext::new(0).unwrap();
@@ -39,7 +41,8 @@ fn the_safe_interface_works() {
     let mut third = b.alloc_zeros::<u32>(3).unwrap();
     b.memcpy_dtod(&second, &mut third).unwrap();
     assert_eq!(a.clone_dtoh(&third).unwrap(), [1, 2, 3]);
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     let mut pinned = unsafe { context.alloc_pinned::<u32>(3) }.unwrap();
     pinned.as_mut_slice().unwrap().copy_from_slice(&[7, 8, 9]);
     b.memcpy_htod(&pinned, &mut third).unwrap();
@@ -49,12 +52,13 @@ fn the_safe_interface_works() {
 }
 
 #[test]
-fn memory_runs_out_and_comes_back() {
+fn memory_runs_out_and_is_available_again_after_free() {
     let fake = fake("memory.0=1G,context=100M");
     let _primary = Primary::new(0);
     let free = || result::mem_get_info().unwrap().0;
     assert_eq!(free(), 924 * MIB);
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     let alloc = |bytes: usize| unsafe { result::malloc_sync(bytes) };
     let large = alloc(3 * MIB + 1).unwrap();
     assert_eq!(free(), 920 * MIB, "large allocations are multiples of 2 MiB");
@@ -66,11 +70,13 @@ fn memory_runs_out_and_comes_back() {
     assert_eq!((free(), code(alloc(2 * MIB))), (0, CUresult::CUDA_ERROR_OUT_OF_MEMORY));
     assert_eq!(read(rest + 918 * MIB as u64 - 8, 2), [u32::MAX; 2], "all of it is poisoned");
     for at in [large, rest, small[0], small[1]] {
-        // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+        // SAFETY: handles and memory belong to this test and outlive the call; the driver checks
+        // the rest.
         unsafe { result::free_sync(at) }.unwrap();
     }
     assert_eq!(free(), 924 * MIB);
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     assert_eq!(code(unsafe { result::free_sync(rest) }), CUresult::CUDA_ERROR_INVALID_VALUE);
     let report = fake.handle.report();
     let device = report.lines().find(|l| l.contains(r#""device":0"#)).unwrap();
@@ -88,7 +94,8 @@ fn a_context_costs_memory_until_it_is_released() {
     assert_eq!(result::mem_get_info().unwrap().0, 150 * MIB);
     let again = Primary::new(0);
     assert_eq!(result::mem_get_info().unwrap().0, 150 * MIB, "there is one primary context");
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::malloc_sync(100 * MIB) }.unwrap();
     drop(again);
     assert_eq!(result::mem_get_info().unwrap().0, 50 * MIB);
@@ -97,7 +104,7 @@ fn a_context_costs_memory_until_it_is_released() {
     assert_eq!(
         result::mem_get_info().unwrap().0,
         150 * MIB,
-        "a context takes its allocations with it"
+        "a context frees its allocations"
     );
     fake.handle.configure("memory.1=50M").unwrap();
     assert_eq!(code(Primary::try_new(1).map(|_| ())), CUresult::CUDA_ERROR_OUT_OF_MEMORY);
@@ -108,21 +115,27 @@ fn memory_is_freed_in_stream_order() {
     let _fake = fake("memory.0=400M");
     let _primary = Primary::new(0);
     let s = stream();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     let alloc = |bytes: usize| unsafe { result::malloc_async(s, bytes) };
     let first = alloc(64 * MIB).unwrap();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::free_async(first, s) }.unwrap();
     assert_eq!(result::mem_get_info().unwrap().0, 36 * MIB, "that has not run yet");
     let second = alloc(64 * MIB).unwrap();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     let late = unsafe { result::memset_d8_sync(first, 0, 4) };
     assert_eq!(code(late), CUresult::CUDA_ERROR_INVALID_VALUE);
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::free_async(second, s) }.unwrap();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::memset_d8_async(second, 0, 4, s) }.unwrap();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     assert_eq!(
         code(unsafe { result::stream::synchronize(s) }),
         CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
@@ -133,12 +146,15 @@ fn memory_is_freed_in_stream_order() {
 fn copies_must_stay_inside_allocations() {
     let _fake = fake("");
     let _primary = Primary::new(0);
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     let at = unsafe { result::malloc_sync(16) }.unwrap();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::memcpy_htod_sync(at + 8, &[1u32, 2]) }.unwrap();
     for wrong in [at + 12, at - 4, at + 16, 8, 0] {
-        // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+        // SAFETY: handles and memory belong to this test and outlive the call; the driver checks
+        // the rest.
         let outcome = unsafe { result::memcpy_htod_sync(wrong, &[1u32, 2]) };
         assert_eq!(
             code(outcome),
@@ -149,7 +165,8 @@ fn copies_must_stay_inside_allocations() {
     }
     assert_eq!(read(at, 4), [u32::MAX, u32::MAX, 1, 2]);
     let other = Primary::new(1);
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     assert_eq!(
         code(unsafe { result::memset_d8_sync(at, 0, 1) }),
         CUresult::CUDA_ERROR_INVALID_VALUE
@@ -163,13 +180,17 @@ fn pinned_memory_is_limited() {
     let _primary = Primary::new(0);
     let first = pinned(MIB / 8);
     assert_eq!(first[0], u32::MAX);
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     assert_eq!(code(unsafe { result::malloc_host(MIB, 0) }), CUresult::CUDA_ERROR_OUT_OF_MEMORY);
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::free_host(first.as_mut_ptr().cast()) }.unwrap();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     let all = unsafe { result::malloc_host(MIB, 0) }.unwrap();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::free_host(all) }.unwrap();
     let report = fake.handle.report();
     assert!(
@@ -178,7 +199,8 @@ fn pinned_memory_is_limited() {
     );
     let mut own = vec![0u32; 1000];
     let at = own.as_mut_ptr().cast();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe {
         sys::cuMemHostRegister_v2(at, 4000, 0).result().unwrap();
         let again = sys::cuMemHostRegister_v2(at, 4000, 0).result();
@@ -188,47 +210,59 @@ fn pinned_memory_is_limited() {
 }
 
 #[test]
-fn injected_errors_strike_once() {
+fn injected_errors_occur_once() {
     let fake = fake("fail=alloc:2,fail=host:1,fail=context:2");
     let _primary = Primary::new(0);
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::malloc_sync(1) }.unwrap();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     assert_eq!(code(unsafe { result::malloc_sync(1) }), CUresult::CUDA_ERROR_OUT_OF_MEMORY);
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::malloc_sync(1) }.unwrap();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     assert_eq!(code(unsafe { result::malloc_host(4, 0) }), CUresult::CUDA_ERROR_OUT_OF_MEMORY);
     assert_eq!(code(Primary::try_new(1).map(|_| ())), CUresult::CUDA_ERROR_OUT_OF_MEMORY);
     fake.handle.configure("fail=copy:2").unwrap();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     let at = unsafe { result::malloc_sync(4) }.unwrap();
     let s = stream();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::memcpy_htod_async(at, &[1u32], s) }.unwrap();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::memcpy_htod_async(at, &[2u32], s) }.unwrap();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     assert_eq!(
         code(unsafe { result::stream::synchronize(s) }),
         CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
     );
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     assert_eq!(code(unsafe { result::malloc_sync(1) }), CUresult::CUDA_ERROR_ECC_UNCORRECTABLE);
 }
 
 #[test]
-fn devices_can_be_hidden_and_copies_left_out() {
+fn devices_can_be_hidden_and_copies_skipped() {
     let fake = fake("visible=2+0,copies=skip");
     assert_eq!(CudaContext::device_count().unwrap(), 2);
     let primary = Primary::new(1);
     assert_eq!(result::device::get_name(1).unwrap(), "Fake RTX 3060");
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     let at = unsafe { result::malloc_sync(MIB) }.unwrap();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::memcpy_htod_sync(at, &vec![1u8; MIB]) }.unwrap();
     assert_eq!(read(at, 1), [u32::MAX], "large copies are only counted");
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::memcpy_htod_sync(at, &[1u32]) }.unwrap();
     assert_eq!(read(at, 1), [1]);
     let report = fake.handle.report();

@@ -1,11 +1,11 @@
-//! Other processes get the fake driver through `LD_LIBRARY_PATH`, and NVML with it.
+//! Other processes find the fake driver and NVML through `LD_LIBRARY_PATH`.
 #![cfg(target_os = "linux")]
 
 use cudarc::driver::CudaContext;
 use std::ffi::{CStr, c_char, c_void};
 use std::process::Command;
 
-/// What the other process does; alone, it does nothing.
+/// The test that the other process runs. In the parent process it does nothing.
 #[test]
 fn child() {
     if std::env::var_os("FAKE_CUDA_CHILD").is_none() {
@@ -16,7 +16,8 @@ fn child() {
     assert_eq!(context.name().unwrap(), "Fake H100");
     let (free, total) = context.mem_get_info().unwrap();
     assert_eq!((free, total), (924 << 20, 1 << 30));
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe {
         let library = libc::dlopen(c"libnvidia-ml.so.1".as_ptr(), libc::RTLD_NOW);
         assert!(!library.is_null());
@@ -39,7 +40,7 @@ fn child() {
 }
 
 #[test]
-fn a_child_process_finds_it() {
+fn a_child_process_finds_the_fake_driver() {
     let folder = fake_cuda::folder().unwrap();
     assert_eq!(fake_cuda::folder().unwrap(), folder);
     let mut child = Command::new(std::env::current_exe().unwrap());

@@ -1,4 +1,4 @@
-//! Streams are late, but keep their promises.
+//! Streams run late, but in the order that CUDA guarantees.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -10,17 +10,20 @@ use cudarc::driver::{result, sys};
 const POISON: u32 = u32::MAX;
 
 fn alloc(count: usize) -> u64 {
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::malloc_sync(count * 4) }.unwrap()
 }
 
 fn upload(to: u64, from: &[u32], s: sys::CUstream) {
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::memcpy_htod_async(to, from, s) }.unwrap();
 }
 
 fn sync(s: sys::CUstream) {
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::stream::synchronize(s) }.unwrap();
 }
 
@@ -42,7 +45,7 @@ fn a_pinned_buffer_is_read_when_the_copy_runs() {
 }
 
 #[test]
-fn a_pageable_buffer_is_read_at_once_but_written_late() {
+fn a_pageable_buffer_is_read_at_once_and_written_late() {
     let _fake = fake("");
     let _primary = Primary::new(0);
     let (s, at) = (stream(), alloc(1));
@@ -52,27 +55,29 @@ fn a_pageable_buffer_is_read_at_once_but_written_late() {
     assert_eq!(
         read(at, 1),
         [POISON],
-        "a stream without blocking is none of the default stream's business"
+        "the default stream does not wait for a non-blocking stream"
     );
     sync(s);
     assert_eq!((read(at, 1), value), (vec![1], [2]));
 }
 
 #[test]
-fn what_is_copied_to_pinned_memory_arrives_late() {
+fn copies_to_pinned_memory_arrive_late() {
     let _fake = fake("");
     let _primary = Primary::new(0);
     let (s, at, buffer) = (stream(), alloc(1), pinned(1));
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::memcpy_htod_sync(at, &[5u32]) }.unwrap();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::memcpy_dtoh_async(buffer, at, s) }.unwrap();
     assert_eq!(buffer[0], POISON);
     sync(s);
     assert_eq!(buffer[0], 5);
 }
 
-/// Uploads a number and adds one to it on another stream, which waits for the upload or not.
+/// Uploads a number and adds one to it on another stream, which may wait for the upload.
 fn upload_and_add(waits: bool) -> u32 {
     let _primary = Primary::new(0);
     let add = function(load(KERNELS).unwrap(), "add");
@@ -86,7 +91,8 @@ fn upload_and_add(waits: bool) -> u32 {
     launch(add, at, 1, 1, kernels).unwrap();
     sync(kernels);
     let mut value = [0];
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe {
         result::memcpy_dtoh_async(&mut value, at, kernels).unwrap();
         result::ctx::synchronize().unwrap();
@@ -101,7 +107,8 @@ fn a_missing_event_shows() {
     assert_eq!(upload_and_add(false), POISON.wrapping_add(1));
 }
 
-/// Adds one to a number and overwrites it on another stream, which waits for that or not; gives what the kernel made.
+/// Adds one to a number and overwrites it on another stream, which may wait for that. Returns the
+/// kernel's result.
 fn add_and_overwrite(waits: bool) -> u32 {
     let _primary = Primary::new(0);
     let add = function(load(KERNELS).unwrap(), "add");
@@ -110,7 +117,8 @@ fn add_and_overwrite(waits: bool) -> u32 {
     (buffer[0], buffer[1]) = (41, 99);
     upload(at, &buffer[..1], kernels);
     launch(add, at, 1, 1, kernels).unwrap();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::memcpy_dtod_async(result_at, at, 4, kernels) }.unwrap();
     if waits {
         wait(copies, record(kernels));
@@ -124,7 +132,7 @@ fn add_and_overwrite(waits: bool) -> u32 {
 }
 
 #[test]
-fn overwriting_too_early_shows_in_the_early_order() {
+fn overwriting_too_early_is_detected_in_the_early_order() {
     let fake = fake("order=early");
     assert_eq!(add_and_overwrite(true), 42);
     assert_ne!(add_and_overwrite(false), 42);
@@ -133,7 +141,7 @@ fn overwriting_too_early_shows_in_the_early_order() {
 }
 
 #[test]
-fn correct_programs_are_right_in_every_order() {
+fn correct_programs_have_the_same_results_in_every_order() {
     let fake = fake("");
     let random: Vec<String> = (0..20).map(|seed| format!("order=random:{seed}")).collect();
     let fixed = ["order=late", "order=early", "order=blocking", "late=1", "late=0"];
@@ -155,13 +163,15 @@ fn polling_makes_progress() {
     let (s, at) = (stream(), alloc(1));
     upload(at, &[1], s);
     let done = record(s);
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     let query = || code(unsafe { result::event::query(done) });
     assert_eq!([query(), query()], [CUresult::CUDA_ERROR_NOT_READY; 2]);
     assert_eq!(read(at, 1), [POISON]);
     assert_eq!(query(), CUresult::CUDA_SUCCESS);
     assert_eq!(read(at, 1), [1]);
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     assert_eq!(
         code(unsafe { result::event::query(event()) }),
         CUresult::CUDA_SUCCESS,
@@ -178,11 +188,13 @@ fn an_event_keeps_what_it_recorded_last() {
     let e = record(a);
     wait(b, e);
     upload(at + 4, &[2], a);
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::event::record(e, a) }.unwrap();
     sync(b);
     assert_eq!(read(at, 2), [1, POISON], "the wait was for the first recording");
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::event::synchronize(e) }.unwrap();
     assert_eq!(read(at, 2), [1, 2]);
 }
@@ -196,7 +208,8 @@ fn the_default_stream_waits_for_blocking_streams() {
     upload(at, &[1], blocking);
     assert_eq!(read(at, 1), [1]);
     upload(at, &[2], result::stream::null());
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::memset_d8_async(at, 3, 1, blocking) }.unwrap();
     sync(blocking);
     assert_eq!(read(at, 1), [3]);
@@ -208,7 +221,8 @@ fn a_long_chain_of_waits_is_followed() {
     let _primary = Primary::new(0);
     let (streams, at) = ([stream(), stream()], alloc(1));
     let add = function(load(KERNELS).unwrap(), "add");
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::memset_d8_async(at, 0, 4, streams[0]) }.unwrap();
     for i in 0..1000 {
         launch(add, at, 1, 1, streams[i % 2]).unwrap();
@@ -226,7 +240,8 @@ fn two_threads_work_at_once() {
     std::thread::scope(|scope| {
         for t in 0..2u32 {
             scope.spawn(move || {
-                // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+                // SAFETY: handles and memory belong to this test and outlive the call; the driver
+                // checks the rest.
                 unsafe { result::ctx::set_current(context as sys::CUcontext) }.unwrap();
                 let add = function(load(KERNELS).unwrap(), "add");
                 let (s, buffer, at) = (stream(), pinned(64), alloc(64));
@@ -234,7 +249,8 @@ fn two_threads_work_at_once() {
                     buffer.fill(i + t);
                     upload(at, buffer, s);
                     launch(add, at, 64, t, s).unwrap();
-                    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+                    // SAFETY: handles and memory belong to this test and outlive the call; the
+                    // driver checks the rest.
                     unsafe { result::memcpy_dtoh_async(buffer, at, s) }.unwrap();
                     sync(s);
                     assert_eq!(buffer, [i + 2 * t; 64]);
@@ -245,16 +261,18 @@ fn two_threads_work_at_once() {
 }
 
 #[test]
-fn host_functions_run_in_their_turn_and_may_not_call_back() {
+fn host_functions_run_in_order_and_must_not_call_the_driver() {
     unsafe extern "C" fn note(to: *mut std::ffi::c_void) {
         let mut bytes = 0;
-        // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+        // SAFETY: handles and memory belong to this test and outlive the call; the driver checks
+        // the rest.
         unsafe { *to.cast::<i32>() = sys::cuMemGetInfo_v2(&mut bytes, &mut bytes) as i32 };
     }
     let _fake = fake("");
     let _primary = Primary::new(0);
     let (s, mut seen) = (stream(), 0);
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::stream::launch_host_function(s, note, (&raw mut seen).cast()) }.unwrap();
     assert_eq!(seen, 0);
     sync(s);
@@ -262,13 +280,14 @@ fn host_functions_run_in_their_turn_and_may_not_call_back() {
 }
 
 #[test]
-fn the_log_tells_what_was_asked_for_and_what_ran() {
+fn the_log_contains_requests_and_operations_that_ran() {
     let fake = fake("log=1");
     let _primary = Primary::new(0);
     let (s, at, buffer) = (stream(), alloc(1), pinned(1));
     fake.handle.log();
     upload(at, buffer, s);
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::memset_d8_async(at, 0, 4, s) }.unwrap();
     sync(s);
     let expected = [

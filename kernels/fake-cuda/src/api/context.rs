@@ -103,7 +103,7 @@ fn drop_primary(d: &mut Driver, device: i32) -> Outcome {
     if let Some(path) = &d.settings.report
         && let Err(e) = std::fs::write(path, d.report())
     {
-        eprintln!("fake CUDA driver: {path}: {e}");
+        eprintln!("fake-cuda: {path}: {e}");
     }
     Ok(())
 }

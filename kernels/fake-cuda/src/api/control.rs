@@ -1,11 +1,12 @@
-//! What tests call beside the driver API: configuration, the report, the log.
+//! Functions for tests, besides the driver API: configuration, the report, the log.
 
 use super::text;
 use crate::driver::{Driver, anywhere, put};
 use crate::status::*;
 use std::ffi::c_char;
 
-/// Applies settings, on top of those that hold. Returns 0, or an error code after saying on stderr what is wrong.
+/// Applies settings in addition to the current ones. Returns 0, or an error code after printing the
+/// error to stderr.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn fake_cuda_configure(settings: *const c_char) -> i32 {
     anywhere(|d| {
@@ -20,7 +21,8 @@ unsafe extern "C" fn fake_cuda_configure(settings: *const c_char) -> i32 {
     })
 }
 
-/// Writes what `make` gives to `buffer` if it fits, and then calls `clear`. Returns how many bytes that takes.
+/// Writes the result of `make` to `buffer` if it fits, and then calls `clear`. Returns the number
+/// of bytes.
 fn hand_out(
     buffer: *mut u8,
     bytes: usize,
@@ -43,14 +45,14 @@ fn hand_out(
     length
 }
 
-/// Writes the report, one JSON object a line, without a final zero, and resets the counters. Returns its length in bytes;
-/// if the buffer is shorter, nothing is written nor reset.
+/// Writes the report, one JSON object per line, without a final zero, and resets the counters.
+/// Returns its length in bytes. If the buffer is shorter, nothing is written or reset.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn fake_cuda_report(buffer: *mut u8, bytes: usize) -> usize {
     hand_out(buffer, bytes, Driver::report, Driver::reset_counts)
 }
 
-/// Writes the log, one operation a line, in the same manner, and clears it.
+/// Writes the log, one operation per line, in the same way, and clears it.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn fake_cuda_log(buffer: *mut u8, bytes: usize) -> usize {
     hand_out(

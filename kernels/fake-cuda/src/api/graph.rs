@@ -45,7 +45,8 @@ unsafe extern "C" fn cuGraphGetNodes(graph: Id, nodes: *mut Id, count: *mut usiz
     })
 }
 
-/// Free on launch, upload, device launch, node priority: the flags of `cuGraphInstantiateWithFlags`.
+/// Free on launch, upload, device launch, node priority: the flags of
+/// `cuGraphInstantiateWithFlags`.
 const ALL_FLAGS: u64 = 15;
 const DEVICE_LAUNCH: u64 = 4;
 const FREE_ON_LAUNCH: u64 = 1;

@@ -55,7 +55,7 @@ unsafe extern "C" fn cuMemFreeAsync(address: u64, stream: Id) -> i32 {
     })
 }
 
-/// The handle of the first device's memory pool; there is one for each device, and it keeps nothing back.
+/// The handle of the first device's memory pool. Each device has one, which keeps no freed memory.
 const POOL: Id = 0x800;
 
 fn pool(to: *mut Id, device: i32) -> i32 {
@@ -149,7 +149,7 @@ fn later(direction: Direction, to: u64, from: u64, bytes: usize, stream: Id) -> 
     })
 }
 
-/// Copies on the legacy stream. Only copies from or to the host are waited for.
+/// Copies on the legacy stream. The call waits only for copies from or to the host.
 fn now(direction: Direction, to: u64, from: u64, bytes: usize) -> i32 {
     for_work(|d, c| {
         let stream = d.stream(c, 0)?;

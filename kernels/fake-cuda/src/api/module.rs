@@ -8,15 +8,15 @@ use crate::tensor_map::{Request, encode};
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 
-/// PTX from memory: a text, not the binaries that a real driver also takes.
+/// PTX from memory, as text. A real driver also accepts binaries.
 fn load(d: &mut Driver, c: Id, image: *const c_char) -> Result<Id, (Code, String)> {
     if image.is_null() {
         return Err((INVALID_VALUE, String::new()));
     }
-    // SAFETY: it is not null, and any image has four bytes or ends with a zero before.
+    // SAFETY: the pointer is not null, and every image has at least four bytes or ends with a zero.
     let head = unsafe { [*image as u8, if *image == 0 { 0 } else { *image.add(1) as u8 }] };
     if head == *b"\x7fE" || head == [0x50, 0xed] {
-        return Err((NO_BINARY_FOR_GPU, "only PTX is understood".to_string()));
+        return Err((NO_BINARY_FOR_GPU, "only PTX is supported".to_string()));
     }
     let outcome = text(image)
         .map_err(|_| (INVALID_IMAGE, "not a text".to_string()))
@@ -44,7 +44,7 @@ unsafe extern "C" fn cuModuleLoadDataEx(
 ) -> i32 {
     in_context(|d, c| {
         let find = |which: i32| {
-            // SAFETY: the callers of a C interface vouch for the arrays that they pass.
+            // SAFETY: the caller of a C interface guarantees that the arrays it passes are valid.
             let at = (0..count as usize).find(|&i| unsafe { *options.add(i) } == which)?;
             Some(values.wrapping_add(at))
         };
@@ -54,7 +54,8 @@ unsafe extern "C" fn cuModuleLoadDataEx(
             [(JIT_ERROR_LOG, JIT_ERROR_LOG_BYTES, why), (JIT_INFO_LOG, JIT_INFO_LOG_BYTES, "")]
         {
             if let (Some(log), Some(bytes)) = (find(log), find(bytes)) {
-                // SAFETY: both lie in `values`; the size is passed as if it were a pointer, both ways.
+                // SAFETY: both are in `values`; the size is passed as if it were a pointer, in both
+                // directions.
                 unsafe {
                     put_text((*log).cast(), *bytes as usize, line)?;
                     *bytes = line.len().min((*bytes as usize).saturating_sub(1)) as *mut c_void;
@@ -84,7 +85,7 @@ unsafe extern "C" fn cuModuleGetFunction(to: *mut Id, module: Id, name: *const c
     in_context(|d, c| put(to, d.function_of(c, module, text(name)?)?))
 }
 
-/// The PTX machine keeps module variables to itself.
+/// The PTX machine does not expose module variables.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuModuleGetGlobal_v2(
     _to: *mut u64,
@@ -199,7 +200,8 @@ unsafe extern "C" fn cuLaunchKernel(
         let sizes = [[grid_x, grid_y, grid_z], [block_x, block_y, block_z]];
         let layout: Vec<usize> = d.function(c, function)?.offsets();
         let read = |index: usize, to: &mut [u8]| {
-            // SAFETY: the callers of a C interface vouch for the parameters that they pass.
+            // SAFETY: the caller of a C interface guarantees that the parameters it passes are
+            // valid.
             unsafe {
                 let from = if !params.is_null() {
                     *params.add(index)

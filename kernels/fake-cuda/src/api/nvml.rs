@@ -1,4 +1,5 @@
-//! The few functions of NVML that tell how full a device is. They need no context and cost no memory.
+//! The few functions of NVML that report the memory of a device. They need no context and use no
+//! memory.
 
 use super::{put_text, text};
 use crate::driver::{Driver, anywhere, put};
@@ -21,7 +22,7 @@ struct Memory {
     used: u64,
 }
 
-/// A call with results of NVML's own kind.
+/// A call that returns NVML's error codes.
 fn nvml(call: impl FnOnce(&mut Driver) -> Result<(), i32>) -> i32 {
     if USERS.load(Ordering::SeqCst) == 0 {
         return UNINITIALIZED;
@@ -65,7 +66,8 @@ unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(index: u32, to: *mut usize) -
     })
 }
 
-/// Takes both the driver's form of a bus id and NVML's own, whose domain has eight digits.
+/// Accepts both forms of a bus id: that of the driver, and that of NVML, whose domain has eight
+/// digits.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nvmlDeviceGetHandleByPciBusId_v2(name: *const c_char, to: *mut usize) -> i32 {
     nvml(|d| {

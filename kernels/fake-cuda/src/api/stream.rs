@@ -42,7 +42,7 @@ unsafe extern "C" fn cuStreamGetFlags(stream: Id, to: *mut u32) -> i32 {
     })
 }
 
-/// What is still queued runs later all the same.
+/// Operations that are still queued run later.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuStreamDestroy_v2(stream: Id) -> i32 {
     in_context(|d, c| {
@@ -83,7 +83,7 @@ unsafe extern "C" fn cuStreamSynchronize(stream: Id) -> i32 {
     })
 }
 
-/// Whether `ticket` is reached; after `polls` questions it is made to be.
+/// Whether `ticket` is reached. After `polls` queries the operations up to it are run.
 fn poll(d: &mut Driver, ticket: Ticket, polls: u32) -> Outcome {
     if !d.reached(ticket) && polls >= d.settings.polls {
         d.reach(&[ticket]);
@@ -110,7 +110,7 @@ unsafe extern "C" fn cuStreamWaitEvent(stream: Id, event: Id, flags: u32) -> i32
             return Err(INVALID_VALUE);
         }
         let stream = d.stream(c, stream)?;
-        // It may be one of another context.
+        // It may belong to another context.
         let number = d.events.get(&event).ok_or(INVALID_HANDLE)?.number;
         note!(d, "wait event={number} stream={}", d.streams[&stream].number);
         d.wait_event(stream, event)
@@ -134,7 +134,8 @@ unsafe extern "C" fn cuThreadExchangeStreamCaptureMode(mode: *mut i32) -> i32 {
         if mode.is_null() {
             return Err(INVALID_VALUE);
         }
-        // SAFETY: it is not null, and the callers of a C interface vouch for the pointers that they pass.
+        // SAFETY: it is not null, and the callers of a C interface vouch for the pointers that they
+        // pass.
         let new = crate::capture::Mode::from(unsafe { *mode })?;
         put(mode, THREAD_MODE.replace(new) as i32)
     })
@@ -184,7 +185,7 @@ unsafe extern "C" fn cuEventRecordWithFlags(event: Id, stream: Id, flags: u32) -
     if flags > 1 { INVALID_VALUE.0 } else { record(event, stream) }
 }
 
-/// The place that an event marks, if it marks one outside graphs.
+/// The position that an event marks, if it was recorded outside a graph.
 fn place(d: &mut Driver, c: Id, event: Id) -> Outcome<Option<Ticket>> {
     match d.event(c, event)?.mark {
         Mark::Never => Ok(None),

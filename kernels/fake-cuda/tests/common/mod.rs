@@ -1,4 +1,4 @@
-//! What the tests share: the fake driver, one test at a time, and a few kernels in PTX.
+//! Shared by the tests: the fake driver, one test at a time, and a few kernels in PTX.
 #![allow(dead_code)]
 
 use cudarc::driver::result::{self, DriverError};
@@ -11,7 +11,7 @@ pub struct Fake {
     _turn: MutexGuard<'static, ()>,
 }
 
-/// The fake driver with these settings and nothing else.
+/// The fake driver with only these settings.
 pub fn fake(settings: &str) -> Fake {
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -23,7 +23,7 @@ pub fn fake(settings: &str) -> Fake {
     Fake { handle, _turn: turn }
 }
 
-/// The primary context of a device, current in this thread, for as long as this lives.
+/// The primary context of a device, current in this thread until this is dropped.
 pub struct Primary {
     device: i32,
 }
@@ -81,7 +81,7 @@ pub fn wait(stream: sys::CUstream, event: sys::CUevent) {
 
 /// Pinned memory with room for `count` numbers.
 pub fn pinned(count: usize) -> &'static mut [u32] {
-    // SAFETY: the memory is as large, and never freed.
+    // SAFETY: the memory has this size and is never freed.
     unsafe {
         let at = result::malloc_host(count * 4, 0).unwrap();
         std::slice::from_raw_parts_mut(at.cast(), count)
@@ -90,19 +90,21 @@ pub fn pinned(count: usize) -> &'static mut [u32] {
 
 pub fn read(at: u64, count: usize) -> Vec<u32> {
     let mut values = vec![0; count];
-    // SAFETY: tests read what they have allocated; the driver checks the range.
+    // SAFETY: tests read memory that they have allocated; the driver checks the range.
     unsafe { result::memcpy_dtoh_sync(&mut values, at) }.unwrap();
     values
 }
 
 pub fn load(ptx: &str) -> Result<sys::CUmodule, DriverError> {
     let text = CString::new(ptx).unwrap();
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::module::load_data(text.as_ptr().cast()) }
 }
 
 pub fn function(module: sys::CUmodule, name: &str) -> sys::CUfunction {
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::module::get_function(module, CString::new(name).unwrap()) }.unwrap()
 }
 
@@ -132,11 +134,13 @@ pub fn launch_as(
         (&raw const value).cast_mut().cast(),
     ];
     let (grid, block) = ((grid[0], grid[1], grid[2]), (block[0], block[1], block[2]));
-    // SAFETY: handles and memory are this test's own and outlive the call; the driver checks the rest.
+    // SAFETY: handles and memory belong to this test and outlive the call; the driver checks the
+    // rest.
     unsafe { result::launch_kernel(f, grid, block, shared, stream, &mut params) }
 }
 
-/// `add` adds `value` to every number, `stray` does so one number behind, `bounded` is for blocks of 64 threads.
+/// `add` adds `value` to every number, `stray` does so one number beyond the end, `bounded` is for
+/// blocks of 64 threads.
 pub const KERNELS: &str = r#"
 .version 7.8
 .target sm_80
