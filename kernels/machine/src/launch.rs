@@ -1,4 +1,4 @@
-//! Launches: blocks run side by side, each by one worker.
+//! Launches: blocks run in parallel, each by one worker.
 
 use crate::machine::block::{Block, Note, Place};
 use crate::machine::writers::Writers;
@@ -16,14 +16,15 @@ pub struct Launch<'a> {
     pub block: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub shared: usize,
-    /// Laid out as `Entry::params` says.
+    /// In the layout of `Entry::params`.
     pub params: &'a [u8],
 }
 
 /// How to run it.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Track races and uninitialised reads of shared memory, count bank conflicts and sectors. Bounds and alignment are always checked.
+    /// Whether to find races and uninitialised reads of shared memory, and to count bank conflicts
+    /// and sectors. Bounds and alignment are always checked.
     pub checks: bool,
 }
 
@@ -33,7 +34,7 @@ impl Default for Options {
     }
 }
 
-/// What a worker has gathered.
+/// The results of a worker.
 struct Gathered {
     tallies: Vec<Tally>,
     counts: [u64; 5],

@@ -1,8 +1,9 @@
-//! A machine for PTX: it runs kernels on the CPU and tells what is wrong with them.
+//! A machine for PTX: it runs kernels on the CPU and reports their errors.
 //!
-//! A warp executes an instruction for 32 lanes at once; lanes that branch apart come together again at the lowest program counter. Shared
-//! memory has a shadow that knows what was written, and what of it is ordered by barriers; global memory consists of mapped ranges and
-//! nothing else. Whatever the hardware may do late (`cp.async`, for one) happens as late as it may.
+//! A warp executes an instruction for 32 lanes at once; lanes that diverge in a branch converge
+//! again at the lowest program counter. Shared memory has a shadow that records which bytes were
+//! written, and how barriers order the accesses; global memory consists only of mapped ranges.
+//! Everything that the hardware may do late (such as `cp.async`) happens as late as possible.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {

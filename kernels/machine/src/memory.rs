@@ -1,4 +1,5 @@
-//! Device memory: address ranges that host memory backs. Everything else is out of bounds.
+//! Device memory: address ranges that are backed by host memory. All other addresses are out of
+//! bounds.
 
 /// Address ranges of device memory.
 #[derive(Default)]
@@ -14,7 +15,8 @@ struct Range {
     host: *mut u8,
 }
 
-// SAFETY: who maps memory promises that launches may use it from any thread until it is unmapped.
+// SAFETY: the caller of `map` guarantees that launches may use the memory from any thread until it
+// is unmapped.
 unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
@@ -23,10 +25,11 @@ impl Memory {
         Memory::default()
     }
 
-    /// Backs the device addresses `address .. address + bytes` with host memory, which may lie at the same address.
+    /// Backs the device addresses `address .. address + bytes` with host memory, which may be at
+    /// the same address.
     ///
-    /// # Safety
-    /// The memory must stay valid, and be touched by nobody else while a launch runs, until `unmap`.
+    /// # Safety The memory must stay valid until `unmap`, and nothing else may access it while a
+    /// launch runs.
     pub unsafe fn map(&mut self, address: u64, host: *mut u8, bytes: usize) {
         let range = Range { start: address, end: address + bytes as u64, host };
         let at = self.ranges.partition_point(|r| r.start < range.start);
@@ -39,7 +42,7 @@ impl Memory {
         self.ranges.insert(at, range);
     }
 
-    /// Forgets the range that begins at an address.
+    /// Unmaps the range that begins at an address.
     pub fn unmap(&mut self, address: u64) {
         self.ranges.retain(|r| r.start != address);
     }
@@ -49,12 +52,12 @@ impl Memory {
         self.ranges.iter().map(|r| (r.start, r.end))
     }
 
-    /// Host address of a device range, if all of it lies in one mapped range.
+    /// Host address of a device range, if all of it is in one mapped range.
     pub(crate) fn find(&self, address: u64, bytes: u64) -> Option<*mut u8> {
         let at = self.ranges.partition_point(|r| r.start <= address).checked_sub(1)?;
         let r = &self.ranges[at];
         let end = address.checked_add(bytes)?;
-        // SAFETY: the offset lies in the range.
+        // SAFETY: the offset is within the range.
         (end <= r.end).then(|| unsafe { r.host.add((address - r.start) as usize) })
     }
 }

@@ -5,10 +5,10 @@ use crate::read::types::{Slot, Special};
 use std::collections::HashMap;
 use std::fmt;
 
-/// Why a text could not be parsed.
+/// The reason why a text could not be parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
-    /// Counted from 1; 0 where no line is to blame.
+    /// Counted from 1; 0 if the error is not at a line.
     pub line: u32,
     pub message: String,
 }
@@ -36,7 +36,7 @@ pub struct Module {
 }
 
 impl Module {
-    /// Reads PTX. An instruction that the machine does not know is an error, whether or not it would be reached.
+    /// Reads PTX. An unsupported instruction is an error, even if it would never be executed.
     pub fn parse(text: &str) -> Result<Module, Error> {
         crate::read::parse::module(text)
     }
@@ -49,12 +49,12 @@ impl Module {
         &self.entries
     }
 
-    /// What stands behind `.version`.
+    /// The value of `.version`.
     pub fn version(&self) -> &str {
         &self.version
     }
 
-    /// What stands behind `.target`.
+    /// The value of `.target`.
     pub fn target(&self) -> &str {
         &self.target
     }
@@ -63,7 +63,7 @@ impl Module {
 /// A parameter of an entry point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Param {
-    /// Where it begins in the parameter bytes.
+    /// Its offset in the parameter bytes.
     pub offset: usize,
     pub bytes: usize,
     pub align: usize,
@@ -74,7 +74,7 @@ pub struct Entry {
     pub(crate) name: String,
     pub(crate) params: Vec<Param>,
     pub(crate) max_threads: Option<u32>,
-    /// Bytes of `.shared` variables of known size; dynamic shared memory begins behind them.
+    /// Bytes of `.shared` variables of known size; dynamic shared memory begins after them.
     pub(crate) static_shared: usize,
     /// Bytes of local memory of each thread.
     pub(crate) local: usize,
@@ -88,7 +88,7 @@ pub struct Entry {
     pub(crate) data: std::sync::Arc<Vec<u8>>,
     /// Global atomics make blocks depend on each other, so they run in order.
     pub(crate) ordered: bool,
-    /// It has products of warpgroups, so the use of registers is watched.
+    /// Whether it has products of warpgroups, so that the use of registers is checked.
     pub(crate) watched: bool,
 }
 
@@ -106,23 +106,23 @@ impl Entry {
         self.params.last().map_or(0, |p| p.offset + p.bytes)
     }
 
-    /// What `__launch_bounds__` promises.
+    /// The launch bounds (`__launch_bounds__`).
     pub fn max_threads(&self) -> Option<u32> {
         self.max_threads
     }
 
-    /// Bytes of shared memory beside the dynamic ones of a launch.
+    /// Bytes of shared memory without the dynamic shared memory of a launch.
     pub fn shared_bytes(&self) -> usize {
         self.static_shared
     }
 
-    /// How many instructions it has.
+    /// The number of its instructions.
     pub fn instructions(&self) -> usize {
         self.code.len()
     }
 }
 
-/// Kinds of instructions that the report tells apart.
+/// Kinds of instructions that the report counts separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Class {
     Integer,
@@ -154,7 +154,8 @@ pub(crate) struct Inst {
     pub in_loop: bool,
     pub line: u32,
     pub text: String,
-    /// Words that it reads and writes, and whether it only copies one; kept where a kernel has products of warpgroups.
+    /// Words that it reads and writes, and whether it only copies one; present if a kernel has
+    /// products of warpgroups.
     pub reads: Vec<u32>,
     pub writes: Vec<u32>,
     pub is_move: bool,
@@ -167,7 +168,7 @@ pub(crate) struct Guard {
     pub negate: bool,
 }
 
-/// State spaces that `ld` and `st` name.
+/// State spaces of `ld` and `st`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Space {
     Generic,
@@ -261,7 +262,7 @@ pub(crate) struct Bar {
     /// Slot of the number of threads, if given.
     pub count: Option<u32>,
     pub arrive: bool,
-    /// `.aligned`: the whole warp must come to it together.
+    /// `.aligned`: the whole warp must execute it together.
     pub aligned: bool,
     pub reduce: Option<BarReduce>,
 }
@@ -280,7 +281,7 @@ pub(crate) enum VoteOp {
     Popc,
 }
 
-/// What an instruction does.
+/// The effect of an instruction.
 pub(crate) enum Action {
     /// Registers only.
     Alu(Alu),
@@ -321,7 +322,7 @@ pub(crate) enum Action {
         ignore: Option<(u32, bool)>,
     },
     CopyCommit,
-    /// Waits until at most so many groups are pending.
+    /// Waits until at most this many groups are pending.
     CopyWait(u32),
     /// Waits for all copies, committed or not.
     CopyWaitAll,

@@ -1,4 +1,4 @@
-//! What a launch did, what was wrong with it, and why it could not go on.
+//! The report of a launch: what it did, its errors, and why it stopped.
 
 use crate::program::{CLASSES, Class, Entry};
 use std::fmt;
@@ -16,11 +16,11 @@ pub enum FaultKind {
     Trap,
     /// Warps wait for each other, or for threads that have ended.
     Deadlock,
-    /// Threads of a warp came apart at an instruction that they must execute together.
+    /// Threads of a warp diverged at an instruction that they must execute together.
     Divergence,
-    /// A barrier in shared memory was used as it may not be: without initialisation, or with too many arrivals.
+    /// A barrier in shared memory was used without initialisation, or with too many arrivals.
     Barrier,
-    /// The machine does not model what the kernel did.
+    /// The kernel used a feature that the machine does not support.
     Unsupported,
     /// The launch itself is wrong, such as too many threads.
     Launch,
@@ -37,25 +37,26 @@ impl std::error::Error for Fault {}
 /// Kinds of findings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FindingKind {
-    /// Two warps touched the same shared bytes, one of them writing, with nothing that orders them; or lanes of a warp did. Or two blocks
-    /// stored different values to the same global bytes.
+    /// Two warps, or lanes of one warp, accessed the same shared bytes without synchronisation, and
+    /// at least one access was a write. Or two blocks stored different values to the same global
+    /// bytes.
     Race,
-    /// A read of shared bytes that nobody wrote.
+    /// A read of shared bytes that were never written.
     Uninitialised,
-    /// An access outside of every mapped range, or beyond the shared memory. It was skipped.
+    /// An access outside all mapped ranges, or beyond the shared memory. It was skipped.
     OutOfBounds,
-    /// An address that is no multiple of what the access needs. It was skipped.
+    /// An address that is not aligned for the access. It was skipped.
     Misaligned,
-    /// An asynchronous operation and what it works on: registers or shared memory that were used while it was on its way, or a fence that is
-    /// missing before it.
+    /// Registers or shared memory were used while an asynchronous operation on them was pending, or
+    /// a fence before it is missing.
     Asynchronous,
 }
 
-/// One of the first things that were wrong.
+/// One of the first errors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     pub kind: FindingKind,
-    /// Of which kernel.
+    /// The kernel.
     pub entry: String,
     /// Line of the PTX and the instruction on it.
     pub line: u32,
@@ -67,7 +68,8 @@ pub struct Finding {
     pub address: u64,
     /// The thread that raced, or the first one of its warp.
     pub other: Option<u32>,
-    /// The block that raced, where it is another one: both stored to the same global bytes, and different values.
+    /// The other block of a race between blocks: both stored different values to the same global
+    /// bytes.
     pub other_block: Option<[u32; 3]>,
 }
 
@@ -97,7 +99,7 @@ pub(crate) struct Tally {
     pub ideal_sectors: u64,
 }
 
-/// What one instruction cost.
+/// The cost of one instruction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hot {
     pub entry: String,
@@ -105,15 +107,15 @@ pub struct Hot {
     pub pc: usize,
     pub line: u32,
     pub text: String,
-    /// By how many warps in all.
+    /// How many warps executed it.
     pub executed: u64,
-    /// Of shared memory.
+    /// Wavefronts of shared memory, and the least possible number.
     pub wavefronts: u64,
     pub ideal_wavefronts: u64,
-    /// Of global memory, 32 bytes each.
+    /// Sectors of global memory, 32 bytes each, and the least possible number.
     pub sectors: u64,
     pub ideal_sectors: u64,
-    /// Whether it lies in a loop.
+    /// Whether it is in a loop.
     pub in_loop: bool,
 }
 
@@ -139,7 +141,8 @@ pub struct Counts {
     pub barriers: u64,
     pub branches: u64,
     pub other: u64,
-    /// 32-byte sectors of global memory that loads, stores and `cp.async` touched, and the least number that holds their bytes.
+    /// 32-byte sectors of global memory that loads, stores and `cp.async` accessed, and the least
+    /// number for their bytes.
     pub load_sectors: u64,
     pub load_ideal: u64,
     pub store_sectors: u64,
@@ -152,7 +155,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Touched against needed sectors of all global accesses; 1 is best.
+    /// The ratio of accessed to needed sectors of all global accesses; 1 is best.
     pub fn sector_ratio(&self) -> f64 {
         let (a, b) = (
             self.load_sectors + self.store_sectors + self.copy_sectors,
@@ -161,7 +164,8 @@ impl Counts {
         if b == 0 { 1.0 } else { a as f64 / b as f64 }
     }
 
-    /// Passes against the least number of passes through shared memory; 1 is free of bank conflicts.
+    /// The ratio of passes through shared memory to the least number of passes; 1 means no bank
+    /// conflicts.
     pub fn conflict_ratio(&self) -> f64 {
         if self.ideal_wavefronts == 0 {
             1.0
@@ -235,10 +239,10 @@ impl Counts {
     }
 }
 
-/// How many findings a report keeps, at most four of a kind at an instruction.
+/// How many findings a report contains, at most four of a kind at an instruction.
 pub const FINDINGS: usize = 16;
 
-/// What a launch did.
+/// The results of a launch.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     pub blocks: u64,
@@ -250,7 +254,7 @@ pub struct Report {
     pub out_of_bounds: u64,
     pub misaligned: u64,
     pub asynchronous: u64,
-    /// The first ones, in the order of the blocks; a few of each kind at each instruction.
+    /// The first findings, in the order of the blocks; a few of each kind at each instruction.
     pub findings: Vec<Finding>,
     hot: Vec<Hot>,
 }
@@ -282,7 +286,7 @@ impl Report {
         r
     }
 
-    /// Whether nothing was wrong. Bank conflicts and wasted sectors are no errors.
+    /// Whether there was no error. Bank conflicts and wasted sectors are not errors.
     pub fn clean(&self) -> bool {
         self.races == 0
             && self.uninitialised == 0
@@ -296,7 +300,7 @@ impl Report {
         &self.hot
     }
 
-    /// Adds another launch.
+    /// Adds the results of another launch.
     pub fn merge(&mut self, other: &Report) {
         self.blocks += other.blocks;
         self.counts.merge(&other.counts);

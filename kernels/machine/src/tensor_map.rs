@@ -1,6 +1,7 @@
-//! Descriptors of matrices from which TMA copies boxes.
+//! Descriptors of matrices for copies of boxes by TMA.
 
-/// A matrix in device memory, in boxes of which TMA copies. On the machine a descriptor is these fields, not what the driver makes of them.
+/// A matrix in device memory, and the box that TMA copies. For the machine a descriptor is these
+/// fields, not the format of the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TensorMap {
     /// A multiple of 16.
@@ -19,7 +20,7 @@ pub struct TensorMap {
 const MAGIC: u64 = 0x70614d726f736e54;
 
 impl TensorMap {
-    /// The 128 bytes that a kernel gets.
+    /// The 128 bytes that a kernel receives.
     pub fn encode(&self) -> [u8; 128] {
         let mut out = [0; 128];
         let doubles = [MAGIC, self.address, self.rows, self.cols, self.pitch];
@@ -33,7 +34,7 @@ impl TensorMap {
         out
     }
 
-    /// Reads what `encode` wrote; `None` if it did not.
+    /// Reads the bytes that `encode` wrote; `None` for other bytes.
     pub fn decode(bytes: &[u8; 128]) -> Option<TensorMap> {
         let double = |i: usize| u64::from_le_bytes(std::array::from_fn(|j| bytes[8 * i + j]));
         let word = |i: usize| u32::from_le_bytes(std::array::from_fn(|j| bytes[40 + 4 * i + j]));

@@ -3,7 +3,7 @@
 mod common;
 use common::{Lab, Random, eval, kernel};
 
-/// Numbers at the edges, and others.
+/// Numbers at the limits of the range, and others.
 fn edges(seed: u64) -> Vec<u64> {
     let mut r = Random(seed);
     let known = [
@@ -97,7 +97,8 @@ fn bit_fields() {
         ((x as u64) >> p & ((1u64 << n) - 1)) as u32
     });
     check2(&format!("{take} bfe.s32 %o, %a, %r1, %r2;"), move |x, y| {
-        // Bit by bit, as the manual defines it: beyond the field stands its highest bit, at most bit 31.
+        // Bit by bit, as the manual defines it: beyond the field is its highest bit, at most bit
+        // 31.
         let (p, n) = fields(y);
         let sign = n > 0 && x >> (p + n - 1).min(31) & 1 == 1;
         (0..32).fold(0, |d, i| {
@@ -239,7 +240,7 @@ fn floats_of_32_bits() {
     check_float("add.sat.f32 %o, %a, %b;", |x, y| {
         if (x + y).is_nan() { 0.0 } else { (x + y).clamp(0.0, 1.0) }
     });
-    // A number wins over NaN, and zeros are ordered.
+    // A number takes precedence over NaN, and zeros are ordered.
     check_float("max.f32 %o, %a, %b;", |x, y| match (x.is_nan(), y.is_nan()) {
         (true, _) => y,
         (_, true) => x,
@@ -406,7 +407,7 @@ fn atomics() {
 }
 
 #[test]
-fn branches_and_loops_come_together_again() {
+fn branches_and_loops_converge_again() {
     let mut lab = Lab::new();
     // Each lane sums the odd numbers up to its own, with a dense switch between.
     let text = kernel(

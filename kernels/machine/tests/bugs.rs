@@ -1,4 +1,4 @@
-//! Every kind of planted bug is seen, and the same kernel without it is clean.
+//! Every kind of deliberate bug is reported, and the same kernel without it has no findings.
 
 mod common;
 use common::{Lab, kernel};
@@ -18,10 +18,11 @@ fn exchange(barrier: &str) -> Report {
 }
 
 #[test]
-fn a_dropped_barrier_is_a_race() {
+fn a_missing_barrier_is_a_race() {
     assert!(exchange("bar.sync 0;").clean());
     let report = exchange("");
-    // The first warp reads what nobody has written yet, the second one writes it then and reads what the first has written.
+    // The first warp reads words that are not written yet; then the second warp writes them, and
+    // reads the words that the first has written.
     assert_eq!((report.uninitialised, report.races), (3 * 32, 3 * 2 * 32));
     let race = report.findings.iter().find(|f| f.kind == FindingKind::Race).unwrap();
     assert!(
@@ -29,7 +30,7 @@ fn a_dropped_barrier_is_a_race() {
         "{race}"
     );
     assert!(format!("{report}").contains("Race"));
-    // A barrier of warps does not order two warps, and neither does a fence.
+    // A barrier within a warp does not order two warps, and neither does a fence.
     assert!(!exchange("bar.warp.sync -1; membar.cta;").clean());
 }
 
@@ -65,7 +66,7 @@ fn lanes_that_store_different_values_to_one_word_race() {
 }
 
 #[test]
-fn smaller_stores_of_neighbours_are_no_race() {
+fn smaller_stores_of_neighbours_are_not_a_race() {
     // Warp w stores bytes w, w + 2, ... of words that all read afterwards.
     let body = "mov.u32 %r0, %tid.x; shr.u32 %r1, %r0, 5; and.b32 %r2, %r0, 31; shl.b32 %r2, %r2, 1; add.u32 %r3, %r1, %r2; add.u32 %r3, %r3, 1024;
         st.shared.u8 [%r3], %r0; bar.sync 0; ld.shared.v4.u32 {%r4, %r5, %r6, %r7}, [1024]; st.shared.u8 [%r3+64], %r0;";
@@ -74,7 +75,7 @@ fn smaller_stores_of_neighbours_are_no_race() {
 }
 
 #[test]
-fn a_dropped_bounds_guard_is_out_of_bounds() {
+fn a_missing_bounds_check_is_out_of_bounds() {
     let run = |guard: &str| {
         let body = format!(
             "mov.u32 %r0, %tid.x; setp.lt.u32 %q0, %r0, 20; mul.wide.u32 %d0, %r0, 4; add.u64 %d1, %p0, %d0; add.u64 %d2, %p1, %d0;
@@ -101,7 +102,7 @@ fn a_dropped_bounds_guard_is_out_of_bounds() {
 }
 
 #[test]
-fn misaligned_vectors_are_seen() {
+fn misaligned_vectors_are_reported() {
     let mut lab = Lab::new();
     let a = lab.words(0..8);
     let run = |offset: u32| {
@@ -117,17 +118,17 @@ fn misaligned_vectors_are_seen() {
 }
 
 #[test]
-fn uninitialised_shared_memory_is_seen() {
+fn uninitialised_shared_memory_is_reported() {
     let body =
         "st.shared.u32 [1024], 1; ld.shared.v2.u32 {%r0, %r1}, [1024]; ld.shared.u32 %r2, [1024];";
     let report = Lab::new().run(&kernel(0, "", body), 5, 1, 64, &[]).unwrap();
     assert_eq!((report.uninitialised, report.races), (5, 0));
-    // Every block begins without.
+    // Every block begins with uninitialised memory.
     let body = "mov.u32 %r0, %ctaid.x; setp.eq.u32 %q0, %r0, 0; @%q0 st.shared.v4.u32 [1024], {%r0, %r0, %r0, %r0}; ld.shared.v4.u32 {%r1, %r2, %r3, %r4}, [1024];";
     assert_eq!(Lab::new().run(&kernel(0, "", body), 9, 1, 64, &[]).unwrap().uninitialised, 8);
 }
 
-/// Warp 0 copies 16 bytes for each of its lanes; both warps read them behind a barrier.
+/// Warp 0 copies 16 bytes for each of its lanes; both warps read them after a barrier.
 fn copied(wait: &str, barrier: &str) -> Report {
     let body = format!(
         "mov.u32 %r0, %tid.x; setp.ge.u32 %q0, %r0, 32; and.b32 %r1, %r0, 31; shl.b32 %r1, %r1, 4; cvt.u64.u32 %d0, %r1; add.u64 %d1, %p0, %d0;
@@ -140,7 +141,7 @@ fn copied(wait: &str, barrier: &str) -> Report {
 }
 
 #[test]
-fn copies_must_be_waited_for() {
+fn copies_without_a_wait_are_a_race() {
     let (wait, barrier) = ("cp.async.wait_group 0;", "bar.sync 0;");
     assert!(copied(wait, barrier).clean());
     // Without the wait, even the threads that copied race with their copies.
@@ -151,7 +152,7 @@ fn copies_must_be_waited_for() {
 }
 
 #[test]
-fn copies_into_what_others_still_read_are_a_race() {
+fn copies_to_bytes_that_others_still_read_are_a_race() {
     let run = |barrier: &str| {
         let body = format!(
             "mov.u32 %r0, %tid.x; shl.b32 %r1, %r0, 4; add.u32 %r1, %r1, 1024; st.shared.v4.u32 [%r1], {{%r0, %r0, %r0, %r0}}; bar.sync 0;
@@ -163,7 +164,8 @@ fn copies_into_what_others_still_read_are_a_race() {
         lab.run(&kernel(1, "", &body), 1, 64, 1024, &[a]).unwrap()
     };
     assert!(run("bar.sync 0;").clean());
-    // One warp copies into what the other reads afterwards, the other into what was read before.
+    // One warp copies to bytes that the other reads later, the other to bytes that were read
+    // before.
     assert_eq!(run("").races, 64);
 }
 
@@ -199,8 +201,9 @@ fn missing_threads_and_deadlocks_are_faults() {
 }
 
 #[test]
-fn a_dropped_swizzle_shows_as_bank_conflicts() {
-    // Rows of 128 bytes: eight rows of one chunk lie in the same banks unless the chunk is exchanged by row.
+fn a_missing_swizzle_is_reported_as_bank_conflicts() {
+    // Rows of 128 bytes: eight rows of one chunk are in the same banks unless the chunk is swizzled
+    // by row.
     let run = |swizzle: bool| {
         let chunk = if swizzle { "and.b32 %r2, %r0, 7;" } else { "mov.u32 %r2, 0;" };
         let body = format!(
@@ -275,7 +278,7 @@ fn blocks_that_overwrite_each_other_race() {
         lab.run(&kernel(1, "", &body), 4, 32, 0, &[o]).unwrap()
     };
     assert!(run(32, "%r1").clean());
-    // The same value does no harm.
+    // The same value is not an error.
     assert!(run(30, "7").clean());
     let report = run(30, "%r1");
     assert_eq!(report.races, 3 * 2, "{report}");
@@ -284,7 +287,7 @@ fn blocks_that_overwrite_each_other_race() {
 }
 
 #[test]
-fn reports_do_not_depend_on_chance() {
+fn reports_are_the_same_in_every_run() {
     let text = |r: Report| format!("{r}");
     let first = text(exchange(""));
     for _ in 0..20 {

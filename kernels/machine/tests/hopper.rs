@@ -1,4 +1,4 @@
-//! mbarriers and the copy engine (TMA), with planted bugs.
+//! mbarriers and the copy engine (TMA), with deliberate bugs.
 
 mod common;
 use common::{Lab, kernel};
@@ -23,7 +23,7 @@ fn dump(bytes: u32, threads: u32) -> String {
     )
 }
 
-/// A matrix of 16-bit numbers `row * 256 + col`, with a gap behind each row.
+/// A matrix of 16-bit numbers `row * 256 + col`, with a gap after each row.
 fn matrix(
     lab: &mut Lab,
     rows: u64,
@@ -52,7 +52,7 @@ fn matrix(
     }
 }
 
-/// What thread 0 does to load a box.
+/// The instructions of thread 0 to load a box.
 fn load(column: i32, row: i32, bytes: u32, fence: &str) -> String {
     format!(
         "mov.u32 %r0, %tid.x; setp.ne.u32 %q0, %r0, 0; @%q0 bra $issued;
@@ -143,10 +143,11 @@ fn loaded(fence: &str, expected: u32, wait: &str) -> Result<Report, ptx_machine:
 }
 
 #[test]
-fn a_box_must_be_waited_for() {
+fn a_box_without_a_wait_is_a_race() {
     let right = wait(1024, "0");
     assert!(loaded(FENCE, 1024, &right).unwrap().clean());
-    // No wait, or one for the phase before the first, which is over: all 256 words race, and nobody waits for the box.
+    // No wait, or one for the phase before the first, which is complete: all 256 words race, and no
+    // thread waits for the box.
     for wrong in [String::new(), wait(1024, "1")] {
         let report = loaded(FENCE, 1024, &wrong).unwrap();
         assert!(report.races >= 256, "{report}");
@@ -156,9 +157,9 @@ fn a_box_must_be_waited_for() {
         format!("mov.u32 %r0, %tid.x; setp.lt.u32 %q0, %r0, 32; @%q0 bra $past; {right} $past:");
     let report = loaded(FENCE, 1024, &half).unwrap();
     assert_eq!(report.races, 128);
-    // The copy engine must see that the barrier is there.
+    // The initialisation of the barrier must be visible to the copy engine.
     assert_eq!(loaded("", 1024, &right).unwrap().asynchronous, 1);
-    // More bytes announced than come.
+    // More bytes are announced than copied.
     assert_eq!(loaded(FENCE, 1040, &right).unwrap_err().kind, FaultKind::Deadlock);
     assert_eq!(
         loaded(FENCE, 1024, &format!("{right}{}", wait(1024, "1"))).unwrap_err().kind,
@@ -167,8 +168,8 @@ fn a_box_must_be_waited_for() {
 }
 
 #[test]
-fn a_ring_hands_slots_back_and_forth() {
-    // Warp 0 loads eight boxes into two slots; warp 1 adds them up and gives the slots back.
+fn a_ring_passes_slots_between_warps() {
+    // Warp 0 loads eight boxes into two slots; warp 1 adds them up and releases the slots.
     let run_early = |empty: &str, release: &str, early: &str| {
         let body = format!(
             "mov.u32 %r0, %tid.x; setp.ne.u32 %q0, %r0, 0; @%q0 bra $ready;
@@ -215,14 +216,15 @@ fn a_ring_hands_slots_back_and_forth() {
         });
         assert_eq!(sums[l as usize * 8], want);
     }
-    // Loads that do not wait for their slot: more arrivals than a phase has, or boxes that overwrite what is still read.
+    // Loads that do not wait for their slot: more arrivals than a phase has, or boxes that
+    // overwrite data that is still read.
     let hasty = run("", release).0;
     assert!(hasty.is_err_and(|f| f.kind == FaultKind::Barrier));
-    // Slots that are given back before they were read.
+    // Slots that are released before they were read.
     assert!(run_early(empty, "", release).0.unwrap().races > 0);
-    // Slots that are never given back.
+    // Slots that are never released.
     assert_eq!(run(empty, "").0.unwrap_err().kind, FaultKind::Deadlock);
-    // The other parity lets the loads run ahead, or waits for ever.
+    // The other parity lets the loads run ahead, or waits forever.
     let wrong = run(&empty.replace("%r5", "%r4"), release).0;
     assert!(wrong.is_err() || !wrong.unwrap().clean());
 }
@@ -243,7 +245,7 @@ fn barriers_count_arrivals_and_states() {
     assert_eq!(lab.read(o), [5; 64]);
     let over = "mbarrier.init.shared.b64 [1024], 1; mbarrier.arrive.shared.b64 _, [1024], 2;";
     assert_eq!(lab.run(&kernel(0, "", over), 1, 1, 64, &[]).unwrap_err().kind, FaultKind::Barrier);
-    // Nobody has initialised it.
+    // The barrier is not initialised.
     assert!(
         lab.run(&kernel(0, "", "mbarrier.arrive.shared.b64 _, [1024];"), 1, 1, 64, &[]).is_err()
     );

@@ -33,7 +33,7 @@ impl Kind {
     fn pick(self, r: &mut Random) -> (u32, f64) {
         let x = r.unit();
         let small = |exponents: u32| {
-            // Exponents in the middle, so that all sums are exact enough.
+            // Medium exponents, so that all sums are exact enough.
             let mantissas = 7 - exponents;
             let (s, e, m) =
                 (r_bit(x), 4 + (x.to_bits() >> 3 & 3), x.to_bits() & ((1 << mantissas) - 1));
@@ -44,7 +44,7 @@ impl Kind {
         match self {
             Kind::Bf16 => (bf16::from_f32(x).to_bits() as u32, bf16::from_f32(x).to_f64()),
             Kind::F16 => (f16::from_f32(x).to_bits() as u32, f16::from_f32(x).to_f64()),
-            // The low bits do not count.
+            // The low bits are ignored.
             Kind::Tf32 => (x.to_bits(), f32::from_bits(x.to_bits() & !0x1fff) as f64),
             Kind::E4m3 => small(4),
             Kind::E5m2 => small(5),
@@ -58,7 +58,7 @@ fn r_bit(x: f32) -> u32 {
     x.to_bits() >> 9 & 1
 }
 
-/// Row and column of element `i` of A in a lane, as the manual gives them for each shape.
+/// Row and column of element `i` of A in a lane, from the manual, for each shape.
 fn place_a(bits: usize, k: usize, lane: usize, i: usize) -> (usize, usize) {
     let (g, t) = (lane / 4, lane % 4);
     match (bits, k) {
@@ -208,7 +208,8 @@ fn products_of_all_types() {
     }
 }
 
-/// Fills shared memory with the numbers of its 16-bit cells, calls `code`, and returns what it left in `%r0` .. `%r3` of each lane.
+/// Fills shared memory with the numbers of its 16-bit cells, calls `code`, and returns `%r0` ..
+/// `%r3` of each lane.
 fn matrices(code: &str) -> Vec<u32> {
     let body = format!(
         "mov.u32 %r60, %laneid; mov.u32 %r10, 0;
@@ -262,8 +263,9 @@ fn matrices_are_loaded_and_stored() {
 }
 
 #[test]
-fn copies_land_when_they_are_waited_for() {
-    // Three groups; the first is waited for alone. Sizes below 16 and partial sources fill up with zeros.
+fn copies_complete_at_the_wait() {
+    // Three groups; the kernel waits for the first one separately. Sizes below 16 and partial
+    // sources fill up with zeros.
     let body = "
         cp.async.ca.shared.global [1024], [%p0], 4; cp.async.commit_group;
         cp.async.ca.shared.global [1032], [%p0+8], 8; cp.async.commit_group;

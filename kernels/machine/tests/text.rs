@@ -5,7 +5,7 @@ use common::{Lab, kernel};
 use ptx_machine::{Fault, FaultKind, Launch, Memory, Module, Options, run};
 
 #[test]
-fn modules_tell_what_they_contain() {
+fn modules_list_their_contents() {
     let text = "
         // A comment.
         .version 7.8
@@ -63,7 +63,7 @@ fn errors_name_the_line_and_the_instruction() {
 
 #[test]
 fn names_have_scopes() {
-    // As inline assembly repeats its registers and labels.
+    // Inline assembly repeats its registers and labels.
     let block = |n: u32| {
         format!(
             "{{ .reg .pred p; .reg .b32 x; mov.u32 x, {n}; setp.gt.u32 p, x, 5; @p bra skip; add.u32 %r1, %r1, x; skip: }}"
@@ -98,7 +98,7 @@ fn launches_are_checked() {
 }
 
 #[test]
-fn ranges_of_memory_are_apart() {
+fn ranges_of_memory_are_separate() {
     let mut memory = Memory::new();
     let mut bytes = vec![1u8; 64];
     // SAFETY: `bytes` outlives the memory.

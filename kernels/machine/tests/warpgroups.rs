@@ -1,11 +1,12 @@
-//! `wgmma` against plain definitions of its operands' layouts, with planted bugs.
+//! `wgmma` against plain definitions of its operands' layouts, with deliberate bugs.
 
 mod common;
 use common::{Lab, Random, kernel};
 use half::{bf16, f16};
 use ptx_machine::{FaultKind, Report};
 
-/// How an operand lies in shared memory: bytes of the swizzle (16: none), and whether its rows, not k, are contiguous.
+/// The layout of an operand in shared memory: bytes of the swizzle (16: none), and whether its
+/// rows, not k, are contiguous.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Layout {
     swizzle: usize,
@@ -18,7 +19,8 @@ impl Layout {
     /// Leading and stride offsets that the tests use, for `rows` rows.
     fn offsets(self, rows: usize) -> (usize, usize) {
         match (self.swizzle, self.rows_contiguous) {
-            // Core matrices of 128 bytes: neighbours along k follow each other, then along the rows.
+            // Core matrices of 128 bytes: neighbours along k follow each other, then along the
+            // rows.
             (16, false) => (128, 256),
             (16, true) => (128 * rows / 8, 128),
             (s, false) => (16, 8 * s),
@@ -87,7 +89,8 @@ fn encode(kind: &str, x: f32) -> (Vec<u8>, f64) {
     }
 }
 
-/// The kernel: all threads copy the image of A and B from `%p0` to shared memory, then come two products and their results.
+/// The kernel: all threads copy the image of A and B from `%p0` to shared memory, then come two
+/// products and their results.
 fn text(c: &Case, k: usize, image: usize, change: impl Fn(String) -> String) -> String {
     let registers = if c.accumulator == "f16" { c.n / 4 } else { c.n / 2 };
     let prefix = if c.accumulator == "f16" { "r" } else { "f" };
@@ -167,7 +170,8 @@ fn run(
             let at = match c.a {
                 Some(a) => a.place(64, bytes, row, j),
                 None => {
-                    // Warp, group of four lanes, lane in it; register by half of k and half of the rows.
+                    // Warp, group of four lanes, lane in it; register by half of k and half of the
+                    // rows.
                     let per = 4 / bytes;
                     let (warp, low, g) = (row / 16, row % 16 / 8, row % 8);
                     let (h, t, e) = (j / (4 * per), j / per % 4, j % per);
@@ -316,17 +320,17 @@ fn changed(from: &str, to: &str) -> Result<Report, ptx_machine::Fault> {
 const WAIT: &str = "wgmma.wait_group.sync.aligned 0;";
 
 #[test]
-fn missing_fences_are_seen() {
+fn missing_fences_are_reported() {
     assert!(changed("fence.proxy.async.shared::cta;", "").unwrap().asynchronous > 0);
     assert!(changed("wgmma.fence.sync.aligned;", "").unwrap().asynchronous > 0);
-    // A register of the accumulators is written behind the fence.
+    // A register of the accumulators is written after the fence.
     let late = changed(
         "wgmma.fence.sync.aligned;",
         "wgmma.fence.sync.aligned; add.f32 %f100, %f100, %f100;",
     )
     .unwrap();
     assert!(late.asynchronous > 0);
-    // A fence by those who read, behind the barrier, is as good.
+    // A fence by the reading threads, after the barrier, is sufficient, too.
     let report = changed(
         "fence.proxy.async.shared::cta; bar.sync 0;",
         "bar.sync 0; fence.proxy.async.shared::cta;",
@@ -336,12 +340,12 @@ fn missing_fences_are_seen() {
 }
 
 #[test]
-fn results_and_operands_must_be_left_alone_until_the_wait() {
+fn results_and_operands_must_not_be_used_before_the_wait() {
     let early = changed(WAIT, &format!("add.f32 %f90, %f100, %f101; {WAIT}")).unwrap();
     assert_eq!(early.asynchronous, 4);
     assert_eq!(changed(WAIT, "").unwrap().asynchronous, 4 * 8);
     assert_eq!(changed(WAIT, "wgmma.wait_group.sync.aligned 1;").unwrap().asynchronous, 4 * 8);
-    // Shared memory is overwritten while it is read; behind the wait and a barrier it may be.
+    // Shared memory is overwritten while it is read; after the wait and a barrier that is allowed.
     let store = "st.shared.u32 [2048], 0;";
     assert!(changed(WAIT, &format!("{store} {WAIT}")).unwrap().races > 0);
     assert!(changed(WAIT, &format!("{WAIT} {store}")).unwrap().races > 0);
@@ -361,7 +365,7 @@ fn results_and_operands_must_be_left_alone_until_the_wait() {
 }
 
 #[test]
-fn a_warpgroup_goes_together() {
+fn the_warps_of_a_warpgroup_execute_the_same_products() {
     let skip = |s: String| {
         s.replacen(
             "wgmma.fence.sync.aligned;",

@@ -55,7 +55,7 @@ fn votes_matches_and_reductions() {
         (*a.iter().min().unwrap()).wrapping_sub(3) & 0xffff_ffff
     });
     go("elect.sync %r1|%q0, -1; selp.u32 %o, 1, 0, %q0;", &|l| (l == 0) as u64);
-    // Only the lanes that vote count.
+    // Only lanes that take part are counted.
     go(
         "mov.u32 %o, 0; setp.lt.u32 %q2, %a, 3; vote.sync.ballot.b32 %r2, %q2, -1; @%q2 vote.sync.ballot.b32 %o, %q2, %r2;",
         &|l| if a[l] < 3 { where_(&|x| x < 3) } else { 0 },
@@ -64,7 +64,7 @@ fn votes_matches_and_reductions() {
 
 #[test]
 fn lanes_wait_for_each_other_at_a_shuffle() {
-    // Odd lanes come to the shuffle by another way; all take part in it.
+    // Odd lanes get to the shuffle on another path; all take part in it.
     let out = eval(
         "mov.u32 %r1, %laneid; and.b32 %r2, %r1, 1; setp.eq.u32 %q0, %r2, 1; mov.u32 %r3, %a; @%q0 bra $odd; bra.uni $join;
          $odd: add.u32 %r3, %r3, 500;
@@ -93,8 +93,8 @@ fn lanes_at_different_shuffles_are_a_fault() {
 }
 
 #[test]
-fn barriers_with_numbers_order_the_warps_that_take_part() {
-    // Warps 0 and 1 hand a word over through barrier 3, while warp 2 never comes.
+fn numbered_barriers_order_the_warps_that_take_part() {
+    // Warps 0 and 1 pass a word through barrier 3, while warp 2 never arrives.
     let handover = |arrive: &str| {
         kernel(
             1,

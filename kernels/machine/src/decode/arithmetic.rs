@@ -44,7 +44,7 @@ pub(crate) fn three<T: Lane, C: Lane, D: Lane>(
     Ok(ternary(d, s, f))
 }
 
-/// Runs a body for the integer type at hand.
+/// Runs a body for the given integer type.
 macro_rules! integers {
     ($ty:expr, $T:ident => $body:expr) => {
         match $ty {
@@ -168,7 +168,7 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
             bits!(ty, T => three::<T, T, T>(b, args, ty, |x, y, z| x.wrapping_mul(y).wrapping_add(z)))
         }
         "mul24" => two::<u32, u32>(b, args, ty, |x, y| (x << 8 >> 8).wrapping_mul(y << 8 >> 8)),
-        // What the hardware gives for a division by zero is undefined; all ones here.
+        // The result of a division by zero is undefined on hardware; here it is all ones.
         "div" => {
             integers!(ty, T => two::<T, T>(b, args, ty, |x, y| if y == 0 { !0 } else { x.wrapping_div(y) }))
         }

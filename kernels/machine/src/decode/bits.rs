@@ -16,7 +16,7 @@ pub(crate) fn shift(b: &mut Builder, left: bool, args: &[Arg], ty: Type) -> Deco
             binary::<$T, u32, $T>(d, s, $f)
         }};
     }
-    // Shifts by the width or more leave nothing, or copies of the sign.
+    // Shifts by the width or more give zero, or copies of the sign.
     let alu = match (left, ty) {
         (true, Type::B16 | Type::U16 | Type::S16) => by!(u16, |x, n| x.checked_shl(n).unwrap_or(0)),
         (true, Type::B32 | Type::U32 | Type::S32) => {

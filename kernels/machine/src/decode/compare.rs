@@ -33,7 +33,7 @@ type Comparison = Box<dyn Fn(&Regs) -> u32 + Send + Sync>;
     clippy::neg_cmp_op_on_partial_ord,
     clippy::nonminimal_bool,
     clippy::double_comparisons,
-    reason = "NaN makes the difference"
+    reason = "the forms differ for NaN"
 )]
 /// A comparison of arguments 1 and 2 by the name of its operator.
 fn comparison(
@@ -127,7 +127,7 @@ pub(crate) fn setp(b: &mut Builder, parts: &[&str], args: &[Arg], ty: Type) -> D
     Ok((Action::Alu(alu), if ty.float() { Class::Float } else { Class::Integer }, 0))
 }
 
-/// `set.lt.u32.f32 d, a, b`: all ones or 1.0 where it holds.
+/// `set.lt.u32.f32 d, a, b`: all ones or 1.0 where the comparison is true.
 pub(crate) fn set(b: &mut Builder, parts: &[&str], args: &[Arg], ty: Type) -> Decoded {
     let result = Type::from_name(parts[parts.len() - 2]).ok_or_else(unknown)?;
     if args.len() > 3 {

@@ -1,4 +1,4 @@
-//! `cvt`, and the number formats behind it.
+//! `cvt`, and its number formats.
 
 use crate::decode::{Decoded, at, formats, unknown};
 use crate::machine::regs::{Alu, Lane, binary, unary};
@@ -31,7 +31,8 @@ impl Rounding {
     }
 }
 
-/// A binary format: bits of the significand with the hidden one, exponent of the smallest normal number, largest finite number.
+/// A binary format: bits of the significand with the hidden one, exponent of the smallest normal
+/// number, largest finite number.
 struct Format {
     precision: i32,
     least: i32,
@@ -51,7 +52,7 @@ fn format(ty: Type) -> Option<Format> {
     }
 }
 
-/// The number of a format that a rounding chooses; infinite where it overflows away from zero.
+/// The result of a rounding to a format; infinite if it overflows away from zero.
 fn round(x: f64, f: &Format, mode: Rounding) -> f64 {
     if x == 0.0 || !x.is_finite() {
         return x;
@@ -82,7 +83,7 @@ pub(crate) fn round_f32(x: f64, mode: Rounding) -> f32 {
     y as f32
 }
 
-/// Value of an FP8 number with so many bits of exponent (4: E4M3, 5: E5M2).
+/// Value of an FP8 number with this many exponent bits (4: E4M3, 5: E5M2).
 pub(crate) fn fp8_value(bits: u8, exponent_bits: u32) -> f32 {
     let mantissa_bits = 7 - exponent_bits;
     let bias = (1 << (exponent_bits - 1)) - 1;
@@ -138,7 +139,7 @@ fn value(bits: u64, ty: Type) -> f64 {
 #[derive(Clone, Copy)]
 struct How {
     rounding: Rounding,
-    /// To a whole number first.
+    /// To an integer first.
     whole: bool,
     sat: bool,
     finite: bool,
@@ -185,7 +186,7 @@ fn float_bits(x: f64, ty: Type, how: How) -> u64 {
     }
 }
 
-/// A whole number from the low bits of a register.
+/// An integer from the low bits of a register.
 fn whole(bits: u64, ty: Type) -> i128 {
     match ty {
         Type::U8 | Type::B8 => bits as u8 as i128,
@@ -279,7 +280,7 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
     let alu = if packed(to) {
         pairs(b, args, from, to, how, near)?
     } else {
-        // The frequent ones first, in a form that vectorises.
+        // The frequent ones first, in a form that the compiler can vectorise.
         match (to, from) {
             (Type::F32, Type::BF16) if plain => by::<u32, f32>(b, args, from, formats::bf16_value)?,
             (Type::BF16, Type::F32) if near => by::<f32, u32>(b, args, from, formats::bf16_bits)?,
@@ -317,7 +318,7 @@ fn by<A: Lane, D: Lane>(
     Ok(unary(b.dst::<D>(at(args, 0)?)?, b.src::<A>(at(args, 1)?, from)?, f))
 }
 
-/// Whether a register is one of 64 bits: its width may exceed that of the type.
+/// Whether a register has 64 bits: it may be wider than the type.
 fn is_wide(b: &mut Builder, a: &Arg, ty: Type) -> bool {
     match a {
         Arg::Name(n) => b

@@ -15,7 +15,7 @@ fn flush(ftz: bool, x: f32) -> f32 {
     if ftz && x.abs() < f32::MIN_POSITIVE { 0f32.copysign(x) } else { x }
 }
 
-/// 1 where it saturates, and no NaN.
+/// 1 if it saturates; NaN becomes 0.
 #[inline(always)]
 fn saturate(sat: bool, x: f32) -> f32 {
     if !sat {
@@ -27,7 +27,7 @@ fn saturate(sat: bool, x: f32) -> f32 {
     }
 }
 
-/// The larger one; a number wins over NaN unless NaN is wanted, and +0 over -0.
+/// The larger one; a number takes precedence over NaN unless NaN is requested, and +0 over -0.
 #[inline(always)]
 fn maximum(nan: bool, x: f32, y: f32) -> f32 {
     if x.is_nan() || y.is_nan() {
@@ -54,7 +54,7 @@ fn minimum(nan: bool, x: f32, y: f32) -> f32 {
 
 /// A 16-bit float, as the low bits of a word: arithmetic is done in wider types and rounded once.
 trait Small: 'static {
-    /// Its exponents are few.
+    /// Its exponent range is small.
     const SHORT: bool;
     fn wide(bits: u32) -> f32;
     fn round(x: f32) -> u32;
@@ -102,7 +102,8 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg], ty: Type) ->
     Ok((Action::Alu(alu), class, 0))
 }
 
-/// Directed roundings: the result of an exact operation in f64 that was rounded to f32 toward zero, down, up.
+/// Directed roundings: the result of an exact operation in f64 that was rounded to f32 toward zero,
+/// down, up.
 fn direct(mode: &str) -> Option<fn(f64) -> f32> {
     Some(match mode {
         "rz" => |x| crate::decode::convert::round_f32(x, crate::decode::convert::Rounding::Zero),
@@ -120,7 +121,8 @@ fn single(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Result<Alu, Error> {
     let z = move |x| flush(ftz, x);
     let out = move |x| saturate(sat, flush(ftz, x));
     if let Some(round) = parts.iter().find_map(|p| direct(p)) {
-        // Sums and products of two f32 are exact enough in f64; `fma` with these roundings is not offered.
+        // Sums and products of two f32 are exact enough in f64; `fma` with these roundings is not
+        // supported.
         return match parts[0] {
             "add" => two(b, args, ty, move |x: f32, y: f32| out(round(z(x) as f64 + z(y) as f64))),
             "sub" => two(b, args, ty, move |x: f32, y: f32| out(round(z(x) as f64 - z(y) as f64))),
@@ -135,7 +137,7 @@ fn single(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Result<Alu, Error> {
         };
     }
     if !ftz && !sat {
-        // The common ones without the branches.
+        // The common ones, without the branches.
         match parts[0] {
             "add" => return two(b, args, ty, |x: f32, y: f32| x + y),
             "sub" => return two(b, args, ty, |x: f32, y: f32| x - y),
@@ -208,7 +210,7 @@ fn small<S: Small, const TWO: bool>(
     let relu = parts.contains(&"relu");
     let sat = parts.contains(&"sat");
     let nan = parts.contains(&"NaN");
-    // Saturation and rounding may change places: 0 and 1 are numbers of all formats.
+    // Saturation and rounding can be exchanged: 0 and 1 are numbers of all formats.
     let done = move |x: f32| {
         let x = saturate(sat, x);
         S::round(if relu && x < 0.0 { 0.0 } else { x })
@@ -225,7 +227,8 @@ fn small<S: Small, const TWO: bool>(
         };
     }
     match parts[0] {
-        // Sums in f32 are wide enough to be rounded again. So are products of f16; those of bf16 may underflow.
+        // Sums in f32 are wide enough to be rounded again. So are products of f16; those of bf16
+        // may underflow.
         "add" => apply!(two, |x, y| done(w(x) + w(y))),
         "sub" => apply!(two, |x, y| done(w(x) - w(y))),
         "mul" if S::SHORT => apply!(two, |x, y| done(w(x) * w(y))),

@@ -1,6 +1,6 @@
 //! Number formats bit by bit, in forms that the compiler can vectorise.
 
-/// f32 to bf16, to the nearest even; NaN becomes the canonical one.
+/// f32 to bf16, to the nearest even; NaN becomes the canonical NaN.
 #[inline(always)]
 pub(crate) fn bf16_bits(x: f32) -> u32 {
     let b = x.to_bits();
@@ -18,7 +18,8 @@ pub(crate) fn bf16_value(bits: u32) -> f32 {
 pub(crate) fn f16_bits(x: f32) -> u32 {
     let sign = x.to_bits() >> 16 & 0x8000;
     let b = x.to_bits() & 0x7fff_ffff;
-    // Rebias the exponent and round 13 bits away. Smaller numbers are counted in units of 2^-24, which adding 0.5 does.
+    // Rebias the exponent and round 13 bits away. Smaller numbers are counted in units of 2^-24, by
+    // adding 0.5.
     let normal = b.wrapping_sub(112 << 23).wrapping_add(0xfff + (b >> 13 & 1)) >> 13;
     let small = (f32::from_bits(b) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
     let finite = if b < 113 << 23 { small } else { normal.min(0x7c00) };
@@ -34,7 +35,8 @@ pub(crate) fn f16_value(bits: u32) -> f32 {
     f32::from_bits(b | (bits & 0x8000) << 16)
 }
 
-/// f32 to E4M3 (`M` = 3 bits of mantissa) or E5M2 (2), to the nearest even, the largest finite number beyond that.
+/// f32 to E4M3 (`M` = 3 bits of mantissa) or E5M2 (2), to the nearest even, the largest finite
+/// number beyond that.
 #[inline(always)]
 pub(crate) fn fp8_bits<const M: u32>(x: f32) -> u32 {
     let (bias, most) = if M == 3 { (7, 448f32) } else { (15, 57344f32) };
@@ -44,7 +46,7 @@ pub(crate) fn fp8_bits<const M: u32>(x: f32) -> u32 {
     let (b, drop) = (a.to_bits(), 23 - M);
     let normal = (b.wrapping_add((1 << (drop - 1)) - 1 + (b >> drop & 1)) >> drop)
         .wrapping_sub((127 - bias) << M);
-    // Below the normal numbers lie multiples of the smallest one; adding a power of two rounds to them.
+    // Subnormal numbers are multiples of the smallest one; adding a power of two rounds to them.
     let unit = f32::from_bits((127 + 23 + 1 - bias - M) << 23);
     let small = (a + unit).to_bits().wrapping_sub(unit.to_bits());
     let code = if b < (128 - bias) << 23 { small } else { normal };
@@ -61,7 +63,8 @@ pub(crate) fn fp8_value<const M: u32>(bits: u32) -> f32 {
     f32::from_bits(b | (bits & 0x80) << 24)
 }
 
-/// f64 to f32 such that a later rounding to fewer bits gives what rounding at once would: inexact results get an odd last bit.
+/// f64 to f32 such that a later rounding to fewer bits gives the same result as a single rounding:
+/// inexact results get an odd last bit.
 #[inline(always)]
 pub(crate) fn odd(x: f64) -> f32 {
     let y = x as f32;
@@ -70,12 +73,13 @@ pub(crate) fn odd(x: f64) -> f32 {
     f32::from_bits(toward_zero | (back != x) as u32)
 }
 
-/// x * y + z of 16-bit floats, to be rounded to one. The product is exact (but for underflow).
+/// x * y + z of 16-bit floats, before it is rounded to 16 bits. The product is exact (except for
+/// underflow).
 #[inline(always)]
 pub(crate) fn fma_odd(x: f32, y: f32, z: f32) -> f32 {
     let p = x * y;
     let s = p + z;
-    // What the sum lost, exactly.
+    // The exact rounding error of the sum.
     let t = s - p;
     let lost = (p - (s - t)) + (z - t);
     let b = s.to_bits();
@@ -174,7 +178,7 @@ mod tests {
 
     #[test]
     fn sums_are_rounded_once() {
-        // 1 + 2^-8 is halfway between two bf16; the least addition decides.
+        // 1 + 2^-8 is halfway between two bf16; the smallest addition decides.
         let (x, tiny) = (1.0 + 2f32.powi(-7), 2f32.powi(-100));
         let half = 2f32.powi(-8);
         assert_eq!(bf16_bits(fma_odd(x, 1.0, half)), bf16_bits(x) + 1);

@@ -1,4 +1,5 @@
-//! From the text of an instruction to what it does: control flow, moves, warp operations; other families have files of their own.
+//! Decodes an instruction from its text: control flow, moves, warp operations; other families are
+//! in files of their own.
 
 pub(crate) mod arithmetic;
 pub(crate) mod bits;
@@ -25,7 +26,7 @@ pub(crate) fn at(args: &[Arg], i: usize) -> Result<&Arg, Error> {
     args.get(i).ok_or_else(|| Error::new("too few operands"))
 }
 
-/// The type that ends an opcode.
+/// The type at the end of an opcode.
 pub(crate) fn last_type(parts: &[&str]) -> Result<Type, Error> {
     parts.last().and_then(|p| Type::from_name(p)).ok_or_else(unknown)
 }
@@ -155,7 +156,7 @@ fn mov(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
     }
 }
 
-/// Generic addresses tell their state space in the top four bits; global ones are as they are.
+/// Generic addresses contain their state space in the top four bits; global ones are unchanged.
 fn cvta(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
     use crate::read::parse::spaces;
     let window = |name: &str| {
@@ -188,7 +189,7 @@ fn warp(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
     if !parts.contains(&"sync") {
         return Err(unknown());
     }
-    // The destination, and a predicate behind a bar.
+    // The destination, and a predicate after a bar.
     let (first, pred) = match at(args, 0)? {
         Arg::Pair(d, p) => (Arg::Name(d.clone()), Some(p.clone())),
         a => (a.clone(), None),
@@ -266,7 +267,8 @@ fn bar(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
     let aligned = parts[0] == "bar" || parts.contains(&"aligned");
     let mode = parts.iter().skip(1).find(|p| **p != "cta").copied().unwrap_or("");
     if parts.contains(&"cluster") {
-        // A cluster of one block: arriving is free, waiting is a barrier of the block's threads that arrived.
+        // A cluster of one block: arriving does nothing, waiting is a barrier of the block's
+        // threads that arrived.
         let arrive = mode == "arrive" || parts.contains(&"arrive");
         let id = b.constant_word(16);
         return if arrive {

@@ -11,7 +11,7 @@ use crate::read::parse::spaces::{self, SHARED_START};
 use crate::read::types::Slot;
 use crate::report::{Fault, FaultKind, FindingKind};
 
-/// What a lane gets that reads where nothing is.
+/// The value that a lane reads where no memory is.
 pub(crate) const POISON: u64 = u64::MAX;
 
 /// Lane numbers of a mask.
@@ -36,7 +36,7 @@ impl Env<'_> {
         }
     }
 
-    /// Addresses in shared memory; the generic ones lose what tells their space.
+    /// Addresses in shared memory; the bits for the state space are removed from generic ones.
     pub(crate) fn shared_addresses(&self, w: &Warp, a: Address) -> Lanes<u32> {
         match a.base {
             Slot::Word(s) => w.regs.words[s as usize].map(|x| x.wrapping_add(a.offset as u32)),
@@ -47,7 +47,7 @@ impl Env<'_> {
         }
     }
 
-    /// Offsets in shared memory of lanes that may go on: aligned, and inside.
+    /// Offsets in shared memory of the lanes whose accesses are valid: aligned, and inside.
     pub(crate) fn shared_offsets(
         &mut self,
         w: &Warp,
@@ -72,7 +72,7 @@ impl Env<'_> {
         (out, mask & !bad)
     }
 
-    /// Tells the shadow of lanes that touch shared memory.
+    /// Records accesses of lanes to shared memory in the shadow.
     pub(crate) fn touch(
         &mut self,
         w: &Warp,
@@ -84,7 +84,7 @@ impl Env<'_> {
         if !self.place.checks {
             return;
         }
-        // The kind of access is known outside of the loop.
+        // The kind of access is the same for the whole loop.
         match touch {
             Touch::Read => self.touch_each(w, Touch::Read, offsets, mask, bytes),
             Touch::Write => self.touch_each(w, Touch::Write, offsets, mask, bytes),
@@ -110,7 +110,7 @@ impl Env<'_> {
         }
     }
 
-    /// Host addresses of lanes in global memory that may go on.
+    /// Host addresses of the lanes whose accesses to global memory are valid.
     fn global_pointers(
         &mut self,
         w: &Warp,
@@ -149,7 +149,8 @@ impl Env<'_> {
         (out, mask)
     }
 
-    /// Host addresses of lanes in a space, what remains of the lanes, and notes about all.
+    /// Host addresses of lanes in a state space, and the lanes that remain. Records invalid
+    /// accesses.
     pub(crate) fn pointers(
         &mut self,
         w: &mut Warp,
@@ -257,7 +258,7 @@ impl Env<'_> {
             let Some(slot) = slot else { continue };
             let mut out = [POISON; 32];
             let at = |l: usize| pointers[l].wrapping_add(i * a.size);
-            // SAFETY: `pointers` let through only lanes whose bytes lie inside of the memory.
+            // SAFETY: `pointers` returns only lanes whose bytes are inside the memory.
             unsafe {
                 if a.size == 4 && !a.signed {
                     lanes(kept)
@@ -345,7 +346,7 @@ impl Env<'_> {
         }
     }
 
-    /// Lanes of one store that leave different values in the same bytes.
+    /// Finds lanes of one store that write different values to the same bytes.
     fn lane_conflicts(
         &mut self,
         w: &Warp,

@@ -42,7 +42,7 @@ impl Env<'_> {
     }
 }
 
-/// What an atomic leaves in memory.
+/// The value that an atomic stores.
 fn update(op: AtomOp, ty: Type, old: u64, x: u64, y: u64) -> Option<u64> {
     let wide = ty.bytes() == 8;
     let sign = |v: u64| if wide { v as i64 } else { v as u32 as i32 as i64 };

@@ -1,7 +1,8 @@
-//! What an access of a whole warp costs: wavefronts of shared memory, sectors of global memory.
+//! The cost of an access of a whole warp: wavefronts of shared memory, sectors of global memory.
 
-/// Wavefronts that shared memory needs for lanes reading or writing `bytes` each, and the least possible number. Lanes of 4 bytes or less go
-/// together, those of 8 bytes by half warps, those of 16 bytes by quarter warps; equal words are served at once.
+/// Wavefronts that shared memory needs for lanes reading or writing `bytes` each, and the least
+/// possible number. Accesses of 4 bytes or less are made by the whole warp together, those of 8
+/// bytes by half warps, those of 16 bytes by quarter warps; equal words are read once.
 pub(crate) fn wavefronts(addresses: &[u32; 32], mask: u32, bytes: usize) -> (u64, u64) {
     let group = match bytes {
         16 => 8,
@@ -21,7 +22,7 @@ pub(crate) fn wavefronts(addresses: &[u32; 32], mask: u32, bytes: usize) -> (u64
 }
 
 fn group_wavefronts(addresses: &[u32], lanes: u32, bytes: usize) -> u64 {
-    // If all touch different banks, one wavefront does.
+    // If all lanes use different banks, one wavefront is enough.
     let words = bytes.div_ceil(4) as u32;
     let pattern = u32::MAX >> (32 - words);
     let (mut seen, mut clash) = (0u32, false);
@@ -48,7 +49,8 @@ fn group_wavefronts(addresses: &[u32], lanes: u32, bytes: usize) -> u64 {
     counts.into_iter().max().unwrap_or(1)
 }
 
-/// Sectors of 32 bytes that lanes touch in global memory, and how many would hold as many bytes as they want.
+/// Sectors of 32 bytes that lanes access in global memory, and how many would be enough for as many
+/// bytes.
 pub(crate) fn sectors(addresses: &[u64; 32], mask: u32, bytes: u64) -> (u64, u64) {
     let mut sorted = [0u64; 32];
     let mut n = 0;
@@ -64,7 +66,8 @@ pub(crate) fn sectors(addresses: &[u64; 32], mask: u32, bytes: u64) -> (u64, u64
     if !in_order {
         sorted.sort_unstable();
     }
-    // `next` is the first sector not counted yet, `end` the first byte not wanted yet.
+    // `next` is the first sector that is not counted yet, `end` the first byte that is not accessed
+    // yet.
     let (mut count, mut next, mut wanted, mut end) = (0, 0, 0, 0);
     for &a in sorted.iter() {
         let (first, last) = (a / 32, (a + bytes - 1) / 32);

@@ -14,7 +14,7 @@ pub(crate) struct Barrier {
     expected: Option<u32>,
     waiting: Vec<usize>,
     clock: Clock,
-    /// Votes so far, and those of the round that is over.
+    /// Votes so far, and those of the completed round.
     votes: [u32; 3],
     result: [u32; 3],
 }
@@ -31,19 +31,19 @@ impl Barrier {
         }
     }
 
-    /// Forgets what an earlier block left.
+    /// Clears the state of an earlier block.
     pub(crate) fn reset(&mut self) {
         *self = Barrier::new();
     }
 }
 
 impl Env<'_> {
-    /// A warp comes to a barrier. True if it must wait.
+    /// Counts a warp at a barrier. Returns true if it must wait.
     pub(crate) fn barrier(&mut self, w: &mut Warp, bar: &Bar, mask: u32) -> Result<bool, Fault> {
         if mask != w.full {
             return self.fault(
                 FaultKind::Divergence,
-                format!("only lanes {mask:#010x} of warp {} came to", w.index),
+                format!("only lanes {mask:#010x} of warp {} arrived", w.index),
             );
         }
         let id = w.first(bar.id, mask) as usize;
@@ -85,11 +85,11 @@ impl Env<'_> {
                 self.blocked[other] = false;
             }
         }
-        // Even the last one lets the others run on first, through `asleep`.
+        // Even the last warp lets the others run first, through `asleep`.
         Ok(!bar.arrive)
     }
 
-    /// Goes on behind the barrier at which the warp slept.
+    /// Continues after the barrier at which the warp waited.
     pub(crate) fn wake(&mut self, w: &mut Warp, inst: &Inst) {
         let Action::Bar(bar) = &inst.action else { return };
         let Some(r) = &bar.reduce else { return };

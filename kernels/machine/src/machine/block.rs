@@ -1,4 +1,4 @@
-//! One block: its warps take turns, each running until it waits.
+//! One block: its warps run alternately, each until it waits.
 
 use crate::machine::barrier::Barrier;
 use crate::machine::bulk::Load;
@@ -16,7 +16,7 @@ use crate::read::types::{Slot, Special};
 use crate::report::{FINDINGS, Fault, FaultKind, FindingKind, Tally};
 use std::collections::HashMap;
 
-/// What a launch is, for one block.
+/// The parts of a launch that a block needs.
 #[derive(Clone, Copy)]
 pub(crate) struct Place<'a> {
     pub entry: &'a Entry,
@@ -26,7 +26,7 @@ pub(crate) struct Place<'a> {
     pub dims: [u32; 3],
     pub block: [u32; 3],
     pub checks: bool,
-    /// Who wrote what in global memory, where blocks are independent of each other.
+    /// The writes to global memory by block, if blocks are independent of each other.
     pub writers: Option<&'a Writers>,
 }
 
@@ -38,7 +38,7 @@ impl Place<'_> {
     }
 }
 
-/// A finding before its texts are looked up.
+/// A finding before the text of its instruction is looked up.
 #[derive(Clone, Copy)]
 pub(crate) struct Note {
     pub kind: FindingKind,
@@ -51,13 +51,13 @@ pub(crate) struct Note {
 }
 
 impl Note {
-    /// Whether there are few others of the kind at the same instruction.
+    /// Whether there are only few findings of this kind at the same instruction.
     pub(crate) fn is_news(&self, others: &[Note]) -> bool {
         others.iter().filter(|n| (n.kind, n.pc) == (self.kind, self.pc)).count() < ALIKE
     }
 }
 
-/// Everything of a block but its warps.
+/// The state of a block without its warps.
 pub(crate) struct Env<'a> {
     pub place: Place<'a>,
     pub shared: Shared,
@@ -65,25 +65,25 @@ pub(crate) struct Env<'a> {
     pub counts: [u64; 5],
     pub notes: Vec<Note>,
     pub pc: u32,
-    /// Instructions of all warps, as the clock.
+    /// The number of instructions of all warps, which is the clock.
     pub time: u64,
     pub barriers: Vec<Barrier>,
     pub blocked: Vec<bool>,
-    /// `cp.async` copies of each warp that have not landed, and how many each lane has started.
+    /// `cp.async` copies of each warp that are pending, and how many each lane has started.
     pub copies: Vec<Vec<Pending>>,
     pub started: Vec<[u64; 32]>,
     /// Barriers in shared memory, by offset.
     pub mbarriers: HashMap<u32, State>,
     pub deferred: Vec<Deferred>,
-    /// Loads by the copy engine on their way.
+    /// Pending loads by the copy engine.
     pub loads: Vec<Load>,
     pub groups: Vec<Group>,
 }
 
-/// Most findings of one kind at one instruction.
+/// The largest number of findings of one kind at one instruction.
 const ALIKE: usize = 4;
 
-/// How often all warps may poll in vain.
+/// How often all warps may poll without success.
 const PATIENCE: u32 = 10_000;
 
 impl Env<'_> {
@@ -111,7 +111,7 @@ impl Env<'_> {
         }
     }
 
-    /// Adds the other block to the last finding, if it is the one at hand.
+    /// Adds the other block to the last finding, if it is the current one.
     pub(crate) fn name_block(&mut self, other: u32) {
         if let Some(n) = self.notes.last_mut()
             && n.pc == self.pc
@@ -144,7 +144,7 @@ impl Env<'_> {
         let address = (offset + SHARED_START) as u64;
         match p {
             crate::machine::shared::Problem::Race { warp, lane: other } => {
-                // The copy engine is no thread.
+                // The copy engine is not a thread.
                 let other = (warp as usize != ENGINE).then(|| warp * 32 + other.unwrap_or(0));
                 self.note(FindingKind::Race, w, lane, address, other)
             }
@@ -162,7 +162,7 @@ impl Env<'_> {
     }
 }
 
-/// A worker's block, used again for the next one.
+/// A worker's block, which is reused for the next one.
 pub(crate) struct Block<'a> {
     pub env: Env<'a>,
     warps: Vec<Warp>,
@@ -272,7 +272,7 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// What must be so when all warps have ended.
+    /// Checks the state after all warps have ended.
     fn end(&mut self) -> Result<(), Fault> {
         let env = &mut self.env;
         if !env.groups_even() {
@@ -307,7 +307,7 @@ impl<'a> Block<'a> {
     }
 }
 
-/// Puts a warp at the beginning.
+/// Resets a warp to the first instruction.
 fn start(w: &mut Warp, place: &Place, shared_bytes: u32) {
     (w.live, w.uniform, w.pc, w.parked, w.asleep) = (w.full, true, 0, 0, None);
     w.committed = [0; 32];

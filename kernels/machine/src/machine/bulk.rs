@@ -13,7 +13,7 @@ use crate::read::types::Type;
 use crate::report::{Fault, FaultKind, FindingKind};
 use crate::tensor_map::TensorMap;
 
-/// Where the global side of a copy lies; numbers are slots.
+/// The global side of a copy; numbers are slots.
 pub(crate) enum BulkSide {
     /// Address of the descriptor, column and row.
     Box { map: Address, at: [u32; 2] },
@@ -35,7 +35,7 @@ enum Part {
     Range { address: u64, bytes: u32 },
 }
 
-/// A load on its way.
+/// A pending load.
 pub(crate) struct Load {
     barrier: u32,
     part: Part,
@@ -51,7 +51,7 @@ impl Load {
     }
 }
 
-/// A store on its way.
+/// A pending store.
 pub(crate) struct BulkStore {
     part: Part,
     from: u32,
@@ -67,8 +67,9 @@ impl Part {
         }
     }
 
-    /// Pieces of at most 16 bytes, the parts of them inside of the matrix: place in shared memory as if there were no swizzle, address, bytes.
-    /// `f` is called for every chunk of 16 bytes first, with no bytes.
+    /// Calls `f` for pieces of at most 16 bytes, for the part inside the matrix: position in shared
+    /// memory without swizzle, address, bytes. `f` is called for every chunk of 16 bytes first,
+    /// with no bytes.
     fn pieces(&self, mut f: impl FnMut(u32, u64, u32)) {
         match *self {
             Part::Range { address, bytes } => (0..bytes).step_by(16).for_each(|o| {
@@ -94,7 +95,8 @@ impl Part {
         }
     }
 
-    /// Place in shared memory of a piece: the swizzle exchanges 16-byte chunks by bits of the address.
+    /// The position of a piece in shared memory: the swizzle exchanges 16-byte chunks by bits of
+    /// the address.
     fn place(&self, start: u32, piece: u32) -> u32 {
         let a = start + SHARED_START + piece;
         let mask = match self {
@@ -161,7 +163,7 @@ impl Env<'_> {
             let o = (address & (u64::MAX >> 4)) as usize;
             self.place.params.get(o..o + 128).and_then(|b| b.try_into().ok())
         } else {
-            // SAFETY: `find` vouches for the bytes.
+            // SAFETY: `find` has checked the bytes.
             self.place
                 .memory
                 .find(address, 128)
@@ -170,7 +172,7 @@ impl Env<'_> {
         let Some(map) = bytes.as_ref().and_then(TensorMap::decode) else {
             return self.fault(
                 FaultKind::Unsupported,
-                format!("no descriptor of a matrix at {address:#x}"),
+                format!("no matrix descriptor at {address:#x}"),
             );
         };
         let width = map.box_cols as u64 * map.element_bytes as u64;
@@ -187,7 +189,7 @@ impl Env<'_> {
         if wrong {
             return self.fault(
                 FaultKind::Unsupported,
-                format!("descriptor that the driver would refuse: {map:?}"),
+                format!("descriptor that the driver would reject: {map:?}"),
             );
         }
         Ok(map)
@@ -280,7 +282,7 @@ impl Env<'_> {
         if !self.place.checks {
             return;
         }
-        // The swizzle only exchanges chunks within what the copy covers.
+        // The swizzle only exchanges chunks within the range of the copy.
         for o in (0..part.bytes()).step_by(16) {
             if let Some(p) = self.shared.touch(touch, warp, lane, start + o, 16) {
                 self.shared_problem(warp, lane, start + o, p);
@@ -288,7 +290,7 @@ impl Env<'_> {
         }
     }
 
-    /// Lets all loads land that complete at a barrier.
+    /// Performs all loads that complete at a barrier.
     pub(crate) fn bring(&mut self, barrier: u32) -> Result<(), Fault> {
         let mut i = 0;
         while i < self.loads.len() {
@@ -304,7 +306,7 @@ impl Env<'_> {
                 if n == 0 {
                     shared[at..at + 16].fill(0);
                 } else if let Some(source) = memory.find(address, n as u64) {
-                    // SAFETY: `find` vouches for the bytes.
+                    // SAFETY: `find` has checked the bytes.
                     unsafe {
                         std::ptr::copy_nonoverlapping(
                             source,
@@ -322,7 +324,7 @@ impl Env<'_> {
         Ok(())
     }
 
-    /// Lets the stores of lanes take place: all but their newest `keep` groups, or everything.
+    /// Performs the stores of lanes: all but their newest `keep` groups, or all.
     pub(crate) fn flush(&mut self, w: &mut Warp, mask: u32, keep: Option<u32>) {
         let stores = std::mem::take(&mut w.stores);
         let (now, later): (Vec<_>, Vec<_>) = stores.into_iter().partition(|s| {
@@ -336,7 +338,7 @@ impl Env<'_> {
                 if n > 0
                     && let Some(to) = memory.find(address, n as u64)
                 {
-                    // SAFETY: `find` vouches for the bytes.
+                    // SAFETY: `find` has checked the bytes.
                     unsafe { std::ptr::copy_nonoverlapping(shared[at..].as_ptr(), to, n as usize) };
                 }
             });

@@ -1,22 +1,22 @@
 //! Which accesses of warps are ordered: a vector clock for each warp, joined at barriers.
 
-/// Most warps of a block.
+/// The largest number of warps in a block.
 pub(crate) const WARPS: usize = 32;
-/// The copy engine, as one more warp.
+/// The copy engine, which is treated as one more warp.
 pub(crate) const ENGINE: usize = WARPS;
 const ALL: usize = WARPS + 1;
 
-/// Stamp of an access that is not over: after every clock.
+/// Stamp of an access that is not complete: later than every clock.
 pub(crate) const IN_FLIGHT: u32 = u32::MAX;
 /// A warp's clock of itself: all its own accesses are ordered.
 const OWN: u32 = u32::MAX - 1;
 
-/// What somebody knows of all warps.
+/// What a warp or a barrier knows about all warps.
 #[derive(Clone, Copy)]
 pub(crate) struct Clock {
-    /// For each warp, the newest interval that is known to be over.
+    /// For each warp, the newest interval that is known to be complete.
     pub known: [u32; ALL],
-    /// The same, where a proxy fence lies between: what the copy engine and the tensor cores may rely on.
+    /// The same after a proxy fence: this is what the copy engine and the tensor cores can rely on.
     pub fenced: [u32; ALL],
 }
 
@@ -24,11 +24,11 @@ impl Clock {
     pub(crate) const ZERO: Clock = Clock { known: [0; ALL], fenced: [0; ALL] };
 }
 
-/// Intervals between synchronisations carry stamps that grow through the life of a worker, so that what earlier blocks left in the shadow
-/// memory counts as long past.
+/// Intervals between synchronisations have stamps that increase for the lifetime of a worker, so
+/// that entries of earlier blocks in the shadow memory count as past.
 pub(crate) struct Clocks {
     pub of: Vec<Clock>,
-    /// The interval in which each warp is.
+    /// The current interval of each warp.
     pub now: [u32; WARPS],
     counter: u32,
 }
@@ -38,7 +38,8 @@ impl Clocks {
         Clocks { of: vec![Clock::ZERO; warps], now: [0; WARPS], counter: 0 }
     }
 
-    /// Begins a block. True when stamps have run out and started again: the shadow memory must be cleared.
+    /// Begins a block. Returns true if stamps have started again from the beginning: then the
+    /// shadow memory must be cleared.
     pub(crate) fn begin(&mut self) -> bool {
         let wrapped = self.counter > u32::MAX / 2;
         if wrapped {
@@ -59,7 +60,7 @@ impl Clocks {
         self.counter
     }
 
-    /// Ends the interval of a warp and adds all it knows to a barrier's clock.
+    /// Ends the interval of a warp and adds everything it knows to a barrier's clock.
     pub(crate) fn release(&mut self, warp: usize, to: &mut Clock) {
         let from = &self.of[warp];
         for r in 0..ALL {
@@ -70,7 +71,7 @@ impl Clocks {
         self.now[warp] = self.stamp();
     }
 
-    /// A warp learns what a barrier knows.
+    /// Adds the clock of a barrier to that of a warp.
     pub(crate) fn acquire(&mut self, warp: usize, from: &Clock) {
         let to = &mut self.of[warp];
         for r in 0..ALL {
@@ -81,12 +82,12 @@ impl Clocks {
         }
     }
 
-    /// The lanes of a warp meet: a new interval for what they do among themselves.
+    /// Synchronises the lanes of a warp: begins a new interval for accesses among them.
     pub(crate) fn meet(&mut self, warp: usize) {
         self.now[warp] = self.stamp();
     }
 
-    /// A proxy fence: the engine may see all that the warp knows.
+    /// A proxy fence: the copy engine can rely on everything that the warp knows.
     pub(crate) fn fence(&mut self, warp: usize) {
         let clock = &mut self.of[warp];
         for r in 0..ALL {

@@ -1,4 +1,4 @@
-//! `wgmma` products on their way: what they own until they have been waited for.
+//! Pending `wgmma` products: what they own until the program waits for them.
 
 use crate::machine::banks::wavefronts;
 use crate::machine::block::Env;
@@ -10,7 +10,7 @@ use crate::program::*;
 use crate::read::parse::spaces::SHARED_START;
 use crate::report::FindingKind;
 
-/// A product on its way.
+/// A pending product.
 pub(crate) struct Flight {
     group: u32,
     accumulators: Vec<u32>,
@@ -63,7 +63,8 @@ impl Env<'_> {
             Source::Registers(slots) => slots.to_vec(),
             Source::Descriptor(_) => vec![],
         };
-        // Registers that were written must be fenced, and be none that a product on its way owns, except accumulators of its kind.
+        // Registers that were written need a fence, and must not be owned by a pending product,
+        // except as accumulators of the same kind.
         let unfenced =
             m.d.iter().chain(&a).any(|s| w.written[*s as usize] > w.fences) || w.fences == 0;
         let owned = a.iter().any(|s| w.busy[*s as usize][0] > 0)
@@ -94,7 +95,7 @@ impl Env<'_> {
             }
         }
         if !over.is_empty() {
-            // What a younger product still reads stays marked.
+            // Registers that a newer product still reads stay marked.
             for &c in left.iter().flat_map(|f| &f.chunks) {
                 self.shared.touch(Touch::EngineMore, w.index, 0, c, 16);
             }
@@ -102,13 +103,15 @@ impl Env<'_> {
         w.flights = left;
     }
 
-    /// Checks the registers of an ordinary instruction against products on their way, and remembers what it writes.
+    /// Checks the registers of an ordinary instruction against pending products, and records its
+    /// writes.
     pub(crate) fn registers(&mut self, w: &mut Warp, inst: &Inst, mask: u32) {
         if !w.flights.is_empty() && !matches!(inst.action, Action::Wgmma(_)) {
             let reads = inst.reads.iter().any(|s| w.busy[*s as usize][0] > 0);
             let writes = inst.writes.iter().any(|s| w.busy[*s as usize] != [0, 0]);
             if inst.is_move && reads && !writes {
-                // Compilers rename registers by moves; the copy is as busy as the original.
+                // Compilers rename registers with moves; the copy has the same owner as the
+                // original.
                 if let (Some(f), [d]) = (w.flights.last_mut(), &inst.writes[..]) {
                     f.accumulators.push(*d);
                     w.busy[*d as usize][0] += 1;

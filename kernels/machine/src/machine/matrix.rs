@@ -10,7 +10,8 @@ use crate::program::Address;
 use crate::report::FindingKind;
 
 impl Env<'_> {
-    /// Rows of 8x8 matrices of 16 bits: offsets in shared memory of lanes that may go on.
+    /// Rows of 8x8 matrices of 16 bits: offsets in shared memory of the lanes whose accesses are
+    /// valid.
     fn rows(
         &mut self,
         w: &Warp,
@@ -94,7 +95,7 @@ impl Env<'_> {
         }
     }
 
-    /// Issues copies; they land when their lane waits for them, and not before.
+    /// Issues copies; they take place when their lane waits for them, and not before.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn copy(
         &mut self,
@@ -155,7 +156,8 @@ impl Env<'_> {
         }
     }
 
-    /// Lets land what the lanes of `mask` wait for: all but their newest `keep` groups, or everything.
+    /// Performs the copies that the lanes of `mask` wait for: all but their newest `keep` groups,
+    /// or all.
     pub(crate) fn land_groups(&mut self, w: &Warp, mask: u32, keep: Option<u32>) {
         self.land(w.index, |p| {
             let over = keep.is_none_or(|n| p.group + n < w.committed[p.lane as usize]);
@@ -163,7 +165,7 @@ impl Env<'_> {
         });
     }
 
-    /// Lets some copies of a warp land.
+    /// Performs some copies of a warp.
     pub(crate) fn land(&mut self, warp: usize, now: impl Fn(&Pending) -> bool) {
         let mut copies = std::mem::take(&mut self.copies[warp]);
         copies.retain(|p| {
@@ -172,7 +174,7 @@ impl Env<'_> {
             }
             let (at, n, all) = (p.to as usize, p.wanted as usize, p.bytes as usize);
             let to = &mut self.shared.bytes[at..at + all];
-            // SAFETY: the bytes were found when the copy began.
+            // SAFETY: the bytes were checked when the copy began.
             unsafe {
                 if (n, all) == (16, 16) {
                     (to.as_mut_ptr() as *mut [u8; 16]).write((p.from as *const [u8; 16]).read());

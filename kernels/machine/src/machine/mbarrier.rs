@@ -12,7 +12,7 @@ use crate::read::text::Arg;
 use crate::read::types::{Slot, Type};
 use crate::report::{Fault, FaultKind, FindingKind};
 
-/// What an instruction does to a barrier; numbers are slots of words.
+/// The effect of an instruction on a barrier; numbers are slots of words.
 pub(crate) enum MbarrierOp {
     Init(u32),
     Invalidate,
@@ -31,7 +31,7 @@ pub(crate) enum MbarrierOp {
         state: Option<u32>,
         blocking: bool,
     },
-    /// Arrives when the lane's `cp.async` copies have landed.
+    /// Arrives when the lane's `cp.async` copies are complete.
     AfterCopies {
         counted: bool,
     },
@@ -47,12 +47,12 @@ pub(crate) struct State {
     expected: i64,
     pending: i64,
     bytes: i64,
-    /// Phases that are over.
+    /// The number of completed phases.
     phase: u64,
-    /// What the arrivals of this phase know, and those of all phases that are over.
+    /// The clock of the arrivals of this phase, and that of all completed phases.
     current: Clock,
     over: Clock,
-    /// Interval and warp of the initialisation, which the copy engine must see.
+    /// Interval and warp of the initialisation, which must be visible to the copy engine.
     by: (u32, usize),
     waiting: u32,
 }
@@ -126,12 +126,12 @@ pub(crate) fn decode_copy(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Deco
     Ok((Action::Mbarrier(Mbarrier { op, address: b.address(at(args, 0)?)? }), Class::Barrier, 0))
 }
 
-/// What becomes of the warp behind a wait.
+/// What happens to the warp after a wait.
 pub(crate) enum Waited {
     On,
     /// It must execute the instruction again when it is woken.
     Blocked,
-    /// It goes on, but others should run first.
+    /// It continues, but others should run first.
     Yield,
 }
 
@@ -145,7 +145,7 @@ impl Env<'_> {
         let addresses = self.shared_addresses(w, m.address);
         let (offsets, kept) = self.shared_offsets(w, addresses, mask, 8);
         if kept != mask {
-            // Misplaced barriers are noted; whoever waits for one goes on.
+            // A barrier at an invalid address is recorded, and a wait for it does not block.
             if let MbarrierOp::Wait { pred, .. } = m.op {
                 w.regs.put_pred(pred, !0, mask);
             }
@@ -222,7 +222,7 @@ impl Env<'_> {
     /// A barrier that was initialised.
     pub(crate) fn known(&mut self, barrier: u32) -> Result<&mut State, Fault> {
         if !self.mbarriers.contains_key(&barrier) {
-            return self.fault(FaultKind::Barrier, "mbarrier that nobody initialised");
+            return self.fault(FaultKind::Barrier, "mbarrier without initialisation");
         }
         self.mbarriers.get_mut(&barrier).map_or_else(|| unreachable!(), Ok)
     }
@@ -240,14 +240,15 @@ impl Env<'_> {
         Ok(())
     }
 
-    /// Bytes have come.
+    /// Counts bytes that were copied.
     pub(crate) fn complete(&mut self, barrier: u32, bytes: i64) -> Result<(), Fault> {
         self.known(barrier)?.bytes -= bytes;
         self.turn(barrier);
         Ok(())
     }
 
-    /// Something is on its way to a barrier: who already waits for it executes the wait again, and so brings it.
+    /// An operation is pending for a barrier: warps that already wait for it execute the wait
+    /// again, which performs the operation.
     pub(crate) fn look_again(&mut self, barrier: u32) {
         let waiting =
             self.mbarriers.get_mut(&barrier).map_or(0, |s| std::mem::take(&mut s.waiting));
@@ -256,7 +257,7 @@ impl Env<'_> {
         }
     }
 
-    /// Adds the stamp of bytes that the copy engine brought.
+    /// Adds the stamp of bytes that the copy engine wrote.
     pub(crate) fn brought(&mut self, barrier: u32, stamp: u32) {
         if let Some(s) = self.mbarriers.get_mut(&barrier) {
             let known = &mut s.current.known[crate::machine::clocks::ENGINE];
@@ -306,7 +307,7 @@ impl Env<'_> {
                 _ => true,
             };
             if !over(self.known(barrier)?) {
-                // Whatever is on its way to this barrier comes now, and not before.
+                // Everything that is pending for this barrier is performed now, and not before.
                 self.bring(barrier)?;
                 self.settle(barrier)?;
             }
@@ -325,7 +326,7 @@ impl Env<'_> {
         Ok(if passed == mask { Waited::On } else { Waited::Yield })
     }
 
-    /// Lets the copies land whose completion is an arrival at this barrier.
+    /// Performs the copies whose completion is an arrival at this barrier.
     fn settle(&mut self, barrier: u32) -> Result<(), Fault> {
         let (now, later) =
             std::mem::take(&mut self.deferred).into_iter().partition(|d| d.barrier == barrier);
@@ -338,7 +339,7 @@ impl Env<'_> {
         Ok(())
     }
 
-    /// Whether the copy engine may rely on the initialisation of a barrier, as far as a warp knows.
+    /// Whether the copy engine can rely on the initialisation of a barrier, as far as a warp knows.
     pub(crate) fn ready_for_engine(
         &mut self,
         w: &Warp,

@@ -1,8 +1,9 @@
 //! `mma.sync`: products of 16x8 tiles.
 //!
-//! Lane l = 4 g + t holds rows g and g + 8 of A and C, and column g of B. A register holds e = 32 / bits elements that are neighbours in k:
-//! register h of a row holds k = (4 h + t) e + j for its elements j. C has columns 2 t and 2 t + 1. Rows of C are kept here as its registers
-//! hold them: even columns, then odd ones.
+//! Lane l = 4 g + t holds rows g and g + 8 of A and C, and column g of B. A register holds e = 32 /
+//! bits elements that are neighbours in k: element j of register h of a row has k = (4 h + t) e +
+//! j. C has columns 2 t and 2 t + 1. Rows of C are kept in the order of its registers: even
+//! columns, then odd ones.
 
 use crate::decode::{Decoded, at, formats, unknown};
 use crate::machine::regs::{Alu, Lanes, Regs, has_avx2};
@@ -102,7 +103,7 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
     Ok((Action::Mma(alu), Class::Mma, 2 * 16 * 8 * k as u64))
 }
 
-/// Each type gets a body of its own, so that the element type is known when it is compiled.
+/// Each type has its own body, so that the element type is known at compile time.
 fn float<const K: usize>(o: Operands, ta: Type, tb: Type, half: bool) -> Alu {
     match (ta, tb) {
         (Type::BF16, _) => typed::<K, 0>(o, ta, tb, half),
@@ -127,7 +128,7 @@ fn typed<const K: usize, const KIND: u8>(o: Operands, ta: Type, tb: Type, half: 
             body::<K, KIND, true>(o, ta, tb, half, regs)
         }
         return Box::new(move |regs: &mut Regs, _| {
-            // SAFETY: the features were found above.
+            // SAFETY: the features were detected above.
             unsafe { vector::<K, KIND>(&o, ta, tb, half, regs) }
         });
     }
@@ -199,7 +200,8 @@ pub(crate) fn product<const K: usize, const FMA: bool>(
         for i in 0..8 {
             let x = a[i][k];
             for n in 0..8 {
-                // Products of the small formats are exact in f32, so both ways give the same sum.
+                // Products of the small formats are exact in f32, so both computations give the
+                // same sum.
                 acc[i][n] = if FMA { x.mul_add(y[n], acc[i][n]) } else { acc[i][n] + x * y[n] };
             }
         }
@@ -207,7 +209,8 @@ pub(crate) fn product<const K: usize, const FMA: bool>(
     *c = acc;
 }
 
-/// The upper or lower eight rows of a 16x8 tile from its registers: one of two for f16, two of four for f32.
+/// The upper or lower eight rows of a 16x8 tile from its registers: one of two for f16, two of four
+/// for f32.
 #[inline(always)]
 pub(crate) fn load_accumulators(
     slots: &[u32],

@@ -1,4 +1,4 @@
-//! What runs: warps and their registers, shared memory, barriers, copies, products of matrices.
+//! Execution: warps and their registers, shared memory, barriers, copies, products of matrices.
 
 pub(crate) mod access;
 pub(crate) mod atomic;

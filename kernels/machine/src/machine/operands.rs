@@ -1,4 +1,5 @@
-//! Operands of `wgmma` in shared memory: where a descriptor says that their elements lie.
+//! Operands of `wgmma` in shared memory: the positions of their elements, according to a
+//! descriptor.
 
 use crate::machine::block::Env;
 use crate::machine::mma::element;
@@ -7,7 +8,7 @@ use crate::machine::wgmma::{Source, Wgmma};
 use crate::read::parse::spaces::SHARED_START;
 use crate::read::types::Type;
 
-/// A matrix in shared memory, as a descriptor tells.
+/// A matrix in shared memory, as a descriptor describes it.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix {
     start: u32,
@@ -17,7 +18,7 @@ pub(crate) struct Matrix {
     base: u32,
     /// Bytes of the swizzle; 16 for none.
     swizzle: u32,
-    /// Rows (or columns of B) lie along the 16-byte chunks, not k.
+    /// Rows (or columns of B) are along the 16-byte chunks, instead of k.
     transposed: bool,
 }
 
@@ -34,8 +35,8 @@ impl Matrix {
         }
     }
 
-    /// Offset of a chunk of 16 bytes in shared memory. Where k is contiguous: of a row and of a half of the 32 bytes along k. Where rows are:
-    /// of eight rows and one k.
+    /// Offset of a chunk of 16 bytes in shared memory. If k is contiguous, the chunk is a row and
+    /// one half of the 32 bytes along k. If rows are contiguous, it is eight rows and one k.
     fn chunk(&self, row: u32, k: u32) -> u32 {
         let (s, per) = (self.swizzle, self.swizzle / 16);
         let a = match (self.transposed, per) {
@@ -51,7 +52,7 @@ impl Matrix {
         (a ^ phase << 4).wrapping_sub(SHARED_START)
     }
 
-    /// All chunks of so many rows, eight of which share a wavefront at best.
+    /// All chunks of this many rows, at most eight of which share a wavefront.
     pub(crate) fn chunks(&self, rows: u32) -> Vec<u32> {
         let mut out = Vec::with_capacity(rows as usize * 2);
         for group in 0..rows / 8 {

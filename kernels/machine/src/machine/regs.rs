@@ -1,4 +1,4 @@
-//! The registers of one warp, 32 lanes side by side, and operations on whole registers.
+//! The registers of one warp, with 32 lanes each, and operations on whole registers.
 
 use half::{bf16, f16};
 use std::marker::PhantomData;
@@ -6,7 +6,8 @@ use std::marker::PhantomData;
 /// A register of 32 lanes.
 pub(crate) type Lanes<T> = [T; 32];
 
-/// Banks of registers. 16-bit registers lie zero-extended in `words`; a predicate is a mask of lanes.
+/// Banks of registers. 16-bit registers are zero-extended in `words`; a predicate is a mask of
+/// lanes.
 #[derive(Default)]
 pub(crate) struct Regs {
     pub words: Vec<Lanes<u32>>,
@@ -46,9 +47,9 @@ impl Regs {
     }
 }
 
-/// What a lane of a register can be read as.
+/// A type that a lane of a register can be read as.
 pub(crate) trait Lane: Copy + 'static {
-    /// Whether it lives in the bank of 64-bit registers.
+    /// Whether it is in the bank of 64-bit registers.
     const WIDE: bool;
     fn from_bits(bits: u64) -> Self;
     fn bits(self) -> u64;
@@ -117,10 +118,10 @@ fn put<T: Lane>(regs: &mut Regs, slot: u32, value: Lanes<T>, mask: u32) {
     }
 }
 
-/// An operation on registers alone, with its registers chosen.
+/// An operation on registers only, with fixed registers.
 pub(crate) type Alu = Box<dyn Fn(&mut Regs, u32) + Send + Sync>;
 
-/// Whether the vector code paths for AVX2 with FMA may run.
+/// Whether the code for AVX2 with FMA can run.
 pub(crate) fn has_avx2() -> bool {
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("avx2")
@@ -130,7 +131,8 @@ pub(crate) fn has_avx2() -> bool {
     false
 }
 
-/// The body of an operation. A trait, so that it can be inlined by force into the copy for AVX2, where `mul_add` is one instruction.
+/// The body of an operation. It is a trait so that it can always be inlined into the copy for AVX2,
+/// where `mul_add` is one instruction.
 trait Body: Send + Sync + 'static {
     fn run(&self, regs: &mut Regs, mask: u32);
 }
@@ -144,7 +146,7 @@ fn boxed(body: impl Body) -> Alu {
             body.run(regs, mask)
         }
         return Box::new(move |regs: &mut Regs, mask: u32| {
-            // SAFETY: the features were found above.
+            // SAFETY: the features were detected above.
             unsafe { vector(&body, regs, mask) }
         });
     }
@@ -228,7 +230,7 @@ pub(crate) fn ternary<A: Lane, B: Lane, C: Lane, D: Lane>(
     boxed(Apply::<_, (A, B, C, D), 3> { d, s, f, types: PhantomData })
 }
 
-/// The mask of lanes where f(a, b).
+/// The mask of lanes where f(a, b) is true.
 pub(crate) fn compare<A: Lane>(
     [a, b]: [u32; 2],
     f: impl Fn(A, A) -> bool + Send + Sync + 'static,

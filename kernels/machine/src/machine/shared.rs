@@ -1,8 +1,9 @@
-//! Shared memory of a block, with a shadow that knows which bytes were written, and by whom each was last written and read.
+//! Shared memory of a block, with a shadow that records which bytes were written, and which threads
+//! last wrote and read each of them.
 
 use crate::machine::clocks::{Clock, Clocks, ENGINE, IN_FLIGHT};
 
-/// What is wrong with an access.
+/// An error of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Problem {
     /// With the warp and lane of the earlier access, if known.
@@ -11,7 +12,8 @@ pub(crate) enum Problem {
         lane: Option<u32>,
     },
     Uninitialised,
-    /// The copy engine or the tensor cores read what a thread of this warp wrote, with no proxy fence between.
+    /// The copy engine or the tensor cores read data that a thread of this warp wrote, without a
+    /// proxy fence in between.
     Unfenced {
         warp: u32,
         lane: u32,
@@ -27,7 +29,7 @@ enum How {
     Engine,
 }
 
-/// Who wrote a cell last: stamp of the interval, warp, lane.
+/// The last writer of a cell: stamp of the interval, warp, lane.
 #[derive(Clone, Copy, Default)]
 struct Write {
     stamp: u32,
@@ -49,23 +51,23 @@ impl Cells {
     }
 }
 
-/// How a lane touches shared memory.
+/// The kind of an access to shared memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Touch {
     Read,
     Write,
     Atomic,
-    /// A write that lands later; until then nobody may touch the bytes.
+    /// A write that completes later; until then no thread may access the bytes.
     Launch,
-    /// It lands.
+    /// The write completes.
     Land,
-    /// A write of the copy engine lands, with this stamp.
+    /// A write of the copy engine completes, with this stamp.
     EngineLand(u32),
     /// The copy engine or the tensor cores begin to read.
     EngineRead,
-    /// They are done.
+    /// The copy engine or the tensor cores have read.
     EngineDone,
-    /// Others still read the same.
+    /// The same, while other operations still read these bytes.
     EngineMore,
 }
 
@@ -75,7 +77,8 @@ pub(crate) struct Shared {
     warps: usize,
     /// A bit for each of the 16 bytes of a chunk that was written.
     written: Vec<u16>,
-    /// Chunks of 16 bytes are tracked whole, until a smaller access comes: then by words (1), or by bytes (2).
+    /// Chunks of 16 bytes are tracked as one cell until there is a smaller access: then by words
+    /// (1), or by bytes (2).
     level: Vec<u8>,
     cells: [Cells; 3],
     launched: bool,
@@ -145,7 +148,8 @@ impl Shared {
         ))
     }
 
-    /// Notes an access, and tells what is wrong with it. Most are in order, and told so quickly.
+    /// Records an access, and returns its error if it has one. Most accesses are valid and take the
+    /// fast path.
     #[inline(always)]
     pub(crate) fn touch(
         &mut self,
@@ -223,7 +227,7 @@ impl Shared {
         true
     }
 
-    /// What lands, and what the copy engine and the tensor cores do.
+    /// Completed writes, and the accesses of the copy engine and the tensor cores.
     fn engine_quickly(
         &mut self,
         touch: Touch,
@@ -313,7 +317,7 @@ impl Shared {
             for cell in first..=last {
                 let level = self.level[chunk] as usize;
                 if let Some(p) = self.cell(level, cell, touch, warp, lane) {
-                    // A race tells more than that nothing has landed yet.
+                    // A race is more informative than an uninitialised read.
                     problem = Some(p);
                 }
             }
@@ -342,7 +346,7 @@ impl Shared {
             Touch::Read => {
                 let read = &mut cells.reads[cell * warps + warp];
                 *read = now.max(*read);
-                // Lanes of a warp are ordered by nothing but barriers, too.
+                // The lanes of a warp are ordered only by barriers, too.
                 let apart = write.stamp == now
                     && write.warp as usize == warp
                     && write.lane as usize != lane;

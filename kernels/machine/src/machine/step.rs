@@ -1,4 +1,4 @@
-//! A warp's turn: one instruction after the other, until it waits or ends.
+//! Runs a warp, one instruction after the other, until it waits or ends.
 
 use crate::machine::block::Env;
 use crate::machine::mbarrier::Waited;
@@ -15,7 +15,7 @@ pub(crate) enum Stop {
     Done,
 }
 
-/// How many instructions a warp may run at a stretch.
+/// How many instructions a warp may run before others get a turn.
 const STRETCH: u64 = 1 << 24;
 
 impl<'a> Env<'a> {
@@ -38,7 +38,7 @@ impl<'a> Env<'a> {
             let Some((pc, here)) = picked else {
                 return self.fault(
                     FaultKind::Divergence,
-                    "lanes of a warp wait for lanes that never come",
+                    "lanes of a warp wait for lanes that never arrive",
                 );
             };
             self.pc = pc;
@@ -111,7 +111,7 @@ impl<'a> Env<'a> {
                 Action::Warp(op, members) => {
                     let need = w.first(*members, mask) & w.live;
                     if need & !mask != 0 {
-                        // Others of the members have yet to come here.
+                        // Some of the members have not arrived yet.
                         w.scatter();
                         w.parked |= here;
                         if w.live & !w.parked == 0 {
@@ -209,7 +209,7 @@ impl<'a> Env<'a> {
         if mask == !0 {
             Ok(())
         } else {
-            self.fault(FaultKind::Divergence, format!("only lanes {mask:#010x} came to"))
+            self.fault(FaultKind::Divergence, format!("only lanes {mask:#010x} arrived"))
         }
     }
 }

@@ -1,16 +1,16 @@
-//! One warp: registers, which lanes are where, pending copies; and the operations among its lanes.
+//! One warp: registers, positions of lanes, pending copies; and the operations among its lanes.
 
 use crate::machine::regs::Regs;
 use crate::program::{Redux, ShuffleMode, VoteMode, WarpOp};
 
-/// A `cp.async` of one lane that has not landed.
+/// A pending `cp.async` of one lane.
 #[derive(Clone, Copy)]
 pub(crate) struct Pending {
     pub lane: u8,
     pub bytes: u8,
     /// Counts the copies of its lane.
     pub number: u64,
-    /// How many bytes come from memory; the others are zero.
+    /// How many bytes are read from memory; the others are zero.
     pub wanted: u8,
     /// Number of the group among those of its lane.
     pub group: u32,
@@ -27,7 +27,7 @@ pub(crate) struct Warp {
     pub full: u32,
     /// Lanes that have not exited.
     pub live: u32,
-    /// All live lanes are at `pc`; otherwise `pcs` tells.
+    /// All live lanes are at `pc`; otherwise `pcs` has their positions.
     pub uniform: bool,
     pub pc: u32,
     pub pcs: [u32; 32],
@@ -37,15 +37,15 @@ pub(crate) struct Warp {
     pub local: Vec<u8>,
     /// Groups of `cp.async` that each lane has committed.
     pub committed: [u32; 32],
-    /// The barrier instruction that it sleeps at.
+    /// The barrier instruction at which it waits.
     pub asleep: Option<u32>,
     /// Stores by the copy engine, and the groups of them that each lane has committed.
     pub stores: Vec<crate::machine::bulk::BulkStore>,
     pub stores_committed: [u32; 32],
-    /// Products of the warpgroup on their way, and groups of them.
+    /// Pending products of the warpgroup, and groups of them.
     pub flights: Vec<crate::machine::flights::Flight>,
     pub products_committed: u32,
-    /// For each word: how many products on their way have it as accumulator, and as operand.
+    /// For each word: how many pending products have it as accumulator, and as operand.
     pub busy: Vec<[u16; 2]>,
     /// `wgmma.fence`s executed, and how many there were when each word was written, plus one.
     pub fences: u32,
@@ -53,7 +53,7 @@ pub(crate) struct Warp {
 }
 
 impl Warp {
-    /// The lanes to run next and where they are: those with the lowest program counter.
+    /// The lanes to run next and their position: those with the lowest program counter.
     pub(crate) fn pick(&mut self) -> Option<(u32, u32)> {
         if self.uniform {
             self.scatter();
@@ -68,7 +68,7 @@ impl Warp {
         if ready == 0 {
             return None;
         }
-        // Lanes parked at the same instruction go with the others.
+        // Lanes that wait at the same instruction run with the others.
         let mut mask = 0;
         for l in 0..32 {
             if self.live >> l & 1 == 1 && self.pcs[l] == pc {
@@ -83,7 +83,7 @@ impl Warp {
         Some((pc, mask))
     }
 
-    /// Gives each lane a program counter of its own.
+    /// Gives each lane its own program counter.
     pub(crate) fn scatter(&mut self) {
         if self.uniform {
             self.pcs = [self.pc; 32];
@@ -119,7 +119,8 @@ impl Warp {
                 let [a, b, c] = [a, b, c].map(|s| regs.words[*s as usize]);
                 let (mut out, mut found) = (a, 0u32);
                 for l in 0..32u32 {
-                    // Lanes form segments of a width; `c` holds the mask of segment bits and the last lane to read.
+                    // Lanes form segments of a width; `c` holds the mask of segment bits and the
+                    // last lane to read.
                     let (i, segment, clamp) =
                         (l as usize, c[l as usize] >> 8 & 31, c[l as usize] & 31);
                     let n = b[i] & 31;
@@ -133,7 +134,7 @@ impl Warp {
                         }
                     };
                     let from = if inside { from & 31 } else { l };
-                    // What a lane holds that takes no part is undefined.
+                    // The result of a lane that does not take part is undefined.
                     out[i] = if mask >> from & 1 == 1 { a[from as usize] } else { u32::MAX };
                     found |= (inside as u32) << l;
                 }

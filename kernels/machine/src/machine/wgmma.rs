@@ -1,7 +1,7 @@
-//! `wgmma`: products of a warpgroup, whose operands lie in shared memory (A may be in registers).
+//! `wgmma`: products of a warpgroup, whose operands are in shared memory (A may be in registers).
 //!
-//! A product is computed when it is issued. What must not be touched before it has been waited for is marked: accumulators, registers of A,
-//! and the operands in shared memory.
+//! A product is computed when it is issued. Everything that must not be accessed before the program
+//! waits for it is marked: accumulators, registers of A, and the operands in shared memory.
 
 use crate::decode::{Decoded, at, unknown};
 use crate::machine::block::Env;
@@ -16,7 +16,7 @@ use crate::read::types::Type;
 use crate::report::{Fault, FaultKind};
 use std::collections::VecDeque;
 
-/// Where A comes from; numbers are slots.
+/// The source of A; numbers are slots.
 pub(crate) enum Source {
     Descriptor(u32),
     Registers([u32; 4]),
@@ -42,7 +42,7 @@ pub(crate) struct Wgmma {
 /// A tile of A or B, elements as f32: rows of A, or 8 columns at a time of B.
 type Run = fn(&Wgmma, &[[f32; 32]; 16], &[[f32; 8]], bool, &mut Regs);
 
-/// What the warps of a warpgroup have executed, so that they do it together.
+/// What the warps of a warpgroup have executed, to check that they execute the same products.
 #[derive(Default)]
 pub(crate) struct Group {
     log: VecDeque<Logged>,
@@ -54,7 +54,7 @@ struct Logged {
     pc: u32,
     operands: [u64; 2],
     add: bool,
-    /// B as f32, for the warps to come.
+    /// B as f32, for the warps that follow.
     b: Vec<[f32; 8]>,
 }
 
@@ -142,7 +142,7 @@ pub(crate) fn decode(b: &mut Builder, parts: &[&str], args: &[Arg]) -> Decoded {
         transposed_b: tb,
         run,
     };
-    // A warp does a quarter of the product.
+    // A warp computes a quarter of the product.
     Ok((Action::Wgmma(Box::new(w)), Class::Wgmma, 2 * 16 * (n * k) as u64))
 }
 
@@ -160,7 +160,7 @@ fn pick<const K: usize>() -> Run {
             rows::<K, true>(w, a, b, add, regs)
         }
         return |w, a, b, add, regs| {
-            // SAFETY: the features were found above.
+            // SAFETY: the features were detected above.
             unsafe { vector::<K>(w, a, b, add, regs) }
         };
     }
@@ -225,7 +225,7 @@ impl Env<'_> {
         let g = &mut self.groups[group];
         let at = (g.position[quarter] - 1 - g.first) as usize;
         (m.run)(m, &rows, &g.log[at].b, add, &mut w.regs);
-        // What all four warps have done is forgotten.
+        // Products that all four warps have executed are removed.
         while g.position.iter().all(|p| *p > g.first) {
             g.log.pop_front();
             g.first += 1;
@@ -233,7 +233,8 @@ impl Env<'_> {
         Ok(())
     }
 
-    /// Compares a product with what the other warps of the group executed; true if this one is the first to come.
+    /// Compares a product with what the other warps of the group executed; true if this warp is the
+    /// first.
     fn log(
         &mut self,
         group: usize,

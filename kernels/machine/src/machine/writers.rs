@@ -1,4 +1,4 @@
-//! What each block wrote in global memory, to find blocks that overwrite each other's results.
+//! The writes of each block to global memory, to find blocks that overwrite each other's results.
 
 use crate::memory::Memory;
 use std::sync::OnceLock;
@@ -9,7 +9,8 @@ const PAGE: u64 = 1 << 20;
 
 type Page = OnceLock<Box<[AtomicU64]>>;
 
-/// For every two bytes what was stored there last, below the number of the block that did, plus one. Stores of single bytes are not tracked.
+/// For every two bytes, the value that was stored there last, and in the higher bits the number of
+/// the block that stored it, plus one. Stores of single bytes are not tracked.
 pub(crate) struct Writers {
     ranges: Vec<(u64, Vec<Page>)>,
 }
@@ -20,7 +21,7 @@ impl Writers {
         Writers { ranges: memory.spans().map(|(start, end)| (start, pages(end - start))).collect() }
     }
 
-    /// Notes a store of a block; tells another one that stored something else there.
+    /// Records a store of a block. Returns another block that stored another value there.
     pub(crate) fn store(&self, address: u64, bytes: &[u8], block: u32) -> Option<u32> {
         let (start, pages) =
             &self.ranges[self.ranges.partition_point(|r| r.0 <= address).checked_sub(1)?];
@@ -37,7 +38,7 @@ impl Writers {
     }
 }
 
-/// Zeroed memory that costs nothing until it is touched.
+/// Zeroed memory, which is allocated only when it is accessed.
 fn cells() -> Box<[AtomicU64]> {
     let plain = vec![0u64; PAGE as usize / 2].into_boxed_slice();
     // SAFETY: `AtomicU64` has the layout of `u64`.

@@ -7,7 +7,7 @@ use crate::read::text::{Arg, args, integer};
 use crate::read::types::{Slot, Special, Type};
 use std::collections::HashMap;
 
-/// What a name that is no register stands for.
+/// The meaning of a name that is not a register.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Symbol {
     Param(u64),
@@ -40,7 +40,7 @@ pub(crate) struct Builder {
     labels: HashMap<(u32, String), u32>,
     tables: HashMap<String, Vec<String>>,
     last_label: String,
-    /// Words that the statement at hand reads and writes.
+    /// Words that the current statement reads and writes.
     reads: Vec<u32>,
     writes: Vec<u32>,
     /// Branches to resolve: index of the instruction, its scopes from outside in, the label.
@@ -271,7 +271,7 @@ impl Builder {
         self.source(arg, Type::B32, false)
     }
 
-    /// Slot of a destination; `_` gets a register that nobody reads.
+    /// Slot of a destination; `_` gets a register that is never read.
     pub(crate) fn dst<T: Lane>(&mut self, arg: &Arg) -> Result<u32, Error> {
         let wide = T::WIDE;
         match (self.any(arg)?, wide) {
@@ -323,12 +323,13 @@ impl Builder {
         }
     }
 
-    /// Slot of a predicate that is read, and whether it is negated. Numbers (0, 1) and `true`/`false` are constants.
+    /// Slot of a predicate that is read, and whether it is negated. Numbers (0, 1) and
+    /// `true`/`false` are constants.
     pub(crate) fn src_pred(&mut self, arg: &Arg) -> Result<(u32, bool), Error> {
         match arg {
             Arg::Name(n) => {
                 if let Some(v) = integer(n) {
-                    // A predicate that nobody writes is false.
+                    // A predicate that is never written is false.
                     let Slot::Pred(p) = self.fresh(Type::Pred) else { unreachable!() };
                     return Ok((p, v != 0));
                 }

@@ -7,14 +7,14 @@ use crate::read::types::Type;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Where things lie that are not in global memory, as generic addresses see them: the top four bits tell.
+/// The generic addresses of state spaces other than global memory, by the top four bits.
 pub(crate) mod spaces {
     pub const SHARED: u64 = 1 << 60;
     pub const LOCAL: u64 = 2 << 60;
     pub const PARAM: u64 = 3 << 60;
     /// Variables of the module.
     pub const MODULE: u64 = 4 << 60;
-    /// Shared memory begins here, as on Hopper, so that a null pointer is outside.
+    /// Shared memory begins here, as on Hopper, so that a null pointer is outside of it.
     pub const SHARED_START: u32 = 1024;
 }
 
@@ -137,7 +137,7 @@ fn params(list: &str) -> Result<Vec<(String, Param)>, Error> {
     let mut out = vec![];
     let mut offset: usize = 0;
     for p in list.split(',').map(str::trim).filter(|p| !p.is_empty()) {
-        // Attributes of pointers, such as `.ptr .global .align 16`, tell nothing about the layout.
+        // Attributes of pointers, such as `.ptr .global .align 16`, do not affect the layout.
         let v = match p.split_once(".ptr") {
             Some((before, after)) => {
                 format!("{before} {}", after.split_whitespace().last().unwrap_or(""))
@@ -192,7 +192,7 @@ fn entry(
     for (name, p) in &named {
         b.symbols.insert(name.clone(), Symbol::Param(p.offset as u64));
     }
-    // Shared and local variables first: dynamic shared memory begins behind all others.
+    // Shared and local variables first: dynamic shared memory begins after all others.
     let mut dynamic = vec![];
     let mut dynamic_align = 1;
     let mut place = |b: &mut Builder, v: &Variable| {
@@ -267,7 +267,7 @@ pub(crate) fn names(list: &str) -> Vec<String> {
     list.split(',').map(|n| n.trim().to_string()).collect()
 }
 
-/// `<833>` behind a register's stem.
+/// `<833>` after a register's stem.
 pub(crate) fn register_range(name: &str) -> Option<(&str, u32)> {
     let (stem, count) = name.split_once('<')?;
     Some((stem, integer(count.trim_end_matches('>'))? as u32))

@@ -1,4 +1,4 @@
-//! PTX text cut into statements, and the arguments of a statement.
+//! Splits PTX text into statements, and a statement into its arguments.
 
 use crate::Error;
 
@@ -12,8 +12,9 @@ pub(crate) enum Item {
     Close,
 }
 
-/// Cuts the body of a module. Comments are dropped; a directive without a semicolon (`.version`, `.target`, `.entry` heads) comes out as a
-/// statement that ends at the line end or before the brace.
+/// Splits the body of a module. Comments are removed; a directive without a semicolon (`.version`,
+/// `.target`, `.entry` heads) becomes a statement that ends at the end of the line or before the
+/// brace.
 pub(crate) fn items(text: &str) -> Vec<(u32, Item)> {
     let mut out = vec![];
     let mut current = String::new();
@@ -136,12 +137,12 @@ pub(crate) enum Arg {
     Address { base: String, offset: i64, coordinates: Vec<String> },
 }
 
-/// The arguments behind the opcode.
+/// The arguments after the opcode.
 pub(crate) fn args(text: &str) -> Result<Vec<Arg>, Error> {
     split(text).into_iter().map(|a| arg(&a)).collect()
 }
 
-/// Cuts at commas outside of brackets and braces.
+/// Splits at commas outside of brackets and braces.
 fn split(text: &str) -> Vec<String> {
     let mut out = vec![];
     let mut depth = 0;
@@ -199,7 +200,7 @@ fn arg(text: &str) -> Result<Arg, Error> {
     Ok(Arg::Name(text.to_string()))
 }
 
-/// A whole number as PTX writes it.
+/// An integer in the notation of PTX.
 pub(crate) fn integer(text: &str) -> Option<i64> {
     let (negative, digits) = match text.strip_prefix('-') {
         Some(d) => (true, d.trim()),

@@ -1,6 +1,6 @@
 //! PTX types and register banks.
 
-/// A PTX fundamental type, or one of the packed types that `cvt` and arithmetic know.
+/// A PTX fundamental type, or one of the packed types of `cvt` and arithmetic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Type {
     Pred,
@@ -104,7 +104,7 @@ impl Type {
     }
 }
 
-/// Where a register lives: in the bank of 32-bit registers (16-bit ones too), of 64-bit registers, or of predicates.
+/// The bank of a register: 32-bit registers (also 16-bit ones), 64-bit registers, or predicates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Slot {
     Word(u32),
@@ -112,7 +112,7 @@ pub(crate) enum Slot {
     Pred(u32),
 }
 
-/// Special registers, each with a slot of its own that is filled when a warp starts.
+/// Special registers, each with its own slot, which is filled when a warp starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Special {
     Tid(u8),

@@ -3,7 +3,8 @@
 
 use ptx_machine::{Fault, Launch, Memory, Module, Options, Report, run};
 
-/// A PTX file with one kernel `k` that takes so many addresses, `%p0`, `%p1` and so on, and has the registers that tests use.
+/// A PTX file with one kernel `k` with this many addresses as parameters, `%p0`, `%p1` and so on,
+/// and has the registers that tests use.
 pub fn kernel(addresses: usize, directives: &str, body: &str) -> String {
     let params: Vec<String> = (0..addresses).map(|i| format!(".param .u64 k_param_{i}")).collect();
     let loads: String =
@@ -81,7 +82,8 @@ impl Lab {
     }
 }
 
-/// Executes instructions with a warp: `%a`, `%b`, `%c`, `%e` are the inputs of lanes, of these types; the result is `%o`.
+/// Executes instructions with a warp: `%a`, `%b`, `%c`, `%e` are the inputs of lanes, of these
+/// types; the result is `%o`.
 pub fn eval(code: &str, out: &str, inputs: &[(&str, Vec<u64>)]) -> Vec<u64> {
     let mut lab = Lab::new();
     let mut body = String::new();
@@ -107,7 +109,7 @@ pub fn eval(code: &str, out: &str, inputs: &[(&str, Vec<u64>)]) -> Vec<u64> {
     lab.bytes(result).chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
-/// Numbers without a pattern.
+/// Pseudo-random numbers.
 pub struct Random(pub u64);
 
 impl Random {
