@@ -89,7 +89,7 @@ fn a_quiet_pull_prints_only_the_result_and_files_can_be_named() {
         (&["name"][..], 2, "org/name"),
         (&["../../etc"], 2, "org/name"),
         (&["org/name", "../x"], 2, "a file"),
-        (&["org/name@v1", "--revision", "v2"], 2, "one of them"),
+        (&["org/name@v1", "--revision", "v2"], 2, "one of the two"),
         (&["org/name", "no.safetensors"], 4, "org/name/tiny.safetensors"),
         (&["org/name", "x.ckpt"], 2, "pickle"),
         (&["org/other"], 4, "HTTP 404"),

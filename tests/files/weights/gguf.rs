@@ -106,7 +106,7 @@ fn a_split_model_is_opened_by_any_of_its_files_and_a_missing_one_is_named() {
         let path = dir.path().join(odd);
         std::fs::write(&path, b"GGUF").unwrap();
         let e = open(&Files::model(&path)).err().unwrap();
-        assert!(e.to_string().contains("the numbers of a split GGUF file"), "{e}");
+        assert!(e.to_string().contains("the name of a split GGUF file"), "{e}");
     }
 }
 
