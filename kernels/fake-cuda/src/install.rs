@@ -79,8 +79,8 @@ mod linux {
     /// The library next to the running executable: tests run in `target/<profile>/deps`, programs
     /// one folder above.
     fn library() -> Result<PathBuf, String> {
-        let program =
-            std::env::current_exe().map_err(|e| format!("the path of this program cannot be read: {e}"))?;
+        let program = std::env::current_exe()
+            .map_err(|e| format!("the path of this program cannot be read: {e}"))?;
         let folders =
             program.ancestors().skip(1).take(2).flat_map(|f| [f.join("deps"), f.to_path_buf()]);
         let found = folders.map(|f| f.join(FILE)).find(|f| f.is_file());

@@ -186,7 +186,8 @@ impl Spec {
         match key {
             "name" => self.name = value.to_string(),
             "capability" => {
-                let (major, minor) = value.split_once('.').ok_or("a capability must be written like 8.6")?;
+                let (major, minor) =
+                    value.split_once('.').ok_or("a capability must be written like 8.6")?;
                 self.capability = (number(major)? as u32, number(minor)? as u32);
             }
             "memory" => self.memory = size(value)?,

@@ -83,9 +83,7 @@ pub fn encode(r: &Request) -> Outcome<[u8; 128]> {
         demand(pitch >= sizes[0] * u64::from(bytes), "rows overlap")?;
     }
     if rank > 2 || r.interleave != 0 || r.fill != 0 || steps.iter().any(|&s| s != 1) {
-        return Err(unsupported(
-            "the PTX machine copies only from dense matrices with zero fill",
-        ));
+        return Err(unsupported("the PTX machine copies only from dense matrices with zero fill"));
     }
     Ok(ptx_machine::TensorMap {
         address: r.address as u64,

@@ -101,11 +101,7 @@ fn a_context_costs_memory_until_it_is_released() {
     assert_eq!(result::mem_get_info().unwrap().0, 50 * MIB);
     drop(first);
     let _new = Primary::new(0);
-    assert_eq!(
-        result::mem_get_info().unwrap().0,
-        150 * MIB,
-        "a context frees its allocations"
-    );
+    assert_eq!(result::mem_get_info().unwrap().0, 150 * MIB, "a context frees its allocations");
     fake.handle.configure("memory.1=50M").unwrap();
     assert_eq!(code(Primary::try_new(1).map(|_| ())), CUresult::CUDA_ERROR_OUT_OF_MEMORY);
 }

@@ -52,11 +52,7 @@ fn a_pageable_buffer_is_read_at_once_and_written_late() {
     let mut value = [1u32];
     upload(at, &value, s);
     value[0] = 2;
-    assert_eq!(
-        read(at, 1),
-        [POISON],
-        "the default stream does not wait for a non-blocking stream"
-    );
+    assert_eq!(read(at, 1), [POISON], "the default stream does not wait for a non-blocking stream");
     sync(s);
     assert_eq!((read(at, 1), value), (vec![1], [2]));
 }

@@ -35,13 +35,7 @@ pub(super) enum Content {
     /// These bytes.
     Bytes(Vec<u8>),
     /// Ranges of elements (first, count) of a canonical tensor, in sequence.
-    Values {
-        field: Field,
-        rounding: Rounding,
-        dtype: DType,
-        scale: f32,
-        runs: Vec<(u64, u64)>,
-    },
+    Values { field: Field, rounding: Rounding, dtype: DType, scale: f32, runs: Vec<(u64, u64)> },
 }
 
 impl SynthTensor {

@@ -170,10 +170,8 @@ impl Env<'_> {
                 .map(|p| unsafe { (p as *const [u8; 128]).read_unaligned() })
         };
         let Some(map) = bytes.as_ref().and_then(TensorMap::decode) else {
-            return self.fault(
-                FaultKind::Unsupported,
-                format!("no matrix descriptor at {address:#x}"),
-            );
+            return self
+                .fault(FaultKind::Unsupported, format!("no matrix descriptor at {address:#x}"));
         };
         let width = map.box_cols as u64 * map.element_bytes as u64;
         let wrong = !address.is_multiple_of(64)
