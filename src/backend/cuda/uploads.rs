@@ -233,8 +233,8 @@ impl Copier {
             }
         }
         match self.kept.get(&origin) {
-            // SAFETY: the place was given to this weight, which is as large; whoever read there
-            // before is waited for; the bytes live as long as the stream.
+            // SAFETY: the place is as large as this weight; steps that read it before are waited
+            // for; the bytes live as long as the stream.
             Some((own, _)) => unsafe { self.stream.upload(to, own.bytes()) },
             None => self.pass(to, piece.bytes, piece.unit, &read),
         }
@@ -256,7 +256,7 @@ impl Copier {
             copied.synchronize()?; // an event that was never recorded is reached
             let out = &mut chunk.bytes_mut()[..n];
             fill(&self.readers, out, unit, &|at, out| read(from + at, out))?;
-            // SAFETY: as in `piece`; the chunk is not touched again before the event.
+            // SAFETY: as in `piece`; the chunk is not changed before the event is reached.
             unsafe { self.stream.upload(to + from as u64, &chunk.bytes()[..n]) }?;
             copied.record(&self.stream)?;
         }

@@ -256,7 +256,7 @@ fn memory(raw: &wgpu::Adapter, kind: AdapterKind) -> (u64, u64, bool) {
 #[cfg(not(target_vendor = "apple"))]
 fn heap(raw: &wgpu::Adapter) -> Option<Heap> {
     use ash::vk;
-    // SAFETY: the handle is used for two questions and not kept or destroyed.
+    // SAFETY: the handle is used for two queries, and neither kept nor destroyed.
     let adapter = unsafe { raw.as_hal::<wgpu::hal::api::Vulkan>() }?;
     let instance = adapter.shared_instance().raw_instance();
     let device = adapter.raw_physical_device();
@@ -270,8 +270,8 @@ fn heap(raw: &wgpu::Adapter) -> Option<Heap> {
     if tells {
         properties = properties.push_next(&mut budget);
     }
-    // SAFETY: as above; the chain holds the one structure that the extension, which is there,
-    // allows. wgpu asks for Vulkan 1.1 or this very call's extension.
+    // SAFETY: as above; the chain contains the one structure that the extension, which is
+    // available, allows. wgpu requests Vulkan 1.1 or the extension of this call.
     unsafe { instance.get_physical_device_memory_properties2(device, &mut properties) };
     let memory = properties.memory_properties;
     let (bytes, largest) = (0..memory.memory_heap_count as usize)
