@@ -78,8 +78,11 @@ impl Grain {
 /// arena.
 #[derive(Debug, Clone, Default)]
 pub struct Places {
+    /// Offsets of the inputs, by number.
     pub inputs: Vec<usize>,
+    /// Offsets of the tensors that live within a run, by number.
     pub temps: Vec<usize>,
+    /// Offsets of the outputs, by number.
     pub outputs: Vec<usize>,
     /// Scratch memory of the running operation.
     pub scratch: usize,
@@ -123,8 +126,13 @@ pub struct Layout {
 pub enum Place {
     /// Byte offset among the resident weights.
     Resident(usize),
-    /// Byte offset in the ring. `again`: the weight will pass in later runs, too.
-    Ring { offset: usize, again: bool },
+    /// In the ring.
+    Ring {
+        /// Byte offset in the ring.
+        offset: usize,
+        /// The weight will pass in later runs, too.
+        again: bool,
+    },
 }
 
 impl Layout {

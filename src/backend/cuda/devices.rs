@@ -11,9 +11,11 @@ use crate::error::Result;
 pub struct GpuInfo {
     /// Its number, as in `--device cuda:0`.
     pub ordinal: usize,
+    /// Its name, as the driver reports it.
     pub name: String,
     /// Compute capability.
     pub capability: (u32, u32),
+    /// Bytes of its memory.
     pub total_bytes: u64,
     /// CUDA version of the driver, as 1000 * major + 10 * minor.
     pub driver: i32,

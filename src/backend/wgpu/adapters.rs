@@ -45,7 +45,9 @@ impl AdapterKind {
 pub struct Adapter {
     /// Its number, as in `--device wgpu:0`.
     pub ordinal: usize,
+    /// Its name, as the driver reports it.
     pub name: String,
+    /// What kind of device it is.
     pub kind: AdapterKind,
     /// `vulkan`, `metal` or `dx12`.
     pub api: &'static str,
@@ -55,18 +57,23 @@ pub struct Adapter {
     pub memory_bytes: u64,
     /// Free bytes, if the interface reports them; otherwise a guess.
     pub free_bytes: u64,
+    /// Whether the interface reports the memory.
     pub memory_known: bool,
-    /// Bytes of the largest buffer, and of the largest part of a buffer that a shader can access.
+    /// Bytes of the largest buffer.
     pub buffer_bytes: u64,
+    /// Bytes of the largest window: the part of a buffer that a shader can access.
     pub binding_bytes: u64,
     /// Windows begin at multiples of this many bytes, 16 at least.
     pub alignment: u64,
-    /// Workgroup memory in bytes, threads of a workgroup.
+    /// Bytes of workgroup memory.
     pub shared_bytes: u32,
+    /// Threads of the largest workgroup.
     pub threads: u32,
     /// Threads of the smallest and the largest subgroup, if shaders may use subgroups.
     pub subgroups: Option<(u32, u32)>,
+    /// Shaders may use f16.
     pub f16: bool,
+    /// Shaders may use products of 8x8 matrices of f32.
     pub cooperative_matrix: bool,
     /// Why it cannot be used, if it cannot.
     pub unusable: Option<String>,

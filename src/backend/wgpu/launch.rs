@@ -133,6 +133,8 @@ pub struct Needs {
 }
 
 impl Needs {
+    /// A shader with workgroups of `threads` threads and `shared_bytes` bytes of memory, and no
+    /// features.
     pub const fn new(threads: u32, shared_bytes: u32) -> Needs {
         Needs { f16: false, subgroups: false, cooperative_matrix: false, threads, shared_bytes }
     }
@@ -160,7 +162,9 @@ impl Needs {
 /// lines.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Shader {
+    /// The name in errors and reports.
     pub name: &'static str,
+    /// The text, in parts.
     pub sources: &'static [&'static str],
     /// Bytes of its `Params`.
     pub params_bytes: usize,
@@ -169,6 +173,7 @@ pub struct Shader {
 }
 
 impl Shader {
+    /// The whole text.
     pub fn text(&self) -> String {
         self.sources.concat()
     }
@@ -219,9 +224,11 @@ pub struct WgpuDevice {
     pub shared_bytes: u32,
     /// Threads of a workgroup at most.
     pub threads: u32,
+    /// Shaders may use f16.
     pub f16: bool,
     /// Threads of the smallest and the largest subgroup.
     pub subgroups: Option<(u32, u32)>,
+    /// Shaders may use products of 8x8 matrices of f32.
     pub cooperative_matrix: bool,
     /// A driver that computes on the processor.
     pub software: bool,
