@@ -379,7 +379,7 @@ impl EngineArgs {
         let given = [("clip", clip), ("t5", t5), ("vae", vae)];
         let named =
             given.into_iter().filter_map(|(option, path)| Some((option.to_string(), path?)));
-        ModelFiles { model, components: named.collect() }
+        ModelFiles { model, components: named.collect(), ..ModelFiles::default() }
     }
 
     pub fn options(&self) -> RunOptions {

@@ -11,6 +11,7 @@ use super::target::Target;
 use super::values::{Budget, Seed};
 use super::{cancelled, output, preview, prompts, signals};
 use crate::error::{Error, Result};
+use crate::library::ModelFiles;
 use crate::pipeline::Pipeline;
 use crate::pipeline::images::{Metadata, load_init_image, read_metadata, save};
 use crate::pipeline::request::{Generated, Request, Settings};
@@ -81,7 +82,8 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
     fill(&mut request, &args.request)?;
     let mut progress = Progress::new(how);
     tell_budgets(&args.engine, &progress);
-    let pipeline = open(&args.engine, &mut progress)?;
+    let files = ModelFiles { plan_only: true, ..args.engine.files() };
+    let pipeline = open_files(&files, &args.engine, &mut progress)?;
     let plan = pipeline.plan(&request)?;
     progress.finish();
     if how.json { output::json(&plan) } else { output::text(&format!("{plan}\n")) }
@@ -103,9 +105,16 @@ pub fn fill(request: &mut Request, args: &RequestArgs) -> Result<()> {
 /// Opens the model under the arguments' budgets. From here on there are events at which a signal is
 /// looked for; until here, while stdin may be waited for, a signal ends the process as usual.
 pub fn open(engine: &EngineArgs, progress: &mut Progress) -> Result<Pipeline> {
+    open_files(&engine.files(), engine, progress)
+}
+
+fn open_files(
+    files: &ModelFiles,
+    engine: &EngineArgs,
+    progress: &mut Progress,
+) -> Result<Pipeline> {
     signals::listen();
-    let pipeline =
-        Pipeline::open(&engine.files(), &engine.options(), &mut |event| progress.event(event))?;
+    let pipeline = Pipeline::open(files, &engine.options(), &mut |event| progress.event(event))?;
     cancelled()?;
     Ok(pipeline)
 }

@@ -17,6 +17,8 @@ pub struct ModelFiles {
     /// Component files or their names, by the option that gives them (`vae`), where the model file
     /// does not hold them and they are not to be looked for.
     pub components: BTreeMap<String, PathBuf>,
+    /// Only plans are made: a synthetic model is opened as shapes and its file is not written.
+    pub plan_only: bool,
 }
 
 /// Where a model comes from.
@@ -25,6 +27,8 @@ pub enum ModelSource {
     Embedded,
     /// A synthetic model, in these files once it is written.
     Synthetic(Synthetic, Files),
+    /// A synthetic model as shapes only, with the component files that were given.
+    Shapes(Synthetic, Files),
     /// Files that exist.
     Files(Files),
 }
@@ -62,8 +66,10 @@ pub fn find(
         let path = one(name, Role::of(component), option, places, tell).map_err(at)?;
         components.insert(option.clone(), path);
     }
+    let plan_only = files.plan_only;
     let files = Files { model: path, components };
     Ok(match synthetic {
+        Some(synthetic) if plan_only => ModelSource::Shapes(synthetic, files),
         Some(synthetic) => ModelSource::Synthetic(synthetic, files),
         None => ModelSource::Files(files),
     })
@@ -105,6 +111,10 @@ pub fn open(
         ModelSource::Synthetic(synthetic, files) => {
             synthetic.make(&files.model, tell)?;
             files
+        }
+        ModelSource::Shapes(synthetic, files) => {
+            let shapes = synthetic.shapes()?;
+            return super::open_shapes(shapes, &files, places.families).map(Some);
         }
         ModelSource::Files(files) => files,
     };

@@ -20,6 +20,7 @@ pub mod unit;
 
 pub use inspect::{Inspection, inspect, inspect_among};
 pub use lookup::ModelFiles;
+pub(crate) use open::open_shapes;
 pub use open::{
     Checkpoint, Files, open, open_among, open_bytes, open_only, open_source, open_source_among,
 };

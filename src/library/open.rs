@@ -65,6 +65,8 @@ pub struct Checkpoint {
     tokenizers: BTreeMap<Component, PathBuf>,
     /// Ten hex digits that recognise the transformer's files.
     pub hash: String,
+    /// Some weights have shapes only: a run can be planned, not made.
+    pub shapes_only: bool,
     /// Lines for the user: `t5: /path (found beside the model)`, warnings of the map.
     pub found: Vec<String>,
     /// The places in which absent components were looked for.
@@ -134,6 +136,7 @@ impl Checkpoint {
             max_lengths: BTreeMap::new(),
             tokenizers: BTreeMap::new(),
             hash: String::new(),
+            shapes_only: false,
             found: vec![],
             searched: BTreeMap::new(),
         }
@@ -316,10 +319,40 @@ pub fn open_among(
 ) -> Result<Checkpoint> {
     let path = files.model.as_path();
     let (main, folder) = main_unit(path, families)?;
+    let mut checkpoint = with_given(&main, name_of(path), files, families)?;
+    checkpoint.search(&folder, places, families)?;
+    let roots = [Some(folder.as_path()), folder.parent()];
+    if let Some(root) = roots.into_iter().flatten().find(|r| r.join("model_index.json").is_file()) {
+        checkpoint.add_folder(root)?;
+    }
+    checkpoint.set_hash();
+    Ok(checkpoint)
+}
+
+/// Opens a model of which there are only the shapes, with the components that `files` give.
+pub(crate) fn open_shapes(
+    shapes: WeightFile,
+    files: &Files,
+    families: Families,
+) -> Result<Checkpoint> {
+    let main = OpenedUnit::files(vec![Arc::new(shapes)], families);
+    let mut checkpoint = with_given(&main, name_of(&files.model), files, families)?;
+    checkpoint.shapes_only = true;
+    checkpoint.set_hash();
+    Ok(checkpoint)
+}
+
+/// The components that `files` give and, where they give none, those of `main`.
+fn with_given(
+    main: &OpenedUnit,
+    name: String,
+    files: &Files,
+    families: Families,
+) -> Result<Checkpoint> {
     let Some(family) = main.family() else {
         return Err(main.is_not(&families.transformers().collect::<Vec<_>>()));
     };
-    let mut checkpoint = Checkpoint::empty(name_of(path), family);
+    let mut checkpoint = Checkpoint::empty(name, family);
     if let Some(option) = files.components.keys().find(|o| family.option(o).is_none()) {
         return Err(Error::argument(format!("{} has no such component", family.title))
             .at(format!("--{option}")));
@@ -334,13 +367,7 @@ pub fn open_among(
         checkpoint.add(&opened, &[component])?;
         checkpoint.found.push(format!("{component}: {} (given)", given.display()));
     }
-    checkpoint.add(&main, family.components)?;
-    checkpoint.search(&folder, places, families)?;
-    let roots = [Some(folder.as_path()), folder.parent()];
-    if let Some(root) = roots.into_iter().flatten().find(|r| r.join("model_index.json").is_file()) {
-        checkpoint.add_folder(root)?;
-    }
-    checkpoint.set_hash();
+    checkpoint.add(main, family.components)?;
     Ok(checkpoint)
 }
 

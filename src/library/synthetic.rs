@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, flux1, t5, vae};
 use crate::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
+use crate::weights::container::file::WeightFile;
 use crate::weights::synth;
 use crate::weights::synth::{Dialect, Grid, Storage, SynthSpec, Watch};
 
@@ -49,6 +50,34 @@ impl Synthetic {
         crate::host::cache_folder().join("synthetic").join(format!("{}.safetensors", self.label()))
     }
 
+    /// The model as shapes only, for a plan: nothing is written.
+    pub fn shapes(&self) -> Result<WeightFile> {
+        synth::shapes(&self.spec(), &self.path())
+    }
+
+    /// The checkpoint: every tensor of the full-size model.
+    fn spec(&self) -> SynthSpec {
+        let flux = if self.name == "dev" { FluxConfig::dev() } else { FluxConfig::schnell() };
+        let (t5, clip, vae) = (T5Config::xxl(), ClipConfig::large(), VaeConfig::flux());
+        let named = |component, list: Vec<(String, Vec<usize>)>| {
+            list.into_iter().map(move |(n, s)| (component, n, s))
+        };
+        let tensors = named(T5, t5::tensors(&t5))
+            .chain(named(CLIP, clip::tensors(&clip)))
+            .chain(named(TRANSFORMER, flux1::tensors(&flux)))
+            .chain(named(VAE, vae::tensors(&vae)))
+            .collect();
+        let configs = json!({ "transformer": flux.to_json(), "text_encoder": clip.to_json(), "text_encoder_2": t5.to_json(), "vae": vae.to_json() });
+        SynthSpec {
+            seed: 0,
+            tensors,
+            grid: Grid::F32,
+            storage: self.storage,
+            dialect: Dialect::Comfy,
+            configs,
+        }
+    }
+
     /// Writes the file (17 to 68 GB, minutes) unless it is there. `tell` hears how it goes; an error from it ends the write, and nothing is left behind.
     pub fn make(&self, path: &Path, tell: &mut dyn FnMut(Event) -> Result<()>) -> Result<()> {
         if path.exists() {
@@ -65,25 +94,7 @@ impl Synthetic {
                 .found(e)
                 .try_("set FLUX_FAST_CACHE to a folder with room")
         })?;
-        let flux = if self.name == "dev" { FluxConfig::dev() } else { FluxConfig::schnell() };
-        let (t5, clip, vae) = (T5Config::xxl(), ClipConfig::large(), VaeConfig::flux());
-        let named = |component, list: Vec<(String, Vec<usize>)>| {
-            list.into_iter().map(move |(n, s)| (component, n, s))
-        };
-        let tensors = named(T5, t5::tensors(&t5))
-            .chain(named(CLIP, clip::tensors(&clip)))
-            .chain(named(TRANSFORMER, flux1::tensors(&flux)))
-            .chain(named(VAE, vae::tensors(&vae)))
-            .collect();
-        let configs = json!({ "transformer": flux.to_json(), "text_encoder": clip.to_json(), "text_encoder_2": t5.to_json(), "vae": vae.to_json() });
-        let spec = SynthSpec {
-            seed: 0,
-            tensors,
-            grid: Grid::F32,
-            storage: self.storage,
-            dialect: Dialect::Comfy,
-            configs,
-        };
+        let spec = self.spec();
         let watch = Watch::default();
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| synth::write_watched(&spec, path, &watch));

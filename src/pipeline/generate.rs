@@ -11,7 +11,7 @@ use super::progress::{Listener, send};
 use super::recover::Recovery;
 use super::request::{Generated, Request, Settings};
 use super::settle::{noise_levels, settle};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::event::Event;
 
 /// Makes the images that `request` asks for, again after a failure from which `device` recovers.
@@ -21,6 +21,11 @@ pub fn generate(
     request: &Request,
     on: Listener<'_>,
 ) -> Result<Generated> {
+    if loaded.model.shapes_only {
+        return Err(Error::argument("this model was opened for plans only")
+            .at(&loaded.model.name)
+            .try_("open it again without `plan_only`"));
+    }
     // The seed is chosen once, so that another try makes the same image.
     let seed = settle(&loaded.model, request)?.seed;
     let request = Request { seed: Some(seed), ..request.clone() };

@@ -14,6 +14,8 @@ use crate::weights::ComponentWeights;
 
 /// The four networks of one model.
 pub struct Model {
+    /// Some weights have shapes only: a run can be planned, not made.
+    pub shapes_only: bool,
     /// The family that its components belong to.
     pub family: &'static Family,
     /// The name that users see, such as `flux1-dev`.
@@ -94,7 +96,7 @@ impl Model {
         let clip = network(part(CLIP)?, ClipConfig::read, clip::tensors, notes)?;
         let vae = network(part(VAE)?, VaeConfig::read, vae::tensors, notes)?;
         let t5_max_length = checkpoint.max_length(T5);
-        let Checkpoint { name, family, scheduler, generation, hash, .. } = checkpoint;
+        let Checkpoint { name, family, scheduler, generation, hash, shapes_only, .. } = checkpoint;
         let c = &flux.config;
         fit("T5 width", t5.config.width, "txt_in", c.context)?;
         fit("CLIP width", clip.config.width, "vector_in", c.pooled)?;
@@ -110,7 +112,19 @@ impl Model {
         };
         let defaults = Defaults::read(generation.as_ref(), guidance);
         let t5_length = t5_max_length.unwrap_or(usize::MAX).min(if guidance { 512 } else { 256 });
-        Ok(Model { family, name, hash, flux, t5, clip, vae, schedule, defaults, t5_length })
+        Ok(Model {
+            shapes_only,
+            family,
+            name,
+            hash,
+            flux,
+            t5,
+            clip,
+            vae,
+            schedule,
+            defaults,
+            t5_length,
+        })
     }
 
     /// The weights of the network `component`; `None` if the model does not have it.

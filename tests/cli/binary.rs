@@ -422,3 +422,18 @@ fn a_configuration_file_gives_defaults_and_is_shown_by_doctor() {
         assert_eq!(code(&with(&["doctor", "--no-config"])), Some(0), "{text}");
     }
 }
+
+#[test]
+fn a_plan_of_a_synthetic_model_writes_no_file() {
+    let cache = tempfile::tempdir().unwrap();
+    let plan = |model: &str| {
+        let mut command = command(&["plan", "--json", "--device", "cpu", "--model", model]);
+        let output = command.env("FLUX_FAST_CACHE", cache.path()).output().unwrap();
+        assert_eq!(code(&output), Some(0), "{}", stderr(&output));
+        serde_json::from_str::<Value>(&stdout(&output)).unwrap()
+    };
+    let (fp8, bf16) = (plan("synthetic:dev"), plan("synthetic:schnell:bf16"));
+    assert_ne!(fp8, bf16);
+    let files: Vec<_> = fs::read_dir(cache.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    assert!(files.is_empty(), "{files:?}");
+}

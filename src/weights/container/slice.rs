@@ -51,7 +51,9 @@ fn overlaps(
 
 /// The part itself if its elements lie at multiples of their size, else a copy that does.
 fn aligned(part: HostPart) -> HostPart {
-    if (part.bytes().as_ptr() as usize).is_multiple_of(part.dtype.size()) {
+    // The address alone, since a part of a model that is shapes only has no bytes.
+    let address = part.source.bytes().as_ptr() as usize + part.offset;
+    if address.is_multiple_of(part.dtype.size()) {
         return part;
     }
     let bytes = part.bytes();

@@ -3,9 +3,11 @@
 //! A value depends on nothing but the seed and the tensor's component, canonical name and shape. So one model can be written in
 //! every dialect and must then give the same pictures, and large models need no golden weights.
 
+mod shapes;
 mod values;
 mod write;
 
+pub use shapes::shapes;
 pub use write::{Watch, to_bytes, write, write_hollow, write_watched};
 
 use serde_json::Value;

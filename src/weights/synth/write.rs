@@ -21,23 +21,20 @@ const CHUNK: usize = 32 << 20;
 const PIECE: usize = 256 << 10;
 
 /// A tensor of a file.
-struct SynthTensor {
-    name: String,
-    dtype: &'static str,
-    shape: Vec<usize>,
-    content: Content,
+pub(super) struct SynthTensor {
+    pub name: String,
+    /// The container's name of the element type.
+    pub dtype: &'static str,
+    pub shape: Vec<usize>,
+    pub content: Content,
 }
 
-enum Content {
+/// What a stored tensor is made of.
+pub(super) enum Content {
+    /// These bytes.
     Bytes(Vec<u8>),
     /// Runs of elements (first, count) of a canonical tensor, one after another.
-    Values {
-        field: Field,
-        rounding: Rounding,
-        dtype: DType,
-        scale: f32,
-        runs: Vec<(u64, u64)>,
-    },
+    Values { field: Field, rounding: Rounding, dtype: DType, scale: f32, runs: Vec<(u64, u64)> },
 }
 
 impl SynthTensor {
@@ -50,7 +47,8 @@ impl SynthTensor {
         }
     }
 
-    fn bytes(&self) -> u64 {
+    /// Its size in bytes.
+    pub fn bytes(&self) -> u64 {
         match &self.content {
             Content::Bytes(b) => b.len() as u64,
             Content::Values { dtype, runs, .. } => {
@@ -70,9 +68,9 @@ impl SynthTensor {
 }
 
 /// One file to be: its tensors and its metadata.
-struct Plan {
-    tensors: Vec<SynthTensor>,
-    metadata: BTreeMap<String, String>,
+pub(super) struct Plan {
+    pub tensors: Vec<SynthTensor>,
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// Writes the checkpoint to `path` (see `Dialect` for what it is) and returns the weight files. Each is written beside its place and
@@ -135,7 +133,8 @@ pub fn to_bytes(spec: &SynthSpec) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn comfy(spec: &SynthSpec) -> Result<Plan> {
+/// One file in ComfyUI's layout.
+pub(super) fn comfy(spec: &SynthSpec) -> Result<Plan> {
     let mut tensors = Vec::new();
     for component in present(spec) {
         tensors.extend(component_tensors(spec, component, component.comfy_prefix, false)?);
