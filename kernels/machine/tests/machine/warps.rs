@@ -1,7 +1,6 @@
 //! Operations among lanes, and barriers of warps and blocks.
 
-mod common;
-use common::{Lab, Random, eval, kernel};
+use crate::common::{Lab, Random, eval, kernel};
 use ptx_machine::FaultKind;
 
 fn lanes() -> Vec<u64> {

@@ -1,9 +1,6 @@
 //! Streams run late, but in the order that CUDA guarantees.
-#![cfg(target_os = "linux")]
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use cudarc::driver::sys::CUresult;
 use cudarc::driver::{result, sys};
 
@@ -97,7 +94,7 @@ fn upload_and_add(waits: bool) -> u32 {
 }
 
 #[test]
-fn a_missing_event_shows() {
+fn a_missing_event_changes_the_result() {
     let _fake = fake("");
     assert_eq!(upload_and_add(true), 42);
     assert_eq!(upload_and_add(false), POISON.wrapping_add(1));
@@ -229,7 +226,7 @@ fn a_long_chain_of_waits_is_followed() {
 }
 
 #[test]
-fn two_threads_work_at_once() {
+fn two_threads_work_at_the_same_time() {
     let _fake = fake("");
     let _primary = Primary::new(0);
     let context = result::ctx::get_current().unwrap().unwrap() as usize;

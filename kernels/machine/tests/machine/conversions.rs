@@ -1,10 +1,9 @@
 //! `cvt` between all number formats against plain definitions.
 
-mod common;
-use common::{Random, eval};
+use crate::common::{Random, eval};
 use half::{bf16, f16};
 
-/// Finite numbers of all sizes, and special ones, as f32 bits.
+/// Finite numbers of all magnitudes, and special values, as f32 bits.
 fn inputs(seed: u64) -> Vec<u64> {
     let mut r = Random(seed);
     let known = [
@@ -46,7 +45,7 @@ fn check(code: &str, out: &str, f: impl Fn(f32) -> u64) {
 }
 
 #[test]
-fn to_whole_numbers() {
+fn to_integers() {
     check("cvt.rni.s32.f32 %o, %a;", "b32", |x| x.round_ties_even() as i32 as u32 as u64);
     check("cvt.rzi.s32.f32 %o, %a;", "b32", |x| x as i32 as u32 as u64);
     check("cvt.rmi.s32.f32 %o, %a;", "b32", |x| x.floor() as i32 as u32 as u64);
@@ -60,7 +59,7 @@ fn to_whole_numbers() {
 }
 
 #[test]
-fn from_whole_numbers() {
+fn from_integers() {
     let mut r = Random(5);
     for _ in 0..8 {
         let a = r.words();
@@ -114,7 +113,7 @@ fn between_floats() {
     check("cvt.sat.f32.f32 %o, %a;", "f32", |x| {
         (if x > 0.0 { x.min(1.0) } else { 0.0 }).to_bits() as u64
     });
-    // To tf32, ties go away from zero.
+    // Conversions to tf32 round ties away from zero.
     check("cvt.rna.tf32.f32 %o, %a;", "b32", |x| {
         let b = x.to_bits();
         if x.is_nan() { 0x7fff_ffff } else { (b.wrapping_add(0x1000) & !0x1fff) as u64 }
@@ -163,7 +162,8 @@ fn to_and_from_8_bits() {
                 }
             }
         }
-        // Encoding: the nearest number, the even one of two, and the greatest for all beyond.
+        // Encoding: the nearest number, the even one of a tie, and the largest number for all
+        // larger values.
         let code =
             format!("cvt.rn.satfinite.{name}x2.f32 %h0, 0f3F800000, %a; cvt.u32.u16 %o, %h0;");
         check(&code, "b32", |x| {

@@ -1,7 +1,6 @@
 //! mbarriers and the copy engine (TMA), with deliberate bugs.
 
-mod common;
-use common::{Lab, kernel};
+use crate::common::{Lab, kernel};
 use ptx_machine::{FaultKind, Report, TensorMap};
 
 const BOX: &str = "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes";
@@ -13,7 +12,7 @@ fn wait(barrier: u32, parity: &str) -> String {
     )
 }
 
-/// Copies `bytes` of shared memory from 2048 on to `%p1`, by all threads.
+/// Code for all threads that copies `bytes` of shared memory from offset 2048 to `%p1`.
 fn dump(bytes: u32, threads: u32) -> String {
     format!(
         "mov.u32 %r0, %tid.x; shl.b32 %r0, %r0, 2;
@@ -68,7 +67,7 @@ const FENCE: &str = "fence.proxy.async.shared::cta;";
 
 #[test]
 fn boxes_arrive_swizzled_and_filled_with_zeros() {
-    // The chunk of 16 bytes that a swizzle exchanges with chunk c in row r.
+    // The chunk of 16 bytes to which a swizzle moves chunk c of row r.
     for (swizzle, cols) in [(0u32, 64u32), (32, 16), (64, 32), (128, 64)] {
         for (column, row) in [(0i32, 0i32), (8, 3), (40, 10), (-8, -2), (37, 5), (200, 0)] {
             let mut lab = Lab::new();
@@ -240,7 +239,7 @@ fn barriers_count_arrivals_and_states() {
     let mut lab = Lab::new();
     let o = lab.words([0; 64]);
     let report = lab.run(&kernel(1, "", body), 1, 64, 64, &[o]).unwrap();
-    // Both warps store the word: that is a race, but none of the loads is one.
+    // Both warps store the word: that is a race, but the loads are not.
     assert_eq!(report.races, 1, "{report}");
     assert_eq!(lab.read(o), [5; 64]);
     let over = "mbarrier.init.shared.b64 [1024], 1; mbarrier.arrive.shared.b64 _, [1024], 2;";

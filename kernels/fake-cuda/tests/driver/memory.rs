@@ -1,10 +1,7 @@
 //! Devices and their memory: how much there is, that it runs out, and that it is available again
 //! after it was freed.
-#![cfg(target_os = "linux")]
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use cudarc::driver::sys::{CUdevice_attribute_enum as Attribute, CUresult};
 use cudarc::driver::{CudaContext, result, sys};
 

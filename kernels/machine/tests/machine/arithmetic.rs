@@ -1,7 +1,6 @@
 //! Arithmetic, logic, comparisons and memory of single instructions against plain definitions.
 
-mod common;
-use common::{Lab, Random, eval, kernel};
+use crate::common::{Lab, Random, eval, kernel};
 
 /// Numbers at the limits of the range, and others.
 fn edges(seed: u64) -> Vec<u64> {
@@ -273,7 +272,7 @@ fn floats_of_32_bits() {
     check_float("setp.num.f32 %q0, %a, %b; selp.f32 %o, 0f3F800000, 0f00000000, %q0;", |x, y| {
         (!x.is_nan() && !y.is_nan()) as u32 as f32
     });
-    // Toward zero: at most as large as the exact result.
+    // Rounded toward zero: not larger than the exact result.
     check_float("mul.rz.f32 %o, %a, %b;", |x, y| {
         let exact = x as f64 * y as f64;
         let near = exact as f32;
@@ -409,7 +408,7 @@ fn atomics() {
 #[test]
 fn branches_and_loops_converge_again() {
     let mut lab = Lab::new();
-    // Each lane sums the odd numbers up to its own, with a dense switch between.
+    // Each lane sums the odd numbers up to its own, with a jump table in the loop.
     let text = kernel(
         1,
         "",

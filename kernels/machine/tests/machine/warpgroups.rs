@@ -1,7 +1,6 @@
 //! `wgmma` against plain definitions of its operands' layouts, with deliberate bugs.
 
-mod common;
-use common::{Lab, Random, kernel};
+use crate::common::{Lab, Random, kernel};
 use half::{bf16, f16};
 use ptx_machine::{FaultKind, Report};
 
@@ -42,7 +41,7 @@ impl Layout {
                 row / across * leading + k / 8 * stride + k % 8 * s + row % across * 2
             }
         };
-        // The chunk is exchanged by the number of the 128-byte line.
+        // The chunk is permuted by the number of the 128-byte line.
         let (line, chunk) = (plain / 128, plain / 16 % 8);
         let pattern = line % (s / 16);
         line * 128 + (chunk ^ pattern) * 16 + plain % 16

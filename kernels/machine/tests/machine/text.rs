@@ -1,7 +1,6 @@
 //! Reading PTX.
 
-mod common;
-use common::{Lab, kernel};
+use crate::common::{Lab, kernel};
 use ptx_machine::{Fault, FaultKind, Launch, Memory, Module, Options, run};
 
 #[test]

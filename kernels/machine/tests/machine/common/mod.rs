@@ -34,7 +34,7 @@ impl Lab {
         self.next += (bytes.len() as u64 + 4096).next_multiple_of(1024);
         self.held.push((address, bytes));
         let held = &mut self.held.last_mut().unwrap().1;
-        // SAFETY: the bytes live as long as the memory, and are not moved.
+        // SAFETY: the bytes live as long as the memory and are not moved.
         unsafe { self.memory.map(address, held.as_mut_ptr(), held.len()) };
         address
     }

@@ -79,7 +79,7 @@ pub fn wait(stream: sys::CUstream, event: sys::CUevent) {
     unsafe { result::stream::wait_event(stream, event, flags) }.unwrap();
 }
 
-/// Pinned memory with room for `count` numbers.
+/// Pinned memory for `count` numbers.
 pub fn pinned(count: usize) -> &'static mut [u32] {
     // SAFETY: the memory has this size and is never freed.
     unsafe {

@@ -1,10 +1,9 @@
 //! `mma`, `ldmatrix`, `stmatrix` and `cp.async` against plain definitions.
 
-mod common;
-use common::{Lab, Random, kernel};
+use crate::common::{Lab, Random, kernel};
 use half::{bf16, f16};
 
-/// How elements of one type are written and read.
+/// How elements of one type are encoded and decoded.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Kind {
     Bf16,

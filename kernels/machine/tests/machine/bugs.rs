@@ -1,7 +1,6 @@
 //! Every kind of deliberate bug is reported, and the same kernel without it has no findings.
 
-mod common;
-use common::{Lab, kernel};
+use crate::common::{Lab, kernel};
 use ptx_machine::{FaultKind, FindingKind, Report};
 
 /// Two warps: each thread stores a word and reads that of the thread 32 further.

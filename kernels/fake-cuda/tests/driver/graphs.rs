@@ -1,9 +1,6 @@
 //! Capture and graphs.
-#![cfg(target_os = "linux")]
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode_enum as Mode};
 use cudarc::driver::{result, sys};
 

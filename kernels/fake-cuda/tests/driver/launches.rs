@@ -1,9 +1,6 @@
 //! Which launches are valid, and what happens when a kernel fails.
-#![cfg(target_os = "linux")]
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use cudarc::driver::sys::{CUfunction_attribute_enum as Attribute, CUresult};
 use cudarc::driver::{result, sys};
 
@@ -61,7 +58,7 @@ fn launches_are_checked() {
 }
 
 #[test]
-fn modules_must_suit_the_device() {
+fn modules_must_match_the_device() {
     let fake = fake("driver=12000");
     let with = |version: &str, target: &str| {
         code(load(&KERNELS.replace("7.8", version).replace("sm_80", target)))

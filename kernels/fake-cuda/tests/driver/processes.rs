@@ -1,5 +1,4 @@
 //! Other processes find the fake driver and NVML through `LD_LIBRARY_PATH`.
-#![cfg(target_os = "linux")]
 
 use cudarc::driver::CudaContext;
 use std::ffi::{CStr, c_char, c_void};
@@ -44,7 +43,10 @@ fn a_child_process_finds_the_fake_driver() {
     let folder = fake_cuda::folder().unwrap();
     assert_eq!(fake_cuda::folder().unwrap(), folder);
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", "child"]).env("FAKE_CUDA_CHILD", "1").env("LD_LIBRARY_PATH", folder);
+    child
+        .args(["--exact", "processes::child"])
+        .env("FAKE_CUDA_CHILD", "1")
+        .env("LD_LIBRARY_PATH", folder);
     child.env("FLUX_FAKE_CUDA", "visible=2,memory.2=1G,context=100M");
     let output = child.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
