@@ -1,4 +1,4 @@
-//! Configuration files beside weights, as diffusers and transformers write them.
+//! Configuration files next to weights, as diffusers and transformers write them.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::spec::Component;
 use crate::spec::names::matches_glob;
 
-/// The `config.json` beside the files of `component`, if it is that component's.
+/// The `config.json` next to the files of `component`, if its class is one of that component.
 pub fn folder_config(unit: &Unit, component: Component) -> Result<Option<Value>> {
     let Some(config) = read_json(&unit.folder().join("config.json"))? else { return Ok(None) };
     let class = config.get("_class_name").and_then(Value::as_str);
@@ -20,7 +20,8 @@ pub fn folder_config(unit: &Unit, component: Component) -> Result<Option<Value>>
     Ok(fits.then_some(config))
 }
 
-/// A configuration file, if it is there. One that cannot be read is an error: its absence would mean other settings than its author's.
+/// Reads a configuration file, if there is one. A file that cannot be read is an error, since the
+/// defaults would differ from its settings.
 pub fn read_json(path: &Path) -> Result<Option<Value>> {
     const MOST_BYTES: u64 = 1 << 20;
     let Ok(metadata) = path.metadata() else { return Ok(None) };

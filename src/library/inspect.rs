@@ -1,4 +1,4 @@
-//! What a file or folder is, for `inspect`: recognised as a whole, without needing to be usable.
+//! The contents of a file or folder, for `inspect`. It need not be usable.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,63 +16,84 @@ use crate::weights::container::file::WeightFile;
 use crate::weights::dialect::recognise::{foreign_model, foreign_storage, is_lora, recognise};
 use crate::weights::{ComponentWeights, lora};
 
-/// Everything that a look at a path shows.
+/// Everything that the headers at a path show.
 #[derive(Debug, Clone, Serialize)]
 pub struct Inspection {
+    /// The path that was inspected.
     pub path: PathBuf,
-    /// What it is in a few words.
+    /// What it is, in a few words.
     pub what: String,
+    /// The files.
     pub files: Vec<FileInfo>,
+    /// The components that can be used.
     pub components: Vec<ComponentInfo>,
+    /// The element types, by size.
     pub dtypes: Vec<TypeInfo>,
-    /// Header metadata of all files; long values are cut.
+    /// The header metadata of all files; long values are cut.
     pub metadata: BTreeMap<String, String>,
-    /// LoRAs: whose names, ranks, what they are about, what of them is not understood.
+    /// LoRAs: trainer, ranks, layers, and keys that are not understood.
     pub loras: Vec<lora::Summary>,
-    /// What is wrong or worth knowing.
+    /// Problems, and other lines for the user.
     pub notes: Vec<String>,
+    /// All tensors as stored.
     pub tensors: Vec<TensorInfo>,
 }
 
-/// A file that was looked into.
+/// A file that was inspected.
 #[derive(Debug, Clone, Serialize)]
 pub struct FileInfo {
+    /// The path.
     pub path: PathBuf,
+    /// The size in bytes.
     pub bytes: u64,
+    /// The number of tensors.
     pub tensors: usize,
 }
 
-/// A component that can be used from here.
+/// A component that can be used.
 #[derive(Debug, Clone, Serialize)]
 pub struct ComponentInfo {
+    /// The component; in JSON its name.
     pub component: Component,
-    /// `BFL, scaled fp8 (new)`.
+    /// How it is stored: `BFL, scaled fp8 (new)`.
     pub dialect: String,
-    /// Canonical tensors.
+    /// The number of canonical tensors.
     pub tensors: usize,
+    /// The stored size in bytes.
     pub bytes: u64,
+    /// The number of values.
     pub parameters: u64,
-    /// Inferred from the shapes: blocks, widths, guidance.
+    /// Facts that the shapes show: blocks, widths, guidance.
     pub geometry: BTreeMap<&'static str, String>,
 }
 
-/// How much is stored in one element type.
+/// The tensors of one element type.
 #[derive(Debug, Clone, Serialize)]
 pub struct TypeInfo {
+    /// The name of the type.
     pub dtype: &'static str,
+    /// The number of tensors.
     pub tensors: usize,
+    /// Their size in bytes.
     pub bytes: u64,
 }
 
 /// A tensor as stored.
 #[derive(Debug, Clone, Serialize)]
 pub struct TensorInfo {
+    /// The stored name.
     pub name: String,
+    /// The name of the element type.
     pub dtype: &'static str,
+    /// All axes.
     pub shape: Vec<usize>,
 }
 
-/// Looks into a `.safetensors` or `.gguf` file, a shard with its sisters, or a folder (a diffusers model's component folders included).
+/// Inspects a `.safetensors` or `.gguf` file, all shards of a model, or a folder, including the
+/// component folders of a diffusers model.
+///
+/// # Errors
+/// If there are no such files, or if one of them cannot be read.
 pub fn inspect(path: &Path) -> Result<Inspection> {
     inspect_among(path, FAMILIES)
 }
@@ -126,7 +147,7 @@ pub fn inspect_among(path: &Path, families: Families) -> Result<Inspection> {
 }
 
 impl Inspection {
-    /// Adds a unit and says what it is.
+    /// Adds a unit and returns what it is, in a few words.
     fn add(&mut self, unit: &Unit, families: Families) -> Result<String> {
         let files = unit
             .paths
@@ -210,7 +231,7 @@ impl Inspection {
     }
 }
 
-/// What the component has, as an expectation: so that a check reports only tensors that were not understood.
+/// The tensors that a component has. A check against them reports only tensors that are not known.
 fn all_of(weights: &ComponentWeights) -> Vec<(String, Vec<usize>)> {
     weights.names().filter_map(|n| Some((n.to_string(), weights.full_shape(n)?.to_vec()))).collect()
 }
@@ -227,7 +248,7 @@ fn describe(weights: &ComponentWeights) -> ComponentInfo {
     }
 }
 
-/// What the shapes tell about the model.
+/// The facts about a component that its shapes show.
 fn geometry(weights: &ComponentWeights) -> BTreeMap<&'static str, String> {
     let blocks = |prefix: &str| {
         let number = |n: &str| n.strip_prefix(prefix)?.split('.').next()?.parse::<usize>().ok();
@@ -246,7 +267,7 @@ fn geometry(weights: &ComponentWeights) -> BTreeMap<&'static str, String> {
     component.0.facts.iter().filter_map(|(label, f)| Some((*label, fact(f)?))).collect()
 }
 
-/// A summary for people; the tensors are only counted.
+/// A summary for users; the tensors are only counted.
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}\n  {}", self.path.display(), self.what)?;
@@ -270,7 +291,7 @@ impl fmt::Display for Inspection {
         for t in &self.dtypes {
             writeln!(f, "  {:<8} {} tensors, {}", t.dtype, t.tensors, units::bytes(t.bytes))?;
         }
-        // What a LoRA says of itself was told above.
+        // The metadata of a LoRA is part of its summary above.
         for (key, value) in self.metadata.iter().filter(|_| self.loras.is_empty()) {
             let short: String = value.chars().take(100).collect();
             writeln!(f, "  {key}: {short}{}", if short.len() < value.len() { "…" } else { "" })?;

@@ -1,4 +1,5 @@
-//! From what the user named to files: paths, synthetic models, and names that are looked up where models lie.
+//! From the user's names to files: paths, synthetic models, and names that are looked up in the
+//! places where models are kept.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,8 @@ use crate::event::Event;
 /// Which weights to use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModelFiles {
-    /// A file, a folder, a name or an id that [`ModelPlaces`] finds, `embedded`, or `synthetic:...`; `None` means the embedded model.
+    /// A file, a folder, a name or an id that [`ModelPlaces`] finds, `embedded`, or `synthetic:...`.
+    /// `None` means the embedded model.
     pub model: Option<String>,
     /// Component files or their names, by the option that gives them (`vae`), where the model file
     /// does not hold them and they are not to be looked for.
@@ -75,7 +77,7 @@ pub fn find(
     })
 }
 
-/// The file or folder that one name means.
+/// The file or folder that a name stands for.
 fn one(
     name: &Path,
     role: Role,
@@ -83,15 +85,15 @@ fn one(
     places: &ModelPlaces,
     tell: &mut dyn FnMut(Event) -> Result<()>,
 ) -> Result<PathBuf> {
-    // What is no text can only be a path.
+    // A name that is not text can only be a path.
     let Some(text) = name.to_str() else { return Ok(name.into()) };
     let path = places.resolve(text, role).map_err(|e| match places.notes.as_slice() {
         [] => e,
-        // The list of folders that could not be read may be why.
+        // The reason may be a folder that could not be read.
         notes => e.found(notes.join("; ")),
     })?;
     if path == name {
-        // Shown as it was typed, unless the places are seen from another folder than the process's.
+        // Shown as it was typed, unless relative paths start in another folder than the process's.
         return Ok(if path.exists() { path } else { places.here().join(path) });
     }
     let place =
@@ -100,7 +102,8 @@ fn one(
     Ok(path)
 }
 
-/// Opens what was found, with the components beside it and in `places`. A synthetic model is made first.
+/// Opens the model, with the components next to it and in `places`. The file of a synthetic model is
+/// written first. `None` stands for the embedded model.
 pub fn open(
     found: ModelSource,
     places: &ModelPlaces,

@@ -1,27 +1,22 @@
-//! From a path to a checkpoint: what the file or folder holds, what was given beside it, and what was found around it.
+//! From a path to a checkpoint: the components of the file or folder, those that were given, and
+//! those that were found around it.
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde_json::Value;
-
-use super::config::{folder_config, max_length, read_json};
+use super::checkpoint::Checkpoint;
 use super::file_names::model_name;
 use super::find::{self, Wanted};
+use super::opened::{OpenedUnit, titles};
 use super::places::ModelPlaces;
 use super::similar::no_such_path;
 use super::unit::{Unit, unit_of, units};
 use crate::error::{Error, Result};
-use crate::spec::{Component, FAMILIES, Families, Family, Role};
+use crate::spec::{Component, FAMILIES, Families};
 use crate::tensor::ByteSource;
-use crate::weights::ComponentWeights;
 use crate::weights::container::file::WeightFile;
-use crate::weights::dialect::recognise::{
-    Recognised, foreign_model, foreign_storage, is_lora, recognise,
-};
-use crate::weights::dialect::storage;
 
 /// What to open.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -46,265 +41,7 @@ impl Files {
     }
 }
 
-/// A model with the components that were found.
-pub struct Checkpoint {
-    /// The file's name without its ending, the folder's name, or the repository's in a Hugging Face
-    /// cache.
-    pub name: String,
-    /// The family that its components belong to.
-    pub family: &'static Family,
-    /// The weights, by component.
-    weights: BTreeMap<Component, ComponentWeights>,
-    /// `scheduler_config.json`.
-    pub scheduler: Option<Value>,
-    /// This project's defaults for generation (`generation_config.json`).
-    pub generation: Option<Value>,
-    /// The number of tokens of a prompt, where the model says so.
-    max_lengths: BTreeMap<Component, usize>,
-    /// The folders of tokenizers next to the weights.
-    tokenizers: BTreeMap<Component, PathBuf>,
-    /// Ten hex digits that recognise the transformer's files.
-    pub hash: String,
-    /// Some weights have shapes only: a run can be planned, not made.
-    pub shapes_only: bool,
-    /// Lines for the user: `t5: /path (found beside the model)`, warnings of the map.
-    pub found: Vec<String>,
-    /// The places in which absent components were looked for.
-    searched: BTreeMap<Component, Vec<PathBuf>>,
-}
-
-impl Checkpoint {
-    /// The components that are there, in the order of their roles.
-    pub fn components(&self) -> impl Iterator<Item = Component> {
-        self.weights.keys().copied()
-    }
-
-    /// The weights of `component`, if they are there.
-    pub fn get(&self, component: Component) -> Option<&ComponentWeights> {
-        self.weights.get(&component)
-    }
-
-    /// The weights of `component`.
-    ///
-    /// # Errors
-    /// [`crate::error::Kind::Missing`] with the option that gives it and the places where it was
-    /// looked for.
-    pub fn need(&self, component: Component) -> Result<&ComponentWeights> {
-        self.get(component).ok_or_else(|| self.missing(component))
-    }
-
-    /// Takes the weights of `component` out; the errors are those of [`Checkpoint::need`].
-    pub fn take(&mut self, component: Component) -> Result<ComponentWeights> {
-        self.weights.remove(&component).ok_or_else(|| self.missing(component))
-    }
-
-    /// The number of tokens that the model gives this text encoder, where it says so.
-    pub fn max_length(&self, component: Component) -> Option<usize> {
-        self.max_lengths.get(&component).copied()
-    }
-
-    /// The folder of this text encoder's tokenizer, if there is one next to the weights.
-    pub fn tokenizer(&self, component: Component) -> Option<&Path> {
-        self.tokenizers.get(&component).map(PathBuf::as_path)
-    }
-
-    fn missing(&self, component: Component) -> Error {
-        let e = Error::missing(format!("the {} is missing", component.title)).at(&self.name);
-        let e = match self.searched.get(&component).map_or(&[][..], Vec::as_slice) {
-            [] => e,
-            places => e.expected(format!(
-                "a .safetensors or .gguf file of it in {}",
-                places.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
-            )),
-        };
-        match (component.option, component.source) {
-            (Some(option), Some(source)) => {
-                e.try_(format!("give its file with --{option}, or flux-fast pull {source}"))
-            }
-            (Some(option), None) => e.try_(format!("give its file with --{option}")),
-            (None, _) => e,
-        }
-    }
-
-    fn empty(name: String, family: &'static Family) -> Self {
-        Checkpoint {
-            name,
-            family,
-            weights: BTreeMap::new(),
-            scheduler: None,
-            generation: None,
-            max_lengths: BTreeMap::new(),
-            tokenizers: BTreeMap::new(),
-            hash: String::new(),
-            shapes_only: false,
-            found: vec![],
-            searched: BTreeMap::new(),
-        }
-    }
-
-    /// Takes in the components of one opened unit that are not there yet, and what its metadata
-    /// says.
-    fn add(&mut self, opened: &OpenedUnit, wanted: &[Component]) -> Result<()> {
-        let metadata = opened.config()?;
-        for found in opened.found.iter().filter(|f| wanted.contains(&f.component)) {
-            if self.get(found.component).is_some() {
-                continue;
-            }
-            let key = found.component.diffusers.folder;
-            let config = metadata.as_ref().and_then(|c| c.get(key)).cloned();
-            let config = match (config, &opened.unit) {
-                (None, Some(unit)) => folder_config(unit, found.component)?,
-                (config, _) => config,
-            };
-            let weights = ComponentWeights::collect(&opened.files, found, &opened.found)?
-                .with_config(config)?;
-            self.weights.insert(found.component, weights);
-        }
-        if let Some(config) = &metadata {
-            let part = |key: &str| config.get(key).filter(|v| !v.is_null()).cloned();
-            self.scheduler = self.scheduler.take().or_else(|| part("scheduler"));
-            self.generation = self.generation.take().or_else(|| part("generation"));
-            self.add_lengths(|folder| Ok(part(folder)))?;
-        }
-        self.found.extend(opened.files.iter().filter_map(|f| f.note.clone()));
-        Ok(())
-    }
-
-    /// Takes in the prompt lengths that are not there yet from the tokenizers' configurations.
-    fn add_lengths(&mut self, config: impl Fn(&str) -> Result<Option<Value>>) -> Result<()> {
-        for component in self.family.components {
-            let Some(tokenizer) = component.0.tokenizer.as_ref().filter(|t| t.sets_length) else {
-                continue;
-            };
-            if let Some(length) = config(tokenizer.folder)?.as_ref().and_then(max_length) {
-                self.max_lengths.entry(*component).or_insert(length);
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes in what lies in a diffusers folder next to the weights.
-    fn add_folder(&mut self, root: &Path) -> Result<()> {
-        let (scheduler, generation) = (
-            read_json(&root.join("scheduler/scheduler_config.json"))?,
-            read_json(&root.join("generation_config.json"))?,
-        );
-        self.scheduler = self.scheduler.take().or(scheduler);
-        self.generation = self.generation.take().or(generation);
-        self.add_lengths(|folder| read_json(&root.join(folder).join("tokenizer_config.json")))?;
-        for component in self.family.components {
-            // The folders, since CLIP's may hold merges.txt in place of tokenizer.json.
-            let folder = component.0.tokenizer.as_ref().map(|t| root.join(t.folder));
-            if let Some(folder) = folder.filter(|f| f.is_dir()) {
-                self.tokenizers.insert(*component, folder);
-            }
-        }
-        Ok(())
-    }
-
-    /// The size that the transformer requires of `component`.
-    fn required_size(&self, component: Component) -> Option<usize> {
-        let fit = component.0.fit.as_ref()?;
-        let (name, axis) = fit.transformer;
-        let shape = self.get(self.family.transformer())?.full_shape(name)?;
-        Some(shape.get(axis)? / fit.divisor)
-    }
-
-    fn set_hash(&mut self) {
-        let transformer = self.get(self.family.transformer());
-        self.hash = transformer.map(ComponentWeights::hash).unwrap_or_default();
-    }
-}
-
-/// Files that were opened together, and what they hold.
-struct OpenedUnit {
-    families: Families,
-    unit: Option<Unit>,
-    files: Vec<Arc<WeightFile>>,
-    found: Vec<Recognised>,
-}
-
-impl OpenedUnit {
-    fn unit(unit: Unit, families: Families) -> Result<Self> {
-        let files = unit
-            .paths
-            .iter()
-            .map(|p| WeightFile::open(p).map(Arc::new))
-            .collect::<Result<Vec<_>>>()?;
-        Ok(OpenedUnit { unit: Some(unit), ..OpenedUnit::files(files, families) })
-    }
-
-    fn files(files: Vec<Arc<WeightFile>>, families: Families) -> Self {
-        let found = recognise(&names(&files), families);
-        OpenedUnit { families, unit: None, files, found }
-    }
-
-    /// The metadata's `config`: an object of objects.
-    fn config(&self) -> Result<Option<Value>> {
-        // GGUF's keys are everybody's: ours has our name.
-        let of = |f: &Arc<WeightFile>| {
-            let metadata = &f.header.metadata;
-            metadata.get(if f.is_gguf() { "flux_fast.config" } else { "config" }).cloned()
-        };
-        let file = self.files.iter().find_map(|f| Some((f, of(f)?)));
-        let Some((file, text)) = file else { return Ok(None) };
-        match serde_json::from_str(&text) {
-            Ok(config @ Value::Object(_)) => Ok(Some(config)),
-            Ok(_) => {
-                Err(Error::model("metadata `config` is not a JSON object").at_path(&file.path))
-            }
-            Err(e) => {
-                Err(Error::model(format!("metadata `config` is not JSON: {e}")).at_path(&file.path))
-            }
-        }
-    }
-
-    fn has(&self, component: Component) -> bool {
-        self.found.iter().any(|f| f.component == component)
-    }
-
-    /// The family of its transformer, if it has one.
-    fn family(&self) -> Option<&'static Family> {
-        let transformer = self.found.iter().find(|f| f.component.role == Role::Transformer)?;
-        self.families.of(transformer.component)
-    }
-
-    /// Why these files are none of the `wanted` components, and what to do instead.
-    fn is_not(&self, wanted: &[Component]) -> Error {
-        let wanted = titles(wanted);
-        let names = names(&self.files);
-        let e = if is_lora(&names) {
-            Error::model("this is a LoRA, not a model").try_(format!(
-                "--lora with it, and --model with the {} model that it was trained for",
-                self.families.titles()
-            ))
-        } else if let Some(format) = names.iter().find_map(|n| foreign_storage(n)) {
-            storage::unsupported(format)
-        } else if let Some(found) = self.found.first() {
-            let e = Error::model(format!("holds no {}", wanted)).found(found.component.title);
-            match found.component.option {
-                None => e,
-                Some(option) => {
-                    e.try_(format!("give it with --{option} {}", self.files[0].path.display()))
-                }
-            }
-        } else {
-            let found = foreign_model(&names).map(str::to_string);
-            let found = found.unwrap_or_else(|| match names.as_slice() {
-                [] => "no tensors at all".into(),
-                names => format!("tensors such as {}", names[..names.len().min(3)].join(", ")),
-            });
-            Error::model(format!("holds no {}", wanted)).found(found)
-        };
-        e.at_path(self.unit.as_ref().map_or(&self.files[0].path, |u| u.place()))
-    }
-}
-
-fn names(files: &[Arc<WeightFile>]) -> Vec<&str> {
-    files.iter().flat_map(|f| &f.header.tensors).map(|t| t.name.as_str()).collect()
-}
-
-/// Opens a model and what belongs to it. Components that cannot be found are left out;
+/// Opens a model and the components around it. Components that cannot be found are left out;
 /// [`Checkpoint::need`] says so when one is needed.
 pub fn open(files: &Files) -> Result<Checkpoint> {
     open_among(files, None, FAMILIES)
@@ -379,7 +116,7 @@ impl Checkpoint {
         places: Option<&ModelPlaces>,
         families: Families,
     ) -> Result<()> {
-        // Looking through all places takes time, and most models have their components beside them.
+        // A search through all places takes time, and most models have their components next to them.
         let entries = OnceCell::new();
         for &component in self.family.components {
             if self.get(component).is_some() {
@@ -413,8 +150,8 @@ impl Checkpoint {
     }
 }
 
-/// Opens what lies at `path` itself, whichever components these are; nothing is looked for around
-/// it. In a diffusers folder that is the transformer.
+/// Opens the file or folder at `path` alone, whichever components it has; nothing around it is
+/// searched. In a diffusers folder that is the transformer.
 pub fn open_only(path: &Path) -> Result<Checkpoint> {
     let families = FAMILIES;
     let (main, folder) = main_unit(path, families)?;
@@ -528,18 +265,14 @@ fn given_unit(path: &Path, component: Component, families: Families) -> Result<U
     })
 }
 
-/// The titles of components, for messages.
-fn titles(components: &[Component]) -> String {
-    components.iter().map(|c| c.title).collect::<Vec<_>>().join(" or ")
-}
-
-/// The folder of `path`, absolute: `.` has no name by which ComfyUI's and A1111's folders could be known.
+/// The folder of `path`, as an absolute path: its name shows whether it is one of ComfyUI's or
+/// A1111's.
 fn parent(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     path.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf)
 }
 
-/// What to call the model at `path`.
+/// The name of the model at `path`.
 fn name_of(path: &Path) -> String {
     let repository = path.components().find_map(|c| {
         let name = c.as_os_str().to_string_lossy().into_owned();

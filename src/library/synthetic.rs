@@ -1,4 +1,5 @@
-//! `--model synthetic:dev`: a checkpoint of FLUX.1's real geometry with seeded noise for weights, so that speed and memory can be measured with no download.
+//! `--model synthetic:dev`: a checkpoint of FLUX.1's full size with seeded noise as weights, to
+//! measure speed and memory without a download.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -23,7 +24,7 @@ pub struct Synthetic {
 }
 
 impl Synthetic {
-    /// From what follows `synthetic:`.
+    /// Parses the text after `synthetic:`.
     pub fn parse(text: &str) -> Result<Self> {
         let (name, storage) = text.split_once(':').unwrap_or((text, "fp8"));
         let name = *["dev", "schnell"].iter().find(|n| **n == name).ok_or_else(|| {
@@ -45,7 +46,7 @@ impl Synthetic {
         format!("{}-{}", self.name, self.storage_name)
     }
 
-    /// The file's place: `synthetic/dev-fp8.safetensors` in the cache folder.
+    /// The path of its file: `synthetic/dev-fp8.safetensors` in the cache folder.
     pub fn path(&self) -> PathBuf {
         crate::host::cache_folder().join("synthetic").join(format!("{}.safetensors", self.label()))
     }
@@ -67,7 +68,12 @@ impl Synthetic {
             .chain(named(TRANSFORMER, flux1::tensors(&flux)))
             .chain(named(VAE, vae::tensors(&vae)))
             .collect();
-        let configs = json!({ "transformer": flux.to_json(), "text_encoder": clip.to_json(), "text_encoder_2": t5.to_json(), "vae": vae.to_json() });
+        let configs = json!({
+            "transformer": flux.to_json(),
+            "text_encoder": clip.to_json(),
+            "text_encoder_2": t5.to_json(),
+            "vae": vae.to_json(),
+        });
         SynthSpec {
             seed: 0,
             tensors,
@@ -78,7 +84,8 @@ impl Synthetic {
         }
     }
 
-    /// Writes the file (17 to 68 GB, minutes) unless it is there. `tell` hears how it goes; an error from it ends the write, and nothing is left behind.
+    /// Writes the file (17 to 68 GB, some minutes) unless it exists. `tell` receives the progress; an
+    /// error from it stops the write and removes the unfinished file.
     pub fn make(&self, path: &Path, tell: &mut dyn FnMut(Event) -> Result<()>) -> Result<()> {
         if path.exists() {
             return Ok(());

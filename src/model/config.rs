@@ -1,5 +1,5 @@
-//! What the networks' configurations have in common: reading sizes off tensor shapes, and values off
-//! a `config.json` for what shapes cannot show.
+//! Shared by the configurations of all networks: sizes from tensor shapes, and other values from a
+//! `config.json`.
 
 use serde_json::Value;
 

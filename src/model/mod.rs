@@ -1,5 +1,6 @@
-//! FLUX.1's four networks, recorded as `Program`s. The words are those of the reference code (`black-forest-labs/flux`, `transformers`).
-//! Nothing here names a device, a file or a budget; every width comes from a config.
+//! The networks, recorded as [`Program`](crate::op::Program)s in the terms of the reference code
+//! (`black-forest-labs/flux`, `transformers`). Nothing here depends on a device, a file or a budget;
+//! every width comes from a configuration.
 
 pub mod clip;
 pub mod config;

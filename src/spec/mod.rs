@@ -1,10 +1,10 @@
 //! Model families as data.
 //!
-//! A [`Family`] lists its components: the transformer, the text encoders and the autoencoder. A [`ComponentSpec`] says
-//! how files of one component are recognised, how the dialects name its tensors, where users keep
-//! it, which tensors may be quantised and which layers a LoRA may change. `weights` and `library`
-//! interpret these tables and contain no knowledge of a single family, so a new family is a new
-//! module here and one more entry in [`FAMILIES`].
+//! A [`Family`] lists its components: the transformer, the text encoders and the autoencoder. A
+//! [`ComponentSpec`] describes one component: how its files are recognised, how the dialects name
+//! its tensors, where users keep it, which tensors may be quantised and which layers a LoRA may
+//! change. `weights` and `library` interpret these tables and contain no knowledge of a single
+//! family, so a new family is a new module here and one more entry in [`FAMILIES`].
 
 pub mod family;
 pub mod flux1;

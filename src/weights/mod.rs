@@ -1,6 +1,10 @@
-//! Model files: mapped, checked, and read under one set of names whatever tool wrote them.
+//! Weight files: mapped, checked, and read under one set of names, whichever tool wrote them.
 //!
-//! Each component is read as `ComponentWeights`: canonical names, zero-copy parts. See [`crate::spec`] for the names.
+//! - [`container`] parses safetensors and GGUF files: named tensors and their byte ranges.
+//! - [`dialect`] recognises the components of a file and reads each as [`ComponentWeights`]: its
+//!   tensors under canonical names, pointing into the file. The names come from [`crate::spec`].
+//! - [`lora`] reads LoRA files and combines them.
+//! - [`synth`] makes seeded weights for tests and measurements.
 
 pub mod container;
 pub mod dialect;

@@ -1,13 +1,13 @@
-//! The two containers: where each tensor lies, and the header that says so.
+//! The two containers: the place of each tensor in the file, and the header.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::make::Stored;
+use super::make::OutputTensor;
 use crate::dtype::blocks::FORMATS;
 
-/// GGUF's own default.
+/// The default alignment of GGUF in bytes.
 const ALIGNMENT: u64 = 32;
 
 pub enum Container {
@@ -15,20 +15,20 @@ pub enum Container {
     Gguf { architecture: &'static str },
 }
 
-/// A file to be.
-pub struct Laid<'a> {
+/// The layout of a file.
+pub struct Layout<'a> {
     pub header: Vec<u8>,
-    /// Each with its first byte, in order.
-    pub tensors: Vec<(u64, Stored<'a>)>,
+    /// The tensors in order, each with its first byte in the file.
+    pub tensors: Vec<(u64, OutputTensor<'a>)>,
     pub bytes: u64,
 }
 
 impl Container {
     pub fn layout<'a>(
         &self,
-        tensors: Vec<Stored<'a>>,
+        tensors: Vec<OutputTensor<'a>>,
         metadata: &BTreeMap<String, String>,
-    ) -> Laid<'a> {
+    ) -> Layout<'a> {
         match self {
             Container::Safetensors => safetensors(tensors, metadata),
             Container::Gguf { architecture } => gguf(tensors, architecture, metadata),
@@ -36,7 +36,10 @@ impl Container {
     }
 }
 
-fn safetensors<'a>(mut tensors: Vec<Stored<'a>>, metadata: &BTreeMap<String, String>) -> Laid<'a> {
+fn safetensors<'a>(
+    mut tensors: Vec<OutputTensor<'a>>,
+    metadata: &BTreeMap<String, String>,
+) -> Layout<'a> {
     // Wide elements first, so that every tensor is aligned.
     tensors.sort_by_key(|t| match t.dtype {
         "F32" => 0,
@@ -61,14 +64,14 @@ fn safetensors<'a>(mut tensors: Vec<Stored<'a>>, metadata: &BTreeMap<String, Str
     let header = [&(header.len() as u64).to_le_bytes(), header.as_slice()].concat();
     let data = header.len() as u64;
     let tensors = starts.into_iter().map(|s| s + data).zip(tensors).collect();
-    Laid { header, tensors, bytes: data + end }
+    Layout { header, tensors, bytes: data + end }
 }
 
 fn gguf<'a>(
-    tensors: Vec<Stored<'a>>,
+    tensors: Vec<OutputTensor<'a>>,
     architecture: &str,
     metadata: &BTreeMap<String, String>,
-) -> Laid<'a> {
+) -> Layout<'a> {
     const U32: u32 = 4;
     const STRING: u32 = 8;
     let mut header = b"GGUF".to_vec();
@@ -108,7 +111,7 @@ fn gguf<'a>(
     header.resize(header.len().next_multiple_of(ALIGNMENT as usize), 0);
     let data = header.len() as u64;
     let tensors = starts.into_iter().map(|s| s + data).zip(tensors).collect();
-    Laid { header, tensors, bytes: data + end.next_multiple_of(ALIGNMENT) }
+    Layout { header, tensors, bytes: data + end.next_multiple_of(ALIGNMENT) }
 }
 
 fn type_number(name: &str) -> u32 {

@@ -1,4 +1,4 @@
-//! Making the bytes of one stored tensor from the values of a canonical one, some rows at a time.
+//! Makes the bytes of one stored tensor from the values of a canonical one, some rows at a time.
 
 use std::sync::Arc;
 
@@ -8,15 +8,16 @@ use crate::dtype::{DType, Format};
 use crate::error::{Error, Result};
 use crate::weights::ComponentWeights;
 
-/// About so many elements are in memory at a time.
+/// The number of elements that are in memory at a time, approximately.
 const ELEMENTS: usize = 4 << 20;
-/// Rows that one thread makes at a time.
+/// The number of rows that one thread makes at a time.
 const ROWS: usize = 16;
 
-/// Appends to its last argument what becomes of one row: its number, its values.
+/// Appends the bytes of one row to its last argument. The others are the number of the row and its
+/// values.
 type MakeRow<'a> = dyn Fn(usize, &[f32], &mut Vec<u8>) + Sync + 'a;
 
-/// A canonical tensor that is read.
+/// A canonical tensor that is converted.
 #[derive(Clone)]
 pub struct Source<'a> {
     weights: &'a ComponentWeights,
@@ -35,7 +36,7 @@ impl<'a> Source<'a> {
         Ok(Source { weights, name: name.into(), shape: shape.to_vec(), rows, cols })
     }
 
-    /// The one type that all of it is stored in.
+    /// The type of all its parts, if it is the same and there are no scales.
     pub fn stored(&self) -> Option<DType> {
         let weight = self.weights.get(&self.name, 0, self.rows, self.cols).ok()?;
         let dtype = weight.parts.first()?.dtype;
@@ -46,10 +47,11 @@ impl<'a> Source<'a> {
         self.weights.get(&self.name, 0, self.rows, self.cols).map_or(0, |w| w.bytes() as u64)
     }
 
-    /// Rows `first .. first + rows` as f32. What is not finite is an error: no type written here can hold it.
+    /// Rows `first .. first + rows` as f32. A value that is not finite is an error, since no target
+    /// type can store it.
     fn values(&self, first: usize, rows: usize) -> Result<Vec<f32>> {
         if first.is_multiple_of(16 * ROWS) {
-            // A file that is edited or cut short meanwhile would give half of each.
+            // If the file is edited meanwhile, the result would be a mixture.
             self.weights.unchanged()?;
         }
         let values = self.weights.get(&self.name, first, rows, self.cols)?.to_f32();
@@ -78,7 +80,7 @@ impl<'a> Source<'a> {
         Ok(largest)
     }
 
-    /// Calls `use_it` with the bytes that `make` makes of each row, in order.
+    /// Calls `use_it` with the bytes that `make` returns for each row, in order.
     fn each(&self, make: &MakeRow, use_it: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let most = (ELEMENTS / self.cols.max(1)).max(ROWS) / ROWS * ROWS;
         for from in (0..self.rows).step_by(most) {
@@ -99,7 +101,7 @@ impl<'a> Source<'a> {
         Ok(())
     }
 
-    /// What was read is not needed again soon: its pages may go.
+    /// Releases the pages that were read, since they are not needed again soon.
     fn let_go(&self) {
         if let Ok(weight) = self.weights.get(&self.name, 0, self.rows, self.cols) {
             weight
@@ -111,16 +113,16 @@ impl<'a> Source<'a> {
     }
 }
 
-/// A tensor of the file to be.
-pub struct Stored<'a> {
+/// A tensor of the file that is written.
+pub struct OutputTensor<'a> {
     pub name: String,
-    /// What the container calls its type.
+    /// The container's name of its type.
     pub dtype: &'static str,
     pub shape: Vec<usize>,
     pub make: Make<'a>,
 }
 
-impl Stored<'_> {
+impl OutputTensor<'_> {
     pub fn bytes(&self) -> u64 {
         let bytes = match &self.make {
             Make::Bytes(bytes) => bytes.len(),
@@ -147,7 +149,7 @@ pub enum Make<'a> {
         source: Source<'a>,
         dtype: DType,
     },
-    /// Element by element in a type of one byte, divided by one scale or by those of the rows.
+    /// Element by element in a type of one byte, divided by one scale or by the scale of the row.
     Eight {
         source: Source<'a>,
         dtype: DType,
@@ -168,7 +170,7 @@ pub enum Make<'a> {
 }
 
 impl Make<'_> {
-    /// Calls `use_it` with all bytes, piece after piece.
+    /// Calls `use_it` with all bytes, piece by piece.
     pub fn each(&self, use_it: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         match self {
             Make::Bytes(bytes) => use_it(bytes),

@@ -1,7 +1,9 @@
 //! Writes a model's weights in another type: FP8 with scales in a safetensors file, or GGUF.
 //!
-//! Tensors pass one after another, some rows at a time, so that a full-size model needs no memory to speak of. The file is filled beside its place and renamed
-//! when it is whole. What matters little for size and much for pictures keeps the type that it has: everything outside of the transformer blocks, biases, norms.
+//! Tensors are converted one after another, some rows at a time, so a model of full size needs
+//! little memory. The file is written under a temporary name and renamed when it is complete.
+//! Tensors that are small but matter for the quality keep their type: everything outside of the
+//! blocks, biases, norms.
 
 pub use super::open_only;
 
@@ -24,27 +26,27 @@ use crate::spec::{Component, Role};
 use crate::units;
 use crate::weights::ComponentWeights;
 use container::Container;
-use make::{Make, Source, Stored};
+use make::{Make, OutputTensor, Source};
 
-/// What a file is to hold.
+/// The type and container to convert to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
-    /// FP8 (e4m3) with one scale a matrix, as ComfyUI has it (`X.weight_scale`, `X.comfy_quant`).
+    /// FP8 (e4m3) with one scale per matrix, as ComfyUI stores it (`X.weight_scale`, `X.comfy_quant`).
     Fp8,
-    /// The same with a scale for each row: a little better, and read by fewer programs.
+    /// The same with one scale per row: a little more exact, and read by fewer programs.
     Fp8Rows,
-    /// Whole numbers of 8 bits with a scale for each row.
+    /// 8-bit integers with one scale per row.
     Int8,
     /// FP8 in the tensors of flux-fp8-api.
     Aredden,
-    /// nf4, fp4, mxfp8 or nvfp4, as bitsandbytes and ComfyUI have them.
+    /// nf4, fp4, mxfp8 or nvfp4, as bitsandbytes and ComfyUI store them.
     Blocks(DType),
-    /// A GGUF file; rows that are no whole number of its blocks become Q8_0.
+    /// A GGUF file. Rows that are not a whole number of its blocks become Q8_0.
     Gguf(DType),
 }
 
 impl Target {
-    /// Those that the command line offers, by name.
+    /// The targets of the command line, by name.
     pub const NAMED: [(&'static str, Target); 10] = [
         ("fp8", Target::Fp8),
         ("fp8-rows", Target::Fp8Rows),
@@ -71,21 +73,30 @@ impl Target {
     }
 }
 
-/// What was written.
+/// The file that was written.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Report {
+    /// Its path.
     pub path: PathBuf,
+    /// Its components.
     pub components: Vec<Component>,
+    /// The number of canonical tensors.
     pub tensors: usize,
-    /// Matrices in the new type; the other tensors keep theirs.
+    /// The number of matrices in the new type; the other tensors keep theirs.
     pub quantised: usize,
+    /// Its size in bytes.
     pub bytes: u64,
+    /// The size of the same components before, in bytes.
     pub from_bytes: u64,
-    /// Components of the model that this kind of file has no place for.
+    /// Components of the model that this kind of file cannot contain.
     pub left_out: Vec<Component>,
 }
 
-/// Writes the components of `checkpoint` to `path` in `target`. `tell` hears of bytes done and of all, and may stop it.
+/// Writes the components of `checkpoint` to `path` as `target`. `tell` receives the number of bytes
+/// done and of all bytes, and may stop the conversion.
+///
+/// # Errors
+/// If there is nothing to convert, a weight is not finite, or the file cannot be written.
 pub fn convert(
     checkpoint: &Checkpoint,
     target: Target,
@@ -152,7 +163,7 @@ pub fn convert(
     })
 }
 
-/// How far a conversion is.
+/// The progress of a conversion.
 struct Work<'a> {
     done: u64,
     all: u64,
@@ -169,8 +180,8 @@ impl Work<'_> {
     }
 }
 
-/// A tensor that keeps its type, if others can have it too.
-fn kept(name: String, source: Source, gguf: bool) -> Stored {
+/// A tensor that keeps its type, or becomes BF16 if its type is not a wide one.
+fn kept(name: String, source: Source, gguf: bool) -> OutputTensor {
     let vector = source.shape.len() <= 1;
     let dtype = match source.stored() {
         // Loaders of GGUF add biases in the type that they find.
@@ -178,7 +189,7 @@ fn kept(name: String, source: Source, gguf: bool) -> Stored {
         Some(dtype) if dtype.is_wide() => dtype,
         _ => DType::BF16,
     };
-    Stored {
+    OutputTensor {
         name,
         dtype: dtype.name(),
         shape: source.shape.clone(),
@@ -186,20 +197,20 @@ fn kept(name: String, source: Source, gguf: bool) -> Stored {
     }
 }
 
-/// A matrix in the new type, with what goes beside it.
+/// A matrix in the new type, with its companions.
 fn quantise<'a>(
     name: &str,
     source: Source<'a>,
     target: Target,
     work: &mut Work,
-) -> Result<Vec<Stored<'a>>> {
+) -> Result<Vec<OutputTensor<'a>>> {
     let (rows, cols) = (source.rows, source.cols);
     let layer = name.strip_suffix(".weight").unwrap_or(name).to_string();
     let record = |format: &str| {
         bytes(format!("{layer}.comfy_quant"), "U8", json!({ "format": format }).to_string().into())
     };
-    let scalar = |ending: &str, value: f32| -> Stored<'a> {
-        Stored {
+    let scalar = |ending: &str, value: f32| -> OutputTensor<'a> {
+        OutputTensor {
             shape: vec![],
             ..bytes(format!("{layer}{ending}"), "F32", value.to_le_bytes().into())
         }
@@ -208,7 +219,7 @@ fn quantise<'a>(
         return Ok(match target {
             Target::Gguf(_) if cols.is_multiple_of(32) => {
                 let format = DType::Q8_0.format().expect("Q8_0 is a format");
-                vec![Stored {
+                vec![OutputTensor {
                     name: name.into(),
                     dtype: format.name,
                     shape: vec![rows, cols],
@@ -218,7 +229,7 @@ fn quantise<'a>(
             _ => vec![kept(name.into(), source, matches!(target, Target::Gguf(_)))],
         });
     }
-    let eight = |name: String, source, dtype: DType, scales: Arc<[f32]>| Stored {
+    let eight = |name: String, source, dtype: DType, scales: Arc<[f32]>| OutputTensor {
         name,
         dtype: dtype.name(),
         shape: vec![rows, cols],
@@ -229,7 +240,7 @@ fn quantise<'a>(
         work.add(source.stored_bytes())?;
         Ok::<_, Error>(largest)
     };
-    // A scale too small for f32 would be 0; such values are nothing beside others.
+    // A scale that is too small for f32 would be 0; such values are negligible.
     let scale = |v: f32, top: f32| if v / top >= f32::MIN_POSITIVE { v / top } else { 1.0 };
     Ok(match target {
         Target::Fp8 | Target::Aredden => {
@@ -240,7 +251,7 @@ fn quantise<'a>(
                 vec![tensor, scalar(".weight_scale", s), record("float8_e4m3fn")]
             } else {
                 let zero = bytes(name.into(), "BF16", vec![0, 0]);
-                let zero = Stored { shape: vec![1], ..zero };
+                let zero = OutputTensor { shape: vec![1], ..zero };
                 let tensor =
                     eight(format!("{layer}.float8_data"), source, DType::F8E4M3, [s].into());
                 vec![tensor, zero, scalar(".scale", 1.0 / s), scalar(".scale_reciprocal", s)]
@@ -254,7 +265,7 @@ fn quantise<'a>(
             let scales: Arc<[f32]> =
                 largest(&source, work)?.into_iter().map(|v| scale(v, top)).collect();
             let values = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
-            let beside = Stored {
+            let beside = OutputTensor {
                 shape: vec![rows, 1],
                 ..bytes(format!("{layer}.weight_scale"), "F32", values)
             };
@@ -263,7 +274,12 @@ fn quantise<'a>(
         Target::Gguf(dtype) => {
             let format = dtype.format().expect("targets are formats");
             let make = Make::Blocks { source, format, whole: 0.0 };
-            vec![Stored { name: name.into(), dtype: format.name, shape: vec![rows, cols], make }]
+            vec![OutputTensor {
+                name: name.into(),
+                dtype: format.name,
+                shape: vec![rows, cols],
+                make,
+            }]
         }
         Target::Blocks(dtype) => {
             let format = dtype.format().expect("targets are formats");
@@ -274,11 +290,15 @@ fn quantise<'a>(
             let tiles = vec![rows.next_multiple_of(128), (cols / format.block).next_multiple_of(4)];
             let scales = |name: String, dtype: &'static str, shape: Vec<usize>, tiled| {
                 let make = Make::BlockScales { source: source.clone(), format, whole, tiled };
-                Stored { name, dtype, shape, make }
+                OutputTensor { name, dtype, shape, make }
             };
             let made = Make::Blocks { source: source.clone(), format, whole };
-            let tensor =
-                |dtype: &'static str, shape| Stored { name: name.into(), dtype, shape, make: made };
+            let tensor = |dtype: &'static str, shape| OutputTensor {
+                name: name.into(),
+                dtype,
+                shape,
+                make: made,
+            };
             match dtype {
                 DType::Mxfp8 => vec![
                     tensor("F8_E4M3", vec![rows, cols]),
@@ -293,7 +313,10 @@ fn quantise<'a>(
                 ],
                 _ => {
                     let state = json!({
-                        "quant_type": format.name, "blocksize": format.block, "dtype": "bfloat16", "shape": [rows, cols],
+                        "quant_type": format.name,
+                        "blocksize": format.block,
+                        "dtype": "bfloat16",
+                        "shape": [rows, cols],
                     });
                     let table = if dtype == DType::Fp4 {
                         &crate::dtype::blocks::FP4
@@ -320,18 +343,19 @@ fn quantise<'a>(
 }
 
 /// A small tensor that is in memory; a vector.
-fn bytes<'a>(name: String, dtype: &'static str, bytes: Vec<u8>) -> Stored<'a> {
+fn bytes<'a>(name: String, dtype: &'static str, bytes: Vec<u8>) -> OutputTensor<'a> {
     let size = if dtype == "F32" { 4 } else { 1 };
-    Stored { name, dtype, shape: vec![bytes.len() / size], make: Make::Bytes(bytes) }
+    OutputTensor { name, dtype, shape: vec![bytes.len() / size], make: Make::Bytes(bytes) }
 }
 
-/// What a file says of itself: the configurations that a model of another size than FLUX.1's cannot do without.
+/// The metadata of the file: the configurations, which a model of another size than the released
+/// ones needs.
 fn metadata(checkpoint: &Checkpoint, components: &[Component]) -> BTreeMap<String, String> {
     let mut config = Map::new();
     for &component in components {
         let own =
             checkpoint.get(component).and_then(ComponentWeights::config).cloned().map(|mut c| {
-                // How the weights were stored is told by them.
+                // How the weights are stored is recognised by their tensors.
                 if let Some(object) = c.as_object_mut() {
                     object.remove("quantization_config");
                 }
@@ -359,45 +383,45 @@ fn metadata(checkpoint: &Checkpoint, components: &[Component]) -> BTreeMap<Strin
     metadata
 }
 
-fn write(path: &Path, laid: &container::Laid, work: &mut Work) -> Result<()> {
+fn write(path: &Path, layout: &container::Layout, work: &mut Work) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let io = |e: std::io::Error| Error::output(format!("cannot be written: {e}")).at_path(path);
     std::fs::create_dir_all(folder).map_err(io)?;
     if let Some(free) = crate::host::free_disk_bytes(folder)
-        && free < laid.bytes
+        && free < layout.bytes
     {
-        return Err(Error::output("there is not enough room on the disk")
+        return Err(Error::output("there is not enough space on the disk")
             .at_path(folder)
             .found(units::bytes(free))
-            .expected(units::bytes(laid.bytes)));
+            .expected(units::bytes(layout.bytes)));
     }
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
     {
-        // As any file of the user's: less what the umask takes, and not for him alone.
+        // The permissions of a new file: readable for others, as far as the umask allows.
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
     let mut file = builder.tempfile_in(folder).map_err(io)?;
-    fill(file.as_file_mut(), laid, work, &io)?;
+    fill(file.as_file_mut(), layout, work, &io)?;
     file.as_file().sync_all().map_err(io)?;
-    // Nothing is replaced, not even what came while it was written.
+    // No file is replaced, not even one that was created meanwhile.
     file.persist_noclobber(path).map_err(|e| io(e.error))?;
     Ok(())
 }
 
 fn fill(
     file: &mut File,
-    laid: &container::Laid,
+    layout: &container::Layout,
     work: &mut Work,
     io: &dyn Fn(std::io::Error) -> Error,
 ) -> Result<()> {
     let mut out = BufWriter::with_capacity(1 << 20, file);
-    out.write_all(&laid.header).map_err(io)?;
-    let mut at = laid.header.len() as u64;
+    out.write_all(&layout.header).map_err(io)?;
+    let mut at = layout.header.len() as u64;
     work.add(at)?;
-    for (start, tensor) in &laid.tensors {
-        // What lies between tensors is zero.
+    for (start, tensor) in &layout.tensors {
+        // Padding between tensors is zero.
         out.write_all(&vec![0; (start - at) as usize]).map_err(io)?;
         work.add(start - at)?;
         at = *start;
@@ -408,13 +432,13 @@ fn fill(
         })?;
         let whole = start + tensor.bytes();
         if at != whole {
-            return Err(Error::output("a tensor came out in another size than planned")
+            return Err(Error::output("a tensor has another size than planned")
                 .at(&tensor.name)
                 .found(at)
                 .expected(whole));
         }
     }
-    out.write_all(&vec![0; (laid.bytes - at) as usize]).map_err(io)?;
-    work.add(laid.bytes - at)?;
+    out.write_all(&vec![0; (layout.bytes - at) as usize]).map_err(io)?;
+    work.add(layout.bytes - at)?;
     out.flush().map_err(io)
 }

@@ -5,22 +5,30 @@ use serde_json::Value;
 use crate::error::Result;
 use crate::model::config::{Shapes, count, epsilon, geometry, missing, uint};
 
-/// CLIP's text model.
+/// The sizes of CLIP's text model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClipConfig {
+    /// Number of tokens.
     pub vocab: usize,
+    /// Width of the hidden states.
     pub width: usize,
+    /// Number of attention heads.
     pub heads: usize,
+    /// Width of the feed-forward layers.
     pub ff: usize,
+    /// Number of layers.
     pub layers: usize,
+    /// Number of tokens of a prompt.
     pub positions: usize,
+    /// Epsilon of the norms.
     pub eps: f32,
-    /// `quick_gelu` (OpenAI's weights) or the tanh form of GELU.
+    /// `quick_gelu` (OpenAI's weights), or the tanh form of GELU if false.
     pub quick_gelu: bool,
 }
 
 impl ClipConfig {
-    /// From the canonical (Hugging Face) tensors; heads are 64 wide unless `config` says otherwise.
+    /// Reads the sizes of the canonical (Hugging Face) tensors. Heads have a width of 64, unless
+    /// `config` has another number of heads.
     pub fn read(shapes: Shapes, config: Option<&Value>) -> Result<Self> {
         let get = |name: &str| shapes(name).ok_or_else(|| missing("CLIP", name));
         let (vocab, width) = get("text_model.embeddings.token_embedding.weight")?;
@@ -55,7 +63,7 @@ impl ClipConfig {
         })
     }
 
-    /// CLIP ViT-L/14's text model, FLUX.1's pooled encoder.
+    /// The sizes of the text model of CLIP ViT-L/14, FLUX.1's pooled encoder.
     pub fn large() -> Self {
         ClipConfig {
             vocab: 49408,
@@ -69,12 +77,18 @@ impl ClipConfig {
         }
     }
 
-    /// As `text_encoder/config.json` has it.
+    /// The content of `text_encoder/config.json`.
     pub fn to_json(&self) -> Value {
         serde_json::json!({
-            "architectures": ["CLIPTextModel"], "hidden_size": self.width, "intermediate_size": self.ff, "num_attention_heads": self.heads,
-            "num_hidden_layers": self.layers, "vocab_size": self.vocab, "max_position_embeddings": self.positions,
-            "hidden_act": if self.quick_gelu { "quick_gelu" } else { "gelu_new" }, "layer_norm_eps": 1e-5,
+            "architectures": ["CLIPTextModel"],
+            "hidden_size": self.width,
+            "intermediate_size": self.ff,
+            "num_attention_heads": self.heads,
+            "num_hidden_layers": self.layers,
+            "vocab_size": self.vocab,
+            "max_position_embeddings": self.positions,
+            "hidden_act": if self.quick_gelu { "quick_gelu" } else { "gelu_new" },
+            "layer_norm_eps": 1e-5,
         })
     }
 }

@@ -5,18 +5,24 @@ use serde_json::Value;
 use crate::error::Result;
 use crate::model::config::{Shapes, count, geometry, missing};
 
-/// The transformer (MMDiT).
+/// The sizes of the transformer (MMDiT).
 #[derive(Debug, Clone, PartialEq)]
 pub struct FluxConfig {
     /// Channels of a packed latent token (4 x latent channels).
     pub in_channels: usize,
+    /// Channels of the output.
     pub out_channels: usize,
+    /// Width of the hidden states.
     pub hidden: usize,
+    /// Number of attention heads.
     pub heads: usize,
+    /// Width of one head.
     pub head_dim: usize,
     /// Width of the feed-forward layers.
     pub mlp_hidden: usize,
+    /// Number of double blocks.
     pub depth_double: usize,
+    /// Number of single blocks.
     pub depth_single: usize,
     /// Width of the T5 embeddings.
     pub context: usize,
@@ -26,13 +32,14 @@ pub struct FluxConfig {
     pub time_dim: usize,
     /// Whether there is a guidance embedding (dev) or not (schnell).
     pub guidance: bool,
-    /// How the head dimension is shared among the id axes.
+    /// How the head width is divided among the id axes.
     pub axes: Vec<usize>,
+    /// The base of the rotary frequencies.
     pub theta: f64,
 }
 
 impl FluxConfig {
-    /// From the canonical (BFL) tensors; `config` (diffusers' keys) supplies the RoPE axes.
+    /// Reads the sizes of the canonical (BFL) tensors. `config` (diffusers' keys) has the RoPE axes.
     pub fn read(shapes: Shapes, config: Option<&Value>) -> Result<Self> {
         let get = |name: &str| shapes(name).ok_or_else(|| missing("transformer", name));
         let (hidden, in_channels) = get("img_in.weight")?;
@@ -67,7 +74,8 @@ impl FluxConfig {
             Some(list) => {
                 list.iter().map(|v| (v.as_u64().unwrap_or(0) as usize).min(head_dim + 1)).collect()
             }
-            // The released models give an eighth to the first axis and share the rest: 128 = 16 + 56 + 56.
+            // The released models: an eighth for the first axis, half of the rest for each of the
+            // others. 128 = 16 + 56 + 56.
             None => {
                 let first = (head_dim / 8) & !1;
                 let rest = (head_dim - first) / 2;
@@ -101,7 +109,7 @@ impl FluxConfig {
         })
     }
 
-    /// FLUX.1-dev's geometry.
+    /// The sizes of FLUX.1-dev.
     pub fn dev() -> Self {
         FluxConfig {
             in_channels: 64,
@@ -121,23 +129,31 @@ impl FluxConfig {
         }
     }
 
-    /// FLUX.1-schnell's geometry.
+    /// The sizes of FLUX.1-schnell.
     pub fn schnell() -> Self {
         FluxConfig { guidance: false, ..Self::dev() }
     }
 
-    /// Columns of the modulation matrix: 12 vectors a double block, 3 a single one, 2 of the final layer.
+    /// Columns of the modulation matrix: 12 vectors per double block, 3 per single block, 2 for the
+    /// final layer.
     pub fn modulation_cols(&self) -> usize {
         (12 * self.depth_double + 3 * self.depth_single + 2) * self.hidden
     }
 
-    /// As diffusers' `transformer/config.json` has it.
+    /// The content of diffusers' `transformer/config.json`.
     pub fn to_json(&self) -> Value {
         serde_json::json!({
-            "_class_name": "FluxTransformer2DModel", "attention_head_dim": self.head_dim, "axes_dims_rope": self.axes,
-            "guidance_embeds": self.guidance, "in_channels": self.in_channels, "joint_attention_dim": self.context,
-            "num_attention_heads": self.heads, "num_layers": self.depth_double, "num_single_layers": self.depth_single,
-            "patch_size": 1, "pooled_projection_dim": self.pooled,
+            "_class_name": "FluxTransformer2DModel",
+            "attention_head_dim": self.head_dim,
+            "axes_dims_rope": self.axes,
+            "guidance_embeds": self.guidance,
+            "in_channels": self.in_channels,
+            "joint_attention_dim": self.context,
+            "num_attention_heads": self.heads,
+            "num_layers": self.depth_double,
+            "num_single_layers": self.depth_single,
+            "patch_size": 1,
+            "pooled_projection_dim": self.pooled,
         })
     }
 }

@@ -5,22 +5,31 @@ use serde_json::Value;
 use crate::error::Result;
 use crate::model::config::{Shapes, count, epsilon, geometry, missing, uint};
 
-/// The T5 v1.1 encoder.
+/// The sizes of the T5 v1.1 encoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct T5Config {
+    /// Number of tokens.
     pub vocab: usize,
+    /// Width of the hidden states.
     pub width: usize,
+    /// Number of attention heads.
     pub heads: usize,
+    /// Width of one head.
     pub head_dim: usize,
+    /// Width of the feed-forward layers.
     pub ff: usize,
+    /// Number of layers.
     pub layers: usize,
+    /// Number of buckets of relative positions.
     pub buckets: usize,
+    /// Distance from which on all positions share a bucket.
     pub max_distance: usize,
+    /// Epsilon of the norms.
     pub eps: f32,
 }
 
 impl T5Config {
-    /// From the canonical (Hugging Face) tensors.
+    /// Reads the sizes of the canonical (Hugging Face) tensors.
     pub fn read(shapes: Shapes, config: Option<&Value>) -> Result<Self> {
         let get = |name: &str| shapes(name).ok_or_else(|| missing("T5", name));
         let (vocab, width) = get("shared.weight")?;
@@ -31,7 +40,7 @@ impl T5Config {
         let layers = count(shapes, "encoder.block.", ".layer.0.SelfAttention.q.weight");
         let max_distance = uint(config, "relative_attention_max_distance").unwrap_or(128);
         if max_distance <= buckets / 4 || max_distance > 1 << 20 || buckets % 4 != 0 {
-            return Err(geometry("the T5 position buckets make no sense")
+            return Err(geometry("the T5 position buckets are out of range")
                 .found(format!("{buckets} buckets up to distance {max_distance}")));
         }
         if heads == 0 || inner % heads != 0 || buckets < 4 {
@@ -51,7 +60,7 @@ impl T5Config {
         })
     }
 
-    /// T5 v1.1 XXL, FLUX.1's encoder.
+    /// The sizes of T5 v1.1 XXL, FLUX.1's encoder.
     pub fn xxl() -> Self {
         T5Config {
             vocab: 32128,
@@ -66,12 +75,20 @@ impl T5Config {
         }
     }
 
-    /// As `text_encoder_2/config.json` has it.
+    /// The content of `text_encoder_2/config.json`.
     pub fn to_json(&self) -> Value {
         serde_json::json!({
-            "architectures": ["T5EncoderModel"], "d_model": self.width, "d_kv": self.head_dim, "d_ff": self.ff, "num_heads": self.heads,
-            "num_layers": self.layers, "vocab_size": self.vocab, "relative_attention_num_buckets": self.buckets,
-            "relative_attention_max_distance": self.max_distance, "feed_forward_proj": "gated-gelu", "layer_norm_epsilon": 1e-6,
+            "architectures": ["T5EncoderModel"],
+            "d_model": self.width,
+            "d_kv": self.head_dim,
+            "d_ff": self.ff,
+            "num_heads": self.heads,
+            "num_layers": self.layers,
+            "vocab_size": self.vocab,
+            "relative_attention_num_buckets": self.buckets,
+            "relative_attention_max_distance": self.max_distance,
+            "feed_forward_proj": "gated-gelu",
+            "layer_norm_epsilon": 1e-6,
         })
     }
 }

@@ -5,24 +5,30 @@ use serde_json::Value;
 use crate::error::Result;
 use crate::model::config::{Shapes, count, float, geometry, missing, uint};
 
-/// The autoencoder.
+/// The sizes of the autoencoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VaeConfig {
-    /// Channels of each level, finest first.
+    /// Channels of each level, the highest resolution first.
     pub channels: Vec<usize>,
-    /// Residual blocks a level in the encoder; the decoder has one more.
+    /// Residual blocks per level in the encoder; the decoder has one more.
     pub blocks: usize,
+    /// Channels of a latent pixel.
     pub latent: usize,
+    /// Groups of the norms.
     pub groups: usize,
+    /// Factor of the latents: the network has `(latent - shift) * scaling`.
     pub scaling: f32,
+    /// Shift of the latents.
     pub shift: f32,
+    /// Epsilon of the norms.
     pub eps: f32,
-    /// Whether the file holds the encoder too.
+    /// Whether the file contains the encoder, too.
     pub encoder: bool,
 }
 
 impl VaeConfig {
-    /// From the canonical (BFL) tensors; `config` gives norm groups and latent scaling, else FLUX.1's.
+    /// Reads the sizes of the canonical (BFL) tensors. `config` has the groups of the norms and the
+    /// scaling of the latents; the defaults are those of FLUX.1.
     pub fn read(shapes: Shapes, config: Option<&Value>) -> Result<Self> {
         let get = |name: &str| shapes(name).ok_or_else(|| missing("autoencoder", name));
         let (_, cols) = get("decoder.conv_in.weight")?;
@@ -59,7 +65,7 @@ impl VaeConfig {
         })
     }
 
-    /// FLUX.1's autoencoder.
+    /// The sizes of FLUX.1's autoencoder.
     pub fn flux() -> Self {
         VaeConfig {
             channels: vec![128, 256, 512, 512],
@@ -73,17 +79,25 @@ impl VaeConfig {
         }
     }
 
-    /// Pixels along an edge of one latent pixel: 8 with four levels.
+    /// Pixels along the edge of one latent pixel: 8 with four levels.
     pub fn factor(&self) -> usize {
         1 << (self.channels.len() - 1)
     }
 
-    /// As `vae/config.json` has it.
+    /// The content of `vae/config.json`.
     pub fn to_json(&self) -> Value {
         serde_json::json!({
-            "_class_name": "AutoencoderKL", "block_out_channels": self.channels, "layers_per_block": self.blocks,
-            "latent_channels": self.latent, "norm_num_groups": self.groups, "in_channels": 3, "out_channels": 3,
-            "scaling_factor": self.scaling, "shift_factor": self.shift, "use_quant_conv": false, "use_post_quant_conv": false,
+            "_class_name": "AutoencoderKL",
+            "block_out_channels": self.channels,
+            "layers_per_block": self.blocks,
+            "latent_channels": self.latent,
+            "norm_num_groups": self.groups,
+            "in_channels": 3,
+            "out_channels": 3,
+            "scaling_factor": self.scaling,
+            "shift_factor": self.shift,
+            "use_quant_conv": false,
+            "use_post_quant_conv": false,
         })
     }
 }

@@ -69,7 +69,8 @@ pub static SPEC: ComponentSpec = ComponentSpec {
         layers: LORA,
         spellings: SPELLINGS,
         input: Some("img_in.weight"),
-        blocks_hint: "FLUX.1 has 19 double and 38 single blocks; HunyuanVideo has 20 and 40, Qwen-Image 60 of one kind",
+        blocks_hint: "FLUX.1 has 19 double and 38 single blocks; HunyuanVideo has 20 and 40, \
+                      Qwen-Image 60 of one kind",
     },
     ..ComponentSpec::EMPTY
 };

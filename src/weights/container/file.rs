@@ -20,7 +20,9 @@ use crate::tensor::ByteSource;
 pub struct WeightFile {
     /// The path of the file, or a made-up name for embedded bytes.
     pub path: PathBuf,
+    /// The bytes of the file.
     pub source: Arc<dyn ByteSource>,
+    /// Its tensors and metadata.
     pub header: Header,
     /// A warning for the user if the file could not be mapped.
     pub note: Option<String>,

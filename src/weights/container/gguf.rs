@@ -1,10 +1,13 @@
-//! The GGUF container: magic, version and two counts, keys with values, a record of every tensor, and the tensors' bytes, each at a multiple of an alignment.
+//! The GGUF container: magic, version and two counts, keys with values, a record of every tensor,
+//! and the tensors' bytes, each at a multiple of the alignment.
 //!
-//! The header says nowhere how long it is, so `parse` is given the beginning of a file and asks for more where it must. As with safetensors nothing is believed:
-//! a length is compared with the bytes that remain before anything is done with it, nothing but names, short values and tensors that were there is stored, and
-//! every byte of the data belongs to one tensor or fills up its last alignment.
+//! The header does not contain its length, so [`parse`] receives the first bytes of a file and asks
+//! for more if it needs them ([`Stop::More`]). As with safetensors, nothing in the file is trusted:
+//! every length is compared with the bytes that remain before it is used, only names, short values
+//! and tensors that are present are stored, and every byte of the data belongs to one tensor or is
+//! padding before the next one.
 
-// As in `safetensors`: no arithmetic on a stranger's numbers that could wrap or panic.
+// As in `safetensors`: numbers from a file must not overflow or cause a panic.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 mod types;
@@ -21,27 +24,30 @@ use crate::error::{Error, Result};
 
 /// The first bytes of every file.
 pub const MAGIC: &[u8; 4] = b"GGUF";
-/// Converters note the original shape of every tensor, beside some tens of keys that describe the model.
+/// The largest number of keys. Converters write the original shape of every tensor, and some tens of
+/// keys that describe the model.
 const MAX_KEYS: u64 = 2 * MAX_TENSORS as u64;
 /// The format's own limit on keys, for names too.
 const MAX_NAME_BYTES: u64 = 65_535;
 /// The format's own limit on axes.
 const MAX_RANK: u32 = 4;
-/// Arrays of more elements, and those of strings, are a tokenizer's; they are passed over.
+/// Longer arrays, and arrays of strings, belong to a tokenizer and are skipped.
 const MAX_LISTED: u64 = 16;
 const DEFAULT_ALIGNMENT: u64 = 32;
-/// No tool writes more than a page.
+/// The largest alignment in bytes. No tool writes more than a page.
 const MAX_ALIGNMENT: u64 = 65_536;
 const ALIGNMENT: &str = "general.alignment";
-/// A key is at least a length, a type and a value of one byte; a tensor a length, a number of axes, a type and an offset.
+/// The least size of a key in bytes: a length, a type and a value of one byte. For a tensor: a
+/// length, a number of axes, a type and an offset.
 const LEAST_KEY: u64 = 8 + 4 + 1;
 const LEAST_TENSOR: u64 = 8 + 4 + 4 + 8;
 
 /// Why parsing stopped.
 #[derive(Debug)]
 pub enum Stop {
-    /// The header goes on at least to this byte of the file.
+    /// The header continues at least to this byte of the file.
     More(u64),
+    /// The header is not valid.
     Bad(Error),
 }
 
@@ -105,7 +111,9 @@ pub fn parse(bytes: &[u8], file_bytes: u64) -> Step<Header> {
 /// Magic, version and the two counts, which are (tensors, keys).
 fn preamble(reader: &mut Reader) -> Step<(u64, u64)> {
     if reader.take(4)? != MAGIC {
-        return Err(Error::model("file does not begin with GGUF, so this is no GGUF file").into());
+        return Err(
+            Error::model("file does not begin with GGUF, so this is not a GGUF file").into()
+        );
     }
     let other = |what: &str, found: u32| {
         Error::model(what)
@@ -118,7 +126,7 @@ fn preamble(reader: &mut Reader) -> Step<(u64, u64)> {
         1 => {
             return Err(other("this is a GGUF file of version 1, which is not supported", 1).into());
         }
-        // The number is small, so its bytes can only lie the other way round.
+        // The number is small, so its bytes must be in reverse order.
         v if v != 0 && v & 0xffff == 0 => {
             return Err(other(
                 "this is a big-endian GGUF file, which is not supported",
@@ -133,7 +141,8 @@ fn preamble(reader: &mut Reader) -> Step<(u64, u64)> {
     Ok((tensors, keys))
 }
 
-/// The tensors lie in the file, without overlaps, and with no more than an alignment's bytes between two of them or after the last.
+/// Checks that the tensors are inside the file and do not overlap, and that less than one
+/// alignment of padding is before each of them and after the last.
 fn check_ranges(
     tensors: &[TensorEntry],
     data_start: u64,
@@ -180,12 +189,12 @@ fn beyond_addresses() -> Error {
     Error::model("offset is beyond all addresses")
 }
 
-/// A tensor as its record has it, sizes checked.
+/// A tensor as its record describes it, with checked sizes.
 struct Record {
     name: String,
     stored: StoredType,
     shape: Vec<usize>,
-    /// From the start of the data.
+    /// In bytes, from the start of the data.
     offset: u64,
     bytes: u64,
 }
@@ -208,7 +217,7 @@ impl Record {
     }
 }
 
-/// The place up to which the header is read.
+/// Reads a header from its start to `at`.
 struct Reader<'a> {
     bytes: &'a [u8],
     file_bytes: u64,
@@ -240,7 +249,7 @@ impl<'a> Reader<'a> {
         Ok(self.take(8)?.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b)))
     }
 
-    /// A number of things of at least `least` bytes each.
+    /// Reads a count of items that have at least `least` bytes each.
     fn count(&mut self, what: &str, most: u64, least: u64) -> Step<u64> {
         let n = self.u64()?;
         if n > most {
@@ -253,7 +262,7 @@ impl<'a> Reader<'a> {
         Ok(n)
     }
 
-    /// Whether the file can hold `n` things of at least `least` bytes more.
+    /// Checks that the rest of the file can contain `n` items of at least `least` bytes.
     fn room(&self, what: &str, n: u64, least: u64) -> Step<()> {
         let left = self.file_bytes.saturating_sub(self.at as u64);
         let needed = n.saturating_mul(least);
@@ -305,11 +314,11 @@ impl<'a> Reader<'a> {
         Ok(n)
     }
 
-    /// A value as text, if it is worth keeping.
+    /// Reads a value, as text if it is kept.
     fn value(&mut self, kind: u32) -> Step<Option<String>> {
         match (kind, value_bytes(kind)) {
             (_, Some(n)) => Ok(Some(scalar(kind, self.take(n)?)?)),
-            // Only people read these: one in another encoding is passed over.
+            // Strings are only shown to users: one in another encoding is skipped.
             (STRING, _) => Ok(std::str::from_utf8(self.string()?).ok().map(str::to_string)),
             (ARRAY, _) => self.array(),
             _ => Err(unknown_kind(kind).into()),
@@ -344,7 +353,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The record of the tensor `name`.
+    /// Reads the record of the tensor `name`.
     fn tensor(&mut self, name: &str, alignment: u64) -> Step<Record> {
         let rank = self.u32()?;
         if rank > MAX_RANK {
@@ -353,7 +362,7 @@ impl<'a> Reader<'a> {
                 .expected(format!("at most {MAX_RANK}"));
             return Err(e.into());
         }
-        // The file has columns first. No axes at all are one number.
+        // The file lists columns first. A tensor without axes is one number.
         let mut shape = (0..rank).map(|_| self.u64()).collect::<Step<Vec<u64>>>()?;
         let columns = shape.first().copied().unwrap_or(1);
         shape.reverse();
@@ -381,7 +390,7 @@ impl<'a> Reader<'a> {
                 .into());
         }
         if !offset.is_multiple_of(alignment) {
-            return Err(Error::model("tensor does not lie at a multiple of the alignment")
+            return Err(Error::model("tensor does not start at a multiple of the alignment")
                 .found(format!("offset {offset}"))
                 .expected(format!("a multiple of {alignment}"))
                 .into());

@@ -1,6 +1,6 @@
-//! What both containers say about a file: its tensors, their types and places, and its metadata.
-//! [`super::safetensors`] and [`super::gguf`] parse and check it; everything else reads a [`Header`]
-//! without knowing which container it came from.
+//! The header that both containers have: tensors, their types and byte ranges, and metadata.
+//! [`super::safetensors`] and [`super::gguf`] parse and check it. All other code reads a
+//! [`Header`] and does not depend on the container.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -15,11 +15,11 @@ use crate::tensor::ByteSource;
 use crate::units;
 
 /// An open file, and a warning for the user if it could not be mapped.
-pub type Opened = (Arc<dyn ByteSource>, Option<String>);
+pub type MappedFile = (Arc<dyn ByteSource>, Option<String>);
 
 /// Maps the file at `path`. If the system refuses (some network and FUSE file systems do), the
 /// whole file is read instead.
-pub fn open(path: &Path) -> Result<Opened> {
+pub fn open(path: &Path) -> Result<MappedFile> {
     open_with(path, |file| {
         // SAFETY: the map is read-only and private to this process. Another process that truncates
         // or rewrites the file while it is mapped can still change or remove bytes. `Map::check`
@@ -29,7 +29,7 @@ pub fn open(path: &Path) -> Result<Opened> {
     })
 }
 
-fn open_with(path: &Path, map: impl FnOnce(&File) -> std::io::Result<Mmap>) -> Result<Opened> {
+fn open_with(path: &Path, map: impl FnOnce(&File) -> std::io::Result<Mmap>) -> Result<MappedFile> {
     let file = File::open(path).map_err(|e| unreadable(path, &e))?;
     let metadata = file.metadata().map_err(|e| unreadable(path, &e))?;
     if !metadata.is_file() {

@@ -1,11 +1,13 @@
-//! The safetensors container: an 8-byte little-endian header length, a JSON header, then the tensors' bytes.
+//! The safetensors container: an 8-byte little-endian header length, a JSON header, then the bytes
+//! of the tensors.
 //!
-//! A file comes from strangers, so nothing in it is believed: every range is checked against the file's size, every byte of the
-//! data belongs to exactly one tensor, and nothing is allocated for a header that claims too much.
+//! A file may come from anyone, so nothing in it is trusted: every range is checked against the
+//! size of the file, every byte of the data belongs to exactly one tensor, and a header that claims
+//! too much allocates nothing.
 
-// A sum or product of numbers from a file must not wrap, in release builds neither; nor is a panic the answer to a bad file. The compiler's own overflow checks
-// cannot be turned on for one module, and for all of them they would sit in the kernels' index arithmetic: so the modules that read containers have none but
-// checked arithmetic.
+// A sum or product of numbers from a file must not wrap, and must not cause a panic. The overflow
+// checks of the compiler cannot be turned on for one module, and in the whole crate they would slow
+// down the kernels. So the modules that read containers use checked arithmetic only.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::collections::BTreeMap;
@@ -21,7 +23,8 @@ use crate::error::{Error, Result};
 /// Convolutions have four axes; nothing here has more than eight.
 const MAX_RANK: usize = 8;
 
-/// How many bytes the header of a file of `file_bytes` occupies, its length field included; `first` are the file's first 8 bytes or all of it.
+/// The size of the header of a file of `file_bytes`, including its length field. `first` is at least
+/// the first 8 bytes of the file.
 pub fn header_bytes(first: &[u8], file_bytes: u64) -> Result<usize> {
     let Some(length) = first.first_chunk::<8>().map(|b| u64::from_le_bytes(*b)) else {
         return Err(Error::model("file is too short to be a safetensors file")
@@ -29,12 +32,14 @@ pub fn header_bytes(first: &[u8], file_bytes: u64) -> Result<usize> {
             .expected("at least 8 bytes of header length"));
     };
     if length == 0 || length > MAX_HEADER_BYTES {
-        return Err(Error::model("header length is out of range, so this is no safetensors file")
-            .found(format!("{length} bytes"))
-            .expected(format!("1 to {MAX_HEADER_BYTES} bytes"))
-            .try_(
-                "inspect the file: a web page or a pointer file may have been saved under its name",
-            ));
+        return Err(Error::model(
+            "header length is out of range, so this is not a safetensors file",
+        )
+        .found(format!("{length} bytes"))
+        .expected(format!("1 to {MAX_HEADER_BYTES} bytes"))
+        .try_(
+            "inspect the file: a web page or a pointer file may have been saved under its name",
+        ));
     }
     let end = length.saturating_add(8);
     if end > file_bytes {
@@ -51,7 +56,9 @@ pub fn parse(bytes: &[u8], file_bytes: u64) -> Result<Header> {
         return Err(truncated(bytes.len() as u64, data_start as u64, "at least "));
     };
     if json[0] != b'{' {
-        return Err(Error::model("header does not begin with '{', so this is no safetensors file"));
+        return Err(Error::model(
+            "header does not begin with '{', so this is not a safetensors file",
+        ));
     }
     let mut raw = Raw::default();
     let mut parser = serde_json::Deserializer::from_slice(json);
@@ -69,7 +76,7 @@ pub fn parse(bytes: &[u8], file_bytes: u64) -> Result<Header> {
     Ok(Header { tensors, metadata: raw.metadata, data_start })
 }
 
-/// Every byte from `data_start` to the end of the file belongs to exactly one tensor.
+/// Checks that every byte from `data_start` to the end of the file belongs to exactly one tensor.
 fn check_tiling(tensors: &[TensorEntry], data_start: usize, file_bytes: u64) -> Result<()> {
     let end = tensors.iter().map(|t| t.range.end).max().unwrap_or(data_start) as u64;
     if end > file_bytes {
@@ -102,7 +109,7 @@ fn check_tiling(tensors: &[TensorEntry], data_start: usize, file_bytes: u64) -> 
     Ok(())
 }
 
-/// The header as written, in its order, duplicates kept.
+/// The header as written: in its order, with duplicates.
 #[derive(Default)]
 struct Raw {
     tensors: Vec<RawTensor>,
@@ -122,7 +129,7 @@ struct Info {
     data_offsets: (u64, u64),
 }
 
-/// At most `MAX_RANK` axes: a list of millions would cost more memory than the file has bytes.
+/// At most `MAX_RANK` axes: a list of millions would take more memory than the file has bytes.
 struct Shape(Vec<u64>);
 
 impl<'de> serde::Deserialize<'de> for Shape {
@@ -151,7 +158,7 @@ impl<'de> serde::Deserialize<'de> for Shape {
 }
 
 impl RawTensor {
-    /// Shape and range against each other; `data_start` is added to the range.
+    /// Checks the shape against the byte range, to which `data_start` is added.
     fn check(self, data_start: usize) -> Result<TensorEntry> {
         let RawTensor { name, info } = self;
         let at = |e: Error| e.at(&name);
@@ -159,7 +166,7 @@ impl RawTensor {
             return Err(at(Error::model("tensor has an unknown element type").found(&info.dtype)));
         };
         let shape = info.shape.0;
-        // A zero among the axes must not hide that the others overflow.
+        // An axis of length 0 must not hide an overflow of the others.
         let product = shape.iter().filter(|&&n| n != 0).try_fold(1u64, |p, &n| p.checked_mul(n));
         let bits = product.and_then(|p| p.checked_mul(u64::from(stored.bits())));
         let (Some(bits), true) = (bits, shape.iter().all(|&n| usize::try_from(n).is_ok())) else {
@@ -194,7 +201,7 @@ impl RawTensor {
     }
 }
 
-/// Fills a `Raw`; stops as soon as there are too many tensors, so that a bloated header costs little.
+/// Fills a `Raw`. It stops at the first tensor too many, so that a huge header costs little.
 struct RawSeed<'a>(&'a mut Raw);
 
 impl<'de> DeserializeSeed<'de> for RawSeed<'_> {
@@ -232,7 +239,7 @@ impl<'de> Visitor<'de> for RawSeed<'_> {
     }
 }
 
-/// `__metadata__`: strings by name; a key given twice is an error.
+/// `__metadata__`: strings by name. A key that is given twice is an error.
 struct MetadataSeed<'a>(&'a mut BTreeMap<String, String>);
 
 impl<'de> DeserializeSeed<'de> for MetadataSeed<'_> {

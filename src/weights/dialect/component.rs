@@ -1,4 +1,4 @@
-//! One component of one checkpoint under canonical names, whatever its dialect: which stored tensors make up which weight.
+//! The weights of one component under canonical names, whichever dialect they are stored in.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -19,7 +19,8 @@ use crate::weights::container::slice;
 /// How many names an error or a note lists.
 const LISTED: usize = 10;
 
-/// One component's weights. Nothing is copied: what `get` returns points into the files.
+/// The weights of one component. Nothing is copied: the parts that [`ComponentWeights::get`] returns
+/// point into the files.
 pub struct ComponentWeights {
     component: Component,
     dialect: String,
@@ -30,7 +31,8 @@ pub struct ComponentWeights {
     config: Option<Value>,
 }
 
-/// A canonical tensor: its shape, and its stored parts in order of rows (of elements, for vectors).
+/// A canonical tensor: its shape, and its stored parts in the order of rows (for vectors, of
+/// elements).
 struct Weight {
     shape: Vec<usize>,
     parts: Vec<HostPart>,
@@ -55,7 +57,7 @@ struct Piece {
     stored: String,
     shape: Vec<usize>,
     part: HostPart,
-    /// The two halves of its rows are to change places.
+    /// The two halves of its rows are stored in reverse order.
     swap: bool,
 }
 
@@ -137,7 +139,7 @@ impl ComponentWeights {
                 .or(q.get("quant_type"))
                 .and_then(Value::as_str)
                 .unwrap_or("an unnamed format");
-            // Its 4-bit types are told by the tensors; its 8-bit one is another thing.
+            // The 4-bit types are recognised by their tensors; the 8-bit type is not supported.
             let eight = ["load_in_8bit", "_load_in_8bit"]
                 .iter()
                 .any(|k| q.get(*k).and_then(Value::as_bool) == Some(true));
@@ -150,23 +152,23 @@ impl ComponentWeights {
         Ok(self)
     }
 
-    /// Which component this is.
+    /// The component.
     pub fn component(&self) -> Component {
         self.component
     }
 
-    /// How it is stored, for people: `BFL, scaled fp8 (new)`.
+    /// How it is stored, for users: `BFL, scaled fp8 (new)`.
     pub fn dialect(&self) -> &str {
         &self.dialect
     }
 
-    /// The files it lies in.
+    /// Its files.
     pub fn files(&self) -> impl Iterator<Item = &std::path::Path> {
         self.files.iter().map(|f| f.path.as_path())
     }
 
-    /// Rows and columns of the canonical tensor `name`: vectors are `1 x n`, convolutions `out x (in * kh * kw)`, fused projections whole
-    /// even where they are stored in parts.
+    /// Rows and columns of the canonical tensor `name`. Vectors are `1 x n`, convolutions
+    /// `out x (in * kh * kw)`; fused projections are whole even if they are stored in parts.
     pub fn shape(&self, name: &str) -> Option<(usize, usize)> {
         self.weights.get(name).map(Weight::rows_cols)
     }
@@ -176,15 +178,20 @@ impl ComponentWeights {
         self.weights.get(name).map(|w| w.shape.as_slice())
     }
 
-    /// The canonical names that are there, sorted.
+    /// The canonical names that are present, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.weights.keys().map(String::as_str)
     }
 
-    /// Rows `first .. first + rows` of the canonical tensor `name`, `rows x cols`; of vectors (`rows` is 1) elements `first .. first + cols`.
+    /// Rows `first .. first + rows` of the canonical tensor `name`, as `rows x cols`. For a vector,
+    /// `rows` is 1 and the elements are `first .. first + cols`.
     ///
-    /// Parts point into the files. Only three rare things are copied: vectors stored in parts, 8-bit vectors and convolutions (widened
-    /// to f32, since 8 bits are legal for matrices only), and tensors that do not begin at a multiple of their element size.
+    /// Parts point into the files. Copied are only: vectors that are stored in parts, 8-bit vectors
+    /// and convolutions (widened to f32, since only matrices may have 8 bits), and vectors that are
+    /// not aligned to their element size.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Model`] if the tensor is absent or has another shape.
     pub fn get(&self, name: &str, first: usize, rows: usize, cols: usize) -> Result<HostWeight> {
         let Some(weight) = self.weights.get(name) else {
             return Err(Error::model("tensor is missing").at(name).at(self.place()));
@@ -210,8 +217,12 @@ impl ComponentWeights {
         Ok(HostWeight { rows, cols, parts })
     }
 
-    /// Compares with what a model needs: canonical names and shapes (`[n]`, `[rows, cols]`, `[out, in, kh, kw]`). What is missing or has another shape is an
-    /// error that lists up to ten; what is there beyond that is returned as notes for the user.
+    /// Compares the weights with the canonical names and shapes that a model needs (`[n]`,
+    /// `[rows, cols]`, `[out, in, kh, kw]`). Returns notes for the user about tensors that are not
+    /// needed.
+    ///
+    /// # Errors
+    /// Lists up to ten tensors that are absent or have another shape.
     pub fn check(&self, expected: &[(String, Vec<usize>)]) -> Result<Vec<String>> {
         let mut bad = Vec::new();
         for (name, shape) in expected {
@@ -254,7 +265,8 @@ impl ComponentWeights {
         })
     }
 
-    /// The component's `config.json` (diffusers' keys), from its folder or from the file's metadata.
+    /// The component's `config.json` (diffusers' keys), from its folder or from the metadata of the
+    /// file.
     pub fn config(&self) -> Option<&Value> {
         self.config.as_ref()
     }
@@ -264,7 +276,7 @@ impl ComponentWeights {
         &self.extras
     }
 
-    /// Bytes of all weights as stored, scales of blocks included.
+    /// The size of all weights as stored, in bytes, including the scales of blocks.
     pub fn stored_bytes(&self) -> u64 {
         self.weights
             .values()
@@ -280,7 +292,7 @@ impl ComponentWeights {
         format!("{hash:016x}")[..10].to_string()
     }
 
-    /// Whether the files are still what they were when they were opened.
+    /// Checks that the files were not changed since they were opened.
     pub fn unchanged(&self) -> Result<()> {
         self.files.iter().try_for_each(|f| f.source.check())
     }
@@ -290,7 +302,7 @@ impl ComponentWeights {
     }
 }
 
-/// `name` without the prefix, if it belongs to `found` rather than to a component with a longer prefix.
+/// `name` without the prefix of `found`, unless it belongs to a component with a longer prefix.
 fn owner<'a>(name: &'a str, found: &Recognised, others: &[Recognised]) -> Option<&'a str> {
     let short = name.strip_prefix(found.prefix.as_str())?;
     let longer = |o: &&Recognised| {
@@ -299,7 +311,7 @@ fn owner<'a>(name: &'a str, found: &Recognised, others: &[Recognised]) -> Option
     if others.iter().any(|o| longer(&o)) {
         return None;
     }
-    // Components under the same prefix share their tensors by what their names can mean.
+    // Among components with the same prefix, a tensor belongs to those that know its name.
     let same: Vec<&Recognised> = others
         .iter()
         .filter(|o| o.prefix == found.prefix && o.component != found.component)
@@ -310,7 +322,7 @@ fn owner<'a>(name: &'a str, found: &Recognised, others: &[Recognised]) -> Option
 }
 
 impl Piece {
-    /// What goes into the canonical tensor, in its order.
+    /// Its parts, in the order of the canonical rows.
     fn into_parts(self) -> Vec<HostPart> {
         let half = self.shape.first().map_or(0, |n| n / 2);
         match (self.swap, self.shape.len()) {
@@ -427,7 +439,8 @@ fn describe(
         (other, _) if other.is_plain() => other.name().to_lowercase(),
         (other, _) => other.name().to_string(),
     }));
-    // Quantised files keep some layers wider, and K types are mixed: what there is besides, when it is much.
+    // Quantised files keep some layers wider, and files of K types mix them: name the other types
+    // that make up more than 2 % of the bytes.
     let total: usize = bytes.values().sum();
     let mut others: Vec<&str> = bytes
         .iter()

@@ -1,4 +1,5 @@
-//! Dialects: the names and stored forms that different programs give the tensors of one network, read as one canonical set.
+//! Dialects: programs name and store the tensors of one network in different ways. Here they are
+//! recognised and read as one canonical set.
 
 pub mod component;
 pub mod recognise;

@@ -1,16 +1,18 @@
-//! How one stored tensor is to be read: its element type, its shape, and the tensors beside `X.weight` that hold its scales.
+//! How one stored tensor is read: its element type, its shape, and its companions, the tensors next
+//! to `X.weight` that contain its scales.
 //!
-//! | dialect | beside `X.weight` | value |
+//! | dialect | companions of `X.weight` | value |
 //! |---|---|---|
 //! | scaled fp8, old | `X.scale_weight`, and `scaled_fp8` once a component | `w * scale` |
-//! | scaled fp8, new | `X.weight_scale`, `X.comfy_quant` or the header's `_quantization_metadata` | `w * scale` |
+//! | scaled fp8, new | `X.weight_scale`, `X.comfy_quant` or `_quantization_metadata` | `w * scale` |
 //! | int8_tensorwise | the same, one scale or one a row | `w * scale` |
 //! | mxfp8 | the same, `X.weight_scale` E8M0 for 32 columns, in tiles | `w * scale` |
-//! | nvfp4 | the same, `X.weight_scale` E4M3 for 16 columns, in tiles, and `X.weight_scale_2` | `code * scale * scale_2` |
-//! | bitsandbytes | `X.weight.absmax`, `X.weight.quant_state.bitsandbytes__nf4` (JSON), with nested scales `nested_absmax`, `nested_quant_map` | `code * absmax` |
-//! | aredden | `X.float8_data` in place of `X.weight` (a placeholder), `X.scale_reciprocal` | `w * scale_reciprocal` |
+//! | nvfp4 | the same, E4M3 for 16 columns, in tiles, and `X.weight_scale_2` | `code * scale * scale_2` |
+//! | bitsandbytes | `X.weight.absmax`, `X.weight.quant_state.bitsandbytes__nf4` (JSON) | `code * absmax` |
+//! | aredden | `X.float8_data` in place of `X.weight`, `X.scale_reciprocal` | `w * scale_reciprocal` |
 //!
-//! Scales of activations (`input_scale` and the like) are not used.
+//! `_quantization_metadata` is an entry of the header. The scales of bitsandbytes may themselves be
+//! quantised: `nested_absmax`, `nested_quant_map`. Scales of activations (`input_scale`) are not used.
 
 mod layer;
 
@@ -38,7 +40,7 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// For people.
+    /// Its name for users.
     pub fn name(self) -> &'static str {
         match self {
             Scheme::Old => "scaled fp8 (old)",
@@ -50,11 +52,11 @@ impl Scheme {
 
 type Companion = (Arc<WeightFile>, TensorEntry);
 
-/// What the companions of one layer say, by the ending of their names.
+/// The companions of one layer, by the ending of their names.
 #[derive(Default)]
 struct Layer {
     beside: HashMap<&'static str, Companion>,
-    /// Comfy's record.
+    /// ComfyUI's quantisation record.
     record: Option<Value>,
 }
 
@@ -67,11 +69,11 @@ pub struct Companions {
     pub scheme: Option<Scheme>,
 }
 
-/// One tensor as it is to be read.
+/// How one tensor is read.
 #[derive(Debug)]
 pub struct Reading {
     pub dtype: DType,
-    /// The tensor's own, whatever it is packed into.
+    /// The shape of the tensor, not of the bytes that it is packed into.
     pub shape: Vec<usize>,
     pub scale: Scale,
 }
@@ -94,12 +96,12 @@ const COMPANIONS: [&str; 13] = [
 ];
 const FP4_STATE: &str = ".weight.quant_state.bitsandbytes__fp4";
 const NF4_STATE: &str = ".weight.quant_state.bitsandbytes__nf4";
-/// Those of aredden's layers; elsewhere `X.scale` is the gain of a norm.
+/// Endings in aredden's layers; elsewhere `X.scale` is the gain of a norm.
 const AREDDEN: [&str; 2] = [".scale", ".scale_reciprocal"];
 const FLOAT8_DATA: &str = ".float8_data";
 
 impl Companions {
-    /// None yet, for a component that has these tensors.
+    /// No companions yet, for a component that has these tensors.
     pub fn among<'a>(names: impl Iterator<Item = &'a str>) -> Self {
         let aredden: HashSet<String> =
             names.filter_map(|n| n.strip_suffix(FLOAT8_DATA)).map(String::from).collect();
@@ -107,7 +109,7 @@ impl Companions {
         Companions { aredden, scheme, layers: HashMap::new() }
     }
 
-    /// Takes `entry` in if it is a companion of a weight; `false` if it is a tensor of its own.
+    /// Stores `entry` if it is a companion of a weight; returns `false` if it is not one.
     pub fn take(&mut self, file: &Arc<WeightFile>, entry: &TensorEntry) -> Result<bool> {
         let name = entry.name.as_str();
         if name == "scaled_fp8" || name.ends_with(".scaled_fp8") {
@@ -121,7 +123,7 @@ impl Companions {
             found.filter(|(layer, _)| self.aredden.contains(*layer))
         };
         let Some((layer, ending)) = known.or_else(of_aredden) else {
-            // aredden's `X.weight` holds nothing: `X.float8_data` is the weight.
+            // aredden's `X.weight` is a placeholder: `X.float8_data` is the weight.
             return Ok(name
                 .strip_suffix(".weight")
                 .is_some_and(|layer| self.aredden.contains(layer)));
@@ -152,7 +154,7 @@ impl Companions {
         Ok(true)
     }
 
-    /// Takes the header's `_quantization_metadata` in, if there is any.
+    /// Stores the records of the header's `_quantization_metadata`, if there is one.
     pub fn take_metadata(
         &mut self,
         metadata: &BTreeMap<String, String>,
@@ -195,7 +197,7 @@ impl Companions {
         Ok(())
     }
 
-    /// How the tensor `entry` of `file` is to be read.
+    /// How the tensor `entry` of `file` is read.
     pub fn read(&self, file: &WeightFile, entry: &TensorEntry) -> Result<Reading> {
         let shape = original_shape(file, entry)?;
         if let Some(layer) = entry.name.strip_suffix(FLOAT8_DATA) {
@@ -212,12 +214,12 @@ impl Companions {
     }
 }
 
-/// The role that `name` has: aredden's data stand for the weight.
+/// The name of the weight that aredden's data `name` stands for.
 pub fn weight_name(name: &str) -> Option<String> {
     name.strip_suffix(FLOAT8_DATA).map(|layer| format!("{layer}.weight"))
 }
 
-/// The error for a way of storing weights that cannot be read.
+/// The error for weights in a format that cannot be read.
 pub fn unsupported(format: &str) -> Error {
     Error::model(format!("weights are stored as {format}, which is not supported"))
         .try_("use a bf16, fp16, fp8, NF4 or GGUF file of the same model")

@@ -1,4 +1,4 @@
-//! A LoRA that was read, and several of them put together.
+//! A LoRA that was read, and how several LoRAs are combined for one weight.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -11,29 +11,33 @@ use crate::spec::Component;
 use crate::spec::lora::Block;
 use crate::tensor::{HostPart, Scale};
 
-/// A LoRA file that was checked whole against a model.
+/// A LoRA file that was checked completely against a model.
 #[derive(Debug, Clone)]
 pub struct Adapter {
+    /// The file.
     pub path: PathBuf,
+    /// Its contents, for users.
     pub summary: Summary,
     /// By component, weight and rows.
     pub(super) pairs: Vec<Pair>,
 }
 
-/// `factor * B A`, added to some rows of a weight; the matrices lie in the file.
+/// `factor * B A`, which is added to some rows of a weight. The matrices point into the file.
 #[derive(Debug, Clone)]
 pub struct Pair {
+    /// The component that has the weight.
     pub component: Component,
     /// The canonical weight.
     pub weight: String,
-    /// What the file calls it.
+    /// The name of the layer in the file.
     pub key: String,
     /// `rank x columns`.
     pub a: HostPart,
     /// `rows x rank`.
     pub b: HostPart,
-    /// Where the rows of `b` go.
+    /// The rows of the weight that the rows of `b` change.
     pub blocks: Vec<Block>,
+    /// Alpha, if the file has one.
     pub alpha: Option<f64>,
     /// alpha / rank; 1 without alpha.
     pub factor: f64,
@@ -45,7 +49,7 @@ impl Adapter {
         &self.pairs
     }
 
-    /// The pairs beside a weight.
+    /// The pairs that change a weight.
     pub fn of(&self, component: Component, weight: &str) -> &[Pair] {
         let key = |p: &Pair| (p.component, p.weight.as_str()).cmp(&(component, weight));
         let first = self.pairs.partition_point(|p| key(p).is_lt());
@@ -53,7 +57,7 @@ impl Adapter {
         &self.pairs[first..first + count]
     }
 
-    /// The weights that it is beside, each once.
+    /// The weights that it changes, each once.
     pub fn weights(&self) -> impl Iterator<Item = (Component, &str)> {
         self.pairs.chunk_by(|a, b| (a.component, &a.weight) == (b.component, &b.weight)).map(
             |run| {
@@ -64,46 +68,38 @@ impl Adapter {
     }
 }
 
-/// One pair that stands for several: `B A` is the whole change of some rows of a weight, scales included.
+/// Several pairs combined into one: `B A` is the whole change of some rows of a weight, including
+/// all factors.
 #[derive(Debug, Clone)]
 pub struct Combined {
-    /// `rank x columns`: the ranks of all, stacked.
+    /// `rank x columns`: the A matrices of all pairs, stacked.
     pub a: HostPart,
-    /// `rows x rank`, zero outside of the blocks.
+    /// `rows x rank`: zero where a pair does not change a row.
     pub b: HostPart,
-    /// The blocks of `b` that are not zero; those of one run of ranks follow each other.
-    pub blocks: Vec<Span>,
-}
-
-/// A block of a combined B.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span {
-    /// First row, counted from the first row of the range.
-    pub row: usize,
-    pub rows: usize,
-    /// First column.
-    pub rank_first: usize,
-    /// Columns.
-    pub rank: usize,
 }
 
 impl Combined {
-    /// How many ranks there are in all.
+    /// The sum of the ranks.
     pub fn rank(&self) -> usize {
         self.a.rows
     }
 }
 
-/// One run of ranks: an A and all that B makes of it.
+/// Pairs that share one A, and their B matrices.
 struct Run<'a> {
     adapter: usize,
     a: &'a HostPart,
-    /// B, its factor, its rows, and where they go within the range.
+    /// B, its factor, and the rows of the range that it changes.
     parts: Vec<(&'a HostPart, f64, Block)>,
 }
 
-/// One pair, in F32 or BF16, of all that `loras` (each with its weight) have beside rows `rows` of a weight; `None` if that is nothing. A LoRA of
-/// weight 0 takes no part. Within a file, pairs of the same A (q, k and v that were split from a fused matrix) share its ranks.
+/// Combines all pairs that `loras` (each with its strength) have for the rows `rows` of a weight
+/// into one pair in F32 or BF16; `None` if there are none. A LoRA of strength 0 is left out. Pairs
+/// of one file with the same A (q, k and v that were split from a fused matrix) share its ranks.
+///
+/// # Errors
+/// If a strength is not finite, if the LoRAs were read for different models, or if a product exceeds
+/// the range of the numbers.
 pub fn combine(
     loras: &[(&Adapter, f32)],
     component: Component,
@@ -112,10 +108,10 @@ pub fn combine(
     dtype: DType,
 ) -> Result<Option<Combined>> {
     if !matches!(dtype, DType::F32 | DType::BF16) {
-        return Err(Error::argument("LoRAs are put together in F32 or BF16").found(dtype.name()));
+        return Err(Error::argument("LoRAs are combined in F32 or BF16 only").found(dtype.name()));
     }
     if let Some((adapter, strength)) = loras.iter().find(|(_, s)| !s.is_finite()) {
-        return Err(Error::argument("the weight of a LoRA is not a finite number")
+        return Err(Error::argument("the strength of a LoRA is not a finite number")
             .at_path(&adapter.path)
             .found(strength));
     }
@@ -141,15 +137,16 @@ pub fn combine(
     if let Some(other) = runs.iter().find(|r| r.a.cols != cols) {
         return Err(Error::model("two LoRAs were read for different models")
             .at_path(&loras[other.adapter].0.path)
-            .found(format!("{} columns beside {weight}", other.a.cols))
+            .found(format!("{} columns for {weight}", other.a.cols))
             .expected(format!("{cols}")));
     }
     let rank = runs.iter().map(|r| r.a.rows).sum();
-    let (mut a, mut b) = (Matrix::new(rank, cols, dtype), Matrix::new(rows.len(), rank, dtype));
-    let (mut rank_first, mut blocks) = (0, vec![]);
+    let (mut a, mut b) =
+        (MatrixBuilder::new(rank, cols, dtype), MatrixBuilder::new(rows.len(), rank, dtype));
+    let mut rank_first = 0;
     for run in &runs {
         let too_large = |factor: f64| {
-            Error::model("a LoRA times its weight exceeds what numbers can hold")
+            Error::model("a LoRA times its strength exceeds the range of the numbers")
                 .at(weight)
                 .at_path(&loras[run.adapter].0.path)
                 .found(format!("a factor of {factor}"))
@@ -162,17 +159,16 @@ pub fn combine(
             if !b.put(block.row, rank_first, part, block.from..block.from + block.rows, *factor) {
                 return Err(too_large(*factor));
             }
-            blocks.push(Span { row: block.row, rows: block.rows, rank_first, rank: run.a.rows });
         }
         rank_first += run.a.rows;
-        // The file's pages are not needed beside the copy.
+        // The pages of the file are not needed after the copy.
         run.a.source.let_go(run.a.range());
         run.parts.iter().for_each(|(part, ..)| part.source.let_go(part.range()));
     }
-    Ok(Some(Combined { a: a.done(), b: b.done(), blocks }))
+    Ok(Some(Combined { a: a.done(), b: b.done() }))
 }
 
-/// What of a block lies within the range, counted from its start.
+/// The part of a block that is inside the range, counted from the start of the range.
 fn cut(block: &Block, range: &Range<usize>) -> Option<Block> {
     let first = block.row.max(range.start);
     let last = (block.row + block.rows).min(range.end);
@@ -183,8 +179,8 @@ fn cut(block: &Block, range: &Range<usize>) -> Option<Block> {
     })
 }
 
-/// A matrix of zeros that is being filled.
-struct Matrix {
+/// A matrix that starts with zeros and is filled block by block.
+struct MatrixBuilder {
     bytes: Vec<u8>,
     offset: usize,
     rows: usize,
@@ -192,17 +188,18 @@ struct Matrix {
     dtype: DType,
 }
 
-/// At which multiple of bytes it begins.
+/// The alignment of a combined matrix in bytes.
 const ALIGN: usize = 64;
 
-impl Matrix {
+impl MatrixBuilder {
     fn new(rows: usize, cols: usize, dtype: DType) -> Self {
         let bytes = vec![0; rows * cols * dtype.size() + ALIGN];
         let offset = bytes.as_ptr().align_offset(ALIGN);
-        Matrix { bytes, offset: if offset < ALIGN { offset } else { 0 }, rows, cols, dtype }
+        MatrixBuilder { bytes, offset: if offset < ALIGN { offset } else { 0 }, rows, cols, dtype }
     }
 
-    /// Writes `factor` times the rows `from` of `part` with its first element at `(row, col)`; false if a value is not finite any more.
+    /// Writes `factor` times the rows `from` of `part`, with the first element at `(row, col)`.
+    /// Returns false if a product is not finite.
     fn put(
         &mut self,
         row: usize,
@@ -212,7 +209,7 @@ impl Matrix {
         factor: f64,
     ) -> bool {
         let (size, stored) = (self.dtype.size(), part.dtype.size());
-        // Whole rows follow each other in both, so they are one.
+        // Whole rows follow each other in both, so all of them are one run.
         let (steps, length) = if part.cols == self.cols {
             (1, from.len() * part.cols)
         } else {
@@ -235,12 +232,12 @@ impl Matrix {
     }
 
     fn done(self) -> HostPart {
-        let Matrix { bytes, offset, rows, cols, dtype } = self;
+        let MatrixBuilder { bytes, offset, rows, cols, dtype } = self;
         HostPart { source: Arc::new(bytes), offset, rows, cols, dtype, scale: Scale::One }
     }
 }
 
-/// `factor` times `values`, which are of type `dtype`; false if one is not finite.
+/// Writes `factor` times `values`, which have type `dtype`; returns false if a product is not finite.
 fn scaled<const N: usize>(
     dtype: DType,
     values: &[u8],
@@ -265,7 +262,7 @@ fn scaled<const N: usize>(
     }
 }
 
-/// The loop of `scaled`, without branches, so that the compiler can take many elements at once.
+/// The loop of `scaled`, without branches, so that the compiler can vectorise it.
 fn each<const M: usize, const N: usize>(
     values: &[[u8; M]],
     to: &mut [[u8; N]],
@@ -273,7 +270,7 @@ fn each<const M: usize, const N: usize>(
     decode: impl Fn([u8; M]) -> f32,
     encode: impl Fn(f32) -> [u8; N],
 ) -> bool {
-    // What rounds to infinity in BF16 is near enough to the end of F32 to be refused in both.
+    // A value that rounds to infinity in BF16 is refused in F32, too.
     const LARGEST: f32 = 3.38e38;
     let mut finite = true;
     for (to, value) in to.iter_mut().zip(values) {
@@ -290,7 +287,8 @@ fn bf16_bits(value: f32) -> u16 {
     ((bits.wrapping_add(0x7fff + ((bits >> 16) & 1))) >> 16) as u16
 }
 
-/// The value of an F16: its bits, read as an F32's, are 2^112 too small. NaN for infinity too, which no checked file holds.
+/// The value of an F16: its bits, shifted into an F32, are too small by 2^112. Infinity becomes NaN;
+/// checked files contain neither.
 fn f16_value(bits: u16) -> f32 {
     let magnitude = f32::from_bits(u32::from(bits & 0x7fff) << 13) * 2f32.powi(112);
     let value = if bits & 0x7c00 == 0x7c00 { f32::NAN } else { magnitude };

@@ -20,7 +20,7 @@ pub fn collect(file: &WeightFile, names: &LoraKeys) -> Grouped {
         let Some(key) = names.parse(&entry.name) else {
             unmatched.push(Unmatched::new(
                 &entry.name,
-                format!("names no layer of {} that a LoRA can be beside", names.family.title),
+                format!("names no layer of {} that a LoRA can change", names.family.title),
             ));
             continue;
         };
@@ -45,7 +45,7 @@ pub fn collect(file: &WeightFile, names: &LoraKeys) -> Grouped {
             Part::Alpha => &mut group.alpha,
         };
         if part.is_some() {
-            unmatched.push(Unmatched::new(&entry.name, "a second matrix for the same place"));
+            unmatched.push(Unmatched::new(&entry.name, "a second matrix for the same layer"));
         } else {
             *part = Some(i);
         }
@@ -61,7 +61,8 @@ pub fn collect(file: &WeightFile, names: &LoraKeys) -> Grouped {
     Grouped { groups: whole, unmatched, notes: vec![] }
 }
 
-/// PEFT's configuration, which diffusers keeps in the header where others store an alpha beside each pair.
+/// PEFT's configuration. diffusers stores it in the header, while others store an alpha with each
+/// pair.
 struct Config(Option<Value>);
 
 impl Config {
@@ -71,7 +72,7 @@ impl Config {
         )
     }
 
-    /// Alpha for a layer, and whether it is divided by the root of the rank.
+    /// Alpha for a layer, and whether it is divided by the square root of the rank.
     fn alpha(&self, component: Component, module: &str) -> Option<(f64, bool)> {
         let config = self.0.as_ref()?;
         let prefixed = |key: &str| config.get(format!("{}.{key}", component.diffusers.folder));

@@ -1,7 +1,10 @@
-//! LoRA files, whoever trained them: read, checked whole, and given as pairs of matrices beside canonical weights.
+//! LoRA files, whichever trainer wrote them: read, checked completely, and returned as pairs of
+//! matrices for canonical weights.
 //!
-//! A layer with a LoRA computes `y += s * B (A x)`; no weight is touched. `open` finds every pair of a file or says why the file cannot be used, before any of it is
-//! used; `combine` makes one pair of all that several files have for one weight. See `names` for the trainers' ways of naming.
+//! A layer with a LoRA computes `y += s * B (A x)`; the weight itself does not change. [`open`]
+//! finds every pair of a file, or says why the file cannot be used before any of it is used.
+//! [`combine`] merges the pairs that several files have for one weight into one pair. The names of
+//! trainers are in [`crate::spec::lora`].
 
 mod adapter;
 mod collect;
@@ -11,7 +14,7 @@ mod pairs;
 mod refuse;
 mod summary;
 
-pub use adapter::{Adapter, Combined, Pair, Span, combine};
+pub use adapter::{Adapter, Combined, Pair, combine};
 pub use group::Unmatched;
 pub use pairs::Base;
 pub use summary::{Summary, Targets};

@@ -1,4 +1,5 @@
-//! The second look: every pair against itself and against the weight it is beside, then every value. Nothing is used before all of it is right.
+//! The second look: checks each pair, compares it with the weight that it changes, and checks every
+//! value. Nothing of a file is used before all of it is valid.
 
 use std::collections::BTreeMap;
 
@@ -44,7 +45,7 @@ pub fn bind(
     if kept.is_empty() {
         let keys =
             found.unmatched.first().map(|u| format!("{}: {}", u.key, u.why)).unwrap_or_default();
-        return Err(Error::model("nothing of this LoRA has a place in this model")
+        return Err(Error::model("no tensor of this LoRA matches this model")
             .found(format!("{} keys, the first {keys}", found.unmatched.len()))
             .try_("`flux-fast inspect` on both files shows what each is"));
     }
@@ -87,7 +88,7 @@ fn absent(group: &Group, base: Base) -> Result<String> {
         .try_(group.component.lora.blocks_hint))
 }
 
-/// A needs its B, and both one rank.
+/// Checks that A and B are both present and have the same rank.
 fn complete(file: &WeightFile, group: &Group) -> Result<()> {
     let tensors = &file.header.tensors;
     let (Some(down), Some(up)) = (group.down, group.up) else {
@@ -114,17 +115,17 @@ fn complete(file: &WeightFile, group: &Group) -> Result<()> {
     Ok(())
 }
 
-/// Rows and columns; 1 x 1 convolutions are matrices too.
+/// Rows and columns. A 1 x 1 convolution is a matrix, too.
 fn matrix(entry: &TensorEntry) -> Result<(usize, usize)> {
     match entry.shape.as_slice() {
         [rows, cols, rest @ ..] if rest.iter().all(|n| *n == 1) => Ok((*rows, *cols)),
-        other => Err(Error::model("a LoRA matrix has not two axes")
+        other => Err(Error::model("a LoRA matrix does not have two axes")
             .at(&entry.name)
             .found(format!("{other:?}"))),
     }
 }
 
-/// Every pair against the weight it is beside; one error for all that differ.
+/// Compares every pair with the weight that it changes. One error reports all that differ.
 fn sizes(
     file: &WeightFile,
     family: &Family,
@@ -203,15 +204,13 @@ fn pair(file: &WeightFile, family: &Family, group: &Group, shape: (usize, usize)
     let Some(blocks) = group.rows.of(shape) else {
         return Err(foreign(family, "a model with other layers", &group.base));
     };
-    // What no training gives, and no arithmetic survives.
+    // No training results in a larger factor, and products with it would overflow.
     const LARGEST: f64 = 1e4;
     if factor.abs() > LARGEST {
-        return Err(Error::model(
-            "alpha / rank of a pair is beyond all measure, the file is damaged",
-        )
-        .at(&group.base)
-        .found(factor)
-        .expected(format!("at most {LARGEST}")));
+        return Err(Error::model("alpha / rank of a pair is out of range, the file is damaged")
+            .at(&group.base)
+            .found(factor)
+            .expected(format!("at most {LARGEST}")));
     }
     Ok(Pair {
         component: group.component,
@@ -225,7 +224,8 @@ fn pair(file: &WeightFile, family: &Family, group: &Group, shape: (usize, usize)
     })
 }
 
-/// A file may name one layer twice, in two trainers' words; other tools use one of both, and so it is here: diffusers' before others.
+/// Drops pairs for rows that another pair changes already: a file may name one layer twice, in the
+/// names of two trainers. Other tools use one of both, too; diffusers' names take precedence.
 fn drop_doubles(
     file: &WeightFile,
     found: &mut Grouped,
@@ -238,12 +238,12 @@ fn drop_doubles(
     let mut doubles = vec![false; pairs.len()];
     for i in order {
         let others = taken.entry((pairs[i].component, &pairs[i].weight)).or_default();
-        let meets = |j: &&usize| {
+        let overlaps = |j: &&usize| {
             pairs[i].blocks.iter().any(|x| pairs[**j].blocks.iter().any(|y| overlap(x, y)))
         };
-        if let Some(j) = others.iter().find(meets) {
+        if let Some(j) = others.iter().find(overlaps) {
             doubles[i] = true;
-            let why = format!("{} is for the same rows", pairs[*j].key);
+            let why = format!("{} changes the same rows", pairs[*j].key);
             let keys = groups[i].keys().map(|k| &file.header.tensors[k].name);
             found.unmatched.extend(keys.map(|k| Unmatched::new(k, why.clone())));
         } else {
@@ -260,14 +260,14 @@ fn overlap(a: &Block, b: &Block) -> bool {
     a.row < b.row + b.rows && b.row < a.row + a.rows
 }
 
-/// Looks at every value of every pair.
+/// Checks that every value of every pair is finite.
 fn finite(file: &WeightFile, pairs: &[Pair]) -> Result<()> {
     let parts: Vec<(&Pair, &HostPart, &str)> =
         pairs.iter().flat_map(|p| [(p, &p.a, "down (A)"), (p, &p.b, "up (B)")]).collect();
     let bad = parts.par_iter().map(|(_, part, _)| {
         file.source.will_need(part.range())?;
         let found = first_not_finite(part);
-        // They are read again when they are put together; until then they take no memory.
+        // They are read again when LoRAs are combined; until then they take no memory.
         file.source.let_go(part.range());
         Ok(found)
     });
@@ -280,7 +280,7 @@ fn finite(file: &WeightFile, pairs: &[Pair]) -> Result<()> {
     } else {
         String::new()
     };
-    Err(Error::model("a LoRA holds values that are no finite numbers")
+    Err(Error::model("a LoRA contains values that are not finite numbers")
         .at(format!("{}, {side}", pair.key))
         .found(format!("{value} in row {}, column {}{more}", i / part.cols, i % part.cols))
         .try_("its training diverged: use an earlier epoch, or another LoRA"))
@@ -291,7 +291,7 @@ fn first_not_finite(part: &HostPart) -> Option<(usize, f32)> {
     let (size, dtype) = (part.dtype.size(), part.dtype);
     const CHUNK: usize = 4096;
     let bytes = part.bytes();
-    // The exponent's bits alone tell; a chunk at a time, so that the compiler can take many elements at once.
+    // The bits of the exponent are enough, and a check without branches can be vectorised.
     let suspicious = |chunk: &[u8]| match dtype {
         DType::F32 => chunk
             .as_chunks::<4>()

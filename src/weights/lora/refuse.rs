@@ -13,11 +13,12 @@ use crate::weights::container::file::WeightFile;
 use crate::weights::container::header::TensorEntry;
 use crate::weights::dialect::recognise::recognise;
 
-/// How many keys an error names.
+/// The number of keys that an error names.
 const NAMED: usize = 3;
-const CONTROL: &str = "a BFL control LoRA (FLUX.1 Canny or Depth: it widens img_in for a control image, moves biases and replaces norms)";
+const CONTROL: &str = "a BFL control LoRA (FLUX.1 Canny or Depth: it widens img_in for a control \
+     image, moves biases and replaces norms)";
 
-/// Files that are no LoRA: (a part of a key, what it is).
+/// Files that are not a LoRA: (a part of a key, what it is).
 const NO_LORA: [(&str, &str); 8] = [
     ("ip_adapter", "an IP-Adapter"),
     ("image_proj.", "an IP-Adapter"),
@@ -29,7 +30,7 @@ const NO_LORA: [(&str, &str); 8] = [
     ("pulid_", "a PuLID adapter"),
 ];
 
-/// The same, unless there is a LoRA beside it.
+/// The same, unless the file also contains a LoRA.
 const EMBEDDINGS: [(&str, &str); 3] = [
     ("emb_params", "a textual inversion embedding"),
     ("string_to_param", "a textual inversion embedding"),
@@ -58,7 +59,8 @@ const OTHER_ADAPTERS: [(&str, &str); 18] = [
     (".ranknum", "AdaLoRA"),
 ];
 
-/// Endings of tensors that are added to a whole weight, a bias or a norm. Trainers write them even where nothing was learnt.
+/// Endings of tensors that are added to a whole weight, a bias or a norm. Trainers write them even
+/// if all values are zero.
 const DIFFERENCES: [(&str, &str); 8] = [
     (".diff", "whole differences of weights (.diff)"),
     (".diff_b", "differences of biases (.diff_b)"),
@@ -99,7 +101,7 @@ pub fn check(file: &WeightFile, keys: &LoraKeys, found: &mut Grouped) -> Result<
     }
     if let Some(whole) = names.iter().find(|n| is_whole_weight(keys, n)) {
         let img_in = found.groups.iter().any(|g| g.component.lora.input == Some(&g.weight));
-        let what = if img_in { CONTROL } else { "LoRA that replaces whole weights besides" };
+        let what = if img_in { CONTROL } else { "LoRA that also replaces whole weights" };
         let count = names.iter().filter(|n| is_whole_weight(keys, n)).count();
         return Err(unsupported(what, whole, count, names.len()));
     }
@@ -136,7 +138,7 @@ fn unsupported(what: &str, key: &str, count: usize, all: usize) -> Error {
     Error::model(format!("this is {article}{what}, which is not supported"))
         .at(key)
         .found(format!("{count} of {all} keys of that kind"))
-        .expected("nothing but pairs such as lora_down and lora_up, or lora_A and lora_B")
+        .expected("only pairs such as lora_down and lora_up, or lora_A and lora_B")
         .try_("use a plain LoRA; most trainers and merging tools can extract one from the result")
 }
 
@@ -152,7 +154,7 @@ pub fn foreign(family: &Family, model: &str, key: &str) -> Error {
         ))
 }
 
-/// Tells Stable Diffusion's versions apart by the width of the text that cross-attention reads.
+/// The version of Stable Diffusion, from the width of the text that cross-attention reads.
 fn sd_version(tensors: &[TensorEntry]) -> &'static str {
     let width = tensors.iter().find_map(|t| {
         let reads_text =
@@ -168,7 +170,7 @@ fn sd_version(tensors: &[TensorEntry]) -> &'static str {
     }
 }
 
-/// A tensor of the model itself.
+/// Whether `name` is a tensor of the model itself.
 fn is_whole_weight(keys: &LoraKeys, name: &str) -> bool {
     let name = keys.without_prefix(name).replace(".modules_to_save.default.", ".");
     keys.family.components.iter().any(|c| {
@@ -186,10 +188,10 @@ fn nothing_matched(file: &WeightFile, family: &'static Family, names: &[&str]) -
     let models = recognise(names, crate::spec::FAMILIES);
     if let Some(first) = models.first() {
         let e = Error::model("this is a model, not a LoRA").found(first.component.title);
-        return e.try_("give it by --model");
+        return e.try_("give it with --model");
     }
     let trained = base_model(file)
-        .map(|m| format!("; it says that it was trained on {m}"))
+        .map(|m| format!("; its metadata names the base model {m}"))
         .unwrap_or_default();
     Error::model(format!("no key of this file is a LoRA of {}", family.title))
         .found(found + &trained)
@@ -197,7 +199,7 @@ fn nothing_matched(file: &WeightFile, family: &'static Family, names: &[&str]) -
         .try_("the file may be of another model; `flux-fast inspect FILE` lists its tensors")
 }
 
-/// Drops tensors of differences that are zero everywhere; others are refused.
+/// Drops difference tensors that are zero everywhere and refuses others.
 fn drop_differences(file: &WeightFile, found: &mut Grouped) -> Result<()> {
     let mut dropped: HashSet<&str> = HashSet::new();
     for (ending, what) in DIFFERENCES {
@@ -222,7 +224,7 @@ fn drop_differences(file: &WeightFile, found: &mut Grouped) -> Result<()> {
     Ok(())
 }
 
-/// CLIP is the same in Stable Diffusion 1.x: where only text encoders are named, the header is asked.
+/// Stable Diffusion 1.x has the same CLIP. If a file names text encoders only, its metadata decides.
 fn foreign_by_metadata(file: &WeightFile, family: &Family, found: &mut Grouped) -> Result<()> {
     let Some(model) = base_model(file) else { return Ok(()) };
     let lower = model.to_lowercase();
@@ -232,7 +234,7 @@ fn foreign_by_metadata(file: &WeightFile, family: &Family, found: &mut Grouped) 
     match found.groups.iter().find(|g| g.component.role == Role::Transformer) {
         Some(_) => {
             found.notes.push(format!(
-                "its names are {}'s, but it says that it was trained on {model}",
+                "its names are those of {}, but its metadata names the base model {model}",
                 family.title
             ));
             Ok(())

@@ -1,4 +1,4 @@
-//! What a LoRA file is, for people.
+//! The contents of a LoRA file, for users.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,50 +9,52 @@ use super::group::{Group, Grouped, Unmatched, base_model};
 use crate::spec::Component;
 use crate::weights::container::file::WeightFile;
 
-/// How many unmatched keys are named.
+/// The number of unmatched keys that are listed.
 const LISTED: usize = 10;
-/// How much of a value of the metadata is kept.
+/// The number of characters of a metadata value that are kept.
 const VALUE_CHARS: usize = 200;
 
-/// What a LoRA is about in one component.
+/// The layers of one component that a LoRA changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Targets {
+    /// The component.
     pub component: Component,
-    /// Pairs of matrices.
+    /// The number of pairs of matrices.
     pub pairs: usize,
-    /// Canonical weights.
+    /// The number of canonical weights.
     pub weights: usize,
-    /// How many pairs there are by kind of block and its number: `double_blocks` 3.
+    /// The number of pairs by kind of block and its number: `double_blocks` 3.
     pub blocks: BTreeMap<String, BTreeMap<usize, usize>>,
     /// Weights outside of blocks.
     pub others: Vec<String>,
 }
 
-/// What a file is.
+/// The contents of a file.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
-    /// Whose names it has, `Kohya sd-scripts`.
+    /// The trainer whose names it has: `Kohya sd-scripts`.
     pub dialect: String,
-    /// How many pairs have which rank.
+    /// The number of pairs by rank.
     pub ranks: BTreeMap<usize, usize>,
-    /// How many pairs have which alpha; `none` stands for a factor of 1.
+    /// The number of pairs by alpha; `none` means a factor of 1.
     pub alphas: BTreeMap<String, usize>,
+    /// The layers that it changes, by component.
     pub targets: Vec<Targets>,
-    /// Keys that a pair uses.
+    /// The number of keys that pairs use.
     pub matched: usize,
-    /// Keys that none uses.
+    /// The number of keys that no pair uses.
     pub unmatched: usize,
     /// The first ten of them.
     pub first_unmatched: Vec<Unmatched>,
-    /// What it was trained on, by its own account.
+    /// The base model, according to its metadata.
     pub base_model: Option<String>,
-    /// How it was trained, by its own account.
+    /// How it was trained, according to its metadata.
     pub training: BTreeMap<String, String>,
-    /// What is worth knowing.
+    /// Lines for the user.
     pub notes: Vec<String>,
 }
 
-/// What else of the metadata people look for.
+/// Other metadata that users look for.
 const TRAINING: [&str; 22] = [
     "modelspec.title",
     "modelspec.author",
@@ -155,7 +157,7 @@ fn add(targets: &mut Vec<Targets>, group: &Group, same_weight: bool) {
     }
 }
 
-/// Numbers with runs drawn together: `0-18, 20`.
+/// Numbers as text, with ranges: `0-18, 20`.
 fn runs(numbers: impl Iterator<Item = usize>) -> String {
     let mut runs: Vec<(usize, usize)> = vec![];
     for n in numbers {

@@ -62,14 +62,18 @@ pub enum Dialect {
 /// The description of a checkpoint to write.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SynthSpec {
+    /// The seed of all values.
     pub seed: u64,
     /// Canonical names and shapes (`[n]`, `[rows, cols]`, `[out, in, kh, kw]`).
     pub tensors: Vec<(Component, String, Vec<usize>)>,
+    /// How values are rounded.
     pub grid: Grid,
+    /// The stored types.
     pub storage: Storage,
+    /// Names and files.
     pub dialect: Dialect,
-    /// An object with the keys `transformer`, `text_encoder`, `text_encoder_2`, `vae`, `scheduler`,
-    /// `tokenizer_2` and `generation`, all optional.
+    /// Configurations, by the folders of the components and of their tokenizers, `scheduler` and
+    /// `generation`. Each may be absent.
     pub configs: Value,
 }
 

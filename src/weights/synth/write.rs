@@ -90,7 +90,7 @@ pub fn write(spec: &SynthSpec, path: &Path) -> Result<Vec<PathBuf>> {
 /// The progress of a long write, for another thread.
 #[derive(Debug, Default)]
 pub struct Watch {
-    /// Bytes written so far.
+    /// The number of bytes that are written.
     pub written: AtomicU64,
     /// Set this to stop the write; the temporary file is then removed.
     pub stop: AtomicBool,

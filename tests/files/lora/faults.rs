@@ -97,7 +97,7 @@ fn no_matching_key_is_an_error() {
         .pair("foo.lora_A.weight", "foo.lora_B.weight", 2, (4, 4))
         .meta("ss_base_model_version", "zeta")
         .error(&base);
-    assert!(e.contains("it says that it was trained on zeta"), "{e}");
+    assert!(e.contains("its metadata names the base model zeta"), "{e}");
     // Known names, but not of this model.
     let guidance = Lora::default().pair(
         "transformer.time_text_embed.guidance_embedder.linear_1.lora_A.weight",
@@ -112,7 +112,7 @@ fn no_matching_key_is_an_error() {
         .collect();
     let e = guidance.error(&schnell);
     assert!(
-        e.contains("nothing of this LoRA has a place in this model")
+        e.contains("no tensor of this LoRA matches this model")
             && e.contains("this model has no guidance_in.in_layer.weight"),
         "{e}"
     );
@@ -214,7 +214,7 @@ fn wrong_rank_shape_or_type_is_found() {
         .with(&down, &[4 * cols], &vec![1.0; 4 * cols])
         .with(&up, &[rows, 4], &vec![1.0; 4 * rows])
         .error(&base);
-    assert!(e.contains("has not two axes: found [48]"), "{e}");
+    assert!(e.contains("does not have two axes: found [48]"), "{e}");
     let e = Lora::default()
         .raw(&down, "F64", &[4, cols], &vec![0; 32 * cols])
         .with(&up, &[rows, 4], &vec![1.0; 4 * rows])
@@ -278,7 +278,7 @@ fn values_that_are_not_finite_are_found() {
                 lora.push(&format!("{PROJ}.lora_B.weight"), dtype, &[rows, 4], &b);
                 let e = lora.error(&base);
                 let place = format!(
-                    "{PROJ}, up (B): a LoRA holds values that are no finite numbers: found {bad} in row {}, column {}",
+                    "{PROJ}, up (B): a LoRA contains values that are not finite numbers: found {bad} in row {}, column {}",
                     at / 4,
                     at % 4
                 );

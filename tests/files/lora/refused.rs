@@ -26,11 +26,11 @@ fn other_kinds_of_adapter_are_refused_by_name() {
         ),
         (
             "double_blocks.0.img_attn.norm.query_norm.scale".into(),
-            "this is a LoRA that replaces whole weights besides",
+            "this is a LoRA that also replaces whole weights",
         ),
         (
             "transformer.norm_out.linear.weight".into(),
-            "this is a LoRA that replaces whole weights besides",
+            "this is a LoRA that also replaces whole weights",
         ),
         (
             "double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight".into(),
@@ -86,7 +86,7 @@ fn a_layer_named_twice_is_used_once() {
         (1, 2, 3)
     );
     assert_eq!(adapter.pairs()[0].key, peft);
-    assert_eq!(adapter.summary.first_unmatched[0].why, format!("{peft} is for the same rows"));
+    assert_eq!(adapter.summary.first_unmatched[0].why, format!("{peft} changes the same rows"));
     // q overlaps fused q, k, v; q and k do not overlap.
     let part = |p: &str, rows| {
         Lora::default().pair(

@@ -1,4 +1,5 @@
-//! What writers of GGUF make is read whole; what strangers may make is refused with the place and the numbers.
+//! Files of common writers are read completely; invalid files are refused with the place and the
+//! numbers.
 
 use std::path::PathBuf;
 
@@ -117,7 +118,7 @@ fn a_sound_file_is_read_in_torchs_order_of_axes() {
         assert_eq!(a.range, header.data_start..header.data_start + 24);
         assert_eq!(b.range, header.data_start + 32..bytes.len());
     }
-    // No keys, no axes (one number), another order than that of the bytes, bytes that fill up the end, nothing at all.
+    // No keys, no axes (one number), records out of order, padding at the end, an empty file.
     let file = File {
         keys: vec![],
         ..File::tensors(&[tensor("y", &[4], 30, 32), tensor("x", &[], 0, 0)], 64)
@@ -192,7 +193,7 @@ fn short_values_are_kept_as_text_and_a_tokenizers_lists_are_passed_over() {
     );
 }
 
-/// The files of `tests/golden/formats`, written by the format's own library in the words of the tools that people use.
+/// The files of `tests/golden/formats`, which the format's own library wrote.
 #[test]
 fn files_of_the_reference_writer_are_what_its_author_says() {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/formats");
@@ -415,7 +416,7 @@ fn f6_an_alignment_must_be_a_power_of_two_of_moderate_size() {
     assert_says(&with(32, 5).refused(), &["general.alignment", "UINT32"]);
     assert_says(
         &with(64, 4).refused(),
-        &["b: tensor does not lie at a multiple", "offset 32", "multiple of 64"],
+        &["b: tensor does not start at a multiple", "offset 32", "multiple of 64"],
     );
     for n in [1u32, 8, 1024, 65_536] {
         let tensors = vec![tensor("a", &[8], 0, 0)];

@@ -1,4 +1,4 @@
-//! The numbers that GGUF gives to types: of tensors, and of values beside keys.
+//! The numbers of GGUF types: of tensors, and of metadata values.
 
 use super::super::header::StoredType;
 use crate::dtype::{DType, blocks};
@@ -57,7 +57,7 @@ pub fn stored(number: u32) -> Result<(StoredType, u64, u64)> {
         .try_("use a file of the same model in one of these types"))
 }
 
-/// What is known of the types of values: bytes of one, for those of fixed size.
+/// The size of a metadata value of this type in bytes; `None` for types without a fixed size.
 pub fn value_bytes(kind: u32) -> Option<u64> {
     match kind {
         0 | 1 | 7 => Some(1),

@@ -1,4 +1,4 @@
-//! One tensor by the tensors beside it: the layouts of each dialect, checked against sizes before anything is believed.
+//! How a tensor with companions is read: the layouts of each format, with every size checked.
 
 use std::sync::Arc;
 
@@ -58,7 +58,8 @@ impl Layer {
         }
     }
 
-    /// A weight of one byte an element with one scale, or one for each row; or any weight without scales.
+    /// A weight of one byte per element with one scale or one scale per row; or any weight without
+    /// scales.
     fn scaled(
         &self,
         entry: &TensorEntry,

@@ -1,4 +1,5 @@
-//! What is read against what the formats' own tools say it is: tests/golden/formats, made with PyPI `gguf`, bitsandbytes and comfy-kitchen.
+//! Compares values with those of the formats' own tools: `tests/golden/formats`, made with PyPI
+//! `gguf`, bitsandbytes and comfy-kitchen.
 
 use std::path::Path;
 
@@ -51,7 +52,7 @@ impl Goldens {
         Ok(HostWeight { rows, cols, parts: vec![part] })
     }
 
-    /// The values of `case` against its golden, which may be smaller than what is stored: padding is cut off.
+    /// Compares the values of `case` with its golden, which may be smaller: it has no padding.
     fn check(&self, case: &str, tensor: &str, dtype: DType, ulps: u32) {
         let weight =
             self.read(&format!("{case}.{tensor}")).unwrap_or_else(|e| panic!("{case}: {e}"));

@@ -1,0 +1,185 @@
+//! A model that was opened: the weights of its components, and the settings of its configuration
+//! files.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::config::{folder_config, max_length, read_json};
+use super::opened::OpenedUnit;
+use crate::error::{Error, Result};
+use crate::spec::{Component, Family};
+use crate::weights::ComponentWeights;
+
+/// A model with the components that were found.
+pub struct Checkpoint {
+    /// The file's name without its ending, the folder's name, or the repository's in a Hugging Face
+    /// cache.
+    pub name: String,
+    /// The family that its components belong to.
+    pub family: &'static Family,
+    /// The weights, by component.
+    weights: BTreeMap<Component, ComponentWeights>,
+    /// `scheduler_config.json`.
+    pub scheduler: Option<Value>,
+    /// This project's defaults for generation (`generation_config.json`).
+    pub generation: Option<Value>,
+    /// The number of tokens of a prompt, where the model says so.
+    max_lengths: BTreeMap<Component, usize>,
+    /// The folders of tokenizers next to the weights.
+    tokenizers: BTreeMap<Component, PathBuf>,
+    /// Ten hex digits that recognise the transformer's files.
+    pub hash: String,
+    /// Some weights have shapes only: a run can be planned, not made.
+    pub shapes_only: bool,
+    /// Lines for the user: `t5: /path (found next to the model)`, warnings about files.
+    pub found: Vec<String>,
+    /// The places in which absent components were looked for.
+    pub(super) searched: BTreeMap<Component, Vec<PathBuf>>,
+}
+
+impl Checkpoint {
+    /// The components that are there, in the order of their roles.
+    pub fn components(&self) -> impl Iterator<Item = Component> {
+        self.weights.keys().copied()
+    }
+
+    /// The weights of `component`, if they are there.
+    pub fn get(&self, component: Component) -> Option<&ComponentWeights> {
+        self.weights.get(&component)
+    }
+
+    /// The weights of `component`.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Missing`] with the option that gives it and the places where it was
+    /// looked for.
+    pub fn need(&self, component: Component) -> Result<&ComponentWeights> {
+        self.get(component).ok_or_else(|| self.missing(component))
+    }
+
+    /// Takes the weights of `component` out; the errors are those of [`Checkpoint::need`].
+    pub fn take(&mut self, component: Component) -> Result<ComponentWeights> {
+        self.weights.remove(&component).ok_or_else(|| self.missing(component))
+    }
+
+    /// The number of tokens that the model gives this text encoder, where it says so.
+    pub fn max_length(&self, component: Component) -> Option<usize> {
+        self.max_lengths.get(&component).copied()
+    }
+
+    /// The folder of this text encoder's tokenizer, if there is one next to the weights.
+    pub fn tokenizer(&self, component: Component) -> Option<&Path> {
+        self.tokenizers.get(&component).map(PathBuf::as_path)
+    }
+
+    fn missing(&self, component: Component) -> Error {
+        let e = Error::missing(format!("the {} is missing", component.title)).at(&self.name);
+        let e = match self.searched.get(&component).map_or(&[][..], Vec::as_slice) {
+            [] => e,
+            places => e.expected(format!(
+                "a .safetensors or .gguf file of it in {}",
+                places.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
+            )),
+        };
+        match (component.option, component.source) {
+            (Some(option), Some(source)) => {
+                e.try_(format!("give its file with --{option}, or flux-fast pull {source}"))
+            }
+            (Some(option), None) => e.try_(format!("give its file with --{option}")),
+            (None, _) => e,
+        }
+    }
+
+    /// A checkpoint of `family` without components.
+    pub(super) fn empty(name: String, family: &'static Family) -> Self {
+        Checkpoint {
+            name,
+            family,
+            weights: BTreeMap::new(),
+            scheduler: None,
+            generation: None,
+            max_lengths: BTreeMap::new(),
+            tokenizers: BTreeMap::new(),
+            hash: String::new(),
+            shapes_only: false,
+            found: vec![],
+            searched: BTreeMap::new(),
+        }
+    }
+
+    /// Takes in the components of one opened unit that are not there yet, and what its metadata
+    /// says.
+    pub(super) fn add(&mut self, opened: &OpenedUnit, wanted: &[Component]) -> Result<()> {
+        let metadata = opened.config()?;
+        for found in opened.found.iter().filter(|f| wanted.contains(&f.component)) {
+            if self.get(found.component).is_some() {
+                continue;
+            }
+            let key = found.component.diffusers.folder;
+            let config = metadata.as_ref().and_then(|c| c.get(key)).cloned();
+            let config = match (config, &opened.unit) {
+                (None, Some(unit)) => folder_config(unit, found.component)?,
+                (config, _) => config,
+            };
+            let weights = ComponentWeights::collect(&opened.files, found, &opened.found)?
+                .with_config(config)?;
+            self.weights.insert(found.component, weights);
+        }
+        if let Some(config) = &metadata {
+            let part = |key: &str| config.get(key).filter(|v| !v.is_null()).cloned();
+            self.scheduler = self.scheduler.take().or_else(|| part("scheduler"));
+            self.generation = self.generation.take().or_else(|| part("generation"));
+            self.add_lengths(|folder| Ok(part(folder)))?;
+        }
+        self.found.extend(opened.files.iter().filter_map(|f| f.note.clone()));
+        Ok(())
+    }
+
+    /// Takes in the prompt lengths that are not there yet from the tokenizers' configurations.
+    fn add_lengths(&mut self, config: impl Fn(&str) -> Result<Option<Value>>) -> Result<()> {
+        for component in self.family.components {
+            let Some(tokenizer) = component.0.tokenizer.as_ref().filter(|t| t.sets_length) else {
+                continue;
+            };
+            if let Some(length) = config(tokenizer.folder)?.as_ref().and_then(max_length) {
+                self.max_lengths.entry(*component).or_insert(length);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in what lies in a diffusers folder next to the weights.
+    pub(super) fn add_folder(&mut self, root: &Path) -> Result<()> {
+        let (scheduler, generation) = (
+            read_json(&root.join("scheduler/scheduler_config.json"))?,
+            read_json(&root.join("generation_config.json"))?,
+        );
+        self.scheduler = self.scheduler.take().or(scheduler);
+        self.generation = self.generation.take().or(generation);
+        self.add_lengths(|folder| read_json(&root.join(folder).join("tokenizer_config.json")))?;
+        for component in self.family.components {
+            // The folders, since CLIP's may hold merges.txt in place of tokenizer.json.
+            let folder = component.0.tokenizer.as_ref().map(|t| root.join(t.folder));
+            if let Some(folder) = folder.filter(|f| f.is_dir()) {
+                self.tokenizers.insert(*component, folder);
+            }
+        }
+        Ok(())
+    }
+
+    /// The size that the transformer requires of `component`.
+    pub(super) fn required_size(&self, component: Component) -> Option<usize> {
+        let fit = component.0.fit.as_ref()?;
+        let (name, axis) = fit.transformer;
+        let shape = self.get(self.family.transformer())?.full_shape(name)?;
+        Some(shape.get(axis)? / fit.divisor)
+    }
+
+    /// Computes the hash of the transformer's files.
+    pub(super) fn set_hash(&mut self) {
+        let transformer = self.get(self.family.transformer());
+        self.hash = transformer.map(ComponentWeights::hash).unwrap_or_default();
+    }
+}

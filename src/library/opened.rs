@@ -1,0 +1,113 @@
+//! Files that were opened together: their components, and why they are not what was asked for.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::unit::Unit;
+use crate::error::{Error, Result};
+use crate::spec::{Component, Families, Family, Role};
+use crate::weights::container::file::WeightFile;
+use crate::weights::dialect::recognise::{
+    Recognised, foreign_model, foreign_storage, is_lora, recognise,
+};
+use crate::weights::dialect::storage;
+
+/// Files that were opened together, and the components in them.
+pub struct OpenedUnit {
+    families: Families,
+    /// The paths, unless the bytes are in memory.
+    pub unit: Option<Unit>,
+    /// The files.
+    pub files: Vec<Arc<WeightFile>>,
+    /// The components that were recognised.
+    pub found: Vec<Recognised>,
+}
+
+impl OpenedUnit {
+    /// Opens the files of `unit`.
+    pub fn unit(unit: Unit, families: Families) -> Result<Self> {
+        let files = unit
+            .paths
+            .iter()
+            .map(|p| WeightFile::open(p).map(Arc::new))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(OpenedUnit { unit: Some(unit), ..OpenedUnit::files(files, families) })
+    }
+
+    /// Recognises the components of open files.
+    pub fn files(files: Vec<Arc<WeightFile>>, families: Families) -> Self {
+        let found = recognise(&names(&files), families);
+        OpenedUnit { families, unit: None, files, found }
+    }
+
+    /// The metadata's `config`: one object per component, tokenizer and scheduler.
+    pub fn config(&self) -> Result<Option<Value>> {
+        // GGUF has one namespace for all programs, so our key has a prefix.
+        let of = |f: &Arc<WeightFile>| {
+            let metadata = &f.header.metadata;
+            metadata.get(if f.is_gguf() { "flux_fast.config" } else { "config" }).cloned()
+        };
+        let file = self.files.iter().find_map(|f| Some((f, of(f)?)));
+        let Some((file, text)) = file else { return Ok(None) };
+        match serde_json::from_str(&text) {
+            Ok(config @ Value::Object(_)) => Ok(Some(config)),
+            Ok(_) => {
+                Err(Error::model("metadata `config` is not a JSON object").at_path(&file.path))
+            }
+            Err(e) => {
+                Err(Error::model(format!("metadata `config` is not JSON: {e}")).at_path(&file.path))
+            }
+        }
+    }
+
+    /// Whether it has `component`.
+    pub fn has(&self, component: Component) -> bool {
+        self.found.iter().any(|f| f.component == component)
+    }
+
+    /// The family of its transformer, if it has one.
+    pub fn family(&self) -> Option<&'static Family> {
+        let transformer = self.found.iter().find(|f| f.component.role == Role::Transformer)?;
+        self.families.of(transformer.component)
+    }
+
+    /// Why these files are none of the `wanted` components, and what to do instead.
+    pub fn is_not(&self, wanted: &[Component]) -> Error {
+        let wanted = titles(wanted);
+        let names = names(&self.files);
+        let e = if is_lora(&names) {
+            Error::model("this is a LoRA, not a model").try_(format!(
+                "--lora with it, and --model with the {} model that it was trained for",
+                self.families.titles()
+            ))
+        } else if let Some(format) = names.iter().find_map(|n| foreign_storage(n)) {
+            storage::unsupported(format)
+        } else if let Some(found) = self.found.first() {
+            let e = Error::model(format!("holds no {}", wanted)).found(found.component.title);
+            match found.component.option {
+                None => e,
+                Some(option) => {
+                    e.try_(format!("give it with --{option} {}", self.files[0].path.display()))
+                }
+            }
+        } else {
+            let found = foreign_model(&names).map(str::to_string);
+            let found = found.unwrap_or_else(|| match names.as_slice() {
+                [] => "no tensors at all".into(),
+                names => format!("tensors such as {}", names[..names.len().min(3)].join(", ")),
+            });
+            Error::model(format!("holds no {}", wanted)).found(found)
+        };
+        e.at_path(self.unit.as_ref().map_or(&self.files[0].path, |u| u.place()))
+    }
+}
+
+fn names(files: &[Arc<WeightFile>]) -> Vec<&str> {
+    files.iter().flat_map(|f| &f.header.tensors).map(|t| t.name.as_str()).collect()
+}
+
+/// The titles of components, for messages.
+pub fn titles(components: &[Component]) -> String {
+    components.iter().map(|c| c.title).collect::<Vec<_>>().join(" or ")
+}
