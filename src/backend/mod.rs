@@ -4,27 +4,19 @@
 //! network, of files or of budgets. There are three: [`cpu`], [`cuda`] and [`wgpu`].
 
 #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(dead_code))]
-#[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(dead_code))]
 mod courier;
 pub mod cpu;
 #[cfg(feature = "cuda")]
-#[cfg(feature = "cuda")]
 pub mod cuda;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod forced;
-#[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(dead_code))]
 #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(dead_code))]
 mod form;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 #[cfg_attr(not(all(feature = "cuda", feature = "wgpu")), allow(dead_code, unused_imports))]
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
-#[cfg_attr(not(all(feature = "cuda", feature = "wgpu")), allow(dead_code, unused_imports))]
 mod gpu;
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod loaded;
 mod options;
-#[cfg(feature = "wgpu")]
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 

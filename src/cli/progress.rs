@@ -15,7 +15,6 @@ use crate::units;
 /// Minimum time between plain lines, except before the last one of a phase.
 const PLAIN_EVERY: Duration = Duration::from_secs(1);
 
-#[cfg(feature = "hub")]
 /// Plain lines of transfers, which take hours, come less often.
 const BYTES_EVERY: Duration = Duration::from_secs(10);
 
@@ -138,7 +137,6 @@ impl Progress {
         }
     }
 
-    #[cfg(feature = "hub")]
     /// Shows that `done` of `all` bytes have been transferred, and that `file` is current.
     pub fn bytes(&mut self, file: &str, done: u64, all: u64) {
         if let Style::Bar(bar) = &self.style {

@@ -87,14 +87,17 @@ macro_rules! operations {
                 }
             };
         }
+        #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(unused_imports))]
         pub(crate) use each_op;
 
         /// Calls a macro with the names of all operations: `for_operations!(table)`.
+        #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(unused_macros))]
         macro_rules! for_operations {
             ($dollar callback:ident) => {
                 $dollar callback! { $($name)* }
             };
         }
+        #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(unused_imports))]
         pub(crate) use for_operations;
     };
 }

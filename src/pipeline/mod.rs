@@ -4,6 +4,7 @@
 //! into [`Settings`](request::Settings), plans the phases that the model's family supplies, draws
 //! the noise and runs the phases. [`images`] reads and writes the files.
 
+#[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(dead_code))]
 mod budget;
 mod device;
 mod embedded;

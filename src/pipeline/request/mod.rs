@@ -1,5 +1,5 @@
 //! What a caller asks for, and what it gets. Plain data: front ends fill it in, and
-//! [[`Engine::generate`](crate::Engine::generate)](crate::Engine::generate) checks it against the model.
+//! [`Engine::generate`](crate::Engine::generate) checks it against the model.
 
 mod limits;
 mod options;

@@ -119,7 +119,7 @@ macro_rules! parameters {
             $(kind!(setter $kind $(#[doc = $doc])+ $name $type);)+
 
             /// Every parameter that `other` sets replaces this one's, except the prompt.
-            pub(crate) fn replace_with(&mut self, other: Request) {
+            pub fn replace_with(&mut self, other: Request) {
                 $(kind!(replace $kind self.$name, other.$name);)+
                 if other.init.is_some() {
                     self.init = other.init;
