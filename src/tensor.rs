@@ -22,9 +22,13 @@ pub enum Slot {
 /// each pixel (channels last).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tensor {
+    /// Which tensor of the program.
     pub slot: Slot,
+    /// Number of rows.
     pub rows: usize,
+    /// Number of columns.
     pub cols: usize,
+    /// Element type.
     pub dtype: DType,
 }
 
@@ -63,8 +67,11 @@ impl fmt::Display for Tensor {
 /// A window of columns of a tensor, over all its rows. The row stride is `tensor.cols`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct View {
+    /// The tensor.
     pub tensor: Tensor,
+    /// First column.
     pub col: usize,
+    /// Number of columns.
     pub cols: usize,
 }
 
@@ -89,8 +96,11 @@ impl fmt::Display for View {
 /// `rows x cols`. How it is stored depends on the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Weight {
+    /// Index in the list of weights.
     pub id: u32,
+    /// Number of rows.
     pub rows: usize,
+    /// Number of columns.
     pub cols: usize,
 }
 
@@ -178,15 +188,20 @@ impl Scale {
 pub enum BlockScale {
     /// Powers of two: `2^(byte - 127)`; 0 means 0.
     E8M0,
-    /// As `DType::F8E4M3`.
+    /// As [`DType::F8E4M3`].
     E4M3,
+    /// As [`DType::F32`].
     F32,
     /// 8-bit codes with scales of their own (the double quantisation of bitsandbytes):
     /// `codes[byte] * absmax[i / group] + offset`, where `i` counts the blocks of the whole tensor.
     Nested {
+        /// The value of each code.
         codes: Arc<[f32; 256]>,
+        /// The factor of each group of blocks.
         absmax: Arc<[f32]>,
+        /// Blocks in a group.
         group: usize,
+        /// Added to every scale.
         offset: f32,
     },
 }
@@ -194,9 +209,11 @@ pub enum BlockScale {
 /// The scales of a matrix of blocks, in a tensor of their own.
 #[derive(Clone)]
 pub struct BlockScales {
+    /// The bytes of the scales.
     pub source: Arc<dyn ByteSource>,
     /// Byte of `source` at which the scales of the whole stored matrix begin.
     pub offset: usize,
+    /// How each scale is stored.
     pub stored: BlockScale,
     /// The number of blocks in a row.
     pub per_row: usize,
@@ -286,11 +303,17 @@ impl fmt::Debug for BlockScales {
 /// multiple of the block.
 #[derive(Clone)]
 pub struct HostPart {
+    /// The bytes of the elements.
     pub source: Arc<dyn ByteSource>,
+    /// First byte of the part in `source`.
     pub offset: usize,
+    /// Number of rows.
     pub rows: usize,
+    /// Number of columns.
     pub cols: usize,
+    /// How the elements are stored.
     pub dtype: DType,
+    /// The factor of the elements.
     pub scale: Scale,
 }
 
@@ -379,8 +402,11 @@ impl fmt::Debug for HostPart {
 /// order of files.
 #[derive(Debug, Clone)]
 pub struct HostWeight {
+    /// Number of rows of all parts.
     pub rows: usize,
+    /// Number of columns.
     pub cols: usize,
+    /// The parts, from the first row.
     pub parts: Vec<HostPart>,
 }
 

@@ -16,7 +16,7 @@ impl Forced {
     pub fn new(choices: Vec<KernelChoice>, ops: &[&str], variants: Variants) -> Result<Forced> {
         for KernelChoice { op, name } in &choices {
             let known = variants(op).ok_or_else(|| {
-                Error::argument("there is no such operation to choose a kernel for")
+                Error::argument("a kernel was chosen for an unknown operation")
                     .at("--kernel")
                     .found(op)
                     .expected(format!("one of {}", ops.join(", ")))

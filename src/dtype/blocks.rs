@@ -13,12 +13,14 @@ use super::{DType, E4M3, GROUP, ggml};
 pub struct Plane {
     /// First byte within the block.
     pub from: usize,
+    /// Number of bytes.
     pub bytes: usize,
 }
 
 /// How a type is stored.
 #[derive(Debug)]
 pub struct Format {
+    /// The element type.
     pub dtype: DType,
     /// The name in GGUF files, or in the metadata of ComfyUI and bitsandbytes.
     pub name: &'static str,

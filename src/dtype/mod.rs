@@ -18,8 +18,11 @@ pub const GROUP: usize = 32;
 /// a wider type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DType {
+    /// IEEE single precision.
     F32,
+    /// The upper half of an [`F32`](DType::F32).
     BF16,
+    /// IEEE half precision.
     F16,
     /// 1 sign, 4 exponent and 3 mantissa bits, bias 7; no infinity, NaN is 0x7f and 0xff, the
     /// largest value is 448. `F8_E4M3` of safetensors.
@@ -31,19 +34,33 @@ pub enum DType {
     /// Integers from -128 to 127, with one factor for each row or for the whole weight.
     I8,
     // Types stored in blocks; `blocks::FORMATS` describes them.
+    /// GGUF: 8-bit integers in blocks of 32.
     Q8_0,
+    /// GGUF: 4-bit integers in blocks of 32.
     Q4_0,
+    /// GGUF: 4-bit integers with a minimum, in blocks of 32.
     Q4_1,
+    /// GGUF: 5-bit integers in blocks of 32.
     Q5_0,
+    /// GGUF: 5-bit integers with a minimum, in blocks of 32.
     Q5_1,
+    /// GGUF: 2-bit integers in blocks of 256.
     Q2K,
+    /// GGUF: 3-bit integers in blocks of 256.
     Q3K,
+    /// GGUF: 4-bit integers in blocks of 256.
     Q4K,
+    /// GGUF: 5-bit integers in blocks of 256.
     Q5K,
+    /// GGUF: 6-bit integers in blocks of 256.
     Q6K,
+    /// bitsandbytes: 4-bit quantiles of the normal distribution.
     Nf4,
+    /// bitsandbytes: 4-bit floats.
     Fp4,
+    /// E4M3 in blocks of 32 with a power of two as scale (OCP MX).
     Mxfp8,
+    /// E2M1 in blocks of 16 with an E4M3 scale (NVIDIA).
     Nvfp4,
 }
 

@@ -15,6 +15,7 @@ pub struct Attention {
     pub v: View,
     /// Images or prompts, which do not attend to each other.
     pub batch: usize,
+    /// Number of heads.
     pub heads: usize,
     /// The factor of the scores, usually `1 / sqrt(head_dim)`.
     pub scale: f32,

@@ -8,12 +8,15 @@ use crate::tensor::{Tensor, Weight};
 /// rows of `x`, row-major; the images are stacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ConvShape {
+    /// Number of images.
     pub batch: usize,
     /// Input height in pixels, before `upsample`.
     pub height: usize,
     /// Input width in pixels, before `upsample`.
     pub width: usize,
+    /// Channels of the input.
     pub in_channels: usize,
+    /// Channels of the output.
     pub out_channels: usize,
     /// Side of the square kernel, 1 or 3.
     pub kernel: usize,
@@ -57,6 +60,7 @@ pub struct Conv2d {
     pub w: Weight,
     /// `1 x out_channels`
     pub bias: Option<Weight>,
+    /// Sizes, stride and padding.
     pub shape: ConvShape,
     /// Has the shape of `out`, and may be `out` itself.
     pub residual: Option<Tensor>,

@@ -119,9 +119,13 @@ pub struct CopyRows {
     pub x: Tensor,
     /// `batch*m x cols`, of the element type of `x`, in another tensor.
     pub out: Tensor,
+    /// Number of images.
     pub batch: usize,
+    /// First row of each image in `x`.
     pub from: usize,
+    /// First row of each image in `out`.
     pub to: usize,
+    /// Rows of each image that are copied.
     pub count: usize,
 }
 

@@ -14,6 +14,7 @@ pub struct GroupNorm {
     pub weight: Weight,
     /// `1 x channels`
     pub bias: Weight,
+    /// Number of images.
     pub batch: usize,
     /// Groups of consecutive channels.
     pub groups: usize,

@@ -11,6 +11,7 @@ use crate::tensor::Tensor;
 pub struct Pack {
     /// `batch*height*width x channels`
     pub x: Tensor,
+    /// Number of images.
     pub batch: usize,
     /// Latent pixels of an image, even.
     pub height: usize,
@@ -40,12 +41,15 @@ impl Operation for Pack {
 pub struct Unpack {
     /// `batch*(height/2)*(width/2) x 4*channels`
     pub x: Tensor,
+    /// Number of images.
     pub batch: usize,
     /// Latent pixels of an image of `out`, even.
     pub height: usize,
     /// Latent pixels of an image of `out`, even.
     pub width: usize,
+    /// Factor of every element.
     pub scale: f32,
+    /// Added to every element.
     pub shift: f32,
     /// `batch*height*width x channels`
     pub out: Tensor,

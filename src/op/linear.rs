@@ -15,11 +15,18 @@ pub enum Epilogue {
     GeluTanh,
     /// `out = y / (1 + e^(-1.702 y))`
     QuickGelu,
-    /// `out = residual + y`; `residual` may be `out` itself.
-    Add { residual: Tensor },
-    /// `out = residual + gate[group] * y`. `gate` has a row for each group and as many columns as
-    /// `out`; `residual` may be `out` itself.
-    GatedAdd { residual: Tensor, gate: View },
+    /// `out = residual + y`
+    Add {
+        /// Shaped as `out`; may be `out` itself.
+        residual: Tensor,
+    },
+    /// `out = residual + gate[group] * y`
+    GatedAdd {
+        /// Shaped as `out`; may be `out` itself.
+        residual: Tensor,
+        /// A row for each group, and as many columns as `out`.
+        gate: View,
+    },
 }
 
 impl Epilogue {

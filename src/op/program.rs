@@ -7,10 +7,12 @@ use super::{Epilogue, Linear, Op, Side, Use};
 use crate::error::{Error, Result};
 use crate::tensor::{Slot, Tensor, Weight};
 
-/// One operation and where it stands in the model, such as `double.7.img.qkv`.
+/// One operation of a program, with a label.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
+    /// The operation.
     pub op: Op,
+    /// Its place in the model, such as `double.7.img.qkv`.
     pub label: String,
 }
 
@@ -42,17 +44,21 @@ pub struct WeightSpec {
     pub name: String,
     /// First row; 0 unless only a part of a fused tensor is meant. Vectors are sliced by element.
     pub first: usize,
+    /// Number of rows.
     pub rows: usize,
+    /// Number of columns.
     pub cols: usize,
     /// `None` for the rows themselves. For a factor of their side matrix, `rows` and `cols` are
     /// those of the factor.
     pub side: Option<SideFactor>,
 }
 
-/// A tensor the host writes or reads, by name.
+/// A tensor that the host writes or reads, with its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Io {
+    /// Unique within the program.
     pub name: &'static str,
+    /// The tensor.
     pub tensor: Tensor,
 }
 
@@ -73,30 +79,41 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// The tensor called `name` that the segment passes on; a wrong name is a bug.
+    /// The tensor `name` that the segment passes on.
+    ///
+    /// # Panics
+    /// If there is no such tensor.
     pub fn passed_on(&self, name: &str) -> Tensor {
         let found = self.passed_on.iter().find(|io| io.name == name);
         found.unwrap_or_else(|| panic!("{} passes no {name} on", self.name)).tensor
     }
 }
 
-/// A recorded model: steps in order, the weights they name, and what goes in and out.
+/// A recorded model: its operations in order, with weights, inputs and outputs. A
+/// [`Recorder`](super::Recorder) makes it.
 #[derive(Debug, Clone, Default)]
 pub struct Program {
+    /// The name in listings and errors, such as `denoise`.
     pub name: String,
+    /// All steps, in the order in which they run.
     pub steps: Vec<Step>,
+    /// The weights, by [`Weight::id`].
     pub weights: Vec<WeightSpec>,
+    /// Tensors that the host writes before a run.
     pub inputs: Vec<Io>,
+    /// Tensors that the host reads after a run.
     pub outputs: Vec<Io>,
     /// The parts that can be run one by one; empty if the program only runs as a whole.
     pub segments: Vec<Segment>,
-    /// How many `Slot::Temp` ids are in use.
+    /// Number of temporary tensors ([`Slot::Temp`]).
     pub temps: u32,
 }
 
 impl Program {
-    /// The input called `name`; the names are fixed by the model's recording function, so a wrong
-    /// one is a bug.
+    /// The input `name`.
+    ///
+    /// # Panics
+    /// If there is no such input: the function that records the model fixes the names.
     pub fn input(&self, name: &str) -> Tensor {
         self.inputs
             .iter()
@@ -105,7 +122,10 @@ impl Program {
             .tensor
     }
 
-    /// The output called `name`.
+    /// The output `name`.
+    ///
+    /// # Panics
+    /// If there is no such output.
     pub fn output(&self, name: &str) -> Tensor {
         self.outputs
             .iter()
@@ -114,7 +134,10 @@ impl Program {
             .tensor
     }
 
-    /// The segment called `name`; a wrong name is a bug.
+    /// The segment `name`.
+    ///
+    /// # Panics
+    /// If there is no such segment.
     pub fn segment(&self, name: &str) -> &Segment {
         let found = self.segments.iter().find(|s| s.name == name);
         found.unwrap_or_else(|| panic!("{} has no segment {name}", self.name))
@@ -174,7 +197,7 @@ impl Program {
     /// If a changed step does not pass [`Op::check`].
     pub fn with_sides(mut self, rank: &dyn Fn(&WeightSpec) -> Option<usize>) -> Program {
         let mut steps = Vec::with_capacity(self.steps.len());
-        // Where each step of before is now.
+        // The new index of each existing step.
         let mut moved = Vec::with_capacity(self.steps.len() + 1);
         for mut step in std::mem::take(&mut self.steps) {
             moved.push(steps.len());
@@ -229,7 +252,7 @@ impl Program {
     }
 }
 
-/// The listing that tests compare and people read.
+/// A listing of the whole program.
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(

@@ -21,7 +21,9 @@ pub struct QkNormRope {
     /// `tokens x head_dim` f32, columns (cos, sin) for each pair:
     /// `y0 = cos x0 - sin x1`, `y1 = sin x0 + cos x1`.
     pub rope: Tensor,
+    /// Number of images.
     pub batch: usize,
+    /// Number of heads.
     pub heads: usize,
     /// Rows of each image in `out`.
     pub tokens: usize,

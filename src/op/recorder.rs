@@ -6,11 +6,13 @@ use super::{Io, Op, Program, Segment, Step, WeightSpec};
 use crate::dtype::DType;
 use crate::tensor::{Slot, Tensor, Weight};
 
-/// Records a `Program`: hands out tensor and weight handles and checks every operation's shapes as
-/// it is added.
+/// Records a [`Program`]: makes handles of tensors and weights, and checks the shapes of every
+/// operation that is added.
 pub struct Recorder {
     program: Program,
+    /// The ids of the weights so far.
     seen: HashMap<WeightSpec, u32>,
+    /// The first part of the labels of the next steps.
     scope: String,
 }
 
@@ -24,13 +26,15 @@ impl Recorder {
         }
     }
 
-    /// The labels of the following steps begin with `scope` and a dot.
+    /// Sets the scope: the labels of the next steps begin with `scope` and a dot.
     pub fn scope(&mut self, scope: impl Into<String>) {
         self.scope = scope.into();
     }
 
-    /// Begins the segment `name`: it ends where the next one begins. Before the first step, or not
-    /// at all.
+    /// Begins the segment `name`, which ends where the next one begins.
+    ///
+    /// # Panics
+    /// If the first segment does not begin before the first step.
     pub fn segment(&mut self, name: &'static str) {
         let start = self.program.steps.len();
         assert!(!self.program.segments.is_empty() || start == 0, "{name} begins too late");
@@ -40,14 +44,14 @@ impl Recorder {
         self.program.segments.push(Segment { name, steps: start..start, passed_on: Vec::new() });
     }
 
-    /// Names `tensor` for callers that run the segments one by one: the present segment passes it on
-    /// to the next ones.
+    /// Names `tensor` for callers that run the segments one by one: the current segment passes it
+    /// on to the next ones.
     pub fn pass_on(&mut self, name: &'static str, tensor: Tensor) {
         let segment = self.program.segments.last_mut().expect("a segment was begun");
         segment.passed_on.push(Io { name, tensor });
     }
 
-    /// A tensor the host writes before a run.
+    /// A new tensor that the host writes before a run.
     pub fn input(&mut self, name: &'static str, rows: usize, cols: usize, dtype: DType) -> Tensor {
         let tensor =
             Tensor { slot: Slot::Input(self.program.inputs.len() as u32), rows, cols, dtype };
@@ -55,7 +59,7 @@ impl Recorder {
         tensor
     }
 
-    /// A tensor the host reads after a run.
+    /// A new tensor that the host reads after a run.
     pub fn output(&mut self, name: &'static str, rows: usize, cols: usize, dtype: DType) -> Tensor {
         let tensor =
             Tensor { slot: Slot::Output(self.program.outputs.len() as u32), rows, cols, dtype };
@@ -63,13 +67,13 @@ impl Recorder {
         tensor
     }
 
-    /// A tensor that lives from its first write to its last read within a run.
+    /// A new tensor that exists from its first write to its last read within a run.
     pub fn temp(&mut self, rows: usize, cols: usize, dtype: DType) -> Tensor {
         self.program.temps += 1;
         Tensor { slot: Slot::Temp(self.program.temps - 1), rows, cols, dtype }
     }
 
-    /// The whole weight `name`, `rows x cols` (vectors: 1 x n).
+    /// The whole weight `name`, `rows x cols`; vectors are `1 x n`.
     pub fn weight(&mut self, name: impl Into<String>, rows: usize, cols: usize) -> Weight {
         self.weight_rows(name, 0, rows, cols)
     }
@@ -92,8 +96,10 @@ impl Recorder {
         Weight { id, rows, cols }
     }
 
-    /// Adds a step. A shape that does not fit is a bug in the model's code and panics with the
-    /// label.
+    /// Adds a step.
+    ///
+    /// # Panics
+    /// If [`Op::check`] fails: that is a bug in the code of the model.
     pub fn push(&mut self, label: &str, op: impl Into<Op>) {
         let op = op.into();
         let label = if self.scope.is_empty() {
@@ -107,8 +113,10 @@ impl Recorder {
         self.program.steps.push(Step { op, label });
     }
 
-    /// The finished program. A tensor that a segment passes on but no later step reads is a bug, as
-    /// is one that was not written: it has no place then.
+    /// The finished program.
+    ///
+    /// # Panics
+    /// If a segment passes a tensor on that was not written before, or that no later step reads.
     pub fn finish(mut self) -> Program {
         let program = &mut self.program;
         if let Some(last) = program.segments.last_mut() {

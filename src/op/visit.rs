@@ -31,7 +31,10 @@ pub enum Use {
     /// A table from which [`Embed`](super::Embed) picks rows.
     Table,
     /// `out_channels x (in_channels * taps)` of a [`Conv2d`](super::Conv2d).
-    Kernel { taps: usize },
+    Kernel {
+        /// Elements of the kernel for each pair of channels.
+        taps: usize,
+    },
 }
 
 /// One operand, as a visitor receives it.
@@ -42,12 +45,14 @@ pub enum Operand<'a> {
         tensor: &'a mut Tensor,
         /// The columns that are accessed.
         window: View,
+        /// What the operation does with them.
         access: Access,
     },
     /// A weight of the model.
     Weight {
         /// The handle within the operation; the visitor may replace it.
         weight: &'a mut Weight,
+        /// How the operation uses the weight.
         how: Use,
     },
 }

@@ -8,8 +8,11 @@ use crate::tensor::{Slot, Tensor};
 /// Where the tensors of a program are in the arena: byte offsets, by slot id.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Arena {
+    /// Offsets of the inputs.
     pub inputs: Vec<usize>,
+    /// Offsets of the temporary tensors.
     pub temps: Vec<usize>,
+    /// Offsets of the outputs.
     pub outputs: Vec<usize>,
     /// Offset of the scratch of each step; 0 if it needs none.
     pub scratch: Vec<usize>,

@@ -18,7 +18,9 @@ use crate::units;
 /// The plan of one phase: a program that runs once or several times in a generation.
 #[derive(Debug, Clone)]
 pub struct PhasePlan {
+    /// Where the tensors are.
     pub arena: Arena,
+    /// Where the weights are.
     pub residency: Residency,
     /// How often the program runs in one generation (steps, tiles).
     pub runs: usize,

@@ -15,7 +15,7 @@ pub(super) struct Arena {
 // SAFETY: the arena owns plain bytes; the steps that use them decide who uses which bytes at what
 // time.
 unsafe impl Send for Arena {}
-// SAFETY: as above; a shared arena only gives out addresses.
+// SAFETY: as above; a shared arena only returns addresses.
 unsafe impl Sync for Arena {}
 
 /// 2 MiB, the size of a huge page of x86-64 and AArch64, if the arena is at least that large.
@@ -30,7 +30,7 @@ impl Arena {
         let refused = || {
             Error::memory(format!("could not allocate {bytes} bytes for activations"))
                 .at("cpu")
-                .try_("ask for a smaller picture or fewer pictures at once, or free memory")
+                .try_("request a smaller image or fewer images at once, or free memory")
         };
         let layout = Layout::from_size_align(bytes.max(1), align).map_err(|_| refused())?;
         // SAFETY: the layout's size is not zero.
@@ -52,7 +52,7 @@ impl Arena {
         self.layout.size()
     }
 
-    /// The address of `bytes` bytes from `offset`, for `what`.
+    /// The address of `bytes` bytes from `offset`; `what` names them in an error.
     pub(super) fn place(
         &self,
         offset: usize,

@@ -24,7 +24,7 @@ use crate::error::Result;
 use crate::op::{Conv2d, ConvShape};
 use crate::tensor::HostWeight;
 
-/// The variants of `Conv2d`, best first; `linear::choose` picks one.
+/// The variants of [`Conv2d`], best first; [`choose`](super::linear::choose) returns one.
 pub const CONV2D: &[Variant] = &[
     #[cfg(target_arch = "x86_64")]
     Variant::new("conv2d_bf16_avx512bf16", &gemm::AVX512BF16),
@@ -191,7 +191,7 @@ fn pack_weight(
         let mut lanes = [Row::ZEROS; MAX_LANES];
         let lanes = &mut lanes[..nr.min(shape.out_channels - panel * nr)];
         for (i, lane) in lanes.iter_mut().enumerate() {
-            // SAFETY: a weight's row has k elements.
+            // SAFETY: a row of the weight has k elements.
             unsafe { decode(w.row(panel * nr + i), 0, stored) };
             let ordered = &mut ordered[i * k..(i + 1) * k];
             for tap in 0..taps {
@@ -207,7 +207,7 @@ fn pack_weight(
             each_tap(b, from, words, |tap, word, at, n| {
                 let c = word * micro.per_word;
                 let count = (channels - c).min(n * micro.per_word);
-                // SAFETY: the elements are in `ordered`; the panel is this task's own.
+                // SAFETY: the elements are in `ordered`; only this task writes the panel.
                 unsafe {
                     (micro.pack)(lanes, nr, tap * channels + c, count, to.wrapping_add(at * nr))
                 };
@@ -263,7 +263,7 @@ unsafe fn pixels(
                 }
                 let c = word * micro.per_word;
                 let count = (channels - c).min(n * micro.per_word);
-                // SAFETY: rows of x have `channels` elements; the area is the slot's own.
+                // SAFETY: rows of x have `channels` elements; each slot has an area of its own.
                 unsafe { (micro.pack)(&lanes[..mr], mr, c, count, to.wrapping_add(at * mr)) };
             });
         }
@@ -278,7 +278,7 @@ unsafe fn pixels(
                         sums
                     };
                     let row = (first + m) * mr;
-                    // SAFETY: both panels hold `words` words; the tile is the slot's own.
+                    // SAFETY: both panels have `words` words; each slot has a tile of its own.
                     unsafe {
                         let w_panel = scratch.at(place + p * nr * words);
                         (micro.tile)(
@@ -322,12 +322,12 @@ impl<'a> Source<'a> {
     /// reads for output row `row`.
     fn corner(&self, row: usize) -> (usize, usize, usize) {
         let (height, width) = self.output;
-        let (picture, pixel) = (row / (height * width), row % (height * width));
-        (picture, pixel / width * self.shape.stride, pixel % width * self.shape.stride)
+        let (image, pixel) = (row / (height * width), row % (height * width));
+        (image, pixel / width * self.shape.stride, pixel % width * self.shape.stride)
     }
 
     /// The input row that `tap` reads, or zeros if that is padding.
-    fn row(&self, (picture, top, left): (usize, usize, usize), tap: usize) -> Row {
+    fn row(&self, (image, top, left): (usize, usize, usize), tap: usize) -> Row {
         let s = self.shape;
         let (y, x) = (top + tap / s.kernel, left + tap % s.kernel);
         // Above or left of the image the difference wraps to a huge number, which is outside as
@@ -337,7 +337,7 @@ impl<'a> Source<'a> {
             return Row::ZEROS;
         }
         let (y, x) = if s.upsample { (y / 2, x / 2) } else { (y, x) };
-        Row::of_f32(self.x.row_ptr((picture * s.height + y) * s.width + x))
+        Row::of_f32(self.x.row_ptr((image * s.height + y) * s.width + x))
     }
 }
 

@@ -30,7 +30,7 @@ impl Kernel for PairRow {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let n = self.n;
-        // SAFETY: the operands have n elements, as the struct demands.
+        // SAFETY: the operands have n elements, as the struct requires.
         unsafe {
             match self.pair {
                 Pair::Add => simd::map::<S>(self.a, self.out, n, |i, a| {
@@ -54,7 +54,7 @@ struct SiluRow {
 impl Kernel for SiluRow {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: the operands have n elements, as the struct demands.
+        // SAFETY: the operands have n elements, as the struct requires.
         unsafe { simd::map::<S>(self.x, self.out, self.n, |_, x| simd::silu::<S>(x)) }
     }
 }
@@ -108,7 +108,7 @@ pub(crate) fn cast(how: How, x: &Stored, out: &Stored) {
     for_rows(x.rows(), x.cols(), |rows| {
         let mut row = vec![0.0; x.cols()];
         for r in rows {
-            // SAFETY: x and out are different tensors; the row is written by this task only.
+            // SAFETY: x and out are different tensors; only this task writes the row.
             let (from, to) = unsafe { (x.row(r), out.row_mut(r)) };
             if x.dtype() == out.dtype() {
                 to.copy_from_slice(from);

@@ -17,7 +17,7 @@ pub(crate) fn embed(how: How, table: &Table, ids: &[i32], positions: Option<&Tab
     for_rows(ids.len(), out.cols(), |rows| {
         let mut position = vec![0.0; out.cols()];
         for r in rows {
-            // SAFETY: the row is written by this task only.
+            // SAFETY: only this task writes the row.
             let row = unsafe { out.row(r) };
             table.row(ids[r] as usize, row);
             if let Some(p) = positions {

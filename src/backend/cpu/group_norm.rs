@@ -12,12 +12,13 @@ use super::variants::{How, Kernels, kernels};
 use crate::error::Result;
 use crate::op::GroupNorm;
 
-/// Pixels whose statistics are taken together: about 128 KiB, so that the second pass over them finds them in cache.
+/// Pixels whose moments are computed together: about 128 KiB, so that the second pass finds them in
+/// the cache.
 fn pixels_per_piece(channels: usize) -> usize {
     ((32 << 10) / channels.max(1)).max(1)
 }
 
-/// A mean and the sum of squared distances from it, over `count` elements.
+/// A mean, and the sum of the squared differences from it, over `count` elements.
 #[derive(Debug, Clone, Copy, Default)]
 struct Moments {
     count: f64,
@@ -26,7 +27,7 @@ struct Moments {
 }
 
 impl Moments {
-    /// Both sets together (Chan, Golub and LeVeque).
+    /// The moments of both sets together (Chan, Golub and LeVeque).
     fn with(self, other: Moments) -> Moments {
         let count = self.count + other.count;
         if count == 0.0 {
@@ -41,7 +42,8 @@ impl Moments {
     }
 }
 
-/// Moments of each channel over some pixels: f32 sums over at most a piece, where two passes cost no memory traffic.
+/// Moments of each channel over the pixels of one piece, in f32: the second pass over a piece needs
+/// no memory traffic.
 struct ChannelMoments<'a> {
     x: In,
     pixels: std::ops::Range<usize>,
@@ -85,8 +87,9 @@ impl Kernel for ChannelMoments<'_> {
     }
 }
 
-/// `out = (x - mean) * factor + bias` over one pixel, then SiLU if asked; all have n elements. Folding the mean into the bias would save
-/// a load and cancel where the mean is large beside the deviation.
+/// `out = (x - mean) * factor + bias` for one pixel, then SiLU if `silu` is set; all have n
+/// elements. With the mean in the bias there would be one load less, but the difference would
+/// cancel if the mean is large compared with the deviation.
 struct AffineRow {
     x: *const f32,
     mean: *const f32,
@@ -101,7 +104,7 @@ impl Kernel for AffineRow {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let n = self.n;
-        // SAFETY: the operands have n elements, as the struct demands.
+        // SAFETY: the operands have n elements, as the struct requires.
         unsafe {
             simd::map::<S>(self.x, self.out, n, |i, x| {
                 let d = S::sub(x, simd::at::<S>(self.mean, i, n));
@@ -121,8 +124,8 @@ pub(crate) fn group_norm(how: How, a: &GroupNormArgs) {
     let channels = x.cols();
     assert!(weight.len() == channels && bias.len() == channels);
     let (pixels, width) = (x.rows() / batch, channels / groups);
-    for picture in 0..batch {
-        let first = picture * pixels;
+    for image in 0..batch {
+        let first = image * pixels;
         let piece = pixels_per_piece(channels);
         let of_pieces: Vec<Vec<Moments>> = (0..pixels.div_ceil(piece))
             .into_par_iter()
@@ -130,7 +133,8 @@ pub(crate) fn group_norm(how: How, a: &GroupNormArgs) {
                 let pixels = first + i * piece..first + pixels.min((i + 1) * piece);
                 let (mut mean, mut squares) = (vec![0.0; channels], vec![0.0; channels]);
                 let count = pixels.len() as f64;
-                // SAFETY: the variant was chosen for this processor; mean and squares have x's columns.
+                // SAFETY: the variant was chosen for this processor; mean and squares have x's
+                // columns.
                 unsafe {
                     lanes.run(ChannelMoments { x, pixels, mean: &mut mean, squares: &mut squares })
                 };

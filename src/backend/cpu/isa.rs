@@ -3,7 +3,7 @@
 /// A level of vector instructions that some kernels need. Each level includes all levels before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
-    /// Plain Rust, any processor.
+    /// Plain Rust for any processor.
     Portable,
     /// AVX2, FMA and F16C: 256-bit f32 (x86-64-v3).
     Avx2,
@@ -15,12 +15,12 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// The best level of this processor.
+    /// The highest level of this processor.
     pub fn detect() -> Isa {
         *Self::available().last().unwrap_or(&Isa::Portable)
     }
 
-    /// All levels of this processor, worst first.
+    /// All levels of this processor, lowest first.
     pub fn available() -> Vec<Isa> {
         let levels = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
         levels.into_iter().take_while(|level| level.present()).collect()

@@ -15,7 +15,7 @@ pub(crate) fn pack(how: How, x: In, height: usize, width: usize, out: Out) {
     }
     for_rows(out.rows(), out.cols(), |rows| {
         for r in rows {
-            // SAFETY: out's row is written by this task only; x is not written.
+            // SAFETY: only this task writes the row of out; x is not written.
             let (token, pixels) =
                 unsafe { (out.row(r), patch(height, width, r).map(|p| x.row(p))) };
             for (i, pixel) in pixels.into_iter().enumerate() {
@@ -40,7 +40,7 @@ pub(crate) fn unpack(
     }
     for_rows(x.rows(), x.cols(), |rows| {
         for r in rows {
-            // SAFETY: the four pixels belong to this token only; x is not written.
+            // SAFETY: the four pixels belong only to this token; x is not written.
             let (token, pixels) =
                 unsafe { (x.row(r), patch(height, width, r).map(|p| out.row(p))) };
             for (i, pixel) in pixels.into_iter().enumerate() {
@@ -71,7 +71,7 @@ pub(crate) fn euler_step(how: How, x: Out, v: In, params: In, cfg: bool) {
     let (dt, s) = unsafe { (params.row(0)[0], params.row(0)[1]) };
     for_rows(rows, x.cols(), |range| {
         for r in range {
-            // SAFETY: x's row is written by this task only; v is not written.
+            // SAFETY: only this task writes the row of x; v is not written.
             let (x, vc) = unsafe { (x.row(r), v.row(r)) };
             if cfg {
                 // SAFETY: as above.

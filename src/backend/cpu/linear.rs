@@ -61,7 +61,7 @@ pub fn choose(
     })
 }
 
-/// The variants of `Linear`, best first.
+/// The variants of [`Linear`], best first.
 pub const LINEAR: &[Variant] = &[
     #[cfg(target_arch = "x86_64")]
     Variant::new("linear_bf16_avx512bf16", &gemm::AVX512BF16),
@@ -117,7 +117,7 @@ pub fn linear(
         // The scales of such a side would be ignored, because it is read as it is stored.
         assert!(
             b.parts.iter().all(|p| p.dtype.is_wide() && p.scale.is_one()),
-            "linear: how the side is stored"
+            "linear: the side must be stored as F32, BF16 or F16 without scales"
         );
     }
     check_tail(tail, out);

@@ -84,7 +84,7 @@ impl In {
     /// Row `row` as a slice.
     ///
     /// # Safety
-    /// Nothing may write to the row while the slice lives.
+    /// Nothing may write to the row while the slice exists.
     #[inline(always)]
     pub unsafe fn row<'a>(&self, row: usize) -> &'a [f32] {
         assert!(row < self.rows);
@@ -150,7 +150,7 @@ impl Out {
     /// Row `row` as a slice.
     ///
     /// # Safety
-    /// Nothing else may use the row while the slice lives.
+    /// Nothing else may access the row while the slice exists.
     #[inline(always)]
     pub unsafe fn row<'a>(&self, row: usize) -> &'a mut [f32] {
         assert!(row < self.rows);

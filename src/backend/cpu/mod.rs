@@ -42,20 +42,20 @@ use loaded::LoadedWeights;
 use step::{CpuOperation, CpuStep, Sizing};
 use variants::Choice;
 
-/// How the CPU is to be used.
+/// Options of the CPU backend.
 #[derive(Debug, Clone, Default)]
 pub struct CpuOptions {
     /// Number of worker threads. `None`: one for each processor that this process may use.
     pub threads: Option<usize>,
     /// The arithmetic of matrix products and attention: `Auto`, `F32` or `BF16`.
     pub compute: Compute,
-    /// Forced variants; see `variants`.
+    /// Forced variants; see [`variants`].
     pub kernels: Vec<KernelChoice>,
     /// The best instruction set to use. `None`: the best that the processor has.
     pub isa: Option<Isa>,
 }
 
-/// The host's processor.
+/// A [`Backend`] on the processor of the host.
 pub struct CpuBackend {
     caps: Caps,
     choice: Choice,
@@ -78,14 +78,14 @@ impl CpuBackend {
         let detected = Isa::detect();
         let isa = options.isa.unwrap_or(detected);
         if isa > detected {
-            return Err(Error::argument("this processor lacks the wanted instructions")
+            return Err(Error::argument("this processor does not have the requested instructions")
                 .at("cpu")
                 .found(detected.name())
                 .expected(isa.name()));
         }
         let threads = options.threads.unwrap_or_else(|| host::threads());
         if threads == 0 {
-            return Err(Error::argument("there must be a thread to work")
+            return Err(Error::argument("the number of threads is zero")
                 .at("threads")
                 .found(0)
                 .expected("1 or more"));
@@ -173,7 +173,8 @@ impl Backend for CpuBackend {
 
     fn forget(&mut self, key: WeightKey) -> Result<()> {
         if let Some(weight) = self.weights.remove(key) {
-            // First, or pages read ahead after `let_go` would stay, outside the budget.
+            // Cancel first: pages that are read after `let_go` would stay in memory, outside of the
+            // budget.
             self.prefetcher.cancel(key);
             for (source, range) in weight.parts.iter().flat_map(HostPart::ranges) {
                 source.let_go(range);

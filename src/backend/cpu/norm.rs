@@ -18,7 +18,7 @@ use crate::op::{LayerNorm, LayerNormModulate, RmsNorm};
 #[inline(always)]
 pub(super) unsafe fn sum<S: Simd, const POWER: u32>(x: *const f32, n: usize, mean: f32) -> f32 {
     let mut i = 0;
-    // SAFETY: the caller gives n readable elements and runs with the features of S.
+    // SAFETY: the caller passes n readable elements and runs with the features of S.
     unsafe {
         let m = S::splat(mean);
         let mut sums = [S::splat(0.0); 4];
@@ -54,7 +54,7 @@ impl Kernel for NormRow {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let n = self.n;
-        // SAFETY: the operands have n elements, as the struct demands.
+        // SAFETY: the operands have n elements, as the struct requires.
         unsafe {
             let mean = match self.shift {
                 Some(_) => sum::<S, 1>(self.x, n, 0.0) / n as f32,
@@ -100,7 +100,8 @@ pub(crate) fn layer_norm_modulate(how: How, x: In, shift: In, scale: In, eps: f3
     });
 }
 
-/// See [`LayerNorm`]; `weight` and `bias` have as many elements as `x` has columns; `out` may be `x`.
+/// See [`LayerNorm`]; `weight` and `bias` have as many elements as `x` has columns; `out` may be
+/// `x`.
 pub(crate) fn layer_norm(how: How, x: In, weight: &[f32], bias: &[f32], eps: f32, out: Out) {
     let How::Simd(lanes) = how else { return reference::layer_norm(x, weight, bias, eps, out) };
     assert!(weight.len() == x.cols() && bias.len() == x.cols());

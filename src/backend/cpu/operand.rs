@@ -62,7 +62,7 @@ impl Stored {
     /// The bytes of row `row`.
     ///
     /// # Safety
-    /// Nothing may write to the row while the slice lives.
+    /// Nothing may write to the row while the slice exists.
     pub(crate) unsafe fn row<'a>(&self, row: usize) -> &'a [u8] {
         // SAFETY: the constructor's contract covers the row, and the caller ensures that nothing
         // writes.
@@ -72,7 +72,7 @@ impl Stored {
     /// The bytes of row `row`, for writing.
     ///
     /// # Safety
-    /// Nothing else may use the row while the slice lives.
+    /// Nothing else may access the row while the slice exists.
     pub(crate) unsafe fn row_mut<'a>(&self, row: usize) -> &'a mut [u8] {
         // SAFETY: the constructor's contract covers the row, and the caller ensures that nothing
         // else uses it.
@@ -86,7 +86,7 @@ impl Stored {
         self.dtype.decode(&unsafe { self.row(row) }[col * size..(col + 1) * size])
     }
 
-    /// Sets element (row, col), rounded to the window's type.
+    /// Sets element (row, col), rounded to the type of the window.
     pub(crate) fn put(&self, row: usize, col: usize, value: f32) {
         let mut bytes = Vec::with_capacity(4);
         self.dtype.encode(value, &mut bytes);
@@ -137,7 +137,7 @@ impl<'a> Table<'a> {
             }
             row -= part.rows;
         }
-        panic!("row beyond a table of {} rows", self.weight.rows);
+        panic!("the row is not in a table of {} rows", self.weight.rows);
     }
 }
 

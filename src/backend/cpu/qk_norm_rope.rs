@@ -10,7 +10,8 @@ use super::variants::{How, Kernels, kernels};
 use crate::error::Result;
 use crate::op::QkNormRope;
 
-/// All heads of one row's q, then k: norm, gain, rotation; v is copied. x and out: 3 * heads * dim; out may be x.
+/// All heads of one row's q, then k: norm, gain, rotation; v is copied. x and out: 3 * heads * dim;
+/// out may be x.
 struct QkRow<'a> {
     x: *const f32,
     gains: [&'a [f32]; 2],
@@ -25,7 +26,7 @@ impl Kernel for QkRow<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let (dim, width) = (self.dim, self.heads * self.dim);
-        // SAFETY: the operands are as long as the struct demands.
+        // SAFETY: the operands have the lengths that the struct requires.
         unsafe {
             for (which, gain) in self.gains.iter().enumerate() {
                 for head in 0..self.heads {
@@ -33,7 +34,7 @@ impl Kernel for QkRow<'_> {
                     let x = self.x.add(at);
                     let inverse =
                         S::splat(1.0 / (sum::<S, 2>(x, dim, 0.0) / dim as f32 + self.eps).sqrt());
-                    // A head's width is even, so a vector never parts a pair.
+                    // The width of a head is even, so that a vector never splits a pair.
                     simd::map::<S>(x, self.out.add(at), dim, |i, x| {
                         let x = S::mul(S::mul(x, inverse), simd::at::<S>(gain.as_ptr(), i, dim));
                         S::rotate(x, simd::at::<S>(self.rope, i, dim))
@@ -67,7 +68,8 @@ pub(crate) fn qk_norm_rope(how: How, a: &QkNormRopeArgs) {
                 eps: a.eps,
                 out: a.out.row_ptr(to),
             };
-            // SAFETY: the variant was chosen for this processor; the shapes were checked when the step was recorded and above.
+            // SAFETY: the variant was chosen for this processor; the shapes were checked when the
+            // step was recorded and above.
             unsafe { lanes.run(row) };
         }
     });

@@ -127,10 +127,10 @@ pub(crate) unsafe fn map<S: Simd>(
     }
 }
 
-/// The vector at `i` of an operand of `n` elements, zeros beyond the end.
+/// The vector at `i` of an operand of `n` elements; zeros after the end.
 #[inline(always)]
 pub(crate) unsafe fn at<S: Simd>(from: *const f32, i: usize, n: usize) -> S::V {
-    // SAFETY: the caller gives n readable elements and i < n.
+    // SAFETY: the caller passes n readable elements and i < n.
     unsafe {
         if i + S::LANES <= n { S::load(from.add(i)) } else { S::load_first(from.add(i), n - i) }
     }
@@ -138,10 +138,11 @@ pub(crate) unsafe fn at<S: Simd>(from: *const f32, i: usize, n: usize) -> S::V {
 
 /// Code that can be compiled for any instruction set.
 pub(crate) trait Kernel {
-    /// Does the work.
+    /// Runs the code.
     ///
     /// # Safety
-    /// The processor has the features of `S`, and the operands are as the implementor says.
+    /// The processor must have the features of `S`, and the operands must be as the implementing
+    /// struct requires.
     unsafe fn run<S: Simd>(self);
 }
 
@@ -157,10 +158,10 @@ pub(crate) enum Lanes {
 }
 
 impl Lanes {
-    /// Runs `kernel` with these instructions.
+    /// Runs `kernel` with this instruction set.
     ///
     /// # Safety
-    /// The processor has them, and the kernel's operands are as it demands.
+    /// The processor must have it, and the operands must be as the kernel requires.
     pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) {
         // SAFETY: guaranteed by the caller.
         unsafe {
@@ -198,19 +199,19 @@ impl Simd for Four {
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self::V {
-        // SAFETY: the caller gives four readable elements.
+        // SAFETY: the caller passes four readable elements.
         unsafe { from.cast::<[f32; 4]>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, v: Self::V) {
-        // SAFETY: the caller gives four writable elements.
+        // SAFETY: the caller passes four writable elements.
         unsafe { to.cast::<[f32; 4]>().write_unaligned(v) }
     }
     #[inline(always)]
     unsafe fn load_first(from: *const f32, n: usize) -> Self::V {
         let mut v = [0.0; 4];
         for (i, lane) in v.iter_mut().enumerate().take(n) {
-            // SAFETY: the caller gives n readable elements.
+            // SAFETY: the caller passes n readable elements.
             *lane = unsafe { *from.add(i) };
         }
         v
@@ -218,7 +219,7 @@ impl Simd for Four {
     #[inline(always)]
     unsafe fn store_first(to: *mut f32, v: Self::V, n: usize) {
         for (i, lane) in v.iter().enumerate().take(n) {
-            // SAFETY: the caller gives n writable elements.
+            // SAFETY: the caller passes n writable elements.
             unsafe { *to.add(i) = *lane };
         }
     }
@@ -311,11 +312,11 @@ pub(crate) mod x86 {
     #[inline(always)]
     unsafe fn mask8(n: usize) -> __m256i {
         const ONES: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
-        // SAFETY: n <= 8, so the eight entries from 8 - n lie within ONES.
+        // SAFETY: n <= 8, so the eight entries from 8 - n are within ONES.
         unsafe { _mm256_loadu_si256(ONES.as_ptr().add(8 - n).cast()) }
     }
 
-    /// Every method is one or a few instructions of the set.
+    /// Implements [`Simd`] with the intrinsics of an instruction set.
     macro_rules! wrap {
         ($(
             $(#[$meta:meta])*
@@ -325,7 +326,8 @@ pub(crate) mod x86 {
                 $(#[$meta])*
                 #[inline(always)]
                 unsafe fn $name($($arg: $ty),*) $(-> $out)? {
-                    // SAFETY: the caller runs with the set's features and gives valid pointers.
+                    // SAFETY: the caller runs with the features of the set and passes valid
+                    // pointers.
                     unsafe { $body }
                 }
             )*
@@ -461,7 +463,7 @@ mod tests {
 
     fn eval(lanes: Lanes, which: usize, x: &[f32]) -> Vec<f32> {
         let mut out = vec![0.0; x.len()];
-        // SAFETY: `available` asked the processor.
+        // SAFETY: `available` returns only sets that the processor has.
         unsafe { lanes.run(Eval { x, out: &mut out, which }) };
         out
     }
@@ -495,7 +497,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_are_zero_infinity_and_nan() {
+    fn the_limits_are_zero_infinity_and_nan() {
         for lanes in available() {
             let x = [f32::NEG_INFINITY, -1e30, -200.0, 89.0, 1e30, f32::INFINITY, f32::NAN];
             for which in 0..2 {

@@ -1,5 +1,5 @@
-//! From a recorded step to a kernel: what the CPU backend needs of every operation, and how a kernel
-//! finds its operands.
+//! From a recorded step to a kernel: what the CPU backend needs of every operation, and how a
+//! kernel finds its operands.
 
 use std::sync::Arc;
 
@@ -141,8 +141,8 @@ impl CpuStep<'_> {
             return Ok(&mut []);
         }
         let start = self.arena.place(self.places.scratch, bytes, "an operation's scratch")?;
-        // SAFETY: the range is inside the arena, whose bytes were all written when it was allocated;
-        // the plan places no operand of the step there.
+        // SAFETY: the range is inside the arena, whose bytes were all written when it was
+        // allocated; the plan places no operand of the step there.
         Ok(unsafe { std::slice::from_raw_parts_mut(start, bytes) })
     }
 }

@@ -106,7 +106,7 @@ fn kernels_of(op: &str) -> Option<&'static Kernels> {
     TABLE.iter().find(|kernels| kernels.op() == op)
 }
 
-/// How a matrix product is to run.
+/// The chosen variant of a matrix product.
 pub(crate) enum Product {
     Reference,
     Fast(&'static linear::Variant),
@@ -125,7 +125,7 @@ impl Choice {
     pub(crate) fn new(isa: Isa, compute: Compute, forced: Vec<KernelChoice>) -> Result<Choice> {
         for KernelChoice { op, name } in &forced {
             let variants = names(op).ok_or_else(|| {
-                Error::argument("there is no such operation to choose a kernel for")
+                Error::argument("a kernel was chosen for an unknown operation")
                     .found(op)
                     .expected(format!("one of {}", ops().collect::<Vec<_>>().join(", ")))
             })?;

@@ -98,7 +98,7 @@ pub fn encode(c: &ClipConfig, batch: usize, act: DType) -> Program {
     r.finish()
 }
 
-/// Every tensor of the text model.
+/// Every tensor of the text model, with its shape in files.
 pub fn tensors(c: &ClipConfig) -> Vec<TensorSpec> {
     let w = c.width;
     let mut out = vec![

@@ -122,7 +122,7 @@ pub fn relative_buckets(c: &T5Config, length: usize) -> Vec<i32> {
         .collect()
 }
 
-/// Every tensor of the encoder.
+/// Every tensor of the encoder, with its shape in files.
 pub fn tensors(c: &T5Config) -> Vec<TensorSpec> {
     let inner = c.heads * c.head_dim;
     let mut out = vec![("shared.weight".to_string(), vec![c.vocab, c.width])];
@@ -155,7 +155,7 @@ mod tests {
 
     /// The bucket boundaries of the published scheme with 32 buckets and distance 128.
     #[test]
-    fn buckets_are_exact_to_seven_then_logarithmic_then_capped() {
+    fn buckets_are_exact_to_seven_then_logarithmic_then_constant() {
         let b = relative_buckets(&T5Config::xxl(), 300);
         let of = |relative: i64| b[(relative + 299) as usize];
         assert_eq!((0..8).map(|d| of(-d)).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6, 7]);

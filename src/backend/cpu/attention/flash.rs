@@ -80,7 +80,7 @@ impl Sizes {
 pub(super) unsafe fn pack<A: Arith>(
     a: &AttentionArgs,
     s: &Sizes,
-    picture: usize,
+    image: usize,
     head: usize,
     block: usize,
     to: *mut u32,
@@ -88,7 +88,7 @@ pub(super) unsafe fn pack<A: Arith>(
     let width = 2 * A::S::LANES;
     let first = block * KEYS;
     let keys = KEYS.min(s.tokens - first);
-    let (row, col) = (picture * s.tokens + first, head * s.dim);
+    let (row, col) = (image * s.tokens + first, head * s.dim);
     // SAFETY: rows and columns lie within k and v; every write within the block's areas, whose
     // sizes `Sizes` gives.
     unsafe {
@@ -172,7 +172,7 @@ struct Area {
 pub(super) unsafe fn chunk<A: Arith, const MR: usize>(
     a: &AttentionArgs,
     s: &Sizes,
-    picture: usize,
+    image: usize,
     head: usize,
     chunk: usize,
     packed: *const u32,
@@ -180,7 +180,7 @@ pub(super) unsafe fn chunk<A: Arith, const MR: usize>(
 ) {
     let first = chunk * CHUNK;
     let rows = CHUNK.min(s.tokens - first);
-    // SAFETY: the offsets are those that `Sizes::thread` adds up.
+    // SAFETY: `Sizes::thread` is the sum of these areas.
     unsafe {
         let sums = area.add(CHUNK * s.dim_words).cast::<f32>();
         let scores = sums.add(CHUNK * s.dim_padded);
@@ -193,7 +193,7 @@ pub(super) unsafe fn chunk<A: Arith, const MR: usize>(
             totals: maxima.add(CHUNK),
             keep: maxima.add(2 * CHUNK),
         };
-        pack_queries::<A, MR>(a, s, picture, head, first, rows, area.queries);
+        pack_queries::<A, MR>(a, s, image, head, first, rows, area.queries);
         for row in 0..CHUNK {
             *area.maxima.add(row) = f32::NEG_INFINITY;
             *area.totals.add(row) = 0.0;
@@ -206,7 +206,7 @@ pub(super) unsafe fn chunk<A: Arith, const MR: usize>(
             }
         }
         for row in 0..rows {
-            let (window, to) = a.place(picture, first + row);
+            let (window, to) = a.place(image, first + row);
             let inverse = A::S::splat(1.0 / *area.totals.add(row));
             let (from, to) =
                 (area.sums.add(row * s.dim_padded), window.row_ptr(to).add(head * s.dim));
@@ -220,7 +220,7 @@ pub(super) unsafe fn chunk<A: Arith, const MR: usize>(
 unsafe fn pack_queries<A: Arith, const MR: usize>(
     a: &AttentionArgs,
     s: &Sizes,
-    picture: usize,
+    image: usize,
     head: usize,
     first: usize,
     rows: usize,
@@ -228,11 +228,11 @@ unsafe fn pack_queries<A: Arith, const MR: usize>(
 ) {
     let scale = a.scale * std::f32::consts::LOG2_E;
     for row in 0..rows.next_multiple_of(MR) {
-        // SAFETY: rows and columns lie within q; each panel has MR * dim_words words.
+        // SAFETY: rows and columns are within q; each panel has MR * dim_words words.
         unsafe {
             let panel = to.add(row / MR * MR * s.dim_words + row % MR);
             if row < rows {
-                let from = a.q.row_ptr(picture * s.tokens + first + row).add(head * s.dim);
+                let from = a.q.row_ptr(image * s.tokens + first + row).add(head * s.dim);
                 scatter::<A>(from, scale, s, panel, MR);
             } else {
                 (0..s.dim_words).for_each(|w| *panel.add(w * MR) = 0);
@@ -262,7 +262,7 @@ unsafe fn panel_block<A: Arith, const MR: usize>(
     }
     let keys = if a.causal { KEYS.min(last_query + 1 - start) } else { KEYS }.min(s.tokens - start);
     let padded = keys.next_multiple_of(width);
-    // SAFETY: as in `chunk`; the block's areas hold `padded` keys.
+    // SAFETY: as in `chunk`; the areas of the block have `padded` keys.
     unsafe {
         let queries = area.queries.add(panel * MR * s.dim_words);
         let keys_at = packed.add(block * s.key_block);

@@ -28,7 +28,7 @@ enum Task {
 struct Work<'a> {
     a: &'a AttentionArgs,
     sizes: &'a Sizes,
-    picture: usize,
+    image: usize,
     head: usize,
     packed: *mut u32,
     task: Task,
@@ -37,13 +37,13 @@ struct Work<'a> {
 impl Work<'_> {
     #[inline(always)]
     unsafe fn run_as<A: Arith, const MR: usize>(self) {
-        let Work { a, sizes, picture, head, packed, task } = self;
+        let Work { a, sizes, image, head, packed, task } = self;
         // SAFETY: guaranteed by `attention`, which gives every task its own memory.
         unsafe {
             match task {
-                Task::Pack { block } => flash::pack::<A>(a, sizes, picture, head, block, packed),
+                Task::Pack { block } => flash::pack::<A>(a, sizes, image, head, block, packed),
                 Task::Chunk { chunk, area } => {
-                    flash::chunk::<A, MR>(a, sizes, picture, head, chunk, packed, area)
+                    flash::chunk::<A, MR>(a, sizes, image, head, chunk, packed, area)
                 }
             }
         }
@@ -73,7 +73,7 @@ unsafe fn run_bf16(work: Work) {
     unsafe { work.run_as::<tile::Bf16, 12>() }
 }
 
-/// Elements in a word and lanes of a vector.
+/// Elements of a word and lanes of a vector.
 fn shape(how: How) -> (usize, usize) {
     match how {
         #[cfg(target_arch = "x86_64")]
@@ -139,10 +139,10 @@ pub(crate) fn attention(how: How, a: &AttentionArgs, scratch: &mut [u8]) {
     );
     let start = Shared(scratch.as_mut_ptr().wrapping_add(scratch.as_ptr().align_offset(64)).cast());
     let areas = threads * head_words;
-    let run = |picture_head: usize, slot: usize, task: Task| {
-        let (picture, head) = (picture_head / a.heads, picture_head % a.heads);
+    let run = |image_head: usize, slot: usize, task: Task| {
+        let (image, head) = (image_head / a.heads, image_head % a.heads);
         let work =
-            Work { a, sizes: &sizes, picture, head, packed: start.at(slot * head_words), task };
+            Work { a, sizes: &sizes, image, head, packed: start.at(slot * head_words), task };
         // SAFETY: the variant was chosen for this processor. A packing task writes its own block.
         // The task of a chunk writes its own thread's area and its own rows of the output, and
         // reads what the packing tasks have written, which have ended.

@@ -9,7 +9,7 @@ pub(super) trait Arith {
     type S: Simd;
     /// A vector of words.
     type Words: Copy;
-    /// Elements in a word.
+    /// Elements of a word.
     const PER_WORD: usize;
 
     /// One word in each lane: `first`, or `first` and `second` if a word has two elements.
@@ -42,17 +42,17 @@ impl<S: Simd> Arith for F32<S> {
     }
     #[inline(always)]
     unsafe fn broadcast(from: *const u32) -> S::V {
-        // SAFETY: the caller gives a readable word and runs with the features of S.
+        // SAFETY: the caller passes a readable word and runs with the features of S.
         unsafe { S::splat(*from.cast::<f32>()) }
     }
     #[inline(always)]
     unsafe fn load(from: *const u32) -> S::V {
-        // SAFETY: the caller gives a vector's worth of readable words.
+        // SAFETY: the caller passes readable words for a vector.
         unsafe { S::load(from.cast()) }
     }
     #[inline(always)]
     unsafe fn store_words(to: *mut u32, words: S::V) {
-        // SAFETY: the caller gives a vector's worth of writable words.
+        // SAFETY: the caller passes writable words for a vector.
         unsafe { S::store(to.cast(), words) }
     }
     #[inline(always)]
@@ -62,7 +62,7 @@ impl<S: Simd> Arith for F32<S> {
     }
     #[inline(always)]
     unsafe fn store(row: *mut f32, at: usize, v: S::V) {
-        // SAFETY: the caller gives a writable row.
+        // SAFETY: the caller passes a writable row.
         unsafe { S::store(row.add(at), v) }
     }
 }
@@ -86,7 +86,7 @@ mod bf16 {
 
         #[inline(always)]
         unsafe fn pair(first: __m512, second: __m512) -> __m512bh {
-            // SAFETY: the caller runs with AVX512-BF16; vector types of a size have the same bits.
+            // SAFETY: the caller runs with AVX512-BF16; both vector types have 512 bits.
             unsafe {
                 let low = _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(
                     _mm512_cvtneps_pbh(first),
@@ -99,17 +99,17 @@ mod bf16 {
         }
         #[inline(always)]
         unsafe fn broadcast(from: *const u32) -> __m512bh {
-            // SAFETY: the caller gives a readable word and runs with AVX-512.
+            // SAFETY: the caller passes a readable word and runs with AVX-512.
             unsafe { std::mem::transmute(_mm512_set1_epi32(*from as i32)) }
         }
         #[inline(always)]
         unsafe fn load(from: *const u32) -> __m512bh {
-            // SAFETY: the caller gives sixteen readable words.
+            // SAFETY: the caller passes sixteen readable words.
             unsafe { from.cast::<__m512bh>().read_unaligned() }
         }
         #[inline(always)]
         unsafe fn store_words(to: *mut u32, words: __m512bh) {
-            // SAFETY: the caller gives sixteen writable words.
+            // SAFETY: the caller passes sixteen writable words.
             unsafe { to.cast::<__m512bh>().write_unaligned(words) }
         }
         #[inline(always)]
@@ -119,7 +119,7 @@ mod bf16 {
         }
         #[inline(always)]
         unsafe fn store(row: *mut f32, at: usize, v: __m512) {
-            // SAFETY: the caller gives a writable row; the two vector types have the same bits.
+            // SAFETY: the caller passes a writable row; both vector types have 512 bits.
             unsafe {
                 let halves = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v));
                 _mm256_storeu_si256(row.cast::<u16>().add(at).cast(), halves);
@@ -144,7 +144,7 @@ pub(super) unsafe fn tile<A: Arith, const MR: usize, const ROW: usize, const STE
     pitch: usize,
 ) {
     let lanes = A::S::LANES;
-    // SAFETY: the caller gives operands as large as described and runs with the features of A.
+    // SAFETY: the caller passes operands of the described sizes and runs with the features of A.
     unsafe {
         let zero = A::S::splat(0.0);
         let mut sums = [[zero; 2]; MR];

@@ -7,7 +7,7 @@ fn by_definition(x: &[f32], w: &HostWeight, bias: &[f32], s: &ConvShape) -> Vec<
     let values = w.to_f32();
     let ((sh, sw), (oh, ow)) = (s.source(), s.output());
     let mut out = Vec::new();
-    for picture in 0..s.batch {
+    for image in 0..s.batch {
         for (oy, ox) in (0..oh).flat_map(|y| (0..ow).map(move |x| (y, x))) {
             for (o, bias) in bias.iter().enumerate() {
                 let mut sum = f64::from(*bias);
@@ -22,8 +22,7 @@ fn by_definition(x: &[f32], w: &HostWeight, bias: &[f32], s: &ConvShape) -> Vec<
                         (y, px) = (y / 2, px / 2);
                     }
                     for c in 0..s.in_channels {
-                        let pixel =
-                            x[((picture * s.height + y) * s.width + px) * s.in_channels + c];
+                        let pixel = x[((image * s.height + y) * s.width + px) * s.in_channels + c];
                         let tap = values[((o * s.in_channels + c) * s.kernel + ky) * s.kernel + kx];
                         sum += f64::from(pixel) * f64::from(tap);
                     }
@@ -114,7 +113,7 @@ fn stride_two_pads_below_and_right() {
 }
 
 #[test]
-fn enlarged_inputs_and_several_pictures() {
+fn enlarged_inputs_and_several_images() {
     let s = ConvShape { upsample: true, batch: 3, ..shape((5, 4), (10, 12), 3) };
     check(s, F32, true);
     check(ConvShape { kernel: 1, pad_before: 0, pad_after: 0, ..s }, BF16, false);

@@ -41,7 +41,7 @@ pub fn scratch_words(micro: &Micro, rows: usize, k: usize) -> usize {
 /// `out = tail(x . w^T + side + bias)` for at most `FEW` rows of x.
 ///
 /// # Safety
-/// As for `super::product`.
+/// As for [`product`](super::product).
 #[allow(clippy::too_many_arguments, reason = "the operands of the operation")]
 pub unsafe fn product(
     micro: &Micro,
@@ -118,7 +118,8 @@ pub unsafe fn product(
 /// Converts the rows of x to words, padded with zeros.
 ///
 /// # Safety
-/// The window must be readable, the processor have what `micro` needs, and `words` have room.
+/// The window must be readable, the processor must have what `micro` needs, and `words` must have
+/// room.
 unsafe fn words_of(micro: &Micro, x: In, words: Words) {
     let stride = stride(micro, x.cols());
     for row in 0..x.rows() {
@@ -140,7 +141,7 @@ const LANES: usize = 16;
 /// them with every row of x.
 ///
 /// # Safety
-/// The fields of `d` must be as described; with `FMA` the processor must have it.
+/// The fields of `d` must be as described; with `FMA`, the processor must have FMA.
 #[inline(always)]
 pub unsafe fn dot_f32<const FMA: bool>(d: Dot, decode: impl Fn(Row, usize, &mut [f32])) {
     for (j, &row) in d.w.iter().enumerate() {
@@ -150,10 +151,10 @@ pub unsafe fn dot_f32<const FMA: bool>(d: Dot, decode: impl Fn(Row, usize, &mut 
             let mut buffer = [0f32; CHUNK];
             let n = CHUNK.min(d.k - k);
             decode(row, k, &mut buffer[..n]);
-            // Up to the padding of x, which is zero, as is the rest of the buffer.
+            // Up to the end of the padding of x, which is zero, as is the rest of the buffer.
             let n = n.next_multiple_of(LANES);
             for (m, sum) in sums[..d.rows].iter_mut().enumerate() {
-                // SAFETY: x has `stride` words a row, a multiple of LANES, at least k.
+                // SAFETY: rows of x have `stride` words, a multiple of LANES and at least k.
                 let x = unsafe {
                     std::slice::from_raw_parts(d.x.add(m * d.stride + k).cast::<f32>(), n)
                 };

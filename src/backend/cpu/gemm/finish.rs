@@ -23,16 +23,16 @@ pub enum Tail {
 /// Everything that finishing a tile needs besides the sums.
 #[derive(Clone, Copy)]
 pub struct Finish<'a> {
-    /// One factor per column of the tile.
+    /// One factor for each column of the tile.
     pub scale: &'a [f32],
-    /// One summand per column of the tile, zeros where there is no bias.
+    /// One summand for each column of the tile; zeros without a bias.
     pub bias: &'a [f32],
     pub tail: Tail,
     pub out: Out,
-    /// The tile's first row and column in `out`.
+    /// The first row and column of the tile in `out`.
     pub row: usize,
     pub col: usize,
-    /// The tile's valid rows and columns.
+    /// The valid rows and columns of the tile.
     pub rows: usize,
     pub cols: usize,
 }

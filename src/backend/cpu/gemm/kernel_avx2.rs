@@ -64,7 +64,7 @@ unsafe fn decode(row: Row, k: usize, out: &mut [f32]) {
     let whole = if row.ptr.is_null() { 0 } else { out.len() / 8 * 8 };
     for at in (0..whole).step_by(8) {
         let from = row.at(k + at);
-        // SAFETY: eight elements are there, in the row and in `out`.
+        // SAFETY: the row and `out` have eight more elements.
         unsafe {
             let v = match row.dtype {
                 DType::F16 => _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),

@@ -82,7 +82,7 @@ pub fn low_bits(n: usize) -> u32 {
 /// 16 elements at `at` as f32; zeros where the bit of `mask` is 0.
 ///
 /// # Safety
-/// The elements with a bit must be readable and stored as `T`, or as `mixed` where T is `MIXED`.
+/// The elements whose bit is set must be readable and stored as `T`, or as `mixed` if T is `MIXED`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub unsafe fn load_f32<const T: u8>(at: *const u8, mask: u32, mixed: DType) -> __m512 {
@@ -209,14 +209,14 @@ pub unsafe fn pack_words<const PER: usize>(
             let v = transpose(v);
             let to = to.wrapping_add(word * lanes + first);
             if words - word >= 16 {
-                // A loop of constant length keeps the words in registers.
+                // With a constant length, the words stay in registers.
                 for (i, v) in v.iter().enumerate() {
-                    // SAFETY: word `word + i` exists, and the mask keeps to its lanes.
+                    // SAFETY: word `word + i` exists, and the mask selects only its lanes.
                     unsafe { _mm512_mask_storeu_epi32(to.add(i * lanes).cast(), mask, *v) };
                 }
             } else {
                 for (i, v) in v.iter().enumerate().take(words - word) {
-                    // SAFETY: word `word + i` exists, and the mask keeps to its lanes.
+                    // SAFETY: word `word + i` exists, and the mask selects only its lanes.
                     unsafe { _mm512_mask_storeu_epi32(to.add(i * lanes).cast(), mask, *v) };
                 }
             }

@@ -93,7 +93,7 @@ const fn e4m3_bytes(byte: usize) -> [u8; 128] {
 /// 32 elements at `at` as bf16; zeros where the bit of `mask` is 0.
 ///
 /// # Safety
-/// The elements with a bit must be readable and stored as `T`, or as `mixed` where T is `MIXED`.
+/// The elements whose bit is set must be readable and stored as `T`, or as `mixed` if T is `MIXED`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn load_bf16<const T: u8>(at: *const u8, mask: u32, mixed: DType) -> __m512i {

@@ -74,9 +74,9 @@ pub struct Micro {
     /// `expand(row, k, out)`: elements `k .. k + out.len()`, as f32, of a row that `pack` cannot
     /// load.
     pub expand: unsafe fn(&Expanded, usize, &mut [f32]),
-    /// `finish(tile, width, how)`, see `finish::finish`.
+    /// `finish(tile, width, how)`; see [`finish::finish`].
     pub finish: unsafe fn(*const f32, usize, Finish),
-    /// Sums of few rows of x, see `dot::Dot`.
+    /// Sums of few rows of x; see [`dot::Dot`].
     pub dot: unsafe fn(dot::Dot),
 }
 
@@ -88,7 +88,7 @@ pub const KC: usize = 192;
 pub const NC: usize = 256;
 /// Maximum number of rows of x that are packed at once.
 const ROWS: usize = 1540;
-/// Up to this many rows of x, w is read unpacked.
+/// The largest number of rows of x for which w is read unpacked.
 pub const FEW: usize = 8;
 
 /// How a product is divided: a function of its shape, the kernel and the number of threads.
@@ -96,7 +96,7 @@ pub const FEW: usize = 8;
 struct Blocks {
     /// Blocks of k.
     k_blocks: usize,
-    /// Row panels of x packed at once.
+    /// Row panels of x that are packed at once.
     panels: usize,
     /// Row panels of x and rows of w in a task.
     task_panels: usize,
@@ -191,7 +191,7 @@ pub const ALIGN: usize = 64;
 pub fn aligned(scratch: &mut [u8], words: usize) -> Words {
     let skip = scratch.as_ptr().align_offset(ALIGN);
     let found = scratch.len().saturating_sub(skip) / 4;
-    assert!(found >= words, "scratch holds {found} words, {words} are needed");
+    assert!(found >= words, "the scratch has {found} words, {words} are needed");
     Words(scratch[skip..].as_mut_ptr().cast())
 }
 
@@ -279,7 +279,7 @@ pub unsafe fn product(
     }
 }
 
-/// `product` for the rows `first .. first + count`.
+/// [`product`] for the rows `first .. first + count`.
 #[allow(clippy::too_many_arguments, reason = "the loop levels of one algorithm, not an interface")]
 unsafe fn rows_product(
     micro: &Micro,
@@ -301,7 +301,7 @@ unsafe fn rows_product(
         .chain(side.iter().flat_map(|s| KBlock::all(micro, s.t.cols(), b.x_words, true)))
         .collect();
     debug_assert_eq!(blocks.len(), b.k_blocks + b.side_blocks);
-    // Packed x is `[k block][panel][word][row]`: what a task reads in one k block is contiguous.
+    // Packed x is `[k block][panel][word][row]`: a task reads contiguous words of each k block.
     let x_panel = |block: &KBlock, panel: usize| {
         scratch.at(block.base + (block.first_word * panels + panel * block.words) * mr)
     };
@@ -344,7 +344,7 @@ unsafe fn rows_product(
                 // The following blocks must not be multiplied with the scales of w, so the existing
                 // sums are multiplied now.
                 for (m, p) in (0..task_panels).flat_map(|m| (0..w_panels).map(move |p| (m, p))) {
-                    // SAFETY: the tile is the slot's own, and was written in the blocks before.
+                    // SAFETY: only this slot uses the tile, and earlier blocks wrote it.
                     let tile = unsafe { std::slice::from_raw_parts_mut(tile_at(m, p), mr * nr) };
                     columns.scale_tile(tile, nr, p * nr);
                 }
@@ -368,7 +368,7 @@ unsafe fn rows_product(
                         *lane = Row::of_f32(values.as_ptr());
                     }
                 }
-                // SAFETY: the rows have k elements; the slot's scratch holds `nc x KC` words.
+                // SAFETY: the rows have k elements; the scratch of the slot has `nc x KC` words.
                 unsafe {
                     (micro.pack)(lanes, nr, from, block.len, packed.wrapping_add(p * nr * words))
                 };
@@ -421,7 +421,7 @@ struct KBlock {
     len: usize,
     first_word: usize,
     words: usize,
-    /// Word of the scratch from which its operand is packed.
+    /// The word of the scratch from which its operand is packed.
     base: usize,
     side: bool,
 }

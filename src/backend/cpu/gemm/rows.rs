@@ -25,7 +25,7 @@ impl Row {
         Row { ptr: ptr.cast(), dtype: DType::F32 }
     }
 
-    /// Row `row` of `x`, or zeros past its end.
+    /// Row `row` of `x`, or zeros after its end.
     pub fn of(x: In, row: usize) -> Row {
         if row < x.rows() { Row::of_f32(x.row_ptr(row)) } else { Row::ZEROS }
     }
@@ -67,7 +67,10 @@ impl<'a> WeightRows<'a> {
             .parts
             .iter()
             .map(|p| {
-                assert_eq!(p.cols, w.cols, "a part of a weight has another number of columns");
+                assert_eq!(
+                    p.cols, w.cols,
+                    "a part of the weight has a different number of columns"
+                );
                 let part = Part {
                     first,
                     rows: p.rows,
@@ -80,7 +83,7 @@ impl<'a> WeightRows<'a> {
                 part
             })
             .collect();
-        assert_eq!(first, w.rows, "the parts of a weight do not add up to its rows");
+        assert_eq!(first, w.rows, "the rows of the parts do not add up to those of the weight");
         WeightRows { parts }
     }
 
@@ -88,7 +91,7 @@ impl<'a> WeightRows<'a> {
         self.parts.iter().find(|p| (p.first..p.first + p.rows).contains(&row))
     }
 
-    /// Row `row`, or zeros past the last.
+    /// Row `row`, or zeros after the last one.
     pub fn row(&self, row: usize) -> Row {
         match self.part(row) {
             Some(p) => {
@@ -119,7 +122,7 @@ impl<'a> WeightRows<'a> {
         self.parts.iter().any(|p| !loadable(p.dtype))
     }
 
-    /// The factor of row `row`, or 1 past the last.
+    /// The factor of row `row`, or 1 after the last one.
     pub fn scale(&self, row: usize) -> f32 {
         self.part(row).map_or(1.0, |p| p.scale.of(row - p.first))
     }
@@ -140,7 +143,8 @@ pub struct Expanded<'a> {
 }
 
 impl Expanded<'_> {
-    /// Writes elements `k .. k + out.len()` to `out`; `k` is a multiple of [`GROUP`](crate::dtype::GROUP).
+    /// Writes elements `k .. k + out.len()` to `out`; `k` is a multiple of
+    /// [`GROUP`](crate::dtype::GROUP).
     #[inline(always)]
     pub fn expand(&self, k: usize, out: &mut [f32]) {
         let Some(format) = self.format else {

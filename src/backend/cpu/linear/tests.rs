@@ -20,7 +20,7 @@ fn sums(x: &[f32], w: &HostWeight, bias: Option<&[f32]>) -> Vec<f64> {
 
 fn run(v: &Variant, x: In, w: &HostWeight, bias: Option<&[f32]>, tail: Tail, out: Out) {
     let bytes = linear_scratch(v, x.rows(), w.cols, 0, w.rows, rayon::current_num_threads());
-    // Scratch holds rubbish and starts at an odd address.
+    // The scratch is filled with garbage and starts at an odd address.
     let mut scratch = vec![0xff; bytes + 1];
     linear(x, w, bias, None, tail, out, &mut scratch[1..], v);
 }
@@ -32,7 +32,7 @@ fn plain(v: &Variant, x: &[f32], w: &HostWeight, bias: Option<&[f32]>) -> Vec<f3
 }
 
 #[test]
-fn ragged_sizes_and_every_stored_type() {
+fn odd_sizes_and_every_stored_type_are_correct() {
     let mut random = Random::new(1);
     for v in runnable(LINEAR) {
         for dtype in [F32, BF16, F16, F8E4M3, F8E5M2] {
@@ -52,7 +52,8 @@ fn ragged_sizes_and_every_stored_type() {
             ] {
                 let x = random.vec(rows * k);
                 let w = weight(&mut random, k, &[(n, dtype)]);
-                // With a single sum the bias could cancel it, and the relative error would say nothing.
+                // With a single sum the bias could cancel it, and the relative error would be
+                // meaningless.
                 let bias = (n > 1).then(|| random.vec(n));
                 let e = error(&plain(v, &x, &w, bias.as_deref()), &sums(&x, &w, bias.as_deref()));
                 assert!(e <= tolerance(v), "{} {} {rows} x {k} x {n}: {e:e}", v.name, dtype.name());
@@ -62,7 +63,7 @@ fn ragged_sizes_and_every_stored_type() {
 }
 
 #[test]
-fn parts_of_several_types_and_scales() {
+fn parts_of_several_types_and_scales_are_correct() {
     let mut random = Random::new(2);
     for v in runnable(LINEAR) {
         for rows in [2, 23] {
@@ -79,7 +80,7 @@ fn parts_of_several_types_and_scales() {
 }
 
 #[test]
-fn every_tail_in_place_within_windows() {
+fn every_tail_works_in_place_and_within_windows() {
     let mut random = Random::new(3);
     let (k, n, groups) = (50, 43, 2);
     for v in runnable(LINEAR) {
@@ -142,7 +143,7 @@ fn every_tail_in_place_within_windows() {
 }
 
 #[test]
-fn what_is_not_a_number_comes_out() {
+fn nan_and_infinity_reach_the_output() {
     let mut random = Random::new(4);
     for v in runnable(LINEAR) {
         for rows in [1, 20] {
@@ -173,7 +174,7 @@ fn what_is_not_a_number_comes_out() {
 fn subnormal_weights_keep_their_value() {
     let mut random = Random::new(5);
     for v in runnable(LINEAR) {
-        // All 254 finite codes of E4M3, the smallest by themselves in a row.
+        // All 254 finite codes of E4M3; the smallest ones in a row of their own.
         let codes: Vec<u8> = (0..=255u8).filter(|q| q & 0x7f != 0x7f).collect();
         let small: Vec<u8> =
             (0..254).map(|i| (i % 8) as u8 | if i % 3 == 0 { 0x80 } else { 0 }).collect();
@@ -210,7 +211,7 @@ fn threads_do_not_change_a_bit() {
 }
 
 #[test]
-fn more_rows_than_are_packed_at_once() {
+fn more_rows_than_are_packed_at_once_are_correct() {
     let mut random = Random::new(7);
     let x = random.vec(3200 * 5);
     let w = weight(&mut random, 5, &[(6, F16)]);
@@ -221,7 +222,7 @@ fn more_rows_than_are_packed_at_once() {
 }
 
 #[test]
-fn nothing_to_sum_leaves_the_bias() {
+fn without_columns_the_result_is_the_bias() {
     let w = HostWeight { rows: 3, cols: 0, parts: vec![] };
     let w = HostWeight {
         parts: vec![weight(&mut Random::new(8), 0, &[(3, F32)]).parts[0].clone()],
@@ -230,7 +231,7 @@ fn nothing_to_sum_leaves_the_bias() {
     for v in runnable(LINEAR) {
         for rows in [2, 20] {
             let mut out = vec![f32::NAN; rows * 3];
-            // SAFETY: rows without columns hold no elements.
+            // SAFETY: rows without columns have no elements.
             let x = unsafe { In::new(std::ptr::NonNull::dangling().as_ptr(), rows, 0, 0) };
             run(v, x, &w, Some(&[1.0, 2.0, 3.0]), Tail::None, Out::dense(&mut out, 3));
             assert!(out.chunks(3).all(|r| r == [1.0, 2.0, 3.0]), "{}", v.name);
@@ -239,7 +240,7 @@ fn nothing_to_sum_leaves_the_bias() {
 }
 
 #[test]
-fn the_choice_follows_arithmetic_storage_and_processor() {
+fn the_variant_depends_on_arithmetic_storage_and_processor() {
     let stored =
         |types: &[crate::dtype::DType]| types.iter().fold(DTypes::default(), |set, t| set.with(*t));
     let name = |isa, types: &[_], compute, forced| {
@@ -265,7 +266,7 @@ fn the_choice_follows_arithmetic_storage_and_processor() {
 }
 
 #[test]
-fn a_side_is_added_before_the_epilogue_and_knows_no_scales_of_w() {
+fn a_side_is_added_before_the_epilogue_and_without_the_scales_of_w() {
     let mut random = Random::new(77);
     for v in runnable(LINEAR) {
         for dtype in [F32, BF16, F8E4M3] {
@@ -316,7 +317,7 @@ fn a_side_is_added_before_the_epilogue_and_knows_no_scales_of_w() {
 }
 
 #[test]
-fn types_that_are_expanded_give_the_product_of_their_values() {
+fn expanded_types_give_the_product_of_their_values() {
     let mut random = Random::new(78);
     let formats = crate::dtype::blocks::FORMATS.iter().map(|f| f.dtype);
     for dtype in formats.chain([I8]) {

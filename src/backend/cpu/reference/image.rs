@@ -19,9 +19,9 @@ pub(crate) fn conv2d(
     let (source_h, source_w) = shape.source();
     let (out_h, out_w) = shape.output();
     let zoom = if shape.upsample { 2 } else { 1 };
-    for picture in 0..shape.batch {
+    for image in 0..shape.batch {
         for (oy, ox) in (0..out_h).flat_map(|y| (0..out_w).map(move |x| (y, x))) {
-            let to = (picture * out_h + oy) * out_w + ox;
+            let to = (image * out_h + oy) * out_w + ox;
             for oc in 0..shape.out_channels {
                 let mut sum = bias.map_or(0.0, |b| f64::from(b[oc]));
                 for (ky, kx) in (0..k).flat_map(|y| (0..k).map(move |x| (y, x))) {
@@ -32,7 +32,7 @@ pub(crate) fn conv2d(
                         continue;
                     }
                     let (y, x_) = ((y - shape.pad_before) / zoom, (x_ - shape.pad_before) / zoom);
-                    let from = (picture * shape.height + y) * shape.width + x_;
+                    let from = (image * shape.height + y) * shape.width + x_;
                     for ic in 0..shape.in_channels {
                         let weight = w[((oc * shape.in_channels + ic) * k + ky) * k + kx];
                         sum += f64::from(at(x, from, ic)) * f64::from(weight);
@@ -59,11 +59,11 @@ pub(crate) fn group_norm(
     out: Out,
 ) {
     let (pixels, channels) = (x.rows() / batch, x.cols() / groups);
-    for picture in 0..batch {
+    for image in 0..batch {
         for group in 0..groups {
             let elements = || {
                 (0..pixels).flat_map(move |p| {
-                    (0..channels).map(move |c| (picture * pixels + p, group * channels + c))
+                    (0..channels).map(move |c| (image * pixels + p, group * channels + c))
                 })
             };
             let n = (pixels * channels) as f64;
@@ -100,9 +100,9 @@ pub(crate) fn timestep_embed(t: In, out: Out) {
 /// The pixel row and the channel for a token row and a column of packed latents.
 fn unpacked(token: usize, column: usize, height: usize, width: usize) -> (usize, usize) {
     let (across, down) = (width / 2, height / 2);
-    let (picture, y, x) = (token / (across * down), token / across % down, token % across);
+    let (image, y, x) = (token / (across * down), token / across % down, token % across);
     let (channel, dy, dx) = (column / 4, column / 2 % 2, column % 2);
-    ((picture * height + 2 * y + dy) * width + 2 * x + dx, channel)
+    ((image * height + 2 * y + dy) * width + 2 * x + dx, channel)
 }
 
 /// Latent pixels to tokens.

@@ -50,8 +50,8 @@ pub(crate) fn linear(
 /// `softmax(q . k^T * scale + bias) . v` for each image and head.
 pub(crate) fn attention(a: &AttentionArgs) {
     let (tokens, dim) = (a.tokens(), a.head_dim());
-    for picture in 0..a.batch {
-        let row = |token: usize| picture * tokens + token;
+    for image in 0..a.batch {
+        let row = |token: usize| image * tokens + token;
         for head in 0..a.heads {
             let col = |d: usize| head * dim + d;
             for i in 0..tokens {
@@ -72,7 +72,7 @@ pub(crate) fn attention(a: &AttentionArgs) {
                 let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
                 let total: f64 = weights.iter().sum();
-                let (window, place) = a.place(picture, i);
+                let (window, place) = a.place(image, i);
                 for d in 0..dim {
                     let sum: f64 =
                         (0..visible).map(|j| weights[j] * f64::from(at(a.v, row(j), col(d)))).sum();

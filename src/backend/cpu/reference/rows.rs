@@ -1,4 +1,4 @@
-//! Operations that look at one row, or one element, at a time.
+//! Operations on single rows and single elements.
 
 use super::super::args::QkNormRopeArgs;
 use super::super::matrix::{In, Out};
@@ -51,7 +51,7 @@ pub(crate) fn rms_norm(x: In, weight: &[f32], eps: f32, out: Out) {
     }
 }
 
-/// RMSNorm of each head of q and k, then the rotation of adjacent pairs; v is copied.
+/// RMS norm of each head of q and k, then rotation of adjacent pairs; v is copied.
 pub(crate) fn qk_norm_rope(a: &QkNormRopeArgs) {
     let dim = a.head_dim();
     let width = a.heads * dim;
@@ -103,7 +103,7 @@ pub(crate) fn add(a: In, b: In, out: Out) {
     each(out, |r, c| f64::from(at(a, r, c)) + f64::from(at(b, r, c)));
 }
 
-/// `out[r] = table[ids[r]] (+ positions[r % positions.rows])`; the ids are within the table.
+/// `out[r] = table[ids[r]] + positions[r % positions.rows]`; all ids are rows of the table.
 pub(crate) fn embed(table: &Table, ids: &[i32], positions: Option<&Table>, out: Out) {
     let mut row = vec![0.0; out.cols()];
     let mut position = vec![0.0; out.cols()];
@@ -128,9 +128,9 @@ pub(crate) fn copy_rows(
     count: usize,
 ) {
     let (x_rows, out_rows) = (x.rows() / batch, out.rows() / batch);
-    for picture in 0..batch {
+    for image in 0..batch {
         for i in 0..count {
-            out.copy_row(picture * out_rows + to + i, x, picture * x_rows + from + i);
+            out.copy_row(image * out_rows + to + i, x, image * x_rows + from + i);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The reference itself, against formulas written a second time in another form.
+//! Tests of the reference against formulas in another form.
 
 use super::super::args::AttentionArgs;
 use super::super::args::QkNormRopeArgs;
@@ -99,11 +99,11 @@ fn attention_is_a_weighted_mean_with_exponential_weights() {
             first: Some(Out::dense(&mut head_rows, width)),
             out: Out::dense(&mut rest, width),
         });
-        for (picture, i, head) in
+        for (image, i, head) in
             (0..batch).flat_map(|b| (0..tokens).flat_map(move |i| (0..2).map(move |h| (b, i, h))))
         {
             let at = |m: &[f32], token: usize, d: usize| {
-                f64::from(m[(picture * tokens + token) * width + head * dim + d])
+                f64::from(m[(image * tokens + token) * width + head * dim + d])
             };
             let (mut total, mut sums) = (0.0, [0.0; 4]);
             for j in (0..tokens).filter(|j| !causal || *j <= i) {
@@ -115,8 +115,8 @@ fn attention_is_a_weighted_mean_with_exponential_weights() {
                 (0..dim).for_each(|d| sums[d] += score.exp() * at(&v, j, d));
             }
             let found = match i {
-                0 | 1 => &head_rows[(picture * 2 + i) * width..],
-                _ => &rest[(picture * 3 + i - 2) * width..],
+                0 | 1 => &head_rows[(image * 2 + i) * width..],
+                _ => &rest[(image * 3 + i - 2) * width..],
             };
             close(&found[head * dim..head * dim + dim], &sums.map(|s| s / total));
         }
@@ -124,7 +124,7 @@ fn attention_is_a_weighted_mean_with_exponential_weights() {
 }
 
 #[test]
-fn norms_give_the_wanted_moments() {
+fn norms_have_the_expected_moments() {
     let (rows, cols) = (6, 40);
     let x = numbers(7, rows * cols);
     let (gain, shift) = (vec![3.0; cols], vec![-2.0; cols]);
@@ -136,7 +136,7 @@ fn norms_give_the_wanted_moments() {
             row.iter().map(|y| (f64::from(*y) - mean).powi(2)).sum::<f64>() / cols as f64;
         assert!((mean + 2.0).abs() < 1e-6 && (variance - 9.0).abs() < 1e-5, "{mean} {variance}");
     }
-    // Two groups of three rows, modulated so that the second group is all shift.
+    // Two groups of three rows; the modulation of the second group is only a shift.
     let (mod_shift, mod_scale) =
         ([vec![0.0; cols], vec![5.0; cols]].concat(), [vec![2.0; cols], vec![-1.0; cols]].concat());
     let windows = (In::dense(&mod_shift, cols), In::dense(&mod_scale, cols));
@@ -181,9 +181,9 @@ fn norms_give_the_wanted_moments() {
         false,
         Out::dense(&mut grouped, cols),
     );
-    for (picture, group) in [(0, 0), (1, 7)] {
+    for (image, group) in [(0, 0), (1, 7)] {
         let ys: Vec<f64> = (0..3)
-            .flat_map(|p| (0..5).map(move |c| (picture * 3 + p) * cols + group * 5 + c))
+            .flat_map(|p| (0..5).map(move |c| (image * 3 + p) * cols + group * 5 + c))
             .map(|i| f64::from(grouped[i]))
             .collect();
         let mean = ys.iter().sum::<f64>() / 15.0;
@@ -193,7 +193,7 @@ fn norms_give_the_wanted_moments() {
 }
 
 #[test]
-fn rope_turns_pairs_as_complex_numbers_and_keeps_dot_products_of_equal_shifts() {
+fn rope_rotates_pairs_so_that_dot_products_depend_on_the_distance() {
     let (heads, dim, tokens) = (1, 4, 6);
     // One vector for q at every token and one for k: the score of (i, j) may then depend only on i
     // - j.
@@ -260,7 +260,7 @@ fn a_convolution_of_a_point_is_its_kernel() {
     );
     for (y, x_, oc) in (0..5).flat_map(|y| (0..4).flat_map(move |x| (0..3).map(move |c| (y, x, c))))
     {
-        // The kernel's tap at (ky, kx) reads the pixel at (y + ky - 1, x + kx - 1).
+        // The tap at (ky, kx) reads the pixel at (y + ky - 1, x + kx - 1).
         let (ky, kx) = (2 + 1 - y as isize, 1 + 1 - x_ as isize);
         let inside = (0..3).contains(&ky) && (0..3).contains(&kx);
         let expected = if inside { ((oc * 2 + 1) * 9) as f32 + (ky * 3 + kx) as f32 } else { 0.0 };
@@ -296,12 +296,12 @@ fn a_convolution_of_a_point_is_its_kernel() {
 }
 
 #[test]
-fn packing_follows_channel_row_column_and_unpacking_undoes_it() {
+fn packing_is_in_the_order_channel_row_column_and_unpacking_is_its_inverse() {
     let (batch, height, width, c) = (2, 4, 6, 3);
     let x: Vec<f32> = (0..batch * height * width * c).map(|i| i as f32).collect();
     let mut tokens = vec![f32::NAN; x.len()];
     pack(In::dense(&x, c), height, width, Out::dense(&mut tokens, 4 * c));
-    // Picture 1, token (1, 2), channel 2, lower left pixel: pixel (3, 4).
+    // Image 1, token (1, 2), channel 2, lower left pixel: pixel (3, 4).
     let token = 6 + 3 + 2;
     assert_eq!(tokens[token * 12 + 2 * 4 + 2], x[((height + 3) * width + 4) * c + 2]);
     let mut back = vec![f32::NAN; x.len()];
