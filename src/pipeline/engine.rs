@@ -155,7 +155,7 @@ mod tests {
     /// What follows when a GPU fails for good under `--device auto`, whatever it computed in.
     #[cfg(feature = "wgpu")]
     #[test]
-    fn the_cpu_takes_over_and_draws_what_it_always_draws() {
+    fn the_cpu_takes_over_and_makes_its_usual_image() {
         use crate::backend::{KernelChoice, wgpu};
         if wgpu::adapters().first().is_none_or(|a| a.unusable.is_some()) {
             eprintln!("SKIPPED: no adapter");
@@ -179,10 +179,10 @@ mod tests {
         assert!(pipeline.generate_with(&request, &mut ignore).unwrap().images == want);
     }
 
-    /// What follows when products in F16 overflow, on a device that has none: what goes wrong here
-    /// stays wrong, so that the second try ends in the error.
+    /// The recovery from products that overflow in F16, on a device without F16: the infinite bias
+    /// is in the file, so the second try ends in the error.
     #[test]
-    fn f9_numbers_that_left_f16_are_drawn_again_once_in_f32_and_said_aloud() {
+    fn f9_numbers_beyond_f16_are_computed_again_once_in_f32_with_a_warning() {
         let mut bytes = embedded::model().unwrap().to_vec();
         let header = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
         let json: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();

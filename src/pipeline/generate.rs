@@ -63,7 +63,7 @@ fn generate_once(
     backend.allow_host(pinned);
     holdings.set_peak(phases.peak_bytes(granularity));
 
-    let fitted = |picture| images::fit(picture, settings.width, settings.height);
+    let fitted = |image| images::fit(image, settings.width, settings.height);
     let mut values = Values {
         init: request.init.as_ref().map(|init| fitted(init.clone())),
         latents: noise(model, &settings),

@@ -1,6 +1,6 @@
 //! From a request to images.
 //!
-//! A [`Engine`] has a loaded model and an open device. It turns a [`Request`](request::Request)
+//! An [`Engine`] has a loaded model and an open device. It turns a [`Request`](request::Request)
 //! into [`Settings`](request::Settings), plans the phases that the model's family supplies, draws
 //! the noise and runs the phases. [`images`] reads and writes the files.
 

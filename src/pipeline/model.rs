@@ -164,8 +164,8 @@ fn read_schedule(config: Value, notes: &mut Vec<String>) -> Result<ScheduleConfi
         config.get("time_shift_type").and_then(Value::as_str).is_some_and(|t| t != "exponential");
     if linear || config.get("shift_terminal").is_some_and(|v| !v.is_null()) {
         notes.push(
-            "time_shift_type and shift_terminal of the scheduler config are not supported: those of \
-             FLUX.1 are used"
+            "time_shift_type and shift_terminal of the scheduler config are not supported: those \
+             of FLUX.1 are used"
                 .into(),
         );
     }

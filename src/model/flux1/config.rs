@@ -39,7 +39,8 @@ pub struct FluxConfig {
 }
 
 impl FluxConfig {
-    /// Reads the sizes of the canonical (BFL) tensors. `config` (diffusers' keys) has the RoPE axes.
+    /// Reads the sizes of the canonical (BFL) tensors. `config` (diffusers' keys) has the RoPE
+    /// axes.
     pub fn read(shapes: Shapes, config: Option<&Value>) -> Result<Self> {
         let get = |name: &str| shapes(name).ok_or_else(|| missing("transformer", name));
         let (hidden, in_channels) = get("img_in.weight")?;

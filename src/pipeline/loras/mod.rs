@@ -2,10 +2,10 @@
 //!
 //! The model does not change: a program with LoRAs is the program without them in which every
 //! [`Linear`](crate::op::Linear) with a LoRA has a side product
-//! ([`Program::with_sides`](crate::op::Program::with_sides)). Several LoRAs of one weight are merged
-//! into one pair of matrices with the strengths multiplied in, so the cost of a step depends on the
-//! sum of their ranks. Files and merged matrices are kept: the next image with the same LoRAs reads
-//! nothing, and other strengths only repeat the merge.
+//! ([`Program::with_sides`](crate::op::Program::with_sides)). Several LoRAs of one weight are
+//! merged into one pair of matrices with the strengths multiplied in, so the cost of a step depends
+//! on the sum of their ranks. Files and merged matrices are kept: the next image with the same
+//! LoRAs reads nothing, and other strengths only repeat the merge.
 
 mod set;
 

@@ -55,8 +55,7 @@ impl GenerationPhase for ImageEncode<'_> {
         on: Listener<'_>,
     ) -> Result<()> {
         let planned = &programs[0];
-        let (Some(tiling), Some(picture), Some(sigma)) =
-            (&planned.tiling, &values.init, self.sigma)
+        let (Some(tiling), Some(image), Some(sigma)) = (&planned.tiling, &values.init, self.sigma)
         else {
             unreachable!("planned for a request with an image")
         };
@@ -70,7 +69,7 @@ impl GenerationPhase for ImageEncode<'_> {
         let mut canvas = Canvas::new(rows, cols, channels);
         for (i, (top, left)) in tiling.corners().enumerate() {
             let corner = (top * factor, left * factor);
-            let pixels = crop_pixels(picture, corner, (size.0 * factor, size.1 * factor));
+            let pixels = crop_pixels(image, corner, (size.0 * factor, size.1 * factor));
             session.write_f32(planned.program.input("pixels"), &pixels)?;
             session.run(i + 1 < tiling.count(), &mut |_, _| progress.poll())?;
             let tokens = session.read_f32(planned.program.output("latents"))?;

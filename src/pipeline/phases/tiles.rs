@@ -187,13 +187,13 @@ pub fn crop_tokens(
 /// The pixels of a tile as values from -1 to 1. `size` is the tile's height and width, all numbers
 /// in image pixels.
 pub fn crop_pixels(
-    picture: &Image,
+    image: &Image,
     (top, left): (usize, usize),
     (height, width): (usize, usize),
 ) -> Vec<f32> {
     let row = |y: usize| {
-        let from = (y * picture.width + left) * 3;
-        picture.rgb[from..from + width * 3].iter().map(|&b| f32::from(b) / 255.0 * 2.0 - 1.0)
+        let from = (y * image.width + left) * 3;
+        image.rgb[from..from + width * 3].iter().map(|&b| f32::from(b) / 255.0 * 2.0 - 1.0)
     };
     (top..top + height).flat_map(row).collect()
 }
