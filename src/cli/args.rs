@@ -137,7 +137,7 @@ pub struct BenchArgs {
     #[arg(value_name = "PROMPT", conflicts_with = "prompt")]
     pub words: Option<String>,
     /// Number of timed runs, 1 to 1000, after one that is not timed
-    #[arg(long, value_parser = values::whole(1..=1000), default_value = "3", allow_hyphen_values = true)]
+    #[arg(long, value_parser = values::whole(1..=1000usize), default_value = "3", allow_hyphen_values = true)]
     pub runs: usize,
     #[command(flatten)]
     pub request: RequestArgs,
@@ -371,7 +371,7 @@ pub struct EngineArgs {
     #[arg(long)]
     pub no_cache: bool,
     /// Number of worker threads, 1 to 1024 [default: one per core]
-    #[arg(long, value_name = "N", value_parser = values::whole(1..=1024), allow_hyphen_values = true)]
+    #[arg(long, value_name = "N", value_parser = values::whole(1..=1024usize), allow_hyphen_values = true)]
     pub threads: Option<usize>,
 }
 
@@ -406,7 +406,7 @@ pub struct OutputArgs {
     /// JPEG quality, 1 to 100
     #[arg(
         long,
-        value_parser = values::whole(1..=100),
+        value_parser = values::whole(1..=100u8),
         default_value_t = DEFAULT_QUALITY,
         allow_hyphen_values = true,
     )]

@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use clap::error::ErrorKind;
 use clap::{ArgAction, Command, CommandFactory};
 use serde::Serialize;
 use toml::Value;
@@ -161,17 +162,16 @@ fn check(option: &clap::Arg, key: &str, values: &[String]) -> Result<()> {
     if values.len() != 1 && !matches!(option.get_action(), ArgAction::Append) {
         return Err(Error::argument("this option takes one value").at(key).found(values.len()));
     }
-    let probe = Command::new("flux-fast")
-        .no_binary_name(true)
-        .arg(option.clone().global(false).required(false).value_name("VALUE"));
     let typed = values.iter().map(|v| format!("--{key}={v}"));
-    match probe.try_get_matches_from(typed) {
-        Ok(_) => Ok(()),
-        Err(e) => {
+    let all = ["flux-fast".to_string()].into_iter().chain(typed);
+    match Cli::command().try_get_matches_from(all) {
+        // Which other options an option needs is judged on the command line.
+        Err(e) if e.kind() != ErrorKind::MissingRequiredArgument => {
             let text = e.to_string();
             let first = text.lines().next().unwrap_or_default();
             Err(Error::argument(first.strip_prefix("error: ").unwrap_or(first)).at(key))
         }
+        _ => Ok(()),
     }
 }
 
