@@ -109,8 +109,8 @@ impl Checkpoint {
         }
     }
 
-    /// Takes in the components of one opened unit that are not there yet, and what its metadata
-    /// says.
+    /// Adds the components of an opened unit that are still absent, and the settings of its
+    /// metadata.
     pub(super) fn add(&mut self, opened: &OpenedUnit, wanted: &[Component]) -> Result<()> {
         let metadata = opened.config()?;
         for found in opened.found.iter().filter(|f| wanted.contains(&f.component)) {
@@ -137,7 +137,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Takes in the prompt lengths that are not there yet from the tokenizers' configurations.
+    /// Adds the prompt lengths that are still absent, from the configurations of the tokenizers.
     fn add_lengths(&mut self, config: impl Fn(&str) -> Result<Option<Value>>) -> Result<()> {
         for component in self.family.components {
             let Some(tokenizer) = component.0.tokenizer.as_ref().filter(|t| t.sets_length) else {
@@ -150,7 +150,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Takes in what lies in a diffusers folder next to the weights.
+    /// Adds the settings and tokenizers of a diffusers folder.
     pub(super) fn add_folder(&mut self, root: &Path) -> Result<()> {
         let (scheduler, generation) = (
             read_json(&root.join("scheduler/scheduler_config.json"))?,
@@ -160,7 +160,7 @@ impl Checkpoint {
         self.generation = self.generation.take().or(generation);
         self.add_lengths(|folder| read_json(&root.join(folder).join("tokenizer_config.json")))?;
         for component in self.family.components {
-            // The folders, since CLIP's may hold merges.txt in place of tokenizer.json.
+            // The folders, since CLIP's may contain merges.txt in place of tokenizer.json.
             let folder = component.0.tokenizer.as_ref().map(|t| root.join(t.folder));
             if let Some(folder) = folder.filter(|f| f.is_dir()) {
                 self.tokenizers.insert(*component, folder);

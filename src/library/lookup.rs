@@ -17,7 +17,7 @@ pub struct ModelFiles {
     /// `None` means the embedded model.
     pub model: Option<String>,
     /// Component files or their names, by the option that gives them (`vae`), where the model file
-    /// does not hold them and they are not to be looked for.
+    /// does not contain them and they are not searched for.
     pub components: BTreeMap<String, PathBuf>,
     /// Only plans are made: a synthetic model is opened as shapes and its file is not written.
     pub plan_only: bool,

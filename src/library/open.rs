@@ -24,7 +24,7 @@ pub struct Files {
     /// A `.safetensors` file, one of its shards or their index, or a folder.
     pub model: PathBuf,
     /// Files or folders of components, by the option that gives them (`vae`). They take precedence
-    /// over what the model holds.
+    /// over those of the model.
     pub components: BTreeMap<String, PathBuf>,
 }
 
@@ -168,7 +168,7 @@ pub fn open_only(path: &Path) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-/// Opens a model that lies in memory: one file that holds everything, such as the embedded model.
+/// Opens a model in memory: one file with all components, such as the embedded model.
 /// Best aligned to 8 bytes.
 pub fn open_bytes(bytes: &'static [u8], name: &str) -> Result<Checkpoint> {
     open_source(Arc::new(bytes), name)
@@ -250,7 +250,7 @@ fn unit_in(folder: &Path, families: Families) -> Result<Unit> {
     }
 }
 
-/// The unit that the user gave for `component`: a file, or a folder that holds one.
+/// The unit that the user gave for `component`: a file, or a folder that contains one.
 fn given_unit(path: &Path, component: Component, families: Families) -> Result<Unit> {
     let option = format!("--{}", component.option.unwrap_or("model"));
     if !path.exists() {

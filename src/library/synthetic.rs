@@ -99,7 +99,7 @@ impl Synthetic {
             Error::output("cannot make the cache folder")
                 .at_path(folder)
                 .found(e)
-                .try_("set FLUX_FAST_CACHE to a folder with room")
+                .try_("set FLUX_FAST_CACHE to a folder with enough space")
         })?;
         let spec = self.spec();
         let watch = Watch::default();

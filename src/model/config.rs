@@ -17,7 +17,7 @@ pub type TensorSpec = (String, Vec<usize>);
 pub(super) fn missing(component: &str, name: &str) -> Error {
     Error::model(format!("the {component} weights lack a tensor that shows their sizes"))
         .at(name)
-        .try_("check with `flux-fast inspect` that the file holds a whole model")
+        .try_("check with `flux-fast inspect` that the file contains a whole model")
 }
 
 /// The error for sizes that no model of this architecture has.

@@ -48,7 +48,7 @@ impl Family {
     }
 }
 
-/// Families that are told apart when a file is opened: [`super::FAMILIES`], or a caller's own.
+/// The families among which a file is recognised: [`super::FAMILIES`], or a caller's own.
 #[derive(Debug, Clone, Copy)]
 pub struct Families(pub &'static [&'static Family]);
 
@@ -122,7 +122,7 @@ pub struct ComponentSpec {
     pub files: FileNames,
     /// A repository's file of it that suits every model of the family: `org/name/file`.
     pub source: Option<&'static str>,
-    /// What stands before its names in a file of ComfyUI that holds several components.
+    /// What stands before its names in a file of ComfyUI that has several components.
     pub comfy_prefix: &'static str,
     /// `general.architecture` of its GGUF files; `None` where no loader reads such files.
     pub gguf: Option<&'static str>,

@@ -107,7 +107,7 @@ impl LoraSpelling {
         LoraSpelling { stored, canonical, rows: Rows::All, tool: None }
     }
 
-    /// A name of q, k and v in a layer that holds more.
+    /// A name of q, k and v in a layer that has more rows.
     pub const fn squares(stored: &'static str, canonical: &'static str) -> Self {
         LoraSpelling { stored, canonical, rows: Rows::Squares, tool: None }
     }
@@ -126,7 +126,7 @@ pub enum Rows {
     /// Part `.0` of `.1` equal parts: one of q, k, v of a fused matrix.
     Equal(usize, usize),
     /// Part `.0` of several that each have as many rows as the weight has columns: one of q, k, v
-    /// in a weight that holds more.
+    /// in a weight that has more rows.
     Square(usize),
     /// Three such parts together.
     Squares,

@@ -105,7 +105,7 @@ pub fn convert(
 ) -> Result<Report> {
     let present: Vec<Component> = checkpoint.components().collect();
     let gguf = matches!(target, Target::Gguf(_));
-    // A GGUF file holds one component: no loader looks for more in it.
+    // A GGUF file contains one component: loaders expect only one.
     let holds = |c: &Component| !gguf || present.first() == Some(c);
     let (components, left_out): (Vec<_>, Vec<_>) = present.iter().copied().partition(holds);
     let readable = |c: &&Component| !gguf || c.gguf.is_some();

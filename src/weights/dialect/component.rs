@@ -362,7 +362,7 @@ impl Piece {
             && (cols / 2) % format.block != 0
         {
             return Err(Error::model(format!(
-                "the halves of this {} tensor meet within a block",
+                "the halves of this {} tensor share a block",
                 format.name
             ))
             .at(&entry.name)

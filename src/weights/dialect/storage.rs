@@ -55,7 +55,7 @@ type Companion = (Arc<WeightFile>, TensorEntry);
 /// The companions of one layer, by the ending of their names.
 #[derive(Default)]
 struct Layer {
-    beside: HashMap<&'static str, Companion>,
+    tensors: HashMap<&'static str, Companion>,
     /// ComfyUI's quantisation record.
     record: Option<Value>,
 }
@@ -142,12 +142,12 @@ impl Companions {
             }
             _ => {}
         }
-        let beside = &mut self.layers.entry(layer.into()).or_default().beside;
+        let tensors = &mut self.layers.entry(layer.into()).or_default().tensors;
         let scale = [".scale_weight", ".weight_scale"].contains(&ending);
-        if beside.insert(ending, (file.clone(), entry.clone())).is_some()
+        if tensors.insert(ending, (file.clone(), entry.clone())).is_some()
             || (scale
-                && beside.contains_key(".scale_weight")
-                && beside.contains_key(".weight_scale"))
+                && tensors.contains_key(".scale_weight")
+                && tensors.contains_key(".weight_scale"))
         {
             return Err(Error::model("weight has two scales").at(layer));
         }

@@ -1,14 +1,15 @@
-//! The keys of LoRA files: which layer a key is about, and which part of the pair it holds.
+//! The keys of LoRA files: which layer a key is about, and which part of the pair
+//! it contains.
 //!
 //! Every trainer spells both in its own way. A layer's name is a prefix, which shows the trainer,
 //! and a spelling, which may be that of any dialect of the component, with dots or with underscores
-//! in their place. [`LoraKeys`] holds the spellings of one family.
+//! in their place. [`LoraKeys`] has the spellings of one family.
 
 use crate::spec::lora::{LoraPrefix, Rows};
 use crate::spec::names::block_number;
 use crate::spec::{Component, Family, Role};
 
-/// The matrix or number of a pair that a key holds.
+/// The matrix or number of a pair that a key contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// A, `rank x columns`.
@@ -40,7 +41,7 @@ pub struct Key<'a> {
     pub dialect: Option<&'static str>,
 }
 
-/// Suffixes with what they hold. Those of XLabs come last, since they are endings of others.
+/// Suffixes, with the part of the pair. Those of XLabs come last, since they are endings of others.
 const SUFFIXES: [(&str, Part); 14] = [
     (".lora_down.weight", Part::Down),
     (".lora_up.weight", Part::Up),

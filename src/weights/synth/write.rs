@@ -149,7 +149,7 @@ fn write_bfl(spec: &SynthSpec, path: &Path) -> Result<Vec<PathBuf>> {
     let present: Vec<Component> = present(spec);
     let single = path.extension().is_some_and(|e| e == "safetensors");
     if single && present.len() != 1 {
-        return Err(Error::argument("one file in BFL's names holds one component")
+        return Err(Error::argument("one file in BFL's names contains one component")
             .at_path(path)
             .found(format!("{} components", present.len()))
             .try_("give a folder"));

@@ -177,7 +177,7 @@ fn halves_with_their_border_in_a_block_are_refused_by_name() {
             .join("; ")
     };
     for n in [32, 96] {
-        assert!(of(n).contains("meet within a block") && of(n).contains(HALVES), "{}", of(n));
+        assert!(of(n).contains("share a block") && of(n).contains(HALVES), "{}", of(n));
     }
-    assert!(!of(128).contains("meet within a block"), "{}", of(128));
+    assert!(!of(128).contains("share a block"), "{}", of(128));
 }

@@ -13,7 +13,7 @@ use crate::weights::container::header::TensorEntry;
 
 impl Layer {
     fn get(&self, ending: &str) -> Option<&Companion> {
-        self.beside.get(ending)
+        self.tensors.get(ending)
     }
 
     pub(super) fn read(&self, entry: &TensorEntry, shape: Vec<usize>) -> Result<Reading> {
@@ -27,7 +27,7 @@ impl Layer {
             }
         }
         let format = self.record.as_ref().and_then(|r| r.get("format")).and_then(Value::as_str);
-        // The same endings with other layouts: which it is, only a record says.
+        // Other layouts have the same endings; only a record distinguishes them.
         if let (Some((_, second)), true) = (self.get(".weight_scale_2"), format != Some("nvfp4")) {
             return Err(unsupported("nvfp4 without ComfyUI's quantisation record").at(&second.name));
         }
@@ -85,7 +85,7 @@ impl Layer {
         whole_blocks(dtype, entry, &shape)?;
         let Some(scale) = self.get(".weight_scale").or(self.get(".scale_weight")) else {
             if named.is_none() {
-                // Only scales of activations are beside it.
+                // Its only companions are scales of activations.
                 return Ok(Reading { dtype, shape, scale: Scale::One });
             }
             return Err(error("quantised weight has no weight_scale"));
@@ -116,7 +116,7 @@ impl Layer {
         Ok(Reading { dtype, shape, scale })
     }
 
-    /// Blocks whose scales lie beside them in cuBLAS's tiles.
+    /// Blocks whose scales are stored separately, in the tiles of cuBLAS.
     fn blocks(
         &self,
         entry: &TensorEntry,
@@ -256,13 +256,13 @@ impl Layer {
     }
 }
 
-/// Blocks may not go on from one row to the next.
+/// Checks that no block continues in the next row.
 pub(super) fn whole_blocks(dtype: DType, entry: &TensorEntry, shape: &[usize]) -> Result<()> {
     let Some(format) = dtype.format() else { return Ok(()) };
     match shape.last() {
         Some(cols) if cols % format.block == 0 => Ok(()),
         _ => Err(Error::model(format!(
-            "rows of this {} tensor are no whole number of blocks",
+            "rows of this {} tensor are not a whole number of blocks",
             format.name
         ))
         .at(&entry.name)
@@ -271,7 +271,7 @@ pub(super) fn whole_blocks(dtype: DType, entry: &TensorEntry, shape: &[usize]) -
     }
 }
 
-/// The shape of a tensor that a GGUF file had to fold into another one.
+/// The original shape of a tensor that a GGUF file stores in another shape.
 pub(super) fn original_shape(file: &WeightFile, entry: &TensorEntry) -> Result<Vec<usize>> {
     let Some(text) = file.header.metadata.get(&format!("comfy.gguf.orig_shape.{}", entry.name))
     else {
@@ -291,7 +291,7 @@ fn named(entry: &TensorEntry, types: &[&str], format: &str) -> Result<()> {
     if types.contains(&entry.stored.name()) {
         return Ok(());
     }
-    Err(Error::model(format!("tensor has not the type that {format} has"))
+    Err(Error::model(format!("tensor does not have the type of {format}"))
         .at(&entry.name)
         .found(entry.stored.name())
         .expected(types.join(" or ")))
@@ -302,12 +302,10 @@ fn lacks(entry: &TensorEntry, what: &str) -> Error {
 }
 
 fn huge(entry: &TensorEntry) -> Error {
-    Error::model("tensor has more elements than can be counted")
-        .at(&entry.name)
-        .found(format!("{:?}", entry.shape))
+    Error::model("tensor has too many elements").at(&entry.name).found(format!("{:?}", entry.shape))
 }
 
-/// All values of a small tensor, which are finite.
+/// All values of a small tensor. Values that are not finite are an error.
 fn floats(stored: &Companion) -> Result<Vec<f32>> {
     let values = values(stored)?;
     match values.iter().find(|s| !s.is_finite()) {
@@ -330,10 +328,10 @@ fn values((file, entry): &Companion) -> Result<Vec<f32>> {
     if values.is_empty() { Err(Error::model("scale is empty").at(&entry.name)) } else { Ok(values) }
 }
 
-/// The same of factors, which are positive.
+/// The same for scales, which must be positive.
 fn scales(stored: &Companion) -> Result<Vec<f32>> {
     let entry = &stored.1;
-    // Scales of blocks, without the record that would say so.
+    // Scales of blocks without a quantisation record.
     match entry.stored.name() {
         "F8_E8M0" => return Err(unsupported("mxfp8 without a quantisation record").at(&entry.name)),
         "F8_E4M3" | "U8" if entry.shape.len() == 2 => {
@@ -361,7 +359,7 @@ fn one_scale(stored: &Companion) -> Result<f32> {
     }
 }
 
-/// The error for a tensor of bytes that nothing beside it explains.
+/// The error for a tensor of bytes without companions that explain it.
 pub(super) fn packed(entry: &TensorEntry) -> Error {
     let hint = match entry.stored.name() {
         "I8" => "int8 without a quantisation record",
