@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
-"""Builds kernels/*.cu into kernels/ptx/*.ptx, as kernels/manifest.txt says, with pinned compilers and no GPU.
+"""Compiles kernels/*.cu to kernels/ptx/*.ptx according to kernels/manifest.txt, with pinned
+compilers. No GPU is needed.
 
   build.py                 compile, write the PTX and registers.txt
-  build.py --check         compile in memory; compare with what is committed; assemble for every card; refuse spills
-  build.py --only NAME     that source alone (may be given again), for development
+  build.py --check         compile in memory, compare with the committed files, assemble for every
+                           card, and fail if a kernel spills registers
+  build.py --only NAME     compile only this source (may be given several times), for development
 
-The compilers come from PyPI by the hashes in requirements.txt and are kept in $CUDA_TOOLS, or else in
-$XDG_CACHE_HOME/flux-fast/cuda-tools, or else in ~/.cache/flux-fast/cuda-tools. Needs Python 3.9, pip, and Linux on x86-64 or aarch64.
+The compilers are downloaded from PyPI, checked with the hashes in requirements.txt, and kept in
+$CUDA_TOOLS, or else in $XDG_CACHE_HOME/flux-fast/cuda-tools, or else in
+~/.cache/flux-fast/cuda-tools. Needs Python 3.9, pip, and Linux on x86-64 or aarch64.
 
-Exit codes: 0 all is well; 1 a kernel does not compile, spills, or differs from what is committed; 2 wrong use, or the manifest and the
-files disagree; 3 the compilers cannot be had."""
+Exit codes: 0 success; 1 a kernel does not compile, spills, or differs from the committed file;
+2 wrong arguments, or the manifest and the files disagree; 3 the compilers are not available."""
 import argparse
 import collections
 import concurrent.futures
@@ -28,20 +31,23 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 PTX = HERE / 'ptx'
 REGISTERS = HERE / 'registers.txt'
-REBUILD = 'run `python3 kernels/build.py`, look at the difference and commit it'
+REBUILD = 'run `python3 kernels/build.py`, check the difference and commit it'
 
 NVRTC, HEADERS = 'nvidia-cuda-nvrtc-cu12', 'nvidia-cuda-runtime-cu12'
-# Version of ptxas -> its package, its place in it, the newest PTX it reads, the targets among ours that it knows.
+# Version of ptxas -> its package, its path in the package, the newest PTX version that it reads,
+# and those of our targets that it supports.
 PTXAS = {
     '11.8': ('nvidia-cuda-nvcc-cu11', 'nvidia/cuda_nvcc/bin/ptxas', '7.8', '80 86 89 90'.split()),
-    '12.4': ('nvidia-cuda-nvcc-cu12', 'nvidia/cuda_nvcc/bin/ptxas', '8.4', '80 86 89 90 90a'.split()),
+    '12.4': ('nvidia-cuda-nvcc-cu12', 'nvidia/cuda_nvcc/bin/ptxas', '8.4',
+             '80 86 89 90 90a'.split()),
     '13.0': ('nvidia-cuda-nvcc', 'nvidia/cu13/bin/ptxas', '9.0', '80 86 89 90 90a 100 120'.split()),
 }
 NEWEST = '13.0'
 
 # A line of the manifest. `name` is the stem of the PTX file, such as linear.sm80.
 Module = collections.namedtuple('Module', 'name source arch version gate targets')
-# What ptxas says of a kernel on one target: registers a thread, static shared memory a block, stack and spills a thread in bytes.
+# What ptxas reports about a kernel on one target: registers per thread, static shared memory per
+# block, stack and spills per thread in bytes.
 Usage = collections.namedtuple('Usage', 'registers shared stack spills')
 
 
@@ -74,30 +80,35 @@ def read_manifest():
         stem, arch, version, gate, targets = fields
         targets = targets.split(',')
         if not re.fullmatch(r'compute_\d+a?', arch):
-            refuse(f'{arch} is no virtual architecture like compute_80')
+            refuse(f'{arch} is not a virtual architecture such as compute_80')
         if gate not in PTXAS or PTXAS[gate][2] != version:
             known = ', '.join(f'{v[2]} with {k}' for k, v in PTXAS.items())
-            refuse(f'the gate of PTX {version} cannot be {gate} ({known}); pin another ptxas in requirements.txt and build.py if need be')
+            refuse(f'the gate of PTX {version} cannot be {gate} ({known}); if necessary, pin '
+                   'another ptxas in requirements.txt and build.py')
         if unknown := [t for t in targets if t not in PTXAS[NEWEST][3]]:
             refuse(f'unknown targets {unknown}')
         if arch.endswith('a') and targets != [arch[8:]]:
             refuse(f'{arch} is not forward compatible: its only target is {arch[8:]}')
         if not set(targets) & set(PTXAS[gate][3]):
-            refuse(f'ptxas {gate} knows none of these targets')
+            refuse(f'ptxas {gate} supports none of these targets')
         modules.append(Module(f'{stem}.sm{arch[8:]}', f'{stem}.cu', arch, version, gate, targets))
     names = [m.name for m in modules]
     if double := sorted({n for n in names if names.count(n) > 1}):
-        raise Refusal(2, f'kernels/manifest.txt: {", ".join(double)} listed twice')
+        raise Refusal(2, f'kernels/manifest.txt: {", ".join(double)} is listed twice')
     return modules
 
 
 def compare_with_files(modules):
-    """Refuses sources that are not in the manifest, lines without a source, and PTX files that no line makes."""
+    """Raises a Refusal for sources that are not in the manifest, lines without a source, and PTX
+    files without a line."""
     here, listed = {p.name for p in HERE.glob('*.cu')}, {m.source for m in modules}
-    wrong = [f'kernels/{s} is not in kernels/manifest.txt: add a line' for s in sorted(here - listed)]
-    wrong += [f'kernels/manifest.txt lists {s}, which does not exist' for s in sorted(listed - here)]
+    wrong = [f'kernels/{s} is not in kernels/manifest.txt: add a line'
+             for s in sorted(here - listed)]
+    wrong += [f'kernels/manifest.txt lists {s}, which does not exist'
+              for s in sorted(listed - here)]
     made = {f'{m.name}.ptx' for m in modules}
-    wrong += [f'kernels/ptx/{p.name} is made by no line of kernels/manifest.txt: delete it' for p in sorted(PTX.glob('*.ptx')) if p.name not in made]
+    wrong += [f'kernels/ptx/{p.name} belongs to no line of kernels/manifest.txt: delete it'
+              for p in sorted(PTX.glob('*.ptx')) if p.name not in made]
     if wrong:
         raise Refusal(2, '\n'.join(wrong))
 
@@ -107,7 +118,8 @@ def compare_with_files(modules):
 def pins():
     """Package -> (version, its block of requirements.txt)."""
     text = (HERE / 'requirements.txt').read_text()
-    blocks = re.findall(r'(?m)^(([a-z0-9-]+)==([0-9.]+)(?: \\\n +--hash=sha256:[0-9a-f]{64})+)$', text)
+    pattern = r'(?m)^(([a-z0-9-]+)==([0-9.]+)(?: \\\n +--hash=sha256:[0-9a-f]{64})+)$'
+    blocks = re.findall(pattern, text)
     return {name: (version, block) for block, name, version in blocks}
 
 
@@ -119,15 +131,16 @@ def tools_folder(given):
 
 
 def install(root, packages):
-    """Package -> its folder, after fetching what is missing. A folder appears whole or not at all."""
+    """Package -> its folder. Downloads missing packages; a folder is either complete or absent."""
     pinned = pins()
     if missing := [p for p in packages if p not in pinned]:
-        raise Refusal(2, f'kernels/requirements.txt pins no {missing[0]}')
+        raise Refusal(2, f'kernels/requirements.txt does not pin {missing[0]}')
     folders = {p: root / f'{p}-{pinned[p][0]}' for p in packages}
     if all(f.is_dir() for f in folders.values()):
         return folders
     if sys.platform != 'linux' or platform.machine() not in ('x86_64', 'aarch64'):
-        raise Refusal(3, f'the compilers are pinned for Linux on x86-64 and aarch64, and this is {sys.platform} on {platform.machine()}')
+        raise Refusal(3, 'the compilers are pinned for Linux on x86-64 and aarch64, but this is '
+                         f'{sys.platform} on {platform.machine()}')
     try:
         root.mkdir(parents=True, exist_ok=True)
         with open(root / '.lock', 'w') as lock:
@@ -137,32 +150,37 @@ def install(root, packages):
                     say(f'installing {folder.name} into {root}')
                     fetch(pinned[package][1], folder)
     except OSError as e:
-        raise Refusal(3, f'cannot write to {root}: {e}\nname another folder with --tools or CUDA_TOOLS')
+        raise Refusal(3, f'cannot write to {root}: {e}\n'
+                         'set another folder with --tools or CUDA_TOOLS')
     return folders
 
 
 def fetch(requirement, folder):
-    """pip checks the hash; no other index trick, build step or dependency comes in."""
+    """Installs one package with pip, which checks its hash. No dependencies, no build steps."""
     part = folder.with_name(folder.name + '.part')
     shutil.rmtree(part, ignore_errors=True)
     with tempfile.NamedTemporaryFile('w', suffix='.txt') as file:
         file.write(requirement + '\n')
         file.flush()
-        command = [sys.executable, '-m', 'pip', 'install', '-q', '--no-input', '--no-deps', '--only-binary=:all:', '--no-compile', '--require-hashes',
+        command = [sys.executable, '-m', 'pip', 'install', '-q', '--no-input', '--no-deps',
+                   '--only-binary=:all:', '--no-compile', '--require-hashes',
                    '--target', str(part), '-r', file.name]
-        quiet = {**os.environ, 'PIP_ROOT_USER_ACTION': 'ignore', 'PIP_DISABLE_PIP_VERSION_CHECK': '1'}
-        done = subprocess.run(command, env=quiet, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        quiet = {**os.environ, 'PIP_ROOT_USER_ACTION': 'ignore',
+                 'PIP_DISABLE_PIP_VERSION_CHECK': '1'}
+        done = subprocess.run(command, env=quiet, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         shutil.rmtree(part, ignore_errors=True)
         raise Refusal(3, f'pip could not install {folder.name}:\n{done.stdout.strip()}\n'
-                         'Without a network, copy a filled cache folder here and name it with --tools or CUDA_TOOLS.')
+                         'without a network, copy a filled cache folder to this machine and set '
+                         '--tools or CUDA_TOOLS to it')
     part.rename(folder)
 
 
-# Jobs: they run in processes of their own, because the compilers take most of the time and use one core each
+# Jobs. Each runs in its own process, because the compilers take most of the time and use one core.
 
 def compile_ptx(module, nvrtc_folder, headers_folder):
-    """(PTX or None, what the compiler said)."""
+    """(PTX or None, the output of the compiler)."""
     nvrtc = ctypes.CDLL(str(nvrtc_folder / 'nvidia/cuda_nvrtc/lib/libnvrtc.so.12'))
     headers = sorted(HERE.glob('*.cuh'))
     strings = lambda items: (ctypes.c_char_p * len(items))(*items)
@@ -175,47 +193,57 @@ def compile_ptx(module, nvrtc_folder, headers_folder):
         get(program, buffer)
         return buffer.value.decode()
 
-    # Our sources go in by name, not by path: what comes out is the same wherever the project lies.
-    code = nvrtc.nvrtcCreateProgram(ctypes.byref(program), (HERE / module.source).read_bytes(), module.source.encode(), len(headers),
-                                    strings([h.read_bytes() for h in headers]), strings([h.name.encode() for h in headers]))
+    # Our sources are passed by name, not by path, so that the PTX does not depend on the folder.
+    code = nvrtc.nvrtcCreateProgram(
+        ctypes.byref(program), (HERE / module.source).read_bytes(), module.source.encode(),
+        len(headers), strings([h.read_bytes() for h in headers]),
+        strings([h.name.encode() for h in headers]))
     if code:
         return None, f'nvrtcCreateProgram: error {code}'
     include = headers_folder / 'nvidia/cuda_runtime/include'
-    options = [f'--gpu-architecture={module.arch}', f'-I{include}', '--std=c++17', '-default-device']
+    options = [f'--gpu-architecture={module.arch}', f'-I{include}', '--std=c++17',
+               '-default-device']
     code = nvrtc.nvrtcCompileProgram(program, len(options), strings([o.encode() for o in options]))
     log = text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog).strip()
     ptx = None if code else text(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
     nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
     if ptx is None:
         return None, log or f'nvrtcCompileProgram: error {code}'
-    # NVRTC opens with comments about itself and stamps its own PTX version; both would bind the text to more than its source needs.
+    # NVRTC begins the PTX with comments about itself, and writes its own PTX version. Both are
+    # replaced, so that the text depends only on what the source needs.
     ptx = re.sub(r'(?m)^//.*\n', '', ptx)
     ptx, stamped = re.subn(r'(?m)^\.version .*$', f'.version {module.version}', ptx)
     assert stamped == 1, module.name
     if any(str(p) in ptx for p in (HERE, include)):
-        return None, 'the PTX has a path of this machine in it (assert, __FILE__ or printf?)'
+        return None, 'the PTX contains a path of this machine (assert, __FILE__ or printf?)'
     return ptx.strip() + '\n', log
 
 
 def assemble(file, ptxas, target):
     """(kernel -> Usage, complaints)."""
-    done = subprocess.run([str(ptxas), f'-arch=sm_{target}', '-v', '--warn-on-spills', str(file), '-o', os.devnull], stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True, check=False)
+    command = [str(ptxas), f'-arch=sm_{target}', '-v', '--warn-on-spills', str(file),
+               '-o', os.devnull]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          check=False)
     if done.returncode:
-        return {}, ['is refused:\n    ' + '\n    '.join(done.stdout.strip().splitlines()[:8])]
+        return {}, ['is rejected:\n    ' + '\n    '.join(done.stdout.strip().splitlines()[:8])]
     usage, complaints, kernel, stack, spills = {}, [], None, 0, 0
     for line in done.stdout.splitlines():
         if m := re.search(r"Compiling entry function '(\w+)'", line):
             kernel = m[1]
-        elif m := re.search(r'(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads', line):
+        elif m := re.search(r'(\d+) bytes stack frame, (\d+) bytes spill stores, '
+                            r'(\d+) bytes spill loads', line):
             stack, spills = int(m[1]), int(m[2]) + int(m[3])
         elif m := re.search(r'Used (\d+) registers', line):
             shared = re.search(r'(\d+)(?:\+\d+)? bytes smem', line)
             usage[kernel] = Usage(int(m[1]), int(shared[1]) if shared else 0, stack, spills)
             if spills:
-                complaints.append(f'kernel {kernel} spills {spills} bytes a thread with {m[1]} registers: make its tile smaller, let fewer values '
-                                  'live at once, or ask for fewer blocks in __launch_bounds__')
-        elif re.search(r'warning|performance loss', line, re.I) and not re.search('spill', line, re.I):
+                complaints.append(
+                    f'kernel {kernel} spills {spills} bytes per thread with {m[1]} registers: make '
+                    'its tile smaller, keep fewer values at the same time, or set fewer blocks in '
+                    '__launch_bounds__')
+        elif (re.search(r'warning|performance loss', line, re.I)
+              and not re.search('spill', line, re.I)):
             complaints.append(line.strip())
     return usage, complaints
 
@@ -225,11 +253,13 @@ def assemble(file, ptxas, target):
 def section(module, usages):
     """The lines of one module; `usages`: target -> kernel -> Usage."""
     kernels = sorted(usages[module.targets[0]])
-    lines = [f'{module.name:47}' + ''.join(f'{"sm_" + t:>7}' for t in module.targets) + '  shared  stack']
+    columns = ''.join(f'{"sm_" + t:>7}' for t in module.targets)
+    lines = [f'{module.name:47}{columns}  shared  stack']
     for kernel in kernels:
         each = [usages[t][kernel] for t in module.targets]
         numbers = ''.join(f'{u.registers:7}' for u in each)
-        lines.append(f'  {kernel:45}{numbers}{max(u.shared for u in each):8}{max(u.stack for u in each):7}')
+        shared, stack = max(u.shared for u in each), max(u.stack for u in each)
+        lines.append(f'  {kernel:45}{numbers}{shared:8}{stack:7}')
     return lines
 
 
@@ -246,8 +276,10 @@ def read_sections():
 
 
 def write_sections(modules, sections):
-    head = ['# Written by kernels/build.py from what ptxas 13.0.88 says: registers a thread for each target, static shared memory a block and',
-            '# stack a thread in bytes (the largest of all targets). Committed so that growth shows in review. Spills are never accepted.']
+    head = ['# Written by kernels/build.py from the output of ptxas 13.0.88: registers per thread',
+            '# for each target, static shared memory per block and stack per thread in bytes (the',
+            '# largest of all targets). Committed so that reviews show growth. Spills are never',
+            '# accepted.']
     body = [line for m in modules if m.name in sections for line in ['', *sections[m.name]]]
     REGISTERS.write_text('\n'.join(head + body) + '\n')
 
@@ -257,11 +289,13 @@ def compare_sections(module, was, now):
         return [f'kernels/registers.txt has no {module.name}: {REBUILD}']
     if was[0] != now[0]:
         return [f'kernels/registers.txt: other columns for {module.name}: {REBUILD}']
-    before, after = ({line.split()[0]: ' '.join(line.split()[1:]) for line in s[1:]} for s in (was, now))
+    before, after = ({line.split()[0]: ' '.join(line.split()[1:]) for line in s[1:]}
+                     for s in (was, now))
     columns = ' '.join(was[0].split()[1:])
     changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
-    return [f'{module.name}: {k}: registers.txt says ({before.get(k, "nothing")}), now it is ({after.get(k, "nothing")}) for {columns}: '
-            f'if that is meant, {REBUILD}' for k in changed]
+    return [f'{module.name}: {k}: registers.txt has ({before.get(k, "nothing")}), now it is '
+            f'({after.get(k, "nothing")}) for {columns}: if that is intended, {REBUILD}'
+            for k in changed]
 
 
 # The work
@@ -286,8 +320,10 @@ def run(args):
 
     complaints, usages, refused = [], {m.name: {} for m in modules}, set()
     PTX.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch, concurrent.futures.ProcessPoolExecutor(args.jobs) as pool:
-        compiling = {pool.submit(compile_ptx, m, folders[NVRTC], folders[HEADERS]): m for m in modules}
+    with tempfile.TemporaryDirectory() as scratch, \
+            concurrent.futures.ProcessPoolExecutor(args.jobs) as pool:
+        compiling = {pool.submit(compile_ptx, m, folders[NVRTC], folders[HEADERS]): m
+                     for m in modules}
         assembling = {}
         for job in concurrent.futures.as_completed(compiling):
             module = compiling[job]
@@ -304,12 +340,14 @@ def run(args):
             elif not committed.exists():
                 complaints.append(f'kernels/ptx/{committed.name} is missing: {REBUILD}')
             elif committed.read_bytes() != text.encode():
-                complaints.append(f'kernels/ptx/{committed.name} is not what kernels/{module.source} compiles to: {REBUILD}')
+                complaints.append(f'kernels/ptx/{committed.name} differs from what '
+                                  f'kernels/{module.source} compiles to: {REBUILD}')
             file = pathlib.Path(scratch) / committed.name
             file.write_text(text)
             for version in (module.gate, NEWEST):
                 for target in [t for t in module.targets if t in PTXAS[version][3]]:
-                    assembling[pool.submit(assemble, file, ptxas[version], target)] = (module, version, target)
+                    job = pool.submit(assemble, file, ptxas[version], target)
+                    assembling[job] = (module, version, target)
         for job in concurrent.futures.as_completed(assembling):
             module, version, target = assembling[job]
             usage, said = job.result()
@@ -327,25 +365,33 @@ def run(args):
         after[module.name] = section(module, usages[module.name])
         if args.check:
             complaints += compare_sections(module, before.get(module.name), after[module.name])
-        most = max((u.registers for t in usages[module.name].values() for u in t.values()), default=0)
-        say(f'{module.name:24} {len(usages[module.name][module.targets[0]]):3} kernels, {most:3} registers at most')
+        most = max((u.registers for t in usages[module.name].values() for u in t.values()),
+                   default=0)
+        kernels = len(usages[module.name][module.targets[0]])
+        say(f'{module.name:24} {kernels:3} kernels, at most {most:3} registers')
     if not args.check:
         write_sections(manifest, after)
     elif gone := sorted(set(before) - set(after)):
-        complaints.append(f'kernels/registers.txt lists {", ".join(gone)}, which no line of the manifest makes: {REBUILD}')
+        complaints.append(f'kernels/registers.txt lists {", ".join(gone)}, which the manifest does '
+                          f'not have: {REBUILD}')
     for complaint in sorted(complaints):
         say(f'error: {complaint}')
     word = 'checked' if args.check else 'built'
-    say(f'{word} {len(modules)} PTX files, {len(assembling)} runs of ptxas, {len(complaints)} errors, {time.time() - started:.1f} s')
+    say(f'{word} {len(modules)} PTX files, {len(assembling)} runs of ptxas, '
+        f'{len(complaints)} errors, {time.time() - started:.1f} s')
     return 1 if complaints else 0
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--check', action='store_true', help='write nothing; fail where anything differs from what is committed')
-    parser.add_argument('--only', action='append', metavar='NAME', help='only this source, such as linear; may be given again')
-    parser.add_argument('--tools', metavar='FOLDER', help='where the compilers are kept')
-    parser.add_argument('--jobs', type=int, default=os.cpu_count() or 1, metavar='N', help='how many compilers run at once')
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--check', action='store_true',
+                        help='write nothing; fail if anything differs from the committed files')
+    parser.add_argument('--only', action='append', metavar='NAME',
+                        help='only this source, such as linear; may be given several times')
+    parser.add_argument('--tools', metavar='FOLDER', help='the folder for the compilers')
+    parser.add_argument('--jobs', type=int, default=os.cpu_count() or 1, metavar='N',
+                        help='how many compilers run at the same time')
     args = parser.parse_args()
     if args.jobs < 1:
         parser.error('--jobs must be at least 1')
