@@ -1,10 +1,14 @@
-//! The one error type: what went wrong, where, what was found against what was expected, and what to try.
+//! The one error type: what went wrong, where, what was found and what was expected, and what to
+//! try.
 
 use std::fmt;
 use std::path::Path;
 
-/// What kind of failure it is; each kind is one exit code of the binary.
+use serde::{Serialize, Serializer};
+
+/// The kind of a failure. Each kind is one exit code of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Kind {
     /// A bad argument or request (exit 2).
     Argument,
@@ -64,6 +68,8 @@ pub struct Error {
 #[derive(Debug, Clone)]
 struct Inner {
     kind: Kind,
+    /// Replaces the code of the kind.
+    code: Option<&'static str>,
     what: String,
     place: Option<String>,
     found: Option<String>,
@@ -86,6 +92,7 @@ impl Error {
         Error {
             inner: Box::new(Inner {
                 kind,
+                code: None,
                 what: what.into(),
                 place: None,
                 found: None,
@@ -141,6 +148,13 @@ impl Error {
         self
     }
 
+    /// Gives the error a code of its own, such as `budget_too_small`: a stable word for programs
+    /// that react to it. Without one it has the code of its kind.
+    pub fn with_code(mut self, code: &'static str) -> Self {
+        self.inner.code = Some(code);
+        self
+    }
+
     /// What the reader can do about it.
     pub fn try_(mut self, hint: impl fmt::Display) -> Self {
         self.inner.hint = Some(hint.to_string());
@@ -150,6 +164,21 @@ impl Error {
     /// The kind, hence the exit code.
     pub fn kind(&self) -> Kind {
         self.inner.kind
+    }
+
+    /// A stable lower-case word for programs: that of [`Error::with_code`], else of the kind.
+    pub fn code(&self) -> &'static str {
+        self.inner.code.unwrap_or(self.inner.kind.code())
+    }
+
+    /// Where it happened: a file, a tensor, a parameter; outer places first.
+    pub fn place(&self) -> Option<&str> {
+        self.inner.place.as_deref()
+    }
+
+    /// What was found there, if that was given.
+    pub fn found_value(&self) -> Option<&str> {
+        self.inner.found.as_deref()
     }
 
     /// What should have been there, if that was given.
@@ -181,6 +210,23 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// `code`, the whole `message`, and its parts `what`, `place`, `found`, `expected` and `hint`; parts
+/// that are not known are null.
+impl Serialize for Error {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct;
+        let mut fields = serializer.serialize_struct("Error", 7)?;
+        fields.serialize_field("code", self.code())?;
+        fields.serialize_field("message", &self.to_string())?;
+        fields.serialize_field("what", &self.inner.what)?;
+        fields.serialize_field("place", &self.inner.place)?;
+        fields.serialize_field("found", &self.inner.found)?;
+        fields.serialize_field("expected", &self.inner.expected)?;
+        fields.serialize_field("hint", &self.inner.hint)?;
+        fields.end()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,5 +245,9 @@ mod tests {
         );
         assert_eq!(e.hint(), Some("again"));
         assert_eq!(e.kind().exit_code(), 3);
+        assert_eq!((e.code(), e.place()), ("bad_model", Some("dev.safetensors: img_in.weight")));
+        let json = serde_json::to_value(e.with_code("wrong_shape")).unwrap();
+        assert_eq!(json["code"], "wrong_shape");
+        assert_eq!((&json["found"], &json["hint"]), (&"[3, 4]".into(), &"again".into()));
     }
 }

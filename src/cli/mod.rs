@@ -113,7 +113,7 @@ fn report(outcome: Result<()>, how: How) -> ExitCode {
     if !how.json_events {
         tell(&text);
     }
-    error_as_json(error.kind(), &error.to_string(), error.hint(), how);
+    error_as_json(json!(error), how);
     match (error.kind(), signals::received()) {
         (Kind::Cancelled, Some(signal)) => ExitCode::from(128 + signal),
         (kind, _) => ExitCode::from(kind.exit_code()),
@@ -139,7 +139,7 @@ fn refuse(error: &clap::Error, how: How) -> ExitCode {
     let text = error.to_string();
     let first = text.lines().next().unwrap_or_default();
     let first = first.strip_prefix("error: ").unwrap_or(first);
-    error_as_json(Kind::Argument, first, Some(hint), how);
+    error_as_json(json!(Error::argument(first).try_(hint)), how);
     ExitCode::from(Kind::Argument.exit_code())
 }
 
@@ -164,8 +164,7 @@ fn is_unquoted_prompt(error: &clap::Error) -> bool {
 }
 
 /// The error on stdout for --json, and on stderr for --json-events.
-fn error_as_json(kind: Kind, message: &str, hint: Option<&str>, how: How) {
-    let error = json!({"code": kind.code(), "message": message, "hint": hint});
+fn error_as_json(error: serde_json::Value, how: How) {
     if how.json {
         // If the reader has gone away, the exit code still says what happened.
         output::json(&json!({"error": error})).ok();

@@ -33,6 +33,7 @@ pub fn report() -> Report {
 }
 
 /// The sections of the list: title (with the option to use) and the kinds in it.
+#[allow(clippy::type_complexity, reason = "a table that is read in one place")]
 const SECTIONS: [(&str, fn(ModelKind) -> bool); 3] = [
     ("models (--model)", |kind| kind == ModelKind::Model),
     (

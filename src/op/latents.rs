@@ -77,7 +77,7 @@ fn patches(
     height: usize,
     width: usize,
 ) -> Result<(), String> {
-    rule!(height % 2 == 0 && width % 2 == 0, "{height} x {width} is not even");
+    rule!(height.is_multiple_of(2) && width.is_multiple_of(2), "{height} x {width} is not even");
     rule!(pixels.rows == batch * height * width, "{pixels} is not {batch} x {height} x {width}");
     rule!(
         (tokens.rows * 4, tokens.cols) == (pixels.rows, pixels.cols * 4),

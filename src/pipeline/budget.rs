@@ -94,6 +94,7 @@ impl Bounds {
         }
         let enough = host_bytes.div_ceil(1_000_000) + 8;
         Err(Error::memory("the program itself does not fit in the bound on host memory")
+            .with_code("budget_too_small")
             .at("--ram")
             .found(units::bytes(self.host.bytes))
             .expected(format!("at least {enough} MB"))
@@ -107,6 +108,7 @@ impl Bounds {
             return Ok(());
         }
         Err(Error::memory("the LoRAs alone do not fit in the memory budget")
+            .with_code("budget_too_small")
             .found(format!("{} ({})", units::bytes(self.budget.bytes), self.budget.source))
             .expected(format!("about {}", units::bytes(lora_bytes)))
             .try_("use fewer LoRAs, or LoRAs of a lower rank"))
@@ -127,6 +129,7 @@ impl Bounds {
             false => format!("{flag} {enough}M, or a smaller image"),
         };
         Error::memory("the request does not fit in the memory budget")
+            .with_code("budget_too_small")
             .found(format!("{} ({})", units::bytes(self.budget.bytes), self.budget.source))
             .expected(format!(
                 "at least {enough} MB, {} of them for {what}",

@@ -28,7 +28,8 @@ impl Memory {
     /// Backs the device addresses `address .. address + bytes` with host memory, which may be at
     /// the same address.
     ///
-    /// # Safety The memory must stay valid until `unmap`, and nothing else may access it while a
+    /// # Safety
+    /// The memory must stay valid until `unmap`, and nothing else may access it while a
     /// launch runs.
     pub unsafe fn map(&mut self, address: u64, host: *mut u8, bytes: usize) {
         let range = Range { start: address, end: address + bytes as u64, host };

@@ -34,7 +34,8 @@ unsafe impl Sync for Out {}
 impl In {
     /// A window at `ptr`.
     ///
-    /// # Safety All `rows` rows of `cols` elements must be readable while the window is used, and
+    /// # Safety
+    /// All `rows` rows of `cols` elements must be readable while the window is used, and
     /// only the kernel that gets the window may write to them.
     pub unsafe fn new(ptr: *const f32, rows: usize, cols: usize, stride: usize) -> In {
         debug_assert!(rows <= 1 || stride >= cols);
@@ -103,7 +104,8 @@ impl In {
 impl Out {
     /// A window at `ptr`.
     ///
-    /// # Safety All `rows` rows of `cols` elements must be writable while the window is used, and
+    /// # Safety
+    /// All `rows` rows of `cols` elements must be writable while the window is used, and
     /// only the kernel that gets the window may use them.
     pub unsafe fn new(ptr: *mut f32, rows: usize, cols: usize, stride: usize) -> Out {
         debug_assert!(rows <= 1 || stride >= cols);

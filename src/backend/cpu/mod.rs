@@ -83,7 +83,7 @@ impl CpuBackend {
                 .found(detected.name())
                 .expected(isa.name()));
         }
-        let threads = options.threads.unwrap_or_else(|| host::threads());
+        let threads = options.threads.unwrap_or_else(host::threads);
         if threads == 0 {
             return Err(Error::argument("the number of threads is zero")
                 .at("threads")

@@ -25,7 +25,8 @@ unsafe impl Sync for Stored {}
 impl Stored {
     /// A window at `ptr`.
     ///
-    /// # Safety While the window is used, all rows must be readable (and writable, if the window is
+    /// # Safety
+    /// While the window is used, all rows must be readable (and writable, if the window is
     /// used for writing), and nothing else may use them.
     pub(crate) unsafe fn new(
         ptr: *mut u8,

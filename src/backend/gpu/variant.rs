@@ -53,6 +53,7 @@ pub trait Runs<O: Arguments>: GpuApi {
 }
 
 /// One way to run the operation `O` on the GPU `G`.
+#[allow(clippy::type_complexity, reason = "functions of the arguments, used in tables")]
 pub struct Variant<G: GpuApi, O: Arguments> {
     /// `{op}_{types}_{what is special}`, as `--kernel OP=NAME` takes it.
     pub name: &'static str,

@@ -87,6 +87,10 @@ impl Search<'_> {
     }
 
     /// Whether every kernel that the options name is among `names` of its operation.
+    #[allow(
+        clippy::type_complexity,
+        reason = "the tables of two backends, each with its own facts"
+    )]
     fn has_kernels<T>(&self, names: fn(&str) -> Option<Vec<(&'static str, T)>>) -> bool {
         self.options.kernels.iter().all(|kernel| {
             names(&kernel.op).is_some_and(|names| names.iter().any(|(n, _)| *n == kernel.name))

@@ -75,7 +75,8 @@ impl Sizes {
 /// word (w, column), where a word runs along the keys. Everything beyond the last key or column is
 /// set to zero, because the kernel multiplies it by zero and adds it.
 ///
-/// # Safety `to` has `sizes.head(..)` words, and no other task uses the parts of this block.
+/// # Safety
+/// `to` has `sizes.head(..)` words, and no other task uses the parts of this block.
 #[inline(always)]
 pub(super) unsafe fn pack<A: Arith>(
     a: &AttentionArgs,
@@ -165,7 +166,8 @@ struct Area {
 
 /// Computes the queries from `chunk * CHUNK` on of a head, with all its packed keys.
 ///
-/// # Safety `packed` was filled by `pack` for all blocks. `area` has `sizes.thread()` words that
+/// # Safety
+/// `packed` was filled by `pack` for all blocks. `area` has `sizes.thread()` words that
 /// only this thread uses. The processor has the features of A. MR divides CHUNK and is at most
 /// MAX_MR.
 #[inline(always)]

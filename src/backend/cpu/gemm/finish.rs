@@ -42,7 +42,8 @@ const WIDTH: usize = 16;
 
 /// Finishes the tile of sums at `tile`, with `width` elements from one row to the next.
 ///
-/// # Safety `tile` must have `rows` rows of `width` elements, the matrices must be valid as
+/// # Safety
+/// `tile` must have `rows` rows of `width` elements, the matrices must be valid as
 /// `Out::new` and `In::new` require, and with `FMA` the processor must have it.
 #[inline(always)]
 pub unsafe fn finish<const FMA: bool>(tile: *const f32, width: usize, f: Finish) {

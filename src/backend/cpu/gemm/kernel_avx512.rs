@@ -178,7 +178,8 @@ static NOTHING: [u8; 128] = [0; 128];
 /// registers. `load(at, mask, type)` returns 16 words from an address, with zeros for the elements
 /// whose bit in the mask is 0.
 ///
-/// # Safety `to` must have space for the words of `count` elements times `lanes`, and `load` must
+/// # Safety
+/// `to` must have space for the words of `count` elements times `lanes`, and `load` must
 /// be able to read elements `k .. k + count` of the rows.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]

@@ -58,7 +58,8 @@ unsafe fn finish_portable(tile: *const f32, width: usize, f: Finish) {
 
 /// `Micro::pack` for f32 words: decodes some elements of a row, then scatters them to its lane.
 ///
-/// # Safety `to` must have `count * lanes` words, and `decode` must be able to read elements `k ..
+/// # Safety
+/// `to` must have `count * lanes` words, and `decode` must be able to read elements `k ..
 /// k + count` of the rows.
 #[inline(always)]
 pub unsafe fn pack_f32(

@@ -231,7 +231,8 @@ pub fn share(threads: usize, tasks: usize, work: impl Fn(usize, usize) + Sync) {
 
 /// `out = tail(x . w^T + side + bias)`; x: `rows x k`, w: `n x k`, bias: n, out: `rows x n`.
 ///
-/// # Safety The processor must have `micro.isa`, and the matrices must be valid as their
+/// # Safety
+/// The processor must have `micro.isa`, and the matrices must be valid as their
 /// constructors require.
 #[allow(clippy::too_many_arguments, reason = "the operands of the operation")]
 pub unsafe fn product(
