@@ -107,8 +107,8 @@ pub(super) fn create_parent(path: &Path) -> io::Result<()> {
 pub(super) fn unwritable(path: &Path, e: &io::Error) -> Error {
     let hint = match e.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "free space and pull again (what was received is kept), or set HF_HUB_CACHE to a folder \
-             on a larger disk"
+            "free space and pull again (what was received is kept), or set HF_HUB_CACHE to a \
+             folder on a larger disk"
         }
         _ => "set HF_HUB_CACHE to a folder that can be written to",
     };

@@ -143,9 +143,27 @@ mod tests {
 
     #[test]
     fn groups_lines_base_paths_and_comments_are_read() {
-        let text = "\u{feff}#Rename this\n\na1111:\n    base_path: ~/webui/\n\n    checkpoints: models/Stable-diffusion\n    vae: models/VAE  # ours\n\
-                    \x20   loras: |\n         models/Lora\n         models/LyCORIS\n\ncomfyui:\n     is_default: true\n     base_path: 'sub dir'\n\
-                    \x20    clip: \"models/clip/\"\n     vae: /abs/vae\n     unet: [a, b]\nempty:\nnobase:\n  checkpoints: x\n";
+        let text = "\u{feff}#Rename this
+
+a1111:
+    base_path: ~/webui/
+
+    checkpoints: models/Stable-diffusion
+    vae: models/VAE  # ours
+    loras: |
+         models/Lora
+         models/LyCORIS
+
+comfyui:
+     is_default: true
+     base_path: 'sub dir'
+     clip: \"models/clip/\"
+     vae: /abs/vae
+     unet: [a, b]
+empty:
+nobase:
+  checkpoints: x
+";
         let expected = [
             extra("a1111", "checkpoints", "/home/u/webui/models/Stable-diffusion", false),
             extra("a1111", "vae", "/home/u/webui/models/VAE", false),
@@ -162,7 +180,18 @@ mod tests {
 
     #[test]
     fn deeper_levels_are_ignored_and_broken_files_are_errors() {
-        let text = "g:\n  checkpoints: a\n  more: {x: {y: z}}\n  vae: b\nh: text\ni:\n  base_path: &b c\n  loras: *b\n  ? [k]\n  : v\n";
+        let text = "
+g:
+  checkpoints: a
+  more: {x: {y: z}}
+  vae: b
+h: text
+i:
+  base_path: &b c
+  loras: *b
+  ? [k]
+  : v
+";
         let expected = [
             extra("g", "checkpoints", "a", false),
             extra("g", "vae", "b", false),

@@ -163,7 +163,7 @@ fn an_interrupted_pull_is_reported_and_resumed() {
     assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
     let words = "stopped; what was downloaded is kept, run it again to resume";
     assert!(stderr(&output).contains(words), "{}", stderr(&output));
-    assert!(!stderr(&output).contains("picture") && stdout(&output).is_empty());
+    assert!(!stderr(&output).contains("image") && stdout(&output).is_empty());
     let had = partial().expect("the received part is kept");
 
     let output = json(&pull(&home, &server, &["org/name", "--json"]).output().unwrap());
