@@ -13,8 +13,8 @@ use crate::event::Event;
 /// Which weights to use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModelFiles {
-    /// A file, a folder, a name or an id that [`ModelPlaces`] finds, `embedded`, or `synthetic:...`.
-    /// `None` means the embedded model.
+    /// A file, a folder, a name or an id that [`ModelPlaces`] finds, `embedded`, or
+    /// `synthetic:...`. `None` means the embedded model.
     pub model: Option<String>,
     /// Component files or their names, by the option that gives them (`vae`), where the model file
     /// does not contain them and they are not searched for.
@@ -102,8 +102,8 @@ fn one(
     Ok(path)
 }
 
-/// Opens the model, with the components next to it and in `places`. The file of a synthetic model is
-/// written first. `None` stands for the embedded model.
+/// Opens the model, with the components next to it and in `places`. The file of a synthetic model
+/// is written first. `None` stands for the embedded model.
 pub fn open(
     found: ModelSource,
     places: &ModelPlaces,

@@ -116,7 +116,8 @@ impl Checkpoint {
         places: Option<&ModelPlaces>,
         families: Families,
     ) -> Result<()> {
-        // A search through all places takes time, and most models have their components next to them.
+        // A search through all places takes time, and most models have their components next to
+        // them.
         let entries = OnceCell::new();
         for &component in self.family.components {
             if self.get(component).is_some() {
@@ -236,7 +237,8 @@ fn unit_in(folder: &Path, families: Families) -> Result<Unit> {
         (0, None) => {
             let titles = titles(&families.transformers().collect::<Vec<_>>());
             Err(Error::model(format!("no {titles} in this folder")).at_path(folder).expected(
-                "a model_index.json with a transformer folder, or a .safetensors or .gguf file of a transformer",
+                "a model_index.json with a transformer folder, or a .safetensors or .gguf file of a \
+                 transformer",
             ))
         }
         (n, _) => {

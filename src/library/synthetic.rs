@@ -84,8 +84,8 @@ impl Synthetic {
         }
     }
 
-    /// Writes the file (17 to 68 GB, some minutes) unless it exists. `tell` receives the progress; an
-    /// error from it stops the write and removes the unfinished file.
+    /// Writes the file (17 to 68 GB, some minutes) unless it exists. `tell` receives the progress;
+    /// an error from it stops the write and removes the unfinished file.
     pub fn make(&self, path: &Path, tell: &mut dyn FnMut(Event) -> Result<()>) -> Result<()> {
         if path.exists() {
             return Ok(());

@@ -1,6 +1,6 @@
 //! The networks, recorded as [`Program`](crate::op::Program)s in the terms of the reference code
-//! (`black-forest-labs/flux`, `transformers`). Nothing here depends on a device, a file or a budget;
-//! every width comes from a configuration.
+//! (`black-forest-labs/flux`, `transformers`). Nothing here depends on a device, a file or a
+//! budget; every width comes from a configuration.
 
 pub mod clip;
 pub mod config;

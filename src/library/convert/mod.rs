@@ -31,7 +31,8 @@ use make::{Make, OutputTensor, Source};
 /// The type and container to convert to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
-    /// FP8 (e4m3) with one scale per matrix, as ComfyUI stores it (`X.weight_scale`, `X.comfy_quant`).
+    /// FP8 (e4m3) with one scale per matrix, as ComfyUI stores it (`X.weight_scale`,
+    /// `X.comfy_quant`).
     Fp8,
     /// The same with one scale per row: a little more exact, and read by fewer programs.
     Fp8Rows,

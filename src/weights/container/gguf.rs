@@ -24,8 +24,8 @@ use crate::error::{Error, Result};
 
 /// The first bytes of every file.
 pub const MAGIC: &[u8; 4] = b"GGUF";
-/// The largest number of keys. Converters write the original shape of every tensor, and some tens of
-/// keys that describe the model.
+/// The largest number of keys. Converters write the original shape of every tensor, and some tens
+/// of keys that describe the model.
 const MAX_KEYS: u64 = 2 * MAX_TENSORS as u64;
 /// The format's own limit on keys, for names too.
 const MAX_NAME_BYTES: u64 = 65_535;

@@ -23,8 +23,8 @@ use crate::error::{Error, Result};
 /// Convolutions have four axes; nothing here has more than eight.
 const MAX_RANK: usize = 8;
 
-/// The size of the header of a file of `file_bytes`, including its length field. `first` is at least
-/// the first 8 bytes of the file.
+/// The size of the header of a file of `file_bytes`, including its length field. `first` is at
+/// least the first 8 bytes of the file.
 pub fn header_bytes(first: &[u8], file_bytes: u64) -> Result<usize> {
     let Some(length) = first.first_chunk::<8>().map(|b| u64::from_le_bytes(*b)) else {
         return Err(Error::model("file is too short to be a safetensors file")

@@ -19,8 +19,8 @@ use crate::weights::container::slice;
 /// How many names an error or a note lists.
 const LISTED: usize = 10;
 
-/// The weights of one component. Nothing is copied: the parts that [`ComponentWeights::get`] returns
-/// point into the files.
+/// The weights of one component. Nothing is copied: the parts that [`ComponentWeights::get`]
+/// returns point into the files.
 pub struct ComponentWeights {
     component: Component,
     dialect: String,

@@ -12,7 +12,8 @@
 //! | aredden | `X.float8_data` in place of `X.weight`, `X.scale_reciprocal` | `w * scale_reciprocal` |
 //!
 //! `_quantization_metadata` is an entry of the header. The scales of bitsandbytes may themselves be
-//! quantised: `nested_absmax`, `nested_quant_map`. Scales of activations (`input_scale`) are not used.
+//! quantised: `nested_absmax`, `nested_quant_map`. Scales of activations (`input_scale`) are not
+//! used.
 
 mod layer;
 

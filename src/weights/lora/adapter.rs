@@ -98,8 +98,8 @@ struct Run<'a> {
 /// of one file with the same A (q, k and v that were split from a fused matrix) share its ranks.
 ///
 /// # Errors
-/// If a strength is not finite, if the LoRAs were read for different models, or if a product exceeds
-/// the range of the numbers.
+/// If a strength is not finite, if the LoRAs were read for different models, or if a product
+/// exceeds the range of the numbers.
 pub fn combine(
     loras: &[(&Adapter, f32)],
     component: Component,
@@ -237,7 +237,8 @@ impl MatrixBuilder {
     }
 }
 
-/// Writes `factor` times `values`, which have type `dtype`; returns false if a product is not finite.
+/// Writes `factor` times `values`, which have type `dtype`; returns false if a product is not
+/// finite.
 fn scaled<const N: usize>(
     dtype: DType,
     values: &[u8],
@@ -287,8 +288,8 @@ fn bf16_bits(value: f32) -> u16 {
     ((bits.wrapping_add(0x7fff + ((bits >> 16) & 1))) >> 16) as u16
 }
 
-/// The value of an F16: its bits, shifted into an F32, are too small by 2^112. Infinity becomes NaN;
-/// checked files contain neither.
+/// The value of an F16: its bits, shifted into an F32, are too small by 2^112. Infinity becomes
+/// NaN; checked files contain neither.
 fn f16_value(bits: u16) -> f32 {
     let magnitude = f32::from_bits(u32::from(bits & 0x7fff) << 13) * 2f32.powi(112);
     let value = if bits & 0x7c00 == 0x7c00 { f32::NAN } else { magnitude };

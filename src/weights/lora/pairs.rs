@@ -148,7 +148,8 @@ fn sizes(
     let Some((group, found, expected)) = first else { return Ok(()) };
     if group.component.lora.input == Some(&group.weight) && found.1 > expected.1 {
         return Err(Error::model(
-            "this LoRA widens img_in, as BFL's control LoRAs (Canny, Depth) do; that is not supported",
+            "this LoRA widens img_in, as BFL's control LoRAs (Canny, Depth) do; that is not \
+             supported",
         )
         .at(&group.base)
         .found(format!("{} inputs", found.1))

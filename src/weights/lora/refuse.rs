@@ -224,7 +224,8 @@ fn drop_differences(file: &WeightFile, found: &mut Grouped) -> Result<()> {
     Ok(())
 }
 
-/// Stable Diffusion 1.x has the same CLIP. If a file names text encoders only, its metadata decides.
+/// Stable Diffusion 1.x has the same CLIP. If a file names text encoders only, its metadata
+/// decides.
 fn foreign_by_metadata(file: &WeightFile, family: &Family, found: &mut Grouped) -> Result<()> {
     let Some(model) = base_model(file) else { return Ok(()) };
     let lower = model.to_lowercase();
