@@ -1,4 +1,5 @@
-// Stores of convolutions whose output channels are a multiple of four and begin at multiples of 8 bytes.
+// Stores of convolutions whose output channels are a multiple of four and begin at multiples of 8
+// bytes.
 
 @group(0) @binding(3) var<storage, read_write> residual: array<vec2<u32>>;
 @group(0) @binding(4) var<storage, read_write> out: array<vec2<u32>>;
