@@ -15,11 +15,11 @@ use super::gemm::finish::Tail;
 use super::gemm::rows::{Row, WeightRows, decode};
 use super::gemm::{self, Columns, KC, MAX_LANES, Micro, NC, Words, aligned, share};
 use super::isa::Isa;
+use super::kernels::{Kernels, Product};
 use super::linear::{Variant, check_tail, linear, linear_scratch};
 use super::matrix::{In, Out};
 use super::reference;
 use super::step::{CpuOperation, CpuStep, Sizing};
-use super::variants::{Kernels, Product};
 use crate::error::Result;
 use crate::op::{Conv2d, ConvShape};
 use crate::tensor::HostWeight;
@@ -346,7 +346,7 @@ impl CpuOperation for Conv2d {
         Kernels::Product { op: "conv2d", variants: CONV2D, reference: "conv2d_reference" };
 
     fn scratch_bytes(&self, sizing: &Sizing) -> usize {
-        match sizing.choice.product("conv2d", (sizing.stored)(self.w)) {
+        match sizing.choice.product(&Self::KERNELS, (sizing.stored)(self.w)) {
             Product::Fast(v) => conv2d_scratch(v, &self.shape, sizing.threads),
             Product::Reference => 0,
         }

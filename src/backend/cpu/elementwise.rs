@@ -1,12 +1,12 @@
 //! Operations on single elements, and copies of rows. All are limited by memory.
 
+use super::kernels::{How, Kernels, kernels};
 use super::matrix::{In, Out};
 use super::operand::{Stored, decode, encode};
 use super::reference;
 use super::share::for_rows;
 use super::simd::{self, Kernel, Lanes, Simd};
 use super::step::{CpuOperation, CpuStep};
-use super::variants::{How, Kernels, kernels};
 use crate::error::Result;
 use crate::op::{Add, Cast, CopyRows, GeluMul, Silu};
 

@@ -1,11 +1,11 @@
 //! Look-up of token ids, and the embedding of times.
 
+use super::kernels::{How, Kernels, kernels};
 use super::matrix::Out;
 use super::operand::Table;
 use super::reference;
 use super::share::for_rows;
 use super::step::{CpuOperation, CpuStep};
-use super::variants::{How, Kernels, kernels};
 use crate::error::Result;
 use crate::op::{Embed, TimestepEmbed};
 

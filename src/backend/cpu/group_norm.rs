@@ -3,12 +3,12 @@
 use rayon::prelude::*;
 
 use super::args::GroupNormArgs;
+use super::kernels::{How, Kernels, kernels};
 use super::matrix::In;
 use super::reference;
 use super::share::for_rows;
 use super::simd::{self, Kernel, Simd};
 use super::step::{CpuOperation, CpuStep};
-use super::variants::{How, Kernels, kernels};
 use crate::error::Result;
 use crate::op::GroupNorm;
 

@@ -1,10 +1,10 @@
 //! Between latent pixels and tokens, and the update of the sampler.
 
+use super::kernels::{How, Kernels, kernels};
 use super::matrix::{In, Out};
 use super::reference;
 use super::share::for_rows;
 use super::step::{CpuOperation, CpuStep};
-use super::variants::{How, Kernels, kernels};
 use crate::error::Result;
 use crate::op::{EulerStep, Pack, Unpack};
 

@@ -1,65 +1,18 @@
 //! [`Linear`]: `out = tail(x . w^T + side + bias)`, and the table of its variants.
 
+use super::gemm;
 use super::gemm::rows::WeightRows;
-use super::gemm::{self, Micro};
 use super::isa::Isa;
+use super::kernels::{Kernels, Product};
 use super::matrix::{In, Out};
 use super::reference;
 use super::step::{CpuOperation, CpuStep, Sizing};
-use super::variants::{Kernels, Product};
-use crate::backend::Compute;
-use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::op::{Epilogue, Linear};
-use crate::tensor::{DTypes, HostWeight};
+use crate::tensor::HostWeight;
 
 pub use super::gemm::finish::Tail;
-
-/// One way to compute a matrix product.
-pub struct Variant {
-    /// `{op}_{arithmetic}_{instruction set}`
-    pub name: &'static str,
-    /// The instruction set that the variant needs.
-    pub needs: Isa,
-    micro: &'static Micro,
-}
-
-impl Variant {
-    pub(super) const fn new(name: &'static str, micro: &'static Micro) -> Variant {
-        Variant { name, needs: micro.isa, micro }
-    }
-
-    /// Whether the variant is used for weights stored as `stored`, with the arithmetic `compute`.
-    pub fn accepts(&self, stored: DTypes, compute: Compute) -> bool {
-        let bf16 = self.micro.per_word == 2;
-        match compute {
-            // On processors without bf16 arithmetic, f32 is used instead.
-            Compute::Auto => !(bf16 && stored.has(DType::F32)),
-            Compute::F32 => !bf16,
-            // The backend refuses the other types when it is opened.
-            Compute::BF16 | Compute::F16 | Compute::Fp8 => true,
-        }
-    }
-
-    pub(super) fn micro(&self) -> &'static Micro {
-        self.micro
-    }
-}
-
-/// The first variant of `table` that `isa` can run and that accepts the case, or the variant named
-/// `forced` if `isa` can run it.
-pub fn choose(
-    table: &'static [Variant],
-    isa: Isa,
-    stored: DTypes,
-    compute: Compute,
-    forced: Option<&str>,
-) -> Option<&'static Variant> {
-    table.iter().filter(|v| v.needs <= isa).find(|v| match forced {
-        Some(name) => v.name == name,
-        None => v.accepts(stored, compute),
-    })
-}
+pub use super::product::{Variant, choose};
 
 /// The variants of [`Linear`], best first.
 pub const LINEAR: &[Variant] = &[
@@ -82,7 +35,7 @@ pub fn linear_scratch(
     n: usize,
     threads: usize,
 ) -> usize {
-    gemm::scratch_bytes(v.micro, rows, k, side, n, threads)
+    gemm::scratch_bytes(v.micro(), rows, k, side, n, threads)
 }
 
 /// `out = tail(x . w^T + side + bias)`.
@@ -125,7 +78,7 @@ pub fn linear(
     let side = side.zip(b.as_ref()).map(|((t, _), b)| gemm::Side { t, b });
     // SAFETY: the processor was checked above, shapes fit, and the windows are valid by the
     // contract of their constructors.
-    unsafe { gemm::product(v.micro, x, &WeightRows::new(w), bias, side, tail, out, scratch) }
+    unsafe { gemm::product(v.micro(), x, &WeightRows::new(w), bias, side, tail, out, scratch) }
 }
 
 /// Panics unless the operands of `tail` fit `out`.
@@ -152,7 +105,7 @@ impl CpuOperation for Linear {
     fn scratch_bytes(&self, sizing: &Sizing) -> usize {
         let Linear { x, w, side, .. } = *self;
         let rank = side.map_or(0, |s| s.b.cols);
-        match sizing.choice.product("linear", (sizing.stored)(w)) {
+        match sizing.choice.product(&Self::KERNELS, (sizing.stored)(w)) {
             Product::Fast(v) => linear_scratch(v, x.rows(), w.cols, rank, w.rows, sizing.threads),
             Product::Reference => 0,
         }

@@ -15,12 +15,14 @@ mod embed;
 pub mod gemm;
 mod group_norm;
 pub mod isa;
+mod kernels;
 mod latents;
 pub mod linear;
 mod loaded;
 pub mod matrix;
 mod norm;
 mod operand;
+mod product;
 mod qk_norm_rope;
 mod reference;
 mod share;
@@ -38,9 +40,9 @@ use crate::op::{Op, Step, Use, each_op};
 use crate::tensor::{HostPart, HostWeight, Weight};
 use arena::Arena;
 use isa::Isa;
+use kernels::Choice;
 use loaded::LoadedWeights;
 use step::{CpuOperation, CpuStep, Sizing};
-use variants::Choice;
 
 /// Options of the CPU backend.
 #[derive(Debug, Clone, Default)]
@@ -90,7 +92,7 @@ impl CpuBackend {
                 .found(0)
                 .expected("1 or more"));
         }
-        let choice = Choice::new(isa, options.compute, options.kernels)?;
+        let choice = variants::choice(isa, options.compute, options.kernels)?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("cpu-{i}"))
@@ -191,7 +193,9 @@ impl Backend for CpuBackend {
         let vectors = step.op.weight_uses().into_iter().filter(|(_, how)| *how == Use::Vector);
         let vectors = vectors.map(|(w, _)| Ok((w, self.weights.vector(places.key(w), w)?)));
         let cpu_step = CpuStep {
-            op: step.op.name(),
+            kernels: variants::kernels_of(step.op.name())
+                .copied()
+                .expect("every operation is in the table"),
             vectors: vectors.collect::<Result<_>>()?,
             choice: &self.choice,
             threads: self.threads,

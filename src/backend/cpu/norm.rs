@@ -4,12 +4,12 @@
 //! 98 GB/s. So a row is read once from memory, and the second pass over it finds it in the
 //! first-level cache. Variances take two passes, because the one-pass formula cancels.
 
+use super::kernels::{How, Kernels, kernels};
 use super::matrix::{In, Out};
 use super::reference;
 use super::share::for_rows;
 use super::simd::{self, Kernel, Simd};
 use super::step::{CpuOperation, CpuStep};
-use super::variants::{How, Kernels, kernels};
 use crate::error::Result;
 use crate::op::{LayerNorm, LayerNormModulate, RmsNorm};
 

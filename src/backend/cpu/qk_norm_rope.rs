@@ -1,12 +1,12 @@
 //! The norms and the rotation of queries and keys.
 
 use super::args::QkNormRopeArgs;
+use super::kernels::{How, Kernels, kernels};
 use super::norm::sum;
 use super::reference;
 use super::share::for_rows;
 use super::simd::{self, Kernel, Simd};
 use super::step::{CpuOperation, CpuStep};
-use super::variants::{How, Kernels, kernels};
 use crate::error::Result;
 use crate::op::QkNormRope;
 

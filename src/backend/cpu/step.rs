@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use super::arena::Arena;
+use super::kernels::{Choice, How, Kernels, Product};
 use super::loaded::LoadedWeights;
 use super::matrix::{In, Out};
 use super::operand::Stored;
-use super::variants::{Choice, How, Kernels, Product};
 use crate::backend::Places;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -37,8 +37,8 @@ pub(super) struct Sizing<'a> {
 
 /// One step while it runs: finds its operands in the arena and among the loaded weights.
 pub(super) struct CpuStep<'a> {
-    /// Name of the operation.
-    pub op: &'static str,
+    /// The variants of the operation.
+    pub kernels: Kernels,
     pub choice: &'a Choice,
     pub threads: usize,
     pub arena: &'a Arena,
@@ -51,12 +51,12 @@ pub(super) struct CpuStep<'a> {
 impl CpuStep<'_> {
     /// How the chosen variant computes; not for matrix products.
     pub(super) fn how(&self) -> How {
-        self.choice.of(self.op).how
+        self.choice.of(&self.kernels).how
     }
 
     /// The chosen variant of a matrix product with `weight`.
     pub(super) fn product(&self, weight: &HostWeight) -> Product {
-        self.choice.product(self.op, weight.stored())
+        self.choice.product(&self.kernels, weight.stored())
     }
 
     /// A weight in its stored form.

@@ -7,10 +7,10 @@ mod tile;
 use rayon::prelude::*;
 
 use super::args::AttentionArgs;
+use super::kernels::{How, Kernels, kernels};
 use super::reference;
 use super::simd::{Four, Kernel, Lanes, Simd};
 use super::step::{CpuOperation, CpuStep, Sizing};
-use super::variants::{How, Kernels, kernels};
 use crate::error::Result;
 use crate::op::Attention;
 use flash::{CHUNK, Sizes};
@@ -174,7 +174,7 @@ impl CpuOperation for Attention {
 
     fn scratch_bytes(&self, sizing: &Sizing) -> usize {
         let (tokens, head_dim) = (self.q.rows() / self.batch, self.q.cols / self.heads);
-        let how = sizing.choice.of("attention").how;
+        let how = sizing.choice.of(&Self::KERNELS).how;
         scratch_bytes(how, tokens, head_dim, self.bias.is_some(), sizing.threads)
     }
 

@@ -309,18 +309,9 @@ unsafe fn rows_product(
     share(threads, panels, |_, panel| {
         for block in &blocks {
             let from = side.filter(|_| block.side).map_or(x, |s| s.t);
-            let mut lanes = [Row::ZEROS; MAX_LANES];
-            let lanes = &mut lanes[..mr];
-            for (i, lane) in lanes.iter_mut().enumerate() {
-                *lane = if panel * mr + i < count {
-                    Row::of(from, first + panel * mr + i)
-                } else {
-                    Row::ZEROS
-                };
-            }
-            // SAFETY: the rows have k elements, the panel's place in the scratch is this task's
-            // own.
-            unsafe { (micro.pack)(lanes, mr, block.from, block.len, x_panel(block, panel)) };
+            let rows = (first + panel * mr, mr.min(count - panel * mr));
+            // SAFETY: the rows have k elements; only this task uses the panel in the scratch.
+            unsafe { pack_x(micro, block, from, rows, x_panel(block, panel)) };
         }
     });
     let expands = w.any_expanded();
@@ -351,29 +342,8 @@ unsafe fn rows_product(
                 }
                 columns.scale = [1.0; NC];
             }
-            for p in 0..w_panels {
-                let mut lanes = [Row::ZEROS; MAX_LANES];
-                let lanes = &mut lanes[..nr.min(cols - p * nr)];
-                let (mut from, mut base) = (block.from, 0);
-                if expands && !block.side {
-                    // All lanes start at this block then.
-                    (from, base) = (0, block.from);
-                }
-                for (i, lane) in lanes.iter_mut().enumerate() {
-                    let row = col + p * nr + i;
-                    *lane = w.row(row).from(base);
-                    if expands && let Some(stored) = w.expanded(row) {
-                        let values = &mut buffer[i * block.len..(i + 1) * block.len];
-                        // SAFETY: the processor has what `micro` needs.
-                        unsafe { (micro.expand)(&stored, block.from, values) };
-                        *lane = Row::of_f32(values.as_ptr());
-                    }
-                }
-                // SAFETY: the rows have k elements; the scratch of the slot has `nc x KC` words.
-                unsafe {
-                    (micro.pack)(lanes, nr, from, block.len, packed.wrapping_add(p * nr * words))
-                };
-            }
+            // SAFETY: the rows have k elements; the scratch of the slot has `nc x KC` words.
+            unsafe { pack_w(micro, block, w, (col, cols), expands, &mut buffer, packed) };
             for m in 0..task_panels {
                 for p in 0..w_panels {
                     let tile = tile_at(m, p);
@@ -385,34 +355,76 @@ unsafe fn rows_product(
                         x_panel(block, (top + m + 1).min(panels - 1)).wrapping_add(p * share),
                         share,
                     );
-                    // SAFETY: the panels were packed above with `words` words; the tile is the
-                    // slot's own.
+                    let (w_panel, width) =
+                        (packed.wrapping_add(p * nr * words), nr.min(cols - p * nr));
+                    // SAFETY: the panels were packed above with `words` words; only this slot uses
+                    // the tile.
                     unsafe {
-                        let x_panel = x_panel(block, top + m);
-                        (micro.tile)(
-                            words,
-                            x_panel,
-                            packed.wrapping_add(p * nr * words),
-                            tile,
-                            i > 0,
-                        );
+                        (micro.tile)(words, x_panel(block, top + m), w_panel, tile, i > 0);
                         if i + 1 == blocks.len() {
                             let rows = mr.min(count - row);
-                            let f = columns.finish(
-                                tail,
-                                out,
-                                first + row,
-                                rows,
-                                p * nr,
-                                nr.min(cols - p * nr),
-                            );
-                            (micro.finish)(tile, nr, f);
+                            let how = columns.finish(tail, out, first + row, rows, p * nr, width);
+                            (micro.finish)(tile, nr, how);
                         }
                     }
                 }
             }
         }
     });
+}
+
+/// Packs the `rows.1` rows from `rows.0` of `x` to a panel; missing rows are zero.
+///
+/// # Safety
+/// The rows must have the elements of the block, and `to` must have room for the panel.
+unsafe fn pack_x(micro: &Micro, block: &KBlock, x: In, rows: (usize, usize), to: *mut u32) {
+    let mut lanes = [Row::ZEROS; MAX_LANES];
+    let lanes = &mut lanes[..micro.mr];
+    for (i, lane) in lanes.iter_mut().enumerate().take(rows.1) {
+        *lane = Row::of(x, rows.0 + i);
+    }
+    // SAFETY: the promise of the caller.
+    unsafe { (micro.pack)(lanes, micro.mr, block.from, block.len, to) };
+}
+
+/// Packs the `cols` rows from `col` of `w` to panels. With `expands`, rows of types that the loaders
+/// cannot read are expanded to `buffer` first.
+///
+/// # Safety
+/// The processor must have what `micro` needs, the rows must have the elements of the block, and `to`
+/// must have room for the panels.
+unsafe fn pack_w(
+    micro: &Micro,
+    block: &KBlock,
+    w: &WeightRows,
+    (col, cols): (usize, usize),
+    expands: bool,
+    buffer: &mut [f32],
+    to: *mut u32,
+) {
+    let nr = micro.nr;
+    for p in 0..cols.div_ceil(nr) {
+        let mut lanes = [Row::ZEROS; MAX_LANES];
+        let lanes = &mut lanes[..nr.min(cols - p * nr)];
+        let (mut from, mut base) = (block.from, 0);
+        if expands && !block.side {
+            // Then all lanes start at this block.
+            (from, base) = (0, block.from);
+        }
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            let row = col + p * nr + i;
+            *lane = w.row(row).from(base);
+            if expands && let Some(stored) = w.expanded(row) {
+                let values = &mut buffer[i * block.len..(i + 1) * block.len];
+                // SAFETY: the processor has what `micro` needs.
+                unsafe { (micro.expand)(&stored, block.from, values) };
+                *lane = Row::of_f32(values.as_ptr());
+            }
+        }
+        let panel = to.wrapping_add(p * nr * block.words);
+        // SAFETY: the promise of the caller.
+        unsafe { (micro.pack)(lanes, nr, from, block.len, panel) };
+    }
 }
 
 /// At most `KC` words of k.

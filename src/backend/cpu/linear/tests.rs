@@ -1,6 +1,8 @@
 use super::super::gemm::testing::{Random, blocks, error, runnable, tolerance, weight};
 use super::*;
+use crate::backend::Compute;
 use crate::dtype::DType::*;
+use crate::tensor::DTypes;
 
 /// `x . w^T + bias` in f64.
 fn sums(x: &[f32], w: &HostWeight, bias: Option<&[f32]>) -> Vec<f64> {
