@@ -33,7 +33,8 @@ impl FromStr for ByteSize {
     type Err = Error;
 
     /// `8G` and `8GB` are 8 * 10^9 bytes, `8Gi` and `8GiB` are 8 * 2^30; the same for K, M and T. A
-    /// number without a unit is bytes. Zero is refused, because every size that is parsed is a limit.
+    /// number without a unit is bytes. Zero is refused, because every size that is parsed is a
+    /// limit.
     fn from_str(text: &str) -> Result<Self, Error> {
         exact_bytes(text).filter(|&bytes| bytes > 0).map(ByteSize).ok_or_else(|| {
             Error::argument("not a size in bytes")

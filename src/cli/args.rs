@@ -137,7 +137,12 @@ pub struct BenchArgs {
     #[arg(value_name = "PROMPT", conflicts_with = "prompt")]
     pub words: Option<String>,
     /// Number of timed runs, 1 to 1000, after one that is not timed
-    #[arg(long, value_parser = values::whole(1..=1000usize), default_value = "3", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_parser = values::whole(1..=1000usize),
+        default_value = "3",
+        allow_hyphen_values = true,
+    )]
     pub runs: usize,
     #[command(flatten)]
     pub request: RequestArgs,
@@ -160,8 +165,8 @@ pub struct ConvertArgs {
 }
 
 const CONVERT_HELP: &str = "\
-The matrices of the transformer's blocks and of T5 get the new type, everything else keeps its own. \
-fp8 is the format of ComfyUI's \"scaled fp8\" files. A GGUF file contains only the transformer (or \
+The matrices of the transformer's blocks and of T5 get the new type, everything else keeps its \
+own. fp8 is the format of ComfyUI's \"scaled fp8\" files. A GGUF file contains only the transformer (or \
 only T5), as usual.
 
 Examples:
@@ -242,7 +247,12 @@ pub struct RequestArgs {
     )]
     pub count: Option<usize>,
     /// Denoising steps, 1 to 1000 [default: the model's own]
-    #[arg(long, value_name = "N", value_parser = values::whole(1..=MAX_STEPS), allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = values::whole(1..=MAX_STEPS),
+        allow_hyphen_values = true,
+    )]
     pub steps: Option<usize>,
     /// A whole number up to 2^64 - 1, or `random` (or -1) [default: random]
     #[arg(short, long, value_parser = values::seed, allow_hyphen_values = true)]
@@ -277,10 +287,20 @@ pub struct RequestArgs {
     pub size: Option<(usize, usize)>,
     /// How closely to follow the prompt, 0 to 100; models without guidance print that they ignore
     /// it [default: the model's own]
-    #[arg(long, value_name = "X", value_parser = values::real(0.0..=MAX_SCALE), allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "X",
+        value_parser = values::real(0.0..=MAX_SCALE),
+        allow_hyphen_values = true,
+    )]
     pub guidance: Option<f32>,
     /// True classifier-free guidance, 0 to 100; 1 is off, other values double the time [default: 1]
-    #[arg(long, value_name = "X", value_parser = values::real(0.0..=MAX_SCALE), allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "X",
+        value_parser = values::real(0.0..=MAX_SCALE),
+        allow_hyphen_values = true,
+    )]
     pub cfg_scale: Option<f32>,
     /// A LoRA (.safetensors) or its name, and its strength [default: 1]; may be given several
     /// times. `<lora:NAME:STRENGTH>` in the prompt does the same
@@ -371,7 +391,12 @@ pub struct EngineArgs {
     #[arg(long)]
     pub no_cache: bool,
     /// Number of worker threads, 1 to 1024 [default: one per core]
-    #[arg(long, value_name = "N", value_parser = values::whole(1..=1024usize), allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = values::whole(1..=1024usize),
+        allow_hyphen_values = true,
+    )]
     pub threads: Option<usize>,
 }
 

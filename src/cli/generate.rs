@@ -178,7 +178,7 @@ fn warn_of_another_model(recorded: &Settings, used: &Settings, progress: &Progre
         };
         let (was, is) = (name(recorded), name(used));
         progress.warning(&format!(
-            "the picture was made with {was}, this one with {is}: it will differ\n  try: --model"
+            "the image was made with {was}, this one with {is}: it will differ\n  try: --model"
         ));
     }
 }

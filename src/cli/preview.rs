@@ -33,7 +33,7 @@ pub fn preview(pictures: &[Image], how: How, progress: &Progress) -> Result<()> 
             picture.height as u32,
             picture.rgb.clone(),
         ) else {
-            return Err(Error::new(Kind::Output, "the picture's pixels do not match its size"));
+            return Err(Error::new(Kind::Output, "the pixels of the image do not match its size"));
         };
         // By default viuer asks the terminal what it supports and waits for the answer, for ever if
         // the terminal gives none.

@@ -1,11 +1,10 @@
-//! Encoders of the types that are stored in blocks: what `convert` writes, and what makes test data
-//! of any format.
+//! Encoders of the types that are stored in blocks, for `convert` and for test data.
 //!
-//! Q8_0 and the four legacy types give the bytes that ggml's reference gives. Of the K types the
-//! codes of a group are searched: starting from its range, scale and minimum are fitted to the
-//! codes by least squares, over some ranges a little narrower, and the best is kept; then scales
-//! and minima are rounded to what a block can hold and the codes are chosen anew. The others take
-//! the largest value of a block for its scale.
+//! Q8_0 and the four older types give the same bytes as ggml's reference. For the K types, the
+//! codes of a group are searched: scale and minimum are fitted to the codes by least squares, for
+//! the range of the group and some slightly narrower ranges, and the best fit is kept. Then scales
+//! and minima are rounded to what a block can store, and the codes are chosen again. The other
+//! types use the largest value of a block as its scale.
 
 use half::f16;
 

@@ -36,8 +36,8 @@ pub enum SideFactor {
     Up,
 }
 
-/// Which rows of which tensor of the model a [`Weight`] handle stands for, or which factor of the
-/// side matrix of those rows.
+/// What a [`Weight`] handle stands for: some rows of a tensor of the model, or one of the two
+/// matrices of a LoRA (down or up) for these rows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct WeightSpec {
     /// Canonical name within the component, e.g. `double_blocks.0.img_attn.qkv.weight`.

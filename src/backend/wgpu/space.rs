@@ -27,10 +27,9 @@ impl Space {
     /// of a buffer.
     pub fn spot(&self, offset: usize, bytes: usize) -> Result<Spot> {
         let refuse = |what: &str| {
-            Error::memory(what)
-                .at("wgpu")
-                .found(format!("{bytes} bytes at {offset}"))
-                .expected(format!("an end within {}, in pieces of {}", self.bytes, self.chunk))
+            Error::memory(what).at("wgpu").found(format!("{bytes} bytes at {offset}")).expected(
+                format!("at most byte {}, within one buffer of {}", self.bytes, self.chunk),
+            )
         };
         if offset.checked_add(bytes).is_none_or(|end| end > self.bytes) {
             return Err(refuse("an operand is outside the memory set aside")

@@ -111,8 +111,8 @@ pub fn relative_buckets(c: &T5Config, length: usize) -> Vec<i32> {
             let bucket = if distance < exact {
                 distance
             } else {
-                // Computed in f32, like the reference: the truncation below happens at exact
-                // powers.
+                // Computed in f32 like the reference, because at exact powers a rounding error
+                // decides which way the truncation below goes.
                 let ratio = (distance as f32 / exact as f32).ln()
                     / (c.max_distance as f64 / exact as f64).ln() as f32;
                 (exact + (ratio * (half - exact) as f32) as usize).min(half - 1)

@@ -72,7 +72,7 @@ impl Format {
 pub fn encode(picture: &Image, format: Format, quality: u8, text: &str) -> Result<Vec<u8>> {
     let Image { width, height, rgb } = picture;
     let cannot = |why: String| {
-        Error::output(format!("the picture cannot be encoded as {}: {why}", format.name()))
+        Error::output(format!("the image cannot be encoded as {}: {why}", format.name()))
     };
     if rgb.len() != width * height * 3 || *width == 0 || *height == 0 {
         return Err(cannot("its pixels do not match its size".to_string())

@@ -35,10 +35,10 @@ pub fn decode(bytes: &[u8]) -> Result<Image> {
     let (w, h) = decoder.dimensions();
     let pixels = u64::from(w) * u64::from(h);
     if pixels > MAX_PIXELS || pixels == 0 {
-        return Err(Error::argument("the picture's size cannot be used")
+        return Err(Error::argument("the size of the image is not supported")
             .found(format!("{w}x{h}"))
             .expected(format!("1 to {} million pixels", MAX_PIXELS / 1_000_000))
-            .try_("make the picture smaller first"));
+            .try_("make the image smaller first"));
     }
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let mut image = DynamicImage::from_decoder(decoder).map_err(unreadable)?;
@@ -57,7 +57,7 @@ pub fn read_metadata(path: &Path) -> Result<Settings> {
 /// The text that `read_metadata` would parse.
 pub fn text_in(bytes: &[u8]) -> Result<String> {
     let none = || {
-        Error::argument("the picture holds no settings")
+        Error::argument("the image contains no settings")
             .try_("give a PNG, JPEG, WebP or TIFF that was written with them")
     };
     let text = match image::guess_format(bytes).ok() {
@@ -124,12 +124,12 @@ fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder + '_> {
 }
 
 fn unknown() -> Error {
-    Error::argument("this is not a picture that can be read")
+    Error::argument("this is not an image that can be read")
         .expected("PNG, JPEG, WebP, BMP or TIFF")
 }
 
 fn unreadable(error: image::ImageError) -> Error {
-    Error::argument(format!("the picture cannot be read: {error}"))
+    Error::argument(format!("the image cannot be read: {error}"))
         .try_("open it in another program and save it as PNG")
 }
 
@@ -137,11 +137,11 @@ fn read_file(path: &Path) -> Result<Vec<u8>> {
     let cannot = |e: std::io::Error| {
         let kind =
             if e.kind() == std::io::ErrorKind::NotFound { Error::missing } else { Error::argument };
-        kind(format!("the picture cannot be read: {e}")).at_path(path).try_("check the path")
+        kind(format!("the image cannot be read: {e}")).at_path(path).try_("check the path")
     };
     let facts = std::fs::metadata(path).map_err(cannot)?;
     if !facts.is_file() || facts.len() > MAX_FILE_BYTES {
-        return Err(Error::argument("this is not a picture that can be read")
+        return Err(Error::argument("this is not an image that can be read")
             .at_path(path)
             .found(if facts.is_file() {
                 units::bytes(facts.len())

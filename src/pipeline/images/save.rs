@@ -40,9 +40,9 @@ pub fn save(
 
 impl Generated {
     /// Writes the images with their settings inside, and returns the paths. The extension of `path`
-    /// gives the format: png, jpg, webp, bmp (without settings) or tiff; none is PNG. A single image
-    /// gets exactly this path; several are numbered, `fox-1.png`, `fox-2.png` and so on. Each file
-    /// is written whole or not at all, and replaces one that is there.
+    /// gives the format: png, jpg, webp, bmp (without settings) or tiff; none is PNG. A single
+    /// image gets exactly this path; several are numbered, `fox-1.png`, `fox-2.png` and so on. Each
+    /// file is written whole or not at all, and replaces one that is there.
     ///
     /// # Errors
     /// [`Kind::Output`](crate::error::Kind::Output) if a file cannot be written,
@@ -206,5 +206,5 @@ fn failed(error: io::Error, path: &Path) -> Error {
         io::ErrorKind::InvalidFilename => "give -o a shorter name",
         _ => "give -o another place",
     };
-    Error::output(format!("the picture cannot be written: {error}")).at_path(path).try_(hint)
+    Error::output(format!("the image cannot be written: {error}")).at_path(path).try_(hint)
 }

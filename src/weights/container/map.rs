@@ -43,7 +43,8 @@ fn open_with(path: &Path, map: impl FnOnce(&File) -> std::io::Result<Mmap>) -> R
         Err(refusal) => {
             let bytes = read_whole(path, file, metadata.len())?;
             let note = format!(
-                "{} cannot be mapped ({refusal}), so it was read into memory: {} that cannot be released",
+                "{} cannot be mapped ({refusal}), so it was read into memory; its {} cannot be \
+                 released",
                 path.display(),
                 units::bytes(bytes.len() as u64)
             );

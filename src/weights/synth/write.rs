@@ -131,7 +131,8 @@ impl Write for Watched<'_> {
 /// small models in memory.
 pub fn to_bytes(spec: &SynthSpec) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    stream(&comfy(spec)?, &mut bytes).map_err(|e| Error::output(format!("cannot be made: {e}")))?;
+    stream(&comfy(spec)?, &mut bytes)
+        .map_err(|e| Error::output(format!("the checkpoint cannot be written: {e}")))?;
     Ok(bytes)
 }
 
