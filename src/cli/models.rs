@@ -26,7 +26,7 @@ pub fn models(how: How) -> Result<()> {
     if how.json { output::json(&json!(report)) } else { output::text(&text(&report)) }
 }
 
-/// What the folders of this process contain.
+/// Searches the folders of models that belong to this machine, and lists what they contain.
 pub fn report() -> Report {
     let places = ModelPlaces::of_process();
     Report { models: places.list(), looked_in: places.searched(), notes: places.notes.clone() }

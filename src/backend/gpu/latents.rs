@@ -12,9 +12,9 @@ use crate::op::{EulerStep, Pack, Unpack};
 pub struct PackArgs<P> {
     /// `batch*height*width x channels`, BF16 or F32.
     pub x: Matrix<P>,
-    /// Latent pixels of an image of `x`, even.
+    /// Height of an image in latent pixels; even.
     pub height: usize,
-    /// Latent pixels of an image of `x`, even.
+    /// Width of an image in latent pixels; even.
     pub width: usize,
     /// `batch*(height/2)*(width/2) x 4*channels`, BF16 or F32.
     pub out: Matrix<P>,

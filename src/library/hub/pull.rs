@@ -106,7 +106,7 @@ impl Pull<'_, '_> {
         let text = self.http.read(&url, &subject, &mut self.reporter)?;
         let unexpected = |what: &str| {
             let host = self.http.host();
-            Error::model(format!("the answer of {host} is not one of a hub: {what}")).at(repo).try_(
+            Error::model(format!("{host} does not answer like a hub: {what}")).at(repo).try_(
                 "check HF_ENDPOINT, and whether the network requires a login page to be filled in",
             )
         };

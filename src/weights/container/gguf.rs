@@ -306,7 +306,7 @@ impl<'a> Reader<'a> {
         }
         let n = u64::from(self.u32()?);
         if !n.is_power_of_two() || n > MAX_ALIGNMENT {
-            return Err(Error::model("alignment is not possible")
+            return Err(Error::model("alignment is not valid")
                 .found(n)
                 .expected(format!("a power of two, at most {MAX_ALIGNMENT}"))
                 .into());

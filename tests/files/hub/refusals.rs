@@ -103,7 +103,7 @@ fn each_refusal_has_its_own_message() {
         (
             api,
             Answer { body: b"<html>".to_vec(), ..Answer::status(200) },
-            &["is not one of a hub", "login page"],
+            &["does not answer like a hub", "login page"],
         ),
         (api, Answer::status(404), &["not found (HTTP 404)"]),
     ];

@@ -410,7 +410,7 @@ fn f6_an_alignment_must_be_a_power_of_two_of_moderate_size() {
     for n in [0, 3, 33, 1 << 17, u32::MAX] {
         assert_says(
             &with(n, 4).refused(),
-            &["general.alignment: alignment is not possible", &format!("found {n}")],
+            &["general.alignment: alignment is not valid", &format!("found {n}")],
         );
     }
     assert_says(&with(32, 5).refused(), &["general.alignment", "UINT32"]);
