@@ -33,6 +33,8 @@
 //! Each module uses only those of its own layer or of a layer above it; `ARCHITECTURE.md` describes
 //! them.
 
+#![warn(missing_docs)]
+
 pub mod backend;
 #[cfg(feature = "cli")]
 pub mod cli;

@@ -242,9 +242,23 @@ pub enum Fact {
 #[derive(Debug)]
 pub enum Variant {
     /// A name with the canonical tensor and another without it.
-    Either { tensor: &'static str, with: &'static str, without: &'static str },
+    Either {
+        /// The canonical tensor.
+        tensor: &'static str,
+        /// The name of models that have it.
+        with: &'static str,
+        /// The name of models that do not.
+        without: &'static str,
+    },
     /// A label and the length of an axis of a canonical tensor.
-    Size { label: &'static str, tensor: &'static str, axis: usize },
+    Size {
+        /// What is counted.
+        label: &'static str,
+        /// The canonical tensor.
+        tensor: &'static str,
+        /// The axis of its shape.
+        axis: usize,
+    },
 }
 
 impl ComponentSpec {

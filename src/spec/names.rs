@@ -90,9 +90,21 @@ impl Rename {
 pub enum Meaning {
     /// Part `part` of the `parts` that make up the canonical tensor, stacked by rows; with
     /// `swapped` the two halves of its rows are stored in reverse order.
-    Part { canonical: String, part: usize, parts: usize, swapped: bool },
+    Part {
+        /// The name of the canonical tensor.
+        canonical: String,
+        /// Which part, from 0.
+        part: usize,
+        /// How many parts there are.
+        parts: usize,
+        /// The halves of its rows are in reverse order.
+        swapped: bool,
+    },
     /// A second name of the canonical tensor, used where that one is absent.
-    Alias { canonical: String },
+    Alias {
+        /// The name of the canonical tensor.
+        canonical: String,
+    },
     /// Known, but not used by this program.
     Unused,
     /// Not known.

@@ -62,10 +62,12 @@ impl In {
         Self::window(data, cols, 0, cols)
     }
 
+    /// The number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
+    /// The number of columns.
     pub fn cols(&self) -> usize {
         self.cols
     }
@@ -129,10 +131,12 @@ impl Out {
         Self::window(data, cols, 0, cols)
     }
 
+    /// The number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
+    /// The number of columns.
     pub fn cols(&self) -> usize {
         self.cols
     }

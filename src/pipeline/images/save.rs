@@ -20,6 +20,7 @@ const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 /// What is stored in an image file besides the pixels.
 #[derive(Debug, Clone, Copy)]
 pub struct Metadata<'a> {
+    /// What determined the image.
     pub settings: &'a Settings,
     /// The number of the image among `settings.count` images, from 0.
     pub index: usize,

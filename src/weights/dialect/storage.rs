@@ -67,15 +67,18 @@ pub struct Companions {
     layers: HashMap<String, Layer>,
     /// Layers that have `X.float8_data`.
     aredden: HashSet<String>,
+    /// How the values are scaled, if they are.
     pub scheme: Option<Scheme>,
 }
 
 /// How one tensor is read.
 #[derive(Debug)]
 pub struct Reading {
+    /// The stored type.
     pub dtype: DType,
     /// The shape of the tensor, not of the bytes that it is packed into.
     pub shape: Vec<usize>,
+    /// The factors of the stored values.
     pub scale: Scale,
 }
 

@@ -34,8 +34,11 @@ pub enum Grid {
 /// are bf16 then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Storage {
+    /// 32-bit floats.
     F32,
+    /// BF16.
     BF16,
+    /// F16.
     F16,
     /// e4m3 without scales.
     F8,
@@ -54,7 +57,10 @@ pub enum Dialect {
     /// the only component.
     Bfl,
     /// A folder with `model_index.json`. Files above `shard_bytes` are split.
-    Diffusers { shard_bytes: Option<u64> },
+    Diffusers {
+        /// The most bytes of a file; `None` is one file.
+        shard_bytes: Option<u64>,
+    },
     /// One file for everything.
     Comfy,
 }

@@ -17,9 +17,13 @@ pub struct Dot<'a> {
     /// The number of rows of x (at most `FEW`), and the words from one row to the next, a multiple
     /// of `PAD`.
     pub rows: usize,
+    /// Words from one row of x to the next.
     pub stride: usize,
+    /// The rows of the weight.
     pub w: &'a [Row],
+    /// Elements of a row.
     pub k: usize,
+    /// Where the sums are written.
     pub sums: *mut f32,
 }
 

@@ -15,9 +15,17 @@ pub enum Tail {
     /// `y / (1 + e^(-1.702 y))`
     QuickGelu,
     /// `residual + y`; the residual has the shape of `out`.
-    Add { residual: In },
+    Add {
+        /// What is added.
+        residual: In,
+    },
     /// `residual + gate[group] * y`; the gate has one row per group and as many columns as `out`.
-    GatedAdd { residual: In, gate: In },
+    GatedAdd {
+        /// What is added.
+        residual: In,
+        /// The factors: a row for each group.
+        gate: In,
+    },
 }
 
 /// Everything that finishing a tile needs besides the sums.
@@ -27,13 +35,17 @@ pub struct Finish<'a> {
     pub scale: &'a [f32],
     /// One summand for each column of the tile; zeros without a bias.
     pub bias: &'a [f32],
+    /// What is done with the sums.
     pub tail: Tail,
+    /// Where the result is written.
     pub out: Out,
     /// The first row and column of the tile in `out`.
     pub row: usize,
+    /// The first column.
     pub col: usize,
     /// The valid rows and columns of the tile.
     pub rows: usize,
+    /// The number of columns.
     pub cols: usize,
 }
 

@@ -10,6 +10,7 @@ use super::kernel_portable::pack_f32;
 use super::rows::{self, Expanded, Row};
 use crate::dtype::DType;
 
+/// F32 products with AVX2 and FMA.
 pub static AVX2: Micro = Micro {
     isa: Isa::Avx2,
     mr: MR,

@@ -10,6 +10,7 @@ use super::finish::{Finish, finish};
 use super::rows::{Expanded, Row};
 use crate::dtype::DType;
 
+/// F32 products with AVX-512.
 pub static AVX512: Micro = Micro {
     isa: Isa::Avx512,
     mr: MR,

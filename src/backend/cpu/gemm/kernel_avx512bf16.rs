@@ -14,6 +14,7 @@ use super::rows::Row;
 use super::{FEW, Micro, NC};
 use crate::dtype::DType;
 
+/// BF16 products with AVX-512 BF16.
 pub static AVX512BF16: Micro = Micro {
     isa: Isa::Avx512Bf16,
     mr: MR,

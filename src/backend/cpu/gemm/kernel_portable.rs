@@ -7,6 +7,7 @@ use super::dot::dot_portable;
 use super::finish::{Finish, finish};
 use super::rows::{Expanded, Row, decode};
 
+/// F32 products on any processor.
 pub static PORTABLE: Micro = Micro {
     isa: Isa::Portable,
     mr: MR,

@@ -59,9 +59,11 @@ pub use kernel_portable::PORTABLE;
 
 /// The inner functions for one instruction set and one arithmetic. All need a processor with `isa`.
 pub struct Micro {
+    /// The instructions that it needs.
     pub isa: Isa,
-    /// Rows of x and rows of w in a tile.
+    /// Rows of x in a tile.
     pub mr: usize,
+    /// Rows of w in a tile.
     pub nr: usize,
     /// Elements of k in a word: 1 (f32) or 2 (bf16).
     pub per_word: usize,
@@ -163,7 +165,9 @@ impl Blocks {
 /// rank`.
 #[derive(Clone, Copy)]
 pub struct Side<'a> {
+    /// `x` times the down matrix: `rows x rank`.
     pub t: In,
+    /// The up matrix: `n x rank`.
     pub b: &'a WeightRows<'a>,
 }
 
@@ -206,6 +210,7 @@ unsafe impl Sync for Words {}
 
 impl Words {
     #[inline(always)]
+    /// The address of `word`.
     pub fn at(&self, word: usize) -> *mut u32 {
         self.0.wrapping_add(word)
     }

@@ -12,7 +12,9 @@ use crate::tensor::{BlockScales, HostWeight, Scale};
 /// for a row of zeros.
 #[derive(Debug, Clone, Copy)]
 pub struct Row {
+    /// The first byte of the row.
     pub ptr: *const u8,
+    /// How it is stored.
     pub dtype: DType,
 }
 
@@ -61,6 +63,7 @@ struct Part<'a> {
 }
 
 impl<'a> WeightRows<'a> {
+    /// The rows of `w`.
     pub fn new(w: &'a HostWeight) -> Self {
         let mut first = 0;
         let parts = w
