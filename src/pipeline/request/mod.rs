@@ -1,6 +1,7 @@
 //! What a caller asks for, and what it gets. Plain data: front ends fill it in, and
 //! [`Engine::generate`](crate::Engine::generate) checks it against the model.
 
+mod check;
 mod limits;
 mod options;
 mod parameter;

@@ -2,8 +2,6 @@
 
 use serde::{Serialize, Serializer};
 
-use super::prompt::LoraChoice;
-
 /// A value that JSON and the text in image files carry.
 pub trait Parameter: Sized {
     /// The value as text; `None` if there is nothing to write.
@@ -74,28 +72,5 @@ impl<P: Parameter> Parameter for Option<P> {
             Some(value) => value.to_json(serializer),
             None => serializer.serialize_none(),
         }
-    }
-}
-
-/// As text: `[["a.safetensors",0.8],["b",1.0]]`.
-impl Parameter for Vec<LoraChoice> {
-    fn to_text(&self) -> Option<String> {
-        let pairs: Vec<_> = self.iter().map(|l| (&l.name, l.plain_strength())).collect();
-        (!pairs.is_empty()).then(|| serde_json::json!(pairs).to_string())
-    }
-
-    fn from_text(text: &str) -> Option<Self> {
-        let pairs: Vec<(String, f32)> = serde_json::from_str(text).ok()?;
-        // Image files come from anyone, and merely opening the path of a remote folder would
-        // contact that machine.
-        let remote = |name: &str| name.starts_with("\\\\") || name.starts_with("//");
-        if pairs.iter().any(|(name, _)| remote(name)) {
-            return None;
-        }
-        Some(pairs.into_iter().map(|(name, strength)| LoraChoice::new(name, strength)).collect())
-    }
-
-    fn to_json<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.serialize(serializer)
     }
 }

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::limits::MAX_LORA_STRENGTH;
-use super::parameter::plain_number;
+use super::parameter::{Parameter, plain_number};
 use crate::error::{Error, Result};
 
 /// A LoRA and its strength.
@@ -37,6 +37,29 @@ impl LoraChoice {
     /// How the LoRA was given, for messages.
     pub fn place(&self) -> String {
         if self.tag { format!("<lora:{}>", self.name) } else { format!("--lora {}", self.name) }
+    }
+}
+
+/// As text: `[["a.safetensors",0.8],["b",1.0]]`.
+impl Parameter for Vec<LoraChoice> {
+    fn to_text(&self) -> Option<String> {
+        let pairs: Vec<_> = self.iter().map(|l| (&l.name, l.plain_strength())).collect();
+        (!pairs.is_empty()).then(|| serde_json::json!(pairs).to_string())
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        let pairs: Vec<(String, f32)> = serde_json::from_str(text).ok()?;
+        // Image files come from anyone, and merely opening the path of a remote folder would
+        // contact that machine.
+        let remote = |name: &str| name.starts_with("\\\\") || name.starts_with("//");
+        if pairs.iter().any(|(name, _)| remote(name)) {
+            return None;
+        }
+        Some(pairs.into_iter().map(|(name, strength)| LoraChoice::new(name, strength)).collect())
+    }
+
+    fn to_json<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        self.serialize(serializer)
     }
 }
 

@@ -1,0 +1,156 @@
+//! The checks of a request that need no model.
+
+use super::limits::{MAX_LORA_STRENGTH, MAX_LORAS, MAX_PIXELS, MAX_PROMPT_BYTES};
+use super::settings::Request;
+use crate::error::{Error, Result};
+
+impl Request {
+    /// Checks everything that can be checked without a model, so that all front ends refuse the
+    /// same requests. Nothing is rounded or clamped.
+    ///
+    /// # Errors
+    /// [`Kind::Argument`](crate::error::Kind::Argument), with the parameter's name as its place.
+    pub fn check(&self) -> Result<()> {
+        self.check_values()?;
+        if self.strength.is_some() && self.init.is_none() {
+            return Err(Error::argument("a strength needs an image to start from")
+                .at("strength")
+                .try_("give the image, or leave the strength out"));
+        }
+        Ok(())
+    }
+
+    /// The part of [`check`](Request::check) that does not need the image to start from.
+    pub(crate) fn check_values(&self) -> Result<()> {
+        check_prompt("prompt", self.prompt.as_str())?;
+        check_prompt("negative", self.negative.as_deref().unwrap_or_default())?;
+        self.check_ranges()?;
+        if let (Some(width), Some(height)) = (self.width, self.height)
+            && width * height > MAX_PIXELS
+        {
+            return Err(Error::argument("too many pixels")
+                .at("size")
+                .found(format!("{width}x{height}"))
+                .expected(format!("at most {MAX_PIXELS} pixels (2048x2048)"))
+                .try_("use a smaller width or height"));
+        }
+        self.prompt.check()?;
+        self.check_loras()
+    }
+
+    fn check_loras(&self) -> Result<()> {
+        let negative = super::Prompt::from(self.negative.as_deref().unwrap_or_default());
+        negative.check()?;
+        if !negative.loras().is_empty() {
+            return Err(Error::argument(
+                "the negative prompt names a LoRA, which has no effect there",
+            )
+            .at("negative")
+            .try_("put the tag in the prompt, with a negative strength to reverse it"));
+        }
+        let count = self.loras.len() + self.prompt.loras().len();
+        if count > MAX_LORAS {
+            return Err(Error::argument("too many LoRAs")
+                .at("lora")
+                .found(count)
+                .expected(format!("at most {MAX_LORAS}")));
+        }
+        let limits = -MAX_LORA_STRENGTH..=MAX_LORA_STRENGTH;
+        match self.loras.iter().find(|l| !limits.contains(&l.strength)) {
+            Some(lora) => Err(Error::argument("the strength of a LoRA is out of range")
+                .at(lora.place())
+                .found(lora.strength)
+                .expected(format!("-{MAX_LORA_STRENGTH} to {MAX_LORA_STRENGTH}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn check_prompt(name: &str, prompt: &str) -> Result<()> {
+    if prompt.len() > MAX_PROMPT_BYTES {
+        return Err(Error::argument("the prompt is too long")
+            .at(name)
+            .found(format!("{} bytes", prompt.len()))
+            .expected(format!("at most {MAX_PROMPT_BYTES}"))
+            .try_("shorten it: the model reads some 2,500 bytes at most"));
+    }
+    // Line breaks and tabs count as spaces. Other control characters have no meaning in a prompt,
+    // and the files that settings are written to cannot hold them.
+    let control = |c: char| c.is_ascii_control() && !matches!(c, '\n' | '\r' | '\t');
+    match prompt.char_indices().find(|&(_, c)| control(c)) {
+        None => Ok(()),
+        Some((at, c)) => Err(Error::argument("the prompt contains a control character")
+            .at(name)
+            .found(format!("U+{:04X} at byte {at}", c as u32))
+            .try_("remove the character")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Image;
+    use super::super::limits::*;
+    use super::*;
+
+    fn refused(change: impl Fn(&mut Request)) -> String {
+        let mut request = Request::default();
+        change(&mut request);
+        let error = request.check().expect_err("accepted");
+        assert_eq!(error.kind(), crate::error::Kind::Argument);
+        error.to_string()
+    }
+
+    fn pixel() -> Image {
+        Image { width: 1, height: 1, rgb: vec![0; 3] }
+    }
+
+    #[test]
+    fn defaults_and_limits_are_accepted() {
+        Request::default().check().unwrap();
+        let request = Request::new("a".repeat(MAX_PROMPT_BYTES))
+            .negative("tab\tand\r\nbreak")
+            .count(MAX_COUNT)
+            .steps(MAX_STEPS)
+            .seed(u64::MAX)
+            .guidance(0.0)
+            .cfg_scale(MAX_SCALE)
+            .init(pixel())
+            .strength(1.0);
+        request.clone().size(1024, MAX_SIDE).check().unwrap();
+        request.size(2048, 2048).check().unwrap();
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_by_name() {
+        for v in [0, 1, 15, 4112, usize::MAX] {
+            assert!(refused(|r| r.width = Some(v)).starts_with("width: "));
+            assert!(refused(|r| r.height = Some(v)).starts_with("height: "));
+        }
+        assert!(refused(|r| (r.width, r.height) = (Some(2048), Some(2064))).contains("2048x2064"));
+        for v in [0, 1001, usize::MAX] {
+            assert!(refused(|r| r.steps = Some(v)).contains("1 to 1000"));
+            assert!(refused(|r| r.count = Some(v)).contains("1 to 64"));
+        }
+        for v in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.1, 100.1] {
+            assert!(refused(|r| r.guidance = Some(v)).starts_with("guidance: "));
+            assert!(refused(|r| r.cfg_scale = Some(v)).starts_with("cfg_scale: "));
+            let from = |r: &mut Request| (r.init, r.strength) = (Some(pixel()), Some(v));
+            assert!(refused(from).contains("0 to 1"));
+        }
+        assert!(refused(|r| r.prompt = "a".repeat(1 << 20).into()).contains("1048576 bytes"));
+        assert!(refused(|r| r.prompt = "a\0b".into()).contains("U+0000 at byte 1"));
+        assert!(refused(|r| r.negative = Some("\u{1b}[2J".to_string())).starts_with("negative: "));
+    }
+
+    #[test]
+    fn loras_and_strengths_that_cannot_be_used_are_refused() {
+        assert!(refused(|r| r.strength = Some(0.5)).starts_with("strength: "));
+        assert!(refused(|r| r.prompt = "<lora:x:nan>".into()).contains("<lora:x:nan>"));
+        assert!(refused(|r| r.negative = Some("<lora:x>".into())).starts_with("negative: "));
+        assert!(
+            refused(|r| r.loras = vec![super::super::LoraChoice::new("x", 101.0)]).contains("101")
+        );
+        let tags = "<lora:x>".repeat(MAX_LORAS + 1);
+        assert!(refused(|r| r.prompt = tags.as_str().into()).contains("65"));
+    }
+}
