@@ -76,7 +76,7 @@ fn line(settings: &Settings, index: usize) -> Vec<(&'static str, String)> {
     line
 }
 
-/// The settings in a text that [`write`] wrote, or AUTOMATIC1111 and tools like it. A parameter
+/// The settings in a text that [`write()`] wrote, or AUTOMATIC1111 and tools like it. A parameter
 /// that such a text does not mention gets the value that has no effect; `Steps`, `Seed` and `Size`
 /// are required.
 ///

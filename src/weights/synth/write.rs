@@ -96,7 +96,7 @@ pub struct Watch {
     pub stop: AtomicBool,
 }
 
-/// Like [`write`] for [`Dialect::Comfy`], with progress in `watch`.
+/// Like [`write()`] for [`Dialect::Comfy`], with progress in `watch`.
 pub fn write_watched(spec: &SynthSpec, path: &Path, watch: &Watch) -> Result<()> {
     let plan = comfy(spec)?;
     let written = place(path, |file| stream(&plan, &mut Watched { file, watch }));
@@ -429,7 +429,7 @@ fn layout(plan: &Plan) -> (Vec<&SynthTensor>, Vec<u8>) {
     (order, [&(header.len() as u64).to_le_bytes(), header.as_slice()].concat())
 }
 
-/// Like [`write`] for [`Dialect::Comfy`], but all values are zero and occupy no disk space on a
+/// Like [`write()`] for [`Dialect::Comfy`], but all values are zero and occupy no disk space on a
 /// file system with sparse files: full-size geometry without delay, for testing plans and
 /// transfers.
 pub fn write_hollow(spec: &SynthSpec, path: &Path) -> Result<()> {
