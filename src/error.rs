@@ -59,7 +59,8 @@ impl Kind {
 }
 
 /// An error with everything its reader needs. Built in a chain:
-/// `Error::model("tensor has the wrong shape").at(path).found("[3, 4]").expected("[3, 5]").try_("download it again")`.
+/// `Error::model("wrong shape").at(path).found("[3, 4]").expected("[3, 5]").try_("download it
+/// again")`.
 #[derive(Debug, Clone)]
 pub struct Error {
     inner: Box<Inner>,
@@ -82,7 +83,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 macro_rules! constructors {
     ($($(#[$doc:meta])* $name:ident => $kind:ident;)*) => {
-        $($(#[$doc])* pub fn $name(what: impl Into<String>) -> Self { Self::new(Kind::$kind, what) })*
+        $(
+            $(#[$doc])*
+            pub fn $name(what: impl Into<String>) -> Self {
+                Self::new(Kind::$kind, what)
+            }
+        )*
     };
 }
 
@@ -210,8 +216,8 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// `code`, the whole `message`, and its parts `what`, `place`, `found`, `expected` and `hint`; parts
-/// that are not known are null.
+/// `code`, the whole `message`, and its parts `what`, `place`, `found`, `expected` and `hint`;
+/// parts that are not known are null.
 impl Serialize for Error {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         use serde::ser::SerializeStruct;

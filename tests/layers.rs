@@ -77,3 +77,59 @@ fn unsafe_code_is_in_the_backends_and_the_file_map_only() {
         assert!(allowed || !code.contains("unsafe "), "{name} holds unsafe code");
     }
 }
+
+#[test]
+fn lines_are_at_most_100_columns_wide() {
+    let mut long = Vec::new();
+    for (name, text) in all_sources() {
+        let wide = |(_, line): &(usize, &str)| line.chars().count() > 100;
+        long.extend(
+            text.lines().enumerate().filter(wide).map(|(i, _)| format!("{name}:{}", i + 1)),
+        );
+    }
+    assert!(long.is_empty(), "{} lines over 100 columns: {long:#?}", long.len());
+}
+
+/// The name and the number of lines of each function in `text`, which rustfmt has formatted: a function
+/// ends at the first line that is a closing brace with the indentation of its `fn` line.
+fn functions(text: &str) -> Vec<(String, usize)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (i, line) in lines.iter().enumerate() {
+        let code = line.trim_start();
+        let indent = line.len() - code.len();
+        let words: Vec<&str> = code.split([' ', '(', '<']).collect();
+        let Some(at) = words.iter().position(|w| *w == "fn") else { continue };
+        if code.starts_with("//") || words[..at].iter().any(|w| !QUALIFIERS.contains(w)) {
+            continue;
+        }
+        let end = format!("{}}}", &line[..indent]);
+        // A function on one line, or without a body, ends before the next function begins.
+        let body = lines[i..].iter().position(|l| l.ends_with(['{', ';', '}'])).unwrap_or(0);
+        if !lines[i + body].ends_with('{') {
+            continue;
+        }
+        let length = lines[i..].iter().position(|l| **l == end).map_or(1, |n| n + 1);
+        found.push((words[at + 1].to_string(), length));
+    }
+    found
+}
+
+/// The words that may precede `fn`.
+const QUALIFIERS: [&str; 8] =
+    ["pub", "pub(crate)", "pub(super)", "const", "unsafe", "extern", "\"C\"", "async"];
+
+#[test]
+fn functions_have_at_most_100_lines() {
+    let (mut count, mut long) = (0, Vec::new());
+    for (file, text) in all_sources() {
+        for (name, lines) in functions(&text) {
+            count += 1;
+            if lines > 100 {
+                long.push(format!("{file}: {name} has {lines} lines"));
+            }
+        }
+    }
+    assert!(count > 1000, "only {count} functions found: does this test still read them?");
+    assert!(long.is_empty(), "{long:#?}");
+}

@@ -166,8 +166,8 @@ pub struct ConvertArgs {
 
 const CONVERT_HELP: &str = "\
 The matrices of the transformer's blocks and of T5 get the new type, everything else keeps its \
-own. fp8 is the format of ComfyUI's \"scaled fp8\" files. A GGUF file contains only the transformer (or \
-only T5), as usual.
+own. fp8 is the format of ComfyUI's \"scaled fp8\" files. A GGUF file contains only the \
+transformer (or only T5), as usual.
 
 Examples:
   flux-fast convert flux1-dev.safetensors --to fp8

@@ -67,8 +67,8 @@ pub fn text(report: &Report) -> String {
     if !models.iter().any(|m| m.kind == ModelKind::Model) {
         text += "no FLUX.1 model was found in:\n";
         text += &looked_in.iter().map(|place| format!("  {place}\n")).collect::<String>();
-        text += "  try: flux-fast pull black-forest-labs/FLUX.1-schnell, or give a path with --model, \
-                 or set COMFYUI_PATH to ComfyUI's folder\n";
+        text += "  try: flux-fast pull black-forest-labs/FLUX.1-schnell, or give a path with \
+                 --model, or set COMFYUI_PATH to ComfyUI's folder\n";
     }
     text
 }

@@ -237,8 +237,8 @@ fn unit_in(folder: &Path, families: Families) -> Result<Unit> {
         (0, None) => {
             let titles = titles(&families.transformers().collect::<Vec<_>>());
             Err(Error::model(format!("no {titles} in this folder")).at_path(folder).expected(
-                "a model_index.json with a transformer folder, or a .safetensors or .gguf file of a \
-                 transformer",
+                "a model_index.json with a transformer folder, or a .safetensors or .gguf file of \
+                 a transformer",
             ))
         }
         (n, _) => {

@@ -326,14 +326,8 @@ fn dispatches(a: &Args<GroupNorm>, device: &WgpuDevice, plan: &Plan) -> Vec<Disp
             ..params(first_rows)
         };
         let groups = image.len() * a.groups;
-        all.push(dispatch(
-            &MERGE,
-            vec![],
-            vec![parts, whole],
-            params,
-            groups,
-            groups * chunks * MOMENTS,
-        ));
+        let moved = groups * chunks * MOMENTS;
+        all.push(dispatch(&MERGE, vec![], vec![parts, whole], params, groups, moved));
     }
     for piece in pieces(a, last_rows, &[&a.x, &a.out, &statistics], device) {
         let (x, x_base) = a.x.band(piece.rows.start, piece.rows.len()).bind(device);

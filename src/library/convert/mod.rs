@@ -207,15 +207,8 @@ fn quantise<'a>(
 ) -> Result<Vec<OutputTensor<'a>>> {
     let (rows, cols) = (source.rows, source.cols);
     let layer = name.strip_suffix(".weight").unwrap_or(name).to_string();
-    let record = |format: &str| {
-        bytes(format!("{layer}.comfy_quant"), "U8", json!({ "format": format }).to_string().into())
-    };
-    let scalar = |ending: &str, value: f32| -> OutputTensor<'a> {
-        OutputTensor {
-            shape: vec![],
-            ..bytes(format!("{layer}{ending}"), "F32", value.to_le_bytes().into())
-        }
-    };
+    let record = |format: &str| format_record(&layer, format);
+    let scalar = |ending: &str, value: f32| scalar(&layer, ending, value);
     if !cols.is_multiple_of(target.block()) {
         return Ok(match target {
             Target::Gguf(_) if cols.is_multiple_of(32) => {
@@ -235,11 +228,6 @@ fn quantise<'a>(
         dtype: dtype.name(),
         shape: vec![rows, cols],
         make: Make::Eight { source, dtype, scales },
-    };
-    let largest = |source: &Source, work: &mut Work| {
-        let largest = source.largest()?;
-        work.add(source.stored_bytes())?;
-        Ok::<_, Error>(largest)
     };
     // A scale that is too small for f32 would be 0; such values are negligible.
     let scale = |v: f32, top: f32| if v / top >= f32::MIN_POSITIVE { v / top } else { 1.0 };
@@ -282,65 +270,84 @@ fn quantise<'a>(
                 make,
             }]
         }
-        Target::Blocks(dtype) => {
-            let format = dtype.format().expect("targets are formats");
-            let whole = match dtype {
-                DType::Nvfp4 => largest(&source, work)?.into_iter().fold(0f32, f32::max),
-                _ => 0.0,
+        Target::Blocks(dtype) => quantise_blocks(name, &layer, source, dtype, work)?,
+    })
+}
+
+/// A matrix in blocks (mxfp8, nvfp4, or a 4-bit type of bitsandbytes), with its companions.
+fn quantise_blocks<'a>(
+    name: &str,
+    layer: &str,
+    source: Source<'a>,
+    dtype: DType,
+    work: &mut Work,
+) -> Result<Vec<OutputTensor<'a>>> {
+    let (rows, cols) = (source.rows, source.cols);
+    let format = dtype.format().expect("targets are formats");
+    let whole = match dtype {
+        DType::Nvfp4 => largest(&source, work)?.into_iter().fold(0f32, f32::max),
+        _ => 0.0,
+    };
+    let tiles = vec![rows.next_multiple_of(128), (cols / format.block).next_multiple_of(4)];
+    let scales = |name: String, dtype: &'static str, shape: Vec<usize>, tiled| {
+        let make = Make::BlockScales { source: source.clone(), format, whole, tiled };
+        OutputTensor { name, dtype, shape, make }
+    };
+    let made = Make::Blocks { source: source.clone(), format, whole };
+    let tensor =
+        |dtype: &'static str, shape| OutputTensor { name: name.into(), dtype, shape, make: made };
+    Ok(match dtype {
+        DType::Mxfp8 => vec![
+            tensor("F8_E4M3", vec![rows, cols]),
+            scales(format!("{layer}.weight_scale"), "F8_E8M0", tiles, true),
+            format_record(layer, "mxfp8"),
+        ],
+        DType::Nvfp4 => vec![
+            tensor("U8", vec![rows, cols / 2]),
+            scales(format!("{layer}.weight_scale"), "F8_E4M3", tiles, true),
+            scalar(layer, ".weight_scale_2", crate::dtype::encode::nvfp4_factor(whole)),
+            format_record(layer, "nvfp4"),
+        ],
+        _ => {
+            let state = json!({
+                "quant_type": format.name,
+                "blocksize": format.block,
+                "dtype": "bfloat16",
+                "shape": [rows, cols],
+            });
+            let table = if dtype == DType::Fp4 {
+                &crate::dtype::blocks::FP4
+            } else {
+                &crate::dtype::blocks::NF4
             };
-            let tiles = vec![rows.next_multiple_of(128), (cols / format.block).next_multiple_of(4)];
-            let scales = |name: String, dtype: &'static str, shape: Vec<usize>, tiled| {
-                let make = Make::BlockScales { source: source.clone(), format, whole, tiled };
-                OutputTensor { name, dtype, shape, make }
-            };
-            let made = Make::Blocks { source: source.clone(), format, whole };
-            let tensor = |dtype: &'static str, shape| OutputTensor {
-                name: name.into(),
-                dtype,
-                shape,
-                make: made,
-            };
-            match dtype {
-                DType::Mxfp8 => vec![
-                    tensor("F8_E4M3", vec![rows, cols]),
-                    scales(format!("{layer}.weight_scale"), "F8_E8M0", tiles, true),
-                    record("mxfp8"),
-                ],
-                DType::Nvfp4 => vec![
-                    tensor("U8", vec![rows, cols / 2]),
-                    scales(format!("{layer}.weight_scale"), "F8_E4M3", tiles, true),
-                    scalar(".weight_scale_2", crate::dtype::encode::nvfp4_factor(whole)),
-                    record("nvfp4"),
-                ],
-                _ => {
-                    let state = json!({
-                        "quant_type": format.name,
-                        "blocksize": format.block,
-                        "dtype": "bfloat16",
-                        "shape": [rows, cols],
-                    });
-                    let table = if dtype == DType::Fp4 {
-                        &crate::dtype::blocks::FP4
-                    } else {
-                        &crate::dtype::blocks::NF4
-                    };
-                    let table = table.iter().flat_map(|v| v.to_le_bytes()).collect();
-                    let state_name = format!("{name}.quant_state.bitsandbytes__{}", format.name);
-                    vec![
-                        tensor("U8", vec![rows * cols / 2, 1]),
-                        scales(
-                            format!("{name}.absmax"),
-                            "F32",
-                            vec![rows * cols / format.block],
-                            false,
-                        ),
-                        bytes(format!("{name}.quant_map"), "F32", table),
-                        bytes(state_name, "U8", state.to_string().into()),
-                    ]
-                }
-            }
+            let table = table.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let state_name = format!("{name}.quant_state.bitsandbytes__{}", format.name);
+            vec![
+                tensor("U8", vec![rows * cols / 2, 1]),
+                scales(format!("{name}.absmax"), "F32", vec![rows * cols / format.block], false),
+                bytes(format!("{name}.quant_map"), "F32", table),
+                bytes(state_name, "U8", state.to_string().into()),
+            ]
         }
     })
+}
+
+/// The largest absolute value of each row of `source`. Reading them counts as work.
+fn largest(source: &Source, work: &mut Work) -> Result<Vec<f32>> {
+    let largest = source.largest()?;
+    work.add(source.stored_bytes())?;
+    Ok(largest)
+}
+
+/// ComfyUI's record of how the matrix of `layer` is stored.
+fn format_record<'a>(layer: &str, format: &str) -> OutputTensor<'a> {
+    bytes(format!("{layer}.comfy_quant"), "U8", json!({ "format": format }).to_string().into())
+}
+
+/// A number in F32 whose name is `layer` with `ending`.
+fn scalar<'a>(layer: &str, ending: &str, value: f32) -> OutputTensor<'a> {
+    let tensor = bytes(format!("{layer}{ending}"), "F32", value.to_le_bytes().into());
+    OutputTensor { shape: vec![], ..tensor }
 }
 
 /// A small tensor that is in memory; a vector.

@@ -4,7 +4,7 @@
 //! ```text
 //! the prompt, which may have several lines
 //! Negative prompt: also
-//! Steps: 4, Sampler: Euler, Schedule type: Simple, CFG scale: 1, Seed: 1, Size: 1024x1024, Model hash: ..., Model: ...
+//! Steps: 4, Sampler: Euler, Schedule type: Simple, CFG scale: 1, Seed: 1, Size: 1024x1024, ...
 //! ```
 //!
 //! The labels and their order come from the list of parameters in
@@ -145,7 +145,8 @@ fn quoted(value: &str) -> Cow<'_, str> {
     }
 }
 
-/// The fields of the last line, by the rule `\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)`, found one after another.
+/// The fields of the last line, one after another. Each matches
+/// `\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)`.
 fn fields(line: &str) -> Vec<(&str, Cow<'_, str>)> {
     let mut found = Vec::new();
     let mut rest = line;
@@ -237,9 +238,9 @@ mod tests {
     fn a_simple_prompt_is_written_as_other_tools_write_it() {
         assert_eq!(
             write(&settings("a fox, red", Some("blur")), 0),
-            "a fox, red\nNegative prompt: blur\nSteps: 20, Sampler: Euler, Schedule type: Simple, CFG scale: 1, \
-             Distilled CFG Scale: 3.5, Seed: 18446744073709551615, Size: 1024x768, Model hash: 0123456789, \
-             Model: flux1-dev, Version: flux-fast 0.1.0"
+            "a fox, red\nNegative prompt: blur\nSteps: 20, Sampler: Euler, Schedule type: Simple, \
+             CFG scale: 1, Distilled CFG Scale: 3.5, Seed: 18446744073709551615, Size: 1024x768, \
+             Model hash: 0123456789, Model: flux1-dev, Version: flux-fast 0.1.0"
         );
     }
 
@@ -281,8 +282,9 @@ mod tests {
 
     #[test]
     fn the_text_of_another_tool_is_read_as_far_as_it_goes() {
-        let text = "a (cat:1.2), <lora:toy:0.7>\nwith a hat\nNegative prompt: dog,\nbird\nSteps: 28, Sampler: DPM++ 2M, \
-                    CFG scale: 7.5, Seed: 42, Size: 512x640, Model hash: abc, Model: sd, Lora hashes: \"toy: 1, b: 2\", Version: v1.9";
+        let text = "a (cat:1.2), <lora:toy:0.7>\nwith a hat\nNegative prompt: dog,\nbird\n\
+                    Steps: 28, Sampler: DPM++ 2M, CFG scale: 7.5, Seed: 42, Size: 512x640, \
+                    Model hash: abc, Model: sd, Lora hashes: \"toy: 1, b: 2\", Version: v1.9";
         let settings = read(text).unwrap();
         assert_eq!(settings.prompt.as_str(), "a (cat:1.2), <lora:toy:0.7>\nwith a hat");
         assert_eq!(settings.negative.as_deref(), Some("dog,\nbird"));

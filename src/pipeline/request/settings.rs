@@ -99,8 +99,8 @@ macro_rules! parameters {
             )+
             /// The model's name as shown, such as `flux-tiny` or `flux1-dev`.
             pub model: String,
-            /// First ten hexadecimal digits of a hash of the weights' header, to recognise the file;
-            /// empty if unknown.
+            /// First ten hexadecimal digits of a hash of the weights' header, to recognise the
+            /// file; empty if unknown.
             pub model_hash: String,
         }
 

@@ -125,9 +125,13 @@ fn refuse_other_kinds(bytes: &[u8], path: &Path) -> Result<()> {
         || bytes.starts_with(&[0x80, 0x02]) && bytes.get(7) != Some(&0)
     {
         Error::model(
-            "this is a pickle file (.ckpt, .pt), which is not supported: it can run code when loaded",
+            "this is a pickle file (.ckpt, .pt), which is not supported: it can run code when \
+             loaded",
         )
-        .try_("use a .safetensors or .gguf file, or convert this file on a machine that you can risk")
+        .try_(
+            "use a .safetensors or .gguf file, or convert this file on a machine that you can \
+             risk",
+        )
     } else if bytes.starts_with(b"version ")
         || bytes.starts_with(b"<!DOCTYPE")
         || bytes.starts_with(b"<html")

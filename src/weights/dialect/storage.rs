@@ -4,12 +4,12 @@
 //! | dialect | companions of `X.weight` | value |
 //! |---|---|---|
 //! | scaled fp8, old | `X.scale_weight`, and `scaled_fp8` once a component | `w * scale` |
-//! | scaled fp8, new | `X.weight_scale`, `X.comfy_quant` or `_quantization_metadata` | `w * scale` |
+//! | scaled fp8, new | `X.weight_scale`, `X.comfy_quant` (or in the header) | `w * scale` |
 //! | int8_tensorwise | the same, one scale or one a row | `w * scale` |
 //! | mxfp8 | the same, `X.weight_scale` E8M0 for 32 columns, in tiles | `w * scale` |
-//! | nvfp4 | the same, E4M3 for 16 columns, in tiles, and `X.weight_scale_2` | `code * scale * scale_2` |
-//! | bitsandbytes | `X.weight.absmax`, `X.weight.quant_state.bitsandbytes__nf4` (JSON) | `code * absmax` |
-//! | aredden | `X.float8_data` in place of `X.weight`, `X.scale_reciprocal` | `w * scale_reciprocal` |
+//! | nvfp4 | the same, E4M3 for 16 columns, and `X.weight_scale_2` | `code * scale * scale_2` |
+//! | bitsandbytes | `X.weight.absmax`, `X.weight.quant_state....` (JSON) | `code * absmax` |
+//! | aredden | `X.float8_data` for `X.weight`, `X.scale_reciprocal` | `w * scale_reciprocal` |
 //!
 //! `_quantization_metadata` is an entry of the header. The scales of bitsandbytes may themselves be
 //! quantised: `nested_absmax`, `nested_quant_map`. Scales of activations (`input_scale`) are not

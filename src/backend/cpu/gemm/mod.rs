@@ -392,12 +392,12 @@ unsafe fn pack_x(micro: &Micro, block: &KBlock, x: In, rows: (usize, usize), to:
     unsafe { (micro.pack)(lanes, micro.mr, block.from, block.len, to) };
 }
 
-/// Packs the `cols` rows from `col` of `w` to panels. With `expands`, rows of types that the loaders
-/// cannot read are expanded to `buffer` first.
+/// Packs the `cols` rows from `col` of `w` to panels. With `expands`, rows of types that the
+/// loaders cannot read are expanded to `buffer` first.
 ///
 /// # Safety
-/// The processor must have what `micro` needs, the rows must have the elements of the block, and `to`
-/// must have room for the panels.
+/// The processor must have what `micro` needs, the rows must have the elements of the block, and
+/// `to` must have room for the panels.
 unsafe fn pack_w(
     micro: &Micro,
     block: &KBlock,

@@ -20,7 +20,10 @@ fn refused(header: &str, data: usize) -> String {
     e.to_string()
 }
 
-const TWO: &str = r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"BF16","shape":[],"data_offsets":[24,26]}}"#;
+const TWO: &str = concat!(
+    r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"#,
+    r#""b":{"dtype":"BF16","shape":[],"data_offsets":[24,26]}}"#
+);
 
 #[test]
 fn a_sound_file_is_read_in_the_order_of_its_bytes() {
@@ -36,7 +39,11 @@ fn a_sound_file_is_read_in_the_order_of_its_bytes() {
     // Trailing spaces pad the header. A file without tensors is valid, and so are empty tensors.
     parse(&file(&format!("{TWO}   "), 26)).unwrap();
     assert_eq!(parse(&file("{}", 0)).unwrap().tensors, []);
-    parse(&file(r#"{"a":{"dtype":"F8_E4M3","shape":[0],"data_offsets":[0,0]},"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#, 1)).unwrap();
+    let empty_and_one = concat!(
+        r#"{"a":{"dtype":"F8_E4M3","shape":[0],"data_offsets":[0,0]},"#,
+        r#""b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#
+    );
+    parse(&file(empty_and_one, 1)).unwrap();
 }
 
 #[test]
@@ -76,7 +83,10 @@ fn f2_bit_flips_give_an_error_or_a_consistent_parse() {
 fn f2_what_other_readers_let_pass_is_refused() {
     let space = format!(" {TWO}");
     assert!(refused(&space, 26).contains("does not begin with '{'"));
-    let zero_alias = r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"z":{"dtype":"U8","shape":[0],"data_offsets":[2,2]}}"#;
+    let zero_alias = concat!(
+        r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"#,
+        r#""z":{"dtype":"U8","shape":[0],"data_offsets":[2,2]}}"#
+    );
     assert!(refused(zero_alias, 4).starts_with("z: "));
     assert!(refused(&format!("{TWO}x"), 26).contains("not valid"));
     assert!(refused("[]", 0).contains("does not begin"));
@@ -167,10 +177,10 @@ fn f7_sizes_and_types_that_do_not_fit_name_the_tensor() {
             8,
         )
     };
-    assert!(
-        one("F32", "[3]", "[0,8]")
-            .contains("w: tensor's byte range does not match its shape: found 8 bytes, expected 12 bytes for F32 [3]")
-    );
+    assert!(one("F32", "[3]", "[0,8]").contains(
+        "w: tensor's byte range does not match its shape: found 8 bytes, \
+                 expected 12 bytes for F32 [3]"
+    ));
     assert!(
         one("F33", "[2]", "[0,8]").contains("w: tensor has an unknown element type: found F33")
     );
