@@ -215,6 +215,6 @@ mod tests {
             assert!(seen.insert((s.component, format!("flat {}", s.flat))), "{} twice", s.flat);
         }
         let spelled = |layer: &&str| dialect_spellings(TRANSFORMER, layer).len();
-        assert_eq!(TRANSFORMER.lora.layers.iter().map(|l| spelled(l)).sum::<usize>(), 30);
+        assert_eq!(TRANSFORMER.lora.layers.iter().map(spelled).sum::<usize>(), 30);
     }
 }
