@@ -165,7 +165,7 @@ fn errors_have_their_exit_codes_and_say_what_to_do() {
         ("fail=copy:2", 6, &["lost", "214", "nvidia-smi"]),
         ("fail=copy:30,order=random:3", 6, &["lost", "214", "nvidia-smi"]),
         ("fail=launch:100,order=random:4", 6, &["lost", "719", "--device cpu"]),
-        ("fail=init:1", 6, &["of no use", "nvidia-smi"]),
+        ("fail=init:1", 6, &["does not work", "nvidia-smi"]),
         ("visible=", 6, &["cuda"]),
         ("visible=3", 6, &["RTX 2060", "7.5", "8.0"]),
         ("driver=11040", 6, &["too old", "11.4", "11.8"]),

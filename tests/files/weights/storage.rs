@@ -271,7 +271,7 @@ fn bad_scales_and_unknown_formats_are_errors_that_name_the_tensor() {
     }
     for (format, words) in [
         ("mxfp8", "no weight_scale"),
-        ("nvfp4", "nvfp4 has: found F8_E4M3, expected U8"),
+        ("nvfp4", "type of nvfp4: found F8_E4M3, expected U8"),
         ("int8_tensorwise", "found F8_E4M3, expected I8"),
         ("convrot_w4a4", "convrot_w4a4, which is not supported"),
     ] {
