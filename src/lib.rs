@@ -14,7 +14,7 @@
 //! ```
 //!
 //! [`Options`] name the model and the device, a [`Request`] what to draw. [`Engine::generate_with`]
-//! sends an [`Event`] for every step and can be cancelled there. What came out carries its
+//! sends an [`Event`] for every step and can be cancelled there. The result contains its
 //! [`Settings`], and `save` writes them into the files, so that an image can be made again.
 //!
 //! # Features

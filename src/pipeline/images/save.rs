@@ -132,7 +132,7 @@ enum Target {
 
 fn target(path: &Path) -> Result<Target> {
     if path.as_os_str().is_empty() || path.file_name().is_none() {
-        return Err(Error::output("this is no file name")
+        return Err(Error::output("this is not a file name")
             .at_path(path)
             .try_("give a name such as fox.png"));
     }
