@@ -78,7 +78,7 @@ fn read_text(reader: impl Read, limit: u64, name: &str) -> Result<String> {
     let text = String::from_utf8(bytes)
         .map_err(|_| Error::argument("the prompt is not UTF-8").at(name))?;
     // Editors on Windows begin files with a byte-order mark; it is not part of the prompt.
-    Ok(text.strip_prefix('\u{feff}').map_or_else(|| text.clone(), str::to_string))
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(&text).to_string())
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use crate::backend::Grain;
 use crate::op::Program;
 
-/// Weights below this size in bytes always stay: the ring would save too little for so many loads.
+/// Weights below this size in bytes always stay: streaming them would cost many loads and save
+/// little memory.
 const SMALL_BYTES: usize = 1 << 16;
 
 /// Where the weights of one program are placed.

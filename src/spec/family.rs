@@ -161,7 +161,7 @@ pub struct Diffusers {
     /// The folder, which is also the component's key in the metadata's `config`.
     pub folder: &'static str,
     /// `diffusers` or `transformers`.
-    pub library: &'static str,
+    pub python_library: &'static str,
     /// Its class, in `model_index.json` and `config.json`.
     pub class: &'static str,
     /// Glob of the classes whose `config.json` is accepted.
@@ -171,7 +171,7 @@ pub struct Diffusers {
 impl Diffusers {
     /// The weights' file name without its ending.
     pub fn stem(&self) -> &'static str {
-        if self.library == "transformers" { "model" } else { "diffusion_pytorch_model" }
+        if self.python_library == "transformers" { "model" } else { "diffusion_pytorch_model" }
     }
 }
 
@@ -268,7 +268,7 @@ impl ComponentSpec {
         name: "",
         title: "",
         option: None,
-        diffusers: Diffusers { folder: "", library: "diffusers", class: "", classes: "" },
+        diffusers: Diffusers { folder: "", python_library: "diffusers", class: "", classes: "" },
         tokenizer: None,
         files: FileNames { folders: &[], ranks: &[], known: &[], not: &[], written: "" },
         source: None,

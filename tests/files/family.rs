@@ -51,7 +51,7 @@ static CORE_SPEC: ComponentSpec = ComponentSpec {
     option: None,
     diffusers: Diffusers {
         folder: "core",
-        library: "diffusers",
+        python_library: "diffusers",
         class: "LumenCore",
         classes: "LumenCore*",
     },
@@ -108,7 +108,7 @@ static READER_SPEC: ComponentSpec = ComponentSpec {
     option: Some("reader"),
     diffusers: Diffusers {
         folder: "reader",
-        library: "transformers",
+        python_library: "transformers",
         class: "LumenReader",
         classes: "*Reader*",
     },

@@ -11,7 +11,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
     option: Some("vae"),
     diffusers: Diffusers {
         folder: "vae",
-        library: "diffusers",
+        python_library: "diffusers",
         class: "AutoencoderKL",
         classes: "*Autoencoder*",
     },

@@ -14,7 +14,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
     option: Some("clip"),
     diffusers: Diffusers {
         folder: "text_encoder",
-        library: "transformers",
+        python_library: "transformers",
         class: "CLIPTextModel",
         classes: "*CLIP*",
     },

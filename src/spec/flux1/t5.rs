@@ -13,7 +13,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
     option: Some("t5"),
     diffusers: Diffusers {
         folder: "text_encoder_2",
-        library: "transformers",
+        python_library: "transformers",
         class: "T5EncoderModel",
         classes: "*T5*",
     },

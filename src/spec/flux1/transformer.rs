@@ -11,7 +11,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
     title: "FLUX transformer",
     diffusers: Diffusers {
         folder: "transformer",
-        library: "diffusers",
+        python_library: "diffusers",
         class: "FluxTransformer2DModel",
         classes: "Flux*",
     },

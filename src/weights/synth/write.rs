@@ -190,13 +190,13 @@ fn write_diffusers(
     let mut index = Map::from_iter([("_class_name".to_string(), json!(class))]);
     for component in present {
         let place = &component.0.diffusers;
-        let (library, class) = (place.library, place.class);
-        index.insert(place.folder.into(), json!([library, class]));
+        let (python_library, class) = (place.python_library, place.class);
+        index.insert(place.folder.into(), json!([python_library, class]));
         let folder = root.join(place.folder);
         if let Some(config) = spec.configs.get(place.folder).filter(|c| !c.is_null()) {
             let mut config = config.clone();
             if let Some(object) = config.as_object_mut() {
-                match library {
+                match python_library {
                     "diffusers" => object.insert("_class_name".into(), json!(class)),
                     _ => object.insert("architectures".into(), json!([class])),
                 };
