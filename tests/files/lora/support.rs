@@ -1,5 +1,7 @@
 //! LoRA files made in memory, the matrices that they belong to, and numbers for them.
 
+pub use crate::weights::support::list;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -86,27 +88,6 @@ impl Lora {
 }
 
 pub type Shapes = BTreeMap<(Component, String), (usize, usize)>;
-
-/// Names and shapes of a list in `tests/data`; `{0-18}` stands for each number.
-pub fn list(file: &str) -> Vec<(String, Vec<usize>)> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(file);
-    let mut out = vec![];
-    for line in std::fs::read_to_string(path).unwrap().lines() {
-        let mut words = line.split(' ');
-        let name = words.next().unwrap();
-        let shape: Vec<usize> = words.map(|w| w.parse().unwrap()).collect();
-        match name.split_once('{').and_then(|(a, rest)| Some((a, rest.split_once('}')?))) {
-            None => out.push((name.to_string(), shape)),
-            Some((before, (range, after))) => {
-                let (first, last) = range.split_once('-').unwrap();
-                for i in first.parse::<usize>().unwrap()..=last.parse().unwrap() {
-                    out.push((format!("{before}{i}{after}"), shape.clone()));
-                }
-            }
-        }
-    }
-    out
-}
 
 /// The matrices of FLUX.1 dev and its text encoders.
 pub fn dev() -> Shapes {
