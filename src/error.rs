@@ -6,6 +6,8 @@ use std::path::Path;
 
 use serde::{Serialize, Serializer};
 
+use crate::message::{Message, Neutral, Words};
+
 /// The kind of a failure. Each kind is one exit code of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -61,6 +63,9 @@ impl Kind {
 /// An error with everything its reader needs. Built in a chain:
 /// `Error::model("wrong shape").at(path).found("[3, 4]").expected("[3, 5]").try_("download it
 /// again")`.
+///
+/// Places and hints may name parameters and commands ([`Message`]). Its own text is neutral;
+/// [`Error::in_words`] is the error in the words of a front end.
 #[derive(Debug, Clone)]
 pub struct Error {
     inner: Box<Inner>,
@@ -72,10 +77,10 @@ struct Inner {
     /// Replaces the code of the kind.
     code: Option<&'static str>,
     what: String,
-    place: Option<String>,
-    found: Option<String>,
+    place: Option<Message>,
+    found: Option<Message>,
     expected: Option<String>,
-    hint: Option<String>,
+    hint: Option<Message>,
 }
 
 /// The result of everything fallible in this crate.
@@ -127,24 +132,42 @@ impl Error {
         cancelled => Cancelled;
     }
 
-    /// Where: a tensor, a flag, a layer, a path.
-    pub fn at(mut self, place: impl fmt::Display) -> Self {
-        let place = place.to_string();
-        self.inner.place = Some(match self.inner.place.take() {
-            Some(inner) => format!("{place}: {inner}"),
-            None => place,
-        });
-        self
+    /// Where: a tensor, a layer, a path. Outer places come first when several are given.
+    pub fn at(self, place: impl fmt::Display) -> Self {
+        self.at_message(Message::plain(place))
     }
 
-    /// Where, as a file path. Outer places come first when several are given.
+    /// Where, as a file path.
     pub fn at_path(self, path: &Path) -> Self {
         self.at(path.display())
     }
 
+    /// Where, as a parameter of [`Options`](crate::Options) or [`Request`](crate::Request): its
+    /// name there.
+    pub fn at_parameter(self, name: impl Into<String>) -> Self {
+        self.at_message(Message::place(name, None))
+    }
+
+    /// Where, as one value of a parameter that may have several.
+    pub fn at_parameter_value(self, name: impl Into<String>, value: impl fmt::Display) -> Self {
+        self.at_message(Message::place(name, Some(value.to_string())))
+    }
+
+    /// Where, as a text that may name parameters.
+    pub fn at_message(mut self, place: Message) -> Self {
+        self.inner.place =
+            Some(Message::join([Some(place), self.inner.place.take()].into_iter().flatten(), ": "));
+        self
+    }
+
     /// What was found there.
-    pub fn found(mut self, found: impl fmt::Display) -> Self {
-        self.inner.found = Some(found.to_string());
+    pub fn found(self, found: impl fmt::Display) -> Self {
+        self.found_message(Message::plain(found))
+    }
+
+    /// What was found there, as a text that may name parameters.
+    pub fn found_message(mut self, found: Message) -> Self {
+        self.inner.found = Some(found);
         self
     }
 
@@ -161,9 +184,11 @@ impl Error {
         self
     }
 
-    /// What the reader can do about it.
-    pub fn try_(mut self, hint: impl fmt::Display) -> Self {
-        self.inner.hint = Some(hint.to_string());
+    /// What the reader can do about it: a template if it is a literal, such as
+    /// `"a smaller {vram}, or {device=cpu}"` (see [`Message`]), and plain text if it is a
+    /// [`String`].
+    pub fn try_(mut self, hint: impl Into<Message>) -> Self {
+        self.inner.hint = Some(hint.into());
         self
     }
 
@@ -196,39 +221,101 @@ impl Error {
     pub fn hint(&self) -> Option<&str> {
         self.inner.hint.as_deref()
     }
+
+    /// The parameter at which the request or the options are wrong, if it is one.
+    pub fn parameter(&self) -> Option<&str> {
+        self.inner.place.as_ref()?.parameters().last().map(|(name, _)| name)
+    }
+
+    /// The whole error without its hint, with the parameters that it names.
+    pub fn message(&self) -> Message {
+        let Inner { what, place, found, expected, .. } = &*self.inner;
+        let mut message = Message::default();
+        if let Some(place) = place {
+            message.append(Message::with("{}: ", [place.clone()]));
+        }
+        message.append(Message::plain(what));
+        if let Some(found) = found {
+            message.append(Message::with(": found {}", [found.clone()]));
+        }
+        if let Some(expected) = expected {
+            let separator = if found.is_some() { ", " } else { ": " };
+            message.append(Message::plain(format!("{separator}expected {expected}")));
+        }
+        message
+    }
+
+    /// The error in the words of a front end.
+    pub fn in_words<'a>(&'a self, words: &'a dyn Words) -> WordedError<'a> {
+        WordedError { error: self, words }
+    }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { what, place, found, expected, .. } = &*self.inner;
-        if let Some(place) = place {
-            write!(f, "{place}: ")?;
-        }
-        f.write_str(what)?;
-        match (found, expected) {
-            (Some(found), Some(expected)) => write!(f, ": found {found}, expected {expected}"),
-            (Some(found), None) => write!(f, ": found {found}"),
-            (None, Some(expected)) => write!(f, ": expected {expected}"),
-            (None, None) => Ok(()),
-        }
+        f.write_str(self.message().as_str())
     }
 }
 
 impl std::error::Error for Error {}
 
-/// `code`, the whole `message`, and its parts `what`, `place`, `found`, `expected` and `hint`;
-/// parts that are not known are null.
+/// An error in neutral words; see [`WordedError`].
 impl Serialize for Error {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        self.in_words(&Neutral).serialize(serializer)
+    }
+}
+
+/// An [`Error`] in the words of a front end.
+#[derive(Clone, Copy)]
+pub struct WordedError<'a> {
+    error: &'a Error,
+    words: &'a dyn Words,
+}
+
+impl WordedError<'_> {
+    /// What to try, if there is anything.
+    pub fn hint(&self) -> Option<String> {
+        self.worded(&self.error.inner.hint)
+    }
+
+    fn worded(&self, message: &Option<Message>) -> Option<String> {
+        message.as_ref().map(|message| message.in_words(self.words))
+    }
+}
+
+impl fmt::Display for WordedError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.error.message().in_words(self.words))
+    }
+}
+
+/// A parameter with the value that a hint proposes for it.
+#[derive(Serialize)]
+struct Proposal<'a> {
+    name: &'a str,
+    value: Option<&'a str>,
+}
+
+/// `code`, the whole `message`, and its parts `what`, `place`, `found`, `expected` and `hint`; the
+/// `parameter` at the place; and `hint_parameters`, each with `name` and the `value` to try. Names
+/// of parameters are those of the library in any words. Parts that are not known are null.
+impl Serialize for WordedError<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         use serde::ser::SerializeStruct;
-        let mut fields = serializer.serialize_struct("Error", 7)?;
-        fields.serialize_field("code", self.code())?;
+        let inner = &self.error.inner;
+        let hints = inner.hint.iter().flat_map(|hint| hint.parameters());
+        let hints: Vec<_> = hints.map(|(name, value)| Proposal { name, value }).collect();
+        let mut fields = serializer.serialize_struct("Error", 9)?;
+        fields.serialize_field("code", self.error.code())?;
         fields.serialize_field("message", &self.to_string())?;
-        fields.serialize_field("what", &self.inner.what)?;
-        fields.serialize_field("place", &self.inner.place)?;
-        fields.serialize_field("found", &self.inner.found)?;
-        fields.serialize_field("expected", &self.inner.expected)?;
-        fields.serialize_field("hint", &self.inner.hint)?;
+        fields.serialize_field("what", &inner.what)?;
+        fields.serialize_field("place", &self.worded(&inner.place))?;
+        fields.serialize_field("found", &self.worded(&inner.found))?;
+        fields.serialize_field("expected", &inner.expected)?;
+        fields.serialize_field("hint", &self.hint())?;
+        fields.serialize_field("parameter", &self.error.parameter())?;
+        fields.serialize_field("hint_parameters", &hints)?;
         fields.end()
     }
 }
@@ -255,5 +342,33 @@ mod tests {
         let json = serde_json::to_value(e.with_code("wrong_shape")).unwrap();
         assert_eq!(json["code"], "wrong_shape");
         assert_eq!((&json["found"], &json["hint"]), (&"[3, 4]".into(), &"again".into()));
+    }
+
+    #[test]
+    fn parameters_are_in_the_words_of_the_front_end() {
+        struct Dashes;
+        impl Words for Dashes {
+            fn parameter(&self, name: &str, value: Option<&str>) -> String {
+                format!("--{name} {}", value.unwrap_or_default())
+            }
+            fn place(&self, name: &str, _: Option<&str>) -> String {
+                format!("--{name}")
+            }
+        }
+        let e = Error::memory("too little")
+            .at_parameter("ram")
+            .found_message("1 MB ({ram})".into())
+            .expected("2 MB")
+            .try_("{ram=2M}");
+        assert_eq!(e.to_string(), "ram: too little: found 1 MB (`ram`), expected 2 MB");
+        assert_eq!((e.place(), e.parameter()), (Some("ram"), Some("ram")));
+        assert_eq!(e.hint(), Some("`ram` 2M"));
+        let worded = e.in_words(&Dashes);
+        assert_eq!(worded.to_string(), "--ram: too little: found 1 MB (--ram ), expected 2 MB");
+        let json = serde_json::to_value(worded).unwrap();
+        assert_eq!((&json["place"], &json["hint"]), (&"--ram".into(), &"--ram 2M".into()));
+        assert_eq!(json["parameter"], "ram");
+        assert_eq!(json["hint_parameters"], serde_json::json!([{"name": "ram", "value": "2M"}]));
+        assert_eq!(serde_json::to_value(e).unwrap()["hint"], "`ram` 2M");
     }
 }

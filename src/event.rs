@@ -1,5 +1,7 @@
 //! Events of a running generation: progress bars, servers and tests receive the same ones.
 
+use crate::message::Message;
+
 /// The phases of one generation, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
@@ -35,9 +37,9 @@ impl Phase {
 #[non_exhaustive]
 pub enum Event {
     /// A message for the user that is not an error: a default that was used, a file that was found.
-    Note(String),
+    Note(Message),
     /// A message about something that the user probably did not intend.
-    Warning(String),
+    Warning(Message),
     /// A phase begins.
     PhaseStart {
         /// Which one.
@@ -67,4 +69,16 @@ pub enum Event {
         /// The most bytes that its plan uses at a time, activations and weights together.
         peak_bytes: u64,
     },
+}
+
+impl Event {
+    /// [`Event::Note`] of a template or a text: see [`Message`].
+    pub fn note(text: impl Into<Message>) -> Event {
+        Event::Note(text.into())
+    }
+
+    /// [`Event::Warning`] of a template or a text: see [`Message`].
+    pub fn warning(text: impl Into<Message>) -> Event {
+        Event::Warning(text.into())
+    }
 }

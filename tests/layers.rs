@@ -1,10 +1,11 @@
 //! The layers of the architecture, read from the sources: each module uses only modules of its own
-//! layer and of the layers before it (ARCHITECTURE.md), and `unsafe` is used in few places.
+//! layer and of the layers before it (ARCHITECTURE.md), `unsafe` is used in few places, and only the
+//! command line names its options.
 
 use std::path::{Path, PathBuf};
 
 const LAYERS: &[&[&str]] = &[
-    &["error", "event", "dtype", "tensor", "units", "host"],
+    &["error", "event", "message", "dtype", "tensor", "units", "host"],
     &["op"],
     &["spec", "backend", "weights", "model"],
     &["library", "plan"],
@@ -88,6 +89,112 @@ fn lines_are_at_most_100_columns_wide() {
         );
     }
     assert!(long.is_empty(), "{} lines over 100 columns: {long:#?}", long.len());
+}
+
+/// The string literals of `text`, which is Rust that compiles. Escapes stay as they are written.
+fn literals(text: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(['"', '\'', '/', 'r']) {
+        let word_before = rest[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        let (from, hashes) =
+            (&rest[at..], rest[at + 1..].chars().take_while(|c| *c == '#').count());
+        let raw = from.starts_with('r') && from[1 + hashes..].starts_with('"');
+        rest = if from.starts_with("//") {
+            from.split_once('\n').map_or("", |(_, after)| after)
+        } else if from.starts_with("/*") {
+            from.split_once("*/").map_or("", |(_, after)| after)
+        } else if from.starts_with("'\\") {
+            // A character that is escaped: its second quote may be the escaped one.
+            from[3..].split_once('\'').map_or("", |(_, after)| after)
+        } else if from.starts_with("'\"'") {
+            &from[3..]
+        } else if raw && (!word_before || rest[..at].ends_with('b')) {
+            let (begin, end) = (hashes + 2, format!("\"{}", "#".repeat(hashes)));
+            let length = from[begin..].find(&end).unwrap();
+            found.push(&from[begin..begin + length]);
+            &from[begin + length + end.len()..]
+        } else if from.starts_with('"') {
+            let mut escaped = false;
+            let end = from[1..].find(|c: char| {
+                let ends = c == '"' && !escaped;
+                escaped = c == '\\' && !escaped;
+                ends
+            });
+            let end = 1 + end.unwrap();
+            found.push(&from[1..end]);
+            &from[end + 1..]
+        } else {
+            &from[1..]
+        };
+    }
+    found
+}
+
+/// Whether `text` names an option (`--ram`) or a command (`flux-fast doctor`) as it is typed.
+fn is_typed(text: &str) -> bool {
+    let option = text.match_indices("--").any(|(at, _)| {
+        let before = text[..at].chars().next_back();
+        let after = text[at + 2..].chars().next();
+        after.is_some_and(|c| c.is_ascii_lowercase())
+            && before.is_none_or(|c| !c.is_alphanumeric() && c != '-' && c != '<')
+    });
+    let command = text.match_indices("flux-fast ").any(|(at, name)| {
+        let word: String =
+            text[at + name.len()..].chars().take_while(char::is_ascii_lowercase).collect();
+        COMMANDS.contains(&word.as_str())
+    });
+    // `mkdir -p FOLDER` is a command of the shell, which helps any user.
+    let short = text.split([' ', '(', ')', '`']).any(|word| {
+        let word = word.as_bytes();
+        word.len() == 2 && word[0] == b'-' && word[1].is_ascii_alphabetic()
+    });
+    option || command || short && !text.starts_with("mkdir ")
+}
+
+const COMMANDS: &[&str] = &[
+    "generate",
+    "plan",
+    "again",
+    "bench",
+    "pull",
+    "models",
+    "convert",
+    "doctor",
+    "inspect",
+    "completions",
+    "man",
+    "help",
+];
+
+#[test]
+fn only_the_command_line_says_what_is_typed_there() {
+    assert_eq!(
+        literals(r##"f("a\"b", '"', '\'', b"c", r"d\", r#"e"f"#, x_r, 'l) // "g" "##),
+        [r#"a\"b"#, "c", "d\\", "e\"f"]
+    );
+    assert!(is_typed("a smaller --ram") && is_typed("see `flux-fast doctor`"));
+    assert!(is_typed("at a time (-n)") && is_typed("another -o") && !is_typed("a - b"));
+    assert!(!is_typed("a--b") && !is_typed("flux-fast wrote it") && !is_typed("a {ram}"));
+    let (mut count, mut typed) = (0, Vec::new());
+    for (name, text) in all_sources() {
+        if name.starts_with("cli/") || name.ends_with("tests.rs") {
+            continue;
+        }
+        let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        for literal in literals(text) {
+            count += 1;
+            if is_typed(literal) {
+                typed.push(format!("{name}: {literal:?}"));
+            }
+        }
+    }
+    assert!(count > 1000, "only {count} literals found: does this test still read them?");
+    assert!(
+        typed.is_empty(),
+        "write {{ram}} or {{:doctor}} (src/message.rs) in place of --ram or `flux-fast doctor`: \
+         {typed:#?}"
+    );
 }
 
 /// The name and the number of lines of each function in `text`, which rustfmt has formatted: a function

@@ -1,4 +1,4 @@
-//! Variants that the user forces with `--kernel OP=NAME`, for backends that list their variants in
+//! Variants that the user forces, for backends that list their variants in
 //! tables.
 
 use super::KernelChoice;
@@ -17,7 +17,7 @@ impl Forced {
         for KernelChoice { op, name } in &choices {
             let known = variants(op).ok_or_else(|| {
                 Error::argument("a kernel was chosen for an unknown operation")
-                    .at("--kernel")
+                    .at_parameter("kernel")
                     .found(op)
                     .expected(format!("one of {}", ops.join(", ")))
             })?;
@@ -28,12 +28,12 @@ impl Forced {
                     return Err(Error::argument(format!(
                         "{name} is not for this GPU or its driver: {why}"
                     ))
-                    .at("--kernel")
+                    .at_parameter("kernel")
                     .try_(format!("one of {}", names())));
                 }
                 None => {
                     return Err(Error::argument(format!("{op} has no such kernel"))
-                        .at("--kernel")
+                        .at_parameter("kernel")
                         .found(name)
                         .expected(format!("one of {}", names())));
                 }
@@ -50,5 +50,5 @@ impl Forced {
 
 /// The error that the forced variant `name` cannot run the operands at hand.
 pub(super) fn refused(name: &str, why: &str) -> Error {
-    Error::argument(format!("{name} cannot run this: {why}")).at("--kernel")
+    Error::argument(format!("{name} cannot run this: {why}")).at_parameter("kernel")
 }

@@ -41,7 +41,7 @@ impl FromStr for Device {
             ("cuda", Some(number)) => Ok(Device::Cuda(number)),
             ("wgpu", Some(number)) => Ok(Device::Wgpu(number)),
             _ => Err(Error::argument("not a device")
-                .at("device")
+                .at_parameter("device")
                 .found(text)
                 .expected("auto, cpu, cuda, cuda:N, wgpu or wgpu:N")),
         }
@@ -99,10 +99,10 @@ impl Compute {
     /// That a backend has no such products; `expected` lists those that it has.
     pub(crate) fn refused(self, expected: &str) -> Error {
         Error::argument("this arithmetic is not available on the device")
-            .at("--compute")
+            .at_parameter("compute")
             .found(self)
             .expected(expected)
-            .try_("--compute auto")
+            .try_("{compute=auto}")
     }
 }
 
@@ -112,7 +112,7 @@ impl FromStr for Compute {
     fn from_str(text: &str) -> Result<Self> {
         Compute::ALL.into_iter().find(|c| c.name() == text).ok_or_else(|| {
             Error::argument("not an arithmetic")
-                .at("compute")
+                .at_parameter("compute")
                 .found(text)
                 .expected(Compute::ALL.map(Compute::name).join(", "))
         })
@@ -157,7 +157,7 @@ impl FromStr for KernelChoice {
                 Ok(KernelChoice::new(op, name))
             }
             _ => Err(Error::argument("not a choice of a kernel")
-                .at("kernel")
+                .at_parameter("kernel")
                 .found(text)
                 .expected("OPERATION=NAME such as linear=linear_f32_avx2")),
         }

@@ -6,13 +6,14 @@
 use serde_json::{Value, json};
 
 use super::tell;
+use super::words::Typed;
 use crate::event::Event;
 
 /// The object of an engine event; `None` for events that only offer a chance to cancel.
 pub fn of(event: &Event) -> Option<Value> {
     Some(match event {
-        Event::Note(text) => json!({"event": "note", "text": text}),
-        Event::Warning(text) => json!({"event": "warning", "text": text}),
+        Event::Note(text) => json!({"event": "note", "text": text.in_words(&Typed)}),
+        Event::Warning(text) => json!({"event": "warning", "text": text.in_words(&Typed)}),
         Event::PhaseStart { phase, steps } => {
             json!({"event": "phase_start", "phase": phase.name(), "steps": steps})
         }

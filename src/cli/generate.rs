@@ -9,6 +9,7 @@ use super::args::{AgainArgs, EngineArgs, GenerateArgs, How, OutputArgs, RequestA
 use super::progress::{self, Progress};
 use super::target::Target;
 use super::values::{Budget, Seed};
+use super::words::Typed;
 use super::{cancelled, output, preview, prompts, signals};
 use crate::error::{Error, Result};
 use crate::pipeline::Engine;
@@ -85,7 +86,13 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
     options.files.plan_only = true;
     let plan = open_with(options, &mut progress)?.plan(&request)?;
     progress.finish();
-    if how.json { output::json(&plan) } else { output::text(&format!("{plan}\n")) }
+    if how.json {
+        let mut json = json!(plan);
+        json["budget_source"] = json!(plan.budget_source.in_words(&Typed));
+        output::json(&json)
+    } else {
+        output::text(&format!("{}\n", plan.in_words(&Typed)))
+    }
 }
 
 /// Replaces what `args` set in `request`, reads the image to start from, and checks the whole.

@@ -20,6 +20,7 @@ mod pull;
 mod signals;
 mod target;
 mod values;
+mod words;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -32,6 +33,7 @@ use serde_json::json;
 use crate::error::{Error, Kind, Result};
 use crate::pipeline::tokenizers;
 use args::{Cli, Command, How, is_command};
+use words::Typed;
 
 /// Runs the command in `arguments` (the first is the program's name) and returns the exit code of
 /// the process.
@@ -106,14 +108,15 @@ fn run(cli: Cli, config: &config::Config) -> Result<()> {
 /// Prints an error and returns the exit code of `outcome`.
 fn report(outcome: Result<()>, how: How) -> ExitCode {
     let Err(error) = outcome else { return ExitCode::SUCCESS };
-    let mut text = format!("error: {error}\n");
-    if let Some(hint) = error.hint() {
+    let worded = error.in_words(&Typed);
+    let mut text = format!("error: {worded}\n");
+    if let Some(hint) = worded.hint() {
         text += &format!("  try: {hint}\n");
     }
     if !how.json_events {
         tell(&text);
     }
-    error_as_json(json!(error), how);
+    error_as_json(json!(worded), how);
     match (error.kind(), signals::received()) {
         (Kind::Cancelled, Some(signal)) => ExitCode::from(128 + signal),
         (kind, _) => ExitCode::from(kind.exit_code()),

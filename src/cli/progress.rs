@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use super::args::How;
+use super::words::Typed;
 use super::{events, signals, tell};
 use crate::event::{Event, Phase};
 use crate::units;
@@ -69,8 +70,8 @@ impl Progress {
 
     fn show(&mut self, event: Event) {
         match event {
-            Event::Warning(text) => self.warning(&text),
-            Event::Note(text) => self.note(&text),
+            Event::Warning(text) => self.warning(&text.in_words(&Typed)),
+            Event::Note(text) => self.note(&text.in_words(&Typed)),
             Event::PhaseStart { phase, steps } => {
                 self.last_line = None;
                 if let Style::Bar(bar) = &self.style {

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::config::{folder_config, max_length, read_json};
 use super::opened::OpenedUnit;
 use crate::error::{Error, Result};
+use crate::message::Message;
 use crate::spec::{Component, Family};
 use crate::weights::ComponentWeights;
 
@@ -84,10 +85,13 @@ impl Checkpoint {
             )),
         };
         match (component.option, component.source) {
-            (Some(option), Some(source)) => {
-                e.try_(format!("give its file with --{option}, or flux-fast pull {source}"))
+            (Some(option), Some(source)) => e.try_(Message::with(
+                "give its file with {}, or {:pull {}}",
+                [Message::parameter(option), Message::plain(source)],
+            )),
+            (Some(option), None) => {
+                e.try_(Message::with("give its file with {}", [Message::parameter(option)]))
             }
-            (Some(option), None) => e.try_(format!("give its file with --{option}")),
             (None, _) => e,
         }
     }

@@ -46,9 +46,9 @@ pub fn find(
         None | Some("embedded") => {
             if let Some((option, path)) = files.components.iter().next() {
                 return Err(Error::argument("the embedded model takes no other components")
-                    .at(format!("--{option}"))
+                    .at_parameter(option)
                     .found(path.display())
-                    .try_("--model with the transformer that they belong to"));
+                    .try_("{model} with the transformer that they belong to"));
             }
             return Ok(ModelSource::Embedded);
         }
@@ -61,7 +61,7 @@ pub fn find(
     };
     let mut components = BTreeMap::new();
     for (option, name) in &files.components {
-        let at = |e: Error| e.at(format!("--{option}"));
+        let at = |e: Error| e.at_parameter(option);
         let Some(component) = places.families.option(option) else {
             return Err(at(Error::argument("no model has a component of this name")));
         };
@@ -98,7 +98,7 @@ fn one(
     }
     let place =
         places.place_of(&path).map_or(String::new(), |words| format!(" (found in {words})"));
-    tell(Event::Note(format!("{what}: {}{place}", path.display())))?;
+    tell(Event::note(format!("{what}: {}{place}", path.display())))?;
     Ok(path)
 }
 

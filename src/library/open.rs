@@ -91,8 +91,9 @@ fn with_given(
     };
     let mut checkpoint = Checkpoint::empty(name, family);
     if let Some(option) = files.components.keys().find(|o| family.option(o).is_none()) {
-        return Err(Error::argument(format!("{} has no such component", family.title))
-            .at(format!("--{option}")));
+        return Err(
+            Error::argument(format!("{} has no such component", family.title)).at_parameter(option)
+        );
     }
     for &component in family.components {
         let given = component.option.and_then(|option| files.components.get(option));
@@ -254,16 +255,18 @@ fn unit_in(folder: &Path, families: Families) -> Result<Unit> {
 
 /// The unit that the user gave for `component`: a file, or a folder that contains one.
 fn given_unit(path: &Path, component: Component, families: Families) -> Result<Unit> {
-    let option = format!("--{}", component.option.unwrap_or("model"));
+    let option = component.option.unwrap_or("model");
     if !path.exists() {
-        return Err(no_such_path(path).at(option));
+        return Err(no_such_path(path).at_parameter(option));
     }
     if !path.is_dir() {
-        return unit_of(path).map_err(|e| e.at(option));
+        return unit_of(path).map_err(|e| e.at_parameter(option));
     }
     let choice = find::choose(units(path)?, &Wanted::any(component, families));
     choice.map(|(unit, _)| unit).ok_or_else(|| {
-        Error::missing(format!("no {} in this folder", component.title)).at_path(path).at(option)
+        Error::missing(format!("no {} in this folder", component.title))
+            .at_path(path)
+            .at_parameter(option)
     })
 }
 

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::unit::Unit;
 use crate::error::{Error, Result};
+use crate::message::Message;
 use crate::spec::{Component, Families, Family, Role};
 use crate::weights::container::file::WeightFile;
 use crate::weights::dialect::recognise::{
@@ -77,9 +78,9 @@ impl OpenedUnit {
         let wanted = titles(wanted);
         let names = names(&self.files);
         let e = if is_lora(&names) {
-            Error::model("this is a LoRA, not a model").try_(format!(
-                "--lora with it, and --model with the {} model that it was trained for",
-                self.families.titles()
+            Error::model("this is a LoRA, not a model").try_(Message::with(
+                "{lora} with it, and {model} with the {} model that it was trained for",
+                [Message::plain(self.families.titles())],
             ))
         } else if let Some(format) = names.iter().find_map(|n| foreign_storage(n)) {
             storage::unsupported(format)
@@ -88,7 +89,11 @@ impl OpenedUnit {
             match found.component.option {
                 None => e,
                 Some(option) => {
-                    e.try_(format!("give it with --{option} {}", self.files[0].path.display()))
+                    let file = self.files[0].path.display();
+                    e.try_(Message::with(
+                        "give it with {}",
+                        [Message::parameter_with(option, file)],
+                    ))
                 }
             }
         } else {

@@ -90,7 +90,7 @@ impl Synthetic {
         if path.exists() {
             return Ok(());
         }
-        tell(Event::Note(format!(
+        tell(Event::note(format!(
             "writing seeded noise as weights to {} (once; delete it when done)",
             path.display()
         )))?;
@@ -110,7 +110,7 @@ impl Synthetic {
                 std::thread::sleep(Duration::from_millis(100));
                 let gigabytes = watch.written.load(Ordering::Relaxed) / 1_000_000_000;
                 let event = if gigabytes > told {
-                    Event::Note(format!("{gigabytes} GB written"))
+                    Event::note(format!("{gigabytes} GB written"))
                 } else {
                     Event::Tick
                 };

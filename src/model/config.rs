@@ -17,12 +17,12 @@ pub type TensorSpec = (String, Vec<usize>);
 pub(super) fn missing(component: &str, name: &str) -> Error {
     Error::model(format!("the {component} weights lack a tensor that shows their sizes"))
         .at(name)
-        .try_("check with `flux-fast inspect` that the file contains a whole model")
+        .try_("check with {:inspect} that the file contains a whole model")
 }
 
 /// The error for sizes that no model of this architecture has.
 pub(super) fn geometry(what: impl Into<String>) -> Error {
-    Error::model(what).try_("the file may be of another architecture; see `flux-fast inspect FILE`")
+    Error::model(what).try_("the file may be of another architecture; see {:inspect FILE}")
 }
 
 /// The number of blocks: how many of `prefix{i}suffix` there are, from i = 0.

@@ -5,6 +5,7 @@ use super::request::Options;
 use crate::backend::Caps;
 use crate::error::{Error, Result};
 use crate::host;
+use crate::message::Message;
 use crate::units::{self, ByteSize};
 
 /// Bytes that the process needs besides plan and weights: code, stacks, the working memory of the
@@ -21,7 +22,14 @@ pub struct Budget {
     /// The bound in bytes, context and code of the device (or the process itself) included.
     pub bytes: u64,
     /// Where the number comes from, for messages.
-    pub source: String,
+    pub source: Message,
+}
+
+impl Budget {
+    /// The bound and where it comes from.
+    fn text(&self) -> Message {
+        Message::with("{} ({})", [units::bytes(self.bytes).into(), self.source.clone()])
+    }
 }
 
 /// The bound on host memory for a device with memory of its own.
@@ -46,14 +54,15 @@ impl Bounds {
     /// The bounds for the CPU, which has `memory_bytes`: `--ram`, or most of what is free.
     pub fn of_cpu(options: &Options, memory_bytes: u64) -> Bounds {
         let budget = match options.ram {
-            Some(ByteSize(bytes)) => Budget { bytes, source: "--ram".into() },
+            Some(ByteSize(bytes)) => Budget { bytes, source: "{ram}".into() },
             None => {
                 let (available, resident) = available_bytes(memory_bytes);
                 // A tenth is left to other programs. `available` does not contain what this process
                 // uses already.
                 Budget {
                     bytes: available / 10 * 9 + resident,
-                    source: format!("nine tenths of the {} that are free", units::bytes(available)),
+                    source: format!("nine tenths of the {} that are free", units::bytes(available))
+                        .into(),
                 }
             }
         };
@@ -95,10 +104,10 @@ impl Bounds {
         let enough = host_bytes.div_ceil(1_000_000) + 8;
         Err(Error::memory("the program itself does not fit in the bound on host memory")
             .with_code("budget_too_small")
-            .at("--ram")
+            .at_parameter("ram")
             .found(units::bytes(self.host.bytes))
             .expected(format!("at least {enough} MB"))
-            .try_(format!("--ram {enough}M")))
+            .try_(Message::with("{ram={}M}", [Message::plain(enough)])))
     }
 
     /// Checks the LoRAs' upper bound `lora_bytes` before their matrices are merged, which the plan
@@ -109,7 +118,7 @@ impl Bounds {
         }
         Err(Error::memory("the LoRAs alone do not fit in the memory budget")
             .with_code("budget_too_small")
-            .found(format!("{} ({})", units::bytes(self.budget.bytes), self.budget.source))
+            .found_message(self.budget.text())
             .expected(format!("about {}", units::bytes(lora_bytes)))
             .try_("use fewer LoRAs, or LoRAs of a lower rank"))
     }
@@ -120,17 +129,17 @@ impl Bounds {
         // Rounded up, with room for what the process may need more when it is started again.
         let least = least.next_multiple_of(caps.granularity as u64);
         let enough = (overhead + least).div_ceil(1_000_000) + 8;
-        let (flag, what) = match caps.in_place_weights {
-            true => ("--ram", "the program itself"),
-            false => ("--vram", "context and code"),
+        let (hint, what) = match caps.in_place_weights {
+            true => ("{ram={}M}, or a smaller image", "the program itself"),
+            false => ("{vram={}M}, or a smaller image", "context and code"),
         };
         let hint = match enough * 1_000_000 > reach(caps) {
-            true => "use a smaller image, or end other programs that use the GPU".to_string(),
-            false => format!("{flag} {enough}M, or a smaller image"),
+            true => "use a smaller image, or end other programs that use the GPU".into(),
+            false => Message::with(hint, [Message::plain(enough)]),
         };
         Error::memory("the request does not fit in the memory budget")
             .with_code("budget_too_small")
-            .found(format!("{} ({})", units::bytes(self.budget.bytes), self.budget.source))
+            .found_message(self.budget.text())
             .expected(format!(
                 "at least {enough} MB, {} of them for {what}",
                 units::bytes(overhead)
@@ -154,10 +163,13 @@ fn device_budget(asked: Option<u64>, caps: &Caps) -> Budget {
     let reach = caps.free_bytes + caps.overhead_bytes;
     let most = reach.saturating_sub(SPARE_BYTES);
     match asked {
-        Some(bytes) if bytes <= most => Budget { bytes, source: "--vram".into() },
+        Some(bytes) if bytes <= most => Budget { bytes, source: "{vram}".into() },
         Some(bytes) => Budget {
             bytes: most,
-            source: format!("what is free of the {} that --vram allows", units::bytes(bytes)),
+            source: Message::with(
+                "what is free of the {} that {vram} allows",
+                [units::bytes(bytes).into()],
+            ),
         },
         None => {
             // Other programs and the display need a little more now and then, and everything is
@@ -169,7 +181,8 @@ fn device_budget(asked: Option<u64>, caps: &Caps) -> Budget {
                     "{} free, less {} for others",
                     units::bytes(reach),
                     units::bytes(margin)
-                ),
+                )
+                .into(),
             }
         }
     }
@@ -203,10 +216,10 @@ mod tests {
             reopens: false,
         };
         let asked = device_budget(Some(8 << 30), &caps);
-        assert_eq!((asked.bytes, asked.source.as_str()), (8 << 30, "--vram"));
+        assert_eq!((asked.bytes, asked.source.as_str()), (8 << 30, "`vram`"));
         let lowered = device_budget(Some(12 << 30), &caps);
         assert_eq!(lowered.bytes, (10 << 30) + (236 << 20));
-        assert!(lowered.source.contains("--vram"), "{}", lowered.source);
+        assert!(lowered.source.contains("`vram`"), "{}", lowered.source);
         assert!(
             device_budget(None, &caps).bytes < (10 << 30) + (100 << 20),
             "some memory is left to other programs"

@@ -13,6 +13,6 @@ pub fn model() -> Result<&'static [u8]> {
 #[cfg(not(feature = "embedded"))]
 pub fn model() -> Result<&'static [u8]> {
     Err(crate::error::Error::argument("this build has no embedded model")
-        .at("model")
+        .at_parameter("model")
         .expected("the name or path of a model, or a build with the feature `embedded`"))
 }

@@ -62,8 +62,8 @@ impl Engine {
             None => {
                 let bytes = embedded::model()?;
                 let note = "using the small embedded model (animals, plants and food, 128x128); \
-                     for FLUX.1 itself give --model, see README.md";
-                notify(on, Event::Note(note.into()))?;
+                     for FLUX.1 itself give {model}, see README.md";
+                notify(on, Event::note(note))?;
                 library::open_bytes(bytes, "flux-tiny")?
             }
         };
@@ -71,7 +71,7 @@ impl Engine {
         let (clip, t5) = (tokenizer(CLIP), tokenizer(T5));
         let mut notes = Vec::new();
         let model = Model::new(checkpoint, &mut notes)?;
-        notes.into_iter().try_for_each(|n| notify(on, Event::Note(n)))?;
+        notes.into_iter().try_for_each(|n| notify(on, Event::note(n)))?;
         let tokenizers = Tokenizers::load(clip.as_deref(), t5.as_deref())?;
         let loaded = LoadedModel::new(model, tokenizers, Loras::new(places), !options.no_cache);
         Ok(Engine { loaded, device })

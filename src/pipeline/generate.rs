@@ -13,6 +13,7 @@ use super::request::{Generated, Request, Settings};
 use super::settle::{noise_levels, settings_for};
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::message::Message;
 
 /// Makes the images that `request` asks for, again after a failure from which `device` recovers.
 pub fn generate(
@@ -82,24 +83,24 @@ fn warn_of_changes(
     phases: &Phases<'_>,
     on: Listener<'_>,
 ) -> Result<()> {
-    let mut warn = |text: String| send(on, Event::Warning(text));
+    let mut warn = |text: Message| send(on, Event::Warning(text));
     if request.guidance.is_some() && settings.guidance.is_none() {
         warn(
-            "this model has no guidance embedding (schnell): --guidance is ignored; --cfg-scale \
+            "this model has no guidance embedding (schnell): {guidance} is ignored; {cfg_scale} \
              works"
                 .into(),
         )?;
     }
     if request.negative.is_some() && settings.cfg_scale == 1.0 {
-        warn("the negative prompt has no effect without --cfg-scale above 1".into())?;
+        warn("the negative prompt has no effect without {cfg_scale} above 1".into())?;
     }
     let mut tilings = phases.programs().filter_map(|p| p.tiling.as_ref());
     if let Some(tiling) = tilings.find(|t| t.reduced && t.count() > 1) {
         let (h, w) = tiling.size();
-        warn(format!(
+        warn(Message::plain(format!(
             "little memory: the autoencoder works in tiles of {h} x {w} latents; colours may \
              differ slightly"
-        ))?;
+        )))?;
     }
     Ok(())
 }

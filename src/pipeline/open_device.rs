@@ -56,7 +56,7 @@ impl OpenDevice {
                 .at(&self.caps.name)
                 .found(&caps.description)
                 .expected(&self.caps.description)
-                .try_("`flux-fast doctor` lists the devices that are present"));
+                .try_("{:doctor} lists the devices that are present"));
         }
         (self.backend, self.caps, self.arithmetic) = (backend, caps, arithmetic);
         Ok(())

@@ -4,6 +4,7 @@ use super::open_device::OpenDevice;
 use super::progress::{Listener, send};
 use crate::error::{Error, Kind, Result};
 use crate::event::Event;
+use crate::message::Message;
 
 /// What is known when a generation has failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,12 +73,12 @@ impl Recovery {
         match failure.decide() {
             Decision::LeaveF16 => {
                 device.leave_f16();
-                warn(on, format!("{e}; running again with products in F32"))?;
+                warn(on, &e, "running again with products in F32")?;
                 device.reopen(on)
             }
             Decision::Reopen => {
                 self.reopened = true;
-                warn(on, format!("{e}; reopening the device and restarting the image"))?;
+                warn(on, &e, "reopening the device and restarting the image")?;
                 match device.reopen(on) {
                     Err(e) if e.kind() == Kind::Device && device.is_automatic() => {
                         take_cpu(device, &e, on)
@@ -93,12 +94,13 @@ impl Recovery {
 }
 
 fn take_cpu(device: &mut OpenDevice, e: &Error, on: Listener<'_>) -> Result<()> {
-    warn(on, format!("{e}; running on the CPU instead"))?;
+    warn(on, e, "running on the CPU instead")?;
     device.take_cpu(on)
 }
 
-fn warn(on: Listener<'_>, text: String) -> Result<()> {
-    send(on, Event::Warning(text))
+/// Warns of `e`, and says what is done about it.
+fn warn(on: Listener<'_>, e: &Error, consequence: &'static str) -> Result<()> {
+    send(on, Event::warning(Message::with("{}; {}", [e.message(), consequence.into()])))
 }
 
 #[cfg(test)]

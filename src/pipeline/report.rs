@@ -6,6 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::event::Phase;
+use crate::message::{Message, Neutral, Words};
 use crate::units;
 
 /// The plan of one generation, as text (`Display`) and as JSON (`Serialize`).
@@ -26,7 +27,7 @@ pub struct PlanReport {
     /// The bound on the memory that phases divide, in bytes.
     pub budget_bytes: u64,
     /// Where that bound comes from.
-    pub budget_source: String,
+    pub budget_source: Message,
     /// Host memory besides the phases, in bytes: the program itself, tokenizers, embeddings,
     /// modulation, the finished images.
     pub host_bytes: u64,
@@ -88,11 +89,24 @@ impl PlanReport {
     }
 }
 
-impl fmt::Display for PlanReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl PlanReport {
+    /// The report as text, in the words of a front end.
+    pub fn in_words(&self, words: &dyn Words) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        self.write(&mut text, words).ok();
+        text
+    }
+
+    fn write(&self, f: &mut dyn fmt::Write, words: &dyn Words) -> fmt::Result {
         let Self { model, device, width, height, count, steps, .. } = self;
         writeln!(f, "{model} on {device}: {count} x {width}x{height}, {steps} steps")?;
-        writeln!(f, "budget {} ({})", units::bytes(self.budget_bytes), self.budget_source)?;
+        writeln!(
+            f,
+            "budget {} ({})",
+            units::bytes(self.budget_bytes),
+            self.budget_source.in_words(words)
+        )?;
         writeln!(
             f,
             "{:<10} {:>5} {:>8} {:>10} {:>10} {:>10} {:>10} {:>12} {:>12} {:>10}",
@@ -151,5 +165,12 @@ impl fmt::Display for PlanReport {
             writeln!(f, "host memory besides these: {}{keep}", units::bytes(self.host_bytes))?;
             write!(f, "peak: {}", units::bytes(self.peak_bytes))
         }
+    }
+}
+
+/// In neutral words.
+impl fmt::Display for PlanReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, &Neutral)
     }
 }

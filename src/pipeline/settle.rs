@@ -5,6 +5,7 @@ use super::model::Model;
 use super::request::{DEFAULT_STRENGTH, Request, Settings};
 use super::schedule::Schedule;
 use crate::error::{Error, Result};
+use crate::message::Message;
 
 /// `request` with the defaults of `model` filled in.
 ///
@@ -39,7 +40,7 @@ pub fn settings_for(model: &Model, request: &Request) -> Result<Settings> {
         return Err(Error::model(
             "image-to-image needs the autoencoder's encoder, which this file lacks",
         )
-        .try_("--vae ae.safetensors"));
+        .try_("{vae=ae.safetensors}"));
     }
     Ok(settings)
 }
@@ -53,7 +54,7 @@ fn check_side(name: &str, pixels: usize, token: usize) -> Result<()> {
     Err(Error::argument(format!("the {name} does not suit this model"))
         .found(pixels)
         .expected(format!("a multiple of {token} pixels"))
-        .try_(format!("--{name} {nearest}")))
+        .try_(Message::parameter_with(name, nearest)))
 }
 
 /// The noise level before each step of `settings`, and the last one. Image-to-image begins at a

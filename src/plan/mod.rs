@@ -76,7 +76,7 @@ pub fn phase(
                 units::bytes(arena.bytes as u64),
                 units::bytes(least)
             ))
-            .try_("a larger --ram or --vram, or a smaller image")
+            .try_("a larger {ram} or {vram}, or a smaller image")
     })?;
     Ok(PhasePlan {
         arena,

@@ -212,7 +212,7 @@ fn a_missing_component_is_named_with_its_option_and_found_by_its_size() {
     assert_eq!(e.kind(), Kind::Missing);
     assert!(e.to_string().contains("the Lumen reader is missing"), "{e}");
     let hint = e.hint().unwrap();
-    assert!(hint.contains("--reader") && hint.contains("lumen-labs/lumen/reader"), "{hint}");
+    assert!(hint.contains("`reader`") && hint.contains("lumen-labs/lumen/reader"), "{hint}");
     let places = dir.path().join("text_encoders").display().to_string();
     assert!(e.to_string().contains(&places), "{e}");
 

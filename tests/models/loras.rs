@@ -150,7 +150,7 @@ fn a_lora_is_reported_once() {
         let request = request(FOX, &[lora(KOHYA, weight)]);
         let mut on = |event| {
             if let Event::Note(line) | Event::Warning(line) = event {
-                lines.push(line);
+                lines.push(line.to_string());
             }
             ControlFlow::Continue(())
         };

@@ -88,7 +88,7 @@ impl CpuBackend {
         let threads = options.threads.unwrap_or_else(host::threads);
         if threads == 0 {
             return Err(Error::argument("the number of threads is zero")
-                .at("threads")
+                .at_parameter("threads")
                 .found(0)
                 .expected("1 or more"));
         }

@@ -147,7 +147,7 @@ impl Backend for CudaBackend {
                 .found(units::bytes(free))
                 .expected(units::bytes(bytes as u64))
                 .try_(
-                    "a smaller --vram or a smaller image, or end other programs that use the GPU",
+                    "a smaller {vram} or a smaller image, or end other programs that use the GPU",
                 ));
         }
         self.memory = Buffer::new(&self.context, bytes)?;

@@ -118,7 +118,7 @@ fn multiplies_in_fp8(compute: Compute) -> Result<bool> {
         Compute::Auto | Compute::BF16 => Ok(false),
         Compute::Fp8 => Ok(true),
         Compute::F32 => {
-            Err(compute.refused("auto, bf16 or fp8 on CUDA").try_("--device cpu --compute f32"))
+            Err(compute.refused("auto, bf16 or fp8 on CUDA").try_("{device=cpu} {compute=f32}"))
         }
         Compute::F16 => Err(compute.refused("auto, bf16 or fp8 on CUDA")),
     }
@@ -140,17 +140,17 @@ fn find(ordinal: usize, fp8: bool, name: &str) -> Result<(i32, Facts)> {
             .at(name)
             .found(format!("{}, compute capability {major}.{minor}", facts.name))
             .expected("8.0 or newer (RTX 30 series, A100)")
-            .try_("--device cpu"));
+            .try_("{device=cpu}"));
     }
     if fp8 && !multiplies_fp8(&CudaDevice::new(&facts, fp8)) {
         let cuda = format!("CUDA {}.{}", facts.driver / 1000, facts.driver % 1000 / 10);
         return Err(Error::argument("no FP8 products on this GPU with this driver")
-            .at("--compute")
+            .at_parameter("compute")
             .found(format!("{}, compute capability {major}.{minor}, {cuda}", facts.name))
             .expected(
                 "8.9, 9.0, or 12.0 and newer (RTX 40 and 50 series, H100), CUDA 12.4 or newer",
             )
-            .try_("--compute auto: FP8 weights are used all the same, computed in BF16"));
+            .try_("{compute=auto}: FP8 weights are used all the same, computed in BF16"));
     }
     Ok((index, facts))
 }

@@ -304,7 +304,7 @@ pub(super) fn get(ordinal: usize) -> Result<FoundAdapter> {
             .at("wgpu")
             .try_(
                 "install the GPU's Vulkan driver (on Debian, mesa-vulkan-drivers has those for \
-                 AMD, Intel and software), or --device cpu",
+                 AMD, Intel and software), or {device=cpu}",
             ));
     }
     if ordinal >= count {
@@ -312,7 +312,7 @@ pub(super) fn get(ordinal: usize) -> Result<FoundAdapter> {
             .at(format!("wgpu:{ordinal}"))
             .found(ordinal)
             .expected(format!("0 to {}", count - 1))
-            .try_("`flux-fast doctor` lists them"));
+            .try_("{:doctor} lists them"));
     }
     let found = all.swap_remove(ordinal);
     match &found.facts.unusable {
@@ -320,7 +320,7 @@ pub(super) fn get(ordinal: usize) -> Result<FoundAdapter> {
         Some(why) => Err(Error::device("this GPU cannot be used")
             .at(format!("wgpu:{ordinal}"))
             .found(format!("{}: {why}", found.facts.name))
-            .try_("a newer driver, or --device cpu")),
+            .try_("a newer driver, or {device=cpu}")),
     }
 }
 

@@ -250,23 +250,21 @@ fn any(a: &Args<Attention>, device: &WgpuDevice) -> Result<(), &'static str> {
         return Err("the two outputs differ in type");
     }
     if a.head_dim() > 1024 {
-        return Err("a head has more than 1024 columns; try --device cpu");
+        return Err("a head has more than 1024 columns");
     }
     let groups = a.tokens().checked_mul(a.heads).and_then(|n| n.checked_mul(a.batch));
     if groups.is_none_or(|n| n >= 1 << 31) || a.wide().chain(a.bias).any(|m| m.stride >= 1 << 31) {
-        return Err("it is too large for 32-bit numbers; \
-             try a smaller image, fewer images at a time (-n) or --device cpu");
+        return Err("it is too large for 32-bit numbers");
     }
     if a.bias.is_some_and(|m| !m.binds(device)) {
         return Err(
-            "its bias is larger than the memory that a shader of this GPU can access at once; \
-             try --device cpu",
+            "its bias is larger than the memory that a shader of this GPU can access at once",
         );
     }
     if !whole(a, device) && rows_at_once(a, device) == 0 {
         return Err(
             "the keys or values of one image are larger than the memory that a shader of this GPU \
-             can access at once; try a smaller image, --compute bf16 or --device cpu",
+             can access at once",
         );
     }
     Ok(())

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
+use super::SMALLER;
 use super::launch::{Dispatch, Spot, Wgpu, WgpuDevice};
 use super::lower::side_scratch;
 use super::passage::Passage;
@@ -112,13 +113,13 @@ impl Backend for WgpuBackend {
         let most = self.caps.grain.chunk;
         let tensors = op.reads().into_iter().chain(op.writes()).map(|t| t.bytes());
         match tensors.chain([scratch]).max() {
-            Some(bytes) if bytes > most => Err(Error::memory(
-                "an operand is larger than the adapter's buffers",
-            )
-            .at(&self.caps.name)
-            .found(format!("{bytes} bytes"))
-            .expected(format!("at most {most}"))
-            .try_("a smaller image, fewer images at a time (-n), --compute bf16, or --device cpu")),
+            Some(bytes) if bytes > most => {
+                Err(Error::memory("an operand is larger than the adapter's buffers")
+                    .at(&self.caps.name)
+                    .found(format!("{bytes} bytes"))
+                    .expected(format!("at most {most}"))
+                    .try_(SMALLER))
+            }
             _ => Ok(()),
         }
     }
@@ -147,7 +148,7 @@ impl Backend for WgpuBackend {
                 .at(&self.caps.name)
                 .found(units::bytes(most))
                 .expected(units::bytes(bytes))
-                .try_("a smaller --vram or a smaller image"));
+                .try_("a smaller {vram} or a smaller image"));
         }
         self.memory.arena = self.space(layout.arena_bytes, "activations")?;
         self.memory.resident = self.space(layout.resident_bytes, "resident weights")?;

@@ -192,13 +192,13 @@ impl Shared {
 
 fn lost_error(what: &str, message: &str) -> Error {
     let e = Error::device(what)
-        .try_("run again; if it repeats, update the GPU's driver, or --device cpu");
+        .try_("run again; if it repeats, update the GPU's driver, or {device=cpu}");
     if message.is_empty() { e } else { e.found(message) }
 }
 
 fn out_of_memory() -> Error {
     Error::memory("out of device memory")
-        .try_("a smaller --vram, a smaller image, or close other programs that use the GPU")
+        .try_("a smaller {vram}, a smaller image, or close other programs that use the GPU")
 }
 
 /// Converts an error of wgpu.
@@ -208,11 +208,11 @@ pub fn translate(e: &wgpu::Error) -> Error {
         wgpu::Error::Validation { description, .. } => {
             Error::device("the GPU's interface refused a call")
                 .found(one_line(description))
-                .try_("--device cpu; and please report it")
+                .try_("{device=cpu}; and please report it")
         }
         wgpu::Error::Internal { description, .. } => Error::device("the GPU's driver failed")
             .found(one_line(description))
-            .try_("update the driver, or --device cpu"),
+            .try_("update the driver, or {device=cpu}"),
     }
 }
 

@@ -7,6 +7,7 @@
 //! sum: then the side branch is computed first, into f32 scratch memory, some rows at a time to
 //! keep that memory small.
 
+use super::SMALLER;
 use super::launch::{Args, Dispatch, Matrix, Needs, Spot, Wgpu, WgpuDevice};
 use super::linear::{self, LINEAR};
 use crate::backend::form::Form;
@@ -39,7 +40,7 @@ impl GpuApi for Wgpu {
     fn no_variant(op: &str, why: &str) -> Error {
         Error::memory(format!("the GPU has no shader for this {op}: {why}"))
             .at("wgpu")
-            .try_("a smaller image, fewer images at a time (-n), --compute bf16, or --device cpu")
+            .try_(SMALLER)
     }
 }
 

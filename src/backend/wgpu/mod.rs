@@ -39,6 +39,10 @@ pub use open::WgpuOptions;
 use super::gpu;
 use launch::Wgpu;
 
+/// What helps if an operation is too large for the adapter.
+const SMALLER: &str =
+    "a smaller image, fewer images at a time ({count}), {compute=bf16}, or {device=cpu}";
+
 /// The names of all operations that have shaders.
 pub fn ops() -> impl Iterator<Item = &'static str> {
     gpu::operations().into_iter()

@@ -76,9 +76,9 @@ impl WgpuBackend {
         let name = format!("wgpu:{ordinal}");
         if compute == Compute::F16 && !found.facts.f16 {
             return Err(Error::argument("no F16 products on this GPU")
-                .at("--compute")
+                .at_parameter("compute")
                 .found(&found.facts.name)
-                .try_("--compute auto: F16 weights are used all the same, computed in F32"));
+                .try_("{compute=auto}: F16 weights are used all the same, computed in F32"));
         }
         let (device, queue) = open(&found).map_err(|e| e.at(&name))?;
         let shared = Shared::new(device, queue, &name);
@@ -183,6 +183,6 @@ fn open(found: &FoundAdapter) -> Result<(wgpu::Device, wgpu::Queue)> {
     pollster::block_on(found.raw.request_device(&descriptor)).map_err(|e| {
         Error::device("the GPU could not be opened")
             .found(e)
-            .try_("update its driver, or --device cpu")
+            .try_("update its driver, or {device=cpu}")
     })
 }

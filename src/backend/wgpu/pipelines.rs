@@ -99,8 +99,8 @@ fn refused(e: &wgpu::Error) -> Error {
         wgpu::Error::OutOfMemory { .. } => translate(e),
         _ => {
             Error::device("the GPU's driver refuses a shader").found(one_line(&e.to_string())).try_(
-                "update the driver; --kernel chooses another shader (see `flux-fast doctor`), \
-                 --device cpu needs none",
+                "update the driver; {kernel} chooses another shader (see {:doctor}), \
+                 {device=cpu} needs none",
             )
         }
     }

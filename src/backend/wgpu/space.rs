@@ -33,7 +33,7 @@ impl Space {
         };
         if offset.checked_add(bytes).is_none_or(|end| end > self.bytes) {
             return Err(refuse("an operand is outside the memory set aside")
-                .try_("--device cpu; and please report it"));
+                .try_("{device=cpu}; and please report it"));
         }
         if bytes > 0 && offset / self.chunk != (offset + bytes - 1) / self.chunk {
             return Err(

@@ -104,7 +104,7 @@ impl Submitter {
         let group = self.bindings.group(&self.shared, &d.buffers);
         let groups = u32::try_from(d.groups).map_err(|_| {
             Error::memory("an operation is too large for this backend")
-                .try_("a smaller image, or fewer images at a time (-n)")
+                .try_("a smaller image, or fewer images at a time ({count})")
                 .at(d.shader.name)
                 .found(format!("{} workgroups", d.groups))
         })?;

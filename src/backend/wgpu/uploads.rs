@@ -91,7 +91,7 @@ impl Copier {
                 )
                 .found(format!("{} bytes", piece.unit))
                 .expected(format!("at most {room}"))
-                .try_("--device cpu"));
+                .try_("{device=cpu}"));
             }
             // Copies begin and end at multiples of four bytes; so do pieces and the rows they
             // consist of.

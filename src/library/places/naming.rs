@@ -11,6 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::library::file_names::{FileName, is_weights, without_ending};
 use crate::library::repo_id::{HUGGING_FACE, RepoRef, is_inside, is_repo_id};
 use crate::library::similar::{edit_distance, no_such_path};
+use crate::message::Message;
 
 /// How many models a message lists.
 const MAX_LISTED: usize = 8;
@@ -130,7 +131,7 @@ impl ModelPlaces {
         match entries.as_slice() {
             [] => Err(Error::missing("the Hugging Face cache contains no weights of it")
                 .at(name)
-                .try_(format!("flux-fast pull {name}"))),
+                .try_(pull(name))),
             [one] => Ok(Some(one.path.clone())),
             several => {
                 let fits = |e: &Entry| describe(&e.path, self.families).0.role() == role;
@@ -147,7 +148,7 @@ impl ModelPlaces {
 /// The error for a name that cannot be the name of a model. It contains no path, because the name
 /// may come from a stranger.
 fn not_a_name() -> Error {
-    Error::argument("not the name of a model").expected("a name that `flux-fast models` lists")
+    Error::argument("not the name of a model").try_("{:models} lists the names")
 }
 
 fn ambiguous(name: &str, paths: impl Iterator<Item = String>) -> Error {
@@ -165,20 +166,26 @@ fn ambiguous(name: &str, paths: impl Iterator<Item = String>) -> Error {
 
 /// The hint for a name that was not found: a pull if it looks like a repository, similar names, or
 /// the list of models.
-fn advice(name: &str, entries: &[Entry]) -> String {
+fn advice(name: &str, entries: &[Entry]) -> Message {
     // `models/x.safetensors` has the form of an id, but the user means a file.
     let repo = name.split('@').next().unwrap_or(name);
     let is_id = is_repo_id(repo) && repo.contains('/') && !is_weights(repo);
     let similar = similar_names(name, entries).join(" or ");
     match (is_id, similar.as_str()) {
-        (true, "") => format!("flux-fast pull {name}"),
-        (true, similar) => format!("flux-fast pull {name}; or did you mean {similar}?"),
-        (false, "") => {
-            "`flux-fast models` lists all models; `flux-fast pull org/name` downloads one"
-                .to_string()
+        (true, "") => pull(name),
+        (true, similar) => {
+            Message::with("{}; or did you mean {}?", [pull(name), Message::plain(similar)])
         }
-        (false, similar) => format!("did you mean {similar}? `flux-fast models` lists all models"),
+        (false, "") => "{:models} lists all models; {:pull org/name} downloads one".into(),
+        (false, similar) => {
+            Message::with("did you mean {}? {:models} lists all models", [Message::plain(similar)])
+        }
     }
+}
+
+/// The command that downloads `name`.
+fn pull(name: &str) -> Message {
+    Message::with("{:pull {}}", [Message::plain(name)])
 }
 
 /// The three entries whose names are the most similar to `name`.

@@ -4,6 +4,7 @@ use super::{Opened, Search};
 use crate::backend::cuda::{self, CudaBackend, CudaOptions};
 use crate::backend::{Backend, Compute};
 use crate::error::Result;
+use crate::message::Message;
 use crate::pipeline::budget::Bounds;
 use crate::pipeline::request::Options;
 
@@ -16,7 +17,8 @@ pub fn search(search: &mut Search<'_>) -> Option<(Opened, String)> {
     match best_cuda() {
         Err(reason) => search.reasons.push(reason),
         Ok(_) if matches!(compute, Compute::F32 | Compute::F16) => {
-            search.reasons.push(format!("CUDA has no --compute {compute}"));
+            let compute = Message::parameter_with("compute", compute);
+            search.reasons.push(Message::with("CUDA has no {}", [compute]));
         }
         Ok(ordinal) => {
             let name = format!("cuda:{ordinal}");
@@ -31,8 +33,8 @@ pub fn search(search: &mut Search<'_>) -> Option<(Opened, String)> {
 }
 
 /// The usable GPU with the most memory that CUDA reaches, or why there is none.
-fn best_cuda() -> Result<usize, String> {
-    let gpus = cuda::gpus().map_err(|e| e.to_string())?;
+fn best_cuda() -> Result<usize, Message> {
+    let gpus = cuda::gpus().map_err(|e| e.message())?;
     let usable = gpus.iter().filter(|g| g.unusable.is_none());
     if let Some(best) = usable.max_by_key(|g| (g.total_bytes, usize::MAX - g.ordinal)) {
         return Ok(best.ordinal);
@@ -41,7 +43,7 @@ fn best_cuda() -> Result<usize, String> {
         let why = g.unusable.as_deref().unwrap_or_default();
         format!("cuda:{} ({}) cannot be used: {why}", g.ordinal, g.name)
     });
-    Err(why.collect::<Vec<_>>().join("; "))
+    Err(why.collect::<Vec<_>>().join("; ").into())
 }
 
 /// The GPU that the driver numbers `ordinal`.

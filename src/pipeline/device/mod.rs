@@ -9,6 +9,7 @@ use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, Device};
 use crate::error::{Error, Kind, Result};
 use crate::event::Event;
+use crate::message::Message;
 
 use super::budget::Bounds;
 use super::request::Options;
@@ -40,19 +41,18 @@ pub fn open(options: &Options, notify: Notify) -> Result<Opened> {
 fn open_best(options: &Options, notify: Notify) -> Result<Opened> {
     let mut search = Search { options, reasons: Vec::new(), argument: None };
     if let Some((opened, name)) = cuda::search(&mut search).or_else(|| wgpu::search(&mut search)) {
-        let mut text = format!("running on {name}");
-        for reason in &search.reasons {
-            text += "; ";
-            text += reason;
-        }
-        notify(Event::Note(text))?;
+        let running = Message::plain(format!("running on {name}"));
+        notify(Event::note(Message::join([running].into_iter().chain(search.reasons), "; ")))?;
         return Ok(opened);
     }
     match open_cpu(options, notify) {
         Ok(opened) => {
-            notify(match search.reasons.as_slice() {
-                [] => Event::Note("running on the CPU: no GPU was found".into()),
-                reasons => Event::Warning(format!("running on the CPU: {}", reasons.join("; "))),
+            notify(match search.reasons.is_empty() {
+                true => Event::note("running on the CPU: no GPU was found"),
+                false => Event::warning(Message::with(
+                    "running on the CPU: {}",
+                    [Message::join(search.reasons, "; ")],
+                )),
             })?;
             Ok(opened)
         }
@@ -65,7 +65,7 @@ fn open_best(options: &Options, notify: Notify) -> Result<Opened> {
 struct Search<'a> {
     options: &'a Options,
     /// Why the GPUs so far cannot be used.
-    reasons: Vec<String>,
+    reasons: Vec<Message>,
     /// The first error about an option that a GPU does not offer: returned if the CPU does not
     /// offer it either.
     argument: Option<Error>,
@@ -79,7 +79,8 @@ impl Search<'_> {
             Ok(opened) => return Some(opened),
             Err(e) => e,
         };
-        self.reasons.push(format!("{name} cannot be used: {e}"));
+        self.reasons
+            .push(Message::with("{} cannot be used: {}", [Message::plain(name), e.message()]));
         if e.kind() == Kind::Argument {
             self.argument.get_or_insert(e);
         }
@@ -106,7 +107,7 @@ fn open_cpu(options: &Options, notify: Notify) -> Result<Opened> {
         isa: None,
     })?;
     if options.vram.is_some() {
-        notify(Event::Note("--vram has no effect on the CPU; --ram bounds its memory".into()))?;
+        notify(Event::note("{vram} has no effect on the CPU; {ram} bounds its memory"))?;
     }
     let bounds = Bounds::of_cpu(options, backend.caps().memory_bytes);
     Ok(Opened { backend: Box::new(backend), bounds })

@@ -16,7 +16,7 @@ pub fn search(search: &mut Search<'_>) -> Option<(Opened, String)> {
     for adapter in wgpu::candidates(wgpu::adapters()) {
         let name = format!("wgpu:{} ({}, {})", adapter.ordinal, adapter.name, adapter.api);
         if let Some(why) = adapter.unusable {
-            search.reasons.push(format!("{name} cannot be used: {why}"));
+            search.reasons.push(format!("{name} cannot be used: {why}").into());
         } else if let Some(opened) = search.accept(&name, open(search.options, adapter.ordinal)) {
             return Some((opened, name));
         }

@@ -154,7 +154,7 @@ fn target(path: &Path) -> Result<Target> {
         Ok(facts) if facts.is_dir() => Ok(Target::File { folder, path }),
         Ok(_) => Err(Error::output("the output's folder is a file")
             .at_path(&folder)
-            .try_("give another -o")),
+            .try_("give another {output}")),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             Err(Error::output("the output's folder does not exist")
                 .at_path(&folder)
@@ -199,13 +199,13 @@ fn sweep(folder: &Path) {
 fn failed(error: io::Error, path: &Path) -> Error {
     let hint = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "free some space, or give -o another disk"
+            "free some space, or write to another disk with {output}"
         }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            "give -o a folder that you may write to"
+            "write to another folder with {output}"
         }
-        io::ErrorKind::InvalidFilename => "give -o a shorter name",
-        _ => "give -o another place",
+        io::ErrorKind::InvalidFilename => "give {output} a shorter name",
+        _ => "give another {output}",
     };
     Error::output(format!("the image cannot be written: {error}")).at_path(path).try_(hint)
 }

@@ -62,7 +62,7 @@ impl Loras {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut files = Vec::new();
         for choice in choices {
-            let path = self.path(choice).map_err(|e| e.at(choice.place()))?;
+            let path = self.path(choice).map_err(|e| e.at_message(choice.place()))?;
             files.push((LoraFile::at(path)?, choice.strength));
         }
         if let Some(set) = state.set.as_ref().filter(|set| set.is_of(&files)) {
@@ -71,7 +71,7 @@ impl Loras {
         let mut adapters = Vec::new();
         for ((file, strength), choice) in files.iter().zip(choices) {
             let adapter = state.adapter(file, family, weights);
-            adapters.push((adapter.map_err(|e| e.at(choice.place()))?, *strength));
+            adapters.push((adapter.map_err(|e| e.at_message(choice.place()))?, *strength));
         }
         let surplus = state.files.len().saturating_sub(KEPT_FILES.max(files.len()));
         state.files.drain(..surplus);

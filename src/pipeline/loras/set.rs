@@ -88,9 +88,9 @@ impl LoraSet {
         let mut events = vec![];
         for ((adapter, strength), (file, _)) in self.adapters.iter().zip(&self.files) {
             let (line, unmatched) = describe(&file.path, *strength, adapter);
-            events.push(Event::Note(line));
-            events.extend(unmatched.map(Event::Warning));
-            events.extend(adapter.summary.notes.iter().cloned().map(Event::Note));
+            events.push(Event::note(line));
+            events.extend(unmatched.map(Event::warning));
+            events.extend(adapter.summary.notes.iter().cloned().map(Event::note));
         }
         events
     }

@@ -241,7 +241,7 @@ pub fn not_finite(session: &mut Session, planned: &PlannedProgram) -> Result<Err
         true => e.try_("a smaller strength of the LoRAs, or no LoRA: they change these layers"),
         false => e.try_(
             "download the weights again if they may be damaged; if their type is too narrow for \
-             this model, use --compute f32",
+             this model, use {compute=f32}",
         ),
     })
 }

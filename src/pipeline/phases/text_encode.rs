@@ -65,9 +65,7 @@ impl GenerationPhase for TextEncode<'_> {
             .then(|| TextCache::new(&crate::host::cache_folder()));
         let key = self.cache_key(&clip_ids, &t5_ids);
         if let Some(text) = cache.as_ref().and_then(|c| c.load(&key)) {
-            progress.note(Event::Note(
-                "the embeddings of this prompt were found in the cache".into(),
-            ))?;
+            progress.note(Event::note("the embeddings of this prompt were found in the cache"))?;
             values.text = text;
             return progress.end();
         }
@@ -92,7 +90,7 @@ impl TextEncode<'_> {
             prompts().map(|p| self.tokenizers.t5_ids(p, *t5_length)).collect();
         let (clip_ids, t5_ids) = (clip_ids?, t5_ids?);
         if let Some(ids) = t5_ids.iter().find(|ids| !ids.cut.is_empty()) {
-            progress.note(Event::Warning(format!(
+            progress.note(Event::warning(format!(
                 "the prompt is longer than the {t5_length} tokens of this model; T5 does not see \
                  the part that begins with: {}",
                 beginning(&ids.cut)

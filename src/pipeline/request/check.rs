@@ -14,7 +14,7 @@ impl Request {
         self.check_values()?;
         if self.strength.is_some() && self.init.is_none() {
             return Err(Error::argument("a strength needs an image to start from")
-                .at("strength")
+                .at_parameter("strength")
                 .try_("give the image, or leave the strength out"));
         }
         Ok(())
@@ -29,7 +29,7 @@ impl Request {
             && width * height > MAX_PIXELS
         {
             return Err(Error::argument("too many pixels")
-                .at("size")
+                .at_parameter("size")
                 .found(format!("{width}x{height}"))
                 .expected(format!("at most {MAX_PIXELS} pixels (2048x2048)"))
                 .try_("use a smaller width or height"));
@@ -45,20 +45,20 @@ impl Request {
             return Err(Error::argument(
                 "the negative prompt names a LoRA, which has no effect there",
             )
-            .at("negative")
+            .at_parameter("negative")
             .try_("put the tag in the prompt, with a negative strength to reverse it"));
         }
         let count = self.loras.len() + self.prompt.loras().len();
         if count > MAX_LORAS {
             return Err(Error::argument("too many LoRAs")
-                .at("lora")
+                .at_parameter("lora")
                 .found(count)
                 .expected(format!("at most {MAX_LORAS}")));
         }
         let limits = -MAX_LORA_STRENGTH..=MAX_LORA_STRENGTH;
         match self.loras.iter().find(|l| !limits.contains(&l.strength)) {
             Some(lora) => Err(Error::argument("the strength of a LoRA is out of range")
-                .at(lora.place())
+                .at_message(lora.place())
                 .found(lora.strength)
                 .expected(format!("-{MAX_LORA_STRENGTH} to {MAX_LORA_STRENGTH}"))),
             None => Ok(()),
@@ -69,7 +69,7 @@ impl Request {
 fn check_prompt(name: &str, prompt: &str) -> Result<()> {
     if prompt.len() > MAX_PROMPT_BYTES {
         return Err(Error::argument("the prompt is too long")
-            .at(name)
+            .at_parameter(name)
             .found(format!("{} bytes", prompt.len()))
             .expected(format!("at most {MAX_PROMPT_BYTES}"))
             .try_("shorten it: the model reads some 2,500 bytes at most"));
@@ -80,7 +80,7 @@ fn check_prompt(name: &str, prompt: &str) -> Result<()> {
     match prompt.char_indices().find(|&(_, c)| control(c)) {
         None => Ok(()),
         Some((at, c)) => Err(Error::argument("the prompt contains a control character")
-            .at(name)
+            .at_parameter(name)
             .found(format!("U+{:04X} at byte {at}", c as u32))
             .try_("remove the character")),
     }

@@ -34,7 +34,7 @@ pub(super) fn check_range<T: PartialOrd + Display>(
 ) -> Result<()> {
     match value {
         Some(value) if !range.contains(&value) => Err(Error::argument("out of range")
-            .at(name)
+            .at_parameter(name)
             .found(value)
             .expected(format!("{} to {}", range.start(), range.end()))
             .try_("use a number in that range")),

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::limits::MAX_LORA_STRENGTH;
 use super::parameter::{Parameter, plain_number};
 use crate::error::{Error, Result};
+use crate::message::Message;
 
 /// A LoRA and its strength.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,8 +36,11 @@ impl LoraChoice {
     }
 
     /// How the LoRA was given, for messages.
-    pub fn place(&self) -> String {
-        if self.tag { format!("<lora:{}>", self.name) } else { format!("--lora {}", self.name) }
+    pub fn place(&self) -> Message {
+        match self.tag {
+            true => Message::plain(format!("<lora:{}>", self.name)),
+            false => Message::place("lora", Some(self.name.clone())),
+        }
     }
 }
 

@@ -45,7 +45,7 @@ pub const SPEC: LoraSpec = LoraSpec {
         (6144, "its width is FLUX.2's"),
         (3072, "its width is that of the full FLUX.1, the model's is not"),
     ],
-    other_width: "compare both by `flux-fast inspect`",
+    other_width: "compare both by {:inspect}",
     example: "keys such as lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight or \
               transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
 };

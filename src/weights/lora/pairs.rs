@@ -47,7 +47,7 @@ pub fn bind(
             found.unmatched.first().map(|u| format!("{}: {}", u.key, u.why)).unwrap_or_default();
         return Err(Error::model("no tensor of this LoRA matches this model")
             .found(format!("{} keys, the first {keys}", found.unmatched.len()))
-            .try_("`flux-fast inspect` on both files shows what each is"));
+            .try_("{:inspect} on both files shows what each is"));
     }
     for group in &kept {
         complete(file, group)?;

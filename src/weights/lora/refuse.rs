@@ -188,7 +188,7 @@ fn nothing_matched(file: &WeightFile, family: &'static Family, names: &[&str]) -
     let models = recognise(names, crate::spec::FAMILIES);
     if let Some(first) = models.first() {
         let e = Error::model("this is a model, not a LoRA").found(first.component.title);
-        return e.try_("give it with --model");
+        return e.try_("give it with {model}");
     }
     let trained = base_model(file)
         .map(|m| format!("; its metadata names the base model {m}"))
@@ -196,7 +196,7 @@ fn nothing_matched(file: &WeightFile, family: &'static Family, names: &[&str]) -
     Error::model(format!("no key of this file is a LoRA of {}", family.title))
         .found(found + &trained)
         .expected(family.lora.example)
-        .try_("the file may be of another model; `flux-fast inspect FILE` lists its tensors")
+        .try_("the file may be of another model; {:inspect FILE} lists its tensors")
 }
 
 /// Drops difference tensors that are zero everywhere and refuses others.

@@ -123,7 +123,7 @@ fn no_matching_key_is_an_error() {
         .fold(Lora::default(), |l, ((_, n), _)| l.with(n, &[1, 1], &[0.0]));
     let e = model.error(&base);
     assert!(
-        e.contains("this is a model, not a LoRA: found FLUX transformer") && e.contains("--model"),
+        e.contains("this is a model, not a LoRA: found FLUX transformer") && e.contains("`model`"),
         "{e}"
     );
 }

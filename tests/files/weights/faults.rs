@@ -167,7 +167,7 @@ fn models_that_are_not_flux_are_named() {
     let looked = inspect(&path).unwrap();
     assert!(looked.what.starts_with("LoRA, Kohya"), "{}", looked.what);
     assert!(looked.loras[0].targets[0].blocks.contains_key("single_blocks"), "{:?}", looked.loras);
-    assert!(refused(&path).hint().unwrap().contains("--model"));
+    assert!(refused(&path).hint().unwrap().contains("`model`"));
 }
 
 #[test]

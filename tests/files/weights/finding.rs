@@ -197,14 +197,14 @@ fn a_missing_component_is_reported_with_its_flag_and_the_places() {
     let dir = tempfile::tempdir().unwrap();
     let model = flux(dir.path().join("models/unet/flux1-dev.safetensors"));
     let checkpoint = open(&Files::model(&model)).unwrap();
-    for (component, flag, folder) in [
-        (T5, "--t5", "models/text_encoders"),
-        (CLIP, "--clip", "models/clip"),
-        (VAE, "--vae", "models/vae"),
+    for (component, parameter, folder) in [
+        (T5, "`t5`", "models/text_encoders"),
+        (CLIP, "`clip`", "models/clip"),
+        (VAE, "`vae`", "models/vae"),
     ] {
         let e = checkpoint.need(component).err().unwrap();
         assert_eq!(e.kind(), Kind::Missing);
-        assert!(e.hint().unwrap().contains(flag), "{e}");
+        assert!(e.hint().unwrap().contains(parameter), "{e}");
         assert!(e.to_string().contains(dir.path().join(folder).to_str().unwrap()), "{e}");
         assert!(e.to_string().contains(model.parent().unwrap().to_str().unwrap()), "{e}");
     }
@@ -225,5 +225,5 @@ fn a_path_that_does_not_exist_suggests_similar_ones() {
     assert!(e.hint().unwrap().contains("does not exist either"), "{:?}", e.hint());
     let files = Files::model(dir.path()).with("clip", dir.path().join("x"));
     let e = open(&files).err().unwrap();
-    assert!(e.kind() == Kind::Missing && e.to_string().contains("--clip"), "{e}");
+    assert!(e.kind() == Kind::Missing && e.to_string().starts_with("clip: "), "{e}");
 }

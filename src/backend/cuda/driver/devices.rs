@@ -53,7 +53,7 @@ pub fn count() -> Result<i32> {
             .at("cuda")
             .found(format!("CUDA {}.{}", version / 1000, version % 1000 / 10))
             .expected("CUDA 11.8 (driver 520) or newer")
-            .try_("a newer driver, or --device cpu"));
+            .try_("a newer driver, or {device=cpu}"));
     }
     match result::device::get_count().map_err(unusable)? {
         0 => Err(Error::device("the NVIDIA driver finds no GPU").at("cuda")),

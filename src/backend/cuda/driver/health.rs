@@ -34,15 +34,15 @@ impl ContextHealth {
             match code {
                 sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY if what.contains("host memory") => {
                     Error::memory(format!("out of memory: {what}"))
-                        .try_("a smaller --ram, or end other programs")
+                        .try_("a smaller {ram}, or end other programs")
                 }
                 sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::memory(format!(
                     "out of memory: {what}"
                 ))
-                .try_("a smaller --vram, a smaller image, or end other programs that use the GPU"),
+                .try_("a smaller {vram}, a smaller image, or end other programs that use the GPU"),
                 sys::CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => {
                     Error::device(format!("{what}: another program uses the GPU exclusively"))
-                        .try_("end that program, or choose another --device")
+                        .try_("end that program, or choose another {device}")
                 }
                 _ => Error::device(format!("{what}: {}", name(code))),
             }
@@ -62,7 +62,7 @@ fn lost(code: u32, what: &str) -> Error {
         }
         214 | 220 | 226 => "the GPU reports a memory or link error: check it with nvidia-smi",
         700 | 714..=719 => {
-            "run again; if it repeats, use --device cpu, and please report this message"
+            "run again; if it repeats, use {device=cpu}, and please report this message"
         }
         _ => "run again; if it repeats, look at the driver's log",
     };
