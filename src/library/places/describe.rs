@@ -6,7 +6,6 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::roots::Role;
-use crate::dtype::DType;
 use crate::error::Result;
 use crate::library::find::{Wanted, choose};
 use crate::library::unit::{Contents, unit_of, units};
@@ -133,23 +132,31 @@ fn variant(contents: &Contents, component: Component) -> String {
     }
 }
 
-/// The dialect of a component's tensor names, and the element type of most of its bytes.
+/// The dialect of a component's tensor names, and the type that most of its bytes are stored in.
 fn storage(contents: &Contents, component: Component) -> String {
     let Some(found) = contents.find(component) else { return String::new() };
     let program = found.program();
-    let mut bytes: HashMap<DType, usize> = HashMap::new();
+    let mut bytes: HashMap<&str, usize> = HashMap::new();
     let tensors = contents.headers.iter().flat_map(|h| &h.tensors);
-    for tensor in tensors.filter(|t| t.name.starts_with(&found.prefix)) {
-        if let Some(dtype) = tensor.stored.float() {
-            *bytes.entry(dtype).or_default() += tensor.range.len();
-        }
+    let own = || tensors.clone().filter(|t| t.name.starts_with(&found.prefix));
+    for tensor in own() {
+        *bytes.entry(tensor.stored.name()).or_default() += tensor.range.len();
     }
-    let most =
-        bytes.into_iter().max_by_key(|(dtype, n)| (*n, dtype.name())).map(|(dtype, _)| dtype);
-    let dtype = most.map_or("no numbers".to_string(), |dtype| match dtype {
-        DType::F8E4M3 => "fp8".to_string(),
-        DType::F8E5M2 => "fp8 (e5m2)".to_string(),
-        other => other.name().to_lowercase(),
-    });
-    format!("{program}, {dtype}")
+    let most = bytes.into_iter().max_by_key(|(name, n)| (*n, *name)).map(|(name, _)| name);
+    let has = |ending: &str| own().any(|t| t.name.ends_with(ending));
+    let scales_are =
+        |dtype: &str| own().any(|t| t.name.ends_with(".weight_scale") && t.stored.name() == dtype);
+    // Narrow types share a container type: the tensors next to a weight tell them apart.
+    let stored = match most {
+        None => "no numbers".to_string(),
+        Some("U8") if has("bitsandbytes__nf4") => "nf4".to_string(),
+        Some("U8") if has("bitsandbytes__fp4") => "fp4".to_string(),
+        Some("U8") if has(".weight_scale_2") => "nvfp4".to_string(),
+        Some("I8") => "int8".to_string(),
+        Some("F8_E4M3") if scales_are("F8_E8M0") => "mxfp8".to_string(),
+        Some("F8_E4M3") => "fp8".to_string(),
+        Some("F8_E5M2") => "fp8 (e5m2)".to_string(),
+        Some(name) => name.to_lowercase(),
+    };
+    format!("{program}, {stored}")
 }

@@ -14,7 +14,7 @@ pub struct Listing {
     pub name: String,
     /// How it can be used.
     pub kind: ModelKind,
-    /// A description such as `FLUX transformer (dev), BFL, f8_e4m3; with T5, CLIP, VAE`; for
+    /// A description such as `FLUX transformer (dev), BFL, fp8; with T5, CLIP, VAE`; for
     /// [`ModelKind::Other`] the reason why it cannot be used.
     pub what: String,
     /// The size of a file with all its shards, or of the weights in a folder.
