@@ -7,11 +7,18 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::config::{folder_config, max_length, read_json};
+use super::find::Searched;
 use super::opened::OpenedUnit;
 use crate::error::{Error, Result};
 use crate::message::Message;
 use crate::spec::{Component, Family};
 use crate::weights::ComponentWeights;
+
+/// How many files that were passed over an error lists.
+const MAX_LISTED: usize = 4;
+
+/// Nothing was searched, because the files were given.
+static NOT_SEARCHED: Searched = Searched { folders: vec![], passed_over: vec![] };
 
 /// A model with the components that were found.
 pub struct Checkpoint {
@@ -36,8 +43,8 @@ pub struct Checkpoint {
     pub shapes_only: bool,
     /// Lines for the user: `t5: /path (found next to the model)`, warnings about files.
     pub found: Vec<String>,
-    /// The places in which absent components were looked for.
-    pub(super) searched: BTreeMap<Component, Vec<PathBuf>>,
+    /// Where absent components were looked for, and which files were passed over.
+    pub(super) searched: BTreeMap<Component, Searched>,
 }
 
 impl Checkpoint {
@@ -77,12 +84,23 @@ impl Checkpoint {
 
     fn missing(&self, component: Component) -> Error {
         let e = Error::missing(format!("the {} is missing", component.title)).at(&self.name);
-        let e = match self.searched.get(&component).map_or(&[][..], Vec::as_slice) {
+        let Searched { folders, passed_over } =
+            self.searched.get(&component).unwrap_or(&NOT_SEARCHED);
+        let joined = |texts: Vec<String>| texts.join(", ");
+        let e = match folders.as_slice() {
             [] => e,
-            places => e.expected(format!(
+            folders => e.expected(format!(
                 "a .safetensors or .gguf file of it in {}",
-                places.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
+                joined(folders.iter().map(|p| p.display().to_string()).collect())
             )),
+        };
+        let listed = passed_over.iter().take(MAX_LISTED).map(Error::to_string).collect();
+        let e = match passed_over.len().saturating_sub(MAX_LISTED) {
+            _ if passed_over.is_empty() => e,
+            0 => e.found(format!("files that cannot be used ({})", joined(listed))),
+            more => {
+                e.found(format!("files that cannot be used ({} and {more} more)", joined(listed)))
+            }
         };
         match (component.option, component.source) {
             (Some(option), Some(source)) => e.try_(Message::with(

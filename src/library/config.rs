@@ -6,8 +6,10 @@ use serde_json::Value;
 
 use super::unit::Unit;
 use crate::error::{Error, Result};
+use crate::host::read_regular;
 use crate::spec::Component;
 use crate::spec::names::matches_glob;
+use crate::weights::container::map::unreadable;
 
 /// The `config.json` next to the files of `component`, if its class is one of that component.
 pub fn folder_config(unit: &Unit, component: Component) -> Result<Option<Value>> {
@@ -20,19 +22,25 @@ pub fn folder_config(unit: &Unit, component: Component) -> Result<Option<Value>>
     Ok(fits.then_some(config))
 }
 
+/// The largest JSON file that is read, in bytes. The index of shards of a large model has a few
+/// hundred kilobytes.
+const MOST_BYTES: u64 = 4 << 20;
+
+/// Reads a JSON file that comes with a model.
+///
+/// # Errors
+/// If there is none, if it is not a regular file, and if it is too large.
+pub fn read_json_bytes(path: &Path) -> Result<Vec<u8>> {
+    read_regular(path, MOST_BYTES).map_err(|e| unreadable(path, &e))
+}
+
 /// Reads a configuration file, if there is one. A file that cannot be read is an error, since the
 /// defaults would differ from its settings.
 pub fn read_json(path: &Path) -> Result<Option<Value>> {
-    const MOST_BYTES: u64 = 1 << 20;
-    let Ok(metadata) = path.metadata() else { return Ok(None) };
-    if metadata.len() > MOST_BYTES {
-        return Err(Error::model("too large for a configuration file")
-            .at_path(path)
-            .found(format!("{} bytes", metadata.len()))
-            .expected(format!("at most {MOST_BYTES}")));
+    if !path.exists() {
+        return Ok(None);
     }
-    let bytes =
-        std::fs::read(path).map_err(|e| crate::weights::container::map::unreadable(path, &e))?;
+    let bytes = read_json_bytes(path)?;
     let value = serde_json::from_slice(&bytes).map_err(|e| {
         Error::model("not valid JSON").at_path(path).found(e).try_("download the file again")
     })?;

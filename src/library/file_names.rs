@@ -1,8 +1,9 @@
 //! What weight files are called: endings, numbered shards, indexes of shards, and variants.
 //!
-//! This is the only module that takes file names apart. It is used by the search around a model
-//! ([`find`](super::find)), by the selection of files to download, and by the listing and the
-//! look-up of names ([`places`](super::places)). A name may contain a path with `/`.
+//! This is the only module that takes file names apart. It is used by folders
+//! ([`unit`](super::unit)), by the search around a model ([`find`](super::find)), by the selection
+//! of files to download, and by the listing and the look-up of names ([`places`](super::places)). A
+//! name may contain a path with `/`.
 
 /// Endings of safetensors files. `.sft` is the short form that some publishers use.
 const SAFETENSORS: [&str; 2] = ["safetensors", "sft"];
@@ -12,6 +13,14 @@ const GGUF: &str = "gguf";
 
 /// Endings of files that can run code when they are read.
 const PICKLES: [&str; 6] = ["bin", "ckpt", "pt", "pth", "pkl", "pickle"];
+
+/// Endings that browsers and download programs add to a file until it is complete.
+const UNFINISHED: [&str; 8] =
+    ["part", "partial", "incomplete", "crdownload", "download", "aria2", "filepart", "tmp"];
+
+/// Variants of one model, the preferred one first: the plain file, then the wider types. All others
+/// come after them.
+const VARIANTS: [&str; 4] = ["", "bf16", "fp16", "fp8"];
 
 /// Endings of configuration and tokenizer files.
 const CONFIGS: [&str; 3] = ["json", "txt", "model"];
@@ -43,6 +52,13 @@ pub fn is_first_of_weights(name: &str) -> bool {
     is_weights(name) && FileName::parse(name).shard <= 1
 }
 
+/// The name that an unfinished download of a weight file will have when it is complete, if `name`
+/// is the name of one: `x.safetensors` for `x.safetensors.part`.
+pub fn unfinished(name: &str) -> Option<&str> {
+    let (complete, _) = name.rsplit_once('.')?;
+    (UNFINISHED.contains(&ending(name).as_str()) && is_weights(complete)).then_some(complete)
+}
+
 /// Whether `name` is the name of a pickle, which can run code when it is read.
 pub fn is_pickle(name: &str) -> bool {
     PICKLES.contains(&ending(name).as_str())
@@ -67,7 +83,7 @@ fn index_stem(name: &str) -> Option<&str> {
         _ => name,
     };
     let (stem, ending) = name.strip_suffix(".index")?.rsplit_once('.')?;
-    SAFETENSORS.contains(&ending).then_some(stem)
+    SAFETENSORS.contains(&ending.to_lowercase().as_str()).then_some(stem)
 }
 
 /// The name of a weight file without its ending; any other name as it is.
@@ -95,7 +111,8 @@ fn is_variant(word: &str) -> bool {
     is_precision || matches!(word, "ema" | "non_ema")
 }
 
-/// The name of a shard without its ending, such as `x-00001-of-00003`.
+/// The name of a shard, such as `x-00001-of-00003.safetensors` or, with a variant,
+/// `x-00001-of-00003.fp16.safetensors`. The numbers need not be possible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShardName<'a> {
     /// `x`.
@@ -106,24 +123,36 @@ pub struct ShardName<'a> {
     pub count: u32,
     /// How many digits `number` and `count` are written with.
     digits: (usize, usize),
+    /// `fp16`, or empty, if it is written after the numbers.
+    variant: &'a str,
+    /// Everything after the numbers: `.fp16.safetensors`.
+    rest: &'a str,
 }
 
 impl<'a> ShardName<'a> {
-    /// Takes a name without ending apart. `None` means that it is not the name of a shard.
-    pub fn parse(stem: &'a str) -> Option<Self> {
-        let (front, count) = stem.rsplit_once("-of-")?;
-        let (front, number) = front.rsplit_once('-')?;
+    /// Takes a file name without folders apart. `None` means that it is not the name of a shard.
+    pub fn parse(name: &'a str) -> Option<Self> {
+        let (numbered, _) = name.rsplit_once('.').unwrap_or((name, ""));
+        let with_variant = || {
+            let (front, variant) = numbered.rsplit_once('.').filter(|(_, v)| is_variant(v))?;
+            Some((Self::parse_numbered(front)?, front, variant))
+        };
+        let plain = || Some((Self::parse_numbered(numbered)?, numbered, ""));
+        let (shard, numbered, variant) = plain().or_else(with_variant)?;
+        Some(ShardName { variant, rest: &name[numbered.len()..], ..shard })
+    }
+
+    /// Takes `x-00001-of-00003` apart.
+    fn parse_numbered(text: &'a str) -> Option<Self> {
+        let (front, count) = text.rsplit_once("-of-")?;
+        let (stem, number) = front.rsplit_once('-')?;
         let is_number = |s: &str| s.len() >= 4 && s.bytes().all(|b| b.is_ascii_digit());
         if !is_number(number) || !is_number(count) {
             return None;
         }
         let digits = (number.len(), count.len());
-        Some(ShardName {
-            stem: front,
-            number: number.parse().ok()?,
-            count: count.parse().ok()?,
-            digits,
-        })
+        let (number, count) = (number.parse().ok()?, count.parse().ok()?);
+        Some(ShardName { stem, number, count, digits, variant: "", rest: "" })
     }
 
     /// Whether the number is from 1 to `count`.
@@ -131,11 +160,11 @@ impl<'a> ShardName<'a> {
         1 <= self.number && self.number <= self.count
     }
 
-    /// The names of all shards of this model, without their ending.
+    /// The names of all shards of this model, in their order.
     pub fn all(self) -> impl Iterator<Item = String> {
-        let ShardName { stem, count, digits: (a, b), .. } = self;
-        let stem = stem.to_string();
-        (1..=count).map(move |number| format!("{stem}-{number:0a$}-of-{count:0b$}"))
+        let ShardName { stem, count, digits: (a, b), rest, .. } = self;
+        let (stem, rest) = (stem.to_string(), rest.to_string());
+        (1..=count).map(move |number| format!("{stem}-{number:0a$}-of-{count:0b$}{rest}"))
     }
 }
 
@@ -159,19 +188,17 @@ pub struct FileName {
 impl FileName {
     /// Takes `name` apart.
     pub fn parse(name: &str) -> FileName {
-        let shard = |stem| ShardName::parse(stem).filter(ShardName::is_valid);
         let (folder, file) = name.rsplit_once('/').unwrap_or(("", name));
-        let stem = file.rsplit_once('.').map_or(file, |(stem, _)| stem);
-        let (numbered, variant_after) = match stem.rsplit_once('.') {
-            Some((front, word)) if is_variant(word) && shard(front).is_some() => (front, word),
-            _ => (stem, ""),
+        let shard = ShardName::parse(file).filter(ShardName::is_valid);
+        let whole = match shard {
+            Some(shard) => shard.stem,
+            None => file.rsplit_once('.').map_or(file, |(stem, _)| stem),
         };
-        let shard = shard(numbered);
-        let whole = shard.map_or(numbered, |s| s.stem);
         let (stem, variant_before) = match whole.rsplit_once('.') {
             Some((front, word)) if is_variant(word) => (front, word),
             _ => (whole, ""),
         };
+        let variant_after = shard.map_or("", |s| s.variant);
         let variant = if variant_after.is_empty() { variant_before } else { variant_after };
         FileName {
             folder: folder.into(),
@@ -183,9 +210,19 @@ impl FileName {
         }
     }
 
+    /// Which of several variants of one model is taken; 0 is the best.
+    pub fn variant_rank(&self) -> usize {
+        VARIANTS.iter().position(|v| *v == self.variant).unwrap_or(VARIANTS.len())
+    }
+
     /// A value that is the same for every shard of one model, and different for other models.
     pub fn group(&self) -> FileName {
         FileName { shard: 0, ..self.clone() }
+    }
+
+    /// Whether this is a shard, and `index` one of the names of its index.
+    pub fn has_index(&self, index: &str) -> bool {
+        self.shards > 0 && self.indexes().iter().any(|name| name == index)
     }
 
     /// The names, with the folder, that an index of these shards may have.
@@ -212,7 +249,7 @@ mod tests {
 
     #[test]
     fn endings_are_recognised_in_any_case_and_in_any_folder() {
-        for name in ["a.safetensors", "x/a.SFT", "a.sft", "v1.0/a.Safetensors"] {
+        for name in ["a.safetensors", "x/a.SFT", "a.sft", "v1.0/A.SAFETENSORS"] {
             assert!(is_safetensors(name) && is_weights(name) && !is_gguf(name), "{name}");
         }
         assert!(is_gguf("a.GGUF") && is_weights("a.gguf") && !is_safetensors("a.gguf"));
@@ -262,10 +299,47 @@ mod tests {
 
     #[test]
     fn the_shards_of_a_name_are_written_with_as_many_digits_as_it_has() {
-        let names = |stem| ShardName::parse(stem).unwrap().all().collect::<Vec<_>>();
-        assert_eq!(names("x-00002-of-00002"), ["x-00001-of-00002", "x-00002-of-00002"]);
-        assert_eq!(names("a-b-0001-of-00001"), ["a-b-0001-of-00001"]);
-        assert!(ShardName::parse("x-99999999999-of-00002").is_none());
+        let names = |name| ShardName::parse(name).unwrap().all().collect::<Vec<_>>();
+        for (name, all) in [
+            ("x-00002-of-00002.sft", &["x-00001-of-00002.sft", "x-00002-of-00002.sft"][..]),
+            ("a-b-0001-of-00001.GGUF", &["a-b-0001-of-00001.GGUF"]),
+            (
+                "m.fp16-00001-of-00002.safetensors",
+                &["m.fp16-00001-of-00002.safetensors", "m.fp16-00002-of-00002.safetensors"],
+            ),
+            (
+                "m-00002-of-00002.bf16.sft",
+                &["m-00001-of-00002.bf16.sft", "m-00002-of-00002.bf16.sft"],
+            ),
+            ("v1.0-00001-of-00001.gguf", &["v1.0-00001-of-00001.gguf"]),
+        ] {
+            assert_eq!(names(name), all);
+        }
+        for name in ["x-99999999999-of-00002.sft", "x-00001-of-00002.sharp.sft", "x.sft", ""] {
+            assert!(ShardName::parse(name).is_none(), "{name}");
+        }
+    }
+
+    #[test]
+    fn unfinished_downloads_are_recognised_and_are_not_weights() {
+        for (name, complete) in [
+            ("a/flux.safetensors.part", "a/flux.safetensors"),
+            ("flux.SFT.Incomplete", "flux.SFT"),
+            ("flux.gguf.crdownload", "flux.gguf"),
+        ] {
+            assert_eq!(unfinished(name), Some(complete));
+            assert!(!is_weights(name));
+        }
+        for name in ["flux.safetensors", "notes.txt.part", "part", "x.part"] {
+            assert_eq!(unfinished(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_plain_file_comes_before_its_variants() {
+        let rank = |name: &str| FileName::parse(name).variant_rank();
+        let names = ["m.sft", "m.bf16.sft", "m.fp16.sft", "m.fp8.sft", "m.nf4.sft"];
+        assert!(names.map(rank).is_sorted() && rank(names[0]) < rank(names[4]));
     }
 
     #[test]
@@ -279,6 +353,7 @@ mod tests {
         for index in &indexes {
             assert!(is_index(index), "{index}");
         }
+        assert!(is_index("X.SAFETENSORS.index.json"));
         for name in ["x.index.json", "x.bin.index.json", "x.safetensors.json", "index.json"] {
             assert!(!is_index(name), "{name}");
         }

@@ -1,15 +1,18 @@
 //! Where component files are: in the usual folders around a transformer file.
 //!
 //! Only headers are read, and only of files in these folders. Files are recognised by their tensor
-//! names; their file names only decide which of several is taken.
+//! names; their file names only decide which of several is taken. Whether a file fits is decided by
+//! the reader of its format: the shape in a header may be that of packed bytes.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use super::config::folder_config;
 use super::file_names::{FileName, is_gguf};
-use super::unit::{Contents, Unit, units};
+use super::opened::OpenedUnit;
+use super::unit::{Contents, FolderUnits, Unit, units};
+use crate::error::{Error, Result};
 use crate::spec::{Component, Families};
-use crate::weights::dialect::recognise::foreign_storage;
 
 /// At most this many headers are read in one folder.
 const MAX_HEADERS: usize = 64;
@@ -32,47 +35,124 @@ impl Wanted {
         Wanted { component, families, size: None }
     }
 
-    /// Whether `contents` holds this component, of the right size, in a form that can be read.
-    fn fits(&self, contents: &Contents) -> bool {
+    /// Opens `unit` with the reader of its format.
+    ///
+    /// # Errors
+    /// If it cannot be read, or does not fit.
+    fn open(&self, unit: &Unit, contents: &Contents) -> Result<OpenedUnit> {
         let component = self.component;
-        let is_foreign = contents.tensor_names().any(|name| foreign_storage(name).is_some());
-        if !contents.has(component) || is_foreign {
-            return false;
+        let title = component.title;
+        if let Some(name) = component.excludes.iter().find(|n| contents.contains(component, n)) {
+            return Err(Error::model(format!("not a {title}: it contains {name}")));
         }
+        let config = folder_config(unit, component)?;
+        let opened = OpenedUnit::unit(unit.clone(), self.families)?;
+        let weights = opened.weights(component)?.with_config(config)?;
         let size = component.0.fit.as_ref().and_then(|fit| {
             let (name, axis) = fit.own;
-            contents.shape(component, name)?.get(axis).copied()
+            weights.full_shape(name)?.get(axis).copied()
         });
-        let has_size = self.size.zip(size).is_none_or(|(wanted, size)| wanted == size);
-        has_size && component.excludes.iter().all(|name| contents.shape(component, name).is_none())
+        match self.size.zip(size) {
+            Some((wanted, size)) if wanted != size => {
+                Err(Error::model(format!("{title} for another transformer"))
+                    .found(format!("width {size}"))
+                    .expected(format!("width {wanted}")))
+            }
+            _ => Ok(opened),
+        }
     }
 }
 
-/// Chooses from `units` the one to take the component from, and reads its headers.
-///
-/// Names that look like the component come first, then the smaller file (an 8-bit T5 serves as well
-/// as a larger one), then the order of the paths. GGUF files come last, the largest of them first:
-/// people keep many, down to two bits, and the smaller the worse. Files that cannot be read, or do
-/// not fit, are skipped.
-pub fn choose(mut units: Vec<Unit>, wanted: &Wanted) -> Option<(Unit, Contents)> {
-    units.sort_by_cached_key(|u| {
-        let name = u.file_name();
-        let size = if is_gguf(&name) { u64::MAX - u.bytes } else { u.bytes };
-        (name_rank(wanted.component, &name), is_gguf(&name), size, u.paths[0].clone())
-    });
-    units.into_iter().take(MAX_HEADERS).find_map(|unit| {
-        let contents = unit.contents(wanted.families).ok().filter(|c| wanted.fits(c))?;
-        Some((unit, contents))
-    })
+/// What [`choose`] found in a folder.
+#[derive(Default)]
+pub struct Choice {
+    /// The files to take the component from.
+    pub taken: Option<Taken>,
+    /// Why other files were passed over that may have been meant, each with its path.
+    pub passed_over: Vec<Error>,
 }
 
-/// How much a file's name looks like the component; 0 is best.
-fn name_rank(component: Component, name: &str) -> usize {
-    let name = name.to_lowercase();
-    let stem = name.rsplit_once('.').map_or(name.as_str(), |(stem, _)| stem);
-    // In a diffusers folder there may be a half-precision variant next to the plain file.
-    let is_variant = matches!(FileName::parse(&name).variant.as_str(), "fp16" | "bf16");
-    2 * component.files.rank(stem) + usize::from(is_variant)
+/// The files that a component is taken from.
+pub struct Taken {
+    /// The files, open.
+    pub opened: OpenedUnit,
+    /// What their headers show.
+    pub contents: Contents,
+    /// The first of these files.
+    first: String,
+    /// Variants of the same model that were not taken, by their first files.
+    variants: Vec<String>,
+}
+
+impl Taken {
+    /// Where it is, and `words` for how it was found, for a message such as
+    /// `/models/t5 (found in /models, model.safetensors rather than model.fp16.safetensors)`.
+    pub fn describe(&self, words: &str) -> String {
+        let place = self.opened.unit.as_ref().map_or(Path::new(""), Unit::place).display();
+        match self.preference() {
+            None => format!("{place} ({words})"),
+            Some(preference) => format!("{place} ({words}, {preference})"),
+        }
+    }
+
+    /// Which of several variants was taken, if there are several:
+    /// `model.safetensors rather than model.fp16.safetensors`.
+    pub fn preference(&self) -> Option<String> {
+        let others = self.variants.join(", ");
+        (!others.is_empty()).then(|| format!("{} rather than {others}", self.first))
+    }
+}
+
+/// Chooses the files to take the component from, and opens them.
+///
+/// Names that look like the component come first, the plain file before its variants, then the
+/// smaller file (an 8-bit T5 serves as well as a larger one), then the order of the paths. GGUF
+/// files come last, the largest of them first: people keep many, down to two bits, and the smaller
+/// the worse. Files that cannot be read, or do not fit, are passed over.
+pub fn choose(folder: FolderUnits, wanted: &Wanted) -> Choice {
+    let FolderUnits { mut units, broken } = folder;
+    let mut choice = Choice { taken: None, passed_over: broken };
+    units.sort_by_cached_key(|u| {
+        let name = FileName::parse(&u.file_name().to_lowercase());
+        let is_gguf = is_gguf(&u.file_name());
+        let size = if is_gguf { u64::MAX - u.bytes } else { u.bytes };
+        let rank = wanted.component.files.rank(&name.stem);
+        (rank, is_gguf, name.variant_rank(), size, u.paths[0].clone())
+    });
+    for unit in units.iter().take(MAX_HEADERS) {
+        let contents = match unit.contents(wanted.families) {
+            Ok(contents) if contents.has(wanted.component) => contents,
+            Ok(_) => continue,
+            Err(e) => {
+                choice.passed_over.push(e);
+                continue;
+            }
+        };
+        match wanted.open(unit, &contents) {
+            Ok(opened) => {
+                let (first, variants) = (unit.file_name(), variants(unit, &units));
+                choice.taken = Some(Taken { opened, contents, first, variants });
+                break;
+            }
+            Err(e) => {
+                let place = unit.place().display().to_string();
+                let has_place = e.place().is_some_and(|p| p.starts_with(&place));
+                choice.passed_over.push(if has_place { e } else { e.at(place) });
+            }
+        }
+    }
+    choice
+}
+
+/// The first files of the other variants of `unit` among `units`.
+pub fn variants(unit: &Unit, units: &[Unit]) -> Vec<String> {
+    let of = |u: &Unit| FileName::parse(&u.file_name());
+    let own = of(unit);
+    let is_variant = |u: &&Unit| {
+        let other = of(u);
+        other.stem == own.stem && other.variant != own.variant && other.ending == own.ending
+    };
+    units.iter().filter(is_variant).map(Unit::file_name).collect()
 }
 
 /// Folders of transformers, in lower case. The other components are in folders next to them
@@ -110,18 +190,29 @@ pub fn folders_around(folder: &Path, wanted: &Wanted) -> Vec<(PathBuf, String)> 
     around
 }
 
-/// Looks for a component around a transformer in `folder`. Returns the unit, its contents, and
-/// words for where it was found; `Err` lists the folders that were searched.
+/// Where a component was looked for in vain.
+#[derive(Debug, Default)]
+pub struct Searched {
+    /// The folders.
+    pub folders: Vec<PathBuf>,
+    /// The files that were passed over, as [`Choice::passed_over`].
+    pub passed_over: Vec<Error>,
+}
+
+/// Looks for a component around a transformer in `folder`. Returns what was taken, and words for
+/// where it was found.
 pub fn search(
     folder: &Path,
     wanted: &Wanted,
-) -> std::result::Result<(Unit, Contents, String), Vec<PathBuf>> {
-    let around = folders_around(folder, wanted);
-    for (path, words) in &around {
-        let units = units(path).unwrap_or_default();
-        if let Some((unit, contents)) = choose(units, wanted) {
-            return Ok((unit, contents, words.clone()));
+) -> std::result::Result<(Taken, String), Searched> {
+    let mut searched = Searched::default();
+    for (path, words) in folders_around(folder, wanted) {
+        let mut choice = choose(units(&path), wanted);
+        if let Some(taken) = choice.taken {
+            return Ok((taken, format!("found {words}")));
         }
+        searched.folders.push(path);
+        searched.passed_over.append(&mut choice.passed_over);
     }
-    Err(around.into_iter().map(|(path, _)| path).collect())
+    Err(searched)
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::similar::no_such_path;
-use super::unit::{Unit, unit_of, units};
+use super::unit::{FolderUnits, Unit, unit_of, units};
 use crate::error::{Error, Result};
 use crate::spec::{Component, FAMILIES, Fact, Families};
 use crate::units;
@@ -103,25 +103,26 @@ pub fn inspect_among(path: &Path, families: Families) -> Result<Inspection> {
     if !path.exists() {
         return Err(no_such_path(path));
     }
-    let mut found = vec![];
+    let mut found = FolderUnits::default();
     if path.is_dir() {
-        found.extend(units(path)?);
-        let mut folders: Vec<&str> = vec![];
+        let mut folders = vec![path.to_path_buf()];
         for component in families.components() {
-            if !folders.contains(&component.diffusers.folder) {
-                folders.push(component.0.diffusers.folder);
+            let folder = path.join(component.0.diffusers.folder);
+            if !folders.contains(&folder) {
+                folders.push(folder);
             }
         }
-        for folder in folders {
-            found.extend(units(&path.join(folder))?);
+        for FolderUnits { mut units, mut broken } in folders.iter().map(|f| units(f)) {
+            found.units.append(&mut units);
+            found.broken.append(&mut broken);
         }
-        if found.is_empty() {
-            return Err(
+        if found.units.is_empty() {
+            return Err(found.broken.into_iter().next().unwrap_or_else(|| {
                 Error::missing("no .safetensors or .gguf files in this folder").at_path(path)
-            );
+            }));
         }
     } else {
-        found.push(unit_of(path)?);
+        found.units.push(unit_of(path)?);
     }
     let mut inspection = Inspection {
         path: path.into(),
@@ -131,11 +132,11 @@ pub fn inspect_among(path: &Path, families: Families) -> Result<Inspection> {
         dtypes: vec![],
         metadata: BTreeMap::new(),
         loras: vec![],
-        notes: vec![],
+        notes: found.broken.iter().map(Error::to_string).collect(),
         tensors: vec![],
     };
     let mut what: Vec<String> = vec![];
-    for unit in found {
+    for unit in found.units {
         let words = inspection.add(&unit, families)?;
         if !what.contains(&words) {
             what.push(words);

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::checkpoint::Checkpoint;
-use super::file_names::model_name;
+use super::file_names::{FileName, model_name};
 use super::find::{self, Wanted};
 use super::opened::{OpenedUnit, titles};
 use super::places::ModelPlaces;
 use super::similar::no_such_path;
-use super::unit::{Unit, unit_of, units};
+use super::unit::{unit_of, units};
 use crate::error::{Error, Result};
 use crate::spec::{Component, FAMILIES, Families};
 use crate::tensor::ByteSource;
@@ -55,8 +55,9 @@ pub fn open_among(
     families: Families,
 ) -> Result<Checkpoint> {
     let path = files.model.as_path();
-    let (main, folder) = main_unit(path, families)?;
-    let mut checkpoint = with_given(&main, name_of(path), files, families)?;
+    let Main { opened, folder, note } = main_unit(path, families)?;
+    let mut checkpoint = with_given(&opened, name_of(path), files, families)?;
+    checkpoint.found.extend(note);
     checkpoint.search(&folder, places, families)?;
     let roots = [Some(folder.as_path()), folder.parent()];
     if let Some(root) = roots.into_iter().flatten().find(|r| r.join("model_index.json").is_file()) {
@@ -98,12 +99,13 @@ fn with_given(
     for &component in family.components {
         let given = component.option.and_then(|option| files.components.get(option));
         let Some(given) = given else { continue };
-        let opened = OpenedUnit::unit(given_unit(given, component, families)?, families)?;
+        let (opened, preference) = given_unit(given, component, families)?;
         if !opened.has(component) {
             return Err(opened.is_not(&[component]));
         }
         checkpoint.add(&opened, &[component])?;
-        checkpoint.found.push(format!("{component}: {} (given)", given.display()));
+        let preference = preference.map_or(String::new(), |p| format!(", {p}"));
+        checkpoint.found.push(format!("{component}: {} (given{preference})", given.display()));
     }
     checkpoint.add(main, family.components)?;
     Ok(checkpoint)
@@ -128,17 +130,18 @@ impl Checkpoint {
             let found = find::search(folder, &wanted).or_else(|mut searched| {
                 let Some(places) = places else { return Err(searched) };
                 let entries = entries.get_or_init(|| places.entries());
-                let found = places.component(entries, &wanted);
-                let mut folders = places.component_folders(component);
-                folders.retain(|f| !searched.contains(f));
-                searched.append(&mut folders);
-                found.ok_or(searched)
+                places.component(entries, &wanted).map_err(|mut passed_over| {
+                    let mut folders = places.component_folders(component);
+                    folders.retain(|f| !searched.folders.contains(f));
+                    searched.folders.append(&mut folders);
+                    searched.passed_over.append(&mut passed_over);
+                    searched
+                })
             });
             match found {
-                Ok((unit, _, place)) => {
-                    self.found
-                        .push(format!("{component}: {} (found {place})", unit.place().display()));
-                    self.add(&OpenedUnit::unit(unit, families)?, &[component])?;
+                Ok((taken, words)) => {
+                    self.found.push(format!("{component}: {}", taken.describe(&words)));
+                    self.add(&taken.opened, &[component])?;
                 }
                 Err(searched) => {
                     self.searched.insert(component, searched);
@@ -156,12 +159,13 @@ impl Checkpoint {
 /// searched. In a diffusers folder that is the transformer.
 pub fn open_only(path: &Path) -> Result<Checkpoint> {
     let families = FAMILIES;
-    let (main, folder) = main_unit(path, families)?;
+    let Main { opened: main, folder, note } = main_unit(path, families)?;
     let first = main.found.first().and_then(|f| families.of(f.component));
     let Some(family) = main.family().or(first) else {
         return Err(main.is_not(&families.transformers().collect::<Vec<_>>()));
     };
     let mut checkpoint = Checkpoint::empty(name_of(path), family);
+    checkpoint.found.extend(note);
     checkpoint.add(&main, family.components)?;
     if folder.join("model_index.json").is_file() {
         checkpoint.add_folder(&folder)?;
@@ -198,76 +202,110 @@ pub fn open_source_among(
     Ok(checkpoint)
 }
 
-/// The model at `path`, and the folder around which the rest is looked for. Of a diffusers folder
-/// the model is its transformer; of another folder it is the only transformer among its files.
-fn main_unit(path: &Path, families: Families) -> Result<(OpenedUnit, PathBuf)> {
+/// The files of a model, before its other components are looked for.
+struct Main {
+    opened: OpenedUnit,
+    /// The folder around which the rest is looked for.
+    folder: PathBuf,
+    /// Which of several variants this is.
+    note: Option<String>,
+}
+
+/// The model at `path`. Of a diffusers folder it is its transformer; of another folder it is the
+/// only transformer among its files.
+fn main_unit(path: &Path, families: Families) -> Result<Main> {
     if !path.exists() {
         return Err(no_such_path(path));
     }
-    let (unit, folder) = match path.is_dir() {
-        true => (unit_in(path, families)?, path.into()),
-        false => (unit_of(path)?, parent(path)),
-    };
-    Ok((OpenedUnit::unit(unit, families)?, folder))
+    if path.is_dir() {
+        let (opened, preference) = transformer_in(path, families)?;
+        let note = preference.map(|p| format!("model: {} ({p})", path.display()));
+        return Ok(Main { opened, folder: path.into(), note });
+    }
+    let opened = OpenedUnit::unit(unit_of(path)?, families)?;
+    Ok(Main { opened, folder: parent(path), note: None })
 }
 
-/// The transformer in a folder.
-fn unit_in(folder: &Path, families: Families) -> Result<Unit> {
+/// The transformer in a folder, and which of several variants was taken.
+fn transformer_in(folder: &Path, families: Families) -> Result<(OpenedUnit, Option<String>)> {
+    let mut broken = Vec::new();
     if folder.join("model_index.json").is_file() {
         for transformer in families.transformers() {
-            let units = units(&folder.join(transformer.diffusers.folder))?;
-            if let Some((unit, _)) = find::choose(units, &Wanted::any(transformer, families)) {
-                return Ok(unit);
+            let units = units(&folder.join(transformer.diffusers.folder));
+            let mut choice = find::choose(units, &Wanted::any(transformer, families));
+            if let Some(taken) = choice.taken {
+                let preference = taken.preference();
+                return Ok((taken.opened, preference));
             }
+            broken.append(&mut choice.passed_over);
         }
     }
     let mut transformers = Vec::new();
-    let mut broken = None;
-    for unit in units(folder)? {
+    let mut there = units(folder);
+    broken.append(&mut there.broken);
+    for unit in there.units {
         match unit.contents(families) {
             Ok(contents) if families.transformers().any(|t| contents.has(t)) => {
                 transformers.push(unit)
             }
             Ok(_) => {}
-            Err(e) => broken = broken.or(Some(e)),
+            Err(e) => broken.push(e),
         }
     }
-    match (transformers.len(), broken) {
-        (1, _) => Ok(transformers.remove(0)),
-        (0, Some(e)) => Err(e),
-        (0, None) => {
-            let titles = titles(&families.transformers().collect::<Vec<_>>());
-            Err(Error::model(format!("no {titles} in this folder")).at_path(folder).expected(
-                "a model_index.json with a transformer folder, or a .safetensors or .gguf file of \
-                 a transformer",
-            ))
-        }
-        (n, _) => {
-            let names: Vec<String> =
-                transformers.iter().map(|u| u.place().display().to_string()).collect();
-            Err(Error::model(format!("{n} transformers in this folder"))
-                .at_path(folder)
-                .found(names.join(", "))
-                .try_("give the path of one of them"))
-        }
+    // Variants of one model, as diffusers writes them, are one transformer.
+    transformers.sort_by_key(|u| FileName::parse(&u.file_name()).variant_rank());
+    let variants = transformers.first().map_or(vec![], |t| find::variants(t, &transformers));
+    if !transformers.is_empty() && variants.len() + 1 == transformers.len() {
+        let unit = transformers.remove(0);
+        let others = variants.join(", ");
+        let preference =
+            (!others.is_empty()).then(|| format!("{} rather than {others}", unit.file_name()));
+        return Ok((OpenedUnit::unit(unit, families)?, preference));
     }
+    if !transformers.is_empty() {
+        let names: Vec<String> =
+            transformers.iter().map(|u| u.paths[0].display().to_string()).collect();
+        return Err(Error::model(format!("{} transformers in this folder", names.len()))
+            .at_path(folder)
+            .found(names.join(", "))
+            .try_("give the path of one of them"));
+    }
+    if !broken.is_empty() {
+        return Err(broken.remove(0));
+    }
+    let titles = titles(&families.transformers().collect::<Vec<_>>());
+    Err(Error::model(format!("no {titles} in this folder")).at_path(folder).expected(
+        "a model_index.json with a transformer folder, or a .safetensors or .gguf file of a \
+         transformer",
+    ))
 }
 
-/// The unit that the user gave for `component`: a file, or a folder that contains one.
-fn given_unit(path: &Path, component: Component, families: Families) -> Result<Unit> {
+/// The files that the user gave for `component`, by a file or a folder that contains one, and which
+/// of several variants was taken.
+fn given_unit(
+    path: &Path,
+    component: Component,
+    families: Families,
+) -> Result<(OpenedUnit, Option<String>)> {
     let option = component.option.unwrap_or("model");
     if !path.exists() {
         return Err(no_such_path(path).at_parameter(option));
     }
     if !path.is_dir() {
-        return unit_of(path).map_err(|e| e.at_parameter(option));
+        let unit = unit_of(path).map_err(|e| e.at_parameter(option))?;
+        return Ok((OpenedUnit::unit(unit, families)?, None));
     }
-    let choice = find::choose(units(path)?, &Wanted::any(component, families));
-    choice.map(|(unit, _)| unit).ok_or_else(|| {
-        Error::missing(format!("no {} in this folder", component.title))
-            .at_path(path)
-            .at_parameter(option)
-    })
+    let mut choice = find::choose(units(path), &Wanted::any(component, families));
+    if let Some(taken) = choice.taken {
+        let preference = taken.preference();
+        return Ok((taken.opened, preference));
+    }
+    if !choice.passed_over.is_empty() {
+        return Err(choice.passed_over.remove(0).at_parameter(option));
+    }
+    Err(Error::missing(format!("no {} in this folder", component.title))
+        .at_path(path)
+        .at_parameter(option))
 }
 
 /// The folder of `path`, as an absolute path: its name shows whether it is one of ComfyUI's or

@@ -8,6 +8,7 @@ use super::unit::Unit;
 use crate::error::{Error, Result};
 use crate::message::Message;
 use crate::spec::{Component, Families, Family, Role};
+use crate::weights::ComponentWeights;
 use crate::weights::container::file::WeightFile;
 use crate::weights::dialect::recognise::{
     Recognised, foreign_model, foreign_storage, is_lora, recognise,
@@ -65,6 +66,16 @@ impl OpenedUnit {
     /// Whether it has `component`.
     pub fn has(&self, component: Component) -> bool {
         self.found.iter().any(|f| f.component == component)
+    }
+
+    /// The weights of `component`, as the readers of its format see them.
+    ///
+    /// # Errors
+    /// If there are none, or if they cannot be read.
+    pub fn weights(&self, component: Component) -> Result<ComponentWeights> {
+        let found = self.found.iter().find(|f| f.component == component);
+        let found = found.ok_or_else(|| self.is_not(&[component]))?;
+        ComponentWeights::collect(&self.files, found, &self.found)
     }
 
     /// The family of its transformer, if it has one.

@@ -1,12 +1,14 @@
 //! Weight files that belong together: a single file, or all shards of one model.
 //!
 //! Only names, indexes and headers are read here. What a file contains is recognised by its tensor
-//! names, never by its file name.
+//! names, never by its file name. Shards are found by their index or, without one, by their names,
+//! which contain the number of shards.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use super::file_names::{FileName, ShardName, is_gguf, is_index, is_weights};
+use super::config::read_json_bytes;
+use super::file_names::{FileName, ShardName, is_index, is_weights, unfinished};
 use crate::error::{Error, Result};
 use crate::spec::{Component, Families};
 use crate::weights::container::file::read_header;
@@ -72,18 +74,25 @@ impl Contents {
         self.headers.iter().flat_map(|h| &h.tensors).map(|t| t.name.as_str())
     }
 
-    /// The stored shape of the canonical tensor `name` of `component`. For a tensor that is stored
-    /// in several parts, the shape of the first part.
-    pub fn shape(&self, component: Component, name: &str) -> Option<&[usize]> {
-        let stored = self.find(component)?.stored(name);
-        let mut tensors = self.headers.iter().flat_map(|h| &h.tensors);
-        tensors.find(|t| Some(&t.name) == stored.first()).map(|t| t.shape.as_slice())
+    /// Whether the unit contains the canonical tensor `name` of `component`, or a part of it.
+    pub fn contains(&self, component: Component, name: &str) -> bool {
+        let stored = self.find(component).map(|f| f.stored(name)).unwrap_or_default();
+        self.tensor_names().any(|n| stored.iter().any(|s| s == n))
     }
 }
 
-/// The units in `folder`, without its subfolders, sorted by name. A folder that cannot be read has
-/// none. Errors: a missing shard, or an index that cannot be read.
-pub fn units(folder: &Path) -> Result<Vec<Unit>> {
+/// The weight files in a folder.
+#[derive(Debug, Default)]
+pub struct FolderUnits {
+    /// The units, sorted by name.
+    pub units: Vec<Unit>,
+    /// Files that are not part of any unit, each as the error of opening it: shards of which one is
+    /// missing, an index that cannot be read, an unfinished download.
+    pub broken: Vec<Error>,
+}
+
+/// The units in `folder`, without its subfolders. A folder that cannot be read has none.
+pub fn units(folder: &Path) -> FolderUnits {
     let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
         .into_iter()
         .flatten()
@@ -91,29 +100,55 @@ pub fn units(folder: &Path) -> Result<Vec<Unit>> {
         .filter(|p| p.is_file())
         .collect();
     files.sort();
-    let mut units = Vec::new();
+    let mut out = FolderUnits::default();
     let mut listed: HashSet<PathBuf> = HashSet::new();
     for index in files.iter().filter(|p| is_index(&file_name(p))) {
-        let unit = indexed_shards(index)?;
-        listed.extend(unit.paths.iter().cloned());
-        units.push(unit);
+        match indexed_shards(index) {
+            Ok(unit) => {
+                listed.extend(unit.paths.iter().cloned());
+                out.units.push(unit);
+            }
+            Err(e) => {
+                // One error is enough for the shards that are there.
+                let name = file_name(index);
+                let is_listed = |p: &&PathBuf| FileName::parse(&file_name(p)).has_index(&name);
+                listed.extend(files.iter().filter(is_listed).cloned());
+                out.broken.push(e);
+            }
+        }
     }
-    for path in files.into_iter().filter(|p| is_weights(&file_name(p))) {
-        if listed.contains(&path) {
+    for path in files {
+        let name = file_name(&path);
+        if unfinished(&name).is_some() {
+            out.broken.push(unfinished_download(&path));
+        }
+        if !is_weights(&name) || listed.contains(&path) {
             continue;
         }
-        let unit = match split_gguf(&path)? {
-            Some(unit) => unit,
-            None => Unit { bytes: path.metadata().map_or(0, |m| m.len()), paths: vec![path] },
-        };
-        listed.extend(unit.paths.iter().cloned());
-        units.push(unit);
+        match named_shards(&path) {
+            Ok(Some(unit)) => {
+                listed.extend(unit.paths.iter().cloned());
+                out.units.push(unit);
+            }
+            Ok(None) => {
+                let bytes = path.metadata().map_or(0, |m| m.len());
+                out.units.push(Unit { bytes, paths: vec![path] });
+            }
+            Err(e) => {
+                if let Some(shard) = ShardName::parse(&name).filter(ShardName::is_valid) {
+                    // At most as many as the folder has files.
+                    let there = shard.all().map(|name| path.with_file_name(name));
+                    listed.extend(there.take(MAX_SHARDS).filter(|p| p.is_file()));
+                }
+                out.broken.push(e);
+            }
+        }
     }
-    Ok(units)
+    out
 }
 
-/// The unit that the file at `path` belongs to: all shards if it is a shard with an index next to
-/// it, an index, or a part of a split GGUF file; otherwise the file alone.
+/// The unit that the file at `path` belongs to: all shards if it is a shard or an index of shards;
+/// otherwise the file alone.
 pub fn unit_of(path: &Path) -> Result<Unit> {
     let name = file_name(path);
     if is_index(&name) {
@@ -129,7 +164,9 @@ pub fn unit_of(path: &Path) -> Result<Unit> {
             }
         }
     }
-    if let Some(unit) = split_gguf(path)? {
+    if is_weights(&name)
+        && let Some(unit) = named_shards(path)?
+    {
         return Ok(unit);
     }
     let bytes = path.metadata().map_err(|e| unreadable(path, &e))?.len();
@@ -140,21 +177,21 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// All parts of a split GGUF model, given one of them, such as `x-00002-of-00003.gguf`. There is no
-/// index for these; the names contain the number of parts. `None` for every other file.
-fn split_gguf(path: &Path) -> Result<Option<Unit>> {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let Some(shard) = ShardName::parse(&stem).filter(|_| is_gguf(&file_name(path))) else {
-        return Ok(None);
-    };
-    if !shard.is_valid() {
-        return Err(Error::model("the numbers in the name of a split GGUF file are not possible")
+/// The largest number of shards of one model. Real models have at most a few hundred.
+const MAX_SHARDS: usize = 10_000;
+
+/// All shards of a model, given one of them, such as `x-00002-of-00003.gguf`: the names contain how
+/// many there are. `None` for every other file.
+fn named_shards(path: &Path) -> Result<Option<Unit>> {
+    let name = file_name(path);
+    let Some(shard) = ShardName::parse(&name) else { return Ok(None) };
+    if !shard.is_valid() || shard.count as usize > MAX_SHARDS {
+        return Err(Error::model("the numbers in the name of this shard are not possible")
             .at_path(path)
             .found(format!("{} of {}", shard.number, shard.count))
             .try_("rename it to the name that it was published under"));
     }
-    let ending = path.extension().unwrap_or_default().to_string_lossy();
-    let paths = shard.all().map(|name| path.with_file_name(format!("{name}.{ending}")));
+    let paths = shard.all().map(|name| path.with_file_name(name));
     let expected = format!("all {} files of the split model", shard.count);
     together(paths, &expected).map(Some)
 }
@@ -164,10 +201,12 @@ fn together(paths: impl Iterator<Item = PathBuf>, expected: &str) -> Result<Unit
     let mut unit = Unit { paths: vec![], bytes: 0 };
     for path in paths {
         let Ok(metadata) = path.metadata() else {
-            return Err(Error::missing("a shard is missing")
-                .at_path(&path)
-                .expected(expected)
-                .try_("download the folder again; the files that are complete are kept"));
+            let e = Error::missing("a shard is missing").at_path(&path).expected(expected);
+            let e = match unfinished_name_of(&path) {
+                Some(part) => e.found(format!("{part}, an unfinished download")),
+                None => e,
+            };
+            return Err(e.try_("download the folder again; the files that are complete are kept"));
         };
         unit.bytes = unit.bytes.saturating_add(metadata.len());
         unit.paths.push(path);
@@ -175,9 +214,25 @@ fn together(paths: impl Iterator<Item = PathBuf>, expected: &str) -> Result<Unit
     Ok(unit)
 }
 
+/// The error for a file that is not complete, as its name says.
+fn unfinished_download(path: &Path) -> Error {
+    Error::missing("the download of this file is not finished").at_path(path).try_(
+        "wait until it is complete, or download it again; rename it if it is complete already",
+    )
+}
+
+/// The name of an unfinished download of the file at `path`, if one is in its folder.
+fn unfinished_name_of(path: &Path) -> Option<String> {
+    let complete = file_name(path);
+    let folder = path.parent().filter(|f| *f != Path::new("")).unwrap_or(Path::new("."));
+    let entries = std::fs::read_dir(folder).ok()?;
+    let names = entries.filter_map(|e| e.ok()?.file_name().into_string().ok());
+    names.filter(|name| unfinished(name) == Some(complete.as_str())).min()
+}
+
 /// The files that an index of shards lists. They must be in the folder of the index.
 fn indexed_shards(index: &Path) -> Result<Unit> {
-    let text = std::fs::read(index).map_err(|e| unreadable(index, &e))?;
+    let text = read_json_bytes(index)?;
     let broken = |what: &str| Error::model(format!("index of shards {what}")).at_path(index);
     let json: serde_json::Value =
         serde_json::from_slice(&text).map_err(|e| broken(&format!("is not JSON: {e}")))?;

@@ -1,4 +1,8 @@
 //! The command line from outside.
 
+#[path = "../common/mod.rs"]
+mod common;
+
 mod binary;
+mod files;
 mod runs;

@@ -128,9 +128,7 @@ fn diffusers(listed: &[ListedFile]) -> Vec<String> {
         let groups = groups(files_in(listed, folder).filter(|f| is_safetensors(&f.name)));
         let best = groups.keys().min_by_key(|g| {
             let is_usual = g.stem == "model" || g.stem == "diffusion_pytorch_model";
-            let variant =
-                ["", "bf16", "fp16", "fp8"].iter().position(|v| *v == g.variant).unwrap_or(4);
-            (!is_usual, variant, g.shards > 0, (*g).clone())
+            (!is_usual, g.variant_rank(), g.shards > 0, (*g).clone())
         });
         out.extend(best.into_iter().flat_map(|g| with_index(listed, g)));
     }

@@ -5,14 +5,15 @@ use std::path::PathBuf;
 
 use super::entries::{Entry, ModelPlaces};
 use super::roots::Role;
-use crate::library::file_names::is_safetensors;
-use crate::library::find::{Wanted, choose};
-use crate::library::unit::{Contents, Unit, unit_of, units};
+use crate::error::Error;
+use crate::library::file_names::is_weights;
+use crate::library::find::{Taken, Wanted, choose};
+use crate::library::unit::{FolderUnits, unit_of, units};
 use crate::spec::Component;
 
 impl ModelPlaces {
-    /// Looks among `entries` for a component that is not a transformer. Returns the unit, its
-    /// contents, and words for where it was found.
+    /// Looks among `entries` for a component that is not a transformer. Returns the files, and
+    /// words for where they were found; or why files were passed over.
     ///
     /// Folders for such files come first. In other folders a file is taken only if it has one of
     /// the usual names of the component.
@@ -20,25 +21,32 @@ impl ModelPlaces {
         &self,
         entries: &[Entry],
         wanted: &Wanted,
-    ) -> Option<(Unit, Contents, String)> {
+    ) -> Result<(Taken, String), Vec<Error>> {
         let role = Role::of(wanted.component);
+        let mut passed_over = Vec::new();
         if role == Role::Model {
-            return None;
+            return Err(passed_over);
         }
         let has_usual_name = |e: &Entry| wanted.component.files.is_known(&e.name);
         let sorted = |e: &&Entry| e.role == role && e.path.is_file();
         let unsorted = |e: &&Entry| e.role == Role::Any && (e.path.is_dir() || has_usual_name(e));
-        let find = |among: Vec<&Entry>| {
-            // One place after the other: the user's own order takes precedence over names and
-            // sizes.
-            among.chunk_by(|a, b| a.place == b.place).find_map(|there| {
-                let units = there.iter().flat_map(|e| units_of(e, wanted)).collect();
-                let (unit, contents) = choose(units, wanted)?;
-                Some((unit, contents, format!("in {}", there[0].place)))
-            })
-        };
-        find(entries.iter().filter(sorted).collect())
-            .or_else(|| find(entries.iter().filter(unsorted).collect()))
+        let groups: [Vec<&Entry>; 2] =
+            [entries.iter().filter(sorted).collect(), entries.iter().filter(unsorted).collect()];
+        // One place after the other: the user's own order takes precedence over names and sizes.
+        for there in groups.iter().flat_map(|among| among.chunk_by(|a, b| a.place == b.place)) {
+            let mut candidates = FolderUnits::default();
+            for entry in there {
+                let FolderUnits { mut units, mut broken } = units_of(entry, wanted);
+                candidates.units.append(&mut units);
+                candidates.broken.append(&mut broken);
+            }
+            let mut choice = choose(candidates, wanted);
+            if let Some(taken) = choice.taken {
+                return Ok((taken, format!("found in {}", there[0].place)));
+            }
+            passed_over.append(&mut choice.passed_over);
+        }
+        Err(passed_over)
     }
 
     /// The folders in which [`component`](Self::component) looks for `component`, for error
@@ -54,24 +62,28 @@ impl ModelPlaces {
     }
 }
 
-/// The files of `entry` that may be the wanted component: a safetensors file itself; for a
-/// diffusers folder with a transformer of the same family, the files in the component's own folder.
-fn units_of(entry: &Entry, wanted: &Wanted) -> Vec<Unit> {
+/// The files of `entry` that may be the wanted component: a weight file itself; for a diffusers
+/// folder with a transformer of the same family, the files in the component's own folder.
+fn units_of(entry: &Entry, wanted: &Wanted) -> FolderUnits {
     if !entry.path.is_dir() {
-        return match is_safetensors(&entry.name) {
-            true => unit_of(&entry.path).into_iter().collect(),
-            false => Vec::new(),
-        };
+        let mut out = FolderUnits::default();
+        if is_weights(&entry.name) {
+            match unit_of(&entry.path) {
+                Ok(unit) => out.units.push(unit),
+                Err(e) => out.broken.push(e),
+            }
+        }
+        return out;
     }
     // The autoencoder of Stable Diffusion 3 has the same shapes and other weights. Only the
     // transformer next to it shows which one it is.
     let component = wanted.component;
-    let Some(family) = wanted.families.of(component) else { return Vec::new() };
+    let Some(family) = wanted.families.of(component) else { return FolderUnits::default() };
     let transformer = family.transformer();
-    let transformers = units(&entry.path.join(transformer.diffusers.folder)).unwrap_or_default();
-    match choose(transformers, &Wanted::any(transformer, wanted.families)) {
-        Some(_) => units(&entry.path.join(component.diffusers.folder)).unwrap_or_default(),
-        None => Vec::new(),
+    let transformers = units(&entry.path.join(transformer.diffusers.folder));
+    match choose(transformers, &Wanted::any(transformer, wanted.families)).taken {
+        Some(_) => units(&entry.path.join(component.diffusers.folder)),
+        None => FolderUnits::default(),
     }
 }
 

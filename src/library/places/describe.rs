@@ -7,7 +7,9 @@ use serde::Serialize;
 
 use super::roots::Role;
 use crate::error::Result;
-use crate::library::find::{Wanted, choose};
+use crate::library::config::read_json;
+use crate::library::find::{Taken, Wanted, choose};
+use crate::library::opened::OpenedUnit;
 use crate::library::unit::{Contents, unit_of, units};
 use crate::spec;
 use crate::spec::{Component, Families, Variant};
@@ -46,8 +48,7 @@ impl ModelKind {
 pub fn describe(path: &Path, families: Families) -> (ModelKind, String) {
     let described = match path.is_dir() {
         true => describe_folder(path, families),
-        false => unit_of(path)
-            .and_then(|unit| Ok(describe_contents(&unit.contents(families)?, families))),
+        false => describe_file(path, families),
     };
     described.unwrap_or_else(|e| {
         // A listing contains the path already.
@@ -57,26 +58,35 @@ pub fn describe(path: &Path, families: Families) -> (ModelKind, String) {
     })
 }
 
+/// Describes a file and the shards that belong to it.
+fn describe_file(path: &Path, families: Families) -> Result<(ModelKind, String)> {
+    let unit = unit_of(path)?;
+    let contents = unit.contents(families)?;
+    let open = || OpenedUnit::unit(unit.clone(), families);
+    Ok(describe_contents(&contents, families, &open))
+}
+
 /// Describes a diffusers folder, which is recognised by its transformer.
 fn describe_folder(path: &Path, families: Families) -> Result<(ModelKind, String)> {
-    let inside = |component: Component| -> Result<Option<Contents>> {
-        let units = units(&path.join(component.diffusers.folder))?;
-        let wanted = Wanted::any(component, families);
-        Ok(choose(units, &wanted).map(|(_, contents)| contents))
+    let inside = |component: Component| {
+        let units = units(&path.join(component.diffusers.folder));
+        choose(units, &Wanted::any(component, families))
     };
     for family in families.0 {
-        let Some(transformer) = inside(family.transformer())? else { continue };
-        let (kind, what) = describe_contents(&transformer, families);
-        let mut others = Vec::new();
-        for &component in &family.components[1..] {
-            if inside(component)?.is_some() {
-                others.push(component);
+        let choice = inside(family.transformer());
+        let Some(Taken { opened, contents, .. }) = choice.taken else {
+            match choice.passed_over.into_iter().next() {
+                Some(e) => return Err(e),
+                None => continue,
             }
-        }
+        };
+        let reopen = || Ok(OpenedUnit::files(opened.files.clone(), families));
+        let (kind, what) = describe_contents(&contents, families, &reopen);
+        let others = family.components[1..].iter().copied();
+        let others: Vec<Component> = others.filter(|c| inside(*c).taken.is_some()).collect();
         return Ok((kind, format!("{what}, folder{}", with(&others))));
     }
-    let index = std::fs::read(path.join("model_index.json")).unwrap_or_default();
-    let index: serde_json::Value = serde_json::from_slice(&index).unwrap_or_default();
+    let index = read_json(&path.join("model_index.json")).ok().flatten().unwrap_or_default();
     let class = index["_class_name"].as_str().unwrap_or("class not named");
     let titles: Vec<&str> = families.transformers().map(|c| c.0.title).collect();
     let what = format!("a diffusers folder without a {} ({class})", titles.join(" or a "));
@@ -89,8 +99,13 @@ fn with(others: &[Component]) -> String {
     if names.is_empty() { String::new() } else { format!("; with {}", names.join(", ")) }
 }
 
-/// Describes a file, or the shards of one model.
-fn describe_contents(contents: &Contents, families: Families) -> (ModelKind, String) {
+/// Describes a file, or the shards of one model. `open` opens them, for what their headers do not
+/// show.
+fn describe_contents(
+    contents: &Contents,
+    families: Families,
+    open: &dyn Fn() -> Result<OpenedUnit>,
+) -> (ModelKind, String) {
     let names: Vec<&str> = contents.tensor_names().collect();
     if is_lora(&names) {
         return match lora::dialect(&names, families) {
@@ -113,19 +128,25 @@ fn describe_contents(contents: &Contents, families: Families) -> (ModelKind, Str
         spec::Role::Transformer => ModelKind::Model,
         _ => ModelKind::Part(main),
     };
-    let (variant, storage) = (variant(contents, main), storage(contents, main));
+    let (variant, storage) = (variant(contents, main, open), storage(contents, main));
     (kind, format!("{}{variant}, {storage}{}", main.title, with(rest)))
 }
 
 /// What distinguishes models of one architecture, such as ` (dev)` or `, width 4096`.
-fn variant(contents: &Contents, component: Component) -> String {
+fn variant(
+    contents: &Contents,
+    component: Component,
+    open: &dyn Fn() -> Result<OpenedUnit>,
+) -> String {
     match &component.0.variant {
         Some(Variant::Either { tensor, with, without }) => {
-            let name = if contents.shape(component, tensor).is_some() { with } else { without };
+            let name = if contents.contains(component, tensor) { with } else { without };
             format!(" ({name})")
         }
         Some(Variant::Size { label, tensor, axis }) => {
-            let size = contents.shape(component, tensor).and_then(|s| s.get(*axis));
+            // The shape in a header may be that of packed bytes.
+            let weights = open().and_then(|opened| opened.weights(component)).ok();
+            let size = weights.and_then(|w| w.full_shape(tensor)?.get(*axis).copied());
             size.map_or(String::new(), |n| format!(", {label} {n}"))
         }
         None => String::new(),

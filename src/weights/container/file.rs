@@ -4,7 +4,6 @@
 // As in `safetensors`: no unchecked arithmetic on numbers from the file.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +13,7 @@ use super::header::{Header, MAX_HEADER_BYTES, truncated};
 use super::map;
 use super::safetensors::{self, header_bytes};
 use crate::error::{Error, Result};
+use crate::host::open_regular;
 use crate::tensor::ByteSource;
 
 /// An open safetensors or GGUF file.
@@ -88,8 +88,8 @@ const FIRST_READ: u64 = 128 << 10;
 /// Reads the header of the file at `path` without mapping the rest, for looking at many files.
 pub fn read_header(path: &Path) -> Result<Header> {
     let io = |e| map::unreadable(path, &e);
-    let mut file = File::open(path).map_err(io)?;
-    let size = file.metadata().map_err(io)?.len();
+    let (mut file, metadata) = open_regular(path).map_err(io)?;
+    let size = metadata.len();
     let mut bytes = Vec::new();
     // If the file is truncated in the meantime, fewer bytes come than its size promised. The
     // parsers detect that.

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 
 use crate::error::{Error, Result};
+use crate::host::open_regular;
 use crate::tensor::ByteSource;
 use crate::units;
 
@@ -30,11 +31,7 @@ pub fn open(path: &Path) -> Result<MappedFile> {
 }
 
 fn open_with(path: &Path, map: impl FnOnce(&File) -> std::io::Result<Mmap>) -> Result<MappedFile> {
-    let file = File::open(path).map_err(|e| unreadable(path, &e))?;
-    let metadata = file.metadata().map_err(|e| unreadable(path, &e))?;
-    if !metadata.is_file() {
-        return Err(Error::model("not a regular file").at_path(path));
-    }
+    let (file, metadata) = open_regular(path).map_err(|e| unreadable(path, &e))?;
     match map(&file) {
         Ok(map) => Ok((
             Arc::new(Map { map, identity: Identity::of(&metadata), file, path: path.into() }),

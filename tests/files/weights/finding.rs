@@ -1,14 +1,20 @@
 //! Components are found where users keep them; the error for a missing one names its flag and the
 //! searched places.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use flux_fast::dtype::DType;
 use flux_fast::error::Kind;
+use flux_fast::library::convert::{Target, convert};
+use flux_fast::library::places::{ModelKind, describe};
 use flux_fast::library::{Checkpoint, Files, open};
-use flux_fast::spec::Component;
 use flux_fast::spec::flux1::{CLIP, FLUX1, T5, VAE};
+use flux_fast::spec::{Component, FAMILIES};
+use safetensors::tensor::Dtype;
 
 use super::support::*;
+use crate::common::tensors::Tensors;
 
 fn flux(path: PathBuf) -> PathBuf {
     zeros(&path, "BF16", &list("bfl_dev.txt"))
@@ -226,4 +232,112 @@ fn a_path_that_does_not_exist_suggests_similar_ones() {
     let files = Files::model(dir.path()).with("clip", dir.path().join("x"));
     let e = open(&files).err().unwrap();
     assert!(e.kind() == Kind::Missing && e.to_string().starts_with("clip: "), "{e}");
+}
+
+#[test]
+fn a_t5_of_every_storage_type_is_found_next_to_the_model() {
+    let tiny = Tensors::tiny();
+    let dir = tempfile::tempdir().unwrap();
+    let plain = tiny.below(crate::common::tensors::T5).write(dir.path().join("t5.safetensors"));
+    let source = flux_fast::library::convert::open_only(&plain).unwrap();
+    let named = Target::NAMED.map(|(_, target)| target);
+    let more = [DType::Fp4, DType::Mxfp8, DType::Nvfp4].map(Target::Blocks);
+    for target in named.into_iter().chain(more).chain([Target::Aredden]) {
+        let name = format!("text_encoder_2/model.{}", target.extension());
+        let dir = tempfile::tempdir().unwrap();
+        let model = tiny.without(crate::common::tensors::T5).write(dir.path().join("a.sft"));
+        let t5 = dir.path().join(name);
+        convert(&source, target, &t5, &mut |_, _| ControlFlow::Continue(())).unwrap();
+        let checkpoint = open(&Files::model(&model)).unwrap();
+        assert_eq!(place(&checkpoint, T5), t5, "{target:?}");
+        let shape = |c: &Checkpoint| c.get(T5).unwrap().full_shape("shared.weight").map(<[_]>::to_vec);
+        assert_eq!(shape(&checkpoint), shape(&source), "{target:?}");
+        let (kind, what) = describe(&t5, FAMILIES);
+        assert_eq!(kind, ModelKind::Part(T5), "{what}");
+        assert!(what.contains("width 128"), "{target:?}: {what}");
+        if target == Target::Blocks(DType::Nf4) {
+            // The scales of double quantisation.
+            let mut nested = Tensors::read(&t5);
+            nest(&mut nested);
+            nested.write(&t5);
+            let checkpoint = open(&Files::model(&model)).unwrap();
+            assert_eq!(place(&checkpoint, T5), t5);
+        }
+    }
+}
+
+/// Makes the scales of NF4 nested ones, all of the same value.
+fn nest(file: &mut Tensors) {
+    let layers: Vec<String> =
+        file.tensors.keys().filter_map(|n| n.strip_suffix(".absmax")).map(String::from).collect();
+    for layer in layers {
+        let floats = |n: usize| (Dtype::F32, vec![n], 1f32.to_le_bytes().repeat(n));
+        let absmax = file.tensors.get_mut(&format!("{layer}.absmax")).unwrap();
+        let blocks = absmax.1[0];
+        *absmax = (Dtype::U8, vec![blocks], vec![0; blocks]);
+        let state = file.tensors.get_mut(&format!("{layer}.quant_state.bitsandbytes__nf4")).unwrap();
+        let mut json: serde_json::Value = serde_json::from_slice(&state.2).unwrap();
+        json["nested_blocksize"] = 256.into();
+        json["nested_offset"] = 0.5.into();
+        let bytes = json.to_string().into_bytes();
+        *state = (Dtype::U8, vec![bytes.len()], bytes);
+        file.tensors.insert(format!("{layer}.nested_absmax"), floats(blocks.div_ceil(256)));
+        file.tensors.insert(format!("{layer}.nested_quant_map"), floats(256));
+    }
+}
+
+#[test]
+fn the_plain_file_is_taken_before_its_variants_and_both_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = flux(dir.path().join("model/flux.safetensors"));
+    let plain = t5(dir.path().join("model/text_encoder_2/model.safetensors"), "BF16");
+    t5(dir.path().join("model/text_encoder_2/model.fp16.safetensors"), "F16");
+    let checkpoint = open(&Files::model(&model)).unwrap();
+    assert_eq!(place(&checkpoint, T5), plain);
+    let rather = "model.safetensors rather than model.fp16.safetensors";
+    assert!(checkpoint.found.iter().any(|l| l.contains(rather)), "{:?}", checkpoint.found);
+
+    // The same for the transformer of a folder, with or without model_index.json.
+    let root = dir.path().join("diffusers");
+    let plain = flux(root.join("transformer/diffusion_pytorch_model.safetensors"));
+    flux(root.join("transformer/diffusion_pytorch_model.fp16.safetensors"));
+    for (folder, index) in [("transformer", false), ("", true)] {
+        if index {
+            std::fs::write(root.join("model_index.json"), "{}").unwrap();
+        }
+        let checkpoint = open(&Files::model(root.join(folder))).unwrap();
+        assert_eq!(place(&checkpoint, flux_fast::spec::flux1::TRANSFORMER), plain);
+        let rather = "diffusion_pytorch_model.safetensors rather than \
+                      diffusion_pytorch_model.fp16.safetensors";
+        assert!(checkpoint.found.iter().any(|l| l.contains(rather)), "{:?}", checkpoint.found);
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_used_does_not_hide_the_others_and_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = flux(dir.path().join("flux.safetensors"));
+    let text = dir.path().join("text_encoder_2");
+    // One shard of two, an index that is damaged, and a file in a form that cannot be read.
+    let names = list("t5_single.txt");
+    zeros(&text.join("model-00001-of-00002.safetensors"), "BF16", &names[..9]);
+    std::fs::write(text.join("other.safetensors.index.json"), "{").unwrap();
+    let mut int8 = names.clone();
+    int8.push(("encoder.block.0.layer.0.SelfAttention.q.SCB".into(), vec![4096]));
+    zeros(&text.join("t5xxl_int8.safetensors"), "I8", &int8);
+    let e = open(&Files::model(&model)).unwrap().need(T5).err().unwrap();
+    assert_eq!(e.kind(), Kind::Missing);
+    for reason in [
+        "model-00002-of-00002.safetensors: a shard is missing",
+        "other.safetensors.index.json: index of shards is not JSON",
+        "t5xxl_int8.safetensors",
+        "bitsandbytes int8",
+    ] {
+        assert!(e.to_string().contains(reason), "{reason}: {e}");
+    }
+    let good = t5(text.join("x.safetensors"), "BF16");
+    assert_eq!(place(&open(&Files::model(&model)).unwrap(), T5), good);
+    // The files in the folder are listed although some are damaged.
+    let found = flux_fast::library::inspect(&text).unwrap();
+    assert!(found.notes.iter().any(|n| n.contains("a shard is missing")), "{:?}", found.notes);
 }
