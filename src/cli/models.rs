@@ -29,7 +29,7 @@ pub fn models(how: How) -> Result<()> {
 /// Searches the folders of models that belong to this machine, and lists what they contain.
 pub fn report() -> Report {
     let places = ModelPlaces::of_process();
-    Report { models: places.list(), looked_in: places.searched(), notes: places.notes.clone() }
+    Report { models: places.list(), looked_in: places.searched(), notes: places.notes().to_vec() }
 }
 
 /// The sections of the list: title (with the option to use) and the kinds in it.

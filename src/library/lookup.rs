@@ -87,7 +87,7 @@ fn one(
 ) -> Result<PathBuf> {
     // A name that is not text can only be a path.
     let Some(text) = name.to_str() else { return Ok(name.into()) };
-    let path = places.resolve(text, role).map_err(|e| match places.notes.as_slice() {
+    let path = places.resolve(text, role).map_err(|e| match places.notes() {
         [] => e,
         // The reason may be a folder that could not be read.
         notes => e.found(notes.join("; ")),

@@ -149,7 +149,7 @@ impl Checkpoint {
             }
         }
         if let (Some(places), Some(_)) = (places, entries.get()) {
-            self.found.extend(places.notes.iter().cloned());
+            self.found.extend(places.notes().iter().cloned());
         }
         Ok(())
     }

@@ -54,7 +54,7 @@ impl ModelPlaces {
     pub(crate) fn component_folders(&self, component: Component) -> Vec<PathBuf> {
         let role = Role::of(component);
         let folders = self
-            .folders
+            .folders()
             .iter()
             .filter(|f| f.role == role || f.role == Role::Any)
             .map(|f| f.path.clone());

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use super::roots::{ModelFolder, Role, find_folders};
 use crate::host::{Environment, current_folder, expand, process_environment};
@@ -37,14 +38,13 @@ pub struct Entry {
 /// The places where models are searched.
 #[derive(Debug, Clone)]
 pub struct ModelPlaces {
-    /// The folders, in the order of the search.
-    pub folders: Vec<ModelFolder>,
     /// The Hugging Face cache, which is searched last.
     pub cache: HubCache,
-    /// What could not be read while the folders were collected, as lines for the user.
-    pub notes: Vec<String>,
     /// The families among which files are recognised.
     pub families: Families,
+    /// The folders, and notes about what could not be read. Empty until they are needed, since
+    /// they come from lists that other programs wrote, and most commands look up no name.
+    found: Arc<OnceLock<(Vec<ModelFolder>, Vec<String>)>>,
     here: PathBuf,
     pub(super) home: PathBuf,
 }
@@ -54,20 +54,40 @@ impl ModelPlaces {
     /// of ComfyUI or A1111, folders of models, or YAML files in the format of ComfyUI's
     /// `extra_model_paths.yaml`.
     pub fn new(env: Environment, here: &Path, given: &[PathBuf]) -> Self {
-        let (folders, notes) = find_folders(env, here, given);
         ModelPlaces {
-            folders,
+            found: Arc::new(OnceLock::from(find_folders(env, here, given))),
+            ..ModelPlaces::unread(env, here)
+        }
+    }
+
+    /// The places that the environment and the current folder of this process lead to. The folders
+    /// are looked for when a name is looked up.
+    pub fn of_process() -> Self {
+        ModelPlaces::unread(&process_environment, &current_folder())
+    }
+
+    fn unread(env: Environment, here: &Path) -> Self {
+        ModelPlaces {
             cache: HubCache::from_env(env),
-            notes,
             families: FAMILIES,
+            found: Arc::default(),
             here: here.into(),
             home: expand(env, "~"),
         }
     }
 
-    /// The places that the environment and the current folder of this process lead to.
-    pub fn of_process() -> Self {
-        ModelPlaces::new(&process_environment, &current_folder(), &[])
+    fn found(&self) -> &(Vec<ModelFolder>, Vec<String>) {
+        self.found.get_or_init(|| find_folders(&process_environment, &self.here, &[]))
+    }
+
+    /// The folders, in the order of the search.
+    pub fn folders(&self) -> &[ModelFolder] {
+        &self.found().0
+    }
+
+    /// What could not be read while the folders were collected, as lines for the user.
+    pub fn notes(&self) -> &[String] {
+        &self.found().1
     }
 
     /// The folder that relative paths start from.
@@ -79,7 +99,7 @@ impl ModelPlaces {
     pub fn entries(&self) -> Vec<Entry> {
         let mut out = Vec::new();
         let mut seen = HashSet::new();
-        for folder in &self.folders {
+        for folder in self.folders() {
             let mut walk = Walk::new(folder, &mut seen);
             walk.folder(&folder.path, "", if folder.recursive { MAX_DEPTH } else { 0 });
             out.append(&mut merge_shards(walk.found));
@@ -95,7 +115,7 @@ impl ModelPlaces {
 
     /// Words for the place that contains `path`, if one does.
     pub fn place_of(&self, path: &Path) -> Option<String> {
-        let around = self.folders.iter().filter(|f| path.starts_with(&f.path));
+        let around = self.folders().iter().filter(|f| path.starts_with(&f.path));
         let nearest = around.max_by_key(|f| f.path.components().count()).map(|f| f.words.clone());
         if path.starts_with(&self.cache.root) { Some(CACHE.to_string()) } else { nearest }
     }
@@ -104,7 +124,7 @@ impl ModelPlaces {
     pub fn searched(&self) -> Vec<String> {
         let mut programs: Vec<(&Path, Vec<String>)> = Vec::new();
         let mut others = Vec::new();
-        for folder in &self.folders {
+        for folder in self.folders() {
             let (Some(parent), Some(name)) = (folder.path.parent(), folder.path.file_name()) else {
                 continue;
             };

@@ -7,9 +7,13 @@ use std::path::{Path, PathBuf};
 use saphyr_parser::{Event, Parser, ScalarStyle};
 
 use crate::error::{Error, Result};
+use crate::host::read_regular_text;
 
-/// The largest file that is read, in bytes. ComfyUI's own are much smaller.
+/// The largest file that is read, in bytes, and the largest size of its strings after aliases are
+/// replaced. ComfyUI's own are much smaller.
 const MAX_BYTES: u64 = 1 << 20;
+/// The largest number of folders.
+const MAX_FOLDERS: usize = 1000;
 
 /// A folder in the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,11 +33,7 @@ pub struct ExtraFolder {
 pub fn read(path: &Path, expand: &dyn Fn(&str) -> PathBuf) -> Result<Vec<ExtraFolder>> {
     let broken =
         |what: String| Error::model(format!("not a list of model folders: {what}")).at_path(path);
-    let size = path.metadata().map_err(|e| broken(e.to_string()))?.len();
-    if size > MAX_BYTES {
-        return Err(broken("it is too large".to_string()).found(format!("{size} bytes")));
-    }
-    let text = std::fs::read_to_string(path).map_err(|e| broken(e.to_string()))?;
+    let text = read_regular_text(path, MAX_BYTES).map_err(|e| broken(e.to_string()))?;
     let groups = groups(text.trim_start_matches('\u{feff}')).map_err(broken)?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut extras = Vec::new();
@@ -44,6 +44,9 @@ pub fn read(path: &Path, expand: &dyn Fn(&str) -> PathBuf) -> Result<Vec<ExtraFo
             .is_some_and(|v| matches!(v.to_lowercase().as_str(), "true" | "yes" | "on"));
         for (key, value) in keys.iter().filter(|(k, _)| k != "base_path" && k != "is_default") {
             for line in value.lines().map(str::trim).filter(|l| !l.is_empty()) {
+                if extras.len() == MAX_FOLDERS {
+                    return Err(broken(format!("it has more than {MAX_FOLDERS} folders")));
+                }
                 let folder = base.join(expand(line));
                 extras.push(ExtraFolder { group: group.clone(), key: key.clone(), folder, first });
             }
@@ -63,6 +66,7 @@ fn groups(text: &str) -> std::result::Result<Groups, String> {
     let mut anchors: BTreeMap<usize, String> = BTreeMap::new();
     // At depth one, keys and values alternate.
     let mut is_value = false;
+    let mut bytes = 0;
     for event in Parser::new_from_str(text) {
         let (event, _) = event.map_err(|e| e.to_string())?;
         let scalar = match &event {
@@ -77,6 +81,11 @@ fn groups(text: &str) -> std::result::Result<Groups, String> {
             Event::Alias(anchor) => Some(anchors.get(anchor).cloned().unwrap_or_default()),
             _ => None,
         };
+        // A few long strings that are repeated by aliases would take gigabytes.
+        bytes += scalar.as_ref().map_or(0, String::len);
+        if bytes as u64 > MAX_BYTES {
+            return Err(format!("it has more than {MAX_BYTES} bytes once aliases are replaced"));
+        }
         match (&event, scalar) {
             (Event::SequenceStart(..), _) if depth == 0 => {
                 return Err("a list instead of groups".to_string());
@@ -205,6 +214,13 @@ i:
         {
             assert!(of(bad).is_err(), "{bad:?}");
         }
+        // Aliases and long lists are bounded.
+        let long = "A".repeat(5000);
+        let bomb = format!("g:\n  vae: &a \"{long}\"\n{}", "  loras: *a\n".repeat(1000));
+        assert!(of(&bomb).unwrap_err().to_string().contains("aliases are replaced"));
+        let many = |n: usize| format!("g:\n  loras: [{}]", "x, ".repeat(n));
+        assert_eq!(of(&many(1000)).unwrap().len(), 1000);
+        assert!(of(&many(1001)).unwrap_err().to_string().contains("more than 1000 folders"));
         // Deep nesting needs neither stack nor memory.
         for (open, n) in [("[", 200_000), ("{a: ", 100_000), ("- ", 100_000)] {
             of(&format!("g: {}", open.repeat(n))).ok();

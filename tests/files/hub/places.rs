@@ -95,7 +95,7 @@ fn a_home() -> (tempfile::TempDir, PathBuf) {
 fn every_place_is_searched() {
     let (_root, at) = a_home();
     let places = places(&at, &at.join("here"), &[]);
-    assert_eq!(places.notes, Vec::<String>::new());
+    assert_eq!(places.notes(), Vec::<String>::new());
     let expected = [
         "./models: sub/deep.gguf",
         "A1111, Lora: style.safetensors",
@@ -212,9 +212,9 @@ fn given_folders_come_first_and_broken_lists_are_reported() {
     let given: Vec<PathBuf> =
         ["given", "flat", "sorted", "nowhere"].iter().map(|d| at.join(d)).collect();
     let places = places(&at, &at, &given);
-    assert_eq!(places.notes.len(), 2, "{:?}", places.notes);
+    assert_eq!(places.notes().len(), 2, "{:?}", places.notes());
     assert!(
-        places.notes[0].contains("extra_model_paths.yaml") && places.notes[1].contains("nowhere")
+        places.notes()[0].contains("extra_model_paths.yaml") && places.notes()[1].contains("nowhere")
     );
     let first: Vec<String> = places.entries().into_iter().take(4).map(|e| e.name).collect();
     assert_eq!(first, ["mine.safetensors", "any.safetensors", "big.safetensors", "v.safetensors"]);
