@@ -33,6 +33,8 @@ pub struct Checkpoint {
     pub scheduler: Option<Value>,
     /// This project's defaults for generation (`generation_config.json`).
     pub generation: Option<Value>,
+    /// The file that contains `generation`.
+    pub generation_file: Option<PathBuf>,
     /// The number of tokens of a prompt, where the model says so.
     max_lengths: BTreeMap<Component, usize>,
     /// The folders of tokenizers next to the weights.
@@ -83,23 +85,24 @@ impl Checkpoint {
     }
 
     fn missing(&self, component: Component) -> Error {
-        let e = Error::missing(format!("the {} is missing", component.title)).at(&self.name);
         let Searched { folders, passed_over } =
             self.searched.get(&component).unwrap_or(&NOT_SEARCHED);
-        let joined = |texts: Vec<String>| texts.join(", ");
-        let e = match folders.as_slice() {
-            [] => e,
-            folders => e.expected(format!(
-                "a .safetensors or .gguf file of it in {}",
-                joined(folders.iter().map(|p| p.display().to_string()).collect())
-            )),
-        };
-        let listed = passed_over.iter().take(MAX_LISTED).map(Error::to_string).collect();
-        let e = match passed_over.len().saturating_sub(MAX_LISTED) {
-            _ if passed_over.is_empty() => e,
-            0 => e.found(format!("files that cannot be used ({})", joined(listed))),
-            more => {
-                e.found(format!("files that cannot be used ({} and {more} more)", joined(listed)))
+        let mut what = format!("the {} is missing", component.title);
+        if !passed_over.is_empty() {
+            let listed: Vec<String> =
+                passed_over.iter().take(MAX_LISTED).map(Error::to_string).collect();
+            what += &format!(" (files that cannot be used: {}", listed.join("; "));
+            what += &match passed_over.len() - listed.len() {
+                0 => ")".to_string(),
+                more => format!("; and {more} more)"),
+            };
+        }
+        let e = Error::missing(what).at(&self.name);
+        let folders: Vec<String> = folders.iter().map(|p| p.display().to_string()).collect();
+        let e = match folders.is_empty() {
+            true => e,
+            false => {
+                e.expected(format!("a .safetensors or .gguf file of it in {}", folders.join(", ")))
             }
         };
         match (component.option, component.source) {
@@ -122,6 +125,7 @@ impl Checkpoint {
             weights: BTreeMap::new(),
             scheduler: None,
             generation: None,
+            generation_file: None,
             max_lengths: BTreeMap::new(),
             tokenizers: BTreeMap::new(),
             hash: String::new(),
@@ -152,11 +156,20 @@ impl Checkpoint {
         if let Some(config) = &metadata {
             let part = |key: &str| config.get(key).filter(|v| !v.is_null()).cloned();
             self.scheduler = self.scheduler.take().or_else(|| part("scheduler"));
-            self.generation = self.generation.take().or_else(|| part("generation"));
+            let file = opened.files.first().map(|f| f.path.clone()).unwrap_or_default();
+            self.set_generation(part("generation"), file);
             self.add_lengths(|folder| Ok(part(folder)))?;
         }
         self.found.extend(opened.files.iter().filter_map(|f| f.note.clone()));
         Ok(())
+    }
+
+    /// Sets the defaults for generation, if they are still absent and `file` has some.
+    fn set_generation(&mut self, generation: Option<Value>, file: PathBuf) {
+        if self.generation.is_none() && generation.is_some() {
+            self.generation = generation;
+            self.generation_file = Some(file);
+        }
     }
 
     /// Adds the prompt lengths that are still absent, from the configurations of the tokenizers.
@@ -174,12 +187,10 @@ impl Checkpoint {
 
     /// Adds the settings and tokenizers of a diffusers folder.
     pub(super) fn add_folder(&mut self, root: &Path) -> Result<()> {
-        let (scheduler, generation) = (
-            read_json(&root.join("scheduler/scheduler_config.json"))?,
-            read_json(&root.join("generation_config.json"))?,
-        );
+        let scheduler = read_json(&root.join("scheduler/scheduler_config.json"))?;
         self.scheduler = self.scheduler.take().or(scheduler);
-        self.generation = self.generation.take().or(generation);
+        let file = root.join("generation_config.json");
+        self.set_generation(read_json(&file)?, file);
         self.add_lengths(|folder| read_json(&root.join(folder).join("tokenizer_config.json")))?;
         for component in self.family.components {
             // The folders, since CLIP's may contain merges.txt in place of tokenizer.json.

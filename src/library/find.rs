@@ -201,10 +201,7 @@ pub struct Searched {
 
 /// Looks for a component around a transformer in `folder`. Returns what was taken, and words for
 /// where it was found.
-pub fn search(
-    folder: &Path,
-    wanted: &Wanted,
-) -> std::result::Result<(Taken, String), Searched> {
+pub fn search(folder: &Path, wanted: &Wanted) -> std::result::Result<(Taken, String), Searched> {
     let mut searched = Searched::default();
     for (path, words) in folders_around(folder, wanted) {
         let mut choice = choose(units(&path), wanted);

@@ -263,8 +263,7 @@ fn transformer_in(folder: &Path, families: Families) -> Result<(OpenedUnit, Opti
         return Ok((OpenedUnit::unit(unit, families)?, preference));
     }
     if !transformers.is_empty() {
-        let names: Vec<String> =
-            transformers.iter().map(|u| u.paths[0].display().to_string()).collect();
+        let names: Vec<String> = transformers.iter().map(|u| u.file_name()).collect();
         return Err(Error::model(format!("{} transformers in this folder", names.len()))
             .at_path(folder)
             .found(names.join(", "))

@@ -214,7 +214,8 @@ fn given_folders_come_first_and_broken_lists_are_reported() {
     let places = places(&at, &at, &given);
     assert_eq!(places.notes().len(), 2, "{:?}", places.notes());
     assert!(
-        places.notes()[0].contains("extra_model_paths.yaml") && places.notes()[1].contains("nowhere")
+        places.notes()[0].contains("extra_model_paths.yaml")
+            && places.notes()[1].contains("nowhere")
     );
     let first: Vec<String> = places.entries().into_iter().take(4).map(|e| e.name).collect();
     assert_eq!(first, ["mine.safetensors", "any.safetensors", "big.safetensors", "v.safetensors"]);

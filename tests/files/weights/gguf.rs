@@ -102,11 +102,11 @@ fn a_split_model_is_opened_by_any_of_its_files_and_a_missing_one_is_named() {
     let e = open(&Files::model(part(3))).err().unwrap();
     assert_eq!(e.kind(), Kind::Missing);
     assert!(e.to_string().contains("00002-of-00003.gguf: a shard is missing"), "{e}");
-    for odd in ["x-00000-of-00003.gguf", "x-00004-of-00003.gguf"] {
+    for odd in ["x-00000-of-00003.gguf", "x-00004-of-00003.gguf", "x-0004-of-0003.sft"] {
         let path = dir.path().join(odd);
         std::fs::write(&path, b"GGUF").unwrap();
         let e = open(&Files::model(&path)).err().unwrap();
-        assert!(e.to_string().contains("the name of a split GGUF file"), "{e}");
+        assert!(e.to_string().contains("the name of this shard"), "{e}");
     }
 }
 
