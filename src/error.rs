@@ -7,6 +7,14 @@ use std::path::Path;
 use serde::{Serialize, Serializer};
 
 use crate::message::{Message, Neutral, Words};
+use crate::text::shortened;
+
+/// The most characters of what happened: it may contain names from files, which have any length.
+const MAX_TEXT: usize = 2000;
+/// The most characters of one part of a place. Paths are longer than names.
+const MAX_PLACE: usize = 1000;
+/// The most characters of what was found.
+const MAX_VALUE: usize = 200;
 
 /// The kind of a failure. Each kind is one exit code of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,13 +106,15 @@ macro_rules! constructors {
 }
 
 impl Error {
-    /// An error of `kind`; `what` is a phrase without a full stop.
+    /// An error of `kind`; `what` is a phrase without a full stop. Long texts are cut, here and in
+    /// the other parts.
     pub fn new(kind: Kind, what: impl Into<String>) -> Self {
+        let what = short(what.into(), MAX_TEXT);
         Error {
             inner: Box::new(Inner {
                 kind,
                 code: None,
-                what: what.into(),
+                what,
                 place: None,
                 found: None,
                 expected: None,
@@ -134,7 +144,7 @@ impl Error {
 
     /// Where: a tensor, a layer, a path. Outer places come first when several are given.
     pub fn at(self, place: impl fmt::Display) -> Self {
-        self.at_message(Message::plain(place))
+        self.at_message(Message::plain(short(place.to_string(), MAX_PLACE)))
     }
 
     /// Where, as a file path.
@@ -162,7 +172,7 @@ impl Error {
 
     /// What was found there.
     pub fn found(self, found: impl fmt::Display) -> Self {
-        self.found_message(Message::plain(found))
+        self.found_message(Message::plain(short(found.to_string(), MAX_VALUE)))
     }
 
     /// What was found there, as a text that may name parameters.
@@ -173,7 +183,7 @@ impl Error {
 
     /// What should have been there.
     pub fn expected(mut self, expected: impl fmt::Display) -> Self {
-        self.inner.expected = Some(expected.to_string());
+        self.inner.expected = Some(short(expected.to_string(), MAX_TEXT));
         self
     }
 
@@ -249,6 +259,11 @@ impl Error {
     pub fn in_words<'a>(&'a self, words: &'a dyn Words) -> WordedError<'a> {
         WordedError { error: self, words }
     }
+}
+
+/// `text` with at most `most` characters.
+fn short(text: String, most: usize) -> String {
+    if text.len() <= most { text } else { shortened(&text, most).into_owned() }
 }
 
 impl fmt::Display for Error {
@@ -339,6 +354,11 @@ mod tests {
         assert_eq!(e.hint(), Some("again"));
         assert_eq!(e.kind().exit_code(), 3);
         assert_eq!((e.code(), e.place()), ("bad_model", Some("dev.safetensors: img_in.weight")));
+        let long = "A".repeat(50_000);
+        let e2 = Error::model(&long).at(&long).found(&long).expected(&long);
+        let e2 = e2.try_(long.clone());
+        assert!(e2.to_string().len() < 6000 && e2.hint().unwrap().len() < 13_000);
+        assert_eq!(e2.found_value().map(|f| f.chars().count()), Some(201));
         let json = serde_json::to_value(e.with_code("wrong_shape")).unwrap();
         assert_eq!(json["code"], "wrong_shape");
         assert_eq!((&json["found"], &json["hint"]), (&"[3, 4]".into(), &"again".into()));

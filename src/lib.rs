@@ -51,6 +51,7 @@ pub mod plan;
 pub mod spec;
 pub mod stream;
 pub mod tensor;
+pub mod text;
 pub mod units;
 pub mod weights;
 

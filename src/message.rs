@@ -20,6 +20,11 @@ use std::ops::Deref;
 
 use serde::{Serialize, Serializer};
 
+use crate::text::shortened;
+
+/// The most characters of a text from elsewhere; the longest prompt fits.
+const MAX_TEXT: usize = 12_000;
+
 /// The parameters that templates may name: those of [`Options`](crate::Options) and of
 /// [`Request`](crate::Request), the components of models, and what only a program reads or writes.
 pub const PARAMETERS: &[&str] = &[
@@ -114,10 +119,10 @@ impl Message {
         message
     }
 
-    /// A text that names nothing.
+    /// A text that names nothing. It may come from a file: what no reader wants in full is cut.
     pub fn plain(text: impl fmt::Display) -> Message {
         let mut message = Message::default();
-        message.push(Piece::Text(text.to_string()));
+        message.push(Piece::Text(shortened(&text.to_string(), MAX_TEXT).into_owned()));
         message
     }
 

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 const LAYERS: &[&[&str]] = &[
-    &["error", "event", "message", "dtype", "tensor", "units", "host"],
+    &["error", "event", "message", "dtype", "tensor", "text", "units", "host"],
     &["op"],
     &["spec", "backend", "weights", "model"],
     &["library", "plan"],

@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use super::tell;
+use super::tell_raw;
 use super::words::Typed;
 use crate::event::Event;
 
@@ -31,5 +31,5 @@ pub fn of(event: &Event) -> Option<Value> {
 
 /// Prints one object.
 pub fn print(object: &Value) {
-    tell(&format!("{object}\n"));
+    tell_raw(&format!("{object}\n"));
 }

@@ -22,6 +22,7 @@ mod target;
 mod values;
 mod words;
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
@@ -32,6 +33,7 @@ use serde_json::json;
 
 use crate::error::{Error, Kind, Result};
 use crate::pipeline::tokenizers;
+use crate::text::{lines, one_line};
 use args::{Cli, Command, How, is_command};
 use words::Typed;
 
@@ -109,9 +111,9 @@ fn run(cli: Cli, config: &config::Config) -> Result<()> {
 fn report(outcome: Result<()>, how: How) -> ExitCode {
     let Err(error) = outcome else { return ExitCode::SUCCESS };
     let worded = error.in_words(&Typed);
-    let mut text = format!("error: {worded}\n");
+    let mut text = format!("error: {}\n", one_line(&worded.to_string()));
     if let Some(hint) = worded.hint() {
-        text += &format!("  try: {hint}\n");
+        text += &format!("  try: {}\n", one_line(&hint));
     }
     if !how.json_events {
         tell(&text);
@@ -134,7 +136,12 @@ fn refuse(error: &clap::Error, how: How) -> ExitCode {
     let unquoted = is_unquoted_prompt(error);
     let hint = if unquoted { "put the prompt in quotes" } else { "flux-fast --help" };
     if !how.json_events {
-        error.print().ok();
+        // An argument may be the name of a file, which a shell has put in place of a `*`.
+        let plain = error.to_string();
+        match lines(&plain) {
+            Cow::Borrowed(_) => drop(error.print()),
+            Cow::Owned(escaped) => tell(&escaped),
+        }
         if unquoted {
             tell(&format!("  try: {hint}\n"));
         }
@@ -181,8 +188,13 @@ fn error_as_json(error: serde_json::Value, how: How) {
     }
 }
 
-/// Writes to stderr. If it is closed there is nobody left to read.
+/// Writes to stderr, with escapes for characters that a terminal acts on.
 fn tell(text: &str) {
+    tell_raw(&lines(text));
+}
+
+/// Writes to stderr as it is. If it is closed there is nobody left to read.
+fn tell_raw(text: &str) {
     std::io::stderr().write_all(text.as_bytes()).ok();
 }
 

@@ -9,6 +9,7 @@ use super::args::How;
 use super::output;
 use crate::error::Result;
 use crate::pipeline::models::{Listing, ModelKind, ModelPlaces};
+use crate::text::one_line;
 use crate::units;
 
 /// Everything that was found, and the folders that were searched.
@@ -61,12 +62,16 @@ pub fn text(report: &Report) -> String {
     }
     if !others.is_empty() {
         text += "other files, which cannot be used (--json lists them):\n";
-        text += &others.iter().map(|(what, n)| format!("  {n} x {what}\n")).collect::<String>();
+        text += &others
+            .iter()
+            .map(|(what, n)| format!("  {n} x {}\n", one_line(what)))
+            .collect::<String>();
     }
-    text += &notes.iter().map(|note| format!("warning: {note}\n")).collect::<String>();
+    text += &notes.iter().map(|note| format!("warning: {}\n", one_line(note))).collect::<String>();
     if !models.iter().any(|m| m.kind == ModelKind::Model) {
         text += "no FLUX.1 model was found in:\n";
-        text += &looked_in.iter().map(|place| format!("  {place}\n")).collect::<String>();
+        text +=
+            &looked_in.iter().map(|place| format!("  {}\n", one_line(place))).collect::<String>();
         text += "  try: flux-fast pull black-forest-labs/FLUX.1-schnell, or give a path with \
                  --model, or set COMFYUI_PATH to ComfyUI's folder\n";
     }
@@ -74,9 +79,11 @@ pub fn text(report: &Report) -> String {
 }
 
 fn table(rows: &[&Listing]) -> String {
-    let width = rows.iter().map(|r| r.name.chars().count()).max().unwrap_or(0).min(60);
-    let line = |r: &&Listing| {
-        format!("  {:<width$}  {:>10}  {} [{}]\n", r.name, units::bytes(r.bytes), r.what, r.place)
+    let names: Vec<_> = rows.iter().map(|r| one_line(&r.name)).collect();
+    let width = names.iter().map(|n| n.chars().count()).max().unwrap_or(0).min(60);
+    let line = |(r, name): (&&Listing, _)| {
+        let (bytes, what, place) = (units::bytes(r.bytes), one_line(&r.what), one_line(&r.place));
+        format!("  {name:<width$}  {bytes:>10}  {what} [{place}]\n")
     };
-    rows.iter().map(line).collect()
+    rows.iter().zip(names).map(line).collect()
 }

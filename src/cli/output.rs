@@ -6,10 +6,11 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::text::lines;
 
-/// Writes `text` as it is.
+/// Writes `text`, with escapes for characters that a terminal acts on.
 pub fn text(text: &str) -> Result<()> {
-    raw(text.as_bytes())
+    raw(lines(text).as_bytes())
 }
 
 /// Writes `bytes` as they are.
@@ -22,7 +23,7 @@ pub fn raw(bytes: &[u8]) -> Result<()> {
 pub fn json(value: &impl Serialize) -> Result<()> {
     let line = serde_json::to_string(value)
         .map_err(|e| Error::output(format!("the result cannot be written as JSON: {e}")))?;
-    text(&(line + "\n"))
+    raw((line + "\n").as_bytes())
 }
 
 /// The error for a failed write to stdout.

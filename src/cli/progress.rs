@@ -11,6 +11,7 @@ use super::args::How;
 use super::words::Typed;
 use super::{events, signals, tell};
 use crate::event::{Event, Phase};
+use crate::text::one_line;
 use crate::units;
 
 /// Minimum time between plain lines, except before the last one of a phase.
@@ -113,6 +114,7 @@ impl Progress {
     }
 
     fn line(&self, text: &str) {
+        let text = one_line(text);
         match &self.style {
             Style::Bar(bar) => bar.suspend(|| tell(&format!("{text}\n"))),
             _ => tell(&format!("{text}\n")),
@@ -155,7 +157,7 @@ impl Progress {
             }
             bar.set_length(all);
             bar.set_position(done);
-            bar.set_message(file.to_string());
+            bar.set_message(one_line(file).into_owned());
             return;
         }
         let every = if let Style::Json = self.style { PLAIN_EVERY } else { BYTES_EVERY };

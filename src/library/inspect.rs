@@ -11,10 +11,14 @@ use super::similar::no_such_path;
 use super::unit::{FolderUnits, Unit, unit_of, units};
 use crate::error::{Error, Result};
 use crate::spec::{Component, FAMILIES, Fact, Families};
+use crate::text::{one_line, shortened};
 use crate::units;
 use crate::weights::container::file::WeightFile;
 use crate::weights::dialect::recognise::{foreign_model, foreign_storage, is_lora, recognise};
 use crate::weights::{ComponentWeights, lora};
+
+/// How many keys of metadata the summary for users shows.
+const MAX_SHOWN: usize = 100;
 
 /// Everything that the headers at a path show.
 #[derive(Debug, Clone, Serialize)]
@@ -271,14 +275,15 @@ fn geometry(weights: &ComponentWeights) -> BTreeMap<&'static str, String> {
 /// A summary for users; the tensors are only counted.
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}\n  {}", self.path.display(), self.what)?;
+        let path = |path: &Path| one_line(&path.display().to_string()).into_owned();
+        writeln!(f, "{}\n  {}", path(&self.path), one_line(&self.what))?;
         for c in &self.components {
             let (n, millions) = (c.tensors, c.parameters as f64 / 1e6);
             writeln!(
                 f,
                 "  {:<5} {}, {n} tensors, {millions:.1} M parameters, {}",
                 c.component.name,
-                c.dialect,
+                one_line(&c.dialect),
                 units::bytes(c.bytes)
             )?;
             let facts: Vec<String> = c.geometry.iter().map(|(k, v)| format!("{k} {v}")).collect();
@@ -293,21 +298,25 @@ impl fmt::Display for Inspection {
             writeln!(f, "  {:<8} {} tensors, {}", t.dtype, t.tensors, units::bytes(t.bytes))?;
         }
         // The metadata of a LoRA is part of its summary above.
-        for (key, value) in self.metadata.iter().filter(|_| self.loras.is_empty()) {
-            let short: String = value.chars().take(100).collect();
-            writeln!(f, "  {key}: {short}{}", if short.len() < value.len() { "…" } else { "" })?;
+        let metadata = if self.loras.is_empty() { self.metadata.len() } else { 0 };
+        for (key, value) in self.metadata.iter().take(metadata.min(MAX_SHOWN)) {
+            let (key, value) = (shortened(key, 100), shortened(value, 100));
+            writeln!(f, "  {}: {}", one_line(&key), one_line(&value))?;
+        }
+        if metadata > MAX_SHOWN {
+            writeln!(f, "  and {} more keys of metadata", metadata - MAX_SHOWN)?;
         }
         for file in &self.files {
             writeln!(
                 f,
                 "  {} ({}, {} tensors)",
-                file.path.display(),
+                path(&file.path),
                 units::bytes(file.bytes),
                 file.tensors
             )?;
         }
         for note in &self.notes {
-            writeln!(f, "  note: {note}")?;
+            writeln!(f, "  note: {}", one_line(note))?;
         }
         Ok(())
     }

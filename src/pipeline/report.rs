@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::event::Phase;
 use crate::message::{Message, Neutral, Words};
+use crate::text::one_line;
 use crate::units;
 
 /// The plan of one generation, as text (`Display`) and as JSON (`Serialize`).
@@ -99,7 +100,8 @@ impl PlanReport {
     }
 
     fn write(&self, f: &mut dyn fmt::Write, words: &dyn Words) -> fmt::Result {
-        let Self { model, device, width, height, count, steps, .. } = self;
+        let Self { device, width, height, count, steps, .. } = self;
+        let model = one_line(&self.model);
         writeln!(f, "{model} on {device}: {count} x {width}x{height}, {steps} steps")?;
         writeln!(
             f,
@@ -138,7 +140,7 @@ impl PlanReport {
             )?;
         }
         for line in &self.loras {
-            writeln!(f, "{line}")?;
+            writeln!(f, "{}", one_line(line))?;
         }
         if self.lora_bytes > 0 {
             writeln!(

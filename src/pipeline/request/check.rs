@@ -76,7 +76,7 @@ fn check_prompt(name: &str, prompt: &str) -> Result<()> {
     }
     // Line breaks and tabs count as spaces. Other control characters have no meaning in a prompt,
     // and the files that settings are written to cannot hold them.
-    let control = |c: char| c.is_ascii_control() && !matches!(c, '\n' | '\r' | '\t');
+    let control = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
     match prompt.char_indices().find(|&(_, c)| control(c)) {
         None => Ok(()),
         Some((at, c)) => Err(Error::argument("the prompt contains a control character")

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::group::{Group, Grouped, Unmatched, base_model};
 use crate::spec::Component;
+use crate::text::{one_line, shortened};
 use crate::weights::container::file::WeightFile;
 
 /// The number of unmatched keys that are listed.
@@ -206,19 +207,19 @@ impl fmt::Display for Summary {
         }
         writeln!(f, "  keys  {} matched, {} unmatched", self.matched, self.unmatched)?;
         for u in &self.first_unmatched {
-            writeln!(f, "        {}: {}", u.key, u.why)?;
+            writeln!(f, "        {}: {}", one_line(&shortened(&u.key, 200)), one_line(&u.why))?;
         }
         if self.unmatched > self.first_unmatched.len() {
             writeln!(f, "        and {} more", self.unmatched - self.first_unmatched.len())?;
         }
         if let Some(base) = &self.base_model {
-            writeln!(f, "  trained on {base}")?;
+            writeln!(f, "  trained on {}", one_line(&shortened(base, 200)))?;
         }
         for (key, value) in &self.training {
-            writeln!(f, "  {key}: {value}")?;
+            writeln!(f, "  {}: {}", one_line(key), one_line(&shortened(value, 200)))?;
         }
         for note in &self.notes {
-            writeln!(f, "  note: {note}")?;
+            writeln!(f, "  note: {}", one_line(note))?;
         }
         Ok(())
     }
