@@ -1,7 +1,10 @@
 //! A checkpoint that is ready to run: its geometry is known and every tensor is checked.
 
+use std::ops::RangeInclusive;
+
 use serde_json::Value;
 
+use super::request::{MAX_PIXELS, MAX_SCALE, MAX_SIDE, MAX_STEPS, MIN_SIDE};
 use super::schedule::ScheduleConfig;
 use crate::error::{Error, Result};
 use crate::library::Checkpoint;
@@ -62,18 +65,49 @@ pub struct Defaults {
 impl Defaults {
     /// The values in a checkpoint's `generation` config, else those of FLUX.1: of dev with a
     /// `guidance` embedding, of schnell without.
-    fn read(generation: Option<&Value>, guidance: bool) -> Defaults {
-        let number = |key: &str| generation.and_then(|g| g.get(key));
-        let whole = |key: &str, default: usize| {
-            number(key).and_then(Value::as_u64).map_or(default, |v| v as usize)
+    ///
+    /// # Errors
+    /// [`Kind::Model`](crate::error::Kind::Model) for a value that no request may have.
+    fn read(generation: Option<&Value>, guidance: bool) -> Result<Defaults> {
+        let number = |key: &str, range: RangeInclusive<f64>, step: f64| {
+            let value = generation.and_then(|g| g.get(key)).filter(|v| !v.is_null());
+            let Some(value) = value else { return Ok(None) };
+            let is_step = |v: &f64| step == 0.0 || v % step == 0.0;
+            let number = value.as_f64().filter(|v| range.contains(v) && is_step(v));
+            let number = number.ok_or_else(|| {
+                let kind = match step {
+                    0.0 => "a number".to_string(),
+                    1.0 => "a whole number".to_string(),
+                    step => format!("a multiple of {step}"),
+                };
+                Error::model("the model's own default cannot be used")
+                    .at(format!("generation config, {key}"))
+                    .found(value)
+                    .expected(format!("{kind} from {} to {}", range.start(), range.end()))
+                    .try_("correct or remove the value in this file")
+            });
+            number.map(Some)
         };
-        let scale = || number("guidance_scale").and_then(Value::as_f64).unwrap_or(3.5) as f32;
-        Defaults {
-            steps: whole("num_inference_steps", if guidance { 28 } else { 4 }),
-            guidance: guidance.then(scale),
-            width: whole("width", 1024),
-            height: whole("height", 1024),
+        let whole = |key, (least, most): (usize, usize), step: usize, default| -> Result<usize> {
+            let found = number(key, least as f64..=most as f64, step as f64)?;
+            Ok(found.map_or(default, |v| v as usize))
+        };
+        let side = |key| whole(key, (MIN_SIDE, MAX_SIDE), MIN_SIDE, 1024);
+        let scale = number("guidance_scale", 0.0..=f64::from(MAX_SCALE), 0.0)?.unwrap_or(3.5);
+        let steps = if guidance { 28 } else { 4 };
+        let defaults = Defaults {
+            steps: whole("num_inference_steps", (1, MAX_STEPS), 1, steps)?,
+            guidance: guidance.then_some(scale as f32),
+            width: side("width")?,
+            height: side("height")?,
+        };
+        if defaults.width * defaults.height > MAX_PIXELS {
+            return Err(Error::model("the model's own default has too many pixels")
+                .at("generation config")
+                .found(format!("{}x{}", defaults.width, defaults.height))
+                .expected(format!("at most {MAX_PIXELS} pixels (2048x2048)")));
         }
+        Ok(defaults)
     }
 }
 
@@ -96,7 +130,9 @@ impl Model {
         let clip = network(part(CLIP)?, ClipConfig::read, clip::tensors, notes)?;
         let vae = network(part(VAE)?, VaeConfig::read, vae::tensors, notes)?;
         let t5_max_length = checkpoint.max_length(T5);
-        let Checkpoint { name, family, scheduler, generation, hash, shapes_only, .. } = checkpoint;
+        let shapes_only = checkpoint.shapes_only;
+        let Checkpoint { name, family, scheduler, generation, generation_file, hash, .. } =
+            checkpoint;
         let c = &flux.config;
         fit("T5 width", t5.config.width, "txt_in", c.context)?;
         fit("CLIP width", clip.config.width, "vector_in", c.pooled)?;
@@ -111,6 +147,10 @@ impl Model {
             None => ScheduleConfig::schnell(),
         };
         let defaults = Defaults::read(generation.as_ref(), guidance);
+        let defaults = defaults.map_err(|e| match &generation_file {
+            Some(file) => e.at_path(file),
+            None => e.at(&name),
+        })?;
         let t5_length = t5_max_length.unwrap_or(usize::MAX).min(if guidance { 512 } else { 256 });
         Ok(Model {
             shapes_only,
