@@ -107,9 +107,27 @@ pub fn seconds(seconds: f64) -> String {
     }
 }
 
+/// A duration without fractions, for times to wait: `45 s`, `3 min 20 s`, `1 h 12 min`.
+pub fn duration(seconds: f64) -> String {
+    match seconds.ceil() as u64 {
+        s if s < 60 => format!("{s} s"),
+        s if s < 3600 => format!("{} min {} s", s / 60, s % 60),
+        s => format!("{} h {} min", s / 3600, s % 3600 / 60),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_are_in_two_units() {
+        for (seconds, text) in
+            [(0.2, "1 s"), (59.0, "59 s"), (200.0, "3 min 20 s"), (4321.0, "1 h 12 min")]
+        {
+            assert_eq!(duration(seconds), text);
+        }
+    }
 
     #[test]
     fn sizes_are_parsed_exactly() {

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use super::values::{self, Budget, Seed};
+use super::values::{self, Budget, Seed, Size};
 use crate::backend::{Compute, Device, KernelChoice};
+use crate::library::similar::edit_distance;
 use crate::pipeline::images::{DEFAULT_QUALITY, Format};
 use crate::pipeline::request::{LoraChoice, MAX_COUNT, MAX_SCALE, MAX_STEPS, Options, Request};
 
@@ -17,6 +18,13 @@ Examples:
   flux-fast again light.png --steps 30 -o better.png
   flux-fast pull black-forest-labs/FLUX.1-schnell
   flux-fast \"a lighthouse\" --model black-forest-labs/FLUX.1-schnell
+
+Environment variables:
+  FLUX_FAST_CONFIG  the configuration file; empty: none
+  FLUX_FAST_CACHE   folder for text embeddings, measured speeds and synthetic models
+  COMFYUI_PATH      ComfyUI's folder, where models are looked for
+  HF_HUB_CACHE, HF_HOME   the Hugging Face cache; `flux-fast pull --help` lists those of downloads
+  NO_COLOR, CLICOLOR      colours in help and errors
 
 Exit codes: 0 done, 2 bad argument, 3 bad model file, 4 missing file, 5 memory or budget,
   6 device, 7 output not written, 8 numbers not finite, 130 and 143 stopped by a signal.";
@@ -30,6 +38,18 @@ pub fn is_command(word: &str) -> bool {
     word == "help" || Cli::command().find_subcommand(word).is_some()
 }
 
+/// The command that `word` is probably a misspelling of. Short names of commands are one letter
+/// away from many words, so that only longer ones are compared.
+pub fn similar_command(word: &str) -> Option<String> {
+    let word = word.to_lowercase();
+    let most = if word.chars().count() < 6 { 1 } else { 2 };
+    let command = Cli::command();
+    let names = command.get_subcommands().map(|c| c.get_name()).chain(["help"]);
+    let near = names.filter(|name| name.len() >= 4).map(|name| (edit_distance(&word, name), name));
+    let (distance, name) = near.min()?;
+    (distance <= most).then(|| name.to_string())
+}
+
 /// FLUX.1 text-to-image for small GPUs and plain CPUs.
 ///
 /// `flux-fast PROMPT` is `flux-fast generate -p PROMPT`. Progress goes to stderr, results to
@@ -37,6 +57,7 @@ pub fn is_command(word: &str) -> bool {
 #[derive(Debug, Parser)]
 #[command(name = "flux-fast", version, max_term_width = 110, after_help = EXAMPLES)]
 #[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+#[command(args_override_self = true)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -133,7 +154,8 @@ pub struct AgainArgs {
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// What the image shows [default: a fox, 3D style, on a blue background]
+    /// What the image shows, which has no effect on the time [default: a fox, 3D style, on a blue
+    /// background]
     #[arg(value_name = "PROMPT", conflicts_with = "prompt")]
     pub words: Option<String>,
     /// Number of timed runs, 1 to 1000, after one that is not timed
@@ -153,13 +175,15 @@ pub struct BenchArgs {
 #[derive(Debug, Args)]
 #[command(after_help = CONVERT_HELP)]
 pub struct ConvertArgs {
-    /// A file, a folder (its transformer), or a name that --model would take
+    /// A file, a folder (its transformer), a name that --model would take, or `embedded`
     #[arg(value_name = "MODEL")]
     pub model: String,
-    /// fp8, fp8-rows, int8, nf4, or GGUF's q8_0, q6_k, q5_k, q4_k, q5_0, q4_0
+    /// fp8, fp8-rows, int8, nf4, or GGUF's q8_0, q6_k, q5_k, q4_k, q5_0, q4_0; without it
+    /// `embedded` is written as it is
     #[arg(long, value_name = "TYPE")]
-    pub to: String,
-    /// A file that does not exist yet, or a folder [default: MODEL-TYPE.safetensors or .gguf here]
+    pub to: Option<String>,
+    /// A file that does not exist yet, or a folder [default: MODEL-TYPE.safetensors or .gguf here;
+    /// flux-tiny.safetensors for `embedded` without a type]
     #[arg(short, long, value_name = "PATH")]
     pub output: Option<PathBuf>,
 }
@@ -171,7 +195,8 @@ transformer (or only T5), as usual.
 
 Examples:
   flux-fast convert flux1-dev.safetensors --to fp8
-  flux-fast convert flux1-dev.safetensors --to q4_k -o flux1-dev-Q4_K.gguf";
+  flux-fast convert flux1-dev.safetensors --to q4_k -o flux1-dev-Q4_K.gguf
+  flux-fast convert embedded -o flux-tiny.safetensors";
 
 #[cfg(feature = "hub")]
 #[derive(Debug, Args)]
@@ -276,15 +301,16 @@ pub struct RequestArgs {
         allow_hyphen_values = true,
     )]
     pub height: Option<usize>,
-    /// Width and height together
+    /// Width and height together: 1024x768; 512 for a square; or an aspect ratio from 1:16 to 16:1,
+    /// such as 16:9, at the model's own number of pixels. Sides are multiples of 16 from 16 to 4096
     #[arg(
         long,
-        value_name = "WxH",
+        value_name = "WxH|N|W:H",
         value_parser = values::size,
         conflicts_with_all = ["width", "height"],
         allow_hyphen_values = true,
     )]
-    pub size: Option<(usize, usize)>,
+    pub size: Option<Size>,
     /// How closely to follow the prompt, 0 to 100; models without guidance print that they ignore
     /// it [default: the model's own]
     #[arg(
@@ -302,12 +328,12 @@ pub struct RequestArgs {
         allow_hyphen_values = true,
     )]
     pub cfg_scale: Option<f32>,
-    /// A LoRA (.safetensors) or its name, and its strength [default: 1]; may be given several
-    /// times. `<lora:NAME:STRENGTH>` in the prompt does the same
+    /// A LoRA (.safetensors) or its name, and its strength, -100 to 100 [default: 1]; may be given
+    /// several times. `<lora:NAME:STRENGTH>` in the prompt does the same
     #[arg(long = "lora", value_name = "PATH[:STRENGTH]", value_parser = values::lora)]
     pub loras: Vec<LoraChoice>,
-    /// An image to start from (PNG, JPEG, WebP, BMP, TIFF); it is cropped around the centre to the
-    /// aspect ratio and resized
+    /// An image to start from (PNG, JPEG, WebP, BMP, TIFF), `-` reads it from stdin; it is cropped
+    /// around the centre to the aspect ratio and resized
     #[arg(short, long, value_name = "IMAGE")]
     pub init_img: Option<PathBuf>,
     /// How much --init-img is changed: 0 keeps it, 1 ignores it [default: 0.75]
@@ -331,8 +357,12 @@ impl RequestArgs {
         request.count = count;
         request.steps = steps;
         request.seed = self.seed.and_then(Seed::number);
-        request.width = self.size.map(|s| s.0).or(self.width);
-        request.height = self.size.map(|s| s.1).or(self.height);
+        // The size of an aspect ratio is known when the model is open.
+        let (width, height) = match self.size {
+            Some(Size::Pixels(width, height)) => (Some(width), Some(height)),
+            Some(Size::Ratio(_)) | None => (self.width, self.height),
+        };
+        (request.width, request.height) = (width, height);
         request.guidance = guidance;
         request.cfg_scale = cfg_scale;
         request.strength = strength;
@@ -387,10 +417,10 @@ pub struct EngineArgs {
     /// Use this kernel variant, such as linear=linear_f32_avx2; may be given several times
     #[arg(long = "kernel", value_name = "OP=NAME", value_parser = values::kernel)]
     pub kernels: Vec<KernelChoice>,
-    /// Do not read or write text embeddings in the cache folder
+    /// Do not keep text embeddings and measured speeds in the cache folder
     #[arg(long)]
     pub no_cache: bool,
-    /// Number of worker threads, 1 to 1024 [default: one per core]
+    /// Number of worker threads, 1 to 1024, at most one per core [default: one per core]
     #[arg(
         long,
         value_name = "N",
@@ -421,8 +451,8 @@ impl EngineArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Output")]
 pub struct OutputArgs {
-    /// A file (replaced if it exists), or a folder; {seed} and {i} are filled in [default:
-    /// flux-{seed}.png, never replaced]
+    /// A file (replaced if it exists), a folder, or `-` for stdout; {seed} and {i} are filled in
+    /// [default: flux-{seed}.png, never replaced]
     #[arg(short, long, value_name = "PATH")]
     pub output: Option<PathBuf>,
     /// png, jpeg, webp (lossless), bmp or tiff [default: the output's extension, else png]

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::args::{BenchArgs, How};
-use super::generate::{fill, open, settings_as_json};
+use super::generate::{fill, fit_to_model, init_image, one_prompt, open, settings_as_json};
 use super::progress::{self, Progress};
 use super::{cancelled, output};
 use crate::error::Result;
@@ -19,17 +19,16 @@ const PROMPT: &str = "a fox, 3D style, on a blue background";
 
 /// Runs the same request several times, writes no file, and prints the times.
 pub fn bench(args: BenchArgs, how: How) -> Result<()> {
-    let prompt = args
-        .words
-        .clone()
-        .or_else(|| args.request.prompt.clone())
-        .unwrap_or_else(|| PROMPT.to_string());
-    let mut request = Request::new(prompt).seed(0);
+    let given = args.words.as_deref().or(args.request.prompt.as_deref());
+    let prompt = one_prompt(given, &args.request)?;
+    let mut request = Request::new(prompt.unwrap_or_else(|| PROMPT.to_string())).seed(0);
     fill(&mut request, &args.request)?;
+    request.init = init_image(&args.request)?;
 
     let mut progress = Progress::new(how);
     let begin = Instant::now();
     let mut pipeline = open(&args.engine, &mut progress)?;
+    fit_to_model(&mut request, &args.request, &pipeline);
     // Embeddings read from the cache would not be timed.
     pipeline.use_text_cache(false);
     let load = begin.elapsed().as_secs_f64();

@@ -3,23 +3,23 @@
 
 use std::path::Path;
 
-use clap::CommandFactory;
 use clap_complete::Shell;
 
-use super::args::{Cli, ManArgs};
+use super::args::ManArgs;
+use super::help::definition;
 use super::output;
 use crate::error::{Error, Result};
 
 /// Prints a completion script for `shell`.
 pub fn completions(shell: Shell) -> Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "flux-fast", &mut script);
+    clap_complete::generate(shell, &mut definition(), "flux-fast", &mut script);
     output::raw(&script)
 }
 
 /// Prints the manual page, or writes one page per command into a folder.
 pub fn man(args: &ManArgs) -> Result<()> {
-    let mut command = Cli::command();
+    let mut command = definition();
     // Gives the subcommands their full names (`flux-fast plan`).
     command.build();
     let Some(folder) = &args.output else {

@@ -8,11 +8,12 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
-use clap::{ArgAction, Command, CommandFactory};
+use clap::{ArgAction, Command};
 use serde::Serialize;
 use toml::Value;
 
-use super::args::{Cli, IMAGE_HEADING};
+use super::args::IMAGE_HEADING;
+use super::help::definition;
 use crate::error::{Error, Result};
 use crate::host;
 
@@ -101,7 +102,7 @@ fn option(arguments: &[OsString], name: &str) -> Option<OsString> {
 
 /// The options that may stand in the file, by name.
 fn options() -> Vec<clap::Arg> {
-    let command = Cli::command();
+    let command = definition();
     let options = command
         .get_arguments()
         .filter(|a| a.get_long().is_some_and(|name| !NOT_DEFAULTS.contains(&name)));
@@ -164,7 +165,7 @@ fn check(option: &clap::Arg, key: &str, values: &[String]) -> Result<()> {
     }
     let typed = values.iter().map(|v| format!("--{key}={v}"));
     let all = ["flux-fast".to_string()].into_iter().chain(typed);
-    match Cli::command().try_get_matches_from(all) {
+    match definition().try_get_matches_from(all) {
         // Which other options an option needs is judged on the command line.
         Err(e) if e.kind() != ErrorKind::MissingRequiredArgument => {
             let text = e.to_string();
@@ -256,10 +257,10 @@ mod tests {
         };
         let read = |arguments: &[&str]| {
             let subcommand = Some(arguments[0]).filter(|a| *a == "again");
-            let command = config.apply(Cli::command(), subcommand);
+            let command = config.apply(definition(), subcommand);
             let all = ["flux-fast"].iter().chain(arguments).copied();
             let matches = command.try_get_matches_from(all).unwrap_or_else(|e| panic!("{e}"));
-            <Cli as clap::FromArgMatches>::from_arg_matches(&matches).unwrap()
+            <super::super::args::Cli as clap::FromArgMatches>::from_arg_matches(&matches).unwrap()
         };
         let cli = read(&["a fox", "--quality", "60", "--size", "32x32"]);
         assert_eq!((cli.generate.request.steps, cli.generate.output.quality), (Some(8), 60));

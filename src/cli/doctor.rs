@@ -5,15 +5,15 @@ use serde::Serialize;
 use super::args::How;
 use super::config::Config;
 use super::{models, output};
+use crate::backend::Grain;
 #[cfg(feature = "cuda")]
 use crate::backend::cuda;
 #[cfg(feature = "wgpu")]
 use crate::backend::wgpu;
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::host;
-#[cfg(feature = "wgpu")]
 use crate::model::FluxConfig;
-#[cfg(feature = "wgpu")]
 use crate::pipeline::{Outlook, outlook};
 use crate::units;
 
@@ -36,6 +36,51 @@ struct Cpu {
     cores: usize,
     /// Instruction sets of this processor for which there are kernels.
     instructions: Vec<&'static str>,
+    #[serde(flatten)]
+    flux: FluxFacts,
+}
+
+/// How FLUX.1 with FP8 weights at 1024x1024 would run on a device; nothing for one that cannot be
+/// used.
+#[derive(Debug, Default, Serialize)]
+struct FluxFacts {
+    dev: Option<String>,
+    schnell: Option<String>,
+}
+
+impl FluxFacts {
+    /// For a device that computes in `activation` and has `room` bytes for plans. The weights pass
+    /// to it from `from`.
+    fn of(grain: Grain, activation: DType, room: u64, from: &str) -> FluxFacts {
+        let bytes = units::bytes;
+        let facts =
+            |config: &FluxConfig, tokens| match outlook(config, tokens, grain, activation, room) {
+                Outlook::Resident(n) => format!("all weights stay in memory ({})", bytes(n)),
+                Outlook::Streamed(n) => format!("{} pass from {from} in each step", bytes(n)),
+                Outlook::TooSmall(n) => {
+                    format!("does not fit: {} are needed, {} are free", bytes(n), bytes(room))
+                }
+            };
+        FluxFacts {
+            dev: Some(facts(&FluxConfig::dev(), 512)),
+            schnell: Some(facts(&FluxConfig::schnell(), 256)),
+        }
+    }
+
+    fn text(&self) -> String {
+        let models = [("dev", &self.dev), ("schnell", &self.schnell)];
+        let line = |(name, facts): (&str, &Option<String>)| {
+            Some(format!("    {name} (fp8, 1024x1024): {}\n", facts.as_ref()?))
+        };
+        models.into_iter().filter_map(line).collect()
+    }
+}
+
+/// Memory that a run leaves to other programs on a GPU with `total` bytes, and that of the context
+/// and the kernels, as far as it is known before the GPU is opened.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn reserve(total: u64, context: u64) -> u64 {
+    (total / 50).max(256 << 20) + context
 }
 
 /// The NVIDIA GPUs, or why none was found.
@@ -57,6 +102,8 @@ struct GpuFacts {
     /// FP8 matrix products (`--compute fp8`).
     fp8: bool,
     unusable: Option<String>,
+    #[serde(flatten)]
+    flux: FluxFacts,
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -69,7 +116,15 @@ fn cuda_gpus() -> Cuda {
     match cuda::gpus() {
         Err(e) => Cuda { gpus: Vec::new(), why_none: Some(e.to_string()) },
         Ok(gpus) => {
+            // The context and the kernels of a process take a few hundred MB.
+            let room =
+                |g: &cuda::GpuInfo| g.total_bytes.saturating_sub(reserve(g.total_bytes, 400 << 20));
+            let flux = |g: &cuda::GpuInfo| match &g.unusable {
+                None => FluxFacts::of(Grain::whole(256), DType::BF16, room(g), "the host"),
+                Some(_) => FluxFacts::default(),
+            };
             let facts = |g: cuda::GpuInfo| GpuFacts {
+                flux: flux(&g),
                 device: format!("cuda:{}", g.ordinal),
                 name: g.name,
                 compute_capability: format!("{}.{}", g.capability.0, g.capability.1),
@@ -103,9 +158,8 @@ struct AdapterFacts {
     f16: bool,
     cooperative_matrix: bool,
     unusable: Option<String>,
-    /// How FLUX.1 with FP8 weights at 1024x1024 would run on it.
-    dev: Option<String>,
-    schnell: Option<String>,
+    #[serde(flatten)]
+    flux: FluxFacts,
 }
 
 #[cfg(not(feature = "wgpu"))]
@@ -116,16 +170,10 @@ fn adapters() -> Vec<AdapterFacts> {
 #[cfg(feature = "wgpu")]
 fn adapters() -> Vec<AdapterFacts> {
     let facts = |a: wgpu::Adapter| {
-        // Without the memory that a run leaves to other programs, and that of the driver.
-        let room = a.free_bytes.saturating_sub((a.memory_bytes / 50).max(256 << 20) + (100 << 20));
-        let grain = a.grain();
-        let says = |config: &FluxConfig, tokens| {
-            let bytes = units::bytes;
-            a.unusable.is_none().then(|| match outlook(config, tokens, grain, room) {
-                Outlook::Resident(n) => format!("all on the device ({})", bytes(n)),
-                Outlook::Streamed(n) => format!("{} pass to the device in each step", bytes(n)),
-                Outlook::TooSmall(n) => format!("does not fit: {} are needed", bytes(n)),
-            })
+        let room = a.free_bytes.saturating_sub(reserve(a.memory_bytes, 100 << 20));
+        let flux = match &a.unusable {
+            None => FluxFacts::of(a.grain(), DType::BF16, room, "the host"),
+            Some(_) => FluxFacts::default(),
         };
         AdapterFacts {
             device: format!("wgpu:{}", a.ordinal),
@@ -140,8 +188,7 @@ fn adapters() -> Vec<AdapterFacts> {
             subgroups: a.subgroups,
             f16: a.f16,
             cooperative_matrix: a.cooperative_matrix,
-            dev: says(&FluxConfig::dev(), 512),
-            schnell: says(&FluxConfig::schnell(), 256),
+            flux,
             name: a.name,
             driver: a.driver,
             unusable: a.unusable,
@@ -182,11 +229,7 @@ fn adapter_text(a: &AdapterFacts) -> String {
         bytes(a.workgroup_bytes.into()),
         if has.is_empty() { "no extras".to_string() } else { has.join(", ") },
     );
-    let models = [("dev", &a.dev), ("schnell", &a.schnell)];
-    for (name, says) in models.iter().filter_map(|(name, says)| Some((name, says.as_ref()?))) {
-        text += &format!("    {name} (fp8, 1024x1024): {says}\n");
-    }
-    text
+    text + &a.flux.text()
 }
 
 #[derive(Debug, Serialize)]
@@ -208,6 +251,7 @@ fn look(config: &Config) -> Report {
         version: env!("CARGO_PKG_VERSION"),
         system: host::operating_system(),
         cpu: Cpu {
+            flux: cpu_flux(),
             name: host::processor_name().unwrap_or_else(|| "unknown".to_string()),
             cores: host::threads(),
             instructions: instructions(),
@@ -217,6 +261,17 @@ fn look(config: &Config) -> Report {
         memory: memory(),
         config: config.clone(),
         models: models::report(),
+    }
+}
+
+/// FLUX.1 on the CPU, in the memory that a run without a limit would use.
+fn cpu_flux() -> FluxFacts {
+    match host::available_memory() {
+        Some(free) => {
+            let room = (free / 10 * 9).saturating_sub(100 << 20);
+            FluxFacts::of(Grain::whole(64), DType::F32, room, "the disk")
+        }
+        None => FluxFacts::default(),
     }
 }
 
@@ -254,6 +309,7 @@ fn text(report: &Report) -> String {
     let Report { version, system, cpu, cuda, wgpu, memory, config, models } = report;
     let mut text = format!("flux-fast {version}, {system}\n");
     text += &format!("cpu: {}, {} threads, {}\n", cpu.name, cpu.cores, cpu.instructions.join(" "));
+    text += &cpu.flux.text();
     let bytes = units::bytes;
     for gpu in &cuda.gpus {
         let GpuFacts { device, name, compute_capability, cuda_version, .. } = gpu;
@@ -264,6 +320,7 @@ fn text(report: &Report) -> String {
         text +=
             &gpu.unusable.as_ref().map_or(String::new(), |why| format!("; cannot be used: {why}"));
         text += "\n";
+        text += &gpu.flux.text();
     }
     text += &cuda.why_none.as_ref().map_or(String::new(), |why| format!("{why}\n"));
     text += &wgpu.iter().map(adapter_text).collect::<String>();

@@ -9,8 +9,9 @@ use super::tell_raw;
 use super::words::Typed;
 use crate::event::Event;
 
-/// The object of an engine event; `None` for events that only offer a chance to cancel.
-pub fn of(event: &Event) -> Option<Value> {
+/// The object of an engine event, with the time that the rest of its phase takes by `left`, which
+/// gets the finished steps and all; `None` for events that only offer a chance to cancel.
+pub fn of(event: &Event, left: impl Fn(usize, usize) -> f64) -> Option<Value> {
     Some(match event {
         Event::Note(text) => json!({"event": "note", "text": text.in_words(&Typed)}),
         Event::Warning(text) => json!({"event": "warning", "text": text.in_words(&Typed)}),
@@ -19,7 +20,7 @@ pub fn of(event: &Event) -> Option<Value> {
         }
         Event::Step { phase, done, steps, seconds } => json!({
             "event": "step", "phase": phase.name(),
-            "done": done, "steps": steps, "seconds": seconds,
+            "done": done, "steps": steps, "seconds": seconds, "seconds_left": left(*done, *steps),
         }),
         Event::PhaseEnd { phase, seconds, peak_bytes } => json!({
             "event": "phase_end", "phase": phase.name(), "seconds": seconds,

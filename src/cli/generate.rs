@@ -8,13 +8,15 @@ use serde_json::{Value, json};
 use super::args::{AgainArgs, EngineArgs, GenerateArgs, How, OutputArgs, RequestArgs, is_command};
 use super::progress::{self, Progress};
 use super::target::Target;
-use super::values::{Budget, Seed};
+use super::values::{Budget, Seed, Size};
 use super::words::Typed;
 use super::{cancelled, output, preview, prompts, signals};
 use crate::error::{Error, Result};
 use crate::pipeline::Engine;
-use crate::pipeline::images::{Metadata, load_init_image, read_metadata, save};
-use crate::pipeline::request::{Generated, Options, Request, Settings};
+use crate::pipeline::images::{
+    Metadata, load_init_image, read_init_image, read_metadata, save, to_bytes,
+};
+use crate::pipeline::request::{Generated, Image, Options, Request, Settings};
 use crate::units;
 
 /// Draws pictures and writes them.
@@ -25,7 +27,11 @@ pub fn generate(args: GenerateArgs, how: How) -> Result<()> {
             .try_(format!("flux-fast {word} ..., or -p {word} to draw it")));
     }
     let given = args.words.as_deref().or(args.request.prompt.as_deref());
-    let prompts = prompts::read(given, args.prompt_file.as_deref())?;
+    let file = args.prompt_file.as_deref();
+    if file == Some(Path::new("-")) || given == Some("-") {
+        stdin_is_free(&args.request)?;
+    }
+    let prompts = prompts::read(given, file)?;
     if prompts.is_empty() {
         return Err(Error::argument("there is no prompt").try_("flux-fast \"a fox\""));
     }
@@ -40,7 +46,9 @@ pub fn generate(args: GenerateArgs, how: How) -> Result<()> {
         Ok(request)
     });
     let requests = requests.collect::<Result<Vec<_>>>()?;
-    draw(&requests, &args.engine, &args.output, how, None)
+    let init = init_image(&args.request)?;
+    let job = Job { args: &args.request, engine: &args.engine, out: &args.output, how };
+    job.draw(requests, init, None)
 }
 
 /// Draws what an image file says it was made of, with the arguments in place of what it says.
@@ -57,16 +65,50 @@ pub fn again(args: AgainArgs, how: How) -> Result<()> {
         .try_("-i with the image it was made from"));
     }
     let mut request = Request::from(settings.clone());
-    if let Some(prompt) = one_prompt(args.request.prompt.as_deref())? {
+    if let Some(prompt) = one_prompt(args.request.prompt.as_deref(), &args.request)? {
         request.prompt = prompt.into();
     }
     fill(&mut request, &args.request)?;
-    draw(&[request], &args.engine, &args.output, how, Some(&settings))
+    let init = init_image(&args.request)?;
+    let job = Job { args: &args.request, engine: &args.engine, out: &args.output, how };
+    job.draw(vec![request], init, Some(&settings))
 }
 
 /// The prompt given as an argument, or what stdin holds for `-`.
-fn one_prompt(given: Option<&str>) -> Result<Option<String>> {
+pub fn one_prompt(given: Option<&str>, args: &RequestArgs) -> Result<Option<String>> {
+    if given == Some("-") {
+        stdin_is_free(args)?;
+    }
     Ok(prompts::read(given, None)?.pop().map(|prompt| prompt.text))
+}
+
+/// Fails if the image comes from stdin, from which the prompt is about to be read.
+fn stdin_is_free(args: &RequestArgs) -> Result<()> {
+    match &args.init_img {
+        Some(path) if path == Path::new("-") => {
+            Err(Error::argument("stdin cannot be both the prompt and the image")
+                .at("--init-img")
+                .try_("give one of the two as an argument or a file"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The image of `--init-img`: a file, or stdin for `-`.
+pub fn init_image(args: &RequestArgs) -> Result<Option<Image>> {
+    let read = |path: &PathBuf| match path == Path::new("-") {
+        true => read_init_image(std::io::stdin().lock(), "stdin"),
+        false => load_init_image(path),
+    };
+    args.init_img.as_ref().map(read).transpose()
+}
+
+/// Sets what depends on the model: the size, if an aspect ratio was given.
+pub fn fit_to_model(request: &mut Request, args: &RequestArgs, engine: &Engine) {
+    if let Some(Size::Ratio(ratio)) = args.size {
+        let (width, height) = engine.size_for(ratio);
+        (request.width, request.height) = (Some(width), Some(height));
+    }
 }
 
 /// Says what the request would use.
@@ -77,14 +119,17 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
             .try_("leave it out: the plan is the same for every prompt without LoRAs"));
     }
     let given = args.words.as_deref().or(args.request.prompt.as_deref());
-    let prompt = one_prompt(given)?.unwrap_or_default();
+    let prompt = one_prompt(given, &args.request)?.unwrap_or_default();
     let mut request = Request::new(prompt);
     fill(&mut request, &args.request)?;
+    request.init = init_image(&args.request)?;
     let mut progress = Progress::new(how);
     tell_budgets(&args.engine, &progress);
     let mut options = args.engine.options();
     options.files.plan_only = true;
-    let plan = open_with(options, &mut progress)?.plan(&request)?;
+    let engine = open_with(options, &mut progress)?;
+    fit_to_model(&mut request, &args.request, &engine);
+    let plan = engine.plan(&request)?;
     progress.finish();
     if how.json {
         let mut json = json!(plan);
@@ -95,17 +140,13 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
     }
 }
 
-/// Replaces what `args` set in `request`, reads the image to start from, and checks the whole.
+/// Replaces what `args` set in `request`, except the image to start from, and checks the values.
 pub fn fill(request: &mut Request, args: &RequestArgs) -> Result<()> {
     request.replace_with(args.request());
     if args.seed == Some(Seed::Random) {
         request.seed = None;
     }
-    request.check_values()?;
-    if let Some(path) = &args.init_img {
-        request.init = Some(load_init_image(path)?);
-    }
-    request.check()
+    request.check_values()
 }
 
 /// Opens the model under the arguments' budgets. From here on there are events at which a signal is
@@ -134,48 +175,63 @@ fn tell_budgets(engine: &EngineArgs, progress: &Progress) {
     }
 }
 
-/// Draws `requests` one after another with one model, and writes each image as soon as it is there.
-fn draw(
-    requests: &[Request],
-    engine: &EngineArgs,
-    out: &OutputArgs,
+/// What drawing needs besides the requests.
+struct Job<'a> {
+    args: &'a RequestArgs,
+    engine: &'a EngineArgs,
+    out: &'a OutputArgs,
     how: How,
-    recorded: Option<&Settings>,
-) -> Result<()> {
-    let target = Target::new(out.output.as_deref(), out.format)?;
-    target.probe()?;
-    let mut begin = Instant::now();
-    let mut progress = Progress::new(how);
-    tell_budgets(engine, &progress);
-    let mut pipeline = open(engine, &mut progress)?;
-    let images = requests.iter().map(|r| r.count.unwrap_or(1)).sum();
-    let mut first = 0;
-    for request in requests {
-        let drawn = pipeline.generate_with(request, |event| progress.event(event));
-        progress.finish();
-        let generated = drawn?;
-        cancelled()?;
-        if let Some(recorded) = recorded {
-            warn_of_another_model(recorded, &generated.settings, &progress);
+}
+
+impl Job<'_> {
+    /// Draws `requests` one after another with one model, each from `init` if there is one, and
+    /// writes each image as soon as it is there.
+    fn draw(
+        &self,
+        requests: Vec<Request>,
+        init: Option<Image>,
+        recorded: Option<&Settings>,
+    ) -> Result<()> {
+        let Job { args, engine, out, how } = *self;
+        let target = Target::new(out.output.as_deref(), out.format)?;
+        let images = requests.iter().map(|r| r.count.unwrap_or(1)).sum();
+        target.check_stdout(images, how)?;
+        target.probe()?;
+        let mut begin = Instant::now();
+        let mut progress = Progress::new(how);
+        tell_budgets(engine, &progress);
+        let mut pipeline = open(engine, &mut progress)?;
+        let mut first = 0;
+        for mut request in requests {
+            fit_to_model(&mut request, args, &pipeline);
+            request.init.clone_from(&init);
+            let drawn = pipeline.generate_with(&request, |event| progress.event(event));
+            progress.finish();
+            let generated = drawn?;
+            cancelled()?;
+            if let Some(recorded) = recorded {
+                warn_of_another_model(recorded, &generated.settings, &progress);
+            }
+            let files = write(&generated, &target, out.quality, first, images)?;
+            first += generated.images.len();
+            // Opening the model counts for the first request.
+            let seconds = begin.elapsed().as_secs_f64();
+            begin = Instant::now();
+            let settings = &generated.settings;
+            progress.note(&format!("seed {}, {}", settings.seed, units::seconds(seconds)));
+            if how.json {
+                output::json(&result(settings, &files, seconds))?;
+            } else {
+                let lines: Vec<String> =
+                    files.iter().map(|f| format!("{}\n", f.display())).collect();
+                output::text(&lines.concat())?;
+            }
+            if out.preview {
+                preview::preview(&generated.images, how, &progress)?;
+            }
         }
-        let files = write(&generated, &target, out.quality, first, images)?;
-        first += files.len();
-        // Opening the model counts for the first request.
-        let seconds = begin.elapsed().as_secs_f64();
-        begin = Instant::now();
-        let settings = &generated.settings;
-        progress.note(&format!("seed {}, {}", settings.seed, units::seconds(seconds)));
-        if how.json {
-            output::json(&result(settings, &files, seconds))?;
-        } else {
-            let lines: Vec<String> = files.iter().map(|f| format!("{}\n", f.display())).collect();
-            output::text(&lines.concat())?;
-        }
-        if out.preview {
-            preview::preview(&generated.images, how, &progress)?;
-        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn warn_of_another_model(recorded: &Settings, used: &Settings, progress: &Progress) {
@@ -190,7 +246,8 @@ fn warn_of_another_model(recorded: &Settings, used: &Settings, progress: &Progre
     }
 }
 
-/// Writes all images of one request; those written before one fails stay. `first` is the number of
+/// Writes all images of one request and returns the paths of their files; those written before one
+/// fails stay. `first` is the number of
 /// images written before them, `all` the number of images of all requests.
 fn write(
     generated: &Generated,
@@ -202,8 +259,13 @@ fn write(
     let Generated { images, settings, .. } = generated;
     let mut files = Vec::new();
     for (index, image) in images.iter().enumerate() {
+        let metadata = Metadata { settings, index };
+        if target.is_stdout() {
+            output::raw(&to_bytes(image, target.format, quality, &metadata)?)?;
+            continue;
+        }
         let path = target.path(settings.seed, first + index, all);
-        save(image, &path, target.format, quality, &Metadata { settings, index })?;
+        save(image, &path, target.format, quality, &metadata)?;
         files.push(path);
     }
     Ok(files)

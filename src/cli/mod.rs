@@ -9,6 +9,7 @@ mod convert;
 mod doctor;
 mod events;
 mod generate;
+mod help;
 mod inspect;
 mod models;
 mod output;
@@ -27,14 +28,15 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
+use clap::FromArgMatches;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{CommandFactory, FromArgMatches};
 use serde_json::json;
 
 use crate::error::{Error, Kind, Result};
 use crate::pipeline::tokenizers;
 use crate::text::{lines, one_line};
-use args::{Cli, Command, How, is_command};
+use args::{Cli, Command, How, is_command, similar_command};
+use help::definition;
 use words::Typed;
 
 /// Runs the command in `arguments` (the first is the program's name) and returns the exit code of
@@ -47,7 +49,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let given = |flag| arguments.iter().skip(1).take_while(|a| *a != "--").any(|a| a == flag);
     // Looked up by hand: clap may refuse an argument before it has read these flags.
     let how = How { json: given("--json"), quiet: false, json_events: given("--json-events") };
-    let read = match Cli::command().try_get_matches_from(&arguments) {
+    let read = match definition().try_get_matches_from(&arguments) {
         Ok(typed) => config::read(&arguments).map(|config| (typed, config)),
         Err(error) => return refuse(&error, how),
     };
@@ -58,7 +60,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let subcommand = typed.subcommand_name();
     let matches = match config.applies_to(subcommand) {
         false => Ok(typed),
-        true => config.apply(Cli::command(), subcommand).try_get_matches_from(&arguments),
+        true => config.apply(definition(), subcommand).try_get_matches_from(&arguments),
     };
     match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => report(run(cli, &config), how),
@@ -99,11 +101,28 @@ fn run(cli: Cli, config: &config::Config) -> Result<()> {
         Some(Command::Inspect(args)) => inspect::inspect(&args.file, how),
         Some(Command::Completions(args)) => completions::completions(args.shell),
         Some(Command::Man(args)) => completions::man(&args),
-        None => drawing(generate::generate(cli.generate, how)),
+        None => {
+            refuse_similar(cli.generate.words.as_deref())?;
+            drawing(generate::generate(cli.generate, how))
+        }
         Some(Command::Generate(args)) => drawing(generate::generate(args, how)),
         Some(Command::Again(args)) => drawing(generate::again(args, how)),
         Some(Command::Plan(args)) => drawing(generate::plan(args, how)),
         Some(Command::Bench(args)) => drawing(bench::bench(args, how)),
+    }
+}
+
+/// Refuses a prompt of a single word that is probably a misspelt command: drawing it takes minutes,
+/// and is not what was meant.
+fn refuse_similar(prompt: Option<&str>) -> Result<()> {
+    let Some(word) = prompt.filter(|p| !is_command(p) && !p.contains(char::is_whitespace)) else {
+        return Ok(());
+    };
+    match similar_command(word) {
+        None => Ok(()),
+        Some(command) => Err(Error::argument("this is not a command")
+            .at(word)
+            .try_(format!("did you mean the command {command}? to draw it, use -p {word}"))),
     }
 }
 

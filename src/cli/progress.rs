@@ -36,6 +36,8 @@ enum Style {
 pub struct Progress {
     style: Style,
     last_line: Option<Instant>,
+    /// Steps of the current phase that are finished, and the time that they took.
+    pace: (usize, f64),
 }
 
 impl Progress {
@@ -52,13 +54,19 @@ impl Progress {
         } else {
             Style::Lines
         };
-        Progress { style, last_line: None }
+        Progress { style, last_line: None, pace: (0, 0.0) }
     }
 
     /// Shows `event`; `Break` once a signal was received.
     pub fn event(&mut self, event: Event) -> ControlFlow<()> {
+        match event {
+            Event::PhaseStart { .. } => self.pace = (0, 0.0),
+            Event::Step { seconds, .. } => self.pace = (self.pace.0 + 1, self.pace.1 + seconds),
+            _ => {}
+        }
         if let Style::Json = self.style {
-            events::of(&event).iter().for_each(events::print);
+            let object = events::of(&event, |done, steps| self.left(done, steps));
+            object.iter().for_each(events::print);
         } else {
             self.show(event);
         }
@@ -121,17 +129,32 @@ impl Progress {
         }
     }
 
+    /// The seconds that the rest of the phase takes at its mean pace so far.
+    fn left(&self, done: usize, steps: usize) -> f64 {
+        let (counted, seconds) = self.pace;
+        seconds / counted.max(1) as f64 * steps.saturating_sub(done) as f64
+    }
+
+    /// The same as text; empty where it is too short to matter.
+    fn left_text(&self, done: usize, steps: usize) -> String {
+        match self.left(done, steps) {
+            seconds if seconds < 1.0 => String::new(),
+            seconds => format!(", {} left", units::duration(seconds)),
+        }
+    }
+
     fn step(&mut self, phase: Phase, done: usize, steps: usize, seconds: f64) {
+        let left = self.left_text(done, steps);
         if let Style::Bar(bar) = &self.style {
             bar.set_length(steps as u64);
             bar.set_position(done as u64);
-            bar.set_message(format!("{}{}", units::seconds(seconds), memory_now()));
+            bar.set_message(format!("{}{left}{}", units::seconds(seconds), memory_now()));
         } else if let Style::Lines = self.style {
             let due = self.last_line.is_none_or(|at| at.elapsed() >= PLAIN_EVERY);
             if due || done == steps {
                 self.last_line = Some(Instant::now());
                 self.line(&format!(
-                    "{:>9} {done}/{steps}  {}{}",
+                    "{:>9} {done}/{steps}  {}{left}{}",
                     phase.name(),
                     units::seconds(seconds),
                     memory_now()
@@ -201,4 +224,25 @@ fn memory_now() -> String {
     resident().map_or(String::new(), |(now, peak)| {
         format!(", memory {} (peak {})", units::bytes(now), units::bytes(peak))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_left_follows_from_the_mean_of_the_phase() {
+        let how = How { json: false, quiet: true, json_events: false };
+        let mut progress = Progress::new(how);
+        let (phase, steps) = (Phase::Denoise, 10);
+        let step = |done, seconds| Event::Step { phase, done, steps, seconds };
+        for event in [step(1, 99.0), Event::PhaseStart { phase, steps }, step(1, 6.0)] {
+            assert!(progress.event(event).is_continue());
+        }
+        assert_eq!((progress.left(1, steps), progress.left(10, steps)), (54.0, 0.0));
+        assert!(progress.event(step(2, 2.0)).is_continue());
+        assert_eq!(progress.left(2, steps), 32.0);
+        assert_eq!(progress.left_text(2, steps), ", 32 s left");
+        assert_eq!(progress.left_text(10, steps), "");
+    }
 }

@@ -1,7 +1,9 @@
 //! File names of images, from `-o`, `--format`, the seed and the number of images.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
+use super::args::How;
 use crate::error::{Error, Result};
 use crate::pipeline::images::{Format, probe_output, with_suffix};
 
@@ -14,6 +16,8 @@ pub struct Target {
     /// The name was chosen by the program: a file with this name is from an earlier run and is
     /// kept.
     keep_existing: bool,
+    /// The image goes to stdout.
+    stdout: bool,
 }
 
 impl Target {
@@ -25,15 +29,13 @@ impl Target {
             format!("flux-{{seed}}.{}", format.unwrap_or(Format::Png).extension())
         };
         let ours = |pattern| {
-            Ok(Target { pattern, format: format.unwrap_or(Format::Png), keep_existing: true })
+            let format = format.unwrap_or(Format::Png);
+            Ok(Target { pattern, format, keep_existing: true, stdout: false })
         };
         let Some(output) = output else { return ours(own_name(format).into()) };
         if output == Path::new("-") {
-            return Err(Error::argument("images cannot be written to stdout")
-                .at("-o")
-                .found("-")
-                .expected("a file or a folder")
-                .try_("-o image.png"));
+            let format = format.unwrap_or(Format::Png);
+            return Ok(Target { pattern: "-".into(), format, keep_existing: false, stdout: true });
         }
         if output.is_dir() || output.as_os_str().to_string_lossy().ends_with('/') {
             return ours(output.join(own_name(format)));
@@ -58,12 +60,39 @@ impl Target {
                     .try_("use another extension, or --format png"));
             }
         };
-        Ok(Target { pattern: output.to_path_buf(), format, keep_existing: false })
+        Ok(Target { pattern: output.to_path_buf(), format, keep_existing: false, stdout: false })
+    }
+
+    /// Whether the image goes to stdout.
+    pub fn is_stdout(&self) -> bool {
+        self.stdout
+    }
+
+    /// Fails if stdout cannot be the place of `images` images: it takes one, and nothing else.
+    pub fn check_stdout(&self, images: usize, how: How) -> Result<()> {
+        let (what, hint) = if !self.stdout {
+            return Ok(());
+        } else if how.json {
+            (
+                "stdout cannot be both the image and the JSON object",
+                "give a file after -o, or --json-events in place of --json",
+            )
+        } else if images > 1 {
+            ("stdout takes one image, not several", "give a file or a folder after -o")
+        } else if std::io::stdout().is_terminal() {
+            (
+                "stdout is a terminal, which does not show the bytes of an image",
+                "redirect stdout to a file or a program",
+            )
+        } else {
+            return Ok(());
+        };
+        Err(Error::argument(what).at("-o -").try_(hint))
     }
 
     /// Fails now if the images could not be written later.
     pub fn probe(&self) -> Result<()> {
-        probe_output(&self.path(u64::MAX, 0, 1))
+        if self.stdout { Ok(()) } else { probe_output(&self.path(u64::MAX, 0, 1)) }
     }
 
     /// The path of image `index` (from 0) of `count`.

@@ -9,7 +9,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use crate::backend::{Compute, Device, KernelChoice};
 use crate::error::Error;
 use crate::pipeline::images::Format;
-use crate::pipeline::request::{LoraChoice, MAX_LORA_STRENGTH, MAX_SIDE};
+use crate::pipeline::request::{AspectRatio, LoraChoice, MAX_LORA_STRENGTH, MAX_SIDE};
 use crate::units::ByteSize;
 
 type Parsed<T> = Result<T, String>;
@@ -115,13 +115,30 @@ pub fn side(text: &str) -> Parsed<usize> {
     Err(if near.is_empty() { expected } else { format!("{expected}; try {}", near.join(" or ")) })
 }
 
-pub fn size(text: &str) -> Parsed<(usize, usize)> {
-    let Some((width, height)) = text.split_once(['x', 'X', '\u{d7}']) else {
+/// What `--size` says.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Size {
+    /// Width and height.
+    Pixels(usize, usize),
+    /// The shape; the number of pixels is the model's own.
+    Ratio(AspectRatio),
+}
+
+/// `1024x768`, `512` for a square, or `16:9`.
+pub fn size(text: &str) -> Parsed<Size> {
+    if text.contains(':') {
+        return typed(text).map(Size::Ratio);
+    }
+    if let Some((width, height)) = text.split_once(['x', 'X', '\u{d7}']) {
+        return Ok(Size::Pixels(side(width)?, side(height)?));
+    }
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
         return Err(format!(
-            "expected WIDTHxHEIGHT such as 1024x768, multiples of 16 from 16 to {MAX_SIDE}"
+            "expected WIDTHxHEIGHT such as 1024x768 (multiples of 16 from 16 to {MAX_SIDE}), one \
+             number for a square, or an aspect ratio such as 16:9"
         ));
-    };
-    Ok((side(width)?, side(height)?))
+    }
+    side(text).map(|side| Size::Pixels(side, side))
 }
 
 pub fn seed(text: &str) -> Parsed<Seed> {
@@ -196,8 +213,10 @@ mod tests {
         for text in ["-2", "18446744073709551616", "1.5", "0x10", ""] {
             assert!(seed(text).is_err(), "{text}");
         }
-        assert_eq!(size("1024x768"), Ok((1024, 768)));
-        for text in ["1024", "x", "1024x", "1024x768x3", "-16x16"] {
+        assert_eq!(size("1024x768"), Ok(Size::Pixels(1024, 768)));
+        assert_eq!(size("512"), Ok(Size::Pixels(512, 512)));
+        assert_eq!(size("16:9"), Ok(Size::Ratio("16:9".parse().unwrap())));
+        for text in ["500", "x", "1024x", "1024x768x3", "-16x16", "", "-512", "16:", "99:1"] {
             assert!(size(text).is_err(), "{text}");
         }
         assert_eq!(device("gpu").unwrap_err(), "expected auto, cpu, cuda, cuda:N, wgpu or wgpu:N");

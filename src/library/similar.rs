@@ -27,17 +27,23 @@ pub fn no_such_path(path: &Path) -> Error {
     }
 }
 
-/// The Levenshtein distance: how many characters must be inserted, removed or replaced to turn `a`
-/// into `b`.
+/// How many characters must be inserted, removed, replaced, or swapped with their neighbour to turn
+/// `a` into `b`; no part of the text is changed twice.
 pub fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    // Distances of the first `i - 1`, `i` and `i + 1` characters of `a` to all starts of `b`.
+    let mut before = vec![0; b.len() + 1];
     let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+    for (i, x) in a.iter().enumerate() {
+        let mut next = vec![i + 1; b.len() + 1];
         for (j, y) in b.iter().enumerate() {
-            let next = (diagonal + usize::from(x != *y)).min(row[j] + 1).min(row[j + 1] + 1);
-            diagonal = std::mem::replace(&mut row[j + 1], next);
+            let other = usize::from(x != y);
+            next[j + 1] = (row[j] + other).min(row[j + 1] + 1).min(next[j] + 1);
+            if i > 0 && j > 0 && (x, &a[i - 1]) == (&b[j - 1], y) {
+                next[j + 1] = next[j + 1].min(before[j - 1] + 1);
+            }
         }
+        before = std::mem::replace(&mut row, next);
     }
     row[b.len()]
 }
@@ -48,9 +54,13 @@ mod tests {
 
     #[test]
     fn distances_count_single_characters() {
-        for (a, b, distance) in
-            [("", "", 0), ("", "abc", 3), ("kitten", "sitting", 3), ("ö", "o", 1)]
-        {
+        for (a, b, distance) in [
+            ("", "", 0),
+            ("", "abc", 3),
+            ("kitten", "sitting", 3),
+            ("ö", "o", 1),
+            ("dev", "dve", 1),
+        ] {
             assert_eq!((edit_distance(a, b), edit_distance(b, a)), (distance, distance), "{a} {b}");
         }
     }

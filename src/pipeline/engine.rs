@@ -11,7 +11,7 @@ use super::model::Model;
 use super::open_device::OpenDevice;
 use super::progress::Listener;
 use super::report::PlanReport;
-use super::request::{Generated, Options, Request, Settings};
+use super::request::{AspectRatio, Generated, Options, Request, Settings};
 use super::settle::{noise_levels, settings_for};
 use super::tokenizers::Tokenizers;
 use crate::backend::Backend;
@@ -57,14 +57,16 @@ impl Engine {
         };
         let found = lookup::find(&options.files, places, &mut |event| notify(on, event))?;
         let device = OpenDevice::open(&options, on)?;
+        let mut embedded = false;
         let checkpoint = match lookup::open(found, places, &mut |event| notify(on, event))? {
             Some(checkpoint) => checkpoint,
             None => {
+                embedded = true;
                 let bytes = embedded::model()?;
                 let note = "using the small embedded model (animals, plants and food, 128x128); \
                      for FLUX.1 itself give {model}, see README.md";
                 notify(on, Event::note(note))?;
-                library::open_bytes(bytes, "flux-tiny")?
+                library::open_bytes(bytes, embedded::EMBEDDED)?
             }
         };
         let tokenizer = |component| checkpoint.tokenizer(component).map(Path::to_path_buf);
@@ -73,7 +75,8 @@ impl Engine {
         let model = Model::new(checkpoint, &mut notes)?;
         notes.into_iter().try_for_each(|n| notify(on, Event::note(n)))?;
         let tokenizers = Tokenizers::load(clip.as_deref(), t5.as_deref())?;
-        let loaded = LoadedModel::new(model, tokenizers, Loras::new(places), !options.no_cache);
+        let mut loaded = LoadedModel::new(model, tokenizers, Loras::new(places), !options.no_cache);
+        loaded.embedded = embedded;
         Ok(Engine { loaded, device })
     }
 
@@ -93,6 +96,12 @@ impl Engine {
     /// [`Options`] do from the start.
     pub fn limit_memory(&mut self, bytes: u64) -> Result<()> {
         self.device.limit_memory(bytes)
+    }
+
+    /// Width and height with the shape `ratio`, at the number of pixels of the model's own size.
+    pub fn size_for(&self, ratio: AspectRatio) -> (usize, usize) {
+        let model = &self.loaded.model;
+        ratio.size(model.defaults.width * model.defaults.height, model.token_pixels())
     }
 
     /// `request` with the defaults of the model filled in, checked against the model.

@@ -1,5 +1,6 @@
 //! One generation: plan the phases, draw the noise, run the phases.
 
+use super::embedded;
 use super::images;
 use super::loaded::{LoadedModel, PlannedRequest};
 use super::model::Model;
@@ -11,8 +12,10 @@ use super::progress::{Listener, send};
 use super::recover::Recovery;
 use super::request::{Generated, Request, Settings};
 use super::settle::{noise_levels, settings_for};
+use super::speed::{Speeds, Stopwatch};
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::host::cache_folder;
 use crate::message::Message;
 
 /// Makes the images that `request` asks for, again after a failure from which `device` recovers.
@@ -58,6 +61,10 @@ fn generate_once(
     let sigmas = noise_levels(model, &settings);
     let PlannedRequest { phases, host_bytes } = loaded.plan(&settings, &sigmas, &loras, device)?;
     warn_of_changes(request, &settings, &phases, on)?;
+    if loaded.embedded {
+        let warnings = embedded::warnings(&settings);
+        warnings.into_iter().try_for_each(|warning| send(on, Event::Warning(warning)))?;
+    }
     let pinned = device.pinned_bytes(host_bytes);
     let granularity = device.caps().granularity;
     let (backend, holdings) = device.parts()?;
@@ -70,7 +77,18 @@ fn generate_once(
         latents: noise(model, &settings),
         ..Values::default()
     };
-    phases.run(device, &mut values, on)?;
+    let mut watch = Stopwatch::default();
+    phases.run(device, &mut values, &mut |event| {
+        watch.note(&event);
+        on(event)
+    })?;
+    if loaded.keeps_speeds {
+        let programs: Vec<_> = phases.programs().map(|p| p.report()).collect();
+        let cache = cache_folder();
+        let mut speeds = Speeds::load(&cache);
+        speeds.add(&device.speed_key(), &programs, &watch);
+        speeds.save(&cache);
+    }
     drop(phases);
     let Values { images, latents, .. } = values;
     Ok(Generated { images, latents, settings })

@@ -9,9 +9,10 @@ use super::open_device::OpenDevice;
 use super::phases::{Phases, Refused, flux1};
 use super::report::PlanReport;
 use super::request::Settings;
+use super::speed::Speeds;
 use super::tokenizers::Tokenizers;
 use crate::error::Result;
-use crate::host::resident_memory;
+use crate::host::{cache_folder, resident_memory};
 
 /// A model with its tokenizers and the LoRAs that were used with it.
 pub struct LoadedModel {
@@ -23,6 +24,10 @@ pub struct LoadedModel {
     pub loras: Loras,
     /// Text embeddings are kept on disk and taken from there.
     pub text_cache: bool,
+    /// Times of generations are kept on disk, for plans.
+    pub keeps_speeds: bool,
+    /// It is the model inside the program.
+    pub embedded: bool,
     /// Resident set of the process when the model was open and nothing had run, in bytes.
     base_bytes: u64,
 }
@@ -38,7 +43,15 @@ pub struct PlannedRequest<'a> {
 impl LoadedModel {
     /// Measures what the process uses now.
     pub fn new(model: Model, tokenizers: Tokenizers, loras: Loras, text_cache: bool) -> Self {
-        LoadedModel { model, tokenizers, loras, text_cache, base_bytes: resident_memory() }
+        LoadedModel {
+            model,
+            tokenizers,
+            loras,
+            text_cache,
+            keeps_speeds: text_cache,
+            embedded: false,
+            base_bytes: resident_memory(),
+        }
     }
 
     /// The LoRAs of `settings`, read and checked.
@@ -86,6 +99,10 @@ impl LoadedModel {
         let loras = self.lora_set(settings)?;
         let PlannedRequest { phases, host_bytes } = self.plan(settings, sigmas, &loras, device)?;
         let (caps, budget) = (device.caps(), &device.bounds().budget);
+        let mut programs: Vec<_> = phases.programs().map(|p| p.report()).collect();
+        let speeds = Speeds::load(&cache_folder());
+        let time_source =
+            speeds.estimate(&device.speed_key(), &mut programs, device.assumed_speed());
         Ok(PlanReport {
             model: settings.model.clone(),
             device: caps.description.clone(),
@@ -102,8 +119,10 @@ impl LoadedModel {
             keeps_weights: phases.keeps_weights(),
             loras: loras.lines(),
             lora_bytes: phases.programs().map(|p| p.plan.residency.side_bytes as u64).sum(),
-            phases: phases.programs().map(|p| p.report()).collect(),
             peak_bytes: overhead_bytes(caps, host_bytes) + phases.peak_bytes(caps.granularity),
+            seconds: time_source.and_then(|_| programs.iter().map(|p| p.seconds).sum()),
+            time_source,
+            phases: programs,
         })
     }
 }

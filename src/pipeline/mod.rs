@@ -24,12 +24,15 @@ pub mod report;
 pub mod request;
 pub mod schedule;
 mod settle;
+mod speed;
 mod text_cache;
 pub mod tokenizers;
 
+pub use embedded::{EMBEDDED, model as embedded_model};
 pub use engine::Engine;
 pub use outlook::{Outlook, outlook};
 pub use report::PlanReport;
+pub use speed::TimeSource;
 
 pub use crate::host::cache_folder;
 #[cfg(feature = "hub")]

@@ -6,8 +6,10 @@ use super::budget::Bounds;
 use super::device::{self, Opened};
 use super::progress::Listener;
 use super::request::Options;
+use super::speed::assumed_cpu;
 use crate::backend::{Backend, Caps, Compute, Device};
 use crate::error::{Error, Result};
+use crate::host;
 use crate::stream::Holdings;
 
 /// A device with its bounds and with what it keeps between generations.
@@ -107,6 +109,18 @@ impl OpenDevice {
     /// See the field.
     pub fn arithmetic(&self) -> &str {
         &self.arithmetic
+    }
+
+    /// What the speed depends on besides the work.
+    pub fn speed_key(&self) -> String {
+        self.arithmetic.clone()
+    }
+
+    /// A speed to assume for a device on which nothing was measured, in 10^12 operations a second;
+    /// `None` for GPUs, whose speeds differ too much.
+    pub fn assumed_speed(&self) -> Option<f64> {
+        let threads = self.options.threads.unwrap_or(usize::MAX).min(host::threads());
+        self.caps.in_place_weights.then(|| assumed_cpu(threads))
     }
 
     /// Whether there is a device.

@@ -8,7 +8,7 @@ use crate::model::flux1;
 use crate::model::flux1::DenoiseShape;
 use crate::plan;
 
-/// How a model with FP8 weights fits at 1024x1024.
+/// How the denoiser of a model with FP8 weights fits at 1024x1024.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outlook {
     /// All weights of the denoiser stay on the device, which needs this many bytes.
@@ -19,11 +19,17 @@ pub enum Outlook {
     TooSmall(u64),
 }
 
-/// Plans a denoising step of `config` at 1024x1024 with `text_tokens`, weights of one byte, under
-/// `bytes` of device memory.
-pub fn outlook(config: &FluxConfig, text_tokens: usize, grain: Grain, bytes: u64) -> Outlook {
+/// Plans a denoising step of `config` at 1024x1024 with `text_tokens`, weights of one byte and
+/// activations of the type `activation`, under `bytes` of memory.
+pub fn outlook(
+    config: &FluxConfig,
+    text_tokens: usize,
+    grain: Grain,
+    activation: DType,
+    bytes: u64,
+) -> Outlook {
     let shape = DenoiseShape { images: 1, cfg: false, text_tokens, height: 64, width: 64 };
-    let program = flux1::denoise(config, &shape, DType::BF16);
+    let program = flux1::denoise(config, &shape, activation);
     let weights: Vec<usize> = program.weights.iter().map(|w| w.rows * w.cols).collect();
     let scratch = vec![0; program.steps.len()];
     match plan::phase(&program, 2, &weights, &scratch, grain, bytes) {
@@ -40,7 +46,7 @@ mod tests {
     #[test]
     fn dev_stays_on_a_card_of_12_gb_and_is_streamed_to_one_of_2_gb() {
         let grain = Grain { align: 256, chunk: 2 << 30 };
-        let dev = |bytes| outlook(&FluxConfig::dev(), 512, grain, bytes);
+        let dev = |bytes| outlook(&FluxConfig::dev(), 512, grain, DType::BF16, bytes);
         assert!(matches!(dev(11_000_000_000), Outlook::Resident(n) if n < 10_000_000_000));
         let Outlook::Streamed(few) = dev(8_000_000_000) else { panic!("8 GB") };
         let Outlook::Streamed(many) = dev(2_000_000_000) else { panic!("2 GB") };

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::speed::TimeSource;
 use crate::event::Phase;
 use crate::message::{Message, Neutral, Words};
 use crate::text::one_line;
@@ -50,6 +51,10 @@ pub struct PlanReport {
     /// The most memory that is needed at one time, in bytes: the largest phase and the host's
     /// share, or the device's overhead.
     pub peak_bytes: u64,
+    /// The time of all phases in seconds, without opening the model; `None` if it is not known.
+    pub seconds: Option<f64>,
+    /// Where the least certain of the times comes from; `None` if one of them is not known.
+    pub time_source: Option<TimeSource>,
 }
 
 /// One program of a phase.
@@ -81,6 +86,9 @@ pub struct PhaseReport {
     pub blocks_streamed: usize,
     /// Bytes of arena, resident weights and ring together.
     pub peak_bytes: u64,
+    /// The time of all runs in seconds; `None` if it is not known. See
+    /// [`PlanReport::time_source`].
+    pub seconds: Option<f64>,
 }
 
 impl PlanReport {
@@ -162,11 +170,21 @@ impl PlanReport {
                 units::bytes(self.host_bytes),
                 units::bytes(self.pinned_bytes)
             )?;
-            write!(f, "peak: {} of device memory", units::bytes(self.peak_bytes))
+            writeln!(f, "peak: {} of device memory", units::bytes(self.peak_bytes))?;
         } else {
             writeln!(f, "host memory besides these: {}{keep}", units::bytes(self.host_bytes))?;
-            write!(f, "peak: {}", units::bytes(self.peak_bytes))
+            writeln!(f, "peak: {}", units::bytes(self.peak_bytes))?;
         }
+        self.write_time(f)
+    }
+
+    fn write_time(&self, f: &mut dyn fmt::Write) -> fmt::Result {
+        let (Some(seconds), Some(source)) = (self.seconds, self.time_source) else {
+            return write!(f, "time: not known, the first such run on this device measures it");
+        };
+        let step = self.phase(Phase::Denoise).and_then(|p| Some(p.seconds? / p.runs as f64));
+        let step = step.map_or(String::new(), |s| format!(", {} a step", units::seconds(s)));
+        write!(f, "time: about {}{step} ({})", units::duration(seconds), source.text())
     }
 }
 

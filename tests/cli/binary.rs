@@ -61,7 +61,7 @@ fn bad_arguments_exit_with_2_name_the_range_and_write_nothing() {
         (&["-W", "-1"], "multiple of 16 from 16 to 4096"),
         (&["-W", "17"], "16 or 32"),
         (&["-H", "1000000000"], "multiple of 16 from 16 to 4096"),
-        (&["--size", "1024"], "1024x768"),
+        (&["--size", "big"], "1024x768"),
         (&["--size", "4096x4096"], "2048x2048"),
         (&["--size", "1000x768"], "992 or 1008"),
         (&["--size", "64x64", "-W", "64"], "cannot be used with"),

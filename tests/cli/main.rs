@@ -5,4 +5,5 @@ mod common;
 
 mod binary;
 mod files;
+mod first_steps;
 mod runs;

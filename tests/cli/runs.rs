@@ -6,12 +6,13 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-fn command(folder: &Path, arguments: &[&str]) -> Command {
+pub fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flux-fast"));
     command
         .current_dir(folder)
         // The tests do not depend on the user's own configuration file.
         .env("FLUX_FAST_CONFIG", "")
+        .env("FLUX_FAST_CACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"))
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -19,11 +20,11 @@ fn command(folder: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-fn run(folder: &Path, arguments: &[&str]) -> Output {
+pub fn run(folder: &Path, arguments: &[&str]) -> Output {
     command(folder, arguments).output().expect("the binary starts")
 }
 
-fn done(folder: &Path, arguments: &[&str]) -> Value {
+pub fn done(folder: &Path, arguments: &[&str]) -> Value {
     let output = run(folder, arguments);
     let (out, err) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -35,11 +36,11 @@ fn done(folder: &Path, arguments: &[&str]) -> Value {
     }
 }
 
-fn pixels(path: &Path) -> image::RgbImage {
+pub fn pixels(path: &Path) -> image::RgbImage {
     image::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).to_rgb8()
 }
 
-fn files(folder: &Path) -> Vec<String> {
+pub fn files(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(folder)
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())

@@ -152,7 +152,7 @@ pub fn convert(
     };
     let written = container.layout(stored, &metadata(checkpoint, &components));
     work.all = work.done + written.bytes;
-    write(path, &written, &mut work)?;
+    write(path, written.bytes, |file, io| fill(file, &written, &mut work, io))?;
     Ok(Report {
         path: path.into(),
         components,
@@ -391,17 +391,30 @@ fn metadata(checkpoint: &Checkpoint, components: &[Component]) -> BTreeMap<Strin
     metadata
 }
 
-fn write(path: &Path, layout: &container::Layout, work: &mut Work) -> Result<()> {
+/// Writes the bytes of a model file to `path` as they are, for a model that is not in a file.
+///
+/// # Errors
+/// If the file exists or cannot be written.
+pub fn write_bytes(bytes: &[u8], path: &Path) -> Result<()> {
+    write(path, bytes.len() as u64, |file, io| file.write_all(bytes).map_err(io))
+}
+
+/// Writes a new file of `bytes` bytes by `fill`, whole or not at all.
+fn write(
+    path: &Path,
+    bytes: u64,
+    fill: impl FnOnce(&mut File, &dyn Fn(std::io::Error) -> Error) -> Result<()>,
+) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let io = |e: std::io::Error| Error::output(format!("cannot be written: {e}")).at_path(path);
     std::fs::create_dir_all(folder).map_err(io)?;
     if let Some(free) = crate::host::free_disk_bytes(folder)
-        && free < layout.bytes
+        && free < bytes
     {
         return Err(Error::output("there is not enough space on the disk")
             .at_path(folder)
             .found(units::bytes(free))
-            .expected(units::bytes(layout.bytes)));
+            .expected(units::bytes(bytes)));
     }
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
@@ -411,7 +424,7 @@ fn write(path: &Path, layout: &container::Layout, work: &mut Work) -> Result<()>
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
     let mut file = builder.tempfile_in(folder).map_err(io)?;
-    fill(file.as_file_mut(), layout, work, &io)?;
+    fill(file.as_file_mut(), &io)?;
     file.as_file().sync_all().map_err(io)?;
     // No file is replaced, not even one that was created meanwhile.
     file.persist_noclobber(path).map_err(|e| io(e.error))?;

@@ -9,6 +9,7 @@ use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, Device};
 use crate::error::{Error, Kind, Result};
 use crate::event::Event;
+use crate::host;
 use crate::message::Message;
 
 use super::budget::Bounds;
@@ -100,8 +101,16 @@ impl Search<'_> {
 }
 
 fn open_cpu(options: &Options, notify: Notify) -> Result<Opened> {
+    let cores = host::threads();
+    if let Some(threads) = options.threads.filter(|threads| *threads > cores) {
+        notify(Event::note(Message::with(
+            "{threads} {} is more than the {} that the processor runs at a time: {} are used",
+            [Message::plain(threads), Message::plain(cores), Message::plain(cores)],
+        )))?;
+    }
     let backend = CpuBackend::new(CpuOptions {
-        threads: options.threads,
+        // More threads than cores wait for each other.
+        threads: options.threads.map(|threads| threads.min(cores)),
         compute: options.compute,
         kernels: options.kernels.clone(),
         isa: None,

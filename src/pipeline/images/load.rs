@@ -1,6 +1,6 @@
 //! Reads image files: their pixels (for image-to-image), and the settings that are stored in them.
 
-use std::io::Cursor;
+use std::io::{Cursor, Read};
 use std::path::Path;
 
 use image::metadata::Orientation;
@@ -27,6 +27,23 @@ const MAX_TEXT_BYTES: usize = 8 << 20;
 /// profiles are ignored.
 pub fn load_init_image(path: &Path) -> Result<Image> {
     decode(&read_file(path)?).map_err(|e| e.at_path(path))
+}
+
+/// Like [`load_init_image`], for a stream, such as stdin; `name` is its place in errors.
+pub fn read_init_image(stream: impl Read, name: &str) -> Result<Image> {
+    let mut bytes = Vec::new();
+    // One byte more than the limit, to see whether there is more.
+    stream
+        .take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::argument(format!("the image cannot be read: {e}")).at(name))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(Error::argument("this is not an image that can be read")
+            .at(name)
+            .found(format!("more than {}", units::bytes(MAX_FILE_BYTES)))
+            .expected(format!("at most {}", units::bytes(MAX_FILE_BYTES))));
+    }
+    decode(&bytes).map_err(|e| e.at(name))
 }
 
 /// Like [`load_init_image`], for bytes in memory. The size is checked before pixels are decoded.

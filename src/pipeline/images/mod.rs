@@ -7,5 +7,5 @@ pub mod metadata;
 mod save;
 
 pub use encode::{DEFAULT_QUALITY, Format, encode};
-pub use load::{MAX_PIXELS, decode, fit, load_init_image, read_metadata, text_in};
-pub use save::{Metadata, probe_output, save, with_suffix, write_beside};
+pub use load::{MAX_PIXELS, decode, fit, load_init_image, read_init_image, read_metadata, text_in};
+pub use save::{Metadata, probe_output, save, to_bytes, with_suffix, write_beside};

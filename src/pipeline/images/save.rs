@@ -34,9 +34,18 @@ pub fn save(
     quality: u8,
     metadata: &Metadata,
 ) -> Result<()> {
-    let text = metadata::write(metadata.settings, metadata.index);
-    let bytes = encode(picture, format, quality, &text).map_err(|e| e.at_path(path))?;
+    let bytes = to_bytes(picture, format, quality, metadata).map_err(|e| e.at_path(path))?;
     write_beside(path, &bytes)
+}
+
+/// The bytes of the file that [`save`] writes.
+pub fn to_bytes(
+    picture: &Image,
+    format: Format,
+    quality: u8,
+    metadata: &Metadata,
+) -> Result<Vec<u8>> {
+    encode(picture, format, quality, &metadata::write(metadata.settings, metadata.index))
 }
 
 impl Generated {

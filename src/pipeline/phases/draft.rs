@@ -180,6 +180,7 @@ impl PlannedProgram {
             blocks,
             blocks_streamed,
             peak_bytes: self.plan.peak_bytes(),
+            seconds: None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What a caller asks for, and what it gets. Plain data: front ends fill it in, and
 //! [`Engine::generate`](crate::Engine::generate) checks it against the model.
 
+mod aspect;
 mod check;
 mod limits;
 mod options;
@@ -8,6 +9,7 @@ mod parameter;
 mod prompt;
 mod settings;
 
+pub use aspect::AspectRatio;
 pub use limits::*;
 pub use options::Options;
 pub use prompt::{LoraChoice, Prompt};

@@ -38,7 +38,7 @@ pub struct Options {
     pub compute: Compute,
     /// Forced kernel variants.
     pub kernels: Vec<KernelChoice>,
-    /// Worker threads of the CPU; `None` is one per core.
+    /// Worker threads of the CPU, at most one per core; `None` is one per core.
     pub threads: Option<usize>,
     /// Neither read nor write text embeddings in the cache folder.
     pub no_cache: bool,

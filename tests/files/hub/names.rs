@@ -91,7 +91,11 @@ fn models_are_listed_with_the_names_to_type() {
             Some(std::fs::metadata(row["path"].as_str().unwrap()).unwrap().len())
         );
     }
-    assert_eq!(list["models"].as_array().unwrap().len(), 9, "{list}");
+    assert_eq!(list["models"].as_array().unwrap().len(), 10, "{list}");
+    // The model inside the program is like its file.
+    let (embedded, file) = (row(&list, "embedded"), row(&list, "all in one.safetensors"));
+    assert_eq!((&embedded["kind"], &embedded["bytes"]), (&file["kind"], &file["bytes"]));
+    assert!(embedded["what"].as_str().unwrap().starts_with(file["what"].as_str().unwrap()));
     let doctor = home.run(&["doctor"]);
     assert!(stdout(&doctor).contains(&text), "doctor lists the same:\n{}", stdout(&doctor));
 }
@@ -107,7 +111,9 @@ fn an_empty_list_says_what_to_do() {
     {
         assert!(text.contains(words), "{words} is missing in:\n{text}");
     }
-    assert_eq!(json(&home.run(&["models", "--json"]))["models"], Value::Array(vec![]));
+    let list = json(&home.run(&["models", "--json"]));
+    assert_eq!(list["models"].as_array().unwrap().len(), 1, "{list}");
+    row(&list, "embedded");
 }
 
 #[test]
