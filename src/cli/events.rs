@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use super::tell_raw;
 use super::words::Typed;
-use crate::event::Event;
+use crate::event::{Event, Phase};
 
 /// The object of an engine event, with the time that the rest of its phase takes by `left`, which
-/// gets the finished steps and all; `None` for events that only offer a chance to cancel.
-pub fn of(event: &Event, left: impl Fn(usize, usize) -> f64) -> Option<Value> {
+/// gets the number of steps; `None` for events that only offer a chance to cancel.
+pub fn of(event: &Event, left: impl Fn(Phase, usize) -> Option<f64>) -> Option<Value> {
     Some(match event {
         Event::Note(text) => json!({"event": "note", "text": text.in_words(&Typed)}),
         Event::Warning(text) => json!({"event": "warning", "text": text.in_words(&Typed)}),
@@ -20,7 +20,8 @@ pub fn of(event: &Event, left: impl Fn(usize, usize) -> f64) -> Option<Value> {
         }
         Event::Step { phase, done, steps, seconds } => json!({
             "event": "step", "phase": phase.name(),
-            "done": done, "steps": steps, "seconds": seconds, "seconds_left": left(*done, *steps),
+            "done": done, "steps": steps, "seconds": seconds,
+            "seconds_left": left(*phase, steps.saturating_sub(*done)),
         }),
         Event::PhaseEnd { phase, seconds, peak_bytes } => json!({
             "event": "phase_end", "phase": phase.name(), "seconds": seconds,

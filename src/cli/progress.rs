@@ -36,8 +36,8 @@ enum Style {
 pub struct Progress {
     style: Style,
     last_line: Option<Instant>,
-    /// Steps of the current phase that are finished, and the time that they took.
-    pace: (usize, f64),
+    /// The times of the finished steps of the current phase.
+    times: Vec<f64>,
 }
 
 impl Progress {
@@ -54,18 +54,18 @@ impl Progress {
         } else {
             Style::Lines
         };
-        Progress { style, last_line: None, pace: (0, 0.0) }
+        Progress { style, last_line: None, times: Vec::new() }
     }
 
     /// Shows `event`; `Break` once a signal was received.
     pub fn event(&mut self, event: Event) -> ControlFlow<()> {
         match event {
-            Event::PhaseStart { .. } => self.pace = (0, 0.0),
-            Event::Step { seconds, .. } => self.pace = (self.pace.0 + 1, self.pace.1 + seconds),
+            Event::PhaseStart { .. } => self.times.clear(),
+            Event::Step { seconds, .. } => self.times.push(seconds),
             _ => {}
         }
         if let Style::Json = self.style {
-            let object = events::of(&event, |done, steps| self.left(done, steps));
+            let object = events::of(&event, |phase, left| self.left(phase, left));
             object.iter().for_each(events::print);
         } else {
             self.show(event);
@@ -129,22 +129,27 @@ impl Progress {
         }
     }
 
-    /// The seconds that the rest of the phase takes at its mean pace so far.
-    fn left(&self, done: usize, steps: usize) -> f64 {
-        let (counted, seconds) = self.pace;
-        seconds / counted.max(1) as f64 * steps.saturating_sub(done) as f64
+    /// The seconds that `left` more steps of `phase` take; `None` for phases whose steps differ too
+    /// much: those of denoising are alike, except that the first one may also load weights.
+    fn left(&self, phase: Phase, left: usize) -> Option<f64> {
+        let typical = match self.times.as_slice() {
+            [_, later @ ..] if !later.is_empty() => later,
+            all => all,
+        };
+        let mean = typical.iter().sum::<f64>() / typical.len().max(1) as f64;
+        (phase == Phase::Denoise).then_some(mean * left as f64)
     }
 
     /// The same as text; empty where it is too short to matter.
-    fn left_text(&self, done: usize, steps: usize) -> String {
-        match self.left(done, steps) {
-            seconds if seconds < 1.0 => String::new(),
-            seconds => format!(", {} left", units::duration(seconds)),
+    fn left_text(&self, phase: Phase, left: usize) -> String {
+        match self.left(phase, left) {
+            Some(seconds) if seconds >= 1.0 => format!(", {} left", units::duration(seconds)),
+            _ => String::new(),
         }
     }
 
     fn step(&mut self, phase: Phase, done: usize, steps: usize, seconds: f64) {
-        let left = self.left_text(done, steps);
+        let left = self.left_text(phase, steps.saturating_sub(done));
         if let Style::Bar(bar) = &self.style {
             bar.set_length(steps as u64);
             bar.set_position(done as u64);
@@ -231,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_left_follows_from_the_mean_of_the_phase() {
+    fn the_time_left_follows_from_the_steps_after_the_first() {
         let how = How { json: false, quiet: true, json_events: false };
         let mut progress = Progress::new(how);
         let (phase, steps) = (Phase::Denoise, 10);
@@ -239,10 +244,13 @@ mod tests {
         for event in [step(1, 99.0), Event::PhaseStart { phase, steps }, step(1, 6.0)] {
             assert!(progress.event(event).is_continue());
         }
-        assert_eq!((progress.left(1, steps), progress.left(10, steps)), (54.0, 0.0));
-        assert!(progress.event(step(2, 2.0)).is_continue());
-        assert_eq!(progress.left(2, steps), 32.0);
-        assert_eq!(progress.left_text(2, steps), ", 32 s left");
-        assert_eq!(progress.left_text(10, steps), "");
+        assert_eq!((progress.left(phase, 9), progress.left(phase, 0)), (Some(54.0), Some(0.0)));
+        for event in [step(2, 3.0), step(3, 5.0)] {
+            assert!(progress.event(event).is_continue());
+        }
+        assert_eq!(progress.left(phase, 7), Some(28.0));
+        assert_eq!(progress.left_text(phase, 7), ", 28 s left");
+        assert_eq!(progress.left_text(phase, 0), "");
+        assert_eq!(progress.left(Phase::TextEncode, 7), None);
     }
 }
