@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use flux_fast::library::{Checkpoint, open_source};
+use flux_fast::pipeline::images;
 use flux_fast::pipeline::tokenizers;
 use flux_fast::spec::Component;
 use flux_fast::spec::flux1::{FLUX1, TRANSFORMER};
@@ -51,6 +52,16 @@ pub fn lora_keys(text: &[u8]) {
     if let Some(bytes) = container(&text) {
         let _ = lora::read(Arc::new(bytes), Path::new("fuzz"), &FLUX1, &base);
     }
+}
+
+/// Reads `bytes` as an image with settings inside, and as the text of such settings.
+pub fn image_settings(bytes: &[u8]) {
+    let _ = images::provenance_of(bytes);
+    // Large images are slow and reach no more code.
+    if images::ImageFile::of(bytes.to_vec()).is_ok_and(|f| f.decode_bytes(16, 16) < 1 << 24) {
+        let _ = images::decode(bytes);
+    }
+    let _ = images::metadata::read(&String::from_utf8_lossy(bytes));
 }
 
 /// Reads `bytes` as a `tokenizer.json`.
@@ -144,6 +155,16 @@ pub fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
             .into_iter()
             .map(|(n, text)| (n, small(&text)))
             .collect(),
+        "image_settings" => {
+            let image = flux_fast::Image { width: 4, height: 4, rgb: vec![77; 48] };
+            let made = images::Format::ALL.iter().map(|&format| {
+                let bytes = images::encode(&image, format, 90, SETTINGS[0].1).expect("an image");
+                (format.name().to_string(), bytes)
+            });
+            let texts =
+                SETTINGS.iter().map(|(name, text)| (name.to_string(), text.as_bytes().to_vec()));
+            made.chain(texts).collect()
+        }
         _ => TOKENIZERS
             .iter()
             .map(|(name, text)| (name.to_string(), text.as_bytes().to_vec()))
@@ -214,6 +235,40 @@ const MODELS: [(&str, &str); 8] = [
         "lora",
         "diffusion_model.double_blocks.0.img_attn.proj.lora_A.weight 2 48\n\
          diffusion_model.double_blocks.0.img_attn.proj.lora_B.weight 48 2\ndiffusion_model.double_blocks.0.img_attn.proj.alpha F32",
+    ),
+];
+
+const SETTINGS: [(&str, &str); 4] = [
+    (
+        "fields",
+        "a fox, \"red\"\nNegative prompt: blur\nSteps: 4, Sampler: Euler a, CFG scale: 7.5, \
+         Guidance: 2.5, Seed: 42, Size: 64x64, Skip layers: [7, 8, ], Lora hashes: \"a: 1, b: 2\", \
+         Hires upscale: 2, Batch size: 4, Batch pos: 1, RNG: cuda, Version: v1.10",
+    ),
+    (
+        "graph",
+        r#"{"1":{"class_type":"KSampler","inputs":{"seed":["4",0],"steps":4,"cfg":2,"positive":["2",0],
+        "negative":["2",0],"latent_image":["3",0],"model":["5",0],"denoise":0.5,"sampler_name":"heun"}},
+        "2":{"class_type":"FluxGuidance","inputs":{"guidance":3.5,"conditioning":["6",0]}},
+        "3":{"class_type":"VAEEncode","inputs":{"pixels":["1",0]}},
+        "4":{"class_type":"PrimitiveInt","inputs":{"value":7}},
+        "5":{"class_type":"LoraLoader","inputs":{"lora_name":"x","strength_model":1,"model":["5",0]}},
+        "6":{"class_type":"CLIPTextEncode","inputs":{"text":["7",0]}},
+        "7":{"class_type":"StringConcatenate","inputs":{"string_a":["7",0],"string_b":"b","delimiter":""}},
+        "8":{"class_type":"SaveImage","inputs":{"images":["1",0]}}}"#,
+    ),
+    (
+        "workflow",
+        r#"{"nodes":[{"id":1,"type":"KSampler","widgets_values":[1,"x",4,1,"euler","simple",1],
+        "inputs":[{"name":"positive","link":1},{"name":"latent_image","link":2}]},
+        {"id":2,"type":"CLIPTextEncode","widgets_values":["a"]},
+        {"id":3,"type":"Reroute","inputs":[{"name":"","link":2}]}],
+        "links":[[1,2,0,1,0,"X"],[2,3,0,1,1,"Y"]]}"#,
+    ),
+    (
+        "flat",
+        r#"{"sui_image_params":{"prompt":"a","steps":4,"seed":1,"size":"64x64","loras":["a"],
+        "loraweights":["1"],"fluxguidancescale":2.5,"sampler":"euler","strength":0.5}}"#,
     ),
 ];
 

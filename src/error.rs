@@ -2,7 +2,7 @@
 //! try.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
@@ -89,6 +89,8 @@ struct Inner {
     found: Option<Message>,
     expected: Option<String>,
     hint: Option<Message>,
+    /// Files that were written before.
+    written: Vec<PathBuf>,
 }
 
 /// The result of everything fallible in this crate.
@@ -119,6 +121,7 @@ impl Error {
                 found: None,
                 expected: None,
                 hint: None,
+                written: Vec::new(),
             }),
         }
     }
@@ -202,6 +205,16 @@ impl Error {
         self
     }
 
+    /// The files of a request for `images` images that are complete although it failed.
+    pub fn after_writing(mut self, files: &[PathBuf], images: usize) -> Self {
+        if !files.is_empty() {
+            self.inner.what +=
+                &format!(" ({} of {images} images were written before)", files.len());
+            self.inner.written.extend_from_slice(files);
+        }
+        self
+    }
+
     /// The kind, hence the exit code.
     pub fn kind(&self) -> Kind {
         self.inner.kind
@@ -225,6 +238,11 @@ impl Error {
     /// What should have been there, if that was given.
     pub fn expected_value(&self) -> Option<&str> {
         self.inner.expected.as_deref()
+    }
+
+    /// The files that are complete although the request failed.
+    pub fn written(&self) -> &[PathBuf] {
+        &self.inner.written
     }
 
     /// What to try, if there is anything.
@@ -315,13 +333,14 @@ struct Proposal<'a> {
 /// `code`, the whole `message`, and its parts `what`, `place`, `found`, `expected` and `hint`; the
 /// `parameter` at the place; and `hint_parameters`, each with `name` and the `value` to try. Names
 /// of parameters are those of the library in any words. Parts that are not known are null.
+/// `written` lists files that are complete all the same.
 impl Serialize for WordedError<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         use serde::ser::SerializeStruct;
         let inner = &self.error.inner;
         let hints = inner.hint.iter().flat_map(|hint| hint.parameters());
         let hints: Vec<_> = hints.map(|(name, value)| Proposal { name, value }).collect();
-        let mut fields = serializer.serialize_struct("Error", 9)?;
+        let mut fields = serializer.serialize_struct("Error", 10)?;
         fields.serialize_field("code", self.error.code())?;
         fields.serialize_field("message", &self.to_string())?;
         fields.serialize_field("what", &inner.what)?;
@@ -331,6 +350,8 @@ impl Serialize for WordedError<'_> {
         fields.serialize_field("hint", &self.hint())?;
         fields.serialize_field("parameter", &self.error.parameter())?;
         fields.serialize_field("hint_parameters", &hints)?;
+        let written: Vec<_> = self.error.written().iter().map(|p| p.to_string_lossy()).collect();
+        fields.serialize_field("written", &written)?;
         fields.end()
     }
 }

@@ -141,9 +141,15 @@ pub struct GenerateArgs {
 
 #[derive(Debug, Args)]
 pub struct AgainArgs {
-    /// A PNG, JPEG, WebP or TIFF file with its settings inside
+    /// A PNG, JPEG, WebP or TIFF file with its settings inside: this program's, or those of
+    /// AUTOMATIC1111, Forge, ComfyUI, InvokeAI, SwarmUI or stable-diffusion.cpp. The model and the
+    /// LoRAs are looked up by their names and hashes; --model gives another model. Of a batch only
+    /// this image is drawn, unless --count is given
     #[arg(value_name = "IMAGE")]
     pub image: PathBuf,
+    /// Draw it even if the file asks for more than 100 times the usual work
+    #[arg(short, long)]
+    pub yes: bool,
     #[command(flatten)]
     pub request: RequestArgs,
     #[command(flatten)]

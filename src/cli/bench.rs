@@ -6,8 +6,9 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::args::{BenchArgs, How};
-use super::generate::{fill, fit_to_model, init_image, one_prompt, open, settings_as_json};
+use super::generate::{fill, fit_to_model, one_prompt, open, settings_as_json};
 use super::progress::{self, Progress};
+use super::start_image::StartImage;
 use super::{cancelled, output};
 use crate::error::Result;
 use crate::event::{Event, Phase};
@@ -22,8 +23,8 @@ pub fn bench(args: BenchArgs, how: How) -> Result<()> {
     let given = args.words.as_deref().or(args.request.prompt.as_deref());
     let prompt = one_prompt(given, &args.request)?;
     let mut request = Request::new(prompt.unwrap_or_else(|| PROMPT.to_string())).seed(0);
-    fill(&mut request, &args.request)?;
-    request.init = init_image(&args.request)?;
+    let start = StartImage::open(&args.request)?;
+    fill(&mut request, &args.request, start.as_ref())?;
 
     let mut progress = Progress::new(how);
     let begin = Instant::now();
@@ -32,6 +33,9 @@ pub fn bench(args: BenchArgs, how: How) -> Result<()> {
     // Embeddings read from the cache would not be timed.
     pipeline.use_text_cache(false);
     let load = begin.elapsed().as_secs_f64();
+    if let Some(start) = start {
+        request.init = Some(start.decode_for(&request, &args.engine, &pipeline)?);
+    }
     let mut times = Times::default();
     let mut settings = None;
     for run in 0..=args.runs {

@@ -176,9 +176,10 @@ fn check(option: &clap::Arg, key: &str, values: &[String]) -> Result<()> {
     }
 }
 
-/// Whether an option describes the image itself.
-fn is_image(option: &clap::Arg) -> bool {
-    option.get_help_heading() == Some(IMAGE_HEADING)
+/// Whether an option describes the image itself or the model, which an image file says.
+fn is_recorded(option: &clap::Arg) -> bool {
+    let is_model = matches!(option.get_long(), Some("model" | "clip" | "t5" | "vae"));
+    is_model || option.get_help_heading() == Some(IMAGE_HEADING)
 }
 
 impl Config {
@@ -189,12 +190,14 @@ impl Config {
     }
 
     /// `command` with the file's values as defaults where `subcommand` finds its options. A rerun
-    /// (`again`) keeps the image's own settings, so only the other options apply there.
+    /// (`again`) keeps the image's own settings and its model, so only the other options apply
+    /// there.
     pub fn apply(&self, command: Command, subcommand: Option<&str>) -> Command {
         let Some(name) = subcommand else { return self.set_defaults(command, |_| true) };
         let image = name != "again";
-        self.set_defaults(command, |option| option.is_global_set())
-            .mut_subcommand(name, |sub| self.set_defaults(sub, |option| image || !is_image(option)))
+        self.set_defaults(command, |option| option.is_global_set()).mut_subcommand(name, |sub| {
+            self.set_defaults(sub, |option| image || !is_recorded(option))
+        })
     }
 
     fn set_defaults(&self, mut command: Command, which: impl Fn(&clap::Arg) -> bool) -> Command {

@@ -7,17 +7,20 @@ use serde_json::{Value, json};
 
 use super::args::{AgainArgs, EngineArgs, GenerateArgs, How, OutputArgs, RequestArgs, is_command};
 use super::progress::{self, Progress};
+use super::start_image::StartImage;
 use super::target::Target;
 use super::values::{Budget, Seed, Size};
 use super::words::Typed;
 use super::{cancelled, output, preview, prompts, signals};
 use crate::error::{Error, Result};
-use crate::pipeline::Engine;
-use crate::pipeline::images::{
-    Metadata, load_init_image, read_init_image, read_metadata, save, to_bytes,
-};
-use crate::pipeline::request::{Generated, Image, Options, Request, Settings};
+use crate::pipeline::images::{Metadata, Provenance, read_provenance, to_bytes};
+use crate::pipeline::models::ModelPlaces;
+use crate::pipeline::request::{Generated, Options, Request, Settings};
+use crate::pipeline::{Engine, find_recorded_loras, recorded_model, work};
 use crate::units;
+
+/// How many times the usual work of a model an image file may ask for.
+const MOST_WORK: f64 = 100.0;
 
 /// Draws pictures and writes them.
 pub fn generate(args: GenerateArgs, how: How) -> Result<()> {
@@ -36,9 +39,10 @@ pub fn generate(args: GenerateArgs, how: How) -> Result<()> {
         return Err(Error::argument("there is no prompt").try_("flux-fast \"a fox\""));
     }
     // Every prompt is checked before the model is opened.
+    let start = StartImage::open(&args.request)?;
     let requests = prompts.into_iter().map(|prompt| {
         let mut request = Request::new(prompt.text);
-        let filled = fill(&mut request, &args.request);
+        let filled = fill(&mut request, &args.request, start.as_ref());
         match &prompt.source {
             Some(source) => filled.map_err(|e| e.at(source))?,
             None => filled?,
@@ -46,14 +50,14 @@ pub fn generate(args: GenerateArgs, how: How) -> Result<()> {
         Ok(request)
     });
     let requests = requests.collect::<Result<Vec<_>>>()?;
-    let init = init_image(&args.request)?;
     let job = Job { args: &args.request, engine: &args.engine, out: &args.output, how };
-    job.draw(requests, init, None)
+    job.draw(requests, start, args.engine.options(), Progress::new(how), None)
 }
 
 /// Draws what an image file says it was made of, with the arguments in place of what it says.
 pub fn again(args: AgainArgs, how: How) -> Result<()> {
-    let settings = read_metadata(&args.image)?;
+    let found = read_provenance(&args.image)?;
+    let settings = &found.settings;
     if let Some(strength) = settings.strength
         && args.request.init_img.is_none()
     {
@@ -65,13 +69,31 @@ pub fn again(args: AgainArgs, how: How) -> Result<()> {
         .try_("-i with the image it was made from"));
     }
     let mut request = Request::from(settings.clone());
+    if args.request.count.is_none() && settings.count > 1 {
+        request.only = found.index;
+    }
     if let Some(prompt) = one_prompt(args.request.prompt.as_deref(), &args.request)? {
         request.prompt = prompt.into();
     }
-    fill(&mut request, &args.request)?;
-    let init = init_image(&args.request)?;
+    let start = StartImage::open(&args.request)?;
+    fill(&mut request, &args.request, start.as_ref())?;
+    let progress = Progress::new(how);
+    if !found.is_own() {
+        progress.note(&format!("the settings were written by {}", found.program()));
+    }
+    found.notes.iter().for_each(|note| progress.note(note));
+    // Before any work: the model and the LoRAs that the file names.
+    let places = ModelPlaces::of_process();
+    let mut options = args.engine.options();
+    if options.files.model.is_none() {
+        let model = recorded_model(&found, &places).map_err(|e| e.at_path(&args.image))?;
+        progress.note(&format!("model: {model}"));
+        options.files.model = Some(model);
+    }
+    find_recorded_loras(&mut request, settings, &places).map_err(|e| e.at_path(&args.image))?;
+    let recorded = Some(Again { args: &args, found: &found });
     let job = Job { args: &args.request, engine: &args.engine, out: &args.output, how };
-    job.draw(vec![request], init, Some(&settings))
+    job.draw(vec![request], start, options, progress, recorded)
 }
 
 /// The prompt given as an argument, or what stdin holds for `-`.
@@ -94,15 +116,6 @@ fn stdin_is_free(args: &RequestArgs) -> Result<()> {
     }
 }
 
-/// The image of `--init-img`: a file, or stdin for `-`.
-pub fn init_image(args: &RequestArgs) -> Result<Option<Image>> {
-    let read = |path: &PathBuf| match path == Path::new("-") {
-        true => read_init_image(std::io::stdin().lock(), "stdin"),
-        false => load_init_image(path),
-    };
-    args.init_img.as_ref().map(read).transpose()
-}
-
 /// Sets what depends on the model: the size, if an aspect ratio was given.
 pub fn fit_to_model(request: &mut Request, args: &RequestArgs, engine: &Engine) {
     if let Some(Size::Ratio(ratio)) = args.size {
@@ -121,8 +134,8 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
     let given = args.words.as_deref().or(args.request.prompt.as_deref());
     let prompt = one_prompt(given, &args.request)?.unwrap_or_default();
     let mut request = Request::new(prompt);
-    fill(&mut request, &args.request)?;
-    request.init = init_image(&args.request)?;
+    let start = StartImage::open(&args.request)?;
+    fill(&mut request, &args.request, start.as_ref())?;
     let mut progress = Progress::new(how);
     tell_budgets(&args.engine, &progress);
     let mut options = args.engine.options();
@@ -140,13 +153,18 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
     }
 }
 
-/// Replaces what `args` set in `request`, except the image to start from, and checks the values.
-pub fn fill(request: &mut Request, args: &RequestArgs) -> Result<()> {
+/// Replaces what `args` set in `request`, and checks the whole. If there is an image to start from,
+/// a placeholder for it makes the rest of the request complete.
+pub fn fill(request: &mut Request, args: &RequestArgs, start: Option<&StartImage>) -> Result<()> {
     request.replace_with(args.request());
     if args.seed == Some(Seed::Random) {
         request.seed = None;
     }
-    request.check_values()
+    request.check_values()?;
+    if start.is_some() {
+        request.init = Some(StartImage::placeholder());
+    }
+    request.check()
 }
 
 /// Opens the model under the arguments' budgets. From here on there are events at which a signal is
@@ -184,48 +202,55 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Draws `requests` one after another with one model, each from `init` if there is one, and
-    /// writes each image as soon as it is there.
+    /// Draws `requests` one after another with the model of `options`, each from `start` if there
+    /// is such an image, and writes each image as soon as it is there. `recorded` is the image that
+    /// is drawn again.
     fn draw(
         &self,
-        requests: Vec<Request>,
-        init: Option<Image>,
-        recorded: Option<&Settings>,
+        mut requests: Vec<Request>,
+        start: Option<StartImage>,
+        options: Options,
+        mut progress: Progress,
+        recorded: Option<Again>,
     ) -> Result<()> {
         let Job { args, engine, out, how } = *self;
         let target = Target::new(out.output.as_deref(), out.format)?;
-        let images = requests.iter().map(|r| r.count.unwrap_or(1)).sum();
+        let images = requests.iter().map(images_of).sum();
         target.check_stdout(images, how)?;
         target.probe()?;
         let mut begin = Instant::now();
-        let mut progress = Progress::new(how);
         tell_budgets(engine, &progress);
-        let mut pipeline = open(engine, &mut progress)?;
-        let mut first = 0;
+        let mut pipeline = open_with(options, &mut progress)?;
+        requests.iter_mut().for_each(|request| fit_to_model(request, args, &pipeline));
+        if let Some(recorded) = &recorded {
+            recorded.check(&pipeline, &requests[0], &progress)?;
+        }
+        // All requests have the same options, hence one size.
+        let start = start.map(|start| start.decode_for(&requests[0], engine, &pipeline));
+        let start = start.transpose()?;
+        let (mut first, mut all_files) = (0, Vec::new());
         for mut request in requests {
-            fit_to_model(&mut request, args, &pipeline);
-            request.init.clone_from(&init);
+            if start.is_some() {
+                request.init.clone_from(&start);
+            }
+            let after = |e: Error| e.after_writing(&all_files, images);
             let drawn = pipeline.generate_with(&request, |event| progress.event(event));
             progress.finish();
-            let generated = drawn?;
-            cancelled()?;
-            if let Some(recorded) = recorded {
-                warn_of_another_model(recorded, &generated.settings, &progress);
-            }
-            let files = write(&generated, &target, out.quality, first, images)?;
+            let generated = drawn.map_err(after)?;
+            cancelled().map_err(after)?;
+            let files = write(&generated, &target, out.quality, first, images, &all_files)?;
             first += generated.images.len();
+            all_files.extend_from_slice(&files);
             // Opening the model counts for the first request.
             let seconds = begin.elapsed().as_secs_f64();
             begin = Instant::now();
             let settings = &generated.settings;
             progress.note(&format!("seed {}, {}", settings.seed, units::seconds(seconds)));
-            if how.json {
-                output::json(&result(settings, &files, seconds))?;
-            } else {
-                let lines: Vec<String> =
-                    files.iter().map(|f| format!("{}\n", f.display())).collect();
-                output::text(&lines.concat())?;
-            }
+            // The images are there, whether anybody reads about them or not.
+            output::told(match how.json {
+                true => output::json(&result(settings, &files, seconds)),
+                false => output::paths(&files),
+            })?;
             if out.preview {
                 preview::preview(&generated.images, how, &progress)?;
             }
@@ -234,39 +259,99 @@ impl Job<'_> {
     }
 }
 
-fn warn_of_another_model(recorded: &Settings, used: &Settings, progress: &Progress) {
-    if recorded.model_hash != used.model_hash || recorded.model != used.model {
+/// How many images a request gives.
+fn images_of(request: &Request) -> usize {
+    if request.only.is_some() { 1 } else { request.count.unwrap_or(1) }
+}
+
+/// An image that is drawn again.
+struct Again<'a> {
+    args: &'a AgainArgs,
+    found: &'a Provenance,
+}
+
+impl Again<'_> {
+    /// Says what will be drawn, warns if it is with another model, and refuses a file that asks for
+    /// far more work than usual.
+    fn check(&self, pipeline: &Engine, request: &Request, progress: &Progress) -> Result<()> {
+        let settings = pipeline.settings(request)?;
+        let Settings { width, height, steps, .. } = settings;
+        let images = settings.images();
+        let what = match settings.only {
+            Some(index) => format!("image {} of {}", index + 1, settings.count),
+            None if images == 1 => "1 image".to_string(),
+            None => format!("{images} images"),
+        };
+        let plan = format!("{what} of {width}x{height} with {steps} steps");
+        progress.note(&format!("drawing {plan} by {}", settings.model));
+        self.warn_of_another_model(&settings, progress);
+        // What was typed is meant; what the file says may be a trap.
+        let (mut asked, typed) = (settings.clone(), &self.args.request);
+        let usual = pipeline.settings(&Request::default())?;
+        if typed.count.is_some() {
+            (asked.count, asked.only) = (1, None);
+        }
+        if typed.steps.is_some() {
+            asked.steps = usual.steps;
+        }
+        if typed.size.is_some() || typed.width.is_some() && typed.height.is_some() {
+            (asked.width, asked.height) = (usual.width, usual.height);
+        }
+        let times = work(&asked, &usual);
+        if times <= MOST_WORK || self.args.yes {
+            return Ok(());
+        }
+        Err(Error::argument("the file asks for far more work than usual")
+            .at_path(&self.args.image)
+            .found(format!("{plan}: {times:.0} times an image of {}", settings.model))
+            .expected(format!("at most {MOST_WORK} times"))
+            .try_("--yes to draw it all the same, or give --count, --steps and --size"))
+    }
+
+    fn warn_of_another_model(&self, used: &Settings, progress: &Progress) {
+        let recorded = &self.found.settings;
+        let is_same = match self.found.is_own() && !recorded.model_hash.is_empty() {
+            true => recorded.model_hash == used.model_hash,
+            // The names of other programs have endings and folders.
+            false => self.args.engine.model.is_none(),
+        };
+        if is_same {
+            return;
+        }
         let name = |s: &Settings| {
             format!("{} ({})", s.model, if s.model_hash.is_empty() { "?" } else { &s.model_hash })
         };
         let (was, is) = (name(recorded), name(used));
-        progress.warning(&format!(
-            "the image was made with {was}, this one with {is}: it will differ\n  try: --model"
-        ));
+        progress
+            .warning(&format!("the image was made with {was}, this one with {is}: it will differ"));
     }
 }
 
 /// Writes all images of one request and returns the paths of their files; those written before one
-/// fails stay. `first` is the number of
-/// images written before them, `all` the number of images of all requests.
+/// fails stay, and the error lists them. `first` is the number of images written before them, `all`
+/// the number of images of all requests, `before` the files of the requests before.
 fn write(
     generated: &Generated,
     target: &Target,
     quality: u8,
     first: usize,
     all: usize,
+    before: &[PathBuf],
 ) -> Result<Vec<PathBuf>> {
     let Generated { images, settings, .. } = generated;
     let mut files = Vec::new();
     for (index, image) in images.iter().enumerate() {
         let metadata = Metadata { settings, index };
+        let bytes = to_bytes(image, target.format, quality, &metadata);
         if target.is_stdout() {
-            output::raw(&to_bytes(image, target.format, quality, &metadata)?)?;
+            output::raw(&bytes?)?;
             continue;
         }
-        let path = target.path(settings.seed, first + index, all);
-        save(image, &path, target.format, quality, &metadata)?;
-        files.push(path);
+        let file = bytes.and_then(|bytes| target.write(&bytes, settings.seed, first + index, all));
+        match file {
+            Ok(file) => files.push(file),
+            Err(e) => return Err(e.after_writing(&[before, &files].concat(), all)),
+        }
     }
     Ok(files)
 }

@@ -44,10 +44,18 @@ const BENCH_HELP: [(&str, &str); 2] = [
     ("seed", "A whole number up to 2^64 - 1, or `random` (or -1) [default: 0]"),
 ];
 
-const AGAIN_HELP: [(&str, &str); 12] = [
+const AGAIN_HELP: [(&str, &str); 13] = [
     ("prompt", "What the image shows; `-` reads it from stdin [default: that of the image]"),
     ("negative", "What the image does not show [default: that of the image]"),
-    ("count", "Number of images, 1 to 64, from one noise stream [default: that of the image]"),
+    (
+        "model",
+        "A file, a folder, a name that `flux-fast models` lists, or `embedded` [default: that of \
+         the image, looked up by its name and hash]",
+    ),
+    (
+        "count",
+        "Number of images, 1 to 64, from one noise stream [default: only this image of its batch]",
+    ),
     ("steps", "Denoising steps, 1 to 1000 [default: those of the image]"),
     ("seed", "A whole number up to 2^64 - 1, or `random` (or -1) [default: that of the image]"),
     ("width", "Pixels, a multiple of 16 from 16 to 4096 [default: that of the image]"),

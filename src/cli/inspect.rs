@@ -10,9 +10,10 @@ use super::args::How;
 use super::generate::settings_as_json;
 use super::output;
 use crate::error::{Error, Kind, Result};
-use crate::pipeline::images::read_metadata;
+use crate::pipeline::images::metadata::NO_SETTINGS;
+use crate::pipeline::images::{Provenance, read_provenance};
 use crate::pipeline::inspect_weights;
-use crate::pipeline::request::{LoraChoice, Settings};
+use crate::pipeline::request::LoraChoice;
 
 /// Prints the settings in an image, or what a model file or folder contains.
 pub fn inspect(path: &Path, how: How) -> Result<()> {
@@ -20,16 +21,20 @@ pub fn inspect(path: &Path, how: How) -> Result<()> {
         let found = inspect_weights(path)?;
         return if how.json { output::json(&found) } else { output::text(&format!("{found}\n")) };
     }
-    let settings = match read_metadata(path) {
-        Ok(settings) => settings,
+    let found = match read_provenance(path) {
+        Ok(found) => found,
         // An image without settings is still an image.
         Err(e) if e.kind() == Kind::Argument => return bare(path, how, &e),
         Err(e) => return Err(e),
     };
     if how.json {
-        output::json(&settings_as_json(&settings))
+        let mut json = settings_as_json(&found.settings);
+        json["program"] = json!(found.program());
+        json["index"] = json!(found.index);
+        json["notes"] = json!(found.notes);
+        output::json(&json)
     } else {
-        output::text(&lines(&settings))
+        output::text(&lines(&found))
     }
 }
 
@@ -40,12 +45,15 @@ fn bare(path: &Path, how: How, why: &Error) -> Result<()> {
     let Some(reader) = reader else { return Err(why.clone()) };
     let format = reader.format().map_or("picture", |f| f.extensions_str()[0]);
     let Ok((width, height)) = reader.into_dimensions() else { return Err(why.clone()) };
-    match how.json {
-        true => output::json(
-            &json!({ "format": format, "width": width, "height": height, "settings": null }),
-        ),
-        false => output::text(&format!("{format}, {width}x{height}, no settings inside\n")),
+    // Settings that are there and cannot be read are not the same as none.
+    let reason = Some(why.to_string()).filter(|_| why.code() != NO_SETTINGS);
+    if how.json {
+        return output::json(&json!({
+            "format": format, "width": width, "height": height, "settings": null, "notes": reason,
+        }));
     }
+    let reason = reason.map_or(String::new(), |reason| format!("note: {reason}\n"));
+    output::text(&format!("{format}, {width}x{height}, no settings inside\n{reason}"))
 }
 
 /// Whether the file is an image, by its first bytes. A folder is not.
@@ -63,15 +71,17 @@ fn is_picture(path: &Path) -> Result<bool> {
     Ok(image::guess_format(&start).is_ok())
 }
 
-/// One line for each setting that has a value.
-fn lines(settings: &Settings) -> String {
+/// One line for each setting that has a value, then what else the file says.
+fn lines(found: &Provenance) -> String {
+    let settings = &found.settings;
     let Value::Object(all) = json!(settings) else { unreachable!("settings are an object") };
     let mut text = String::new();
     for (name, value) in &all {
         let name = name.replace('_', " ");
         text += &match (name.as_str(), value) {
             ("width", _) => format!("size: {}x{}\n", settings.width, settings.height),
-            ("height" | "model hash" | "loras", _) | (_, Value::Null) => continue,
+            ("height" | "model hash" | "loras" | "lora hashes" | "only", _) => continue,
+            (_, Value::Null) => continue,
             ("model", _) => {
                 let model = format!("model: {} {}", settings.model, settings.model_hash);
                 format!("{}\n", model.trim_end())
@@ -81,5 +91,12 @@ fn lines(settings: &Settings) -> String {
         };
     }
     let lora = |l: &LoraChoice| format!("lora: {} at {}\n", l.name, l.strength);
-    text + &settings.loras.iter().map(lora).collect::<String>()
+    text += &settings.loras.iter().map(lora).collect::<String>();
+    if let Some(index) = found.index.filter(|_| settings.count > 1) {
+        text += &format!("image: {} of {}\n", index + 1, settings.count);
+    }
+    if !found.is_own() {
+        text += &format!("written by: {}\n", found.program());
+    }
+    text + &found.notes.iter().map(|note| format!("note: {note}\n")).collect::<String>()
 }

@@ -7,6 +7,7 @@ mod completions;
 mod config;
 mod convert;
 mod doctor;
+mod environment;
 mod events;
 mod generate;
 mod help;
@@ -19,6 +20,7 @@ mod prompts;
 #[cfg(feature = "hub")]
 mod pull;
 mod signals;
+mod start_image;
 mod target;
 mod values;
 mod words;
@@ -42,6 +44,7 @@ use words::Typed;
 /// Runs the command in `arguments` (the first is the program's name) and returns the exit code of
 /// the process.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    environment::quiet_drivers();
     quiet_caught_panics();
     crate::pipeline::exit_on_lost_pages();
     let mut arguments: Vec<OsString> = arguments.collect();
@@ -51,7 +54,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let how = How { json: given("--json"), quiet: false, json_events: given("--json-events") };
     let read = match definition().try_get_matches_from(&arguments) {
         Ok(typed) => config::read(&arguments).map(|config| (typed, config)),
-        Err(error) => return refuse(&error, how),
+        Err(error) => return refuse(&error, &arguments, how),
     };
     let (typed, config) = match read {
         Ok(read) => read,
@@ -64,7 +67,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     };
     match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => report(run(cli, &config), how),
-        Err(error) => refuse(&error, how),
+        Err(error) => refuse(&error, &arguments, how),
     }
 }
 
@@ -88,7 +91,9 @@ fn run(cli: Cli, config: &config::Config) -> Result<()> {
     // The user stopped the run: the name of the last operation does not help.
     let drawing = |outcome: Result<()>| {
         outcome.map_err(|e| match e.kind() {
-            Kind::Cancelled => Error::cancelled("stopped, no image was written"),
+            Kind::Cancelled if e.written().is_empty() => {
+                Error::cancelled("stopped, no image was written")
+            }
             _ => e,
         })
     };
@@ -145,12 +150,15 @@ fn report(outcome: Result<()>, how: How) -> ExitCode {
 }
 
 /// Prints help or version on stdout, or why an argument is refused, and returns the exit code.
-fn refuse(error: &clap::Error, how: How) -> ExitCode {
+fn refuse(error: &clap::Error, arguments: &[OsString], how: How) -> ExitCode {
     if !error.use_stderr() {
         return match error.print().and_then(|()| std::io::stdout().flush()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(e) => report(Err(output::broken(e)), how),
         };
+    }
+    if error.kind() == ErrorKind::InvalidUtf8 {
+        return report(Err(not_utf8(arguments)), how);
     }
     let unquoted = is_unquoted_prompt(error);
     let hint = if unquoted { "put the prompt in quotes" } else { "flux-fast --help" };
@@ -170,6 +178,36 @@ fn refuse(error: &clap::Error, how: How) -> ExitCode {
     let first = first.strip_prefix("error: ").unwrap_or(first);
     error_as_json(json!(Error::argument(first).try_(hint)), how);
     ExitCode::from(Kind::Argument.exit_code())
+}
+
+/// The error for an argument that must be text and is not, with its name. Paths may be any bytes.
+fn not_utf8(arguments: &[OsString]) -> Error {
+    let paths = |flag: &str| {
+        let command = definition();
+        let name = flag.trim_start_matches('-');
+        let is_named = |a: &&clap::Arg| {
+            a.get_long() == Some(name) || a.get_short().is_some_and(|s| name == s.to_string())
+        };
+        let any = command.get_arguments().find(is_named);
+        any.is_some_and(|a| {
+            a.get_value_parser().type_id() == std::any::TypeId::of::<std::path::PathBuf>()
+        })
+    };
+    let mut flag = "the prompt".to_string();
+    for argument in arguments.iter().skip(1) {
+        let shown = argument.to_string_lossy();
+        let own = shown.split_once('=').filter(|(name, _)| name.starts_with("--"));
+        let name = own.map_or(flag.clone(), |(name, _)| name.to_string());
+        if argument.to_str().is_none() && !paths(&name) {
+            return Error::argument("the argument is not UTF-8")
+                .at(name)
+                .found(own.map_or(shown.as_ref(), |(_, value)| value))
+                .try_("rename the file, or type the text in UTF-8");
+        }
+        let is_flag = shown.len() > 1 && shown.starts_with('-') && own.is_none();
+        flag = if is_flag { shown.into_owned() } else { "the prompt".to_string() };
+    }
+    Error::argument("an argument is not UTF-8").try_("flux-fast --help")
 }
 
 /// Whether the arguments look like `flux-fast a fox`: the second word of the prompt was taken for

@@ -2,11 +2,15 @@
 //! error and an exit code, not with a panic.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::text::lines;
+
+/// The code of the error when nobody reads stdout any more.
+const READER_GONE: &str = "reader_gone";
 
 /// Writes `text`, with escapes for characters that a terminal acts on.
 pub fn text(text: &str) -> Result<()> {
@@ -19,6 +23,27 @@ pub fn raw(bytes: &[u8]) -> Result<()> {
     out.write_all(bytes).and_then(|()| out.flush()).map_err(broken)
 }
 
+/// Writes paths, one per line, byte by byte as they are.
+pub fn paths(paths: &[PathBuf]) -> Result<()> {
+    let mut lines = Vec::new();
+    for path in paths {
+        #[cfg(unix)]
+        lines.extend(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()));
+        #[cfg(not(unix))]
+        lines.extend(path.display().to_string().into_bytes());
+        lines.push(b'\n');
+    }
+    raw(&lines)
+}
+
+/// `outcome`, except that a reader that went away is not an error: what the text is about is done.
+pub fn told(outcome: Result<()>) -> Result<()> {
+    match outcome {
+        Err(e) if e.code() == READER_GONE => Ok(()),
+        outcome => outcome,
+    }
+}
+
 /// Writes `value` on one line.
 pub fn json(value: &impl Serialize) -> Result<()> {
     let line = serde_json::to_string(value)
@@ -28,7 +53,8 @@ pub fn json(value: &impl Serialize) -> Result<()> {
 
 /// The error for a failed write to stdout.
 pub fn broken(error: io::Error) -> Error {
-    Error::output(format!("the result cannot be written: {error}"))
+    let e = Error::output(format!("the result cannot be written: {error}"))
         .at("stdout")
-        .try_("redirect stdout to a file, or keep its reader open")
+        .try_("redirect stdout to a file, or keep its reader open");
+    if error.kind() == io::ErrorKind::BrokenPipe { e.with_code(READER_GONE) } else { e }
 }

@@ -28,7 +28,7 @@ pub fn read(given: Option<&str>, file: Option<&Path>) -> Result<Vec<Prompt>> {
             let line = text.strip_suffix("\r\n").or(text.strip_suffix('\n')).unwrap_or(&text);
             Ok(vec![Prompt { text: line.to_string(), source: None }])
         }
-        (Some(text), None) => Ok(vec![Prompt { text: text.to_string(), source: None }]),
+        (Some(text), None) => Ok(vec![Prompt { text: without_mark(text).into(), source: None }]),
         (None, None) => Ok(vec![]),
     }
 }
@@ -47,7 +47,9 @@ fn read_file(path: &Path) -> Result<Vec<Prompt>> {
         })?;
         read_text(file, MAX_FILE_BYTES, &name)?
     };
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    // Files that were joined have marks in the middle.
+    let lines = text.lines().map(without_mark).enumerate();
+    let lines = lines.filter(|(_, line)| !line.trim().is_empty());
     let prompts: Vec<Prompt> = lines
         .map(|(i, line)| Prompt {
             text: line.to_string(),
@@ -75,10 +77,22 @@ fn read_text(reader: impl Read, limit: u64, name: &str) -> Result<String> {
             .at(name)
             .expected(format!("at most {} bytes", limit / 1000 * 1000)));
     }
-    let text = String::from_utf8(bytes)
-        .map_err(|_| Error::argument("the prompt is not UTF-8").at(name))?;
-    // Editors on Windows begin files with a byte-order mark; it is not part of the prompt.
-    Ok(text.strip_prefix('\u{feff}').unwrap_or(&text).to_string())
+    let is_utf16 = bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff");
+    let text = String::from_utf8(bytes).map_err(|_| {
+        let e = Error::argument("the prompt is not UTF-8").at(name);
+        match is_utf16 {
+            // What PowerShell's `>` writes.
+            true => e.found("UTF-16").try_("save the text as UTF-8"),
+            false => e.try_("save the text as UTF-8"),
+        }
+    })?;
+    Ok(without_mark(&text).to_string())
+}
+
+/// `text` without the byte-order mark that editors on Windows put at its start: it is not a part of
+/// the prompt.
+fn without_mark(text: &str) -> &str {
+    text.trim_start_matches('\u{feff}')
 }
 
 #[cfg(test)]
@@ -98,6 +112,13 @@ mod tests {
         assert!(read(None, Some(&path)).unwrap_err().to_string().contains("has no prompt"));
         std::fs::write(&path, vec![b'a'; MAX_FILE_BYTES as usize + 1]).unwrap();
         assert!(read(None, Some(&path)).unwrap_err().to_string().contains("10000000 bytes"));
+        std::fs::write(&path, "\u{feff}a fox\n\u{feff}a cat\n\u{feff}\n").unwrap();
+        let texts: Vec<_> =
+            read(None, Some(&path)).unwrap().into_iter().map(|prompt| prompt.text).collect();
+        assert_eq!(texts, ["a fox", "a cat"]);
+        assert_eq!(read(Some("\u{feff}a fox"), None).unwrap()[0].text, "a fox");
+        std::fs::write(&path, b"\xff\xfea\0").unwrap();
+        assert!(read(None, Some(&path)).unwrap_err().to_string().contains("UTF-16"));
         std::fs::write(&path, [0xff]).unwrap();
         assert!(read(None, Some(&path)).unwrap_err().to_string().contains("UTF-8"));
     }

@@ -1,11 +1,15 @@
 //! File names of images, from `-o`, `--format`, the seed and the number of images.
 
+use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use super::args::How;
 use crate::error::{Error, Result};
-use crate::pipeline::images::{Format, probe_output, with_suffix};
+use crate::pipeline::images::{Format, probe_output, with_suffix, write_beside, write_new};
+
+/// How many numbers are tried for a name of the program's own choice.
+const MAX_TRIES: usize = 100_000;
 
 /// Where the images are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,24 +99,47 @@ impl Target {
         if self.stdout { Ok(()) } else { probe_output(&self.path(u64::MAX, 0, 1)) }
     }
 
-    /// The path of image `index` (from 0) of `count`.
+    /// Writes the bytes of image `index` (from 0) of `count`, and returns its path.
+    pub fn write(&self, bytes: &[u8], seed: u64, index: usize, count: usize) -> Result<PathBuf> {
+        let path = self.path(seed, index, count);
+        if !self.keep_existing {
+            return write_beside(&path, bytes).map(|()| path);
+        }
+        let later = (2..MAX_TRIES).map(|again| with_suffix(&path, &format!("_{again}")));
+        write_new(std::iter::once(path.clone()).chain(later), bytes)
+    }
+
+    /// The first name for image `index` (from 0) of `count`. A pattern of the program's own choice
+    /// gets a number if a file has this name.
     pub fn path(&self, seed: u64, index: usize, count: usize) -> PathBuf {
         let number = (index + 1).to_string();
-        let name = self.pattern.file_name().unwrap_or_default().to_string_lossy();
-        let numbered = name.contains("{i}");
-        let name = name.replace("{seed}", &seed.to_string()).replace("{i}", &number);
-        let name = self.pattern.with_file_name(name);
-        let with = |suffix: &str| with_suffix(&name, suffix);
-        let path = if count > 1 && !numbered { with(&format!("-{number}")) } else { with("") };
-        if !self.keep_existing || !path.exists() {
-            return path;
-        }
-        let first = if count > 1 { format!("-{number}") } else { String::new() };
-        (2..)
-            .map(|again| with(&format!("{first}_{again}")))
-            .find(|path| !path.exists())
-            .unwrap_or(path)
+        let pattern = self.pattern.file_name().unwrap_or_default();
+        let numbered = pattern.to_string_lossy().contains("{i}");
+        let name = replace(pattern, "{seed}", &seed.to_string());
+        let path = self.pattern.with_file_name(replace(&name, "{i}", &number));
+        if count > 1 && !numbered { with_suffix(&path, &format!("-{number}")) } else { path }
     }
+}
+
+/// `name` with `to` in place of `from`. A name that is not UTF-8 stays as it is otherwise.
+#[cfg(unix)]
+fn replace(name: &OsStr, from: &str, to: &str) -> OsString {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let mut out = Vec::new();
+    let mut rest = name.as_bytes();
+    while let Some(at) = rest.windows(from.len()).position(|part| part == from.as_bytes()) {
+        out.extend(&rest[..at]);
+        out.extend(to.as_bytes());
+        rest = &rest[at + from.len()..];
+    }
+    out.extend(rest);
+    OsString::from_vec(out)
+}
+
+/// `name` with `to` in place of `from`. A name that is not Unicode stays as it is.
+#[cfg(not(unix))]
+fn replace(name: &OsStr, from: &str, to: &str) -> OsString {
+    name.to_str().map_or_else(|| name.to_os_string(), |name| name.replace(from, to).into())
 }
 
 #[cfg(test)]
@@ -138,13 +165,54 @@ mod tests {
     fn our_own_names_never_replace_a_file() {
         let folder = tempfile::tempdir().unwrap();
         let target = Target::new(Some(folder.path()), Some(Format::Jpeg)).unwrap();
-        assert_eq!(target.path(7, 0, 1), folder.path().join("flux-7.jpg"));
-        std::fs::write(folder.path().join("flux-7.jpg"), b"").unwrap();
-        std::fs::write(folder.path().join("flux-7_2.jpg"), b"").unwrap();
-        assert_eq!(target.path(7, 0, 1), folder.path().join("flux-7_3.jpg"));
-        assert_eq!(target.path(7, 0, 2), folder.path().join("flux-7-1.jpg"));
+        let written = |content: &str, index, count| {
+            let path = target.write(content.as_bytes(), 7, index, count).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+            path.file_name().unwrap().to_str().unwrap().to_string()
+        };
+        assert_eq!(written("a", 0, 1), "flux-7.jpg");
+        assert_eq!(written("b", 0, 1), "flux-7_2.jpg");
+        assert_eq!(written("c", 0, 1), "flux-7_3.jpg");
+        assert_eq!(written("d", 0, 2), "flux-7-1.jpg");
+        assert_eq!(written("e", 0, 2), "flux-7-1_2.jpg");
+        #[cfg(unix)]
+        {
+            // A link to nothing has the name, too.
+            std::os::unix::fs::symlink("nowhere", folder.path().join("flux-8.jpg")).unwrap();
+            let path = target.write(b"f", 8, 0, 1).unwrap();
+            assert_eq!(path, folder.path().join("flux-8_2.jpg"));
+        }
         let named = Target::new(Some(&folder.path().join("flux-7.jpg")), None).unwrap();
-        assert_eq!(named.path(7, 0, 1), folder.path().join("flux-7.jpg"));
+        assert_eq!(named.write(b"new", 7, 0, 1).unwrap(), folder.path().join("flux-7.jpg"));
+        assert_eq!(std::fs::read(folder.path().join("flux-7.jpg")).unwrap(), b"new");
+    }
+
+    #[test]
+    fn writers_at_the_same_time_get_different_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = Target::new(Some(folder.path()), None).unwrap();
+        let paths: Vec<PathBuf> = std::thread::scope(|scope| {
+            let write = |i: usize| {
+                let target = &target;
+                scope.spawn(move || target.write(i.to_string().as_bytes(), 1, 0, 1).unwrap())
+            };
+            let threads: Vec<_> = (0..16).map(write).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        for (i, path) in paths.iter().enumerate() {
+            assert_eq!(std::fs::read_to_string(path).unwrap(), i.to_string());
+        }
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 16);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_that_are_not_utf8_stay_as_they_are() {
+        use std::os::unix::ffi::OsStrExt;
+        let name = OsStr::from_bytes(b"caf\xe9-{seed}.png");
+        let target = Target::new(Some(Path::new(name)), None).unwrap();
+        assert_eq!(target.path(7, 0, 1).as_os_str().as_bytes(), b"caf\xe9-7.png");
+        assert_eq!(target.path(7, 1, 2).as_os_str().as_bytes(), b"caf\xe9-7-2.png");
     }
 
     #[test]

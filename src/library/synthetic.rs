@@ -1,6 +1,7 @@
 //! `--model synthetic:dev`: a checkpoint of FLUX.1's full size with seeded noise as weights, to
 //! measure speed and memory without a download.
 
+use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -39,6 +40,17 @@ impl Synthetic {
                 .expected("fp8, bf16 or f32")
         })?;
         Ok(Synthetic { name, storage_name, storage })
+    }
+
+    /// The one with this label.
+    pub fn of_label(label: &str) -> Option<Self> {
+        let (name, storage) = label.split_once('-')?;
+        Synthetic::parse(&format!("{name}:{storage}")).ok()
+    }
+
+    /// What users type for it: `synthetic:dev:fp8`.
+    pub fn model(&self) -> String {
+        format!("synthetic:{}:{}", self.name, self.storage_name)
     }
 
     /// `dev-fp8`.
@@ -101,6 +113,12 @@ impl Synthetic {
                 .found(e)
                 .try_("set FLUX_FAST_CACHE to a folder with enough space")
         })?;
+        // Another process may write the same file: the second one waits, and finds it there. On a
+        // file system without locks both write, and the second rename replaces an equal file.
+        let _lock = lock(path, tell)?;
+        if path.exists() {
+            return Ok(());
+        }
         let spec = self.spec();
         let watch = Watch::default();
         std::thread::scope(|scope| {
@@ -128,6 +146,28 @@ impl Synthetic {
     }
 }
 
+/// Waits until no other process writes the file at `path`. The lock ends with the process.
+fn lock(path: &Path, tell: &mut dyn FnMut(Event) -> Result<()>) -> Result<Option<File>> {
+    let place = path.with_extension("lock");
+    let open = OpenOptions::new().create(true).truncate(false).write(true).open(&place);
+    let Ok(file) = open else { return Ok(None) };
+    let mut is_reported = false;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Some(file)),
+            Err(TryLockError::Error(_)) => return Ok(None),
+            Err(TryLockError::WouldBlock) => {
+                let event = match std::mem::replace(&mut is_reported, true) {
+                    true => Event::Tick,
+                    false => Event::Note("waiting for another process that writes it".into()),
+                };
+                tell(event)?;
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,7 +176,28 @@ mod tests {
     fn names_parse_or_say_what_there_is() {
         assert_eq!(Synthetic::parse("dev").unwrap().label(), "dev-fp8");
         assert_eq!(Synthetic::parse("schnell:bf16").unwrap().label(), "schnell-bf16");
+        let same = Synthetic::of_label("schnell-bf16").unwrap();
+        assert_eq!(same.model(), "synthetic:schnell:bf16");
+        assert!(Synthetic::of_label("flux1-dev").is_none());
         assert!(Synthetic::parse("pro").unwrap_err().to_string().contains("synthetic:schnell"));
         assert!(Synthetic::parse("dev:int3").unwrap_err().to_string().contains("bf16"));
+    }
+
+    #[test]
+    fn a_second_writer_waits_for_the_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("dev-fp8.safetensors");
+        let first = lock(&path, &mut |_| Ok(())).unwrap();
+        let mut notes = 0;
+        let waited = lock(&path, &mut |event| match event {
+            Event::Note(_) => {
+                notes += 1;
+                Ok(())
+            }
+            _ => Err(Error::cancelled("stopped")),
+        });
+        assert!(waited.is_err() && notes == 1);
+        drop(first);
+        assert!(lock(&path, &mut |_| Ok(())).unwrap().is_some());
     }
 }

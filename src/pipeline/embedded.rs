@@ -4,7 +4,7 @@ use super::request::Settings;
 use crate::error::Result;
 use crate::message::Message;
 
-/// The name of the model's file where it is written to one.
+/// The name of the model, and of its file where it is written to one.
 pub const EMBEDDED: &str = "flux-tiny";
 
 /// An all-in-one checkpoint with ComfyUI's tensor names and linear weights in FP8.

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use super::embedded;
-use super::generate::generate;
+use super::generate::{generate, init_bytes};
 use super::loaded::LoadedModel;
 use super::loras::Loras;
 use super::model::Model;
@@ -137,7 +137,8 @@ impl Engine {
     pub fn plan(&self, request: &Request) -> Result<PlanReport> {
         let settings = self.settings(request)?;
         let sigmas = noise_levels(&self.loaded.model, &settings);
-        self.loaded.report(&settings, &sigmas, &self.device)
+        let init_bytes = init_bytes(request, &settings);
+        self.loaded.report(&settings, &sigmas, &self.device, init_bytes)
     }
 }
 

@@ -10,7 +10,7 @@ use super::phases::tiles::pack;
 use super::phases::{Phases, Values};
 use super::progress::{Listener, send};
 use super::recover::Recovery;
-use super::request::{Generated, Request, Settings};
+use super::request::{Generated, Request, Settings, foreign_syntax};
 use super::settle::{noise_levels, settings_for};
 use super::speed::{Speeds, Stopwatch};
 use crate::error::{Error, Result};
@@ -52,14 +52,17 @@ fn generate_once(
     on: Listener<'_>,
 ) -> Result<Generated> {
     let model = &loaded.model;
-    let settings = settings_for(model, request)?;
+    let mut settings = settings_for(model, request)?;
     let loras = loaded.lora_set(&settings)?;
+    settings.lora_hashes = loras.hashes();
     loras.events().into_iter().try_for_each(|event| send(on, event))?;
     // The matrices of other LoRAs are dropped first: both need not fit.
     let (backend, holdings) = device.parts()?;
     holdings.keep_sides(backend, loras.number)?;
     let sigmas = noise_levels(model, &settings);
-    let PlannedRequest { phases, host_bytes } = loaded.plan(&settings, &sigmas, &loras, device)?;
+    let init_bytes = init_bytes(request, &settings);
+    let PlannedRequest { phases, host_bytes } =
+        loaded.plan(&settings, &sigmas, &loras, device, init_bytes)?;
     warn_of_changes(request, &settings, &phases, on)?;
     if loaded.embedded {
         let warnings = embedded::warnings(&settings);
@@ -73,7 +76,7 @@ fn generate_once(
 
     let fitted = |image| images::fit(image, settings.width, settings.height);
     let mut values = Values {
-        init: request.init.as_ref().map(|init| fitted(init.clone())),
+        init: request.init.as_ref().map(fitted),
         latents: noise(model, &settings),
         ..Values::default()
     };
@@ -94,13 +97,29 @@ fn generate_once(
     Ok(Generated { images, latents, settings })
 }
 
-/// Warns about parts of the request that have no effect, and about smaller tiles than usual.
+/// What the image to start from needs on the host while it is fitted, in bytes. One of the right
+/// size fits in what decoding needs later.
+pub fn init_bytes(request: &Request, settings: &Settings) -> u64 {
+    let (width, height) = (settings.width, settings.height);
+    match &request.init {
+        Some(image) if (image.width, image.height) != (width, height) => {
+            // The filter makes the rows first, in four channels of F32.
+            (image.rgb.len() + 16 * image.width * height + 3 * width * height) as u64
+        }
+        _ => 0,
+    }
+}
+
+/// Reports parts of the request that have no effect, and about smaller tiles than usual.
 fn warn_of_changes(
     request: &Request,
     settings: &Settings,
     phases: &Phases<'_>,
     on: Listener<'_>,
 ) -> Result<()> {
+    for note in foreign_syntax(settings.prompt.text()) {
+        send(on, Event::note(note))?;
+    }
     let mut warn = |text: Message| send(on, Event::Warning(text));
     if request.guidance.is_some() && settings.guidance.is_none() {
         warn(
@@ -128,9 +147,16 @@ fn warn_of_changes(
 fn noise(model: &Model, s: &Settings) -> Vec<f32> {
     let vae = &model.vae.config;
     let (h, w, c) = (s.height / vae.factor(), s.width / vae.factor(), vae.latent);
-    let planes = TorchGenerator::new(s.seed).randn(s.count * c * h * w);
+    let (size, first) = (c * h * w, s.only.unwrap_or(0));
+    // One image of a batch has the noise that it would have among the others. Torch draws values
+    // in groups of 16, and every image is a whole number of them.
+    let mut generator = TorchGenerator::new(s.seed);
+    for _ in 0..first {
+        generator.randn(size);
+    }
+    let planes = generator.randn(s.images() * size);
     planes
-        .chunks_exact(c * h * w)
+        .chunks_exact(size)
         .flat_map(|planar| {
             let pixels: Vec<f32> =
                 (0..h * w).flat_map(|p| (0..c).map(move |ch| planar[ch * h * w + p])).collect();

@@ -61,7 +61,7 @@ impl LoadedModel {
     }
 
     /// The phases of a generation with `settings` and its noise levels `sigmas`, planned for
-    /// `device`.
+    /// `device`. `init_bytes` is what the image to start from needs on the host.
     ///
     /// # Errors
     /// [`Kind::Memory`](crate::error::Kind::Memory) if the budget is too small.
@@ -71,6 +71,7 @@ impl LoadedModel {
         sigmas: &[f32],
         loras: &LoraSet,
         device: &OpenDevice,
+        init_bytes: u64,
     ) -> Result<PlannedRequest<'_>> {
         let (caps, bounds) = (device.caps(), device.bounds());
         let key = self.text_cache.then(|| format!("{} {}", device.arithmetic(), loras.text_key()));
@@ -78,7 +79,7 @@ impl LoadedModel {
         // A device with memory of its own needs copies of the LoRAs' matrices.
         let copied = if caps.in_place_weights { 0 } else { loras.bytes() };
         let phases_bytes: u64 = list.iter().map(|phase| phase.host_bytes()).sum();
-        let host_bytes = self.base_bytes + PROCESS_BYTES + copied + phases_bytes;
+        let host_bytes = self.base_bytes + PROCESS_BYTES + copied + phases_bytes + init_bytes;
         bounds.check_loras(loras.bytes())?;
         bounds.check_host(host_bytes)?;
         let budget = bounds.plan_bytes(caps, host_bytes);
@@ -95,9 +96,11 @@ impl LoadedModel {
         settings: &Settings,
         sigmas: &[f32],
         device: &OpenDevice,
+        init_bytes: u64,
     ) -> Result<PlanReport> {
         let loras = self.lora_set(settings)?;
-        let PlannedRequest { phases, host_bytes } = self.plan(settings, sigmas, &loras, device)?;
+        let PlannedRequest { phases, host_bytes } =
+            self.plan(settings, sigmas, &loras, device, init_bytes)?;
         let (caps, budget) = (device.caps(), &device.bounds().budget);
         let mut programs: Vec<_> = phases.programs().map(|p| p.report()).collect();
         let speeds = Speeds::load(&cache_folder());
@@ -108,7 +111,7 @@ impl LoadedModel {
             device: caps.description.clone(),
             width: settings.width,
             height: settings.height,
-            count: settings.count,
+            count: settings.images(),
             steps: settings.steps,
             budget_bytes: budget.bytes,
             budget_source: budget.source.clone(),

@@ -4,6 +4,7 @@
 //! into [`Settings`](request::Settings), plans the phases that the model's family supplies, draws
 //! the noise and runs the phases. [`images`] reads and writes the files.
 
+mod again;
 #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(dead_code))]
 mod budget;
 mod device;
@@ -28,6 +29,7 @@ mod speed;
 mod text_cache;
 pub mod tokenizers;
 
+pub use again::{find_recorded_loras, recorded_model, work};
 pub use embedded::{EMBEDDED, model as embedded_model};
 pub use engine::Engine;
 pub use outlook::{Outlook, outlook};

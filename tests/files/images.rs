@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use flux_fast::error::Kind;
 use flux_fast::pipeline::images::metadata;
 use flux_fast::pipeline::images::{
-    Format, Metadata, decode, encode, fit, load_init_image, probe_output, read_metadata, save,
-    text_in, write_beside,
+    Format, Metadata, decode, encode, fit, load_init_image, probe_output, provenance_of,
+    read_metadata, save, write_beside,
 };
 use flux_fast::pipeline::request::{Image, Settings};
 
@@ -128,7 +128,7 @@ fn the_longest_prompts_fit_into_a_jpeg() {
     let mut settings = settings(&"\"".repeat(10_000));
     settings.negative = Some(" \\".repeat(5_000));
     let bytes = encode(&picture(16, 16), Format::Jpeg, 90, &metadata::write(&settings, 0)).unwrap();
-    assert_eq!(metadata::read(&text_in(&bytes).unwrap()).unwrap(), settings);
+    assert_eq!(provenance_of(&bytes).unwrap().settings, settings);
 }
 
 #[test]
@@ -225,19 +225,21 @@ fn truncated_and_damaged_files_are_errors_or_images_but_never_panic() {
         let good =
             encode(&picture(20, 12), format, 90, &metadata::write(&settings("a fox"), 0)).unwrap();
         for end in (0..good.len()).step_by(3) {
-            let _ = (decode(&good[..end]), text_in(&good[..end]));
+            let _ = (decode(&good[..end]), provenance_of(&good[..end]));
         }
-        // A truncated JPEG is decoded as far as it goes, as in other programs; truncated lossless
-        // formats are errors.
+        // Other programs decode a JPEG as far as it goes, and leave the rest gray.
         let bare = encode(&picture(64, 64), format, 90, "").unwrap();
-        assert!(
-            format == Format::Jpeg || decode(&bare[..bare.len() / 2]).is_err(),
-            "half a {format:?}"
-        );
+        decode(&bare).unwrap();
+        for percent in [20, 50, 55, 90, 99] {
+            let cut = &bare[..bare.len() * percent / 100];
+            let e = decode(cut).expect_err("cut");
+            assert_eq!(e.kind(), Kind::Argument);
+            assert!(e.to_string().contains("ends early"), "{percent} % of a {format:?}: {e}");
+        }
         for i in 0..good.len() {
             let mut bad = good.clone();
             bad[i] ^= 0xff;
-            let _ = (decode(&bad), text_in(&bad));
+            let _ = (decode(&bad), provenance_of(&bad));
         }
     }
 }
@@ -265,16 +267,16 @@ fn a_decompression_bomb_is_refused_by_its_header() {
 
 #[test]
 fn fit_crops_the_middle_and_keeps_an_image_of_the_right_size() {
-    assert_eq!(fit(picture(8, 8), 8, 8), picture(8, 8));
+    assert_eq!(fit(&picture(8, 8), 8, 8), picture(8, 8));
     // Left third red, middle third green, right third blue: only green is in the middle square.
     let row: Vec<u8> =
         [[255, 0, 0].repeat(16), [0, 255, 0].repeat(16), [0, 0, 255].repeat(16)].concat();
     let wide = Image { width: 48, height: 16, rgb: row.repeat(16) };
-    assert_eq!(fit(wide, 32, 32), plain(32, 32, [0, 255, 0]));
-    let tall = fit(plain(16, 64, [1, 2, 3]), 64, 16);
+    assert_eq!(fit(&wide, 32, 32), plain(32, 32, [0, 255, 0]));
+    let tall = fit(&plain(16, 64, [1, 2, 3]), 64, 16);
     assert_eq!(tall, plain(64, 16, [1, 2, 3]));
     for (w, h) in [(1, 1), (1, 1000), (1000, 1)] {
-        let fitted = fit(plain(w, h, [9, 8, 7]), 16, 48);
+        let fitted = fit(&plain(w, h, [9, 8, 7]), 16, 48);
         assert_eq!(fitted, plain(16, 48, [9, 8, 7]), "from {w}x{h}");
     }
 }
@@ -352,4 +354,88 @@ fn the_encoders_accept_only_pixels_that_match_the_size() {
             .len()
             == 1
     );
+}
+
+#[test]
+fn an_image_that_ends_early_is_refused_whatever_its_compression() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cut.jpg");
+    for (progressive, restart) in [(false, 0), (true, 0), (false, 4)] {
+        let mut jpeg = Vec::new();
+        let mut encoder = jpeg_encoder::Encoder::new(&mut jpeg, 90);
+        encoder.set_progressive(progressive);
+        encoder.set_restart_interval(restart);
+        encoder.encode(&picture(256, 256).rgb, 256, 256, jpeg_encoder::ColorType::Rgb).unwrap();
+        assert!(decode(&jpeg).is_ok());
+        // What a download with space reserved leaves behind.
+        let mut zeros = jpeg[..jpeg.len() * 55 / 100].to_vec();
+        zeros.resize(jpeg.len(), 0);
+        for bytes in [&jpeg[..jpeg.len() * 55 / 100], &jpeg[..jpeg.len() - 1], &zeros] {
+            fs::write(&path, bytes).unwrap();
+            let e = load_init_image(&path).unwrap_err();
+            assert!(e.to_string().contains("cut.jpg: the image ends early"), "{e}");
+            assert!(e.hint().is_some());
+        }
+    }
+    // TIFF in strips that are compressed.
+    let mut tiff = Cursor::new(Vec::new());
+    image::DynamicImage::ImageRgb8(image::RgbImage::from_raw(64, 64, picture(64, 64).rgb).unwrap())
+        .write_to(&mut tiff, image::ImageFormat::Tiff)
+        .unwrap();
+    let tiff = tiff.into_inner();
+    assert_eq!(decode(&tiff).unwrap(), picture(64, 64));
+    for end in [tiff.len() / 3, tiff.len() / 2, tiff.len() * 9 / 10] {
+        assert!(decode(&tiff[..end]).unwrap_err().to_string().contains("ends early"), "{end}");
+    }
+}
+
+#[test]
+fn decoding_says_how_much_memory_it_needs() {
+    use flux_fast::pipeline::images::ImageFile;
+    let need = |bytes: Vec<u8>| ImageFile::of(bytes).unwrap().decode_bytes(16, 16);
+    let deep = vec![0; 300 * 200 * 8];
+    let pixels = 300 * 200;
+    let sixteen = rgba_png(300, 200, &deep, png::ColorType::Rgba, png::BitDepth::Sixteen);
+    assert_eq!(need(sixteen), pixels * (8 + 4));
+    let deep = &deep[..300 * 200 * 6];
+    let sixteen = rgba_png(300, 200, deep, png::ColorType::Rgb, png::BitDepth::Sixteen);
+    assert_eq!(need(sixteen), pixels * (6 + 3));
+    assert!(need(encode(&picture(300, 200), Format::Png, 90, "").unwrap()) >= pixels * 3);
+}
+
+#[test]
+fn other_formats_are_named_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, start, words) in [
+        ("x.gif", b"GIF89a\x01\0\x01\0\0\0\0".as_slice(), "a GIF"),
+        ("x.avif", b"\0\0\0\x1cftypavif\0\0\0\0", "an AVIF"),
+        ("photo.heic", b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC"),
+        ("x.jxl", b"\xff\x0a\0\0\0\0\0\0", "a JPEG XL"),
+        ("x.mp4", b"\0\0\0\x20ftypisom\0\0\x02\0", "a video"),
+    ] {
+        let path = folder.path().join(name);
+        fs::write(&path, start).unwrap();
+        let e = load_init_image(&path).unwrap_err();
+        assert_eq!(e.kind(), Kind::Argument);
+        assert!(e.to_string().contains(words) && e.to_string().contains(name), "{e}");
+        assert!(e.hint().is_some_and(|hint| hint.contains("image.png")), "{:?}", e.hint());
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn replacing_a_file_keeps_its_permissions_and_follows_links_to_nothing() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let (path, link) = (folder.path().join("x.png"), folder.path().join("link.png"));
+    fs::write(&path, b"old").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    write_beside(&path, b"new").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"new");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+    std::os::unix::fs::symlink("later.png", &link).unwrap();
+    write_beside(&link, b"linked").unwrap();
+    assert_eq!(fs::read(folder.path().join("later.png")).unwrap(), b"linked");
+    assert!(fs::symlink_metadata(&link).unwrap().file_type().is_symlink());
+    assert_eq!(left_over(folder.path()), [""; 0]);
 }

@@ -6,5 +6,6 @@ mod family;
 mod hub;
 mod images;
 mod lora;
+mod provenance;
 mod readers;
 mod weights;

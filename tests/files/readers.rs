@@ -13,11 +13,12 @@ mod entries;
 type Entry = fn(&[u8]);
 
 /// The fuzz targets by name.
-const TARGETS: [(&str, Entry); 4] = [
+const TARGETS: [(&str, Entry); 5] = [
     ("safetensors", entries::model),
     ("gguf", entries::gguf),
     ("lora_keys", entries::lora_keys),
     ("tokenizer_json", entries::tokenizer_json),
+    ("image_settings", entries::image_settings),
 ];
 
 /// Splitmix64: the same mutations in every run.

@@ -16,4 +16,5 @@ mod roots;
 pub use describe::{ModelKind, describe};
 pub use entries::{Entry, ModelPlaces};
 pub use listing::Listing;
+pub(crate) use naming::is_called;
 pub use roots::{ModelFolder, Role};

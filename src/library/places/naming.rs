@@ -214,6 +214,12 @@ fn last_part(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
 }
 
+/// Whether `name` may stand for the entry called `entry`: its name or a short form of it, in any
+/// case.
+pub(crate) fn is_called(entry: &str, name: &str) -> bool {
+    is_same(entry, name) || is_short_form_in_any_case(entry, name)
+}
+
 fn is_same(entry: &str, name: &str) -> bool {
     entry == name
 }

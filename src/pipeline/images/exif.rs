@@ -1,6 +1,8 @@
 //! The tag directories that EXIF and TIFF share. Only as much as is needed to write two kinds of
 //! blocks, and to find a tag in any block.
 
+use super::texts::ImageText;
+
 /// The prompt and the settings in TIFF, and a copy in EXIF that simple viewers show.
 pub const IMAGE_DESCRIPTION: u16 = 0x010e;
 /// The prompt and the settings in EXIF.
@@ -117,42 +119,92 @@ fn spelled(text: &str, spelling: Spelling) -> Vec<u8> {
     out
 }
 
-/// The text of an EXIF block or a TIFF file from any program: UserComment if there is one, else
-/// ImageDescription.
-pub fn text_of(bytes: &[u8]) -> Option<String> {
+/// Tags besides UserComment in which programs write text, with the names that messages use.
+/// ComfyUI's nodes use those of the camera.
+const TEXT_TAGS: [(u16, &str); 5] = [
+    (IMAGE_DESCRIPTION, "ImageDescription"),
+    (0x0110, "Model"),
+    (0x010f, "Make"),
+    (0x0131, "Software"),
+    (0x9c9c, "XPComment"),
+];
+
+/// The texts of an EXIF block or a TIFF file from any program, UserComment first.
+pub fn texts_of(bytes: &[u8]) -> Vec<ImageText> {
     let bytes = bytes.strip_prefix(b"Exif\0\0").unwrap_or(bytes);
-    let file = Reader::new(bytes)?;
-    let main = file.u32(4)? as usize;
+    let Some(file) = Reader::new(bytes) else { return vec![] };
+    let Some(main) = file.u32(4).map(|at| at as usize) else { return vec![] };
     let comment = || {
         let inner = file.find(main, EXIF_DIRECTORY)?;
         let inner = file.u32_of(inner)? as usize;
         user_comment(file.find(inner, USER_COMMENT)?, file.big)
     };
-    let description = || {
-        let value = file.find(main, IMAGE_DESCRIPTION)?;
-        Some(String::from_utf8_lossy(value.strip_suffix(b"\0").unwrap_or(value)).into_owned())
+    let tag = |tag: u16| {
+        let value = file.find(main, tag)?;
+        Some(match tag {
+            0x9c9c => utf16(value, false),
+            _ => utf8(value),
+        })
     };
-    comment().or_else(description).filter(|text| !text.is_empty())
+    let found = [("UserComment", comment())]
+        .into_iter()
+        .chain(TEXT_TAGS.iter().map(|(number, name)| (*name, tag(*number))));
+    found
+        .filter_map(|(name, text)| {
+            let text = text.map(|text| text.trim_end_matches('\0').to_string());
+            let text = text.filter(|text| !text.is_empty())?;
+            Some(ImageText { key: name.into(), text: Some(text) })
+        })
+        .collect()
 }
 
 /// UserComment starts with eight bytes that name its encoding. Some tools write UTF-16 in the
-/// opposite byte order to the file's, so the order that gives readable settings is used.
+/// opposite byte order to the file's, so the order that gives more letters of English is used: the
+/// fields have English names. Others leave the eight bytes out.
 fn user_comment(value: &[u8], big: bool) -> Option<String> {
-    let (mark, text) = value.split_at_checked(8)?;
-    if mark != b"UNICODE\0" {
-        return Some(String::from_utf8_lossy(text).trim_end_matches('\0').to_string());
+    let Some((mark, text)) = value.split_at_checked(8) else { return Some(utf8(value)) };
+    match mark {
+        b"UNICODE\0" => {
+            let (first, second) = (utf16(text, big), utf16(text, !big));
+            let letters = |text: &str| text.chars().filter(char::is_ascii).count();
+            Some(if letters(&second) > letters(&first) { second } else { first })
+        }
+        b"ASCII\0\0\0" | b"JIS\0\0\0\0\0" | [0, 0, 0, 0, 0, 0, 0, 0] => Some(utf8(text)),
+        _ => Some(utf8(value)),
     }
-    let decode = |big: bool| {
-        let units = text.chunks_exact(2).map(|b| match big {
-            true => u16::from_be_bytes([b[0], b[1]]),
-            false => u16::from_le_bytes([b[0], b[1]]),
-        });
-        char::decode_utf16(units)
-            .map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER))
-            .collect::<String>()
-    };
-    let (first, second) = (decode(big), decode(!big));
-    Some(if !first.contains("Steps:") && second.contains("Steps:") { second } else { first })
+}
+
+fn utf8(value: &[u8]) -> String {
+    match std::str::from_utf8(value) {
+        Ok(text) => text.to_string(),
+        Err(_) => value.iter().map(|b| char::from(*b)).collect(),
+    }
+}
+
+fn utf16(value: &[u8], big: bool) -> String {
+    let units = value.chunks_exact(2).map(|b| match big {
+        true => u16::from_be_bytes([b[0], b[1]]),
+        false => u16::from_le_bytes([b[0], b[1]]),
+    });
+    char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+}
+
+/// Whether the pixels of a TIFF's first image are in the file. Files that are not understood here
+/// count as complete: their decoder judges them.
+pub fn tiff_is_complete(bytes: &[u8]) -> bool {
+    const STRIPS: (u16, u16) = (0x0111, 0x0117);
+    const TILES: (u16, u16) = (0x0144, 0x0145);
+    let Some(file) = Reader::new(bytes) else { return true };
+    let Some(main) = file.u32(4).map(|at| at as usize) else { return false };
+    if file.u16(main).is_none() {
+        return false;
+    }
+    [STRIPS, TILES].into_iter().all(|(offsets, sizes)| {
+        let ranges = file.numbers(main, offsets).zip(file.numbers(main, sizes));
+        let Some((offsets, sizes)) = ranges else { return !file.is_cut(main, offsets) };
+        let ends = offsets.iter().zip(&sizes).map(|(offset, size)| offset.saturating_add(*size));
+        ends.max().is_none_or(|end| end <= bytes.len() as u64)
+    })
 }
 
 struct Reader<'a> {
@@ -184,11 +236,35 @@ impl<'a> Reader<'a> {
         Some(if self.big { u32::from_be_bytes(b) } else { u32::from_le_bytes(b) })
     }
 
+    /// Where the entry of `tag` in the directory at byte `at` is.
+    fn entry(&self, at: usize, tag: u16) -> Option<usize> {
+        let count = usize::from(self.u16(at)?);
+        (0..count).map(|i| at + 2 + 12 * i).find(|&entry| self.u16(entry) == Some(tag))
+    }
+
+    /// Whether the directory has `tag`, but its value is not in the file.
+    fn is_cut(&self, at: usize, tag: u16) -> bool {
+        self.entry(at, tag).is_some() && self.find(at, tag).is_none()
+    }
+
+    /// The values of `tag` if they are whole numbers of 16 or 32 bits.
+    fn numbers(&self, at: usize, tag: u16) -> Option<Vec<u64>> {
+        let kind = self.u16(self.entry(at, tag)? + 2)?;
+        let value = self.find(at, tag)?;
+        let short = |b: &[u8]| {
+            let b = [b[0], b[1]];
+            u64::from(if self.big { u16::from_be_bytes(b) } else { u16::from_le_bytes(b) })
+        };
+        match kind {
+            3 => Some(value.chunks_exact(2).map(short).collect()),
+            4 => value.chunks_exact(4).map(|b| self.u32_of(b).map(u64::from)).collect(),
+            _ => None,
+        }
+    }
+
     /// The value of `tag` in the directory at byte `at`.
     fn find(&self, at: usize, tag: u16) -> Option<&'a [u8]> {
-        let count = usize::from(self.u16(at)?);
-        let entry =
-            (0..count).map(|i| at + 2 + 12 * i).find(|&entry| self.u16(entry) == Some(tag))?;
+        let entry = self.entry(at, tag)?;
         let unit = match self.u16(entry + 2)? {
             1 | 2 | 6 | 7 => 1,
             3 | 8 => 2,
@@ -205,6 +281,10 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn text_of(bytes: &[u8]) -> Option<String> {
+        texts_of(bytes).into_iter().next()?.text
+    }
 
     #[test]
     fn text_survives_every_spelling_and_the_smallest_that_fits_is_taken() {
@@ -236,13 +316,13 @@ mod tests {
     fn no_cut_and_no_flipped_byte_makes_it_panic() {
         let good = spelled("a fox\nSteps: 3", Spelling::Both);
         for end in 0..good.len() {
-            text_of(&good[..end]);
+            let _ = (text_of(&good[..end]), tiff_is_complete(&good[..end]));
         }
         for i in 0..good.len() {
             for value in [0, 1, 0x7f, 0xff] {
                 let mut bad = good.clone();
                 bad[i] = value;
-                text_of(&bad);
+                let _ = (text_of(&bad), tiff_is_complete(&bad));
             }
         }
     }

@@ -4,10 +4,13 @@ use std::io::{Cursor, Read};
 use std::path::Path;
 
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, imageops};
+use image::{
+    ColorType, DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, ImageReader, Rgb, imageops,
+};
 
-use super::metadata;
-use super::{encode, exif};
+use super::complete::{check_complete, ends_early, jpeg_segments};
+use super::metadata::{self, Provenance};
+use super::texts::{format_of, texts_in};
 use crate::error::{Error, Result};
 use crate::pipeline::request::{Image, Settings};
 use crate::units;
@@ -18,36 +21,87 @@ pub const MAX_PIXELS: u64 = 64_000_000;
 pub const MAX_FILE_BYTES: u64 = 512 << 20;
 /// The maximum memory for decoding: the largest image in 16-bit RGBA, twice.
 const MAX_DECODE_BYTES: u64 = 2 * 8 * MAX_PIXELS;
-/// The maximum size of a compressed text chunk after decompression, in bytes.
-const MAX_TEXT_BYTES: usize = 8 << 20;
 
-/// Reads a PNG, JPEG, WebP, BMP or TIFF as 8-bit RGB. The format is recognised by the content, not
-/// by the name. EXIF orientation is applied, gray and palettes become RGB, 16 bits become 8,
-/// transparent pixels are blended with white, and the first image of an animation is used. Colour
-/// profiles are ignored.
-pub fn load_init_image(path: &Path) -> Result<Image> {
-    decode(&read_file(path)?).map_err(|e| e.at_path(path))
+/// An image file that was read and is complete, but not decoded: that needs much more memory.
+pub struct ImageFile {
+    bytes: Vec<u8>,
+    /// Columns and rows as they are stored.
+    size: (u64, u64),
+    decode_bytes: u64,
 }
 
-/// Like [`load_init_image`], for a stream, such as stdin; `name` is its place in errors.
-pub fn read_init_image(stream: impl Read, name: &str) -> Result<Image> {
-    let mut bytes = Vec::new();
-    // One byte more than the limit, to see whether there is more.
-    stream
-        .take(MAX_FILE_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| Error::argument(format!("the image cannot be read: {e}")).at(name))?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(Error::argument("this is not an image that can be read")
-            .at(name)
-            .found(format!("more than {}", units::bytes(MAX_FILE_BYTES)))
-            .expected(format!("at most {}", units::bytes(MAX_FILE_BYTES))));
+impl ImageFile {
+    /// Reads a PNG, JPEG, WebP, BMP or TIFF. The format is recognised by the content, not by the
+    /// name.
+    ///
+    /// # Errors
+    /// [`Kind::Missing`](crate::error::Kind::Missing) if there is no such file,
+    /// [`Kind::Argument`](crate::error::Kind::Argument) for another format, a file that ends early,
+    /// and an image of too many pixels.
+    pub fn open(path: &Path) -> Result<ImageFile> {
+        ImageFile::of(read_file(path)?).map_err(|e| e.at_path(path))
     }
-    decode(&bytes).map_err(|e| e.at(name))
+
+    /// The same for a stream, such as stdin; `name` is its place in errors.
+    pub fn read(stream: impl Read, name: &str) -> Result<ImageFile> {
+        let mut bytes = Vec::new();
+        // One byte more than the limit, to see whether there is more.
+        stream
+            .take(MAX_FILE_BYTES + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|e| Error::argument(format!("the image cannot be read: {e}")).at(name))?;
+        if bytes.len() as u64 > MAX_FILE_BYTES {
+            return Err(Error::argument("this is not an image that can be read")
+                .at(name)
+                .found(format!("more than {}", units::bytes(MAX_FILE_BYTES)))
+                .expected(format!("at most {}", units::bytes(MAX_FILE_BYTES))));
+        }
+        ImageFile::of(bytes).map_err(|e| e.at(name))
+    }
+
+    /// The same for bytes in memory.
+    pub fn of(bytes: Vec<u8>) -> Result<ImageFile> {
+        let (size, decode_bytes) = checked(&bytes)?;
+        Ok(ImageFile { bytes, size, decode_bytes })
+    }
+
+    /// Upper bound of the memory that [`decode`](ImageFile::decode) and a [`fit`] to `width` x
+    /// `height` need besides the file itself, in bytes.
+    pub fn decode_bytes(&self, width: usize, height: usize) -> u64 {
+        let (w, h) = self.size;
+        // The filter makes the rows first, in four channels of F32. EXIF may swap the sides.
+        let rows = 16 * w.max(h) * height as u64;
+        let fitted = 3 * (width * height) as u64;
+        self.decode_bytes.max(3 * w * h + rows + fitted)
+    }
+
+    /// The image as 8-bit RGB. EXIF orientation is applied, gray and palettes become RGB, 16 bits
+    /// become 8, transparent pixels are blended with white, and the first image of an animation is
+    /// used. Colour profiles are ignored.
+    ///
+    /// # Errors
+    /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged.
+    pub fn decode(&self) -> Result<Image> {
+        pixels(&self.bytes)
+    }
+}
+
+/// Reads the image at `path` as 8-bit RGB: [`ImageFile::open`] and [`ImageFile::decode`].
+pub fn load_init_image(path: &Path) -> Result<Image> {
+    ImageFile::open(path)?.decode().map_err(|e| e.at_path(path))
 }
 
 /// Like [`load_init_image`], for bytes in memory. The size is checked before pixels are decoded.
 pub fn decode(bytes: &[u8]) -> Result<Image> {
+    checked(bytes)?;
+    pixels(bytes)
+}
+
+/// Checks format, end and size of an image. Returns columns and rows, and the most memory that its
+/// pixels need while they are decoded, in bytes.
+fn checked(bytes: &[u8]) -> Result<((u64, u64), u64)> {
+    let format = format_of(bytes)?;
+    check_complete(bytes, format)?;
     let mut decoder = decoder(bytes)?;
     let (w, h) = decoder.dimensions();
     let pixels = u64::from(w) * u64::from(h);
@@ -57,95 +111,80 @@ pub fn decode(bytes: &[u8]) -> Result<Image> {
             .expected(format!("1 to {} million pixels", MAX_PIXELS / 1_000_000))
             .try_("make the image smaller first"));
     }
+    let stored = decoder.total_bytes();
+    // What decoders keep besides the pixels that they return.
+    let inside = match format {
+        // A copy of the file, and the coefficients of a progressive image.
+        ImageFormat::Jpeg => {
+            let is_progressive = jpeg_segments(bytes).any(|s| s.marker == 0xc2);
+            bytes.len() as u64 + if is_progressive { 6 * pixels } else { 0 }
+        }
+        ImageFormat::WebP => 8 * pixels,
+        ImageFormat::Tiff => stored,
+        _ => 0,
+    };
+    let colour = decoder.color_type();
+    let converted = match colour {
+        ColorType::Rgb8 => 0,
+        ColorType::Rgba8 => 3 * pixels,
+        colour if colour.has_alpha() => 4 * pixels,
+        _ => 3 * pixels,
+    };
+    let is_turned = decoder.orientation().is_ok_and(|o| o != Orientation::NoTransforms);
+    let turned = if is_turned { stored } else { 0 };
+    // Alpha is blended from a copy of 8 bits.
+    let blended = if colour.has_alpha() { 7 * pixels } else { 0 };
+    let most = (stored + inside.max(converted).max(turned)).max(blended);
+    Ok(((w.into(), h.into()), most))
+}
+
+fn pixels(bytes: &[u8]) -> Result<Image> {
+    let mut decoder = decoder(bytes)?;
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let mut image = DynamicImage::from_decoder(decoder).map_err(unreadable)?;
     image.apply_orientation(orientation);
     Ok(on_white(image))
 }
 
-/// The settings stored in an image file: those that this program wrote, or those of AUTOMATIC1111
-/// as far as they are known.
+/// The settings stored in an image file: those that this program wrote, or another program's as far
+/// as they have a meaning here.
+///
+/// # Errors
+/// [`Kind::Missing`](crate::error::Kind::Missing) if there is no such file,
+/// [`Kind::Argument`](crate::error::Kind::Argument) if it contains no settings that can be read.
 pub fn read_metadata(path: &Path) -> Result<Settings> {
-    let bytes = read_file(path)?;
-    let text = text_in(&bytes).map_err(|e| e.at_path(path))?;
-    metadata::read(&text).map_err(|e| e.at_path(path))
+    read_provenance(path).map(|found| found.settings)
 }
 
-/// The text that `read_metadata` would parse.
-pub fn text_in(bytes: &[u8]) -> Result<String> {
-    let none = || {
-        Error::argument("the image contains no settings")
-            .try_("give a PNG, JPEG, WebP or TIFF that was written with them")
-    };
-    let text = match image::guess_format(bytes).ok() {
-        Some(ImageFormat::Png) => png_text(bytes),
-        Some(ImageFormat::Tiff) => exif::text_of(bytes),
-        Some(ImageFormat::Jpeg | ImageFormat::WebP) => {
-            let block = decoder(bytes)?.exif_metadata().map_err(unreadable)?;
-            block.and_then(|block| exif::text_of(&block))
-        }
-        Some(ImageFormat::Bmp) => return Err(none().found("a BMP, which has no place for them")),
-        _ => return Err(unknown()),
-    };
-    text.ok_or_else(none)
+/// The same, with what else the file says about how the image was made.
+pub fn read_provenance(path: &Path) -> Result<Provenance> {
+    provenance_of(&read_file(path)?).map_err(|e| e.at_path(path))
 }
 
-fn png_text(bytes: &[u8]) -> Option<String> {
-    let decoder =
-        png::Decoder::new_with_limits(Cursor::new(bytes), png::Limits { bytes: MAX_TEXT_BYTES });
-    let mut reader = decoder.read_info().ok()?;
-    text_of_png(reader.info()).or_else(|| {
-        // Some tools write their text after the pixels.
-        reader.finish().ok()?;
-        text_of_png(reader.info())
-    })
+/// Like [`read_provenance`], for bytes in memory.
+pub fn provenance_of(bytes: &[u8]) -> Result<Provenance> {
+    let texts = texts_in(bytes, format_of(bytes)?)?;
+    let size = decoder(bytes).map(|d| d.dimensions()).ok();
+    metadata::provenance(&texts, size.map(|(w, h)| (w as usize, h as usize)))
 }
 
-fn text_of_png(info: &png::Info) -> Option<String> {
-    let latin = info
-        .uncompressed_latin1_text
-        .iter()
-        .find(|c| c.keyword == encode::PNG_KEY)
-        .map(|c| c.text.clone());
-    let packed = || {
-        let mut chunk =
-            info.compressed_latin1_text.iter().find(|c| c.keyword == encode::PNG_KEY)?.clone();
-        chunk.decompress_text_with_limit(MAX_TEXT_BYTES).ok()?;
-        chunk.get_text().ok()
-    };
-    let international = || {
-        let mut chunk = info.utf8_text.iter().find(|c| c.keyword == encode::PNG_KEY)?.clone();
-        chunk.decompress_text_with_limit(MAX_TEXT_BYTES).ok()?;
-        chunk.get_text().ok()
-    };
-    latin.or_else(packed).or_else(international)
-}
-
-fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder + '_> {
-    let mut reader =
-        ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|_| unknown())?;
-    match reader.format() {
-        Some(
-            ImageFormat::Png
-            | ImageFormat::Jpeg
-            | ImageFormat::WebP
-            | ImageFormat::Bmp
-            | ImageFormat::Tiff,
-        ) => {}
-        _ => return Err(unknown()),
-    }
+/// Opens the decoder of one of the formats that can be read.
+pub fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder + '_> {
+    let format = format_of(bytes)?;
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = image::Limits::default();
     limits.max_alloc = Some(MAX_DECODE_BYTES);
     reader.limits(limits);
     reader.into_decoder().map_err(unreadable)
 }
 
-fn unknown() -> Error {
-    Error::argument("this is not an image that can be read")
-        .expected("PNG, JPEG, WebP, BMP or TIFF")
-}
-
-fn unreadable(error: image::ImageError) -> Error {
+/// The error for an image that a decoder refuses.
+pub fn unreadable(error: image::ImageError) -> Error {
+    if let image::ImageError::IoError(e) = &error
+        && e.kind() == std::io::ErrorKind::UnexpectedEof
+    {
+        return ends_early();
+    }
     Error::argument(format!("the image cannot be read: {error}"))
         .try_("open it in another program and save it as PNG")
 }
@@ -189,9 +228,9 @@ fn on_white(image: DynamicImage) -> Image {
 /// Returns `picture` at `width` x `height`: cuts the largest part around its centre with that
 /// aspect ratio, then resizes it with a Lanczos filter. An image that has this size already is not
 /// changed.
-pub fn fit(picture: Image, width: usize, height: usize) -> Image {
+pub fn fit(picture: &Image, width: usize, height: usize) -> Image {
     if (picture.width, picture.height) == (width, height) {
-        return picture;
+        return picture.clone();
     }
     let (w, h) = (picture.width as u64, picture.height as u64);
     let (crop_w, crop_h) = if w * height as u64 > h * width as u64 {
@@ -199,7 +238,8 @@ pub fn fit(picture: Image, width: usize, height: usize) -> Image {
     } else {
         (w, (w * height as u64 / width as u64).max(1))
     };
-    let Some(image) = image::RgbImage::from_raw(w as u32, h as u32, picture.rgb) else {
+    let pixels = picture.rgb.as_slice();
+    let Some(image) = ImageBuffer::<Rgb<u8>, _>::from_raw(w as u32, h as u32, pixels) else {
         // `Image` promises as many bytes as its size needs.
         unreachable!("a picture of {w}x{h} with another number of bytes");
     };

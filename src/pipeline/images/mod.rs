@@ -1,11 +1,19 @@
 //! Image files: pictures out, with the settings that made them, and pictures in.
 
+mod complete;
 mod encode;
 mod exif;
 mod load;
 pub mod metadata;
+mod other_formats;
 mod save;
+mod texts;
 
-pub use encode::{DEFAULT_QUALITY, Format, encode};
-pub use load::{MAX_PIXELS, decode, fit, load_init_image, read_init_image, read_metadata, text_in};
-pub use save::{Metadata, probe_output, save, to_bytes, with_suffix, write_beside};
+pub use encode::{DEFAULT_QUALITY, Format, PNG_KEY, encode};
+pub use load::{
+    ImageFile, MAX_PIXELS, decode, fit, load_init_image, provenance_of, read_metadata,
+    read_provenance,
+};
+pub use metadata::Provenance;
+pub use save::{Metadata, probe_output, save, to_bytes, with_suffix, write_beside, write_new};
+pub use texts::{ImageText, MAX_TEXT_BYTES, texts_in};

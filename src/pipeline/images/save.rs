@@ -55,7 +55,8 @@ impl Generated {
     /// file is written whole or not at all, and replaces one that is there.
     ///
     /// # Errors
-    /// [`Kind::Output`](crate::error::Kind::Output) if a file cannot be written,
+    /// [`Kind::Output`](crate::error::Kind::Output) if a file cannot be written, with
+    /// [`Error::written`] for those before it,
     /// [`Kind::Argument`](crate::error::Kind::Argument) for an unknown extension.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
         let path = path.as_ref();
@@ -74,20 +75,24 @@ impl Generated {
                 _ => with_suffix(path, &format!("-{}", index + 1)),
             };
             let metadata = Metadata { settings: &self.settings, index };
-            save(image, &path, format, DEFAULT_QUALITY, &metadata)?;
+            save(image, &path, format, DEFAULT_QUALITY, &metadata)
+                .map_err(|e| e.after_writing(&paths, self.images.len()))?;
             paths.push(path);
         }
         Ok(paths)
     }
 }
 
-/// `path` with `suffix` between the stem of its name and its extension.
+/// `path` with `suffix` between the stem of its name and its extension. The name need not be
+/// UTF-8.
 pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(match name.rsplit_once('.') {
-        Some((stem, extension)) if !stem.is_empty() => format!("{stem}{suffix}.{extension}"),
-        _ => format!("{name}{suffix}"),
-    })
+    let mut name = path.file_stem().unwrap_or_default().to_os_string();
+    name.push(suffix);
+    if let Some(extension) = path.extension() {
+        name.push(".");
+        name.push(extension);
+    }
+    path.with_file_name(name)
 }
 
 /// Checks before the work starts whether `path` can be written: its folder exists and accepts new
@@ -105,30 +110,112 @@ pub fn probe_output(path: &Path) -> Result<()> {
 }
 
 /// Writes `bytes` to a new file in the folder of `path`, makes sure that they are on the disk, and
-/// renames the file. Devices and pipes are written directly.
+/// renames the file. A file that is replaced leaves its permissions. Devices and pipes are written
+/// directly.
 pub fn write_beside(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || -> io::Result<Result<()>> {
-        let (folder, path) = match target(path) {
-            Ok(Target::File { folder, path }) => (folder, path),
-            Ok(Target::Stream) => {
-                let mut stream = fs::OpenOptions::new().write(true).open(path)?;
-                stream.write_all(bytes)?;
-                return stream.flush().map(Ok);
-            }
-            Err(error) => return Ok(Err(error)),
-        };
-        let mut file = temporary(&folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(&path).map_err(|e| e.error)?;
-        // The name should survive a power failure, too. Not every file system supports that, and
-        // the file is complete in any case.
-        if let Ok(folder) = fs::File::open(&folder) {
-            folder.sync_all().ok();
-        }
-        Ok(Ok(()))
+    let (folder, path) = match target(path)? {
+        Target::File { folder, path } => (folder, path),
+        Target::Stream => return write_stream(path, bytes).map_err(|e| failed(e, path)),
     };
-    write().unwrap_or_else(|e| Err(failed(e, path)))
+    let write = || -> io::Result<()> {
+        let file = written(&folder, bytes)?;
+        if let Ok(old) = fs::metadata(&path) {
+            // Not every file system has permissions to keep.
+            file.as_file().set_permissions(old.permissions()).ok();
+        }
+        file.persist(&path).map_err(|e| e.error)?;
+        sync_folder(&folder);
+        Ok(())
+    };
+    write().map_err(|e| failed(e, &path))
+}
+
+/// Writes `bytes` to the first of `paths` where nothing is yet, and returns that path. Other
+/// processes may look for a name at the same time: no file is ever replaced.
+///
+/// # Errors
+/// [`Kind::Output`](crate::error::Kind::Output) if the file cannot be written.
+pub fn write_new(paths: impl Iterator<Item = PathBuf>, bytes: &[u8]) -> Result<PathBuf> {
+    let mut ready: Option<(PathBuf, tempfile::NamedTempFile)> = None;
+    for path in paths {
+        let folder = folder_of(&path);
+        let file = match ready.take().filter(|(place, _)| *place == folder) {
+            Some((_, file)) => file,
+            None => {
+                target(&path)?;
+                written(&folder, bytes).map_err(|e| failed(e, &path))?
+            }
+        };
+        match place_new(file, &path) {
+            Ok(()) => {
+                sync_folder(&folder);
+                return Ok(path);
+            }
+            Err((e, file)) if e.kind() == io::ErrorKind::AlreadyExists => {
+                ready = file.map(|file| (folder, file));
+            }
+            Err((e, _)) => return Err(failed(e, &path)),
+        }
+    }
+    Err(Error::output("there is no free name for the image").try_("give {output} a name"))
+}
+
+/// Gives `file` its name unless something has it. The file comes back with an error.
+fn place_new(
+    file: tempfile::NamedTempFile,
+    path: &Path,
+) -> std::result::Result<(), (io::Error, Option<tempfile::NamedTempFile>)> {
+    let e = match file.persist_noclobber(path) {
+        Ok(_) => return Ok(()),
+        Err(e) => e,
+    };
+    if e.error.kind() == io::ErrorKind::AlreadyExists || !is_unsupported(&e.error) {
+        return Err((e.error, Some(e.file)));
+    }
+    // A file system with neither links nor a rename that does not replace, such as FAT: an empty
+    // file takes the name first.
+    if let Err(error) = fs::OpenOptions::new().write(true).create_new(true).open(path) {
+        return Err((error, Some(e.file)));
+    }
+    e.file.persist(path).map(drop).map_err(|e| {
+        fs::remove_file(path).ok();
+        (e.error, None)
+    })
+}
+
+/// Whether a file system cannot do what was asked for.
+fn is_unsupported(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
+    matches!(error.kind(), InvalidInput | PermissionDenied | Unsupported)
+}
+
+/// A temporary file in `folder` with `bytes`, on the disk.
+fn written(folder: &Path, bytes: &[u8]) -> io::Result<tempfile::NamedTempFile> {
+    let mut file = temporary(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    Ok(file)
+}
+
+fn write_stream(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut stream = fs::OpenOptions::new().write(true).open(path)?;
+    stream.write_all(bytes)?;
+    stream.flush()
+}
+
+/// The name of a new file should survive a power failure, too. Not every file system supports that,
+/// and the file is complete in any case.
+fn sync_folder(folder: &Path) {
+    if let Ok(folder) = fs::File::open(folder) {
+        folder.sync_all().ok();
+    }
+}
+
+fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
 }
 
 enum Target {
@@ -154,11 +241,8 @@ fn target(path: &Path) -> Result<Target> {
         Ok(facts) if !facts.is_file() => return Ok(Target::Stream),
         _ => {}
     }
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
-        _ => PathBuf::from("."),
-    };
+    let path = fs::canonicalize(path).unwrap_or_else(|_| follow(path));
+    let folder = folder_of(&path);
     match fs::metadata(&folder) {
         Ok(facts) if facts.is_dir() => Ok(Target::File { folder, path }),
         Ok(_) => Err(Error::output("the output's folder is a file")
@@ -171,6 +255,18 @@ fn target(path: &Path) -> Result<Target> {
         }
         Err(e) => Err(failed(e, &folder)),
     }
+}
+
+/// The path that a link to nothing leads to; other paths as they are.
+fn follow(path: &Path) -> PathBuf {
+    /// As many as systems follow.
+    const MAX_LINKS: usize = 40;
+    let mut path = path.to_path_buf();
+    for _ in 0..MAX_LINKS {
+        let Ok(next) = fs::read_link(&path) else { break };
+        path = folder_of(&path).join(next);
+    }
+    path
 }
 
 /// A file that removes itself unless it gets its final name. The umask decides who may read it.

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::library::file_hash;
 use crate::op::{Program, SideFactor, Use, WeightSpec};
 use crate::spec::{Component, Role};
 use crate::tensor::HostWeight;
@@ -78,6 +79,12 @@ impl LoraSet {
     /// Whether the set was read from `files`, with these strengths.
     pub(super) fn is_of(&self, files: &[(LoraFile, f32)]) -> bool {
         self.files == files
+    }
+
+    /// A hash of each file, in the order of the choices; empty where it cannot be read any more.
+    pub fn hashes(&self) -> Vec<String> {
+        let hash = |(file, _): &(LoraFile, f32)| file_hash(&file.path).unwrap_or_default();
+        self.files.iter().map(hash).collect()
     }
 
     /// Notes and warnings about the LoRAs: all of them at the first call, none later.

@@ -24,7 +24,7 @@ pub fn flux1<'a>(
 ) -> Vec<Box<dyn GenerationPhase + 'a>> {
     let token = model.token_pixels();
     let shape = DenoiseShape {
-        images: settings.count,
+        images: settings.images(),
         cfg: settings.cfg_scale != 1.0,
         text_tokens: model.t5_length,
         height: settings.height / token,

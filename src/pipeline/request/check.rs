@@ -34,6 +34,14 @@ impl Request {
                 .expected(format!("at most {MAX_PIXELS} pixels (2048x2048)"))
                 .try_("use a smaller width or height"));
         }
+        if let Some(only) = self.only
+            && only >= self.count.unwrap_or(1)
+        {
+            return Err(Error::argument("the batch has no image of this number")
+                .at("only")
+                .found(only)
+                .expected(format!("0 to {}", self.count.unwrap_or(1) - 1)));
+        }
         self.prompt.check()?;
         self.check_loras()
     }
@@ -140,6 +148,12 @@ mod tests {
         assert!(refused(|r| r.prompt = "a".repeat(1 << 20).into()).contains("1048576 bytes"));
         assert!(refused(|r| r.prompt = "a\0b".into()).contains("U+0000 at byte 1"));
         assert!(refused(|r| r.negative = Some("\u{1b}[2J".to_string())).starts_with("negative: "));
+        // A terminal may take U+009B for ESC [.
+        for c1 in ["a\u{9b}31mb", "\u{80}", "\u{9d}0;x\u{9c}", "\u{7f}"] {
+            assert!(refused(|r| r.prompt = c1.into()).contains("control character"), "{c1:?}");
+        }
+        assert!(refused(|r| r.only = Some(1)).starts_with("only: "));
+        assert!(refused(|r| (r.count, r.only) = (Some(4), Some(4))).contains("0 to 3"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod options;
 mod parameter;
 mod prompt;
 mod settings;
+mod syntax;
 
 pub use aspect::AspectRatio;
 pub use limits::*;
@@ -15,6 +16,7 @@ pub use options::Options;
 pub use prompt::{LoraChoice, Prompt};
 pub(crate) use settings::bad;
 pub use settings::{DEFAULT_STRENGTH, Request, Settings};
+pub(crate) use syntax::foreign_syntax;
 
 /// RGB pixels, 8 bit, row-major, top row first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +33,7 @@ pub struct Image {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Generated {
-    /// The images, as many as the request's count.
+    /// The images: as many as the request's count, or the only one of the batch.
     pub images: Vec<Image>,
     /// What was decoded: the final latents as packed tokens, image after image.
     pub latents: Vec<f32>,

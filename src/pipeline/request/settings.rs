@@ -102,6 +102,9 @@ macro_rules! parameters {
             /// First ten hexadecimal digits of a hash of the weights' header, to recognise the
             /// file; empty if unknown.
             pub model_hash: String,
+            /// Such hashes of the LoRA files, in the order of [`all_loras`](Settings::all_loras);
+            /// empty texts where unknown.
+            pub lora_hashes: Vec<String>,
         }
 
         impl Default for Settings {
@@ -111,6 +114,7 @@ macro_rules! parameters {
                     $($name: parameters!(@default $($default)?),)+
                     model: String::new(),
                     model_hash: String::new(),
+                    lora_hashes: Vec::new(),
                 }
             }
         }
@@ -134,6 +138,7 @@ macro_rules! parameters {
                     $($name: kind!(fill $kind $name, defaults.$name),)+
                     model: defaults.model,
                     model_hash: defaults.model_hash,
+                    lora_hashes: defaults.lora_hashes,
                 }
             }
 
@@ -204,6 +209,8 @@ parameters! {
     loras: list LoraChoice, "Loras";
     /// How many images, 1 to 64; all from one noise stream, as ComfyUI draws a batch.
     count: filled usize = 1, "Batch size", 1..=MAX_COUNT;
+    /// Draws only this image of the batch, from 0, with the noise that it has there.
+    only: optional usize, "Batch pos", 0..=MAX_COUNT - 1;
 }
 
 fn missing(label: &str) -> Error {
@@ -240,6 +247,11 @@ impl Request {
 }
 
 impl Settings {
+    /// How many images are drawn: all of the batch, or the only one.
+    pub fn images(&self) -> usize {
+        if self.only.is_some() { 1 } else { self.count }
+    }
+
     /// All LoRAs: those of the prompt's tags, then the others.
     pub fn all_loras(&self) -> impl Iterator<Item = &LoraChoice> {
         self.prompt.loras().iter().chain(&self.loras)

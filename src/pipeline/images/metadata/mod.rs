@@ -14,15 +14,67 @@
 //! `Negative prompt:`), so a prompt that would be read back differently is written a second time,
 //! quoted, as `Prompt` or `Negative`.
 
+//!
+//! What other programs write is read as far as it has a meaning here: the same form from
+//! AUTOMATIC1111, Forge, stable-diffusion.cpp and others, and the JSON of ComfyUI, InvokeAI and
+//! SwarmUI. Values that are not used are listed in [`Provenance::notes`].
+
+mod comfyui;
+mod fields;
+mod infotext;
+mod json;
+mod reading;
+mod sampler;
+mod workflow;
+
 use std::borrow::Cow;
 
-use crate::error::Result;
-use crate::pipeline::request::{Settings, bad};
+use serde_json::Value;
 
-const NEGATIVE: &str = "Negative prompt:";
+use self::infotext::NEGATIVE;
+use self::reading::{Reading, Writer};
+use super::texts::ImageText;
+use crate::error::{Error, Result};
+use crate::pipeline::request::Settings;
 
-/// The text of image number `index` (from 0) of `settings.count`.
+/// The most bytes of a text with fields. Programs write a few kilobytes.
+const MAX_FIELDS_BYTES: usize = 64 << 10;
+/// The most bytes of JSON: graphs have many nodes.
+const MAX_JSON_BYTES: usize = 4 << 20;
+
+/// The code of the error for an image without settings.
+pub const NO_SETTINGS: &str = "no_settings";
+
+/// What an image file says about how the image was made.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Provenance {
+    /// The settings, in this program's terms.
+    pub settings: Settings,
+    /// The number of the image in its batch, from 0, if the file says so.
+    pub index: Option<usize>,
+    /// Lines for the user: what the file says and this program does not use, and why the image
+    /// will differ.
+    pub notes: Vec<String>,
+    writer: Writer,
+}
+
+impl Provenance {
+    /// Whether this program wrote the file.
+    pub fn is_own(&self) -> bool {
+        self.writer == Writer::Own
+    }
+
+    /// The program that wrote the settings.
+    pub fn program(&self) -> &'static str {
+        self.writer.name()
+    }
+}
+
+/// The text of image number `index` (from 0) of `settings.count`. If the settings say which image
+/// of the batch it is, that is its number.
 pub fn write(settings: &Settings, index: usize) -> String {
+    let index = settings.only.unwrap_or(index);
     let line = line(settings, index);
     let (prompt, negative) = (settings.prompt.as_str(), settings.negative.as_deref());
     let text = |exact: &[(&str, String)]| {
@@ -65,6 +117,7 @@ fn line(settings: &Settings, index: usize) -> Vec<(&'static str, String)> {
                 line.push(("Model", settings.model.clone()));
             }
             "Batch size" if settings.count == 1 => {}
+            "Batch pos" => {}
             "Batch size" => {
                 line.push((label, value));
                 line.push(("Batch pos", index.to_string()));
@@ -72,133 +125,101 @@ fn line(settings: &Settings, index: usize) -> Vec<(&'static str, String)> {
             _ => line.push((label, value)),
         }
     }
+    if settings.lora_hashes.iter().any(|hash| !hash.is_empty()) {
+        line.push(("Lora file hashes", settings.lora_hashes.join(" ")));
+    }
     line.push(("Version", concat!("flux-fast ", env!("CARGO_PKG_VERSION")).to_string()));
     line
 }
 
-/// The settings in a text that [`write()`] wrote, or AUTOMATIC1111 and tools like it. A parameter
-/// that such a text does not mention gets the value that has no effect; `Steps`, `Seed` and `Size`
-/// are required.
+/// The settings in a text that [`write()`] or another program wrote. A parameter that such a text
+/// does not mention gets the value that has no effect; `Steps`, `Seed` and `Size` are required.
 ///
 /// # Errors
 /// [`Kind::Argument`](crate::error::Kind::Argument) if one of them is missing or a value is bad.
 pub fn read(text: &str) -> Result<Settings> {
-    let (body, last) = match text.trim_end().rsplit_once('\n') {
-        Some((body, last)) => (body, last),
-        None => ("", text.trim_end()),
-    };
-    let fields = fields(last);
-    let find = |key: &str| fields.iter().find(|(k, _)| *k == key).map(|(_, v)| v.to_string());
-    let (prompt, negative) = split_prompts(body);
-    // The leading `=` distinguishes our exact prompt from a key of the same name that another tool
-    // might write.
-    let exact = |key: &str| find(key).and_then(|v| v.strip_prefix('=').map(str::to_string));
-    let (prompt, negative) = match exact("Prompt") {
-        Some(prompt) => (prompt, exact("Negative")),
-        None => (prompt, negative),
-    };
-    let size = find("Size");
-    let side = |side: fn((&str, &str)) -> String| match &size {
-        None => Ok(None),
-        Some(size) => size.split_once('x').map(|s| Some(side(s))).ok_or_else(|| bad("Size", size)),
-    };
-    let (width, height) = (side(|s| s.0.to_string())?, side(|s| s.1.to_string())?);
-    let settings = Settings::from_labelled(|label| match label {
-        "Negative" => negative.clone(),
-        "Width" => width.clone(),
-        "Height" => height.clone(),
-        _ => find(label),
-    })?;
-    Ok(Settings {
-        prompt: prompt.into(),
-        model: find("Model").unwrap_or_default(),
-        model_hash: find("Model hash").unwrap_or_default(),
-        ..settings
-    })
+    let text = ImageText { key: super::PNG_KEY.into(), text: Some(text.to_string()) };
+    provenance(&[text], None).map(|found| found.settings)
 }
 
-/// Prompt and negative prompt of the lines above the last. As other tools read them: space is
-/// trimmed only at the two ends of a prompt, and everything from the first `Negative prompt:` line
-/// on is negative.
-fn split_prompts(body: &str) -> (String, Option<String>) {
-    let at = if body.starts_with(NEGATIVE) {
-        Some(0)
-    } else {
-        body.find(&format!("\n{NEGATIVE}")).map(|newline| newline + 1)
-    };
-    match at {
-        None => (body.trim().to_string(), None),
-        Some(at) => {
-            (body[..at].trim().to_string(), Some(body[at + NEGATIVE.len()..].trim().to_string()))
+/// What the texts of an image say. Of several the first in the order of [`rank`] that can be read
+/// is taken. `size` is that of the image.
+///
+/// # Errors
+/// [`Kind::Argument`](crate::error::Kind::Argument) if none can be read: why the first cannot.
+pub fn provenance(texts: &[ImageText], size: Option<(usize, usize)>) -> Result<Provenance> {
+    let mut texts: Vec<&ImageText> = texts.iter().collect();
+    texts.sort_by_key(|text| rank(&text.key));
+    let mut first = None;
+    for text in texts {
+        match reading(text).and_then(|reading| reading.finish(size)) {
+            Ok(found) => return Ok(found),
+            // A text that says nothing of settings is no reason.
+            Err(e) if e.code() == NO_SETTINGS => {}
+            Err(e) => first = first.or(Some(e)),
         }
+    }
+    Err(first.unwrap_or_else(no_settings))
+}
+
+/// The error for an image without settings.
+pub fn no_settings() -> Error {
+    Error::argument("the image contains no settings")
+        .with_code(NO_SETTINGS)
+        .try_("give a PNG, JPEG, WebP or TIFF that was written with them")
+}
+
+/// How much a text of this name is to be preferred; 0 is best. Nodes of ComfyUI may write
+/// `parameters` next to the graph, which says the same with less.
+fn rank(key: &str) -> usize {
+    let keys = ["parameters", "invokeai_metadata", "prompt", "workflow"];
+    keys.iter().position(|k| *k == key).unwrap_or(keys.len())
+}
+
+fn too_long() -> Error {
+    let (fields, json) = (MAX_FIELDS_BYTES >> 10, MAX_JSON_BYTES >> 10);
+    Error::argument("the text with the settings is too long to be read")
+        .expected(format!("at most {fields} KB, or {json} KB of JSON"))
+}
+
+fn reading(text: &ImageText) -> Result<Reading> {
+    let Some(content) = text.text.as_deref().map(|t| t.trim_start_matches('\u{feff}')) else {
+        return Err(too_long()
+            .at(&text.key)
+            .found(format!("more than {} KB, or damaged data", super::MAX_TEXT_BYTES >> 10)));
+    };
+    let is_json = content.trim_start().starts_with('{');
+    let most = if is_json { MAX_JSON_BYTES } else { MAX_FIELDS_BYTES };
+    if content.len() > most {
+        return Err(too_long().at(&text.key).found(format!("{} KB", content.len() >> 10)));
+    }
+    if is_json {
+        // Python writes numbers that JSON does not have; ComfyUI's graphs contain them.
+        let value = serde_json::from_str(content)
+            .or_else(|e| serde_json::from_str(&json::with_null_for_nan(content)).map_err(|_| e));
+        return match value {
+            Ok(Value::Object(object)) => json::read(&object),
+            Ok(_) => Err(no_settings()),
+            Err(_) if infotext::is_infotext(content) => infotext::read(content),
+            Err(e) => Err(Error::argument(format!("the settings are not JSON: {e}")).at(&text.key)),
+        };
+    }
+    match infotext::is_infotext(content) {
+        true => infotext::read(content),
+        false => Err(no_settings()),
     }
 }
 
 fn quoted(value: &str) -> Cow<'_, str> {
     let plain = !value.is_empty()
         && value.trim() == value
+        && !value.starts_with(['[', '{'])
         && !value.contains([',', ':', '"', '\\', '\n', '\r']);
     if plain {
         Cow::Borrowed(value)
     } else {
         Cow::Owned(serde_json::Value::from(value).to_string())
     }
-}
-
-/// The fields of the last line, one after another. Each matches
-/// `\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)`.
-fn fields(line: &str) -> Vec<(&str, Cow<'_, str>)> {
-    let mut found = Vec::new();
-    let mut rest = line;
-    while !rest.is_empty() {
-        match field(rest) {
-            Some((key, value, after)) => {
-                found.push((key, value));
-                rest = after;
-            }
-            // Like a search for the pattern, try again one character on.
-            None => rest = rest.chars().next().map_or("", |c| &rest[c.len_utf8()..]),
-        }
-    }
-    found
-}
-
-fn field(text: &str) -> Option<(&str, Cow<'_, str>, &str)> {
-    let word = |c: char| c.is_alphanumeric() || c == '_';
-    let text = text.trim_start();
-    let (key, value) = text.split_once(':')?;
-    let inner = |c: char| word(c) || matches!(c, ' ' | '-' | '/');
-    if !(key.starts_with(word) && key.chars().nth(1).is_some() && key.chars().all(inner)) {
-        return None;
-    }
-    let value = value.trim_start();
-    if let Some(length) = string_length(value)
-        && let Some(after) = after_value(&value[length..])
-    {
-        let literal = &value[..length];
-        let value = serde_json::from_str(literal).map_or(Cow::Borrowed(literal), Cow::Owned);
-        return Some((key, value, after));
-    }
-    let (value, after) = value.split_once(',').unwrap_or((value, ""));
-    Some((key, Cow::Borrowed(value.trim_end()), after))
-}
-
-/// Length in bytes of the quoted string at the start of `text`, quotes included.
-fn string_length(text: &str) -> Option<usize> {
-    let mut escaped = false;
-    for (i, c) in text.strip_prefix('"')?.char_indices() {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            '"' => return Some(i + 2),
-            _ => {}
-        }
-    }
-    None
-}
-
-fn after_value(text: &str) -> Option<&str> {
-    if text.is_empty() { Some("") } else { text.strip_prefix(',') }
 }
 
 #[cfg(test)]

@@ -1,0 +1,73 @@
+//! The image of `--init-img`: checked before the model is opened, decoded afterwards, within the
+//! bound on memory.
+
+use std::path::PathBuf;
+
+use super::args::{EngineArgs, RequestArgs};
+use crate::error::{Error, Result};
+use crate::host;
+use crate::pipeline::Engine;
+use crate::pipeline::images::{ImageFile, fit};
+use crate::pipeline::request::{Image, Request, Settings};
+use crate::units;
+
+/// Room for what a process may need more when it is started again, in bytes.
+const SPARE_BYTES: u64 = 16 << 20;
+
+/// An image file that is there, complete and of a format that can be read.
+pub struct StartImage {
+    path: PathBuf,
+    file: ImageFile,
+}
+
+impl StartImage {
+    /// The image that the arguments name, if they name one: a file, or stdin for `-`.
+    pub fn open(args: &RequestArgs) -> Result<Option<StartImage>> {
+        let open =
+            |path: &PathBuf| Ok(StartImage { path: path.clone(), file: ImageFile::open(path)? });
+        args.init_img.as_ref().map(open).transpose()
+    }
+
+    /// An image that stands for the one that is not decoded yet.
+    pub fn placeholder() -> Image {
+        Image { width: 1, height: 1, rgb: vec![0; 3] }
+    }
+
+    /// The image at the size of `request`, if there is memory to decode it within `--ram`.
+    pub fn decode_for(
+        self,
+        request: &Request,
+        engine: &EngineArgs,
+        pipeline: &Engine,
+    ) -> Result<Image> {
+        if engine.ram.size().is_some() {
+            // If the plan needs more than the image, its number is the one to name.
+            pipeline.plan(request)?;
+        }
+        self.decode(engine, &pipeline.settings(request)?)
+    }
+
+    /// The image at the size of `settings`, if there is memory to decode it within `--ram`.
+    ///
+    /// # Errors
+    /// [`Kind::Memory`](crate::error::Kind::Memory) with the bound that is enough.
+    fn decode(self, engine: &EngineArgs, settings: &Settings) -> Result<Image> {
+        let (width, height) = (settings.width, settings.height);
+        let need = host::resident_memory() + self.file.decode_bytes(width, height);
+        if let Some(ram) = engine.ram.size()
+            && need > ram.0
+        {
+            let enough = (need + SPARE_BYTES).div_ceil(1_000_000);
+            return Err(Error::memory(
+                "the image to start from does not fit in the bound on memory",
+            )
+            .with_code("budget_too_small")
+            .at_path(&self.path)
+            .found(units::bytes(ram.0))
+            .expected(format!("at least {enough} MB to decode it"))
+            .try_(format!("--ram {enough}M, or make the image smaller first")));
+        }
+        let image = self.file.decode().map_err(|e| e.at_path(&self.path))?;
+        Ok(fit(&image, width, height))
+    }
+}

@@ -1,0 +1,117 @@
+//! Drawing an image again: the model and the LoRAs that its file names.
+
+use std::path::PathBuf;
+
+use super::embedded;
+use super::images::Provenance;
+use super::request::{LoraChoice, Request, Settings};
+use crate::error::{Error, Kind, Result};
+use crate::library;
+use crate::library::places::{ModelPlaces, Role};
+use crate::library::synthetic::Synthetic;
+
+/// What [`Options::model`](super::request::Options::model) takes for the model that made an image.
+///
+/// # Errors
+/// [`Kind::Missing`] if the model is not on this machine, or the image file does not name it.
+pub fn recorded_model(found: &Provenance, places: &ModelPlaces) -> Result<String> {
+    let name = found.settings.model.trim();
+    // Other programs have other hashes.
+    let hash = if found.is_own() { found.settings.model_hash.as_str() } else { "" };
+    if name.is_empty() {
+        return Err(Error::missing("the image file does not name its model")
+            .try_("{model} with the model to draw with"));
+    }
+    if is_embedded(name, hash) {
+        return Ok("embedded".into());
+    }
+    if let Some(synthetic) = Synthetic::of_label(name).filter(|s| s.path().is_file()) {
+        return Ok(synthetic.model());
+    }
+    let path = places.recorded_model(name, hash)?;
+    Ok(path.to_string_lossy().into_owned())
+}
+
+/// Whether this is the model inside the program.
+fn is_embedded(name: &str, hash: &str) -> bool {
+    let Ok(bytes) = embedded::model() else { return false };
+    match hash {
+        "" => name == embedded::EMBEDDED,
+        hash => {
+            library::open_bytes(bytes, embedded::EMBEDDED).is_ok_and(|model| model.hash == hash)
+        }
+    }
+}
+
+/// Looks up the LoRAs of `request` that come from `recorded`, and replaces those that have another
+/// place now.
+///
+/// # Errors
+/// [`Kind::Missing`] for a LoRA that is not on this machine, or is another file of this name.
+pub fn find_recorded_loras(
+    request: &mut Request,
+    recorded: &Settings,
+    places: &ModelPlaces,
+) -> Result<()> {
+    let hashes: Vec<(&LoraChoice, &str)> = recorded
+        .all_loras()
+        .enumerate()
+        .map(|(i, lora)| (lora, recorded.lora_hashes.get(i).map_or("", String::as_str)))
+        .collect();
+    let hash_of =
+        |lora: &LoraChoice| hashes.iter().find(|(known, _)| *known == lora).map(|(_, hash)| *hash);
+    for lora in request.prompt.loras() {
+        let Some(hash) = hash_of(lora) else { continue };
+        let found = places.named(&lora.name, Role::Lora);
+        let before = found.clone().ok();
+        let path = places.recorded_lora(found, hash).map_err(|e| explained(e, lora))?;
+        if before.is_none_or(|before| before != path) {
+            return Err(Error::missing("the LoRA that made the image has another name now")
+                .at_message(lora.place())
+                .found(path.display())
+                .try_("{prompt} with the new name in its tag"));
+        }
+    }
+    for lora in &mut request.loras {
+        let Some(hash) = hash_of(lora) else { continue };
+        let own = match lora.tag {
+            true => places.named(&lora.name, Role::Lora),
+            false => places.resolve(&lora.name, Role::Lora),
+        };
+        let before = own.clone().ok();
+        let found = own.or_else(|e| named_in_other_folders(&lora.name, e, places));
+        let path = places.recorded_lora(found, hash).map_err(|e| explained(e, lora))?;
+        if before.is_none_or(|before| before != path) {
+            *lora = LoraChoice { name: path.to_string_lossy().into(), tag: false, ..lora.clone() };
+        }
+    }
+    Ok(())
+}
+
+/// A LoRA that was not found by its path, by its file name alone: another program may keep it in
+/// other folders, and files are moved.
+fn named_in_other_folders(name: &str, error: Error, places: &ModelPlaces) -> Result<PathBuf> {
+    let last = name.rsplit(['/', '\\']).next().unwrap_or(name);
+    match error.kind() {
+        Kind::Missing if last != name => places.named(last, Role::Lora).map_err(|_| error),
+        _ => Err(error),
+    }
+}
+
+fn explained(e: Error, lora: &LoraChoice) -> Error {
+    let e = e.at_message(lora.place());
+    match e.hint() {
+        Some(_) => e,
+        None => e.try_("{lora} with its file, or with another one"),
+    }
+}
+
+/// How many times the usual work of a model `settings` ask for, where `usual` are the settings of
+/// the model's defaults.
+pub fn work(settings: &Settings, usual: &Settings) -> f64 {
+    let of = |s: &Settings| {
+        let passes = if s.cfg_scale == 1.0 { 1.0 } else { 2.0 };
+        passes * (s.images() * s.steps) as f64 * (s.width * s.height) as f64
+    };
+    of(settings) / of(usual).max(1.0)
+}

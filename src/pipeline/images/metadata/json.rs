@@ -1,0 +1,342 @@
+//! Settings in JSON: InvokeAI's, SwarmUI's, and flat objects with the usual names, such as those of
+//! mflux and Draw Things.
+
+use serde_json::{Map, Value};
+
+use super::reading::{Reading, Writer};
+use super::sampler::is_euler;
+use super::{comfyui, no_settings, workflow};
+use crate::error::Result;
+
+/// Names of a parameter in JSON, in lower case and without underscores; the first that is there is
+/// taken.
+struct Names {
+    label: &'static str,
+    names: &'static [&'static str],
+}
+
+const NUMBERS: [Names; 6] = [
+    Names { label: "Steps", names: &["steps", "numinferencesteps", "samplingsteps", "numsteps"] },
+    Names { label: "Seed", names: &["seed", "noiseseed"] },
+    Names { label: "Width", names: &["width"] },
+    Names { label: "Height", names: &["height"] },
+    Names {
+        label: "Distilled CFG Scale",
+        names: &[
+            "fluxguidancescale",
+            "distilledcfgscale",
+            "distilledguidance",
+            "guidance",
+            "guidancescale",
+        ],
+    },
+    Names { label: "CFG scale", names: &["truecfgscale", "cfgscale", "cfg"] },
+];
+const PROMPT: [&str; 4] = ["positiveprompt", "prompt", "positive", "c"];
+const NEGATIVE: [&str; 3] = ["negativeprompt", "negative", "uc"];
+const MODEL: [&str; 5] = ["model", "modelname", "basemodel", "checkpoint", "unet"];
+const SAMPLER: [&str; 3] = ["sampler", "comfyuisampler", "samplername"];
+const SCHEDULE: [&str; 3] = ["scheduler", "comfyuischeduler", "schedulername"];
+const STRENGTH: [&str; 4] = ["strength", "denoisingstrength", "initimagecreativity", "denoise"];
+/// Values that change nothing, or repeat what the others say.
+const EMPTY: [&str; 10] = [
+    "generationmode",
+    "swarmversion",
+    "appversion",
+    "mfluxversion",
+    "images",
+    "batchsize",
+    "batchcount",
+    "aspectratio",
+    "sidelength",
+    "profile",
+];
+
+/// What a JSON object says.
+///
+/// # Errors
+/// [`Kind::Argument`](crate::error::Kind::Argument) if it has no settings, or ComfyUI's graph is
+/// not understood.
+pub fn read(object: &Map<String, Value>) -> Result<Reading> {
+    if comfyui::is_graph(object) {
+        return comfyui::read(object);
+    }
+    if workflow::is_workflow(object) {
+        return comfyui::read(&workflow::to_graph(object));
+    }
+    if let Some(Value::Object(prompt)) = object.get("prompt")
+        && comfyui::is_graph(prompt)
+    {
+        return comfyui::read(prompt);
+    }
+    let has = |key: &str| object.contains_key(key);
+    if let Some(Value::Object(parameters)) = object.get("sui_image_params") {
+        let mut reading = flat(parameters, Writer::SwarmUi)?;
+        if let Some(Value::Object(extra)) = object.get("sui_extra_data") {
+            // The prompt as the user typed it, where wildcards and the like were filled in, and
+            // how long it took.
+            reading.unused.extend(leftovers(extra, &[]));
+        }
+        return Ok(reading);
+    }
+    let writer = if has("app_version") || has("positive_prompt") || has("generation_mode") {
+        Writer::InvokeAi
+    } else if has("mflux_version") {
+        Writer::Mflux
+    } else if has("c") && has("uc") {
+        Writer::DrawThings
+    } else {
+        Writer::Unknown
+    };
+    flat(object, writer)
+}
+
+/// An object whose members are the settings.
+fn flat(object: &Map<String, Value>, writer: Writer) -> Result<Reading> {
+    let mut reading = Reading::new(writer);
+    let mut used = Vec::new();
+    let mut take = |names: &[&str]| {
+        let found = names.iter().find_map(|name| {
+            object.iter().find(|(key, value)| plain(key) == *name && !is_empty(value))
+        });
+        found.map(|(key, value)| {
+            used.push(key.clone());
+            value
+        })
+    };
+    reading.prompt = take(&PROMPT).and_then(text);
+    if reading.prompt.is_none() {
+        return Err(no_settings().found("JSON without a prompt"));
+    }
+    reading.negative = take(&NEGATIVE).and_then(text);
+    for Names { label, names } in NUMBERS {
+        if let Some(value) = take(names).and_then(scalar) {
+            reading.set(label, value);
+        }
+    }
+    if let Some((width, height)) = take(&["size", "resolution"]).and_then(size) {
+        reading.set("Width", width);
+        reading.set("Height", height);
+    }
+    // Of other programs it is true CFG, for models without distilled guidance.
+    if writer == Writer::DrawThings
+        && let Some(scale) = take(&["scale"]).and_then(scalar)
+    {
+        reading.set("Distilled CFG Scale", scale);
+    }
+    reading.model = take(&MODEL).and_then(name_of).unwrap_or_default();
+    let mut word = |names: &[&str]| take(names).and_then(scalar).unwrap_or_default();
+    let (sampler, schedule) = (word(&SAMPLER), word(&SCHEDULE));
+    if !is_euler(&sampler, &schedule) {
+        reading.other_sampler(&format!("{sampler} {schedule}"));
+    }
+    let strength = take(&STRENGTH).and_then(scalar);
+    if let Some(strength) = strength {
+        // Some programs write a strength of 1 without an image.
+        let from_image = object.keys().any(|key| plain(key).contains("initimage"))
+            || object.get("generation_mode").and_then(Value::as_str).is_some_and(|mode| {
+                mode.contains("img2img") || mode.contains("inpaint") || mode.contains("outpaint")
+            });
+        if from_image {
+            reading.set("Denoising strength", strength);
+        } else if strength.parse() != Ok(1.0f32) {
+            reading.unused.push(("strength".into(), strength));
+        }
+    }
+    for (name, strength) in loras(&mut take) {
+        reading.lora(&name, strength);
+    }
+    if object.get("rand_device").is_some_and(|device| device != "cpu") {
+        reading.other_noise("rand_device");
+    } else if writer.noise_is_from_the_gpu() {
+        reading.other_noise("noise of its own generator");
+    } else if writer == Writer::InvokeAi {
+        reading.other_noise("numbers rounded to 16 bits");
+    }
+    used.push("rand_device".into());
+    reading.unused.extend(leftovers(object, &used));
+    Ok(reading)
+}
+
+/// `text` with `null` in place of NaN and infinite numbers outside of strings.
+pub fn with_null_for_nan(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let (mut quoted, mut escaped) = (false, false);
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let word = ["NaN", "-Infinity", "Infinity"].iter().find(|word| rest.starts_with(**word));
+        if let (false, Some(word)) = (quoted, word) {
+            out += "null";
+            rest = &rest[word.len()..];
+            continue;
+        }
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = quoted,
+            '"' => quoted = !quoted,
+            _ => {}
+        }
+        out.push(c);
+        rest = &rest[c.len_utf8()..];
+    }
+    out
+}
+
+/// A name without underscores and capitals: `negative_prompt` and `negativePrompt` are one.
+fn plain(key: &str) -> String {
+    key.chars().filter(|c| *c != '_' && *c != ' ').flat_map(char::to_lowercase).collect()
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(members) => members.is_empty(),
+        _ => false,
+    }
+}
+
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        // Old versions of InvokeAI wrote parts of a prompt with weights.
+        Value::Array(items) => {
+            let parts: Vec<&str> = items
+                .iter()
+                .filter_map(|item| item.get("prompt").unwrap_or(item).as_str())
+                .collect();
+            (!parts.is_empty()).then(|| parts.join(" "))
+        }
+        _ => None,
+    }
+}
+
+/// A number, or a text that may be one.
+pub fn scalar(value: &Value) -> Option<String> {
+    match value {
+        // Floats of whole numbers must be read as whole numbers, too: 20.0 steps.
+        Value::Number(number) => match number.as_f64() {
+            Some(x) if number.is_f64() && x.fract() == 0.0 && x.abs() < 1e15 => {
+                Some(format!("{x:.0}"))
+            }
+            _ => Some(number.to_string()),
+        },
+        Value::String(text) => Some(text.trim().to_string()),
+        _ => None,
+    }
+}
+
+/// `1024x768`, `(1024, 768)` or a list of two numbers.
+fn size(value: &Value) -> Option<(String, String)> {
+    if let Value::Array(sides) = value
+        && let [width, height] = sides.as_slice()
+    {
+        return Some((scalar(width)?, scalar(height)?));
+    }
+    let text = value.as_str()?.trim_matches(['(', ')', '[', ']']);
+    let (width, height) = text.split_once(['x', 'X', '\u{d7}', ','])?;
+    Some((width.trim().to_string(), height.trim().to_string()))
+}
+
+/// The name of a model: a text, or an object with its name.
+fn name_of(value: &Value) -> Option<String> {
+    let names = ["name", "model_name", "path", "file", "model", "lora"];
+    match value {
+        Value::String(name) => Some(name.clone()),
+        Value::Object(members) => names.iter().find_map(|name| name_of(members.get(*name)?)),
+        _ => None,
+    }
+}
+
+/// LoRAs and their strengths: a list of objects, or lists of names and of strengths.
+fn loras<'a>(take: &mut dyn FnMut(&[&str]) -> Option<&'a Value>) -> Vec<(String, f32)> {
+    let number = |value: &Value| scalar(value)?.parse::<f32>().ok();
+    let list = |value: Option<&'a Value>| match value {
+        Some(Value::Array(items)) => items.iter().collect(),
+        Some(one) => vec![one],
+        None => vec![],
+    };
+    let names = list(take(&["loras", "lorapaths", "lora"]));
+    let strengths = list(take(&["loraweights", "lorascales", "lorastrengths"]));
+    let own = |item: &Value| {
+        let member = ["weight", "strength", "scale", "multiplier"].iter().find_map(|n| item.get(n));
+        number(member?)
+    };
+    let all = names.into_iter().enumerate();
+    all.filter_map(|(i, item)| {
+        let strength = strengths.get(i).copied().and_then(number).or_else(|| own(item));
+        Some((name_of(item)?, strength.unwrap_or(1.0)))
+    })
+    .collect()
+}
+
+/// The members that were not used.
+fn leftovers(object: &Map<String, Value>, used: &[String]) -> Vec<(String, String)> {
+    let rest = object.iter().filter(|(key, value)| {
+        !used.contains(key) && !is_empty(value) && !EMPTY.contains(&plain(key).as_str())
+    });
+    rest.map(|(key, value)| {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_string);
+        (key.clone(), text)
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::read;
+
+    #[test]
+    fn swarmui_writes_its_own_names() {
+        let text = r#"{"sui_image_params": {"prompt": "a fox", "negativeprompt": "blur",
+            "model": "Flux/flux1-dev", "seed": 42, "steps": 24, "cfgscale": 1.0, "width": 832,
+            "height": 1216, "fluxguidancescale": 2.5, "sampler": "euler", "scheduler": "simple",
+            "loras": ["toys", "b"], "loraweights": ["0.8", "1"], "automaticvae": true,
+            "swarm_version": "0.9.6"}, "sui_extra_data": {"date": "2026-01-01"}}"#;
+        let settings = read(text).unwrap();
+        assert_eq!(settings.prompt.as_str(), "a fox");
+        assert_eq!((settings.steps, settings.seed), (24, 42));
+        assert_eq!((settings.width, settings.height), (832, 1216));
+        assert_eq!((settings.guidance, settings.cfg_scale), (Some(2.5), 1.0));
+        assert_eq!((settings.strength, settings.model.as_str()), (None, "Flux/flux1-dev"));
+        let loras: Vec<_> = settings.loras.iter().map(|l| (l.name.as_str(), l.strength)).collect();
+        assert_eq!(loras, [("toys", 0.8), ("b", 1.0)]);
+    }
+
+    #[test]
+    fn invokeai_separates_guidance_and_cfg() {
+        let text = r#"{"generation_mode": "flux_txt2img", "positive_prompt": "a lake",
+            "negative_prompt": "", "width": 1024, "height": 768, "seed": 3, "rand_device": "cpu",
+            "cfg_scale": 1, "steps": 30, "scheduler": "euler", "guidance": 4,
+            "model": {"key": "k", "hash": "blake3:x", "name": "FLUX Dev", "base": "flux"},
+            "loras": [{"model": {"name": "realism"}, "weight": 0.75}], "app_version": "5.6.0"}"#;
+        let settings = read(text).unwrap();
+        assert_eq!((settings.prompt.as_str(), settings.model.as_str()), ("a lake", "FLUX Dev"));
+        assert_eq!((settings.guidance, settings.cfg_scale), (Some(4.0), 1.0));
+        assert_eq!(
+            (settings.loras[0].name.as_str(), settings.loras[0].strength),
+            ("realism", 0.75)
+        );
+        let from_image = text.replace("flux_txt2img", "flux_img2img");
+        let from_image = from_image.replace("\"seed\": 3", "\"seed\": 3, \"strength\": 0.6");
+        assert_eq!(read(&from_image).unwrap().strength, Some(0.6));
+    }
+
+    #[test]
+    fn flat_objects_of_other_programs_are_read_and_others_are_refused() {
+        let mflux = r#"{"mflux_version": "0.5", "model": "dev", "seed": 7, "steps": 20,
+            "guidance": 3.5, "width": 512, "height": 512, "prompt": "a boat",
+            "lora_paths": ["x.safetensors"], "lora_scales": [0.5]}"#;
+        let settings = read(mflux).unwrap();
+        assert_eq!((settings.guidance, settings.loras[0].strength), (Some(3.5), 0.5));
+        let things = r#"{"c": "a boat", "uc": "", "model": "flux_1_dev_q8p.ckpt",
+            "sampler": "Euler A Trailing", "scale": 3.5, "seed": 12, "size": "1024x512",
+            "steps": 8, "strength": 1}"#;
+        let settings = read(things).unwrap();
+        assert_eq!((settings.width, settings.height, settings.strength), (1024, 512, None));
+        for other in [r#"{"title": "holiday"}"#, "{}", r#"{"prompt": "x"}"#] {
+            assert!(read(other).is_err(), "{other}");
+        }
+    }
+}
