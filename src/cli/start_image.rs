@@ -23,8 +23,13 @@ pub struct StartImage {
 impl StartImage {
     /// The image that the arguments name, if they name one: a file, or stdin for `-`.
     pub fn open(args: &RequestArgs) -> Result<Option<StartImage>> {
-        let open =
-            |path: &PathBuf| Ok(StartImage { path: path.clone(), file: ImageFile::open(path)? });
+        let open = |path: &PathBuf| {
+            let (path, file) = match path.as_os_str() == "-" {
+                true => ("stdin".into(), ImageFile::read(std::io::stdin().lock(), "stdin")?),
+                false => (path.clone(), ImageFile::open(path)?),
+            };
+            Ok(StartImage { path, file })
+        };
         args.init_img.as_ref().map(open).transpose()
     }
 
