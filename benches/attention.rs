@@ -10,7 +10,9 @@ use flux_fast::backend::cpu::isa::Isa;
 use flux_fast::backend::cpu::{CpuBackend, CpuOptions, variants};
 use flux_fast::backend::{Backend, KernelChoice, Layout, Place, Places, WeightKey};
 use flux_fast::dtype::DType;
-use flux_fast::op::{Attention, GroupNorm, LayerNormModulate, Op, QkNormRope, Step, Use};
+use flux_fast::op::{
+    Attention, GroupNorm, GroupStatistics, LayerNormModulate, Op, QkNormRope, Step, Use,
+};
 use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, Weight};
 
 #[path = "common/traffic.rs"]
@@ -148,17 +150,23 @@ fn norms(c: &mut Criterion) {
     let x = tensor(0, pixels, channels);
     let affine = |id| Weight { id, rows: 1, cols: channels };
     let (weight, bias) = (affine(0), affine(1));
+    let statistics = tensor(1, 512, 64);
+    let op = GroupStatistics { x, width: 512, groups: 32, out: statistics }.into();
+    let bytes = Throughput::Bytes(activation_bytes(&op));
+    bench(c, "512x512x128", op, &[x, statistics], bytes);
     let op = Op::GroupNorm(GroupNorm {
         x,
+        statistics,
+        width: 512,
         weight,
         bias,
-        batch: 1,
         groups: 32,
         eps: 1e-6,
         silu: true,
         out: x,
     });
-    bench(c, "512x512x128", op, &[x], Throughput::Bytes(activation_bytes(&op)));
+    let bytes = Throughput::Bytes(activation_bytes(&op));
+    bench(c, "512x512x128", op, &[x, statistics], bytes);
 }
 
 criterion_group!(benches, attention, norms);

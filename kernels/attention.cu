@@ -1,7 +1,7 @@
 // attention: out = softmax(scale q . k^T + bias) . v, for each image and head; bf16 in and out, f32
 // sums, sm_80.
 //
-// q, k, v, out are windows of `batch*tokens` rows and `heads*head_dim` columns; the rows of the
+// k, v are windows of `batch*tokens` rows and `heads*head_dim` columns, q and out of `batch*queries`; the rows of the
 // first n tokens of each image may be stored in another matrix than the others. bias: `(2*tokens -
 // 1) x heads`, row j - i + tokens - 1 is added to query i, key j.
 //
@@ -50,11 +50,11 @@ attention_any(const bf16* q, const bf16* k, const bf16* v, const void* bias, bf1
     constexpr u32 WARPS = 4, COLUMNS = 1024, KEYS = 8;
     __shared__ float queries[WARPS][COLUMNS], sums[WARPS][COLUMNS];
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const u32 groups = (p.tokens + WARPS - 1) / WARPS;
+    const u32 groups = (p.queries + WARPS - 1) / WARPS;
     const u32 token = blockIdx.x % groups * WARPS + warp, head = blockIdx.x / groups % p.heads, picture = blockIdx.x / groups / p.heads;
-    if (token >= p.tokens) return;
+    if (token >= p.queries) return;
     const size_t top = (size_t)picture * p.tokens, column = (size_t)head * p.head_dim;
-    q += (top + token) * p.q_stride + column;
+    q += ((size_t)picture * p.queries + token) * p.q_stride + column;
     k += top * p.k_stride + column;
     v += top * p.v_stride + column;
     for (u32 d = lane; d < p.head_dim; d += 32) {

@@ -26,7 +26,8 @@
 #include "common.cuh"
 
 struct Params {
-    u32 tokens;       // rows of one image
+    u32 queries;      // rows of q of one image: as many as tokens, unless there is no bias, mask or `first`
+    u32 tokens;       // rows of k and v of one image
     u32 heads;
     u32 head_dim;
     u32 q_stride, k_stride, v_stride, out_stride, first_stride, bias_stride;
@@ -39,7 +40,7 @@ struct Params {
 // The row of `token` in the matrix that it is stored to.
 DEVICE bf16* out_row(const Params& p, bf16* out, bf16* first, u32 picture, u32 token) {
     if (token < p.first) return first + ((size_t)picture * p.first + token) * p.first_stride;
-    return out + ((size_t)picture * (p.tokens - p.first) + token - p.first) * p.out_stride;
+    return out + ((size_t)picture * (p.queries - p.first) + token - p.first) * p.out_stride;
 }
 
 constexpr float LOG2_E = 1.4426950408889634f;
@@ -79,7 +80,7 @@ struct Flash {
         const u32 row0 = blockIdx.x * ROWS, chunks = p.head_dim / 8, head = blockIdx.y, picture = blockIdx.z;
         const size_t top = (size_t)picture * p.tokens;
         const u32 column = head * p.head_dim;
-        q += top * p.q_stride + column;
+        q += (size_t)picture * p.queries * p.q_stride + column;
         k += top * p.k_stride + column;
         v += top * p.v_stride + column;
 
@@ -93,7 +94,7 @@ struct Flash {
         const u32 turned = shared + lane % 16 * PITCH + ((lane / 16 ^ lane % 8) << 4);
 
         u32 queries[M][D / 16][4];
-        load_rows<D, ROWS, THREADS>(shared, q, p.q_stride, row0, p.tokens, chunks);
+        load_rows<D, ROWS, THREADS>(shared, q, p.q_stride, row0, p.queries, chunks);
         copy_commit();
         copy_wait<0>();
         __syncthreads();
@@ -271,7 +272,7 @@ struct Flash {
 #pragma unroll
         for (int i = 0; i < M * 16 / PASS; i++) {
             const u32 row = warp * M * 16 + i * PASS + lane / (D / 8);
-            if (row0 + row < p.tokens && chunk < chunks)
+            if (row0 + row < p.queries && chunk < chunks)
                 *reinterpret_cast<uint4*>(out_row(p, out, first, picture, row0 + row) + column + chunk * 8) =
                     *reinterpret_cast<const uint4*>(memory + row * PITCH + ((chunk ^ row % 8) << 4));
         }

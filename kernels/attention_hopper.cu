@@ -29,7 +29,7 @@ enum : u32 { AT_K = TILE, AT_V = AT_K + STAGES * TILE, AT_BARRIERS = AT_V + STAG
 #define MINUS_INFINITY __int_as_float(0xff800000)
 
 struct Params {
-    u32 heads, tokens, first;
+    u32 heads, queries, tokens, first;
     u32 query_tiles, key_tiles, tiles;  // Of one head of one image (query_tiles also of all rows); of all heads and images.
     u32 out_stride, first_stride;
     float scale;  // Times log2(e).
@@ -66,7 +66,7 @@ DEVICE void produce(u32 shared, Barriers at, const TensorMap& q, const TensorMap
         Place o = place(tile, p);
         u32 start = o.picture * p.tokens;
         barrier_wait(at.q_empty(), queries.parity ^ 1);
-        load_tile(shared, q, o.head, start + o.query, at.q_full());
+        load_tile(shared, q, o.head, o.picture * p.queries + o.query, at.q_full());
         queries.next();
         // Values are loaded one tile later than keys, because they are used later.
         for (u32 i = p.key_tiles + 1; i-- > 0;) {
@@ -144,7 +144,7 @@ DEVICE void store_rows(bf16* out, bf16* out_first, const float (&o)[64], const f
         float factor = 1.f / total;
         u32 token = at.query + row + 8 * h;
         bf16* to = token < p.first ? out_first + (size_t)(at.picture * p.first + token) * p.first_stride
-                                   : out + (size_t)(at.picture * (p.tokens - p.first) + token - p.first) * p.out_stride;
+                                   : out + (size_t)(at.picture * (p.queries - p.first) + token - p.first) * p.out_stride;
         to += at.head * 128 + 8 * quad_lane;
 #pragma unroll
         for (int c = 0; c < 4; c++) {
@@ -152,7 +152,7 @@ DEVICE void store_rows(bf16* out, bf16* out_first, const float (&o)[64], const f
 #pragma unroll
             for (int j = 0; j < 4; j++) v[j] = pack_bf16(o[16 * c + 4 * j + 2 * h] * factor, o[16 * c + 4 * j + 2 * h + 1] * factor);
             quad_transpose(v, quad_lane);
-            if (token < p.tokens) *reinterpret_cast<uint4*>(to + 32 * c) = make_uint4(v[0], v[1], v[2], v[3]);
+            if (token < p.queries) *reinterpret_cast<uint4*>(to + 32 * c) = make_uint4(v[0], v[1], v[2], v[3]);
         }
     }
 }

@@ -33,7 +33,7 @@ struct Wide {
         const u32 row0 = blockIdx.x * ROWS, chunks = p.head_dim / 8, head = blockIdx.y, picture = blockIdx.z;
         const size_t top = (size_t)picture * p.tokens;
         const u32 column = head * p.head_dim;
-        q += top * p.q_stride + column;
+        q += (size_t)picture * p.queries * p.q_stride + column;
         k += top * p.k_stride + column;
         v += top * p.v_stride + column;
 
@@ -42,7 +42,7 @@ struct Wide {
         const u32 turned = columns + lane % 16 * PITCH + ((lane / 16 ^ lane % 8) << 4);
 
         u32 queries[HALF / 16][4];
-        load_rows<D, ROWS, THREADS>(shared, q, p.q_stride, row0, p.tokens, chunks);
+        load_rows<D, ROWS, THREADS>(shared, q, p.q_stride, row0, p.queries, chunks);
         copy_commit();
         copy_wait<0>();
         __syncthreads();
@@ -171,7 +171,7 @@ struct Wide {
 #pragma unroll
         for (int i = 0; i < 16; i++) {
             const u32 row = group * 16 + i;
-            if (row0 + row < p.tokens && chunk < chunks)
+            if (row0 + row < p.queries && chunk < chunks)
                 *reinterpret_cast<uint4*>(out_row(p, out, first, picture, row0 + row) + column + chunk * 8) =
                     *reinterpret_cast<const uint4*>(memory + row * PITCH + ((chunk ^ row % 8) << 4));
         }

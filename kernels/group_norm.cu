@@ -1,30 +1,30 @@
 // out[p][c] = act((x[p][c] - mean[g]) / sqrt(variance[g] + eps) * weight[c] + bias[c]), act = SiLU
 // or nothing
 //
-// Mean and variance are those of a group: all pixels of an image x the `channels / groups` channels
-// of group g. Pixels are rows, channels last. The group of a whole image is far larger than a
-// block, so this takes three launches:
-//   statistics: a block reads a chunk of rows once and stores (mean, sum of squared deviations) of
-//   every group in scratch;
-//   merge:      a block per group joins the chunks into (mean, 1 / deviation);
-//   apply:      normalises chunk by chunk, the last chunk first, because the statistics pass leaves
-//   the end of x in L2.
-// A thread keeps its 8 channels (16 bytes) and goes through the rows, four at a time, so that a
+// Mean and variance are those of a group: all pixels of the image x the `channels / groups` channels
+// of group g. Pixels are rows of x, channels last. Two operations do it, because an image may be
+// processed in bands of rows of pixels:
+//   group_statistics: a block reads a row of pixels once and stores (mean, sum of squared
+//   deviations) of every group;
+//   group_norm: `merge`, a block per group, joins the rows of the whole image into (mean, 1 /
+//   deviation); `apply` normalises chunk by chunk, the last chunk first, because the kernel that
+//   wrote x leaves its end in L2.
+// A thread keeps its 8 channels (16 bytes) and goes through the pixels, four at a time, so that a
 // warp reads 512 consecutive bytes and a block has 16 KiB in flight.
 //
 // A sum of squares loses all precision if the mean is far from zero. Each thread sums differences
 // from the first value that it reads of a channel; after that only means and squared deviations are
-// joined (Chan, Golub, LeVeque), in an order that depends on the shape alone.
+// joined (Chan, Golub, LeVeque), in an order that depends on the shape of the image alone.
 //
 // Roofline: three passes at memory bandwidth. A megapixel of 128 channels is 268 MB: 2.2 ms at 360
 // GB/s, .24 at 3.3 TB/s.
 #include "common.cuh"
 
 struct Params {
-    u32 rows;        // pixels of an image
+    u32 rows;        // pixels of x
     u32 channels, groups;
-    u32 chunk_rows;  // rows of a block
-    u32 chunks;      // blocks of an image
+    u32 chunk_rows;  // pixels of a block: of statistics and merge, those of a row of pixels
+    u32 chunks;      // blocks; of merge, the rows of pixels of the whole image
     u32 x_stride, out_stride;
     u32 x_dtype, out_dtype;
     u32 silu;
@@ -81,16 +81,15 @@ DEVICE void unpack(const uint4& v, float (&f)[8]) {
     for (int i = 0; i < 4; i++) f[2 * i] = bf16_low(words[i]), f[2 * i + 1] = bf16_high(words[i]);
 }
 
-// Block `picture * chunks + chunk`; up to 2048 channels, a multiple of 8; rows at multiples of 16
+// A block for each row of pixels; up to 2048 channels, a multiple of 8; pixels at multiples of 16
 // bytes.
 KERNEL(THREADS, 4) group_norm_statistics_bf16(const bf16* x, float2* partials, const __grid_constant__ Params p) {
     __shared__ __align__(16) float means[THREADS * 8], deviations[THREADS * 8];
-    const u32 picture = blockIdx.x / p.chunks, chunk = blockIdx.x - picture * p.chunks;
-    const u32 count = min(p.rows - chunk * p.chunk_rows, p.chunk_rows);
+    const u32 chunk = blockIdx.x, count = p.chunk_rows;
     // The block is `lines` rows of `vectors` threads; the other threads do nothing.
     const u32 vectors = p.channels / 8, lines = THREADS / vectors, line = threadIdx.x / vectors, vector = threadIdx.x - line * vectors;
     if (line < lines) {
-        const bf16* from = x + ((size_t)picture * p.rows + chunk * p.chunk_rows) * p.x_stride + vector * 8;
+        const bf16* from = x + (size_t)chunk * p.chunk_rows * p.x_stride + vector * 8;
         float shift[8] = {}, sum[8] = {}, squares[8] = {}, f[8];
         auto add = [&](const uint4& v) {
             unpack(v, f);
@@ -149,16 +148,15 @@ KERNEL(THREADS, 4) group_norm_statistics_bf16(const bf16* x, float2* partials, c
         const Moments m = join(width, [&](u32 i) {
             return Moments{(float)count, means[group * width + i], deviations[group * width + i]};
         });
-        if (threadIdx.x % 32 == 0) partials[((size_t)picture * p.groups + group) * p.chunks + chunk] = make_float2(m.mean, m.squares);
+        if (threadIdx.x % 32 == 0) partials[(size_t)chunk * p.groups + group] = make_float2(m.mean, m.squares);
     }
 }
 
-// Any element type, width and alignment: block `(picture * groups + group) * chunks + chunk`.
+// Any element type, width and alignment: block `row of pixels * groups + group`.
 KERNEL(THREADS, 4) group_norm_statistics_any(const void* x, float2* partials, const __grid_constant__ Params p) {
-    const u32 owner = blockIdx.x / p.chunks, chunk = blockIdx.x - owner * p.chunks, picture = owner / p.groups;
-    const u32 width = p.channels / p.groups, column = (owner - picture * p.groups) * width;
-    const u32 elements = min(p.rows - chunk * p.chunk_rows, p.chunk_rows) * width;
-    const size_t first = (size_t)picture * p.rows + chunk * p.chunk_rows;
+    const u32 chunk = blockIdx.x / p.groups, width = p.channels / p.groups, column = (blockIdx.x - chunk * p.groups) * width;
+    const u32 elements = p.chunk_rows * width;
+    const size_t first = (size_t)chunk * p.chunk_rows;
     float shift = 0.f, sum = 0.f, squares = 0.f;
     u32 count = 0;
     for (u32 e = threadIdx.x; e < elements; e += THREADS, count++) {
@@ -172,15 +170,14 @@ KERNEL(THREADS, 4) group_norm_statistics_any(const void* x, float2* partials, co
     if (threadIdx.x == 0) partials[blockIdx.x] = make_float2(m.mean, m.squares);
 }
 
-// (mean, 1 / deviation) of group `blockIdx.x` (of all images) from its chunks.
+// (mean, 1 / deviation) of group `blockIdx.x` from its rows of pixels.
 KERNEL(THREADS, 1) group_norm_merge(const float2* partials, float2* statistics, const __grid_constant__ Params p) {
-    partials += (size_t)blockIdx.x * p.chunks;
-    const float width = (float)(p.channels / p.groups);
+    partials += blockIdx.x;
+    const float n = (float)p.chunk_rows * (float)(p.channels / p.groups);
     Moments all = {0.f, 0.f, 0.f};
     for (u32 chunk = threadIdx.x; chunk < p.chunks; chunk += THREADS) {
-        const float2 part = partials[chunk];
-        const float n = (float)min(p.rows - chunk * p.chunk_rows, p.chunk_rows) * width, total = all.count + n;
-        const float d = part.x - all.mean;
+        const float2 part = partials[(size_t)chunk * p.groups];
+        const float total = all.count + n, d = part.x - all.mean;
         all.mean += d * (n / total);
         all.squares += part.y + d * d * (n * (all.count / total));
         all.count = total;
@@ -189,12 +186,12 @@ KERNEL(THREADS, 1) group_norm_merge(const float2* partials, float2* statistics, 
     if (threadIdx.x == 0) statistics[blockIdx.x] = make_float2(all.mean, rsqrtf(all.squares / all.count + p.eps));
 }
 
-// Blocks as in group_norm_statistics_bf16, in the opposite order. out may be x: a thread reads and
-// writes the same elements.
+// A block for each chunk of pixels, in the opposite order. out may be x: a thread reads and writes
+// the same elements.
 KERNEL(THREADS, 4)
 group_norm_apply_bf16(const bf16* x, const float2* statistics, const float* weight, const float* bias, bf16* out,
                       const __grid_constant__ Params p) {
-    const u32 block = gridDim.x - 1 - blockIdx.x, picture = block / p.chunks, chunk = block - picture * p.chunks;
+    const u32 chunk = gridDim.x - 1 - blockIdx.x;
     const u32 count = min(p.rows - chunk * p.chunk_rows, p.chunk_rows), width = p.channels / p.groups;
     const u32 vectors = p.channels / 8, lines = THREADS / vectors, line = threadIdx.x / vectors, vector = threadIdx.x - line * vectors;
     if (line >= lines) return;
@@ -208,11 +205,11 @@ group_norm_apply_bf16(const bf16* x, const float2* statistics, const float* weig
     }
 #pragma unroll
     for (int c = 0; c < 8; c++) {
-        const float2 s = statistics[picture * p.groups + (vector * 8 + c) / width];
+        const float2 s = statistics[(vector * 8 + c) / width];
         mean[c] = s.x;
         scale[c] *= s.y;
     }
-    const size_t first = (size_t)picture * p.rows + chunk * p.chunk_rows;
+    const size_t first = (size_t)chunk * p.chunk_rows;
     const bf16* from = x + first * p.x_stride + vector * 8;
     bf16* to = out + first * p.out_stride + vector * 8;
     auto load = [&](u32 row) { return *reinterpret_cast<const uint4*>(from + (size_t)row * p.x_stride); };
@@ -236,16 +233,16 @@ group_norm_apply_bf16(const bf16* x, const float2* statistics, const float* weig
     for (; row < count; row += lines) store(row, load(row));
 }
 
-// Block `picture * chunks + chunk`, with chunks of another size.
+// The same in plain loops, for any element type, width and alignment.
 KERNEL(THREADS, 4)
 group_norm_apply_any(const void* x, const float2* statistics, const float* weight, const float* bias, void* out,
                      const __grid_constant__ Params p) {
-    const u32 picture = blockIdx.x / p.chunks, chunk = blockIdx.x - picture * p.chunks, width = p.channels / p.groups;
+    const u32 chunk = blockIdx.x, width = p.channels / p.groups;
     const u32 elements = min(p.rows - chunk * p.chunk_rows, p.chunk_rows) * p.channels;
-    const size_t first = (size_t)picture * p.rows + chunk * p.chunk_rows;
+    const size_t first = (size_t)chunk * p.chunk_rows;
     for (u32 e = threadIdx.x; e < elements; e += THREADS) {
         const u32 row = e / p.channels, c = e - row * p.channels;
-        const float2 s = statistics[picture * p.groups + c / width];
+        const float2 s = statistics[c / width];
         const float v = load_element(x, (first + row) * p.x_stride + c, p.x_dtype);
         const float y = (v - s.x) * (s.y * weight[c]) + bias[c];
         store_element(out, (first + row) * p.out_stride + c, p.out_dtype, p.silu ? silu(y) : y);

@@ -1,16 +1,16 @@
 // out[p][c] = act((x[p][c] - mean[g]) / sqrt(variance[g] + eps) * weight[c] + bias[c]), act = SiLU
 // or nothing
 //
-// Mean and variance are those of a group: all pixels of an image x the `channels / groups` channels
-// of group g. Pixels are rows, channels last. The group of a whole image is far larger than a
-// workgroup, so this takes three dispatches:
-//   statistics: a workgroup reads a chunk of rows once and stores the moments of every group in
-//   scratch;
-//   merge:      a workgroup per image and group joins the chunks;
-//   apply:      normalises chunk by chunk.
-// An image larger than a binding is divided between chunks. Chunks depend only on the shape, and
-// everything is joined in a fixed order: the result has the same bits for every division of an
-// image or a dispatch.
+// Mean and variance are those of a group: all pixels of the image x the `channels / groups` channels
+// of group g. Pixels are rows of x, channels last. Two operations do it, because an image may be
+// processed in bands of rows of pixels:
+//   group_statistics: a workgroup reads a row of pixels once and stores the mean and the summed
+//   squared deviation of every group;
+//   group_norm: `merge`, a workgroup per group, joins the rows of the whole image; `apply`
+//   normalises chunk by chunk.
+// A matrix larger than a binding is divided between rows of pixels or chunks. Everything is joined
+// in an order that depends on the shape of the image alone: the result has the same bits for every
+// division of an image or a dispatch.
 //
 // Sums of squares lose all precision if the mean is far from zero, and so does a mean rounded to
 // f32: at 1000 deviations from zero its rounding error would be 3e-5 of a deviation. Therefore each
@@ -25,22 +25,20 @@
 struct Params {
     first: u32,
     groups: u32,         // workgroups
-    rows: u32,           // pixels of an image
+    rows: u32,           // pixels of x
     channels: u32,
     norm_groups: u32,    // groups of channels
-    chunk_rows: u32,     // rows of a chunk
-    chunks: u32,         // chunks of an image
-    first_chunk: u32,    // number, over all images, of the chunk of workgroup 0
-    first_row: u32,      // number of the first row in the windows of x and out
-    first_picture: u32,  // number of the first image in the window of statistics
+    chunk_rows: u32,     // pixels of a chunk: of statistics and merge, those of a row of pixels
+    chunks: u32,         // of merge, the rows of pixels of the whole image
+    first_chunk: u32,    // number of the chunk of workgroup 0, which is the first in the windows
     x_base: u32,         // of x and out: in vectors of 16 bytes if bound as vectors
     x_stride: u32,
     out_base: u32,
     out_stride: u32,
     weight_base: u32,
     bias_base: u32,
-    partials_base: u32,  // in moments
-    statistics_base: u32,
+    partials_base: u32,  // in pairs
+    statistics_base: u32,  // in moments
     silu: u32,
     eps: f32,
 }
@@ -57,8 +55,8 @@ fn exact(v: f32) -> f32 { return bitcast<f32>(bitcast<u32>(v) | (params.groups >
 fn exact4(v: vec4<f32>) -> vec4<f32> { return bitcast<vec4<f32>>(bitcast<vec4<u32>>(v) | vec4<u32>(params.groups >> 31u)); }
 
 // The moments of `count` values: their mean is shift + mean, `squares` is the sum of squared
-// deviations from it. In scratch they are a vector of these four; statistics have 1 / deviation in
-// place of `squares`.
+// deviations from it. Those of a row of pixels are stored as (shift + mean, squares). The merged
+// ones are a vector of these four, with 1 / deviation in place of `squares`.
 struct Moments {
     count: f32,
     shift: f32,
@@ -95,6 +93,7 @@ var<workgroup> joined: array<vec4<f32>, 128>;
 
 fn as_vector(m: Moments) -> vec4<f32> { return vec4<f32>(m.count, m.shift, m.mean, m.squares); }
 fn as_moments(v: vec4<f32>) -> Moments { return Moments(v.x, v.y, v.z, v.w); }
+fn as_pair(m: Moments) -> vec2<f32> { return vec2<f32>(m.shift + m.mean, m.squares); }
 
 // The moments of the union of the parts of all threads of the workgroup. The result is valid in
 // thread 0.

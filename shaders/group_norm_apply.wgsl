@@ -30,9 +30,9 @@ struct Four {
     add: vec4<f32>,
 }
 
-fn four(picture: u32, c: u32) -> Four {
+fn four(c: u32) -> Four {
     let width = params.channels / params.norm_groups;
-    let start = params.statistics_base + (picture - params.first_picture) * params.norm_groups;
+    let start = params.statistics_base;
     let s = transpose(mat4x4<f32>(statistics[start + c / width], statistics[start + (c + 1u) / width], statistics[start + (c + 2u) / width],
                                   statistics[start + (c + 3u) / width]));
     let w = params.weight_base + c;
@@ -58,18 +58,15 @@ fn store(i: u32, v: Unit, low: Four, high: Four) {
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let group = params.first + wg.y * n.x + wg.x;
     if group >= params.groups { return; }
-    let id = params.first_chunk + group;
-    let picture = id / params.chunks;
-    let top = (id - picture * params.chunks) * params.chunk_rows;
-    let count = min(params.rows - top, params.chunk_rows);
+    let count = min(params.rows - (params.first_chunk + group) * params.chunk_rows, params.chunk_rows);
     let vectors = params.channels / 8u;
     let lines = THREADS / vectors;
     let line = thread / vectors;
     if line >= lines { return; }
     let vector = thread - line * vectors;
-    let low = four(picture, vector * 8u);
-    let high = four(picture, vector * 8u + 4u);
-    let first = picture * params.rows + top - params.first_row;
+    let low = four(vector * 8u);
+    let high = four(vector * 8u + 4u);
+    let first = group * params.chunk_rows;
     let x_step = lines * params.x_stride;
     let out_step = lines * params.out_stride;
     var read = params.x_base + (first + line) * params.x_stride + vector * select(2u, 1u, X_TYPE == BF16);

@@ -16,13 +16,11 @@ fn element(e: u32) -> f32 {
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let group = params.first + wg.y * n.x + wg.x;
     if group >= params.groups { return; }
-    let id = params.first_chunk + group;
-    let picture = id / params.chunks;
-    let top = (id - picture * params.chunks) * params.chunk_rows;
+    let top = (params.first_chunk + group) * params.chunk_rows;
     let elements = min(params.rows - top, params.chunk_rows) * params.channels;
-    let first = picture * params.rows + top - params.first_row;
+    let first = group * params.chunk_rows;
     let width = params.channels / params.norm_groups;
-    let start = params.statistics_base + (picture - params.first_picture) * params.norm_groups;
+    let start = params.statistics_base;
     for (var e = thread; e < elements; e += THREADS) {
         let row = e / params.channels;
         let c = e - row * params.channels;

@@ -1,4 +1,4 @@
-// Moments of every group in a chunk of rows, for rows that are whole units of 8 channels beginning
+// Moments of every group in a row of pixels, for pixels that are whole units of 8 channels beginning
 // at multiples of 16 bytes, up to 1024 channels.
 //
 // A thread keeps its 8 channels and goes through the rows, four at a time, so that neighbours read
@@ -8,7 +8,7 @@
 // is joined over the lines of threads, then the channels of each group.
 
 @group(0) @binding(0) var<storage, read_write> x: array<vec4<u32>>;
-@group(0) @binding(1) var<storage, read_write> partials: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read_write> partials: array<vec2<f32>>;
 
 const RUN: u32 = 132u;
 
@@ -51,10 +51,7 @@ fn put(at: u32, count: f32, shift: f32, sum: f32, squares: f32) {
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let group = params.first + wg.y * n.x + wg.x;
     if group >= params.groups { return; }
-    let id = params.first_chunk + group;
-    let picture = id / params.chunks;
-    let top = (id - picture * params.chunks) * params.chunk_rows;
-    let count = min(params.rows - top, params.chunk_rows);
+    let count = params.chunk_rows;
 
     // The workgroup is `lines` rows of `vectors` threads; the other threads do nothing.
     let vectors = params.channels / 8u;
@@ -62,7 +59,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     let line = thread / vectors;
     if line < lines && line < count {
         let per_unit = select(2u, 1u, X_TYPE == BF16);
-        let start = params.x_base + (picture * params.rows + top - params.first_row) * params.x_stride + (thread - line * vectors) * per_unit;
+        let start = params.x_base + group * params.chunk_rows * params.x_stride + (thread - line * vectors) * per_unit;
         let step = lines * params.x_stride;
         let zero = vec4<f32>(0.0);
         var at = start + line * params.x_stride;
@@ -118,6 +115,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
             let at = (c & 7u) * RUN + (c >> 3u);
             m = join(m, Moments(f32(count), shifts[at], means[at], deviations[at]));
         }
-        partials[params.partials_base + group * params.norm_groups + g] = as_vector(m);
+        partials[params.partials_base + group * params.norm_groups + g] = as_pair(m);
     }
 }

@@ -1,8 +1,8 @@
-// Moments of one group in a chunk of rows, of any width and alignment: workgroup `chunk *
+// Moments of one group in a row of pixels, of any width and alignment: workgroup `row of pixels *
 // norm_groups + group`.
 
 @group(0) @binding(0) var<storage, read_write> x: array<u32>;
-@group(0) @binding(1) var<storage, read_write> partials: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read_write> partials: array<vec2<f32>>;
 
 fn element(e: u32) -> f32 {
     if X_TYPE == F32 { return bitcast<f32>(x[e]); }
@@ -15,12 +15,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     if group >= params.groups { return; }
     let chunk = group / params.norm_groups;
     let g = group - chunk * params.norm_groups;
-    let id = params.first_chunk + chunk;
-    let picture = id / params.chunks;
-    let top = (id - picture * params.chunks) * params.chunk_rows;
     let width = params.channels / params.norm_groups;
-    let elements = min(params.rows - top, params.chunk_rows) * width;
-    let start = params.x_base + (picture * params.rows + top - params.first_row) * params.x_stride + g * width;
+    let elements = params.chunk_rows * width;
+    let start = params.x_base + chunk * params.chunk_rows * params.x_stride + g * width;
     var shift = 0.0;
     var sum = 0.0;
     var squares = 0.0;
@@ -35,5 +32,5 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         count += 1.0;
     }
     let m = join_threads(thread, moments(count, shift, sum, squares));
-    if thread == 0u { partials[params.partials_base + group] = as_vector(m); }
+    if thread == 0u { partials[params.partials_base + group] = as_pair(m); }
 }

@@ -11,8 +11,8 @@ use criterion::{Criterion, Throughput};
 use flux_fast::backend::{Layout, Place, Places, WeightKey};
 use flux_fast::dtype::DType;
 use flux_fast::op::{
-    Attention, Conv2d, ConvShape, Epilogue, GeluMul, GroupNorm, LayerNormModulate, Linear, Op,
-    Program, QkNormRope, RmsNorm, Step, WeightSpec,
+    Attention, Conv2d, ConvShape, Epilogue, GeluMul, GroupNorm, GroupStatistics, LayerNormModulate,
+    Linear, Op, Program, QkNormRope, RmsNorm, Step, WeightSpec,
 };
 use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, Weight};
 
@@ -280,20 +280,26 @@ pub fn run(asked: &Asked) {
     ] {
         bench.conv(size, inside, outside, up);
     }
-    for (pixels, channels) in [(1 << 20, 128), (1 << 18, 256), (1 << 16, 512)] {
+    for (pixels, width, channels) in
+        [(1 << 20, 1024, 128), (1 << 18, 512, 256), (1 << 16, 256, 512)]
+    {
+        let statistics = bench.tensor(pixels / width, 64, DType::F32);
         let (x, out) = (bench.act(pixels, channels), bench.act(pixels, channels));
         let (weight, bias) =
             (bench.weight(1, channels, DType::F32), bench.weight(1, channels, DType::F32));
         let op = Op::GroupNorm(GroupNorm {
             x,
+            statistics,
+            width,
             weight,
             bias,
-            batch: 1,
             groups: 32,
             eps: 1e-6,
             silu: true,
             out,
         });
+        let sums = GroupStatistics { x, width, groups: 32, out: statistics };
+        bench.case(&format!("group_statistics.{pixels}x{channels}"), sums, 0);
         bench.case(&format!("group_norm.{pixels}x{channels}"), op, 0);
     }
     let (x, m, out) = (bench.act(4096, 3072), bench.act(1, 9 * 3072), bench.act(4096, 3072));
@@ -343,17 +349,21 @@ fn small(bench: &mut Bench) {
         bench.conv(size, inside, outside, up);
     }
     let (x, out) = (bench.act(1 << 14, 128), bench.act(1 << 14, 128));
+    let (width, statistics) = (128, bench.tensor(128, 64, DType::F32));
     let (weight, bias) = (bench.weight(1, 128, DType::F32), bench.weight(1, 128, DType::F32));
     let op = Op::GroupNorm(GroupNorm {
         x,
+        statistics,
+        width,
         weight,
         bias,
-        batch: 1,
         groups: 32,
         eps: 1e-6,
         silu: true,
         out,
     });
+    let sums = GroupStatistics { x, width, groups: 32, out: statistics };
+    bench.case("group_statistics.16384x128", sums, 0);
     bench.case("group_norm.16384x128", op, 0);
     let (x, m, out) = (bench.act(1024, 3072), bench.act(1, 9 * 3072), bench.act(1024, 3072));
     let op = Op::LayerNormModulate(LayerNormModulate {

@@ -7,11 +7,12 @@ use crate::tensor::{Tensor, View};
 /// Softmax attention, for each image and head: `softmax(q . k^T * scale + bias) . v`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Attention {
-    /// `batch*tokens x heads*head_dim`
+    /// `batch*queries x heads*head_dim`. There are as many queries as tokens, unless only some rows
+    /// of an image are computed; then `causal`, `bias` and `first` are not set.
     pub q: View,
-    /// Shaped as `q`.
+    /// `batch*tokens x heads*head_dim`
     pub k: View,
-    /// Shaped as `q`.
+    /// Shaped as `k`.
     pub v: View,
     /// Images or prompts, which do not attend to each other.
     pub batch: usize,
@@ -51,13 +52,16 @@ impl Operation for Attention {
     }
 
     fn check(&self) -> Result<(), String> {
-        let Attention { q, k, v, batch, heads, bias, first, out, .. } = *self;
-        rule!(k.rows() == q.rows() && v.rows() == q.rows(), "q, k, v differ in rows");
+        let Attention { q, k, v, batch, heads, causal, bias, first, out, .. } = *self;
+        rule!(v.rows() == k.rows(), "k and v differ in rows");
+        let plain = !causal && bias.is_none() && first.is_none();
+        rule!(plain || q.rows() == k.rows(), "q and k differ in rows");
         rule!(
             k.cols == q.cols && v.cols == q.cols && out.cols == q.cols,
             "q, k, v, out differ in columns"
         );
         rule!(batch > 0 && q.rows() % batch == 0, "{} rows in {batch} images", q.rows());
+        rule!(k.rows() > 0 && k.rows() % batch == 0, "{} keys in {batch} images", k.rows());
         rule!(heads > 0 && q.cols % heads == 0, "{} columns in {heads} heads", q.cols);
         let tokens = q.rows() / batch;
         let split = first.map_or(0, |(n, _)| n);
@@ -73,8 +77,7 @@ impl Operation for Attention {
     }
 
     fn flops(&self) -> u64 {
-        let tokens = self.q.rows() / self.batch;
-        4 * (self.batch * tokens * tokens * self.q.cols) as u64
+        4 * (self.q.rows() * (self.k.rows() / self.batch) * self.q.cols) as u64
     }
 
     fn listing(&self) -> Option<Vec<String>> {

@@ -27,7 +27,7 @@ pub use attention::Attention;
 pub use conv2d::{Conv2d, ConvShape};
 pub use elementwise::{Add, Cast, CopyRows, GeluMul, Silu};
 pub use embed::{Embed, TimestepEmbed};
-pub use group_norm::GroupNorm;
+pub use group_norm::{GroupNorm, GroupStatistics};
 pub use latents::{EulerStep, Pack, Unpack};
 pub use linear::{Epilogue, Linear, Side};
 pub use norm::{LayerNorm, LayerNormModulate, RmsNorm};
@@ -105,7 +105,7 @@ macro_rules! operations {
 operations! { $
     Linear Conv2d Attention
     LayerNormModulate LayerNorm RmsNorm QkNormRope
-    GeluMul Silu Add GroupNorm
+    GeluMul Silu Add GroupStatistics GroupNorm
     Embed TimestepEmbed Pack Unpack EulerStep
     CopyRows Cast
 }

@@ -6,8 +6,8 @@ use super::loaded::{LoadedModel, PlannedRequest};
 use super::model::Model;
 use super::noise::TorchGenerator;
 use super::open_device::OpenDevice;
-use super::phases::tiles::pack;
-use super::phases::{Phases, Values};
+use super::phases::Values;
+use super::phases::tokens::pack;
 use super::progress::{Listener, send};
 use super::recover::Recovery;
 use super::request::{Generated, Request, Settings, foreign_syntax};
@@ -63,7 +63,7 @@ fn generate_once(
     let init_bytes = init_bytes(request, &settings);
     let PlannedRequest { phases, host_bytes } =
         loaded.plan(&settings, &sigmas, &loras, device, init_bytes)?;
-    warn_of_changes(request, &settings, &phases, on)?;
+    warn_of_changes(request, &settings, on)?;
     if loaded.embedded {
         let warnings = embedded::warnings(&settings);
         warnings.into_iter().try_for_each(|warning| send(on, Event::Warning(warning)))?;
@@ -86,7 +86,7 @@ fn generate_once(
         on(event)
     })?;
     if loaded.keeps_speeds {
-        let programs: Vec<_> = phases.programs().map(|p| p.report()).collect();
+        let programs = phases.reports();
         let cache = cache_folder();
         let mut speeds = Speeds::load(&cache);
         speeds.add(&device.speed_key(), &programs, &watch);
@@ -110,13 +110,8 @@ pub fn init_bytes(request: &Request, settings: &Settings) -> u64 {
     }
 }
 
-/// Reports parts of the request that have no effect, and about smaller tiles than usual.
-fn warn_of_changes(
-    request: &Request,
-    settings: &Settings,
-    phases: &Phases<'_>,
-    on: Listener<'_>,
-) -> Result<()> {
+/// Warns about parts of the request that have no effect.
+fn warn_of_changes(request: &Request, settings: &Settings, on: Listener<'_>) -> Result<()> {
     for note in foreign_syntax(settings.prompt.text()) {
         send(on, Event::note(note))?;
     }
@@ -130,14 +125,6 @@ fn warn_of_changes(
     }
     if request.negative.is_some() && settings.cfg_scale == 1.0 {
         warn("the negative prompt has no effect without {cfg_scale} above 1".into())?;
-    }
-    let mut tilings = phases.programs().filter_map(|p| p.tiling.as_ref());
-    if let Some(tiling) = tilings.find(|t| t.reduced && t.count() > 1) {
-        let (h, w) = tiling.size();
-        warn(Message::plain(format!(
-            "little memory: the autoencoder works in tiles of {h} x {w} latents; colours may \
-             differ slightly"
-        )))?;
     }
     Ok(())
 }

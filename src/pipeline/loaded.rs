@@ -102,7 +102,7 @@ impl LoadedModel {
         let PlannedRequest { phases, host_bytes } =
             self.plan(settings, sigmas, &loras, device, init_bytes)?;
         let (caps, budget) = (device.caps(), &device.bounds().budget);
-        let mut programs: Vec<_> = phases.programs().map(|p| p.report()).collect();
+        let mut programs = phases.reports();
         let speeds = Speeds::load(&cache_folder());
         let time_source =
             speeds.estimate(&device.speed_key(), &mut programs, device.assumed_speed());

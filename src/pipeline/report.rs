@@ -64,7 +64,7 @@ pub struct PhaseReport {
     pub phase: &'static str,
     /// The name of the program.
     pub program: String,
-    /// How often the program runs: once, once per step, or once per tile and image.
+    /// How often the program runs: once, once per step, or once per band and image.
     pub runs: usize,
     /// Operations of one run.
     pub operations: usize,
@@ -89,6 +89,32 @@ pub struct PhaseReport {
     /// The time of all runs in seconds; `None` if it is not known. See
     /// [`PlanReport::time_source`].
     pub seconds: Option<f64>,
+    /// Runs of programs that compute a band of rows each, because the image does not fit as a
+    /// whole; 0 if it does. All programs of the phase are one entry then: `runs` is 1, and work and
+    /// bytes are those of all their runs, or of the largest program.
+    pub bands: usize,
+    /// Bytes that bands move between the host and the device.
+    pub moved_bytes: u64,
+}
+
+impl PhaseReport {
+    /// Adds another program of the same phase that works in bands.
+    pub(super) fn join(&mut self, other: &PhaseReport) {
+        let total = |r: &PhaseReport| r.teraflop * r.runs as f64;
+        self.teraflop = total(self) + total(other);
+        self.runs = 1;
+        self.bands += other.bands;
+        self.moved_bytes += other.moved_bytes;
+        self.operations += other.operations;
+        self.weight_bytes += other.weight_bytes;
+        self.arena_bytes = self.arena_bytes.max(other.arena_bytes);
+        self.resident_bytes = self.resident_bytes.max(other.resident_bytes);
+        self.ring_bytes = self.ring_bytes.max(other.ring_bytes);
+        self.streamed_bytes_per_run += other.streamed_bytes_per_run;
+        self.blocks += other.blocks;
+        self.blocks_streamed += other.blocks_streamed;
+        self.peak_bytes = self.peak_bytes.max(other.peak_bytes);
+    }
 }
 
 impl PlanReport {
@@ -145,6 +171,16 @@ impl PlanReport {
                 units::bytes(p.streamed_bytes_per_run),
                 format!("{}/{} pass", p.blocks_streamed, p.blocks),
                 units::bytes(p.peak_bytes),
+            )?;
+        }
+        for p in self.phases.iter().filter(|p| p.bands > 0) {
+            writeln!(
+                f,
+                "{}: in {} bands of rows, because the image does not fit as a whole; {} pass \
+                 between the program and a temporary file",
+                p.phase,
+                p.bands,
+                units::bytes(p.moved_bytes),
             )?;
         }
         for line in &self.loras {

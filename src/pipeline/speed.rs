@@ -238,6 +238,8 @@ mod tests {
 
     fn program(phase: Phase, teraflop: f64, runs: usize, streamed: u64) -> PhaseReport {
         PhaseReport {
+            bands: 0,
+            moved_bytes: 0,
             phase: phase.name(),
             program: phase.name().into(),
             runs,

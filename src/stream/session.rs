@@ -147,6 +147,20 @@ impl<'a> Session<'a> {
         Ok(bytes.chunks_exact(tensor.dtype.size()).map(|b| tensor.dtype.decode(b)).collect())
     }
 
+    /// Writes `bytes` into an input, from its row `first` on, as they are.
+    pub fn write_rows(&mut self, tensor: Tensor, first: usize, bytes: &[u8]) -> Result<()> {
+        let offset = first * tensor.cols * tensor.dtype.size();
+        assert!(offset + bytes.len() <= tensor.bytes(), "{tensor}");
+        self.backend.write(self.places.of(&tensor) + offset, bytes)
+    }
+
+    /// Reads bytes of a tensor, from its row `first` on, as they are.
+    pub fn read_rows(&mut self, tensor: Tensor, first: usize, bytes: &mut [u8]) -> Result<()> {
+        let offset = first * tensor.cols * tensor.dtype.size();
+        assert!(offset + bytes.len() <= tensor.bytes(), "{tensor}");
+        self.backend.read(self.places.of(&tensor) + offset, bytes)
+    }
+
     /// Runs the program once.
     ///
     /// `more` says that another run follows: then its first weights are loaded while this run ends.

@@ -2,7 +2,8 @@
 
 use flux_fast::dtype::DType;
 use flux_fast::op::{
-    Cast, Conv2d, CopyRows, Epilogue, EulerStep, Linear, Op, QkNormRope, TimestepEmbed,
+    Cast, Conv2d, CopyRows, Epilogue, EulerStep, GroupNorm, GroupStatistics, Linear, Op,
+    QkNormRope, TimestepEmbed,
 };
 use flux_fast::tensor::{Slot, Tensor};
 
@@ -21,6 +22,8 @@ pub fn typed(case: &Case, op: &Op, f32_out: bool) -> (Case, Case) {
         Op::EulerStep(EulerStep { x, params, .. }) => vec![x, params],
         Op::CopyRows(CopyRows { x, out, .. }) => vec![x, out],
         Op::Cast(Cast { x, out }) => vec![x.tensor, out.tensor],
+        Op::GroupStatistics(GroupStatistics { out, .. }) => vec![out],
+        Op::GroupNorm(GroupNorm { statistics, .. }) => vec![statistics],
         _ => vec![],
     };
     if f32_out {

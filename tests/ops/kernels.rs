@@ -10,8 +10,8 @@ use flux_fast::backend::{Backend, Compute, KernelChoice, Layout, Place, Places, 
 use flux_fast::dtype::DType;
 use flux_fast::dtype::blocks::FORMATS;
 use flux_fast::op::{
-    Attention, Conv2d, ConvShape, Epilogue, GroupNorm, LayerNormModulate, Linear, Op, Program,
-    Side, Step, WeightSpec,
+    Attention, Conv2d, ConvShape, Epilogue, GroupNorm, GroupStatistics, LayerNormModulate, Linear,
+    Op, Program, Side, Step, WeightSpec,
 };
 use flux_fast::tensor::{
     BlockScale, BlockScales, HostPart, HostWeight, Scale, Slot, Tensor, Weight,
@@ -29,6 +29,13 @@ impl Case {
         let slot = Slot::Input(self.tensors.len() as u32);
         self.tensors.push(Tensor { slot, rows, cols, dtype: DType::BF16 });
         self.tensors[self.tensors.len() - 1]
+    }
+
+    fn float(&mut self, rows: usize, cols: usize) -> Tensor {
+        let id = self.tensors.len();
+        self.tensor(rows, cols);
+        self.tensors[id].dtype = DType::F32;
+        self.tensors[id]
     }
 
     fn weight(&mut self, rows: usize, cols: usize, dtype: DType) -> Weight {
@@ -274,17 +281,23 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
         c.weight(1, 128, DType::F32),
         c.weight(1, 128, DType::F32),
     );
+    let statistics = c.float(16, 64);
     let op = Op::GroupNorm(GroupNorm {
         x,
+        statistics,
+        width: 64,
         weight,
         bias,
-        batch: 1,
         groups: 32,
         eps: 1e-6,
         silu: true,
         out,
     });
     seen.push(c.count(driver, &mut ampere, "group_norm_bf16_sm80", op));
+    let mut c = Case::default();
+    let (x, out) = (c.tensor(1024, 128), c.float(16, 64));
+    let op = Op::GroupStatistics(GroupStatistics { x, width: 64, groups: 32, out });
+    seen.push(c.count(driver, &mut ampere, "group_statistics_bf16_sm80", op));
     let mut c = Case::default();
     let (x, m, out) = (c.tensor(64, 3072), c.tensor(1, 2 * 3072), c.tensor(64, 3072));
     let (shift, scale) = (m.columns(0, 3072), m.columns(3072, 3072));

@@ -27,8 +27,8 @@ use flux_fast::backend::cpu::variants;
 use flux_fast::dtype::DType;
 use flux_fast::op::{
     Add, Attention, Cast, Conv2d, ConvShape, CopyRows, Embed, Epilogue, EulerStep, GeluMul,
-    GroupNorm, LayerNorm, LayerNormModulate, Linear, Op, Pack, QkNormRope, RmsNorm, Silu,
-    TimestepEmbed, Unpack,
+    GroupNorm, GroupStatistics, LayerNorm, LayerNormModulate, Linear, Op, Pack, QkNormRope,
+    RmsNorm, Silu, TimestepEmbed, Unpack,
 };
 use flux_fast::tensor::{Scale, Tensor};
 
@@ -495,25 +495,41 @@ fn time_pixels_and_steps() {
 
 #[test]
 fn group_norms() {
-    for (batch, pixels, channels, groups) in [
-        (1, 1, 32, 32),
-        (1, 17, 64, 32),
-        (2, 255, 12, 3),
-        (1, 257, 128, 32),
-        (2, 1030, 96, 32),
-        (1, 700, 130, 10),
+    // `lines` rows of `width` pixels, of an image with `height` rows.
+    for (lines, width, height, channels, groups) in [
+        (1, 1, 1, 32, 32),
+        (1, 17, 3, 64, 32),
+        (15, 17, 15, 12, 3),
+        (2, 129, 40, 128, 32),
+        (5, 206, 300, 96, 32),
+        (20, 35, 20, 130, 10),
+        (1, 1031, 1, 32, 4),
     ] {
         let mut c = Case::new();
-        let x = c.input(batch * pixels, channels);
+        let x = c.input(lines * width, channels);
+        let found = c.blank(lines, 2 * groups, DType::F32);
+        let op = GroupStatistics { x, width, groups, out: found };
+        c.check(op, 0);
+        c.check_nan(op, x);
+
+        let mut c = Case::new();
+        let x = c.input(lines * width, channels);
+        // Means near those of x, and sums of squares that are positive.
+        let pairs = (0..height * groups).flat_map(|i| {
+            let spread = (width * channels / groups) as f32;
+            [(i % 7) as f32 * 0.05 - 0.1, spread * (0.5 + (i % 5) as f32 * 0.1)]
+        });
+        let statistics = c.given(height, 2 * groups, &pairs.collect::<Vec<_>>());
         let (weight, bias, out) =
-            (c.vector(channels), c.vector(channels), c.output(batch * pixels, channels));
+            (c.vector(channels), c.vector(channels), c.output(lines * width, channels));
         for silu in [false, true] {
             for out in [out, x] {
                 let op = Op::GroupNorm(GroupNorm {
                     x,
+                    statistics,
+                    width,
                     weight,
                     bias,
-                    batch,
                     groups,
                     eps: 1e-6,
                     silu,
@@ -524,7 +540,35 @@ fn group_norms() {
             }
         }
     }
-    all_ran(&["group_norm"]);
+    all_ran(&["group_statistics", "group_norm"]);
+}
+
+#[test]
+fn attention_of_some_queries() {
+    for (batch, queries, tokens, heads, dim) in
+        [(1, 64, 193, 1, 512), (1, 128, 70, 1, 128), (2, 65, 130, 2, 64), (1, 9, 33, 3, 20)]
+    {
+        let mut c = Case::new();
+        let width = heads * dim;
+        let q = c.input(batch * queries, width);
+        let (k, v) = (c.input(batch * tokens, width), c.input(batch * tokens, width));
+        let out = c.output(batch * queries, width);
+        c.check(
+            Attention {
+                q: q.all(),
+                k: k.all(),
+                v: v.all(),
+                batch,
+                heads,
+                scale: 0.1,
+                causal: false,
+                bias: None,
+                first: None,
+                out: out.all(),
+            },
+            0,
+        );
+    }
 }
 
 #[test]
@@ -564,6 +608,6 @@ fn every_operation_is_in_this_table() {
         let starts = source.match_indices(&literal).map(|(at, _)| source[..at].chars().last());
         *count = starts.filter(|before| matches!(before, Some('(' | ' '))).count();
     }
-    assert_eq!(known.len(), 18, "{known:?}");
+    assert_eq!(known.len(), 19, "{known:?}");
     assert!(known.values().all(|n| *n > 0), "{known:?}");
 }

@@ -19,8 +19,14 @@ pub(crate) struct AttentionArgs {
 }
 
 impl AttentionArgs {
-    pub(crate) fn tokens(&self) -> usize {
+    /// Queries of each image.
+    pub(crate) fn queries(&self) -> usize {
         self.q.rows() / self.batch
+    }
+
+    /// Keys of each image.
+    pub(crate) fn tokens(&self) -> usize {
+        self.k.rows() / self.batch
     }
 
     pub(crate) fn head_dim(&self) -> usize {
@@ -32,7 +38,7 @@ impl AttentionArgs {
         let head = self.first.map_or(0, |f| f.rows() / self.batch);
         match self.first {
             Some(first) if token < head => (first, image * head + token),
-            _ => (self.out, image * (self.tokens() - head) + token - head),
+            _ => (self.out, image * (self.queries() - head) + token - head),
         }
     }
 }
@@ -65,14 +71,24 @@ impl QkNormRopeArgs<'_> {
     }
 }
 
+/// The operands of [`GroupStatistics`](crate::op::GroupStatistics).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GroupStatisticsArgs {
+    pub x: In,
+    pub width: usize,
+    pub groups: usize,
+    pub out: Out,
+}
+
 /// The operands of [`GroupNorm`](crate::op::GroupNorm). `weight` and `bias` have as many elements
 /// as `x` has columns; `out` may be `x`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GroupNormArgs<'a> {
     pub x: In,
+    pub statistics: In,
+    pub width: usize,
     pub weight: &'a [f32],
     pub bias: &'a [f32],
-    pub batch: usize,
     pub groups: usize,
     pub eps: f32,
     pub silu: bool,

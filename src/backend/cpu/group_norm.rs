@@ -1,16 +1,15 @@
-//! Group norm: moments of each group of channels, then an affine map of every pixel.
+//! Group norm: moments of each row of pixels and group of channels; then those of the image, and an
+//! affine map of every pixel.
 
-use rayon::prelude::*;
-
-use super::args::GroupNormArgs;
+use super::args::{GroupNormArgs, GroupStatisticsArgs};
 use super::kernels::{How, Kernels, kernels};
-use super::matrix::In;
+use super::matrix::{In, Out};
 use super::reference;
 use super::share::for_rows;
-use super::simd::{self, Kernel, Simd};
+use super::simd::{self, Kernel, Lanes, Simd};
 use super::step::{CpuOperation, CpuStep};
 use crate::error::Result;
-use crate::op::GroupNorm;
+use crate::op::{GroupNorm, GroupStatistics};
 
 /// Pixels whose moments are computed together: about 128 KiB, so that the second pass finds them in
 /// the cache.
@@ -115,58 +114,92 @@ impl Kernel for AffineRow {
     }
 }
 
+/// Moments of all groups in the row of pixels `row`, which has `width` pixels.
+fn row_moments(lanes: Lanes, a: &GroupStatisticsArgs, row: usize) -> Vec<Moments> {
+    let GroupStatisticsArgs { x, width, groups, .. } = *a;
+    let (channels, piece) = (x.cols(), pixels_per_piece(x.cols()));
+    let (mut mean, mut squares) = (vec![0.0; channels], vec![0.0; channels]);
+    let mut all = vec![Moments::default(); groups];
+    for first in (0..width).step_by(piece) {
+        let pixels = row * width + first..row * width + width.min(first + piece);
+        let count = pixels.len() as f64;
+        // SAFETY: the variant was chosen for this processor; mean and squares have x's columns.
+        unsafe { lanes.run(ChannelMoments { x, pixels, mean: &mut mean, squares: &mut squares }) };
+        for (c, (mean, squares)) in mean.iter().zip(&squares).enumerate() {
+            let channel = Moments { count, mean: (*mean).into(), squares: (*squares).into() };
+            let group = &mut all[c / (channels / groups)];
+            *group = group.with(channel);
+        }
+    }
+    all
+}
+
+/// See [`GroupStatistics`].
+pub(crate) fn group_statistics(how: How, a: &GroupStatisticsArgs) {
+    let How::Simd(lanes) = how else {
+        return reference::group_statistics(a);
+    };
+    let out: Out = a.out;
+    for_rows(a.x.rows() / a.width, a.width * a.x.cols(), |rows| {
+        for row in rows {
+            for (g, moments) in row_moments(lanes, a, row).into_iter().enumerate() {
+                // SAFETY: out has a row for each row of pixels, and two columns for each group; no
+                // other task writes this row.
+                unsafe {
+                    out.row_ptr(row).add(2 * g).write(moments.mean as f32);
+                    out.row_ptr(row).add(2 * g + 1).write(moments.squares as f32);
+                }
+            }
+        }
+    });
+}
+
 /// See [`GroupNorm`].
 pub(crate) fn group_norm(how: How, a: &GroupNormArgs) {
-    let GroupNormArgs { x, weight, bias, batch, groups, eps, silu, out } = *a;
+    let GroupNormArgs { x, statistics, width, weight, bias, groups, eps, silu, out } = *a;
     let How::Simd(lanes) = how else {
-        return reference::group_norm(x, weight, bias, batch, groups, eps, silu, out);
+        return reference::group_norm(a);
     };
     let channels = x.cols();
     assert!(weight.len() == channels && bias.len() == channels);
-    let (pixels, width) = (x.rows() / batch, channels / groups);
-    for image in 0..batch {
-        let first = image * pixels;
-        let piece = pixels_per_piece(channels);
-        let of_pieces: Vec<Vec<Moments>> = (0..pixels.div_ceil(piece))
-            .into_par_iter()
-            .map(|i| {
-                let pixels = first + i * piece..first + pixels.min((i + 1) * piece);
-                let (mut mean, mut squares) = (vec![0.0; channels], vec![0.0; channels]);
-                let count = pixels.len() as f64;
-                // SAFETY: the variant was chosen for this processor; mean and squares have x's
-                // columns.
-                unsafe {
-                    lanes.run(ChannelMoments { x, pixels, mean: &mut mean, squares: &mut squares })
-                };
-                let channel =
-                    |c: usize| Moments { count, mean: mean[c].into(), squares: squares[c].into() };
-                (0..groups)
-                    .map(|g| {
-                        (g * width..(g + 1) * width)
-                            .map(channel)
-                            .fold(Moments::default(), Moments::with)
-                    })
-                    .collect()
-            })
-            .collect();
-        let (mut mean, mut factor) = (vec![0.0; channels], vec![0.0; channels]);
-        for g in 0..groups {
-            let all = of_pieces.iter().map(|p| p[g]).fold(Moments::default(), Moments::with);
-            let inverse = 1.0 / (all.squares / all.count + f64::from(eps)).sqrt();
-            for c in g * width..(g + 1) * width {
-                mean[c] = all.mean as f32;
-                factor[c] = (inverse * f64::from(weight[c])) as f32;
-            }
+    let of_group = channels / groups;
+    let count = (width * of_group) as f64;
+    let (mut mean, mut factor) = (vec![0.0; channels], vec![0.0; channels]);
+    for g in 0..groups {
+        let part = |row: usize| {
+            // SAFETY: the statistics have two columns for each group.
+            let (mean, squares) = unsafe {
+                let at = statistics.row_ptr(row).add(2 * g);
+                (*at, *at.add(1))
+            };
+            Moments { count, mean: mean.into(), squares: squares.into() }
+        };
+        let all = (0..statistics.rows()).map(part).fold(Moments::default(), Moments::with);
+        let inverse = 1.0 / (all.squares / all.count + f64::from(eps)).sqrt();
+        for c in g * of_group..(g + 1) * of_group {
+            mean[c] = all.mean as f32;
+            factor[c] = (inverse * f64::from(weight[c])) as f32;
         }
-        for_rows(pixels, channels, |rows| {
-            for r in rows.start + first..rows.end + first {
-                let (mean, factor, bias) = (mean.as_ptr(), factor.as_ptr(), bias.as_ptr());
-                let (x, out) = (x.row_ptr(r), out.row_ptr(r));
-                let row = AffineRow { x, mean, factor, bias, silu, out, n: channels };
-                // SAFETY: the variant was chosen for this processor; all operands have x's columns.
-                unsafe { lanes.run(row) };
-            }
-        });
+    }
+    for_rows(x.rows(), channels, |rows| {
+        for r in rows {
+            let (mean, factor, bias) = (mean.as_ptr(), factor.as_ptr(), bias.as_ptr());
+            let (x, out) = (x.row_ptr(r), out.row_ptr(r));
+            let row = AffineRow { x, mean, factor, bias, silu, out, n: channels };
+            // SAFETY: the variant was chosen for this processor; all operands have x's columns.
+            unsafe { lanes.run(row) };
+        }
+    });
+}
+
+impl CpuOperation for GroupStatistics {
+    const KERNELS: Kernels = kernels!(f32 "group_statistics");
+
+    fn run(&self, step: &CpuStep) -> Result<()> {
+        let (x, out) = (step.tensor(self.x)?, step.out(self.out)?);
+        let args = GroupStatisticsArgs { x, width: self.width, groups: self.groups, out };
+        group_statistics(step.how(), &args);
+        Ok(())
     }
 }
 
@@ -176,9 +209,10 @@ impl CpuOperation for GroupNorm {
     fn run(&self, step: &CpuStep) -> Result<()> {
         let args = GroupNormArgs {
             x: step.tensor(self.x)?,
+            statistics: step.tensor(self.statistics)?,
+            width: self.width,
             weight: step.vector(self.weight)?,
             bias: step.vector(self.bias)?,
-            batch: self.batch,
             groups: self.groups,
             eps: self.eps,
             silu: self.silu,

@@ -12,6 +12,7 @@ use crate::op::Attention;
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
+    queries: u32,
     tokens: u32,
     heads: u32,
     head_dim: u32,
@@ -106,9 +107,9 @@ fn any(a: &Args<Attention>) -> Result<(), &'static str> {
     }
     let small = |n: usize| n < 1 << 31;
     let blocks =
-        tokens.div_ceil(ROWS_ANY).checked_mul(a.heads).and_then(|n| n.checked_mul(a.batch));
+        a.queries().div_ceil(ROWS_ANY).checked_mul(a.heads).and_then(|n| n.checked_mul(a.batch));
     if !wide.iter().flatten().all(|m| small(m.stride))
-        || !small(tokens)
+        || !small(tokens.max(a.queries()))
         || !blocks.is_some_and(small)
     {
         return Err("too large for 32-bit sizes");
@@ -138,7 +139,7 @@ fn tensor_cores(
     // Offsets within the rows of one sequence have 32 bits.
     if [a.q, a.k, a.v]
         .iter()
-        .any(|m| m.stride.saturating_mul(a.tokens()).saturating_mul(2) > u32::MAX as usize)
+        .any(|m| m.stride.saturating_mul(m.rows / a.batch).saturating_mul(2) > u32::MAX as usize)
     {
         return Err("the rows of one sequence span 4 GiB");
     }
@@ -167,11 +168,11 @@ fn plain(a: &Args<Attention>) -> Result<(), &'static str> {
 /// Blocks of `rows` queries of one head. The grid counts query blocks along x, heads along y and
 /// sequences along z, so that blocks that read the same keys run together.
 fn tiles(a: &Args<Attention>, kernel: &'static Kernel, rows: usize) -> Vec<Launch> {
-    launch(a, kernel, [a.tokens().div_ceil(rows), a.heads, a.batch])
+    launch(a, kernel, [a.queries().div_ceil(rows), a.heads, a.batch])
 }
 
 fn rows(a: &Args<Attention>) -> Vec<Launch> {
-    launch(a, &ANY, [a.tokens().div_ceil(ROWS_ANY) * a.heads * a.batch, 1, 1])
+    launch(a, &ANY, [a.queries().div_ceil(ROWS_ANY) * a.heads * a.batch, 1, 1])
 }
 
 fn launch(a: &Args<Attention>, kernel: &'static Kernel, grid: [usize; 3]) -> Vec<Launch> {
@@ -179,6 +180,7 @@ fn launch(a: &Args<Attention>, kernel: &'static Kernel, grid: [usize; 3]) -> Vec
         return vec![];
     }
     let params = Params {
+        queries: a.queries() as u32,
         tokens: a.tokens() as u32,
         heads: a.heads as u32,
         head_dim: a.head_dim() as u32,

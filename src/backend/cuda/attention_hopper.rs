@@ -11,6 +11,7 @@ use crate::op::Attention;
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
     heads: u32,
+    queries: u32,
     tokens: u32,
     first: u32,
     query_tiles: u32,
@@ -71,7 +72,7 @@ fn accepts(a: &Args<Attention>, device: &CudaDevice) -> Result<(), &'static str>
 }
 
 fn tiles(a: &Args<Attention>) -> usize {
-    a.tokens().div_ceil(TILE) * a.heads * a.batch
+    a.queries().div_ceil(TILE) * a.heads * a.batch
 }
 
 fn map(m: Matrix) -> TensorMap {
@@ -95,14 +96,14 @@ pub static ATTENTION_HOPPER: &[Variant<Attention>] = &[Variant {
     accepts,
     scratch: |_, _| 0,
     launches: |a, device| {
-        let side = a.tokens().div_ceil(TILE) as u32;
         let (first, to) = a.first.map_or((0, None), |(n, m)| (n, Some(m)));
         let p = Params {
             heads: a.heads as u32,
+            queries: a.queries() as u32,
             tokens: a.tokens() as u32,
             first: first as u32,
-            query_tiles: side,
-            key_tiles: side,
+            query_tiles: a.queries().div_ceil(TILE) as u32,
+            key_tiles: a.tokens().div_ceil(TILE) as u32,
             tiles: tiles(a) as u32,
             out_stride: a.out.stride as u32,
             first_stride: to.map_or(0, |m| m.stride as u32),

@@ -1,10 +1,10 @@
 //! Group normalisation. `kernels/group_norm.cu` explains the kernels.
 
-use super::arch::{Arch, CudaDevice};
-use super::launch::{Args, Cuda, Kernel, Launch, Variant, address, code};
+use super::arch::Arch;
+use super::launch::{Args, Cuda, Kernel, Launch, Matrix, Variant, address, code};
 use crate::backend::gpu::variants;
 use crate::dtype::DType;
-use crate::op::GroupNorm;
+use crate::op::{GroupNorm, GroupStatistics};
 
 /// As in `kernels/group_norm.cu`.
 #[repr(C)]
@@ -24,11 +24,9 @@ struct Params {
 }
 
 const THREADS: usize = 256;
-/// Bytes of x that a block reads, at least, if there are as many: enough to hide the start and the
-/// end of a block.
+/// Bytes of x that a block of `group_norm_apply_bf16` reads: enough to hide the start and the end
+/// of a block.
 const CHUNK_BYTES: usize = 64 << 10;
-/// Chunks of an image, at most: one block merges them in four rounds.
-const CHUNKS: usize = 1024;
 
 const fn kernel(entry: &'static str, buffers: usize) -> Kernel {
     let params = size_of::<Params>();
@@ -54,142 +52,160 @@ static APPLY_ANY: Kernel = kernel("group_norm_apply_any", 5);
 pub static KERNELS: &[&Kernel] = &[&STATISTICS, &STATISTICS_ANY, &MERGE, &APPLY, &APPLY_ANY];
 
 /// All variants, the fastest first.
+pub static GROUP_STATISTICS: &[Variant<GroupStatistics>] = &[
+    Variant {
+        name: "group_statistics_bf16_sm80",
+        needs: Arch::From(8, 0),
+        accepts: |a, _| statistics_any(a).and(statistics_vectors(a)),
+        scratch: |_, _| 0,
+        launches: |a, _| vec![statistics(a, &STATISTICS, a.x.rows / a.width)],
+    },
+    Variant {
+        name: "group_statistics_any_sm80",
+        needs: Arch::From(8, 0),
+        accepts: |a, _| statistics_any(a),
+        scratch: |_, _| 0,
+        launches: |a, _| vec![statistics(a, &STATISTICS_ANY, a.x.rows / a.width * a.groups)],
+    },
+];
+
+/// All variants, the fastest first.
 pub static GROUP_NORM: &[Variant<GroupNorm>] = &[
     Variant {
         name: "group_norm_bf16_sm80",
         needs: Arch::From(8, 0),
-        accepts: vectors,
-        scratch: |a, _| scratch(a, rows(a)),
+        accepts: |a, _| norm_any(a).and(norm_vectors(a)),
+        scratch: |a, _| a.groups * 8,
         launches: |a, _| {
-            let chunk = rows(a);
-            let blocks = a.batch * a.pixels().div_ceil(chunk);
-            launches(a, (&STATISTICS, chunk, blocks), (&APPLY, chunk))
+            let round = 4 * (THREADS / (a.x.cols / 8));
+            let rows = (CHUNK_BYTES / (2 * a.x.cols)).next_multiple_of(round);
+            norm(a, &APPLY, rows)
         },
     },
     Variant {
         name: "group_norm_any_sm80",
         needs: Arch::From(8, 0),
-        accepts: any,
-        scratch: |a, _| scratch(a, rows_any(a)),
-        launches: |a, _| {
-            let chunk = rows_any(a);
-            let blocks = a.batch * a.groups * a.pixels().div_ceil(chunk);
-            launches(
-                a,
-                (&STATISTICS_ANY, chunk, blocks),
-                (&APPLY_ANY, 16_384usize.div_ceil(a.x.cols)),
-            )
-        },
+        accepts: |a, _| norm_any(a),
+        scratch: |a, _| a.groups * 8,
+        launches: |a, _| norm(a, &APPLY_ANY, 16_384usize.div_ceil(a.x.cols)),
     },
 ];
 
+variants!(Cuda, GroupStatistics: GROUP_STATISTICS);
 variants!(Cuda, GroupNorm: GROUP_NORM);
 
-/// Rows of a chunk of the vector kernels: whole rounds of four rows for each thread. This depends
-/// on the shape alone, and so does the order of summation.
-fn rows(a: &Args<GroupNorm>) -> usize {
-    let round = 4 * (THREADS / (a.x.cols / 8));
-    (CHUNK_BYTES / (2 * a.x.cols)).max(a.pixels().div_ceil(CHUNKS)).next_multiple_of(round)
-}
-
-/// Rows of a chunk of `group_norm_statistics_any`, which has one group.
-fn rows_any(a: &Args<GroupNorm>) -> usize {
-    16_384usize.div_ceil(a.x.cols / a.groups).max(a.pixels().div_ceil(CHUNKS))
-}
-
-/// Bytes of the partial moments (mean, squared deviations) of each image, group and chunk. Those of
-/// the groups follow after them.
-fn partials(a: &Args<GroupNorm>, chunk_rows: usize) -> usize {
-    a.batch * a.groups * a.pixels().div_ceil(chunk_rows) * 8
-}
-
-fn scratch(a: &Args<GroupNorm>, chunk_rows: usize) -> usize {
-    partials(a, chunk_rows) + a.batch * a.groups * 8
-}
-
-/// Checks what all kernels require: operands that match, and sizes that fit 32 bits.
-fn any(a: &Args<GroupNorm>, _: &CudaDevice) -> Result<(), &'static str> {
-    if [a.x.rows, a.x.cols, a.batch, a.groups].contains(&0)
-        || !a.x.rows.is_multiple_of(a.batch)
-        || !a.x.cols.is_multiple_of(a.groups)
-    {
+/// Checks what all kernels require of pixels: sizes that fit 32 bits.
+fn pixels(x: &Matrix, width: usize, groups: usize) -> Result<(), &'static str> {
+    if [x.rows, x.cols, width, groups].contains(&0) || !x.cols.is_multiple_of(groups) {
         return Err("rows or channels do not divide evenly");
     }
-    if (a.x.rows, a.x.cols) != (a.out.rows, a.out.cols)
-        || a.x.stride < a.x.cols
-        || a.out.stride < a.out.cols
-    {
-        return Err("out does not match x");
+    if !matches!(x.dtype, DType::BF16 | DType::F32) || x.stride < x.cols {
+        return Err("x must be BF16 or F32");
     }
-    if [a.x.dtype, a.out.dtype].iter().any(|d| !matches!(d, DType::BF16 | DType::F32)) {
-        return Err("x and out must be BF16 or F32");
-    }
-    let chunk = rows_any(a);
-    if a.x.rows >= 1 << 31
-        || a.x.stride.max(a.out.stride) >= 1 << 31
-        || a.x.cols >= 1 << 30
-        || a.batch * a.groups * a.pixels().div_ceil(chunk) >= 1 << 31
-        || chunk * (a.x.cols / a.groups) >= 1 << 31
+    if x.rows.saturating_mul(groups) >= 1 << 31
+        || x.stride >= 1 << 31
+        || width.saturating_mul(x.cols) >= 1 << 31
     {
         return Err("more than 2^31 rows, columns or blocks");
     }
     Ok(())
 }
 
-/// Checks that a thread can hold 8 channels, and a block a row.
-fn vectors(a: &Args<GroupNorm>, device: &CudaDevice) -> Result<(), &'static str> {
-    any(a, device)?;
-    if a.x.dtype != DType::BF16 || a.out.dtype != DType::BF16 {
-        return Err("x and out must be BF16");
-    }
-    if !a.x.aligned()
-        || !a.out.aligned()
-        || !a.weight.address().is_multiple_of(16)
-        || !a.bias.address().is_multiple_of(16)
+/// Whether the statistics are f32 without gaps, as all kernels access them.
+fn dense(statistics: &Matrix, groups: usize) -> Result<(), &'static str> {
+    let columns = 2 * groups;
+    if (statistics.cols, statistics.stride, statistics.dtype) != (columns, columns, DType::F32)
+        || !statistics.address().is_multiple_of(8)
     {
-        return Err("x, out, weight or bias are not made of whole 16-byte chunks");
+        return Err("statistics are not dense pairs of F32");
     }
-    if a.x.cols > 8 * THREADS {
-        return Err("more than 2048 channels");
+    if statistics.rows >= 1 << 24 { Err("more than 2^24 rows of pixels") } else { Ok(()) }
+}
+
+fn statistics_any(a: &Args<GroupStatistics>) -> Result<(), &'static str> {
+    pixels(&a.x, a.width, a.groups)?;
+    dense(&a.out, a.groups)?;
+    if !a.x.rows.is_multiple_of(a.width) || a.out.rows != a.x.rows / a.width {
+        return Err("out does not have a row for each row of pixels");
     }
     Ok(())
 }
 
-/// Three launches: statistics by the kernel `first`, each block for a chunk of rows; merging; and
-/// applying by the kernel `last`.
-fn launches(
-    a: &Args<GroupNorm>,
-    (first, first_rows, first_blocks): (&'static Kernel, usize, usize),
-    (last, last_rows): (&'static Kernel, usize),
-) -> Vec<Launch> {
-    let scratch = address(a.scratch);
-    let statistics = scratch + partials(a, first_rows) as u64;
-    let launch = |kernel, blocks: usize, rows: usize, buffers| {
-        let params = Params {
-            rows: a.pixels() as u32,
-            channels: a.x.cols as u32,
-            groups: a.groups as u32,
-            chunk_rows: rows as u32,
-            chunks: a.pixels().div_ceil(rows) as u32,
-            x_stride: a.x.stride as u32,
-            out_stride: a.out.stride as u32,
-            x_dtype: code(a.x.dtype),
-            out_dtype: code(a.out.dtype),
-            silu: a.silu.into(),
-            eps: a.eps,
-        };
-        let params = bytemuck::bytes_of(&params).to_vec();
-        Launch { kernel, grid: [blocks as u32, 1, 1], buffers, maps: vec![], params }
+/// Checks that a thread can hold 8 channels, and a block a pixel.
+fn eight_channels(x: &Matrix) -> Result<(), &'static str> {
+    if x.dtype != DType::BF16 || !x.aligned() {
+        return Err("x is not BF16 in whole 16-byte chunks");
+    }
+    if x.cols > 8 * THREADS { Err("more than 2048 channels") } else { Ok(()) }
+}
+
+fn statistics_vectors(a: &Args<GroupStatistics>) -> Result<(), &'static str> {
+    eight_channels(&a.x)
+}
+
+fn norm_any(a: &Args<GroupNorm>) -> Result<(), &'static str> {
+    pixels(&a.x, a.width, a.groups)?;
+    dense(&a.statistics, a.groups)?;
+    if (a.x.rows, a.x.cols) != (a.out.rows, a.out.cols) || a.out.stride < a.out.cols {
+        return Err("out does not match x");
+    }
+    if !matches!(a.out.dtype, DType::BF16 | DType::F32) || a.out.stride >= 1 << 31 {
+        return Err("out must be BF16 or F32");
+    }
+    Ok(())
+}
+
+fn norm_vectors(a: &Args<GroupNorm>) -> Result<(), &'static str> {
+    eight_channels(&a.x)?;
+    eight_channels(&a.out)?;
+    if ![a.weight, a.bias].iter().all(|v| v.address().is_multiple_of(16)) {
+        return Err("weight or bias do not begin at multiples of 16 bytes");
+    }
+    Ok(())
+}
+
+/// Blocks of the kernel `first`, which compute the statistics of one row of pixels each.
+fn statistics(a: &Args<GroupStatistics>, first: &'static Kernel, blocks: usize) -> Launch {
+    let params = Params {
+        rows: a.x.rows as u32,
+        channels: a.x.cols as u32,
+        groups: a.groups as u32,
+        chunk_rows: a.width as u32,
+        chunks: (a.x.rows / a.width) as u32,
+        x_stride: a.x.stride as u32,
+        x_dtype: code(a.x.dtype),
+        ..bytemuck::Zeroable::zeroed()
     };
-    let last_blocks = a.batch * a.pixels().div_ceil(last_rows);
+    launch(first, blocks, vec![a.x.address(), a.out.address()], &params)
+}
+
+/// Two launches: the statistics of the rows of pixels are merged, and applied by the kernel `last`
+/// in blocks of `chunk_rows` pixels.
+fn norm(a: &Args<GroupNorm>, last: &'static Kernel, chunk_rows: usize) -> Vec<Launch> {
+    let merged = address(a.scratch);
+    let params = Params {
+        rows: a.x.rows as u32,
+        channels: a.x.cols as u32,
+        groups: a.groups as u32,
+        chunk_rows: chunk_rows as u32,
+        chunks: a.x.rows.div_ceil(chunk_rows) as u32,
+        x_stride: a.x.stride as u32,
+        out_stride: a.out.stride as u32,
+        x_dtype: code(a.x.dtype),
+        out_dtype: code(a.out.dtype),
+        silu: a.silu.into(),
+        eps: a.eps,
+    };
+    let of_rows = Params { chunk_rows: a.width as u32, chunks: a.statistics.rows as u32, ..params };
+    let operands =
+        vec![a.x.address(), merged, a.weight.address(), a.bias.address(), a.out.address()];
     vec![
-        launch(first, first_blocks, first_rows, vec![a.x.address(), scratch]),
-        launch(&MERGE, a.batch * a.groups, first_rows, vec![scratch, statistics]),
-        launch(
-            last,
-            last_blocks,
-            last_rows,
-            vec![a.x.address(), statistics, a.weight.address(), a.bias.address(), a.out.address()],
-        ),
+        launch(&MERGE, a.groups, vec![a.statistics.address(), merged], &of_rows),
+        launch(last, params.chunks as usize, operands, &params),
     ]
+}
+
+fn launch(kernel: &'static Kernel, blocks: usize, buffers: Vec<u64>, params: &Params) -> Launch {
+    let params = bytemuck::bytes_of(params).to_vec();
+    Launch { kernel, grid: [blocks as u32, 1, 1], buffers, maps: vec![], params }
 }

@@ -7,8 +7,8 @@ use super::variant::{Arguments, GpuApi};
 use crate::error::Result;
 use crate::op::Attention;
 
-/// See [`Attention`]. `q`, `k`, `v` and `out` are windows of `batch*tokens x heads*head_dim` in the
-/// element type of activations; `out` has `batch*(tokens - first)` rows.
+/// See [`Attention`]. `k` and `v` are windows of `batch*tokens x heads*head_dim` in the element type
+/// of activations, `q` of `batch*queries` rows; `out` has `batch*(queries - first)` rows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionArgs<P> {
     pub q: Matrix<P>,
@@ -26,9 +26,14 @@ pub struct AttentionArgs<P> {
 }
 
 impl<P> AttentionArgs<P> {
-    /// Tokens of one sequence.
-    pub fn tokens(&self) -> usize {
+    /// Queries of one sequence.
+    pub fn queries(&self) -> usize {
         self.q.rows / self.batch.max(1)
+    }
+
+    /// Keys of one sequence: as many as queries, unless only some rows of an image are computed.
+    pub fn tokens(&self) -> usize {
+        self.k.rows / self.batch.max(1)
     }
 
     /// Columns of one head.

@@ -1,23 +1,51 @@
-//! Arguments of `group_norm`.
+//! Arguments of `group_statistics` and `group_norm`.
 
 use super::lower::{GpuBackend, Lower};
 use super::lowering::Lowering;
 use super::matrix::Matrix;
 use super::variant::{Arguments, GpuApi};
 use crate::error::Result;
-use crate::op::GroupNorm;
+use crate::op::{GroupNorm, GroupStatistics};
+
+/// See [`GroupStatistics`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GroupStatisticsArgs<P> {
+    /// `rows*width x channels`, BF16 or F32.
+    pub x: Matrix<P>,
+    /// Pixels of a row.
+    pub width: usize,
+    /// Divides the channels.
+    pub groups: usize,
+    /// `rows x 2*groups`, F32.
+    pub out: Matrix<P>,
+}
+
+impl Arguments for GroupStatistics {
+    const NAME: &'static str = "group_statistics";
+    type Args<G: GpuApi> = GroupStatisticsArgs<G::Place>;
+}
+
+impl Lower for GroupStatistics {
+    fn lower<G: GpuBackend>(&self, to: &mut Lowering<G>) -> Result<()> {
+        let (x, out) = (to.tensor(self.x)?, to.tensor(self.out)?);
+        let (width, groups) = (self.width, self.groups);
+        to.push::<Self>(&GroupStatisticsArgs { x, width, groups, out })
+    }
+}
 
 /// See [`GroupNorm`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GroupNormArgs<P> {
-    /// `batch*pixels x channels`, BF16 or F32.
+    /// `pixels x channels`, BF16 or F32.
     pub x: Matrix<P>,
+    /// `rows x 2*groups`, F32.
+    pub statistics: Matrix<P>,
+    /// Pixels of a row.
+    pub width: usize,
     /// `1 x channels`, F32.
     pub weight: Matrix<P>,
     /// `1 x channels`, F32.
     pub bias: Matrix<P>,
-    /// Images.
-    pub batch: usize,
     /// Divides the channels.
     pub groups: usize,
     /// Added to the variance.
@@ -30,13 +58,6 @@ pub struct GroupNormArgs<P> {
     pub scratch: Option<Matrix<P>>,
 }
 
-impl<P> GroupNormArgs<P> {
-    /// Rows of one image.
-    pub fn pixels(&self) -> usize {
-        self.x.rows / self.batch
-    }
-}
-
 impl Arguments for GroupNorm {
     const NAME: &'static str = "group_norm";
     type Args<G: GpuApi> = GroupNormArgs<G::Place>;
@@ -46,9 +67,10 @@ impl Lower for GroupNorm {
     fn lower<G: GpuBackend>(&self, to: &mut Lowering<G>) -> Result<()> {
         let args = GroupNormArgs {
             x: to.tensor(self.x)?,
+            statistics: to.tensor(self.statistics)?,
+            width: self.width,
             weight: to.vector(self.weight)?,
             bias: to.vector(self.bias)?,
-            batch: self.batch,
             groups: self.groups,
             eps: self.eps,
             silu: self.silu,

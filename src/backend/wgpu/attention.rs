@@ -193,6 +193,7 @@ pub fn choose(
     a: &Args<Attention>,
     device: &WgpuDevice,
 ) -> Result<&'static Variant<Attention>, &'static str> {
+    // By the keys alone: some rows of an image are computed by the shader that computes all.
     let short = work(a, a.tokens(), a.tokens()) < LANES_WORK;
     // If one workgroup takes all the memory, no other one runs while it waits at a barrier.
     let alone = device.shared_bytes < NEEDS_D128_32K.shared_bytes * 3 / 2;
@@ -252,7 +253,8 @@ fn any(a: &Args<Attention>, device: &WgpuDevice) -> Result<(), &'static str> {
     if a.head_dim() > 1024 {
         return Err("a head has more than 1024 columns");
     }
-    let groups = a.tokens().checked_mul(a.heads).and_then(|n| n.checked_mul(a.batch));
+    let groups =
+        a.tokens().max(a.queries()).checked_mul(a.heads).and_then(|n| n.checked_mul(a.batch));
     if groups.is_none_or(|n| n >= 1 << 31) || a.wide().chain(a.bias).any(|m| m.stride >= 1 << 31) {
         return Err("it is too large for 32-bit numbers");
     }
@@ -296,24 +298,24 @@ fn lanes(a: &Args<Attention>, device: &WgpuDevice, dim: usize) -> Result<(), &'s
 
 /// Whether one dispatch can process all sequences.
 fn whole(a: &Args<Attention>, device: &WgpuDevice) -> bool {
-    a.wide().all(|m| m.binds(device))
+    a.queries() == a.tokens() && a.wide().all(|m| m.binds(device))
 }
 
 /// The most queries of a sequence whose operands fit into windows, together with the keys and
 /// values of that sequence; 0 if these do not fit.
 fn rows_at_once(a: &Args<Attention>, device: &WgpuDevice) -> usize {
-    let tokens = a.tokens();
-    if ![a.k, a.v].iter().all(|m| m.band(0, tokens).binds(device)) {
+    let queries = a.queries();
+    if ![a.k, a.v].iter().all(|m| m.band(0, a.tokens()).binds(device)) {
         return 0;
     }
     let (n, first) = a.split();
     let outputs = first
         .map(|m| m.band(0, n))
         .into_iter()
-        .chain([a.out.band(0, tokens - n)])
+        .chain([a.out.band(0, queries - n)])
         .filter(|m| m.rows > 0);
-    let fit = |m: Matrix| if m.binds(device) { tokens } else { m.rows_that_bind(device) };
-    outputs.chain([a.q.band(0, tokens)]).map(fit).min().unwrap_or(0)
+    let fit = |m: Matrix| if m.binds(device) { queries } else { m.rows_that_bind(device) };
+    outputs.chain([a.q.band(0, queries)]).map(fit).min().unwrap_or(0)
 }
 
 /// One dispatch; or, if windows are too small, one for each sequence and block of its queries. A
@@ -324,7 +326,7 @@ fn dispatches(
     shader: &'static Shader,
     tile: usize,
 ) -> Vec<Dispatch> {
-    let (tokens, (n, first)) = (a.tokens(), a.split());
+    let (queries, tokens, (n, first)) = (a.queries(), a.tokens(), a.split());
     if a.q.rows == 0 || a.q.cols == 0 {
         return vec![];
     }
@@ -336,17 +338,17 @@ fn dispatches(
     let behind = |token: usize| token.max(n) - n;
     let mut all = vec![];
     for image in 0..a.batch {
-        for rows in blocks(tokens, most, tile.min(most)) {
+        for rows in blocks(queries, most, tile.min(most)) {
             // The queries and results of the block, and the keys and values of the sequence.
             let (start, end) = (rows.start, rows.end);
             let part = AttentionArgs {
-                q: a.q.band(image * tokens + start, end - start),
+                q: a.q.band(image * queries + start, end - start),
                 k: a.k.band(image * tokens, tokens),
                 v: a.v.band(image * tokens, tokens),
                 batch: 1,
                 first: first
                     .map(|m| (n, m.band(image * n + ahead(start), ahead(end) - ahead(start)))),
-                out: a.out.band(image * (tokens - n) + behind(start), behind(end) - behind(start)),
+                out: a.out.band(image * (queries - n) + behind(start), behind(end) - behind(start)),
                 ..*a
             };
             all.push(dispatch(&part, device, shader, tile, tokens, rows));

@@ -37,7 +37,7 @@ impl GenerationPhase for Denoise<'_> {
         let record = move || Variant {
             program: flux1::denoise(&self.flux.config, &self.shape, activation),
             runs: self.sigmas.len() - 1,
-            tiling: None,
+            band: None,
         };
         vec![Draft {
             phase: Phase::Denoise,

@@ -1,8 +1,8 @@
 //! From the programs that a phase may run to plans: the variant that fits is chosen, with its LoRAs
 //! and weights.
 
-use super::tiles::Tiling;
 use crate::backend::Backend;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::event::Phase;
 use crate::op::Program;
@@ -31,8 +31,24 @@ pub struct Variant {
     pub program: Program,
     /// How often it runs in one generation.
     pub runs: usize,
-    /// How its work is cut into tiles, if it is.
-    pub tiling: Option<Tiling>,
+    /// The program computes a part of what it is for in each run.
+    pub band: Option<Band>,
+}
+
+impl Variant {
+    /// A program that computes everything, `runs` times.
+    pub fn whole(program: Program, runs: usize) -> Variant {
+        Variant { program, runs, band: None }
+    }
+}
+
+/// How the work of a program is divided into bands of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Band {
+    /// Rows of a band.
+    pub rows: usize,
+    /// Bytes that pass between the host and the device in one generation.
+    pub moved_bytes: u64,
 }
 
 /// A program with its plan and weights.
@@ -51,8 +67,10 @@ pub struct PlannedProgram {
     pub resident_base: usize,
     /// See [`Draft::optional`].
     pub optional: bool,
-    /// How its work is cut into tiles, if it is.
-    pub tiling: Option<Tiling>,
+    /// See [`Variant::band`].
+    pub band: Option<Band>,
+    /// The type in which the device computes.
+    activation: DType,
 }
 
 /// Why there is no plan.
@@ -94,6 +112,23 @@ impl Attempt {
 }
 
 impl Planner<'_> {
+    /// The best variants of all `drafts`, which are numbered from `first` on, and the bytes that
+    /// the largest of them needs.
+    pub fn best_variants(
+        &self,
+        drafts: Vec<Draft<'_>>,
+        first: u32,
+    ) -> Result<(Vec<PlannedProgram>, u64), Refused> {
+        let (mut programs, mut least) = (Vec::new(), 0);
+        for (number, draft) in (first..).zip(drafts) {
+            if let Some((program, needed)) = self.best_variant(draft, number)? {
+                programs.push(program);
+                least = least.max(needed);
+            }
+        }
+        Ok((programs, least))
+    }
+
     /// Plans the first variant of `draft` that fits the budget, or the one that needs the least,
     /// with the bytes that it needs. `None` if there is no variant.
     ///
@@ -107,7 +142,7 @@ impl Planner<'_> {
         let Draft { phase, weights, optional, variants } = draft;
         let mut best: Option<Attempt> = None;
         for variant in variants {
-            let Variant { program, runs, tiling } = variant;
+            let Variant { program, runs, band } = variant;
             let (program, weights) = self.loras.apply(weights, program)?;
             let (plan, needed) = self.plan(&program, &weights, runs)?;
             let planned = PlannedProgram {
@@ -118,7 +153,8 @@ impl Planner<'_> {
                 weights,
                 resident_base: 0,
                 optional,
-                tiling,
+                band,
+                activation: self.backend.caps().activation,
             };
             let attempt = Attempt { planned, needed };
             if best.as_ref().is_none_or(|b| attempt.needed_bytes() <= b.needed_bytes()) {
@@ -163,8 +199,13 @@ impl Planner<'_> {
 }
 
 impl PlannedProgram {
+    /// The type in which the device computes.
+    pub(super) fn activation(&self) -> DType {
+        self.activation
+    }
+
     /// The line of this program in a plan's report.
-    pub fn report(&self) -> PhaseReport {
+    pub(super) fn report(&self) -> PhaseReport {
         let (blocks_streamed, blocks) = streamed_blocks(&self.program, &self.plan.residency);
         PhaseReport {
             phase: self.phase.name(),
@@ -181,6 +222,8 @@ impl PlannedProgram {
             blocks_streamed,
             peak_bytes: self.plan.peak_bytes(),
             seconds: None,
+            bands: if self.band.is_some() { self.plan.runs } else { 0 },
+            moved_bytes: self.band.map_or(0, |band| band.moved_bytes),
         }
     }
 }

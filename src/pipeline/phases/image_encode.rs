@@ -1,18 +1,25 @@
-//! The image that image-to-image starts from, to latents, tile by tile.
+//! The image that image-to-image starts from, to latents.
 
-use super::tiles::{Canvas, crop_pixels, pack, unpack};
+use super::bands::{self, Bands};
+use super::tokens::{pack, unpack};
 use super::{
-    Draft, GenerationPhase, PlannedProgram, SharedDevice, Tiling, Values, Variant, check_finite,
+    Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, Variant, check_finite, peak_bytes,
 };
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::event::Phase;
 use crate::model::flux1::DenoiseShape;
+use crate::model::vae::Network as Half;
 use crate::model::{VaeConfig, vae};
 use crate::pipeline::model::Network;
 use crate::pipeline::progress::{Listener, Progress};
+use crate::pipeline::request::Image;
 
-/// Encodes [`Values::init`] and mixes it with the noise in [`Values::latents`].
+/// Pixels that are converted at a time.
+const PIECE: usize = 1 << 16;
+
+/// Encodes [`Values::init`] and mixes it with the noise in [`Values::latents`]: in one piece, or in
+/// bands of rows where that does not fit.
 pub struct ImageEncode<'a> {
     /// The autoencoder.
     pub vae: &'a Network<VaeConfig>,
@@ -22,29 +29,45 @@ pub struct ImageEncode<'a> {
     pub sigma: Option<f32>,
 }
 
+impl ImageEncode<'_> {
+    /// Height and width in pixels.
+    fn size(&self) -> (usize, usize) {
+        let edge = 2 * self.vae.config.factor();
+        (edge * self.shape.height, edge * self.shape.width)
+    }
+
+    fn half(&self, activation: DType) -> Half {
+        let (height, width) = self.size();
+        Half::encoder(&self.vae.config, height, width, activation)
+    }
+}
+
 impl GenerationPhase for ImageEncode<'_> {
     fn drafts(&self, activation: DType) -> Vec<Draft<'_>> {
-        let factor = self.vae.config.factor();
-        let record = move |tiling: Tiling| {
-            let (h, w) = tiling.size();
-            Variant {
-                program: vae::encode(&self.vae.config, h * factor, w * factor, activation),
-                runs: tiling.count(),
-                tiling: Some(tiling),
-            }
-        };
-        let tilings = Tiling::candidates(2 * self.shape.height, 2 * self.shape.width);
+        let (height, width) = self.size();
+        let record =
+            move || Variant::whole(vae::encode(&self.vae.config, height, width, activation), 1);
         vec![Draft {
             phase: Phase::ImageEncode,
             weights: &self.vae.weights,
             optional: true,
-            variants: Box::new(tilings.filter(|_| self.sigma.is_some()).map(record)),
+            variants: Box::new(self.sigma.map(|_| record()).into_iter()),
         }]
     }
 
-    /// The image fits in what [`Decode`](super::decode::Decode) needs later.
+    fn small_drafts(&self, activation: DType) -> Vec<Draft<'_>> {
+        let half = self.half(activation);
+        let mut drafts = bands::drafts(&half, Phase::ImageEncode, &self.vae.weights, true, 1);
+        if self.sigma.is_none() {
+            drafts.iter_mut().for_each(|draft| draft.variants = Box::new(std::iter::empty()));
+        }
+        drafts
+    }
+
+    /// The image as it was given and in the size of the request, if it was that already.
     fn host_bytes(&self) -> u64 {
-        0
+        let (height, width) = self.size();
+        if self.sigma.is_some() { (6 * height * width) as u64 } else { 0 }
     }
 
     fn run(
@@ -54,38 +77,54 @@ impl GenerationPhase for ImageEncode<'_> {
         values: &mut Values,
         on: Listener<'_>,
     ) -> Result<()> {
-        let planned = &programs[0];
-        let (Some(tiling), Some(image), Some(sigma)) = (&planned.tiling, &values.init, self.sigma)
-        else {
+        let (Some(image), Some(sigma)) = (&values.init, self.sigma) else {
             unreachable!("planned for a request with an image")
         };
-        let vae = &self.vae.config;
-        let (factor, channels) = (vae.factor(), vae.latent);
-        let (rows, cols) = (2 * self.shape.height, 2 * self.shape.width);
-        let size = tiling.size();
-        let mut progress =
-            Progress::start(Phase::ImageEncode, tiling.count(), planned.plan.peak_bytes(), on)?;
-        let mut session = device.session(planned)?;
-        let mut canvas = Canvas::new(rows, cols, channels);
-        for (i, (top, left)) in tiling.corners().enumerate() {
-            let corner = (top * factor, left * factor);
-            let pixels = crop_pixels(image, corner, (size.0 * factor, size.1 * factor));
-            session.write_f32(planned.program.input("pixels"), &pixels)?;
-            session.run(i + 1 < tiling.count(), &mut |_, _| progress.poll())?;
+        let planned = &programs[0];
+        let runs = programs.iter().map(|p| p.plan.runs).sum();
+        let mut progress = Progress::start(Phase::ImageEncode, runs, peak_bytes(programs), on)?;
+        let tokens = if planned.band.is_some() {
+            let half = self.half(planned.activation());
+            let mut bands = Bands::new(&half);
+            let plane = bands.plane(0)?;
+            for (first, values) in pieces(image) {
+                plane.write(12 * first as u64, bytemuck::cast_slice(&values))?;
+            }
+            let mut tokens = Vec::new();
+            bands.run(programs, device, &mut tokens, &mut progress)?;
+            tokens
+        } else {
+            let mut session = device.session(planned)?;
+            for (first, values) in pieces(image) {
+                let bytes = bytemuck::cast_slice(&values);
+                session.write_rows(planned.program.input("pixels"), first, bytes)?;
+            }
+            session.run(false, &mut |_, _| progress.poll())?;
             let tokens = session.read_f32(planned.program.output("latents"))?;
             check_finite(&tokens, &mut session, planned)?;
-            let latents = unpack(&tokens, size.0, size.1, channels);
-            canvas.add(&latents, (top, left), size, tiling.overlap);
             progress.advance()?;
-        }
-        session.finish()?;
+            session.finish()?;
+            tokens
+        };
         progress.end()?;
-        let latents: Vec<f32> =
-            canvas.finish().into_iter().map(|v| (v - vae.shift) * vae.scaling).collect();
-        let image = pack(&latents, rows, cols, channels);
+        let vae = &self.vae.config;
+        let (rows, cols) = (2 * self.shape.height, 2 * self.shape.width);
+        let latents: Vec<f32> = unpack(&tokens, rows, cols, vae.latent)
+            .into_iter()
+            .map(|v| (v - vae.shift) * vae.scaling)
+            .collect();
+        let image = pack(&latents, rows, cols, vae.latent);
         for (noise, x) in values.latents.iter_mut().zip(image.iter().cycle()) {
             *noise = sigma * *noise + (1.0 - sigma) * x;
         }
         Ok(())
     }
+}
+
+/// The pixels of `image` as values from -1 to 1, piece by piece, each with the number of its first
+/// pixel.
+fn pieces(image: &Image) -> impl Iterator<Item = (usize, Vec<f32>)> {
+    let value = |b: &u8| f32::from(*b) / 255.0 * 2.0 - 1.0;
+    let pieces = image.rgb.chunks(3 * PIECE).enumerate();
+    pieces.map(move |(i, rgb)| (i * PIECE, rgb.iter().map(value).collect()))
 }

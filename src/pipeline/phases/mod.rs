@@ -5,24 +5,26 @@
 //! names the programs that it may run ([`Draft`]), and runs them once they are planned
 //! ([`PlannedProgram`]). What phases pass on to one another is in [`Values`].
 
+mod bands;
 mod decode;
 mod denoise;
 mod draft;
 mod flux1;
 mod image_encode;
 mod modulate;
+mod planes;
 #[cfg(all(test, feature = "embedded"))]
 mod tests;
 mod text_encode;
-pub(crate) mod tiles;
+pub(crate) mod tokens;
 
-pub use draft::{Draft, PlannedProgram, Planner, Refused, Variant};
+pub use draft::{Band, Draft, PlannedProgram, Planner, Refused, Variant};
 pub use flux1::flux1;
-pub use tiles::Tiling;
 
 use super::loras::LoraSet;
 use super::open_device::OpenDevice;
 use super::progress::Listener;
+use super::report::PhaseReport;
 use super::request::Image;
 use super::text_cache::Text;
 use crate::backend::{Backend, Grain, Layout};
@@ -39,12 +41,18 @@ pub trait GenerationPhase {
     /// and weights that stay on the device are found again.
     fn drafts(&self, activation: DType) -> Vec<Draft<'_>>;
 
+    /// The programs that replace those of [`GenerationPhase::drafts`] if they do not fit in the
+    /// budget: they need less memory, take longer and compute the same. None by default.
+    fn small_drafts(&self, _activation: DType) -> Vec<Draft<'_>> {
+        Vec::new()
+    }
+
     /// Host memory that the phase needs besides the plans of its programs, in bytes: what it passes
     /// on in [`Values`], and its working memory.
     fn host_bytes(&self) -> u64;
 
-    /// Runs `programs`, the planned ones of [`GenerationPhase::drafts`]. Not called if there are
-    /// none.
+    /// Runs `programs`, the planned ones of [`GenerationPhase::drafts`] or of
+    /// [`GenerationPhase::small_drafts`]. Not called if there are none.
     fn run(
         &self,
         programs: &[PlannedProgram],
@@ -112,14 +120,21 @@ impl<'a> Phases<'a> {
         let mut planned = Vec::new();
         let (mut number, mut least) = (0, 0);
         for phase in list {
-            let mut programs = Vec::new();
-            for draft in phase.drafts(activation) {
-                if let Some((program, needed)) = planner.best_variant(draft, number)? {
-                    programs.push(program);
-                    least = least.max(needed);
+            let best = {
+                let (drafts, small) = (phase.drafts(activation), phase.small_drafts(activation));
+                let (first, second) = (number, number + drafts.len() as u32);
+                number = second + small.len() as u32;
+                let best = planner.best_variants(drafts, first);
+                let bytes = |plan: &Result<_, _>| plan.as_ref().map_or(u64::MAX, |(_, n)| *n);
+                if small.is_empty() || bytes(&best) <= budget {
+                    best
+                } else {
+                    let other = planner.best_variants(small, second);
+                    if bytes(&other) < bytes(&best) { other } else { best }
                 }
-                number += 1;
-            }
+            };
+            let (programs, needed) = best?;
+            least = least.max(needed);
             planned.push(PlannedPhase { phase, programs });
         }
         if least > budget {
@@ -174,6 +189,21 @@ impl<'a> Phases<'a> {
         self.list.iter().flat_map(|p| &p.programs)
     }
 
+    /// The lines of a plan's report, in the order in which the programs run. The programs of one
+    /// phase that work in bands share a line.
+    pub fn reports(&self) -> Vec<PhaseReport> {
+        let mut reports: Vec<PhaseReport> = Vec::new();
+        for report in self.programs().map(PlannedProgram::report) {
+            match reports.last_mut() {
+                Some(last) if last.bands > 0 && report.bands > 0 && last.phase == report.phase => {
+                    last.join(&report);
+                }
+                _ => reports.push(report),
+            }
+        }
+        reports
+    }
+
     /// Whether all weights stay loaded from one generation to the next.
     pub fn keeps_weights(&self) -> bool {
         self.sharing.kept.is_some()
@@ -217,6 +247,11 @@ impl SharedDevice<'_> {
         let weights = planned.weights.clone();
         Ok(Session::new(backend, holdings, &planned.program, &planned.plan, weights, tenancy))
     }
+}
+
+/// The most device memory that one of `programs` needs, in bytes.
+pub fn peak_bytes(programs: &[PlannedProgram]) -> u64 {
+    programs.iter().map(|p| p.plan.peak_bytes()).max().unwrap_or(0)
 }
 
 /// Passes `values` only if all are finite; else runs the program again to name the first step that

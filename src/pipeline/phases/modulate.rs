@@ -33,7 +33,7 @@ impl GenerationPhase for Modulate<'_> {
             // Without a step the program is planned as for one, and does not run.
             program: flux1::modulate(&self.flux.config, self.rows().max(self.prompts), activation),
             runs: 1,
-            tiling: None,
+            band: None,
         };
         vec![Draft {
             phase: Phase::Modulate,

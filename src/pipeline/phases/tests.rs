@@ -26,11 +26,8 @@ struct Invented<'a> {
 
 impl GenerationPhase for Invented<'_> {
     fn drafts(&self, activation: DType) -> Vec<Draft<'_>> {
-        let record = move || Variant {
-            program: (self.record)(self.model, activation),
-            runs: 1,
-            tiling: None,
-        };
+        let record =
+            move || Variant { program: (self.record)(self.model, activation), runs: 1, band: None };
         vec![Draft {
             phase: self.phase,
             weights: self.weights,

@@ -162,7 +162,7 @@ impl TextEncode<'_> {
 }
 
 fn draft<'a>(weights: &'a ComponentWeights, record: impl FnOnce() -> Program + 'a) -> Draft<'a> {
-    let variant = move || Variant { program: record(), runs: 1, tiling: None };
+    let variant = move || Variant { program: record(), runs: 1, band: None };
     Draft {
         phase: Phase::TextEncode,
         weights,

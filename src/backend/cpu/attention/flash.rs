@@ -181,7 +181,7 @@ pub(super) unsafe fn chunk<A: Arith, const MR: usize>(
     area: *mut u32,
 ) {
     let first = chunk * CHUNK;
-    let rows = CHUNK.min(s.tokens - first);
+    let rows = CHUNK.min(a.queries() - first);
     // SAFETY: `Sizes::thread` is the sum of these areas.
     unsafe {
         let sums = area.add(CHUNK * s.dim_words).cast::<f32>();
@@ -234,7 +234,7 @@ unsafe fn pack_queries<A: Arith, const MR: usize>(
         unsafe {
             let panel = to.add(row / MR * MR * s.dim_words + row % MR);
             if row < rows {
-                let from = a.q.row_ptr(image * s.tokens + first + row).add(head * s.dim);
+                let from = a.q.row_ptr(image * a.queries() + first + row).add(head * s.dim);
                 scatter::<A>(from, scale, s, panel, MR);
             } else {
                 (0..s.dim_words).for_each(|w| *panel.add(w * MR) = 0);

@@ -160,7 +160,7 @@ pub(crate) fn attention(how: How, a: &AttentionArgs, scratch: &mut [u8]) {
         (0..wave.len() * sizes.blocks).into_par_iter().for_each(|i| {
             run(wave[i / sizes.blocks], i / sizes.blocks, Task::Pack { block: i % sizes.blocks })
         });
-        let chunks = tokens.div_ceil(CHUNK);
+        let chunks = a.queries().div_ceil(CHUNK);
         (0..wave.len() * chunks).into_par_iter().with_max_len(1).for_each(|i| {
             let thread = rayon::current_thread_index().unwrap_or(0);
             let area = start.at(areas + thread * sizes.thread());
@@ -173,7 +173,7 @@ impl CpuOperation for Attention {
     const KERNELS: Kernels = kernels!(bf16 "attention");
 
     fn scratch_bytes(&self, sizing: &Sizing) -> usize {
-        let (tokens, head_dim) = (self.q.rows() / self.batch, self.q.cols / self.heads);
+        let (tokens, head_dim) = (self.k.rows() / self.batch, self.q.cols / self.heads);
         let how = sizing.choice.of(&Self::KERNELS).how;
         scratch_bytes(how, tokens, head_dim, self.bias.is_some(), sizing.threads)
     }

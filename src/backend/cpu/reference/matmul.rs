@@ -49,18 +49,18 @@ pub(crate) fn linear(
 
 /// `softmax(q . k^T * scale + bias) . v` for each image and head.
 pub(crate) fn attention(a: &AttentionArgs) {
-    let (tokens, dim) = (a.tokens(), a.head_dim());
+    let (queries, tokens, dim) = (a.queries(), a.tokens(), a.head_dim());
     for image in 0..a.batch {
         let row = |token: usize| image * tokens + token;
         for head in 0..a.heads {
             let col = |d: usize| head * dim + d;
-            for i in 0..tokens {
+            for i in 0..queries {
                 let visible = if a.causal { i + 1 } else { tokens };
                 let scores: Vec<f64> = (0..visible)
                     .map(|j| {
                         let dot: f64 = (0..dim)
                             .map(|d| {
-                                f64::from(at(a.q, row(i), col(d)))
+                                f64::from(at(a.q, image * queries + i, col(d)))
                                     * f64::from(at(a.k, row(j), col(d)))
                             })
                             .sum();

@@ -2,6 +2,7 @@
 
 use super::super::args::AttentionArgs;
 use super::super::args::QkNormRopeArgs;
+use super::super::args::{GroupNormArgs, GroupStatisticsArgs};
 use super::super::gemm::finish::Tail;
 use super::*;
 use crate::dtype::DType;
@@ -156,40 +157,46 @@ fn norms_have_the_expected_moments() {
         let squares = row.iter().map(|y| f64::from(*y).powi(2)).sum::<f64>() / cols as f64;
         assert!((squares - 9.0).abs() < 1e-5, "{squares}");
     }
-    // Group norm over one pixel of one group is a layer norm; over many pixels the moments are
-    // those of the group.
+    // Group norm over one pixel of one group is a layer norm.
     let mut grouped = vec![f32::NAN; rows * cols];
     layer_norm(In::dense(&x, cols), &gain, &shift, 1e-3, Out::dense(&mut out, cols));
-    group_norm(
-        In::dense(&x, cols),
-        &gain,
-        &shift,
-        rows,
-        1,
-        1e-3,
-        false,
-        Out::dense(&mut grouped, cols),
-    );
-    assert_eq!(out, grouped);
-    group_norm(
-        In::dense(&x, cols),
-        &gain,
-        &shift,
-        2,
-        8,
-        0.0,
-        false,
-        Out::dense(&mut grouped, cols),
-    );
-    for (image, group) in [(0, 0), (1, 7)] {
-        let ys: Vec<f64> = (0..3)
-            .flat_map(|p| (0..5).map(move |c| (image * 3 + p) * cols + group * 5 + c))
-            .map(|i| f64::from(grouped[i]))
-            .collect();
-        let mean = ys.iter().sum::<f64>() / 15.0;
-        let variance = ys.iter().map(|y| (y - mean).powi(2)).sum::<f64>() / 15.0;
-        assert!((mean + 2.0).abs() < 1e-6 && (variance - 9.0).abs() < 1e-5, "{mean} {variance}");
+    for (row, normed) in grouped.chunks_mut(cols).enumerate() {
+        let x = In::dense(&x[row * cols..(row + 1) * cols], cols);
+        grouped_norm(x, 1, 1, (&gain, &shift), 1e-3, Out::dense(normed, cols));
     }
+    close(&grouped, &out.iter().map(|y| f64::from(*y)).collect::<Vec<_>>());
+    // Over many pixels the moments are those of the group, whatever a row of pixels is.
+    for width in [1, 2, 3, 6] {
+        let out = Out::dense(&mut grouped, cols);
+        grouped_norm(In::dense(&x, cols), width, 8, (&gain, &shift), 0.0, out);
+        for group in [0, 7] {
+            let ys: Vec<f64> = (0..rows)
+                .flat_map(|p| (0..5).map(move |c| p * cols + group * 5 + c))
+                .map(|i| f64::from(grouped[i]))
+                .collect();
+            let mean = ys.iter().sum::<f64>() / 30.0;
+            let variance = ys.iter().map(|y| (y - mean).powi(2)).sum::<f64>() / 30.0;
+            let close = (mean + 2.0).abs() < 1e-5 && (variance - 9.0).abs() < 1e-4;
+            assert!(close, "{width}: {mean} {variance}");
+        }
+    }
+}
+
+/// Statistics and norm of an image with rows of `width` pixels.
+fn grouped_norm(
+    x: In,
+    width: usize,
+    groups: usize,
+    (weight, bias): (&[f32], &[f32]),
+    eps: f32,
+    out: Out,
+) {
+    let mut statistics = vec![f32::NAN; x.rows() / width * 2 * groups];
+    let to = Out::dense(&mut statistics, 2 * groups);
+    group_statistics(&GroupStatisticsArgs { x, width, groups, out: to });
+    let statistics = In::dense(&statistics, 2 * groups);
+    let silu = false;
+    group_norm(&GroupNormArgs { x, statistics, width, weight, bias, groups, eps, silu, out });
 }
 
 #[test]
