@@ -14,7 +14,7 @@ pub enum Phase {
     Modulate,
     /// The transformer, once per step.
     Denoise,
-    /// Latents to pixels, in tiles.
+    /// Latents to pixels.
     Decode,
 }
 

@@ -101,6 +101,7 @@ impl PhaseReport {
     /// Adds another program of the same phase that works in bands.
     pub(super) fn join(&mut self, other: &PhaseReport) {
         let total = |r: &PhaseReport| r.teraflop * r.runs as f64;
+        self.program = self.program.split('.').next().unwrap_or_default().to_string();
         self.teraflop = total(self) + total(other);
         self.runs = 1;
         self.bands += other.bands;

@@ -203,4 +203,28 @@ mod tests {
             arena.bytes
         );
     }
+
+    /// In one piece a residual block needs two planes of the largest size; in bands any size fits
+    /// in 1 GiB.
+    #[test]
+    fn the_autoencoder_needs_as_little_as_calculated() {
+        let (c, grain) = (VaeConfig::flux(), Grain { align: 256, chunk: usize::MAX });
+        let bytes = |p: &Program| arena(p, &vec![0; p.steps.len()], grain).bytes;
+        for (edge, most) in [(128, 1_100_000_000), (256, 4_400_000_000)] {
+            let whole = bytes(&vae::decode(&c, edge, edge, DType::BF16));
+            assert!(whole < most, "{whole} bytes for {edge} latents");
+            let whole = bytes(&vae::encode(&c, 8 * edge, 8 * edge, DType::BF16));
+            assert!(whole < most, "{whole} bytes to encode {edge} latents");
+        }
+        for net in [
+            vae::Network::decoder(&c, 512, 512, DType::BF16),
+            vae::Network::encoder(&c, 4096, 4096, DType::BF16),
+        ] {
+            for stage in &net.stages {
+                let least = *net.band_sizes(stage).last().unwrap();
+                let band = bytes(&net.band(stage, least));
+                assert!(band < 1 << 30, "{}: {band} bytes for {least} rows", stage.scope);
+            }
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The engine: budgets, streamed weights, and the backends with memory of their own.
 
+mod bands;
 mod budgets;
 #[path = "../common/mod.rs"]
 mod common;

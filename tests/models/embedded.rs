@@ -7,7 +7,6 @@
 use flux_fast::backend::Compute;
 use flux_fast::pipeline::Engine;
 use flux_fast::pipeline::request::{Image, Options, Request};
-use flux_fast::spec::flux1::VAE;
 
 const EDGE: usize = 16;
 const COLOURS: [(&str, [f32; 3]); 9] = [
@@ -124,76 +123,6 @@ fn the_default_arithmetic_stays_within_30_db_of_f32() {
         println!("{prompt}: {db:.1} dB");
         assert!(db >= 30.0, "{prompt}: {db:.1} dB");
     }
-}
-
-/// An image wider than 1024 pixels is decoded in tiles. Compared with the same latents decoded
-/// whole, no seam may be visible.
-#[test]
-fn tiles_show_no_seam() {
-    use flux_fast::model::vae;
-    let (wide, high) = (1280, 256);
-    let mut pipeline = Engine::open(Options::default()).unwrap();
-    let request = Request::new("a pizza on a yellow background").seed(1).steps(6).size(wide, high);
-    let plan = pipeline.plan(&request).unwrap();
-    assert!(
-        plan.phases.iter().any(|p| p.program == "decode" && p.runs > 1),
-        "decoded in one piece"
-    );
-    let drawn = pipeline.generate(&request).unwrap();
-
-    let checkpoint = flux_fast::library::open(&flux_fast::library::Files::model(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/assets/tiny/flux-tiny.safetensors"
-    )))
-    .unwrap();
-    let weights = checkpoint.get(VAE).unwrap();
-    let config =
-        flux_fast::model::VaeConfig::read(&|n| weights.shape(n), weights.config()).unwrap();
-    let mut backend = crate::common::cpu(Compute::Auto);
-    let program = vae::decode(&config, high / 8, wide / 8, flux_fast::dtype::DType::F32);
-    let inputs = [("latents", crate::common::Input::F32(&drawn.latents))];
-    let whole = crate::common::run(
-        &mut backend,
-        &program,
-        &crate::common::resolve(&program, weights),
-        &inputs,
-        u64::MAX,
-        1,
-    )
-    .remove("pixels")
-    .unwrap();
-    let whole: Vec<u8> =
-        whole.iter().map(|v| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8).collect();
-    let tiled = &drawn.images[0].rgb;
-    let db = psnr(tiled, &whole);
-    // Across the middle, where the tiles meet: the difference between neighbouring pixels, against
-    // that of the image decoded whole.
-    let step = |rgb: &[u8]| {
-        let at = |x: usize, y: usize, c: usize| f64::from(rgb[(y * wide + x) * 3 + c]);
-        (0..high)
-            .flat_map(|y| (0..3).map(move |c| (y, c)))
-            .map(|(y, c)| (560..720).map(|x| (at(x + 1, y, c) - at(x, y, c)).abs()).sum::<f64>())
-            .sum::<f64>()
-    };
-    let (ours, theirs) = (step(tiled), step(&whole));
-    println!(
-        "tiled against whole: {db:.1} dB, roughness at the seam {:.3} of the whole picture's",
-        ours / theirs
-    );
-    if let Some(folder) = std::env::var_os("FLUX_FAST_TEST_PICTURES") {
-        for (name, rgb) in [("tiled.png", tiled), ("whole.png", &whole)] {
-            image::save_buffer(
-                std::path::Path::new(&folder).join(name),
-                rgb,
-                wide as u32,
-                high as u32,
-                image::ColorType::Rgb8,
-            )
-            .unwrap();
-        }
-    }
-    assert!(db >= 25.0, "{db:.1} dB");
-    assert!(ours <= 1.1 * theirs, "the seam is rougher than the picture: {ours} against {theirs}");
 }
 
 /// 10 log10(255^2 / mean squared difference).

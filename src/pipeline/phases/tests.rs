@@ -7,10 +7,12 @@ use super::*;
 use crate::backend::Device;
 use crate::event::{Event, Phase};
 use crate::library;
+use crate::model::flux1::DenoiseShape;
 use crate::model::{clip, t5, vae};
 use crate::op::Program;
 use crate::pipeline::embedded;
 use crate::pipeline::model::Model;
+use crate::pipeline::noise::TorchGenerator;
 use crate::pipeline::request::Options;
 use crate::weights::ComponentWeights;
 
@@ -144,4 +146,57 @@ fn a_budget_that_is_too_small_is_refused_with_one_that_is_enough() {
     let phases = planned(&model, true, least);
     assert!(!phases.keeps_weights() && phases.peak_bytes(1) <= least);
     assert!(matches!(plan(&model, true, least - 1), Err(Refused::TooSmall(n)) if n == least));
+}
+
+/// Decodes noise of `height x width` tokens within `budget` bytes; the number of programs, too.
+fn decoded(
+    device: &mut OpenDevice,
+    model: &Model,
+    size: (usize, usize),
+    budget: u64,
+) -> (usize, Vec<Image>) {
+    use super::decode::Decode;
+    let (height, width) = size;
+    let shape = DenoiseShape { images: 2, cfg: false, text_tokens: 1, height, width };
+    let list: Vec<Box<dyn GenerationPhase>> = vec![Box::new(Decode { vae: &model.vae, shape })];
+    let loras = LoraSet::of(vec![]);
+    let phases = match Phases::plan(list, &loras, device.backend().unwrap(), budget) {
+        Ok(phases) => phases,
+        Err(Refused::TooSmall(least)) => return decoded(device, model, size, least),
+        Err(Refused::Failed(e)) => panic!("{e}"),
+    };
+    assert!(phases.peak_bytes(1) <= budget);
+    let noise = TorchGenerator::new(5).randn(2 * height * width * 4 * model.vae.config.latent);
+    let mut values = Values { latents: noise, ..Values::default() };
+    phases.run(device, &mut values, &mut |_| ControlFlow::Continue(())).unwrap();
+    (phases.programs().count(), values.images)
+}
+
+#[test]
+fn an_image_in_bands_equals_one_in_one_piece() {
+    let (model, mut cpu) = (model(), cpu());
+    for size in [(9, 4), (5, 13)] {
+        let (programs, want) = decoded(&mut cpu, &model, size, u64::MAX);
+        assert_eq!((programs, want.len()), (1, 2));
+        assert_ne!(want[0], want[1]);
+        for budget in [0, 6 << 20, 8 << 20] {
+            let (programs, got) = decoded(&mut cpu, &model, size, budget);
+            assert!(got == want, "{programs} programs in {budget} bytes, {size:?}");
+            assert!(budget > 0 || programs > 20, "{programs} programs in {budget} bytes");
+        }
+    }
+}
+
+/// On the interpreter of PTX.
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+#[test]
+fn an_image_in_bands_equals_one_in_one_piece_by_cuda() {
+    fake_cuda::install().unwrap();
+    let model = model();
+    let options = Options::default().device(Device::Cuda(0));
+    let mut gpu = OpenDevice::open(&options, &mut |_| ControlFlow::Continue(())).unwrap();
+    let (programs, want) = decoded(&mut gpu, &model, (5, 3), u64::MAX);
+    assert_eq!(programs, 1);
+    let (programs, got) = decoded(&mut gpu, &model, (5, 3), 0);
+    assert!(programs > 20 && got == want, "{programs} programs");
 }

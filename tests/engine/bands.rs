@@ -1,0 +1,100 @@
+//! The autoencoder in bands of rows: bitwise what it computes in one piece, on every device.
+
+use crate::common::{adapter, files};
+use flux_fast::backend::{Compute, Device};
+use flux_fast::event::Phase;
+use flux_fast::pipeline::report::PlanReport;
+use flux_fast::pipeline::request::{Image, Options, Request};
+use flux_fast::pipeline::{Engine, images};
+
+/// Encodes and decodes an image of `width x height` pixels, and nothing else.
+fn round_trip(width: usize, height: usize) -> Request {
+    let value = |i: usize| {
+        let (x, y, c) = (i / 3 % width, i / 3 / width, i % 3);
+        let noise = (i * 7919 % 101) as f32 / 2.0;
+        (x * 200 / width + if y > height / 3 { 0 } else { 20 * c }) as u8 / 2 + noise as u8
+    };
+    let rgb = (0..width * height * 3).map(value).collect();
+    let mut request = Request::new("x").size(width, height).seed(1);
+    request.init = Some(Image { width, height, rgb });
+    request.strength = Some(0.0);
+    request
+}
+
+fn open(device: Device, compute: Compute) -> Engine {
+    let options = Options::default().device(device).compute(compute).no_cache(true);
+    Engine::open(options.files(files(std::path::Path::new("embedded")))).unwrap()
+}
+
+fn bands(plan: &PlanReport) -> usize {
+    plan.phase(Phase::Decode).unwrap().bands
+}
+
+/// Draws with the least memory, with all of it, and with budgets in between, and compares.
+fn check(mut engine: Engine, request: &Request) {
+    let want = engine.generate(request).unwrap().images.remove(0);
+    let plan = engine.plan(request).unwrap();
+    assert_eq!(bands(&plan), 0, "{plan}");
+    // The largest budget with which nothing fits, and the smallest with which everything does.
+    let (mut low, mut high) = (0, plan.peak_bytes + (64 << 20));
+    while high - low > 1 << 16 {
+        let middle = low.midpoint(high);
+        engine.limit_memory(middle).unwrap();
+        *(if engine.plan(request).is_ok() { &mut high } else { &mut low }) = middle;
+    }
+    let mut seen = Vec::new();
+    for budget in [high, high + (plan.peak_bytes - high) / 3, high + (plan.peak_bytes - high) / 2] {
+        engine.limit_memory(budget).unwrap();
+        let plan = engine.plan(request).unwrap();
+        assert!(plan.peak_bytes <= budget, "{plan}");
+        seen.push(bands(&plan));
+        let got = engine.generate(request).unwrap().images.remove(0);
+        assert!(got == want, "{} bands under {budget} bytes differ from none", bands(&plan));
+    }
+    assert!(seen[0] > 0 && seen[0] > seen[2], "{seen:?}");
+}
+
+#[test]
+fn bands_equal_one_piece_on_the_cpu() {
+    for (compute, width, height) in
+        [(Compute::F32, 176, 304), (Compute::Auto, 336, 112), (Compute::F32, 96, 528)]
+    {
+        check(open(Device::Cpu, compute), &round_trip(width, height));
+    }
+}
+
+#[test]
+fn bands_equal_one_piece_by_wgpu() {
+    if adapter::get().is_none() {
+        return;
+    }
+    for compute in [Compute::F32, Compute::Auto] {
+        check(open(Device::Wgpu(0), compute), &round_trip(208, 368));
+    }
+}
+
+/// Against diffusers' autoencoder in one piece, averaged over squares of 16 x 16 pixels. Tiles that
+/// do not know the statistics of the whole image are at 21 dB.
+#[test]
+fn a_wide_image_equals_diffusers() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/vae");
+    let read = |name| images::load_init_image(&folder.join(name)).unwrap();
+    let (start, want) = (read("wide.png"), read("wide-16th.png"));
+    let mut request = Request::new("x").size(start.width, start.height).seed(1);
+    request.init = Some(start);
+    request.strength = Some(0.0);
+    let got = open(Device::Cpu, Compute::F32).generate(&request).unwrap().images.remove(0);
+    let mean = |i: usize| {
+        let (x, y, c) = (i / 3 % want.width, i / 3 / want.width, i % 3);
+        let pixels = (0..256).map(|p| {
+            let at = (16 * y + p / 16) * got.width + 16 * x + p % 16;
+            f64::from(got.rgb[3 * at + c])
+        });
+        pixels.sum::<f64>() / 256.0
+    };
+    let errors = want.rgb.iter().enumerate().map(|(i, v)| (mean(i) - f64::from(*v)).powi(2));
+    let mse = errors.sum::<f64>() / want.rgb.len() as f64;
+    let db = 10.0 * (255f64.powi(2) / mse).log10();
+    println!("{db:.1} dB");
+    assert!(db >= 45.0, "{db:.1} dB");
+}
