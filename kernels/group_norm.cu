@@ -6,7 +6,7 @@
 // processed in bands of rows of pixels:
 //   group_statistics: a block reads a row of pixels once and stores (mean, sum of squared
 //   deviations) of every group;
-//   group_norm: `merge`, a block per group, joins the rows of the whole image into (mean, 1 /
+//   group_norm: `merge`, a block for four groups, joins the rows of the whole image into (mean, 1 /
 //   deviation); `apply` normalises chunk by chunk, the last chunk first, because the kernel that
 //   wrote x leaves its end in L2.
 // A thread keeps its 8 channels (16 bytes) and goes through the pixels, four at a time, so that a
@@ -170,20 +170,27 @@ KERNEL(THREADS, 4) group_norm_statistics_any(const void* x, float2* partials, co
     if (threadIdx.x == 0) partials[blockIdx.x] = make_float2(m.mean, m.squares);
 }
 
-// (mean, 1 / deviation) of group `blockIdx.x` from its rows of pixels.
+// (mean, 1 / deviation) of four groups from their rows of pixels: 64 threads for each, so that
+// neighbours read the statistics of neighbouring groups.
 KERNEL(THREADS, 1) group_norm_merge(const float2* partials, float2* statistics, const __grid_constant__ Params p) {
-    partials += blockIdx.x;
+    constexpr u32 GROUPS = 4, LANES = THREADS / GROUPS, PITCH = 72;  // a pitch without bank conflicts
+    __shared__ Moments all[GROUPS * PITCH];
+    const u32 first = blockIdx.x * GROUPS, part = threadIdx.x % GROUPS, lane = threadIdx.x / GROUPS, warp = threadIdx.x / 32;
     const float n = (float)p.chunk_rows * (float)(p.channels / p.groups);
-    Moments all = {0.f, 0.f, 0.f};
-    for (u32 chunk = threadIdx.x; chunk < p.chunks; chunk += THREADS) {
-        const float2 part = partials[(size_t)chunk * p.groups];
-        const float total = all.count + n, d = part.x - all.mean;
-        all.mean += d * (n / total);
-        all.squares += part.y + d * d * (n * (all.count / total));
-        all.count = total;
-    }
-    all = join_threads(all);
-    if (threadIdx.x == 0) statistics[blockIdx.x] = make_float2(all.mean, rsqrtf(all.squares / all.count + p.eps));
+    Moments mine = {0.f, 0.f, 0.f};
+    if (first + part < p.groups)
+        for (u32 chunk = lane; chunk < p.chunks; chunk += LANES) {
+            const float2 row = partials[(size_t)chunk * p.groups + first + part];
+            const float total = mine.count + n, d = row.x - mine.mean;
+            mine.mean += d * (n / total);
+            mine.squares += row.y + d * d * (n * (mine.count / total));
+            mine.count = total;
+        }
+    all[part * PITCH + lane] = mine;
+    __syncthreads();
+    if (warp >= GROUPS || first + warp >= p.groups) return;
+    const Moments m = join(LANES, [&](u32 i) { return all[warp * PITCH + i]; });
+    if (threadIdx.x % 32 == 0) statistics[first + warp] = make_float2(m.mean, rsqrtf(m.squares / m.count + p.eps));
 }
 
 // A block for each chunk of pixels, in the opposite order. out may be x: a thread reads and writes

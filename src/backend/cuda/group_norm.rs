@@ -200,7 +200,7 @@ fn norm(a: &Args<GroupNorm>, last: &'static Kernel, chunk_rows: usize) -> Vec<La
     let operands =
         vec![a.x.address(), merged, a.weight.address(), a.bias.address(), a.out.address()];
     vec![
-        launch(&MERGE, a.groups, vec![a.statistics.address(), merged], &of_rows),
+        launch(&MERGE, a.groups.div_ceil(4), vec![a.statistics.address(), merged], &of_rows),
         launch(last, params.chunks as usize, operands, &params),
     ]
 }
