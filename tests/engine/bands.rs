@@ -1,6 +1,7 @@
-//! The autoencoder in bands of rows: bitwise what it computes in one piece, on every device.
+//! The autoencoder in bands of rows: bitwise what it computes in one piece. Unit tests of the phases
+//! do the same on the GPU backends.
 
-use crate::common::{adapter, files};
+use crate::common::files;
 use flux_fast::backend::{Compute, Device};
 use flux_fast::event::Phase;
 use flux_fast::pipeline::report::PlanReport;
@@ -55,21 +56,11 @@ fn check(mut engine: Engine, request: &Request) {
 }
 
 #[test]
-fn bands_equal_one_piece_on_the_cpu() {
+fn bands_equal_one_piece() {
     for (compute, width, height) in
         [(Compute::F32, 176, 304), (Compute::Auto, 336, 112), (Compute::F32, 96, 528)]
     {
         check(open(Device::Cpu, compute), &round_trip(width, height));
-    }
-}
-
-#[test]
-fn bands_equal_one_piece_by_wgpu() {
-    if adapter::get().is_none() {
-        return;
-    }
-    for compute in [Compute::F32, Compute::Auto] {
-        check(open(Device::Wgpu(0), compute), &round_trip(208, 368));
     }
 }
 

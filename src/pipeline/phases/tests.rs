@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 
 use super::*;
-use crate::backend::Device;
+use crate::backend::{Compute, Device};
 use crate::event::{Event, Phase};
 use crate::library;
 use crate::model::flux1::DenoiseShape;
@@ -187,16 +187,35 @@ fn an_image_in_bands_equals_one_in_one_piece() {
     }
 }
 
+/// Decodes in one piece and in the smallest bands, and compares.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn compare(gpu: &mut OpenDevice, size: (usize, usize)) {
+    let model = model();
+    let (programs, want) = decoded(gpu, &model, size, u64::MAX);
+    assert_eq!(programs, 1);
+    let (programs, got) = decoded(gpu, &model, size, 0);
+    assert!(programs > 20 && got == want, "{programs} programs");
+}
+
 /// On the interpreter of PTX.
 #[cfg(all(feature = "cuda", target_os = "linux"))]
 #[test]
 fn an_image_in_bands_equals_one_in_one_piece_by_cuda() {
     fake_cuda::install().unwrap();
-    let model = model();
     let options = Options::default().device(Device::Cuda(0));
     let mut gpu = OpenDevice::open(&options, &mut |_| ControlFlow::Continue(())).unwrap();
-    let (programs, want) = decoded(&mut gpu, &model, (5, 3), u64::MAX);
-    assert_eq!(programs, 1);
-    let (programs, got) = decoded(&mut gpu, &model, (5, 3), 0);
-    assert!(programs > 20 && got == want, "{programs} programs");
+    compare(&mut gpu, (5, 3));
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn an_image_in_bands_equals_one_in_one_piece_by_wgpu() {
+    for compute in [Compute::F32, Compute::Auto] {
+        let options = Options::default().device(Device::Wgpu(0)).compute(compute);
+        match OpenDevice::open(&options, &mut |_| ControlFlow::Continue(())) {
+            Ok(mut gpu) => compare(&mut gpu, (9, 4)),
+            Err(e) if std::env::var_os("FLUX_FAST_TEST_WGPU").is_some() => panic!("{e}"),
+            Err(e) => eprintln!("SKIPPED: no wgpu adapter: {e}"),
+        }
+    }
 }
