@@ -7,8 +7,8 @@ use super::variant::{Arguments, GpuApi};
 use crate::error::Result;
 use crate::op::Attention;
 
-/// See [`Attention`]. `k` and `v` are windows of `batch*tokens x heads*head_dim` in the element type
-/// of activations, `q` of `batch*queries` rows; `out` has `batch*(queries - first)` rows.
+/// See [`Attention`]. `k` and `v` are windows of `batch*tokens x heads*head_dim` in the element
+/// type of activations, `q` of `batch*queries` rows; `out` has `batch*(queries - first)` rows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionArgs<P> {
     pub q: Matrix<P>,
