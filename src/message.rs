@@ -43,6 +43,8 @@ pub const PARAMETERS: &[&str] = &[
     "steps",
     "cfg_scale",
     "guidance",
+    "shift",
+    "scheduler",
     "seed",
     "width",
     "height",

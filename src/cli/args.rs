@@ -9,7 +9,9 @@ use super::values::{self, Budget, Seed, Size};
 use crate::backend::{Compute, Device, KernelChoice};
 use crate::library::similar::edit_distance;
 use crate::pipeline::images::{DEFAULT_QUALITY, Format};
-use crate::pipeline::request::{LoraChoice, MAX_COUNT, MAX_SCALE, MAX_STEPS, Options, Request};
+use crate::pipeline::request::{
+    LoraChoice, MAX_COUNT, MAX_SCALE, MAX_SHIFT, MAX_STEPS, MIN_SHIFT, Options, Request,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -334,6 +336,20 @@ pub struct RequestArgs {
         allow_hyphen_values = true,
     )]
     pub cfg_scale: Option<f32>,
+    /// A fixed shift of the noise levels, 0.01 to 100, in place of the model's own: 1 is none, 3 is
+    /// usual for a de-distilled FLUX.1 [dev]
+    #[arg(
+        long,
+        value_name = "X",
+        value_parser = values::real(MIN_SHIFT..=MAX_SHIFT),
+        conflicts_with = "scheduler_config",
+        allow_hyphen_values = true,
+    )]
+    pub shift: Option<f32>,
+    /// A scheduler_config.json of diffusers (FlowMatchEulerDiscreteScheduler), or a model folder
+    /// with one: its noise levels in place of the model's own
+    #[arg(long, value_name = "FILE")]
+    pub scheduler_config: Option<PathBuf>,
     /// A LoRA (.safetensors) or its name, and its strength, -100 to 100 [default: 1]; may be given
     /// several times. `<lora:NAME:STRENGTH>` in the prompt does the same
     #[arg(long = "lora", value_name = "PATH[:STRENGTH]", value_parser = values::lora)]
@@ -354,9 +370,10 @@ pub struct RequestArgs {
 }
 
 impl RequestArgs {
-    /// What was typed, as a request; the prompt and the image of `--init-img` are read elsewhere.
+    /// What was typed, as a request; the prompt and the files of `--init-img` and
+    /// `--scheduler-config` are read elsewhere.
     pub fn request(&self) -> Request {
-        let RequestArgs { negative, count, steps, guidance, cfg_scale, strength, .. } =
+        let RequestArgs { negative, count, steps, guidance, cfg_scale, shift, strength, .. } =
             self.clone();
         let mut request = Request::default().loras(self.loras.clone());
         request.negative = negative;
@@ -371,6 +388,7 @@ impl RequestArgs {
         (request.width, request.height) = (width, height);
         request.guidance = guidance;
         request.cfg_scale = cfg_scale;
+        request.shift = shift;
         request.strength = strength;
         request
     }

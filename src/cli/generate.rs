@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::pipeline::images::{Metadata, Provenance, read_provenance, to_bytes};
 use crate::pipeline::models::ModelPlaces;
 use crate::pipeline::request::{Generated, Options, Request, Settings};
+use crate::pipeline::schedule::ScheduleConfig;
 use crate::pipeline::{Engine, find_recorded_loras, recorded_model, work};
 use crate::units;
 
@@ -153,10 +154,16 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
     }
 }
 
-/// Replaces what `args` set in `request`, and checks the whole. If there is an image to start from,
-/// a placeholder for it makes the rest of the request complete.
+/// Replaces what `args` set in `request`, reads the scheduler's configuration, and checks the
+/// whole. If there is an image to start from, a placeholder for it makes the rest of the request
+/// complete.
 pub fn fill(request: &mut Request, args: &RequestArgs, start: Option<&StartImage>) -> Result<()> {
-    request.replace_with(args.request());
+    let mut typed = args.request();
+    if let Some(path) = &args.scheduler_config {
+        let config = ScheduleConfig::open(path).map_err(|e| e.at_parameter("scheduler"))?;
+        typed.scheduler = Some(config);
+    }
+    request.replace_with(typed);
     if args.seed == Some(Seed::Random) {
         request.seed = None;
     }

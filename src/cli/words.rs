@@ -11,6 +11,7 @@ pub struct Typed;
 fn option(name: &str) -> String {
     match name {
         "init" => "--init-img".into(),
+        "scheduler" => "--scheduler-config".into(),
         "loras" => "--lora".into(),
         "kernels" => "--kernel".into(),
         name => format!("--{}", name.replace('_', "-")),

@@ -1,9 +1,11 @@
 //! From a request to settings: the defaults of the model are filled in, and everything is checked
 //! against the model.
 
+use std::borrow::Cow;
+
 use super::model::Model;
-use super::request::{DEFAULT_STRENGTH, Request, Settings};
-use super::schedule::Schedule;
+use super::request::{DEFAULT_STRENGTH, Request, Settings, plain_number};
+use super::schedule::{Schedule, ScheduleConfig};
 use crate::error::{Error, Result};
 use crate::message::Message;
 
@@ -62,7 +64,11 @@ fn check_side(name: &str, pixels: usize, token: usize) -> Result<()> {
 pub fn noise_levels(model: &Model, settings: &Settings) -> Vec<f32> {
     let token = model.token_pixels();
     let tokens = (settings.width / token) * (settings.height / token);
-    let mut schedule = Schedule::new(&model.schedule, settings.steps, tokens);
+    let config = match settings.shift {
+        Some(shift) => Cow::Owned(ScheduleConfig::fixed(plain_number(shift))),
+        None => Cow::Borrowed(settings.scheduler.as_ref().unwrap_or(&model.schedule)),
+    };
+    let mut schedule = Schedule::new(&config, settings.steps, tokens);
     let first = settings.strength.map_or(0, |s| schedule.from_strength(s));
     schedule.sigmas.split_off(first)
 }

@@ -116,6 +116,60 @@ fn batches_negative_prompts_and_input_images() {
 }
 
 #[test]
+fn a_shift_and_a_scheduler_config_replace_the_noise_levels_and_are_recorded() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let draw = |more: &[&str]| {
+        let base = ["a fox", "--seed", "3", "--steps", "3", "--json"];
+        done(folder, &base.iter().chain(more).copied().collect::<Vec<_>>())
+    };
+    draw(&["-o", "plain.png"]);
+    let plain = pixels(&folder.join("plain.png"));
+    // The embedded model has no shift of its own.
+    draw(&["-o", "one.png", "--shift", "1"]);
+    assert_eq!(pixels(&folder.join("one.png")), plain);
+    let json = draw(&["-o", "three.png", "--shift", "3"]);
+    assert_eq!(json["settings"]["shift"], 3.0);
+    let three = pixels(&folder.join("three.png"));
+    assert_ne!(three, plain);
+    let config = r#"{"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0,
+        "use_dynamic_shifting": false, "shift_terminal": null}"#;
+    fs::create_dir(folder.join("scheduler")).unwrap();
+    fs::write(folder.join("scheduler/scheduler_config.json"), config).unwrap();
+    for file in ["scheduler/scheduler_config.json", "."] {
+        let json = draw(&["-o", "config.png", "--scheduler-config", file]);
+        assert_eq!(json["settings"]["scheduler"], serde_json::json!({ "shift": 3.0 }));
+        assert_eq!(pixels(&folder.join("config.png")), three);
+    }
+    // Both are in the files, and what is typed replaces them.
+    for (file, more, want) in [
+        ("three.png", &[][..], &three),
+        ("config.png", &[], &three),
+        ("config.png", &["--shift", "1"], &plain),
+    ] {
+        let again = [&["again", file, "-o", "again.png"], more].concat();
+        done(folder, &again);
+        assert_eq!(pixels(&folder.join("again.png")), *want, "{file} {more:?}");
+    }
+    let again = ["again", "three.png", "--scheduler-config", ".", "-o", "again.png", "--json"];
+    assert_eq!(done(folder, &again)["settings"]["shift"], Value::Null);
+
+    fs::write(folder.join("other.json"), r#"{"shift": 3.0, "new_key": 2}"#).unwrap();
+    for (arguments, code, words) in [
+        (&["--scheduler-config", "other.json"][..], 3, "new_key"),
+        (&["--scheduler-config", "no.json"], 4, "--scheduler-config: no.json"),
+        (&["--scheduler-config", ".", "--shift", "2"], 2, "cannot be used with"),
+        (&["--shift", "0"], 2, "0.01 to 100"),
+    ] {
+        let output = run(folder, &[&["x", "-o", "no.png"], arguments].concat());
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert!(text.contains(words), "{text}");
+    }
+    assert!(!folder.join("no.png").exists());
+}
+
+#[test]
 fn plans_are_printed_as_text_and_as_json_and_run_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let json = done(dir.path(), &["plan", "x", "--json", "--ram", "2G"]);

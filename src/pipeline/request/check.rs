@@ -25,6 +25,13 @@ impl Request {
         check_prompt("prompt", self.prompt.as_str())?;
         check_prompt("negative", self.negative.as_deref().unwrap_or_default())?;
         self.check_ranges()?;
+        if let Some(scheduler) = &self.scheduler {
+            scheduler.check().map_err(|why| {
+                Error::argument("the scheduler config cannot be used")
+                    .at_parameter("scheduler")
+                    .found(why)
+            })?;
+        }
         if let (Some(width), Some(height)) = (self.width, self.height)
             && width * height > MAX_PIXELS
         {

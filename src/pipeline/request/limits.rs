@@ -23,6 +23,10 @@ pub const MAX_LORA_STRENGTH: f32 = 100.0;
 /// The most bytes of a prompt. T5 reads 512 tokens, some 2,500 bytes, and cuts what is longer; this
 /// many bytes still fit twice into the metadata of a JPEG.
 pub const MAX_PROMPT_BYTES: usize = 10_000;
+/// The smallest shift of the noise levels.
+pub const MIN_SHIFT: f32 = 0.01;
+/// The largest shift of the noise levels.
+pub const MAX_SHIFT: f32 = 100.0;
 /// The largest guidance and CFG scale.
 pub const MAX_SCALE: f32 = 100.0;
 

@@ -13,6 +13,7 @@ mod syntax;
 pub use aspect::AspectRatio;
 pub use limits::*;
 pub use options::Options;
+pub(crate) use parameter::{Parameter, plain_number};
 pub use prompt::{LoraChoice, Prompt};
 pub(crate) use settings::bad;
 pub use settings::{DEFAULT_STRENGTH, Request, Settings};

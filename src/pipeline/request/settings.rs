@@ -7,10 +7,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::limits::{MAX_COUNT, MAX_SCALE, MAX_SIDE, MAX_STEPS, MIN_SIDE, check_range};
+use super::limits::{
+    MAX_COUNT, MAX_SCALE, MAX_SHIFT, MAX_SIDE, MAX_STEPS, MIN_SHIFT, MIN_SIDE, check_range,
+};
 use super::parameter::Parameter;
 use super::{Image, LoraChoice, Prompt};
 use crate::error::{Error, Result};
+use crate::pipeline::schedule::ScheduleConfig;
 
 /// The strength of image-to-image where none is given.
 pub const DEFAULT_STRENGTH: f32 = 0.75;
@@ -122,8 +125,12 @@ macro_rules! parameters {
         impl Request {
             $(kind!(setter $kind $(#[doc = $doc])+ $name $type);)+
 
-            /// Every parameter that `other` sets replaces this one's, except the prompt.
+            /// Every parameter that `other` sets replaces this one's, except the prompt. A
+            /// scheduler replaces a shift, too, which would take precedence over it.
             pub fn replace_with(&mut self, other: Request) {
+                if other.scheduler.is_some() {
+                    self.shift = None;
+                }
                 $(kind!(replace $kind self.$name, other.$name);)+
                 if other.init.is_some() {
                     self.init = other.init;
@@ -197,6 +204,12 @@ parameters! {
     cfg_scale: filled f32 = 1.0, "CFG scale", 0.0..=MAX_SCALE;
     /// Distilled guidance, 0 to 100. Models without a guidance embedding ignore it, with a warning.
     guidance: optional f32, "Distilled CFG Scale", 0.0..=MAX_SCALE;
+    /// A fixed shift of the noise levels, 0.01 to 100, at every size, in place of the model's own:
+    /// 1 is none, 3 is usual for a de-distilled FLUX.1 [dev], 3.158 is ComfyUI's for [dev].
+    shift: optional f32, "Shift", MIN_SHIFT..=MAX_SHIFT;
+    /// The noise levels that a `scheduler_config.json` describes, in place of the model's own; a
+    /// `shift` takes precedence over it.
+    scheduler: optional ScheduleConfig, "Scheduler config";
     /// The seed of the noise. A request without one gets a random seed.
     seed: filled u64, "Seed";
     /// Pixels, a multiple of 16 from 16 to 4096.

@@ -111,7 +111,15 @@ pub fn read(text: &str) -> Result<Reading> {
 
 /// The fields that this program writes.
 fn own(reading: &mut Reading, fields: &mut Fields) -> Result<()> {
-    for label in ["CFG scale", "Distilled CFG Scale", "Denoising strength", "Loras", "Batch size"] {
+    for label in [
+        "CFG scale",
+        "Distilled CFG Scale",
+        "Shift",
+        "Scheduler config",
+        "Denoising strength",
+        "Loras",
+        "Batch size",
+    ] {
         if let Some(value) = fields.take(label) {
             reading.set(label, value);
         }

@@ -226,6 +226,7 @@ fn quoted(value: &str) -> Cow<'_, str> {
 mod tests {
     use super::*;
     use crate::pipeline::request::LoraChoice;
+    use crate::pipeline::schedule::ScheduleConfig;
 
     fn settings(prompt: &str, negative: Option<&str>) -> Settings {
         Settings {
@@ -293,6 +294,8 @@ mod tests {
                 settings.count = 3;
                 settings.guidance = None;
                 settings.strength = Some(0.1 + 0.2);
+                settings.shift = Some(3.158);
+                settings.scheduler = Some(ScheduleConfig::dev());
                 settings.cfg_scale = 1.0 / 3.0;
                 settings.model = "my, \"model\": a\\b".to_string();
                 settings.model_hash = String::new();
