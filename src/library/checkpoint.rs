@@ -15,7 +15,7 @@ use crate::spec::{Component, Family};
 use crate::weights::ComponentWeights;
 
 /// How many files that were passed over an error lists.
-const MAX_LISTED: usize = 4;
+const MAX_LISTED: usize = 10;
 
 /// Nothing was searched, because the files were given.
 static NOT_SEARCHED: Searched = Searched { folders: vec![], passed_over: vec![] };
@@ -39,6 +39,8 @@ pub struct Checkpoint {
     max_lengths: BTreeMap<Component, usize>,
     /// The folders of tokenizers next to the weights.
     tokenizers: BTreeMap<Component, PathBuf>,
+    /// The class of its pipeline in `model_index.json`.
+    pipeline: Option<String>,
     /// Ten hex digits that recognise the transformer's files.
     pub hash: String,
     /// Some weights have shapes only: a run can be planned, not made.
@@ -88,15 +90,7 @@ impl Checkpoint {
         let Searched { folders, passed_over } =
             self.searched.get(&component).unwrap_or(&NOT_SEARCHED);
         let mut what = format!("the {} is missing", component.title);
-        if !passed_over.is_empty() {
-            let listed: Vec<String> =
-                passed_over.iter().take(MAX_LISTED).map(Error::to_string).collect();
-            what += &format!(" (files that cannot be used: {}", listed.join("; "));
-            what += &match passed_over.len() - listed.len() {
-                0 => ")".to_string(),
-                more => format!("; and {more} more)"),
-            };
-        }
+        what += &list_passed_over(passed_over);
         let e = Error::missing(what).at(&self.name);
         let folders: Vec<String> = folders.iter().map(|p| p.display().to_string()).collect();
         let e = match folders.is_empty() {
@@ -126,6 +120,7 @@ impl Checkpoint {
             scheduler: None,
             generation: None,
             generation_file: None,
+            pipeline: None,
             max_lengths: BTreeMap::new(),
             tokenizers: BTreeMap::new(),
             hash: String::new(),
@@ -187,6 +182,8 @@ impl Checkpoint {
 
     /// Adds the settings and tokenizers of a diffusers folder.
     pub(super) fn add_folder(&mut self, root: &Path) -> Result<()> {
+        let index = read_json(&root.join("model_index.json"))?.unwrap_or_default();
+        self.pipeline = index.get("_class_name").and_then(Value::as_str).map(str::to_string);
         let scheduler = read_json(&root.join("scheduler/scheduler_config.json"))?;
         self.scheduler = self.scheduler.take().or(scheduler);
         let file = root.join("generation_config.json");
@@ -202,6 +199,33 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// What the transformer is called, in lower case: the name of the checkpoint, the last folders
+    /// and the names of its files, and what its metadata and its configuration name.
+    pub fn called(&self) -> Vec<String> {
+        /// `models--org--name/snapshots/HASH/transformer/FILE`.
+        const FOLDERS: usize = 5;
+        const KEYS: [&str; 5] = [
+            "general.name",
+            "general.basename",
+            "modelspec.title",
+            "modelspec.architecture",
+            "_name_or_path",
+        ];
+        let mut called = vec![self.name.clone()];
+        called.extend(self.pipeline.clone());
+        let transformer = self.get(self.family.transformer());
+        for path in transformer.into_iter().flat_map(ComponentWeights::files) {
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
+            let names = path.components().rev().take(FOLDERS);
+            called.extend(names.map(|c| c.as_os_str().to_string_lossy().into_owned()));
+        }
+        called.extend(transformer.into_iter().flat_map(|t| t.metadata(&KEYS)).map(str::to_string));
+        let config = transformer.and_then(ComponentWeights::config);
+        let path = config.and_then(|c| c.get("_name_or_path")).and_then(Value::as_str);
+        called.extend(path.map(str::to_string));
+        called.iter().map(|name| name.to_lowercase()).collect()
+    }
+
     /// The size that the transformer requires of `component`.
     pub(super) fn required_size(&self, component: Component) -> Option<usize> {
         let fit = component.0.fit.as_ref()?;
@@ -215,4 +239,17 @@ impl Checkpoint {
         let transformer = self.get(self.family.transformer());
         self.hash = transformer.map(ComponentWeights::hash).unwrap_or_default();
     }
+}
+
+/// ` (files that cannot be used: ...)`, with the reasons; empty if there are no such files.
+pub(super) fn list_passed_over(passed_over: &[Error]) -> String {
+    if passed_over.is_empty() {
+        return String::new();
+    }
+    let listed: Vec<String> = passed_over.iter().take(MAX_LISTED).map(Error::to_string).collect();
+    let more = match passed_over.len() - listed.len() {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    format!(" (files that cannot be used: {}{more})", listed.join("; "))
 }

@@ -64,6 +64,20 @@ pub fn is_pickle(name: &str) -> bool {
     PICKLES.contains(&ending(name).as_str())
 }
 
+/// The format of a model file that is neither weights that can be read here nor a pickle, by its
+/// ending.
+pub fn foreign_format(name: &str) -> Option<&'static str> {
+    Some(match ending(name).as_str() {
+        "onnx" | "onnx_data" => "ONNX",
+        "engine" | "plan" | "trt" => "a TensorRT engine",
+        "mlmodel" | "mlmodelc" | "mlpackage" => "Core ML",
+        "npz" | "npy" => "NumPy arrays (MLX)",
+        "msgpack" => "Flax",
+        "h5" => "HDF5",
+        _ => return None,
+    })
+}
+
 /// Whether `name` is the name of a configuration or tokenizer file. Indexes of shards are not.
 pub fn is_config(name: &str) -> bool {
     CONFIGS.contains(&ending(name).as_str()) && !name.contains(".index.")

@@ -12,7 +12,7 @@ use super::file_names::{FileName, is_gguf};
 use super::opened::OpenedUnit;
 use super::unit::{Contents, FolderUnits, Unit, units};
 use crate::error::{Error, Result};
-use crate::spec::{Component, Families};
+use crate::spec::{Component, Families, Role};
 
 /// At most this many headers are read in one folder.
 const MAX_HEADERS: usize = 64;
@@ -35,16 +35,27 @@ impl Wanted {
         Wanted { component, families, size: None }
     }
 
+    /// Whether a unit without the component may have been meant as it: nothing in it is known, and
+    /// it is in a folder of transformers or is named like the component.
+    fn may_mean(&self, unit: &Unit, contents: &Contents) -> bool {
+        let is_transformer = self.component.role == Role::Transformer;
+        let name = unit.file_name();
+        contents.found.is_empty() && (is_transformer || self.component.files.is_known(&name))
+    }
+
+    /// Why `unit` is not the component.
+    fn is_not(&self, unit: &Unit) -> Error {
+        let opened = OpenedUnit::unit(unit.clone(), self.families);
+        opened.map_or_else(|e| e, |opened| opened.is_not(&[self.component]))
+    }
+
     /// Opens `unit` with the reader of its format.
     ///
     /// # Errors
     /// If it cannot be read, or does not fit.
-    fn open(&self, unit: &Unit, contents: &Contents) -> Result<OpenedUnit> {
+    fn open(&self, unit: &Unit) -> Result<OpenedUnit> {
         let component = self.component;
         let title = component.title;
-        if let Some(name) = component.excludes.iter().find(|n| contents.contains(component, n)) {
-            return Err(Error::model(format!("not a {title}: it contains {name}")));
-        }
         let config = folder_config(unit, component)?;
         let opened = OpenedUnit::unit(unit.clone(), self.families)?;
         let weights = opened.weights(component)?.with_config(config)?;
@@ -122,13 +133,18 @@ pub fn choose(folder: FolderUnits, wanted: &Wanted) -> Choice {
     for unit in units.iter().take(MAX_HEADERS) {
         let contents = match unit.contents(wanted.families) {
             Ok(contents) if contents.has(wanted.component) => contents,
-            Ok(_) => continue,
+            Ok(contents) => {
+                if wanted.may_mean(unit, &contents) {
+                    choice.passed_over.push(wanted.is_not(unit));
+                }
+                continue;
+            }
             Err(e) => {
                 choice.passed_over.push(e);
                 continue;
             }
         };
-        match wanted.open(unit, &contents) {
+        match wanted.open(unit) {
             Ok(opened) => {
                 let (first, variants) = (unit.file_name(), variants(unit, &units));
                 choice.taken = Some(Taken { opened, contents, first, variants });

@@ -14,7 +14,9 @@ use crate::spec::{Component, FAMILIES, Fact, Families};
 use crate::text::{one_line, shortened};
 use crate::units;
 use crate::weights::container::file::WeightFile;
-use crate::weights::dialect::recognise::{foreign_model, foreign_storage, is_lora, recognise};
+use crate::weights::dialect::recognise::{
+    foreign_model, foreign_part, foreign_storage, is_lora, recognise,
+};
 use crate::weights::{ComponentWeights, lora};
 
 /// How many keys of metadata the summary for users shows.
@@ -196,10 +198,12 @@ impl Inspection {
                 self.loras.push(summary);
             }
             words.join(", ")
-        } else if let Some(format) = names.iter().find_map(|n| foreign_storage(n)) {
+        } else if let Some(model) = foreign_model(&names) {
+            model.what.into()
+        } else if let Some((format, _)) = foreign_storage(names.iter().copied()) {
             format!("weights in {format}")
         } else {
-            foreign_model(&names).unwrap_or("not a model that is known here").into()
+            foreign_part(&names).map_or("not a model that is known here", |p| p.what).into()
         })
     }
 

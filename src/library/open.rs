@@ -6,17 +6,18 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::checkpoint::Checkpoint;
-use super::file_names::{FileName, model_name};
+use super::checkpoint::{Checkpoint, list_passed_over};
+use super::file_names::{FileName, foreign_format, is_pickle, model_name};
 use super::find::{self, Wanted};
 use super::opened::{OpenedUnit, titles};
 use super::places::ModelPlaces;
 use super::similar::no_such_path;
-use super::unit::{unit_of, units};
+use super::unit::{Unit, unit_of, units};
 use crate::error::{Error, Result};
 use crate::spec::{Component, FAMILIES, Families};
 use crate::tensor::ByteSource;
-use crate::weights::container::file::WeightFile;
+use crate::weights::container::file::{WeightFile, read_header};
+use crate::weights::dialect::storage;
 
 /// What to open.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -228,28 +229,29 @@ fn main_unit(path: &Path, families: Families) -> Result<Main> {
 
 /// The transformer in a folder, and which of several variants was taken.
 fn transformer_in(folder: &Path, families: Families) -> Result<(OpenedUnit, Option<String>)> {
-    let mut broken = Vec::new();
+    let mut passed_over = Vec::new();
     if folder.join("model_index.json").is_file() {
         for transformer in families.transformers() {
-            let units = units(&folder.join(transformer.diffusers.folder));
-            let mut choice = find::choose(units, &Wanted::any(transformer, families));
+            let inside = folder.join(transformer.diffusers.folder);
+            let choice = find::choose(units(&inside), &Wanted::any(transformer, families));
             if let Some(taken) = choice.taken {
                 let preference = taken.preference();
                 return Ok((taken.opened, preference));
             }
-            broken.append(&mut choice.passed_over);
+            passed_over.extend(choice.passed_over);
+            passed_over.extend(unusable_files(&inside));
         }
     }
     let mut transformers = Vec::new();
     let mut there = units(folder);
-    broken.append(&mut there.broken);
+    passed_over.append(&mut there.broken);
     for unit in there.units {
         match unit.contents(families) {
             Ok(contents) if families.transformers().any(|t| contents.has(t)) => {
                 transformers.push(unit)
             }
-            Ok(_) => {}
-            Err(e) => broken.push(e),
+            Ok(_) => passed_over.push(no_transformer(unit, families)),
+            Err(e) => passed_over.push(e),
         }
     }
     // Variants of one model, as diffusers writes them, are one transformer.
@@ -269,14 +271,56 @@ fn transformer_in(folder: &Path, families: Families) -> Result<(OpenedUnit, Opti
             .found(names.join(", "))
             .try_("give the path of one of them"));
     }
-    if !broken.is_empty() {
-        return Err(broken.remove(0));
+    passed_over.extend(unusable_files(folder));
+    Err(no_transformer_in(folder, passed_over, families))
+}
+
+/// Why the files of `unit` are not a transformer.
+fn no_transformer(unit: Unit, families: Families) -> Error {
+    let transformers: Vec<Component> = families.transformers().collect();
+    OpenedUnit::unit(unit, families).map_or_else(|e| e, |opened| opened.is_not(&transformers))
+}
+
+/// The error for a folder without a transformer that can be used: why each of its files was passed
+/// over.
+fn no_transformer_in(folder: &Path, mut passed_over: Vec<Error>, families: Families) -> Error {
+    if passed_over.len() == 1 {
+        return passed_over.remove(0);
     }
     let titles = titles(&families.transformers().collect::<Vec<_>>());
-    Err(Error::model(format!("no {titles} in this folder")).at_path(folder).expected(
-        "a model_index.json with a transformer folder, or a .safetensors or .gguf file of a \
-         transformer",
-    ))
+    if passed_over.is_empty() {
+        return Error::model(format!("no {titles} in this folder")).at_path(folder).expected(
+            "a model_index.json with a transformer folder, or a .safetensors or .gguf file of a \
+             transformer",
+        );
+    }
+    let listed = list_passed_over(&passed_over);
+    Error::model(format!("no {titles} in this folder that can be used{listed}"))
+        .at_path(folder)
+        .try_("a folder or file of FLUX.1 [dev] or [schnell] as .safetensors or .gguf")
+}
+
+/// Files in `folder` that may be meant as weights and are in formats that cannot be read, each as
+/// the error of opening it.
+fn unusable_files(folder: &Path) -> Vec<Error> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten();
+    let mut paths: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+    paths.sort();
+    let error = |path: PathBuf| {
+        let name = path.file_name()?.to_string_lossy().into_owned();
+        if let Some(format) = foreign_format(&name) {
+            let e = storage::unsupported(format);
+            return Some(e.at_path(&path));
+        }
+        let read = path.is_file() && is_pickle(&name);
+        read.then(|| match read_header(&path) {
+            Err(e) => e,
+            Ok(_) => Error::model("the name of this file does not end like those of weights")
+                .at_path(&path)
+                .try_("rename it: its content is a .safetensors or .gguf file"),
+        })
+    };
+    paths.into_iter().filter_map(error).collect()
 }
 
 /// The files that the user gave for `component`, by a file or a folder that contains one, and which

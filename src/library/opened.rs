@@ -11,7 +11,7 @@ use crate::spec::{Component, Families, Family, Role};
 use crate::weights::ComponentWeights;
 use crate::weights::container::file::WeightFile;
 use crate::weights::dialect::recognise::{
-    Recognised, foreign_model, foreign_storage, is_lora, recognise,
+    Recognised, foreign_metadata, foreign_model, foreign_part, foreign_storage, is_lora, recognise,
 };
 use crate::weights::dialect::storage;
 
@@ -88,15 +88,21 @@ impl OpenedUnit {
     pub fn is_not(&self, wanted: &[Component]) -> Error {
         let wanted = titles(wanted);
         let names = names(&self.files);
+        let holds_no = |found: &str| Error::model(format!("holds no {wanted}")).found(found);
+        let metadata = |file: &WeightFile| foreign_metadata(&file.header.metadata);
         let e = if is_lora(&names) {
             Error::model("this is a LoRA, not a model").try_(Message::with(
                 "{lora} with it, and {model} with the {} model that it was trained for",
                 [Message::plain(self.families.titles())],
             ))
-        } else if let Some(format) = names.iter().find_map(|n| foreign_storage(n)) {
-            storage::unsupported(format)
+        } else if let Some(model) = foreign_model(&names) {
+            holds_no(model.what).try_(model.advice)
+        } else if let Some(program) = self.files.iter().find_map(|f| metadata(f)) {
+            storage::unsupported(program)
+        } else if let Some((format, name)) = foreign_storage(names.iter().copied()) {
+            storage::unsupported(format).at(name)
         } else if let Some(found) = self.found.first() {
-            let e = Error::model(format!("holds no {}", wanted)).found(found.component.title);
+            let e = holds_no(found.component.title);
             match found.component.option {
                 None => e,
                 Some(option) => {
@@ -107,13 +113,17 @@ impl OpenedUnit {
                     ))
                 }
             }
+        } else if let Some(part) = foreign_part(&names) {
+            holds_no(part.what).try_(part.advice)
         } else {
-            let found = foreign_model(&names).map(str::to_string);
-            let found = found.unwrap_or_else(|| match names.as_slice() {
-                [] => "no tensors at all".into(),
-                names => format!("tensors such as {}", names[..names.len().min(3)].join(", ")),
-            });
-            Error::model(format!("holds no {}", wanted)).found(found)
+            let architecture = self.files[0].header.metadata.get("general.architecture");
+            holds_no(&match (architecture, names.as_slice()) {
+                (Some(name), _) => format!("a GGUF file of the architecture {name}"),
+                (None, []) => "no tensors at all".into(),
+                (None, names) => {
+                    format!("tensors such as {}", names[..names.len().min(3)].join(", "))
+                }
+            })
         };
         e.at_path(self.unit.as_ref().map_or(&self.files[0].path, |u| u.place()))
     }

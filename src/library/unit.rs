@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::config::read_json_bytes;
 use super::file_names::{FileName, ShardName, is_index, is_weights, unfinished};
 use crate::error::{Error, Result};
-use crate::spec::{Component, Families};
+use crate::spec::{Component, Families, Lookalike};
 use crate::weights::container::file::read_header;
 use crate::weights::container::header::Header;
 use crate::weights::container::map::unreadable;
@@ -70,7 +70,7 @@ impl Contents {
     }
 
     /// The names of all tensors.
-    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> + Clone {
         self.headers.iter().flat_map(|h| &h.tensors).map(|t| t.name.as_str())
     }
 
@@ -78,6 +78,12 @@ impl Contents {
     pub fn contains(&self, component: Component, name: &str) -> bool {
         let stored = self.find(component).map(|f| f.stored(name)).unwrap_or_default();
         self.tensor_names().any(|n| stored.iter().any(|s| s == n))
+    }
+
+    /// The network that the tensors of `component` are of, if it only resembles the component.
+    pub fn lookalike(&self, component: Component) -> Option<&'static Lookalike> {
+        let prefix = self.find(component)?.prefix.as_str();
+        component.lookalike(self.tensor_names().filter_map(|name| name.strip_prefix(prefix)))
     }
 }
 

@@ -5,19 +5,37 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 
-/// Looks up a canonical tensor: (rows, columns). Vectors are `1 x n`, convolutions
-/// `out x (in * kh * kw)`.
-pub type Shapes<'a> = &'a dyn Fn(&str) -> Option<(usize, usize)>;
+/// The canonical tensors of a component, as far as its sizes depend on them.
+pub trait TensorShapes {
+    /// Rows and columns of a canonical tensor. Vectors are `1 x n`, convolutions
+    /// `out x (in * kh * kw)`.
+    fn shape(&self, name: &str) -> Option<(usize, usize)>;
+
+    /// All canonical names that are there.
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_>;
+
+    /// How the files call a canonical tensor, for messages.
+    fn stored_name(&self, name: &str) -> String;
+}
 
 /// The canonical name and the shape of a tensor as files store it: `[n]`, `[rows, cols]` or
 /// `[out, in, kh, kw]`.
 pub type TensorSpec = (String, Vec<usize>);
 
-/// The error for a tensor that a configuration needs and a file does not have.
-pub(super) fn missing(component: &str, name: &str) -> Error {
-    Error::model(format!("the {component} weights lack a tensor that shows their sizes"))
-        .at(name)
-        .try_("check with {:inspect} that the file contains a whole model")
+/// Rows and columns of a tensor that shows sizes of `component`.
+///
+/// # Errors
+/// If it is missing.
+pub(super) fn shape(
+    shapes: &dyn TensorShapes,
+    component: &str,
+    name: &str,
+) -> Result<(usize, usize)> {
+    shapes.shape(name).ok_or_else(|| {
+        Error::model(format!("the {component} weights lack a tensor that shows their sizes"))
+            .at(shapes.stored_name(name))
+            .try_("check with {:inspect} that the file contains a whole model")
+    })
 }
 
 /// The error for sizes that no model of this architecture has.
@@ -25,14 +43,62 @@ pub(super) fn geometry(what: impl Into<String>) -> Error {
     Error::model(what).try_("the file may be of another architecture; see {:inspect FILE}")
 }
 
-/// The number of blocks: how many of `prefix{i}suffix` there are, from i = 0.
-pub(super) fn count(shapes: Shapes, prefix: &str, suffix: &str) -> usize {
-    (0..).take_while(|i| shapes(&format!("{prefix}{i}{suffix}")).is_some()).count()
+/// The largest number of blocks or levels that a configuration may have.
+const MOST_BLOCKS: usize = 10_000;
+
+/// The number of blocks `start{i}.`: that of the configuration, if it has the number `key`, else
+/// one more than the highest number in the names. A tensor that is missing thus leaves a hole,
+/// which the check of all tensors reports, and not a smaller model.
+pub(super) fn blocks(
+    shapes: &dyn TensorShapes,
+    start: &str,
+    config: Option<&Value>,
+    key: &str,
+) -> Result<usize> {
+    match uint(config, key) {
+        None => Ok(numbered(shapes, start, "")),
+        Some(n) if n <= MOST_BLOCKS => Ok(n),
+        Some(n) => Err(geometry(format!("{key} of the config is out of range"))
+            .found(n)
+            .expected(format!("at most {MOST_BLOCKS}"))),
+    }
+}
+
+/// One more than the highest number behind `start` in the names; with a `middle`, behind
+/// `start{i}.middle`.
+pub(super) fn numbered(shapes: &dyn TensorShapes, start: &str, middle: &str) -> usize {
+    let number = |name: &str| {
+        let (first, rest) = name.strip_prefix(start)?.split_once('.')?;
+        let number = match middle {
+            "" => first,
+            _ => rest.strip_prefix(middle)?.split('.').next()?,
+        };
+        number.parse::<usize>().ok().filter(|n| *n < MOST_BLOCKS)
+    };
+    shapes.names().filter_map(number).max().map_or(0, |n| n + 1)
+}
+
+/// Checks a size that tensors show against the configuration, where that has the number `key`.
+pub(super) fn agree(config: Option<&Value>, key: &str, found: usize) -> Result<()> {
+    match uint(config, key) {
+        Some(expected) if expected != found => {
+            Err(geometry(format!("the tensors do not have the {key} of the config"))
+                .at("config.json")
+                .found(found)
+                .expected(expected))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A whole number of `config`, if it is there.
 pub(super) fn uint(config: Option<&Value>, key: &str) -> Option<usize> {
     config?.get(key)?.as_u64().map(|v| v as usize)
+}
+
+/// Yes or no in `config`, if it is there.
+pub(super) fn boolean(config: Option<&Value>, key: &str) -> Option<bool> {
+    config?.get(key)?.as_bool()
 }
 
 /// A number of `config`, if it is there.

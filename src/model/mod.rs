@@ -9,7 +9,7 @@ pub mod t5;
 pub mod vae;
 
 pub use clip::ClipConfig;
-pub use config::{Shapes, TensorSpec};
+pub use config::{TensorShapes, TensorSpec};
 pub use flux1::FluxConfig;
 pub use t5::T5Config;
 pub use vae::VaeConfig;

@@ -8,11 +8,12 @@ use super::request::{MAX_PIXELS, MAX_SCALE, MAX_SIDE, MAX_STEPS, MIN_SIDE};
 use super::schedule::ScheduleConfig;
 use crate::error::{Error, Result};
 use crate::library::Checkpoint;
+use crate::message::Message;
 use crate::model::{
-    ClipConfig, FluxConfig, Shapes, T5Config, TensorSpec, VaeConfig, clip, flux1, t5, vae,
+    ClipConfig, FluxConfig, T5Config, TensorShapes, TensorSpec, VaeConfig, clip, flux1, t5, vae,
 };
 use crate::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
-use crate::spec::{Component, Family};
+use crate::spec::{Component, Family, foreign};
 use crate::weights::ComponentWeights;
 
 /// The four networks of one model.
@@ -119,17 +120,22 @@ impl Model {
     /// [`Kind::Missing`](crate::error::Kind::Missing) for a network,
     /// [`Kind::Model`](crate::error::Kind::Model) for a tensor or for networks that do not belong
     /// together.
-    pub fn new(mut checkpoint: Checkpoint, notes: &mut Vec<String>) -> Result<Self> {
-        for component in checkpoint.family.components {
+    pub fn new(mut checkpoint: Checkpoint, notes: &mut Vec<Message>) -> Result<Self> {
+        notes.extend(checkpoint.found.drain(..).map(Message::plain));
+        // The transformer comes first: nobody should be asked for the text encoders of a model that
+        // cannot be used.
+        let flux = checkpoint.take(TRANSFORMER)?;
+        let flux = network(flux, FluxConfig::read, flux1::tensors, notes)?;
+        check_inputs(&flux)?;
+        for component in checkpoint.family.components.iter().filter(|c| **c != TRANSFORMER) {
             checkpoint.need(*component)?; // the error says where it was searched
         }
-        notes.append(&mut checkpoint.found);
         let mut part = |component| checkpoint.take(component);
-        let flux = network(part(TRANSFORMER)?, FluxConfig::read, flux1::tensors, notes)?;
         let t5 = network(part(T5)?, T5Config::read, t5::tensors, notes)?;
         let clip = network(part(CLIP)?, ClipConfig::read, clip::tensors, notes)?;
         let vae = network(part(VAE)?, VaeConfig::read, vae::tensors, notes)?;
         let t5_max_length = checkpoint.max_length(T5);
+        let called = checkpoint.called();
         let shapes_only = checkpoint.shapes_only;
         let Checkpoint { name, family, scheduler, generation, generation_file, hash, .. } =
             checkpoint;
@@ -138,13 +144,16 @@ impl Model {
         fit("CLIP width", clip.config.width, "vector_in", c.pooled)?;
         let latent = 4 * vae.config.latent;
         fit("4 x the autoencoder's latent channels", latent, "img_in", c.in_channels)?;
-        fit("transformer's output", c.out_channels, "img_in", c.in_channels)?;
 
         let guidance = c.guidance;
+        notes.extend(kontext_note(&called, &name));
         let schedule = match scheduler {
-            Some(config) => read_schedule(config, notes)?,
+            Some(config) => ScheduleConfig::read(config, notes)?,
             None if guidance => ScheduleConfig::dev(),
-            None => ScheduleConfig::schnell(),
+            None => {
+                notes.extend(schnell_note(&called, &name));
+                ScheduleConfig::schnell()
+            }
         };
         let defaults = Defaults::read(generation.as_ref(), guidance);
         let defaults = defaults.map_err(|e| match &generation_file {
@@ -180,50 +189,75 @@ impl Model {
     }
 }
 
-/// The scheduler config of a model folder. Its numbers must be usable, and it must not ask for a
-/// schedule that this program does not implement.
-fn read_schedule(config: Value, notes: &mut Vec<String>) -> Result<ScheduleConfig> {
-    let unusable = |why: String| {
-        Error::model("the scheduler config cannot be used")
-            .found(why)
-            .try_("compare it with diffusers' scheduler_config.json")
+/// Refuses a transformer whose input has more than the noise.
+fn check_inputs(flux: &Network<FluxConfig>) -> Result<()> {
+    let (inputs, outputs) = (flux.config.in_channels, flux.config.out_channels);
+    if inputs == outputs {
+        return Ok(());
+    }
+    let known = foreign::INPUTS.iter().find(|(n, ..)| n * outputs == 64 * inputs);
+    let (what, advice) = match known {
+        Some((_, what, advice)) => (format!("this is {what}"), *advice),
+        None => (
+            "the input of this transformer is not the noise alone".to_string(),
+            "use FLUX.1 [dev] or [schnell], or one of their fine-tunes",
+        ),
     };
-    let flags = [
-        "use_karras_sigmas",
-        "use_exponential_sigmas",
-        "use_beta_sigmas",
-        "stochastic_sampling",
-        "invert_sigmas",
-    ];
-    if let Some(flag) =
-        flags.iter().find(|f| config.get(**f).and_then(Value::as_bool) == Some(true))
-    {
-        return Err(unusable(format!("{flag}, which this version does not support")));
+    Err(Error::model(what)
+        .at(flux.weights.stored_name("img_in.weight"))
+        .at(flux.weights.place())
+        .found(format!("{inputs} inputs"))
+        .expected(format!("{outputs}, as many as outputs"))
+        .try_(advice))
+}
+
+/// Says that a model that edits images is used without an image.
+fn kontext_note(called: &[String], name: &str) -> Option<Message> {
+    called.iter().any(|c| c.contains("kontext")).then(|| {
+        Message::with(
+            "{} is FLUX.1 Kontext by its name, which edits an image; images to edit are not \
+             supported yet, so it draws from the prompt alone",
+            [Message::plain(name)],
+        )
+    })
+}
+
+/// Says that a model without a guidance embedding is taken for schnell, unless it is called so.
+fn schnell_note(called: &[String], name: &str) -> Option<Message> {
+    let is_schnell = called.iter().any(|c| c.contains("schnell"));
+    (!is_schnell).then(|| {
+        Message::with(
+            "{} has no guidance embedding, so it gets the steps, prompt length and noise levels of \
+             FLUX.1 [schnell]; a de-distilled [dev] needs {scheduler} with the \
+             scheduler_config.json of [dev] (or {shift=3}), more {steps}, and {cfg_scale}",
+            [Message::plain(name)],
+        )
+    })
+}
+
+impl TensorShapes for ComponentWeights {
+    fn shape(&self, name: &str) -> Option<(usize, usize)> {
+        ComponentWeights::shape(self, name)
     }
-    let linear =
-        config.get("time_shift_type").and_then(Value::as_str).is_some_and(|t| t != "exponential");
-    if linear || config.get("shift_terminal").is_some_and(|v| !v.is_null()) {
-        notes.push(
-            "time_shift_type and shift_terminal of the scheduler config are not supported: those \
-             of FLUX.1 are used"
-                .into(),
-        );
+
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(ComponentWeights::names(self))
     }
-    let schedule: ScheduleConfig =
-        serde_json::from_value(config).map_err(|e| unusable(e.to_string()))?;
-    schedule.check().map_err(unusable)?;
-    Ok(schedule)
+
+    fn stored_name(&self, name: &str) -> String {
+        ComponentWeights::stored_name(self, name)
+    }
 }
 
 /// Reads the geometry of a network off its tensors and checks all of them.
 fn network<C>(
     weights: ComponentWeights,
-    read: fn(Shapes, Option<&Value>) -> Result<C>,
+    read: fn(&dyn TensorShapes, Option<&Value>) -> Result<C>,
     tensors: fn(&C) -> Vec<TensorSpec>,
-    notes: &mut Vec<String>,
+    notes: &mut Vec<Message>,
 ) -> Result<Network<C>> {
-    let config = read(&|name| weights.shape(name), weights.config())?;
-    notes.extend(weights.check(&tensors(&config))?);
+    let config = read(&weights, weights.config()).map_err(|e| e.at(weights.place()))?;
+    notes.extend(weights.check(&tensors(&config))?.into_iter().map(Message::plain));
     Ok(Network { config, weights })
 }
 

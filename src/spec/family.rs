@@ -6,7 +6,7 @@ use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 
 use super::lora::{LoraLayers, LoraSpec};
-use super::names::{Dialect, Meaning, StoredNames, matches, matches_glob};
+use super::names::{Dialect, Meaning, StoredNames, matches, matches_glob, rename};
 
 /// A family of models that share one set of components: FLUX.1, say.
 #[derive(Debug)]
@@ -130,12 +130,12 @@ pub struct ComponentSpec {
     pub tensors: &'static [&'static str],
     /// The dialects in which it is stored. The first one that a file matches is taken.
     pub dialects: &'static [Dialect],
-    /// Second names of tensors: (stored, canonical).
+    /// Second names of tensors in any dialect: patterns of (stored, canonical).
     pub aliases: &'static [(&'static str, &'static str)],
     /// Globs of stored tensors that are known and not used.
     pub unused: &'static [&'static str],
-    /// Canonical tensors of a look-alike: a file that has one of them is not this component.
-    pub excludes: &'static [&'static str],
+    /// Other networks with the same markers.
+    pub lookalikes: &'static [Lookalike],
     /// How its size must fit the transformer.
     pub fit: Option<Fit>,
     /// Every matrix is a 1x1 convolution. Its weights stay in wide types.
@@ -216,6 +216,15 @@ impl FileNames {
     }
 }
 
+/// A network that has the markers of a component, and is another one.
+#[derive(Debug)]
+pub struct Lookalike {
+    /// Globs of stored names, without the prefix of a file, that only the other network has.
+    pub signs: &'static [&'static str],
+    /// What the other network is, with its article.
+    pub what: &'static str,
+}
+
 /// A size that a component and its transformer share.
 #[derive(Debug)]
 pub struct Fit {
@@ -278,7 +287,7 @@ impl ComponentSpec {
         dialects: &[],
         aliases: &[],
         unused: &[],
-        excludes: &[],
+        lookalikes: &[],
         fit: None,
         convolutional: false,
         tables: &[],
@@ -300,11 +309,22 @@ impl ComponentSpec {
         if let Some(part) = dialect.naming.read(self.tensors, levels, name) {
             return part;
         }
-        match self.aliases.iter().find(|(stored, _)| *stored == name) {
-            Some((_, canonical)) => Meaning::Alias { canonical: canonical.to_string() },
+        let alias = |(stored, canonical): &(&str, &str)| rename(stored, canonical, name);
+        match self.aliases.iter().find_map(alias) {
+            Some(canonical) => Meaning::Alias { canonical },
             None if matches_glob(self.unused, name) => Meaning::Unused,
             None => Meaning::Unknown,
         }
+    }
+
+    /// The network that tensors of these names (without the file's prefix) are of, if it is one
+    /// that only resembles this component.
+    pub fn lookalike<'a>(
+        &self,
+        names: impl Iterator<Item = &'a str> + Clone,
+    ) -> Option<&'static Lookalike> {
+        let shows = |l: &&Lookalike| names.clone().any(|name| matches_glob(l.signs, name));
+        self.lookalikes.iter().find(shows)
     }
 
     /// The dialect of this name.

@@ -183,6 +183,11 @@ fn fill(pattern: &str, bound: &[Bound], levels: usize) -> Option<String> {
     Some(segments.collect::<Option<Vec<_>>>()?.join("."))
 }
 
+/// `name`, which matches the pattern `from`, in the pattern `to`; `None` if it does not match.
+pub fn rename(from: &str, to: &str, name: &str) -> Option<String> {
+    fill(to, &bind(from, name)?, 0)
+}
+
 /// Whether `name` matches one of `patterns`.
 pub fn matches(patterns: &[&str], name: &str) -> bool {
     patterns.iter().any(|pattern| bind(pattern, name).is_some())

@@ -13,7 +13,7 @@ use crate::library::opened::OpenedUnit;
 use crate::library::unit::{Contents, unit_of, units};
 use crate::spec;
 use crate::spec::{Component, Families, Variant};
-use crate::weights::dialect::recognise::{foreign_model, foreign_storage, is_lora};
+use crate::weights::dialect::recognise::{foreign_model, foreign_part, foreign_storage, is_lora};
 use crate::weights::lora;
 
 /// How a file or folder can be used.
@@ -113,17 +113,21 @@ fn describe_contents(
             None => (ModelKind::Other, "a LoRA for another model".to_string()),
         };
     }
-    if let Some(what) = foreign_model(&names) {
-        return (ModelKind::Other, what.to_string());
+    if let Some(model) = foreign_model(&names) {
+        return (ModelKind::Other, model.what.to_string());
     }
-    if let Some(format) = names.iter().find_map(|n| foreign_storage(n)) {
+    if let Some((format, _)) = foreign_storage(names.iter().copied()) {
         return (ModelKind::Other, format!("weights in {format}, which cannot be read"));
     }
     let mut components: Vec<Component> = contents.found.iter().map(|f| f.component).collect();
     components.sort();
     let Some((&main, rest)) = components.split_first() else {
-        return (ModelKind::Other, "not a known model".to_string());
+        let part = foreign_part(&names).map_or("not a known model", |part| part.what);
+        return (ModelKind::Other, part.to_string());
     };
+    if let Some(other) = contents.lookalike(main) {
+        return (ModelKind::Other, other.what.to_string());
+    }
     let kind = match main.role {
         spec::Role::Transformer => ModelKind::Model,
         _ => ModelKind::Part(main),

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::error::Result;
-use crate::model::config::{Shapes, count, epsilon, geometry, missing, uint};
+use crate::model::config::{TensorShapes, agree, blocks, epsilon, geometry, shape, uint};
 
 /// The sizes of CLIP's text model.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,12 +29,15 @@ pub struct ClipConfig {
 impl ClipConfig {
     /// Reads the sizes of the canonical (Hugging Face) tensors. Heads have a width of 64, unless
     /// `config` has another number of heads.
-    pub fn read(shapes: Shapes, config: Option<&Value>) -> Result<Self> {
-        let get = |name: &str| shapes(name).ok_or_else(|| missing("CLIP", name));
+    ///
+    /// # Errors
+    /// For a tensor that is missing, and for sizes that differ from those of `config`.
+    pub fn read(shapes: &dyn TensorShapes, config: Option<&Value>) -> Result<Self> {
+        let get = |name: &str| shape(shapes, "CLIP", name);
         let (vocab, width) = get("text_model.embeddings.token_embedding.weight")?;
         let (positions, _) = get("text_model.embeddings.position_embedding.weight")?;
         let (ff, _) = get("text_model.encoder.layers.0.mlp.fc1.weight")?;
-        let layers = count(shapes, "text_model.encoder.layers.", ".mlp.fc1.weight");
+        let layers = blocks(shapes, "text_model.encoder.layers.", config, "num_hidden_layers")?;
         if positions != 77 {
             return Err(geometry("this CLIP does not read 77 tokens, as FLUX's does")
                 .found(format!("{positions} positions")));
@@ -50,6 +53,14 @@ impl ClipConfig {
             .unwrap_or("quick_gelu");
         if !matches!(act, "quick_gelu" | "gelu_new" | "gelu_pytorch_tanh") {
             return Err(geometry("unsupported CLIP activation").found(act).expected("quick_gelu"));
+        }
+        for (key, found) in [
+            ("vocab_size", vocab),
+            ("hidden_size", width),
+            ("intermediate_size", ff),
+            ("max_position_embeddings", positions),
+        ] {
+            agree(config, key, found)?;
         }
         Ok(ClipConfig {
             vocab,

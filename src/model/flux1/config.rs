@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::error::Result;
-use crate::model::config::{Shapes, count, geometry, missing};
+use crate::model::config::{TensorShapes, agree, blocks, boolean, geometry, shape};
 
 /// The sizes of the transformer (MMDiT).
 #[derive(Debug, Clone, PartialEq)]
@@ -40,27 +40,32 @@ pub struct FluxConfig {
 
 impl FluxConfig {
     /// Reads the sizes of the canonical (BFL) tensors. `config` (diffusers' keys) has the RoPE
-    /// axes.
-    pub fn read(shapes: Shapes, config: Option<&Value>) -> Result<Self> {
-        let get = |name: &str| shapes(name).ok_or_else(|| missing("transformer", name));
+    /// axes, and the numbers of blocks where it names them.
+    ///
+    /// # Errors
+    /// For a tensor that is missing, and for sizes that differ from those of `config`.
+    pub fn read(shapes: &dyn TensorShapes, config: Option<&Value>) -> Result<Self> {
+        let get = |name: &str| shape(shapes, "transformer", name);
         let (hidden, in_channels) = get("img_in.weight")?;
         let (_, context) = get("txt_in.weight")?;
         let (_, pooled) = get("vector_in.in_layer.weight")?;
         let (_, time_dim) = get("time_in.in_layer.weight")?;
         let (out_channels, _) = get("final_layer.linear.weight")?;
-        let depth_double = count(shapes, "double_blocks.", ".img_attn.qkv.weight");
-        let depth_single = count(shapes, "single_blocks.", ".linear1.weight");
+        let depth_double = blocks(shapes, "double_blocks.", config, "num_layers")?;
+        let depth_single = blocks(shapes, "single_blocks.", config, "num_single_layers")?;
         let (head_dim, mlp_hidden) = if depth_double > 0 {
             (
                 get("double_blocks.0.img_attn.norm.query_norm.scale")?.1,
                 get("double_blocks.0.img_mlp.0.weight")?.0,
             )
-        } else {
+        } else if depth_single > 0 {
             let rows = get("single_blocks.0.linear1.weight")?.0;
             let mlp = rows
                 .checked_sub(3 * hidden)
                 .ok_or_else(|| geometry("linear1 is narrower than q, k and v"))?;
             (get("single_blocks.0.norm.query_norm.scale")?.1, mlp)
+        } else {
+            (0, 0)
         };
         if time_dim % 2 != 0 || depth_double + depth_single == 0 {
             return Err(geometry("not a FLUX transformer").found(format!(
@@ -91,7 +96,17 @@ impl FluxConfig {
                 .found(format!("{axes:?}"))
                 .expected(format!("three even numbers that sum to {head_dim}")));
         }
-        let guidance = shapes("guidance_in.in_layer.weight").is_some();
+        let guidance = Self::has_guidance(shapes, config)?;
+        for (key, found) in [
+            ("in_channels", in_channels),
+            ("out_channels", out_channels),
+            ("attention_head_dim", head_dim),
+            ("num_attention_heads", hidden / head_dim),
+            ("joint_attention_dim", context),
+            ("pooled_projection_dim", pooled),
+        ] {
+            agree(config, key, found)?;
+        }
         Ok(FluxConfig {
             in_channels,
             out_channels,
@@ -108,6 +123,21 @@ impl FluxConfig {
             axes,
             theta: 10_000.0,
         })
+    }
+
+    /// Whether there is a guidance embedding. One tensor of it, or the configuration, is enough:
+    /// those that are missing then are reported, where a model without the embedding would be
+    /// drawn with another schedule.
+    fn has_guidance(shapes: &dyn TensorShapes, config: Option<&Value>) -> Result<bool> {
+        let first = shapes.names().find(|name| name.starts_with("guidance_in."));
+        match (first, boolean(config, "guidance_embeds")) {
+            (Some(name), Some(false)) => Err(geometry(
+                "the config says that there is no guidance embedding, and the file has one",
+            )
+            .at(shapes.stored_name(name))
+            .found("guidance_embeds false")),
+            (first, says) => Ok(first.is_some() || says == Some(true)),
+        }
     }
 
     /// The sizes of FLUX.1-dev.

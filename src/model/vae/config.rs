@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::error::Result;
-use crate::model::config::{Shapes, count, float, geometry, missing, uint};
+use crate::model::config::{TensorShapes, agree, boolean, float, geometry, numbered, shape, uint};
 
 /// The sizes of the autoencoder.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,18 +29,38 @@ pub struct VaeConfig {
 impl VaeConfig {
     /// Reads the sizes of the canonical (BFL) tensors. `config` has the groups of the norms and the
     /// scaling of the latents; the defaults are those of FLUX.1.
-    pub fn read(shapes: Shapes, config: Option<&Value>) -> Result<Self> {
-        let get = |name: &str| shapes(name).ok_or_else(|| missing("autoencoder", name));
+    ///
+    /// # Errors
+    /// For a tensor that is missing, an autoencoder of another kind, and sizes that differ from
+    /// those of `config`.
+    pub fn read(shapes: &dyn TensorShapes, config: Option<&Value>) -> Result<Self> {
+        let get = |name: &str| shape(shapes, "autoencoder", name);
+        refuse_other_kinds(config)?;
         let (_, cols) = get("decoder.conv_in.weight")?;
-        let levels = count(shapes, "decoder.up.", ".block.0.conv1.weight");
-        let channels = (0..levels)
-            .map(|i| Ok(get(&format!("decoder.up.{i}.block.0.conv1.weight"))?.0))
-            .collect::<Result<Vec<_>>>()?;
-        let blocks = count(shapes, "decoder.up.0.block.", ".conv1.weight");
-        if levels == 0 || levels > 8 || blocks < 2 || cols % 9 != 0 {
+        let listed = config.and_then(|c| c.get("block_out_channels")).and_then(Value::as_array);
+        let (up, down) =
+            (numbered(shapes, "decoder.up.", ""), numbered(shapes, "encoder.down.", ""));
+        let levels = listed.map_or(up.max(down), Vec::len);
+        let blocks = uint(config, "layers_per_block").unwrap_or_else(|| {
+            let up = numbered(shapes, "decoder.up.", "block.");
+            up.saturating_sub(1).max(numbered(shapes, "encoder.down.", "block."))
+        });
+        if !(1..=8).contains(&levels) || !(1..=64).contains(&blocks) || cols % 9 != 0 {
             return Err(geometry("not a FLUX autoencoder")
                 .found(format!("{levels} levels, {blocks} blocks each")));
         }
+        let channels = (0..levels)
+            .map(|i| Ok(get(&format!("decoder.up.{i}.block.0.conv1.weight"))?.0))
+            .collect::<Result<Vec<_>>>()?;
+        let number = |v: &Value| v.as_u64().unwrap_or(0) as usize;
+        let expected: Option<Vec<usize>> = listed.map(|list| list.iter().map(number).collect());
+        if let Some(expected) = expected.filter(|expected| *expected != channels) {
+            return Err(geometry("the tensors do not have the block_out_channels of the config")
+                .at("config.json")
+                .found(format!("{channels:?}"))
+                .expected(format!("{expected:?}")));
+        }
+        agree(config, "latent_channels", cols / 9)?;
         let groups = uint(config, "norm_num_groups").unwrap_or(32);
         if groups == 0 || channels.iter().any(|c| c % groups != 0) {
             return Err(geometry("the autoencoder's channels do not divide into norm groups")
@@ -52,10 +72,11 @@ impl VaeConfig {
             return Err(geometry("the autoencoder's latent scaling is not a positive number")
                 .found(format!("{scaling}, {shift}")));
         }
-        let encoder = shapes("encoder.conv_in.weight").is_some();
+        // One tensor of the encoder is enough: those that are missing then are reported.
+        let encoder = shapes.names().any(|name| name.starts_with("encoder."));
         Ok(VaeConfig {
             channels,
-            blocks: blocks - 1,
+            blocks,
             latent: cols / 9,
             groups,
             scaling,
@@ -100,4 +121,22 @@ impl VaeConfig {
             "use_post_quant_conv": false,
         })
     }
+}
+
+/// Refuses what a configuration says of layers that FLUX.1's autoencoder does not have.
+fn refuse_other_kinds(config: Option<&Value>) -> Result<()> {
+    for (key, expected) in [
+        ("use_quant_conv", false),
+        ("use_post_quant_conv", false),
+        ("mid_block_add_attention", true),
+    ] {
+        if boolean(config, key) == Some(!expected) {
+            return Err(geometry(format!("the autoencoder's config has {key} {}", !expected))
+                .expected(expected));
+        }
+    }
+    for (key, expected) in [("in_channels", 3), ("out_channels", 3)] {
+        agree(config, key, expected)?;
+    }
+    Ok(())
 }

@@ -1,7 +1,9 @@
 //! FLUX.1's autoencoder, with 16 latent channels.
 
 use super::affine;
-use crate::spec::family::{ComponentSpec, Diffusers, Fact, FileNames, Fit, Role, Variant};
+use crate::spec::family::{
+    ComponentSpec, Diffusers, Fact, FileNames, Fit, Lookalike, Role, Variant,
+};
 use crate::spec::names::{Dialect, Naming, Rename};
 
 pub static SPEC: ComponentSpec = ComponentSpec {
@@ -36,7 +38,11 @@ pub static SPEC: ComponentSpec = ComponentSpec {
     dialects: &[
         Dialect {
             name: "BFL",
-            markers: &["decoder.mid.block_1.conv1.weight", "encoder.mid.block_1.conv1.weight"],
+            markers: &[
+                "decoder.mid.block_1.conv1.weight",
+                "decoder.mid.block_2.conv1.weight",
+                "encoder.mid.block_1.conv1.weight",
+            ],
             requires: &[],
             naming: Naming::Canonical,
             gguf: false,
@@ -45,11 +51,26 @@ pub static SPEC: ComponentSpec = ComponentSpec {
             name: "diffusers",
             markers: &[
                 "decoder.mid_block.resnets.0.conv1.weight",
+                "decoder.mid_block.resnets.1.conv1.weight",
                 "encoder.mid_block.resnets.0.conv1.weight",
             ],
             requires: &[],
             naming: Naming::Renamed(DIFFUSERS),
             gguf: false,
+        },
+    ],
+    lookalikes: &[
+        Lookalike {
+            what: "the autoencoder of FLUX.2",
+            signs: &["bn.running_mean", "bn.running_var"],
+        },
+        Lookalike {
+            what: "the autoencoder of Qwen-Image or of a video model",
+            signs: &["*.to_qkv.weight", "*.time_conv.weight"],
+        },
+        Lookalike {
+            what: "the autoencoder of Stable Diffusion or another model, which has a quant_conv",
+            signs: &["*post_quant_conv.weight", "*quant_conv.weight"],
         },
     ],
     // A token of the transformer is 2 x 2 latent pixels.

@@ -1,7 +1,7 @@
 //! The T5 v1.1 XXL encoder.
 
 use crate::spec::family::{
-    ComponentSpec, Diffusers, Fact, FileNames, Fit, Role, Tokenizer, Variant,
+    ComponentSpec, Diffusers, Fact, FileNames, Fit, Lookalike, Role, Tokenizer, Variant,
 };
 use crate::spec::lora::LoraLayers;
 use crate::spec::names::{Dialect, Naming, Rename};
@@ -59,8 +59,22 @@ pub static SPEC: ComponentSpec = ComponentSpec {
     aliases: &[("encoder.embed_tokens.weight", "shared.weight")],
     // The decoder of a whole T5 model.
     unused: &["*lm_head.*", "*decoder.block.*", "*decoder.final_layer_norm*", "dec.*"],
-    // UMT5 has T5's names and width, but a table of position biases in every block.
-    excludes: &["encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"],
+    lookalikes: &[
+        // A table of position biases in every block, where T5 has one in the first block.
+        Lookalike {
+            what: "UMT5 (the text encoder of Wan, AuraFlow and others)",
+            signs: &[
+                "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight",
+                "encoder.block.2.layer.0.SelfAttention.relative_attention_bias.weight",
+                "enc.blk.1.attn_rel_b.weight",
+                "enc.blk.2.attn_rel_b.weight",
+            ],
+        },
+        Lookalike {
+            what: "T5 of version 1.0, which has no gated feed-forward layers",
+            signs: &["*.DenseReluDense.wi.weight"],
+        },
+    ],
     fit: Some(Fit {
         own: ("encoder.block.0.layer.0.SelfAttention.q.weight", 1),
         transformer: ("txt_in.weight", 1),

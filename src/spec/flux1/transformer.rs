@@ -48,6 +48,17 @@ pub static SPEC: ComponentSpec = ComponentSpec {
             gguf: false,
         },
     ],
+    // PyTorch's own RMSNorm, which newer versions of ComfyUI use, calls its gain `weight`.
+    aliases: &[
+        (
+            "double_blocks.{}.{img_attn|txt_attn}.norm.{query_norm|key_norm}.weight",
+            "double_blocks.{}.{img_attn|txt_attn}.norm.{query_norm|key_norm}.scale",
+        ),
+        (
+            "single_blocks.{}.norm.{query_norm|key_norm}.weight",
+            "single_blocks.{}.norm.{query_norm|key_norm}.scale",
+        ),
+    ],
     quantised: &["double_blocks.", "single_blocks."],
     facts: &[
         ("double blocks", Fact::Count("double_blocks.")),

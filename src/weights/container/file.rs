@@ -81,6 +81,9 @@ fn header(bytes: &[u8], file_bytes: u64) -> Result<Header> {
     })
 }
 
+/// How much of a file is read to see what it is.
+const FIRST_BYTES: u64 = 128;
+
 /// How much of a GGUF file is read first. This is enough for a transformer, whose header contains
 /// no vocabulary.
 const FIRST_READ: u64 = 128 << 10;
@@ -97,7 +100,7 @@ pub fn read_header(path: &Path) -> Result<Header> {
         let more = end.saturating_sub(bytes.len() as u64);
         file.by_ref().take(more).read_to_end(bytes).map_err(io)
     };
-    read_to(&mut bytes, 8)?;
+    read_to(&mut bytes, FIRST_BYTES)?;
     refuse_other_kinds(&bytes, path)?;
     if !bytes.starts_with(gguf::MAGIC) {
         let length = header_bytes(&bytes, size).map_err(|e| e.at_path(path))?;
@@ -121,7 +124,20 @@ pub fn read_header(path: &Path) -> Result<Header> {
 
 /// Refuses pickle files and texts, which are recognised by their first bytes, not by their names.
 fn refuse_other_kinds(bytes: &[u8], path: &Path) -> Result<()> {
-    let e = if bytes.starts_with(b"PK\x03\x04")
+    // The name of the first file in an archive of NumPy's.
+    let is_numpy = bytes.starts_with(b"PK\x03\x04")
+        && bytes.get(30..).is_some_and(|name| name.windows(4).take(64).any(|w| w == b".npy"))
+        || bytes.starts_with(b"\x93NUMPY");
+    let e = if bytes.starts_with(b"SQLite format 3\0") {
+        Error::model("this is a model of Draw Things (a database), which is not supported")
+            .try_("use the .safetensors or .gguf file that it was made from")
+    } else if is_numpy {
+        Error::model("this is an archive of NumPy arrays (MLX), which is not supported")
+            .try_("use a .safetensors or .gguf file of the same model")
+    } else if bytes.starts_with(b"\x89HDF\r\n") {
+        Error::model("this is an HDF5 file, which is not supported")
+            .try_("use a .safetensors or .gguf file of the same model")
+    } else if bytes.starts_with(b"PK\x03\x04")
         || bytes.starts_with(&[0x80, 0x02]) && bytes.get(7) != Some(&0)
     {
         Error::model(

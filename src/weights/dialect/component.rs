@@ -1,12 +1,15 @@
 //! The weights of one component under canonical names, whichever dialect they are stored in.
 
-use std::collections::{BTreeMap, HashMap};
+mod checks;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::recognise::{Recognised, foreign_storage};
+use super::recognise::Recognised;
 use super::storage::{Companions, Reading, unsupported, weight_name};
+
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::spec::Component;
@@ -15,6 +18,7 @@ use crate::tensor::{HostPart, HostWeight};
 use crate::weights::container::file::{FNV_OFFSET, WeightFile};
 use crate::weights::container::header::TensorEntry;
 use crate::weights::container::slice;
+use checks::{add_alias, check_scales, refuse_others, refuse_unknown};
 
 /// How many names an error or a note lists.
 const LISTED: usize = 10;
@@ -22,7 +26,7 @@ const LISTED: usize = 10;
 /// The weights of one component. Nothing is copied: the parts that [`ComponentWeights::get`]
 /// returns point into the files.
 pub struct ComponentWeights {
-    component: Component,
+    found: Recognised,
     dialect: String,
     files: Vec<Arc<WeightFile>>,
     weights: BTreeMap<String, Weight>,
@@ -69,6 +73,8 @@ impl ComponentWeights {
         others: &[Recognised],
     ) -> Result<Self> {
         let component = found.component;
+        let place = files.first().map(|f| f.path.clone()).unwrap_or_default();
+        refuse_others(files, found, others).map_err(|e| e.at_path(&place))?;
         let all = files.iter().flat_map(|f| &f.header.tensors).map(|t| t.name.as_str());
         let mut companions = Companions::among(all);
         let mut tensors: Vec<(&Arc<WeightFile>, &TensorEntry, &str)> = Vec::new();
@@ -77,9 +83,6 @@ impl ComponentWeights {
             let before = tensors.len();
             for entry in &file.header.tensors {
                 let Some(short) = owner(&entry.name, found, others) else { continue };
-                if let Some(format) = foreign_storage(&entry.name) {
-                    return Err(unsupported(format).at(&entry.name).at_path(&file.path));
-                }
                 if !companions.take(file, entry).map_err(|e| e.at_path(&file.path))? {
                     tensors.push((file, entry, short));
                 }
@@ -94,13 +97,18 @@ impl ComponentWeights {
         let mut pieces: BTreeMap<String, Vec<Option<Piece>>> = BTreeMap::new();
         let mut aliases: Vec<(String, Piece)> = Vec::new();
         let mut extras = Vec::new();
+        let mut modules = HashSet::new();
         for (file, entry, short) in tensors {
             let piece = |swap| {
                 Piece::new(file, entry, &companions, swap).map_err(|e| e.at_path(&file.path))
             };
             let weight = weight_name(short);
             let name = weight.as_deref().unwrap_or(short);
-            match component.meaning(found.dialect, found.levels, name) {
+            let meaning = component.meaning(found.dialect, found.levels, name);
+            if matches!(meaning, Meaning::Part { .. } | Meaning::Alias { .. }) {
+                modules.extend(module(short));
+            }
+            match meaning {
                 Meaning::Part { canonical, part, parts, swapped } => {
                     let slots = pieces
                         .entry(canonical)
@@ -114,20 +122,29 @@ impl ComponentWeights {
                 }
                 Meaning::Alias { canonical } => aliases.push((canonical, piece(false)?)),
                 Meaning::Unused => {}
-                Meaning::Unknown => extras.push(entry.name.clone()),
+                Meaning::Unknown => extras.push((entry.name.clone(), short)),
             }
         }
         for (canonical, piece) in aliases {
-            pieces.entry(canonical).or_insert_with(|| vec![Some(piece)]);
+            add_alias(&mut pieces, canonical, piece).map_err(|e| e.at_path(&place))?;
         }
-        let place = files.first().map(|f| f.path.clone()).unwrap_or_default();
+        refuse_unknown(component, &extras, &modules).map_err(|e| e.at_path(&place))?;
         let weights = pieces.into_iter().map(|(name, parts)| {
-            let weight = assemble(component, &name, parts).map_err(|e| e.at_path(&place))?;
+            let weight = assemble(found, &name, parts).map_err(|e| e.at_path(&place))?;
             Ok((name, weight))
         });
         let weights = weights.collect::<Result<BTreeMap<_, _>>>()?;
+        check_scales(found, &weights, &companions).map_err(|e| e.at_path(&place))?;
         let dialect = describe(found, &used, &weights, &companions);
-        Ok(ComponentWeights { component, dialect, files: used, weights, extras, config: None })
+        let extras = extras.into_iter().map(|(name, _)| name).collect();
+        Ok(ComponentWeights {
+            found: found.clone(),
+            dialect,
+            files: used,
+            weights,
+            extras,
+            config: None,
+        })
     }
 
     pub(crate) fn with_config(mut self, config: Option<Value>) -> Result<Self> {
@@ -145,7 +162,8 @@ impl ComponentWeights {
                 .any(|k| q.get(*k).and_then(Value::as_bool) == Some(true));
             if name != "bitsandbytes" || eight {
                 let name = if eight { "bitsandbytes int8" } else { name };
-                return Err(unsupported(name).at(format!("{} config.json", self.component.name)));
+                let place = format!("{} config.json", self.component().name);
+                return Err(unsupported(name).at(place));
             }
         }
         self.config = config;
@@ -154,7 +172,13 @@ impl ComponentWeights {
 
     /// The component.
     pub fn component(&self) -> Component {
-        self.component
+        self.found.component
+    }
+
+    /// How its files call the canonical tensor `name`: the stored names, prefix included, joined
+    /// by ` + ` where it is stored in parts.
+    pub fn stored_name(&self, name: &str) -> String {
+        stored_name(&self.found, name)
     }
 
     /// How it is stored, for users: `BFL, scaled fp8 (new)`.
@@ -165,6 +189,12 @@ impl ComponentWeights {
     /// Its files.
     pub fn files(&self) -> impl Iterator<Item = &std::path::Path> {
         self.files.iter().map(|f| f.path.as_path())
+    }
+
+    /// The values of these keys in the metadata of its files.
+    pub fn metadata<'a>(&'a self, keys: &'a [&str]) -> impl Iterator<Item = &'a str> {
+        let of = |f: &'a Arc<WeightFile>| keys.iter().filter_map(|key| f.header.metadata.get(*key));
+        self.files.iter().flat_map(of).map(String::as_str)
     }
 
     /// Rows and columns of the canonical tensor `name`. Vectors are `1 x n`, convolutions
@@ -219,48 +249,50 @@ impl ComponentWeights {
 
     /// Compares the weights with the canonical names and shapes that a model needs (`[n]`,
     /// `[rows, cols]`, `[out, in, kh, kw]`). Returns notes for the user about tensors that are not
-    /// needed.
+    /// known.
     ///
     /// # Errors
-    /// Lists up to ten tensors that are absent or have another shape.
+    /// Lists up to ten tensors that are absent, that have another shape, or that the component has
+    /// in other sizes and this model does not need: a network of other sizes than `expected` would
+    /// give a wrong image.
     pub fn check(&self, expected: &[(String, Vec<usize>)]) -> Result<Vec<String>> {
-        let mut bad = Vec::new();
+        let (mut missing, mut bad) = (0, Vec::new());
         for (name, shape) in expected {
+            let stored = || self.stored_name(name);
             match self.weights.get(name) {
-                None => bad.push(format!("{name} is missing, expected {shape:?}")),
+                None => {
+                    missing += 1;
+                    bad.push(format!("{} is missing, expected {shape:?}", stored()));
+                }
                 Some(w) if w.shape != *shape => {
-                    bad.push(format!("{name} is {:?}, expected {shape:?}", w.shape))
+                    bad.push(format!("{} is {:?}, expected {shape:?}", stored(), w.shape))
                 }
                 Some(_) => {}
             }
         }
+        let wrong = bad.len() - missing;
+        let wanted: HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+        let unused = self.names().filter(|name| !wanted.contains(name));
+        bad.extend(unused.map(|name| format!("{} has no place in it", self.stored_name(name))));
         if !bad.is_empty() {
-            let missing =
-                expected.iter().filter(|(name, _)| !self.weights.contains_key(name)).count();
-            let wrong = bad.len() - missing;
+            let unused = bad.len() - missing - wrong;
             return Err(Error::model(format!(
-                "{} weights do not fit the model ({missing} missing, {wrong} of another shape): {}",
-                self.component.name,
+                "{} weights do not fit the model ({missing} missing, {wrong} of another shape, \
+                 {unused} without a place): {}",
+                self.component().name,
                 listed(bad.iter().map(String::as_str))
             ))
             .at(self.place())
             .try_("inspect the file: it may be incomplete or of another model"));
         }
-        let wanted: std::collections::HashSet<&str> =
-            expected.iter().map(|(name, _)| name.as_str()).collect();
-        let extra: Vec<&str> = self
-            .names()
-            .filter(|n| !wanted.contains(n))
-            .chain(self.extras.iter().map(String::as_str))
-            .collect();
-        Ok(if extra.is_empty() {
+        Ok(if self.extras.is_empty() {
             vec![]
         } else {
             vec![format!(
                 "{}: {} tensors are not used: {}",
                 self.place(),
-                extra.len(),
-                listed(extra.iter().copied())
+                self.extras.len(),
+                listed(self.extras.iter().map(String::as_str))
             )]
         })
     }
@@ -297,7 +329,8 @@ impl ComponentWeights {
         self.files.iter().try_for_each(|f| f.source.check())
     }
 
-    fn place(&self) -> String {
+    /// The path of its first file, for messages.
+    pub fn place(&self) -> String {
         self.files.first().map_or_else(String::new, |f| f.path.display().to_string())
     }
 }
@@ -381,15 +414,30 @@ impl Piece {
     }
 }
 
+/// The outermost module of a tensor; `None` for a tensor outside of modules.
+fn module(name: &str) -> Option<&str> {
+    name.split_once('.').map(|(module, _)| module)
+}
+
+/// The stored names of the canonical tensor `name`; itself if the dialect has none for it.
+fn stored_name(found: &Recognised, name: &str) -> String {
+    let stored = found.stored(name);
+    if stored.is_empty() { name.into() } else { stored.join(" + ") }
+}
+
 /// Stacks the stored parts of one canonical tensor.
-fn assemble(component: Component, name: &str, slots: Vec<Option<Piece>>) -> Result<Weight> {
+fn assemble(found: &Recognised, name: &str, slots: Vec<Option<Piece>>) -> Result<Weight> {
+    let component = found.component;
     let count = slots.len();
     let pieces: Vec<Piece> = slots.into_iter().flatten().collect();
     if pieces.len() < count {
         let there: Vec<&str> = pieces.iter().map(|p| p.stored.as_str()).collect();
+        let mut absent = found.stored(name);
+        absent.retain(|name| !there.contains(&name.as_str()));
         return Err(Error::model(format!(
-            "only {} of the {count} stored parts of this tensor are there",
-            there.len()
+            "only {} of the {count} stored parts of this tensor are there, {} is missing",
+            there.len(),
+            absent.join(", ")
         ))
         .at(name)
         .found(there.join(", "))

@@ -1,9 +1,12 @@
 //! Recognises components by their tensor names: which components, in which dialect, behind which
 //! prefix. File names are never used.
 
+use std::collections::BTreeMap;
+
 use crate::spec::foreign;
+use crate::spec::foreign::ForeignModel;
 use crate::spec::names::Dialect;
-use crate::spec::{Component, Families};
+use crate::spec::{Component, Families, Role};
 
 /// A component found among the tensors of one file, or of the shards of one model.
 #[derive(Debug, Clone)]
@@ -45,11 +48,14 @@ struct Candidate {
 
 /// The components of `families` among `names`, at most one of each. Where two components claim the
 /// same tensor, the one with more evidence is taken, which is the more specific one; among equals
-/// the one that `families` lists first.
+/// the one that `families` lists first. Other models have FLUX.1's blocks, too: a transformer among
+/// tensors of [`foreign_model`] is not recognised.
 pub fn recognise(names: &[&str], families: Families) -> Vec<Recognised> {
+    let is_foreign = foreign_model(names).is_some();
     let candidates: Vec<Candidate> = families
         .components()
         .into_iter()
+        .filter(|component| !(is_foreign && component.role == Role::Transformer))
         .filter_map(|component| {
             component.0.dialects.iter().find_map(|dialect| candidate(component, dialect, names))
         })
@@ -110,15 +116,30 @@ pub fn is_lora(names: &[&str]) -> bool {
     names.iter().any(|n| PARTS.iter().any(|p| n.contains(p)))
 }
 
-/// The way of storing weights that `name` shows, if it is one that cannot be read.
-pub fn foreign_storage(name: &str) -> Option<&'static str> {
-    foreign::STORAGE.iter().find(|(ending, _)| name.ends_with(ending)).map(|(_, what)| *what)
+/// The way of storing weights that these names show, if it is one that cannot be read, and a name
+/// that shows it.
+pub fn foreign_storage<'a>(
+    names: impl Iterator<Item = &'a str> + Clone,
+) -> Option<(&'static str, &'a str)> {
+    foreign::STORAGE.iter().find_map(|storage| {
+        Some((storage.what, names.clone().find(|name| storage.is_shown_by(name))?))
+    })
 }
 
 /// Which other model the names are of, as far as they are known.
-pub fn foreign_model(names: &[&str]) -> Option<&'static str> {
-    foreign::MODELS
-        .iter()
-        .find(|(part, _)| names.iter().any(|n| n.contains(part)))
-        .map(|(_, what)| *what)
+pub fn foreign_model(names: &[&str]) -> Option<&'static ForeignModel> {
+    foreign::MODELS.iter().find(|model| model.is_shown_by(names))
+}
+
+/// Which part of another model the names are of: a text encoder, an autoencoder and the like.
+pub fn foreign_part(names: &[&str]) -> Option<&'static ForeignModel> {
+    foreign::PARTS.iter().find(|part| part.is_shown_by(names))
+}
+
+/// The program that the metadata of a file names, if its files cannot be read whatever they
+/// contain.
+pub fn foreign_metadata(metadata: &BTreeMap<String, String>) -> Option<&'static str> {
+    let is_mlx = metadata.get("format").is_some_and(|format| format == "mlx")
+        || metadata.contains_key("mflux_version");
+    is_mlx.then_some("MLX (mflux)")
 }

@@ -49,6 +49,16 @@ impl Scheme {
             Scheme::Aredden => "scaled fp8 (aredden)",
         }
     }
+
+    /// What stands for `.weight` in the name of a matrix's scale, if each matrix has one.
+    pub fn scale_ending(self) -> Option<&'static str> {
+        match self {
+            Scheme::Old => Some(".scale_weight"),
+            Scheme::New => Some(".weight_scale"),
+            // The data have a name of their own and are never read without a scale.
+            Scheme::Aredden => None,
+        }
+    }
 }
 
 type Companion = (Arc<WeightFile>, TensorEntry);
@@ -199,6 +209,27 @@ impl Companions {
         }
         self.layers.entry(layer.into()).or_default().record = Some(record);
         Ok(())
+    }
+
+    /// Checks that every scaled layer has a record if one of them has: without it, another
+    /// program would read the layer in another way.
+    pub fn check_records(&self) -> Result<()> {
+        // Records in a header may be of layers of other components, which have no tensors here.
+        let has = |layer: &Layer| layer.record.is_some() && !layer.tensors.is_empty();
+        if !self.layers.values().any(has) {
+            return Ok(());
+        }
+        let lacks = |(_, layer): &(&String, &Layer)| {
+            layer.record.is_none() && layer.tensors.contains_key(".weight_scale")
+        };
+        match self.layers.iter().filter(lacks).map(|(name, _)| name).min() {
+            None => Ok(()),
+            Some(name) => Err(Error::model(
+                "the quantisation record of this layer is missing; others have one",
+            )
+            .at(format!("{name}.comfy_quant"))
+            .try_("the file or a shard is incomplete: download it again")),
+        }
     }
 
     /// How the tensor `entry` of `file` is read.

@@ -1,9 +1,11 @@
 //! Model files as users have them: every dialect with its real names, every storage type, every
 //! fault.
 
+mod complete;
 mod dialects;
 mod faults;
 mod finding;
+mod foreign;
 mod gguf;
 mod storage;
 pub mod support;

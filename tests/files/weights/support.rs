@@ -133,7 +133,7 @@ pub fn spec(grid: Grid, storage: Storage, dialect: Dialect) -> SynthSpec {
         "transformer": { "num_layers": 2, "num_single_layers": 2, "guidance_embeds": true },
         "text_encoder": { "num_hidden_layers": 2 },
         "text_encoder_2": { "num_layers": 2 },
-        "vae": { "scaling_factor": 0.3611 },
+        "vae": { "scaling_factor": 0.3611, "norm_num_groups": 4 },
         "scheduler": { "shift": 3.0, "use_dynamic_shifting": true },
         "tokenizer_2": { "model_max_length": 128 },
         "generation": { "steps": 4 },

@@ -32,7 +32,10 @@ impl Layer {
             return Err(unsupported("nvfp4 without ComfyUI's quantisation record").at(&second.name));
         }
         if let Some((_, absmax)) = self.get(".weight.absmax") {
-            return Err(unsupported("bitsandbytes 4-bit without its quant_state").at(&absmax.name));
+            let weight = absmax.name.strip_suffix(".absmax").unwrap_or(&absmax.name);
+            return Err(unsupported("bitsandbytes 4-bit without its quant_state")
+                .at(format!("{weight}.quant_state.bitsandbytes__nf4"))
+                .found(&absmax.name));
         }
         let two = |shape: &[usize]| match *shape {
             [rows, cols] => Ok((rows, cols)),
@@ -88,7 +91,7 @@ impl Layer {
                 // Its only companions are scales of activations.
                 return Ok(Reading { dtype, shape, scale: Scale::One });
             }
-            return Err(error("quantised weight has no weight_scale"));
+            return Err(lacks(entry, "weight_scale"));
         };
         let values = scales(scale)?;
         let rows = shape.first().copied().unwrap_or(1);
@@ -190,9 +193,15 @@ impl Layer {
                 .found(format!("{} bytes", entry.range.len()))
                 .expected(format!("{} bytes for {shape:?}", elements / 2)));
         }
-        let (file, absmax) = self.get(".weight.absmax").ok_or_else(|| lacks(entry, "absmax"))?;
+        let (file, absmax) =
+            self.get(".weight.absmax").ok_or_else(|| lacks(entry, "weight.absmax"))?;
         let blocks = elements / block;
-        let nested = self.get(".weight.nested_absmax").zip(self.get(".weight.nested_quant_map"));
+        let nested = match (self.get(".weight.nested_absmax"), self.get(".weight.nested_quant_map"))
+        {
+            (Some(_), None) => return Err(lacks(entry, "weight.nested_quant_map")),
+            (None, Some(_)) => return Err(lacks(entry, "weight.nested_absmax")),
+            (outer, map) => outer.zip(map),
+        };
         let stored = match nested {
             None => BlockScale::F32,
             Some((outer, map)) => {
@@ -297,8 +306,13 @@ fn named(entry: &TensorEntry, types: &[&str], format: &str) -> Result<()> {
         .expected(types.join(" or ")))
 }
 
+/// The error for a tensor that must stand next to the weight `entry`: `X.{what}` for `X.weight`.
 fn lacks(entry: &TensorEntry, what: &str) -> Error {
-    Error::model(format!("quantised weight has no {what}")).at(&entry.name)
+    let layer = entry.name.strip_suffix(".weight").or(entry.name.strip_suffix(".float8_data"));
+    Error::model(format!("the quantised weight has no {what}"))
+        .at(format!("{}.{what}", layer.unwrap_or(&entry.name)))
+        .found(&entry.name)
+        .try_("the file or a shard is incomplete: download it again")
 }
 
 fn huge(entry: &TensorEntry) -> Error {

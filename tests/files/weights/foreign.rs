@@ -1,0 +1,335 @@
+//! What is not supported is named, with what to do, before anything else is asked for.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use flux_fast::error::{Error, Kind};
+use flux_fast::event::Event;
+use flux_fast::library::places::{ModelKind, ModelPlaces, describe};
+use flux_fast::library::{Files, open, open_source};
+use flux_fast::spec::FAMILIES;
+use flux_fast::spec::flux1::{T5, TRANSFORMER, VAE};
+use flux_fast::weights::synth::{Dialect, Grid, Storage, SynthSpec, to_bytes, write};
+use flux_fast::{Device, Engine, Options, Result};
+use serde_json::json;
+
+use super::support::*;
+
+/// Opens an engine that looks for files in `folder` and nowhere else; returns its notes.
+fn engine(folder: &Path, model: &Path) -> Result<Vec<String>> {
+    let options = Options::default()
+        .model(model.display().to_string())
+        .places(ModelPlaces::new(&|_| None, folder, &[]))
+        .device(Device::Cpu)
+        .no_cache(true);
+    let mut notes = vec![];
+    Engine::open_with(options, |event| {
+        if let Event::Note(note) = event {
+            notes.push(note.to_string());
+        }
+        std::ops::ControlFlow::Continue(())
+    })?;
+    Ok(notes)
+}
+
+fn refused(folder: &Path, model: &Path) -> Error {
+    engine(folder, model).expect_err("accepted")
+}
+
+/// The transformer of the small model, whose names and shapes `change` changes, in a file without
+/// text encoders.
+fn transformer(path: &Path, change: impl Fn(&mut Vec<Named>)) -> PathBuf {
+    let mut tensors: Vec<Named> =
+        tiny().into_iter().filter(|t| t.0 == TRANSFORMER).map(|(_, n, s)| (n, s)).collect();
+    change(&mut tensors);
+    zeros(path, "F32", &tensors)
+}
+
+fn named(names: &[&str]) -> Vec<Named> {
+    names.iter().map(|n| (n.to_string(), vec![2, 2])).collect()
+}
+
+#[test]
+fn models_with_blocks_of_flux_are_named_before_a_text_encoder_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let widen = |inputs: usize| {
+        move |tensors: &mut Vec<Named>| {
+            tensors.iter_mut().find(|t| t.0 == "img_in.weight").unwrap().1[1] = inputs;
+        }
+    };
+    let add = |name: &'static str| {
+        move |tensors: &mut Vec<Named>| tensors.push((name.into(), vec![2, 2]))
+    };
+    for (change, words) in [
+        (Box::new(widen(384)) as Box<dyn Fn(&mut Vec<Named>)>, "FLUX.1 Fill"),
+        (Box::new(widen(128)), "FLUX.1 Canny or Depth"),
+        (Box::new(widen(196)), "Flex.2"),
+        (Box::new(widen(80)), "not the noise alone"),
+        (Box::new(add("distilled_guidance_layer.in_proj.weight")), "Chroma"),
+        (Box::new(add("controlnet_blocks.0.weight")), "ControlNet"),
+        (Box::new(add("early_stream_modulations.image.lin.weight")), "FLUX.3"),
+        (Box::new(add("double_stream_modulation_img.lin.weight")), "FLUX.2"),
+        (Box::new(add("single_blocks.0.linear1.SCB")), "bitsandbytes int8"),
+        (Box::new(add("txt_in.weight_scale_inv")), "128 x 128"),
+        // An ordinary fault of the transformer comes first, too.
+        (
+            Box::new(|t: &mut Vec<Named>| t.retain(|t| t.0 != "img_in.bias")),
+            "img_in.bias is missing",
+        ),
+    ] {
+        transformer(&path, change);
+        let e = refused(dir.path(), &path);
+        assert_eq!(e.kind(), Kind::Model, "{e}");
+        assert!(e.to_string().contains(words), "{words}: {e}");
+        assert!(e.hint().is_some(), "{e}");
+    }
+    // Nothing is wrong with it: only now the text encoder is asked for.
+    transformer(&path, |_| {});
+    let e = refused(dir.path(), &path);
+    assert_eq!(e.kind(), Kind::Missing, "{e}");
+}
+
+#[test]
+fn other_models_and_ways_of_storing_are_named_by_their_tensors() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.safetensors");
+    let blocks = "transformer_blocks.0.attn.to_q.";
+    let of = |layer: &str, endings: &[&str]| -> Vec<String> {
+        endings.iter().map(|ending| format!("{layer}{ending}")).collect()
+    };
+    for (names, words) in [
+        (of("double_blocks.0.img_attn.qkv.", &["weight._data", "weight._scale"]), "quanto"),
+        (of(blocks, &["weight:qdata", "weight:scale"]), "torchao"),
+        (of(blocks, &["_weight_qdata", "_weight_scale"]), "torchao"),
+        (of(blocks, &["weight", "scales", "biases"]), "MLX"),
+        (
+            of("transformer_blocks.0.qkv_proj.", &["qweight", "wscales", "smooth_factor"]),
+            "nunchaku",
+        ),
+        (of(blocks, &["qweight", "qzeros", "scales"]), "GPTQ or AWQ"),
+        (of(blocks, &["weight_packed", "weight_scale"]), "compressed-tensors"),
+        (of("", &["transformer_blocks.0.img_mod.1.weight", "txt_norm.weight"]), "Qwen-Image"),
+        (of("", &["cap_pad_token", "noise_refiner.0.attention.qkv.weight"]), "Z-Image"),
+        (of("", &["cap_embedder.0.weight", "context_refiner.0.attention.qkv.weight"]), "Lumina 2"),
+        (of("txt_in.individual_token_refiner.", &["blocks.0.norm1.weight"]), "HunyuanVideo"),
+        (of("double_stream_blocks.0.", &["block.adaLN_modulation.1.weight"]), "HiDream"),
+        (of("blocks.0.", &["cross_attn.norm_q.weight", "text_embedding.0.weight"]), "Wan"),
+        (
+            of("model.diffusion_model.", &["input_blocks.0.0.weight", "label_emb.0.0.weight"]),
+            "Stable Diffusion XL",
+        ),
+        (of("model.diffusion_model.", &["input_blocks.0.0.weight"]), "1.x or 2.x"),
+        (of("down_blocks.0.attentions.0.", &["norm.weight"]), "1.x or 2.x"),
+        (
+            of("", &["pos_embed.proj.weight", "transformer_blocks.0.attn.add_q_proj.weight"]),
+            "Stable Diffusion 3",
+        ),
+        (of("redux_up.", &["weight", "bias"]), "Redux"),
+        (of("controlnet_x_embedder.", &["weight"]), "ControlNet"),
+        (of("input_hint_block.0.", &["weight"]), "ControlNet"),
+        (
+            of("double_blocks.0.processor.ip_adapter_double_stream_k_proj.", &["weight"]),
+            "IP-Adapter",
+        ),
+        (of("model.layers.0.", &["self_attn.q_norm.weight", "mlp.gate_proj.weight"]), "Qwen3"),
+        (of("vision_model.embeddings.patch_embedding.", &["weight"]), "vision encoder"),
+        (of("decoder.layers.1.conv.0.", &["weight"]), "TAESD"),
+    ] {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        zeros(&path, "F32", &named(&names));
+        let e = open(&Files::model(&path)).err().unwrap();
+        assert_eq!(e.kind(), Kind::Model, "{words}: {e}");
+        assert!(e.to_string().contains(words), "{words}: {e}");
+        assert!(e.hint().is_some(), "{e}");
+        let (kind, what) = describe(&path, FAMILIES);
+        assert_eq!(kind, ModelKind::Other, "{words}");
+        assert!(what.contains(words), "{words}: {what}");
+    }
+}
+
+#[test]
+fn metadata_of_mlx_is_named() {
+    let names = [("transformer_blocks.0.ff.linear1.weight".to_string(), "BF16", vec![2, 2])];
+    for metadata in [json!({ "format": "mlx" }), json!({ "mflux_version": "0.9" })] {
+        let (mut bytes, data) = header(&names, metadata);
+        bytes.resize(bytes.len() + data as usize, 0);
+        let e = open_source(Arc::new(bytes), "m").err().unwrap();
+        assert!(e.to_string().contains("MLX"), "{e}");
+    }
+}
+
+#[test]
+fn text_encoders_and_autoencoders_of_another_kind_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = transformer(&dir.path().join("flux.safetensors"), |_| {});
+    let part = |component, extra: &[&str]| {
+        let mut tensors: Vec<Named> =
+            tiny().into_iter().filter(|t| t.0 == component).map(|(_, n, s)| (n, s)).collect();
+        tensors.extend(named(extra));
+        tensors
+    };
+    let bias = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight";
+    for (component, extra, words) in [
+        (T5, &[bias][..], "UMT5"),
+        (T5, &["encoder.block.0.layer.1.DenseReluDense.wi.weight"], "version 1.0"),
+        (VAE, &["bn.running_mean", "encoder.quant_conv.weight"], "FLUX.2"),
+        (VAE, &["quant_conv.weight", "post_quant_conv.weight"], "quant_conv"),
+    ] {
+        let given = zeros(&dir.path().join("given/x.safetensors"), "F32", &part(component, extra));
+        let option = component.option.unwrap();
+        let e = open(&Files::model(&model).with(option, &given)).err().unwrap();
+        assert_eq!(e.kind(), Kind::Model, "{e}");
+        assert!(e.to_string().contains(words) && e.to_string().contains("x.safetensors"), "{e}");
+        assert!(e.hint().is_some(), "{e}");
+        assert_eq!(describe(&given, FAMILIES).0, ModelKind::Other, "{words}");
+        // Next to the model it is passed over, and the error for the missing component says so.
+        let near = dir.path().join("near.safetensors");
+        std::fs::copy(&given, &near).unwrap();
+        let checkpoint = open(&Files::model(&model)).unwrap();
+        let e = checkpoint.need(component).err().unwrap();
+        assert_eq!(e.kind(), Kind::Missing);
+        assert!(e.to_string().contains(words), "{e}");
+        std::fs::remove_file(near).unwrap();
+    }
+}
+
+#[test]
+fn a_t5_with_another_vocabulary_is_refused() {
+    use flux_fast::model::T5Config;
+    let read = |pieces: usize, config: serde_json::Value| {
+        let mut spec = spec(Grid::F32, Storage::BF16, Dialect::Comfy);
+        spec.tensors.iter_mut().find(|t| t.1 == "shared.weight").unwrap().2[0] = pieces;
+        spec.configs["text_encoder_2"] = config;
+        let checkpoint = open_source(Arc::new(to_bytes(&spec).unwrap()), "m").unwrap();
+        let weights = checkpoint.need(T5).unwrap();
+        T5Config::read(weights, weights.config())
+    };
+    for (pieces, config, words) in [
+        (250_112, json!({}), "mT5 or UMT5"),
+        (32_128, json!({ "model_type": "umt5" }), "UMT5"),
+        (32_128, json!({ "feed_forward_proj": "relu" }), "activation"),
+        (32_128, json!({ "vocab_size": 32_100 }), "vocab_size"),
+    ] {
+        let e = read(pieces, config).unwrap_err();
+        assert!(e.kind() == Kind::Model && e.to_string().contains(words), "{words}: {e}");
+    }
+    read(32_128, json!({ "model_type": "t5", "feed_forward_proj": "gated-gelu" })).unwrap();
+}
+
+/// A whole model of zeros in one file, with or without a guidance embedding.
+fn whole(path: &Path, guidance: bool) -> PathBuf {
+    let mut spec: SynthSpec = spec(Grid::F32, Storage::F32, Dialect::Comfy);
+    spec.configs = json!({
+        "vae": { "norm_num_groups": 4 },
+        "text_encoder": { "num_attention_heads": 1 },
+    });
+    spec.tensors.retain(|t| guidance || !t.1.starts_with("guidance_in."));
+    write(&spec, path).unwrap();
+    path.into()
+}
+
+#[test]
+fn kontext_and_models_that_may_not_be_schnell_are_noted_by_their_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let notes = |name: &str, guidance| {
+        let path = whole(&dir.path().join(name), guidance);
+        engine(dir.path(), &path).unwrap().join("\n")
+    };
+    assert!(notes("flux1-dev-kontext_fp8_scaled.safetensors", true).contains("Kontext"));
+    assert!(!notes("flux1-dev.safetensors", true).contains("Kontext"));
+    let text = notes("flux-dev-de-distill.safetensors", false);
+    assert!(text.contains("[schnell]") && text.contains("`scheduler`"), "{text}");
+    assert!(text.contains("`shift` 3"), "{text}");
+    assert!(!notes("Schnell-fp8.safetensors", false).contains("[schnell]"));
+    assert!(!notes("flux1-dev.safetensors", true).contains("[schnell]"));
+}
+
+#[test]
+fn in_a_folder_every_file_that_was_passed_over_is_listed_with_its_reason() {
+    let write = |path: PathBuf, bytes: &[u8]| {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    };
+    let pickle = [b"PK\x03\x04".as_slice(), &[0; 60]].concat();
+    let dir = tempfile::tempdir().unwrap();
+    let folder = |name: &str| {
+        let root = dir.path().join(name);
+        write(root.join("model_index.json"), br#"{"_class_name": "FluxPipeline"}"#);
+        root
+    };
+    // One file: its own reason, with its path.
+    let int8 = folder("int8");
+    let layer = "single_transformer_blocks.0.attn.to_q.";
+    zeros(
+        &int8.join("transformer/diffusion_pytorch_model.safetensors"),
+        "F32",
+        &named(&[&format!("{layer}weight"), &format!("{layer}SCB")]),
+    );
+    let quanto = folder("quanto");
+    zeros(
+        &quanto.join("transformer/diffusion_pytorch_model.safetensors"),
+        "F32",
+        &named(&[&format!("{layer}weight._data"), &format!("{layer}weight._scale")]),
+    );
+    let bin = folder("bin");
+    write(bin.join("transformer/diffusion_pytorch_model.bin"), &pickle);
+    let onnx = folder("onnx");
+    write(onnx.join("transformer/model.onnx"), b"\x08\x0a\x12\x07pytorch");
+    for (root, words, file) in [
+        (&int8, "bitsandbytes int8", "diffusion_pytorch_model.safetensors"),
+        (&quanto, "optimum-quanto", "diffusion_pytorch_model.safetensors"),
+        (&bin, "pickle", "diffusion_pytorch_model.bin"),
+        (&onnx, "ONNX", "model.onnx"),
+    ] {
+        let e = open(&Files::model(root)).err().unwrap();
+        assert_eq!(e.kind(), Kind::Model, "{e}");
+        assert!(e.to_string().contains(words) && e.to_string().contains(file), "{e}");
+        assert!(e.hint().is_some(), "{e}");
+    }
+    // Several: all of them, in a folder of any kind.
+    let mixed = dir.path().join("mixed");
+    zeros(&mixed.join("a.safetensors"), "F32", &named(&["distilled_guidance_layer.x.weight"]));
+    zeros(&mixed.join("b.safetensors"), "F32", &named(&["a.lora_A.weight", "a.lora_B.weight"]));
+    write(mixed.join("c.ckpt"), &pickle);
+    write(mixed.join("d.ckpt"), b"SQLite format 3\0 and tables");
+    write(mixed.join("e.npz"), b"PK\x03\x04");
+    write(mixed.join("f.safetensors"), b"broken");
+    let e = open(&Files::model(&mixed)).err().unwrap();
+    assert_eq!(e.kind(), Kind::Model, "{e}");
+    for words in [
+        "a.safetensors: holds no FLUX transformer: found a Chroma model",
+        "b.safetensors: this is a LoRA",
+        "c.ckpt: this is a pickle",
+        "d.ckpt: this is a model of Draw Things",
+        "e.npz: weights are stored as NumPy arrays (MLX)",
+        "f.safetensors: ",
+    ] {
+        assert!(e.to_string().contains(words), "{words}: {e}");
+    }
+    // The same files by their paths.
+    for (file, words) in [("d.ckpt", "Draw Things"), ("c.ckpt", "pickle")] {
+        assert!(open(&Files::model(mixed.join(file))).err().unwrap().to_string().contains(words));
+    }
+    let archive = [b"PK\x03\x04".as_slice(), &[0; 26], b"weights.npy", &[0; 99]].concat();
+    write(mixed.join("g.safetensors"), &archive);
+    let e = open(&Files::model(mixed.join("g.safetensors"))).err().unwrap().to_string();
+    assert!(e.contains("NumPy"), "{e}");
+}
+
+#[test]
+fn a_kontext_folder_is_known_by_its_pipeline() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = spec(Grid::F32, Storage::F32, Dialect::Diffusers { shard_bytes: None });
+    spec.configs = json!({
+        "vae": { "norm_num_groups": 4, "_class_name": "AutoencoderKL" },
+        "text_encoder": { "num_attention_heads": 1, "architectures": ["CLIPTextModel"] },
+    });
+    write(&spec, dir.path()).unwrap();
+    let index = dir.path().join("model_index.json");
+    for (class, is_noted) in [("FluxKontextPipeline", true), ("FluxPipeline", false)] {
+        std::fs::write(&index, json!({ "_class_name": class }).to_string()).unwrap();
+        let notes = engine(dir.path(), dir.path()).unwrap().join("\n");
+        assert_eq!(notes.contains("Kontext"), is_noted, "{notes}");
+    }
+}
