@@ -94,6 +94,7 @@ impl ComponentWeights {
                 used.push(file.clone());
             }
         }
+        companions.check_records().map_err(|e| e.at_path(&place))?;
         let mut pieces: BTreeMap<String, Vec<Option<Piece>>> = BTreeMap::new();
         let mut aliases: Vec<(String, Piece)> = Vec::new();
         let mut extras = Vec::new();

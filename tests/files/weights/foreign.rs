@@ -84,6 +84,9 @@ fn models_with_blocks_of_flux_are_named_before_a_text_encoder_is_asked_for() {
         assert!(e.to_string().contains(words), "{words}: {e}");
         assert!(e.hint().is_some(), "{e}");
     }
+    transformer(&path, widen(384));
+    let (kind, what) = describe(&path, FAMILIES);
+    assert!(kind == ModelKind::Other && what.contains("FLUX.1 Fill"), "{what}");
     // Nothing is wrong with it: only now the text encoder is asked for.
     transformer(&path, |_| {});
     let e = refused(dir.path(), &path);
