@@ -284,9 +284,9 @@ impl Schedule {
     pub fn new(config: &ScheduleConfig, steps: usize, image_tokens: usize) -> Self {
         let mu = config.mu(image_tokens);
         let dynamic = match config.time_shift_type {
-            TimeShift::Exponential => mu.exp() as f32,
-            // A line through two points may leave the positive numbers at other sizes.
-            TimeShift::Linear => mu.max(1e-3) as f32,
+            // A steep line through two points leaves the numbers of f32 at other sizes.
+            TimeShift::Exponential => mu.clamp(-80.0, 80.0).exp() as f32,
+            TimeShift::Linear => mu.clamp(1e-3, 1e30) as f32,
         };
         let shifted = |t: f32| {
             if config.use_dynamic_shifting {
@@ -437,6 +437,19 @@ mod tests {
             assert!((f64::from(*got) - (1.0 - (1.0 - z) / scale)).abs() < 1e-6, "{got} {z}");
         }
         assert!((got[3] - 0.1).abs() < 1e-6 && got[4] == 0.0);
+        // A line that no model has still gives levels.
+        let steep = ScheduleConfig {
+            base_image_seq_len: 1,
+            max_image_seq_len: 2,
+            base_shift: -20.0,
+            max_shift: 20.0,
+            ..ScheduleConfig::dev()
+        };
+        assert!(steep.check().is_ok());
+        for tokens in [1, 65_536] {
+            let levels = Schedule::new(&steep, 4, tokens).sigmas;
+            assert!(levels.iter().all(|s| (0.0..=1.0).contains(s)), "{levels:?}");
+        }
         // One step has no level to stretch.
         assert_eq!(Schedule::new(&config, 1, 4096).sigmas, [1.0, 0.0]);
     }
