@@ -140,7 +140,7 @@ fn describe_contents(
     (kind, format!("{}{variant}, {storage}{}", main.title, with(rest)))
 }
 
-/// What a transformer is whose input has more than the noise, as far as its width is stored plainly.
+/// What a transformer is whose input has more than the noise, as far as a header shows its width.
 fn other_inputs(contents: &Contents, component: Component) -> Option<&'static str> {
     let stored = contents.find(component)?.stored(component.lora.input?);
     let mut tensors = contents.headers.iter().flat_map(|h| &h.tensors);
