@@ -11,8 +11,9 @@ use crate::pipeline::images::{ImageFile, fit};
 use crate::pipeline::request::{Image, Request, Settings};
 use crate::units;
 
-/// Room for what a process may need more when it is started again, in bytes.
-const SPARE_BYTES: u64 = 16 << 20;
+/// Room for stacks, working memory of the decoders, and what a process may need more when it is
+/// started again, in bytes. (The resident set is not exact while threads run.)
+const SPARE_BYTES: u64 = 64 << 20;
 
 /// An image file that is there, complete and of a format that can be read.
 pub struct StartImage {
@@ -58,11 +59,12 @@ impl StartImage {
     /// [`Kind::Memory`](crate::error::Kind::Memory) with the bound that is enough.
     fn decode(self, engine: &EngineArgs, settings: &Settings) -> Result<Image> {
         let (width, height) = (settings.width, settings.height);
-        let need = host::resident_memory() + self.file.decode_bytes(width, height);
+        let need = host::resident_memory() + self.file.decode_bytes(width, height) + SPARE_BYTES;
         if let Some(ram) = engine.ram.size()
             && need > ram.0
         {
-            let enough = (need + SPARE_BYTES).div_ceil(1_000_000);
+            // It may be somewhat more at the next start.
+            let enough = need.div_ceil(1_000_000) + 8;
             return Err(Error::memory(
                 "the image to start from does not fit in the bound on memory",
             )
