@@ -10,6 +10,7 @@ use crate::message::Message;
 use crate::spec::{Component, Families, Family, Role};
 use crate::weights::ComponentWeights;
 use crate::weights::container::file::WeightFile;
+use crate::weights::container::header::{MAX_JSON_BYTES, parse_json};
 use crate::weights::dialect::recognise::{
     Recognised, foreign_metadata, foreign_model, foreign_part, foreign_storage, is_lora, recognise,
 };
@@ -52,14 +53,12 @@ impl OpenedUnit {
         };
         let file = self.files.iter().find_map(|f| Some((f, of(f)?)));
         let Some((file, text)) = file else { return Ok(None) };
-        match serde_json::from_str(&text) {
+        match parse_json("metadata `config`", text.as_bytes(), MAX_JSON_BYTES) {
             Ok(config @ Value::Object(_)) => Ok(Some(config)),
             Ok(_) => {
                 Err(Error::model("metadata `config` is not a JSON object").at_path(&file.path))
             }
-            Err(e) => {
-                Err(Error::model(format!("metadata `config` is not JSON: {e}")).at_path(&file.path))
-            }
+            Err(e) => Err(e.at_path(&file.path)),
         }
     }
 

@@ -18,17 +18,13 @@ use std::ops::Range;
 use types::{ARRAY, STRING, scalar, stored, unknown_kind, value_bytes};
 
 use super::header::{
-    Header, MAX_HEADER_BYTES, MAX_TENSORS, StoredType, TensorEntry, check_names, truncated,
+    Header, MAX_HEADER_BYTES, MAX_KEYS, MAX_NAME_BYTES, MAX_TENSORS, StoredType, TensorEntry,
+    check_names, truncated,
 };
 use crate::error::{Error, Result};
 
 /// The first bytes of every file.
 pub const MAGIC: &[u8; 4] = b"GGUF";
-/// The largest number of keys. Converters write the original shape of every tensor, and some tens
-/// of keys that describe the model.
-const MAX_KEYS: u64 = 2 * MAX_TENSORS as u64;
-/// The format's own limit on keys, for names too.
-const MAX_NAME_BYTES: u64 = 65_535;
 /// The format's own limit on axes.
 const MAX_RANK: u32 = 4;
 /// Longer arrays, and arrays of strings, belong to a tokenizer and are skipped.
@@ -137,7 +133,7 @@ fn preamble(reader: &mut Reader) -> Step<(u64, u64)> {
         v => return Err(other("this GGUF file is of an unknown version", v).into()),
     }
     let tensors = reader.count("tensors", MAX_TENSORS as u64, LEAST_TENSOR)?;
-    let keys = reader.count("metadata keys", MAX_KEYS, LEAST_KEY)?;
+    let keys = reader.count("metadata keys", MAX_KEYS as u64, LEAST_KEY)?;
     Ok((tensors, keys))
 }
 
@@ -287,7 +283,7 @@ impl<'a> Reader<'a> {
     fn name(&mut self, what: &str) -> Step<&'a str> {
         let place = format!("byte {}", self.at);
         let name = self.string().map_err(|s| s.at(&place))?;
-        if name.is_empty() || name.len() as u64 > MAX_NAME_BYTES {
+        if name.is_empty() || name.len() > MAX_NAME_BYTES {
             return Err(Error::model(format!("{what} has a length that is not possible"))
                 .at(place)
                 .found(format!("{} bytes", name.len()))

@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use serde_json::Value;
+
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
@@ -12,6 +14,17 @@ use crate::error::{Error, Result};
 pub(crate) const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// The largest number of tensors. Real files have at most a few thousand, scales included.
 pub(crate) const MAX_TENSORS: usize = 20_000;
+
+/// The largest number of metadata keys. Converters to GGUF write the original shape of every
+/// tensor, and some tens of keys that describe the model.
+pub(crate) const MAX_KEYS: usize = 2 * MAX_TENSORS;
+/// The longest name of a tensor or a key, in bytes: the limit of GGUF, kept for safetensors too.
+pub(crate) const MAX_NAME_BYTES: usize = 65_535;
+/// The largest JSON value in the metadata that is parsed, in bytes. A parsed value takes tens of
+/// times its text.
+pub(crate) const MAX_JSON_BYTES: usize = 4 << 20;
+/// The largest JSON value of a single tensor, in bytes: a quantisation record has about a hundred.
+pub(crate) const MAX_RECORD_BYTES: usize = 4096;
 
 /// The element type of a stored tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -109,6 +122,19 @@ pub(crate) fn truncated(found: u64, expected: u64, qualifier: &str) -> Error {
         .found(format!("{found} bytes"))
         .expected(format!("{qualifier}{expected} bytes"))
         .try_("download it again")
+}
+
+/// Parses JSON text from a file, of at most `most` bytes.
+///
+/// # Errors
+/// [`crate::error::Kind::Model`]; `what` is the name of the value.
+pub(crate) fn parse_json(what: &str, text: &[u8], most: usize) -> Result<Value> {
+    if text.len() > most {
+        return Err(Error::model(format!("{what} is too large"))
+            .found(format!("{} bytes", text.len()))
+            .expected(format!("at most {most} bytes")));
+    }
+    serde_json::from_slice(text).map_err(|e| Error::model(format!("{what} is not JSON: {e}")))
 }
 
 /// Checks that no name is listed twice.

@@ -16,7 +16,8 @@ use std::fmt;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
 
 use super::header::{
-    Header, MAX_HEADER_BYTES, MAX_TENSORS, StoredType, TensorEntry, check_names, truncated,
+    Header, MAX_HEADER_BYTES, MAX_KEYS, MAX_NAME_BYTES, MAX_TENSORS, StoredType, TensorEntry,
+    check_names, truncated,
 };
 use crate::error::{Error, Result};
 
@@ -221,6 +222,7 @@ impl<'de> Visitor<'de> for RawSeed<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(name) = map.next_key::<String>()? {
+            check_length::<A>("tensor name", &name)?;
             if name == "__metadata__" {
                 if std::mem::replace(&mut self.0.has_metadata, true) {
                     return Err(de::Error::custom("__metadata__ is listed twice"));
@@ -237,6 +239,15 @@ impl<'de> Visitor<'de> for RawSeed<'_> {
         }
         Ok(())
     }
+}
+
+/// Refuses a name that is longer than any real one. It is not part of the error.
+fn check_length<'de, A: MapAccess<'de>>(what: &str, name: &str) -> Result<(), A::Error> {
+    if name.len() <= MAX_NAME_BYTES {
+        return Ok(());
+    }
+    let bytes = name.len();
+    Err(de::Error::custom(format!("{what} of {bytes} bytes, expected at most {MAX_NAME_BYTES}")))
 }
 
 /// `__metadata__`: strings by name. A key that is given twice is an error.
@@ -259,6 +270,10 @@ impl<'de> Visitor<'de> for MetadataSeed<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(key) = map.next_key::<String>()? {
+            check_length::<A>("metadata key", &key)?;
+            if self.0.len() == MAX_KEYS {
+                return Err(de::Error::custom(format!("more than {MAX_KEYS} metadata keys")));
+            }
             let text = map.next_value::<String>()?;
             if self.0.contains_key(&key) {
                 return Err(de::Error::custom(format!("metadata key {key} is given twice")));

@@ -26,7 +26,9 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::tensor::Scale;
 use crate::weights::container::file::WeightFile;
-use crate::weights::container::header::TensorEntry;
+use crate::weights::container::header::{
+    MAX_JSON_BYTES, MAX_RECORD_BYTES, TensorEntry, parse_json,
+};
 use layer::{original_shape, packed, whole_blocks};
 
 /// How a component stores 8-bit weights.
@@ -147,11 +149,9 @@ impl Companions {
             ".weight_scale" => self.scheme = Some(Scheme::New),
             ".comfy_quant" => {
                 self.scheme = Some(Scheme::New);
-                let json =
-                    serde_json::from_slice::<Value>(&file.source.bytes()[entry.range.clone()])
-                        .map_err(|e| {
-                            Error::model(format!("quantisation record is not JSON: {e}")).at(name)
-                        })?;
+                let text = &file.source.bytes()[entry.range.clone()];
+                let json = parse_json("quantisation record", text, MAX_RECORD_BYTES)
+                    .map_err(|e| e.at(name))?;
                 return self.set_record(layer, json).map(|()| true);
             }
             _ => {}
@@ -176,8 +176,7 @@ impl Companions {
     ) -> Result<()> {
         let Some(text) = metadata.get("_quantization_metadata") else { return Ok(()) };
         let at = |e: Error| e.at("_quantization_metadata");
-        let json: Value = serde_json::from_str(text)
-            .map_err(|e| at(Error::model(format!("metadata is not JSON: {e}"))))?;
+        let json = parse_json("metadata", text.as_bytes(), MAX_JSON_BYTES).map_err(at)?;
         let layers = json.get("layers").and_then(Value::as_object);
         for (layer, record) in layers.ok_or_else(|| at(Error::model("metadata has no layers")))? {
             self.scheme = Some(Scheme::New);
@@ -207,6 +206,8 @@ impl Companions {
         if flag("convrot") {
             return Err(unsupported("int8 with rotated inputs (convrot)").at(layer));
         }
+        // The rest of a record has no effect, and may be large.
+        let record = serde_json::json!({ "format": format });
         self.layers.entry(layer.into()).or_default().record = Some(record);
         Ok(())
     }

@@ -9,7 +9,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::tensor::{BlockScale, BlockScales, ByteSource, Scale};
 use crate::weights::container::file::WeightFile;
-use crate::weights::container::header::TensorEntry;
+use crate::weights::container::header::{MAX_RECORD_BYTES, TensorEntry, parse_json};
 
 impl Layer {
     fn get(&self, ending: &str) -> Option<&Companion> {
@@ -165,8 +165,9 @@ impl Layer {
         (file, state): &Companion,
         dtype: DType,
     ) -> Result<Reading> {
-        let json = serde_json::from_slice::<Value>(&file.source.bytes()[state.range.clone()])
-            .map_err(|e| Error::model(format!("quant_state is not JSON: {e}")).at(&state.name))?;
+        let text = &file.source.bytes()[state.range.clone()];
+        let json = parse_json("quant_state", text, MAX_RECORD_BYTES);
+        let json = json.map_err(|e| e.at(&state.name))?;
         let whole = |key: &str| json.get(key).and_then(Value::as_u64).map(|v| v as usize);
         let wrong = |key: &str, expected: &str| {
             let found = json.get(key).cloned().unwrap_or(Value::Null);
