@@ -11,9 +11,14 @@ use tokenizers::{ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, Tokenizer
 
 use super::guard::guard;
 use super::normalizer;
+use super::normalizer::check_pre_tokenizers;
 
 /// The id of T5's piece for text that no other piece covers.
 const T5_UNKNOWN: usize = 2;
+
+/// The longest piece, in bytes. The pieces are kept in a tree that is dropped by recursion, so a
+/// long one would overflow the stack; a piece of CLIP or T5 has at most some tens.
+const MAX_PIECE: usize = 512;
 
 /// CLIP's normalizer and pre-tokenizer, which a `merges.txt` does not contain.
 const CLIP_STEPS: &str = r#"{
@@ -117,6 +122,8 @@ fn build_clip(
     normalizer: Option<NormalizerWrapper>,
     pre_tokenizer: Option<PreTokenizerWrapper>,
 ) -> Result<Tokenizer, String> {
+    check_pieces(vocab.keys())?;
+    check_pieces(merges.iter().flat_map(|(a, b)| [a, b]))?;
     let model = BPE::builder()
         .vocab_and_merges(vocab, merges)
         .end_of_word_suffix("</w>".to_string())
@@ -137,6 +144,7 @@ pub fn t5_from_json(text: &str) -> Result<Tokenizer, String> {
                 "this is not T5's tokenizer: unk_id is {unk_id:?}, expected {T5_UNKNOWN}"
             ));
         }
+        check_pieces(vocab.iter().map(|(piece, _)| piece))?;
         for (piece, _) in &mut vocab {
             // Marks must never match text that a user typed. A piece that contains a space cannot
             // match, since every space of the text is replaced before the pieces are looked up; and
@@ -157,10 +165,21 @@ fn assemble(
     normalizer: Option<NormalizerWrapper>,
     pre_tokenizer: Option<PreTokenizerWrapper>,
 ) -> Result<Tokenizer, String> {
+    check_pre_tokenizers(pre_tokenizer.as_ref())?;
     let mut tokenizer = Tokenizer::new(model);
     tokenizer.with_normalizer(normalizer).map_err(|e| e.to_string())?;
     tokenizer.with_pre_tokenizer(pre_tokenizer);
     Ok(tokenizer)
+}
+
+/// Refuses pieces that are longer than any real one.
+fn check_pieces<'a>(mut pieces: impl Iterator<Item = &'a String>) -> Result<(), String> {
+    match pieces.find(|piece| piece.len() > MAX_PIECE) {
+        None => Ok(()),
+        Some(piece) => {
+            Err(format!("it has a piece of {} bytes, expected at most {MAX_PIECE}", piece.len()))
+        }
+    }
 }
 
 fn parse<'a, T: Deserialize<'a>>(text: &'a str, model: &str) -> Result<T, String> {

@@ -6,11 +6,13 @@ use tokenizers::Tokenizer;
 
 use super::build::{clip_from_json, clip_from_merges, t5_from_json};
 use super::guard::guard;
+use super::normalizer::check_growth;
 use super::{CLIP_END, CLIP_START, Ids};
 use crate::error::{Error, Result};
+use crate::host::read_regular;
 
 /// The largest file that is read, in bytes. T5's own `tokenizer.json` has 2.4 MB.
-const MAX_FILE_BYTES: u64 = 64 << 20;
+const MAX_FILE_BYTES: u64 = 16 << 20;
 /// Rows of T5's embedding; a larger id would read past the table.
 const T5_ROWS: usize = 32128;
 
@@ -128,7 +130,10 @@ impl Coder {
 
     /// Ids of `text`, each with the byte offset in `text` at which it begins.
     fn pieces(&self, text: &str) -> Result<Vec<(u32, usize)>> {
-        let encoding = guard(|| self.tokenizer.encode(text, false).map_err(|e| e.to_string()));
+        let encoding = guard(|| {
+            check_growth(self.tokenizer.get_normalizer(), text)?;
+            self.tokenizer.encode(text, false).map_err(|e| e.to_string())
+        });
         let encoding = encoding
             .map_err(|why| self.unusable(format!("the tokenizer cannot read the prompt: {why}")))?;
         let offsets = encoding.get_offsets().iter().map(|&(begin, _)| begin);
@@ -166,13 +171,7 @@ fn read(path: &Path) -> Result<String> {
             .try_("give a tokenizer.json, or leave it out")
     };
     // A model file in this place must not be read into memory.
-    let size = std::fs::metadata(path).map_err(failed)?.len();
-    if size > MAX_FILE_BYTES {
-        return Err(unusable(Some(path), "the file is too large for a tokenizer")
-            .found(format!("{size} bytes"))
-            .expected(format!("at most {MAX_FILE_BYTES}")));
-    }
-    text_of(std::fs::read(path).map_err(failed)?, path)
+    text_of(read_regular(path, MAX_FILE_BYTES).map_err(failed)?, path)
 }
 
 fn text_of(bytes: Vec<u8>, path: &Path) -> Result<String> {
