@@ -1,11 +1,13 @@
-//! Facts about the machine and the process: memory, processor, disks, folders and the environment.
+//! Facts about the machine and the process: memory, processor, disks, folders and the environment;
+//! files that may be anything, and files that are not complete yet.
 //!
-//! This is the only module that probes them. Everything here only reads; nothing is changed.
+//! This is the only module that probes the machine.
 
 mod environment;
 mod files;
 mod memory;
 mod system;
+mod unfinished;
 
 pub use environment::{
     Environment, cache_folder, config_folder, current_folder, expand, flag, home_folder,
@@ -14,3 +16,4 @@ pub use environment::{
 pub use files::{open_regular, read_regular, read_regular_text};
 pub use memory::{MemoryFacts, available_memory, memory_facts, resident_memory, usable_memory};
 pub use system::{free_disk_bytes, operating_system, processor_name, threads};
+pub use unfinished::{remove_abandoned, unfinished_file, unfinished_name};

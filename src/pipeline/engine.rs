@@ -17,6 +17,7 @@ use super::tokenizers::Tokenizers;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::host;
 use crate::library;
 use crate::library::lookup;
 use crate::library::places::ModelPlaces;
@@ -55,6 +56,10 @@ impl Engine {
                 &process
             }
         };
+        // What a process that was killed has left: a synthetic model has gigabytes.
+        for folder in ["", "text", "synthetic"] {
+            host::remove_abandoned(&host::cache_folder().join(folder));
+        }
         let found = lookup::find(&options.files, places, &mut |event| notify(on, event))?;
         let device = OpenDevice::open(&options, on)?;
         let mut embedded = false;

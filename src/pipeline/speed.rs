@@ -10,9 +10,13 @@ use serde::{Deserialize, Serialize};
 use super::report::PhaseReport;
 use crate::backend::cpu::isa::Isa;
 use crate::event::{Event, Phase};
+use crate::host::{read_regular, unfinished_file};
 
 /// How many measurements are kept; the oldest are dropped.
 const KEPT: usize = 200;
+
+/// The largest file of measurements that is read, in bytes.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// Sizes count as the same if their operations differ by less than this factor.
 const SAME_SIZE: f64 = 1.05;
@@ -124,7 +128,7 @@ fn median(seconds: &mut [f64]) -> f64 {
 impl Speeds {
     /// The speeds that were saved in `cache`; none if there is no such file or it is damaged.
     pub fn load(cache: &Path) -> Speeds {
-        let text = fs::read(cache.join("speeds.json")).unwrap_or_default();
+        let text = read_regular(&cache.join("speeds.json"), MAX_BYTES).unwrap_or_default();
         serde_json::from_slice(&text).unwrap_or_default()
     }
 
@@ -132,7 +136,7 @@ impl Speeds {
     pub fn save(&self, cache: &Path) {
         let write = || -> std::io::Result<()> {
             fs::create_dir_all(cache)?;
-            let mut file = tempfile::NamedTempFile::new_in(cache)?;
+            let mut file = unfinished_file(cache)?;
             file.write_all(&serde_json::to_vec(self)?)?;
             file.persist(cache.join("speeds.json"))?;
             Ok(())

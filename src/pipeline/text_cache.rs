@@ -9,6 +9,8 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::host::{remove_abandoned, unfinished_file};
+
 /// How many entries are kept; the oldest are deleted first. An entry of FLUX.1-dev takes 8 MB.
 const ENTRIES: usize = 48;
 
@@ -74,7 +76,8 @@ impl TextCache {
 
     fn write(&self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         fs::create_dir_all(&self.folder)?;
-        let mut file = tempfile::NamedTempFile::new_in(&self.folder)?;
+        remove_abandoned(&self.folder);
+        let mut file = unfinished_file(&self.folder)?;
         file.write_all(bytes)?;
         file.persist(path)?;
         Ok(())
@@ -83,6 +86,8 @@ impl TextCache {
     fn prune(&self) -> std::io::Result<()> {
         let mut entries: Vec<_> = fs::read_dir(&self.folder)?
             .flatten()
+            // Another process may be writing a new entry.
+            .filter(|e| !e.file_name().to_string_lossy().starts_with('.'))
             .filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path())))
             .collect();
         entries.sort();

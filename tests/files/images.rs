@@ -334,6 +334,9 @@ fn temporary_files_of_dead_processes_are_removed_and_others_stay() {
     for path in [&dead, &alive, &other] {
         fs::write(path, b"x").unwrap();
     }
+    // A process locks the file that it writes.
+    let lock = fs::File::open(&alive).unwrap();
+    lock.try_lock().unwrap();
     probe_output(&folder.path().join("x.png")).unwrap();
     assert!(!dead.exists() && alive.exists() && other.exists());
 }

@@ -284,7 +284,7 @@ fn convert_writes_a_usable_model_and_replaces_no_file() {
     let left: Vec<PathBuf> =
         std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
     assert!(
-        left.iter().all(|p| !p.file_name().unwrap().to_string_lossy().starts_with(".tmp")),
+        left.iter().all(|p| !p.file_name().unwrap().to_string_lossy().starts_with(".flux-fast")),
         "{left:?}"
     );
 }

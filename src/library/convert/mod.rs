@@ -22,6 +22,7 @@ use serde_json::{Map, Value, json};
 use super::Checkpoint;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::host::{remove_abandoned, unfinished_file};
 use crate::spec::{Component, Role};
 use crate::units;
 use crate::weights::ComponentWeights;
@@ -408,6 +409,8 @@ fn write(
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let io = |e: std::io::Error| Error::output(format!("cannot be written: {e}")).at_path(path);
     std::fs::create_dir_all(folder).map_err(io)?;
+    // Before the space is counted.
+    remove_abandoned(folder);
     if let Some(free) = crate::host::free_disk_bytes(folder)
         && free < bytes
     {
@@ -416,14 +419,7 @@ fn write(
             .found(units::bytes(free))
             .expected(units::bytes(bytes)));
     }
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        // The permissions of a new file: readable for others, as far as the umask allows.
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.tempfile_in(folder).map_err(io)?;
+    let mut file = unfinished_file(folder).map_err(io)?;
     fill(file.as_file_mut(), &io)?;
     file.as_file().sync_all().map_err(io)?;
     // No file is replaced, not even one that was created meanwhile.

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::host::{remove_abandoned, unfinished_name};
 use crate::library::hf_cache::{HubCache, RepoFolder};
 
 /// Creates the folder of the cache, and marks it for backup programs, which then skip it.
@@ -59,7 +60,8 @@ type Way<'a> = &'a dyn Fn(&Path) -> io::Result<()>;
 /// renamed, so that it is either complete or absent.
 fn create(path: &Path, ways: &[Way]) -> io::Result<()> {
     create_parent(path)?;
-    let temporary = temporary_name(path);
+    path.parent().into_iter().for_each(remove_abandoned);
+    let temporary = unfinished_name(path);
     let mut outcome = Ok(());
     for way in ways {
         outcome = way(&temporary).and_then(|()| fs::rename(&temporary, path));
@@ -87,15 +89,6 @@ fn symlink(target: &Path, at: &Path) -> io::Result<()> {
 #[cfg(not(any(unix, windows)))]
 fn symlink(_: &Path, _: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
-}
-
-/// A name in the folder of `path` that no other thread or process uses.
-fn temporary_name(path: &Path) -> PathBuf {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-    path.with_file_name(name)
 }
 
 /// Creates the folder that contains `path`.

@@ -3,19 +3,12 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use super::encode::{DEFAULT_QUALITY, Format, encode};
 use super::metadata;
 use crate::error::{Error, Result};
+use crate::host::{remove_abandoned, unfinished_file};
 use crate::pipeline::request::{Generated, Image, Settings};
-
-/// The start of the names of unfinished files; the process id and random letters follow.
-const PREFIX: &str = ".flux-fast-";
-const SUFFIX: &str = ".tmp";
-/// Where the system cannot be asked for processes, an unfinished file of this age counts as
-/// abandoned.
-const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
 /// What is stored in an image file besides the pixels.
 #[derive(Debug, Clone, Copy)]
@@ -100,8 +93,8 @@ pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 /// process left there.
 pub fn probe_output(path: &Path) -> Result<()> {
     let Target::File { folder, path } = target(path)? else { return Ok(()) };
-    sweep(&folder);
-    let file = temporary(&folder).map_err(|e| failed(e, &path))?;
+    remove_abandoned(&folder);
+    let file = unfinished_file(&folder).map_err(|e| failed(e, &path))?;
     // The file system decides which names are allowed (length, characters), so ask it.
     match fs::symlink_metadata(&path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(e, &path)),
@@ -191,7 +184,7 @@ fn is_unsupported(error: &io::Error) -> bool {
 
 /// A temporary file in `folder` with `bytes`, on the disk.
 fn written(folder: &Path, bytes: &[u8]) -> io::Result<tempfile::NamedTempFile> {
-    let mut file = temporary(folder)?;
+    let mut file = unfinished_file(folder)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     Ok(file)
@@ -267,38 +260,6 @@ fn follow(path: &Path) -> PathBuf {
         path = folder_of(&path).join(next);
     }
     path
-}
-
-/// A file that removes itself unless it gets its final name. The umask decides who may read it.
-fn temporary(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
-    let prefix = format!("{PREFIX}{}-", std::process::id());
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(&prefix).suffix(SUFFIX);
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder)
-}
-
-/// Removes the unfinished files of processes that have ended.
-fn sweep(folder: &Path) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let middle = name.to_str().and_then(|n| n.strip_prefix(PREFIX)?.strip_suffix(SUFFIX));
-        let Some(process) = middle.and_then(|m| m.split_once('-')?.0.parse::<u32>().ok()) else {
-            continue;
-        };
-        let gone = if Path::new("/proc/self").exists() {
-            !Path::new("/proc").join(process.to_string()).exists()
-        } else {
-            let age =
-                entry.metadata().and_then(|f| f.modified()).ok().and_then(|t| t.elapsed().ok());
-            age.is_some_and(|age| age > ABANDONED)
-        };
-        if gone {
-            fs::remove_file(entry.path()).ok();
-        }
-    }
 }
 
 fn failed(error: io::Error, path: &Path) -> Error {
