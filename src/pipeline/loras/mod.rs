@@ -69,7 +69,7 @@ impl Loras {
             return Ok(set.clone());
         }
         let mut adapters = Vec::new();
-        for ((file, strength), choice) in files.iter().zip(choices) {
+        for ((file, strength), choice) in files.iter_mut().zip(choices) {
             let adapter = state.adapter(file, family, weights);
             adapters.push((adapter.map_err(|e| e.at_message(choice.place()))?, *strength));
         }
@@ -93,20 +93,21 @@ impl Loras {
 }
 
 impl State {
-    /// The LoRA in `file`, from memory if it was read before.
+    /// The LoRA in `file`, from memory if it was read before. If another file has taken its name,
+    /// `file` becomes the one that was read.
     fn adapter<'a>(
         &mut self,
-        file: &LoraFile,
+        file: &mut LoraFile,
         family: &'static Family,
         weights: &dyn Fn(Component) -> Option<&'a ComponentWeights>,
     ) -> Result<Arc<Adapter>> {
-        if let Some(at) = self.files.iter().position(|(known, _)| known == file) {
+        if let Some(at) = self.files.iter().position(|(known, _)| known == &*file) {
             let entry = self.files.remove(at);
             let adapter = entry.1.clone();
             self.files.push(entry);
             return Ok(adapter);
         }
-        let adapter = Arc::new(open(&file.path, family, weights)?);
+        let adapter = Arc::new(file.read(|path| open(path, family, weights))?);
         self.files.retain(|(known, _)| known.path != file.path);
         self.files.push((file.clone(), adapter.clone()));
         Ok(adapter)
