@@ -5,6 +5,7 @@
 //! definition, so that they are checked like typed ones and give way to what is typed.
 
 use std::ffi::OsString;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
@@ -16,6 +17,9 @@ use super::args::IMAGE_HEADING;
 use super::help::definition;
 use crate::error::{Error, Result};
 use crate::host;
+
+/// The largest file that is read, in bytes.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// Options that are about one call and have no default in a file.
 const NOT_DEFAULTS: [&str; 10] = [
@@ -57,7 +61,16 @@ pub fn read(arguments: &[OsString]) -> Result<Config> {
         (None, None) => default_path(),
     };
     let Some(path) = path else { return Ok(Config::default()) };
-    let text = match std::fs::read_to_string(&path) {
+    // A pipe may be meant here, such as that of a process substitution, so any kind is read.
+    let read = |path: &Path| {
+        let mut text = String::new();
+        std::fs::File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
+        match text.len() as u64 > MAX_BYTES {
+            true => Err(std::io::Error::from(std::io::ErrorKind::FileTooLarge)),
+            false => Ok(text),
+        }
+    };
+    let text = match read(&path) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && !asked => {
             return Ok(Config { path: Some(path), ..Config::default() });

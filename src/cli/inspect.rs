@@ -1,6 +1,5 @@
 //! `inspect`: what an image or a model file contains.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -10,6 +9,7 @@ use super::args::How;
 use super::generate::settings_as_json;
 use super::output;
 use crate::error::{Error, Kind, Result};
+use crate::host;
 use crate::pipeline::images::metadata::NO_SETTINGS;
 use crate::pipeline::images::{Provenance, read_provenance};
 use crate::pipeline::inspect_weights;
@@ -67,7 +67,8 @@ fn is_picture(path: &Path) -> Result<bool> {
         return Ok(false);
     }
     let mut start = Vec::new();
-    File::open(path).and_then(|file| file.take(16).read_to_end(&mut start)).map_err(cannot)?;
+    let (file, _) = host::open_regular(path).map_err(cannot)?;
+    file.take(16).read_to_end(&mut start).map_err(cannot)?;
     Ok(image::guess_format(&start).is_ok())
 }
 

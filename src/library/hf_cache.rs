@@ -8,7 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::repo_id::{is_commit, is_inside, is_repo_id};
-use crate::host::{Environment, expand, home_folder, variable};
+use crate::host::{Environment, expand, home_folder, read_regular_text, variable};
+
+/// The largest file that names a commit, in bytes.
+const MAX_REFERENCE: u64 = 1024;
 
 /// The folder of Hugging Face's tools: `HF_HOME`, else `huggingface` in the user's cache folder.
 pub fn hf_home(env: Environment) -> PathBuf {
@@ -88,13 +91,17 @@ impl RepoFolder {
         self.locks.join(format!("{etag}.lock"))
     }
 
+    /// The commit that the cache has for the branch or tag `revision`.
+    pub fn commit_of(&self, revision: &str) -> Option<String> {
+        let text = read_regular_text(&self.reference(revision), MAX_REFERENCE).ok()?;
+        Some(text.trim().to_string())
+    }
+
     /// The snapshot of `revision` (a branch, a tag or a commit), if it is in the cache.
     pub fn snapshot_of(&self, revision: &str) -> Option<PathBuf> {
         let commit = match is_commit(revision) {
             true => revision.to_string(),
-            false if is_inside(revision) => {
-                fs::read_to_string(self.reference(revision)).ok()?.trim().into()
-            }
+            false if is_inside(revision) => self.commit_of(revision)?,
             false => return None,
         };
         Some(self.snapshot(&commit)).filter(|s| is_commit(&commit) && s.is_dir())

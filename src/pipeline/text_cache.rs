@@ -9,10 +9,13 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use crate::host::{remove_abandoned, unfinished_file};
+use crate::host::{read_regular, remove_abandoned, unfinished_file};
 
 /// How many entries are kept; the oldest are deleted first. An entry of FLUX.1-dev takes 8 MB.
 const ENTRIES: usize = 48;
+
+/// The largest entry that is read, in bytes: more than the embeddings of two long prompts.
+const MAX_ENTRY_BYTES: u64 = 256 << 20;
 
 const MAGIC: &[u8; 8] = b"fluxtxt1";
 
@@ -42,7 +45,7 @@ impl TextCache {
 
     /// The entry of `key`, if it exists and is not damaged.
     pub fn load(&self, key: &[u8]) -> Option<Text> {
-        let bytes = fs::read(self.path(key)).ok()?;
+        let bytes = read_regular(&self.path(key), MAX_ENTRY_BYTES).ok()?;
         let (body, sum) = bytes.split_last_chunk::<8>()?;
         if fnv(body) != u64::from_le_bytes(*sum) {
             return None;

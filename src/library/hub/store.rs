@@ -24,7 +24,7 @@ pub(super) fn create_cache(cache: &HubCache) -> Result<()> {
 /// Writes that `revision` is `commit`, unless the cache says so already.
 pub(super) fn write_reference(repo: &RepoFolder, revision: &str, commit: &str) -> Result<()> {
     let path = repo.reference(revision);
-    if revision == commit || fs::read_to_string(&path).is_ok_and(|old| old == commit) {
+    if revision == commit || repo.commit_of(revision).is_some_and(|old| old == commit) {
         return Ok(());
     }
     create(&path, &[&|at| fs::write(at, commit)]).map_err(|e| unwritable(&path, &e))

@@ -4,8 +4,11 @@ use std::fmt;
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
-use crate::host::{Environment, expand, flag, variable};
+use crate::host::{Environment, expand, flag, read_regular_text, variable};
 use crate::library::hf_cache::hf_home;
+
+/// The largest file that contains a token, in bytes.
+const MAX_TOKEN_FILE: u64 = 64 << 10;
 
 /// An access token and where it comes from, or the reason why there is none.
 #[derive(Clone)]
@@ -46,7 +49,7 @@ impl Credentials {
 
     fn from_file(path: PathBuf) -> Self {
         let unset = "HF_TOKEN and HUGGING_FACE_HUB_TOKEN are not set";
-        match std::fs::read_to_string(&path) {
+        match read_regular_text(&path, MAX_TOKEN_FILE) {
             Ok(text) if !text.trim().is_empty() => {
                 Self::given(text.trim().to_string(), format!("{}", path.display()))
             }
