@@ -47,6 +47,8 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     environment::quiet_drivers();
     quiet_caught_panics();
     crate::pipeline::exit_on_lost_pages();
+    crate::pipeline::exit_on_abort();
+    signals::survive_limits();
     let mut arguments: Vec<OsString> = arguments.collect();
     command_first(&mut arguments);
     let given = |flag| arguments.iter().skip(1).take_while(|a| *a != "--").any(|a| a == flag);

@@ -15,5 +15,7 @@ pub use environment::{
 };
 pub use files::{open_regular, read_regular, read_regular_text};
 pub use memory::{MemoryFacts, available_memory, memory_facts, resident_memory, usable_memory};
-pub use system::{free_disk_bytes, operating_system, processor_name, threads};
+pub use system::{
+    free_disk_bytes, operating_system, processor_name, start_shared_threads, threads,
+};
 pub use unfinished::{remove_abandoned, unfinished_file, unfinished_name};

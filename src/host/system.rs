@@ -1,8 +1,12 @@
 //! The processor, the operating system and the disks.
 
+use std::error::Error as _;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use sysinfo::{CpuRefreshKind, RefreshKind, System};
+
+use crate::error::{Error, Result};
 
 /// The name of the processor, as its maker writes it; `None` if the system does not report it.
 pub fn processor_name() -> Option<String> {
@@ -27,6 +31,23 @@ pub fn operating_system() -> String {
 /// system does not report it.
 pub fn free_disk_bytes(folder: &Path) -> Option<u64> {
     fs4::available_space(folder).ok()
+}
+
+/// Starts the threads that `rayon` shares between all its users, unless they run already. If their
+/// first use started them, a failure would be a panic.
+///
+/// # Errors
+/// [`Kind::Device`](crate::error::Kind::Device) if the system refuses a thread.
+pub fn start_shared_threads() -> Result<()> {
+    static STARTED: OnceLock<Result<()>> = OnceLock::new();
+    let start = || match rayon::ThreadPoolBuilder::new().build_global() {
+        Ok(()) => Ok(()),
+        // Without a source: another user has started them.
+        Err(e) if e.source().is_none() => Ok(()),
+        Err(e) => Err(Error::device(format!("threads cannot be started: {e}"))
+            .try_("raise the limits of the process (ulimit -u, ulimit -v)")),
+    };
+    STARTED.get_or_init(start).clone()
 }
 
 #[cfg(test)]

@@ -122,7 +122,10 @@ impl Synthetic {
         let spec = self.spec();
         let watch = Watch::default();
         std::thread::scope(|scope| {
-            let writer = scope.spawn(|| synth::write_watched(&spec, path, &watch));
+            let write = || synth::write_watched(&spec, path, &watch);
+            let writer = std::thread::Builder::new()
+                .spawn_scoped(scope, write)
+                .map_err(|e| Error::device(format!("a thread cannot be started: {e}")))?;
             let (mut outcome, mut told) = (Ok(()), 0);
             while !writer.is_finished() {
                 std::thread::sleep(Duration::from_millis(100));

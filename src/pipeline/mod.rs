@@ -40,4 +40,4 @@ pub use crate::host::cache_folder;
 #[cfg(feature = "hub")]
 pub use crate::library::hub;
 pub use crate::library::{Inspection, convert, inspect as inspect_weights, places as models};
-pub use crate::weights::exit_on_lost_pages;
+pub use crate::weights::{exit_on_abort, exit_on_lost_pages};

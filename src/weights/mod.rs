@@ -11,5 +11,5 @@ pub mod dialect;
 pub mod lora;
 pub mod synth;
 
-pub use container::map::exit_on_lost_pages;
+pub use container::map::{exit_on_abort, exit_on_lost_pages};
 pub use dialect::component::ComponentWeights;

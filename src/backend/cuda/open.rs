@@ -182,9 +182,15 @@ fn compile(context: &Arc<Context>, device: &CudaDevice) -> Result<HashMap<Functi
     };
     let wanted = modules::SOURCES.iter().filter(|s| device.runs(s.arch));
     let loaded: Vec<Loaded> = std::thread::scope(|scope| {
-        let threads: Vec<_> = wanted.map(|source| scope.spawn(move || load(source))).collect();
-        let join = |t: std::thread::ScopedJoinHandle<'_, Result<_>>| {
-            t.join().unwrap_or_else(|_| Err(Error::device("the driver's compiler failed")))
+        let start = |source| {
+            std::thread::Builder::new()
+                .spawn_scoped(scope, move || load(source))
+                .map_err(|e| Error::device(format!("could not start a thread: {e}")))
+        };
+        let threads: Vec<_> = wanted.map(start).collect();
+        let join = |thread: Result<std::thread::ScopedJoinHandle<'_, Result<_>>>| {
+            let failed = |_| Err(Error::device("the driver's compiler failed"));
+            thread?.join().unwrap_or_else(failed)
         };
         threads.into_iter().map(join).collect::<Result<_>>()
     })?;

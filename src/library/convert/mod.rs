@@ -22,7 +22,7 @@ use serde_json::{Map, Value, json};
 use super::Checkpoint;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::host::{remove_abandoned, unfinished_file};
+use crate::host::{remove_abandoned, start_shared_threads, unfinished_file};
 use crate::spec::{Component, Role};
 use crate::units;
 use crate::weights::ComponentWeights;
@@ -105,6 +105,7 @@ pub fn convert(
     path: &Path,
     tell: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Report> {
+    start_shared_threads()?;
     let present: Vec<Component> = checkpoint.components().collect();
     let gguf = matches!(target, Target::Gguf(_));
     // A GGUF file contains one component: loaders expect only one.

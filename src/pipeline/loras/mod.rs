@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use self::set::LoraFile;
 use super::request::LoraChoice;
 use crate::error::Result;
+use crate::host::start_shared_threads;
 use crate::library::places::{ModelPlaces, Role};
 use crate::spec::{Component, Family};
 use crate::weights::ComponentWeights;
@@ -123,6 +124,7 @@ pub fn open<'a>(
     family: &'static Family,
     of: &dyn Fn(Component) -> Option<&'a ComponentWeights>,
 ) -> Result<Adapter> {
+    start_shared_threads()?;
     // Only the matrix of a `Linear` can have a side product.
     lora::open(path, family, &|component, name| {
         let weights = of(component)?;

@@ -97,7 +97,15 @@ struct Building {
 
 impl Building {
     fn start(build: impl FnOnce() -> Result<Coder> + Send + 'static) -> Self {
-        Building { thread: Mutex::new(Some(std::thread::spawn(build))), built: OnceLock::new() }
+        // If the system starts no more threads, nothing is built: `get` reports that.
+        let thread = std::thread::Builder::new().name("tokenizer".into()).spawn(build);
+        let built = OnceLock::new();
+        if let Err(e) = &thread {
+            let e = Error::device(format!("a thread cannot be started: {e}"));
+            let hint = "raise the limits of the process (ulimit -u, ulimit -v)";
+            built.set(Err(e.try_(hint))).ok();
+        }
+        Building { thread: Mutex::new(thread.ok()), built }
     }
 
     fn get(&self) -> Result<&Coder> {

@@ -57,7 +57,7 @@ fn read_whole(path: &Path, mut file: File, size: u64) -> Result<Vec<u8>> {
         return Err(Error::memory("file cannot be mapped, and memory cannot hold it")
             .at_path(path)
             .found(units::bytes(size))
-            .try_("copy it to a local disk"));
+            .try_("raise the limits of the process (ulimit -v), or copy it to a local disk"));
     }
     file.read_to_end(&mut bytes).map_err(|e| unreadable(path, &e))?;
     Ok(bytes)
@@ -204,9 +204,37 @@ pub fn exit_on_lost_pages() {
     }
 }
 
+/// From now on, an abort of the process ends it with a message and exit code 5. A process aborts if
+/// an allocation fails, which happens where the system limits its address space; no code can
+/// continue then. Only for programs that own their process.
+#[cfg(unix)]
+pub fn exit_on_abort() {
+    extern "C" fn aborted(_: libc::c_int) {
+        const TEXT: &[u8] = concat!(
+            "error: the process cannot continue: the system gave it no more memory\n",
+            "  try: raise the limits of the process (ulimit -v, ulimit -d), or close other ",
+            "programs\n",
+        )
+        .as_bytes();
+        // SAFETY: write and _exit may be called in a signal handler, and the text is static.
+        unsafe {
+            libc::write(2, TEXT.as_ptr().cast(), TEXT.len());
+            libc::_exit(5);
+        }
+    }
+    // SAFETY: the handler has the required type, and calls only functions that a handler may call.
+    unsafe {
+        libc::signal(libc::SIGABRT, aborted as *const () as libc::sighandler_t);
+    }
+}
+
 /// Does nothing: only Unix has this signal.
 #[cfg(not(unix))]
 pub fn exit_on_lost_pages() {}
+
+/// Does nothing: only Unix has this signal.
+#[cfg(not(unix))]
+pub fn exit_on_abort() {}
 
 #[cfg(test)]
 mod tests {

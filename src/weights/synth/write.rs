@@ -13,7 +13,7 @@ use super::values::{Field, Rounding, fill, stored_scale};
 use super::{Dialect, Storage, SynthSpec};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::host::{remove_abandoned, unfinished_file};
+use crate::host::{remove_abandoned, start_shared_threads, unfinished_file};
 use crate::spec::names::{Split, StoredNames};
 use crate::spec::{Component, FAMILIES, Role};
 
@@ -404,6 +404,7 @@ fn place(path: &Path, write: impl FnOnce(&mut std::fs::File) -> std::io::Result<
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let io = |e| unwritable(path, e);
     std::fs::create_dir_all(folder).map_err(io)?;
+    start_shared_threads()?;
     remove_abandoned(folder);
     let mut file = unfinished_file(folder).map_err(io)?;
     write(file.as_file_mut()).map_err(io)?;
