@@ -8,3 +8,4 @@ mod binary;
 mod files;
 mod first_steps;
 mod runs;
+mod stranger;
