@@ -147,6 +147,8 @@ fn is_typed(text: &str) -> bool {
         COMMANDS.contains(&word.as_str())
     });
     // `mkdir -p FOLDER` is a command of the shell, which helps any user.
+    // Options of other programs.
+    let text = &text.replace("ulimit -", "ulimit ");
     let short = text.split([' ', '(', ')', '`']).any(|word| {
         let word = word.as_bytes();
         word.len() == 2 && word[0] == b'-' && word[1].is_ascii_alphabetic()
@@ -177,6 +179,7 @@ fn only_the_command_line_says_what_is_typed_there() {
     );
     assert!(is_typed("a smaller --ram") && is_typed("see `flux-fast doctor`"));
     assert!(is_typed("at a time (-n)") && is_typed("another -o") && !is_typed("a - b"));
+    assert!(!is_typed("raise it (ulimit -v)"));
     assert!(!is_typed("a--b") && !is_typed("flux-fast wrote it") && !is_typed("a {ram}"));
     let (mut count, mut typed) = (0, Vec::new());
     for (name, text) in all_sources() {
