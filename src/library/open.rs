@@ -13,7 +13,7 @@ use super::opened::{OpenedUnit, titles};
 use super::places::ModelPlaces;
 use super::similar::no_such_path;
 use super::unit::{Unit, unit_of, units};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::spec::{Component, FAMILIES, Families};
 use crate::tensor::ByteSource;
 use crate::weights::container::file::{WeightFile, read_header};
@@ -294,10 +294,18 @@ fn no_transformer_in(folder: &Path, mut passed_over: Vec<Error>, families: Famil
              transformer",
         );
     }
+    // A file that is not complete is the one that was meant: it comes first, and its kind is the
+    // kind of the whole.
+    passed_over.sort_by_key(|e| e.kind() != Kind::Missing);
+    let is_missing = passed_over[0].kind() == Kind::Missing;
     let listed = list_passed_over(&passed_over);
-    Error::model(format!("no {titles} in this folder that can be used{listed}"))
-        .at_path(folder)
-        .try_("a folder or file of FLUX.1 [dev] or [schnell] as .safetensors or .gguf")
+    let what = format!("no {titles} in this folder that can be used{listed}");
+    let (kind, hint) = if is_missing {
+        (Kind::Missing, "download the folder again; the files that are complete are kept")
+    } else {
+        (Kind::Model, "a folder or file of FLUX.1 [dev] or [schnell] as .safetensors or .gguf")
+    };
+    Error::new(kind, what).at_path(folder).try_(hint)
 }
 
 /// Files in `folder` that may be meant as weights and are in formats that cannot be read, each as
