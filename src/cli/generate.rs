@@ -91,7 +91,9 @@ pub fn again(args: AgainArgs, how: How) -> Result<()> {
         progress.note(&format!("model: {model}"));
         options.files.model = Some(model);
     }
-    find_recorded_loras(&mut request, settings, &places).map_err(|e| e.at_path(&args.image))?;
+    let beside = args.image.parent().unwrap_or(Path::new(""));
+    find_recorded_loras(&mut request, settings, &places, beside)
+        .map_err(|e| e.at_path(&args.image))?;
     let recorded = Some(Again { args: &args, found: &found });
     let job = Job { args: &args.request, engine: &args.engine, out: &args.output, how };
     job.draw(vec![request], start, options, progress, recorded)

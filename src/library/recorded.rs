@@ -17,7 +17,7 @@ pub fn file_hash(path: &Path) -> Option<String> {
     };
     let mut hash = FNV_OFFSET;
     for path in &unit.paths {
-        hash = WeightFile::open(path).ok()?.fingerprint(hash);
+        hash = WeightFile::open(path).ok()?.whole_fingerprint(hash);
     }
     Some(format!("{hash:016x}")[..10].to_string())
 }
@@ -65,32 +65,72 @@ impl ModelPlaces {
         }
     }
 
-    /// The LoRA called `name` with this hash: `found` if it is that, else a file with the hash in
-    /// the places. An empty hash fits any file.
+    /// The LoRA called `name` with this hash: `found` if it is that, else a file of this name in
+    /// the folder `beside`, else a file with the hash in the places. An empty hash fits any file.
+    /// Of `name`, which comes from an image file, only the last part is looked for in `beside`.
     ///
     /// # Errors
     /// [`Kind::Missing`] if there is none.
-    pub fn recorded_lora(&self, found: Result<PathBuf>, hash: &str) -> Result<PathBuf> {
+    pub fn recorded_lora(
+        &self,
+        name: &str,
+        found: Result<PathBuf>,
+        hash: &str,
+        beside: &Path,
+    ) -> Result<PathBuf> {
+        let has_hash = |path: &Path| file_hash(path).is_some_and(|own| own == hash);
+        let neighbour = || {
+            let fits = |path: &PathBuf| hash.is_empty() || has_hash(path);
+            neighbours(name, beside).into_iter().find(fits)
+        };
         if hash.is_empty() {
-            return found;
+            return found.or_else(|e| match e.kind() {
+                Kind::Missing => neighbour().ok_or_else(|| lora_missing(name, e)),
+                _ => Err(e),
+            });
         }
         if let Ok(path) = &found
-            && file_hash(&self.here().join(path)).is_some_and(|own| own == hash)
+            && has_hash(&self.here().join(path))
         {
             return found;
+        }
+        if let Some(path) = neighbour() {
+            return Ok(path);
         }
         let entries = self.entries();
         let fits = |e: &&Entry| matches!(e.role, Role::Lora | Role::Any);
         let mut fitting = entries.iter().filter(fits);
-        let same = fitting.find(|e| file_hash(&e.path).is_some_and(|own| own == hash));
+        let same = fitting.find(|e| has_hash(&e.path));
         match (same, found) {
             (Some(entry), _) => Ok(entry.path.clone()),
+            (None, Err(e)) if e.kind() == Kind::Missing => Err(lora_missing(name, e)),
             (None, Err(e)) => Err(e),
             (None, Ok(path)) => Err(Error::missing("the LoRA that made the image was not found")
                 .found(format!("{} with another hash", path.display()))
                 .expected(format!("a file with the hash {hash}"))),
         }
     }
+}
+
+/// The files in `folder` that the last part of `name` may mean.
+fn neighbours(name: &str, folder: &Path) -> Vec<PathBuf> {
+    let last = name.rsplit(['/', '\\']).next().unwrap_or(name);
+    if last.is_empty() || last.starts_with('.') || last.contains(['\0', ':']) {
+        return vec![];
+    }
+    let files = ["", ".safetensors", ".gguf"].map(|ending| folder.join(format!("{last}{ending}")));
+    let fits = |path: &PathBuf| path.is_file() && WeightFile::open(path).is_ok();
+    files.into_iter().filter(fits).collect()
+}
+
+/// `e`, which says where the LoRA called `name` was looked for.
+fn lora_missing(name: &str, e: Error) -> Error {
+    let missing = Error::missing("the LoRA that made the image was not found").found(name);
+    let missing = match e.expected_value() {
+        Some(expected) => missing.expected(expected),
+        None => missing,
+    };
+    missing.try_("{lora} with its file, or with another one")
 }
 
 fn model_missing(name: &str, hash: &str) -> Error {

@@ -1,6 +1,6 @@
 //! Drawing an image again: the model and the LoRAs that its file names.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::embedded;
 use super::images::Provenance;
@@ -32,19 +32,16 @@ pub fn recorded_model(found: &Provenance, places: &ModelPlaces) -> Result<String
     Ok(path.to_string_lossy().into_owned())
 }
 
-/// Whether this is the model inside the program.
+/// Whether the model inside the program is recorded: by its name, and by its hash if there is one.
 fn is_embedded(name: &str, hash: &str) -> bool {
     let Ok(bytes) = embedded::model() else { return false };
-    match hash {
-        "" => name == embedded::EMBEDDED,
-        hash => {
-            library::open_bytes(bytes, embedded::EMBEDDED).is_ok_and(|model| model.hash == hash)
-        }
-    }
+    let has_hash =
+        || library::open_bytes(bytes, embedded::EMBEDDED).is_ok_and(|model| model.hash == hash);
+    name == embedded::EMBEDDED && (hash.is_empty() || has_hash())
 }
 
 /// Looks up the LoRAs of `request` that come from `recorded`, and replaces those that have another
-/// place now.
+/// place now. They may lie in `beside`, the folder of the image.
 ///
 /// # Errors
 /// [`Kind::Missing`] for a LoRA that is not on this machine, or is another file of this name.
@@ -52,6 +49,7 @@ pub fn find_recorded_loras(
     request: &mut Request,
     recorded: &Settings,
     places: &ModelPlaces,
+    beside: &Path,
 ) -> Result<()> {
     let hashes: Vec<(&LoraChoice, &str)> = recorded
         .all_loras()
@@ -64,7 +62,9 @@ pub fn find_recorded_loras(
         let Some(hash) = hash_of(lora) else { continue };
         let found = places.named(&lora.name, Role::Lora);
         let before = found.clone().ok();
-        let path = places.recorded_lora(found, hash).map_err(|e| explained(e, lora))?;
+        let path = places
+            .recorded_lora(&lora.name, found, hash, beside)
+            .map_err(|e| explained(e, lora))?;
         if before.is_none_or(|before| before != path) {
             return Err(Error::missing("the LoRA that made the image has another name now")
                 .at_message(lora.place())
@@ -80,7 +80,9 @@ pub fn find_recorded_loras(
         };
         let before = own.clone().ok();
         let found = own.or_else(|e| named_in_other_folders(&lora.name, e, places));
-        let path = places.recorded_lora(found, hash).map_err(|e| explained(e, lora))?;
+        let path = places
+            .recorded_lora(&lora.name, found, hash, beside)
+            .map_err(|e| explained(e, lora))?;
         if before.is_none_or(|before| before != path) {
             *lora = LoraChoice { name: path.to_string_lossy().into(), tag: false, ..lora.clone() };
         }

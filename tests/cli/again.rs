@@ -154,6 +154,51 @@ fn loras_are_found_by_their_hashes_or_refused() {
 }
 
 #[test]
+fn a_fine_tune_that_differs_in_one_byte_is_another_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let mut tuned = fs::read(asset("flux-tiny.safetensors")).unwrap();
+    let last = tuned.len() - 1;
+    tuned[last] ^= 1;
+    fs::write(folder.join("tuned.safetensors"), &tuned).unwrap();
+    let fox = ["a fox", "--seed", "5", "--steps", "1", "--size", "64x64", "-o", "x.png"];
+    run(folder, &[&fox[..], &DEVICE, &["--model", "tuned"]].concat(), 0);
+    let again = [&["again", "x.png", "-o", "y.png"], &DEVICE[..]].concat();
+    let (_, err) = run(folder, &again, 0);
+    assert!(err.contains("model: ") && err.contains("tuned.safetensors"), "{err}");
+    // Without it the embedded model is not taken for it.
+    fs::remove_file(folder.join("tuned.safetensors")).unwrap();
+    let (_, err) = run(folder, &again, 4);
+    assert!(err.contains("tuned (") && err.contains("try: --model"), "{err}");
+    // The embedded model itself is found by its name.
+    run(folder, &[&fox[..], &DEVICE].concat(), 0);
+    let (_, err) = run(folder, &again, 0);
+    assert!(err.contains("model: embedded"), "{err}");
+}
+
+#[test]
+fn a_lora_beside_the_image_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let (made, elsewhere) = (dir.path().join("made"), dir.path().join("elsewhere"));
+    fs::create_dir_all(&made).unwrap();
+    fs::create_dir_all(&elsewhere).unwrap();
+    let lora = fs::read(asset("flux-tiny-pixel-lora.safetensors")).unwrap();
+    fs::write(made.join("toy.safetensors"), &lora).unwrap();
+    let fox = ["a fox", "--seed", "5", "--steps", "1", "--size", "64x64", "-o", "x.png"];
+    run(&made, &[&fox[..], &DEVICE, &["--lora", "./toy.safetensors:0.5"]].concat(), 0);
+    let again = [&["again", "../made/x.png", "-o", "y.png"], &DEVICE[..]].concat();
+    run(&elsewhere, &again, 0);
+    assert!(pixels(elsewhere.join("y.png")) == pixels(made.join("x.png")));
+    // Another file has its name.
+    let mut other = lora.clone();
+    let last = other.len() - 1;
+    other[last] ^= 1;
+    fs::write(made.join("toy.safetensors"), &other).unwrap();
+    let (_, err) = run(&elsewhere, &again, 4);
+    assert!(err.contains("the LoRA that made the image was not found"), "{err}");
+}
+
+#[test]
 fn a_file_that_asks_for_very_much_needs_a_word() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();

@@ -5,6 +5,7 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -48,26 +49,69 @@ impl WeightFile {
         self.source.bytes().starts_with(b"GGUF")
     }
 
-    /// A number that identifies the file: FNV-1a over its header and 64 samples spread over its
-    /// data. (Two fine-tunes that were saved by the same tool have equal headers.)
+    /// A number that identifies the file: a hash of its header and its data. Of a large file these
+    /// are the start, the middle and the end of every tensor, since a fine-tune may differ from
+    /// another one in a single tensor. What cannot be read is left out.
     pub fn fingerprint(&self, seed: u64) -> u64 {
-        let bytes = self.source.bytes();
-        let mut hash = fnv(seed, &bytes[..self.header.data_start]);
-        let data = &bytes[self.header.data_start..];
-        for i in 0..64usize {
-            let start = (data.len() / 64).saturating_mul(i);
-            hash = fnv(hash, &data[start..start.saturating_add(64).min(data.len())]);
+        if self.source.bytes().len() <= WHOLE_BYTES {
+            return self.whole_fingerprint(seed);
         }
-        hash
+        let hash = self.hashed(seed, 0..self.header.data_start);
+        self.header.tensors.iter().fold(hash, |hash, tensor| self.sampled(hash, &tensor.range))
+    }
+
+    /// The same from every byte, whatever the size of the file: for LoRAs, of which many are alike.
+    pub fn whole_fingerprint(&self, seed: u64) -> u64 {
+        self.hashed(seed, 0..self.source.bytes().len())
+    }
+
+    /// `hash` continued with three pieces of `range`.
+    fn sampled(&self, hash: u64, range: &Range<usize>) -> u64 {
+        let last = range.end.saturating_sub(PIECE_BYTES).max(range.start);
+        let middle = range.start.saturating_add(last.saturating_sub(range.start) / 2);
+        [range.start, middle, last].into_iter().fold(hash, |hash, start| {
+            self.hashed(hash, start..start.saturating_add(PIECE_BYTES).min(range.end))
+        })
+    }
+
+    /// `hash` continued with the bytes of `range`, which are read, not mapped in.
+    fn hashed(&self, hash: u64, range: Range<usize>) -> u64 {
+        let mut buffer = vec![0; range.len().min(READ_BYTES)];
+        range.clone().step_by(READ_BYTES).fold(hash, |hash, start| {
+            let part = &mut buffer[..range.end.saturating_sub(start).min(READ_BYTES)];
+            match self.source.read_at(start, part) {
+                Ok(()) => fnv_words(hash, part),
+                Err(_) => hash,
+            }
+        })
     }
 }
+
+/// Files up to this size are hashed whole.
+const WHOLE_BYTES: usize = 64 << 20;
+/// How many bytes are taken at each place of a tensor of a larger file.
+const PIECE_BYTES: usize = 64;
+/// How many bytes are read at once to be hashed.
+const READ_BYTES: usize = 1 << 20;
 
 /// The start value of [`fnv`].
 pub const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 
 /// FNV-1a, 64 bits, continued from `hash`.
 pub fn fnv(hash: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(hash, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3))
+    bytes.iter().fold(hash, |h, b| (h ^ u64::from(*b)).wrapping_mul(FNV_PRIME))
+}
+
+const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
+
+/// The same of eight bytes at a time, for much data.
+fn fnv_words(hash: u64, bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<8>();
+    // The rotation brings high bits to the low end, from where the product spreads them.
+    let hash = words.iter().fold(hash, |h, word| {
+        (h.rotate_left(29) ^ u64::from_le_bytes(*word)).wrapping_mul(FNV_PRIME)
+    });
+    fnv(hash, rest)
 }
 
 /// Parses the header of `bytes`, which are a whole file of `file_bytes`.
@@ -158,4 +202,51 @@ fn refuse_other_kinds(bytes: &[u8], path: &Path) -> Result<()> {
         return Ok(());
     };
     Err(e.at_path(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TENSORS: usize = 9;
+    const BYTES: usize = 1000;
+
+    /// `TENSORS` tensors of zeros, except for one byte at `place` of the data.
+    fn file(place: usize) -> WeightFile {
+        let entry = |i: usize| {
+            let (start, end) = (i * BYTES, (i + 1) * BYTES);
+            format!(r#""t{i}":{{"dtype":"U8","shape":[{BYTES}],"data_offsets":[{start},{end}]}}"#)
+        };
+        let header = format!("{{{}}}", (0..TENSORS).map(entry).collect::<Vec<_>>().join(","));
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        let start = bytes.len();
+        bytes.resize(start + TENSORS * BYTES, 0);
+        bytes[start + place] = 1;
+        WeightFile::of(Arc::new(bytes), Path::new("x"), None).unwrap()
+    }
+
+    #[test]
+    fn every_byte_of_a_small_file_and_pieces_of_every_tensor_of_a_large_one_count() {
+        let places = 0..TENSORS * BYTES;
+        let hashes: Vec<u64> = places.map(|p| file(p).fingerprint(FNV_OFFSET) >> 24).collect();
+        let mut unique = hashes.clone();
+        unique.sort_unstable();
+        unique.dedup();
+        assert_eq!(unique.len(), hashes.len());
+
+        let sampled = |place: usize| {
+            let file = file(place);
+            file.header.tensors.iter().fold(FNV_OFFSET, |hash, t| file.sampled(hash, &t.range))
+        };
+        let none = sampled(200);
+        assert_eq!(none, sampled(201));
+        for tensor in 0..TENSORS {
+            for place in [0, 63, 500, BYTES - 64, BYTES - 1] {
+                assert_ne!(sampled(tensor * BYTES + place), none, "{tensor}, {place}");
+            }
+        }
+        // A tensor that is smaller than a piece.
+        assert_ne!(file(0).sampled(1, &(0..10)), 1);
+    }
 }
