@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::environment::stdout_was_closed;
 use crate::error::{Error, Result};
 use crate::text::lines;
 
@@ -19,8 +20,20 @@ pub fn text(text: &str) -> Result<()> {
 
 /// Writes `bytes` as they are.
 pub fn raw(bytes: &[u8]) -> Result<()> {
+    check_open()?;
     let mut out = io::stdout().lock();
     out.write_all(bytes).and_then(|()| out.flush()).map_err(broken)
+}
+
+/// Fails if the process was started without a stdout.
+pub fn check_open() -> Result<()> {
+    if !stdout_was_closed() {
+        return Ok(());
+    }
+    Err(Error::output("the result cannot be written: stdout is closed")
+        .at("stdout")
+        .try_("redirect stdout to a file, or keep it open")
+        .with_code(READER_GONE))
 }
 
 /// Writes paths, one per line, byte by byte as they are.

@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use super::args::How;
+use super::output;
 use crate::error::{Error, Result};
 use crate::pipeline::images::{Format, probe_output, with_suffix, write_beside, write_new};
 
@@ -89,7 +90,7 @@ impl Target {
                 "redirect stdout to a file or a program",
             )
         } else {
-            return Ok(());
+            return output::check_open();
         };
         Err(Error::argument(what).at("-o -").try_(hint))
     }

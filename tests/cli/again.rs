@@ -333,3 +333,31 @@ fn a_run_that_succeeds_says_only_what_this_program_says() {
     // Drivers may have been opened to choose the device.
     assert_eq!(err, "");
 }
+
+#[cfg(unix)]
+#[test]
+fn an_image_for_a_closed_stdout_is_an_error_and_a_file_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let fox = ["a fox", "--steps", "1", "--size", "64x64", "-o"];
+    for (to, exit) in [("-", 7), ("x.png", 0)] {
+        let arguments = [&fox[..], &[to], &DEVICE].concat();
+        let mut shell = Command::new("sh");
+        shell.current_dir(dir.path()).env("FLUX_FAST_CONFIG", "");
+        shell.args(["-c", "exec \"$0\" \"$@\" >&-", env!("CARGO_BIN_EXE_flux-fast")]);
+        let (_, err) = checked(shell.args(&arguments).output().unwrap(), &arguments, exit);
+        assert_eq!(err.contains("stdout is closed"), exit == 7, "{err}");
+    }
+    assert!(dir.path().join("x.png").is_file());
+}
+
+#[test]
+fn libraries_of_drivers_say_nothing_without_a_session() {
+    let dir = tempfile::tempdir().unwrap();
+    for folder in [None, Some("nowhere")] {
+        let mut doctor = command(dir.path(), &["doctor"]);
+        doctor.env_remove("XDG_RUNTIME_DIR");
+        folder.map(|folder| doctor.env("XDG_RUNTIME_DIR", folder));
+        let (_, err) = checked(doctor.output().unwrap(), &["doctor"], 0);
+        assert!(!err.contains("XDG_RUNTIME_DIR"), "{err}");
+    }
+}
