@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::config::{folder_config, max_length, read_json};
+use super::config::{max_length, read_json};
 use super::find::Searched;
 use super::opened::OpenedUnit;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::message::Message;
 use crate::spec::{Component, Family};
 use crate::weights::ComponentWeights;
@@ -18,7 +18,7 @@ use crate::weights::ComponentWeights;
 const MAX_LISTED: usize = 10;
 
 /// Nothing was searched, because the files were given.
-static NOT_SEARCHED: Searched = Searched { folders: vec![], passed_over: vec![] };
+static NOT_SEARCHED: Searched = Searched { folders: vec![], passed_over: vec![], damaged: false };
 
 /// A model with the components that were found.
 pub struct Checkpoint {
@@ -65,8 +65,8 @@ impl Checkpoint {
     /// The weights of `component`.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Missing`] with the option that gives it and the places where it was
-    /// looked for.
+    /// [`Kind::Missing`] with the option that gives it and the places where it was looked for;
+    /// [`Kind::Model`] if a file of it was found there that cannot be used.
     pub fn need(&self, component: Component) -> Result<&ComponentWeights> {
         self.get(component).ok_or_else(|| self.missing(component))
     }
@@ -87,11 +87,16 @@ impl Checkpoint {
     }
 
     fn missing(&self, component: Component) -> Error {
-        let Searched { folders, passed_over } =
+        let Searched { folders, passed_over, damaged } =
             self.searched.get(&component).unwrap_or(&NOT_SEARCHED);
-        let mut what = format!("the {} is missing", component.title);
-        what += &list_passed_over(passed_over);
-        let e = Error::missing(what).at(&self.name);
+        // A file of it that cannot be used is the fault, unless another one is still incomplete.
+        let damaged = *damaged && passed_over.iter().all(|e| e.kind() != Kind::Missing);
+        let (kind, what) = match damaged {
+            true => (Kind::Model, "that was found cannot be used"),
+            false => (Kind::Missing, "is missing"),
+        };
+        let what = format!("the {} {what}{}", component.title, list_passed_over(passed_over));
+        let e = Error::new(kind, what).at(&self.name);
         let folders: Vec<String> = folders.iter().map(|p| p.display().to_string()).collect();
         let e = match folders.is_empty() {
             true => e,
@@ -138,12 +143,7 @@ impl Checkpoint {
             if self.get(found.component).is_some() {
                 continue;
             }
-            let key = found.component.diffusers.folder;
-            let config = metadata.as_ref().and_then(|c| c.get(key)).cloned();
-            let config = match (config, &opened.unit) {
-                (None, Some(unit)) => folder_config(unit, found.component)?,
-                (config, _) => config,
-            };
+            let config = opened.component_config(found.component)?;
             let weights = ComponentWeights::collect(&opened.files, found, &opened.found)?
                 .with_config(config)?;
             self.weights.insert(found.component, weights);

@@ -49,11 +49,11 @@ impl Wanted {
         opened.map_or_else(|e| e, |opened| opened.is_not(&[self.component]))
     }
 
-    /// Opens `unit` with the reader of its format.
+    /// Opens `unit` with the reader of its format. The inner error says that it does not fit.
     ///
     /// # Errors
-    /// If it cannot be read, or does not fit.
-    fn open(&self, unit: &Unit) -> Result<OpenedUnit> {
+    /// If it cannot be read.
+    fn open(&self, unit: &Unit) -> Result<Result<OpenedUnit>> {
         let component = self.component;
         let title = component.title;
         let config = folder_config(unit, component)?;
@@ -63,14 +63,14 @@ impl Wanted {
             let (name, axis) = fit.own;
             weights.full_shape(name)?.get(axis).copied()
         });
-        match self.size.zip(size) {
+        Ok(match self.size.zip(size) {
             Some((wanted, size)) if wanted != size => {
                 Err(Error::model(format!("{title} for another transformer"))
                     .found(format!("width {size}"))
                     .expected(format!("width {wanted}")))
             }
             _ => Ok(opened),
-        }
+        })
     }
 }
 
@@ -81,6 +81,9 @@ pub struct Choice {
     pub taken: Option<Taken>,
     /// Why other files were passed over that may have been meant, each with its path.
     pub passed_over: Vec<Error>,
+    /// One of these is a file of the component that is damaged or of another kind, not only one
+    /// for another transformer.
+    pub damaged: bool,
 }
 
 /// The files that a component is taken from.
@@ -122,7 +125,7 @@ impl Taken {
 /// the worse. Files that cannot be read, or do not fit, are passed over.
 pub fn choose(folder: FolderUnits, wanted: &Wanted) -> Choice {
     let FolderUnits { mut units, broken } = folder;
-    let mut choice = Choice { taken: None, passed_over: broken };
+    let mut choice = Choice { taken: None, passed_over: broken, damaged: false };
     units.sort_by_cached_key(|u| {
         let name = FileName::parse(&u.file_name().to_lowercase());
         let is_gguf = is_gguf(&u.file_name());
@@ -145,19 +148,26 @@ pub fn choose(folder: FolderUnits, wanted: &Wanted) -> Choice {
             }
         };
         match wanted.open(unit) {
-            Ok(opened) => {
+            Ok(Ok(opened)) => {
                 let (first, variants) = (unit.file_name(), variants(unit, &units));
                 choice.taken = Some(Taken { opened, contents, first, variants });
                 break;
             }
+            Ok(Err(misfit)) => choice.passed_over.push(at_unit(misfit, unit)),
             Err(e) => {
-                let place = unit.place().display().to_string();
-                let has_place = e.place().is_some_and(|p| p.starts_with(&place));
-                choice.passed_over.push(if has_place { e } else { e.at(place) });
+                choice.damaged = true;
+                choice.passed_over.push(at_unit(e, unit));
             }
         }
     }
     choice
+}
+
+/// `e` with the path of `unit`, if it does not have it yet.
+pub(super) fn at_unit(e: Error, unit: &Unit) -> Error {
+    let place = unit.place().display().to_string();
+    let has_place = e.place().is_some_and(|p| p.starts_with(&place));
+    if has_place { e } else { e.at(place) }
 }
 
 /// The first files of the other variants of `unit` among `units`.
@@ -213,6 +223,8 @@ pub struct Searched {
     pub folders: Vec<PathBuf>,
     /// The files that were passed over, as [`Choice::passed_over`].
     pub passed_over: Vec<Error>,
+    /// As [`Choice::damaged`].
+    pub damaged: bool,
 }
 
 /// Looks for a component around a transformer in `folder`. Returns what was taken, and words for
@@ -225,6 +237,7 @@ pub fn search(folder: &Path, wanted: &Wanted) -> std::result::Result<(Taken, Str
             return Ok((taken, format!("found {words}")));
         }
         searched.folders.push(path);
+        searched.damaged |= choice.damaged;
         searched.passed_over.append(&mut choice.passed_over);
     }
     Err(searched)

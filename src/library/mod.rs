@@ -14,6 +14,7 @@ pub mod hf_cache;
 pub mod hub;
 mod inspect;
 pub mod lookup;
+pub mod networks;
 pub mod open;
 mod opened;
 pub mod places;

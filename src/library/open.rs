@@ -9,11 +9,13 @@ use std::sync::Arc;
 use super::checkpoint::{Checkpoint, list_passed_over};
 use super::file_names::{FileName, foreign_format, is_pickle, model_name};
 use super::find::{self, Wanted};
+use super::networks;
 use super::opened::{OpenedUnit, titles};
 use super::places::ModelPlaces;
 use super::similar::no_such_path;
 use super::unit::{Unit, unit_of, units};
 use crate::error::{Error, Kind, Result};
+use crate::spec::flux1::TRANSFORMER;
 use crate::spec::{Component, FAMILIES, Families};
 use crate::tensor::ByteSource;
 use crate::weights::container::file::{WeightFile, read_header};
@@ -56,7 +58,7 @@ pub fn open_among(
     families: Families,
 ) -> Result<Checkpoint> {
     let path = files.model.as_path();
-    let Main { opened, folder, note } = main_unit(path, families)?;
+    let Main { opened, folder, note } = main_unit(path, families, true)?;
     let mut checkpoint = with_given(&opened, name_of(path), files, families)?;
     checkpoint.found.extend(note);
     checkpoint.search(&folder, places, families)?;
@@ -160,7 +162,7 @@ impl Checkpoint {
 /// searched. In a diffusers folder that is the transformer.
 pub fn open_only(path: &Path) -> Result<Checkpoint> {
     let families = FAMILIES;
-    let Main { opened: main, folder, note } = main_unit(path, families)?;
+    let Main { opened: main, folder, note } = main_unit(path, families, false)?;
     let first = main.found.first().and_then(|f| families.of(f.component));
     let Some(family) = main.family().or(first) else {
         return Err(main.is_not(&families.transformers().collect::<Vec<_>>()));
@@ -213,13 +215,14 @@ struct Main {
 }
 
 /// The model at `path`. Of a diffusers folder it is its transformer; of another folder it is the
-/// only transformer among its files.
-fn main_unit(path: &Path, families: Families) -> Result<Main> {
+/// only transformer among its files. `usable` refuses a folder in which there is only one that
+/// cannot be drawn with.
+fn main_unit(path: &Path, families: Families, usable: bool) -> Result<Main> {
     if !path.exists() {
         return Err(no_such_path(path));
     }
     if path.is_dir() {
-        let (opened, preference) = transformer_in(path, families)?;
+        let (opened, preference) = transformer_in(path, families, usable)?;
         let note = preference.map(|p| format!("model: {} ({p})", path.display()));
         return Ok(Main { opened, folder: path.into(), note });
     }
@@ -228,7 +231,11 @@ fn main_unit(path: &Path, families: Families) -> Result<Main> {
 }
 
 /// The transformer in a folder, and which of several variants was taken.
-fn transformer_in(folder: &Path, families: Families) -> Result<(OpenedUnit, Option<String>)> {
+fn transformer_in(
+    folder: &Path,
+    families: Families,
+    usable: bool,
+) -> Result<(OpenedUnit, Option<String>)> {
     let mut passed_over = Vec::new();
     if folder.join("model_index.json").is_file() {
         for transformer in families.transformers() {
@@ -245,23 +252,38 @@ fn transformer_in(folder: &Path, families: Families) -> Result<(OpenedUnit, Opti
     let mut transformers = Vec::new();
     let mut there = units(folder);
     passed_over.append(&mut there.broken);
+    let mut others_meant = !passed_over.is_empty();
     for unit in there.units {
         match unit.contents(families) {
             Ok(contents) if families.transformers().any(|t| contents.has(t)) => {
                 transformers.push(unit)
             }
-            Ok(_) => passed_over.push(no_transformer(unit, families)),
-            Err(e) => passed_over.push(e),
+            Ok(contents) => {
+                others_meant |= contents.found.is_empty();
+                passed_over.push(no_transformer(unit, families));
+            }
+            Err(e) => {
+                others_meant = true;
+                passed_over.push(e);
+            }
         }
+    }
+    // One that cannot be used does not hide another. If it is alone, whoever uses it says why.
+    let mut rejected = Vec::new();
+    if transformers.len() > 1 || (usable && others_meant) {
+        transformers.retain(|unit| judge(unit, families).map_err(|e| rejected.push(e)).is_ok());
     }
     // Variants of one model, as diffusers writes them, are one transformer.
     transformers.sort_by_key(|u| FileName::parse(&u.file_name()).variant_rank());
     let variants = transformers.first().map_or(vec![], |t| find::variants(t, &transformers));
     if !transformers.is_empty() && variants.len() + 1 == transformers.len() {
         let unit = transformers.remove(0);
-        let others = variants.join(", ");
-        let preference =
-            (!others.is_empty()).then(|| format!("{} rather than {others}", unit.file_name()));
+        let mut preference = unit.file_name();
+        if !variants.is_empty() {
+            preference += &format!(" rather than {}", variants.join(", "));
+        }
+        preference += &list_passed_over(&rejected);
+        let preference = (preference != unit.file_name()).then_some(preference);
         return Ok((OpenedUnit::unit(unit, families)?, preference));
     }
     if !transformers.is_empty() {
@@ -271,8 +293,25 @@ fn transformer_in(folder: &Path, families: Families) -> Result<(OpenedUnit, Opti
             .found(names.join(", "))
             .try_("give the path of one of them"));
     }
+    passed_over.splice(0..0, rejected);
     passed_over.extend(unusable_files(folder));
     Err(no_transformer_in(folder, passed_over, families))
+}
+
+/// Checks the transformer in `unit` as the opening of a model does.
+fn judge(unit: &Unit, families: Families) -> Result<()> {
+    let check = || {
+        let opened = OpenedUnit::unit(unit.clone(), families)?;
+        let Some(family) = opened.family() else { return Ok(()) };
+        let component = family.transformer();
+        let config = opened.component_config(component)?;
+        let weights = opened.weights(component)?.with_config(config)?;
+        if component == TRANSFORMER {
+            networks::transformer(&weights)?;
+        }
+        Ok(())
+    };
+    check().map_err(|e| find::at_unit(e, unit))
 }
 
 /// Why the files of `unit` are not a transformer.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::config::folder_config;
 use super::unit::Unit;
 use crate::error::{Error, Result};
 use crate::message::Message;
@@ -59,6 +60,16 @@ impl OpenedUnit {
                 Err(Error::model("metadata `config` is not a JSON object").at_path(&file.path))
             }
             Err(e) => Err(e.at_path(&file.path)),
+        }
+    }
+
+    /// The configuration of `component`: that of the metadata, else the `config.json` next to the
+    /// files.
+    pub fn component_config(&self, component: Component) -> Result<Option<Value>> {
+        let key = component.diffusers.folder;
+        match (self.config()?.and_then(|c| c.get(key).cloned()), &self.unit) {
+            (None, Some(unit)) => folder_config(unit, component),
+            (config, _) => Ok(config),
         }
     }
 

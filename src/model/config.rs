@@ -64,6 +64,30 @@ pub(super) fn blocks(
     }
 }
 
+/// Checks the number of blocks `start{i}.` where the configuration does not have the number `key`:
+/// a model of a width that was published has one of the numbers `known`. Otherwise the loss of its
+/// last blocks would not be seen.
+pub(super) fn known_blocks(
+    config: Option<&Value>,
+    key: &str,
+    start: &str,
+    found: usize,
+    known: &[usize],
+) -> Result<()> {
+    if uint(config, key).is_some() || known.contains(&found) {
+        return Ok(());
+    }
+    let known: Vec<String> = known.iter().map(usize::to_string).collect();
+    Err(Error::model("a model of this width has another number of blocks")
+        .at(format!("{start}*"))
+        .found(found)
+        .expected(known.join(" or "))
+        .try_(format!(
+            "download the file again: its last blocks are missing; if it was made with this number \
+             of blocks, put its config.json with {key} next to it"
+        )))
+}
+
 /// One more than the highest number behind `start` in the names; with a `middle`, behind
 /// `start{i}.middle`.
 pub(super) fn numbered(shapes: &dyn TensorShapes, start: &str, middle: &str) -> usize {

@@ -7,13 +7,13 @@ use serde_json::Value;
 use super::request::{MAX_PIXELS, MAX_SCALE, MAX_SIDE, MAX_STEPS, MIN_SIDE};
 use super::schedule::ScheduleConfig;
 use crate::error::{Error, Result};
-use crate::library::Checkpoint;
+use crate::library::{Checkpoint, networks};
 use crate::message::Message;
 use crate::model::{
-    ClipConfig, FluxConfig, T5Config, TensorShapes, TensorSpec, VaeConfig, clip, flux1, t5, vae,
+    ClipConfig, FluxConfig, T5Config, TensorShapes, TensorSpec, VaeConfig, clip, t5, vae,
 };
 use crate::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
-use crate::spec::{Component, Family, foreign};
+use crate::spec::{Component, Family};
 use crate::weights::ComponentWeights;
 
 /// The four networks of one model.
@@ -124,9 +124,10 @@ impl Model {
         notes.extend(checkpoint.found.drain(..).map(Message::plain));
         // The transformer comes first: nobody should be asked for the text encoders of a model that
         // cannot be used.
-        let flux = checkpoint.take(TRANSFORMER)?;
-        let flux = network(flux, FluxConfig::read, flux1::tensors, notes)?;
-        check_inputs(&flux)?;
+        let weights = checkpoint.take(TRANSFORMER)?;
+        let (config, more) = networks::transformer(&weights)?;
+        notes.extend(more.into_iter().map(Message::plain));
+        let flux = Network { config, weights };
         for component in checkpoint.family.components.iter().filter(|c| **c != TRANSFORMER) {
             checkpoint.need(*component)?; // the error says where it was searched
         }
@@ -189,28 +190,6 @@ impl Model {
     }
 }
 
-/// Refuses a transformer whose input has more than the noise.
-fn check_inputs(flux: &Network<FluxConfig>) -> Result<()> {
-    let (inputs, outputs) = (flux.config.in_channels, flux.config.out_channels);
-    if inputs == outputs {
-        return Ok(());
-    }
-    let known = foreign::INPUTS.iter().find(|(n, ..)| n * outputs == 64 * inputs);
-    let (what, advice) = match known {
-        Some((_, what, advice)) => (format!("this is {what}"), *advice),
-        None => (
-            "the input of this transformer is not the noise alone".to_string(),
-            "use FLUX.1 [dev] or [schnell], or one of their fine-tunes",
-        ),
-    };
-    Err(Error::model(what)
-        .at(flux.weights.stored_name("img_in.weight"))
-        .at(flux.weights.place())
-        .found(format!("{inputs} inputs"))
-        .expected(format!("{outputs}, as many as outputs"))
-        .try_(advice))
-}
-
 /// Says that a model that edits images is used without an image.
 fn kontext_note(called: &[String], name: &str) -> Option<Message> {
     called.iter().any(|c| c.contains("kontext")).then(|| {
@@ -235,20 +214,6 @@ fn schnell_note(called: &[String], name: &str) -> Option<Message> {
     })
 }
 
-impl TensorShapes for ComponentWeights {
-    fn shape(&self, name: &str) -> Option<(usize, usize)> {
-        ComponentWeights::shape(self, name)
-    }
-
-    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
-        Box::new(ComponentWeights::names(self))
-    }
-
-    fn stored_name(&self, name: &str) -> String {
-        ComponentWeights::stored_name(self, name)
-    }
-}
-
 /// Reads the geometry of a network off its tensors and checks all of them.
 fn network<C>(
     weights: ComponentWeights,
@@ -256,8 +221,8 @@ fn network<C>(
     tensors: fn(&C) -> Vec<TensorSpec>,
     notes: &mut Vec<Message>,
 ) -> Result<Network<C>> {
-    let config = read(&weights, weights.config()).map_err(|e| e.at(weights.place()))?;
-    notes.extend(weights.check(&tensors(&config))?.into_iter().map(Message::plain));
+    let (config, more) = networks::network(&weights, read, tensors)?;
+    notes.extend(more.into_iter().map(Message::plain));
     Ok(Network { config, weights })
 }
 

@@ -3,7 +3,9 @@
 use serde_json::Value;
 
 use crate::error::Result;
-use crate::model::config::{TensorShapes, agree, blocks, epsilon, geometry, shape, uint};
+use crate::model::config::{
+    TensorShapes, agree, blocks, epsilon, geometry, known_blocks, shape, uint,
+};
 
 /// The sizes of CLIP's text model.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,6 +40,11 @@ impl ClipConfig {
         let (positions, _) = get("text_model.embeddings.position_embedding.weight")?;
         let (ff, _) = get("text_model.encoder.layers.0.mlp.fc1.weight")?;
         let layers = blocks(shapes, "text_model.encoder.layers.", config, "num_hidden_layers")?;
+        let large = ClipConfig::large();
+        if width == large.width {
+            let start = "text_model.encoder.layers.";
+            known_blocks(config, "num_hidden_layers", start, layers, &[large.layers])?;
+        }
         if positions != 77 {
             return Err(geometry("this CLIP does not read 77 tokens, as FLUX's does")
                 .found(format!("{positions} positions")));

@@ -3,7 +3,14 @@
 use serde_json::Value;
 
 use crate::error::Result;
-use crate::model::config::{TensorShapes, agree, blocks, boolean, geometry, shape};
+use crate::model::config::{TensorShapes, agree, blocks, boolean, geometry, known_blocks, shape};
+
+/// The width of FLUX.1, and of the smaller models that were made from it.
+const WIDTH: usize = 3072;
+
+/// Their double and single blocks: FLUX.1; Flux.1-lite and Flex, which have fewer double blocks;
+/// FLUX-Mini.
+const DEPTHS: [(usize, usize); 3] = [(19, 38), (8, 38), (5, 10)];
 
 /// The sizes of the transformer (MMDiT).
 #[derive(Debug, Clone, PartialEq)]
@@ -53,6 +60,16 @@ impl FluxConfig {
         let (out_channels, _) = get("final_layer.linear.weight")?;
         let depth_double = blocks(shapes, "double_blocks.", config, "num_layers")?;
         let depth_single = blocks(shapes, "single_blocks.", config, "num_single_layers")?;
+        if hidden == WIDTH {
+            // A model of which both numbers are published has them together.
+            let pair = |p: &&(usize, usize)| p.1 == depth_single;
+            let of_single: Vec<usize> = DEPTHS.iter().filter(pair).map(|p| p.0).collect();
+            let single = DEPTHS.map(|p| p.1);
+            known_blocks(config, "num_single_layers", "single_blocks.", depth_single, &single)?;
+            if !of_single.is_empty() {
+                known_blocks(config, "num_layers", "double_blocks.", depth_double, &of_single)?;
+            }
+        }
         let (head_dim, mlp_hidden) = if depth_double > 0 {
             (
                 get("double_blocks.0.img_attn.norm.query_norm.scale")?.1,

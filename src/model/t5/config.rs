@@ -3,7 +3,9 @@
 use serde_json::Value;
 
 use crate::error::Result;
-use crate::model::config::{TensorShapes, agree, blocks, epsilon, geometry, shape, uint};
+use crate::model::config::{
+    TensorShapes, agree, blocks, epsilon, geometry, known_blocks, shape, uint,
+};
 
 /// The sizes of the T5 v1.1 encoder.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +44,10 @@ impl T5Config {
             get("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight")?;
         let (ff, _) = get("encoder.block.0.layer.1.DenseReluDense.wi_0.weight")?;
         let layers = blocks(shapes, "encoder.block.", config, "num_layers")?;
+        let xxl = T5Config::xxl();
+        if width == xxl.width {
+            known_blocks(config, "num_layers", "encoder.block.", layers, &[xxl.layers])?;
+        }
         refuse_other_kinds(vocab, config)?;
         let max_distance = uint(config, "relative_attention_max_distance").unwrap_or(128);
         if max_distance <= buckets / 4 || max_distance > 1 << 20 || buckets % 4 != 0 {

@@ -41,6 +41,8 @@ pub static SPEC: ComponentSpec = ComponentSpec {
             markers: &[
                 "text_model.encoder.layers.0.self_attn.q_proj.weight",
                 "text_model.encoder.layers.0.mlp.fc1.weight",
+                // One that has lost its first block is damaged, not absent.
+                "text_model.encoder.layers.1.self_attn.q_proj.weight",
             ],
             requires: &[],
             naming: Naming::Canonical,
@@ -48,7 +50,10 @@ pub static SPEC: ComponentSpec = ComponentSpec {
         },
         Dialect {
             name: "Hugging Face",
-            markers: &["encoder.layers.0.self_attn.q_proj.weight"],
+            markers: &[
+                "encoder.layers.0.self_attn.q_proj.weight",
+                "encoder.layers.1.self_attn.q_proj.weight",
+            ],
             requires: &["embeddings.token_embedding."],
             naming: Naming::Without("text_model."),
             gguf: false,

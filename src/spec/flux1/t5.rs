@@ -43,6 +43,8 @@ pub static SPEC: ComponentSpec = ComponentSpec {
             markers: &[
                 "encoder.block.0.layer.0.SelfAttention.q.weight",
                 "encoder.block.0.layer.1.DenseReluDense.wi_0.weight",
+                // One that has lost its first block is damaged, not absent.
+                "encoder.block.1.layer.0.SelfAttention.q.weight",
             ],
             requires: &[],
             naming: Naming::Canonical,
@@ -50,7 +52,11 @@ pub static SPEC: ComponentSpec = ComponentSpec {
         },
         Dialect {
             name: "llama.cpp",
-            markers: &["enc.blk.0.attn_q.weight", "enc.blk.0.ffn_gate.weight"],
+            markers: &[
+                "enc.blk.0.attn_q.weight",
+                "enc.blk.0.ffn_gate.weight",
+                "enc.blk.1.attn_q.weight",
+            ],
             requires: &[],
             naming: Naming::Renamed(LLAMA),
             gguf: true,

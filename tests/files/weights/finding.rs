@@ -9,7 +9,7 @@ use flux_fast::error::Kind;
 use flux_fast::library::convert::{Target, convert};
 use flux_fast::library::places::{ModelKind, describe};
 use flux_fast::library::{Checkpoint, Files, open};
-use flux_fast::spec::flux1::{CLIP, FLUX1, T5, VAE};
+use flux_fast::spec::flux1::{CLIP, FLUX1, T5, TRANSFORMER, VAE};
 use flux_fast::spec::{Component, FAMILIES};
 use safetensors::tensor::Dtype;
 
@@ -157,6 +157,81 @@ fn a_folder_of_single_files_is_a_model() {
             && e.to_string().contains("a.safetensors, e.safetensors"),
         "{e}"
     );
+}
+
+#[test]
+fn a_transformer_that_cannot_be_used_does_not_hide_another_in_the_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let fill: Vec<Named> = list("bfl_dev.txt")
+        .into_iter()
+        .map(|(n, s)| if n == "img_in.weight" { (n, vec![3072, 384]) } else { (n, s) })
+        .collect();
+    zeros(&dir.path().join("fill.safetensors"), "BF16", &fill);
+    let good = flux(dir.path().join("good.safetensors"));
+    let checkpoint = open(&Files::model(dir.path())).unwrap();
+    assert_eq!(place(&checkpoint, TRANSFORMER), good);
+    let note = |l: &String| l.contains("good.safetensors (files") && l.contains("FLUX.1 Fill");
+    assert!(checkpoint.found.iter().any(note), "{:?}", checkpoint.found);
+    // Without a good one, every other is listed with its reason.
+    let holey: Vec<Named> =
+        list("bfl_dev.txt").into_iter().filter(|t| t.0 != "txt_in.bias").collect();
+    zeros(&good, "BF16", &holey);
+    let lora = [("lora_unet_double_blocks_0_img_attn_proj.lora_down.weight".into(), vec![4, 3072])];
+    let lora = zeros(&dir.path().join("style.safetensors"), "BF16", &lora);
+    for reasons in [
+        &["fill.safetensors", "FLUX.1 Fill", "style", "a LoRA", "txt_in.bias"][..],
+        &["fill.safetensors", "FLUX.1 Fill", "style", "a LoRA"],
+    ] {
+        let e = open(&Files::model(dir.path())).err().unwrap();
+        assert_eq!(e.kind(), Kind::Model, "{e}");
+        for reason in reasons {
+            assert!(e.to_string().contains(reason), "{reason}: {e}");
+        }
+        std::fs::remove_file(&good).ok();
+    }
+    // Alone it is opened, and whoever uses it says what it is.
+    std::fs::remove_file(lora).unwrap();
+    assert!(open(&Files::model(dir.path())).is_ok());
+}
+
+#[test]
+fn a_damaged_text_encoder_next_to_the_model_is_not_called_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = flux(dir.path().join("flux.safetensors"));
+    for (component, file, start) in [
+        (T5, "t5_single.txt", "encoder.block.0."),
+        (CLIP, "clip.txt", "text_model.encoder.layers.0."),
+    ] {
+        // Without its first block it is recognised by its second.
+        let path = dir.path().join("text.safetensors");
+        let rest: Vec<Named> =
+            list(file).into_iter().filter(|(name, _)| !name.starts_with(start)).collect();
+        zeros(&path, "BF16", &rest);
+        assert_eq!(place(&open(&Files::model(&model)).unwrap(), component), path);
+        std::fs::remove_file(path).unwrap();
+    }
+    // Without the scale of one matrix of FP8.
+    let tiny = Tensors::tiny();
+    let small = dir.path().join("small");
+    let model_of_tiny = tiny.without(crate::common::tensors::T5).write(small.join("a.safetensors"));
+    let mut t5 = tiny.below(crate::common::tensors::T5);
+    let lost = t5.tensors.keys().find(|n| n.ends_with(".q.weight_scale")).unwrap().clone();
+    t5.tensors.remove(&lost);
+    t5.write(small.join("t5xxl.safetensors"));
+    let e = open(&Files::model(&model_of_tiny)).unwrap().need(T5).err().unwrap();
+    assert_eq!(e.kind(), Kind::Model, "{e}");
+    let layer = lost.strip_suffix(".weight_scale").unwrap();
+    for words in ["t5xxl.safetensors", layer, "cannot be used"] {
+        assert!(e.to_string().contains(words), "{words}: {e}");
+    }
+    // One for another transformer is passed over as before.
+    let other: Vec<Named> = list("t5_single.txt")
+        .into_iter()
+        .map(|(n, s)| (n, s.into_iter().map(|d| d.min(1024)).collect()))
+        .collect();
+    zeros(&dir.path().join("t5xxl.safetensors"), "BF16", &other);
+    let e = open(&Files::model(&model)).unwrap().need(T5).err().unwrap();
+    assert_eq!(e.kind(), Kind::Missing, "{e}");
 }
 
 #[test]

@@ -58,6 +58,12 @@ fn models_with_blocks_of_flux_are_named_before_a_text_encoder_is_asked_for() {
             tensors.iter_mut().find(|t| t.0 == "img_in.weight").unwrap().1[1] = inputs;
         }
     };
+    let widen_and_lose = |inputs: usize, lost: &'static str| {
+        move |tensors: &mut Vec<Named>| {
+            widen(inputs)(tensors);
+            tensors.retain(|t| t.0 != lost);
+        }
+    };
     let add = |name: &'static str| {
         move |tensors: &mut Vec<Named>| tensors.push((name.into(), vec![2, 2]))
     };
@@ -66,6 +72,10 @@ fn models_with_blocks_of_flux_are_named_before_a_text_encoder_is_asked_for() {
         (Box::new(widen(128)), "FLUX.1 Canny or Depth"),
         (Box::new(widen(196)), "Flex.2"),
         (Box::new(widen(80)), "not the noise alone"),
+        // What it is matters more than what it lacks.
+        (Box::new(widen_and_lose(384, "img_in.bias")), "FLUX.1 Fill"),
+        (Box::new(widen_and_lose(128, "txt_in.weight")), "FLUX.1 Canny or Depth"),
+        (Box::new(widen_and_lose(384, "final_layer.linear.weight")), "FLUX.1 Fill"),
         (Box::new(add("distilled_guidance_layer.in_proj.weight")), "Chroma"),
         (Box::new(add("controlnet_blocks.0.weight")), "ControlNet"),
         (Box::new(add("early_stream_modulations.image.lin.weight")), "FLUX.3"),
@@ -186,12 +196,12 @@ fn text_encoders_and_autoencoders_of_another_kind_are_named() {
         assert!(e.to_string().contains(words) && e.to_string().contains("x.safetensors"), "{e}");
         assert!(e.hint().is_some(), "{e}");
         assert_eq!(describe(&given, FAMILIES).0, ModelKind::Other, "{words}");
-        // Next to the model it is passed over, and the error for the missing component says so.
+        // Next to the model it is passed over. Nothing is missing then, it is the wrong file.
         let near = dir.path().join("near.safetensors");
         std::fs::copy(&given, &near).unwrap();
         let checkpoint = open(&Files::model(&model)).unwrap();
         let e = checkpoint.need(component).err().unwrap();
-        assert_eq!(e.kind(), Kind::Missing);
+        assert_eq!(e.kind(), Kind::Model);
         assert!(e.to_string().contains(words), "{e}");
         std::fs::remove_file(near).unwrap();
     }

@@ -1,0 +1,73 @@
+//! Whether the weights of a network are whole and of a kind that can be drawn with. The choice
+//! among the files of a folder and the opening of a model ask the same questions here.
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::model::{FluxConfig, TensorShapes, TensorSpec, flux1};
+use crate::spec::foreign;
+use crate::weights::ComponentWeights;
+
+impl TensorShapes for ComponentWeights {
+    fn shape(&self, name: &str) -> Option<(usize, usize)> {
+        ComponentWeights::shape(self, name)
+    }
+
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(ComponentWeights::names(self))
+    }
+
+    fn stored_name(&self, name: &str) -> String {
+        ComponentWeights::stored_name(self, name)
+    }
+}
+
+/// Reads the geometry of a network off its tensors and checks all of them. Returns notes for the
+/// user, too.
+///
+/// # Errors
+/// [`Kind::Model`](crate::error::Kind::Model) for a tensor that is missing or has another shape.
+pub fn network<C>(
+    weights: &ComponentWeights,
+    read: fn(&dyn TensorShapes, Option<&Value>) -> Result<C>,
+    tensors: fn(&C) -> Vec<TensorSpec>,
+) -> Result<(C, Vec<String>)> {
+    let config = read(weights, weights.config()).map_err(|e| e.at(weights.place()))?;
+    let notes = weights.check(&tensors(&config))?;
+    Ok((config, notes))
+}
+
+/// The same for FLUX.1's transformer, whose input must be the noise alone.
+pub fn transformer(weights: &ComponentWeights) -> Result<(FluxConfig, Vec<String>)> {
+    // First of all: a tensor that is missing from another model is of no interest.
+    check_inputs(weights)?;
+    network(weights, FluxConfig::read, flux1::tensors)
+}
+
+/// Refuses a transformer whose input has more than the noise, by the widths of its input and
+/// output.
+fn check_inputs(weights: &ComponentWeights) -> Result<()> {
+    let outputs = weights
+        .shape("final_layer.linear.weight")
+        .map(|(rows, _)| rows)
+        .or(weights.shape("final_layer.linear.bias").map(|(_, columns)| columns));
+    let inputs = weights.shape("img_in.weight").map(|(_, columns)| columns);
+    // Without one of them the file is damaged, which the check of its tensors reports.
+    let Some((inputs, outputs)) = inputs.zip(outputs).filter(|(i, o)| i != o) else {
+        return Ok(());
+    };
+    let known = foreign::INPUTS.iter().find(|(n, ..)| n * outputs == 64 * inputs);
+    let (what, advice) = match known {
+        Some((_, what, advice)) => (format!("this is {what}"), *advice),
+        None => (
+            "the input of this transformer is not the noise alone".to_string(),
+            "use FLUX.1 [dev] or [schnell], or one of their fine-tunes",
+        ),
+    };
+    Err(Error::model(what)
+        .at(weights.stored_name("img_in.weight"))
+        .at(weights.place())
+        .found(format!("{inputs} inputs"))
+        .expected(format!("{outputs}, as many as outputs"))
+        .try_(advice))
+}
