@@ -290,7 +290,7 @@ pub struct RequestArgs {
     /// A whole number up to 2^64 - 1, or `random` (or -1) [default: random]
     #[arg(short, long, value_parser = values::seed, allow_hyphen_values = true)]
     pub seed: Option<Seed>,
-    /// Pixels, a multiple of 16 from 16 to 4096; at most 2048x2048 pixels in all [default: the
+    /// Pixels, a multiple of 16 from 16 to 4096 (FLUX.1 was trained up to 2048x2048) [default: the
     /// model's own]
     #[arg(
         short = 'W',

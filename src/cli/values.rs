@@ -98,22 +98,46 @@ pub fn lora(text: &str) -> Parsed<LoraChoice> {
 }
 
 /// Every FLUX.1 has tokens of 16 x 16 pixels; the pipeline checks again against the model at hand.
+const UNIT: usize = 16;
+
+/// One side in pixels.
 pub fn side(text: &str) -> Parsed<usize> {
-    const UNIT: usize = 16;
     let expected = format!("expected a multiple of {UNIT} from {UNIT} to {MAX_SIDE}");
-    let side: usize = text.parse().map_err(|_| expected.clone())?;
-    if (UNIT..=MAX_SIDE).contains(&side) && side.is_multiple_of(UNIT) {
-        return Ok(side);
+    let sides = sides_near(text).ok_or(expected.clone())?;
+    if text.parse() == Ok(sides[0]) {
+        return Ok(sides[0]);
     }
-    let (below, above) =
-        (side / UNIT * UNIT, (side / UNIT).saturating_mul(UNIT).saturating_add(UNIT));
-    let near: Vec<String> = [below, above]
-        .iter()
-        .filter(|s| (UNIT..=MAX_SIDE).contains(*s))
-        .map(usize::to_string)
-        .collect();
-    Err(if near.is_empty() { expected } else { format!("{expected}; try {}", near.join(" or ")) })
+    let sides: Vec<String> = sides.iter().map(usize::to_string).collect();
+    Err(format!("{expected}; try {}", sides.join(" or ")))
 }
+
+/// The side that `text` says if it is possible, else the possible ones next to it. `None` if it is
+/// not a number.
+fn sides_near(text: &str) -> Option<Vec<usize>> {
+    let side: usize = text.parse().ok()?;
+    let near = side.clamp(UNIT, MAX_SIDE);
+    let below = near / UNIT * UNIT;
+    Some(if below == near { vec![near] } else { vec![below, below + UNIT] })
+}
+
+/// Width and height, both possible; the error has whole sizes to try.
+fn sides(width: &str, height: &str) -> Parsed<(usize, usize)> {
+    let Some((widths, heights)) = sides_near(width).zip(sides_near(height)) else {
+        return Err(EXPECTED_SIZE.into());
+    };
+    if (width.parse(), height.parse()) == (Ok(widths[0]), Ok(heights[0])) {
+        return Ok((widths[0], heights[0]));
+    }
+    let sizes = widths.iter().flat_map(|w| heights.iter().map(move |h| format!("{w}x{h}")));
+    Err(format!(
+        "expected multiples of {UNIT} from {UNIT} to {MAX_SIDE}; try {}",
+        sizes.collect::<Vec<_>>().join(" or ")
+    ))
+}
+
+/// What a size may be.
+const EXPECTED_SIZE: &str = "expected WIDTHxHEIGHT such as 1024x768 (multiples of 16 from 16 to \
+                             4096), one number for a square, or an aspect ratio such as 16:9";
 
 /// What `--size` says.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -130,13 +154,10 @@ pub fn size(text: &str) -> Parsed<Size> {
         return typed(text).map(Size::Ratio);
     }
     if let Some((width, height)) = text.split_once(['x', 'X', '\u{d7}']) {
-        return Ok(Size::Pixels(side(width)?, side(height)?));
+        return sides(width, height).map(|(width, height)| Size::Pixels(width, height));
     }
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(format!(
-            "expected WIDTHxHEIGHT such as 1024x768 (multiples of 16 from 16 to {MAX_SIDE}), one \
-             number for a square, or an aspect ratio such as 16:9"
-        ));
+        return Err(EXPECTED_SIZE.into());
     }
     side(text).map(|side| Size::Pixels(side, side))
 }

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use serde_json::Value;
 
-use super::request::{MAX_PIXELS, MAX_SCALE, MAX_SIDE, MAX_STEPS, MIN_SIDE};
+use super::request::{MAX_SCALE, MAX_SIDE, MAX_STEPS, MIN_SIDE};
 use super::schedule::ScheduleConfig;
 use crate::error::{Error, Result};
 use crate::library::{Checkpoint, networks};
@@ -102,12 +102,6 @@ impl Defaults {
             width: side("width")?,
             height: side("height")?,
         };
-        if defaults.width * defaults.height > MAX_PIXELS {
-            return Err(Error::model("the model's own default has too many pixels")
-                .at("generation config")
-                .found(format!("{}x{}", defaults.width, defaults.height))
-                .expected(format!("at most {MAX_PIXELS} pixels (2048x2048)")));
-        }
         Ok(defaults)
     }
 }

@@ -62,8 +62,12 @@ fn bad_arguments_exit_with_2_name_the_range_and_write_nothing() {
         (&["-W", "17"], "16 or 32"),
         (&["-H", "1000000000"], "multiple of 16 from 16 to 4096"),
         (&["--size", "big"], "1024x768"),
-        (&["--size", "4096x4096"], "2048x2048"),
-        (&["--size", "1000x768"], "992 or 1008"),
+        (&["--size", "4112x5000"], "try 4096x4096"),
+        (&["--size", "1000x768"], "try 992x768 or 1008x768"),
+        (&["--size", "1920x1080"], "try 1920x1072 or 1920x1088"),
+        (&["--size", "8x24"], "try 16x16 or 16x32"),
+        (&["--size", "1000"], "try 992 or 1008"),
+        (&["--size", "1024xbig"], "1024x768"),
         (&["--size", "64x64", "-W", "64"], "cannot be used with"),
         (&["--seed", "-2"], "18446744073709551615"),
         (&["--seed", "18446744073709551616"], "18446744073709551615"),
@@ -216,9 +220,9 @@ fn again_checks_its_overrides_and_needs_the_first_image() {
     assert_eq!(code(&output), Some(2));
     assert!(stderr(&output).contains("  try: -i "), "{}", stderr(&output));
     a_picture(&path, None);
-    let output = run(&["again", path.to_str().unwrap(), "-W", "4096", "-H", "4096"]);
+    let output = run(&["again", path.to_str().unwrap(), "-W", "4112", "-H", "4096"]);
     assert_eq!(code(&output), Some(2));
-    assert!(stderr(&output).contains("2048x2048"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("try 4096"), "{}", stderr(&output));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The checks of a request that need no model.
 
-use super::limits::{MAX_LORA_STRENGTH, MAX_LORAS, MAX_PIXELS, MAX_PROMPT_BYTES};
+use super::limits::{MAX_LORA_STRENGTH, MAX_LORAS, MAX_PROMPT_BYTES};
 use super::settings::Request;
 use crate::error::{Error, Result};
 
@@ -31,15 +31,6 @@ impl Request {
                     .at_parameter("scheduler")
                     .found(why)
             })?;
-        }
-        if let (Some(width), Some(height)) = (self.width, self.height)
-            && width * height > MAX_PIXELS
-        {
-            return Err(Error::argument("too many pixels")
-                .at_parameter("size")
-                .found(format!("{width}x{height}"))
-                .expected(format!("at most {MAX_PIXELS} pixels (2048x2048)"))
-                .try_("use a smaller width or height"));
         }
         if let Some(only) = self.only
             && only >= self.count.unwrap_or(1)
@@ -132,7 +123,7 @@ mod tests {
             .init(pixel())
             .strength(1.0);
         request.clone().size(1024, MAX_SIDE).check().unwrap();
-        request.size(2048, 2048).check().unwrap();
+        request.size(MAX_SIDE, MAX_SIDE).check().unwrap();
     }
 
     #[test]
@@ -141,7 +132,6 @@ mod tests {
             assert!(refused(|r| r.width = Some(v)).starts_with("width: "));
             assert!(refused(|r| r.height = Some(v)).starts_with("height: "));
         }
-        assert!(refused(|r| (r.width, r.height) = (Some(2048), Some(2064))).contains("2048x2064"));
         for v in [0, 1001, usize::MAX] {
             assert!(refused(|r| r.steps = Some(v)).contains("1 to 1000"));
             assert!(refused(|r| r.count = Some(v)).contains("1 to 64"));

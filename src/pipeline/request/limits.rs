@@ -12,10 +12,9 @@ pub const MAX_STEPS: usize = 1000;
 /// The shortest side, in pixels. Sides are also multiples of the model's token (16 pixels with
 /// FLUX.1), which the engine checks.
 pub const MIN_SIDE: usize = 16;
-/// The longest side, in pixels.
+/// The longest side, in pixels. FLUX.1 was trained with up to 2048 x 2048 pixels; larger images
+/// work and tend to repeat themselves.
 pub const MAX_SIDE: usize = 4096;
-/// The most pixels: 2048 x 2048, the largest size that FLUX.1 was trained for.
-pub const MAX_PIXELS: usize = 2048 * 2048;
 /// The most LoRAs of one request.
 pub const MAX_LORAS: usize = 64;
 /// The largest strength of a LoRA in either direction; images are noise far below that.
