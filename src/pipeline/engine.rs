@@ -9,7 +9,7 @@ use super::loaded::LoadedModel;
 use super::loras::Loras;
 use super::model::Model;
 use super::open_device::OpenDevice;
-use super::progress::Listener;
+use super::progress::{Listener, send};
 use super::report::PlanReport;
 use super::request::{AspectRatio, Generated, Options, Request, Settings};
 use super::settle::{noise_levels, settings_for};
@@ -135,6 +135,13 @@ impl Engine {
         request: &Request,
         mut on: impl FnMut(Event) -> ControlFlow<()>,
     ) -> Result<Generated> {
+        // Said once, and not to those who know it.
+        if request.shift.is_none()
+            && request.scheduler.is_none()
+            && let Some(note) = self.loaded.model.assumed.take()
+        {
+            send(&mut on, Event::note(note))?;
+        }
         generate(&self.loaded, &mut self.device, request, &mut on)
     }
 

@@ -36,6 +36,8 @@ pub struct Model {
     pub vae: Network<VaeConfig>,
     /// How noise levels are computed.
     pub schedule: ScheduleConfig,
+    /// A note that `schedule` is a guess, for a request that does not give one itself.
+    pub assumed: Option<Message>,
     /// What a request leaves out.
     pub defaults: Defaults,
     /// Tokens of a T5 prompt.
@@ -142,11 +144,12 @@ impl Model {
 
         let guidance = c.guidance;
         notes.extend(kontext_note(&called, &name));
+        let mut assumed = None;
         let schedule = match scheduler {
             Some(config) => ScheduleConfig::read(config, notes)?,
             None if guidance => ScheduleConfig::dev(),
             None => {
-                notes.extend(schnell_note(&called, &name));
+                assumed = schnell_note(&called, &name);
                 ScheduleConfig::schnell()
             }
         };
@@ -166,6 +169,7 @@ impl Model {
             clip,
             vae,
             schedule,
+            assumed,
             defaults,
             t5_length,
         })

@@ -10,7 +10,7 @@ use flux_fast::library::{Files, open, open_source};
 use flux_fast::spec::FAMILIES;
 use flux_fast::spec::flux1::{T5, TRANSFORMER, VAE};
 use flux_fast::weights::synth::{Dialect, Grid, Storage, SynthSpec, to_bytes, write};
-use flux_fast::{Device, Engine, Options, Result};
+use flux_fast::{Device, Engine, Options, Request, Result};
 use serde_json::json;
 
 use super::support::*;
@@ -245,15 +245,42 @@ fn whole(path: &Path, guidance: bool) -> PathBuf {
 #[test]
 fn kontext_and_models_that_may_not_be_schnell_are_noted_by_their_names() {
     let dir = tempfile::tempdir().unwrap();
-    let notes = |name: &str, guidance| {
+    // The notes of opening and of two requests. Whether these zeros can be drawn does not matter.
+    let with = |name: &str, guidance, request: Request| {
         let path = whole(&dir.path().join(name), guidance);
-        engine(dir.path(), &path).unwrap().join("\n")
+        let options = Options::default()
+            .model(path.display().to_string())
+            .places(ModelPlaces::new(&|_| None, dir.path(), &[]))
+            .device(Device::Cpu)
+            .no_cache(true);
+        let mut notes = vec![];
+        let mut on = |event| {
+            if let Event::Note(note) = event {
+                notes.push(note.to_string());
+            }
+            std::ops::ControlFlow::Continue(())
+        };
+        let mut engine = Engine::open_with(options, &mut on).unwrap();
+        for _ in 0..2 {
+            let _ = engine.generate_with(&request, &mut on);
+        }
+        notes.join("\n")
     };
+    let small = || Request::new("a fox").size(32, 32).steps(1);
+    let notes = |name: &str, guidance| with(name, guidance, small());
     assert!(notes("flux1-dev-kontext_fp8_scaled.safetensors", true).contains("Kontext"));
     assert!(!notes("flux1-dev.safetensors", true).contains("Kontext"));
     let text = notes("flux-dev-de-distill.safetensors", false);
     assert!(text.contains("[schnell]") && text.contains("`scheduler`"), "{text}");
     assert!(text.contains("`shift` 3"), "{text}");
+    assert_eq!(text.matches("has no guidance embedding, so").count(), 1, "{text}");
+    // Those who give the noise levels are not told to.
+    let mut given = small();
+    given.shift = Some(3.0);
+    assert!(!with("flux-dev-de-distill.safetensors", false, given).contains("[schnell]"));
+    let mut given = small();
+    given.scheduler = Some(serde_json::from_value(json!({ "shift": 3.0 })).unwrap());
+    assert!(!with("flux-dev-de-distill.safetensors", false, given).contains("[schnell]"));
     assert!(!notes("Schnell-fp8.safetensors", false).contains("[schnell]"));
     assert!(!notes("flux1-dev.safetensors", true).contains("[schnell]"));
 }
