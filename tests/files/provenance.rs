@@ -300,6 +300,58 @@ fn comfyui_s_other_samplers_images_and_passes_are_used_or_said() {
 }
 
 #[test]
+fn comfyui_s_nodes_that_compute_are_said() {
+    let of = |change: &dyn Fn(&mut Value)| {
+        let mut graph = flux_graph();
+        graph["60"] = json!({"class_type": "FloatMultiply", "inputs": {"a": 2.5, "b": 2.0}});
+        graph["61"] = json!({"class_type": "MathExpression",
+            "inputs": {"value": "a * 2", "a": ["62", 0]}});
+        graph["62"] = json!({"class_type": "PrimitiveFloat", "inputs": {"value": 2.5}});
+        change(&mut graph);
+        graph_png(&graph)
+    };
+    for (node, name) in [
+        ("26", "guidance"),
+        ("32", "strength_model"),
+        ("5", "width"),
+        ("5", "height"),
+        ("5", "batch_size"),
+        ("17", "steps"),
+        ("25", "noise_seed"),
+    ] {
+        for source in ["60", "61"] {
+            let bytes = of(&|graph| graph[node]["inputs"][name] = json!([source, 0]));
+            let said = format!("not understood: {name} of node {node}");
+            // Without steps or a seed there are no settings.
+            match provenance_of(&bytes) {
+                Ok(found) => assert!(noted(&found, &said), "{name}: {:?}", found.notes),
+                Err(_) => assert!(["steps", "noise_seed"].contains(&name), "{name}"),
+            }
+        }
+    }
+    // A node that holds one value is followed.
+    let found = read(&of(&|graph| graph["26"]["inputs"]["guidance"] = json!(["62", 0])));
+    assert_eq!((found.settings.guidance, found.notes.len()), (Some(2.5), 0));
+
+    // A text that a language model wrote is not in the graph.
+    let e = provenance_of(&of(&|graph| {
+        graph["30"] = json!({"class_type": "OllamaGenerate",
+            "inputs": {"prompt": "Describe a fox", "model": "llama"}});
+    }));
+    let e = e.unwrap_err().to_string();
+    assert!(e.contains("not understood") && e.contains("node 30 (OllamaGenerate)"), "{e}");
+
+    // A LoRA between the encoder and CLIP.
+    let found = read(&of(&|graph| {
+        graph["63"] = json!({"class_type": "LoraLoader", "inputs": {"lora_name": "x.safetensors",
+            "strength_model": 1, "strength_clip": 1, "model": ["12", 0], "clip": ["11", 0]}});
+        graph["6"]["inputs"]["clip"] = json!(["63", 1]);
+    }));
+    assert!(noted(&found, "node 63 (LoraLoader), for CLIP only"), "{:?}", found.notes);
+    assert_eq!(found.settings.loras.len(), 1);
+}
+
+#[test]
 fn comfyui_s_workflow_is_read_where_the_graph_is_missing() {
     let workflow = json!({
         "nodes": [

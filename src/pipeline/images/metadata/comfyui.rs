@@ -11,6 +11,24 @@ use crate::error::{Error, Result};
 /// How many links are followed in a row. Graphs come from anyone and may have cycles.
 const MAX_HOPS: usize = 200;
 
+/// Links between nodes that change a conditioning.
+const CONDITIONING: [&str; 4] = ["conditioning", "positive", "conditioning_1", "conditioning_to"];
+
+/// Whether nodes of this class hold a text that a user typed, or show one. Others may make a text
+/// of it, by a language model for instance.
+fn holds_text(class: &str) -> bool {
+    let class = class.to_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| class.contains(word));
+    let holders = ["text", "string", "prompt", "primitive", "constant", "value", "positive"];
+    let makers = [
+        "generat", "llm", "gpt", "llama", "chat", "deepseek", "qwen", "mistral", "gemini",
+        "claude", "florence", "caption", "translat", "random", "wildcard", "enhanc", "expand",
+        "improve", "rewrite", "replace", "style", "interrog", "describe", "vision", "tagger",
+        "image", "file", "load", "split", "regex", "case", "search", "template", "format",
+    ];
+    has(&holders) && !has(&makers)
+}
+
 /// Whether `object` is a graph: all members are nodes.
 pub fn is_graph(object: &Map<String, Value>) -> bool {
     let is_node = |node: &Value| node.get("class_type").is_some_and(Value::is_string);
@@ -78,15 +96,62 @@ impl<'a> Graph<'a> {
         let mut value = names.iter().find_map(|name| self.input(id, name))?;
         for _ in 0..MAX_HOPS {
             let Some(next) = self.linked(value) else { return scalar(value) };
-            let usual = ["value", "seed", "noise_seed", "int", "float", "number", "text", "string"];
-            let named = names.iter().chain(&usual).find_map(|name| self.input(next, name));
+            let inputs = self.inputs(next)?;
+            let usual = ["value", "int", "float", "number", "text", "string"];
+            let named = |name: &str| inputs.get_key_value(name);
             let only = || {
-                let mut plain = self.inputs(next)?.values().filter(|v| scalar(v).is_some());
+                let mut plain = inputs.iter().filter(|(_, v)| scalar(v).is_some());
                 plain.next().filter(|_| plain.next().is_none())
             };
-            value = named.or_else(only)?;
+            let own = names.iter().find_map(|name| named(name));
+            let usual = || usual.iter().find_map(|name| named(name));
+            let found = own.or_else(usual).or_else(only)?;
+            // A node with more inputs computes something of them.
+            let limits = ["min", "max", "step", "precision", "decimals"];
+            let computes = inputs.iter().filter(|(name, _)| *name != found.0).any(|(name, v)| {
+                self.linked(v).is_some()
+                    || own.is_none() && v.is_number() && !limits.contains(&name.as_str())
+            });
+            if computes {
+                return None;
+            }
+            value = found.1;
         }
         None
+    }
+
+    /// The same for a number; a note if there is an input and no number.
+    fn number(&self, id: Id, names: &[&str], reading: &mut Reading) -> Option<String> {
+        let found = self.value(id, names).filter(|value| value.parse::<f64>().is_ok());
+        self.or_note(found, id, names, reading)
+    }
+
+    /// The same for a text.
+    fn word(&self, id: Id, names: &[&str], reading: &mut Reading) -> Option<String> {
+        self.or_note(self.value(id, names), id, names, reading)
+    }
+
+    fn or_note(
+        &self,
+        found: Option<String>,
+        id: Id,
+        names: &[&str],
+        reading: &mut Reading,
+    ) -> Option<String> {
+        if found.is_none()
+            && let Some(name) = names.iter().find(|name| self.has(id, name))
+        {
+            let source = self.input(id, name).map_or_else(String::new, |v| self.source(v));
+            reading
+                .note(format!("not understood: {name} of node {id} ({}){source}", self.class(id)));
+        }
+        found
+    }
+
+    /// `, which comes from node 5 (Math)`, if it is a link.
+    fn source(&self, value: &'a Value) -> String {
+        let Some(node) = self.linked(value) else { return String::new() };
+        format!(", which comes from node {node} ({})", self.class(node))
     }
 
     fn is_sampler(&self, id: Id) -> bool {
@@ -163,14 +228,14 @@ impl<'a> Graph<'a> {
 
     fn read_sampler(&self, id: Id<'a>, reading: &mut Reading) -> Result<()> {
         let noise = self.link(id, &["noise"]).unwrap_or(id);
-        if let Some(seed) = self.value(noise, &["noise_seed", "seed"]) {
+        if let Some(seed) = self.number(noise, &["noise_seed", "seed"], reading) {
             reading.set("Seed", seed);
         }
         let guider = self.link(id, &["guider"]).unwrap_or(id);
         let positive = self.link(guider, &["conditioning", "positive"]);
         let positive = positive.ok_or_else(|| not_understood("the sampler has no prompt"))?;
         reading.prompt = Some(self.prompt(positive, true, reading)?);
-        if let Some(cfg) = self.value(guider, &["cfg"]) {
+        if let Some(cfg) = self.number(guider, &["cfg"], reading) {
             reading.set("CFG scale", cfg);
         }
         let cfg: f32 = reading.get("CFG scale").and_then(|cfg| cfg.parse().ok()).unwrap_or(1.0);
@@ -183,6 +248,7 @@ impl<'a> Graph<'a> {
         let image = self.read_latent(id, reading);
         self.read_steps(id, image, reading);
         self.read_model(guider, reading);
+        self.note_clip(guider, positive, reading);
         Ok(())
     }
 
@@ -191,13 +257,13 @@ impl<'a> Graph<'a> {
         let mut latent = self.link(id, &["latent_image", "latent"]);
         for _ in 0..MAX_HOPS {
             let Some(node) = latent else { break };
-            if let Some(width) = self.value(node, &["width"])
-                && let Some(height) = self.value(node, &["height"])
-            {
-                reading.set("Width", width);
-                reading.set("Height", height);
-                if let Some(count) = self.value(node, &["batch_size"]) {
-                    reading.set("Batch size", count);
+            if self.has(node, "width") && self.has(node, "height") {
+                let labels =
+                    [("width", "Width"), ("height", "Height"), ("batch_size", "Batch size")];
+                for (name, label) in labels {
+                    if let Some(value) = self.number(node, &[name], reading) {
+                        reading.set(label, value);
+                    }
                 }
                 return false;
             }
@@ -220,14 +286,15 @@ impl<'a> Graph<'a> {
         }
         let sigmas = sigmas.unwrap_or(id);
         let sampler = self.link(id, &["sampler"]).unwrap_or(id);
-        let name = self.value(sampler, &["sampler_name"]).unwrap_or_default();
-        let schedule = self.value(sigmas, &["scheduler"]).unwrap_or_default();
+        let name = self.word(sampler, &["sampler_name"], reading).unwrap_or_default();
+        let schedule = self.word(sigmas, &["scheduler"], reading).unwrap_or_default();
         if !is_euler(&name, &schedule) {
             reading.other_sampler(&format!("{name} {schedule}"));
         }
-        let number = |names: &[&str]| self.value(sigmas, names)?.parse::<f64>().ok();
-        let denoise = number(&["denoise"]).unwrap_or(1.0);
-        let Some(steps) = self.value(sigmas, &["steps"]) else { return };
+        let mut number = |name: &str| self.number(sigmas, &[name], reading)?.parse::<f64>().ok();
+        let denoise = number("denoise").unwrap_or(1.0);
+        let (start, end) = (number("start_at_step"), number("end_at_step"));
+        let Some(steps) = self.number(sigmas, &["steps"], reading) else { return };
         match steps.parse::<f64>() {
             // ComfyUI makes as many steps as were asked for in any case; here they are a part of
             // the steps from pure noise.
@@ -241,7 +308,6 @@ impl<'a> Graph<'a> {
         } else if denoise != 1.0 {
             reading.unused.push(("denoise".into(), denoise.to_string()));
         }
-        let (start, end) = (number(&["start_at_step"]), number(&["end_at_step"]));
         let all = steps.parse::<f64>().unwrap_or(0.0);
         if start.is_some_and(|start| start > 0.0) || end.is_some_and(|end| end < all) {
             reading.note("start_at_step and end_at_step are not used: all steps are made".into());
@@ -252,14 +318,13 @@ impl<'a> Graph<'a> {
     fn prompt(&self, id: Id<'a>, guided: bool, reading: &mut Reading) -> Result<String> {
         let mut node = id;
         for _ in 0..MAX_HOPS {
-            if guided && let Some(guidance) = self.value(node, &["guidance"]) {
+            if guided && let Some(guidance) = self.number(node, &["guidance"], reading) {
                 reading.set("Distilled CFG Scale", guidance);
             }
-            if let Some(text) = self.text(node, reading) {
+            if let Some(text) = self.text(node, reading)? {
                 return Ok(text);
             }
-            let links = ["conditioning", "positive", "conditioning_1", "conditioning_to"];
-            let next = self.link(node, &links).ok_or_else(|| {
+            let next = self.link(node, &CONDITIONING).ok_or_else(|| {
                 not_understood(&format!("node {node} ({}) gives no text", self.class(node)))
             })?;
             if self.class(node) != "FluxGuidance" {
@@ -270,15 +335,21 @@ impl<'a> Graph<'a> {
         Err(not_understood("its links form a circle"))
     }
 
-    /// The text of a node that encodes it.
-    fn text(&self, id: Id<'a>, reading: &mut Reading) -> Option<String> {
-        let name = ["t5xxl", "text", "prompt", "string"].into_iter().find(|n| self.has(id, n))?;
-        let text = self.string(self.input(id, name)?, MAX_HOPS)?;
-        let clip = self.input(id, "clip_l").and_then(|clip| self.string(clip, MAX_HOPS));
-        if clip.is_some_and(|clip| clip != text) {
+    /// The text of a node that encodes it, `None` if it is another kind of node.
+    fn text(&self, id: Id, reading: &mut Reading) -> Result<Option<String>> {
+        let names = ["t5xxl", "text", "prompt", "string"];
+        let Some(value) = names.into_iter().find_map(|name| self.input(id, name)) else {
+            return Ok(None);
+        };
+        let text = self.string(value, MAX_HOPS).ok_or_else(|| {
+            let source = self.source(value);
+            not_understood(&format!("the prompt of node {id} ({}){source}", self.class(id)))
+        })?;
+        let clip = self.input(id, "clip_l").map(|clip| self.string(clip, MAX_HOPS));
+        if clip.is_some_and(|clip| clip.as_ref() != Some(&text)) {
             reading.note("CLIP had a prompt of its own: both text encoders get that of T5".into());
         }
-        Some(text)
+        Ok(Some(text))
     }
 
     /// A text, through nodes that hold or join texts.
@@ -288,16 +359,46 @@ impl<'a> Graph<'a> {
         if self.has(node, "string_a") && self.has(node, "string_b") {
             // Half for each, so that a circle ends.
             let of = |name: &str| self.string(self.input(node, name)?, hops / 2);
-            let delimiter = of("delimiter").unwrap_or_default();
+            let delimiter = match self.has(node, "delimiter") {
+                true => of("delimiter")?,
+                false => String::new(),
+            };
             return Some(format!("{}{delimiter}{}", of("string_a")?, of("string_b")?));
         }
+        let inputs = self.inputs(node)?;
         let names = ["text", "value", "string", "prompt", "text_positive", "positive", "Text"];
-        let named = names.iter().find_map(|name| self.input(node, name));
+        let named = names.iter().find_map(|name| inputs.get_key_value(*name));
         let only = || {
-            let mut plain = self.inputs(node)?.values().filter(|v| v.is_string());
+            let mut plain = inputs.iter().filter(|(_, v)| v.is_string());
             plain.next().filter(|_| plain.next().is_none())
         };
-        self.string(named.or_else(only)?, hops)
+        let (name, text) = named.or_else(only)?;
+        // Any other node makes a text of its own from what it is given.
+        let given = |(other, value): (&String, &'a Value)| {
+            let is_model = ["model", "system", "instruct", "api"].iter().any(|w| other.contains(w));
+            other != name && (is_model || value.is_number() || self.linked(value).is_some())
+        };
+        let is_held = holds_text(self.class(node)) && !inputs.iter().any(given);
+        if is_held { self.string(text, hops) } else { None }
+    }
+
+    /// Notes what lies between the encoder of the prompt and CLIP, and not between the sampler and
+    /// the model, too.
+    fn note_clip(&self, guider: Id<'a>, positive: Id<'a>, reading: &mut Reading) {
+        let before_model = self.path(guider, &["model"]);
+        let encoder = self.path(positive, &CONDITIONING).pop().unwrap_or(positive);
+        for node in self.path(encoder, &["clip"]).into_iter().skip(1) {
+            if self.has(node, "clip") && !before_model.contains(&node) {
+                let class = self.class(node);
+                reading.note(format!("node {node} ({class}), for CLIP only, is not applied"));
+            }
+        }
+    }
+
+    /// `start` and the nodes that are reached from it through the first link of these names.
+    fn path(&self, start: Id<'a>, names: &[&str]) -> Vec<Id<'a>> {
+        let next = |id: &Id<'a>| self.link(id, names);
+        std::iter::successors(Some(start), next).take(MAX_HOPS).collect()
     }
 
     /// The model and the LoRAs before the sampler or its guider.
@@ -317,9 +418,9 @@ impl<'a> Graph<'a> {
 
     /// The LoRAs that a node on the way to the model applies, or a note about what it does.
     fn read_loras(&self, node: Id<'a>, reading: &mut Reading) {
-        let number = |name: &str| self.value(node, &[name])?.parse::<f32>().ok();
+        let mut number = |name: &str| self.number(node, &[name], reading)?.parse::<f32>().ok();
         if let Some(name) = self.value(node, &["lora_name"]) {
-            let strength = number("strength_model").or(number("strength")).unwrap_or(1.0);
+            let strength = number("strength_model").or_else(|| number("strength")).unwrap_or(1.0);
             let clip = number("strength_clip").unwrap_or(strength);
             if clip != strength {
                 reading.unused.push((format!("strength_clip of {name}"), clip.to_string()));
@@ -336,13 +437,20 @@ impl<'a> Graph<'a> {
         for lora in &listed {
             let on = lora.get("on").and_then(Value::as_bool).unwrap_or(true);
             let strength = lora.get("strength").and_then(Value::as_f64).unwrap_or(1.0);
+            if on && lora.get("strength").is_some_and(|strength| !strength.is_number()) {
+                reading.note(format!("not understood: strength of {}", lora["lora"]));
+            }
             if let (true, Some(name)) = (on, lora["lora"].as_str()) {
                 reading.lora(name, strength as f32);
             }
         }
+        let is = |name: &str, usual: f32| {
+            let value = || self.value(node, &[name])?.parse::<f32>().ok();
+            !self.has(node, name) || value() == Some(usual)
+        };
         let is_usual = self.class(node) == "ModelSamplingFlux"
-            && number("max_shift").is_none_or(|shift| shift == 1.15)
-            && number("base_shift").is_none_or(|shift| shift == 0.5);
+            && is("max_shift", 1.15)
+            && is("base_shift", 0.5);
         if listed.is_empty() && !is_usual {
             reading.note(format!("node {node} ({}) is not applied", self.class(node)));
         }

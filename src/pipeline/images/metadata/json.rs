@@ -91,47 +91,62 @@ pub fn read(object: &Map<String, Value>) -> Result<Reading> {
     flat(object, writer)
 }
 
+/// The members of an object, and which of them were understood.
+struct Members<'a> {
+    object: &'a Map<String, Value>,
+    used: Vec<&'a str>,
+}
+
+impl<'a> Members<'a> {
+    /// What `understand` makes of the member with the first of `names` that it understands. The
+    /// others are left over, so that they are listed.
+    fn take<T>(
+        &mut self,
+        names: &[&str],
+        understand: impl Fn(&'a Value) -> Option<T>,
+    ) -> Option<T> {
+        let object = self.object;
+        let called = names.iter().flat_map(|name| object.iter().filter(|m| plain(m.0) == *name));
+        let mut understood = called
+            .filter(|(_, value)| !is_empty(value))
+            .filter_map(|(key, value)| Some((key, understand(value)?)));
+        let (key, value) = understood.next()?;
+        self.used.push(key);
+        Some(value)
+    }
+}
+
 /// An object whose members are the settings.
 fn flat(object: &Map<String, Value>, writer: Writer) -> Result<Reading> {
     let mut reading = Reading::new(writer);
-    let mut used = Vec::new();
-    let mut take = |names: &[&str]| {
-        let found = names.iter().find_map(|name| {
-            object.iter().find(|(key, value)| plain(key) == *name && !is_empty(value))
-        });
-        found.map(|(key, value)| {
-            used.push(key.clone());
-            value
-        })
-    };
-    reading.prompt = take(&PROMPT).and_then(text);
+    let mut members = Members { object, used: vec!["rand_device"] };
+    reading.prompt = members.take(&PROMPT, text);
     if reading.prompt.is_none() {
         return Err(no_settings().found("JSON without a prompt"));
     }
-    reading.negative = take(&NEGATIVE).and_then(text);
+    reading.negative = members.take(&NEGATIVE, text);
     for Names { label, names } in NUMBERS {
-        if let Some(value) = take(names).and_then(scalar) {
+        if let Some(value) = members.take(names, scalar) {
             reading.set(label, value);
         }
     }
-    if let Some((width, height)) = take(&["size", "resolution"]).and_then(size) {
+    if let Some((width, height)) = members.take(&["size", "resolution"], size) {
         reading.set("Width", width);
         reading.set("Height", height);
     }
     // Of other programs it is true CFG, for models without distilled guidance.
     if writer == Writer::DrawThings
-        && let Some(scale) = take(&["scale"]).and_then(scalar)
+        && let Some(scale) = members.take(&["scale"], scalar)
     {
         reading.set("Distilled CFG Scale", scale);
     }
-    reading.model = take(&MODEL).and_then(name_of).unwrap_or_default();
-    let mut word = |names: &[&str]| take(names).and_then(scalar).unwrap_or_default();
+    reading.model = members.take(&MODEL, name_of).unwrap_or_default();
+    let mut word = |names: &[&str]| members.take(names, scalar).unwrap_or_default();
     let (sampler, schedule) = (word(&SAMPLER), word(&SCHEDULE));
     if !is_euler(&sampler, &schedule) {
         reading.other_sampler(&format!("{sampler} {schedule}"));
     }
-    let strength = take(&STRENGTH).and_then(scalar);
-    if let Some(strength) = strength {
+    if let Some(strength) = members.take(&STRENGTH, scalar) {
         // Some programs write a strength of 1 without an image.
         let from_image = object.keys().any(|key| plain(key).contains("initimage"))
             || object.get("generation_mode").and_then(Value::as_str).is_some_and(|mode| {
@@ -143,9 +158,7 @@ fn flat(object: &Map<String, Value>, writer: Writer) -> Result<Reading> {
             reading.unused.push(("strength".into(), strength));
         }
     }
-    for (name, strength) in loras(&mut take) {
-        reading.lora(&name, strength);
-    }
+    read_loras(&mut members, &mut reading);
     if object.get("rand_device").is_some_and(|device| device != "cpu") {
         reading.other_noise("rand_device");
     } else if writer.noise_is_from_the_gpu() {
@@ -153,8 +166,7 @@ fn flat(object: &Map<String, Value>, writer: Writer) -> Result<Reading> {
     } else if writer == Writer::InvokeAi {
         reading.other_noise("numbers rounded to 16 bits");
     }
-    used.push("rand_device".into());
-    reading.unused.extend(leftovers(object, &used));
+    reading.unused.extend(leftovers(object, &members.used));
     Ok(reading)
 }
 
@@ -249,32 +261,75 @@ fn name_of(value: &Value) -> Option<String> {
     }
 }
 
+/// A number, or a text that is one.
+fn number(value: &Value) -> Option<f32> {
+    scalar(value)?.parse().ok()
+}
+
+/// A list, or one value in place of a list of one.
+fn list(value: &Value) -> Vec<&Value> {
+    match value {
+        Value::Array(items) => items.iter().collect(),
+        one => vec![one],
+    }
+}
+
 /// LoRAs and their strengths: a list of objects, or lists of names and of strengths.
-fn loras<'a>(take: &mut dyn FnMut(&[&str]) -> Option<&'a Value>) -> Vec<(String, f32)> {
-    let number = |value: &Value| scalar(value)?.parse::<f32>().ok();
-    let list = |value: Option<&'a Value>| match value {
-        Some(Value::Array(items)) => items.iter().collect(),
-        Some(one) => vec![one],
-        None => vec![],
+fn read_loras<'a>(members: &mut Members<'a>, reading: &mut Reading) {
+    let understood = |value: &'a Value| {
+        let items = list(value);
+        items.iter().any(|item| lora(item).is_some()).then_some(items)
     };
-    let names = list(take(&["loras", "lorapaths", "lora"]));
-    let strengths = list(take(&["loraweights", "lorascales", "lorastrengths"]));
-    let own = |item: &Value| {
-        let member = ["weight", "strength", "scale", "multiplier"].iter().find_map(|n| item.get(n));
-        number(member?)
+    let Some(items) = members.take(&["loras", "lorapaths", "lora"], understood) else { return };
+    let strengths = members.take(&["loraweights", "lorascales", "lorastrengths"], |value| {
+        let numbers: Option<Vec<f32>> = list(value).into_iter().map(number).collect();
+        numbers.filter(|numbers| numbers.len() == items.len())
+    });
+    for (i, item) in items.into_iter().enumerate() {
+        let Some((name, own)) = lora(item) else {
+            reading.unused.push(("lora".into(), item.to_string()));
+            continue;
+        };
+        let strength = strengths.as_ref().map(|numbers| numbers[i]).or(own);
+        reading.lora(&name, strength.unwrap_or(1.0));
+    }
+}
+
+/// Name and strength of one LoRA: a name, `name:0.5`, an object, or a list of both as Fooocus
+/// writes it. `None` if a strength is there and is not a number.
+fn lora(item: &Value) -> Option<(String, Option<f32>)> {
+    let (name, strength) = match item {
+        Value::String(text) => {
+            let parts = text.rsplit_once(':');
+            // A larger number is that of a version.
+            let strength = parts.and_then(|(_, s)| s.trim().parse().ok());
+            match (parts, strength.filter(|s: &f32| s.abs() <= 10.0)) {
+                (Some((name, _)), Some(strength)) => (name.to_string(), Some(strength)),
+                _ => (text.clone(), None),
+            }
+        }
+        Value::Array(parts) => {
+            let [Value::String(name), strength @ Value::Number(_), ..] = parts.as_slice() else {
+                return None;
+            };
+            (name.clone(), Some(number(strength)?))
+        }
+        _ => {
+            let names = ["weight", "strength", "scale", "multiplier"];
+            let strength = match names.iter().find_map(|name| item.get(name)) {
+                Some(value) => Some(number(value)?),
+                None => None,
+            };
+            (name_of(item)?, strength)
+        }
     };
-    let all = names.into_iter().enumerate();
-    all.filter_map(|(i, item)| {
-        let strength = strengths.get(i).copied().and_then(number).or_else(|| own(item));
-        Some((name_of(item)?, strength.unwrap_or(1.0)))
-    })
-    .collect()
+    (!name.trim().is_empty()).then_some((name, strength))
 }
 
 /// The members that were not used.
-fn leftovers(object: &Map<String, Value>, used: &[String]) -> Vec<(String, String)> {
+fn leftovers(object: &Map<String, Value>, used: &[&str]) -> Vec<(String, String)> {
     let rest = object.iter().filter(|(key, value)| {
-        !used.contains(key) && !is_empty(value) && !EMPTY.contains(&plain(key).as_str())
+        !used.contains(&key.as_str()) && !is_empty(value) && !EMPTY.contains(&plain(key).as_str())
     });
     rest.map(|(key, value)| {
         let text = value.as_str().map_or_else(|| value.to_string(), str::to_string);
@@ -337,6 +392,48 @@ mod tests {
         assert_eq!((settings.width, settings.height, settings.strength), (1024, 512, None));
         for other in [r#"{"title": "holiday"}"#, "{}", r#"{"prompt": "x"}"#] {
             assert!(read(other).is_err(), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_listed() {
+        use crate::pipeline::images::ImageText;
+        let read = |member: &str| {
+            let text = format!(
+                r#"{{"prompt": "a boat", "seed": 1, "steps": 2, "width": 64,
+                "height": 64, {member}}}"#
+            );
+            let text = ImageText { key: "parameters".into(), text: Some(text) };
+            super::super::provenance(&[text], Some((64, 64))).unwrap()
+        };
+        for (member, name) in [
+            (r#""loras": {"a": 0.8}"#, "loras"),
+            (r#""loras": [{"foo": 1}]"#, "loras"),
+            (r#""loras": [{"name": "x", "weight": {"v": 1}}]"#, "loras"),
+            (r#""loras": [["x", "h"]]"#, "loras"),
+            (r#""guidance": {"v": 3}"#, "guidance"),
+            (r#""guidance": true"#, "guidance"),
+            (r#""sampler": ["euler"]"#, "sampler"),
+            (r#""model": 5"#, "model"),
+            (r#""negative_prompt": 5"#, "negative_prompt"),
+            (r#""size": [1, 2, 3]"#, "size"),
+            (r#""lora": "x", "lora_weights": ["much"]"#, "lora_weights"),
+            (r#""lora": "x", "lora_weights": [1, 2]"#, "lora_weights"),
+            (r#""loras": ["x", {"foo": 1}]"#, "lora"),
+        ] {
+            let notes = read(member).notes;
+            let start = format!("not used: {name} ");
+            assert!(notes.iter().any(|n| n.starts_with(&start)), "{member}: {notes:?}");
+        }
+        for (member, name, strength) in [
+            (r#""loras": [["x", 0.5, "h"]]"#, "x", 0.5),
+            (r#""loras": "x:0.5""#, "x", 0.5),
+            (r#""lora": "x", "lora_scale": 0, "lora_scales": [0.25]"#, "x", 0.25),
+            (r#""loras": [{"foo": 1}], "lora": "y""#, "y", 1.0),
+        ] {
+            let loras = read(member).settings.loras;
+            assert_eq!(loras.len(), 1, "{member}");
+            assert_eq!((loras[0].name.as_str(), loras[0].strength), (name, strength), "{member}");
         }
     }
 }
