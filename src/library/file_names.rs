@@ -126,7 +126,8 @@ fn is_variant(word: &str) -> bool {
 }
 
 /// The name of a shard, such as `x-00001-of-00003.safetensors` or, with a variant,
-/// `x-00001-of-00003.fp16.safetensors`. The numbers need not be possible.
+/// `x-00001-of-00003.fp16.safetensors`, or as people write them by hand, `x-1_of_3.safetensors` or
+/// `x_1_of_3.safetensors`. The numbers of the first form need not be possible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShardName<'a> {
     /// `x`.
@@ -137,6 +138,8 @@ pub struct ShardName<'a> {
     pub count: u32,
     /// How many digits `number` and `count` are written with.
     digits: (usize, usize),
+    /// What is written before them: `-` and `-of-`.
+    marks: (&'a str, &'a str),
     /// `fp16`, or empty, if it is written after the numbers.
     variant: &'a str,
     /// Everything after the numbers: `.fp16.safetensors`.
@@ -156,17 +159,32 @@ impl<'a> ShardName<'a> {
         Some(ShardName { variant, rest: &name[numbered.len()..], ..shard })
     }
 
-    /// Takes `x-00001-of-00003` apart.
+    /// Takes `x-00001-of-00003` or `x-1_of_3` apart.
     fn parse_numbered(text: &'a str) -> Option<Self> {
-        let (front, count) = text.rsplit_once("-of-")?;
-        let (stem, number) = front.rsplit_once('-')?;
-        let is_number = |s: &str| s.len() >= 4 && s.bytes().all(|b| b.is_ascii_digit());
-        if !is_number(number) || !is_number(count) {
+        let by_hand = || Self::parse_marked(text, "_of_", 1).filter(Self::is_valid);
+        Self::parse_marked(text, "-of-", 4).or_else(by_hand)
+    }
+
+    /// The same with `of` between numbers of at least `least` digits.
+    fn parse_marked(text: &'a str, of: &'static str, least: usize) -> Option<Self> {
+        let (front, count) = text.rsplit_once(of)?;
+        let mark = front.rfind(['-', '_'])?;
+        let (stem, mark, number) = (&front[..mark], &front[mark..=mark], &front[mark + 1..]);
+        let is_number = |s: &str| s.len() >= least && s.bytes().all(|b| b.is_ascii_digit());
+        if !is_number(number) || !is_number(count) || (of == "-of-" && mark != "-") {
             return None;
         }
         let digits = (number.len(), count.len());
         let (number, count) = (number.parse().ok()?, count.parse().ok()?);
-        Some(ShardName { stem, number, count, digits, variant: "", rest: "" })
+        let marks = (mark, of);
+        Some(ShardName { stem, number, count, digits, marks, variant: "", rest: "" })
+    }
+
+    /// The ways in which the other shards may be written: `x-10_of_12` may follow `x-01_of_12` or
+    /// `x-1_of_12`.
+    pub fn spellings(self) -> [Self; 2] {
+        let digits = if self.marks.1 == "-of-" { self.digits } else { (1, self.digits.1) };
+        [self, ShardName { digits, ..self }]
     }
 
     /// Whether the number is from 1 to `count`.
@@ -176,9 +194,9 @@ impl<'a> ShardName<'a> {
 
     /// The names of all shards of this model, in their order.
     pub fn all(self) -> impl Iterator<Item = String> {
-        let ShardName { stem, count, digits: (a, b), rest, .. } = self;
-        let (stem, rest) = (stem.to_string(), rest.to_string());
-        (1..=count).map(move |number| format!("{stem}-{number:0a$}-of-{count:0b$}{rest}"))
+        let ShardName { stem, count, digits: (a, b), marks: (mark, of), rest, .. } = self;
+        let (stem, end) = (format!("{stem}{mark}"), format!("{of}{count:0b$}{rest}"));
+        (1..=count).map(move |number| format!("{stem}{number:0a$}{end}"))
     }
 }
 
@@ -326,8 +344,20 @@ mod tests {
                 &["m-00001-of-00002.bf16.sft", "m-00002-of-00002.bf16.sft"],
             ),
             ("v1.0-00001-of-00001.gguf", &["v1.0-00001-of-00001.gguf"]),
+            ("flux-2_of_2.safetensors", &["flux-1_of_2.safetensors", "flux-2_of_2.safetensors"]),
+            ("my_flux_01_of_02.sft", &["my_flux_01_of_02.sft", "my_flux_02_of_02.sft"]),
         ] {
             assert_eq!(names(name), all);
+        }
+        let first = |name| ShardName::parse(name).unwrap().spellings().map(|s| s.all().next());
+        let written = |names: [&str; 2]| names.map(|name| Some(name.to_string()));
+        assert_eq!(first("x-10_of_12.sft"), written(["x-01_of_12.sft", "x-1_of_12.sft"]));
+        let same = "x-00001-of-00012.sft";
+        assert_eq!(first("x-00010-of-00012.sft"), written([same, same]));
+        for name in
+            ["x-3_of_2.sft", "x-0_of_2.sft", "best_of_3.sft", "1_of_3.sft", "x_0001-of-0002"]
+        {
+            assert!(ShardName::parse(name).is_none(), "{name}");
         }
         for name in ["x-99999999999-of-00002.sft", "x-00001-of-00002.sharp.sft", "x.sft", ""] {
             assert!(ShardName::parse(name).is_none(), "{name}");

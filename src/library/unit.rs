@@ -143,6 +143,7 @@ pub fn units(folder: &Path) -> FolderUnits {
             Err(e) => {
                 if let Some(shard) = ShardName::parse(&name).filter(ShardName::is_valid) {
                     // At most as many as the folder has files.
+                    let shard = as_written(shard, &path);
                     let there = shard.all().map(|name| path.with_file_name(name));
                     listed.extend(there.take(MAX_SHARDS).filter(|p| p.is_file()));
                 }
@@ -197,9 +198,17 @@ fn named_shards(path: &Path) -> Result<Option<Unit>> {
             .found(format!("{} of {}", shard.number, shard.count))
             .try_("rename it to the name that it was published under"));
     }
+    let shard = as_written(shard, path);
     let paths = shard.all().map(|name| path.with_file_name(name));
     let expected = format!("all {} files of the split model", shard.count);
     together(paths, &expected).map(Some)
+}
+
+/// The spelling of `shard`, the name of the file at `path`, in which the first shard is there.
+fn as_written<'a>(shard: ShardName<'a>, path: &Path) -> ShardName<'a> {
+    let has_first =
+        |s: &ShardName| s.all().next().is_some_and(|first| path.with_file_name(first).is_file());
+    shard.spellings().into_iter().find(has_first).unwrap_or(shard)
 }
 
 /// These files as one unit. A file that is missing is an error that names what is `expected`.

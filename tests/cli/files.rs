@@ -111,7 +111,17 @@ fn shards_are_found_by_their_names_and_a_missing_one_is_named() {
         assert!(said.contains(&format!("{second}: a shard is missing")), "{said}");
         assert!(said.contains("flux-00002-of-00003.safetensors.part, an unfinished"), "{said}");
     }
-    // So is one of a whole file.
+    // Numbers as people write them by hand.
+    tiny.without(FLUX).write(at("h/rest.safetensors"));
+    for (i, part) in tiny.of(FLUX).parts(3).into_iter().enumerate() {
+        part.write(at(&format!("h/flux-{}_of_3.safetensors", i + 1)));
+    }
+    assert!(draw(dir.path(), "h", &[]).0 == reference);
+    std::fs::remove_file(at("h/flux-3_of_3.safetensors")).unwrap();
+    let (code, said) = refused(dir.path(), "h");
+    assert_eq!(code, Some(4), "{said}");
+    assert!(said.contains("h/flux-3_of_3.safetensors: a shard is missing"), "{said}");
+    // A download of a whole file that is not finished.
     std::fs::create_dir(at("n")).unwrap();
     std::fs::write(at("n/flux1-dev.safetensors.incomplete"), "x").unwrap();
     let (code, said) = refused(dir.path(), "n");
