@@ -74,6 +74,8 @@ fn blocks(rows: usize, cols: usize, format: &Format) -> HostWeight {
             first_row: 0,
             tiled: false,
             factor: 1.0,
+            factors: None,
+            first_factor: 0,
         }),
     };
     let part =

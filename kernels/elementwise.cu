@@ -9,6 +9,8 @@
 //   embed           out[r] = table[ids[r]] (+ positions[r % positions.rows])
 //   timestep_embed  out = [cos(1000 t f) | sin(1000 t f)], f_i = 10000^(-i / half)
 //   pack, unpack    latent pixels to tokens of 2x2 pixels and back
+//   group_mix       out[r, a n + j] = sum of w[a, i] x[r, i n + j], for the groups i of n columns
+//   scaled_add      out = tail(x + scale * add), the tails of linear
 //   euler_step      x += dt * v, with true CFG x += dt * (vu + s * (vc - vu))
 //
 // Roofline: limited by memory; at most twenty operations per element, for which 4 to 8 bytes are
@@ -283,4 +285,53 @@ KERNEL(THREADS, 4) euler_step_any_sm80(float* x, const void* v, const float* ste
         velocity = without + step[1] * (velocity - without);
     }
     x[spot.in(p.x_stride)] += step[0] * velocity;
+}
+
+struct MixParams {
+    u32 rows, cols;
+    // Groups of x, and the columns of a group.
+    u32 inputs, width;
+    u32 x_stride, out_stride;
+    u32 x_type, out_type;
+};
+
+// Neighbouring threads have neighbouring columns of one group, so that loads are consecutive; each
+// element of x is read once for every output group, mostly from the caches.
+KERNEL(THREADS, 4) group_mix_any_sm80(const void* x, const float* w, void* out, MixParams p) {
+    const u64 i = thread_index();
+    if (i >= (u64)p.rows * p.cols) return;
+    const Spot spot(i, p.cols);
+    const u32 group = spot.col / p.width;
+    const size_t first = spot.row * p.x_stride + (spot.col - group * p.width);
+    const float* row = w + (size_t)group * p.inputs;
+    float sum = 0.f;
+    for (u32 k = 0; k < p.inputs; ++k) sum = __fmaf_rn(row[k], load_element(x, first + (size_t)k * p.width, p.x_type), sum);
+    store_element(out, spot.in(p.out_stride), p.out_type, sum);
+}
+
+struct ScaledAddParams {
+    u32 rows, cols;
+    u32 x_stride, add_stride, residual_stride, gate_stride, out_stride;
+    u32 x_type, add_type, residual_type, gate_type, out_type;
+    // 0 none, 1 silu, 2 gelu_tanh, 3 quick_gelu.
+    u32 activation;
+    // Rows of one group: row r is multiplied with row r / group_rows of the gate.
+    u32 group_rows;
+};
+
+// add, scale, residual and gate may be absent.
+KERNEL(THREADS, 4) scaled_add_any_sm80(const void* x, const void* add, const float* scale, const void* residual, const void* gate, void* out, ScaledAddParams p) {
+    const u64 i = thread_index();
+    if (i >= (u64)p.rows * p.cols) return;
+    const Spot spot(i, p.cols);
+    float y = load_element(x, spot.in(p.x_stride), p.x_type);
+    if (add) y = __fmaf_rn(scale ? scale[spot.col] : 1.f, load_element(add, spot.in(p.add_stride), p.add_type), y);
+    if (p.activation == 1) y = silu(y);
+    if (p.activation == 2) y = gelu_tanh(y);
+    if (p.activation == 3) y = quick_gelu(y);
+    if (residual) {
+        const float factor = gate ? load_element(gate, spot.row / p.group_rows * p.gate_stride + spot.col, p.gate_type) : 1.f;
+        y = __fmaf_rn(factor, y, load_element(residual, spot.in(p.residual_stride), p.residual_type));
+    }
+    store_element(out, spot.in(p.out_stride), p.out_type, y);
 }

@@ -173,7 +173,7 @@ impl Scale {
             Scale::One => 1.0,
             Scale::Tensor(s) => *s,
             Scale::Rows(s) => s[row],
-            Scale::Blocks(s) => s.factor,
+            Scale::Blocks(s) => s.factors.as_ref().map_or(s.factor, |f| f[s.first_factor + row]),
         }
     }
 
@@ -225,9 +225,18 @@ pub struct BlockScales {
     pub tiled: bool,
     /// A factor for all blocks, besides their own (the second scale of nvfp4).
     pub factor: f32,
+    /// A factor for each row of the part, in place of `factor`.
+    pub factors: Option<Arc<[f32]>>,
+    /// The entry of `factors` that belongs to the first row.
+    pub first_factor: usize,
 }
 
 impl BlockScales {
+    /// The same scales with a factor for each row of the part, in place of `factor`.
+    pub fn with_factors(&self, factors: Arc<[f32]>) -> BlockScales {
+        BlockScales { factors: Some(factors), first_factor: 0, ..self.clone() }
+    }
+
     fn index(&self, row: usize, block: usize) -> usize {
         let row = self.first_row + row;
         if !self.tiled {
@@ -374,9 +383,11 @@ impl HostPart {
         assert!(first + rows <= self.rows);
         let scale = match &self.scale {
             Scale::Rows(s) => Scale::Rows(s[first..first + rows].into()),
-            Scale::Blocks(s) => {
-                Scale::Blocks(BlockScales { first_row: s.first_row + first, ..s.clone() })
-            }
+            Scale::Blocks(s) => Scale::Blocks(BlockScales {
+                first_row: s.first_row + first,
+                first_factor: s.first_factor + first,
+                ..s.clone()
+            }),
             other => other.clone(),
         };
         HostPart {

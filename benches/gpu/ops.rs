@@ -163,6 +163,7 @@ impl Bench<'_> {
             x: x.all(),
             w,
             bias: Some(b),
+            factors: None,
             side: None,
             epilogue: Epilogue::GeluTanh,
             out: out.all(),

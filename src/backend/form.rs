@@ -222,7 +222,7 @@ fn within(part: &HostPart) -> Result<()> {
 fn is_one(part: &HostPart) -> bool {
     match &part.scale {
         Scale::One => true,
-        Scale::Blocks(s) => s.factor == 1.0,
+        Scale::Blocks(s) => s.factor == 1.0 && s.factors.is_none(),
         _ => false,
     }
 }

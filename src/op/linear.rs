@@ -30,6 +30,44 @@ pub enum Epilogue {
 }
 
 impl Epilogue {
+    /// Passes its operands to `v`.
+    pub(super) fn visit(&mut self, v: &mut Visitor) {
+        match self {
+            Epilogue::Add { residual } => v.read(residual),
+            Epilogue::GatedAdd { residual, gate } => {
+                v.read(residual);
+                v.read(gate);
+            }
+            Epilogue::None | Epilogue::Silu | Epilogue::GeluTanh | Epilogue::QuickGelu => {}
+        }
+    }
+
+    /// Checks that its operands fit `out`.
+    pub(super) fn check(self, out: View) -> Result<(), String> {
+        if let Epilogue::GatedAdd { gate, .. } = self {
+            rule!(gate.cols == out.cols, "gate has {} columns, out {}", gate.cols, out.cols);
+            let groups = gate.rows();
+            rule!(out.rows() % groups == 0, "{} rows in {groups} groups", out.rows());
+        }
+        if let Some(r) = self.residual() {
+            rule!((r.rows, r.cols) == (out.rows(), out.cols), "residual {r} does not match out");
+            rule!(out.cols == out.tensor.cols, "a residual needs a whole output tensor");
+        }
+        Ok(())
+    }
+
+    /// What a listing prints.
+    pub(super) fn listing(self) -> Option<String> {
+        match self {
+            Epilogue::None => None,
+            Epilogue::Silu => Some("silu".into()),
+            Epilogue::GeluTanh => Some("gelu_tanh".into()),
+            Epilogue::QuickGelu => Some("quick_gelu".into()),
+            Epilogue::Add { residual } => Some(format!("+{residual}")),
+            Epilogue::GatedAdd { residual, gate } => Some(format!("+{residual} gate {gate}")),
+        }
+    }
+
     /// The tensor to which the product is added, if any.
     fn residual(&self) -> Option<Tensor> {
         match *self {
@@ -50,7 +88,7 @@ pub struct Side {
     pub b: Weight,
 }
 
-/// `out[r] = epilogue(x[r] . w^T + side + bias)`
+/// `out[r] = epilogue(factors * (x[r] . w^T) + side + bias)`
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Linear {
     /// `rows x K`
@@ -59,12 +97,22 @@ pub struct Linear {
     pub w: Weight,
     /// `1 x N`
     pub bias: Option<Weight>,
+    /// `1 x N`: a factor for each row of `w`, in place of the factors that are stored with `w`.
+    pub factors: Option<Weight>,
     /// Added to the product before the epilogue.
     pub side: Option<Side>,
     /// Applied before the result is stored.
     pub epilogue: Epilogue,
     /// `rows x N`
     pub out: View,
+}
+
+impl Linear {
+    /// `out = x . w^T`
+    pub fn plain(x: View, w: Weight, out: View) -> Linear {
+        let (bias, factors, side) = (None, None, None);
+        Linear { x, w, bias, factors, side, epilogue: Epilogue::None, out }
+    }
 }
 
 impl Operation for Linear {
@@ -77,17 +125,13 @@ impl Operation for Linear {
         if let Some(side) = &mut self.side {
             v.read(&mut side.t);
         }
-        match &mut self.epilogue {
-            Epilogue::Add { residual } => v.read(residual),
-            Epilogue::GatedAdd { residual, gate } => {
-                v.read(residual);
-                v.read(gate);
-            }
-            Epilogue::None | Epilogue::Silu | Epilogue::GeluTanh | Epilogue::QuickGelu => {}
-        }
+        self.epilogue.visit(v);
         v.weight(&mut self.w, Use::Matrix);
         if let Some(bias) = &mut self.bias {
             v.weight(bias, Use::Vector);
+        }
+        if let Some(factors) = &mut self.factors {
+            v.weight(factors, Use::Vector);
         }
         if let Some(side) = &mut self.side {
             v.weight(&mut side.b, Use::Matrix);
@@ -96,27 +140,20 @@ impl Operation for Linear {
     }
 
     fn check(&self) -> Result<(), String> {
-        let Linear { x, w, bias, side, epilogue, out } = *self;
+        let Linear { x, w, bias, factors, side, epilogue, out } = *self;
         rule!(x.cols == w.cols, "x has {} columns, w {}", x.cols, w.cols);
         rule!(out.cols == w.rows, "out has {} columns, w {} rows", out.cols, w.rows);
         rule!(out.rows() == x.rows(), "out has {} rows, x {}", out.rows(), x.rows());
-        let one_row = bias.is_none_or(|b| b.rows == 1 && b.cols == w.rows);
-        rule!(one_row, "bias is not 1 x {}", w.rows);
+        for (what, vector) in [("bias is", bias), ("factors are", factors)] {
+            let one_row = vector.is_none_or(|b| b.rows == 1 && b.cols == w.rows);
+            rule!(one_row, "{what} not 1 x {}", w.rows);
+        }
         if let Some(Side { t, b }) = side {
             rule!(t.rows == x.rows(), "the side has {} rows, x {}", t.rows, x.rows());
             rule!((b.rows, b.cols) == (w.rows, t.cols), "the side's b is {b}, its t {t}");
             rule!(t.slot != out.tensor.slot, "the side is the output");
         }
-        if let Epilogue::GatedAdd { gate, .. } = epilogue {
-            rule!(gate.cols == out.cols, "gate has {} columns, out {}", gate.cols, out.cols);
-            let groups = gate.rows();
-            rule!(out.rows() % groups == 0, "{} rows in {groups} groups", out.rows());
-        }
-        if let Some(r) = epilogue.residual() {
-            rule!((r.rows, r.cols) == (out.rows(), out.cols), "residual {r} does not match out");
-            rule!(out.cols == out.tensor.cols, "a residual needs a whole output tensor");
-        }
-        Ok(())
+        epilogue.check(out)
     }
 
     fn flops(&self) -> u64 {
@@ -126,14 +163,7 @@ impl Operation for Linear {
 
     fn listing(&self) -> Option<Vec<String>> {
         let side = self.side.map(|side| format!("side {}", side.t));
-        let epilogue = match self.epilogue {
-            Epilogue::None => None,
-            Epilogue::Silu => Some("silu".into()),
-            Epilogue::GeluTanh => Some("gelu_tanh".into()),
-            Epilogue::QuickGelu => Some("quick_gelu".into()),
-            Epilogue::Add { residual } => Some(format!("+{residual}")),
-            Epilogue::GatedAdd { residual, gate } => Some(format!("+{residual} gate {gate}")),
-        };
+        let epilogue = self.epilogue.listing();
         Some([self.x.to_string()].into_iter().chain(side).chain(epilogue).collect())
     }
 }

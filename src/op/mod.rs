@@ -9,6 +9,7 @@
 //! amount of matrix work, and the list of operands ([`Operation`]). To add an operation, write its
 //! struct, implement [`Operation`] for it, and add its name to the list below.
 
+mod adapter;
 mod attention;
 mod conv2d;
 mod elementwise;
@@ -21,8 +22,10 @@ mod program;
 mod qk_norm_rope;
 mod recorder;
 mod rule;
+mod sides;
 mod visit;
 
+pub use adapter::{GroupMix, ScaledAdd};
 pub use attention::Attention;
 pub use conv2d::{Conv2d, ConvShape};
 pub use elementwise::{Add, Cast, CopyRows, GeluMul, Silu};
@@ -31,9 +34,10 @@ pub use group_norm::{GroupNorm, GroupStatistics};
 pub use latents::{EulerStep, Pack, Unpack};
 pub use linear::{Epilogue, Linear, Side};
 pub use norm::{LayerNorm, LayerNormModulate, RmsNorm};
-pub use program::{Io, Program, Segment, SideFactor, Step, WeightSpec};
+pub use program::{Io, Program, Segment, SideFactor, Step, TermFactor, WeightSpec};
 pub use qk_norm_rope::QkNormRope;
 pub use recorder::Recorder;
+pub use sides::{LinearChange, LinearTerm, TermKind};
 pub use visit::{Access, Operand, Use, Visitor, Window};
 
 use std::fmt;
@@ -108,6 +112,7 @@ operations! { $
     GeluMul Silu Add GroupStatistics GroupNorm
     Embed TimestepEmbed Pack Unpack EulerStep
     CopyRows Cast
+    GroupMix ScaledAdd
 }
 
 impl Op {

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::ops::Range;
 
-use super::{Epilogue, Linear, Op, Side, Use};
+use super::{Op, Use};
 use crate::error::{Error, Result};
-use crate::tensor::{Slot, Tensor, Weight};
+use crate::tensor::Tensor;
 
 /// One operation of a program, with a label.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,18 +26,42 @@ impl Step {
     }
 }
 
-/// Which factor of a side matrix a weight is. A side matrix is a low-rank change of a weight,
-/// `up . down`; LoRAs are applied as side matrices.
+/// What a weight that belongs to adapters is. A LoRA is a side matrix: a low-rank change of a
+/// weight, `up . down`. [`Program::with_changes`] says where each of them is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SideFactor {
     /// `rank x K`
     Down,
     /// `N x rank`
     Up,
+    /// `1 x N`: what the rows of the base weight are multiplied with, instead of the factors that
+    /// are stored with it.
+    Rows,
+    /// `1 x K`: what the columns of the base weight are multiplied with, minus 1.
+    Columns,
+    /// A vector of the model with the changes of adapters.
+    Changed,
+    /// A part of the addition of this number, which has no low rank.
+    Term(u32, TermFactor),
 }
 
-/// What a [`Weight`] handle stands for: some rows of a tensor of the model, or one of the two
-/// matrices of a LoRA (down or up) for these rows.
+/// A part of an addition that has no low rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TermFactor {
+    /// `n x K`: the matrix itself.
+    Whole,
+    /// `1 x (outputs * inputs)`: the outer factor of a Kronecker product.
+    Outer,
+    /// The inner factor of a Kronecker product.
+    Inner,
+    /// `1 x n`: what its rows are multiplied with.
+    Rows,
+    /// `1 x K`: what its columns are multiplied with, minus 1.
+    Columns,
+}
+
+/// What a [`Weight`](crate::tensor::Weight) handle stands for: some rows of a tensor of the model, or a matrix or vector of
+/// adapters for these rows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct WeightSpec {
     /// Canonical name within the component, e.g. `double_blocks.0.img_attn.qkv.weight`.
@@ -48,8 +72,8 @@ pub struct WeightSpec {
     pub rows: usize,
     /// Number of columns.
     pub cols: usize,
-    /// `None` for the rows themselves. For a factor of their side matrix, `rows` and `cols` are
-    /// those of the factor.
+    /// `None` for the rows themselves. For a matrix or vector of adapters, `rows` and `cols` are its
+    /// own.
     pub side: Option<SideFactor>,
 }
 
@@ -97,7 +121,7 @@ pub struct Program {
     pub name: String,
     /// All steps, in the order in which they run.
     pub steps: Vec<Step>,
-    /// The weights, by [`Weight::id`].
+    /// The weights, by [`Weight::id`](crate::tensor::Weight::id).
     pub weights: Vec<WeightSpec>,
     /// Tensors that the host writes before a run.
     pub inputs: Vec<Io>,
@@ -105,7 +129,7 @@ pub struct Program {
     pub outputs: Vec<Io>,
     /// The parts that can be run one by one; empty if the program only runs as a whole.
     pub segments: Vec<Segment>,
-    /// Number of temporary tensors ([`Slot::Temp`]).
+    /// Number of temporary tensors ([`Slot::Temp`](crate::tensor::Slot::Temp)).
     pub temps: u32,
 }
 
@@ -185,65 +209,6 @@ impl Program {
             .found(values[position])
             .expected(format!("0 to {}", rows - 1))
             .try_("use the tokenizer that belongs to the text encoder"))
-    }
-
-    /// The program with a side matrix at every [`Linear`] for whose weight `rank` returns a rank.
-    /// Models are recorded without side matrices; this adds those of LoRAs.
-    ///
-    /// Existing steps stay in their order, and existing weights keep their ids: the factors of the
-    /// side matrices come after them.
-    ///
-    /// # Panics
-    /// If a changed step does not pass [`Op::check`].
-    pub fn with_sides(mut self, rank: &dyn Fn(&WeightSpec) -> Option<usize>) -> Program {
-        let mut steps = Vec::with_capacity(self.steps.len());
-        // The new index of each existing step.
-        let mut moved = Vec::with_capacity(self.steps.len() + 1);
-        for mut step in std::mem::take(&mut self.steps) {
-            moved.push(steps.len());
-            if let Op::Linear(linear) = &mut step.op
-                && let Some(rank) = rank(&self.weights[linear.w.id as usize])
-            {
-                let (op, side) = self.side(linear, rank);
-                steps.push(Step { op: op.into(), label: format!("{}.lora", step.label) });
-                linear.side = Some(side);
-            }
-            if let Err(why) = step.op.check() {
-                panic!("{}: {}: {why}: {}", self.name, step.label, step.op);
-            }
-            steps.push(step);
-        }
-        moved.push(steps.len());
-        for segment in &mut self.segments {
-            segment.steps = moved[segment.steps.start]..moved[segment.steps.end];
-        }
-        self.steps = steps;
-        self
-    }
-
-    /// New weights and a new tensor for the side matrix of `linear`: the operation that computes
-    /// the first half, and the operand for the second.
-    fn side(&mut self, linear: &Linear, rank: usize) -> (Linear, Side) {
-        let base = self.weights[linear.w.id as usize].clone();
-        let mut factor = |factor, rows, cols| {
-            self.weights.push(WeightSpec { rows, cols, side: Some(factor), ..base.clone() });
-            Weight { id: self.weights.len() as u32 - 1, rows, cols }
-        };
-        let down = factor(SideFactor::Down, rank, linear.w.cols);
-        let b = factor(SideFactor::Up, linear.w.rows, rank);
-        self.temps += 1;
-        let slot = Slot::Temp(self.temps - 1);
-        let (rows, dtype) = (linear.x.rows(), linear.x.tensor.dtype);
-        let t = Tensor { slot, rows, cols: rank, dtype };
-        let first = Linear {
-            x: linear.x,
-            w: down,
-            bias: None,
-            side: None,
-            epilogue: Epilogue::None,
-            out: t.all(),
-        };
-        (first, Side { t, b })
     }
 
     /// Matrix work of one run.

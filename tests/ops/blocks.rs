@@ -74,6 +74,8 @@ impl Case {
                     first_row: 5,
                     tiled,
                     factor,
+                    factors: None,
+                    first_factor: 0,
                 });
             }
         }
@@ -109,6 +111,7 @@ fn linear_in_every_block_format() {
                     x: x.all(),
                     w,
                     bias: Some(b),
+                    factors: None,
                     side: None,
                     epilogue,
                     out: out.all(),
@@ -126,7 +129,15 @@ fn linear_in_every_block_format() {
     let gate = c.input(1, 98).columns(49, 49);
     let epilogue = Epilogue::GatedAdd { residual, gate };
     c.check(
-        Op::Linear(Linear { x: x.all(), w, bias: None, side: None, epilogue, out: residual.all() }),
+        Op::Linear(Linear {
+            x: x.all(),
+            w,
+            bias: None,
+            factors: None,
+            side: None,
+            epilogue,
+            out: residual.all(),
+        }),
         0,
     );
     wgpu::all_ran_on_blocks();
@@ -164,6 +175,7 @@ fn linear_in_blocks_of_odd_shapes() {
                 x,
                 w,
                 bias: Some(bias),
+                factors: None,
                 side,
                 epilogue: Epilogue::Silu,
                 out: out.all(),
@@ -175,6 +187,7 @@ fn linear_in_blocks_of_odd_shapes() {
                 x,
                 w,
                 bias: None,
+                factors: None,
                 side: None,
                 epilogue: Epilogue::None,
                 out: out.all(),
@@ -208,6 +221,7 @@ fn weights_in_blocks_are_decoded_to_the_bit() {
             x: x.all(),
             w,
             bias: None,
+            factors: None,
             side: None,
             epilogue: Epilogue::None,
             out: out.all(),
@@ -248,6 +262,7 @@ fn linear_with_a_side() {
                     x: x.all(),
                     w,
                     bias: Some(bias),
+                    factors: None,
                     side: Some(Side { t, b }),
                     epilogue,
                     out,

@@ -53,6 +53,8 @@ impl Case {
                     first_row: 0,
                     tiled: false,
                     factor: 1.0,
+                    factors: None,
+                    first_factor: 0,
                 })
             }
             None if dtype.size() == 1 => Scale::Tensor(0.5),
@@ -153,6 +155,7 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
                 x: x.all(),
                 w,
                 bias: Some(bias),
+                factors: None,
                 side: None,
                 epilogue: Epilogue::GeluTanh,
                 out: out.all(),

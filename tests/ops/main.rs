@@ -27,8 +27,8 @@ use flux_fast::backend::cpu::variants;
 use flux_fast::dtype::DType;
 use flux_fast::op::{
     Add, Attention, Cast, Conv2d, ConvShape, CopyRows, Embed, Epilogue, EulerStep, GeluMul,
-    GroupNorm, GroupStatistics, LayerNorm, LayerNormModulate, Linear, Op, Pack, QkNormRope,
-    RmsNorm, Silu, TimestepEmbed, Unpack,
+    GroupMix, GroupNorm, GroupStatistics, LayerNorm, LayerNormModulate, Linear, Op, Pack, QkNormRope,
+    RmsNorm, ScaledAdd, Side, Silu, TimestepEmbed, Unpack,
 };
 use flux_fast::tensor::{Scale, Tensor};
 
@@ -65,6 +65,7 @@ fn linear_in_every_stored_type() {
                     x: x.all(),
                     w,
                     bias: Some(b),
+                    factors: None,
                     side: None,
                     epilogue: Epilogue::None,
                     out: out.all(),
@@ -86,6 +87,7 @@ fn linear_in_every_stored_type() {
         x: x.columns(17, 48),
         w,
         bias: None,
+        factors: None,
         side: None,
         epilogue: Epilogue::None,
         out: out.columns(9, 49),
@@ -96,7 +98,15 @@ fn linear_in_every_stored_type() {
     let (x, w, out) =
         (c.input(17, 256), c.blocks(256, &[(40, DType::Q4K, false)]), c.output(17, 40));
     c.check(
-        Linear { x: x.all(), w, bias: None, side: None, epilogue: Epilogue::None, out: out.all() },
+        Linear {
+            x: x.all(),
+            w,
+            bias: None,
+            factors: None,
+            side: None,
+            epilogue: Epilogue::None,
+            out: out.all(),
+        },
         0,
     );
     all_ran(&["linear"]);
@@ -134,6 +144,7 @@ fn linear_with_every_epilogue() {
                 x: x.all(),
                 w,
                 bias: Some(b),
+                factors: None,
                 side: None,
                 epilogue,
                 out: out.all(),
@@ -437,6 +448,91 @@ fn element_by_element() {
         }
     }
     all_ran(&["add", "gelu_mul", "silu"]);
+}
+
+#[test]
+fn groups_of_columns_are_mixed() {
+    for rows in ROWS {
+        // (outputs, inputs, width)
+        for (outputs, inputs, width) in [(1, 1, 5), (3, 2, 7), (2, 4, 16), (16, 16, 12), (5, 1, 64)]
+        {
+            let mut c = Case::new();
+            let x = c.input(rows, inputs * width + 3);
+            let (w, out) = (c.vector(outputs * inputs), c.output(rows, outputs * width));
+            let x = x.columns(2, inputs * width);
+            c.check(GroupMix { x, w, inputs, out }, 0);
+        }
+    }
+    let mut c = Case::new();
+    let (x, w, out) = (c.input(17, 32), c.vector(16), c.output(17, 32));
+    c.check(GroupMix { x: x.all(), w, inputs: 4, out }, 0);
+    c.check_nan(GroupMix { x: x.all(), w, inputs: 4, out }, x);
+    all_ran(&["group_mix"]);
+}
+
+#[test]
+fn scaled_add_with_every_epilogue() {
+    for rows in ROWS {
+        for cols in [1, 37, 512] {
+            let mut c = Case::new();
+            let x = c.input(rows, cols + 3).columns(1, cols);
+            let add = c.input(rows, cols + 2).columns(2, cols);
+            let (scale, residual) = (c.vector(cols), c.input(rows, cols));
+            let out = c.output(rows, cols);
+            let gates = [c.input(1, cols).all(), c.input(rows, cols + 5).columns(3, cols)];
+            let mut epilogues = vec![
+                Epilogue::None,
+                Epilogue::Silu,
+                Epilogue::GeluTanh,
+                Epilogue::QuickGelu,
+                Epilogue::Add { residual },
+            ];
+            epilogues.extend(gates.map(|gate| Epilogue::GatedAdd { residual, gate }));
+            for epilogue in epilogues {
+                for (add, scale) in [(None, None), (Some(add), None), (Some(add), Some(scale))] {
+                    let op = ScaledAdd { x, add, scale, epilogue, out: out.all() };
+                    c.check(op, 0);
+                }
+            }
+            // In place, and into a window.
+            let whole = c.input(rows, cols);
+            let (add, epilogue) = (Some(add), Epilogue::GeluTanh);
+            c.check(ScaledAdd { x: whole.all(), add, scale: None, epilogue, out: whole.all() }, 0);
+            c.check(ScaledAdd { x, add, scale: Some(scale), epilogue, out: x }, 3 * rows);
+            let epilogue = Epilogue::Add { residual: whole };
+            c.check(ScaledAdd { x, add, scale: None, epilogue, out: whole.all() }, 0);
+            let op = ScaledAdd { x, add, scale: None, epilogue: Epilogue::None, out: out.all() };
+            c.check_nan(op, x.tensor);
+        }
+    }
+    all_ran(&["scaled_add"]);
+}
+
+#[test]
+fn linear_with_factors() {
+    for dtype in [DType::F32, DType::BF16, DType::F8E4M3, DType::I8, DType::Q8_0, DType::Nvfp4] {
+        for rows in [1, 18, 256] {
+            let mut c = Case::new();
+            let own: Arc<[f32]> = (0..72).map(|i| 0.5 + i as f32 / 64.0).collect();
+            let w = match dtype.is_plain() {
+                true => c.weight_of(
+                    64,
+                    &[(40, dtype, Scale::Tensor(0.3)), (32, dtype, Scale::Rows(own[..32].into()))],
+                ),
+                false => c.blocks(64, &[(72, dtype, false)]),
+            };
+            let (x, out, bias) = (c.input(rows, 64), c.output(rows, 72), Some(c.vector(72)));
+            let (factors, t) = (Some(c.vector(72)), c.input(rows, 8));
+            let b = c.weight(72, 8, DType::BF16);
+            for side in [None, Some(Side { t, b })] {
+                for epilogue in [Epilogue::None, Epilogue::GeluTanh] {
+                    let out = out.all();
+                    c.check(Linear { x: x.all(), w, bias, factors, side, epilogue, out }, 0);
+                }
+            }
+        }
+    }
+    all_ran(&["linear"]);
 }
 
 #[test]

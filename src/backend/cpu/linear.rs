@@ -1,5 +1,6 @@
 //! [`Linear`]: `out = tail(x . w^T + side + bias)`, and the table of its variants.
 
+use super::adapter::tail;
 use super::gemm;
 use super::gemm::rows::WeightRows;
 use super::isa::Isa;
@@ -8,8 +9,8 @@ use super::matrix::{In, Out};
 use super::reference;
 use super::step::{CpuOperation, CpuStep, Sizing};
 use crate::error::{Error, Result};
-use crate::op::{Epilogue, Linear};
-use crate::tensor::HostWeight;
+use crate::op::Linear;
+use crate::tensor::{HostPart, HostWeight, Scale};
 
 pub use super::gemm::finish::Tail;
 pub use super::product::{Variant, choose};
@@ -98,6 +99,21 @@ pub(super) fn check_tail(tail: Tail, out: Out) {
     }
 }
 
+/// `w` with these factors of its rows, in place of its own.
+fn with_factors(w: &HostWeight, factors: &[f32]) -> HostWeight {
+    let mut first = 0;
+    let parts = w.parts.iter().map(|part| {
+        let own = factors[first..first + part.rows].into();
+        first += part.rows;
+        let scale = match &part.scale {
+            Scale::Blocks(blocks) => Scale::Blocks(blocks.with_factors(own)),
+            _ => Scale::Rows(own),
+        };
+        HostPart { scale, ..part.clone() }
+    });
+    HostWeight { rows: w.rows, cols: w.cols, parts: parts.collect() }
+}
+
 impl CpuOperation for Linear {
     const KERNELS: Kernels =
         Kernels::Product { op: "linear", variants: LINEAR, reference: "linear_reference" };
@@ -114,17 +130,11 @@ impl CpuOperation for Linear {
     fn run(&self, step: &CpuStep) -> Result<()> {
         let side = self.side.map(|s| Ok::<_, Error>((step.tensor(s.t)?, step.weight(s.b)?)));
         let (side, w, bias) = (side.transpose()?, step.weight(self.w)?, step.bias(self.bias)?);
+        let factors = step.bias(self.factors)?;
+        let changed = factors.map(|factors| with_factors(w, factors));
+        let w = changed.as_ref().unwrap_or(w);
         let (x, out) = (step.view(self.x)?, step.view_out(self.out)?);
-        let tail = match self.epilogue {
-            Epilogue::None => Tail::None,
-            Epilogue::Silu => Tail::Silu,
-            Epilogue::GeluTanh => Tail::GeluTanh,
-            Epilogue::QuickGelu => Tail::QuickGelu,
-            Epilogue::Add { residual } => Tail::Add { residual: step.tensor(residual)? },
-            Epilogue::GatedAdd { residual, gate } => {
-                Tail::GatedAdd { residual: step.tensor(residual)?, gate: step.view(gate)? }
-            }
-        };
+        let tail = tail(self.epilogue, step)?;
         match step.product(w) {
             Product::Reference => reference::linear(x, w, bias, side, tail, out),
             Product::Fast(v) => linear(x, w, bias, side, tail, out, step.scratch(self)?, v),

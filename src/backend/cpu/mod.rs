@@ -6,6 +6,7 @@
 //! is divided into pieces that do not depend on the number of threads. So a result depends only on
 //! the program, the weights, the instruction set and the requested arithmetic.
 
+mod adapter;
 mod arena;
 mod args;
 mod attention;

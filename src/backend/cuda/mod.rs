@@ -7,6 +7,7 @@
 //! (`recording`). The files named like operations choose kernels and compute their parameters;
 //! they are plain functions, which tests call without a GPU.
 
+mod adapter;
 mod arch;
 mod attention;
 mod attention_hopper;

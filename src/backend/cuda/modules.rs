@@ -93,10 +93,11 @@ mod tests {
     #[test]
     fn kernels_are_declared_as_they_were_compiled() {
         use super::super::{
-            attention, attention_hopper, ceilings, conv2d, elementwise, group_norm, latents,
+            adapter, attention, attention_hopper, ceilings, conv2d, elementwise, group_norm,
+            latents,
         };
         use super::super::{linear, linear_fp8, linear_hopper, norm};
-        let families: [&[&super::super::launch::Kernel]; 11] = [
+        let families: [&[&super::super::launch::Kernel]; 12] = [
             &ceilings::KERNELS[..],
             linear::KERNELS,
             linear_fp8::KERNELS,
@@ -106,6 +107,7 @@ mod tests {
             conv2d::KERNELS,
             group_norm::KERNELS,
             norm::KERNELS,
+            adapter::KERNELS,
             elementwise::KERNELS,
             latents::KERNELS,
         ];

@@ -28,6 +28,20 @@ pub enum Tail<P> {
 }
 
 impl<P: Location> Tail<P> {
+    /// The operands of `epilogue`.
+    pub fn of<G: GpuApi<Place = P>>(epilogue: Epilogue, to: &Lowering<G>) -> Result<Tail<P>> {
+        Ok(match epilogue {
+            Epilogue::None => Tail::None,
+            Epilogue::Silu => Tail::Silu,
+            Epilogue::GeluTanh => Tail::GeluTanh,
+            Epilogue::QuickGelu => Tail::QuickGelu,
+            Epilogue::Add { residual } => Tail::Add { residual: to.tensor(residual)? },
+            Epilogue::GatedAdd { residual, gate } => {
+                Tail::GatedAdd { residual: to.tensor(residual)?, gate: to.view(gate)? }
+            }
+        })
+    }
+
     fn columns(self, first: usize, cols: usize) -> Tail<P> {
         match self {
             Tail::Add { residual } => Tail::Add { residual: residual.columns(first, cols) },
@@ -68,6 +82,8 @@ pub struct LinearArgs<P, S> {
 pub struct Product<P> {
     pub x: Matrix<P>,
     pub bias: Option<Matrix<P>>,
+    /// Factors of the rows of the weight, in place of those that are stored with it.
+    pub factors: Option<Matrix<P>>,
     pub tail: Tail<P>,
     pub out: Matrix<P>,
 }
@@ -75,17 +91,13 @@ pub struct Product<P> {
 impl<P: Location> Product<P> {
     /// The operands of `op` other than weight and side.
     pub fn new<G: GpuApi<Place = P>>(op: &Linear, to: &Lowering<G>) -> Result<Product<P>> {
-        let tail = match op.epilogue {
-            Epilogue::None => Tail::None,
-            Epilogue::Silu => Tail::Silu,
-            Epilogue::GeluTanh => Tail::GeluTanh,
-            Epilogue::QuickGelu => Tail::QuickGelu,
-            Epilogue::Add { residual } => Tail::Add { residual: to.tensor(residual)? },
-            Epilogue::GatedAdd { residual, gate } => {
-                Tail::GatedAdd { residual: to.tensor(residual)?, gate: to.view(gate)? }
-            }
-        };
-        Ok(Product { x: to.view(op.x)?, bias: to.bias(op.bias)?, tail, out: to.view(op.out)? })
+        Ok(Product {
+            x: to.view(op.x)?,
+            bias: to.bias(op.bias)?,
+            factors: to.bias(op.factors)?,
+            tail: Tail::of(op.epilogue, to)?,
+            out: to.view(op.out)?,
+        })
     }
 
     /// The rows `first .. first + rows` of the product. Its tail has no matrices.
@@ -108,7 +120,10 @@ impl<P: Location> Product<P> {
         LinearArgs {
             x: self.x,
             w: Matrix::of_segment(segment, place).band(from, rows),
-            scales: segment.scales.map(scales),
+            scales: match self.factors {
+                Some(factors) => Some(factors.columns(first, rows)),
+                None => segment.scales.map(scales),
+            },
             bias: self.bias.map(|b| b.columns(first, rows)),
             side,
             tail: self.tail.columns(first, rows),

@@ -6,6 +6,7 @@
 //! and asks it for its launches. A backend describes itself with [`GpuApi`] and lists its variants
 //! with [`Runs`].
 
+mod adapter;
 mod attention;
 mod choice;
 mod conv2d;

@@ -53,7 +53,7 @@ impl GpuBackend for Wgpu {
         let w = to.weight(op.w, Use::Matrix)?;
         let Some(side) = op.side else { return push_main(&main, &w, None, to) };
         let (t, b) = (to.tensor(side.t)?, to.weight(side.b, Use::Matrix)?);
-        let branch = Product { x: t, bias: None, ..main };
+        let branch = Product { x: t, bias: None, factors: None, ..main };
         let (bytes, most) = side_scratch(op);
         if bytes == 0 {
             push_main(&main, &w, None, to)?;

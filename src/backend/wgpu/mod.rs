@@ -8,6 +8,7 @@
 //! named like operations choose shaders and compute their parameters; they are plain functions,
 //! which tests call without an adapter.
 
+mod adapter;
 mod adapters;
 mod attention;
 mod backend;
@@ -63,6 +64,7 @@ pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
         conv2d::shaders(),
         group_norm::shaders(),
         norm::shaders(),
+        adapter::shaders(),
         elementwise::shaders(),
         latents::shaders(),
     ]

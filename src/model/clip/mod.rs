@@ -33,7 +33,7 @@ pub fn encode(c: &ClipConfig, batch: usize, act: DType) -> Program {
             |r: &mut Recorder, label: &str, x, name: &str, n: usize, k: usize, epilogue, out| {
                 let w = r.weight(format!("{layer}.{name}.weight"), n, k);
                 let bias = Some(r.weight(format!("{layer}.{name}.bias"), 1, n));
-                r.push(label, Linear { x, w, bias, side: None, epilogue, out });
+                r.push(label, Linear { x, w, bias, factors: None, side: None, epilogue, out });
             };
         let norm = |r: &mut Recorder, name: &str| {
             let out = r.temp(rows, c.width, act);

@@ -34,7 +34,7 @@ fn linear_rows(
     let n = out.cols;
     let w = r.weight_rows(format!("{name}.weight"), first, n, x.cols);
     let bias = Some(r.weight_rows(format!("{name}.bias"), first, 1, n));
-    r.push(label, Linear { x, w, bias, side: None, epilogue, out });
+    r.push(label, Linear { x, w, bias, factors: None, side: None, epilogue, out });
 }
 
 /// Every tensor of the transformer with the shape in which BFL's files store it.

@@ -43,7 +43,15 @@ pub fn encode(c: &T5Config, batch: usize, length: usize, act: DType) -> Program 
             let w = r.weight(format!("{layer}.0.SelfAttention.{name}.weight"), inner, c.width);
             r.push(
                 name,
-                Linear { x: norm.all(), w, bias: None, side: None, epilogue: Epilogue::None, out },
+                Linear {
+                    x: norm.all(),
+                    w,
+                    bias: None,
+                    factors: None,
+                    side: None,
+                    epilogue: Epilogue::None,
+                    out,
+                },
             );
         }
         let attn = r.temp(rows, inner, act);
@@ -63,34 +71,18 @@ pub fn encode(c: &T5Config, batch: usize, length: usize, act: DType) -> Program 
         r.push("attn", op);
         let add = Epilogue::Add { residual: x };
         let w = r.weight(format!("{layer}.0.SelfAttention.o.weight"), c.width, inner);
-        r.push(
-            "o",
-            Linear { x: attn.all(), w, bias: None, side: None, epilogue: add, out: x.all() },
-        );
+        r.push("o", Linear { epilogue: add, ..Linear::plain(attn.all(), w, x.all()) });
         let norm = r.temp(rows, c.width, act);
         let weight = r.weight(format!("{layer}.1.layer_norm.weight"), 1, c.width);
         r.push("norm2", RmsNorm { x, weight, eps: c.eps, out: norm });
         let (gate, up) = (r.temp(rows, c.ff, act), r.temp(rows, c.ff, act));
         for (name, out) in [("wi_0", gate), ("wi_1", up)] {
             let w = r.weight(format!("{layer}.1.DenseReluDense.{name}.weight"), c.ff, c.width);
-            r.push(
-                name,
-                Linear {
-                    x: norm.all(),
-                    w,
-                    bias: None,
-                    side: None,
-                    epilogue: Epilogue::None,
-                    out: out.all(),
-                },
-            );
+            r.push(name, Linear::plain(norm.all(), w, out.all()));
         }
         r.push("gelu", GeluMul { gate, up, out: gate });
         let w = r.weight(format!("{layer}.1.DenseReluDense.wo.weight"), c.width, c.ff);
-        r.push(
-            "wo",
-            Linear { x: gate.all(), w, bias: None, side: None, epilogue: add, out: x.all() },
-        );
+        r.push("wo", Linear { epilogue: add, ..Linear::plain(gate.all(), w, x.all()) });
     }
     r.scope("final");
     let weight = r.weight("encoder.final_layer_norm.weight", 1, c.width);

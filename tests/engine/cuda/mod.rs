@@ -102,6 +102,8 @@ fn into_blocks(denoiser: &mut Denoiser) {
                 first_row: 0,
                 tiled: false,
                 factor: 1.0,
+                factors: None,
+                first_factor: 0,
             };
             let scale = if format.scale_bytes > 0 { Scale::Blocks(separate) } else { Scale::One };
             *part = HostPart { source: Arc::new(bytes), offset: 0, dtype, scale, ..part.clone() };

@@ -106,6 +106,8 @@ pub fn blocks(random: &mut Random, cols: usize, rows: usize, dtype: DType) -> Ho
                     first_row: 0,
                     tiled,
                     factor: 0.7,
+                    factors: None,
+                    first_factor: 0,
                 };
                 scale = Scale::Blocks(scales);
                 // No NaN among the codes of mxfp8.

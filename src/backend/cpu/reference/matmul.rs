@@ -3,7 +3,7 @@
 use super::super::args::AttentionArgs;
 use super::super::gemm::finish::Tail;
 use super::super::matrix::{In, Out};
-use super::{at, gelu_tanh, group_row, put, silu_of};
+use super::{at, finished, put};
 use crate::tensor::HostWeight;
 
 /// `out[r] = tail(x[r] . w^T + t[r] . b^T + bias)` with `side` as (t, b)
@@ -29,18 +29,7 @@ pub(crate) fn linear(
                     b.iter().enumerate().map(|(c, b)| f64::from(at(*t, r, c)) * f64::from(*b)).sum()
                 });
                 let y = sum + more + bias.map_or(0.0, |b| f64::from(b[n]));
-                let value = match tail {
-                    Tail::None => y,
-                    Tail::Silu => silu_of(y),
-                    Tail::GeluTanh => gelu_tanh(y),
-                    Tail::QuickGelu => y / (1.0 + (-1.702 * y).exp()),
-                    Tail::Add { residual } => f64::from(at(residual, r, n)) + y,
-                    Tail::GatedAdd { residual, gate } => {
-                        let gate = at(gate, group_row(r, x.rows(), gate.rows()), n);
-                        f64::from(at(residual, r, n)) + f64::from(gate) * y
-                    }
-                };
-                put(out, r, n, value as f32);
+                put(out, r, n, finished(y, tail, (r, n), x.rows()) as f32);
             }
             n += 1;
         }

@@ -10,6 +10,7 @@ pub(crate) use image::*;
 pub(crate) use matmul::*;
 pub(crate) use rows::*;
 
+use super::gemm::finish::Tail;
 use super::matrix::{In, Out};
 
 /// Element (row, col) of a window.
@@ -41,6 +42,21 @@ fn silu_of(y: f64) -> f64 {
 /// The row that belongs to row `row` of `rows`, in a matrix with one row per group.
 fn group_row(row: usize, rows: usize, groups: usize) -> usize {
     row / (rows / groups)
+}
+
+/// `tail(y)` for the element (row, col) of an output with `rows` rows.
+fn finished(y: f64, tail: Tail, (row, col): (usize, usize), rows: usize) -> f64 {
+    match tail {
+        Tail::None => y,
+        Tail::Silu => silu_of(y),
+        Tail::GeluTanh => gelu_tanh(y),
+        Tail::QuickGelu => y / (1.0 + (-1.702 * y).exp()),
+        Tail::Add { residual } => f64::from(at(residual, row, col)) + y,
+        Tail::GatedAdd { residual, gate } => {
+            let gate = at(gate, group_row(row, rows, gate.rows()), col);
+            f64::from(at(residual, row, col)) + f64::from(gate) * y
+        }
+    }
 }
 
 #[cfg(test)]

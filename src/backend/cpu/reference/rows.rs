@@ -3,7 +3,8 @@
 use super::super::args::QkNormRopeArgs;
 use super::super::matrix::{In, Out};
 use super::super::operand::{Stored, Table};
-use super::{at, gelu_tanh, group_row, put, silu_of};
+use super::{at, finished, gelu_tanh, group_row, put, silu_of};
+use crate::backend::cpu::gemm::finish::Tail;
 
 /// Mean and 1 / sqrt(variance + eps) of a row.
 fn moments(x: In, row: usize, eps: f32) -> (f64, f64) {
@@ -101,6 +102,25 @@ pub(crate) fn silu(x: In, out: Out) {
 /// `out = a + b`
 pub(crate) fn add(a: In, b: In, out: Out) {
     each(out, |r, c| f64::from(at(a, r, c)) + f64::from(at(b, r, c)));
+}
+
+/// Groups of columns of x, multiplied with the small matrix w.
+pub(crate) fn group_mix(x: In, w: &[f32], inputs: usize, out: Out) {
+    let width = x.cols() / inputs;
+    each(out, |r, c| {
+        let (a, j) = (c / width, c % width);
+        let product = |i| f64::from(w[a * inputs + i]) * f64::from(at(x, r, i * width + j));
+        (0..inputs).map(product).sum()
+    });
+}
+
+/// `out = tail(x + scale * add)`
+pub(crate) fn scaled_add(x: In, add: Option<In>, scale: Option<&[f32]>, tail: Tail, out: Out) {
+    each(out, |r, c| {
+        let add = add.map_or(0.0, |add| f64::from(at(add, r, c)));
+        let y = f64::from(at(x, r, c)) + scale.map_or(1.0, |s| f64::from(s[c])) * add;
+        finished(y, tail, (r, c), out.rows())
+    });
 }
 
 /// `out[r] = table[ids[r]] + positions[r % positions.rows]`; all ids are rows of the table.

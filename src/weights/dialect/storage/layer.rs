@@ -153,8 +153,17 @@ impl Layer {
         }
         let offset = scale.range.start;
         let source = file.source.clone();
-        let scales =
-            BlockScales { source, offset, stored, per_row, first_row: 0, tiled: true, factor };
+        let scales = BlockScales {
+            source,
+            offset,
+            stored,
+            per_row,
+            first_row: 0,
+            tiled: true,
+            factor,
+            factors: None,
+            first_factor: 0,
+        };
         Ok(Reading { dtype, shape, scale: Scale::Blocks(scales) })
     }
 
@@ -245,6 +254,8 @@ impl Layer {
             first_row: 0,
             tiled: false,
             factor: 1.0,
+            factors: None,
+            first_factor: 0,
         };
         Ok(Reading { dtype, shape, scale: Scale::Blocks(scales) })
     }

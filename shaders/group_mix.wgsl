@@ -1,0 +1,58 @@
+// out[r, a n + j] = sum of w[a, i] x[r, i n + j]: groups of n columns of a row, multiplied with a
+// small matrix (the first half of a LoKr). For every width, stride and offset, of bf16 and f32. A
+// thread writes one word of the output, which is one or two elements; see words.wgsl.
+
+override OUT_TYPE: u32 = 0u;
+
+struct Params {
+    first: u32,
+    groups: u32,
+    rows: u32,
+    cols: u32,
+    // Groups of x, and the columns of a group.
+    inputs: u32,
+    width: u32,
+    x_type: u32,
+    x_base: u32,
+    x_stride: u32,
+    w_base: u32,
+    out_base: u32,
+    out_stride: u32,
+}
+
+var<immediate> params: Params;
+@group(0) @binding(0) var<storage, read_write> x: array<u32>;
+@group(0) @binding(1) var<storage, read_write> w: array<f32>;
+@group(0) @binding(2) var<storage, read_write> out: array<atomic<u32>>;
+
+fn load_x(e: u32) -> f32 {
+    if params.x_type == F32 { return bitcast<f32>(x[e]); }
+    return half_value(x[e >> 1u], e, params.x_type);
+}
+
+fn value(row: u32, column: u32) -> f32 {
+    let group = column / params.width;
+    let from = params.x_base + row * params.x_stride + column - group * params.width;
+    let weights = params.w_base + group * params.inputs;
+    var sum = 0.0;
+    for (var i = 0u; i < params.inputs; i++) {
+        sum = fma(w[weights + i], load_x(from + i * params.width), sum);
+    }
+    return sum;
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let group = params.first + wg.y * n.x + wg.x;
+    if group >= params.groups { return; }
+    let words = words_of(params.cols);
+    let i = group * 256u + thread;
+    let row = i / words;
+    if row >= params.rows { return; }
+    let s = spot(params.out_base + row * params.out_stride, i - row * words, params.cols);
+    var low = 0.0;
+    var high = 0.0;
+    if s.low { low = value(row, s.column); }
+    if s.high { high = value(row, s.column + 1u); }
+    store(s, low, high);
+}
