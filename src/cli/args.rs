@@ -350,9 +350,10 @@ pub struct RequestArgs {
     /// with one: its noise levels in place of the model's own
     #[arg(long, value_name = "FILE")]
     pub scheduler_config: Option<PathBuf>,
-    /// A LoRA (.safetensors) or its name, and its strength, -100 to 100 [default: 1]; may be given
-    /// several times. `<lora:NAME:STRENGTH>` in the prompt does the same
-    #[arg(long = "lora", value_name = "PATH[:STRENGTH]", value_parser = values::lora)]
+    /// A LoRA (.safetensors, or a folder of PEFT) or its name, and its strength, -100 to 100
+    /// [default: 1]; may be given several times. A second strength is for the text encoders.
+    /// `<lora:NAME:STRENGTH>` in the prompt does the same
+    #[arg(long = "lora", value_name = "PATH[:STRENGTH[:TEXT]]", value_parser = values::lora)]
     pub loras: Vec<LoraChoice>,
     /// An image to start from (PNG, JPEG, WebP, BMP, TIFF), `-` reads it from stdin; it is cropped
     /// around the centre to the aspect ratio and resized

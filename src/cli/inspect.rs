@@ -91,7 +91,7 @@ fn lines(found: &Provenance) -> String {
             _ => format!("{name}: {value}\n"),
         };
     }
-    let lora = |l: &LoraChoice| format!("lora: {} at {}\n", l.name, l.strength);
+    let lora = |l: &LoraChoice| format!("lora: {} at {}\n", l.name, l.plain_strengths());
     text += &settings.loras.iter().map(lora).collect::<String>();
     if let Some(index) = found.index.filter(|_| settings.count > 1) {
         text += &format!("image: {} of {}\n", index + 1, settings.count);

@@ -71,8 +71,8 @@ fn number<T: FromStr + PartialOrd + Display>(
     text.parse().ok().filter(|v| range.contains(v)).ok_or_else(refused)
 }
 
-/// `PATH` or `PATH:STRENGTH`. A path may contain colons, so only a number after the last one is a
-/// strength.
+/// `PATH`, `PATH:STRENGTH` or `PATH:STRENGTH:TEXT_STRENGTH`. A path may contain colons, so only
+/// numbers after the last ones are strengths.
 pub fn lora(text: &str) -> Parsed<LoraChoice> {
     let (name, strength) = match text.rsplit_once(':').map(|(name, s)| (name, s.parse::<f32>())) {
         Some((name, Ok(strength))) => (name, strength),
@@ -84,17 +84,26 @@ pub fn lora(text: &str) -> Parsed<LoraChoice> {
         }
         _ => (text, 1.0),
     };
+    // The number is the second one if there is another one before it.
+    let two = name.rsplit_once(':').filter(|_| !std::path::Path::new(name).is_file());
+    let two = two.and_then(|(name, first)| Some((name, first.parse::<f32>().ok()?)));
+    let (name, strength, text_strength) = match two {
+        Some((name, first)) if name.len() < text.len() => (name, first, Some(strength)),
+        _ => (name, strength, None),
+    };
     if name.is_empty() {
         return Err(
             "expected a path or a name, such as style.safetensors or style.safetensors:0.8".into(),
         );
     }
-    if !(-MAX_LORA_STRENGTH..=MAX_LORA_STRENGTH).contains(&strength) {
+    let limits = -MAX_LORA_STRENGTH..=MAX_LORA_STRENGTH;
+    if ![Some(strength), text_strength].iter().flatten().all(|s| limits.contains(s)) {
         return Err(format!(
             "expected a strength from -{MAX_LORA_STRENGTH} to {MAX_LORA_STRENGTH}"
         ));
     }
-    Ok(LoraChoice::new(name, strength))
+    let choice = LoraChoice::new(name, strength);
+    Ok(text_strength.map_or(choice.clone(), |text| choice.text_strength(text)))
 }
 
 /// Every FLUX.1 has tokens of 16 x 16 pixels; the pipeline checks again against the model at hand.

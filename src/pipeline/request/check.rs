@@ -1,6 +1,7 @@
 //! The checks of a request that need no model.
 
 use super::limits::{MAX_LORA_STRENGTH, MAX_LORAS, MAX_PROMPT_BYTES};
+use super::prompt::LoraChoice;
 use super::settings::Request;
 use crate::error::{Error, Result};
 
@@ -62,10 +63,12 @@ impl Request {
                 .expected(format!("at most {MAX_LORAS}")));
         }
         let limits = -MAX_LORA_STRENGTH..=MAX_LORA_STRENGTH;
-        match self.loras.iter().find(|l| !limits.contains(&l.strength)) {
+        let strengths = |l: &LoraChoice| [l.strength, l.text_strength.unwrap_or(0.0)];
+        let inside = |l: &&LoraChoice| strengths(l).iter().all(|s| limits.contains(s));
+        match self.loras.iter().find(|l| !inside(l)) {
             Some(lora) => Err(Error::argument("the strength of a LoRA is out of range")
                 .at_message(lora.place())
-                .found(lora.strength)
+                .found(lora.plain_strengths())
                 .expected(format!("-{MAX_LORA_STRENGTH} to {MAX_LORA_STRENGTH}"))),
             None => Ok(()),
         }

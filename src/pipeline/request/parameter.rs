@@ -19,6 +19,14 @@ pub fn write<P: Parameter, S: Serializer>(value: &P, serializer: S) -> Result<S:
     value.to_json(serializer)
 }
 
+/// [`write`] for a number that may be absent.
+pub fn write_optional<S: Serializer>(value: &Option<f32>, s: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => write(value, s),
+        None => s.serialize_none(),
+    }
+}
+
 /// A number as it was typed: 0.8, where its f32 widens to 0.800000011920929.
 pub fn plain_number(value: f32) -> f64 {
     value.to_string().parse().unwrap_or(f64::from(value))

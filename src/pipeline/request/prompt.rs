@@ -19,6 +19,10 @@ pub struct LoraChoice {
     /// 0 has no effect, 1 is what the LoRA was trained for, negative values reverse it.
     #[serde(alias = "weight", serialize_with = "super::parameter::write")]
     pub strength: f32,
+    /// The strength for the text encoders, if it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(serialize_with = "super::parameter::write_optional")]
+    pub text_strength: Option<f32>,
     /// It was given as a tag in the prompt, `<lora:name:strength>`.
     #[serde(skip)]
     pub tag: bool,
@@ -27,12 +31,25 @@ pub struct LoraChoice {
 impl LoraChoice {
     /// A LoRA that is given next to the prompt.
     pub fn new(name: impl Into<String>, strength: f32) -> Self {
-        LoraChoice { name: name.into(), strength, tag: false }
+        LoraChoice { name: name.into(), strength, text_strength: None, tag: false }
+    }
+
+    /// The same with another strength for the text encoders.
+    pub fn text_strength(self, strength: f32) -> Self {
+        LoraChoice { text_strength: Some(strength), ..self }
     }
 
     /// The strength as it was typed: 0.8, where its f32 is 0.800000011920929.
     pub fn plain_strength(&self) -> f64 {
         plain_number(self.strength)
+    }
+
+    /// Its strengths, for messages: `0.8`, or `0.8, text encoders 0.6`.
+    pub fn plain_strengths(&self) -> String {
+        match self.text_strength {
+            Some(text) => format!("{}, text encoders {text}", self.strength),
+            None => self.strength.to_string(),
+        }
     }
 
     /// How the LoRA was given, for messages.
@@ -44,22 +61,42 @@ impl LoraChoice {
     }
 }
 
-/// As text: `[["a.safetensors",0.8],["b",1.0]]`.
+/// As text: `[["a.safetensors",0.8],["b",1.0,0.5]]`; the third is the strength for the text encoders,
+/// if it is another one.
 impl Parameter for Vec<LoraChoice> {
     fn to_text(&self) -> Option<String> {
-        let pairs: Vec<_> = self.iter().map(|l| (&l.name, l.plain_strength())).collect();
-        (!pairs.is_empty()).then(|| serde_json::json!(pairs).to_string())
+        let text = |l: &LoraChoice| match l.text_strength {
+            Some(text) => serde_json::json!((&l.name, l.plain_strength(), plain_number(text))),
+            None => serde_json::json!((&l.name, l.plain_strength())),
+        };
+        let all: Vec<_> = self.iter().map(text).collect();
+        (!all.is_empty()).then(|| serde_json::json!(all).to_string())
     }
 
     fn from_text(text: &str) -> Option<Self> {
-        let pairs: Vec<(String, f32)> = serde_json::from_str(text).ok()?;
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Stored {
+            One(String, f32),
+            Two(String, f32, f32),
+        }
+        let stored: Vec<Stored> = serde_json::from_str(text).ok()?;
+        let choices: Vec<LoraChoice> = stored
+            .into_iter()
+            .map(|stored| match stored {
+                Stored::One(name, strength) => LoraChoice::new(name, strength),
+                Stored::Two(name, strength, text) => {
+                    LoraChoice::new(name, strength).text_strength(text)
+                }
+            })
+            .collect();
         // Image files come from anyone, and merely opening the path of a remote folder would
         // contact that machine.
         let remote = |name: &str| name.starts_with("\\\\") || name.starts_with("//");
-        if pairs.iter().any(|(name, _)| remote(name)) {
+        if choices.iter().any(|choice| remote(&choice.name)) {
             return None;
         }
-        Some(pairs.into_iter().map(|(name, strength)| LoraChoice::new(name, strength)).collect())
+        Some(choices)
     }
 
     fn to_json<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
@@ -137,29 +174,58 @@ impl fmt::Display for Prompt {
     }
 }
 
+/// The words with which a tag may begin, in any case. Other programs write `lyco` for LoHa and LoKr.
+const TAGS: [&str; 3] = ["<lora:", "<lyco:", "<lycoris:"];
+
+/// The byte at which the first tag of `text` begins, and the length of its first word.
+fn tag_start(text: &str) -> Option<(usize, usize)> {
+    text.match_indices('<').find_map(|(at, _)| {
+        let begins = |tag: &&&str| {
+            text.as_bytes()[at..]
+                .get(..tag.len())
+                .is_some_and(|b| b.eq_ignore_ascii_case(tag.as_bytes()))
+        };
+        Some((at, TAGS.iter().find(begins)?.len()))
+    })
+}
+
+/// The strength `text` of the tag `inner`.
+fn tag_strength(text: &str, inner: &str) -> Result<f32> {
+    let limits = -MAX_LORA_STRENGTH..=MAX_LORA_STRENGTH;
+    text.trim().parse().ok().filter(|s| limits.contains(s)).ok_or_else(|| {
+        Error::argument("the strength of a LoRA is not a number in its range")
+            .at(format!("<lora:{inner}>"))
+            .found(text)
+            .expected(format!(
+                "a number from -{MAX_LORA_STRENGTH} to {MAX_LORA_STRENGTH}, or two of them: \
+                 transformer, then text encoders"
+            ))
+    })
+}
+
 /// `prompt` without its `<lora:name:strength>` tags, and the LoRAs that they name. A strength that
-/// is left out is 1. Text that only resembles a tag stays part of the prompt.
+/// is left out is 1; a second one is for the text encoders. Text that only resembles a tag stays
+/// part of the prompt.
 fn split_tags(prompt: &str) -> Result<(String, Vec<LoraChoice>)> {
     let (mut text, mut loras) = (String::new(), Vec::new());
     let mut rest = prompt;
-    while let Some(start) = rest.find("<lora:") {
-        let inner = &rest[start + 6..];
+    while let Some((start, length)) = tag_start(rest) {
+        let inner = &rest[start + length..];
         let Some(end) = inner.find('>') else { break };
         let (name, strength) = inner[..end].split_once(':').unwrap_or((&inner[..end], "1"));
         if name.trim().is_empty() {
-            text += &rest[..start + 6];
+            text += &rest[..start + length];
             rest = inner;
             continue;
         }
-        let limits = -MAX_LORA_STRENGTH..=MAX_LORA_STRENGTH;
-        let parsed = strength.trim().parse().ok().filter(|s| limits.contains(s));
-        let strength: f32 = parsed.ok_or_else(|| {
-            Error::argument("the strength of a LoRA is not a number in its range")
-                .at(format!("<lora:{}>", &inner[..end]))
-                .found(strength)
-                .expected(format!("a number from -{MAX_LORA_STRENGTH} to {MAX_LORA_STRENGTH}"))
-        })?;
-        loras.push(LoraChoice { name: name.trim().into(), strength, tag: true });
+        let (strength, text_strength) = match strength.split_once(':') {
+            Some((first, second)) => (first, Some(second)),
+            None => (strength, None),
+        };
+        let inside = &inner[..end];
+        let strength = tag_strength(strength, inside)?;
+        let text_strength = text_strength.map(|s| tag_strength(s, inside)).transpose()?;
+        loras.push(LoraChoice { name: name.trim().into(), strength, text_strength, tag: true });
         text += &rest[..start];
         rest = &inner[end + 1..];
     }
@@ -188,6 +254,17 @@ mod tests {
             assert_eq!((prompt.text(), prompt.loras()), (plain, &[][..]), "{plain}");
         }
         assert_eq!(Prompt::from("<lora:x:-1>").loras()[0].strength, -1.0);
+        for (tag, strength, text) in [
+            ("<LoRA:x:0.5>", 0.5, None),
+            ("<LYCO:x:0.5:0>", 0.5, Some(0.0)),
+            ("<lycoris:x>", 1.0, None),
+            ("<lora:x: 0.8 : 0.6 >", 0.8, Some(0.6)),
+        ] {
+            let prompt = Prompt::from(format!("a fox {tag}"));
+            let lora = &prompt.loras()[0];
+            assert_eq!((lora.strength, lora.text_strength), (strength, text), "{tag}");
+            assert_eq!(prompt.text(), "a fox", "{tag}");
+        }
     }
 
     #[test]
@@ -198,7 +275,9 @@ mod tests {
             "<lora:x:NaN>",
             "<lora:x:inf>",
             "<lora:x:101>",
-            "<lora:x:0.5:0.5>",
+            "<lora:x:0.5:0.5:0.5>",
+            "<lora:x:0.5:>",
+            "<LORA:x:y>",
         ] {
             let prompt = Prompt::from(bad);
             let e = prompt.check().unwrap_err();
