@@ -32,11 +32,11 @@ fn load_x(e: u32) -> f32 {
 
 fn value(row: u32, column: u32) -> f32 {
     let group = column / params.width;
-    let from = params.x_base + row * params.x_stride + column - group * params.width;
+    let start = params.x_base + row * params.x_stride + column - group * params.width;
     let weights = params.w_base + group * params.inputs;
     var sum = 0.0;
     for (var i = 0u; i < params.inputs; i++) {
-        sum = fma(w[weights + i], load_x(from + i * params.width), sum);
+        sum = fma(w[weights + i], load_x(start + i * params.width), sum);
     }
     return sum;
 }

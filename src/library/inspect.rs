@@ -185,9 +185,12 @@ impl Inspection {
             return Ok(words.join("; "));
         }
         Ok(if is_lora(&names) {
-            let mut words = vec!["LoRA".to_string()];
+            let mut words = vec![];
             for file in &files {
                 let lora::Survey { summary, problem, .. } = lora::survey_file(file, families);
+                if words.is_empty() {
+                    words.push(summary.kind());
+                }
                 if !summary.dialect.is_empty() {
                     words.push(summary.dialect.clone());
                 }

@@ -60,8 +60,8 @@ pub enum TermFactor {
     Columns,
 }
 
-/// What a [`Weight`](crate::tensor::Weight) handle stands for: some rows of a tensor of the model, or a matrix or vector of
-/// adapters for these rows.
+/// What a [`Weight`](crate::tensor::Weight) handle stands for: some rows of a tensor of the model,
+/// or a matrix or vector of adapters for these rows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct WeightSpec {
     /// Canonical name within the component, e.g. `double_blocks.0.img_attn.qkv.weight`.
@@ -72,8 +72,8 @@ pub struct WeightSpec {
     pub rows: usize,
     /// Number of columns.
     pub cols: usize,
-    /// `None` for the rows themselves. For a matrix or vector of adapters, `rows` and `cols` are its
-    /// own.
+    /// `None` for the rows themselves. For a matrix or vector of adapters, `rows` and `cols` are
+    /// its own.
     pub side: Option<SideFactor>,
 }
 

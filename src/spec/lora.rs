@@ -64,9 +64,18 @@ pub const COMMON_PREFIXES: &[LoraPrefix] = &[
     LoraPrefix::of("diffusion_model.", TRANSFORMER, "PEFT (ai-toolkit)"),
     LoraPrefix::of("transformer.", TRANSFORMER, "diffusers"),
     LoraPrefix::of("unet.", TRANSFORMER, "diffusers"),
+    LoraPrefix::of("net.", TRANSFORMER, "no prefix"),
+    LoraPrefix::of("dit.", TRANSFORMER, "DiffSynth-Studio"),
+    LoraPrefix::shared("module.", None),
+    LoraPrefix::shared("model.", None),
     LoraPrefix::shared("text_encoders.transformer.", None),
     LoraPrefix::of("", None, "no prefix"),
 ];
+
+/// What training frameworks put around a network when they wrap it. A wrapper can be anywhere in
+/// a name, in front of or behind any prefix, and changes nothing.
+pub const WRAPPERS: &[&str] =
+    &["_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", "_forward_module."];
 
 /// The layers of a component that a LoRA may change.
 #[derive(Debug)]
@@ -74,6 +83,9 @@ pub struct LoraLayers {
     /// Canonical names without `.weight`, with `{}` for the number of a block. Each is also known
     /// under the names of the component's dialects.
     pub layers: &'static [&'static str],
+    /// Canonical names of vectors that adapters change by a difference: gains of norms. Each is
+    /// also known without its last word, and under the names of the component's dialects.
+    pub vectors: &'static [&'static str],
     /// Further spellings.
     pub spellings: &'static [LoraSpelling],
     /// The weight that control LoRAs widen for a control image.
@@ -85,7 +97,7 @@ pub struct LoraLayers {
 impl LoraLayers {
     /// No LoRA changes this component.
     pub const NONE: LoraLayers =
-        LoraLayers { layers: &[], spellings: &[], input: None, blocks_hint: "" };
+        LoraLayers { layers: &[], vectors: &[], spellings: &[], input: None, blocks_hint: "" };
 }
 
 /// A spelling of a layer that is not one of the component's dialects.
@@ -93,7 +105,7 @@ impl LoraLayers {
 pub struct LoraSpelling {
     /// The layer as the trainer names it.
     pub stored: &'static str,
-    /// The canonical layer.
+    /// The canonical layer, or the whole name of a vector.
     pub canonical: &'static str,
     /// The rows of the canonical weight that the stored matrix changes.
     pub rows: Rows,
@@ -110,6 +122,11 @@ impl LoraSpelling {
     /// A name of q, k and v in a layer that has more rows.
     pub const fn squares(stored: &'static str, canonical: &'static str) -> Self {
         LoraSpelling { stored, canonical, rows: Rows::Squares, tool: None }
+    }
+
+    /// A name of one part of a fused layer.
+    pub const fn part(stored: &'static str, canonical: &'static str, rows: Rows) -> Self {
+        LoraSpelling { stored, canonical, rows, tool: None }
     }
 
     /// The same, written by one tool only.

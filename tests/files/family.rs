@@ -95,8 +95,8 @@ static CORE_SPEC: ComponentSpec = ComponentSpec {
     lora: LoraLayers {
         layers: &["entry", "stage.{}.mix", "stage.{}.out"],
         spellings: &[LoraSpelling::all("stage.{}.blend", "stage.{}.mix").by("Blender")],
-        input: None,
         blocks_hint: "Lumen has two stages",
+        ..LoraLayers::NONE
     },
     ..ComponentSpec::EMPTY
 };

@@ -1,22 +1,22 @@
 //! The LoRAs of a request: their files are found and read once, and applied to programs.
 //!
 //! The model does not change: a program with LoRAs is the program without them in which every
-//! [`Linear`](crate::op::Linear) with a LoRA has a side product
-//! ([`Program::with_sides`](crate::op::Program::with_sides)). Several LoRAs of one weight are
+//! [`Linear`](crate::op::Linear) with a LoRA has a side product, or what its kind of adapter needs
+//! ([`Program::with_changes`](crate::op::Program::with_changes)). Several LoRAs of one weight are
 //! merged into one pair of matrices with the strengths multiplied in, so the cost of a step depends
 //! on the sum of their ranks. Files and merged matrices are kept: the next image with the same
 //! LoRAs reads nothing, and other strengths only repeat the merge.
 
 mod set;
 
-pub use set::LoraSet;
+pub use set::{LoraSet, Strengths};
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use self::set::LoraFile;
 use super::request::LoraChoice;
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::host::start_shared_threads;
 use crate::library::places::{ModelPlaces, Role};
 use crate::spec::{Component, Family};
@@ -64,7 +64,8 @@ impl Loras {
         let mut files = Vec::new();
         for choice in choices {
             let path = self.path(choice).map_err(|e| e.at_message(choice.place()))?;
-            files.push((LoraFile::at(path)?, choice.strength));
+            let path = lora::file_of(&path).map_err(|e| e.at_message(choice.place()))?;
+            files.push((LoraFile::at(path)?, Strengths::of(choice)));
         }
         if let Some(set) = state.set.as_ref().filter(|set| set.is_of(&files)) {
             return Ok(set.clone());
@@ -85,11 +86,16 @@ impl Loras {
     /// A tag in a prompt may come from an untrusted user, so it can only give a name; an option may
     /// give a path.
     fn path(&self, choice: &LoraChoice) -> Result<PathBuf> {
-        if choice.tag {
-            self.places.named(&choice.name, Role::Lora)
-        } else {
-            self.places.resolve(&choice.name, Role::Lora)
-        }
+        let find = |name: &str| match choice.tag {
+            true => self.places.named(name, Role::Lora),
+            false => self.places.resolve(name, Role::Lora),
+        };
+        // A name may be that of a folder with an adapter in it.
+        find(&choice.name).or_else(|e| {
+            let mut inside = lora::names_in_folder(&choice.name);
+            let found = inside.find_map(|name| self.places.named(&name, Role::Lora).ok());
+            if e.kind() == Kind::Missing { found.ok_or(e) } else { Err(e) }
+        })
     }
 }
 
@@ -125,10 +131,11 @@ pub fn open<'a>(
     of: &dyn Fn(Component) -> Option<&'a ComponentWeights>,
 ) -> Result<Adapter> {
     start_shared_threads()?;
-    // Only the matrix of a `Linear` can have a side product.
+    // Only the matrix of a `Linear` can have a side product; vectors can be changed as a whole.
     lora::open(path, family, &|component, name| {
         let weights = of(component)?;
-        weights.full_shape(name).filter(|shape| component.is_matrix(name, shape))?;
+        let changes = |shape: &&[usize]| shape.len() == 1 || component.is_matrix(name, shape);
+        weights.full_shape(name).filter(changes)?;
         weights.shape(name)
     })
 }

@@ -1,6 +1,7 @@
 //! LoRAs with their strengths, merged per weight and applied to programs.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,11 +13,14 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::library::file_hash;
-use crate::op::{Program, SideFactor, Use, WeightSpec};
+use crate::op::{
+    LinearChange, LinearTerm, Program, SideFactor, TermFactor, TermKind, Use, WeightSpec,
+};
+use crate::pipeline::request::LoraChoice;
 use crate::spec::{Component, Role};
-use crate::tensor::HostWeight;
+use crate::tensor::{HostPart, HostWeight};
 use crate::weights::ComponentWeights;
-use crate::weights::lora::{self, Adapter, Combined};
+use crate::weights::lora::{self, Adapter, Combined, Merged, Target, TermMatrix};
 
 /// A file as it was when it was read.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,16 +73,66 @@ impl LoraFile {
     }
 }
 
+/// How strongly a LoRA changes the components of a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Strengths {
+    /// Of the transformer.
+    pub transformer: f32,
+    /// Of the text encoders.
+    pub text: f32,
+}
+
+impl Strengths {
+    /// The strengths of a choice.
+    pub fn of(choice: &LoraChoice) -> Self {
+        let text = choice.text_strength.unwrap_or(choice.strength);
+        Strengths { transformer: choice.strength, text }
+    }
+
+    /// The strength for a component.
+    fn at(self, component: Component) -> f32 {
+        if component.role == Role::Transformer { self.transformer } else { self.text }
+    }
+}
+
+/// The same strength for all components.
+impl From<f32> for Strengths {
+    fn from(strength: f32) -> Self {
+        Strengths { transformer: strength, text: strength }
+    }
+}
+
+impl fmt::Display for Strengths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.transformer)?;
+        match self.text == self.transformer {
+            true => Ok(()),
+            false => write!(f, ", text encoders {}", self.text),
+        }
+    }
+}
+
 /// LoRAs with their strengths, ready for programs.
 pub struct LoraSet {
-    adapters: Vec<(Arc<Adapter>, f32)>,
+    adapters: Vec<(Arc<Adapter>, Strengths)>,
     /// The user was informed about them.
     reported: AtomicBool,
-    files: Vec<(LoraFile, f32)>,
+    files: Vec<(LoraFile, Strengths)>,
     /// Distinguishes this set from all others of the pipeline.
     pub number: u32,
-    /// The merged pair of each weight; `None` if the set has no effect on the weight.
-    merged: Mutex<HashMap<MergeKey, Option<Arc<Combined>>>>,
+    merged: Mutex<AllMerged>,
+}
+
+/// What was merged so far.
+#[derive(Default)]
+struct AllMerged {
+    /// The changes of each matrix, run of rows after run of rows; none if the set has no effect on
+    /// it.
+    matrices: HashMap<MergeKey, Vec<Arc<Merged>>>,
+    /// The same by the first row of each run.
+    runs: HashMap<MergeKey, Arc<Merged>>,
+    /// The changed vectors; `None` if the set has no effect on one.
+    vectors: HashMap<MergeKey, Option<HostPart>>,
 }
 
 /// Component, name and first row of a weight.
@@ -91,8 +145,8 @@ fn merge_key(component: Component, spec: &WeightSpec) -> MergeKey {
 impl LoraSet {
     /// `adapters` with their strengths, read from `files`.
     pub(super) fn new(
-        adapters: Vec<(Arc<Adapter>, f32)>,
-        files: Vec<(LoraFile, f32)>,
+        adapters: Vec<(Arc<Adapter>, Strengths)>,
+        files: Vec<(LoraFile, Strengths)>,
         number: u32,
     ) -> LoraSet {
         LoraSet {
@@ -105,18 +159,18 @@ impl LoraSet {
     }
 
     /// `adapters` with their strengths, for programs that run without a pipeline.
-    pub fn of(adapters: Vec<(Arc<Adapter>, f32)>) -> LoraSet {
-        LoraSet::new(adapters, vec![], 1)
+    pub fn of<S: Into<Strengths>>(adapters: Vec<(Arc<Adapter>, S)>) -> LoraSet {
+        LoraSet::new(adapters.into_iter().map(|(a, s)| (a, s.into())).collect(), vec![], 1)
     }
 
     /// Whether the set was read from `files`, with these strengths.
-    pub(super) fn is_of(&self, files: &[(LoraFile, f32)]) -> bool {
+    pub(super) fn is_of(&self, files: &[(LoraFile, Strengths)]) -> bool {
         self.files == files
     }
 
     /// A hash of each file, in the order of the choices; empty where it cannot be read any more.
     pub fn hashes(&self) -> Vec<String> {
-        let hash = |(file, _): &(LoraFile, f32)| file_hash(&file.path).unwrap_or_default();
+        let hash = |(file, _): &(LoraFile, Strengths)| file_hash(&file.path).unwrap_or_default();
         self.files.iter().map(hash).collect()
     }
 
@@ -145,61 +199,67 @@ impl LoraSet {
             .collect()
     }
 
-    /// Whether any LoRA of the set changes a pair for which `which` is true.
-    fn changes(&self, which: impl Fn(&lora::Pair) -> bool) -> bool {
-        self.adapters.iter().any(|(a, strength)| *strength != 0.0 && a.pairs().iter().any(&which))
+    /// All changes that have an effect.
+    fn changes(&self) -> impl Iterator<Item = &lora::Change> {
+        self.adapters.iter().flat_map(|(adapter, strengths)| {
+            adapter.changes().iter().filter(|change| strengths.at(change.component) != 0.0)
+        })
     }
 
     /// Whether any LoRA of the set changes `component`.
     pub fn touches(&self, component: Component) -> bool {
-        self.changes(|pair| pair.component == component)
+        self.changes().any(|change| change.component == component)
     }
 
     /// What text embeddings depend on: the files with their strengths, if they change a text
     /// encoder; else empty.
     pub fn text_key(&self) -> String {
-        if !self.changes(|pair| matches!(pair.component.role, Role::Text(_))) {
+        if !self.changes().any(|change| matches!(change.component.role, Role::Text(_))) {
             return String::new();
         }
         let files = self
             .files
             .iter()
-            .map(|(f, s)| format!("{} {} {:?} {s}", f.path.display(), f.bytes, f.modified));
+            .map(|(f, s)| format!("{} {} {:?} {}", f.path.display(), f.bytes, f.modified, s.text));
         files.collect::<Vec<_>>().join("; ")
     }
 
     /// Upper bound of the size of the merged matrices, in bytes: for each weight the sum of the
-    /// ranks times its rows and columns, in F32. Half of it if the weights are narrower than F32.
+    /// ranks times its rows and columns, in F32, and the matrices that have no low rank. Half of it
+    /// if the weights are narrower than F32.
     pub fn bytes(&self) -> u64 {
         let mut weights: HashMap<(Component, &str), (u64, u64)> = HashMap::new();
-        for pair in self.adapters.iter().filter(|(_, s)| *s != 0.0).flat_map(|(a, _)| a.pairs()) {
-            let rows = pair.blocks.iter().map(|b| b.row + b.rows).max().unwrap_or(0);
-            let (rank, size) = weights.entry((pair.component, &pair.weight)).or_default();
-            *rank += pair.a.rows as u64;
-            *size = (*size).max((rows + pair.a.cols) as u64);
+        let mut whole = 0;
+        for change in self.changes() {
+            let rows = change.blocks.iter().map(|b| b.row + b.rows).max().unwrap_or(0);
+            let cols = change.delta.shape().1;
+            let (rank, size) = weights.entry((change.component, &change.weight)).or_default();
+            *rank += change.delta.side_rank() as u64;
+            *size = (*size).max((rows + cols) as u64);
+            let vectors = if change.magnitude.is_some() { 2 * (rows + cols) } else { 0 };
+            whole += 4 * (change.delta.whole_elements() + vectors) as u64;
         }
-        weights.values().map(|(rank, size)| 4 * rank * size).sum()
+        whole + weights.values().map(|(rank, size)| 4 * rank * size).sum::<u64>()
     }
 
-    /// `program` with a side product for every weight that these LoRAs change, and all the weights
-    /// that it then needs, in its order. `weights` is the component that the program runs; nothing
-    /// of it is copied.
+    /// `program` with everything that these LoRAs change, and all the weights that it then needs,
+    /// in its order. `weights` is the component that the program runs; nothing of it is copied.
     pub fn apply(
         &self,
         weights: &ComponentWeights,
         program: Program,
     ) -> Result<(Program, Vec<HostWeight>)> {
         let component = weights.component();
-        let program = self.with_sides(component, weights, program)?;
+        let program = self.with_changes(component, weights, program)?;
         let resolved = program.weights.iter().map(|w| match w.side {
             None => weights.get(&w.name, w.first, w.rows, w.cols),
-            Some(which) => self.matrix(component, w, which),
+            Some(which) => self.weight(component, w, which),
         });
         let resolved = resolved.collect::<Result<_>>()?;
         Ok((program, resolved))
     }
 
-    fn with_sides(
+    fn with_changes(
         &self,
         component: Component,
         weights: &ComponentWeights,
@@ -209,17 +269,22 @@ impl LoraSet {
             return Ok(program);
         }
         self.merge(component, weights, &program)?;
-        let merged = self.merged.lock().unwrap_or_else(PoisonError::into_inner);
-        let rank = |spec: &WeightSpec| {
-            let pair = merged.get(&merge_key(component, spec))?.as_ref()?;
-            assert_eq!(
-                (pair.b.rows, pair.a.cols),
-                (spec.rows, spec.cols),
-                "one weight is used in two ways"
-            );
-            Some(pair.rank())
+        let merged = self.merged();
+        let changes = |spec: &WeightSpec| {
+            let runs = merged.matrices.get(&merge_key(component, spec));
+            let runs = runs.map(Vec::as_slice).unwrap_or_default();
+            let rows: usize = runs.iter().map(|run| run.rows.len()).sum();
+            assert!(rows == spec.rows || runs.is_empty(), "one weight is used in two ways");
+            runs.iter().map(|run| linear_change(run, spec.first)).collect()
         };
-        Ok(program.with_sides(&rank))
+        let vector = |spec: &WeightSpec| {
+            merged.vectors.get(&merge_key(component, spec)).is_some_and(Option::is_some)
+        };
+        Ok(program.with_changes(&changes, &vector))
+    }
+
+    fn merged(&self) -> std::sync::MutexGuard<'_, AllMerged> {
+        self.merged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Merges the LoRAs of every weight of `program` that was not merged before.
@@ -229,58 +294,138 @@ impl LoraSet {
         weights: &ComponentWeights,
         program: &Program,
     ) -> Result<()> {
-        let mut merged = self.merged.lock().unwrap_or_else(PoisonError::into_inner);
-        let has_pair = |spec: &WeightSpec| {
-            self.adapters.iter().any(|(a, _)| !a.of(component, &spec.name).is_empty())
-        };
-        let new: Vec<&WeightSpec> = program
-            .weights
-            .iter()
-            .zip(program.uses())
-            .filter(|(spec, how)| *how == Use::Matrix && spec.side.is_none() && has_pair(spec))
-            .map(|(spec, _)| spec)
-            .filter(|spec| !merged.contains_key(&merge_key(component, spec)))
-            .collect();
+        let mut merged = self.merged();
         let loras: Vec<(&Adapter, f32)> =
-            self.adapters.iter().map(|(a, s)| (a.as_ref(), *s)).collect();
-        let pairs = new.into_par_iter().map(|spec| {
-            // F32 for an F32 weight, else BF16.
-            let stored = weights.get(&spec.name, spec.first, spec.rows, spec.cols)?.stored();
-            let dtype = if stored.has(DType::F32) { DType::F32 } else { DType::BF16 };
-            let rows = spec.first..spec.first + spec.rows;
-            let pair = lora::combine(&loras, component, &spec.name, rows, dtype)?;
-            Ok((merge_key(component, spec), pair.map(Arc::new)))
+            self.adapters.iter().map(|(a, s)| (a.as_ref(), s.at(component))).collect();
+        let changed = |spec: &WeightSpec| {
+            spec.side.is_none()
+                && loras.iter().any(|(a, _)| !a.of(component, &spec.name).is_empty())
+        };
+        let specs = program.weights.iter().zip(program.uses()).filter(|(spec, _)| changed(spec));
+        let (vectors, matrices): (Vec<_>, Vec<_>) = specs.partition(|(_, how)| *how == Use::Vector);
+        let new = matrices.into_iter().map(|(spec, _)| spec);
+        let new: Vec<&WeightSpec> =
+            new.filter(|spec| !merged.matrices.contains_key(&merge_key(component, spec))).collect();
+        let runs = new.into_par_iter().map(|spec| {
+            let runs = merge_matrix(&loras, component, weights, spec)?;
+            Ok((merge_key(component, spec), runs))
         });
-        merged.extend(pairs.collect::<Result<Vec<_>>>()?);
+        for (key, runs) in runs.collect::<Result<Vec<_>>>()? {
+            for run in &runs {
+                let key = (component, key.1.clone(), run.rows.start);
+                merged.runs.insert(key, run.clone());
+            }
+            merged.matrices.insert(key, runs);
+        }
+        for (spec, _) in vectors {
+            let base = weights.get(&spec.name, spec.first, spec.rows, spec.cols)?;
+            let range = spec.first..spec.first + spec.cols;
+            let vector = lora::merge_vector(&loras, component, &spec.name, range, &base)?;
+            merged.vectors.insert(merge_key(component, spec), vector);
+        }
         Ok(())
     }
 
-    /// One matrix of a merged pair.
-    fn matrix(
+    /// A matrix or vector of the LoRAs.
+    fn weight(
         &self,
         component: Component,
         spec: &WeightSpec,
         which: SideFactor,
     ) -> Result<HostWeight> {
-        let merged = self.merged.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(Some(pair)) = merged.get(&merge_key(component, spec)) else {
-            return Err(Error::device("a program names a LoRA that was not merged").at(&spec.name));
+        let merged = self.merged();
+        let run = || Some(merged.runs.get(&merge_key(component, spec))?.as_ref());
+        let term = |i: u32| run()?.terms.get(i as usize);
+        let found = match which {
+            SideFactor::Down => run().and_then(|m| Some(&m.pair.as_ref()?.a)),
+            SideFactor::Up => run().and_then(|m| Some(&m.pair.as_ref()?.b)),
+            SideFactor::Rows => run().and_then(|m| m.factors.as_ref()),
+            SideFactor::Columns => run().and_then(|m| m.columns.as_ref()),
+            SideFactor::Changed => {
+                merged.vectors.get(&merge_key(component, spec)).and_then(Option::as_ref)
+            }
+            SideFactor::Term(i, factor) => term(i).and_then(|term| match (factor, &term.matrix) {
+                (TermFactor::Whole, TermMatrix::Whole(whole)) => Some(whole),
+                (TermFactor::Outer, TermMatrix::Kronecker { outer, .. }) => Some(outer),
+                (TermFactor::Inner, TermMatrix::Kronecker { inner, .. }) => Some(inner),
+                (TermFactor::Rows, _) => term.factors.as_ref(),
+                (TermFactor::Columns, _) => term.columns.as_ref(),
+                _ => None,
+            }),
         };
-        let part = if which == SideFactor::Down { pair.a.clone() } else { pair.b.clone() };
+        let part = found.cloned().ok_or_else(|| {
+            Error::device("a program names a LoRA that was not merged").at(&spec.name)
+        })?;
         Ok(HostWeight { rows: part.rows, cols: part.cols, parts: vec![part] })
+    }
+}
+
+/// Merges the LoRAs of the rows `spec` of a matrix.
+fn merge_matrix(
+    loras: &[(&Adapter, f32)],
+    component: Component,
+    weights: &ComponentWeights,
+    spec: &WeightSpec,
+) -> Result<Vec<Arc<Merged>>> {
+    // F32 for an F32 weight, else BF16.
+    let base = weights.get(&spec.name, spec.first, spec.rows, spec.cols)?;
+    let dtype = if base.stored().has(DType::F32) { DType::F32 } else { DType::BF16 };
+    let rows = |first, rows| weights.get(&spec.name, first, rows, spec.cols);
+    let (weight, cols) = (spec.name.as_str(), spec.cols);
+    let target = Target { loras, component, weight, cols, dtype, base: &rows };
+    let mut runs = lora::merge(&target, spec.first..spec.first + spec.rows)?;
+    // The factors take the place of those that are stored with the base weight.
+    let stored: Vec<f32> =
+        base.parts.iter().flat_map(|p| (0..p.rows).map(|r| p.scale.of(r))).collect();
+    for run in &mut runs {
+        if let Some(factors) = &mut run.factors {
+            *factors = lora::times(factors, &stored[run.rows.start - spec.first..]);
+        }
+    }
+    Ok(runs.into_iter().map(Arc::new).collect())
+}
+
+/// The change of a program that `run` needs. `first` is the first row of its weight there.
+fn linear_change(run: &Merged, first: usize) -> LinearChange {
+    let term = |term: &lora::Term| LinearTerm {
+        first: term.first,
+        rows: term.rows,
+        kind: match &term.matrix {
+            TermMatrix::Whole(_) => TermKind::Whole,
+            TermMatrix::Kronecker { groups, inner, skip, .. } => {
+                TermKind::Kronecker { outer: *groups, inner: (inner.rows, inner.cols), skip: *skip }
+            }
+        },
+        row_factors: term.factors.is_some(),
+        column_factors: term.columns.is_some(),
+    };
+    LinearChange {
+        first: run.rows.start - first,
+        rows: run.rows.len(),
+        rank: run.pair.as_ref().map(Combined::rank),
+        row_factors: run.factors.is_some(),
+        column_factors: run.columns.is_some(),
+        terms: run.terms.iter().map(term).collect(),
     }
 }
 
 /// A line for the user about a LoRA, and one about its tensors that match no weight, if there are
 /// any.
-fn describe(path: &Path, strength: f32, adapter: &Adapter) -> (String, Option<String>) {
+fn describe(path: &Path, strength: Strengths, adapter: &Adapter) -> (String, Option<String>) {
     let s = &adapter.summary;
     let ranks: Vec<String> = s.ranks.keys().map(usize::to_string).collect();
+    let kinds: Vec<&str> = s.kinds.keys().map(String::as_str).filter(|k| *k != "LoRA").collect();
+    let mut words = vec![s.dialect.clone()];
+    if !kinds.is_empty() {
+        words.push(kinds.join(" + "));
+    }
+    if !ranks.is_empty() {
+        words.push(format!("rank {}", ranks.join(", ")));
+    }
     let line = format!(
-        "lora: {} at {strength} ({}, rank {}, {} of {} keys used)",
+        "lora: {} at {strength} ({}, {} of {} keys used)",
         path.display(),
-        s.dialect,
-        ranks.join(", "),
+        words.join(", "),
         s.matched,
         s.matched + s.unmatched
     );

@@ -99,7 +99,7 @@ fn cpu() -> OpenDevice {
 }
 
 fn plan<'a>(model: &'a Model, with_image: bool, budget: u64) -> Result<Phases<'a>, Refused> {
-    let loras = LoraSet::of(vec![]);
+    let loras = LoraSet::of(Vec::<(_, f32)>::new());
     Phases::plan(invented(model, with_image), &loras, cpu().backend().unwrap(), budget)
 }
 
@@ -159,7 +159,7 @@ fn decoded(
     let (height, width) = size;
     let shape = DenoiseShape { images: 2, cfg: false, text_tokens: 1, height, width };
     let list: Vec<Box<dyn GenerationPhase>> = vec![Box::new(Decode { vae: &model.vae, shape })];
-    let loras = LoraSet::of(vec![]);
+    let loras = LoraSet::of(Vec::<(_, f32)>::new());
     let phases = match Phases::plan(list, &loras, device.backend().unwrap(), budget) {
         Ok(phases) => phases,
         Err(Refused::TooSmall(least)) => return decoded(device, model, size, least),

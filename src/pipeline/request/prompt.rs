@@ -61,8 +61,8 @@ impl LoraChoice {
     }
 }
 
-/// As text: `[["a.safetensors",0.8],["b",1.0,0.5]]`; the third is the strength for the text encoders,
-/// if it is another one.
+/// As text: `[["a.safetensors",0.8],["b",1.0,0.5]]`; the third is the strength for the text
+/// encoders, if it is another one.
 impl Parameter for Vec<LoraChoice> {
     fn to_text(&self) -> Option<String> {
         let text = |l: &LoraChoice| match l.text_strength {
@@ -174,7 +174,8 @@ impl fmt::Display for Prompt {
     }
 }
 
-/// The words with which a tag may begin, in any case. Other programs write `lyco` for LoHa and LoKr.
+/// The words with which a tag may begin, in any case. Other programs write `lyco` for LoHa and
+/// LoKr.
 const TAGS: [&str; 3] = ["<lora:", "<lyco:", "<lycoris:"];
 
 /// The byte at which the first tag of `text` begins, and the length of its first word.

@@ -92,6 +92,11 @@ pub static SPEC: ComponentSpec = ComponentSpec {
             "text_model.encoder.layers.{}.mlp.fc1",
             "text_model.encoder.layers.{}.mlp.fc2",
         ],
+        vectors: &[
+            "text_model.encoder.layers.{}.layer_norm1.weight",
+            "text_model.encoder.layers.{}.layer_norm2.weight",
+            "text_model.final_layer_norm.weight",
+        ],
         spellings: OLD,
         input: None,
         blocks_hint: super::lora::TEXT_BLOCKS,

@@ -109,6 +109,11 @@ pub static SPEC: ComponentSpec = ComponentSpec {
             "encoder.block.{}.layer.1.DenseReluDense.wi_1",
             "encoder.block.{}.layer.1.DenseReluDense.wo",
         ],
+        vectors: &[
+            "encoder.block.{}.layer.0.layer_norm.weight",
+            "encoder.block.{}.layer.1.layer_norm.weight",
+            "encoder.final_layer_norm.weight",
+        ],
         spellings: &[],
         input: None,
         blocks_hint: super::lora::TEXT_BLOCKS,

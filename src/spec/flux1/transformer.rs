@@ -2,7 +2,7 @@
 
 use super::affine;
 use crate::spec::family::{ComponentSpec, Diffusers, Fact, FileNames, Role, Variant};
-use crate::spec::lora::{LoraLayers, LoraSpelling};
+use crate::spec::lora::{LoraLayers, LoraSpelling, Rows};
 use crate::spec::names::{Dialect, Naming, Rename, Split};
 
 pub static SPEC: ComponentSpec = ComponentSpec {
@@ -78,6 +78,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
     }),
     lora: LoraLayers {
         layers: LORA,
+        vectors: GAINS,
         spellings: SPELLINGS,
         input: Some("img_in.weight"),
         blocks_hint: "FLUX.1 has 19 double and 38 single blocks; HunyuanVideo has 20 and 40, \
@@ -254,6 +255,28 @@ const LORA: &[&str] = &[
     "final_layer.adaLN_modulation.1",
 ];
 
+/// The gains of queries and keys.
+const GAINS: &[&str] = &[
+    "double_blocks.{}.img_attn.norm.query_norm.scale",
+    "double_blocks.{}.img_attn.norm.key_norm.scale",
+    "double_blocks.{}.txt_attn.norm.query_norm.scale",
+    "double_blocks.{}.txt_attn.norm.key_norm.scale",
+    "single_blocks.{}.norm.query_norm.scale",
+    "single_blocks.{}.norm.key_norm.scale",
+];
+
+const DIFFSYNTH: &str = "DiffSynth-Studio";
+
+/// DiffSynth-Studio's name of a whole layer.
+const fn diffsynth(stored: &'static str, canonical: &'static str) -> LoraSpelling {
+    LoraSpelling::all(stored, canonical).by(DIFFSYNTH)
+}
+
+/// OneTrainer's name of a part of a fused layer.
+const fn numbered(stored: &'static str, canonical: &'static str, rows: Rows) -> LoraSpelling {
+    LoraSpelling::part(stored, canonical, rows).by("OneTrainer")
+}
+
 /// Spellings of single tools. XLabs' `_lora` before `.down` is a part of the suffix.
 const SPELLINGS: &[LoraSpelling] = &[
     LoraSpelling::all("double_blocks.{}.processor.qkv_lora1", "double_blocks.{}.img_attn.qkv")
@@ -270,4 +293,42 @@ const SPELLINGS: &[LoraSpelling] = &[
     LoraSpelling::all("transformer_blocks.{}.attn.to_qkv", "double_blocks.{}.img_attn.qkv"),
     LoraSpelling::all("transformer_blocks.{}.attn.to_added_qkv", "double_blocks.{}.txt_attn.qkv"),
     LoraSpelling::squares("single_transformer_blocks.{}.attn.to_qkv", "single_blocks.{}.linear1"),
+    numbered("double_blocks.{}.img_attn.qkv.0", "double_blocks.{}.img_attn.qkv", Rows::Equal(0, 3)),
+    numbered("double_blocks.{}.img_attn.qkv.1", "double_blocks.{}.img_attn.qkv", Rows::Equal(1, 3)),
+    numbered("double_blocks.{}.img_attn.qkv.2", "double_blocks.{}.img_attn.qkv", Rows::Equal(2, 3)),
+    numbered("double_blocks.{}.txt_attn.qkv.0", "double_blocks.{}.txt_attn.qkv", Rows::Equal(0, 3)),
+    numbered("double_blocks.{}.txt_attn.qkv.1", "double_blocks.{}.txt_attn.qkv", Rows::Equal(1, 3)),
+    numbered("double_blocks.{}.txt_attn.qkv.2", "double_blocks.{}.txt_attn.qkv", Rows::Equal(2, 3)),
+    numbered("single_blocks.{}.linear1.0", "single_blocks.{}.linear1", Rows::Square(0)),
+    numbered("single_blocks.{}.linear1.1", "single_blocks.{}.linear1", Rows::Square(1)),
+    numbered("single_blocks.{}.linear1.2", "single_blocks.{}.linear1", Rows::Square(2)),
+    numbered("single_blocks.{}.linear1.3", "single_blocks.{}.linear1", Rows::Rest),
+    diffsynth("blocks.{}.attn.a_to_qkv", "double_blocks.{}.img_attn.qkv"),
+    diffsynth("blocks.{}.attn.b_to_qkv", "double_blocks.{}.txt_attn.qkv"),
+    diffsynth("blocks.{}.attn.a_to_out", "double_blocks.{}.img_attn.proj"),
+    diffsynth("blocks.{}.attn.b_to_out", "double_blocks.{}.txt_attn.proj"),
+    diffsynth("blocks.{}.ff_a.0", "double_blocks.{}.img_mlp.0"),
+    diffsynth("blocks.{}.ff_a.2", "double_blocks.{}.img_mlp.2"),
+    diffsynth("blocks.{}.ff_b.0", "double_blocks.{}.txt_mlp.0"),
+    diffsynth("blocks.{}.ff_b.2", "double_blocks.{}.txt_mlp.2"),
+    diffsynth("blocks.{}.norm1_a.linear", "double_blocks.{}.img_mod.lin"),
+    diffsynth("blocks.{}.norm1_b.linear", "double_blocks.{}.txt_mod.lin"),
+    diffsynth("blocks.{}.attn.norm_q_a", "double_blocks.{}.img_attn.norm.query_norm.scale"),
+    diffsynth("blocks.{}.attn.norm_k_a", "double_blocks.{}.img_attn.norm.key_norm.scale"),
+    diffsynth("blocks.{}.attn.norm_q_b", "double_blocks.{}.txt_attn.norm.query_norm.scale"),
+    diffsynth("blocks.{}.attn.norm_k_b", "double_blocks.{}.txt_attn.norm.key_norm.scale"),
+    diffsynth("single_blocks.{}.to_qkv_mlp", "single_blocks.{}.linear1"),
+    diffsynth("single_blocks.{}.proj_out", "single_blocks.{}.linear2"),
+    diffsynth("single_blocks.{}.norm.linear", "single_blocks.{}.modulation.lin"),
+    diffsynth("single_blocks.{}.norm_q_a", "single_blocks.{}.norm.query_norm.scale"),
+    diffsynth("single_blocks.{}.norm_k_a", "single_blocks.{}.norm.key_norm.scale"),
+    diffsynth("time_embedder.timestep_embedder.0", "time_in.in_layer"),
+    diffsynth("time_embedder.timestep_embedder.2", "time_in.out_layer"),
+    diffsynth("guidance_embedder.timestep_embedder.0", "guidance_in.in_layer"),
+    diffsynth("guidance_embedder.timestep_embedder.2", "guidance_in.out_layer"),
+    diffsynth("pooled_text_embedder.0", "vector_in.in_layer"),
+    diffsynth("pooled_text_embedder.2", "vector_in.out_layer"),
+    diffsynth("final_proj_out", "final_layer.linear"),
+    LoraSpelling::part("final_norm_out.linear", "final_layer.adaLN_modulation.1", Rows::Swapped)
+        .by(DIFFSYNTH),
 ];

@@ -99,8 +99,8 @@ fn shortest_prefix<'a>(names: &[&'a str], marker: &str) -> Option<&'a str> {
     prefixes.min_by_key(|p| (p.len(), *p))
 }
 
-/// Whether the names are those of a LoRA (or LoKr, LoHa, DoRA), which changes a model but is not
-/// one.
+/// Whether the names are those of a LoRA (or LoKr, LoHa, DoRA, differences), which changes a model
+/// but is not one.
 pub fn is_lora(names: &[&str]) -> bool {
     const PARTS: [&str; 9] = [
         ".lora_A.",
@@ -113,7 +113,19 @@ pub fn is_lora(names: &[&str]) -> bool {
         ".hada_w1_a",
         "_lora1.down.",
     ];
-    names.iter().any(|n| PARTS.iter().any(|p| n.contains(p)))
+    const ENDINGS: [&str; 8] = [
+        ".lora_A",
+        ".lora_B",
+        ".lokr_w2",
+        ".diff",
+        ".diff_b",
+        ".w_norm",
+        ".set_weight",
+        ".dora_scale",
+    ];
+    names.iter().any(|n| {
+        PARTS.iter().any(|p| n.contains(p)) || ENDINGS.iter().any(|ending| n.ends_with(ending))
+    })
 }
 
 /// The way of storing weights that these names show, if it is one that cannot be read, and a name

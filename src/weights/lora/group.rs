@@ -1,49 +1,45 @@
-//! The keys of one pair, and what of a file no pair uses: passed on from the first look at a LoRA
+//! The keys of one layer, and what of a file no layer uses: passed on from the first look at a LoRA
 //! to every later one.
+
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::config::Configured;
+use super::keys::{Layer, Part};
 use crate::error::{Error, Result};
-use crate::spec::Component;
-use crate::spec::lora::Rows;
 use crate::weights::container::file::WeightFile;
 use crate::weights::container::header::StoredType;
 
-/// The keys of one pair: indices among the file's tensors.
+/// The keys of one layer: indices among the file's tensors.
 pub struct Group {
     /// The beginning that the keys have in common.
     pub base: String,
-    /// The component that has the layer.
-    pub component: Component,
-    /// The canonical weight.
-    pub weight: String,
-    /// The number of its block, if it is in one.
-    pub block: Option<usize>,
-    /// The rows of the weight that the pair changes.
-    pub rows: Rows,
-    /// The trainer, if the keys show it.
-    pub dialect: Option<&'static str>,
-    /// A, `rank x columns`.
-    pub down: Option<usize>,
-    /// B, `rows x rank`.
-    pub up: Option<usize>,
-    /// The tensor of alpha.
-    pub alpha: Option<usize>,
-    /// Alpha from the header, and whether it is divided by the square root of the rank. The tensor
-    /// takes precedence.
-    pub configured: Option<(f64, bool)>,
+    /// The layer.
+    pub layer: Layer,
+    /// Its tensors.
+    pub parts: BTreeMap<Part, usize>,
+    /// Alpha from a configuration. The tensor takes precedence.
+    pub configured: Option<Configured>,
 }
 
 impl Group {
     /// Its tensors.
     pub fn keys(&self) -> impl Iterator<Item = usize> {
-        [self.down, self.up, self.alpha].into_iter().flatten()
+        self.parts.values().copied()
+    }
+
+    /// Whether it has any of the tensors that make up a change of a matrix.
+    pub fn matrices(&self) -> bool {
+        self.parts.keys().any(|part| part.family().is_some())
     }
 
     /// Its alpha: from the tensor, of any type, or from the header. `None` if there is none.
     pub fn alpha(&self, file: &WeightFile) -> Result<Option<f64>> {
-        let Some(i) = self.alpha else { return Ok(self.configured.map(|(alpha, _)| alpha)) };
-        let entry = &file.header.tensors[i];
+        let Some(i) = self.parts.get(&Part::Alpha) else {
+            return Ok(self.configured.map(|c| c.alpha));
+        };
+        let entry = &file.header.tensors[*i];
         let bytes = &file.source.bytes()[entry.range.clone()];
         let one = entry.shape.iter().all(|n| *n == 1);
         let value = match (entry.stored, bytes) {
@@ -72,7 +68,7 @@ impl Group {
     }
 }
 
-/// A key that no pair uses.
+/// A key that is not used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Unmatched {
     /// The key.
@@ -82,18 +78,21 @@ pub struct Unmatched {
 }
 
 impl Unmatched {
-    /// `key`, which no pair uses because of `why`.
+    /// `key`, which is not used because of `why`.
     pub fn new(key: &str, why: impl Into<String>) -> Self {
         Unmatched { key: key.into(), why: why.into() }
     }
 }
 
-/// The keys of a file, sorted into pairs.
+/// The keys of a file, sorted by layer.
+#[derive(Default)]
 pub struct Grouped {
     /// By component, weight and rows.
     pub groups: Vec<Group>,
-    /// The keys that no pair uses.
+    /// The keys that are not used.
     pub unmatched: Vec<Unmatched>,
+    /// Those among them that might change the image: the file cannot be used.
+    pub unknown: Vec<Unmatched>,
     /// Lines for the user.
     pub notes: Vec<String>,
 }

@@ -3,8 +3,9 @@
 
 use std::collections::HashSet;
 
-use super::group::{Grouped, base_model};
-use super::keys::LoraKeys;
+use super::group::{Group, Grouped, base_model};
+use super::keys::{LoraKeys, Part};
+use super::values::all_zero;
 use crate::error::{Error, Result};
 use crate::spec::foreign::STABLE_DIFFUSION;
 use crate::spec::names::Meaning;
@@ -17,6 +18,8 @@ use crate::weights::dialect::recognise::recognise;
 const NAMED: usize = 3;
 const CONTROL: &str = "a BFL control LoRA (FLUX.1 Canny or Depth: it widens img_in for a control \
      image, moves biases and replaces norms)";
+/// The kind of an adapter for convolutions.
+const TUCKER: &str = "LoKr or LoHa with a third factor, which is for convolutions";
 
 /// Files that are not a LoRA: (a part of a key, what it is).
 const NO_LORA: [(&str, &str); 8] = [
@@ -38,11 +41,11 @@ const EMBEDDINGS: [(&str, &str); 3] = [
 ];
 
 /// Adapters that are not a pair of matrices: (a part of a key, what it is).
-const OTHER_ADAPTERS: [(&str, &str); 18] = [
-    (".dora_scale", "DoRA"),
-    (".lora_magnitude_vector", "DoRA"),
-    (".lokr_", "LoKr"),
-    (".hada_", "LoHa"),
+const OTHER_ADAPTERS: [(&str, &str); 17] = [
+    (".lokr_t1", TUCKER),
+    (".lokr_t2", TUCKER),
+    (".hada_t1", TUCKER),
+    (".hada_t2", TUCKER),
     (".oft_", "OFT"),
     (".boft_", "BOFT"),
     (".glora_", "GLoRA"),
@@ -50,7 +53,6 @@ const OTHER_ADAPTERS: [(&str, &str); 18] = [
     (".on_input", "IA3"),
     (".vera_lambda", "VeRA"),
     (".lora_mid.", "LoCon with a middle matrix, which is for convolutions"),
-    (".set_weight", CONTROL),
     (".reshape_weight", CONTROL),
     (".qkv_proj.lora_", "LoRA in nunchaku's layout, packed for SVDQuant"),
     (".smooth_factor", "LoRA in nunchaku's layout, packed for SVDQuant"),
@@ -59,33 +61,41 @@ const OTHER_ADAPTERS: [(&str, &str); 18] = [
     (".ranknum", "AdaLoRA"),
 ];
 
-/// Endings of tensors that are added to a whole weight, a bias or a norm. Trainers write them even
-/// if all values are zero.
-const DIFFERENCES: [(&str, &str); 8] = [
-    (".diff", "whole differences of weights (.diff)"),
-    (".diff_b", "differences of biases (.diff_b)"),
-    (".w_norm", "differences of norms (.w_norm)"),
-    (".b_norm", "differences of norms (.b_norm)"),
-    (".lora_B.bias", "differences of biases (lora_B.bias)"),
-    (".lora_up.bias", "differences of biases (lora_up.bias)"),
-    (".lora_A.bias", "biases inside of the pair (lora_A.bias)"),
-    (".lora_down.bias", "biases inside of the pair (lora_down.bias)"),
+/// Endings of tensors that are added to a whole weight, a bias or a norm, and whether that is
+/// supported. Trainers write them even if all values are zero.
+const DIFFERENCES: [(&str, &str, bool); 8] = [
+    (".diff", "whole differences of weights (.diff)", true),
+    (".diff_b", "differences of biases (.diff_b)", true),
+    (".w_norm", "differences of norms (.w_norm)", true),
+    (".b_norm", "differences of norms (.b_norm)", true),
+    (".lora_B.bias", "differences of biases (lora_B.bias)", true),
+    (".lora_up.bias", "differences of biases (lora_up.bias)", true),
+    (".lora_A.bias", "biases inside of the pair (lora_A.bias)", false),
+    (".lora_down.bias", "biases inside of the pair (lora_down.bias)", false),
 ];
 
 /// Refuses what no model of the family can use. Differences that are zero everywhere are dropped
 /// with a note.
 pub fn check(file: &WeightFile, keys: &LoraKeys, found: &mut Grouped) -> Result<()> {
     let family = keys.family;
-    let tensors = &file.header.tensors;
+    drop_zeros(file, found)?;
+    // What has no effect does not matter.
+    let unmatched = found.unmatched.iter().map(|u| u.key.as_str());
+    let grouped = found.groups.iter().flat_map(Group::keys);
+    let named: HashSet<&str> =
+        unmatched.chain(grouped.map(|i| file.header.tensors[i].name.as_str())).collect();
+    let all = &file.header.tensors;
+    let tensors: Vec<&TensorEntry> =
+        all.iter().filter(|t| named.contains(t.name.as_str())).collect();
     let names: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
-    if let Some((what, key)) = first_of(&NO_LORA, tensors) {
+    if let Some((what, key)) = first_of(&NO_LORA, &tensors) {
         return Err(no_lora(family, what, key));
     }
-    if let Some((model, key)) = first_of(family.lora.foreign, tensors) {
-        let model = if model == STABLE_DIFFUSION { sd_version(tensors) } else { model };
+    if let Some((model, key)) = first_of(family.lora.foreign, &tensors) {
+        let model = if model == STABLE_DIFFUSION { sd_version(&tensors) } else { model };
         return Err(foreign(family, model, key));
     }
-    if let Some((what, key)) = first_of(&OTHER_ADAPTERS, tensors) {
+    if let Some((what, key)) = first_of(&OTHER_ADAPTERS, &tensors) {
         return Err(unsupported(
             what,
             key,
@@ -94,25 +104,47 @@ pub fn check(file: &WeightFile, keys: &LoraKeys, found: &mut Grouped) -> Result<
         ));
     }
     if found.groups.is_empty() {
-        return Err(match first_of(&EMBEDDINGS, tensors) {
-            Some((what, key)) => no_lora(family, what, key),
-            None => nothing_matched(file, family, &names),
-        });
+        return match first_of(&EMBEDDINGS, &tensors) {
+            Some((what, key)) => Err(no_lora(family, what, key)),
+            None => {
+                let all: Vec<&str> = all.iter().map(|t| t.name.as_str()).collect();
+                Err(nothing_matched(file, family, &all))
+            }
+        };
     }
     if let Some(whole) = names.iter().find(|n| is_whole_weight(keys, n)) {
-        let img_in = found.groups.iter().any(|g| g.component.lora.input == Some(&g.weight));
+        let input = |g: &Group| g.layer.component.lora.input.is_some_and(|i| i == g.layer.weight);
+        let img_in = found.groups.iter().any(input);
         let what = if img_in { CONTROL } else { "LoRA that also replaces whole weights" };
         let count = names.iter().filter(|n| is_whole_weight(keys, n)).count();
         return Err(unsupported(what, whole, count, names.len()));
     }
-    drop_differences(file, found)?;
-    foreign_by_metadata(file, family, found)
+    for (ending, what, _) in DIFFERENCES.iter().filter(|d| !d.2) {
+        let ends = |n: &&&str| n.ends_with(ending);
+        if let Some(key) = names.iter().find(ends) {
+            let count = names.iter().filter(ends).count();
+            return Err(unsupported(&format!("LoRA with {what}"), key, count, names.len()));
+        }
+    }
+    foreign_by_metadata(file, family, found)?;
+    not_understood(found, names.len())
+}
+
+/// Refuses a file of which only a part is understood: the part alone would draw an image that is
+/// neither the one with the LoRA nor the one without.
+fn not_understood(found: &Grouped, all: usize) -> Result<()> {
+    let Some(first) = found.unknown.first() else { return Ok(()) };
+    Err(Error::model("a part of this LoRA is not understood, so none of it is used")
+        .at(&first.key)
+        .found(format!("{}; {} of {all} keys like that", first.why, found.unknown.len()))
+        .expected("keys of layers that the model has, in the names of a known trainer")
+        .try_("look for the same LoRA in the names of another tool, such as ComfyUI or diffusers"))
 }
 
 /// The first entry of `table` that a key shows, with that key.
 fn first_of<'t>(
     table: &[(&str, &'static str)],
-    tensors: &'t [TensorEntry],
+    tensors: &[&'t TensorEntry],
 ) -> Option<(&'static str, &'t str)> {
     table.iter().find_map(|(part, what)| {
         tensors.iter().find(|t| t.name.contains(part)).map(|t| (*what, t.name.as_str()))
@@ -155,7 +187,7 @@ pub fn foreign(family: &Family, model: &str, key: &str) -> Error {
 }
 
 /// The version of Stable Diffusion, from the width of the text that cross-attention reads.
-fn sd_version(tensors: &[TensorEntry]) -> &'static str {
+fn sd_version(tensors: &[&TensorEntry]) -> &'static str {
     let width = tensors.iter().find_map(|t| {
         let reads_text =
             t.name.contains("attn2") && (t.name.contains("to_k") || t.name.contains("to_v"));
@@ -172,10 +204,12 @@ fn sd_version(tensors: &[TensorEntry]) -> &'static str {
 
 /// Whether `name` is a tensor of the model itself.
 fn is_whole_weight(keys: &LoraKeys, name: &str) -> bool {
-    let name = keys.without_prefix(name).replace(".modules_to_save.default.", ".");
-    keys.family.components.iter().any(|c| {
-        let part = |d| matches!(c.meaning(d, 0, &name), Meaning::Part { .. });
-        c.is_canonical(&name) || c.role == Role::Transformer && c.0.dialects.iter().any(part)
+    let name = name.replace(".modules_to_save.default.", ".");
+    keys.behind_prefixes(&name, &|name| {
+        keys.family.components.iter().any(|c| {
+            let part = |d| matches!(c.meaning(d, 0, name), Meaning::Part { .. });
+            c.is_canonical(name) || c.role == Role::Transformer && c.0.dialects.iter().any(part)
+        })
     })
 }
 
@@ -199,28 +233,28 @@ fn nothing_matched(file: &WeightFile, family: &'static Family, names: &[&str]) -
         .try_("the file may be of another model; {:inspect FILE} lists its tensors")
 }
 
-/// Drops difference tensors that are zero everywhere and refuses others.
-fn drop_differences(file: &WeightFile, found: &mut Grouped) -> Result<()> {
+/// Drops difference tensors that are zero everywhere, with a note.
+fn drop_zeros(file: &WeightFile, found: &mut Grouped) -> Result<()> {
     let mut dropped: HashSet<&str> = HashSet::new();
-    for (ending, what) in DIFFERENCES {
-        let tensors = || file.header.tensors.iter().filter(|t| t.name.ends_with(ending));
-        for entry in tensors() {
-            file.source.will_need(entry.range.clone())?;
-            if file.source.bytes()[entry.range.clone()].iter().any(|b| *b != 0) {
-                return Err(unsupported(
-                    &format!("LoRA with {what}"),
-                    &entry.name,
-                    tensors().count(),
-                    file.header.tensors.len(),
-                ));
+    for (ending, what, _) in DIFFERENCES {
+        let mut count = 0;
+        for (i, entry) in file.header.tensors.iter().enumerate() {
+            if entry.name.ends_with(ending) && all_zero(file, i)? {
+                dropped.insert(&entry.name);
+                count += 1;
             }
-            dropped.insert(&entry.name);
         }
-        if tensors().next().is_some() {
-            found.notes.push(format!("{} {what} are zero and were left out", tensors().count()));
+        if count > 0 {
+            found.notes.push(format!("{count} {what} are zero and were left out"));
         }
     }
+    let name = |i: usize| file.header.tensors[i].name.as_str();
+    for group in &mut found.groups {
+        group.parts.retain(|_, i| !dropped.contains(name(*i)));
+    }
+    found.groups.retain(|g| g.parts.keys().any(|part| *part != Part::Alpha));
     found.unmatched.retain(|u| !dropped.contains(u.key.as_str()));
+    found.unknown.retain(|u| !dropped.contains(u.key.as_str()));
     Ok(())
 }
 
@@ -232,7 +266,7 @@ fn foreign_by_metadata(file: &WeightFile, family: &Family, found: &mut Grouped) 
     if !family.lora.foreign_bases.iter().any(|o| lower.starts_with(o)) {
         return Ok(());
     }
-    match found.groups.iter().find(|g| g.component.role == Role::Transformer) {
+    match found.groups.iter().find(|g| g.layer.component.role == Role::Transformer) {
         Some(_) => {
             found.notes.push(format!(
                 "its names are those of {}, but its metadata names the base model {model}",

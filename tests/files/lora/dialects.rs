@@ -277,3 +277,110 @@ fn xlabs_numbers_are_image_and_text() {
         assert_eq!(delta(&combined), want, "{weight}");
     }
 }
+
+/// The tensors of one change of some rows, in the names of a trainer.
+fn put(lora: &mut Lora, name: &str, p: &Piece, cols: usize, suffixes: [&str; 2]) {
+    let b: Vec<f32> = p.b.iter().map(|v| v * p.alpha / p.rank as f32).collect();
+    lora.push(&format!("{name}{}", suffixes[0]), DType::F32, &[p.rank, cols], &p.a);
+    lora.push(&format!("{name}{}", suffixes[1]), DType::F32, &[p.rows, p.rank], &b);
+}
+
+/// DiffSynth-Studio renames BFL's layers; everything else is fused in BFL's order, but for the last
+/// modulation.
+#[test]
+fn diffsynth_names_every_layer() {
+    let base = small();
+    let truth = truth(&base, true);
+    let name = |weight: &str| {
+        let layer = weight.strip_suffix(".weight").unwrap();
+        let n = layer.split('.').nth(1).unwrap_or_default();
+        let kind = layer.replacen(&format!(".{n}."), ".", 1);
+        let (double, single) = (format!("blocks.{n}"), format!("single_blocks.{n}"));
+        match kind.as_str() {
+            "img_in" => "x_embedder".into(),
+            "txt_in" => "context_embedder".into(),
+            "double_blocks.img_attn.qkv" => format!("{double}.attn.a_to_qkv"),
+            "double_blocks.txt_attn.qkv" => format!("{double}.attn.b_to_qkv"),
+            "double_blocks.img_attn.proj" => format!("{double}.attn.a_to_out"),
+            "double_blocks.txt_attn.proj" => format!("{double}.attn.b_to_out"),
+            "double_blocks.img_mlp.0" => format!("{double}.ff_a.0"),
+            "double_blocks.img_mlp.2" => format!("{double}.ff_a.2"),
+            "double_blocks.txt_mlp.0" => format!("{double}.ff_b.0"),
+            "double_blocks.txt_mlp.2" => format!("{double}.ff_b.2"),
+            "double_blocks.img_mod.lin" => format!("{double}.norm1_a.linear"),
+            "double_blocks.txt_mod.lin" => format!("{double}.norm1_b.linear"),
+            "single_blocks.linear1" => format!("{single}.to_qkv_mlp"),
+            "single_blocks.linear2" => format!("{single}.proj_out"),
+            "single_blocks.modulation.lin" => format!("{single}.norm.linear"),
+            _ => match layer {
+                "time_in.in_layer" => "time_embedder.timestep_embedder.0",
+                "time_in.out_layer" => "time_embedder.timestep_embedder.2",
+                "guidance_in.in_layer" => "guidance_embedder.timestep_embedder.0",
+                "guidance_in.out_layer" => "guidance_embedder.timestep_embedder.2",
+                "vector_in.in_layer" => "pooled_text_embedder.0",
+                "vector_in.out_layer" => "pooled_text_embedder.2",
+                "final_layer.linear" => "final_proj_out",
+                "final_layer.adaLN_modulation.1" => "final_norm_out.linear",
+                other => panic!("{other}"),
+            }
+            .into(),
+        }
+    };
+    for (prefix, suffixes) in [
+        ("", [".lora_A.default.weight", ".lora_B.default.weight"]),
+        ("pipe.dit.", [".lora_A.weight", ".lora_B.weight"]),
+        ("base_model.model.", [".lora_A.weight", ".lora_B.weight"]),
+    ] {
+        let prefix = prefix.strip_prefix("pipe.").unwrap_or(prefix);
+        let mut lora = Lora::default();
+        for ((c, w), pieces) in truth.iter().filter(|((c, _), _)| *c == TRANSFORMER) {
+            let (rows, cols) = base[&(*c, w.clone())];
+            let mut whole = fuse(pieces, rows);
+            let name = name(w);
+            if name == "final_norm_out.linear" {
+                let half = whole.b.len() / 2;
+                whole.b.rotate_left(half);
+            }
+            put(&mut lora, &format!("{prefix}{name}"), &whole, cols, suffixes);
+        }
+        let adapter = lora.read(&base).unwrap();
+        assert_eq!(adapter.summary.unmatched, 0, "{}", adapter.summary);
+        assert!(adapter.summary.dialect.contains("DiffSynth-Studio"), "{}", adapter.summary);
+        for ((c, w), pieces) in truth.iter().filter(|((c, _), _)| *c == TRANSFORMER) {
+            let shape = base[&(*c, w.clone())];
+            let combined = whole(&[(&adapter, 1.0)], *c, w, &base, DType::F32).unwrap();
+            assert_eq!(delta(&combined), expected(pieces, shape), "{prefix}{w}");
+        }
+    }
+}
+
+/// OneTrainer's numbered parts of fused layers, with dots and with underscores.
+#[test]
+fn numbered_parts_are_rows_of_the_fused_layer() {
+    let base = small();
+    let truth = truth(&base, false);
+    for (prefix, flat) in [("transformer.", false), ("lora_transformer_", true)] {
+        let mut lora = Lora::default();
+        let mut weights = vec![];
+        for ((c, w), pieces) in truth.iter().filter(|((c, _), _)| *c == TRANSFORMER) {
+            let layer = w.strip_suffix(".weight").unwrap();
+            for (i, piece) in pieces.iter().enumerate() {
+                let name = match pieces.len() {
+                    1 => layer.to_string(),
+                    _ => format!("{layer}.{i}"),
+                };
+                let name = if flat { name.replace('.', "_") } else { name };
+                let cols = base[&(*c, w.clone())].1;
+                put(&mut lora, &format!("{prefix}{name}"), piece, cols, KOHYA);
+            }
+            weights.push((*c, w, pieces));
+        }
+        let adapter = lora.read(&base).unwrap();
+        assert_eq!(adapter.summary.unmatched, 0, "{}", adapter.summary);
+        assert!(adapter.summary.dialect.contains("OneTrainer"), "{}", adapter.summary);
+        for (c, w, pieces) in weights {
+            let combined = whole(&[(&adapter, 1.0)], c, w, &base, DType::F32).unwrap();
+            assert_eq!(delta(&combined), expected(pieces, base[&(c, w.clone())]), "{prefix}{w}");
+        }
+    }
+}

@@ -8,7 +8,7 @@ use flux_fast::weights::lora::combine;
 
 use super::dialects::{DIALECTS, truth, write};
 use super::pairs::{PROJ, PROJ_WEIGHT, factor, plain, proj};
-use super::support::{Lora, Shapes, dev, small};
+use super::support::{Lora, Shapes, dev, small, values};
 
 #[test]
 fn a_lora_of_another_model_is_named_in_one_line() {
@@ -146,7 +146,10 @@ fn unmatched_keys_are_counted_and_ten_are_named() {
     assert_eq!((s.matched, s.unmatched, s.first_unmatched.len()), (2, 23, 10));
     let text = s.to_string();
     assert!(text.contains("2 matched, 23 unmatched") && text.contains("and 13 more"), "{text}");
-    assert!(text.contains("lora_te1_text_projection.alpha: names no layer"), "{text}");
+    assert!(
+        text.contains("lora_te1_text_projection.alpha: FLUX.1 does not use this layer"),
+        "{text}"
+    );
     let flux_only: Shapes =
         base.iter().filter(|((c, _), _)| *c == TRANSFORMER).map(|(k, v)| (k.clone(), *v)).collect();
     let t5 = plain(&base).pair(
@@ -216,13 +219,31 @@ fn wrong_rank_shape_or_type_is_found() {
         .error(&base);
     assert!(e.contains("does not have two axes: found [48]"), "{e}");
     let e = Lora::default()
-        .raw(&down, "F64", &[4, cols], &vec![0; 32 * cols])
+        .raw(&down, "I32", &[4, cols], &vec![0; 16 * cols])
         .with(&up, &[rows, 4], &vec![1.0; 4 * rows])
         .error(&base);
     assert!(
-        e.contains("element type that cannot be read: found F64, expected F32, F16 or BF16"),
+        e.contains("element type that cannot be read: found I32, expected F64, F32, F16 or BF16"),
         "{e}"
     );
+    // F64 is rounded.
+    let doubles: Vec<u8> = (0..4 * cols).flat_map(|i| (i as f64 / 3.0).to_le_bytes()).collect();
+    let lora = Lora::default().raw(&down, "F64", &[4, cols], &doubles).with(
+        &up,
+        &[rows, 4],
+        &vec![1.0; 4 * rows],
+    );
+    let adapter = lora.read(&base).unwrap();
+    let pair = combine(&[(&adapter, 1.0)], TRANSFORMER, PROJ_WEIGHT, 0..rows, DType::F32);
+    let a = values(&pair.unwrap().unwrap().a);
+    assert!(a.iter().enumerate().all(|(i, v)| *v == (i as f64 / 3.0) as f32));
+    let nan: Vec<u8> = (0..4 * cols).flat_map(|_| f64::MAX.to_le_bytes()).collect();
+    let lora = Lora::default().raw(&down, "F64", &[4, cols], &nan).with(
+        &up,
+        &[rows, 4],
+        &vec![1.0; 4 * rows],
+    );
+    assert!(lora.error(&base).contains("values that are not finite numbers: found inf"));
     // 1 x 1 convolutions are matrices.
     let conv = Lora::default().with(&down, &[4, cols, 1, 1], &vec![1.0; 4 * cols]).with(
         &up,

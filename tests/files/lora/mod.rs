@@ -3,6 +3,7 @@
 
 mod dialects;
 mod faults;
+mod folder;
 mod hostile;
 mod pairs;
 mod real;

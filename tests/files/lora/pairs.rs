@@ -5,7 +5,8 @@ use std::ops::Range;
 use flux_fast::dtype::DType;
 use flux_fast::error::Kind;
 use flux_fast::spec::flux1::TRANSFORMER;
-use flux_fast::weights::lora::{Adapter, Pair, combine};
+use flux_fast::tensor::HostPart;
+use flux_fast::weights::lora::{Adapter, Change, Delta, combine};
 
 use super::dialects::{DIALECTS, expected, truth, write};
 use super::support::{Lora, Shapes, delta, small, values, whole};
@@ -14,22 +15,31 @@ pub const PROJ: &str = "diffusion_model.double_blocks.0.img_attn.proj";
 pub const PROJ_WEIGHT: &str = "double_blocks.0.img_attn.proj.weight";
 const LINEAR1: &str = "single_blocks.0.linear1.weight";
 
+/// The A of a plain LoRA.
+fn down(change: &Change) -> &HostPart {
+    match &change.delta {
+        Delta::Product { a, .. } => a,
+        other => panic!("{other:?}"),
+    }
+}
+
 /// The rows of `linear1` and the ranks of a combined pair that one pair fills: pairs with the same A
 /// share its ranks, and pairs that change no row of `range` have none.
 fn spans(adapter: &Adapter, range: &Range<usize>) -> Vec<(Range<usize>, Range<usize>)> {
     let mut runs: Vec<(&[u8], Range<usize>)> = vec![];
     let (mut spans, mut next) = (vec![], 0);
-    for pair in adapter.of(TRANSFORMER, LINEAR1) {
-        let rows = pair.blocks.iter().map(|b| b.row..b.row + b.rows);
+    for change in adapter.of(TRANSFORMER, LINEAR1) {
+        let a = down(change);
+        let rows = change.blocks.iter().map(|b| b.row..b.row + b.rows);
         let rows: Vec<_> = rows.filter(|r| r.start < range.end && range.start < r.end).collect();
         if rows.is_empty() {
             continue;
         }
-        let known = runs.iter().find(|(a, _)| *a == pair.a.bytes());
+        let known = runs.iter().find(|(known, _)| *known == a.bytes());
         let ranks = known.map(|run| run.1.clone()).unwrap_or_else(|| {
-            let ranks = next..next + pair.a.rows;
+            let ranks = next..next + a.rows;
             next = ranks.end;
-            runs.push((pair.a.bytes(), ranks.clone()));
+            runs.push((a.bytes(), ranks.clone()));
             ranks
         });
         spans.extend(rows.into_iter().map(|rows| (rows, ranks.clone())));
@@ -143,9 +153,9 @@ pub fn plain(base: &Shapes) -> Lora {
 
 pub fn factor(lora: &Lora, base: &Shapes) -> f64 {
     let adapter = lora.read(base).unwrap();
-    assert_eq!((adapter.pairs().len(), adapter.summary.unmatched), (1, 0), "{}", adapter.summary);
-    let pair: &Pair = &adapter.pairs()[0];
-    pair.factor
+    let changes = adapter.changes();
+    assert_eq!((changes.len(), adapter.summary.unmatched), (1, 0), "{}", adapter.summary);
+    changes[0].factor
 }
 
 #[test]
@@ -172,7 +182,7 @@ fn alpha_is_read_from_every_place_and_type() {
     }
     assert_eq!(factor(&plain(&base).with(&alpha, &[], &[-6.0]), &base), -1.5);
     let idle = plain(&base).with(&alpha, &[], &[0.0]).read(&base).unwrap();
-    assert_eq!(idle.pairs()[0].factor, 0.0);
+    assert_eq!(idle.changes()[0].factor, 0.0);
     assert!(
         idle.summary.notes[0].contains("1 of 1 pairs have alpha 0"),
         "{:?}",
@@ -184,10 +194,44 @@ fn alpha_is_read_from_every_place_and_type() {
     let config = |json: &str| plain(&base).meta("lora_adapter_metadata", json);
     assert_eq!(factor(&config(r#"{"transformer.r": 4, "transformer.lora_alpha": 2}"#), &base), 0.5);
     assert_eq!(factor(&config(r#"{"lora_alpha": 2, "use_rslora": true}"#), &base), 1.0);
-    let own = r#"{"transformer.lora_alpha": 2, "transformer.alpha_pattern": {"img_attn.proj": 12, "qkv": 5}}"#;
-    assert_eq!(factor(&config(own), &base), 3.0);
+    let own = |pattern: &str| {
+        format!(
+            r#"{{"transformer.lora_alpha": 2, "transformer.alpha_pattern": {{"{pattern}": 12}}}}"#
+        )
+    };
+    for pattern in [
+        "img_attn.proj",
+        r"double_blocks\\.0\\.img_attn\\.proj",
+        r"double_blocks\\.\\d+\\.(img|txt)_attn\\.proj",
+        "^double_blocks.*proj",
+        ".*attn.*",
+        "proj",
+    ] {
+        assert_eq!(factor(&config(&own(pattern)), &base), 3.0, "{pattern}");
+    }
+    for (pattern, says) in [
+        ("qkv", "matches none of its layers"),
+        ("roj", "matches none of its layers"),
+        ("double_blocks", "matches none of its layers"),
+        ("(proj", "is not a regular expression"),
+    ] {
+        let e = config(&own(pattern)).error(&base);
+        assert!(e.contains(says) && e.contains(pattern), "{pattern}: {e}");
+    }
+    let rank = |n: usize| format!(r#"{{"lora_alpha": 2, "rank_pattern": {{".*proj": {n}}}}}"#);
+    assert_eq!(factor(&config(&rank(4)), &base), 0.5);
+    let e = config(&rank(8)).error(&base);
+    assert!(e.contains("another rank than it says") && e.contains("found rank 4"), "{e}");
     assert_eq!(factor(&config(r#"{"text_encoder.lora_alpha": 2}"#), &base), 1.0);
-    assert_eq!(factor(&config("not json"), &base), 1.0);
+    for (json, says) in [
+        ("not json", "not valid JSON"),
+        (r#"{"peft_type": "IA3"}"#, "this kind of PEFT adapter is not supported"),
+        (r#"{"use_dora": true}"#, "the configuration says DoRA"),
+        (r#"{"fan_in_fan_out": true}"#, "a setting of this PEFT adapter is not supported"),
+    ] {
+        let e = config(json).error(&base);
+        assert!(e.contains(says), "{json}: {e}");
+    }
     let both = config(r#"{"lora_alpha": 2}"#).with(&alpha, &[], &[4.0]);
     assert_eq!(factor(&both, &base), 1.0, "the tensor goes before the header");
 }

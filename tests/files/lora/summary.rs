@@ -44,11 +44,21 @@ fn the_summary_describes_the_file() {
     let (dora, keys) = listed(dir.path(), "flux_dora_onetrainer", |_| true);
     assert_eq!(keys, 2024);
     let s = survey(&dora, FAMILIES).unwrap();
-    assert!(s.problem.unwrap().to_string().contains("this is a DoRA"));
+    assert!(s.problem.is_none());
     assert_eq!(
         (s.summary.dialect.as_str(), s.summary.matched, s.summary.targets.len()),
-        ("OneTrainer", 1518, 3)
+        ("OneTrainer", 2024, 3)
     );
+    let text = s.summary.to_string();
+    assert!(text.starts_with("DoRA, names of OneTrainer, 506 layers"), "{text}");
+    assert!(
+        text.contains("266 pairs on 114 weights, width 3072: ") && text.contains("width 768"),
+        "{text}"
+    );
+    let (lokr, _) = listed(dir.path(), "flux_lokr_bfl", |_| true);
+    let text = survey(&lokr, FAMILIES).unwrap().summary.to_string();
+    assert!(text.starts_with("LoKr, names of PEFT (ai-toolkit), 6 layers\n  rank  none"), "{text}");
+    assert!(text.contains("width 3072"), "{text}");
     assert!(survey(&dir.path().join("none"), FAMILIES).is_err());
     std::fs::write(&path, b"GGUF0000").unwrap();
     assert!(survey(&path, FAMILIES).is_err());

@@ -13,7 +13,8 @@ use flux_fast::library::{Checkpoint, open_only};
 use flux_fast::model::flux1::DenoiseShape;
 use flux_fast::model::{clip, flux1, t5};
 use flux_fast::op::{Linear, Op, Program};
-use flux_fast::pipeline::loras::{LoraSet, open};
+use flux_fast::pipeline::loras::{LoraSet, Strengths, open};
+use flux_fast::pipeline::request::LoraChoice;
 use flux_fast::spec::Component;
 use flux_fast::spec::flux1::{CLIP, FLUX1, T5, TRANSFORMER};
 use flux_fast::tensor::{HostPart, HostWeight, Scale};
@@ -59,18 +60,18 @@ fn sides(program: &Program) -> usize {
         .count()
 }
 
-/// The velocity of both sequences, and the number of layers with a side branch.
-fn velocity(
+/// The velocity of both sequences, and the number of layers with a side branch. `apply` returns
+/// the program that is run, and its weights.
+pub fn velocity(
     backend: &mut dyn Backend,
     golden: &Golden,
-    checkpoint: &Checkpoint,
     g: &Geometry,
-    loras: &LoraSet,
+    apply: &dyn Fn(Program) -> (Program, Vec<HostWeight>),
     act: DType,
 ) -> (Vec<f32>, usize) {
     let (t, pooled, guidance) =
         (golden.f32("flux.timestep"), golden.f32("flux.pooled"), golden.f32("flux.guidance"));
-    let (program, weights) = with(checkpoint, TRANSFORMER, loras, flux1::modulate(&g.flux, 2, act));
+    let (program, weights) = apply(flux1::modulate(&g.flux, 2, act));
     let mut count = sides(&program);
     let inputs = [
         ("timestep", Input::F32(&t)),
@@ -80,8 +81,7 @@ fn velocity(
     let modulation =
         run(backend, &program, &weights, &inputs, u64::MAX, 1).remove("modulation").unwrap();
     let shape = shape(golden);
-    let (program, weights) =
-        with(checkpoint, TRANSFORMER, loras, flux1::denoise(&g.flux, &shape, act));
+    let (program, weights) = apply(flux1::denoise(&g.flux, &shape, act));
     count += sides(&program);
     let rope = flux1::rope(&g.flux, &shape);
     let (img, txt) = (golden.f32("flux.img"), golden.f32("flux.txt"));
@@ -131,8 +131,13 @@ fn every_dialect_changes_the_transformer_as_in_diffusers() {
         let mut layers = Vec::new();
         for (name, loras) in &cases {
             let loras = set(&checkpoint, loras);
-            let (got, count) =
-                velocity(backend, &golden, &checkpoint, &written.geometry, &loras, DType::F32);
+            let (got, count) = velocity(
+                backend,
+                &golden,
+                &written.geometry,
+                &|program| with(&checkpoint, TRANSFORMER, &loras, program),
+                DType::F32,
+            );
             let error = relative_error(&got, &expected.f32(&format!("{name}.velocity")));
             println!("{device} {name}: relative error {error:.2e}, {count} layers");
             assert!(error <= TOLERANCE, "{device} {name}: relative error {error:.2e}");
@@ -196,6 +201,23 @@ fn text_encoders_have_loras_too() {
     }
 }
 
+#[test]
+fn text_encoders_have_a_strength_of_their_own() {
+    let written = plain(&Golden::read("b_dev"));
+    let checkpoint = written.open();
+    let adapter = open(&file("kohya_te1"), &FLUX1, &|c| checkpoint.get(c)).unwrap();
+    let adapter = Arc::new(adapter);
+    for (transformer, text) in [(0.8, 0.0), (0.0, 0.6), (0.8, 0.6)] {
+        let set = LoraSet::of(vec![(adapter.clone(), Strengths { transformer, text })]);
+        assert_eq!(set.touches(TRANSFORMER), transformer != 0.0);
+        assert_eq!(set.touches(CLIP), text != 0.0);
+    }
+    let choice = LoraChoice::new("a", 0.8);
+    assert_eq!(Strengths::of(&choice), Strengths::from(0.8));
+    let two = Strengths::of(&choice.text_strength(0.6));
+    assert_eq!(two.to_string(), "0.8, text encoders 0.6");
+}
+
 /// A LoRA changes 8-bit weights as much as wide ones: the only error is that of the weights.
 #[test]
 fn a_lora_changes_eight_bit_weights_as_much() {
@@ -209,7 +231,8 @@ fn a_lora_changes_eight_bit_weights_as_much() {
         for backend in devices().iter_mut().map(Box::as_mut) {
             let mut at = |loras: &[(&str, f32)]| {
                 let loras = set(&checkpoint, loras);
-                velocity(backend, &golden, &checkpoint, &written.geometry, &loras, DType::F32).0
+                let apply = |program| with(&checkpoint, TRANSFORMER, &loras, program);
+                velocity(backend, &golden, &written.geometry, &apply, DType::F32).0
             };
             let (without, with) = (at(&[]), at(&[("kohya", 1.0)]));
             let got: Vec<f32> = with.iter().zip(&without).map(|(a, b)| a - b).collect();
@@ -295,7 +318,7 @@ fn a_lora_with_blocks_equals_a_lora_with_their_values() {
     }
 }
 
-fn denoiser(
+pub fn denoiser(
     golden: &Golden,
     checkpoint: &Checkpoint,
     g: &Geometry,
@@ -317,7 +340,7 @@ fn shape(golden: &Golden) -> DenoiseShape {
 }
 
 /// The output of the first sequence with some modulation, within `budget` bytes, after `runs` runs.
-fn drawn(
+pub fn drawn(
     backend: &mut dyn Backend,
     golden: &Golden,
     g: &Geometry,

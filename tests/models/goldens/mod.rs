@@ -1,6 +1,7 @@
 //! Each component and the whole pipeline against diffusers (`golden/README.md`), in f32, at three
 //! geometries with and without guidance; and the same weights in every dialect.
 
+mod adapters;
 mod formats;
 mod loras;
 
