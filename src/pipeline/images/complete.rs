@@ -4,6 +4,7 @@
 use image::ImageFormat;
 
 use super::exif;
+use super::scan::holds_all_blocks;
 use crate::error::{Error, Result};
 
 /// Refuses a file that ends before its image does.
@@ -13,7 +14,9 @@ use crate::error::{Error, Result};
 pub fn check_complete(bytes: &[u8], format: ImageFormat) -> Result<()> {
     let is_complete = match format {
         ImageFormat::Png => png_is_complete(bytes),
-        ImageFormat::Jpeg => jpeg_segments(bytes).any(|segment| segment.marker == EOI),
+        ImageFormat::Jpeg => {
+            jpeg_segments(bytes).any(|segment| segment.marker == EOI) && holds_all_blocks(bytes)
+        }
         ImageFormat::WebP => riff_is_complete(bytes),
         ImageFormat::Tiff => exif::tiff_is_complete(bytes),
         // The pixels of a BMP are the end of the file, and its decoder misses them.
@@ -125,6 +128,28 @@ mod tests {
             assert!(check_complete(&more, ImageFormat::Jpeg).is_ok());
             for end in 0..whole.len() {
                 assert!(check_complete(&whole[..end], ImageFormat::Jpeg).is_err(), "{end}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_jpeg_is_complete_only_with_all_its_blocks() {
+        for (progressive, restart) in [(false, 0), (true, 0), (false, 2)] {
+            let whole = jpeg(progressive, restart);
+            // The first scan has blocks of all components in either kind.
+            let start = whole.windows(2).position(|w| w == [0xff, SOS]).unwrap() + 14;
+            let refused = |bytes: &[u8], what: &str| {
+                let outcome = check_complete(bytes, ImageFormat::Jpeg);
+                assert!(outcome.is_err(), "{what}, {progressive}, {restart}");
+            };
+            let end = |bytes: &[u8]| [bytes, &[0xff, EOI]].concat();
+            refused(&end(&whole[..start]), "headers only");
+            refused(&end(&whole[..start + 20]), "the first bytes");
+            if !progressive {
+                refused(&end(&whole[..whole.len() * 6 / 10]), "more than half");
+                let mut zeros = whole[..whole.len() / 2].to_vec();
+                zeros.resize(whole.len() - 2, 0);
+                refused(&end(&zeros), "zeros");
             }
         }
     }

@@ -7,6 +7,7 @@ mod load;
 pub mod metadata;
 mod other_formats;
 mod save;
+mod scan;
 mod texts;
 
 pub use encode::{DEFAULT_QUALITY, Format, PNG_KEY, encode};
