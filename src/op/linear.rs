@@ -47,7 +47,7 @@ impl Epilogue {
         if let Epilogue::GatedAdd { gate, .. } = self {
             rule!(gate.cols == out.cols, "gate has {} columns, out {}", gate.cols, out.cols);
             let groups = gate.rows();
-            rule!(out.rows() % groups == 0, "{} rows in {groups} groups", out.rows());
+            rule!(out.rows().is_multiple_of(groups), "{} rows in {groups} groups", out.rows());
         }
         if let Some(r) = self.residual() {
             rule!((r.rows, r.cols) == (out.rows(), out.cols), "residual {r} does not match out");

@@ -85,7 +85,7 @@ fn judge(file: &WeightFile, names: &LoraKeys, others: &[usize], found: &mut Grou
                 zeros += 1;
             } else {
                 let entry = Unmatched::new(name, why);
-                if !apart(i) && !unused && !(alphas && layer.is_none()) {
+                if !(apart(i) || unused || alphas && layer.is_none()) {
                     found.unknown.push(entry.clone());
                 }
                 found.unmatched.push(entry);

@@ -158,10 +158,10 @@ pub(crate) fn survey_file(file: &WeightFile, families: Families) -> Survey {
     let names: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
     let family = dialect(&names, families).map_or(families.0[0], |(family, _)| family);
     let keys = LoraKeys::of(family);
-    let collected = collect::collect(file, &keys).and_then(|mut found| {
+    let collected = collect::collect(file, &keys).map(|mut found| {
         let checked = refuse::check(file, &keys, &mut found);
         let config = Config::of(file).and_then(|c| c.apply(&mut found.groups, tensors));
-        Ok((found, checked.and(config).err()))
+        (found, checked.and(config).err())
     });
     let (found, problem) = collected.unwrap_or_else(|e| (Grouped::default(), Some(e)));
     let problem = problem.map(|e| e.at_path(&file.path));
