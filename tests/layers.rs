@@ -109,23 +109,23 @@ fn literals(text: &str) -> Vec<&str> {
         } else if from.starts_with("'\\") {
             // A character that is escaped: its second quote may be the escaped one.
             from[3..].split_once('\'').map_or("", |(_, after)| after)
-        } else if from.starts_with("'\"'") {
-            &from[3..]
+        } else if let Some(after) = from.strip_prefix("'\"'") {
+            after
         } else if raw && (!word_before || rest[..at].ends_with('b')) {
             let (begin, end) = (hashes + 2, format!("\"{}", "#".repeat(hashes)));
             let length = from[begin..].find(&end).unwrap();
             found.push(&from[begin..begin + length]);
             &from[begin + length + end.len()..]
-        } else if from.starts_with('"') {
+        } else if let Some(literal) = from.strip_prefix('"') {
             let mut escaped = false;
-            let end = from[1..].find(|c: char| {
+            let end = literal.find(|c: char| {
                 let ends = c == '"' && !escaped;
                 escaped = c == '\\' && !escaped;
                 ends
             });
-            let end = 1 + end.unwrap();
-            found.push(&from[1..end]);
-            &from[end + 1..]
+            let end = end.unwrap();
+            found.push(&literal[..end]);
+            &literal[end + 1..]
         } else {
             &from[1..]
         };
