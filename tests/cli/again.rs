@@ -158,8 +158,9 @@ fn a_fine_tune_that_differs_in_one_byte_is_another_model() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     let mut tuned = fs::read(asset("flux-tiny.safetensors")).unwrap();
-    let last = tuned.len() - 1;
-    tuned[last] ^= 1;
+    // Within a matrix: the file ends with text.
+    let middle = tuned.len() / 2;
+    tuned[middle] ^= 1;
     fs::write(folder.join("tuned.safetensors"), &tuned).unwrap();
     let fox = ["a fox", "--seed", "5", "--steps", "1", "--size", "64x64", "-o", "x.png"];
     run(folder, &[&fox[..], &DEVICE, &["--model", "tuned"]].concat(), 0);

@@ -324,12 +324,20 @@ fn what_a_killed_process_has_left_is_removed_by_the_next_one() {
     run(&["a fox", "--steps", "1", "--device", "cpu", "-o", "out/x.png"]);
     assert!(!folder.join("out").join(left).exists());
     let names = |place: &str| fs::read_dir(folder.join(place)).unwrap().count();
-    assert_eq!((names("out"), names("cache/text")), (2, 1));
+    // The embeddings of a small text encoder are not kept.
+    assert_eq!((names("out"), names("cache/text")), (2, 0));
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 fn a_hangup_stops_a_run_unless_it_was_started_to_ignore_it() {
+    // A shell cannot undo what it inherits, for example from nohup.
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    if u64::from_str_radix(ignored.trim(), 16).unwrap() & 1 != 0 {
+        eprintln!("SKIPPED: this process ignores SIGHUP");
+        return;
+    }
     for (before, code) in [(":", Some(129)), ("trap '' HUP", Some(0))] {
         let dir = tempfile::tempdir().unwrap();
         let steps = if code == Some(0) { "20" } else { "1000" };
