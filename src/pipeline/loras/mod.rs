@@ -52,8 +52,8 @@ impl Loras {
     /// and checked. A LoRA of strength 0 is checked too, but has no effect.
     ///
     /// # Errors
-    /// [`Kind::Missing`](crate::error::Kind::Missing) if a file is not found,
-    /// [`Kind::Model`](crate::error::Kind::Model) if it is not a LoRA for this model.
+    /// [`Kind::Missing`] if a file is not found,
+    /// [`Kind::Model`] if it is not a LoRA for this model.
     pub fn set<'a>(
         &self,
         choices: &[LoraChoice],
@@ -124,7 +124,7 @@ impl State {
 /// The LoRA at `path`, checked against the components of a model.
 ///
 /// # Errors
-/// [`Kind::Model`](crate::error::Kind::Model) if it is not a LoRA for this model.
+/// [`Kind::Model`] if it is not a LoRA for this model.
 pub fn open<'a>(
     path: &Path,
     family: &'static Family,

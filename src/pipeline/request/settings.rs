@@ -205,7 +205,7 @@ parameters! {
     /// Distilled guidance, 0 to 100. Models without a guidance embedding ignore it, with a warning.
     guidance: optional f32, "Distilled CFG Scale", 0.0..=MAX_SCALE;
     /// A fixed shift of the noise levels, 0.01 to 100, at every size, in place of the model's own:
-    /// 1 is none, 3 is usual for a de-distilled FLUX.1 [dev], 3.158 is ComfyUI's for [dev].
+    /// 1 is none, 3 is usual for a de-distilled FLUX.1 dev, 3.158 is ComfyUI's for dev.
     shift: optional f32, "Shift", MIN_SHIFT..=MAX_SHIFT;
     /// The noise levels that a `scheduler_config.json` describes, in place of the model's own; a
     /// `shift` takes precedence over it.
