@@ -268,7 +268,7 @@ fn transformer_in(
             }
         }
     }
-    // One that cannot be used does not hide another. If it is alone, whoever uses it says why.
+    // One that cannot be used does not hide another. If it is alone, its use gives the reason.
     let mut rejected = Vec::new();
     if transformers.len() > 1 || (usable && others_meant) {
         transformers.retain(|unit| judge(unit, families).map_err(|e| rejected.push(e)).is_ok());

@@ -94,7 +94,7 @@ pub(super) fn of(file: &WeightFile, found: &Grouped) -> Summary {
     let mut targets: Vec<Targets> = vec![];
     let (mut ranks, mut alphas, mut dialects) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     let mut kinds = BTreeMap::new();
-    // By component: how many layers in blocks have so many inputs.
+    // By component: the number of layers in blocks for each number of inputs.
     let mut widths: BTreeMap<Component, BTreeMap<usize, usize>> = BTreeMap::new();
     for (i, group) in found.groups.iter().enumerate() {
         let axis = |part: Part, axis: usize| {

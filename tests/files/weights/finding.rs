@@ -189,7 +189,7 @@ fn a_transformer_that_cannot_be_used_does_not_hide_another_in_the_folder() {
         }
         std::fs::remove_file(&good).ok();
     }
-    // Alone it is opened, and whoever uses it says what it is.
+    // Alone it is opened, and its use says what it is.
     std::fs::remove_file(lora).unwrap();
     assert!(open(&Files::model(dir.path())).is_ok());
 }
