@@ -2,7 +2,8 @@
 //! device as a whole.
 
 use super::planes::StoredPlane;
-use super::{Band, Draft, PlannedProgram, SharedDevice, Variant, not_finite};
+use super::{Band, Draft, PlannedProgram, SharedDevice, Variant, check_finite, not_finite};
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::event::Phase;
 use crate::model::vae::{Network, PlaneId, Stage, Window, Work};
@@ -33,11 +34,17 @@ pub fn drafts<'a>(
             let stage = &net.stages[index];
             let windows = net.windows(stage, rows);
             let program = net.band(stage, rows);
-            let io = program.inputs.iter().chain(&program.outputs);
-            let bytes: usize = io.map(|io| io.tensor.bytes()).sum();
-            let runs = images * windows.len();
-            let band = Some(Band { rows, moved_bytes: (runs * bytes) as u64 });
-            Variant { program, runs, band }
+            // Whole planes and statistics of an image are written before its first run only.
+            let planes = net.band_inputs(stage);
+            let each_run = |name| planes.iter().any(|(n, _, whole)| *n == name && !whole);
+            let of_inputs = program.inputs.iter().map(|io| match each_run(io.name) {
+                true => windows.len() * io.tensor.bytes(),
+                false => io.tensor.bytes(),
+            });
+            let of_outputs = program.outputs.iter().map(|io| windows.len() * io.tensor.bytes());
+            let moved = images * (of_inputs.sum::<usize>() + of_outputs.sum::<usize>());
+            let band = Some(Band { rows, moved_bytes: moved as u64 });
+            Variant { program, runs: images * windows.len(), band }
         };
         Draft { phase, weights, optional, variants: Box::new(sizes.into_iter().map(record)) }
     };
@@ -129,6 +136,7 @@ impl<'a> Bands<'a> {
         }
         if let Work::Pack { .. } = stage.work {
             *tokens = session.read_f32(program.output("latents"))?;
+            check_finite(tokens, session, planned)?;
         }
         Ok(())
     }
@@ -155,7 +163,9 @@ impl<'a> Bands<'a> {
             let row = self.row_bytes(id, by_pixel);
             let to = window.valid.start as u64 * row..window.valid.end as u64 * row;
             let from = skipped as u64 * row;
-            download(session, program.output(name), from, self.plane(id)?, to)?;
+            if !download(session, program.output(name), from, self.plane(id)?, to)? {
+                return Err(not_finite(session, planned)?);
+            }
             if !net.normalised(id) {
                 continue;
             }
@@ -192,15 +202,17 @@ fn upload(
     Ok(())
 }
 
-/// Stores what begins at byte `from` of `tensor` as the bytes `to` of `plane`.
+/// Stores what begins at byte `from` of `tensor` as the bytes `to` of `plane`. Returns false if a
+/// value of an F32 tensor (the pixels, which no norm checks) is not finite.
 fn download(
     session: &mut Session<'_>,
     tensor: Tensor,
     from: u64,
     plane: &mut StoredPlane,
     to: std::ops::Range<u64>,
-) -> Result<()> {
+) -> Result<bool> {
     let row = tensor.cols * tensor.dtype.size();
+    let mut finite = true;
     let (skipped, rows) = (from as usize / row, (to.end - to.start) as usize / row);
     let most = (PIECE / row).clamp(1, rows.max(1));
     let mut piece = vec![0; most * row];
@@ -208,6 +220,9 @@ fn download(
         let piece = &mut piece[..most.min(rows - first) * row];
         session.read_rows(tensor, skipped + first, piece)?;
         plane.write(to.start + (first * row) as u64, piece)?;
+        if tensor.dtype == DType::F32 {
+            finite &= piece.as_chunks().0.iter().all(|b| f32::from_le_bytes(*b).is_finite());
+        }
     }
-    Ok(())
+    Ok(finite)
 }
