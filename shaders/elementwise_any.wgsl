@@ -1,6 +1,6 @@
 // Operations on single elements, for every width, stride, offset and mix of bf16 and f32; see
 // elementwise.wgsl for the formulas. A thread writes one word of the output, which is one or two
-// elements; see words.wgsl.
+// elements; see words_main.wgsl.
 
 const GELU_MUL: u32 = 0u;
 const SILU: u32 = 1u;
@@ -47,20 +47,4 @@ fn value(row: u32, column: u32) -> f32 {
     let y = load_b(params.b_base + row * params.b_stride + column);
     if OP == ADD { return x + y; }
     return gelu_tanh(x) * y;
-}
-
-@compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let group = params.first + wg.y * n.x + wg.x;
-    if group >= params.groups { return; }
-    let words = words_of(params.cols);
-    let i = group * 256u + thread;
-    let row = i / words;
-    if row >= params.rows { return; }
-    let s = spot(params.out_base + row * params.out_stride, i - row * words, params.cols);
-    var low = 0.0;
-    var high = 0.0;
-    if s.low { low = value(row, s.column); }
-    if s.high { high = value(row, s.column + 1u); }
-    store(s, low, high);
 }

@@ -5,7 +5,7 @@
 //
 // tokens: batch*(height/2)*(width/2) x 4*channels, pixels: batch*height*width x channels, in bf16
 // or f32. Each image has an even number of lines, so the lines of all images are numbered through.
-// A thread writes one word of the output (see words.wgsl): a megabyte or two, once per image.
+// A thread writes one word of the output (see words_main.wgsl): a megabyte or two, once per image.
 
 // Whether tokens are the output (pack).
 override PACK: u32 = 0u;
@@ -47,20 +47,4 @@ fn value(row: u32, column: u32) -> f32 {
     let line = row / params.width;
     let along = row - line * params.width;
     return load_x(line / 2u * across + along / 2u, column * 4u + line % 2u * 2u + along % 2u) * params.scale + params.shift;
-}
-
-@compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let group = params.first + wg.y * n.x + wg.x;
-    if group >= params.groups { return; }
-    let words = words_of(params.cols);
-    let i = group * 256u + thread;
-    let row = i / words;
-    if row >= params.rows { return; }
-    let s = spot(params.out_base + row * params.out_stride, i - row * words, params.cols);
-    var low = 0.0;
-    var high = 0.0;
-    if s.low { low = value(row, s.column); }
-    if s.high { high = value(row, s.column + 1u); }
-    store(s, low, high);
 }

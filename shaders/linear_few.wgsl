@@ -21,7 +21,8 @@ struct Weights {
     c3: Eight,
 }
 
-// One row's sums plus eight more k. Rows beyond the last repeat it.
+// The sums of one row, with the products of eight more k added. A row beyond the last one is read
+// as the last one.
 fn few(s: vec4<f32>, row: u32, k: u32, w: Weights) -> vec4<f32> {
     let v = x_values(x_raw(params.x_base + min(row, params.rows - 1u) * params.x_stride + k));
     let low = vec4<f32>(dot(v.low, w.c0.low), dot(v.low, w.c1.low), dot(v.low, w.c2.low), dot(v.low, w.c3.low));

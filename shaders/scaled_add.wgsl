@@ -1,5 +1,5 @@
 // out = tail(x + scale * add), with the tails of linear, for every width, stride and offset, of bf16
-// and f32. A thread writes one word of the output, which is one or two elements; see words.wgsl.
+// and f32. A thread writes one word of the output, which is one or two elements; see words_main.wgsl.
 
 override OUT_TYPE: u32 = 0u;
 
@@ -77,20 +77,4 @@ fn value(row: u32, column: u32) -> f32 {
         y = fma(factor, y, element(residual[word_of(er, params.residual_type)], er, params.residual_type));
     }
     return y;
-}
-
-@compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let group = params.first + wg.y * n.x + wg.x;
-    if group >= params.groups { return; }
-    let words = words_of(params.cols);
-    let i = group * 256u + thread;
-    let row = i / words;
-    if row >= params.rows { return; }
-    let s = spot(params.out_base + row * params.out_stride, i - row * words, params.cols);
-    var low = 0.0;
-    var high = 0.0;
-    if s.low { low = value(row, s.column); }
-    if s.high { high = value(row, s.column + 1u); }
-    store(s, low, high);
 }

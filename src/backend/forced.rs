@@ -1,5 +1,4 @@
-//! Variants that the user forces, for backends that list their variants in
-//! tables.
+//! Variants that the user forces.
 
 use super::KernelChoice;
 use crate::error::{Error, Result};
@@ -26,7 +25,7 @@ impl Forced {
                 Some((_, None)) => {}
                 Some((_, Some(why))) => {
                     return Err(Error::argument(format!(
-                        "{name} is not for this GPU or its driver: {why}"
+                        "{name} does not run on this device: {why}"
                     ))
                     .at_parameter("kernel")
                     .try_(format!("one of {}", names())));
@@ -46,9 +45,4 @@ impl Forced {
     pub fn of(&self, op: &str) -> Option<&str> {
         KernelChoice::find(&self.0, op)
     }
-}
-
-/// The error that the forced variant `name` cannot run the operands at hand.
-pub(super) fn refused(name: &str, why: &str) -> Error {
-    Error::argument(format!("{name} cannot run this: {why}")).at_parameter("kernel")
 }

@@ -8,7 +8,6 @@ mod courier;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod forced;
 #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(dead_code))]
 mod form;

@@ -2,7 +2,8 @@
 //! records them; models do not.
 
 use super::rule::rule;
-use super::{Epilogue, Operation, Use, Visitor};
+use super::{Epilogue, Locate, Located, Operation, Use, Visitor};
+use crate::error::Result;
 use crate::tensor::{Tensor, View, Weight};
 
 /// Multiplies groups of columns with a small matrix: with `width = x.cols / inputs`,
@@ -12,15 +13,15 @@ use crate::tensor::{Tensor, View, Weight};
 /// the first half of a LoKr. The second half multiplies each group of `width` columns with the
 /// inner factor, which is a [`Linear`](super::Linear) on the same tensor with shorter rows.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct GroupMix {
+pub struct GroupMix<V = View, W = Weight, T = Tensor> {
     /// `rows x (inputs * width)`
-    pub x: View,
+    pub x: V,
     /// `1 x (outputs * inputs)`: the small matrix, row by row.
-    pub w: Weight,
+    pub w: W,
     /// Columns of the small matrix.
     pub inputs: usize,
     /// `rows x (outputs * width)`, another tensor.
-    pub out: Tensor,
+    pub out: T,
 }
 
 impl GroupMix {
@@ -37,7 +38,7 @@ impl GroupMix {
 
 impl Operation for GroupMix {
     fn name(&self) -> &'static str {
-        "group_mix"
+        Self::NAME
     }
 
     fn visit(&mut self, v: &mut Visitor) {
@@ -57,6 +58,20 @@ impl Operation for GroupMix {
 
     fn flops(&self) -> u64 {
         2 * (self.out.rows * self.out.cols * self.inputs) as u64
+    }
+}
+
+impl Located for GroupMix {
+    const NAME: &'static str = "group_mix";
+    type On<M: Copy> = GroupMix<M, M, M>;
+
+    fn locate<M: Copy>(&self, find: &impl Locate<M>) -> Result<Self::On<M>> {
+        Ok(GroupMix {
+            x: find.view(self.x)?,
+            w: find.vector(self.w)?,
+            inputs: self.inputs,
+            out: find.tensor(self.out)?,
+        })
     }
 }
 

@@ -1,19 +1,20 @@
 //! Softmax attention.
 
 use super::rule::rule;
-use super::{Operation, Visitor};
+use super::{Locate, Located, Operation, Visitor};
+use crate::error::Result;
 use crate::tensor::{Tensor, View};
 
 /// Softmax attention, for each image and head: `softmax(q . k^T * scale + bias) . v`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Attention {
+pub struct Attention<V = View, T = Tensor> {
     /// `batch*queries x heads*head_dim`. There are as many queries as tokens, unless only some rows
     /// of an image are computed; then `causal`, `bias` and `first` are not set.
-    pub q: View,
+    pub q: V,
     /// `batch*tokens x heads*head_dim`
-    pub k: View,
+    pub k: V,
     /// Shaped as `k`.
-    pub v: View,
+    pub v: V,
     /// Images or prompts, which do not attend to each other.
     pub batch: usize,
     /// Number of heads.
@@ -24,18 +25,18 @@ pub struct Attention {
     pub causal: bool,
     /// `(2*tokens - 1) x heads`: row `j - i + tokens - 1` is added to the score of query `i` and
     /// key `j` (T5).
-    pub bias: Option<Tensor>,
+    pub bias: Option<T>,
     /// With `(n, t)`, the rows of the first `n` tokens of each image are written to `t`
     /// (`batch*n x heads*head_dim`) and `out` has the `batch*(tokens - n)` rows of the others. So
     /// text and image of a double block are separated.
-    pub first: Option<(usize, Tensor)>,
+    pub first: Option<(usize, T)>,
     /// Shaped as `q`, or with fewer rows if `first` is given.
-    pub out: View,
+    pub out: V,
 }
 
 impl Operation for Attention {
     fn name(&self) -> &'static str {
-        "attention"
+        Self::NAME
     }
 
     fn visit(&mut self, v: &mut Visitor) {
@@ -85,5 +86,29 @@ impl Operation for Attention {
         items.push(format!("heads {}", self.heads));
         items.extend(self.causal.then(|| "causal".into()));
         Some(items)
+    }
+}
+
+impl Located for Attention {
+    const NAME: &'static str = "attention";
+    type On<M: Copy> = Attention<M, M>;
+
+    fn locate<M: Copy>(&self, find: &impl Locate<M>) -> Result<Self::On<M>> {
+        let first = match self.first {
+            Some((tokens, tensor)) => Some((tokens, find.tensor(tensor)?)),
+            None => None,
+        };
+        Ok(Attention {
+            q: find.view(self.q)?,
+            k: find.view(self.k)?,
+            v: find.view(self.v)?,
+            batch: self.batch,
+            heads: self.heads,
+            scale: self.scale,
+            causal: self.causal,
+            bias: self.bias.map(|t| find.tensor(t)).transpose()?,
+            first,
+            out: find.view(self.out)?,
+        })
     }
 }

@@ -1,7 +1,8 @@
 //! Convolution over images.
 
 use super::rule::rule;
-use super::{Operation, Use, Visitor};
+use super::{Locate, Located, Operation, Use, Visitor};
+use crate::error::Result;
 use crate::tensor::{Tensor, Weight};
 
 /// The geometry of a convolution over `batch` images of `height x width` pixels. Pixels are the
@@ -52,25 +53,25 @@ impl ConvShape {
 
 /// Convolution as implicit GEMM: `out = conv(x, w) + bias + residual`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Conv2d {
+pub struct Conv2d<T = Tensor, W = Weight> {
     /// `batch*height*width x in_channels`
-    pub x: Tensor,
+    pub x: T,
     /// `out_channels x (in_channels*kernel*kernel)`, in the order of files: input channel slowest,
     /// kernel column fastest.
-    pub w: Weight,
+    pub w: W,
     /// `1 x out_channels`
-    pub bias: Option<Weight>,
+    pub bias: Option<W>,
     /// Sizes, stride and padding.
     pub shape: ConvShape,
     /// Has the shape of `out`, and may be `out` itself.
-    pub residual: Option<Tensor>,
+    pub residual: Option<T>,
     /// `batch*oh*ow x out_channels`
-    pub out: Tensor,
+    pub out: T,
 }
 
 impl Operation for Conv2d {
     fn name(&self) -> &'static str {
-        "conv2d"
+        Self::NAME
     }
 
     fn visit(&mut self, v: &mut Visitor) {
@@ -120,5 +121,21 @@ impl Operation for Conv2d {
         ];
         items.extend(self.residual.map(|r| format!("+{r}")));
         Some(items)
+    }
+}
+
+impl Located for Conv2d {
+    const NAME: &'static str = "conv2d";
+    type On<M: Copy> = Conv2d<M, M>;
+
+    fn locate<M: Copy>(&self, find: &impl Locate<M>) -> Result<Self::On<M>> {
+        Ok(Conv2d {
+            x: find.tensor(self.x)?,
+            w: find.weight(self.w, Use::Kernel { taps: self.shape.taps() })?,
+            bias: self.bias.map(|w| find.vector(w)).transpose()?,
+            shape: self.shape,
+            residual: self.residual.map(|t| find.tensor(t)).transpose()?,
+            out: find.tensor(self.out)?,
+        })
     }
 }

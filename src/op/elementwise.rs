@@ -1,23 +1,24 @@
 //! Operations on single elements, and copies of rows.
 
 use super::rule::rule;
-use super::{Operation, Visitor};
+use super::{Locate, Located, Operation, Visitor};
+use crate::error::Result;
 use crate::tensor::{Tensor, View};
 
 /// `out = gelu_tanh(gate) * up`
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct GeluMul {
+pub struct GeluMul<T = Tensor> {
     /// `rows x cols`
-    pub gate: Tensor,
+    pub gate: T,
     /// Shaped as `gate`.
-    pub up: Tensor,
+    pub up: T,
     /// Shaped as `gate`; may be `gate` or `up` itself.
-    pub out: Tensor,
+    pub out: T,
 }
 
 impl Operation for GeluMul {
     fn name(&self) -> &'static str {
-        "gelu_mul"
+        Self::NAME
     }
 
     fn visit(&mut self, v: &mut Visitor) {
@@ -31,18 +32,31 @@ impl Operation for GeluMul {
     }
 }
 
+impl Located for GeluMul {
+    const NAME: &'static str = "gelu_mul";
+    type On<M: Copy> = GeluMul<M>;
+
+    fn locate<M: Copy>(&self, find: &impl Locate<M>) -> Result<Self::On<M>> {
+        Ok(GeluMul {
+            gate: find.tensor(self.gate)?,
+            up: find.tensor(self.up)?,
+            out: find.tensor(self.out)?,
+        })
+    }
+}
+
 /// `out = x / (1 + e^-x)`
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Silu {
+pub struct Silu<T = Tensor> {
     /// `rows x cols`
-    pub x: Tensor,
+    pub x: T,
     /// Shaped as `x`; may be `x` itself.
-    pub out: Tensor,
+    pub out: T,
 }
 
 impl Operation for Silu {
     fn name(&self) -> &'static str {
-        "silu"
+        Self::NAME
     }
 
     fn visit(&mut self, v: &mut Visitor) {
@@ -55,20 +69,29 @@ impl Operation for Silu {
     }
 }
 
+impl Located for Silu {
+    const NAME: &'static str = "silu";
+    type On<M: Copy> = Silu<M>;
+
+    fn locate<M: Copy>(&self, find: &impl Locate<M>) -> Result<Self::On<M>> {
+        Ok(Silu { x: find.tensor(self.x)?, out: find.tensor(self.out)? })
+    }
+}
+
 /// `out = a + b`
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Add {
+pub struct Add<T = Tensor> {
     /// `rows x cols`
-    pub a: Tensor,
+    pub a: T,
     /// Shaped as `a`.
-    pub b: Tensor,
+    pub b: T,
     /// Shaped as `a`; may be `a` or `b` itself.
-    pub out: Tensor,
+    pub out: T,
 }
 
 impl Operation for Add {
     fn name(&self) -> &'static str {
-        "add"
+        Self::NAME
     }
 
     fn visit(&mut self, v: &mut Visitor) {
@@ -82,18 +105,27 @@ impl Operation for Add {
     }
 }
 
+impl Located for Add {
+    const NAME: &'static str = "add";
+    type On<M: Copy> = Add<M>;
+
+    fn locate<M: Copy>(&self, find: &impl Locate<M>) -> Result<Self::On<M>> {
+        Ok(Add { a: find.tensor(self.a)?, b: find.tensor(self.b)?, out: find.tensor(self.out)? })
+    }
+}
+
 /// `out = x` in another element type.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Cast {
+pub struct Cast<V = View> {
     /// `rows x cols`
-    pub x: View,
+    pub x: V,
     /// Shaped as `x`, in another tensor.
-    pub out: View,
+    pub out: V,
 }
 
 impl Operation for Cast {
     fn name(&self) -> &'static str {
-        "cast"
+        Self::NAME
     }
 
     fn visit(&mut self, v: &mut Visitor) {
@@ -111,14 +143,23 @@ impl Operation for Cast {
     }
 }
 
+impl Located for Cast {
+    const NAME: &'static str = "cast";
+    type On<M: Copy> = Cast<M>;
+
+    fn locate<M: Copy>(&self, find: &impl Locate<M>) -> Result<Self::On<M>> {
+        Ok(Cast { x: find.view(self.x)?, out: find.view(self.out)? })
+    }
+}
+
 /// For each of `batch` images: rows `from .. from + count` of its rows in `x` become rows
 /// `to .. to + count` of its rows in `out`. Other rows of `out` keep their values.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct CopyRows {
+pub struct CopyRows<T = Tensor> {
     /// `batch*n x cols`
-    pub x: Tensor,
+    pub x: T,
     /// `batch*m x cols`, of the element type of `x`, in another tensor.
-    pub out: Tensor,
+    pub out: T,
     /// Number of images.
     pub batch: usize,
     /// First row of each image in `x`.
@@ -131,7 +172,7 @@ pub struct CopyRows {
 
 impl Operation for CopyRows {
     fn name(&self) -> &'static str {
-        "copy_rows"
+        Self::NAME
     }
 
     fn visit(&mut self, v: &mut Visitor) {
@@ -148,6 +189,22 @@ impl Operation for CopyRows {
             "rows out of range"
         );
         Ok(())
+    }
+}
+
+impl Located for CopyRows {
+    const NAME: &'static str = "copy_rows";
+    type On<M: Copy> = CopyRows<M>;
+
+    fn locate<M: Copy>(&self, find: &impl Locate<M>) -> Result<Self::On<M>> {
+        Ok(CopyRows {
+            x: find.tensor(self.x)?,
+            out: find.tensor(self.out)?,
+            batch: self.batch,
+            from: self.from,
+            to: self.to,
+            count: self.count,
+        })
     }
 }
 

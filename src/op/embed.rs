@@ -1,26 +1,27 @@
 //! From token ids and times to vectors.
 
 use super::rule::rule;
-use super::{Operation, Use, Visitor};
+use super::{Locate, Located, Operation, Use, Visitor};
 use crate::dtype::DType;
+use crate::error::Result;
 use crate::tensor::{Slot, Tensor, Weight};
 
 /// `out[r] = table[ids[r]] + positions[r % positions.rows]`
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Embed {
+pub struct Embed<T = Tensor, W = Weight> {
     /// `vocabulary x cols`
-    pub table: Weight,
+    pub table: W,
     /// `rows x 1` I32, an input: rows of `table`, checked when the host writes them.
-    pub ids: Tensor,
+    pub ids: T,
     /// `n x cols`; without it, nothing is added.
-    pub positions: Option<Weight>,
+    pub positions: Option<W>,
     /// `rows x cols`
-    pub out: Tensor,
+    pub out: T,
 }
 
 impl Operation for Embed {
     fn name(&self) -> &'static str {
-        "embed"
+        Self::NAME
     }
 
     fn visit(&mut self, v: &mut Visitor) {
@@ -48,19 +49,33 @@ impl Operation for Embed {
     }
 }
 
+impl Located for Embed {
+    const NAME: &'static str = "embed";
+    type On<M: Copy> = Embed<M, M>;
+
+    fn locate<M: Copy>(&self, find: &impl Locate<M>) -> Result<Self::On<M>> {
+        Ok(Embed {
+            table: find.weight(self.table, Use::Table)?,
+            ids: find.tensor(self.ids)?,
+            positions: self.positions.map(|w| find.weight(w, Use::Table)).transpose()?,
+            out: find.tensor(self.out)?,
+        })
+    }
+}
+
 /// Sinusoids of `1000 * t[r]`: with `half = cols / 2` and frequencies `f_i = 10000^(-i / half)`,
 /// `out[r] = [cos(1000 t f) | sin(1000 t f)]`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TimestepEmbed {
+pub struct TimestepEmbed<T = Tensor> {
     /// `rows x 1` f32
-    pub t: Tensor,
+    pub t: T,
     /// `rows x cols`, `cols` even.
-    pub out: Tensor,
+    pub out: T,
 }
 
 impl Operation for TimestepEmbed {
     fn name(&self) -> &'static str {
-        "timestep_embed"
+        Self::NAME
     }
 
     fn visit(&mut self, v: &mut Visitor) {
@@ -75,5 +90,14 @@ impl Operation for TimestepEmbed {
             "t {t}, out {out}"
         );
         Ok(())
+    }
+}
+
+impl Located for TimestepEmbed {
+    const NAME: &'static str = "timestep_embed";
+    type On<M: Copy> = TimestepEmbed<M>;
+
+    fn locate<M: Copy>(&self, find: &impl Locate<M>) -> Result<Self::On<M>> {
+        Ok(TimestepEmbed { t: find.tensor(self.t)?, out: find.tensor(self.out)? })
     }
 }

@@ -6,26 +6,27 @@
 //! that of the whole image.
 
 use super::rule::rule;
-use super::{Operation, Use, Visitor};
+use super::{Locate, Located, Operation, Use, Visitor};
+use crate::error::Result;
 use crate::tensor::{Tensor, Weight};
 
 /// Mean and summed squared deviation of each row of pixels and each group of channels.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct GroupStatistics {
+pub struct GroupStatistics<T = Tensor> {
     /// `rows*width x channels`: the pixels of an image, or of some of its rows.
-    pub x: Tensor,
+    pub x: T,
     /// Pixels of a row.
     pub width: usize,
     /// Groups of consecutive channels.
     pub groups: usize,
     /// `rows x 2*groups`, f32: for each group the mean of its elements in a row of pixels, and the
     /// sum of the squared differences from that mean.
-    pub out: Tensor,
+    pub out: T,
 }
 
 impl Operation for GroupStatistics {
     fn name(&self) -> &'static str {
-        "group_statistics"
+        Self::NAME
     }
 
     fn visit(&mut self, v: &mut Visitor) {
@@ -40,6 +41,20 @@ impl Operation for GroupStatistics {
         rule!((out.rows, out.cols) == (x.rows / width, 2 * groups), "out {out} for {x}");
         rule!(out.dtype == crate::dtype::DType::F32, "out {out} is not f32");
         Ok(())
+    }
+}
+
+impl Located for GroupStatistics {
+    const NAME: &'static str = "group_statistics";
+    type On<M: Copy> = GroupStatistics<M>;
+
+    fn locate<M: Copy>(&self, find: &impl Locate<M>) -> Result<Self::On<M>> {
+        Ok(GroupStatistics {
+            x: find.tensor(self.x)?,
+            width: self.width,
+            groups: self.groups,
+            out: find.tensor(self.out)?,
+        })
     }
 }
 

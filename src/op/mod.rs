@@ -6,8 +6,9 @@
 //! belongs to group `r / (R / groups)`. All arithmetic accumulates in at least f32.
 //!
 //! Each family of operations has a file here: the structs with their fields, the shape rules, the
-//! amount of matrix work, and the list of operands ([`Operation`]). To add an operation, write its
-//! struct, implement [`Operation`] for it, and add its name to the list below.
+//! amount of matrix work, and the list of operands ([`Operation`], [`Located`]). To add an
+//! operation, write its struct, implement these two traits for it, and add its name to the list
+//! below.
 
 mod adapter;
 mod attention;
@@ -17,6 +18,7 @@ mod embed;
 mod group_norm;
 mod latents;
 mod linear;
+mod locate;
 mod norm;
 mod program;
 mod qk_norm_rope;
@@ -33,6 +35,7 @@ pub use embed::{Embed, TimestepEmbed};
 pub use group_norm::{GroupNorm, GroupStatistics};
 pub use latents::{EulerStep, Pack, Unpack};
 pub use linear::{Epilogue, Linear, Side};
+pub use locate::{Locate, Located};
 pub use norm::{LayerNorm, LayerNormModulate, RmsNorm};
 pub use program::{Io, Program, Segment, SideFactor, Step, TermFactor, WeightSpec};
 pub use qk_norm_rope::QkNormRope;

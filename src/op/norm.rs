@@ -1,28 +1,29 @@
 //! Normalisation of rows.
 
 use super::rule::rule;
-use super::{Operation, Use, Visitor};
+use super::{Locate, Located, Operation, Use, Visitor};
+use crate::error::Result;
 use crate::tensor::{Tensor, View, Weight};
 
 /// `out = (1 + scale[group]) * norm(x) + shift[group]`, where `norm` subtracts the mean of a row
 /// and divides by its standard deviation.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LayerNormModulate {
+pub struct LayerNormModulate<T = Tensor, V = View> {
     /// `rows x cols`
-    pub x: Tensor,
+    pub x: T,
     /// `groups x cols`, usually columns of a modulation matrix.
-    pub shift: View,
+    pub shift: V,
     /// Shaped as `shift`.
-    pub scale: View,
+    pub scale: V,
     /// Added to the variance.
     pub eps: f32,
     /// `rows x cols`; may be `x` itself.
-    pub out: Tensor,
+    pub out: T,
 }
 
 impl Operation for LayerNormModulate {
     fn name(&self) -> &'static str {
-        "layer_norm_modulate"
+        Self::NAME
     }
 
     fn visit(&mut self, v: &mut Visitor) {
@@ -48,25 +49,40 @@ impl Operation for LayerNormModulate {
     }
 }
 
+impl Located for LayerNormModulate {
+    const NAME: &'static str = "layer_norm_modulate";
+    type On<M: Copy> = LayerNormModulate<M, M>;
+
+    fn locate<M: Copy>(&self, find: &impl Locate<M>) -> Result<Self::On<M>> {
+        Ok(LayerNormModulate {
+            x: find.tensor(self.x)?,
+            shift: find.view(self.shift)?,
+            scale: find.view(self.scale)?,
+            eps: self.eps,
+            out: find.tensor(self.out)?,
+        })
+    }
+}
+
 /// `out = norm(x) * weight + bias`, where `norm` subtracts the mean of a row and divides by its
 /// standard deviation.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LayerNorm {
+pub struct LayerNorm<T = Tensor, W = Weight> {
     /// `rows x cols`
-    pub x: Tensor,
+    pub x: T,
     /// `1 x cols`
-    pub weight: Weight,
+    pub weight: W,
     /// `1 x cols`
-    pub bias: Weight,
+    pub bias: W,
     /// Added to the variance.
     pub eps: f32,
     /// `rows x cols`; may be `x` itself.
-    pub out: Tensor,
+    pub out: T,
 }
 
 impl Operation for LayerNorm {
     fn name(&self) -> &'static str {
-        "layer_norm"
+        Self::NAME
     }
 
     fn visit(&mut self, v: &mut Visitor) {
@@ -86,22 +102,37 @@ impl Operation for LayerNorm {
     }
 }
 
+impl Located for LayerNorm {
+    const NAME: &'static str = "layer_norm";
+    type On<M: Copy> = LayerNorm<M, M>;
+
+    fn locate<M: Copy>(&self, find: &impl Locate<M>) -> Result<Self::On<M>> {
+        Ok(LayerNorm {
+            x: find.tensor(self.x)?,
+            weight: find.vector(self.weight)?,
+            bias: find.vector(self.bias)?,
+            eps: self.eps,
+            out: find.tensor(self.out)?,
+        })
+    }
+}
+
 /// `out = x / sqrt(mean(x^2) + eps) * weight`, the mean over the columns of a row.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RmsNorm {
+pub struct RmsNorm<T = Tensor, W = Weight> {
     /// `rows x cols`
-    pub x: Tensor,
+    pub x: T,
     /// `1 x cols`
-    pub weight: Weight,
+    pub weight: W,
     /// Added to the mean square.
     pub eps: f32,
     /// `rows x cols`; may be `x` itself.
-    pub out: Tensor,
+    pub out: T,
 }
 
 impl Operation for RmsNorm {
     fn name(&self) -> &'static str {
-        "rms_norm"
+        Self::NAME
     }
 
     fn visit(&mut self, v: &mut Visitor) {
@@ -115,6 +146,20 @@ impl Operation for RmsNorm {
         same_shape(x, out)?;
         rule!((weight.rows, weight.cols) == (1, x.cols), "gain {weight} for {x}");
         Ok(())
+    }
+}
+
+impl Located for RmsNorm {
+    const NAME: &'static str = "rms_norm";
+    type On<M: Copy> = RmsNorm<M, M>;
+
+    fn locate<M: Copy>(&self, find: &impl Locate<M>) -> Result<Self::On<M>> {
+        Ok(RmsNorm {
+            x: find.tensor(self.x)?,
+            weight: find.vector(self.weight)?,
+            eps: self.eps,
+            out: find.tensor(self.out)?,
+        })
     }
 }
 

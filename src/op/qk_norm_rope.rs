@@ -1,8 +1,9 @@
 //! Preparation of joint attention: query and key norms, and rotary position embedding.
 
 use super::rule::rule;
-use super::{Operation, Use, Visitor};
+use super::{Locate, Located, Operation, Use, Visitor};
 use crate::dtype::DType;
+use crate::error::Result;
 use crate::tensor::{Tensor, Weight};
 
 /// Prepares joint attention. Splits `qkv`, applies an RMS norm over each head of q and k, rotates
@@ -11,16 +12,16 @@ use crate::tensor::{Tensor, Weight};
 /// Row `t` of the `n` rows of an image becomes row `first + t` of that image's `tokens` rows of
 /// `out`; other rows of `out` keep their values.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct QkNormRope {
+pub struct QkNormRope<T = Tensor, W = Weight> {
     /// `batch*n x 3*heads*head_dim`, columns in the order (q k v, head, element).
-    pub qkv: Tensor,
+    pub qkv: T,
     /// Gain of the norm of q, `1 x head_dim`.
-    pub q_gain: Weight,
+    pub q_gain: W,
     /// Gain of the norm of k, `1 x head_dim`.
-    pub k_gain: Weight,
+    pub k_gain: W,
     /// `tokens x head_dim` f32, columns (cos, sin) for each pair:
     /// `y0 = cos x0 - sin x1`, `y1 = sin x0 + cos x1`.
-    pub rope: Tensor,
+    pub rope: T,
     /// Number of images.
     pub batch: usize,
     /// Number of heads.
@@ -32,12 +33,12 @@ pub struct QkNormRope {
     /// Added to the mean square.
     pub eps: f32,
     /// `batch*tokens x 3*heads*head_dim`; may be `qkv` itself if `n == tokens`.
-    pub out: Tensor,
+    pub out: T,
 }
 
 impl Operation for QkNormRope {
     fn name(&self) -> &'static str {
-        "qk_norm_rope"
+        Self::NAME
     }
 
     fn visit(&mut self, v: &mut Visitor) {
@@ -68,5 +69,25 @@ impl Operation for QkNormRope {
         }
         rule!(out.slot != qkv.slot || qkv.rows == out.rows, "in place needs all tokens");
         Ok(())
+    }
+}
+
+impl Located for QkNormRope {
+    const NAME: &'static str = "qk_norm_rope";
+    type On<M: Copy> = QkNormRope<M, M>;
+
+    fn locate<M: Copy>(&self, find: &impl Locate<M>) -> Result<Self::On<M>> {
+        Ok(QkNormRope {
+            qkv: find.tensor(self.qkv)?,
+            q_gain: find.vector(self.q_gain)?,
+            k_gain: find.vector(self.k_gain)?,
+            rope: find.tensor(self.rope)?,
+            batch: self.batch,
+            heads: self.heads,
+            tokens: self.tokens,
+            first: self.first,
+            eps: self.eps,
+            out: find.tensor(self.out)?,
+        })
     }
 }

@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::arch::Arch;
 use super::elementwise::{activations, elements, grid_fits, kernel, launch};
 use super::launch::{Args, Cuda, Kernel, Launch, Matrix, Variant, address, code};
-use crate::backend::gpu::{Tail, variants};
+use crate::backend::gpu::variants;
 use crate::dtype::DType;
 use crate::op::{GroupMix, ScaledAdd};
 
@@ -53,7 +53,7 @@ fn mix(a: &Args<GroupMix>) -> Vec<Launch> {
         rows: a.out.rows as u32,
         cols: a.out.cols as u32,
         inputs: a.inputs as u32,
-        width: a.width as u32,
+        width: (a.x.cols / a.inputs) as u32,
         x_stride: a.x.stride as u32,
         out_stride: a.out.stride as u32,
         x_type: code(a.x.dtype),
@@ -76,17 +76,8 @@ pub static GROUP_MIX: &[Variant<GroupMix>] = &[Variant {
 }];
 variants!(Cuda, GroupMix: GROUP_MIX);
 
-/// The residual and the gate.
-fn added(a: &Args<ScaledAdd>) -> (Option<Matrix>, Option<Matrix>) {
-    match a.tail {
-        Tail::Add { residual } => (Some(residual), None),
-        Tail::GatedAdd { residual, gate } => (Some(residual), Some(gate)),
-        Tail::None | Tail::Silu | Tail::GeluTanh | Tail::QuickGelu => (None, None),
-    }
-}
-
 fn scaled_add(a: &Args<ScaledAdd>) -> Vec<Launch> {
-    let (residual, gate) = added(a);
+    let (residual, gate) = (a.tail.residual(), a.tail.gate());
     let stride = |m: Option<Matrix>| m.map_or(0, |m| m.stride as u32);
     let dtype = |m: Option<Matrix>| m.map_or(0, |m| code(m.dtype));
     let params = ScaledAddParams {
@@ -102,12 +93,7 @@ fn scaled_add(a: &Args<ScaledAdd>) -> Vec<Launch> {
         residual_type: dtype(residual),
         gate_type: dtype(gate),
         out_type: code(a.out.dtype),
-        activation: match a.tail {
-            Tail::Silu => 1,
-            Tail::GeluTanh => 2,
-            Tail::QuickGelu => 3,
-            Tail::None | Tail::Add { .. } | Tail::GatedAdd { .. } => 0,
-        },
+        activation: a.tail.activation_code(),
         group_rows: gate.map_or(1, |g| (a.out.rows / g.rows) as u32),
     };
     let optional = [a.add, a.scale, residual, gate].map(address);
@@ -120,7 +106,7 @@ pub static SCALED_ADD_VARIANTS: &[Variant<ScaledAdd>] = &[Variant {
     name: "scaled_add_any_sm80",
     needs: Arch::From(8, 0),
     accepts: |a, _| {
-        let (residual, gate) = added(a);
+        let (residual, gate) = (a.tail.residual(), a.tail.gate());
         let optional = [a.add, residual, gate];
         let all: Vec<&Matrix> =
             [&a.x, &a.out].into_iter().chain(optional.iter().flatten()).collect();

@@ -5,7 +5,7 @@ use bytemuck::{NoUninit, Pod, Zeroable};
 
 use super::arch::Arch;
 use super::launch::{Args, Cuda, Kernel, Launch, Matrix, Variant, code};
-use crate::backend::gpu::{CastArgs, variants};
+use crate::backend::gpu::variants;
 use crate::dtype::DType;
 use crate::op::{Add, Cast, CopyRows, GeluMul, Silu};
 
@@ -263,7 +263,7 @@ fn flat(a: &Args<Cast>) -> Args<Cast> {
     let n = elements(&a.x);
     if dense(&a.x) && dense(&a.out) && u32::try_from(n).is_ok() {
         let row = |m: Matrix| Matrix { rows: 1, cols: n, stride: n, ..m };
-        CastArgs { x: row(a.x), out: row(a.out) }
+        Cast { x: row(a.x), out: row(a.out) }
     } else {
         *a
     }

@@ -1,7 +1,6 @@
 //! What all kernels of `linear` share: their parameters, their buffers, and their requirements.
 
 use super::launch::{Args, Matrix, Side, address, code};
-use crate::backend::gpu::Tail;
 use crate::dtype::DType;
 use crate::dtype::GROUP;
 use crate::op::Linear;
@@ -48,23 +47,9 @@ pub struct Params {
 /// Elements of k that a kernel's pipeline processes at a time.
 pub const STEP: usize = 32;
 
-fn residual(a: &Args<Linear>) -> Option<Matrix> {
-    match a.tail {
-        Tail::Add { residual } | Tail::GatedAdd { residual, .. } => Some(residual),
-        _ => None,
-    }
-}
-
-fn gate(a: &Args<Linear>) -> Option<Matrix> {
-    match a.tail {
-        Tail::GatedAdd { gate, .. } => Some(gate),
-        _ => None,
-    }
-}
-
 /// The parameters of a launch that sums all of k at once. `a` must have passed [`legal`].
 pub fn params(a: &Args<Linear>) -> Params {
-    let (residual, gate) = (residual(a), gate(a));
+    let (residual, gate) = (a.tail.residual(), a.tail.gate());
     let planes = a.w.dtype.format().map_or([0; 5], |f| f.layout(a.w.cols).planes);
     let fours = |m: &Matrix| {
         m.address().is_multiple_of(4 * m.dtype.size() as u64)
@@ -81,14 +66,7 @@ pub fn params(a: &Args<Linear>) -> Params {
         residual_stride: residual.map_or(0, |r| r.stride as u32),
         gate_stride: gate.map_or(0, |g| g.stride as u32),
         group_rows: gate.map_or(1, |g| (a.x.rows / g.rows) as u32),
-        tail: match a.tail {
-            Tail::None => 0,
-            Tail::Silu => 1,
-            Tail::GeluTanh => 2,
-            Tail::QuickGelu => 3,
-            Tail::Add { .. } => 4,
-            Tail::GatedAdd { .. } => 5,
-        },
+        tail: a.tail.code(),
         out_dtype: code(a.out.dtype),
         gate_dtype: gate.map_or(0, |g| code(g.dtype)),
         vector: ([Some(a.out), residual, gate].iter().flatten().all(fours)
@@ -114,8 +92,8 @@ pub fn buffers(a: &Args<Linear>) -> Vec<u64> {
         a.w.address(),
         address(a.scales),
         address(a.bias),
-        address(residual(a)),
-        address(gate(a)),
+        address(a.tail.residual()),
+        address(a.tail.gate()),
         a.out.address(),
         address(a.scratch),
         address(t),
@@ -135,13 +113,13 @@ pub fn legal(a: &Args<Linear>) -> Result<(), &'static str> {
         a.x.dtype == DType::BF16 && matches!(a.out.dtype, DType::BF16 | DType::F32),
         "linear: element types"
     );
-    if let Some(r) = residual(a) {
+    if let Some(r) = a.tail.residual() {
         assert!(
             r.rows == rows && r.cols == n && r.dtype == a.out.dtype,
             "linear: residual and out differ"
         );
     }
-    if let Some(g) = gate(a) {
+    if let Some(g) = a.tail.gate() {
         assert!(
             g.cols == n && g.rows > 0 && rows.is_multiple_of(g.rows),
             "linear: the gate does not fit"
@@ -181,8 +159,8 @@ pub fn legal(a: &Args<Linear>) -> Result<(), &'static str> {
         a.x.stride,
         a.w.stride,
         a.out.stride,
-        residual(a).map_or(0, |r| r.stride),
-        gate(a).map_or(0, |g| g.stride),
+        a.tail.residual().map_or(0, |r| r.stride),
+        a.tail.gate().map_or(0, |g| g.stride),
     ];
     // Byte offsets within a row, and sizes rounded up to whole tiles, must fit 32 bits.
     if rows > 1 << 31 || n > 1 << 30 || strides.iter().any(|&s| s > 1 << 30) {

@@ -8,7 +8,7 @@ use super::linear_hopper::{self, LINEAR_HOPPER};
 use crate::backend::form::Segment;
 use crate::backend::gpu::{GpuApi, GpuBackend, Lowering, Matrix, Product, variants};
 use crate::error::{Error, Result};
-use crate::op::{Linear, Use};
+use crate::op::{Linear, Locate, Use};
 
 impl GpuApi for Cuda {
     type Place = u64;
@@ -55,9 +55,9 @@ impl GpuBackend for Cuda {
     /// side branch.
     fn lower_linear(op: &Linear, to: &mut Lowering<Cuda>) -> Result<()> {
         let product = Product::new(op, to)?;
-        let (form, place) = to.weight(op.w, Use::Matrix)?;
+        let (form, place) = to.form(op.w, Use::Matrix)?;
         let side = match op.side {
-            Some(side) => Some((to.tensor(side.t)?, to.weight(side.b, Use::Matrix)?)),
+            Some(side) => Some((to.tensor(side.t)?, to.form(side.b, Use::Matrix)?)),
             None => None,
         };
         let mut push = |segment: &Segment, rows: (usize, usize), side: Option<Side>| {

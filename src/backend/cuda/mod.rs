@@ -53,3 +53,23 @@ pub fn ops() -> impl Iterator<Item = &'static str> {
 pub fn names(op: &str) -> Option<Vec<(&'static str, Arch)>> {
     gpu::names::<Cuda>(op)
 }
+
+/// Every kernel of every family: for the test that compares them with the PTX.
+#[cfg(test)]
+fn kernels() -> Vec<&'static launch::Kernel> {
+    [
+        &ceilings::KERNELS[..],
+        linear::KERNELS,
+        linear_fp8::KERNELS,
+        linear_hopper::KERNELS,
+        attention_hopper::KERNELS,
+        attention::KERNELS,
+        conv2d::KERNELS,
+        group_norm::KERNELS,
+        norm::KERNELS,
+        adapter::KERNELS,
+        elementwise::KERNELS,
+        latents::KERNELS,
+    ]
+    .concat()
+}

@@ -92,26 +92,8 @@ mod tests {
     /// with the wrong number of threads.
     #[test]
     fn kernels_are_declared_as_they_were_compiled() {
-        use super::super::{
-            adapter, attention, attention_hopper, ceilings, conv2d, elementwise, group_norm,
-            latents,
-        };
-        use super::super::{linear, linear_fp8, linear_hopper, norm};
-        let families: [&[&super::super::launch::Kernel]; 12] = [
-            &ceilings::KERNELS[..],
-            linear::KERNELS,
-            linear_fp8::KERNELS,
-            linear_hopper::KERNELS,
-            attention_hopper::KERNELS,
-            attention::KERNELS,
-            conv2d::KERNELS,
-            group_norm::KERNELS,
-            norm::KERNELS,
-            adapter::KERNELS,
-            elementwise::KERNELS,
-            latents::KERNELS,
-        ];
-        let mut declared: Vec<_> = families.concat().iter().map(|k| (k.module, k.entry)).collect();
+        let families = super::super::kernels();
+        let mut declared: Vec<_> = families.iter().map(|k| (k.module, k.entry)).collect();
         let mut compiled: Vec<_> = SOURCES
             .iter()
             .flat_map(|s| entries(s.ptx).into_iter().map(|(entry, _)| (s.name, entry)))
@@ -119,7 +101,7 @@ mod tests {
         declared.sort_unstable();
         compiled.sort_unstable();
         assert_eq!(declared, compiled);
-        for kernel in families.concat() {
+        for kernel in families {
             let source = SOURCES.iter().find(|s| s.name == kernel.module).unwrap();
             let (_, sizes) =
                 entries(source.ptx).into_iter().find(|(entry, _)| *entry == kernel.entry).unwrap();

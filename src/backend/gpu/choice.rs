@@ -3,8 +3,8 @@
 use super::table::{RunsAll, names, operations};
 use super::variant::{Arguments, GpuApi, Runs, Variant};
 use crate::backend::KernelChoice;
-use crate::backend::forced::{Forced, refused};
-use crate::error::Result;
+use crate::backend::forced::Forced;
+use crate::error::{Error, Result};
 
 /// The variants that one device uses.
 #[derive(Debug)]
@@ -58,4 +58,9 @@ impl<G: GpuApi> Choice<G> {
             { all }.find(|v| v.name == name).expect("forced names are checked when they are given");
         (variant.accepts)(args, &self.device).map(|()| variant).map_err(|why| refused(name, why))
     }
+}
+
+/// The error that the forced variant `name` cannot run the operands at hand.
+fn refused(name: &str, why: &str) -> Error {
+    Error::argument(format!("{name} cannot run this: {why}")).at_parameter("kernel")
 }

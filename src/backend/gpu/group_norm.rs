@@ -1,37 +1,11 @@
-//! Arguments of `group_statistics` and `group_norm`.
+//! Arguments of `group_norm`, some variants of which need scratch memory.
 
 use super::lower::{GpuBackend, Lower};
 use super::lowering::Lowering;
 use super::matrix::Matrix;
 use super::variant::{Arguments, GpuApi};
 use crate::error::Result;
-use crate::op::{GroupNorm, GroupStatistics};
-
-/// See [`GroupStatistics`].
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct GroupStatisticsArgs<P> {
-    /// `rows*width x channels`, BF16 or F32.
-    pub x: Matrix<P>,
-    /// Pixels of a row.
-    pub width: usize,
-    /// Divides the channels.
-    pub groups: usize,
-    /// `rows x 2*groups`, F32.
-    pub out: Matrix<P>,
-}
-
-impl Arguments for GroupStatistics {
-    const NAME: &'static str = "group_statistics";
-    type Args<G: GpuApi> = GroupStatisticsArgs<G::Place>;
-}
-
-impl Lower for GroupStatistics {
-    fn lower<G: GpuBackend>(&self, to: &mut Lowering<G>) -> Result<()> {
-        let (x, out) = (to.tensor(self.x)?, to.tensor(self.out)?);
-        let (width, groups) = (self.width, self.groups);
-        to.push::<Self>(&GroupStatisticsArgs { x, width, groups, out })
-    }
-}
+use crate::op::{GroupNorm, Locate};
 
 /// See [`GroupNorm`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -63,8 +37,8 @@ impl Arguments for GroupNorm {
     type Args<G: GpuApi> = GroupNormArgs<G::Place>;
 }
 
-impl Lower for GroupNorm {
-    fn lower<G: GpuBackend>(&self, to: &mut Lowering<G>) -> Result<()> {
+impl<G: GpuBackend> Lower<G> for GroupNorm {
+    fn lower(&self, to: &mut Lowering<G>) -> Result<()> {
         let args = GroupNormArgs {
             x: to.tensor(self.x)?,
             statistics: to.tensor(self.statistics)?,

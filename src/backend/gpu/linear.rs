@@ -1,4 +1,4 @@
-//! Arguments of `linear`.
+//! Arguments of `linear`, and of `scaled_add`, which ends as a `linear` does.
 
 use super::lower::{GpuBackend, Lower};
 use super::lowering::Lowering;
@@ -6,7 +6,7 @@ use super::matrix::{Location, Matrix};
 use super::variant::{Arguments, GpuApi};
 use crate::backend::form::Segment;
 use crate::error::Result;
-use crate::op::{Epilogue, Linear};
+use crate::op::{Epilogue, Linear, Locate, ScaledAdd};
 
 /// What a `linear` does before it stores; see [`Epilogue`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,6 +40,40 @@ impl<P: Location> Tail<P> {
                 Tail::GatedAdd { residual: to.tensor(residual)?, gate: to.view(gate)? }
             }
         })
+    }
+
+    /// Its number in the kernels of `linear`.
+    pub fn code(self) -> u32 {
+        match self {
+            Tail::None => 0,
+            Tail::Silu => 1,
+            Tail::GeluTanh => 2,
+            Tail::QuickGelu => 3,
+            Tail::Add { .. } => 4,
+            Tail::GatedAdd { .. } => 5,
+        }
+    }
+
+    /// The number of its activation in the kernels of `scaled_add`: as [`code`](Self::code), or 0
+    /// if there is none.
+    pub fn activation_code(self) -> u32 {
+        if self.residual().is_some() { 0 } else { self.code() }
+    }
+
+    /// The matrix to which the result is added.
+    pub fn residual(self) -> Option<Matrix<P>> {
+        match self {
+            Tail::Add { residual } | Tail::GatedAdd { residual, .. } => Some(residual),
+            Tail::None | Tail::Silu | Tail::GeluTanh | Tail::QuickGelu => None,
+        }
+    }
+
+    /// The factors of the result.
+    pub fn gate(self) -> Option<Matrix<P>> {
+        match self {
+            Tail::GatedAdd { gate, .. } => Some(gate),
+            _ => None,
+        }
     }
 
     fn columns(self, first: usize, cols: usize) -> Tail<P> {
@@ -138,8 +172,39 @@ impl Arguments for Linear {
     type Args<G: GpuApi> = LinearArgs<G::Place, G::Side>;
 }
 
-impl Lower for Linear {
-    fn lower<G: GpuBackend>(&self, to: &mut Lowering<G>) -> Result<()> {
+impl<G: GpuBackend> Lower<G> for Linear {
+    fn lower(&self, to: &mut Lowering<G>) -> Result<()> {
         G::lower_linear(self, to)
+    }
+}
+
+/// See [`ScaledAdd`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ScaledAddArgs<P> {
+    /// `rows x cols`, BF16 or F32; a window of columns with any offset.
+    pub x: Matrix<P>,
+    /// As `x`, with an element type of its own.
+    pub add: Option<Matrix<P>>,
+    /// `1 x cols`, F32.
+    pub scale: Option<Matrix<P>>,
+    pub tail: Tail<P>,
+    /// As `x`, with an element type of its own; may be `x` or `add`.
+    pub out: Matrix<P>,
+}
+
+impl Arguments for ScaledAdd {
+    const NAME: &'static str = "scaled_add";
+    type Args<G: GpuApi> = ScaledAddArgs<G::Place>;
+}
+
+impl<G: GpuBackend> Lower<G> for ScaledAdd {
+    fn lower(&self, to: &mut Lowering<G>) -> Result<()> {
+        to.push::<Self>(&ScaledAddArgs {
+            x: to.view(self.x)?,
+            add: self.add.map(|add| to.view(add)).transpose()?,
+            scale: to.bias(self.scale)?,
+            tail: Tail::of(self.epilogue, to)?,
+            out: to.view(self.out)?,
+        })
     }
 }

@@ -2,11 +2,12 @@
 
 use super::choice::Choice;
 use super::lowering::{Locations, Lowered, Lowering};
+use super::matrix::Matrix;
 use super::table::RunsAll;
-use super::variant::Arguments;
+use super::variant::{Arguments, Runs};
 use crate::backend::form::{Form, Types};
 use crate::error::Result;
-use crate::op::{Linear, Op, each_op};
+use crate::op::{Linear, Located, Op, each_op};
 use crate::tensor::{HostWeight, Weight};
 
 /// A [`GpuApi`] with everything that lowering needs.
@@ -17,10 +18,17 @@ pub trait GpuBackend: RunsAll {
     fn lower_linear(op: &Linear, to: &mut Lowering<Self>) -> Result<()>;
 }
 
-/// An operation that can be turned into launches.
-pub trait Lower: Arguments {
+/// An operation that can be turned into launches on the GPU `G`.
+pub trait Lower<G: GpuBackend>: Arguments {
     /// Finds the operands and adds the launches of the chosen variant.
-    fn lower<G: GpuBackend>(&self, to: &mut Lowering<G>) -> Result<()>;
+    fn lower(&self, to: &mut Lowering<G>) -> Result<()>;
+}
+
+impl<G: GpuBackend + Runs<O>, O: Located> Lower<G> for O {
+    fn lower(&self, to: &mut Lowering<G>) -> Result<()> {
+        let args = self.locate::<Matrix<G::Place>>(&*to)?;
+        to.push::<O>(&args)
+    }
 }
 
 /// The launches of `op` with operands at `locations`.

@@ -5,7 +5,7 @@ use super::matrix::{Location, Matrix};
 use super::variant::{Arguments, GpuApi, Runs, Variant};
 use crate::backend::form::Form;
 use crate::error::{Error, Result};
-use crate::op::Use;
+use crate::op::{Locate, Use};
 use crate::tensor::{Tensor, View, Weight};
 
 /// Functions that return where operands are.
@@ -51,40 +51,9 @@ impl<'a, G: GpuApi> Lowering<'a, G> {
         &self.choice.device
     }
 
-    /// The columns of a tensor.
-    pub fn view(&self, view: View) -> Result<Matrix<G::Place>> {
-        let t = view.tensor;
-        let place = (self.places.tensor)(&t)?.after(view.col * t.dtype.size());
-        Ok(Matrix { place, rows: t.rows, cols: view.cols, stride: t.cols, dtype: t.dtype })
-    }
-
-    /// A whole tensor.
-    pub fn tensor(&self, tensor: Tensor) -> Result<Matrix<G::Place>> {
-        self.view(tensor.all())
-    }
-
-    /// A whole tensor, if there is one.
-    pub fn optional(&self, tensor: Option<Tensor>) -> Result<Option<Matrix<G::Place>>> {
-        tensor.map(|t| self.tensor(t)).transpose()
-    }
-
-    /// A weight in its form on the device.
-    pub(in crate::backend) fn weight(&self, weight: Weight, how: Use) -> Result<(Form, G::Place)> {
+    /// The form of a weight on the device, and its place.
+    pub(in crate::backend) fn form(&self, weight: Weight, how: Use) -> Result<(Form, G::Place)> {
         (self.places.weight)(weight, how)
-    }
-
-    /// A weight that has one element type.
-    pub fn matrix(&self, weight: Weight, how: Use) -> Result<Matrix<G::Place>> {
-        let (form, place) = self.weight(weight, how)?;
-        match form.segments[..] {
-            [ref only] => Ok(Matrix::of_segment(only, place)),
-            _ => Err(Error::device("a weight consists of several element types").found(weight)),
-        }
-    }
-
-    /// A bias or gain: `1 x n`, F32.
-    pub fn vector(&self, weight: Weight) -> Result<Matrix<G::Place>> {
-        self.matrix(weight, Use::Vector)
     }
 
     /// A bias, if there is one.
@@ -136,5 +105,22 @@ impl<'a, G: GpuApi> Lowering<'a, G> {
         device: &G::Device,
     ) {
         self.lowered.launches.extend((variant.launches)(args, device));
+    }
+}
+
+impl<G: GpuApi> Locate<Matrix<G::Place>> for Lowering<'_, G> {
+    fn view(&self, view: View) -> Result<Matrix<G::Place>> {
+        let t = view.tensor;
+        let place = (self.places.tensor)(&t)?.after(view.col * t.dtype.size());
+        Ok(Matrix { place, rows: t.rows, cols: view.cols, stride: t.cols, dtype: t.dtype })
+    }
+
+    /// A weight that has one element type.
+    fn weight(&self, weight: Weight, how: Use) -> Result<Matrix<G::Place>> {
+        let (form, place) = self.form(weight, how)?;
+        match form.segments[..] {
+            [ref only] => Ok(Matrix::of_segment(only, place)),
+            _ => Err(Error::device("a weight consists of several element types").found(weight)),
+        }
     }
 }

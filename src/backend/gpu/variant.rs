@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-use super::matrix::Location;
+use super::matrix::{Location, Matrix};
 use crate::error::Error;
+use crate::op::Located;
 
 /// A kind of GPU: the types in which its backend thinks. Implemented by empty types.
 pub trait GpuApi: Copy + fmt::Debug + PartialEq + 'static {
@@ -34,6 +35,11 @@ pub trait Arguments: Copy + 'static {
     const NAME: &'static str;
     /// The operation with its operands in device memory: what a variant is asked to run.
     type Args<G: GpuApi>: Copy;
+}
+
+impl<O: Located> Arguments for O {
+    const NAME: &'static str = <O as Located>::NAME;
+    type Args<G: GpuApi> = O::On<Matrix<G::Place>>;
 }
 
 /// A [`GpuApi`] that can run the operation `O`.

@@ -9,7 +9,7 @@ use super::elementwise::{
 use super::launch::{
     Args, Dispatch, Grid, Matrix, Needs, Shader, Variant, Wgpu, WgpuDevice, blocks, code,
 };
-use crate::backend::gpu::{Tail, variants};
+use crate::backend::gpu::variants;
 use crate::dtype::DType;
 use crate::op::{GroupMix, ScaledAdd};
 
@@ -62,13 +62,13 @@ struct ScaledAddParams {
 
 static MIX: Shader = Shader {
     name: "group_mix",
-    sources: &[wgsl!("common"), wgsl!("words"), wgsl!("group_mix")],
+    sources: &[wgsl!("common"), wgsl!("words"), wgsl!("group_mix"), wgsl!("words_main")],
     params_bytes: size_of::<MixParams>(),
     buffers: 3,
 };
 static SCALED_ADD: Shader = Shader {
     name: "scaled_add",
-    sources: &[wgsl!("common"), wgsl!("words"), wgsl!("scaled_add")],
+    sources: &[wgsl!("common"), wgsl!("words"), wgsl!("scaled_add"), wgsl!("words_main")],
     params_bytes: size_of::<ScaledAddParams>(),
     buffers: 6,
 };
@@ -89,7 +89,7 @@ fn mix(a: &Args<GroupMix>, device: &WgpuDevice) -> Vec<Dispatch> {
             rows,
             cols,
             inputs: a.inputs as u32,
-            width: a.width as u32,
+            width: (a.x.cols / a.inputs) as u32,
             x_type,
             x_base,
             x_stride,
@@ -118,22 +118,13 @@ pub static GROUP_MIX: &[Variant<GroupMix>] = &[Variant {
 }];
 variants!(Wgpu, GroupMix: GROUP_MIX);
 
-/// The residual and the gate.
-fn added(a: &Args<ScaledAdd>) -> (Option<Matrix>, Option<Matrix>) {
-    match a.tail {
-        Tail::Add { residual } => (Some(residual), None),
-        Tail::GatedAdd { residual, gate } => (Some(residual), Some(gate)),
-        Tail::None | Tail::Silu | Tail::GeluTanh | Tail::QuickGelu => (None, None),
-    }
-}
-
 /// The operands with a row for each row of the output.
 fn rows_of(a: &Args<ScaledAdd>) -> Vec<Matrix> {
-    [Some(a.x), a.add, added(a).0, Some(a.out)].into_iter().flatten().collect()
+    [Some(a.x), a.add, a.tail.residual(), Some(a.out)].into_iter().flatten().collect()
 }
 
 fn scaled_add(a: &Args<ScaledAdd>, device: &WgpuDevice) -> Vec<Dispatch> {
-    let (residual, gate) = added(a);
+    let (residual, gate) = (a.tail.residual(), a.tail.gate());
     let one = |rows: std::ops::Range<usize>| {
         let part = |m: Matrix| m.band(rows.start, rows.len());
         let dtype = |m: Option<Matrix>| m.map_or(0, |m| code(m.dtype));
@@ -170,12 +161,7 @@ fn scaled_add(a: &Args<ScaledAdd>, device: &WgpuDevice) -> Vec<Dispatch> {
                 | flag(a.scale.is_some(), 2)
                 | flag(residual.is_some(), 4)
                 | flag(gate.is_some(), 8),
-            activation: match a.tail {
-                Tail::Silu => 1,
-                Tail::GeluTanh => 2,
-                Tail::QuickGelu => 3,
-                Tail::None | Tail::Add { .. } | Tail::GatedAdd { .. } => 0,
-            },
+            activation: a.tail.activation_code(),
             first_row: rows.start as u32,
             group_rows: gate.map_or(1, |g| (a.out.rows / g.rows) as u32),
         };
@@ -196,7 +182,7 @@ pub static SCALED_ADDS: &[Variant<ScaledAdd>] = &[Variant {
     name: "scaled_add_any",
     needs: NEEDS,
     accepts: |a, d| {
-        let (matrices, vectors) = (rows_of(a), [a.scale, added(a).1]);
+        let (matrices, vectors) = (rows_of(a), [a.scale, a.tail.gate()]);
         activations(&matrices.iter().collect::<Vec<_>>(), d)?;
         let vectors: Vec<&Matrix> = vectors.iter().flatten().collect();
         activations(&vectors, d).and(binds(&vectors, d))

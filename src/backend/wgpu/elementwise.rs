@@ -57,7 +57,7 @@ static OCTETS: Shader = Shader {
 };
 static ANY: Shader = Shader {
     name: "elementwise_any",
-    sources: &[wgsl!("common"), wgsl!("words"), wgsl!("elementwise_any")],
+    sources: &[wgsl!("common"), wgsl!("words"), wgsl!("elementwise_any"), wgsl!("words_main")],
     params_bytes: size_of::<AnyParams>(),
     buffers: 3,
 };

@@ -92,7 +92,7 @@ static TIMESTEP_EMBED_ANY: Shader = Shader {
 };
 static LATENTS_ANY: Shader = Shader {
     name: "latents_any",
-    sources: &[wgsl!("common"), wgsl!("words"), wgsl!("latents")],
+    sources: &[wgsl!("common"), wgsl!("words"), wgsl!("latents"), wgsl!("words_main")],
     params_bytes: size_of::<LatentParams>(),
     buffers: 2,
 };

@@ -14,7 +14,7 @@ use crate::backend::form::Form;
 use crate::backend::gpu::{GpuApi, GpuBackend, Lowering, Product, Tail, variants};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::op::{Epilogue, Linear, Use};
+use crate::op::{Epilogue, Linear, Locate, Use};
 
 /// Bytes of the side branch at a time, unless 128 rows have more.
 const SIDE_BYTES: usize = 32 << 20;
@@ -50,9 +50,9 @@ impl GpuBackend for Wgpu {
     /// A product for each run of rows of one element type, and for each of the side branch.
     fn lower_linear(op: &Linear, to: &mut Lowering<Wgpu>) -> Result<()> {
         let main = Product::new(op, to)?;
-        let w = to.weight(op.w, Use::Matrix)?;
+        let w = to.form(op.w, Use::Matrix)?;
         let Some(side) = op.side else { return push_main(&main, &w, None, to) };
-        let (t, b) = (to.tensor(side.t)?, to.weight(side.b, Use::Matrix)?);
+        let (t, b) = (to.tensor(side.t)?, to.form(side.b, Use::Matrix)?);
         let branch = Product { x: t, bias: None, factors: None, ..main };
         let (bytes, most) = side_scratch(op);
         if bytes == 0 {

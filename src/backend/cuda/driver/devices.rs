@@ -44,7 +44,7 @@ pub fn count() -> Result<i32> {
     let unusable = |DriverError(code): DriverError| {
         Error::device(format!("the NVIDIA driver does not work: {}", name(code)))
             .at("cuda")
-            .try_("nvidia-smi shows more")
+            .try_("run nvidia-smi, which shows the state of driver and GPU")
     };
     result::init().map_err(unusable)?;
     let version = version().map_err(unusable)?;

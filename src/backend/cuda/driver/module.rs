@@ -54,7 +54,7 @@ impl Module {
             let end = log.iter().position(|&b| b == 0).unwrap_or(log.len());
             let said = String::from_utf8_lossy(&log[..end]);
             let first: Vec<&str> = said.lines().filter(|l| !l.trim().is_empty()).take(3).collect();
-            let e = e.at(name).try_("another driver version; {device=cpu} works");
+            let e = e.at(name).try_("install another version of the driver, or use {device=cpu}");
             return Err(if first.is_empty() { e } else { e.found(first.join("; ")) });
         }
         Ok(Arc::new(Module { context: context.clone(), raw }))

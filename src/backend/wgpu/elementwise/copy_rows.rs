@@ -6,9 +6,9 @@ use super::{
     Constants, NEEDS, THREADS, combinations, counts, dispatch, in_elements, in_vectors, most_rows,
     moving, words,
 };
-use crate::backend::gpu::{CopyRowsArgs, variants};
+use crate::backend::gpu::variants;
 use crate::backend::wgpu::launch::{
-    Dispatch, Grid, Matrix, Needs, Shader, Spot, Variant, Wgpu, WgpuDevice, blocks,
+    Dispatch, Grid, Matrix, Needs, Shader, Variant, Wgpu, WgpuDevice, blocks,
 };
 use crate::op::CopyRows;
 
@@ -60,7 +60,7 @@ struct Copy {
     out_rows: usize,
 }
 
-impl CopyRowsArgs<Spot> {
+impl CopyRows<Matrix> {
     /// Pieces that fit into windows.
     fn pieces(&self, device: &WgpuDevice) -> Vec<Copy> {
         if self.batch * self.count * self.x.cols == 0 {

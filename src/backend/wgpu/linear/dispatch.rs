@@ -1,6 +1,5 @@
 //! What all variants of `linear` share: their `Params`, their dispatches, and their requirements.
 
-use crate::backend::gpu::Tail;
 use crate::backend::wgpu::launch::{
     Args, Dispatch, Grid, Matrix, Shader, WgpuDevice, blocks, code,
 };
@@ -47,17 +46,7 @@ pub struct Params {
 
 /// The matrix that is bound as `residual`: it is added at the end, or before the activation.
 fn residual(a: &Args<Linear>) -> Option<Matrix> {
-    match a.tail {
-        Tail::Add { residual } | Tail::GatedAdd { residual, .. } => Some(residual),
-        _ => a.side,
-    }
-}
-
-fn gate(a: &Args<Linear>) -> Option<Matrix> {
-    match a.tail {
-        Tail::GatedAdd { gate, .. } => Some(gate),
-        _ => None,
-    }
+    a.tail.residual().or(a.side)
 }
 
 /// The part of the result that one workgroup computes.
@@ -124,9 +113,9 @@ pub fn dispatches(
             let (w, w_base, w_stride) = bind(Some(weights));
             let (scales, scales_base, _) = of_columns(a.scales);
             let (bias, bias_base, _) = of_columns(a.bias);
-            let bound = residual(a);
+            let (bound, gate) = (residual(a), a.tail.gate());
             let (residual, residual_base, residual_stride) = bind(bound.map(part));
-            let (gates, gate_base, gate_stride) = of_columns(gate(a));
+            let (gates, gate_base, gate_stride) = of_columns(gate);
             let (out, out_base, out_stride) = bind(Some(part(a.out)));
             let (row_tiles, column_tiles) =
                 (r.len().div_ceil(block.rows), c.len().div_ceil(block.columns));
@@ -147,19 +136,12 @@ pub fn dispatches(
                 gate_stride,
                 out_base,
                 out_stride,
-                tail: match a.tail {
-                    Tail::None => 0,
-                    Tail::Silu => 1,
-                    Tail::GeluTanh => 2,
-                    Tail::QuickGelu => 3,
-                    Tail::Add { .. } => 4,
-                    Tail::GatedAdd { .. } => 5,
-                },
+                tail: a.tail.code(),
                 out_type: code(a.out.dtype),
-                gate_type: gate(a).map_or(0, |g| code(g.dtype)),
+                gate_type: gate.map_or(0, |g| code(g.dtype)),
                 residual_type: bound.map_or(0, |r| code(r.dtype)),
                 first_row: r.start as u32,
-                group_rows: gate(a).map_or(1, |g| (a.x.rows / g.rows) as u32),
+                group_rows: gate.map_or(1, |g| (a.x.rows / g.rows) as u32),
                 has_scales: a.scales.is_some() as u32,
                 has_bias: a.bias.is_some() as u32,
                 has_side: a.side.is_some() as u32,
@@ -200,7 +182,7 @@ pub fn legal(a: &Args<Linear>, device: &WgpuDevice) -> Result<(), &'static str> 
             "linear: scales and bias are a row of f32"
         );
     }
-    let adds = matches!(a.tail, Tail::Add { .. } | Tail::GatedAdd { .. });
+    let adds = a.tail.residual().is_some();
     assert!(!adds || a.side.is_none(), "linear: a residual and a side at once");
     if let Some(r) = residual(a) {
         let dtype = if a.side.is_some() { DType::F32 } else { a.out.dtype };
@@ -209,7 +191,7 @@ pub fn legal(a: &Args<Linear>, device: &WgpuDevice) -> Result<(), &'static str> 
             "linear: residual and out differ"
         );
     }
-    if let Some(g) = gate(a) {
+    if let Some(g) = a.tail.gate() {
         assert!(
             g.cols == n && g.rows > 0 && rows.is_multiple_of(g.rows),
             "linear: the gate does not fit"
@@ -219,7 +201,7 @@ pub fn legal(a: &Args<Linear>, device: &WgpuDevice) -> Result<(), &'static str> 
     if rows == 0 || n == 0 || k == 0 {
         return Err("empty");
     }
-    if ![a.scales, a.bias, gate(a)].into_iter().flatten().all(|m| m.binds(device)) {
+    if ![a.scales, a.bias, a.tail.gate()].into_iter().flatten().all(|m| m.binds(device)) {
         return Err("scales, bias or gate are larger than a window");
     }
     let (rows, columns) = room(a, device);
@@ -242,7 +224,8 @@ pub fn vectors(a: &Args<Linear>, device: &WgpuDevice) -> Result<(), &'static str
             && m.cols.is_multiple_of(4)
             && (m.rows == 1 || m.stride.is_multiple_of(4))
     };
-    if ![Some(a.out), residual(a), gate(a), a.scales, a.bias].into_iter().flatten().all(fours) {
+    if ![Some(a.out), residual(a), a.tail.gate(), a.scales, a.bias].into_iter().flatten().all(fours)
+    {
         return Err("columns are not whole vectors");
     }
     // A window of columns must begin at a vector.

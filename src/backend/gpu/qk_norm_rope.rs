@@ -1,0 +1,22 @@
+//! Sizes that variants of `qk_norm_rope` compute with.
+
+use super::matrix::Matrix;
+use crate::op::QkNormRope;
+
+/// [`QkNormRope`] with its operands in device memory.
+pub type QkNormRopeArgs<P> = QkNormRope<Matrix<P>, Matrix<P>>;
+
+impl<P: PartialEq> QkNormRopeArgs<P> {
+    /// Columns of one head.
+    pub fn head_dim(&self) -> usize {
+        self.qkv.cols / (3 * self.heads)
+    }
+
+    /// Heads of a row to work on: the values stay where they are when the result replaces the
+    /// input.
+    pub fn row_heads(&self) -> usize {
+        let (from, to) = (&self.qkv, &self.out);
+        let in_place = from.place == to.place && (from.stride, from.dtype) == (to.stride, to.dtype);
+        if in_place { 2 * self.heads } else { 3 * self.heads }
+    }
+}
