@@ -2,14 +2,12 @@
 
 use super::gemm::finish::Tail;
 use super::kernels::{How, Kernels, kernels};
-use super::linear::check_tail;
 use super::matrix::{In, Out};
-use super::reference;
 use super::share::for_rows;
 use super::simd::{self, Kernel, Simd};
 use super::step::{CpuOperation, CpuStep};
 use crate::error::Result;
-use crate::op::{Epilogue, GroupMix, ScaledAdd};
+use crate::op::{GroupMix, ScaledAdd};
 
 /// `out = sum over i of w[i] * x[i * n ..][.. n]`, over n elements.
 struct MixRow<'a> {
@@ -121,7 +119,7 @@ pub(crate) fn scaled_add(
     let n = out.cols();
     let fits = |m: In| (m.rows(), m.cols()) == (out.rows(), n);
     assert!(fits(x) && add.is_none_or(fits) && scale.is_none_or(|s| s.len() == n));
-    check_tail(tail, out);
+    tail.check(out);
     let (activation, residual, gate) = match tail {
         Tail::None => (Activation::None, None, None),
         Tail::Silu => (Activation::Silu, None, None),
@@ -165,22 +163,34 @@ impl CpuOperation for ScaledAdd {
     fn run(&self, step: &CpuStep) -> Result<()> {
         let add = self.add.map(|add| step.view(add)).transpose()?;
         let (x, scale) = (step.view(self.x)?, step.bias(self.scale)?);
-        let tail = tail(self.epilogue, step)?;
+        let tail = step.tail(self.epilogue)?;
         scaled_add(step.how(), x, add, scale, tail, step.view_out(self.out)?);
         Ok(())
     }
 }
 
-/// The operands of an epilogue.
-pub(super) fn tail(epilogue: Epilogue, step: &CpuStep) -> Result<Tail> {
-    Ok(match epilogue {
-        Epilogue::None => Tail::None,
-        Epilogue::Silu => Tail::Silu,
-        Epilogue::GeluTanh => Tail::GeluTanh,
-        Epilogue::QuickGelu => Tail::QuickGelu,
-        Epilogue::Add { residual } => Tail::Add { residual: step.tensor(residual)? },
-        Epilogue::GatedAdd { residual, gate } => {
-            Tail::GatedAdd { residual: step.tensor(residual)?, gate: step.view(gate)? }
-        }
-    })
+/// The specification: plain loops, with sums in f64.
+pub(super) mod reference {
+    use crate::backend::cpu::gemm::finish::Tail;
+    use crate::backend::cpu::matrix::{In, Out};
+    use crate::backend::cpu::plain::{at, each, finished};
+
+    /// Groups of columns of x, multiplied with the small matrix w.
+    pub(crate) fn group_mix(x: In, w: &[f32], inputs: usize, out: Out) {
+        let width = x.cols() / inputs;
+        each(out, |r, c| {
+            let (a, j) = (c / width, c % width);
+            let product = |i| f64::from(w[a * inputs + i]) * f64::from(at(x, r, i * width + j));
+            (0..inputs).map(product).sum()
+        });
+    }
+
+    /// `out = tail(x + scale * add)`
+    pub(crate) fn scaled_add(x: In, add: Option<In>, scale: Option<&[f32]>, tail: Tail, out: Out) {
+        each(out, |r, c| {
+            let add = add.map_or(0.0, |add| f64::from(at(add, r, c)));
+            let y = f64::from(at(x, r, c)) + scale.map_or(1.0, |s| f64::from(s[c])) * add;
+            finished(y, tail, (r, c), out.rows())
+        });
+    }
 }

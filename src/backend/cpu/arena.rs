@@ -61,7 +61,7 @@ impl Arena {
     ) -> Result<*mut u8> {
         match offset.checked_add(bytes) {
             Some(end) if end <= self.len() => Ok(self.start.as_ptr().wrapping_add(offset)),
-            _ => Err(Error::memory(format!("{what} lies outside the arena"))
+            _ => Err(Error::memory(format!("{what} is outside the arena"))
                 .at("cpu")
                 .found(format!("{bytes} bytes at {offset}"))
                 .expected(format!("an end within {}", self.len()))),

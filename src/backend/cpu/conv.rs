@@ -16,9 +16,8 @@ use super::gemm::rows::{Row, WeightRows, decode};
 use super::gemm::{self, Columns, KC, MAX_LANES, Micro, NC, Words, aligned, share};
 use super::isa::Isa;
 use super::kernels::{Kernels, Product};
-use super::linear::{Variant, check_tail, linear, linear_scratch};
+use super::linear::{Variant, linear, linear_scratch};
 use super::matrix::{In, Out};
-use super::reference;
 use super::step::{CpuOperation, CpuStep, Sizing};
 use crate::error::Result;
 use crate::op::{Conv2d, ConvShape};
@@ -139,7 +138,7 @@ pub fn conv2d(
         "conv2d: w"
     );
     assert!(bias.is_none_or(|b| b.len() == w.rows), "conv2d: the bias does not fit");
-    check_tail(tail, out);
+    tail.check(out);
     if rows == 0 || shape.out_channels == 0 {
         return;
     }
@@ -363,6 +362,55 @@ impl CpuOperation for Conv2d {
             }
         }
         Ok(())
+    }
+}
+
+/// The specification: plain loops, with sums in f64.
+pub(super) mod reference {
+    use crate::backend::cpu::matrix::{In, Out};
+    use crate::backend::cpu::plain::{at, put};
+    use crate::op::ConvShape;
+    use crate::tensor::HostWeight;
+
+    /// Convolution, `w` as files store it: `out_channels x (in_channels * kernel * kernel)`.
+    pub(crate) fn conv2d(
+        x: In,
+        w: &HostWeight,
+        bias: Option<&[f32]>,
+        shape: ConvShape,
+        residual: Option<In>,
+        out: Out,
+    ) {
+        let w = w.to_f32();
+        let k = shape.kernel;
+        let (source_h, source_w) = shape.source();
+        let (out_h, out_w) = shape.output();
+        let zoom = if shape.upsample { 2 } else { 1 };
+        for image in 0..shape.batch {
+            for (oy, ox) in (0..out_h).flat_map(|y| (0..out_w).map(move |x| (y, x))) {
+                let to = (image * out_h + oy) * out_w + ox;
+                for oc in 0..shape.out_channels {
+                    let mut sum = bias.map_or(0.0, |b| f64::from(b[oc]));
+                    for (ky, kx) in (0..k).flat_map(|y| (0..k).map(move |x| (y, x))) {
+                        let (y, x_) = (oy * shape.stride + ky, ox * shape.stride + kx);
+                        let inside =
+                            |p: usize, n: usize| p >= shape.pad_before && p - shape.pad_before < n;
+                        if !inside(y, source_h) || !inside(x_, source_w) {
+                            continue;
+                        }
+                        let (y, x_) =
+                            ((y - shape.pad_before) / zoom, (x_ - shape.pad_before) / zoom);
+                        let from = (image * shape.height + y) * shape.width + x_;
+                        for ic in 0..shape.in_channels {
+                            let weight = w[((oc * shape.in_channels + ic) * k + ky) * k + kx];
+                            sum += f64::from(at(x, from, ic)) * f64::from(weight);
+                        }
+                    }
+                    let residual = residual.map_or(0.0, |r| f64::from(at(r, to, oc)));
+                    put(out, to, oc, (sum + residual) as f32);
+                }
+            }
+        }
     }
 }
 

@@ -3,7 +3,6 @@
 use super::kernels::{How, Kernels, kernels};
 use super::matrix::{In, Out};
 use super::operand::{Stored, decode, encode};
-use super::reference;
 use super::share::for_rows;
 use super::simd::{self, Kernel, Lanes, Simd};
 use super::step::{CpuOperation, CpuStep};
@@ -186,5 +185,53 @@ impl CpuOperation for CopyRows {
         let (x, out) = (step.stored(x.all())?, step.stored(out.all())?);
         copy_rows(step.how(), &x, &out, batch, from, to, count);
         Ok(())
+    }
+}
+
+/// The specification: plain loops, with sums in f64.
+pub(super) mod reference {
+    use crate::backend::cpu::matrix::{In, Out};
+    use crate::backend::cpu::operand::Stored;
+    use crate::backend::cpu::plain::{at, each, gelu_tanh, silu_of};
+
+    /// `out = gelu_tanh(gate) * up`
+    pub(crate) fn gelu_mul(gate: In, up: In, out: Out) {
+        each(out, |r, c| gelu_tanh(f64::from(at(gate, r, c))) * f64::from(at(up, r, c)));
+    }
+
+    /// `out = x / (1 + e^-x)`
+    pub(crate) fn silu(x: In, out: Out) {
+        each(out, |r, c| silu_of(f64::from(at(x, r, c))));
+    }
+
+    /// `out = a + b`
+    pub(crate) fn add(a: In, b: In, out: Out) {
+        each(out, |r, c| f64::from(at(a, r, c)) + f64::from(at(b, r, c)));
+    }
+
+    /// Rows `from .. from + count` of each image of x become rows `to ..` of that image of out.
+    pub(crate) fn copy_rows(
+        x: &Stored,
+        out: &Stored,
+        batch: usize,
+        from: usize,
+        to: usize,
+        count: usize,
+    ) {
+        let (x_rows, out_rows) = (x.rows() / batch, out.rows() / batch);
+        for image in 0..batch {
+            for i in 0..count {
+                out.copy_row(image * out_rows + to + i, x, image * x_rows + from + i);
+            }
+        }
+    }
+
+    /// `out = x` in another element type, rounded to nearest even.
+    pub(crate) fn cast(x: &Stored, out: &Stored) {
+        for r in 0..x.rows() {
+            for c in 0..x.cols() {
+                out.put(r, c, x.get(r, c));
+            }
+        }
     }
 }

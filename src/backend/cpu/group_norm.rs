@@ -4,7 +4,6 @@
 use super::args::{GroupNormArgs, GroupStatisticsArgs};
 use super::kernels::{How, Kernels, kernels};
 use super::matrix::{In, Out};
-use super::reference;
 use super::share::for_rows;
 use super::simd::{self, Kernel, Lanes, Simd};
 use super::step::{CpuOperation, CpuStep};
@@ -220,5 +219,54 @@ impl CpuOperation for GroupNorm {
         };
         group_norm(step.how(), &args);
         Ok(())
+    }
+}
+
+/// The specification: plain loops, with sums in f64.
+pub(super) mod reference {
+    use crate::backend::cpu::args::{GroupNormArgs, GroupStatisticsArgs};
+    use crate::backend::cpu::plain::{at, put, silu_of};
+
+    /// Mean and summed squared deviation of each row of pixels and group of channels.
+    pub(crate) fn group_statistics(a: &GroupStatisticsArgs) {
+        let GroupStatisticsArgs { x, width, groups, out } = *a;
+        let channels = x.cols() / groups;
+        for row in 0..x.rows() / width {
+            for group in 0..groups {
+                let elements = || {
+                    (row * width..(row + 1) * width).flat_map(move |p| {
+                        (group * channels..(group + 1) * channels)
+                            .map(move |c| f64::from(at(x, p, c)))
+                    })
+                };
+                let mean = elements().sum::<f64>() / (width * channels) as f64;
+                let squares = elements().map(|v| (v - mean).powi(2)).sum::<f64>();
+                put(out, row, 2 * group, mean as f32);
+                put(out, row, 2 * group + 1, squares as f32);
+            }
+        }
+    }
+
+    /// Group normalisation with the statistics of all rows of pixels, affine, then SiLU if asked.
+    pub(crate) fn group_norm(a: &GroupNormArgs) {
+        let GroupNormArgs { x, statistics, width, weight, bias, groups, eps, silu, out } = *a;
+        let channels = x.cols() / groups;
+        let (rows, part) = (statistics.rows(), (width * channels) as f64);
+        for group in 0..groups {
+            let mean_of = |r: usize| f64::from(at(statistics, r, 2 * group));
+            let mean = (0..rows).map(mean_of).sum::<f64>() / rows as f64;
+            let squares_of = |r: usize| {
+                f64::from(at(statistics, r, 2 * group + 1)) + part * (mean_of(r) - mean).powi(2)
+            };
+            let variance = (0..rows).map(squares_of).sum::<f64>() / (part * rows as f64);
+            let inverse = 1.0 / (variance + f64::from(eps)).sqrt();
+            for p in 0..x.rows() {
+                for c in group * channels..(group + 1) * channels {
+                    let y = (f64::from(at(x, p, c)) - mean) * inverse * f64::from(weight[c])
+                        + f64::from(bias[c]);
+                    put(out, p, c, if silu { silu_of(y) } else { y } as f32);
+                }
+            }
+        }
     }
 }

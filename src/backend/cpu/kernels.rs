@@ -6,13 +6,14 @@
 use super::isa::Isa;
 use super::product;
 use super::simd::Lanes;
-use crate::backend::{Compute, KernelChoice};
+use crate::backend::Compute;
+use crate::backend::forced::Forced;
 use crate::tensor::DTypes;
 
 /// How a variant computes its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum How {
-    /// The plain loops of `reference`.
+    /// The plain loops of the module `reference`.
     Reference,
     /// Rows in parallel, plain Rust within a row.
     Plain,
@@ -101,21 +102,12 @@ pub(crate) enum Product {
 /// The chosen variants of all operations.
 #[derive(Debug)]
 pub(crate) struct Choice {
-    isa: Isa,
-    compute: Compute,
-    forced: Vec<KernelChoice>,
+    pub isa: Isa,
+    pub compute: Compute,
+    pub forced: Forced,
 }
 
 impl Choice {
-    /// A choice for a processor with `isa`, with variants that are forced and were checked.
-    pub(super) fn checked(isa: Isa, compute: Compute, forced: Vec<KernelChoice>) -> Choice {
-        Choice { isa, compute, forced }
-    }
-
-    fn forced(&self, op: &str) -> Option<&str> {
-        KernelChoice::find(&self.forced, op)
-    }
-
     /// The variant of an operation other than a matrix product.
     ///
     /// # Panics
@@ -124,7 +116,7 @@ impl Choice {
         let &Kernels::Other { op, variants } = kernels else {
             panic!("{} is a matrix product", kernels.op())
         };
-        let forced = self.forced(op);
+        let forced = self.forced.of(op);
         let suits = |v: &&Variant| match forced {
             Some(name) => v.name == name,
             None => v.needs <= self.isa && !(is_bf16(v.how) && self.compute == Compute::F32),
@@ -143,7 +135,7 @@ impl Choice {
         let &Kernels::Product { op, variants, reference } = kernels else {
             panic!("{} is not a matrix product", kernels.op())
         };
-        match self.forced(op) {
+        match self.forced.of(op) {
             Some(name) if name == reference => Product::Reference,
             forced => product::choose(variants, self.isa, stored, self.compute, forced)
                 .map_or(Product::Reference, Product::Fast),

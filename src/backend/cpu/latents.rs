@@ -2,7 +2,6 @@
 
 use super::kernels::{How, Kernels, kernels};
 use super::matrix::{In, Out};
-use super::reference;
 use super::share::for_rows;
 use super::step::{CpuOperation, CpuStep};
 use crate::error::Result;
@@ -113,5 +112,58 @@ impl CpuOperation for EulerStep {
         let (x, v) = (step.out(self.x)?, step.tensor(self.v)?);
         euler_step(step.how(), x, v, step.tensor(self.params)?, self.cfg);
         Ok(())
+    }
+}
+
+/// The specification: plain loops, with sums in f64.
+pub(super) mod reference {
+    use crate::backend::cpu::matrix::{In, Out};
+    use crate::backend::cpu::plain::{at, put};
+
+    /// The pixel row and the channel for a token row and a column of packed latents.
+    fn unpacked(token: usize, column: usize, height: usize, width: usize) -> (usize, usize) {
+        let (across, down) = (width / 2, height / 2);
+        let (image, y, x) = (token / (across * down), token / across % down, token % across);
+        let (channel, dy, dx) = (column / 4, column / 2 % 2, column % 2);
+        ((image * height + 2 * y + dy) * width + 2 * x + dx, channel)
+    }
+
+    /// Latent pixels to tokens.
+    pub(crate) fn pack(x: In, height: usize, width: usize, out: Out) {
+        for r in 0..out.rows() {
+            for c in 0..out.cols() {
+                let (pixel, channel) = unpacked(r, c, height, width);
+                put(out, r, c, at(x, pixel, channel));
+            }
+        }
+    }
+
+    /// Tokens to latent pixels, then `x * scale + shift`.
+    pub(crate) fn unpack(x: In, height: usize, width: usize, scale: f32, shift: f32, out: Out) {
+        for r in 0..x.rows() {
+            for c in 0..x.cols() {
+                let (pixel, channel) = unpacked(r, c, height, width);
+                put(out, pixel, channel, at(x, r, c) * scale + shift);
+            }
+        }
+    }
+
+    /// `x += params[0] * v`, or with `cfg` `x += params[0] * (vu + s * (vc - vu))`, conditional rows
+    /// first.
+    pub(crate) fn euler_step(x: Out, v: In, params: In, cfg: bool) {
+        let (dt, s) = (at(params, 0, 0), at(params, 0, 1));
+        let rows = x.rows();
+        for r in 0..rows {
+            for c in 0..x.cols() {
+                let vc = at(v, r, c);
+                let velocity = if cfg {
+                    let vu = at(v, rows + r, c);
+                    vu + s * (vc - vu)
+                } else {
+                    vc
+                };
+                put(x, r, c, at(x.read(), r, c) + dt * velocity);
+            }
+        }
     }
 }

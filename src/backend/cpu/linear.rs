@@ -1,12 +1,10 @@
 //! [`Linear`]: `out = tail(x . w^T + side + bias)`, and the table of its variants.
 
-use super::adapter::tail;
 use super::gemm;
 use super::gemm::rows::WeightRows;
 use super::isa::Isa;
 use super::kernels::{Kernels, Product};
 use super::matrix::{In, Out};
-use super::reference;
 use super::step::{CpuOperation, CpuStep, Sizing};
 use crate::error::{Error, Result};
 use crate::op::Linear;
@@ -74,29 +72,12 @@ pub fn linear(
             "linear: the side must be stored as F32, BF16 or F16 without scales"
         );
     }
-    check_tail(tail, out);
+    tail.check(out);
     let b = side.map(|(_, b)| WeightRows::new(b));
     let side = side.zip(b.as_ref()).map(|((t, _), b)| gemm::Side { t, b });
     // SAFETY: the processor was checked above, shapes fit, and the windows are valid by the
     // contract of their constructors.
     unsafe { gemm::product(v.micro(), x, &WeightRows::new(w), bias, side, tail, out, scratch) }
-}
-
-/// Panics unless the operands of `tail` fit `out`.
-pub(super) fn check_tail(tail: Tail, out: Out) {
-    if let Tail::Add { residual } | Tail::GatedAdd { residual, .. } = tail {
-        assert_eq!(
-            (residual.rows(), residual.cols()),
-            (out.rows(), out.cols()),
-            "the residual does not fit"
-        );
-    }
-    if let Tail::GatedAdd { gate, .. } = tail {
-        assert!(
-            gate.cols() == out.cols() && gate.rows() > 0 && out.rows().is_multiple_of(gate.rows()),
-            "the gate does not fit"
-        );
-    }
 }
 
 /// `w` with these factors of its rows, in place of its own.
@@ -134,12 +115,53 @@ impl CpuOperation for Linear {
         let changed = factors.map(|factors| with_factors(w, factors));
         let w = changed.as_ref().unwrap_or(w);
         let (x, out) = (step.view(self.x)?, step.view_out(self.out)?);
-        let tail = tail(self.epilogue, step)?;
+        let tail = step.tail(self.epilogue)?;
         match step.product(w) {
             Product::Reference => reference::linear(x, w, bias, side, tail, out),
             Product::Fast(v) => linear(x, w, bias, side, tail, out, step.scratch(self)?, v),
         }
         Ok(())
+    }
+}
+
+/// The specification: plain loops, with sums in f64.
+pub(super) mod reference {
+    use crate::backend::cpu::gemm::finish::Tail;
+    use crate::backend::cpu::matrix::{In, Out};
+    use crate::backend::cpu::plain::{at, finished, put};
+    use crate::tensor::HostWeight;
+
+    /// `out[r] = tail(x[r] . w^T + t[r] . b^T + bias)` with `side` as (t, b)
+    pub(crate) fn linear(
+        x: In,
+        w: &HostWeight,
+        bias: Option<&[f32]>,
+        side: Option<(In, &HostWeight)>,
+        tail: Tail,
+        out: Out,
+    ) {
+        let side = side.map(|(t, b)| (t, b.to_f32()));
+        let mut n = 0;
+        for part in &w.parts {
+            let mut w = vec![0.0; part.cols];
+            for (row, stored) in part.bytes().chunks_exact(part.row_bytes()).enumerate() {
+                part.decode_row(row, stored, &mut w);
+                for r in 0..x.rows() {
+                    let sum: f64 =
+                        (0..x.cols()).map(|c| f64::from(at(x, r, c)) * f64::from(w[c])).sum();
+                    let more = side.as_ref().map_or(0.0, |(t, b)| {
+                        let b = &b[n * t.cols()..(n + 1) * t.cols()];
+                        b.iter()
+                            .enumerate()
+                            .map(|(c, b)| f64::from(at(*t, r, c)) * f64::from(*b))
+                            .sum()
+                    });
+                    let y = sum + more + bias.map_or(0.0, |b| f64::from(b[n]));
+                    put(out, r, n, finished(y, tail, (r, n), x.rows()) as f32);
+                }
+                n += 1;
+            }
+        }
     }
 }
 

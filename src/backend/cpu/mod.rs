@@ -1,5 +1,5 @@
-//! The CPU backend: the specification (`reference`), and SIMD variants of every operation for which
-//! they are worth it.
+//! The CPU backend: for every operation the specification (a module `reference` in the file of its
+//! family), and SIMD variants where they are worth it.
 //!
 //! Weights are used in place in host memory, in their stored form; a thread reads ahead in their
 //! files. Activations are f32 in one arena. No variant is chosen by sizes or free memory, and work
@@ -23,9 +23,9 @@ mod loaded;
 pub mod matrix;
 mod norm;
 mod operand;
+mod plain;
 mod product;
 mod qk_norm_rope;
-mod reference;
 mod share;
 pub(crate) mod simd;
 mod step;

@@ -6,7 +6,6 @@
 
 use super::kernels::{How, Kernels, kernels};
 use super::matrix::{In, Out};
-use super::reference;
 use super::share::for_rows;
 use super::simd::{self, Kernel, Simd};
 use super::step::{CpuOperation, CpuStep};
@@ -174,5 +173,57 @@ impl CpuOperation for RmsNorm {
         let (x, out) = (step.tensor(self.x)?, step.out(self.out)?);
         rms_norm(step.how(), x, step.vector(self.weight)?, self.eps, out);
         Ok(())
+    }
+}
+
+/// The specification: plain loops, with sums in f64.
+pub(super) mod reference {
+    use crate::backend::cpu::matrix::{In, Out};
+    use crate::backend::cpu::plain::{at, group_row, put};
+
+    /// Mean and 1 / sqrt(variance + eps) of a row.
+    fn moments(x: In, row: usize, eps: f32) -> (f64, f64) {
+        let n = x.cols() as f64;
+        let mean = (0..x.cols()).map(|c| f64::from(at(x, row, c))).sum::<f64>() / n;
+        let variance =
+            (0..x.cols()).map(|c| (f64::from(at(x, row, c)) - mean).powi(2)).sum::<f64>() / n;
+        (mean, 1.0 / (variance + f64::from(eps)).sqrt())
+    }
+
+    /// `out = (1 + scale[group]) * norm(x) + shift[group]`
+    pub(crate) fn layer_norm_modulate(x: In, shift: In, scale: In, eps: f32, out: Out) {
+        for r in 0..x.rows() {
+            let (mean, inverse) = moments(x, r, eps);
+            let (of_shift, of_scale) =
+                (group_row(r, x.rows(), shift.rows()), group_row(r, x.rows(), scale.rows()));
+            for c in 0..x.cols() {
+                let norm = (f64::from(at(x, r, c)) - mean) * inverse;
+                let y = (1.0 + f64::from(at(scale, of_scale, c))) * norm
+                    + f64::from(at(shift, of_shift, c));
+                put(out, r, c, y as f32);
+            }
+        }
+    }
+
+    /// `out = norm(x) * weight + bias`
+    pub(crate) fn layer_norm(x: In, weight: &[f32], bias: &[f32], eps: f32, out: Out) {
+        for r in 0..x.rows() {
+            let (mean, inverse) = moments(x, r, eps);
+            for c in 0..x.cols() {
+                let norm = (f64::from(at(x, r, c)) - mean) * inverse;
+                put(out, r, c, (norm * f64::from(weight[c]) + f64::from(bias[c])) as f32);
+            }
+        }
+    }
+
+    /// `out = x / sqrt(mean(x^2) + eps) * weight`
+    pub(crate) fn rms_norm(x: In, weight: &[f32], eps: f32, out: Out) {
+        for r in 0..x.rows() {
+            let squares: f64 = (0..x.cols()).map(|c| f64::from(at(x, r, c)).powi(2)).sum();
+            let inverse = 1.0 / (squares / x.cols() as f64 + f64::from(eps)).sqrt();
+            for (c, w) in weight.iter().enumerate() {
+                put(out, r, c, (f64::from(at(x, r, c)) * inverse * f64::from(*w)) as f32);
+            }
+        }
     }
 }

@@ -3,7 +3,6 @@
 use super::args::QkNormRopeArgs;
 use super::kernels::{How, Kernels, kernels};
 use super::norm::sum;
-use super::reference;
 use super::share::for_rows;
 use super::simd::{self, Kernel, Simd};
 use super::step::{CpuOperation, CpuStep};
@@ -93,5 +92,41 @@ impl CpuOperation for QkNormRope {
         };
         qk_norm_rope(step.how(), &args);
         Ok(())
+    }
+}
+
+/// The specification: plain loops, with sums in f64.
+pub(super) mod reference {
+    use crate::backend::cpu::args::QkNormRopeArgs;
+    use crate::backend::cpu::plain::{at, put};
+
+    /// RMS norm of each head of q and k, then rotation of adjacent pairs; v is copied.
+    pub(crate) fn qk_norm_rope(a: &QkNormRopeArgs) {
+        let dim = a.head_dim();
+        let width = a.heads * dim;
+        for r in 0..a.qkv.rows() {
+            let (token, to) = a.place(r);
+            for (base, gain) in [(0, a.q_gain), (width, a.k_gain)] {
+                for head in 0..a.heads {
+                    let first = base + head * dim;
+                    let x: Vec<f64> =
+                        (0..dim).map(|d| f64::from(at(a.qkv, r, first + d))).collect();
+                    let squares: f64 = x.iter().map(|x| x * x).sum();
+                    let inverse = 1.0 / (squares / dim as f64 + f64::from(a.eps)).sqrt();
+                    for pair in 0..dim / 2 {
+                        let (even, odd) = (2 * pair, 2 * pair + 1);
+                        let x0 = x[even] * inverse * f64::from(gain[even]);
+                        let x1 = x[odd] * inverse * f64::from(gain[odd]);
+                        let (cos, sin) =
+                            (f64::from(at(a.rope, token, even)), f64::from(at(a.rope, token, odd)));
+                        put(a.out, to, first + even, (cos * x0 - sin * x1) as f32);
+                        put(a.out, to, first + odd, (sin * x0 + cos * x1) as f32);
+                    }
+                }
+            }
+            for c in 2 * width..3 * width {
+                put(a.out, to, c, at(a.qkv, r, c));
+            }
+        }
     }
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::arena::Arena;
+use super::gemm::finish::Tail;
 use super::kernels::{Choice, How, Kernels, Product};
 use super::loaded::LoadedWeights;
 use super::matrix::{In, Out};
@@ -11,6 +12,7 @@ use super::operand::Stored;
 use crate::backend::Places;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::op::Epilogue;
 use crate::tensor::{DTypes, HostWeight, Tensor, View, Weight};
 
 /// What the CPU backend needs of an operation. It is implemented next to the operation's kernels.
@@ -74,6 +76,20 @@ impl CpuStep<'_> {
     /// A bias that the operation may do without.
     pub(super) fn bias(&self, weight: Option<Weight>) -> Result<Option<&[f32]>> {
         weight.map(|w| self.vector(w)).transpose()
+    }
+
+    /// The operands of an epilogue.
+    pub(super) fn tail(&self, epilogue: Epilogue) -> Result<Tail> {
+        Ok(match epilogue {
+            Epilogue::None => Tail::None,
+            Epilogue::Silu => Tail::Silu,
+            Epilogue::GeluTanh => Tail::GeluTanh,
+            Epilogue::QuickGelu => Tail::QuickGelu,
+            Epilogue::Add { residual } => Tail::Add { residual: self.tensor(residual)? },
+            Epilogue::GatedAdd { residual, gate } => {
+                Tail::GatedAdd { residual: self.tensor(residual)?, gate: self.view(gate)? }
+            }
+        })
     }
 
     /// A window of any element type.

@@ -2,8 +2,9 @@
 
 use super::isa::Isa;
 use super::kernels::{Choice, Kernels};
+use crate::backend::forced::Forced;
 use crate::backend::{Compute, KernelChoice};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::op::for_operations;
 
 macro_rules! table {
@@ -21,28 +22,15 @@ pub(super) fn kernels_of(op: &str) -> Option<&'static Kernels> {
 
 /// A choice for a processor with `isa`, after checking the names of forced variants.
 pub(super) fn choice(isa: Isa, compute: Compute, forced: Vec<KernelChoice>) -> Result<Choice> {
-    for KernelChoice { op, name } in &forced {
-        let variants = names(op).ok_or_else(|| {
-            Error::argument("a kernel was chosen for an unknown operation")
-                .found(op)
-                .expected(format!("one of {}", ops().collect::<Vec<_>>().join(", ")))
-        })?;
-        let known = || variants.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-        let (_, needs) = variants.iter().find(|(n, _)| n == name).ok_or_else(|| {
-            Error::argument(format!("{op} has no such kernel"))
-                .found(name)
-                .expected(format!("one of {}", known()))
-        })?;
-        if *needs > isa {
-            return Err(Error::argument(format!(
-                "{name} needs instructions that are not available"
-            ))
-            .found(isa.name())
-            .expected(needs.name())
-            .try_(format!("one of {} that the processor can run", known())));
-        }
-    }
-    Ok(Choice::checked(isa, compute, forced))
+    let why = |needs: Isa| {
+        let (needs, has) = (needs.name(), isa.name());
+        format!("it needs {needs}, and only {has} can be used")
+    };
+    let variants = |op: &str| {
+        Some(names(op)?.into_iter().map(|(name, n)| (name, (n > isa).then(|| why(n)))).collect())
+    };
+    let forced = Forced::new(forced, &ops().collect::<Vec<_>>(), &variants)?;
+    Ok(Choice { isa, compute, forced })
 }
 
 /// All operations that have variants.

@@ -90,8 +90,8 @@ pub(super) unsafe fn pack<A: Arith>(
     let first = block * KEYS;
     let keys = KEYS.min(s.tokens - first);
     let (row, col) = (image * s.tokens + first, head * s.dim);
-    // SAFETY: rows and columns lie within k and v; every write within the block's areas, whose
-    // sizes `Sizes` gives.
+    // SAFETY: rows and columns are within k and v; every write is within the areas of the block,
+    // whose sizes `Sizes` returns.
     unsafe {
         let panels = to.add(block * s.key_block);
         for key in 0..keys.next_multiple_of(width) {

@@ -8,7 +8,6 @@ use rayon::prelude::*;
 
 use super::args::AttentionArgs;
 use super::kernels::{How, Kernels, kernels};
-use super::reference;
 use super::simd::{Four, Kernel, Lanes, Simd};
 use super::step::{CpuOperation, CpuStep, Sizing};
 use crate::error::Result;
@@ -193,5 +192,48 @@ impl CpuOperation for Attention {
         };
         attention(step.how(), &args, step.scratch(self)?);
         Ok(())
+    }
+}
+
+/// The specification: plain loops, with sums in f64.
+pub(super) mod reference {
+    use crate::backend::cpu::args::AttentionArgs;
+    use crate::backend::cpu::plain::{at, put};
+
+    /// `softmax(q . k^T * scale + bias) . v` for each image and head.
+    pub(crate) fn attention(a: &AttentionArgs) {
+        let (queries, tokens, dim) = (a.queries(), a.tokens(), a.head_dim());
+        for image in 0..a.batch {
+            let row = |token: usize| image * tokens + token;
+            for head in 0..a.heads {
+                let col = |d: usize| head * dim + d;
+                for i in 0..queries {
+                    let visible = if a.causal { i + 1 } else { tokens };
+                    let scores: Vec<f64> = (0..visible)
+                        .map(|j| {
+                            let dot: f64 = (0..dim)
+                                .map(|d| {
+                                    f64::from(at(a.q, image * queries + i, col(d)))
+                                        * f64::from(at(a.k, row(j), col(d)))
+                                })
+                                .sum();
+                            let bias =
+                                a.bias.map_or(0.0, |b| f64::from(at(b, j + tokens - 1 - i, head)));
+                            dot * f64::from(a.scale) + bias
+                        })
+                        .collect();
+                    let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+                    let total: f64 = weights.iter().sum();
+                    let (window, place) = a.place(image, i);
+                    for d in 0..dim {
+                        let sum: f64 = (0..visible)
+                            .map(|j| weights[j] * f64::from(at(a.v, row(j), col(d))))
+                            .sum();
+                        put(window, place, col(d), (sum / total) as f32);
+                    }
+                }
+            }
+        }
     }
 }

@@ -28,6 +28,26 @@ pub enum Tail {
     },
 }
 
+impl Tail {
+    /// Panics unless its operands fit `out`.
+    pub(in crate::backend::cpu) fn check(self, out: Out) {
+        if let Tail::Add { residual } | Tail::GatedAdd { residual, .. } = self {
+            assert_eq!(
+                (residual.rows(), residual.cols()),
+                (out.rows(), out.cols()),
+                "the residual does not fit"
+            );
+        }
+        if let Tail::GatedAdd { gate, .. } = self {
+            let groups = gate.rows();
+            assert!(
+                gate.cols() == out.cols() && groups > 0 && out.rows().is_multiple_of(groups),
+                "the gate does not fit"
+            );
+        }
+    }
+}
+
 /// Everything that finishing a tile needs besides the sums.
 #[derive(Clone, Copy)]
 pub struct Finish<'a> {
@@ -66,7 +86,7 @@ pub unsafe fn finish<const FMA: bool>(tile: *const f32, width: usize, f: Finish)
         let mut c = 0;
         while c < f.cols {
             let n = (f.cols - c).min(WIDTH);
-            // SAFETY: the columns `c .. c + n` of row `r` lie within the tile and within the
+            // SAFETY: the columns `c .. c + n` of row `r` are within the tile and within the
             // matrices.
             unsafe {
                 if n == WIDTH {

@@ -99,15 +99,9 @@ pub fn blocks(random: &mut Random, cols: usize, rows: usize, dtype: DType) -> Ho
                 let tiled = dtype == DType::Nvfp4 && i == 1;
                 let source = Arc::new(scales);
                 let scales = BlockScales {
-                    source,
-                    offset: 0,
-                    stored,
-                    per_row,
-                    first_row: 0,
                     tiled,
                     factor: 0.7,
-                    factors: None,
-                    first_factor: 0,
+                    ..BlockScales::new(source, 0, stored, per_row)
                 };
                 scale = Scale::Blocks(scales);
                 // No NaN among the codes of mxfp8.

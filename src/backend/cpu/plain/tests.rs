@@ -1,9 +1,14 @@
 //! Tests of the reference against formulas in another form.
 
-use super::super::args::AttentionArgs;
-use super::super::args::QkNormRopeArgs;
-use super::super::args::{GroupNormArgs, GroupStatisticsArgs};
-use super::super::gemm::finish::Tail;
+use super::super::args::{AttentionArgs, GroupNormArgs, GroupStatisticsArgs, QkNormRopeArgs};
+use super::super::attention::reference::attention;
+use super::super::conv::reference::conv2d;
+use super::super::embed::reference::timestep_embed;
+use super::super::group_norm::reference::{group_norm, group_statistics};
+use super::super::latents::reference::{euler_step, pack, unpack};
+use super::super::linear::reference::linear;
+use super::super::norm::reference::{layer_norm, layer_norm_modulate, rms_norm};
+use super::super::qk_norm_rope::reference::qk_norm_rope;
 use super::*;
 use crate::dtype::DType;
 use crate::op::ConvShape;
