@@ -232,6 +232,27 @@ pub struct BlockScales {
 }
 
 impl BlockScales {
+    /// Scales that are stored row by row from byte `offset` of `source`, `per_row` in a row, for a
+    /// part that begins with the first row, without a further factor.
+    pub fn new(
+        source: Arc<dyn ByteSource>,
+        offset: usize,
+        stored: BlockScale,
+        per_row: usize,
+    ) -> BlockScales {
+        BlockScales {
+            source,
+            offset,
+            stored,
+            per_row,
+            first_row: 0,
+            tiled: false,
+            factor: 1.0,
+            factors: None,
+            first_factor: 0,
+        }
+    }
+
     /// The same scales with a factor for each row of the part, in place of `factor`.
     pub fn with_factors(&self, factors: Arc<[f32]>) -> BlockScales {
         BlockScales { factors: Some(factors), first_factor: 0, ..self.clone() }

@@ -4,7 +4,7 @@
 //! changes them. A path may come from an image or an index, so the kind of a file is checked
 //! before it is opened, and once more on the open file.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{Error, ErrorKind, Read, Result};
 use std::path::Path;
 
@@ -28,6 +28,26 @@ pub fn open_regular(path: &Path) -> Result<(File, Metadata)> {
     let metadata = file.metadata()?;
     check_kind(&metadata)?;
     Ok((file, metadata))
+}
+
+/// Locks `file` once no other process has locked it; closing it ends the lock. `None` on a file
+/// system without locks. While another process has the lock, calls `wait` again and again, which
+/// may sleep: `true` the first time.
+///
+/// # Errors
+/// Those of `wait`.
+pub fn lock_when_free<E>(
+    file: File,
+    wait: &mut dyn FnMut(bool) -> std::result::Result<(), E>,
+) -> std::result::Result<Option<File>, E> {
+    let mut is_first = true;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Some(file)),
+            Err(TryLockError::Error(_)) => return Ok(None),
+            Err(TryLockError::WouldBlock) => wait(std::mem::replace(&mut is_first, false))?,
+        }
+    }
 }
 
 /// Reads the regular file at `path`, which may have at most `most` bytes.

@@ -13,7 +13,7 @@ pub use environment::{
     Environment, cache_folder, config_folder, current_folder, expand, flag, home_folder,
     process_environment, variable,
 };
-pub use files::{open_regular, read_regular, read_regular_text};
+pub use files::{lock_when_free, open_regular, read_regular, read_regular_text};
 pub use memory::{MemoryFacts, available_memory, memory_facts, resident_memory, usable_memory};
 pub use system::{
     free_disk_bytes, operating_system, processor_name, start_shared_threads, threads,

@@ -4,16 +4,16 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::unit::Unit;
 use crate::error::{Error, Result};
 use crate::host::read_regular;
 use crate::spec::Component;
 use crate::spec::names::matches_glob;
 use crate::weights::container::map::unreadable;
 
-/// The `config.json` next to the files of `component`, if its class is one of that component.
-pub fn folder_config(unit: &Unit, component: Component) -> Result<Option<Value>> {
-    let Some(config) = read_json(&unit.folder().join("config.json"))? else { return Ok(None) };
+/// The `config.json` in the folder of the files of `component`, if its class is one of that
+/// component.
+pub fn folder_config(folder: &Path, component: Component) -> Result<Option<Value>> {
+    let Some(config) = read_json(&folder.join("config.json"))? else { return Ok(None) };
     let class = config.get("_class_name").and_then(Value::as_str);
     let Some(class) = class.or_else(|| config.get("architectures")?.get(0)?.as_str()) else {
         return Ok(None);

@@ -252,7 +252,7 @@ impl FileName {
         FileName { shard: 0, ..self.clone() }
     }
 
-    /// Whether this is a shard, and `index` one of the names of its index.
+    /// Whether this is a shard, and the index of its shards may be called `index`.
     pub fn has_index(&self, index: &str) -> bool {
         self.shards > 0 && self.indexes().iter().any(|name| name == index)
     }

@@ -56,7 +56,7 @@ impl Wanted {
     fn open(&self, unit: &Unit) -> Result<Result<OpenedUnit>> {
         let component = self.component;
         let title = component.title;
-        let config = folder_config(unit, component)?;
+        let config = folder_config(unit.folder(), component)?;
         let opened = OpenedUnit::unit(unit.clone(), self.families)?;
         let weights = opened.weights(component)?.with_config(config)?;
         let size = component.0.fit.as_ref().and_then(|fit| {

@@ -333,8 +333,8 @@ fn no_transformer_in(folder: &Path, mut passed_over: Vec<Error>, families: Famil
              transformer",
         );
     }
-    // A file that is not complete is the one that was meant: it comes first, and its kind is the
-    // kind of the whole.
+    // An incomplete file is probably the one that the user wants: its error comes first, and its
+    // kind becomes the kind of the whole error.
     passed_over.sort_by_key(|e| e.kind() != Kind::Missing);
     let is_missing = passed_over[0].kind() == Kind::Missing;
     let listed = list_passed_over(&passed_over);

@@ -68,7 +68,7 @@ impl OpenedUnit {
     pub fn component_config(&self, component: Component) -> Result<Option<Value>> {
         let key = component.diffusers.folder;
         match (self.config()?.and_then(|c| c.get(key).cloned()), &self.unit) {
-            (None, Some(unit)) => folder_config(unit, component),
+            (None, Some(unit)) => folder_config(unit.folder(), component),
             (config, _) => Ok(config),
         }
     }
@@ -102,7 +102,7 @@ impl OpenedUnit {
         let metadata = |file: &WeightFile| foreign_metadata(&file.header.metadata);
         let e = if is_lora(&names) {
             Error::model("this is a LoRA, not a model").try_(Message::with(
-                "{lora} with it, and {model} with the {} model that it was trained for",
+                "give it with {lora}, and with {model} the {} model that it was trained for",
                 [Message::plain(self.families.titles())],
             ))
         } else if let Some(model) = foreign_model(&names) {

@@ -123,7 +123,7 @@ fn neighbours(name: &str, folder: &Path) -> Vec<PathBuf> {
     files.into_iter().filter(fits).collect()
 }
 
-/// `e`, which says where the LoRA called `name` was looked for.
+/// The error that the LoRA called `name` was not found, with the places from `e`.
 fn lora_missing(name: &str, e: Error) -> Error {
     let missing = Error::missing("the LoRA that made the image was not found").found(name);
     let missing = match e.expected_value() {

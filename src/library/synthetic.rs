@@ -1,7 +1,7 @@
 //! `--model synthetic:dev`: a checkpoint of FLUX.1's full size with seeded noise as weights, to
 //! measure speed and memory without a download.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::host::lock_when_free;
 use crate::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, flux1, t5, vae};
 use crate::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
 use crate::weights::container::file::WeightFile;
@@ -154,21 +155,14 @@ fn lock(path: &Path, tell: &mut dyn FnMut(Event) -> Result<()>) -> Result<Option
     let place = path.with_extension("lock");
     let open = OpenOptions::new().create(true).truncate(false).write(true).open(&place);
     let Ok(file) = open else { return Ok(None) };
-    let mut is_reported = false;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(Some(file)),
-            Err(TryLockError::Error(_)) => return Ok(None),
-            Err(TryLockError::WouldBlock) => {
-                let event = match std::mem::replace(&mut is_reported, true) {
-                    true => Event::Tick,
-                    false => Event::Note("waiting for another process that writes it".into()),
-                };
-                tell(event)?;
-                std::thread::sleep(Duration::from_millis(100));
-            }
-        }
-    }
+    lock_when_free(file, &mut |is_first| {
+        tell(match is_first {
+            true => Event::Note("waiting for another process that writes it".into()),
+            false => Event::Tick,
+        })?;
+        std::thread::sleep(Duration::from_millis(100));
+        Ok(())
+    })
 }
 
 #[cfg(test)]

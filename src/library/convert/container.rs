@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value, json};
-
 use super::make::OutputTensor;
 use crate::dtype::blocks::FORMATS;
+use crate::weights::container::write::{TensorHeader, safetensors_header};
 
 /// The default alignment of GGUF in bytes.
 const ALIGNMENT: u64 = 32;
@@ -46,25 +45,21 @@ fn safetensors<'a>(
         "BF16" | "F16" => 1,
         _ => 2,
     });
-    let mut header = Map::new();
-    header.insert("__metadata__".into(), json!(metadata));
-    let mut end = 0;
-    let mut starts = Vec::new();
-    for t in &tensors {
-        starts.push(end);
-        let start = end;
-        end += t.bytes();
-        header.insert(
-            t.name.clone(),
-            json!({ "dtype": t.dtype, "shape": t.shape, "data_offsets": [start, end] }),
-        );
-    }
-    let mut header = Value::Object(header).to_string().into_bytes();
-    header.resize(header.len().next_multiple_of(8), b' ');
-    let header = [&(header.len() as u64).to_le_bytes(), header.as_slice()].concat();
-    let data = header.len() as u64;
-    let tensors = starts.into_iter().map(|s| s + data).zip(tensors).collect();
-    Layout { header, tensors, bytes: data + end }
+    let headers = tensors.iter().map(|t| TensorHeader {
+        name: &t.name,
+        dtype: t.dtype,
+        shape: &t.shape,
+        bytes: t.bytes(),
+    });
+    let header = safetensors_header(metadata, headers);
+    let mut bytes = header.len() as u64;
+    let place = |tensor: OutputTensor<'a>| {
+        let start = bytes;
+        bytes += tensor.bytes();
+        (start, tensor)
+    };
+    let tensors = tensors.into_iter().map(place).collect();
+    Layout { header, tensors, bytes }
 }
 
 fn gguf<'a>(

@@ -1,7 +1,7 @@
 //! Downloads one file into the cache: resumed where an earlier download stopped, checked, then
 //! renamed to its final name.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use super::responses::{Subject, connection_fault};
 use super::retry::{Attempts, Fault};
 use super::store::{create_parent, unwritable};
 use crate::error::{Error, Result};
+use crate::host::lock_when_free;
 use crate::library::hf_cache::RepoFolder;
 
 /// How many bytes are read at once.
@@ -85,23 +86,14 @@ impl Download<'_, '_> {
             OpenOptions::new().create(true).truncate(false).write(true).open(path)
         };
         let file = open().map_err(|e| unwritable(path, &e))?;
-        let mut is_reported = false;
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Some(file)),
-                Err(TryLockError::Error(_)) => return Ok(None),
-                Err(TryLockError::WouldBlock) => {
-                    if !std::mem::replace(&mut is_reported, true) {
-                        let note = format!(
-                            "{}: waiting for another process that downloads it",
-                            self.file.name
-                        );
-                        self.reporter.report(PullProgress::Note(&note))?;
-                    }
-                    self.reporter.wait(Duration::from_millis(100))?;
-                }
+        lock_when_free(file, &mut |is_first| {
+            if is_first {
+                let note =
+                    format!("{}: waiting for another process that downloads it", self.file.name);
+                self.reporter.report(PullProgress::Note(&note))?;
             }
-        }
+            self.reporter.wait(Duration::from_millis(100))
+        })
     }
 
     /// Fills `partial` until it is complete and its checksum is right.

@@ -7,3 +7,4 @@ pub mod header;
 pub mod map;
 pub mod safetensors;
 pub mod slice;
+pub mod write;

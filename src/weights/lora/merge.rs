@@ -33,7 +33,7 @@ pub struct Merged {
     pub terms: Vec<Term>,
 }
 
-/// An addition to some rows of a weight that has no low rank.
+/// A matrix of full rank that is added to some rows of a weight.
 #[derive(Debug, Clone)]
 pub struct Term {
     /// The first row, counted from the first row of [`Merged::rows`].

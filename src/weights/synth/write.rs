@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::host::{remove_abandoned, start_shared_threads, unfinished_file};
 use crate::spec::names::{Split, StoredNames};
 use crate::spec::{Component, FAMILIES, Role};
+use crate::weights::container::write::{TensorHeader, safetensors_header};
 
 /// Bytes that are computed at a time. Writing needs memory for two such chunks.
 const CHUNK: usize = 32 << 20;
@@ -416,20 +417,14 @@ fn place(path: &Path, write: impl FnOnce(&mut std::fs::File) -> std::io::Result<
 fn layout(plan: &Plan) -> (Vec<&SynthTensor>, Vec<u8>) {
     let mut order: Vec<&SynthTensor> = plan.tensors.iter().collect();
     order.sort_by_key(|t| std::cmp::Reverse(t.width()));
-    let mut header = Map::new();
-    header.insert("__metadata__".into(), json!(plan.metadata));
-    let mut end = 0;
-    for t in &order {
-        let start = end;
-        end += t.bytes();
-        header.insert(
-            t.name.clone(),
-            json!({ "dtype": t.dtype, "shape": t.shape, "data_offsets": [start, end] }),
-        );
-    }
-    let mut header = Value::Object(header).to_string().into_bytes();
-    header.resize(header.len().next_multiple_of(8), b' ');
-    (order, [&(header.len() as u64).to_le_bytes(), header.as_slice()].concat())
+    let headers = order.iter().map(|t| TensorHeader {
+        name: &t.name,
+        dtype: t.dtype,
+        shape: &t.shape,
+        bytes: t.bytes(),
+    });
+    let header = safetensors_header(&plan.metadata, headers);
+    (order, header)
 }
 
 /// Like [`write()`] for [`Dialect::Comfy`], but all values are zero and occupy no disk space on a

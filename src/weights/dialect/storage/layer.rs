@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{Companion, FP4_STATE, Layer, NF4_STATE, Reading, unsupported};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::tensor::{BlockScale, BlockScales, ByteSource, Scale};
+use crate::tensor::{BlockScale, BlockScales, Scale};
 use crate::weights::container::file::WeightFile;
 use crate::weights::container::header::{MAX_RECORD_BYTES, TensorEntry, parse_json};
 
@@ -154,15 +154,9 @@ impl Layer {
         let offset = scale.range.start;
         let source = file.source.clone();
         let scales = BlockScales {
-            source,
-            offset,
-            stored,
-            per_row,
-            first_row: 0,
             tiled: true,
             factor,
-            factors: None,
-            first_factor: 0,
+            ..BlockScales::new(source, offset, stored, per_row)
         };
         Ok(Reading { dtype, shape, scale: Scale::Blocks(scales) })
     }
@@ -244,19 +238,9 @@ impl Layer {
                 .found(absmax.range.len() / size)
                 .expected(format!("{blocks}, one for every {block} of {shape:?}")));
         }
-        let (source, offset): (Arc<dyn ByteSource>, _) = (file.source.clone(), absmax.range.start);
+        let (source, offset) = (file.source.clone(), absmax.range.start);
         let per_row = shape[1] / block;
-        let scales = BlockScales {
-            source,
-            offset,
-            stored,
-            per_row,
-            first_row: 0,
-            tiled: false,
-            factor: 1.0,
-            factors: None,
-            first_factor: 0,
-        };
+        let scales = BlockScales::new(source, offset, stored, per_row);
         Ok(Reading { dtype, shape, scale: Scale::Blocks(scales) })
     }
 
