@@ -66,17 +66,7 @@ fn blocks(rows: usize, cols: usize, format: &Format) -> HostWeight {
     };
     let scale = match format.scale_bytes {
         0 => Scale::One,
-        _ => Scale::Blocks(BlockScales {
-            source: Arc::new(scales),
-            offset: 0,
-            stored,
-            per_row: format.blocks(cols),
-            first_row: 0,
-            tiled: false,
-            factor: 1.0,
-            factors: None,
-            first_factor: 0,
-        }),
+        _ => Scale::Blocks(BlockScales::new(Arc::new(scales), 0, stored, format.blocks(cols))),
     };
     let part =
         HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype: format.dtype, scale };
@@ -318,6 +308,8 @@ criterion_group!(benches, linears, convolutions);
 mod device;
 #[path = "gpu/ops.rs"]
 mod gpu;
+#[path = "../tests/common/operation.rs"]
+mod operation;
 #[path = "common/traffic.rs"]
 mod traffic;
 

@@ -8,15 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
-use flux_fast::backend::{Layout, Place, Places, WeightKey};
 use flux_fast::dtype::DType;
 use flux_fast::op::{
     Attention, Conv2d, ConvShape, Epilogue, GeluMul, GroupNorm, GroupStatistics, LayerNormModulate,
-    Linear, Op, Program, QkNormRope, RmsNorm, Step, WeightSpec,
+    Linear, Op, QkNormRope, RmsNorm, Step,
 };
 use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, Weight};
 
 use crate::device::{Asked, Device, after, has, open, record};
+use crate::operation;
 use crate::traffic::activation_bytes;
 
 struct Bench<'a> {
@@ -63,34 +63,13 @@ impl Bench<'_> {
     fn case(&mut self, name: &str, op: impl Into<Op>, flops: u64) {
         let op = op.into();
         op.check().unwrap_or_else(|why| panic!("{name}: {why}"));
-        let mut program = Program::default();
         let step = Step { op, label: name.into() };
-        program.steps.push(step.clone());
-        program.weights =
-            vec![
-                WeightSpec { name: String::new(), first: 0, rows: 0, cols: 0, side: None };
-                self.weights.len()
-            ];
-        let uses = program.uses();
-        let mut places = Places::default();
-        let mut next = 0usize;
-        for t in &self.tensors {
-            places.inputs.push(next);
-            next = (next + t.bytes()).next_multiple_of(256);
-        }
-        places.scratch = next;
-        next += self
-            .device
-            .backend()
-            .scratch_bytes(&op, &|w| &self.weights[w.id as usize])
-            .next_multiple_of(256);
         let backend = self.device.backend();
-        let sizes: Vec<usize> =
-            self.weights.iter().zip(&uses).map(|(w, &u)| backend.weight_bytes(w, u)).collect();
-        let resident: usize = sizes.iter().map(|n| n.next_multiple_of(256)).sum();
-        backend
-            .reserve(Layout { arena_bytes: next, resident_bytes: resident, ring_bytes: 0 }, 0)
-            .expect("memory for the operands");
+        let (mut places, arena_bytes) =
+            operation::place(backend, &op, &self.tensors, &self.weights);
+        let loaded = operation::reserve_and_load(backend, &op, &self.weights, arena_bytes);
+        let weight_bytes;
+        (places.weights, weight_bytes) = loaded.expect("memory for the operands");
         for (t, at) in self.tensors.iter().zip(&places.inputs) {
             let mut bytes = Vec::with_capacity(t.bytes());
             match t.dtype {
@@ -101,14 +80,7 @@ impl Bench<'_> {
             }
             backend.write(*at, &bytes).expect("within the arena");
         }
-        let mut at = 0;
-        for (i, weight) in self.weights.iter().enumerate() {
-            let key = WeightKey::new(i as u32);
-            backend.load(key, Place::Resident(at), weight, uses[i]).expect("loads");
-            at += sizes[i].next_multiple_of(256);
-            places.weights.push(key);
-        }
-        let moved = activation_bytes(&op) + sizes.iter().map(|&n| n as u64).sum::<u64>();
+        let moved = activation_bytes(&op) + weight_bytes as u64;
         let device = &mut self.device;
         let mut best = f64::INFINITY;
         let mut group = self.criterion.benchmark_group(device.api);

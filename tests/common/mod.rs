@@ -4,6 +4,7 @@
 pub mod adapter;
 pub mod denoiser;
 pub mod driver;
+pub mod operation;
 pub mod tensors;
 
 use std::collections::HashMap;

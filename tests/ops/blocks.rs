@@ -67,15 +67,10 @@ impl Case {
                 let source = Arc::new(scales);
                 let factor = if dtype == DType::Nvfp4 { 0.03 } else { 1.0 };
                 scale = Scale::Blocks(BlockScales {
-                    source,
-                    offset: 0,
-                    stored,
-                    per_row,
                     first_row: 5,
                     tiled,
                     factor,
-                    factors: None,
-                    first_factor: 0,
+                    ..BlockScales::new(source, 0, stored, per_row)
                 });
             }
         }

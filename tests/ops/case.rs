@@ -8,12 +8,13 @@ use std::sync::{Arc, OnceLock};
 
 use flux_fast::backend::cpu::isa::Isa;
 use flux_fast::backend::cpu::{CpuBackend, CpuOptions, variants};
-use flux_fast::backend::{Backend, KernelChoice, Layout, Place, Places, WeightKey};
+use flux_fast::backend::{Backend, KernelChoice, Places};
 use flux_fast::dtype::DType;
 use flux_fast::error::Result;
-use flux_fast::op::{Op, Step, Use};
+use flux_fast::op::{Op, Step};
 use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, Weight};
 
+use crate::common::operation::reserve_and_load;
 use crate::{cuda, wgpu};
 
 /// xorshift64*, enough for test data.
@@ -206,21 +207,11 @@ impl Case {
         let (inputs, scratch) = self.offsets();
         let scratch_bytes = backend.scratch_bytes(&op, &|w| &self.weights[w.id as usize]);
         let end = (scratch + scratch_bytes).next_multiple_of(ALIGN);
-        let (mut resident, mut at) = (0usize, Vec::new());
-        for (weight, how) in self.weights.iter().zip(uses(&op, self.weights.len())) {
-            at.push(resident);
-            resident = (resident + backend.weight_bytes(weight, how)).next_multiple_of(ALIGN);
-        }
-        let layout = Layout { arena_bytes: end + GAP, resident_bytes: resident, ring_bytes: 0 };
-        backend.reserve(layout, 0)?;
+        let (keys, _) = reserve_and_load(backend, &op, &self.weights, end + GAP)?;
         backend.write(0, image)?;
         // The image begins with a gap.
         let sentinel = [image[0]; GAP];
         backend.write(end, &sentinel)?;
-        let keys: Vec<WeightKey> = (0..self.weights.len() as u32).map(WeightKey::new).collect();
-        for (i, how) in uses(&op, keys.len()).into_iter().enumerate() {
-            backend.load(keys[i], Place::Resident(at[i]), &self.weights[i], how)?;
-        }
         let places =
             Places { inputs, temps: vec![], outputs: vec![], scratch, weights: keys.clone() };
         backend.run(&Step { op, label: "case".into() }, &places)?;
@@ -339,21 +330,4 @@ pub fn compare(op: &Op, variant: &str, found: &[f32], expected: &[f32], bound: f
     }
     let relative = if error == 0.0 { 0.0 } else { (error / size).sqrt() };
     assert!(relative <= bound, "{variant}: error {relative:e} > {bound:e}: {op}");
-}
-
-/// How `op` uses each of `n` weights.
-fn uses(op: &Op, n: usize) -> Vec<Use> {
-    let mut program = flux_fast::op::Program::default();
-    program.steps.push(Step { op: *op, label: String::new() });
-    program.weights = vec![
-        flux_fast::op::WeightSpec {
-            name: String::new(),
-            first: 0,
-            rows: 0,
-            cols: 0,
-            side: None
-        };
-        n
-    ];
-    program.uses()
 }

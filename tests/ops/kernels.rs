@@ -5,13 +5,14 @@
 use std::sync::Arc;
 
 use crate::common::driver::{self, Driver};
+use crate::common::operation;
 use flux_fast::backend::cuda::{CudaBackend, CudaOptions};
-use flux_fast::backend::{Backend, Compute, KernelChoice, Layout, Place, Places, WeightKey};
+use flux_fast::backend::{Backend, Compute, KernelChoice};
 use flux_fast::dtype::DType;
 use flux_fast::dtype::blocks::FORMATS;
 use flux_fast::op::{
     Attention, Conv2d, ConvShape, Epilogue, GroupNorm, GroupStatistics, LayerNormModulate, Linear,
-    Op, Program, Side, Step, WeightSpec,
+    Op, Side, Step,
 };
 use flux_fast::tensor::{
     BlockScale, BlockScales, HostPart, HostWeight, Scale, Slot, Tensor, Weight,
@@ -45,17 +46,7 @@ impl Case {
                 let per_row = f.blocks(cols);
                 let source = Arc::new(vec![0u8; rows * per_row * f.scale_bytes]);
                 let stored = if f.scale_bytes == 4 { BlockScale::F32 } else { BlockScale::E4M3 };
-                Scale::Blocks(BlockScales {
-                    source,
-                    offset: 0,
-                    stored,
-                    per_row,
-                    first_row: 0,
-                    tiled: false,
-                    factor: 1.0,
-                    factors: None,
-                    first_factor: 0,
-                })
+                Scale::Blocks(BlockScales::new(source, 0, stored, per_row))
             }
             None if dtype.size() == 1 => Scale::Tensor(0.5),
             _ => Scale::One,
@@ -79,42 +70,11 @@ impl Case {
         let op = op.into();
         op.check().unwrap_or_else(|why| panic!("{variant}: {why}"));
         backend.force(vec![KernelChoice::new(op.name(), variant)]).unwrap();
-        let mut program = Program::default();
         let step = Step { op, label: variant.to_string() };
-        program.steps.push(step.clone());
-        program.weights =
-            vec![
-                WeightSpec { name: String::new(), first: 0, rows: 0, cols: 0, side: None };
-                self.weights.len()
-            ];
-        let uses = program.uses();
-        let mut places = Places::default();
-        let mut next = 0usize;
-        for t in &self.tensors {
-            places.inputs.push(next);
-            next += t.bytes().next_multiple_of(256);
-        }
-        places.scratch = next;
-        next += backend.scratch_bytes(&op, &|w| &self.weights[w.id as usize]).next_multiple_of(256);
-        let sizes: Vec<usize> = self
-            .weights
-            .iter()
-            .zip(&uses)
-            .map(|(w, &u)| backend.weight_bytes(w, u).next_multiple_of(256))
-            .collect();
-        backend
-            .reserve(
-                Layout { arena_bytes: next, resident_bytes: sizes.iter().sum(), ring_bytes: 0 },
-                0,
-            )
-            .unwrap();
-        let mut at = 0;
-        for (i, weight) in self.weights.iter().enumerate() {
-            let key = WeightKey::new(i as u32);
-            backend.load(key, Place::Resident(at), weight, uses[i]).unwrap();
-            places.weights.push(key);
-            at += sizes[i];
-        }
+        let (mut places, arena_bytes) =
+            operation::place(backend, &op, &self.tensors, &self.weights);
+        let loaded = operation::reserve_and_load(backend, &op, &self.weights, arena_bytes);
+        (places.weights, _) = loaded.unwrap();
         driver.report();
         backend.run(&step, &places).unwrap();
         backend.sync().unwrap();

@@ -94,17 +94,7 @@ fn into_blocks(denoiser: &mut Denoiser) {
                 _ => (0..part.rows * per_row).flat_map(|_| 0.02f32.to_le_bytes()).collect(),
             };
             let stored = if dtype == DType::Mxfp8 { BlockScale::E8M0 } else { BlockScale::F32 };
-            let separate = BlockScales {
-                source: Arc::new(scales),
-                offset: 0,
-                stored,
-                per_row,
-                first_row: 0,
-                tiled: false,
-                factor: 1.0,
-                factors: None,
-                first_factor: 0,
-            };
+            let separate = BlockScales::new(Arc::new(scales), 0, stored, per_row);
             let scale = if format.scale_bytes > 0 { Scale::Blocks(separate) } else { Scale::One };
             *part = HostPart { source: Arc::new(bytes), offset: 0, dtype, scale, ..part.clone() };
         }
