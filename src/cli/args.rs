@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use super::components::ComponentArgs;
 use super::values::{self, Budget, Seed, Size};
 use crate::backend::{Compute, Device, KernelChoice};
 use crate::library::similar::edit_distance;
@@ -403,15 +404,8 @@ pub struct EngineArgs {
     /// embedded, a small model that draws emoji]
     #[arg(long, value_name = "PATH|NAME")]
     pub model: Option<String>,
-    /// CLIP's weights, if the model file does not contain them
-    #[arg(long, value_name = "PATH|NAME")]
-    pub clip: Option<PathBuf>,
-    /// T5's weights, if the model file does not contain them
-    #[arg(long, value_name = "PATH|NAME")]
-    pub t5: Option<PathBuf>,
-    /// The autoencoder's weights, if the model file does not contain them
-    #[arg(long, value_name = "PATH|NAME")]
-    pub vae: Option<PathBuf>,
+    #[command(flatten)]
+    pub components: ComponentArgs,
     /// auto (the best GPU that works, else the CPU), cpu, cuda[:N], or wgpu[:N] (Vulkan, Metal,
     /// DirectX 12)
     #[arg(long, value_parser = values::device, default_value = "auto")]
@@ -460,10 +454,8 @@ impl EngineArgs {
     pub fn options(&self) -> Options {
         let mut options = Options::default().device(self.device).compute(self.compute);
         options.files.model = self.model.clone();
-        for (component, path) in [("clip", &self.clip), ("t5", &self.t5), ("vae", &self.vae)] {
-            if let Some(path) = path {
-                options = options.component(component, path);
-            }
+        for (component, path) in &self.components.0 {
+            options = options.component(*component, path);
         }
         options.vram = self.vram.size();
         options.ram = self.ram.size();

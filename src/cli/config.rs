@@ -14,6 +14,7 @@ use serde::Serialize;
 use toml::Value;
 
 use super::args::IMAGE_HEADING;
+use super::components;
 use super::help::definition;
 use crate::error::{Error, Result};
 use crate::host;
@@ -191,7 +192,9 @@ fn check(option: &clap::Arg, key: &str, values: &[String]) -> Result<()> {
 
 /// Whether an option describes the image itself or the model, which an image file says.
 fn is_recorded(option: &clap::Arg) -> bool {
-    let is_model = matches!(option.get_long(), Some("model" | "clip" | "t5" | "vae"));
+    let is_model = option
+        .get_long()
+        .is_some_and(|name| name == "model" || components::options().contains_key(name));
     is_model || option.get_help_heading() == Some(IMAGE_HEADING)
 }
 

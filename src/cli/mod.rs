@@ -4,6 +4,7 @@
 mod args;
 mod bench;
 mod completions;
+mod components;
 mod config;
 mod convert;
 mod doctor;

@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::args::How;
+use super::components;
 use super::output;
 use crate::error::Result;
 use crate::pipeline::embedded_model;
@@ -49,14 +50,14 @@ fn embedded() -> Option<Listing> {
     })
 }
 
-/// The sections of the list: title (with the option to use) and the kinds in it.
+/// The sections of the list: title (with the option to use; `{}` is those of components) and the
+/// kinds in it.
 #[allow(clippy::type_complexity, reason = "a table that is read in one place")]
 const SECTIONS: [(&str, fn(ModelKind) -> bool); 3] = [
     ("models (--model)", |kind| kind == ModelKind::Model),
-    (
-        "components (--clip, --t5, --vae; found automatically next to a model or in these folders)",
-        |kind| matches!(kind, ModelKind::Part(_)),
-    ),
+    ("components ({}; found automatically next to a model or in these folders)", |kind| {
+        matches!(kind, ModelKind::Part(_))
+    }),
     ("LoRAs (--lora, or <lora:NAME:STRENGTH> in the prompt)", |kind| kind == ModelKind::Lora),
 ];
 
@@ -67,7 +68,9 @@ pub fn text(report: &Report) -> String {
     for (title, is_of) in SECTIONS {
         let rows: Vec<&Listing> = models.iter().filter(|m| is_of(m.kind)).collect();
         if !rows.is_empty() {
-            text += &format!("{title}:\n");
+            let options: Vec<_> =
+                components::options().into_keys().map(|name| format!("--{name}")).collect();
+            text += &format!("{}:\n", title.replace("{}", &options.join(", ")));
             text += &table(&rows);
         }
     }
