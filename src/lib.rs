@@ -29,30 +29,48 @@
 //! All are in the default; without any the library still runs on the CPU. The library changes no
 //! state of the process: signal handlers and the like belong to the command line.
 //!
-//! # Layers
-//! Each module uses only those of its own layer or of a layer above it; `ARCHITECTURE.md` describes
-//! them.
+//! # Where to look
+//! Everything for a program that draws images is exported here. [`error`] and [`event`] describe
+//! what a run returns and reports, [`pipeline`] reads and writes image files and downloads models,
+//! [`message`] and [`units`] are for texts.
+//!
+//! The other modules are internal: public for the tests and benchmarks of this project, and without
+//! any promise that they stay as they are. `RUSTDOCFLAGS="--cfg internals" cargo doc` includes them,
+//! and `ARCHITECTURE.md` describes them.
 
 #![warn(missing_docs)]
 
+#[cfg_attr(not(internals), doc(hidden))]
 pub mod backend;
 #[cfg(feature = "cli")]
+#[cfg_attr(not(internals), doc(hidden))]
 pub mod cli;
+#[cfg_attr(not(internals), doc(hidden))]
 pub mod dtype;
 pub mod error;
 pub mod event;
+#[cfg_attr(not(internals), doc(hidden))]
 pub mod host;
+#[cfg_attr(not(internals), doc(hidden))]
 pub mod library;
 pub mod message;
+#[cfg_attr(not(internals), doc(hidden))]
 pub mod model;
+#[cfg_attr(not(internals), doc(hidden))]
 pub mod op;
 pub mod pipeline;
+#[cfg_attr(not(internals), doc(hidden))]
 pub mod plan;
+#[cfg_attr(not(internals), doc(hidden))]
 pub mod spec;
+#[cfg_attr(not(internals), doc(hidden))]
 pub mod stream;
+#[cfg_attr(not(internals), doc(hidden))]
 pub mod tensor;
+#[cfg_attr(not(internals), doc(hidden))]
 pub mod text;
 pub mod units;
+#[cfg_attr(not(internals), doc(hidden))]
 pub mod weights;
 
 pub use backend::{Compute, Device, KernelChoice};

@@ -13,8 +13,10 @@ mod engine;
 mod generate;
 pub mod images;
 mod loaded;
+#[cfg_attr(not(internals), doc(hidden))]
 pub mod loras;
 mod model;
+#[cfg_attr(not(internals), doc(hidden))]
 pub mod noise;
 mod open_device;
 mod outlook;
@@ -27,6 +29,7 @@ pub mod schedule;
 mod settle;
 mod speed;
 mod text_cache;
+#[cfg_attr(not(internals), doc(hidden))]
 pub mod tokenizers;
 
 pub use again::{find_recorded_loras, recorded_model, work};
