@@ -250,7 +250,7 @@ impl Error {
         self.inner.hint.as_deref()
     }
 
-    /// The parameter at which the request or the options are wrong, if it is one.
+    /// The parameter of the request or of the options that is wrong, if the error is about one.
     pub fn parameter(&self) -> Option<&str> {
         self.inner.place.as_ref()?.parameters().last().map(|(name, _)| name)
     }

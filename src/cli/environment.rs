@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Makes Mesa's Vulkan drivers and the libraries that they use print nothing on stderr, unless the
 /// user asked for it. Must be called before the process has a second thread.
-#[allow(unsafe_code, reason = "drivers are told only by the environment")]
+#[allow(unsafe_code, reason = "drivers are configured only by the environment")]
 pub fn quiet_drivers() {
     for (name, value) in [("MESA_VK_IGNORE_CONFORMANCE_WARNING", "true"), ("MESA_LOG", "null")] {
         let asked = ["MESA_DEBUG", "MESA_LOG_FILE", name];

@@ -294,7 +294,7 @@ impl Again<'_> {
         let plan = format!("{what} of {width}x{height} with {steps} steps");
         progress.note(&format!("drawing {plan} by {}", settings.model));
         self.warn_of_another_model(&settings, progress);
-        // What was typed is meant; what the file says may be a trap.
+        // Values that were typed are intended; those of the file may come from someone else.
         let (mut asked, typed) = (settings.clone(), &self.args.request);
         let usual = pipeline.settings(&Request::default())?;
         if typed.count.is_some() {

@@ -215,7 +215,8 @@ impl Progress {
     }
 }
 
-/// Memory that this process holds now, and the most it held, in bytes; where the system tells.
+/// Memory that this process uses now, and the most that it used, in bytes; `None` where the system
+/// has no `/proc`.
 pub fn resident() -> Option<(u64, u64)> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = |key: &str| {

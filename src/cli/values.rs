@@ -120,8 +120,8 @@ pub fn side(text: &str) -> Parsed<usize> {
     Err(format!("{expected}; try {}", sides.join(" or ")))
 }
 
-/// The side that `text` says if it is possible, else the possible ones next to it. `None` if it is
-/// not a number.
+/// The side in `text` if it is valid, else the valid sides next to it. `None` if `text` is not a
+/// number.
 fn sides_near(text: &str) -> Option<Vec<usize>> {
     let side: usize = text.parse().ok()?;
     let near = side.clamp(UNIT, MAX_SIDE);
@@ -148,7 +148,7 @@ fn sides(width: &str, height: &str) -> Parsed<(usize, usize)> {
 const EXPECTED_SIZE: &str = "expected WIDTHxHEIGHT such as 1024x768 (multiples of 16 from 16 to \
                              4096), one number for a square, or an aspect ratio such as 16:9";
 
-/// What `--size` says.
+/// The value of `--size`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Size {
     /// Width and height.

@@ -326,8 +326,8 @@ fn four_bits(x: &[f32], table: &[f32; 16], out: &mut Vec<u8>, scales: &mut Vec<u
 
 fn mxfp8(x: &[f32], out: &mut Vec<u8>, scales: &mut Vec<u8>) {
     let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
-    // The power of two of the largest value comes to lie at e4m3's largest, 2^8; what is above 448
-    // then saturates.
+    // The scale maps the power of two of the largest value to the largest of e4m3, 2^8. Values
+    // above 448 then saturate.
     let exponent =
         if largest > 0.0 { ((largest.to_bits() >> 23) as i32 - 8).clamp(1, 254) } else { 0 };
     scales.push(exponent as u8);

@@ -40,8 +40,8 @@ fn is_embedded(name: &str, hash: &str) -> bool {
     name == embedded::EMBEDDED && (hash.is_empty() || has_hash())
 }
 
-/// Looks up the LoRAs of `request` that come from `recorded`, and replaces those that have another
-/// place now. They may lie in `beside`, the folder of the image.
+/// Looks up the LoRAs of `request` that come from `recorded`, and replaces the paths of those that
+/// were moved. They may be in `beside`, the folder of the image.
 ///
 /// # Errors
 /// [`Kind::Missing`] for a LoRA that is not on this machine, or is another file of this name.

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::host;
 use crate::stream::Holdings;
 
-/// A device with its bounds and with what it keeps between generations.
+/// A device with its memory bounds, and with the weights that stay on it between generations.
 pub struct OpenDevice {
     /// `None` if the device was lost and could not be opened again.
     backend: Option<Box<dyn Backend>>,
@@ -139,7 +139,7 @@ impl OpenDevice {
         }
     }
 
-    /// The device and what it keeps; see [`OpenDevice::backend`].
+    /// The device, and the record of the weights on it; see [`OpenDevice::backend`].
     pub fn parts(&mut self) -> Result<(&mut dyn Backend, &mut Holdings)> {
         match &mut self.backend {
             Some(backend) => Ok((&mut **backend, &mut self.holdings)),

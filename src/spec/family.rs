@@ -147,9 +147,9 @@ pub struct ComponentSpec {
     /// Query weights whose attention has no softmax scale, and the head width that they make up
     /// for in synthetic weights.
     pub unscaled_queries: Option<(&'static str, f64)>,
-    /// What `inspect` reads off the tensors, with a label each.
+    /// Facts that `inspect` derives from the tensors, each with its label.
     pub facts: &'static [(&'static str, Fact)],
-    /// What tells models of this architecture apart in a listing.
+    /// How a listing distinguishes models of this architecture.
     pub variant: Option<Variant>,
     /// The layers that a LoRA may change.
     pub lora: LoraLayers,

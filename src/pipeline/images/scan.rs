@@ -247,7 +247,7 @@ fn follow_block(
             break;
         }
         if scan.refines {
-            // The sign comes before the corrections.
+            // The sign bit of the new coefficient comes before the correction bits of earlier ones.
             bits.take(size)?;
             k = correct(bits, *mask, k, run)?;
         } else {

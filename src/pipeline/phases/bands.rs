@@ -147,8 +147,8 @@ impl<'a> Bands<'a> {
         (plane.row_bytes() / if by_pixel { plane.width } else { 1 }) as u64
     }
 
-    /// Stores what a run computed, and checks that it is finite: a norm's statistics are not if a
-    /// value is not.
+    /// Stores the values that a run computed, and checks that they are finite. Where a norm
+    /// follows, its statistics are checked: they are not finite if any value is not.
     fn collect(
         &mut self,
         stage: &Stage,

@@ -382,8 +382,8 @@ impl<'a> Graph<'a> {
         if is_held { self.string(text, hops) } else { None }
     }
 
-    /// Notes what lies between the encoder of the prompt and CLIP, and not between the sampler and
-    /// the model, too.
+    /// Notes the nodes between the encoder of the prompt and CLIP that are not also between the
+    /// sampler and the model.
     fn note_clip(&self, guider: Id<'a>, positive: Id<'a>, reading: &mut Reading) {
         let before_model = self.path(guider, &["model"]);
         let encoder = self.path(positive, &CONDITIONING).pop().unwrap_or(positive);
