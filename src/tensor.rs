@@ -177,7 +177,7 @@ impl Scale {
         }
     }
 
-    /// Whether the stored elements are the values.
+    /// Whether nothing is multiplied: the values are the stored elements.
     pub fn is_one(&self) -> bool {
         matches!(self, Scale::One)
     }

@@ -164,7 +164,7 @@ fn value_list(value: &Value) -> Option<Vec<String>> {
     }
 }
 
-/// Lets the command line's own definition judge the values.
+/// Checks the values with the definition of the command line.
 fn check(option: &clap::Arg, key: &str, values: &[String]) -> Result<()> {
     if matches!(option.get_action(), ArgAction::SetTrue) {
         return match values {

@@ -68,6 +68,6 @@ fn check_inputs(weights: &ComponentWeights) -> Result<()> {
         .at(weights.stored_name("img_in.weight"))
         .at(weights.place())
         .found(format!("{inputs} inputs"))
-        .expected(format!("{outputs}, as many as outputs"))
+        .expected(format!("{outputs} inputs, one for each output"))
         .try_(advice))
 }

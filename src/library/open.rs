@@ -362,7 +362,7 @@ fn unusable_files(folder: &Path) -> Vec<Error> {
         let read = path.is_file() && is_pickle(&name);
         read.then(|| match read_header(&path) {
             Err(e) => e,
-            Ok(_) => Error::model("the name of this file does not end like those of weights")
+            Ok(_) => Error::model("the extension of this file is not one of weight files")
                 .at_path(&path)
                 .try_("rename it: its content is a .safetensors or .gguf file"),
         })
