@@ -1,165 +1,23 @@
 //! The contract between `stream` and a device with its own memory: whenever a step runs, the
-//! weights that it names are complete at their places. The backend here computes nothing; it keeps
-//! bytes by `Place`, as a GPU would, and compares them.
+//! weights that it names are complete at their places. The backend here ([`Memory`]) computes
+//! nothing; it keeps bytes by `Place`, as a GPU would, and compares them.
 
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use flux_fast::backend::{Backend, Caps, Grain, Layout, Place, Places, WeightKey};
+use flux_fast::backend::{Grain, Layout};
 use flux_fast::dtype::DType;
-use flux_fast::error::{Error, Kind, Result};
+use flux_fast::error::{Kind, Result};
 use flux_fast::model::FluxConfig;
 use flux_fast::model::T5Config;
 use flux_fast::model::flux1::{DenoiseShape, denoise, modulate};
 use flux_fast::model::t5;
-use flux_fast::op::{Op, Program, Step, Use};
+use flux_fast::op::{Program, Step};
 use flux_fast::plan;
 use flux_fast::stream::{Holdings, Session, Tenancy};
-use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Weight};
+use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot};
 
-const ALIGN: usize = 64;
-
-struct Memory {
-    caps: Caps,
-    layout: Layout,
-    arena: Vec<u8>,
-    resident: Vec<u8>,
-    ring: Vec<u8>,
-    /// Place and fingerprint of each loaded weight.
-    loaded: HashMap<WeightKey, (Place, Vec<u8>)>,
-    loads: usize,
-    /// Every load: the steps that ran before it, the weight and its place.
-    log: Vec<(usize, WeightKey, Place)>,
-    /// The load (counted from 0) that fails.
-    fail_at: Option<usize>,
-    /// The step (counted over all runs) that fails, as when a weight could not be read.
-    fail_step: Option<usize>,
-    steps: usize,
-    checked: usize,
-}
-
-impl Memory {
-    fn new() -> Self {
-        let caps = Caps {
-            name: "memory".into(),
-            description: "a test".into(),
-            memory_bytes: 1 << 40,
-            free_bytes: 1 << 40,
-            overhead_bytes: 0,
-            granularity: 1,
-            activation: DType::BF16,
-            in_place_weights: false,
-            grain: Grain::whole(ALIGN),
-            pins: false,
-            reopens: false,
-        };
-        let empty = Vec::new;
-        Memory {
-            caps,
-            layout: Layout::default(),
-            arena: empty(),
-            resident: empty(),
-            ring: empty(),
-            loaded: HashMap::new(),
-            loads: 0,
-            log: Vec::new(),
-            fail_at: None,
-            fail_step: None,
-            steps: 0,
-            checked: 0,
-        }
-    }
-
-    fn at(&self, place: Place, bytes: usize) -> &[u8] {
-        match place {
-            Place::Resident(offset) => &self.resident[offset..offset + bytes],
-            Place::Ring { offset, .. } => &self.ring[offset..offset + bytes],
-        }
-    }
-}
-
-impl Backend for Memory {
-    fn caps(&self) -> &Caps {
-        &self.caps
-    }
-
-    fn weight_bytes(&self, weight: &HostWeight, _: Use) -> usize {
-        weight.bytes()
-    }
-
-    fn scratch_bytes<'w>(&self, _: &Op, _: &dyn Fn(Weight) -> &'w HostWeight) -> usize {
-        100
-    }
-
-    fn reserve(&mut self, layout: Layout, _: u64) -> Result<()> {
-        self.layout = layout;
-        self.arena = vec![0; layout.arena_bytes];
-        self.resident = vec![0xee; layout.resident_bytes];
-        self.ring = vec![0xee; layout.ring_bytes];
-        self.loaded.clear();
-        Ok(())
-    }
-
-    fn load(&mut self, key: WeightKey, place: Place, weight: &HostWeight, _: Use) -> Result<()> {
-        self.loads += 1;
-        self.log.push((self.steps, key, place));
-        if self.fail_at == Some(self.loads - 1) {
-            return Err(Error::memory("no staging memory"));
-        }
-        assert!(!self.loaded.contains_key(&key), "{key:?} is loaded twice");
-        let bytes: Vec<u8> = weight.parts.iter().flat_map(|p| p.bytes().to_vec()).collect();
-        match place {
-            Place::Resident(offset) => {
-                self.resident[offset..offset + bytes.len()].copy_from_slice(&bytes)
-            }
-            Place::Ring { offset, .. } => {
-                self.ring[offset..offset + bytes.len()].copy_from_slice(&bytes)
-            }
-        }
-        self.loaded.insert(key, (place, bytes));
-        Ok(())
-    }
-
-    fn forget(&mut self, key: WeightKey) -> Result<()> {
-        assert!(self.loaded.remove(&key).is_some(), "{key:?} was not loaded");
-        Ok(())
-    }
-
-    fn run(&mut self, step: &Step, places: &Places) -> Result<()> {
-        self.steps += 1;
-        if self.fail_step == Some(self.steps - 1) {
-            return Err(Error::model("a weight could not be read"));
-        }
-        for w in step.op.weights() {
-            let (place, bytes) = self
-                .loaded
-                .get(&places.key(w))
-                .unwrap_or_else(|| panic!("{}: {w} is not there", step.label));
-            assert!(
-                self.at(*place, bytes.len()) == bytes,
-                "{}: {w} was overwritten at {place:?}",
-                step.label
-            );
-            self.checked += 1;
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
-        self.arena[offset..offset + bytes.len()].copy_from_slice(bytes);
-        Ok(())
-    }
-
-    fn read(&mut self, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        bytes.copy_from_slice(&self.arena[offset..offset + bytes.len()]);
-        Ok(())
-    }
-
-    fn sync(&mut self) -> Result<()> {
-        Ok(())
-    }
-}
+use crate::memory::{ALIGN, Memory};
 
 /// Weights whose bytes identify them.
 fn weights(program: &Program, salt: u64) -> Vec<HostWeight> {
@@ -199,6 +57,7 @@ fn programs() -> (Program, Program) {
     (modulate(&c, 2, DType::BF16), denoise(&c, &s, DType::BF16))
 }
 
+#[derive(Clone, Copy)]
 struct Case<'a> {
     program: &'a Program,
     weights: &'a [HostWeight],
@@ -214,6 +73,24 @@ struct Case<'a> {
     side_set: u32,
     /// Cancels after this many steps.
     stop: Option<usize>,
+}
+
+impl<'a> Case<'a> {
+    /// The weights of phase 0 are kept, without a limit of memory, over two runs.
+    fn new(program: &'a Program, weights: &'a [HostWeight]) -> Case<'a> {
+        Case {
+            program,
+            weights,
+            phase: 0,
+            budget: u64::MAX,
+            runs: 2,
+            keep: true,
+            base: 0,
+            shared: None,
+            side_set: 0,
+            stop: None,
+        }
+    }
 }
 
 fn run(memory: &mut Memory, holdings: &mut Holdings, case: &Case) -> Result<()> {
@@ -276,18 +153,7 @@ fn weights_are_whole_whenever_a_step_runs() {
     for budget in budgets(&program, &weights) {
         let (mut memory, mut holdings) = (Memory::new(), Holdings::default());
         let (mut by_parts, mut parts_holdings) = (Memory::new(), Holdings::default());
-        let case = Case {
-            program: &program,
-            weights: &weights,
-            phase: 0,
-            budget,
-            runs: 4,
-            keep: false,
-            base: 0,
-            shared: None,
-            side_set: 0,
-            stop: None,
-        };
+        let case = Case { budget, runs: 4, keep: false, ..Case::new(&program, &weights) };
         run(&mut memory, &mut holdings, &case).unwrap();
         let uses: usize = program.steps.iter().map(|s| s.op.weights().len()).sum();
         assert_eq!(memory.checked, 4 * uses);
@@ -311,29 +177,15 @@ fn an_error_or_a_cancelled_run_does_not_affect_the_next() {
     let (b1, b2) = (budgets(&first, &w1), budgets(&second, &w2));
     for (budget1, budget2) in b1.iter().zip(&b2) {
         let (mut memory, mut holdings) = (Memory::new(), Holdings::default());
-        let one = |stop| Case {
-            program: &first,
-            weights: &w1,
-            phase: 0,
-            budget: *budget1,
-            runs: 1,
-            keep: false,
-            base: 0,
-            shared: None,
-            side_set: 0,
-            stop,
-        };
+        let one =
+            |stop| Case { budget: *budget1, runs: 1, keep: false, stop, ..Case::new(&first, &w1) };
         let two = |stop| Case {
-            program: &second,
-            weights: &w2,
             phase: 1,
             budget: *budget2,
             runs: 3,
             keep: false,
-            base: 0,
-            shared: None,
-            side_set: 0,
             stop,
+            ..Case::new(&second, &w2)
         };
         for stop in [1, 7, 30, 70] {
             let e = run(&mut memory, &mut holdings, &two(Some(stop))).unwrap_err();
@@ -357,38 +209,11 @@ fn kept_weights_are_loaded_once() {
     let (_, program) = programs();
     let weights = weights(&program, 3);
     let (mut memory, mut holdings) = (Memory::new(), Holdings::default());
-    let case = Case {
-        program: &program,
-        weights: &weights,
-        phase: 0,
-        budget: u64::MAX,
-        runs: 2,
-        keep: true,
-        base: 0,
-        shared: None,
-        side_set: 0,
-        stop: None,
-    };
+    let case = Case::new(&program, &weights);
     run(&mut memory, &mut holdings, &case).unwrap();
     assert_eq!(memory.loads, program.weights.len());
     run(&mut memory, &mut holdings, &Case { stop: Some(20), ..case }).unwrap_err();
-    run(
-        &mut memory,
-        &mut holdings,
-        &Case {
-            program: &program,
-            weights: &weights,
-            phase: 0,
-            budget: u64::MAX,
-            runs: 2,
-            keep: true,
-            base: 0,
-            shared: None,
-            side_set: 0,
-            stop: None,
-        },
-    )
-    .unwrap();
+    run(&mut memory, &mut holdings, &case).unwrap();
     assert_eq!(memory.loads, program.weights.len(), "loaded again");
     holdings.clear(&mut memory).unwrap();
     assert!(memory.loaded.is_empty());
@@ -400,18 +225,7 @@ fn an_error_in_a_run_drops_the_weights_to_keep() {
     let (_, program) = programs();
     let weights = weights(&program, 4);
     let (mut memory, mut holdings) = (Memory::new(), Holdings::default());
-    let case = || Case {
-        program: &program,
-        weights: &weights,
-        phase: 0,
-        budget: u64::MAX,
-        runs: 2,
-        keep: true,
-        base: 0,
-        shared: None,
-        side_set: 0,
-        stop: None,
-    };
+    let case = || Case::new(&program, &weights);
     memory.fail_step = Some(7);
     assert_eq!(run(&mut memory, &mut holdings, &case()).unwrap_err().kind(), Kind::Model);
     memory.fail_step = None;
@@ -438,30 +252,9 @@ fn kept_and_passing_phases_do_not_read_each_other() {
         resident_bytes: align(&w1) + align(&w2),
         ring_bytes: 0,
     });
-    let kept = |phase, program, weights, base| Case {
-        program,
-        weights,
-        phase,
-        budget: u64::MAX,
-        runs: 2,
-        keep: true,
-        base,
-        shared,
-        side_set: 0,
-        stop: None,
-    };
-    let passing = Case {
-        program: &second,
-        weights: &w3,
-        phase: 2,
-        budget: u64::MAX,
-        runs: 2,
-        keep: false,
-        base: 0,
-        shared: None,
-        side_set: 0,
-        stop: None,
-    };
+    let kept =
+        |phase, program, weights, base| Case { phase, base, shared, ..Case::new(program, weights) };
+    let passing = Case { phase: 2, keep: false, ..Case::new(&second, &w3) };
     for _ in 0..2 {
         run(&mut memory, &mut holdings, &kept(0, &first, &w1, 0)).unwrap();
         run(&mut memory, &mut holdings, &kept(1, &second, &w2, align(&w1))).unwrap();
@@ -490,18 +283,7 @@ fn new_loras_load_only_their_own_matrices() {
     let (mut memory, mut holdings) = (Memory::new(), Holdings::default());
     let mut brought = |(program, weights): &(Program, Vec<HostWeight>), side_set| {
         let before = memory.loads;
-        let case = Case {
-            program,
-            weights,
-            phase: 0,
-            budget: u64::MAX,
-            runs: 2,
-            keep: true,
-            base: 0,
-            shared,
-            side_set,
-            stop: None,
-        };
+        let case = Case { shared, side_set, ..Case::new(program, weights) };
         run(&mut memory, &mut holdings, &case).unwrap();
         memory.loads - before
     };
