@@ -35,8 +35,8 @@
 //! [`message`] and [`units`] are for texts.
 //!
 //! The other modules are internal: public for the tests and benchmarks of this project, and without
-//! any promise that they stay as they are. `RUSTDOCFLAGS="--cfg internals" cargo doc` includes them,
-//! and `ARCHITECTURE.md` describes them.
+//! any promise that they stay as they are. `RUSTDOCFLAGS="--cfg internals" cargo doc` includes
+//! them, and `ARCHITECTURE.md` describes them.
 
 #![warn(missing_docs)]
 

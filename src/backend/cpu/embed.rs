@@ -70,9 +70,9 @@ pub(super) mod reference {
         }
     }
 
-    /// `[cos(1000 t f) | sin(1000 t f)]`, `f_i = 10000^(-i/half)`. The argument reaches 1000, where an
-    /// f32 has only four digits after the decimal point. It is rounded at the same place as in the
-    /// reference implementation, which uses f32, so that both compute the same angle.
+    /// `[cos(1000 t f) | sin(1000 t f)]`, `f_i = 10000^(-i/half)`. The argument reaches 1000, where
+    /// an f32 has only four digits after the decimal point. It is rounded at the same place as in
+    /// the reference implementation, which uses f32, so that both compute the same angle.
     pub(crate) fn timestep_embed(t: In, out: Out) {
         let half = out.cols() / 2;
         for r in 0..out.rows() {

@@ -148,8 +148,8 @@ pub(super) mod reference {
         }
     }
 
-    /// `x += params[0] * v`, or with `cfg` `x += params[0] * (vu + s * (vc - vu))`, conditional rows
-    /// first.
+    /// `x += params[0] * v`, or with `cfg` `x += params[0] * (vu + s * (vc - vu))`, conditional
+    /// rows first.
     pub(crate) fn euler_step(x: Out, v: In, params: In, cfg: bool) {
         let (dt, s) = (at(params, 0, 0), at(params, 0, 1));
         let rows = x.rows();

@@ -1,7 +1,7 @@
 //! Single elements, for the specification of the operations: each file of a family has a module
 //! `reference` with its operations as plain single-threaded loops that follow the documentation of
-//! [`Op`](crate::op::Op), with sums in f64. They are slow and written to be read. Every fast variant
-//! is tested against them, and the variant `{op}_reference` runs them.
+//! [`Op`](crate::op::Op), with sums in f64. They are slow and written to be read. Every fast
+//! variant is tested against them, and the variant `{op}_reference` runs them.
 
 use super::gemm::finish::Tail;
 use super::matrix::{In, Out};
