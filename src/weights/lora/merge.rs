@@ -116,8 +116,8 @@ impl Target<'_> {
 /// the columns of each with other numbers.
 ///
 /// # Errors
-/// As [`combine`](super::combine); if the base weight cannot be read; if one LoRA multiplies rows
-/// and another one columns of the same weight.
+/// As [`combine()`](super::combine()); if the base weight cannot be read; if one LoRA multiplies
+/// rows /// and another one columns of the same weight.
 pub fn merge(target: &Target, rows: Range<usize>) -> Result<Vec<Merged>> {
     let mut cuts = vec![rows.start, rows.end];
     for (_, change, _) in target.changes() {
