@@ -140,7 +140,8 @@ fn describe_contents(
     (kind, format!("{}{variant}, {storage}{}", main.title, with(rest)))
 }
 
-/// What a transformer is whose input has more than the noise, as far as a header shows its width.
+/// The kind of a transformer whose input is more than the noise (Fill, Kontext and others), where
+/// the header shows the width of the input.
 fn other_inputs(contents: &Contents, component: Component) -> Option<&'static str> {
     let stored = contents.find(component)?.stored(component.lora.input?);
     let mut tensors = contents.headers.iter().flat_map(|h| &h.tensors);
