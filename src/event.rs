@@ -58,6 +58,16 @@ pub enum Event {
         /// The time that this step took.
         seconds: f64,
     },
+    /// After a denoising step except the last: about what the first image will be, one pixel per
+    /// latent pixel (an eighth of the image's size with FLUX.1).
+    Preview {
+        /// Columns.
+        width: usize,
+        /// Rows.
+        height: usize,
+        /// `height * width * 3` bytes, row-major, top row first.
+        rgb: Vec<u8>,
+    },
     /// Within a step: there is nothing to show, but the generation can be cancelled here.
     Tick,
     /// A phase is finished.

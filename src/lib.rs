@@ -24,6 +24,7 @@
 //! | `wgpu` | other GPUs, through Vulkan, Metal and DirectX 12 |
 //! | `hub` | downloads from the Hugging Face hub |
 //! | `embedded` | the small model inside the program (35 MB) |
+//! | `server` | [`server`]: jobs over HTTP |
 //! | `cli` | the command line, for the program of this package |
 //!
 //! All are in the default; without any the library still runs on the CPU. The library changes no
@@ -61,6 +62,8 @@ pub mod op;
 pub mod pipeline;
 #[cfg_attr(not(internals), doc(hidden))]
 pub mod plan;
+#[cfg(feature = "server")]
+pub mod server;
 #[cfg_attr(not(internals), doc(hidden))]
 pub mod spec;
 #[cfg_attr(not(internals), doc(hidden))]

@@ -11,6 +11,7 @@ const LAYERS: &[&[&str]] = &[
     &["library", "plan"],
     &["stream"],
     &["pipeline"],
+    &["server"],
     &["cli"],
 ];
 
@@ -161,6 +162,8 @@ const COMMANDS: &[&str] = &[
     "plan",
     "again",
     "bench",
+    "serve",
+    "worker",
     "pull",
     "models",
     "convert",

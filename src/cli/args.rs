@@ -85,6 +85,13 @@ pub enum Command {
     #[cfg(feature = "hub")]
     /// Download a model from the Hugging Face hub into its cache, where --model finds it
     Pull(PullArgs),
+    #[cfg(feature = "server")]
+    /// Serve images over HTTP: OpenAI's and AUTOMATIC1111's APIs, and jobs with progress
+    Serve(Box<ServeArgs>),
+    #[cfg(feature = "server")]
+    /// What `serve` starts: draws the jobs that arrive on stdin
+    #[command(hide = true)]
+    Worker,
     /// List the models, components and LoRAs on this machine, with the names to use for them
     Models,
     /// Write a model's weights in a smaller type: FP8, int8, NF4 or GGUF
@@ -233,6 +240,66 @@ Examples:
   flux-fast pull black-forest-labs/FLUX.1-schnell
   flux-fast pull black-forest-labs/FLUX.1-dev flux1-dev.safetensors ae.safetensors
   flux-fast pull comfyanonymous/flux_text_encoders clip_l.safetensors t5xxl_fp8_e4m3fn.safetensors";
+
+#[cfg(feature = "server")]
+#[derive(Debug, Args)]
+#[command(after_help = SERVE_HELP)]
+pub struct ServeArgs {
+    /// Address and port; an address that other machines can reach needs a key
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8188")]
+    pub listen: std::net::SocketAddr,
+    /// A key that clients must send; may be given several times. Other users of this machine can
+    /// see it: prefer --key-file
+    #[arg(long = "key", value_name = "KEY")]
+    pub keys: Vec<String>,
+    /// A file with one key per line
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// The folder for the list of jobs and for results, which are kept for an hour [default:
+    /// flux-fast/server in the user's data folder]
+    #[arg(long, value_name = "FOLDER")]
+    pub data: Option<PathBuf>,
+    /// Another name for a model, or the start of a name and `*`; may be given several times.
+    /// Names such as gpt-image-1, dall-e-3 and flux-pro-1.1 mean the default model already
+    #[arg(long = "alias", value_name = "NAME=MODEL", value_parser = values::alias)]
+    pub aliases: Vec<(String, String)>,
+    /// The address under which clients reach the server, for links to images
+    #[arg(long, value_name = "URL")]
+    pub public_url: Option<String>,
+    /// A web page that may use the server from a browser, such as https://lite.koboldai.net; may be
+    /// given several times
+    #[arg(long = "cors-origin", value_name = "ORIGIN")]
+    pub cors_origins: Vec<String>,
+    /// The most jobs that may wait, 1 to 100000; more are refused until there is room
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = values::whole(1..=100_000usize),
+        default_value = "256",
+        allow_hyphen_values = true,
+    )]
+    pub max_queue: usize,
+    /// Seconds without a sign of life after which the process that draws is replaced, 1 to 86400
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        value_parser = values::whole(1..=86_400u64),
+        default_value = "300",
+        allow_hyphen_values = true,
+    )]
+    pub hang_after: u64,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+#[cfg(feature = "server")]
+const SERVE_HELP: &str = "\
+Examples:
+  flux-fast serve
+  flux-fast serve --model flux1-schnell.safetensors --vram 8G
+  flux-fast serve --listen 0.0.0.0:8188 --key-file keys.txt --public-url http://draw.example:8188
+
+  curl http://127.0.0.1:8188/v1/images/generations -d '{\"prompt\": \"a fox\"}'";
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {

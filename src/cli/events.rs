@@ -27,7 +27,7 @@ pub fn of(event: &Event, left: impl Fn(Phase, usize) -> Option<f64>) -> Option<V
             "event": "phase_end", "phase": phase.name(), "seconds": seconds,
             "planned_peak_bytes": peak_bytes,
         }),
-        Event::Tick => return None,
+        Event::Tick | Event::Preview { .. } => return None,
     })
 }
 

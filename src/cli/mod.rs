@@ -20,6 +20,8 @@ mod progress;
 mod prompts;
 #[cfg(feature = "hub")]
 mod pull;
+#[cfg(feature = "server")]
+mod serve;
 mod signals;
 mod start_image;
 mod target;
@@ -87,10 +89,6 @@ fn command_first(arguments: &mut [OsString]) {
 
 fn run(cli: Cli, config: &config::Config) -> Result<()> {
     let how = cli.how;
-    if let (None, Some(word @ "serve")) = (&cli.command, cli.generate.words.as_deref()) {
-        return Err(Error::argument(format!("`{word}` is not a command of this version"))
-            .try_(format!("flux-fast --help; to draw the word, flux-fast -p {word}")));
-    }
     // The user stopped the run: the name of the last operation does not help.
     let drawing = |outcome: Result<()>| {
         outcome.map_err(|e| match e.kind() {
@@ -104,6 +102,10 @@ fn run(cli: Cli, config: &config::Config) -> Result<()> {
         #[cfg(feature = "hub")]
         Some(Command::Pull(args)) => pull::pull(&args, how),
         Some(Command::Convert(args)) => convert::convert(&args, how),
+        #[cfg(feature = "server")]
+        Some(Command::Serve(args)) => serve::serve(*args, how),
+        #[cfg(feature = "server")]
+        Some(Command::Worker) => serve::worker(),
         Some(Command::Models) => models::models(how),
         Some(Command::Doctor) => doctor::doctor(config, how),
         Some(Command::Inspect(args)) => inspect::inspect(&args.file, how),

@@ -91,7 +91,7 @@ impl Progress {
                 }
             }
             Event::Step { phase, done, steps, seconds } => self.step(phase, done, steps, seconds),
-            Event::Tick => {}
+            Event::Tick | Event::Preview { .. } => {}
             Event::PhaseEnd { phase, seconds, peak_bytes } => {
                 let planned = units::bytes(peak_bytes);
                 self.note(&format!(

@@ -13,6 +13,14 @@ pub fn received() -> Option<u8> {
     RECEIVED.get().map(|r| r.load(Ordering::Relaxed) as u8).filter(|&signal| signal != 0)
 }
 
+/// Ignores the signals: another process looks at them.
+#[cfg(feature = "server")]
+pub fn ignore() {
+    for signal in ending_signals() {
+        let _ = signal_hook::flag::register(signal, Arc::default());
+    }
+}
+
 /// Starts to record the signals. If that fails, the system's default handling stays: the process
 /// ends.
 pub fn listen() {

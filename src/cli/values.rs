@@ -106,6 +106,12 @@ pub fn lora(text: &str) -> Parsed<LoraChoice> {
     Ok(text_strength.map_or(choice.clone(), |text| choice.text_strength(text)))
 }
 
+/// `NAME=MODEL`.
+#[cfg(feature = "server")]
+pub fn alias(text: &str) -> Parsed<(String, String)> {
+    crate::server::parse_alias(text).map_err(|e| e.to_string())
+}
+
 /// Every FLUX.1 has tokens of 16 x 16 pixels; the pipeline checks again against the model at hand.
 const UNIT: usize = 16;
 

@@ -58,6 +58,17 @@ pub fn config_folder() -> Option<PathBuf> {
     Some(user.join("flux-fast"))
 }
 
+/// The folder for files that this program must not lose: `flux-fast` in the user's data folder
+/// (`XDG_DATA_HOME`, `.local/share` in the home folder, or `LOCALAPPDATA`), else in the folder for
+/// temporary files.
+pub fn data_folder() -> PathBuf {
+    let path = |name| variable(&process_environment, name).map(PathBuf::from);
+    let user = path("XDG_DATA_HOME")
+        .or_else(|| Some(path("HOME")?.join(".local/share")))
+        .or_else(|| path("LOCALAPPDATA"));
+    user.unwrap_or_else(std::env::temp_dir).join("flux-fast")
+}
+
 /// The current folder of this process; `.` if it cannot be read.
 pub fn current_folder() -> PathBuf {
     std::env::current_dir().unwrap_or_else(|_| PathBuf::from("."))

@@ -10,8 +10,8 @@ mod system;
 mod unfinished;
 
 pub use environment::{
-    Environment, cache_folder, config_folder, current_folder, expand, flag, home_folder,
-    process_environment, variable,
+    Environment, cache_folder, config_folder, current_folder, data_folder, expand, flag,
+    home_folder, process_environment, variable,
 };
 pub use files::{lock_when_free, open_regular, read_regular, read_regular_text};
 pub use memory::{MemoryFacts, available_memory, memory_facts, resident_memory, usable_memory};

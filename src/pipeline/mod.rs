@@ -37,6 +37,8 @@ pub use embedded::{EMBEDDED, model as embedded_model};
 pub use engine::Engine;
 pub use outlook::{Outlook, outlook};
 pub use report::PlanReport;
+#[cfg(feature = "server")]
+pub(crate) use settle::{check_side, random_seed};
 pub use speed::TimeSource;
 
 pub use crate::host::cache_folder;

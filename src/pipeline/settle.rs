@@ -48,7 +48,7 @@ pub fn settings_for(model: &Model, request: &Request) -> Result<Settings> {
 }
 
 /// `pixels` must be a positive multiple of `token`, the pixels along the edge of one token.
-fn check_side(name: &str, pixels: usize, token: usize) -> Result<()> {
+pub fn check_side(name: &str, pixels: usize, token: usize) -> Result<()> {
     if pixels > 0 && pixels.is_multiple_of(token) {
         return Ok(());
     }
@@ -73,8 +73,8 @@ pub fn noise_levels(model: &Model, settings: &Settings) -> Vec<f32> {
     schedule.sigmas.split_off(first)
 }
 
-/// 32 bits, since torch's generator uses only 32 bits of a seed.
-fn random_seed() -> u64 {
+/// A seed for a request without one: 32 bits, since torch's generator uses only 32 bits of a seed.
+pub fn random_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::hash::RandomState::new().build_hasher().finish() & 0xffff_ffff
 }

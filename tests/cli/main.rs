@@ -8,4 +8,6 @@ mod binary;
 mod files;
 mod first_steps;
 mod runs;
+#[cfg(feature = "server")]
+mod server;
 mod stranger;

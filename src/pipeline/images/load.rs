@@ -103,14 +103,8 @@ fn checked(bytes: &[u8]) -> Result<((u64, u64), u64)> {
     let format = format_of(bytes)?;
     check_complete(bytes, format)?;
     let mut decoder = decoder(bytes)?;
-    let (w, h) = decoder.dimensions();
+    let (w, h) = check_size(&decoder, MAX_PIXELS)?;
     let pixels = u64::from(w) * u64::from(h);
-    if pixels > MAX_PIXELS || pixels == 0 {
-        return Err(Error::argument("the size of the image is not supported")
-            .found(format!("{w}x{h}"))
-            .expected(format!("1 to {} million pixels", MAX_PIXELS / 1_000_000))
-            .try_("make the image smaller first"));
-    }
     let stored = decoder.total_bytes();
     // What decoders keep besides the pixels that they return.
     let inside = match format {
@@ -144,6 +138,29 @@ fn pixels(bytes: &[u8]) -> Result<Image> {
     let mut image = DynamicImage::from_decoder(decoder).map_err(unreadable)?;
     image.apply_orientation(orientation);
     Ok(on_white(image))
+}
+
+/// Width and height of the image in `bytes`, as they are stored (EXIF orientation is not applied),
+/// from its header alone. A file that ends early is refused.
+///
+/// # Errors
+/// [`Kind::Argument`](crate::error::Kind::Argument) if [`decode`] cannot read such a file, or if it
+/// has more than `max_pixels` pixels.
+pub fn image_size(bytes: &[u8], max_pixels: u64) -> Result<(u32, u32)> {
+    check_complete(bytes, format_of(bytes)?)?;
+    check_size(&decoder(bytes)?, max_pixels)
+}
+
+fn check_size(decoder: &impl ImageDecoder, max_pixels: u64) -> Result<(u32, u32)> {
+    let (w, h) = decoder.dimensions();
+    let pixels = u64::from(w) * u64::from(h);
+    if pixels > max_pixels || pixels == 0 {
+        return Err(Error::argument("the size of the image is not supported")
+            .found(format!("{w}x{h}"))
+            .expected(format!("1 to {} million pixels", max_pixels / 1_000_000))
+            .try_("make the image smaller first"));
+    }
+    Ok((w, h))
 }
 
 /// The settings stored in an image file: those that this program wrote, or another program's as far

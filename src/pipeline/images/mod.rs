@@ -12,7 +12,7 @@ mod texts;
 
 pub use encode::{DEFAULT_QUALITY, Format, PNG_KEY, encode};
 pub use load::{
-    ImageFile, MAX_PIXELS, decode, fit, load_init_image, provenance_of, read_metadata,
+    ImageFile, MAX_PIXELS, decode, fit, image_size, load_init_image, provenance_of, read_metadata,
     read_provenance,
 };
 pub use metadata::Provenance;

@@ -1,14 +1,16 @@
 //! The transformer, once per step.
 
+use super::preview::preview;
 use super::{Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, Variant, not_finite};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::event::Phase;
+use crate::event::{Event, Phase};
 use crate::model::FluxConfig;
 use crate::model::flux1;
 use crate::model::flux1::DenoiseShape;
 use crate::pipeline::model::Network;
 use crate::pipeline::progress::{Listener, Progress};
+use crate::pipeline::request::Image;
 
 /// Takes [`Values::latents`] from the first noise level to the last.
 pub struct Denoise<'a> {
@@ -82,8 +84,12 @@ impl GenerationPhase for Denoise<'_> {
                 let e = not_finite(&mut session, planned)?;
                 return Err(e.at(format!("step {} of {steps}", i + 1)));
             }
+            let preview = preview(&values.latents, &latents, levels, &self.shape);
             values.latents = latents;
             progress.advance()?;
+            if let Some(Image { width, height, rgb }) = preview.filter(|_| i + 1 < steps) {
+                progress.note(Event::Preview { width, height, rgb })?;
+            }
         }
         session.finish()?;
         progress.end()

@@ -13,6 +13,7 @@ mod flux1;
 mod image_encode;
 mod modulate;
 mod planes;
+mod preview;
 #[cfg(all(test, feature = "embedded"))]
 mod tests;
 mod text_encode;

@@ -1,0 +1,89 @@
+//! `serve`, and the hidden `worker` that it starts.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::args::{How, ServeArgs};
+use super::words::Typed;
+use super::{signals, tell};
+use crate::error::{Error, Result};
+use crate::host;
+use crate::server::{self, ServerOptions};
+use crate::text::one_line;
+
+/// The name of the hidden command.
+pub const WORKER: &str = "worker";
+
+/// Serves until a signal arrives.
+pub fn serve(args: ServeArgs, how: How) -> Result<()> {
+    let mut keys = args.keys;
+    if let Some(path) = &args.key_file {
+        keys.extend(read_keys(path)?);
+    }
+    if keys.iter().any(|key| key.trim().is_empty() || key.trim() != key) {
+        return Err(Error::argument("a key is empty, or begins or ends with a space").at("--key"));
+    }
+    if !args.listen.ip().is_loopback() && keys.is_empty() {
+        return Err(Error::argument("a server that other machines can reach needs a key")
+            .at("--listen")
+            .found(args.listen)
+            .expected("127.0.0.1 or another address of this machine only")
+            .try_("--key with a long random word, or --key-file".to_string()));
+    }
+    let data = args.data.unwrap_or_else(|| host::data_folder().join("server"));
+    let program = std::env::current_exe()
+        .map_err(|e| Error::device(format!("the program's own file cannot be found: {e}")))?;
+    signals::listen();
+    let log = move |line: &str| {
+        if !how.quiet || line.starts_with("listening ") {
+            tell(&format!("{}\n", one_line(line)));
+        }
+    };
+    let mut options = ServerOptions::new(
+        args.engine.options(),
+        data,
+        (program, vec![WORKER.into()]),
+        Arc::new(|| signals::received().is_some()),
+        Arc::new(log),
+    );
+    options.listen = args.listen;
+    options.keys = keys;
+    options.aliases = args.aliases;
+    options.public_url = args.public_url;
+    options.origins = args.cors_origins;
+    options.max_queued = args.max_queue;
+    options.hang_after = Duration::from_secs(args.hang_after);
+    server::serve(options).map_err(|e| listen_error(e, args.listen))
+}
+
+/// An error about the address, with its option.
+fn listen_error(error: Error, listen: SocketAddr) -> Error {
+    match error.found_value() == Some(&listen.to_string()) {
+        true => error.at("--listen"),
+        false => error,
+    }
+}
+
+/// One key per line. Empty lines and lines that begin with `#` are no keys.
+fn read_keys(path: &Path) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Error::missing(format!("the keys cannot be read: {e}")).at_path(path))?;
+    let lines = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
+    let keys: Vec<String> = lines.map(str::to_string).collect();
+    match keys.is_empty() {
+        true => Err(Error::argument("the file contains no key").at_path(path)),
+        false => Ok(keys),
+    }
+}
+
+/// Draws what the server that started this process orders.
+pub fn worker() -> Result<()> {
+    // A signal for the whole process group is the server's affair, which ends the worker.
+    signals::ignore();
+    // If memory runs out, this process is ended and not the server.
+    let badness: PathBuf = "/proc/self/oom_score_adj".into();
+    std::fs::write(badness, "500").ok();
+    server::worker(std::io::stdin(), std::io::stdout(), &Typed, || std::process::exit(0))
+}

@@ -1,0 +1,424 @@
+//! AUTOMATIC1111's `/sdapi/v1`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::extract::{Query, State};
+use axum::response::Response;
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Value, json};
+
+use crate::pipeline::images::{Format, decode, encode, metadata, provenance_of};
+use crate::pipeline::request::{Request, Settings};
+use crate::server::access::Owner;
+use crate::server::fault::Fault;
+use crate::server::fields::Fields;
+use crate::server::http::Whole;
+use crate::server::job::{Job, State as JobState};
+use crate::server::state::{Server, blocking};
+use crate::server::submit::{Draft, answer, parse_image, succeeded};
+
+/// The most steps of models that were distilled to a few: frontends send 20 and more to every
+/// model.
+const DISTILLED_STEPS: usize = 8;
+
+/// The paths of this API.
+pub fn routes() -> Router<Arc<Server>> {
+    let router = Router::new()
+        .route("/sdapi/v1/txt2img", post(txt2img))
+        .route("/sdapi/v1/img2img", post(img2img))
+        .route("/sdapi/v1/progress", get(progress))
+        .route("/internal/progress", post(internal_progress))
+        .route("/sdapi/v1/interrupt", post(interrupt))
+        .route("/sdapi/v1/skip", post(interrupt))
+        .route("/sdapi/v1/options", get(options).post(set_options))
+        .route("/sdapi/v1/sd-models", get(sd_models))
+        .route("/sdapi/v1/loras", get(loras))
+        .route("/sdapi/v1/png-info", post(png_info));
+    // What clients ask for at their start, and is the same for every model.
+    let constant = |value: Value| get(move || std::future::ready(Json(value.clone())));
+    let router = CONSTANTS.iter().fold(router, |router, (path, text)| {
+        let value = serde_json::from_str(text).unwrap_or_default();
+        router.route(&format!("/sdapi/v1/{path}"), constant(value))
+    });
+    let names = ["refresh-checkpoints", "refresh-loras", "refresh-vae", "reload-checkpoint"];
+    names.iter().fold(router, |router, name| {
+        router.route(&format!("/sdapi/v1/{name}"), post(async || Json(json!({}))))
+    })
+}
+
+const CONSTANTS: [(&str, &str); 15] = [
+    ("samplers", r#"[{"name": "Euler", "aliases": ["k_euler"], "options": {}}]"#),
+    (
+        "schedulers",
+        r#"[{"name": "simple", "label": "Simple", "aliases": [], "default_rho": -1,
+             "need_inner_model": false}]"#,
+    ),
+    ("upscalers", "[]"),
+    ("latent-upscale-modes", "[]"),
+    ("sd-vae", "[]"),
+    ("sd-modules", "[]"),
+    ("hypernetworks", "[]"),
+    ("face-restorers", "[]"),
+    ("realesrgan-models", "[]"),
+    ("prompt-styles", "[]"),
+    ("embeddings", r#"{"loaded": {}, "skipped": {}}"#),
+    ("scripts", r#"{"txt2img": [], "img2img": []}"#),
+    ("script-info", "[]"),
+    ("cmd-flags", "{}"),
+    ("memory", r#"{"ram": {}, "cuda": {}}"#),
+];
+
+/// The body of an error.
+pub fn error(fault: &Fault) -> Value {
+    let hint = fault.hint.as_ref().map_or(String::new(), |hint| format!(" (try: {hint})"));
+    json!({
+        "error": fault.code,
+        "detail": format!("{}{hint}", fault.message),
+        "body": "",
+        "errors": fault.message,
+    })
+}
+
+async fn txt2img(
+    State(server): State<Arc<Server>>,
+    Extension(owner): Extension<Owner>,
+    body: Whole,
+) -> Result<Response, Fault> {
+    let body = body.json()?;
+    let draft = draft(&server, &owner, &Fields::of(&body)?)?;
+    draw(server, owner, draft, body).await
+}
+
+async fn img2img(
+    State(server): State<Arc<Server>>,
+    Extension(owner): Extension<Owner>,
+    body: Whole,
+) -> Result<Response, Fault> {
+    let mut body = body.json()?;
+    let fields = Fields::of(&body)?;
+    let mut draft = draft(&server, &owner, &fields)?;
+    if fields.get("mask").is_some() {
+        return Err(Fault::new(422, "unsupported", "this server cannot inpaint with a mask")
+            .parameter("mask")
+            .hint("leave the mask out"));
+    }
+    let image = body["init_images"][0].as_str();
+    let Some(image) = image else {
+        return Err(Fault::invalid("init_images", "init_images: expected a list with one image"));
+    };
+    draft.input = Some(parse_image("init_images", image)?);
+    draft.request.strength = fields.real("denoising_strength")?;
+    // They are not sent back.
+    body["init_images"] = Value::Null;
+    draw(server, owner, draft, body).await
+}
+
+/// What `txt2img` and `img2img` share. `cfg_scale` is not true CFG: every client sends one.
+fn draft(server: &Server, owner: &Owner, fields: &Fields) -> Result<Draft, Fault> {
+    let mut request = Request::new(fields.text("prompt")?.unwrap_or_default());
+    request.width = fields.whole("width")?;
+    request.height = fields.whole("height")?;
+    request.guidance = fields.real("distilled_cfg_scale")?;
+    request.seed = fields.seed("seed")?;
+    let batch = fields.whole("batch_size")?.unwrap_or(1);
+    request.count = Some(batch.saturating_mul(fields.whole("n_iter")?.unwrap_or(1)));
+    request.cfg_scale = fields.real("true_cfg_scale")?.filter(|scale| *scale != 1.0);
+    if request.cfg_scale.is_some() {
+        request.negative = fields.text("negative_prompt")?.map(str::to_string);
+    }
+    let overrides = fields.get("override_settings").and_then(Value::as_object);
+    let checkpoint = match overrides {
+        Some(overrides) => Fields(overrides).text("sd_model_checkpoint")?,
+        None => None,
+    };
+    let mut draft = Draft::new(request, "a1111");
+    draft.model = match checkpoint.filter(|title| !title.is_empty()) {
+        Some(title) => Some(without_hash(title).to_string()),
+        None => server.preferred(&owner.0),
+    };
+    draft.request.steps = fields.whole("steps")?.map(|steps| match is_distilled(server, &draft) {
+        true => steps.min(DISTILLED_STEPS),
+        false => steps,
+    });
+    Ok(draft)
+}
+
+/// Whether the draft is for the default model, and that needs only a few steps.
+fn is_distilled(server: &Server, draft: &Draft) -> bool {
+    let defaults = server.worker().defaults.unwrap_or_default();
+    let few = defaults["steps"].as_u64().is_some_and(|steps| steps <= DISTILLED_STEPS as u64);
+    let is_default = draft.model.as_deref().is_none_or(|m| m == server.models.default_name());
+    is_default && few && defaults["guidance"].is_null()
+}
+
+/// A title of the list of models as clients send it back.
+fn without_hash(title: &str) -> &str {
+    title.rsplit_once(" [").filter(|(_, hash)| hash.ends_with(']')).map_or(title, |(name, _)| name)
+}
+
+async fn draw(
+    server: Arc<Server>,
+    owner: Owner,
+    draft: Draft,
+    body: Value,
+) -> Result<Response, Fault> {
+    let (job, _) = server.submit(draft, &owner)?;
+    let waiting = server.wait(job);
+    answer(waiting, move |server, job| images(server, job, &body), error).await
+}
+
+/// The answer of `txt2img` and `img2img`. An interrupted job has no images.
+fn images(server: &Server, job: &Job, body: &Value) -> Result<Value, Fault> {
+    let outputs = match job.state {
+        JobState::Canceled => &[],
+        _ => succeeded(job)?,
+    };
+    let images: Vec<String> = outputs
+        .iter()
+        .map(|output| Ok(BASE64_STANDARD.encode(server.read_result(output)?)))
+        .collect::<Result<_, Fault>>()?;
+    let settings = job.settings.clone().unwrap_or_default();
+    let settings: Settings = serde_json::from_value(settings).unwrap_or_default();
+    Ok(json!({
+        "images": images,
+        "parameters": body,
+        "info": info(job, &settings, body, images.len()).to_string(),
+    }))
+}
+
+/// The text `info`, each field of which one client or another insists on.
+fn info(job: &Job, settings: &Settings, body: &Value, count: usize) -> Value {
+    let negative = settings.negative.clone().unwrap_or_default();
+    let texts: Vec<String> = (0..count).map(|index| metadata::write(settings, index)).collect();
+    let mut notes = json!({
+        "Schedule type": "Simple",
+        "Distilled CFG Scale": settings.guidance,
+    });
+    if let Some(steps) = body["steps"].as_u64().filter(|s| count > 0 && *s != settings.steps as u64)
+    {
+        notes["Steps asked for"] = json!(steps);
+    }
+    if let Some(sampler) = body["sampler_name"].as_str().filter(|s| *s != "Euler") {
+        notes["Sampler asked for"] = json!(sampler);
+    }
+    let seconds = job.started.unwrap_or(job.created) as i64;
+    json!({
+        "prompt": settings.prompt,
+        "all_prompts": vec![&settings.prompt; count],
+        "negative_prompt": negative,
+        "all_negative_prompts": vec![&negative; count],
+        "seed": settings.seed,
+        "all_seeds": vec![settings.seed; count],
+        "subseed": -1,
+        "all_subseeds": vec![-1; count],
+        "subseed_strength": 0,
+        "width": settings.width,
+        "height": settings.height,
+        "sampler_name": "Euler",
+        "cfg_scale": settings.cfg_scale,
+        "steps": settings.steps,
+        "batch_size": settings.count,
+        "restore_faces": false,
+        "face_restoration_model": null,
+        "sd_model_name": settings.model,
+        "sd_model_hash": settings.model_hash,
+        "sd_vae_name": null,
+        "sd_vae_hash": null,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": settings.strength,
+        "extra_generation_params": notes,
+        "index_of_first_image": 0,
+        "infotexts": texts,
+        "styles": [],
+        "job_timestamp": timestamp(seconds),
+        "clip_skip": 1,
+        "is_using_inpainting_conditioning": false,
+        "version": concat!("flux-fast ", env!("CARGO_PKG_VERSION")),
+    })
+}
+
+/// `20261129152500`, in UTC, of seconds since 1970.
+fn timestamp(seconds: i64) -> String {
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    // Howard Hinnant's civil_from_days: years begin in March.
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}{month:02}{day:02}{hour:02}{minute:02}{second:02}")
+}
+
+/// The job of `owner` that runs, or waits if none runs.
+fn current(server: &Server, owner: &Owner) -> Result<Option<Job>, Fault> {
+    let jobs = blocking(|| server.broker.list(&owner.0, 300))?;
+    let of = |states: &[JobState]| jobs.iter().rev().find(|j| states.contains(&j.state)).cloned();
+    Ok(of(&[JobState::Running, JobState::Canceling]).or_else(|| of(&[JobState::Queued])))
+}
+
+async fn progress(
+    State(server): State<Arc<Server>>,
+    Extension(owner): Extension<Owner>,
+    Query(query): Query<HashMap<String, String>>,
+) -> Result<Json<Value>, Fault> {
+    let job = current(&server, &owner)?;
+    let skip_image =
+        query.get("skip_current_image").is_some_and(|v| v.eq_ignore_ascii_case("true"));
+    let progress = job.as_ref().map(|job| server.events.channel(&job.id).progress());
+    let progress = progress.unwrap_or_default();
+    let image = progress.preview.as_ref().filter(|_| !skip_image);
+    let image = image.and_then(|p| png_of(p["data"].as_str()?));
+    Ok(Json(json!({
+        "progress": progress.value(),
+        "eta_relative": 0.0,
+        "state": {
+            "skipped": false,
+            "interrupted": job.as_ref().is_some_and(|j| j.state == JobState::Canceling),
+            "stopping_generation": false,
+            "job": job.as_ref().map_or("", |j| &j.id),
+            "job_count": i32::from(job.is_some()),
+            "job_timestamp": job.as_ref().map_or("0".into(), |j| timestamp(j.created as i64)),
+            "job_no": 0,
+            "sampling_step": progress.step,
+            "sampling_steps": progress.steps,
+        },
+        "current_image": image,
+        "textinfo": null,
+    })))
+}
+
+/// A preview as a PNG in base64, which is what this API's clients expect.
+fn png_of(jpeg: &str) -> Option<String> {
+    let jpeg = BASE64_STANDARD.decode(jpeg).ok()?;
+    let png = encode(&decode(&jpeg).ok()?, Format::Png, 90, "").ok()?;
+    Some(BASE64_STANDARD.encode(png))
+}
+
+async fn internal_progress(
+    State(server): State<Arc<Server>>,
+    Extension(owner): Extension<Owner>,
+) -> Result<Json<Value>, Fault> {
+    let job = current(&server, &owner)?;
+    let progress = job.as_ref().map(|job| server.events.channel(&job.id).progress());
+    let preview = progress.as_ref().and_then(|p| p.preview.clone());
+    let preview =
+        preview.and_then(|p| Some(format!("data:image/jpeg;base64,{}", p["data"].as_str()?)));
+    Ok(Json(json!({
+        "active": job.as_ref().is_some_and(|j| j.state != JobState::Queued),
+        "queued": job.as_ref().is_some_and(|j| j.state == JobState::Queued),
+        "completed": job.is_none(),
+        "progress": progress.map(|p| p.value()),
+        "eta": null,
+        "live_preview": preview,
+        "id_live_preview": 0,
+    })))
+}
+
+/// Stops the caller's own running job, never another's.
+async fn interrupt(
+    State(server): State<Arc<Server>>,
+    Extension(owner): Extension<Owner>,
+) -> Result<Json<Value>, Fault> {
+    if let Some(job) = current(&server, &owner)?.filter(|job| job.state == JobState::Running) {
+        server.cancel(&job.id, &owner.0)?;
+    }
+    Ok(Json(json!({})))
+}
+
+async fn options(
+    State(server): State<Arc<Server>>,
+    Extension(owner): Extension<Owner>,
+) -> Json<Value> {
+    let model = server.preferred(&owner.0);
+    Json(json!({
+        "sd_model_checkpoint": model.as_deref().unwrap_or(server.models.default_name()),
+        "sd_checkpoint_hash": "",
+        "samples_format": "png",
+        "samples_save": false,
+        "CLIP_stop_at_last_layers": 1,
+        "sd_vae": "Automatic",
+        "outdir_samples": "",
+    }))
+}
+
+/// Sets the caller's default model, not everybody's. Clients send the whole object back.
+async fn set_options(
+    State(server): State<Arc<Server>>,
+    Extension(owner): Extension<Owner>,
+    body: Whole,
+) -> Result<Json<Value>, Fault> {
+    let body = body.json()?;
+    if let Some(title) = Fields::of(&body)?.text("sd_model_checkpoint")? {
+        let model = blocking(|| server.models.find(Some(without_hash(title))))?;
+        server.prefer(&owner.0, model.name);
+    }
+    Ok(Json(Value::Null))
+}
+
+async fn sd_models(State(server): State<Arc<Server>>) -> Json<Value> {
+    let models = blocking(|| server.models.models());
+    let list: Vec<Value> = models
+        .iter()
+        .map(|m| {
+            json!({"title": m.name, "model_name": m.name, "hash": null, "sha256": null,
+                   "filename": m.name, "config": null})
+        })
+        .collect();
+    Json(json!(list))
+}
+
+async fn loras(State(server): State<Arc<Server>>) -> Json<Value> {
+    let loras = blocking(|| server.models.loras());
+    let list: Vec<Value> = loras
+        .iter()
+        .map(|l| json!({"name": l.name, "alias": l.name, "path": l.name, "metadata": {}}))
+        .collect();
+    Json(json!(list))
+}
+
+/// The settings in an image.
+async fn png_info(body: Whole) -> Result<Json<Value>, Fault> {
+    let body = body.json()?;
+    let image = parse_image("image", Fields::of(&body)?.long_text("image")?.unwrap_or_default())?;
+    let settings = blocking(|| provenance_of(&image)).ok().map(|found| found.settings);
+    let text = settings.as_ref().map_or(String::new(), |s| metadata::write(s, 0));
+    Ok(Json(json!({
+        "info": text,
+        "items": {"parameters": text},
+        "parameters": settings.map_or(json!({}), |s| json!(s)),
+    })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn titles_come_back_with_or_without_their_hash() {
+        assert_eq!(without_hash("flux1-dev [0123456789]"), "flux1-dev");
+        assert_eq!(without_hash("flux1-dev"), "flux1-dev");
+        assert_eq!(without_hash("a [b] c"), "a [b] c");
+    }
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        for (seconds, text) in [
+            (0, "19700101000000"),
+            (951_782_400, "20000229000000"),
+            (1_796_052_300, "20261130152500"),
+        ] {
+            assert_eq!(timestamp(seconds), text);
+        }
+    }
+}

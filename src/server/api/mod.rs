@@ -1,0 +1,170 @@
+//! The APIs: one file per dialect, and what they have in common.
+
+mod a1111;
+mod native;
+mod openai;
+
+use std::sync::Arc;
+
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router, middleware};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::fault::Fault;
+use super::job::Output;
+use super::middleware::guard;
+use super::state::{Server, blocking};
+use super::submit::expired;
+use crate::pipeline::images::Format;
+
+/// The form of errors under a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    Native,
+    OpenAi,
+    A1111,
+}
+
+impl Dialect {
+    /// The dialect of a path.
+    pub fn of(path: &str) -> Self {
+        if path.starts_with("/v1/") {
+            Dialect::OpenAi
+        } else if path.starts_with("/sdapi/") || path.starts_with("/internal/") {
+            Dialect::A1111
+        } else {
+            Dialect::Native
+        }
+    }
+
+    /// The body of an error; `id` is that of the request.
+    pub fn error(self, fault: &Fault, id: &str) -> Value {
+        match self {
+            Dialect::Native => native::error(fault, Some(id)),
+            Dialect::OpenAi => openai::error(fault),
+            Dialect::A1111 => a1111::error(fault),
+        }
+    }
+}
+
+/// All paths of the server.
+pub fn router(server: Arc<Server>) -> Router {
+    Router::new()
+        .route("/health", get(health))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/results/{name}", get(result))
+        .merge(native::routes())
+        .merge(openai::routes())
+        .merge(a1111::routes())
+        .layer(middleware::from_fn_with_state(server.clone(), guard))
+        .with_state(server)
+}
+
+/// Whether the server runs.
+async fn health() -> Json<Value> {
+    Json(json!({"status": "ok"}))
+}
+
+/// Whether a worker can draw, and jobs are accepted.
+async fn ready(State(server): State<Arc<Server>>) -> Response {
+    let ready = server.worker().ready && !server.is_draining();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({"ready": ready}))).into_response()
+}
+
+/// Numbers for Prometheus.
+async fn metrics(State(server): State<Arc<Server>>) -> Response {
+    use std::sync::atomic::Ordering;
+    let counts = blocking(|| server.broker.counts());
+    let [succeeded, failed, canceled] =
+        [0, 1, 2].map(|i: usize| server.ended[i].load(Ordering::Relaxed));
+    let workers = server.workers_started.load(Ordering::Relaxed);
+    let text = format!(
+        "# HELP flux_fast_jobs Jobs that wait or run.\n\
+         # TYPE flux_fast_jobs gauge\n\
+         flux_fast_jobs{{state=\"queued\"}} {}\n\
+         flux_fast_jobs{{state=\"running\"}} {}\n\
+         # HELP flux_fast_jobs_ended_total Jobs that ended since the start of the server.\n\
+         # TYPE flux_fast_jobs_ended_total counter\n\
+         flux_fast_jobs_ended_total{{state=\"succeeded\"}} {succeeded}\n\
+         flux_fast_jobs_ended_total{{state=\"failed\"}} {failed}\n\
+         flux_fast_jobs_ended_total{{state=\"canceled\"}} {canceled}\n\
+         # HELP flux_fast_workers_started_total Worker processes, with those that replaced one.\n\
+         # TYPE flux_fast_workers_started_total counter\n\
+         flux_fast_workers_started_total {workers}\n\
+         # HELP flux_fast_ready Whether a worker can draw.\n\
+         # TYPE flux_fast_ready gauge\n\
+         flux_fast_ready {}\n",
+        counts.queued,
+        counts.running,
+        u8::from(server.worker().ready),
+    );
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+}
+
+#[derive(Deserialize)]
+struct Signature {
+    expires: u64,
+    signature: String,
+}
+
+/// A result under its signed link.
+async fn result(
+    State(server): State<Arc<Server>>,
+    Path(name): Path<String>,
+    Query(Signature { expires, signature }): Query<Signature>,
+) -> Result<Response, Fault> {
+    // A name that was signed is that of a result: no other is ever looked for.
+    if !server.links.check(&name, expires, &signature) {
+        return Err(Fault::new(403, "forbidden", "the link has expired, or was changed"));
+    }
+    let bytes = blocking(|| std::fs::read(server.data.result(&name))).map_err(|_| expired())?;
+    Ok(image(bytes, &name))
+}
+
+/// The file of an image as an answer.
+fn image(bytes: Vec<u8>, name: &str) -> Response {
+    let format = name.rsplit_once('.').and_then(|(_, extension)| Format::parse(extension));
+    let content_type = content_type(format.unwrap_or(Format::Png));
+    let headers = [
+        (header::CONTENT_TYPE, content_type),
+        (header::CACHE_CONTROL, "private, max-age=31536000, immutable"),
+    ];
+    (headers, bytes).into_response()
+}
+
+/// The media type of a format.
+fn content_type(format: Format) -> &'static str {
+    match format {
+        Format::Png => "image/png",
+        Format::Jpeg => "image/jpeg",
+        Format::WebP => "image/webp",
+        Format::Bmp => "image/bmp",
+        Format::Tiff => "image/tiff",
+    }
+}
+
+/// The absolute address of a result: a signed link.
+fn link(server: &Server, headers: &HeaderMap, output: &Output) -> String {
+    let base = match &server.options.public_url {
+        Some(url) => url.trim_end_matches('/').to_string(),
+        None => {
+            // The host was checked before.
+            let host = headers.get(header::HOST).and_then(|h| h.to_str().ok());
+            format!("http://{}", host.map_or(server.address.to_string(), str::to_string))
+        }
+    };
+    base + &server.links.link(&output.file)
+}
+
+/// A format by the name that a client gives it.
+fn format(name: &str) -> Result<Format, Fault> {
+    Format::parse(name).ok_or_else(|| {
+        Fault::invalid("output_format", "output_format: expected png, jpeg, webp, bmp or tiff")
+    })
+}

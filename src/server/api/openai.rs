@@ -1,0 +1,374 @@
+//! OpenAI Images, and Together's extensions of it, under `/v1`.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::extract::{FromRequest, Multipart, Path, State};
+use axum::http::{HeaderMap, Request, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use futures_util::stream;
+use serde_json::{Map, Value, json};
+use tokio::sync::mpsc;
+
+use super::native::quality_of;
+use super::{format, link};
+use crate::pipeline::images::{Format, image_size};
+use crate::pipeline::request;
+use crate::server::access::Owner;
+use crate::server::fault::Fault;
+use crate::server::fields::Fields;
+use crate::server::http::Whole;
+use crate::server::job::{Job, State as JobState, now};
+use crate::server::state::{Server, blocking};
+use crate::server::submit::{Draft, Waiting, answer, parse_image, parse_size, succeeded};
+
+/// The most partial images of one stream.
+const MAX_PARTIAL: usize = 3;
+
+/// The paths of this API.
+pub fn routes() -> Router<Arc<Server>> {
+    Router::new()
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*name}", get(model))
+        .route("/v1/images/generations", post(generations))
+        .route("/v1/images/edits", post(edits))
+}
+
+/// The body of an error.
+pub fn error(fault: &Fault) -> Value {
+    let kind = match fault.status {
+        401 => "authentication_error",
+        403 => "permission_error",
+        429 => "requests",
+        400..=499 => "invalid_request_error",
+        _ => "server_error",
+    };
+    let message = match &fault.hint {
+        Some(hint) => format!("{} (try: {hint})", fault.message),
+        None => fault.message.clone(),
+    };
+    json!({"error": {
+        "message": message, "type": kind, "param": fault.parameter, "code": fault.code,
+    }})
+}
+
+async fn models(State(server): State<Arc<Server>>) -> Json<Value> {
+    let models = blocking(|| server.models.models());
+    let data: Vec<Value> = models.iter().map(|m| model_json(&m.name)).collect();
+    Json(json!({"object": "list", "data": data}))
+}
+
+async fn model(
+    State(server): State<Arc<Server>>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, Fault> {
+    let model = blocking(|| server.models.find(Some(&name)))?;
+    Ok(Json(model_json(&model.name)))
+}
+
+fn model_json(name: &str) -> Value {
+    json!({"id": name, "object": "model", "created": 0, "owned_by": "flux-fast"})
+}
+
+/// A request, and how it is to be answered.
+struct Wish {
+    draft: Draft,
+    as_url: bool,
+    stream: bool,
+    partial: usize,
+}
+
+/// Reads the fields that generations and edits share.
+fn wish(fields: &Fields) -> Result<Wish, Fault> {
+    let Some(prompt) = fields.text("prompt")? else {
+        return Err(Fault::invalid("prompt", "prompt: it is missing"));
+    };
+    let either =
+        |a: Option<_>, b: Result<_, Fault>| Ok::<_, Fault>(if a.is_some() { a } else { b? });
+    let mut loras = fields.loras("loras")?;
+    loras.extend(fields.loras("image_loras")?);
+    let mut request = request::Request::new(prompt).loras(loras);
+    request.count = fields.whole("n")?;
+    request.steps = either(fields.whole("steps")?, fields.whole("num_inference_steps"))?;
+    request.seed = fields.seed("seed")?;
+    let guidance = fields.real("guidance")?;
+    request.guidance = match guidance {
+        Some(guidance) => Some(guidance),
+        None => fields.real("guidance_scale")?,
+    };
+    // Frontends send a negative prompt to every model. It costs twice the time, so it takes effect
+    // only where true CFG is asked for by name.
+    request.cfg_scale = fields.real("true_cfg_scale")?.filter(|scale| *scale != 1.0);
+    if request.cfg_scale.is_some() {
+        request.negative = fields.text("negative_prompt")?.map(str::to_string);
+    }
+    request.width = fields.whole("width")?;
+    request.height = fields.whole("height")?;
+    if let Some((width, height)) = parse_size(fields.text("size")?.unwrap_or("auto"))? {
+        (request.width, request.height) = (Some(width), Some(height));
+    }
+    let mut draft = Draft::new(request, "openai");
+    draft.model = fields.text("model")?.map(str::to_string);
+    if let Some(name) = fields.text("output_format")? {
+        draft.format = format(name)?;
+    }
+    if let Some(quality) = fields.whole("output_compression")? {
+        // 0 to 100 there.
+        draft.quality = quality_of(quality.max(1), "output_compression")?;
+    }
+    let as_url = match fields.text("response_format")? {
+        None | Some("b64_json" | "base64") => false,
+        Some("url") => true,
+        Some(_) => {
+            let expected = "response_format: expected b64_json or url";
+            return Err(Fault::invalid("response_format", expected));
+        }
+    };
+    let partial = fields.whole("partial_images")?.unwrap_or(0);
+    if partial > MAX_PARTIAL {
+        let expected = format!("partial_images: expected 0 to {MAX_PARTIAL}");
+        return Err(Fault::invalid("partial_images", expected));
+    }
+    Ok(Wish { draft, as_url, stream: fields.flag("stream")?, partial })
+}
+
+async fn generations(
+    State(server): State<Arc<Server>>,
+    Extension(owner): Extension<Owner>,
+    headers: HeaderMap,
+    body: Whole,
+) -> Result<Response, Fault> {
+    let body = body.json()?;
+    let fields = Fields::of(&body)?;
+    let mut wish = wish(&fields)?;
+    // Together's image to image.
+    if let Some(image) = fields.long_text("image_url")? {
+        wish.draft.input = Some(parse_image("image_url", image)?);
+        wish.draft.request.strength = fields.real("strength")?;
+    }
+    respond(server, owner, headers, wish, "image_generation").await
+}
+
+/// Image to image: the first image is what the new one starts from.
+async fn edits(
+    State(server): State<Arc<Server>>,
+    Extension(owner): Extension<Owner>,
+    headers: HeaderMap,
+    body: Whole,
+) -> Result<Response, Fault> {
+    let (fields, image) = match body.content_type.starts_with("multipart/") {
+        true => form(body).await?,
+        false => {
+            let body = body.json()?;
+            let images = body["images"].as_array().and_then(|images| images.first());
+            let image = images.map_or(&body["image"], |image| match image {
+                Value::Object(image) => image.get("image_url").unwrap_or(&Value::Null),
+                image => image,
+            });
+            let image = image.as_str().map(|text| parse_image("image", text)).transpose()?;
+            (Fields::of(&body)?.0.clone(), image)
+        }
+    };
+    let fields = Fields(&fields);
+    if fields.get("mask").is_some() {
+        return Err(Fault::new(
+            422,
+            "unsupported",
+            "this server cannot restrict an edit to a mask",
+        )
+        .parameter("mask")
+        .hint("leave the mask out"));
+    }
+    let Some(image) = image else {
+        return Err(Fault::invalid("image", "image: it is missing"));
+    };
+    let mut wish = wish(&fields)?;
+    wish.draft.request.strength = fields.real("strength")?;
+    if wish.draft.request.width.is_none() && wish.draft.request.height.is_none() {
+        let size = image_size(&image, u64::MAX).map_err(|e| Fault::from(e).parameter("image"))?;
+        let (width, height) = shape_of(&server, size);
+        (wish.draft.request.width, wish.draft.request.height) = (Some(width), Some(height));
+    }
+    wish.draft.input = Some(image);
+    respond(server, owner, headers, wish, "image_edit").await
+}
+
+/// The size with about the model's own number of pixels and the aspect ratio of an image.
+fn shape_of(server: &Server, (width, height): (u32, u32)) -> (usize, usize) {
+    let defaults = server.worker().defaults.unwrap_or_default();
+    let side = |name: &str| defaults[name].as_f64().unwrap_or(1024.0);
+    let scale = (side("width") * side("height") / (f64::from(width) * f64::from(height))).sqrt();
+    let side = |pixels: u32| {
+        let tokens = (f64::from(pixels) * scale / 16.0).round() as usize;
+        (tokens * 16).clamp(request::MIN_SIDE, request::MAX_SIDE)
+    };
+    (side(width), side(height))
+}
+
+/// The fields of a form, and its first image.
+async fn form(body: Whole) -> Result<(Map<String, Value>, Option<axum::body::Bytes>), Fault> {
+    let unreadable = |_| Fault::new(400, "invalid_request", "the form cannot be read");
+    let mut request = Request::new(axum::body::Body::from(body.bytes.clone()));
+    if let Ok(content_type) = body.content_type.parse() {
+        request.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    }
+    let mut form = Multipart::from_request(request, &())
+        .await
+        .map_err(|_| Fault::new(400, "invalid_request", "the form cannot be read"))?;
+    let (mut fields, mut image) = (Map::new(), None);
+    while let Some(field) = form.next_field().await.map_err(unreadable)? {
+        let name = field.name().unwrap_or_default().to_string();
+        let bytes = field.bytes().await.map_err(unreadable)?;
+        match name.as_str() {
+            "image" | "image[]" => drop(image.get_or_insert(bytes)),
+            // Only that there is one matters.
+            "mask" => drop(fields.insert(name, json!("given"))),
+            _ => {
+                let text = String::from_utf8(bytes.to_vec())
+                    .map_err(|_| Fault::new(400, "invalid_request", "the form is not UTF-8"))?;
+                fields.insert(name, json!(text));
+            }
+        }
+    }
+    Ok((fields, image))
+}
+
+async fn respond(
+    server: Arc<Server>,
+    owner: Owner,
+    headers: HeaderMap,
+    wish: Wish,
+    event: &'static str,
+) -> Result<Response, Fault> {
+    let format = wish.draft.format;
+    let (job, _) = server.submit(wish.draft, &owner)?;
+    let waiting = server.wait(job);
+    if wish.stream {
+        return Ok(streamed(server, waiting, wish.partial, format, event));
+    }
+    let as_url = wish.as_url;
+    answer(waiting, move |server, job| body(server, &headers, job, as_url), error).await
+}
+
+/// The answer with the images of a job.
+fn body(server: &Server, headers: &HeaderMap, job: &Job, as_url: bool) -> Result<Value, Fault> {
+    let outputs = succeeded(job)?;
+    let mut data = Vec::new();
+    for (index, output) in outputs.iter().enumerate() {
+        data.push(match as_url {
+            true => json!({"index": index, "type": "url", "url": link(server, headers, output)}),
+            false => {
+                let image = BASE64_STANDARD.encode(server.read_result(output)?);
+                json!({"index": index, "type": "b64_json", "b64_json": image})
+            }
+        });
+    }
+    let settings = job.settings.clone().unwrap_or_default();
+    Ok(json!({
+        "id": job.id,
+        "object": "list",
+        "created": job.created as u64,
+        "model": job.spec.as_ref().map(|spec| &spec.model),
+        "data": data,
+        "output_format": job.spec.as_ref().map(|spec| &spec.format),
+        "size": outputs.first().map(|o| format!("{}x{}", o.width, o.height)),
+        "seed": settings["seed"],
+        "steps": settings["steps"],
+    }))
+}
+
+/// Events with partial images, then one for each image.
+fn streamed(
+    server: Arc<Server>,
+    waiting: Waiting,
+    partial: usize,
+    format: Format,
+    event: &'static str,
+) -> Response {
+    let (sender, receiver) = mpsc::channel(8);
+    tokio::spawn(async move {
+        // If the client goes away, dropping `waiting` cancels the job.
+        tokio::select! {
+            () = sender.closed() => {}
+            () = send(&server, waiting, partial, format, event, &sender) => {}
+        }
+    });
+    let events = stream::unfold(receiver, |mut receiver| async move {
+        let event: Event = receiver.recv().await?;
+        Some((Ok::<_, Infallible>(event), receiver))
+    });
+    let alive = KeepAlive::new().interval(std::time::Duration::from_secs(10));
+    Sse::new(events).keep_alive(alive).into_response()
+}
+
+async fn send(
+    server: &Server,
+    mut waiting: Waiting,
+    partial: usize,
+    format: Format,
+    event: &'static str,
+    sender: &mpsc::Sender<Event>,
+) {
+    let one = |name: String, mut data: Value| {
+        data["type"] = json!(name);
+        data["created_at"] = json!(now() as u64);
+        Event::default().event(name).data(data.to_string())
+    };
+    let channel = server.events.channel(&waiting.job.id);
+    let mut changed = channel.watch();
+    let (mut after, mut sent, mut over) = (0, 0, false);
+    while !over {
+        changed.borrow_and_update();
+        for event_of_job in channel.after(after) {
+            after = event_of_job.number;
+            let data = &event_of_job.data;
+            if event_of_job.name == "status" {
+                let state = data["status"].as_str().and_then(JobState::parse);
+                over |= state.is_some_and(JobState::is_final);
+            }
+            let progress = channel.progress();
+            let due = progress.step * (partial + 1) >= (sent + 1) * progress.steps;
+            if event_of_job.name == "preview" && sent < partial && due {
+                let image = json!({
+                    "b64_json": data["data"], "partial_image_index": sent,
+                    "output_format": "jpeg",
+                    "size": format!("{}x{}", data["width"], data["height"]),
+                    "quality": "auto", "background": "opaque",
+                });
+                sent += 1;
+                sender.send(one(format!("{event}.partial_image"), image)).await.ok();
+            }
+        }
+        if !over && changed.changed().await.is_err() {
+            break;
+        }
+    }
+    let ended = waiting.end().await;
+    let outputs = ended.as_ref().map_err(Clone::clone).and_then(succeeded);
+    let outputs = match outputs {
+        Ok(outputs) => outputs,
+        Err(fault) => {
+            sender.send(Event::default().data(error(&fault).to_string())).await.ok();
+            return;
+        }
+    };
+    for (index, output) in outputs.iter().enumerate() {
+        let event = match server.read_result(output) {
+            Ok(bytes) => one(
+                format!("{event}.completed"),
+                json!({
+                    "b64_json": BASE64_STANDARD.encode(bytes), "index": index,
+                    "output_format": format.name(), "quality": "auto", "background": "opaque",
+                    "size": format!("{}x{}", output.width, output.height),
+                }),
+            ),
+            Err(fault) => Event::default().data(error(&fault).to_string()),
+        };
+        sender.send(event).await.ok();
+    }
+}

@@ -1,0 +1,115 @@
+use super::*;
+use crate::pipeline::request::Request;
+use crate::server::job::{JobSpec, Output, random_hex};
+
+fn new(owner: &str, key: Option<(&str, &str)>) -> NewJob {
+    NewJob {
+        id: random_hex(16).unwrap(),
+        owner: owner.into(),
+        spec: JobSpec {
+            request: Request::new("a fox").seed(u64::MAX),
+            model: "flux-tiny".into(),
+            format: "png".into(),
+            quality: 90,
+            has_input: false,
+            dialect: "native".into(),
+        },
+        cost: 1.0,
+        idempotency: key.map(|(key, hash)| (key.into(), hash.into())),
+    }
+}
+
+fn submit(broker: &LocalBroker, owner: &str) -> String {
+    match broker.submit(new(owner, None)).unwrap() {
+        Submitted::New(job) => job.id,
+        Submitted::Same(_) => panic!("not new"),
+    }
+}
+
+fn state(broker: &LocalBroker, id: &str) -> State {
+    broker.job(id, "a").unwrap().unwrap().state
+}
+
+#[test]
+fn a_job_runs_at_most_twice_across_restarts_and_queued_ones_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("jobs.sqlite");
+    let open = || LocalBroker::open(&path, 8).unwrap();
+    let broker = open();
+    let ids = [submit(&broker, "a"), submit(&broker, "a"), submit(&broker, "a")];
+    let job = broker.next().unwrap().unwrap();
+    assert_eq!((job.id.as_str(), job.attempts, job.state), (&*ids[0], 1, State::Running));
+    assert_eq!(job.spec.unwrap().request.seed, Some(u64::MAX));
+    drop(broker);
+
+    let broker = open();
+    assert_eq!(broker.counts(), Counts { queued: 3, running: 0 });
+    assert_eq!(broker.next().unwrap().unwrap().id, ids[0]);
+    drop(broker);
+
+    let broker = open();
+    let job = broker.job(&ids[0], "a").unwrap().unwrap();
+    assert_eq!((job.state, job.fault.unwrap().code.as_str()), (State::Failed, "worker_died"));
+    let second = broker.next().unwrap().unwrap();
+    assert_eq!(second.id, ids[1]);
+    // Given back without blame, then with it, then once too often.
+    broker.give_back(&ids[1], false).unwrap();
+    assert_eq!(broker.next().unwrap().unwrap().attempts, 1);
+    broker.give_back(&ids[1], true).unwrap();
+    assert_eq!(broker.next().unwrap().unwrap().attempts, 2);
+    broker.give_back(&ids[1], true).unwrap();
+    assert_eq!(state(&broker, &ids[1]), State::Failed);
+    assert_eq!(broker.counts(), Counts { queued: 1, running: 0 });
+}
+
+#[test]
+fn the_queue_is_bounded_and_idempotency_keys_name_one_job() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = LocalBroker::open(&folder.path().join("jobs.sqlite"), 2).unwrap();
+    let first = match broker.submit(new("a", Some(("k", "1")))).unwrap() {
+        Submitted::New(job) => job,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(broker.submit(new("a", Some(("k", "1")))).unwrap(), Submitted::Same(first.clone()));
+    let fault = broker.submit(new("a", Some(("k", "2")))).unwrap_err();
+    assert_eq!((fault.status, fault.code.as_str()), (422, "idempotency_key_reuse"));
+    // Another owner's key is another key.
+    assert!(matches!(broker.submit(new("b", Some(("k", "2")))).unwrap(), Submitted::New(_)));
+    let fault = broker.submit(new("c", None)).unwrap_err();
+    assert_eq!((fault.status, fault.code.as_str()), (503, "queue_full"));
+    assert!(fault.retry_after.is_some());
+    assert_eq!(broker.submit(new("a", Some(("k", "1")))).unwrap(), Submitted::Same(first.clone()));
+    // Nobody sees or stops another's job.
+    assert_eq!(broker.job(&first.id, "b").unwrap(), None);
+    assert_eq!(broker.cancel(&first.id, "b").unwrap(), None);
+}
+
+#[test]
+fn cancelled_and_finished_jobs_stay_so_and_data_expires_before_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = LocalBroker::open(&folder.path().join("jobs.sqlite"), 8).unwrap();
+    let (queued, running) = (submit(&broker, "z"), submit(&broker, "a"));
+    assert!(matches!(broker.cancel(&queued, "z").unwrap(), Some(Cancelled::Queued(_))));
+    assert_eq!(broker.next().unwrap().unwrap().id, running);
+    assert!(matches!(broker.cancel(&running, "a").unwrap(), Some(Cancelled::Running(_))));
+    assert_eq!(state(&broker, &running), State::Canceling);
+    // Its worker died before it had stopped.
+    broker.give_back(&running, true).unwrap();
+    assert_eq!(state(&broker, &running), State::Canceled);
+    let done = submit(&broker, "a");
+    broker.next().unwrap().unwrap();
+    let output = Output { file: "x.png".into(), width: 16, height: 16, bytes: 3 };
+    let outcome =
+        Outcome::Succeeded { outputs: vec![output.clone()], settings: serde_json::json!({}) };
+    broker.finish(&done, outcome).unwrap();
+    broker.finish(&done, Outcome::Canceled).unwrap();
+    let job = broker.job(&done, "a").unwrap().unwrap();
+    assert_eq!((job.state, job.outputs), (State::Succeeded, vec![output]));
+    assert!(broker.expire(now() - 60.0, 0.0).unwrap().is_empty());
+    let expired = broker.expire(now() + 1.0, 0.0).unwrap();
+    assert_eq!(expired.len(), 3);
+    assert_eq!(state(&broker, &done), State::Expired);
+    assert!(broker.expire(now() + 1.0, now() + 1.0).unwrap().is_empty());
+    assert_eq!(broker.list("a", 10).unwrap(), []);
+    assert_eq!(broker.counts(), Counts::default());
+}

@@ -1,0 +1,90 @@
+//! The queue of jobs, behind one trait: front doors and workers know only this.
+
+mod fair;
+mod local;
+
+pub use local::LocalBroker;
+
+use super::fault::Fault;
+use super::job::{Job, JobSpec, Outcome};
+
+/// A job that is to be accepted.
+#[derive(Debug, Clone)]
+pub struct NewJob {
+    /// Its id, from [`random_hex`](super::job::random_hex).
+    pub id: String,
+    /// Whose it is.
+    pub owner: String,
+    /// What to draw.
+    pub spec: JobSpec,
+    /// What it will cost, in any unit that is the same for all jobs: for the fair order.
+    pub cost: f64,
+    /// The client's idempotency key, and a hash of what it sent.
+    pub idempotency: Option<(String, String)>,
+}
+
+/// What became of a submission.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Submitted {
+    /// A new job.
+    New(Job),
+    /// The job that was submitted with the same idempotency key before.
+    Same(Job),
+}
+
+/// What became of a request to cancel.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Cancelled {
+    /// The job was queued and is over.
+    Queued(Job),
+    /// The job runs; its worker must be told.
+    Running(Job),
+    /// It was over already.
+    Over(Job),
+}
+
+/// How many jobs there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Waiting.
+    pub queued: usize,
+    /// With a worker.
+    pub running: usize,
+}
+
+/// A durable queue. Every call may wait for the disk.
+pub trait Broker: Send + Sync {
+    /// Accepts a job. It is durable before this returns.
+    ///
+    /// # Errors
+    /// 503 `queue_full`, 422 `idempotency_key_reuse`, 500 if it cannot be stored.
+    fn submit(&self, job: NewJob) -> Result<Submitted, Fault>;
+
+    /// Takes the next job of the fair order, which then runs.
+    fn next(&self) -> Result<Option<Job>, Fault>;
+
+    /// Puts a running job back in front of the queue. `counts` says whether the attempt counts.
+    fn give_back(&self, id: &str, counts: bool) -> Result<(), Fault>;
+
+    /// Ends a job. One that is over already stays as it is.
+    fn finish(&self, id: &str, outcome: Outcome) -> Result<(), Fault>;
+
+    /// Ends a queued job, or marks a running one; `None` if `owner` has no such job.
+    fn cancel(&self, id: &str, owner: &str) -> Result<Option<Cancelled>, Fault>;
+
+    /// The job of `owner` with this id.
+    fn job(&self, id: &str, owner: &str) -> Result<Option<Job>, Fault>;
+
+    /// The newest jobs of `owner`, at most `limit`.
+    fn list(&self, owner: &str, limit: usize) -> Result<Vec<Job>, Fault>;
+
+    /// The place of a queued job, from 0; `None` if it is not queued.
+    fn position(&self, id: &str) -> Option<usize>;
+
+    /// How many jobs wait and run.
+    fn counts(&self) -> Counts;
+
+    /// Takes the data of jobs that ended before `data_before` (seconds since 1970), and forgets
+    /// those that ended before `rows_before`. Returns the ids whose files are to be deleted.
+    fn expire(&self, data_before: f64, rows_before: f64) -> Result<Vec<String>, Fault>;
+}

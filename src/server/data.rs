@@ -1,0 +1,112 @@
+//! The data folder: the list of jobs, images to start from, and results.
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::pipeline::images::{Format, probe_output, write_beside};
+
+/// Where the server keeps its files.
+#[derive(Debug, Clone)]
+pub struct DataFolder {
+    root: PathBuf,
+}
+
+/// Keeps other servers out of a data folder while it exists.
+#[derive(Debug)]
+pub struct DataLock(#[allow(dead_code, reason = "the lock is held while the file is open")] File);
+
+impl DataFolder {
+    /// The folder at `root`, which exists.
+    pub fn at(root: PathBuf) -> Self {
+        DataFolder { root }
+    }
+
+    /// Makes the folder at `root` if it does not exist, and locks it.
+    ///
+    /// # Errors
+    /// [`Kind::Output`](crate::error::Kind::Output) if that fails, or if another server uses it.
+    pub fn create(root: &Path) -> Result<(Self, DataLock)> {
+        let failed = |e: std::io::Error, path: &Path| {
+            Error::output(format!("the data folder cannot be used: {e}"))
+                .at_path(path)
+                .try_("give the server another folder for its data")
+        };
+        let root = std::path::absolute(root).map_err(|e| failed(e, root))?;
+        let folder = DataFolder { root };
+        for path in [&folder.inputs(), &folder.results()] {
+            std::fs::create_dir_all(path).map_err(|e| failed(e, path))?;
+        }
+        #[cfg(unix)]
+        {
+            // Prompts and images of others are nobody else's business.
+            use std::os::unix::fs::PermissionsExt;
+            let private = std::fs::Permissions::from_mode(0o700);
+            std::fs::set_permissions(&folder.root, private).map_err(|e| failed(e, &folder.root))?;
+        }
+        let path = folder.root.join("lock");
+        let lock = File::options().create(true).truncate(false).write(true).open(&path);
+        let lock = lock.map_err(|e| failed(e, &path))?;
+        // Removes what a killed process left unfinished, too.
+        probe_output(&folder.result("probe"))?;
+        match lock.try_lock() {
+            Ok(()) => Ok((folder, DataLock(lock))),
+            Err(TryLockError::WouldBlock) => {
+                Err(Error::output("another server uses this data folder")
+                    .at_path(&folder.root)
+                    .try_("give the server another folder for its data"))
+            }
+            Err(TryLockError::Error(e)) => Err(failed(e, &path)),
+        }
+    }
+
+    /// The folder itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The list of jobs.
+    pub fn jobs(&self) -> PathBuf {
+        self.root.join("jobs.sqlite")
+    }
+
+    fn inputs(&self) -> PathBuf {
+        self.root.join("inputs")
+    }
+
+    fn results(&self) -> PathBuf {
+        self.root.join("results")
+    }
+
+    /// The image that the job `id` starts from.
+    pub fn input(&self, id: &str) -> PathBuf {
+        self.inputs().join(id)
+    }
+
+    /// The name of image number `index` of the job `id`.
+    pub fn result_name(id: &str, index: usize, format: Format) -> String {
+        format!("{id}-{index}.{}", format.extension())
+    }
+
+    /// The file of the result called `name`.
+    pub fn result(&self, name: &str) -> PathBuf {
+        self.results().join(name)
+    }
+
+    /// Stores the image that the job `id` starts from, durably.
+    pub fn write_input(&self, id: &str, bytes: &[u8]) -> Result<()> {
+        write_beside(&self.input(id), bytes)
+    }
+
+    /// Deletes the files of the job `id`.
+    pub fn delete(&self, id: &str) {
+        std::fs::remove_file(self.input(id)).ok();
+        for format in Format::ALL {
+            // Numbers are without gaps.
+            (0..)
+                .map(|index| self.result(&Self::result_name(id, index, format)))
+                .take_while(|path| std::fs::remove_file(path).is_ok())
+                .for_each(drop);
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! What happens to jobs, for whoever watches them: kept in memory, numbered, and sent again to a
+//! watcher who was away.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+/// The most events that are kept for one job. Older ones are dropped.
+const MAX_EVENTS: usize = 1024;
+/// How long the events of a job that is over are kept.
+const KEPT: Duration = Duration::from_secs(300);
+
+/// One event of a job.
+#[derive(Debug, Clone)]
+pub struct JobEvent {
+    /// Its number, from 1.
+    pub number: u64,
+    /// `status`, `progress`, `preview`, `output` or `log`.
+    pub name: &'static str,
+    /// What is sent.
+    pub data: Arc<Value>,
+}
+
+/// How far a job is.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Progress {
+    /// The phase that runs.
+    pub phase: &'static str,
+    /// Denoising steps that are done.
+    pub step: usize,
+    /// All denoising steps; 0 if not known yet.
+    pub steps: usize,
+    /// The last preview, as a JPEG in base64.
+    pub preview: Option<Arc<Value>>,
+}
+
+impl Progress {
+    /// The part that is done, from 0 to 1.
+    pub fn value(&self) -> f64 {
+        if self.steps == 0 { 0.0 } else { self.step as f64 / self.steps as f64 }
+    }
+}
+
+#[derive(Default)]
+struct Log {
+    last: u64,
+    events: VecDeque<JobEvent>,
+    progress: Progress,
+    ended: Option<Instant>,
+}
+
+/// The events of one job.
+pub struct Channel {
+    log: Mutex<Log>,
+    changed: watch::Sender<u64>,
+}
+
+impl Channel {
+    fn lock(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The events after number `after`.
+    pub fn after(&self, after: u64) -> Vec<JobEvent> {
+        self.lock().events.iter().filter(|e| e.number > after).cloned().collect()
+    }
+
+    /// Changes with every event.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// How far the job is.
+    pub fn progress(&self) -> Progress {
+        self.lock().progress.clone()
+    }
+}
+
+/// The events of all jobs.
+pub struct Events {
+    /// Differs from one process to the next, since the numbers of events start again.
+    pub epoch: String,
+    jobs: Mutex<HashMap<String, Arc<Channel>>>,
+}
+
+impl Events {
+    /// No events yet.
+    pub fn new(epoch: String) -> Self {
+        Events { epoch, jobs: Mutex::default() }
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, HashMap<String, Arc<Channel>>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The events of a job that is not over, or that ended in this process.
+    pub fn channel(&self, job: &str) -> Arc<Channel> {
+        let new = || Arc::new(Channel { log: Mutex::default(), changed: watch::Sender::new(0) });
+        self.jobs().entry(job.to_string()).or_insert_with(new).clone()
+    }
+
+    /// Adds an event to those of `job`.
+    pub fn publish(&self, job: &str, name: &'static str, data: Value) {
+        let channel = self.channel(job);
+        let number = {
+            let mut log = channel.lock();
+            log.last += 1;
+            let event = JobEvent { number: log.last, name, data: Arc::new(data) };
+            if name == "preview" {
+                // Only the last one is worth its memory.
+                log.events.retain(|e| e.name != "preview");
+                log.progress.preview = Some(event.data.clone());
+            }
+            log.events.push_back(event);
+            if log.events.len() > MAX_EVENTS {
+                log.events.pop_front();
+            }
+            log.last
+        };
+        channel.changed.send_replace(number);
+    }
+
+    /// A phase of `job` begins. Its own steps count only in `denoise`.
+    pub fn phase(&self, job: &str, phase: &'static str, steps: usize) {
+        let progress = {
+            let channel = self.channel(job);
+            let mut log = channel.lock();
+            log.progress.phase = phase;
+            if phase == "denoise" {
+                (log.progress.step, log.progress.steps) = (0, steps);
+            }
+            progress_json(&log.progress)
+        };
+        self.publish(job, "progress", progress);
+    }
+
+    /// A denoising step of `job` is done.
+    pub fn step(&self, job: &str, done: usize, steps: usize) {
+        let progress = {
+            let channel = self.channel(job);
+            let mut log = channel.lock();
+            (log.progress.step, log.progress.steps) = (done, steps);
+            progress_json(&log.progress)
+        };
+        self.publish(job, "progress", progress);
+    }
+
+    /// `job` will run again, or has ended.
+    pub fn reset(&self, job: &str, ended: bool) {
+        let channel = self.channel(job);
+        let mut log = channel.lock();
+        log.progress = Progress::default();
+        log.ended = ended.then(Instant::now);
+    }
+
+    /// Forgets the events of jobs that ended some time ago.
+    pub fn sweep(&self) {
+        let old = |c: &Channel| c.lock().ended.is_some_and(|ended| ended.elapsed() > KEPT);
+        self.jobs().retain(|_, channel| !old(channel));
+    }
+}
+
+/// Progress as JSON, in the form of the job object.
+pub fn progress_json(progress: &Progress) -> Value {
+    json!({
+        "value": progress.value(),
+        "phase": progress.phase,
+        "step": progress.step,
+        "steps": progress.steps,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_numbered_and_only_the_last_preview_is_kept() {
+        let events = Events::new("x".into());
+        events.publish("a", "status", json!({}));
+        events.phase("a", "denoise", 4);
+        events.publish("a", "preview", json!(1));
+        events.step("a", 1, 4);
+        events.publish("a", "preview", json!(2));
+        let channel = events.channel("a");
+        let seen: Vec<_> = channel.after(1).iter().map(|e| (e.number, e.name)).collect();
+        assert_eq!(seen, [(2, "progress"), (4, "progress"), (5, "preview")]);
+        assert_eq!(channel.progress().value(), 0.25);
+        assert_eq!(channel.progress().preview.as_deref(), Some(&json!(2)));
+        (0..2 * MAX_EVENTS).for_each(|_| events.publish("a", "log", json!({})));
+        assert_eq!(channel.after(0).len(), MAX_EVENTS);
+        assert!(events.channel("b").after(0).is_empty());
+    }
+}

@@ -1,0 +1,174 @@
+//! What a job is: a request that was accepted, and what became of it.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::fault::Fault;
+use crate::error::{Error, Result};
+use crate::pipeline::images::Format;
+use crate::pipeline::request::Request;
+
+/// What a worker needs to draw: complete, so that the job gives the same pixels whenever it runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// The request. Its seed is set: it was drawn when the job was accepted.
+    pub request: Request,
+    /// The name of the model as the server lists it.
+    pub model: String,
+    /// The name of the files' [`Format`].
+    pub format: String,
+    /// JPEG quality, 1 to 100.
+    pub quality: u8,
+    /// There is an image to start from, in the folder of inputs.
+    pub has_input: bool,
+    /// The API through which it came.
+    pub dialect: String,
+}
+
+impl JobSpec {
+    /// The format of the files.
+    pub fn format(&self) -> Format {
+        Format::parse(&self.format).unwrap_or(Format::Png)
+    }
+}
+
+/// Where a job is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Accepted, and waiting for a worker.
+    Queued,
+    /// A worker draws it.
+    Running,
+    /// It runs, and its worker was told to stop.
+    Canceling,
+    /// Its images are there.
+    Succeeded,
+    /// See its fault.
+    Failed,
+    /// Stopped before its end, on request.
+    Canceled,
+    /// It succeeded, and its images were deleted since.
+    Expired,
+}
+
+impl State {
+    const ALL: [State; 7] = [
+        State::Queued,
+        State::Running,
+        State::Canceling,
+        State::Succeeded,
+        State::Failed,
+        State::Canceled,
+        State::Expired,
+    ];
+
+    /// The word in JSON and in the database.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Queued => "queued",
+            State::Running => "running",
+            State::Canceling => "canceling",
+            State::Succeeded => "succeeded",
+            State::Failed => "failed",
+            State::Canceled => "canceled",
+            State::Expired => "expired",
+        }
+    }
+
+    /// The state that `name` means.
+    pub fn parse(name: &str) -> Option<State> {
+        State::ALL.into_iter().find(|s| s.name() == name)
+    }
+
+    /// Whether nothing will change any more, except that images expire.
+    pub fn is_final(self) -> bool {
+        !matches!(self, State::Queued | State::Running | State::Canceling)
+    }
+}
+
+/// One image of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Output {
+    /// The name of the file in the folder of results.
+    pub file: String,
+    /// Columns.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// The size of the file.
+    pub bytes: u64,
+}
+
+/// A job as the broker knows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// 32 hexadecimal digits that cannot be guessed.
+    pub id: String,
+    /// Whose job it is: see [`Owner`](super::access::Owner).
+    pub owner: String,
+    /// What to draw. `None` once the job's data has expired.
+    pub spec: Option<JobSpec>,
+    /// Where it is in its life.
+    pub state: State,
+    /// Seconds since 1970, as are the two others.
+    pub created: f64,
+    /// When a worker took it last.
+    pub started: Option<f64>,
+    /// When it became final.
+    pub finished: Option<f64>,
+    /// How often a worker took it.
+    pub attempts: u32,
+    /// Its images.
+    pub outputs: Vec<Output>,
+    /// The settings of its images, once they are there.
+    pub settings: Option<Value>,
+    /// Why it failed.
+    pub fault: Option<Fault>,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// With images.
+    Succeeded {
+        /// The images, in order.
+        outputs: Vec<Output>,
+        /// What made them.
+        settings: Value,
+    },
+    /// With an error.
+    Failed(Fault),
+    /// Because it was cancelled.
+    Canceled,
+}
+
+impl Outcome {
+    /// The state that a job with this outcome has.
+    pub fn state(&self) -> State {
+        match self {
+            Outcome::Succeeded { .. } => State::Succeeded,
+            Outcome::Failed(_) => State::Failed,
+            Outcome::Canceled => State::Canceled,
+        }
+    }
+}
+
+/// `bytes` random bytes in hexadecimal.
+pub fn random_hex(bytes: usize) -> Result<String> {
+    let mut random = vec![0; bytes];
+    getrandom::fill(&mut random)
+        .map_err(|e| Error::device(format!("the system gives no random numbers: {e}")))?;
+    Ok(hex(&random))
+}
+
+/// `bytes` in lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Now, in seconds since 1970.
+pub fn now() -> f64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0.0, |d| d.as_secs_f64())
+}

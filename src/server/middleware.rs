@@ -1,0 +1,141 @@
+//! What every request passes through: checks of its sender, an id, and one form of errors per
+//! dialect.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
+use hyper::ext::ReasonPhrase;
+
+use super::api::Dialect;
+use super::fault::Fault;
+use super::job::random_hex;
+use super::state::Server;
+
+/// Paths that need no key: they say nothing but whether the server works, or are signed.
+const OPEN: [&str; 2] = ["/health", "/ready"];
+/// Signed links.
+const SIGNED: &str = "/results/";
+/// The longest reason phrase, in bytes.
+const MAX_REASON: usize = 80;
+
+/// A fault as the answer. The form of its body depends on the dialect: [`guard`] writes it.
+impl IntoResponse for Fault {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// Checks a request, answers it, and gives the answer its id and, if it is an error, its form.
+pub async fn guard(
+    State(server): State<Arc<Server>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let since = Instant::now();
+    let id = random_hex(8).unwrap_or_default();
+    let (method, path) = (request.method().clone(), request.uri().path().to_string());
+    let head = method == Method::HEAD;
+    let (response, origin, who) = match server.access.check_browser(request.headers()) {
+        Err(fault) => (fault.into_response(), None, String::new()),
+        Ok(origin) if method == Method::OPTIONS => {
+            (StatusCode::NO_CONTENT.into_response(), origin, String::new())
+        }
+        Ok(origin) => match identify(&server, &path, &mut request) {
+            Err(fault) => (fault.into_response(), origin, String::new()),
+            Ok(who) => {
+                // A panic in a handler is an error of one request.
+                let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+                let internal = |_| Fault::internal("the server failed").into_response();
+                (answer.unwrap_or_else(internal), origin, who)
+            }
+        },
+    };
+    let mut response = dressed(response, Dialect::of(&path), &id, head);
+    let status = response.status().as_u16();
+    let headers = response.headers_mut();
+    insert(headers, "x-request-id", &id);
+    insert(headers, "x-content-type-options", "nosniff");
+    if let Some(origin) = origin {
+        insert(headers, "access-control-allow-origin", &origin);
+        insert(headers, "vary", "origin");
+        insert(headers, "access-control-expose-headers", "x-request-id, retry-after");
+        if method == Method::OPTIONS {
+            insert(headers, "access-control-allow-methods", "GET, POST, PUT, DELETE, HEAD");
+            insert(headers, "access-control-allow-headers", "*, authorization");
+            insert(headers, "access-control-max-age", "600");
+        }
+    }
+    // Polls of load balancers say nothing.
+    if !OPEN.contains(&path.as_str()) {
+        let ms = since.elapsed().as_millis();
+        server.log(&format!("{id} {method} {path} {status} {ms} ms {who}"));
+    }
+    response
+}
+
+/// Whose request it is, for the log; the owner is put into the request for its handler.
+fn identify(server: &Server, path: &str, request: &mut Request) -> Result<String, Fault> {
+    if OPEN.contains(&path) || path.starts_with(SIGNED) {
+        return Ok(String::new());
+    }
+    let owner = server.access.owner(request.headers())?;
+    let who = owner.0.clone();
+    request.extensions_mut().insert(owner);
+    Ok(who)
+}
+
+/// `response` with the body of its fault in the form of `dialect`.
+fn dressed(mut response: Response, dialect: Dialect, id: &str, head: bool) -> Response {
+    let fault = match (response.extensions_mut().remove::<Fault>(), response.status()) {
+        (Some(fault), _) => fault,
+        // What the router and the extractors say by themselves.
+        (None, StatusCode::NOT_FOUND) => Fault::not_found("there is nothing at this path"),
+        (None, StatusCode::METHOD_NOT_ALLOWED) => {
+            Fault::new(405, "method_not_allowed", "this path does not know this method")
+        }
+        (None, status) if status.is_client_error() && !is_json(&response) => {
+            Fault::new(status.as_u16(), "invalid_request", "the request cannot be read")
+        }
+        _ => return response,
+    };
+    let body = if head { String::new() } else { dialect.error(&fault, id).to_string() };
+    let allow = response.headers_mut().remove(header::ALLOW);
+    let mut dressed = (response.status(), Body::from(body)).into_response();
+    let headers = dressed.headers_mut();
+    insert(headers, "content-type", "application/json");
+    allow.map(|allow| headers.insert(header::ALLOW, allow));
+    if let Some(seconds) = fault.retry_after {
+        insert(headers, "retry-after", &seconds.to_string());
+    }
+    if fault.status == 401 {
+        insert(headers, "www-authenticate", "Bearer, Basic realm=\"flux-fast\"");
+    }
+    // Some frontends show their user nothing else.
+    let reason: String = fault.message.chars().filter(|c| matches!(c, ' '..='~')).collect();
+    let reason = reason[..reason.len().min(MAX_REASON)].to_string();
+    if let Ok(reason) = ReasonPhrase::try_from(reason.into_bytes()) {
+        dressed.extensions_mut().insert(reason);
+    }
+    dressed
+}
+
+fn is_json(response: &Response) -> bool {
+    let content_type = response.headers().get(header::CONTENT_TYPE);
+    content_type.is_some_and(|t| t.as_bytes().starts_with(b"application/json"))
+}
+
+fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}

@@ -1,0 +1,243 @@
+//! The names under which clients ask for models and LoRAs. They come from an index: no name that a
+//! client sends is ever joined to a path.
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::fault::Fault;
+use crate::error::{Error, Kind, Result};
+use crate::library::places::Role;
+use crate::pipeline::models::{ModelKind, ModelPlaces};
+use crate::pipeline::request::Options;
+
+/// The name of the model inside the program.
+const EMBEDDED: &str = "flux-tiny";
+/// Names that other services give their models. Clients send them whatever the server has.
+const FOREIGN: [&str; 4] = ["gpt-image*", "chatgpt-image*", "dall-e*", "flux-pro*"];
+/// How long a list of the folders is used.
+const LIST_KEPT: Duration = Duration::from_secs(30);
+
+/// A model as clients see it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServedModel {
+    /// Its name.
+    pub name: String,
+    /// What the worker opens; `None` is the default model.
+    pub open: Option<String>,
+}
+
+/// A line of the list of models or LoRAs.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// What a client sends.
+    pub name: String,
+    /// What it is.
+    pub what: String,
+    /// The size of its files, in bytes; 0 for the embedded model.
+    pub bytes: u64,
+}
+
+/// The models and LoRAs of the server.
+pub struct Models {
+    default: String,
+    /// What the command line named the default model.
+    given: Option<String>,
+    /// Pattern, which may end in `*`, and name.
+    aliases: Vec<(String, String)>,
+    places: ModelPlaces,
+    listed: Mutex<Option<(Instant, Vec<(ModelKind, Listed)>)>>,
+}
+
+impl Models {
+    /// The default model that `options` name, `aliases` (name and model), and what the folders of
+    /// this machine contain.
+    pub fn new(options: &Options, aliases: Vec<(String, String)>) -> Self {
+        let given = options.files.model.clone();
+        let default = match given.as_deref() {
+            None | Some("embedded") => EMBEDDED.to_string(),
+            Some(name) if name.starts_with("synthetic:") => name.to_string(),
+            Some(path) => Path::new(path).file_stem().unwrap_or_default().to_string_lossy().into(),
+        };
+        let places = options.places.clone().unwrap_or_else(ModelPlaces::of_process);
+        Models { default, given, aliases, places, listed: Mutex::default() }
+    }
+
+    /// The name of the default model.
+    pub fn default_name(&self) -> &str {
+        &self.default
+    }
+
+    fn default_model(&self) -> ServedModel {
+        ServedModel { name: self.default.clone(), open: None }
+    }
+
+    /// The model that a client calls `name`; the default model without one. It may read folders.
+    ///
+    /// # Errors
+    /// 404 with the names that there are.
+    pub fn find(&self, name: Option<&str>) -> std::result::Result<ServedModel, Fault> {
+        let Some(name) = name.filter(|name| !name.trim().is_empty()) else {
+            return Ok(self.default_model());
+        };
+        if name == self.default || name == "default" || Some(name) == self.given.as_deref() {
+            return Ok(self.default_model());
+        }
+        if let Some((_, model)) = self.aliases.iter().find(|(alias, _)| alias == name) {
+            return self.named(model);
+        }
+        let found = self.named(name);
+        if found.is_err() {
+            let patterns = self.aliases.iter().map(|(alias, model)| (&**alias, Some(&**model)));
+            let foreign = FOREIGN.iter().map(|pattern| (*pattern, None));
+            for (pattern, model) in patterns.chain(foreign) {
+                let start = pattern.strip_suffix('*');
+                if start.is_some_and(|start| name.starts_with(start)) {
+                    return model.map_or_else(|| Ok(self.default_model()), |m| self.named(m));
+                }
+            }
+        }
+        found
+    }
+
+    fn named(&self, name: &str) -> std::result::Result<ServedModel, Fault> {
+        if name == self.default || Some(name) == self.given.as_deref() {
+            return Ok(self.default_model());
+        }
+        if name == "embedded" || name == EMBEDDED {
+            return Ok(ServedModel { name: EMBEDDED.into(), open: Some("embedded".into()) });
+        }
+        match self.places.named(name, Role::Model) {
+            Ok(path) => match path.into_os_string().into_string() {
+                Ok(path) => Ok(ServedModel { name: name.into(), open: Some(path) }),
+                Err(_) => Err(self.unknown("model", self.models())),
+            },
+            Err(e) => Err(self.refused(&e, "model", self.models())),
+        }
+    }
+
+    /// Checks that there is a LoRA called `name`. It may read folders.
+    ///
+    /// # Errors
+    /// 404 with the names that there are.
+    pub fn check_lora(&self, name: &str) -> std::result::Result<(), Fault> {
+        match self.places.named(name, Role::Lora) {
+            Ok(_) => Ok(()),
+            Err(e) => Err(self.refused(&e, "lora", self.loras())),
+        }
+    }
+
+    fn refused(&self, error: &Error, what: &str, all: Vec<Listed>) -> Fault {
+        match error.kind() {
+            Kind::Argument if error.found_value().is_some() => {
+                Fault::new(422, "ambiguous_name", format!("{what}: several files have this name"))
+                    .parameter(what)
+                    .hint("use the longer name of the list")
+            }
+            _ => self.unknown(what, all),
+        }
+    }
+
+    fn unknown(&self, what: &str, all: Vec<Listed>) -> Fault {
+        let names: Vec<String> = all.into_iter().map(|m| m.name).take(20).collect();
+        let there = if names.is_empty() { "there is none".into() } else { names.join(", ") };
+        Fault::new(
+            404,
+            format!("{what}_not_found").as_str(),
+            format!("there is no {what} of this name"),
+        )
+        .parameter(what)
+        .hint(format!("one of: {there}"))
+    }
+
+    /// The models of this server, the default one first. It may read folders.
+    pub fn models(&self) -> Vec<Listed> {
+        let mut models = self.of_kind(ModelKind::Model);
+        models.retain(|m| m.name != self.default);
+        let what =
+            if self.default == EMBEDDED { "the embedded model" } else { "the default model" };
+        models.insert(0, Listed { name: self.default.clone(), what: what.into(), bytes: 0 });
+        models
+    }
+
+    /// The LoRAs of this server. It may read folders.
+    pub fn loras(&self) -> Vec<Listed> {
+        self.of_kind(ModelKind::Lora)
+    }
+
+    fn of_kind(&self, kind: ModelKind) -> Vec<Listed> {
+        let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = listed.as_ref().filter(|(since, _)| since.elapsed() < LIST_KEPT);
+        if fresh.is_none() {
+            let all = self.places.list().into_iter().filter_map(|entry| {
+                // A file whose name is not unique is listed by its path: it has no name here.
+                let named = self.places.named(&entry.name, entry.kind.role()).is_ok();
+                let listed = Listed { name: entry.name, what: entry.what, bytes: entry.bytes };
+                named.then_some((entry.kind, listed))
+            });
+            *listed = Some((Instant::now(), all.collect()));
+        }
+        let all = listed.iter().flat_map(|(_, all)| all);
+        all.filter(|(k, _)| *k == kind).map(|(_, listed)| listed.clone()).collect()
+    }
+}
+
+/// `NAME=MODEL`.
+///
+/// # Errors
+/// [`Kind::Argument`] if it is something else.
+pub fn parse_alias(text: &str) -> Result<(String, String)> {
+    match text.split_once('=') {
+        Some((name, model)) if !name.is_empty() && !model.is_empty() => {
+            Ok((name.into(), model.into()))
+        }
+        _ => Err(Error::argument("not an alias").found(text).expected("NAME=MODEL")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn models(model: Option<&str>, folder: &Path, aliases: &[(&str, &str)]) -> Models {
+        let mut options = Options::default();
+        options.files.model = model.map(str::to_string);
+        options.places = Some(ModelPlaces::new(&|_| None, folder, &[folder.to_path_buf()]));
+        let aliases = aliases.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect();
+        Models::new(&options, aliases)
+    }
+
+    #[test]
+    fn names_are_exact_then_files_then_aliases() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("other.safetensors"), b"x").unwrap();
+        let models = models(
+            Some("/secret/flux1-dev.safetensors"),
+            folder.path(),
+            &[("house", "other"), ("gpt-image-2*", "flux-tiny")],
+        );
+        let find = |name| models.find(name).unwrap();
+        let default = ServedModel { name: "flux1-dev".into(), open: None };
+        for name in [None, Some(""), Some("flux1-dev"), Some("dall-e-3"), Some("gpt-image-1")] {
+            assert_eq!(find(name), default, "{name:?}");
+        }
+        assert!(find(Some("other")).open.unwrap().ends_with("other.safetensors"));
+        assert!(find(Some("house")).open.unwrap().ends_with("other.safetensors"));
+        assert_eq!(find(Some("gpt-image-2-mini")).open.as_deref(), Some("embedded"));
+        assert_eq!(find(Some("flux-tiny")).open.as_deref(), Some("embedded"));
+    }
+
+    #[test]
+    fn names_that_are_not_in_the_index_are_unknown_and_not_repeated() {
+        let folder = tempfile::tempdir().unwrap();
+        let models = models(None, folder.path(), &[]);
+        for name in ["../x", "/etc/passwd", "%2e%2e/x", "a\0b", "CON", "no-such", "synthetic:dev"] {
+            let fault = models.find(Some(name)).unwrap_err();
+            assert_eq!((fault.status, fault.code.as_str()), (404, "model_not_found"), "{name}");
+            assert_eq!(fault.hint.as_deref(), Some("one of: flux-tiny"));
+            assert!(!fault.message.contains(name), "{fault:?}");
+            let fault = models.check_lora(name).unwrap_err();
+            assert_eq!((fault.status, fault.code.as_str()), (404, "lora_not_found"), "{name}");
+        }
+    }
+}

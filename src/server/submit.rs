@@ -1,0 +1,345 @@
+//! From what a client asked for to a job, and to its end. Every dialect goes through here, so all
+//! refuse the same requests.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, Bytes};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::access::{Owner, hash};
+use super::broker::{NewJob, Submitted};
+use super::fault::Fault;
+use super::job::{Job, JobSpec, Output, State, hex, random_hex};
+use super::state::{Server, blocking};
+use crate::pipeline::images::{DEFAULT_QUALITY, Format, image_size};
+use crate::pipeline::request::{self, Request};
+use crate::pipeline::{check_side, random_seed};
+
+/// The largest image to start from, in pixels. It is checked before the image is decoded.
+const MAX_INPUT_PIXELS: u64 = 16_000_000;
+/// Every FLUX model has tokens of 16 x 16 pixels; the worker checks again.
+const TOKEN: usize = 16;
+/// After this time without an answer, bytes are sent so that nothing between here and the client
+/// takes the connection for dead.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// The time between such bytes.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
+
+/// What a client asks for.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    /// The request; what it leaves out is the model's default.
+    pub request: Request,
+    /// The name of a model.
+    pub model: Option<String>,
+    /// The file of an image to start from.
+    pub input: Option<Bytes>,
+    /// The format of the images.
+    pub format: Format,
+    /// JPEG quality, 1 to 100.
+    pub quality: u8,
+    /// The API through which it comes.
+    pub dialect: &'static str,
+    /// The client's idempotency key.
+    pub idempotency: Option<String>,
+}
+
+impl Draft {
+    /// A request for PNG files with the default model.
+    pub fn new(request: Request, dialect: &'static str) -> Self {
+        Draft {
+            request,
+            model: None,
+            input: None,
+            format: Format::Png,
+            quality: DEFAULT_QUALITY,
+            dialect,
+            idempotency: None,
+        }
+    }
+}
+
+impl Server {
+    /// Checks a draft and accepts it as a job, which is durable when this returns. The flag says
+    /// whether it is new: an idempotency key may name an earlier one.
+    ///
+    /// # Errors
+    /// 422 and 404 for what cannot be drawn, 503 if the queue is full or the server ends.
+    pub fn submit(&self, draft: Draft, owner: &Owner) -> Result<(Job, bool), Fault> {
+        blocking(|| self.submit_blocking(draft, owner))
+    }
+
+    fn submit_blocking(&self, draft: Draft, owner: &Owner) -> Result<(Job, bool), Fault> {
+        if self.is_draining() {
+            return Err(
+                Fault::new(503, "shutting_down", "the server is about to end").retry_after(10)
+            );
+        }
+        let Draft { mut request, model, input, format, quality, dialect, idempotency } = draft;
+        request.check_values()?;
+        for (name, side) in [("width", request.width), ("height", request.height)] {
+            side.map_or(Ok(()), |side| check_side(name, side, TOKEN))?;
+        }
+        if request.strength.is_some() && input.is_none() {
+            return Err(Fault::invalid("strength", "strength: it needs an image to start from"));
+        }
+        if let Some(bytes) = &input {
+            image_size(bytes, MAX_INPUT_PIXELS).map_err(|e| Fault::from(e).parameter("image"))?;
+        }
+        let model = self.models.find(model.as_deref())?;
+        let names = request.prompt.loras().iter().chain(&request.loras);
+        names.map(|lora| &lora.name).try_for_each(|name| self.models.check_lora(name))?;
+        let idempotency = idempotency.map(|key| {
+            let sent = json!({
+                "request": request, "model": model.name, "format": format.name(),
+                "quality": quality, "input": input.as_deref().map(|b| hex(&hash_bytes(b))),
+            });
+            (key, hex(&hash(&sent.to_string())))
+        });
+        request.seed.get_or_insert_with(random_seed);
+        let id = random_hex(16)?;
+        if let Some(bytes) = &input {
+            self.data.write_input(&id, bytes)?;
+        }
+        let cost = self.cost(&request);
+        let spec = JobSpec {
+            request,
+            model: model.name,
+            format: format.name().into(),
+            quality: quality.clamp(1, 100),
+            has_input: input.is_some(),
+            dialect: dialect.into(),
+        };
+        let new = NewJob { id: id.clone(), owner: owner.0.clone(), spec, cost, idempotency };
+        match self.broker.submit(new) {
+            Ok(Submitted::New(job)) => {
+                self.publish_status(&job);
+                self.wake.notify_one();
+                Ok((job, true))
+            }
+            other => {
+                self.data.delete(&id);
+                match other? {
+                    Submitted::New(job) | Submitted::Same(job) => Ok((job, false)),
+                }
+            }
+        }
+    }
+
+    /// Pixels that pass through the transformer, in millions, for the fair order.
+    fn cost(&self, request: &Request) -> f64 {
+        let defaults = self.worker().defaults.unwrap_or_default();
+        let or_default = |given: Option<usize>, name: &str| {
+            given.map_or_else(|| defaults[name].as_f64().unwrap_or(16.0), |n| n as f64)
+        };
+        let pixels = or_default(request.width, "width") * or_default(request.height, "height");
+        pixels * or_default(request.steps, "steps") * request.count.unwrap_or(1) as f64 / 1e6
+    }
+
+    /// Waits for the end of `job`. Dropping the result cancels the job.
+    pub fn wait(self: &Arc<Self>, job: Job) -> Waiting {
+        Waiting { server: self.clone(), job, over: false }
+    }
+
+    /// The bytes of a result.
+    ///
+    /// # Errors
+    /// 410 if it was deleted.
+    pub fn read_result(&self, output: &Output) -> Result<Vec<u8>, Fault> {
+        blocking(|| std::fs::read(self.data.result(&output.file))).map_err(|_| expired())
+    }
+}
+
+fn hash_bytes(bytes: &[u8]) -> [u8; 32] {
+    use sha2::{Digest, Sha256};
+    Sha256::digest(bytes).into()
+}
+
+/// The fault of a result that is not there any more.
+pub fn expired() -> Fault {
+    Fault::new(410, "expired", "the images of this job were deleted").hint("send the request again")
+}
+
+/// A job whose client waits for it. If the client goes away, the job is cancelled.
+pub struct Waiting {
+    server: Arc<Server>,
+    /// The job as it was when it was accepted.
+    pub job: Job,
+    over: bool,
+}
+
+impl Waiting {
+    /// The job once it is over.
+    ///
+    /// # Errors
+    /// 500 if the list of jobs cannot be read.
+    pub async fn end(&mut self) -> Result<Job, Fault> {
+        let channel = self.server.events.channel(&self.job.id);
+        let mut changed = channel.watch();
+        let mut seen = 0;
+        loop {
+            changed.borrow_and_update();
+            let job = self.server.job(&self.job.id, &self.job.owner)?;
+            if job.state.is_final() {
+                self.over = true;
+                return Ok(job);
+            }
+            // Only a change of state is worth a look at the list of jobs.
+            loop {
+                let events = channel.after(seen);
+                seen = events.last().map_or(seen, |e| e.number);
+                if events.iter().any(|e| e.name == "status") {
+                    break;
+                }
+                if changed.changed().await.is_err() {
+                    return Err(Fault::internal("the events of the job ended before it"));
+                }
+            }
+        }
+    }
+
+    fn is_running(&self) -> bool {
+        let job = self.server.job(&self.job.id, &self.job.owner);
+        job.is_ok_and(|job| job.state == State::Running)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // A job that was accepted survives the end of the server.
+        if self.over || self.server.is_draining() {
+            return;
+        }
+        let (server, job) = (self.server.clone(), self.job.clone());
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { server.cancel(&job.id, &job.owner).map(drop) });
+        }
+    }
+}
+
+/// The images of `job`, which is over.
+///
+/// # Errors
+/// The fault with which it failed; 409 if it was cancelled; 410 if its images have expired.
+pub fn succeeded(job: &Job) -> Result<&[Output], Fault> {
+    match job.state {
+        State::Succeeded => Ok(&job.outputs),
+        State::Canceled => Err(Fault::new(409, "cancelled", "the job was cancelled")),
+        State::Expired => Err(expired()),
+        _ => Err(job.fault.clone().unwrap_or_else(|| Fault::internal("the job failed"))),
+    }
+}
+
+/// Answers with what `render` makes of the job once it is over. If that takes long, the answer
+/// begins before, with spaces, which JSON allows; a fault is then rendered by `fault`.
+///
+/// # Errors
+/// Those of `render`, in an answer that has not begun.
+pub async fn answer(
+    mut waiting: Waiting,
+    render: impl FnOnce(&Server, &Job) -> Result<Value, Fault> + Send + 'static,
+    fault: fn(&Fault) -> Value,
+) -> Result<Response, Fault> {
+    let since = Instant::now();
+    loop {
+        match timeout(PATIENCE.saturating_sub(since.elapsed()).max(TICK), waiting.end()).await {
+            Ok(job) => {
+                let job = job?;
+                let value = blocking(|| render(&waiting.server, &job))?;
+                return Ok(axum::Json(value).into_response());
+            }
+            Err(_) if waiting.is_running() => break,
+            Err(_) => {}
+        }
+    }
+    let body = stream::unfold(Some((waiting, render)), move |state| async move {
+        let (mut waiting, render) = state?;
+        let Ok(job) = timeout(SIGN_OF_LIFE, waiting.end()).await else {
+            return Some((Ok::<_, Infallible>(Bytes::from_static(b" ")), Some((waiting, render))));
+        };
+        let value = job.and_then(|job| blocking(|| render(&waiting.server, &job)));
+        let value = value.unwrap_or_else(|f| fault(&f));
+        Some((Ok(Bytes::from(value.to_string())), None))
+    });
+    let content_type = (header::CONTENT_TYPE, "application/json");
+    Ok(([content_type], Body::from_stream(body)).into_response())
+}
+
+/// How often a queued job is looked at once the patience has ended.
+const TICK: Duration = Duration::from_secs(1);
+
+/// `WIDTHxHEIGHT`; `None` for `auto`.
+///
+/// # Errors
+/// 422.
+pub fn parse_size(text: &str) -> Result<Option<(usize, usize)>, Fault> {
+    if text == "auto" || text.is_empty() {
+        return Ok(None);
+    }
+    let read = || {
+        let (width, height) = text.split_once(['x', 'X', '\u{d7}'])?;
+        Some((width.trim().parse().ok()?, height.trim().parse().ok()?))
+    };
+    read().map(Some).ok_or_else(|| {
+        let limits = format!("multiples of {TOKEN} from {TOKEN} to {}", request::MAX_SIDE);
+        Fault::invalid("size", format!("size: expected auto, or WIDTHxHEIGHT in {limits}"))
+    })
+}
+
+/// The bytes of an image in base64, bare or as a data URI. Nothing is ever fetched.
+///
+/// # Errors
+/// 422.
+pub fn parse_image(parameter: &str, text: &str) -> Result<Bytes, Fault> {
+    use base64::Engine as _;
+    use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE};
+    let refused = |expected: &str| {
+        Err(Fault::invalid(parameter, format!("{parameter}: expected {expected}")))
+    };
+    let text = text.trim();
+    if text.starts_with("http://") || text.starts_with("https://") || text.starts_with("file:") {
+        return refused("the image itself: this server fetches no addresses");
+    }
+    let encoded = match text.strip_prefix("data:") {
+        Some(rest) => match rest.split_once(";base64,") {
+            Some((_, encoded)) => encoded,
+            None => return refused("a data URI with base64"),
+        },
+        None => text,
+    };
+    let clean: String = encoded.chars().filter(|c| !c.is_whitespace()).collect();
+    match BASE64_STANDARD.decode(&clean).or_else(|_| BASE64_URL_SAFE.decode(&clean)) {
+        Ok(bytes) => Ok(bytes.into()),
+        Err(_) => refused("an image in base64, or a data URI"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f36_images_are_inline_and_addresses_are_not_fetched() {
+        assert_eq!(parse_image("image", "aGk=").unwrap(), &b"hi"[..]);
+        assert_eq!(parse_image("image", " data:image/png;base64,aG\nk= ").unwrap(), &b"hi"[..]);
+        for bad in ["http://127.0.0.1/x.png", "https://x", "file:///etc/passwd", "data:x,y", "%%"] {
+            let fault = parse_image("image", bad).unwrap_err();
+            assert_eq!((fault.status, fault.parameter.as_deref()), (422, Some("image")), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_and_never_rounded() {
+        assert_eq!(parse_size("1024x768").unwrap(), Some((1024, 768)));
+        assert_eq!(parse_size("auto").unwrap(), None);
+        for bad in ["1024", "-1x16", "x", "1e3x16", "16x16x16"] {
+            assert_eq!(parse_size(bad).unwrap_err().status, 422, "{bad}");
+        }
+    }
+}

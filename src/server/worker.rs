@@ -1,0 +1,252 @@
+//! The process that owns the device and the model: it draws one job after another. If it crashes or
+//! hangs, the front starts another.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+
+use super::data::DataFolder;
+use super::fault::{Fault, without_folders};
+use super::job::{JobSpec, Output};
+use super::protocol::{Order, Report};
+use crate::error::{Error, Kind, Result};
+use crate::event::{Event, Phase};
+use crate::message::Words;
+use crate::pipeline::Engine;
+use crate::pipeline::images::{self, Format, Metadata};
+use crate::pipeline::request::{Generated, Image, Options, Request};
+
+/// How often the front hears from a worker that has nothing to report.
+const ALIVE: Duration = Duration::from_millis(500);
+/// The longer side of a preview, at most, in pixels.
+const PREVIEW_SIDE: usize = 512;
+
+/// Reads orders from `stdin` and reports on `stdout` until `stdin` ends. `words` are those of the
+/// command line, for an error that ends the server; `orphaned` is called once `stdin` has ended,
+/// and must end the process: there is nobody left to draw for.
+///
+/// # Errors
+/// The error for which the default model or the device cannot be opened, and a lost device.
+pub fn worker(
+    stdin: impl Read + Send + 'static,
+    stdout: impl Write,
+    words: &dyn Words,
+    orphaned: fn(),
+) -> Result<()> {
+    let cancelled = Arc::new(Mutex::new(None));
+    let orders = read_orders(stdin, cancelled.clone(), orphaned);
+    let mut reports = Reports { out: stdout, last: Instant::now() };
+    let Ok(Order::Open { options, data }) = orders.recv() else {
+        return Err(Error::argument("a worker is started by the server, not by hand"));
+    };
+    let options = Options::from(options);
+    let opened = open(&options, None, &mut reports).and_then(|engine| {
+        let defaults = engine.settings(&Request::default())?;
+        Ok((engine, defaults))
+    });
+    let (engine, defaults) = match opened {
+        Ok(opened) => opened,
+        Err(e) => {
+            let worded = e.in_words(words);
+            reports.send(&Report::Unusable {
+                message: worded.to_string(),
+                hint: worded.hint(),
+                exit_code: e.kind().exit_code(),
+            });
+            return Err(e);
+        }
+    };
+    reports.send(&Report::Ready { defaults: serde_json::json!(defaults) });
+    let mut worker =
+        Worker { options, data: DataFolder::at(data), open: Some((None, engine)), cancelled };
+    while let Ok(order) = orders.recv() {
+        if let Order::Job { id, spec, model } = order {
+            worker.job(&id, &spec, model, &mut reports)?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads orders in a thread. Cancel orders take effect at once: the others wait for the job.
+fn read_orders(
+    stdin: impl Read + Send + 'static,
+    cancelled: Arc<Mutex<Option<String>>>,
+    orphaned: fn(),
+) -> Receiver<Order> {
+    let (sender, orders) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdin).lines().map_while(std::result::Result::ok) {
+            match serde_json::from_str(&line) {
+                Ok(Order::Cancel { id }) => {
+                    *cancelled.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
+                }
+                Ok(order) => drop(sender.send(order)),
+                // The front is the same program, so this cannot happen.
+                Err(_) => break,
+            }
+        }
+        orphaned();
+    });
+    orders
+}
+
+/// Sends reports, and a sign of life now and then.
+struct Reports<W> {
+    out: W,
+    last: Instant,
+}
+
+impl<W: Write> Reports<W> {
+    fn send(&mut self, report: &Report) {
+        let mut line = serde_json::to_vec(report).unwrap_or_default();
+        line.push(b'\n');
+        // If the front is gone, stdin has ended too.
+        self.out.write_all(&line).and_then(|()| self.out.flush()).ok();
+        self.last = Instant::now();
+    }
+
+    fn event(&mut self, event: Event) {
+        let log = |level: &str, text: &str| Report::Log {
+            level: level.into(),
+            text: without_folders(text),
+        };
+        match event {
+            Event::Note(text) => self.send(&log("note", text.as_str())),
+            Event::Warning(text) => self.send(&log("warning", text.as_str())),
+            Event::PhaseStart { phase, steps } => {
+                self.send(&Report::Phase { phase: phase.name().into(), steps });
+            }
+            Event::Step { phase: Phase::Denoise, done, steps, .. } => {
+                self.send(&Report::Step { done, steps });
+            }
+            Event::Preview { width, height, rgb } => {
+                if let Some(report) = preview(Image { width, height, rgb }) {
+                    self.send(&report);
+                }
+            }
+            _ if self.last.elapsed() > ALIVE => self.send(&Report::Alive),
+            _ => {}
+        }
+    }
+}
+
+/// A preview in half the size of the image (four pixels per latent pixel), as a JPEG.
+fn preview(small: Image) -> Option<Report> {
+    let scale = (PREVIEW_SIDE / small.width.max(small.height)).clamp(1, 4);
+    let (width, height) = (small.width * scale, small.height * scale);
+    let image = images::fit(&small, width, height);
+    let jpeg = images::encode(&image, Format::Jpeg, 80, "").ok()?;
+    Some(Report::Preview { jpeg: BASE64_STANDARD.encode(jpeg), width, height })
+}
+
+/// Opens a model: `model`, or the one that `options` name.
+fn open<W: Write>(
+    options: &Options,
+    model: Option<&str>,
+    reports: &mut Reports<W>,
+) -> Result<Engine> {
+    let mut options = options.clone();
+    if let Some(model) = model {
+        options.files = crate::ModelFiles { model: Some(model.into()), ..Default::default() };
+    }
+    Engine::open_with(options, |event| {
+        reports.event(event);
+        ControlFlow::Continue(())
+    })
+}
+
+struct Worker {
+    options: Options,
+    data: DataFolder,
+    /// The model that is open; `None` is the default model.
+    open: Option<(Option<String>, Engine)>,
+    cancelled: Arc<Mutex<Option<String>>>,
+}
+
+impl Worker {
+    /// Draws one job and reports its end.
+    ///
+    /// # Errors
+    /// A device that is lost: the process is of no more use.
+    fn job<W: Write>(
+        &mut self,
+        id: &str,
+        spec: &JobSpec,
+        model: Option<String>,
+        reports: &mut Reports<W>,
+    ) -> Result<()> {
+        let drawn = self.draw(id, spec, model, reports).and_then(|generated| {
+            let outputs = self.write(id, spec, &generated)?;
+            Ok((outputs, serde_json::json!(generated.settings)))
+        });
+        match drawn {
+            Ok((outputs, settings)) => {
+                reports.send(&Report::Finished { id: id.into(), outputs, settings });
+                Ok(())
+            }
+            Err(e) => {
+                let ends = e.kind() == Kind::Device;
+                reports.send(&Report::Failed {
+                    id: id.into(),
+                    fault: Fault::from(&e),
+                    cancelled: e.kind() == Kind::Cancelled,
+                    ends,
+                });
+                if ends { Err(e) } else { Ok(()) }
+            }
+        }
+    }
+
+    fn draw<W: Write>(
+        &mut self,
+        id: &str,
+        spec: &JobSpec,
+        model: Option<String>,
+        reports: &mut Reports<W>,
+    ) -> Result<Generated> {
+        if self.open.as_ref().is_none_or(|(open, _)| *open != model) {
+            // Both need not fit into memory.
+            self.open = None;
+            let engine = open(&self.options, model.as_deref(), reports)?;
+            self.open = Some((model, engine));
+        }
+        let Some((_, engine)) = &mut self.open else {
+            return Err(Error::device("no model is open"));
+        };
+        let mut request = spec.request.clone();
+        // Names from clients are names, never paths.
+        request.loras.iter_mut().for_each(|lora| lora.tag = true);
+        if spec.has_input {
+            let input = images::load_init_image(&self.data.input(id))?;
+            request = request.init(input);
+        }
+        let cancelled = &self.cancelled;
+        engine.generate_with(&request, |event| {
+            reports.event(event);
+            let cancelled = cancelled.lock().unwrap_or_else(PoisonError::into_inner);
+            match cancelled.as_deref() == Some(id) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        })
+    }
+
+    fn write(&self, id: &str, spec: &JobSpec, generated: &Generated) -> Result<Vec<Output>> {
+        let Generated { images, settings, .. } = generated;
+        let format = spec.format();
+        let write = |(index, image): (usize, &Image)| {
+            let file = DataFolder::result_name(id, index, format);
+            let path: PathBuf = self.data.result(&file);
+            images::save(image, &path, format, spec.quality, &Metadata { settings, index })?;
+            let bytes = std::fs::metadata::<&Path>(&path).map_or(0, |facts| facts.len());
+            Ok(Output { file, width: image.width, height: image.height, bytes })
+        };
+        images.iter().enumerate().map(write).collect()
+    }
+}
