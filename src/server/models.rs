@@ -1,7 +1,8 @@
 //! The names under which clients ask for models and LoRAs. They come from an index: no name that a
 //! client sends is ever joined to a path.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,9 @@ use crate::pipeline::request::Options;
 const EMBEDDED: &str = "flux-tiny";
 /// Names that other services give their models. Clients send them whatever the server has.
 const FOREIGN: [&str; 4] = ["gpt-image*", "chatgpt-image*", "dall-e*", "flux-pro*"];
+/// How many names are remembered, and how long they may be, in bytes.
+const MAX_FOUND: usize = 1000;
+const MAX_NAME: usize = 256;
 /// How long a list of the folders is used.
 const LIST_KEPT: Duration = Duration::from_secs(30);
 
@@ -47,6 +51,8 @@ pub struct Models {
     aliases: Vec<(String, String)>,
     places: ModelPlaces,
     listed: Mutex<Option<(Instant, Vec<(ModelKind, Listed)>)>>,
+    /// What names were found to mean lately, so that not every request walks through the folders.
+    found: Mutex<HashMap<(Role, String), (Instant, Option<PathBuf>)>>,
 }
 
 impl Models {
@@ -60,7 +66,14 @@ impl Models {
             Some(path) => Path::new(path).file_stem().unwrap_or_default().to_string_lossy().into(),
         };
         let places = options.places.clone().unwrap_or_else(ModelPlaces::of_process);
-        Models { default, given, aliases, places, listed: Mutex::default() }
+        Models {
+            default,
+            given,
+            aliases,
+            places,
+            listed: Mutex::default(),
+            found: Mutex::default(),
+        }
     }
 
     /// The name of the default model.
@@ -107,7 +120,7 @@ impl Models {
         if name == "embedded" || name == EMBEDDED {
             return Ok(ServedModel { name: EMBEDDED.into(), open: Some("embedded".into()) });
         }
-        match self.places.named(name, Role::Model) {
+        match self.path(name, Role::Model) {
             Ok(path) => match path.into_os_string().into_string() {
                 Ok(path) => Ok(ServedModel { name: name.into(), open: Some(path) }),
                 Err(_) => Err(self.unknown("model", self.models())),
@@ -121,10 +134,37 @@ impl Models {
     /// # Errors
     /// 404 with the names that there are.
     pub fn check_lora(&self, name: &str) -> std::result::Result<(), Fault> {
-        match self.places.named(name, Role::Lora) {
+        match self.path(name, Role::Lora) {
             Ok(_) => Ok(()),
             Err(e) => Err(self.refused(&e, "lora", self.loras())),
         }
+    }
+
+    /// The file that a name means, from memory if it was looked up lately.
+    fn path(&self, name: &str, role: Role) -> Result<PathBuf> {
+        let lock = || self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (role, name.to_string());
+        match lock().get(&key) {
+            Some((since, Some(path))) if since.elapsed() < LIST_KEPT && path.exists() => {
+                return Ok(path.clone());
+            }
+            Some((since, None)) if since.elapsed() < LIST_KEPT => {
+                return Err(Error::missing("no model of this name was found"));
+            }
+            _ => {}
+        }
+        let named = self.places.named(name, role);
+        let known = match &named {
+            Ok(path) => Some(path.clone()),
+            Err(e) if e.kind() == Kind::Missing => None,
+            Err(_) => return named,
+        };
+        let mut found = lock();
+        found.retain(|_, (since, _)| since.elapsed() < LIST_KEPT);
+        if found.len() < MAX_FOUND && name.len() <= MAX_NAME {
+            found.insert(key, (Instant::now(), known));
+        }
+        named
     }
 
     fn refused(&self, error: &Error, what: &str, all: Vec<Listed>) -> Fault {

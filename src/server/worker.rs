@@ -32,7 +32,7 @@ const PREVIEW_SIDE: usize = 512;
 /// and must end the process: there is nobody left to draw for.
 ///
 /// # Errors
-/// The error for which the default model or the device cannot be opened, and a lost device.
+/// A lost device.
 pub fn worker(
     stdin: impl Read + Send + 'static,
     stdout: impl Write,
@@ -59,7 +59,8 @@ pub fn worker(
                 hint: worded.hint(),
                 exit_code: e.kind().exit_code(),
             });
-            return Err(e);
+            // The front prints it.
+            return Ok(());
         }
     };
     reports.send(&Report::Ready { defaults: serde_json::json!(defaults) });

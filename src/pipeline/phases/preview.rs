@@ -1,4 +1,4 @@
-//! A small image of unfinished latents, for progress displays: a linear map from latents to colours.
+//! A small image of unfinished latents, for progress displays: colours are a linear map of latents.
 
 use super::tokens::unpack;
 use crate::model::flux1::DenoiseShape;

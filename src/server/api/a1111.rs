@@ -21,6 +21,8 @@ use crate::server::job::{Job, State as JobState};
 use crate::server::state::{Server, blocking};
 use crate::server::submit::{Draft, answer, parse_image, succeeded};
 
+/// The name of this API in jobs.
+const DIALECT: &str = "a1111";
 /// The most steps of models that were distilled to a few: frontends send 20 and more to every
 /// model.
 const DISTILLED_STEPS: usize = 8;
@@ -135,7 +137,7 @@ fn draft(server: &Server, owner: &Owner, fields: &Fields) -> Result<Draft, Fault
         Some(overrides) => Fields(overrides).text("sd_model_checkpoint")?,
         None => None,
     };
-    let mut draft = Draft::new(request, "a1111");
+    let mut draft = Draft::new(request, DIALECT);
     draft.model = match checkpoint.filter(|title| !title.is_empty()) {
         Some(title) => Some(without_hash(title).to_string()),
         None => server.preferred(&owner.0),
@@ -260,10 +262,11 @@ fn timestamp(seconds: i64) -> String {
     format!("{year:04}{month:02}{day:02}{hour:02}{minute:02}{second:02}")
 }
 
-/// The job of `owner` that runs, or waits if none runs.
+/// The job of `owner` that came through this API and runs, or waits if none runs.
 fn current(server: &Server, owner: &Owner) -> Result<Option<Job>, Fault> {
-    let jobs = blocking(|| server.broker.list(&owner.0, 300))?;
-    let of = |states: &[JobState]| jobs.iter().rev().find(|j| states.contains(&j.state)).cloned();
+    let mut jobs = blocking(|| server.broker.active(&owner.0))?;
+    jobs.retain(|job| job.spec.as_ref().is_some_and(|spec| spec.dialect == DIALECT));
+    let of = |states: &[JobState]| jobs.iter().find(|j| states.contains(&j.state)).cloned();
     Ok(of(&[JobState::Running, JobState::Canceling]).or_else(|| of(&[JobState::Queued])))
 }
 

@@ -33,12 +33,14 @@ const MAX_IDEMPOTENCY_KEY: usize = 255;
 const MAX_LISTED: usize = 200;
 
 /// The fields of `request`.
-const FIELDS: [&str; 17] = [
+const FIELDS: [&str; 19] = [
     "prompt",
     "negative",
     "steps",
     "cfg_scale",
     "guidance",
+    "shift",
+    "scheduler",
     "seed",
     "width",
     "height",
@@ -46,11 +48,11 @@ const FIELDS: [&str; 17] = [
     "strength",
     "loras",
     "count",
+    "only",
     "init",
     "model",
     "format",
     "quality",
-    "seed_text",
 ];
 
 /// The paths of this API.
@@ -125,6 +127,14 @@ fn draft(body: &Value) -> Result<Draft, Fault> {
     {
         (request.width, request.height) = (Some(width), Some(height));
     }
+    request.shift = fields.real("shift")?;
+    if let Some(scheduler) = fields.get("scheduler") {
+        let read = serde_json::from_value(scheduler.clone());
+        request.scheduler = Some(read.map_err(|e| {
+            Fault::invalid("scheduler", format!("scheduler: not a scheduler's configuration: {e}"))
+        })?);
+    }
+    request.only = fields.whole("only")?;
     request.strength = fields.real("strength")?;
     request.count = fields.whole("count")?;
     let mut draft = Draft::new(request, "native");

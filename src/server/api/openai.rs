@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::extract::{FromRequest, Multipart, Path, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, Path, State};
 use axum::http::{HeaderMap, Request, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -217,6 +217,8 @@ async fn form(body: Whole) -> Result<(Map<String, Value>, Option<axum::body::Byt
     if let Ok(content_type) = body.content_type.parse() {
         request.headers_mut().insert(header::CONTENT_TYPE, content_type);
     }
+    // The body was bounded when it was read.
+    DefaultBodyLimit::disable().apply(&mut request);
     let mut form = Multipart::from_request(request, &())
         .await
         .map_err(|_| Fault::new(400, "invalid_request", "the form cannot be read"))?;

@@ -289,6 +289,17 @@ impl Broker for LocalBroker {
         rows.collect::<Result<_, _>>().map_err(stored)
     }
 
+    fn active(&self, owner: &str) -> Result<Vec<Job>, Fault> {
+        let inner = self.lock();
+        let sql = format!(
+            "SELECT {COLUMNS} FROM jobs WHERE owner = ?1
+             AND state IN ('queued', 'running', 'canceling') ORDER BY seq"
+        );
+        let mut statement = inner.db.prepare(&sql).map_err(stored)?;
+        let rows = statement.query_map([owner], read_job).map_err(stored)?;
+        rows.collect::<Result<_, _>>().map_err(stored)
+    }
+
     fn position(&self, id: &str) -> Option<usize> {
         self.lock().queue.position(id)
     }

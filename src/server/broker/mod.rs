@@ -78,6 +78,9 @@ pub trait Broker: Send + Sync {
     /// The newest jobs of `owner`, at most `limit`.
     fn list(&self, owner: &str, limit: usize) -> Result<Vec<Job>, Fault>;
 
+    /// The jobs of `owner` that wait or run, the oldest first.
+    fn active(&self, owner: &str) -> Result<Vec<Job>, Fault>;
+
     /// The place of a queued job, from 0; `None` if it is not queued.
     fn position(&self, id: &str) -> Option<usize>;
 
