@@ -17,11 +17,14 @@ use super::api::Dialect;
 use super::fault::Fault;
 use super::job::random_hex;
 use super::state::Server;
+use crate::text::shortened;
 
 /// Paths that need no key: they say nothing but whether the server works, or are signed.
 const OPEN: [&str; 2] = ["/health", "/ready"];
 /// Signed links.
 const SIGNED: &str = "/results/";
+/// How many characters of a path are logged.
+const MAX_LOGGED: usize = 200;
 /// The longest reason phrase, in bytes.
 const MAX_REASON: usize = 80;
 
@@ -77,7 +80,7 @@ pub async fn guard(
     }
     // Polls of load balancers say nothing.
     if !OPEN.contains(&path.as_str()) {
-        let ms = since.elapsed().as_millis();
+        let (ms, path) = (since.elapsed().as_millis(), shortened(&path, MAX_LOGGED));
         server.log(&format!("{id} {method} {path} {status} {ms} ms {who}"));
     }
     response

@@ -18,6 +18,8 @@ use crate::event::Phase;
 
 /// How long a worker may take to stop a job before it is killed.
 const CANCEL_GRACE: Duration = Duration::from_secs(30);
+/// How long a worker may take to read an order.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pauses between workers that end without having drawn.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// How often clocks and the end of the server are looked at.
@@ -211,9 +213,10 @@ impl Worker {
     async fn order(&mut self, order: &Order) {
         let mut line = serde_json::to_vec(order).unwrap_or_default();
         line.push(b'\n');
-        // If it has ended, its stdout ends too.
-        self.stdin.write_all(&line).await.ok();
-        self.stdin.flush().await.ok();
+        // If it has ended, its stdout ends too; if it hangs, the clocks say so.
+        let stdin = &mut self.stdin;
+        let write = async { stdin.write_all(&line).await.and(stdin.flush().await) };
+        tokio::time::timeout(ORDER_TIMEOUT, write).await.ok();
     }
 
     /// Acts on a line of the worker.

@@ -54,6 +54,7 @@ impl Dialect {
 /// All paths of the server.
 pub fn router(server: Arc<Server>) -> Router {
     Router::new()
+        .route("/", get(index))
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
@@ -63,6 +64,16 @@ pub fn router(server: Arc<Server>) -> Router {
         .merge(a1111::routes())
         .layer(middleware::from_fn_with_state(server.clone(), guard))
         .with_state(server)
+}
+
+/// What this is, for people who open the address in a browser.
+async fn index(State(server): State<Arc<Server>>) -> Json<Value> {
+    Json(json!({
+        "name": "flux-fast",
+        "version": env!("CARGO_PKG_VERSION"),
+        "model": server.models.default_name(),
+        "apis": ["/api/v2", "/v1/images", "/sdapi/v1"],
+    }))
 }
 
 /// Whether the server runs.
