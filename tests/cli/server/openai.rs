@@ -1,5 +1,7 @@
 //! `/v1`.
 
+use flux_fast::pipeline::images::{Format, encode};
+use flux_fast::pipeline::request::Image;
 use serde_json::json;
 
 use super::{Server, decoded, drawn_by_command};
@@ -130,6 +132,18 @@ fn edits_start_from_the_first_image_of_a_form_or_of_json() {
         let answer = server.post("/v1/images/edits", &body);
         assert_eq!((answer.status, &answer.json()["error"]["param"]), (422, &json!(param)));
     }
+    // A photo is larger than the default limits of web frameworks, and its shape is kept.
+    let photo = Image { width: 1600, height: 800, rgb: vec![200; 1600 * 800 * 3] };
+    let photo = encode(&photo, Format::Bmp, 90, "").unwrap();
+    let body = [
+        part("prompt", b"a fox", ""),
+        part("image", &photo, "; filename=\"photo.bmp\""),
+        part("steps", b"2", ""),
+        b"--xyz--\r\n".to_vec(),
+    ]
+    .concat();
+    let answer = server.request("POST", "/v1/images/edits", &form, &body);
+    assert_eq!((answer.status, &answer.json()["size"]), (200, &json!("176x96")));
     let broken = server.request("POST", "/v1/images/edits", &form, b"--xyz\r\nrubbish");
     assert_eq!(broken.status, 400);
 }
