@@ -266,8 +266,8 @@ pub struct ServeArgs {
     /// The address under which clients reach the server, for links to images
     #[arg(long, value_name = "URL")]
     pub public_url: Option<String>,
-    /// A web page that may use the server from a browser, such as https://lite.koboldai.net; may be
-    /// given several times
+    /// The origin of a web page that may use the server from a browser, such as
+    /// `https://lite.koboldai.net`; may be given several times
     #[arg(long = "cors-origin", value_name = "ORIGIN")]
     pub cors_origins: Vec<String>,
     /// The most jobs that may wait, 1 to 100000; more are refused until there is room
@@ -279,6 +279,19 @@ pub struct ServeArgs {
         allow_hyphen_values = true,
     )]
     pub max_queue: usize,
+    /// How long a model stays in memory after its last job: a time such as 5m, 90s or 2h, 0, or
+    /// forever
+    #[arg(
+        long,
+        value_name = "TIME",
+        value_parser = values::keep_alive,
+        default_value = "forever",
+        allow_hyphen_values = true,
+    )]
+    pub keep_alive: values::KeepAlive,
+    /// How lines of the log on stderr are written
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
     /// Seconds without a sign of life after which the process that draws is replaced, 1 to 86400
     #[arg(
         long,
@@ -292,8 +305,21 @@ pub struct ServeArgs {
     pub engine: EngineArgs,
 }
 
+/// How the log of the server is written.
+#[cfg(feature = "server")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
 #[cfg(feature = "server")]
 const SERVE_HELP: &str = "\
+Keys with plans (limits on requests, images, megapixels and active jobs), aliases and options of
+single models stand in the configuration file (--config): see the README.
+
 Examples:
   flux-fast serve
   flux-fast serve --model flux1-schnell.safetensors --vram 8G

@@ -36,6 +36,12 @@ const NOT_DEFAULTS: [&str; 10] = [
     "runs",
 ];
 
+/// Keys of the file that only `serve` reads: see `server_config`.
+pub const SERVER_KEYS: [&str; 5] = ["aliases", "default-plan", "keys", "models", "plans"];
+
+/// Option name (without dashes) and its values, in the file's order.
+type Defaults = Vec<(String, Vec<String>)>;
+
 /// The file that was looked for, and what it holds.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Config {
@@ -44,7 +50,11 @@ pub struct Config {
     /// Whether it is there.
     pub exists: bool,
     /// Option name (without dashes) and its values, in the file's order.
-    pub values: Vec<(String, Vec<String>)>,
+    pub values: Defaults,
+    /// The values of [`SERVER_KEYS`].
+    #[serde(skip)]
+    #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "only `serve` reads it"))]
+    pub server: toml::Table,
 }
 
 /// Finds the file: `--config FILE`, else `FLUX_FAST_CONFIG` (empty: none), else the user's folder.
@@ -84,8 +94,8 @@ pub fn read(arguments: &[OsString]) -> Result<Config> {
             return Err(e.at_path(&path));
         }
     };
-    let values = parse(&text).map_err(|e| e.at_path(&path))?;
-    Ok(Config { path: Some(path), exists: true, values })
+    let (values, server) = parse(&text).map_err(|e| e.at_path(&path))?;
+    Ok(Config { path: Some(path), exists: true, values, server })
 }
 
 /// `config.toml` in the user's configuration folder.
@@ -123,8 +133,8 @@ fn options() -> Vec<clap::Arg> {
     options.cloned().collect()
 }
 
-/// The values of a file's text, each checked as if it had been typed.
-fn parse(text: &str) -> Result<Vec<(String, Vec<String>)>> {
+/// The values of a file's text, each checked as if it had been typed, and what is for the server.
+fn parse(text: &str) -> Result<(Defaults, toml::Table)> {
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
         let line = e.span().map_or(1, |s| text[..s.start].matches('\n').count() + 1);
         Error::argument(format!("the configuration file is not TOML: {}", e.message()))
@@ -132,9 +142,15 @@ fn parse(text: &str) -> Result<Vec<(String, Vec<String>)>> {
     })?;
     let options = options();
     let mut values = Vec::new();
+    let mut server = toml::Table::new();
     for (key, value) in table {
+        if SERVER_KEYS.contains(&key.as_str()) {
+            server.insert(key, value);
+            continue;
+        }
         let Some(option) = options.iter().find(|a| a.get_long() == Some(key.as_str())) else {
             let mut names: Vec<_> = options.iter().filter_map(|a| a.get_long()).collect();
+            names.extend(SERVER_KEYS);
             names.sort_unstable();
             return Err(Error::argument("this key is not an option that can have a default")
                 .at(key)
@@ -147,7 +163,7 @@ fn parse(text: &str) -> Result<Vec<(String, Vec<String>)>> {
         check(option, &key, &list)?;
         values.push((key, list));
     }
-    Ok(values)
+    Ok((values, server))
 }
 
 fn value_list(value: &Value) -> Option<Vec<String>> {
@@ -250,7 +266,8 @@ mod tests {
     fn keys_and_values_are_checked_like_typed_options() {
         let good = "steps = 8\nsize = \"512x768\"\nguidance = 2.5\nlora = [\"a:0.5\", \"b\"]\n\
                     vram = \"8G\"\nno-cache = true\nquiet = false\n";
-        let values = parse(good).unwrap();
+        let (values, server) = parse(&format!("{good}plans.x = 1\n")).unwrap();
+        assert_eq!(server.len(), 1);
         assert_eq!(values.len(), 7);
         assert!(values.contains(&("lora".into(), vec!["a:0.5".into(), "b".into()])));
         for (bad, expected) in [
@@ -271,7 +288,7 @@ mod tests {
     #[test]
     fn typed_values_win_and_again_keeps_the_settings_of_the_image() {
         let config = Config {
-            values: parse("steps = 8\nquality = 50\nlora = [\"a:0.5\"]\nwidth = 64").unwrap(),
+            values: parse("steps = 8\nquality = 50\nlora = [\"a:0.5\"]\nwidth = 64").unwrap().0,
             ..Config::default()
         };
         let read = |arguments: &[&str]| {

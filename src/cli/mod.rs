@@ -22,6 +22,8 @@ mod prompts;
 mod pull;
 #[cfg(feature = "server")]
 mod serve;
+#[cfg(feature = "server")]
+mod server_config;
 mod signals;
 mod start_image;
 mod target;
@@ -103,7 +105,7 @@ fn run(cli: Cli, config: &config::Config) -> Result<()> {
         Some(Command::Pull(args)) => pull::pull(&args, how),
         Some(Command::Convert(args)) => convert::convert(&args, how),
         #[cfg(feature = "server")]
-        Some(Command::Serve(args)) => serve::serve(*args, how),
+        Some(Command::Serve(args)) => serve::serve(*args, how, config),
         #[cfg(feature = "server")]
         Some(Command::Worker) => serve::worker(),
         Some(Command::Models) => models::models(how),

@@ -5,19 +5,29 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::args::{How, ServeArgs};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt};
+
+use super::args::{How, LogFormat, ServeArgs};
+use super::config::Config;
 use super::words::Typed;
-use super::{signals, tell};
+use super::{server_config, signals};
 use crate::error::{Error, Result};
 use crate::host;
-use crate::server::{self, ServerOptions};
-use crate::text::one_line;
+use crate::server::{self, ServerKey, ServerOptions};
 
 /// The name of the hidden command.
 pub const WORKER: &str = "worker";
 
+/// The most files and connections that are open at a time.
+#[cfg(unix)]
+const OPEN_FILES: u64 = 8192;
+
 /// Serves until a signal arrives.
-pub fn serve(args: ServeArgs, how: How) -> Result<()> {
+pub fn serve(args: ServeArgs, how: How, config: &Config) -> Result<()> {
+    let config = server_config::read(config)?;
     let mut keys = args.keys;
     if let Some(path) = &args.key_file {
         keys.extend(read_keys(path)?);
@@ -25,6 +35,8 @@ pub fn serve(args: ServeArgs, how: How) -> Result<()> {
     if keys.iter().any(|key| key.trim().is_empty() || key.trim() != key) {
         return Err(Error::argument("a key is empty, or begins or ends with a space").at("--key"));
     }
+    let mut keys: Vec<ServerKey> = keys.iter().map(|key| ServerKey::new(key)).collect();
+    keys.extend(config.keys);
     if !args.listen.ip().is_loopback() && keys.is_empty() {
         return Err(Error::argument("a server that other machines can reach needs a key")
             .at("--listen")
@@ -36,26 +48,57 @@ pub fn serve(args: ServeArgs, how: How) -> Result<()> {
     let program = std::env::current_exe()
         .map_err(|e| Error::device(format!("the program's own file cannot be found: {e}")))?;
     signals::listen();
-    let log = move |line: &str| {
-        if !how.quiet || line.starts_with("listening ") {
-            tell(&format!("{}\n", one_line(line)));
-        }
-    };
+    raise_open_files();
+    start_log(how, args.log_format);
     let mut options = ServerOptions::new(
         args.engine.options(),
         data,
         (program, vec![WORKER.into()]),
         Arc::new(|| signals::received().is_some()),
-        Arc::new(log),
     );
     options.listen = args.listen;
     options.keys = keys;
+    options.default_plan = config.default_plan;
     options.aliases = args.aliases;
+    options.aliases.extend(config.aliases);
+    options.models = config.models;
+    options.keep_alive = args.keep_alive.0;
     options.public_url = args.public_url;
     options.origins = args.cors_origins;
     options.max_queued = args.max_queue;
     options.hang_after = Duration::from_secs(args.hang_after);
     server::serve(options).map_err(|e| listen_error(e, args.listen))
+}
+
+/// Sends the log to stderr: with --quiet only warnings, and where the server listens.
+fn start_log(how: How, format: LogFormat) {
+    let level = if how.quiet { LevelFilter::WARN } else { LevelFilter::INFO };
+    let shown = Targets::new()
+        .with_target("flux_fast", level)
+        .with_target(server::LISTENING, LevelFilter::INFO);
+    // A full disk behind stderr must not end the server.
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let lines = lines.log_internal_errors(false);
+    let layer = match format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    // Only this command sets one, so there is none yet.
+    tracing_subscriber::registry().with(layer.with_filter(shown)).try_init().ok();
+}
+
+/// Lets this process open more files than the usual 1,024, if the system allows it: every
+/// connection is one.
+fn raise_open_files() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let limit = getrlimit(Resource::Nofile);
+        let most = limit.maximum.unwrap_or(OPEN_FILES).min(OPEN_FILES);
+        if limit.current.is_some_and(|now| now < most) {
+            let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(most), ..limit });
+        }
+    }
 }
 
 /// An error about the address, with its option.

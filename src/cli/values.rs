@@ -112,6 +112,34 @@ pub fn alias(text: &str) -> Parsed<(String, String)> {
     crate::server::parse_alias(text).map_err(|e| e.to_string())
 }
 
+/// How long a model stays in memory after its last job; `None` for as long as the program runs.
+#[cfg(feature = "server")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeepAlive(pub Option<std::time::Duration>);
+
+/// `5m`, `90s`, `2h`, `0` or `forever`.
+#[cfg(feature = "server")]
+pub fn keep_alive(text: &str) -> Parsed<KeepAlive> {
+    let read = || {
+        if text == "forever" {
+            return Some(None);
+        }
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let number: u64 = text[..digits].parse().ok()?;
+        let unit = match &text[digits..] {
+            "" if number == 0 => 1,
+            "s" => 1,
+            "m" | "min" => 60,
+            "h" => 3600,
+            _ => return None,
+        };
+        Some(Some(std::time::Duration::from_secs(number.checked_mul(unit)?)))
+    };
+    read()
+        .map(KeepAlive)
+        .ok_or_else(|| format!("`{text}`: expected a time such as 5m, 90s or 2h, or 0, or forever"))
+}
+
 /// Every FLUX.1 has tokens of 16 x 16 pixels; the pipeline checks again against the model at hand.
 const UNIT: usize = 16;
 

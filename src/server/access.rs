@@ -1,6 +1,7 @@
 //! Who may use the server: keys, and the checks that keep foreign web pages out.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use axum::http::{HeaderMap, header};
 use base64::Engine as _;
@@ -9,20 +10,68 @@ use sha2::{Digest, Sha256};
 
 use super::fault::Fault;
 use super::job::hex;
+use super::limits::Plan;
+use crate::error::{Error, Result as Outcome};
 
 /// Whose request it is: a key, or everybody on a server without keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner(pub String);
 
+/// A key, which is only kept and compared as its hash.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServerKey {
+    hash: [u8; 32],
+    /// A name for the log.
+    pub name: Option<String>,
+    /// Its limits; `None` for those of keys without a plan.
+    pub plan: Option<Plan>,
+}
+
+impl ServerKey {
+    /// The key `text`.
+    pub fn new(text: &str) -> Self {
+        ServerKey { hash: hash(text), name: None, plan: None }
+    }
+
+    /// The key whose hash is `text`: `sha256:` and 64 hexadecimal digits.
+    ///
+    /// # Errors
+    /// [`Kind::Argument`](crate::error::Kind::Argument) if it is something else.
+    pub fn hashed(text: &str) -> Outcome<Self> {
+        let read = || {
+            let digits = text.strip_prefix("sha256:").filter(|d| d.len() == 64 && d.is_ascii())?;
+            let mut hash = [0; 32];
+            for (i, byte) in hash.iter_mut().enumerate() {
+                *byte = u8::from_str_radix(digits.get(2 * i..2 * i + 2)?, 16).ok()?;
+            }
+            Some(ServerKey { hash, name: None, plan: None })
+        };
+        read().ok_or_else(|| {
+            // It may be the key itself, so it is not repeated.
+            Error::argument("not the hash of a key")
+                .expected("sha256: and the 64 hexadecimal digits of the key's SHA-256")
+        })
+    }
+}
+
 /// The rules of one server.
 #[derive(Debug, Clone)]
 pub struct Access {
-    /// SHA-256 of every key.
-    keys: Vec<[u8; 32]>,
+    keys: Vec<KnownKey>,
+    /// The limits of everybody on a server without keys.
+    default_plan: Option<Arc<Plan>>,
     /// Host names, in lower case, under which the server may be addressed.
     hosts: Vec<String>,
     /// Origins of foreign pages that may use the server.
     origins: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+struct KnownKey {
+    hash: [u8; 32],
+    owner: Owner,
+    name: Option<String>,
+    plan: Option<Arc<Plan>>,
 }
 
 /// SHA-256 of a key. Keys are only kept and compared in this form.
@@ -37,17 +86,26 @@ fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
 }
 
 impl Access {
-    /// The rules of a server at `listen` that is also known as `hosts`.
+    /// The rules of a server at `listen` that is also known as `hosts`. Keys without a plan, and
+    /// everybody on a server without keys, have `default_plan`.
     pub fn new(
-        keys: &[String],
+        keys: &[ServerKey],
+        default_plan: Option<Plan>,
         listen: SocketAddr,
         hosts: impl IntoIterator<Item = String>,
         origins: Vec<String>,
     ) -> Self {
         let mut hosts: Vec<String> = hosts.into_iter().map(|h| h.to_lowercase()).collect();
         hosts.extend(["localhost".into(), listen.ip().to_string()]);
-        let keys = keys.iter().map(|key| hash(key)).collect();
-        Access { keys, hosts, origins }
+        let default_plan = default_plan.map(Arc::new);
+        let known = |key: &ServerKey| KnownKey {
+            hash: key.hash,
+            owner: Owner(format!("key:{}", hex(&key.hash[..8]))),
+            name: key.name.clone(),
+            plan: key.plan.clone().map(Arc::new).or_else(|| default_plan.clone()),
+        };
+        let keys = keys.iter().map(known).collect();
+        Access { keys, default_plan, hosts, origins }
     }
 
     /// Refuses a request that a foreign web page sends through a browser: by a name that was
@@ -101,11 +159,28 @@ impl Access {
         let Some(given) = given_key(headers) else { return refused("a key is needed") };
         let given = hash(&given);
         // All are compared, whichever it is.
-        let known = self.keys.iter().fold(false, |known, key| known | same(key, &given));
+        let known = self.keys.iter().fold(None, |known, key| match same(&key.hash, &given) {
+            true => Some(key),
+            false => known,
+        });
         match known {
-            true => Ok(Owner(format!("key:{}", hex(&given[..8])))),
-            false => refused("this is not a key of this server"),
+            Some(key) => Ok(key.owner.clone()),
+            None => refused("this is not a key of this server"),
         }
+    }
+
+    /// The limits of `owner`; `None` for none.
+    pub fn plan(&self, owner: &Owner) -> Option<Arc<Plan>> {
+        match self.keys.iter().find(|key| key.owner == *owner) {
+            Some(key) => key.plan.clone(),
+            None => self.default_plan.clone(),
+        }
+    }
+
+    /// `owner` in the log: the name of its key, if it has one.
+    pub fn name(&self, owner: &Owner) -> String {
+        let key = self.keys.iter().find(|key| key.owner == *owner);
+        key.and_then(|key| key.name.clone()).unwrap_or_else(|| owner.0.clone())
     }
 }
 
@@ -141,10 +216,11 @@ mod tests {
     }
 
     fn access(keys: &[&str]) -> Access {
-        let keys: Vec<String> = keys.iter().map(|k| k.to_string()).collect();
+        let keys: Vec<ServerKey> = keys.iter().map(|k| ServerKey::new(k)).collect();
         let listen = "127.0.0.1:8188".parse().unwrap();
         Access::new(
             &keys,
+            None,
             listen,
             ["Draw.example".into()],
             vec!["https://lite.koboldai.net".into()],
@@ -187,6 +263,28 @@ mod tests {
             let fault = access.owner(&headers(&[(name, value)])).unwrap_err();
             assert_eq!(fault.status, 401, "{name}: {value}");
         }
+    }
+
+    #[test]
+    fn keys_may_be_given_as_hashes_and_have_plans_and_names() {
+        let text = "sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae";
+        let mut foo = ServerKey::hashed(text).unwrap();
+        assert_eq!(foo, ServerKey::new("foo"));
+        for bad in ["foo", "sha256:", "sha256:zz", &text[..70], &text.replace('2', "\u{e4}")] {
+            let error = ServerKey::hashed(bad).unwrap_err().to_string();
+            assert!(!error.contains("foo"), "{error}");
+        }
+        let plan = Plan::of(&["1/s"]).unwrap();
+        foo.plan = Some(plan.clone());
+        foo.name = Some("anna".into());
+        let listen = "127.0.0.1:1".parse().unwrap();
+        let keys = [foo, ServerKey::new("bar")];
+        let access = Access::new(&keys, None, listen, [], vec![]);
+        let owner = |key| access.owner(&headers(&[("x-key", key)])).unwrap();
+        assert_eq!(access.plan(&owner("foo")).as_deref(), Some(&plan));
+        assert_eq!(access.name(&owner("foo")), "anna");
+        assert_eq!(access.plan(&owner("bar")), None);
+        assert!(access.name(&owner("bar")).starts_with("key:"));
     }
 
     #[test]

@@ -10,8 +10,9 @@ use tokio::sync::watch;
 
 /// The most events that are kept for one job. Older ones are dropped.
 const MAX_EVENTS: usize = 1024;
-/// How long the events of a job that is over are kept.
+/// How long the events of a job that is over are kept, and of how many such jobs at most.
 const KEPT: Duration = Duration::from_secs(300);
+const MAX_ENDED: usize = 256;
 
 /// One event of a job.
 #[derive(Debug, Clone)]
@@ -84,12 +85,14 @@ pub struct Events {
     /// Differs from one process to the next, since the numbers of events start again.
     pub epoch: String,
     jobs: Mutex<HashMap<String, Arc<Channel>>>,
+    /// The jobs that are over, the oldest first.
+    ended: Mutex<VecDeque<String>>,
 }
 
 impl Events {
     /// No events yet.
     pub fn new(epoch: String) -> Self {
-        Events { epoch, jobs: Mutex::default() }
+        Events { epoch, jobs: Mutex::default(), ended: Mutex::default() }
     }
 
     fn jobs(&self) -> MutexGuard<'_, HashMap<String, Arc<Channel>>> {
@@ -153,13 +156,29 @@ impl Events {
         let channel = self.channel(job);
         let mut log = channel.lock();
         log.progress = Progress::default();
+        let had_ended = log.ended.is_some();
         log.ended = ended.then(Instant::now);
+        drop(log);
+        if !ended || had_ended {
+            return;
+        }
+        let mut all = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push_back(job.to_string());
+        if all.len() > MAX_ENDED
+            && let Some(oldest) = all.pop_front()
+        {
+            self.jobs().remove(&oldest);
+        }
     }
 
     /// Forgets the events of jobs that ended some time ago.
     pub fn sweep(&self) {
         let old = |c: &Channel| c.lock().ended.is_some_and(|ended| ended.elapsed() > KEPT);
-        self.jobs().retain(|_, channel| !old(channel));
+        // In the order of `reset`.
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut jobs = self.jobs();
+        jobs.retain(|_, channel| !old(channel));
+        ended.retain(|job| jobs.contains_key(job));
     }
 }
 
@@ -193,5 +212,21 @@ mod tests {
         (0..2 * MAX_EVENTS).for_each(|_| events.publish("a", "log", json!({})));
         assert_eq!(channel.after(0).len(), MAX_EVENTS);
         assert!(events.channel("b").after(0).is_empty());
+    }
+
+    #[test]
+    fn only_a_few_of_the_jobs_that_are_over_are_remembered() {
+        let events = Events::new("x".into());
+        events.publish("runs", "status", json!({}));
+        for job in 0..2 * MAX_ENDED {
+            let job = job.to_string();
+            events.publish(&job, "status", json!({}));
+            events.reset(&job, true);
+            events.reset(&job, true);
+        }
+        assert_eq!(events.jobs().len(), MAX_ENDED + 1);
+        assert_eq!(events.channel("runs").after(0).len(), 1);
+        events.sweep();
+        assert_eq!(events.jobs().len(), MAX_ENDED + 1);
     }
 }

@@ -21,7 +21,10 @@ pub struct Fault {
     pub hint: Option<String>,
     /// After how many seconds the request may be sent again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub retry_after: Option<u64>,
+    pub retry_after: Option<u32>,
+    /// The same in milliseconds, exactly, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u32>,
 }
 
 impl Fault {
@@ -34,6 +37,7 @@ impl Fault {
             parameter: None,
             hint: None,
             retry_after: None,
+            retry_after_ms: None,
         }
     }
 
@@ -51,7 +55,7 @@ impl Fault {
 
     /// With the seconds to wait.
     pub fn retry_after(mut self, seconds: u64) -> Self {
-        self.retry_after = Some(seconds);
+        self.retry_after = Some(u32::try_from(seconds).unwrap_or(u32::MAX));
         self
     }
 

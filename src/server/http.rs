@@ -69,12 +69,14 @@ pub async fn accept(listener: TcpListener, server: Arc<Server>) {
         stream.set_nodelay(true).ok();
         let service = TowerToHyperService::new(router.clone());
         let mut closing = server.closing.subscribe();
+        let counted = server.clone();
+        counted.metrics.connection(1);
         tokio::spawn(async move {
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(SLOW)
                 .max_buf_size(64 << 10)
-                .serve_connection(TokioIo::new(Impatient::new(stream)), service);
+                .serve_connection(TokioIo::new(Impatient::new(stream, SLOW)), service);
             let mut connection = std::pin::pin!(connection);
             tokio::select! {
                 _ = connection.as_mut() => {}
@@ -83,6 +85,7 @@ pub async fn accept(listener: TcpListener, server: Arc<Server>) {
                     tokio::time::timeout(Duration::from_secs(1), connection).await.ok();
                 }
             }
+            counted.metrics.connection(-1);
             drop(slot);
         });
     }
@@ -91,13 +94,15 @@ pub async fn accept(listener: TcpListener, server: Arc<Server>) {
 /// A connection that ends if its client does not take what is sent.
 struct Impatient {
     stream: TcpStream,
-    /// Runs while the client takes nothing.
+    /// How long it may take nothing.
+    patience: Duration,
+    /// Runs while it takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl Impatient {
-    fn new(stream: TcpStream) -> Self {
-        Impatient { stream, stalled: None }
+    fn new(stream: TcpStream, patience: Duration) -> Self {
+        Impatient { stream, patience, stalled: None }
     }
 
     fn watch<T>(
@@ -109,7 +114,8 @@ impl Impatient {
             self.stalled = None;
             return written;
         }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(SLOW)));
+        let patience = self.patience;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
         match stalled.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(std::io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,
@@ -241,5 +247,30 @@ impl Whole {
             }
             Fault::new(400, "invalid_json", format!("the body is not JSON: {message}"))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    #[test]
+    fn f39_a_client_that_reads_nothing_is_given_up() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = Impatient::new(stream, Duration::from_millis(200));
+            let error = loop {
+                if let Err(error) = stream.write_all(&[0; 1 << 20]).await {
+                    break error;
+                }
+            };
+            assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+            drop(client);
+        });
     }
 }

@@ -32,6 +32,16 @@ impl JobSpec {
     }
 }
 
+/// How urgent a job is. A job of the low lane runs only while none of the normal lane waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Lane {
+    /// Somebody waits for it.
+    #[default]
+    Normal,
+    /// Work for when there is nothing else to do.
+    Low,
+}
+
 /// Where a job is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -165,10 +175,4 @@ pub fn random_hex(bytes: usize) -> Result<String> {
 /// `bytes` in lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// Now, in seconds since 1970.
-pub fn now() -> f64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0.0, |d| d.as_secs_f64())
 }

@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 
 use super::access::hash;
-use super::job::{hex, now};
+use super::job::hex;
 
 /// How long a link works, in seconds.
 const LIFE: u64 = 600;
@@ -21,16 +21,16 @@ impl Links {
         Links { secret: hash(&secret) }
     }
 
-    /// The path and query of a link to the result called `name`.
-    pub fn link(&self, name: &str) -> String {
-        let expires = now() as u64 + LIFE;
+    /// The path and query of a link to the result called `name`, at `now` in seconds since 1970.
+    pub fn link(&self, name: &str, now: f64) -> String {
+        let expires = now as u64 + LIFE;
         format!("/results/{name}?expires={expires}&signature={}", self.signature(name, expires))
     }
 
-    /// Whether the signature is right and has not expired.
-    pub fn check(&self, name: &str, expires: u64, signature: &str) -> bool {
+    /// Whether the signature is right and has not expired at `now`.
+    pub fn check(&self, name: &str, expires: u64, signature: &str, now: f64) -> bool {
         let right = hash(&self.signature(name, expires)) == hash(signature);
-        right && expires as f64 >= now()
+        right && expires as f64 >= now
     }
 
     fn signature(&self, name: &str, expires: u64) -> String {
@@ -65,15 +65,15 @@ mod tests {
     #[test]
     fn a_link_is_for_one_name_until_it_expires() {
         let links = Links::new("secret".into());
-        let link = links.link("a-0.png");
+        let link = links.link("a-0.png", 1e9);
         let (name, query) = link.strip_prefix("/results/").unwrap().split_once('?').unwrap();
         let mut values = query.split('&').map(|pair| pair.split_once('=').unwrap().1);
         let (expires, signature) =
             (values.next().unwrap().parse().unwrap(), values.next().unwrap());
-        assert!(links.check(name, expires, signature));
-        assert!(!links.check("b-0.png", expires, signature));
-        assert!(!links.check(name, expires + 1, signature));
-        assert!(!links.check(name, 1, &links.signature(name, 1)));
-        assert!(!Links::new("other".into()).check(name, expires, signature));
+        assert!(links.check(name, expires, signature, 1e9));
+        assert!(!links.check("b-0.png", expires, signature, 1e9));
+        assert!(!links.check(name, expires + 1, signature, 1e9));
+        assert!(!links.check(name, 1, &links.signature(name, 1), 1e9));
+        assert!(!Links::new("other".into()).check(name, expires, signature, 1e9));
     }
 }

@@ -1,6 +1,7 @@
 //! What every request passes through: checks of its sender, an id, and one form of errors per
 //! dialect.
 
+use std::cell::RefCell;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,17 +17,34 @@ use hyper::ext::ReasonPhrase;
 use super::api::Dialect;
 use super::fault::Fault;
 use super::job::random_hex;
+use super::limits::{Standing, insert_headers};
 use super::state::Server;
-use crate::text::shortened;
+use crate::text::{one_line, shortened};
+
+/// The target of the line of the log for each request.
+const AUDIT: &str = "flux_fast::audit";
 
 /// Paths that need no key: they say nothing but whether the server works, or are signed.
 const OPEN: [&str; 2] = ["/health", "/ready"];
 /// Signed links.
 const SIGNED: &str = "/results/";
+/// Headers that pages of other origins may read.
+const EXPOSED: &str = "x-request-id, retry-after, retry-after-ms, ratelimit, ratelimit-policy";
 /// How many characters of a path are logged.
 const MAX_LOGGED: usize = 200;
 /// The longest reason phrase, in bytes.
 const MAX_REASON: usize = 80;
+
+tokio::task_local! {
+    /// How the limits of the request's owner stand, for the headers of its answer.
+    static LIMITS: RefCell<Vec<Standing>>;
+}
+
+/// Remembers how limits stand: the answer to the request that runs in this task says so.
+pub fn note_limits(standings: Vec<Standing>) {
+    // Jobs that are submitted outside a request have no answer.
+    LIMITS.try_with(|limits| *limits.borrow_mut() = standings).ok();
+}
 
 /// A fault as the answer. The form of its body depends on the dialect: [`guard`] writes it.
 impl IntoResponse for Fault {
@@ -48,6 +66,7 @@ pub async fn guard(
     let id = random_hex(8).unwrap_or_default();
     let (method, path) = (request.method().clone(), request.uri().path().to_string());
     let head = method == Method::HEAD;
+    let mut limits = Vec::new();
     let (response, origin, who) = match server.access.check_browser(request.headers()) {
         Err(fault) => (fault.into_response(), None, String::new()),
         Ok(origin) if method == Method::OPTIONS => {
@@ -57,31 +76,43 @@ pub async fn guard(
             Err(fault) => (fault.into_response(), origin, String::new()),
             Ok(who) => {
                 // A panic in a handler is an error of one request.
-                let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+                let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
+                let (answer, standings) = LIMITS
+                    .scope(RefCell::default(), async {
+                        let answer = answer.await;
+                        (answer, LIMITS.with(RefCell::take))
+                    })
+                    .await;
+                limits = standings;
                 let internal = |_| Fault::internal("the server failed").into_response();
                 (answer.unwrap_or_else(internal), origin, who)
             }
         },
     };
+    let retry_after = response.extensions().get::<Fault>().and_then(|fault| fault.retry_after);
     let mut response = dressed(response, Dialect::of(&path), &id, head);
     let status = response.status().as_u16();
     let headers = response.headers_mut();
     insert(headers, "x-request-id", &id);
     insert(headers, "x-content-type-options", "nosniff");
+    insert_headers(headers, &limits, server.broker.clock().nanoseconds(), retry_after);
     if let Some(origin) = origin {
         insert(headers, "access-control-allow-origin", &origin);
         insert(headers, "vary", "origin");
-        insert(headers, "access-control-expose-headers", "x-request-id, retry-after");
+        insert(headers, "access-control-expose-headers", EXPOSED);
         if method == Method::OPTIONS {
             insert(headers, "access-control-allow-methods", "GET, POST, PUT, DELETE, HEAD");
             insert(headers, "access-control-allow-headers", "*, authorization");
             insert(headers, "access-control-max-age", "600");
         }
     }
+    server.metrics.answered(status);
+    let ms = since.elapsed().as_secs_f64() * 1e3;
+    let path = one_line(&shortened(&path, MAX_LOGGED)).into_owned();
+    let who = who.as_str();
     // Polls of load balancers say nothing.
     if !OPEN.contains(&path.as_str()) {
-        let (ms, path) = (since.elapsed().as_millis(), shortened(&path, MAX_LOGGED));
-        server.log(&format!("{id} {method} {path} {status} {ms} ms {who}"));
+        tracing::info!(target: AUDIT, id, %method, path, status, ms, key = who, "request");
     }
     response
 }
@@ -92,7 +123,7 @@ fn identify(server: &Server, path: &str, request: &mut Request) -> Result<String
         return Ok(String::new());
     }
     let owner = server.access.owner(request.headers())?;
-    let who = owner.0.clone();
+    let who = server.access.name(&owner);
     request.extensions_mut().insert(owner);
     Ok(who)
 }
@@ -119,6 +150,9 @@ fn dressed(mut response: Response, dialect: Dialect, id: &str, head: bool) -> Re
     allow.map(|allow| headers.insert(header::ALLOW, allow));
     if let Some(seconds) = fault.retry_after {
         insert(headers, "retry-after", &seconds.to_string());
+    }
+    if let Some(ms) = fault.retry_after_ms {
+        insert(headers, "retry-after-ms", &ms.to_string());
     }
     if fault.status == 401 {
         insert(headers, "www-authenticate", "Bearer, Basic realm=\"flux-fast\"");

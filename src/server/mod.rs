@@ -5,19 +5,25 @@
 //! A crash, a lost device, a hang or a kill takes the worker only: the front starts another, and
 //! the job runs once more. Its seed was drawn when it was accepted, so it gives the same pixels.
 //!
-//! Every dialect under `api/` is a thin adapter: it turns its own requests into a
-//! [`Draft`](submit::Draft) and jobs into its own answers.
+//! The log goes to [`tracing`]: the front end of the program decides what becomes of it.
+//!
+//! Every dialect under `api/` is a thin adapter: it turns its own requests into a `Draft` and jobs
+//! into its own answers.
 
 mod access;
 mod api;
 mod broker;
+mod clock;
 mod data;
+mod estimate;
 mod events;
 mod fault;
 mod fields;
 mod http;
 mod job;
+mod limits;
 mod links;
+mod metrics;
 mod middleware;
 mod models;
 mod protocol;
@@ -26,9 +32,13 @@ mod submit;
 mod supervisor;
 mod worker;
 
+pub use access::ServerKey;
+pub use limits::{Limit, Plan, Unit, presets};
 pub use models::parse_alias;
+pub use supervisor::LISTENING;
 pub use worker::worker;
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -49,7 +59,13 @@ pub struct ServerOptions {
     /// Where to listen.
     pub listen: SocketAddr,
     /// Keys, one of which every request must carry. Without any, everybody may use the server.
-    pub keys: Vec<String>,
+    pub keys: Vec<ServerKey>,
+    /// The limits of keys without a plan, and of everybody on a server without keys.
+    pub default_plan: Option<Plan>,
+    /// How long a model stays in memory after its last job; `None` for as long as the server runs.
+    pub keep_alive: Option<Duration>,
+    /// What differs for single models, by name.
+    pub models: HashMap<String, ModelOptions>,
     /// The folder for the list of jobs and for results. One server at a time uses it.
     pub data: PathBuf,
     /// Other names of models: name, or start of a name and `*`; and model.
@@ -70,8 +86,15 @@ pub struct ServerOptions {
     pub worker: (PathBuf, Vec<OsString>),
     /// Whether the server is to end.
     pub stop: Arc<dyn Fn() -> bool + Send + Sync>,
-    /// Receives lines of the log. They may contain text from clients.
-    pub log: Arc<dyn Fn(&str) + Send + Sync>,
+}
+
+/// What differs for one model.
+#[derive(Debug, Clone, Default)]
+pub struct ModelOptions {
+    /// How long it stays in memory after its last job, in place of [`ServerOptions::keep_alive`].
+    pub keep_alive: Option<Option<Duration>>,
+    /// The most steps of requests through APIs whose clients send the same steps to every model.
+    pub max_steps: Option<usize>,
 }
 
 impl ServerOptions {
@@ -82,12 +105,14 @@ impl ServerOptions {
         data: PathBuf,
         worker: (PathBuf, Vec<OsString>),
         stop: Arc<dyn Fn() -> bool + Send + Sync>,
-        log: Arc<dyn Fn(&str) + Send + Sync>,
     ) -> Self {
         ServerOptions {
             engine,
             listen: ([127, 0, 0, 1], 8188).into(),
             keys: Vec::new(),
+            default_plan: None,
+            keep_alive: None,
+            models: HashMap::new(),
             data,
             aliases: Vec::new(),
             public_url: None,
@@ -98,7 +123,6 @@ impl ServerOptions {
             grace: Duration::from_secs(8),
             worker,
             stop,
-            log,
         }
     }
 }
@@ -134,12 +158,15 @@ async fn run(options: ServerOptions) -> Result<()> {
             .try_("another address, if another program listens here")
     })?;
     let address = listener.local_addr().unwrap_or(listen);
-    let (server, cancels) = Server::open(options, address)?;
+    let (server, commands) = Server::open(options, address)?;
     let serving = tokio::spawn(http::accept(listener, server.clone()));
     let sweeping = tokio::spawn(state::sweep(server.clone()));
-    let outcome = supervisor::supervise(server.clone(), cancels).await;
+    let outcome = supervisor::supervise(server.clone(), commands).await;
     sweeping.abort();
     server.close();
     serving.await.ok();
     outcome
 }
+
+#[cfg(all(test, unix))]
+mod tests;

@@ -50,10 +50,16 @@ pub struct Models {
     /// Pattern, which may end in `*`, and name.
     aliases: Vec<(String, String)>,
     places: ModelPlaces,
-    listed: Mutex<Option<(Instant, Vec<(ModelKind, Listed)>)>>,
+    listed: Mutex<Option<Listing>>,
     /// What names were found to mean lately, so that not every request walks through the folders.
-    found: Mutex<HashMap<(Role, String), (Instant, Option<PathBuf>)>>,
+    found: Mutex<HashMap<(Role, String), Lookup>>,
 }
+
+/// When the folders were read, and what they contain.
+type Listing = (Instant, Vec<(ModelKind, Listed)>);
+
+/// When a name was looked up, and the file that it means.
+type Lookup = (Instant, Option<PathBuf>);
 
 impl Models {
     /// The default model that `options` name, `aliases` (name and model), and what the folders of

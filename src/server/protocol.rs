@@ -72,7 +72,7 @@ pub enum Order {
         /// The job.
         id: String,
         /// What to draw.
-        spec: JobSpec,
+        spec: Box<JobSpec>,
         /// The model to open: a path, or `None` for the default model.
         model: Option<String>,
     },
@@ -81,6 +81,8 @@ pub enum Order {
         /// The job.
         id: String,
     },
+    /// Close the model. The next job opens it again.
+    Unload,
 }
 
 /// From a worker to the front.
@@ -91,6 +93,8 @@ pub enum Report {
     Ready {
         /// The settings of a request that sets nothing.
         defaults: Value,
+        /// The seconds that the plan expects for it.
+        seconds: Option<f64>,
     },
     /// The default model or the device cannot be opened. The worker ends.
     Unusable {
@@ -116,6 +120,20 @@ pub enum Report {
         phase: String,
         /// Its steps.
         steps: usize,
+    },
+    /// A phase ended.
+    PhaseEnd {
+        /// Its name.
+        phase: String,
+        /// The time that it took.
+        seconds: f64,
+        /// The most bytes that its plan uses at a time.
+        planned: u64,
+    },
+    /// The resident memory of the worker.
+    Memory {
+        /// In bytes.
+        resident: u64,
     },
     /// A denoising step is done.
     Step {

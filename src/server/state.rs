@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,16 +14,22 @@ use super::ServerOptions;
 use super::access::Access;
 use super::broker::{Broker, Cancelled, LocalBroker};
 use super::data::{DataFolder, DataLock};
+use super::estimate::Rates;
 use super::events::{Events, progress_json};
 use super::fault::Fault;
 use super::http::BodyRoom;
-use super::job::{Job, State, now, random_hex};
+use super::job::{Job, State, random_hex};
 use super::links::Links;
+use super::metrics::Metrics;
 use super::models::Models;
 use crate::error::{Error, Result};
+use crate::text::one_line;
 
 /// How long rows of jobs are kept: the history of a month.
 const ROWS_KEPT: f64 = 31.0 * 24.0 * 3600.0;
+
+/// The most steps of models that were distilled to a few.
+const DISTILLED_STEPS: usize = 8;
 
 /// What is known of the worker.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +38,19 @@ pub struct WorkerStatus {
     pub ready: bool,
     /// The settings of a request that sets nothing, once a worker was ready.
     pub defaults: Option<Value>,
+    /// The model in memory.
+    pub held: Option<String>,
+    /// The job that runs, and the seconds that it is expected to take.
+    pub current: Option<(String, f64)>,
+}
+
+/// What the supervisor of the worker is asked for.
+#[derive(Debug)]
+pub enum Command {
+    /// Stop the job with this id.
+    Cancel(String),
+    /// Free the memory of the model.
+    Unload,
 }
 
 /// One server.
@@ -56,13 +75,13 @@ pub struct Server {
     pub wake: Notify,
     /// Becomes true when connections are to end.
     pub closing: watch::Sender<bool>,
-    cancels: UnboundedSender<String>,
+    commands: UnboundedSender<Command>,
     worker: Mutex<WorkerStatus>,
     draining: AtomicBool,
-    /// Jobs that ended: succeeded, failed, canceled.
-    pub ended: [AtomicU64; 3],
-    /// Workers that were started.
-    pub workers_started: AtomicU64,
+    /// What it counts.
+    pub metrics: Metrics,
+    /// How long jobs take.
+    pub rates: Rates,
     /// The default model of owners who chose one.
     preferences: Mutex<HashMap<String, String>>,
     /// Room for the bodies of requests.
@@ -71,18 +90,23 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens the data folder. Ids of jobs that are to be cancelled arrive at the receiver.
+    /// Opens the data folder. What the supervisor is asked for arrives at the receiver.
     pub fn open(
         options: ServerOptions,
         address: SocketAddr,
-    ) -> Result<(Arc<Self>, UnboundedReceiver<String>)> {
+    ) -> Result<(Arc<Self>, UnboundedReceiver<Command>)> {
         let (data, lock) = DataFolder::create(&options.data)?;
         let broker = LocalBroker::open(&data.jobs(), options.max_queued)
             .map_err(|fault| Error::output(fault.message).at_path(&data.jobs()))?;
         let public_host = options.public_url.as_deref().and_then(host_of);
-        let access =
-            Access::new(&options.keys, options.listen, public_host, options.origins.clone());
-        let (cancels, receiver) = unbounded_channel();
+        let access = Access::new(
+            &options.keys,
+            options.default_plan.clone(),
+            options.listen,
+            public_host,
+            options.origins.clone(),
+        );
+        let (commands, receiver) = unbounded_channel();
         let server = Server {
             address,
             access,
@@ -93,11 +117,11 @@ impl Server {
             links: Links::new(random_hex(32)?),
             wake: Notify::new(),
             closing: watch::Sender::new(false),
-            cancels,
+            commands,
             worker: Mutex::default(),
             draining: AtomicBool::new(false),
-            ended: Default::default(),
-            workers_started: AtomicU64::new(0),
+            metrics: Metrics::default(),
+            rates: Rates::default(),
             preferences: Mutex::default(),
             bodies: BodyRoom::default(),
             options,
@@ -108,7 +132,7 @@ impl Server {
 
     /// Writes a line to the log.
     pub fn log(&self, line: &str) {
-        (self.options.log)(line);
+        tracing::info!("{}", one_line(line));
     }
 
     /// What is known of the worker.
@@ -171,7 +195,7 @@ impl Server {
             }
             Cancelled::Running(job) => {
                 self.publish_status(&job);
-                self.cancels.send(job.id.clone()).ok();
+                self.commands.send(Command::Cancel(job.id.clone())).ok();
                 job
             }
             Cancelled::Over(job) => job,
@@ -185,25 +209,71 @@ impl Server {
 
     /// Tells those who watch `job` that it is over.
     pub fn publish_end(&self, job: &Job) {
-        let ended = match job.state {
-            State::Succeeded | State::Expired => 0,
-            State::Canceled => 2,
-            _ => 1,
-        };
-        self.ended[ended].fetch_add(1, Ordering::Relaxed);
+        self.metrics.job_ended(job.state.name());
         self.events.reset(&job.id, true);
         self.publish_status(job);
+    }
+
+    /// Frees the memory of the model, once its job is over. The next job opens it again.
+    pub fn unload(&self) {
+        self.commands.send(Command::Unload).ok();
     }
 
     /// How far a job is, and its place in the queue, as JSON.
     pub fn progress(&self, job: &Job) -> (Value, Option<usize>) {
         match job.state {
-            State::Queued => (json!(null), blocking(|| self.broker.position(&job.id))),
+            State::Queued => {
+                (json!(null), blocking(|| self.broker.place(&job.id)).map(|place| place.position))
+            }
             State::Running | State::Canceling => {
                 (progress_json(&self.events.channel(&job.id).progress()), None)
             }
             _ => (json!(null), None),
         }
+    }
+
+    /// The seconds until a job that waits or runs is expected to be over; `None` if it is over, or
+    /// if nothing is known about its model yet.
+    pub fn predicted_seconds(&self, job: &Job) -> Option<f64> {
+        let spec = job.spec.as_ref()?;
+        let whole = self.rates.seconds(&spec.model, self.work(&spec.request))?;
+        let left =
+            |id: &str, whole: f64| whole * (1.0 - self.events.channel(id).progress().value());
+        match job.state {
+            State::Queued => {
+                let place = blocking(|| self.broker.place(&job.id))?;
+                let current = self.worker().current;
+                let running = current.map_or(0.0, |(id, whole)| left(&id, whole));
+                Some(running + place.seconds_ahead + whole)
+            }
+            State::Running | State::Canceling => Some(left(&job.id, whole)),
+            _ => None,
+        }
+    }
+
+    /// The seconds until one of the jobs of `owner` is expected to be over.
+    pub fn next_end(&self, owner: &str) -> Option<f64> {
+        let active = blocking(|| self.broker.active(owner)).ok()?;
+        active.iter().filter_map(|job| self.predicted_seconds(job)).reduce(f64::min)
+    }
+
+    /// The most steps for `model` (the default model without a name) where clients send the same
+    /// steps to every model: those of the options, or a few for a model that needs only a few.
+    pub fn max_steps(&self, model: Option<&str>) -> Option<usize> {
+        let default = self.models.default_name();
+        let name = model.unwrap_or(default);
+        if let Some(steps) = self.options.models.get(name).and_then(|model| model.max_steps) {
+            return Some(steps);
+        }
+        let defaults = self.worker().defaults.unwrap_or_default();
+        let few = defaults["steps"].as_u64().is_some_and(|steps| steps <= DISTILLED_STEPS as u64);
+        let is_distilled = name == default && few && defaults["guidance"].is_null();
+        is_distilled.then_some(DISTILLED_STEPS)
+    }
+
+    /// Now, in seconds since 1970.
+    pub fn now(&self) -> f64 {
+        self.broker.clock().seconds()
     }
 }
 
@@ -229,7 +299,8 @@ fn host_of(url: &str) -> Option<String> {
 pub async fn sweep(server: Arc<Server>) {
     loop {
         let ttl = server.options.result_ttl.as_secs_f64();
-        match blocking(|| server.broker.expire(now() - ttl, now() - ROWS_KEPT)) {
+        let now = server.now();
+        match blocking(|| server.broker.expire(now - ttl, now - ROWS_KEPT)) {
             Ok(ids) => blocking(|| ids.iter().for_each(|id| server.data.delete(id))),
             Err(fault) => server.log(&format!("expired results stay: {}", fault.message)),
         }

@@ -14,8 +14,11 @@ use tokio::time::timeout;
 
 use super::access::{Owner, hash};
 use super::broker::{NewJob, Submitted};
+use super::clock::SECOND;
 use super::fault::Fault;
-use super::job::{Job, JobSpec, Output, State, hex, random_hex};
+use super::job::{Job, JobSpec, Lane, Output, State, hex, random_hex};
+use super::limits::{Charge, too_much};
+use super::middleware::note_limits;
 use super::state::{Server, blocking};
 use crate::pipeline::images::{DEFAULT_QUALITY, Format, image_size};
 use crate::pipeline::request::{self, Request};
@@ -48,6 +51,8 @@ pub struct Draft {
     pub dialect: &'static str,
     /// The client's idempotency key.
     pub idempotency: Option<String>,
+    /// How urgent it is.
+    pub lane: Lane,
 }
 
 impl Draft {
@@ -61,6 +66,7 @@ impl Draft {
             quality: DEFAULT_QUALITY,
             dialect,
             idempotency: None,
+            lane: Lane::Normal,
         }
     }
 }
@@ -70,7 +76,8 @@ impl Server {
     /// whether it is new: an idempotency key may name an earlier one.
     ///
     /// # Errors
-    /// 422 and 404 for what cannot be drawn, 503 if the queue is full or the server ends.
+    /// 422 and 404 for what cannot be drawn, 403 and 422 for what the owner's plan does not allow,
+    /// 429 for what it does not allow now, 503 if the queue is full or the server ends.
     pub fn submit(&self, draft: Draft, owner: &Owner) -> Result<(Job, bool), Fault> {
         blocking(|| self.submit_blocking(draft, owner))
     }
@@ -81,7 +88,8 @@ impl Server {
                 Fault::new(503, "shutting_down", "the server is about to end").retry_after(10)
             );
         }
-        let Draft { mut request, model, input, format, quality, dialect, idempotency } = draft;
+        let Draft { mut request, model, input, format, quality, dialect, idempotency, lane } =
+            draft;
         request.check_values()?;
         for (name, side) in [("width", request.width), ("height", request.height)] {
             side.map_or(Ok(()), |side| check_side(name, side, TOKEN))?;
@@ -95,6 +103,10 @@ impl Server {
         let model = self.models.find(model.as_deref())?;
         let names = request.prompt.loras().iter().chain(&request.loras);
         names.map(|lora| &lora.name).try_for_each(|name| self.models.check_lora(name))?;
+        let (images, pixels_of_one) = self.size_of(&request);
+        let plan = self.access.plan(owner);
+        plan.as_ref().map_or(Ok(()), |plan| plan.check(&model.name, pixels_of_one))?;
+        let charge = Charge { images, pixels: images.saturating_mul(pixels_of_one) };
         let idempotency = idempotency.map(|key| {
             let sent = json!({
                 "request": request, "model": model.name, "format": format.name(),
@@ -107,7 +119,8 @@ impl Server {
         if let Some(bytes) = &input {
             self.data.write_input(&id, bytes)?;
         }
-        let cost = self.cost(&request);
+        let work = self.work(&request);
+        let cost = self.rates.seconds(&model.name, work).unwrap_or(work);
         let spec = JobSpec {
             request,
             model: model.name,
@@ -116,30 +129,64 @@ impl Server {
             has_input: input.is_some(),
             dialect: dialect.into(),
         };
-        let new = NewJob { id: id.clone(), owner: owner.0.clone(), spec, cost, idempotency };
-        match self.broker.submit(new) {
-            Ok(Submitted::New(job)) => {
-                self.publish_status(&job);
-                self.wake.notify_one();
-                Ok((job, true))
-            }
-            other => {
-                self.data.delete(&id);
-                match other? {
-                    Submitted::New(job) | Submitted::Same(job) => Ok((job, false)),
-                }
+        let owner_id = owner.0.clone();
+        let new =
+            NewJob { id: id.clone(), owner: owner_id, spec, lane, cost, plan, charge, idempotency };
+        let submitted = self.broker.submit(new);
+        if let Ok(Submitted::New(job, standings)) = submitted {
+            note_limits(standings);
+            self.publish_status(&job);
+            self.wake.notify_one();
+            return Ok((job, true));
+        }
+        self.data.delete(&id);
+        match submitted? {
+            Submitted::New(job, _) | Submitted::Same(job) => Ok((job, false)),
+            Submitted::Never(limit, amount) => Err(too_much(&limit, amount)),
+            Submitted::Limited { wait, violated, standings } => {
+                note_limits(standings);
+                Err(self.limited(owner, wait, &violated))
             }
         }
     }
 
-    /// Pixels that pass through the transformer, in millions, for the fair order.
-    fn cost(&self, request: &Request) -> f64 {
-        let defaults = self.worker().defaults.unwrap_or_default();
-        let or_default = |given: Option<usize>, name: &str| {
-            given.map_or_else(|| defaults[name].as_f64().unwrap_or(16.0), |n| n as f64)
+    /// The fault of a request that must wait `wait` nanoseconds, or until a job of `owner` ends.
+    fn limited(&self, owner: &Owner, wait: Option<i64>, violated: &[String]) -> Fault {
+        let of_window = wait.unwrap_or(0).max(0) as f64 / SECOND as f64;
+        let of_active = match violated.iter().any(|name| name == ACTIVE) {
+            true => self.next_end(&owner.0).unwrap_or(1.0),
+            false => 0.0,
         };
-        let pixels = or_default(request.width, "width") * or_default(request.height, "height");
-        pixels * or_default(request.steps, "steps") * request.count.unwrap_or(1) as f64 / 1e6
+        let (ms, seconds) = retry_times(of_window.max(of_active), random_seed());
+        let message = format!("the limits of your key are reached: {}", violated.join(", "));
+        let mut fault = Fault::new(429, "rate_limit_exceeded", message)
+            .hint(format!("send the request again in {seconds} seconds"))
+            .retry_after(seconds);
+        fault.retry_after_ms = u32::try_from(ms).ok();
+        fault
+    }
+
+    /// The images of a request, and the pixels of each.
+    fn size_of(&self, request: &Request) -> (u64, u64) {
+        let defaults = self.worker().defaults.unwrap_or_default();
+        let side = |given: Option<usize>, name: &str| {
+            given.map_or_else(|| defaults[name].as_u64().unwrap_or(1024), |side| side as u64)
+        };
+        let pixels = side(request.width, "width") * side(request.height, "height");
+        let images = if request.only.is_some() { 1 } else { request.count.unwrap_or(1) as u64 };
+        (images, pixels)
+    }
+
+    /// The work of a request: million pixels that pass through the transformer, over all steps.
+    pub fn work(&self, request: &Request) -> f64 {
+        let (images, pixels) = self.size_of(request);
+        let defaults = self.worker().defaults.unwrap_or_default();
+        let steps = request
+            .steps
+            .map_or_else(|| defaults["steps"].as_f64().unwrap_or(20.0), |steps| steps as f64);
+        let halves = if request.cfg_scale.is_some_and(|scale| scale != 1.0) { 2.0 } else { 1.0 };
+        let part = f64::from(request.strength.unwrap_or(1.0)).max(0.05);
+        images as f64 * pixels as f64 * steps * halves * part / 1e6
     }
 
     /// Waits for the end of `job`. Dropping the result cancels the job.
@@ -154,6 +201,27 @@ impl Server {
     pub fn read_result(&self, output: &Output) -> Result<Vec<u8>, Fault> {
         blocking(|| std::fs::read(self.data.result(&output.file))).map_err(|_| expired())
     }
+}
+
+/// The name of limits on jobs that wait or run.
+const ACTIVE: &str = "active";
+/// Waits of this many seconds and more are spread by whole seconds.
+const LONG_WAIT: f64 = 10.0;
+/// The most seconds by which a wait is spread.
+const MAX_SPREAD: f64 = 10.0;
+
+/// The time after which a client may come back, in milliseconds and in whole seconds: `seconds`,
+/// and up to a tenth of it, so that not all clients come back at once. A short wait is not spread
+/// beyond the whole second.
+fn retry_times(seconds: f64, random: u64) -> (u64, u64) {
+    let part = (random % 1001) as f64 / 1000.0;
+    let spread = (seconds / 10.0).min(MAX_SPREAD) * part;
+    let whole = seconds.ceil().max(1.0);
+    let until = match seconds >= LONG_WAIT {
+        true => seconds + spread,
+        false => (seconds + spread).min(whole),
+    };
+    ((until * 1000.0).ceil().max(1.0) as u64, (until.ceil() as u64).max(1))
 }
 
 fn hash_bytes(bytes: &[u8]) -> [u8; 32] {
@@ -188,6 +256,8 @@ impl Waiting {
             let job = self.server.job(&self.job.id, &self.job.owner)?;
             if job.state.is_final() {
                 self.over = true;
+                // It may have ended before this process began, or long ago.
+                self.server.events.reset(&job.id, true);
                 return Ok(job);
             }
             // Only a change of state is worth a look at the list of jobs.
@@ -332,6 +402,20 @@ mod tests {
             let fault = parse_image("image", bad).unwrap_err();
             assert_eq!((fault.status, fault.parameter.as_deref()), (422, Some("image")), "{bad}");
         }
+    }
+
+    #[test]
+    fn waits_are_never_too_short_and_spread_by_a_tenth_at_most() {
+        for random in [0, 7, 500, 1000, u64::MAX] {
+            for seconds in [0.0, 0.0004, 0.95, 1.0, 9.2, 10.0, 59.5, 1e4] {
+                let (ms, whole) = retry_times(seconds, random);
+                assert!(ms as f64 >= seconds * 1000.0 && ms >= 1, "{seconds}: {ms}");
+                assert!(whole * 1000 >= ms && whole >= 1, "{seconds}: {ms} ms, {whole} s");
+                assert!(ms as f64 <= seconds * 1100.0 + 1.0, "{seconds}: {ms}");
+            }
+        }
+        assert_eq!(retry_times(0.95, 1000).1, 1);
+        assert_eq!(retry_times(20.0, 0), (20_000, 20));
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
@@ -10,9 +9,9 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::fault::Fault;
-use super::job::{Job, Outcome};
+use super::job::{Job, JobSpec, Outcome};
 use super::protocol::{Order, Report};
-use super::state::{Server, blocking};
+use super::state::{Command as Request, Server, blocking};
 use crate::error::{Error, Kind, Result};
 use crate::event::Phase;
 
@@ -39,18 +38,24 @@ enum End {
 ///
 /// # Errors
 /// Those of the first worker, if it cannot open the default model or the device.
-pub async fn supervise(server: Arc<Server>, mut cancels: UnboundedReceiver<String>) -> Result<()> {
+pub async fn supervise(
+    server: Arc<Server>,
+    mut commands: UnboundedReceiver<Request>,
+) -> Result<()> {
     let (mut was_ready, mut failures) = (false, 0);
     loop {
         let mut worker = match Worker::start(&server) {
             Ok(worker) => worker,
             Err(e) => return Err(Error::device(format!("the worker cannot be started: {e}"))),
         };
-        let end = worker.run(&mut cancels).await;
+        let end = worker.run(&mut commands).await;
         worker.finish().await;
         let useful = worker.drawn > 0;
         was_ready |= worker.ready;
-        server.lock_worker().ready = false;
+        {
+            let mut worker = server.lock_worker();
+            (worker.ready, worker.held, worker.current) = (false, None, None);
+        }
         match end {
             End::Stopped => return Ok(()),
             End::Unusable(error) if !was_ready => return Err(error),
@@ -92,6 +97,12 @@ struct Worker {
     cancelled: Option<Instant>,
     /// When the server was told to end.
     draining: Option<Instant>,
+    /// The model in its memory.
+    held: Option<String>,
+    /// When it got the current job, or ended the last one.
+    since: Instant,
+    /// The model is to be closed once the job is over.
+    unload: bool,
 }
 
 impl Worker {
@@ -104,7 +115,7 @@ impl Worker {
             .stderr(Stdio::inherit())
             .kill_on_drop(true)
             .spawn()?;
-        server.workers_started.fetch_add(1, Ordering::Relaxed);
+        server.metrics.worker_started();
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(std::io::Error::other("it has no pipes"));
         };
@@ -121,10 +132,13 @@ impl Worker {
             heard: Instant::now(),
             cancelled: None,
             draining: None,
+            held: None,
+            since: Instant::now(),
+            unload: false,
         })
     }
 
-    async fn run(&mut self, cancels: &mut UnboundedReceiver<String>) -> End {
+    async fn run(&mut self, commands: &mut UnboundedReceiver<Request>) -> End {
         let server = self.server.clone();
         let options = (&server.options.engine).into();
         self.order(&Order::Open { options, data: server.data.root().to_path_buf() }).await;
@@ -137,21 +151,52 @@ impl Worker {
                     _ => Some(End::Died(self.exit().await)),
                 },
                 () = server.wake.notified(), if idle => self.next().await,
-                Some(id) = cancels.recv() => {
-                    if self.current.as_ref().is_some_and(|job| job.id == id) {
-                        self.cancelled.get_or_insert_with(Instant::now);
-                        self.order(&Order::Cancel { id }).await;
+                Some(request) = commands.recv() => {
+                    match request {
+                        Request::Cancel(id) if self.is_current(&id) => {
+                            self.cancelled.get_or_insert_with(Instant::now);
+                            self.order(&Order::Cancel { id }).await;
+                        }
+                        Request::Cancel(_) => {}
+                        Request::Unload => self.unload = true,
                     }
                     None
                 }
                 _ = tick.tick() => match self.clocks() {
-                    None if idle => self.next().await,
+                    None if idle => {
+                        let end = self.next().await;
+                        self.unload_if_due().await;
+                        end
+                    }
                     end => end,
                 },
             };
             if let Some(end) = end {
                 return end;
             }
+        }
+    }
+
+    fn is_current(&self, id: &str) -> bool {
+        self.current.as_ref().is_some_and(|job| job.id == id)
+    }
+
+    /// Closes the model if nobody has needed it for long, or if that was asked for.
+    async fn unload_if_due(&mut self) {
+        let Some(model) = self.held.clone().filter(|_| self.ready && self.current.is_none()) else {
+            self.unload &= self.current.is_some();
+            return;
+        };
+        let options = &self.server.options;
+        let own = options.models.get(&model).and_then(|model| model.keep_alive);
+        let keep_alive = own.unwrap_or(options.keep_alive);
+        let idle = keep_alive.is_some_and(|time| self.since.elapsed() >= time);
+        if self.unload || idle {
+            self.unload = false;
+            self.held = None;
+            self.server.lock_worker().held = None;
+            self.order(&Order::Unload).await;
+            self.server.log(&format!("the model {model} was closed"));
         }
     }
 
@@ -184,7 +229,7 @@ impl Worker {
         if self.current.is_some() || !self.ready {
             return None;
         }
-        let job = match blocking(|| self.server.broker.next()) {
+        let job = match blocking(|| self.server.broker.next(self.held.as_deref())) {
             Ok(Some(job)) => job,
             Ok(None) => return None,
             Err(fault) => {
@@ -199,15 +244,27 @@ impl Worker {
         let id = job.id.clone();
         let model = job.spec.as_ref().map(|s| self.server.models.find(Some(&s.model)));
         self.current = Some(job.clone());
+        self.since = Instant::now();
         match (job.spec, model) {
             (Some(spec), Some(Ok(model))) => {
-                self.order(&Order::Job { id, spec, model: model.open }).await;
+                self.begin(&id, &spec);
+                let order = Order::Job { id, spec: Box::new(spec), model: model.open };
+                self.order(&order).await;
             }
             // The file was removed, or the server was started with another model.
             (_, Some(Err(fault))) => self.settle(Outcome::Failed(fault)),
             _ => self.settle(Outcome::Failed(Fault::internal("the job cannot be read"))),
         }
         None
+    }
+
+    /// Notes what the worker is about to draw.
+    fn begin(&mut self, id: &str, spec: &JobSpec) {
+        self.held = Some(spec.model.clone());
+        let seconds = self.server.rates.seconds(&spec.model, self.server.work(&spec.request));
+        let mut status = self.server.lock_worker();
+        status.held.clone_from(&self.held);
+        status.current = Some((id.to_string(), seconds.unwrap_or(0.0)));
     }
 
     async fn order(&mut self, order: &Order) {
@@ -229,17 +286,7 @@ impl Worker {
         let current = self.current.as_ref().map(|job| job.id.clone()).unwrap_or_default();
         let events = &self.server.events;
         match report {
-            Report::Ready { defaults } => {
-                self.ready = true;
-                let mut worker = self.server.lock_worker();
-                let first = worker.defaults.is_none();
-                worker.ready = true;
-                worker.defaults = Some(defaults);
-                drop(worker);
-                if first {
-                    self.server.log(&format!("listening on http://{}", self.server.address));
-                }
-            }
+            Report::Ready { defaults, seconds } => self.is_ready(defaults, seconds),
             Report::Unusable { message, hint, exit_code } => {
                 let mut error = Error::new(kind_of(exit_code), message);
                 if let Some(hint) = hint {
@@ -260,6 +307,12 @@ impl Worker {
                     events.phase(&current, phase.name(), steps);
                 }
             }
+            Report::PhaseEnd { phase, seconds, planned } => {
+                if let Some(phase) = PHASES.into_iter().find(|p| p.name() == phase) {
+                    self.server.metrics.phase(phase.name(), seconds, planned);
+                }
+            }
+            Report::Memory { resident } => self.server.metrics.worker_memory(resident),
             Report::Step { done, steps } => events.step(&current, done, steps),
             Report::Preview { jpeg, width, height } => {
                 let preview = serde_json::json!({
@@ -287,11 +340,47 @@ impl Worker {
         None
     }
 
+    /// The default model is open.
+    fn is_ready(&mut self, defaults: serde_json::Value, seconds: Option<f64>) {
+        self.ready = true;
+        self.since = Instant::now();
+        let name = self.server.models.default_name().to_string();
+        self.held = Some(name.clone());
+        let mut worker = self.server.lock_worker();
+        let first = worker.defaults.is_none();
+        worker.ready = true;
+        worker.defaults = Some(defaults);
+        worker.held.clone_from(&self.held);
+        drop(worker);
+        if let Some(seconds) = seconds {
+            let work = self.server.work(&crate::pipeline::request::Request::default());
+            self.server.rates.plan(&name, work, seconds);
+        }
+        if first {
+            tracing::info!(target: LISTENING, "listening on http://{}", self.server.address);
+        }
+    }
+
     /// Ends the current job.
     fn settle(&mut self, outcome: Outcome) {
         let Some(job) = self.current.take() else { return };
         self.drawn += 1;
         self.cancelled = None;
+        self.server.lock_worker().current = None;
+        let seconds = self.since.elapsed().as_secs_f64();
+        self.since = Instant::now();
+        match (&outcome, &job.spec) {
+            (Outcome::Succeeded { .. }, Some(spec)) => {
+                let work = self.server.work(&spec.request);
+                self.server.rates.measured(&spec.model, work, seconds);
+            }
+            // Nothing was drawn yet.
+            (Outcome::Canceled, _) if self.server.events.channel(&job.id).progress().step == 0 => {
+                let refunded = blocking(|| self.server.broker.refund(&job.id));
+                refunded.unwrap_or_else(|fault| self.server.log(&fault.message));
+            }
+            _ => {}
+        }
         let finished = blocking(|| self.server.broker.finish(&job.id, outcome));
         self.tell(finished, &job);
         self.server.wake.notify_one();
@@ -344,6 +433,9 @@ impl Worker {
         self.tell(stored, &job);
     }
 }
+
+/// The target of the line of the log that says where the server listens, which is always shown.
+pub const LISTENING: &str = "flux_fast::listening";
 
 const PHASES: [Phase; 5] =
     [Phase::TextEncode, Phase::ImageEncode, Phase::Modulate, Phase::Denoise, Phase::Decode];

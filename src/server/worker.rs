@@ -17,6 +17,7 @@ use super::job::{JobSpec, Output};
 use super::protocol::{Order, Report};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Phase};
+use crate::host;
 use crate::message::Words;
 use crate::pipeline::Engine;
 use crate::pipeline::images::{self, Format, Metadata};
@@ -47,10 +48,13 @@ pub fn worker(
     };
     let options = Options::from(options);
     let opened = open(&options, None, &mut reports).and_then(|engine| {
-        let defaults = engine.settings(&Request::default())?;
-        Ok((engine, defaults))
+        let request = Request::default();
+        let defaults = engine.settings(&request)?;
+        // A default image that does not fit is refused when somebody asks for it.
+        let seconds = engine.plan(&request).ok().and_then(|plan| plan.seconds);
+        Ok((engine, defaults, seconds))
     });
-    let (engine, defaults) = match opened {
+    let (engine, defaults, seconds) = match opened {
         Ok(opened) => opened,
         Err(e) => {
             let worded = e.in_words(words);
@@ -63,13 +67,16 @@ pub fn worker(
             return Ok(());
         }
     };
-    reports.send(&Report::Ready { defaults: serde_json::json!(defaults) });
+    reports.send(&Report::Ready { defaults: serde_json::json!(defaults), seconds });
     let mut worker =
         Worker { options, data: DataFolder::at(data), open: Some((None, engine)), cancelled };
     while let Ok(order) = orders.recv() {
-        if let Order::Job { id, spec, model } = order {
-            worker.job(&id, &spec, model, &mut reports)?;
+        match order {
+            Order::Job { id, spec, model } => worker.job(&id, &spec, model, &mut reports)?,
+            Order::Unload => worker.open = None,
+            Order::Open { .. } | Order::Cancel { .. } => {}
         }
+        reports.send(&Report::Memory { resident: host::resident_memory() });
     }
     Ok(())
 }
@@ -122,6 +129,10 @@ impl<W: Write> Reports<W> {
             Event::Warning(text) => self.send(&log("warning", text.as_str())),
             Event::PhaseStart { phase, steps } => {
                 self.send(&Report::Phase { phase: phase.name().into(), steps });
+            }
+            Event::PhaseEnd { phase, seconds, peak_bytes } => {
+                let phase = phase.name().into();
+                self.send(&Report::PhaseEnd { phase, seconds, planned: peak_bytes });
             }
             Event::Step { phase: Phase::Denoise, done, steps, .. } => {
                 self.send(&Report::Step { done, steps });

@@ -23,9 +23,6 @@ use crate::server::submit::{Draft, answer, parse_image, succeeded};
 
 /// The name of this API in jobs.
 const DIALECT: &str = "a1111";
-/// The most steps of models that were distilled to a few: frontends send 20 and more to every
-/// model.
-const DISTILLED_STEPS: usize = 8;
 
 /// The paths of this API.
 pub fn routes() -> Router<Arc<Server>> {
@@ -39,7 +36,8 @@ pub fn routes() -> Router<Arc<Server>> {
         .route("/sdapi/v1/options", get(options).post(set_options))
         .route("/sdapi/v1/sd-models", get(sd_models))
         .route("/sdapi/v1/loras", get(loras))
-        .route("/sdapi/v1/png-info", post(png_info));
+        .route("/sdapi/v1/png-info", post(png_info))
+        .route("/sdapi/v1/unload-checkpoint", post(unload));
     // What clients ask for at their start, and is the same for every model.
     let constant = |value: Value| get(move || std::future::ready(Json(value.clone())));
     let router = CONSTANTS.iter().fold(router, |router, (path, text)| {
@@ -142,19 +140,9 @@ fn draft(server: &Server, owner: &Owner, fields: &Fields) -> Result<Draft, Fault
         Some(title) => Some(without_hash(title).to_string()),
         None => server.preferred(&owner.0),
     };
-    draft.request.steps = fields.whole("steps")?.map(|steps| match is_distilled(server, &draft) {
-        true => steps.min(DISTILLED_STEPS),
-        false => steps,
-    });
+    let most = server.max_steps(draft.model.as_deref());
+    draft.request.steps = fields.whole("steps")?.map(|steps| most.map_or(steps, |n| steps.min(n)));
     Ok(draft)
-}
-
-/// Whether the draft is for the default model, and that needs only a few steps.
-fn is_distilled(server: &Server, draft: &Draft) -> bool {
-    let defaults = server.worker().defaults.unwrap_or_default();
-    let few = defaults["steps"].as_u64().is_some_and(|steps| steps <= DISTILLED_STEPS as u64);
-    let is_default = draft.model.as_deref().is_none_or(|m| m == server.models.default_name());
-    is_default && few && defaults["guidance"].is_null()
 }
 
 /// A title of the list of models as clients send it back.
@@ -284,7 +272,7 @@ async fn progress(
     let image = image.and_then(|p| png_of(p["data"].as_str()?));
     Ok(Json(json!({
         "progress": progress.value(),
-        "eta_relative": 0.0,
+        "eta_relative": job.as_ref().and_then(|job| server.predicted_seconds(job)).unwrap_or(0.0),
         "state": {
             "skipped": false,
             "interrupted": job.as_ref().is_some_and(|j| j.state == JobState::Canceling),
@@ -322,7 +310,7 @@ async fn internal_progress(
         "queued": job.as_ref().is_some_and(|j| j.state == JobState::Queued),
         "completed": job.is_none(),
         "progress": progress.map(|p| p.value()),
-        "eta": null,
+        "eta": job.as_ref().and_then(|job| server.predicted_seconds(job)),
         "live_preview": preview,
         "id_live_preview": 0,
     })))
@@ -388,6 +376,12 @@ async fn loras(State(server): State<Arc<Server>>) -> Json<Value> {
         .map(|l| json!({"name": l.name, "alias": l.name, "path": l.name, "metadata": {}}))
         .collect();
     Json(json!(list))
+}
+
+/// Frees the memory of the model, once its job is over.
+async fn unload(State(server): State<Arc<Server>>) -> Json<Value> {
+    server.unload();
+    Json(json!({}))
 }
 
 /// The settings in an image.

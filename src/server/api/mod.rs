@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::fault::Fault;
 use super::job::Output;
+use super::metrics;
 use super::middleware::guard;
 use super::state::{Server, blocking};
 use super::submit::expired;
@@ -57,7 +58,7 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/", get(index))
         .route("/health", get(health))
         .route("/ready", get(ready))
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(numbers))
         .route("/results/{name}", get(result))
         .merge(native::routes())
         .merge(openai::routes())
@@ -89,33 +90,8 @@ async fn ready(State(server): State<Arc<Server>>) -> Response {
 }
 
 /// Numbers for Prometheus.
-async fn metrics(State(server): State<Arc<Server>>) -> Response {
-    use std::sync::atomic::Ordering;
-    let counts = blocking(|| server.broker.counts());
-    let [succeeded, failed, canceled] =
-        [0, 1, 2].map(|i: usize| server.ended[i].load(Ordering::Relaxed));
-    let workers = server.workers_started.load(Ordering::Relaxed);
-    let text = format!(
-        "# HELP flux_fast_jobs Jobs that wait or run.\n\
-         # TYPE flux_fast_jobs gauge\n\
-         flux_fast_jobs{{state=\"queued\"}} {}\n\
-         flux_fast_jobs{{state=\"running\"}} {}\n\
-         # HELP flux_fast_jobs_ended_total Jobs that ended since the start of the server.\n\
-         # TYPE flux_fast_jobs_ended_total counter\n\
-         flux_fast_jobs_ended_total{{state=\"succeeded\"}} {succeeded}\n\
-         flux_fast_jobs_ended_total{{state=\"failed\"}} {failed}\n\
-         flux_fast_jobs_ended_total{{state=\"canceled\"}} {canceled}\n\
-         # HELP flux_fast_workers_started_total Worker processes, with those that replaced one.\n\
-         # TYPE flux_fast_workers_started_total counter\n\
-         flux_fast_workers_started_total {workers}\n\
-         # HELP flux_fast_ready Whether a worker can draw.\n\
-         # TYPE flux_fast_ready gauge\n\
-         flux_fast_ready {}\n",
-        counts.queued,
-        counts.running,
-        u8::from(server.worker().ready),
-    );
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+async fn numbers(State(server): State<Arc<Server>>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::text(&server)).into_response()
 }
 
 #[derive(Deserialize)]
@@ -131,7 +107,7 @@ async fn result(
     Query(Signature { expires, signature }): Query<Signature>,
 ) -> Result<Response, Fault> {
     // A name that was signed is that of a result: no other is ever looked for.
-    if !server.links.check(&name, expires, &signature) {
+    if !server.links.check(&name, expires, &signature, server.now()) {
         return Err(Fault::new(403, "forbidden", "the link has expired, or was changed"));
     }
     let bytes = blocking(|| std::fs::read(server.data.result(&name))).map_err(|_| expired())?;
@@ -170,7 +146,7 @@ fn link(server: &Server, headers: &HeaderMap, output: &Output) -> String {
             format!("http://{}", host.map_or(server.address.to_string(), str::to_string))
         }
     };
-    base + &server.links.link(&output.file)
+    base + &server.links.link(&output.file, server.now())
 }
 
 /// A format by the name that a client gives it.

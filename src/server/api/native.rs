@@ -23,7 +23,7 @@ use crate::server::events::JobEvent;
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
 use crate::server::http::Whole;
-use crate::server::job::{Job, State as JobState};
+use crate::server::job::{Job, Lane, State as JobState};
 use crate::server::state::{Server, blocking};
 use crate::server::submit::{Draft, parse_image, succeeded};
 
@@ -33,7 +33,7 @@ const MAX_IDEMPOTENCY_KEY: usize = 255;
 const MAX_LISTED: usize = 200;
 
 /// The fields of `request`.
-const FIELDS: [&str; 19] = [
+const FIELDS: [&str; 20] = [
     "prompt",
     "negative",
     "steps",
@@ -53,6 +53,7 @@ const FIELDS: [&str; 19] = [
     "model",
     "format",
     "quality",
+    "priority",
 ];
 
 /// The paths of this API.
@@ -69,8 +70,10 @@ pub fn routes() -> Router<Arc<Server>> {
 
 /// The body of an error.
 pub fn error(fault: &Fault, id: Option<&str>) -> Value {
+    // The code that this API has for every 429.
+    let code = if fault.status == 429 { "queue_full" } else { &fault.code };
     json!({"error": {
-        "code": fault.code,
+        "code": code,
         "message": fault.message,
         "parameter": fault.parameter,
         "hint": fault.hint,
@@ -146,6 +149,11 @@ fn draft(body: &Value) -> Result<Draft, Fault> {
     if let Some(quality) = fields.whole("quality")? {
         draft.quality = quality_of(quality, "quality")?;
     }
+    draft.lane = match fields.text("priority")? {
+        None | Some("normal") => Lane::Normal,
+        Some("low") => Lane::Low,
+        Some(_) => return Err(Fault::invalid("priority", "priority: expected normal or low")),
+    };
     Ok(draft)
 }
 
@@ -191,6 +199,7 @@ fn object(server: &Server, headers: &HeaderMap, job: &Job) -> Value {
         "completed_at": job.finished,
         "expires_at": expires,
         "queue_position": position,
+        "predicted_seconds": server.predicted_seconds(job),
         "progress": progress,
         "attempts": job.attempts,
         "model": job.spec.as_ref().map(|spec| &spec.model),

@@ -23,7 +23,7 @@ use crate::server::access::Owner;
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
 use crate::server::http::Whole;
-use crate::server::job::{Job, State as JobState, now};
+use crate::server::job::{Job, State as JobState};
 use crate::server::state::{Server, blocking};
 use crate::server::submit::{Draft, Waiting, answer, parse_image, parse_size, succeeded};
 
@@ -318,7 +318,7 @@ async fn send(
 ) {
     let one = |name: String, mut data: Value| {
         data["type"] = json!(name);
-        data["created_at"] = json!(now() as u64);
+        data["created_at"] = json!(server.now() as u64);
         Event::default().event(name).data(data.to_string())
     };
     let channel = server.events.channel(&waiting.job.id);

@@ -6,16 +6,21 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use crate::server::job::Lane;
+
 /// A queued job.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Waiting {
     pub id: String,
     pub owner: String,
+    pub lane: Lane,
+    /// The name of the model that it needs.
+    pub model: String,
     pub cost: f64,
 }
 
 /// The queue of all owners.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct FairQueue {
     owners: HashMap<String, VecDeque<Waiting>>,
     /// The virtual time of each owner with jobs, and of those who had some lately.
@@ -60,18 +65,50 @@ impl FairQueue {
         }
     }
 
+    /// The number of queued jobs of `owner`.
+    pub fn len_of(&self, owner: &str) -> usize {
+        self.owners.get(owner).map_or(0, VecDeque::len)
+    }
+
+    /// The next job.
+    pub fn peek(&self) -> Option<&Waiting> {
+        self.owners.get(&self.first(|_| true)?)?.front()
+    }
+
     /// Takes the next job.
     pub fn pop(&mut self) -> Option<Waiting> {
-        let owner = first(&self.owners, &self.times, &self.arrivals)?;
+        let owner = self.first(|_| true)?;
+        self.now = self.times.get(&owner).copied().unwrap_or_default();
+        self.take(owner, 0)
+    }
+
+    /// Takes the next job among those for `model`.
+    pub fn pop_for(&mut self, model: &str) -> Option<Waiting> {
+        let place = |queue: &VecDeque<Waiting>| queue.iter().position(|job| job.model == model);
+        let owner = self.first(|queue| place(queue).is_some())?;
+        let at = place(self.owners.get(&owner)?)?;
+        self.take(owner, at)
+    }
+
+    /// The owner whose turn it is among those whose jobs are `suitable`.
+    fn first(&self, suitable: impl Fn(&VecDeque<Waiting>) -> bool) -> Option<String> {
+        let key = |owner: &String| {
+            let time = self.times.get(owner).copied().unwrap_or_default();
+            (time, self.arrivals.get(owner).copied().unwrap_or(0))
+        };
+        let owners = self.owners.iter().filter(|(_, queue)| suitable(queue)).map(|(o, _)| o);
+        owners.min_by(|a, b| key(a).partial_cmp(&key(b)).unwrap_or(a.cmp(b))).cloned()
+    }
+
+    /// Takes job number `at` of `owner`, and counts its cost.
+    fn take(&mut self, owner: String, at: usize) -> Option<Waiting> {
         let queue = self.owners.get_mut(&owner)?;
-        let job = queue.pop_front()?;
+        let job = queue.remove(at)?;
         if queue.is_empty() {
             self.owners.remove(&owner);
             self.arrivals.remove(&owner);
         }
-        let time = self.times.entry(owner).or_default();
-        self.now = *time;
-        *time += job.cost;
+        *self.times.entry(owner).or_default() += job.cost;
         if self.times.len() > MAX_IDLE + self.owners.len() {
             // Owners who are not ahead of the others would start at `now` anyway.
             let (now, owners) = (self.now, &self.owners);
@@ -92,38 +129,6 @@ impl FairQueue {
         }
         job
     }
-
-    /// How many jobs will be taken before the one with this id, if none is added.
-    pub fn position(&self, id: &str) -> Option<usize> {
-        let mut owners: HashMap<String, VecDeque<&Waiting>> =
-            self.owners.iter().map(|(o, q)| (o.clone(), q.iter().collect())).collect();
-        let mut times = self.times.clone();
-        for place in 0.. {
-            let owner = first(&owners, &times, &self.arrivals)?;
-            let queue = owners.get_mut(&owner)?;
-            let job = queue.pop_front()?;
-            if job.id == id {
-                return Some(place);
-            }
-            if queue.is_empty() {
-                owners.remove(&owner);
-            }
-            *times.entry(owner).or_default() += job.cost;
-        }
-        None
-    }
-}
-
-/// The owner whose turn it is.
-fn first<T>(
-    owners: &HashMap<String, T>,
-    times: &HashMap<String, f64>,
-    arrivals: &HashMap<String, u64>,
-) -> Option<String> {
-    let key = |owner: &String| {
-        (times.get(owner).copied().unwrap_or_default(), arrivals.get(owner).copied().unwrap_or(0))
-    };
-    owners.keys().min_by(|a, b| key(a).partial_cmp(&key(b)).unwrap_or(a.cmp(b))).cloned()
 }
 
 #[cfg(test)]
@@ -131,7 +136,8 @@ mod tests {
     use super::*;
 
     fn job(owner: &str, number: usize, cost: f64) -> Waiting {
-        Waiting { id: format!("{owner}{number}"), owner: owner.into(), cost }
+        let id = format!("{owner}{number}");
+        Waiting { id, owner: owner.into(), lane: Lane::Normal, model: "m".into(), cost }
     }
 
     fn order(queue: &mut FairQueue) -> Vec<String> {
@@ -145,7 +151,6 @@ mod tests {
         queue.push(job("b", 0, 1.0));
         queue.push(job("c", 0, 1.0));
         queue.push(job("b", 1, 1.0));
-        assert_eq!(queue.position("b1"), Some(4));
         assert_eq!(order(&mut queue)[..6], ["a0", "b0", "c0", "a1", "b1", "a2"]);
     }
 
@@ -163,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_is_given_back_is_the_next_one_again_and_places_are_true() {
+    fn a_job_that_is_given_back_is_the_next_one_again() {
         let mut queue = FairQueue::default();
         (0..3).for_each(|n| queue.push(job("a", n, 2.0)));
         (0..3).for_each(|n| queue.push(job("b", n, 1.0)));
@@ -172,11 +177,6 @@ mod tests {
         assert_eq!(queue.pop(), Some(taken));
         queue.remove("b1").unwrap();
         assert_eq!((queue.remove("b1"), queue.len()), (None, 4));
-        let places: Vec<_> =
-            ["a1", "a2", "b0", "b2"].iter().map(|id| queue.position(id).unwrap()).collect();
-        let order = order(&mut queue);
-        for (id, place) in ["a1", "a2", "b0", "b2"].iter().zip(places) {
-            assert_eq!(order[place], *id);
-        }
+        assert_eq!(order(&mut queue), ["b0", "b2", "a1", "a2"]);
     }
 }

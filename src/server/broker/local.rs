@@ -1,5 +1,8 @@
 //! The queue of one machine: SQLite, in one file.
 
+mod limiter;
+
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,10 +10,14 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::de::DeserializeOwned;
 
-use super::fair::{FairQueue, Waiting};
-use super::{Broker, Cancelled, Counts, NewJob, Submitted};
+use super::fair::Waiting;
+use super::queue::JobQueue;
+use super::{Broker, Cancelled, Counts, NewJob, Place, Submitted};
+use crate::server::clock::{Clock, SECOND};
 use crate::server::fault::Fault;
-use crate::server::job::{Job, Outcome, State, now};
+use crate::server::job::{Job, Lane, Outcome, State};
+use crate::server::limits::Verdict;
+use limiter::Limiter;
 
 /// How often a job is given to a worker before it counts as the cause of its failures.
 const MAX_ATTEMPTS: u32 = 2;
@@ -24,7 +31,12 @@ const TABLES: &str = "
         owner TEXT NOT NULL,
         state TEXT NOT NULL,
         spec TEXT,
+        model TEXT NOT NULL,
+        lane INTEGER NOT NULL,
         cost REAL NOT NULL,
+        instant INTEGER NOT NULL,
+        images INTEGER NOT NULL,
+        pixels INTEGER NOT NULL,
         created REAL NOT NULL,
         started REAL,
         finished REAL,
@@ -42,6 +54,8 @@ const TABLES: &str = "
     PRAGMA user_version = 1;
 ";
 
+/// The columns of a [`Waiting`].
+const WAITING: &str = "id, owner, lane, model, cost";
 /// The columns that [`read_job`] reads.
 const COLUMNS: &str = "id, owner, state, spec, created, started, finished, attempts, outputs, \
                        settings, fault";
@@ -49,14 +63,17 @@ const COLUMNS: &str = "id, owner, state, spec, created, started, finished, attem
 /// A [`Broker`] in a file of SQLite.
 pub struct LocalBroker {
     inner: Mutex<Inner>,
+    clock: Clock,
     max_queued: usize,
 }
 
 struct Inner {
     db: Connection,
     /// The queued jobs of the database, in memory.
-    queue: FairQueue,
-    running: usize,
+    queue: JobQueue,
+    /// The jobs that run, and their owners.
+    running: HashMap<String, String>,
+    limiter: Limiter,
 }
 
 impl LocalBroker {
@@ -82,9 +99,17 @@ impl LocalBroker {
                 )));
             }
         }
-        let mut inner = Inner { db, queue: FairQueue::default(), running: 0 };
-        inner.replay()?;
-        Ok(LocalBroker { inner: Mutex::new(inner), max_queued })
+        let newest = db.query_row("SELECT MAX(instant) FROM jobs", [], |row| row.get(0));
+        let newest: Option<i64> = newest.map_err(stored)?;
+        let clock = Clock::after(newest.unwrap_or(0));
+        let mut inner = Inner {
+            db,
+            queue: JobQueue::default(),
+            running: HashMap::new(),
+            limiter: Limiter::default(),
+        };
+        inner.replay(clock.seconds())?;
+        Ok(LocalBroker { inner: Mutex::new(inner), clock, max_queued })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -94,7 +119,7 @@ impl LocalBroker {
 
 impl Inner {
     /// Settles the jobs that ran when the last process ended, and reads the queue.
-    fn replay(&mut self) -> Result<(), Fault> {
+    fn replay(&mut self, now: f64) -> Result<(), Fault> {
         let died = serde_json::to_string(&worker_died()).unwrap_or_default();
         let transaction = self.db.transaction().map_err(stored)?;
         let update = |sql: &str, values: &[&dyn rusqlite::ToSql]| {
@@ -102,22 +127,20 @@ impl Inner {
         };
         update(
             "UPDATE jobs SET state = 'canceled', finished = ?1 WHERE state = 'canceling'",
-            params![now()],
+            params![now],
         )?;
         update(
-            "UPDATE jobs SET state = 'failed', finished = ?1, fault = ?2
+            "UPDATE jobs SET state = 'failed', finished = ?1, fault = ?2, images = 0, pixels = 0
              WHERE state = 'running' AND attempts >= ?3",
-            params![now(), died, MAX_ATTEMPTS],
+            params![now, died, MAX_ATTEMPTS],
         )?;
         update("UPDATE jobs SET state = 'queued', started = NULL WHERE state = 'running'", &[])?;
         transaction.commit().map_err(stored)?;
         let mut statement = self
             .db
-            .prepare("SELECT id, owner, cost FROM jobs WHERE state = 'queued' ORDER BY seq")
+            .prepare(&format!("SELECT {WAITING} FROM jobs WHERE state = 'queued' ORDER BY seq"))
             .map_err(stored)?;
-        let rows = statement.query_map([], |row| {
-            Ok(Waiting { id: row.get(0)?, owner: row.get(1)?, cost: row.get(2)? })
-        });
+        let rows = statement.query_map([], read_waiting);
         for waiting in rows.map_err(stored)? {
             self.queue.push(waiting.map_err(stored)?);
         }
@@ -161,6 +184,15 @@ impl Broker for LocalBroker {
         if let Some(job) = inner.same(&new)? {
             return Ok(Submitted::Same(job));
         }
+        // Under the lock, so that instants are stored in order.
+        let now = self.clock.nanoseconds();
+        let standings = match inner.decide(&new, now)? {
+            Verdict::Admit(standings) => standings,
+            Verdict::Wait { wait, violated, standings } => {
+                return Ok(Submitted::Limited { wait, violated, standings });
+            }
+            Verdict::Never(limit, amount) => return Ok(Submitted::Never(limit, amount)),
+        };
         if inner.queue.len() >= self.max_queued {
             return Err(Fault::new(503, "queue_full", "the queue is full")
                 .hint("send the request again later")
@@ -169,33 +201,57 @@ impl Broker for LocalBroker {
         let (key, hash) = new.idempotency.unzip();
         let spec = serde_json::to_string(&new.spec)
             .map_err(|e| Fault::internal(format!("the job cannot be written: {e}")))?;
+        let NewJob { id, owner, lane, cost, charge, .. } = new;
+        let model = new.spec.model;
         inner
             .db
-            .execute(
-                "INSERT INTO jobs (id, owner, state, spec, cost, created, idempotency_key,
-                 idempotency_hash) VALUES (?1, ?2, 'queued', ?3, ?4, ?5, ?6, ?7)",
-                params![new.id, new.owner, spec, new.cost, now(), key, hash],
+            .prepare(
+                "INSERT INTO jobs (id, owner, state, spec, model, lane, cost, instant, images,
+                 pixels, created, idempotency_key, idempotency_hash)
+                 VALUES (?1, ?2, 'queued', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
             )
+            .and_then(|mut insert| {
+                let created = now as f64 / SECOND as f64;
+                let (images, pixels) = (charge.images as i64, charge.pixels as i64);
+                insert.execute(params![
+                    id,
+                    owner,
+                    spec,
+                    model,
+                    number_of(lane),
+                    cost,
+                    now,
+                    images,
+                    pixels,
+                    created,
+                    key,
+                    hash
+                ])
+            })
             .map_err(stored)?;
-        let job = inner.known(&new.id)?;
-        inner.queue.push(Waiting { id: new.id, owner: new.owner, cost: new.cost });
-        Ok(Submitted::New(job))
+        inner.limiter.add(&owner, now, charge);
+        let job = inner.known(&id)?;
+        inner.queue.push(Waiting { id, owner, lane, model, cost });
+        Ok(Submitted::New(job, standings))
     }
 
-    fn next(&self) -> Result<Option<Job>, Fault> {
+    fn next(&self, held: Option<&str>) -> Result<Option<Job>, Fault> {
         let mut inner = self.lock();
-        let Some(waiting) = inner.queue.pop() else { return Ok(None) };
+        let Some(waiting) = inner.queue.pop(held, self.clock.nanoseconds()) else {
+            return Ok(None);
+        };
         let taken = inner.db.execute(
             "UPDATE jobs SET state = 'running', started = ?2, attempts = attempts + 1
              WHERE id = ?1",
-            params![waiting.id, now()],
+            params![waiting.id, self.clock.seconds()],
         );
         if let Err(e) = taken {
             inner.queue.push_front(waiting);
             return Err(stored(e));
         }
-        inner.running += 1;
-        inner.known(&waiting.id).map(Some)
+        let job = inner.known(&waiting.id)?;
+        inner.running.insert(waiting.id, waiting.owner);
+        Ok(Some(job))
     }
 
     fn give_back(&self, id: &str, counts: bool) -> Result<(), Fault> {
@@ -222,18 +278,17 @@ impl Broker for LocalBroker {
                 params![id, attempts],
             )
             .map_err(stored)?;
-        inner.running = inner.running.saturating_sub(1);
-        let cost = inner
-            .db
-            .query_row("SELECT cost FROM jobs WHERE id = ?1", [id], |row| row.get(0))
-            .map_err(stored)?;
-        inner.queue.push_front(Waiting { id: id.into(), owner: job.owner, cost });
+        inner.running.remove(id);
+        let sql = format!("SELECT {WAITING} FROM jobs WHERE id = ?1");
+        let waiting = inner.db.query_row(&sql, [id], read_waiting).map_err(stored)?;
+        inner.queue.push_front(waiting);
         Ok(())
     }
 
     fn finish(&self, id: &str, outcome: Outcome) -> Result<(), Fault> {
         let mut inner = self.lock();
         let state = outcome.state().name();
+        let failed = matches!(outcome, Outcome::Failed(_));
         let (outputs, settings, fault) = match outcome {
             Outcome::Succeeded { outputs, settings } => {
                 (serde_json::to_string(&outputs), Some(settings.to_string()), None)
@@ -241,23 +296,25 @@ impl Broker for LocalBroker {
             Outcome::Failed(fault) => (Ok("[]".into()), None, serde_json::to_string(&fault).ok()),
             Outcome::Canceled => (Ok("[]".into()), None, None),
         };
+        let now = self.clock.seconds();
         let changed = inner
             .db
             .execute(
                 "UPDATE jobs SET state = ?2, finished = ?3, outputs = ?4, settings = ?5, fault = ?6
                  WHERE id = ?1 AND state IN ('running', 'canceling')",
-                params![id, state, now(), outputs.unwrap_or_default(), settings, fault],
+                params![id, state, now, outputs.unwrap_or_default(), settings, fault],
             )
             .map_err(stored)?;
-        inner.running = inner.running.saturating_sub(changed);
-        Ok(())
+        inner.running.remove(id);
+        // It was not the owner's fault.
+        if failed && changed > 0 { inner.refund(id) } else { Ok(()) }
     }
 
     fn cancel(&self, id: &str, owner: &str) -> Result<Option<Cancelled>, Fault> {
         let mut inner = self.lock();
         let Some(job) = inner.job(id)?.filter(|job| job.owner == owner) else { return Ok(None) };
         let (state, finished) = match job.state {
-            State::Queued => (State::Canceled, Some(now())),
+            State::Queued => (State::Canceled, Some(self.clock.seconds())),
             State::Running => (State::Canceling, None),
             State::Canceling => return Ok(Some(Cancelled::Running(job))),
             _ => return Ok(Some(Cancelled::Over(job))),
@@ -272,6 +329,7 @@ impl Broker for LocalBroker {
         let job = inner.known(id)?;
         if state == State::Canceled {
             inner.queue.remove(id);
+            inner.refund(id)?;
             return Ok(Some(Cancelled::Queued(job)));
         }
         Ok(Some(Cancelled::Running(job)))
@@ -300,13 +358,17 @@ impl Broker for LocalBroker {
         rows.collect::<Result<_, _>>().map_err(stored)
     }
 
-    fn position(&self, id: &str) -> Option<usize> {
-        self.lock().queue.position(id)
+    fn refund(&self, id: &str) -> Result<(), Fault> {
+        self.lock().refund(id)
+    }
+
+    fn place(&self, id: &str) -> Option<Place> {
+        self.lock().queue.place(id)
     }
 
     fn counts(&self) -> Counts {
         let inner = self.lock();
-        Counts { queued: inner.queue.len(), running: inner.running }
+        Counts { queued: inner.queue.len(), running: inner.running.len() }
     }
 
     fn expire(&self, data_before: f64, rows_before: f64) -> Result<Vec<String>, Fault> {
@@ -333,6 +395,10 @@ impl Broker for LocalBroker {
         transaction.commit().map_err(stored)?;
         Ok(expired)
     }
+
+    fn clock(&self) -> &Clock {
+        &self.clock
+    }
 }
 
 /// The fault of a job whose worker ended twice while it ran.
@@ -356,6 +422,25 @@ fn read_job(row: &Row) -> rusqlite::Result<Job> {
         settings: json(row.get("settings")?),
         fault: json(row.get("fault")?),
     })
+}
+
+fn read_waiting(row: &Row) -> rusqlite::Result<Waiting> {
+    let lane: i64 = row.get("lane")?;
+    Ok(Waiting {
+        id: row.get("id")?,
+        owner: row.get("owner")?,
+        lane: if lane == number_of(Lane::Low) { Lane::Low } else { Lane::Normal },
+        model: row.get("model")?,
+        cost: row.get("cost")?,
+    })
+}
+
+/// A lane in the database.
+fn number_of(lane: Lane) -> i64 {
+    match lane {
+        Lane::Normal => 0,
+        Lane::Low => 1,
+    }
 }
 
 fn json<T: DeserializeOwned>(text: Option<String>) -> Option<T> {

@@ -2,11 +2,16 @@
 
 mod fair;
 mod local;
+mod queue;
+
+use std::sync::Arc;
 
 pub use local::LocalBroker;
 
+use super::clock::Clock;
 use super::fault::Fault;
-use super::job::{Job, JobSpec, Outcome};
+use super::job::{Job, JobSpec, Lane, Outcome};
+use super::limits::{Charge, Limit, Plan, Standing};
 
 /// A job that is to be accepted.
 #[derive(Debug, Clone)]
@@ -17,8 +22,14 @@ pub struct NewJob {
     pub owner: String,
     /// What to draw.
     pub spec: JobSpec,
-    /// What it will cost, in any unit that is the same for all jobs: for the fair order.
+    /// How urgent it is.
+    pub lane: Lane,
+    /// The seconds that it is expected to take: for the fair order, and to predict when jobs end.
     pub cost: f64,
+    /// The limits of its owner; `None` for none.
+    pub plan: Option<Arc<Plan>>,
+    /// What counts in those limits.
+    pub charge: Charge,
     /// The client's idempotency key, and a hash of what it sent.
     pub idempotency: Option<(String, String)>,
 }
@@ -26,10 +37,30 @@ pub struct NewJob {
 /// What became of a submission.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Submitted {
-    /// A new job.
-    New(Job),
+    /// A new job, and how the limits of its owner stand.
+    New(Job, Vec<Standing>),
     /// The job that was submitted with the same idempotency key before.
     Same(Job),
+    /// Nothing was accepted: it would exceed limits of its owner.
+    Limited {
+        /// Nanoseconds until the windows have room; `None` if only the end of a job makes room.
+        wait: Option<i64>,
+        /// The names of those limits.
+        violated: Vec<String>,
+        /// How all limits stand.
+        standings: Vec<Standing>,
+    },
+    /// Nothing was accepted: it exceeds a limit by itself, by needing this amount.
+    Never(Limit, u64),
+}
+
+/// Where a queued job is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Place {
+    /// How many jobs will be taken before it, if none is added.
+    pub position: usize,
+    /// The seconds that those are expected to take.
+    pub seconds_ahead: f64,
 }
 
 /// What became of a request to cancel.
@@ -60,8 +91,9 @@ pub trait Broker: Send + Sync {
     /// 503 `queue_full`, 422 `idempotency_key_reuse`, 500 if it cannot be stored.
     fn submit(&self, job: NewJob) -> Result<Submitted, Fault>;
 
-    /// Takes the next job of the fair order, which then runs.
-    fn next(&self) -> Result<Option<Job>, Fault>;
+    /// Takes the next job, which then runs: the next of the fair order, or one for the model
+    /// `held`, which is in memory, for as long as that does not keep others waiting for long.
+    fn next(&self, held: Option<&str>) -> Result<Option<Job>, Fault>;
 
     /// Puts a running job back in front of the queue. `counts` says whether the attempt counts.
     fn give_back(&self, id: &str, counts: bool) -> Result<(), Fault>;
@@ -81,8 +113,12 @@ pub trait Broker: Send + Sync {
     /// The jobs of `owner` that wait or run, the oldest first.
     fn active(&self, owner: &str) -> Result<Vec<Job>, Fault>;
 
-    /// The place of a queued job, from 0; `None` if it is not queued.
-    fn position(&self, id: &str) -> Option<usize>;
+    /// Gives the images of a job back to the limits of its owner. Jobs that fail, and those that
+    /// are cancelled while they are queued, are refunded without this.
+    fn refund(&self, id: &str) -> Result<(), Fault>;
+
+    /// The place of a queued job; `None` if it is not queued.
+    fn place(&self, id: &str) -> Option<Place>;
 
     /// How many jobs wait and run.
     fn counts(&self) -> Counts;
@@ -90,4 +126,7 @@ pub trait Broker: Send + Sync {
     /// Takes the data of jobs that ended before `data_before` (seconds since 1970), and forgets
     /// those that ended before `rows_before`. Returns the ids whose files are to be deleted.
     fn expire(&self, data_before: f64, rows_before: f64) -> Result<Vec<String>, Fault>;
+
+    /// The clock of instants in jobs.
+    fn clock(&self) -> &Clock;
 }

@@ -1,6 +1,11 @@
 //! What happens when a process, the client or the machine goes away.
 #![cfg(unix)]
 
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
 use serde_json::json;
 
 use super::{Server, drawn_by_command, endless, kill, wait_for};
@@ -119,4 +124,131 @@ fn f46_a_running_job_is_put_back_when_the_server_ends_and_requests_are_refused_m
     assert_eq!(again["attempts"], 1);
     server.request("DELETE", &format!("/api/v2/jobs/{job}"), &[], b"");
     server.wait(&job, &["canceled"]);
+}
+
+#[test]
+fn f16_f17_a_result_that_cannot_be_written_fails_its_job_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path(), &[]);
+    let results = folder.path().join("results");
+    std::fs::remove_dir_all(&results).unwrap();
+    let job = server.submit(json!({"prompt": "a fox", "steps": 1}));
+    let failed = server.wait(&job, &["failed", "succeeded"]);
+    assert_eq!(failed["error"]["code"], "output", "{failed}");
+    assert!(!failed.to_string().contains(folder.path().to_str().unwrap()), "{failed}");
+    std::fs::create_dir(&results).unwrap();
+    server.image(&server.submit(json!({"prompt": "a fox", "steps": 1})));
+    assert_eq!(server.workers().len(), 1);
+}
+
+#[test]
+fn f39_f46_clients_that_stall_do_not_hold_up_the_end_of_the_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path(), &[]);
+    let mut stalled = Vec::new();
+    for head in [
+        "",
+        "GET / HTTP/1.1\r\n",
+        "POST /v1/images/generations HTTP/1.1\r\nHost: x\r\n\
+                 Content-Length: 9\r\n\r\n{",
+    ] {
+        let mut stream = TcpStream::connect(&server.address).unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        stalled.push(stream);
+    }
+    let running = server.submit(json!({"prompt": "a fox", "steps": 1}));
+    server.image(&running);
+    let events = server.submit(endless());
+    stalled.push(server.open("GET", &format!("/api/v2/jobs/{events}/events"), &[], b""));
+    server.wait(&events, &["running"]);
+    let begun = Instant::now();
+    kill(server.child.id(), "-TERM");
+    assert_eq!(server.end(), Some(0));
+    // 8 seconds for the running job, and one for connections.
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn f46_a_second_signal_ends_the_server_at_once_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path(), &[]);
+    let job = server.submit(endless());
+    server.wait(&job, &["running"]);
+    kill(server.child.id(), "-TERM");
+    wait_for("the end to begin", || server.log().contains("the server ends").then_some(()));
+    kill(server.child.id(), "-TERM");
+    assert_eq!(server.end(), Some(128 + 15));
+    let server = Server::start(folder.path(), &[]);
+    server.wait(&job, &["running"]);
+    server.request("DELETE", &format!("/api/v2/jobs/{job}"), &[], b"");
+    server.wait(&job, &["canceled"]);
+}
+
+/// A server at a fixed address, started by a line of shell in which `$0` is the command.
+fn by_shell(data: &std::path::Path, line: &str) -> Server {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let program = env!("CARGO_BIN_EXE_flux-fast");
+    let command = format!(
+        "{program} serve --device cpu --no-cache --listen {address} --data {}",
+        data.display()
+    );
+    let child = Command::new("sh")
+        .args(["-c", line, &command])
+        .env("FLUX_FAST_CONFIG", "")
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let server = Server { child, address, log: Default::default() };
+    wait_for("the server", || {
+        TcpStream::connect(&server.address).ok()?;
+        (server.get("/ready").status == 200).then_some(())
+    });
+    server
+}
+
+#[test]
+fn f48_a_full_disk_behind_the_log_changes_nothing() {
+    if !std::path::Path::new("/dev/full").exists() {
+        eprintln!("skipped: this system has no /dev/full");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let server = by_shell(folder.path(), "exec $0 2>/dev/full");
+    server.image(&server.submit(json!({"prompt": "a fox", "steps": 1})));
+    kill(server.child.id(), "-TERM");
+    assert_eq!(server.end(), Some(0));
+}
+
+#[test]
+fn f48_too_few_file_descriptors_delay_connections_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = by_shell(folder.path(), "ulimit -n 64; exec $0");
+    let job = server.submit(endless());
+    server.wait(&job, &["running"]);
+    let many: Vec<TcpStream> =
+        (0..100).map_while(|_| TcpStream::connect(&server.address).ok()).collect();
+    std::thread::sleep(Duration::from_secs(1));
+    // While there are none left, the server waits instead of trying again and again.
+    let used = |pid: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let fields: Vec<i64> = stat
+            .rsplit(')')
+            .next()
+            .unwrap_or_default()
+            .split(' ')
+            .filter_map(|f| f.parse().ok())
+            .collect();
+        // Ticks of user and system time; the state before them is no number.
+        fields.get(10).zip(fields.get(11)).map_or(0, |(user, system)| user + system)
+    };
+    let before = used(server.child.id());
+    std::thread::sleep(Duration::from_secs(2));
+    let ticks = used(server.child.id()) - before;
+    assert!(ticks < 100, "{ticks} ticks in 2 seconds");
+    drop(many);
+    server.request("DELETE", &format!("/api/v2/jobs/{job}"), &[], b"");
+    server.wait(&job, &["canceled"]);
+    server.image(&server.submit(json!({"prompt": "a fox", "steps": 1})));
 }

@@ -2,8 +2,11 @@
 
 mod a1111;
 mod faults;
+mod limits;
+mod load;
 mod native;
 mod openai;
+mod operation;
 mod security;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -43,7 +46,12 @@ fn command(data: &Path, arguments: &[&str]) -> Command {
 
 impl Server {
     fn start(data: &Path, arguments: &[&str]) -> Server {
-        let mut child = command(data, arguments).spawn().unwrap();
+        Server::of(&mut command(data, arguments))
+    }
+
+    /// The server that `command` starts.
+    fn of(command: &mut Command) -> Server {
+        let mut child = command.spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let copy = log.clone();
@@ -56,7 +64,8 @@ impl Server {
         server.address = wait_for("the address of the server", || {
             let log = server.log();
             let line = log.lines().find_map(|l| l.split_once("listening on http://"));
-            line.map(|(_, address)| address.to_string())
+            let of_address = |c: &char| c.is_ascii_digit() || ".:".contains(*c);
+            line.map(|(_, rest)| rest.chars().take_while(of_address).collect())
         });
         server
     }

@@ -120,7 +120,7 @@ fn f44_the_queue_is_bounded_and_a_repeated_request_is_one_job() {
 }
 
 #[test]
-fn f31_to_f36_what_cannot_be_drawn_is_refused_with_its_parameter_and_no_path() {
+fn f28_f30_to_f36_what_cannot_be_drawn_is_refused_with_its_parameter_and_no_path() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &[]);
     let long = "a".repeat(1 << 20);
@@ -174,6 +174,13 @@ fn f31_to_f36_what_cannot_be_drawn_is_refused_with_its_parameter_and_no_path() {
     }
     let answer = server.request("POST", "/api/v2/jobs", &[("Content-Type", "image/png")], b"\x89");
     assert_eq!(answer.status, 415);
+    // F30: JSON is JSON whatever it is called; 422 says that it was read.
+    for kind in
+        ["text/plain;charset=UTF-8", "application/x-www-form-urlencoded", "application/json"]
+    {
+        let answer = server.request("POST", "/api/v2/jobs", &[("Content-Type", kind)], b"[]");
+        assert_eq!(answer.status, 422, "{kind}");
+    }
     for path in ["/nothing", "/api/v2/jobs/nothing", "/api/v2/jobs/x/images/0", "//", "/%2f"] {
         let answer = server.get(path);
         assert_eq!((answer.status, &answer.json()["error"]["code"]), (404, &json!("not_found")));

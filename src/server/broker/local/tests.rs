@@ -1,6 +1,8 @@
 use super::*;
 use crate::pipeline::request::Request;
 use crate::server::job::{JobSpec, Output, random_hex};
+use crate::server::limits::{Charge, Plan};
+use std::sync::Arc;
 
 fn new(owner: &str, key: Option<(&str, &str)>) -> NewJob {
     NewJob {
@@ -14,15 +16,18 @@ fn new(owner: &str, key: Option<(&str, &str)>) -> NewJob {
             has_input: false,
             dialect: "native".into(),
         },
+        lane: Lane::Normal,
         cost: 1.0,
+        plan: None,
+        charge: Charge { images: 1, pixels: 100 },
         idempotency: key.map(|(key, hash)| (key.into(), hash.into())),
     }
 }
 
 fn submit(broker: &LocalBroker, owner: &str) -> String {
     match broker.submit(new(owner, None)).unwrap() {
-        Submitted::New(job) => job.id,
-        Submitted::Same(_) => panic!("not new"),
+        Submitted::New(job, _) => job.id,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -37,26 +42,26 @@ fn a_job_runs_at_most_twice_across_restarts_and_queued_ones_stay() {
     let open = || LocalBroker::open(&path, 8).unwrap();
     let broker = open();
     let ids = [submit(&broker, "a"), submit(&broker, "a"), submit(&broker, "a")];
-    let job = broker.next().unwrap().unwrap();
+    let job = broker.next(None).unwrap().unwrap();
     assert_eq!((job.id.as_str(), job.attempts, job.state), (&*ids[0], 1, State::Running));
     assert_eq!(job.spec.unwrap().request.seed, Some(u64::MAX));
     drop(broker);
 
     let broker = open();
     assert_eq!(broker.counts(), Counts { queued: 3, running: 0 });
-    assert_eq!(broker.next().unwrap().unwrap().id, ids[0]);
+    assert_eq!(broker.next(None).unwrap().unwrap().id, ids[0]);
     drop(broker);
 
     let broker = open();
     let job = broker.job(&ids[0], "a").unwrap().unwrap();
     assert_eq!((job.state, job.fault.unwrap().code.as_str()), (State::Failed, "worker_died"));
-    let second = broker.next().unwrap().unwrap();
+    let second = broker.next(None).unwrap().unwrap();
     assert_eq!(second.id, ids[1]);
     // Given back without blame, then with it, then once too often.
     broker.give_back(&ids[1], false).unwrap();
-    assert_eq!(broker.next().unwrap().unwrap().attempts, 1);
+    assert_eq!(broker.next(None).unwrap().unwrap().attempts, 1);
     broker.give_back(&ids[1], true).unwrap();
-    assert_eq!(broker.next().unwrap().unwrap().attempts, 2);
+    assert_eq!(broker.next(None).unwrap().unwrap().attempts, 2);
     broker.give_back(&ids[1], true).unwrap();
     assert_eq!(state(&broker, &ids[1]), State::Failed);
     assert_eq!(broker.counts(), Counts { queued: 1, running: 0 });
@@ -67,14 +72,14 @@ fn the_queue_is_bounded_and_idempotency_keys_name_one_job() {
     let folder = tempfile::tempdir().unwrap();
     let broker = LocalBroker::open(&folder.path().join("jobs.sqlite"), 2).unwrap();
     let first = match broker.submit(new("a", Some(("k", "1")))).unwrap() {
-        Submitted::New(job) => job,
+        Submitted::New(job, _) => job,
         other => panic!("{other:?}"),
     };
     assert_eq!(broker.submit(new("a", Some(("k", "1")))).unwrap(), Submitted::Same(first.clone()));
     let fault = broker.submit(new("a", Some(("k", "2")))).unwrap_err();
     assert_eq!((fault.status, fault.code.as_str()), (422, "idempotency_key_reuse"));
     // Another owner's key is another key.
-    assert!(matches!(broker.submit(new("b", Some(("k", "2")))).unwrap(), Submitted::New(_)));
+    assert!(matches!(broker.submit(new("b", Some(("k", "2")))).unwrap(), Submitted::New(..)));
     let fault = broker.submit(new("c", None)).unwrap_err();
     assert_eq!((fault.status, fault.code.as_str()), (503, "queue_full"));
     assert!(fault.retry_after.is_some());
@@ -90,14 +95,14 @@ fn cancelled_and_finished_jobs_stay_so_and_data_expires_before_rows() {
     let broker = LocalBroker::open(&folder.path().join("jobs.sqlite"), 8).unwrap();
     let (queued, running) = (submit(&broker, "z"), submit(&broker, "a"));
     assert!(matches!(broker.cancel(&queued, "z").unwrap(), Some(Cancelled::Queued(_))));
-    assert_eq!(broker.next().unwrap().unwrap().id, running);
+    assert_eq!(broker.next(None).unwrap().unwrap().id, running);
     assert!(matches!(broker.cancel(&running, "a").unwrap(), Some(Cancelled::Running(_))));
     assert_eq!(state(&broker, &running), State::Canceling);
     // Its worker died before it had stopped.
     broker.give_back(&running, true).unwrap();
     assert_eq!(state(&broker, &running), State::Canceled);
     let done = submit(&broker, "a");
-    broker.next().unwrap().unwrap();
+    broker.next(None).unwrap().unwrap();
     let output = Output { file: "x.png".into(), width: 16, height: 16, bytes: 3 };
     let outcome =
         Outcome::Succeeded { outputs: vec![output.clone()], settings: serde_json::json!({}) };
@@ -105,11 +110,52 @@ fn cancelled_and_finished_jobs_stay_so_and_data_expires_before_rows() {
     broker.finish(&done, Outcome::Canceled).unwrap();
     let job = broker.job(&done, "a").unwrap().unwrap();
     assert_eq!((job.state, job.outputs), (State::Succeeded, vec![output]));
-    assert!(broker.expire(now() - 60.0, 0.0).unwrap().is_empty());
-    let expired = broker.expire(now() + 1.0, 0.0).unwrap();
+    let now = broker.clock().seconds();
+    assert!(broker.expire(now - 60.0, 0.0).unwrap().is_empty());
+    let expired = broker.expire(now + 1.0, 0.0).unwrap();
     assert_eq!(expired.len(), 3);
     assert_eq!(state(&broker, &done), State::Expired);
-    assert!(broker.expire(now() + 1.0, now() + 1.0).unwrap().is_empty());
+    assert!(broker.expire(now + 1.0, now + 1.0).unwrap().is_empty());
     assert_eq!(broker.list("a", 10).unwrap(), []);
     assert_eq!(broker.counts(), Counts::default());
+}
+
+#[test]
+fn f43_limits_survive_a_restart_and_images_of_jobs_that_fail_come_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("jobs.sqlite");
+    let open = || LocalBroker::open(&path, 100).unwrap();
+    let plan = Arc::new(Plan::of(&["4/h", "3 images/h", "2 active"]).unwrap());
+    let ask = |broker: &LocalBroker, owner: &str| {
+        broker.submit(NewJob { plan: Some(plan.clone()), ..new(owner, None) }).unwrap()
+    };
+    let violated = |submitted: Submitted| match submitted {
+        Submitted::Limited { violated, .. } => violated,
+        other => panic!("{other:?}"),
+    };
+    let broker = open();
+    let Submitted::New(first, standings) = ask(&broker, "a") else { panic!() };
+    assert_eq!(standings.iter().map(|s| s.remaining).collect::<Vec<_>>(), [3, 2, 1]);
+    let Submitted::New(second, _) = ask(&broker, "a") else { panic!() };
+    // Waiting and running jobs are active. Another owner has limits of its own.
+    assert_eq!(violated(ask(&broker, "a")), ["active"]);
+    assert_eq!(broker.next(None).unwrap().unwrap().id, first.id);
+    assert_eq!(violated(ask(&broker, "a")), ["active"]);
+    assert!(matches!(ask(&broker, "b"), Submitted::New(..)));
+    let outcome = Outcome::Succeeded { outputs: vec![], settings: serde_json::json!({}) };
+    broker.finish(&first.id, outcome).unwrap();
+    broker.cancel(&second.id, "a").unwrap();
+    // The image of the second came back; two requests count.
+    let Submitted::New(third, standings) = ask(&broker, "a") else { panic!() };
+    assert_eq!(standings.iter().map(|s| s.remaining).collect::<Vec<_>>(), [1, 1, 1]);
+    drop(broker);
+
+    let broker = open();
+    let Submitted::New(_, standings) = ask(&broker, "a") else { panic!() };
+    assert_eq!(standings.iter().map(|s| s.remaining).collect::<Vec<_>>(), [0, 0, 0]);
+    broker.cancel(&third.id, "a").unwrap();
+    assert_eq!(violated(ask(&broker, "a")), ["1h"]);
+    // An hour later there is room again, whatever the clock of the machine says.
+    broker.clock().advance(3600 * SECOND);
+    assert!(matches!(ask(&broker, "a"), Submitted::New(..)));
 }

@@ -1,0 +1,129 @@
+//! Numbers for Prometheus.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::state::{Server, blocking};
+use crate::host;
+
+/// What a server counts.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    inner: Mutex<Counted>,
+}
+
+#[derive(Debug, Default)]
+struct Counted {
+    /// Jobs that ended: by state.
+    ended: BTreeMap<&'static str, u64>,
+    /// Phases that ran: their number, their seconds, and the bytes that the last one planned.
+    phases: BTreeMap<&'static str, (u64, f64, u64)>,
+    /// Answers by status.
+    answers: BTreeMap<u16, u64>,
+    workers: u64,
+    /// The resident memory of the worker, in bytes.
+    worker_bytes: u64,
+    connections: u64,
+}
+
+impl Metrics {
+    fn lock(&self) -> MutexGuard<'_, Counted> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A job ended.
+    pub fn job_ended(&self, state: &'static str) {
+        *self.lock().ended.entry(state).or_default() += 1;
+    }
+
+    /// A phase ended.
+    pub fn phase(&self, phase: &'static str, seconds: f64, planned_bytes: u64) {
+        let mut counted = self.lock();
+        let entry = counted.phases.entry(phase).or_default();
+        *entry = (entry.0 + 1, entry.1 + seconds, planned_bytes);
+    }
+
+    /// A request was answered.
+    pub fn answered(&self, status: u16) {
+        *self.lock().answers.entry(status).or_default() += 1;
+    }
+
+    /// A worker was started.
+    pub fn worker_started(&self) {
+        self.lock().workers += 1;
+    }
+
+    /// The worker uses this many bytes.
+    pub fn worker_memory(&self, bytes: u64) {
+        self.lock().worker_bytes = bytes;
+    }
+
+    /// A connection begins (1) or ends (-1).
+    pub fn connection(&self, change: i64) {
+        let mut counted = self.lock();
+        counted.connections = counted.connections.saturating_add_signed(change);
+    }
+}
+
+/// One family of metrics.
+fn family(out: &mut String, name: &str, kind: &str, help: &str, samples: &[(String, String)]) {
+    writeln!(out, "# HELP flux_fast_{name} {help}\n# TYPE flux_fast_{name} {kind}").ok();
+    for (labels, value) in samples {
+        writeln!(out, "flux_fast_{name}{labels} {value}").ok();
+    }
+}
+
+/// All numbers of `server` in the text format 0.0.4.
+pub fn text(server: &Server) -> String {
+    let counts = blocking(|| server.broker.counts());
+    let worker = server.worker();
+    let counted = server.metrics.lock();
+    let one = |value: String| vec![(String::new(), value)];
+    let label = |name: &str, value: &str| format!("{{{name}=\"{value}\"}}");
+    let states = ["succeeded", "failed", "canceled"];
+    let mut out = String::new();
+    let jobs = [("queued", counts.queued), ("running", counts.running)];
+    let jobs: Vec<_> = jobs.iter().map(|(s, n)| (label("state", s), n.to_string())).collect();
+    family(&mut out, "jobs", "gauge", "Jobs that wait or run.", &jobs);
+    let ended = |state: &str| counted.ended.get(state).copied().unwrap_or(0).to_string();
+    let ended: Vec<_> = states.iter().map(|s| (label("state", s), ended(s))).collect();
+    let help = "Jobs that ended since the start of the server.";
+    family(&mut out, "jobs_ended_total", "counter", help, &ended);
+    let workers = one(counted.workers.to_string());
+    let help = "Worker processes, with those that replaced one.";
+    family(&mut out, "workers_started_total", "counter", help, &workers);
+    let ready = one(u8::from(worker.ready).to_string());
+    family(&mut out, "ready", "gauge", "Whether a worker can draw.", &ready);
+    let loaded = worker.held.iter().map(|m| (label("model", &escaped(m)), "1".into()));
+    let loaded: Vec<_> = loaded.collect();
+    family(&mut out, "model_loaded", "gauge", "The model in memory.", &loaded);
+    let phases = |value: fn(&(u64, f64, u64)) -> String| {
+        let samples = counted.phases.iter().map(|(p, v)| (label("phase", p), value(v)));
+        samples.collect::<Vec<_>>()
+    };
+    let seconds = phases(|v| v.1.to_string());
+    family(&mut out, "phase_seconds_total", "counter", "Seconds in each phase.", &seconds);
+    let runs = phases(|v| v.0.to_string());
+    family(&mut out, "phase_runs_total", "counter", "Phases that ran.", &runs);
+    let planned = phases(|v| v.2.to_string());
+    let help = "Bytes that the last run of each phase planned to use at a time.";
+    family(&mut out, "phase_planned_bytes", "gauge", help, &planned);
+    let memory = [
+        (label("process", "worker"), counted.worker_bytes.to_string()),
+        (label("process", "front"), host::resident_memory().to_string()),
+    ];
+    family(&mut out, "resident_bytes", "gauge", "Resident memory.", &memory);
+    let answers =
+        counted.answers.iter().map(|(s, n)| (label("status", &s.to_string()), n.to_string()));
+    let answers: Vec<_> = answers.collect();
+    family(&mut out, "http_answers_total", "counter", "Answers by status.", &answers);
+    let connections = one(counted.connections.to_string());
+    family(&mut out, "connections", "gauge", "Open connections.", &connections);
+    out
+}
+
+/// A value of a label.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}

@@ -1,0 +1,234 @@
+//! Much at a time, and kills at random moments. These take minutes, so they run only when they are
+//! asked for: `cargo test --test cli -- --ignored --nocapture --test-threads 1 load`.
+//! `FLUX_FAST_TEST_ROUNDS` is the number of kills of each kind.
+#![cfg(unix)]
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{Server, kill};
+
+/// A small image: the server is what is tested.
+fn small(seed: u64) -> Value {
+    json!({"prompt": "a fox", "steps": 1, "width": 32, "height": 32, "seed": seed})
+}
+
+/// Numbers that only look random.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (self.0 >> 33) % bound
+    }
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn load_a_thousand_connections_at_a_time_all_get_their_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path(), &["--max-queue", "2000", "-q"]);
+    let times = Mutex::new(Vec::new());
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for seed in 0..1000 {
+            let (server, times) = (&server, &times);
+            let draw = move || {
+                let begun = Instant::now();
+                let answer = server.post("/v1/images/generations", &small(seed));
+                assert_eq!(answer.status, 200, "{}", answer.text());
+                assert!(super::decoded(&answer.json()["data"][0]["b64_json"]).len() > 100);
+                times.lock().unwrap().push(begun.elapsed());
+            };
+            std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, draw).unwrap();
+        }
+    });
+    let mut times = times.into_inner().unwrap();
+    times.sort();
+    assert_eq!(times.len(), 1000);
+    println!(
+        "1000 requests at a time: {:.1} s in all, {:.1} per second; slowest answer {:.1} s",
+        begun.elapsed().as_secs_f64(),
+        1000.0 / begun.elapsed().as_secs_f64(),
+        times[999].as_secs_f64(),
+    );
+    assert_eq!(server.workers().len(), 0, "a quiet server says nothing of its workers");
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn load_kills_at_random_moments_lose_no_accepted_job() {
+    let rounds = std::env::var("FLUX_FAST_TEST_ROUNDS").ok().and_then(|n| n.parse().ok());
+    let rounds: u64 = rounds.unwrap_or(20);
+    let folder = tempfile::tempdir().unwrap();
+    let mut random = Random(7);
+    let mut accepted: Vec<String> = Vec::new();
+    let mut refused = 0;
+    let begun = Instant::now();
+    for round in 0..3 * rounds {
+        let mut server = Server::start(folder.path(), &["--max-queue", "100000"]);
+        let until = Instant::now() + Duration::from_millis(random.below(400));
+        let mut submit = |server: &Server| {
+            // A connection that breaks while it is answered was not accepted for sure: it may be
+            // there or not, and a client would send it again with its idempotency key.
+            let body = small(accepted.len() as u64).to_string();
+            let stream = std::net::TcpStream::connect(&server.address);
+            let Ok(mut stream) = stream else { return };
+            use std::io::{Read, Write};
+            let head = format!(
+                "POST /api/v2/jobs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+                 Content-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            let mut answer = String::new();
+            stream.write_all(head.as_bytes()).ok();
+            stream.read_to_string(&mut answer).ok();
+            match answer.split_once("\r\n\r\n") {
+                Some((head, body)) if head.starts_with("HTTP/1.1 201") => {
+                    if let Ok(job) = serde_json::from_str::<Value>(body) {
+                        accepted.push(job["id"].as_str().unwrap().to_string());
+                    }
+                }
+                _ => refused += 1,
+            }
+        };
+        while Instant::now() < until {
+            submit(&server);
+        }
+        match round % 3 {
+            0 => kill(server.child.id(), "-KILL"),
+            1 => kill(server.child.id(), "-TERM"),
+            _ => {
+                server.kill_worker("-KILL");
+                submit(&server);
+                kill(server.child.id(), "-TERM");
+            }
+        }
+        server.child.wait().unwrap();
+    }
+    println!(
+        "{} jobs accepted over {} starts, {refused} requests refused or broken",
+        accepted.len(),
+        3 * rounds
+    );
+    let server = Server::start(folder.path(), &["--max-queue", "100000", "-q"]);
+    let (mut succeeded, mut failed) = (0, Vec::new());
+    for id in &accepted {
+        let job = loop {
+            let answer = server.get(&format!("/api/v2/jobs/{id}"));
+            assert_eq!(answer.status, 200, "a lost job: {}", answer.text());
+            let job = answer.json();
+            if ["succeeded", "failed"].contains(&job["status"].as_str().unwrap()) {
+                break job;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert!(job["attempts"].as_u64().unwrap() <= 2, "{job}");
+        match job["status"] == "succeeded" {
+            true => succeeded += 1,
+            false => failed.push(job["error"]["code"].clone()),
+        }
+    }
+    println!(
+        "{succeeded} succeeded, {} failed {failed:?}, {:.0} s in all",
+        failed.len(),
+        begun.elapsed().as_secs_f64()
+    );
+    // Only a job that was hit by two kills may fail.
+    assert!(failed.iter().all(|code| code == "worker_died"), "{failed:?}");
+    assert!(failed.len() as u64 <= rounds, "{}", failed.len());
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn load_memory_does_not_grow_with_the_number_of_jobs() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path(), &["-q"]);
+    let memory = || {
+        let text = server.get("/metrics").text();
+        let of = |process: &str| {
+            let name = format!("flux_fast_resident_bytes{{process=\"{process}\"}} ");
+            let line = text.lines().find_map(|l| l.strip_prefix(&name)).unwrap();
+            line.parse::<f64>().unwrap() / 1e6
+        };
+        (of("front"), of("worker"))
+    };
+    let draw = |from: u64, to: u64| {
+        for seed in from..to {
+            assert_eq!(server.post("/v1/images/generations", &small(seed)).status, 200);
+        }
+    };
+    draw(0, 300);
+    let (front, worker) = memory();
+    draw(300, 1300);
+    let (front_after, worker_after) = memory();
+    println!(
+        "resident memory over 1000 jobs: front {front:.1} to {front_after:.1} MB, worker \
+         {worker:.1} to {worker_after:.1} MB"
+    );
+    // Events of jobs that ended are kept for 5 minutes: about 1 kB each.
+    assert!(front_after - front < 4.0 && worker_after - worker < 1.0);
+}
+
+/// What the server adds to the time of the engine, and how long `/ready` takes while it draws.
+#[test]
+#[ignore = "a measurement"]
+fn load_overhead_of_a_job_and_of_ready_while_drawing() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Arc::new(Server::start(folder.path(), &["-q"]));
+    let engine = || {
+        let text = server.get("/metrics").text();
+        let seconds = text.lines().filter_map(|l| l.strip_prefix("flux_fast_phase_seconds_total"));
+        seconds.map(|l| l.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum::<f64>()
+    };
+    for seed in 0..20 {
+        server.post("/v1/images/generations", &small(seed));
+    }
+    let (before, begun) = (engine(), Instant::now());
+    let jobs = 200;
+    for seed in 0..jobs {
+        assert_eq!(server.post("/v1/images/generations", &small(seed)).status, 200);
+    }
+    let (all, drawn) = (begun.elapsed().as_secs_f64(), engine() - before);
+    let per_job = |seconds: f64| seconds * 1e3 / jobs as f64;
+    println!(
+        "a job: {:.2} ms, of which the phases of the engine {:.2} ms: {:.2} ms more",
+        per_job(all),
+        per_job(drawn),
+        per_job(all - drawn),
+    );
+    let stop = Arc::new(AtomicBool::new(false));
+    let drawn = Arc::new(AtomicU64::new(0));
+    let drawing = std::thread::spawn({
+        let (server, stop, drawn) = (server.clone(), stop.clone(), drawn.clone());
+        move || {
+            while !stop.load(Ordering::Relaxed) {
+                server.post("/v1/images/generations", &json!({"prompt": "a fox", "steps": 4}));
+                drawn.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    let mut times: Vec<Duration> = (0..500)
+        .map(|_| {
+            let begun = Instant::now();
+            assert_eq!(server.get("/ready").status, 200);
+            let took = begun.elapsed();
+            std::thread::sleep(Duration::from_millis(5));
+            took
+        })
+        .collect();
+    stop.store(true, Ordering::Relaxed);
+    drawing.join().unwrap();
+    times.sort();
+    let ms = |at: usize| times[at].as_secs_f64() * 1e3;
+    println!(
+        "/ready while {} images were drawn: median {:.2} ms, p99 {:.2} ms, most {:.2} ms",
+        drawn.load(Ordering::Relaxed),
+        ms(250),
+        ms(495),
+        ms(499)
+    );
+}
