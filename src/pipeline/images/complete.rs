@@ -3,9 +3,10 @@
 
 use image::ImageFormat;
 
+use super::decoder::ends_early;
 use super::exif;
 use super::scan::holds_all_blocks;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Refuses a file that ends before its image does.
 ///
@@ -23,12 +24,6 @@ pub fn check_complete(bytes: &[u8], format: ImageFormat) -> Result<()> {
         _ => true,
     };
     if is_complete { Ok(()) } else { Err(ends_early().found(format!("{} bytes", bytes.len()))) }
-}
-
-/// The error for a file that was cut.
-pub fn ends_early() -> Error {
-    Error::argument("the image ends early: a part of the file is missing")
-        .try_("copy or download the image again")
 }
 
 /// Every chunk up to the last one, IEND, is there.

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use image::ImageEncoder;
 
 use super::exif::{self, Entry};
+use super::image_text::PNG_KEY;
 use super::texts::is_plain_latin;
 use crate::error::{Error, Result};
 use crate::pipeline::request::Image;
@@ -24,8 +25,6 @@ pub enum Format {
     Tiff,
 }
 
-/// The keyword under which PNG files store their settings.
-pub const PNG_KEY: &str = "parameters";
 /// The capacity of a JPEG's EXIF block: a segment's 65,533 bytes minus `Exif\0\0`.
 const JPEG_EXIF_LIMIT: usize = 65_527;
 /// The default JPEG quality.

@@ -1,7 +1,7 @@
 //! The tag directories that EXIF and TIFF share. Only as much as is needed to write two kinds of
 //! blocks, and to find a tag in any block.
 
-use super::texts::ImageText;
+use super::image_text::ImageText;
 
 /// The prompt and the settings in TIFF, and a copy in EXIF that simple viewers show.
 pub const IMAGE_DESCRIPTION: u16 = 0x010e;

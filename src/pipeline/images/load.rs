@@ -1,26 +1,21 @@
 //! Reads image files: their pixels (for image-to-image), and the settings that are stored in them.
 
-use std::io::{Cursor, Read};
+use std::io::Read;
 use std::path::Path;
 
 use image::metadata::Orientation;
-use image::{
-    ColorType, DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, ImageReader, Rgb, imageops,
-};
+use image::{ColorType, DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, Rgb, imageops};
 
-use super::complete::{check_complete, ends_early, jpeg_segments};
+use super::complete::{check_complete, jpeg_segments};
+use super::decoder::{MAX_PIXELS, decoder, format_of, unreadable};
 use super::metadata::{self, Provenance};
-use super::texts::{format_of, texts_in};
+use super::texts::texts_in;
 use crate::error::{Error, Result};
 use crate::pipeline::request::{Image, Settings};
 use crate::units;
 
-/// The maximum number of pixels of an image: 64 million.
-pub const MAX_PIXELS: u64 = 64_000_000;
 /// The maximum size of a file, in bytes.
 pub const MAX_FILE_BYTES: u64 = 512 << 20;
-/// The maximum memory for decoding: the largest image in 16-bit RGBA, twice.
-const MAX_DECODE_BYTES: u64 = 2 * 8 * MAX_PIXELS;
 
 /// An image file that was read and is complete, but not decoded: that needs much more memory.
 pub struct ImageFile {
@@ -183,27 +178,6 @@ pub fn provenance_of(bytes: &[u8]) -> Result<Provenance> {
     let texts = texts_in(bytes, format_of(bytes)?)?;
     let size = decoder(bytes).map(|d| d.dimensions()).ok();
     metadata::provenance(&texts, size.map(|(w, h)| (w as usize, h as usize)))
-}
-
-/// Opens the decoder of one of the formats that can be read.
-pub fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder + '_> {
-    let format = format_of(bytes)?;
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    let mut limits = image::Limits::default();
-    limits.max_alloc = Some(MAX_DECODE_BYTES);
-    reader.limits(limits);
-    reader.into_decoder().map_err(unreadable)
-}
-
-/// The error for an image that a decoder refuses.
-pub fn unreadable(error: image::ImageError) -> Error {
-    if let image::ImageError::IoError(e) = &error
-        && e.kind() == std::io::ErrorKind::UnexpectedEof
-    {
-        return ends_early();
-    }
-    Error::argument(format!("the image cannot be read: {error}"))
-        .try_("open it in another program and save it as PNG")
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>> {

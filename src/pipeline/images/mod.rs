@@ -1,8 +1,10 @@
-//! Image files: pictures out, with the settings that made them, and pictures in.
+//! Image files: written with the settings that made them, and read.
 
 mod complete;
+mod decoder;
 mod encode;
 mod exif;
+mod image_text;
 mod load;
 pub mod metadata;
 mod other_formats;
@@ -10,11 +12,13 @@ mod save;
 mod scan;
 mod texts;
 
-pub use encode::{DEFAULT_QUALITY, Format, PNG_KEY, encode};
+pub use decoder::MAX_PIXELS;
+pub use encode::{DEFAULT_QUALITY, Format, encode};
+pub use image_text::{ImageText, MAX_TEXT_BYTES, PNG_KEY};
 pub use load::{
-    ImageFile, MAX_PIXELS, decode, fit, image_size, load_init_image, provenance_of, read_metadata,
+    ImageFile, decode, fit, image_size, load_init_image, provenance_of, read_metadata,
     read_provenance,
 };
 pub use metadata::Provenance;
 pub use save::{Metadata, probe_output, save, to_bytes, with_suffix, write_beside, write_new};
-pub use texts::{ImageText, MAX_TEXT_BYTES, texts_in};
+pub use texts::texts_in;

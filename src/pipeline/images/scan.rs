@@ -1,7 +1,7 @@
 //! Whether the compressed data of a JPEG hold every block of the image: its Huffman codes are
 //! followed without computing pixels. Where they end early, decoders fill up with gray.
 
-use super::load::MAX_PIXELS;
+use super::decoder::MAX_PIXELS;
 
 /// Padding bits that a careless encoder may have left out at the end of a scan.
 const SPARE_BITS: u32 = 8;

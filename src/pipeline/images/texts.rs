@@ -4,32 +4,18 @@ use std::io::Cursor;
 
 use image::{ImageDecoder, ImageFormat};
 
+use super::complete::jpeg_segments;
+use super::decoder::{decoder, unreadable};
 use super::exif;
+use super::image_text::{ImageText, MAX_TEXT_BYTES, PNG_KEY};
 use crate::error::Result;
 
-/// The maximum size of a text after decompression, in bytes.
-pub const MAX_TEXT_BYTES: usize = 4 << 20;
 /// How many texts of one file are looked at.
 const MAX_TEXTS: usize = 64;
 
-/// A text in an image file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImageText {
-    /// The keyword of a PNG's text, or the name of the place in another format.
-    pub key: String,
-    /// The text; `None` if it is longer than [`MAX_TEXT_BYTES`] or cannot be unpacked.
-    pub text: Option<String>,
-}
-
-impl ImageText {
-    fn new(key: &str, text: String) -> Self {
-        ImageText { key: key.into(), text: Some(text) }
-    }
-}
-
 /// Under which keywords programs keep settings in PNG files.
 const PNG_KEYS: [&str; 7] = [
-    super::PNG_KEY,
+    PNG_KEY,
     "invokeai_metadata",
     "prompt",
     "workflow",
@@ -47,8 +33,8 @@ pub fn texts_in(bytes: &[u8], format: ImageFormat) -> Result<Vec<ImageText>> {
         ImageFormat::Png => png_texts(bytes),
         ImageFormat::Tiff => exif::texts_of(bytes),
         ImageFormat::Jpeg | ImageFormat::WebP => {
-            let mut decoder = super::load::decoder(bytes)?;
-            let block = decoder.exif_metadata().map_err(super::load::unreadable)?;
+            let mut decoder = decoder(bytes)?;
+            let block = decoder.exif_metadata().map_err(unreadable)?;
             let mut texts = block.map_or(vec![], |block| exif::texts_of(&block));
             texts.extend(decoder.xmp_metadata().ok().flatten().map_or(vec![], |x| xmp_texts(&x)));
             if format == ImageFormat::Jpeg {
@@ -145,7 +131,7 @@ pub fn is_plain_latin(text: &str) -> bool {
 /// The comments of a JPEG. stable-diffusion.cpp puts the keyword of its PNG chunk before the text.
 fn jpeg_comments(bytes: &[u8]) -> Vec<ImageText> {
     let mut texts = Vec::new();
-    for segment in super::complete::jpeg_segments(bytes).take_while(|s| s.marker != 0xda) {
+    for segment in jpeg_segments(bytes).take_while(|s| s.marker != 0xda) {
         if segment.marker == 0xfe {
             let text = String::from_utf8_lossy(segment.content);
             let text = text.trim_end_matches('\0');
@@ -199,21 +185,4 @@ fn unescape(text: &str) -> String {
         }
     }
     out + rest
-}
-
-/// The format of an image that can be read.
-///
-/// # Errors
-/// [`Kind::Argument`](crate::error::Kind::Argument) with the name of another format.
-pub fn format_of(bytes: &[u8]) -> Result<ImageFormat> {
-    match image::guess_format(bytes) {
-        Ok(
-            format @ (ImageFormat::Png
-            | ImageFormat::Jpeg
-            | ImageFormat::WebP
-            | ImageFormat::Bmp
-            | ImageFormat::Tiff),
-        ) => Ok(format),
-        _ => Err(super::other_formats::refusal(bytes)),
-    }
 }

@@ -3,8 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::json::scalar;
-use super::reading::{Reading, Writer};
+use super::reading::{Reading, Writer, scalar};
 use super::sampler::is_euler;
 use crate::error::{Error, Result};
 

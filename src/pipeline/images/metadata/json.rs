@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::reading::{Reading, Writer};
+use super::reading::{Reading, Writer, scalar};
 use super::sampler::is_euler;
 use super::{comfyui, no_settings, workflow};
 use crate::error::Result;
@@ -220,21 +220,6 @@ fn text(value: &Value) -> Option<String> {
                 .collect();
             (!parts.is_empty()).then(|| parts.join(" "))
         }
-        _ => None,
-    }
-}
-
-/// A number, or a text that may be one.
-pub fn scalar(value: &Value) -> Option<String> {
-    match value {
-        // Floats of whole numbers must be read as whole numbers, too: 20.0 steps.
-        Value::Number(number) => match number.as_f64() {
-            Some(x) if number.is_f64() && x.fract() == 0.0 && x.abs() < 1e15 => {
-                Some(format!("{x:.0}"))
-            }
-            _ => Some(number.to_string()),
-        },
-        Value::String(text) => Some(text.trim().to_string()),
         _ => None,
     }
 }

@@ -33,7 +33,7 @@ use serde_json::Value;
 
 use self::infotext::NEGATIVE;
 use self::reading::{Reading, Writer};
-use super::texts::ImageText;
+use super::image_text::ImageText;
 use crate::error::{Error, Result};
 use crate::pipeline::request::Settings;
 

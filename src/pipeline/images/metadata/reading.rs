@@ -1,5 +1,7 @@
 //! What was read from the text of any program, before it is checked.
 
+use serde_json::Value;
+
 use super::Provenance;
 use crate::error::{Error, Result};
 use crate::pipeline::request::{LoraChoice, Settings};
@@ -211,5 +213,20 @@ fn short(text: &str) -> String {
     match text.char_indices().nth(MAX_SHOWN) {
         None => text.to_string(),
         Some((cut, _)) => format!("{}...", &text[..cut]),
+    }
+}
+
+/// A number, or a text that may be one.
+pub fn scalar(value: &Value) -> Option<String> {
+    match value {
+        // Floats of whole numbers must be read as whole numbers, too: 20.0 steps.
+        Value::Number(number) => match number.as_f64() {
+            Some(x) if number.is_f64() && x.fract() == 0.0 && x.abs() < 1e15 => {
+                Some(format!("{x:.0}"))
+            }
+            _ => Some(number.to_string()),
+        },
+        Value::String(text) => Some(text.trim().to_string()),
+        _ => None,
     }
 }

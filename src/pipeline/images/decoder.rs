@@ -1,0 +1,57 @@
+//! Decoders of the formats that can be read, and the errors of images that they refuse.
+
+use std::io::Cursor;
+
+use image::{ImageDecoder, ImageFormat, ImageReader};
+
+use super::other_formats::refusal;
+use crate::error::{Error, Result};
+
+/// The maximum number of pixels of an image: 64 million.
+pub const MAX_PIXELS: u64 = 64_000_000;
+/// The maximum memory for decoding: the largest image in 16-bit RGBA, twice.
+const MAX_DECODE_BYTES: u64 = 2 * 8 * MAX_PIXELS;
+
+/// The format of an image that can be read.
+///
+/// # Errors
+/// [`Kind::Argument`](crate::error::Kind::Argument) with the name of another format.
+pub fn format_of(bytes: &[u8]) -> Result<ImageFormat> {
+    match image::guess_format(bytes) {
+        Ok(
+            format @ (ImageFormat::Png
+            | ImageFormat::Jpeg
+            | ImageFormat::WebP
+            | ImageFormat::Bmp
+            | ImageFormat::Tiff),
+        ) => Ok(format),
+        _ => Err(refusal(bytes)),
+    }
+}
+
+/// Opens the decoder of one of the formats that can be read.
+pub fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder + '_> {
+    let format = format_of(bytes)?;
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let mut limits = image::Limits::default();
+    limits.max_alloc = Some(MAX_DECODE_BYTES);
+    reader.limits(limits);
+    reader.into_decoder().map_err(unreadable)
+}
+
+/// The error for an image that a decoder refuses.
+pub fn unreadable(error: image::ImageError) -> Error {
+    if let image::ImageError::IoError(e) = &error
+        && e.kind() == std::io::ErrorKind::UnexpectedEof
+    {
+        return ends_early();
+    }
+    Error::argument(format!("the image cannot be read: {error}"))
+        .try_("open it in another program and save it as PNG")
+}
+
+/// The error for a file that was cut.
+pub fn ends_early() -> Error {
+    Error::argument("the image ends early: a part of the file is missing")
+        .try_("copy or download the image again")
+}
