@@ -36,10 +36,9 @@ pub use again::{find_recorded_loras, recorded_model, work};
 pub use embedded::{EMBEDDED, model as embedded_model};
 pub use engine::Engine;
 pub use outlook::{Outlook, outlook};
-pub use report::PlanReport;
+pub use report::{PlanReport, TimeSource};
 #[cfg(feature = "server")]
 pub(crate) use settle::{check_side, random_seed};
-pub use speed::TimeSource;
 
 pub use crate::host::cache_folder;
 #[cfg(feature = "hub")]

@@ -5,11 +5,39 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::speed::TimeSource;
 use crate::event::Phase;
 use crate::message::{Message, Neutral, Words};
 use crate::text::one_line;
 use crate::units;
+
+/// Where the times of a plan come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum TimeSource {
+    /// The same work was measured on this device.
+    Measured,
+    /// Other sizes were measured on this device.
+    MeasuredAtOtherSizes,
+    /// Operations are divided by a speed that is assumed for this kind of processor.
+    Assumed,
+}
+
+impl TimeSource {
+    /// Words for it.
+    pub fn text(self) -> &'static str {
+        match self {
+            TimeSource::Measured => "measured in an earlier run on this device",
+            TimeSource::MeasuredAtOtherSizes => {
+                "estimated from runs of other sizes that were measured on this device"
+            }
+            TimeSource::Assumed => {
+                "a rough estimate from the number of operations at an assumed speed: no such run \
+                 on this device was measured yet"
+            }
+        }
+    }
+}
 
 /// The plan of one generation, as text (`Display`) and as JSON (`Serialize`).
 #[derive(Debug, Clone, Serialize)]

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::report::PhaseReport;
+use super::report::{PhaseReport, TimeSource};
 use crate::backend::cpu::isa::Isa;
 use crate::event::{Event, Phase};
 use crate::host::{read_regular, unfinished_file};
@@ -43,35 +43,6 @@ struct Speed {
 /// Measured speeds, oldest first.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Speeds(Vec<Speed>);
-
-/// Where the times of a plan come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum TimeSource {
-    /// The same work was measured on this device.
-    Measured,
-    /// Other sizes were measured on this device.
-    MeasuredAtOtherSizes,
-    /// Operations are divided by a speed that is assumed for this kind of processor.
-    Assumed,
-}
-
-impl TimeSource {
-    /// Words for it.
-    pub fn text(self) -> &'static str {
-        match self {
-            TimeSource::Measured => "measured in an earlier run on this device",
-            TimeSource::MeasuredAtOtherSizes => {
-                "estimated from runs of other sizes that were measured on this device"
-            }
-            TimeSource::Assumed => {
-                "a rough estimate from the number of operations at an assumed speed: no such run \
-                 on this device was measured yet"
-            }
-        }
-    }
-}
 
 /// The work of one phase: all its programs together.
 struct Work {

@@ -5,9 +5,10 @@ use std::sync::{Arc, OnceLock};
 
 use super::delta::Delta;
 use super::summary::Summary;
+use crate::error::Result;
 use crate::spec::Component;
 use crate::spec::lora::Block;
-use crate::tensor::HostPart;
+use crate::tensor::{HostPart, HostWeight};
 
 /// A LoRA file that was checked completely against a model.
 #[derive(Debug, Clone)]
@@ -63,6 +64,9 @@ pub enum Axis {
     /// Inputs.
     Columns,
 }
+
+/// Returns rows `first .. first + rows` of the base weight.
+pub type BaseRows<'a> = &'a dyn Fn(usize, usize) -> Result<HostWeight>;
 
 impl Adapter {
     /// All changes, by component, weight and rows.

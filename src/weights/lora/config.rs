@@ -8,7 +8,7 @@ use std::path::Path;
 use fancy_regex::Regex;
 use serde_json::Value;
 
-use super::group::Group;
+use super::group::{Configured, Group};
 use super::keys::{Layer, Part};
 use crate::error::{Error, Result};
 use crate::spec::Role;
@@ -27,17 +27,6 @@ const MAX_BYTES: u64 = 4 << 20;
 const MAX_PATTERNS: usize = 2000;
 /// The largest pattern, in bytes.
 const MAX_PATTERN: usize = 2000;
-
-/// An alpha that a configuration gives to a layer.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Configured {
-    /// Alpha.
-    pub alpha: f64,
-    /// It is divided by the square root of the rank (rsLoRA).
-    pub root: bool,
-    /// The rank that the configuration gives to the layer.
-    pub rank: Option<f64>,
-}
 
 /// The configuration of a file, if it has one.
 pub struct Config {

@@ -9,9 +9,8 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::adapter::{Axis, Change};
+use super::adapter::{Axis, BaseRows, Change};
 use super::delta::{Delta, values};
-use super::merge::BaseRows;
 use crate::error::{Error, Result};
 use crate::tensor::{HostPart, HostWeight};
 

@@ -5,11 +5,21 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::config::Configured;
 use super::keys::{Layer, Part};
 use crate::error::{Error, Result};
 use crate::weights::container::file::WeightFile;
 use crate::weights::container::header::StoredType;
+
+/// An alpha that a configuration gives to a layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Configured {
+    /// Alpha.
+    pub alpha: f64,
+    /// It is divided by the square root of the rank (rsLoRA).
+    pub root: bool,
+    /// The rank that the configuration gives to the layer.
+    pub rank: Option<f64>,
+}
 
 /// The keys of one layer: indices among the file's tensors.
 pub struct Group {

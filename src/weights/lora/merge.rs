@@ -8,7 +8,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::adapter::{Adapter, Axis, Change};
+use super::adapter::{Adapter, Axis, BaseRows, Change};
 use super::combine::{Combined, MatrixBuilder, combine_scaled, cut};
 use super::delta::{Delta, owned, values};
 use super::dora::scales_of;
@@ -75,9 +75,6 @@ impl Merged {
             && self.terms.is_empty()
     }
 }
-
-/// Returns rows `first .. first + rows` of the base weight.
-pub type BaseRows<'a> = &'a dyn Fn(usize, usize) -> Result<HostWeight>;
 
 /// LoRAs with their strengths, and the matrix that they change.
 #[derive(Clone, Copy)]

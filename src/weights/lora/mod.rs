@@ -21,12 +21,12 @@ mod refuse;
 mod summary;
 mod values;
 
-pub use adapter::{Adapter, Axis, Change, Magnitude};
+pub use adapter::{Adapter, Axis, BaseRows, Change, Magnitude};
 pub use bind::Base;
 pub use combine::{Combined, combine};
 pub use delta::{Delta, Factor};
 pub use group::Unmatched;
-pub use merge::{BaseRows, Merged, Target, Term, TermMatrix, merge, merge_vector, times};
+pub use merge::{Merged, Target, Term, TermMatrix, merge, merge_vector, times};
 pub use summary::{Summary, Targets};
 
 use std::collections::BTreeMap;
