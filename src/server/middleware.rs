@@ -18,13 +18,15 @@ use super::api::Dialect;
 use super::fault::Fault;
 use super::job::random_hex;
 use super::limits::{Standing, insert_headers};
+use super::page;
 use super::state::Server;
 use crate::text::{one_line, shortened};
 
 /// The target of the line of the log for each request.
 const AUDIT: &str = "flux_fast::audit";
 
-/// Paths that need no key: they say nothing but whether the server works, or are signed.
+/// Paths that need no key, as do signed links and the page: they say nothing but whether the server
+/// works.
 const OPEN: [&str; 2] = ["/health", "/ready"];
 /// Signed links.
 const SIGNED: &str = "/results/";
@@ -66,6 +68,7 @@ pub async fn guard(
     let id = random_hex(8).unwrap_or_default();
     let (method, path) = (request.method().clone(), request.uri().path().to_string());
     let head = method == Method::HEAD;
+    let is_page = page::is_page(&path, request.headers());
     let mut limits = Vec::new();
     let (response, origin, who) = match server.access.check_browser(request.headers()) {
         Err(fault) => (fault.into_response(), None, String::new()),
@@ -110,8 +113,9 @@ pub async fn guard(
     let ms = since.elapsed().as_secs_f64() * 1e3;
     let path = one_line(&shortened(&path, MAX_LOGGED)).into_owned();
     let who = who.as_str();
-    // Polls of load balancers say nothing.
-    if !OPEN.contains(&path.as_str()) {
+    // Polls of load balancers and the files of the page say nothing.
+    let is_dull = OPEN.contains(&path.as_str()) || is_page && status < 400;
+    if !is_dull {
         tracing::info!(target: AUDIT, id, %method, path, status, ms, key = who, "request");
     }
     response
@@ -119,7 +123,8 @@ pub async fn guard(
 
 /// Whose request it is, for the log; the owner is put into the request for its handler.
 fn identify(server: &Server, path: &str, request: &mut Request) -> Result<String, Fault> {
-    if OPEN.contains(&path) || path.starts_with(SIGNED) {
+    let is_page = page::is_page(path, request.headers());
+    if is_page || OPEN.contains(&path) || path.starts_with(SIGNED) {
         return Ok(String::new());
     }
     let owner = server.access.owner(request.headers())?;

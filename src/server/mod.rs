@@ -26,6 +26,8 @@ mod links;
 mod metrics;
 mod middleware;
 mod models;
+mod page;
+mod plans;
 mod protocol;
 mod state;
 mod submit;

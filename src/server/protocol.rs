@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::fault::Fault;
 use super::job::{JobSpec, Output};
+use super::plans::PlanQuery;
 use crate::backend::{Compute, Device, KernelChoice};
 use crate::pipeline::request::Options;
 use crate::units::ByteSize;
@@ -75,6 +76,11 @@ pub enum Order {
         spec: Box<JobSpec>,
         /// The model to open: a path, or `None` for the default model.
         model: Option<String>,
+    },
+    /// Say what a request would cost.
+    Plan {
+        /// The request.
+        query: Box<PlanQuery>,
     },
     /// Stop the job with this id.
     Cancel {
@@ -150,6 +156,13 @@ pub enum Report {
         width: usize,
         /// Rows.
         height: usize,
+    },
+    /// What the request of a plan order would cost, or why it cannot be drawn.
+    Planned {
+        /// The plan.
+        plan: Option<Value>,
+        /// Why there is none.
+        fault: Option<Fault>,
     },
     /// The images are in the folder of results.
     Finished {

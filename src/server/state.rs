@@ -22,6 +22,7 @@ use super::job::{Job, State, random_hex};
 use super::links::Links;
 use super::metrics::Metrics;
 use super::models::Models;
+use super::plans::Plans;
 use crate::error::{Error, Result};
 use crate::text::one_line;
 
@@ -84,6 +85,8 @@ pub struct Server {
     pub rates: Rates,
     /// The default model of owners who chose one.
     preferences: Mutex<HashMap<String, String>>,
+    /// What requests would cost.
+    pub plans: Plans,
     /// Room for the bodies of requests.
     pub bodies: BodyRoom,
     _lock: DataLock,
@@ -123,6 +126,7 @@ impl Server {
             metrics: Metrics::default(),
             rates: Rates::default(),
             preferences: Mutex::default(),
+            plans: Plans::default(),
             bodies: BodyRoom::default(),
             options,
             _lock: lock,

@@ -19,6 +19,7 @@ use super::fault::Fault;
 use super::job::{Job, JobSpec, Lane, Output, State, hex, random_hex};
 use super::limits::{Charge, too_much};
 use super::middleware::note_limits;
+use super::models::ServedModel;
 use super::state::{Server, blocking};
 use crate::pipeline::images::{DEFAULT_QUALITY, Format, image_size};
 use crate::pipeline::request::{self, Request};
@@ -88,24 +89,10 @@ impl Server {
                 Fault::new(503, "shutting_down", "the server is about to end").retry_after(10)
             );
         }
-        let Draft { mut request, model, input, format, quality, dialect, idempotency, lane } =
-            draft;
-        request.check_values()?;
-        for (name, side) in [("width", request.width), ("height", request.height)] {
-            side.map_or(Ok(()), |side| check_side(name, side, TOKEN))?;
-        }
-        if request.strength.is_some() && input.is_none() {
-            return Err(Fault::invalid("strength", "strength: it needs an image to start from"));
-        }
-        if let Some(bytes) = &input {
-            image_size(bytes, MAX_INPUT_PIXELS).map_err(|e| Fault::from(e).parameter("image"))?;
-        }
-        let model = self.models.find(model.as_deref())?;
-        let names = request.prompt.loras().iter().chain(&request.loras);
-        names.map(|lora| &lora.name).try_for_each(|name| self.models.check_lora(name))?;
+        let model = self.check(&draft, owner, draft.input.is_some())?;
+        let Draft { mut request, input, format, quality, dialect, idempotency, lane, .. } = draft;
         let (images, pixels_of_one) = self.size_of(&request);
         let plan = self.access.plan(owner);
-        plan.as_ref().map_or(Ok(()), |plan| plan.check(&model.name, pixels_of_one))?;
         let charge = Charge { images, pixels: images.saturating_mul(pixels_of_one) };
         let idempotency = idempotency.map(|key| {
             let sent = json!({
@@ -148,6 +135,36 @@ impl Server {
                 Err(self.limited(owner, wait, &violated))
             }
         }
+    }
+
+    /// Checks what can be checked without the model, and returns the model to use.
+    ///
+    /// # Errors
+    /// 422, 404, and 403 for what the plan of `owner` does not allow.
+    pub fn check(
+        &self,
+        draft: &Draft,
+        owner: &Owner,
+        has_input: bool,
+    ) -> Result<ServedModel, Fault> {
+        let Draft { request, model, input, .. } = draft;
+        request.check_values()?;
+        for (name, side) in [("width", request.width), ("height", request.height)] {
+            side.map_or(Ok(()), |side| check_side(name, side, TOKEN))?;
+        }
+        if request.strength.is_some() && !has_input {
+            return Err(Fault::invalid("strength", "strength: it needs an image to start from"));
+        }
+        if let Some(bytes) = input {
+            image_size(bytes, MAX_INPUT_PIXELS).map_err(|e| Fault::from(e).parameter("image"))?;
+        }
+        let model = self.models.find(model.as_deref())?;
+        let names = request.prompt.loras().iter().chain(&request.loras);
+        names.map(|lora| &lora.name).try_for_each(|name| self.models.check_lora(name))?;
+        let (_, pixels_of_one) = self.size_of(request);
+        let plan = self.access.plan(owner);
+        plan.as_ref().map_or(Ok(()), |plan| plan.check(&model.name, pixels_of_one))?;
+        Ok(model)
     }
 
     /// The fault of a request that must wait `wait` nanoseconds, or until a job of `owner` ends.

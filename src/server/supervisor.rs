@@ -10,6 +10,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::fault::Fault;
 use super::job::{Job, JobSpec, Outcome};
+use super::plans::Question;
 use super::protocol::{Order, Report};
 use super::state::{Command as Request, Server, blocking};
 use crate::error::{Error, Kind, Result};
@@ -87,6 +88,8 @@ struct Worker {
     ready: bool,
     /// The job that it draws.
     current: Option<Job>,
+    /// The question that it answers.
+    question: Option<Question>,
     /// Why the current job cannot be finished here.
     fault: Option<Fault>,
     /// Jobs that it has ended.
@@ -127,6 +130,7 @@ impl Worker {
             lines: BufReader::new(stdout).lines(),
             ready: false,
             current: None,
+            question: None,
             fault: None,
             drawn: 0,
             heard: Instant::now(),
@@ -144,7 +148,8 @@ impl Worker {
         self.order(&Order::Open { options, data: server.data.root().to_path_buf() }).await;
         let mut tick = tokio::time::interval(TICK);
         loop {
-            let idle = self.ready && self.current.is_none() && self.draining.is_none();
+            let busy = self.current.is_some() || self.question.is_some();
+            let idle = self.ready && !busy && self.draining.is_none();
             let end = tokio::select! {
                 line = self.lines.next_line() => match line {
                     Ok(Some(line)) => self.hear(&line),
@@ -212,7 +217,7 @@ impl Worker {
         {
             return Some(End::Stopped);
         }
-        let busy = self.current.is_some() || !self.ready;
+        let busy = self.current.is_some() || self.question.is_some() || !self.ready;
         if busy && self.heard.elapsed() > self.server.options.hang_after {
             return Some(End::Died("it hung".into()));
         }
@@ -224,9 +229,16 @@ impl Worker {
         }
     }
 
-    /// Gives the worker the next job, if there is one.
+    /// Gives the worker the next question or job, if there is one.
     async fn next(&mut self) -> Option<End> {
-        if self.current.is_some() || !self.ready {
+        if self.current.is_some() || self.question.is_some() || !self.ready {
+            return None;
+        }
+        // Answers take milliseconds.
+        if let Some(question) = self.server.plans.next() {
+            self.heard = Instant::now();
+            self.order(&Order::Plan { query: question.query.clone() }).await;
+            self.question = Some(question);
             return None;
         }
         let job = match blocking(|| self.server.broker.next(self.held.as_deref())) {
@@ -319,6 +331,13 @@ impl Worker {
                     "content_type": "image/jpeg", "data": jpeg, "width": width, "height": height,
                 });
                 events.publish(&current, "preview", preview);
+            }
+            Report::Planned { plan, fault } => {
+                if let Some(question) = self.question.take() {
+                    let none = || Fault::internal("there is no plan");
+                    question.answer.send(plan.ok_or_else(|| fault.unwrap_or_else(none))).ok();
+                }
+                self.server.wake.notify_one();
             }
             Report::Finished { id, outputs, settings } if id == current => {
                 self.settle(Outcome::Succeeded { outputs, settings });

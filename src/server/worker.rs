@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use serde_json::{Value, json};
 
 use super::data::DataFolder;
 use super::fault::{Fault, without_folders};
 use super::job::{JobSpec, Output};
+use super::plans::PlanQuery;
 use super::protocol::{Order, Report};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Phase};
@@ -74,6 +76,10 @@ pub fn worker(
         match order {
             Order::Job { id, spec, model } => worker.job(&id, &spec, model, &mut reports)?,
             Order::Unload => worker.open = None,
+            Order::Plan { query } => reports.send(&match worker.plan(*query) {
+                Ok(plan) => Report::Planned { plan: Some(plan), fault: None },
+                Err(e) => Report::Planned { plan: None, fault: Some(Fault::from(&e)) },
+            }),
             Order::Open { .. } | Order::Cancel { .. } => {}
         }
         reports.send(&Report::Memory { resident: host::resident_memory() });
@@ -163,14 +169,19 @@ fn open<W: Write>(
     model: Option<&str>,
     reports: &mut Reports<W>,
 ) -> Result<Engine> {
+    Engine::open_with(with_model(options, model), |event| {
+        reports.event(event);
+        ControlFlow::Continue(())
+    })
+}
+
+/// `options` with `model` in place of theirs, if there is one.
+fn with_model(options: &Options, model: Option<&str>) -> Options {
     let mut options = options.clone();
     if let Some(model) = model {
         options.files = crate::ModelFiles { model: Some(model.into()), ..Default::default() };
     }
-    Engine::open_with(options, |event| {
-        reports.event(event);
-        ControlFlow::Continue(())
-    })
+    options
 }
 
 struct Worker {
@@ -247,6 +258,52 @@ impl Worker {
                 false => ControlFlow::Continue(()),
             }
         })
+    }
+
+    /// What a request would cost, for clients: without the names of files. Another model than the
+    /// open one is opened next to it, for its shapes only.
+    fn plan(&self, query: PlanQuery) -> Result<Value> {
+        let PlanQuery { mut request, has_input, model } = query;
+        request.loras.iter_mut().for_each(|lora| lora.tag = true);
+        if has_input {
+            // Its pixels do not matter.
+            request = request.init(Image { width: 1, height: 1, rgb: vec![0; 3] });
+        }
+        let plan = match &self.open {
+            Some((open, engine)) if *open == model => engine.plan(&request)?,
+            _ => {
+                let mut options = with_model(&self.options, model.as_deref());
+                options.files.plan_only = true;
+                Engine::open(options)?.plan(&request)?
+            }
+        };
+        let phases: Vec<Value> = plan
+            .phases
+            .iter()
+            .map(|p| {
+                json!({
+                    "phase": p.phase, "program": p.program, "runs": p.runs, "seconds": p.seconds,
+                    "weight_bytes": p.weight_bytes, "peak_bytes": p.peak_bytes, "bands": p.bands,
+                    "streamed_bytes_per_run": p.streamed_bytes_per_run,
+                })
+            })
+            .collect();
+        Ok(json!({
+            "model": plan.model,
+            "device": plan.device,
+            "width": plan.width,
+            "height": plan.height,
+            "count": plan.count,
+            "steps": plan.steps,
+            "seconds": plan.seconds,
+            "time_source": plan.time_source,
+            "peak_bytes": plan.peak_bytes,
+            "budget_bytes": plan.budget_bytes,
+            "host_bytes": plan.host_bytes,
+            "own_memory": plan.own_memory,
+            "lora_bytes": plan.lora_bytes,
+            "phases": phases,
+        }))
     }
 
     fn write(&self, id: &str, spec: &JobSpec, generated: &Generated) -> Result<Vec<Output>> {

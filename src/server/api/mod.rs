@@ -1,6 +1,7 @@
 //! The APIs: one file per dialect, and what they have in common.
 
 mod a1111;
+mod inquire;
 mod native;
 mod openai;
 
@@ -18,6 +19,7 @@ use super::fault::Fault;
 use super::job::Output;
 use super::metrics;
 use super::middleware::guard;
+use super::page;
 use super::state::{Server, blocking};
 use super::submit::expired;
 use crate::pipeline::images::Format;
@@ -60,21 +62,27 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/ready", get(ready))
         .route("/metrics", get(numbers))
         .route("/results/{name}", get(result))
+        .route("/page/{*name}", get(page::file))
         .merge(native::routes())
+        .merge(inquire::routes())
         .merge(openai::routes())
         .merge(a1111::routes())
         .layer(middleware::from_fn_with_state(server.clone(), guard))
         .with_state(server)
 }
 
-/// What this is, for people who open the address in a browser.
-async fn index(State(server): State<Arc<Server>>) -> Json<Value> {
-    Json(json!({
+/// The page for browsers, and what this is for programs.
+async fn index(State(server): State<Arc<Server>>, headers: HeaderMap) -> Response {
+    if page::is_wanted(&headers) {
+        return page::index(&headers);
+    }
+    let facts = json!({
         "name": "flux-fast",
         "version": env!("CARGO_PKG_VERSION"),
         "model": server.models.default_name(),
         "apis": ["/api/v2", "/v1/images", "/sdapi/v1"],
-    }))
+    });
+    ([(header::VARY, "accept")], Json(facts)).into_response()
 }
 
 /// Whether the server runs.

@@ -102,7 +102,7 @@ async fn submit(
 }
 
 /// The draft of a body: `{"request": {...}}`, or the fields of the request themselves.
-fn draft(body: &Value) -> Result<Draft, Fault> {
+pub fn draft(body: &Value) -> Result<Draft, Fault> {
     let fields = Fields::of(body)?;
     let fields = match fields.get("request") {
         Some(request) => Fields::of(request)?,

@@ -7,6 +7,8 @@ mod load;
 mod native;
 mod openai;
 mod operation;
+#[cfg(unix)]
+mod page;
 mod security;
 
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,0 +1,228 @@
+// The jobs of this page: sent, followed by their events, and turned into images of the history.
+
+import { useEffect, useRef, useState } from "preact/hooks";
+import { Fault, call, events, getJson, isTemporary, pause, randomId, submit } from "./api.js";
+import { dataUri } from "./form.js";
+import { all, put, remove } from "./store.js";
+import { duration, sentence } from "./text.js";
+
+/** How often the place in the queue is asked for, in milliseconds. */
+const POLL = 2000;
+const OVER = ["succeeded", "failed", "canceled", "expired"];
+
+/** What is stored of a job. */
+const stored = ({ id, created, request, init, width, height, estimate, fault, status }) => ({
+  id, created, request, init, width, height, estimate, fault, status,
+});
+
+const isSent = (job) => job.status !== "sending" && job.status !== "failed";
+
+/**
+ * The jobs that are not over, oldest first, and those that have failed. `onImages` receives the
+ * images of a job that has succeeded, `onGone` a sentence about one that has not.
+ */
+export function useJobs(onImages, onGone) {
+  const [jobs, setJobs] = useState([]);
+  // What the loops below see: always the newest list and functions.
+  const now = useRef({ jobs: [], ending: new Set() });
+  Object.assign(now.current, { onImages, onGone });
+  const set = (change) => {
+    now.current.jobs = change(now.current.jobs);
+    setJobs(now.current.jobs);
+  };
+  const update = (id, change) => set((jobs) => jobs.map((j) => (j.id === id ? { ...j, ...change } : j)));
+  const drop = (id) => {
+    set((jobs) => jobs.filter((j) => j.id !== id));
+    remove("jobs", id);
+  };
+  const find = (id) => now.current.jobs.find((j) => j.id === id);
+
+  const fail = (id, fault) => {
+    const job = { ...find(id), status: "failed", fault: { code: fault.code, message: fault.message, hint: fault.hint } };
+    update(id, job);
+    put("jobs", stored(job));
+  };
+
+  /** What the server says about a job, from an event or from a poll. */
+  const hear = (id, object) => {
+    const job = find(id);
+    if (!job || OVER.includes(job.status)) return;
+    const change = { status: object.status ?? job.status };
+    if ("queue_position" in object) change.position = object.queue_position;
+    if (object.predicted_seconds != null) {
+      Object.assign(change, { predicted: object.predicted_seconds, predictedAt: Date.now() });
+    }
+    if (object.progress) Object.assign(change, stepped(job, object.progress));
+    if (change.status === "running" && !job.running) change.running = Date.now();
+    if (OVER.includes(change.status)) {
+      end(id);
+      return;
+    }
+    update(id, change);
+  };
+
+  /** Loads the outcome of a job that is over. */
+  const end = async (id) => {
+    if (now.current.ending.has(id)) return;
+    now.current.ending.add(id);
+    try {
+      const object = await getJson(`api/v2/jobs/${id}`);
+      const job = find(id);
+      if (object.status === "succeeded") {
+        const images = await Promise.all(object.outputs.map((output) => load(job, object, output)));
+        for (const image of images) await put("images", image);
+        now.current.onImages(images);
+        drop(id);
+      } else if (object.status === "failed") {
+        fail(id, object.error ?? { message: "the job failed" });
+      } else {
+        if (object.status === "expired") now.current.onGone("The server has deleted the images of a job.");
+        drop(id);
+      }
+    } catch (e) {
+      if (e instanceof Fault && [404, 410].includes(e.status)) {
+        now.current.onGone("The server does not know a job of this page any more.");
+        drop(id);
+      } else if (!(e instanceof Fault)) {
+        fail(id, { code: "page", message: `the images cannot be kept: ${e.message}` });
+      }
+      // Otherwise it is asked again by the poll.
+    } finally {
+      now.current.ending.delete(id);
+    }
+  };
+
+  /** Follows the events of a job until it is over, however often the connection breaks. */
+  const follow = async (id, signal) => {
+    let last = null;
+    for (let tries = 0; !signal.aborted && find(id); tries += 1) {
+      try {
+        for await (const event of events(id, last, signal)) {
+          tries = 0;
+          last = event.id ?? last;
+          if (event.name === "status") hear(id, { status: event.data.status });
+          else if (event.name === "progress") hear(id, { progress: event.data, status: "running" });
+          else if (event.name === "preview") {
+            update(id, { preview: `data:${event.data.content_type};base64,${event.data.data}` });
+          }
+        }
+      } catch (e) {
+        if (signal.aborted) return;
+        if (e instanceof Fault && [404, 410].includes(e.status)) end(id);
+        else if (!(e instanceof Fault) && e.name !== "TypeError") throw e;
+      }
+      await pause(Math.min(10000, 500 * 2 ** tries));
+    }
+  };
+
+  // The jobs of an earlier visit.
+  useEffect(() => {
+    all("jobs").then((rows) => {
+      const known = new Set(now.current.jobs.map((j) => j.id));
+      const old = rows.filter((row) => !known.has(row.id)).reverse();
+      set((jobs) => [...old, ...jobs]);
+    });
+  }, []);
+
+  // The oldest job is followed: a browser has few connections for a server.
+  const followed = jobs.find(isSent)?.id;
+  useEffect(() => {
+    if (!followed) return undefined;
+    const controller = new AbortController();
+    follow(followed, controller.signal);
+    return () => controller.abort();
+  }, [followed]);
+
+  // The others, and the place in the queue, are asked for.
+  const waiting = jobs.some(isSent);
+  useEffect(() => {
+    if (!waiting) return undefined;
+    let stop = false;
+    const poll = async () => {
+      for (const { id } of now.current.jobs.filter(isSent)) {
+        try {
+          const object = await getJson(`api/v2/jobs/${id}`);
+          if (stop) return;
+          hear(id, object);
+        } catch (e) {
+          if (e instanceof Fault && e.status === 404) end(id);
+        }
+      }
+    };
+    poll();
+    const timer = setInterval(poll, POLL);
+    return () => {
+      stop = true;
+      clearInterval(timer);
+    };
+  }, [waiting, jobs.length]);
+
+  /** Sends a request. `init` is the file of an image to start from. */
+  const start = async (request, init, facts) => {
+    let id = `new-${randomId()}`;
+    const job = { id, created: Date.now(), request, init, ...facts, status: "sending" };
+    set((jobs) => [...jobs, job]);
+    try {
+      const body = init ? { ...request, init: await dataUri(init) } : request;
+      const object = await submit(body, (fault, seconds) =>
+        update(id, { waiting: `${sentence(fault.message)} Trying again in ${duration(seconds)} …` }),
+      );
+      const sent = { ...job, id: object.id, status: object.status, waiting: null, position: object.queue_position };
+      set((jobs) => jobs.map((j) => (j.id === id ? sent : j)));
+      id = object.id;
+      await put("jobs", stored(sent));
+    } catch (e) {
+      if (find(id)) fail(id, e);
+    }
+  };
+
+  const cancel = async (job) => {
+    if (job.status === "sending") {
+      drop(job.id);
+      return;
+    }
+    update(job.id, { status: "canceling" });
+    try {
+      hear(job.id, await getJson(`api/v2/jobs/${job.id}/cancel`, { method: "POST" }));
+    } catch (e) {
+      if (!isTemporary(e)) end(job.id);
+      else update(job.id, { status: "running" });
+    }
+  };
+
+  return { jobs, start, cancel, dismiss: (job) => drop(job.id) };
+}
+
+/** The times of the steps, for the time that is left. */
+function stepped(job, progress) {
+  const change = { progress };
+  if (progress.phase !== "denoise") return change;
+  if (!job.firstStep || progress.step < job.firstStep.step) {
+    change.firstStep = { step: progress.step, at: Date.now() };
+    change.lastStep = Date.now();
+  } else if (progress.step !== job.progress?.step) {
+    change.lastStep = Date.now();
+  }
+  return change;
+}
+
+/** One image of a job, as a row of the history. */
+async function load(job, object, output) {
+  const response = await call(`api/v2/jobs/${object.id}/images/${output.number}`);
+  const blob = await response.blob();
+  const seconds = object.completed_at && object.started_at ? object.completed_at - object.started_at : null;
+  return {
+    id: `${object.id}-${output.number}`,
+    number: output.number,
+    created: job.created,
+    blob,
+    init: job.init ?? null,
+    width: output.width,
+    height: output.height,
+    request: { ...job.request, seed: object.seed_text },
+    settings: object.settings,
+    seed: object.seed_text,
+    model: object.model,
+    seconds,
+  };
+}
