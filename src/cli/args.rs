@@ -27,6 +27,7 @@ Environment variables:
   FLUX_FAST_CACHE   folder for text embeddings, measured speeds and synthetic models
   COMFYUI_PATH      ComfyUI's folder, where models are looked for
   HF_HUB_CACHE, HF_HOME   the Hugging Face cache; `flux-fast pull --help` lists those of downloads
+  FLUX_FAST_KEY     the key that `remote` sends
   NO_COLOR, CLICOLOR      colours in help and errors
 
 Exit codes: 0 done, 2 bad argument, 3 bad model file, 4 missing file, 5 memory or budget,
@@ -88,6 +89,9 @@ pub enum Command {
     #[cfg(feature = "server")]
     /// Serve images over HTTP: OpenAI's and AUTOMATIC1111's APIs, and jobs with progress
     Serve(Box<ServeArgs>),
+    #[cfg(feature = "server")]
+    /// Generate images on another machine, which runs `serve`
+    Remote(Box<RemoteArgs>),
     #[cfg(feature = "server")]
     /// What `serve` starts: draws the jobs that arrive on stdin
     #[command(hide = true)]
@@ -326,6 +330,51 @@ Examples:
   flux-fast serve --listen 0.0.0.0:8188 --key-file keys.txt --public-url http://draw.example:8188
 
   curl http://127.0.0.1:8188/v1/images/generations -d '{\"prompt\": \"a fox\"}'";
+
+#[cfg(feature = "server")]
+#[derive(Debug, Args)]
+#[command(after_help = REMOTE_HELP)]
+pub struct RemoteArgs {
+    /// The address of the server, such as `http://draw.example:8188`
+    #[arg(value_name = "URL")]
+    pub url: String,
+    /// What the image shows; `-` reads it from stdin
+    #[arg(value_name = "PROMPT", conflicts_with = "prompt")]
+    pub words: Option<String>,
+    /// A text file with one prompt per line (`-`: stdin), drawn one after another
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["words", "prompt"])]
+    pub prompt_file: Option<PathBuf>,
+    /// A model of the server, by the name that the server lists [default: the server's own]
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// A key of the server; other users of this machine can see it: prefer the variable
+    /// FLUX_FAST_KEY
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+    /// Seconds, 0 to 86400, for which a request is sent again while the server is full or cannot be
+    /// reached
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        value_parser = values::whole(0..=86_400u64),
+        default_value = "600",
+        allow_hyphen_values = true,
+    )]
+    pub patience: u64,
+    #[command(flatten)]
+    pub request: RequestArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[cfg(feature = "server")]
+const REMOTE_HELP: &str = "\
+The image options are those of `generate`. LoRAs are named as the server lists them. Ctrl+C \
+cancels the job.
+
+Examples:
+  flux-fast remote http://127.0.0.1:8188 \"a fox\" -o fox.png
+  FLUX_FAST_KEY=... flux-fast remote https://draw.example \"a lighthouse\" --size 16:9 --steps 30";
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {

@@ -108,7 +108,7 @@ pub fn one_prompt(given: Option<&str>, args: &RequestArgs) -> Result<Option<Stri
 }
 
 /// Fails if the image comes from stdin, from which the prompt is about to be read.
-fn stdin_is_free(args: &RequestArgs) -> Result<()> {
+pub fn stdin_is_free(args: &RequestArgs) -> Result<()> {
     match &args.init_img {
         Some(path) if path == Path::new("-") => {
             Err(Error::argument("stdin cannot be both the prompt and the image")
@@ -269,7 +269,7 @@ impl Job<'_> {
 }
 
 /// How many images a request gives.
-fn images_of(request: &Request) -> usize {
+pub fn images_of(request: &Request) -> usize {
     if request.only.is_some() { 1 } else { request.count.unwrap_or(1) }
 }
 

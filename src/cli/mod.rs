@@ -21,6 +21,8 @@ mod prompts;
 #[cfg(feature = "hub")]
 mod pull;
 #[cfg(feature = "server")]
+mod remote;
+#[cfg(feature = "server")]
 mod serve;
 #[cfg(feature = "server")]
 mod server_config;
@@ -106,6 +108,8 @@ fn run(cli: Cli, config: &config::Config) -> Result<()> {
         Some(Command::Convert(args)) => convert::convert(&args, how),
         #[cfg(feature = "server")]
         Some(Command::Serve(args)) => serve::serve(*args, how, config),
+        #[cfg(feature = "server")]
+        Some(Command::Remote(args)) => remote::remote(*args, how),
         #[cfg(feature = "server")]
         Some(Command::Worker) => serve::worker(),
         Some(Command::Models) => models::models(how),

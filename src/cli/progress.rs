@@ -35,6 +35,10 @@ enum Style {
 /// Shows what happens on stderr.
 pub struct Progress {
     style: Style,
+    /// The memory of this process says something about the run: it draws itself.
+    shows_memory: bool,
+    /// The place in the queue that was shown last.
+    place: Option<u64>,
     last_line: Option<Instant>,
     /// The times of the finished steps of the current phase.
     times: Vec<f64>,
@@ -54,7 +58,38 @@ impl Progress {
         } else {
             Style::Lines
         };
-        Progress { style, last_line: None, times: Vec::new() }
+        Progress { style, shows_memory: true, place: None, last_line: None, times: Vec::new() }
+    }
+
+    /// For a run of another machine.
+    #[cfg(feature = "server")]
+    pub fn remote(how: How) -> Self {
+        Progress { shows_memory: false, ..Progress::new(how) }
+    }
+
+    /// Shows that a job waits, with `place` jobs before it.
+    #[cfg(feature = "server")]
+    pub fn queued(&mut self, place: u64) {
+        if self.place.replace(place) == Some(place) {
+            return;
+        }
+        let text = match place {
+            0 => "next in the queue".to_string(),
+            1 => "1 job before this one".to_string(),
+            n => format!("{n} jobs before this one"),
+        };
+        match &self.style {
+            Style::Bar(bar) => {
+                bar.reset();
+                bar.set_length(1);
+                bar.set_prefix("queued");
+                bar.set_message(text);
+                bar.tick();
+            }
+            Style::Json => events::print(&json!({"event": "queued", "jobs_before": place})),
+            Style::Lines => self.note(&text),
+            Style::Quiet => {}
+        }
     }
 
     /// Shows `event`; `Break` once a signal was received.
@@ -82,7 +117,7 @@ impl Progress {
             Event::Warning(text) => self.warning(&text.in_words(&Typed)),
             Event::Note(text) => self.note(&text.in_words(&Typed)),
             Event::PhaseStart { phase, steps } => {
-                self.last_line = None;
+                (self.last_line, self.place) = (None, None);
                 if let Style::Bar(bar) = &self.style {
                     bar.reset();
                     bar.set_length(steps as u64);
@@ -98,7 +133,7 @@ impl Progress {
                     "{:>9} {}, planned {planned}{}",
                     phase.name(),
                     units::seconds(seconds),
-                    memory_now()
+                    self.memory_now()
                 ));
             }
         }
@@ -153,7 +188,7 @@ impl Progress {
         if let Style::Bar(bar) = &self.style {
             bar.set_length(steps as u64);
             bar.set_position(done as u64);
-            bar.set_message(format!("{}{left}{}", units::seconds(seconds), memory_now()));
+            bar.set_message(format!("{}{left}{}", units::seconds(seconds), self.memory_now()));
         } else if let Style::Lines = self.style {
             let due = self.last_line.is_none_or(|at| at.elapsed() >= PLAIN_EVERY);
             if due || done == steps {
@@ -162,10 +197,17 @@ impl Progress {
                     "{:>9} {done}/{steps}  {}{left}{}",
                     phase.name(),
                     units::seconds(seconds),
-                    memory_now()
+                    self.memory_now()
                 ));
             }
         }
+    }
+
+    fn memory_now(&self) -> String {
+        let resident = resident().filter(|_| self.shows_memory);
+        resident.map_or(String::new(), |(now, peak)| {
+            format!(", memory {} (peak {})", units::bytes(now), units::bytes(peak))
+        })
     }
 
     /// Shows that `done` of `all` bytes have been transferred, and that `file` is current.
@@ -224,12 +266,6 @@ pub fn resident() -> Option<(u64, u64)> {
         Some(kib.trim().parse::<u64>().ok()? * 1024)
     };
     Some((line("VmRSS:")?, line("VmHWM:")?))
-}
-
-fn memory_now() -> String {
-    resident().map_or(String::new(), |(now, peak)| {
-        format!(", memory {} (peak {})", units::bytes(now), units::bytes(peak))
-    })
 }
 
 #[cfg(test)]

@@ -34,6 +34,12 @@ impl StartImage {
         args.init_img.as_ref().map(open).transpose()
     }
 
+    /// The file as it is.
+    #[cfg(feature = "server")]
+    pub fn bytes(&self) -> &[u8] {
+        self.file.bytes()
+    }
+
     /// An image that stands for the one that is not decoded yet.
     pub fn placeholder() -> Image {
         Image { width: 1, height: 1, rgb: vec![0; 3] }

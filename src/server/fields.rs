@@ -140,8 +140,13 @@ impl<'a> Fields<'a> {
             for key in ["strength", "weight", "scale", "multiplier"] {
                 strength = strength.or(fields.real(key)?);
             }
+            let text_strength = fields.real("text_strength")?;
+            let choice = |text| LoraChoice {
+                text_strength,
+                ..LoraChoice::new(text, strength.unwrap_or(1.0))
+            };
             match text {
-                Some(text) => Ok(LoraChoice::new(text, strength.unwrap_or(1.0))),
+                Some(text) => Ok(choice(text)),
                 None => Self::refuse(name, "a name for every LoRA"),
             }
         };

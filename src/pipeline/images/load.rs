@@ -60,6 +60,11 @@ impl ImageFile {
         Ok(ImageFile { bytes, size, decode_bytes })
     }
 
+    /// The file as it is.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Upper bound of the memory that [`decode`](ImageFile::decode) and a [`fit`] to `width` x
     /// `height` need besides the file itself, in bytes.
     pub fn decode_bytes(&self, width: usize, height: usize) -> u64 {

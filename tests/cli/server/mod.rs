@@ -9,6 +9,7 @@ mod openai;
 mod operation;
 #[cfg(unix)]
 mod page;
+mod remote;
 mod security;
 
 use std::io::{BufRead, BufReader, Read, Write};
