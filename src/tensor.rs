@@ -193,7 +193,7 @@ pub enum BlockScale {
     /// As [`DType::F32`].
     F32,
     /// 8-bit codes with scales of their own (the double quantisation of bitsandbytes):
-    /// `codes[byte] * absmax[i / group] + offset`, where `i` counts the blocks of the whole tensor.
+    /// `codes[byte] * absmax[i / group] + offset`, where `i` counts the scales of the whole tensor.
     Nested {
         /// The value of each code.
         codes: Arc<[f32; 256]>,
@@ -223,6 +223,10 @@ pub struct BlockScales {
     /// and blocks rounded up): the scale of row `r` and block `c` of a tile is at byte `r % 32 * 16
     /// + r / 32 * 4 + c`. Otherwise they are stored row by row.
     pub tiled: bool,
+    /// How many consecutive blocks of the whole stored matrix have one stored scale: 1, or 2 for
+    /// the blocks of 128 elements that bitsandbytes' 4-bit types may have. They go on in the next
+    /// row.
+    pub shared: usize,
     /// A factor for all blocks, besides their own (the second scale of nvfp4).
     pub factor: f32,
     /// A factor for each row of the part, in place of `factor`.
@@ -247,6 +251,7 @@ impl BlockScales {
             per_row,
             first_row: 0,
             tiled: false,
+            shared: 1,
             factor: 1.0,
             factors: None,
             first_factor: 0,
@@ -261,7 +266,7 @@ impl BlockScales {
     fn index(&self, row: usize, block: usize) -> usize {
         let row = self.first_row + row;
         if !self.tiled {
-            return row * self.per_row + block;
+            return (row * self.per_row + block) / self.shared;
         }
         let (r, c) = (row % 128, block % 4);
         (row / 128 * self.per_row.div_ceil(4) + block / 4) * 512 + r % 32 * 16 + r / 32 * 4 + c
@@ -310,7 +315,7 @@ impl BlockScales {
                 from / 128 * 512 * self.per_row.div_ceil(4),
                 to.div_ceil(128) * 512 * self.per_row.div_ceil(4),
             ),
-            false => (from * self.per_row, to * self.per_row),
+            false => (from * self.per_row / self.shared, (to * self.per_row).div_ceil(self.shared)),
         };
         self.offset + from * size..self.offset + to * size
     }

@@ -32,7 +32,14 @@ pub fn network<C>(
     read: fn(&dyn TensorShapes, Option<&Value>) -> Result<C>,
     tensors: fn(&C) -> Vec<TensorSpec>,
 ) -> Result<(C, Vec<String>)> {
-    let config = read(weights, weights.config()).map_err(|e| e.at(weights.place()))?;
+    let config = read(weights, weights.config()).map_err(|e| {
+        // How they are stored says which file this is.
+        let e = match e.found_value() {
+            None => e.found(weights.dialect()),
+            Some(_) => e,
+        };
+        e.at(weights.place())
+    })?;
     let notes = weights.check(&tensors(&config))?;
     Ok((config, notes))
 }

@@ -143,7 +143,7 @@ impl Model {
         fit("4 x the autoencoder's latent channels", latent, "img_in", c.in_channels)?;
 
         let guidance = c.guidance;
-        notes.extend(kontext_note(&called, &name));
+        notes.extend(editing_note(&called, &name));
         let mut assumed = None;
         let schedule = match scheduler {
             Some(config) => ScheduleConfig::read(config, notes)?,
@@ -188,15 +188,30 @@ impl Model {
     }
 }
 
-/// Says that a model that edits images is used without an image.
-fn kontext_note(called: &[String], name: &str) -> Option<Message> {
-    called.iter().any(|c| c.contains("kontext")).then(|| {
-        Message::with(
-            "{} is FLUX.1 Kontext by its name, which edits an image; images to edit are not \
-             supported yet, so it draws from the prompt alone",
+/// Says that a model that is called like one with an image as input is used as text to image.
+fn editing_note(called: &[String], name: &str) -> Option<Message> {
+    if called.iter().any(|c| c.contains("kontext")) {
+        return Some(Message::with(
+            "{} is FLUX.1 Kontext by its name, which edits an image; that is not supported yet, so \
+             it draws from the prompt, or from the noisy image of {init} as any model does",
             [Message::plain(name)],
-        )
-    })
+        ));
+    }
+    // The transformers of these have more inputs, and are refused; this one has not.
+    let others = [("fill", "Fill"), ("canny", "Canny"), ("depth", "Depth")];
+    let (_, other) = others.into_iter().find(|(word, _)| called.iter().any(|c| names(c, word)))?;
+    Some(Message::with(
+        "{} is FLUX.1 {} by its name, but its transformer has the inputs of a text-to-image model: \
+         it draws from the prompt, without a mask or a control image",
+        [Message::plain(name), Message::plain(other)],
+    ))
+}
+
+/// Whether `called` names the FLUX model `word`: `flux1-fill-dev`, `FluxFillPipeline`.
+fn names(called: &str, word: &str) -> bool {
+    let mut words = called.split(|c: char| !c.is_ascii_alphanumeric());
+    let is_pipeline = || called.starts_with(&format!("flux{word}"));
+    called.contains("flux") && (words.any(|w| w == word) || is_pipeline())
 }
 
 /// Says that a model without a guidance embedding is taken for schnell, unless it is called so.

@@ -99,17 +99,62 @@ pub static MODELS: &[ForeignModel] = &[
         ["transformer_blocks.0.txt_mod.1."],
         ["txt_norm.", "transformer_blocks.0.img_mlp."]
     ),
-    foreign!("a Z-Image model", OTHER_MODEL, ["cap_pad_token"], ["x_pad_token"]),
-    foreign!("a Lumina 2 model", OTHER_MODEL, ["cap_embedder.", "context_refiner."]),
-    foreign!("an AuraFlow model", OTHER_MODEL, ["cond_seq_linear."], ["joint_transformer_blocks."]),
+    // Lumina 2 has the same networks. Its pieces have other names in diffusers, and in ComfyUI's
+    // names only pad tokens distinguish the two.
+    foreign!(
+        "a Z-Image model",
+        OTHER_MODEL,
+        ["cap_pad_token"],
+        ["x_pad_token"],
+        ["all_x_embedder."],
+        ["all_final_layer."],
+        ["context_refiner.", ".attention.to_q."],
+        ["noise_refiner.", ".attention.to_q."]
+    ),
+    foreign!(
+        "a Lumina 2 model",
+        OTHER_MODEL,
+        ["time_caption_embed.", "context_refiner."],
+        ["time_caption_embed.", "noise_refiner."]
+    ),
+    foreign!("an OmniGen 2 model", OTHER_MODEL, ["ref_image_refiner."]),
+    foreign!(
+        "a Z-Image or Lumina 2 model",
+        OTHER_MODEL,
+        ["cap_embedder.", "context_refiner."],
+        ["context_refiner.", ".attention.qkv."],
+        ["noise_refiner.", ".attention.qkv."]
+    ),
+    foreign!(
+        "an AuraFlow model",
+        OTHER_MODEL,
+        ["cond_seq_linear."],
+        ["joint_transformer_blocks."],
+        ["double_layers.0.attn.w1q."]
+    ),
     foreign!(
         "a Stable Diffusion 3 model",
         OTHER_MODEL,
-        ["joint_blocks.0."],
-        ["pos_embed.proj.", "attn.add_q_proj."]
+        ["joint_blocks."],
+        ["pos_embed.", ".attn.add_q_proj."],
+        ["pos_embed.", ".attn.add_k_proj."],
+        ["pos_embed.", ".attn.add_v_proj."]
     ),
+    foreign!(
+        "a Hunyuan-DiT model",
+        OTHER_MODEL,
+        ["mlp_t5."],
+        ["extra_embedder.", "text_embedder."]
+    ),
+    foreign!("a Mochi model", OTHER_MODEL, ["t5_yproj."], ["blocks.0.attn.qkv_x."]),
+    foreign!("a CogVideoX model", OTHER_MODEL, ["patch_embed.text_proj."]),
+    foreign!("a Kandinsky 5 model", OTHER_MODEL, ["visual_transformer_blocks."]),
+    foreign!("a BAGEL model", OTHER_MODEL, ["_moe_gen."]),
+    foreign!("a Stable Audio model", OTHER_MODEL, ["transformer.rotary_pos_emb.inv_freq"]),
+    foreign!("an AnimateDiff motion module", ADD_ON, [".motion_modules."]),
     foreign!("an LTX-Video model", OTHER_MODEL, ["patchify_proj.", "adaln_single."]),
     foreign!("a PixArt model", OTHER_MODEL, ["adaln_single.", "caption_projection."]),
+    foreign!("a PixArt or Sana model", OTHER_MODEL, ["y_embedder.y_proj."]),
     foreign!(
         "a Sana model",
         OTHER_MODEL,
@@ -118,8 +163,9 @@ pub static MODELS: &[ForeignModel] = &[
     foreign!(
         "a Wan model",
         OTHER_MODEL,
-        ["blocks.0.cross_attn.norm_q.", "text_embedding.0."],
-        ["blocks.0.attn2.norm_q.", "condition_embedder."]
+        ["blocks.", ".self_attn.q."],
+        ["blocks.", ".cross_attn.norm_q."],
+        [".attn2.norm_q.", "condition_embedder."]
     ),
     foreign!("a Cosmos model", OTHER_MODEL, ["blocks.block0.blocks.0."], ["net.blocks.0.adaln_"]),
     foreign!(
@@ -176,11 +222,24 @@ pub static PARTS: &[ForeignModel] = &[
         ["decoder.middle.0.residual."]
     ),
     foreign!("an upscaler (ESRGAN)", OTHER_PART, ["body.0.rdb1."], ["RDB1.conv1."]),
+    foreign!("a textual inversion embedding", OTHER_PART, ["emb_params"]),
+    foreign!(
+        "weights in bitsandbytes int8 without the other tensors of a model",
+        "give the folder or the file that has all tensors of a FLUX.1 model",
+        [".SCB"]
+    ),
+    // Both models have blocks of these names; what would distinguish them is in another shard.
+    foreign!(
+        "blocks of a Stable Diffusion 3 or FLUX.1 transformer without its other tensors",
+        "give the folder or the file that has all tensors of a FLUX.1 model",
+        ["transformer_blocks.", ".attn.add_q_proj."],
+        ["transformer_blocks.", ".attn.add_k_proj."],
+        ["transformer_blocks.", ".attn.add_v_proj."]
+    ),
 ];
 
 /// Ways of storing weights that cannot be read; the first one whose sign is there is taken.
 pub static STORAGE: &[ForeignStorage] = &[
-    ForeignStorage { what: "bitsandbytes int8", signs: &["*.SCB"] },
     ForeignStorage {
         what: "SVDQuant (nunchaku)",
         signs: &["*.wscales", "*.wcscales", "*.wtscale", "*.smooth_factor"],
@@ -189,11 +248,20 @@ pub static STORAGE: &[ForeignStorage] = &[
     ForeignStorage { what: "SVDQuant, GPTQ or AWQ", signs: &["*.qweight"] },
     ForeignStorage {
         what: "optimum-quanto",
-        signs: &["*.weight._data", "*.weight._scale", "*.weight._shift", "*.weight_qtype"],
+        signs: &["*._data", "*._scale", "*._shift", "*.weight_qtype"],
     },
     ForeignStorage {
         what: "torchao",
-        signs: &["*:qdata", "*_weight_qdata", "*.weight.tensor_impl*", "*.weight.qdata"],
+        signs: &[
+            "*:qdata",
+            "*:_data",
+            "*:int_data",
+            "*weight_qdata",
+            "*.weight.tensor_impl*",
+            "*.weight.qdata",
+            "*.weight.int_data",
+            "*.weight.layout_tensor*",
+        ],
     },
     ForeignStorage { what: "MLX in groups of 4 or 8 bits", signs: &["*.biases"] },
     ForeignStorage { what: "HQQ", signs: &["*.W_q"] },

@@ -153,9 +153,66 @@ const NF4: [f32; 16] = [
     1.0,
 ];
 
-/// A T5 with one scale a row as NF4 of bitsandbytes, and the same numbers as F32.
-fn quantise(t5: &Tensors) -> (Tensors, Tensors) {
-    let floats = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>();
+fn floats(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+/// Names below a weight, types, shapes and bytes.
+type Stored = Vec<(&'static str, Dtype, Vec<usize>, Vec<u8>)>;
+
+/// A matrix in bitsandbytes' NF4 with blocks of `size` elements, and what its numbers are.
+fn nf4(values: &[f32], shape: &[usize], size: usize) -> (Stored, Vec<f32>) {
+    let (mut codes, mut absmax, mut back) = (vec![], vec![], vec![]);
+    for block in values.chunks(size) {
+        let most = block.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let most = if most == 0.0 { 1.0 } else { most };
+        absmax.push(most);
+        for value in block {
+            let off = |code: &usize| (NF4[*code] * most - value).abs();
+            let code = (0..16).min_by(|a, b| off(a).total_cmp(&off(b))).unwrap();
+            codes.push(code as u8);
+            back.push(NF4[code] * most);
+        }
+    }
+    let pairs: Vec<u8> = codes.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect();
+    let state = json!({
+        "quant_type": "nf4", "blocksize": size, "dtype": "bfloat16", "shape": shape,
+    });
+    let state = state.to_string().into_bytes();
+    let stored = vec![
+        ("", Dtype::U8, vec![pairs.len(), 1], pairs),
+        (".absmax", Dtype::F32, vec![absmax.len()], floats(&absmax)),
+        (".quant_map", Dtype::F32, vec![16], floats(&NF4)),
+        (".quant_state.bitsandbytes__nf4", Dtype::U8, vec![state.len()], state),
+    ];
+    (stored, back)
+}
+
+/// A matrix in bitsandbytes' int8, and what its numbers are.
+fn int8(values: &[f32], shape: &[usize]) -> (Stored, Vec<f32>) {
+    let (mut codes, mut scb, mut back) = (vec![], vec![], vec![]);
+    for row in values.chunks(shape[1]) {
+        let most = row.iter().fold(0f32, |m, v| m.max(v.abs()));
+        scb.push(most);
+        for value in row {
+            let code = (value * 127.0 / most).round() as i8;
+            codes.push(code as u8);
+            back.push(f32::from(code) * most / 127.0);
+        }
+    }
+    let stored = vec![
+        ("", Dtype::I8, shape.to_vec(), codes),
+        ("/SCB", Dtype::F32, vec![scb.len()], floats(&scb)),
+        ("/weight_format", Dtype::U8, vec![], vec![0]),
+    ];
+    (stored, back)
+}
+
+/// A T5 with one scale a row as `make` stores it, and the same numbers as F32.
+fn quantise(
+    t5: &Tensors,
+    make: impl Fn(&[f32], &[usize]) -> (Stored, Vec<f32>),
+) -> (Tensors, Tensors) {
     let (mut packed, mut plain) = (Tensors::default(), Tensors::default());
     for (name, (dtype, shape, bytes)) in &t5.tensors {
         if name.ends_with(".weight_scale") || name.ends_with(".comfy_quant") {
@@ -171,46 +228,43 @@ fn quantise(t5: &Tensors) -> (Tensors, Tensors) {
         let scales: Vec<f32> =
             scale.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
         let e4m3 = flux_fast::dtype::DType::F8E4M3;
-        let (mut codes, mut absmax, mut back) = (vec![], vec![], vec![]);
         let values: Vec<f32> = bytes
             .iter()
             .enumerate()
             .map(|(i, byte)| e4m3.decode(&[*byte]) * scales[i / shape[1] % scales.len()])
             .collect();
-        for block in values.chunks(64) {
-            let most = block.iter().fold(0f32, |m, v| m.max(v.abs()));
-            let most = if most == 0.0 { 1.0 } else { most };
-            absmax.push(most);
-            for value in block {
-                let off = |code: &usize| (NF4[*code] * most - value).abs();
-                let code = (0..16).min_by(|a, b| off(a).total_cmp(&off(b))).unwrap();
-                codes.push(code as u8);
-                back.push(NF4[code] * most);
-            }
+        let (stored, back) = make(&values, shape);
+        for (ending, dtype, shape, bytes) in stored {
+            // A name next to the weight's, or below it.
+            let name = match ending.strip_prefix('/') {
+                Some(ending) => format!("{}{ending}", name.strip_suffix("weight").unwrap()),
+                None => format!("{name}{ending}"),
+            };
+            packed.tensors.insert(name, (dtype, shape, bytes));
         }
-        let pairs: Vec<u8> = codes.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect();
-        let state = json!({
-            "quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": shape,
-        });
-        let state = state.to_string().into_bytes();
-        let mut add = |ending: &str, dtype, shape, bytes| {
-            packed.tensors.insert(format!("{name}{ending}"), (dtype, shape, bytes));
-        };
-        add("", Dtype::U8, vec![pairs.len(), 1], pairs);
-        add(".absmax", Dtype::F32, vec![absmax.len()], floats(&absmax));
-        add(".quant_map", Dtype::F32, vec![16], floats(&NF4));
-        add(".quant_state.bitsandbytes__nf4", Dtype::U8, vec![state.len()], state);
         plain.tensors.insert(name.clone(), (Dtype::F32, shape.clone(), floats(&back)));
     }
     (packed, plain)
 }
 
 #[test]
-fn a_t5_in_nf4_next_to_the_model_draws_what_its_numbers_in_f32_draw() {
+fn a_t5_of_bitsandbytes_next_to_the_model_draws_what_its_numbers_in_f32_draw() {
     let dir = tempfile::tempdir().unwrap();
     let tiny = Tensors::tiny();
-    let (packed, plain) = quantise(&tiny.below(T5));
-    for (folder, t5) in [("packed", packed), ("plain", plain)] {
+    let t5 = tiny.below(T5);
+    let (four, larger, eight) = (
+        quantise(&t5, |values, shape| nf4(values, shape, 64)),
+        quantise(&t5, |values, shape| nf4(values, shape, 256)),
+        quantise(&t5, int8),
+    );
+    for (folder, t5) in [
+        ("nf4", four.0),
+        ("nf4-plain", four.1),
+        ("nf4-256", larger.0),
+        ("nf4-256-plain", larger.1),
+        ("int8", eight.0),
+        ("int8-plain", eight.1),
+    ] {
         tiny.without(T5).write(dir.path().join(folder).join("flux.safetensors"));
         t5.write(dir.path().join(folder).join("text_encoder_2/model.safetensors"));
     }
@@ -220,6 +274,8 @@ fn a_t5_in_nf4_next_to_the_model_draws_what_its_numbers_in_f32_draw() {
         assert!(said.contains("text_encoder_2/model.safetensors"), "{said}");
         image.into_raw().into_iter().map(f32::from).collect::<Vec<f32>>()
     };
-    let off = psnr(&of("packed"), &of("plain"), 255.0);
-    assert!(off >= 60.0, "{off} dB");
+    for kind in ["nf4", "nf4-256", "int8"] {
+        let off = psnr(&of(kind), &of(&format!("{kind}-plain")), 255.0);
+        assert!(off >= 60.0, "{kind}: {off} dB");
+    }
 }

@@ -140,8 +140,7 @@ fn describe_contents(
     (kind, format!("{}{variant}, {storage}{}", main.title, with(rest)))
 }
 
-/// The kind of a transformer whose input is more than the noise (Fill, Kontext and others), where
-/// the header shows the width of the input.
+/// What a transformer is whose input has more than the noise, as far as a header shows its width.
 fn other_inputs(contents: &Contents, component: Component) -> Option<&'static str> {
     let stored = contents.find(component)?.stored(component.lora.input?);
     let mut tensors = contents.headers.iter().flat_map(|h| &h.tensors);

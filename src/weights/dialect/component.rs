@@ -128,12 +128,8 @@ impl ComponentWeights {
                 .or(q.get("quant_type"))
                 .and_then(Value::as_str)
                 .unwrap_or("an unnamed format");
-            // The 4-bit types are recognised by their tensors; the 8-bit type is not supported.
-            let eight = ["load_in_8bit", "_load_in_8bit"]
-                .iter()
-                .any(|k| q.get(*k).and_then(Value::as_bool) == Some(true));
-            if name != "bitsandbytes" || eight {
-                let name = if eight { "bitsandbytes int8" } else { name };
+            // Its types are recognised by their tensors.
+            if name != "bitsandbytes" {
                 let place = format!("{} config.json", self.component().name);
                 return Err(unsupported(name).at(place));
             }
@@ -357,6 +353,7 @@ fn describe(
         (DType::F8E4M3 | DType::F8E5M2, Some(scheme)) => scheme.name().to_string(),
         (DType::F8E4M3, None) => "plain fp8".to_string(),
         (DType::F8E5M2, None) => "plain fp8 (e5m2)".to_string(),
+        (DType::I8, _) if companions.has_bitsandbytes_int8() => "bitsandbytes int8".to_string(),
         (DType::I8, _) => "int8".to_string(),
         (DType::Nf4 | DType::Fp4, _) => format!("bitsandbytes {}", dtype.name()),
         (other, _) if other.is_plain() => other.name().to_lowercase(),

@@ -9,6 +9,7 @@
 //! | mxfp8 | the same, `X.weight_scale` E8M0 for 32 columns, in tiles | `w * scale` |
 //! | nvfp4 | the same, E4M3 for 16 columns, and `X.weight_scale_2` | `code * scale * scale_2` |
 //! | bitsandbytes | `X.weight.absmax`, `X.weight.quant_state....` (JSON) | `code * absmax` |
+//! | bitsandbytes int8 | `X.SCB`, one a row; `X.weight_format` (0) | `w * SCB / 127` |
 //! | aredden | `X.float8_data` for `X.weight`, `X.scale_reciprocal` | `w * scale_reciprocal` |
 //!
 //! `_quantization_metadata` is an entry of the header. The scales of bitsandbytes may themselves be
@@ -95,7 +96,7 @@ pub struct Reading {
 }
 
 /// Endings of companion tensors.
-const COMPANIONS: [&str; 13] = [
+const COMPANIONS: [&str; 15] = [
     ".scale_weight",
     ".weight_scale",
     ".weight_scale_2",
@@ -109,6 +110,8 @@ const COMPANIONS: [&str; 13] = [
     ".weight.nested_absmax",
     ".weight.nested_quant_map",
     ".weight.quant_state.bitsandbytes__nf4",
+    ".SCB",
+    ".weight_format",
 ];
 const FP4_STATE: &str = ".weight.quant_state.bitsandbytes__fp4";
 const NF4_STATE: &str = ".weight.quant_state.bitsandbytes__nf4";
@@ -123,6 +126,11 @@ impl Companions {
             names.filter_map(|n| n.strip_suffix(FLOAT8_DATA)).map(String::from).collect();
         let scheme = (!aredden.is_empty()).then_some(Scheme::Aredden);
         Companions { aredden, scheme, layers: HashMap::new() }
+    }
+
+    /// Whether a layer is in bitsandbytes' int8.
+    pub fn has_bitsandbytes_int8(&self) -> bool {
+        self.layers.values().any(|layer| layer.tensors.contains_key(".SCB"))
     }
 
     /// Stores `entry` if it is a companion of a weight; returns `false` if it is not one.

@@ -22,7 +22,7 @@ pub const PEFT_CONFIG: &str = "adapter_config.json";
 /// The key of the header in which diffusers stores configurations.
 const HEADER_KEY: &str = "lora_adapter_metadata";
 /// The largest configuration, in bytes.
-const MAX_BYTES: u64 = 4 << 20;
+const MAX_BYTES: u64 = 1 << 20;
 /// The largest number of patterns; FLUX.1 has some 500 layers.
 const MAX_PATTERNS: usize = 2000;
 /// The largest pattern, in bytes.
@@ -53,10 +53,14 @@ impl Config {
             let name = file.path.file_name()?;
             (name == PEFT_WEIGHTS).then(|| file.path.with_file_name(PEFT_CONFIG))
         };
+        let read;
         let (text, place) = match file.header.metadata.get(HEADER_KEY) {
-            Some(text) => (Some(text.clone()), HEADER_KEY),
+            Some(text) => (Some(text.as_str()), HEADER_KEY),
             None => match next_to().filter(|path| path.exists()) {
-                Some(path) => (Some(read_text(&path)?), PEFT_CONFIG),
+                Some(path) => {
+                    read = read_text(&path)?;
+                    (Some(read.as_str()), PEFT_CONFIG)
+                }
                 None => (None, PEFT_CONFIG),
             },
         };
@@ -66,7 +70,7 @@ impl Config {
                 .at(place)
                 .expected(format!("at most {MAX_BYTES} bytes")));
         }
-        let value: Value = serde_json::from_str(&text).map_err(|e| {
+        let value: Value = serde_json::from_str(text).map_err(|e| {
             Error::model("the configuration of this LoRA is not valid JSON")
                 .at(place)
                 .found(e)

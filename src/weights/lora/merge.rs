@@ -114,7 +114,7 @@ impl Target<'_> {
 ///
 /// # Errors
 /// As [`combine()`](super::combine()); if the base weight cannot be read; if one LoRA multiplies
-/// rows and another one columns of the same weight.
+/// rows /// and another one columns of the same weight.
 pub fn merge(target: &Target, rows: Range<usize>) -> Result<Vec<Merged>> {
     let mut cuts = vec![rows.start, rows.end];
     for (_, change, _) in target.changes() {

@@ -217,14 +217,9 @@ fn a_config_in_the_metadata_that_is_not_an_object_is_refused() {
         let e = open_source(Arc::new(bytes), "m").err().unwrap();
         assert!(e.to_string().contains(words), "{e}");
     }
-    for (method, words) in [
-        (r#""quant_method": "torchao""#, "torchao"),
-        (r#""quant_method": "bitsandbytes", "load_in_8bit": true"#, "bitsandbytes int8"),
-    ] {
-        let config = format!(r#"{{"transformer": {{"quantization_config": {{{method}}}}}}}"#);
-        let (mut bytes, _) = header(&names, json!({ "config": config }));
-        bytes.extend([0; 24]);
-        let e = open_source(Arc::new(bytes), "m").err().unwrap().to_string();
-        assert!(e.contains(words), "{e}");
-    }
+    let config = r#"{"transformer": {"quantization_config": {"quant_method": "torchao"}}}"#;
+    let (mut bytes, _) = header(&names, json!({ "config": config }));
+    bytes.extend([0; 24]);
+    let e = open_source(Arc::new(bytes), "m").err().unwrap().to_string();
+    assert!(e.contains("torchao"), "{e}");
 }

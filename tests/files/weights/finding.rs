@@ -399,16 +399,16 @@ fn a_file_that_cannot_be_used_does_not_hide_the_others_and_is_named() {
     let names = list("t5_single.txt");
     zeros(&text.join("model-00001-of-00002.safetensors"), "BF16", &names[..9]);
     std::fs::write(text.join("other.safetensors.index.json"), "{").unwrap();
-    let mut int8 = names.clone();
-    int8.push(("encoder.block.0.layer.0.SelfAttention.q.SCB".into(), vec![4096]));
-    zeros(&text.join("t5xxl_int8.safetensors"), "I8", &int8);
+    let mut packed = names.clone();
+    packed.push(("encoder.block.0.layer.0.SelfAttention.q.qweight".into(), vec![4096]));
+    zeros(&text.join("t5xxl_gptq.safetensors"), "I8", &packed);
     let e = open(&Files::model(&model)).unwrap().need(T5).err().unwrap();
     assert_eq!(e.kind(), Kind::Missing);
     for reason in [
         "model-00002-of-00002.safetensors: a shard is missing",
         "other.safetensors.index.json: index of shards is not JSON",
-        "t5xxl_int8.safetensors",
-        "bitsandbytes int8",
+        "t5xxl_gptq.safetensors",
+        "GPTQ or AWQ",
     ] {
         assert!(e.to_string().contains(reason), "{reason}: {e}");
     }

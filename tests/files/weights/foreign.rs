@@ -124,7 +124,37 @@ fn other_models_and_ways_of_storing_are_named_by_their_tensors() {
         (of(blocks, &["weight_packed", "weight_scale"]), "compressed-tensors"),
         (of("", &["transformer_blocks.0.img_mod.1.weight", "txt_norm.weight"]), "Qwen-Image"),
         (of("", &["cap_pad_token", "noise_refiner.0.attention.qkv.weight"]), "Z-Image"),
-        (of("", &["cap_embedder.0.weight", "context_refiner.0.attention.qkv.weight"]), "Lumina 2"),
+        (
+            of("", &["cap_embedder.0.weight", "context_refiner.0.attention.qkv.weight"]),
+            "Z-Image or Lumina 2",
+        ),
+        (of("", &["all_x_embedder.2-1.weight", "layers.0.attention.to_q.weight"]), "a Z-Image"),
+        (of("noise_refiner.0.attention.", &["to_q.weight", "to_k.weight"]), "a Z-Image"),
+        (of("noise_refiner.1.attention.", &["qkv.weight"]), "Z-Image or Lumina 2"),
+        (
+            of("", &["time_caption_embed.x.weight", "noise_refiner.0.attn.to_q.weight"]),
+            "a Lumina 2",
+        ),
+        (of("ref_image_refiner.0.attn.to_q.", &["weight"]), "OmniGen 2"),
+        (of("model.diffusion_model.joint_blocks.7.x_block.attn.", &["qkv.weight"]), "Diffusion 3"),
+        (
+            of("", &["pos_embed.pos_embed", "transformer_blocks.3.attn.add_k_proj.weight"]),
+            "Stable Diffusion 3",
+        ),
+        (
+            of("transformer_blocks.3.attn.", &["add_k_proj.weight", "add_v_proj.weight"]),
+            "Stable Diffusion 3 or FLUX.1",
+        ),
+        (of("blocks.4.", &["self_attn.q.weight", "self_attn.k.weight"]), "Wan"),
+        (of("model.diffusion_model.blocks.0.cross_attn.", &["norm_q.weight"]), "Wan"),
+        (of("double_layers.0.attn.", &["w1q.weight"]), "AuraFlow"),
+        (of("mlp_t5.0.", &["weight"]), "Hunyuan-DiT"),
+        (of("", &["t5_yproj.weight"]), "Mochi"),
+        (of("y_embedder.y_proj.fc1.", &["weight"]), "PixArt or Sana"),
+        (of("double_blocks.0.img_attn.qkv.", &["weight:_data", "weight:_scale"]), "torchao"),
+        (of("double_blocks.0.img_attn.qkv.", &["weight_qdata", "weight_scale"]), "torchao"),
+        (of(blocks, &["weight.int_data", "weight.scale"]), "torchao"),
+        (of(blocks, &["_data", "_scale"]), "quanto"),
         (of("txt_in.individual_token_refiner.", &["blocks.0.norm1.weight"]), "HunyuanVideo"),
         (of("double_stream_blocks.0.", &["block.adaLN_modulation.1.weight"]), "HiDream"),
         (of("blocks.0.", &["cross_attn.norm_q.weight", "text_embedding.0.weight"]), "Wan"),
@@ -159,6 +189,31 @@ fn other_models_and_ways_of_storing_are_named_by_their_tensors() {
         assert_eq!(kind, ModelKind::Other, "{words}");
         assert!(what.contains(words), "{words}: {what}");
     }
+}
+
+#[test]
+fn a_part_of_a_model_says_how_it_is_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("transformer");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(dir.path().join("model_index.json"), r#"{"_class_name": "FluxPipeline"}"#)
+        .unwrap();
+    let config = json!({ "quantization_config": {
+        "quant_method": "bitsandbytes", "load_in_8bit": true,
+    }});
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let layers = ["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"];
+    let names = layers.map(|layer| format!("single_transformer_blocks.0.{layer}."));
+    let tensors = names.iter().flat_map(|name| {
+        [(format!("{name}weight"), "I8", vec![8, 8]), (format!("{name}SCB"), "F32", vec![8])]
+    });
+    let tensors: Vec<_> = tensors.collect();
+    let (mut bytes, data) = header(&tensors, json!({}));
+    bytes.resize(bytes.len() + data as usize, 0);
+    std::fs::write(folder.join("diffusion_pytorch_model.safetensors"), bytes).unwrap();
+    let e = refused(dir.path(), dir.path());
+    assert_eq!(e.kind(), Kind::Model, "{e}");
+    assert!(e.to_string().contains("bitsandbytes int8"), "{e}");
 }
 
 #[test]
@@ -269,7 +324,19 @@ fn kontext_and_models_that_may_not_be_schnell_are_noted_by_their_names() {
     let small = || Request::new("a fox").size(32, 32).steps(1);
     let notes = |name: &str, guidance| with(name, guidance, small());
     assert!(notes("flux1-dev-kontext_fp8_scaled.safetensors", true).contains("Kontext"));
+    assert!(notes("flux1-kontext-dev.safetensors", true).contains("`init`"));
     assert!(!notes("flux1-dev.safetensors", true).contains("Kontext"));
+    for (name, other) in [
+        ("flux1-fill-dev.safetensors", "FLUX.1 Fill"),
+        ("FLUX.1-Canny-dev_fp8.safetensors", "FLUX.1 Canny"),
+        ("flux_depth.safetensors", "FLUX.1 Depth"),
+    ] {
+        let text = notes(name, true);
+        assert!(text.contains(other) && text.contains("by its name"), "{text}");
+    }
+    for name in ["flux-fillmore.safetensors", "depth.safetensors", "flux1-dev.safetensors"] {
+        assert!(!notes(name, true).contains("by its name"), "{name}");
+    }
     let text = notes("flux-dev-de-distill.safetensors", false);
     assert!(text.contains("[schnell]") && text.contains("`scheduler`"), "{text}");
     assert!(text.contains("`shift` 3"), "{text}");
@@ -299,12 +366,12 @@ fn in_a_folder_every_file_that_was_passed_over_is_listed_with_its_reason() {
         root
     };
     // One file: its own reason, with its path.
-    let int8 = folder("int8");
+    let gptq = folder("gptq");
     let layer = "single_transformer_blocks.0.attn.to_q.";
     zeros(
-        &int8.join("transformer/diffusion_pytorch_model.safetensors"),
+        &gptq.join("transformer/diffusion_pytorch_model.safetensors"),
         "F32",
-        &named(&[&format!("{layer}weight"), &format!("{layer}SCB")]),
+        &named(&[&format!("{layer}qweight"), &format!("{layer}qzeros")]),
     );
     let quanto = folder("quanto");
     zeros(
@@ -317,7 +384,7 @@ fn in_a_folder_every_file_that_was_passed_over_is_listed_with_its_reason() {
     let onnx = folder("onnx");
     write(onnx.join("transformer/model.onnx"), b"\x08\x0a\x12\x07pytorch");
     for (root, words, file) in [
-        (&int8, "bitsandbytes int8", "diffusion_pytorch_model.safetensors"),
+        (&gptq, "GPTQ or AWQ", "diffusion_pytorch_model.safetensors"),
         (&quanto, "optimum-quanto", "diffusion_pytorch_model.safetensors"),
         (&bin, "pickle", "diffusion_pytorch_model.bin"),
         (&onnx, "ONNX", "model.onnx"),

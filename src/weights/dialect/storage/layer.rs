@@ -26,6 +26,12 @@ impl Layer {
                 return self.four_bits(entry, state, dtype);
             }
         }
+        if let Some(scb) = self.get(".SCB") {
+            return self.eight_bits(entry, scb, shape);
+        }
+        if let Some((_, format)) = self.get(".weight_format") {
+            return Err(lacks(entry, "SCB").found(&format.name));
+        }
         let format = self.record.as_ref().and_then(|r| r.get("format")).and_then(Value::as_str);
         // Other layouts have the same endings; only a record distinguishes them.
         if let (Some((_, second)), true) = (self.get(".weight_scale_2"), format != Some("nvfp4")) {
@@ -185,10 +191,10 @@ impl Layer {
             .and_then(|a| a.iter().map(|v| usize::try_from(v.as_u64()?).ok()).collect())
             .filter(|s: &Vec<usize>| s.len() == 2)
             .ok_or_else(|| wrong("shape", "[rows, columns]"))?;
+        // A larger block is several of the format's blocks with one scale.
         let block = dtype.format().map_or(64, |f| f.block);
-        if whole("blocksize") != Some(block) {
-            return Err(wrong("blocksize", "64"));
-        }
+        let size = whole("blocksize").filter(|size| *size > 0 && size % block == 0);
+        let size = size.ok_or_else(|| wrong("blocksize", "64 or a multiple of it"))?;
         whole_blocks(dtype, entry, &shape)?;
         let elements = shape[0].checked_mul(shape[1]).ok_or_else(|| huge(entry))?;
         if entry.range.len() != elements / 2 {
@@ -199,7 +205,7 @@ impl Layer {
         }
         let (file, absmax) =
             self.get(".weight.absmax").ok_or_else(|| lacks(entry, "weight.absmax"))?;
-        let blocks = elements / block;
+        let blocks = elements.div_ceil(size);
         let nested = match (self.get(".weight.nested_absmax"), self.get(".weight.nested_quant_map"))
         {
             (Some(_), None) => return Err(lacks(entry, "weight.nested_quant_map")),
@@ -230,18 +236,59 @@ impl Layer {
                 BlockScale::Nested { codes: Arc::new(codes), absmax: absmax.into(), group, offset }
             }
         };
-        let (kind, size) = if nested.is_some() { ("U8", 1) } else { ("F32", 4) };
+        let (kind, bytes) = if nested.is_some() { ("U8", 1) } else { ("F32", 4) };
         named(absmax, &[kind], dtype.name())?;
-        if absmax.range.len() / size != blocks {
+        if absmax.range.len() / bytes != blocks {
             return Err(Error::model("absmax has the wrong size")
                 .at(&absmax.name)
-                .found(absmax.range.len() / size)
-                .expected(format!("{blocks}, one for every {block} of {shape:?}")));
+                .found(absmax.range.len() / bytes)
+                .expected(format!("{blocks}, one for every {size} of {shape:?}")));
         }
         let (source, offset) = (file.source.clone(), absmax.range.start);
         let per_row = shape[1] / block;
-        let scales = BlockScales::new(source, offset, stored, per_row);
+        let scales = BlockScales {
+            shared: size / block,
+            ..BlockScales::new(source, offset, stored, per_row)
+        };
         Ok(Reading { dtype, shape, scale: Scale::Blocks(scales) })
+    }
+
+    /// bitsandbytes' int8: rows of 8-bit integers, of which 127 stands for the largest value of the
+    /// row, its `SCB`.
+    fn eight_bits(
+        &self,
+        entry: &TensorEntry,
+        scb: &Companion,
+        shape: Vec<usize>,
+    ) -> Result<Reading> {
+        /// 1 / 127, as bitsandbytes multiplies.
+        const STEP: f32 = 1.0 / 127.0;
+        named(entry, &["I8"], "bitsandbytes int8")
+            .map_err(|e| e.try_("the file may be damaged: download it again"))?;
+        let &[rows, _] = shape.as_slice() else {
+            return Err(Error::model("scaled weight is not a matrix")
+                .at(&entry.name)
+                .found(format!("{shape:?}")));
+        };
+        // Older versions stored the order in which a GPU multiplied.
+        if let Some((file, format)) = self.get(".weight_format")
+            && file.source.bytes()[format.range.clone()].iter().any(|byte| *byte != 0)
+        {
+            return Err(unsupported("bitsandbytes int8 in the order of a GPU (weight_format)")
+                .at(&format.name));
+        }
+        let largest = floats(scb)?;
+        if largest.len() != rows {
+            return Err(Error::model("SCB has the wrong size")
+                .at(&scb.1.name)
+                .found(largest.len())
+                .expected(format!("{rows}, one for each row")));
+        }
+        if let Some(bad) = largest.iter().find(|v| **v < 0.0) {
+            return Err(Error::model("SCB is negative").at(&scb.1.name).found(bad));
+        }
+        let factors: Vec<f32> = largest.iter().map(|v| v * STEP).collect();
+        Ok(Reading { dtype: DType::I8, shape, scale: Scale::Rows(factors.into()) })
     }
 
     pub(super) fn aredden(&self, entry: &TensorEntry, shape: Vec<usize>) -> Result<Reading> {

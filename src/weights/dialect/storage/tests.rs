@@ -102,17 +102,151 @@ fn blocks_of_gguf_are_what_its_reference_says_bit_for_bit() {
 #[test]
 fn four_bit_types_of_bitsandbytes_are_what_it_makes_of_them_bit_for_bit() {
     let goldens = Goldens::open("bnb.safetensors");
-    for case in ["nf4", "nf4_any", "nf4_any_nested", "nf4_as_bf16", "nf4_nested"] {
+    // A block of 128 elements crosses the end of a row of 192.
+    for case in ["nf4", "nf4_128", "nf4_any", "nf4_any_nested", "nf4_as_bf16", "nf4_nested"] {
         goldens.check(case, "weight", DType::Nf4, 0);
     }
-    for (case, words) in [
-        ("nf4_128", "blocksize"),
-        ("nf4_crossing", "whole number of blocks"),
-        ("fp4", "whole number"),
-    ] {
+    for (case, words) in [("nf4_crossing", "whole number of blocks"), ("fp4", "whole number")] {
         let e = goldens.read(&format!("{case}.weight")).unwrap_err().to_string();
         assert!(e.contains(words), "{case}: {e}");
     }
+}
+
+/// A file of these tensors in memory.
+fn file(tensors: &[(&str, &str, Vec<usize>, Vec<u8>)]) -> Goldens {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, dtype, shape, bytes) in tensors {
+        let range = [data.len(), data.len() + bytes.len()];
+        let entry = serde_json::json!({ "dtype": dtype, "shape": shape, "data_offsets": range });
+        header.insert((*name).into(), entry);
+        data.extend(bytes);
+    }
+    let header = Value::Object(header).to_string().into_bytes();
+    let bytes = [&(header.len() as u64).to_le_bytes(), header.as_slice(), &data].concat();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    std::fs::write(&path, bytes).unwrap();
+    let file = Arc::new(WeightFile::open(&path).unwrap());
+    let mut companions = Companions::among(file.header.tensors.iter().map(|t| t.name.as_str()));
+    for entry in &file.header.tensors {
+        companions.take(&file, entry).unwrap();
+    }
+    Goldens { file, companions }
+}
+
+fn le(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+#[test]
+fn blocks_of_any_multiple_of_64_repeat_their_scales() {
+    let codes = [-1.0, -0.696_192_8, -0.525_073_05];
+    let step = |i: usize| 0.5 + i as f32;
+    for (size, rows, cols) in
+        [(128usize, 3usize, 192usize), (256, 5, 64), (4096, 2, 128), (64, 3, 128)]
+    {
+        let (elements, blocks) = (rows * cols, (rows * cols).div_ceil(size));
+        let state = serde_json::json!({
+            "blocksize": size, "shape": [rows, cols], "dtype": "bfloat16", "quant_type": "nf4",
+            "nested_blocksize": 2, "nested_offset": 0.25,
+        });
+        let state = state.to_string().into_bytes();
+        // Elements 0, 1, 2, 0, 1, 2, ...: two in a byte, the first in the upper half.
+        let packed: Vec<u8> =
+            (0..elements / 2).map(|i| (((2 * i % 3) << 4) | ((2 * i + 1) % 3)) as u8).collect();
+        let nested = |i: usize| i as f32 * (1.0 + (i / 2) as f32) + 0.25;
+        for is_nested in [false, true] {
+            let scales: Vec<f32> = (0..blocks).map(step).collect();
+            let mut tensors = vec![
+                ("x.weight", "U8", vec![elements / 2, 1], packed.clone()),
+                ("x.weight.quant_state.bitsandbytes__nf4", "U8", vec![state.len()], state.clone()),
+            ];
+            match is_nested {
+                false => tensors.push(("x.weight.absmax", "F32", vec![blocks], le(&scales))),
+                true => {
+                    let groups: Vec<f32> =
+                        (0..blocks.div_ceil(2)).map(|i| 1.0 + i as f32).collect();
+                    let map: Vec<f32> = (0..256).map(|i| i as f32).collect();
+                    let indices = (0..blocks).map(|i| i as u8).collect();
+                    tensors.push(("x.weight.absmax", "U8", vec![blocks], indices));
+                    tensors.push((
+                        "x.weight.nested_absmax",
+                        "F32",
+                        vec![groups.len()],
+                        le(&groups),
+                    ));
+                    tensors.push(("x.weight.nested_quant_map", "F32", vec![256], le(&map)));
+                }
+            }
+            let weight = file(&tensors).read("x.weight").unwrap();
+            let scale = |i: usize| if is_nested { nested(i) } else { step(i) };
+            let want = |i: usize| codes[i % 3] * scale(i / size);
+            for (i, value) in weight.to_f32().into_iter().enumerate() {
+                assert_eq!(value, want(i), "{size}, {rows}x{cols}, element {i}");
+            }
+            // The bytes that a load brings in contain every scale of its rows.
+            let part = weight.parts[0].slice(1, rows - 1);
+            let Scale::Blocks(scales) = &part.scale else { panic!("no scales") };
+            let bytes = if is_nested { 1 } else { 4 };
+            let (first, last) = (cols / size, (elements - 1) / size);
+            let range = scales.range(0, rows - 1);
+            assert_eq!(
+                (range.len() / bytes, range.start),
+                (last - first + 1, scales.offset + first * bytes,)
+            );
+        }
+    }
+    let bad = |size: usize| {
+        let state = serde_json::json!({ "blocksize": size, "shape": [2, 64] }).to_string();
+        let state = state.into_bytes();
+        let e = file(&[
+            ("x.weight", "U8", vec![64, 1], vec![0; 64]),
+            ("x.weight.quant_state.bitsandbytes__nf4", "U8", vec![state.len()], state),
+            ("x.weight.absmax", "F32", vec![2], le(&[1.0, 1.0])),
+        ]);
+        e.read("x.weight").unwrap_err().to_string()
+    };
+    for size in [0, 32, 96, usize::MAX] {
+        assert!(bad(size).contains("blocksize"), "{size}: {}", bad(size));
+    }
+}
+
+#[test]
+fn int8_of_bitsandbytes_is_its_largest_value_in_127_steps() {
+    let weight: Vec<u8> = [-127i8, 0, 64, 127, 1, -1, 5, -128].iter().map(|v| *v as u8).collect();
+    let named = |scb: &[f32], format: Option<u8>, dtype: &'static str| {
+        let mut tensors = vec![
+            ("x.weight", dtype, vec![2, 4], weight.clone()),
+            ("x.SCB", "F32", vec![scb.len()], le(scb)),
+        ];
+        tensors.extend(format.map(|f| ("x.weight_format", "U8", vec![], vec![f])));
+        file(&tensors).read("x.weight")
+    };
+    let found = named(&[0.75, 3.0e-3], Some(0), "I8").unwrap();
+    assert_eq!(found.parts[0].dtype, DType::I8);
+    // As bitsandbytes computes it: (integer * SCB) * (1 / 127).
+    for (i, value) in found.to_f32().into_iter().enumerate() {
+        let scb = [0.75f32, 3.0e-3][i / 4];
+        let want = f32::from(weight[i] as i8) * scb * (1.0 / 127.0);
+        assert!((value - want).abs() <= want.abs() * 2.4e-7, "{i}: {value}, expected {want}");
+    }
+    assert!(named(&[0.75, 0.0], None, "I8").is_ok());
+    for (scb, format, dtype, words) in [
+        (&[0.75f32, 1.0][..], Some(2), "I8", "order of a GPU"),
+        (&[0.75], None, "I8", "SCB has the wrong size"),
+        (&[0.75, -1.0], None, "I8", "negative"),
+        (&[0.75, f32::NAN], None, "I8", "not a finite number"),
+        (&[0.75, 1.0], None, "U8", "bitsandbytes int8"),
+    ] {
+        let e = named(scb, format, dtype).unwrap_err().to_string();
+        assert!(e.contains(words), "{words}: {e}");
+    }
+    let lost = file(&[
+        ("x.weight", "I8", vec![2, 4], weight.clone()),
+        ("x.weight_format", "U8", vec![], vec![0]),
+    ]);
+    let e = lost.read("x.weight").unwrap_err().to_string();
+    assert!(e.contains("x.SCB"), "{e}");
 }
 
 #[test]
