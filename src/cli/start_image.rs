@@ -7,7 +7,7 @@ use super::args::{EngineArgs, RequestArgs};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::pipeline::Engine;
-use crate::pipeline::images::{ImageFile, fit};
+use crate::pipeline::images::ImageFile;
 use crate::pipeline::request::{Image, Request, Settings};
 use crate::units;
 
@@ -65,7 +65,7 @@ impl StartImage {
     /// [`Kind::Memory`](crate::error::Kind::Memory) with the bound that is enough.
     fn decode(self, engine: &EngineArgs, settings: &Settings) -> Result<Image> {
         let (width, height) = (settings.width, settings.height);
-        let need = host::resident_memory() + self.file.decode_bytes(width, height) + SPARE_BYTES;
+        let need = host::resident_memory() + self.file.fitted_bytes(width, height) + SPARE_BYTES;
         if let Some(ram) = engine.ram.size()
             && need > ram.0
         {
@@ -78,9 +78,11 @@ impl StartImage {
             .at_path(&self.path)
             .found(units::bytes(ram.0))
             .expected(format!("at least {enough} MB to decode it"))
-            .try_(format!("--ram {enough}M, or make the image smaller first")));
+            .try_(format!(
+                "--ram {enough}M, or save the image smaller or as a PNG that is not interlaced, \
+                 which is read row by row"
+            )));
         }
-        let image = self.file.decode().map_err(|e| e.at_path(&self.path))?;
-        Ok(fit(&image, width, height))
+        self.file.fitted(width, height).map_err(|e| e.at_path(&self.path))
     }
 }

@@ -1,7 +1,7 @@
 //! Images written and read with their settings; unusual, truncated and hostile image files.
 
 use std::fs;
-use std::io::Cursor;
+use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 
 use flux_fast::error::Kind;
@@ -389,6 +389,54 @@ fn an_image_that_ends_early_is_refused_whatever_its_compression() {
     assert_eq!(decode(&tiff).unwrap(), picture(64, 64));
     for end in [tiff.len() / 3, tiff.len() / 2, tiff.len() * 9 / 10] {
         assert!(decode(&tiff[..end]).unwrap_err().to_string().contains("ends early"), "{end}");
+    }
+}
+
+#[test]
+fn a_png_is_fitted_row_by_row_to_the_same_pixels() {
+    use flux_fast::pipeline::images::ImageFile;
+    let values = |n: usize| (0..n).map(|i| (i * 7919 % 251) as u8).collect::<Vec<u8>>();
+    for (colour, channels) in [
+        (png::ColorType::Grayscale, 1),
+        (png::ColorType::GrayscaleAlpha, 2),
+        (png::ColorType::Rgb, 3),
+        (png::ColorType::Rgba, 4),
+    ] {
+        for (depth, bytes) in [(png::BitDepth::Eight, 1), (png::BitDepth::Sixteen, 2)] {
+            let pixels = values(70 * 50 * channels * bytes);
+            let file = ImageFile::of(rgba_png(70, 50, &pixels, colour, depth)).unwrap();
+            let whole = file.decode().unwrap();
+            for (width, height) in [(32, 32), (96, 48), (70, 50), (16, 160)] {
+                let fitted = file.fitted(width, height).unwrap();
+                assert!(fitted == fit(&whole, width, height), "{colour:?} {depth:?}");
+            }
+        }
+    }
+    // Others are decoded as a whole.
+    let file = ImageFile::of(encode(&picture(64, 48), Format::Jpeg, 90, "").unwrap()).unwrap();
+    assert!(file.fitted(32, 32).unwrap() == fit(&file.decode().unwrap(), 32, 32));
+    assert_eq!(file.fitted_bytes(32, 32), file.decode_bytes(32, 32));
+    // 64 million pixels of 16 bits, all of them black: a few megabytes.
+    let mut large = Vec::new();
+    let mut encoder = png::Encoder::new(&mut large, 8000, 8000);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Sixteen);
+    encoder.set_compression(png::Compression::Fastest);
+    let mut writer = encoder.write_header().unwrap();
+    let mut stream = writer.stream_writer().unwrap();
+    let row = vec![0; 8000 * 6];
+    (0..8000).for_each(|_| stream.write_all(&row).unwrap());
+    stream.finish().unwrap();
+    writer.finish().unwrap();
+    let file = ImageFile::of(large).unwrap();
+    assert!(file.fitted_bytes(1024, 1024) < 10_000_000, "{}", file.fitted_bytes(1024, 1024));
+    assert!(file.decode_bytes(1024, 1024) > 380_000_000);
+    // Damage in the middle is an error in either way.
+    let mut bytes = encode(&picture(300, 200), Format::Png, 90, "").unwrap();
+    let at = bytes.len() / 2;
+    bytes[at..at + 40].fill(0x55);
+    if let Ok(file) = ImageFile::of(bytes) {
+        assert!(file.fitted(64, 64).is_err() && file.decode().is_err());
     }
 }
 

@@ -2,15 +2,16 @@
 
 use std::io::Cursor;
 
-use image::{ImageDecoder, ImageFormat, ImageReader};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 
 use super::other_formats::refusal;
 use crate::error::{Error, Result};
+use crate::pipeline::request::Image;
 
 /// The maximum number of pixels of an image: 64 million.
 pub const MAX_PIXELS: u64 = 64_000_000;
 /// The maximum memory for decoding: the largest image in 16-bit RGBA, twice.
-const MAX_DECODE_BYTES: u64 = 2 * 8 * MAX_PIXELS;
+pub const MAX_DECODE_BYTES: u64 = 2 * 8 * MAX_PIXELS;
 
 /// The format of an image that can be read.
 ///
@@ -37,6 +38,22 @@ pub fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder + '_> {
     limits.max_alloc = Some(MAX_DECODE_BYTES);
     reader.limits(limits);
     reader.into_decoder().map_err(unreadable)
+}
+
+/// Converts to 8-bit RGB, blending transparent pixels with white.
+pub fn on_white(image: DynamicImage) -> Image {
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    if !image.color().has_alpha() {
+        return Image { width, height, rgb: image.into_rgb8().into_raw() };
+    }
+    let rgba = image.into_rgba8();
+    let blend =
+        |c: u8, alpha: u32| ((u32::from(c) * alpha + 255 * (255 - alpha) + 127) / 255) as u8;
+    let rgb = rgba.pixels().flat_map(|p| {
+        let [r, g, b, a] = p.0;
+        [blend(r, a.into()), blend(g, a.into()), blend(b, a.into())]
+    });
+    Image { width, height, rgb: rgb.collect() }
 }
 
 /// The error for an image that a decoder refuses.

@@ -4,11 +4,13 @@ use std::io::Read;
 use std::path::Path;
 
 use image::metadata::Orientation;
-use image::{ColorType, DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, Rgb, imageops};
+use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat};
 
 use super::complete::{check_complete, jpeg_segments};
-use super::decoder::{MAX_PIXELS, decoder, format_of, unreadable};
+use super::decoder::{MAX_PIXELS, decoder, format_of, on_white, unreadable};
 use super::metadata::{self, Provenance};
+use super::png_rows::PngRows;
+use super::resize::Resizer;
 use super::texts::texts_in;
 use crate::error::{Error, Result};
 use crate::pipeline::request::{Image, Settings};
@@ -23,6 +25,17 @@ pub struct ImageFile {
     /// Columns and rows as they are stored.
     size: (u64, u64),
     decode_bytes: u64,
+    is_turned: bool,
+}
+
+/// What is known of an image before it is decoded.
+struct Checked {
+    /// Columns and rows as they are stored.
+    size: (u64, u64),
+    /// The most memory that its pixels need while they are decoded, in bytes.
+    decode_bytes: u64,
+    /// EXIF says that it is to be turned.
+    is_turned: bool,
 }
 
 impl ImageFile {
@@ -39,25 +52,13 @@ impl ImageFile {
 
     /// The same for a stream, such as stdin; `name` is its place in errors.
     pub fn read(stream: impl Read, name: &str) -> Result<ImageFile> {
-        let mut bytes = Vec::new();
-        // One byte more than the limit, to see whether there is more.
-        stream
-            .take(MAX_FILE_BYTES + 1)
-            .read_to_end(&mut bytes)
-            .map_err(|e| Error::argument(format!("the image cannot be read: {e}")).at(name))?;
-        if bytes.len() as u64 > MAX_FILE_BYTES {
-            return Err(Error::argument("this is not an image that can be read")
-                .at(name)
-                .found(format!("more than {}", units::bytes(MAX_FILE_BYTES)))
-                .expected(format!("at most {}", units::bytes(MAX_FILE_BYTES))));
-        }
-        ImageFile::of(bytes).map_err(|e| e.at(name))
+        ImageFile::of(read_stream(stream, name)?).map_err(|e| e.at(name))
     }
 
     /// The same for bytes in memory.
     pub fn of(bytes: Vec<u8>) -> Result<ImageFile> {
-        let (size, decode_bytes) = checked(&bytes)?;
-        Ok(ImageFile { bytes, size, decode_bytes })
+        let Checked { size, decode_bytes, is_turned } = checked(&bytes)?;
+        Ok(ImageFile { bytes, size, decode_bytes, is_turned })
     }
 
     /// The file as it is.
@@ -69,10 +70,42 @@ impl ImageFile {
     /// `height` need besides the file itself, in bytes.
     pub fn decode_bytes(&self, width: usize, height: usize) -> u64 {
         let (w, h) = self.size;
-        // The filter makes the rows first, in four channels of F32. EXIF may swap the sides.
-        let rows = 16 * w.max(h) * height as u64;
-        let fitted = 3 * (width * height) as u64;
-        self.decode_bytes.max(3 * w * h + rows + fitted)
+        self.decode_bytes.max(3 * w * h + self.resizer_bytes(width, height))
+    }
+
+    /// The same for [`fitted`](ImageFile::fitted).
+    pub fn fitted_bytes(&self, width: usize, height: usize) -> u64 {
+        match self.rows() {
+            Ok(Some(rows)) => rows.row_bytes() + self.resizer_bytes(width, height),
+            _ => self.decode_bytes(width, height),
+        }
+    }
+
+    fn resizer_bytes(&self, width: usize, height: usize) -> u64 {
+        let (w, h) = (self.size.0 as usize, self.size.1 as usize);
+        // EXIF may swap the sides.
+        Resizer::bytes((w, h), width, height).max(Resizer::bytes((h, w), width, height))
+    }
+
+    /// The rows of the image, if they can be read one after another: those of a PNG that is neither
+    /// interlaced nor turned.
+    fn rows(&self) -> Result<Option<PngRows<'_>>> {
+        if self.is_turned || format_of(&self.bytes)? != ImageFormat::Png {
+            return Ok(None);
+        }
+        PngRows::open(&self.bytes)
+    }
+
+    /// The image of [`decode`](ImageFile::decode) at `width` x `height`, cut and scaled as by
+    /// [`fit`], in less memory where rows can be read one after another.
+    ///
+    /// # Errors
+    /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged.
+    pub fn fitted(&self, width: usize, height: usize) -> Result<Image> {
+        match self.rows()? {
+            Some(rows) => rows.fitted(width, height),
+            None => Ok(fit(&self.decode()?, width, height)),
+        }
     }
 
     /// The image as 8-bit RGB. EXIF orientation is applied, gray and palettes become RGB, 16 bits
@@ -86,6 +119,24 @@ impl ImageFile {
     }
 }
 
+/// All bytes of a stream that is an image file, at most 512 MiB; `name` is its place in
+/// errors.
+pub fn read_stream(stream: impl Read, name: &str) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    // One byte more than the limit, to see whether there is more.
+    stream
+        .take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::argument(format!("the image cannot be read: {e}")).at(name))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(Error::argument("this is not an image that can be read")
+            .at(name)
+            .found(format!("more than {}", units::bytes(MAX_FILE_BYTES)))
+            .expected(format!("at most {}", units::bytes(MAX_FILE_BYTES))));
+    }
+    Ok(bytes)
+}
+
 /// Reads the image at `path` as 8-bit RGB: [`ImageFile::open`] and [`ImageFile::decode`].
 pub fn load_init_image(path: &Path) -> Result<Image> {
     ImageFile::open(path)?.decode().map_err(|e| e.at_path(path))
@@ -97,9 +148,8 @@ pub fn decode(bytes: &[u8]) -> Result<Image> {
     pixels(bytes)
 }
 
-/// Checks format, end and size of an image. Returns columns and rows, and the most memory that its
-/// pixels need while they are decoded, in bytes.
-fn checked(bytes: &[u8]) -> Result<((u64, u64), u64)> {
+/// Checks format, end and size of an image.
+fn checked(bytes: &[u8]) -> Result<Checked> {
     let format = format_of(bytes)?;
     check_complete(bytes, format)?;
     let mut decoder = decoder(bytes)?;
@@ -128,8 +178,8 @@ fn checked(bytes: &[u8]) -> Result<((u64, u64), u64)> {
     let turned = if is_turned { stored } else { 0 };
     // Alpha is blended from a copy of 8 bits.
     let blended = if colour.has_alpha() { 7 * pixels } else { 0 };
-    let most = (stored + inside.max(converted).max(turned)).max(blended);
-    Ok(((w.into(), h.into()), most))
+    let decode_bytes = (stored + inside.max(converted).max(turned)).max(blended);
+    Ok(Checked { size: (w.into(), h.into()), decode_bytes, is_turned })
 }
 
 fn pixels(bytes: &[u8]) -> Result<Image> {
@@ -205,20 +255,9 @@ fn read_file(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(cannot)
 }
 
-/// Converts to 8-bit RGB, blending transparent pixels with white.
-fn on_white(image: DynamicImage) -> Image {
-    let (width, height) = (image.width() as usize, image.height() as usize);
-    if !image.color().has_alpha() {
-        return Image { width, height, rgb: image.into_rgb8().into_raw() };
-    }
-    let rgba = image.into_rgba8();
-    let blend =
-        |c: u8, alpha: u32| ((u32::from(c) * alpha + 255 * (255 - alpha) + 127) / 255) as u8;
-    let rgb = rgba.pixels().flat_map(|p| {
-        let [r, g, b, a] = p.0;
-        [blend(r, a.into()), blend(g, a.into()), blend(b, a.into())]
-    });
-    Image { width, height, rgb: rgb.collect() }
+/// Upper bound of the memory that [`fit`] needs for its result and its work, in bytes.
+pub fn fit_bytes(size: (usize, usize), width: usize, height: usize) -> u64 {
+    Resizer::bytes(size, width, height)
 }
 
 /// Returns `picture` at `width` x `height`: cuts the largest part around its centre with that
@@ -228,20 +267,7 @@ pub fn fit(picture: &Image, width: usize, height: usize) -> Image {
     if (picture.width, picture.height) == (width, height) {
         return picture.clone();
     }
-    let (w, h) = (picture.width as u64, picture.height as u64);
-    let (crop_w, crop_h) = if w * height as u64 > h * width as u64 {
-        ((h * width as u64 / height as u64).max(1), h)
-    } else {
-        (w, (w * height as u64 / width as u64).max(1))
-    };
-    let pixels = picture.rgb.as_slice();
-    let Some(image) = ImageBuffer::<Rgb<u8>, _>::from_raw(w as u32, h as u32, pixels) else {
-        // `Image` promises as many bytes as its size needs.
-        unreachable!("a picture of {w}x{h} with another number of bytes");
-    };
-    let (left, top) = (((w - crop_w) / 2) as u32, ((h - crop_h) / 2) as u32);
-    let part = imageops::crop_imm(&image, left, top, crop_w as u32, crop_h as u32);
-    let fitted =
-        imageops::resize(&*part, width as u32, height as u32, imageops::FilterType::Lanczos3);
-    Image { width, height, rgb: fitted.into_raw() }
+    let mut resizer = Resizer::new((picture.width, picture.height), width, height);
+    picture.rgb.chunks_exact(3 * picture.width).for_each(|row| resizer.push(row));
+    resizer.finish()
 }

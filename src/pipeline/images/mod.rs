@@ -8,6 +8,8 @@ mod image_text;
 mod load;
 pub mod metadata;
 mod other_formats;
+mod png_rows;
+mod resize;
 mod save;
 mod scan;
 mod texts;
@@ -16,8 +18,8 @@ pub use decoder::MAX_PIXELS;
 pub use encode::{DEFAULT_QUALITY, Format, encode};
 pub use image_text::{ImageText, MAX_TEXT_BYTES, PNG_KEY};
 pub use load::{
-    ImageFile, decode, fit, image_size, load_init_image, provenance_of, read_metadata,
-    read_provenance,
+    ImageFile, decode, fit, fit_bytes, image_size, load_init_image, provenance_of, read_metadata,
+    read_provenance, read_stream,
 };
 pub use metadata::Provenance;
 pub use save::{Metadata, probe_output, save, to_bytes, with_suffix, write_beside, write_new};

@@ -16,19 +16,8 @@ const VIDEO: Advice =
     Advice::Other("take one image out of it with a player, and save it as image.png");
 
 /// The first bytes of a kind of file: where they are, what they are, what it is.
-const KINDS: [(usize, &[u8], &str, Advice); 42] = [
+const KINDS: [(usize, &[u8], &str, Advice); 31] = [
     (0, b"GIF8", "a GIF", IMAGEMAGICK),
-    (4, b"ftypavif", "an AVIF", IMAGEMAGICK),
-    (4, b"ftypavis", "an AVIF", IMAGEMAGICK),
-    (4, b"ftypheic", "a HEIC (a photo of a phone)", Advice::Convert("heif-convert")),
-    (4, b"ftypheix", "a HEIC (a photo of a phone)", Advice::Convert("heif-convert")),
-    (4, b"ftypheim", "a HEIC (a photo of a phone)", Advice::Convert("heif-convert")),
-    (4, b"ftypheis", "a HEIC (a photo of a phone)", Advice::Convert("heif-convert")),
-    (4, b"ftyphevc", "a HEIC (a photo of a phone)", Advice::Convert("heif-convert")),
-    (4, b"ftyphevx", "a HEIC (a photo of a phone)", Advice::Convert("heif-convert")),
-    (4, b"ftypmif1", "a HEIF", Advice::Convert("heif-convert")),
-    (4, b"ftypmsf1", "a HEIF", Advice::Convert("heif-convert")),
-    (4, b"ftypcrx ", "a raw photo of a camera", IMAGEMAGICK),
     (4, b"ftyp", "a video (MP4, MOV)", VIDEO),
     (4, b"moov", "a video (MOV)", VIDEO),
     (0, b"\x1a\x45\xdf\xa3", "a video (WebM, Matroska)", VIDEO),
@@ -61,6 +50,39 @@ const KINDS: [(usize, &[u8], &str, Advice); 42] = [
     (0, b"PK\x03\x04", "an archive (ZIP)", Advice::Other("take the image out of it")),
 ];
 
+/// Brands of files that begin with a box `ftyp`: the first one in this order that a file has says
+/// what it is. Many files have a general main brand (`mif1`), and the exact one only in the list of
+/// brands that they are compatible with.
+const BRANDS: [(&[&[u8; 4]], &str, Advice); 6] = [
+    (&[b"avif", b"avis", b"avio"], "an AVIF", IMAGEMAGICK),
+    (
+        &[b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"],
+        "a HEIC (a photo of a phone)",
+        Advice::Convert("heif-convert"),
+    ),
+    (&[b"jxl "], "a JPEG XL", Advice::Convert("djxl")),
+    (&[b"jp2 ", b"jpx ", b"j2ki", b"j2is"], "a JPEG 2000", IMAGEMAGICK),
+    (&[b"crx "], "a raw photo of a camera", IMAGEMAGICK),
+    (&[b"mif1", b"mif2", b"msf1", b"miaf"], "a HEIF", Advice::Convert("heif-convert")),
+];
+
+/// What the brands in the box `ftyp` at the start of `bytes` say that a file is.
+fn brand(bytes: &[u8]) -> Option<(&'static str, Advice)> {
+    /// More brands are not looked at; files have about six.
+    const MOST: usize = 64;
+    let (size, rest) = bytes.split_first_chunk::<4>()?;
+    let content = rest.strip_prefix(b"ftyp")?;
+    let length = (u32::from_be_bytes(*size) as usize).saturating_sub(8).max(4);
+    let content = &content[..length.min(content.len())];
+    let all: Vec<&[u8]> = content.chunks_exact(4).take(MOST).collect();
+    // After the main brand comes the number of its version.
+    let is = |brand: &&[u8; 4]| {
+        all.iter().enumerate().any(|(i, found)| i != 1 && *found == brand.as_slice())
+    };
+    let known = BRANDS.iter().find(|(brands, ..)| brands.iter().any(is));
+    known.map(|&(_, name, advice)| (name, advice))
+}
+
 /// The error for a file that begins with `bytes`.
 pub fn refusal(bytes: &[u8]) -> Error {
     let e = Error::argument("this is not an image that can be read")
@@ -69,7 +91,8 @@ pub fn refusal(bytes: &[u8]) -> Error {
         bytes.get(*at..).is_some_and(|b| b.starts_with(start))
     };
     let netpbm = matches!(bytes, [b'P', b'1'..=b'7', b'\n' | b' ' | b'\r' | b'\t', ..]);
-    let kind = KINDS.iter().find(is_kind).map(|&(_, _, name, advice)| (name, advice));
+    let start = || KINDS.iter().find(is_kind).map(|&(_, _, name, advice)| (name, advice));
+    let kind = brand(bytes).or_else(start);
     let kind = kind.or(netpbm.then_some(("a Netpbm image (PPM)", IMAGEMAGICK)));
     match kind {
         Some((name, Advice::Convert(program))) => {
@@ -92,6 +115,15 @@ mod tests {
             (b"\0\0\0\x1cftypavif\0\0\0\0", "an AVIF", "magick"),
             (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC", "heif-convert"),
             (b"\0\0\0\x18ftypmif1", "a HEIF", "heif-convert"),
+            (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf", "an AVIF", "magick"),
+            (b"\0\0\0\x20ftypmsf1\0\0\0\0avismsf1iso8", "an AVIF", "magick"),
+            (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "a HEIC", "heif-convert"),
+            // Past the end of the box there is something else.
+            (b"\0\0\0\x14ftypmif1\0\0\0\0mif1avif", "a HEIF", "heif-convert"),
+            (b"\0\0\0\x18ftypisom\0\0\0\0isommp42", "a video", "image.png"),
+            (b"\0\0\0\x18ftypisomavifisommp42", "a video", "image.png"),
+            (b"\0\0\0\x14ftypjxl \0\0\0\0jxl ", "a JPEG XL", "djxl"),
+            (b"\xff\xff\xff\xffftypmif1", "a HEIF", "heif-convert"),
             (b"\0\0\0\x20ftypisom", "a video", "image.png"),
             (b"\0\0\0\x14ftypqt  ", "a video", "image.png"),
             (b"RIFF\0\0\0\0AVI LIST", "a video", "image.png"),
