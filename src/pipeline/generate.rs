@@ -103,8 +103,7 @@ pub fn init_bytes(request: &Request, settings: &Settings) -> u64 {
     let (width, height) = (settings.width, settings.height);
     match &request.init {
         Some(image) if (image.width, image.height) != (width, height) => {
-            // The filter makes the rows first, in four channels of F32.
-            (image.rgb.len() + 16 * image.width * height + 3 * width * height) as u64
+            image.rgb.len() as u64 + images::fit_bytes((image.width, image.height), width, height)
         }
         _ => 0,
     }
@@ -112,8 +111,16 @@ pub fn init_bytes(request: &Request, settings: &Settings) -> u64 {
 
 /// Warns about parts of the request that have no effect.
 fn warn_of_changes(request: &Request, settings: &Settings, on: Listener<'_>) -> Result<()> {
-    for note in foreign_syntax(settings.prompt.text()) {
+    if settings.prompt.text().trim().is_empty() {
+        let note = "the prompt is empty: the image is what the model makes of no words";
         send(on, Event::note(note))?;
+    }
+    let negative = settings.negative.as_deref().filter(|_| settings.cfg_scale != 1.0);
+    let texts = [(Some(settings.prompt.text()), "the prompt"), (negative, "the negative prompt")];
+    for (text, what) in texts {
+        if let Some(note) = text.and_then(|text| foreign_syntax(text, what)) {
+            send(on, Event::note(note))?;
+        }
     }
     let mut warn = |text: Message| send(on, Event::Warning(text));
     if request.guidance.is_some() && settings.guidance.is_none() {

@@ -97,6 +97,32 @@ fn stable_diffusion_cpp_is_read_from_every_place_it_writes_to() {
 }
 
 #[test]
+fn sizes_and_numbers_of_other_programs_are_made_possible_and_said() {
+    let sized = |size: &str, steps: &str| {
+        let found = read_text(&format!("a\nSteps: {steps}, Seed: 7.0, Size: {size}, Version: v1"));
+        let Settings { steps, seed, width, height, .. } = found.settings;
+        (steps, seed, width, height, noted(&found, "is not a multiple of 16"))
+    };
+    assert_eq!(sized("100x77", "20.0"), (20, 7, 96, 80, true));
+    assert_eq!(sized("1368x768", "20"), (20, 7, 1376, 768, true));
+    assert_eq!(sized("1024x768", "2e1"), (20, 7, 1024, 768, false));
+    assert_eq!(sized("1024*768", "20"), (20, 7, 1024, 768, false));
+    assert_eq!(sized("3x5", "20"), (20, 7, 16, 16, true));
+    // Not a size: that of the image.
+    assert_eq!(sized("large", "20"), (20, 7, 64, 64, false));
+    // JSON has such numbers, too.
+    let invoke = json!({ "app_version": "5", "positive_prompt": "a", "seed": 3, "steps": 9.0,
+        "width": 1000, "height": 600 });
+    let found = read(&text_png("invokeai_metadata", invoke.to_string().as_bytes()));
+    let s = &found.settings;
+    assert_eq!((s.steps, s.width, s.height), (9, 1008, 608));
+    assert!(noted(&found, "1000x600"), "{:?}", found.notes);
+    for text in ["a\nSteps: 20.5, Seed: 1, Size: 64x64", "a\nSteps: 1e99, Seed: 1, Size: 64x64"] {
+        assert!(provenance_of(&text_png("parameters", text.as_bytes())).is_err(), "{text}");
+    }
+}
+
+#[test]
 fn latin_text_stays_latin_and_is_never_taken_for_utf8_by_this_program() {
     let latin = b"caf\xe9\nSteps: 3, Seed: 1, Size: 64x64";
     assert_eq!(read(&text_png("parameters", latin)).settings.prompt.as_str(), "café");

@@ -83,10 +83,15 @@ pub fn read(text: &str) -> Result<Reading> {
         _ => (Some(prompt), negative),
     };
     if let Some(size) = fields.take("Size") {
-        let (width, height) =
-            size.split_once(['x', 'X', '\u{d7}']).ok_or_else(|| bad("Size", &size))?;
-        reading.set("Width", width.trim());
-        reading.set("Height", height.trim());
+        match size.split_once(['x', 'X', '\u{d7}', '*']) {
+            Some((width, height)) => {
+                reading.set("Width", width.trim());
+                reading.set("Height", height.trim());
+            }
+            None if writer == Writer::Own => return Err(bad("Size", &size)),
+            // The image has a size, too.
+            None => reading.unused.push(("Size".into(), size)),
+        }
     }
     for label in ["Steps", "Seed"] {
         if let Some(value) = fields.take(label) {

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::Provenance;
 use crate::error::{Error, Result};
-use crate::pipeline::request::{LoraChoice, Settings};
+use crate::pipeline::request::{LoraChoice, MAX_SIDE, MIN_SIDE, Settings};
 
 /// How many values that are not used are listed by name.
 const MAX_LISTED: usize = 24;
@@ -167,11 +167,13 @@ impl Reading {
     /// [`Kind::Argument`](crate::error::Kind::Argument) if a required value is missing or one is
     /// bad.
     pub fn finish(mut self, size: Option<(usize, usize)>) -> Result<Provenance> {
-        if let Some((width, height)) = size
-            && self.writer != Writer::Own
-        {
-            self.set("Width", width.to_string());
-            self.set("Height", height.to_string());
+        if self.writer != Writer::Own {
+            if let Some((width, height)) = size {
+                self.set("Width", width.to_string());
+                self.set("Height", height.to_string());
+            }
+            self.whole_numbers();
+            self.possible_size();
         }
         if self.prompt.is_none() {
             return Err(Error::argument("the image's metadata has no prompt")
@@ -194,6 +196,50 @@ impl Reading {
             self.note(format!("not used: {text}"));
         }
         Ok(Provenance { settings, writer: self.writer, index: self.index, notes: self.notes })
+    }
+}
+
+impl Reading {
+    /// Other programs write whole numbers as `20.0`, too.
+    fn whole_numbers(&mut self) {
+        /// Above this, not every whole number is an f64.
+        const MOST: f64 = (1u64 << 53) as f64;
+        for (label, value) in &mut self.values {
+            let is_whole = ["Steps", "Seed", "Width", "Height", "Batch size"].contains(label);
+            let number = value.trim().parse::<f64>().ok();
+            let number = number.filter(|n| n.fract() == 0.0 && (0.0..=MOST).contains(n));
+            if let (true, true, Some(number)) = (is_whole, value.contains(['.', 'e', 'E']), number)
+            {
+                *value = (number as u64).to_string();
+            }
+        }
+    }
+
+    /// Other programs draw in sizes that are not multiples of 16, or enlarge and cut the image.
+    fn possible_size(&mut self) {
+        const UNIT: usize = 16;
+        let side = |label| self.get(label)?.trim().parse::<usize>().ok();
+        let (Some(width), Some(height)) = (side("Width"), side("Height")) else { return };
+        let near = |side: usize| match side {
+            1..=MAX_SIDE => (side + UNIT / 2) / UNIT * UNIT,
+            // Refused as any other number.
+            side => side,
+        };
+        let (w, h) = (near(width).max(MIN_SIDE), near(height).max(MIN_SIDE));
+        if (w, h) == (width, height) || width == 0 || height == 0 {
+            return;
+        }
+        self.note(format!(
+            "the size {width}x{height} is not a multiple of {UNIT}: {w}x{h} is used, so the image \
+             will differ"
+        ));
+        for (label, value) in &mut self.values {
+            match *label {
+                "Width" => *value = w.to_string(),
+                "Height" => *value = h.to_string(),
+                _ => {}
+            }
+        }
     }
 }
 
