@@ -155,10 +155,10 @@ pub struct GenerateArgs {
 
 #[derive(Debug, Args)]
 pub struct AgainArgs {
-    /// A PNG, JPEG, WebP or TIFF file with its settings inside: this program's, or those of
-    /// AUTOMATIC1111, Forge, ComfyUI, InvokeAI, SwarmUI or stable-diffusion.cpp. The model and the
-    /// LoRAs are looked up by their names and hashes; --model gives another model. Of a batch only
-    /// this image is drawn, unless --count is given
+    /// A PNG, JPEG, WebP or TIFF file (`-`: stdin) with its settings inside: this program's, or
+    /// those of AUTOMATIC1111, Forge, ComfyUI, InvokeAI, SwarmUI or stable-diffusion.cpp. The model
+    /// and the LoRAs are looked up by their names and hashes; --model gives another model. Of a
+    /// batch only this image is drawn, unless --count is given
     #[arg(value_name = "IMAGE")]
     pub image: PathBuf,
     /// Draw it even if the file asks for more than 100 times the usual work
@@ -378,7 +378,7 @@ Examples:
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// An image, a .safetensors or .gguf file, or a model folder
+    /// An image (`-`: from stdin), a .safetensors or .gguf file, or a model folder
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
 }
@@ -453,12 +453,12 @@ pub struct RequestArgs {
     )]
     pub height: Option<usize>,
     /// Width and height together: 1024x768; 512 for a square; or an aspect ratio from 1:16 to 16:1,
-    /// such as 16:9, at the model's own number of pixels. Sides are multiples of 16 from 16 to 4096
+    /// such as 16:9, at the model's own number of pixels. Sides are multiples of 16 from 16 to
+    /// 4096; a later --width or --height wins
     #[arg(
         long,
         value_name = "WxH|N|W:H",
         value_parser = values::size,
-        conflicts_with_all = ["width", "height"],
         allow_hyphen_values = true,
     )]
     pub size: Option<Size>,
@@ -524,12 +524,13 @@ impl RequestArgs {
         request.count = count;
         request.steps = steps;
         request.seed = self.seed.and_then(Seed::number);
-        // The size of an aspect ratio is known when the model is open.
+        // The size of an aspect ratio is known when the model is open. A side that is given next
+        // to a size was given after it.
         let (width, height) = match self.size {
             Some(Size::Pixels(width, height)) => (Some(width), Some(height)),
-            Some(Size::Ratio(_)) | None => (self.width, self.height),
+            Some(Size::Ratio(_)) | None => (None, None),
         };
-        (request.width, request.height) = (width, height);
+        (request.width, request.height) = (self.width.or(width), self.height.or(height));
         request.guidance = guidance;
         request.cfg_scale = cfg_scale;
         request.shift = shift;

@@ -5,7 +5,6 @@
 //! definition, so that they are checked like typed ones and give way to what is typed.
 
 use std::ffi::OsString;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
@@ -72,16 +71,12 @@ pub fn read(arguments: &[OsString]) -> Result<Config> {
         (None, None) => default_path(),
     };
     let Some(path) = path else { return Ok(Config::default()) };
-    // A pipe may be meant here, such as that of a process substitution, so any kind is read.
-    let read = |path: &Path| {
-        let mut text = String::new();
-        std::fs::File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
-        match text.len() as u64 > MAX_BYTES {
-            true => Err(std::io::Error::from(std::io::ErrorKind::FileTooLarge)),
-            false => Ok(text),
-        }
+    // Opening a FIFO may wait for ever. The null device is the usual name of an empty file.
+    let text = match path == Path::new("/dev/null") {
+        true => Ok(String::new()),
+        false => host::read_regular_text(&path, MAX_BYTES),
     };
-    let text = match read(&path) {
+    let text = match text {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && !asked => {
             return Ok(Config { path: Some(path), ..Config::default() });
@@ -91,7 +86,7 @@ pub fn read(arguments: &[OsString]) -> Result<Config> {
         }
         Err(e) => {
             let e = Error::argument(format!("the configuration file cannot be read: {e}"));
-            return Err(e.at_path(&path));
+            return Err(e.at_path(&path).try_("give a text file, or --no-config"));
         }
     };
     let (values, server) = parse(&text).map_err(|e| e.at_path(&path))?;

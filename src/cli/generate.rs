@@ -13,9 +13,11 @@ use super::values::{Budget, Seed, Size};
 use super::words::Typed;
 use super::{cancelled, output, preview, prompts, signals};
 use crate::error::{Error, Result};
-use crate::pipeline::images::{Metadata, Provenance, read_provenance, to_bytes};
+use crate::pipeline::images::{
+    Metadata, Provenance, provenance_of, read_provenance, read_stream, to_bytes,
+};
 use crate::pipeline::models::ModelPlaces;
-use crate::pipeline::request::{Generated, Options, Request, Settings};
+use crate::pipeline::request::{Generated, MIN_SIDE, Options, Request, Settings};
 use crate::pipeline::schedule::ScheduleConfig;
 use crate::pipeline::{Engine, find_recorded_loras, recorded_model, work};
 use crate::units;
@@ -57,7 +59,13 @@ pub fn generate(args: GenerateArgs, how: How) -> Result<()> {
 
 /// Draws what an image file says it was made of, with the arguments in place of what it says.
 pub fn again(args: AgainArgs, how: How) -> Result<()> {
-    let found = read_provenance(&args.image)?;
+    let is_stdin = args.image == Path::new("-");
+    if is_stdin && [args.request.prompt.as_deref(), init_path(&args)].contains(&Some("-")) {
+        return Err(Error::argument("stdin cannot be both the image and something else")
+            .at("-")
+            .try_("give all but one of them as arguments or files"));
+    }
+    let found = recorded(&args.image)?;
     let settings = &found.settings;
     if let Some(strength) = settings.strength
         && args.request.init_img.is_none()
@@ -119,12 +127,33 @@ pub fn stdin_is_free(args: &RequestArgs) -> Result<()> {
     }
 }
 
-/// Sets what depends on the model: the size, if an aspect ratio was given.
+/// Sets what depends on the model: the size, if an aspect ratio was given. A side that was given
+/// after it stays, and the other one follows from the ratio.
 pub fn fit_to_model(request: &mut Request, args: &RequestArgs, engine: &Engine) {
     if let Some(Size::Ratio(ratio)) = args.size {
-        let (width, height) = engine.size_for(ratio);
+        let (width, height) = match (args.width, args.height) {
+            (None, None) => engine.size_for(ratio),
+            (Some(width), height) => (width, height.unwrap_or(ratio.height_for(width, MIN_SIDE))),
+            (None, Some(height)) => (ratio.width_for(height, MIN_SIDE), height),
+        };
         (request.width, request.height) = (Some(width), Some(height));
     }
+}
+
+/// The settings of the image at `path`, or of the one on stdin for `-`.
+fn recorded(path: &Path) -> Result<Provenance> {
+    match path == Path::new("-") {
+        true => {
+            let bytes = read_stream(std::io::stdin().lock(), "stdin")?;
+            provenance_of(&bytes).map_err(|e| e.at("stdin"))
+        }
+        false => read_provenance(path),
+    }
+}
+
+/// The path of `--init-img`, if it is text.
+fn init_path(args: &AgainArgs) -> Option<&str> {
+    args.request.init_img.as_deref().and_then(Path::to_str)
 }
 
 /// Says what the request would use.
@@ -327,12 +356,18 @@ impl Again<'_> {
         if is_same {
             return;
         }
-        let name = |s: &Settings| {
-            format!("{} ({})", s.model, if s.model_hash.is_empty() { "?" } else { &s.model_hash })
+        let name = |s: &Settings| match s.model_hash.as_str() {
+            "" => s.model.clone(),
+            hash => format!("{} ({hash})", s.model),
         };
-        let (was, is) = (name(recorded), name(used));
-        progress
-            .warning(&format!("the image was made with {was}, this one with {is}: it will differ"));
+        let is = name(used);
+        progress.warning(&match recorded.model.as_str() {
+            "" => format!("the image does not say its model; this one is made with {is}"),
+            _ => {
+                let was = name(recorded);
+                format!("the image was made with {was}, this one with {is}: it will differ")
+            }
+        });
     }
 }
 
@@ -353,7 +388,7 @@ fn write(
         let metadata = Metadata { settings, index };
         let bytes = to_bytes(image, target.format, quality, &metadata);
         if target.is_stdout() {
-            output::raw(&bytes?)?;
+            output::image(&bytes?)?;
             continue;
         }
         let file = bytes.and_then(|bytes| target.write(&bytes, settings.seed, first + index, all));

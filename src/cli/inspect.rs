@@ -1,6 +1,6 @@
 //! `inspect`: what an image or a model file contains.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Cursor, Read, Seek};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -11,12 +11,15 @@ use super::output;
 use crate::error::{Error, Kind, Result};
 use crate::host;
 use crate::pipeline::images::metadata::NO_SETTINGS;
-use crate::pipeline::images::{Provenance, read_provenance};
+use crate::pipeline::images::{Provenance, provenance_of, read_provenance, read_stream};
 use crate::pipeline::inspect_weights;
 use crate::pipeline::request::LoraChoice;
 
 /// Prints the settings in an image, or what a model file or folder contains.
 pub fn inspect(path: &Path, how: How) -> Result<()> {
+    if path == Path::new("-") {
+        return inspect_stdin(how);
+    }
     if !is_picture(path)? {
         let found = inspect_weights(path)?;
         return if how.json { output::json(&found) } else { output::text(&format!("{found}\n")) };
@@ -24,9 +27,32 @@ pub fn inspect(path: &Path, how: How) -> Result<()> {
     let found = match read_provenance(path) {
         Ok(found) => found,
         // An image without settings is still an image.
-        Err(e) if e.kind() == Kind::Argument => return bare(path, how, &e),
+        Err(e) if e.kind() == Kind::Argument => {
+            let Ok(file) = std::fs::File::open(path) else { return Err(e) };
+            return bare(BufReader::new(file), how, &e);
+        }
         Err(e) => return Err(e),
     };
+    print(&found, how)
+}
+
+/// Prints the settings in the image on stdin. Models are mapped, so they must be files.
+fn inspect_stdin(how: How) -> Result<()> {
+    let bytes = read_stream(std::io::stdin().lock(), "stdin")?;
+    if image::guess_format(&bytes).is_err() {
+        return Err(Error::argument("only images can be inspected on stdin")
+            .at("stdin")
+            .expected("PNG, JPEG, WebP, BMP or TIFF")
+            .try_("give a model by its path"));
+    }
+    match provenance_of(&bytes) {
+        Ok(found) => print(&found, how),
+        Err(e) if e.kind() == Kind::Argument => bare(Cursor::new(&bytes), how, &e.at("stdin")),
+        Err(e) => Err(e),
+    }
+}
+
+fn print(found: &Provenance, how: How) -> Result<()> {
     if how.json {
         let mut json = settings_as_json(&found.settings);
         json["program"] = json!(found.program());
@@ -34,14 +60,14 @@ pub fn inspect(path: &Path, how: How) -> Result<()> {
         json["notes"] = json!(found.notes);
         output::json(&json)
     } else {
-        output::text(&lines(&found))
+        output::text(&lines(found))
     }
 }
 
-/// Prints format and size of an image without settings. Returns `why` if these cannot be read
-/// either.
-fn bare(path: &Path, how: How, why: &Error) -> Result<()> {
-    let reader = image::ImageReader::open(path).ok().and_then(|r| r.with_guessed_format().ok());
+/// Prints format and size of the image `file` without settings. Returns `why` if these cannot be
+/// read either.
+fn bare(file: impl BufRead + Seek, how: How, why: &Error) -> Result<()> {
+    let reader = image::ImageReader::new(file).with_guessed_format().ok();
     let Some(reader) = reader else { return Err(why.clone()) };
     let format = reader.format().map_or("picture", |f| f.extensions_str()[0]);
     let Ok((width, height)) = reader.into_dimensions() else { return Err(why.clone()) };

@@ -26,6 +26,7 @@ mod remote;
 mod serve;
 #[cfg(feature = "server")]
 mod server_config;
+mod sides;
 mod signals;
 mod start_image;
 mod target;
@@ -74,7 +75,12 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         false => Ok(typed),
         true => config.apply(definition(), subcommand).try_get_matches_from(&arguments),
     };
-    match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
+    let settled = |matches: clap::ArgMatches| -> Result<Cli, clap::Error> {
+        let mut cli = Cli::from_arg_matches(&matches)?;
+        sides::settle(&mut cli, &matches);
+        Ok(cli)
+    };
+    match matches.and_then(settled) {
         Ok(cli) => report(run(cli, &config), how),
         Err(error) => refuse(&error, &arguments, how),
     }
@@ -145,6 +151,10 @@ fn refuse_similar(prompt: Option<&str>) -> Result<()> {
 /// Prints an error and returns the exit code of `outcome`.
 fn report(outcome: Result<()>, how: How) -> ExitCode {
     let Err(error) = outcome else { return ExitCode::SUCCESS };
+    if output::reader_is_gone(&error) {
+        // `flux-fast models | head -1`: the reader has what it wanted.
+        return ExitCode::SUCCESS;
+    }
     let worded = error.in_words(&Typed);
     let mut text = format!("error: {}\n", one_line(&worded.to_string()));
     if let Some(hint) = worded.hint() {

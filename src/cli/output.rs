@@ -1,5 +1,5 @@
-//! Results on stdout. If the reader has gone away or the disk is full, the program ends with an
-//! error and an exit code, not with a panic.
+//! Results on stdout. If the disk is full, the program ends with an error and an exit code, not
+//! with a panic; if the reader has gone away, it ends.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -7,11 +7,13 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::environment::stdout_was_closed;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::text::lines;
 
 /// The code of the error when nobody reads stdout any more.
 const READER_GONE: &str = "reader_gone";
+/// The code of the error when there was no stdout from the start.
+const CLOSED: &str = "stdout_closed";
 
 /// Writes `text`, with escapes for characters that a terminal acts on.
 pub fn text(text: &str) -> Result<()> {
@@ -33,7 +35,7 @@ pub fn check_open() -> Result<()> {
     Err(Error::output("the result cannot be written: stdout is closed")
         .at("stdout")
         .try_("redirect stdout to a file, or keep it open")
-        .with_code(READER_GONE))
+        .with_code(CLOSED))
 }
 
 /// Writes paths, one per line, byte by byte as they are.
@@ -49,10 +51,24 @@ pub fn paths(paths: &[PathBuf]) -> Result<()> {
     raw(&lines)
 }
 
-/// `outcome`, except that a reader that went away is not an error: what the text is about is done.
+/// Writes the bytes of an image as they are. If its reader goes away, the image is lost.
+pub fn image(bytes: &[u8]) -> Result<()> {
+    raw(bytes).map_err(|e| match reader_is_gone(&e) {
+        true => e.with_code(Kind::Output.code()),
+        false => e,
+    })
+}
+
+/// Whether `error` says that nobody reads stdout any more. A reader may stop when it has what it
+/// wanted, so that this is not a failure of a command that only prints.
+pub fn reader_is_gone(error: &Error) -> bool {
+    error.code() == READER_GONE
+}
+
+/// `outcome`, except that a missing reader is not an error: what the text is about is done.
 pub fn told(outcome: Result<()>) -> Result<()> {
     match outcome {
-        Err(e) if e.code() == READER_GONE => Ok(()),
+        Err(e) if [READER_GONE, CLOSED].contains(&e.code()) => Ok(()),
         outcome => outcome,
     }
 }

@@ -25,6 +25,12 @@ pub fn read(given: Option<&str>, file: Option<&Path>) -> Result<Vec<Prompt>> {
         (_, Some(file)) => read_file(file),
         (Some("-"), None) => {
             let text = read_text(std::io::stdin().lock(), MAX_PROMPT_BYTES as u64 + 2, "stdin")?;
+            // `flux-fast ""` means no words; a program that wrote nothing has probably failed.
+            if text.trim().is_empty() {
+                return Err(Error::argument("there is no prompt on stdin")
+                    .expected("the text of a prompt")
+                    .try_("flux-fast \"\" to draw without words"));
+            }
             let line = text.strip_suffix("\r\n").or(text.strip_suffix('\n')).unwrap_or(&text);
             Ok(vec![Prompt { text: line.to_string(), source: None }])
         }

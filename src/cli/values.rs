@@ -191,13 +191,14 @@ pub enum Size {
     Ratio(AspectRatio),
 }
 
-/// `1024x768`, `512` for a square, or `16:9`.
+/// `1024x768` (also with `*`), `512` for a square, or `16:9`.
 pub fn size(text: &str) -> Parsed<Size> {
     if text.contains(':') {
         return typed(text).map(Size::Ratio);
     }
-    if let Some((width, height)) = text.split_once(['x', 'X', '\u{d7}']) {
-        return sides(width, height).map(|(width, height)| Size::Pixels(width, height));
+    if let Some((width, height)) = text.split_once(['x', 'X', '\u{d7}', '*']) {
+        return sides(width.trim(), height.trim())
+            .map(|(width, height)| Size::Pixels(width, height));
     }
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
         return Err(EXPECTED_SIZE.into());
@@ -279,6 +280,8 @@ mod tests {
         }
         assert_eq!(size("1024x768"), Ok(Size::Pixels(1024, 768)));
         assert_eq!(size("512"), Ok(Size::Pixels(512, 512)));
+        assert_eq!(size("64*32"), Ok(Size::Pixels(64, 32)));
+        assert_eq!(size("64 x 32"), Ok(Size::Pixels(64, 32)));
         assert_eq!(size("16:9"), Ok(Size::Ratio("16:9".parse().unwrap())));
         for text in ["500", "x", "1024x", "1024x768x3", "-16x16", "", "-512", "16:", "99:1"] {
             assert!(size(text).is_err(), "{text}");

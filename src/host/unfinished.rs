@@ -31,16 +31,27 @@ pub fn unfinished_file(folder: &Path) -> Result<NamedTempFile> {
     builder.prefix(&prefix).suffix(SUFFIX);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder)?;
+    let mut file = builder.tempfile_in(folder).map_err(plain)?;
     for _ in 0..TRIES {
         // Another process may lock and remove the file before this one locks it.
         match file.as_file().try_lock() {
             Ok(()) if file.path().exists() => break,
             Err(TryLockError::Error(_)) => break,
-            _ => file = builder.tempfile_in(folder)?,
+            _ => file = builder.tempfile_in(folder).map_err(plain)?,
         }
     }
     Ok(file)
+}
+
+/// An error of the system without the temporary name that `tempfile` adds to it: users know the
+/// file by its final name.
+fn plain(error: std::io::Error) -> std::io::Error {
+    let inner = error.get_ref().and_then(|e| e.source());
+    let inner = inner.and_then(|e| e.downcast_ref::<std::io::Error>());
+    match inner.and_then(std::io::Error::raw_os_error) {
+        Some(code) => std::io::Error::from_raw_os_error(code),
+        None => error,
+    }
 }
 
 /// A name in the folder of `path` that no other thread or process uses, for a link or a copy that
@@ -103,6 +114,14 @@ mod tests {
             .collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn errors_do_not_contain_the_temporary_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let e = unfinished_file(&folder.path().join("none")).unwrap_err();
+        assert_eq!(e.kind(), std::io::ErrorKind::NotFound);
+        assert!(!e.to_string().contains(PREFIX), "{e}");
     }
 
     #[test]

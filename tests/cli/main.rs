@@ -7,7 +7,10 @@ mod again;
 mod binary;
 mod files;
 mod first_steps;
+#[cfg(target_os = "linux")]
+mod limits;
 mod runs;
 #[cfg(feature = "server")]
 mod server;
 mod stranger;
+mod streams;

@@ -2,7 +2,6 @@
 //! an abort, or control sequences on the terminal.
 
 use std::fs;
-use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -14,9 +13,9 @@ use serde_json::{Value, json};
 
 use crate::common::tensors::{T5, Tensors};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_flux-fast");
+pub const BINARY: &str = env!("CARGO_BIN_EXE_flux-fast");
 
-fn command(folder: &Path, arguments: &[&str]) -> Command {
+pub fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(BINARY);
     prepare(&mut command, folder).args(arguments);
     command
@@ -24,7 +23,7 @@ fn command(folder: &Path, arguments: &[&str]) -> Command {
 
 /// The binary started by a shell, after `before`.
 #[cfg(unix)]
-fn shell(folder: &Path, before: &str, arguments: &[&str]) -> Command {
+pub fn shell(folder: &Path, before: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new("sh");
     prepare(&mut command, folder)
         .args(["-c", &format!("{before}; exec \"$0\" \"$@\""), BINARY])
@@ -32,7 +31,7 @@ fn shell(folder: &Path, before: &str, arguments: &[&str]) -> Command {
     command
 }
 
-fn prepare<'a>(command: &'a mut Command, folder: &Path) -> &'a mut Command {
+pub fn prepare<'a>(command: &'a mut Command, folder: &Path) -> &'a mut Command {
     command
         .current_dir(folder)
         .env("FLUX_FAST_CONFIG", "")
@@ -45,7 +44,7 @@ fn prepare<'a>(command: &'a mut Command, folder: &Path) -> &'a mut Command {
 }
 
 /// Waits for the end of a process. One that hangs is killed, and the test fails.
-fn finished(mut child: Child, what: &str) -> Output {
+pub fn finished(mut child: Child, what: &str) -> Output {
     let begin = Instant::now();
     while child.try_wait().unwrap().is_none() {
         if begin.elapsed() > Duration::from_secs(120) {
@@ -58,12 +57,12 @@ fn finished(mut child: Child, what: &str) -> Output {
 }
 
 /// Exit code, stdout and stderr.
-fn run(folder: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
+pub fn run(folder: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
     let child = command(folder, arguments).spawn().unwrap();
     texts(finished(child, &format!("{arguments:?}")))
 }
 
-fn texts(output: Output) -> (Option<i32>, String, String) {
+pub fn texts(output: Output) -> (Option<i32>, String, String) {
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
@@ -326,66 +325,6 @@ fn what_a_killed_process_has_left_is_removed_by_the_next_one() {
     let names = |place: &str| fs::read_dir(folder.join(place)).unwrap().count();
     // The embeddings of a small text encoder are not kept.
     assert_eq!((names("out"), names("cache/text")), (2, 0));
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn a_hangup_stops_a_run_unless_it_was_started_to_ignore_it() {
-    // A shell cannot undo what it inherits, for example from nohup.
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
-    if u64::from_str_radix(ignored.trim(), 16).unwrap() & 1 != 0 {
-        eprintln!("SKIPPED: this process ignores SIGHUP");
-        return;
-    }
-    for (before, code) in [(":", Some(129)), ("trap '' HUP", Some(0))] {
-        let dir = tempfile::tempdir().unwrap();
-        let steps = if code == Some(0) { "20" } else { "1000" };
-        let arguments = ["a fox", "--steps", steps, "--device", "cpu", "--no-cache", "-o", "x.png"];
-        let mut child = shell(dir.path(), before, &arguments).spawn().unwrap();
-        let stderr = child.stderr.as_mut().unwrap();
-        let (mut seen, mut byte) = (Vec::new(), [0]);
-        while !String::from_utf8_lossy(&seen).contains("denoise")
-            && stderr.read(&mut byte).unwrap() == 1
-        {
-            seen.push(byte[0]);
-        }
-        let kill = Command::new("kill").args(["-HUP", &child.id().to_string()]).status().unwrap();
-        assert!(kill.success());
-        let output = finished(child, "a run that was hung up");
-        assert_eq!(output.status.code(), code, "{}", String::from_utf8_lossy(&output.stderr));
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), usize::from(code == Some(0)));
-    }
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn limits_of_the_system_are_errors_and_not_aborts() {
-    let dir = tempfile::tempdir().unwrap();
-    let folder = dir.path();
-    let arguments = ["a fox", "--steps", "1", "--device", "cpu", "--no-cache", "-o", "x.png"];
-    // Address space and data: from less than the program needs to enough.
-    for limit in ["-v 160000", "-v 220000", "-v 300000", "-v 400000", "-d 20000", "-d 60000"] {
-        let child = shell(folder, &format!("ulimit {limit}"), &arguments).spawn().unwrap();
-        let (code, _, err) = texts(finished(child, limit));
-        assert!(matches!(code, Some(0 | 5 | 6)), "{limit}: {code:?} {err}");
-        assert!(!err.contains("panicked"), "{limit}: {err}");
-        let has_image = folder.join("x.png").exists();
-        assert_eq!(has_image, code == Some(0), "{limit}: {err}");
-        fs::remove_file(folder.join("x.png")).ok();
-    }
-    // The size of files: a write is an error, not a signal, and nothing is left.
-    let child = shell(folder, "ulimit -f 1", &arguments).spawn().unwrap();
-    let (code, _, err) = texts(finished(child, "-f 1"));
-    assert_eq!(code, Some(7), "{err}");
-    assert!(err.contains("x.png"), "{err}");
-    Tensors::tiny().write(folder.join("flux.safetensors"));
-    let convert = ["convert", "flux.safetensors", "--to", "fp8", "-o", "y.safetensors"];
-    let child = shell(folder, "ulimit -f 100", &convert).spawn().unwrap();
-    let (code, _, err) = texts(finished(child, "-f 100"));
-    assert_eq!(code, Some(7), "{err}");
-    let names: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(names, ["flux.safetensors"]);
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! The autoencoder in bands of rows: bitwise what it computes in one piece. Unit tests of the phases
 //! do the same on the GPU backends.
 
-use crate::common::files;
+use crate::common::tensors::Tensors;
+use crate::common::{files, temp_dir};
 use flux_fast::backend::{Compute, Device};
+use flux_fast::error::Kind;
 use flux_fast::event::Phase;
 use flux_fast::pipeline::report::PlanReport;
 use flux_fast::pipeline::request::{Image, Options, Request};
 use flux_fast::pipeline::{Engine, images};
+use safetensors::tensor::Dtype;
 
 /// Encodes and decodes an image of `width x height` pixels, and nothing else.
 fn round_trip(width: usize, height: usize) -> Request {
@@ -31,18 +34,24 @@ fn bands(plan: &PlanReport) -> usize {
     plan.phase(Phase::Decode).unwrap().bands
 }
 
-/// Draws with the least memory, with all of it, and with budgets in between, and compares.
-fn check(mut engine: Engine, request: &Request) {
-    let want = engine.generate(request).unwrap().images.remove(0);
-    let plan = engine.plan(request).unwrap();
-    assert_eq!(bands(&plan), 0, "{plan}");
+/// The least budget with which `request` can be planned, to 64 KB.
+fn least(engine: &mut Engine, request: &Request) -> u64 {
     // The largest budget with which nothing fits, and the smallest with which everything does.
-    let (mut low, mut high) = (0, plan.peak_bytes + (64 << 20));
+    let (mut low, mut high) = (0, engine.plan(request).unwrap().peak_bytes + (64 << 20));
     while high - low > 1 << 16 {
         let middle = low.midpoint(high);
         engine.limit_memory(middle).unwrap();
         *(if engine.plan(request).is_ok() { &mut high } else { &mut low }) = middle;
     }
+    high
+}
+
+/// Draws with the least memory, with all of it, and with budgets in between, and compares.
+fn check(mut engine: Engine, request: &Request) {
+    let want = engine.generate(request).unwrap().images.remove(0);
+    let plan = engine.plan(request).unwrap();
+    assert_eq!(bands(&plan), 0, "{plan}");
+    let high = least(&mut engine, request);
     let mut seen = Vec::new();
     for budget in [high, high + (plan.peak_bytes - high) / 3, high + (plan.peak_bytes - high) / 2] {
         engine.limit_memory(budget).unwrap();
@@ -61,6 +70,42 @@ fn bands_equal_one_piece() {
         [(Compute::F32, 176, 304), (Compute::Auto, 336, 112), (Compute::F32, 96, 528)]
     {
         check(open(Device::Cpu, compute), &round_trip(width, height));
+    }
+}
+
+#[test]
+fn a_number_that_is_not_finite_is_an_error_in_bands_too() {
+    let dir = temp_dir();
+    let request = round_trip(64, 176);
+    // At the start, in the middle, and where nothing follows that would notice it.
+    for (name, phase) in [
+        ("vae.decoder.conv_in.bias", Phase::Decode),
+        ("vae.decoder.up.1.block.0.conv1.bias", Phase::Decode),
+        ("vae.decoder.conv_out.bias", Phase::Decode),
+        ("vae.encoder.conv_in.bias", Phase::ImageEncode),
+        ("vae.encoder.conv_out.bias", Phase::ImageEncode),
+    ] {
+        let mut model = Tensors::tiny();
+        let (dtype, _, bytes) = model.tensors.get_mut(name).unwrap();
+        // The last value: one channel of all.
+        let end = bytes.len();
+        match dtype {
+            Dtype::F16 => bytes[end - 2..].copy_from_slice(&0x7e00u16.to_le_bytes()),
+            Dtype::BF16 => bytes[end - 2..].copy_from_slice(&0x7fc0u16.to_le_bytes()),
+            Dtype::F32 => bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes()),
+            other => panic!("{name} is {other:?}"),
+        }
+        let path = model.write(dir.path().join("nan.safetensors"));
+        let options = Options::default().device(Device::Cpu).no_cache(true).files(files(&path));
+        let mut engine = Engine::open(options).unwrap();
+        let budget = least(&mut engine, &request);
+        engine.limit_memory(budget).unwrap();
+        let plan = engine.plan(&request).unwrap();
+        // The encoder needs less than the decoder, and may fit in one piece.
+        let bands = plan.phase(phase).unwrap().bands;
+        assert!(bands > 0 || phase == Phase::ImageEncode, "{name}: {plan}");
+        let e = engine.generate(&request).map(|_| ()).expect_err(name);
+        assert_eq!(e.kind(), Kind::NotFinite, "{name}: {e}");
     }
 }
 

@@ -185,7 +185,8 @@ fn is_unsupported(error: &io::Error) -> bool {
 /// A temporary file in `folder` with `bytes`, on the disk.
 fn written(folder: &Path, bytes: &[u8]) -> io::Result<tempfile::NamedTempFile> {
     let mut file = unfinished_file(folder)?;
-    file.write_all(bytes)?;
+    // Not through `file` itself, whose errors contain its temporary name.
+    file.as_file_mut().write_all(bytes)?;
     file.as_file().sync_all()?;
     Ok(file)
 }

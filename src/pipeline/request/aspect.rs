@@ -27,6 +27,17 @@ impl AspectRatio {
         };
         (side((area as f64 * ratio).sqrt()), side((area as f64 / ratio).sqrt()))
     }
+
+    /// The height for `width` at this ratio, as a multiple of `unit` that a request may have.
+    pub fn height_for(self, width: usize, unit: usize) -> usize {
+        let units = (width as f64 * self.height / self.width / unit as f64).round() as usize;
+        (units * unit).clamp(MIN_SIDE.next_multiple_of(unit), MAX_SIDE / unit * unit)
+    }
+
+    /// The width for `height` at this ratio, as a multiple of `unit` that a request may have.
+    pub fn width_for(self, height: usize, unit: usize) -> usize {
+        AspectRatio { width: self.height, height: self.width }.height_for(height, unit)
+    }
 }
 
 impl FromStr for AspectRatio {
@@ -68,6 +79,9 @@ mod tests {
         assert_eq!(size("16:9", 128 * 128), (176, 96));
         assert_eq!(size("16:1", 1024 * 1024), (4096, 256));
         assert_eq!(size("1:16", 128 * 128), (32, 512));
+        let wide: AspectRatio = "16:9".parse().unwrap();
+        assert_eq!((wide.height_for(1280, 16), wide.width_for(720, 16)), (720, 1280));
+        assert_eq!((wide.height_for(16, 16), wide.width_for(4096, 16)), (16, 4096));
     }
 
     #[test]

@@ -204,27 +204,58 @@ pub fn exit_on_lost_pages() {
     }
 }
 
-/// From now on, an abort of the process ends it with a message and exit code 5. A process aborts if
-/// an allocation fails, which happens where the system limits its address space; no code can
-/// continue then. Only for programs that own their process.
+/// From now on, an abort of the process ends it with a message and an exit code. A process aborts
+/// if an allocation fails (exit code 5), which happens where the system limits its address space;
+/// no code can continue then. Libraries and drivers abort for reasons of their own (exit code 6).
+/// Only for programs that own their process.
 #[cfg(unix)]
 pub fn exit_on_abort() {
+    const MEMORY: &str = concat!(
+        "error: the process cannot continue: the system gave it no more memory\n",
+        "  try: raise the limits of the process (ulimit -v, ulimit -d), or close other ",
+        "programs\n",
+    );
+    const OTHER: &str = concat!(
+        "error: the process was aborted, by a driver or by a fault of this program\n",
+        "  try: run it on another device; if it happens again, report it with all lines above\n",
+    );
     extern "C" fn aborted(_: libc::c_int) {
-        const TEXT: &[u8] = concat!(
-            "error: the process cannot continue: the system gave it no more memory\n",
-            "  try: raise the limits of the process (ulimit -v, ulimit -d), or close other ",
-            "programs\n",
-        )
-        .as_bytes();
+        let (text, code) = if is_out_of_memory() { (MEMORY, 5) } else { (OTHER, 6) };
         // SAFETY: write and _exit may be called in a signal handler, and the text is static.
         unsafe {
-            libc::write(2, TEXT.as_ptr().cast(), TEXT.len());
-            libc::_exit(5);
+            libc::write(2, text.as_ptr().cast(), text.len());
+            libc::_exit(code);
         }
     }
     // SAFETY: the handler has the required type, and calls only functions that a handler may call.
     unsafe {
         libc::signal(libc::SIGABRT, aborted as *const () as libc::sighandler_t);
+    }
+}
+
+/// Whether an abort is probably a failed allocation: the memory of the process is limited, or the
+/// system gives it none. Called in a signal handler, so it makes only system calls.
+#[cfg(unix)]
+fn is_out_of_memory() -> bool {
+    /// A piece that any run needs.
+    const BYTES: usize = 64 << 20;
+    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: getrlimit writes to the structure that it is given, and mmap with these arguments
+    // makes a new private map, which is unmapped again.
+    unsafe {
+        let mut is_limited = false;
+        libc::getrlimit(libc::RLIMIT_AS, &mut limit);
+        is_limited |= limit.rlim_cur != libc::RLIM_INFINITY;
+        libc::getrlimit(libc::RLIMIT_DATA, &mut limit);
+        is_limited |= limit.rlim_cur != libc::RLIM_INFINITY;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let map = libc::mmap(std::ptr::null_mut(), BYTES, access, flags, -1, 0);
+        if map == libc::MAP_FAILED {
+            return true;
+        }
+        libc::munmap(map, BYTES);
+        is_limited
     }
 }
 

@@ -92,7 +92,7 @@ fn models_are_listed_with_the_names_to_type() {
         );
     }
     assert_eq!(list["models"].as_array().unwrap().len(), 10, "{list}");
-    // The embedded model is listed like a file with the same content.
+    // The model inside the program is like its file.
     let (embedded, file) = (row(&list, "embedded"), row(&list, "all in one.safetensors"));
     assert_eq!((&embedded["kind"], &embedded["bytes"]), (&file["kind"], &file["bytes"]));
     assert!(embedded["what"].as_str().unwrap().starts_with(file["what"].as_str().unwrap()));

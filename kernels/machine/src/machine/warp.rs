@@ -47,8 +47,7 @@ pub(crate) struct Warp {
     pub products_committed: u32,
     /// For each word: how many pending products have it as accumulator, and as operand.
     pub busy: Vec<[u16; 2]>,
-    /// The number of `wgmma.fence`s so far, and for each word the number of them before it was
-    /// written, plus one.
+    /// `wgmma.fence`s executed, and how many there were when each word was written, plus one.
     pub fences: u32,
     pub written: Vec<u32>,
 }
