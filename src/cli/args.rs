@@ -274,6 +274,10 @@ pub struct ServeArgs {
     /// `https://lite.koboldai.net`; may be given several times
     #[arg(long = "cors-origin", value_name = "ORIGIN")]
     pub cors_origins: Vec<String>,
+    /// An origin (scheme, host, port) whose addresses clients may have called when a job is over;
+    /// may be given several times
+    #[arg(long = "webhook-origin", value_name = "ORIGIN")]
+    pub webhook_origins: Vec<String>,
     /// The most jobs that may wait, 1 to 100000; more are refused until there is room
     #[arg(
         long,

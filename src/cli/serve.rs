@@ -65,6 +65,7 @@ pub fn serve(args: ServeArgs, how: How, config: &Config) -> Result<()> {
     options.keep_alive = args.keep_alive.0;
     options.public_url = args.public_url;
     options.origins = args.cors_origins;
+    options.webhooks = args.webhook_origins;
     options.max_queued = args.max_queue;
     options.hang_after = Duration::from_secs(args.hang_after);
     server::serve(options).map_err(|e| listen_error(e, args.listen))

@@ -34,7 +34,7 @@ impl DataFolder {
         };
         let root = std::path::absolute(root).map_err(|e| failed(e, root))?;
         let folder = DataFolder { root };
-        for path in [&folder.inputs(), &folder.results()] {
+        for path in [&folder.inputs(), &folder.results(), &folder.kept()] {
             std::fs::create_dir_all(path).map_err(|e| failed(e, path))?;
         }
         #[cfg(unix)]
@@ -68,6 +68,11 @@ impl DataFolder {
     /// The list of jobs.
     pub fn jobs(&self) -> PathBuf {
         self.root.join("jobs.sqlite")
+    }
+
+    /// What clients leave on the server.
+    pub fn kept(&self) -> PathBuf {
+        self.root.join("kept")
     }
 
     fn inputs(&self) -> PathBuf {

@@ -51,6 +51,8 @@ struct Log {
     events: VecDeque<JobEvent>,
     progress: Progress,
     ended: Option<Instant>,
+    /// A client that was not there when it happened has been told of the end.
+    told: bool,
 }
 
 /// The events of one job.
@@ -67,6 +69,16 @@ impl Channel {
     /// The events after number `after`.
     pub fn after(&self, after: u64) -> Vec<JobEvent> {
         self.lock().events.iter().filter(|e| e.number > after).cloned().collect()
+    }
+
+    /// Notes that a client has been told of the end of the job.
+    pub fn tell_end(&self) {
+        self.lock().told = true;
+    }
+
+    /// Whether a client has been told of the end of the job.
+    pub fn is_told(&self) -> bool {
+        self.lock().told
     }
 
     /// Changes with every event.
@@ -87,12 +99,16 @@ pub struct Events {
     jobs: Mutex<HashMap<String, Arc<Channel>>>,
     /// The jobs that are over, the oldest first.
     ended: Mutex<VecDeque<String>>,
+    any: watch::Sender<u64>,
+    statuses: watch::Sender<u64>,
 }
 
 impl Events {
     /// No events yet.
     pub fn new(epoch: String) -> Self {
-        Events { epoch, jobs: Mutex::default(), ended: Mutex::default() }
+        let (any, statuses) = (watch::Sender::new(0), watch::Sender::new(0));
+        let (jobs, ended) = (Mutex::default(), Mutex::default());
+        Events { epoch, jobs, ended, any, statuses }
     }
 
     fn jobs(&self) -> MutexGuard<'_, HashMap<String, Arc<Channel>>> {
@@ -103,6 +119,21 @@ impl Events {
     pub fn channel(&self, job: &str) -> Arc<Channel> {
         let new = || Arc::new(Channel { log: Mutex::default(), changed: watch::Sender::new(0) });
         self.jobs().entry(job.to_string()).or_insert_with(new).clone()
+    }
+
+    /// The events of a job if there are any in memory.
+    pub fn known(&self, job: &str) -> Option<Arc<Channel>> {
+        self.jobs().get(job).cloned()
+    }
+
+    /// Changes with every event of any job.
+    pub fn watch_all(&self) -> watch::Receiver<u64> {
+        self.any.subscribe()
+    }
+
+    /// Changes whenever a job is accepted, begins or ends.
+    pub fn watch_statuses(&self) -> watch::Receiver<u64> {
+        self.statuses.subscribe()
     }
 
     /// Adds an event to those of `job`.
@@ -124,6 +155,10 @@ impl Events {
             log.last
         };
         channel.changed.send_replace(number);
+        if name == "status" {
+            self.statuses.send_modify(|count| *count += 1);
+        }
+        self.any.send_modify(|count| *count += 1);
     }
 
     /// A phase of `job` begins. Its own steps count only in `denoise`.

@@ -76,7 +76,8 @@ pub async fn accept(listener: TcpListener, server: Arc<Server>) {
                 .timer(TokioTimer::new())
                 .header_read_timeout(SLOW)
                 .max_buf_size(64 << 10)
-                .serve_connection(TokioIo::new(Impatient::new(stream, SLOW)), service);
+                .serve_connection(TokioIo::new(Impatient::new(stream, SLOW)), service)
+                .with_upgrades();
             let mut connection = std::pin::pin!(connection);
             tokio::select! {
                 _ = connection.as_mut() => {}

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::fault::Fault;
+use super::webhook::Webhook;
 use crate::error::{Error, Result};
 use crate::pipeline::images::Format;
 use crate::pipeline::request::Request;
@@ -23,6 +24,12 @@ pub struct JobSpec {
     pub has_input: bool,
     /// The API through which it came.
     pub dialect: String,
+    /// What that API needs of the request to describe the job later; null if nothing.
+    #[serde(default)]
+    pub echo: Value,
+    /// Whom to tell when the job is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<Webhook>,
 }
 
 impl JobSpec {
@@ -63,7 +70,8 @@ pub enum State {
 }
 
 impl State {
-    const ALL: [State; 7] = [
+    /// All states.
+    pub const ALL: [State; 7] = [
         State::Queued,
         State::Running,
         State::Canceling,
@@ -175,4 +183,45 @@ pub fn random_hex(bytes: usize) -> Result<String> {
 /// `bytes` in lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Year, month, day, hour, minute and second, in UTC, of seconds since 1970.
+pub fn calendar(seconds: i64) -> [i64; 6] {
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    // Howard Hinnant's civil_from_days: years begin in March.
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    [year, month, day, second / 3600, second / 60 % 60, second % 60]
+}
+
+/// `2026-11-29T15:25:00.123456Z` of seconds since 1970.
+pub fn iso_time(seconds: f64) -> String {
+    let micros = (seconds * 1e6).round() as i64;
+    let [year, month, day, hour, minute, second] = calendar(micros.div_euclid(1_000_000));
+    let micros = micros.rem_euclid(1_000_000);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        for (seconds, text) in [
+            (0.0, "1970-01-01T00:00:00.000000Z"),
+            (951_782_400.5, "2000-02-29T00:00:00.500000Z"),
+            (1_796_052_300.0, "2026-11-30T15:25:00.000000Z"),
+        ] {
+            assert_eq!(iso_time(seconds), text);
+        }
+    }
 }

@@ -38,8 +38,16 @@ impl Links {
     }
 }
 
-/// HMAC-SHA256 with a key of at most one block.
-fn hmac(key: &[u8; 32], message: &[u8]) -> [u8; 32] {
+/// HMAC-SHA256.
+pub fn hmac(key: &[u8], message: &[u8]) -> [u8; 32] {
+    let hashed: [u8; 32];
+    let key = match key.len() > BLOCK {
+        true => {
+            hashed = Sha256::digest(key).into();
+            &hashed
+        }
+        false => key,
+    };
     let pad = |with: u8| {
         let mut block = [with; BLOCK];
         block.iter_mut().zip(key).for_each(|(b, k)| *b ^= k);
@@ -55,11 +63,12 @@ mod tests {
 
     #[test]
     fn the_mac_is_that_of_rfc_4231() {
-        // Test case 2 has the key `Jefe`; zeros behind it change nothing.
-        let mut key = [0; 32];
-        key[..4].copy_from_slice(b"Jefe");
-        let mac = hex(&hmac(&key, b"what do ya want for nothing?"));
+        // Test cases 2 and 6.
+        let mac = hex(&hmac(b"Jefe", b"what do ya want for nothing?"));
         assert_eq!(mac, "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
+        let message = b"Test Using Larger Than Block-Size Key - Hash Key First";
+        let mac = hex(&hmac(&[0xaa; 131], message));
+        assert_eq!(mac, "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54");
     }
 
     #[test]

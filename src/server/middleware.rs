@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use hyper::ext::ReasonPhrase;
 
-use super::api::Dialect;
+use super::api::{Dialect, fal};
 use super::fault::Fault;
 use super::job::random_hex;
 use super::limits::{Standing, insert_headers};
@@ -158,6 +158,9 @@ fn dressed(mut response: Response, dialect: Dialect, id: &str, head: bool) -> Re
     }
     if let Some(ms) = fault.retry_after_ms {
         insert(headers, "retry-after-ms", &ms.to_string());
+    }
+    if dialect == Dialect::Fal {
+        insert(headers, "x-fal-error-type", fal::error_type(&fault));
     }
     if fault.status == 401 {
         insert(headers, "www-authenticate", "Bearer, Basic realm=\"flux-fast\"");

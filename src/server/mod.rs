@@ -30,8 +30,10 @@ mod page;
 mod plans;
 mod protocol;
 mod state;
+mod store;
 mod submit;
 mod supervisor;
+mod webhook;
 mod worker;
 
 pub use access::ServerKey;
@@ -76,6 +78,8 @@ pub struct ServerOptions {
     pub public_url: Option<String>,
     /// Origins of web pages that may use the server.
     pub origins: Vec<String>,
+    /// Origins of addresses that may be called when a job is over, such as `https://hooks.example`.
+    pub webhooks: Vec<String>,
     /// The most jobs that may wait.
     pub max_queued: usize,
     /// How long results are kept.
@@ -119,6 +123,7 @@ impl ServerOptions {
             aliases: Vec::new(),
             public_url: None,
             origins: Vec::new(),
+            webhooks: Vec::new(),
             max_queued: 256,
             result_ttl: Duration::from_secs(3600),
             hang_after: Duration::from_secs(300),
@@ -163,6 +168,7 @@ async fn run(options: ServerOptions) -> Result<()> {
     let (server, commands) = Server::open(options, address)?;
     let serving = tokio::spawn(http::accept(listener, server.clone()));
     let sweeping = tokio::spawn(state::sweep(server.clone()));
+    api::resume(&server);
     let outcome = supervisor::supervise(server.clone(), commands).await;
     sweeping.abort();
     server.close();

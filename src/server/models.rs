@@ -115,8 +115,35 @@ impl Models {
                     return model.map_or_else(|| Ok(self.default_model()), |m| self.named(m));
                 }
             }
+            if let Some(model) = self.of_family(name) {
+                return self.named(&model);
+            }
         }
         found
+    }
+
+    /// The model that `name` describes in the words of another service, such as `flux-dev` or
+    /// `black-forest-labs/FLUX.1-dev`. The default model is preferred; otherwise there must be only
+    /// one.
+    fn of_family(&self, name: &str) -> Option<String> {
+        let asked = family_name(name).filter(|asked| asked.starts_with("flux-"))?;
+        let is_it = |listed: &str| {
+            let rest = family_name(listed)?.strip_prefix(&asked)?.to_string();
+            // Models of another purpose have the same beginning.
+            let other = ["kontext", "fill", "canny", "depth", "redux", "krea"];
+            let same = rest.is_empty() || rest.starts_with('-');
+            (same && !other.iter().any(|word| rest.contains(word))).then_some(rest)
+        };
+        if is_it(&self.default).is_some() {
+            return Some(self.default.clone());
+        }
+        let all = self.models();
+        let found: Vec<_> = all.iter().filter_map(|m| Some((is_it(&m.name)?, &m.name))).collect();
+        let exact = found.iter().find(|(rest, _)| rest.is_empty());
+        match found.as_slice() {
+            [(_, one)] => Some(one.to_string()),
+            _ => exact.map(|(_, name)| name.to_string()),
+        }
     }
 
     fn named(&self, name: &str) -> std::result::Result<ServedModel, Fault> {
@@ -228,6 +255,17 @@ impl Models {
     }
 }
 
+/// A name of a FLUX model without its owner, its ending, and the ways to write `FLUX.1`.
+fn family_name(name: &str) -> Option<String> {
+    let name = name.trim_end_matches('/').rsplit('/').next()?.to_lowercase();
+    let name = [".safetensors", ".sft", ".gguf", "-free"]
+        .iter()
+        .fold(name.as_str(), |name, ending| name.strip_suffix(ending).unwrap_or(name))
+        .replace(['_', '.', ' '], "-");
+    let rest = ["flux-1-", "flux1-", "flux-"].iter().find_map(|start| name.strip_prefix(start))?;
+    Some(format!("flux-{rest}"))
+}
+
 /// `NAME=MODEL`.
 ///
 /// # Errors
@@ -271,6 +309,25 @@ mod tests {
         assert!(find(Some("house")).open.unwrap().ends_with("other.safetensors"));
         assert_eq!(find(Some("gpt-image-2-mini")).open.as_deref(), Some("embedded"));
         assert_eq!(find(Some("flux-tiny")).open.as_deref(), Some("embedded"));
+    }
+
+    #[test]
+    fn names_of_other_services_mean_the_files_of_their_model() {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["flux1-dev-Q4_0.gguf", "flux1-dev-kontext_fp8.safetensors", "z.safetensors"] {
+            std::fs::write(folder.path().join(file), b"x").unwrap();
+        }
+        let models = models(Some("/x/flux1-schnell-fp8.safetensors"), folder.path(), &[]);
+        for name in ["flux-schnell", "black-forest-labs/FLUX.1-schnell-Free", "flux_schnell.sft"] {
+            assert_eq!(models.find(Some(name)).unwrap().open, None, "{name}");
+        }
+        for name in ["flux-dev", "black-forest-labs/FLUX.1-dev", "flux1-dev-Q4_0.gguf"] {
+            let found = models.find(Some(name)).unwrap();
+            assert!(found.open.unwrap().ends_with("flux1-dev-Q4_0.gguf"), "{name}");
+        }
+        for name in ["flux", "flux-", "flux-2-klein-4b", "dev", "flux-de"] {
+            assert_eq!(models.find(Some(name)).unwrap_err().status, 404, "{name}");
+        }
     }
 
     #[test]

@@ -23,6 +23,8 @@ use super::links::Links;
 use super::metrics::Metrics;
 use super::models::Models;
 use super::plans::Plans;
+use super::store::Store;
+use super::webhook;
 use crate::error::{Error, Result};
 use crate::text::one_line;
 
@@ -70,6 +72,8 @@ pub struct Server {
     pub events: Events,
     /// Its files.
     pub data: DataFolder,
+    /// What clients leave on it.
+    pub store: Store,
     /// Links to results.
     pub links: Links,
     /// Set when there is a new job.
@@ -116,6 +120,7 @@ impl Server {
             models: Models::new(&options.engine, options.aliases.clone()),
             broker: Box::new(broker),
             events: Events::new(random_hex(4)?),
+            store: Store::at(data.kept()),
             data,
             links: Links::new(random_hex(32)?),
             wake: Notify::new(),
@@ -216,6 +221,7 @@ impl Server {
         self.metrics.job_ended(job.state.name());
         self.events.reset(&job.id, true);
         self.publish_status(job);
+        webhook::call(self, job);
     }
 
     /// Frees the memory of the model, once its job is over. The next job opens it again.
@@ -309,6 +315,7 @@ pub async fn sweep(server: Arc<Server>) {
             Err(fault) => server.log(&format!("expired results stay: {}", fault.message)),
         }
         server.events.sweep();
+        blocking(|| server.store.sweep());
         tokio::time::sleep(Duration::from_secs(30)).await;
     }
 }

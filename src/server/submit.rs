@@ -21,8 +21,10 @@ use super::limits::{Charge, too_much};
 use super::middleware::note_limits;
 use super::models::ServedModel;
 use super::state::{Server, blocking};
+use super::webhook::Webhook;
+use crate::error::Error;
 use crate::pipeline::images::{DEFAULT_QUALITY, Format, image_size};
-use crate::pipeline::request::{self, Request};
+use crate::pipeline::request::{self, AspectRatio, Request};
 use crate::pipeline::{check_side, random_seed};
 
 /// The largest image to start from, in pixels. It is checked before the image is decoded.
@@ -54,6 +56,18 @@ pub struct Draft {
     pub idempotency: Option<String>,
     /// How urgent it is.
     pub lane: Lane,
+    /// The id of the job, from [`client_id`]; otherwise it is drawn.
+    pub id: Option<String>,
+    /// What the API needs to describe the job later: see [`JobSpec::echo`].
+    pub echo: Value,
+    /// Whom to tell when the job is over.
+    pub webhook: Option<Webhook>,
+}
+
+/// The id of the job of `owner` that a client of `dialect` calls `name`. The names of one client
+/// are of no use to another.
+pub fn client_id(dialect: &str, owner: &str, name: &str) -> String {
+    hex(&hash(&format!("{dialect}\0{owner}\0{name}"))[..16])
 }
 
 impl Draft {
@@ -68,6 +82,9 @@ impl Draft {
             dialect,
             idempotency: None,
             lane: Lane::Normal,
+            id: None,
+            echo: Value::Null,
+            webhook: None,
         }
     }
 }
@@ -89,6 +106,9 @@ impl Server {
                 Fault::new(503, "shutting_down", "the server is about to end").retry_after(10)
             );
         }
+        if let Some(webhook) = &draft.webhook {
+            webhook.check(&self.options.webhooks)?;
+        }
         let model = self.check(&draft, owner, draft.input.is_some())?;
         let Draft { mut request, input, format, quality, dialect, idempotency, lane, .. } = draft;
         let (images, pixels_of_one) = self.size_of(&request);
@@ -102,8 +122,13 @@ impl Server {
             (key, hex(&hash(&sent.to_string())))
         });
         request.seed.get_or_insert_with(random_seed);
-        let id = random_hex(16)?;
-        if let Some(bytes) = &input {
+        let id = match draft.id {
+            Some(id) => id,
+            None => random_hex(16)?,
+        };
+        // The files of a job that a client sends again stay as they are.
+        let is_known = || self.broker.job(&id, &owner.0).is_ok_and(|job| job.is_some());
+        if let Some(bytes) = input.as_ref().filter(|_| !is_known()) {
             self.data.write_input(&id, bytes)?;
         }
         let work = self.work(&request);
@@ -115,6 +140,8 @@ impl Server {
             quality: quality.clamp(1, 100),
             has_input: input.is_some(),
             dialect: dialect.into(),
+            echo: draft.echo,
+            webhook: draft.webhook,
         };
         let owner_id = owner.0.clone();
         let new =
@@ -126,7 +153,9 @@ impl Server {
             self.wake.notify_one();
             return Ok((job, true));
         }
-        self.data.delete(&id);
+        if !is_known() {
+            self.data.delete(&id);
+        }
         match submitted? {
             Submitted::New(job, _) | Submitted::Same(job) => Ok((job, false)),
             Submitted::Never(limit, amount) => Err(too_much(&limit, amount)),
@@ -155,9 +184,7 @@ impl Server {
         if request.strength.is_some() && !has_input {
             return Err(Fault::invalid("strength", "strength: it needs an image to start from"));
         }
-        if let Some(bytes) = input {
-            image_size(bytes, MAX_INPUT_PIXELS).map_err(|e| Fault::from(e).parameter("image"))?;
-        }
+        input.as_ref().map_or(Ok(()), |bytes| check_image(bytes))?;
         let model = self.models.find(model.as_deref())?;
         let names = request.prompt.loras().iter().chain(&request.loras);
         names.map(|lora| &lora.name).try_for_each(|name| self.models.check_lora(name))?;
@@ -185,13 +212,9 @@ impl Server {
 
     /// The images of a request, and the pixels of each.
     fn size_of(&self, request: &Request) -> (u64, u64) {
-        let defaults = self.worker().defaults.unwrap_or_default();
-        let side = |given: Option<usize>, name: &str| {
-            given.map_or_else(|| defaults[name].as_u64().unwrap_or(1024), |side| side as u64)
-        };
-        let pixels = side(request.width, "width") * side(request.height, "height");
+        let (width, height) = self.sides_of(request);
         let images = if request.only.is_some() { 1 } else { request.count.unwrap_or(1) as u64 };
-        (images, pixels)
+        (images, width as u64 * height as u64)
     }
 
     /// The work of a request: million pixels that pass through the transformer, over all steps.
@@ -204,6 +227,57 @@ impl Server {
         let halves = if request.cfg_scale.is_some_and(|scale| scale != 1.0) { 2.0 } else { 1.0 };
         let part = f64::from(request.strength.unwrap_or(1.0)).max(0.05);
         images as f64 * pixels as f64 * steps * halves * part / 1e6
+    }
+
+    /// The size with this aspect ratio, such as `16:9`, and about `part` of the pixels that the
+    /// default model draws by itself.
+    ///
+    /// # Errors
+    /// 422.
+    pub fn shape(&self, parameter: &str, ratio: &str, part: f64) -> Result<(usize, usize), Fault> {
+        let ratio: AspectRatio =
+            ratio.parse().map_err(|e: Error| Fault::from(e).parameter(parameter))?;
+        let (width, height) = self.sides_of(&Request::default());
+        Ok(ratio.size((part * (width * height) as f64) as usize, TOKEN))
+    }
+
+    /// Width and height of the images of a request.
+    pub fn sides_of(&self, request: &Request) -> (usize, usize) {
+        let defaults = self.worker().defaults.unwrap_or_default();
+        let side = |given: Option<usize>, name: &str| {
+            given.unwrap_or_else(|| defaults[name].as_u64().unwrap_or(1024) as usize)
+        };
+        (side(request.width, "width"), side(request.height, "height"))
+    }
+
+    /// Waits for the end of `job`, which goes on if the result is dropped.
+    ///
+    /// # Errors
+    /// 500 if the list of jobs cannot be read.
+    pub async fn end(&self, id: &str, owner: &str) -> Result<Job, Fault> {
+        let channel = self.events.channel(id);
+        let mut changed = channel.watch();
+        let mut seen = 0;
+        loop {
+            changed.borrow_and_update();
+            let job = self.job(id, owner)?;
+            if job.state.is_final() {
+                // It may have ended before this process began, or long ago.
+                self.events.reset(&job.id, true);
+                return Ok(job);
+            }
+            // Only a change of state is worth a look at the list of jobs.
+            loop {
+                let events = channel.after(seen);
+                seen = events.last().map_or(seen, |e| e.number);
+                if events.iter().any(|e| e.name == "status") {
+                    break;
+                }
+                if changed.changed().await.is_err() {
+                    return Err(Fault::internal("the events of the job ended before it"));
+                }
+            }
+        }
     }
 
     /// Waits for the end of `job`. Dropping the result cancels the job.
@@ -241,6 +315,15 @@ fn retry_times(seconds: f64, random: u64) -> (u64, u64) {
     ((until * 1000.0).ceil().max(1.0) as u64, (until.ceil() as u64).max(1))
 }
 
+/// Checks that `bytes` are an image that can be read and is not too large, before it is decoded.
+///
+/// # Errors
+/// 422.
+pub fn check_image(bytes: &[u8]) -> Result<(), Fault> {
+    let size = image_size(bytes, MAX_INPUT_PIXELS);
+    size.map(drop).map_err(|e| Fault::from(e).parameter("image"))
+}
+
 fn hash_bytes(bytes: &[u8]) -> [u8; 32] {
     use sha2::{Digest, Sha256};
     Sha256::digest(bytes).into()
@@ -265,30 +348,9 @@ impl Waiting {
     /// # Errors
     /// 500 if the list of jobs cannot be read.
     pub async fn end(&mut self) -> Result<Job, Fault> {
-        let channel = self.server.events.channel(&self.job.id);
-        let mut changed = channel.watch();
-        let mut seen = 0;
-        loop {
-            changed.borrow_and_update();
-            let job = self.server.job(&self.job.id, &self.job.owner)?;
-            if job.state.is_final() {
-                self.over = true;
-                // It may have ended before this process began, or long ago.
-                self.server.events.reset(&job.id, true);
-                return Ok(job);
-            }
-            // Only a change of state is worth a look at the list of jobs.
-            loop {
-                let events = channel.after(seen);
-                seen = events.last().map_or(seen, |e| e.number);
-                if events.iter().any(|e| e.name == "status") {
-                    break;
-                }
-                if changed.changed().await.is_err() {
-                    return Err(Fault::internal("the events of the job ended before it"));
-                }
-            }
-        }
+        let job = self.server.end(&self.job.id, &self.job.owner).await?;
+        self.over = true;
+        Ok(job)
     }
 
     fn is_running(&self) -> bool {
@@ -406,6 +468,21 @@ pub fn parse_image(parameter: &str, text: &str) -> Result<Bytes, Fault> {
         Err(_) => refused("an image in base64, or a data URI"),
     }
 }
+
+/// `value` without the images in it, for [`JobSpec::echo`]: they are large, and are kept already.
+pub fn without_images(value: &Value) -> Value {
+    match value {
+        Value::String(text) if text.len() > MAX_ECHOED || text.starts_with("data:") => Value::Null,
+        Value::Array(list) => list.iter().map(without_images).collect(),
+        Value::Object(map) => {
+            map.iter().map(|(key, value)| (key.clone(), without_images(value))).collect()
+        }
+        other => other.clone(),
+    }
+}
+
+/// The longest text that is sent back, in bytes.
+const MAX_ECHOED: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {

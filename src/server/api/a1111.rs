@@ -17,7 +17,7 @@ use crate::server::access::Owner;
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
 use crate::server::http::Whole;
-use crate::server::job::{Job, State as JobState};
+use crate::server::job::{Job, State as JobState, calendar};
 use crate::server::state::{Server, blocking};
 use crate::server::submit::{Draft, answer, parse_image, succeeded};
 
@@ -234,19 +234,7 @@ fn info(job: &Job, settings: &Settings, body: &Value, count: usize) -> Value {
 
 /// `20261129152500`, in UTC, of seconds since 1970.
 fn timestamp(seconds: i64) -> String {
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    // Howard Hinnant's civil_from_days: years begin in March.
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let [year, month, day, hour, minute, second] = calendar(seconds);
     format!("{year:04}{month:02}{day:02}{hour:02}{minute:02}{second:02}")
 }
 

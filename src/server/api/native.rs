@@ -28,12 +28,12 @@ use crate::server::state::{Server, blocking};
 use crate::server::submit::{Draft, parse_image, succeeded};
 
 /// The longest idempotency key, in bytes.
-const MAX_IDEMPOTENCY_KEY: usize = 255;
+pub const MAX_IDEMPOTENCY_KEY: usize = 255;
 /// The most jobs of one list.
-const MAX_LISTED: usize = 200;
+pub const MAX_LISTED: usize = 200;
 
 /// The fields of `request`.
-const FIELDS: [&str; 20] = [
+pub const FIELDS: [&str; 20] = [
     "prompt",
     "negative",
     "steps",
@@ -166,7 +166,7 @@ pub fn quality_of(quality: usize, parameter: &str) -> Result<u8, Fault> {
 }
 
 /// A job as JSON.
-fn object(server: &Server, headers: &HeaderMap, job: &Job) -> Value {
+pub fn object(server: &Server, headers: &HeaderMap, job: &Job) -> Value {
     let (progress, position) = server.progress(job);
     let path = format!("/api/v2/jobs/{}", job.id);
     let outputs: Vec<Value> = job

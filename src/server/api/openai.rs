@@ -3,8 +3,9 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, Path, State};
-use axum::http::{HeaderMap, Request, header};
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -12,11 +13,11 @@ use axum::{Extension, Json, Router};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::stream;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::native::quality_of;
-use super::{format, link};
+use super::{Form, files, form, format, link, refuse_fields};
 use crate::pipeline::images::{Format, image_size};
 use crate::pipeline::request;
 use crate::server::access::Owner;
@@ -144,14 +145,23 @@ async fn generations(
     body: Whole,
 ) -> Result<Response, Fault> {
     let body = body.json()?;
-    let fields = Fields::of(&body)?;
-    let mut wish = wish(&fields)?;
+    let wish = generation(&Fields::of(&body)?)?;
+    respond(server, owner, headers, wish, "image_generation").await
+}
+
+fn generation(fields: &Fields) -> Result<Wish, Fault> {
+    refuse_fields(
+        fields,
+        &["reference_images"],
+        "this server draws from a prompt and one image to start from, `image_url`",
+    )?;
+    let mut wish = wish(fields)?;
     // Together's image to image.
     if let Some(image) = fields.long_text("image_url")? {
         wish.draft.input = Some(parse_image("image_url", image)?);
         wish.draft.request.strength = fields.real("strength")?;
     }
-    respond(server, owner, headers, wish, "image_generation").await
+    Ok(wish)
 }
 
 /// Image to image: the first image is what the new one starts from.
@@ -162,82 +172,66 @@ async fn edits(
     body: Whole,
 ) -> Result<Response, Fault> {
     let (fields, image) = match body.content_type.starts_with("multipart/") {
-        true => form(body).await?,
+        true => {
+            let Form { mut fields, files } = form(&body).await?;
+            let image = files.iter().find(|file| ["image", "image[]"].contains(&&*file.field));
+            let image = image.map(|file| file.bytes.clone());
+            if files.iter().any(|file| file.field == "mask") {
+                // Only that there is one matters.
+                fields.insert("mask".into(), json!("given"));
+            }
+            (fields, image)
+        }
         false => {
             let body = body.json()?;
-            let images = body["images"].as_array().and_then(|images| images.first());
-            let image = images.map_or(&body["image"], |image| match image {
-                Value::Object(image) => image.get("image_url").unwrap_or(&Value::Null),
-                image => image,
-            });
-            let image = image.as_str().map(|text| parse_image("image", text)).transpose()?;
+            let image = image_of(&server, &owner.0, &body)?;
             (Fields::of(&body)?.0.clone(), image)
         }
     };
-    let fields = Fields(&fields);
-    if fields.get("mask").is_some() {
-        return Err(Fault::new(
-            422,
-            "unsupported",
-            "this server cannot restrict an edit to a mask",
-        )
-        .parameter("mask")
-        .hint("leave the mask out"));
-    }
-    let Some(image) = image else {
-        return Err(Fault::invalid("image", "image: it is missing"));
-    };
-    let mut wish = wish(&fields)?;
-    wish.draft.request.strength = fields.real("strength")?;
-    if wish.draft.request.width.is_none() && wish.draft.request.height.is_none() {
-        let size = image_size(&image, u64::MAX).map_err(|e| Fault::from(e).parameter("image"))?;
-        let (width, height) = shape_of(&server, size);
-        (wish.draft.request.width, wish.draft.request.height) = (Some(width), Some(height));
-    }
-    wish.draft.input = Some(image);
+    let wish = edit(&server, &Fields(&fields), image)?;
     respond(server, owner, headers, wish, "image_edit").await
 }
 
-/// The size with about the model's own number of pixels and the aspect ratio of an image.
-fn shape_of(server: &Server, (width, height): (u32, u32)) -> (usize, usize) {
-    let defaults = server.worker().defaults.unwrap_or_default();
-    let side = |name: &str| defaults[name].as_f64().unwrap_or(1024.0);
-    let scale = (side("width") * side("height") / (f64::from(width) * f64::from(height))).sqrt();
-    let side = |pixels: u32| {
-        let tokens = (f64::from(pixels) * scale / 16.0).round() as usize;
-        (tokens * 16).clamp(request::MIN_SIDE, request::MAX_SIDE)
-    };
-    (side(width), side(height))
+/// The first image of a JSON body: inside it, or a file that was uploaded.
+fn image_of(server: &Server, owner: &str, body: &Value) -> Result<Option<Bytes>, Fault> {
+    let images = body["images"].as_array().and_then(|images| images.first());
+    let image = images.unwrap_or(&body["image"]);
+    if let Some(id) = image["file_id"].as_str() {
+        let file = blocking(|| files::read(server, owner, id));
+        return file.map(Some).map_err(|fault| fault.parameter("image"));
+    }
+    let text = image["image_url"].as_str().or(image.as_str());
+    text.map(|text| parse_image("image", text)).transpose()
 }
 
-/// The fields of a form, and its first image.
-async fn form(body: Whole) -> Result<(Map<String, Value>, Option<axum::body::Bytes>), Fault> {
-    let unreadable = |_| Fault::new(400, "invalid_request", "the form cannot be read");
-    let mut request = Request::new(axum::body::Body::from(body.bytes.clone()));
-    if let Ok(content_type) = body.content_type.parse() {
-        request.headers_mut().insert(header::CONTENT_TYPE, content_type);
+fn edit(server: &Server, fields: &Fields, image: Option<Bytes>) -> Result<Wish, Fault> {
+    refuse_fields(fields, &["mask"], "this server cannot restrict an edit to a mask")?;
+    let Some(image) = image else {
+        return Err(Fault::invalid("image", "image: it is missing"));
+    };
+    let mut wish = wish(fields)?;
+    wish.draft.request.strength = fields.real("strength")?;
+    if wish.draft.request.width.is_none() && wish.draft.request.height.is_none() {
+        let size = image_size(&image, u64::MAX).map_err(|e| Fault::from(e).parameter("image"))?;
+        let ratio = format!("{}:{}", size.0, size.1);
+        let (width, height) = server.shape("image", &ratio, 1.0)?;
+        (wish.draft.request.width, wish.draft.request.height) = (Some(width), Some(height));
     }
-    // The body was bounded when it was read.
-    DefaultBodyLimit::disable().apply(&mut request);
-    let mut form = Multipart::from_request(request, &())
-        .await
-        .map_err(|_| Fault::new(400, "invalid_request", "the form cannot be read"))?;
-    let (mut fields, mut image) = (Map::new(), None);
-    while let Some(field) = form.next_field().await.map_err(unreadable)? {
-        let name = field.name().unwrap_or_default().to_string();
-        let bytes = field.bytes().await.map_err(unreadable)?;
-        match name.as_str() {
-            "image" | "image[]" => drop(image.get_or_insert(bytes)),
-            // Only that there is one matters.
-            "mask" => drop(fields.insert(name, json!("given"))),
-            _ => {
-                let text = String::from_utf8(bytes.to_vec())
-                    .map_err(|_| Fault::new(400, "invalid_request", "the form is not UTF-8"))?;
-                fields.insert(name, json!(text));
-            }
-        }
-    }
-    Ok((fields, image))
+    wish.draft.input = Some(image);
+    Ok(wish)
+}
+
+/// The draft of a request in a batch of `owner`.
+///
+/// # Errors
+/// Those of a request that comes alone.
+pub fn batched(server: &Server, owner: &str, endpoint: &str, body: &Value) -> Result<Draft, Fault> {
+    let fields = Fields::of(body)?;
+    let wish = match endpoint.ends_with("/edits") {
+        true => edit(server, &fields, image_of(server, owner, body)?)?,
+        false => generation(&fields)?,
+    };
+    Ok(wish.draft)
 }
 
 async fn respond(
@@ -258,7 +252,10 @@ async fn respond(
 }
 
 /// The answer with the images of a job.
-fn body(server: &Server, headers: &HeaderMap, job: &Job, as_url: bool) -> Result<Value, Fault> {
+///
+/// # Errors
+/// The fault of the job.
+pub fn body(server: &Server, headers: &HeaderMap, job: &Job, as_url: bool) -> Result<Value, Fault> {
     let outputs = succeeded(job)?;
     let mut data = Vec::new();
     for (index, output) in outputs.iter().enumerate() {

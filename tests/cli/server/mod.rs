@@ -1,9 +1,13 @@
 //! `serve` from outside: a server process on a free port, and a client that is a few lines of HTTP.
 
 mod a1111;
+mod batches;
+mod comfy;
+mod doors;
 mod faults;
 mod limits;
 mod load;
+mod mcp;
 mod native;
 mod openai;
 mod operation;

@@ -15,6 +15,8 @@ fn new(owner: &str, key: Option<(&str, &str)>) -> NewJob {
             quality: 90,
             has_input: false,
             dialect: "native".into(),
+            echo: serde_json::Value::Null,
+            webhook: None,
         },
         lane: Lane::Normal,
         cost: 1.0,

@@ -1,0 +1,208 @@
+use serde_json::json;
+
+use super::*;
+use crate::pipeline::images::{Format, encode};
+use crate::pipeline::request::Image;
+
+struct Nothing;
+
+impl Surroundings for Nothing {
+    fn image(&self, name: &str) -> Option<Bytes> {
+        let image = Image { width: 100, height: 50, rgb: vec![9; 100 * 50 * 3] };
+        let png = || encode(&image, Format::Png, 90, "").unwrap();
+        (name == "photo.png").then(|| png().into())
+    }
+
+    fn cached_image(&self, id: &str) -> Option<Bytes> {
+        self.image(id)
+    }
+
+    fn steps(&self, model: Option<&str>, steps: usize) -> usize {
+        if model == Some("schnell") { steps.min(8) } else { steps }
+    }
+}
+
+fn read(graph: &Value) -> Result<Meaning, Fault> {
+    interpret(graph.as_object().unwrap(), &Nothing)
+}
+
+/// `graph` with other values at paths such as `5/seed`.
+fn with(graph: &Value, changes: Value) -> Value {
+    let mut graph = graph.clone();
+    for (path, value) in changes.as_object().unwrap() {
+        let (node, input) = path.split_once('/').unwrap();
+        match input {
+            "class_type" => graph[node]["class_type"] = value.clone(),
+            _ => graph[node]["inputs"][input] = value.clone(),
+        }
+    }
+    graph
+}
+
+/// The stock graph with a checkpoint and `KSampler`.
+fn simple() -> Value {
+    json!({
+        "3": {"class_type": "KSampler", "inputs": {
+            "model": ["4", 0], "positive": ["6", 0], "negative": ["7", 0],
+            "latent_image": ["5", 0], "seed": 18_446_744_073_709_551_615u64, "steps": 20, "cfg": 7,
+            "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}},
+        "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "schnell"}},
+        "5": {"class_type": "EmptyLatentImage", "inputs":
+            {"width": 512, "height": 256, "batch_size": 2}},
+        "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a fox", "clip": ["4", 1]}},
+        "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "blur", "clip": ["4", 1]}},
+        "8": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["4", 2]}},
+        "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": "x"}},
+    })
+}
+
+/// The stock graph for FLUX.1 [dev], with a LoRA.
+fn advanced() -> Value {
+    json!({
+        "5": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 1024, "height": 768}},
+        "6": {"class_type": "CLIPTextEncode", "inputs": {"text": ["40", 0], "clip": ["30", 1]}},
+        "8": {"class_type": "VAEDecode", "inputs": {"samples": ["13", 1], "vae": ["10", 0]}},
+        "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0]}},
+        "10": {"class_type": "VAELoader", "inputs": {"vae_name": "ae.safetensors"}},
+        "11": {"class_type": "DualCLIPLoader", "inputs": {
+            "clip_name1": "t5xxl_fp16.safetensors", "clip_name2": "clip_l.safetensors",
+            "type": "flux"}},
+        "12": {"class_type": "UNETLoader", "inputs":
+            {"unet_name": "flux1-dev.safetensors", "weight_dtype": "default"}},
+        "13": {"class_type": "SamplerCustomAdvanced", "inputs": {
+            "noise": ["25", 0], "guider": ["22", 0], "sampler": ["16", 0], "sigmas": ["17", 0],
+            "latent_image": ["5", 0]}},
+        "16": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
+        "17": {"class_type": "BasicScheduler", "inputs":
+            {"model": ["31", 0], "scheduler": "simple", "steps": 20, "denoise": 1}},
+        "22": {"class_type": "BasicGuider", "inputs":
+            {"model": ["31", 0], "conditioning": ["26", 0]}},
+        "25": {"class_type": "RandomNoise", "inputs": {"noise_seed": 7}},
+        "26": {"class_type": "FluxGuidance", "inputs":
+            {"guidance": 2.5, "conditioning": ["6", 0]}},
+        "30": {"class_type": "LoraLoader", "inputs": {
+            "model": ["12", 0], "clip": ["11", 0], "lora_name": "style.safetensors",
+            "strength_model": 0.5, "strength_clip": 0.25}},
+        "31": {"class_type": "ModelSamplingFlux", "inputs": {
+            "model": ["30", 0], "max_shift": 1.15, "base_shift": 0.5, "width": 1024,
+            "height": 1024}},
+        "40": {"class_type": "PrimitiveString", "inputs": {"value": "a fox"}},
+    })
+}
+
+#[test]
+fn the_stock_graph_with_a_checkpoint() {
+    let meaning = read(&simple()).unwrap();
+    let request = Request::new("a fox").seed(u64::MAX).size(512, 256).steps(8).count(2);
+    assert_eq!(meaning.request, request);
+    assert_eq!(meaning.model.as_deref(), Some("schnell"));
+    assert_eq!(meaning.notes, ["drawn with 8 steps in place of 20"]);
+    assert_eq!(meaning.outputs, [("9".to_string(), "SaveImage".to_string())]);
+    let nodes = (&*meaning.text_node, &*meaning.sampler_node, &*meaning.decode_node);
+    assert_eq!(nodes, ("6", "3", "8"));
+    let other = with(&simple(), json!({"3/sampler_name": "dpmpp_2m", "3/scheduler": "karras"}));
+    let other = read(&other).unwrap();
+    assert_eq!((&other.request, other.notes.len()), (&meaning.request, 3));
+}
+
+#[test]
+fn the_stock_graph_of_flux() {
+    let meaning = read(&advanced()).unwrap();
+    let mut request = Request::new("a fox").seed(7).size(1024, 768).steps(20).count(1);
+    request.guidance = Some(2.5);
+    request.loras = vec![LoraChoice::new("style.safetensors", 0.5).text_strength(0.25)];
+    request.shift = meaning.request.shift;
+    assert_eq!(meaning.request, request);
+    assert!((request.shift.unwrap() - 1.15f32.exp()).abs() < 1e-4);
+    assert_eq!(meaning.model.as_deref(), Some("flux1-dev.safetensors"));
+}
+
+#[test]
+fn true_cfg_is_only_meant_in_graphs_for_flux() {
+    let mut graph = simple();
+    graph["10"] = json!({"class_type": "FluxGuidance", "inputs":
+        {"guidance": 3.5, "conditioning": ["6", 0]}});
+    graph["3"]["inputs"]["positive"] = json!(["10", 0]);
+    let request = read(&graph).unwrap().request;
+    assert_eq!((request.cfg_scale, request.negative.as_deref()), (Some(7.0), Some("blur")));
+    graph["3"]["inputs"]["cfg"] = json!(1.0);
+    let request = read(&graph).unwrap().request;
+    assert_eq!((request.cfg_scale, request.negative, request.guidance), (None, None, Some(3.5)));
+}
+
+#[test]
+fn an_image_is_drawn_over_in_exactly_the_steps_of_the_graph() {
+    let mut graph = simple();
+    graph["20"] = json!({"class_type": "LoadImage", "inputs": {"image": "photo.png"}});
+    graph["5"] = json!({"class_type": "VAEEncode", "inputs":
+        {"pixels": ["20", 0], "vae": ["4", 2]}});
+    let graph = with(&graph, json!({"4/ckpt_name": "dev", "3/denoise": 0.6}));
+    let meaning = read(&graph).unwrap();
+    let request = &meaning.request;
+    assert!(meaning.input.is_some());
+    // 20 of 33 steps, as ComfyUI does.
+    assert_eq!((request.steps, request.width, request.height), (Some(33), Some(96), Some(48)));
+    for total in 1..60usize {
+        for steps in 0..=total {
+            let strength = strength(Sigmas { total, steps }).to_string().parse::<f64>().unwrap();
+            let skipped = (total as f64 - total as f64 * strength) as usize;
+            assert_eq!(skipped, total - steps, "{steps} of {total}");
+        }
+    }
+    let mut scaled = graph.clone();
+    scaled["21"] = json!({"class_type": "ImageScale", "inputs": {"image": ["20", 0],
+        "upscale_method": "lanczos", "width": 640, "height": 0, "crop": "disabled"}});
+    scaled["5"]["inputs"]["pixels"] = json!(["21", 0]);
+    let request = read(&scaled).unwrap().request;
+    assert_eq!((request.width, request.height), (Some(640), Some(320)));
+    // Krita's way: the last part of divided noise levels.
+    let mut split = advanced();
+    split["5"] = graph["5"].clone();
+    split["20"] = json!({"class_type": "ETN_LoadImageCache", "inputs": {"id": "photo.png"}});
+    split["4"] = simple()["4"].clone();
+    split["50"] = json!({"class_type": "SplitSigmas", "inputs": {"sigmas": ["17", 0], "step": 8}});
+    split["13"]["inputs"]["sigmas"] = json!(["50", 1]);
+    let request = read(&split).unwrap().request;
+    assert_eq!((request.steps, request.strength), (Some(20), Some(0.6)));
+    split["13"]["inputs"]["sigmas"] = json!(["50", 0]);
+    assert_eq!(read(&split).unwrap_err().code, "unsupported");
+}
+
+#[test]
+fn what_cannot_be_drawn_is_refused_at_its_node() {
+    let latent = json!({"5/width": [1, 2]});
+    for (graph, code, node) in [
+        (
+            with(&simple(), json!({"3/x": 1, "8/class_type": "ImageBlur"})),
+            "missing_node_type",
+            "ImageBlur#8",
+        ),
+        (with(&simple(), json!({"3/model": null})), "required_input_missing", "KSampler#3"),
+        (with(&simple(), json!({"3/model": ["5", 0]})), "return_type_mismatch", "KSampler#3"),
+        (with(&simple(), json!({"3/steps": -1})), "invalid_input_type", "KSampler#3"),
+        (with(&simple(), json!({"3/denoise": 0.5})), "unsupported", "KSampler#3"),
+        (with(&simple(), json!({"3/latent_image": ["3", 0]})), "unsupported", "KSampler#3"),
+        (with(&simple(), json!({"8/samples": ["5", 0]})), "unsupported", "VAEDecode#8"),
+        (with(&simple(), latent), "invalid_prompt", ""),
+        (with(&simple(), json!({"3/model": ["99", 0]})), "invalid_prompt", ""),
+        (
+            with(&simple(), json!({"9/class_type": "VAEDecode"})),
+            "required_input_missing",
+            "VAEDecode#9",
+        ),
+        (json!({}), "prompt_no_outputs", ""),
+        (json!({"1": {"inputs": {}}}), "invalid_prompt", "#1"),
+    ] {
+        let fault = read(&graph).unwrap_err();
+        assert_eq!((fault.status, fault.code.as_str()), (400, code), "{}", fault.message);
+        assert_eq!(fault.parameter.as_deref().unwrap_or_default(), node);
+    }
+    let mut two = simple();
+    two["13"] = two["3"].clone();
+    two["18"] = json!({"class_type": "VAEDecode", "inputs":
+        {"samples": ["13", 0], "vae": ["4", 2]}});
+    two["19"] = json!({"class_type": "PreviewImage", "inputs": {"images": ["18", 0]}});
+    assert!(read(&two).unwrap_err().message.contains("one sampler"));
+    two["19"]["inputs"]["images"] = json!(["8", 0]);
+    assert_eq!(read(&two).unwrap().outputs.len(), 2);
+}

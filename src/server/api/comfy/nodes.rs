@@ -1,0 +1,200 @@
+//! The nodes that are understood: their inputs and outputs, for `/object_info` and for refusing the
+//! others by name.
+
+use serde_json::{Map, Value, json};
+
+/// A node.
+pub struct Node {
+    /// Its class.
+    pub class: &'static str,
+    /// Its inputs, `NAME:TYPE`, separated by spaces. A type of `@NAME` is a list to choose from,
+    /// and one that ends in `?` may be left out.
+    inputs: &'static str,
+    /// The types of its outputs.
+    outputs: &'static str,
+}
+
+/// What is offered in lists: model names differ from server to server.
+pub struct Lists {
+    pub models: Vec<String>,
+    pub loras: Vec<String>,
+    pub images: Vec<String>,
+}
+
+macro_rules! nodes {
+    ($($class:literal: $inputs:literal -> $outputs:literal;)+) => {
+        &[$(Node { class: $class, inputs: $inputs, outputs: $outputs }),+]
+    };
+}
+
+const NODES: &[Node] = nodes! {
+    "CheckpointLoaderSimple": "ckpt_name:@models" -> "MODEL CLIP VAE";
+    "UNETLoader": "unet_name:@models weight_dtype:@dtypes?" -> "MODEL";
+    "UnetLoaderGGUF": "unet_name:@models" -> "MODEL";
+    "CLIPLoader": "clip_name:@clips type:@cliptypes? device:@devices?" -> "CLIP";
+    "DualCLIPLoader":
+        "clip_name1:@clips clip_name2:@clips type:@cliptypes? device:@devices?" -> "CLIP";
+    "DualCLIPLoaderGGUF": "clip_name1:@clips clip_name2:@clips type:@cliptypes?" -> "CLIP";
+    "VAELoader": "vae_name:@vaes" -> "VAE";
+    "LoraLoader":
+        "model:MODEL clip:CLIP lora_name:@loras strength_model:FLOAT strength_clip:FLOAT"
+        -> "MODEL CLIP";
+    "LoraLoaderModelOnly": "model:MODEL lora_name:@loras strength_model:FLOAT" -> "MODEL";
+    "ModelSamplingFlux":
+        "model:MODEL max_shift:FLOAT base_shift:FLOAT width:INT height:INT" -> "MODEL";
+    "ModelSamplingSD3": "model:MODEL shift:FLOAT" -> "MODEL";
+    "CLIPTextEncode": "text:STRING clip:CLIP" -> "CONDITIONING";
+    "CLIPTextEncodeFlux":
+        "clip:CLIP clip_l:STRING t5xxl:STRING guidance:FLOAT" -> "CONDITIONING";
+    "FluxGuidance": "conditioning:CONDITIONING guidance:FLOAT" -> "CONDITIONING";
+    "ConditioningZeroOut": "conditioning:CONDITIONING" -> "CONDITIONING";
+    "EmptyLatentImage": "width:INT height:INT batch_size:INT?" -> "LATENT";
+    "EmptySD3LatentImage": "width:INT height:INT batch_size:INT?" -> "LATENT";
+    "RepeatLatentBatch": "samples:LATENT amount:INT" -> "LATENT";
+    "LoadImage": "image:@images" -> "IMAGE MASK";
+    "LoadImageOutput": "image:@images" -> "IMAGE MASK";
+    "ETN_LoadImageBase64": "image:STRING" -> "IMAGE MASK";
+    "ETN_LoadImageCache": "id:STRING" -> "IMAGE MASK";
+    "ImageScale":
+        "image:IMAGE upscale_method:@resizers? width:INT height:INT crop:@crops?" -> "IMAGE";
+    "VAEEncode": "pixels:IMAGE vae:VAE" -> "LATENT";
+    "KSampler":
+        "model:MODEL seed:INT steps:INT cfg:FLOAT sampler_name:@samplers scheduler:@schedulers \
+         positive:CONDITIONING negative:CONDITIONING latent_image:LATENT denoise:FLOAT"
+        -> "LATENT";
+    "KSamplerAdvanced":
+        "model:MODEL add_noise:@switch noise_seed:INT steps:INT cfg:FLOAT sampler_name:@samplers \
+         scheduler:@schedulers positive:CONDITIONING negative:CONDITIONING latent_image:LATENT \
+         start_at_step:INT end_at_step:INT return_with_leftover_noise:@switch"
+        -> "LATENT";
+    "KSamplerSelect": "sampler_name:@samplers" -> "SAMPLER";
+    "BasicScheduler": "model:MODEL scheduler:@schedulers steps:INT denoise:FLOAT" -> "SIGMAS";
+    "SplitSigmas": "sigmas:SIGMAS step:INT" -> "SIGMAS SIGMAS";
+    "RandomNoise": "noise_seed:INT" -> "NOISE";
+    "BasicGuider": "model:MODEL conditioning:CONDITIONING" -> "GUIDER";
+    "CFGGuider":
+        "model:MODEL positive:CONDITIONING negative:CONDITIONING cfg:FLOAT" -> "GUIDER";
+    "SamplerCustomAdvanced":
+        "noise:NOISE guider:GUIDER sampler:SAMPLER sigmas:SIGMAS latent_image:LATENT"
+        -> "LATENT LATENT";
+    "VAEDecode": "samples:LATENT vae:VAE" -> "IMAGE";
+    "VAEDecodeTiled":
+        "samples:LATENT vae:VAE tile_size:INT? overlap:INT? temporal_size:INT? \
+         temporal_overlap:INT?" -> "IMAGE";
+    "PrimitiveInt": "value:INT" -> "INT";
+    "PrimitiveFloat": "value:FLOAT" -> "FLOAT";
+    "PrimitiveString": "value:STRING" -> "STRING";
+    "PrimitiveStringMultiline": "value:STRING" -> "STRING";
+    "SaveImage": "images:IMAGE filename_prefix:STRING?" -> "";
+    "SaveImageAdvanced": "images:IMAGE filename_prefix:STRING? format:@formats?" -> "";
+    "SaveImageWebsocket": "images:IMAGE" -> "";
+    "PreviewImage": "images:IMAGE" -> "";
+    "ETN_SaveImageCache": "images:IMAGE format:@formats?" -> "";
+    "ETN_SendImageWebSocket": "images:IMAGE format:@formats?" -> "";
+};
+
+/// The node of this class.
+pub fn find(class: &str) -> Option<&'static Node> {
+    NODES.iter().find(|node| node.class == class)
+}
+
+impl Node {
+    /// Whether its result leaves the graph.
+    pub fn is_output(&self) -> bool {
+        self.outputs.is_empty()
+    }
+
+    fn inputs(&self) -> impl Iterator<Item = (&'static str, &'static str, bool)> {
+        self.inputs.split_whitespace().filter_map(|input| {
+            let (name, kind) = input.split_once(':')?;
+            let optional = kind.ends_with('?');
+            Some((name, kind.trim_end_matches('?'), optional))
+        })
+    }
+
+    /// The inputs that it must have.
+    pub fn required(&self) -> impl Iterator<Item = &'static str> {
+        self.inputs().filter(|(.., optional)| !optional).map(|(name, ..)| name)
+    }
+
+    /// Its entry of `/object_info`.
+    pub fn info(&self, lists: &Lists) -> Value {
+        let (mut required, mut optional) = (Map::new(), Map::new());
+        for (name, kind, is_optional) in self.inputs() {
+            let entry = if is_optional { &mut optional } else { &mut required };
+            entry.insert(name.into(), input_info(name, kind, lists));
+        }
+        let names = |map: &Map<String, Value>| map.keys().cloned().collect::<Vec<_>>();
+        let order = json!({"required": names(&required), "optional": names(&optional)});
+        let outputs: Vec<&str> = self.outputs.split_whitespace().collect();
+        json!({
+            "input": {"required": required, "optional": optional},
+            "input_order": order,
+            "output": outputs,
+            "output_is_list": vec![false; outputs.len()],
+            "output_name": outputs,
+            "name": self.class,
+            "display_name": self.class,
+            "description": "",
+            "python_module": "nodes",
+            "category": "flux-fast",
+            "output_node": self.is_output(),
+        })
+    }
+}
+
+/// An input of `/object_info`. Lists are lists themselves: some clients read no other form.
+fn input_info(name: &str, kind: &str, lists: &Lists) -> Value {
+    let fixed: &[&str] = match kind {
+        "@models" => return json!([lists.models]),
+        "@loras" => return json!([lists.loras]),
+        "@images" => return json!([lists.images, {"image_upload": true}]),
+        "@dtypes" => &["default"],
+        "@clips" => &CLIPS,
+        "@cliptypes" => &["flux"],
+        "@devices" => &["default", "cpu"],
+        "@vaes" => &VAES,
+        "@samplers" => &["euler"],
+        "@schedulers" => &["simple"],
+        "@switch" => &["enable", "disable"],
+        "@resizers" => &["lanczos"],
+        "@crops" => &["disabled", "center"],
+        "@formats" => &["PNG", "JPEG"],
+        "INT" => {
+            let default = match name {
+                "width" | "height" => 1024,
+                "steps" | "end_at_step" => 4,
+                "seed" | "noise_seed" | "start_at_step" => 0,
+                _ => 1,
+            };
+            return json!(["INT", {"default": default, "min": 0, "max": u64::MAX}]);
+        }
+        "FLOAT" => {
+            let default = match name {
+                "guidance" => 3.5,
+                "max_shift" => 1.15,
+                "base_shift" => 0.5,
+                _ => 1.0,
+            };
+            let range = json!({"default": default, "min": -100.0, "max": 100.0, "step": 0.01});
+            return json!(["FLOAT", range]);
+        }
+        "STRING" => return json!(["STRING", {"multiline": name == "text", "default": ""}]),
+        kind => return json!([kind]),
+    };
+    json!([fixed])
+}
+
+/// Names of components. The server finds them itself, so these stand for whatever there is.
+pub const CLIPS: [&str; 3] =
+    ["clip_l.safetensors", "t5xxl_fp16.safetensors", "t5xxl_fp8_e4m3fn.safetensors"];
+pub const VAES: [&str; 1] = ["ae.safetensors"];
+
+/// `/object_info`.
+pub fn object_info(lists: &Lists) -> Value {
+    NODES
+        .iter()
+        .map(|node| (node.class.to_string(), node.info(lists)))
+        .collect::<Map<_, _>>()
+        .into()
+}

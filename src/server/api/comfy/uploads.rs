@@ -1,0 +1,117 @@
+//! Images that clients upload to start from.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use axum::{Extension, Json};
+use serde_json::{Value, json};
+
+use super::Id;
+use crate::server::access::Owner;
+use crate::server::api::{form, image};
+use crate::server::fault::Fault;
+use crate::server::http::Whole;
+use crate::server::state::{Server, blocking};
+use crate::server::store::Kind;
+use crate::server::submit::check_image;
+
+/// The longest name of an image, in bytes.
+const MAX_NAME: usize = 255;
+/// How often a name that is taken gets another number.
+const MAX_COPIES: usize = 1000;
+
+/// The name of an image in a folder.
+pub fn joined(folder: &str, name: &str) -> String {
+    match folder.trim_matches('/') {
+        "" => name.to_string(),
+        folder => format!("{folder}/{name}"),
+    }
+}
+
+/// The image that the caller has uploaded as `name`.
+pub fn find(server: &Server, owner: &Owner, name: &str) -> Option<Bytes> {
+    server.store.get(&owner.0, Kind::Image, &format!("input:{name}")).map(|(_, bytes)| bytes)
+}
+
+/// The image that the caller has put under `id`.
+pub fn find_cached(server: &Server, owner: &Owner, id: &str) -> Option<Bytes> {
+    server.store.get(&owner.0, Kind::Image, &format!("cache:{id}")).map(|(_, bytes)| bytes)
+}
+
+/// The names of the images that the caller has uploaded.
+pub fn names(server: &Server, owner: &Owner) -> Vec<String> {
+    let all = server.store.list(&owner.0, Kind::Image);
+    all.iter().filter_map(|facts| facts.name.strip_prefix("input:").map(str::to_string)).collect()
+}
+
+/// Stores an image. A name that is taken by another image gets a number, unless it may be
+/// overwritten.
+pub async fn upload(
+    State(server): State<Arc<Server>>,
+    Extension(owner): Extension<Owner>,
+    body: Whole,
+) -> Result<Json<Value>, Fault> {
+    let form = form(&body).await?;
+    let Some(file) = form.files.into_iter().find(|file| file.field == "image") else {
+        return Err(Fault::new(400, "invalid_request", "the form has no file called image"));
+    };
+    let text = |name: &str| form.fields.get(name).and_then(Value::as_str).unwrap_or_default();
+    let folder = text("subfolder").trim_matches('/').to_string();
+    let overwrite = ["true", "1"].contains(&text("overwrite"));
+    // Only the last part: some browsers send the whole path.
+    let name = file.name.rsplit(['/', '\\']).next().unwrap_or_default().to_string();
+    let is_name = |text: &str| text.len() <= MAX_NAME && !text.chars().any(char::is_control);
+    if name.is_empty() || !is_name(&name) || !is_name(&folder) {
+        return Err(Fault::new(400, "invalid_request", "the file has no name, or a strange one"));
+    }
+    check_image(&file.bytes).map_err(|fault| fault.parameter("image"))?;
+    let name = blocking(|| {
+        let mut candidate = name.clone();
+        for number in 1..MAX_COPIES {
+            let key = format!("input:{}", joined(&folder, &candidate));
+            let taken = server.store.get(&owner.0, Kind::Image, &key);
+            if overwrite || taken.is_none_or(|(_, bytes)| bytes == file.bytes) {
+                server.store.put(&owner.0, Kind::Image, &key, Value::Null, &file.bytes)?;
+                return Ok(candidate);
+            }
+            candidate = match name.rsplit_once('.') {
+                Some((stem, ending)) => format!("{stem} ({number}).{ending}"),
+                None => format!("{name} ({number})"),
+            };
+        }
+        Err(Fault::new(400, "invalid_request", "there are too many images of this name"))
+    })?;
+    Ok(Json(json!({"name": name, "subfolder": folder, "type": "input"})))
+}
+
+/// Puts an image under an id that the client has chosen, for `ETN_LoadImageCache`.
+pub async fn put_cached(
+    State(server): State<Arc<Server>>,
+    Extension(owner): Extension<Owner>,
+    Path(id): Id,
+    body: Whole,
+) -> Result<StatusCode, Fault> {
+    if id.len() > MAX_NAME {
+        return Err(Fault::invalid("id", "id: expected a shorter one"));
+    }
+    check_image(&body.bytes).map_err(|fault| fault.parameter("image"))?;
+    let known = blocking(|| find_cached(&server, &owner, &id));
+    let key = format!("cache:{id}");
+    blocking(|| server.store.put(&owner.0, Kind::Image, &key, Value::Null, &body.bytes))?;
+    Ok(if known.is_some() { StatusCode::OK } else { StatusCode::CREATED })
+}
+
+/// An image that was put there, or one of `ETN_SaveImageCache`.
+pub async fn get_cached(
+    State(server): State<Arc<Server>>,
+    Extension(owner): Extension<Owner>,
+    Path(id): Id,
+) -> Result<Response, Fault> {
+    let around = super::Around { server: &server, owner: &owner };
+    let found = blocking(|| around.drawn(&id).or_else(|| find_cached(&server, &owner, &id)));
+    let bytes = found.ok_or_else(|| Fault::not_found("there is no image of this id"))?;
+    Ok(image(bytes.to_vec(), &id))
+}

@@ -1,0 +1,315 @@
+//! fal's queue (`/fal/queue/...`) and its direct calls (`/fal/run/...`).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Extension, Json, Router};
+use serde_json::{Value, json};
+
+use super::{base, data_uri, format, link, refuse_fields, sentence, type_of};
+use crate::pipeline::images::Format;
+use crate::pipeline::request::Request;
+use crate::server::access::Owner;
+use crate::server::fault::Fault;
+use crate::server::fields::Fields;
+use crate::server::http::Whole;
+use crate::server::job::{Job, Lane, State as JobState};
+use crate::server::state::{Server, blocking};
+use crate::server::submit::{Draft, answer, parse_image, succeeded};
+use crate::server::webhook::Webhook;
+
+/// The name of this API in jobs.
+pub const DIALECT: &str = "fal";
+
+/// The named sizes.
+const SIZES: [(&str, usize, usize); 6] = [
+    ("square_hd", 1024, 1024),
+    ("square", 512, 512),
+    ("portrait_4_3", 768, 1024),
+    ("portrait_16_9", 576, 1024),
+    ("landscape_4_3", 1024, 768),
+    ("landscape_16_9", 1024, 576),
+];
+
+/// The paths of this API. The queue's are `APP`, `APP/requests/ID`, and that with `/status` or
+/// `/cancel`, where `APP` has any number of parts.
+pub fn routes() -> Router<Arc<Server>> {
+    Router::new()
+        .route("/fal/run/{*app}", post(run))
+        .route("/fal/queue/{*path}", post(submit).get(look).put(cancel))
+}
+
+/// The body of an error.
+pub fn error(fault: &Fault) -> Value {
+    match (&fault.parameter, fault.status) {
+        (Some(name), 422) => json!({"detail": [{
+            "loc": ["body", name], "msg": sentence(fault), "type": "value_error",
+        }]}),
+        _ => json!({"detail": sentence(fault)}),
+    }
+}
+
+/// The word for a fault in the header `x-fal-error-type`.
+pub fn error_type(fault: &Fault) -> &'static str {
+    match fault.status {
+        401 | 403 => "unauthorized",
+        404 => "not_found",
+        408 | 504 => "request_timeout",
+        429 => "concurrent_requests_limit",
+        400..=499 => "bad_request",
+        503 => "no_available_runner",
+        _ => "internal_server_error",
+    }
+}
+
+/// The draft of an input for `app`.
+fn draft(app: &str, body: &Value) -> Result<Draft, Fault> {
+    let fields = Fields::of(body)?;
+    let Some(prompt) = fields.text("prompt")? else {
+        return Err(Fault::invalid("prompt", "prompt: it is missing"));
+    };
+    refuse_fields(
+        &fields,
+        &[
+            "mask_url",
+            "control_loras",
+            "controlnets",
+            "easycontrols",
+            "ip_adapters",
+            "image_urls",
+            "reference_image_url",
+        ],
+        "this server draws from a prompt and one image to start from",
+    )?;
+    let mut request = Request::new(prompt).loras(fields.loras("loras")?);
+    request.steps = fields.whole("num_inference_steps")?;
+    request.guidance = fields.real("guidance_scale")?;
+    request.count = fields.whole("num_images")?;
+    request.seed = fields.seed("seed")?;
+    request.strength = fields.real("strength")?;
+    match fields.get("image_size") {
+        None => {}
+        Some(Value::Object(size)) => {
+            request.width = Fields(size).whole("width")?;
+            request.height = Fields(size).whole("height")?;
+        }
+        Some(name) => {
+            let found = SIZES.iter().find(|(known, ..)| Some(*known) == name.as_str());
+            let Some((_, width, height)) = found else {
+                let names = SIZES.map(|(name, ..)| name).join(", ");
+                let expected = format!("image_size: expected {names}, or width and height");
+                return Err(Fault::invalid("image_size", expected));
+            };
+            (request.width, request.height) = (Some(*width), Some(*height));
+        }
+    }
+    let mut draft = Draft::new(request, DIALECT);
+    draft.input =
+        fields.long_text("image_url")?.map(|url| parse_image("image_url", url)).transpose()?;
+    draft.format = Format::Jpeg;
+    if let Some(name) = fields.text("output_format")? {
+        draft.format = format(name)?;
+    }
+    draft.model = model_of(app);
+    let prompt = draft.request.prompt.text();
+    draft.echo = json!({"app": app, "prompt": prompt, "inline": fields.flag("sync_mode")?});
+    Ok(draft)
+}
+
+/// The model of an app such as `fal-ai/flux/dev/image-to-image`: its parts without the owner, the
+/// task, and words for what every model does here.
+fn model_of(app: &str) -> Option<String> {
+    let tasks = ["image-to-image", "text-to-image", "stream"];
+    let parts: Vec<&str> = app.split('/').filter(|p| !p.is_empty() && !tasks.contains(p)).collect();
+    let name = match parts.as_slice() {
+        [] => return None,
+        [one] => one.to_string(),
+        [_, name @ ..] => name.join("-"),
+    };
+    // These are FLUX.1 [dev] there.
+    Some(match name.as_str() {
+        "flux-lora" | "flux-general" => "flux-dev".into(),
+        _ => name,
+    })
+}
+
+async fn run(
+    State(server): State<Arc<Server>>,
+    Extension(owner): Extension<Owner>,
+    Path(app): Path<String>,
+    headers: HeaderMap,
+    body: Whole,
+) -> Result<Response, Fault> {
+    let draft = draft(&app, &body.json()?)?;
+    let (job, _) = server.submit(draft, &owner)?;
+    let waiting = server.wait(job);
+    answer(waiting, move |server, job| result(server, &headers, job), error).await
+}
+
+async fn submit(
+    State(server): State<Arc<Server>>,
+    Extension(owner): Extension<Owner>,
+    Path(app): Path<String>,
+    Query(query): Query<HashMap<String, String>>,
+    headers: HeaderMap,
+    body: Whole,
+) -> Result<Json<Value>, Fault> {
+    let mut draft = draft(&app, &body.json()?)?;
+    if let Some(url) = query.get("fal_webhook").filter(|url| !url.is_empty()) {
+        draft.webhook = Some(Webhook { url: url.clone(), secret: None });
+    }
+    let priority = headers.get("x-fal-queue-priority").and_then(|v| v.to_str().ok());
+    if priority.is_some_and(|priority| priority.eq_ignore_ascii_case("low")) {
+        draft.lane = Lane::Low;
+    }
+    let (job, _) = server.submit(draft, &owner)?;
+    let mut status = status(&server, &headers, &job);
+    status["status"] = json!("IN_QUEUE");
+    Ok(Json(status))
+}
+
+/// The state of a job, with the addresses to ask for more.
+fn status(server: &Server, headers: &HeaderMap, job: &Job) -> Value {
+    let app = job.spec.as_ref().and_then(|spec| spec.echo["app"].as_str()).unwrap_or("flux");
+    let url = format!("{}/fal/queue/{app}/requests/{}", base(server, headers), job.id);
+    let mut status = json!({
+        "status": match job.state {
+            JobState::Queued => "IN_QUEUE",
+            JobState::Running | JobState::Canceling => "IN_PROGRESS",
+            _ => "COMPLETED",
+        },
+        "request_id": job.id,
+        "response_url": url,
+        "status_url": format!("{url}/status"),
+        "cancel_url": format!("{url}/cancel"),
+        "logs": [],
+        "metrics": {},
+    });
+    if let Some(position) = server.progress(job).1 {
+        status["queue_position"] = json!(position);
+    }
+    if let (Some(started), Some(finished)) = (job.started, job.finished) {
+        status["metrics"]["inference_time"] = json!(finished - started);
+    }
+    if let Err(fault) = succeeded(job)
+        && job.state.is_final()
+    {
+        status["error"] = json!(sentence(&fault));
+        status["error_type"] = json!(error_type(&fault));
+    }
+    status
+}
+
+/// The images of a job that is over.
+fn result(server: &Server, headers: &HeaderMap, job: &Job) -> Result<Value, Fault> {
+    let outputs = succeeded(job)?;
+    let echo = job.spec.as_ref().map(|spec| spec.echo.clone()).unwrap_or_default();
+    let mut images = Vec::new();
+    for output in outputs {
+        let url = match echo["inline"] == true {
+            true => data_uri(server, output)?,
+            false => link(server, headers, output),
+        };
+        images.push(json!({
+            "url": url, "width": output.width, "height": output.height,
+            "content_type": type_of(&output.file), "file_name": output.file,
+            "file_size": output.bytes,
+        }));
+    }
+    let seconds = job.started.and_then(|started| Some(job.finished? - started));
+    Ok(json!({
+        "images": images,
+        "timings": {"inference": seconds},
+        "seed": job.settings.as_ref().map(|settings| &settings["seed"]),
+        "has_nsfw_concepts": vec![false; outputs.len()],
+        "prompt": echo["prompt"],
+    }))
+}
+
+/// The id of a job in a path of the queue, and what is asked of it.
+fn asked(path: &str) -> Result<(&str, &str), Fault> {
+    let found =
+        path.split_once("/requests/").map(|(_, rest)| rest.split_once('/').unwrap_or((rest, "")));
+    found.ok_or_else(|| Fault::not_found("there is nothing at this path"))
+}
+
+async fn look(
+    State(server): State<Arc<Server>>,
+    Extension(owner): Extension<Owner>,
+    Path(path): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Fault> {
+    let (id, what) = asked(&path)?;
+    let job = server.job(id, &owner.0)?;
+    match what {
+        "status" => {
+            let code = match job.state.is_final() {
+                true => StatusCode::OK,
+                false => StatusCode::ACCEPTED,
+            };
+            Ok((code, Json(status(&server, &headers, &job))).into_response())
+        }
+        "" if !job.state.is_final() => {
+            Err(Fault::new(400, "not_finished", "the request is still in progress"))
+        }
+        "" => Ok(Json(blocking(|| result(&server, &headers, &job))?).into_response()),
+        _ => Err(Fault::not_found("there is nothing at this path")),
+    }
+}
+
+async fn cancel(
+    State(server): State<Arc<Server>>,
+    Extension(owner): Extension<Owner>,
+    Path(path): Path<String>,
+) -> Result<Response, Fault> {
+    let (id, "cancel") = asked(&path)? else {
+        return Err(Fault::not_found("there is nothing at this path"));
+    };
+    let before = server.job(id, &owner.0)?;
+    if before.state.is_final() {
+        let body = Json(json!({"status": "ALREADY_COMPLETED"}));
+        return Ok((StatusCode::BAD_REQUEST, body).into_response());
+    }
+    server.cancel(id, &owner.0)?;
+    let body = Json(json!({"status": "CANCELLATION_REQUESTED"}));
+    Ok((StatusCode::ACCEPTED, body).into_response())
+}
+
+/// What a webhook is sent.
+pub fn webhook_body(server: &Server, job: &Job) -> Value {
+    let (status, payload, error) = match result(server, &HeaderMap::new(), job) {
+        Ok(payload) => ("OK", payload, Value::Null),
+        Err(fault) => ("ERROR", error(&fault), json!(sentence(&fault))),
+    };
+    json!({
+        "request_id": job.id, "gateway_request_id": job.id, "status": status, "payload": payload,
+        "error": error,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_model_is_in_the_name_of_the_app() {
+        for (app, model) in [
+            ("fal-ai/flux/dev", "flux-dev"),
+            ("fal-ai/flux/dev/image-to-image", "flux-dev"),
+            ("fal-ai/flux/schnell", "flux-schnell"),
+            ("fal-ai/flux-lora", "flux-dev"),
+            ("fal-ai/flux-tiny", "flux-tiny"),
+            ("flux-tiny", "flux-tiny"),
+            ("fal-ai/flux-pro/v1.1", "flux-pro-v1.1"),
+        ] {
+            assert_eq!(model_of(app).as_deref(), Some(model));
+        }
+        assert_eq!(asked("a/b/requests/ID/status").unwrap(), ("ID", "status"));
+        assert_eq!(asked("a/requests/ID").unwrap(), ("ID", ""));
+        assert!(asked("a/b").is_err());
+    }
+}

@@ -1,0 +1,235 @@
+//! The API of stable-diffusion.cpp's server, `/sdcpp/v1`.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Map, Value, json};
+
+use super::native::quality_of;
+use super::{format, refuse_fields, sentence};
+use crate::pipeline::images::Format;
+use crate::pipeline::request::{self, Request};
+use crate::server::access::Owner;
+use crate::server::fault::Fault;
+use crate::server::fields::Fields;
+use crate::server::http::Whole;
+use crate::server::job::{Job, State as JobState};
+use crate::server::state::{Server, blocking};
+use crate::server::submit::{Draft, expired, parse_image, succeeded};
+
+/// Marks of further fields inside a prompt.
+const EXTRA: (&str, &str) = ("<sd_cpp_extra_args>", "</sd_cpp_extra_args>");
+
+/// The paths of this API.
+pub fn routes() -> Router<Arc<Server>> {
+    Router::new()
+        .route("/sdcpp/v1/img_gen", post(submit))
+        .route("/sdcpp/v1/jobs/{id}", get(job))
+        .route("/sdcpp/v1/jobs/{id}/cancel", post(cancel))
+        .route("/sdcpp/v1/capabilities", get(capabilities))
+}
+
+/// The body of an error.
+pub fn error(fault: &Fault) -> Value {
+    json!({"error": fault.code, "message": sentence(fault)})
+}
+
+async fn submit(
+    State(server): State<Arc<Server>>,
+    Extension(owner): Extension<Owner>,
+    body: Whole,
+) -> Result<Response, Fault> {
+    let mut body = body.json()?;
+    Fields::of(&body)?;
+    take_extra(&mut body)?;
+    let (job, _) = server.submit(draft(&Fields::of(&body)?)?, &owner)?;
+    let mut answer = object(&server, &job)?;
+    answer["poll_url"] = json!(format!("/sdcpp/v1/jobs/{}", job.id));
+    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+}
+
+/// Cuts further fields out of the prompt; they take precedence.
+fn take_extra(body: &mut Value) -> Result<(), Fault> {
+    let Some(prompt) = body["prompt"].as_str() else { return Ok(()) };
+    let Some((before, rest)) = prompt.split_once(EXTRA.0) else { return Ok(()) };
+    let wrong = || Fault::invalid("prompt", "prompt: the fields in it are not a JSON object");
+    let (inside, after) = rest.split_once(EXTRA.1).ok_or_else(wrong)?;
+    let extra: Map<String, Value> = serde_json::from_str(inside).map_err(|_| wrong())?;
+    let prompt = format!("{before}{after}");
+    if let Some(body) = body.as_object_mut() {
+        body.insert("prompt".into(), json!(prompt));
+        body.extend(extra);
+    }
+    Ok(())
+}
+
+/// The draft of a body. `txt_cfg` is not true CFG, since clients send one to every model;
+/// `true_cfg_scale` is.
+fn draft(fields: &Fields) -> Result<Draft, Fault> {
+    refuse_fields(
+        fields,
+        &["mask_image", "control_image", "ref_images", "hires"],
+        "this server draws from a prompt and one image to start from",
+    )?;
+    let none = Map::new();
+    let part = |fields: &Fields, name: &str| match fields.get(name) {
+        Some(Value::Object(map)) => Ok(map.clone()),
+        None => Ok(none.clone()),
+        Some(_) => Err(Fault::invalid(name, format!("{name}: expected an object"))),
+    };
+    let sample = part(fields, "sample_params")?;
+    let sample = Fields(&sample);
+    let guidance = part(&sample, "guidance")?;
+    let guidance = Fields(&guidance);
+    let mut request = Request::new(fields.text("prompt")?.unwrap_or_default());
+    request.loras = fields.loras("lora")?;
+    request.width = fields.whole("width")?;
+    request.height = fields.whole("height")?;
+    request.seed = fields.seed("seed")?;
+    request.count = fields.whole("batch_count")?;
+    request.steps = sample.whole("sample_steps")?.filter(|steps| *steps > 0);
+    request.guidance = guidance.real("distilled_guidance")?;
+    request.cfg_scale = guidance.real("true_cfg_scale")?.filter(|scale| *scale != 1.0);
+    if request.cfg_scale.is_some() {
+        request.negative = fields.text("negative_prompt")?.map(str::to_string);
+    }
+    let mut draft = Draft::new(request, "sdcpp");
+    if let Some(image) = fields.long_text("init_image")?.filter(|image| !image.is_empty()) {
+        draft.input = Some(parse_image("init_image", image)?);
+        // It is sent with and without an image.
+        draft.request.strength = fields.real("strength")?;
+    }
+    if let Some(name) = fields.text("output_format")?.filter(|name| !name.is_empty()) {
+        draft.format = format(name)?;
+    }
+    if let Some(quality) = fields.whole("output_compression")? {
+        draft.quality = quality_of(quality.max(1), "output_compression")?;
+    }
+    Ok(draft)
+}
+
+/// A job in the form of this API.
+fn object(server: &Server, job: &Job) -> Result<Value, Fault> {
+    let status = match job.state {
+        JobState::Queued => "queued",
+        JobState::Running | JobState::Canceling => "generating",
+        JobState::Succeeded => "completed",
+        JobState::Failed => "failed",
+        JobState::Canceled => "cancelled",
+        JobState::Expired => return Err(expired()),
+    };
+    let result = match job.state {
+        JobState::Succeeded => {
+            let mut images = Vec::new();
+            for (index, output) in succeeded(job)?.iter().enumerate() {
+                let bytes = BASE64_STANDARD.encode(server.read_result(output)?);
+                images.push(json!({"index": index, "b64_json": bytes}));
+            }
+            let format = job.spec.as_ref().map_or(Format::Png, |spec| spec.format());
+            json!({"output_format": format.name(), "images": images})
+        }
+        _ => Value::Null,
+    };
+    let (progress, position) = server.progress(job);
+    Ok(json!({
+        "id": job.id,
+        "kind": "img_gen",
+        "status": status,
+        "created": job.created as u64,
+        "started": job.started.map(|at| at as u64),
+        "completed": job.finished.map(|at| at as u64),
+        "queue_position": position.map_or(0, |position| position + 1),
+        "progress": progress,
+        "result": result,
+        "error": job.fault.as_ref().map(|fault| {
+            json!({"code": fault.code, "message": sentence(fault)})
+        }),
+    }))
+}
+
+async fn job(
+    State(server): State<Arc<Server>>,
+    Extension(owner): Extension<Owner>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Fault> {
+    let job = server.job(&id, &owner.0)?;
+    blocking(|| object(&server, &job)).map(Json)
+}
+
+async fn cancel(
+    State(server): State<Arc<Server>>,
+    Extension(owner): Extension<Owner>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Fault> {
+    let job = server.cancel(&id, &owner.0)?;
+    blocking(|| object(&server, &job)).map(Json)
+}
+
+async fn capabilities(State(server): State<Arc<Server>>) -> Json<Value> {
+    let loras = blocking(|| server.models.loras());
+    let loras: Vec<Value> = loras.iter().map(|l| json!({"name": l.name, "path": l.name})).collect();
+    let name = server.models.default_name();
+    let settings = server.worker().defaults.unwrap_or_default();
+    let defaults = json!({
+        "prompt": "", "negative_prompt": "", "clip_skip": -1,
+        "width": settings["width"], "height": settings["height"], "strength": 0.75, "seed": -1,
+        "batch_count": 1, "output_format": "png", "output_compression": 90,
+        "sample_params": {
+            "scheduler": "simple", "sample_method": "euler", "sample_steps": settings["steps"],
+            "guidance": {
+                "txt_cfg": 1.0, "img_cfg": 1.0,
+                "distilled_guidance": settings["guidance"].as_f64().unwrap_or(3.5),
+            },
+        },
+        "lora": [],
+    });
+    let formats = Format::ALL.map(Format::name);
+    let features = json!({
+        "init_image": true, "mask_image": false, "control_image": false, "ref_images": false,
+        "lora": true, "vae_tiling": false, "hires": false, "cache": false,
+        "cancel_queued": true, "cancel_generating": true,
+    });
+    Json(json!({
+        "model": {"name": name, "stem": name, "path": name},
+        "current_mode": "img_gen",
+        "supported_modes": ["img_gen"],
+        "defaults": defaults,
+        "defaults_by_mode": {"img_gen": defaults},
+        "output_formats": formats,
+        "output_formats_by_mode": {"img_gen": formats},
+        "features": features,
+        "features_by_mode": {"img_gen": features},
+        "samplers": ["euler"],
+        "schedulers": ["simple"],
+        "loras": loras,
+        "upscalers": [],
+        "limits": {
+            "min_width": request::MIN_SIDE, "max_width": request::MAX_SIDE,
+            "min_height": request::MIN_SIDE, "max_height": request::MAX_SIDE,
+            "max_batch_count": request::MAX_COUNT, "max_queue_size": server.options.max_queued,
+        },
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_inside_the_prompt_are_cut_out_and_honoured() {
+        let mut body = json!({
+            "prompt": "a fox<sd_cpp_extra_args>{\"seed\": 7}</sd_cpp_extra_args>, 3D", "seed": 1,
+        });
+        take_extra(&mut body).unwrap();
+        assert_eq!(body, json!({"prompt": "a fox, 3D", "seed": 7}));
+        for bad in ["x<sd_cpp_extra_args>{}", "<sd_cpp_extra_args>[]</sd_cpp_extra_args>"] {
+            assert_eq!(take_extra(&mut json!({"prompt": bad})).unwrap_err().status, 422);
+        }
+    }
+}
