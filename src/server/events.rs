@@ -138,9 +138,21 @@ impl Events {
 
     /// Adds an event to those of `job`.
     pub fn publish(&self, job: &str, name: &'static str, data: Value) {
+        self.add(job, name, data, |_| true);
+    }
+
+    /// Adds the first event of `job`, unless a worker has taken it already and said more.
+    pub fn publish_first(&self, job: &str, name: &'static str, data: Value) {
+        self.add(job, name, data, |last| last == 0);
+    }
+
+    fn add(&self, job: &str, name: &'static str, data: Value, wanted: impl Fn(u64) -> bool) {
         let channel = self.channel(job);
         let number = {
             let mut log = channel.lock();
+            if !wanted(log.last) {
+                return;
+            }
             log.last += 1;
             let event = JobEvent { number: log.last, name, data: Arc::new(data) };
             if name == "preview" {
@@ -247,6 +259,10 @@ mod tests {
         (0..2 * MAX_EVENTS).for_each(|_| events.publish("a", "log", json!({})));
         assert_eq!(channel.after(0).len(), MAX_EVENTS);
         assert!(events.channel("b").after(0).is_empty());
+        events.publish_first("a", "status", json!("late"));
+        events.publish_first("b", "status", json!("first"));
+        let first = |job: &str| events.channel(job).after(0).last().unwrap().data.clone();
+        assert_eq!((&*first("a"), &*first("b")), (&json!({}), &json!("first")));
     }
 
     #[test]

@@ -216,6 +216,11 @@ impl Server {
         self.events.publish(&job.id, "status", status_json(job));
     }
 
+    /// Tells those who watch `job` that it was accepted, unless it runs already.
+    pub fn publish_accepted(&self, job: &Job) {
+        self.events.publish_first(&job.id, "status", status_json(job));
+    }
+
     /// Tells those who watch `job` that it is over.
     pub fn publish_end(&self, job: &Job) {
         self.metrics.job_ended(job.state.name());

@@ -149,7 +149,7 @@ impl Server {
         let submitted = self.broker.submit(new);
         if let Ok(Submitted::New(job, standings)) = submitted {
             note_limits(standings);
-            self.publish_status(&job);
+            self.publish_accepted(&job);
             self.wake.notify_one();
             return Ok((job, true));
         }
