@@ -110,7 +110,7 @@ pub async fn guard(
         }
     }
     server.metrics.answered(status);
-    let ms = since.elapsed().as_secs_f64() * 1e3;
+    let ms = since.elapsed().as_micros() as f64 / 1e3;
     let path = one_line(&shortened(&path, MAX_LOGGED)).into_owned();
     let who = who.as_str();
     // Polls of load balancers and the files of the page say nothing.

@@ -179,7 +179,8 @@ impl Server {
         let Draft { request, model, input, .. } = draft;
         request.check_values()?;
         for (name, side) in [("width", request.width), ("height", request.height)] {
-            side.map_or(Ok(()), |side| check_side(name, side, TOKEN))?;
+            let checked = side.map_or(Ok(()), |side| check_side(name, side, TOKEN));
+            checked.map_err(|e| Fault::from(e).parameter(name))?;
         }
         if request.strength.is_some() && !has_input {
             return Err(Fault::invalid("strength", "strength: it needs an image to start from"));
@@ -190,7 +191,12 @@ impl Server {
         names.map(|lora| &lora.name).try_for_each(|name| self.models.check_lora(name))?;
         let (_, pixels_of_one) = self.size_of(request);
         let plan = self.access.plan(owner);
-        plan.as_ref().map_or(Ok(()), |plan| plan.check(&model.name, pixels_of_one))?;
+        // A model has several names: with and without its extension, and aliases.
+        let is_meant = |name: &str| {
+            name == model.name
+                || self.models.find(Some(name)).is_ok_and(|named| named.open == model.open)
+        };
+        plan.as_ref().map_or(Ok(()), |plan| plan.check(is_meant, pixels_of_one))?;
         Ok(model)
     }
 

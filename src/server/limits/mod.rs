@@ -138,13 +138,14 @@ pub fn decide(plan: &Plan, before: &Admitted, now: i64, charge: Charge, active: 
 
 impl Plan {
     /// Refuses an image that is larger than the plan allows, or another model than those of the
-    /// plan. No time makes such a request acceptable, so it is never a 429.
+    /// plan: `is_meant` says whether a name means the model of the request. No time makes such a
+    /// request acceptable, so it is never a 429.
     ///
     /// # Errors
     /// 422 and 403.
-    pub fn check(&self, model: &str, pixels_of_one: u64) -> Result<(), Fault> {
+    pub fn check(&self, is_meant: impl Fn(&str) -> bool, pixels_of_one: u64) -> Result<(), Fault> {
         if let Some(models) = &self.models
-            && !models.iter().any(|m| m == model)
+            && !models.iter().any(|name| is_meant(name))
         {
             let message = "model: this model is not part of the plan of your key";
             return Err(Fault::new(403, "forbidden", message)
