@@ -49,7 +49,11 @@ impl FairQueue {
 
     /// Puts a job that was taken in front of its owner's jobs, as if it had not been taken.
     pub fn push_front(&mut self, job: Waiting) {
-        self.enter(&job.owner);
+        if !self.owners.contains_key(&job.owner) {
+            self.enter(&job.owner);
+            // Its turn had come: it is first among those with the same time.
+            self.arrivals.insert(job.owner.clone(), 0);
+        }
         if let Some(time) = self.times.get_mut(&job.owner) {
             *time -= job.cost;
         }
