@@ -8,6 +8,8 @@ import { duration, sentence } from "./text.js";
 
 /** How often the place in the queue is asked for, in milliseconds. */
 const POLL = 2000;
+/** For how long after a connection the server may be repeating earlier events, in milliseconds. */
+const REPEATS = 500;
 const OVER = ["succeeded", "failed", "canceled", "expired"];
 
 /** What is stored of a job. */
@@ -52,7 +54,7 @@ export function useJobs(onImages, onGone) {
     if (object.predicted_seconds != null) {
       Object.assign(change, { predicted: object.predicted_seconds, predictedAt: Date.now() });
     }
-    if (object.progress) Object.assign(change, stepped(job, object.progress));
+    if (object.progress) Object.assign(change, stepped(job, object.progress, object.isRepeated));
     if (change.status === "running" && !job.running) change.running = Date.now();
     if (OVER.includes(change.status)) {
       end(id);
@@ -96,12 +98,16 @@ export function useJobs(onImages, onGone) {
   const follow = async (id, signal) => {
     let last = null;
     for (let tries = 0; !signal.aborted && find(id); tries += 1) {
+      const since = Date.now();
       try {
         for await (const event of events(id, last, signal)) {
           tries = 0;
           last = event.id ?? last;
           if (event.name === "status") hear(id, { status: event.data.status });
-          else if (event.name === "progress") hear(id, { progress: event.data, status: "running" });
+          else if (event.name === "progress") {
+            const isRepeated = Date.now() - since < REPEATS;
+            hear(id, { progress: event.data, status: "running", isRepeated });
+          }
           else if (event.name === "preview") {
             update(id, { preview: `data:${event.data.content_type};base64,${event.data.data}` });
           }
@@ -193,11 +199,11 @@ export function useJobs(onImages, onGone) {
   return { jobs, start, cancel, dismiss: (job) => drop(job.id) };
 }
 
-/** The times of the steps, for the time that is left. */
-function stepped(job, progress) {
+/** The times of the steps, for the time that is left. Repeated events say nothing about it. */
+function stepped(job, progress, isRepeated) {
   const change = { progress };
   if (progress.phase !== "denoise") return change;
-  if (!job.firstStep || progress.step < job.firstStep.step) {
+  if (!job.firstStep || isRepeated || progress.step < job.firstStep.step) {
     change.firstStep = { step: progress.step, at: Date.now() };
     change.lastStep = Date.now();
   } else if (progress.step !== job.progress?.step) {

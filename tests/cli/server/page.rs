@@ -239,7 +239,7 @@ fn the_page_shows_progress_the_queue_and_refusals_and_cancels() {
         tab.fill("#steps", "0").await;
         tab.until("document.querySelector('.cost.bad')?.innerText.includes('Steps')").await;
         tab.draw().await;
-        tab.until("document.querySelector('.failed b')?.innerText.includes('steps')").await;
+        tab.until("document.querySelector('.failed b')?.innerText.includes('Steps')").await;
         tab.client.close().await.unwrap();
     });
 }
