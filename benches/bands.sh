@@ -10,7 +10,8 @@ folder=$(mktemp -d)
 trap 'rm -r "$folder"' EXIT
 start=$(dirname "$0")/../tests/data/vae/wide.png
 common=(a -i "$start" --strength 0 --seed 1 --device cpu --compute f32 --no-cache --quiet)
-number() { grep -o "$1[0-9.]*" | grep -o '[0-9.]*$' | head -1; }
+# The last number behind this text. The one of the whole plan comes after those of its phases.
+number() { grep -o -e "$1[0-9.]*" | grep -o '[0-9.]*$' | tail -1; }
 
 echo "| size | --ram | bands of the decoder | seconds | MB resident at most | pixels |"
 echo "|---|---|---|---|---|---|"
@@ -27,7 +28,8 @@ for size in "$@"; do
         resident=$(echo "$run" | number '"peak_memory_bytes":')
         same=equal
         cmp -s "$folder/auto.bmp" "$out" || same=DIFFERENT
-        echo "| $size | $ram | ${bands:-?} | $seconds | $((resident / 1000000)) | $same |"
+        printf '| %s | %s | %s | %.1f | %d | %s |\n' "$size" "$ram" "${bands:-?}" "$seconds" \
+            $((resident / 1000000)) $same
         [ $same = equal ]
     done
 done
