@@ -46,10 +46,12 @@ pub fn unfinished_file(folder: &Path) -> Result<NamedTempFile> {
 /// An error of the system without the temporary name that `tempfile` adds to it: users know the
 /// file by its final name.
 fn plain(error: std::io::Error) -> std::io::Error {
-    let inner = error.get_ref().and_then(|e| e.source());
-    let inner = inner.and_then(|e| e.downcast_ref::<std::io::Error>());
-    match inner.and_then(std::io::Error::raw_os_error) {
-        Some(code) => std::io::Error::from_raw_os_error(code),
+    if error.raw_os_error().is_some() {
+        return error;
+    }
+    let text = error.to_string();
+    match text.split_once(" at path ") {
+        Some((cause, _)) => std::io::Error::new(error.kind(), cause.to_string()),
         None => error,
     }
 }
