@@ -126,24 +126,10 @@ impl Models {
     /// `black-forest-labs/FLUX.1-dev`. The default model is preferred; otherwise there must be only
     /// one.
     fn of_family(&self, name: &str) -> Option<String> {
-        let asked = family_name(name).filter(|asked| asked.starts_with("flux-"))?;
-        let is_it = |listed: &str| {
-            let rest = family_name(listed)?.strip_prefix(&asked)?.to_string();
-            // Models of another purpose have the same beginning.
-            let other = ["kontext", "fill", "canny", "depth", "redux", "krea"];
-            let same = rest.is_empty() || rest.starts_with('-');
-            (same && !other.iter().any(|word| rest.contains(word))).then_some(rest)
-        };
-        if is_it(&self.default).is_some() {
-            return Some(self.default.clone());
-        }
-        let all = self.models();
-        let found: Vec<_> = all.iter().filter_map(|m| Some((is_it(&m.name)?, &m.name))).collect();
-        let exact = found.iter().find(|(rest, _)| rest.is_empty());
-        match found.as_slice() {
-            [(_, one)] => Some(one.to_string()),
-            _ => exact.map(|(_, name)| name.to_string()),
-        }
+        family_name(name)?;
+        // The default model is known without a look into folders.
+        same_family(name, std::iter::once(self.default.as_str()))
+            .or_else(|| same_family(name, self.models().iter().map(|model| model.name.as_str())))
     }
 
     fn named(&self, name: &str) -> std::result::Result<ServedModel, Fault> {
@@ -262,8 +248,27 @@ fn family_name(name: &str) -> Option<String> {
         .iter()
         .fold(name.as_str(), |name, ending| name.strip_suffix(ending).unwrap_or(name))
         .replace(['_', '.', ' '], "-");
-    let rest = ["flux-1-", "flux1-", "flux-"].iter().find_map(|start| name.strip_prefix(start))?;
+    let rest = ["flux-1-", "flux1-", "flux-"].iter().find_map(|start| name.strip_prefix(start));
+    let rest = rest.filter(|rest| !rest.is_empty())?;
     Some(format!("flux-{rest}"))
+}
+
+/// The only one of `listed` that `asked` describes, or the one that it names exactly.
+fn same_family<'a>(asked: &str, listed: impl Iterator<Item = &'a str>) -> Option<String> {
+    let asked = family_name(asked)?;
+    let rest_of = |listed: &str| {
+        let rest = family_name(listed)?.strip_prefix(&asked)?.to_string();
+        // Models of another purpose have the same beginning.
+        let other = ["kontext", "fill", "canny", "depth", "redux", "krea"];
+        let same = rest.is_empty() || rest.starts_with('-');
+        (same && !other.iter().any(|word| rest.contains(word))).then_some(rest)
+    };
+    let found: Vec<_> = listed.filter_map(|name| Some((rest_of(name)?, name))).collect();
+    let exact = found.iter().find(|(rest, _)| rest.is_empty());
+    match found.as_slice() {
+        [(_, one)] => Some(one.to_string()),
+        _ => exact.map(|(_, name)| name.to_string()),
+    }
 }
 
 /// `NAME=MODEL`.
@@ -314,20 +319,24 @@ mod tests {
     #[test]
     fn names_of_other_services_mean_the_files_of_their_model() {
         let folder = tempfile::tempdir().unwrap();
-        for file in ["flux1-dev-Q4_0.gguf", "flux1-dev-kontext_fp8.safetensors", "z.safetensors"] {
-            std::fs::write(folder.path().join(file), b"x").unwrap();
-        }
         let models = models(Some("/x/flux1-schnell-fp8.safetensors"), folder.path(), &[]);
         for name in ["flux-schnell", "black-forest-labs/FLUX.1-schnell-Free", "flux_schnell.sft"] {
             assert_eq!(models.find(Some(name)).unwrap().open, None, "{name}");
         }
-        for name in ["flux-dev", "black-forest-labs/FLUX.1-dev", "flux1-dev-Q4_0.gguf"] {
-            let found = models.find(Some(name)).unwrap();
-            assert!(found.open.unwrap().ends_with("flux1-dev-Q4_0.gguf"), "{name}");
-        }
-        for name in ["flux", "flux-", "flux-2-klein-4b", "dev", "flux-de"] {
+        for name in ["flux", "flux-", "flux-2-klein-4b", "dev", "flux-sch"] {
             assert_eq!(models.find(Some(name)).unwrap_err().status, 404, "{name}");
         }
+        let listed = ["flux1-dev-Q4_0.gguf", "flux1-dev-kontext_fp8.safetensors", "z.safetensors"];
+        let same = |asked: &str| same_family(asked, listed.into_iter());
+        for name in ["flux-dev", "black-forest-labs/FLUX.1-dev", "flux1-dev"] {
+            assert_eq!(same(name).as_deref(), Some(listed[0]), "{name}");
+        }
+        assert_eq!(same("flux-dev-kontext").as_deref(), Some(listed[1]));
+        assert_eq!(same("flux-schnell"), None);
+        let two = || ["flux1-dev-Q4_0.gguf", "flux1-dev-Q8_0.gguf"].into_iter();
+        assert_eq!(same_family("flux-dev", two()), None, "nobody knows which");
+        let exact = two().chain(["FLUX.1-dev"]);
+        assert_eq!(same_family("flux-dev", exact).as_deref(), Some("FLUX.1-dev"));
     }
 
     #[test]

@@ -200,8 +200,11 @@ fn previews_interrupts_and_the_queue() {
     let server = Server::start(folder.path(), &[]);
     let mut socket = Socket::open(&server, "/ws?clientId=me");
     socket.send(&json!({"type": "feature_flags", "data": {"supports_preview_metadata": true}}));
-    let body = json!({"prompt": graph(1000, 8), "client_id": "me"});
-    // The steps of models that need few are capped, so there is time only with many images.
+    // The steps of models that need few are capped: many large images give time to interrupt.
+    let mut large = graph(1000, 8);
+    large["5"]["inputs"]["width"] = json!(256);
+    large["5"]["inputs"]["height"] = json!(256);
+    let body = json!({"prompt": large, "client_id": "me"});
     let first = prompt(&server, &body);
     let second = prompt(&server, &body);
     let frame = loop {
@@ -261,7 +264,7 @@ fn an_uploaded_image_is_what_a_graph_starts_from() {
     assert_eq!(upload(&server, "dog.png", &image, "").json()["name"], "dog.png");
     let other = drawn_by_command(folder.path(), &["a cat", "--steps", "1", "--seed", "1"]);
     assert_eq!(upload(&server, "dog.png", &other, "").json()["name"], "dog (1).png");
-    assert_eq!(upload(&server, "x.png", b"rubbish", "").status, 400);
+    assert_eq!(upload(&server, "x.png", b"rubbish", "").status, 422);
     assert!(server.get("/view?filename=dog.png&type=input").body == image);
     assert_eq!(server.get("/view?filename=../../dog.png").status, 404);
     let info = server.get("/object_info/LoadImage").json();
@@ -281,7 +284,7 @@ fn an_uploaded_image_is_what_a_graph_starts_from() {
     let name = entry["outputs"]["9"]["images"][0]["filename"].as_str().unwrap();
     let drawn = server.get(&format!("/view?filename={name}")).body;
     let path = path.to_str().unwrap();
-    let arguments = ["a fox", "--steps", "4", "--seed", "7", "--init", path, "--strength", "0.5"];
+    let arguments = ["a fox", "--steps", "4", "--seed", "7", "-i", path, "--strength", "0.5"];
     assert!(drawn == drawn_by_command(folder.path(), &arguments));
 }
 

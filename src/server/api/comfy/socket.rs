@@ -161,13 +161,17 @@ impl View {
             self.remaining = remaining;
             out.push(self.status(true));
         }
+        // The number of jobs grows before the new one begins, and shrinks after the end is told.
+        if remaining > self.remaining {
+            self.remaining = remaining;
+            out.push(self.status(false));
+        }
         for mut job in std::mem::take(&mut self.followed) {
             match self.follow(&mut job, &mut out) {
                 true => drop(self.over.insert(job.id)),
                 false => self.followed.push(job),
             }
         }
-        // The end of a job is told before the number of those that are left.
         if remaining != self.remaining {
             self.remaining = remaining;
             out.push(self.status(false));
