@@ -11,7 +11,7 @@ use flux_fast::backend::cpu::{CpuBackend, CpuOptions, variants};
 use flux_fast::backend::{Backend, KernelChoice, Layout, Place, Places, WeightKey};
 use flux_fast::dtype::DType;
 use flux_fast::op::{
-    Attention, GroupNorm, GroupStatistics, LayerNormModulate, Op, QkNormRope, Step, Use,
+    Attention, GroupNorm, GroupStatistics, LayerNormModulate, Op, Pairs, QkNormRope, Step, Use,
 };
 use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, Weight};
 
@@ -137,8 +137,10 @@ fn norms(c: &mut Criterion) {
         q_gain,
         k_gain,
         rope,
+        pairs: Pairs::Adjacent,
         batch: 1,
         heads,
+        kv_heads: heads,
         tokens,
         first: 0,
         eps: 1e-6,

@@ -1,6 +1,7 @@
 // Operations on single elements or whole rows, without sums:
 //
 //   gelu_mul        out = gelu_tanh(gate) * up
+//   silu_mul        out = silu(gate) * up, over windows
 //   silu            out = x / (1 + e^-x)
 //   add             out = a + b
 //   cast            out = x in another type, over windows
@@ -21,7 +22,7 @@
 // alignment. `embed` and the operations listed after it have only these: they run once per text or
 // step, on a few megabytes.
 //
-// `out` may be an input of gelu_mul, silu and add, so nothing is `__restrict__`. NaN and infinity
+// `out` may be an input of gelu_mul, silu_mul, silu and add, so nothing is `__restrict__`. NaN and infinity
 // propagate as in IEEE arithmetic.
 
 #include "common.cuh"
@@ -40,6 +41,9 @@ struct Spot {
 
 struct GeluMul {
     static DEVICE float of(float gate, float up) { return gelu_tanh(gate) * up; }
+};
+struct SiluMul {
+    static DEVICE float of(float gate, float up) { return silu(gate) * up; }
 };
 struct Silu {
     static DEVICE float of(float x, float) { return silu(x); }
@@ -80,6 +84,18 @@ KERNEL(THREADS, 4) gelu_mul_bf16_sm80(const uint4* gate, const uint4* up, uint4*
 }
 KERNEL(THREADS, 4) gelu_mul_any_sm80(const void* gate, const void* up, void* out, BinaryParams p) {
     binary_any<GeluMul>(gate, up, out, p);
+}
+// Windows of bf16 whose rows are vectors of 8. rows * cols / 8 is below 2^32 - THREADS, so that the
+// division is short.
+KERNEL(THREADS, 4) silu_mul_bf16_sm80(const uint4* gate, const uint4* up, uint4* out, BinaryParams p) {
+    const u32 i = blockIdx.x * THREADS + threadIdx.x, octets = p.cols / 8, row = i / octets, octet = i % octets;
+    if (row >= p.rows) return;
+    const uint4 x = gate[(size_t)row * (p.a_stride / 8) + octet], y = up[(size_t)row * (p.b_stride / 8) + octet];
+    out[(size_t)row * (p.out_stride / 8) + octet] =
+        make_uint4(pair_of<SiluMul>(x.x, y.x), pair_of<SiluMul>(x.y, y.y), pair_of<SiluMul>(x.z, y.z), pair_of<SiluMul>(x.w, y.w));
+}
+KERNEL(THREADS, 4) silu_mul_any_sm80(const void* gate, const void* up, void* out, BinaryParams p) {
+    binary_any<SiluMul>(gate, up, out, p);
 }
 KERNEL(THREADS, 4) silu_bf16_sm80(const uint4* x, uint4* out, BinaryParams p) { binary_bf16<Silu>(x, nullptr, out, p); }
 KERNEL(THREADS, 4) silu_any_sm80(const void* x, void* out, BinaryParams p) { binary_any<Silu>(x, nullptr, out, p); }

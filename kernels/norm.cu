@@ -4,8 +4,7 @@
 //   shift[group]
 //   layer_norm            out = (x - mean) / sqrt(variance + eps) * weight + bias
 //   rms_norm              out = x / sqrt(mean(x^2) + eps) * weight
-//   qk_norm_rope          rms_norm over each head of q and k, then a rotation of adjacent pairs; v
-//   is copied
+//   qk_norm_rope          rms_norm over each head of q and k, then a rotation of pairs; v is copied
 //
 // x, out: rows x cols; shift, scale: groups x cols; weight, bias, gains: f32. `out` may be `x`, so
 // nothing is `__restrict__`.
@@ -217,7 +216,9 @@ struct QkNormRopeParams {
     // Row t of an image's `count` becomes row first + t of its `tokens` rows of out.
     u32 tokens, first;
     u32 heads, head_dim;
-    // Columns to work on: 3 * heads * head_dim, or a third less in place, where v is unchanged.
+    // Heads of k and of v in qkv; out has `heads` of each. 1 if pair c is columns c and c + head_dim / 2.
+    u32 kv_heads, halves;
+    // Columns of out to work on: 3 * heads * head_dim, or a third less in place, where v is unchanged.
     u32 cols;
     u32 qkv_stride, rope_stride, out_stride;
     u32 qkv_type, out_type;
@@ -226,7 +227,7 @@ struct QkNormRopeParams {
     float inverse_dim;
 };
 
-// One row of qkv by a block. head_dim / 8 neighbouring lanes hold a head, 8 elements each (four
+// One row of qkv by a block; kv_heads == heads, adjacent pairs. head_dim / 8 neighbouring lanes hold a head, 8 elements each (four
 // pairs); that must be a power of two up to 32, so that a lane has the same pairs of every head and
 // keeps their cosines and sines. Three vectors are requested before the first is used: 384 vectors
 // are FLUX's q (24 heads of 128), then k, then v.
@@ -274,7 +275,14 @@ KERNEL(THREADS, 8) qk_norm_rope_bf16_sm80(const bf16* qkv, const float* q_gain, 
     }
 }
 
-// One head of q, k or v of one row by a warp; a lane has every 32nd pair.
+// The head of qkv from which head `head` of out is made: k and v may have fewer heads than q.
+DEVICE u32 source_head(u32 head, const QkNormRopeParams& p) {
+    if (head < p.heads) return head;
+    const u32 which = head / p.heads, i = head - which * p.heads;
+    return p.heads + (which - 1) * p.kv_heads + i / (p.heads / p.kv_heads);
+}
+
+// One head of q, k or v of one row of out by a warp; a lane has every 32nd pair.
 KERNEL(THREADS, 8) qk_norm_rope_any_sm80(const void* qkv, const float* q_gain, const float* k_gain, const float* rope, void* out,
                                          QkNormRopeParams p) {
     const u32 lane = threadIdx.x % 32, heads = p.cols / p.head_dim;
@@ -283,7 +291,7 @@ KERNEL(THREADS, 8) qk_norm_rope_any_sm80(const void* qkv, const float* q_gain, c
     if (row >= p.rows) return;
     const u32 head = (u32)(task - row * heads);
     const u32 token = p.first + (u32)row % p.count;
-    const size_t from = (size_t)row * p.qkv_stride + head * p.head_dim;
+    const size_t from = (size_t)row * p.qkv_stride + source_head(head, p) * p.head_dim;
     const size_t to = ((size_t)((u32)row / p.count) * p.tokens + token) * p.out_stride + head * p.head_dim;
     if (head >= 2 * p.heads) {
         for (u32 c = lane; c < p.head_dim; c += 32) store_element(out, to + c, p.out_type, load_element(qkv, from + c, p.qkv_type));
@@ -298,9 +306,11 @@ KERNEL(THREADS, 8) qk_norm_rope_any_sm80(const void* qkv, const float* q_gain, c
     const float* gain = head < p.heads ? q_gain : k_gain;
     const float* turn = rope + (size_t)token * p.rope_stride;
     for (u32 c = lane * 2; c < p.head_dim; c += 64) {
-        const float a = load_element(qkv, from + c, p.qkv_type) * inverse * gain[c];
-        const float b = load_element(qkv, from + c + 1, p.qkv_type) * inverse * gain[c + 1];
-        store_element(out, to + c, p.out_type, turn[c] * a - turn[c + 1] * b);
-        store_element(out, to + c + 1, p.out_type, turn[c + 1] * a + turn[c] * b);
+        // The columns of pair c / 2.
+        const u32 one = p.halves ? c / 2 : c, two = p.halves ? (c + p.head_dim) / 2 : c + 1;
+        const float a = load_element(qkv, from + one, p.qkv_type) * inverse * gain[one];
+        const float b = load_element(qkv, from + two, p.qkv_type) * inverse * gain[two];
+        store_element(out, to + one, p.out_type, turn[c] * a - turn[c + 1] * b);
+        store_element(out, to + two, p.out_type, turn[c + 1] * a + turn[c] * b);
     }
 }

@@ -1,6 +1,7 @@
 // Operations on single elements, sixteen bytes at a time:
 //
 //   gelu_mul   out = gelu_tanh(a) * b
+//   silu_mul   out = a / (1 + e^-a) * b
 //   silu       out = a / (1 + e^-a)
 //   add        out = a + b
 //   cast       out = a
@@ -16,6 +17,7 @@ const GELU_MUL: u32 = 0u;
 const SILU: u32 = 1u;
 const ADD: u32 = 2u;
 const CAST: u32 = 3u;
+const SILU_MUL: u32 = 4u;
 
 override OP: u32 = 0u;
 override A_TYPE: u32 = 0u;
@@ -69,6 +71,7 @@ fn gelu_tanh4(x: vec4<f32>) -> vec4<f32> { return x * sigmoid4(1.595769121605730
 
 fn apply(x: vec4<f32>, y: vec4<f32>) -> vec4<f32> {
     if OP == GELU_MUL { return gelu_tanh4(x) * y; }
+    if OP == SILU_MUL { return x * sigmoid4(x) * y; }
     if OP == SILU { return x * sigmoid4(x); }
     if OP == ADD { return x + y; }
     return x;
@@ -84,6 +87,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     let octet = i - row * params.octets;
     let x = load_a(row, octet);
     var y = x;
-    if OP == GELU_MUL || OP == ADD { y = load_b(row, octet); }
+    if OP == GELU_MUL || OP == SILU_MUL || OP == ADD { y = load_b(row, octet); }
     store(row, octet, Octet(apply(x.even, y.even), apply(x.odd, y.odd)));
 }

@@ -6,6 +6,7 @@ const GELU_MUL: u32 = 0u;
 const SILU: u32 = 1u;
 const ADD: u32 = 2u;
 const CAST: u32 = 3u;
+const SILU_MUL: u32 = 4u;
 
 override OP: u32 = 0u;
 override A_TYPE: u32 = 0u;
@@ -46,5 +47,6 @@ fn value(row: u32, column: u32) -> f32 {
     if OP == CAST { return x; }
     let y = load_b(params.b_base + row * params.b_stride + column);
     if OP == ADD { return x + y; }
+    if OP == SILU_MUL { return silu(x) * y; }
     return gelu_tanh(x) * y;
 }

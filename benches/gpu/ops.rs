@@ -11,7 +11,7 @@ use criterion::{Criterion, Throughput};
 use flux_fast::dtype::DType;
 use flux_fast::op::{
     Attention, Conv2d, ConvShape, Epilogue, GeluMul, GroupNorm, GroupStatistics, LayerNormModulate,
-    Linear, Op, QkNormRope, RmsNorm, Step,
+    Linear, Op, Pairs, QkNormRope, RmsNorm, Step,
 };
 use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, Weight};
 
@@ -292,8 +292,10 @@ pub fn run(asked: &Asked) {
         q_gain,
         k_gain,
         rope,
+        pairs: Pairs::Adjacent,
         batch: 1,
         heads: 24,
+        kv_heads: 24,
         tokens: 4608,
         first: 0,
         eps: 1e-6,

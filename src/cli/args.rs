@@ -209,9 +209,9 @@ pub struct ConvertArgs {
 }
 
 const CONVERT_HELP: &str = "\
-The matrices of the transformer's blocks and of T5 get the new type, everything else keeps its \
-own. fp8 is the format of ComfyUI's \"scaled fp8\" files. A GGUF file contains only the \
-transformer (or only T5), as usual.
+The matrices of the transformer's blocks, of T5 and of Qwen3 get the new type, everything else \
+keeps its own. fp8 is the format of ComfyUI's \"scaled fp8\" files. A GGUF file contains only the \
+transformer (or only a text encoder), as usual.
 
 Examples:
   flux-fast convert flux1-dev.safetensors --to fp8
@@ -506,6 +506,10 @@ pub struct RequestArgs {
     /// around the centre to the aspect ratio and resized
     #[arg(short, long, value_name = "IMAGE")]
     pub init_img: Option<PathBuf>,
+    /// An image that the model looks at (FLUX.2): it is edited as the prompt says, or combined with
+    /// the others; may be given several times. Without --size, the first one sets the size
+    #[arg(long = "reference", value_name = "IMAGE")]
+    pub references: Vec<PathBuf>,
     /// How much --init-img is changed: 0 keeps it, 1 ignores it [default: 0.75]
     #[arg(
         long,
@@ -547,8 +551,8 @@ impl RequestArgs {
 #[command(next_help_heading = "Model and device")]
 pub struct EngineArgs {
     /// A .safetensors or .gguf file, a folder, a name that `flux-fast models` lists,
-    /// `synthetic:dev` or `synthetic:schnell` (seeded noise of full size), or `embedded` [default:
-    /// embedded, a small model that draws emoji]
+    /// `synthetic:dev`, `synthetic:schnell` or `synthetic:klein` (seeded noise of full size), or
+    /// `embedded` [default: embedded, a small model that draws emoji]
     #[arg(long, value_name = "PATH|NAME")]
     pub model: Option<String>,
     #[command(flatten)]

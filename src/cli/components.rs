@@ -11,7 +11,8 @@ use crate::spec::FAMILIES;
 
 /// The names of the options, sorted, each with the title of its component.
 pub fn options() -> BTreeMap<&'static str, &'static str> {
-    let components = FAMILIES.components().into_iter();
+    // Families that share an option: the title is that of the first one.
+    let components = FAMILIES.components().into_iter().rev();
     components.filter_map(|c| Some((c.option?, c.title))).collect()
 }
 

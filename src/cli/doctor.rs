@@ -13,8 +13,7 @@ use crate::backend::wgpu;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::host;
-use crate::model::FluxConfig;
-use crate::pipeline::{Outlook, outlook};
+use crate::pipeline::{Outlook, PublishedModel, outlook};
 use crate::units;
 
 #[derive(Debug, Serialize)]
@@ -40,12 +39,13 @@ struct Cpu {
     flux: FluxFacts,
 }
 
-/// How FLUX.1 with FP8 weights at 1024x1024 would run on a device; nothing for one that cannot be
-/// used.
+/// How FLUX.1 and FLUX.2 with FP8 weights at 1024x1024 would run on a device; nothing for one that
+/// cannot be used.
 #[derive(Debug, Default, Serialize)]
 struct FluxFacts {
     dev: Option<String>,
     schnell: Option<String>,
+    klein: Option<String>,
 }
 
 impl FluxFacts {
@@ -53,22 +53,22 @@ impl FluxFacts {
     /// to it from `from`.
     fn of(grain: Grain, activation: DType, room: u64, from: &str) -> FluxFacts {
         let bytes = units::bytes;
-        let facts =
-            |config: &FluxConfig, tokens| match outlook(config, tokens, grain, activation, room) {
-                Outlook::Resident(n) => format!("all weights stay in memory ({})", bytes(n)),
-                Outlook::Streamed(n) => format!("{} pass from {from} in each step", bytes(n)),
-                Outlook::TooSmall(n) => {
-                    format!("does not fit: {} are needed, {} are free", bytes(n), bytes(room))
-                }
-            };
+        let facts = |model| match outlook(model, grain, activation, room) {
+            Outlook::Resident(n) => format!("all weights stay in memory ({})", bytes(n)),
+            Outlook::Streamed(n) => format!("{} pass from {from} in each step", bytes(n)),
+            Outlook::TooSmall(n) => {
+                format!("does not fit: {} are needed, {} are free", bytes(n), bytes(room))
+            }
+        };
         FluxFacts {
-            dev: Some(facts(&FluxConfig::dev(), 512)),
-            schnell: Some(facts(&FluxConfig::schnell(), 256)),
+            dev: Some(facts(PublishedModel::Dev)),
+            schnell: Some(facts(PublishedModel::Schnell)),
+            klein: Some(facts(PublishedModel::Klein4b)),
         }
     }
 
     fn text(&self) -> String {
-        let models = [("dev", &self.dev), ("schnell", &self.schnell)];
+        let models = [("dev", &self.dev), ("schnell", &self.schnell), ("klein 4B", &self.klein)];
         let line = |(name, facts): (&str, &Option<String>)| {
             Some(format!("    {name} (fp8, 1024x1024): {}\n", facts.as_ref()?))
         };

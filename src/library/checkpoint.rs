@@ -41,6 +41,8 @@ pub struct Checkpoint {
     tokenizers: BTreeMap<Component, PathBuf>,
     /// The class of its pipeline in `model_index.json`.
     pipeline: Option<String>,
+    /// Whether `model_index.json` says that it was distilled to few steps; `None` without the file.
+    pub distilled: Option<bool>,
     /// Ten hex digits that recognise the transformer's files.
     pub hash: String,
     /// Some weights have shapes only: a run can be planned, not made.
@@ -126,6 +128,7 @@ impl Checkpoint {
             generation: None,
             generation_file: None,
             pipeline: None,
+            distilled: None,
             max_lengths: BTreeMap::new(),
             tokenizers: BTreeMap::new(),
             hash: String::new(),
@@ -184,6 +187,10 @@ impl Checkpoint {
     pub(super) fn add_folder(&mut self, root: &Path) -> Result<()> {
         let index = read_json(&root.join("model_index.json"))?.unwrap_or_default();
         self.pipeline = index.get("_class_name").and_then(Value::as_str).map(str::to_string);
+        if self.pipeline.as_deref() == Some(self.family.pipeline_class) {
+            let distilled = index.get("is_distilled").and_then(Value::as_bool);
+            self.distilled = Some(distilled.unwrap_or(false));
+        }
         let scheduler = read_json(&root.join("scheduler/scheduler_config.json"))?;
         self.scheduler = self.scheduler.take().or(scheduler);
         let file = root.join("generation_config.json");

@@ -4,7 +4,9 @@
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::model::{FluxConfig, TensorShapes, TensorSpec, flux1};
+use crate::model::{Flux2Config, FluxConfig, TensorShapes, TensorSpec};
+use crate::model::{flux1 as flux1_model, flux2 as flux2_model};
+use crate::spec;
 use crate::spec::foreign;
 use crate::weights::ComponentWeights;
 
@@ -44,11 +46,38 @@ pub fn network<C>(
     Ok((config, notes))
 }
 
+/// Checks a transformer of a family that this program can draw with.
+///
+/// # Errors
+/// Those of [`flux1`] and [`flux2`].
+pub fn check_transformer(weights: &ComponentWeights) -> Result<()> {
+    let component = weights.component();
+    if component == spec::flux1::TRANSFORMER {
+        flux1(weights)?;
+    } else if component == spec::flux2::TRANSFORMER {
+        flux2(weights)?;
+    }
+    Ok(())
+}
+
 /// The same for FLUX.1's transformer, whose input must be the noise alone.
-pub fn transformer(weights: &ComponentWeights) -> Result<(FluxConfig, Vec<String>)> {
+pub fn flux1(weights: &ComponentWeights) -> Result<(FluxConfig, Vec<String>)> {
     // First of all: a tensor that is missing from another model is of no interest.
     check_inputs(weights)?;
-    network(weights, FluxConfig::read, flux1::tensors)
+    network(weights, FluxConfig::read, flux1_model::tensors)
+}
+
+/// The same for FLUX.2's transformer, which must be one that reads Qwen3.
+pub fn flux2(weights: &ComponentWeights) -> Result<(Flux2Config, Vec<String>)> {
+    if let Some(name) = weights.names().find(|name| name.starts_with("guidance_in.")) {
+        return Err(Error::model(
+            "this is FLUX.2 [dev], whose text encoder (Mistral Small 3.2) is not supported",
+        )
+        .at(weights.stored_name(name))
+        .at(weights.place())
+        .try_("use FLUX.2 [klein] 4B or 9B"));
+    }
+    network(weights, Flux2Config::read, flux2_model::tensors)
 }
 
 /// Refuses a transformer whose input has more than the noise, by the widths of its input and

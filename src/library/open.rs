@@ -15,7 +15,6 @@ use super::places::ModelPlaces;
 use super::similar::no_such_path;
 use super::unit::{Unit, unit_of, units};
 use crate::error::{Error, Kind, Result};
-use crate::spec::flux1::TRANSFORMER;
 use crate::spec::{Component, FAMILIES, Families};
 use crate::tensor::ByteSource;
 use crate::weights::container::file::{WeightFile, read_header};
@@ -238,6 +237,7 @@ fn transformer_in(
 ) -> Result<(OpenedUnit, Option<String>)> {
     let mut passed_over = Vec::new();
     if folder.join("model_index.json").is_file() {
+        let mut searched = Vec::new();
         for transformer in families.transformers() {
             let inside = folder.join(transformer.diffusers.folder);
             let choice = find::choose(units(&inside), &Wanted::any(transformer, families));
@@ -245,8 +245,12 @@ fn transformer_in(
                 let preference = taken.preference();
                 return Ok((taken.opened, preference));
             }
-            passed_over.extend(choice.passed_over);
-            passed_over.extend(unusable_files(&inside));
+            // Families whose folders have one name pass over the same files.
+            if !searched.contains(&inside) {
+                passed_over.extend(choice.passed_over);
+                passed_over.extend(unusable_files(&inside));
+                searched.push(inside);
+            }
         }
     }
     let mut transformers = Vec::new();
@@ -306,10 +310,7 @@ fn judge(unit: &Unit, families: Families) -> Result<()> {
         let component = family.transformer();
         let config = opened.component_config(component)?;
         let weights = opened.weights(component)?.with_config(config)?;
-        if component == TRANSFORMER {
-            networks::transformer(&weights)?;
-        }
-        Ok(())
+        networks::check_transformer(&weights)
     };
     check().map_err(|e| find::at_unit(e, unit))
 }
@@ -342,7 +343,7 @@ fn no_transformer_in(folder: &Path, mut passed_over: Vec<Error>, families: Famil
     let (kind, hint) = if is_missing {
         (Kind::Missing, "download the folder again; the files that are complete are kept")
     } else {
-        (Kind::Model, "a folder or file of FLUX.1 [dev] or [schnell] as .safetensors or .gguf")
+        (Kind::Model, "a folder or file of FLUX.1 or FLUX.2 [klein] as .safetensors or .gguf")
     };
     Error::new(kind, what).at_path(folder).try_(hint)
 }

@@ -96,6 +96,7 @@ impl OpenedUnit {
 
     /// Why these files are none of the `wanted` components, and what to do instead.
     pub fn is_not(&self, wanted: &[Component]) -> Error {
+        let options: Vec<_> = wanted.iter().filter_map(|c| c.option).collect();
         let wanted = titles(wanted);
         let names = names(&self.files);
         let holds_no = |found: &str| Error::model(format!("holds no {wanted}")).found(found);
@@ -115,6 +116,10 @@ impl OpenedUnit {
             let e = holds_no(found.component.title);
             match found.component.option {
                 None => e,
+                // That of another family.
+                Some(option) if options.contains(&option) => {
+                    e.try_("use the one that was made for this transformer")
+                }
                 Some(option) => {
                     let file = self.files[0].path.display();
                     e.try_(Message::with(

@@ -1,18 +1,22 @@
-//! `--model synthetic:dev`: a checkpoint of FLUX.1's full size with seeded noise as weights, to
-//! measure speed and memory without a download.
+//! `--model synthetic:dev`: a checkpoint of full size with seeded noise as weights, to measure
+//! speed and memory without a download. There are FLUX.1's two models and FLUX.2 [klein] 4B.
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::host::lock_when_free;
-use crate::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, flux1, t5, vae};
+use crate::model::{
+    ClipConfig, Flux2Config, FluxConfig, Qwen3Config, T5Config, TensorSpec, VaeConfig,
+};
+use crate::model::{clip, flux1, flux2, qwen3, t5, vae};
 use crate::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
+use crate::spec::{Component, flux2 as flux2_spec};
 use crate::weights::container::file::WeightFile;
 use crate::weights::synth;
 use crate::weights::synth::{Dialect, Grid, Storage, SynthSpec, Watch};
@@ -29,10 +33,10 @@ impl Synthetic {
     /// Parses the text after `synthetic:`.
     pub fn parse(text: &str) -> Result<Self> {
         let (name, storage) = text.split_once(':').unwrap_or((text, "fp8"));
-        let name = *["dev", "schnell"].iter().find(|n| **n == name).ok_or_else(|| {
-            Error::argument("unknown synthetic model")
-                .found(name)
-                .expected("synthetic:dev or synthetic:schnell, then :fp8, :bf16 or :f32")
+        let name = *["dev", "schnell", "klein"].iter().find(|n| **n == name).ok_or_else(|| {
+            Error::argument("unknown synthetic model").found(name).expected(
+                "synthetic:dev, synthetic:schnell or synthetic:klein, then :fp8, :bf16 or :f32",
+            )
         })?;
         let kinds = [("fp8", Storage::F8ScaledNew), ("bf16", Storage::BF16), ("f32", Storage::F32)];
         let &(storage_name, storage) = kinds.iter().find(|k| k.0 == storage).ok_or_else(|| {
@@ -71,11 +75,15 @@ impl Synthetic {
 
     /// The checkpoint: every tensor of the full-size model.
     fn spec(&self) -> SynthSpec {
-        let flux = if self.name == "dev" { FluxConfig::dev() } else { FluxConfig::schnell() };
+        match self.name {
+            "klein" => self.klein(),
+            "dev" => self.flux1(FluxConfig::dev()),
+            _ => self.flux1(FluxConfig::schnell()),
+        }
+    }
+
+    fn flux1(&self, flux: FluxConfig) -> SynthSpec {
         let (t5, clip, vae) = (T5Config::xxl(), ClipConfig::large(), VaeConfig::flux());
-        let named = |component, list: Vec<(String, Vec<usize>)>| {
-            list.into_iter().map(move |(n, s)| (component, n, s))
-        };
         let tensors = named(T5, t5::tensors(&t5))
             .chain(named(CLIP, clip::tensors(&clip)))
             .chain(named(TRANSFORMER, flux1::tensors(&flux)))
@@ -87,6 +95,26 @@ impl Synthetic {
             "text_encoder_2": t5.to_json(),
             "vae": vae.to_json(),
         });
+        self.with(tensors, configs)
+    }
+
+    fn klein(&self) -> SynthSpec {
+        use flux2_spec::{QWEN3, TRANSFORMER, VAE};
+        let (flux, text, vae) =
+            (Flux2Config::klein_4b(), Qwen3Config::qwen3_4b(), VaeConfig::flux2());
+        let tensors = named(QWEN3, qwen3::tensors(&text))
+            .chain(named(TRANSFORMER, flux2::tensors(&flux)))
+            .chain(named(VAE, vae::tensors(&vae)))
+            .collect();
+        let configs = json!({
+            "transformer": flux.to_json(),
+            "text_encoder": text.to_json(),
+            "vae": vae.to_json(),
+        });
+        self.with(tensors, configs)
+    }
+
+    fn with(&self, tensors: Vec<(Component, String, Vec<usize>)>, configs: Value) -> SynthSpec {
         SynthSpec {
             seed: 0,
             tensors,
@@ -150,6 +178,14 @@ impl Synthetic {
     }
 }
 
+/// The tensors of `component`.
+fn named(
+    component: Component,
+    list: Vec<TensorSpec>,
+) -> impl Iterator<Item = (Component, String, Vec<usize>)> {
+    list.into_iter().map(move |(name, shape)| (component, name, shape))
+}
+
 /// Waits until no other process writes the file at `path`. The lock ends with the process.
 fn lock(path: &Path, tell: &mut dyn FnMut(Event) -> Result<()>) -> Result<Option<File>> {
     let place = path.with_extension("lock");
@@ -172,6 +208,7 @@ mod tests {
     #[test]
     fn names_parse_or_say_what_there_is() {
         assert_eq!(Synthetic::parse("dev").unwrap().label(), "dev-fp8");
+        assert_eq!(Synthetic::parse("klein").unwrap().label(), "klein-fp8");
         assert_eq!(Synthetic::parse("schnell:bf16").unwrap().label(), "schnell-bf16");
         let same = Synthetic::of_label("schnell-bf16").unwrap();
         assert_eq!(same.model(), "synthetic:schnell:bf16");

@@ -45,6 +45,53 @@ impl Located for GeluMul {
     }
 }
 
+/// `out = silu(gate) * up`, where `silu(x) = x / (1 + e^-x)`: the gated half of a SwiGLU. The
+/// operands may be windows, so that `gate` and `up` can be halves of one product.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SiluMul<V = View> {
+    /// `rows x cols`
+    pub gate: V,
+    /// Shaped as `gate`.
+    pub up: V,
+    /// Shaped as `gate`; may be `gate` or `up` itself, and otherwise does not overlap them.
+    pub out: V,
+}
+
+impl Operation for SiluMul {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn visit(&mut self, v: &mut Visitor) {
+        v.read(&mut self.gate);
+        v.read(&mut self.up);
+        v.write(&mut self.out);
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let SiluMul { gate, up, out } = *self;
+        for x in [gate, up] {
+            rule!((x.rows(), x.cols) == (out.rows(), out.cols), "{gate}, {up} for out {out}");
+            let apart = x.tensor.slot != out.tensor.slot || x.col.abs_diff(out.col) >= out.cols;
+            rule!(x == out || apart, "{x} overlaps out {out}");
+        }
+        Ok(())
+    }
+}
+
+impl Located for SiluMul {
+    const NAME: &'static str = "silu_mul";
+    type On<M: Copy> = SiluMul<M>;
+
+    fn locate<M: Copy>(&self, find: &impl Locate<M>) -> Result<Self::On<M>> {
+        Ok(SiluMul {
+            gate: find.view(self.gate)?,
+            up: find.view(self.up)?,
+            out: find.view(self.out)?,
+        })
+    }
+}
+
 /// `out = x / (1 + e^-x)`
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Silu<T = Tensor> {

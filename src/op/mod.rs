@@ -30,7 +30,7 @@ mod visit;
 pub use adapter::{GroupMix, ScaledAdd};
 pub use attention::Attention;
 pub use conv2d::{Conv2d, ConvShape};
-pub use elementwise::{Add, Cast, CopyRows, GeluMul, Silu};
+pub use elementwise::{Add, Cast, CopyRows, GeluMul, Silu, SiluMul};
 pub use embed::{Embed, TimestepEmbed};
 pub use group_norm::{GroupNorm, GroupStatistics};
 pub use latents::{EulerStep, Pack, Unpack};
@@ -38,7 +38,7 @@ pub use linear::{Epilogue, Linear, Side};
 pub use locate::{Locate, Located};
 pub use norm::{LayerNorm, LayerNormModulate, RmsNorm};
 pub use program::{Io, Program, Segment, SideFactor, Step, TermFactor, WeightSpec};
-pub use qk_norm_rope::QkNormRope;
+pub use qk_norm_rope::{Pairs, QkNormRope};
 pub use recorder::Recorder;
 pub use sides::{LinearChange, LinearTerm, TermKind};
 pub use visit::{Access, Operand, Use, Visitor, Window};
@@ -112,7 +112,7 @@ macro_rules! operations {
 operations! { $
     Linear Conv2d Attention
     LayerNormModulate LayerNorm RmsNorm QkNormRope
-    GeluMul Silu Add GroupStatistics GroupNorm
+    GeluMul SiluMul Silu Add GroupStatistics GroupNorm
     Embed TimestepEmbed Pack Unpack EulerStep
     CopyRows Cast
     GroupMix ScaledAdd

@@ -6,14 +6,26 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::tensor::{Tensor, Weight};
 
+/// Which columns of a head are rotated together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pairs {
+    /// Pair `i` is the columns `2 i` and `2 i + 1` (FLUX).
+    Adjacent,
+    /// Pair `i` is the columns `i` and `i + head_dim / 2` (language models).
+    Halves,
+}
+
 /// Prepares joint attention. Splits `qkv`, applies an RMS norm over each head of q and k, rotates
-/// adjacent pairs of columns of q and k by `rope`, and copies v.
+/// pairs of columns of q and k by `rope`, and copies v.
+///
+/// Where k and v have fewer heads than q (grouped queries), each of their heads is written as often
+/// as queries share it, so that `out` has as many heads of k and v as of q.
 ///
 /// Row `t` of the `n` rows of an image becomes row `first + t` of that image's `tokens` rows of
 /// `out`; other rows of `out` keep their values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QkNormRope<T = Tensor, W = Weight> {
-    /// `batch*n x 3*heads*head_dim`, columns in the order (q k v, head, element).
+    /// `batch*n x (heads + 2*kv_heads)*head_dim`, columns in the order (q k v, head, element).
     pub qkv: T,
     /// Gain of the norm of q, `1 x head_dim`.
     pub q_gain: W,
@@ -22,17 +34,23 @@ pub struct QkNormRope<T = Tensor, W = Weight> {
     /// `tokens x head_dim` f32, columns (cos, sin) for each pair:
     /// `y0 = cos x0 - sin x1`, `y1 = sin x0 + cos x1`.
     pub rope: T,
+    /// The columns of each pair.
+    pub pairs: Pairs,
     /// Number of images.
     pub batch: usize,
-    /// Number of heads.
+    /// Number of heads of q.
     pub heads: usize,
+    /// Number of heads of k and of v, by which `heads` can be divided. Query head `i` belongs to
+    /// their head `i / (heads / kv_heads)`.
+    pub kv_heads: usize,
     /// Rows of each image in `out`.
     pub tokens: usize,
     /// The first of them that is written.
     pub first: usize,
     /// Added to the mean square.
     pub eps: f32,
-    /// `batch*tokens x 3*heads*head_dim`; may be `qkv` itself if `n == tokens`.
+    /// `batch*tokens x 3*heads*head_dim`; may be `qkv` itself if `n == tokens`, adjacent pairs are
+    /// rotated and there are as many heads of k and v as of q.
     pub out: T,
 }
 
@@ -50,24 +68,31 @@ impl Operation for QkNormRope {
     }
 
     fn check(&self) -> Result<(), String> {
-        let QkNormRope { qkv, q_gain, k_gain, rope, batch, heads, tokens, first, out, .. } = *self;
+        let QkNormRope { qkv, q_gain, k_gain, rope, pairs, batch, heads, .. } = *self;
+        let QkNormRope { kv_heads, tokens, first, out, .. } = *self;
         rule!(
             batch > 0 && qkv.rows % batch == 0 && out.rows == batch * tokens,
             "qkv {qkv}, out {out}"
         );
         let rows = qkv.rows / batch;
         rule!(first + rows <= tokens, "{rows} rows at {first} of {tokens}");
+        rule!(heads > 0 && out.cols % (3 * heads) == 0, "out {out}, {heads} heads");
+        rule!(kv_heads > 0 && heads % kv_heads == 0, "{heads} heads of q, {kv_heads} of k and v");
+        let dim = out.cols / (3 * heads);
         rule!(
-            qkv.cols == out.cols && heads > 0 && qkv.cols % (3 * heads) == 0,
-            "qkv {qkv}, {heads} heads"
+            qkv.cols == (heads + 2 * kv_heads) * dim,
+            "qkv {qkv}, {heads} and {kv_heads} heads of {dim}"
         );
-        let dim = qkv.cols / (3 * heads);
         rule!(dim % 2 == 0 && (rope.rows, rope.cols) == (tokens, dim), "rope {rope}");
         rule!(rope.dtype == DType::F32, "rope must be f32");
         for gain in [q_gain, k_gain] {
             rule!((gain.rows, gain.cols) == (1, dim), "gains are not 1 x {dim}");
         }
-        rule!(out.slot != qkv.slot || qkv.rows == out.rows, "in place needs all tokens");
+        let in_place = qkv.rows == out.rows && kv_heads == heads && pairs == Pairs::Adjacent;
+        rule!(
+            out.slot != qkv.slot || in_place,
+            "in place needs all tokens, all heads and adjacent pairs"
+        );
         Ok(())
     }
 }
@@ -82,8 +107,10 @@ impl Located for QkNormRope {
             q_gain: find.vector(self.q_gain)?,
             k_gain: find.vector(self.k_gain)?,
             rope: find.tensor(self.rope)?,
+            pairs: self.pairs,
             batch: self.batch,
             heads: self.heads,
+            kv_heads: self.kv_heads,
             tokens: self.tokens,
             first: self.first,
             eps: self.eps,

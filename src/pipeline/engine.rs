@@ -1,10 +1,9 @@
 //! A model and a device, ready to serve one request after another.
 
 use std::ops::ControlFlow;
-use std::path::Path;
 
 use super::embedded;
-use super::generate::{generate, init_bytes};
+use super::generate::{generate, input_images};
 use super::loaded::LoadedModel;
 use super::loras::Loras;
 use super::model::Model;
@@ -13,7 +12,6 @@ use super::progress::{Listener, send};
 use super::report::PlanReport;
 use super::request::{AspectRatio, Generated, Options, Request, Settings};
 use super::settle::{noise_levels, settings_for};
-use super::tokenizers::Tokenizers;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -21,7 +19,6 @@ use crate::host;
 use crate::library;
 use crate::library::lookup;
 use crate::library::places::ModelPlaces;
-use crate::spec::flux1::{CLIP, T5};
 
 /// Opens a model once and makes images with it, one request after another.
 pub struct Engine {
@@ -74,13 +71,10 @@ impl Engine {
                 library::open_bytes(bytes, embedded::EMBEDDED)?
             }
         };
-        let tokenizer = |component| checkpoint.tokenizer(component).map(Path::to_path_buf);
-        let (clip, t5) = (tokenizer(CLIP), tokenizer(T5));
         let mut notes = Vec::new();
         let model = Model::new(checkpoint, &mut notes)?;
         notes.into_iter().try_for_each(|n| notify(on, Event::note(n)))?;
-        let tokenizers = Tokenizers::load(clip.as_deref(), t5.as_deref())?;
-        let mut loaded = LoadedModel::new(model, tokenizers, Loras::new(places), !options.no_cache);
+        let mut loaded = LoadedModel::new(model, Loras::new(places), !options.no_cache);
         loaded.embedded = embedded;
         Ok(Engine { loaded, device })
     }
@@ -149,8 +143,8 @@ impl Engine {
     pub fn plan(&self, request: &Request) -> Result<PlanReport> {
         let settings = self.settings(request)?;
         let sigmas = noise_levels(&self.loaded.model, &settings);
-        let init_bytes = init_bytes(request, &settings);
-        self.loaded.report(&settings, &sigmas, &self.device, init_bytes)
+        let images = input_images(&self.loaded.model, request, &settings);
+        self.loaded.report(&settings, &sigmas, &self.device, &images)
     }
 }
 

@@ -2,15 +2,15 @@
 
 use super::embedded;
 use super::images;
-use super::loaded::{LoadedModel, PlannedRequest};
-use super::model::Model;
+use super::loaded::{InputImages, LoadedModel, PlannedRequest};
+use super::model::{Model, Networks};
 use super::noise::TorchGenerator;
 use super::open_device::OpenDevice;
 use super::phases::Values;
 use super::phases::tokens::pack;
 use super::progress::{Listener, send};
 use super::recover::Recovery;
-use super::request::{Generated, Request, Settings, foreign_syntax};
+use super::request::{Generated, Image, Request, Settings, foreign_syntax};
 use super::settle::{noise_levels, settings_for};
 use super::speed::{Speeds, Stopwatch};
 use crate::error::{Error, Result};
@@ -60,9 +60,9 @@ fn generate_once(
     let (backend, holdings) = device.parts()?;
     holdings.keep_sides(backend, loras.number)?;
     let sigmas = noise_levels(model, &settings);
-    let init_bytes = init_bytes(request, &settings);
+    let images = input_images(model, request, &settings);
     let PlannedRequest { phases, host_bytes } =
-        loaded.plan(&settings, &sigmas, &loras, device, init_bytes)?;
+        loaded.plan(&settings, &sigmas, &loras, device, &images)?;
     warn_of_changes(request, &settings, on)?;
     if loaded.embedded {
         let warnings = embedded::warnings(&settings);
@@ -75,8 +75,11 @@ fn generate_once(
     holdings.set_peak(phases.peak_bytes(granularity));
 
     let fitted = |image| images::fit(image, settings.width, settings.height);
+    let unit = model.token_pixels();
+    let prepared = |image| images::prepare_reference(image, unit);
     let mut values = Values {
         init: request.init.as_ref().map(fitted),
+        reference_images: request.references.iter().map(prepared).collect(),
         latents: noise(model, &settings),
         ..Values::default()
     };
@@ -97,9 +100,20 @@ fn generate_once(
     Ok(Generated { images, latents, settings })
 }
 
+/// What the images of `request` need.
+pub fn input_images(model: &Model, request: &Request, settings: &Settings) -> InputImages {
+    let unit = model.token_pixels();
+    let grid = |image: &Image| {
+        let (width, height) = images::reference_size(image.width, image.height, unit);
+        (height / unit, width / unit)
+    };
+    let references = request.references.iter().map(grid).collect();
+    InputImages { init_bytes: init_bytes(request, settings), references }
+}
+
 /// What the image to start from needs on the host while it is fitted, in bytes. One of the right
 /// size fits in what decoding needs later.
-pub fn init_bytes(request: &Request, settings: &Settings) -> u64 {
+fn init_bytes(request: &Request, settings: &Settings) -> u64 {
     let (width, height) = (settings.width, settings.height);
     match &request.init {
         Some(image) if (image.width, image.height) != (width, height) => {
@@ -125,9 +139,7 @@ fn warn_of_changes(request: &Request, settings: &Settings, on: Listener<'_>) -> 
     let mut warn = |text: Message| send(on, Event::Warning(text));
     if request.guidance.is_some() && settings.guidance.is_none() {
         warn(
-            "this model has no guidance embedding (schnell): {guidance} is ignored; {cfg_scale} \
-             works"
-                .into(),
+            "this model has no guidance embedding: {guidance} is ignored; {cfg_scale} works".into(),
         )?;
     }
     if request.negative.is_some() && settings.cfg_scale == 1.0 {
@@ -137,10 +149,16 @@ fn warn_of_changes(request: &Request, settings: &Settings, on: Listener<'_>) -> 
 }
 
 /// The noise as packed tokens, image after image: the stream of torch's CPU generator over [n,
-/// channels, height, width], as in ComfyUI.
+/// channels, height, width], as in ComfyUI. FLUX.2's channels are those of a token, and height and
+/// width are its grid.
 fn noise(model: &Model, s: &Settings) -> Vec<f32> {
     let vae = &model.vae.config;
-    let (h, w, c) = (s.height / vae.factor(), s.width / vae.factor(), vae.latent);
+    let packed = matches!(model.networks, Networks::Flux2(_));
+    let (factor, c) = match packed {
+        true => (model.token_pixels(), 4 * vae.latent),
+        false => (vae.factor(), vae.latent),
+    };
+    let (h, w) = (s.height / factor, s.width / factor);
     let (size, first) = (c * h * w, s.only.unwrap_or(0));
     // One image of a batch has the noise that it would have among the others. Torch draws values
     // in groups of 16, and every image is a whole number of them.
@@ -154,7 +172,7 @@ fn noise(model: &Model, s: &Settings) -> Vec<f32> {
         .flat_map(|planar| {
             let pixels: Vec<f32> =
                 (0..h * w).flat_map(|p| (0..c).map(move |ch| planar[ch * h * w + p])).collect();
-            pack(&pixels, h, w, c)
+            if packed { pixels } else { pack(&pixels, h, w, c) }
         })
         .collect()
 }

@@ -4,22 +4,19 @@ use std::sync::Arc;
 
 use super::budget::{PROCESS_BYTES, overhead_bytes};
 use super::loras::{LoraSet, Loras};
-use super::model::Model;
+use super::model::{Model, Networks};
 use super::open_device::OpenDevice;
-use super::phases::{Phases, Refused, flux1};
+use super::phases::{Phases, Refused, flux1, flux2};
 use super::report::PlanReport;
 use super::request::Settings;
 use super::speed::Speeds;
-use super::tokenizers::Tokenizers;
 use crate::error::Result;
 use crate::host::{cache_folder, resident_memory};
 
-/// A model with its tokenizers and the LoRAs that were used with it.
+/// A model with the LoRAs that were used with it.
 pub struct LoadedModel {
     /// Networks and weights.
     pub model: Model,
-    /// Both tokenizers.
-    pub tokenizers: Tokenizers,
     /// The LoRA files that were read.
     pub loras: Loras,
     /// Text embeddings are kept on disk and taken from there.
@@ -32,6 +29,15 @@ pub struct LoadedModel {
     base_bytes: u64,
 }
 
+/// What the images of a request need.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InputImages {
+    /// Host memory for the image to start from, while it is fitted, in bytes.
+    pub init_bytes: u64,
+    /// Rows and columns of tokens of each reference image.
+    pub references: Vec<(usize, usize)>,
+}
+
 /// The plan of one request.
 pub struct PlannedRequest<'a> {
     /// What runs.
@@ -42,10 +48,9 @@ pub struct PlannedRequest<'a> {
 
 impl LoadedModel {
     /// Measures what the process uses now.
-    pub fn new(model: Model, tokenizers: Tokenizers, loras: Loras, text_cache: bool) -> Self {
+    pub fn new(model: Model, loras: Loras, text_cache: bool) -> Self {
         LoadedModel {
             model,
-            tokenizers,
             loras,
             text_cache,
             keeps_speeds: text_cache,
@@ -61,7 +66,7 @@ impl LoadedModel {
     }
 
     /// The phases of a generation with `settings` and its noise levels `sigmas`, planned for
-    /// `device`. `init_bytes` is what the image to start from needs on the host.
+    /// `device`. `images` is what the images of the request need.
     ///
     /// # Errors
     /// [`Kind::Memory`](crate::error::Kind::Memory) if the budget is too small.
@@ -71,15 +76,22 @@ impl LoadedModel {
         sigmas: &[f32],
         loras: &LoraSet,
         device: &OpenDevice,
-        init_bytes: u64,
+        images: &InputImages,
     ) -> Result<PlannedRequest<'_>> {
         let (caps, bounds) = (device.caps(), device.bounds());
         let key = self.text_cache.then(|| format!("{} {}", device.arithmetic(), loras.text_key()));
-        let list = flux1(&self.model, &self.tokenizers, settings, sigmas, key);
+        let model = &self.model;
+        let list = match &model.networks {
+            Networks::Flux1(networks) => flux1(model, networks, settings, sigmas, key),
+            Networks::Flux2(networks) => {
+                flux2(model, networks, settings, sigmas, key, &images.references)?
+            }
+        };
         // A device with memory of its own needs copies of the LoRAs' matrices.
         let copied = if caps.in_place_weights { 0 } else { loras.bytes() };
         let phases_bytes: u64 = list.iter().map(|phase| phase.host_bytes()).sum();
-        let host_bytes = self.base_bytes + PROCESS_BYTES + copied + phases_bytes + init_bytes;
+        let host_bytes =
+            self.base_bytes + PROCESS_BYTES + copied + phases_bytes + images.init_bytes;
         bounds.check_loras(loras.bytes())?;
         bounds.check_host(host_bytes)?;
         let budget = bounds.plan_bytes(caps, host_bytes);
@@ -96,11 +108,11 @@ impl LoadedModel {
         settings: &Settings,
         sigmas: &[f32],
         device: &OpenDevice,
-        init_bytes: u64,
+        images: &InputImages,
     ) -> Result<PlanReport> {
         let loras = self.lora_set(settings)?;
         let PlannedRequest { phases, host_bytes } =
-            self.plan(settings, sigmas, &loras, device, init_bytes)?;
+            self.plan(settings, sigmas, &loras, device, images)?;
         let (caps, budget) = (device.caps(), &device.bounds().budget);
         let mut programs = phases.reports();
         let speeds = Speeds::load(&cache_folder());

@@ -35,7 +35,7 @@ pub mod tokenizers;
 pub use again::{find_recorded_loras, recorded_model, work};
 pub use embedded::{EMBEDDED, model as embedded_model};
 pub use engine::Engine;
-pub use outlook::{Outlook, outlook};
+pub use outlook::{Outlook, PublishedModel, outlook};
 pub use report::{PlanReport, TimeSource};
 #[cfg(feature = "server")]
 pub(crate) use settle::{check_side, random_seed};

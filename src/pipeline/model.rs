@@ -1,22 +1,26 @@
 //! A checkpoint that is ready to run: its geometry is known and every tensor is checked.
 
+use std::borrow::Cow;
 use std::ops::RangeInclusive;
 
 use serde_json::Value;
 
 use super::request::{MAX_SCALE, MAX_SIDE, MAX_STEPS, MIN_SIDE};
 use super::schedule::ScheduleConfig;
+use super::tokenizers::{Qwen3Tokenizer, Tokenizers};
 use crate::error::{Error, Result};
 use crate::library::{Checkpoint, networks};
 use crate::message::Message;
 use crate::model::{
-    ClipConfig, FluxConfig, T5Config, TensorShapes, TensorSpec, VaeConfig, clip, t5, vae,
+    ClipConfig, Flux2Config, FluxConfig, Qwen3Config, T5Config, TensorShapes, TensorSpec,
+    VaeConfig, clip, qwen3, t5, vae,
 };
-use crate::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
-use crate::spec::{Component, Family};
+use crate::spec::flux1::{CLIP, T5};
+use crate::spec::flux2::{FLUX2, QWEN3};
+use crate::spec::{Component, Family, Role};
 use crate::weights::ComponentWeights;
 
-/// The four networks of one model.
+/// The networks of one model.
 pub struct Model {
     /// Some weights have shapes only: a run can be planned, not made.
     pub shapes_only: bool,
@@ -26,22 +30,116 @@ pub struct Model {
     pub name: String,
     /// The first digits of a hash of the weights' header; empty if unknown.
     pub hash: String,
-    /// The transformer.
-    pub flux: Network<FluxConfig>,
-    /// The text encoder for [`Text::context`](super::text_cache::Text::context).
-    pub t5: Network<T5Config>,
-    /// The text encoder for [`Text::pooled`](super::text_cache::Text::pooled).
-    pub clip: Network<ClipConfig>,
+    /// The transformer and the text encoders.
+    pub networks: Networks,
     /// The autoencoder.
     pub vae: Network<VaeConfig>,
+    /// How the autoencoder's latents become those of the transformer.
+    pub latents: LatentScale,
     /// How noise levels are computed.
     pub schedule: ScheduleConfig,
     /// A note that `schedule` is a guess, for a request that does not give one itself.
     pub assumed: Option<Message>,
     /// What a request leaves out.
     pub defaults: Defaults,
+}
+
+/// The networks that families do not share.
+pub enum Networks {
+    /// FLUX.1's.
+    Flux1(Box<Flux1Networks>),
+    /// FLUX.2's.
+    Flux2(Box<Flux2Networks>),
+}
+
+/// Transformer, text encoders and tokenizers of FLUX.1.
+pub struct Flux1Networks {
+    /// The transformer.
+    pub flux: Network<FluxConfig>,
+    /// The text encoder for [`Text::context`](super::text_cache::Text::context).
+    pub t5: Network<T5Config>,
+    /// The text encoder for [`Text::pooled`](super::text_cache::Text::pooled).
+    pub clip: Network<ClipConfig>,
+    /// Both tokenizers.
+    pub tokenizers: Tokenizers,
     /// Tokens of a T5 prompt.
     pub t5_length: usize,
+}
+
+/// Transformer, text encoder and tokenizer of FLUX.2.
+pub struct Flux2Networks {
+    /// The transformer.
+    pub flux: Network<Flux2Config>,
+    /// The text encoder.
+    pub qwen3: Network<Qwen3Config>,
+    /// Its tokenizer.
+    pub tokenizer: Qwen3Tokenizer,
+}
+
+/// How the latents of the autoencoder become those of the transformer.
+pub enum LatentScale {
+    /// By one factor and one shift, which the decoder's program undoes.
+    Whole,
+    /// By mean and deviation of each column of packed tokens; see [`VaeConfig::batch_norm`].
+    Columns {
+        /// One for each column.
+        mean: Vec<f32>,
+        /// One for each column.
+        deviation: Vec<f32>,
+    },
+}
+
+impl LatentScale {
+    /// Reads the statistics of the autoencoder, if it has them.
+    ///
+    /// # Errors
+    /// [`Kind::Model`](crate::error::Kind::Model) if they are not finite numbers, or a variance is
+    /// negative.
+    fn read(vae: &Network<VaeConfig>) -> Result<LatentScale> {
+        let Some(eps) = vae.config.batch_norm else { return Ok(LatentScale::Whole) };
+        let columns = 4 * vae.config.latent;
+        let [mean, variance] = vae::BATCH_NORM.map(|name| {
+            let values = vae.weights.get(name, 0, 1, columns)?.to_f32();
+            match values.iter().find(|v| !v.is_finite()) {
+                None => Ok(values),
+                Some(value) => Err(Error::model("a statistic of the latents is not a number")
+                    .at(name)
+                    .at(vae.weights.place())
+                    .found(value)),
+            }
+        });
+        let (mean, variance) = (mean?, variance?);
+        if let Some(value) = variance.iter().find(|v| **v < 0.0) {
+            return Err(Error::model("a variance of the latents is negative")
+                .at(vae::BATCH_NORM[1])
+                .at(vae.weights.place())
+                .found(value));
+        }
+        let deviation = variance.into_iter().map(|v| (v + eps).sqrt()).collect();
+        Ok(LatentScale::Columns { mean, deviation })
+    }
+
+    /// Turns packed tokens of the encoder into latents of the transformer.
+    pub fn encoded(&self, vae: &VaeConfig, tokens: &mut [f32]) {
+        match self {
+            LatentScale::Whole => {
+                tokens.iter_mut().for_each(|v| *v = (*v - vae.shift) * vae.scaling);
+            }
+            LatentScale::Columns { mean, deviation } => {
+                for row in tokens.chunks_exact_mut(mean.len()) {
+                    let columns = mean.iter().zip(deviation);
+                    row.iter_mut().zip(columns).for_each(|(v, (m, d))| *v = (*v - m) / d);
+                }
+            }
+        }
+    }
+
+    /// Latents of the transformer as packed tokens for the decoder's program.
+    pub fn decoded<'a>(&self, tokens: &'a [f32]) -> Cow<'a, [f32]> {
+        let LatentScale::Columns { mean, deviation } = self else { return Cow::Borrowed(tokens) };
+        let columns = mean.iter().zip(deviation).cycle();
+        tokens.iter().zip(columns).map(|(v, (m, d))| v * d + m).collect()
+    }
 }
 
 /// One network of a model.
@@ -59,6 +157,8 @@ pub struct Defaults {
     pub steps: usize,
     /// Distilled guidance; `None` for a model without a guidance embedding.
     pub guidance: Option<f32>,
+    /// True classifier-free guidance; 1 is off.
+    pub cfg_scale: f32,
     /// Width in pixels.
     pub width: usize,
     /// Height in pixels.
@@ -66,12 +166,23 @@ pub struct Defaults {
 }
 
 impl Defaults {
-    /// The values in a checkpoint's `generation` config, else those of FLUX.1: of dev with a
-    /// `guidance` embedding, of schnell without.
+    /// FLUX.1 [dev]'s, with its `guidance` embedding, or [schnell]'s, without.
+    fn flux1(guidance: bool) -> Defaults {
+        let (steps, guidance) = if guidance { (28, Some(3.5)) } else { (4, None) };
+        Defaults { steps, guidance, cfg_scale: 1.0, width: 1024, height: 1024 }
+    }
+
+    /// FLUX.2 [klein]'s, `distilled` to few steps or not.
+    fn klein(distilled: bool) -> Defaults {
+        let (steps, cfg_scale) = if distilled { (4, 1.0) } else { (50, 4.0) };
+        Defaults { steps, guidance: None, cfg_scale, width: 1024, height: 1024 }
+    }
+
+    /// The values in a checkpoint's `generation` config, else these.
     ///
     /// # Errors
     /// [`Kind::Model`](crate::error::Kind::Model) for a value that no request may have.
-    fn read(generation: Option<&Value>, guidance: bool) -> Result<Defaults> {
+    fn read(self, generation: Option<&Value>) -> Result<Defaults> {
         let number = |key: &str, range: RangeInclusive<f64>, step: f64| {
             let value = generation.and_then(|g| g.get(key)).filter(|v| !v.is_null());
             let Some(value) = value else { return Ok(None) };
@@ -95,22 +206,22 @@ impl Defaults {
             let found = number(key, least as f64..=most as f64, step as f64)?;
             Ok(found.map_or(default, |v| v as usize))
         };
-        let side = |key| whole(key, (MIN_SIDE, MAX_SIDE), MIN_SIDE, 1024);
-        let scale = number("guidance_scale", 0.0..=f64::from(MAX_SCALE), 0.0)?.unwrap_or(3.5);
-        let steps = if guidance { 28 } else { 4 };
+        let side = |key, default| whole(key, (MIN_SIDE, MAX_SIDE), MIN_SIDE, default);
+        let scale = number("guidance_scale", 0.0..=f64::from(MAX_SCALE), 0.0)?;
         let defaults = Defaults {
-            steps: whole("num_inference_steps", (1, MAX_STEPS), 1, steps)?,
-            guidance: guidance.then_some(scale as f32),
-            width: side("width")?,
-            height: side("height")?,
+            steps: whole("num_inference_steps", (1, MAX_STEPS), 1, self.steps)?,
+            guidance: self.guidance.map(|own| scale.map_or(own, |scale| scale as f32)),
+            cfg_scale: self.cfg_scale,
+            width: side("width", self.width)?,
+            height: side("height", self.height)?,
         };
         Ok(defaults)
     }
 }
 
 impl Model {
-    /// Checks that `checkpoint` has all four networks, and that every tensor is there in the right
-    /// shape. Notes for the user are added to `notes`.
+    /// Checks that `checkpoint` has all networks of its family, and that every tensor is there in
+    /// the right shape. Notes for the user are added to `notes`.
     ///
     /// # Errors
     /// [`Kind::Missing`](crate::error::Kind::Missing) for a network,
@@ -118,74 +229,118 @@ impl Model {
     /// together.
     pub fn new(mut checkpoint: Checkpoint, notes: &mut Vec<Message>) -> Result<Self> {
         notes.extend(checkpoint.found.drain(..).map(Message::plain));
-        // The transformer comes first: nobody should be asked for the text encoders of a model that
-        // cannot be used.
-        let weights = checkpoint.take(TRANSFORMER)?;
-        let (config, more) = networks::transformer(&weights)?;
-        notes.extend(more.into_iter().map(Message::plain));
-        let flux = Network { config, weights };
-        for component in checkpoint.family.components.iter().filter(|c| **c != TRANSFORMER) {
-            checkpoint.need(*component)?; // the error says where it was searched
-        }
-        let mut part = |component| checkpoint.take(component);
-        let t5 = network(part(T5)?, T5Config::read, t5::tensors, notes)?;
-        let clip = network(part(CLIP)?, ClipConfig::read, clip::tensors, notes)?;
-        let vae = network(part(VAE)?, VaeConfig::read, vae::tensors, notes)?;
-        let t5_max_length = checkpoint.max_length(T5);
         let called = checkpoint.called();
+        let mut assumed = None;
+        let (networks, in_channels, schedule, defaults) = if std::ptr::eq(checkpoint.family, &FLUX2)
+        {
+            let networks = Flux2Networks::open(&mut checkpoint, notes)?;
+            let in_channels = networks.flux.config.in_channels;
+            let distilled = checkpoint.distilled.unwrap_or(!is_base(&called));
+            let defaults = Defaults::klein(distilled);
+            (Networks::Flux2(Box::new(networks)), in_channels, ScheduleConfig::dev(), defaults)
+        } else {
+            let networks = Flux1Networks::open(&mut checkpoint, notes)?;
+            let FluxConfig { in_channels, guidance, .. } = networks.flux.config;
+            notes.extend(editing_note(&called, &checkpoint.name));
+            let schedule = match guidance {
+                true => ScheduleConfig::dev(),
+                false => ScheduleConfig::schnell(),
+            };
+            if !guidance && checkpoint.scheduler.is_none() {
+                assumed = schnell_note(&called, &checkpoint.name);
+            }
+            (Networks::Flux1(Box::new(networks)), in_channels, schedule, Defaults::flux1(guidance))
+        };
+        let vae = checkpoint.family.role(Role::Autoencoder).expect("every family has one");
+        let vae = network(checkpoint.take(vae)?, VaeConfig::read, vae::tensors, notes)?;
+        let latent = 4 * vae.config.latent;
+        fit("4 x the autoencoder's latent channels", latent, "img_in", in_channels)?;
         let shapes_only = checkpoint.shapes_only;
+        let latents = if shapes_only { LatentScale::Whole } else { LatentScale::read(&vae)? };
         let Checkpoint { name, family, scheduler, generation, generation_file, hash, .. } =
             checkpoint;
-        let c = &flux.config;
-        fit("T5 width", t5.config.width, "txt_in", c.context)?;
-        fit("CLIP width", clip.config.width, "vector_in", c.pooled)?;
-        let latent = 4 * vae.config.latent;
-        fit("4 x the autoencoder's latent channels", latent, "img_in", c.in_channels)?;
-
-        let guidance = c.guidance;
-        notes.extend(editing_note(&called, &name));
-        let mut assumed = None;
         let schedule = match scheduler {
             Some(config) => ScheduleConfig::read(config, notes)?,
-            None if guidance => ScheduleConfig::dev(),
-            None => {
-                assumed = schnell_note(&called, &name);
-                ScheduleConfig::schnell()
-            }
+            None => schedule,
         };
-        let defaults = Defaults::read(generation.as_ref(), guidance);
-        let defaults = defaults.map_err(|e| match &generation_file {
+        let defaults = defaults.read(generation.as_ref()).map_err(|e| match &generation_file {
             Some(file) => e.at_path(file),
             None => e.at(&name),
         })?;
-        let t5_length = t5_max_length.unwrap_or(usize::MAX).min(if guidance { 512 } else { 256 });
         Ok(Model {
             shapes_only,
             family,
             name,
             hash,
-            flux,
-            t5,
-            clip,
+            networks,
             vae,
+            latents,
             schedule,
             assumed,
             defaults,
-            t5_length,
         })
     }
 
     /// The weights of the network `component`; `None` if the model does not have it.
     pub fn weights(&self, component: Component) -> Option<&ComponentWeights> {
-        [&self.flux.weights, &self.t5.weights, &self.clip.weights, &self.vae.weights]
-            .into_iter()
-            .find(|w| w.component() == component)
+        let networks = match &self.networks {
+            Networks::Flux1(n) => vec![&n.flux.weights, &n.t5.weights, &n.clip.weights],
+            Networks::Flux2(n) => vec![&n.flux.weights, &n.qwen3.weights],
+        };
+        networks.into_iter().chain([&self.vae.weights]).find(|w| w.component() == component)
     }
 
     /// Image pixels along the edge of one token.
     pub fn token_pixels(&self) -> usize {
         2 * self.vae.config.factor()
     }
+}
+
+/// Refuses a checkpoint in which a network other than the transformer is missing. The transformer
+/// comes first: nobody should be asked for the text encoders of a model that cannot be used.
+fn need_all(checkpoint: &Checkpoint) -> Result<()> {
+    let others = checkpoint.family.components.iter().filter(|c| c.role != Role::Transformer);
+    // The error says where it was searched.
+    others.copied().try_for_each(|component| checkpoint.need(component).map(drop))
+}
+
+impl Flux1Networks {
+    fn open(checkpoint: &mut Checkpoint, notes: &mut Vec<Message>) -> Result<Self> {
+        let weights = checkpoint.take(checkpoint.family.transformer())?;
+        let (config, more) = networks::flux1(&weights)?;
+        notes.extend(more.into_iter().map(Message::plain));
+        let flux = Network { config, weights };
+        need_all(checkpoint)?;
+        let t5 = network(checkpoint.take(T5)?, T5Config::read, t5::tensors, notes)?;
+        let clip = network(checkpoint.take(CLIP)?, ClipConfig::read, clip::tensors, notes)?;
+        fit("T5 width", t5.config.width, "txt_in", flux.config.context)?;
+        fit("CLIP width", clip.config.width, "vector_in", flux.config.pooled)?;
+        let most = if flux.config.guidance { 512 } else { 256 };
+        let t5_length = checkpoint.max_length(T5).unwrap_or(usize::MAX).min(most);
+        let tokenizers = Tokenizers::load(checkpoint.tokenizer(CLIP), checkpoint.tokenizer(T5))?;
+        Ok(Flux1Networks { flux, t5, clip, tokenizers, t5_length })
+    }
+}
+
+impl Flux2Networks {
+    fn open(checkpoint: &mut Checkpoint, notes: &mut Vec<Message>) -> Result<Self> {
+        let weights = checkpoint.take(checkpoint.family.transformer())?;
+        let (config, more) = networks::flux2(&weights)?;
+        notes.extend(more.into_iter().map(Message::plain));
+        let flux = Network { config, weights };
+        need_all(checkpoint)?;
+        let qwen3 = network(checkpoint.take(QWEN3)?, Qwen3Config::read, qwen3::tensors, notes)?;
+        let context = qwen3.config.context();
+        fit("3 x the width of Qwen3", context, "txt_in", flux.config.context)?;
+        let tokenizer = Qwen3Tokenizer::load(checkpoint.tokenizer(QWEN3))?;
+        Ok(Flux2Networks { flux, qwen3, tokenizer })
+    }
+}
+
+/// Whether one of the names is that of a model that was not distilled: `flux-2-klein-base-4b`.
+fn is_base(called: &[String]) -> bool {
+    let is_word = |name: &String| name.split(|c: char| !c.is_alphanumeric()).any(|w| w == "base");
+    called.iter().any(|name| name.contains("klein") && is_word(name))
 }
 
 /// Says that a model that is called like one with an image as input is used as text to image.

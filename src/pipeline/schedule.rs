@@ -13,6 +13,8 @@
 //!   where `mu` is the straight line through `(base_image_seq_len, base_shift)` and
 //!   `(max_image_seq_len, max_shift)`, not clamped at its ends. The config's `shift` is not
 //!   used then.
+//! - FLUX.2 has the curve of dev with another `mu`, which depends on the steps, too
+//!   ([`empirical_mu`]), whatever its configuration says.
 //! - `time_shift_type` linear puts `mu` in place of `e^mu`. `shift_terminal` stretches the levels
 //!   so that the last one before 0 has this value.
 //! - A fixed shift, where `use_dynamic_shifting` is off: `sigma = shift * t / (1 + (shift - 1) *
@@ -26,6 +28,19 @@ mod config;
 
 pub use config::{ScheduleConfig, TimeShift};
 
+/// FLUX.2's logarithm of the dynamic shift, which depends on the number of steps, too: between the
+/// measured lines of 10 and of 200 steps; that of 200 steps for large images.
+pub fn empirical_mu(image_tokens: usize, steps: usize) -> f64 {
+    const LARGE: usize = 4300;
+    let tokens = image_tokens as f64;
+    let (of_10, of_200) = (8.73809524e-5 * tokens + 1.89833333, 0.00016927 * tokens + 0.45666666);
+    if image_tokens > LARGE {
+        return of_200;
+    }
+    let slope = (of_200 - of_10) / 190.0;
+    slope * steps as f64 + (of_200 - 200.0 * slope)
+}
+
 /// The noise levels of one run, from 1 (noise alone) down to 0 (the image).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
@@ -37,7 +52,11 @@ impl Schedule {
     /// The levels for `steps` steps on an image of `image_tokens` tokens (`(height / 16) * (width
     /// / 16)` for FLUX.1's autoencoder).
     pub fn new(config: &ScheduleConfig, steps: usize, image_tokens: usize) -> Self {
-        let mu = config.mu(image_tokens);
+        Self::with_mu(config, steps, config.mu(image_tokens))
+    }
+
+    /// The levels for `steps` steps, where a dynamic shift is that of `mu`.
+    pub fn with_mu(config: &ScheduleConfig, steps: usize, mu: f64) -> Self {
         let dynamic = match config.time_shift_type {
             // A steep line through two points leaves the numbers of f32 at other sizes.
             TimeShift::Exponential => mu.clamp(-80.0, 80.0).exp() as f32,

@@ -3,9 +3,10 @@
 
 use std::borrow::Cow;
 
-use super::model::Model;
-use super::request::{DEFAULT_STRENGTH, Request, Settings, plain_number};
-use super::schedule::{Schedule, ScheduleConfig};
+use super::images::{check_reference, reference_size};
+use super::model::{Model, Networks};
+use super::request::{DEFAULT_STRENGTH, MAX_REFERENCES, Request, Settings, plain_number};
+use super::schedule::{Schedule, ScheduleConfig, empirical_mu};
 use crate::error::{Error, Result};
 use crate::message::Message;
 
@@ -18,7 +19,13 @@ use crate::message::Message;
 pub fn settings_for(model: &Model, request: &Request) -> Result<Settings> {
     request.check()?;
     let d = &model.defaults;
-    let (width, height) = (request.width.unwrap_or(d.width), request.height.unwrap_or(d.height));
+    check_references(model, request)?;
+    let unit = model.token_pixels();
+    let own = match request.references.first() {
+        Some(image) => reference_size(image.width, image.height, unit),
+        None => (d.width, d.height),
+    };
+    let (width, height) = (request.width.unwrap_or(own.0), request.height.unwrap_or(own.1));
     check_side("width", width, model.token_pixels())?;
     check_side("height", height, model.token_pixels())?;
     let defaults = Settings {
@@ -27,7 +34,9 @@ pub fn settings_for(model: &Model, request: &Request) -> Result<Settings> {
         width,
         height,
         guidance: d.guidance,
+        cfg_scale: d.cfg_scale,
         strength: request.init.as_ref().map(|_| DEFAULT_STRENGTH),
+        reference_count: Some(request.references.len()).filter(|&count| count > 0),
         model: model.name.clone(),
         model_hash: model.hash.clone(),
         ..Settings::default()
@@ -38,13 +47,43 @@ pub fn settings_for(model: &Model, request: &Request) -> Result<Settings> {
     }
     // The model's defaults come from a file, so they must be checked too.
     Request::from(settings.clone()).check_values()?;
-    if request.init.is_some() && !model.vae.config.encoder {
+    let reads_images = request.init.is_some() || !request.references.is_empty();
+    if reads_images && !model.vae.config.encoder {
         return Err(Error::model(
-            "image-to-image needs the autoencoder's encoder, which this file lacks",
+            "reading an image needs the autoencoder's encoder, which this file lacks",
         )
         .try_("{vae=ae.safetensors}"));
     }
     Ok(settings)
+}
+
+/// Checks that the model reads reference images, and that it can read these.
+fn check_references(model: &Model, request: &Request) -> Result<()> {
+    let count = request.references.len();
+    if let Some(expected) = request.reference_count.filter(|&expected| expected != count) {
+        return Err(Error::argument(
+            "the image was drawn from reference images, which its settings do not contain",
+        )
+        .at_parameter("reference")
+        .found(format!("{count} reference images"))
+        .expected(expected)
+        .try_("give the same reference images, in the same order"));
+    }
+    if count == 0 {
+        return Ok(());
+    }
+    if let Networks::Flux1(_) = model.networks {
+        return Err(Error::argument("this model does not read reference images")
+            .at_parameter("reference")
+            .try_("use FLUX.2 [klein], or {init} to start from an image"));
+    }
+    if count > MAX_REFERENCES {
+        return Err(Error::argument("too many reference images")
+            .at_parameter("reference")
+            .found(count)
+            .expected(format!("at most {MAX_REFERENCES}")));
+    }
+    request.references.iter().try_for_each(check_reference)
 }
 
 /// `pixels` must be a positive multiple of `token`, the pixels along the edge of one token.
@@ -68,7 +107,11 @@ pub fn noise_levels(model: &Model, settings: &Settings) -> Vec<f32> {
         Some(shift) => Cow::Owned(ScheduleConfig::fixed(plain_number(shift))),
         None => Cow::Borrowed(settings.scheduler.as_ref().unwrap_or(&model.schedule)),
     };
-    let mut schedule = Schedule::new(&config, settings.steps, tokens);
+    let mu = match model.networks {
+        Networks::Flux1(_) => config.mu(tokens),
+        Networks::Flux2(_) => empirical_mu(tokens, settings.steps),
+    };
+    let mut schedule = Schedule::with_mu(&config, settings.steps, mu);
     let first = settings.strength.map_or(0, |s| schedule.from_strength(s));
     schedule.sigmas.split_off(first)
 }

@@ -39,13 +39,14 @@ impl ForeignStorage {
 }
 
 /// Advice for a model of another family.
-const OTHER_MODEL: &str = "use FLUX.1 [dev] or [schnell], or one of their fine-tunes; this model \
-                           needs another program, such as ComfyUI";
+const OTHER_MODEL: &str = "use FLUX.1 [dev] or [schnell], FLUX.2 [klein], or one of their \
+                           fine-tunes; this model needs another program, such as ComfyUI";
 /// Advice for something that is added to a model.
 const ADD_ON: &str = "give the FLUX.1 model that it was made for; add-ons of this kind are not \
                       supported";
 /// Advice for a text encoder, an autoencoder or another part of a model.
-const OTHER_PART: &str = "FLUX.1 needs T5 v1.1 XXL, CLIP-L and the autoencoder ae.safetensors";
+const OTHER_PART: &str = "FLUX.1 needs T5 v1.1 XXL, CLIP-L and the autoencoder ae.safetensors; \
+                          FLUX.2 [klein] needs Qwen3-4B or 8B and flux2-vae.safetensors";
 
 macro_rules! foreign {
     ($what:literal, $advice:expr, $($sign:expr),+) => {
@@ -62,12 +63,6 @@ pub static MODELS: &[ForeignModel] = &[
         OTHER_MODEL,
         ["early_stream_modulations."],
         ["content_mode_blocks."]
-    ),
-    foreign!(
-        "a FLUX.2 model",
-        OTHER_MODEL,
-        ["double_stream_modulation_img."],
-        ["single_stream_modulation."]
     ),
     foreign!("a Chroma model", OTHER_MODEL, ["distilled_guidance_layer."], ["nerf_blocks."]),
     foreign!(
@@ -192,10 +187,9 @@ pub static MODELS: &[ForeignModel] = &[
 /// Parts of other models, which are looked for only in files without a component that is known.
 pub static PARTS: &[ForeignModel] = &[
     foreign!(
-        "a Qwen3 language model (a text encoder of FLUX.2, FLUX.3 and Z-Image)",
+        "a Qwen3-VL language model (a text encoder of FLUX.3)",
         OTHER_PART,
-        ["layers.0.self_attn.q_norm.", "layers.0.mlp.gate_proj."],
-        ["blk.0.attn_q_norm.", "blk.0.ffn_gate."]
+        ["language_model.layers.0.self_attn.q_norm."]
     ),
     foreign!(
         "a language model (a text encoder of another image model)",

@@ -2,6 +2,7 @@
 //! weight that one stored matrix changes.
 
 use super::family::Role;
+use super::foreign::STABLE_DIFFUSION as SD;
 use super::names::Split;
 
 /// How LoRAs of a family are named, and how LoRAs of other models are recognised.
@@ -20,6 +21,69 @@ pub struct LoraSpec {
     pub other_width: &'static str,
     /// Keys of such LoRAs, for the error about a file without any.
     pub example: &'static str,
+}
+
+/// Parts of keys of LoRAs for models that are not FLUX models; see [`LoraSpec::foreign`].
+pub const OTHER_MODELS: &[(&str, &str)] = &[
+    ("distilled_guidance_layer", "Chroma"),
+    ("double_stream_blocks", "HiDream"),
+    ("single_stream_blocks", "HiDream"),
+    ("individual_token_refiner", "HunyuanVideo"),
+    ("img_mlp.fc1", "HunyuanVideo"),
+    ("img_mlp_fc1", "HunyuanVideo"),
+    ("img_mod.linear", "HunyuanVideo"),
+    ("img_mod_linear", "HunyuanVideo"),
+    ("img_attn_qkv.lora_A", "HunyuanVideo"),
+    ("joint_transformer_blocks", "AuraFlow"),
+    ("joint_blocks", "Stable Diffusion 3"),
+    ("img_mod.1", "Qwen-Image"),
+    ("img_mod_1", "Qwen-Image"),
+    ("txt_mod.1", "Qwen-Image"),
+    ("txt_mod_1", "Qwen-Image"),
+    ("img_mlp.net", "Qwen-Image"),
+    ("img_mlp_net", "Qwen-Image"),
+    ("noise_refiner", "Lumina 2 or Z-Image"),
+    ("context_refiner", "Lumina 2 or Z-Image"),
+    (".attention.to_q", "Lumina 2 or Z-Image"),
+    ("_attention_to_q", "Lumina 2 or Z-Image"),
+    ("caption_projection", "PixArt or LTX-Video"),
+    (".cross_attn.", "Wan"),
+    ("_cross_attn_", "Wan"),
+    ("condition_embedder", "Wan"),
+    ("lora_prior_", "Stable Cascade"),
+    ("down_blocks.", SD),
+    ("down_blocks_", SD),
+    ("up_blocks.", SD),
+    ("up_blocks_", SD),
+    ("mid_block.", SD),
+    ("mid_block_", SD),
+    ("input_blocks.", SD),
+    ("input_blocks_", SD),
+    ("output_blocks.", SD),
+    ("output_blocks_", SD),
+    ("lora_te2_text_model_", "Stable Diffusion XL or 3"),
+    ("text_encoder_2.text_model.", "Stable Diffusion XL or 3"),
+    (".attn2.", "a model with cross-attention, such as LTX-Video, PixArt or Stable Diffusion"),
+    ("_attn2_", "a model with cross-attention, such as LTX-Video, PixArt or Stable Diffusion"),
+    ("model.layers.", "a language model"),
+];
+
+/// Both lists as one of `N` entries.
+///
+/// # Panics
+/// At compile time, if they do not have `N` entries together.
+pub const fn join<const N: usize>(
+    first: &[(&'static str, &'static str)],
+    second: &[(&'static str, &'static str)],
+) -> [(&'static str, &'static str); N] {
+    assert!(first.len() + second.len() == N);
+    let mut all = [("", ""); N];
+    let mut i = 0;
+    while i < N {
+        all[i] = if i < first.len() { first[i] } else { second[i - first.len()] };
+        i += 1;
+    }
+    all
 }
 
 /// What a trainer puts before the name of a layer.

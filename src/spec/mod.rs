@@ -8,6 +8,7 @@
 
 pub mod family;
 pub mod flux1;
+pub mod flux2;
 pub mod foreign;
 pub mod lora;
 pub mod names;
@@ -19,4 +20,4 @@ pub use family::{
 
 /// Every family that this program knows, in the order in which recognition prefers them when two
 /// are equally specific.
-pub const FAMILIES: Families = Families(&[&flux1::FLUX1]);
+pub const FAMILIES: Families = Families(&[&flux1::FLUX1, &flux2::FLUX2]);

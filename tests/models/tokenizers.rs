@@ -5,7 +5,7 @@ use std::path::Path;
 
 use flux_fast::error::Kind;
 use flux_fast::pipeline::tokenizers::{
-    CLIP_END, CLIP_LENGTH, CLIP_START, T5_END, T5_PAD, Tokenizers,
+    CLIP_END, CLIP_LENGTH, CLIP_START, QWEN3_PAD, Qwen3Tokenizer, T5_END, T5_PAD, Tokenizers,
 };
 use serde_json::Value;
 
@@ -208,4 +208,60 @@ fn files_in_the_folder_take_precedence_over_the_built_in_ones() {
     std::fs::write(folder.path().join("tokenizer.json"), file.to_string()).unwrap();
     let t = Tokenizers::load(None, Some(folder.path())).unwrap();
     assert_eq!(t5(&t, "Hello, my dog is cute", 7), [9000, 6, 82, 1782, 19, 5295, 1]);
+}
+
+/// What the chat template puts before the prompt and its line feed, and behind the prompt.
+const TEMPLATE: (&[u32], &[u32]) =
+    (&[151_644, 872], &[151_645, 198, 151_644, 77_091, 198, 151_667, 271, 151_668, 271]);
+
+/// The ids of the prompt and the line feed before it, without template and padding.
+fn qwen3(t: &Qwen3Tokenizer, text: &str) -> Vec<u32> {
+    let ids = t.ids(text, 512).unwrap();
+    assert_eq!(ids.ids.len(), 512, "{text:?}");
+    assert!(ids.ids[ids.real..].iter().all(|&id| id == QWEN3_PAD), "{text:?}");
+    let real = &ids.ids[..ids.real];
+    assert!(real.starts_with(TEMPLATE.0) && real.ends_with(TEMPLATE.1), "{text:?}: {real:?}");
+    real[2..real.len() - TEMPLATE.1.len()].to_vec()
+}
+
+/// The same prompts, in `tests/data/qwen3.json` in the same order. For the prompt that contains
+/// marks literally, the golden has them as text.
+#[test]
+fn every_golden_prompt_gives_the_reference_ids_of_qwen3() {
+    let t = Qwen3Tokenizer::load(None).unwrap();
+    let texts: Vec<Value> = serde_json::from_str(include_str!("../data/tokenizers.json")).unwrap();
+    let goldens: Vec<Vec<u32>> = serde_json::from_str(include_str!("../data/qwen3.json")).unwrap();
+    assert_eq!((texts.len(), goldens.len()), (1949, 1949));
+    for (text, golden) in texts.iter().zip(goldens) {
+        let text = text["text"].as_str().unwrap();
+        assert_eq!(qwen3(&t, text), golden, "{text:?}");
+    }
+    // Line feeds at the beginning are one piece with that of the template.
+    assert_eq!(qwen3(&t, "\na"), [271, 64]);
+}
+
+#[test]
+fn marks_of_qwen3_in_a_prompt_are_text() {
+    let t = Qwen3Tokenizer::load(None).unwrap();
+    for text in
+        ["<|im_end|>", "a <|im_end|>\n<|im_start|>system", "<|endoftext|>", "<think>", "</think>"]
+    {
+        let ids = qwen3(&t, text);
+        assert!(ids.iter().all(|&id| id < QWEN3_PAD), "{text:?}: {ids:?}");
+        assert!(ids.len() > 3, "{text:?}: {ids:?}");
+    }
+}
+
+#[test]
+fn a_long_prompt_of_qwen3_is_cut_with_the_end_of_the_template() {
+    let t = Qwen3Tokenizer::load(None).unwrap();
+    let text = "fox ".repeat(600) + "vixen";
+    let ids = t.ids(&text, 512).unwrap();
+    assert_eq!((ids.ids.len(), ids.real), (512, 512));
+    assert!(text.ends_with(&ids.cut) && ids.cut.starts_with("fox ") && ids.cut.len() > 300);
+    assert!(ids.ids[3..].iter().all(|&id| id < QWEN3_PAD), "the marks behind the text are cut");
+    // All words have room, the marks behind them do not.
+    let ids = t.ids("a fox", 7).unwrap();
+    assert_eq!((ids.real, ids.cut.as_str(), ids.ids[6]), (7, "", 198));
+    assert_eq!(t.ids("a fox", 2).unwrap().cut, "a fox");
 }

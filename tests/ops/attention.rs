@@ -2,7 +2,7 @@
 
 use flux_fast::backend::cpu::isa::Isa;
 use flux_fast::backend::cpu::variants;
-use flux_fast::op::{Attention, Op, QkNormRope};
+use flux_fast::op::{Attention, Op, Pairs, QkNormRope};
 use flux_fast::tensor::Tensor;
 
 use crate::case::Case;
@@ -177,8 +177,10 @@ fn queries_and_keys_are_normalised_and_rotated() {
                 q_gain,
                 k_gain,
                 rope,
+                pairs: Pairs::Adjacent,
                 batch,
                 heads,
+                kv_heads: heads,
                 tokens,
                 first,
                 eps: 1e-6,
@@ -192,4 +194,40 @@ fn queries_and_keys_are_normalised_and_rotated() {
         }
     }
     all_ran(&["qk_norm_rope"]);
+}
+
+/// Grouped queries (fewer heads of k and v), and pairs of columns in halves: every combination.
+#[test]
+fn grouped_heads_are_repeated_and_halves_are_rotated() {
+    for (batch, n, tokens, first, heads, kv_heads, dim) in [
+        (1, 1, 1, 0, 1, 1, 2),
+        (2, 17, 40, 11, 6, 3, 64),
+        (1, 31, 33, 2, 4, 1, 128),
+        (2, 9, 9, 0, 4, 2, 30),
+    ] {
+        for pairs in [Pairs::Adjacent, Pairs::Halves] {
+            let mut c = Case::new();
+            let qkv = c.input(batch * n, (heads + 2 * kv_heads) * dim);
+            let rope = c.input(tokens, dim);
+            let (q_gain, k_gain) = (c.vector(dim), c.vector(dim));
+            let width = 3 * heads * dim;
+            let out = c.output(batch * tokens, width);
+            let op = QkNormRope {
+                qkv,
+                q_gain,
+                k_gain,
+                rope,
+                pairs,
+                batch,
+                heads,
+                kv_heads,
+                tokens,
+                first,
+                eps: 1e-6,
+                out,
+            };
+            c.check(op, batch * (tokens - n) * width);
+            c.check_nan(op, qkv);
+        }
+    }
 }

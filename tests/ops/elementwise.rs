@@ -1,7 +1,7 @@
 //! Operations on single elements, and copies.
 
 use flux_fast::dtype::DType;
-use flux_fast::op::{Add, Cast, CopyRows, GeluMul, Silu};
+use flux_fast::op::{Add, Cast, CopyRows, GeluMul, Silu, SiluMul};
 
 use crate::case::Case;
 use crate::{ROWS, all_ran};
@@ -24,6 +24,28 @@ fn element_by_element() {
         }
     }
     all_ran(&["add", "gelu_mul", "silu"]);
+}
+
+/// The halves of one product are gate and up, and the result is a window, too.
+#[test]
+fn windows_are_multiplied_with_silu() {
+    for rows in ROWS {
+        for (cols, before) in [(1, 0), (37, 3), (512, 0), (64, 128)] {
+            let mut c = Case::new();
+            let both = c.input(rows, 2 * cols);
+            let (gate, up) = (both.columns(0, cols), both.columns(cols, cols));
+            let out = c.output(rows, before + cols);
+            let op = |out| SiluMul { gate, up, out };
+            c.check(op(out.columns(before, cols)), rows * before);
+            c.check(op(up), 0);
+            c.check_nan(op(out.columns(before, cols)), both);
+            let (a, b) = (c.input(rows, cols), c.input(rows, cols));
+            for out in [a, b] {
+                c.check(SiluMul { gate: a.all(), up: b.all(), out: out.all() }, 0);
+            }
+        }
+    }
+    all_ran(&["silu_mul"]);
 }
 
 #[test]

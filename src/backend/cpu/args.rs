@@ -1,6 +1,7 @@
 //! Operands of the operations that have many: pointers into the arena, f32 vectors, and sizes.
 
 use super::matrix::{In, Out};
+use crate::op::Pairs;
 
 /// The operands of [`Attention`](crate::op::Attention).
 #[derive(Debug, Clone, Copy)]
@@ -50,8 +51,10 @@ pub(crate) struct QkNormRopeArgs<'a> {
     pub q_gain: &'a [f32],
     pub k_gain: &'a [f32],
     pub rope: In,
+    pub pairs: Pairs,
     pub batch: usize,
     pub heads: usize,
+    pub kv_heads: usize,
     pub tokens: usize,
     pub first: usize,
     pub eps: f32,
@@ -60,7 +63,24 @@ pub(crate) struct QkNormRopeArgs<'a> {
 
 impl QkNormRopeArgs<'_> {
     pub(crate) fn head_dim(&self) -> usize {
-        self.qkv.cols() / (3 * self.heads)
+        self.out.cols() / (3 * self.heads)
+    }
+
+    /// For a head of `out`: the head of `qkv` from which it is made.
+    pub(crate) fn source(&self, head: usize) -> usize {
+        let (which, i) = (head / self.heads, head % self.heads);
+        match which {
+            0 => head,
+            _ => self.heads + (which - 1) * self.kv_heads + i / (self.heads / self.kv_heads),
+        }
+    }
+
+    /// The two columns of a pair of a head.
+    pub(crate) fn pair(&self, pair: usize) -> (usize, usize) {
+        match self.pairs {
+            Pairs::Adjacent => (2 * pair, 2 * pair + 1),
+            Pairs::Halves => (pair, pair + self.head_dim() / 2),
+        }
     }
 
     /// For a row of `qkv`: its token within the image, and its row in `out`.

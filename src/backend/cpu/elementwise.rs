@@ -7,13 +7,14 @@ use super::share::for_rows;
 use super::simd::{self, Kernel, Lanes, Simd};
 use super::step::{CpuOperation, CpuStep};
 use crate::error::Result;
-use crate::op::{Add, Cast, CopyRows, GeluMul, Silu};
+use crate::op::{Add, Cast, CopyRows, GeluMul, Silu, SiluMul};
 
 /// A function of two operands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pair {
     Add,
     GeluMul,
+    SiluMul,
 }
 
 /// `out = f(a, b)` over n elements; out may be a or b.
@@ -37,6 +38,9 @@ impl Kernel for PairRow {
                 }),
                 Pair::GeluMul => simd::map::<S>(self.a, self.out, n, |i, a| {
                     S::mul(simd::gelu_tanh::<S>(a), simd::at::<S>(self.b, i, n))
+                }),
+                Pair::SiluMul => simd::map::<S>(self.a, self.out, n, |i, a| {
+                    S::mul(simd::silu::<S>(a), simd::at::<S>(self.b, i, n))
                 }),
             }
         }
@@ -83,6 +87,14 @@ pub(crate) fn gelu_mul(how: How, gate: In, up: In, out: Out) {
     match how {
         How::Simd(lanes) => pairs(lanes, Pair::GeluMul, gate, up, out),
         _ => reference::gelu_mul(gate, up, out),
+    }
+}
+
+/// `out = silu(gate) * up`
+pub(crate) fn silu_mul(how: How, gate: In, up: In, out: Out) {
+    match how {
+        How::Simd(lanes) => pairs(lanes, Pair::SiluMul, gate, up, out),
+        _ => reference::silu_mul(gate, up, out),
     }
 }
 
@@ -150,6 +162,16 @@ impl CpuOperation for GeluMul {
     }
 }
 
+impl CpuOperation for SiluMul {
+    const KERNELS: Kernels = kernels!(f32 "silu_mul");
+
+    fn run(&self, step: &CpuStep) -> Result<()> {
+        let out = step.view_out(self.out)?;
+        silu_mul(step.how(), step.view(self.gate)?, step.view(self.up)?, out);
+        Ok(())
+    }
+}
+
 impl CpuOperation for Silu {
     const KERNELS: Kernels = kernels!(f32 "silu");
 
@@ -197,6 +219,11 @@ pub(super) mod reference {
     /// `out = gelu_tanh(gate) * up`
     pub(crate) fn gelu_mul(gate: In, up: In, out: Out) {
         each(out, |r, c| gelu_tanh(f64::from(at(gate, r, c))) * f64::from(at(up, r, c)));
+    }
+
+    /// `out = silu(gate) * up`
+    pub(crate) fn silu_mul(gate: In, up: In, out: Out) {
+        each(out, |r, c| silu_of(f64::from(at(gate, r, c))) * f64::from(at(up, r, c)));
     }
 
     /// `out = x / (1 + e^-x)`

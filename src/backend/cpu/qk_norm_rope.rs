@@ -7,7 +7,7 @@ use super::share::for_rows;
 use super::simd::{self, Kernel, Simd};
 use super::step::{CpuOperation, CpuStep};
 use crate::error::Result;
-use crate::op::QkNormRope;
+use crate::op::{Pairs, QkNormRope};
 
 /// All heads of one row's q, then k: norm, gain, rotation; v is copied. x and out: 3 * heads * dim;
 /// out may be x.
@@ -57,6 +57,11 @@ pub(crate) fn qk_norm_rope(how: How, a: &QkNormRopeArgs) {
     );
     for_rows(a.qkv.rows(), a.qkv.cols(), |rows| {
         for r in rows {
+            if a.pairs != Pairs::Adjacent || a.kv_heads != a.heads {
+                // A language model's rows: few, and a small part of its work.
+                reference::qk_norm_rope_row(a, r);
+                continue;
+            }
             let (token, to) = a.place(r);
             let row = QkRow {
                 x: a.qkv.row_ptr(r),
@@ -83,8 +88,10 @@ impl CpuOperation for QkNormRope {
             q_gain: step.vector(self.q_gain)?,
             k_gain: step.vector(self.k_gain)?,
             rope: step.tensor(self.rope)?,
+            pairs: self.pairs,
             batch: self.batch,
             heads: self.heads,
+            kv_heads: self.kv_heads,
             tokens: self.tokens,
             first: self.first,
             eps: self.eps,
@@ -100,32 +107,36 @@ pub(super) mod reference {
     use crate::backend::cpu::args::QkNormRopeArgs;
     use crate::backend::cpu::plain::{at, put};
 
-    /// RMS norm of each head of q and k, then rotation of adjacent pairs; v is copied.
+    /// RMS norm of each head of q and k, then rotation of pairs; v is copied.
     pub(crate) fn qk_norm_rope(a: &QkNormRopeArgs) {
+        (0..a.qkv.rows()).for_each(|r| qk_norm_rope_row(a, r));
+    }
+
+    /// Row `r` of [`qk_norm_rope`].
+    pub(crate) fn qk_norm_rope_row(a: &QkNormRopeArgs, r: usize) {
         let dim = a.head_dim();
-        let width = a.heads * dim;
-        for r in 0..a.qkv.rows() {
-            let (token, to) = a.place(r);
-            for (base, gain) in [(0, a.q_gain), (width, a.k_gain)] {
-                for head in 0..a.heads {
-                    let first = base + head * dim;
-                    let x: Vec<f64> =
-                        (0..dim).map(|d| f64::from(at(a.qkv, r, first + d))).collect();
-                    let squares: f64 = x.iter().map(|x| x * x).sum();
-                    let inverse = 1.0 / (squares / dim as f64 + f64::from(a.eps)).sqrt();
-                    for pair in 0..dim / 2 {
-                        let (even, odd) = (2 * pair, 2 * pair + 1);
-                        let x0 = x[even] * inverse * f64::from(gain[even]);
-                        let x1 = x[odd] * inverse * f64::from(gain[odd]);
-                        let (cos, sin) =
-                            (f64::from(at(a.rope, token, even)), f64::from(at(a.rope, token, odd)));
-                        put(a.out, to, first + even, (cos * x0 - sin * x1) as f32);
-                        put(a.out, to, first + odd, (sin * x0 + cos * x1) as f32);
-                    }
+        let (token, to) = a.place(r);
+        for head in 0..3 * a.heads {
+            let (from, first) = (a.source(head) * dim, head * dim);
+            let x: Vec<f64> = (0..dim).map(|d| f64::from(at(a.qkv, r, from + d))).collect();
+            let gain = match head / a.heads {
+                0 => a.q_gain,
+                1 => a.k_gain,
+                _ => {
+                    (0..dim).for_each(|d| put(a.out, to, first + d, x[d] as f32));
+                    continue;
                 }
-            }
-            for c in 2 * width..3 * width {
-                put(a.out, to, c, at(a.qkv, r, c));
+            };
+            let squares: f64 = x.iter().map(|x| x * x).sum();
+            let inverse = 1.0 / (squares / dim as f64 + f64::from(a.eps)).sqrt();
+            for pair in 0..dim / 2 {
+                let (one, two) = a.pair(pair);
+                let x0 = x[one] * inverse * f64::from(gain[one]);
+                let x1 = x[two] * inverse * f64::from(gain[two]);
+                let turn = |c| f64::from(at(a.rope, token, 2 * pair + c));
+                let (cos, sin) = (turn(0), turn(1));
+                put(a.out, to, first + one, (cos * x0 - sin * x1) as f32);
+                put(a.out, to, first + two, (sin * x0 + cos * x1) as f32);
             }
         }
     }

@@ -7,7 +7,7 @@ use super::arch::Arch;
 use super::launch::{Args, Cuda, Kernel, Launch, Matrix, Variant, code};
 use crate::backend::gpu::variants;
 use crate::dtype::DType;
-use crate::op::{Add, Cast, CopyRows, GeluMul, Silu};
+use crate::op::{Add, Cast, CopyRows, GeluMul, Silu, SiluMul};
 
 /// Threads of a block in `elementwise.cu`.
 const THREADS: u32 = 256;
@@ -66,6 +66,8 @@ pub(super) const fn kernel<P>(entry: &'static str, buffers: usize) -> Kernel {
 
 static GELU_MUL_BF16: Kernel = kernel::<BinaryParams>("gelu_mul_bf16_sm80", 3);
 static GELU_MUL_ANY: Kernel = kernel::<BinaryParams>("gelu_mul_any_sm80", 3);
+static SILU_MUL_BF16: Kernel = kernel::<BinaryParams>("silu_mul_bf16_sm80", 3);
+static SILU_MUL_ANY: Kernel = kernel::<BinaryParams>("silu_mul_any_sm80", 3);
 static SILU_BF16: Kernel = kernel::<BinaryParams>("silu_bf16_sm80", 2);
 static SILU_ANY: Kernel = kernel::<BinaryParams>("silu_any_sm80", 2);
 static ADD_BF16: Kernel = kernel::<BinaryParams>("add_bf16_sm80", 3);
@@ -81,6 +83,8 @@ static COPY_ROWS_ANY: Kernel = kernel::<CopyRowsParams>("copy_rows_any_sm80", 2)
 pub static KERNELS: &[&Kernel] = &[
     &GELU_MUL_BF16,
     &GELU_MUL_ANY,
+    &SILU_MUL_BF16,
+    &SILU_MUL_ANY,
     &SILU_BF16,
     &SILU_ANY,
     &ADD_BF16,
@@ -219,6 +223,31 @@ pub static GELU_MUL: &[Variant<GeluMul>] = &[
     },
 ];
 variants!(Cuda, GeluMul: GELU_MUL);
+
+/// Best first; the last one takes every type, window and alignment.
+pub static SILU_MUL: &[Variant<SiluMul>] = &[
+    Variant {
+        name: "silu_mul_bf16_sm80",
+        needs: Arch::From(8, 0),
+        accepts: |a, _| {
+            vectors(&[&a.gate, &a.up, &a.out])?;
+            a.out.cols.is_multiple_of(8).then_some(()).ok_or("the columns are not eights")?;
+            // Threads are numbered in 32 bits.
+            let few = u32::try_from(elements(&a.out) / 8 + THREADS as usize).is_ok();
+            few.then_some(()).ok_or("it takes 2^32 threads or more")
+        },
+        scratch: |_, _| 0,
+        launches: |a, _| elementwise(&SILU_MUL_BF16, 8, &a.gate, Some(&a.up), &a.out),
+    },
+    Variant {
+        name: "silu_mul_any_sm80",
+        needs: Arch::From(8, 0),
+        accepts: |a, _| activations(&[&a.gate, &a.up, &a.out]).and(grid_fits(elements(&a.out))),
+        scratch: |_, _| 0,
+        launches: |a, _| elementwise(&SILU_MUL_ANY, 1, &a.gate, Some(&a.up), &a.out),
+    },
+];
+variants!(Cuda, SiluMul: SILU_MUL);
 
 /// Best first; the last one takes every type, window and alignment.
 pub static SILU: &[Variant<Silu>] = &[

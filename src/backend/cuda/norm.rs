@@ -8,7 +8,7 @@ use super::elementwise::{activations, counts, vectors};
 use super::launch::{Args, Cuda, Kernel, Launch, Matrix, Variant, code};
 use crate::backend::gpu::variants;
 use crate::dtype::DType;
-use crate::op::{LayerNorm, LayerNormModulate, QkNormRope, RmsNorm};
+use crate::op::{LayerNorm, LayerNormModulate, Pairs, QkNormRope, RmsNorm};
 
 /// Threads of a block in `norm.cu`.
 const THREADS: u32 = 128;
@@ -43,6 +43,8 @@ struct QkNormRopeParams {
     first: u32,
     heads: u32,
     head_dim: u32,
+    kv_heads: u32,
+    halves: u32,
     cols: u32,
     qkv_stride: u32,
     rope_stride: u32,
@@ -181,6 +183,8 @@ fn qk_norm_rope(a: &Args<QkNormRope>, kernel: &'static Kernel, blocks: usize) ->
         first: a.first as u32,
         heads: a.heads as u32,
         head_dim: a.head_dim() as u32,
+        kv_heads: a.kv_heads as u32,
+        halves: u32::from(a.pairs == Pairs::Halves),
         cols: cols(a) as u32,
         qkv_stride: a.qkv.stride as u32,
         rope_stride: a.rope.stride as u32,
@@ -289,6 +293,7 @@ pub static QK_NORM_ROPE: &[Variant<QkNormRope>] = &[
             vectors(&[&a.qkv, &a.out])?;
             aligned(&[&a.q_gain, &a.k_gain])?;
             rotations(a)?;
+            a.is_joint()?;
             if !a.rope.aligned() {
                 return Err("the rotations' rows are not aligned to 16 bytes");
             }

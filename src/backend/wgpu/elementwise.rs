@@ -11,7 +11,7 @@ use super::launch::{
 };
 use crate::backend::gpu::variants;
 use crate::dtype::DType;
-use crate::op::{Add, Cast, GeluMul, Silu};
+use crate::op::{Add, Cast, GeluMul, Silu, SiluMul};
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -177,6 +177,7 @@ enum Function {
     Silu = 1,
     Add = 2,
     Cast = 3,
+    SiluMul = 4,
 }
 
 /// `out = f(a, b)`, or `f(a)`.
@@ -308,6 +309,12 @@ impl Elementwise {
     }
 }
 
+impl From<&Args<SiluMul>> for Elementwise {
+    fn from(a: &Args<SiluMul>) -> Elementwise {
+        Elementwise { function: Function::SiluMul, a: a.gate, b: Some(a.up), out: a.out }
+    }
+}
+
 impl From<&Args<GeluMul>> for Elementwise {
     fn from(a: &Args<GeluMul>) -> Elementwise {
         Elementwise { function: Function::GeluMul, a: a.gate, b: Some(a.up), out: a.out }
@@ -357,6 +364,10 @@ macro_rules! elementwise {
 /// Best first; the last one takes every type, window and alignment.
 pub static GELU_MUL: &[Variant<GeluMul>] = elementwise!("gelu_mul_any_vectors", "gelu_mul_any");
 variants!(Wgpu, GeluMul: GELU_MUL);
+
+/// Best first; the last one takes every type, window and alignment.
+pub static SILU_MUL: &[Variant<SiluMul>] = elementwise!("silu_mul_any_vectors", "silu_mul_any");
+variants!(Wgpu, SiluMul: SILU_MUL);
 /// Best first; the last one takes every type, window and alignment.
 pub static SILU: &[Variant<Silu>] = elementwise!("silu_any_vectors", "silu_any");
 variants!(Wgpu, Silu: SILU);
@@ -381,7 +392,7 @@ pub(super) fn combinations(lists: &[(&'static str, &[f64])]) -> Vec<Constants> {
 pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
     let types: &[f64] = &[0.0, 1.0];
     let operands = [
-        ("OP", [0.0, 1.0, 2.0, 3.0].as_slice()),
+        ("OP", [0.0, 1.0, 2.0, 3.0, 4.0].as_slice()),
         ("A_TYPE", types),
         ("B_TYPE", types),
         ("OUT_TYPE", types),

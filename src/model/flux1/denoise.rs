@@ -3,13 +3,9 @@
 use super::config::FluxConfig;
 use super::{linear, linear_rows};
 use crate::dtype::DType;
-use crate::op::{
-    Attention, Cast, CopyRows, Epilogue, EulerStep, LayerNormModulate, Program, QkNormRope,
-    Recorder,
-};
+use crate::model::joint::{JointAttention, NORM_EPS, RopeTable};
+use crate::op::{Cast, CopyRows, Epilogue, EulerStep, LayerNormModulate, Program, Recorder};
 use crate::tensor::{Tensor, View};
-
-const NORM_EPS: f32 = 1e-6;
 
 /// What one run of [`denoise`] works on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,11 +202,14 @@ impl Denoiser<'_> {
             let own = r.temp(x.rows, 3 * h, act);
             let weight = format!("{block}.qkv");
             linear(r, &format!("{name}.qkv"), norm.all(), &weight, Epilogue::None, own.all());
-            let op = self.qk_norm_rope(r, &block, own, rope, first, qkv);
+            let op = self.joint().qk_norm_rope(r, &block, own, rope, first, qkv);
             r.push(&format!("{name}.rope"), op);
         }
         let (txt_attn, img_attn) = (r.temp(txt.rows, h, act), r.temp(img.rows, h, act));
-        r.push("attn", self.attention(qkv, Some((s.text_tokens, txt_attn)), img_attn.all()));
+        r.push(
+            "attn",
+            self.joint().attention(qkv, Some((s.text_tokens, txt_attn)), img_attn.all()),
+        );
         for (name, x, attn, m) in [("img", img, img_attn, img_mod), ("txt", txt, txt_attn, txt_mod)]
         {
             let block = format!("double_blocks.{i}.{name}");
@@ -250,74 +249,29 @@ impl Denoiser<'_> {
         r.push("norm", LayerNormModulate { x, shift, scale, eps: NORM_EPS, out: norm });
         let qkv = r.temp(x.rows, 3 * h, act);
         linear(r, "qkv", norm.all(), &linear1, Epilogue::None, qkv.all());
-        let op = self.qk_norm_rope(r, &block, qkv, rope, 0, qkv);
+        let op = self.joint().qk_norm_rope(r, &block, qkv, rope, 0, qkv);
         r.push("rope", op);
         let both = r.temp(x.rows, h + c.mlp_hidden, act);
-        r.push("attn", self.attention(qkv, None, both.columns(0, h)));
+        r.push("attn", self.joint().attention(qkv, None, both.columns(0, h)));
         let mlp = both.columns(h, c.mlp_hidden);
         linear_rows(r, "mlp", norm.all(), (&linear1, 3 * h), Epilogue::GeluTanh, mlp);
         let gated = Epilogue::GatedAdd { residual: x, gate };
         linear(r, "linear2", both.all(), &linear2, gated, x.all());
     }
 
-    /// Norm and rotation of queries and keys with the gains `{scope}.norm`, into the rows from
-    /// `first` on of every sequence in `out`.
-    fn qk_norm_rope(
-        &self,
-        r: &mut Recorder,
-        scope: &str,
-        qkv: Tensor,
-        rope: Tensor,
-        first: usize,
-        out: Tensor,
-    ) -> QkNormRope {
+    fn joint(&self) -> JointAttention {
         let Denoiser { c, s, .. } = *self;
-        QkNormRope {
-            qkv,
-            q_gain: r.weight(format!("{scope}.norm.query_norm.scale"), 1, c.head_dim),
-            k_gain: r.weight(format!("{scope}.norm.key_norm.scale"), 1, c.head_dim),
-            rope,
-            batch: s.batch(),
-            heads: c.heads,
-            tokens: s.tokens(),
-            first,
-            eps: NORM_EPS,
-            out,
-        }
-    }
-
-    fn attention(&self, qkv: Tensor, first: Option<(usize, Tensor)>, out: View) -> Attention {
-        let (h, heads) = (self.c.hidden, self.c.heads);
-        let [q, k, v] = [0, 1, 2].map(|i| qkv.columns(i * h, h));
-        Attention {
-            q,
-            k,
-            v,
-            batch: self.s.batch(),
-            heads,
-            scale: 1.0 / (self.c.head_dim as f32).sqrt(),
-            causal: false,
-            bias: None,
-            first,
-            out,
-        }
+        let (heads, head_dim) = (c.heads, c.head_dim);
+        JointAttention { batch: s.batch(), heads, head_dim, tokens: s.tokens() }
     }
 }
 
 /// The rotation table of `EmbedND`, `tokens x head_dim`: one row per token, text first (ids all
-/// zero), then the image grid (0, row, column). The columns are (cos, sin) per pair, axis after
-/// axis. Frequencies theta^(-2i/d) and angles are computed in f64, as in the reference.
+/// zero), then the image grid (0, row, column).
 pub fn rope(c: &FluxConfig, s: &DenoiseShape) -> Vec<f32> {
-    let mut table = Vec::with_capacity(s.tokens() * c.head_dim);
-    let mut token = |ids: [usize; 3]| {
-        for (&dim, id) in c.axes.iter().zip(ids) {
-            for i in 0..dim / 2 {
-                let angle = id as f64 * c.theta.powf(-((2 * i) as f64) / dim as f64);
-                table.extend([angle.cos() as f32, angle.sin() as f32]);
-            }
-        }
-    };
-    (0..s.text_tokens).for_each(|_| token([0, 0, 0]));
-    (0..s.height).for_each(|y| (0..s.width).for_each(|x| token([0, y, x])));
-    table
+    let rows = Vec::with_capacity(s.tokens() * c.head_dim);
+    let mut table = RopeTable { axes: &c.axes, theta: c.theta, rows };
+    (0..s.text_tokens).for_each(|_| table.token(&[0, 0, 0]));
+    (0..s.height).for_each(|y| (0..s.width).for_each(|x| table.token(&[0, y, x])));
+    table.rows
 }

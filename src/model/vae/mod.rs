@@ -20,6 +20,10 @@ use crate::dtype::DType;
 use crate::model::config::TensorSpec;
 use crate::op::Program;
 
+/// The tensors with the mean and the variance of each column of packed tokens; see
+/// [`VaeConfig::batch_norm`].
+pub const BATCH_NORM: [&str; 2] = ["bn.running_mean", "bn.running_var"];
+
 /// Decodes `height x width` latent pixels in one piece.
 ///
 /// Input: `latents`, packed tokens ((h/2) * (w/2) x 4 * latent, f32, as the transformer returns
@@ -37,11 +41,10 @@ pub fn encode(c: &VaeConfig, height: usize, width: usize, act: DType) -> Program
     Network::encoder(c, height, width, act).whole()
 }
 
-/// Every tensor of the autoencoder, without the encoder if `c.encoder` is false.
+/// Every tensor of the autoencoder, without the encoder if `c.encoder` is false. The programs do
+/// not use those of [`BATCH_NORM`].
 pub fn tensors(c: &VaeConfig) -> Vec<TensorSpec> {
     let mut out = Vec::new();
-    let top = *c.channels.last().expect("a level");
-    let levels = c.channels.len();
     let pair = |out: &mut Vec<TensorSpec>, name: String, shape: Vec<usize>| {
         out.push((format!("{name}.bias"), vec![shape[0]]));
         out.push((format!("{name}.weight"), shape));
@@ -59,11 +62,20 @@ pub fn tensors(c: &VaeConfig) -> Vec<TensorSpec> {
         if half == "encoder" && !c.encoder {
             continue;
         }
+        let channels = if half == "encoder" { c.encoder_channels() } else { &c.channels };
+        let (top, levels) = (*channels.last().expect("a level"), channels.len());
         let (input, first, last, output) = if half == "encoder" {
-            (3, c.channels[0], top, 2 * c.latent)
+            (3, channels[0], top, 2 * c.latent)
         } else {
-            (c.latent, top, c.channels[0], 3)
+            (c.latent, top, channels[0], 3)
         };
+        if c.quant {
+            let (name, n) = match half {
+                "encoder" => ("encoder.quant_conv", 2 * c.latent),
+                _ => ("decoder.post_quant_conv", c.latent),
+            };
+            pair(&mut out, name.into(), vec![n, n, 1, 1]);
+        }
         pair(&mut out, format!("{half}.conv_in"), vec![first, input, 3, 3]);
         for i in [1, 2] {
             block(&mut out, format!("{half}.mid.block_{i}"), top, top);
@@ -76,7 +88,7 @@ pub fn tensors(c: &VaeConfig) -> Vec<TensorSpec> {
         let order: Vec<usize> =
             if half == "encoder" { (0..levels).collect() } else { (0..levels).rev().collect() };
         for level in order {
-            let to = c.channels[level];
+            let to = channels[level];
             let (way, blocks) =
                 if half == "encoder" { ("down", c.blocks) } else { ("up", c.blocks + 1) };
             for b in 0..blocks {
@@ -92,6 +104,9 @@ pub fn tensors(c: &VaeConfig) -> Vec<TensorSpec> {
         }
         pair(&mut out, format!("{half}.norm_out"), vec![last]);
         pair(&mut out, format!("{half}.conv_out"), vec![output, last, 3, 3]);
+    }
+    if c.batch_norm.is_some() {
+        out.extend(BATCH_NORM.map(|name| (name.to_string(), vec![4 * c.latent])));
     }
     out
 }

@@ -152,7 +152,12 @@ impl Network {
         let z = net.plane(height, width, c.latent, act);
         net.push(Work::Unpack { scale: 1.0 / c.scaling, shift: c.shift, out: z });
         net.scope("in");
-        let mut x = net.conv("conv_in", "conv_in", z, None, top, Kernel::Same, None);
+        let mut x = z;
+        if c.quant {
+            let name = "post_quant_conv";
+            x = net.conv(name, name, x, None, c.latent, Kernel::Point, None);
+        }
+        x = net.conv("conv_in", "conv_in", x, None, top, Kernel::Same, None);
         x = net.mid(x);
         for level in (0..c.channels.len()).rev() {
             net.scope(&format!("up.{level}"));
@@ -177,24 +182,29 @@ impl Network {
         let mut net = Network::empty("encoder", c, act);
         let pixels = net.plane(height, width, 3, DType::F32);
         net.scope("in");
-        let mut x = net.conv("conv_in", "conv_in", pixels, None, c.channels[0], Kernel::Same, None);
-        let levels = c.channels.len();
-        for level in 0..levels {
+        let channels = c.encoder_channels();
+        let mut x = net.conv("conv_in", "conv_in", pixels, None, channels[0], Kernel::Same, None);
+        let levels = channels.len();
+        for (level, &channels_of_level) in channels.iter().enumerate() {
             net.scope(&format!("down.{level}"));
             for block in 0..c.blocks {
                 let name = format!("down.{level}.block.{block}");
-                x = net.res_block(&name, &format!("block.{block}"), x, c.channels[level]);
+                x = net.res_block(&name, &format!("block.{block}"), x, channels_of_level);
             }
             if level + 1 < levels {
                 let name = format!("down.{level}.downsample.conv");
-                x = net.conv("downsample", &name, x, None, c.channels[level], Kernel::Down, None);
+                x = net.conv("downsample", &name, x, None, channels_of_level, Kernel::Down, None);
             }
         }
         x = net.mid(x);
         net.scope("out");
         let norm = Some(Norm { label: "norm_out".into(), name: "norm_out".into(), silu: true });
-        let moments = net.conv("conv_out", "conv_out", x, norm, 2 * c.latent, Kernel::Same, None);
-        net.push(Work::Pack { x: moments, channels: c.latent });
+        let moments = 2 * c.latent;
+        let mut x = net.conv("conv_out", "conv_out", x, norm, moments, Kernel::Same, None);
+        if c.quant {
+            x = net.conv("quant_conv", "quant_conv", x, None, moments, Kernel::Point, None);
+        }
+        net.push(Work::Pack { x, channels: c.latent });
         net
     }
 

@@ -9,6 +9,7 @@ mod load;
 pub mod metadata;
 mod other_formats;
 mod png_rows;
+mod reference;
 mod resize;
 mod save;
 mod scan;
@@ -22,5 +23,6 @@ pub use load::{
     read_provenance, read_stream,
 };
 pub use metadata::Provenance;
+pub(crate) use reference::{check_reference, prepare_reference, reference_size};
 pub use save::{Metadata, probe_output, save, to_bytes, with_suffix, write_beside, write_new};
 pub use texts::texts_in;

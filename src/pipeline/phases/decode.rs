@@ -10,7 +10,7 @@ use crate::event::Phase;
 use crate::model::flux1::DenoiseShape;
 use crate::model::vae::Network as Half;
 use crate::model::{VaeConfig, vae};
-use crate::pipeline::model::Network;
+use crate::pipeline::model::{LatentScale, Network};
 use crate::pipeline::progress::{Listener, Progress};
 use crate::pipeline::request::Image;
 
@@ -22,6 +22,8 @@ const PIECE: usize = 1 << 20;
 pub struct Decode<'a> {
     /// The autoencoder.
     pub vae: &'a Network<VaeConfig>,
+    /// How its latents are scaled.
+    pub latents: &'a LatentScale,
     /// Images and tokens.
     pub shape: DenoiseShape,
 }
@@ -77,11 +79,12 @@ impl GenerationPhase for Decode<'_> {
         let runs = programs.iter().map(|p| p.plan.runs).sum();
         let mut progress = Progress::start(Phase::Decode, runs, peak_bytes(programs), on)?;
         let latents = values.latents.chunks_exact(values.latents.len() / self.shape.images);
+        let latents = latents.map(|tokens| self.latents.decoded(tokens));
         let mut image = |rgb| values.images.push(Image { width, height, rgb });
         if programs[0].band.is_some() {
             let half = self.half(programs[0].activation());
             for latents in latents {
-                image(self.decode_in_bands(&half, programs, device, latents, &mut progress)?);
+                image(self.decode_in_bands(&half, programs, device, &latents, &mut progress)?);
             }
             return progress.end();
         }
@@ -89,7 +92,7 @@ impl GenerationPhase for Decode<'_> {
         let mut session = device.session(planned)?;
         let pixels = planned.program.output("pixels");
         for (done, latents) in latents.enumerate() {
-            session.write_f32(planned.program.input("latents"), latents)?;
+            session.write_f32(planned.program.input("latents"), &latents)?;
             session.run(done + 1 < self.shape.images, &mut |_, _| progress.poll())?;
             let mut rgb = Vec::with_capacity(3 * pixels.rows);
             let most = PIECE / (pixels.cols * 4);

@@ -1,23 +1,18 @@
 //! The transformer, once per step.
 
 use super::preview::preview;
+use super::transformer::Transformer;
 use super::{Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, Variant, not_finite};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::event::{Event, Phase};
-use crate::model::FluxConfig;
-use crate::model::flux1;
-use crate::model::flux1::DenoiseShape;
-use crate::pipeline::model::Network;
 use crate::pipeline::progress::{Listener, Progress};
 use crate::pipeline::request::Image;
 
 /// Takes [`Values::latents`] from the first noise level to the last.
 pub struct Denoise<'a> {
     /// The transformer.
-    pub flux: &'a Network<FluxConfig>,
-    /// Images, prompts and tokens.
-    pub shape: DenoiseShape,
+    pub flux: Transformer<'a>,
     /// The noise level before each step, and the last one.
     pub sigmas: Vec<f32>,
     /// True classifier-free guidance; 1 is off.
@@ -25,11 +20,12 @@ pub struct Denoise<'a> {
 }
 
 impl Denoise<'_> {
-    /// The T5 embeddings for every sequence of the batch, from one embedding per prompt.
+    /// The text embeddings for every sequence of the batch, from one embedding per prompt.
     fn context(&self, text: &[f32]) -> Vec<f32> {
-        let per_prompt = text.len() / self.shape.prompts();
+        let shape = self.flux.shape();
+        let per_prompt = text.len() / shape.prompts();
         text.chunks_exact(per_prompt)
-            .flat_map(|c| c.iter().copied().cycle().take(c.len() * self.shape.images))
+            .flat_map(|c| c.iter().copied().cycle().take(c.len() * shape.images))
             .collect()
     }
 }
@@ -37,13 +33,13 @@ impl Denoise<'_> {
 impl GenerationPhase for Denoise<'_> {
     fn drafts(&self, activation: DType) -> Vec<Draft<'_>> {
         let record = move || Variant {
-            program: flux1::denoise(&self.flux.config, &self.shape, activation),
+            program: self.flux.denoise(activation),
             runs: self.sigmas.len() - 1,
             band: None,
         };
         vec![Draft {
             phase: Phase::Denoise,
-            weights: &self.flux.weights,
+            weights: self.flux.weights(),
             optional: false,
             variants: Box::new(std::iter::once_with(record)),
         }]
@@ -51,7 +47,8 @@ impl GenerationPhase for Denoise<'_> {
 
     /// The latents before and after a step, and the rotation table.
     fn host_bytes(&self) -> u64 {
-        let latents = self.shape.images * self.shape.image_tokens() * self.flux.config.in_channels;
+        let shape = self.flux.shape();
+        let latents = shape.images * shape.image_tokens() * self.flux.channels();
         (4 * latents) as u64
     }
 
@@ -71,7 +68,10 @@ impl GenerationPhase for Denoise<'_> {
         let mut session = device.session(planned)?;
         let io = |name| planned.program.input(name);
         session.write_f32(io("text"), &self.context(&values.text.context))?;
-        session.write_f32(io("rope"), &flux1::rope(&self.flux.config, &self.shape))?;
+        session.write_f32(io("rope"), &self.flux.rope())?;
+        if !values.references.is_empty() {
+            session.write_f32(io("references"), &values.references)?;
+        }
         session.write_f32(io("latents"), &values.latents)?;
         let rows = values.modulation.chunks_exact(values.modulation.len() / steps);
         for (i, (modulation, levels)) in rows.zip(self.sigmas.windows(2)).enumerate() {
@@ -84,7 +84,13 @@ impl GenerationPhase for Denoise<'_> {
                 let e = not_finite(&mut session, planned)?;
                 return Err(e.at(format!("step {} of {steps}", i + 1)));
             }
-            let preview = preview(&values.latents, &latents, levels, &self.shape);
+            // The colours of FLUX.2's latents are not known.
+            let preview = match &self.flux {
+                Transformer::Flux1 { shape, .. } => {
+                    preview(&values.latents, &latents, levels, shape)
+                }
+                Transformer::Flux2 { .. } => None,
+            };
             values.latents = latents;
             progress.advance()?;
             if let Some(Image { width, height, rgb }) = preview.filter(|_| i + 1 < steps) {

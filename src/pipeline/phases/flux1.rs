@@ -6,10 +6,10 @@ use super::denoise::Denoise;
 use super::image_encode::ImageEncode;
 use super::modulate::Modulate;
 use super::text_encode::TextEncode;
+use super::transformer::Transformer;
 use crate::model::flux1::DenoiseShape;
-use crate::pipeline::model::Model;
+use crate::pipeline::model::{Flux1Networks, Model};
 use crate::pipeline::request::Settings;
-use crate::pipeline::tokenizers::Tokenizers;
 
 /// Text encoders, image encoder (image-to-image only), modulation, denoising and decoding for
 /// `settings`, of whose noise levels `sigmas` are used. `text_key` names what the text embeddings
@@ -17,7 +17,7 @@ use crate::pipeline::tokenizers::Tokenizers;
 /// from the cache nor written to it.
 pub fn flux1<'a>(
     model: &'a Model,
-    tokenizers: &'a Tokenizers,
+    networks: &'a Flux1Networks,
     settings: &Settings,
     sigmas: &[f32],
     text_key: Option<String>,
@@ -26,7 +26,7 @@ pub fn flux1<'a>(
     let shape = DenoiseShape {
         images: settings.images(),
         cfg: settings.cfg_scale != 1.0,
-        text_tokens: model.t5_length,
+        text_tokens: networks.t5_length,
         height: settings.height / token,
         width: settings.width / token,
     };
@@ -35,20 +35,22 @@ pub fn flux1<'a>(
         prompts.push(settings.negative.clone().unwrap_or_default());
     }
     let sigmas = sigmas.to_vec();
+    let flux = Transformer::Flux1 { network: &networks.flux, shape };
+    let (tokenizers, images) = (&networks.tokenizers, shape.images);
     vec![
-        Box::new(TextEncode { model, tokenizers, prompts, images: shape.images, key: text_key }),
+        Box::new(TextEncode { networks, tokenizers, prompts, images, key: text_key }),
         Box::new(ImageEncode {
             vae: &model.vae,
+            latents: &model.latents,
             shape,
             sigma: settings.strength.map(|_| sigmas[0]),
         }),
         Box::new(Modulate {
-            flux: &model.flux,
-            prompts: shape.prompts(),
+            flux: flux.clone(),
             guidance: settings.guidance,
             sigmas: sigmas.clone(),
         }),
-        Box::new(Denoise { flux: &model.flux, shape, sigmas, cfg_scale: settings.cfg_scale }),
-        Box::new(Decode { vae: &model.vae, shape }),
+        Box::new(Denoise { flux, sigmas, cfg_scale: settings.cfg_scale }),
+        Box::new(Decode { vae: &model.vae, latents: &model.latents, shape }),
     ]
 }

@@ -1,7 +1,6 @@
 //! The image that image-to-image starts from, to latents.
 
 use super::bands::{self, Bands};
-use super::tokens::{pack, unpack};
 use super::{
     Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, Variant, check_finite, peak_bytes,
 };
@@ -11,7 +10,7 @@ use crate::event::Phase;
 use crate::model::flux1::DenoiseShape;
 use crate::model::vae::Network as Half;
 use crate::model::{VaeConfig, vae};
-use crate::pipeline::model::Network;
+use crate::pipeline::model::{LatentScale, Network};
 use crate::pipeline::progress::{Listener, Progress};
 use crate::pipeline::request::Image;
 
@@ -23,6 +22,8 @@ const PIECE: usize = 1 << 16;
 pub struct ImageEncode<'a> {
     /// The autoencoder.
     pub vae: &'a Network<VaeConfig>,
+    /// How its latents are scaled.
+    pub latents: &'a LatentScale,
     /// Images and tokens.
     pub shape: DenoiseShape,
     /// The noise level at which image-to-image starts; `None` for text-to-image.
@@ -94,31 +95,36 @@ impl GenerationPhase for ImageEncode<'_> {
             bands.run(programs, device, &mut tokens, &mut progress)?;
             tokens
         } else {
-            let mut session = device.session(planned)?;
-            for (first, values) in pieces(image) {
-                let bytes = bytemuck::cast_slice(&values);
-                session.write_rows(planned.program.input("pixels"), first, bytes)?;
-            }
-            session.run(false, &mut |_, _| progress.poll())?;
-            let tokens = session.read_f32(planned.program.output("latents"))?;
-            check_finite(&tokens, &mut session, planned)?;
-            progress.advance()?;
-            session.finish()?;
-            tokens
+            encode(planned, device, image, &mut progress)?
         };
         progress.end()?;
-        let vae = &self.vae.config;
-        let (rows, cols) = (2 * self.shape.height, 2 * self.shape.width);
-        let latents: Vec<f32> = unpack(&tokens, rows, cols, vae.latent)
-            .into_iter()
-            .map(|v| (v - vae.shift) * vae.scaling)
-            .collect();
-        let image = pack(&latents, rows, cols, vae.latent);
+        let mut image = tokens;
+        self.latents.encoded(&self.vae.config, &mut image);
         for (noise, x) in values.latents.iter_mut().zip(image.iter().cycle()) {
             *noise = sigma * *noise + (1.0 - sigma) * x;
         }
         Ok(())
     }
+}
+
+/// The latents of `image` as packed tokens, not yet scaled, by a program of the whole encoder.
+pub(super) fn encode(
+    planned: &PlannedProgram,
+    device: &mut SharedDevice<'_>,
+    image: &Image,
+    progress: &mut Progress<'_>,
+) -> Result<Vec<f32>> {
+    let mut session = device.session(planned)?;
+    for (first, values) in pieces(image) {
+        let bytes = bytemuck::cast_slice(&values);
+        session.write_rows(planned.program.input("pixels"), first, bytes)?;
+    }
+    session.run(false, &mut |_, _| progress.poll())?;
+    let tokens = session.read_f32(planned.program.output("latents"))?;
+    check_finite(&tokens, &mut session, planned)?;
+    progress.advance()?;
+    session.finish()?;
+    Ok(tokens)
 }
 
 /// The pixels of `image` as values from -1 to 1, piece by piece, each with the number of its first

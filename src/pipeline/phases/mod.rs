@@ -1,26 +1,31 @@
 //! The phases of one generation: a list that is planned before anything runs, so that a request
 //! that cannot fit is refused at once, and then run from first to last.
 //!
-//! A model family supplies the list ([`flux1`] for FLUX.1). A phase is a [`GenerationPhase`]: it
-//! names the programs that it may run ([`Draft`]), and runs them once they are planned
-//! ([`PlannedProgram`]). What phases pass on to one another is in [`Values`].
+//! A model family supplies the list ([`flux1`] for FLUX.1, [`flux2`] for FLUX.2). A phase is a
+//! [`GenerationPhase`]: it names the programs that it may run ([`Draft`]), and runs them once they
+//! are planned ([`PlannedProgram`]). What phases pass on to one another is in [`Values`].
 
 mod bands;
 mod decode;
 mod denoise;
 mod draft;
 mod flux1;
+mod flux2;
+mod hidden_states;
 mod image_encode;
 mod modulate;
 mod planes;
 mod preview;
+mod reference_encode;
 #[cfg(all(test, feature = "embedded"))]
 mod tests;
 mod text_encode;
 pub(crate) mod tokens;
+mod transformer;
 
 pub use draft::{Band, Draft, PlannedProgram, Planner, Refused, Variant};
 pub use flux1::flux1;
+pub use flux2::flux2;
 
 use super::loras::LoraSet;
 use super::open_device::OpenDevice;
@@ -68,10 +73,14 @@ pub trait GenerationPhase {
 pub struct Values {
     /// The image that image-to-image starts from, in the size of the request.
     pub init: Option<Image>,
+    /// The reference images, in the sizes in which the model reads them.
+    pub reference_images: Vec<Image>,
     /// The embeddings of the prompts.
     pub text: Text,
     /// The modulation of every step, one row per step and prompt, step slowest.
     pub modulation: Vec<f32>,
+    /// Latents of the reference images as packed tokens, one after another.
+    pub references: Vec<f32>,
     /// The latents of all images as packed tokens, image after image: first the noise, at the end
     /// what is decoded.
     pub latents: Vec<f32>,

@@ -11,7 +11,7 @@ use crate::model::flux1::DenoiseShape;
 use crate::model::{clip, t5, vae};
 use crate::op::Program;
 use crate::pipeline::embedded;
-use crate::pipeline::model::Model;
+use crate::pipeline::model::{Model, Networks};
 use crate::pipeline::noise::TorchGenerator;
 use crate::pipeline::request::Options;
 use crate::weights::ComponentWeights;
@@ -71,17 +71,22 @@ fn invented(model: &Model, with_image: bool) -> Vec<Box<dyn GenerationPhase + '_
         let [optional, needed] = needs;
         Box::new(Invented { phase, model, weights, optional, needed, record })
     };
+    let Networks::Flux1(networks) = &model.networks else { panic!("a model of FLUX.1") };
+    let t5_encode = |m: &Model, act| match &m.networks {
+        Networks::Flux1(n) => t5::encode(&n.t5.config, 1, 4, act),
+        Networks::Flux2(_) => panic!("a model of FLUX.1"),
+    };
+    let clip_encode = |m: &Model, act| match &m.networks {
+        Networks::Flux1(n) => clip::encode(&n.clip.config, 1, act),
+        Networks::Flux2(_) => panic!("a model of FLUX.1"),
+    };
     vec![
-        phase(Phase::TextEncode, &model.t5.weights, [false, true], |m, act| {
-            t5::encode(&m.t5.config, 1, 4, act)
-        }),
+        phase(Phase::TextEncode, &networks.t5.weights, [false, true], t5_encode),
         phase(Phase::ImageEncode, &model.vae.weights, [true, with_image], |m, act| {
             let edge = 2 * m.vae.config.factor();
             vae::encode(&m.vae.config, edge, edge, act)
         }),
-        phase(Phase::TextEncode, &model.clip.weights, [false, true], |m, act| {
-            clip::encode(&m.clip.config, 1, act)
-        }),
+        phase(Phase::TextEncode, &networks.clip.weights, [false, true], clip_encode),
         phase(Phase::Decode, &model.vae.weights, [false, true], |m, act| {
             vae::decode(&m.vae.config, 2, 2, act)
         }),
@@ -158,7 +163,8 @@ fn decoded(
     use super::decode::Decode;
     let (height, width) = size;
     let shape = DenoiseShape { images: 2, cfg: false, text_tokens: 1, height, width };
-    let list: Vec<Box<dyn GenerationPhase>> = vec![Box::new(Decode { vae: &model.vae, shape })];
+    let decode = Decode { vae: &model.vae, latents: &model.latents, shape };
+    let list: Vec<Box<dyn GenerationPhase>> = vec![Box::new(decode)];
     let loras = LoraSet::of(Vec::<(_, f32)>::new());
     let phases = match Phases::plan(list, &loras, device.backend().unwrap(), budget) {
         Ok(phases) => phases,

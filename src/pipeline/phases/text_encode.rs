@@ -6,19 +6,19 @@ use crate::error::{Error, Result};
 use crate::event::{Event, Phase};
 use crate::model::{clip, t5};
 use crate::op::Program;
-use crate::pipeline::model::Model;
+use crate::pipeline::model::Flux1Networks;
 use crate::pipeline::progress::{Listener, Progress};
 use crate::pipeline::text_cache::{Text, TextCache};
 use crate::pipeline::tokenizers::{Ids, Tokenizers};
 use crate::weights::ComponentWeights;
 
 /// Text encoders with at least this many bytes of weights are worth a cache.
-const WORTH_BYTES: u64 = 256 << 20;
+pub(super) const WORTH_BYTES: u64 = 256 << 20;
 
 /// Makes [`Values::text`] from the prompts.
 pub struct TextEncode<'a> {
     /// Both text encoders.
-    pub model: &'a Model,
+    pub networks: &'a Flux1Networks,
     /// Both tokenizers.
     pub tokenizers: &'a Tokenizers,
     /// The prompt, and the negative prompt with true CFG.
@@ -32,7 +32,7 @@ pub struct TextEncode<'a> {
 
 impl GenerationPhase for TextEncode<'_> {
     fn drafts(&self, activation: DType) -> Vec<Draft<'_>> {
-        let (model, prompts) = (self.model, self.prompts.len());
+        let (model, prompts) = (self.networks, self.prompts.len());
         vec![
             draft(&model.clip.weights, move || {
                 clip::encode(&model.clip.config, prompts, activation)
@@ -45,7 +45,7 @@ impl GenerationPhase for TextEncode<'_> {
 
     /// The embeddings, and their copies for every image of the batch.
     fn host_bytes(&self) -> u64 {
-        let Model { t5, t5_length, .. } = self.model;
+        let Flux1Networks { t5, t5_length, .. } = self.networks;
         (self.prompts.len() * self.images * t5_length * t5.config.width * 2 * 4) as u64
     }
 
@@ -83,7 +83,7 @@ impl GenerationPhase for TextEncode<'_> {
 impl TextEncode<'_> {
     /// The token ids of every prompt for CLIP and for T5, checked against the embedding tables.
     fn tokenise(&self, progress: &mut Progress<'_>) -> Result<(Vec<Ids>, Vec<Ids>)> {
-        let Model { clip, t5, t5_length, .. } = self.model;
+        let Flux1Networks { clip, t5, t5_length, .. } = self.networks;
         let prompts = || self.prompts.iter();
         let clip_ids: Result<Vec<_>> = prompts().map(|p| self.tokenizers.clip_ids(p)).collect();
         let t5_ids: Result<Vec<_>> =
@@ -103,7 +103,7 @@ impl TextEncode<'_> {
 
     /// Everything that the embeddings depend on.
     fn cache_key(&self, clip_ids: &[Ids], t5_ids: &[Ids]) -> Vec<u8> {
-        let Model { clip, t5, .. } = self.model;
+        let Flux1Networks { clip, t5, .. } = self.networks;
         let networks = format!(
             "{} {:?} {} {:?}",
             clip.weights.hash(),
@@ -127,7 +127,7 @@ impl TextEncode<'_> {
         prompts: &[Ids],
         progress: &mut Progress<'_>,
     ) -> Result<Vec<f32>> {
-        let config = &self.model.clip.config;
+        let config = &self.networks.clip.config;
         let mut session = device.session(planned)?;
         session.write_i32(planned.program.input("ids"), &flat(prompts))?;
         session.run(false, &mut |_, _| progress.step())?;
@@ -149,7 +149,7 @@ impl TextEncode<'_> {
         prompts: &[Ids],
         progress: &mut Progress<'_>,
     ) -> Result<Vec<f32>> {
-        let buckets = t5::relative_buckets(&self.model.t5.config, self.model.t5_length);
+        let buckets = t5::relative_buckets(&self.networks.t5.config, self.networks.t5_length);
         let mut session = device.session(planned)?;
         session.write_i32(planned.program.input("ids"), &flat(prompts))?;
         session.write_i32(planned.program.input("buckets"), &buckets)?;
@@ -161,7 +161,11 @@ impl TextEncode<'_> {
     }
 }
 
-fn draft<'a>(weights: &'a ComponentWeights, record: impl FnOnce() -> Program + 'a) -> Draft<'a> {
+/// The draft of a text encoder, which runs once.
+pub(super) fn draft<'a>(
+    weights: &'a ComponentWeights,
+    record: impl FnOnce() -> Program + 'a,
+) -> Draft<'a> {
     let variant = move || Variant { program: record(), runs: 1, band: None };
     Draft {
         phase: Phase::TextEncode,
@@ -171,11 +175,13 @@ fn draft<'a>(weights: &'a ComponentWeights, record: impl FnOnce() -> Program + '
     }
 }
 
-fn flat(prompts: &[Ids]) -> Vec<i32> {
+/// The ids of all prompts, one after another.
+pub(super) fn flat(prompts: &[Ids]) -> Vec<i32> {
     prompts.iter().flat_map(|p| p.ids.iter().map(|&id| id as i32)).collect()
 }
 
-fn check_ids(prompts: &[Ids], vocab: usize, encoder: &str) -> Result<()> {
+/// Checks that every id is one of the `vocab` rows of the embedding.
+pub(super) fn check_ids(prompts: &[Ids], vocab: usize, encoder: &str) -> Result<()> {
     match prompts.iter().flat_map(|p| &p.ids).find(|&&id| id as usize >= vocab) {
         None => Ok(()),
         Some(id) => Err(Error::model(format!(
@@ -191,7 +197,7 @@ fn check_ids(prompts: &[Ids], vocab: usize, encoder: &str) -> Result<()> {
 }
 
 /// The first 40 characters of `text`.
-fn beginning(text: &str) -> String {
+pub(super) fn beginning(text: &str) -> String {
     let short: String = text.chars().take(40).collect();
     if short.len() < text.len() { format!("{short} ...") } else { short }
 }

@@ -15,6 +15,9 @@ use super::{Image, LoraChoice, Prompt};
 use crate::error::{Error, Result};
 use crate::pipeline::schedule::ScheduleConfig;
 
+/// The most reference images of a request.
+pub const MAX_REFERENCES: usize = 10;
+
 /// The strength of image-to-image where none is given.
 pub const DEFAULT_STRENGTH: f32 = 0.75;
 
@@ -85,6 +88,10 @@ macro_rules! parameters {
             /// The image that image-to-image starts from; it is resized to the request's size.
             #[serde(skip)]
             pub init: Option<Image>,
+            /// Images that the model looks at, at most [`MAX_REFERENCES`]: FLUX.2 edits and
+            /// combines them. Without a size, the image gets that of the first one.
+            #[serde(skip)]
+            pub references: Vec<Image>,
         }
 
         /// A request with every default filled in: what determines an image. Image files carry it,
@@ -135,6 +142,9 @@ macro_rules! parameters {
                 if other.init.is_some() {
                     self.init = other.init;
                 }
+                if !other.references.is_empty() {
+                    self.references = other.references;
+                }
             }
 
             /// The settings of this request where it sets them, else those of `defaults`.
@@ -156,13 +166,14 @@ macro_rules! parameters {
         }
 
         /// The request that gives these settings again. The image that image-to-image started from
-        /// is not among them.
+        /// and reference images are not among them.
         impl From<Settings> for Request {
             fn from(settings: Settings) -> Request {
                 Request {
                     prompt: settings.prompt,
                     $($name: kind!(to_request $kind settings.$name),)+
                     init: None,
+                    references: Vec::new(),
                 }
             }
         }
@@ -218,6 +229,8 @@ parameters! {
     height: filled usize, "Height", MIN_SIDE..=MAX_SIDE;
     /// How far image-to-image may leave its image: 0 keeps it, 1 ignores it.
     strength: optional f32, "Denoising strength", 0.0..=1.0;
+    /// How many reference images it was drawn from. A request that says so must have them.
+    reference_count: optional usize, "References", 1..=MAX_REFERENCES;
     /// LoRAs in addition to those that the prompt's tags name. Several LoRAs of one weight add up.
     loras: list LoraChoice, "Loras";
     /// How many images, 1 to 64; all from one noise stream, as ComfyUI draws a batch.
@@ -255,6 +268,12 @@ impl Request {
     /// The image that image-to-image starts from; it is resized to the request's size.
     pub fn init(mut self, image: Image) -> Self {
         self.init = Some(image);
+        self
+    }
+
+    /// Adds an image that the model looks at.
+    pub fn reference(mut self, image: Image) -> Self {
+        self.references.push(image);
         self
     }
 }

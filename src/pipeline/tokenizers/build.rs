@@ -1,5 +1,5 @@
-//! Tokenizers of the `tokenizers` crate from files: `tokenizer.json` for CLIP and T5, `merges.txt`
-//! for CLIP.
+//! Tokenizers of the `tokenizers` crate from files: `tokenizer.json` for CLIP, T5 and Qwen3,
+//! `merges.txt` for CLIP and Qwen3.
 
 use std::collections::HashMap;
 
@@ -31,6 +31,19 @@ const CLIP_STEPS: &str = r#"{
       "'s|'t|'re|'ve|'m|'ll|'d|[\\p{L}]+|[\\p{N}]|[^\\s\\p{L}\\p{N}]+"}},
     {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]}
 }"#;
+
+/// Qwen3's normalizer and pre-tokenizer, which a `merges.txt` does not contain.
+const QWEN3_STEPS: &str = concat!(
+    r#"{
+  "normalizer": {"type": "NFC"},
+  "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+    {"type": "Split", "behavior": "Isolated", "invert": false, "pattern": {"Regex": ""#,
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}|",
+    r" ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+    r#""}},
+    {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false}]}
+}"#
+);
 
 /// The parts of a `tokenizer.json` that are used.
 #[derive(Deserialize)]
@@ -71,27 +84,42 @@ enum Merge {
 /// CLIP's tokenizer from a `tokenizer.json`.
 pub fn clip_from_json(text: &str) -> Result<Tokenizer, String> {
     guard(|| {
-        let file: File<BpeFile> = parse(text, "BPE")?;
-        let merges = file.model.merges.into_iter().map(|merge| match merge {
-            Merge::Pair(a, b) => Ok((a, b)),
-            Merge::Line(line) => pair(&line),
-        });
-        let merges = merges.collect::<Result<Vec<_>, String>>()?;
-        build_clip(
-            file.model.vocab.into_iter().collect(),
-            merges,
-            normalizer::read(file.normalizer)?,
-            file.pre_tokenizer,
-        )
+        let (parts, normalizer, pre_tokenizer) = bpe_parts(text)?;
+        build_clip(parts, normalizer, pre_tokenizer)
     })
+}
+
+/// Qwen3's tokenizer from a `tokenizer.json`.
+pub fn qwen3_from_json(text: &str) -> Result<Tokenizer, String> {
+    guard(|| {
+        let (parts, normalizer, pre_tokenizer) = bpe_parts(text)?;
+        build_qwen3(parts, normalizer, pre_tokenizer)
+    })
+}
+
+/// Pieces with their ids, and merges, best first.
+type BpeParts = (Vocab, Vec<(String, String)>);
+
+/// The parts of a `tokenizer.json` with a BPE model.
+#[allow(clippy::type_complexity, reason = "the parts of a tokenizer")]
+fn bpe_parts(
+    text: &str,
+) -> Result<(BpeParts, Option<NormalizerWrapper>, Option<PreTokenizerWrapper>), String> {
+    let file: File<BpeFile> = parse(text, "BPE")?;
+    let merges = file.model.merges.into_iter().map(|merge| match merge {
+        Merge::Pair(a, b) => Ok((a, b)),
+        Merge::Line(line) => pair(&line),
+    });
+    let merges = merges.collect::<Result<Vec<_>, String>>()?;
+    let vocab = file.model.vocab.into_iter().collect();
+    Ok(((vocab, merges), normalizer::read(file.normalizer)?, file.pre_tokenizer))
 }
 
 /// CLIP's tokenizer from the text of a `merges.txt`: a line that begins with `#version`, then one
 /// pair a line, best first.
 pub fn clip_from_merges(merges: &str) -> Result<Tokenizer, String> {
     guard(|| {
-        let lines = merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version"));
-        let merges = lines.map(pair).collect::<Result<Vec<_>, String>>()?;
+        let merges = merge_lines(merges)?;
         let bytes = byte_characters();
         let mut pieces: Vec<String> = bytes.iter().map(|c| c.to_string()).collect();
         pieces.extend(bytes.iter().map(|c| format!("{c}</w>")));
@@ -99,8 +127,27 @@ pub fn clip_from_merges(merges: &str) -> Result<Tokenizer, String> {
         pieces.extend(["<|startoftext|>".to_string(), "<|endoftext|>".to_string()]);
         let vocab = pieces.into_iter().zip(0..).collect();
         let steps: Steps = serde_json::from_str(CLIP_STEPS).map_err(|e| e.to_string())?;
-        build_clip(vocab, merges, steps.normalizer, steps.pre_tokenizer)
+        build_clip((vocab, merges), steps.normalizer, steps.pre_tokenizer)
     })
+}
+
+/// Qwen3's tokenizer from the text of a `merges.txt`, as [`clip_from_merges`]: the vocabulary is
+/// the 256 bytes and one piece for each merge.
+pub fn qwen3_from_merges(merges: &str) -> Result<Tokenizer, String> {
+    guard(|| {
+        let merges = merge_lines(merges)?;
+        let mut pieces: Vec<String> = byte_characters().iter().map(|c| c.to_string()).collect();
+        pieces.extend(merges.iter().map(|(a, b)| format!("{a}{b}")));
+        let vocab = pieces.into_iter().zip(0..).collect();
+        let steps: Steps = serde_json::from_str(QWEN3_STEPS).map_err(|e| e.to_string())?;
+        build_qwen3((vocab, merges), steps.normalizer, steps.pre_tokenizer)
+    })
+}
+
+/// The pairs of a `merges.txt`.
+fn merge_lines(text: &str) -> Result<Vec<(String, String)>, String> {
+    let is_merge = |line: &&str| !line.is_empty() && !line.starts_with("#version");
+    text.lines().filter(is_merge).map(pair).collect()
 }
 
 fn pair(line: &str) -> Result<(String, String), String> {
@@ -117,8 +164,7 @@ fn byte_characters() -> Vec<char> {
 }
 
 fn build_clip(
-    vocab: Vocab,
-    merges: Vec<(String, String)>,
+    (vocab, merges): BpeParts,
     normalizer: Option<NormalizerWrapper>,
     pre_tokenizer: Option<PreTokenizerWrapper>,
 ) -> Result<Tokenizer, String> {
@@ -131,6 +177,18 @@ fn build_clip(
         .unk_token("<|endoftext|>".to_string())
         .build()
         .map_err(|e| e.to_string())?;
+    assemble(model.into(), normalizer, pre_tokenizer)
+}
+
+fn build_qwen3(
+    (vocab, merges): BpeParts,
+    normalizer: Option<NormalizerWrapper>,
+    pre_tokenizer: Option<PreTokenizerWrapper>,
+) -> Result<Tokenizer, String> {
+    check_pieces(vocab.keys())?;
+    check_pieces(merges.iter().flat_map(|(a, b)| [a, b]))?;
+    let model =
+        BPE::builder().vocab_and_merges(vocab, merges).build().map_err(|e| e.to_string())?;
     assemble(model.into(), normalizer, pre_tokenizer)
 }
 

@@ -4,19 +4,22 @@ use std::path::{Path, PathBuf};
 
 use tokenizers::Tokenizer;
 
-use super::build::{clip_from_json, clip_from_merges, t5_from_json};
+use super::build::{
+    clip_from_json, clip_from_merges, qwen3_from_json, qwen3_from_merges, t5_from_json,
+};
 use super::guard::guard;
 use super::normalizer::check_growth;
-use super::{CLIP_END, CLIP_START, Ids};
+use super::{CLIP_END, CLIP_START, Ids, QWEN3_PAD};
 use crate::error::{Error, Result};
 use crate::host::read_regular;
 
-/// The largest file that is read, in bytes. T5's own `tokenizer.json` has 2.4 MB.
+/// The largest file that is read, in bytes. T5's own `tokenizer.json` has 2.4 MB, Qwen3's 11.4 MB.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 /// Rows of T5's embedding; a larger id would read past the table.
 const T5_ROWS: usize = 32128;
 
 const CLIP_MERGES: &str = include_str!("../../../assets/tokenizers/clip-merges.txt");
+const QWEN3_MERGES: &str = include_str!("../../../assets/tokenizers/qwen3-merges.txt");
 const T5_JSON: &str = include_str!("../../../assets/tokenizers/t5-tokenizer.json");
 
 /// One tokenizer and where it came from.
@@ -26,30 +29,35 @@ pub struct Coder {
     path: Option<PathBuf>,
 }
 
-/// The marks around the ids of a text.
-pub struct Frame {
+/// What is around the ids of a text.
+pub struct Frame<'a> {
     /// How many ids are made, marks and padding included.
     pub length: usize,
-    /// Before the text.
-    pub start: Option<u32>,
-    /// After the text.
-    pub end: u32,
-    /// After the end mark, up to the length.
+    /// Marks before the text.
+    pub start: &'a [u32],
+    /// Words before the text, which are read together with it.
+    pub before: &'a str,
+    /// Marks after the text.
+    pub end: &'a [u32],
+    /// A long text is cut so that the end marks have room; otherwise the marks are cut first.
+    pub keeps_end: bool,
+    /// After the end marks, up to the length.
     pub pad: u32,
 }
 
-/// Builds either tokenizer from the bytes of one `tokenizer.json`, CLIP's first: for tests with
-/// malformed files.
+/// Builds each tokenizer from the bytes of one `tokenizer.json`, CLIP's first, then T5's and
+/// Qwen3's: for tests with malformed files.
 #[doc(hidden)]
-pub fn try_json(bytes: Vec<u8>) -> (Result<()>, Result<()>) {
+pub fn try_json(bytes: Vec<u8>) -> (Result<()>, Result<()>, Result<()>) {
     let path = Path::new("tokenizer.json");
     match text_of(bytes, path) {
         Ok(text) => {
             let clip = Coder::checked_clip(clip_from_json(&text), Some(path.into()));
             let t5 = Coder::checked_t5(t5_from_json(&text), Some(path.into()));
-            (clip.map(drop), t5.map(drop))
+            let qwen3 = Coder::checked_qwen3(qwen3_from_json(&text), Some(path.into()));
+            (clip.map(drop), t5.map(drop), qwen3.map(drop))
         }
-        Err(e) => (Err(e.clone()), Err(e)),
+        Err(e) => (Err(e.clone()), Err(e.clone()), Err(e)),
     }
 }
 
@@ -73,20 +81,43 @@ impl Coder {
         }
     }
 
+    /// Qwen3's tokenizer from a `tokenizer.json` or a `merges.txt`, or the built-in one.
+    pub fn qwen3(path: Option<PathBuf>) -> Result<Self> {
+        let Some(path) = path else {
+            return Coder::checked_qwen3(qwen3_from_merges(QWEN3_MERGES), None);
+        };
+        let text = read(&path)?;
+        let merges = path.extension().is_some_and(|e| e == "txt");
+        let built = if merges { qwen3_from_merges(&text) } else { qwen3_from_json(&text) };
+        Coder::checked_qwen3(built, Some(path))
+    }
+
+    fn checked_qwen3(built: Result<Tokenizer, String>, path: Option<PathBuf>) -> Result<Self> {
+        let coder = Coder::new(built, path)?;
+        // Words of the template, whose other ids are fixed.
+        for (piece, id) in [("user", 872), ("assistant", 77091), ("\u{10a}", 198)] {
+            coder.has(piece, id, "this is not Qwen3's tokenizer")?;
+        }
+        coder.probed(QWEN3_PAD as usize)
+    }
+
     fn checked_clip(built: Result<Tokenizer, String>, path: Option<PathBuf>) -> Result<Self> {
         let coder = Coder::new(built, path)?;
         // The tokenizer of another model would give ids of other words, without any other sign.
         for (mark, id) in [("<|startoftext|>", CLIP_START), ("<|endoftext|>", CLIP_END)] {
-            let found = coder.tokenizer.token_to_id(mark);
-            if found != Some(id) {
-                let found = found.map_or("nothing".to_string(), |id| id.to_string());
-                return Err(coder
-                    .unusable("this is not CLIP's tokenizer")
-                    .found(format!("{mark} as {found}"))
-                    .expected(id));
-            }
+            coder.has(mark, id, "this is not CLIP's tokenizer")?;
         }
         coder.probed(CLIP_END as usize + 1)
+    }
+
+    /// Checks that `piece` has this id.
+    fn has(&self, piece: &str, id: u32, otherwise: &str) -> Result<()> {
+        let found = self.tokenizer.token_to_id(piece);
+        if found == Some(id) {
+            return Ok(());
+        }
+        let found = found.map_or("nothing".to_string(), |id| id.to_string());
+        Err(self.unusable(otherwise).found(format!("{piece} as {found}")).expected(id))
     }
 
     fn checked_t5(built: Result<Tokenizer, String>, path: Option<PathBuf>) -> Result<Self> {
@@ -142,15 +173,23 @@ impl Coder {
 
     /// The ids of `text` within `frame`; text that has no room is cut off.
     pub fn ids(&self, text: &str, frame: &Frame) -> Result<Ids> {
-        let room = frame.length.saturating_sub(1 + usize::from(frame.start.is_some()));
-        let pieces = self.pieces(text)?;
+        let end = if frame.keeps_end { frame.end.len() } else { 0 };
+        let room = frame.length.saturating_sub(frame.start.len() + end);
+        let whole = format!("{}{text}", frame.before);
+        let pieces = self.pieces(&whole)?;
         let cut = match pieces.get(room) {
-            Some(&(_, begin)) => text[boundary(text, begin)..].trim_start().to_string(),
+            Some(&(_, begin)) => {
+                let begin = boundary(&whole, begin).max(frame.before.len());
+                whole[begin..].trim_start().to_string()
+            }
             None => String::new(),
         };
-        let mut ids: Vec<u32> = frame.start.into_iter().collect();
+        let mut ids = frame.start.to_vec();
         ids.extend(pieces.iter().take(room).map(|&(id, _)| id));
-        ids.push(frame.end);
+        ids.extend(frame.end);
+        if !frame.keeps_end {
+            ids.truncate(frame.length);
+        }
         let real = ids.len();
         ids.resize(frame.length.max(real), frame.pad);
         Ok(Ids { ids, real, cut })
@@ -182,7 +221,8 @@ fn unusable(path: Option<&Path>, why: impl Into<String>) -> Error {
     let error = Error::model(why);
     match path {
         Some(path) => {
-            error.at_path(path).try_("use the tokenizer of FLUX.1, or leave it out: it is built in")
+            let hint = "use the model's own tokenizer, or leave it out: it is built in";
+            error.at_path(path).try_(hint)
         }
         None => error.at("built-in tokenizer"),
     }

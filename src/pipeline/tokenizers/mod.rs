@@ -1,4 +1,4 @@
-//! Prompts to token ids for CLIP and T5. Both tokenizers are part of the binary; files in the
+//! Prompts to token ids for CLIP, T5 and Qwen3. All tokenizers are part of the binary; files in the
 //! model's folder replace them.
 //!
 //! Only the parts of a `tokenizer.json` that split text into pieces are used: the normalizer, the
@@ -31,6 +31,15 @@ pub const T5_PAD: u32 = 0;
 /// T5's mark after the text.
 pub const T5_END: u32 = 1;
 
+/// Qwen3's padding, which is also the first id that is not a piece of text.
+pub const QWEN3_PAD: u32 = 151_643;
+/// The chat template of FLUX.2 [klein] before the words `user`, a line feed and the prompt:
+/// `<|im_start|>`.
+const QWEN3_START: [u32; 1] = [151_644];
+/// The template behind the prompt, with an empty thought: `<|im_end|>`, `<|im_start|>assistant`,
+/// `<think>`, `</think>` and line feeds.
+const QWEN3_END: [u32; 9] = [151_645, 198, 151_644, 77_091, 198, 151_667, 271, 151_668, 271];
+
 /// Token ids of one prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ids {
@@ -42,7 +51,11 @@ pub struct Ids {
     pub cut: String,
 }
 
-/// The two tokenizers.
+/// The tokenizers of FLUX.1: CLIP's and T5's.
+///
+/// Each path is a `tokenizer.json`, or a folder that may contain one (for CLIP and Qwen3 also a
+/// `merges.txt`). Where a folder contains neither, or there is no path, the built-in tokenizer is
+/// used: all models of a family share it.
 pub struct Tokenizers {
     clip: Building,
     t5: Building,
@@ -50,9 +63,7 @@ pub struct Tokenizers {
 
 impl Tokenizers {
     /// Begins to build both, each in a thread of its own, while the caller opens the model; the
-    /// first use waits for them. Each path is a `tokenizer.json`, or a folder that may contain one
-    /// (for CLIP also a `merges.txt`). Where a folder contains neither, or there is no path, the
-    /// built-in tokenizer is used: all FLUX.1 models share it.
+    /// first use waits for them.
     ///
     /// # Errors
     /// [`Kind::Model`](crate::error::Kind::Model) if a file is not the tokenizer that it should be.
@@ -76,16 +87,57 @@ impl Tokenizers {
     /// `text` for CLIP: [`CLIP_LENGTH`] ids, which are the start mark, the pieces of the text, the
     /// end mark, and more end marks as padding.
     pub fn clip_ids(&self, text: &str) -> Result<Ids> {
-        let frame =
-            Frame { length: CLIP_LENGTH, start: Some(CLIP_START), end: CLIP_END, pad: CLIP_END };
+        let frame = Frame {
+            length: CLIP_LENGTH,
+            start: &[CLIP_START],
+            before: "",
+            end: &[CLIP_END],
+            keeps_end: true,
+            pad: CLIP_END,
+        };
         self.clip.get()?.ids(text, &frame)
     }
 
     /// `text` for T5: `length` ids (at least 1), which are the pieces of the text, the end mark,
     /// and zeros as padding.
     pub fn t5_ids(&self, text: &str, length: usize) -> Result<Ids> {
-        let frame = Frame { length, start: None, end: T5_END, pad: T5_PAD };
+        let (end, pad) = (&[T5_END], T5_PAD);
+        let frame = Frame { length, start: &[], before: "", end, keeps_end: true, pad };
         self.t5.get()?.ids(text, &frame)
+    }
+}
+
+/// Qwen3's tokenizer with the template of FLUX.2 [klein]; see [`Tokenizers`] for paths.
+pub struct Qwen3Tokenizer(Building);
+
+impl Qwen3Tokenizer {
+    /// Begins to build it in a thread of its own; the first use waits for it.
+    ///
+    /// # Errors
+    /// [`Kind::Model`](crate::error::Kind::Model) if a file is not Qwen3's tokenizer.
+    pub fn load(path: Option<&Path>) -> Result<Self> {
+        let path = path.and_then(|path| file_in(path, &["tokenizer.json", "merges.txt"]));
+        let given = path.is_some();
+        let tokenizer = Building::start(move || Coder::qwen3(path));
+        if given {
+            tokenizer.get()?;
+        }
+        Ok(Qwen3Tokenizer(tokenizer))
+    }
+
+    /// `text` in the chat template: `length` ids, which are a mark, `user`, a line feed, the pieces
+    /// of the text, the marks that begin an answer, and padding. A text that is too long is cut
+    /// with the marks behind it, as the reference does. Marks in the text are read as text.
+    pub fn ids(&self, text: &str, length: usize) -> Result<Ids> {
+        let frame = Frame {
+            length,
+            start: &QWEN3_START,
+            before: "user\n",
+            end: &QWEN3_END,
+            keeps_end: false,
+            pad: QWEN3_PAD,
+        };
+        self.0.get()?.ids(text, &frame)
     }
 }
 

@@ -6,6 +6,104 @@ use crate::spec::family::{
 };
 use crate::spec::names::{Dialect, Naming, Rename};
 
+/// `affine!` of a name in two pieces.
+macro_rules! affine_of {
+    ($first:literal, $second:literal) => {
+        concat!($first, $second, ".{weight|bias}")
+    };
+}
+pub(in crate::spec) use affine_of;
+
+/// A layer of the attention in the middle: the name since diffusers 0.17 and the older one.
+macro_rules! attention {
+    ($canonical:literal, $stored:literal) => {
+        Rename::one(
+            affine_of!("{encoder|decoder}.mid.attn_1.", $canonical),
+            &[affine_of!("{encoder|decoder}.mid_block.attentions.0.", $stored)],
+        )
+        .flat()
+    };
+}
+pub(in crate::spec) use attention;
+
+/// diffusers' names, with `more` that another autoencoder of this shape has.
+macro_rules! diffusers_names {
+    ($($more:expr),* $(,)?) => {
+        &[
+            Rename::one(
+                affine!("{encoder|decoder}.{conv_in|conv_out}"),
+                &[affine!("{encoder|decoder}.{conv_in|conv_out}")],
+            ),
+            Rename::one(
+                affine!("{encoder|decoder}.norm_out"),
+                &[affine!("{encoder|decoder}.conv_norm_out")],
+            ),
+            Rename::one(
+                affine!("{encoder|decoder}.mid.block_1.{norm1|conv1|norm2|conv2}"),
+                &[affine!("{encoder|decoder}.mid_block.resnets.0.{norm1|conv1|norm2|conv2}")],
+            ),
+            Rename::one(
+                affine!("{encoder|decoder}.mid.block_2.{norm1|conv1|norm2|conv2}"),
+                &[affine!("{encoder|decoder}.mid_block.resnets.1.{norm1|conv1|norm2|conv2}")],
+            ),
+            attention!("norm", "group_norm"),
+            attention!("q", "to_q"),
+            attention!("k", "to_k"),
+            attention!("v", "to_v"),
+            attention!("proj_out", "to_out.0"),
+            Rename::one(
+                affine!("encoder.down.{}.block.{}.{norm1|conv1|norm2|conv2}"),
+                &[affine!("encoder.down_blocks.{}.resnets.{}.{norm1|conv1|norm2|conv2}")],
+            ),
+            Rename::one(
+                affine!("encoder.down.{}.block.{}.nin_shortcut"),
+                &[affine!("encoder.down_blocks.{}.resnets.{}.conv_shortcut")],
+            ),
+            Rename::one(
+                affine!("encoder.down.{}.downsample.conv"),
+                &[affine!("encoder.down_blocks.{}.downsamplers.0.conv")],
+            ),
+            // Canonical `up` counts from the highest resolution, `up_blocks` from the lowest.
+            Rename::one(
+                affine!("decoder.up.{-}.block.{}.{norm1|conv1|norm2|conv2}"),
+                &[affine!("decoder.up_blocks.{-}.resnets.{}.{norm1|conv1|norm2|conv2}")],
+            ),
+            Rename::one(
+                affine!("decoder.up.{-}.block.{}.nin_shortcut"),
+                &[affine!("decoder.up_blocks.{-}.resnets.{}.conv_shortcut")],
+            ),
+            Rename::one(
+                affine!("decoder.up.{-}.upsample.conv"),
+                &[affine!("decoder.up_blocks.{-}.upsamplers.0.conv")],
+            ),
+            // Files from before diffusers 0.17. Writers take the entries above.
+            attention!("q", "query"),
+            attention!("k", "key"),
+            attention!("v", "value"),
+            attention!("proj_out", "proj_attn"),
+            $($more,)*
+        ]
+    };
+}
+pub(in crate::spec) use diffusers_names;
+
+/// Patterns of the canonical names, with `more` that another autoencoder of this shape has.
+macro_rules! tensor_names {
+    ($($more:expr),* $(,)?) => {
+        &[
+            affine!("{encoder|decoder}.{conv_in|conv_out|norm_out}"),
+            affine!("{encoder|decoder}.mid.{block_1|block_2}.{norm1|conv1|norm2|conv2}"),
+            affine!("{encoder|decoder}.mid.attn_1.{norm|q|k|v|proj_out}"),
+            affine!("encoder.down.{}.block.{}.{norm1|conv1|norm2|conv2|nin_shortcut}"),
+            affine!("encoder.down.{}.downsample.conv"),
+            affine!("decoder.up.{}.block.{}.{norm1|conv1|norm2|conv2|nin_shortcut}"),
+            affine!("decoder.up.{}.upsample.conv"),
+            $($more,)*
+        ]
+    };
+}
+pub(in crate::spec) use tensor_names;
+
 pub static SPEC: ComponentSpec = ComponentSpec {
     role: Role::Autoencoder,
     name: "vae",
@@ -26,15 +124,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
     },
     source: Some("black-forest-labs/FLUX.1-schnell/ae.safetensors"),
     comfy_prefix: "vae.",
-    tensors: &[
-        affine!("{encoder|decoder}.{conv_in|conv_out|norm_out}"),
-        affine!("{encoder|decoder}.mid.{block_1|block_2}.{norm1|conv1|norm2|conv2}"),
-        affine!("{encoder|decoder}.mid.attn_1.{norm|q|k|v|proj_out}"),
-        affine!("encoder.down.{}.block.{}.{norm1|conv1|norm2|conv2|nin_shortcut}"),
-        affine!("encoder.down.{}.downsample.conv"),
-        affine!("decoder.up.{}.block.{}.{norm1|conv1|norm2|conv2|nin_shortcut}"),
-        affine!("decoder.up.{}.upsample.conv"),
-    ],
+    tensors: tensor_names!(),
     dialects: &[
         Dialect {
             name: "BFL",
@@ -55,7 +145,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
                 "encoder.mid_block.resnets.0.conv1.weight",
             ],
             requires: &[],
-            naming: Naming::Renamed(DIFFUSERS),
+            naming: Naming::Renamed(diffusers_names!()),
             gguf: false,
         },
     ],
@@ -93,75 +183,3 @@ pub static SPEC: ComponentSpec = ComponentSpec {
     }),
     ..ComponentSpec::EMPTY
 };
-
-/// `affine!` of a name in two pieces.
-macro_rules! affine_of {
-    ($first:literal, $second:literal) => {
-        concat!($first, $second, ".{weight|bias}")
-    };
-}
-
-/// A layer of the attention in the middle: the name since diffusers 0.17 and the older one.
-macro_rules! attention {
-    ($canonical:literal, $stored:literal) => {
-        Rename::one(
-            affine_of!("{encoder|decoder}.mid.attn_1.", $canonical),
-            &[affine_of!("{encoder|decoder}.mid_block.attentions.0.", $stored)],
-        )
-        .flat()
-    };
-}
-
-const DIFFUSERS: &[Rename] = &[
-    Rename::one(
-        affine!("{encoder|decoder}.{conv_in|conv_out}"),
-        &[affine!("{encoder|decoder}.{conv_in|conv_out}")],
-    ),
-    Rename::one(
-        affine!("{encoder|decoder}.norm_out"),
-        &[affine!("{encoder|decoder}.conv_norm_out")],
-    ),
-    Rename::one(
-        affine!("{encoder|decoder}.mid.block_1.{norm1|conv1|norm2|conv2}"),
-        &[affine!("{encoder|decoder}.mid_block.resnets.0.{norm1|conv1|norm2|conv2}")],
-    ),
-    Rename::one(
-        affine!("{encoder|decoder}.mid.block_2.{norm1|conv1|norm2|conv2}"),
-        &[affine!("{encoder|decoder}.mid_block.resnets.1.{norm1|conv1|norm2|conv2}")],
-    ),
-    attention!("norm", "group_norm"),
-    attention!("q", "to_q"),
-    attention!("k", "to_k"),
-    attention!("v", "to_v"),
-    attention!("proj_out", "to_out.0"),
-    Rename::one(
-        affine!("encoder.down.{}.block.{}.{norm1|conv1|norm2|conv2}"),
-        &[affine!("encoder.down_blocks.{}.resnets.{}.{norm1|conv1|norm2|conv2}")],
-    ),
-    Rename::one(
-        affine!("encoder.down.{}.block.{}.nin_shortcut"),
-        &[affine!("encoder.down_blocks.{}.resnets.{}.conv_shortcut")],
-    ),
-    Rename::one(
-        affine!("encoder.down.{}.downsample.conv"),
-        &[affine!("encoder.down_blocks.{}.downsamplers.0.conv")],
-    ),
-    // Canonical `up` counts from the highest resolution, `up_blocks` from the lowest.
-    Rename::one(
-        affine!("decoder.up.{-}.block.{}.{norm1|conv1|norm2|conv2}"),
-        &[affine!("decoder.up_blocks.{-}.resnets.{}.{norm1|conv1|norm2|conv2}")],
-    ),
-    Rename::one(
-        affine!("decoder.up.{-}.block.{}.nin_shortcut"),
-        &[affine!("decoder.up_blocks.{-}.resnets.{}.conv_shortcut")],
-    ),
-    Rename::one(
-        affine!("decoder.up.{-}.upsample.conv"),
-        &[affine!("decoder.up_blocks.{-}.upsamplers.0.conv")],
-    ),
-    // Files from before diffusers 0.17. Writers take the entries above.
-    attention!("q", "query"),
-    attention!("k", "key"),
-    attention!("v", "value"),
-    attention!("proj_out", "proj_attn"),
-];

@@ -3,7 +3,7 @@
 //! Canonical are the names of Black Forest Labs (BFL) for the transformer and the autoencoder, and
 //! Hugging Face's for T5 and CLIP.
 
-mod autoencoder;
+pub(in crate::spec) mod autoencoder;
 mod clip;
 mod lora;
 mod t5;
@@ -17,7 +17,7 @@ macro_rules! affine {
         concat!($layer, ".{weight|bias}")
     };
 }
-use affine;
+pub(in crate::spec) use affine;
 
 /// The transformer (MMDiT): `double_blocks.0.img_attn.qkv.weight`.
 pub const TRANSFORMER: Component = Component(&transformer::SPEC);

@@ -79,7 +79,6 @@ fn models_with_blocks_of_flux_are_named_before_a_text_encoder_is_asked_for() {
         (Box::new(add("distilled_guidance_layer.in_proj.weight")), "Chroma"),
         (Box::new(add("controlnet_blocks.0.weight")), "ControlNet"),
         (Box::new(add("early_stream_modulations.image.lin.weight")), "FLUX.3"),
-        (Box::new(add("double_stream_modulation_img.lin.weight")), "FLUX.2"),
         (Box::new(add("single_blocks.0.linear1.SCB")), "bitsandbytes int8"),
         (Box::new(add("txt_in.weight_scale_inv")), "128 x 128"),
         // An ordinary fault of the transformer comes first, too.
@@ -175,7 +174,11 @@ fn other_models_and_ways_of_storing_are_named_by_their_tensors() {
             of("double_blocks.0.processor.ip_adapter_double_stream_k_proj.", &["weight"]),
             "IP-Adapter",
         ),
-        (of("model.layers.0.", &["self_attn.q_norm.weight", "mlp.gate_proj.weight"]), "Qwen3"),
+        (of("model.language_model.layers.0.", &["self_attn.q_norm.weight"]), "Qwen3-VL"),
+        (
+            of("model.layers.0.", &["self_attn.q_proj.weight", "mlp.gate_proj.weight"]),
+            "a language model",
+        ),
         (of("vision_model.embeddings.patch_embedding.", &["weight"]), "vision encoder"),
         (of("decoder.layers.1.conv.0.", &["weight"]), "TAESD"),
     ] {
@@ -241,7 +244,6 @@ fn text_encoders_and_autoencoders_of_another_kind_are_named() {
     for (component, extra, words) in [
         (T5, &[bias][..], "UMT5"),
         (T5, &["encoder.block.0.layer.1.DenseReluDense.wi.weight"], "version 1.0"),
-        (VAE, &["bn.running_mean", "encoder.quant_conv.weight"], "FLUX.2"),
         (VAE, &["quant_conv.weight", "post_quant_conv.weight"], "quant_conv"),
     ] {
         let given = zeros(&dir.path().join("given/x.safetensors"), "F32", &part(component, extra));
@@ -405,7 +407,7 @@ fn in_a_folder_every_file_that_was_passed_over_is_listed_with_its_reason() {
     let e = open(&Files::model(&mixed)).err().unwrap();
     assert_eq!(e.kind(), Kind::Model, "{e}");
     for words in [
-        "a.safetensors: holds no FLUX transformer: found a Chroma model",
+        "a.safetensors: holds no FLUX transformer or FLUX.2 transformer: found a Chroma model",
         "b.safetensors: this is a LoRA",
         "c.ckpt: this is a pickle",
         "d.ckpt: this is a model of Draw Things",

@@ -7,5 +7,6 @@ mod faults;
 mod finding;
 mod foreign;
 mod gguf;
+mod klein;
 mod storage;
 pub mod support;

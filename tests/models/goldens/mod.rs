@@ -3,6 +3,7 @@
 
 mod adapters;
 mod formats;
+mod klein;
 mod loras;
 
 use std::path::PathBuf;

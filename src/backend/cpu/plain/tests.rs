@@ -11,7 +11,7 @@ use super::super::norm::reference::{layer_norm, layer_norm_modulate, rms_norm};
 use super::super::qk_norm_rope::reference::qk_norm_rope;
 use super::*;
 use crate::dtype::DType;
-use crate::op::ConvShape;
+use crate::op::{ConvShape, Pairs};
 use crate::tensor::{HostPart, HostWeight, Scale};
 use std::sync::Arc;
 
@@ -225,8 +225,10 @@ fn rope_rotates_pairs_so_that_dot_products_depend_on_the_distance() {
         q_gain: &gain,
         k_gain: &gain,
         rope: rope_in,
+        pairs: Pairs::Adjacent,
         batch: 1,
         heads,
+        kv_heads: heads,
         tokens,
         first: 0,
         eps: 0.0,

@@ -11,7 +11,7 @@ use crate::backend::wgpu::launch::{
     Dispatch, Grid, Matrix, Needs, Shader, Spot, Variant, Wgpu, WgpuDevice, blocks,
 };
 use crate::dtype::DType;
-use crate::op::QkNormRope;
+use crate::op::{Pairs, QkNormRope};
 
 /// Threads of a workgroup, which processes one head or several.
 const THREADS: usize = 128;
@@ -47,6 +47,8 @@ struct AnyParams {
     grid: Grid,
     row_heads: u32,
     heads: u32,
+    kv_heads: u32,
+    halves: u32,
     head_dim: u32,
     count: u32,
     tokens: u32,
@@ -101,7 +103,7 @@ struct Part {
 impl Part {
     /// Bytes read and written.
     fn moved(&self) -> usize {
-        elements(&self.qkv) * (self.qkv.dtype.size() + self.out.dtype.size())
+        self.qkv.rows * self.out.cols * (self.qkv.dtype.size() + self.out.dtype.size())
     }
 }
 
@@ -148,6 +150,7 @@ impl QkNormRopeArgs<Spot> {
 
     fn takes_octets(&self, device: &WgpuDevice) -> Result<(), &'static str> {
         self.takes_any(device)?;
+        self.is_joint()?;
         octets(&[&self.qkv, &self.rope, &self.q_gain, &self.k_gain, &self.out], device)?;
         (self.head_dim() <= 8 * THREADS).then_some(()).ok_or("head_dim is above 1024")
     }
@@ -204,6 +207,8 @@ impl QkNormRopeArgs<Spot> {
                 grid: Grid::default(),
                 row_heads: self.row_heads() as u32,
                 heads: self.heads as u32,
+                kv_heads: self.kv_heads as u32,
+                halves: u32::from(self.pairs == Pairs::Halves),
                 head_dim: self.head_dim() as u32,
                 count: p.count as u32,
                 tokens: p.tokens as u32,

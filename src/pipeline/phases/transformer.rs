@@ -1,0 +1,102 @@
+//! The transformer of any family, as the phases of a generation see it.
+
+use crate::dtype::DType;
+use crate::model::flux1::DenoiseShape;
+use crate::model::flux2::Flux2Shape;
+use crate::model::{Flux2Config, FluxConfig, flux1, flux2};
+use crate::op::Program;
+use crate::pipeline::model::Network;
+use crate::weights::ComponentWeights;
+
+/// A transformer and what it works on.
+#[derive(Clone)]
+pub enum Transformer<'a> {
+    /// FLUX.1's.
+    Flux1 {
+        /// Sizes and weights.
+        network: &'a Network<FluxConfig>,
+        /// Images, prompts and tokens.
+        shape: DenoiseShape,
+    },
+    /// FLUX.2's.
+    Flux2 {
+        /// Sizes and weights.
+        network: &'a Network<Flux2Config>,
+        /// Images, prompts, tokens and references.
+        shape: Flux2Shape,
+    },
+}
+
+impl<'a> Transformer<'a> {
+    /// The weights.
+    pub fn weights(&self) -> &'a ComponentWeights {
+        match self {
+            Transformer::Flux1 { network, .. } => &network.weights,
+            Transformer::Flux2 { network, .. } => &network.weights,
+        }
+    }
+
+    /// Images, prompts, text tokens, and the grid of image tokens.
+    pub fn shape(&self) -> &DenoiseShape {
+        match self {
+            Transformer::Flux1 { shape, .. } => shape,
+            Transformer::Flux2 { shape, .. } => &shape.image,
+        }
+    }
+
+    /// Channels of a latent token.
+    pub fn channels(&self) -> usize {
+        match self {
+            Transformer::Flux1 { network, .. } => network.config.in_channels,
+            Transformer::Flux2 { network, .. } => network.config.in_channels,
+        }
+    }
+
+    /// Rows of the modulation of one step: FLUX.1's depends on the prompt.
+    pub fn modulation_rows(&self) -> usize {
+        match self {
+            Transformer::Flux1 { shape, .. } => shape.prompts(),
+            Transformer::Flux2 { .. } => 1,
+        }
+    }
+
+    /// Columns of the modulation.
+    pub fn modulation_cols(&self) -> usize {
+        match self {
+            Transformer::Flux1 { network, .. } => network.config.modulation_cols(),
+            Transformer::Flux2 { network, .. } => network.config.modulation_cols(),
+        }
+    }
+
+    /// The program that computes `rows` rows of the modulation.
+    pub fn modulate(&self, rows: usize, activation: DType) -> Program {
+        match self {
+            Transformer::Flux1 { network, .. } => {
+                flux1::modulate(&network.config, rows, activation)
+            }
+            Transformer::Flux2 { network, .. } => {
+                flux2::modulate(&network.config, rows, activation)
+            }
+        }
+    }
+
+    /// The program of one step.
+    pub fn denoise(&self, activation: DType) -> Program {
+        match self {
+            Transformer::Flux1 { network, shape } => {
+                flux1::denoise(&network.config, shape, activation)
+            }
+            Transformer::Flux2 { network, shape } => {
+                flux2::denoise(&network.config, shape, activation)
+            }
+        }
+    }
+
+    /// The rotations of all tokens.
+    pub fn rope(&self) -> Vec<f32> {
+        match self {
+            Transformer::Flux1 { network, shape } => flux1::rope(&network.config, shape),
+            Transformer::Flux2 { network, shape } => flux2::rope(&network.config, shape),
+        }
+    }
+}
