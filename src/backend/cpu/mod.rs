@@ -99,7 +99,9 @@ impl CpuBackend {
             .thread_name(|i| format!("cpu-{i}"))
             .build()
             .map_err(|e| {
-                Error::device(format!("could not start {threads} threads: {e}")).at("cpu")
+                Error::device(format!("could not start {threads} threads: {e}"))
+                    .at("cpu")
+                    .try_("raise the limits of the process (ulimit -u, ulimit -v)")
             })?;
         let plural = if threads == 1 { "" } else { "s" };
         let memory_bytes = host::usable_memory().map_err(|e| e.at("cpu"))?;
