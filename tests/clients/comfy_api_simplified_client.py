@@ -34,9 +34,10 @@ def check(server):
     start = server.folder / "start.png"
     start.write_bytes(reference)
     uploaded = api.upload_image(str(start))
-    graph["10"] = {"class_type": "LoadImage", "inputs": {
+    graph["10"] = {"class_type": "LoadImage", "_meta": {"title": "Image"}, "inputs": {
         "image": f"{uploaded['subfolder']}/{uploaded['name']}"}}
-    graph["5"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["10", 0], "vae": ["4", 2]}}
+    graph["5"] = {"class_type": "VAEEncode", "_meta": {"title": "Encode"},
+                  "inputs": {"pixels": ["10", 0], "vae": ["4", 2]}}
     graph["3"]["inputs"]["denoise"] = 0.5
     graph["3"]["inputs"]["steps"] = 2
     images = api.queue_and_wait_images(graph, "Save Image")

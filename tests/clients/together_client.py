@@ -6,7 +6,7 @@ import together
 
 
 def check(server):
-    client = together.Together(api_key="none", base_url=server.url + "/v1", max_retries=0)
+    client = together.Together(api_key="none", base_url=server.url, max_retries=0)
     arguments = {"prompt": "a fox", "steps": 4, "seed": 5, "width": 128, "height": 128}
     reference = server.drawn("a fox", "--seed", "5", "--steps", "4")
     answer = client.images.generate(
