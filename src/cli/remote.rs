@@ -131,6 +131,10 @@ impl Run<'_> {
         body["format"] = json!(self.target.format.name());
         body["quality"] = json!(self.args.output.quality);
         body["init"] = json!(self.init);
+        // A server of another version need not know parameters that are not set.
+        if let Some(fields) = body.as_object_mut() {
+            fields.retain(|_, value| !value.is_null());
+        }
         let key = client::random_hex(16)?;
         let body = json!({"request": body});
         let job = self.client.post("/api/v2/jobs", &body, Some(&key), &self.progress)?;
