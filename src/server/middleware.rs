@@ -137,12 +137,14 @@ fn identify(server: &Server, path: &str, request: &mut Request) -> Result<String
 fn dressed(mut response: Response, dialect: Dialect, id: &str, head: bool) -> Response {
     let fault = match (response.extensions_mut().remove::<Fault>(), response.status()) {
         (Some(fault), _) => fault,
+        // An API has written its own.
+        (None, _) if is_json(&response) => return response,
         // What the router and the extractors say by themselves.
         (None, StatusCode::NOT_FOUND) => Fault::not_found("there is nothing at this path"),
         (None, StatusCode::METHOD_NOT_ALLOWED) => {
             Fault::new(405, "method_not_allowed", "this path does not know this method")
         }
-        (None, status) if status.is_client_error() && !is_json(&response) => {
+        (None, status) if status.is_client_error() => {
             Fault::new(status.as_u16(), "invalid_request", "the request cannot be read")
         }
         _ => return response,
