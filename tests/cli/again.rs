@@ -268,14 +268,14 @@ fn the_image_to_start_from_counts_against_the_memory() {
     fs::write(folder.join("deep.png"), bytes).unwrap();
     let from = ["a fox", "-i", "deep.png", "--steps", "2", "-o", "x.png"];
     let from = [&from[..], &DEVICE].concat();
-    let (_, err) = run(folder, &[from.as_slice(), &["--ram", "230M"]].concat(), 5);
-    assert!(err.contains("deep.png"), "{err}");
-    let enough = err.split("try: --ram ").nth(1).and_then(|s| s.split(['M', ',']).next()).unwrap();
-    let (out, err) =
-        run(folder, &[from.as_slice(), &["--json", "--ram", &format!("{enough}M")]].concat(), 0);
+    // Its rows are scaled one after another: 150 MB of pixels never are in memory at once. A debug
+    // build of the program takes 110 MB of this.
+    let ram = 230;
+    let ram_option = format!("{ram}M");
+    let (out, err) = run(folder, &[from.as_slice(), &["--json", "--ram", &ram_option]].concat(), 0);
     let json: Value = serde_json::from_str(&out).unwrap();
     if let Some(peak) = json["peak_memory_bytes"].as_u64() {
-        assert!(peak <= enough.parse::<u64>().unwrap() * 1_000_000, "{peak}: {err}");
+        assert!(peak <= ram * 1_000_000, "{peak}: {err}");
     }
 }
 
