@@ -247,7 +247,8 @@ impl PlanReport {
         let (Some(seconds), Some(source)) = (self.seconds, self.time_source) else {
             return write!(f, "time: not known, the first such run on this device measures it");
         };
-        let step = self.phase(Phase::Denoise).and_then(|p| Some(p.seconds? / p.runs as f64));
+        let denoise = self.phase(Phase::Denoise).filter(|p| p.runs > 0);
+        let step = denoise.and_then(|p| Some(p.seconds? / p.runs as f64));
         let step = step.map_or(String::new(), |s| format!(", {} a step", units::seconds(s)));
         write!(f, "time: about {}{step} ({})", units::duration(seconds), source.text())
     }
