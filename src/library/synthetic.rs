@@ -1,5 +1,5 @@
 //! `--model synthetic:dev`: a checkpoint of full size with seeded noise as weights, to measure
-//! speed and memory without a download. There are FLUX.1's two models and FLUX.2 [klein] 4B.
+//! speed and memory without a download. There are FLUX.1's two models and FLUX.2 \[klein\] 4B.
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};

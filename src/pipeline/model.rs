@@ -166,13 +166,13 @@ pub struct Defaults {
 }
 
 impl Defaults {
-    /// FLUX.1 [dev]'s, with its `guidance` embedding, or [schnell]'s, without.
+    /// FLUX.1 \[dev\]'s, with its `guidance` embedding, or \[schnell\]'s, without.
     fn flux1(guidance: bool) -> Defaults {
         let (steps, guidance) = if guidance { (28, Some(3.5)) } else { (4, None) };
         Defaults { steps, guidance, cfg_scale: 1.0, width: 1024, height: 1024 }
     }
 
-    /// FLUX.2 [klein]'s, `distilled` to few steps or not.
+    /// FLUX.2 \[klein\]'s, `distilled` to few steps or not.
     fn klein(distilled: bool) -> Defaults {
         let (steps, cfg_scale) = if distilled { (4, 1.0) } else { (50, 4.0) };
         Defaults { steps, guidance: None, cfg_scale, width: 1024, height: 1024 }

@@ -23,11 +23,11 @@ pub enum Outlook {
 /// A model whose sizes are known without its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PublishedModel {
-    /// FLUX.1 [dev].
+    /// FLUX.1 \[dev\].
     Dev,
-    /// FLUX.1 [schnell].
+    /// FLUX.1 \[schnell\].
     Schnell,
-    /// FLUX.2 [klein] 4B.
+    /// FLUX.2 \[klein\] 4B.
     Klein4b,
 }
 

@@ -107,7 +107,7 @@ impl Flux2Config {
         })
     }
 
-    /// The sizes of FLUX.2 [klein] 4B.
+    /// The sizes of FLUX.2 \[klein\] 4B.
     pub fn klein_4b() -> Self {
         Flux2Config {
             in_channels: 128,

@@ -100,7 +100,7 @@ impl Qwen3Config {
         })
     }
 
-    /// The sizes of Qwen3-4B, the encoder of FLUX.2 [klein] 4B.
+    /// The sizes of Qwen3-4B, the encoder of FLUX.2 \[klein\] 4B.
     pub fn qwen3_4b() -> Self {
         Qwen3Config {
             vocab: 151_936,

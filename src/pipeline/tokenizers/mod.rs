@@ -33,7 +33,7 @@ pub const T5_END: u32 = 1;
 
 /// Qwen3's padding, which is also the first id that is not a piece of text.
 pub const QWEN3_PAD: u32 = 151_643;
-/// The chat template of FLUX.2 [klein] before the words `user`, a line feed and the prompt:
+/// The chat template of FLUX.2 \[klein\] before the words `user`, a line feed and the prompt:
 /// `<|im_start|>`.
 const QWEN3_START: [u32; 1] = [151_644];
 /// The template behind the prompt, with an empty thought: `<|im_end|>`, `<|im_start|>assistant`,
@@ -107,7 +107,7 @@ impl Tokenizers {
     }
 }
 
-/// Qwen3's tokenizer with the template of FLUX.2 [klein]; see [`Tokenizers`] for paths.
+/// Qwen3's tokenizer with the template of FLUX.2 \[klein\]; see [`Tokenizers`] for paths.
 pub struct Qwen3Tokenizer(Building);
 
 impl Qwen3Tokenizer {

@@ -1,4 +1,4 @@
-//! The Qwen3 language model, whose hidden states FLUX.2 [klein] reads.
+//! The Qwen3 language model, whose hidden states FLUX.2 \[klein\] reads.
 
 use crate::spec::family::{
     ComponentSpec, Diffusers, Fact, FileNames, Fit, Lookalike, Role, Tokenizer, Variant,
