@@ -94,9 +94,11 @@ fn with_given(
     };
     let mut checkpoint = Checkpoint::empty(name, family);
     if let Some(option) = files.components.keys().find(|o| family.option(o).is_none()) {
-        return Err(
-            Error::argument(format!("{} has no such component", family.title)).at_parameter(option)
-        );
+        let known: Vec<&str> = family.components.iter().filter_map(|c| c.option).collect();
+        return Err(Error::argument(format!("{} has no such component", family.title))
+            .at_parameter(option)
+            .expected(known.join(", "))
+            .try_("leave it out: this model does not read it"));
     }
     for &component in family.components {
         let given = component.option.and_then(|option| files.components.get(option));
