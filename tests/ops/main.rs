@@ -59,6 +59,5 @@ fn every_operation_is_in_this_table() {
         let starts = source.match_indices(&literal).map(|(at, _)| source[..at].chars().last());
         *count = starts.filter(|before| matches!(before, Some('(' | ' '))).count();
     }
-    assert_eq!(known.len(), 21, "{known:?}");
     assert!(known.values().all(|n| *n > 0), "{known:?}");
 }
