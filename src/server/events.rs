@@ -1,5 +1,5 @@
-//! What happens to jobs, for whoever watches them: kept in memory, numbered, and sent again to a
-//! watcher who was away.
+//! What happens to jobs, for clients that watch them: kept in memory, numbered, and sent again to a
+//! client that was away.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

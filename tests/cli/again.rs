@@ -266,16 +266,26 @@ fn the_image_to_start_from_counts_against_the_memory() {
     writer.write_image_data(&vec![0x80; 5000 * 5000 * 6]).unwrap();
     writer.finish().unwrap();
     fs::write(folder.join("deep.png"), bytes).unwrap();
-    let from = ["a fox", "-i", "deep.png", "--steps", "2", "-o", "x.png"];
-    let from = [&from[..], &DEVICE].concat();
-    // Its rows are scaled one after another: 150 MB of pixels never are in memory at once. A debug
-    // build of the program takes 110 MB of this.
-    let ram = 230;
-    let ram_option = format!("{ram}M");
-    let (out, err) = run(folder, &[from.as_slice(), &["--json", "--ram", &ram_option]].concat(), 0);
-    let json: Value = serde_json::from_str(&out).unwrap();
-    if let Some(peak) = json["peak_memory_bytes"].as_u64() {
-        assert!(peak <= ram * 1_000_000, "{peak}: {err}");
+    let flat = Image { width: 5000, height: 5000, rgb: vec![0x80; 5000 * 5000 * 3] };
+    fs::write(folder.join("large.jpg"), encode(&flat, Format::Jpeg, 90, "").unwrap()).unwrap();
+    let from = |file: &'static str| {
+        let arguments = ["a fox", "-i", file, "--steps", "2", "-o", "x.png"];
+        [&arguments[..], &DEVICE].concat()
+    };
+    // A JPEG is decoded as a whole.
+    let jpeg = from("large.jpg");
+    let (_, err) = run(folder, &[jpeg.as_slice(), &["--ram", "180M"]].concat(), 5);
+    assert!(err.contains("large.jpg"), "{err}");
+    let enough = err.split("try: --ram ").nth(1).and_then(|s| s.split(['M', ',']).next()).unwrap();
+    // The rows of a PNG are scaled one after another: its 150 MB are never in memory at once.
+    for (image, ram) in [(jpeg, enough), (from("deep.png"), "230")] {
+        let bound = format!("{ram}M");
+        let arguments = [image.as_slice(), &["--json", "--ram", &bound]].concat();
+        let (out, err) = run(folder, &arguments, 0);
+        let json: Value = serde_json::from_str(&out).unwrap();
+        if let Some(peak) = json["peak_memory_bytes"].as_u64() {
+            assert!(peak <= ram.parse::<u64>().unwrap() * 1_000_000, "{peak}: {err}");
+        }
     }
 }
 

@@ -240,7 +240,7 @@ fn f48_too_few_file_descriptors_delay_connections_and_nothing_else() {
             .split(' ')
             .filter_map(|f| f.parse().ok())
             .collect();
-        // Ticks of user and system time; the state before them is no number.
+        // Ticks of user and system time; the state before them is a letter.
         fields.get(10).zip(fields.get(11)).map_or(0, |(user, system)| user + system)
     };
     let before = used(server.child.id());

@@ -12,7 +12,7 @@ use crate::server::fault::Fault;
 use crate::server::limits::{Admitted, Charge, Plan, Verdict, decide};
 
 /// What was admitted for each owner. Owners are keys of the server, so there are only as many as
-/// there are keys: whoever has none is refused before.
+/// there are keys: a request without one is refused before.
 #[derive(Debug, Default)]
 pub struct Limiter {
     owners: HashMap<String, (Arc<Plan>, Admitted)>,
