@@ -183,6 +183,7 @@ fn the_page_draws_and_its_history_survives_a_reload() {
 
         // The curl of the page draws the same image.
         tab.click("#copy").await;
+        tab.until("document.querySelectorAll('#copy-dialog textarea').length === 3").await;
         let texts = "[...document.querySelectorAll('#copy-dialog textarea')].map((t) => t.value)";
         let texts: Vec<String> = serde_json::from_value(tab.eval(texts).await).unwrap();
         assert!(texts[0].starts_with("flux-fast 'a fox, 3D style"), "{}", texts[0]);
@@ -199,7 +200,9 @@ fn the_page_draws_and_its_history_survives_a_reload() {
         tab.until("document.querySelector('#use-settings:enabled')").await;
         tab.photograph("page-settings.png").await;
         tab.click("#use-settings").await;
-        assert_eq!(tab.eval("document.querySelector('#seed').value").await, second["seed_text"]);
+        // The page renders some time after a click.
+        tab.until(&format!("document.querySelector('#seed').value === {}", second["seed_text"]))
+            .await;
         // The same settings give the same image.
         tab.draw().await;
         tab.thumbs(3).await;
@@ -265,10 +268,11 @@ fn the_page_asks_for_a_key_and_fits_a_phone_in_the_dark() {
         // Colours can be chosen.
         let ground = "getComputedStyle(document.body).backgroundColor";
         tab.until("document.querySelector('#theme')").await;
-        tab.click("#theme").await;
-        let light = tab.eval(ground).await;
-        tab.click("#theme").await;
-        tab.until(&format!("{ground} !== {light}")).await;
+        for (theme, color) in [("light", "rgb(247, 245, 242)"), ("dark", "rgb(20, 19, 18)")] {
+            tab.click("#theme").await;
+            tab.until(&format!("document.documentElement.dataset.theme === '{theme}'")).await;
+            tab.until(&format!("{ground} === '{color}'")).await;
+        }
         // The key is remembered.
         tab.client.refresh().await.unwrap();
         tab.until("document.querySelector('.cost').innerText.includes('of memory')").await;
