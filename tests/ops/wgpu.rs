@@ -50,20 +50,40 @@ const SMALL: u64 = 8 << 10;
 /// workgroups of most cases.
 const MOST_WORK: u64 = 100_000;
 
-/// Opened once: a shader is compiled when it is first used, which takes longer than most cases.
-static BACKEND: Mutex<Option<WgpuBackend>> = Mutex::new(None);
+/// Backends that no test uses now. Opening one is quick, but a shader is compiled when a backend
+/// first uses it, which takes longer than most cases. So each test takes one and gives it back: there
+/// are as many as tests that run at the same time.
+static IDLE: Mutex<Vec<WgpuBackend>> = Mutex::new(Vec::new());
+
+/// The backend of a test, and so of a thread.
+struct Lent(Option<WgpuBackend>);
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.extend(self.0.take());
+    }
+}
+
+thread_local! {
+    static BACKEND: RefCell<Lent> = const { RefCell::new(Lent(None)) };
+}
 
 fn on<T>(mode: Mode, f: impl FnOnce(&mut WgpuBackend) -> T) -> T {
-    let mut backend = BACKEND.lock().unwrap_or_else(PoisonError::into_inner);
-    let open = || {
-        WgpuBackend::new(WgpuOptions { staging_bytes: Some(1 << 20), ..WgpuOptions::default() })
-            .unwrap()
-    };
-    let backend = backend.get_or_insert_with(open);
-    // Small windows come with small dispatches.
-    let most_work = if mode.windows.is_some() { MOST_WORK } else { u64::MAX };
-    backend.pretend(mode.compute, mode.windows.unwrap_or(u64::MAX), most_work);
-    f(backend)
+    BACKEND.with_borrow_mut(|lent| {
+        let open = || {
+            let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            idle.unwrap_or_else(|| {
+                let staging_bytes = Some(1 << 20);
+                WgpuBackend::new(WgpuOptions { staging_bytes, ..WgpuOptions::default() }).unwrap()
+            })
+        };
+        let backend = lent.0.get_or_insert_with(open);
+        // Small windows come with small dispatches.
+        let most_work = if mode.windows.is_some() { MOST_WORK } else { u64::MAX };
+        backend.pretend(mode.compute, mode.windows.unwrap_or(u64::MAX), most_work);
+        f(backend)
+    })
 }
 
 /// Runs every WGSL variant that accepts `op`, and the variant that the backend chooses, against the
