@@ -65,7 +65,7 @@ impl StartImage {
     /// [`Kind::Memory`](crate::error::Kind::Memory) with the bound that is enough.
     fn decode(self, engine: &EngineArgs, settings: &Settings) -> Result<Image> {
         let (width, height) = (settings.width, settings.height);
-        let need = host::resident_memory() + self.file.fitted_bytes(width, height) + SPARE_BYTES;
+        let need = host::steady_memory() + self.file.fitted_bytes(width, height) + SPARE_BYTES;
         if let Some(ram) = engine.ram.size()
             && need > ram.0
         {

@@ -14,7 +14,9 @@ pub use environment::{
     home_folder, process_environment, variable,
 };
 pub use files::{lock_when_free, open_regular, read_regular, read_regular_text};
-pub use memory::{MemoryFacts, available_memory, memory_facts, resident_memory, usable_memory};
+pub use memory::{
+    MemoryFacts, available_memory, memory_facts, resident_memory, steady_memory, usable_memory,
+};
 pub use system::{
     free_disk_bytes, operating_system, processor_name, start_shared_threads, threads,
 };

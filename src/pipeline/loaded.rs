@@ -11,7 +11,7 @@ use super::report::PlanReport;
 use super::request::Settings;
 use super::speed::Speeds;
 use crate::error::Result;
-use crate::host::{cache_folder, resident_memory};
+use crate::host::{cache_folder, steady_memory};
 
 /// A model with the LoRAs that were used with it.
 pub struct LoadedModel {
@@ -55,7 +55,7 @@ impl LoadedModel {
             text_cache,
             keeps_speeds: text_cache,
             embedded: false,
-            base_bytes: resident_memory(),
+            base_bytes: steady_memory(),
         }
     }
 
