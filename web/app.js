@@ -5,7 +5,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { Fault, base, call, getJson, getKey, pause, randomId, setKey, whenUnauthorized } from "./api.js";
 import { Composer } from "./controls.js";
 import { ConfirmDialog, CopyDialog, ImageDialog, KeyDialog, Toasts } from "./dialogs.js";
-import { EMPTY, asInput, chosenSize, fromSettings, toRequest, withShape } from "./form.js";
+import { EMPTY, MOST_REFERENCES, asInput, chosenSize, fromSettings, toRequest, withShape } from "./form.js";
 import { History } from "./history.js";
 import { Icon, html } from "./html.js";
 import { useJobs } from "./jobs.js";
@@ -75,12 +75,13 @@ function useServer(attempt) {
 }
 
 /** What the request would cost. It is asked for when the user pauses. */
-function usePlan(request, hasInput, strength, renewed) {
+function usePlan(request, hasInput, strength, references, renewed) {
   const [plan, setPlan] = useState(null);
   const { prompt, seed, negative, ...rest } = request;
   // Only the LoRA tags of a prompt matter.
   const tags = prompt.match(/<[^>]*>/g) ?? [];
-  const asked = JSON.stringify({ ...rest, prompt: tags.join(" ") || "x", strength: hasInput ? strength : undefined });
+  const asked = JSON.stringify({ ...rest, prompt: tags.join(" ") || "x", strength: hasInput ? strength : undefined,
+    reference_sizes: references.length ? references.map((r) => `${r.width}x${r.height}`) : undefined });
   useEffect(() => {
     const controller = new AbortController();
     const timer = setTimeout(async () => {
@@ -119,6 +120,7 @@ function App() {
   const [theme, setTheme] = useKept("theme", "auto");
   const [form, setForm] = useKept("form", EMPTY);
   const [input, setInput] = useState(null);
+  const [references, setReferences] = useState([]);
   const [images, setImages] = useState([]);
   // The id of an image; null: what is being drawn, or the newest image.
   const [current, setCurrent] = useState(null);
@@ -159,25 +161,29 @@ function App() {
     whenUnauthorized((fault, had) => setDialog((d) => d ?? { kind: "key", wrong: had }));
   }, []);
 
-  const own = server.models.find((m) => (form.model ? m.name === form.model : m.default))?.defaults;
+  const model = server.models.find((m) => (form.model ? m.name === form.model : m.default));
+  const own = model?.defaults;
+  const reads = Boolean(model?.reads_references);
   const request = toRequest(form, own);
-  const plan = usePlan(request, Boolean(input), Number(form.strength), images.length + attempt + server.state);
+  const plan = usePlan(request, Boolean(input), Number(form.strength), references, images.length + attempt + server.state);
   // Stays while a plan is refused.
   const device = useRef(null);
   device.current = plan?.device ?? device.current;
   const set = (change) => setForm((form) => ({ ...form, ...change }));
 
-  const start = (request, init, size) => {
+  const start = (request, init, references, size) => {
     const estimate = plan && !plan.fault ? plan.seconds : null;
-    const [width, height] = size ?? [own?.width ?? 1, own?.height ?? 1];
-    jobs.start(request, init, { width, height, estimate });
+    // Without a size, the image gets that of the first reference.
+    const first = references[0];
+    const [width, height] = size ?? (first ? [first.width, first.height] : [own?.width ?? 1, own?.height ?? 1]);
+    jobs.start(request, init, references, { width, height, estimate });
     setCurrent(null);
     if (!wide) stage.current?.scrollIntoView({ behavior: "smooth", block: "start" });
   };
   const draw = () => {
     if (form.prompt.trim() === "") return;
     const body = input ? { ...request, strength: Number(form.strength) } : request;
-    start(body, input?.blob ?? null, chosenSize(form, own));
+    start(body, input?.blob ?? null, references, chosenSize(form, own));
   };
 
   // Images that are opened, dropped or pasted.
@@ -196,6 +202,18 @@ function App() {
       const file = await asInput(blob);
       setInput({ blob: file, url: URL.createObjectURL(file), name });
       toast("The next image starts from this one.");
+    } catch {
+      toast("This browser cannot read the image: save it as PNG or JPEG first.", "bad");
+    }
+  };
+  const addReference = async (blob, name) => {
+    try {
+      const file = await asInput(blob);
+      const bitmap = await createImageBitmap(file);
+      const { width, height } = bitmap;
+      const reference = { id: randomId(), blob: file, url: URL.createObjectURL(file), name, width, height };
+      setReferences((list) => [...list, reference].slice(0, MOST_REFERENCES));
+      toast("The model looks at this image from now on.");
     } catch {
       toast("This browser cannot read the image: save it as PNG or JPEG first.", "bad");
     }
@@ -269,15 +287,17 @@ function App() {
     return isBatch ? { ...request, only: image.number } : request;
   };
   const actions = {
-    again: (image) => start(requestOf(image), image.init, [image.width, image.height]),
+    again: (image) => start(requestOf(image), image.init, image.references ?? [], [image.width, image.height]),
     otherSeed: (image) => {
       const { seed, only, ...rest } = image.request;
-      start(rest, image.init, [image.width, image.height]);
+      start(rest, image.init, image.references ?? [], [image.width, image.height]);
     },
     useAsInput: (image) => startFrom(image.blob, fileOf(image)),
+    addReference: reads ? (image) => addReference(image.blob, fileOf(image)) : null,
     load: (image) => {
       apply({ ...image.request, count: image.request.count ?? 1 }, image.seed);
       if (image.init) startFrom(image.init, "input");
+      setReferences((image.references ?? []).map((r) => ({ ...r, url: URL.createObjectURL(r.blob) })));
       document.getElementById("prompt").focus();
     },
     download: (image) => {
@@ -287,7 +307,8 @@ function App() {
       link.click();
     },
     copy: (image) => {
-      const request = { ...requestOf(image), init: image.init ? "input.png" : undefined };
+      const request = { ...requestOf(image), init: image.init ? "input.png" : undefined,
+        references: image.references?.length ? image.references.map((_, i) => `reference-${i + 1}.png`) : undefined };
       setDialog({ kind: "copy", request, file: fileOf(image) });
     },
     remove: (image) => {
@@ -333,16 +354,18 @@ function App() {
         form=${form} set=${set} own=${own} models=${server.models} loras=${server.loras} plan=${plan}
         draw=${draw} drawing=${active.length > 0} wide=${wide} lastSeed=${images[0]?.seed}
         input=${input} setInput=${setInput} pick=${() => picker.current.click()}
+        references=${references} setReferences=${setReferences} reads=${reads} addReference=${addReference}
         reset=${() => {
           setForm({ ...EMPTY, prompt: form.prompt });
           setInput(null);
+          setReferences([]);
         }}
       />
       <div class="side" ref=${stage}>
         ${failed.map((job) => html`<${Failed} key=${job.id} job=${job} dismiss=${jobs.dismiss}
           retry=${(job) => {
             jobs.dismiss(job);
-            start(job.request, job.init, [job.width, job.height]);
+            start(job.request, job.init, job.references ?? [], [job.width, job.height]);
           }} />`)}
         ${showsLive && html`<${Live} job=${active[0]} cancel=${jobs.cancel} />`}
         ${!showsLive && active.length > 0 && html`<button type="button" class="back" onClick=${() => setCurrent(null)}>Show what is being drawn</button>`}
@@ -378,7 +401,11 @@ function App() {
       useAsInput=${() => {
         startFrom(dialog.image.blob, dialog.image.name);
         close();
-      }} />`}
+      }}
+      addReference=${reads ? () => {
+        addReference(dialog.image.blob, dialog.image.name);
+        close();
+      } : null} />`}
     ${dialog?.kind === "copy" && html`<${CopyDialog} close=${close} texts=${[
       ["Command", command(dialog.request, dialog.file), "draws on your machine"],
       ["Remote command", remoteCommand(dialog.request, dialog.file, base(), Boolean(key)), "draws on this server"],

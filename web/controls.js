@@ -2,7 +2,7 @@
 
 import { useEffect, useRef } from "preact/hooks";
 import { Icon, html } from "./html.js";
-import { SHAPES, sizeOf } from "./form.js";
+import { MOST_REFERENCES, SHAPES, sizeOf } from "./form.js";
 import { bytes, duration, plural } from "./text.js";
 
 /** A text field that grows with its text. */
@@ -186,6 +186,33 @@ function Input({ input, form, set, setInput, pick }) {
   </fieldset>`;
 }
 
+/** The images that the model looks at. */
+function References({ list, set, reads, add }) {
+  const picker = useRef();
+  if (!reads && !list.length) return null;
+  return html`<fieldset class="references">
+    <legend>Reference images</legend>
+    <div class="refs">
+      ${list.map(
+        (reference, i) => html`<span class="ref" key=${reference.id}>
+          <img src=${reference.url} alt=${`Reference image ${i + 1}`} title=${reference.name} />
+          <button type="button" class="square quiet" aria-label=${`Remove reference image ${i + 1}`}
+            onClick=${() => set(list.filter((other) => other !== reference))}><${Icon} name="close" /></button>
+        </span>`,
+      )}
+      ${reads && list.length < MOST_REFERENCES &&
+      html`<button type="button" id="add-reference" class="ref add" aria-label="Add a reference image" title="Add a reference image"
+        onClick=${() => picker.current.click()}><${Icon} name="plus" /></button>`}
+    </div>
+    <input ref=${picker} id="reference-file" class="sr" type="file" accept="image/*" multiple tabindex="-1" aria-label="Reference images"
+      onChange=${async (e) => {
+        for (const file of e.target.files) await add(file, file.name);
+        e.target.value = "";
+      }} />
+    <p class="note">The prompt says what to do with them: “put the hat of image 2 on the fox of image 1”.</p>
+  </fieldset>`;
+}
+
 /** What the run will cost, or why it cannot run. */
 function Cost({ plan }) {
   if (!plan) return html`<p class="cost" aria-live="polite"> </p>`;
@@ -271,6 +298,7 @@ export function Composer(props) {
       </div>
       <${Loras} form=${form} set=${set} loras=${loras} />
       <${Input} input=${props.input} form=${form} set=${set} setInput=${props.setInput} pick=${props.pick} />
+      <${References} list=${props.references} set=${props.setReferences} reads=${props.reads} add=${props.addReference} />
       <details class="more" open=${form.cfg !== ""}>
         <summary>What not to draw</summary>
         <div class="stack">

@@ -56,7 +56,7 @@ export function KeyDialog({ wrong, has, done, close }) {
 }
 
 /** What an image that was opened can be used for. `found` is null while the server reads it. */
-export function ImageDialog({ image, found, fault, useSettings, useAsInput, close }) {
+export function ImageDialog({ image, found, fault, useSettings, useAsInput, addReference, close }) {
   return html`<${Dialog} id="image-dialog" title=${image.name} close=${close}>
     <div class="opened">
       <img src=${image.url} alt=${image.name} />
@@ -68,6 +68,7 @@ export function ImageDialog({ image, found, fault, useSettings, useAsInput, clos
       </div>
     </div>
     <div class="actions end">
+      ${addReference && html`<button type="button" id="as-reference" onClick=${addReference}>Use as reference</button>`}
       <button type="button" id="start-from" onClick=${useAsInput}>Start from this image</button>
       <button type="button" class="primary" id="use-settings" disabled=${!found} onClick=${useSettings}>Use its settings</button>
     </div>

@@ -20,6 +20,9 @@ const MAX_SIDE = 4096;
 /** The most pixels of an image to start from; larger ones are made smaller before they are sent. */
 const MAX_INPUT = 4e6;
 
+/** The most reference images of a request. */
+export const MOST_REFERENCES = 10;
+
 /** Empty texts mean the model's own values. */
 export const EMPTY = {
   prompt: FIRST_PROMPT,

@@ -13,8 +13,8 @@ const REPEATS = 500;
 const OVER = ["succeeded", "failed", "canceled", "expired"];
 
 /** What is stored of a job. */
-const stored = ({ id, created, request, init, width, height, estimate, fault, status }) => ({
-  id, created, request, init, width, height, estimate, fault, status,
+const stored = ({ id, created, request, init, references, width, height, estimate, fault, status }) => ({
+  id, created, request, init, references, width, height, estimate, fault, status,
 });
 
 const isSent = (job) => job.status !== "sending" && job.status !== "failed";
@@ -163,13 +163,17 @@ export function useJobs(onImages, onGone) {
     };
   }, [waiting, jobs.length]);
 
-  /** Sends a request. `init` is the file of an image to start from. */
-  const start = async (request, init, facts) => {
+  /** Sends a request. `init` is the file of an image to start from, `references` have others. */
+  const start = async (request, init, references, facts) => {
     let id = `new-${randomId()}`;
-    const job = { id, created: Date.now(), request, init, ...facts, status: "sending" };
+    // What is kept: not the addresses of this visit.
+    const kept = references.map(({ url, ...reference }) => reference);
+    const job = { id, created: Date.now(), request, init, references: kept, ...facts, status: "sending" };
     set((jobs) => [...jobs, job]);
     try {
-      const body = init ? { ...request, init: await dataUri(init) } : request;
+      const body = { ...request };
+      if (init) body.init = await dataUri(init);
+      if (kept.length) body.references = await Promise.all(kept.map(({ blob }) => dataUri(blob)));
       const object = await submit(body, (fault, seconds) =>
         update(id, { waiting: `${sentence(fault.message)} Trying again in ${duration(seconds)} …` }),
       );
@@ -223,6 +227,7 @@ async function load(job, object, output) {
     created: job.created,
     blob,
     init: job.init ?? null,
+    references: job.references ?? [],
     width: output.width,
     height: output.height,
     request: { ...job.request, seed: object.seed_text },

@@ -132,6 +132,7 @@ function Facts({ image }) {
     s.steps && plural(s.steps, "step"),
     s.guidance != null && `guidance ${s.guidance}`,
     s.cfg_scale != null && s.cfg_scale !== 1 && `CFG ${s.cfg_scale}`,
+    image.references?.length > 0 && plural(image.references.length, "reference image"),
     s.strength != null && `change ${Math.round(s.strength * 100)} %`,
     ...(s.loras ?? []).map((lora) => `${lora.name} ${lora.strength}`),
     image.model,
@@ -145,7 +146,7 @@ function Facts({ image }) {
 
 /** One image of the history. */
 export function Shown({ image, actions, go }) {
-  const { again, otherSeed, useAsInput, download, copy, load, remove } = actions;
+  const { again, otherSeed, useAsInput, addReference, download, copy, load, remove } = actions;
   return html`<figure class="shown">
     <div class="canvas" style=${{ aspectRatio: `${image.width} / ${image.height}`, "--ratio": image.width / image.height }}>
       <a href=${image.url} target="_blank" rel="noopener" title="Open in full size">
@@ -162,6 +163,7 @@ export function Shown({ image, actions, go }) {
         <${Action} icon="again" id="again" label="Again" onClick=${() => again(image)} />
         <${Action} icon="sliders" id="load" label="Use its settings" short="Settings" onClick=${() => load(image)} />
         <${Action} icon="input" id="as-input" label="Use as input" short="As input" onClick=${() => useAsInput(image)} />
+        ${addReference && html`<${Action} icon="plus" id="reference" label="Use as reference" short="As reference" onClick=${() => addReference(image)} />`}
         <${Action} icon="download" id="download" label="Download" onClick=${() => download(image)} />
         <${Action} icon="copy" id="copy" label="Copy as command or curl" short="Copy as …" onClick=${() => copy(image)} />
         <${Action} icon="trash" id="remove" label="Delete" onClick=${() => remove(image)} />

@@ -58,6 +58,7 @@ function options(request) {
     const text = lora.text_strength == null ? "" : `:${lora.text_strength}`;
     add("--lora", `${lora.name}:${lora.strength}${text}`);
   }
+  for (const file of request.references ?? []) words.push("--reference", file);
   if (request.init) words.push("--init-img", "input.png");
   if (request.init) add("--strength", request.strength);
   return words;
@@ -87,14 +88,17 @@ export function curl(request, file, base, hasKey) {
   const call = `curl -sSf${auth}`;
   const jobs = `${base}/api/v2/jobs`;
   const lines = [];
-  let body = { ...request };
+  const body = { ...request };
   let data = `-d ${quoted(JSON.stringify({ request: body }))}`;
-  if (request.init) {
-    // An image does not fit on a command line.
-    body = { ...request, init: "@INIT@" };
-    const json = JSON.stringify({ request: body });
-    const [before, after] = json.split("@INIT@");
-    lines.push(`{ printf %s ${quoted(before)}; base64 < input.png; printf %s ${quoted(after)}; } | tr -d '\\n' > request.json`);
+  const files = [...(request.init ? ["input.png"] : []), ...(request.references ?? [])];
+  if (files.length) {
+    // Images do not fit on a command line.
+    const marks = files.map((_, i) => `@IMAGE${i}@`);
+    if (request.init) body.init = marks[0];
+    if (request.references) body.references = marks.slice(-request.references.length);
+    const parts = JSON.stringify({ request: body }).split(/@IMAGE\d+@/);
+    const words = parts.map((part, i) => `printf %s ${quoted(part)};${i < files.length ? ` base64 < ${files[i]};` : ""}`);
+    lines.push(`{ ${words.join(" ")} } | tr -d '\\n' > request.json`);
     data = "-d @request.json";
   }
   const json = `-H 'Content-Type: application/json'`;

@@ -355,8 +355,12 @@ pub struct RemoteArgs {
     /// FLUX_FAST_KEY
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
-    /// Seconds, 0 to 86400, for which a request is sent again while the server is full or cannot be
-    /// reached
+    /// A file of PEM certificates that the server's certificate is checked against, in place of the
+    /// well-known ones
+    #[arg(long, value_name = "FILE")]
+    pub ca_cert: Option<PathBuf>,
+    /// Seconds, 0 to 86400, for which a request is sent again while the server is full or does not
+    /// answer; an address that nobody answers at from the start is an error at once
     #[arg(
         long,
         value_name = "SECONDS",

@@ -23,7 +23,7 @@ use super::values::Size;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Phase};
 use crate::host::process_environment;
-use crate::pipeline::images;
+use crate::pipeline::images::{self, ImageFile};
 use crate::pipeline::request::Request;
 use crate::units;
 
@@ -52,6 +52,8 @@ pub fn remote(args: RemoteArgs, how: How) -> Result<()> {
         let mut request = Request::new(prompt.text);
         let filled = fill(&mut request, &args.request, start.as_ref());
         filled.map_err(|e| prompt.source.iter().fold(e, |e, source| e.at(source)))?;
+        // Their files are sent as they are.
+        request.references.clear();
         requests.push(request);
     }
     let target = Target::new(args.output.output.as_deref(), args.output.format)?;
@@ -66,11 +68,14 @@ pub fn remote(args: RemoteArgs, how: How) -> Result<()> {
         ),
         (None, None) => None,
     };
-    let client = Client::new(&args.url, key.as_deref(), Duration::from_secs(args.patience))?;
+    let patience = Duration::from_secs(args.patience);
+    let client = Client::new(&args.url, key.as_deref(), args.ca_cert.as_deref(), patience)?;
     signals::listen();
     let init = start.map(|start| BASE64_STANDARD.encode(start.bytes()));
-    let mut run =
-        Run { args: &args, how, client, target, init, progress: Progress::remote(how), all };
+    let reference = |path: &PathBuf| Ok(BASE64_STANDARD.encode(ImageFile::open(path)?.bytes()));
+    let references = args.request.references.iter().map(reference).collect::<Result<_>>()?;
+    let progress = Progress::remote(how);
+    let mut run = Run { args: &args, how, client, target, init, references, progress, all };
     run.fit_to_model(&mut requests)?;
     let mut files = Vec::new();
     for request in requests {
@@ -87,6 +92,8 @@ struct Run<'a> {
     target: Target,
     /// The image to start from, in base64.
     init: Option<String>,
+    /// Reference images, in base64.
+    references: Vec<String>,
     progress: Progress,
     /// The images of all requests.
     all: usize,
@@ -131,6 +138,9 @@ impl Run<'_> {
         body["format"] = json!(self.target.format.name());
         body["quality"] = json!(self.args.output.quality);
         body["init"] = json!(self.init);
+        if !self.references.is_empty() {
+            body["references"] = json!(self.references);
+        }
         // A server of another version need not know parameters that are not set.
         if let Some(fields) = body.as_object_mut() {
             fields.retain(|_, value| !value.is_null());

@@ -6,7 +6,7 @@ use super::embedded;
 use super::generate::{generate, input_images};
 use super::loaded::LoadedModel;
 use super::loras::Loras;
-use super::model::Model;
+use super::model::{Model, Networks};
 use super::open_device::OpenDevice;
 use super::progress::{Listener, send};
 use super::report::PlanReport;
@@ -101,6 +101,11 @@ impl Engine {
     pub fn size_for(&self, ratio: AspectRatio) -> (usize, usize) {
         let model = &self.loaded.model;
         ratio.size(model.defaults.width * model.defaults.height, model.token_pixels())
+    }
+
+    /// Whether the model reads [`Request::references`].
+    pub fn reads_references(&self) -> bool {
+        matches!(self.loaded.model.networks, Networks::Flux2(_))
     }
 
     /// `request` with the defaults of the model filled in, checked against the model.

@@ -88,6 +88,11 @@ impl DataFolder {
         self.inputs().join(id)
     }
 
+    /// Reference image number `number` of the job `id`.
+    pub fn reference(&self, id: &str, number: usize) -> PathBuf {
+        self.inputs().join(format!("{id}-{number}"))
+    }
+
     /// The name of image number `index` of the job `id`.
     pub fn result_name(id: &str, index: usize, format: Format) -> String {
         format!("{id}-{index}.{}", format.extension())
@@ -103,11 +108,24 @@ impl DataFolder {
         write_beside(&self.input(id), bytes)
     }
 
+    /// Stores reference image number `number` of the job `id`, durably.
+    pub fn write_reference(&self, id: &str, number: usize, bytes: &[u8]) -> Result<()> {
+        write_beside(&self.reference(id, number), bytes)
+    }
+
+    /// Makes the result called `name` one called `other`, too.
+    pub fn share(&self, name: &str, other: &str) -> std::io::Result<()> {
+        let (name, other) = (self.result(name), self.result(other));
+        // Links are not possible everywhere.
+        std::fs::hard_link(&name, &other).or_else(|_| std::fs::copy(&name, &other).map(drop))
+    }
+
     /// Deletes the files of the job `id`.
     pub fn delete(&self, id: &str) {
         std::fs::remove_file(self.input(id)).ok();
+        // Numbers are without gaps.
+        (0..).take_while(|n| std::fs::remove_file(self.reference(id, *n)).is_ok()).for_each(drop);
         for format in Format::ALL {
-            // Numbers are without gaps.
             (0..)
                 .map(|index| self.result(&Self::result_name(id, index, format)))
                 .take_while(|path| std::fs::remove_file(path).is_ok())

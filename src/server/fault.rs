@@ -1,5 +1,7 @@
 //! Errors as clients see them: a code, words without paths of this machine, and an HTTP status.
 
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
@@ -109,6 +111,17 @@ impl From<&Error> for Fault {
 impl From<Error> for Fault {
     fn from(error: Error) -> Fault {
         Fault::from(&error)
+    }
+}
+
+/// A fault as the answer. The form of its body depends on the dialect of the path: the middleware
+/// writes it.
+impl IntoResponse for Fault {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = status.into_response();
+        response.extensions_mut().insert(self);
+        response
     }
 }
 

@@ -22,6 +22,9 @@ pub struct JobSpec {
     pub quality: u8,
     /// There is an image to start from, in the folder of inputs.
     pub has_input: bool,
+    /// How many reference images there are, in the folder of inputs.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub references: usize,
     /// The API through which it came.
     pub dialect: String,
     /// What that API needs of the request to describe the job later; null if nothing.
@@ -30,6 +33,10 @@ pub struct JobSpec {
     /// Whom to tell when the job is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook: Option<Webhook>,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 impl JobSpec {

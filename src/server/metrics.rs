@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::state::{Server, blocking};
+use super::broker::Counts;
 use crate::host;
 
 /// What a server counts.
@@ -21,6 +21,8 @@ struct Counted {
     phases: BTreeMap<&'static str, (u64, f64, u64)>,
     /// Answers by status.
     answers: BTreeMap<u16, u64>,
+    /// Jobs that got the images of another one.
+    shared: u64,
     workers: u64,
     /// The resident memory of the worker, in bytes.
     worker_bytes: u64,
@@ -49,6 +51,11 @@ impl Metrics {
         *self.lock().answers.entry(status).or_default() += 1;
     }
 
+    /// A job got the images of another one.
+    pub fn job_shared(&self) {
+        self.lock().shared += 1;
+    }
+
     /// A worker was started.
     pub fn worker_started(&self) {
         self.lock().workers += 1;
@@ -57,6 +64,12 @@ impl Metrics {
     /// The worker uses this many bytes.
     pub fn worker_memory(&self, bytes: u64) {
         self.lock().worker_bytes = bytes;
+    }
+
+    /// All numbers in the text format 0.0.4: with the jobs that wait and run, whether the worker is
+    /// `ready`, and the model that it holds.
+    pub fn text(&self, counts: Counts, ready: bool, held: Option<&str>) -> String {
+        text(&self.lock(), counts, ready, held)
     }
 
     /// A connection begins (1) or ends (-1).
@@ -74,11 +87,7 @@ fn family(out: &mut String, name: &str, kind: &str, help: &str, samples: &[(Stri
     }
 }
 
-/// All numbers of `server` in the text format 0.0.4.
-pub fn text(server: &Server) -> String {
-    let counts = blocking(|| server.broker.counts());
-    let worker = server.worker();
-    let counted = server.metrics.lock();
+fn text(counted: &Counted, counts: Counts, ready: bool, held: Option<&str>) -> String {
     let one = |value: String| vec![(String::new(), value)];
     let label = |name: &str, value: &str| format!("{{{name}=\"{value}\"}}");
     let states = ["succeeded", "failed", "canceled"];
@@ -90,12 +99,15 @@ pub fn text(server: &Server) -> String {
     let ended: Vec<_> = states.iter().map(|s| (label("state", s), ended(s))).collect();
     let help = "Jobs that ended since the start of the server.";
     family(&mut out, "jobs_ended_total", "counter", help, &ended);
+    let shared = one(counted.shared.to_string());
+    let help = "Jobs that got the images of another job, which are the same.";
+    family(&mut out, "jobs_shared_total", "counter", help, &shared);
     let workers = one(counted.workers.to_string());
     let help = "Worker processes, with those that replaced one.";
     family(&mut out, "workers_started_total", "counter", help, &workers);
-    let ready = one(u8::from(worker.ready).to_string());
+    let ready = one(u8::from(ready).to_string());
     family(&mut out, "ready", "gauge", "Whether a worker can draw.", &ready);
-    let loaded = worker.held.iter().map(|m| (label("model", &escaped(m)), "1".into()));
+    let loaded = held.iter().map(|m| (label("model", &escaped(m)), "1".into()));
     let loaded: Vec<_> = loaded.collect();
     family(&mut out, "model_loaded", "gauge", "The model in memory.", &loaded);
     let phases = |value: fn(&(u64, f64, u64)) -> String| {

@@ -1,7 +1,6 @@
 //! What every request passes through: checks of its sender, an id, and one form of errors per
 //! dialect.
 
-use std::cell::RefCell;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,7 +16,7 @@ use hyper::ext::ReasonPhrase;
 use super::api::{Dialect, fal};
 use super::fault::Fault;
 use super::job::random_hex;
-use super::limits::{Standing, insert_headers};
+use super::limits::{insert_headers, with_limits};
 use super::page;
 use super::state::Server;
 use crate::text::{one_line, shortened};
@@ -36,27 +35,6 @@ const EXPOSED: &str = "x-request-id, retry-after, retry-after-ms, ratelimit, rat
 const MAX_LOGGED: usize = 200;
 /// The longest reason phrase, in bytes.
 const MAX_REASON: usize = 80;
-
-tokio::task_local! {
-    /// How the limits of the request's owner stand, for the headers of its answer.
-    static LIMITS: RefCell<Vec<Standing>>;
-}
-
-/// Remembers how limits stand: the answer to the request that runs in this task says so.
-pub fn note_limits(standings: Vec<Standing>) {
-    // Jobs that are submitted outside a request have no answer.
-    LIMITS.try_with(|limits| *limits.borrow_mut() = standings).ok();
-}
-
-/// A fault as the answer. The form of its body depends on the dialect: [`guard`] writes it.
-impl IntoResponse for Fault {
-    fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = status.into_response();
-        response.extensions_mut().insert(self);
-        response
-    }
-}
 
 /// Checks a request, answers it, and gives the answer its id and, if it is an error, its form.
 pub async fn guard(
@@ -80,12 +58,7 @@ pub async fn guard(
             Ok(who) => {
                 // A panic in a handler is an error of one request.
                 let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
-                let (answer, standings) = LIMITS
-                    .scope(RefCell::default(), async {
-                        let answer = answer.await;
-                        (answer, LIMITS.with(RefCell::take))
-                    })
-                    .await;
+                let (answer, standings) = with_limits(answer).await;
                 limits = standings;
                 let internal = |_| Fault::internal("the server failed").into_response();
                 (answer.unwrap_or_else(internal), origin, who)

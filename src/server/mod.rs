@@ -12,13 +12,17 @@
 
 mod access;
 mod api;
+mod body;
 mod broker;
+mod calls;
 mod clock;
 mod data;
+mod draft;
 mod estimate;
 mod events;
 mod fault;
 mod fields;
+mod forecast;
 mod http;
 mod job;
 mod limits;
@@ -26,113 +30,33 @@ mod links;
 mod metrics;
 mod middleware;
 mod models;
+mod options;
 mod page;
 mod plans;
 mod protocol;
+mod questions;
 mod state;
 mod store;
 mod submit;
 mod supervisor;
+mod wait;
 mod webhook;
 mod worker;
 
 pub use access::ServerKey;
 pub use limits::{Limit, Plan, Unit, presets};
 pub use models::parse_alias;
+pub use options::{ModelOptions, ServerOptions};
 pub use supervisor::LISTENING;
 pub use worker::worker;
 
-use std::collections::HashMap;
-use std::ffi::OsString;
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
+use axum::middleware as layers;
 use tokio::net::TcpListener;
 
 use crate::error::{Error, Result};
-use crate::pipeline::request::Options;
-use state::Server;
-
-/// What [`serve`] needs to know.
-#[non_exhaustive]
-pub struct ServerOptions {
-    /// The default model and the device.
-    pub engine: Options,
-    /// Where to listen.
-    pub listen: SocketAddr,
-    /// Keys, one of which every request must carry. Without any, everybody may use the server.
-    pub keys: Vec<ServerKey>,
-    /// The limits of keys without a plan, and of everybody on a server without keys.
-    pub default_plan: Option<Plan>,
-    /// How long a model stays in memory after its last job; `None` for as long as the server runs.
-    pub keep_alive: Option<Duration>,
-    /// What differs for single models, by name.
-    pub models: HashMap<String, ModelOptions>,
-    /// The folder for the list of jobs and for results. One server at a time uses it.
-    pub data: PathBuf,
-    /// Other names of models: name, or start of a name and `*`; and model.
-    pub aliases: Vec<(String, String)>,
-    /// The address under which clients reach the server, for links.
-    pub public_url: Option<String>,
-    /// Origins of web pages that may use the server.
-    pub origins: Vec<String>,
-    /// Origins of addresses that may be called when a job is over, such as `https://hooks.example`.
-    pub webhooks: Vec<String>,
-    /// The most jobs that may wait.
-    pub max_queued: usize,
-    /// How long results are kept.
-    pub result_ttl: Duration,
-    /// After how long without a sign of life a worker is killed.
-    pub hang_after: Duration,
-    /// How long the running job may take after `stop` before it is put back into the queue.
-    pub grace: Duration,
-    /// The program, and the arguments with which it runs [`worker()`].
-    pub worker: (PathBuf, Vec<OsString>),
-    /// Whether the server is to end.
-    pub stop: Arc<dyn Fn() -> bool + Send + Sync>,
-}
-
-/// What differs for one model.
-#[derive(Debug, Clone, Default)]
-pub struct ModelOptions {
-    /// How long it stays in memory after its last job, in place of [`ServerOptions::keep_alive`].
-    pub keep_alive: Option<Option<Duration>>,
-    /// The most steps of requests through APIs whose clients send the same steps to every model.
-    pub max_steps: Option<usize>,
-}
-
-impl ServerOptions {
-    /// The defaults for a server of `engine` that runs `worker`, keeps its files in `data`, and
-    /// ends when `stop` says so.
-    pub fn new(
-        engine: Options,
-        data: PathBuf,
-        worker: (PathBuf, Vec<OsString>),
-        stop: Arc<dyn Fn() -> bool + Send + Sync>,
-    ) -> Self {
-        ServerOptions {
-            engine,
-            listen: ([127, 0, 0, 1], 8188).into(),
-            keys: Vec::new(),
-            default_plan: None,
-            keep_alive: None,
-            models: HashMap::new(),
-            data,
-            aliases: Vec::new(),
-            public_url: None,
-            origins: Vec::new(),
-            webhooks: Vec::new(),
-            max_queued: 256,
-            result_ttl: Duration::from_secs(3600),
-            hang_after: Duration::from_secs(300),
-            grace: Duration::from_secs(8),
-            worker,
-            stop,
-        }
-    }
-}
+use state::{Inbox, Server};
 
 /// Serves until `stop`: accepts no more jobs then, waits for the running one, and keeps the others
 /// in the data folder for the next start.
@@ -165,12 +89,17 @@ async fn run(options: ServerOptions) -> Result<()> {
             .try_("another address, if another program listens here")
     })?;
     let address = listener.local_addr().unwrap_or(listen);
-    let (server, commands) = Server::open(options, address)?;
-    let serving = tokio::spawn(http::accept(listener, server.clone()));
+    let (server, Inbox { commands, ended }) = Server::open(options, address)?;
+    let router = api::routes()
+        .layer(layers::from_fn_with_state(server.clone(), middleware::guard))
+        .with_state(server.clone());
+    let serving = tokio::spawn(http::accept(listener, server.clone(), router));
     let sweeping = tokio::spawn(state::sweep(server.clone()));
+    let calling = tokio::spawn(calls::call_all(server.clone(), ended));
     api::resume(&server);
     let outcome = supervisor::supervise(server.clone(), commands).await;
     sweeping.abort();
+    calling.abort();
     server.close();
     serving.await.ok();
     outcome

@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use super::fault::Fault;
 use crate::error::{Error, Kind, Result};
+use crate::library::file_names::{model_name, without_ending};
 use crate::library::places::Role;
 use crate::pipeline::models::{ModelKind, ModelPlaces};
 use crate::pipeline::request::Options;
+use crate::spec::flux2::TRANSFORMER;
 
 /// The name of the model inside the program.
 const EMBEDDED: &str = "flux-tiny";
@@ -40,6 +42,10 @@ pub struct Listed {
     pub what: String,
     /// The size of its files, in bytes; 0 for the embedded model.
     pub bytes: u64,
+    /// Whether it is a model that reads reference images; `None` if that is not known.
+    pub reads_references: Option<bool>,
+    /// The file; `None` for the default model.
+    path: Option<PathBuf>,
 }
 
 /// The models and LoRAs of the server.
@@ -47,6 +53,8 @@ pub struct Models {
     default: String,
     /// What the command line named the default model.
     given: Option<String>,
+    /// Its file without links, unless it is inside the program or made by it.
+    default_file: Option<PathBuf>,
     /// Pattern, which may end in `*`, and name.
     aliases: Vec<(String, String)>,
     places: ModelPlaces,
@@ -72,9 +80,15 @@ impl Models {
             Some(path) => Path::new(path).file_stem().unwrap_or_default().to_string_lossy().into(),
         };
         let places = options.places.clone().unwrap_or_else(ModelPlaces::of_process);
+        let default_file = given
+            .as_deref()
+            .filter(|name| *name != "embedded" && !name.starts_with("synthetic:"))
+            .and_then(|name| places.resolve(name, Role::Model).ok())
+            .and_then(|path| real(&path));
         Models {
             default,
             given,
+            default_file,
             aliases,
             places,
             listed: Mutex::default(),
@@ -140,12 +154,41 @@ impl Models {
             return Ok(ServedModel { name: EMBEDDED.into(), open: Some("embedded".into()) });
         }
         match self.path(name, Role::Model) {
-            Ok(path) => match path.into_os_string().into_string() {
-                Ok(path) => Ok(ServedModel { name: name.into(), open: Some(path) }),
-                Err(_) => Err(self.unknown("model", self.models())),
+            Ok(path) if self.default_file.is_some() && real(&path) == self.default_file => {
+                Ok(self.default_model())
+            }
+            Ok(path) => match path.to_str() {
+                Some(open) => {
+                    let name = self.one_name(name, &path);
+                    Ok(ServedModel { name, open: Some(open.into()) })
+                }
+                None => Err(self.unknown("model", self.models())),
             },
             Err(e) => Err(self.refused(&e, "model", self.models())),
         }
+    }
+
+    /// The one name that a model has here, whatever a client calls it: that of its file, unless
+    /// another file has it too. Jobs for one file are jobs for one model.
+    fn one_name(&self, name: &str, path: &Path) -> String {
+        let file = path.file_name().and_then(|file| file.to_str()).map(model_name);
+        let names = file.into_iter().chain([without_ending(name).to_string()]);
+        let is_taken = |name: &str| name == self.default || name == EMBEDDED || name == "embedded";
+        let means_it = |name: &String| {
+            !is_taken(name) && self.path(name, Role::Model).is_ok_and(|found| found == path)
+        };
+        names.into_iter().find(means_it).unwrap_or_else(|| name.into())
+    }
+
+    /// Whether the model called `name`, which is not the default model, reads reference images;
+    /// `None` if that is not known. It may read folders.
+    pub fn reads_references(&self, name: &str) -> Option<bool> {
+        if name == EMBEDDED {
+            return Some(false);
+        }
+        let path = self.path(name, Role::Model).ok()?;
+        let all = self.of_kind(ModelKind::Model);
+        all.iter().find(|listed| listed.path.as_ref() == Some(&path))?.reads_references
     }
 
     /// Checks that there is a LoRA called `name`. It may read folders.
@@ -212,10 +255,23 @@ impl Models {
     /// The models of this server, the default one first. It may read folders.
     pub fn models(&self) -> Vec<Listed> {
         let mut models = self.of_kind(ModelKind::Model);
-        models.retain(|m| m.name != self.default);
+        models.retain(|m| {
+            let is_default = self.default_file.is_some()
+                && m.path.as_deref().is_some_and(|path| real(path) == self.default_file);
+            m.name != self.default && !is_default
+        });
         let what =
             if self.default == EMBEDDED { "the embedded model" } else { "the default model" };
-        models.insert(0, Listed { name: self.default.clone(), what: what.into(), bytes: 0 });
+        models.insert(
+            0,
+            Listed {
+                name: self.default.clone(),
+                what: what.into(),
+                bytes: 0,
+                reads_references: None,
+                path: None,
+            },
+        );
         models
     }
 
@@ -231,7 +287,13 @@ impl Models {
             let all = self.places.list().into_iter().filter_map(|entry| {
                 // A file whose name is not unique is listed by its path: it has no name here.
                 let named = self.places.named(&entry.name, entry.kind.role()).is_ok();
-                let listed = Listed { name: entry.name, what: entry.what, bytes: entry.bytes };
+                let listed = Listed {
+                    name: entry.name,
+                    bytes: entry.bytes,
+                    reads_references: Some(entry.what.starts_with(TRANSFORMER.title)),
+                    what: entry.what,
+                    path: Some(entry.path),
+                };
                 named.then_some((entry.kind, listed))
             });
             *listed = Some((Instant::now(), all.collect()));
@@ -239,6 +301,11 @@ impl Models {
         let all = listed.iter().flat_map(|(_, all)| all);
         all.filter(|(k, _)| *k == kind).map(|(_, listed)| listed.clone()).collect()
     }
+}
+
+/// A path without links.
+fn real(path: &Path) -> Option<PathBuf> {
+    path.canonicalize().ok()
 }
 
 /// A name of a FLUX model without its owner, its ending, and the ways to write `FLUX.1`.
@@ -310,10 +377,32 @@ mod tests {
         for name in [None, Some(""), Some("flux1-dev"), Some("dall-e-3"), Some("gpt-image-1")] {
             assert_eq!(find(name), default, "{name:?}");
         }
-        assert!(find(Some("other")).open.unwrap().ends_with("other.safetensors"));
-        assert!(find(Some("house")).open.unwrap().ends_with("other.safetensors"));
+        // One file is one model, whatever it is called.
+        for name in ["other", "other.safetensors", "Other", "house"] {
+            let model = find(Some(name));
+            assert_eq!(model.name, "other", "{name}");
+            assert!(model.open.unwrap().ends_with("other.safetensors"), "{name}");
+        }
         assert_eq!(find(Some("gpt-image-2-mini")).open.as_deref(), Some("embedded"));
         assert_eq!(find(Some("flux-tiny")).open.as_deref(), Some("embedded"));
+    }
+
+    #[test]
+    fn the_default_model_is_known_by_every_name_of_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("sub")).unwrap();
+        for name in ["one.safetensors", "sub/one.safetensors", "two.gguf"] {
+            std::fs::write(folder.path().join(name), name).unwrap();
+        }
+        let path = folder.path().join("two.gguf");
+        let models = models(path.to_str(), folder.path(), &[]);
+        for name in ["two", "two.gguf", "TWO"] {
+            assert_eq!(models.find(Some(name)).unwrap().open, None, "{name}");
+        }
+        // Two files with one name keep their longer names.
+        for name in ["sub/one", "sub/one.safetensors"] {
+            assert_eq!(models.find(Some(name)).unwrap().name, "sub/one");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::fault::Fault;
 use super::job::{JobSpec, Output};
-use super::plans::PlanQuery;
+use super::questions::PlanQuery;
 use crate::backend::{Compute, Device, KernelChoice};
 use crate::pipeline::request::Options;
 use crate::units::ByteSize;
@@ -101,6 +101,9 @@ pub enum Report {
         defaults: Value,
         /// The seconds that the plan expects for it.
         seconds: Option<f64>,
+        /// Whether the model reads reference images.
+        #[serde(default)]
+        reads_references: bool,
     },
     /// The default model or the device cannot be opened. The worker ends.
     Unusable {

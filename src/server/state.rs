@@ -8,31 +8,31 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
-use super::ServerOptions;
 use super::access::Access;
 use super::broker::{Broker, Cancelled, LocalBroker};
 use super::data::{DataFolder, DataLock};
 use super::estimate::Rates;
 use super::events::{Events, progress_json};
 use super::fault::Fault;
-use super::http::BodyRoom;
 use super::job::{Job, State, random_hex};
 use super::links::Links;
 use super::metrics::Metrics;
 use super::models::Models;
-use super::plans::Plans;
+use super::options::ServerOptions;
+use super::questions::Questions;
 use super::store::Store;
-use super::webhook;
 use crate::error::{Error, Result};
 use crate::text::one_line;
 
+/// The bodies that are read at the same time, in KiB.
+const MAX_BODIES: usize = 256 << 10;
+/// How many changes of the list of jobs wait for the disk at a time; the others wait for a turn.
+const MAX_TURNS: usize = 4;
+
 /// How long rows of jobs are kept: the history of a month.
 const ROWS_KEPT: f64 = 31.0 * 24.0 * 3600.0;
-
-/// The most steps of models that were distilled to a few.
-const DISTILLED_STEPS: usize = 8;
 
 /// What is known of the worker.
 #[derive(Debug, Clone, Default)]
@@ -45,6 +45,8 @@ pub struct WorkerStatus {
     pub held: Option<String>,
     /// The job that runs, and the seconds that it is expected to take.
     pub current: Option<(String, f64)>,
+    /// Whether the default model reads reference images, once a worker was ready.
+    pub reads_references: Option<bool>,
 }
 
 /// What the supervisor of the worker is asked for.
@@ -54,6 +56,14 @@ pub enum Command {
     Cancel(String),
     /// Free the memory of the model.
     Unload,
+}
+
+/// What arrives for the tasks of a server.
+pub struct Inbox {
+    /// What the supervisor is asked for.
+    pub commands: UnboundedReceiver<Command>,
+    /// Jobs that are over and have an address to be called.
+    pub ended: UnboundedReceiver<Job>,
 }
 
 /// One server.
@@ -90,18 +100,19 @@ pub struct Server {
     /// The default model of owners who chose one.
     preferences: Mutex<HashMap<String, String>>,
     /// What requests would cost.
-    pub plans: Plans,
-    /// Room for the bodies of requests.
-    pub bodies: BodyRoom,
+    pub questions: Questions,
+    /// Room for the bodies of all requests, in KiB.
+    pub body_room: Arc<Semaphore>,
+    /// How many may change the list of jobs at a time: see [`Server::turn`].
+    turns: Semaphore,
+    /// Jobs that are over and have an address to be called.
+    ended: UnboundedSender<Job>,
     _lock: DataLock,
 }
 
 impl Server {
-    /// Opens the data folder. What the supervisor is asked for arrives at the receiver.
-    pub fn open(
-        options: ServerOptions,
-        address: SocketAddr,
-    ) -> Result<(Arc<Self>, UnboundedReceiver<Command>)> {
+    /// Opens the data folder.
+    pub fn open(options: ServerOptions, address: SocketAddr) -> Result<(Arc<Self>, Inbox)> {
         let (data, lock) = DataFolder::create(&options.data)?;
         let broker = LocalBroker::open(&data.jobs(), options.max_queued)
             .map_err(|fault| Error::output(fault.message).at_path(&data.jobs()))?;
@@ -113,7 +124,9 @@ impl Server {
             public_host,
             options.origins.clone(),
         );
-        let (commands, receiver) = unbounded_channel();
+        let (commands, commands_receiver) = unbounded_channel();
+        let (ended, ended_receiver) = unbounded_channel();
+        let inbox = Inbox { commands: commands_receiver, ended: ended_receiver };
         let server = Server {
             address,
             access,
@@ -131,12 +144,14 @@ impl Server {
             metrics: Metrics::default(),
             rates: Rates::default(),
             preferences: Mutex::default(),
-            plans: Plans::default(),
-            bodies: BodyRoom::default(),
+            questions: Questions::default(),
+            body_room: Arc::new(Semaphore::new(MAX_BODIES)),
+            turns: Semaphore::new(MAX_TURNS),
+            ended,
             options,
             _lock: lock,
         };
-        Ok((Arc::new(server), receiver))
+        Ok((Arc::new(server), inbox))
     }
 
     /// Writes a line to the log.
@@ -181,6 +196,12 @@ impl Server {
         self.closing.send_replace(true);
     }
 
+    /// Waits for a turn to change the list of jobs. A thread is blocked for each change, so that
+    /// without turns a thousand clients that hang up would leave none for other requests.
+    pub async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.turns.acquire().await.ok()
+    }
+
     /// The job of `owner` with this id.
     ///
     /// # Errors
@@ -194,7 +215,8 @@ impl Server {
     ///
     /// # Errors
     /// 404.
-    pub fn cancel(&self, id: &str, owner: &str) -> std::result::Result<Job, Fault> {
+    pub async fn cancel(&self, id: &str, owner: &str) -> std::result::Result<Job, Fault> {
+        let _turn = self.turn().await;
         let cancelled = blocking(|| self.broker.cancel(id, owner))?
             .ok_or_else(|| Fault::not_found("there is no job of this id"))?;
         Ok(match cancelled {
@@ -226,7 +248,9 @@ impl Server {
         self.metrics.job_ended(job.state.name());
         self.events.reset(&job.id, true);
         self.publish_status(job);
-        webhook::call(self, job);
+        if job.spec.as_ref().is_some_and(|spec| spec.webhook.is_some()) {
+            self.ended.send(job.clone()).ok();
+        }
     }
 
     /// Frees the memory of the model, once its job is over. The next job opens it again.
@@ -245,45 +269,6 @@ impl Server {
             }
             _ => (json!(null), None),
         }
-    }
-
-    /// The seconds until a job that waits or runs is expected to be over; `None` if it is over, or
-    /// if nothing is known about its model yet.
-    pub fn predicted_seconds(&self, job: &Job) -> Option<f64> {
-        let spec = job.spec.as_ref()?;
-        let whole = self.rates.seconds(&spec.model, self.work(&spec.request))?;
-        let left =
-            |id: &str, whole: f64| whole * (1.0 - self.events.channel(id).progress().value());
-        match job.state {
-            State::Queued => {
-                let place = blocking(|| self.broker.place(&job.id))?;
-                let current = self.worker().current;
-                let running = current.map_or(0.0, |(id, whole)| left(&id, whole));
-                Some(running + place.seconds_ahead + whole)
-            }
-            State::Running | State::Canceling => Some(left(&job.id, whole)),
-            _ => None,
-        }
-    }
-
-    /// The seconds until one of the jobs of `owner` is expected to be over.
-    pub fn next_end(&self, owner: &str) -> Option<f64> {
-        let active = blocking(|| self.broker.active(owner)).ok()?;
-        active.iter().filter_map(|job| self.predicted_seconds(job)).reduce(f64::min)
-    }
-
-    /// The most steps for `model` (the default model without a name) where clients send the same
-    /// steps to every model: those of the options, or a few for a model that needs only a few.
-    pub fn max_steps(&self, model: Option<&str>) -> Option<usize> {
-        let default = self.models.default_name();
-        let name = model.unwrap_or(default);
-        if let Some(steps) = self.options.models.get(name).and_then(|model| model.max_steps) {
-            return Some(steps);
-        }
-        let defaults = self.worker().defaults.unwrap_or_default();
-        let few = defaults["steps"].as_u64().is_some_and(|steps| steps <= DISTILLED_STEPS as u64);
-        let is_distilled = name == default && few && defaults["guidance"].is_null();
-        is_distilled.then_some(DISTILLED_STEPS)
     }
 
     /// Now, in seconds since 1970.

@@ -1,17 +1,20 @@
 //! Starts the worker, gives it jobs, and starts another one when it ends.
 
+mod ending;
+
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::fault::Fault;
 use super::job::{Job, JobSpec, Outcome};
-use super::plans::Question;
 use super::protocol::{Order, Report};
+use super::questions::Question;
 use super::state::{Command as Request, Server, blocking};
 use crate::error::{Error, Kind, Result};
 use crate::event::Phase;
@@ -193,7 +196,7 @@ impl Worker {
             return;
         };
         let options = &self.server.options;
-        let own = options.models.get(&model).and_then(|model| model.keep_alive);
+        let own = options.of_model(&model).and_then(|model| model.keep_alive);
         let keep_alive = own.unwrap_or(options.keep_alive);
         let idle = keep_alive.is_some_and(|time| self.since.elapsed() >= time);
         if self.unload || idle {
@@ -235,7 +238,7 @@ impl Worker {
             return None;
         }
         // Answers take milliseconds.
-        if let Some(question) = self.server.plans.next() {
+        if let Some(question) = self.server.questions.next() {
             self.heard = Instant::now();
             self.order(&Order::Plan { query: question.query.clone() }).await;
             self.question = Some(question);
@@ -298,7 +301,10 @@ impl Worker {
         let current = self.current.as_ref().map(|job| job.id.clone()).unwrap_or_default();
         let events = &self.server.events;
         match report {
-            Report::Ready { defaults, seconds } => self.is_ready(defaults, seconds),
+            Report::Ready { defaults, seconds, reads_references } => {
+                self.server.lock_worker().reads_references = Some(reads_references);
+                self.is_ready(defaults, seconds);
+            }
             Report::Unusable { message, hint, exit_code } => {
                 let mut error = Error::new(kind_of(exit_code), message);
                 if let Some(hint) = hint {
@@ -360,7 +366,7 @@ impl Worker {
     }
 
     /// The default model is open.
-    fn is_ready(&mut self, defaults: serde_json::Value, seconds: Option<f64>) {
+    fn is_ready(&mut self, defaults: Value, seconds: Option<f64>) {
         self.ready = true;
         self.since = Instant::now();
         let name = self.server.models.default_name().to_string();
@@ -380,76 +386,12 @@ impl Worker {
         }
     }
 
-    /// Ends the current job.
-    fn settle(&mut self, outcome: Outcome) {
-        let Some(job) = self.current.take() else { return };
-        self.drawn += 1;
-        self.cancelled = None;
-        self.server.lock_worker().current = None;
-        let seconds = self.since.elapsed().as_secs_f64();
-        self.since = Instant::now();
-        match (&outcome, &job.spec) {
-            (Outcome::Succeeded { .. }, Some(spec)) => {
-                let work = self.server.work(&spec.request);
-                self.server.rates.measured(&spec.model, work, seconds);
-            }
-            // Nothing was drawn yet.
-            (Outcome::Canceled, _) if self.server.events.channel(&job.id).progress().step == 0 => {
-                let refunded = blocking(|| self.server.broker.refund(&job.id));
-                refunded.unwrap_or_else(|fault| self.server.log(&fault.message));
-            }
-            _ => {}
-        }
-        let finished = blocking(|| self.server.broker.finish(&job.id, outcome));
-        self.tell(finished, &job);
-        self.server.wake.notify_one();
-    }
-
-    /// Tells those who watch `job` what has become of it.
-    fn tell(&self, stored: std::result::Result<(), Fault>, job: &Job) {
-        if let Err(fault) = stored {
-            self.server.log(&format!("job {}: {}", job.id, fault.message));
-        }
-        match blocking(|| self.server.broker.job(&job.id, &job.owner)) {
-            Ok(Some(job)) if job.state.is_final() => {
-                for (number, output) in job.outputs.iter().enumerate() {
-                    let (width, height) = (output.width, output.height);
-                    let output =
-                        serde_json::json!({"number": number, "width": width, "height": height});
-                    self.server.events.publish(&job.id, "output", output);
-                }
-                self.server.publish_end(&job);
-            }
-            Ok(Some(job)) => {
-                self.server.events.reset(&job.id, false);
-                self.server.publish_status(&job);
-            }
-            _ => {}
-        }
-    }
-
     /// How the process ended.
     async fn exit(&mut self) -> String {
         match tokio::time::timeout(Duration::from_secs(5), self.child.wait()).await {
             Ok(Ok(status)) => status.to_string(),
             _ => "it closed its output".into(),
         }
-    }
-
-    /// Ends the process, and puts its job back: it may run once more, unless the server ends, which
-    /// is not the job's fault.
-    async fn finish(&mut self) {
-        self.child.kill().await.ok();
-        let Some(job) = self.current.take() else { return };
-        let stopping = self.draining.is_some();
-        let (fault, twice) = (self.fault.take(), job.attempts >= 2);
-        let stored = blocking(|| match fault {
-            Some(fault) if twice && !stopping => {
-                self.server.broker.finish(&job.id, Outcome::Failed(fault))
-            }
-            _ => self.server.broker.give_back(&job.id, !stopping),
-        });
-        self.tell(stored, &job);
     }
 }
 

@@ -3,17 +3,19 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
 use axum::routing::get;
-use axum::{Router, middleware as layers};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::*;
+use crate::pipeline::request::Options;
 
 /// What every script begins with: it opens the model.
 const READY: &str =
@@ -66,7 +68,11 @@ impl Running {
     }
 
     fn submit(&self) -> String {
-        let (status, body) = self.send("POST", "/api/v2/jobs", r#"{"prompt": "a fox"}"#);
+        self.submit_request(r#"{"prompt": "a fox"}"#)
+    }
+
+    fn submit_request(&self, request: &str) -> String {
+        let (status, body) = self.send("POST", "/api/v2/jobs", request);
         assert_eq!(status, 201, "{body}");
         let job: Value = serde_json::from_str(&body).unwrap();
         job["id"].as_str().unwrap().to_string()
@@ -130,6 +136,51 @@ fn f22_a_lost_device_makes_the_server_unready_and_keeps_what_waits() {
 }
 
 #[test]
+fn jobs_that_wait_for_the_same_images_are_drawn_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    // Draws when the file `go` is there, and notes that it did.
+    let draw = format!(
+        r#"while [ ! -e {go} ]; do sleep 0.05; done
+        echo $id >> {drawn}
+        echo image of $id > {results}/$id-0.png
+        output='{{"file":"'$id'-0.png","width":16,"height":16,"bytes":9}}'
+        echo '{{"event":"finished","id":"'$id'","outputs":['$output'],"settings":{{"seed":7}}}}'"#,
+        go = at("go"),
+        drawn = at("drawn"),
+        results = at("data/results"),
+    );
+    let server = Running::start(folder.path(), &on_job(&draw));
+    let same = r#"{"prompt": "a fox", "seed": 7}"#;
+    let first = server.submit_request(same);
+    server.wait("the first job to run", || server.job(&first)["status"] == "running");
+    let other = server.submit_request(r#"{"prompt": "a fox", "seed": 8}"#);
+    let jpeg = server.submit_request(r#"{"prompt": "a fox", "seed": 7, "format": "jpeg"}"#);
+    let alike = [server.submit_request(same), server.submit_request(same)];
+    let cancelled = server.submit_request(same);
+    server.send("POST", &format!("/api/v2/jobs/{cancelled}/cancel"), "");
+    std::fs::write(at("go"), "").unwrap();
+    for id in [&first, &other, &jpeg, &alike[0], &alike[1]] {
+        server.wait("the jobs to succeed", || server.job(id)["status"] == "succeeded");
+    }
+    let drawn = std::fs::read_to_string(at("drawn")).unwrap();
+    assert_eq!(drawn.lines().collect::<Vec<_>>(), [&first, &other, &jpeg]);
+    for id in &alike {
+        let job = server.job(id);
+        assert_eq!(
+            (&job["outputs"][0]["name"], &job["attempts"]),
+            (&json!(format!("{id}-0.png")), &json!(1))
+        );
+        assert_eq!(job["settings"], json!({"seed": 7}));
+        let (status, image) = server.send("GET", &format!("/api/v2/jobs/{id}/images/0"), "");
+        assert_eq!((status, image), (200, format!("image of {first}\n")));
+    }
+    assert_eq!(server.job(&cancelled)["status"], "canceled");
+    let (_, numbers) = server.send("GET", "/metrics", "");
+    assert!(numbers.contains("flux_fast_jobs_shared_total 2\n"), "{numbers}");
+}
+
+#[test]
 fn f47_a_worker_that_says_nonsense_or_ends_fails_its_job_only() {
     let folder = tempfile::tempdir().unwrap();
     // The first job of each process is answered with rubbish, those after it with an end.
@@ -156,7 +207,7 @@ fn f47_a_handler_that_panics_is_a_500_of_one_request() {
     let folder = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let address = "127.0.0.1:1".parse().unwrap();
-    let (server, _commands) =
+    let (server, _inbox) =
         Server::open(options(folder.path(), "", Arc::default()), address).unwrap();
     let panic = || async {
         if true {

@@ -1,22 +1,10 @@
-//! Tells an address that a job is over. Only addresses of origins that the operator has listed are
-//! called, and redirects are not followed.
-
-use std::sync::Arc;
-use std::time::Duration;
+//! Addresses that are told when a job is over. Only those of origins that the operator has listed
+//! are ever called.
 
 use serde::{Deserialize, Serialize};
 
-use super::api;
 use super::fault::Fault;
-use super::job::{Job, hex};
-use super::links::hmac;
-use super::state::Server;
-use crate::text::one_line;
 
-/// How long one call may take.
-const TIMEOUT: Duration = Duration::from_secs(10);
-/// The pauses before the second, third, ... attempt, in seconds.
-const PAUSES: [u64; 4] = [1, 5, 30, 120];
 /// The longest address, in bytes.
 const MAX_URL: usize = 2048;
 
@@ -69,63 +57,6 @@ fn origin_of(url: &str) -> Option<String> {
     let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'));
     let port = if has_port { String::new() } else { format!(":{default}") };
     Some(format!("{scheme}://{authority}{port}"))
-}
-
-/// Calls the address of `job`, which is over, if it has one: several times, until it answers.
-pub fn call(server: &Server, job: &Job) {
-    let Some(spec) = &job.spec else { return };
-    let (Some(webhook), Ok(runtime)) = (&spec.webhook, tokio::runtime::Handle::try_current())
-    else {
-        return;
-    };
-    let body = api::webhook_body(server, job).to_string();
-    let signature = webhook.secret.as_ref().map(|s| hex(&hmac(s.as_bytes(), body.as_bytes())));
-    let call = Arc::new(Call { url: webhook.url.clone(), body, signature });
-    let id = job.id.clone();
-    let log = |line: String| tracing::info!("{}", one_line(&line));
-    runtime.spawn(async move {
-        let mut pauses = PAUSES.iter();
-        loop {
-            let once = call.clone();
-            let sent = tokio::task::spawn_blocking(move || once.send()).await;
-            let refused = match sent {
-                Ok(Ok(status @ 200..=299)) => return log(format!("job {id}: webhook {status}")),
-                Ok(Ok(status)) => format!("it answered {status}"),
-                Ok(Err(e)) => e,
-                Err(_) => "the call failed".into(),
-            };
-            match pauses.next() {
-                Some(seconds) => tokio::time::sleep(Duration::from_secs(*seconds)).await,
-                None => return log(format!("job {id}: the webhook is given up: {refused}")),
-            }
-        }
-    });
-}
-
-struct Call {
-    url: String,
-    body: String,
-    signature: Option<String>,
-}
-
-impl Call {
-    /// The status of the answer.
-    fn send(&self) -> Result<u16, String> {
-        let agent: ureq::Agent = ureq::Agent::config_builder()
-            .timeout_global(Some(TIMEOUT))
-            .max_redirects(0)
-            .http_status_as_error(false)
-            .proxy(None)
-            .user_agent(concat!("flux-fast/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .into();
-        let mut request = agent.post(&self.url).header("content-type", "application/json");
-        if let Some(signature) = &self.signature {
-            request = request.header("x-bfl-signature", format!("sha256={signature}"));
-        }
-        let answer = request.send(&self.body).map_err(|e| e.to_string())?;
-        Ok(answer.status().as_u16())
-    }
 }
 
 #[cfg(test)]

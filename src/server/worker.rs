@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use super::data::DataFolder;
 use super::fault::{Fault, without_folders};
 use super::job::{JobSpec, Output};
-use super::plans::PlanQuery;
 use super::protocol::{Order, Report};
+use super::questions::PlanQuery;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Phase};
 use crate::host;
@@ -69,7 +69,11 @@ pub fn worker(
             return Ok(());
         }
     };
-    reports.send(&Report::Ready { defaults: serde_json::json!(defaults), seconds });
+    reports.send(&Report::Ready {
+        defaults: serde_json::json!(defaults),
+        seconds,
+        reads_references: engine.reads_references(),
+    });
     let mut worker =
         Worker { options, data: DataFolder::at(data), open: Some((None, engine)), cancelled };
     while let Ok(order) = orders.recv() {
@@ -249,6 +253,10 @@ impl Worker {
             let input = images::load_init_image(&self.data.input(id))?;
             request = request.init(input);
         }
+        for number in 0..spec.references {
+            let path = self.data.reference(id, number);
+            request.references.push(images::load_init_image(&path)?);
+        }
         let cancelled = &self.cancelled;
         engine.generate_with(&request, |event| {
             reports.event(event);
@@ -263,11 +271,17 @@ impl Worker {
     /// What a request would cost, for clients: without the names of files. Another model than the
     /// open one is opened next to it, for its shapes only.
     fn plan(&self, query: PlanQuery) -> Result<Value> {
-        let PlanQuery { mut request, has_input, model } = query;
+        let PlanQuery { mut request, has_input, reference_sizes, model } = query;
         request.loras.iter_mut().for_each(|lora| lora.tag = true);
         if has_input {
             // Its pixels do not matter.
             request = request.init(Image { width: 1, height: 1, rgb: vec![0; 3] });
+        }
+        for (width, height) in reference_sizes {
+            // Neither do theirs, and large ones are made smaller before they are looked at.
+            let (width, height) = images::reference_size(width, height, 1);
+            let rgb = vec![0; 3 * width * height];
+            request.references.push(Image { width, height, rgb });
         }
         let plan = match &self.open {
             Some((open, engine)) if *open == model => engine.plan(&request)?,

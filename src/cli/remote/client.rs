@@ -1,9 +1,13 @@
 //! Requests to a server of this program: sent again while it is full or away, with growing pauses.
 
+use std::cell::Cell;
+use std::io::ErrorKind;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use ureq::http::{HeaderMap, Response};
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
 use super::super::progress::Progress;
@@ -34,14 +38,23 @@ pub struct Client {
     authorization: Option<String>,
     /// How long a request is sent again.
     patience: Duration,
+    /// The server has answered before: its address is right.
+    reached: Cell<bool>,
 }
 
 impl Client {
-    /// A client of the server at `url`, with its key.
+    /// A client of the server at `url`, with its key. The server's certificate is checked against
+    /// those in the file `ca_cert`, if there is one.
     ///
     /// # Errors
-    /// [`Kind::Argument`] if one of them cannot be used.
-    pub fn new(url: &str, key: Option<&str>, patience: Duration) -> Result<Self> {
+    /// [`Kind::Argument`] if one of them cannot be used, [`Kind::Missing`] if the file cannot be
+    /// read.
+    pub fn new(
+        url: &str,
+        key: Option<&str>,
+        ca_cert: Option<&Path>,
+        patience: Duration,
+    ) -> Result<Self> {
         let base = url.trim_end_matches('/').to_string();
         let parsed: Option<ureq::http::Uri> = base.parse().ok();
         let scheme = parsed.as_ref().and_then(|uri| uri.scheme_str());
@@ -59,7 +72,12 @@ impl Client {
                 .at("--key")
                 .expected("ASCII letters, digits and signs, without spaces"));
         }
+        let tls = match ca_cert {
+            Some(path) => TlsConfig::builder().root_certs(root_certs(path)?).build(),
+            None => TlsConfig::default(),
+        };
         let config = Agent::config_builder()
+            .tls_config(tls)
             .max_redirects(0)
             .http_status_as_error(false)
             .user_agent(concat!("flux-fast/", env!("CARGO_PKG_VERSION")))
@@ -69,7 +87,8 @@ impl Client {
             .timeout_per_read(Some(SILENCE))
             .timeout_per_write(Some(SILENCE));
         let authorization = key.map(|key| format!("Bearer {key}"));
-        Ok(Client { agent: config.build().into(), base, authorization, patience })
+        let reached = Cell::new(false);
+        Ok(Client { agent: config.build().into(), base, authorization, patience, reached })
     }
 
     /// The JSON at `path`.
@@ -142,6 +161,7 @@ impl Client {
             }
         };
         let mut response = sent.map_err(|e| self.unreachable(&e))?;
+        self.reached.set(true);
         let status = response.status().as_u16();
         if (200..300).contains(&status) {
             return Ok(response);
@@ -174,19 +194,11 @@ impl Client {
     }
 
     fn unreachable(&self, e: &ureq::Error) -> Failure {
-        let error = Error::device(format!("the server cannot be reached: {e}")).at(&self.base);
-        // A wrong name or certificate stays wrong. (Rustls refuses servers with `InvalidData`.)
-        let is_temporary = match e {
-            ureq::Error::Io(io) => io.kind() != std::io::ErrorKind::InvalidData,
-            ureq::Error::HostNotFound
-            | ureq::Error::BadUri(_)
-            | ureq::Error::Http(_)
-            | ureq::Error::Tls(_)
-            | ureq::Error::Rustls(_)
-            | ureq::Error::InvalidProxyUrl
-            | ureq::Error::ConnectProxyFailed(_) => false,
-            _ => true,
-        };
+        let mut error = Error::device(format!("the server cannot be reached: {e}")).at(&self.base);
+        let is_temporary = is_temporary(e, self.reached.get());
+        if !is_temporary && !self.reached.get() {
+            error = error.try_("check the address, and whether the server runs".to_string());
+        }
         Failure { error, is_temporary, asked: None }
     }
 
@@ -213,6 +225,61 @@ impl Client {
             progress.note(&format!("{}; trying again in {seconds}", failure.error));
             pause(wait)?;
         }
+    }
+}
+
+/// Whether the same request may succeed later. A wrong name or certificate stays wrong, and so does
+/// an address at which nobody listens, unless the server was `reached` there before.
+fn is_temporary(e: &ureq::Error, reached: bool) -> bool {
+    // The connection was there, or the machine may be busy.
+    let is_broken = |kind: ErrorKind| {
+        matches!(
+            kind,
+            ErrorKind::BrokenPipe
+                | ErrorKind::ConnectionAborted
+                | ErrorKind::ConnectionReset
+                | ErrorKind::Interrupted
+                | ErrorKind::TimedOut
+                | ErrorKind::UnexpectedEof
+                | ErrorKind::WouldBlock
+        )
+    };
+    match e {
+        // Rustls refuses servers with `InvalidData`.
+        ureq::Error::Io(io) if io.kind() == ErrorKind::InvalidData => false,
+        ureq::Error::Io(io) => reached || is_broken(io.kind()),
+        ureq::Error::HostNotFound
+        | ureq::Error::ConnectionFailed
+        | ureq::Error::Timeout(ureq::Timeout::Resolve) => reached,
+        ureq::Error::BadUri(_)
+        | ureq::Error::Http(_)
+        | ureq::Error::Tls(_)
+        | ureq::Error::Rustls(_)
+        | ureq::Error::InvalidProxyUrl
+        | ureq::Error::ConnectProxyFailed(_) => false,
+        _ => true,
+    }
+}
+
+/// The certificates in a PEM file.
+///
+/// # Errors
+/// [`Kind::Missing`] if it cannot be read, [`Kind::Argument`] if it has none.
+fn root_certs(path: &Path) -> Result<RootCerts> {
+    let text = std::fs::read(path).map_err(|e| {
+        Error::missing(format!("the certificates cannot be read: {e}")).at_path(path)
+    })?;
+    let certificates: Vec<Certificate<'static>> = parse_pem(&text)
+        .filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        })
+        .collect();
+    match certificates.is_empty() {
+        true => Err(Error::argument("the file contains no certificate")
+            .at_path(path)
+            .expected("-----BEGIN CERTIFICATE-----")),
+        false => Ok(RootCerts::new_with_certs(&certificates)),
     }
 }
 
@@ -388,7 +455,7 @@ mod tests {
 
     #[test]
     fn addresses_and_keys_that_cannot_be_meant_are_refused() {
-        let new = |url, key| Client::new(url, key, Duration::ZERO);
+        let new = |url, key| Client::new(url, key, None, Duration::ZERO);
         assert!(new("http://127.0.0.1:8188/", Some("sesame")).is_ok());
         assert!(new("https://draw.example/flux", None).is_ok());
         for url in ["127.0.0.1:8188", "draw.example", "ftp://x", "", "a fox"] {
@@ -397,5 +464,40 @@ mod tests {
         for key in ["", "two words", "sch\u{fc}ssel", "a\nb"] {
             assert!(new("http://x", Some(key)).is_err(), "{key}");
         }
+    }
+
+    #[test]
+    fn an_address_at_which_nobody_ever_answered_is_not_tried_again() {
+        let io = |kind: ErrorKind| ureq::Error::Io(kind.into());
+        for (error, before, after) in [
+            (ureq::Error::HostNotFound, false, true),
+            (io(ErrorKind::ConnectionRefused), false, true),
+            (ureq::Error::Io(std::io::Error::other("failed to lookup address")), false, true),
+            (ureq::Error::Timeout(ureq::Timeout::Resolve), false, true),
+            (ureq::Error::Timeout(ureq::Timeout::Connect), true, true),
+            (io(ErrorKind::ConnectionReset), true, true),
+            (io(ErrorKind::UnexpectedEof), true, true),
+            (io(ErrorKind::InvalidData), false, false),
+        ] {
+            assert_eq!(is_temporary(&error, false), before, "{error}");
+            assert_eq!(is_temporary(&error, true), after, "{error}");
+        }
+    }
+
+    #[test]
+    fn certificates_are_read_from_pem_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ca.pem");
+        assert_eq!(root_certs(&path).unwrap_err().kind(), Kind::Missing);
+        for text in
+            ["", "no certificate", "-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----"]
+        {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(root_certs(&path).unwrap_err().kind(), Kind::Argument, "{text}");
+        }
+        let one = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+        std::fs::write(&path, format!("# two\n{one}{one}")).unwrap();
+        let RootCerts::Specific(found) = root_certs(&path).unwrap() else { panic!() };
+        assert_eq!(found.len(), 2);
     }
 }

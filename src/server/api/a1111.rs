@@ -14,12 +14,13 @@ use serde_json::{Value, json};
 use crate::pipeline::images::{Format, decode, encode, metadata, provenance_of};
 use crate::pipeline::request::{Request, Settings};
 use crate::server::access::Owner;
+use crate::server::body::Whole;
+use crate::server::draft::{Draft, parse_image};
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
-use crate::server::http::Whole;
 use crate::server::job::{Job, State as JobState, calendar};
 use crate::server::state::{Server, blocking};
-use crate::server::submit::{Draft, answer, parse_image, succeeded};
+use crate::server::wait::{answer, succeeded};
 
 /// The name of this API in jobs.
 const DIALECT: &str = "a1111";
@@ -156,7 +157,7 @@ async fn draw(
     draft: Draft,
     body: Value,
 ) -> Result<Response, Fault> {
-    let (job, _) = server.submit(draft, &owner)?;
+    let (job, _) = server.submit(draft, &owner).await?;
     let waiting = server.wait(job);
     answer(waiting, move |server, job| images(server, job, &body), error).await
 }
@@ -310,7 +311,7 @@ async fn interrupt(
     Extension(owner): Extension<Owner>,
 ) -> Result<Json<Value>, Fault> {
     if let Some(job) = current(&server, &owner)?.filter(|job| job.state == JobState::Running) {
-        server.cancel(&job.id, &owner.0)?;
+        server.cancel(&job.id, &owner.0).await?;
     }
     Ok(Json(json!({})))
 }

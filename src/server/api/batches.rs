@@ -13,13 +13,13 @@ use serde_json::{Value, json};
 
 use super::{files, openai};
 use crate::server::access::Owner;
+use crate::server::body::Whole;
+use crate::server::draft::client_id;
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
-use crate::server::http::Whole;
 use crate::server::job::{Lane, random_hex};
 use crate::server::state::{Server, blocking};
 use crate::server::store::{Facts, Kind};
-use crate::server::submit::client_id;
 
 /// The most requests of one batch, and the most bytes of a request's `custom_id`.
 const MAX_LINES: usize = 5000;
@@ -221,7 +221,7 @@ async fn cancel(
     blocking(|| server.store.put(&owner.0, Kind::Batch, &cancel_mark(&id), Value::Null, b""))?;
     let counts = &facts.more["request_counts"];
     let done = counts["completed"].as_u64().unwrap_or(0) + counts["failed"].as_u64().unwrap_or(0);
-    server.cancel(&job_id(&owner.0, &id, done as usize), &owner.0).ok();
+    server.cancel(&job_id(&owner.0, &id, done as usize), &owner.0).await.ok();
     Ok(Json(object(&server, &find(&server, &owner, &id)?)))
 }
 
@@ -314,14 +314,15 @@ async fn draw(
 ) -> Option<(u16, Value)> {
     let refused = |fault: &Fault| (fault.status, openai::error(fault));
     let job = loop {
-        let submitted = openai::batched(server, owner, endpoint, body).and_then(|mut draft| {
+        let submitted = async {
+            let mut draft = openai::batched(server, owner, endpoint, body)?;
             // Sent again after a restart, it is the same job.
             draft.lane = Lane::Low;
             draft.id = Some(job_id(owner, batch, index));
             draft.idempotency = Some(format!("{batch}/{index}"));
-            server.submit(draft, &Owner(owner.into()))
-        });
-        match submitted {
+            server.submit(draft, &Owner(owner.into())).await
+        };
+        match submitted.await {
             Ok((job, _)) => break job,
             Err(_) if server.is_draining() => return None,
             Err(fault) if [429, 503, 507].contains(&fault.status) => {

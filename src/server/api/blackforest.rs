@@ -10,16 +10,17 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use serde_json::{Map, Value, json};
 
-use super::{base, format, link, refuse_fields, sentence};
-use crate::pipeline::images::{Format, image_size};
-use crate::pipeline::request::{LoraChoice, Request};
+use super::shared::{base, format, images_to_edit, link, refuse_fields, sentence};
+use crate::pipeline::images::Format;
+use crate::pipeline::request::{LoraChoice, MAX_REFERENCES, Request};
 use crate::server::access::Owner;
+use crate::server::body::Whole;
+use crate::server::draft::{Draft, size_of};
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
-use crate::server::http::Whole;
 use crate::server::job::{Job, State as JobState, iso_time};
 use crate::server::state::{Server, blocking};
-use crate::server::submit::{Draft, parse_image, succeeded};
+use crate::server::wait::succeeded;
 use crate::server::webhook::Webhook;
 
 /// The name of this API in jobs.
@@ -69,20 +70,18 @@ async fn submit(
     let fields = Fields::of(&body)?;
     // A model that is not here is the first thing to say.
     blocking(|| server.models.find(Some(&model)))?;
-    let mut draft = draft(&server, &fields)?;
-    draft.model = Some(model);
+    let mut draft = draft(&server, &fields, &model)?;
+    draft.fit_to_references()?;
     let (width, height) = server.sides_of(&draft.request);
     let megapixels = |pixels: f64| (pixels / 1e4).round() / 100.0;
-    let input = match &draft.input {
-        Some(image) => {
-            let size = image_size(image, u64::MAX);
-            let (w, h) = size.map_err(|e| Fault::from(e).parameter("input_image"))?;
-            megapixels(f64::from(w) * f64::from(h))
-        }
-        None => 0.0,
-    };
+    let mut input = 0.0;
+    for image in draft.input.iter().chain(&draft.references) {
+        let (w, h) = size_of(image, "input_image")?;
+        input += f64::from(w) * f64::from(h);
+    }
+    let input = megapixels(input);
     let hook = draft.webhook.as_ref().map(|hook| hook.url.clone());
-    let (job, _) = server.submit(draft, &owner)?;
+    let (job, _) = server.submit(draft, &owner).await?;
     let mut answer = json!({
         "id": job.id,
         "cost": 0.0,
@@ -103,14 +102,12 @@ async fn submit(
 }
 
 /// The draft of a body. `safety_tolerance` and `prompt_upsampling` change nothing here.
-fn draft(server: &Server, fields: &Fields) -> Result<Draft, Fault> {
+fn draft(server: &Server, fields: &Fields, model: &str) -> Result<Draft, Fault> {
     let Some(prompt) = fields.text("prompt")? else {
         return Err(Fault::invalid("prompt", "prompt: it is missing"));
     };
-    let more: Vec<String> = (2..=8).map(|n| format!("input_image_{n}")).collect();
-    let mut refused = vec!["mask", "image_prompt", "control_image", "preprocessed_image"];
-    refused.extend(more.iter().map(String::as_str));
-    let why = "this server draws from a prompt and one image to start from, `input_image`";
+    let refused = ["mask", "image_prompt", "control_image", "preprocessed_image"];
+    let why = "this server draws from a prompt and images of the kind of `input_image`";
     refuse_fields(fields, &refused, why)?;
     let mut request = Request::new(prompt);
     request.steps = fields.whole("steps")?;
@@ -133,12 +130,16 @@ fn draft(server: &Server, fields: &Fields) -> Result<Draft, Fault> {
         request.loras.push(LoraChoice::new(name, strength));
     }
     let mut draft = Draft::new(request, DIALECT);
-    for name in ["input_image", "image"] {
-        if let Some(image) = fields.long_text(name)?.filter(|image| !image.is_empty()) {
-            draft.input = Some(parse_image(name, image)?);
-        }
-    }
+    draft.model = Some(model.into());
     draft.request.strength = fields.real("strength")?;
+    let numbered = (2..=MAX_REFERENCES).map(|n| format!("input_image_{n}"));
+    let mut images = Vec::new();
+    for name in ["input_image".to_string(), "image".into()].into_iter().chain(numbered) {
+        images.extend(images_to_edit(fields, &name)?);
+    }
+    if !images.is_empty() {
+        server.edit(&mut draft, images)?;
+    }
     draft.format = Format::Jpeg;
     if let Some(name) = fields.text("output_format")? {
         draft.format = format(name)?;

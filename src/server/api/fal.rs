@@ -10,16 +10,19 @@ use axum::routing::post;
 use axum::{Extension, Json, Router};
 use serde_json::{Value, json};
 
-use super::{base, data_uri, format, link, refuse_fields, sentence, type_of};
+use super::shared::{
+    base, data_uri, format, images_to_edit, link, refuse_fields, sentence, type_of,
+};
 use crate::pipeline::images::Format;
 use crate::pipeline::request::Request;
 use crate::server::access::Owner;
+use crate::server::body::Whole;
+use crate::server::draft::{Draft, parse_image};
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
-use crate::server::http::Whole;
 use crate::server::job::{Job, Lane, State as JobState};
 use crate::server::state::{Server, blocking};
-use crate::server::submit::{Draft, answer, parse_image, succeeded};
+use crate::server::wait::{answer, succeeded};
 use crate::server::webhook::Webhook;
 
 /// The name of this API in jobs.
@@ -67,7 +70,7 @@ pub fn error_type(fault: &Fault) -> &'static str {
 }
 
 /// The draft of an input for `app`.
-fn draft(app: &str, body: &Value) -> Result<Draft, Fault> {
+fn draft(server: &Server, app: &str, body: &Value) -> Result<Draft, Fault> {
     let fields = Fields::of(body)?;
     let Some(prompt) = fields.text("prompt")? else {
         return Err(Fault::invalid("prompt", "prompt: it is missing"));
@@ -80,7 +83,6 @@ fn draft(app: &str, body: &Value) -> Result<Draft, Fault> {
             "controlnets",
             "easycontrols",
             "ip_adapters",
-            "image_urls",
             "reference_image_url",
         ],
         "this server draws from a prompt and one image to start from",
@@ -115,6 +117,10 @@ fn draft(app: &str, body: &Value) -> Result<Draft, Fault> {
         draft.format = format(name)?;
     }
     draft.model = model_of(app);
+    let images = images_to_edit(&fields, "image_urls")?;
+    if !images.is_empty() {
+        server.edit(&mut draft, images)?;
+    }
     let prompt = draft.request.prompt.text();
     draft.echo = json!({"app": app, "prompt": prompt, "inline": fields.flag("sync_mode")?});
     Ok(draft)
@@ -123,7 +129,7 @@ fn draft(app: &str, body: &Value) -> Result<Draft, Fault> {
 /// The model of an app such as `fal-ai/flux/dev/image-to-image`: its parts without the owner, the
 /// task, and words for what every model does here.
 fn model_of(app: &str) -> Option<String> {
-    let tasks = ["image-to-image", "text-to-image", "stream"];
+    let tasks = ["image-to-image", "text-to-image", "edit", "stream"];
     let parts: Vec<&str> = app.split('/').filter(|p| !p.is_empty() && !tasks.contains(p)).collect();
     let name = match parts.as_slice() {
         [] => return None,
@@ -144,8 +150,8 @@ async fn run(
     headers: HeaderMap,
     body: Whole,
 ) -> Result<Response, Fault> {
-    let draft = draft(&app, &body.json()?)?;
-    let (job, _) = server.submit(draft, &owner)?;
+    let draft = draft(&server, &app, &body.json()?)?;
+    let (job, _) = server.submit(draft, &owner).await?;
     let waiting = server.wait(job);
     answer(waiting, move |server, job| result(server, &headers, job), error).await
 }
@@ -158,7 +164,7 @@ async fn submit(
     headers: HeaderMap,
     body: Whole,
 ) -> Result<Json<Value>, Fault> {
-    let mut draft = draft(&app, &body.json()?)?;
+    let mut draft = draft(&server, &app, &body.json()?)?;
     if let Some(url) = query.get("fal_webhook").filter(|url| !url.is_empty()) {
         draft.webhook = Some(Webhook { url: url.clone(), secret: None });
     }
@@ -166,7 +172,7 @@ async fn submit(
     if priority.is_some_and(|priority| priority.eq_ignore_ascii_case("low")) {
         draft.lane = Lane::Low;
     }
-    let (job, _) = server.submit(draft, &owner)?;
+    let (job, _) = server.submit(draft, &owner).await?;
     let mut status = status(&server, &headers, &job);
     status["status"] = json!("IN_QUEUE");
     Ok(Json(status))
@@ -274,7 +280,7 @@ async fn cancel(
         let body = Json(json!({"status": "ALREADY_COMPLETED"}));
         return Ok((StatusCode::BAD_REQUEST, body).into_response());
     }
-    server.cancel(id, &owner.0)?;
+    server.cancel(id, &owner.0).await?;
     let body = Json(json!({"status": "CANCELLATION_REQUESTED"}));
     Ok((StatusCode::ACCEPTED, body).into_response())
 }

@@ -10,10 +10,10 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use serde_json::{Value, json};
 
-use super::form;
+use super::shared::form;
 use crate::server::access::Owner;
+use crate::server::body::Whole;
 use crate::server::fault::Fault;
-use crate::server::http::Whole;
 use crate::server::job::random_hex;
 use crate::server::state::{Server, blocking};
 use crate::server::store::{Facts, Kind};

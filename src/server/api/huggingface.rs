@@ -10,15 +10,16 @@ use axum::routing::post;
 use axum::{Extension, Router};
 use serde_json::{Map, Value, json};
 
-use super::{image, sentence};
+use super::shared::{image, sentence};
 use crate::pipeline::images::Format;
 use crate::pipeline::request::Request;
 use crate::server::access::Owner;
+use crate::server::body::Whole;
+use crate::server::draft::{Draft, parse_image};
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
-use crate::server::http::Whole;
 use crate::server::state::Server;
-use crate::server::submit::{Draft, parse_image, succeeded};
+use crate::server::wait::succeeded;
 
 /// The paths of this API. Clients put the model's name into the address, with or without `models/`.
 pub fn routes() -> Router<Arc<Server>> {
@@ -58,19 +59,18 @@ async fn draw(
     body: Whole,
     model: Option<String>,
 ) -> Result<Response, Fault> {
-    let mut draft = draft(&body)?;
-    draft.model = model;
+    let mut draft = draft(&server, &body, model)?;
     let accept = headers.get("accept").and_then(|v| v.to_str().ok()).unwrap_or_default();
     let wanted = accept.split([',', ';']).filter_map(|kind| kind.trim().strip_prefix("image/"));
     draft.format = wanted.filter_map(Format::parse).next().unwrap_or(Format::Png);
-    let (job, _) = server.submit(draft, &owner)?;
+    let (job, _) = server.submit(draft, &owner).await?;
     let job = server.wait(job).end().await?;
     let output = succeeded(&job)?.first().ok_or_else(|| Fault::internal("the job has no image"))?;
     Ok(image(server.read_result(output)?, &output.file))
 }
 
 /// `inputs` is the prompt, or the image to start from if `parameters` has a prompt.
-fn draft(body: &Whole) -> Result<Draft, Fault> {
+fn draft(server: &Server, body: &Whole, model: Option<String>) -> Result<Draft, Fault> {
     if body.content_type.starts_with("image/") {
         return Err(Fault::invalid("prompt", "prompt: an image alone says nothing")
             .hint("send JSON with `inputs` (the image in base64) and `parameters.prompt`"));
@@ -107,6 +107,9 @@ fn draft(body: &Whole) -> Result<Draft, Fault> {
     request.width = size.whole("width")?;
     request.height = size.whole("height")?;
     let mut draft = Draft::new(request, "huggingface");
-    draft.input = input;
+    draft.model = model;
+    if let Some(image) = input {
+        server.edit(&mut draft, vec![("inputs".into(), image)])?;
+    }
     Ok(draft)
 }

@@ -20,16 +20,17 @@ use futures_util::stream;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
-use super::{link, sentence, type_of};
+use super::shared::{images as image_list, link, sentence, type_of};
 use crate::pipeline::images::{Format, decode, encode};
 use crate::pipeline::request::Request;
 use crate::server::access::Owner;
+use crate::server::body::Whole;
+use crate::server::draft::{Draft, parse_image, parse_size};
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
-use crate::server::http::Whole;
 use crate::server::job::{Job, Output};
 use crate::server::state::{Server, blocking};
-use crate::server::submit::{Draft, Waiting, parse_image, parse_size, succeeded};
+use crate::server::wait::{Waiting, succeeded};
 
 /// The revisions that are spoken, the newest first.
 const REVISIONS: [&str; 5] = ["2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"];
@@ -169,6 +170,11 @@ fn tools() -> Value {
                     "lora": text("A name of list_models to change the style, or NAME:STRENGTH"),
                     "image": text("An image to start from, in base64 or as a data URI"),
                     "strength": number("How far to leave that image: 0 keeps it, 1 ignores it"),
+                    "references": {
+                        "type": "array", "items": {"type": "string"},
+                        "description": "Images that the prompt speaks of, in base64 or as data \
+                                        URIs, for models that can edit and combine images",
+                    },
                 },
                 "required": ["prompt"],
             },
@@ -212,8 +218,8 @@ async fn call(
             return (StatusCode::BAD_REQUEST, Json(answer)).into_response();
         }
     }
-    let submitted = draft(&Fields(arguments)).and_then(|draft| server.submit(draft, &owner));
-    let job = match submitted {
+    let submitted = async { server.submit(draft(&Fields(arguments))?, &owner).await };
+    let job = match submitted.await {
         Ok((job, _)) => job,
         Err(fault) => return Json(success(&id, tool_result(Err(fault)))).into_response(),
     };
@@ -265,6 +271,7 @@ fn draft(fields: &Fields) -> Result<Draft, Fault> {
     draft.model = fields.text("model")?.map(str::to_string);
     draft.input =
         fields.long_text("image")?.map(|image| parse_image("image", image)).transpose()?;
+    draft.references = image_list(fields, "references")?;
     Ok(draft)
 }
 

@@ -15,17 +15,18 @@ use futures_util::stream;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{content_type, format, image, link};
+use super::shared::{content_type, format, image, images, link, quality_of};
 use crate::pipeline::images::Format;
 use crate::pipeline::request::Request;
 use crate::server::access::Owner;
+use crate::server::body::Whole;
+use crate::server::draft::{Draft, parse_image};
 use crate::server::events::JobEvent;
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
-use crate::server::http::Whole;
 use crate::server::job::{Job, Lane, State as JobState};
 use crate::server::state::{Server, blocking};
-use crate::server::submit::{Draft, parse_image, succeeded};
+use crate::server::wait::succeeded;
 
 /// The longest idempotency key, in bytes.
 pub const MAX_IDEMPOTENCY_KEY: usize = 255;
@@ -33,7 +34,7 @@ pub const MAX_IDEMPOTENCY_KEY: usize = 255;
 pub const MAX_LISTED: usize = 200;
 
 /// The fields of `request`.
-pub const FIELDS: [&str; 20] = [
+pub const FIELDS: [&str; 21] = [
     "prompt",
     "negative",
     "steps",
@@ -50,6 +51,7 @@ pub const FIELDS: [&str; 20] = [
     "count",
     "only",
     "init",
+    "references",
     "model",
     "format",
     "quality",
@@ -95,7 +97,7 @@ async fn submit(
             Fault::invalid("Idempotency-Key", format!("Idempotency-Key: expected {expected}"))
         })?);
     }
-    let (job, new) = server.submit(draft, &owner)?;
+    let (job, new) = server.submit(draft, &owner).await?;
     let location = (header::LOCATION, format!("/api/v2/jobs/{}", job.id));
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, [location], Json(object(&server, &headers, &job))).into_response())
@@ -126,7 +128,7 @@ pub fn draft(body: &Value) -> Result<Draft, Fault> {
     request.width = fields.whole("width")?;
     request.height = fields.whole("height")?;
     if let Some(size) = fields.text("size")?
-        && let Some((width, height)) = crate::server::submit::parse_size(size)?
+        && let Some((width, height)) = crate::server::draft::parse_size(size)?
     {
         (request.width, request.height) = (Some(width), Some(height));
     }
@@ -143,6 +145,7 @@ pub fn draft(body: &Value) -> Result<Draft, Fault> {
     let mut draft = Draft::new(request, "native");
     draft.model = fields.text("model")?.map(str::to_string);
     draft.input = fields.long_text("init")?.map(|text| parse_image("init", text)).transpose()?;
+    draft.references = images(&fields, "references")?;
     if let Some(name) = fields.text("format")? {
         draft.format = format(name)?;
     }
@@ -155,14 +158,6 @@ pub fn draft(body: &Value) -> Result<Draft, Fault> {
         Some(_) => return Err(Fault::invalid("priority", "priority: expected normal or low")),
     };
     Ok(draft)
-}
-
-/// JPEG quality, 1 to 100.
-pub fn quality_of(quality: usize, parameter: &str) -> Result<u8, Fault> {
-    match u8::try_from(quality) {
-        Ok(quality @ 1..=100) => Ok(quality),
-        _ => Err(Fault::invalid(parameter, format!("{parameter}: expected 1 to 100"))),
-    }
 }
 
 /// A job as JSON.
@@ -261,7 +256,7 @@ async fn cancel(
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Fault> {
-    let job = server.cancel(&id, &owner.0)?;
+    let job = server.cancel(&id, &owner.0).await?;
     Ok(Json(object(&server, &headers, &job)))
 }
 
@@ -283,18 +278,19 @@ async fn picture(
 async fn models(State(server): State<Arc<Server>>) -> Json<Value> {
     let models = blocking(|| server.models.models());
     let default = server.models.default_name();
-    let defaults = server.worker().defaults;
+    let worker = server.worker();
     let models: Vec<Value> = models
         .iter()
         .map(|m| {
             let is_default = m.name == default;
-            let settings = defaults.as_ref().filter(|_| is_default).map(|d| {
+            let settings = worker.defaults.as_ref().filter(|_| is_default).map(|d| {
                 let of = |name: &str| d[name].clone();
                 json!({"steps": of("steps"), "guidance": of("guidance"), "width": of("width"),
                        "height": of("height")})
             });
+            let reads = if is_default { worker.reads_references } else { m.reads_references };
             json!({"name": m.name, "what": m.what, "size_bytes": m.bytes, "default": is_default,
-                   "defaults": settings})
+                   "defaults": settings, "reads_references": reads})
         })
         .collect();
     Json(json!({"models": models}))

@@ -16,17 +16,20 @@ use futures_util::stream;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::native::quality_of;
-use super::{Form, files, form, format, link, refuse_fields};
+use super::files;
+use super::shared::{
+    Form, FormFile, form, format, images_to_edit, link, quality_of, refuse_fields,
+};
 use crate::pipeline::images::{Format, image_size};
 use crate::pipeline::request;
 use crate::server::access::Owner;
+use crate::server::body::Whole;
+use crate::server::draft::{Draft, parse_image, parse_size};
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
-use crate::server::http::Whole;
 use crate::server::job::{Job, State as JobState};
 use crate::server::state::{Server, blocking};
-use crate::server::submit::{Draft, Waiting, answer, parse_image, parse_size, succeeded};
+use crate::server::wait::{Waiting, answer, succeeded};
 
 /// The most partial images of one stream.
 const MAX_PARTIAL: usize = 3;
@@ -145,79 +148,91 @@ async fn generations(
     body: Whole,
 ) -> Result<Response, Fault> {
     let body = body.json()?;
-    let wish = generation(&Fields::of(&body)?)?;
+    let wish = generation(&server, &Fields::of(&body)?)?;
     respond(server, owner, headers, wish, "image_generation").await
 }
 
-fn generation(fields: &Fields) -> Result<Wish, Fault> {
-    refuse_fields(
-        fields,
-        &["reference_images"],
-        "this server draws from a prompt and one image to start from, `image_url`",
-    )?;
+fn generation(server: &Server, fields: &Fields) -> Result<Wish, Fault> {
     let mut wish = wish(fields)?;
     // Together's image to image.
     if let Some(image) = fields.long_text("image_url")? {
-        wish.draft.input = Some(parse_image("image_url", image)?);
         wish.draft.request.strength = fields.real("strength")?;
+        let image = parse_image("image_url", image)?;
+        server.edit(&mut wish.draft, vec![("image_url".into(), image)])?;
+    }
+    // Together's words for references.
+    let references = images_to_edit(fields, "reference_images")?;
+    if !references.is_empty() {
+        server.edit(&mut wish.draft, references)?;
     }
     Ok(wish)
 }
 
-/// Image to image: the first image is what the new one starts from.
+/// Images with a prompt for what is to become of them: see [`Server::edit`].
 async fn edits(
     State(server): State<Arc<Server>>,
     Extension(owner): Extension<Owner>,
     headers: HeaderMap,
     body: Whole,
 ) -> Result<Response, Fault> {
-    let (fields, image) = match body.content_type.starts_with("multipart/") {
+    let (fields, images) = match body.content_type.starts_with("multipart/") {
         true => {
             let Form { mut fields, files } = form(&body).await?;
-            let image = files.iter().find(|file| ["image", "image[]"].contains(&&*file.field));
-            let image = image.map(|file| file.bytes.clone());
+            let is_image = |file: &&FormFile| ["image", "image[]"].contains(&&*file.field);
+            let images = files.iter().filter(is_image);
+            let images = images.map(|file| ("image".into(), file.bytes.clone())).collect();
             if files.iter().any(|file| file.field == "mask") {
                 // Only that there is one matters.
                 fields.insert("mask".into(), json!("given"));
             }
-            (fields, image)
+            (fields, images)
         }
         false => {
             let body = body.json()?;
-            let image = image_of(&server, &owner.0, &body)?;
-            (Fields::of(&body)?.0.clone(), image)
+            let images = images_of(&server, &owner.0, &body)?;
+            (Fields::of(&body)?.0.clone(), images)
         }
     };
-    let wish = edit(&server, &Fields(&fields), image)?;
+    let wish = edit(&server, &Fields(&fields), images)?;
     respond(server, owner, headers, wish, "image_edit").await
 }
 
-/// The first image of a JSON body: inside it, or a file that was uploaded.
-fn image_of(server: &Server, owner: &str, body: &Value) -> Result<Option<Bytes>, Fault> {
-    let images = body["images"].as_array().and_then(|images| images.first());
-    let image = images.unwrap_or(&body["image"]);
-    if let Some(id) = image["file_id"].as_str() {
-        let file = blocking(|| files::read(server, owner, id));
-        return file.map(Some).map_err(|fault| fault.parameter("image"));
-    }
-    let text = image["image_url"].as_str().or(image.as_str());
-    text.map(|text| parse_image("image", text)).transpose()
+/// The images of a JSON body: inside it, or files that were uploaded.
+fn images_of(server: &Server, owner: &str, body: &Value) -> Result<Vec<(String, Bytes)>, Fault> {
+    let one = std::slice::from_ref(&body["image"]);
+    let images = match (&body["images"], &body["image"]) {
+        (Value::Array(images), _) | (_, Value::Array(images)) => images.as_slice(),
+        (_, Value::Null) => &[],
+        _ => one,
+    };
+    let read = |image: &Value| {
+        if let Some(id) = image["file_id"].as_str() {
+            let file = blocking(|| files::read(server, owner, id));
+            return file.map_err(|fault| fault.parameter("image"));
+        }
+        let text = image["image_url"].as_str().or(image["image_url"]["url"].as_str());
+        let refused = || Fault::invalid("image", "image: expected an image, or a file_id");
+        parse_image("image", text.or(image.as_str()).ok_or_else(refused)?)
+    };
+    images.iter().map(|image| Ok(("image".to_string(), read(image)?))).collect()
 }
 
-fn edit(server: &Server, fields: &Fields, image: Option<Bytes>) -> Result<Wish, Fault> {
+fn edit(server: &Server, fields: &Fields, images: Vec<(String, Bytes)>) -> Result<Wish, Fault> {
     refuse_fields(fields, &["mask"], "this server cannot restrict an edit to a mask")?;
-    let Some(image) = image else {
+    let Some((_, first)) = images.first().cloned() else {
         return Err(Fault::invalid("image", "image: it is missing"));
     };
     let mut wish = wish(fields)?;
     wish.draft.request.strength = fields.real("strength")?;
-    if wish.draft.request.width.is_none() && wish.draft.request.height.is_none() {
-        let size = image_size(&image, u64::MAX).map_err(|e| Fault::from(e).parameter("image"))?;
+    server.edit(&mut wish.draft, images)?;
+    let request = &mut wish.draft.request;
+    // References set the size by themselves.
+    if wish.draft.input.is_some() && request.width.is_none() && request.height.is_none() {
+        let size = image_size(&first, u64::MAX).map_err(|e| Fault::from(e).parameter("image"))?;
         let ratio = format!("{}:{}", size.0, size.1);
         let (width, height) = server.shape("image", &ratio, 1.0)?;
-        (wish.draft.request.width, wish.draft.request.height) = (Some(width), Some(height));
+        (request.width, request.height) = (Some(width), Some(height));
     }
-    wish.draft.input = Some(image);
     Ok(wish)
 }
 
@@ -228,8 +243,8 @@ fn edit(server: &Server, fields: &Fields, image: Option<Bytes>) -> Result<Wish, 
 pub fn batched(server: &Server, owner: &str, endpoint: &str, body: &Value) -> Result<Draft, Fault> {
     let fields = Fields::of(body)?;
     let wish = match endpoint.ends_with("/edits") {
-        true => edit(server, &fields, image_of(server, owner, body)?)?,
-        false => generation(&fields)?,
+        true => edit(server, &fields, images_of(server, owner, body)?)?,
+        false => generation(server, &fields)?,
     };
     Ok(wish.draft)
 }
@@ -242,7 +257,7 @@ async fn respond(
     event: &'static str,
 ) -> Result<Response, Fault> {
     let format = wish.draft.format;
-    let (job, _) = server.submit(wish.draft, &owner)?;
+    let (job, _) = server.submit(wish.draft, &owner).await?;
     let waiting = server.wait(job);
     if wish.stream {
         return Ok(streamed(server, waiting, wish.partial, format, event));

@@ -11,7 +11,8 @@ use serde_json::{Map, Value, json};
 use super::native::{FIELDS, MAX_IDEMPOTENCY_KEY, MAX_LISTED};
 use crate::pipeline::images::Format;
 use crate::pipeline::request::{
-    MAX_COUNT, MAX_PROMPT_BYTES, MAX_SCALE, MAX_SHIFT, MAX_SIDE, MAX_STEPS, MIN_SHIFT, MIN_SIDE,
+    MAX_COUNT, MAX_PROMPT_BYTES, MAX_REFERENCES, MAX_SCALE, MAX_SHIFT, MAX_SIDE, MAX_STEPS,
+    MIN_SHIFT, MIN_SIDE,
 };
 use crate::server::job::State as JobState;
 use crate::server::state::Server;
@@ -192,6 +193,13 @@ fn field(name: &str) -> Value {
         "init" => (
             json!({"type": "string", "contentEncoding": "base64"}),
             "An image to start from, in base64 or as a data URI",
+        ),
+        "references" => (
+            json!({
+                "type": "array", "maxItems": MAX_REFERENCES,
+                "items": {"type": "string", "contentEncoding": "base64"},
+            }),
+            "Images that the model looks at, in base64 or as data URIs, for models that read them",
         ),
         "model" => (json!({"type": "string"}), "A name of /api/v2/models"),
         "format" => (

@@ -14,17 +14,19 @@ use axum::{Extension, Json, Router};
 use futures_util::stream;
 use serde_json::{Value, json};
 
-use super::native::quality_of;
-use super::{base, data_uri, format, link, refuse_fields, sentence};
+use super::shared::{
+    base, data_uri, format, images_to_edit, link, quality_of, refuse_fields, sentence,
+};
 use crate::pipeline::images::Format;
 use crate::pipeline::request::{LoraChoice, Request};
 use crate::server::access::Owner;
+use crate::server::body::Whole;
+use crate::server::draft::{Draft, parse_image, without_images};
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
-use crate::server::http::Whole;
 use crate::server::job::{Job, State as JobState, iso_time};
 use crate::server::state::{Server, blocking};
-use crate::server::submit::{Draft, parse_image, succeeded, without_images};
+use crate::server::wait::succeeded;
 use crate::server::webhook::Webhook;
 
 /// The name of this API in jobs.
@@ -101,8 +103,7 @@ async fn predict(
         Some(input) => Fields::of(input)?,
         None => return Err(Fault::invalid("input", "input: it is missing")),
     };
-    let mut draft = draft(&server, &input)?;
-    draft.model = model.map(str::to_string);
+    let mut draft = draft(&server, &input, model)?;
     draft.echo = json!({
         "model": model.unwrap_or(server.models.default_name()),
         "input": without_images(&body["input"]),
@@ -111,7 +112,7 @@ async fn predict(
     if let Some(url) = fields.text("webhook")? {
         draft.webhook = Some(Webhook { url: url.into(), secret: None });
     }
-    let (mut job, _) = server.submit(draft, &owner)?;
+    let (mut job, _) = server.submit(draft, &owner).await?;
     if let Some(wait) = wait_of(headers)
         && let Ok(ended) = tokio::time::timeout(wait, server.end(&job.id, &owner.0)).await
     {
@@ -137,13 +138,13 @@ fn wait_of(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// The draft of an input. `go_fast`, `disable_safety_checker` and the like change nothing here.
-fn draft(server: &Server, input: &Fields) -> Result<Draft, Fault> {
+fn draft(server: &Server, input: &Fields, model: Option<&str>) -> Result<Draft, Fault> {
     let Some(prompt) = input.text("prompt")? else {
         return Err(Fault::invalid("prompt", "prompt: it is missing"));
     };
     refuse_fields(
         input,
-        &["mask", "control_image", "redux_image", "input_image", "image_prompt", "input_images"],
+        &["mask", "control_image", "redux_image", "image_prompt"],
         "this server draws from a prompt and one image to start from",
     )?;
     let mut request = Request::new(prompt).loras(loras(input)?);
@@ -163,7 +164,8 @@ fn draft(server: &Server, input: &Fields) -> Result<Draft, Fault> {
             _ => return Err(Fault::invalid("megapixels", "megapixels: expected 1 or 0.25")),
         },
     };
-    let ratio = input.text("aspect_ratio")?.filter(|ratio| *ratio != "custom");
+    let own = ["custom", "match_input_image"];
+    let ratio = input.text("aspect_ratio")?.filter(|ratio| !own.contains(ratio));
     let is_free = request.width.is_none() && request.height.is_none();
     if is_free && (ratio.is_some() || part != 1.0) {
         let (width, height) = server.shape("aspect_ratio", ratio.unwrap_or("1:1"), part)?;
@@ -175,6 +177,12 @@ fn draft(server: &Server, input: &Fields) -> Result<Draft, Fault> {
     if draft.input.is_none() {
         // It has a default there.
         draft.request.strength = None;
+    }
+    draft.model = model.map(str::to_string);
+    let mut images = images_to_edit(input, "input_images")?;
+    images.extend(images_to_edit(input, "input_image")?);
+    if !images.is_empty() {
+        server.edit(&mut draft, images)?;
     }
     draft.format = Format::WebP;
     if let Some(name) = input.text("output_format")? {
@@ -265,7 +273,7 @@ async fn cancel(
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Fault> {
-    let job = server.cancel(&id, &owner.0)?;
+    let job = server.cancel(&id, &owner.0).await?;
     Ok(Json(blocking(|| prediction(&server, &headers, &job))))
 }
 

@@ -11,17 +11,17 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value, json};
 
-use super::native::quality_of;
-use super::{format, refuse_fields, sentence};
+use super::shared::{format, images_to_edit, quality_of, refuse_fields, sentence};
 use crate::pipeline::images::Format;
 use crate::pipeline::request::{self, Request};
 use crate::server::access::Owner;
+use crate::server::body::Whole;
+use crate::server::draft::{Draft, parse_image};
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
-use crate::server::http::Whole;
 use crate::server::job::{Job, State as JobState};
 use crate::server::state::{Server, blocking};
-use crate::server::submit::{Draft, expired, parse_image, succeeded};
+use crate::server::wait::{expired, succeeded};
 
 /// Marks of further fields inside a prompt.
 const EXTRA: (&str, &str) = ("<sd_cpp_extra_args>", "</sd_cpp_extra_args>");
@@ -48,7 +48,7 @@ async fn submit(
     let mut body = body.json()?;
     Fields::of(&body)?;
     take_extra(&mut body)?;
-    let (job, _) = server.submit(draft(&Fields::of(&body)?)?, &owner)?;
+    let (job, _) = server.submit(draft(&server, &Fields::of(&body)?)?, &owner).await?;
     let mut answer = object(&server, &job)?;
     answer["poll_url"] = json!(format!("/sdcpp/v1/jobs/{}", job.id));
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
@@ -71,10 +71,10 @@ fn take_extra(body: &mut Value) -> Result<(), Fault> {
 
 /// The draft of a body. `txt_cfg` is not true CFG, since clients send one to every model;
 /// `true_cfg_scale` is.
-fn draft(fields: &Fields) -> Result<Draft, Fault> {
+fn draft(server: &Server, fields: &Fields) -> Result<Draft, Fault> {
     refuse_fields(
         fields,
-        &["mask_image", "control_image", "ref_images", "hires"],
+        &["mask_image", "control_image", "hires"],
         "this server draws from a prompt and one image to start from",
     )?;
     let none = Map::new();
@@ -104,6 +104,10 @@ fn draft(fields: &Fields) -> Result<Draft, Fault> {
         draft.input = Some(parse_image("init_image", image)?);
         // It is sent with and without an image.
         draft.request.strength = fields.real("strength")?;
+    }
+    let images = images_to_edit(fields, "ref_images")?;
+    if !images.is_empty() {
+        server.edit(&mut draft, images)?;
     }
     if let Some(name) = fields.text("output_format")?.filter(|name| !name.is_empty()) {
         draft.format = format(name)?;
@@ -167,7 +171,7 @@ async fn cancel(
     Extension(owner): Extension<Owner>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Fault> {
-    let job = server.cancel(&id, &owner.0)?;
+    let job = server.cancel(&id, &owner.0).await?;
     blocking(|| object(&server, &job)).map(Json)
 }
 
@@ -191,7 +195,8 @@ async fn capabilities(State(server): State<Arc<Server>>) -> Json<Value> {
     });
     let formats = Format::ALL.map(Format::name);
     let features = json!({
-        "init_image": true, "mask_image": false, "control_image": false, "ref_images": false,
+        "init_image": true, "mask_image": false, "control_image": false,
+        "ref_images": server.worker().reads_references == Some(true),
         "lora": true, "vae_tiling": false, "hires": false, "cache": false,
         "cancel_queued": true, "cancel_generating": true,
     });

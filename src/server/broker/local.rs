@@ -1,79 +1,55 @@
 //! The queue of one machine: SQLite, in one file.
 
 mod limiter;
+mod schema;
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
-use serde::de::DeserializeOwned;
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::fair::Waiting;
 use super::queue::JobQueue;
 use super::{Broker, Cancelled, Counts, NewJob, Place, Submitted};
 use crate::server::clock::{Clock, SECOND};
 use crate::server::fault::Fault;
-use crate::server::job::{Job, Lane, Outcome, State};
+use crate::server::job::{Job, Outcome, State};
 use crate::server::limits::Verdict;
 use limiter::Limiter;
+use schema::{COLUMNS, WAITING, connect, number_of, prepare, read_job, read_waiting, stored};
 
 /// How often a job is given to a worker before it counts as the cause of its failures.
 const MAX_ATTEMPTS: u32 = 2;
-/// The version of the tables below.
-const VERSION: i32 = 1;
-
-const TABLES: &str = "
-    CREATE TABLE jobs (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT,
-        id TEXT NOT NULL UNIQUE,
-        owner TEXT NOT NULL,
-        state TEXT NOT NULL,
-        spec TEXT,
-        model TEXT NOT NULL,
-        lane INTEGER NOT NULL,
-        cost REAL NOT NULL,
-        instant INTEGER NOT NULL,
-        images INTEGER NOT NULL,
-        pixels INTEGER NOT NULL,
-        created REAL NOT NULL,
-        started REAL,
-        finished REAL,
-        attempts INTEGER NOT NULL DEFAULT 0,
-        outputs TEXT NOT NULL DEFAULT '[]',
-        settings TEXT,
-        fault TEXT,
-        idempotency_key TEXT,
-        idempotency_hash TEXT
-    );
-    CREATE UNIQUE INDEX idempotency ON jobs (owner, idempotency_key)
-        WHERE idempotency_key IS NOT NULL;
-    CREATE INDEX by_state ON jobs (state);
-    CREATE INDEX by_owner ON jobs (owner, seq);
-    PRAGMA user_version = 1;
-";
-
-/// The columns of a [`Waiting`].
-const WAITING: &str = "id, owner, lane, model, cost";
-/// The columns that [`read_job`] reads.
-const COLUMNS: &str = "id, owner, state, spec, created, started, finished, attempts, outputs, \
-                       settings, fault";
 
 /// A [`Broker`] in a file of SQLite.
 pub struct LocalBroker {
-    inner: Mutex<Inner>,
+    /// Makes all changes of the file, one after another.
+    writer: Mutex<Writer>,
+    /// Reads the file. It never waits for a change that is being written.
+    reader: Mutex<Connection>,
+    /// It is locked for moments only; where `writer` is locked too, after it.
+    memory: Mutex<Memory>,
     clock: Clock,
     max_queued: usize,
 }
 
-struct Inner {
+struct Writer {
     db: Connection,
-    /// The queued jobs of the database, in memory.
+    limiter: Limiter,
+}
+
+/// What is known without a look at the file.
+#[derive(Default)]
+struct Memory {
+    /// The queued jobs.
     queue: JobQueue,
     /// The jobs that run, and their owners.
     running: HashMap<String, String>,
-    limiter: Limiter,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl LocalBroker {
@@ -83,43 +59,58 @@ impl LocalBroker {
     /// # Errors
     /// 500 if the file cannot be used, or was written by a later version.
     pub fn open(path: &Path, max_queued: usize) -> Result<Self, Fault> {
-        let db = Connection::open(path).map_err(stored)?;
-        db.busy_timeout(Duration::from_secs(5)).map_err(stored)?;
-        db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")
-            .map_err(stored)?;
-        let version: i32 =
-            db.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(stored)?;
-        match version {
-            0 => db.execute_batch(&format!("BEGIN; {TABLES} COMMIT;")).map_err(stored)?,
-            VERSION => {}
-            _ => {
-                return Err(Fault::internal(format!(
-                    "the list of jobs was written by another version of this program: found \
-                     version {version}, expected {VERSION}"
-                )));
-            }
-        }
+        let db = connect(path)?;
+        prepare(&db)?;
         let newest = db.query_row("SELECT MAX(instant) FROM jobs", [], |row| row.get(0));
         let newest: Option<i64> = newest.map_err(stored)?;
         let clock = Clock::after(newest.unwrap_or(0));
-        let mut inner = Inner {
-            db,
-            queue: JobQueue::default(),
-            running: HashMap::new(),
-            limiter: Limiter::default(),
-        };
-        inner.replay(clock.seconds())?;
-        Ok(LocalBroker { inner: Mutex::new(inner), clock, max_queued })
+        let mut writer = Writer { db, limiter: Limiter::default() };
+        let memory = writer.replay(clock.seconds())?;
+        let reader = connect(path)?;
+        reader.execute_batch("PRAGMA query_only = ON;").map_err(stored)?;
+        Ok(LocalBroker {
+            writer: Mutex::new(writer),
+            reader: Mutex::new(reader),
+            memory: Mutex::new(memory),
+            clock,
+            max_queued,
+        })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The jobs that `condition` selects, by the numbered `values` in it.
+    fn select(&self, condition: &str, values: &[&dyn rusqlite::ToSql]) -> Result<Vec<Job>, Fault> {
+        let reader = lock(&self.reader);
+        let sql = format!("SELECT {COLUMNS} FROM jobs WHERE {condition}");
+        let mut statement = reader.prepare(&sql).map_err(stored)?;
+        let rows = statement.query_map(values, read_job).map_err(stored)?;
+        rows.collect::<Result<_, _>>().map_err(stored)
+    }
+
+    /// Lets `waiting` run, which was taken out of the queue.
+    fn start(&self, writer: &Writer, waiting: Waiting) -> Result<Job, Fault> {
+        let started = writer.db.execute(
+            "UPDATE jobs SET state = 'running', started = ?2, attempts = attempts + 1
+             WHERE id = ?1",
+            params![waiting.id, self.clock.seconds()],
+        );
+        let job = started.map_err(stored).and_then(|_| writer.known(&waiting.id));
+        let mut memory = lock(&self.memory);
+        match job {
+            Ok(job) => {
+                memory.running.insert(waiting.id, waiting.owner);
+                Ok(job)
+            }
+            Err(fault) => {
+                memory.queue.push_front(waiting);
+                Err(fault)
+            }
+        }
     }
 }
 
-impl Inner {
+impl Writer {
     /// Settles the jobs that ran when the last process ended, and reads the queue.
-    fn replay(&mut self, now: f64) -> Result<(), Fault> {
+    fn replay(&mut self, now: f64) -> Result<Memory, Fault> {
         let died = serde_json::to_string(&worker_died()).unwrap_or_default();
         let transaction = self.db.transaction().map_err(stored)?;
         let update = |sql: &str, values: &[&dyn rusqlite::ToSql]| {
@@ -140,11 +131,11 @@ impl Inner {
             .db
             .prepare(&format!("SELECT {WAITING} FROM jobs WHERE state = 'queued' ORDER BY seq"))
             .map_err(stored)?;
-        let rows = statement.query_map([], read_waiting);
-        for waiting in rows.map_err(stored)? {
-            self.queue.push(waiting.map_err(stored)?);
+        let mut memory = Memory::default();
+        for waiting in statement.query_map([], read_waiting).map_err(stored)? {
+            memory.queue.push(waiting.map_err(stored)?);
         }
-        Ok(())
+        Ok(memory)
     }
 
     fn job(&self, id: &str) -> Result<Option<Job>, Fault> {
@@ -176,90 +167,101 @@ impl Inner {
             None => Ok(None),
         }
     }
+
+    /// Writes a job that is accepted at `now`.
+    fn insert(&self, new: &NewJob, now: i64) -> Result<(), Fault> {
+        let (key, hash) = new.idempotency.as_ref().map(|(key, hash)| (key, hash)).unzip();
+        let spec = serde_json::to_string(&new.spec)
+            .map_err(|e| Fault::internal(format!("the job cannot be written: {e}")))?;
+        let (images, pixels) = (new.charge.images as i64, new.charge.pixels as i64);
+        let created = now as f64 / SECOND as f64;
+        let inserted = self
+            .db
+            .prepare(
+                "INSERT INTO jobs (id, owner, state, spec, model, lane, cost, instant, images,
+                 pixels, created, idempotency_key, idempotency_hash, alike, owes_call)
+                 VALUES (?1, ?2, 'queued', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+            )
+            .and_then(|mut insert| {
+                insert.execute(params![
+                    new.id,
+                    new.owner,
+                    spec,
+                    new.spec.model,
+                    number_of(new.lane),
+                    new.cost,
+                    now,
+                    images,
+                    pixels,
+                    created,
+                    key,
+                    hash,
+                    new.alike,
+                    new.spec.webhook.is_some(),
+                ])
+            });
+        inserted.map(drop).map_err(stored)
+    }
 }
 
 impl Broker for LocalBroker {
     fn submit(&self, new: NewJob) -> Result<Submitted, Fault> {
-        let mut inner = self.lock();
-        if let Some(job) = inner.same(&new)? {
+        let mut writer = lock(&self.writer);
+        if let Some(job) = writer.same(&new)? {
             return Ok(Submitted::Same(job));
         }
+        let (queued, active) = {
+            let memory = lock(&self.memory);
+            let running = memory.running.values().filter(|owner| **owner == new.owner).count();
+            (memory.queue.len(), memory.queue.len_of(&new.owner) + running)
+        };
         // Under the lock, so that instants are stored in order.
         let now = self.clock.nanoseconds();
-        let standings = match inner.decide(&new, now)? {
+        let standings = match writer.decide(&new, active, now)? {
             Verdict::Admit(standings) => standings,
             Verdict::Wait { wait, violated, standings } => {
                 return Ok(Submitted::Limited { wait, violated, standings });
             }
             Verdict::Never(limit, amount) => return Ok(Submitted::Never(limit, amount)),
         };
-        if inner.queue.len() >= self.max_queued {
+        if queued >= self.max_queued {
             return Err(Fault::new(503, "queue_full", "the queue is full")
                 .hint("send the request again later")
                 .retry_after(5));
         }
-        let (key, hash) = new.idempotency.unzip();
-        let spec = serde_json::to_string(&new.spec)
-            .map_err(|e| Fault::internal(format!("the job cannot be written: {e}")))?;
-        let NewJob { id, owner, lane, cost, charge, .. } = new;
-        let model = new.spec.model;
-        inner
-            .db
-            .prepare(
-                "INSERT INTO jobs (id, owner, state, spec, model, lane, cost, instant, images,
-                 pixels, created, idempotency_key, idempotency_hash)
-                 VALUES (?1, ?2, 'queued', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
-            )
-            .and_then(|mut insert| {
-                let created = now as f64 / SECOND as f64;
-                let (images, pixels) = (charge.images as i64, charge.pixels as i64);
-                insert.execute(params![
-                    id,
-                    owner,
-                    spec,
-                    model,
-                    number_of(lane),
-                    cost,
-                    now,
-                    images,
-                    pixels,
-                    created,
-                    key,
-                    hash
-                ])
-            })
-            .map_err(stored)?;
-        inner.limiter.add(&owner, now, charge);
-        let job = inner.known(&id)?;
-        inner.queue.push(Waiting { id, owner, lane, model, cost });
+        writer.insert(&new, now)?;
+        writer.limiter.add(&new.owner, now, new.charge);
+        let job = writer.known(&new.id)?;
+        let NewJob { id, owner, lane, cost, spec, .. } = new;
+        let waiting = Waiting { id, owner, lane, model: spec.model, cost };
+        lock(&self.memory).queue.push(waiting);
         Ok(Submitted::New(job, standings))
     }
 
     fn next(&self, held: Option<&str>) -> Result<Option<Job>, Fault> {
-        let mut inner = self.lock();
-        let Some(waiting) = inner.queue.pop(held, self.clock.nanoseconds()) else {
-            return Ok(None);
-        };
-        let taken = inner.db.execute(
-            "UPDATE jobs SET state = 'running', started = ?2, attempts = attempts + 1
-             WHERE id = ?1",
-            params![waiting.id, self.clock.seconds()],
-        );
-        if let Err(e) = taken {
-            inner.queue.push_front(waiting);
-            return Err(stored(e));
-        }
-        let job = inner.known(&waiting.id)?;
-        inner.running.insert(waiting.id, waiting.owner);
-        Ok(Some(job))
+        let writer = lock(&self.writer);
+        let waiting = lock(&self.memory).queue.pop(held, self.clock.nanoseconds());
+        waiting.map(|waiting| self.start(&writer, waiting)).transpose()
+    }
+
+    fn next_alike(&self, id: &str) -> Result<Option<Job>, Fault> {
+        let writer = lock(&self.writer);
+        let sql = "SELECT id FROM jobs WHERE state = 'queued'
+                   AND alike = (SELECT alike FROM jobs WHERE id = ?1) ORDER BY seq LIMIT 1";
+        let found = writer.db.prepare(sql).and_then(|mut statement| {
+            statement.query_row([id], |row| row.get::<_, String>(0)).optional()
+        });
+        let Some(id) = found.map_err(stored)? else { return Ok(None) };
+        let waiting = lock(&self.memory).queue.remove(&id);
+        waiting.map(|waiting| self.start(&writer, waiting)).transpose()
     }
 
     fn give_back(&self, id: &str, counts: bool) -> Result<(), Fault> {
-        let mut inner = self.lock();
-        let job = inner.known(id)?;
+        let writer = lock(&self.writer);
+        let job = writer.known(id)?;
         let attempts = job.attempts.saturating_sub(u32::from(!counts));
         if job.state == State::Canceling || attempts >= MAX_ATTEMPTS {
-            drop(inner);
+            drop(writer);
             return self.finish(
                 id,
                 match job.state {
@@ -271,22 +273,23 @@ impl Broker for LocalBroker {
         if job.state != State::Running {
             return Ok(());
         }
-        inner
+        writer
             .db
             .execute(
                 "UPDATE jobs SET state = 'queued', started = NULL, attempts = ?2 WHERE id = ?1",
                 params![id, attempts],
             )
             .map_err(stored)?;
-        inner.running.remove(id);
         let sql = format!("SELECT {WAITING} FROM jobs WHERE id = ?1");
-        let waiting = inner.db.query_row(&sql, [id], read_waiting).map_err(stored)?;
-        inner.queue.push_front(waiting);
+        let waiting = writer.db.query_row(&sql, [id], read_waiting).map_err(stored)?;
+        let mut memory = lock(&self.memory);
+        memory.running.remove(id);
+        memory.queue.push_front(waiting);
         Ok(())
     }
 
     fn finish(&self, id: &str, outcome: Outcome) -> Result<(), Fault> {
-        let mut inner = self.lock();
+        let mut writer = lock(&self.writer);
         let state = outcome.state().name();
         let failed = matches!(outcome, Outcome::Failed(_));
         let (outputs, settings, fault) = match outcome {
@@ -297,7 +300,7 @@ impl Broker for LocalBroker {
             Outcome::Canceled => (Ok("[]".into()), None, None),
         };
         let now = self.clock.seconds();
-        let changed = inner
+        let changed = writer
             .db
             .execute(
                 "UPDATE jobs SET state = ?2, finished = ?3, outputs = ?4, settings = ?5, fault = ?6
@@ -305,95 +308,91 @@ impl Broker for LocalBroker {
                 params![id, state, now, outputs.unwrap_or_default(), settings, fault],
             )
             .map_err(stored)?;
-        inner.running.remove(id);
+        lock(&self.memory).running.remove(id);
         // It was not the owner's fault.
-        if failed && changed > 0 { inner.refund(id) } else { Ok(()) }
+        if failed && changed > 0 { writer.refund(id) } else { Ok(()) }
     }
 
     fn cancel(&self, id: &str, owner: &str) -> Result<Option<Cancelled>, Fault> {
-        let mut inner = self.lock();
-        let Some(job) = inner.job(id)?.filter(|job| job.owner == owner) else { return Ok(None) };
+        let mut writer = lock(&self.writer);
+        let Some(job) = writer.job(id)?.filter(|job| job.owner == owner) else { return Ok(None) };
         let (state, finished) = match job.state {
             State::Queued => (State::Canceled, Some(self.clock.seconds())),
             State::Running => (State::Canceling, None),
             State::Canceling => return Ok(Some(Cancelled::Running(job))),
             _ => return Ok(Some(Cancelled::Over(job))),
         };
-        inner
+        writer
             .db
             .execute(
                 "UPDATE jobs SET state = ?2, finished = ?3 WHERE id = ?1",
                 params![id, state.name(), finished],
             )
             .map_err(stored)?;
-        let job = inner.known(id)?;
+        let job = writer.known(id)?;
         if state == State::Canceled {
-            inner.queue.remove(id);
-            inner.refund(id)?;
+            lock(&self.memory).queue.remove(id);
+            writer.refund(id)?;
             return Ok(Some(Cancelled::Queued(job)));
         }
         Ok(Some(Cancelled::Running(job)))
     }
 
     fn job(&self, id: &str, owner: &str) -> Result<Option<Job>, Fault> {
-        Ok(self.lock().job(id)?.filter(|job| job.owner == owner))
+        Ok(self.select("id = ?1 AND owner = ?2", params![id, owner])?.pop())
     }
 
     fn list(&self, owner: &str, limit: usize) -> Result<Vec<Job>, Fault> {
-        let inner = self.lock();
-        let sql = format!("SELECT {COLUMNS} FROM jobs WHERE owner = ?1 ORDER BY seq DESC LIMIT ?2");
-        let mut statement = inner.db.prepare(&sql).map_err(stored)?;
-        let rows = statement.query_map(params![owner, limit as i64], read_job).map_err(stored)?;
-        rows.collect::<Result<_, _>>().map_err(stored)
+        self.select("owner = ?1 ORDER BY seq DESC LIMIT ?2", params![owner, limit as i64])
     }
 
     fn active(&self, owner: &str) -> Result<Vec<Job>, Fault> {
-        let inner = self.lock();
-        let sql = format!(
-            "SELECT {COLUMNS} FROM jobs WHERE owner = ?1
-             AND state IN ('queued', 'running', 'canceling') ORDER BY seq"
-        );
-        let mut statement = inner.db.prepare(&sql).map_err(stored)?;
-        let rows = statement.query_map([owner], read_job).map_err(stored)?;
-        rows.collect::<Result<_, _>>().map_err(stored)
+        let condition = "owner = ?1 AND state IN ('queued', 'running', 'canceling') ORDER BY seq";
+        self.select(condition, params![owner])
+    }
+
+    fn owed_calls(&self) -> Result<Vec<Job>, Fault> {
+        self.select("owes_call = 1 AND finished IS NOT NULL ORDER BY seq", params![])
+    }
+
+    fn call_settled(&self, id: &str) -> Result<(), Fault> {
+        let writer = lock(&self.writer);
+        let change = writer.db.execute("UPDATE jobs SET owes_call = 0 WHERE id = ?1", [id]);
+        change.map(drop).map_err(stored)
     }
 
     fn refund(&self, id: &str) -> Result<(), Fault> {
-        self.lock().refund(id)
+        lock(&self.writer).refund(id)
     }
 
     fn place(&self, id: &str) -> Option<Place> {
-        self.lock().queue.place(id)
+        lock(&self.memory).queue.place(id)
     }
 
     fn counts(&self) -> Counts {
-        let inner = self.lock();
-        Counts { queued: inner.queue.len(), running: inner.running.len() }
+        let memory = lock(&self.memory);
+        Counts { queued: memory.queue.len(), running: memory.running.len() }
     }
 
     fn expire(&self, data_before: f64, rows_before: f64) -> Result<Vec<String>, Fault> {
-        let mut inner = self.lock();
-        let transaction = inner.db.transaction().map_err(stored)?;
-        let expired: Vec<String> = {
-            let mut statement = transaction
-                .prepare("SELECT id FROM jobs WHERE finished < ?1 AND spec IS NOT NULL")
-                .map_err(stored)?;
-            let rows = statement.query_map([data_before], |row| row.get(0)).map_err(stored)?;
-            rows.collect::<Result<_, _>>().map_err(stored)?
-        };
+        let mut writer = lock(&self.writer);
+        let transaction = writer.db.transaction().map_err(stored)?;
+        let condition = "finished < ?1 AND owes_call = 0";
+        let expired = drop_data(&transaction, condition, &[&data_before])?;
         transaction
-            .execute(
-                "UPDATE jobs SET spec = NULL, settings = NULL, outputs = '[]',
-                 state = CASE state WHEN 'succeeded' THEN 'expired' ELSE state END
-                 WHERE finished < ?1 AND spec IS NOT NULL",
-                [data_before],
-            )
-            .map_err(stored)?;
-        transaction
-            .execute("DELETE FROM jobs WHERE finished < ?1", [rows_before])
+            .execute(&format!("DELETE FROM jobs WHERE {condition}"), [rows_before])
             .map_err(stored)?;
         transaction.commit().map_err(stored)?;
         Ok(expired)
+    }
+
+    fn forget(&self, id: &str, owner: &str) -> Result<bool, Fault> {
+        let mut writer = lock(&self.writer);
+        let transaction = writer.db.transaction().map_err(stored)?;
+        let condition = "id = ?1 AND owner = ?2 AND finished IS NOT NULL";
+        let forgotten = drop_data(&transaction, condition, &[&id, &owner])?;
+        transaction.commit().map_err(stored)?;
+        Ok(!forgotten.is_empty())
     }
 
     fn clock(&self) -> &Clock {
@@ -401,63 +400,26 @@ impl Broker for LocalBroker {
     }
 }
 
+/// Takes the data of the jobs that `condition` selects. Returns the ids of those that had some.
+fn drop_data(
+    transaction: &Transaction,
+    condition: &str,
+    values: &[&dyn rusqlite::ToSql],
+) -> Result<Vec<String>, Fault> {
+    let sql = format!(
+        "UPDATE jobs SET spec = NULL, settings = NULL, outputs = '[]',
+         state = CASE state WHEN 'succeeded' THEN 'expired' ELSE state END
+         WHERE {condition} AND spec IS NOT NULL RETURNING id"
+    );
+    let mut statement = transaction.prepare(&sql).map_err(stored)?;
+    let rows = statement.query_map(values, |row| row.get(0)).map_err(stored)?;
+    rows.collect::<Result<_, _>>().map_err(stored)
+}
+
 /// The fault of a job whose worker ended twice while it ran.
 pub fn worker_died() -> Fault {
     Fault::new(500, "worker_died", "the process that draws ended twice while it ran this job")
         .hint("see the log of the server; a smaller image needs less memory")
-}
-
-fn read_job(row: &Row) -> rusqlite::Result<Job> {
-    let state: String = row.get("state")?;
-    Ok(Job {
-        id: row.get("id")?,
-        owner: row.get("owner")?,
-        spec: json(row.get("spec")?),
-        state: State::parse(&state).unwrap_or(State::Failed),
-        created: row.get("created")?,
-        started: row.get("started")?,
-        finished: row.get("finished")?,
-        attempts: row.get("attempts")?,
-        outputs: json(row.get("outputs")?).unwrap_or_default(),
-        settings: json(row.get("settings")?),
-        fault: json(row.get("fault")?),
-    })
-}
-
-fn read_waiting(row: &Row) -> rusqlite::Result<Waiting> {
-    let lane: i64 = row.get("lane")?;
-    Ok(Waiting {
-        id: row.get("id")?,
-        owner: row.get("owner")?,
-        lane: if lane == number_of(Lane::Low) { Lane::Low } else { Lane::Normal },
-        model: row.get("model")?,
-        cost: row.get("cost")?,
-    })
-}
-
-/// A lane in the database.
-fn number_of(lane: Lane) -> i64 {
-    match lane {
-        Lane::Normal => 0,
-        Lane::Low => 1,
-    }
-}
-
-fn json<T: DeserializeOwned>(text: Option<String>) -> Option<T> {
-    serde_json::from_str(&text?).ok()
-}
-
-/// An error of SQLite. Its text may name the file, so it is not shown to clients.
-fn stored(error: rusqlite::Error) -> Fault {
-    match error.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::DiskFull) => {
-            Fault::new(507, "disk_full", "the disk of the server is full").retry_after(30)
-        }
-        code => Fault::internal(match code {
-            Some(code) => format!("the list of jobs cannot be used: {code:?}"),
-            None => "the list of jobs cannot be used".to_string(),
-        }),
-    }
 }
 
 #[cfg(test)]

@@ -32,6 +32,8 @@ pub struct NewJob {
     pub charge: Charge,
     /// The client's idempotency key, and a hash of what it sent.
     pub idempotency: Option<(String, String)>,
+    /// A hash that is the same for jobs with the same images.
+    pub alike: String,
 }
 
 /// What became of a submission.
@@ -95,6 +97,10 @@ pub trait Broker: Send + Sync {
     /// `held`, which is in memory, for as long as that does not keep others waiting for long.
     fn next(&self, held: Option<&str>) -> Result<Option<Job>, Fault>;
 
+    /// Takes a queued job whose images are those of the job `id`; it runs then, whoever's turn it
+    /// is, since nothing is left to draw.
+    fn next_alike(&self, id: &str) -> Result<Option<Job>, Fault>;
+
     /// Puts a running job back in front of the queue. `counts` says whether the attempt counts.
     fn give_back(&self, id: &str, counts: bool) -> Result<(), Fault>;
 
@@ -113,6 +119,13 @@ pub trait Broker: Send + Sync {
     /// The jobs of `owner` that wait or run, the oldest first.
     fn active(&self, owner: &str) -> Result<Vec<Job>, Fault>;
 
+    /// The jobs that are over and whose [`Webhook`](super::webhook::Webhook) must still be called, the
+    /// oldest first. Their data is kept until then.
+    fn owed_calls(&self) -> Result<Vec<Job>, Fault>;
+
+    /// Notes that the address of a job was called, or is given up.
+    fn call_settled(&self, id: &str) -> Result<(), Fault>;
+
     /// Gives the images of a job back to the limits of its owner. Jobs that fail, and those that
     /// are cancelled while they are queued, are refunded without this.
     fn refund(&self, id: &str) -> Result<(), Fault>;
@@ -126,6 +139,10 @@ pub trait Broker: Send + Sync {
     /// Takes the data of jobs that ended before `data_before` (seconds since 1970), and forgets
     /// those that ended before `rows_before`. Returns the ids whose files are to be deleted.
     fn expire(&self, data_before: f64, rows_before: f64) -> Result<Vec<String>, Fault>;
+
+    /// Takes the data of a job of `owner` that is over, as if it had expired. Returns whether it had
+    /// some: its files are to be deleted then.
+    fn forget(&self, id: &str, owner: &str) -> Result<bool, Fault>;
 
     /// The clock of instants in jobs.
     fn clock(&self) -> &Clock;

@@ -5,10 +5,12 @@
 //! its plan, or in none.
 
 mod headers;
+mod noted;
 mod plan;
 mod window;
 
 pub use headers::insert_headers;
+pub use noted::{note_limits, with_limits};
 pub use plan::{Limit, Plan, Unit, presets};
 pub use window::Window;
 

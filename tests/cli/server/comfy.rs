@@ -329,3 +329,38 @@ fn graphs_that_are_not_understood_are_refused_by_the_name_of_the_node() {
     }
     assert_eq!(server.get("/models/nothing").status, 404);
 }
+
+#[test]
+fn history_is_cleared_for_its_owner_with_the_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path(), &[]);
+    let draw = |seed: u64| {
+        let mut graph = graph(1, 1);
+        graph["3"]["inputs"]["seed"] = json!(seed);
+        let answer = server.post("/prompt", &json!({"prompt": graph})).json();
+        let id = answer["prompt_id"].as_str().unwrap().to_string();
+        wait_for("the prompt", || {
+            server.get(&format!("/history/{id}")).json().get(&id).is_some().then_some(())
+        });
+        id
+    };
+    let ids = [draw(1), draw(2), draw(3)];
+    let native = server.submit(json!({"prompt": "a fox", "steps": 1}));
+    server.image(&native);
+    let known = || -> Vec<String> {
+        let history = server.get("/history").json();
+        history.as_object().unwrap().keys().cloned().collect()
+    };
+    assert_eq!(known(), ids);
+    assert_eq!(server.post("/history", &json!({"delete": [ids[0], "unknown"]})).status, 200);
+    assert_eq!(known(), ids[1..]);
+    assert_eq!(server.get(&format!("/history/{}", ids[0])).json(), json!({}));
+    assert_eq!(server.get(&format!("/view?filename={}-0.png", ids[0])).status, 404);
+    assert_eq!(server.post("/api/history", &json!({"clear": true})).status, 200);
+    assert!(known().is_empty());
+    let files = std::fs::read_dir(folder.path().join("results")).unwrap();
+    let files: Vec<_> =
+        files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    // Jobs of other APIs stay.
+    assert_eq!(files, [format!("{native}-0.png")]);
+}

@@ -9,6 +9,8 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
+#[cfg(unix)]
+use super::kill;
 use super::{Answer, Server, decoded, drawn_by_command, endless, wait_for};
 
 /// The bytes of a data URI.
@@ -184,7 +186,6 @@ fn black_forest_labs_polls_until_ready_or_error() {
         ("/v1/flux-dev", json!({}), "prompt"),
         ("/v1/flux-dev", json!({"prompt": "x", "width": 100}), "width"),
         ("/v1/flux-dev", json!({"prompt": "x", "image_prompt": "aGk="}), "image_prompt"),
-        ("/v1/flux-dev", json!({"prompt": "x", "input_image_2": "aGk="}), "input_image_2"),
         ("/v1/flux-dev", json!({"prompt": "x", "input_image": "http://a/b"}), "input_image"),
         ("/v1/flux-dev", json!({"prompt": "x", "aspect_ratio": "100:1"}), "aspect_ratio"),
     ] {
@@ -195,6 +196,28 @@ fn black_forest_labs_polls_until_ready_or_error() {
         assert_eq!(answer["message"], answer["details"][field]);
     }
     assert_eq!(server.post("/v1/flux-2-max", &json!({"prompt": "x"})).status, 404);
+}
+
+/// The next request to `listener`, which is answered with `status`.
+fn receive(listener: &TcpListener, status: &str) -> String {
+    let (mut stream, _) = listener.accept().unwrap();
+    let (mut text, mut part) = (String::new(), [0; 4096]);
+    let length = |head: &str| {
+        let line = head.lines().find(|l| l.to_lowercase().starts_with("content-length:"));
+        line.unwrap().split_once(':').unwrap().1.trim().parse::<usize>().unwrap()
+    };
+    loop {
+        let n = stream.read(&mut part).unwrap();
+        text += std::str::from_utf8(&part[..n]).unwrap();
+        if let Some((head, body)) = text.split_once("\r\n\r\n")
+            && body.len() >= length(head)
+        {
+            break;
+        }
+    }
+    let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    stream.write_all(answer.as_bytes()).unwrap();
+    text
 }
 
 #[test]
@@ -208,29 +231,9 @@ fn f36_a_webhook_is_called_where_the_operator_allows_it_and_is_signed() {
     let answer = server.post("/v1/flux-pro", &body).json();
     assert_eq!(answer["webhook_url"], body["webhook_url"]);
     assert!(answer.get("polling_url").is_none());
-    let receive = |status: &str| {
-        let (mut stream, _) = listener.accept().unwrap();
-        let (mut text, mut part) = (String::new(), [0; 4096]);
-        let length = |head: &str| {
-            let line = head.lines().find(|l| l.to_lowercase().starts_with("content-length:"));
-            line.unwrap().split_once(':').unwrap().1.trim().parse::<usize>().unwrap()
-        };
-        loop {
-            let n = stream.read(&mut part).unwrap();
-            text += std::str::from_utf8(&part[..n]).unwrap();
-            if let Some((head, body)) = text.split_once("\r\n\r\n")
-                && body.len() >= length(head)
-            {
-                break;
-            }
-        }
-        let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-        stream.write_all(answer.as_bytes()).unwrap();
-        text
-    };
     // It is called again until it accepts.
-    let first = receive("503 Busy");
-    let second = receive("200 OK");
+    let first = receive(&listener, "503 Busy");
+    let second = receive(&listener, "200 OK");
     assert_eq!(first.split_once("\r\n\r\n").unwrap().1, second.split_once("\r\n\r\n").unwrap().1);
     let (head, body) = second.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("POST /done?x=1 HTTP/1.1\r\n"), "{head}");
@@ -238,6 +241,37 @@ fn f36_a_webhook_is_called_where_the_operator_allows_it_and_is_signed() {
     let body: Value = serde_json::from_str(body).unwrap();
     assert_eq!((signed, &body["id"], &body["status"]), (true, &answer["id"], &json!("Ready")));
     assert!(body["result"]["sample"].as_str().unwrap().starts_with("http://127.0.0.1:"));
+}
+
+#[test]
+#[cfg(unix)]
+fn f36_f46_webhooks_of_jobs_that_ended_are_called_by_the_next_server() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let start = || Server::start(folder.path(), &["--webhook-origin", &origin]);
+    let server = start();
+    let id = |name: &str| {
+        let body = json!({"prompt": "a fox", "steps": 1,
+                          "webhook_url": format!("{origin}/{name}")});
+        server.post("/v1/flux-pro", &body).json()["id"].as_str().unwrap().to_string()
+    };
+    let (answered, refused) = (id("answered"), id("refused"));
+    assert!(receive(&listener, "200 OK").starts_with("POST /answered "));
+    wait_for("the note of the call", || server.log().contains("webhook 200").then_some(()));
+    // The server dies between two attempts.
+    assert!(receive(&listener, "503 Busy").starts_with("POST /refused "));
+    kill(server.child.id(), "-KILL");
+    drop(server);
+    let server = start();
+    let again = receive(&listener, "204 Fine");
+    assert!(again.starts_with("POST /refused "), "{again}");
+    assert!(again.contains(&refused) && !again.contains(&answered), "{again}");
+    wait_for("the note of the call", || server.log().contains("webhook 204").then_some(()));
+    drop(server);
+    let server = start();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(!server.log().contains("webhook"), "{}", server.log());
 }
 
 #[test]
@@ -322,5 +356,5 @@ fn together_sends_and_reads_its_own_fields() {
     assert!(decoded(&answer["data"][0]["b64_json"]) == fox(folder.path()));
     let mut body = body;
     body["reference_images"] = json!(["data:image/png;base64,aGk="]);
-    assert_eq!(server.post("/v1/images/generations", &body).status, 422);
+    assert_eq!(server.post("/v1/images/generations", &body).status, 422, "not an image");
 }

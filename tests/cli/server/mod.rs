@@ -13,6 +13,7 @@ mod openai;
 mod operation;
 #[cfg(unix)]
 mod page;
+mod references;
 mod remote;
 mod security;
 
@@ -39,10 +40,14 @@ struct Server {
 }
 
 fn command(data: &Path, arguments: &[&str]) -> Command {
+    command_at(data, "127.0.0.1:0", arguments)
+}
+
+fn command_at(data: &Path, address: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flux-fast"));
     command
         .env("FLUX_FAST_CONFIG", "")
-        .args(["serve", "--listen", "127.0.0.1:0", "--device", "cpu", "--no-cache", "--data"])
+        .args(["serve", "--listen", address, "--device", "cpu", "--no-cache", "--data"])
         .arg(data)
         .args(arguments)
         .stdin(Stdio::null())
@@ -120,8 +125,9 @@ impl Server {
         }
         headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
         head += &format!("Content-Length: {}\r\n\r\n", body.len());
-        stream.write_all(head.as_bytes()).unwrap();
-        stream.write_all(body).unwrap();
+        // In one piece: with two, the second may wait for the answer to the first.
+        let whole = [head.as_bytes(), body].concat();
+        stream.write_all(&whole).unwrap();
         stream
     }
 
@@ -233,6 +239,21 @@ fn dechunked(mut bytes: &[u8]) -> Vec<u8> {
         bytes = &bytes[from + length + 2..];
     }
     out
+}
+
+/// Head and body of a form: name, file name, and content of each part.
+fn form(parts: &[(&str, Option<&str>, &[u8])]) -> ([(&'static str, &'static str); 1], Vec<u8>) {
+    let mut body = Vec::new();
+    for (name, file, content) in parts {
+        let file = file.map_or(String::new(), |file| format!("; filename=\"{file}\""));
+        let head =
+            format!("--xyz\r\nContent-Disposition: form-data; name=\"{name}\"{file}\r\n\r\n");
+        body.extend(head.as_bytes());
+        body.extend(*content);
+        body.extend(b"\r\n");
+    }
+    body.extend(b"--xyz--\r\n");
+    ([("Content-Type", "multipart/form-data; boundary=xyz")], body)
 }
 
 fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {

@@ -232,6 +232,40 @@ fn a_server_that_is_full_or_away_is_asked_again_with_the_same_idempotency_key() 
 }
 
 #[test]
+fn a_wrong_address_is_an_error_at_once_and_a_server_that_went_away_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for url in [format!("http://{nobody}"), "http://no-such-host.invalid:8188".into()] {
+        let begun = Instant::now();
+        let output = remote(&url, &["a fox"]);
+        assert_eq!(output.status.code(), Some(6), "{}", stderr(&output));
+        let text = stderr(&output);
+        assert!(text.contains("cannot be reached") && !text.contains("trying again"), "{text}");
+        // The patience is 600 seconds; resolvers may take some themselves.
+        assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", begun.elapsed());
+    }
+    // Once it has answered, a server that is started again is waited for.
+    let server = Server::start(&folder.path().join("data"), &[]);
+    let address = server.address.clone();
+    let mut child = command(&url(&server), &["a fox", "--steps", "1000", "-n", "8"])
+        .current_dir(folder.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.trim_start().starts_with("denoise ")));
+    kill(server.child.id(), "-KILL");
+    drop(server);
+    assert!(lines.any(|line| line.contains("trying again")));
+    let mut again = super::command_at(&folder.path().join("data"), &address, &[]);
+    let server = Server::of(&mut again);
+    let id = server.get("/api/v2/jobs").json()["jobs"][0]["id"].as_str().unwrap().to_string();
+    server.wait(&id, &["running"]);
+    server.post(&format!("/api/v2/jobs/{id}/cancel"), &json!({}));
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+#[test]
 fn what_is_not_a_server_is_said() {
     let remote = |url: &str| {
         let output = remote(url, &["a fox", "--patience", "0"]);

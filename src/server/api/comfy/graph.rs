@@ -1,7 +1,9 @@
 //! What a graph in API format draws: it is followed from its output nodes back to the request that
 //! it means. A graph that means anything else is refused with the node that is in the way.
 
+mod place;
 mod reader;
+mod scale;
 
 use std::collections::HashMap;
 
@@ -26,6 +28,8 @@ pub struct Meaning {
     pub model: Option<String>,
     /// The image to start from.
     pub input: Option<Bytes>,
+    /// The images of `ReferenceLatent` nodes.
+    pub references: Vec<Bytes>,
     /// The nodes that encode the prompt, draw, and decode.
     pub text_node: String,
     pub sampler_node: String,
@@ -64,6 +68,7 @@ struct Conditioning {
     text: String,
     loras: Vec<(String, f32)>,
     guidance: Option<f32>,
+    references: Vec<Picture>,
     is_zero: bool,
 }
 
@@ -249,10 +254,13 @@ fn meaning(
     };
     (request.width, request.height) = (Some(size.0), Some(size.1));
     request.count = Some(count);
+    let references = positive.references.iter().map(scale::file_of).collect::<Result<_, _>>();
+    let references = references.map_err(|e| sampler.unsupported(&Fault::from(e).message))?;
     Ok(Meaning {
         request,
         model: model.name,
         input,
+        references,
         text_node: positive.node,
         sampler_node: sampler.id,
         decode_node,

@@ -7,15 +7,15 @@ use axum::extract::{Path, Query, State};
 use axum::{Extension, Json};
 use serde_json::{Map, Value, json};
 
-use super::{Id, find, is_of_here, outputs, prompt_id};
+use super::prompts::{Id, find, is_of_here, outputs, prompt_id};
 use crate::server::access::Owner;
-use crate::server::api::sentence;
+use crate::server::api::shared::sentence;
+use crate::server::body::Whole;
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
-use crate::server::http::Whole;
 use crate::server::job::{Job, State as JobState};
 use crate::server::state::{Server, blocking};
-use crate::server::submit::succeeded;
+use crate::server::wait::succeeded;
 
 /// The most entries of one history.
 const MAX_LISTED: usize = 200;
@@ -70,7 +70,7 @@ pub async fn change_queue(
         jobs.extend(find(&server, &owner, id).ok());
     }
     for job in jobs.iter().filter(|job| job.state == JobState::Queued) {
-        server.cancel(&job.id, &owner.0)?;
+        server.cancel(&job.id, &owner.0).await?;
     }
     Ok(Json(json!({})))
 }
@@ -88,7 +88,7 @@ pub async fn interrupt(
         None => active(&server, &owner)?,
     };
     for job in jobs.iter().filter(|job| job.state == JobState::Running) {
-        server.cancel(&job.id, &owner.0)?;
+        server.cancel(&job.id, &owner.0).await?;
     }
     Ok(Json(json!({})))
 }
@@ -163,6 +163,32 @@ pub async fn history(
     // The oldest first, as clients expect of the order in the object.
     let newest: Vec<(String, Value)> = own.take(limit).collect();
     Ok(Json(newest.into_iter().rev().collect::<Map<_, _>>().into()))
+}
+
+/// Forgets jobs of the caller that are over, with their images: those of `delete`, or all with
+/// `clear`.
+pub async fn change_history(
+    State(server): State<Arc<Server>>,
+    Extension(owner): Extension<Owner>,
+    body: Whole,
+) -> Result<Json<Value>, Fault> {
+    let body = body.json()?;
+    let fields = Fields::of(&body)?;
+    let mut jobs = match fields.flag("clear")? {
+        true => blocking(|| server.broker.list(&owner.0, usize::MAX >> 1))?,
+        false => Vec::new(),
+    };
+    jobs.retain(is_of_here);
+    for id in body["delete"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        jobs.extend(find(&server, &owner, id).ok());
+    }
+    for job in jobs.iter().filter(|job| job.state.is_final()) {
+        let _turn = server.turn().await;
+        if blocking(|| server.broker.forget(&job.id, &owner.0))? {
+            blocking(|| server.data.delete(&job.id));
+        }
+    }
+    Ok(Json(json!({})))
 }
 
 /// An empty object while the job is not over, and for unknown ids, as in ComfyUI: clients poll it.
@@ -248,6 +274,6 @@ pub async fn cancel(
 ) -> Result<Json<Value>, Fault> {
     let job = find(&server, &owner, &id)?;
     let was_active = !job.state.is_final();
-    server.cancel(&job.id, &owner.0)?;
+    server.cancel(&job.id, &owner.0).await?;
     Ok(Json(json!({"cancelled": was_active})))
 }

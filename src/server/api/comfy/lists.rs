@@ -7,7 +7,8 @@ use axum::{Extension, Json};
 use serde_json::{Value, json};
 
 use super::nodes::{self, CLIPS, Lists, VAES};
-use super::{Id, uploads};
+use super::prompts::Id;
+use super::store;
 use crate::host;
 use crate::server::access::Owner;
 use crate::server::fault::Fault;
@@ -32,7 +33,7 @@ fn lists(server: &Server, owner: &Owner) -> Lists {
     blocking(|| Lists {
         models: names(server.models.models()),
         loras: names(server.models.loras()),
-        images: uploads::names(server, owner),
+        images: store::names(server, owner),
     })
 }
 

@@ -5,32 +5,31 @@ mod graph;
 mod jobs;
 mod lists;
 mod nodes;
+mod prompts;
 mod socket;
+mod store;
 mod uploads;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use axum::body::Bytes;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::response::Response;
 use axum::routing::{get, post, put};
 use axum::{Extension, Json, Router};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use self::graph::{Meaning, Surroundings, interpret};
-use super::{image, sentence};
+use self::graph::{Meaning, interpret};
+use self::prompts::{Around, DIALECT, features};
+use super::shared::{image, sentence};
 use crate::server::access::Owner;
+use crate::server::body::Whole;
+use crate::server::draft::{Draft, client_id, without_images};
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
-use crate::server::http::Whole;
-use crate::server::job::Job;
 use crate::server::state::{Server, blocking};
-use crate::server::submit::{Draft, client_id, succeeded, without_images};
 
-/// The name of this API in jobs.
-pub const DIALECT: &str = "comfyui";
 /// The longest id of a client or a prompt, in bytes.
 const MAX_ID: usize = 200;
 /// The longest graph that is kept with its job, in bytes.
@@ -69,7 +68,7 @@ pub fn routes() -> Router<Arc<Server>> {
     let both = Router::new()
         .route("/prompt", get(jobs::remaining).post(prompt))
         .route("/queue", get(jobs::queue).post(jobs::change_queue))
-        .route("/history", get(jobs::history))
+        .route("/history", get(jobs::history).post(jobs::change_history))
         .route("/history/{id}", get(jobs::history_of))
         .route("/interrupt", post(jobs::interrupt))
         .route("/free", post(free))
@@ -105,48 +104,6 @@ pub fn error(fault: &Fault) -> Value {
     json!({"error": error, "node_errors": nodes})
 }
 
-/// What this server can do, in the words of clients that ask.
-fn features() -> Value {
-    json!({"supports_preview_metadata": true, "max_upload_size": crate::server::http::MAX_BODY})
-}
-
-/// What a graph may refer to.
-struct Around<'a> {
-    server: &'a Server,
-    owner: &'a Owner,
-}
-
-impl Surroundings for Around<'_> {
-    fn image(&self, name: &str) -> Option<Bytes> {
-        let (name, kind) = match name.rsplit_once(" [") {
-            Some((name, kind)) => (name, kind.trim_end_matches(']')),
-            None => (name, "input"),
-        };
-        match kind {
-            "output" | "temp" => self.drawn(name.rsplit('/').next().unwrap_or(name)),
-            _ => uploads::find(self.server, self.owner, name),
-        }
-    }
-
-    fn cached_image(&self, id: &str) -> Option<Bytes> {
-        uploads::find_cached(self.server, self.owner, id)
-    }
-
-    fn steps(&self, model: Option<&str>, steps: usize) -> usize {
-        self.server.max_steps(model).map_or(steps, |most| steps.min(most))
-    }
-}
-
-impl Around<'_> {
-    /// The file of a drawn image.
-    fn drawn(&self, name: &str) -> Option<Bytes> {
-        let (id, _) = name.rsplit_once('-')?;
-        let job = self.server.job(id, &self.owner.0).ok()?;
-        let output = job.outputs.iter().find(|output| output.file == name)?;
-        self.server.read_result(output).ok().map(Bytes::from)
-    }
-}
-
 /// The number of prompts so far: clients order by it.
 static NUMBER: AtomicU64 = AtomicU64::new(1);
 
@@ -156,7 +113,7 @@ async fn prompt(
     body: Whole,
 ) -> Result<Json<Value>, Fault> {
     // Clients of this API expect 400 for everything that is wrong with a prompt.
-    accept(&server, &owner, &body.json()?).map(Json).map_err(|mut fault| {
+    accept(&server, &owner, &body.json()?).await.map(Json).map_err(|mut fault| {
         if fault.status == 422 || fault.status == 404 {
             fault.status = 400;
         }
@@ -164,7 +121,7 @@ async fn prompt(
     })
 }
 
-fn accept(server: &Server, owner: &Owner, body: &Value) -> Result<Value, Fault> {
+async fn accept(server: &Server, owner: &Owner, body: &Value) -> Result<Value, Fault> {
     let fields = Fields::of(body)?;
     let Some(graph) = fields.get("prompt").and_then(Value::as_object) else {
         return Err(Fault::new(400, "no_prompt", "no graph is given as `prompt`"));
@@ -203,7 +160,7 @@ fn accept(server: &Server, owner: &Owner, body: &Value) -> Result<Value, Fault> 
         draft.id = Some(client_id(DIALECT, &owner.0, id));
         draft.idempotency = Some(format!("{DIALECT}:{id}"));
     }
-    let (job, _) = server.submit(draft, owner)?;
+    let (job, _) = server.submit(draft, owner).await?;
     Ok(json!({"prompt_id": prompt_id.unwrap_or(job.id), "number": number, "node_errors": {}}))
 }
 
@@ -211,6 +168,7 @@ fn draft(meaning: &Meaning) -> Draft {
     let mut draft = Draft::new(meaning.request.clone(), DIALECT);
     draft.model = meaning.model.clone();
     draft.input = meaning.input.clone();
+    draft.references = meaning.references.clone();
     draft
 }
 
@@ -233,62 +191,10 @@ async fn view(
     let found = blocking(|| match query.get("type").map(String::as_str) {
         Some("input") => {
             let folder = query.get("subfolder").map_or("", String::as_str);
-            uploads::find(&server, &owner, &uploads::joined(folder, name))
+            store::find_uploaded(&server, &owner, &store::joined(folder, name))
         }
         _ => around.drawn(name),
     });
     let bytes = found.ok_or_else(|| Fault::not_found("there is no image of this name"))?;
     Ok(image(bytes.to_vec(), name))
 }
-
-/// What the client calls a job of this API.
-fn prompt_id(job: &Job) -> String {
-    let echo = job.spec.as_ref().map(|spec| &spec.echo["prompt_id"]);
-    echo.and_then(Value::as_str).unwrap_or(&job.id).to_string()
-}
-
-/// The job of this API that the client calls `id`.
-fn find(server: &Server, owner: &Owner, id: &str) -> Result<Job, Fault> {
-    let known = server.job(&client_id(DIALECT, &owner.0, id), &owner.0);
-    known.or_else(|_| server.job(id, &owner.0)).and_then(|job| match is_of_here(&job) {
-        true => Ok(job),
-        false => Err(Fault::not_found("there is no prompt of this id")),
-    })
-}
-
-fn is_of_here(job: &Job) -> bool {
-    job.spec.as_ref().is_some_and(|spec| spec.dialect == DIALECT)
-}
-
-/// The files of a job that succeeded, for every node that saves some.
-fn outputs(job: &Job) -> Map<String, Value> {
-    let Some(spec) = &job.spec else { return Map::new() };
-    let files = succeeded(job).unwrap_or_default();
-    if files.is_empty() {
-        return Map::new();
-    }
-    let nodes = spec.echo["outputs"].as_array().into_iter().flatten();
-    let of_node = |node: &Value| {
-        let (id, class) = (node[0].as_str()?, node[1].as_str()?);
-        let images: Vec<Value> = files
-            .iter()
-            .map(|output| match class {
-                "ETN_SaveImageCache" => json!({
-                    "source": "http", "id": output.file, "type": "output",
-                    "content-type": super::type_of(&output.file),
-                }),
-                "PreviewImage" => {
-                    json!({"filename": output.file, "subfolder": "", "type": "temp"})
-                }
-                _ => json!({"filename": output.file, "subfolder": "", "type": "output"}),
-            })
-            .collect();
-        // These send their images over the socket.
-        let is_sent = ["SaveImageWebsocket", "ETN_SendImageWebSocket"].contains(&class);
-        Some((id.to_string(), json!({"images": if is_sent { Vec::new() } else { images }})))
-    };
-    nodes.filter_map(of_node).collect()
-}
-
-/// The path of a request with one id.
-type Id = Path<String>;

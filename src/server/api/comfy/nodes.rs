@@ -48,8 +48,10 @@ const NODES: &[Node] = nodes! {
         "clip:CLIP clip_l:STRING t5xxl:STRING guidance:FLOAT" -> "CONDITIONING";
     "FluxGuidance": "conditioning:CONDITIONING guidance:FLOAT" -> "CONDITIONING";
     "ConditioningZeroOut": "conditioning:CONDITIONING" -> "CONDITIONING";
+    "ReferenceLatent": "conditioning:CONDITIONING latent:LATENT?" -> "CONDITIONING";
     "EmptyLatentImage": "width:INT height:INT batch_size:INT?" -> "LATENT";
     "EmptySD3LatentImage": "width:INT height:INT batch_size:INT?" -> "LATENT";
+    "EmptyFlux2LatentImage": "width:INT height:INT batch_size:INT?" -> "LATENT";
     "RepeatLatentBatch": "samples:LATENT amount:INT" -> "LATENT";
     "LoadImage": "image:@images" -> "IMAGE MASK";
     "LoadImageOutput": "image:@images" -> "IMAGE MASK";
@@ -57,6 +59,10 @@ const NODES: &[Node] = nodes! {
     "ETN_LoadImageCache": "id:STRING" -> "IMAGE MASK";
     "ImageScale":
         "image:IMAGE upscale_method:@resizers? width:INT height:INT crop:@crops?" -> "IMAGE";
+    "ImageScaleToTotalPixels":
+        "image:IMAGE upscale_method:@resizers? megapixels:FLOAT resolution_steps:INT?" -> "IMAGE";
+    "FluxKontextImageScale": "image:IMAGE" -> "IMAGE";
+    "GetImageSize": "image:IMAGE" -> "INT INT INT";
     "VAEEncode": "pixels:IMAGE vae:VAE" -> "LATENT";
     "KSampler":
         "model:MODEL seed:INT steps:INT cfg:FLOAT sampler_name:@samplers scheduler:@schedulers \
@@ -69,6 +75,7 @@ const NODES: &[Node] = nodes! {
         -> "LATENT";
     "KSamplerSelect": "sampler_name:@samplers" -> "SAMPLER";
     "BasicScheduler": "model:MODEL scheduler:@schedulers steps:INT denoise:FLOAT" -> "SIGMAS";
+    "Flux2Scheduler": "steps:INT width:INT height:INT" -> "SIGMAS";
     "SplitSigmas": "sigmas:SIGMAS step:INT" -> "SIGMAS SIGMAS";
     "RandomNoise": "noise_seed:INT" -> "NOISE";
     "BasicGuider": "model:MODEL conditioning:CONDITIONING" -> "GUIDER";
@@ -151,7 +158,7 @@ fn input_info(name: &str, kind: &str, lists: &Lists) -> Value {
         "@images" => return json!([lists.images, {"image_upload": true}]),
         "@dtypes" => &["default"],
         "@clips" => &CLIPS,
-        "@cliptypes" => &["flux"],
+        "@cliptypes" => &["flux", "flux2"],
         "@devices" => &["default", "cpu"],
         "@vaes" => &VAES,
         "@samplers" => &["euler"],
@@ -186,9 +193,14 @@ fn input_info(name: &str, kind: &str, lists: &Lists) -> Value {
 }
 
 /// Names of components. The server finds them itself, so these stand for whatever there is.
-pub const CLIPS: [&str; 3] =
-    ["clip_l.safetensors", "t5xxl_fp16.safetensors", "t5xxl_fp8_e4m3fn.safetensors"];
-pub const VAES: [&str; 1] = ["ae.safetensors"];
+pub const CLIPS: [&str; 5] = [
+    "clip_l.safetensors",
+    "t5xxl_fp16.safetensors",
+    "t5xxl_fp8_e4m3fn.safetensors",
+    "qwen_3_4b.safetensors",
+    "qwen_3_8b.safetensors",
+];
+pub const VAES: [&str; 2] = ["ae.safetensors", "flux2-vae.safetensors"];
 
 /// `/object_info`.
 pub fn object_info(lists: &Lists) -> Value {

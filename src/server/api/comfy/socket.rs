@@ -17,13 +17,14 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::{features, is_of_here, jobs, outputs, prompt_id};
+use super::jobs;
+use super::prompts::{features, is_of_here, outputs, prompt_id};
 use crate::server::access::Owner;
 use crate::server::events::JobEvent;
 use crate::server::fault::Fault;
 use crate::server::job::{Job, State as JobState, random_hex};
 use crate::server::state::{Server, blocking};
-use crate::server::submit::succeeded;
+use crate::server::wait::succeeded;
 
 /// How long a client may take to receive a message.
 const SLOW: Duration = Duration::from_secs(10);

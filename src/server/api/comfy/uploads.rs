@@ -2,50 +2,26 @@
 
 use std::sync::Arc;
 
-use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::{Extension, Json};
 use serde_json::{Value, json};
 
-use super::Id;
+use super::prompts::{Around, Id};
+use super::store::{find_cached, joined};
 use crate::server::access::Owner;
-use crate::server::api::{form, image};
+use crate::server::api::shared::{form, image};
+use crate::server::body::Whole;
+use crate::server::draft::check_image;
 use crate::server::fault::Fault;
-use crate::server::http::Whole;
 use crate::server::state::{Server, blocking};
 use crate::server::store::Kind;
-use crate::server::submit::check_image;
 
 /// The longest name of an image, in bytes.
 const MAX_NAME: usize = 255;
 /// How often a name that is taken gets another number.
 const MAX_COPIES: usize = 1000;
-
-/// The name of an image in a folder.
-pub fn joined(folder: &str, name: &str) -> String {
-    match folder.trim_matches('/') {
-        "" => name.to_string(),
-        folder => format!("{folder}/{name}"),
-    }
-}
-
-/// The image that the caller has uploaded as `name`.
-pub fn find(server: &Server, owner: &Owner, name: &str) -> Option<Bytes> {
-    server.store.get(&owner.0, Kind::Image, &format!("input:{name}")).map(|(_, bytes)| bytes)
-}
-
-/// The image that the caller has put under `id`.
-pub fn find_cached(server: &Server, owner: &Owner, id: &str) -> Option<Bytes> {
-    server.store.get(&owner.0, Kind::Image, &format!("cache:{id}")).map(|(_, bytes)| bytes)
-}
-
-/// The names of the images that the caller has uploaded.
-pub fn names(server: &Server, owner: &Owner) -> Vec<String> {
-    let all = server.store.list(&owner.0, Kind::Image);
-    all.iter().filter_map(|facts| facts.name.strip_prefix("input:").map(str::to_string)).collect()
-}
 
 /// Stores an image. A name that is taken by another image gets a number, unless it may be
 /// overwritten.
@@ -110,7 +86,7 @@ pub async fn get_cached(
     Extension(owner): Extension<Owner>,
     Path(id): Id,
 ) -> Result<Response, Fault> {
-    let around = super::Around { server: &server, owner: &owner };
+    let around = Around { server: &server, owner: &owner };
     let found = blocking(|| around.drawn(&id).or_else(|| find_cached(&server, &owner, &id)));
     let bytes = found.ok_or_else(|| Fault::not_found("there is no image of this id"))?;
     Ok(image(bytes.to_vec(), &id))

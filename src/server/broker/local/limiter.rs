@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, params};
 
-use super::{Inner, stored};
+use super::Writer;
+use super::schema::stored;
 use crate::server::broker::NewJob;
 use crate::server::fault::Fault;
 use crate::server::limits::{Admitted, Charge, Plan, Verdict, decide};
@@ -33,12 +34,11 @@ impl Limiter {
     }
 }
 
-impl Inner {
-    /// Decides whether the limits of its owner admit a job at `now`.
-    pub fn decide(&mut self, new: &NewJob, now: i64) -> Result<Verdict, Fault> {
+impl Writer {
+    /// Decides whether the limits of its owner, who has `active` jobs that wait or run, admit a job
+    /// at `now`.
+    pub fn decide(&mut self, new: &NewJob, active: usize, now: i64) -> Result<Verdict, Fault> {
         let Some(plan) = &new.plan else { return Ok(Verdict::Admit(Vec::new())) };
-        let active = self.queue.len_of(&new.owner)
-            + self.running.values().filter(|owner| **owner == new.owner).count();
         if !self.limiter.owners.contains_key(&new.owner) {
             let admitted = self.admitted(plan, &new.owner, now)?;
             self.limiter.owners.insert(new.owner.clone(), (plan.clone(), admitted));

@@ -1,7 +1,8 @@
 use super::*;
 use crate::pipeline::request::Request;
-use crate::server::job::{JobSpec, Output, random_hex};
+use crate::server::job::{JobSpec, Lane, Output, random_hex};
 use crate::server::limits::{Charge, Plan};
+use crate::server::webhook::Webhook;
 use std::sync::Arc;
 
 fn new(owner: &str, key: Option<(&str, &str)>) -> NewJob {
@@ -14,6 +15,7 @@ fn new(owner: &str, key: Option<(&str, &str)>) -> NewJob {
             format: "png".into(),
             quality: 90,
             has_input: false,
+            references: 0,
             dialect: "native".into(),
             echo: serde_json::Value::Null,
             webhook: None,
@@ -23,6 +25,7 @@ fn new(owner: &str, key: Option<(&str, &str)>) -> NewJob {
         plan: None,
         charge: Charge { images: 1, pixels: 100 },
         idempotency: key.map(|(key, hash)| (key.into(), hash.into())),
+        alike: random_hex(4).unwrap(),
     }
 }
 
@@ -160,4 +163,130 @@ fn f43_limits_survive_a_restart_and_images_of_jobs_that_fail_come_back() {
     // An hour later there is room again, whatever the clock of the machine says.
     broker.clock().advance(3600 * SECOND);
     assert!(matches!(ask(&broker, "a"), Submitted::New(..)));
+}
+
+fn done() -> Outcome {
+    Outcome::Succeeded { outputs: vec![], settings: serde_json::json!({}) }
+}
+
+#[test]
+fn calls_are_owed_across_restarts_until_they_are_settled_and_data_waits_for_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("jobs.sqlite");
+    let open = || LocalBroker::open(&path, 100).unwrap();
+    let ask = |broker: &LocalBroker, hook: bool| {
+        let mut new = new("a", None);
+        new.spec.webhook = hook.then(|| Webhook { url: "http://x/".into(), secret: None });
+        match broker.submit(new).unwrap() {
+            Submitted::New(job, _) => job.id,
+            other => panic!("{other:?}"),
+        }
+    };
+    let broker = open();
+    let [first, second, third, plain] = [true, true, true, false].map(|hook| ask(&broker, hook));
+    let owed = |broker: &LocalBroker| {
+        broker.owed_calls().unwrap().into_iter().map(|job| job.id).collect::<Vec<_>>()
+    };
+    assert!(owed(&broker).is_empty(), "no job is over");
+    broker.next(None).unwrap().unwrap();
+    broker.finish(&first, done()).unwrap();
+    broker.cancel(&second, "a").unwrap();
+    broker.cancel(&plain, "a").unwrap();
+    assert_eq!(owed(&broker), [first.clone(), second.clone()]);
+    broker.call_settled(&second).unwrap();
+    // Two processes end while the third job runs.
+    assert_eq!(broker.next(None).unwrap().unwrap().id, third);
+    drop(broker);
+    let broker = open();
+    assert_eq!(broker.next(None).unwrap().unwrap().id, third);
+    drop(broker);
+    let broker = open();
+    assert_eq!(owed(&broker), [first.clone(), third.clone()]);
+    assert!(broker.owed_calls().unwrap().iter().all(|job| job.spec.is_some()));
+    let later = broker.clock().seconds() + 1.0;
+    let mut expired = broker.expire(later, later).unwrap();
+    expired.sort();
+    let mut settled = vec![second, plain];
+    settled.sort();
+    assert_eq!(expired, settled);
+    broker.call_settled(&first).unwrap();
+    broker.call_settled(&third).unwrap();
+    assert_eq!((owed(&broker), broker.expire(later, later).unwrap().len()), (vec![], 2));
+    assert_eq!(broker.list("a", 10).unwrap(), []);
+}
+
+#[test]
+fn jobs_with_the_same_images_are_found_in_their_order_and_only_while_they_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = LocalBroker::open(&folder.path().join("jobs.sqlite"), 100).unwrap();
+    let ask = |owner: &str, alike: &str| match broker
+        .submit(NewJob { alike: alike.into(), ..new(owner, None) })
+        .unwrap()
+    {
+        Submitted::New(job, _) => job.id,
+        other => panic!("{other:?}"),
+    };
+    let ids = [("a", "x"), ("b", "y"), ("b", "x"), ("a", "x"), ("a", "x")].map(|(o, x)| ask(o, x));
+    assert_eq!(broker.next(None).unwrap().unwrap().id, ids[0]);
+    broker.cancel(&ids[4], "a").unwrap();
+    broker.finish(&ids[0], done()).unwrap();
+    for id in [&ids[2], &ids[3]] {
+        let job = broker.next_alike(&ids[0]).unwrap().unwrap();
+        assert_eq!((&job.id, job.state, job.attempts), (id, State::Running, 1));
+        broker.finish(id, done()).unwrap();
+    }
+    assert_eq!(broker.next_alike(&ids[0]).unwrap(), None);
+    assert_eq!(broker.counts(), Counts { queued: 1, running: 0 });
+    assert_eq!(broker.next(None).unwrap().unwrap().id, ids[1]);
+}
+
+#[test]
+fn the_data_of_jobs_that_are_over_is_forgotten_on_request_of_their_owner() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = LocalBroker::open(&folder.path().join("jobs.sqlite"), 100).unwrap();
+    let id = submit(&broker, "a");
+    assert!(!broker.forget(&id, "a").unwrap(), "it waits");
+    broker.next(None).unwrap();
+    broker.finish(&id, done()).unwrap();
+    assert!(!broker.forget(&id, "b").unwrap());
+    assert!(broker.forget(&id, "a").unwrap() && !broker.forget(&id, "a").unwrap());
+    let job = broker.job(&id, "a").unwrap().unwrap();
+    assert_eq!((job.state, job.spec, job.settings), (State::Expired, None, None));
+}
+
+#[test]
+fn a_file_of_the_first_version_is_read_and_one_of_a_later_version_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("jobs.sqlite");
+    let broker = LocalBroker::open(&path, 100).unwrap();
+    let id = submit(&broker, "a");
+    drop(broker);
+    let db = rusqlite::Connection::open(&path).unwrap();
+    let older = "DROP INDEX by_alike; DROP INDEX by_call; ALTER TABLE jobs DROP COLUMN alike;
+                 ALTER TABLE jobs DROP COLUMN owes_call; PRAGMA user_version = 1;";
+    db.execute_batch(older).unwrap();
+    drop(db);
+    let broker = LocalBroker::open(&path, 100).unwrap();
+    assert_eq!(broker.next(None).unwrap().unwrap().id, id);
+    assert_eq!(broker.next_alike(&id).unwrap(), None);
+    drop(broker);
+    rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 3).unwrap();
+    let fault = LocalBroker::open(&path, 100).err().unwrap();
+    assert!(fault.message.contains("found version 3"), "{}", fault.message);
+}
+
+#[test]
+fn looks_do_not_wait_for_a_change_that_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = LocalBroker::open(&folder.path().join("jobs.sqlite"), 100).unwrap();
+    let id = submit(&broker, "a");
+    let writing = lock(&broker.writer);
+    writing.db.execute_batch("BEGIN IMMEDIATE; UPDATE jobs SET attempts = 7;").unwrap();
+    assert_eq!(broker.job(&id, "a").unwrap().unwrap().attempts, 0);
+    assert_eq!(broker.list("a", 5).unwrap().len(), 1);
+    assert_eq!(broker.active("a").unwrap().len(), 1);
+    assert_eq!((broker.counts().queued, broker.place(&id).unwrap().position), (1, 0));
+    assert!(broker.owed_calls().unwrap().is_empty());
+    writing.db.execute_batch("COMMIT").unwrap();
+    assert_eq!(broker.job(&id, "a").unwrap().unwrap().attempts, 7);
 }

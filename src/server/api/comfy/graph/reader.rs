@@ -4,13 +4,16 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
+use super::place::Place;
+use super::scale::{kontext, to_total};
 use super::{
     Conditioning, Drawing, Guider, Latent, MAX_DEPTH, Model, Output, Picture, Sigmas, Surroundings,
-    at_node,
+    UNIT,
 };
 use crate::pipeline::images::image_size;
+use crate::pipeline::request::MAX_SIDE;
+use crate::server::draft::parse_image;
 use crate::server::fault::Fault;
-use crate::server::submit::parse_image;
 
 /// Follows the links of a graph.
 pub(super) struct Reader<'a> {
@@ -21,35 +24,6 @@ pub(super) struct Reader<'a> {
     pub(super) depth: usize,
     pub(super) notes: Vec<String>,
     pub(super) has_flux_guidance: bool,
-}
-
-/// A node of the graph.
-#[derive(Clone)]
-pub(super) struct Place<'a> {
-    pub(super) id: String,
-    class: &'a str,
-    inputs: &'a Value,
-}
-
-impl Place<'_> {
-    pub(super) fn unsupported(&self, why: &str) -> Fault {
-        let message = format!("{} (node {}): {why}", self.class, self.id);
-        at_node("unsupported", self.class, &self.id, message)
-    }
-
-    fn invalid(&self, input: &str, expected: &str) -> Fault {
-        let message =
-            format!("{} (node {}): its input {input}: expected {expected}", self.class, self.id);
-        at_node("invalid_input_type", self.class, &self.id, message)
-    }
-
-    pub(super) fn wrong_type(&self, input: &str, expected: &str) -> Fault {
-        let message = format!(
-            "{} (node {}): its input {input}: expected a link to an output of the type {expected}",
-            self.class, self.id
-        );
-        at_node("return_type_mismatch", self.class, &self.id, message)
-    }
 }
 
 /// A method that reads a linked input of one type.
@@ -163,12 +137,16 @@ impl<'a> Reader<'a> {
             "CLIPLoader" | "DualCLIPLoader" | "DualCLIPLoaderGGUF" => Ok(Output::Clip(Vec::new())),
             "LoraLoader" | "LoraLoaderModelOnly" => self.lora(node, slot),
             "ModelSamplingFlux" | "ModelSamplingSD3" => self.shifted(node),
-            "CLIPTextEncode" | "CLIPTextEncodeFlux" | "FluxGuidance" | "ConditioningZeroOut" => {
-                self.condition(node).map(Output::Conditioning)
-            }
-            "EmptyLatentImage" | "EmptySD3LatentImage" | "RepeatLatentBatch" | "VAEEncode" => {
-                self.start(node).map(Output::Latent)
-            }
+            "CLIPTextEncode"
+            | "CLIPTextEncodeFlux"
+            | "FluxGuidance"
+            | "ConditioningZeroOut"
+            | "ReferenceLatent" => self.condition(node).map(Output::Conditioning),
+            "EmptyLatentImage"
+            | "EmptySD3LatentImage"
+            | "EmptyFlux2LatentImage"
+            | "RepeatLatentBatch"
+            | "VAEEncode" => self.start(node).map(Output::Latent),
             "LoadImage" | "LoadImageOutput" | "ETN_LoadImageBase64" | "ETN_LoadImageCache"
                 if slot == 1 =>
             {
@@ -177,7 +155,14 @@ impl<'a> Reader<'a> {
             "LoadImage" | "LoadImageOutput" | "ETN_LoadImageBase64" | "ETN_LoadImageCache" => {
                 self.load(node).map(Output::Picture)
             }
-            "ImageScale" => self.scale(node),
+            "ImageScale" | "ImageScaleToTotalPixels" | "FluxKontextImageScale" => {
+                self.scale(node).map(Output::Picture)
+            }
+            "GetImageSize" => {
+                let (width, height) = self.picture(node)?.size;
+                let all = [width, height, 1];
+                Ok(Output::Value(all.get(slot).copied().unwrap_or(1).into()))
+            }
             "KSampler" | "KSamplerAdvanced" | "SamplerCustomAdvanced" => {
                 self.sample(node).map(|drawing| Output::Latent(Latent::Drawn(Box::new(drawing))))
             }
@@ -190,6 +175,11 @@ impl<'a> Reader<'a> {
                 let (steps, denoise) = (self.count(node, "steps")?, self.real(node, "denoise")?);
                 let model = self.model(node, "model")?;
                 Ok(Output::Sigmas(self.levels(node, &model, steps, denoise)?))
+            }
+            // The levels are those of the image's own size.
+            "Flux2Scheduler" => {
+                let steps = self.count(node, "steps")?;
+                self.levels(node, &Model::default(), steps, 1.0).map(Output::Sigmas)
             }
             "SplitSigmas" if slot == 0 => Ok(Output::HighSigmas),
             "SplitSigmas" => self.split(node).map(Output::Sigmas),
@@ -244,6 +234,16 @@ impl<'a> Reader<'a> {
                 let before = self.conditioning(node, "conditioning")?;
                 return Ok(Conditioning { is_zero: true, ..before });
             }
+            "ReferenceLatent" => {
+                let mut before = self.conditioning(node, "conditioning")?;
+                if node.inputs.get("latent").is_some_and(|latent| !latent.is_null()) {
+                    match self.latent(node, "latent")? {
+                        Latent::Encoded { picture, .. } => before.references.push(picture),
+                        _ => return Err(node.unsupported("its latent is not that of an image")),
+                    }
+                }
+                return Ok(before);
+            }
             "CLIPTextEncodeFlux" => {
                 let (clip, t5) = (self.text(node, "clip_l")?, self.text(node, "t5xxl")?);
                 let text = match (clip.trim(), t5.trim()) {
@@ -258,7 +258,8 @@ impl<'a> Reader<'a> {
             _ => (self.text(node, "text")?, None),
         };
         let loras = self.clip(node, "clip")?;
-        Ok(Conditioning { node: node.id.clone(), text, loras, guidance, is_zero: false })
+        let (node, references) = (node.id.clone(), Vec::new());
+        Ok(Conditioning { node, text, loras, guidance, references, is_zero: false })
     }
 
     fn start(&mut self, node: &Place) -> Result<Latent, Fault> {
@@ -283,7 +284,18 @@ impl<'a> Reader<'a> {
                 }
             }
             _ => {
-                let (width, height) = (self.count(node, "width")?, self.count(node, "height")?);
+                let (mut width, mut height) =
+                    (self.count(node, "width")?, self.count(node, "height")?);
+                if node.class == "EmptyFlux2LatentImage" {
+                    // It cuts what is measured of an image to whole tokens.
+                    let unit = UNIT as usize;
+                    let cut = (width / unit * unit, height / unit * unit);
+                    if cut != (width, height) {
+                        let (width, height) = cut;
+                        self.notes.push(format!("drawn at {width}x{height}: multiples of {unit}"));
+                    }
+                    (width, height) = cut;
+                }
                 let has_count = node.inputs.get("batch_size").is_some();
                 let count = if has_count { self.count(node, "batch_size")? } else { 1 };
                 Ok(Latent::Empty { width, height, count })
@@ -312,14 +324,39 @@ impl<'a> Reader<'a> {
         Ok(Picture { bytes, size })
     }
 
-    fn scale(&mut self, node: &Place) -> Result<Output, Fault> {
-        let picture = match self.link(node, "image")? {
-            Output::Picture(picture) => picture,
-            Output::Images { .. } => return Err(node.unsupported("it scales a drawn image")),
-            _ => return Err(node.wrong_type("image", "IMAGE")),
+    /// The image that a node changes.
+    fn picture(&mut self, node: &Place) -> Result<Picture, Fault> {
+        match self.link(node, "image")? {
+            Output::Picture(picture) => Ok(picture),
+            Output::Images { .. } => Err(node.unsupported("it takes a drawn image")),
+            _ => Err(node.wrong_type("image", "IMAGE")),
+        }
+    }
+
+    fn scale(&mut self, node: &Place) -> Result<Picture, Fault> {
+        let picture = self.picture(node)?;
+        let size = match node.class {
+            "FluxKontextImageScale" => kontext(picture.size),
+            "ImageScaleToTotalPixels" => {
+                let megapixels = self.real(node, "megapixels")?;
+                let has_steps = node.inputs.get("resolution_steps").is_some();
+                let steps = if has_steps { self.whole(node, "resolution_steps")? } else { 1 };
+                let steps = u32::try_from(steps).unwrap_or(u32::MAX);
+                to_total(picture.size, megapixels, steps)
+                    .ok_or_else(|| node.invalid("megapixels", "a smaller number"))?
+            }
+            _ => self.scaled_size(node, picture.size)?,
         };
+        Ok(Picture { size, ..picture })
+    }
+
+    /// The size of `ImageScale`.
+    fn scaled_size(&mut self, node: &Place, from: (u32, u32)) -> Result<(u32, u32), Fault> {
         let (width, height) = (self.count(node, "width")?, self.count(node, "height")?);
-        let (from_width, from_height) = (picture.size.0 as f64, picture.size.1 as f64);
+        if width.max(height) > MAX_SIDE {
+            return Err(node.invalid("width", "a smaller size"));
+        }
+        let (from_width, from_height) = (from.0 as f64, from.1 as f64);
         // 0 keeps the aspect ratio.
         let size = match (width as f64, height as f64) {
             (0.0, 0.0) => (from_width, from_height),
@@ -327,8 +364,8 @@ impl<'a> Reader<'a> {
             (width, 0.0) => (width, from_height * width / from_width),
             size => size,
         };
-        let size = (size.0.round() as u32, size.1.round() as u32);
-        Ok(Output::Picture(Picture { size, ..picture }))
+        let side = |pixels: f64| pixels.round().clamp(1.0, MAX_SIDE as f64) as u32;
+        Ok((side(size.0), side(size.1)))
     }
 
     /// Every sampler is drawn as Euler, since that is what there is.

@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::pipeline::images::{Format, encode};
+use crate::pipeline::images::{Format, encode, image_size};
 use crate::pipeline::request::Image;
 
 struct Nothing;
@@ -205,4 +205,66 @@ fn what_cannot_be_drawn_is_refused_at_its_node() {
     assert!(read(&two).unwrap_err().message.contains("one sampler"));
     two["19"]["inputs"]["images"] = json!(["8", 0]);
     assert_eq!(read(&two).unwrap().outputs.len(), 2);
+}
+
+/// A graph for FLUX.2 [klein] that edits two images, as ComfyUI exports it.
+fn edit() -> Value {
+    json!({
+        "1": {"class_type": "UNETLoader", "inputs":
+            {"unet_name": "flux-2-klein-4b.safetensors", "weight_dtype": "default"}},
+        "2": {"class_type": "CLIPLoader", "inputs":
+            {"clip_name": "qwen_3_4b.safetensors", "type": "flux2", "device": "default"}},
+        "3": {"class_type": "VAELoader", "inputs": {"vae_name": "flux2-vae.safetensors"}},
+        "4": {"class_type": "CLIPTextEncode", "inputs": {"text": "a red fox", "clip": ["2", 0]}},
+        "5": {"class_type": "ConditioningZeroOut", "inputs": {"conditioning": ["4", 0]}},
+        "6": {"class_type": "LoadImage", "inputs": {"image": "photo.png"}},
+        "7": {"class_type": "ImageScaleToTotalPixels", "inputs":
+            {"image": ["6", 0], "upscale_method": "nearest-exact", "megapixels": 0.02,
+             "resolution_steps": 1}},
+        "8": {"class_type": "VAEEncode", "inputs": {"pixels": ["7", 0], "vae": ["3", 0]}},
+        "9": {"class_type": "VAEEncode", "inputs": {"pixels": ["6", 0], "vae": ["3", 0]}},
+        "10": {"class_type": "ReferenceLatent", "inputs":
+            {"conditioning": ["4", 0], "latent": ["8", 0]}},
+        "11": {"class_type": "ReferenceLatent", "inputs":
+            {"conditioning": ["10", 0], "latent": ["9", 0]}},
+        "12": {"class_type": "ReferenceLatent", "inputs":
+            {"conditioning": ["5", 0], "latent": ["8", 0]}},
+        "13": {"class_type": "GetImageSize", "inputs": {"image": ["7", 0]}},
+        "14": {"class_type": "EmptyFlux2LatentImage", "inputs":
+            {"width": ["13", 0], "height": ["13", 1], "batch_size": 1}},
+        "15": {"class_type": "Flux2Scheduler", "inputs":
+            {"steps": 4, "width": ["13", 0], "height": ["13", 1]}},
+        "16": {"class_type": "CFGGuider", "inputs":
+            {"model": ["1", 0], "positive": ["11", 0], "negative": ["12", 0], "cfg": 1}},
+        "17": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
+        "18": {"class_type": "RandomNoise", "inputs": {"noise_seed": 7}},
+        "19": {"class_type": "SamplerCustomAdvanced", "inputs":
+            {"noise": ["18", 0], "guider": ["16", 0], "sampler": ["17", 0], "sigmas": ["15", 0],
+             "latent_image": ["14", 0]}},
+        "20": {"class_type": "VAEDecode", "inputs": {"samples": ["19", 0], "vae": ["3", 0]}},
+        "21": {"class_type": "SaveImage", "inputs": {"images": ["20", 0], "filename_prefix": "x"}},
+    })
+}
+
+#[test]
+fn reference_latents_are_references_in_their_order_and_size() {
+    let meaning = read(&edit()).unwrap();
+    // 0.02 * 1024 * 1024 pixels in the shape of the photo.
+    let request = Request::new("a red fox").seed(7).steps(4).size(192, 96).count(1);
+    assert_eq!(meaning.request, request);
+    assert_eq!(meaning.model.as_deref(), Some("flux-2-klein-4b.safetensors"));
+    assert_eq!((meaning.input, meaning.notes.len()), (None, 1));
+    let sizes = meaning.references.iter().map(|bytes| image_size(bytes, u64::MAX).unwrap());
+    assert_eq!(sizes.collect::<Vec<_>>(), [(205, 102), (100, 50)]);
+
+    let kontext = with(&edit(), json!({"7/class_type": "FluxKontextImageScale"}));
+    let sizes = image_size(&read(&kontext).unwrap().references[0], u64::MAX).unwrap();
+    assert_eq!(sizes, (1456, 720));
+    for (change, class) in [
+        (json!({"10/latent": ["14", 0]}), "ReferenceLatent#10"),
+        (json!({"7/megapixels": 1000}), "ImageScaleToTotalPixels#7"),
+    ] {
+        let fault = read(&with(&edit(), change)).unwrap_err();
+        assert_eq!(fault.parameter.as_deref(), Some(class), "{}", fault.message);
+    }
 }

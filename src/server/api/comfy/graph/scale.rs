@@ -1,0 +1,91 @@
+//! Nodes that change the size of an image.
+
+use axum::body::Bytes;
+
+use super::Picture;
+use crate::error::Result;
+use crate::pipeline::images::{Format, decode, encode, fit, image_size};
+
+/// The sizes, in pixels, of which `FluxKontextImageScale` takes the one with the nearest shape.
+const KONTEXT: [(u32, u32); 17] = [
+    (672, 1568),
+    (688, 1504),
+    (720, 1456),
+    (752, 1392),
+    (800, 1328),
+    (832, 1248),
+    (880, 1184),
+    (944, 1104),
+    (1024, 1024),
+    (1104, 944),
+    (1184, 880),
+    (1248, 832),
+    (1328, 800),
+    (1392, 752),
+    (1456, 720),
+    (1504, 688),
+    (1568, 672),
+];
+
+/// The most pixels of an image that is scaled here.
+const MAX_PIXELS: f64 = 16e6;
+
+/// The size of `FluxKontextImageScale` for an image of `size`.
+pub fn kontext(size: (u32, u32)) -> (u32, u32) {
+    let ratio = |(width, height): (u32, u32)| f64::from(width) / f64::from(height);
+    let distance = |other: &(u32, u32)| (ratio(size) - ratio(*other)).abs();
+    let nearest = KONTEXT.into_iter().min_by(|a, b| distance(a).total_cmp(&distance(b)));
+    nearest.unwrap_or(size)
+}
+
+/// The size of `ImageScaleToTotalPixels` for an image of `size`; `None` if it is too large. A
+/// megapixel is 1024 x 1024 pixels there.
+pub fn to_total(size: (u32, u32), megapixels: f32, multiple: u32) -> Option<(u32, u32)> {
+    let (width, height) = (f64::from(size.0), f64::from(size.1));
+    let total = f64::from(megapixels) * 1024.0 * 1024.0;
+    let scale = (total / (width * height)).sqrt();
+    let multiple = f64::from(multiple.max(1));
+    let side = |side: f64| ((side * scale / multiple).round() * multiple).max(multiple);
+    let (width, height) = (side(width), side(height));
+    (width * height <= MAX_PIXELS).then_some((width as u32, height as u32))
+}
+
+/// The file of `picture` in the size that its nodes have given it.
+///
+/// # Errors
+/// For a file that is damaged.
+pub fn file_of(picture: &Picture) -> Result<Bytes> {
+    if image_size(&picture.bytes, u64::MAX)? == picture.size {
+        return Ok(picture.bytes.clone());
+    }
+    let (width, height) = picture.size;
+    let scaled = fit(&decode(&picture.bytes)?, width as usize, height as usize);
+    Ok(encode(&scaled, Format::Png, 100, "")?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::request::Image;
+
+    #[test]
+    fn sizes_are_those_of_comfyui() {
+        assert_eq!(kontext((100, 100)), (1024, 1024));
+        assert_eq!(kontext((1920, 1080)), (1392, 752));
+        assert_eq!(to_total((512, 512), 1.0, 1), Some((1024, 1024)));
+        assert_eq!(to_total((2000, 1000), 1.0, 16), Some((1456, 720)));
+        assert_eq!(to_total((100, 50), 1e6, 1), None);
+        assert_eq!(to_total((100, 50), 0.0, 16), Some((16, 16)));
+    }
+
+    #[test]
+    fn a_picture_is_scaled_only_where_a_node_says_so() {
+        let image = Image { width: 100, height: 50, rgb: vec![9; 100 * 50 * 3] };
+        let bytes: Bytes = encode(&image, Format::Png, 90, "").unwrap().into();
+        let picture = |size| Picture { bytes: bytes.clone(), size };
+        assert_eq!(file_of(&picture((100, 50))).unwrap(), bytes);
+        let scaled = decode(&file_of(&picture((64, 64))).unwrap()).unwrap();
+        assert_eq!((scaled.width, scaled.height), (64, 64));
+        assert!(scaled.rgb.iter().all(|value| *value == 9));
+    }
+}

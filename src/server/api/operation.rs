@@ -1,0 +1,82 @@
+//! The paths for operators and browsers: whether the server works, its numbers, and results.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::shared::image;
+use crate::server::fault::Fault;
+use crate::server::page;
+use crate::server::state::{Server, blocking};
+use crate::server::wait::expired;
+
+/// These paths.
+pub fn routes() -> Router<Arc<Server>> {
+    Router::new()
+        .route("/", get(index))
+        .route("/health", get(health))
+        .route("/ready", get(ready))
+        .route("/metrics", get(numbers))
+        .route("/results/{name}", get(result))
+        .route("/page/{*name}", get(page::file))
+}
+
+/// The page for browsers, and what this is for programs.
+async fn index(State(server): State<Arc<Server>>, headers: HeaderMap) -> Response {
+    if page::is_wanted(&headers) {
+        return page::index(&headers);
+    }
+    let facts = json!({
+        "name": "flux-fast",
+        "version": env!("CARGO_PKG_VERSION"),
+        "model": server.models.default_name(),
+        "apis": ["/api/v2", "/v1/images", "/sdapi/v1", "/v1/flux-*", "/v1/predictions", "/fal",
+                 "/hf", "/sdcpp/v1", "/prompt", "/mcp"],
+    });
+    ([(header::VARY, "accept")], Json(facts)).into_response()
+}
+
+/// Whether the server runs.
+async fn health() -> Json<Value> {
+    Json(json!({"status": "ok"}))
+}
+
+/// Whether a worker can draw, and jobs are accepted.
+async fn ready(State(server): State<Arc<Server>>) -> Response {
+    let ready = server.worker().ready && !server.is_draining();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({"ready": ready}))).into_response()
+}
+
+/// Numbers for Prometheus.
+async fn numbers(State(server): State<Arc<Server>>) -> Response {
+    let worker = server.worker();
+    let text = server.metrics.text(server.broker.counts(), worker.ready, worker.held.as_deref());
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+}
+
+#[derive(Deserialize)]
+struct Signature {
+    expires: u64,
+    signature: String,
+}
+
+/// A result under its signed link.
+async fn result(
+    State(server): State<Arc<Server>>,
+    Path(name): Path<String>,
+    Query(Signature { expires, signature }): Query<Signature>,
+) -> Result<Response, Fault> {
+    // A name that was signed is that of a result: no other is ever looked for.
+    if !server.links.check(&name, expires, &signature, server.now()) {
+        return Err(Fault::new(403, "forbidden", "the link has expired, or was changed"));
+    }
+    let bytes = blocking(|| std::fs::read(server.data.result(&name))).map_err(|_| expired())?;
+    Ok(image(bytes, &name))
+}

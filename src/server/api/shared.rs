@@ -1,0 +1,171 @@
+//! What several APIs need for their answers and requests.
+
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, FromRequest, Multipart};
+use axum::http::{HeaderMap, Request, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Map, Value, json};
+
+use crate::pipeline::images::Format;
+use crate::server::body::Whole;
+use crate::server::draft::parse_image;
+use crate::server::fault::Fault;
+use crate::server::fields::Fields;
+use crate::server::job::Output;
+use crate::server::state::Server;
+
+/// The file of an image as an answer.
+pub fn image(bytes: Vec<u8>, name: &str) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, type_of(name)),
+        (header::CACHE_CONTROL, "private, max-age=31536000, immutable"),
+    ];
+    (headers, bytes).into_response()
+}
+
+/// The media type of a file by its name.
+pub fn type_of(name: &str) -> &'static str {
+    let format = name.rsplit_once('.').and_then(|(_, extension)| Format::parse(extension));
+    content_type(format.unwrap_or(Format::Png))
+}
+
+/// The media type of a format.
+pub fn content_type(format: Format) -> &'static str {
+    match format {
+        Format::Png => "image/png",
+        Format::Jpeg => "image/jpeg",
+        Format::WebP => "image/webp",
+        Format::Bmp => "image/bmp",
+        Format::Tiff => "image/tiff",
+    }
+}
+
+/// The message of a fault together with its hint.
+pub fn sentence(fault: &Fault) -> String {
+    match &fault.hint {
+        Some(hint) => format!("{} (try: {hint})", fault.message),
+        None => fault.message.clone(),
+    }
+}
+
+/// Refuses the fields of `names` that have a value: they ask for something that cannot be drawn.
+pub fn refuse_fields(fields: &Fields, names: &[&str], why: &str) -> Result<(), Fault> {
+    let is_empty = |value: &Value| match value {
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Bool(flag) => !flag,
+        _ => false,
+    };
+    let given = names.iter().find(|name| fields.get(name).is_some_and(|v| !is_empty(v)));
+    given.map_or(Ok(()), |name| {
+        Err(Fault::new(422, "unsupported", format!("{name}: {why}"))
+            .parameter(*name)
+            .hint("leave it out"))
+    })
+}
+
+/// The address of the server as the client knows it, without a slash at the end; without headers
+/// the one that the server prints.
+pub fn base(server: &Server, headers: &HeaderMap) -> String {
+    match &server.options.public_url {
+        Some(url) => url.trim_end_matches('/').to_string(),
+        None => {
+            // The host was checked before.
+            let host = headers.get(header::HOST).and_then(|h| h.to_str().ok());
+            format!("http://{}", host.map_or(server.address.to_string(), str::to_string))
+        }
+    }
+}
+
+/// The absolute address of a result: a signed link.
+pub fn link(server: &Server, headers: &HeaderMap, output: &Output) -> String {
+    base(server, headers) + &server.links.link(&output.file, server.now())
+}
+
+/// A result inside an address.
+pub fn data_uri(server: &Server, output: &Output) -> Result<String, Fault> {
+    let bytes = BASE64_STANDARD.encode(server.read_result(output)?);
+    Ok(format!("data:{};base64,{bytes}", type_of(&output.file)))
+}
+
+/// A form.
+pub struct Form {
+    /// The fields that are text.
+    pub fields: Map<String, Value>,
+    /// The others.
+    pub files: Vec<FormFile>,
+}
+
+/// A file in a form.
+pub struct FormFile {
+    /// The name of its field.
+    pub field: String,
+    /// What the client calls the file.
+    pub name: String,
+    /// Its content.
+    pub bytes: Bytes,
+}
+
+/// The parts of a form.
+///
+/// # Errors
+/// 400.
+pub async fn form(body: &Whole) -> Result<Form, Fault> {
+    let unreadable = || Fault::new(400, "invalid_request", "the form cannot be read");
+    let mut request = Request::new(Body::from(body.bytes.clone()));
+    if let Ok(content_type) = body.content_type.parse() {
+        request.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    }
+    // The body was bounded when it was read.
+    DefaultBodyLimit::disable().apply(&mut request);
+    let mut parts = Multipart::from_request(request, &()).await.map_err(|_| unreadable())?;
+    let mut form = Form { fields: Map::new(), files: Vec::new() };
+    while let Some(part) = parts.next_field().await.map_err(|_| unreadable())? {
+        let field = part.name().unwrap_or_default().to_string();
+        let name = part.file_name().map(str::to_string);
+        let bytes = part.bytes().await.map_err(|_| unreadable())?;
+        if name.is_some() || ["image", "image[]", "mask", "file"].contains(&field.as_str()) {
+            form.files.push(FormFile { field, name: name.unwrap_or_default(), bytes });
+        } else {
+            let text = String::from_utf8(bytes.to_vec())
+                .map_err(|_| Fault::new(400, "invalid_request", "the form is not UTF-8"))?;
+            form.fields.insert(field, json!(text));
+        }
+    }
+    Ok(form)
+}
+
+/// A format by the name that a client gives it.
+pub fn format(name: &str) -> Result<Format, Fault> {
+    Format::parse(name).ok_or_else(|| {
+        Fault::invalid("output_format", "output_format: expected png, jpeg, webp, bmp or tiff")
+    })
+}
+
+/// JPEG quality, 1 to 100.
+pub fn quality_of(quality: usize, parameter: &str) -> Result<u8, Fault> {
+    match u8::try_from(quality) {
+        Ok(quality @ 1..=100) => Ok(quality),
+        _ => Err(Fault::invalid(parameter, format!("{parameter}: expected 1 to 100"))),
+    }
+}
+
+/// The images of a field: a list of them, or one, each in base64 or as a data URI.
+pub fn images(fields: &Fields, name: &str) -> Result<Vec<Bytes>, Fault> {
+    let refused = || Fault::invalid(name, format!("{name}: expected a list of images"));
+    let list = match fields.get(name) {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(list)) => list.as_slice(),
+        Some(one) => std::slice::from_ref(one),
+    };
+    let texts = list.iter().filter(|image| image.as_str() != Some(""));
+    texts.map(|image| parse_image(name, image.as_str().ok_or_else(refused)?)).collect()
+}
+
+/// The images of a field for [`Server::edit`].
+pub fn images_to_edit(fields: &Fields, name: &str) -> Result<Vec<(String, Bytes)>, Fault> {
+    Ok(images(fields, name)?.into_iter().map(|bytes| (name.to_string(), bytes)).collect())
+}

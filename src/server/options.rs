@@ -1,0 +1,100 @@
+//! What a server is started with.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::access::ServerKey;
+use super::limits::Plan;
+use crate::library::file_names::without_ending;
+use crate::pipeline::request::Options;
+
+/// What [`serve`](super::serve) needs to know.
+#[non_exhaustive]
+pub struct ServerOptions {
+    /// The default model and the device.
+    pub engine: Options,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Keys, one of which every request must carry. Without any, everybody may use the server.
+    pub keys: Vec<ServerKey>,
+    /// The limits of keys without a plan, and of everybody on a server without keys.
+    pub default_plan: Option<Plan>,
+    /// How long a model stays in memory after its last job; `None` for as long as the server runs.
+    pub keep_alive: Option<Duration>,
+    /// What differs for single models, by name.
+    pub models: HashMap<String, ModelOptions>,
+    /// The folder for the list of jobs and for results. One server at a time uses it.
+    pub data: PathBuf,
+    /// Other names of models: name, or start of a name and `*`; and model.
+    pub aliases: Vec<(String, String)>,
+    /// The address under which clients reach the server, for links.
+    pub public_url: Option<String>,
+    /// Origins of web pages that may use the server.
+    pub origins: Vec<String>,
+    /// Origins of addresses that may be called when a job is over, such as `https://hooks.example`.
+    pub webhooks: Vec<String>,
+    /// The most jobs that may wait.
+    pub max_queued: usize,
+    /// How long results are kept.
+    pub result_ttl: Duration,
+    /// After how long without a sign of life a worker is killed.
+    pub hang_after: Duration,
+    /// How long the running job may take after `stop` before it is put back into the queue.
+    pub grace: Duration,
+    /// The program, and the arguments with which it runs [`worker()`](super::worker()).
+    pub worker: (PathBuf, Vec<OsString>),
+    /// Whether the server is to end.
+    pub stop: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+/// What differs for one model.
+#[derive(Debug, Clone, Default)]
+pub struct ModelOptions {
+    /// How long it stays in memory after its last job, in place of [`ServerOptions::keep_alive`].
+    pub keep_alive: Option<Option<Duration>>,
+    /// The most steps of requests through APIs whose clients send the same steps to every model.
+    pub max_steps: Option<usize>,
+}
+
+impl ServerOptions {
+    /// What differs for the model called `name`: an entry may have the ending of its file.
+    pub fn of_model(&self, name: &str) -> Option<&ModelOptions> {
+        let of = |name: &str| self.models.get(name);
+        of(name).or_else(|| {
+            self.models.iter().find(|(key, _)| without_ending(key) == name).map(|(_, m)| m)
+        })
+    }
+
+    /// The defaults for a server of `engine` that runs `worker`, keeps its files in `data`, and
+    /// ends when `stop` says so.
+    pub fn new(
+        engine: Options,
+        data: PathBuf,
+        worker: (PathBuf, Vec<OsString>),
+        stop: Arc<dyn Fn() -> bool + Send + Sync>,
+    ) -> Self {
+        ServerOptions {
+            engine,
+            listen: ([127, 0, 0, 1], 8188).into(),
+            keys: Vec::new(),
+            default_plan: None,
+            keep_alive: None,
+            models: HashMap::new(),
+            data,
+            aliases: Vec::new(),
+            public_url: None,
+            origins: Vec::new(),
+            webhooks: Vec::new(),
+            max_queued: 256,
+            result_ttl: Duration::from_secs(3600),
+            hang_after: Duration::from_secs(300),
+            grace: Duration::from_secs(8),
+            worker,
+            stop,
+        }
+    }
+}
