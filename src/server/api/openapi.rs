@@ -8,6 +8,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 
+use super::inquire::SIZES;
 use super::native::{FIELDS, MAX_IDEMPOTENCY_KEY, MAX_LISTED};
 use crate::pipeline::images::Format;
 use crate::pipeline::request::{
@@ -85,8 +86,8 @@ fn with(mut operation: Value, parameters: &[Value]) -> Value {
 }
 
 /// `operation` with a request in its body, in an envelope or without.
-fn with_request(mut operation: Value) -> Value {
-    let request = json!({"$ref": "#/components/schemas/Request"});
+fn with_request(mut operation: Value, schema: &str) -> Value {
+    let request = json!({"$ref": format!("#/components/schemas/{schema}")});
     let schema = json!({"oneOf": [
         request,
         {"type": "object", "required": ["request"], "properties": {"request": request}},
@@ -104,8 +105,9 @@ fn paths() -> Value {
     let limit = json!({"type": "integer", "minimum": 0, "maximum": MAX_LISTED, "default": 50});
     let key = json!({"type": "string", "minLength": 1, "maxLength": MAX_IDEMPOTENCY_KEY});
     let last = parameter("header", "Last-Event-ID", json!({"type": "string"}));
-    let mut submit =
-        with(operation("Accept a job", 201, "Job"), &[parameter("header", "Idempotency-Key", key)]);
+    let accept = operation("Accept a job", 201, "Job");
+    let accept = with(accept, &[parameter("header", "Idempotency-Key", key)]);
+    let mut submit = with_request(accept, "Request");
     submit["responses"]["200"] = submit["responses"]["201"].clone();
     submit["responses"]["200"]["description"] =
         json!("The job that was accepted with the same idempotency key before");
@@ -116,6 +118,10 @@ fn paths() -> Value {
     let mut events = with(operation("The events of a job", 200, "events"), &[id(), last]);
     events["responses"]["204"] =
         json!({"description": "The job is over, and everything was sent already"});
+    let mut settings = operation("The settings in an image file", 200, "any");
+    settings["requestBody"] = json!({"required": true, "content": {
+        "image/*": {"schema": {"type": "string", "format": "binary"}},
+    }});
     let cancel = || with(operation("Cancel a job", 200, "Job"), &[id()]);
     json!({
         "/api/v2/jobs": {"post": submit, "get": list},
@@ -128,9 +134,9 @@ fn paths() -> Value {
             "get": with(operation("An image of a job", 200, "image"), &[id(), number]),
         },
         "/api/v2/plan": {"post": with_request(
-            operation("What a request would cost, before it is sent", 200, "any"),
+            operation("What a request would cost, before it is sent", 200, "any"), "PlanRequest",
         )},
-        "/api/v2/settings": {"post": operation("The settings in an image file", 200, "any")},
+        "/api/v2/settings": {"post": settings},
         "/api/v2/models": {"get": operation("The models, the default one first", 200, "any")},
         "/api/v2/loras": {"get": operation("The LoRAs", 200, "any")},
         "/health": {"get": operation("Whether the server runs", 200, "any")},
@@ -222,12 +228,20 @@ fn field(name: &str) -> Value {
 fn schemas() -> Value {
     let fields: Map<String, Value> =
         FIELDS.iter().map(|name| (name.to_string(), field(name))).collect();
+    let mut of_plan = fields.clone();
+    let size = json!({"type": "string", "pattern": "^[0-9]{1,5}x[0-9]{1,5}$"});
+    let meaning = "WIDTHxHEIGHT of reference images, in place of the images";
+    let sizes = json!({"type": "array", "items": size, "description": meaning});
+    of_plan.insert(SIZES.into(), sizes);
     let time = json!({"type": ["number", "null"], "description": "Seconds since 1970"});
     let nullable = |kind: &str| json!({"type": [kind, "null"]});
     json!({
         "Request": {
             "type": "object", "required": ["prompt"], "additionalProperties": false,
             "properties": fields,
+        },
+        "PlanRequest": {
+            "type": "object", "additionalProperties": false, "properties": of_plan,
         },
         "Error": {
             "type": "object", "required": ["error"],

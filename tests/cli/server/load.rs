@@ -3,13 +3,16 @@
 //! `FLUX_FAST_TEST_ROUNDS` is the number of kills of each kind.
 #![cfg(unix)]
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::io::Read;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Server, kill};
+use super::{Answer, Server, kill};
+
+/// How long the last of a thousand images may take on a busy machine.
+const LONG: Duration = Duration::from_secs(3600);
 
 /// A small image: the server is what is tested.
 fn small(seed: u64) -> Value {
@@ -38,7 +41,14 @@ fn load_a_thousand_connections_at_a_time_all_get_their_image() {
             let (server, times) = (&server, &times);
             let draw = move || {
                 let begun = Instant::now();
-                let answer = server.post("/v1/images/generations", &small(seed));
+                let body = small(seed).to_string();
+                let mut stream =
+                    server.open("POST", "/v1/images/generations", &[], body.as_bytes());
+                // The last of a thousand waits for all others.
+                stream.set_read_timeout(Some(LONG)).unwrap();
+                let mut bytes = Vec::new();
+                stream.read_to_end(&mut bytes).unwrap();
+                let answer = Answer::parse(&bytes);
                 assert_eq!(answer.status, 200, "{}", answer.text());
                 assert!(super::decoded(&answer.json()["data"][0]["b64_json"]).len() > 100);
                 times.lock().unwrap().push(begun.elapsed());
@@ -62,7 +72,16 @@ fn load_a_thousand_connections_at_a_time_all_get_their_image() {
 #[ignore = "takes minutes"]
 fn load_kills_at_random_moments_lose_no_accepted_job() {
     let rounds = std::env::var("FLUX_FAST_TEST_ROUNDS").ok().and_then(|n| n.parse().ok());
-    let rounds: u64 = rounds.unwrap_or(20);
+    kill_at_random_moments(rounds.unwrap_or(20));
+}
+
+#[test]
+fn f46_a_few_kills_at_random_moments_lose_no_accepted_job() {
+    kill_at_random_moments(4);
+}
+
+/// Kills `rounds` servers, asks as many to end, and kills as many workers.
+fn kill_at_random_moments(rounds: u64) {
     let folder = tempfile::tempdir().unwrap();
     let mut random = Random(7);
     let mut accepted: Vec<String> = Vec::new();
@@ -77,7 +96,7 @@ fn load_kills_at_random_moments_lose_no_accepted_job() {
             let body = small(accepted.len() as u64).to_string();
             let stream = std::net::TcpStream::connect(&server.address);
             let Ok(mut stream) = stream else { return };
-            use std::io::{Read, Write};
+            use std::io::Write;
             let head = format!(
                 "POST /api/v2/jobs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
                  Content-Length: {}\r\n\r\n{body}",
@@ -171,64 +190,4 @@ fn load_memory_does_not_grow_with_the_number_of_jobs() {
     );
     // Events of jobs that ended are kept for 5 minutes: about 1 kB each.
     assert!(front_after - front < 4.0 && worker_after - worker < 1.0);
-}
-
-/// What the server adds to the time of the engine, and how long `/ready` takes while it draws.
-#[test]
-#[ignore = "a measurement"]
-fn load_overhead_of_a_job_and_of_ready_while_drawing() {
-    let folder = tempfile::tempdir().unwrap();
-    let server = Arc::new(Server::start(folder.path(), &["-q"]));
-    let engine = || {
-        let text = server.get("/metrics").text();
-        let seconds = text.lines().filter_map(|l| l.strip_prefix("flux_fast_phase_seconds_total"));
-        seconds.map(|l| l.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum::<f64>()
-    };
-    for seed in 0..20 {
-        server.post("/v1/images/generations", &small(seed));
-    }
-    let (before, begun) = (engine(), Instant::now());
-    let jobs = 200;
-    for seed in 0..jobs {
-        assert_eq!(server.post("/v1/images/generations", &small(seed)).status, 200);
-    }
-    let (all, drawn) = (begun.elapsed().as_secs_f64(), engine() - before);
-    let per_job = |seconds: f64| seconds * 1e3 / jobs as f64;
-    println!(
-        "a job: {:.2} ms, of which the phases of the engine {:.2} ms: {:.2} ms more",
-        per_job(all),
-        per_job(drawn),
-        per_job(all - drawn),
-    );
-    let stop = Arc::new(AtomicBool::new(false));
-    let drawn = Arc::new(AtomicU64::new(0));
-    let drawing = std::thread::spawn({
-        let (server, stop, drawn) = (server.clone(), stop.clone(), drawn.clone());
-        move || {
-            while !stop.load(Ordering::Relaxed) {
-                server.post("/v1/images/generations", &json!({"prompt": "a fox", "steps": 4}));
-                drawn.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-    });
-    let mut times: Vec<Duration> = (0..500)
-        .map(|_| {
-            let begun = Instant::now();
-            assert_eq!(server.get("/ready").status, 200);
-            let took = begun.elapsed();
-            std::thread::sleep(Duration::from_millis(5));
-            took
-        })
-        .collect();
-    stop.store(true, Ordering::Relaxed);
-    drawing.join().unwrap();
-    times.sort();
-    let ms = |at: usize| times[at].as_secs_f64() * 1e3;
-    println!(
-        "/ready while {} images were drawn: median {:.2} ms, p99 {:.2} ms, most {:.2} ms",
-        drawn.load(Ordering::Relaxed),
-        ms(250),
-        ms(495),
-        ms(499)
-    );
 }
