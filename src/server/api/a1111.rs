@@ -136,6 +136,9 @@ fn draft(server: &Server, owner: &Owner, fields: &Fields) -> Result<Draft, Fault
         Some(overrides) => Fields(overrides).text("sd_model_checkpoint")?,
         None => None,
     };
+    // stable-diffusion.cpp's words, which its clients send here.
+    request.loras = fields.loras("lora")?;
+    let checkpoint = checkpoint.or(fields.text("model")?);
     let mut draft = Draft::new(request, DIALECT);
     draft.model = match checkpoint.filter(|title| !title.is_empty()) {
         Some(title) => Some(without_hash(title).to_string()),

@@ -54,7 +54,7 @@ fn error_response() -> Value {
 }
 
 /// An operation that answers with JSON of a schema.
-fn operation(summary: &str, status: u16, schema: &str) -> Value {
+fn operation(id: &str, summary: &str, status: u16, schema: &str) -> Value {
     let content = match schema {
         "events" => json!({"text/event-stream": {"schema": {"type": "string"}}}),
         "image" => json!({"image/*": {"schema": {"type": "string", "format": "binary"}}}),
@@ -66,6 +66,7 @@ fn operation(summary: &str, status: u16, schema: &str) -> Value {
         }
     };
     json!({
+        "operationId": id,
         "summary": summary,
         "responses": {
             status.to_string(): {"description": summary, "content": content},
@@ -105,43 +106,59 @@ fn paths() -> Value {
     let limit = json!({"type": "integer", "minimum": 0, "maximum": MAX_LISTED, "default": 50});
     let key = json!({"type": "string", "minLength": 1, "maxLength": MAX_IDEMPOTENCY_KEY});
     let last = parameter("header", "Last-Event-ID", json!({"type": "string"}));
-    let accept = operation("Accept a job", 201, "Job");
+    let accept = operation("submitJob", "Accept a job", 201, "Job");
     let accept = with(accept, &[parameter("header", "Idempotency-Key", key)]);
     let mut submit = with_request(accept, "Request");
+    // What the answer is good for.
+    let links: Map<String, Value> = ["getJob", "cancelJob"]
+        .iter()
+        .map(|name| {
+            let link = json!({"operationId": name, "parameters": {"id": "$response.body#/id"}});
+            (name.to_string(), link)
+        })
+        .collect();
+    submit["responses"]["201"]["links"] = json!(links);
     submit["responses"]["200"] = submit["responses"]["201"].clone();
     submit["responses"]["200"]["description"] =
         json!("The job that was accepted with the same idempotency key before");
     let list = with(
-        operation("The caller's newest jobs", 200, "Jobs"),
+        operation("listJobs", "The caller's newest jobs", 200, "Jobs"),
         &[status, parameter("query", "limit", limit)],
     );
-    let mut events = with(operation("The events of a job", 200, "events"), &[id(), last]);
+    let mut events =
+        with(operation("followJob", "The events of a job", 200, "events"), &[id(), last]);
     events["responses"]["204"] =
         json!({"description": "The job is over, and everything was sent already"});
-    let mut settings = operation("The settings in an image file", 200, "any");
+    let mut settings = operation("readSettings", "The settings in an image file", 200, "any");
     settings["requestBody"] = json!({"required": true, "content": {
         "image/*": {"schema": {"type": "string", "format": "binary"}},
     }});
-    let cancel = || with(operation("Cancel a job", 200, "Job"), &[id()]);
+    let mut ready = operation("ready", "Whether a worker can draw", 200, "any");
+    ready["responses"]["503"] = ready["responses"]["200"].clone();
+    let cancel = |name: &str| with(operation(name, "Cancel a job", 200, "Job"), &[id()]);
     json!({
         "/api/v2/jobs": {"post": submit, "get": list},
         "/api/v2/jobs/{id}": {
-            "get": with(operation("A job", 200, "Job"), &[id()]), "delete": cancel(),
+            "get": with(operation("getJob", "A job", 200, "Job"), &[id()]),
+            "delete": cancel("deleteJob"),
         },
-        "/api/v2/jobs/{id}/cancel": {"post": cancel()},
+        "/api/v2/jobs/{id}/cancel": {"post": cancel("cancelJob")},
         "/api/v2/jobs/{id}/events": {"get": events},
         "/api/v2/jobs/{id}/images/{number}": {
-            "get": with(operation("An image of a job", 200, "image"), &[id(), number]),
+            "get": with(operation("getImage", "An image of a job", 200, "image"), &[id(), number]),
         },
         "/api/v2/plan": {"post": with_request(
-            operation("What a request would cost, before it is sent", 200, "any"), "PlanRequest",
+            operation("planJob", "What a request would cost, before it is sent", 200, "any"),
+            "PlanRequest",
         )},
         "/api/v2/settings": {"post": settings},
-        "/api/v2/models": {"get": operation("The models, the default one first", 200, "any")},
-        "/api/v2/loras": {"get": operation("The LoRAs", 200, "any")},
-        "/health": {"get": operation("Whether the server runs", 200, "any")},
-        "/ready": {"get": operation("Whether a worker can draw", 200, "any")},
-        "/metrics": {"get": operation("Numbers for Prometheus", 200, "text")},
+        "/api/v2/models": {
+            "get": operation("listModels", "The models, the default one first", 200, "any"),
+        },
+        "/api/v2/loras": {"get": operation("listLoras", "The LoRAs", 200, "any")},
+        "/health": {"get": operation("health", "Whether the server runs", 200, "any")},
+        "/ready": {"get": ready},
+        "/metrics": {"get": operation("metrics", "Numbers for Prometheus", 200, "text")},
     })
 }
 
