@@ -333,7 +333,7 @@ async fn draw(
     };
     let ended = server.end(&job.id, owner).await;
     let answer = ended.and_then(|job| {
-        blocking(|| openai::body(server, &axum::http::HeaderMap::new(), &job, false))
+        blocking(|| openai::body(server, &axum::http::HeaderMap::new(), &job, openai::Sent::Inline))
     });
     Some(answer.map_or_else(|fault| refused(&fault), |body| (200, body)))
 }

@@ -82,9 +82,20 @@ fn model_json(name: &str) -> Value {
 /// A request, and how it is to be answered.
 struct Wish {
     draft: Draft,
-    as_url: bool,
+    sent: Sent,
     stream: bool,
     partial: usize,
+}
+
+/// How images are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// In base64.
+    Inline,
+    /// As links.
+    Links,
+    /// As both: clients of `dall-e-*` that name no form expect links, and others read base64.
+    Both,
 }
 
 /// Reads the fields that generations and edits share.
@@ -125,9 +136,11 @@ fn wish(fields: &Fields) -> Result<Wish, Fault> {
         // 0 to 100 there.
         draft.quality = quality_of(quality.max(1), "output_compression")?;
     }
-    let as_url = match fields.text("response_format")? {
-        None | Some("b64_json" | "base64") => false,
-        Some("url") => true,
+    let is_dalle = draft.model.as_deref().is_some_and(|name| name.starts_with("dall-e"));
+    let sent = match fields.text("response_format")? {
+        None if is_dalle => Sent::Both,
+        None | Some("b64_json" | "base64") => Sent::Inline,
+        Some("url") => Sent::Links,
         Some(_) => {
             let expected = "response_format: expected b64_json or url";
             return Err(Fault::invalid("response_format", expected));
@@ -138,7 +151,7 @@ fn wish(fields: &Fields) -> Result<Wish, Fault> {
         let expected = format!("partial_images: expected 0 to {MAX_PARTIAL}");
         return Err(Fault::invalid("partial_images", expected));
     }
-    Ok(Wish { draft, as_url, stream: fields.flag("stream")?, partial })
+    Ok(Wish { draft, sent, stream: fields.flag("stream")?, partial })
 }
 
 async fn generations(
@@ -262,25 +275,27 @@ async fn respond(
     if wish.stream {
         return Ok(streamed(server, waiting, wish.partial, format, event));
     }
-    let as_url = wish.as_url;
-    answer(waiting, move |server, job| body(server, &headers, job, as_url), error).await
+    let sent = wish.sent;
+    answer(waiting, move |server, job| body(server, &headers, job, sent), error).await
 }
 
 /// The answer with the images of a job.
 ///
 /// # Errors
 /// The fault of the job.
-pub fn body(server: &Server, headers: &HeaderMap, job: &Job, as_url: bool) -> Result<Value, Fault> {
+pub fn body(server: &Server, headers: &HeaderMap, job: &Job, sent: Sent) -> Result<Value, Fault> {
     let outputs = succeeded(job)?;
     let mut data = Vec::new();
     for (index, output) in outputs.iter().enumerate() {
-        data.push(match as_url {
-            true => json!({"index": index, "type": "url", "url": link(server, headers, output)}),
-            false => {
-                let image = BASE64_STANDARD.encode(server.read_result(output)?);
-                json!({"index": index, "type": "b64_json", "b64_json": image})
-            }
-        });
+        let kind = if sent == Sent::Links { "url" } else { "b64_json" };
+        let mut item = json!({"index": index, "type": kind});
+        if sent != Sent::Links {
+            item["b64_json"] = json!(BASE64_STANDARD.encode(server.read_result(output)?));
+        }
+        if sent != Sent::Inline {
+            item["url"] = json!(link(server, headers, output));
+        }
+        data.push(item);
     }
     let settings = job.settings.clone().unwrap_or_default();
     Ok(json!({

@@ -30,6 +30,12 @@ fn generations_are_the_files_of_the_command_line_under_any_usual_name() {
     let url = answer["data"][1]["url"].as_str().unwrap();
     let image = server.get(url.strip_prefix(&format!("http://{}", server.address)).unwrap());
     assert_eq!((image.status, image.header("content-type")), (200, Some("image/jpeg")));
+    // Clients of DALL-E that name no form read links, others base64: both are there.
+    let both = json!({"prompt": "a fox", "steps": 1, "model": "dall-e-3"});
+    let answer = server.post("/v1/images/generations", &both).json();
+    let url = answer["data"][0]["url"].as_str().unwrap();
+    let image = server.get(url.strip_prefix(&format!("http://{}", server.address)).unwrap());
+    assert!(image.body == super::decoded(&answer["data"][0]["b64_json"]));
 
     let models = server.get("/v1/models").json();
     assert_eq!(

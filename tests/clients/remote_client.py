@@ -1,0 +1,22 @@
+"""`flux-fast remote` with a certificate of one's own: refused, and trusted with --ca-cert."""
+
+import subprocess
+
+from fal_client_client import proxy
+
+
+def check(server):
+    folder = server.folder / "remote"
+    folder.mkdir()
+    port, certificate = proxy(folder, lambda: int(server.port))
+    image = folder / "fox.png"
+    # Without --public-url the server is not known as `localhost:PORT`, but names of this machine are.
+    command = [server.program, "--no-config", "-q", "remote", f"https://localhost:{port}", "a fox",
+               "--steps", "4", "--seed", "5", "-o", image]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 6 and "certificate" in refused.stderr.lower(), refused
+    trusted = subprocess.run([*command, "--ca-cert", certificate], capture_output=True, text=True)
+    assert trusted.returncode == 0, trusted
+    assert image.read_bytes() == server.drawn("a fox", "--steps", "4", "--seed", "5")
+    wrong = subprocess.run([*command, "--ca-cert", folder / "key.pem"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "no certificate" in wrong.stderr, wrong
