@@ -9,13 +9,20 @@ import threading
 
 
 def proxy(folder, port):
-    """Listens with TLS, and forwards to `port`, a function. Returns its own port."""
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-         "-keyout", key, "-out", certificate, "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=DNS:localhost"],
-        check=True, stderr=subprocess.DEVNULL)
+    """Listens with TLS, and forwards to `port`, a function. Returns its own port, and the
+    certificate of the authority that has signed its own."""
+    key, request = folder / "key.pem", folder / "request.pem"
+    certificate, authority = folder / "certificate.pem", folder / "authority.pem"
+    authority_key, extensions = folder / "authority-key.pem", folder / "extensions"
+    extensions.write_text("subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\n")
+    for command in [
+            ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", authority_key,
+             "-out", authority, "-subj", "/CN=tests"],
+            ["req", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", request, "-subj",
+             "/CN=localhost"],
+            ["x509", "-req", "-in", request, "-CA", authority, "-CAkey", authority_key,
+             "-CAcreateserial", "-days", "2", "-extfile", extensions, "-out", certificate]]:
+        subprocess.run(["openssl", *command], check=True, stderr=subprocess.DEVNULL)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -45,7 +52,7 @@ def proxy(folder, port):
             threading.Thread(target=copy, args=(upstream, client), daemon=True).start()
 
     threading.Thread(target=serve, daemon=True).start()
-    return listener.getsockname()[1], certificate
+    return listener.getsockname()[1], authority
 
 
 def check(server):

@@ -10,8 +10,7 @@ def check(server):
     folder.mkdir()
     port, certificate = proxy(folder, lambda: int(server.port))
     image = folder / "fox.png"
-    # Without --public-url the server is not known as `localhost:PORT`, but names of this machine are.
-    command = [server.program, "--no-config", "-q", "remote", f"https://localhost:{port}", "a fox",
+    command = [server.program, "remote", f"https://localhost:{port}", "a fox", "--no-config", "-q",
                "--steps", "4", "--seed", "5", "-o", image]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert refused.returncode == 6 and "certificate" in refused.stderr.lower(), refused

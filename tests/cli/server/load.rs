@@ -77,7 +77,7 @@ fn load_kills_at_random_moments_lose_no_accepted_job() {
 
 #[test]
 fn f46_a_few_kills_at_random_moments_lose_no_accepted_job() {
-    kill_at_random_moments(4);
+    kill_at_random_moments(3);
 }
 
 /// Kills `rounds` servers, asks as many to end, and kills as many workers.

@@ -11,7 +11,7 @@ use fantoccini::{Client, ClientBuilder, Locator};
 use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
 
-use super::{PATIENCE, Server, wait_for};
+use super::{PATIENCE, Server, drawn_by_command, references, wait_for};
 
 /// A driver of a browser. Both are killed when it goes out of scope.
 struct Driver {
@@ -370,4 +370,50 @@ fn the_settings_of_an_image_are_read_without_drawing() {
         let status = server.request("POST", "/api/v2/settings", &[], bad).status;
         assert!(status == 400 || status == 422, "{status}");
     }
+}
+
+#[test]
+fn reference_images_are_added_sent_and_kept() {
+    in_browser(async |driver| {
+        let folder = tempfile::tempdir().unwrap();
+        let model = references::klein(folder.path());
+        let file = |name: &str, width, height| {
+            let path = folder.path().join(name);
+            references::picture(&path, width, height);
+            path.display().to_string()
+        };
+        let (first, second) = (file("first.png", 96, 64), file("second.png", 64, 80));
+        let data = folder.path().join("data");
+        let server = Server::start(&data, &["--model", model.to_str().unwrap()]);
+        let tab = Tab::open(&driver, &server, 1280, false).await;
+        tab.find("#add-reference").await;
+        for path in [&first, &second] {
+            tab.find("#reference-file").await.send_keys(path).await.unwrap();
+        }
+        tab.until("document.querySelectorAll('.ref img').length === 2").await;
+        tab.until("document.querySelector('.cost').innerText.includes('96 × 64')").await;
+        tab.fill("#prompt", "a red fox").await;
+        tab.fill("#steps", "2").await;
+        tab.photograph("page-references.png").await;
+        tab.draw().await;
+        tab.thumbs(1).await;
+        let job = jobs(&server).remove(0);
+        let seed = job["seed_text"].as_str().unwrap();
+        let options = ["a red fox", "--steps", "2", "--seed", seed, "--model"];
+        let files = ["--reference", &first, "--reference", &second];
+        let drawn = drawn_by_command(
+            folder.path(),
+            &[&options[..], &[model.to_str().unwrap()], &files].concat(),
+        );
+        assert!(server.image(job["id"].as_str().unwrap()) == drawn);
+        // Another visit draws it again, without the files being chosen again.
+        tab.click(".ref button").await;
+        tab.client.refresh().await.unwrap();
+        tab.thumbs(1).await;
+        tab.click("#again").await;
+        tab.thumbs(2).await;
+        let again = jobs(&server).remove(0);
+        assert!(server.image(again["id"].as_str().unwrap()) == drawn);
+        tab.client.close().await.unwrap();
+    });
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{Answer, Server, decoded, drawn_by_command, form, wait_for};
 
 /// Writes a small model with noise as weights.
-fn klein(folder: &Path) -> PathBuf {
+pub fn klein(folder: &Path) -> PathBuf {
     let flux = Flux2Config {
         in_channels: 32,
         out_channels: 32,
@@ -81,7 +81,7 @@ fn klein(folder: &Path) -> PathBuf {
 }
 
 /// Writes an image of this size with a pattern.
-fn picture(path: &Path, width: u32, height: u32) -> String {
+pub fn picture(path: &Path, width: u32, height: u32) -> String {
     let pixel = |x: u32, y: u32| image::Rgb([(x * 3) as u8, (y * 2) as u8, (x ^ y) as u8]);
     image::RgbImage::from_fn(width, height, pixel).save(path).unwrap();
     BASE64_STANDARD.encode(std::fs::read(path).unwrap())
@@ -305,7 +305,7 @@ fn a_model_that_reads_no_references_refuses_them_before_it_draws() {
             "reference_images",
         ),
         (
-            "/v1/flux-dev",
+            "/v1/flux-pro",
             json!({"prompt": "x", "input_image": image, "input_image_2": image}),
             "input_image_2",
         ),
