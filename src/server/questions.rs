@@ -1,4 +1,5 @@
-//! Questions to the worker, between jobs, about what requests would cost; and answers that are known.
+//! Questions to the worker, between jobs, about what requests would cost; and answers that are
+//! known.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -16,8 +16,8 @@ def proxy(folder, port):
     authority_key, extensions = folder / "authority-key.pem", folder / "extensions"
     extensions.write_text("subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\n")
     for command in [
-            ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", authority_key,
-             "-out", authority, "-subj", "/CN=tests"],
+            ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout",
+             authority_key, "-out", authority, "-subj", "/CN=tests"],
             ["req", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", request, "-subj",
              "/CN=localhost"],
             ["x509", "-req", "-in", request, "-CA", authority, "-CAkey", authority_key,

@@ -1,11 +1,12 @@
-"""schemathesis: requests that are made up from /openapi.json, right and wrong ones. No answer is a 5xx
-other than those that are described, and every answer has the form that the description says."""
+"""schemathesis: requests that are made up from /openapi.json, right and wrong ones. No answer is a
+5xx, and every answer has the form that the description says."""
 
 import pathlib
 import subprocess
 import sys
 
-CHECKS = "not_a_server_error,response_schema_conformance,content_type_conformance,status_code_conformance"
+CHECKS = ",".join(["not_a_server_error", "response_schema_conformance", "content_type_conformance",
+                   "status_code_conformance"])
 
 
 def check(server):

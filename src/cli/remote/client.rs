@@ -196,7 +196,15 @@ impl Client {
     fn unreachable(&self, e: &ureq::Error) -> Failure {
         let mut error = Error::device(format!("the server cannot be reached: {e}")).at(&self.base);
         let is_temporary = is_temporary(e, self.reached.get());
-        if !is_temporary && !self.reached.get() {
+        let is_refused = matches!(e, ureq::Error::Rustls(_))
+            || matches!(e, ureq::Error::Io(io) if io.kind() == ErrorKind::InvalidData);
+        if is_refused {
+            // A certificate that has signed itself is none of an authority.
+            error = error.try_(
+                "--ca-cert with the certificate of the authority that signed the server's"
+                    .to_string(),
+            );
+        } else if !is_temporary && !self.reached.get() {
             error = error.try_("check the address, and whether the server runs".to_string());
         }
         Failure { error, is_temporary, asked: None }

@@ -56,7 +56,15 @@ fn error_response() -> Value {
 /// An operation that answers with JSON of a schema.
 fn operation(id: &str, summary: &str, status: u16, schema: &str) -> Value {
     let content = match schema {
-        "events" => json!({"text/event-stream": {"schema": {"type": "string"}}}),
+        // The schema is that of one event.
+        "events" => json!({"text/event-stream": {"schema": {
+            "type": "object", "required": ["id", "event", "data"],
+            "properties": {
+                "id": {"type": "string"},
+                "event": {"enum": ["status", "progress", "preview", "output", "log"]},
+                "data": {"type": "string", "contentMediaType": "application/json"},
+            },
+        }}}),
         "image" => json!({"image/*": {"schema": {"type": "string", "format": "binary"}}}),
         "text" => json!({"text/plain": {"schema": {"type": "string"}}}),
         "any" => json!({"application/json": {"schema": {"type": "object"}}}),

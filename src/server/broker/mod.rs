@@ -119,8 +119,8 @@ pub trait Broker: Send + Sync {
     /// The jobs of `owner` that wait or run, the oldest first.
     fn active(&self, owner: &str) -> Result<Vec<Job>, Fault>;
 
-    /// The jobs that are over and whose [`Webhook`](super::webhook::Webhook) must still be called, the
-    /// oldest first. Their data is kept until then.
+    /// The jobs that are over and whose [`Webhook`](super::webhook::Webhook) must still be called,
+    /// the oldest first. Their data is kept until then.
     fn owed_calls(&self) -> Result<Vec<Job>, Fault>;
 
     /// Notes that the address of a job was called, or is given up.
@@ -140,8 +140,8 @@ pub trait Broker: Send + Sync {
     /// those that ended before `rows_before`. Returns the ids whose files are to be deleted.
     fn expire(&self, data_before: f64, rows_before: f64) -> Result<Vec<String>, Fault>;
 
-    /// Takes the data of a job of `owner` that is over, as if it had expired. Returns whether it had
-    /// some: its files are to be deleted then.
+    /// Takes the data of a job of `owner` that is over, as if it had expired. Returns whether it
+    /// had some: its files are to be deleted then.
     fn forget(&self, id: &str, owner: &str) -> Result<bool, Fault>;
 
     /// The clock of instants in jobs.
