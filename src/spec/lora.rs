@@ -131,6 +131,7 @@ pub const COMMON_PREFIXES: &[LoraPrefix] = &[
     LoraPrefix::of("net.", TRANSFORMER, "no prefix"),
     LoraPrefix::of("dit.", TRANSFORMER, "DiffSynth-Studio"),
     LoraPrefix::shared("module.", None),
+    LoraPrefix::shared("pipe.", None),
     LoraPrefix::shared("model.", None),
     LoraPrefix::shared("text_encoders.transformer.", None),
     LoraPrefix::of("", None, "no prefix"),

@@ -204,6 +204,29 @@ fn tag_strength(text: &str, inner: &str) -> Result<f32> {
     })
 }
 
+/// The strengths `text` of the tag `inner`: `0.8`, `0.8:0.6`, or with AUTOMATIC1111's names
+/// `unet=0.8:te=0.6`, where `te` alone is both.
+fn tag_strengths(text: &str, inner: &str) -> Result<(f32, Option<f32>)> {
+    let named = |piece: &str, name: &str| {
+        let (key, value) = piece.split_once('=')?;
+        key.trim().eq_ignore_ascii_case(name).then(|| tag_strength(value, inner))
+    };
+    let (mut first, mut second) = (None, None);
+    for piece in text.split(':') {
+        let (place, value) = match (named(piece, "unet"), named(piece, "te")) {
+            (Some(value), _) => (&mut first, value?),
+            (None, Some(value)) => (&mut second, value?),
+            (None, None) if first.is_none() => (&mut first, tag_strength(piece, inner)?),
+            (None, None) => (&mut second, tag_strength(piece, inner)?),
+        };
+        if place.replace(value).is_some() {
+            // One number too many.
+            tag_strength(text, inner)?;
+        }
+    }
+    Ok((first.or(second).unwrap_or(1.0), second.filter(|_| first.is_some())))
+}
+
 /// `prompt` without its `<lora:name:strength>` tags, and the LoRAs that they name. A strength that
 /// is left out is 1; a second one is for the text encoders. Text that only resembles a tag stays
 /// part of the prompt.
@@ -219,13 +242,7 @@ fn split_tags(prompt: &str) -> Result<(String, Vec<LoraChoice>)> {
             rest = inner;
             continue;
         }
-        let (strength, text_strength) = match strength.split_once(':') {
-            Some((first, second)) => (first, Some(second)),
-            None => (strength, None),
-        };
-        let inside = &inner[..end];
-        let strength = tag_strength(strength, inside)?;
-        let text_strength = text_strength.map(|s| tag_strength(s, inside)).transpose()?;
+        let (strength, text_strength) = tag_strengths(strength, &inner[..end])?;
         loras.push(LoraChoice { name: name.trim().into(), strength, text_strength, tag: true });
         text += &rest[..start];
         rest = &inner[end + 1..];
@@ -260,6 +277,10 @@ mod tests {
             ("<LYCO:x:0.5:0>", 0.5, Some(0.0)),
             ("<lycoris:x>", 1.0, None),
             ("<lora:x: 0.8 : 0.6 >", 0.8, Some(0.6)),
+            ("<lora:x:te=0.5:unet=0.75>", 0.75, Some(0.5)),
+            ("<lora:x:0.8:te=0>", 0.8, Some(0.0)),
+            ("<lora:x:TE=0.5>", 0.5, None),
+            ("<lora:x:unet=0.5>", 0.5, None),
         ] {
             let prompt = Prompt::from(format!("a fox {tag}"));
             let lora = &prompt.loras()[0];
@@ -278,6 +299,8 @@ mod tests {
             "<lora:x:101>",
             "<lora:x:0.5:0.5:0.5>",
             "<lora:x:0.5:>",
+            "<lora:x:0.5:te=1:te=1>",
+            "<lora:x:0.5:lbw=1,0>",
             "<LORA:x:y>",
         ] {
             let prompt = Prompt::from(bad);

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use rayon::prelude::*;
 
 use super::adapter::{Axis, Change, Magnitude};
-use super::delta::Delta;
+use super::delta::{Delta, owned, values};
 use super::group::{Group, Grouped, Unmatched};
 use super::keys::Part;
 use super::refuse::foreign;
@@ -260,16 +260,33 @@ fn bias(file: &WeightFile, placed: &Placed, base: Base) -> Result<Vec<Change>> {
     let Placed { group, shape } = placed;
     let layer = &group.layer;
     let mut changes = vec![];
-    for part in [Part::DiffBias, Part::UpBias] {
+    for part in [Part::DiffBias, Part::DownBias, Part::UpBias] {
         let Some(&i) = group.parts.get(&part) else { continue };
         let entry = &file.header.tensors[i];
+        let in_pair = part != Part::DiffBias;
+        if in_pair && group.parts.contains_key(&Part::Magnitude) {
+            return Err(Error::model("a DoRA whose matrices have biases is not supported")
+                .at(&entry.name)
+                .try_("train or convert it without biases of the matrices"));
+        }
         let name = layer.bias().filter(|name| base(layer.component, name).is_some());
         let Some(name) = name else {
             return Err(Error::model("this LoRA changes a bias that the model does not have")
                 .at(&entry.name)
                 .found(format!("{} has no bias", layer.weight)));
         };
-        let n = vector_length(entry)?;
+        let delta = if in_pair { Delta::of(file, group)? } else { None };
+        let stored = part_of(file, i, (1, vector_length(entry)?))?;
+        let added = match (part, &delta) {
+            (Part::DownBias, Some(Delta::Product { b, .. })) => through(b, &stored, &entry.name)?,
+            (Part::DownBias, _) => {
+                return Err(Error::model("a bias of A has no matrix B to which it belongs")
+                    .at(&entry.name)
+                    .try_("the file is incomplete; download it again"));
+            }
+            _ => stored,
+        };
+        let n = added.cols;
         let blocks = rows_of(layer.rows, *shape, layer.vector).unwrap_or_default();
         let own: usize = blocks.iter().map(|b| b.rows).sum();
         if n != own {
@@ -278,20 +295,17 @@ fn bias(file: &WeightFile, placed: &Placed, base: Base) -> Result<Vec<Change>> {
                 .found(format!("{n} numbers"))
                 .expected(format!("{own} for {name}")));
         }
-        // A bias of B is multiplied like B; a difference is not.
-        let factor = match part {
-            Part::UpBias => match Delta::of(file, group)? {
-                Some(delta) => factor(file, group, &delta)?.1,
-                None => 1.0,
-            },
-            _ => 1.0,
+        // The biases of the matrices are multiplied like their product; a difference is not.
+        let factor = match delta {
+            Some(delta) => factor(file, group, &delta)?.1,
+            None => 1.0,
         };
         changes.push(Change {
             component: layer.component,
             weight: name,
             key: entry.name.clone(),
             vector: true,
-            delta: Delta::Difference(part_of(file, i, (1, n))?),
+            delta: Delta::Difference(added),
             blocks,
             alpha: None,
             factor,
@@ -299,6 +313,22 @@ fn bias(file: &WeightFile, placed: &Placed, base: Base) -> Result<Vec<Change>> {
         });
     }
     Ok(changes)
+}
+
+/// What the bias of A adds to the result: its product with B.
+fn through(b: &HostPart, bias: &HostPart, key: &str) -> Result<HostPart> {
+    if bias.cols != b.cols {
+        return Err(Error::model("a bias of A does not fit its matrix")
+            .at(key)
+            .found(format!("{} numbers", bias.cols))
+            .expected(format!("{}, the rank", b.cols)));
+    }
+    let bias = values(bias);
+    let row = |row: &[f32]| {
+        row.iter().zip(&bias).map(|(b, a)| f64::from(*b) * f64::from(*a)).sum::<f64>() as f32
+    };
+    let sums: Vec<f32> = values(b).chunks_exact(b.cols.max(1)).map(row).collect();
+    Ok(owned(&sums, 1, sums.len()))
 }
 
 /// Drops groups for rows that another group changes already: a file may name one layer twice, in

@@ -120,7 +120,9 @@ fn no_effect(file: &WeightFile, parts: &[(Option<Part>, usize)]) -> Result<bool>
             Some(Part::Alpha) => true,
             // What is not known may mean anything, also if it is zero.
             Some(Part::Magnitude | Part::Set) | None => false,
-            Some(Part::Diff | Part::DiffBias | Part::UpBias) => all_zero(file, *i)?,
+            Some(Part::Diff | Part::DiffBias | Part::DownBias | Part::UpBias) => {
+                all_zero(file, *i)?
+            }
             Some(part) => zero(&|p| p.family() == part.family())?.1 > 0,
         };
         if !fine {

@@ -28,6 +28,25 @@ const MAX_PATTERNS: usize = 2000;
 /// The largest pattern, in bytes.
 const MAX_PATTERN: usize = 2000;
 
+/// Settings that change what the matrices mean.
+const UNKNOWN_SETTINGS: [&str; 8] = [
+    "fan_in_fan_out",
+    "megatron_config",
+    "layer_replication",
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "trainable_token_indices",
+];
+
+/// Whether this way of starting a training takes a part of the base weight out of it: without that
+/// part the adapter is another one.
+fn changes_base(init: &str) -> bool {
+    let init = init.to_lowercase();
+    ["pissa", "olora", "corda", "loftq", "lora_ga"].iter().any(|name| init.starts_with(name))
+}
+
 /// The configuration of a file, if it has one.
 pub struct Config {
     value: Option<Value>,
@@ -83,27 +102,47 @@ impl Config {
     }
 
     fn check_kind(&self) -> Result<()> {
-        let get = |key: &str| self.value.as_ref().and_then(|v| v.get(key));
-        if let Some(kind) = get("peft_type").and_then(Value::as_str)
-            && !["LORA", "LOHA", "LOKR"].contains(&kind.to_uppercase().as_str())
-        {
-            return Err(Error::model("this kind of PEFT adapter is not supported")
-                .at(format!("{}, peft_type", self.place))
-                .found(kind)
-                .expected("LORA, LOHA or LOKR"));
-        }
-        let set = |key: &&str| match get(key) {
-            None | Some(Value::Null | Value::Bool(false)) => false,
-            Some(Value::Array(list)) => !list.is_empty(),
-            Some(Value::Object(map)) => !map.is_empty(),
-            Some(_) => true,
+        let is_set = |value: &Value| match value {
+            Value::Null | Value::Bool(false) => false,
+            Value::Array(list) => !list.is_empty(),
+            Value::Object(map) => !map.is_empty(),
+            _ => true,
         };
-        let unknown = ["fan_in_fan_out", "megatron_config", "layer_replication"];
-        match unknown.iter().find(|key| set(key)) {
-            Some(key) => Err(Error::model("a setting of this PEFT adapter is not supported")
-                .at(format!("{}, {key}", self.place))),
-            None => Ok(()),
+        for (key, value) in self.value.as_ref().and_then(Value::as_object).into_iter().flatten() {
+            let at = || format!("{}, {key}", self.place);
+            let text = value.as_str().unwrap_or_default();
+            // diffusers writes the name of the component before each.
+            match key.rsplit('.').next().unwrap_or(key) {
+                "peft_type"
+                    if !text.is_empty()
+                        && !["LORA", "LOHA", "LOKR"].contains(&text.to_uppercase().as_str()) =>
+                {
+                    return Err(Error::model("this kind of PEFT adapter is not supported")
+                        .at(at())
+                        .found(text)
+                        .expected("LORA, LOHA or LOKR"));
+                }
+                "init_lora_weights" | "init_weights" if changes_base(text) => {
+                    return Err(Error::model(
+                        "this LoRA belongs to weights that its training changed, not to those of \
+                         the published model",
+                    )
+                    .at(at())
+                    .found(text)
+                    .try_(
+                        "convert it with PEFT: save_pretrained(..., \
+                         path_initial_model_for_weight_conversion=...)",
+                    ));
+                }
+                short if UNKNOWN_SETTINGS.contains(&short) && is_set(value) => {
+                    return Err(
+                        Error::model("a setting of this PEFT adapter is not supported").at(at())
+                    );
+                }
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     /// All patterns of all lists.

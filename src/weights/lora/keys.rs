@@ -16,6 +16,8 @@ pub enum Part {
     Down,
     /// B of a LoRA, `rows x rank`.
     Up,
+    /// A bias of A, one number for each rank: its product with B is added to the layer's bias.
+    DownBias,
     /// A bias of B: it is added to the layer's bias.
     UpBias,
     /// The number alpha.
@@ -64,7 +66,7 @@ impl Part {
             | Part::KronW2B => Some("LoKr"),
             Part::Diff => Some("difference"),
             Part::Set => Some("replacement"),
-            Part::UpBias | Part::Alpha | Part::Magnitude | Part::DiffBias => None,
+            Part::DownBias | Part::UpBias | Part::Alpha | Part::Magnitude | Part::DiffBias => None,
         }
     }
 }
@@ -107,7 +109,7 @@ impl Layer {
 }
 
 /// Suffixes, with what they are. Those of XLabs come last, since they are endings of others.
-const SUFFIXES: [(&str, Part); 21] = [
+const SUFFIXES: [(&str, Part); 22] = [
     (".lora_down.weight", Part::Down),
     (".lora_up.weight", Part::Up),
     (".lora.down.weight", Part::Down),
@@ -120,6 +122,7 @@ const SUFFIXES: [(&str, Part); 21] = [
     ("_lora.alpha", Part::Alpha),
     (".lora.alpha", Part::Alpha),
     (".lora_linear_layer.alpha", Part::Alpha),
+    (".lora_down.bias", Part::DownBias),
     (".lora_up.bias", Part::UpBias),
     (".diff", Part::Diff),
     (".w_norm", Part::Diff),
@@ -360,6 +363,7 @@ pub fn splits(key: &str) -> impl Iterator<Item = (&str, Part)> {
         let known = is_adapter_name(rest.strip_suffix(".weight").unwrap_or(rest));
         let bias = rest.strip_suffix(".bias").is_some_and(is_adapter_name);
         match part {
+            Part::Down if bias => Some((base, Part::DownBias)),
             Part::Up if bias => Some((base, Part::UpBias)),
             // A word behind the matrices of a LoRA is a name only in front of `.weight`.
             Part::Down | Part::Up if !rest.is_empty() && !rest.ends_with(".weight") => None,
@@ -407,6 +411,7 @@ mod tests {
             "base_model.model.base_model.model.",
             "model.diffusion_model.module.",
             "diffusion_model._orig_mod.",
+            "pipe.dit.",
         ] {
             for layer in ["transformer_blocks.3.attn.to_out.0", "double_blocks.3.img_attn.proj"] {
                 let key = keys.parse(&format!("{prefix}{layer}.lora_A.weight"));

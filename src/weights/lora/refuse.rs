@@ -41,7 +41,7 @@ const EMBEDDINGS: [(&str, &str); 3] = [
 ];
 
 /// Adapters that are not a pair of matrices: (a part of a key, what it is).
-const OTHER_ADAPTERS: [(&str, &str); 17] = [
+const OTHER_ADAPTERS: [(&str, &str); 26] = [
     (".lokr_t1", TUCKER),
     (".lokr_t2", TUCKER),
     (".hada_t1", TUCKER),
@@ -51,6 +51,15 @@ const OTHER_ADAPTERS: [(&str, &str); 17] = [
     (".glora_", "GLoRA"),
     (".a1.weight", "GLoRA"),
     (".on_input", "IA3"),
+    (".ia3_l", "IA3"),
+    (".hra_u", "HRA"),
+    (".fourierft_spectrum", "FourierFT"),
+    (".vblora_", "VB-LoRA"),
+    (".randlora_", "RandLoRA"),
+    (".bone_", "Bone"),
+    (".c3a_kernel", "C3A"),
+    (".road_", "RoAd"),
+    (".q_loras.", "EasyControl adapter"),
     (".vera_lambda", "VeRA"),
     (".lora_mid.", "LoCon with a middle matrix, which is for convolutions"),
     (".reshape_weight", CONTROL),
@@ -61,17 +70,17 @@ const OTHER_ADAPTERS: [(&str, &str); 17] = [
     (".ranknum", "AdaLoRA"),
 ];
 
-/// Endings of tensors that are added to a whole weight, a bias or a norm, and whether that is
-/// supported. Trainers write them even if all values are zero.
-const DIFFERENCES: [(&str, &str, bool); 8] = [
-    (".diff", "whole differences of weights (.diff)", true),
-    (".diff_b", "differences of biases (.diff_b)", true),
-    (".w_norm", "differences of norms (.w_norm)", true),
-    (".b_norm", "differences of norms (.b_norm)", true),
-    (".lora_B.bias", "differences of biases (lora_B.bias)", true),
-    (".lora_up.bias", "differences of biases (lora_up.bias)", true),
-    (".lora_A.bias", "biases inside of the pair (lora_A.bias)", false),
-    (".lora_down.bias", "biases inside of the pair (lora_down.bias)", false),
+/// Endings of tensors that are added to a whole weight, a bias or a norm. Trainers write them even
+/// if all values are zero.
+const DIFFERENCES: [(&str, &str); 8] = [
+    (".diff", "whole differences of weights (.diff)"),
+    (".diff_b", "differences of biases (.diff_b)"),
+    (".w_norm", "differences of norms (.w_norm)"),
+    (".b_norm", "differences of norms (.b_norm)"),
+    (".lora_B.bias", "differences of biases (lora_B.bias)"),
+    (".lora_up.bias", "differences of biases (lora_up.bias)"),
+    (".lora_A.bias", "biases inside of the pair (lora_A.bias)"),
+    (".lora_down.bias", "biases inside of the pair (lora_down.bias)"),
 ];
 
 /// Refuses what no model of the family can use. Differences that are zero everywhere are dropped
@@ -118,13 +127,6 @@ pub fn check(file: &WeightFile, keys: &LoraKeys, found: &mut Grouped) -> Result<
         let what = if img_in { CONTROL } else { "LoRA that also replaces whole weights" };
         let count = names.iter().filter(|n| is_whole_weight(keys, n)).count();
         return Err(unsupported(what, whole, count, names.len()));
-    }
-    for (ending, what, _) in DIFFERENCES.iter().filter(|d| !d.2) {
-        let ends = |n: &&&str| n.ends_with(ending);
-        if let Some(key) = names.iter().find(ends) {
-            let count = names.iter().filter(ends).count();
-            return Err(unsupported(&format!("LoRA with {what}"), key, count, names.len()));
-        }
     }
     foreign_by_metadata(file, family, found)?;
     not_understood(found, names.len())
@@ -236,7 +238,7 @@ fn nothing_matched(file: &WeightFile, family: &'static Family, names: &[&str]) -
 /// Drops difference tensors that are zero everywhere, with a note.
 fn drop_zeros(file: &WeightFile, found: &mut Grouped) -> Result<()> {
     let mut dropped: HashSet<&str> = HashSet::new();
-    for (ending, what, _) in DIFFERENCES {
+    for (ending, what) in DIFFERENCES {
         let mut count = 0;
         for (i, entry) in file.header.tensors.iter().enumerate() {
             if entry.name.ends_with(ending) && all_zero(file, i)? {

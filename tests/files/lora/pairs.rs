@@ -228,9 +228,17 @@ fn alpha_is_read_from_every_place_and_type() {
         (r#"{"peft_type": "IA3"}"#, "this kind of PEFT adapter is not supported"),
         (r#"{"use_dora": true}"#, "the configuration says DoRA"),
         (r#"{"fan_in_fan_out": true}"#, "a setting of this PEFT adapter is not supported"),
+        (r#"{"transformer.use_qalora": true}"#, "a setting of this PEFT adapter is not supported"),
+        (r#"{"transformer.peft_type": "OFT"}"#, "this kind of PEFT adapter is not supported"),
+        (r#"{"init_lora_weights": "pissa_niter_16"}"#, "to weights that its training changed"),
+        (r#"{"transformer.init_lora_weights": "olora"}"#, "to weights that its training changed"),
     ] {
         let e = config(json).error(&base);
         assert!(e.contains(says), "{json}: {e}");
+    }
+    for init in ["true", "\"gaussian\"", "\"eva\"", "null"] {
+        let json = format!(r#"{{"lora_alpha": 2, "init_lora_weights": {init}}}"#);
+        assert_eq!(factor(&config(&json), &base), 0.5, "{init}");
     }
     let both = config(r#"{"lora_alpha": 2}"#).with(&alpha, &[], &[4.0]);
     assert_eq!(factor(&both, &base), 1.0, "the tensor goes before the header");

@@ -13,8 +13,9 @@ fn other_kinds_of_adapter_are_refused_by_name() {
         (format!("{PROJ}.lokr_t2"), "this is a LoKr or LoHa with a third factor"),
         (format!("{PROJ}.hada_t1"), "this is a LoKr or LoHa with a third factor"),
         (format!("{PROJ}.oft_blocks"), "this is an OFT"),
+        (format!("{PROJ}.ia3_l"), "this is an IA3"),
+        (format!("{PROJ}.vblora_logits_A"), "this is a VB-LoRA"),
         (format!("{PROJ}.lora_mid.weight"), "this is a LoCon with a middle matrix"),
-        (format!("{PROJ}.lora_A.bias"), "this is a LoRA with biases inside of the pair"),
         ("diffusion_model.img_in.reshape_weight".into(), "this is a BFL control LoRA"),
         (
             "double_blocks.0.img_attn.norm.query_norm.scale".into(),
@@ -123,10 +124,25 @@ fn tensors_that_do_not_belong_together_are_refused() {
         (ones(plain(&base), ".dora_scale", &[2, 6]), "a vector of a LoRA has several axes"),
         (ones(Lora::default(), ".diff", &[rows, 3]), "its layers have other sizes"),
         (ones(plain(&base), ".diff_b", &[rows]), "changes a bias that the model does not have"),
+        (ones(plain(&base), ".lora_A.bias", &[2]), "changes a bias that the model does not have"),
         (ones(Lora::default(), ".dora_scale", &[rows, 1]), "no change to which they belong"),
     ];
     for (lora, says) in cases {
         let e = lora.error(&base);
+        assert!(e.contains(says), "{says}: {e}");
+    }
+    let mut with_bias = base.clone();
+    with_bias.insert((TRANSFORMER, "double_blocks.0.img_attn.proj.bias".into()), (1, rows));
+    for (lora, says) in [
+        (ones(plain(&base), ".lora_A.bias", &[3]), "a bias of A does not fit its matrix"),
+        (ones(plain(&base), ".lora_B.bias", &[3]), "does not fit its layer"),
+        (ones(Lora::default(), ".lora_A.bias", &[2]), "has no matrix B"),
+        (
+            ones(ones(plain(&base), ".lora_A.bias", &[2]), ".dora_scale", &[rows, 1]),
+            "a DoRA whose matrices have biases",
+        ),
+    ] {
+        let e = lora.error(&with_bias);
         assert!(e.contains(says), "{says}: {e}");
     }
     // q alone and q, k and v together.
