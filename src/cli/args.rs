@@ -42,10 +42,36 @@ pub fn is_command(word: &str) -> bool {
     word == "help" || Cli::command().find_subcommand(word).is_some()
 }
 
-/// The command that `word` is probably a misspelling of. Short names of commands are one letter
-/// away from many words, so that only longer ones are compared.
+/// Commands of other programs, with what does the same here.
+const OTHER_COMMANDS: [(&str, &str); 18] = [
+    ("version", "--version"),
+    ("usage", "help"),
+    ("list", "models"),
+    ("ls", "models"),
+    ("loras", "models"),
+    ("download", "pull"),
+    ("fetch", "pull"),
+    ("get", "pull"),
+    ("install", "pull"),
+    ("info", "inspect"),
+    ("show", "inspect"),
+    ("server", "serve"),
+    ("quantize", "convert"),
+    ("quantise", "convert"),
+    ("benchmark", "bench"),
+    ("txt2img", "generate"),
+    ("run", "generate"),
+    ("redo", "again"),
+];
+
+/// The command, or option, that `word` probably means: a misspelling, or what another program calls
+/// it. Short names of commands are one letter away from many words, so that only longer ones are
+/// compared.
 pub fn similar_command(word: &str) -> Option<String> {
-    let word = word.to_lowercase();
+    let word = word.trim_end_matches(['.', ',', ';', ':', '!', '?']).to_lowercase();
+    if let Some((_, own)) = OTHER_COMMANDS.iter().find(|(other, _)| *other == word) {
+        return Some(own.to_string());
+    }
     let most = if word.chars().count() < 6 { 1 } else { 2 };
     let command = Cli::command();
     let names = command.get_subcommands().map(|c| c.get_name()).chain(["help"]);

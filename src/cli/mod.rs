@@ -137,15 +137,22 @@ fn run(cli: Cli, config: &config::Config) -> Result<()> {
 /// Refuses a prompt of a single word that is probably a misspelt command: drawing it takes minutes,
 /// and is not what was meant.
 fn refuse_similar(prompt: Option<&str>) -> Result<()> {
-    let Some(word) = prompt.filter(|p| !is_command(p) && !p.contains(char::is_whitespace)) else {
-        return Ok(());
-    };
-    match similar_command(word) {
+    let word = prompt.map(str::trim).filter(|p| !is_command(p));
+    match word.and_then(|word| Some((word, meant_by(word)?))) {
         None => Ok(()),
-        Some(command) => Err(Error::argument("this is not a command")
+        Some((word, question)) => Err(Error::argument("this is not a command")
             .at(word)
-            .try_(format!("did you mean the command {command}? to draw it, use -p {word}"))),
+            .try_(format!("{question} to draw it, use -p {word}"))),
     }
+}
+
+/// What a single word that is probably a command is asked to be; `None` for any other text.
+fn meant_by(word: &str) -> Option<String> {
+    let command = Some(word).filter(|w| !w.contains(char::is_whitespace)).and_then(similar_command);
+    Some(match command? {
+        option if option.starts_with('-') => format!("did you mean flux-fast {option}?"),
+        command => format!("did you mean the command {command}?"),
+    })
 }
 
 /// Prints an error and returns the exit code of `outcome`.
@@ -182,7 +189,13 @@ fn refuse(error: &clap::Error, arguments: &[OsString], how: How) -> ExitCode {
         return report(Err(not_utf8(arguments)), how);
     }
     let unquoted = is_unquoted_prompt(error);
-    let hint = if unquoted { "put the prompt in quotes" } else { "flux-fast --help" };
+    // `flux-fast inspct light.png`.
+    let first = arguments.get(1).and_then(|a| a.to_str());
+    let meant = first.filter(|word| unquoted && !is_command(word)).and_then(meant_by);
+    let hint = meant.unwrap_or_else(|| {
+        let hint = if unquoted { "put the prompt in quotes" } else { "flux-fast --help" };
+        hint.to_string()
+    });
     if !how.json_events {
         // An argument may be the name of a file, which a shell has put in place of a `*`.
         let plain = error.to_string();

@@ -48,11 +48,20 @@ fn a_word_that_is_close_to_a_command_is_not_drawn() {
         ("genrate", "generate"),
         ("complettions", "completions"),
         ("hlep", "help"),
+        ("doctr.", "doctor"),
+        ("list", "models"),
+        ("download", "pull"),
+        ("Info", "inspect"),
     ] {
         let question = format!("did you mean the command {near}? to draw it, use -p {word}");
         refused(dir.path(), &[word], &question);
         refused(dir.path(), &[word, "--steps", "1", "-o", "x.png"], &question);
     }
+    refused(dir.path(), &["doctr "], "did you mean the command doctor?");
+    refused(dir.path(), &["version"], "did you mean flux-fast --version? to draw it");
+    // With an argument behind it.
+    refused(dir.path(), &["inspct", "light.png"], "did you mean the command inspect?");
+    refused(dir.path(), &["a", "fox"], "put the prompt in quotes");
     assert_eq!(files(dir.path()), [] as [&str; 0]);
     // Other words, several words, and a prompt that is named as one are drawn.
     let small = ["--steps", "1", "--size", "32", "-q", "-o"];
