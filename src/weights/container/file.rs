@@ -166,6 +166,20 @@ pub fn read_header(path: &Path) -> Result<Header> {
     }
 }
 
+/// The first bytes of other files, what they are, and what to do.
+const OTHER_KINDS: [(&[u8], &str, &str); 9] = [
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
+    (b"Rar!", "a RAR archive", UNPACK),
+    (b"\x1f\x8b", "a gzip archive", UNPACK),
+    (b"\xfd7zXZ\0", "an xz archive", UNPACK),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", UNPACK),
+    (b"\x89PNG", "an image", "give a .safetensors or .gguf file"),
+    (b"\xff\xd8\xff", "an image", "give a .safetensors or .gguf file"),
+    (b"ftrt", "a TensorRT engine", "use a .safetensors or .gguf file of the same model"),
+    (b"\x7fELF", "a program", "use a .safetensors or .gguf file of the same model"),
+];
+const UNPACK: &str = "unpack it, and give the .safetensors or .gguf file that is inside";
+
 /// Refuses pickle files and texts, which are recognised by their first bytes, not by their names.
 fn refuse_other_kinds(bytes: &[u8], path: &Path) -> Result<()> {
     // The name of the first file in an archive of NumPy's.
@@ -199,7 +213,15 @@ fn refuse_other_kinds(bytes: &[u8], path: &Path) -> Result<()> {
         Error::model("this is a small text file (a Git LFS pointer or a web page), not the model")
             .try_("download it again")
     } else {
-        return Ok(());
+        let is_kind = |(start, ..): &&(&[u8], _, _)| bytes.starts_with(start);
+        // The length of a header may have these bytes, too.
+        let is_safetensors = bytes.get(8) == Some(&b'{');
+        match OTHER_KINDS.iter().find(is_kind).filter(|_| !is_safetensors) {
+            Some((_, what, hint)) => {
+                Error::model("this is not a model file").found(*what).try_(*hint)
+            }
+            None => return Ok(()),
+        }
     };
     Err(e.at_path(path))
 }

@@ -127,6 +127,9 @@ fn other_kinds_of_files_are_named_with_advice() {
         (file("e.safetensors", b"<!DOCTYPE html><html></html>"), "web page"),
         (file("f.safetensors", b"just some text"), "header length"),
         (file("g.safetensors", b""), "too short"),
+        (file("h.7z", b"7z\xbc\xaf\x27\x1c\0\x04\0\0"), "a 7z archive"),
+        (file("i.safetensors.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\x03"), "a gzip archive"),
+        (file("j.safetensors", b"\x89PNG\r\n\x1a\n\0\0"), "an image"),
     ] {
         for e in [refused(&path), inspect(&path).err().unwrap()] {
             assert_eq!(e.kind(), Kind::Model);
