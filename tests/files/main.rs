@@ -8,4 +8,5 @@ mod images;
 mod lora;
 mod provenance;
 mod readers;
+mod texts;
 mod weights;

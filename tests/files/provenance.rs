@@ -7,12 +7,12 @@ use flux_fast::pipeline::images::{Format, Provenance, encode, provenance_of};
 use flux_fast::pipeline::request::{Image, Settings};
 use serde_json::{Value, json};
 
-fn gray(width: usize, height: usize) -> Image {
+pub fn gray(width: usize, height: usize) -> Image {
     Image { width, height, rgb: vec![127; width * height * 3] }
 }
 
 /// A PNG of 64x64 with one more chunk before its pixels.
-fn png_with(kind: &[u8; 4], content: &[u8]) -> Vec<u8> {
+pub fn png_with(kind: &[u8; 4], content: &[u8]) -> Vec<u8> {
     let plain = encode(&gray(64, 64), Format::Png, 90, "").unwrap();
     // Signature and IHDR; the encoder's own text chunk follows and is empty.
     let (head, rest) = plain.split_at(8 + 25);
@@ -33,19 +33,19 @@ fn png_with(kind: &[u8; 4], content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn text_png(key: &str, text: &[u8]) -> Vec<u8> {
+pub fn text_png(key: &str, text: &[u8]) -> Vec<u8> {
     png_with(b"tEXt", &[key.as_bytes(), b"\0", text].concat())
 }
 
-fn read(bytes: &[u8]) -> Provenance {
+pub fn read(bytes: &[u8]) -> Provenance {
     provenance_of(bytes).unwrap_or_else(|e| panic!("{e}"))
 }
 
-fn read_text(text: &str) -> Provenance {
+pub fn read_text(text: &str) -> Provenance {
     read(&text_png("parameters", text.as_bytes()))
 }
 
-fn noted(found: &Provenance, words: &str) -> bool {
+pub fn noted(found: &Provenance, words: &str) -> bool {
     found.notes.iter().any(|note| note.contains(words))
 }
 
@@ -224,7 +224,7 @@ fn forge_and_automatic1111_tell_guidance_from_cfg() {
 }
 
 /// The usual graph of FLUX.1 in ComfyUI.
-fn flux_graph() -> Value {
+pub fn flux_graph() -> Value {
     json!({
         "5": {"class_type": "EmptySD3LatentImage",
               "inputs": {"width": 832, "height": 1216, "batch_size": 2}},
@@ -255,7 +255,7 @@ fn flux_graph() -> Value {
     })
 }
 
-fn graph_png(graph: &Value) -> Vec<u8> {
+pub fn graph_png(graph: &Value) -> Vec<u8> {
     // ComfyUI escapes everything beyond ASCII, and writes both texts.
     let text = graph.to_string().replace('狐', "\\u72d0");
     text_png("prompt", text.as_bytes())

@@ -174,7 +174,8 @@ fn user_comment(value: &[u8], big: bool) -> Option<String> {
     }
 }
 
-fn utf8(value: &[u8]) -> String {
+/// A text in UTF-8, or else in Latin-1.
+pub fn utf8(value: &[u8]) -> String {
     match std::str::from_utf8(value) {
         Ok(text) => text.to_string(),
         Err(_) => value.iter().map(|b| char::from(*b)).collect(),

@@ -16,7 +16,7 @@ const VIDEO: Advice =
     Advice::Other("take one image out of it with a player, and save it as image.png");
 
 /// The first bytes of a kind of file: where they are, what they are, what it is.
-const KINDS: [(usize, &[u8], &str, Advice); 31] = [
+const KINDS: [(usize, &[u8], &str, Advice); 33] = [
     (0, b"GIF8", "a GIF", IMAGEMAGICK),
     (4, b"ftyp", "a video (MP4, MOV)", VIDEO),
     (4, b"moov", "a video (MOV)", VIDEO),
@@ -28,6 +28,8 @@ const KINDS: [(usize, &[u8], &str, Advice); 31] = [
     (0, b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL", Advice::Convert("djxl")),
     (0, b"\0\0\0\x0cjP  ", "a JPEG 2000", IMAGEMAGICK),
     (0, b"\xff\x4f\xff\x51", "a JPEG 2000", IMAGEMAGICK),
+    (0, b"II\x2b\0", "a BigTIFF", IMAGEMAGICK),
+    (0, b"MM\0\x2b", "a BigTIFF", IMAGEMAGICK),
     (0, b"8BPS", "a Photoshop file (PSD)", IMAGEMAGICK),
     (0, b"gimp xcf", "a GIMP file (XCF)", IMAGEMAGICK),
     (0, b"\0\0\x01\0", "an icon (ICO)", IMAGEMAGICK),
@@ -131,6 +133,7 @@ mod tests {
             (b"\xff\x0a\x00\x00", "a JPEG XL", "djxl"),
             (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL", "djxl"),
             (b"8BPS\0\x01", "PSD", "image.png"),
+            (b"II\x2b\0\x08\0\0\0", "a BigTIFF", "image.png"),
             (b"P6\n1 1\n255\n", "PPM", "image.png"),
             (b"<!DOCTYPE html>", "a web page", "download"),
             (b"\x10\0\0\0\0\0\0\0{\"a\":1}", "safetensors", "model"),

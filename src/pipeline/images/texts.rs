@@ -78,13 +78,15 @@ fn png_texts(bytes: &[u8]) -> Vec<ImageText> {
     if !found.is_empty() {
         return found;
     }
-    // Some tools write their text after the pixels.
+    // Some tools write their text after the pixels, others into EXIF.
     reader.finish().ok();
-    texts_of_png(reader.info())
+    let found = texts_of_png(reader.info());
+    let exif = || reader.info().exif_metadata.as_ref().map(|block| exif::texts_of(block));
+    if found.is_empty() { exif().unwrap_or_default() } else { found }
 }
 
 fn texts_of_png(info: &png::Info) -> Vec<ImageText> {
-    let is_known = |key: &str| PNG_KEYS.contains(&key);
+    let is_known = |key: &str| PNG_KEYS.iter().any(|known| known.eq_ignore_ascii_case(key));
     let mut texts = Vec::new();
     for chunk in info.uncompressed_latin1_text.iter().filter(|c| is_known(&c.keyword)) {
         texts.push(ImageText::new(&chunk.keyword, latin_or_utf8(&chunk.text)));
@@ -99,6 +101,11 @@ fn texts_of_png(info: &png::Info) -> Vec<ImageText> {
         let mut chunk = chunk.clone();
         let text = chunk.decompress_text_with_limit(MAX_TEXT_BYTES).and_then(|()| chunk.get_text());
         texts.push(ImageText { key: chunk.keyword.clone(), text: text.ok() });
+    }
+    for text in &mut texts {
+        // Some programs write the names in another case.
+        let known = PNG_KEYS.iter().find(|known| known.eq_ignore_ascii_case(&text.key));
+        text.key = known.map_or_else(|| text.key.clone(), |known| known.to_string());
     }
     let is_xmp = |text: &&ImageText| text.key == "XML:com.adobe.xmp";
     let xmp: Vec<ImageText> = texts
@@ -133,7 +140,7 @@ fn jpeg_comments(bytes: &[u8]) -> Vec<ImageText> {
     let mut texts = Vec::new();
     for segment in jpeg_segments(bytes).take_while(|s| s.marker != 0xda) {
         if segment.marker == 0xfe {
-            let text = String::from_utf8_lossy(segment.content);
+            let text = exif::utf8(segment.content);
             let text = text.trim_end_matches('\0');
             let text = text.strip_prefix("parameters\0").unwrap_or(text);
             texts.push(ImageText::new("comment", text.to_string()));
@@ -145,7 +152,11 @@ fn jpeg_comments(bytes: &[u8]) -> Vec<ImageText> {
 /// The texts of the elements and attributes of XMP that look like settings.
 fn xmp_texts(bytes: &[u8]) -> Vec<ImageText> {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_TEXT_BYTES)]);
-    let pieces = text.split(['<', '>', '\u{0}']);
+    // The values of attributes stand in quotes inside of a tag.
+    let pieces = text.split(['<', '\u{0}']).flat_map(|piece| {
+        let (tag, content) = piece.split_once('>').unwrap_or((piece, ""));
+        tag.split('"').chain([content])
+    });
     let likely = |piece: &&str| {
         let piece = piece.trim_start();
         piece.contains("Steps:") || piece.starts_with('{')

@@ -86,8 +86,16 @@ impl<'a> Graph<'a> {
 
     fn linked(&self, value: &'a Value) -> Option<Id<'a>> {
         let [node, Value::Number(_)] = value.as_array()?.as_slice() else { return None };
-        let id = node.as_str()?;
-        self.nodes.contains_key(id).then_some(id)
+        // Some programs write the numbers of nodes as numbers.
+        let number;
+        let id = match node {
+            Value::Number(n) => {
+                number = n.to_string();
+                number.as_str()
+            }
+            _ => node.as_str()?,
+        };
+        self.nodes.get_key_value(id).map(|(id, _)| id.as_str())
     }
 
     /// A value that is in the node, or in the node of a single value that it is linked to.
@@ -404,7 +412,7 @@ impl<'a> Graph<'a> {
     fn read_model(&self, guider: Id<'a>, reading: &mut Reading) {
         let mut next = self.link(guider, &["model"]);
         for _ in 0..MAX_HOPS {
-            let Some(node) = next else { return };
+            let Some(node) = next else { break };
             let names = ["unet_name", "ckpt_name", "model_name", "model_path", "gguf_name"];
             if let Some(name) = self.value(node, &names) {
                 reading.model = name;
@@ -413,6 +421,7 @@ impl<'a> Graph<'a> {
             self.read_loras(node, reading);
             next = self.link(node, &["model"]);
         }
+        reading.note("the graph does not say which model was used".into());
     }
 
     /// The LoRAs that a node on the way to the model applies, or a note about what it does.
@@ -420,11 +429,10 @@ impl<'a> Graph<'a> {
         let mut number = |name: &str| self.number(node, &[name], reading)?.parse::<f32>().ok();
         if let Some(name) = self.value(node, &["lora_name"]) {
             let strength = number("strength_model").or_else(|| number("strength")).unwrap_or(1.0);
-            let clip = number("strength_clip").unwrap_or(strength);
-            if clip != strength {
-                reading.unused.push((format!("strength_clip of {name}"), clip.to_string()));
-            }
-            reading.lora(&name, strength);
+            // Without a strength for CLIP, only the transformer gets the LoRA.
+            let for_model_only = self.has(node, "strength_model") && !self.has(node, "clip");
+            let clip = number("strength_clip").or(for_model_only.then_some(0.0));
+            reading.lora(&name, strength, clip);
             return;
         }
         let inputs = self.inputs(node).into_iter().flatten();
@@ -439,8 +447,9 @@ impl<'a> Graph<'a> {
             if on && lora.get("strength").is_some_and(|strength| !strength.is_number()) {
                 reading.note(format!("not understood: strength of {}", lora["lora"]));
             }
+            let text = lora.get("strengthTwo").and_then(Value::as_f64);
             if let (true, Some(name)) = (on, lora["lora"].as_str()) {
-                reading.lora(name, strength as f32);
+                reading.lora(name, strength as f32, text.map(|text| text as f32));
             }
         }
         let is = |name: &str, usual: f32| {

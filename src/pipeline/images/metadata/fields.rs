@@ -10,19 +10,30 @@ const MAX_FIELDS: usize = 1000;
 /// `\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)`, and the value may also be a list or an
 /// object in brackets, with commas inside. The time grows linearly with the length of the line.
 pub fn fields(line: &str) -> Vec<(&str, Cow<'_, str>)> {
-    let mut found = Vec::new();
+    fields_and_rest(line).0
+}
+
+/// The fields of `line`, and the pieces between them that belong to none: of `CFG scale: 3,5` the
+/// `5`.
+pub fn fields_and_rest(line: &str) -> (Vec<(&str, Cow<'_, str>)>, Vec<&str>) {
+    let (mut found, mut pieces) = (Vec::new(), Vec::new());
     let mut rest = line;
     while found.len() < MAX_FIELDS
         && let Some((before, after)) = rest.split_once(':')
     {
         rest = after;
-        if let Some(key) = key_at_end(before) {
+        let key = key_at_end(before);
+        pieces.push(&before[..before.len() - key.map_or(0, str::len)]);
+        if let Some(key) = key {
             let (value, next) = value(after.trim_start());
             found.push((key, value));
             rest = next;
         }
     }
-    found
+    pieces.push(rest);
+    let between = |c: char| c == ',' || c.is_whitespace();
+    let pieces = pieces.into_iter().map(|piece| piece.trim_matches(between));
+    (found, pieces.filter(|piece| !piece.is_empty()).collect())
 }
 
 /// The longest key that `text` ends in: at least two letters, digits, spaces or dashes, the first
@@ -120,6 +131,10 @@ mod tests {
         assert_eq!(pairs(line), expected.map(|(k, v)| (k.to_string(), v.to_string())));
         assert_eq!(pairs("x: 1, (a b: 2"), [("a b".to_string(), "2".to_string())]);
         assert_eq!(pairs("no fields"), []);
+        let rest = |line| fields_and_rest(line).1;
+        assert_eq!(rest(line), [""; 0]);
+        assert_eq!(rest("CFG scale: 3,5, Seed: 1, and more"), ["5", "and more"]);
+        assert_eq!(rest("no fields"), ["no fields"]);
     }
 
     #[test]

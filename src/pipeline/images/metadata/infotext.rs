@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use super::fields::fields;
+use super::fields::{fields, fields_and_rest};
 use super::reading::{Reading, Writer};
 use super::sampler::is_euler;
 use crate::error::Result;
@@ -16,16 +16,21 @@ pub const NEGATIVE: &str = "Negative prompt:";
 const GUIDANCE: [&str; 5] =
     ["Distilled CFG Scale", "Guidance", "Flux guidance", "Distilled guidance", "Embedded guidance"];
 
+/// Under which names programs write the model, besides `Model`.
+const MODEL: [&str; 3] = ["Unet", "Diffusion model", "Base model"];
+
 /// The fields of a line, and which of them were used.
 struct Fields<'a> {
     all: Vec<(&'a str, Cow<'a, str>)>,
     used: Vec<bool>,
+    /// What stands between the fields.
+    rest: Vec<&'a str>,
 }
 
 impl<'a> Fields<'a> {
     fn of(line: &'a str) -> Self {
-        let all = fields(line);
-        Fields { used: vec![false; all.len()], all }
+        let (all, rest) = fields_and_rest(line);
+        Fields { used: vec![false; all.len()], all, rest }
     }
 
     /// The value of the first field called `key`, in any case. All fields of that name count as
@@ -51,11 +56,13 @@ impl<'a> Fields<'a> {
         self.all.iter().any(|(name, _)| name.to_ascii_lowercase().starts_with(start))
     }
 
-    /// The fields that were not used, and have a value.
+    /// The fields that were not used, and have a value; and what stands between the fields.
     fn unused(&self) -> impl Iterator<Item = (String, String)> {
         let all = self.all.iter().zip(&self.used);
+        let rest = self.rest.iter().map(|text| ("text".to_string(), text.to_string()));
         all.filter(|((_, value), used)| !**used && !value.is_empty())
             .map(|((name, value), _)| (name.to_string(), value.to_string()))
+            .chain(rest)
     }
 }
 
@@ -144,8 +151,10 @@ fn own(reading: &mut Reading, fields: &mut Fields) -> Result<()> {
 
 /// The fields of other programs.
 fn foreign(reading: &mut Reading, fields: &mut Fields) {
-    if reading.model.is_empty() {
-        reading.model = fields.take("Unet").unwrap_or_default();
+    for name in MODEL {
+        if reading.model.is_empty() {
+            reading.model = fields.take(name).unwrap_or_default();
+        }
     }
     let distilled = GUIDANCE.into_iter().find_map(|name| fields.take(name));
     let cfg = fields.take("CFG scale");

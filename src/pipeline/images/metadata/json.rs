@@ -26,6 +26,7 @@ const NUMBERS: [Names; 6] = [
             "fluxguidancescale",
             "distilledcfgscale",
             "distilledguidance",
+            "distilledguidancescale",
             "guidance",
             "guidancescale",
         ],
@@ -34,7 +35,8 @@ const NUMBERS: [Names; 6] = [
 ];
 const PROMPT: [&str; 4] = ["positiveprompt", "prompt", "positive", "c"];
 const NEGATIVE: [&str; 3] = ["negativeprompt", "negative", "uc"];
-const MODEL: [&str; 5] = ["model", "modelname", "basemodel", "checkpoint", "unet"];
+const MODEL: [&str; 6] =
+    ["model", "modelname", "basemodel", "checkpoint", "unet", "usestablediffusionmodel"];
 const SAMPLER: [&str; 3] = ["sampler", "comfyuisampler", "samplername"];
 const SCHEDULE: [&str; 3] = ["scheduler", "comfyuischeduler", "schedulername"];
 const STRENGTH: [&str; 4] = ["strength", "denoisingstrength", "initimagecreativity", "denoise"];
@@ -108,7 +110,7 @@ impl<'a> Members<'a> {
         let object = self.object;
         let called = names.iter().flat_map(|name| object.iter().filter(|m| plain(m.0) == *name));
         let mut understood = called
-            .filter(|(_, value)| !is_empty(value))
+            .filter(|(key, value)| !is_empty(value) && !self.used.contains(&key.as_str()))
             .filter_map(|(key, value)| Some((key, understand(value)?)));
         let (key, value) = understood.next()?;
         self.used.push(key);
@@ -129,6 +131,12 @@ fn flat(object: &Map<String, Value>, writer: Writer) -> Result<Reading> {
         if let Some(value) = members.take(names, scalar) {
             reading.set(label, value);
         }
+    }
+    // Next to the distilled guidance it is true CFG.
+    if reading.get("Distilled CFG Scale").is_some()
+        && let Some(scale) = members.take(&["guidancescale"], scalar)
+    {
+        reading.set("CFG scale", scale);
     }
     if let Some((width, height)) = members.take(&["size", "resolution"], size) {
         reading.set("Width", width);
@@ -251,32 +259,42 @@ fn number(value: &Value) -> Option<f32> {
     scalar(value)?.parse().ok()
 }
 
-/// A list, or one value in place of a list of one.
-fn list(value: &Value) -> Vec<&Value> {
+/// A list, or one value in place of a list of one: a text of `several` values has commas between
+/// them.
+fn list(value: &Value, several: bool) -> Vec<Value> {
     match value {
-        Value::Array(items) => items.iter().collect(),
-        one => vec![one],
+        Value::Array(items) => items.clone(),
+        Value::String(text) if several => {
+            text.split(',').map(|item| Value::from(item.trim())).collect()
+        }
+        one => vec![one.clone()],
     }
 }
 
 /// LoRAs and their strengths: a list of objects, or lists of names and of strengths.
-fn read_loras<'a>(members: &mut Members<'a>, reading: &mut Reading) {
-    let understood = |value: &'a Value| {
-        let items = list(value);
+fn read_loras(members: &mut Members, reading: &mut Reading) {
+    // Older versions of SwarmUI wrote lists as one text.
+    let several = reading.writer == Writer::SwarmUi;
+    let understood = |value: &Value| {
+        let items = list(value, several);
         items.iter().any(|item| lora(item).is_some()).then_some(items)
     };
-    let Some(items) = members.take(&["loras", "lorapaths", "lora"], understood) else { return };
-    let strengths = members.take(&["loraweights", "lorascales", "lorastrengths"], |value| {
-        let numbers: Option<Vec<f32>> = list(value).into_iter().map(number).collect();
+    let names = ["loras", "lorapaths", "lora", "useloramodel"];
+    let Some(items) = members.take(&names, understood) else { return };
+    let numbers = |value: &Value| {
+        let numbers: Option<Vec<f32>> = list(value, several).iter().map(number).collect();
         numbers.filter(|numbers| numbers.len() == items.len())
-    });
-    for (i, item) in items.into_iter().enumerate() {
+    };
+    let names = ["loraweights", "lorascales", "lorastrengths", "loraalpha"];
+    let strengths = members.take(&names, numbers);
+    let text = members.take(&["loratencweights"], numbers);
+    for (i, item) in items.iter().enumerate() {
         let Some((name, own)) = lora(item) else {
             reading.unused.push(("lora".into(), item.to_string()));
             continue;
         };
         let strength = strengths.as_ref().map(|numbers| numbers[i]).or(own);
-        reading.lora(&name, strength.unwrap_or(1.0));
+        reading.lora(&name, strength.unwrap_or(1.0), text.as_ref().map(|numbers| numbers[i]));
     }
 }
 

@@ -155,10 +155,11 @@ impl Reading {
     }
 
     /// Adds a LoRA by the name that another program knows it by: a name that is looked up, never a
-    /// path.
-    pub fn lora(&mut self, name: &str, strength: f32) {
-        let name = name.replace('\\', "/");
-        self.loras.push(LoraChoice { tag: true, ..LoraChoice::new(name, strength) });
+    /// path. `text` is its strength for the text encoders, if it is another one.
+    pub fn lora(&mut self, name: &str, strength: f32, text: Option<f32>) {
+        let text_strength = text.filter(|text| *text != strength);
+        let plain = LoraChoice::new(name.trim().replace('\\', "/"), strength);
+        self.loras.push(LoraChoice { tag: true, text_strength, ..plain });
     }
 
     /// Checks the values. `size` is that of the image, for a text that does not say it.
