@@ -166,7 +166,7 @@ fn no_lora(family: &Family, what: &str, key: &str) -> Error {
 fn unsupported(what: &str, key: &str, count: usize, all: usize) -> Error {
     let article = match what.as_bytes() {
         [b'a', b' ', ..] => "",
-        [b'A' | b'I' | b'O', ..] => "an ",
+        [b'A' | b'E' | b'I' | b'O', ..] => "an ",
         _ => "a ",
     };
     Error::model(format!("this is {article}{what}, which is not supported"))
