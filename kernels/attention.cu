@@ -17,6 +17,8 @@
 //     because a fragment of K or V is then multiplied with one fragment of Q or of the weights
 //     instead of two. A block reads 16 KB per tile from L2: 4 bytes a cycle and multiprocessor on
 //     GeForce.
+// attention_d128_masked   Qwen3 (up to 512 tokens, causal): up to 128 columns a head, with a bias or
+//     a causal mask. 64 query rows, 4 warps of 16, tiles of 32 keys.
 // attention_d64    CLIP (77 tokens, causal) and T5 (up to 512, bias): up to 64 columns, 64 query
 //     rows, so that short texts give enough blocks, 4 warps of 16, tiles of 64 keys. A tile needs
 //     the biases of 127 diagonals: one per thread.
@@ -28,6 +30,12 @@
 KERNEL(128, 2)
 attention_d128(const bf16* q, const bf16* k, const bf16* v, const void* bias, bf16* first, bf16* out, const Params p) {
     Flash<128, 2, 4, 32, 32, false>::run(q, k, v, bias, first, out, p);
+}
+
+// With a bias or a causal mask, as language models have it.
+KERNEL(128, 2)
+attention_d128_masked(const bf16* q, const bf16* k, const bf16* v, const void* bias, bf16* first, bf16* out, const Params p) {
+    Flash<128, 1, 4, 32, 32, true>::run(q, k, v, bias, first, out, p);
 }
 
 KERNEL(128, 2)

@@ -23,6 +23,7 @@ enum DType : u32 {
     BF16 = 0, F32 = 1, F16 = 2, E4M3 = 3, E5M2 = 4, I8 = 6,
     // Stored in blocks; see linear_blocks.cuh.
     Q8_0 = 16, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, NF4, FP4, MXFP8, NVFP4,
+    FP8_BLOCK,
     // Any of these; a run-time parameter of the kernel.
     BLOCKS = 32,
 };

@@ -1,4 +1,4 @@
-// Weights stored in blocks that share scales (GGUF's types, NF4, FP4, mxfp8, nvfp4), from their
+// Weights stored in blocks that share scales (GGUF's types, NF4, FP4, mxfp8, nvfp4, FP8 in blocks), from their
 // planes in memory to pairs of bf16.
 //
 // A row of w is stored plane by plane: the quants of all its blocks, then their further bits if the
@@ -118,6 +118,12 @@ template <int N> DEVICE void load_units(Unit (&q)[N], const u8* const (&rows)[N]
             return each([&](Unit& q, const u8* row) {
                 q.quants = fetch<uint4>(row + u * 16);
                 q.header.x = fetch<u8>(row + second + u / 2);
+            });
+        // 128 bytes | f32
+        case FP8_BLOCK:
+            return each([&](Unit& q, const u8* row) {
+                q.quants = fetch<uint4>(row + u * 16);
+                q.header.x = fetch<u32>(row + second + u / 8 * 4);
             });
         // NVFP4: 8 bytes for 16 elements | e4m3
         default:
@@ -299,9 +305,11 @@ DEVICE void unpack_unit(const Unit& q, u32 u, u32 dtype, const Table& table, u32
             return;
         }
         default: {
-            // MXFP8: e4m3 times 2^(byte - 127), where 0 is subnormal and 255 is NaN.
+            // MXFP8: e4m3 times 2^(byte - 127), where 0 is subnormal and 255 is NaN. FP8_BLOCK: the
+            // scale is an f32.
             u32 byte = q.header.x, first, second;
-            float scale = __uint_as_float(byte == 0 ? 1u << 22 : byte == 255 ? 0x7fffffffu : byte << 23);
+            u32 power = byte == 0 ? 1u << 22 : byte == 255 ? 0x7fffffffu : byte << 23;
+            float scale = __uint_as_float(dtype == FP8_BLOCK ? byte : power);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 Weights<E4M3>::unpack(word(q.quants, i), first, second);

@@ -154,6 +154,11 @@ fn mxfp8(row: u32, k: u32) -> Place {
     return Place(row + k / 4u, 0u, bitcast<f32>(bits), 0.0);
 }
 
+// e4m3; for each 128 an f32 d.
+fn fp8_block(row: u32, k: u32) -> Place {
+    return Place(row + k / 4u, 0u, bitcast<f32>(w[row + params.k / 4u + k / 128u]), 0.0);
+}
+
 // Codes of 4 bits, the first of a byte in its high half, e2m1; for each 16 an e4m3 d. d e2m1(q);
 // the table contains twice the values.
 fn nvfp4(row: u32, k: u32) -> Place {
@@ -175,6 +180,7 @@ fn place(row: u32, k: u32) -> Place {
         case Q6K: { return q6_k(row, k); }
         case MXFP8: { return mxfp8(row, k); }
         case NVFP4: { return nvfp4(row, k); }
+        case FP8_BLOCK: { return fp8_block(row, k); }
         default: { return nf4(row, k); }
     }
 }
@@ -242,7 +248,7 @@ fn codes(quants: u32, k: u32) -> vec4<f32> {
 // Four elements from element `k` on.
 fn block_values(quants: u32, high: u32, d: f32, m: f32, k: u32) -> vec4<f32> {
     if has_codes() { return d * codes(quants, k); }
-    if W_TYPE == MXFP8 { return d * e4m3_unpack(quants); }
+    if W_TYPE == MXFP8 || W_TYPE == FP8_BLOCK { return d * e4m3_unpack(quants); }
     let q = (vec4<u32>(integers(quants, high, k)) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(255u);
     return fma(vec4<f32>(d), vec4<f32>(q), vec4<f32>(m));
 }

@@ -28,6 +28,7 @@ const NF4: u32 = 26u;
 const FP4: u32 = 27u;
 const MXFP8: u32 = 28u;
 const NVFP4: u32 = 29u;
+const FP8_BLOCK: u32 = 30u;
 
 fn bf16_low(word: u32) -> f32 { return bitcast<f32>(word << 16u); }
 fn bf16_high(word: u32) -> f32 { return bitcast<f32>(word & 0xffff0000u); }

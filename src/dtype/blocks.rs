@@ -1,5 +1,5 @@
 //! Types whose elements are stored in blocks that share scales: those of GGUF, the 4-bit types of
-//! bitsandbytes, mxfp8 and nvfp4. One table, [`FORMATS`], describes all of them.
+//! bitsandbytes, mxfp8, nvfp4 and FP8 in blocks. One table, [`FORMATS`], describes all of them.
 //!
 //! A row is a whole number of blocks. In the formats of GGUF, a block contains its scales; in the
 //! others, each block has one scale in a separate tensor of the file. All formats are decoded in
@@ -134,7 +134,7 @@ macro_rules! planes {
 }
 
 /// Every format. [`code`] depends on their order.
-pub static FORMATS: [Format; 14] = [
+pub static FORMATS: [Format; 15] = [
     ggml_format(DType::Q8_0, "Q8_0", 8, 32, 34, planes![2 + 32, 0 + 2], 0.006, ggml::q8_0),
     ggml_format(DType::Q4_0, "Q4_0", 2, 32, 18, planes![2 + 16, 0 + 2], 0.11, ggml::q4_0),
     ggml_format(DType::Q4_1, "Q4_1", 3, 32, 20, planes![4 + 16, 0 + 4], 0.09, ggml::q4_1),
@@ -185,6 +185,7 @@ pub static FORMATS: [Format; 14] = [
     beside(DType::Fp4, "fp4", 64, 32, 4, 0.13, fp4),
     beside(DType::Mxfp8, "mxfp8", 32, 32, 1, 0.03, mxfp8),
     beside(DType::Nvfp4, "nvfp4", 16, 8, 1, 0.11, nvfp4),
+    beside(DType::F8Block, "fp8 blocks", 128, 128, 4, 0.03, fp8),
 ];
 
 type Decode = fn(&[u8], usize, &[f32], &mut [f32; GROUP]);
@@ -212,7 +213,11 @@ const fn beside(
     error: f32,
     decode: Decode,
 ) -> Format {
-    let planes: &[Plane] = if bytes == 32 { planes![0 + 32] } else { planes![0 + 8] };
+    let planes: &[Plane] = match bytes {
+        8 => planes![0 + 8],
+        32 => planes![0 + 32],
+        _ => planes![0 + 128],
+    };
     Format { dtype, name, ggml: None, block, bytes, planes, scale_bytes, error, decode }
 }
 
@@ -280,6 +285,10 @@ fn mxfp8(block: &[u8], _: usize, scales: &[f32], out: &mut [f32; GROUP]) {
     for (o, q) in out.iter_mut().zip(block) {
         *o = E4M3[usize::from(*q)] * scales[0];
     }
+}
+
+fn fp8(block: &[u8], group: usize, scales: &[f32], out: &mut [f32; GROUP]) {
+    mxfp8(&block[group * GROUP..], 0, scales, out);
 }
 
 /// A group is two blocks of 16 elements.

@@ -13,7 +13,7 @@ use super::{DType, f8e4m3_to_f32, f32_to_f8e4m3};
 
 impl Format {
     /// Appends a row's blocks to `out`, and the scale of each block to `scales` where the format
-    /// keeps them elsewhere: as F32 for NF4 and FP4, else one byte. `whole` is the largest
+    /// keeps them elsewhere: as F32 for NF4, FP4 and FP8, else one byte. `whole` is the largest
     /// magnitude of the whole tensor, which nvfp4's second scale (`nvfp4_factor`) comes from.
     pub fn encode(&self, row: &[f32], whole: f32, out: &mut Vec<u8>, scales: &mut Vec<u8>) {
         for block in row.chunks_exact(self.block) {
@@ -32,6 +32,7 @@ impl Format {
                 DType::Fp4 => four_bits(block, &FP4, out, scales),
                 DType::Mxfp8 => mxfp8(block, out, scales),
                 DType::Nvfp4 => nvfp4(block, nvfp4_factor(whole), out, scales),
+                DType::F8Block => fp8(block, out, scales),
                 other => unreachable!("{} has no blocks", other.name()),
             }
         }
@@ -332,6 +333,15 @@ fn mxfp8(x: &[f32], out: &mut Vec<u8>, scales: &mut Vec<u8>) {
         if largest > 0.0 { ((largest.to_bits() >> 23) as i32 - 8).clamp(1, 254) } else { 0 };
     scales.push(exponent as u8);
     let id = inverse(f32::from_bits((exponent as u32) << 23));
+    out.extend(x.iter().map(|v| f32_to_f8e4m3(v * id)));
+}
+
+/// Each row of each block has a scale of its own, which files store only for 128 rows.
+fn fp8(x: &[f32], out: &mut Vec<u8>, scales: &mut Vec<u8>) {
+    let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let scale = largest / 448.0;
+    scales.extend_from_slice(&scale.to_le_bytes());
+    let id = inverse(scale);
     out.extend(x.iter().map(|v| f32_to_f8e4m3(v * id)));
 }
 

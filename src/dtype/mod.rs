@@ -62,6 +62,9 @@ pub enum DType {
     Mxfp8,
     /// E2M1 in blocks of 16 with an E4M3 scale (NVIDIA).
     Nvfp4,
+    /// E4M3 in blocks of 128 with an F32 scale. In files, 128 rows share the scales (the FP8 files
+    /// of Qwen and DeepSeek).
+    F8Block,
 }
 
 impl DType {

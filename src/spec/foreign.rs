@@ -219,7 +219,7 @@ pub static PARTS: &[ForeignModel] = &[
     foreign!("a textual inversion embedding", OTHER_PART, ["emb_params"]),
     foreign!(
         "weights in bitsandbytes int8 without the other tensors of a model",
-        "give the folder or the file that has all tensors of a FLUX.1 model",
+        "give the folder or the file that has all tensors of a FLUX.1 or FLUX.2 model",
         [".SCB"]
     ),
     // Both models have blocks of these names; what would distinguish them is in another shard.
@@ -259,10 +259,6 @@ pub static STORAGE: &[ForeignStorage] = &[
     },
     ForeignStorage { what: "MLX in groups of 4 or 8 bits", signs: &["*.biases"] },
     ForeignStorage { what: "HQQ", signs: &["*.W_q"] },
-    ForeignStorage {
-        what: "FP8 with scales of blocks of 128 x 128",
-        signs: &["*.weight_scale_inv"],
-    },
     ForeignStorage { what: "compressed-tensors with packed integers", signs: &["*.weight_packed"] },
     ForeignStorage {
         what: "integer quantisation with zero points",

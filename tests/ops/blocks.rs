@@ -60,7 +60,7 @@ impl Case {
                         (0..count).flat_map(|_| self.random.number().to_le_bytes()).collect(),
                     ),
                 };
-                if dtype == DType::Mxfp8 {
+                if matches!(dtype, DType::Mxfp8 | DType::F8Block) {
                     // No NaN codes.
                     bytes[offset..].iter_mut().for_each(|q| *q &= 0xbf);
                 }
@@ -68,6 +68,7 @@ impl Case {
                 let factor = if dtype == DType::Nvfp4 { 0.03 } else { 1.0 };
                 scale = Scale::Blocks(BlockScales {
                     first_row: 5,
+                    tall: if dtype == DType::F8Block { 16 } else { 1 },
                     tiled,
                     factor,
                     ..BlockScales::new(source, 0, stored, per_row)
@@ -146,6 +147,7 @@ fn linear_in_blocks_of_odd_shapes() {
         (DType::Q4_0, 9, 160, 40, 8, 0),
         (DType::Nvfp4, 3, 32, 36, 16, 8),
         (DType::Mxfp8, 70, 96, 40, 24, 0),
+        (DType::F8Block, 21, 384, 40, 8, 5),
         (DType::Q5_1, 18, 224, 33, 5, 3),
         (DType::Q5K, 20, 512, 40, 16, 17),
         (DType::Q8_0, 70, 2048, 72, 20, 0),

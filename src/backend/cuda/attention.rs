@@ -36,16 +36,18 @@ const fn kernel(entry: &'static str, threads: u32, shared: u32) -> Kernel {
 
 static D64: Kernel = kernel("attention_d64", 128, 33_792);
 static D128: Kernel = kernel("attention_d128", 128, 32_768);
+static D128_MASKED: Kernel = kernel("attention_d128_masked", 128, 33_792);
 static D512: Kernel = kernel("attention_d512", 256, 81_920);
 static ANY: Kernel = kernel("attention_any", 128, 0);
 
 /// Every kernel of this family.
 #[cfg(test)]
-pub static KERNELS: &[&Kernel] = &[&D64, &D128, &D512, &ANY];
+pub static KERNELS: &[&Kernel] = &[&D64, &D128, &D128_MASKED, &D512, &ANY];
 
 /// Query rows of a block.
 const ROWS_D64: usize = 64;
 const ROWS_D128: usize = 128;
+const ROWS_D128_MASKED: usize = 64;
 const ROWS_D512: usize = 64;
 const ROWS_ANY: usize = 4;
 
@@ -68,6 +70,13 @@ pub static ATTENTION: &[Variant<Attention>] = &[
         accepts: |a, device| tensor_cores(a, device, 128, &D128).and(plain(a)),
         scratch: |_, _| 0,
         launches: |a, _| tiles(a, &D128, ROWS_D128),
+    },
+    Variant {
+        name: "attention_d128_masked_sm80",
+        needs: Arch::From(8, 0),
+        accepts: |a, device| tensor_cores(a, device, 128, &D128_MASKED),
+        scratch: |_, _| 0,
+        launches: |a, _| tiles(a, &D128_MASKED, ROWS_D128_MASKED),
     },
     Variant {
         name: "attention_d512_sm80",

@@ -129,7 +129,7 @@ impl ComponentWeights {
                 .and_then(Value::as_str)
                 .unwrap_or("an unnamed format");
             // Its types are recognised by their tensors.
-            if name != "bitsandbytes" {
+            if !matches!(name, "bitsandbytes" | "fp8") {
                 let place = format!("{} config.json", self.component().name);
                 return Err(unsupported(name).at(place));
             }

@@ -8,6 +8,7 @@
 //! | int8_tensorwise | the same, one scale or one a row | `w * scale` |
 //! | mxfp8 | the same, `X.weight_scale` E8M0 for 32 columns, in tiles | `w * scale` |
 //! | nvfp4 | the same, E4M3 for 16 columns, and `X.weight_scale_2` | `code * scale * scale_2` |
+//! | FP8 in blocks | `X.weight_scale_inv`, one for 128 rows and 128 columns | `w * scale` |
 //! | bitsandbytes | `X.weight.absmax`, `X.weight.quant_state....` (JSON) | `code * absmax` |
 //! | bitsandbytes int8 | `X.SCB`, one a row; `X.weight_format` (0) | `w * SCB / 127` |
 //! | aredden | `X.float8_data` for `X.weight`, `X.scale_reciprocal` | `w * scale_reciprocal` |
@@ -39,6 +40,8 @@ pub enum Scheme {
     Old,
     /// `X.weight_scale` and `X.comfy_quant` or header metadata.
     New,
+    /// `X.weight_scale_inv`.
+    Tiles,
     /// `X.float8_data`.
     Aredden,
 }
@@ -49,6 +52,7 @@ impl Scheme {
         match self {
             Scheme::Old => "scaled fp8 (old)",
             Scheme::New => "scaled fp8 (new)",
+            Scheme::Tiles => "fp8 in blocks",
             Scheme::Aredden => "scaled fp8 (aredden)",
         }
     }
@@ -58,6 +62,7 @@ impl Scheme {
         match self {
             Scheme::Old => Some(".scale_weight"),
             Scheme::New => Some(".weight_scale"),
+            Scheme::Tiles => Some(".weight_scale_inv"),
             // The data have a name of their own and are never read without a scale.
             Scheme::Aredden => None,
         }
@@ -96,8 +101,9 @@ pub struct Reading {
 }
 
 /// Endings of companion tensors.
-const COMPANIONS: [&str; 15] = [
+const COMPANIONS: [&str; 16] = [
     ".scale_weight",
+    ".weight_scale_inv",
     ".weight_scale",
     ".weight_scale_2",
     ".comfy_quant",
@@ -113,6 +119,8 @@ const COMPANIONS: [&str; 15] = [
     ".SCB",
     ".weight_format",
 ];
+/// The endings of a scale of the whole weight, of its rows, or of its tiles.
+const SCALES: [&str; 3] = [".scale_weight", ".weight_scale", ".weight_scale_inv"];
 const FP4_STATE: &str = ".weight.quant_state.bitsandbytes__fp4";
 const NF4_STATE: &str = ".weight.quant_state.bitsandbytes__nf4";
 /// Endings in aredden's layers; elsewhere `X.scale` is the gain of a norm.
@@ -155,6 +163,7 @@ impl Companions {
         match ending {
             ".scale_weight" => self.scheme = Some(Scheme::Old),
             ".weight_scale" => self.scheme = Some(Scheme::New),
+            ".weight_scale_inv" => self.scheme = Some(Scheme::Tiles),
             ".comfy_quant" => {
                 self.scheme = Some(Scheme::New);
                 let text = &file.source.bytes()[entry.range.clone()];
@@ -165,12 +174,8 @@ impl Companions {
             _ => {}
         }
         let tensors = &mut self.layers.entry(layer.into()).or_default().tensors;
-        let scale = [".scale_weight", ".weight_scale"].contains(&ending);
-        if tensors.insert(ending, (file.clone(), entry.clone())).is_some()
-            || (scale
-                && tensors.contains_key(".scale_weight")
-                && tensors.contains_key(".weight_scale"))
-        {
+        let again = tensors.insert(ending, (file.clone(), entry.clone())).is_some();
+        if again || SCALES.iter().filter(|scale| tensors.contains_key(*scale)).count() > 1 {
             return Err(Error::model("weight has two scales").at(layer));
         }
         Ok(true)

@@ -80,7 +80,6 @@ fn models_with_blocks_of_flux_are_named_before_a_text_encoder_is_asked_for() {
         (Box::new(add("controlnet_blocks.0.weight")), "ControlNet"),
         (Box::new(add("early_stream_modulations.image.lin.weight")), "FLUX.3"),
         (Box::new(add("single_blocks.0.linear1.SCB")), "bitsandbytes int8"),
-        (Box::new(add("txt_in.weight_scale_inv")), "128 x 128"),
         // An ordinary fault of the transformer comes first, too.
         (
             Box::new(|t: &mut Vec<Named>| t.retain(|t| t.0 != "img_in.bias")),

@@ -95,7 +95,8 @@ fn every_format_gives_the_image_within_its_own_error() {
         drop(pipeline);
         std::fs::remove_file(&to).unwrap();
     }
-    for format in &FORMATS {
+    // Nothing writes FP8 in blocks; `qwen3_formats` reads it.
+    for format in FORMATS.iter().filter(|f| f.dtype != DType::F8Block) {
         assert!(seen.contains(&format.dtype), "{} was never drawn with", format.name);
     }
 }

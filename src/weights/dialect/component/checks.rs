@@ -75,10 +75,11 @@ pub(super) fn check_scales(
     companions: &Companions,
 ) -> Result<()> {
     let Some(ending) = companions.scheme.and_then(Scheme::scale_ending) else { return Ok(()) };
-    let is_narrow = |part: &&HostPart| matches!(part.dtype, DType::F8E4M3 | DType::F8E5M2);
-    let is_unscaled = |part: &HostPart| is_narrow(&part) && matches!(part.scale, Scale::One);
-    let mut narrow = weights.values().flat_map(|w| &w.parts).filter(is_narrow);
-    if narrow.all(|part| matches!(part.scale, Scale::One)) {
+    let is_narrow = |part: &HostPart| matches!(part.dtype, DType::F8E4M3 | DType::F8E5M2);
+    let is_unscaled = |part: &HostPart| is_narrow(part) && matches!(part.scale, Scale::One);
+    let is_scaled =
+        |part: &HostPart| part.dtype == DType::F8Block || is_narrow(part) && !is_unscaled(part);
+    if !weights.values().flat_map(|w| &w.parts).any(is_scaled) {
         return Ok(());
     }
     let lost = weights.iter().find_map(|(name, weight)| {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{Companion, FP4_STATE, Layer, NF4_STATE, Reading, unsupported};
+use super::{Companion, FP4_STATE, Layer, NF4_STATE, Reading, SCALES, unsupported};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::tensor::{BlockScale, BlockScales, Scale};
@@ -92,13 +92,21 @@ impl Layer {
                 .expected(named.name()));
         }
         whole_blocks(dtype, entry, &shape)?;
-        let Some(scale) = self.get(".weight_scale").or(self.get(".scale_weight")) else {
+        let Some(scale) = SCALES.iter().find_map(|ending| self.get(ending)) else {
             if named.is_none() {
                 // Its only companions are scales of activations.
                 return Ok(Reading { dtype, shape, scale: Scale::One });
             }
             return Err(lacks(entry, "weight_scale"));
         };
+        if let (DType::F8E4M3, &[rows, cols]) = (dtype, shape.as_slice())
+            && let [tall, wide] = *scale.1.shape.as_slice()
+            && (tall, wide) == (rows.div_ceil(TILE), cols.div_ceil(TILE))
+            && tall * wide > 1
+            && (tall, wide) != (rows, 1)
+        {
+            return tiles(entry, scale, (rows, cols));
+        }
         let values = scales(scale)?;
         let rows = shape.first().copied().unwrap_or(1);
         let read = match (scale.1.shape.as_slice(), shape.as_slice()) {
@@ -306,6 +314,26 @@ impl Layer {
         };
         Ok(Reading { dtype, shape, scale: Scale::Tensor(scale) })
     }
+}
+
+/// Rows, and columns, that share a scale in FP8 files of language models.
+const TILE: usize = 128;
+
+/// FP8 with a scale for each tile of 128 rows and columns; the last tiles may have fewer rows.
+fn tiles(entry: &TensorEntry, scale: &Companion, (rows, cols): (usize, usize)) -> Result<Reading> {
+    let shape = vec![rows, cols];
+    whole_blocks(DType::F8Block, entry, &shape)?;
+    let (file, stored) = scale;
+    // All are read once, to check them.
+    scales(scale)?;
+    let kind = match stored.stored.name() {
+        "BF16" => BlockScale::BF16,
+        _ => BlockScale::F32,
+    };
+    named(stored, &["BF16", "F32"], "FP8 in blocks")?;
+    let (source, offset) = (file.source.clone(), stored.range.start);
+    let blocks = BlockScales { tall: TILE, ..BlockScales::new(source, offset, kind, cols / TILE) };
+    Ok(Reading { dtype: DType::F8Block, shape, scale: Scale::Blocks(blocks) })
 }
 
 /// Checks that no block continues in the next row.
