@@ -192,6 +192,8 @@ pub enum BlockScale {
     E4M3,
     /// As [`DType::F32`].
     F32,
+    /// As [`DType::BF16`].
+    BF16,
     /// 8-bit codes with scales of their own (the double quantisation of bitsandbytes):
     /// `codes[byte] * absmax[i / group] + offset`, where `i` counts the scales of the whole tensor.
     Nested {
@@ -227,6 +229,9 @@ pub struct BlockScales {
     /// the blocks of 128 elements that bitsandbytes' 4-bit types may have. They go on in the next
     /// row.
     pub shared: usize,
+    /// How many consecutive rows of the stored matrix have the same scales: 1, or 128 for FP8 in
+    /// blocks.
+    pub tall: usize,
     /// A factor for all blocks, besides their own (the second scale of nvfp4).
     pub factor: f32,
     /// A factor for each row of the part, in place of `factor`.
@@ -252,6 +257,7 @@ impl BlockScales {
             first_row: 0,
             tiled: false,
             shared: 1,
+            tall: 1,
             factor: 1.0,
             factors: None,
             first_factor: 0,
@@ -266,7 +272,7 @@ impl BlockScales {
     fn index(&self, row: usize, block: usize) -> usize {
         let row = self.first_row + row;
         if !self.tiled {
-            return (row * self.per_row + block) / self.shared;
+            return (row / self.tall * self.per_row + block) / self.shared;
         }
         let (r, c) = (row % 128, block % 4);
         (row / 128 * self.per_row.div_ceil(4) + block / 4) * 512 + r % 32 * 16 + r / 32 * 4 + c
@@ -282,6 +288,7 @@ impl BlockScales {
                 BlockScale::E8M0 => e8m0(bytes[i]),
                 BlockScale::E4M3 => crate::dtype::f8e4m3_to_f32(bytes[i]),
                 BlockScale::F32 => DType::F32.decode(&bytes[4 * i..]),
+                BlockScale::BF16 => DType::BF16.decode(&bytes[2 * i..]),
                 BlockScale::Nested { codes, absmax, group, offset } => {
                     codes[usize::from(bytes[i])] * absmax[i / group] + offset
                 }
@@ -297,7 +304,7 @@ impl BlockScales {
             BlockScale::E8M0 | BlockScale::E4M3 => {
                 out.extend((0..self.per_row).map(|block| bytes[self.index(row, block)]));
             }
-            BlockScale::F32 | BlockScale::Nested { .. } => {
+            BlockScale::F32 | BlockScale::BF16 | BlockScale::Nested { .. } => {
                 let mut scales = vec![0.0; self.per_row];
                 self.row(row, 0, &mut scales);
                 out.extend(scales.iter().flat_map(|s| s.to_le_bytes()));
@@ -308,8 +315,13 @@ impl BlockScales {
     /// The byte range of the source that contains the scales of rows `first .. first + rows`
     /// (counted within the part).
     pub fn range(&self, first: usize, rows: usize) -> Range<usize> {
-        let size = if matches!(self.stored, BlockScale::F32) { 4 } else { 1 };
+        let size = match self.stored {
+            BlockScale::F32 => 4,
+            BlockScale::BF16 => 2,
+            BlockScale::E8M0 | BlockScale::E4M3 | BlockScale::Nested { .. } => 1,
+        };
         let (from, to) = (self.first_row + first, self.first_row + first + rows);
+        let (from, to) = (from / self.tall, to.div_ceil(self.tall));
         let (from, to) = match self.tiled {
             true => (
                 from / 128 * 512 * self.per_row.div_ceil(4),
@@ -451,6 +463,31 @@ impl HostWeight {
     /// Bytes of all parts as stored, including block scales.
     pub fn bytes(&self) -> usize {
         self.parts.iter().flat_map(|p| p.ranges()).map(|(_, range)| range.len()).sum()
+    }
+
+    /// These rows as f32, one after another. Only their bytes are read.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    ///
+    /// # Panics
+    /// If the weight has fewer rows.
+    pub fn rows_to_f32(&self, rows: &[usize]) -> crate::error::Result<Vec<f32>> {
+        let mut out = vec![0.0; rows.len() * self.cols];
+        let mut stored = vec![];
+        for (&row, out) in rows.iter().zip(out.chunks_exact_mut(self.cols.max(1))) {
+            let mut row = row;
+            let part = self.parts.iter().find(|part| {
+                let within = row < part.rows;
+                row -= if within { 0 } else { part.rows };
+                within
+            });
+            let part = part.expect("a row of the weight");
+            stored.resize(part.row_bytes(), 0);
+            part.source.read_at(part.offset + row * part.row_bytes(), &mut stored)?;
+            part.decode_row(row, &stored, out);
+        }
+        Ok(out)
     }
 
     /// The whole weight as f32, row-major. For vectors, small tensors and tests, not for large

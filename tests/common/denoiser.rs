@@ -1,4 +1,5 @@
-//! A small denoiser with its weights and inputs, for the tests of backends with their own memory.
+//! Small programs of each family with their weights and inputs, for the tests of budgets and of
+//! backends with their own memory.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -7,13 +8,15 @@ use super::{Input, least_bytes, resolve, run_by, temp_dir};
 use flux_fast::backend::Backend;
 use flux_fast::dtype::DType;
 use flux_fast::error::Result;
-use flux_fast::library::{Files, open};
-use flux_fast::model::FluxConfig;
-use flux_fast::model::flux1;
+use flux_fast::library::open_only;
 use flux_fast::model::flux1::DenoiseShape;
+use flux_fast::model::flux2::Flux2Shape;
+use flux_fast::model::{Flux2Config, FluxConfig, Qwen3Config};
+use flux_fast::model::{flux1, flux2, qwen3};
 use flux_fast::op::{Program, Segment, Step};
 use flux_fast::plan;
 use flux_fast::spec::flux1::TRANSFORMER;
+use flux_fast::spec::{Component, flux2 as flux2_spec};
 use flux_fast::stream::{Holdings, Session, Tenancy};
 use flux_fast::tensor::{HostWeight, Weight};
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
@@ -32,7 +35,7 @@ fn config(depth_single: usize) -> FluxConfig {
     }
 }
 
-/// A denoiser with its weights and inputs.
+/// A program, usually a step of a denoiser, with its weights and inputs.
 pub struct Denoiser {
     pub program: Program,
     pub weights: Vec<HostWeight>,
@@ -52,35 +55,81 @@ impl Denoiser {
 
     /// A denoiser with activations of type `act` and `depth_single` single blocks.
     pub fn computing_in(act: DType, depth_single: usize) -> Self {
-        let (c, folder) = (config(depth_single), temp_dir());
-        let tensors = flux1::tensors(&c).into_iter().map(|(n, s)| (TRANSFORMER, n, s)).collect();
+        let c = config(depth_single);
+        let shape = DenoiseShape { images: 1, cfg: true, text_tokens: 5, height: 2, width: 3 };
+        let fixed = vec![("rope", flux1::rope(&c, &shape)), ("step", vec![-0.1, 2.0])];
+        let configs = json!({ "transformer": c.to_json() });
+        let program = flux1::denoise(&c, &shape, act);
+        Self::of(program, TRANSFORMER, flux1::tensors(&c), configs, fixed)
+    }
+
+    /// FLUX.2's, with true CFG and two reference images.
+    pub fn flux2(act: DType) -> Self {
+        let c = Flux2Config {
+            hidden: 256,
+            heads: 2,
+            mlp_hidden: 768,
+            depth_double: 2,
+            depth_single: 4,
+            context: 96,
+            ..Flux2Config::klein_4b()
+        };
+        let image = DenoiseShape { images: 1, cfg: true, text_tokens: 5, height: 2, width: 3 };
+        let shape = Flux2Shape { image, references: vec![(2, 2), (1, 3)] };
+        let fixed = vec![("rope", flux2::rope(&c, &shape)), ("step", vec![-0.1, 2.0])];
+        let configs = json!({ "transformer": c.to_json() });
+        let program = flux2::denoise(&c, &shape, act);
+        Self::of(program, flux2_spec::TRANSFORMER, flux2::tensors(&c), configs, fixed)
+    }
+
+    /// FLUX.2's text encoder, not a denoiser: two prompts, one of them without padding.
+    pub fn qwen3(act: DType) -> Self {
+        let c = Qwen3Config {
+            vocab: 64,
+            width: 128,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 64,
+            ff: 384,
+            layers: 27,
+            ..Qwen3Config::qwen3_4b()
+        };
+        let (real, length) = ([7, 9], 9);
+        let configs = json!({ "text_encoder": c.to_json() });
+        let program = qwen3::encode(&c, &real, length, act);
+        let fixed = vec![("rope", qwen3::rope(&c, length))];
+        Self::of(program, flux2_spec::QWEN3, qwen3::tensors(&c), configs, fixed)
+    }
+
+    /// `program` with FP8 weights of `component` and the inputs `fixed`; other inputs are numbers
+    /// from -1 to 1.
+    fn of(
+        program: Program,
+        component: Component,
+        tensors: Vec<(String, Vec<usize>)>,
+        configs: serde_json::Value,
+        fixed: Vec<(&'static str, Vec<f32>)>,
+    ) -> Self {
+        let folder = temp_dir();
         let spec = SynthSpec {
             seed: 3,
-            tensors,
+            tensors: tensors.into_iter().map(|(n, s)| (component, n, s)).collect(),
             grid: Grid::F32,
             storage: Storage::F8ScaledNew,
-            dialect: Dialect::Comfy,
-            configs: json!({ "transformer": c.to_json() }),
+            dialect: Dialect::Bfl,
+            configs,
         };
         let path = folder.path().join("denoiser.safetensors");
         synth::write(&spec, &path).unwrap();
-        let shape = DenoiseShape { images: 1, cfg: true, text_tokens: 5, height: 2, width: 3 };
-        let program = flux1::denoise(&c, &shape, act);
-        let weights =
-            resolve(&program, open(&Files::model(path)).unwrap().get(TRANSFORMER).unwrap());
-        let values = |name: &str| {
-            let t = program.input(name);
-            (0..t.rows * t.cols)
-                .map(|i| ((i * 31 + 7) % 101) as f32 / 50.0 - 1.0)
-                .collect::<Vec<f32>>()
-        };
-        let inputs = vec![
-            ("latents", values("latents")),
-            ("text", values("text")),
-            ("modulation", values("modulation")),
-            ("rope", flux1::rope(&c, &shape)),
-            ("step", vec![-0.1, 2.0]),
-        ];
+        let weights = resolve(&program, open_only(&path).unwrap().get(component).unwrap());
+        let mut inputs = fixed;
+        for io in &program.inputs {
+            if inputs.iter().all(|(name, _)| *name != io.name) {
+                let n = io.tensor.rows * io.tensor.cols;
+                let values = (0..n).map(|i| ((i * 31 + 7) % 101) as f32 / 50.0 - 1.0);
+                inputs.push((io.name, values.collect()));
+            }
+        }
         Denoiser { program, weights, inputs, _folder: folder }
     }
 

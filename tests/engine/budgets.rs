@@ -2,8 +2,9 @@
 
 use std::ops::ControlFlow;
 
+use crate::common::denoiser::Denoiser;
 use crate::common::{Input, cpu, files, least_bytes, resolve, run, temp_dir};
-use flux_fast::backend::{Compute, Device};
+use flux_fast::backend::{Backend, Compute, Device};
 use flux_fast::dtype::DType;
 use flux_fast::error::Kind;
 use flux_fast::library::{Files, open};
@@ -108,6 +109,24 @@ fn every_budget_gives_the_same_bits() {
         let got = run(&mut backend, &program, &weights, &inputs(), budget, 3);
         for name in ["latents", "velocity"] {
             assert_eq!(bits(&got[name]), bits(&whole[name]), "{name} under {budget} bytes");
+        }
+    }
+}
+
+#[test]
+fn flux2_and_its_text_encoder_give_the_same_bits_with_every_budget() {
+    for compute in [Compute::F32, Compute::Auto] {
+        let mut backend = cpu(compute);
+        let act = backend.caps().activation;
+        for denoiser in [Denoiser::flux2(act), Denoiser::qwen3(act)] {
+            let mut whole = None;
+            for budget in denoiser.budgets(&backend).into_iter().rev() {
+                let got = denoiser.run(&mut backend, budget, 3);
+                let want = whole.get_or_insert_with(|| got.clone());
+                let finite = |v: &Vec<u32>| v.iter().all(|&v| f32::from_bits(v).is_finite());
+                assert!(want.values().all(finite), "{}", denoiser.program.name);
+                assert!(&got == want, "{} under {budget} bytes", denoiser.program.name);
+            }
         }
     }
 }

@@ -11,17 +11,21 @@ pub use config::Qwen3Config;
 use crate::dtype::DType;
 use crate::model::config::TensorSpec;
 use crate::op::{
-    Attention, Cast, CopyRows, Embed, Epilogue, Linear, Pairs, Program, QkNormRope, Recorder,
-    RmsNorm, SiluMul,
+    Attention, Cast, CopyRows, Epilogue, Linear, Pairs, Program, QkNormRope, Recorder, RmsNorm,
+    SiluMul,
 };
 use crate::tensor::Tensor;
+
+/// The table of token embeddings, `vocab x width`. No program reads it: see [`encode`].
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// Encodes prompts of `length` tokens each; `real` has the number of tokens before the padding, one
 /// entry for each prompt.
 ///
-/// Inputs: `ids` (prompts * length x 1, I32), `rope` (length x head_dim, f32, see [`rope`]).
-/// Output: `text` (prompts * length x [`Qwen3Config::context`]), the hidden states next to one
-/// another. Every token sees the tokens before it that are not padding, as FLUX.2 expects; rows of
+/// Inputs: `tokens` (prompts * length x width, f32), the rows of [`EMBEDDING`] for the ids: a prompt
+/// has a few hundred of them, and the table is a sixth of the weights. `rope` (length x head_dim,
+/// f32, see [`rope`]). Output: `text` (prompts * length x [`Qwen3Config::context`]), the hidden
+/// states next to one another. Every token sees the tokens before it that are not padding, as FLUX.2 expects; rows of
 /// the padding are computed, too.
 ///
 /// # Panics
@@ -30,13 +34,12 @@ pub fn encode(c: &Qwen3Config, real: &[usize], length: usize, act: DType) -> Pro
     assert!(real.iter().all(|n| (1..=length).contains(n)), "{real:?} tokens of {length}");
     let rows = real.len() * length;
     let mut r = Recorder::new("qwen3");
-    let ids = r.input("ids", rows, 1, DType::I32);
+    let tokens = r.input("tokens", rows, c.width, DType::F32);
     let rope = r.input("rope", length, c.head_dim, DType::F32);
     let text = r.output("text", rows, c.context(), act);
     r.scope("embed");
     let x = r.temp(rows, c.width, act);
-    let table = r.weight("model.embed_tokens.weight", c.vocab, c.width);
-    r.push("tokens", Embed { table, ids, positions: None, out: x });
+    r.push("tokens", Cast { x: tokens.all(), out: x.all() });
     let encoder = Encoder { c, real, length, act, rope };
     for i in 0..c.depth() {
         r.scope(format!("block.{i}"));
@@ -179,7 +182,7 @@ pub fn rope(c: &Qwen3Config, length: usize) -> Vec<f32> {
 /// the list, too: without them the file is damaged.
 pub fn tensors(c: &Qwen3Config) -> Vec<TensorSpec> {
     let (inner, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-    let mut out = vec![("model.embed_tokens.weight".to_string(), vec![c.vocab, c.width])];
+    let mut out = vec![(EMBEDDING.to_string(), vec![c.vocab, c.width])];
     for i in 0..c.layers {
         let layer = format!("model.layers.{i}");
         for (name, shape) in [

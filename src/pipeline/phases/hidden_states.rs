@@ -1,6 +1,6 @@
 //! Prompts to hidden states of a language model, as FLUX.2 reads them.
 
-use super::text_encode::{WORTH_BYTES, beginning, check_ids, draft, flat};
+use super::text_encode::{WORTH_BYTES, beginning, check_ids, draft};
 use super::{Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, check_finite};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -30,6 +30,14 @@ impl HiddenStates<'_> {
         self.prompts[0].ids.len()
     }
 
+    /// The embeddings of all tokens, prompt after prompt.
+    fn tokens(&self) -> Result<Vec<f32>> {
+        let Network { config, weights } = self.qwen3;
+        let table = weights.get(qwen3::EMBEDDING, 0, config.vocab, config.width)?;
+        let ids = self.prompts.iter().flat_map(|prompt| &prompt.ids);
+        table.rows_to_f32(&ids.map(|&id| id as usize).collect::<Vec<_>>())
+    }
+
     /// Everything that the embeddings depend on.
     fn cache_key(&self) -> Vec<u8> {
         let key = self.key.as_deref().unwrap_or_default();
@@ -50,10 +58,12 @@ impl GenerationPhase for HiddenStates<'_> {
         vec![draft(&self.qwen3.weights, move || qwen3::encode(config, &real, length, activation))]
     }
 
-    /// The embeddings, and their copies for every image of the batch.
+    /// The hidden states and their copies for every image of the batch, or the embeddings of the
+    /// tokens.
     fn host_bytes(&self) -> u64 {
-        let rows = self.prompts.len() * self.images * self.length();
-        (rows * self.qwen3.config.context() * 2 * 4) as u64
+        let (prompts, config) = (self.prompts.len() * self.length(), &self.qwen3.config);
+        let states = prompts * self.images * config.context() * 2 * 4;
+        states.max(prompts * config.width * 4) as u64
     }
 
     fn run(
@@ -84,7 +94,7 @@ impl GenerationPhase for HiddenStates<'_> {
             return progress.end();
         }
         let mut session = device.session(planned)?;
-        session.write_i32(program.input("ids"), &flat(&self.prompts))?;
+        session.write_f32(program.input("tokens"), &self.tokens()?)?;
         let rope = qwen3::rope(&self.qwen3.config, self.length());
         session.write_f32(program.input("rope"), &rope)?;
         session.run(false, &mut |_, _| progress.step())?;

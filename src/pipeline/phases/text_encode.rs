@@ -176,7 +176,7 @@ pub(super) fn draft<'a>(
 }
 
 /// The ids of all prompts, one after another.
-pub(super) fn flat(prompts: &[Ids]) -> Vec<i32> {
+fn flat(prompts: &[Ids]) -> Vec<i32> {
     prompts.iter().flat_map(|p| p.ids.iter().map(|&id| id as i32)).collect()
 }
 

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use crate::common::denoiser::Denoiser;
 use crate::common::driver;
+use crate::common::{cpu, relative_error};
 use flux_fast::backend::cuda::{CudaBackend, CudaOptions};
-use flux_fast::backend::{Backend, Caps, Layout, Place, Places, Run, WeightKey};
+use flux_fast::backend::{Backend, Caps, Compute, Layout, Place, Places, Run, WeightKey};
 use flux_fast::dtype::DType;
 use flux_fast::error::{Kind, Result};
 use flux_fast::model::T5Config;
@@ -58,6 +59,39 @@ fn every_budget_gives_the_same_bits() {
     driver.check_findings("a denoiser");
 }
 
+#[test]
+fn flux2_and_its_text_encoder_give_the_same_bits_with_every_budget() {
+    let Some(driver) = driver::get() else { return };
+    let _turn = driver::take_turn();
+    let mut exact = cpu(Compute::F32);
+    for make in [Denoiser::flux2, Denoiser::qwen3] {
+        let denoiser = make(DType::BF16);
+        let mut whole = None;
+        for (pinned, order) in [(0, "late"), (1 << 30, "random:5")] {
+            driver.configure(&format!("order={order}"));
+            let mut backend = gpu(pinned);
+            for budget in denoiser.budgets(&backend).into_iter().step_by(3).rev() {
+                let got = denoiser.run(&mut backend, budget, 3);
+                let want = whole.get_or_insert_with(|| got.clone());
+                assert!(want.values().flatten().all(|&v| f32::from_bits(v).is_finite()));
+                let name = &denoiser.program.name;
+                assert!(&got == want, "{name} under {budget} bytes, {pinned} pinned, {order}");
+            }
+        }
+        driver.configure("order=late");
+        driver.check_findings(&denoiser.program.name);
+        // The same numbers as on the CPU, but for the rounding of activations to BF16.
+        let want = make(DType::F32).run(&mut exact, u64::MAX, 3);
+        for (name, got) in whole.unwrap() {
+            let [got, want] = [&got, &want[name]]
+                .map(|bits| bits.iter().map(|v| f32::from_bits(*v)).collect::<Vec<f32>>());
+            let error = relative_error(&got, &want);
+            println!("{} {name}: {error:.1e}", denoiser.program.name);
+            assert!(error < 2e-2, "{} {name}: {error:.1e}", denoiser.program.name);
+        }
+    }
+}
+
 /// Replaces every matrix whose rows are whole blocks by random blocks of one format after the
 /// other.
 fn into_blocks(denoiser: &mut Denoiser) {
@@ -67,7 +101,7 @@ fn into_blocks(denoiser: &mut Denoiser) {
         .iter_mut()
         .zip(uses)
         .filter(|(w, how)| *how == Use::Matrix && w.cols % 256 == 0);
-    let formats = [DType::Q8_0, DType::Q6K, DType::Mxfp8, DType::Q5K, DType::Nf4];
+    let formats = [DType::Q8_0, DType::Q6K, DType::Mxfp8, DType::F8Block, DType::Q5K, DType::Nf4];
     let mut bits = 1u64;
     let mut byte = || {
         bits = bits.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);

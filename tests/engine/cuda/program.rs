@@ -4,7 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use flux_fast::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, flux1, t5, vae};
+use flux_fast::model::{
+    ClipConfig, Flux2Config, FluxConfig, Qwen3Config, T5Config, VaeConfig, clip, flux1, flux2,
+    qwen3, t5, vae,
+};
 use flux_fast::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
 use serde_json::{Value, json};
@@ -64,6 +67,11 @@ impl Ran {
 /// Runs the program on the fake driver with `settings`. `None`, with a message, where the fake
 /// driver does not work.
 fn program(settings: &str, arguments: &[&str]) -> Option<Ran> {
+    program_with(&[], settings, arguments)
+}
+
+/// The same with variables of the environment.
+fn program_with(env: &[(&str, &Path)], settings: &str, arguments: &[&str]) -> Option<Ran> {
     let folder = match fake_cuda::folder() {
         Ok(folder) => folder,
         Err(e) if cfg!(target_os = "linux") => panic!("{e}"),
@@ -80,6 +88,7 @@ fn program(settings: &str, arguments: &[&str]) -> Option<Ran> {
     // names go to a temporary folder.
     command.env("MALLOC_ARENA_MAX", "1");
     command
+        .envs(env.iter().copied())
         .env("LD_LIBRARY_PATH", folder)
         .env("FLUX_FAKE_CUDA", settings)
         .current_dir(own.path())
@@ -356,6 +365,89 @@ fn streamed_equals_resident_and_pinned_memory_is_bounded() {
 fn full_size(path: &Path, flux: &FluxConfig) {
     let spec = spec(flux, &T5Config::xxl(), &ClipConfig::large(), &VaeConfig::flux(), json!({}));
     synth::write_hollow(&spec, path).unwrap();
+}
+
+/// The files of FLUX.2 [klein] 4B in FP8 as sparse files of zeros.
+fn klein(path: &Path) {
+    use flux_fast::spec::flux2::{QWEN3, TRANSFORMER, VAE};
+    let (flux, text, vae) = (Flux2Config::klein_4b(), Qwen3Config::qwen3_4b(), VaeConfig::flux2());
+    let named = |component, list: Vec<(String, Vec<usize>)>| {
+        list.into_iter().map(move |(n, s)| (component, n, s))
+    };
+    let tensors = named(QWEN3, qwen3::tensors(&text))
+        .chain(named(TRANSFORMER, flux2::tensors(&flux)))
+        .chain(named(VAE, vae::tensors(&vae)))
+        .collect();
+    let configs = json!({ "transformer": flux.to_json(), "text_encoder": text.to_json(),
+        "vae": vae.to_json() });
+    let (storage, dialect) = (Storage::F8ScaledNew, Dialect::Comfy);
+    let spec = SynthSpec { seed: 7, tensors, grid: Grid::F32, storage, dialect, configs };
+    synth::write_hollow(&spec, path).unwrap();
+}
+
+/// FLUX.2 [klein] 4B in FP8 at 1024x1024 on cards of 8, 6 and 4 GB, everything included: at 8 GB
+/// and at 6 GB nothing is streamed while denoising; at 4 GB a part of the blocks is. As the test
+/// below, with the text encoder and the autoencoder.
+#[test]
+fn klein_fits_in_8_gb_in_6_gb_and_streamed_in_4_gb() {
+    const CONTEXT: u64 = 300 << 20;
+    let folder = temp_dir();
+    let (path, out) = (folder.path().join("klein.safetensors"), folder.path().join("out.png"));
+    klein(&path);
+    for (gigabytes, streams) in [(8, false), (6, false), (4, true)] {
+        let settings = format!(
+            "visible=0,memory.0={}M,context={CONTEXT},kernels=skip,copies=skip,checks=0,poison=0",
+            gigabytes * 1_000_000_000 / (1 << 20)
+        );
+        let (path, vram) = (path.to_str().unwrap(), format!("{gigabytes}G"));
+        let request = ["a lighthouse", "--device", "cuda", "--model", path, "--vram", &vram];
+        let request = [&request[..], &["--size", "1024x1024", "--no-cache", "-q"]].concat();
+        let Some(plan) = program(&settings, &[&["plan", "--json"], &request[..]].concat()) else {
+            return;
+        };
+        let plan = plan.succeeded().json();
+        assert_eq!(plan["steps"], 4);
+        let phases = plan["phases"].as_array().unwrap();
+        let denoise = phases.iter().find(|p| p["phase"] == "denoise").unwrap();
+        let streamed = denoise["streamed_bytes_per_run"].as_u64().unwrap();
+        assert_eq!(streamed > 0, streams, "{gigabytes} GB: {plan}");
+        let spared = plan["overhead_bytes"].as_u64().unwrap() - CONTEXT;
+        let ran = program(&settings, &[&request[..], &["-o", out.to_str().unwrap()]].concat())
+            .unwrap()
+            .succeeded();
+        let device = ran.line("device");
+        let peak = device["peak"].as_u64().unwrap();
+        assert!(peak <= gigabytes * 1_000_000_000, "{peak} bytes of {vram}");
+        assert_eq!(plan["peak_bytes"], peak + spared, "{vram}: not as planned");
+        let kernels: Vec<&str> = ran.report.iter().filter_map(|v| v["kernel"].as_str()).collect();
+        for kernel in ["attention_d128", "attention_d128_masked"] {
+            assert!(kernels.contains(&kernel), "{vram}: no {kernel} of {kernels:?}");
+        }
+        assert!(!kernels.contains(&"attention_any"), "{vram}: {kernels:?}");
+        println!("klein in {vram}: peak {peak}, {streamed} bytes streamed in a step");
+    }
+}
+
+/// The second image of a prompt does not load the text encoder.
+#[test]
+fn the_embeddings_of_klein_are_cached_on_disk() {
+    let folder = temp_dir();
+    let (path, cache) = (folder.path().join("klein.safetensors"), folder.path().join("cache"));
+    klein(&path);
+    let draw = |prompt: &str, seed: &str| {
+        let out = folder.path().join(format!("{seed}.png"));
+        let arguments = ["--device", "cuda", "--size", "64x64", "--steps", "1", "--vram", "8G"];
+        let more = ["--model", path.to_str().unwrap(), "--seed", seed, "-o", out.to_str().unwrap()];
+        let settings = "visible=0,kernels=skip,copies=skip,checks=0,poison=0";
+        let all = [&[prompt][..], &arguments, &more].concat();
+        let ran = program_with(&[("FLUX_FAST_CACHE", &cache)], settings, &all)?.succeeded();
+        let ran_encoder = ran.report.iter().any(|v| v["kernel"] == "attention_d128_masked");
+        Some((ran.messages().contains("found in the cache"), ran_encoder))
+    };
+    let Some(first) = draw("a lighthouse", "1") else { return };
+    assert_eq!(first, (false, true));
+    assert_eq!(draw("a lighthouse", "2"), Some((true, false)));
+    assert_eq!(draw("a lighthouse at dusk", "3"), Some((false, true)));
 }
 
 /// FLUX.1 dev in 12 GB and schnell in 8 GB at 1024x1024, with text encoders and autoencoder, on

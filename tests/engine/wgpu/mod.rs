@@ -73,6 +73,24 @@ fn every_budget_gives_the_same_bits_and_is_kept() {
     assert!(of(true) > of(false), "small windows split nothing: {dispatches:?}");
 }
 
+#[test]
+fn flux2_and_its_text_encoder_give_the_same_bits_with_every_budget() {
+    if adapter::get().is_none() {
+        return;
+    }
+    let mut backend = gpu(WgpuOptions::default());
+    let act = backend.caps().activation;
+    for denoiser in [Denoiser::flux2(act), Denoiser::qwen3(act)] {
+        let mut whole = None;
+        for budget in denoiser.budgets(&backend).into_iter().rev() {
+            let got = denoiser.run(&mut backend, budget, 2);
+            let want = whole.get_or_insert_with(|| got.clone());
+            assert!(want.values().flatten().all(|&v| f32::from_bits(v).is_finite()));
+            assert!(&got == want, "{} under {budget} bytes", denoiser.program.name);
+        }
+    }
+}
+
 /// Weights ten times the budget: all of them are streamed through the ring several times.
 #[test]
 fn weights_ten_times_the_budget_stream() {
