@@ -21,6 +21,7 @@ Examples:
   flux-fast again light.png --steps 30 -o better.png
   flux-fast pull black-forest-labs/FLUX.1-schnell
   flux-fast \"a lighthouse\" --model black-forest-labs/FLUX.1-schnell
+  flux-fast \"make it snow\" --reference photo.jpg --model black-forest-labs/FLUX.2-klein-4B
 
 Environment variables:
   FLUX_FAST_CONFIG  the configuration file; empty: none
@@ -80,7 +81,7 @@ pub fn similar_command(word: &str) -> Option<String> {
     (distance <= most).then(|| name.to_string())
 }
 
-/// FLUX.1 text-to-image for small GPUs and plain CPUs.
+/// FLUX.1 and FLUX.2 [klein] for small GPUs and plain CPUs: images from text and from images.
 ///
 /// `flux-fast PROMPT` is `flux-fast generate -p PROMPT`. Progress goes to stderr, results to
 /// stdout.
@@ -268,6 +269,7 @@ HF_HUB_CACHE for the folder, HF_ENDPOINT, HF_HUB_OFFLINE, HTTPS_PROXY.
 
 Examples:
   flux-fast pull black-forest-labs/FLUX.1-schnell
+  flux-fast pull black-forest-labs/FLUX.2-klein-4B
   flux-fast pull black-forest-labs/FLUX.1-dev flux1-dev.safetensors ae.safetensors
   flux-fast pull comfyanonymous/flux_text_encoders clip_l.safetensors t5xxl_fp8_e4m3fn.safetensors";
 

@@ -7,17 +7,17 @@ use serde_json::{Value, json};
 
 use super::args::{AgainArgs, EngineArgs, GenerateArgs, How, OutputArgs, RequestArgs, is_command};
 use super::progress::{self, Progress};
-use super::start_image::StartImage;
+use super::start_image::{StartImage, load_references};
 use super::target::Target;
 use super::values::{Budget, Seed, Size};
 use super::words::Typed;
 use super::{cancelled, output, preview, prompts, signals};
 use crate::error::{Error, Result};
 use crate::pipeline::images::{
-    Metadata, Provenance, load_init_image, provenance_of, read_provenance, read_stream, to_bytes,
+    Metadata, Provenance, provenance_of, read_provenance, read_stream, to_bytes,
 };
 use crate::pipeline::models::ModelPlaces;
-use crate::pipeline::request::{Generated, MIN_SIDE, Options, Request, Settings};
+use crate::pipeline::request::{Generated, Image, MIN_SIDE, Options, Request, Settings};
 use crate::pipeline::schedule::ScheduleConfig;
 use crate::pipeline::{Engine, find_recorded_loras, recorded_model, work};
 use crate::units;
@@ -43,9 +43,10 @@ pub fn generate(args: GenerateArgs, how: How) -> Result<()> {
     }
     // Every prompt is checked before the model is opened.
     let start = StartImage::open(&args.request)?;
+    let references = load_references(&args.request, args.engine.ram.size())?;
     let requests = prompts.into_iter().map(|prompt| {
         let mut request = Request::new(prompt.text);
-        let filled = fill(&mut request, &args.request, start.as_ref());
+        let filled = fill(&mut request, &args.request, start.as_ref(), &references);
         match &prompt.source {
             Some(source) => filled.map_err(|e| e.at(source))?,
             None => filled?,
@@ -85,7 +86,8 @@ pub fn again(args: AgainArgs, how: How) -> Result<()> {
         request.prompt = prompt.into();
     }
     let start = StartImage::open(&args.request)?;
-    fill(&mut request, &args.request, start.as_ref())?;
+    let references = load_references(&args.request, args.engine.ram.size())?;
+    fill(&mut request, &args.request, start.as_ref(), &references)?;
     let progress = Progress::new(how);
     if !found.is_own() {
         progress.note(&format!("the settings were written by {}", found.program()));
@@ -167,7 +169,8 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
     let prompt = one_prompt(given, &args.request)?.unwrap_or_default();
     let mut request = Request::new(prompt);
     let start = StartImage::open(&args.request)?;
-    fill(&mut request, &args.request, start.as_ref())?;
+    let references = load_references(&args.request, args.engine.ram.size())?;
+    fill(&mut request, &args.request, start.as_ref(), &references)?;
     let mut progress = Progress::new(how);
     tell_budgets(&args.engine, &progress);
     let mut options = args.engine.options();
@@ -186,17 +189,20 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
 }
 
 /// Replaces what `args` set in `request`, reads the scheduler's configuration, and checks the
-/// whole. If there is an image to start from, a placeholder for it makes the rest of the request
-/// complete.
-pub fn fill(request: &mut Request, args: &RequestArgs, start: Option<&StartImage>) -> Result<()> {
+/// whole, with the reference images that were read. If there is an image to start from, a
+/// placeholder for it makes the rest of the request complete.
+pub fn fill(
+    request: &mut Request,
+    args: &RequestArgs,
+    start: Option<&StartImage>,
+    references: &[Image],
+) -> Result<()> {
     let mut typed = args.request();
     if let Some(path) = &args.scheduler_config {
         let config = ScheduleConfig::open(path).map_err(|e| e.at_parameter("scheduler"))?;
         typed.scheduler = Some(config);
     }
-    for path in &args.references {
-        typed.references.push(load_init_image(path)?);
-    }
+    typed.references = references.to_vec();
     request.replace_with(typed);
     if args.seed == Some(Seed::Random) {
         request.seed = None;

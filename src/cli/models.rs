@@ -88,11 +88,11 @@ pub fn text(report: &Report) -> String {
     }
     text += &notes.iter().map(|note| format!("warning: {}\n", one_line(note))).collect::<String>();
     if !models.iter().any(|m| m.kind == ModelKind::Model && m.name != "embedded") {
-        text += "no FLUX.1 model was found in:\n";
+        text += "no FLUX.1 or FLUX.2 model was found in:\n";
         text +=
             &looked_in.iter().map(|place| format!("  {}\n", one_line(place))).collect::<String>();
-        text += "  try: flux-fast pull black-forest-labs/FLUX.1-schnell, or give a path with \
-                 --model, or set COMFYUI_PATH to ComfyUI's folder\n";
+        text += "  try: flux-fast pull black-forest-labs/FLUX.2-klein-4B (or FLUX.1-schnell), or \
+                 give a path with --model, or set COMFYUI_PATH to ComfyUI's folder\n";
     }
     text
 }

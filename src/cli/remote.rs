@@ -17,7 +17,7 @@ use super::preview;
 use super::progress::Progress;
 use super::prompts;
 use super::signals;
-use super::start_image::StartImage;
+use super::start_image::{StartImage, load_references};
 use super::target::Target;
 use super::values::Size;
 use crate::error::{Error, Kind, Result};
@@ -47,10 +47,11 @@ pub fn remote(args: RemoteArgs, how: How) -> Result<()> {
             .try_("flux-fast remote http://127.0.0.1:8188 \"a fox\"".to_string()));
     }
     let start = StartImage::open(&args.request)?;
+    let references = load_references(&args.request, None)?;
     let mut requests = Vec::new();
     for prompt in prompts {
         let mut request = Request::new(prompt.text);
-        let filled = fill(&mut request, &args.request, start.as_ref());
+        let filled = fill(&mut request, &args.request, start.as_ref(), &references);
         filled.map_err(|e| prompt.source.iter().fold(e, |e, source| e.at(source)))?;
         // Their files are sent as they are.
         request.references.clear();

@@ -1,7 +1,7 @@
 //! The image of `--init-img`: checked before the model is opened, decoded afterwards, within the
-//! bound on memory.
+//! bound on memory. Reference images, which are made smaller at once.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::args::{EngineArgs, RequestArgs};
 use crate::error::{Error, Result};
@@ -10,6 +10,7 @@ use crate::pipeline::Engine;
 use crate::pipeline::images::ImageFile;
 use crate::pipeline::request::{Image, Request, Settings};
 use crate::units;
+use crate::units::ByteSize;
 
 /// Room for stacks, working memory of the decoders, and what a process may need more when it is
 /// started again, in bytes. (The resident set is not exact while threads run.)
@@ -65,24 +66,43 @@ impl StartImage {
     /// [`Kind::Memory`](crate::error::Kind::Memory) with the bound that is enough.
     fn decode(self, engine: &EngineArgs, settings: &Settings) -> Result<Image> {
         let (width, height) = (settings.width, settings.height);
-        let need = host::steady_memory() + self.file.fitted_bytes(width, height) + SPARE_BYTES;
-        if let Some(ram) = engine.ram.size()
-            && need > ram.0
-        {
+        let bytes = self.file.fitted_bytes(width, height);
+        check_ram(engine.ram.size(), "the image to start from", bytes, &self.path)?;
+        self.file.fitted(width, height).map_err(|e| e.at_path(&self.path))
+    }
+}
+
+/// The reference images that the arguments name, if there is memory to decode them one after
+/// another within `ram`.
+///
+/// # Errors
+/// [`Kind::Memory`](crate::error::Kind::Memory) with the bound that is enough.
+pub fn load_references(args: &RequestArgs, ram: Option<ByteSize>) -> Result<Vec<Image>> {
+    let load = |path: &PathBuf| {
+        let file = ImageFile::open(path)?;
+        check_ram(ram, "the reference image", file.reference_bytes(), path)?;
+        file.reference().map_err(|e| e.at_path(path))
+    };
+    args.references.iter().map(load).collect()
+}
+
+/// Checks that `bytes` more fit within `--ram`, to decode `what` in the file at `path`.
+fn check_ram(ram: Option<ByteSize>, what: &str, bytes: u64, path: &Path) -> Result<()> {
+    let need = host::steady_memory() + bytes + SPARE_BYTES;
+    match ram {
+        Some(ram) if need > ram.0 => {
             // It may be somewhat more at the next start.
             let enough = need.div_ceil(1_000_000) + 8;
-            return Err(Error::memory(
-                "the image to start from does not fit in the bound on memory",
-            )
-            .with_code("budget_too_small")
-            .at_path(&self.path)
-            .found(units::bytes(ram.0))
-            .expected(format!("at least {enough} MB to decode it"))
-            .try_(format!(
-                "--ram {enough}M, or save the image smaller or as a PNG that is not interlaced, \
-                 which is read row by row"
-            )));
+            Err(Error::memory(format!("{what} does not fit in the bound on memory"))
+                .with_code("budget_too_small")
+                .at_path(path)
+                .found(units::bytes(ram.0))
+                .expected(format!("at least {enough} MB to decode it"))
+                .try_(format!(
+                    "--ram {enough}M, or save the image smaller or as a PNG that is not \
+                     interlaced, which is read row by row"
+                )))
         }
-        self.file.fitted(width, height).map_err(|e| e.at_path(&self.path))
+        _ => Ok(()),
     }
 }

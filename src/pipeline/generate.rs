@@ -108,7 +108,16 @@ pub fn input_images(model: &Model, request: &Request, settings: &Settings) -> In
         (height / unit, width / unit)
     };
     let references = request.references.iter().map(grid).collect();
-    InputImages { init_bytes: init_bytes(request, settings), references }
+    let host_bytes = init_bytes(request, settings) + reference_bytes(request);
+    InputImages { host_bytes, references }
+}
+
+/// What reference images need on the host before they are encoded, in bytes: all as they are given,
+/// and the work on one of them.
+fn reference_bytes(request: &Request) -> u64 {
+    let given = request.references.iter().map(|image| image.rgb.len() as u64).sum::<u64>();
+    let work = request.references.iter().map(|i| images::prepare_bytes(i.width, i.height)).max();
+    given + work.unwrap_or(0)
 }
 
 /// What the image to start from needs on the host while it is fitted, in bytes. One of the right

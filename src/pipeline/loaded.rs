@@ -32,8 +32,8 @@ pub struct LoadedModel {
 /// What the images of a request need.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InputImages {
-    /// Host memory for the image to start from, while it is fitted, in bytes.
-    pub init_bytes: u64,
+    /// Host memory for the images as they are given, and to prepare them, in bytes.
+    pub host_bytes: u64,
     /// Rows and columns of tokens of each reference image.
     pub references: Vec<(usize, usize)>,
 }
@@ -91,7 +91,7 @@ impl LoadedModel {
         let copied = if caps.in_place_weights { 0 } else { loras.bytes() };
         let phases_bytes: u64 = list.iter().map(|phase| phase.host_bytes()).sum();
         let host_bytes =
-            self.base_bytes + PROCESS_BYTES + copied + phases_bytes + images.init_bytes;
+            self.base_bytes + PROCESS_BYTES + copied + phases_bytes + images.host_bytes;
         bounds.check_loras(loras.bytes())?;
         bounds.check_host(host_bytes)?;
         let budget = bounds.plan_bytes(caps, host_bytes);

@@ -10,6 +10,7 @@ use super::complete::{check_complete, jpeg_segments};
 use super::decoder::{MAX_PIXELS, decoder, format_of, on_white, unreadable};
 use super::metadata::{self, Provenance};
 use super::png_rows::PngRows;
+use super::reference::{check_reference_size, shrink, shrunk_size};
 use super::resize::Resizer;
 use super::texts::texts_in;
 use crate::error::{Error, Result};
@@ -82,7 +83,7 @@ impl ImageFile {
     }
 
     fn resizer_bytes(&self, width: usize, height: usize) -> u64 {
-        let (w, h) = (self.size.0 as usize, self.size.1 as usize);
+        let (w, h) = self.columns_and_rows();
         // EXIF may swap the sides.
         Resizer::bytes((w, h), width, height).max(Resizer::bytes((h, w), width, height))
     }
@@ -103,9 +104,46 @@ impl ImageFile {
     /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged.
     pub fn fitted(&self, width: usize, height: usize) -> Result<Image> {
         match self.rows()? {
-            Some(rows) => rows.fitted(width, height),
+            Some(rows) => rows.resized(Resizer::new(self.columns_and_rows(), width, height)),
             None => Ok(fit(&self.decode()?, width, height)),
         }
+    }
+
+    /// The image as a reference for a model, made smaller if it is large: a model reads no more of
+    /// it. In less memory where rows can be read one after another.
+    ///
+    /// # Errors
+    /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged, or the image is too
+    /// small or too narrow.
+    pub fn reference(&self) -> Result<Image> {
+        let (width, height) = self.columns_and_rows();
+        check_reference_size(width, height)?;
+        let (smaller_width, smaller_height) = shrunk_size(width, height);
+        match self.rows()? {
+            Some(rows) => {
+                let size = (width, height);
+                rows.resized(Resizer::whole(size, smaller_width, smaller_height))
+            }
+            None => Ok(shrink(self.decode()?)),
+        }
+    }
+
+    /// Upper bound of the memory that [`reference`](ImageFile::reference) needs besides the file
+    /// itself, in bytes.
+    pub fn reference_bytes(&self) -> u64 {
+        let (w, h) = self.columns_and_rows();
+        let (width, height) = shrunk_size(w, h);
+        let resizer = Resizer::bytes_of_part((w, h), width, height);
+        // EXIF may swap the sides.
+        let resizer = resizer.max(Resizer::bytes_of_part((h, w), height, width));
+        match self.rows() {
+            Ok(Some(rows)) => rows.row_bytes() + resizer,
+            _ => self.decode_bytes.max(3 * self.size.0 * self.size.1 + resizer),
+        }
+    }
+
+    fn columns_and_rows(&self) -> (usize, usize) {
+        (self.size.0 as usize, self.size.1 as usize)
     }
 
     /// The image as 8-bit RGB. EXIF orientation is applied, gray and palettes become RGB, 16 bits
@@ -140,6 +178,11 @@ pub fn read_stream(stream: impl Read, name: &str) -> Result<Vec<u8>> {
 /// Reads the image at `path` as 8-bit RGB: [`ImageFile::open`] and [`ImageFile::decode`].
 pub fn load_init_image(path: &Path) -> Result<Image> {
     ImageFile::open(path)?.decode().map_err(|e| e.at_path(path))
+}
+
+/// Reads the reference image at `path`: [`ImageFile::open`] and [`ImageFile::reference`].
+pub fn load_reference(path: &Path) -> Result<Image> {
+    ImageFile::open(path)?.reference().map_err(|e| e.at_path(path))
 }
 
 /// Like [`load_init_image`], for bytes in memory. The size is checked before pixels are decoded.

@@ -19,10 +19,10 @@ pub use decoder::MAX_PIXELS;
 pub use encode::{DEFAULT_QUALITY, Format, encode};
 pub use image_text::{ImageText, MAX_TEXT_BYTES, PNG_KEY};
 pub use load::{
-    ImageFile, decode, fit, fit_bytes, image_size, load_init_image, provenance_of, read_metadata,
-    read_provenance, read_stream,
+    ImageFile, decode, fit, fit_bytes, image_size, load_init_image, load_reference, provenance_of,
+    read_metadata, read_provenance, read_stream,
 };
 pub use metadata::Provenance;
-pub(crate) use reference::{check_reference, prepare_reference, reference_size};
+pub(crate) use reference::{check_reference, prepare_bytes, prepare_reference, reference_size};
 pub use save::{Metadata, probe_output, save, to_bytes, with_suffix, write_beside, write_new};
 pub use texts::texts_in;

@@ -44,10 +44,9 @@ impl<'a> PngRows<'a> {
         u64::from(self.reader.info().width) * 48 + (256 << 10)
     }
 
-    /// The image, cut and scaled to `width` x `height`.
-    pub fn fitted(mut self, width: usize, height: usize) -> Result<Image> {
+    /// What `resizer`, which is for the size of this image, makes of it.
+    pub fn resized(mut self, mut resizer: Resizer) -> Result<Image> {
         let (columns, rows) = self.reader.info().size();
-        let mut resizer = Resizer::new((columns as usize, rows as usize), width, height);
         for _ in 0..rows {
             let row = self.reader.next_row().map_err(unreadable)?.ok_or_else(ends_early)?;
             let row = picture(columns, self.colour, row.data());

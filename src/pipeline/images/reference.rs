@@ -1,7 +1,8 @@
 //! Reference images: the sizes in which a model reads them.
 
-use image::{ImageBuffer, Rgb, imageops};
+use std::borrow::Cow;
 
+use super::resize::Resizer;
 use crate::error::{Error, Result};
 use crate::pipeline::request::Image;
 
@@ -17,58 +18,85 @@ const MAX_RATIO: usize = 8;
 /// # Errors
 /// [`Kind::Argument`](crate::error::Kind::Argument) for an image that is too small or too narrow.
 pub fn check_reference(image: &Image) -> Result<()> {
-    let (short, long) = (image.width.min(image.height), image.width.max(image.height));
+    check_reference_size(image.width, image.height)
+}
+
+/// The same for an image of `width x height` pixels.
+pub fn check_reference_size(width: usize, height: usize) -> Result<()> {
+    let (short, long) = (width.min(height), width.max(height));
     let refused = |what: &str, expected: String| {
         Err(Error::argument(what)
             .at_parameter("reference")
-            .found(format!("{}x{}", image.width, image.height))
-            .expected(expected))
+            .found(format!("{width}x{height}"))
+            .expected(expected)
+            .try_("give an image with this size, or scale this one in another program"))
     };
     if short < MIN_SIDE {
-        return refused("this reference image is too small", format!("{MIN_SIDE} pixels a side"));
+        let expected = format!("at least {MIN_SIDE} pixels a side");
+        return refused("this reference image is too small", expected);
     }
-    if long > MAX_RATIO * short {
-        return refused("this reference image is too narrow", format!("at most {MAX_RATIO}:1"));
+    // The sides of one that is made smaller are rounded down.
+    let (_, smaller) = shrunk_size(long, short);
+    if long > MAX_RATIO * short || smaller < MIN_SIDE {
+        let expected = format!("sides of at most {MAX_RATIO}:1");
+        return refused("this reference image is too narrow", expected);
     }
     Ok(())
 }
 
 /// The size to which a reference of `width x height` is made smaller.
-fn resized(width: usize, height: usize) -> (usize, usize) {
+pub fn shrunk_size(width: usize, height: usize) -> (usize, usize) {
     if width * height <= MAX_PIXELS {
         return (width, height);
     }
     let scale = (MAX_PIXELS as f64 / (width * height) as f64).sqrt();
-    ((width as f64 * scale) as usize, (height as f64 * scale) as usize)
+    let side = |pixels: usize| ((pixels as f64 * scale) as usize).max(1);
+    (side(width), side(height))
+}
+
+/// `image` in the size of [`shrunk_size`], made smaller with a Lanczos filter.
+pub fn shrink(image: Image) -> Image {
+    match smaller(&image) {
+        Cow::Borrowed(_) => image,
+        Cow::Owned(image) => image,
+    }
+}
+
+fn smaller(image: &Image) -> Cow<'_, Image> {
+    let size = (image.width, image.height);
+    let (width, height) = shrunk_size(image.width, image.height);
+    if (width, height) == size {
+        return Cow::Borrowed(image);
+    }
+    let mut resizer = Resizer::whole(size, width, height);
+    image.rgb.chunks_exact(3 * image.width).for_each(|row| resizer.push(row));
+    Cow::Owned(resizer.finish())
 }
 
 /// Width and height of a reference of `width x height` pixels as a model with tokens of `unit`
 /// pixels reads it.
 pub fn reference_size(width: usize, height: usize, unit: usize) -> (usize, usize) {
-    let (width, height) = resized(width, height);
+    let (width, height) = shrunk_size(width, height);
     (width / unit * unit, height / unit * unit)
 }
 
-/// `image` in the size of [`reference_size`]: made smaller with a Lanczos filter if it is large,
-/// then cut around its centre.
+/// Upper bound of the memory that [`prepare_reference`] needs for an image of `width x height`
+/// besides its result, in bytes.
+pub fn prepare_bytes(width: usize, height: usize) -> u64 {
+    let small = shrunk_size(width, height);
+    match small == (width, height) {
+        true => 0,
+        false => Resizer::bytes_of_part((width, height), small.0, small.1),
+    }
+}
+
+/// `image` in the size of [`reference_size`]: made smaller if it is large, then cut around its
+/// centre.
 pub fn prepare_reference(image: &Image, unit: usize) -> Image {
-    let (w, h) = (image.width as u32, image.height as u32);
-    let Some(pixels) = ImageBuffer::<Rgb<u8>, _>::from_raw(w, h, image.rgb.as_slice()) else {
-        // `Image` promises as many bytes as its size needs.
-        unreachable!("an image of {w}x{h} with another number of bytes");
-    };
     let (width, height) = reference_size(image.width, image.height, unit);
-    let (whole_w, whole_h) = resized(image.width, image.height);
-    let small = match (whole_w, whole_h) == (image.width, image.height) {
-        true => None,
-        false => {
-            let filter = imageops::FilterType::Lanczos3;
-            Some(imageops::resize(&pixels, whole_w as u32, whole_h as u32, filter).into_raw())
-        }
-    };
-    let whole = small.as_deref().unwrap_or(&image.rgb);
-    let (left, top) = ((whole_w - width) / 2, (whole_h - height) / 2);
-    let rows = whole.chunks_exact(3 * whole_w).skip(top).take(height);
+    let whole = smaller(image);
+    let (left, top) = ((whole.width - width) / 2, (whole.height - height) / 2);
+    let rows = whole.rgb.chunks_exact(3 * whole.width).skip(top).take(height);
     let rgb = rows.flat_map(|row| row[3 * left..3 * (left + width)].iter().copied()).collect();
     Image { width, height, rgb }
 }
@@ -100,5 +128,25 @@ mod tests {
         assert!(check_reference(&gray(64, 512)).is_ok());
         assert!(check_reference(&gray(63, 512)).is_err());
         assert!(check_reference(&gray(64, 513)).is_err());
+        for (width, height) in [(1, 1), (1, 64_000_000), (20_000, 2_000)] {
+            assert!(check_reference_size(width, height).is_err(), "{width}x{height}");
+        }
+        // The largest image that is read at all, and one that is as narrow as it may be.
+        for (width, height) in [(8_000, 8_000), (16_384, 2_048), (2_897, 363)] {
+            assert!(check_reference_size(width, height).is_ok(), "{width}x{height}");
+            let (width, height) = reference_size(width, height, 16);
+            assert!(width >= 64 && height >= 64 && width * height <= MAX_PIXELS);
+        }
+    }
+
+    #[test]
+    fn an_image_that_was_made_smaller_is_not_changed_again() {
+        for (width, height) in [(2000, 1000), (1500, 1501), (1025, 1024), (3000, 400)] {
+            let once = shrink(gray(width, height));
+            assert_eq!(shrink(once.clone()), once);
+            let of = |image: &Image| reference_size(image.width, image.height, 16);
+            assert_eq!(of(&once), of(&gray(width, height)));
+            assert!(prepare_bytes(width, height) < 8 << 20);
+        }
     }
 }

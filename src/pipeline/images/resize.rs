@@ -85,7 +85,16 @@ impl Resizer {
     /// For an image of `size` columns and rows that becomes one of `width` x `height`. None of them
     /// may be 0.
     pub fn new(size: (usize, usize), width: usize, height: usize) -> Resizer {
-        let crop = Crop::of(size, width, height);
+        Resizer::of_part(Crop::of(size, width, height), size, width, height)
+    }
+
+    /// The same without a cut: the whole image is scaled, each side by its own factor.
+    pub fn whole(size: (usize, usize), width: usize, height: usize) -> Resizer {
+        let all = Crop { left: 0, top: 0, width: size.0, height: size.1 };
+        Resizer::of_part(all, size, width, height)
+    }
+
+    fn of_part(crop: Crop, size: (usize, usize), width: usize, height: usize) -> Resizer {
         let is_same = size == (width, height);
         let taps = |from, to| if is_same { vec![] } else { Taps::all(from, to) };
         Resizer {
@@ -102,13 +111,18 @@ impl Resizer {
 
     /// Upper bound of the memory of such a resizer and its result, in bytes.
     pub fn bytes(size: (usize, usize), width: usize, height: usize) -> u64 {
-        let crop = Crop::of(size, width, height);
+        let Crop { width: columns, height: rows, .. } = Crop::of(size, width, height);
+        Resizer::bytes_of_part((columns, rows), width, height)
+    }
+
+    /// The same for [`Resizer::whole`].
+    pub fn bytes_of_part(part: (usize, usize), width: usize, height: usize) -> u64 {
         let taps = |from: usize, to: usize| {
             let reach = 2.0 * f64::from(LOBES) * (from as f64 / to as f64).max(1.0) + 2.0;
             (to as f64 * (32.0 + 4.0 * reach), reach.min(from as f64 + 1.0))
         };
-        let (columns, _) = taps(crop.width, width);
-        let (rows, window) = taps(crop.height, height);
+        let (columns, _) = taps(part.0, width);
+        let (rows, window) = taps(part.1, height);
         let row = (CHANNELS * width) as f64;
         (columns + rows + window * (4.0 * row + 32.0) + row * (4.0 + height as f64)) as u64
     }
@@ -219,6 +233,21 @@ mod tests {
                 image::imageops::crop_imm(&image, left as u32, top as u32, cw as u32, ch as u32);
             let filter = image::imageops::FilterType::Lanczos3;
             let want = image::imageops::resize(&*part, width as u32, height as u32, filter);
+            let off = got.rgb.iter().zip(want.as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
+            assert!(off.unwrap() <= 1, "{size:?} to {width}x{height}: off by {off:?}");
+        }
+    }
+
+    #[test]
+    fn the_whole_image_is_scaled_where_nothing_is_cut() {
+        for (size, width, height) in [((40, 30), 16, 16), ((100, 30), 33, 9), ((20, 20), 20, 20)] {
+            let rgb = noise(size.0, size.1);
+            let mut resizer = Resizer::whole(size, width, height);
+            rgb.chunks(CHANNELS * size.0).for_each(|row| resizer.push(row));
+            let got = resizer.finish();
+            let image = image::RgbImage::from_raw(size.0 as u32, size.1 as u32, rgb).unwrap();
+            let filter = image::imageops::FilterType::Lanczos3;
+            let want = image::imageops::resize(&image, width as u32, height as u32, filter);
             let off = got.rgb.iter().zip(want.as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
             assert!(off.unwrap() <= 1, "{size:?} to {width}x{height}: off by {off:?}");
         }

@@ -84,21 +84,14 @@ impl GenerationPhase for ImageEncode<'_> {
         let planned = &programs[0];
         let runs = programs.iter().map(|p| p.plan.runs).sum();
         let mut progress = Progress::start(Phase::ImageEncode, runs, peak_bytes(programs), on)?;
-        let tokens = if planned.band.is_some() {
-            let half = self.half(planned.activation());
-            let mut bands = Bands::new(&half);
-            let plane = bands.plane(0)?;
-            for (first, values) in pieces(image) {
-                plane.write(12 * first as u64, bytemuck::cast_slice(&values))?;
+        let mut image = match planned.band {
+            Some(_) => {
+                let half = self.half(planned.activation());
+                encode_in_bands(&half, programs, device, image, &mut progress)?
             }
-            let mut tokens = Vec::new();
-            bands.run(programs, device, &mut tokens, &mut progress)?;
-            tokens
-        } else {
-            encode(planned, device, image, &mut progress)?
+            None => encode(planned, device, image, &mut progress)?,
         };
         progress.end()?;
-        let mut image = tokens;
         self.latents.encoded(&self.vae.config, &mut image);
         for (noise, x) in values.latents.iter_mut().zip(image.iter().cycle()) {
             *noise = sigma * *noise + (1.0 - sigma) * x;
@@ -124,6 +117,24 @@ pub(super) fn encode(
     check_finite(&tokens, &mut session, planned)?;
     progress.advance()?;
     session.finish()?;
+    Ok(tokens)
+}
+
+/// The same by `programs`, those of all stages of `half`, in bands of rows.
+pub(super) fn encode_in_bands(
+    half: &Half,
+    programs: &[PlannedProgram],
+    device: &mut SharedDevice<'_>,
+    image: &Image,
+    progress: &mut Progress<'_>,
+) -> Result<Vec<f32>> {
+    let mut bands = Bands::new(half);
+    let plane = bands.plane(0)?;
+    for (first, values) in pieces(image) {
+        plane.write(12 * first as u64, bytemuck::cast_slice(&values))?;
+    }
+    let mut tokens = Vec::new();
+    bands.run(programs, device, &mut tokens, progress)?;
     Ok(tokens)
 }
 
