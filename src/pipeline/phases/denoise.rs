@@ -84,13 +84,7 @@ impl GenerationPhase for Denoise<'_> {
                 let e = not_finite(&mut session, planned)?;
                 return Err(e.at(format!("step {} of {steps}", i + 1)));
             }
-            // The colours of FLUX.2's latents are not known.
-            let preview = match &self.flux {
-                Transformer::Flux1 { shape, .. } => {
-                    preview(&values.latents, &latents, levels, shape)
-                }
-                Transformer::Flux2 { .. } => None,
-            };
+            let preview = preview(&self.flux, &values.latents, &latents, levels);
             values.latents = latents;
             progress.advance()?;
             if let Some(Image { width, height, rgb }) = preview.filter(|_| i + 1 < steps) {
