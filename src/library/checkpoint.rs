@@ -14,6 +14,9 @@ use crate::message::Message;
 use crate::spec::{Component, Family};
 use crate::weights::ComponentWeights;
 
+/// The key of the metadata's `config` that repeats a part of `model_index.json`.
+pub(super) const MODEL_INDEX: &str = "model_index";
+
 /// How many files that were passed over an error lists.
 const MAX_LISTED: usize = 10;
 
@@ -41,8 +44,9 @@ pub struct Checkpoint {
     tokenizers: BTreeMap<Component, PathBuf>,
     /// The class of its pipeline in `model_index.json`.
     pipeline: Option<String>,
-    /// Whether `model_index.json` says that it was distilled to few steps; `None` without the file.
-    pub distilled: Option<bool>,
+    /// Whether `model_index.json` says that it was distilled to few steps; `None` without the file,
+    /// or what the metadata of a converted file repeats of it.
+    distilled: Option<bool>,
     /// Ten hex digits that recognise the transformer's files.
     pub hash: String,
     /// Some weights have shapes only: a run can be planned, not made.
@@ -157,6 +161,9 @@ impl Checkpoint {
             let file = opened.files.first().map(|f| f.path.clone()).unwrap_or_default();
             self.set_generation(part("generation"), file);
             self.add_lengths(|folder| Ok(part(folder)))?;
+            if let Some(index) = part(MODEL_INDEX).filter(|_| self.pipeline.is_none()) {
+                self.set_pipeline(&index);
+            }
         }
         self.found.extend(opened.files.iter().filter_map(|f| f.note.clone()));
         Ok(())
@@ -183,14 +190,42 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Adds the settings and tokenizers of a diffusers folder.
-    pub(super) fn add_folder(&mut self, root: &Path) -> Result<()> {
-        let index = read_json(&root.join("model_index.json"))?.unwrap_or_default();
+    /// Sets what `model_index.json` says of the model.
+    fn set_pipeline(&mut self, index: &Value) {
         self.pipeline = index.get("_class_name").and_then(Value::as_str).map(str::to_string);
         if self.pipeline.as_deref() == Some(self.family.pipeline_class) {
             let distilled = index.get("is_distilled").and_then(Value::as_bool);
             self.distilled = Some(distilled.unwrap_or(false));
         }
+    }
+
+    /// Whether the model was distilled to few steps, where its family has models of both kinds: what
+    /// its files say, else what it is called.
+    pub fn distilled(&self) -> Option<bool> {
+        let words = self.family.undistilled?;
+        let is = |word: &str, of: &str| {
+            let rest = of.strip_prefix(word);
+            rest.is_some_and(|rest| rest.chars().next().is_none_or(|c| c.is_ascii_digit()))
+        };
+        let has_all = |name: &String| {
+            let parts = || name.split(|c: char| !c.is_alphanumeric());
+            words.iter().all(|word| parts().any(|part| is(word, part)))
+        };
+        Some(self.distilled.unwrap_or_else(|| !self.called().iter().any(has_all)))
+    }
+
+    /// What `model_index.json` says of the kind of model, for the metadata of a converted file,
+    /// which may have another name.
+    pub(super) fn model_index(&self) -> Option<Value> {
+        let distilled = self.distilled()?;
+        let class = self.family.pipeline_class;
+        Some(serde_json::json!({ "_class_name": class, "is_distilled": distilled }))
+    }
+
+    /// Adds the settings and tokenizers of a diffusers folder.
+    pub(super) fn add_folder(&mut self, root: &Path) -> Result<()> {
+        let index = read_json(&root.join("model_index.json"))?.unwrap_or_default();
+        self.set_pipeline(&index);
         let scheduler = read_json(&root.join("scheduler/scheduler_config.json"))?;
         self.scheduler = self.scheduler.take().or(scheduler);
         let file = root.join("generation_config.json");

@@ -69,13 +69,20 @@ pub fn flux1(weights: &ComponentWeights) -> Result<(FluxConfig, Vec<String>)> {
 
 /// The same for FLUX.2's transformer, which must be one that reads Qwen3.
 pub fn flux2(weights: &ComponentWeights) -> Result<(Flux2Config, Vec<String>)> {
-    if let Some(name) = weights.names().find(|name| name.starts_with("guidance_in.")) {
+    /// Three hidden states of Mistral Small 3.2 next to one another.
+    const MISTRAL: usize = 3 * 5120;
+    let guided = weights.names().any(|name| name.starts_with("guidance_in."));
+    let context = weights.shape("txt_in.weight").map(|(_, columns)| columns);
+    if guided && context == Some(MISTRAL) {
         return Err(Error::model(
-            "this is FLUX.2 [dev], whose text encoder (Mistral Small 3.2) is not supported",
+            "this is FLUX.2 [dev], whose text encoder (Mistral Small 3.2, 24 billion values) is \
+             not supported",
         )
-        .at(weights.stored_name(name))
+        .at(weights.stored_name("txt_in.weight"))
         .at(weights.place())
-        .try_("use FLUX.2 [klein] 4B or 9B"));
+        .found(format!("text {MISTRAL} wide"))
+        .expected("7680 (FLUX.2 [klein] 4B) or 12288 (9B)")
+        .try_("use FLUX.2 [klein] 4B or 9B, or ComfyUI for this model"));
     }
     network(weights, Flux2Config::read, flux2_model::tensors)
 }
@@ -97,7 +104,7 @@ fn check_inputs(weights: &ComponentWeights) -> Result<()> {
         Some((_, what, advice)) => (format!("this is {what}"), *advice),
         None => (
             "the input of this transformer is not the noise alone".to_string(),
-            "use FLUX.1 [dev] or [schnell], or one of their fine-tunes",
+            "use FLUX.1 [dev] or [schnell], FLUX.2 [klein], or one of their fine-tunes",
         ),
     };
     Err(Error::model(what)

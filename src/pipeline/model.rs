@@ -172,10 +172,12 @@ impl Defaults {
         Defaults { steps, guidance, cfg_scale: 1.0, width: 1024, height: 1024 }
     }
 
-    /// FLUX.2 \[klein\]'s, `distilled` to few steps or not.
-    fn klein(distilled: bool) -> Defaults {
+    /// FLUX.2 \[klein\]'s, `distilled` to few steps or not. A fine-tune with a `guidance` embedding
+    /// gets the guidance of FLUX.2 \[dev\].
+    fn klein(distilled: bool, guidance: bool) -> Defaults {
         let (steps, cfg_scale) = if distilled { (4, 1.0) } else { (50, 4.0) };
-        Defaults { steps, guidance: None, cfg_scale, width: 1024, height: 1024 }
+        let guidance = guidance.then_some(4.0);
+        Defaults { steps, guidance, cfg_scale, width: 1024, height: 1024 }
     }
 
     /// The values in a checkpoint's `generation` config, else these.
@@ -235,8 +237,9 @@ impl Model {
         {
             let networks = Flux2Networks::open(&mut checkpoint, notes)?;
             let in_channels = networks.flux.config.in_channels;
-            let distilled = checkpoint.distilled.unwrap_or(!is_base(&called));
-            let defaults = Defaults::klein(distilled);
+            notes.extend(kv_note(&called, &checkpoint.name));
+            let distilled = checkpoint.distilled().unwrap_or(true);
+            let defaults = Defaults::klein(distilled, networks.flux.config.guidance);
             (Networks::Flux2(Box::new(networks)), in_channels, ScheduleConfig::dev(), defaults)
         } else {
             let networks = Flux1Networks::open(&mut checkpoint, notes)?;
@@ -337,12 +340,6 @@ impl Flux2Networks {
     }
 }
 
-/// Whether one of the names is that of a model that was not distilled: `flux-2-klein-base-4b`.
-fn is_base(called: &[String]) -> bool {
-    let is_word = |name: &String| name.split(|c: char| !c.is_alphanumeric()).any(|w| w == "base");
-    called.iter().any(|name| name.contains("klein") && is_word(name))
-}
-
 /// Says that a model that is called like one with an image as input is used as text to image.
 fn editing_note(called: &[String], name: &str) -> Option<Message> {
     if called.iter().any(|c| c.contains("kontext")) {
@@ -360,6 +357,20 @@ fn editing_note(called: &[String], name: &str) -> Option<Message> {
          it draws from the prompt, without a mask or a control image",
         [Message::plain(name), Message::plain(other)],
     ))
+}
+
+/// Says that a model that is called like the one that keeps keys and values of references draws as
+/// the others do.
+fn kv_note(called: &[String], name: &str) -> Option<Message> {
+    let is_kv = |c: &String| c.split(|c: char| !c.is_alphanumeric()).any(|word| word == "kv");
+    called.iter().any(|c| c.contains("klein") && is_kv(c)).then(|| {
+        Message::with(
+            "{} is FLUX.2 [klein] 9B-kv by its name, which was trained to keep the keys and values \
+             of reference images from the first step; that is not supported yet, so that images \
+             after {reference} differ from those of other programs",
+            [Message::plain(name)],
+        )
+    })
 }
 
 /// Whether `called` names the FLUX model `word`: `flux1-fill-dev`, `FluxFillPipeline`.

@@ -17,6 +17,9 @@ pub struct Family {
     pub title: &'static str,
     /// The class of its pipeline in a diffusers folder's `model_index.json`.
     pub pipeline_class: &'static str,
+    /// The words in the name of a model that was not distilled to few steps, where other models of
+    /// the family were: `klein` and `base` in `flux-2-klein-base-4b`.
+    pub undistilled: Option<&'static [&'static str]>,
     /// Its components, the transformer first.
     pub components: &'static [Component],
     /// How its LoRAs are named.

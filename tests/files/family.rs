@@ -28,6 +28,7 @@ static LUMEN: Family = Family {
     name: "lumen",
     title: "Lumen",
     pipeline_class: "LumenPipeline",
+    undistilled: None,
     components: &[CORE, READER],
     lora: LoraSpec {
         prefixes: &[COMMON_PREFIXES, &[LoraPrefix::shared("reader_", Some(Role::Text(0))).flat()]],
@@ -362,6 +363,7 @@ static MORE_FAMILY: Family = Family {
     name: "more",
     title: "More",
     pipeline_class: "",
+    undistilled: None,
     components: &[MORE, VAE],
     lora: NO_LORA,
 };

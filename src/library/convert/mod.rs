@@ -20,6 +20,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::Checkpoint;
+use super::checkpoint::MODEL_INDEX;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::host::{remove_abandoned, start_shared_threads, unfinished_file};
@@ -377,6 +378,7 @@ fn metadata(checkpoint: &Checkpoint, components: &[Component]) -> BTreeMap<Strin
         let more = [
             ("scheduler", checkpoint.scheduler.clone()),
             ("generation", checkpoint.generation.clone()),
+            (MODEL_INDEX, checkpoint.model_index()),
         ];
         config.extend(more.into_iter().filter_map(|(k, v)| Some((k.to_string(), v?))));
         for component in checkpoint.family.components {

@@ -33,6 +33,7 @@ pub static FLUX1: Family = Family {
     name: "flux1",
     title: "FLUX.1",
     pipeline_class: "FluxPipeline",
+    undistilled: None,
     components: &[TRANSFORMER, T5, CLIP, VAE],
     lora: lora::SPEC,
 };

@@ -22,6 +22,7 @@ pub static FLUX2: Family = Family {
     name: "flux2",
     title: "FLUX.2 [klein]",
     pipeline_class: "Flux2KleinPipeline",
+    undistilled: Some(&["klein", "base"]),
     components: &[TRANSFORMER, QWEN3, VAE],
     lora: lora::SPEC,
 };

@@ -89,7 +89,7 @@ fn klein_in_a_folder_of_diffusers_and_in_one_file() {
     zeros(&at("flux-2-klein-4b.safetensors"), "BF16", &list("bfl_klein_4b.txt"));
     assert_opens(dir.path());
     assert_opens(&at("flux-2-klein-4b.safetensors"));
-    assert_eq!(open(&Files::model(dir.path())).unwrap().distilled, Some(true));
+    assert_eq!(open(&Files::model(dir.path())).unwrap().distilled(), Some(true));
     let looked = inspect(&at("transformer")).unwrap();
     assert_eq!(looked.components[0].geometry["double blocks"], "5");
     assert_eq!(looked.components[0].parameters, 3_875_544_576);
@@ -157,15 +157,20 @@ fn parts_of_the_other_family_and_flux2_dev_are_refused_by_name() {
     );
     assert_eq!(refused(&klein, "t5", &old).kind(), Kind::Argument);
 
-    let mut big = list("bfl_klein_9b.txt");
-    big.push(("guidance_in.in_layer.weight".into(), vec![4096, 256]));
-    big.push(("guidance_in.out_layer.weight".into(), vec![4096, 4096]));
-    let path = zeros(&at("big/flux2-dev.safetensors"), "BF16", &big);
+    let path = zeros(&at("big/flux2-dev.safetensors"), "BF16", &list("bfl_flux2_dev.txt"));
     let (_, what) = describe(&path, FAMILIES);
     assert!(what.contains("(dev)"), "{what}");
-    let e = open(&Files::model(path.parent().unwrap())).err();
-    // The only transformer of a folder is opened; its use gives the reason.
-    assert!(e.is_none_or(|e| e.to_string().contains("Mistral")));
+    let checkpoint = open(&Files::model(&path)).unwrap();
+    let weights = checkpoint.need(TRANSFORMER).unwrap();
+    let e = flux_fast::library::networks::flux2(weights).err().unwrap();
+    assert_eq!(e.kind(), Kind::Model, "{e}");
+    assert!(e.to_string().contains("Mistral Small") && e.hint().is_some(), "{e}");
+    let read = Flux2Config::read(weights, None).unwrap();
+    assert_eq!((read.hidden, read.heads, read.depth_double, read.depth_single), (6144, 48, 8, 48));
+    // The whole folder says the same before it asks for a text encoder.
+    let options = flux_fast::Options::default().device(flux_fast::Device::Cpu);
+    let e = flux_fast::Engine::open(options.model(path.display().to_string())).err().unwrap();
+    assert!(e.to_string().contains("Mistral Small"), "{e}");
     assert_eq!(FLUX2.components[0], TRANSFORMER);
     assert_ne!(flux1::VAE, VAE);
 }
