@@ -7,7 +7,7 @@ use super::{close, devices, f32_on, f32_options, pack, same_picture};
 use crate::common::{Golden, Input, adapter, channels_last, files, resolve, run, temp_dir};
 use flux_fast::backend::Device;
 use flux_fast::dtype::DType;
-use flux_fast::library::{Checkpoint, Files, open};
+use flux_fast::library::{Checkpoint, Files, open, open_only};
 use flux_fast::model::flux1::DenoiseShape;
 use flux_fast::model::flux2::Flux2Shape;
 use flux_fast::model::{Flux2Config, Qwen3Config, VaeConfig, flux2, qwen3, vae};
@@ -18,10 +18,10 @@ use flux_fast::spec::flux2::{QWEN3, TRANSFORMER, VAE};
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
 use serde_json::Value;
 
-const MODELS: [&str; 2] = ["klein_distilled", "klein_base"];
+pub const MODELS: [&str; 2] = ["klein_distilled", "klein_base"];
 
-struct Geometry {
-    flux: Flux2Config,
+pub struct Geometry {
+    pub flux: Flux2Config,
     qwen3: Qwen3Config,
     vae: VaeConfig,
 }
@@ -76,14 +76,14 @@ fn geometry(config: &Value) -> Geometry {
 }
 
 /// The golden's weights as a checkpoint on disk.
-struct Written {
+pub struct Written {
     _dir: tempfile::TempDir,
-    path: PathBuf,
-    geometry: Geometry,
+    pub path: PathBuf,
+    pub geometry: Geometry,
 }
 
 impl Written {
-    fn new(golden: &Golden, dialect: Dialect, storage: Storage, grid: Grid) -> Self {
+    pub fn new(golden: &Golden, dialect: Dialect, storage: Storage, grid: Grid) -> Self {
         let g = geometry(&golden.config);
         let named = |component, list: Vec<(String, Vec<usize>)>| {
             list.into_iter().map(move |(n, s)| (component, n, s))
@@ -103,16 +103,16 @@ impl Written {
         Written { _dir: dir, path, geometry: g }
     }
 
-    fn open(&self) -> Checkpoint {
+    pub fn open(&self) -> Checkpoint {
         open(&Files::model(&self.path)).unwrap()
     }
 
-    fn engine(&self, options: &Options) -> Engine {
+    pub fn engine(&self, options: &Options) -> Engine {
         Engine::open(options.clone().files(files(&self.path))).unwrap()
     }
 }
 
-fn plain(golden: &Golden) -> Written {
+pub fn plain(golden: &Golden) -> Written {
     Written::new(golden, Dialect::Comfy, Storage::F32, Grid::F32)
 }
 
@@ -127,15 +127,18 @@ fn qwen3_equals_transformers() {
         assert_eq!(read, written.geometry.qwen3);
         let (ids, real) = (golden.ids("qwen3.ids"), golden.ids("qwen3.real")[0] as usize);
         let rope = qwen3::rope(&read, ids.len());
+        let table = weights.get(qwen3::EMBEDDING, 0, read.vocab, read.width).unwrap();
+        let rows: Vec<usize> = ids.iter().map(|id| *id as usize).collect();
+        let tokens = table.rows_to_f32(&rows).unwrap();
         for backend in devices.iter_mut().map(Box::as_mut) {
             let program = qwen3::encode(&read, &[real], ids.len(), DType::F32);
-            let inputs = [("ids", Input::I32(&ids)), ("rope", Input::F32(&rope))];
+            let inputs = [("tokens", Input::F32(&tokens)), ("rope", Input::F32(&rope))];
             let out = run(backend, &program, &resolve(&program, weights), &inputs, u64::MAX, 1);
             close("qwen3", &golden, &out["text"], &golden.f32("qwen3.out"));
             // Two prompts together, of which the second one has no padding.
-            let twice = [ids.clone(), ids.clone()].concat();
+            let twice = [tokens.clone(), tokens.clone()].concat();
             let program = qwen3::encode(&read, &[real, ids.len()], ids.len(), DType::F32);
-            let inputs = [("ids", Input::I32(&twice)), ("rope", Input::F32(&rope))];
+            let inputs = [("tokens", Input::F32(&twice)), ("rope", Input::F32(&rope))];
             let out = run(backend, &program, &resolve(&program, weights), &inputs, u64::MAX, 1);
             let text = &out["text"];
             close("the first", &golden, &text[..text.len() / 2], &golden.f32("qwen3.out"));
@@ -204,6 +207,83 @@ fn the_transformer_of_flux2_equals_diffusers_with_and_without_references() {
     }
 }
 
+/// A guidance embedding, uneven axes, no double or no single block, few and narrow heads, and grids
+/// of one row or column.
+#[test]
+fn the_transformer_of_flux2_at_other_geometries_equals_diffusers() {
+    let mut devices = devices();
+    let golden = Golden::read("flux2_geometries");
+    for (name, config) in golden.config.as_object().unwrap() {
+        let of = |key: &str| format!("{name}.{key}");
+        let n = |key: &str| config[key].as_u64().unwrap() as usize;
+        let (heads, head_dim) = (n("num_attention_heads"), n("attention_head_dim"));
+        let axes = config["axes_dims_rope"].as_array().unwrap();
+        let c = Flux2Config {
+            in_channels: n("in_channels"),
+            out_channels: n("in_channels"),
+            hidden: heads * head_dim,
+            heads,
+            head_dim,
+            mlp_hidden: ((heads * head_dim) as f64 * config["mlp_ratio"].as_f64().unwrap())
+                as usize,
+            depth_double: n("num_layers"),
+            depth_single: n("num_single_layers"),
+            context: n("joint_attention_dim"),
+            time_dim: 256,
+            guidance: config["guidance_embeds"].as_bool().unwrap(),
+            axes: axes.iter().map(|v| v.as_u64().unwrap() as usize).collect(),
+            theta: config["rope_theta"].as_f64().unwrap(),
+        };
+        let tensors = flux2::tensors(&c).into_iter().map(|(n, s)| (TRANSFORMER, n, s)).collect();
+        let configs = serde_json::json!({ "transformer": config });
+        let (grid, storage, dialect) = (Grid::F32, Storage::F32, Dialect::Bfl);
+        let spec = SynthSpec { seed: golden.seed, tensors, grid, storage, dialect, configs };
+        let dir = temp_dir();
+        let path = dir.path().join("model.safetensors");
+        synth::write(&spec, &path).unwrap();
+        let checkpoint = open_only(&path).unwrap();
+        let weights = checkpoint.get(TRANSFORMER).unwrap();
+        assert_eq!(Flux2Config::read(weights, weights.config()).unwrap(), c, "{name}");
+        let (grid, grids) = (golden.ids(&of("grid")), golden.ids(&of("reference_grids")));
+        let image = DenoiseShape {
+            images: 1,
+            cfg: false,
+            text_tokens: golden.shape(&of("txt"))[0],
+            height: grid[0] as usize,
+            width: grid[1] as usize,
+        };
+        let grids: Vec<_> = grids.chunks(2).map(|g| (g[0] as usize, g[1] as usize)).collect();
+        let f32 = |key: &str| golden.f32(&of(key));
+        for backend in devices.iter_mut().map(Box::as_mut) {
+            let program = flux2::modulate(&c, 1, DType::F32);
+            let t = f32("timestep");
+            let guidance = c.guidance.then(|| f32("guidance"));
+            let mut inputs = vec![("timestep", Input::F32(&t))];
+            inputs.extend(guidance.as_ref().map(|g| ("guidance", Input::F32(g))));
+            let all = run(backend, &program, &resolve(&program, weights), &inputs, u64::MAX, 1);
+            for (references, want) in [(vec![], "velocity"), (grids.clone(), "reference_velocity")]
+            {
+                let shape = Flux2Shape { image, references };
+                let program = flux2::denoise(&c, &shape, DType::F32);
+                let (rope, packed) = (flux2::rope(&c, &shape), f32("references"));
+                let (img, txt) = (f32("img"), f32("txt"));
+                let mut inputs = vec![
+                    ("latents", Input::F32(&img)),
+                    ("text", Input::F32(&txt)),
+                    ("modulation", Input::F32(&all["modulation"])),
+                    ("rope", Input::F32(&rope)),
+                    ("step", Input::F32(&[-0.25, 1.0])),
+                ];
+                if !shape.references.is_empty() {
+                    inputs.push(("references", Input::F32(&packed)));
+                }
+                let out = run(backend, &program, &resolve(&program, weights), &inputs, u64::MAX, 1);
+                close(&of(want), &golden, &out["velocity"], &f32(want));
+            }
+        }
+    }
+}
+
 #[test]
 fn the_autoencoder_of_flux2_equals_diffusers() {
     let mut devices = devices();
@@ -250,7 +330,7 @@ fn the_noise_levels_of_flux2_are_those_of_diffusers() {
     }
 }
 
-fn request(golden: &Golden) -> Request {
+pub fn request(golden: &Golden) -> Request {
     Request::new(golden.text("prompt"))
         .steps(golden.number("steps") as usize)
         .seed(golden.number("seed") as u64)

@@ -4,7 +4,11 @@
 mod adapters;
 mod formats;
 mod klein;
+mod klein_convert;
+mod klein_loras;
+mod klein_references;
 mod loras;
+mod qwen3_formats;
 
 use std::path::PathBuf;
 
