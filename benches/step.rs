@@ -2,20 +2,24 @@
 //!
 //! `block`: one double and one single block of FLUX.1's real width at 1024 image and 256 text
 //! tokens, weights resident. The lower bound is the matrix work: 0.62 TFLOP divided by the
-//! machine's bf16 peak (`ops` measures it). `picture`: the embedded model from prompt to pixels. On
+//! machine's bf16 peak (`ops` measures it). `klein`: the same of FLUX.2 [klein] 4B with 512 text
+//! tokens, and one layer of Qwen3-4B. `picture`: the embedded model from prompt to pixels. On
 //! a GPU: `-- --device cuda` or `wgpu`.
 
 use std::hint::black_box;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use criterion::{Criterion, Throughput, criterion_group};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group};
 use flux_fast::backend::Backend;
 use flux_fast::backend::Compute;
 use flux_fast::backend::cpu::{CpuBackend, CpuOptions};
 use flux_fast::dtype::DType;
-use flux_fast::model::FluxConfig;
 use flux_fast::model::flux1::{DenoiseShape, denoise, rope};
+use flux_fast::model::flux2::Flux2Shape;
+use flux_fast::model::{Flux2Config, FluxConfig, Qwen3Config, flux2, qwen3};
+use flux_fast::op::Program;
 use flux_fast::pipeline::Engine;
 use flux_fast::pipeline::request::{Options, Request};
 use flux_fast::stream::{Holdings, Session, Tenancy};
@@ -28,6 +32,35 @@ fn block(c: &mut Criterion) {
         .sample_size(10)
         .measurement_time(Duration::from_secs(12))
         .warm_up_time(Duration::from_secs(2));
+    let record = |act| denoise(&config, &shape, act);
+    measure(&mut group, "", &record, &rope(&config, &shape));
+    group.finish();
+}
+
+fn klein(c: &mut Criterion) {
+    let config = Flux2Config { depth_double: 1, depth_single: 1, ..Flux2Config::klein_4b() };
+    let image = DenoiseShape { images: 1, cfg: false, text_tokens: 512, height: 32, width: 32 };
+    let shape = Flux2Shape { image, references: Vec::new() };
+    let mut group = c.benchmark_group("klein");
+    group
+        .sample_size(10)
+        .measurement_time(Duration::from_secs(12))
+        .warm_up_time(Duration::from_secs(2));
+    let record = |act| flux2::denoise(&config, &shape, act);
+    measure(&mut group, "double+single/1024+512/", &record, &flux2::rope(&config, &shape));
+    let text = Qwen3Config { layers: 1, taps: vec![1], ..Qwen3Config::qwen3_4b() };
+    let record = |act| qwen3::encode(&text, &[100], 512, act);
+    measure(&mut group, "qwen3/layer/512/", &record, &qwen3::rope(&text, 512));
+    group.finish();
+}
+
+/// Runs the program of `record` with weights of two types. `rope` is its input of this name.
+fn measure(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    record: &dyn Fn(DType) -> Program,
+    rope: &[f32],
+) {
     for dtype in [DType::F8E4M3, DType::BF16] {
         let mut backend = CpuBackend::new(CpuOptions {
             threads: None,
@@ -36,7 +69,7 @@ fn block(c: &mut Criterion) {
             isa: None,
         })
         .unwrap();
-        let program = denoise(&config, &shape, backend.caps().activation);
+        let program = record(backend.caps().activation);
         let weights = weights::random(&program, dtype);
         let plan = weights::planned(&backend, &program, &weights);
         let mut holdings = Holdings::default();
@@ -45,19 +78,17 @@ fn block(c: &mut Criterion) {
             Session::new(&mut backend, &mut holdings, &program, &plan, weights, Tenancy::default());
         for io in &program.inputs {
             let n = io.tensor.rows * io.tensor.cols;
-            let values = if io.name == "rope" {
-                rope(&config, &shape)
-            } else {
-                (0..n).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0).collect()
+            let values = match io.name {
+                "rope" => rope.to_vec(),
+                _ => (0..n).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0).collect(),
             };
             session.write_f32(io.tensor, &values).unwrap();
         }
         group.throughput(Throughput::Elements(program.flops()));
-        group.bench_function(dtype.name(), |b| {
+        group.bench_function(format!("{name}{}", dtype.name()), |b| {
             b.iter(|| session.run(false, &mut |_, _| ControlFlow::Continue(())).unwrap())
         });
     }
-    group.finish();
 }
 
 fn picture(c: &mut Criterion) {
@@ -74,7 +105,7 @@ fn picture(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, block, picture);
+criterion_group!(benches, block, klein, picture);
 
 #[path = "cpu/weights.rs"]
 mod weights;

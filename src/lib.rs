@@ -1,4 +1,4 @@
-//! Inference for FLUX.1 text-to-image models on small GPUs and plain CPUs: a planned memory budget,
+//! Inference for FLUX.1 and FLUX.2 \[klein\] on small GPUs and plain CPUs: a planned memory budget,
 //! streamed weights, no Python.
 //!
 //! ```no_run

@@ -66,7 +66,7 @@ impl Engine {
                 embedded = true;
                 let bytes = embedded::model()?;
                 let note = "using the small embedded model (animals, plants and food, 128x128); \
-                     for FLUX.1 itself give {model}, see README.md";
+                     for FLUX.1 or FLUX.2 give {model}, see README.md";
                 notify(on, Event::note(note))?;
                 library::open_bytes(bytes, embedded::EMBEDDED)?
             }

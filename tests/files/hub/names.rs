@@ -67,7 +67,7 @@ fn models_are_listed_with_the_names_to_type() {
     ] {
         assert!(text.contains(words), "{words} is missing in:\n{text}");
     }
-    assert!(!text.contains("no FLUX.1 model was found"), "{text}");
+    assert!(!text.contains("no FLUX.1 or FLUX.2 model was found"), "{text}");
 
     let list = json(&home.run(&["models", "--json"]));
     for (name, kind, place) in [
@@ -106,9 +106,11 @@ fn an_empty_list_says_what_to_do() {
     let output = home.run(&["models"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let text = stdout(&output);
-    for words in
-        ["no FLUX.1 model was found", "flux-fast pull", home.at.join("hf/hub").to_str().unwrap()]
-    {
+    for words in [
+        "no FLUX.1 or FLUX.2 model was found",
+        "flux-fast pull",
+        home.at.join("hf/hub").to_str().unwrap(),
+    ] {
         assert!(text.contains(words), "{words} is missing in:\n{text}");
     }
     let list = json(&home.run(&["models", "--json"]));
