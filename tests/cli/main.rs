@@ -7,6 +7,7 @@ mod again;
 mod binary;
 mod files;
 mod first_steps;
+mod klein;
 #[cfg(target_os = "linux")]
 mod limits;
 mod runs;

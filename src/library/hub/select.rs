@@ -229,6 +229,30 @@ mod tests {
         assert_eq!(chosen(&all, Selection::Needed).unwrap(), needed);
     }
 
+    /// FLUX.2 [klein] has one text encoder, and BFL's file next to the folders.
+    #[test]
+    fn klein_is_selected_once() {
+        let needed = [
+            "model_index.json",
+            "scheduler/scheduler_config.json",
+            "text_encoder/config.json",
+            "text_encoder/model-00001-of-00002.safetensors",
+            "text_encoder/model-00002-of-00002.safetensors",
+            "text_encoder/model.safetensors.index.json",
+            "tokenizer/merges.txt",
+            "tokenizer/vocab.json",
+            "transformer/config.json",
+            "transformer/diffusion_pytorch_model.safetensors",
+            "vae/config.json",
+            "vae/diffusion_pytorch_model.safetensors",
+        ];
+        let others = ["README.md", "flux-2-klein-4b.safetensors", "LICENSE.md"];
+        let all: Vec<&str> = needed.iter().chain(&others).copied().collect();
+        assert_eq!(chosen(&all, Selection::Needed).unwrap(), needed);
+        let named = Selection::Named(vec!["flux-2-klein-4b.safetensors".to_string()]);
+        assert_eq!(chosen(&all, named).unwrap(), ["flux-2-klein-4b.safetensors"]);
+    }
+
     #[test]
     fn the_only_model_of_another_repository_is_selected_and_several_are_an_error() {
         let one = [
