@@ -199,8 +199,8 @@ impl Checkpoint {
         }
     }
 
-    /// Whether the model was distilled to few steps, where its family has models of both kinds: what
-    /// its files say, else what it is called.
+    /// Whether the model was distilled to few steps, where its family has models of both kinds:
+    /// what its files say, else what it is called.
     pub fn distilled(&self) -> Option<bool> {
         let words = self.family.undistilled?;
         let is = |word: &str, of: &str| {

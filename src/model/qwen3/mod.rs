@@ -22,11 +22,11 @@ pub const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Encodes prompts of `length` tokens each; `real` has the number of tokens before the padding, one
 /// entry for each prompt.
 ///
-/// Inputs: `tokens` (prompts * length x width, f32), the rows of [`EMBEDDING`] for the ids: a prompt
-/// has a few hundred of them, and the table is a sixth of the weights. `rope` (length x head_dim,
-/// f32, see [`rope`]). Output: `text` (prompts * length x [`Qwen3Config::context`]), the hidden
-/// states next to one another. Every token sees the tokens before it that are not padding, as FLUX.2 expects; rows of
-/// the padding are computed, too.
+/// Inputs: `tokens` (prompts * length x width, f32), the rows of [`EMBEDDING`] for the ids: a
+/// prompt has a few hundred of them, and the table is a sixth of the weights. `rope` (length x
+/// head_dim, f32, see [`rope`]). Output: `text` (prompts * length x [`Qwen3Config::context`]), the
+/// hidden states next to one another. Every token sees the tokens before it that are not padding,
+/// as FLUX.2 expects; rows of the padding are computed, too.
 ///
 /// # Panics
 /// If a prompt has no tokens, or more than `length`.
