@@ -16,8 +16,8 @@ use flux_fast::backend::Backend;
 use flux_fast::backend::Compute;
 use flux_fast::backend::cpu::{CpuBackend, CpuOptions};
 use flux_fast::dtype::DType;
+use flux_fast::model::SequenceShape;
 use flux_fast::model::flux1::{DenoiseShape, denoise, rope};
-use flux_fast::model::flux2::Flux2Shape;
 use flux_fast::model::{Flux2Config, FluxConfig, Qwen3Config, flux2, qwen3};
 use flux_fast::op::Program;
 use flux_fast::pipeline::Engine;
@@ -40,7 +40,7 @@ fn block(c: &mut Criterion) {
 fn klein(c: &mut Criterion) {
     let config = Flux2Config { depth_double: 1, depth_single: 1, ..Flux2Config::klein_4b() };
     let image = DenoiseShape { images: 1, cfg: false, text_tokens: 512, height: 32, width: 32 };
-    let shape = Flux2Shape { image, references: Vec::new() };
+    let shape = SequenceShape { image, references: Vec::new() };
     let mut group = c.benchmark_group("klein");
     group
         .sample_size(10)

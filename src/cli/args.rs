@@ -11,7 +11,8 @@ use crate::backend::{Compute, Device, KernelChoice};
 use crate::library::similar::edit_distance;
 use crate::pipeline::images::{DEFAULT_QUALITY, Format};
 use crate::pipeline::request::{
-    LoraChoice, MAX_COUNT, MAX_SCALE, MAX_SHIFT, MAX_STEPS, MIN_SHIFT, Options, Request,
+    LoraChoice, MAX_COUNT, MAX_MASK_BLUR, MAX_SCALE, MAX_SHIFT, MAX_SIDE, MAX_STEPS, MIN_SHIFT,
+    Margins, Options, Request,
 };
 
 const EXAMPLES: &str = "\
@@ -538,11 +539,50 @@ pub struct RequestArgs {
     /// around the centre to the aspect ratio and resized
     #[arg(short, long, value_name = "IMAGE")]
     pub init_img: Option<PathBuf>,
-    /// An image that the model looks at (FLUX.2): it is edited as the prompt says, or combined with
-    /// the others; may be given several times. Without --size, the first one sets the size
+    /// The image whose edges (FLUX.1 Canny) or depths (FLUX.1 Depth) the result has; Canny finds
+    /// the edges of a photo itself
+    #[arg(long, value_name = "IMAGE")]
+    pub control: Option<PathBuf>,
+    /// An image that the model looks at (FLUX.2, FLUX.1 Kontext): it is edited as the prompt says,
+    /// or combined with the others; may be given several times. Without --size, the first one sets
+    /// the size
     #[arg(long = "reference", value_name = "IMAGE")]
     pub references: Vec<PathBuf>,
-    /// How much --init-img is changed: 0 keeps it, 1 ignores it [default: 0.75]
+    /// An image of the size of --init-img: only what is white in it is repainted, gray in the later
+    /// steps only. If it has transparent pixels, these are. Without --mask, the transparent pixels
+    /// of --init-img are repainted. The result has the size of --init-img
+    #[arg(long, value_name = "IMAGE", requires = "init_img")]
+    pub mask: Option<PathBuf>,
+    /// Blurs the edges of the mask, 0 to 256 pixels [default: 0]
+    #[arg(
+        long,
+        value_name = "PIXELS",
+        value_parser = values::real(0.0..=MAX_MASK_BLUR),
+        requires = "init_img",
+        allow_hyphen_values = true,
+    )]
+    pub mask_blur: Option<f32>,
+    /// Draws only the surroundings of the mask, with as many pixels around it, 0 to 4096, in the
+    /// size that suits the model, and scales the result back: good for small masks
+    #[arg(
+        long,
+        value_name = "PIXELS",
+        value_parser = values::whole(0..=MAX_SIDE),
+        requires = "init_img",
+        allow_hyphen_values = true,
+    )]
+    pub mask_padding: Option<usize>,
+    /// Adds pixels on the sides of --init-img and paints them
+    #[arg(
+        long,
+        value_name = "LEFT,TOP,RIGHT,BOTTOM",
+        value_parser = values::margins,
+        requires = "init_img",
+        allow_hyphen_values = true,
+    )]
+    pub outpaint: Option<Margins>,
+    /// How much --init-img is changed: 0 keeps it, 1 ignores it [default: 0.75, and 1 where
+    /// nothing of it is seen: with --outpaint, and for transparent pixels]
     #[arg(
         long,
         value_name = "X",
@@ -575,6 +615,9 @@ impl RequestArgs {
         request.cfg_scale = cfg_scale;
         request.shift = shift;
         request.strength = strength;
+        request.mask_blur = self.mask_blur;
+        request.mask_padding = self.mask_padding;
+        request.outpaint = self.outpaint;
         request
     }
 }

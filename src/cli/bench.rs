@@ -23,7 +23,7 @@ pub fn bench(args: BenchArgs, how: How) -> Result<()> {
     let given = args.words.as_deref().or(args.request.prompt.as_deref());
     let prompt = one_prompt(given, &args.request)?;
     let mut request = Request::new(prompt.unwrap_or_else(|| PROMPT.to_string())).seed(0);
-    let start = StartImage::open(&args.request)?;
+    let start = StartImage::open(&args.request, args.engine.ram)?;
     let references = load_references(&args.request, args.engine.ram.size())?;
     fill(&mut request, &args.request, start.as_ref(), &references)?;
 
@@ -34,8 +34,10 @@ pub fn bench(args: BenchArgs, how: How) -> Result<()> {
     // Embeddings read from the cache would not be timed.
     pipeline.use_text_cache(false);
     let load = begin.elapsed().as_secs_f64();
-    if let Some(start) = start {
-        request.init = Some(start.decode_for(&request, &args.engine, &pipeline)?);
+    if let Some(start) = start
+        && let Some(image) = start.decode_for(&request, &args.engine, &pipeline)?
+    {
+        request.init = Some(image);
     }
     let mut times = Times::default();
     let mut settings = None;

@@ -22,7 +22,7 @@ use crate::host;
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Options that are about one call and have no default in a file.
-const NOT_DEFAULTS: [&str; 10] = [
+const NOT_DEFAULTS: [&str; 13] = [
     "prompt",
     "prompt-file",
     "json",
@@ -32,6 +32,9 @@ const NOT_DEFAULTS: [&str; 10] = [
     "help",
     "version",
     "init-img",
+    "mask",
+    "control",
+    "outpaint",
     "runs",
 ];
 

@@ -42,7 +42,7 @@ pub fn generate(args: GenerateArgs, how: How) -> Result<()> {
         return Err(Error::argument("there is no prompt").try_("flux-fast \"a fox\""));
     }
     // Every prompt is checked before the model is opened.
-    let start = StartImage::open(&args.request)?;
+    let start = StartImage::open(&args.request, args.engine.ram)?;
     let references = load_references(&args.request, args.engine.ram.size())?;
     let requests = prompts.into_iter().map(|prompt| {
         let mut request = Request::new(prompt.text);
@@ -85,7 +85,7 @@ pub fn again(args: AgainArgs, how: How) -> Result<()> {
     if let Some(prompt) = one_prompt(args.request.prompt.as_deref(), &args.request)? {
         request.prompt = prompt.into();
     }
-    let start = StartImage::open(&args.request)?;
+    let start = StartImage::open(&args.request, args.engine.ram)?;
     let references = load_references(&args.request, args.engine.ram.size())?;
     fill(&mut request, &args.request, start.as_ref(), &references)?;
     let progress = Progress::new(how);
@@ -168,7 +168,7 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
     let given = args.words.as_deref().or(args.request.prompt.as_deref());
     let prompt = one_prompt(given, &args.request)?.unwrap_or_default();
     let mut request = Request::new(prompt);
-    let start = StartImage::open(&args.request)?;
+    let start = StartImage::open(&args.request, args.engine.ram)?;
     let references = load_references(&args.request, args.engine.ram.size())?;
     fill(&mut request, &args.request, start.as_ref(), &references)?;
     let mut progress = Progress::new(how);
@@ -208,8 +208,8 @@ pub fn fill(
         request.seed = None;
     }
     request.check_values()?;
-    if start.is_some() {
-        request.init = Some(StartImage::placeholder());
+    if let Some(start) = start {
+        start.add_to(request);
     }
     request.check()
 }
@@ -273,8 +273,13 @@ impl Job<'_> {
             recorded.check(&pipeline, &requests[0], &progress)?;
         }
         // All requests have the same options, hence one size.
-        let start = start.map(|start| start.decode_for(&requests[0], engine, &pipeline));
-        let start = start.transpose()?;
+        let start = match start {
+            Some(start) => {
+                start.note().iter().for_each(|note| progress.note(note));
+                start.decode_for(&requests[0], engine, &pipeline)?
+            }
+            None => None,
+        };
         let (mut first, mut all_files) = (0, Vec::new());
         for mut request in requests {
             if start.is_some() {

@@ -44,7 +44,7 @@ const BENCH_HELP: [(&str, &str); 2] = [
     ("seed", "A whole number up to 2^64 - 1, or `random` (or -1) [default: 0]"),
 ];
 
-const AGAIN_HELP: [(&str, &str); 13] = [
+const AGAIN_HELP: [(&str, &str); 14] = [
     ("prompt", "What the image shows; `-` reads it from stdin [default: that of the image]"),
     ("negative", "What the image does not show [default: that of the image]"),
     (
@@ -75,4 +75,5 @@ const AGAIN_HELP: [(&str, &str); 13] = [
         "init_img",
         "The image that the image was made from, if it was image to image; `-` reads it from stdin",
     ),
+    ("mask", "The mask that the image was made with, if it had one"),
 ];

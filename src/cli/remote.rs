@@ -19,7 +19,7 @@ use super::prompts;
 use super::signals;
 use super::start_image::{StartImage, load_references};
 use super::target::Target;
-use super::values::Size;
+use super::values::{Budget, Size};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Phase};
 use crate::host::process_environment;
@@ -46,7 +46,12 @@ pub fn remote(args: RemoteArgs, how: How) -> Result<()> {
         return Err(Error::argument("there is no prompt")
             .try_("flux-fast remote http://127.0.0.1:8188 \"a fox\"".to_string()));
     }
-    let start = StartImage::open(&args.request)?;
+    let start = StartImage::open(&args.request, Budget::Auto)?;
+    if start.as_ref().is_some_and(StartImage::is_masked) {
+        return Err(Error::argument("masks are not sent to a server yet").at("--init-img").try_(
+            "draw it on this machine, or give an image without transparent pixels and no --mask",
+        ));
+    }
     let references = load_references(&args.request, None)?;
     let mut requests = Vec::new();
     for prompt in prompts {

@@ -4,11 +4,13 @@
 use std::path::{Path, PathBuf};
 
 use super::args::{EngineArgs, RequestArgs};
+use super::values::Budget;
 use crate::error::{Error, Result};
 use crate::host;
 use crate::pipeline::Engine;
 use crate::pipeline::images::ImageFile;
-use crate::pipeline::request::{Image, Request, Settings};
+use crate::pipeline::request::{Image, Mask, Request, Settings};
+use crate::text::one_line;
 use crate::units;
 use crate::units::ByteSize;
 
@@ -20,19 +22,79 @@ const SPARE_BYTES: u64 = 64 << 20;
 pub struct StartImage {
     path: PathBuf,
     file: ImageFile,
+    /// The image in its own size, if only a part of it is repainted.
+    part: Option<Part>,
+}
+
+/// The image of which a part is repainted.
+struct Part {
+    image: Image,
+    mask: Option<Mask>,
+    /// The transparent pixels of the image are its mask.
+    is_transparent: bool,
 }
 
 impl StartImage {
-    /// The image that the arguments name, if they name one: a file, or stdin for `-`.
-    pub fn open(args: &RequestArgs) -> Result<Option<StartImage>> {
-        let open = |path: &PathBuf| {
-            let (path, file) = match path.as_os_str() == "-" {
-                true => ("stdin".into(), ImageFile::read(std::io::stdin().lock(), "stdin")?),
-                false => (path.clone(), ImageFile::open(path)?),
-            };
-            Ok(StartImage { path, file })
+    /// The image that the arguments name, if they name one: a file, or stdin for `-`. If there is a
+    /// mask, both are decoded at once, within `ram`.
+    pub fn open(args: &RequestArgs, ram: Budget) -> Result<Option<StartImage>> {
+        let Some(path) = &args.init_img else { return Ok(None) };
+        let (path, file) = match path.as_os_str() == "-" {
+            true => ("stdin".into(), ImageFile::read(std::io::stdin().lock(), "stdin")?),
+            false => (path.clone(), ImageFile::open(path)?),
         };
-        args.init_img.as_ref().map(open).transpose()
+        let mut start = StartImage { path, file, part: None };
+        if args.mask.is_some() || args.outpaint.is_some() || start.file.has_alpha() {
+            start.part = start.decode_part(args, ram)?;
+        }
+        Ok(Some(start))
+    }
+
+    fn decode_part(&self, args: &RequestArgs, ram: Budget) -> Result<Option<Part>> {
+        let mask = match &args.mask {
+            Some(path) => Some((path, ImageFile::open(path)?)),
+            None => None,
+        };
+        let mask_bytes = mask.as_ref().map_or(0, |(_, file)| file.mask_bytes());
+        self.check_memory(self.file.mask_bytes() + mask_bytes, ram)?;
+        let (image, transparent) =
+            self.file.decode_with_mask().map_err(|e| e.at_path(&self.path))?;
+        let is_transparent = mask.is_none() && transparent.is_some();
+        let mask = match mask {
+            Some((path, file)) => Some(file.mask().map_err(|e| e.at_path(path))?),
+            None => transparent,
+        };
+        let is_part = mask.is_some() || args.outpaint.is_some();
+        Ok(is_part.then_some(Part { image, mask, is_transparent }))
+    }
+
+    /// Gives `request` the image: the whole of it, or a placeholder for one that is decoded later.
+    pub fn add_to(&self, request: &mut Request) {
+        let Some(part) = &self.part else {
+            request.init = Some(Image { width: 1, height: 1, rgb: vec![0; 3] });
+            return;
+        };
+        request.init = Some(part.image.clone());
+        request.mask.clone_from(&part.mask);
+        if part.is_transparent && request.strength.is_none() {
+            request.strength = Some(1.0);
+        }
+    }
+
+    /// Whether only a part of it is repainted.
+    pub fn is_masked(&self) -> bool {
+        self.part.is_some()
+    }
+
+    /// What the user did not ask for in words.
+    pub fn note(&self) -> Option<String> {
+        let is_transparent = self.part.as_ref().is_some_and(|part| part.is_transparent);
+        is_transparent.then(|| {
+            format!(
+                "the transparent pixels of {} are repainted, and the others are kept",
+                one_line(&self.path.to_string_lossy())
+            )
+        })
     }
 
     /// The file as it is.
@@ -41,34 +103,32 @@ impl StartImage {
         self.file.bytes()
     }
 
-    /// An image that stands for the one that is not decoded yet.
-    pub fn placeholder() -> Image {
-        Image { width: 1, height: 1, rgb: vec![0; 3] }
-    }
-
-    /// The image at the size of `request`, if there is memory to decode it within `--ram`.
+    /// The image at the size of `request`, if there is memory to decode it within `--ram`; `None`
+    /// if the request has it already.
     pub fn decode_for(
         self,
         request: &Request,
         engine: &EngineArgs,
         pipeline: &Engine,
-    ) -> Result<Image> {
+    ) -> Result<Option<Image>> {
+        if self.is_masked() {
+            return Ok(None);
+        }
         if engine.ram.size().is_some() {
             // If the plan needs more than the image, its number is the one to name.
             pipeline.plan(request)?;
         }
-        self.decode(engine, &pipeline.settings(request)?)
+        let Settings { width, height, .. } = pipeline.settings(request)?;
+        self.check_memory(self.file.fitted_bytes(width, height), engine.ram)?;
+        self.file.fitted(width, height).map(Some).map_err(|e| e.at_path(&self.path))
     }
 
-    /// The image at the size of `settings`, if there is memory to decode it within `--ram`.
+    /// Checks that `bytes` for decoding fit in `ram`.
     ///
     /// # Errors
     /// [`Kind::Memory`](crate::error::Kind::Memory) with the bound that is enough.
-    fn decode(self, engine: &EngineArgs, settings: &Settings) -> Result<Image> {
-        let (width, height) = (settings.width, settings.height);
-        let bytes = self.file.fitted_bytes(width, height);
-        check_ram(engine.ram.size(), "the image to start from", bytes, &self.path)?;
-        self.file.fitted(width, height).map_err(|e| e.at_path(&self.path))
+    fn check_memory(&self, bytes: u64, ram: Budget) -> Result<()> {
+        check_ram(ram.size(), "the image to start from", bytes, &self.path)
     }
 }
 

@@ -9,7 +9,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use crate::backend::{Compute, Device, KernelChoice};
 use crate::error::Error;
 use crate::pipeline::images::Format;
-use crate::pipeline::request::{AspectRatio, LoraChoice, MAX_LORA_STRENGTH, MAX_SIDE};
+use crate::pipeline::request::{AspectRatio, LoraChoice, MAX_LORA_STRENGTH, MAX_SIDE, Margins};
 use crate::units::ByteSize;
 
 type Parsed<T> = Result<T, String>;
@@ -234,6 +234,11 @@ fn typed<T: FromStr<Err = Error>>(text: &str) -> Parsed<T> {
 
 /// A device: see [`Device`].
 pub fn device(text: &str) -> Parsed<Device> {
+    typed(text)
+}
+
+/// Pixels on each side: see [`Margins`].
+pub fn margins(text: &str) -> Parsed<Margins> {
     typed(text)
 }
 

@@ -60,7 +60,8 @@ pub fn check_transformer(weights: &ComponentWeights) -> Result<()> {
     Ok(())
 }
 
-/// The same for FLUX.1's transformer, whose input must be the noise alone.
+/// The same for FLUX.1's transformer, whose input must be the noise, or that of Fill, Canny or
+/// Depth.
 pub fn flux1(weights: &ComponentWeights) -> Result<(FluxConfig, Vec<String>)> {
     // First of all: a tensor that is missing from another model is of no interest.
     check_inputs(weights)?;
@@ -87,8 +88,15 @@ pub fn flux2(weights: &ComponentWeights) -> Result<(Flux2Config, Vec<String>)> {
     network(weights, Flux2Config::read, flux2_model::tensors)
 }
 
-/// Refuses a transformer whose input has more than the noise, by the widths of its input and
-/// output.
+/// How many pixels a latent pixel is wide for a transformer that reads the latents of an image and
+/// the pixels of a mask besides the noise (FLUX.1 Fill); `None` for other inputs.
+pub fn mask_factor(inputs: usize, outputs: usize) -> Option<usize> {
+    let mask = inputs.checked_sub(2 * outputs)?;
+    (0..6).map(|i| 1 << i).find(|factor| 4 * factor * factor == mask)
+}
+
+/// Refuses a transformer whose input has more than the noise and is not one that is known, by the
+/// widths of its input and output.
 fn check_inputs(weights: &ComponentWeights) -> Result<()> {
     let outputs = weights
         .shape("final_layer.linear.weight")
@@ -99,18 +107,22 @@ fn check_inputs(weights: &ComponentWeights) -> Result<()> {
     let Some((inputs, outputs)) = inputs.zip(outputs).filter(|(i, o)| i != o) else {
         return Ok(());
     };
+    if inputs == 2 * outputs || mask_factor(inputs, outputs).is_some() {
+        return Ok(());
+    }
     let known = foreign::INPUTS.iter().find(|(n, ..)| n * outputs == 64 * inputs);
     let (what, advice) = match known {
         Some((_, what, advice)) => (format!("this is {what}"), *advice),
         None => (
-            "the input of this transformer is not the noise alone".to_string(),
-            "use FLUX.1 [dev] or [schnell], FLUX.2 [klein], or one of their fine-tunes",
+            "the input of this transformer is not that of a model that is known".to_string(),
+            "use FLUX.1 [dev], [schnell], Fill, Canny or Depth, FLUX.2 [klein], or one of their \
+             fine-tunes",
         ),
     };
     Err(Error::model(what)
         .at(weights.stored_name("img_in.weight"))
         .at(weights.place())
         .found(format!("{inputs} inputs"))
-        .expected(format!("{outputs} inputs, one for each output"))
+        .expected(format!("{outputs}, {} or {} inputs", 2 * outputs, 6 * outputs))
         .try_(advice))
 }

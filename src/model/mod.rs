@@ -15,6 +15,7 @@ pub use clip::ClipConfig;
 pub use config::{TensorShapes, TensorSpec};
 pub use flux1::FluxConfig;
 pub use flux2::Flux2Config;
+pub use joint::SequenceShape;
 pub use qwen3::Qwen3Config;
 pub use t5::T5Config;
 pub use vae::VaeConfig;

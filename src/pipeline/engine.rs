@@ -11,7 +11,7 @@ use super::open_device::OpenDevice;
 use super::progress::{Listener, send};
 use super::report::PlanReport;
 use super::request::{AspectRatio, Generated, Options, Request, Settings};
-use super::settle::{noise_levels, settings_for};
+use super::settle::{masking_for, noise_levels, settings_for};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -105,7 +105,8 @@ impl Engine {
 
     /// Whether the model reads [`Request::references`].
     pub fn reads_references(&self) -> bool {
-        matches!(self.loaded.model.networks, Networks::Flux2(_))
+        let model = &self.loaded.model;
+        model.reads_kontext() || matches!(model.networks, Networks::Flux2(_))
     }
 
     /// `request` with the defaults of the model filled in, checked against the model.
@@ -148,7 +149,8 @@ impl Engine {
     pub fn plan(&self, request: &Request) -> Result<PlanReport> {
         let settings = self.settings(request)?;
         let sigmas = noise_levels(&self.loaded.model, &settings);
-        let images = input_images(&self.loaded.model, request, &settings);
+        let masking = masking_for(&self.loaded.model, request)?;
+        let images = input_images(&self.loaded.model, request, &settings, masking.as_ref());
         self.loaded.report(&settings, &sigmas, &self.device, &images)
     }
 }

@@ -1,22 +1,23 @@
 //! One generation: plan the phases, draw the noise, run the phases.
 
 use super::embedded;
-use super::images;
+use super::images::{self, Masking};
 use super::loaded::{InputImages, LoadedModel, PlannedRequest};
-use super::model::{Model, Networks};
+use super::model::{Flux1Kind, Model, Networks};
 use super::noise::TorchGenerator;
 use super::open_device::OpenDevice;
-use super::phases::Values;
 use super::phases::tokens::pack;
+use super::phases::{KeptLatents, MaskSampling, Values};
 use super::progress::{Listener, send};
 use super::recover::Recovery;
 use super::request::{Generated, Image, Request, Settings, foreign_syntax};
-use super::settle::{noise_levels, settings_for};
+use super::settle::{masking_for, noise_levels, random_seed, settings_for};
 use super::speed::{Speeds, Stopwatch};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::host::cache_folder;
 use crate::message::Message;
+use crate::model::flux1::DenoiseShape;
 
 /// Makes the images that `request` asks for, again after a failure from which `device` recovers.
 pub fn generate(
@@ -31,7 +32,7 @@ pub fn generate(
             .try_("open it again without `plan_only`"));
     }
     // The seed is chosen once, so that another try makes the same image.
-    let seed = settings_for(&loaded.model, request)?.seed;
+    let seed = request.seed.unwrap_or_else(random_seed);
     let request = Request { seed: Some(seed), ..request.clone() };
     let mut recovery = Recovery::default();
     if !device.is_open() {
@@ -60,10 +61,11 @@ fn generate_once(
     let (backend, holdings) = device.parts()?;
     holdings.keep_sides(backend, loras.number)?;
     let sigmas = noise_levels(model, &settings);
-    let images = input_images(model, request, &settings);
+    let masking = masking_for(model, request)?;
+    let images = input_images(model, request, &settings, masking.as_ref());
     let PlannedRequest { phases, host_bytes } =
         loaded.plan(&settings, &sigmas, &loras, device, &images)?;
-    warn_of_changes(request, &settings, on)?;
+    warn_of_changes(model, request, &settings, on)?;
     if loaded.embedded {
         let warnings = embedded::warnings(&settings);
         warnings.into_iter().try_for_each(|warning| send(on, Event::Warning(warning)))?;
@@ -76,9 +78,28 @@ fn generate_once(
 
     let fitted = |image| images::fit(image, settings.width, settings.height);
     let unit = model.token_pixels();
-    let prepared = |image| images::prepare_reference(image, unit);
+    let prepared = |image| match model.reads_kontext() {
+        true => images::prepare_kontext(image, unit),
+        false => images::prepare_reference(image, unit),
+    };
+    let is_fill = model.flux1_kind() == Some(Flux1Kind::Fill);
+    let start = match &masking {
+        Some(masking) => Some(masking.start()),
+        None => request.init.as_ref().map(fitted),
+    };
     let mut values = Values {
-        init: request.init.as_ref().map(fitted),
+        init: start,
+        // Fill has learned to keep what is around the hole.
+        kept: masking
+            .as_ref()
+            .filter(|_| !is_fill)
+            .map(|masking| kept_latents(model, &settings, masking)),
+        condition_image: match (&masking, &request.control) {
+            (Some(masking), None) if is_fill => Some(masking.start()),
+            (_, Some(control)) => Some(prepared_control(model, control, &settings, on)?),
+            _ => None,
+        },
+        hole: masking.as_ref().filter(|_| is_fill).map(Masking::drawn_mask),
         reference_images: request.references.iter().map(prepared).collect(),
         latents: noise(model, &settings),
         ..Values::default()
@@ -96,20 +117,90 @@ fn generate_once(
         speeds.save(&cache);
     }
     drop(phases);
-    let Values { images, latents, .. } = values;
+    let Values { mut images, latents, .. } = values;
+    if let Some(masking) = &masking {
+        // Without a step, the image would only have passed through the autoencoder.
+        let was_drawn = sigmas.len() > 1;
+        images.iter_mut().for_each(|image| *image = masking.put_back(was_drawn.then_some(image)));
+    }
     Ok(Generated { images, latents, settings })
 }
 
-/// What the images of `request` need.
-pub fn input_images(model: &Model, request: &Request, settings: &Settings) -> InputImages {
+/// The control image in the size of the request. Canny sees the edges of a photo, and a drawing of
+/// edges as it is.
+fn prepared_control(
+    model: &Model,
+    control: &Image,
+    settings: &Settings,
+    on: Listener<'_>,
+) -> Result<Image> {
+    let fitted = images::fit(control, settings.width, settings.height);
+    if model.flux1_kind() != Some(Flux1Kind::Canny) {
+        return Ok(fitted);
+    }
+    if images::is_drawing_of_edges(&fitted) {
+        let note = "the image of {control} is black and white, so it is used as the edges";
+        send(on, Event::note(note))?;
+        return Ok(fitted);
+    }
+    send(on, Event::note("the edges of the image of {control} are used"))?;
+    Ok(images::canny(&fitted))
+}
+
+/// Which latents of the image to start from are kept.
+fn kept_latents(model: &Model, settings: &Settings, masking: &Masking) -> KeptLatents {
+    let (unit, factor) = (model.token_pixels(), model.vae.config.factor());
+    let shape = DenoiseShape {
+        images: settings.images(),
+        cfg: false,
+        text_tokens: 0,
+        height: settings.height / unit,
+        width: settings.width / unit,
+    };
+    let sampling = match model.networks {
+        Networks::Flux1(_) => MaskSampling::LatentPixels,
+        Networks::Flux2(_) => MaskSampling::Tokens,
+    };
+    KeptLatents::of(&masking.drawn_mask(), &shape, factor, sampling)
+}
+
+/// What the images of `request` need; `masking` is what it repaints.
+pub fn input_images(
+    model: &Model,
+    request: &Request,
+    settings: &Settings,
+    masking: Option<&Masking>,
+) -> InputImages {
     let unit = model.token_pixels();
     let grid = |image: &Image| {
-        let (width, height) = images::reference_size(image.width, image.height, unit);
+        let size = match model.reads_kontext() {
+            true => images::kontext_size,
+            false => images::reference_size,
+        };
+        let (width, height) = size(image.width, image.height, unit);
         (height / unit, width / unit)
     };
     let references = request.references.iter().map(grid).collect();
-    let host_bytes = init_bytes(request, settings) + reference_bytes(request);
-    InputImages { host_bytes, references }
+    // A control image, its fitted copy and the gradients of its pixels.
+    let drawn = (settings.width * settings.height) as u64;
+    let control = |image: &Image| {
+        let fitting =
+            images::fit_bytes((image.width, image.height), settings.width, settings.height);
+        image.rgb.len() as u64 + fitting + 24 * drawn
+    };
+    let control_bytes = request.control.as_ref().map_or(0, control);
+    let host_bytes = reference_bytes(request)
+        + control_bytes
+        + match masking {
+            Some(masking) => {
+                // Its latents, and the noise of all images.
+                let tokens = (settings.width / unit) * (settings.height / unit);
+                let latents = 4 * model.vae.config.latent * tokens;
+                masking.bytes(settings.images()) + 4 * (latents * (1 + settings.images())) as u64
+            }
+            None => init_bytes(request, settings),
+        };
+    InputImages { host_bytes, is_masked: masking.is_some(), references }
 }
 
 /// What reference images need on the host before they are encoded, in bytes: all as they are given,
@@ -133,7 +224,12 @@ fn init_bytes(request: &Request, settings: &Settings) -> u64 {
 }
 
 /// Warns about parts of the request that have no effect.
-fn warn_of_changes(request: &Request, settings: &Settings, on: Listener<'_>) -> Result<()> {
+fn warn_of_changes(
+    model: &Model,
+    request: &Request,
+    settings: &Settings,
+    on: Listener<'_>,
+) -> Result<()> {
     if settings.prompt.text().trim().is_empty() {
         let note = "the prompt is empty: the image is what the model makes of no words";
         send(on, Event::note(note))?;
@@ -144,6 +240,11 @@ fn warn_of_changes(request: &Request, settings: &Settings, on: Listener<'_>) -> 
         if let Some(note) = text.and_then(|text| foreign_syntax(text, what)) {
             send(on, Event::note(note))?;
         }
+    }
+    if model.reads_kontext() && request.references.is_empty() {
+        let note = "FLUX.1 Kontext edits the image of {reference}; without one it draws from the \
+                    prompt, as [dev] does";
+        send(on, Event::note(note))?;
     }
     let mut warn = |text: Message| send(on, Event::Warning(text));
     if request.guidance.is_some() && settings.guidance.is_none() {

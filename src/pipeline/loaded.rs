@@ -34,6 +34,8 @@ pub struct LoadedModel {
 pub struct InputImages {
     /// Host memory for the images as they are given, and to prepare them, in bytes.
     pub host_bytes: u64,
+    /// A part of the image to start from is kept.
+    pub is_masked: bool,
     /// Rows and columns of tokens of each reference image.
     pub references: Vec<(usize, usize)>,
 }
@@ -82,10 +84,8 @@ impl LoadedModel {
         let key = self.text_cache.then(|| format!("{} {}", device.arithmetic(), loras.text_key()));
         let model = &self.model;
         let list = match &model.networks {
-            Networks::Flux1(networks) => flux1(model, networks, settings, sigmas, key),
-            Networks::Flux2(networks) => {
-                flux2(model, networks, settings, sigmas, key, &images.references)?
-            }
+            Networks::Flux1(networks) => flux1(model, networks, settings, sigmas, key, images),
+            Networks::Flux2(networks) => flux2(model, networks, settings, sigmas, key, images)?,
         };
         // A device with memory of its own needs copies of the LoRAs' matrices.
         let copied = if caps.in_place_weights { 0 } else { loras.bytes() };

@@ -52,6 +52,85 @@ pub enum Networks {
     Flux2(Box<Flux2Networks>),
 }
 
+/// What a FLUX.1 transformer was trained to read besides the prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flux1Kind {
+    /// Nothing: \[dev\], \[schnell\], Krea and their fine-tunes.
+    TextToImage,
+    /// Reference images: Kontext.
+    Kontext,
+    /// An image, and the mask of what is to be repainted: Fill.
+    Fill,
+    /// The edges of an image: Canny.
+    Canny,
+    /// How far away each pixel is: Depth.
+    Depth,
+    /// A control image of another kind, by the name of the model.
+    Control,
+}
+
+impl Flux1Kind {
+    /// From the inputs and outputs of the transformer, and from what the model is called: tensors
+    /// do not tell Canny from Depth, nor Kontext from \[dev\].
+    fn of(config: &FluxConfig, called: &[String]) -> Flux1Kind {
+        let is = |word: &str| called.iter().any(|name| names(name, word));
+        match (config.in_channels, config.out_channels) {
+            (inputs, outputs) if networks::mask_factor(inputs, outputs).is_some() => {
+                Flux1Kind::Fill
+            }
+            (inputs, outputs)
+                if inputs == outputs && called.iter().any(|name| name.contains("kontext")) =>
+            {
+                Flux1Kind::Kontext
+            }
+            (inputs, outputs) if inputs == outputs => Flux1Kind::TextToImage,
+            _ if is("canny") => Flux1Kind::Canny,
+            _ if is("depth") => Flux1Kind::Depth,
+            _ => Flux1Kind::Control,
+        }
+    }
+
+    /// Whether it needs a control image.
+    pub fn is_control(self) -> bool {
+        matches!(self, Flux1Kind::Canny | Flux1Kind::Depth | Flux1Kind::Control)
+    }
+
+    /// Guidance and steps, from the reference code.
+    fn defaults(self) -> (f32, usize) {
+        match self {
+            Flux1Kind::TextToImage => (3.5, 28),
+            Flux1Kind::Kontext => (2.5, 30),
+            Flux1Kind::Fill | Flux1Kind::Canny | Flux1Kind::Control => (30.0, 50),
+            Flux1Kind::Depth => (10.0, 50),
+        }
+    }
+
+    /// The most tokens of a T5 prompt of a model with guidance.
+    fn text_tokens(self) -> usize {
+        if self == Flux1Kind::Fill { 128 } else { 512 }
+    }
+
+    /// What the user should know about the choice.
+    fn note(self, called: &[String], name: &str) -> Option<Message> {
+        let by_name = |what: &str| {
+            let parts = [Message::plain(name), Message::plain(what)];
+            Some(Message::with("{} is FLUX.1 {} by its name", parts))
+        };
+        match self {
+            Flux1Kind::TextToImage => editing_note(called, name),
+            Flux1Kind::Kontext => by_name("Kontext"),
+            Flux1Kind::Canny => by_name("Canny"),
+            Flux1Kind::Depth => by_name("Depth"),
+            Flux1Kind::Control => Some(Message::with(
+                "{} has the inputs of FLUX.1 Canny and Depth, and its name says neither: the image \
+                 of {control} is used as it is",
+                [Message::plain(name)],
+            )),
+            Flux1Kind::Fill => None,
+        }
+    }
+}
+
 /// Transformer, text encoders and tokenizers of FLUX.1.
 pub struct Flux1Networks {
     /// The transformer.
@@ -64,6 +143,8 @@ pub struct Flux1Networks {
     pub tokenizers: Tokenizers,
     /// Tokens of a T5 prompt.
     pub t5_length: usize,
+    /// What the transformer reads besides the prompt.
+    pub kind: Flux1Kind,
 }
 
 /// Transformer, text encoder and tokenizer of FLUX.2.
@@ -166,9 +247,10 @@ pub struct Defaults {
 }
 
 impl Defaults {
-    /// FLUX.1 \[dev\]'s, with its `guidance` embedding, or \[schnell\]'s, without.
-    fn flux1(guidance: bool) -> Defaults {
-        let (steps, guidance) = if guidance { (28, Some(3.5)) } else { (4, None) };
+    /// Those of a FLUX.1 model with a `guidance` embedding, or \[schnell\]'s, without.
+    fn flux1(guidance: bool, kind: Flux1Kind) -> Defaults {
+        let (own, steps) = kind.defaults();
+        let (steps, guidance) = if guidance { (steps, Some(own)) } else { (4, None) };
         Defaults { steps, guidance, cfg_scale: 1.0, width: 1024, height: 1024 }
     }
 
@@ -242,9 +324,10 @@ impl Model {
             let defaults = Defaults::klein(distilled, networks.flux.config.guidance);
             (Networks::Flux2(Box::new(networks)), in_channels, ScheduleConfig::dev(), defaults)
         } else {
-            let networks = Flux1Networks::open(&mut checkpoint, notes)?;
-            let FluxConfig { in_channels, guidance, .. } = networks.flux.config;
-            notes.extend(editing_note(&called, &checkpoint.name));
+            let networks = Flux1Networks::open(&mut checkpoint, &called, notes)?;
+            let FluxConfig { out_channels, guidance, .. } = networks.flux.config;
+            let kind = networks.kind;
+            notes.extend(kind.note(&called, &checkpoint.name));
             let schedule = match guidance {
                 true => ScheduleConfig::dev(),
                 false => ScheduleConfig::schnell(),
@@ -252,12 +335,14 @@ impl Model {
             if !guidance && checkpoint.scheduler.is_none() {
                 assumed = schnell_note(&called, &checkpoint.name);
             }
-            (Networks::Flux1(Box::new(networks)), in_channels, schedule, Defaults::flux1(guidance))
+            let defaults = Defaults::flux1(guidance, kind);
+            (Networks::Flux1(Box::new(networks)), out_channels, schedule, defaults)
         };
         let vae = checkpoint.family.role(Role::Autoencoder).expect("every family has one");
         let vae = network(checkpoint.take(vae)?, VaeConfig::read, vae::tensors, notes)?;
         let latent = 4 * vae.config.latent;
-        fit("4 x the autoencoder's latent channels", latent, "img_in", in_channels)?;
+        fit("4 x the autoencoder's latent channels", latent, "final_layer.linear", in_channels)?;
+        check_condition(&networks, &vae.config)?;
         let shapes_only = checkpoint.shapes_only;
         let latents = if shapes_only { LatentScale::Whole } else { LatentScale::read(&vae)? };
         let Checkpoint { name, family, scheduler, generation, generation_file, hash, .. } =
@@ -293,6 +378,19 @@ impl Model {
         networks.into_iter().chain([&self.vae.weights]).find(|w| w.component() == component)
     }
 
+    /// What the model reads besides the prompt, if it is FLUX.1.
+    pub fn flux1_kind(&self) -> Option<Flux1Kind> {
+        match &self.networks {
+            Networks::Flux1(networks) => Some(networks.kind),
+            Networks::Flux2(_) => None,
+        }
+    }
+
+    /// Whether the model reads references as FLUX.1 Kontext does.
+    pub fn reads_kontext(&self) -> bool {
+        self.flux1_kind() == Some(Flux1Kind::Kontext)
+    }
+
     /// Image pixels along the edge of one token.
     pub fn token_pixels(&self) -> usize {
         2 * self.vae.config.factor()
@@ -308,9 +406,14 @@ fn need_all(checkpoint: &Checkpoint) -> Result<()> {
 }
 
 impl Flux1Networks {
-    fn open(checkpoint: &mut Checkpoint, notes: &mut Vec<Message>) -> Result<Self> {
+    fn open(
+        checkpoint: &mut Checkpoint,
+        called: &[String],
+        notes: &mut Vec<Message>,
+    ) -> Result<Self> {
         let weights = checkpoint.take(checkpoint.family.transformer())?;
         let (config, more) = networks::flux1(&weights)?;
+        let kind = Flux1Kind::of(&config, called);
         notes.extend(more.into_iter().map(Message::plain));
         let flux = Network { config, weights };
         need_all(checkpoint)?;
@@ -318,10 +421,10 @@ impl Flux1Networks {
         let clip = network(checkpoint.take(CLIP)?, ClipConfig::read, clip::tensors, notes)?;
         fit("T5 width", t5.config.width, "txt_in", flux.config.context)?;
         fit("CLIP width", clip.config.width, "vector_in", flux.config.pooled)?;
-        let most = if flux.config.guidance { 512 } else { 256 };
+        let most = if flux.config.guidance { kind.text_tokens() } else { 256 };
         let t5_length = checkpoint.max_length(T5).unwrap_or(usize::MAX).min(most);
         let tokenizers = Tokenizers::load(checkpoint.tokenizer(CLIP), checkpoint.tokenizer(T5))?;
-        Ok(Flux1Networks { flux, t5, clip, tokenizers, t5_length })
+        Ok(Flux1Networks { flux, t5, clip, tokenizers, t5_length, kind })
     }
 }
 
@@ -340,16 +443,23 @@ impl Flux2Networks {
     }
 }
 
+/// Checks that the transformer's inputs besides the noise are those of a model that is known.
+fn check_condition(networks: &Networks, vae: &VaeConfig) -> Result<()> {
+    let Networks::Flux1(networks) = networks else { return Ok(()) };
+    let latent = 4 * vae.latent;
+    let expected = match networks.kind {
+        Flux1Kind::TextToImage | Flux1Kind::Kontext => 0,
+        Flux1Kind::Canny | Flux1Kind::Depth | Flux1Kind::Control => latent,
+        Flux1Kind::Fill => latent + 4 * vae.factor() * vae.factor(),
+    };
+    let config = &networks.flux.config;
+    let (found, expected) = (config.in_channels, config.out_channels + expected);
+    fit("width of the transformer's input", found, "this autoencoder", expected)
+}
+
 /// Says that a model that is called like one with an image as input is used as text to image.
 fn editing_note(called: &[String], name: &str) -> Option<Message> {
-    if called.iter().any(|c| c.contains("kontext")) {
-        return Some(Message::with(
-            "{} is FLUX.1 Kontext by its name, which edits an image; that is not supported yet, so \
-             it draws from the prompt, or from the noisy image of {init} as any model does",
-            [Message::plain(name)],
-        ));
-    }
-    // The transformers of these have more inputs, and are refused; this one has not.
+    // The transformers of these have more inputs; this one has not.
     let others = [("fill", "Fill"), ("canny", "Canny"), ("depth", "Depth")];
     let (_, other) = others.into_iter().find(|(word, _)| called.iter().any(|c| names(c, word)))?;
     Some(Message::with(

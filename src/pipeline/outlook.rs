@@ -3,8 +3,8 @@
 
 use crate::backend::Grain;
 use crate::dtype::DType;
+use crate::model::SequenceShape;
 use crate::model::flux1::DenoiseShape;
-use crate::model::flux2::Flux2Shape;
 use crate::model::{Flux2Config, FluxConfig, flux1, flux2};
 use crate::op::Program;
 use crate::plan;
@@ -47,7 +47,7 @@ impl PublishedModel {
                 flux1::denoise(&FluxConfig::schnell(), &shape(256), activation)
             }
             PublishedModel::Klein4b => {
-                let shape = Flux2Shape { image: shape(512), references: Vec::new() };
+                let shape = SequenceShape { image: shape(512), references: Vec::new() };
                 flux2::denoise(&Flux2Config::klein_4b(), &shape, activation)
             }
         }

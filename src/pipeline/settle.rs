@@ -3,8 +3,8 @@
 
 use std::borrow::Cow;
 
-use super::images::{check_reference, reference_size};
-use super::model::{Model, Networks};
+use super::images::{Masking, check_reference, kontext_size, reference_size};
+use super::model::{Flux1Kind, Model, Networks};
 use super::request::{DEFAULT_STRENGTH, MAX_REFERENCES, Request, Settings, plain_number};
 use super::schedule::{Schedule, ScheduleConfig, empirical_mu};
 use crate::error::{Error, Result};
@@ -20,10 +20,15 @@ pub fn settings_for(model: &Model, request: &Request) -> Result<Settings> {
     request.check()?;
     let d = &model.defaults;
     check_references(model, request)?;
+    check_condition(model, request)?;
     let unit = model.token_pixels();
-    let own = match request.references.first() {
-        Some(image) => reference_size(image.width, image.height, unit),
-        None => (d.width, d.height),
+    let own = match (masked_size(model, request)?, request.references.first()) {
+        (Some(size), _) => size,
+        (None, Some(image)) if model.reads_kontext() => {
+            kontext_size(image.width, image.height, unit)
+        }
+        (None, Some(image)) => reference_size(image.width, image.height, unit),
+        (None, None) => (d.width, d.height),
     };
     let (width, height) = (request.width.unwrap_or(own.0), request.height.unwrap_or(own.1));
     check_side("width", width, model.token_pixels())?;
@@ -35,7 +40,13 @@ pub fn settings_for(model: &Model, request: &Request) -> Result<Settings> {
         height,
         guidance: d.guidance,
         cfg_scale: d.cfg_scale,
-        strength: request.init.as_ref().map(|_| DEFAULT_STRENGTH),
+        strength: request.init.as_ref().map(|_| match request.outpaint {
+            // Margins contain nothing to start from.
+            Some(_) => 1.0,
+            None if model.flux1_kind() == Some(Flux1Kind::Fill) => 1.0,
+            None => DEFAULT_STRENGTH,
+        }),
+        mask_blur: request.mask.as_ref().map(|_| 0.0),
         reference_count: Some(request.references.len()).filter(|&count| count > 0),
         model: model.name.clone(),
         model_hash: model.hash.clone(),
@@ -47,7 +58,8 @@ pub fn settings_for(model: &Model, request: &Request) -> Result<Settings> {
     }
     // The model's defaults come from a file, so they must be checked too.
     Request::from(settings.clone()).check_values()?;
-    let reads_images = request.init.is_some() || !request.references.is_empty();
+    let reads_images =
+        request.init.is_some() || request.control.is_some() || !request.references.is_empty();
     if reads_images && !model.vae.config.encoder {
         return Err(Error::model(
             "reading an image needs the autoencoder's encoder, which this file lacks",
@@ -55,6 +67,21 @@ pub fn settings_for(model: &Model, request: &Request) -> Result<Settings> {
         .try_("{vae=ae.safetensors}"));
     }
     Ok(settings)
+}
+
+/// The size in which `request` draws, if it has a mask.
+fn masked_size(model: &Model, request: &Request) -> Result<Option<(usize, usize)>> {
+    let d = &model.defaults;
+    Masking::size(request, model.token_pixels(), d.width * d.height)
+}
+
+/// What `request` repaints, if it has a mask.
+///
+/// # Errors
+/// [`Kind::Argument`](crate::error::Kind::Argument) for a size that does not suit its image.
+pub fn masking_for(model: &Model, request: &Request) -> Result<Option<Masking>> {
+    let d = &model.defaults;
+    Masking::of(request, model.token_pixels(), d.width * d.height)
 }
 
 /// Checks that the model reads reference images, and that it can read these.
@@ -72,18 +99,60 @@ fn check_references(model: &Model, request: &Request) -> Result<()> {
     if count == 0 {
         return Ok(());
     }
-    if let Networks::Flux1(_) = model.networks {
-        return Err(Error::argument("this model does not read reference images")
-            .at_parameter("reference")
-            .try_("use FLUX.2 [klein], or {init} to start from an image"));
+    match model.flux1_kind() {
+        None => {}
+        // Any ratio of sides is stretched to the nearest one of its training.
+        Some(Flux1Kind::Kontext) => return check_count(count),
+        Some(_) => {
+            return Err(Error::argument("this model does not read reference images")
+                .at_parameter("reference")
+                .try_(
+                    "use FLUX.2 [klein] or FLUX.1 Kontext (which is known by the word \"kontext\" \
+                     in the name of its file or folder), or {init} to start from an image",
+                ));
+        }
     }
+    check_count(count)?;
+    request.references.iter().try_for_each(check_reference)
+}
+
+fn check_count(count: usize) -> Result<()> {
     if count > MAX_REFERENCES {
         return Err(Error::argument("too many reference images")
             .at_parameter("reference")
             .found(count)
             .expected(format!("at most {MAX_REFERENCES}")));
     }
-    request.references.iter().try_for_each(check_reference)
+    Ok(())
+}
+
+/// Checks that the request has the images that the model needs besides the prompt, and no others.
+fn check_condition(model: &Model, request: &Request) -> Result<()> {
+    let kind = model.flux1_kind();
+    let is_control = kind.is_some_and(Flux1Kind::is_control);
+    match &request.control {
+        Some(_) if !is_control => {
+            return Err(Error::argument("this model does not read a control image")
+                .at_parameter("control")
+                .try_("use FLUX.1 Canny or Depth, or {init} to start from an image"));
+        }
+        None if is_control => {
+            return Err(Error::argument("this model needs a control image")
+                .at_parameter("control")
+                .try_(
+                    "{control} with a photo or a drawing of edges (Canny), or an image of depths, \
+                     in which near is bright (Depth)",
+                ));
+        }
+        _ => {}
+    }
+    if kind == Some(Flux1Kind::Fill) && !request.is_masked() {
+        return Err(Error::argument("FLUX.1 Fill repaints a part of an image")
+            .at_parameter("mask")
+            .found("no mask")
+            .try_("{init} with the image, and {mask} or {outpaint}"));
+    }
+    Ok(())
 }
 
 /// `pixels` must be a positive multiple of `token`, the pixels along the edge of one token.

@@ -137,6 +137,16 @@ impl Server {
         if request.strength.is_some() && !has_input {
             return Err(Fault::invalid("strength", "strength: it needs an image to start from"));
         }
+        let mask = [
+            ("mask_blur", request.mask_blur.is_some()),
+            ("mask_padding", request.mask_padding.is_some()),
+            ("outpaint", request.outpaint.is_some()),
+        ];
+        if let Some((name, _)) = mask.into_iter().find(|(_, is_given)| *is_given) {
+            let message = format!("{name}: the server does not repaint parts of images yet");
+            return Err(Fault::invalid(name, message)
+                .hint("use the command line, or leave it out to start from the whole image"));
+        }
         draft.check_images()?;
         let model = self.models.find(model.as_deref())?;
         if !draft.reference_sizes.is_empty() && self.reads_references(&model) == Some(false) {

@@ -270,25 +270,17 @@ pub static STORAGE: &[ForeignStorage] = &[
     },
 ];
 
-/// FLUX.1 models whose transformer has other inputs than its output: inputs for 64 outputs, what
-/// it is, and what to do.
-pub static INPUTS: &[(usize, &str, &str)] = &[
-    (
-        384,
-        "FLUX.1 Fill (inpainting), whose input has the masked image and the mask besides the noise",
-        "use FLUX.1 [dev] for text to image, or ComfyUI for this model",
-    ),
-    (
-        128,
-        "FLUX.1 Canny or Depth (control), whose input has the control image besides the noise",
-        "use FLUX.1 [dev] for text to image, or ComfyUI for this model",
-    ),
-    (
-        196,
-        "Flex.2, whose input has an image, a mask and a control image besides the noise",
-        "use FLUX.1 [dev] or Flex.1 for text to image",
-    ),
-];
+/// Inputs of FLUX.1 models that are drawn with and read an image besides the noise, for 64 outputs,
+/// and their name.
+pub static KNOWN_INPUTS: &[(usize, &str)] = &[(384, "Fill"), (128, "Canny or Depth")];
+
+/// FLUX.1 models whose transformer has inputs that are not known: inputs for 64 outputs, what it
+/// is, and what to do.
+pub static INPUTS: &[(usize, &str, &str)] = &[(
+    196,
+    "Flex.2, whose input has an image, a mask and a control image besides the noise",
+    "use FLUX.1 [dev] or Flex.1 for text to image",
+)];
 
 /// Stable Diffusion before its version is known.
 pub const STABLE_DIFFUSION: &str = "Stable Diffusion (1.x, 2.x or XL)";

@@ -10,6 +10,7 @@ mod first_steps;
 mod klein;
 #[cfg(target_os = "linux")]
 mod limits;
+mod masks;
 mod runs;
 #[cfg(feature = "server")]
 mod server;

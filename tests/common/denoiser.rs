@@ -9,8 +9,8 @@ use flux_fast::backend::Backend;
 use flux_fast::dtype::DType;
 use flux_fast::error::Result;
 use flux_fast::library::open_only;
+use flux_fast::model::SequenceShape;
 use flux_fast::model::flux1::DenoiseShape;
-use flux_fast::model::flux2::Flux2Shape;
 use flux_fast::model::{Flux2Config, FluxConfig, Qwen3Config};
 use flux_fast::model::{flux1, flux2, qwen3};
 use flux_fast::op::{Program, Segment, Step};
@@ -75,7 +75,7 @@ impl Denoiser {
             ..Flux2Config::klein_4b()
         };
         let image = DenoiseShape { images: 1, cfg: true, text_tokens: 5, height: 2, width: 3 };
-        let shape = Flux2Shape { image, references: vec![(2, 2), (1, 3)] };
+        let shape = SequenceShape { image, references: vec![(2, 2), (1, 3)] };
         let fixed = vec![("rope", flux2::rope(&c, &shape)), ("step", vec![-0.1, 2.0])];
         let configs = json!({ "transformer": c.to_json() });
         let program = flux2::denoise(&c, &shape, act);

@@ -12,7 +12,7 @@ use crate::library::find::{Taken, Wanted, choose};
 use crate::library::opened::OpenedUnit;
 use crate::library::unit::{Contents, unit_of, units};
 use crate::spec;
-use crate::spec::foreign::INPUTS;
+use crate::spec::foreign::{INPUTS, KNOWN_INPUTS};
 use crate::spec::{Component, Families, Variant};
 use crate::weights::dialect::recognise::{foreign_model, foreign_part, foreign_storage, is_lora};
 use crate::weights::lora;
@@ -129,23 +129,28 @@ fn describe_contents(
     if let Some(other) = contents.lookalike(main) {
         return (ModelKind::Other, other.what.to_string());
     }
-    if let Some(what) = other_inputs(contents, main) {
+    let inputs = inputs(contents, main);
+    if let Some((_, what, _)) = INPUTS.iter().find(|(n, ..)| Some(*n) == inputs) {
         return (ModelKind::Other, what.to_string());
     }
+    let known = KNOWN_INPUTS.iter().find(|(n, _)| Some(*n) == inputs);
+    let title = match known {
+        Some((_, name)) => format!("{} {name}", main.title),
+        None => main.title.to_string(),
+    };
     let kind = match main.role {
         spec::Role::Transformer => ModelKind::Model,
         _ => ModelKind::Part(main),
     };
     let (variant, storage) = (variant(contents, main, open), storage(contents, main));
-    (kind, format!("{}{variant}, {storage}{}", main.title, with(rest)))
+    (kind, format!("{title}{variant}, {storage}{}", with(rest)))
 }
 
-/// What a transformer is whose input has more than the noise, as far as a header shows its width.
-fn other_inputs(contents: &Contents, component: Component) -> Option<&'static str> {
+/// How many inputs a transformer has for each token, as far as a header shows it.
+fn inputs(contents: &Contents, component: Component) -> Option<usize> {
     let stored = contents.find(component)?.stored(component.lora.input?);
     let mut tensors = contents.headers.iter().flat_map(|h| &h.tensors);
-    let width = *tensors.find(|t| Some(&t.name) == stored.first())?.shape.get(1)?;
-    INPUTS.iter().find(|(inputs, ..)| *inputs == width).map(|(_, what, _)| *what)
+    tensors.find(|t| Some(&t.name) == stored.first())?.shape.get(1).copied()
 }
 
 /// What distinguishes models of one architecture, such as ` (dev)` or `, width 4096`.

@@ -3,11 +3,11 @@
 use super::config::FluxConfig;
 use super::{linear, linear_rows};
 use crate::dtype::DType;
-use crate::model::joint::{JointAttention, NORM_EPS, RopeTable};
-use crate::op::{Cast, CopyRows, Epilogue, EulerStep, LayerNormModulate, Program, Recorder};
+use crate::model::joint::{ImageInputs, JointAttention, NORM_EPS, RopeTable, SequenceShape};
+use crate::op::{CopyRows, Epilogue, EulerStep, LayerNormModulate, Program, Recorder};
 use crate::tensor::{Tensor, View};
 
-/// What one run of [`denoise`] works on.
+/// The images and tokens of one run of [`denoise`], without references.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DenoiseShape {
     /// Images.
@@ -47,8 +47,10 @@ impl DenoiseShape {
 
 /// One step, in three segments.
 ///
-/// Inputs: `latents` (images * image_tokens x in_channels, f32, updated in place), `text` (batch *
-/// text_tokens x context), `modulation` (prompts x [`FluxConfig::modulation_cols`], the rows of one
+/// Inputs: `latents` (images * image_tokens x out_channels, f32, updated in place), `condition`
+/// (the same rows, the other columns of in_channels; absent where there are none), `references`
+/// (reference_tokens x in_channels, f32; absent without references), `text` (batch * text_tokens x
+/// context), `modulation` (prompts x [`FluxConfig::modulation_cols`], the rows of one
 /// step of [`modulate()`](super::modulate())), `rope` (tokens x head_dim, f32, see [`rope`]),
 /// `step` (1 x 2, f32: next timestep less this one, true CFG scale). Output: `velocity` (batch *
 /// image_tokens x out_channels, f32).
@@ -58,18 +60,21 @@ impl DenoiseShape {
 /// | `head`   | embeds latents and text                  | `img`, `txt`: hidden rows of each |
 /// | `blocks` | double blocks, join, single blocks       | `joint`: text and image rows      |
 /// | `tail`   | final layer, update of the latents       |                                   |
-pub fn denoise(c: &FluxConfig, s: &DenoiseShape, act: DType) -> Program {
+pub fn denoise(c: &FluxConfig, s: impl Into<SequenceShape>, act: DType) -> Program {
+    let s = &s.into();
+    let image = &s.image;
     let mut r = Recorder::new("denoise");
-    let latents = r.input("latents", s.images * s.image_tokens(), c.in_channels, DType::F32);
-    let text = r.input("text", s.batch() * s.text_tokens, c.context, act);
-    let modulation = r.input("modulation", s.prompts(), c.modulation_cols(), act);
+    let extra = c.in_channels - c.out_channels;
+    let inputs = ImageInputs::record(&mut r, s, c.out_channels, extra);
+    let text = r.input("text", image.batch() * image.text_tokens, c.context, act);
+    let modulation = r.input("modulation", image.prompts(), c.modulation_cols(), act);
     let rope = r.input("rope", s.tokens(), c.head_dim, DType::F32);
     let step = r.input("step", 1, 2, DType::F32);
     let mut modulation = Modulation { tensor: modulation, hidden: c.hidden, next: 0 };
     let denoiser = Denoiser { c, s, act };
 
     r.segment("head");
-    let (img, txt) = denoiser.head(&mut r, latents, text);
+    let (img, txt) = denoiser.head(&mut r, &inputs, text);
     r.pass_on("img", img);
     r.pass_on("txt", txt);
 
@@ -80,7 +85,7 @@ pub fn denoise(c: &FluxConfig, s: &DenoiseShape, act: DType) -> Program {
     r.segment("tail");
     let velocity = denoiser.final_layer(&mut r, joint, &mut modulation);
     r.scope("sampler");
-    r.push("euler", EulerStep { x: latents, v: velocity, params: step, cfg: s.cfg });
+    r.push("euler", EulerStep { x: inputs.latents, v: velocity, params: step, cfg: image.cfg });
     r.finish()
 }
 
@@ -105,28 +110,16 @@ impl Modulation {
 /// What the parts of the program have in common.
 struct Denoiser<'a> {
     c: &'a FluxConfig,
-    s: &'a DenoiseShape,
+    s: &'a SequenceShape,
     act: DType,
 }
 
 impl Denoiser<'_> {
-    /// Latents and text as hidden rows, sequence after sequence: (image, text).
-    fn head(&self, r: &mut Recorder, latents: Tensor, text: Tensor) -> (Tensor, Tensor) {
+    /// Latents and text as hidden rows, sequence after sequence: (image and references, text).
+    fn head(&self, r: &mut Recorder, inputs: &ImageInputs, text: Tensor) -> (Tensor, Tensor) {
         let Denoiser { c, s, act } = *self;
         r.scope("img_in");
-        let mut x = latents;
-        if act != DType::F32 {
-            let cast = r.temp(x.rows, x.cols, act);
-            r.push("cast", Cast { x: x.all(), out: cast.all() });
-            x = cast;
-        }
-        if s.cfg {
-            let twice = r.temp(2 * x.rows, x.cols, act);
-            for (label, to) in [("cond", 0), ("uncond", x.rows)] {
-                r.push(label, CopyRows { x, out: twice, batch: 1, from: 0, to, count: x.rows });
-            }
-            x = twice;
-        }
+        let x = inputs.rows(r, s, act);
         let img = r.temp(x.rows, c.hidden, act);
         linear(r, "linear", x.all(), "img_in", Epilogue::None, img.all());
         r.scope("txt_in");
@@ -144,14 +137,14 @@ impl Denoiser<'_> {
         modulation: &mut Modulation,
     ) -> Tensor {
         let Denoiser { c, s, act } = *self;
-        let batch = s.batch();
+        let (batch, text_tokens) = (s.image.batch(), s.image.text_tokens);
         for i in 0..c.depth_double {
             self.double_block(r, i, (img, txt), rope, modulation);
         }
         r.scope("join");
         let joint = r.temp(batch * s.tokens(), c.hidden, act);
         for (label, x, to, count) in
-            [("txt", txt, 0, s.text_tokens), ("img", img, s.text_tokens, s.image_tokens())]
+            [("txt", txt, 0, text_tokens), ("img", img, text_tokens, s.pixels())]
         {
             r.push(label, CopyRows { x, out: joint, batch, from: 0, to, count });
         }
@@ -161,14 +154,14 @@ impl Denoiser<'_> {
         joint
     }
 
-    /// `LastLayer` on the image rows: the output `velocity`.
+    /// `LastLayer` on the rows of the image, without those of references: the output `velocity`.
     fn final_layer(&self, r: &mut Recorder, joint: Tensor, modulation: &mut Modulation) -> Tensor {
         let Denoiser { c, s, act } = *self;
-        let (batch, count) = (s.batch(), s.image_tokens());
+        let (batch, count, from) = (s.image.batch(), s.image.image_tokens(), s.image.text_tokens);
         let velocity = r.output("velocity", batch * count, c.out_channels, DType::F32);
         r.scope("final");
         let img = r.temp(batch * count, c.hidden, act);
-        r.push("img", CopyRows { x: joint, out: img, batch, from: s.text_tokens, to: 0, count });
+        r.push("img", CopyRows { x: joint, out: img, batch, from, to: 0, count });
         let [shift, scale] = modulation.take();
         r.push("norm", LayerNormModulate { x: img, shift, scale, eps: NORM_EPS, out: img });
         linear(r, "linear", img.all(), "final_layer.linear", Epilogue::None, velocity.all());
@@ -186,13 +179,12 @@ impl Denoiser<'_> {
         modulation: &mut Modulation,
     ) {
         let Denoiser { c, s, act } = *self;
-        let (h, batch) = (c.hidden, s.batch());
+        let (h, batch, text_tokens) = (c.hidden, s.image.batch(), s.image.text_tokens);
         r.scope(format!("double.{i}"));
         let img_mod: [View; 6] = modulation.take();
         let txt_mod: [View; 6] = modulation.take();
         let qkv = r.temp(batch * s.tokens(), 3 * h, act);
-        for (name, x, m, first) in [("img", img, img_mod, s.text_tokens), ("txt", txt, txt_mod, 0)]
-        {
+        for (name, x, m, first) in [("img", img, img_mod, text_tokens), ("txt", txt, txt_mod, 0)] {
             let block = format!("double_blocks.{i}.{name}_attn");
             let norm = r.temp(x.rows, h, act);
             r.push(
@@ -206,10 +198,7 @@ impl Denoiser<'_> {
             r.push(&format!("{name}.rope"), op);
         }
         let (txt_attn, img_attn) = (r.temp(txt.rows, h, act), r.temp(img.rows, h, act));
-        r.push(
-            "attn",
-            self.joint().attention(qkv, Some((s.text_tokens, txt_attn)), img_attn.all()),
-        );
+        r.push("attn", self.joint().attention(qkv, Some((text_tokens, txt_attn)), img_attn.all()));
         for (name, x, attn, m) in [("img", img, img_attn, img_mod), ("txt", txt, txt_attn, txt_mod)]
         {
             let block = format!("double_blocks.{i}.{name}");
@@ -262,16 +251,28 @@ impl Denoiser<'_> {
     fn joint(&self) -> JointAttention {
         let Denoiser { c, s, .. } = *self;
         let (heads, head_dim) = (c.heads, c.head_dim);
-        JointAttention { batch: s.batch(), heads, head_dim, tokens: s.tokens() }
+        JointAttention { batch: s.image.batch(), heads, head_dim, tokens: s.tokens() }
     }
 }
 
 /// The rotation table of `EmbedND`, `tokens x head_dim`: one row per token, text first (ids all
-/// zero), then the image grid (0, row, column).
-pub fn rope(c: &FluxConfig, s: &DenoiseShape) -> Vec<f32> {
-    let rows = Vec::with_capacity(s.tokens() * c.head_dim);
+/// zero), then the image grid (0, row, column), then references (1, row, column).
+///
+/// Several references are placed next to one another, each to the right of those before it or below
+/// them, so that the whole stays about as wide as high (as in ComfyUI).
+pub fn rope(c: &FluxConfig, s: impl Into<SequenceShape>) -> Vec<f32> {
+    let SequenceShape { image, references } = &s.into();
+    let rows = Vec::new();
     let mut table = RopeTable { axes: &c.axes, theta: c.theta, rows };
-    (0..s.text_tokens).for_each(|_| table.token(&[0, 0, 0]));
-    (0..s.height).for_each(|y| (0..s.width).for_each(|x| table.token(&[0, y, x])));
+    (0..image.text_tokens).for_each(|_| table.token(&[0, 0, 0]));
+    (0..image.height).for_each(|y| (0..image.width).for_each(|x| table.token(&[0, y, x])));
+    let (mut bottom, mut right) = (0, 0);
+    for &(height, width) in references {
+        let (top, left) = if height + bottom > width + right { (0, right) } else { (bottom, 0) };
+        for y in top..top + height {
+            (left..left + width).for_each(|x| table.token(&[1, y, x]));
+        }
+        (bottom, right) = (bottom.max(top + height), right.max(left + width));
+    }
     table.rows
 }

@@ -3,42 +3,12 @@
 use super::config::Flux2Config;
 use super::{linear, linear_rows};
 use crate::dtype::DType;
-use crate::model::flux1::DenoiseShape;
-use crate::model::joint::{JointAttention, NORM_EPS, RopeTable};
-use crate::op::{
-    Cast, CopyRows, Epilogue, EulerStep, LayerNormModulate, Program, Recorder, SiluMul,
-};
+use crate::model::joint::{ImageInputs, JointAttention, NORM_EPS, RopeTable, SequenceShape};
+use crate::op::{CopyRows, Epilogue, EulerStep, LayerNormModulate, Program, Recorder, SiluMul};
 use crate::tensor::{Tensor, View};
 
 /// Ids of references on the first axis: this number for the first one, twice it for the second.
 const REFERENCE_STEP: usize = 10;
-
-/// What one run of [`denoise`] works on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Flux2Shape {
-    /// Images, text tokens, and the grid of image tokens.
-    pub image: DenoiseShape,
-    /// Rows and columns of the grid of tokens of each reference image. All sequences have the same
-    /// references.
-    pub references: Vec<(usize, usize)>,
-}
-
-impl Flux2Shape {
-    /// Tokens of all reference images.
-    pub fn reference_tokens(&self) -> usize {
-        self.references.iter().map(|(height, width)| height * width).sum()
-    }
-
-    /// Image tokens of one sequence, references included.
-    fn pixels(&self) -> usize {
-        self.image.image_tokens() + self.reference_tokens()
-    }
-
-    /// Tokens of one sequence: text, image, references.
-    pub fn tokens(&self) -> usize {
-        self.image.text_tokens + self.pixels()
-    }
-}
 
 /// One step, in three segments (see [`crate::model::flux1::denoise()`]).
 ///
@@ -48,15 +18,10 @@ impl Flux2Shape {
 /// [`modulate()`](super::modulate())), `rope` (tokens x head_dim, f32, see [`rope`]), `step` (1 x
 /// 2, f32: next timestep less this one, true CFG scale). Output: `velocity` (batch * image_tokens x
 /// out_channels, f32).
-pub fn denoise(c: &Flux2Config, s: &Flux2Shape, act: DType) -> Program {
+pub fn denoise(c: &Flux2Config, s: &SequenceShape, act: DType) -> Program {
     let mut r = Recorder::new("denoise");
     let image = &s.image;
-    let latents =
-        r.input("latents", image.images * image.image_tokens(), c.in_channels, DType::F32);
-    let references = match s.reference_tokens() {
-        0 => None,
-        tokens => Some(r.input("references", tokens, c.in_channels, DType::F32)),
-    };
+    let inputs = ImageInputs::record(&mut r, s, c.in_channels, 0);
     let text = r.input("text", image.batch() * image.text_tokens, c.context, act);
     let modulation = r.input("modulation", 1, c.modulation_cols(), act);
     let rope = r.input("rope", s.tokens(), c.head_dim, DType::F32);
@@ -64,7 +29,7 @@ pub fn denoise(c: &Flux2Config, s: &Flux2Shape, act: DType) -> Program {
     let denoiser = Denoiser { c, s, act, modulation, rope };
 
     r.segment("head");
-    let (img, txt) = denoiser.head(&mut r, latents, references, text);
+    let (img, txt) = denoiser.head(&mut r, &inputs, text);
     r.pass_on("img", img);
     r.pass_on("txt", txt);
 
@@ -75,14 +40,14 @@ pub fn denoise(c: &Flux2Config, s: &Flux2Shape, act: DType) -> Program {
     r.segment("tail");
     let velocity = denoiser.final_layer(&mut r, joint);
     r.scope("sampler");
-    r.push("euler", EulerStep { x: latents, v: velocity, params: step, cfg: image.cfg });
+    r.push("euler", EulerStep { x: inputs.latents, v: velocity, params: step, cfg: image.cfg });
     r.finish()
 }
 
 /// What the parts of the program have in common.
 struct Denoiser<'a> {
     c: &'a Flux2Config,
-    s: &'a Flux2Shape,
+    s: &'a SequenceShape,
     act: DType,
     modulation: Tensor,
     rope: Tensor,
@@ -101,43 +66,11 @@ impl Denoiser<'_> {
         JointAttention { batch: s.image.batch(), heads, head_dim, tokens: s.tokens() }
     }
 
-    /// `x` as the device computes.
-    fn cast(&self, r: &mut Recorder, label: &str, x: Tensor) -> Tensor {
-        if self.act == DType::F32 {
-            return x;
-        }
-        let out = r.temp(x.rows, x.cols, self.act);
-        r.push(label, Cast { x: x.all(), out: out.all() });
-        out
-    }
-
     /// Latents and text as hidden rows, sequence after sequence: (image and references, text).
-    fn head(
-        &self,
-        r: &mut Recorder,
-        latents: Tensor,
-        references: Option<Tensor>,
-        text: Tensor,
-    ) -> (Tensor, Tensor) {
+    fn head(&self, r: &mut Recorder, inputs: &ImageInputs, text: Tensor) -> (Tensor, Tensor) {
         let Denoiser { c, s, act, .. } = *self;
-        let (image, tokens) = (&s.image, s.image.image_tokens());
         r.scope("img_in");
-        let mut x = self.cast(r, "cast", latents);
-        let references = references.map(|x| self.cast(r, "cast_references", x));
-        if image.cfg || references.is_some() {
-            let all = r.temp(image.batch() * s.pixels(), x.cols, act);
-            for sequence in 0..image.batch() {
-                let (from, to) = (sequence % image.images * tokens, sequence * s.pixels());
-                let label = format!("image.{sequence}");
-                r.push(&label, CopyRows { x, out: all, batch: 1, from, to, count: tokens });
-                if let Some(x) = references {
-                    let (to, count) = (to + tokens, x.rows);
-                    let label = format!("references.{sequence}");
-                    r.push(&label, CopyRows { x, out: all, batch: 1, from: 0, to, count });
-                }
-            }
-            x = all;
-        }
+        let x = inputs.rows(r, s, act);
         let img = r.temp(x.rows, c.hidden, act);
         linear(r, "linear", x.all(), "img_in", Epilogue::None, img.all());
         r.scope("txt_in");
@@ -259,7 +192,7 @@ impl Denoiser<'_> {
 /// The rotation table, `tokens x head_dim`: a row for each token. Ids are (0, 0, 0, position) for
 /// text, then (0, row, column, 0) for the image, then (10, row, column, 0) for the first reference,
 /// (20, row, column, 0) for the second, and so on.
-pub fn rope(c: &Flux2Config, s: &Flux2Shape) -> Vec<f32> {
+pub fn rope(c: &Flux2Config, s: &SequenceShape) -> Vec<f32> {
     let rows = Vec::with_capacity(s.tokens() * c.head_dim);
     let mut table = RopeTable { axes: &c.axes, theta: c.theta, rows };
     (0..s.image.text_tokens).for_each(|position| table.token(&[0, 0, 0, position]));

@@ -10,7 +10,7 @@ mod denoise;
 mod modulate;
 
 pub use config::Flux2Config;
-pub use denoise::{Flux2Shape, denoise, rope};
+pub use denoise::{denoise, rope};
 pub use modulate::modulate;
 
 use crate::model::config::TensorSpec;

@@ -6,7 +6,7 @@ use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 
 use super::other_formats::refusal;
 use crate::error::{Error, Result};
-use crate::pipeline::request::Image;
+use crate::pipeline::request::{Image, Mask};
 
 /// The maximum number of pixels of an image: 64 million.
 pub const MAX_PIXELS: u64 = 64_000_000;
@@ -54,6 +54,17 @@ pub fn on_white(image: DynamicImage) -> Image {
         [blend(r, a.into()), blend(g, a.into()), blend(b, a.into())]
     });
     Image { width, height, rgb: rgb.collect() }
+}
+
+/// The transparent pixels of `image` as what is repainted; `None` if all are opaque.
+pub fn transparent(image: &DynamicImage) -> Option<Mask> {
+    if !image.color().has_alpha() {
+        return None;
+    }
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let values: Vec<u8> = image.to_rgba8().pixels().map(|p| 255 - p.0[3]).collect();
+    let is_used = values.iter().any(|v| *v != 0);
+    is_used.then_some(Mask { width, height, values })
 }
 
 /// The error for an image that a decoder refuses.

@@ -7,14 +7,14 @@ use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat};
 
 use super::complete::{check_complete, jpeg_segments};
-use super::decoder::{MAX_PIXELS, decoder, format_of, on_white, unreadable};
+use super::decoder::{MAX_PIXELS, decoder, format_of, on_white, transparent, unreadable};
 use super::metadata::{self, Provenance};
 use super::png_rows::PngRows;
 use super::reference::{check_reference_size, shrink, shrunk_size};
 use super::resize::Resizer;
 use super::texts::texts_in;
 use crate::error::{Error, Result};
-use crate::pipeline::request::{Image, Settings};
+use crate::pipeline::request::{Image, Mask, Settings};
 use crate::units;
 
 /// The maximum size of a file, in bytes.
@@ -27,6 +27,7 @@ pub struct ImageFile {
     size: (u64, u64),
     decode_bytes: u64,
     is_turned: bool,
+    has_alpha: bool,
 }
 
 /// What is known of an image before it is decoded.
@@ -37,6 +38,8 @@ struct Checked {
     decode_bytes: u64,
     /// EXIF says that it is to be turned.
     is_turned: bool,
+    /// Pixels may be transparent.
+    has_alpha: bool,
 }
 
 impl ImageFile {
@@ -58,8 +61,8 @@ impl ImageFile {
 
     /// The same for bytes in memory.
     pub fn of(bytes: Vec<u8>) -> Result<ImageFile> {
-        let Checked { size, decode_bytes, is_turned } = checked(&bytes)?;
-        Ok(ImageFile { bytes, size, decode_bytes, is_turned })
+        let Checked { size, decode_bytes, is_turned, has_alpha } = checked(&bytes)?;
+        Ok(ImageFile { bytes, size, decode_bytes, is_turned, has_alpha })
     }
 
     /// The file as it is.
@@ -157,6 +160,46 @@ impl ImageFile {
     }
 }
 
+impl ImageFile {
+    /// Whether the format of the pixels has room for transparency.
+    pub fn has_alpha(&self) -> bool {
+        self.has_alpha
+    }
+
+    /// Upper bound of the memory that [`decode_with_mask`](ImageFile::decode_with_mask) and
+    /// [`mask`](ImageFile::mask) need besides the file itself, in bytes.
+    pub fn mask_bytes(&self) -> u64 {
+        let (w, h) = self.size;
+        // RGBA in 8 bits, the image and the mask.
+        self.decode_bytes + 8 * w * h
+    }
+
+    /// The image of [`decode`](ImageFile::decode), and its transparent pixels as a mask of what is
+    /// repainted; without one if all pixels are opaque.
+    ///
+    /// # Errors
+    /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged.
+    pub fn decode_with_mask(&self) -> Result<(Image, Option<Mask>)> {
+        let image = turned(&self.bytes)?;
+        let mask = transparent(&image);
+        Ok((on_white(image), mask))
+    }
+
+    /// The image as a mask: white is repainted, black is kept. If it has transparent pixels, these
+    /// are repainted in place of white ones, as other programs mark them.
+    ///
+    /// # Errors
+    /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged.
+    pub fn mask(&self) -> Result<Mask> {
+        let image = turned(&self.bytes)?;
+        if let Some(mask) = transparent(&image) {
+            return Ok(mask);
+        }
+        let (width, height) = (image.width() as usize, image.height() as usize);
+        Ok(Mask { width, height, values: image.into_luma8().into_raw() })
+    }
+}
+
 /// All bytes of a stream that is an image file, at most 512 MiB; `name` is its place in
 /// errors.
 pub fn read_stream(stream: impl Read, name: &str) -> Result<Vec<u8>> {
@@ -222,15 +265,21 @@ fn checked(bytes: &[u8]) -> Result<Checked> {
     // Alpha is blended from a copy of 8 bits.
     let blended = if colour.has_alpha() { 7 * pixels } else { 0 };
     let decode_bytes = (stored + inside.max(converted).max(turned)).max(blended);
-    Ok(Checked { size: (w.into(), h.into()), decode_bytes, is_turned })
+    let has_alpha = colour.has_alpha();
+    Ok(Checked { size: (w.into(), h.into()), decode_bytes, is_turned, has_alpha })
 }
 
 fn pixels(bytes: &[u8]) -> Result<Image> {
+    Ok(on_white(turned(bytes)?))
+}
+
+/// The image in `bytes`, turned as EXIF says.
+fn turned(bytes: &[u8]) -> Result<DynamicImage> {
     let mut decoder = decoder(bytes)?;
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let mut image = DynamicImage::from_decoder(decoder).map_err(unreadable)?;
     image.apply_orientation(orientation);
-    Ok(on_white(image))
+    Ok(image)
 }
 
 /// Width and height of the image in `bytes`, as they are stored (EXIF orientation is not applied),

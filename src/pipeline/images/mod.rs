@@ -1,11 +1,14 @@
 //! Image files: written with the settings that made them, and read.
 
+mod canny;
 mod complete;
 mod decoder;
 mod encode;
 mod exif;
 mod image_text;
+mod kontext;
 mod load;
+mod masking;
 pub mod metadata;
 mod other_formats;
 mod png_rows;
@@ -13,15 +16,19 @@ mod reference;
 mod resize;
 mod save;
 mod scan;
+mod stretch;
 mod texts;
 
+pub(crate) use canny::{canny, is_drawing_of_edges};
 pub use decoder::MAX_PIXELS;
 pub use encode::{DEFAULT_QUALITY, Format, encode};
 pub use image_text::{ImageText, MAX_TEXT_BYTES, PNG_KEY};
+pub(crate) use kontext::{kontext_size, prepare_kontext};
 pub use load::{
     ImageFile, decode, fit, fit_bytes, image_size, load_init_image, load_reference, provenance_of,
     read_metadata, read_provenance, read_stream,
 };
+pub(crate) use masking::{Masking, is_hard};
 pub use metadata::Provenance;
 pub(crate) use reference::{check_reference, prepare_bytes, prepare_reference, reference_size};
 pub use save::{Metadata, probe_output, save, to_bytes, with_suffix, write_beside, write_new};

@@ -72,17 +72,25 @@ impl GenerationPhase for Denoise<'_> {
         if !values.references.is_empty() {
             session.write_f32(io("references"), &values.references)?;
         }
+        if !values.condition.is_empty() {
+            let condition = values.condition.repeat(self.flux.shape().images);
+            session.write_f32(io("condition"), &condition)?;
+        }
         session.write_f32(io("latents"), &values.latents)?;
         let rows = values.modulation.chunks_exact(values.modulation.len() / steps);
         for (i, (modulation, levels)) in rows.zip(self.sigmas.windows(2)).enumerate() {
             session.write_f32(io("modulation"), modulation)?;
             session.write_f32(io("step"), &[levels[1] - levels[0], self.cfg_scale])?;
             session.run(i + 1 < steps, &mut |_, _| progress.poll())?;
-            let latents = session.read_f32(io("latents"))?;
+            let mut latents = session.read_f32(io("latents"))?;
             if latents.iter().any(|v| !v.is_finite()) {
                 session.write_f32(io("latents"), &values.latents)?;
                 let e = not_finite(&mut session, planned)?;
                 return Err(e.at(format!("step {} of {steps}", i + 1)));
+            }
+            if let Some(kept) = &values.kept {
+                kept.apply(&mut latents, self.sigmas[0], levels[0], levels[1]);
+                session.write_f32(io("latents"), &latents)?;
             }
             let preview = preview(&self.flux, &values.latents, &latents, levels);
             values.latents = latents;

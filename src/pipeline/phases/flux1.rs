@@ -3,16 +3,20 @@
 use super::GenerationPhase;
 use super::decode::Decode;
 use super::denoise::Denoise;
-use super::image_encode::ImageEncode;
+use super::image_encode::{ImageEncode, ImageUse};
 use super::modulate::Modulate;
+use super::reference_encode::ReferenceEncode;
 use super::text_encode::TextEncode;
 use super::transformer::Transformer;
+use crate::model::SequenceShape;
 use crate::model::flux1::DenoiseShape;
-use crate::pipeline::model::{Flux1Networks, Model};
+use crate::pipeline::loaded::InputImages;
+use crate::pipeline::model::{Flux1Kind, Flux1Networks, Model};
 use crate::pipeline::request::Settings;
 
-/// Text encoders, image encoder (image-to-image only), modulation, denoising and decoding for
-/// `settings`, of whose noise levels `sigmas` are used. `text_key` names what the text embeddings
+/// Text encoders, image encoders (for images that the request has), modulation, denoising and
+/// decoding for `settings`, of whose noise levels `sigmas` are used. `images` are the images of the
+/// request. `text_key` names what the text embeddings
 /// depend on besides prompts and networks: arithmetic and LoRAs; `None` if they are neither read
 /// from the cache nor written to it.
 pub fn flux1<'a>(
@@ -21,6 +25,7 @@ pub fn flux1<'a>(
     settings: &Settings,
     sigmas: &[f32],
     text_key: Option<String>,
+    images: &InputImages,
 ) -> Vec<Box<dyn GenerationPhase + 'a>> {
     let token = model.token_pixels();
     let shape = DenoiseShape {
@@ -35,16 +40,37 @@ pub fn flux1<'a>(
         prompts.push(settings.negative.clone().unwrap_or_default());
     }
     let sigmas = sigmas.to_vec();
-    let flux = Transformer::Flux1 { network: &networks.flux, shape };
-    let (tokenizers, images) = (&networks.tokenizers, shape.images);
-    vec![
-        Box::new(TextEncode { networks, tokenizers, prompts, images, key: text_key }),
-        Box::new(ImageEncode {
+    let flux = Transformer::Flux1 {
+        network: &networks.flux,
+        shape: SequenceShape { image: shape, references: images.references.clone() },
+    };
+    let start = ImageUse::Start { sigma: sigmas[0], is_reference: false };
+    // Fill sees the image as its condition, and starts from noise alone.
+    let is_ignored = networks.kind == Flux1Kind::Fill && sigmas[0] == 1.0;
+    let start = settings.strength.filter(|_| !is_ignored).map(|_| start);
+    let encode = |work| ImageEncode { vae: &model.vae, latents: &model.latents, shape, work };
+    let mut phases: Vec<Box<dyn GenerationPhase + 'a>> = vec![
+        Box::new(TextEncode {
+            networks,
+            tokenizers: &networks.tokenizers,
+            prompts,
+            images: shape.images,
+            key: text_key,
+        }),
+        Box::new(encode(start)),
+    ];
+    match networks.kind {
+        Flux1Kind::TextToImage => {}
+        Flux1Kind::Kontext => phases.push(Box::new(ReferenceEncode {
             vae: &model.vae,
             latents: &model.latents,
-            shape,
-            sigma: settings.strength.map(|_| sigmas[0]),
-        }),
+            grids: images.references.clone(),
+        })),
+        Flux1Kind::Fill | Flux1Kind::Canny | Flux1Kind::Depth | Flux1Kind::Control => {
+            phases.push(Box::new(encode(Some(ImageUse::Condition))));
+        }
+    }
+    let rest: [Box<dyn GenerationPhase + 'a>; 3] = [
         Box::new(Modulate {
             flux: flux.clone(),
             guidance: settings.guidance,
@@ -52,5 +78,7 @@ pub fn flux1<'a>(
         }),
         Box::new(Denoise { flux, sigmas, cfg_scale: settings.cfg_scale }),
         Box::new(Decode { vae: &model.vae, latents: &model.latents, shape }),
-    ]
+    ];
+    phases.extend(rest);
+    phases
 }

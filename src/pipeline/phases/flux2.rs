@@ -4,13 +4,14 @@ use super::GenerationPhase;
 use super::decode::Decode;
 use super::denoise::Denoise;
 use super::hidden_states::HiddenStates;
-use super::image_encode::ImageEncode;
+use super::image_encode::{ImageEncode, ImageUse};
 use super::modulate::Modulate;
 use super::reference_encode::ReferenceEncode;
 use super::transformer::Transformer;
 use crate::error::Result;
+use crate::model::SequenceShape;
 use crate::model::flux1::DenoiseShape;
-use crate::model::flux2::Flux2Shape;
+use crate::pipeline::loaded::InputImages;
 use crate::pipeline::model::{Flux2Networks, Model};
 use crate::pipeline::request::Settings;
 
@@ -19,7 +20,7 @@ pub const TEXT_TOKENS: usize = 512;
 
 /// Text encoder, image encoders (image-to-image and references only), modulation, denoising and
 /// decoding for `settings`, of whose noise levels `sigmas` are used. `text_key` is that of
-/// [`super::flux1()`]; `references` are rows and columns of tokens of each reference image.
+/// [`super::flux1()`]; `images` are the images of the request.
 ///
 /// # Errors
 /// Of the tokenizer: the program of the text encoder depends on the number of tokens.
@@ -29,7 +30,7 @@ pub fn flux2<'a>(
     settings: &Settings,
     sigmas: &[f32],
     text_key: Option<String>,
-    references: &[(usize, usize)],
+    images: &InputImages,
 ) -> Result<Vec<Box<dyn GenerationPhase + 'a>>> {
     let token = model.token_pixels();
     let shape = DenoiseShape {
@@ -46,23 +47,33 @@ pub fn flux2<'a>(
     let prompts = prompts.into_iter().map(|text| networks.tokenizer.ids(text, TEXT_TOKENS));
     let prompts = prompts.collect::<Result<Vec<_>>>()?;
     let sigmas = sigmas.to_vec();
+    // With a mask, the model looks at the whole image, and repaints a part of it
+    // (`Flux2KleinInpaintPipeline` of diffusers).
+    let photo = images.is_masked.then_some((shape.height, shape.width));
+    let references = photo.into_iter().chain(images.references.iter().copied()).collect();
     let flux = Transformer::Flux2 {
         network: &networks.flux,
-        shape: Flux2Shape { image: shape, references: references.to_vec() },
+        shape: SequenceShape { image: shape, references },
     };
-    let images = shape.images;
     Ok(vec![
-        Box::new(HiddenStates { qwen3: &networks.qwen3, prompts, images, key: text_key }),
+        Box::new(HiddenStates {
+            qwen3: &networks.qwen3,
+            prompts,
+            images: shape.images,
+            key: text_key,
+        }),
         Box::new(ImageEncode {
             vae: &model.vae,
             latents: &model.latents,
             shape,
-            sigma: settings.strength.map(|_| sigmas[0]),
+            work: settings
+                .strength
+                .map(|_| ImageUse::Start { sigma: sigmas[0], is_reference: images.is_masked }),
         }),
         Box::new(ReferenceEncode {
             vae: &model.vae,
             latents: &model.latents,
-            grids: references.to_vec(),
+            grids: images.references.clone(),
         }),
         Box::new(Modulate {
             flux: flux.clone(),

@@ -13,6 +13,7 @@ mod flux1;
 mod flux2;
 mod hidden_states;
 mod image_encode;
+mod keep;
 mod modulate;
 mod planes;
 mod preview;
@@ -26,12 +27,13 @@ mod transformer;
 pub use draft::{Band, Draft, PlannedProgram, Planner, Refused, Variant};
 pub use flux1::flux1;
 pub use flux2::flux2;
+pub use keep::{KeptLatents, MaskSampling};
 
 use super::loras::LoraSet;
 use super::open_device::OpenDevice;
 use super::progress::Listener;
 use super::report::PhaseReport;
-use super::request::Image;
+use super::request::{Image, Mask};
 use super::text_cache::Text;
 use crate::backend::{Backend, Grain, Layout};
 use crate::dtype::DType;
@@ -73,6 +75,15 @@ pub trait GenerationPhase {
 pub struct Values {
     /// The image that image-to-image starts from, in the size of the request.
     pub init: Option<Image>,
+    /// What FLUX.1 Fill, Canny and Depth see besides the noise: the image with the part to repaint,
+    /// or the control image.
+    pub condition_image: Option<Image>,
+    /// The part of the condition image that is to be repainted.
+    pub hole: Option<Mask>,
+    /// The condition as packed tokens of one image.
+    pub condition: Vec<f32>,
+    /// What keeps the latents outside of a mask; the image encoder fills in its latents.
+    pub kept: Option<KeptLatents>,
     /// The reference images, in the sizes in which the model reads them.
     pub reference_images: Vec<Image>,
     /// The embeddings of the prompts.

@@ -96,9 +96,9 @@ impl GenerationPhase for ReferenceEncode<'_> {
             let mut tokens = match planned.band {
                 Some(_) => {
                     let half = self.half(*grid, planned.activation());
-                    encode_in_bands(&half, programs, device, image, &mut progress)?
+                    encode_in_bands(&half, programs, device, image, None, &mut progress)?
                 }
-                None => encode(planned, device, image, &mut progress)?,
+                None => encode(planned, device, image, None, &mut progress)?,
             };
             self.latents.encoded(&self.vae.config, &mut tokens);
             values.references.append(&mut tokens);

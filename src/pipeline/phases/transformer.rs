@@ -1,8 +1,8 @@
 //! The transformer of any family, as the phases of a generation see it.
 
 use crate::dtype::DType;
+use crate::model::SequenceShape;
 use crate::model::flux1::DenoiseShape;
-use crate::model::flux2::Flux2Shape;
 use crate::model::{Flux2Config, FluxConfig, flux1, flux2};
 use crate::op::Program;
 use crate::pipeline::model::Network;
@@ -15,15 +15,15 @@ pub enum Transformer<'a> {
     Flux1 {
         /// Sizes and weights.
         network: &'a Network<FluxConfig>,
-        /// Images, prompts and tokens.
-        shape: DenoiseShape,
+        /// Images, prompts, tokens and references.
+        shape: SequenceShape,
     },
     /// FLUX.2's.
     Flux2 {
         /// Sizes and weights.
         network: &'a Network<Flux2Config>,
         /// Images, prompts, tokens and references.
-        shape: Flux2Shape,
+        shape: SequenceShape,
     },
 }
 
@@ -39,23 +39,22 @@ impl<'a> Transformer<'a> {
     /// Images, prompts, text tokens, and the grid of image tokens.
     pub fn shape(&self) -> &DenoiseShape {
         match self {
-            Transformer::Flux1 { shape, .. } => shape,
-            Transformer::Flux2 { shape, .. } => &shape.image,
+            Transformer::Flux1 { shape, .. } | Transformer::Flux2 { shape, .. } => &shape.image,
         }
     }
 
     /// Channels of a latent token.
     pub fn channels(&self) -> usize {
         match self {
-            Transformer::Flux1 { network, .. } => network.config.in_channels,
-            Transformer::Flux2 { network, .. } => network.config.in_channels,
+            Transformer::Flux1 { network, .. } => network.config.out_channels,
+            Transformer::Flux2 { network, .. } => network.config.out_channels,
         }
     }
 
     /// Rows of the modulation of one step: FLUX.1's depends on the prompt.
     pub fn modulation_rows(&self) -> usize {
         match self {
-            Transformer::Flux1 { shape, .. } => shape.prompts(),
+            Transformer::Flux1 { shape, .. } => shape.image.prompts(),
             Transformer::Flux2 { .. } => 1,
         }
     }

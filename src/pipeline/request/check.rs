@@ -1,8 +1,9 @@
 //! The checks of a request that need no model.
 
-use super::limits::{MAX_LORA_STRENGTH, MAX_LORAS, MAX_PROMPT_BYTES};
+use super::limits::{MAX_LORA_STRENGTH, MAX_LORAS, MAX_PROMPT_BYTES, MAX_SIDE};
 use super::prompt::LoraChoice;
 use super::settings::Request;
+use super::{Image, Margins};
 use crate::error::{Error, Result};
 
 impl Request {
@@ -18,7 +19,47 @@ impl Request {
                 .at_parameter("strength")
                 .try_("give the image, or leave the strength out"));
         }
-        Ok(())
+        self.check_mask()
+    }
+
+    fn check_mask(&self) -> Result<()> {
+        let given = [
+            ("mask", self.mask.is_some()),
+            ("outpaint", self.outpaint.is_some()),
+            ("mask_blur", self.mask_blur.is_some()),
+            ("mask_padding", self.mask_padding.is_some()),
+        ];
+        let Some((name, _)) = given.into_iter().find(|(_, given)| *given) else { return Ok(()) };
+        let Some(init) = &self.init else {
+            return Err(Error::argument("a mask needs the image that it is a part of")
+                .at_parameter(name)
+                .try_("{init} with the image"));
+        };
+        if !self.is_masked() {
+            return Err(Error::argument("there is no mask")
+                .at_parameter(name)
+                .try_("{mask} with an image in which white is repainted"));
+        }
+        if let Some(mask) = &self.mask {
+            let size = |w: usize, h: usize| format!("{w}x{h}");
+            if (mask.width, mask.height) != (init.width, init.height) {
+                return Err(Error::argument("the mask has another size than its image")
+                    .at_parameter("mask")
+                    .found(size(mask.width, mask.height))
+                    .expected(size(init.width, init.height))
+                    .try_("scale the mask to the size of the image"));
+            }
+            if self.outpaint.is_none() && mask.values.iter().all(|v| *v == 0) {
+                return Err(Error::argument("the mask is empty, so nothing would be repainted")
+                    .at_parameter("mask")
+                    .found("only black pixels")
+                    .expected("white where the image is repainted"));
+            }
+        }
+        match self.outpaint {
+            Some(margins) => check_margins(margins, init),
+            None => Ok(()),
+        }
     }
 
     /// The part of [`check`](Request::check) that does not need the image to start from.
@@ -75,6 +116,27 @@ impl Request {
     }
 }
 
+/// The image with its margins must be one that can be drawn at all.
+fn check_margins(margins: Margins, init: &Image) -> Result<()> {
+    let refused = |e: Error| Err(e.at_parameter("outpaint").found(margins));
+    if margins == Margins::default() {
+        return refused(
+            Error::argument("nothing is added to the image")
+                .expected("a number above 0 on one side at least"),
+        );
+    }
+    let [left, top, right, bottom] = margins.sides();
+    let side = |own: usize, a: usize, b: usize| own.saturating_add(a).saturating_add(b);
+    let (width, height) = (side(init.width, left, right), side(init.height, top, bottom));
+    match width.max(height) <= 2 * MAX_SIDE {
+        true => Ok(()),
+        false => refused(
+            Error::argument("the image with its margins is too large")
+                .expected(format!("at most {} pixels a side", 2 * MAX_SIDE)),
+        ),
+    }
+}
+
 fn check_prompt(name: &str, prompt: &str) -> Result<()> {
     if prompt.len() > MAX_PROMPT_BYTES {
         return Err(Error::argument("the prompt is too long")
@@ -97,7 +159,7 @@ fn check_prompt(name: &str, prompt: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Image;
+    use super::super::Mask;
     use super::super::limits::*;
     use super::*;
 
@@ -154,6 +216,33 @@ mod tests {
         }
         assert!(refused(|r| r.only = Some(1)).starts_with("only: "));
         assert!(refused(|r| (r.count, r.only) = (Some(4), Some(4))).contains("0 to 3"));
+    }
+
+    #[test]
+    fn masks_need_their_image_in_the_same_size() {
+        let mask =
+            |width, height, value| Mask { width, height, values: vec![value; width * height] };
+        let with = |mask: Mask| {
+            move |r: &mut Request| {
+                (r.init, r.mask) = (Some(pixel()), Some(mask.clone()));
+            }
+        };
+        assert!(refused(|r| r.mask = Some(mask(1, 1, 255))).starts_with("mask: "));
+        assert!(refused(|r| r.mask_blur = Some(2.0)).starts_with("mask_blur: "));
+        assert!(refused(with(mask(2, 1, 255))).contains("2x1"));
+        assert!(refused(with(mask(1, 1, 0))).contains("empty"));
+        let margins = |margins: &'static str| {
+            move |r: &mut Request| {
+                (r.init, r.outpaint) = (Some(pixel()), Some(margins.parse().unwrap()));
+            }
+        };
+        assert!(refused(margins("0,0,0,0")).starts_with("outpaint: "));
+        assert!(refused(margins("9000,0,0,0")).contains("too large"));
+        let padded = |r: &mut Request| (r.init, r.mask_padding) = (Some(pixel()), Some(3));
+        assert!(refused(padded).contains("no mask"));
+        let mut request = Request::default();
+        with(mask(1, 1, 1))(&mut request);
+        request.check().unwrap();
     }
 
     #[test]

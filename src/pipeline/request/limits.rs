@@ -15,6 +15,8 @@ pub const MIN_SIDE: usize = 16;
 /// The longest side, in pixels. FLUX.1 was trained with up to 2048 x 2048 pixels; larger images
 /// work and tend to repeat themselves.
 pub const MAX_SIDE: usize = 4096;
+/// The strongest blur of a mask, in pixels.
+pub const MAX_MASK_BLUR: f32 = 256.0;
 /// The most LoRAs of one request.
 pub const MAX_LORAS: usize = 64;
 /// The largest strength of a LoRA in either direction; images are noise far below that.

@@ -4,6 +4,7 @@
 mod aspect;
 mod check;
 mod limits;
+mod margins;
 mod options;
 mod parameter;
 mod prompt;
@@ -12,6 +13,7 @@ mod syntax;
 
 pub use aspect::AspectRatio;
 pub use limits::*;
+pub use margins::Margins;
 pub use options::Options;
 pub(crate) use parameter::{Parameter, plain_number};
 pub use prompt::{LoraChoice, Prompt};
@@ -28,6 +30,18 @@ pub struct Image {
     pub height: usize,
     /// `height * width * 3` bytes.
     pub rgb: Vec<u8>,
+}
+
+/// Which pixels of an image are repainted, row-major, top row first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mask {
+    /// Columns.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// `height * width` bytes: 0 keeps a pixel, 255 repaints it, and values between change it in
+    /// the later steps only.
+    pub values: Vec<u8>,
 }
 
 /// The result of one generation.

@@ -8,10 +8,11 @@
 use serde::{Deserialize, Serialize};
 
 use super::limits::{
-    MAX_COUNT, MAX_SCALE, MAX_SHIFT, MAX_SIDE, MAX_STEPS, MIN_SHIFT, MIN_SIDE, check_range,
+    MAX_COUNT, MAX_MASK_BLUR, MAX_SCALE, MAX_SHIFT, MAX_SIDE, MAX_STEPS, MIN_SHIFT, MIN_SIDE,
+    check_range,
 };
 use super::parameter::Parameter;
-use super::{Image, LoraChoice, Prompt};
+use super::{Image, LoraChoice, Margins, Mask, Prompt};
 use crate::error::{Error, Result};
 use crate::pipeline::schedule::ScheduleConfig;
 
@@ -85,11 +86,20 @@ macro_rules! parameters {
                 #[serde(serialize_with = "super::parameter::write")]
                 pub $name: kind!(request $kind $type),
             )+
-            /// The image that image-to-image starts from; it is resized to the request's size.
+            /// The image that image-to-image starts from; it is resized to the request's size. With
+            /// a [`mask`](Request::mask) or margins, the result has its size, and is equal to it
+            /// outside of the mask.
             #[serde(skip)]
             pub init: Option<Image>,
-            /// Images that the model looks at, at most [`MAX_REFERENCES`]: FLUX.2 edits and
-            /// combines them. Without a size, the image gets that of the first one.
+            /// The part of [`init`](Request::init) that is repainted, in its size. Without one, all
+            /// of it is.
+            #[serde(skip)]
+            pub mask: Option<Mask>,
+            /// The image whose edges or depths the result has: for FLUX.1 Canny and Depth only.
+            #[serde(skip)]
+            pub control: Option<Image>,
+            /// Images that the model looks at, at most [`MAX_REFERENCES`]: FLUX.2 and FLUX.1
+            /// Kontext edit and combine them. Without a size, the image gets that of the first one.
             #[serde(skip)]
             pub references: Vec<Image>,
         }
@@ -141,6 +151,10 @@ macro_rules! parameters {
                 $(kind!(replace $kind self.$name, other.$name);)+
                 if other.init.is_some() {
                     self.init = other.init;
+                    self.mask = other.mask;
+                }
+                if other.control.is_some() {
+                    self.control = other.control;
                 }
                 if !other.references.is_empty() {
                     self.references = other.references;
@@ -166,19 +180,24 @@ macro_rules! parameters {
         }
 
         /// The request that gives these settings again. The image that image-to-image started from
-        /// and reference images are not among them.
+        /// its mask, control and reference images are not among them.
         impl From<Settings> for Request {
             fn from(settings: Settings) -> Request {
                 Request {
                     prompt: settings.prompt,
                     $($name: kind!(to_request $kind settings.$name),)+
                     init: None,
+                    mask: None,
+                    control: None,
                     references: Vec::new(),
                 }
             }
         }
 
         impl Settings {
+            /// The labels of all parameters.
+            pub(crate) const LABELS: &[&str] = &[$($label),+];
+
             /// Label and text of every parameter that has a value, in the order of the list. Prompt
             /// and model are not among them.
             pub(crate) fn labelled(&self) -> Vec<(&'static str, String)> {
@@ -229,6 +248,13 @@ parameters! {
     height: filled usize, "Height", MIN_SIDE..=MAX_SIDE;
     /// How far image-to-image may leave its image: 0 keeps it, 1 ignores it.
     strength: optional f32, "Denoising strength", 0.0..=1.0;
+    /// How far the mask is blurred, in pixels, 0 to 256. A request that says so must have a mask.
+    mask_blur: optional f32, "Mask blur", 0.0..=MAX_MASK_BLUR;
+    /// Only the surroundings of the mask are drawn, with as many pixels around it, 0 to 4096, and
+    /// scaled to the size of the request: small parts get all the detail that the model can draw.
+    mask_padding: optional usize, "Masked area padding", 0..=MAX_SIDE;
+    /// Pixels that are added on each side of the image to start from.
+    outpaint: optional Margins, "Outpaint";
     /// How many reference images it was drawn from. A request that says so must have them.
     reference_count: optional usize, "References", 1..=MAX_REFERENCES;
     /// LoRAs in addition to those that the prompt's tags name. Several LoRAs of one weight add up.
@@ -268,6 +294,23 @@ impl Request {
     /// The image that image-to-image starts from; it is resized to the request's size.
     pub fn init(mut self, image: Image) -> Self {
         self.init = Some(image);
+        self
+    }
+
+    /// The part of the image to start from that is repainted.
+    pub fn mask(mut self, mask: Mask) -> Self {
+        self.mask = Some(mask);
+        self
+    }
+
+    /// Whether a part of the image to start from is kept.
+    pub fn is_masked(&self) -> bool {
+        self.mask.is_some() || self.outpaint.is_some()
+    }
+
+    /// The image whose edges or depths the result has.
+    pub fn control(mut self, image: Image) -> Self {
+        self.control = Some(image);
         self
     }
 

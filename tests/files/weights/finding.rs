@@ -162,15 +162,15 @@ fn a_folder_of_single_files_is_a_model() {
 #[test]
 fn a_transformer_that_cannot_be_used_does_not_hide_another_in_the_folder() {
     let dir = tempfile::tempdir().unwrap();
-    let fill: Vec<Named> = list("bfl_dev.txt")
+    let flex: Vec<Named> = list("bfl_dev.txt")
         .into_iter()
-        .map(|(n, s)| if n == "img_in.weight" { (n, vec![3072, 384]) } else { (n, s) })
+        .map(|(n, s)| if n == "img_in.weight" { (n, vec![3072, 196]) } else { (n, s) })
         .collect();
-    zeros(&dir.path().join("fill.safetensors"), "BF16", &fill);
+    zeros(&dir.path().join("flex.safetensors"), "BF16", &flex);
     let good = flux(dir.path().join("good.safetensors"));
     let checkpoint = open(&Files::model(dir.path())).unwrap();
     assert_eq!(place(&checkpoint, TRANSFORMER), good);
-    let note = |l: &String| l.contains("good.safetensors (files") && l.contains("FLUX.1 Fill");
+    let note = |l: &String| l.contains("good.safetensors (files") && l.contains("Flex.2");
     assert!(checkpoint.found.iter().any(note), "{:?}", checkpoint.found);
     // Without a good one, every other is listed with its reason.
     let holey: Vec<Named> =
@@ -179,8 +179,8 @@ fn a_transformer_that_cannot_be_used_does_not_hide_another_in_the_folder() {
     let lora = [("lora_unet_double_blocks_0_img_attn_proj.lora_down.weight".into(), vec![4, 3072])];
     let lora = zeros(&dir.path().join("style.safetensors"), "BF16", &lora);
     for reasons in [
-        &["fill.safetensors", "FLUX.1 Fill", "style", "a LoRA", "txt_in.bias"][..],
-        &["fill.safetensors", "FLUX.1 Fill", "style", "a LoRA"],
+        &["flex.safetensors", "Flex.2", "style", "a LoRA", "txt_in.bias"][..],
+        &["flex.safetensors", "Flex.2", "style", "a LoRA"],
     ] {
         let e = open(&Files::model(dir.path())).err().unwrap();
         assert_eq!(e.kind(), Kind::Model, "{e}");

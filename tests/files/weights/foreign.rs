@@ -68,14 +68,12 @@ fn models_with_blocks_of_flux_are_named_before_a_text_encoder_is_asked_for() {
         move |tensors: &mut Vec<Named>| tensors.push((name.into(), vec![2, 2]))
     };
     for (change, words) in [
-        (Box::new(widen(384)) as Box<dyn Fn(&mut Vec<Named>)>, "FLUX.1 Fill"),
-        (Box::new(widen(128)), "FLUX.1 Canny or Depth"),
-        (Box::new(widen(196)), "Flex.2"),
-        (Box::new(widen(80)), "not the noise alone"),
+        (Box::new(widen(196)) as Box<dyn Fn(&mut Vec<Named>)>, "Flex.2"),
+        (Box::new(widen(80)), "not that of a model that is known"),
         // What it is matters more than what it lacks.
-        (Box::new(widen_and_lose(384, "img_in.bias")), "FLUX.1 Fill"),
-        (Box::new(widen_and_lose(128, "txt_in.weight")), "FLUX.1 Canny or Depth"),
-        (Box::new(widen_and_lose(384, "final_layer.linear.weight")), "FLUX.1 Fill"),
+        (Box::new(widen_and_lose(196, "img_in.bias")), "Flex.2"),
+        (Box::new(widen_and_lose(196, "txt_in.weight")), "Flex.2"),
+        (Box::new(widen_and_lose(196, "final_layer.linear.weight")), "Flex.2"),
         (Box::new(add("distilled_guidance_layer.in_proj.weight")), "Chroma"),
         (Box::new(add("controlnet_blocks.0.weight")), "ControlNet"),
         (Box::new(add("early_stream_modulations.image.lin.weight")), "FLUX.3"),
@@ -92,13 +90,19 @@ fn models_with_blocks_of_flux_are_named_before_a_text_encoder_is_asked_for() {
         assert!(e.to_string().contains(words), "{words}: {e}");
         assert!(e.hint().is_some(), "{e}");
     }
-    transformer(&path, widen(384));
+    transformer(&path, widen(196));
     let (kind, what) = describe(&path, FAMILIES);
-    assert!(kind == ModelKind::Other && what.contains("FLUX.1 Fill"), "{what}");
-    // Nothing is wrong with it: only now the text encoder is asked for.
-    transformer(&path, |_| {});
-    let e = refused(dir.path(), &path);
-    assert_eq!(e.kind(), Kind::Missing, "{e}");
+    assert!(kind == ModelKind::Other && what.contains("Flex.2"), "{what}");
+    // Nothing is wrong with these: only now the text encoder is asked for.
+    for (inputs, name) in
+        [(64, "FLUX transformer (dev)"), (384, "transformer Fill (dev)"), (128, "Canny or Depth")]
+    {
+        transformer(&path, widen(inputs));
+        let (kind, what) = describe(&path, FAMILIES);
+        assert!(kind == ModelKind::Model && what.contains(name), "{what}");
+        let e = refused(dir.path(), &path);
+        assert_eq!(e.kind(), Kind::Missing, "{e}");
+    }
 }
 
 #[test]
@@ -325,7 +329,7 @@ fn kontext_and_models_that_may_not_be_schnell_are_noted_by_their_names() {
     let small = || Request::new("a fox").size(32, 32).steps(1);
     let notes = |name: &str, guidance| with(name, guidance, small());
     assert!(notes("flux1-dev-kontext_fp8_scaled.safetensors", true).contains("Kontext"));
-    assert!(notes("flux1-kontext-dev.safetensors", true).contains("`init`"));
+    assert!(notes("flux1-kontext-dev.safetensors", true).contains("`reference`"));
     assert!(!notes("flux1-dev.safetensors", true).contains("Kontext"));
     for (name, other) in [
         ("flux1-fill-dev.safetensors", "FLUX.1 Fill"),

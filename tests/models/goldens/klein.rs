@@ -8,8 +8,8 @@ use crate::common::{Golden, Input, adapter, channels_last, files, resolve, run, 
 use flux_fast::backend::Device;
 use flux_fast::dtype::DType;
 use flux_fast::library::{Checkpoint, Files, open, open_only};
+use flux_fast::model::SequenceShape;
 use flux_fast::model::flux1::DenoiseShape;
-use flux_fast::model::flux2::Flux2Shape;
 use flux_fast::model::{Flux2Config, Qwen3Config, VaeConfig, flux2, qwen3, vae};
 use flux_fast::pipeline::Engine;
 use flux_fast::pipeline::request::{Image, Options, Request};
@@ -184,7 +184,7 @@ fn the_transformer_of_flux2_equals_diffusers_with_and_without_references() {
             for (with, want) in
                 [(vec![], "flux2.velocity"), (grids.clone(), "flux2.reference_velocity")]
             {
-                let shape = Flux2Shape { image, references: with };
+                let shape = SequenceShape { image, references: with };
                 let program = flux2::denoise(&read, &shape, DType::F32);
                 let rope = flux2::rope(&read, &shape);
                 let mut inputs = vec![
@@ -263,7 +263,7 @@ fn the_transformer_of_flux2_at_other_geometries_equals_diffusers() {
             let all = run(backend, &program, &resolve(&program, weights), &inputs, u64::MAX, 1);
             for (references, want) in [(vec![], "velocity"), (grids.clone(), "reference_velocity")]
             {
-                let shape = Flux2Shape { image, references };
+                let shape = SequenceShape { image, references };
                 let program = flux2::denoise(&c, &shape, DType::F32);
                 let (rope, packed) = (flux2::rope(&c, &shape), f32("references"));
                 let (img, txt) = (f32("img"), f32("txt"));

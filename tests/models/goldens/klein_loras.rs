@@ -8,9 +8,9 @@ use std::sync::Arc;
 use flux_fast::backend::Backend;
 use flux_fast::dtype::DType;
 use flux_fast::library::Checkpoint;
+use flux_fast::model::SequenceShape;
 use flux_fast::model::flux1::DenoiseShape;
 use flux_fast::model::flux2;
-use flux_fast::model::flux2::Flux2Shape;
 use flux_fast::op::Program;
 use flux_fast::pipeline::loras::{LoraSet, open};
 use flux_fast::pipeline::request::LoraChoice;
@@ -60,7 +60,7 @@ fn velocity(
         height: grid[0] as usize,
         width: grid[1] as usize,
     };
-    let shape = Flux2Shape { image, references: vec![] };
+    let shape = SequenceShape { image, references: vec![] };
     let (program, weights) = apply(flux2::denoise(config, &shape, DType::F32));
     let rope = flux2::rope(config, &shape);
     let (img, txt) = (golden.f32("flux2.img"), golden.f32("flux2.txt"));

@@ -2,6 +2,7 @@
 //! geometries with and without guidance; and the same weights in every dialect.
 
 mod adapters;
+mod edit;
 mod formats;
 mod klein;
 mod klein_convert;
@@ -58,7 +59,10 @@ fn geometry(config: &Value) -> Geometry {
     let hidden = heads * head_dim;
     let flux = FluxConfig {
         in_channels: n("transformer", "in_channels"),
-        out_channels: n("transformer", "in_channels"),
+        out_channels: match config["transformer"]["out_channels"].is_null() {
+            true => n("transformer", "in_channels"),
+            false => n("transformer", "out_channels"),
+        },
         hidden,
         heads,
         head_dim,

@@ -7,7 +7,7 @@ use super::fields::{fields, fields_and_rest};
 use super::reading::{Reading, Writer};
 use super::sampler::is_euler;
 use crate::error::Result;
-use crate::pipeline::request::bad;
+use crate::pipeline::request::{Settings, bad};
 
 /// The start of the line of the negative prompt.
 pub const NEGATIVE: &str = "Negative prompt:";
@@ -123,15 +123,10 @@ pub fn read(text: &str) -> Result<Reading> {
 
 /// The fields that this program writes.
 fn own(reading: &mut Reading, fields: &mut Fields) -> Result<()> {
-    for label in [
-        "CFG scale",
-        "Distilled CFG Scale",
-        "Shift",
-        "Scheduler config",
-        "Denoising strength",
-        "Loras",
-        "Batch size",
-    ] {
+    // The negative prompt is a line of its own, and the number in the batch is not a setting.
+    let labels =
+        Settings::LABELS.iter().filter(|label| !matches!(**label, "Negative" | "Batch pos"));
+    for label in labels {
         if let Some(value) = fields.take(label) {
             reading.set(label, value);
         }

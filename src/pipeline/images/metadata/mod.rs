@@ -257,6 +257,15 @@ mod tests {
     }
 
     #[test]
+    fn what_was_drawn_from_images_says_so() {
+        let mut s = settings("a fox", None);
+        (s.mask_blur, s.mask_padding, s.reference_count) = (Some(2.5), Some(32), Some(2));
+        s.outpaint = Some("1,2,3,4".parse().unwrap());
+        s.strength = Some(0.5);
+        assert_eq!(read(&write(&s, 0)).unwrap(), s);
+    }
+
+    #[test]
     fn a_simple_prompt_is_written_as_other_tools_write_it() {
         assert_eq!(
             write(&settings("a fox, red", Some("blur")), 0),
