@@ -14,7 +14,7 @@ use super::words::Typed;
 use super::{cancelled, output, preview, prompts, signals};
 use crate::error::{Error, Result};
 use crate::pipeline::images::{
-    Metadata, Provenance, provenance_of, read_provenance, read_stream, to_bytes,
+    Metadata, Provenance, load_init_image, provenance_of, read_provenance, read_stream, to_bytes,
 };
 use crate::pipeline::models::ModelPlaces;
 use crate::pipeline::request::{Generated, Image, MIN_SIDE, Options, Request, Settings};
@@ -201,6 +201,9 @@ pub fn fill(
     if let Some(path) = &args.scheduler_config {
         let config = ScheduleConfig::open(path).map_err(|e| e.at_parameter("scheduler"))?;
         typed.scheduler = Some(config);
+    }
+    if let Some(path) = &args.control {
+        typed.control = Some(load_init_image(path)?);
     }
     typed.references = references.to_vec();
     request.replace_with(typed);

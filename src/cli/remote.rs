@@ -52,6 +52,11 @@ pub fn remote(args: RemoteArgs, how: How) -> Result<()> {
             "draw it on this machine, or give an image without transparent pixels and no --mask",
         ));
     }
+    if args.request.control.is_some() {
+        return Err(Error::argument("control images are not sent to a server yet")
+            .at("--control")
+            .try_("draw it on this machine"));
+    }
     let references = load_references(&args.request, None)?;
     let mut requests = Vec::new();
     for prompt in prompts {

@@ -139,6 +139,10 @@ fn masks_that_cannot_be_used_are_refused() {
         let err = run(folder, &[&photo[..], arguments].concat(), exit);
         assert!(words.iter().all(|word| err.contains(word)), "{arguments:?}: {err}");
     }
+    // The embedded model has no use for a control image, which is read and not ignored.
+    let err = run(folder, &["a fox", "--control", "photo.png"], 2);
+    assert!(err.contains("does not read a control image"), "{err}");
+    run(folder, &["a fox", "--control", "none.png"], 4);
     for arguments in [&["--mask", "black.png"][..], &["--outpaint", "1,1,1,1"]] {
         let err = run(folder, &[&["a fox"], arguments].concat(), 2);
         assert!(err.contains("--init-img"), "{err}");
