@@ -106,7 +106,10 @@ impl Engine {
     /// Whether the model reads [`Request::references`].
     pub fn reads_references(&self) -> bool {
         let model = &self.loaded.model;
-        model.reads_kontext() || matches!(model.networks, Networks::Flux2(_))
+        match model.networks {
+            Networks::Flux1(_) => model.reads_kontext(),
+            Networks::Flux2(_) => true,
+        }
     }
 
     /// `request` with the defaults of the model filled in, checked against the model.

@@ -1,9 +1,10 @@
 //! One generation: plan the phases, draw the noise, run the phases.
 
 use super::embedded;
+use super::flux1_kind::Flux1Kind;
 use super::images::{self, Masking};
 use super::loaded::{InputImages, LoadedModel, PlannedRequest};
-use super::model::{Flux1Kind, Model, Networks};
+use super::model::{Model, Networks};
 use super::noise::TorchGenerator;
 use super::open_device::OpenDevice;
 use super::phases::tokens::pack;
@@ -231,7 +232,7 @@ fn warn_of_changes(
     on: Listener<'_>,
 ) -> Result<()> {
     if settings.prompt.text().trim().is_empty() {
-        let note = "the prompt is empty: the image is what the model makes of no words";
+        let note = "the prompt is empty: the model draws an image of its own choice";
         send(on, Event::note(note))?;
     }
     let negative = settings.negative.as_deref().filter(|_| settings.cfg_scale != 1.0);
@@ -263,7 +264,10 @@ fn warn_of_changes(
 /// width are its grid.
 fn noise(model: &Model, s: &Settings) -> Vec<f32> {
     let vae = &model.vae.config;
-    let packed = matches!(model.networks, Networks::Flux2(_));
+    let packed = match model.networks {
+        Networks::Flux1(_) => false,
+        Networks::Flux2(_) => true,
+    };
     let (factor, c) = match packed {
         true => (model.token_pixels(), 4 * vae.latent),
         false => (vae.factor(), vae.latent),

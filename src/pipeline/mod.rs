@@ -10,6 +10,7 @@ mod budget;
 mod device;
 mod embedded;
 mod engine;
+mod flux1_kind;
 mod generate;
 pub mod images;
 mod loaded;

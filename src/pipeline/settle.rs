@@ -3,8 +3,9 @@
 
 use std::borrow::Cow;
 
+use super::flux1_kind::Flux1Kind;
 use super::images::{Masking, check_reference, kontext_size, reference_size};
-use super::model::{Flux1Kind, Model, Networks};
+use super::model::{Model, Networks};
 use super::request::{DEFAULT_STRENGTH, MAX_REFERENCES, Request, Settings, plain_number};
 use super::schedule::{Schedule, ScheduleConfig, empirical_mu};
 use crate::error::{Error, Result};

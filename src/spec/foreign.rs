@@ -270,10 +270,6 @@ pub static STORAGE: &[ForeignStorage] = &[
     },
 ];
 
-/// Inputs of FLUX.1 models that are drawn with and read an image besides the noise, for 64 outputs,
-/// and their name.
-pub static KNOWN_INPUTS: &[(usize, &str)] = &[(384, "Fill"), (128, "Canny or Depth")];
-
 /// FLUX.1 models whose transformer has inputs that are not known: inputs for 64 outputs, what it
 /// is, and what to do.
 pub static INPUTS: &[(usize, &str, &str)] = &[(

@@ -12,7 +12,8 @@ use crate::library::find::{Taken, Wanted, choose};
 use crate::library::opened::OpenedUnit;
 use crate::library::unit::{Contents, unit_of, units};
 use crate::spec;
-use crate::spec::foreign::{INPUTS, KNOWN_INPUTS};
+use crate::spec::flux1::IMAGE_INPUTS;
+use crate::spec::foreign::INPUTS;
 use crate::spec::{Component, Families, Variant};
 use crate::weights::dialect::recognise::{foreign_model, foreign_part, foreign_storage, is_lora};
 use crate::weights::lora;
@@ -133,7 +134,7 @@ fn describe_contents(
     if let Some((_, what, _)) = INPUTS.iter().find(|(n, ..)| Some(*n) == inputs) {
         return (ModelKind::Other, what.to_string());
     }
-    let known = KNOWN_INPUTS.iter().find(|(n, _)| Some(*n) == inputs);
+    let known = IMAGE_INPUTS.iter().find(|(n, _)| Some(*n) == inputs);
     let title = match known {
         Some((_, name)) => format!("{} {name}", main.title),
         None => main.title.to_string(),

@@ -3,7 +3,7 @@
 use super::stretch::stretched;
 use crate::pipeline::request::Image;
 
-/// Width and height, from `black-forest-labs/flux` (`PREFERED_KONTEXT_RESOLUTIONS`).
+/// Width and height in pixels, from `black-forest-labs/flux` (`PREFERED_KONTEXT_RESOLUTIONS`).
 const SIZES: [(usize, usize); 17] = [
     (672, 1568),
     (688, 1504),
@@ -24,15 +24,19 @@ const SIZES: [(usize, usize); 17] = [
     (1568, 672),
 ];
 
+/// The size of Kontext's training, in pixels, whose ratio of width to height is nearest to `ratio`.
+pub fn nearest_kontext_size(ratio: f64) -> (usize, usize) {
+    let distance = |&(w, h): &(usize, usize)| (ratio - w as f64 / h as f64).abs();
+    let nearest = SIZES.into_iter().min_by(|a, b| distance(a).total_cmp(&distance(b)));
+    nearest.unwrap_or((1024, 1024))
+}
+
 /// Width and height in which Kontext reads an image of `width x height` pixels: the size of its
 /// training with the nearest ratio, in whole tokens of `unit` pixels. The ratio is that of the
 /// whole tokens of the image, as in diffusers.
 pub fn kontext_size(width: usize, height: usize, unit: usize) -> (usize, usize) {
     let whole = |side: usize| (side / unit).max(1) as f64;
-    let ratio = whole(width) / whole(height);
-    let distance = |&(w, h): &(usize, usize)| (ratio - w as f64 / h as f64).abs();
-    let nearest = SIZES.into_iter().min_by(|a, b| distance(a).total_cmp(&distance(b)));
-    let (w, h) = nearest.unwrap_or((1024, 1024));
+    let (w, h) = nearest_kontext_size(whole(width) / whole(height));
     (w / unit * unit, h / unit * unit)
 }
 

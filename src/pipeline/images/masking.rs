@@ -4,8 +4,9 @@
 //! It is scaled to the size of the request, drawn, scaled back, and blended with the photo by the
 //! mask, so that the result has the size of the photo and every pixel outside of the mask is equal.
 
-use image::{GrayImage, ImageBuffer, Luma, Rgb, imageops};
+use image::{GrayImage, ImageBuffer, Luma, imageops};
 
+use super::resize::scaled;
 use crate::error::{Error, Result};
 use crate::pipeline::request::{Image, Margins, Mask, Request};
 
@@ -105,7 +106,7 @@ impl Masking {
 
     /// What is drawn over: the region of the photo in the drawn size.
     pub fn start(&self) -> Image {
-        scaled(&cut(&self.photo, &self.region), self.width, self.height)
+        scaled(&cut(&self.photo, &self.region), self.width, self.height).into_owned()
     }
 
     /// The mask of the drawn pixels. It has values between 0 and 255 only if the request's has.
@@ -312,21 +313,6 @@ fn cut(image: &Image, region: &Region) -> Image {
     let Region { x, y, width, height } = *region;
     let rows = image.rgb.chunks_exact(3 * image.width).skip(y).take(height);
     let rgb = rows.flat_map(|row| row[3 * x..3 * (x + width)].iter().copied()).collect();
-    Image { width, height, rgb }
-}
-
-/// `image` stretched to `width x height` with a Lanczos filter.
-fn scaled(image: &Image, width: usize, height: usize) -> Image {
-    if (image.width, image.height) == (width, height) {
-        return image.clone();
-    }
-    let (w, h) = (image.width as u32, image.height as u32);
-    let Some(pixels) = ImageBuffer::<Rgb<u8>, _>::from_raw(w, h, image.rgb.as_slice()) else {
-        // `Image` promises as many bytes as its size needs.
-        unreachable!("an image of {w}x{h} with another number of bytes");
-    };
-    let filter = imageops::FilterType::Lanczos3;
-    let rgb = imageops::resize(&pixels, width as u32, height as u32, filter).into_raw();
     Image { width, height, rgb }
 }
 

@@ -12,8 +12,7 @@ enum Advice {
 }
 
 const IMAGEMAGICK: Advice = Advice::Convert("magick");
-const VIDEO: Advice =
-    Advice::Other("take one image out of it with a player, and save it as image.png");
+const VIDEO: Advice = Advice::Other("save one frame of the video as image.png with a video player");
 
 /// The first bytes of a kind of file: where they are, what they are, what it is.
 const KINDS: [(usize, &[u8], &str, Advice); 33] = [

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::resize::Resizer;
+use super::resize::{Resizer, scaled};
 use crate::error::{Error, Result};
 use crate::pipeline::request::Image;
 
@@ -63,14 +63,8 @@ pub fn shrink(image: Image) -> Image {
 }
 
 fn smaller(image: &Image) -> Cow<'_, Image> {
-    let size = (image.width, image.height);
     let (width, height) = shrunk_size(image.width, image.height);
-    if (width, height) == size {
-        return Cow::Borrowed(image);
-    }
-    let mut resizer = Resizer::whole(size, width, height);
-    image.rgb.chunks_exact(3 * image.width).for_each(|row| resizer.push(row));
-    Cow::Owned(resizer.finish())
+    scaled(image, width, height)
 }
 
 /// Width and height of a reference of `width x height` pixels as a model with tokens of `unit`

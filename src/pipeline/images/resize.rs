@@ -1,5 +1,6 @@
 //! Cuts and scales an image while its rows arrive, so that the whole of it need not be in memory.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use crate::pipeline::request::Image;
@@ -193,6 +194,17 @@ impl Resizer {
         assert_eq!(self.arrived, self.size.1);
         self.result
     }
+}
+
+/// `image` stretched to `width x height` pixels with a Lanczos filter.
+pub fn scaled(image: &Image, width: usize, height: usize) -> Cow<'_, Image> {
+    let size = (image.width, image.height);
+    if size == (width, height) {
+        return Cow::Borrowed(image);
+    }
+    let mut resizer = Resizer::whole(size, width, height);
+    image.rgb.chunks_exact(CHANNELS * image.width).for_each(|row| resizer.push(row));
+    Cow::Owned(resizer.finish())
 }
 
 #[cfg(test)]

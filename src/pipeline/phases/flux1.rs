@@ -10,8 +10,9 @@ use super::text_encode::TextEncode;
 use super::transformer::Transformer;
 use crate::model::SequenceShape;
 use crate::model::flux1::DenoiseShape;
+use crate::pipeline::flux1_kind::Flux1Kind;
 use crate::pipeline::loaded::InputImages;
-use crate::pipeline::model::{Flux1Kind, Flux1Networks, Model};
+use crate::pipeline::model::{Flux1Networks, Model};
 use crate::pipeline::request::Settings;
 
 /// Text encoders, image encoders (for images that the request has), modulation, denoising and

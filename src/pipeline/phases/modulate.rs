@@ -26,7 +26,8 @@ impl Modulate<'_> {
 impl GenerationPhase for Modulate<'_> {
     fn drafts(&self, activation: DType) -> Vec<Draft<'_>> {
         let record = move || Variant {
-            // Without a step the program is planned as for one, and does not run.
+            // If the schedule has no step (strength 0), the program is planned for one step and is
+            // not run.
             program: self.flux.modulate(self.rows().max(self.flux.modulation_rows()), activation),
             runs: 1,
             band: None,

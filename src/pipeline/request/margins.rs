@@ -3,9 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
-use super::parameter::Parameter;
 use crate::error::{Error, Result};
 
 /// Pixels that are added on each side of an image. Text and JSON are `LEFT,TOP,RIGHT,BOTTOM`.
@@ -63,20 +62,6 @@ impl TryFrom<String> for Margins {
 impl From<Margins> for String {
     fn from(margins: Margins) -> String {
         margins.to_string()
-    }
-}
-
-impl Parameter for Margins {
-    fn to_text(&self) -> Option<String> {
-        Some(self.to_string())
-    }
-
-    fn from_text(text: &str) -> Option<Self> {
-        text.parse().ok()
-    }
-
-    fn to_json<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.serialize(serializer)
     }
 }
 

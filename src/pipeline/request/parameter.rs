@@ -2,6 +2,8 @@
 
 use serde::{Serialize, Serializer};
 
+use super::Margins;
+
 /// A value that JSON and the text in image files carry.
 pub trait Parameter: Sized {
     /// The value as text; `None` if there is nothing to write.
@@ -50,7 +52,7 @@ macro_rules! plain {
     )+};
 }
 
-plain!(usize, u64, String);
+plain!(usize, u64, String, Margins);
 
 impl Parameter for f32 {
     fn to_text(&self) -> Option<String> {

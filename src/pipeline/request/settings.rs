@@ -3,7 +3,7 @@
 //! The list at the end of this file says everything about a parameter: its name, which is also the
 //! key in JSON and the place in error messages; its type and default; its label in image files; its
 //! range. Flags, JSON, image files, `again` and `inspect` all read the list. A new parameter is a
-//! new line there, a flag in `cli/args.rs`, and the code that uses it.
+//! new line there, a flag in `cli/args/request.rs`, and the code that uses it.
 
 use serde::{Deserialize, Serialize};
 

@@ -37,3 +37,7 @@ pub static FLUX1: Family = Family {
     components: &[TRANSFORMER, T5, CLIP, VAE],
     lora: lora::SPEC,
 };
+
+/// Columns of the input of transformers that read an image besides the noise, where their output
+/// has 64, and what these models are called.
+pub static IMAGE_INPUTS: &[(usize, &str)] = &[(384, "Fill"), (128, "Canny or Depth")];

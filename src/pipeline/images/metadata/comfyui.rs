@@ -259,7 +259,8 @@ impl<'a> Graph<'a> {
         Ok(())
     }
 
-    /// Size and number of images; whether the sampler starts from an image.
+    /// Reads the size and the number of images into `reading`. Returns whether the sampler starts
+    /// from an image.
     fn read_latent(&self, id: Id<'a>, reading: &mut Reading) -> bool {
         let mut latent = self.link(id, &["latent_image", "latent"]);
         for _ in 0..MAX_HOPS {

@@ -66,7 +66,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// What `text` says.
+/// Reads the settings from `text`, which is in the format of A1111's `parameters`.
 ///
 /// # Errors
 /// [`Kind::Argument`](crate::error::Kind::Argument) if it has no line of fields, or a field of this

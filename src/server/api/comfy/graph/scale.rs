@@ -4,38 +4,15 @@ use axum::body::Bytes;
 
 use super::Picture;
 use crate::error::Result;
-use crate::pipeline::images::{Format, decode, encode, fit, image_size};
-
-/// The sizes, in pixels, of which `FluxKontextImageScale` takes the one with the nearest shape.
-const KONTEXT: [(u32, u32); 17] = [
-    (672, 1568),
-    (688, 1504),
-    (720, 1456),
-    (752, 1392),
-    (800, 1328),
-    (832, 1248),
-    (880, 1184),
-    (944, 1104),
-    (1024, 1024),
-    (1104, 944),
-    (1184, 880),
-    (1248, 832),
-    (1328, 800),
-    (1392, 752),
-    (1456, 720),
-    (1504, 688),
-    (1568, 672),
-];
+use crate::pipeline::images::{Format, decode, encode, fit, image_size, nearest_kontext_size};
 
 /// The most pixels of an image that is scaled here.
 const MAX_PIXELS: f64 = 16e6;
 
-/// The size of `FluxKontextImageScale` for an image of `size`.
+/// The size of `FluxKontextImageScale` for an image of `size`: the one with the nearest shape.
 pub fn kontext(size: (u32, u32)) -> (u32, u32) {
-    let ratio = |(width, height): (u32, u32)| f64::from(width) / f64::from(height);
-    let distance = |other: &(u32, u32)| (ratio(size) - ratio(*other)).abs();
-    let nearest = KONTEXT.into_iter().min_by(|a, b| distance(a).total_cmp(&distance(b)));
-    nearest.unwrap_or(size)
+    let (width, height) = nearest_kontext_size(f64::from(size.0) / f64::from(size.1));
+    (width as u32, height as u32)
 }
 
 /// The size of `ImageScaleToTotalPixels` for an image of `size`; `None` if it is too large. A
