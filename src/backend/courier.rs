@@ -163,7 +163,8 @@ impl<P, A> Drop for Courier<P, A> {
         self.shared.lock().stop = true;
         self.shared.changed.notify_all();
         if let Some(thread) = self.thread.take() {
-            // Panics of `bring` were caught; there is nothing else to lose.
+            // The thread catches panics of `bring`, so the result of `join` contains nothing that
+            // could be reported.
             let _ = thread.join();
         }
     }

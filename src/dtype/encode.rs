@@ -167,7 +167,8 @@ fn symmetric(x: &[f32], half: i32) -> f32 {
     best
 }
 
-/// The codes of a group for its stored scale and minimum.
+/// Quantises the group `x` into `out`: `round((x + min) / scale)`, limited to 0..=`top`. `scale`
+/// and `min` are the values that the file stores.
 fn codes(x: &[f32], scale: f32, min: f32, top: u8, out: &mut [u8]) {
     let id = inverse(scale);
     for (o, v) in out.iter_mut().zip(x) {
@@ -175,8 +176,9 @@ fn codes(x: &[f32], scale: f32, min: f32, top: u8, out: &mut [u8]) {
     }
 }
 
-/// Scales and minima of all groups of a block, as whole numbers up to `top` of two halves, which
-/// are appended; the values that they then have.
+/// Quantises the scales and minima (`pairs`) of all groups of a block to whole numbers up to `top`,
+/// in units of two f16 values that are appended to `out`. Returns both lists of numbers and the two
+/// units.
 fn shared(pairs: &[(f32, f32)], top: f32, out: &mut Vec<u8>) -> (Vec<u8>, Vec<u8>, f32, f32) {
     let (scales, mins) = pairs.iter().fold((0f32, 0f32), |(s, m), p| (s.max(p.0), m.max(p.1)));
     let (d, dmin) = (put_half(out, scales / top), put_half(out, mins / top));
@@ -327,8 +329,8 @@ fn four_bits(x: &[f32], table: &[f32; 16], out: &mut Vec<u8>, scales: &mut Vec<u
 
 fn mxfp8(x: &[f32], out: &mut Vec<u8>, scales: &mut Vec<u8>) {
     let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
-    // The scale maps the power of two of the largest value to the largest of e4m3, 2^8. Values
-    // above 448 then saturate.
+    // The scale is a power of two. It moves the exponent of the largest value to 8, the largest
+    // exponent of e4m3. Scaled values above 448 saturate.
     let exponent =
         if largest > 0.0 { ((largest.to_bits() >> 23) as i32 - 8).clamp(1, 254) } else { 0 };
     scales.push(exponent as u8);

@@ -170,7 +170,8 @@ pub(super) fn at_unit(e: Error, unit: &Unit) -> Error {
     if has_place { e } else { e.at(place) }
 }
 
-/// The first files of the other variants of `unit` among `units`.
+/// The file names of those `units` that are other variants (fp16, bf16, ...) of the same model as
+/// `unit`; of a sharded one, the first shard.
 pub fn variants(unit: &Unit, units: &[Unit]) -> Vec<String> {
     let of = |u: &Unit| FileName::parse(&u.file_name());
     let own = of(unit);

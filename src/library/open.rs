@@ -178,8 +178,8 @@ pub fn open_only(path: &Path) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-/// Opens a model in memory: one file with all components, such as the embedded model.
-/// Best aligned to 8 bytes.
+/// Opens a model in memory: one file with all components, such as the embedded model. `bytes`
+/// should begin at a multiple of 8.
 pub fn open_bytes(bytes: &'static [u8], name: &str) -> Result<Checkpoint> {
     open_source(Arc::new(bytes), name)
 }

@@ -229,7 +229,7 @@ fn together(paths: impl Iterator<Item = PathBuf>, expected: &str) -> Result<Unit
     Ok(unit)
 }
 
-/// The error for a file that is not complete, as its name says.
+/// The error for a file whose name ends like that of an unfinished download (`.part`).
 fn unfinished_download(path: &Path) -> Error {
     Error::missing("the download of this file is not finished").at_path(path).try_(
         "wait until it is complete, or download it again; rename it if it is complete already",

@@ -38,7 +38,7 @@ impl Operation for Embed {
         rule!((ids.rows, ids.cols, ids.dtype) == (out.rows, 1, DType::I32), "ids {ids}");
         rule!(
             matches!(ids.slot, Slot::Input(_)),
-            "ids {ids} are not an input, so they cannot be checked when they are written"
+            "ids {ids} are not an input of the program: the host checks ids when it writes an input"
         );
         rule!(table.cols == out.cols, "table {table}, out {out}");
         rule!(

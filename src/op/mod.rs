@@ -71,8 +71,8 @@ pub trait Operation {
 
 /// Makes [`Op`] from the list of all operations, and `each_op!`, which runs the same expression on
 /// the struct inside an `Op` whatever the operation is:
-/// `each_op!(op, operation => operation.flops())`. `operation_types!(table)` passes the names of
-/// all structs to the macro `table`.
+/// `each_op!(op, operation => operation.flops())`. `for_operations!(table)` passes the names of all
+/// structs to the macro `table`.
 macro_rules! operations {
     ($dollar:tt $($name:ident)*) => {
         /// One operation. `x` and the other inputs are read; every element of `out` is written.

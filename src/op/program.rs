@@ -54,7 +54,7 @@ pub enum TermFactor {
     Outer,
     /// The inner factor of a Kronecker product.
     Inner,
-    /// `1 x n`: what its rows are multiplied with.
+    /// `1 x n`: the factor of each row of the weight.
     Rows,
     /// `1 x K`: what its columns are multiplied with, minus 1.
     Columns,

@@ -41,7 +41,7 @@ impl<'a> Progress<'a> {
         Ok(Progress { phase, steps, done: 0, peak_bytes, started: now, last: now, on })
     }
 
-    /// Sends an event besides the steps: a note, a warning, a preview.
+    /// Sends an event that is not a step: a note, a warning or a preview.
     pub fn note(&mut self, event: Event) -> Result<()> {
         send(self.on, event)
     }

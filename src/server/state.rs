@@ -45,7 +45,7 @@ pub struct WorkerStatus {
     pub held: Option<String>,
     /// The job that runs, and the seconds that it is expected to take.
     pub current: Option<(String, f64)>,
-    /// Whether the default model reads reference images, once a worker was ready.
+    /// Whether the default model reads reference images; `None` until a worker has been ready.
     pub reads_references: Option<bool>,
 }
 

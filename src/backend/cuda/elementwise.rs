@@ -170,7 +170,11 @@ fn dense_vectors(matrices: &[&Matrix]) -> Result<(), &'static str> {
         .all(|m| m.dtype == DType::BF16)
         .then_some(())
         .ok_or("an operand is not bf16")?;
-    matrices.iter().all(|m| dense(m)).then_some(()).ok_or("an operand is a window of columns")?;
+    matrices
+        .iter()
+        .all(|m| dense(m))
+        .then_some(())
+        .ok_or("an operand is a range of columns of a wider matrix")?;
     let whole = |m: &&Matrix| m.address().is_multiple_of(16) && elements(m).is_multiple_of(8);
     matrices
         .iter()

@@ -115,7 +115,7 @@ pub static TIMESTEP_EMBED: &[Variant<TimestepEmbed>] = &[Variant {
     needs: Arch::From(8, 0),
     accepts: |a, _| {
         (a.t.dtype == DType::F32).then_some(()).ok_or("times are not f32")?;
-        a.out.cols.is_multiple_of(2).then_some(()).ok_or("the columns are odd")?;
+        a.out.cols.is_multiple_of(2).then_some(()).ok_or("the number of columns is odd")?;
         activations(&[&a.t, &a.out]).and(grid_fits(elements(&a.out) / 2))
     },
     scratch: |_, _| 0,

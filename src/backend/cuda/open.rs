@@ -77,7 +77,8 @@ impl CudaBackend {
             name,
             description: describe(&facts, fp8),
             memory_bytes,
-            // What recorded runs will take is counted as overhead, so it is not free.
+            // CUDA graphs that are recorded later need `GRAPH_BYTES`. They count as overhead, not
+            // as free memory.
             free_bytes: free_bytes.saturating_sub(GRAPH_BYTES),
             overhead_bytes: context_bytes + GRAPH_BYTES,
             granularity: GRANULARITY,

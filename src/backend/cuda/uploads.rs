@@ -266,8 +266,8 @@ impl Copier {
 
 type Read<'a> = dyn Fn(usize, &mut [u8]) -> Result<()> + Sync + 'a;
 
-/// Fills `out` by several readers: one alone copies from the page cache at 5 to 10 GB/s, which is
-/// less than the bus.
+/// Fills `out` with several threads: a single thread copies 5 to 10 GB/s from the page cache, which
+/// is slower than PCIe.
 fn fill(readers: &rayon::ThreadPool, out: &mut [u8], unit: usize, read: &Read) -> Result<()> {
     let grain = (1usize << 20).div_ceil(unit) * unit;
     if out.len() <= grain {

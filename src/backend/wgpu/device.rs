@@ -146,7 +146,8 @@ impl Shared {
             match state.load(Ordering::Acquire) {
                 MAPPED => return Ok(()),
                 REFUSED => {
-                    // Only a lost device refuses; its own error arrives at a poll.
+                    // Mapping fails only if the device is lost. The next poll reports the device's
+                    // own error, so poll before `fail`.
                     let _ = self.device.poll(wgpu::PollType::Poll);
                     self.health.fail(
                         lost_error("the GPU was lost", "a buffer could not be mapped")
@@ -206,7 +207,7 @@ pub fn translate(e: &wgpu::Error) -> Error {
     match e {
         wgpu::Error::OutOfMemory { .. } => out_of_memory(),
         wgpu::Error::Validation { description, .. } => {
-            Error::device("the GPU's interface refused a call")
+            Error::device("wgpu rejected a call as invalid")
                 .found(one_line(description))
                 .try_("{device=cpu}; and please report it")
         }

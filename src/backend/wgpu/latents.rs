@@ -187,7 +187,7 @@ pub static TIMESTEP_EMBED: &[Variant<TimestepEmbed>] = &[Variant {
     needs: TIMESTEP_NEEDS,
     accepts: |a, d| {
         (a.t.dtype == DType::F32).then_some(()).ok_or("times are not f32")?;
-        a.out.cols.is_multiple_of(2).then_some(()).ok_or("the columns are odd")?;
+        a.out.cols.is_multiple_of(2).then_some(()).ok_or("the number of columns is odd")?;
         (a.out.cols < 1 << 25).then_some(()).ok_or("there are 2^25 columns or more")?;
         activations(&[&a.t, &a.out], d)
     },

@@ -42,8 +42,8 @@ pub struct ModelPlaces {
     pub cache: HubCache,
     /// The families among which files are recognised.
     pub families: Families,
-    /// The folders, and notes about what could not be read. Empty until they are needed, since
-    /// they come from lists that other programs wrote, and most commands look up no name.
+    /// The folders, and notes about what could not be read. They are collected at the first look-up
+    /// of a name: most commands look up none and need not read the lists of other programs.
     found: Arc<OnceLock<(Vec<ModelFolder>, Vec<String>)>>,
     here: PathBuf,
     pub(super) home: PathBuf,

@@ -112,7 +112,7 @@ pub fn draft(body: &Value) -> Result<Draft, Fault> {
     };
     if let Some(unknown) = fields.0.keys().find(|key| !FIELDS.contains(&key.as_str())) {
         let known = FIELDS.join(", ");
-        return Err(Fault::new(422, "unknown_field", "the request has a field that means nothing")
+        return Err(Fault::new(422, "unknown_field", "the request has an unknown field")
             .parameter(unknown.chars().take(100).collect::<String>())
             .hint(format!("the fields are {known}")));
     }

@@ -97,8 +97,8 @@ pub trait Broker: Send + Sync {
     /// `held`, which is in memory, for as long as that does not keep others waiting for long.
     fn next(&self, held: Option<&str>) -> Result<Option<Job>, Fault>;
 
-    /// Takes a queued job whose images are those of the job `id`; it runs then, whoever's turn it
-    /// is, since nothing is left to draw.
+    /// Takes a queued job whose images are those of the job `id`; the job runs then, even if it is
+    /// another owner's turn, since nothing is left to draw.
     fn next_alike(&self, id: &str) -> Result<Option<Job>, Fault>;
 
     /// Puts a running job back in front of the queue. `counts` says whether the attempt counts.

@@ -199,9 +199,11 @@ fn change(file: &WeightFile, family: &Family, placed: &Placed, delta: Delta) -> 
         return Err(foreign(family, "a model with other layers", &group.base));
     };
     if layer.vector && !matches!(delta, Delta::Difference(_) | Delta::Replacement(_)) {
-        return Err(Error::model("a norm cannot be changed by a product of matrices")
-            .at(&group.base)
-            .expected("a difference"));
+        return Err(Error::model(
+            "a norm is a vector, which a pair of LoRA matrices cannot change",
+        )
+        .at(&group.base)
+        .expected("a difference"));
     }
     let magnitude = magnitude(file, group, &delta)?;
     let delta = match (layer.vector, delta) {

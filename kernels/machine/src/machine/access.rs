@@ -388,6 +388,7 @@ impl Env<'_> {
 /// The bytes must be readable.
 #[inline(always)]
 pub(crate) unsafe fn read(p: *const u8, size: usize, signed: bool) -> u64 {
+    // SAFETY: the caller has checked the bytes; reads need no alignment.
     unsafe {
         match (size, signed) {
             (1, false) => *p as u64,
@@ -405,6 +406,7 @@ pub(crate) unsafe fn read(p: *const u8, size: usize, signed: bool) -> u64 {
 /// The bytes must be writable.
 #[inline(always)]
 pub(crate) unsafe fn write(p: *mut u8, size: usize, x: u64) {
+    // SAFETY: the caller has checked the bytes; writes need no alignment.
     unsafe {
         match size {
             1 => *p = x as u8,

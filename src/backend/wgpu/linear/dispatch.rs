@@ -231,7 +231,7 @@ pub fn vectors(a: &Args<Linear>, device: &WgpuDevice) -> Result<(), &'static str
     // A window of columns must begin at a vector.
     let columns = room(a, device).1;
     if columns < a.w.rows && columns < LARGE_BLOCK.columns {
-        Err("windows hold too few rows of the weights")
+        Err("the largest buffer binding of this adapter has room for too few rows of the weights")
     } else {
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! What is wrong with a set of tensors although each of them can be read.
+//! Checks of all tensors of a component together: missing, unknown or contradictory tensors, each
+//! of which can be read on its own.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
