@@ -97,7 +97,8 @@ impl Operation for Conv2d {
         let (height, width) = s.output();
         rule!(
             (out.rows, out.cols) == (s.batch * height * width, s.out_channels),
-            "out is {out}, its pixels {height} x {width}"
+            "out is {out}, expected {height} x {width} pixels with {} channels",
+            s.out_channels
         );
         rule!(
             residual.is_none_or(|r| (r.rows, r.cols) == (out.rows, out.cols)),

@@ -78,7 +78,8 @@ pub struct RequestArgs {
         allow_hyphen_values = true,
     )]
     pub guidance: Option<f32>,
-    /// True classifier-free guidance, 0 to 100; 1 is off, other values double the time [default: 1]
+    /// True classifier-free guidance, 0 to 100; 1 is off, other values double the time [default: 1,
+    /// and 4 for FLUX.2 [klein] base]
     #[arg(
         long,
         value_name = "X",

@@ -79,8 +79,8 @@ const DIFFERENCES: [(&str, &str); 8] = [
     (".b_norm", "differences of norms (.b_norm)"),
     (".lora_B.bias", "differences of biases (lora_B.bias)"),
     (".lora_up.bias", "differences of biases (lora_up.bias)"),
-    (".lora_A.bias", "biases inside of the pair (lora_A.bias)"),
-    (".lora_down.bias", "biases inside of the pair (lora_down.bias)"),
+    (".lora_A.bias", "biases of the down matrix (lora_A.bias)"),
+    (".lora_down.bias", "biases of the down matrix (lora_down.bias)"),
 ];
 
 /// Refuses what no model of the family can use. Differences that are zero everywhere are dropped
