@@ -23,7 +23,9 @@ pub(crate) use canny::{canny, is_drawing_of_edges};
 pub use decoder::MAX_PIXELS;
 pub use encode::{DEFAULT_QUALITY, Format, encode};
 pub use image_text::{ImageText, MAX_TEXT_BYTES, PNG_KEY};
-pub(crate) use kontext::{kontext_size, nearest_kontext_size, prepare_kontext};
+#[cfg(feature = "server")]
+pub(crate) use kontext::nearest_kontext_size;
+pub(crate) use kontext::{kontext_size, prepare_kontext};
 pub use load::{
     ImageFile, decode, fit, fit_bytes, image_size, load_init_image, load_reference, provenance_of,
     read_metadata, read_provenance, read_stream,
