@@ -398,8 +398,14 @@ impl Worker {
 /// The target of the line of the log that says where the server listens, which is always shown.
 pub const LISTENING: &str = "flux_fast::listening";
 
-const PHASES: [Phase; 5] =
-    [Phase::TextEncode, Phase::ImageEncode, Phase::Modulate, Phase::Denoise, Phase::Decode];
+const PHASES: [Phase; 6] = [
+    Phase::TextEncode,
+    Phase::StyleEncode,
+    Phase::ImageEncode,
+    Phase::Modulate,
+    Phase::Denoise,
+    Phase::Decode,
+];
 
 /// The kind of error with this exit code.
 fn kind_of(exit_code: u8) -> Kind {

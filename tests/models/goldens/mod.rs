@@ -10,6 +10,7 @@ mod klein_loras;
 mod klein_references;
 mod loras;
 mod qwen3_formats;
+mod redux;
 
 use std::path::PathBuf;
 
