@@ -117,6 +117,31 @@ mod tests {
 
     use super::*;
 
+    /// SigLIP's image processor scales by Pillow, too; its pixels are normalised afterwards.
+    #[test]
+    fn bicubic_is_that_of_siglip_to_the_bit() {
+        for golden in [
+            include_bytes!("../../../tests/golden/redux_a_dev.safetensors").as_slice(),
+            include_bytes!("../../../tests/golden/redux_b_schnell.safetensors"),
+        ] {
+            let golden = SafeTensors::deserialize(golden).unwrap();
+            let pixels = golden.tensor("siglip.pixels").unwrap();
+            let side = pixels.shape()[3];
+            let floats = pixels.data().as_chunks::<4>().0;
+            for (i, planes) in floats.chunks_exact(3 * side * side).enumerate() {
+                let picture = golden.tensor(&format!("picture.{i}")).unwrap();
+                let (height, width) = (picture.shape()[0], picture.shape()[1]);
+                let image = Image { width, height, rgb: picture.data().to_vec() };
+                let found = stretched(&image, side, side, Filter::Bicubic);
+                for (at, pixel) in found.rgb.chunks_exact(3).enumerate() {
+                    let of = |c: usize| f32::from_le_bytes(planes[c * side * side + at]);
+                    let want = [0, 1, 2].map(|c| ((of(c) * 0.5 + 0.5) * 255.0).round() as u8);
+                    assert_eq!(pixel, want, "picture {i}, pixel {at}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn it_is_pillow_to_the_bit() {
         let golden = include_bytes!("../../../tests/golden/canny.safetensors");

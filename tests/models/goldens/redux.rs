@@ -135,7 +135,8 @@ fn the_tower_and_the_adapter_equal_the_reference_code() {
                 let program = redux::embed(&d, c.tokens(), DType::F32);
                 let inputs = [("hidden", Input::F32(&hidden))];
                 let weights = resolve(&program, adapter);
-                tokens.extend(run(backend, &program, &weights, &inputs, u64::MAX, 1)["style"].iter());
+                tokens
+                    .extend(run(backend, &program, &weights, &inputs, u64::MAX, 1)["style"].iter());
                 states.extend(hidden);
             }
             close("siglip", &golden, &states, &golden.f32("siglip.out"));
