@@ -17,7 +17,7 @@ use crate::pipeline::images::{
     Metadata, Provenance, load_init_image, provenance_of, read_provenance, read_stream, to_bytes,
 };
 use crate::pipeline::models::ModelPlaces;
-use crate::pipeline::request::{Generated, Image, MIN_SIDE, Options, Request, Settings};
+use crate::pipeline::request::{Generated, MIN_SIDE, Options, Request, Settings};
 use crate::pipeline::schedule::ScheduleConfig;
 use crate::pipeline::{Engine, find_recorded_loras, recorded_model, work};
 use crate::units;

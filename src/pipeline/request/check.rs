@@ -1,6 +1,6 @@
 //! The checks of a request that need no model.
 
-use super::limits::{MAX_LORA_STRENGTH, MAX_LORAS, MAX_PROMPT_BYTES, MAX_SIDE};
+use super::limits::{MAX_LORA_STRENGTH, MAX_LORAS, MAX_PROMPT_BYTES, MAX_SIDE, MAX_STYLE_STRENGTH};
 use super::prompt::LoraChoice;
 use super::settings::{MAX_STYLES, Request};
 use super::{Image, Margins};
