@@ -8,6 +8,8 @@ use crate::message::Message;
 pub enum Phase {
     /// Prompt to embeddings (CLIP and T5).
     TextEncode,
+    /// Style images to tokens like those of a prompt (FLUX.1 Redux).
+    StyleEncode,
     /// Image to latents (image-to-image only).
     ImageEncode,
     /// Shifts, scales and gates of all steps, in one pass.
@@ -35,6 +37,7 @@ impl Phase {
     pub fn name(self) -> &'static str {
         match self {
             Phase::TextEncode => "text",
+            Phase::StyleEncode => "style",
             Phase::ImageEncode => "image",
             Phase::Modulate => "modulate",
             Phase::References => "references",

@@ -84,7 +84,14 @@ impl LoadedModel {
         let key = self.text_cache.then(|| format!("{} {}", device.arithmetic(), loras.text_key()));
         let model = &self.model;
         let list = match &model.networks {
-            Networks::Flux1(networks) => flux1(model, networks, settings, sigmas, key, images),
+            Networks::Flux1(networks) => {
+                let styles = match settings.style_strengths.is_empty() {
+                    true => None,
+                    // What was found was said when the request was checked.
+                    false => Some(model.styles.networks(model, &mut Vec::new())?),
+                };
+                flux1(model, networks, settings, sigmas, key, images, styles)
+            }
             Networks::Flux2(networks) => flux2(model, networks, settings, sigmas, key, images)?,
         };
         // A device with memory of its own needs copies of the LoRAs' matrices.

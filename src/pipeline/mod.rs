@@ -29,6 +29,7 @@ pub mod request;
 pub mod schedule;
 mod settle;
 mod speed;
+mod styles;
 mod text_cache;
 #[cfg_attr(not(internals), doc(hidden))]
 pub mod tokenizers;

@@ -121,6 +121,15 @@ pub enum Role {
     Autoencoder,
     /// A network that reads images as a prompt.
     Vision,
+    /// A network that turns what the vision network has read into tokens like those of a prompt.
+    Style,
+}
+
+impl Role {
+    /// Whether a model is complete without it: it is looked for when a request needs it.
+    pub fn is_optional(self) -> bool {
+        matches!(self, Role::Vision | Role::Style)
+    }
 }
 
 /// One network of a family: a handle to its [`ComponentSpec`], compared by identity.

@@ -11,6 +11,7 @@ mod klein_loras;
 mod klein_references;
 mod loras;
 mod qwen3_formats;
+mod redux;
 
 use std::path::PathBuf;
 
