@@ -24,8 +24,9 @@ pub enum Phase {
 
 impl Phase {
     /// All phases, in order.
-    pub const ALL: [Phase; 6] = [
+    pub const ALL: [Phase; 7] = [
         Phase::TextEncode,
+        Phase::StyleEncode,
         Phase::ImageEncode,
         Phase::Modulate,
         Phase::References,
