@@ -197,3 +197,16 @@ DEVICE void linear_int8(const u8* x, const float* x_scales, const u8* w, const f
     }
 LINEAR_INT8(128, 2)
 LINEAR_INT8(64, 4)
+
+struct FactorParams {
+    u32 n;
+};
+
+// scales[i] * factors[i]: for weights whose product has factors next to the scales of its integers
+// (DoRA).
+KERNEL(128, 8)
+multiply_scales_sm80(const float* __restrict__ scales, const float* __restrict__ factors, float* __restrict__ out,
+                     const __grid_constant__ FactorParams p) {
+    u32 i = blockIdx.x * 128 + threadIdx.x;
+    if (i < p.n) out[i] = scales[i] * factors[i];
+}
