@@ -172,9 +172,7 @@ fn device_budget(asked: Option<u64>, caps: &Caps) -> Budget {
             ),
         },
         None => {
-            // Other programs and the display need a little more now and then, and everything is
-            // slow where the driver has to make room.
-            let margin = (caps.memory_bytes / 50).max(256 << 20);
+            let margin = host::gpu_margin_bytes(caps.memory_bytes);
             Budget {
                 bytes: reach.saturating_sub(margin),
                 source: format!(

@@ -173,12 +173,16 @@ fn describe(facts: &Facts, fp8: bool) -> String {
 /// memory changes by `reserve`, and a little by recorded runs.
 fn compile(context: &Arc<Context>, device: &CudaDevice) -> Result<HashMap<FunctionKey, Function>> {
     type Loaded = Vec<(FunctionKey, Function)>;
+    let kernels = super::kernels();
     // The first time the driver compiles, about a second for each module: compile in parallel.
     let load = |source: &'static Source| -> Result<Loaded> {
         context.bind()?;
         let module = Module::load(context, source.name, source.ptx)?;
         let function = |(entry, parameters): (&'static str, Vec<usize>)| {
-            Ok(((source.name, entry), module.function(entry, parameters)?))
+            let function = module.function(entry, parameters)?;
+            let kernel = kernels.iter().find(|k| (k.module, k.entry) == (source.name, entry));
+            function.allow_shared(kernel.map_or(0, |k| k.shared))?;
+            Ok(((source.name, entry), function))
         };
         modules::entries(source.ptx).into_iter().map(function).collect()
     };

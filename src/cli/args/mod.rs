@@ -132,13 +132,22 @@ pub enum Command {
     /// Write a model's weights in a smaller type: FP8, int8, NF4 or GGUF
     Convert(ConvertArgs),
     /// Show devices, memory, the configuration file, and the models on this machine
-    Doctor,
+    Doctor(DoctorArgs),
     /// Show what an image or a model file contains
     Inspect(InspectArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Print the manual page, or write one page per command
     Man(ManArgs),
+}
+
+/// The options of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Open each NVIDIA GPU, and print what its driver made of the kernels: registers, local memory
+    /// (0 unless registers were spilled), shared memory, and blocks per multiprocessor
+    #[arg(long)]
+    pub kernels: bool,
 }
 
 /// How results are printed, for every command.
