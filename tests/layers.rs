@@ -164,6 +164,8 @@ const COMMANDS: &[&str] = &[
     "bench",
     "serve",
     "worker",
+    "cluster",
+    "draw-jobs",
     "pull",
     "models",
     "convert",

@@ -14,10 +14,12 @@ pub use noted::{note_limits, with_limits};
 pub use plan::{Limit, Plan, Unit, presets};
 pub use window::Window;
 
+use serde::{Deserialize, Serialize};
+
 use super::fault::Fault;
 
 /// What one request takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Charge {
     /// Images.
     pub images: u64,
@@ -38,7 +40,7 @@ impl Charge {
 
 /// What was admitted under a plan: one window for each of its limits, in order. Limits of jobs that
 /// are active have none: the queue counts those.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Admitted {
     windows: Vec<Window>,
 }
