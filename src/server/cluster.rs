@@ -38,7 +38,9 @@ pub async fn hear(server: Arc<Server>, mut news: UnboundedReceiver<News>) {
                     });
                     server.wake.notify_one();
                     let plan = match asked {
-                        Ok(receiver) => receiver.await.unwrap_or_else(|_| Err(super::questions::busy())),
+                        Ok(receiver) => {
+                            receiver.await.unwrap_or_else(|_| Err(super::questions::busy()))
+                        }
                         Err(fault) => Err(fault),
                     };
                     answer.send(plan).ok();
@@ -60,7 +62,8 @@ fn changed(server: &Server, job: &Job, before: Option<State>) {
         State::Expired => {}
         _ => {
             if job.state == State::Succeeded
-                && let (Some(spec), Some(begun), Some(ended)) = (&job.spec, job.started, job.finished)
+                && let (Some(spec), Some(begun), Some(ended)) =
+                    (&job.spec, job.started, job.finished)
             {
                 server.rates.measured(&spec.model, server.work(&spec.request), ended - begun);
             }

@@ -88,11 +88,7 @@ impl Models {
     /// this machine contain.
     pub fn new(options: &Options, aliases: Vec<(String, String)>) -> Self {
         let given = options.files.model.clone();
-        let default = match given.as_deref() {
-            None | Some("embedded") => EMBEDDED.to_string(),
-            Some(name) if name.starts_with("synthetic:") => name.to_string(),
-            Some(path) => Path::new(path).file_stem().unwrap_or_default().to_string_lossy().into(),
-        };
+        let default = given.as_deref().map_or(EMBEDDED.into(), name_of);
         let places = options.places.clone().unwrap_or_else(ModelPlaces::of_process);
         let default_file = given
             .as_deref()
@@ -117,8 +113,7 @@ impl Models {
         let mut models = Models::new(&Options::default(), aliases);
         models.default = OnceLock::new();
         if let Some(name) = &options.files.model {
-            let name = if name == "embedded" { EMBEDDED } else { name.as_str() };
-            models.default.set(name.to_string()).ok();
+            models.default.set(name_of(name)).ok();
         }
         models.elsewhere = Some(Mutex::default());
         models
@@ -173,8 +168,9 @@ impl Models {
     /// 404 with the names that there are.
     pub fn find(&self, name: Option<&str>) -> std::result::Result<ServedModel, Fault> {
         if self.default_name().is_empty() {
-            return Err(Fault::new(503, "no_worker", "no worker has joined the cluster yet")
-                .retry_after(5));
+            return Err(
+                Fault::new(503, "no_worker", "no worker has joined the cluster yet").retry_after(5)
+            );
         }
         let Some(name) = name.filter(|name| !name.trim().is_empty()) else {
             return Ok(self.default_model());
@@ -242,7 +238,8 @@ impl Models {
     fn one_name(&self, name: &str, path: &Path) -> String {
         let file = path.file_name().and_then(|file| file.to_str()).map(model_name);
         let names = file.into_iter().chain([without_ending(name).to_string()]);
-        let is_taken = |name: &str| name == self.default_name() || name == EMBEDDED || name == "embedded";
+        let is_taken =
+            |name: &str| name == self.default_name() || name == EMBEDDED || name == "embedded";
         let means_it = |name: &String| {
             !is_taken(name) && self.path(name, Role::Model).is_ok_and(|found| found == path)
         };
@@ -341,8 +338,11 @@ impl Models {
                 && m.path.as_deref().is_some_and(|path| real(path) == self.default_file);
             m.name != self.default_name() && !is_default
         });
-        let what =
-            if self.default_name() == EMBEDDED { "the embedded model" } else { "the default model" };
+        let what = if self.default_name() == EMBEDDED {
+            "the embedded model"
+        } else {
+            "the default model"
+        };
         models.insert(
             0,
             Listed {
@@ -393,6 +393,15 @@ impl Models {
         }
         let all = listed.iter().flat_map(|(_, all)| all);
         all.filter(|(k, _)| *k == kind).map(|(_, listed)| listed.clone()).collect()
+    }
+}
+
+/// The name of the model that the command line calls `given`.
+fn name_of(given: &str) -> String {
+    match given {
+        "embedded" => EMBEDDED.to_string(),
+        name if name.starts_with("synthetic:") => name.to_string(),
+        path => Path::new(path).file_stem().unwrap_or_default().to_string_lossy().into(),
     }
 }
 

@@ -297,7 +297,9 @@ impl Server {
     /// other machines keep theirs: one client does not know who else draws with it.
     pub fn unload(&self) {
         if self.broker.workers().is_some() {
-            self.log("a client asked for memory to be freed: workers of a cluster keep their models");
+            self.log(
+                "a client asked for memory to be freed: workers of a cluster keep their models",
+            );
         }
         self.commands.send(Command::Unload).ok();
     }

@@ -15,10 +15,10 @@ use crate::library::similar::edit_distance;
 
 pub use engine::{EngineArgs, OutputArgs};
 pub use request::RequestArgs;
-#[cfg(feature = "server")]
-pub use server::{LogFormat, RemoteArgs, ServeArgs};
 #[cfg(feature = "nats")]
 pub use server::{BrokerArgs, ClusterArgs, ClusterCommand, WorkerArgs};
+#[cfg(feature = "server")]
+pub use server::{LogFormat, RemoteArgs, ServeArgs};
 
 const EXAMPLES: &str = "\
 Examples:

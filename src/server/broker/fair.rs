@@ -104,11 +104,7 @@ impl FairQueue {
         self.pop_first(owner, suitable)
     }
 
-    fn pop_first(
-        &mut self,
-        owner: String,
-        suitable: impl Fn(&Waiting) -> bool,
-    ) -> Option<Waiting> {
+    fn pop_first(&mut self, owner: String, suitable: impl Fn(&Waiting) -> bool) -> Option<Waiting> {
         let at = self.owners.get(&owner)?.iter().position(suitable)?;
         self.take(owner, at)
     }

@@ -32,6 +32,8 @@ use crate::server::wait::expired;
 
 /// How long the jobs may take to arrive at the start.
 const LOADING: Duration = Duration::from_secs(60);
+/// How long another front may take to accept a job.
+const ACCEPTING: Duration = Duration::from_secs(3);
 /// How long a worker may take to answer what a request would cost.
 const PLANNING: Duration = Duration::from_secs(5);
 
@@ -82,7 +84,8 @@ impl Hub {
         if record.state == State::Queued {
             self.queued.notify_one();
         }
-        let owes = record.state.is_final() && record.owes_call && before.is_none_or(|s| !s.is_final());
+        let owes =
+            record.state.is_final() && record.owes_call && before.is_none_or(|s| !s.is_final());
         let job = Box::new(record.job());
         if owes && self.leads.load(Ordering::Relaxed) {
             self.news.send(News::Owed(job.clone())).ok();
@@ -172,36 +175,56 @@ impl FrontBroker {
         &self.hub.link
     }
 
-    /// The job that was submitted with the same idempotency key, or the id that this one gets.
+    /// The job that was submitted with the same idempotency key; `None` if this one is the first.
     async fn same(&self, new: &NewJob) -> std::result::Result<Option<Job>, Fault> {
-        let Some((key, sent)) = &new.idempotency else { return Ok(None) };
-        let key = format!("same.{}", hex(&hash(&format!("{}\0{key}", new.owner))));
-        let mine = (new.id.clone(), sent.clone());
-        let known = match set(&self.link().shared, &key, &mine, 0).await? {
-            Some(_) => return Ok(None),
-            None => get::<(String, String)>(&self.link().shared, &key).await?,
+        let (Some(key), Some((_, sent))) = (same_key(new), &new.idempotency) else {
+            return Ok(None);
         };
-        let Some(((id, known), revision)) = known else { return Ok(None) };
-        if known != *sent {
-            return Err(Fault::new(
-                422,
-                "idempotency_key_reuse",
-                "this idempotency key was used for another request",
-            )
-            .hint("use a new key for every new request"));
+        let shared = &self.link().shared;
+        let mine = (new.id.clone(), sent.clone());
+        let since = Instant::now();
+        loop {
+            if set(shared, &key, &mine, 0).await?.is_some() {
+                return Ok(None);
+            }
+            let known = get::<(String, String)>(shared, &key).await?;
+            // The request with the key was refused meanwhile.
+            let Some(((id, known), revision)) = known else { continue };
+            if known != *sent {
+                return Err(Fault::new(
+                    422,
+                    "idempotency_key_reuse",
+                    "this idempotency key was used for another request",
+                )
+                .hint("use a new key for every new request"));
+            }
+            if let Some((record, _)) = self.link().job(&id).await? {
+                return Ok(Some(record.job()));
+            }
+            // Another front accepts it at this moment, unless it has ended.
+            if since.elapsed() < ACCEPTING {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            } else if set(shared, &key, &mine, revision).await?.is_some() {
+                return Ok(None);
+            }
         }
-        if let Some((record, _)) = self.link().job(&id).await? {
-            return Ok(Some(record.job()));
-        }
-        // The request with the key was refused, or its front ended before the job was stored.
-        set(&self.link().shared, &key, &mine, revision).await?;
-        Ok(None)
     }
 
+    /// Accepts a job, if it is not accepted already.
     async fn accept(&self, new: NewJob) -> std::result::Result<Submitted, Fault> {
         if let Some(job) = self.same(&new).await? {
             return Ok(Submitted::Same(job));
         }
+        let key = same_key(&new);
+        let submitted = self.accept_new(new).await;
+        if let (Some(key), false) = (key, matches!(submitted, Ok(Submitted::New(..)))) {
+            // What was refused may be sent again.
+            self.link().shared.delete(key).await.ok();
+        }
+        submitted
+    }
+
+    async fn accept_new(&self, new: NewJob) -> std::result::Result<Submitted, Fault> {
         let jobs = OwnerJobs { hub: &self.hub, owner: &new.owner };
         let room = || match lock(&self.hub.mirror).counts().queued >= self.max_queued {
             true => Err(Fault::new(503, "queue_full", "the queue is full")
@@ -276,6 +299,12 @@ async fn shared_secret(link: &Link) -> std::result::Result<String, Fault> {
     }
     let known = get::<String>(&link.shared, "secret").await?;
     known.map(|(secret, _)| secret).ok_or_else(|| Fault::internal("the shared secret is missing"))
+}
+
+/// Where the idempotency key of a job is stored.
+fn same_key(new: &NewJob) -> Option<String> {
+    let (key, _) = new.idempotency.as_ref()?;
+    Some(format!("same.{}", hex(&hash(&format!("{}\0{key}", new.owner)))))
 }
 
 struct OwnerJobs<'a> {
@@ -463,9 +492,11 @@ impl Broker for FrontBroker {
         let model = query.model.clone().unwrap_or_else(|| {
             lock(&self.hub.catalog).as_ref().map(|c| c.default.clone()).unwrap_or_default()
         });
-        let idle = self.hub.live().into_iter().find(|worker| {
-            worker.ready && worker.jobs.is_empty() && worker.has_model(&model)
-        });
+        let idle = self
+            .hub
+            .live()
+            .into_iter()
+            .find(|worker| worker.ready && worker.jobs.is_empty() && worker.has_model(&model));
         let worker = idle.ok_or_else(busy)?;
         let link = self.link();
         let query = PlanQuery { model: Some(model), ..query.clone() };

@@ -194,7 +194,12 @@ impl Leader {
                 let held = asked.held.as_deref();
                 schedule.choose(&mut mirror, &live, &asked.worker, held, now)?
             };
-            match self.hub.link.change(&waiting.id, |r| r.taken(&asked.worker, self.clock.seconds())).await {
+            match self
+                .hub
+                .link
+                .change(&waiting.id, |r| r.taken(&asked.worker, self.clock.seconds()))
+                .await
+            {
                 Ok(Change::Changed(record, revision)) => {
                     self.hub.note(record.clone(), revision);
                     return Some(record);
@@ -227,7 +232,8 @@ impl Leader {
     /// Takes a job from a worker.
     async fn give_back(&self, id: &str, worker: &str, counts: bool) {
         let now = self.clock.seconds();
-        let change = self.hub.link.change(id, |record| record.given_back(worker, counts, now)).await;
+        let change =
+            self.hub.link.change(id, |record| record.given_back(worker, counts, now)).await;
         match change {
             Ok(Change::Changed(record, revision)) => {
                 let Record { owner, instant, charge, .. } = record.clone();
@@ -250,9 +256,9 @@ impl Leader {
         strays.retain(|id, _| running.iter().any(|record| record.id == *id));
         for record in running {
             let Some(worker) = record.worker.clone() else { continue };
-            let heard = lock(&self.hub.workers).get(&worker).map(|(facts, at)| {
-                (at.elapsed(), facts.jobs.contains(&record.id))
-            });
+            let heard = lock(&self.hub.workers)
+                .get(&worker)
+                .map(|(facts, at)| (at.elapsed(), facts.jobs.contains(&record.id)));
             let silent = heard.map_or(self.since.elapsed(), |(silent, _)| silent);
             let has_it = heard.is_none_or(|(_, has_it)| has_it);
             if has_it {

@@ -452,7 +452,15 @@ mod tests {
         assert_eq!(read("nats://a:4222/studio-2"), Some((one, Some("studio-2".into()))));
         let two = vec!["tls://u:p@a".to_string(), "tls://b".into()];
         assert_eq!(read("tls://u:p@a, tls://b/x"), Some((two, Some("x".into()))));
-        for bad in ["", "a:4222", "http://a", "nats://", "nats://a/X", "nats://a/b/c", "nats://a/x,nats://b"] {
+        for bad in [
+            "",
+            "a:4222",
+            "http://a",
+            "nats://",
+            "nats://a/X",
+            "nats://a/b/c",
+            "nats://a/x,nats://b",
+        ] {
             assert_eq!(read(bad), None, "{bad}");
         }
         let error = Address::parse("secret:word@a").err().unwrap().to_string();

@@ -185,12 +185,7 @@ impl WorkerBroker {
 }
 
 /// Hears what fronts say to the worker called `id`, for ever.
-async fn hear(
-    link: Arc<Link>,
-    id: String,
-    news: UnboundedSender<News>,
-    due: Arc<Mutex<Instant>>,
-) {
+async fn hear(link: Arc<Link>, id: String, news: UnboundedSender<News>, due: Arc<Mutex<Instant>>) {
     loop {
         let subscribe = |what: &str| link.client.subscribe(link.subject(&format!("{what}.{id}")));
         let all = tokio::try_join!(subscribe("cancel"), subscribe("wake"), subscribe("plan"));
