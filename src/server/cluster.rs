@@ -73,7 +73,7 @@ fn changed(server: &Server, job: &Job, before: Option<State>) {
 }
 
 /// Takes note of what the workers of other machines can do.
-fn note_workers(server: &Server) {
+pub fn note_workers(server: &Server) {
     let Some(Workers { live, catalog, .. }) = server.broker.workers() else { return };
     let ready = live.iter().filter(|worker| worker.ready).count();
     let mut worker = server.lock_worker();
@@ -88,7 +88,6 @@ fn note_workers(server: &Server) {
 
 /// Serves without a worker of its own, until the server is to end.
 pub async fn front(server: Arc<Server>) -> Result<()> {
-    blocking(|| note_workers(&server));
     if let Some(address) = server.address {
         tracing::info!(target: LISTENING, "listening on http://{address}");
     }

@@ -187,6 +187,7 @@ async fn run(options: ServerOptions) -> Result<()> {
     let calling = tokio::spawn(calls::call_all(server.clone(), ended));
     let news = server.broker.news();
     let hearing = news.map(|news| tokio::spawn(cluster::hear(server.clone(), news)));
+    cluster::note_workers(&server);
     api::resume(&server);
     let outcome = match server.broker.workers() {
         None => supervisor::supervise(server.clone(), commands).await,

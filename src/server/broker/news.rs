@@ -1,5 +1,7 @@
 //! What processes of a cluster tell each other, whatever carries it.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -97,7 +99,7 @@ impl WorkerFacts {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Workers {
     /// Those that live.
-    pub live: Vec<WorkerFacts>,
+    pub live: Vec<Arc<WorkerFacts>>,
     /// What the cluster can draw: of the workers that live, or of the last ones that did. The
     /// jobs that wait bring new workers where a scaler has ended all of them.
     pub catalog: Catalog,
@@ -122,16 +124,16 @@ pub struct Catalog {
 
 impl Catalog {
     /// What `workers` can draw together; `None` if none of them is ready.
-    pub fn of(workers: &[WorkerFacts]) -> Option<Catalog> {
+    pub fn of(workers: &[Arc<WorkerFacts>]) -> Option<Catalog> {
         let ready = || workers.iter().filter(|worker| worker.ready);
         let count = |name: &str| ready().filter(|worker| worker.default == name).count();
         let first = ready().max_by(|a, b| {
-            let key = |worker: &WorkerFacts| count(&worker.default);
+            let key = |worker: &Arc<WorkerFacts>| count(&worker.default);
             key(a).cmp(&key(b)).then_with(|| b.default.cmp(&a.default))
         })?;
         let merged = |list: fn(&WorkerFacts) -> &Vec<Listed>| {
             let mut merged: Vec<Listed> = Vec::new();
-            for item in ready().flat_map(list) {
+            for item in ready().flat_map(|worker| list(worker)) {
                 if !merged.iter().any(|known| known.name == item.name) {
                     merged.push(item.clone());
                 }
@@ -155,11 +157,11 @@ impl Catalog {
 mod tests {
     use super::*;
 
-    fn worker(id: &str, default: &str, others: &[&str]) -> WorkerFacts {
+    fn worker(id: &str, default: &str, others: &[&str]) -> Arc<WorkerFacts> {
         let listed = |name: &&str| Listed::named(name);
         let models = [default].iter().chain(others).map(listed).collect();
         let (id, default) = (id.to_string(), default.to_string());
-        WorkerFacts { id, default, ready: true, models, ..WorkerFacts::default() }
+        Arc::new(WorkerFacts { id, default, ready: true, models, ..WorkerFacts::default() })
     }
 
     #[test]
@@ -170,8 +172,7 @@ mod tests {
         assert_eq!((catalog.default.as_str(), &names[..]), ("c", &["c", "a", "b"][..]));
         // The same for every order of the workers, and without those that cannot draw.
         assert_eq!(Catalog::of(&workers[..2]).unwrap().default, "b");
-        let mut broken = workers[2].clone();
-        broken.ready = false;
-        assert_eq!(Catalog::of(&[broken]), None);
+        let broken = WorkerFacts { ready: false, ..(*workers[2]).clone() };
+        assert_eq!(Catalog::of(&[Arc::new(broken)]), None);
     }
 }

@@ -51,6 +51,18 @@ impl Admitted {
         Admitted { windows: plan.limits.iter().map(|_| Window::default()).collect() }
     }
 
+    /// Takes what was admitted under the limits `before`, as far as they are among those of `plan`.
+    #[cfg(feature = "nats")]
+    pub fn keep(&mut self, plan: &[Limit], other: &Admitted, before: &[Limit]) {
+        for (limit, window) in plan.iter().zip(&mut self.windows) {
+            if let Some(at) = before.iter().position(|known| known == limit)
+                && let Some(known) = other.windows.get(at)
+            {
+                window.clone_from(known);
+            }
+        }
+    }
+
     /// Records a request that was admitted at `now`.
     pub fn add(&mut self, plan: &Plan, now: i64, charge: Charge) {
         for (limit, window) in plan.limits.iter().zip(&mut self.windows) {

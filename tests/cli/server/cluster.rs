@@ -1,5 +1,8 @@
 //! Several fronts and workers behind one queue, over a real NATS server.
 
+mod kills;
+mod proxy;
+
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -8,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::nats::{Broker, on_nats};
 use super::{Server, command, drawn_by_command, endless, kill, program, start, wait_for};
+use proxy::Proxy;
 
 /// A worker of a cluster. It is killed when it goes out of scope.
 struct Worker {
@@ -195,6 +199,35 @@ fn a_front_that_is_killed_and_a_broker_that_is_killed_lose_nothing() {
     let refused = two.post("/api/v2/jobs", &json!({"prompt": "a", "steps": 1}));
     assert_eq!(refused.status, 503, "{}", refused.text());
     assert_eq!(refused.json()["error"]["code"], "broker_unreachable");
+}
+
+#[test]
+fn a_worker_that_is_cut_off_loses_its_job_and_comes_back_without_harm() {
+    let Some(broker) = Broker::start() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let url = broker.url("cut");
+    let proxy = Proxy::to(broker.port());
+    let front = front(&url, &at("front"), &[]);
+    let far = Worker::start(&proxy.url("cut"), &at("far"));
+    far.wait();
+    ready(&front);
+    let steps = ["a fox", "--steps", "200", "--seed", "3"];
+    let job = front.submit(json!({"prompt": "a fox", "steps": 200, "seed": 3}));
+    front.wait(&job, &["running"]);
+    proxy.cut(true);
+    let near = Worker::start(&url, &at("near"));
+    near.wait();
+    let done = front.wait(&job, &["succeeded", "failed"]);
+    assert_eq!((&done["status"], &done["attempts"]), (&json!("succeeded"), &json!(2)));
+    let reference = drawn_by_command(folder.path(), &steps);
+    assert!(front.image(&job) == reference);
+    // What the other one has drawn changes nothing.
+    proxy.cut(false);
+    wait_for("its return", || far.log().contains("had ended").then_some(()));
+    assert_eq!(front.job(&job), done);
+    drop(near);
+    front.image(&front.submit(json!({"prompt": "a", "steps": 1, "seed": 1})));
 }
 
 /// Tests of a single machine that must pass with this queue as well.

@@ -48,7 +48,8 @@ impl Broker {
         let store = folder.path().join("store");
         let config = format!(
             "listen: \"127.0.0.1:{port}\"\n\
-             jetstream {{ store_dir: \"{}\", max_mem: 64MB, max_file: 4GB }}\n{lines}\n",
+             jetstream {{ store_dir: \"{}\", max_mem: 64MB, max_file: 4GB, \
+             sync_interval: always }}\n{lines}\n",
             store.display()
         );
         std::fs::write(folder.path().join("nats.conf"), config).unwrap();

@@ -13,7 +13,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::files::{input_paths, is_result};
 use super::limits::Jobs;
-use super::link::{Change, Link, get, job_key, set, unreachable};
+use super::link::{Change, Link, MARKERS_KEPT, get, job_key, set, unreachable};
 use super::mirror::{Mirror, Seen};
 use super::record::{MAX_ATTEMPTS, Record};
 use crate::error::{Error, Result};
@@ -30,6 +30,8 @@ use crate::server::options::ClusterOptions;
 use crate::server::questions::{PlanQuery, busy};
 use crate::server::wait::expired;
 
+/// How long jobs are remembered that are over, in seconds: every front has them in memory.
+const ROWS_KEPT: f64 = 24.0 * 3600.0;
 /// How long the jobs may take to arrive at the start.
 const LOADING: Duration = Duration::from_secs(60);
 /// How long another front may take to accept a job.
@@ -54,7 +56,7 @@ pub struct Hub {
     pub id: String,
     pub mirror: Mutex<Mirror>,
     /// Workers that live, and when they were heard last.
-    pub workers: Mutex<HashMap<String, (WorkerFacts, Instant)>>,
+    pub workers: Mutex<HashMap<String, (Arc<WorkerFacts>, Instant)>>,
     pub catalog: Mutex<Option<Catalog>>,
     pub news: UnboundedSender<News>,
     /// Whether this front gives jobs to workers.
@@ -95,10 +97,17 @@ impl Hub {
         }
     }
 
+    /// For how long nothing was heard of the worker called `id`, as far as it could have been:
+    /// `since` says for how long this front listens at least.
+    pub fn silence(&self, id: &str, since: Instant) -> Option<Duration> {
+        let heard = lock(&self.workers).get(id).map(|(_, at)| at.elapsed());
+        Some(heard.unwrap_or_else(|| since.elapsed()).min(self.link.connected_for()?))
+    }
+
     /// The workers that were heard lately.
-    pub fn live(&self) -> Vec<WorkerFacts> {
+    pub fn live(&self) -> Vec<Arc<WorkerFacts>> {
         let workers = lock(&self.workers);
-        let mut live: Vec<WorkerFacts> = workers
+        let mut live: Vec<Arc<WorkerFacts>> = workers
             .values()
             .filter(|(_, heard)| heard.elapsed() < self.lost_after)
             .map(|(facts, _)| facts.clone())
@@ -212,6 +221,7 @@ impl FrontBroker {
 
     /// Accepts a job, if it is not accepted already.
     async fn accept(&self, new: NewJob) -> std::result::Result<Submitted, Fault> {
+        self.link().ready().await?;
         if let Some(job) = self.same(&new).await? {
             return Ok(Submitted::Same(job));
         }
@@ -358,6 +368,7 @@ impl Broker for FrontBroker {
     }
 
     fn cancel(&self, id: &str, owner: &str) -> std::result::Result<Option<Cancelled>, Fault> {
+        self.link().wait(self.link().ready())?;
         let now = self.clock.seconds();
         let change = self.change(id, |record| match record.state {
             _ if record.owner != owner => None,
@@ -445,6 +456,7 @@ impl Broker for FrontBroker {
         data_before: f64,
         rows_before: f64,
     ) -> std::result::Result<Vec<String>, Fault> {
+        let rows_before = rows_before.max(self.clock.seconds() - ROWS_KEPT);
         let (data, rows) = lock(&self.hub.mirror).old(data_before, rows_before);
         // Every front has copies of results that were asked for; the bucket is one front's affair.
         if self.hub.leads.load(Ordering::Relaxed) {
@@ -453,7 +465,8 @@ impl Broker for FrontBroker {
             }
             for id in &rows {
                 let link = self.link();
-                link.wait(link.state.purge(job_key(id))).map_err(|e| unreachable(&e))?;
+                link.wait(link.state.purge_with_ttl(job_key(id), MARKERS_KEPT))
+                    .map_err(|e| unreachable(&e))?;
                 lock(&self.hub.mirror).remove(id);
             }
         }

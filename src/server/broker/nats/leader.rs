@@ -19,6 +19,7 @@ use super::record::Record;
 use super::schedule::Schedule;
 use crate::server::broker::{Catalog, News};
 use crate::server::clock::Clock;
+use crate::server::job::State;
 use crate::server::limits::Charge;
 
 /// The key of the front that leads.
@@ -232,8 +233,12 @@ impl Leader {
     /// Takes a job from a worker.
     async fn give_back(&self, id: &str, worker: &str, counts: bool) {
         let now = self.clock.seconds();
-        let change =
-            self.hub.link.change(id, |record| record.given_back(worker, counts, now)).await;
+        // If the broker was away meanwhile, the worker may have been there all the time.
+        let back = |record: &Record| match counts && !self.is_lost(worker) {
+            true => None,
+            false => record.given_back(worker, counts, now),
+        };
+        let change = self.hub.link.change(id, back).await;
         match change {
             Ok(Change::Changed(record, revision)) => {
                 let Record { owner, instant, charge, .. } = record.clone();
@@ -256,17 +261,14 @@ impl Leader {
         strays.retain(|id, _| running.iter().any(|record| record.id == *id));
         for record in running {
             let Some(worker) = record.worker.clone() else { continue };
-            let heard = lock(&self.hub.workers)
-                .get(&worker)
-                .map(|(facts, at)| (at.elapsed(), facts.jobs.contains(&record.id)));
-            let silent = heard.map_or(self.since.elapsed(), |(silent, _)| silent);
-            let has_it = heard.is_none_or(|(_, has_it)| has_it);
+            let known = lock(&self.hub.workers).get(&worker).map(|(facts, _)| facts.clone());
+            let has_it = known.is_none_or(|facts| facts.jobs.contains(&record.id));
             if has_it {
                 strays.remove(&record.id);
             }
             let is_stray = !has_it
                 && strays.entry(record.id.clone()).or_insert_with(Instant::now).elapsed() > STRAY;
-            let is_lost = silent > self.hub.lost_after;
+            let is_lost = self.is_lost(&worker);
             if is_lost {
                 tracing::info!("worker {worker} is silent: job {} is taken from it", record.id);
             }
@@ -275,8 +277,19 @@ impl Leader {
                 tokio::spawn(async move {
                     leader.give_back(&record.id, &worker, is_lost).await;
                 });
+            } else if record.state == State::Canceling {
+                // It may not have heard that before.
+                let link = &self.hub.link;
+                let id = serde_json::to_vec(&record.id).unwrap_or_default();
+                link.publish(link.subject(&format!("cancel.{worker}")), id);
             }
         }
+    }
+
+    /// Whether a worker has been silent for too long, as far as it could have been heard.
+    fn is_lost(&self, worker: &str) -> bool {
+        let silence = self.hub.silence(worker, self.since);
+        silence.is_some_and(|silence| silence > self.hub.lost_after)
     }
 
     /// Wakes workers that wait, as far as there are jobs for them.

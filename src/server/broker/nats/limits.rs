@@ -87,7 +87,11 @@ impl Link {
                 // The first job, or the operator has changed the plan.
                 known => {
                     let mut account = Account::new(plan, jobs.accepted().into_iter());
-                    account.active = known.map(|known| known.active).unwrap_or_default();
+                    if let Some(known) = known {
+                        account.admitted.keep(&plan.limits, &known.admitted, &known.limits);
+                        account.active = known.active;
+                        account.newest = account.newest.max(known.newest);
+                    }
                     account
                 }
             };

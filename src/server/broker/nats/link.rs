@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, UpdateErrorKind};
 use async_nats::jetstream::{self, object_store};
+use async_nats::connection::State;
 use async_nats::{Client, ConnectOptions, Event};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -25,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(8);
 const PING: Duration = Duration::from_secs(3);
 /// Everything in the bucket of images is deleted after this time, if not before.
 const IMAGES_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long a deleted key is remembered, for fronts that were away.
+pub const MARKERS_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// The oldest version of the brokers.
 const VERSION: (i64, i64, i64) = (2, 12, 0);
 
@@ -37,8 +40,8 @@ pub struct Link {
     pub shared: kv::Store,
     /// Images to start from, and results.
     pub images: object_store::ObjectStore,
-    /// How often the connection was made.
-    pub connected: watch::Sender<u64>,
+    /// When the connection was made last.
+    pub connected: watch::Sender<Instant>,
     /// What subjects begin with.
     prefix: String,
     handle: Handle,
@@ -107,7 +110,7 @@ impl Link {
     /// of no use.
     pub async fn connect(options: &ClusterOptions, name: &str) -> Result<Arc<Link>> {
         let address = Address::parse(&options.broker)?;
-        let connected = watch::Sender::new(0);
+        let connected = watch::Sender::new(Instant::now());
         let client = login(options, name, connected.clone())
             .await?
             .connect(&address.servers)
@@ -155,6 +158,26 @@ impl Link {
         tokio::task::block_in_place(|| self.handle.block_on(future))
     }
 
+    /// For how long there has been a connection; `None` if there is none.
+    pub fn connected_for(&self) -> Option<Duration> {
+        let is_connected = self.client.connection_state() == State::Connected;
+        is_connected.then(|| self.connected.borrow().elapsed())
+    }
+
+    /// Waits a moment for a connection, if there is none.
+    ///
+    /// # Errors
+    /// 503: nobody should wait for long.
+    pub async fn ready(&self) -> std::result::Result<(), Fault> {
+        for _ in 0..20 {
+            if self.connected_for().is_some() {
+                return Ok(());
+            }
+            pause().await;
+        }
+        Err(out_of_reach())
+    }
+
     /// Sends `value` to whoever listens to `subject`.
     pub async fn send(&self, subject: &str, value: &impl Serialize) {
         let bytes = serde_json::to_vec(value).unwrap_or_default();
@@ -165,7 +188,7 @@ impl Link {
     /// Sends `bytes` to whoever listens to `subject`, in the order of the calls. While there is no
     /// connection, it is lost.
     pub fn publish(&self, subject: String, bytes: Vec<u8>) {
-        if self.client.connection_state() == async_nats::connection::State::Connected {
+        if self.connected_for().is_some() {
             self.outgoing.send((subject, bytes)).ok();
         }
     }
@@ -294,6 +317,10 @@ pub async fn set<T: Serialize>(
 
 /// The fault of a broker that does not answer.
 pub fn unreachable(_error: &dyn std::error::Error) -> Fault {
+    out_of_reach()
+}
+
+fn out_of_reach() -> Fault {
     Fault::new(503, "broker_unreachable", "the queue is out of reach at the moment").retry_after(2)
 }
 
@@ -301,7 +328,7 @@ pub fn unreachable(_error: &dyn std::error::Error) -> Fault {
 async fn login(
     options: &ClusterOptions,
     name: &str,
-    connected: watch::Sender<u64>,
+    connected: watch::Sender<Instant>,
 ) -> Result<ConnectOptions> {
     let lost = Arc::new(Mutex::new(None::<Instant>));
     let mut login = ConnectOptions::new()
@@ -325,7 +352,7 @@ async fn login(
                             let seconds = since.elapsed().as_secs_f64();
                             tracing::info!("the broker is back after {seconds:.1} s");
                         }
-                        connected.send_modify(|count| *count += 1);
+                        connected.send_replace(Instant::now());
                     }
                     Event::Disconnected => {
                         lost.get_or_insert_with(Instant::now);
@@ -379,6 +406,8 @@ async fn key_values(
             description: format!("flux-fast: {what}"),
             history: 1,
             num_replicas: replicas,
+            // What was deleted leaves no trace after this time.
+            limit_markers: Some(MARKERS_KEPT),
             ..kv::Config::default()
         };
         // Another process may make it at the same time: the same is made only once.

@@ -10,6 +10,9 @@ use crate::server::broker::fair::Waiting;
 use crate::server::broker::queue::{JobQueue, Passing};
 use crate::server::job::State;
 
+/// The most jobs without data that are remembered.
+const MAX_ROWS: usize = 100_000;
+
 /// A change of a job that is new to this front.
 #[derive(Debug, PartialEq)]
 pub struct Seen {
@@ -161,12 +164,17 @@ impl Mirror {
 
     /// The jobs that ended before `data_before` and have data, and those that ended before
     /// `rows_before`, in seconds since 1970.
+    /// Of those only the newest are remembered, whatever their age.
     pub fn old(&self, data_before: f64, rows_before: f64) -> (Vec<Arc<Record>>, Vec<String>) {
         let ended = |record: &Record, before| record.finished.is_some_and(|at| at < before);
         let all = || self.jobs.values().map(|(record, _)| record);
         let data = all().filter(|r| r.spec.is_some() && !r.owes_call && ended(r, data_before));
-        let rows = all().filter(|r| !r.owes_call && ended(r, rows_before));
-        (data.cloned().collect(), rows.map(|record| record.id.clone()).collect())
+        let mut rows: Vec<_> =
+            all().filter(|r| r.spec.is_none() && !r.owes_call && r.state.is_final()).collect();
+        rows.sort_by_key(|record| record.instant);
+        let too_many = rows.len().saturating_sub(MAX_ROWS);
+        let rows = rows.iter().enumerate().filter(|(n, r)| *n < too_many || ended(r, rows_before));
+        (data.cloned().collect(), rows.map(|(_, record)| record.id.clone()).collect())
     }
 
     /// How many jobs there are.

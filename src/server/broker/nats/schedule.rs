@@ -2,6 +2,7 @@
 //! workers, and of the time.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use super::mirror::Mirror;
 use crate::server::broker::WorkerFacts;
@@ -25,9 +26,9 @@ pub struct Schedule {
 struct View<'a> {
     worker: &'a WorkerFacts,
     held: Option<&'a str>,
-    live: &'a [WorkerFacts],
+    live: &'a [Arc<WorkerFacts>],
     /// How many wait for each model, and the seconds that they take.
-    backlog: HashMap<String, (usize, f64)>,
+    backlog: &'a HashMap<String, (usize, f64)>,
     now: i64,
 }
 
@@ -57,7 +58,7 @@ impl Schedule {
     pub fn choose(
         &mut self,
         mirror: &mut Mirror,
-        live: &[WorkerFacts],
+        live: &[Arc<WorkerFacts>],
         id: &str,
         held: Option<&str>,
         now: i64,
@@ -66,7 +67,7 @@ impl Schedule {
         self.idle.retain(|id, _| live.iter().any(|worker| worker.id == *id));
         // One that was not heard yet says what it has a moment later.
         let worker = live.iter().find(|worker| worker.id == id)?;
-        let view = View { worker, held, live, backlog: mirror.queued_per_model(), now };
+        let view = View { worker, held, live, backlog: &mirror.queued_per_model(), now };
         let passing = self.passing.entry(id.to_string()).or_default();
         let job = mirror.pop_for(held, passing, now, |job, record| {
             view.suits(job, &record.loras(), record.instant)
@@ -80,7 +81,7 @@ impl Schedule {
 
     /// The idle workers to be woken at `now`: at most one per job, those first that hold its model.
     /// They are not idle any more.
-    pub fn wake(&mut self, mirror: &Mirror, live: &[WorkerFacts], now: i64) -> Vec<String> {
+    pub fn wake(&mut self, mirror: &Mirror, live: &[Arc<WorkerFacts>], now: i64) -> Vec<String> {
         if self.idle.is_empty() || mirror.queue.len() == 0 {
             return Vec::new();
         }
@@ -99,8 +100,7 @@ impl Schedule {
         let others = self.idle.iter().filter(|(id, _)| !woken.contains(*id)).collect::<Vec<_>>();
         for (id, held) in others {
             let Some(worker) = live.iter().find(|worker| worker.id == *id) else { continue };
-            let backlog = backlog.clone();
-            let view = View { worker, held: held.as_deref(), live, backlog, now };
+            let view = View { worker, held: held.as_deref(), live, backlog: &backlog, now };
             let suits = |job: &Waiting| {
                 let record = mirror.get(&job.id).map(|(record, _)| record);
                 record.is_some_and(|record| view.suits(job, &record.loras(), record.instant))

@@ -15,6 +15,9 @@ use crate::server::broker::{Catalog, News, WorkerFacts};
 /// The pause before something that ended is begun again.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// After this time without a job, all jobs are there.
+const QUIET: Duration = Duration::from_secs(2);
+
 /// What a worker says about one of its jobs.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Told {
@@ -53,9 +56,15 @@ pub async fn watch_jobs(hub: Arc<Hub>) {
             lock(&hub.mirror).loaded();
         }
         loop {
+            let is_loaded = lock(&hub.mirror).is_loaded();
             let entry = tokio::select! {
                 entry = watch.next() => entry,
                 _ = connected.changed() => break,
+                // The last change may have been the mark of a deletion that is gone.
+                () = tokio::time::sleep(QUIET), if !is_loaded => {
+                    lock(&hub.mirror).loaded();
+                    continue;
+                }
             };
             let Some(Ok(entry)) = entry else { break };
             seen = seen.max(entry.revision);
@@ -136,7 +145,7 @@ fn note_worker(hub: &Hub, facts: WorkerFacts) -> bool {
     let mut workers = lock(&hub.workers);
     let gone = facts.models.is_empty();
     let known = workers.get(&facts.id);
-    let differs = known.is_none_or(|(known, _)| *known != facts);
+    let differs = known.is_none_or(|(known, _)| **known != facts);
     let is_new = known.is_none_or(|(known, _)| known.ready != facts.ready);
     if known.is_none() && !gone {
         tracing::info!("worker {} on {} is there", facts.id, facts.host);
@@ -145,7 +154,7 @@ fn note_worker(hub: &Hub, facts: WorkerFacts) -> bool {
         // Its last words.
         workers.remove(&facts.id);
     } else {
-        workers.insert(facts.id.clone(), (facts, Instant::now()));
+        workers.insert(facts.id.clone(), (Arc::new(facts), Instant::now()));
     }
     drop(workers);
     if is_new {
