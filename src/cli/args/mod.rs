@@ -15,6 +15,8 @@ use crate::library::similar::edit_distance;
 
 pub use engine::{EngineArgs, OutputArgs};
 pub use request::RequestArgs;
+#[cfg(feature = "nats")]
+pub use server::{BrokerArgs, ClusterArgs, ClusterCommand, WorkerArgs};
 #[cfg(feature = "server")]
 pub use server::{LogFormat, RemoteArgs, ServeArgs};
 
@@ -123,10 +125,16 @@ pub enum Command {
     #[cfg(feature = "server")]
     /// Generate images on another machine, which runs `serve`
     Remote(Box<RemoteArgs>),
+    #[cfg(feature = "nats")]
+    /// Draw the jobs of a cluster, which `serve` accepts on other machines
+    Worker(Box<WorkerArgs>),
+    #[cfg(feature = "nats")]
+    /// Look at a cluster: its workers and its queue
+    Cluster(ClusterArgs),
     #[cfg(feature = "server")]
-    /// Draws the jobs that arrive on stdin (started by `serve`)
+    /// Draws the jobs that arrive on stdin (started by `serve` and `worker`)
     #[command(hide = true)]
-    Worker,
+    DrawJobs,
     /// List the models, components and LoRAs on this machine, with the names to use for them
     Models,
     /// Write a model's weights in a smaller type: FP8, int8, NF4 or GGUF
