@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use async_nats::connection::State;
 use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, UpdateErrorKind};
 use async_nats::jetstream::{self, object_store};
-use async_nats::connection::State;
 use async_nats::{Client, ConnectOptions, Event};
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -1,5 +1,6 @@
 //! How a cluster is, for people and scripts.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -39,7 +40,7 @@ pub async fn cluster_status(options: &ClusterOptions) -> Result<Value> {
             json!({"model": model, "queued": count, "seconds": seconds, "workers": workers})
         })
         .collect();
-    let worker = |worker: &WorkerFacts| {
+    let worker = |worker: &Arc<WorkerFacts>| {
         let names = |list: &[crate::server::models::Listed]| {
             list.iter().map(|item| item.name.clone()).collect::<Vec<_>>()
         };
