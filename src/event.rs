@@ -12,6 +12,8 @@ pub enum Phase {
     ImageEncode,
     /// Shifts, scales and gates of all steps, in one pass.
     Modulate,
+    /// Keys and values of reference images, for all steps (FLUX.2 \[klein\] 9B-kv only).
+    References,
     /// The transformer, once per step.
     Denoise,
     /// Latents to pixels.
@@ -19,12 +21,23 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// All phases, in order.
+    pub const ALL: [Phase; 6] = [
+        Phase::TextEncode,
+        Phase::ImageEncode,
+        Phase::Modulate,
+        Phase::References,
+        Phase::Denoise,
+        Phase::Decode,
+    ];
+
     /// The name that is shown to users.
     pub fn name(self) -> &'static str {
         match self {
             Phase::TextEncode => "text",
             Phase::ImageEncode => "image",
             Phase::Modulate => "modulate",
+            Phase::References => "references",
             Phase::Denoise => "denoise",
             Phase::Decode => "decode",
         }

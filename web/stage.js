@@ -8,6 +8,7 @@ const PHASES = {
   text: "Reading the prompt",
   image: "Reading the image",
   modulate: "Preparing",
+  references: "Reading the references",
   denoise: "Drawing",
   decode: "Finishing",
 };

@@ -290,11 +290,9 @@ struct Steps {
 impl Steps {
     /// What has happened since the last look.
     fn events(&mut self, progress: &Value) -> Vec<Event> {
-        let phases =
-            [Phase::TextEncode, Phase::ImageEncode, Phase::Modulate, Phase::Denoise, Phase::Decode];
         let number = |name: &str| progress[name].as_u64().unwrap_or_default() as usize;
         let (done, steps) = (number("step"), number("steps"));
-        let Some(phase) = phases.into_iter().find(|p| progress["phase"] == p.name()) else {
+        let Some(phase) = Phase::ALL.into_iter().find(|p| progress["phase"] == p.name()) else {
             return Vec::new();
         };
         let mut events = Vec::new();

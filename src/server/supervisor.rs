@@ -321,12 +321,12 @@ impl Worker {
                 events.publish(&current, "log", log);
             }
             Report::Phase { phase, steps } => {
-                if let Some(phase) = PHASES.into_iter().find(|p| p.name() == phase) {
+                if let Some(phase) = Phase::ALL.into_iter().find(|p| p.name() == phase) {
                     events.phase(&current, phase.name(), steps);
                 }
             }
             Report::PhaseEnd { phase, seconds, planned } => {
-                if let Some(phase) = PHASES.into_iter().find(|p| p.name() == phase) {
+                if let Some(phase) = Phase::ALL.into_iter().find(|p| p.name() == phase) {
                     self.server.metrics.phase(phase.name(), seconds, planned);
                 }
             }
@@ -397,9 +397,6 @@ impl Worker {
 
 /// The target of the line of the log that says where the server listens, which is always shown.
 pub const LISTENING: &str = "flux_fast::listening";
-
-const PHASES: [Phase; 5] =
-    [Phase::TextEncode, Phase::ImageEncode, Phase::Modulate, Phase::Denoise, Phase::Decode];
 
 /// The kind of error with this exit code.
 fn kind_of(exit_code: u8) -> Kind {

@@ -20,11 +20,33 @@ pub struct Family {
     /// The words in the name of a model that was not distilled to few steps, where other models of
     /// the family were: `klein` and `base` in `flux-2-klein-base-4b`.
     pub undistilled: Option<&'static [&'static str]>,
+    /// How models are named that keep keys and values of reference images over all steps, if the
+    /// family has such models. No tensor shows it.
+    pub keeps_references: Option<KeepsReferences>,
     /// Its components, the transformer first.
     pub components: &'static [Component],
     /// How its LoRAs are named.
     pub lora: LoraSpec,
 }
+
+/// The names of models that keep keys and values of reference images over all steps.
+#[derive(Debug)]
+pub struct KeepsReferences {
+    /// The words in their names: `klein` and `kv` in `flux-2-klein-9b-kv`.
+    pub words: &'static [&'static str],
+    /// The class of their pipeline in `model_index.json`. They are distilled unless it says
+    /// otherwise.
+    pub pipeline_class: &'static str,
+}
+
+/// The short name identifies a family.
+impl PartialEq for Family {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Family {}
 
 impl Family {
     /// The component that has this role.

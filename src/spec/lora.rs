@@ -142,6 +142,10 @@ pub const COMMON_PREFIXES: &[LoraPrefix] = &[
 pub const WRAPPERS: &[&str] =
     &["_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", "_forward_module."];
 
+/// Beginnings of names that a tool cut off by mistake, with what they were. Python's
+/// `lstrip("lora_unet_")` takes any of these letters, so that four of `transformer_blocks` go too.
+pub const CUT_NAMES: &[(&str, &str)] = &[("sformer_blocks", "transformer_blocks")];
+
 /// The layers of a component that a LoRA may change.
 #[derive(Debug)]
 pub struct LoraLayers {

@@ -18,6 +18,7 @@ mod modulate;
 mod planes;
 mod preview;
 mod reference_encode;
+mod reference_keys;
 #[cfg(all(test, feature = "embedded"))]
 mod tests;
 mod text_encode;
@@ -88,10 +89,14 @@ pub struct Values {
     pub reference_images: Vec<Image>,
     /// The embeddings of the prompts.
     pub text: Text,
-    /// The modulation of every step, one row per step and prompt, step slowest.
+    /// The modulation of every step, one row per step and prompt, step slowest; then one row of
+    /// references that are kept, if there are any.
     pub modulation: Vec<f32>,
     /// Latents of the reference images as packed tokens, one after another.
     pub references: Vec<f32>,
+    /// Keys and values of the references in every block, in the type in which the device computes,
+    /// if the model keeps them over all steps.
+    pub reference_keys: Vec<Vec<u8>>,
     /// The latents of all images as packed tokens, image after image: first the noise, at the end
     /// what is decoded.
     pub latents: Vec<f32>,

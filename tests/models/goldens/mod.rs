@@ -6,6 +6,7 @@ mod edit;
 mod formats;
 mod klein;
 mod klein_convert;
+mod klein_kv;
 mod klein_loras;
 mod klein_references;
 mod loras;

@@ -2,7 +2,7 @@
 //! LyCORIS, PEFT and ComfyUI: strengths 1, 0.5 and -0.3 interpolate between the base weight and the
 //! changed one, and 0 is the model without the adapter, to the bit.
 
-mod made;
+pub(super) mod made;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -67,7 +67,14 @@ fn kinds() -> Vec<(&'static str, Vec<Stored>)> {
         );
         parts
     };
+    // BFL's order of shift and scale is that of the canonical weight, diffusers' is the other one.
+    let last = |name: &str| {
+        vec![stored(name, "final_layer.adaLN_modulation.1", Kind::Pair(3)).length(Length::None)]
+    };
     vec![
+        ("last modulation, BFL", last("diffusion_model.final_layer.adaLN_modulation.1")),
+        ("last modulation, Kohya", last("lora_unet_final_layer_adaLN_modulation_1")),
+        ("last modulation, diffusers", last("transformer.norm_out.linear")),
         ("LoRA", all(Kind::Pair(3), Length::None, Some(2.0))),
         ("LoHa", all(Kind::Hada(2), Length::None, Some(1.5))),
         ("LoHa of a high rank", all(Kind::Hada(40), Length::None, Some(8.0))),
