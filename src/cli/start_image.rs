@@ -159,8 +159,8 @@ fn check_ram(ram: Option<ByteSize>, what: &str, bytes: u64, path: &Path) -> Resu
                 .found(units::bytes(ram.0))
                 .expected(format!("at least {enough} MB to decode it"))
                 .try_(format!(
-                    "--ram {enough}M, or save the image smaller or as a PNG that is not \
-                     interlaced, which is read row by row"
+                    "--ram {enough}M, or save the image smaller, or as a PNG that is not \
+                     interlaced or a JPEG that is not progressive, which are read row by row"
                 )))
         }
         _ => Ok(()),
