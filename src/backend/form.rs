@@ -65,7 +65,7 @@ pub(super) struct Piece {
     pub source: Source,
 }
 
-/// What the bytes of a piece are made from.
+/// The source of the bytes of a piece.
 pub(super) enum Source {
     /// The stored bytes of a part, unchanged.
     Stored(HostPart),

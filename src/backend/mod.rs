@@ -25,7 +25,7 @@ use crate::error::Result;
 use crate::op::{Op, Step, Use};
 use crate::tensor::{HostWeight, Slot, Tensor, Weight};
 
-/// What a device is, and what it offers.
+/// The properties of a device.
 #[derive(Debug, Clone)]
 pub struct Caps {
     /// `cpu`, `cuda:0`, `wgpu:1` ...
@@ -178,7 +178,7 @@ pub struct Run {
 /// A device. Calls come from one thread, in program order. A device can queue steps, but keeps the
 /// queue short enough that progress and cancelling stay prompt.
 pub trait Backend: Send {
-    /// What the device is, and what it offers.
+    /// The properties of the device.
     fn caps(&self) -> &Caps;
 
     /// Bytes that the device needs for `weight`, used as `how`: its form on the device, with scales

@@ -243,7 +243,7 @@ fn tell_budgets(engine: &EngineArgs, progress: &Progress) {
     }
 }
 
-/// What drawing needs besides the requests.
+/// Everything that drawing needs besides the requests.
 struct Job<'a> {
     args: &'a RequestArgs,
     engine: &'a EngineArgs,

@@ -95,7 +95,7 @@ pub fn remote(args: RemoteArgs, how: How) -> Result<()> {
     Ok(())
 }
 
-/// What all jobs of one call share.
+/// Everything that all jobs of one call have in common.
 struct Run<'a> {
     args: &'a RemoteArgs,
     how: How,
@@ -288,7 +288,7 @@ struct Steps {
 }
 
 impl Steps {
-    /// What has happened since the last look.
+    /// The events since the last call.
     fn events(&mut self, progress: &Value) -> Vec<Event> {
         let number = |name: &str| progress[name].as_u64().unwrap_or_default() as usize;
         let (done, steps) = (number("step"), number("steps"));

@@ -86,7 +86,7 @@ impl StartImage {
         self.part.is_some()
     }
 
-    /// What the user did not ask for in words.
+    /// A note about what the program does without being asked for it.
     pub fn note(&self) -> Option<String> {
         let is_transparent = self.part.as_ref().is_some_and(|part| part.is_transparent);
         is_transparent.then(|| {

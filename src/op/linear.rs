@@ -56,7 +56,7 @@ impl Epilogue {
         Ok(())
     }
 
-    /// What a listing prints.
+    /// The text in a listing.
     pub(super) fn listing(self) -> Option<String> {
         match self {
             Epilogue::None => None,

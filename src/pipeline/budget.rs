@@ -12,7 +12,7 @@ use crate::units::{self, ByteSize};
 /// tokenizers and of the image encoders.
 pub const PROCESS_BYTES: u64 = 96 << 20;
 
-/// Device memory that stays free even if `--vram` allows more: opening a window meanwhile must not
+/// Device memory that stays free even if `--vram` allows more: opening a window during a run must not
 /// end the run.
 const SPARE_BYTES: u64 = 64 << 20;
 
@@ -44,9 +44,9 @@ pub struct HostLimit {
 /// Both bounds.
 #[derive(Debug, Clone)]
 pub struct Bounds {
-    /// What plans divide.
+    /// The memory that plans divide.
     pub budget: Budget,
-    /// What the host may use where plans divide the device's memory.
+    /// The memory that the host may use, where plans divide the device's memory.
     pub host: HostLimit,
 }
 

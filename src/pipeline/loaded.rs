@@ -29,7 +29,7 @@ pub struct LoadedModel {
     base_bytes: u64,
 }
 
-/// What the images of a request need.
+/// Sizes and memory of the images that a request starts from or refers to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InputImages {
     /// Host memory for the images as they are given, and to prepare them, in bytes.
@@ -42,7 +42,7 @@ pub struct InputImages {
 
 /// The plan of one request.
 pub struct PlannedRequest<'a> {
-    /// What runs.
+    /// The planned phases.
     pub phases: Phases<'a>,
     /// Host memory that the process needs besides the plans of the phases, in bytes.
     pub host_bytes: u64,

@@ -41,7 +41,7 @@ pub struct Model {
     pub schedule: ScheduleConfig,
     /// A note that `schedule` is a guess, for a request that does not give one itself.
     pub assumed: Option<Message>,
-    /// What a request leaves out.
+    /// The values of parameters that a request leaves out.
     pub defaults: Defaults,
 }
 

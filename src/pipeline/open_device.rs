@@ -16,7 +16,7 @@ use crate::stream::Holdings;
 pub struct OpenDevice {
     /// `None` if the device was lost and could not be opened again.
     backend: Option<Box<dyn Backend>>,
-    /// What the device is, or was.
+    /// The properties of the device, also after it was lost.
     caps: Caps,
     holdings: Holdings,
     bounds: Bounds,
@@ -87,7 +87,7 @@ impl OpenDevice {
         self.backend = None;
     }
 
-    /// What the device is; after it was lost, what it was.
+    /// The properties of the device, also after it was lost.
     pub fn caps(&self) -> &Caps {
         &self.caps
     }
@@ -172,7 +172,7 @@ impl OpenDevice {
         self.options.compute = Compute::Auto;
     }
 
-    /// What the device was opened with.
+    /// The options with which the device was opened.
     #[cfg(test)]
     pub fn options_mut(&mut self) -> &mut Options {
         &mut self.options

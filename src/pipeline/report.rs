@@ -44,7 +44,7 @@ impl TimeSource {
 pub struct PlanReport {
     /// The name of the model.
     pub model: String,
-    /// What the device is.
+    /// A description of the device.
     pub device: String,
     /// Width of each image in pixels.
     pub width: usize,

@@ -36,9 +36,9 @@ pub struct ServedModel {
 /// A line of the list of models or LoRAs.
 #[derive(Debug, Clone)]
 pub struct Listed {
-    /// What a client sends.
+    /// The name that clients send.
     pub name: String,
-    /// What it is.
+    /// A description of the file.
     pub what: String,
     /// The size of its files, in bytes; 0 for the embedded model.
     pub bytes: u64,
@@ -51,7 +51,7 @@ pub struct Listed {
 /// The models and LoRAs of the server.
 pub struct Models {
     default: String,
-    /// What the command line named the default model.
+    /// The name of the default model on the command line.
     given: Option<String>,
     /// Its file without links, unless it is inside the program or made by it.
     default_file: Option<PathBuf>,
@@ -59,7 +59,7 @@ pub struct Models {
     aliases: Vec<(String, String)>,
     places: ModelPlaces,
     listed: Mutex<Option<Listing>>,
-    /// What names were found to mean lately, so that not every request walks through the folders.
+    /// The last names with the models that they mean, so that not every request lists the folders.
     found: Mutex<HashMap<(Role, String), Lookup>>,
 }
 

@@ -285,7 +285,7 @@ impl Worker {
     async fn order(&mut self, order: &Order) {
         let mut line = serde_json::to_vec(order).unwrap_or_default();
         line.push(b'\n');
-        // If it has ended, its stdout ends too; if it hangs, the clocks say so.
+        // Errors are ignored: if it has ended, its stdout ends too; if it hangs, `clocks` notices.
         let stdin = &mut self.stdin;
         let write = async { stdin.write_all(&line).await.and(stdin.flush().await) };
         tokio::time::timeout(ORDER_TIMEOUT, write).await.ok();

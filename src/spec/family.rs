@@ -143,11 +143,11 @@ pub struct ComponentSpec {
     pub diffusers: Diffusers,
     /// Its tokenizer, of a text encoder.
     pub tokenizer: Option<Tokenizer>,
-    /// What its files are called.
+    /// The names of its files.
     pub files: FileNames,
     /// A repository's file of it that suits every model of the family: `org/name/file`.
     pub source: Option<&'static str>,
-    /// What stands before its names in a file of ComfyUI that has several components.
+    /// The prefix of its names in a file of ComfyUI that has several components.
     pub comfy_prefix: &'static str,
     /// `general.architecture` of its GGUF files; `None` where no loader reads such files.
     pub gguf: Option<&'static str>,

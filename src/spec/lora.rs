@@ -86,7 +86,7 @@ pub const fn join<const N: usize>(
     all
 }
 
-/// What a trainer puts before the name of a layer.
+/// A prefix that a trainer writes before the name of a layer.
 #[derive(Debug)]
 pub struct LoraPrefix {
     /// The beginning of the key, with its dot or underscore.
@@ -159,7 +159,7 @@ pub struct LoraLayers {
     pub spellings: &'static [LoraSpelling],
     /// The weight that control LoRAs widen for a control image.
     pub input: Option<&'static str>,
-    /// What to tell a user whose LoRA has more blocks than the component.
+    /// The hint for a LoRA that has more blocks than the component.
     pub blocks_hint: &'static str,
 }
 

@@ -68,7 +68,9 @@ fn a_jpeg_that_becomes_smaller_is_read_by_rows_as_it_is_decoded() {
             let got = file.fitted(width, height).unwrap();
             let (mean, most) = differences(&got, &fit(&whole, width, height));
             assert!(mean < 1.0 && most <= 12, "file {i}, {width}x{height}: {mean:.2}, {most}");
-            assert!(file.fitted_bytes(width, height) < file.decode_bytes(width, height) + (2 << 20));
+            assert!(
+                file.fitted_bytes(width, height) < file.decode_bytes(width, height) + (2 << 20)
+            );
         }
         // One that keeps more than half of its size is decoded as a whole.
         assert!(file.fitted(240, 160).unwrap() == fit(&whole, 240, 160), "file {i}");

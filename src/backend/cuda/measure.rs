@@ -14,7 +14,7 @@ impl CudaBackend {
         Ok(self.context.memory()?.0)
     }
 
-    /// A point in the queue of steps, now.
+    /// Marks the current end of the queue of steps.
     pub fn mark(&mut self) -> Result<Mark> {
         let event = Event::new(&self.context, true)?;
         event.record(&self.compute)?;

@@ -161,10 +161,10 @@ impl Origin {
     }
 }
 
-/// What the courier's thread owns.
+/// The state of the courier's thread.
 struct Copier {
     context: Arc<Context>,
-    /// Whether `context` could be made current in this thread; none before the first parcel.
+    /// Whether `context` could be made current in this thread; `None` before the first upload.
     bound: Option<Result<()>>,
     stream: Arc<Stream>,
     events: Arc<EventPool>,

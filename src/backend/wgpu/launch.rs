@@ -117,7 +117,7 @@ pub fn blocks(
     (0..rows).step_by(step).map(move |first| first..rows.min(first + step))
 }
 
-/// What a shader needs of a device.
+/// The features and limits that a shader needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Needs {
     /// The source begins with `enable f16;`.
@@ -209,7 +209,7 @@ pub struct Dispatch {
     pub work: u64,
 }
 
-/// What variants are chosen by.
+/// The facts by which variants are chosen.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WgpuDevice {
     /// Element type of activations, F32 or BF16.

@@ -131,7 +131,7 @@ impl WgpuBackend {
     }
 }
 
-/// What variants are chosen by.
+/// The facts by which variants are chosen.
 fn device_of(adapter: &Adapter, compute: Compute) -> WgpuDevice {
     WgpuDevice {
         activation: activation(compute),

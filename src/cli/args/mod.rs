@@ -124,7 +124,7 @@ pub enum Command {
     /// Generate images on another machine, which runs `serve`
     Remote(Box<RemoteArgs>),
     #[cfg(feature = "server")]
-    /// What `serve` starts: draws the jobs that arrive on stdin
+    /// Draws the jobs that arrive on stdin (started by `serve`)
     #[command(hide = true)]
     Worker,
     /// List the models, components and LoRAs on this machine, with the names to use for them

@@ -133,7 +133,7 @@ pub struct RequestArgs {
         allow_hyphen_values = true,
     )]
     pub mask_blur: Option<f32>,
-    /// Draws only the surroundings of the mask, with as many pixels around it, 0 to 4096, in the
+    /// Draws only the surroundings of the mask, with this many pixels around it, 0 to 4096, in the
     /// size that suits the model, and scales the result back: good for small masks
     #[arg(
         long,

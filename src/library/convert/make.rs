@@ -51,7 +51,7 @@ impl<'a> Source<'a> {
     /// type can store it.
     fn values(&self, first: usize, rows: usize) -> Result<Vec<f32>> {
         if first.is_multiple_of(16 * ROWS) {
-            // If the file is edited meanwhile, the result would be a mixture.
+            // If the file is edited while it is converted, the result would be a mixture.
             self.weights.unchanged()?;
         }
         let values = self.weights.get(&self.name, first, rows, self.cols)?.to_f32();

@@ -425,7 +425,7 @@ fn write(
     let mut file = unfinished_file(folder).map_err(io)?;
     fill(file.as_file_mut(), &io)?;
     file.as_file().sync_all().map_err(io)?;
-    // No file is replaced, not even one that was created meanwhile.
+    // No file is replaced, not even one that was created during the conversion.
     file.persist_noclobber(path).map_err(|e| io(e.error))?;
     Ok(())
 }

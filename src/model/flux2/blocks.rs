@@ -7,7 +7,7 @@ use crate::model::joint::{JointAttention, NORM_EPS};
 use crate::op::{Epilogue, LayerNormModulate, Recorder, SiluMul};
 use crate::tensor::{Tensor, View};
 
-/// What the parts of all blocks have in common.
+/// Sizes and inputs that all blocks use.
 #[derive(Clone, Copy)]
 pub struct Blocks<'a> {
     /// The sizes.

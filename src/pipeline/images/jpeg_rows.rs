@@ -48,6 +48,14 @@ struct Plane {
     pixels: Vec<u8>,
 }
 
+impl Plane {
+    /// The pixels of row `y` of the image in this row of MCUs, where the component with the most
+    /// blocks has `most_v` of them down.
+    fn line(&self, y: usize, most_v: usize) -> &[u8] {
+        &self.pixels[y * self.v / most_v * self.stride..]
+    }
+}
+
 impl<'a> JpegRows<'a> {
     /// Reads the headers of the JPEG in `bytes`; `None` if it is of another kind.
     pub fn open(bytes: &'a [u8]) -> Option<JpegRows<'a>> {
@@ -127,7 +135,7 @@ impl<'a> JpegRows<'a> {
         (planes + 3 * self.size.0) as u64 + TABLE_BYTES
     }
 
-    /// What `resizer`, which is for the size of this image, makes of it.
+    /// The image scaled by `resizer`, which must be one for the size of this image.
     ///
     /// # Errors
     /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged.
@@ -169,7 +177,8 @@ impl<'a> JpegRows<'a> {
                 for block in 0..plane.h * plane.v {
                     let coefficients =
                         read_block(bits, (dc, ac), &mut means[index], &factors[index])?;
-                    let at = block / plane.h * 8 * plane.stride + (x * plane.h + block % plane.h) * 8;
+                    let at =
+                        block / plane.h * 8 * plane.stride + (x * plane.h + block % plane.h) * 8;
                     write_block(&coefficients, waves, &mut plane.pixels[at..], plane.stride);
                 }
             }
@@ -180,21 +189,23 @@ impl<'a> JpegRows<'a> {
     /// Writes row `y` of the planes as RGB.
     fn write_row(&self, y: usize, rgb: &mut [u8]) {
         let (most_h, most_v) = most(&self.planes);
-        let line = |p: &Plane| &p.pixels[y * p.v / most_v * p.stride..];
-        let luma = line(&self.planes[0]);
+        let luma = self.planes[0].line(y, most_v);
         let wide = most_h / self.planes[0].h;
         let [_, blue, red] = &self.planes[..] else {
             rgb.as_chunks_mut::<3>().0.iter_mut().zip(luma).for_each(|(pixel, v)| *pixel = [*v; 3]);
             return;
         };
-        let (blues, reds) = (line(blue), line(red));
+        let (blues, reds) = (blue.line(y, most_v), red.line(y, most_v));
         let (blue_wide, red_wide) = (most_h / blue.h, most_h / red.h);
         for (x, pixel) in rgb.as_chunks_mut::<3>().0.iter_mut().enumerate() {
             let luma = f32::from(luma[x / wide]);
             let blue = f32::from(blues[x / blue_wide]) - 128.0;
             let red = f32::from(reds[x / red_wide]) - 128.0;
-            let channels =
-                [luma + 1.402 * red, luma - 0.344_136 * blue - 0.714_136 * red, luma + 1.772 * blue];
+            let channels = [
+                luma + 1.402 * red,
+                luma - 0.344_136 * blue - 0.714_136 * red,
+                luma + 1.772 * blue,
+            ];
             *pixel = channels.map(|v| (v + 0.5) as u8);
         }
     }
@@ -214,8 +225,7 @@ fn read_quantisation(mut rest: &[u8], tables: &mut [Option<[f32; 64]>; 4]) -> Op
             1 => f32::from(values[i]),
             _ => f32::from(u16::from_be_bytes([values[2 * i], values[2 * i + 1]])),
         };
-        *tables.get_mut(usize::from(head & 15))? =
-            (width <= 2).then(|| std::array::from_fn(value));
+        *tables.get_mut(usize::from(head & 15))? = (width <= 2).then(|| std::array::from_fn(value));
         rest = more;
     }
     Some(())

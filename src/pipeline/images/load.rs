@@ -7,7 +7,9 @@ use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, RgbImage};
 
 use super::complete::{check_complete, jpeg_segments};
-use super::decoder::{MAX_PIXELS, MAX_ROW_PIXELS, decoder, format_of, on_white, transparent, unreadable};
+use super::decoder::{
+    MAX_PIXELS, MAX_ROW_PIXELS, decoder, format_of, on_white, transparent, unreadable,
+};
 use super::jpeg_rows::JpegRows;
 use super::metadata::{self, Provenance};
 use super::png_rows::PngRows;
@@ -99,7 +101,7 @@ impl ImageFile {
         is_large.then(|| JpegRows::open(&self.bytes)).flatten()
     }
 
-    /// What `resizer` makes of `rows`, turned as EXIF says.
+    /// `rows` scaled by `resizer`, and turned as EXIF says.
     fn turned_rows(&self, rows: JpegRows, resizer: Resizer) -> Result<Image> {
         let image = rows.resized(resizer)?;
         if !self.is_turned() {
@@ -320,7 +322,7 @@ fn checked(bytes: &[u8], max_pixels: u64) -> Result<Checked> {
     let (w, h) = check_size(&decoder, max_pixels)?;
     let pixels = u64::from(w) * u64::from(h);
     let stored = decoder.total_bytes();
-    // What decoders keep besides the pixels that they return.
+    // The memory of decoders besides the pixels that they return.
     let inside = match format {
         // A copy of the file, and the coefficients of a progressive image.
         ImageFormat::Jpeg => {

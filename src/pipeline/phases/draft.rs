@@ -87,7 +87,7 @@ impl From<Error> for Refused {
     }
 }
 
-/// What drafts are planned for.
+/// The device, the budget and the LoRAs for which drafts are planned.
 pub struct Planner<'a> {
     /// Added to every program that has weights which they change.
     pub loras: &'a LoraSet,

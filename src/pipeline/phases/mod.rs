@@ -71,7 +71,7 @@ pub trait GenerationPhase {
     ) -> Result<()>;
 }
 
-/// What the phases of one generation pass on to one another.
+/// The values that the phases of one generation pass on to the next ones.
 #[derive(Default)]
 pub struct Values {
     /// The image that image-to-image starts from, in the size of the request.
@@ -83,7 +83,7 @@ pub struct Values {
     pub hole: Option<Mask>,
     /// The condition as packed tokens of one image.
     pub condition: Vec<f32>,
-    /// What keeps the latents outside of a mask; the image encoder fills in its latents.
+    /// The latents that are kept outside of a mask; the image encoder computes them.
     pub kept: Option<KeptLatents>,
     /// The reference images, in the sizes in which the model reads them.
     pub reference_images: Vec<Image>,

@@ -74,7 +74,7 @@ impl Part {
 /// A key that was understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
-    /// What the tensor is.
+    /// The part of the adapter that the tensor contains.
     pub part: Part,
     /// The key without its suffix; equal for the parts of one change.
     pub base: String,

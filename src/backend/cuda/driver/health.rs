@@ -1,4 +1,4 @@
-//! What the driver's errors mean.
+//! Turns the driver's error codes into errors, and remembers whether the context still works.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -30,7 +30,7 @@ impl Weight {
     }
 }
 
-/// A stored tensor on its way to a canonical one.
+/// A stored tensor that is a part of a canonical one.
 pub(super) struct Piece {
     pub(super) stored: String,
     pub(super) shape: Vec<usize>,
