@@ -199,7 +199,7 @@ fn the_last_modulation_of_flux2_is_changed_as_its_names_say() {
         velocity(&mut backend, &golden, &written, apply, (false, 1))
     };
     let want = drawn(&merged);
-    let none = LoraSet::of(vec![]);
+    let none = LoraSet::of::<f32>(vec![]);
     let base = drawn(&|program| none.apply(weights, program).unwrap());
     assert!(relative_error(&base, &want) > 1e-2);
     for loras in [bfl, diffusers] {
