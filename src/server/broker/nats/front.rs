@@ -13,7 +13,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::files::{input_paths, is_result};
 use super::limits::Jobs;
-use super::link::{Change, Link, MARKERS_KEPT, get, job_key, set, unreachable};
+use super::link::{Change, Link, MARKERS_KEPT, claim, get, job_key, set, unreachable};
 use super::mirror::{Mirror, Seen};
 use super::record::{MAX_ATTEMPTS, Record};
 use crate::error::{Error, Result};
@@ -34,6 +34,8 @@ use crate::server::wait::expired;
 const ROWS_KEPT: f64 = 24.0 * 3600.0;
 /// How long the jobs may take to arrive at the start.
 const LOADING: Duration = Duration::from_secs(60);
+/// How long idempotency keys are remembered.
+const SAME_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// How long another front may take to accept a job.
 const ACCEPTING: Duration = Duration::from_secs(3);
 /// How long a worker may take to answer what a request would cost.
@@ -193,7 +195,7 @@ impl FrontBroker {
         let mine = (new.id.clone(), sent.clone());
         let since = Instant::now();
         loop {
-            if set(shared, &key, &mine, 0).await?.is_some() {
+            if claim(shared, &key, &mine, SAME_KEPT).await? {
                 return Ok(None);
             }
             let known = get::<(String, String)>(shared, &key).await?;

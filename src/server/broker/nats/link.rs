@@ -315,6 +315,25 @@ pub async fn set<T: Serialize>(
     }
 }
 
+/// Sets `key` for a time, if it is not there. Returns whether it was not.
+///
+/// # Errors
+/// 503: it may be set or not.
+pub async fn claim<T: Serialize>(
+    store: &kv::Store,
+    key: &str,
+    value: &T,
+    life: Duration,
+) -> std::result::Result<bool, Fault> {
+    let bytes = serde_json::to_vec(value)
+        .map_err(|e| Fault::internal(format!("a value cannot be written: {e}")))?;
+    match store.create_with_ttl(key, bytes.into(), life).await {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == CreateErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(unreachable(&e)),
+    }
+}
+
 /// The fault of a broker that does not answer.
 pub fn unreachable(_error: &dyn std::error::Error) -> Fault {
     out_of_reach()

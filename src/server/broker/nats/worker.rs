@@ -137,12 +137,20 @@ impl WorkerBroker {
 
     /// Stores how a job has ended.
     async fn conclude(&self, id: &str, outcome: &Outcome) -> std::result::Result<(), Fault> {
-        if let Outcome::Succeeded { outputs, .. } = outcome {
-            for output in outputs {
-                let path = self.data.result(&output.file);
-                self.persist(|| self.link.put_file(&path)).await?;
+        let failed;
+        let outcome = match self.upload(outcome).await {
+            // The file is not there.
+            Err(fault) if fault.status != 503 => {
+                failed = Outcome::Failed(fault);
+                &failed
             }
-        }
+            // The process ends before the broker is back: another worker draws the job.
+            Err(fault) => {
+                lock(&self.jobs).remove(id);
+                return Err(fault);
+            }
+            Ok(()) => outcome,
+        };
         let now = self.clock.seconds();
         let end = || self.link.change(id, |record| record.ended_by(&self.id, outcome, now));
         let change = self.persist(end).await;
@@ -159,6 +167,16 @@ impl WorkerBroker {
                 Ok(())
             }
         }
+    }
+
+    /// Stores the images of an outcome.
+    async fn upload(&self, outcome: &Outcome) -> std::result::Result<(), Fault> {
+        let Outcome::Succeeded { outputs, .. } = outcome else { return Ok(()) };
+        for output in outputs {
+            let path = self.data.result(&output.file);
+            self.persist(|| self.link.put_file(&path)).await?;
+        }
+        Ok(())
     }
 
     async fn give_images_back(&self, record: &Record) -> std::result::Result<(), Fault> {
