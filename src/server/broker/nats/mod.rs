@@ -14,10 +14,12 @@ mod link;
 mod mirror;
 mod record;
 mod schedule;
+mod simulate;
 mod status;
 mod tasks;
 mod worker;
 
 pub use front::FrontBroker;
+pub use simulate::{Measured, Simulation, simulate};
 pub use status::cluster_status;
 pub use worker::WorkerBroker;
