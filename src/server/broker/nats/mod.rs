@@ -6,8 +6,10 @@
 //! order that one machine has. What is sent otherwise (signs of life, progress, previews) may be
 //! lost without harm.
 
+mod connect;
 mod files;
 mod front;
+mod hub;
 mod leader;
 mod limits;
 mod link;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::front::{FrontBroker, lock};
+use super::front::FrontBroker;
+use super::hub::lock;
 use super::record::Record;
 use super::worker::WorkerBroker;
 use crate::error::Result;

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
 use super::files::input_names;
-use super::front::lock;
+use super::hub::lock;
 use super::leader::Asked;
 use super::link::{Change, Link};
 use super::record::{MAX_ATTEMPTS, Record};
