@@ -10,34 +10,47 @@ use crate::dtype::int8::{Int8, Rotation, scale_of};
 /// low bits.
 const ROUND: f32 = 12_582_912.0;
 
+/// Whether [`quantise`] takes rows of `cols` columns.
+pub fn suits(int8: Int8, cols: usize) -> bool {
+    cols.is_multiple_of(16) && int8.rotation.is_none_or(Rotation::has_kernels)
+}
+
 /// As [`Int8::quantise`], for rows that are a whole number of vectors and groups of 16, 64 or 256
-/// columns.
+/// columns. The values are read at `from`, which may be the row itself.
+///
+/// # Safety
+/// As many values as the row has must be readable at `from`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub fn quantise(int8: Int8, row: &mut [f32], out: &mut [i8]) -> f32 {
+pub unsafe fn quantise(int8: Int8, from: *const f32, row: &mut [f32], out: &mut [i8]) -> f32 {
     let stages = int8.rotation.map_or(0, |r| r.group().trailing_zeros() / 2);
     let group = int8.rotation.map_or(16, Rotation::group);
     assert!(row.len().is_multiple_of(group) && row.len().is_multiple_of(16));
     assert!(row.len() == out.len() && matches!(stages, 0 | 2 | 3 | 4));
     let mut bits = _mm512_setzero_si512();
-    // SAFETY: the row is a whole number of groups, and the groups are whole vectors.
+    // SAFETY: the row is a whole number of groups, and the groups are whole vectors. A group is
+    // read before it is written.
     unsafe {
         for first in (0..row.len()).step_by(group) {
-            let at = row.as_mut_ptr().add(first);
+            let (at, from) = (row.as_mut_ptr().add(first), from.add(first));
             bits = _mm512_max_epu32(
                 bits,
                 match stages {
-                    0 => magnitude(_mm512_loadu_ps(at)),
+                    0 => {
+                        let v = _mm512_loadu_ps(from);
+                        _mm512_storeu_ps(at, v);
+                        magnitude(v)
+                    }
                     2 => {
-                        let v = within(_mm512_loadu_ps(at));
+                        let v = within(_mm512_loadu_ps(from));
                         _mm512_storeu_ps(at, v);
                         magnitude(v)
                     }
                     3 => {
-                        let v = rotate_64(at);
+                        let v = rotate_64(from);
                         (0..4).for_each(|i| _mm512_storeu_ps(at.add(16 * i), v[i]));
                         largest(&v)
                     }
-                    _ => rotate_256(at),
+                    _ => rotate_256(from, at),
                 },
             );
         }
@@ -118,16 +131,16 @@ unsafe fn rotate_64(at: *const f32) -> [__m512; 4] {
     across(v)
 }
 
-/// Rotates 256 columns in place, and returns the bits of the largest magnitudes.
+/// Rotates 256 columns, and returns the bits of the largest magnitudes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn rotate_256(at: *mut f32) -> __m512i {
+unsafe fn rotate_256(from: *const f32, at: *mut f32) -> __m512i {
     let mut rows = [[_mm512_setzero_ps(); 4]; 4];
     let mut bits = _mm512_setzero_si512();
     // SAFETY: the caller gives 256 elements.
     unsafe {
         for (i, row) in rows.iter_mut().enumerate() {
-            *row = rotate_64(at.add(64 * i));
+            *row = rotate_64(from.add(64 * i));
         }
         for i in 0..4 {
             let column = across([rows[0][i], rows[1][i], rows[2][i], rows[3][i]]);

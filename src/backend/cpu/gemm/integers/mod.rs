@@ -30,7 +30,7 @@ use super::super::isa::Isa;
 use super::super::matrix::{In, Out};
 use super::finish::Tail;
 use super::{ALIGN, Columns, KBlock, KC, MAX_LANES, Micro, NC, Side, Words, aligned, fetch, share};
-use crate::backend::int8::{quantise, quantise_stored};
+use crate::backend::int8::{quantise_from, quantise_stored};
 use crate::dtype::int8::Int8;
 use crate::tensor::HostWeight;
 
@@ -149,9 +149,9 @@ pub struct Integers<'a> {
 }
 
 impl Integers<'_> {
-    /// Writes the integers of row `row` to `out`, which begins with as many as the row has, and
-    /// returns their scale. `values` is as long as the row.
-    fn row(&self, row: usize, values: &mut [f32], out: &mut [i8]) -> f32 {
+    /// The scale of row `row`, and where its integers are: in `out`, or where they are stored if
+    /// that serves as well. `values` and `out` are as long as the row.
+    fn row(&self, row: usize, values: &mut [f32], out: &mut [i8]) -> (f32, *const i8) {
         let mut local = row;
         let part = self.weight.parts.iter().find(|part| {
             let within = local < part.rows;
@@ -160,13 +160,17 @@ impl Integers<'_> {
         });
         let part = part.expect("a row of the weight");
         let bytes = &part.bytes()[local * part.row_bytes()..][..part.row_bytes()];
-        let scale = if self.weight.is_stored_as(self.int8) {
-            out.iter_mut().zip(bytes).for_each(|(q, b)| *q = *b as i8);
-            part.scale.of(local)
-        } else {
-            quantise_stored(self.int8, (part, local, bytes), values, out)
-        };
-        scale * self.factors.map_or(1.0, |f| f[row])
+        let factor = self.factors.map_or(1.0, |f| f[row]);
+        if !self.weight.is_stored_as(self.int8) {
+            let scale = quantise_stored(self.int8, (part, local, bytes), values, out);
+            return (scale * factor, out.as_ptr());
+        }
+        let scale = part.scale.of(local) * factor;
+        if bytes.len().is_multiple_of(PAD) {
+            return (scale, bytes.as_ptr().cast());
+        }
+        out.iter_mut().zip(bytes).for_each(|(q, b)| *q = *b as i8);
+        (scale, out.as_ptr())
     }
 }
 
@@ -283,8 +287,7 @@ impl Pass<'_> {
                 if number < self.rows.1 {
                     let values = std::slice::from_raw_parts_mut(values, k);
                     let q = std::slice::from_raw_parts_mut(row, k);
-                    values.copy_from_slice(x.row(self.rows.0 + number));
-                    scale = quantise(self.w.int8, values, q);
+                    scale = quantise_from(self.w.int8, x.row(self.rows.0 + number), values, q);
                     let sum: i32 = q.iter().map(|q| i32::from(*q)).sum();
                     start = if m.unsigned { -128 * sum } else { 0 };
                 }
@@ -323,14 +326,13 @@ impl Pass<'_> {
             let mut lanes = [std::ptr::null(); MAX_LANES];
             for (lane, at) in lanes.iter_mut().enumerate().take(count) {
                 let row = integers.wrapping_add(lane * self.b.row_bytes);
-                *at = row.cast_const();
                 // SAFETY: the slot has a row of floats and `MAX_LANES` rows of integers.
-                unsafe {
-                    let values = std::slice::from_raw_parts_mut(values, k);
+                let (values, q) = unsafe {
                     row.add(k).write_bytes(0, self.b.row_bytes - k);
                     let q = std::slice::from_raw_parts_mut(row, k);
-                    columns.scale[p * nr + lane] = self.w.row(col + p * nr + lane, values, q);
-                }
+                    (std::slice::from_raw_parts_mut(values, k), q)
+                };
+                (columns.scale[p * nr + lane], *at) = self.w.row(col + p * nr + lane, values, q);
             }
             for (first, words) in self.blocks() {
                 let to = packed.wrapping_add((first * w_panels + p * words) * nr);
