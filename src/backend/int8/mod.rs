@@ -35,8 +35,9 @@ pub(super) fn quantise_from(int8: Int8, from: &[f32], values: &mut [f32], out: &
     #[cfg(target_arch = "x86_64")]
     if Isa::detect() >= Isa::Avx512 && avx512::suits(int8, values.len()) {
         assert_eq!(from.len(), values.len());
+        let from = (from.as_ptr().cast(), DType::F32, 1.0);
         // SAFETY: the processor has the features.
-        return unsafe { avx512::quantise(int8, from.as_ptr(), values, out) };
+        return unsafe { avx512::quantise(int8, from, values, out) };
     }
     values.copy_from_slice(from);
     quantise(int8, values, out)
@@ -68,13 +69,15 @@ pub(super) fn quantise_stored(
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{HostPart, Int8, avx512, decode_any, quantise_any};
+    use super::{DType, HostPart, Int8, avx512, decode_any, is_read_directly, quantise_any};
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     pub fn quantise_avx512(int8: Int8, row: &mut [f32], out: &mut [i8]) -> f32 {
         match avx512::suits(int8, row.len()) {
             // SAFETY: the row is read where it is.
-            true => unsafe { avx512::quantise(int8, row.as_ptr(), row, out) },
+            true => unsafe {
+                avx512::quantise(int8, (row.as_ptr().cast(), DType::F32, 1.0), row, out)
+            },
             false => quantise_any(int8, row, out),
         }
     }
@@ -91,8 +94,17 @@ mod x86 {
         values: &mut [f32],
         out: &mut [i8],
     ) -> f32 {
-        decode_any(row, values);
-        quantise_avx512(int8, values, out)
+        let (part, r, bytes) = row;
+        if !is_read_directly(part) || !avx512::suits(int8, values.len()) {
+            decode_any(row, values);
+            return quantise_avx512(int8, values, out);
+        }
+        assert_eq!(bytes.len(), values.len() * part.dtype.size());
+        // SAFETY: the bytes are those of the row.
+        unsafe {
+            let from = (bytes.as_ptr(), part.dtype, part.scale.of(r));
+            avx512::quantise(int8, from, values, out)
+        }
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -107,10 +119,17 @@ mod x86 {
     }
 }
 
+/// Whether the elements are loaded as they are stored, and times one factor are the values.
+fn is_read_directly(part: &HostPart) -> bool {
+    part.dtype.is_plain()
+        && !matches!(part.dtype, DType::I8 | DType::I32)
+        && part.rotation.is_none()
+}
+
 /// The values of a stored row.
 #[inline(always)]
 fn decode_any((part, r, bytes): (&HostPart, usize, &[u8]), values: &mut [f32]) {
-    if part.dtype.is_plain() && part.dtype != DType::I8 && part.rotation.is_none() {
+    if is_read_directly(part) {
         assert_eq!(bytes.len(), values.len() * part.dtype.size());
         // SAFETY: the bytes are those of the row.
         unsafe { decode(Row { ptr: bytes.as_ptr(), dtype: part.dtype }, 0, values) };
