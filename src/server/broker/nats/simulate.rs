@@ -53,6 +53,9 @@ pub struct Measured {
     pub submit: (f64, f64),
 }
 
+/// The most keys of a simulation.
+const MAX_KEYS: usize = 64;
+
 /// What all simulated workers share.
 struct Counted {
     cold: std::sync::atomic::AtomicUsize,
@@ -134,12 +137,12 @@ pub async fn simulate(options: &ClusterOptions, simulation: &Simulation) -> Resu
 
 fn ended(front: &FrontBroker) -> Vec<Arc<Record>> {
     let mirror = lock(&front.hub.mirror);
-    let all = (0..).map_while(|key| {
-        let mut jobs = mirror.of_owner(&format!("key-{key}")).peekable();
-        jobs.peek()?;
-        Some(jobs.filter(|record| record.state.is_final()).cloned().collect::<Vec<_>>())
+    let all = (0..MAX_KEYS).flat_map(|key| {
+        let owner = format!("key-{key}");
+        let jobs = mirror.of_owner(&owner).filter(|record| record.state.is_final());
+        jobs.cloned().collect::<Vec<_>>()
     });
-    all.flatten().collect()
+    all.collect()
 }
 
 fn new_job(model: &str, key: usize, seconds: f64) -> Result<NewJob> {
