@@ -79,8 +79,8 @@ impl Schedule {
         job
     }
 
-    /// The idle workers to be woken at `now`: at most one per job, those first that hold its model.
-    /// They are not idle any more.
+    /// The idle workers to be woken at `now`: at most one per job, those first that hold its model,
+    /// and of these the ones whose last job had its LoRAs. They are not idle any more.
     pub fn wake(&mut self, mirror: &Mirror, live: &[Arc<WorkerFacts>], now: i64) -> Vec<String> {
         if self.idle.is_empty() || mirror.queue.len() == 0 {
             return Vec::new();
@@ -88,17 +88,31 @@ impl Schedule {
         let backlog = mirror.queued_per_model();
         let mut left: HashMap<&str, usize> =
             backlog.iter().map(|(model, (count, _))| (model.as_str(), *count)).collect();
+        let mut wanted: HashSet<(String, Vec<String>)> = HashSet::new();
+        mirror.queue.for_each(|job| {
+            let loras = mirror.get(&job.id).map(|(record, _)| record.loras());
+            wanted.insert((job.model.clone(), loras.unwrap_or_default()));
+        });
+        let has_loras = |id: &String, held: &Option<String>| {
+            let worker = live.iter().find(|worker| worker.id == *id);
+            let last = held.clone().zip(worker.map(|worker| worker.held_loras.clone()));
+            last.is_some_and(|last| wanted.contains(&last))
+        };
+        let mut idle: Vec<_> = self.idle.iter().collect();
+        idle.sort_by_cached_key(|(id, held)| (!has_loras(id, held), (*id).clone()));
         let mut woken = HashSet::new();
-        for (id, held) in &self.idle {
+        for (id, held) in &idle {
             if let Some(count) = held.as_deref().and_then(|model| left.get_mut(model))
                 && *count > 0
             {
                 *count -= 1;
-                woken.insert(id.clone());
+                woken.insert((*id).clone());
             }
         }
-        let others = self.idle.iter().filter(|(id, _)| !woken.contains(*id)).collect::<Vec<_>>();
-        for (id, held) in others {
+        for (id, held) in idle {
+            if woken.contains(id) {
+                continue;
+            }
             let Some(worker) = live.iter().find(|worker| worker.id == *id) else { continue };
             let view = View { worker, held: held.as_deref(), live, backlog: &backlog, now };
             let suits = |job: &Waiting| {
@@ -190,5 +204,15 @@ mod tests {
         assert!(schedule.wake(&queue, &live, 0).is_empty(), "it is awake");
         // One that does not hold the model is woken once the job has waited.
         assert_eq!(schedule.wake(&queue, &live, 11 * SECOND), ["b"]);
+
+        // Of two that hold it, the one that has drawn with the same LoRAs, here with none.
+        let with_lora = WorkerFacts { held_loras: vec!["l".into()], ..(*live[0]).clone() };
+        let other = WorkerFacts { id: "d".into(), ..(*live[0]).clone() };
+        let live = [Arc::new(with_lora), Arc::new(other)];
+        let mut queue = mirror(&[]);
+        for id in ["a", "d"] {
+            assert_eq!(schedule.choose(&mut queue, &live, id, Some("m"), 0), None);
+        }
+        assert_eq!(schedule.wake(&mirror(&[("1", "m")]), &live, 0), ["d"]);
     }
 }
