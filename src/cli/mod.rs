@@ -129,7 +129,7 @@ fn run(cli: Cli, config: &config::Config) -> Result<()> {
             ClusterCommand::Status(args) => worker::status(*args, how),
         },
         Some(Command::Models) => models::models(how),
-        Some(Command::Doctor) => doctor::doctor(config, how),
+        Some(Command::Doctor(args)) => doctor::doctor(config, args.kernels, how),
         Some(Command::Inspect(args)) => inspect::inspect(&args.file, how),
         Some(Command::Completions(args)) => completions::completions(args.shell),
         Some(Command::Man(args)) => completions::man(&args),

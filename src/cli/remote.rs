@@ -1,5 +1,6 @@
 //! `remote`: the same command line as `generate`, drawn by a server.
 
+mod backoff;
 mod client;
 
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ use super::preview;
 use super::progress::Progress;
 use super::prompts;
 use super::signals;
-use super::start_image::{StartImage, load_references};
+use super::start_image::{SeenImages, StartImage};
 use super::target::Target;
 use super::values::{Budget, Size};
 use crate::error::{Error, Kind, Result};
@@ -57,11 +58,16 @@ pub fn remote(args: RemoteArgs, how: How) -> Result<()> {
             .at("--control")
             .try_("draw it on this machine"));
     }
-    let references = load_references(&args.request, None)?;
+    if !args.request.styles.is_empty() {
+        return Err(Error::argument("style images are not sent to a server yet")
+            .at("--style")
+            .try_("draw it on this machine"));
+    }
+    let seen = SeenImages::load(&args.request, None)?;
     let mut requests = Vec::new();
     for prompt in prompts {
         let mut request = Request::new(prompt.text);
-        let filled = fill(&mut request, &args.request, start.as_ref(), &references);
+        let filled = fill(&mut request, &args.request, start.as_ref(), &seen);
         filled.map_err(|e| prompt.source.iter().fold(e, |e, source| e.at(source)))?;
         // Their files are sent as they are.
         request.references.clear();
@@ -95,7 +101,7 @@ pub fn remote(args: RemoteArgs, how: How) -> Result<()> {
     Ok(())
 }
 
-/// What all jobs of one call share.
+/// Everything that all jobs of one call have in common.
 struct Run<'a> {
     args: &'a RemoteArgs,
     how: How,
@@ -154,9 +160,9 @@ impl Run<'_> {
         }
         // A server of another version need not know parameters that are not set.
         if let Some(fields) = body.as_object_mut() {
-            fields.retain(|_, value| !value.is_null());
+            fields.retain(|_, value| !value.is_null() && value.as_array() != Some(&Vec::new()));
         }
-        let key = client::random_hex(16)?;
+        let key = backoff::random_hex(16)?;
         let body = json!({"request": body});
         let job = self.client.post("/api/v2/jobs", &body, Some(&key), &self.progress)?;
         let id = job["id"].as_str().map(str::to_string).ok_or_else(|| self.client.not_ours())?;
@@ -251,7 +257,7 @@ impl Run<'_> {
                 }
                 _ => return Err(self.client.not_ours()),
             }
-            client::pause(pause)?;
+            backoff::pause(pause)?;
             pause = (pause * 5 / 4).min(POLL.1);
         }
     }
@@ -288,13 +294,11 @@ struct Steps {
 }
 
 impl Steps {
-    /// What has happened since the last look.
+    /// The events since the last call.
     fn events(&mut self, progress: &Value) -> Vec<Event> {
-        let phases =
-            [Phase::TextEncode, Phase::ImageEncode, Phase::Modulate, Phase::Denoise, Phase::Decode];
         let number = |name: &str| progress[name].as_u64().unwrap_or_default() as usize;
         let (done, steps) = (number("step"), number("steps"));
-        let Some(phase) = phases.into_iter().find(|p| progress["phase"] == p.name()) else {
+        let Some(phase) = Phase::ALL.into_iter().find(|p| progress["phase"] == p.name()) else {
             return Vec::new();
         };
         let mut events = Vec::new();

@@ -21,7 +21,7 @@ pub struct JobEvent {
     pub number: u64,
     /// `status`, `progress`, `preview`, `output` or `log`.
     pub name: &'static str,
-    /// What is sent.
+    /// The data of the event.
     pub data: Arc<Value>,
 }
 
@@ -51,7 +51,7 @@ struct Log {
     events: VecDeque<JobEvent>,
     progress: Progress,
     ended: Option<Instant>,
-    /// A client that was not there when it happened has been told of the end.
+    /// A client that connected after the end has been sent it.
     told: bool,
     /// The end was published.
     over: bool,
@@ -73,12 +73,12 @@ impl Channel {
         self.lock().events.iter().filter(|e| e.number > after).cloned().collect()
     }
 
-    /// Notes that a client has been told of the end of the job.
+    /// Notes that a client has been sent the end of the job.
     pub fn tell_end(&self) {
         self.lock().told = true;
     }
 
-    /// Whether a client has been told of the end of the job.
+    /// Whether a client has been sent the end of the job.
     pub fn is_told(&self) -> bool {
         self.lock().told
     }

@@ -1,4 +1,4 @@
-//! What a job is: a request that was accepted, and what became of it.
+//! A job: a request that was accepted, and its result.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -30,7 +30,7 @@ pub struct JobSpec {
     /// What that API needs of the request to describe the job later; null if nothing.
     #[serde(default)]
     pub echo: Value,
-    /// Whom to tell when the job is over.
+    /// The address to call when the job is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook: Option<Webhook>,
 }
@@ -166,7 +166,7 @@ pub enum Outcome {
     Succeeded {
         /// The images, in order.
         outputs: Vec<Output>,
-        /// What made them.
+        /// The settings that made them.
         settings: Value,
     },
     /// With an error.

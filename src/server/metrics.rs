@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::broker::{Counts, WorkerFacts, Workers};
 use crate::host;
 
-/// What a server counts.
+/// The counters of a server.
 #[derive(Debug, Default)]
 pub struct Metrics {
     inner: Mutex<Counted>,

@@ -39,9 +39,9 @@ pub struct ServedModel {
 /// A line of the list of models or LoRAs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Listed {
-    /// What a client sends.
+    /// The name that clients send.
     pub name: String,
-    /// What it is.
+    /// A description of the file.
     pub what: String,
     /// The size of its files, in bytes; 0 for the embedded model.
     pub bytes: u64,
@@ -63,9 +63,9 @@ impl Listed {
 /// The models and LoRAs of the server.
 pub struct Models {
     default: OnceLock<String>,
-    /// What the workers of other machines have, in place of the folders of this one.
+    /// The catalog of the workers on other machines, in place of the folders of this one.
     elsewhere: Option<Mutex<Arc<Catalog>>>,
-    /// What the command line named the default model.
+    /// The name of the default model on the command line.
     given: Option<String>,
     /// Its file without links, unless it is inside the program or made by it.
     default_file: Option<PathBuf>,
@@ -73,7 +73,7 @@ pub struct Models {
     aliases: Vec<(String, String)>,
     places: ModelPlaces,
     listed: Mutex<Option<Listing>>,
-    /// What names were found to mean lately, so that not every request walks through the folders.
+    /// The last names with the models that they mean, so that not every request lists the folders.
     found: Mutex<HashMap<(Role, String), Lookup>>,
 }
 

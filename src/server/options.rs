@@ -1,4 +1,4 @@
-//! What a server is started with.
+//! The options of a server.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -12,7 +12,7 @@ use super::limits::Plan;
 use crate::library::file_names::without_ending;
 use crate::pipeline::request::Options;
 
-/// What [`serve`](super::serve) needs to know.
+/// The options of [`serve`](super::serve).
 #[non_exhaustive]
 pub struct ServerOptions {
     /// The default model and the device.
@@ -25,7 +25,7 @@ pub struct ServerOptions {
     pub default_plan: Option<Plan>,
     /// How long a model stays in memory after its last job; `None` for as long as the server runs.
     pub keep_alive: Option<Duration>,
-    /// What differs for single models, by name.
+    /// Options of single models, by name.
     pub models: HashMap<String, ModelOptions>,
     /// The folder for the list of jobs and for results. One server at a time uses it.
     pub data: PathBuf,
@@ -100,7 +100,7 @@ impl ClusterOptions {
     }
 }
 
-/// What differs for one model.
+/// Options of one model, which replace those of the server.
 #[derive(Debug, Clone, Default)]
 pub struct ModelOptions {
     /// How long it stays in memory after its last job, in place of [`ServerOptions::keep_alive`].
@@ -110,7 +110,7 @@ pub struct ModelOptions {
 }
 
 impl ServerOptions {
-    /// What differs for the model called `name`: an entry may have the ending of its file.
+    /// The options of the model called `name`. An entry may have the extension of its file.
     pub fn of_model(&self, name: &str) -> Option<&ModelOptions> {
         let of = |name: &str| self.models.get(name);
         of(name).or_else(|| {

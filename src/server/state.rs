@@ -1,4 +1,4 @@
-//! What all requests share.
+//! The state of the server, which all requests share.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -54,7 +54,7 @@ pub struct WorkerStatus {
     pub others: usize,
 }
 
-/// What the supervisor of the worker is asked for.
+/// A command for the supervisor of the worker.
 #[derive(Debug)]
 pub enum Command {
     /// Stop the job with this id.
@@ -63,9 +63,9 @@ pub enum Command {
     Unload,
 }
 
-/// What arrives for the tasks of a server.
+/// The receiving ends of the channels of a server's tasks.
 pub struct Inbox {
-    /// What the supervisor is asked for.
+    /// Commands for the supervisor.
     pub commands: UnboundedReceiver<Command>,
     /// Jobs that are over and have an address to be called.
     pub ended: UnboundedReceiver<Job>,
@@ -83,11 +83,11 @@ pub struct Server {
     pub models: Models,
     /// The queue.
     pub broker: Arc<dyn Broker>,
-    /// What happens to jobs.
+    /// The events of jobs.
     pub events: Events,
     /// Its files.
     pub data: DataFolder,
-    /// What clients leave on it.
+    /// Files that clients uploaded.
     pub store: Store,
     /// Links to results.
     pub links: Links,
@@ -100,13 +100,13 @@ pub struct Server {
     commands: UnboundedSender<Command>,
     worker: Mutex<WorkerStatus>,
     draining: AtomicBool,
-    /// What it counts.
+    /// Counters for `/metrics`.
     pub metrics: Metrics,
     /// How long jobs take.
     pub rates: Rates,
     /// The default model of owners who chose one.
     preferences: Mutex<HashMap<String, String>>,
-    /// What requests would cost.
+    /// Questions to the worker: the memory and time of a request that was not sent yet.
     pub questions: Questions,
     /// Room for the bodies of all requests, in KiB.
     pub body_room: Arc<Semaphore>,

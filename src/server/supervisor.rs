@@ -287,7 +287,7 @@ impl Worker {
     async fn order(&mut self, order: &Order) {
         let mut line = serde_json::to_vec(order).unwrap_or_default();
         line.push(b'\n');
-        // If it has ended, its stdout ends too; if it hangs, the clocks say so.
+        // Errors are ignored: if it has ended, its stdout ends too; if it hangs, `clocks` notices.
         let stdin = &mut self.stdin;
         let write = async { stdin.write_all(&line).await.and(stdin.flush().await) };
         tokio::time::timeout(ORDER_TIMEOUT, write).await.ok();
@@ -323,12 +323,12 @@ impl Worker {
                 events.publish(&current, "log", log);
             }
             Report::Phase { phase, steps } => {
-                if let Some(phase) = PHASES.into_iter().find(|p| p.name() == phase) {
+                if let Some(phase) = Phase::ALL.into_iter().find(|p| p.name() == phase) {
                     events.phase(&current, phase.name(), steps);
                 }
             }
             Report::PhaseEnd { phase, seconds, planned } => {
-                if let Some(phase) = PHASES.into_iter().find(|p| p.name() == phase) {
+                if let Some(phase) = Phase::ALL.into_iter().find(|p| p.name() == phase) {
                     self.server.metrics.phase(phase.name(), seconds, planned);
                 }
             }
@@ -404,9 +404,6 @@ impl Worker {
 
 /// The target of the line of the log that says where the server listens, which is always shown.
 pub const LISTENING: &str = "flux_fast::listening";
-
-const PHASES: [Phase; 5] =
-    [Phase::TextEncode, Phase::ImageEncode, Phase::Modulate, Phase::Denoise, Phase::Decode];
 
 /// The kind of error with this exit code.
 fn kind_of(exit_code: u8) -> Kind {

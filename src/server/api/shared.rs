@@ -1,4 +1,4 @@
-//! What several APIs need for their answers and requests.
+//! Parts of requests and answers that several APIs have.
 
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, FromRequest, Multipart};
@@ -108,7 +108,7 @@ pub struct Form {
 pub struct FormFile {
     /// The name of its field.
     pub field: String,
-    /// What the client calls the file.
+    /// The name of the file, from the client.
     pub name: String,
     /// Its content.
     pub bytes: Bytes,

@@ -39,7 +39,7 @@ pub struct NewJob {
     pub cost: f64,
     /// The limits of its owner; `None` for none.
     pub plan: Option<Arc<Plan>>,
-    /// What counts in those limits.
+    /// The amounts that count in those limits.
     pub charge: Charge,
     /// The client's idempotency key, and a hash of what it sent.
     pub idempotency: Option<(String, String)>,
@@ -47,7 +47,7 @@ pub struct NewJob {
     pub alike: String,
 }
 
-/// What became of a submission.
+/// The result of a submission.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Submitted {
     /// A new job, and how the limits of its owner stand.
@@ -76,7 +76,7 @@ pub struct Place {
     pub seconds_ahead: f64,
 }
 
-/// What became of a request to cancel.
+/// The result of a request to cancel.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Cancelled {
     /// The job was queued and is over.

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fault::Fault;
 
-/// What one request takes.
+/// The amounts that one request counts in the limits of its owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Charge {
     /// Images.
@@ -88,13 +88,13 @@ impl Admitted {
 pub struct Standing {
     /// The limit.
     pub limit: Limit,
-    /// What is left of it.
+    /// The amount that is left of the limit.
     pub remaining: u64,
     /// Nanoseconds until there is more; 0 if nothing of it is used.
     pub reset: i64,
 }
 
-/// What is decided about a request.
+/// Whether a request is admitted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// It may be accepted. The standings include it.

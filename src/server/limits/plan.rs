@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::server::clock::SECOND;
 
-/// What a limit counts.
+/// The unit that a limit counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unit {
     /// Requests that were accepted.
@@ -25,13 +25,13 @@ pub struct Limit {
     pub name: String,
     /// The most that may count.
     pub quota: u64,
-    /// What counts.
+    /// The unit.
     pub unit: Unit,
     /// The length of the window in nanoseconds; `None` for [`Unit::Active`].
     pub window: Option<i64>,
 }
 
-/// What the owner of a key may do.
+/// The limits of the owner of a key.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
     /// All of them count at the same time.
@@ -128,7 +128,7 @@ impl Plan {
     }
 }
 
-/// The plans that every server knows, with the limits that services of these names publish.
+/// The predefined plans, with the limits that services of these names publish.
 pub fn presets() -> Vec<(&'static str, Plan)> {
     let plan = |limits: &[&str]| Plan::of(limits).unwrap_or_default();
     let of_size =

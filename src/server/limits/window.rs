@@ -1,4 +1,4 @@
-//! What was admitted in one rolling window.
+//! Counts the requests, images or pixels that were admitted in one rolling window.
 
 use std::collections::VecDeque;
 

@@ -1,4 +1,4 @@
-//! What becomes of a job once its worker is done with it.
+//! Ends a job after its worker has finished, failed or died.
 
 use std::time::Instant;
 
