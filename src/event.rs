@@ -8,6 +8,8 @@ use crate::message::Message;
 pub enum Phase {
     /// Prompt to embeddings (CLIP and T5).
     TextEncode,
+    /// Style images to tokens like those of a prompt (FLUX.1 Redux).
+    StyleEncode,
     /// Image to latents (image-to-image only).
     ImageEncode,
     /// Shifts, scales and gates of all steps, in one pass.
@@ -22,8 +24,9 @@ pub enum Phase {
 
 impl Phase {
     /// All phases, in order.
-    pub const ALL: [Phase; 6] = [
+    pub const ALL: [Phase; 7] = [
         Phase::TextEncode,
+        Phase::StyleEncode,
         Phase::ImageEncode,
         Phase::Modulate,
         Phase::References,
@@ -35,6 +38,7 @@ impl Phase {
     pub fn name(self) -> &'static str {
         match self {
             Phase::TextEncode => "text",
+            Phase::StyleEncode => "style",
             Phase::ImageEncode => "image",
             Phase::Modulate => "modulate",
             Phase::References => "references",

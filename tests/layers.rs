@@ -170,6 +170,8 @@ const COMMANDS: &[&str] = &[
     "bench",
     "serve",
     "worker",
+    "cluster",
+    "draw-jobs",
     "pull",
     "models",
     "convert",

@@ -6,6 +6,7 @@ import { duration, plural, sentence } from "./text.js";
 
 const PHASES = {
   text: "Reading the prompt",
+  style: "Reading the style",
   image: "Reading the image",
   modulate: "Preparing",
   references: "Reading the references",

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::args::{EngineArgs, RequestArgs};
-use super::values::Budget;
+use super::values::{Budget, StyleArg};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::pipeline::Engine;
@@ -132,12 +132,39 @@ impl StartImage {
     }
 }
 
+/// Images that a model looks at, besides the one to start from.
+pub struct SeenImages {
+    pub references: Vec<Image>,
+    pub styles: Vec<Image>,
+}
+
+impl SeenImages {
+    /// Those that the arguments name, if there is memory to decode them one after another within
+    /// `ram`.
+    ///
+    /// # Errors
+    /// [`Kind::Memory`](crate::error::Kind::Memory) with the bound that is enough.
+    pub fn load(args: &RequestArgs, ram: Option<ByteSize>) -> Result<SeenImages> {
+        let style = |style: &StyleArg| {
+            let file = ImageFile::open(&style.path)?;
+            check_ram(ram, "the style image", file.whole_bytes(), &style.path)?;
+            file.decode().map_err(|e| e.at_path(&style.path))
+        };
+        let styles = args.styles.iter().map(style);
+        let at = |e: Error| e.at_parameter("style");
+        Ok(SeenImages {
+            references: load_references(args, ram)?,
+            styles: styles.collect::<Result<_>>().map_err(at)?,
+        })
+    }
+}
+
 /// The reference images that the arguments name, if there is memory to decode them one after
 /// another within `ram`.
 ///
 /// # Errors
 /// [`Kind::Memory`](crate::error::Kind::Memory) with the bound that is enough.
-pub fn load_references(args: &RequestArgs, ram: Option<ByteSize>) -> Result<Vec<Image>> {
+fn load_references(args: &RequestArgs, ram: Option<ByteSize>) -> Result<Vec<Image>> {
     let load = |path: &PathBuf| {
         let file = ImageFile::open(path)?;
         check_ram(ram, "the reference image", file.reference_bytes(), path)?;

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -9,7 +10,9 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use crate::backend::{Compute, Device, KernelChoice};
 use crate::error::Error;
 use crate::pipeline::images::Format;
-use crate::pipeline::request::{AspectRatio, LoraChoice, MAX_LORA_STRENGTH, MAX_SIDE, Margins};
+use crate::pipeline::request::{
+    AspectRatio, LoraChoice, MAX_LORA_STRENGTH, MAX_SIDE, MAX_STYLE_STRENGTH, Margins,
+};
 use crate::units::ByteSize;
 
 type Parsed<T> = Result<T, String>;
@@ -104,6 +107,35 @@ pub fn lora(text: &str) -> Parsed<LoraChoice> {
     }
     let choice = LoraChoice::new(name, strength);
     Ok(text_strength.map_or(choice.clone(), |text| choice.text_strength(text)))
+}
+
+/// A style image as it was asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StyleArg {
+    pub path: PathBuf,
+    pub strength: Option<f32>,
+}
+
+/// `IMAGE` or `IMAGE:STRENGTH`. A path may contain colons, so only a number after the last one is a
+/// strength.
+pub fn style(text: &str) -> Parsed<StyleArg> {
+    let (path, strength) = match text.rsplit_once(':').map(|(path, s)| (path, s.parse::<f32>())) {
+        Some((path, Ok(strength))) => (path, Some(strength)),
+        Some((path, Err(_))) if std::path::Path::new(path).is_file() => {
+            return Err(format!(
+                "{} is not a strength: expected a number after the colon",
+                &text[path.len() + 1..]
+            ));
+        }
+        _ => (text, None),
+    };
+    if path.is_empty() {
+        return Err("expected an image, such as photo.png or photo.png:0.8".into());
+    }
+    if strength.is_some_and(|s| !(0.0..=MAX_STYLE_STRENGTH).contains(&s)) {
+        return Err(format!("expected a strength from 0 to {MAX_STYLE_STRENGTH}"));
+    }
+    Ok(StyleArg { path: path.into(), strength })
 }
 
 /// `NAME=MODEL`.

@@ -9,9 +9,10 @@ use serde_json::Value;
 use super::config::{max_length, read_json};
 use super::find::Searched;
 use super::opened::OpenedUnit;
+use super::places::ModelPlaces;
 use crate::error::{Error, Kind, Result};
 use crate::message::Message;
-use crate::spec::{Component, Family};
+use crate::spec::{Component, Families, Family};
 use crate::weights::ComponentWeights;
 
 /// The key of the metadata's `config` that repeats a part of `model_index.json`.
@@ -55,6 +56,21 @@ pub struct Checkpoint {
     pub found: Vec<String>,
     /// Where absent components were looked for, and which files were passed over.
     pub(super) searched: BTreeMap<Component, Searched>,
+    /// Where optional components are looked for; `None` if the model is not in a folder.
+    pub(super) around: Option<Around>,
+    /// The sizes that the transformer requires of components, once it was taken out.
+    required: BTreeMap<Component, usize>,
+}
+
+/// Where the components of a model are looked for.
+#[derive(Clone)]
+pub(super) struct Around {
+    /// The folder of the model.
+    pub folder: PathBuf,
+    /// The places behind it.
+    pub places: Option<ModelPlaces>,
+    /// The families among which files are recognised.
+    pub families: Families,
 }
 
 impl Checkpoint {
@@ -80,6 +96,18 @@ impl Checkpoint {
     /// Takes the weights of `component` out; the errors are those of [`Checkpoint::need`].
     pub fn take(&mut self, component: Component) -> Result<ComponentWeights> {
         self.weights.remove(&component).ok_or_else(|| self.missing(component))
+    }
+
+    /// Splits off what is optional: the components that were given, and what is needed to look for
+    /// the others with [`Checkpoint::find_optional`].
+    pub fn split_optional(&mut self) -> Checkpoint {
+        let mut rest = Checkpoint::empty(self.name.clone(), self.family);
+        rest.around.clone_from(&self.around);
+        for &component in self.family.components.iter().filter(|c| c.role.is_optional()) {
+            rest.required.extend(self.required_size(component).map(|size| (component, size)));
+            rest.weights.extend(self.weights.remove(&component).map(|w| (component, w)));
+        }
+        rest
     }
 
     /// The number of tokens that the model gives this text encoder, where it says so.
@@ -139,6 +167,8 @@ impl Checkpoint {
             shapes_only: false,
             found: vec![],
             searched: BTreeMap::new(),
+            around: None,
+            required: BTreeMap::new(),
         }
     }
 
@@ -291,6 +321,9 @@ impl Checkpoint {
 
     /// The size that the transformer requires of `component`.
     pub(super) fn required_size(&self, component: Component) -> Option<usize> {
+        if let Some(size) = self.required.get(&component) {
+            return Some(*size);
+        }
         let fit = component.0.fit.as_ref()?;
         let (name, axis) = fit.transformer;
         let shape = self.get(self.family.transformer())?.full_shape(name)?;

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::flux1_kind::Flux1Kind;
 use super::request::{MAX_SCALE, MAX_SIDE, MAX_STEPS, MIN_SIDE};
 use super::schedule::ScheduleConfig;
+use super::styles::Styles;
 use super::tokenizers::{Qwen3Tokenizer, Tokenizers};
 use crate::error::{Error, Result};
 use crate::library::{Checkpoint, networks};
@@ -43,6 +44,8 @@ pub struct Model {
     pub assumed: Option<Message>,
     /// The values of parameters that a request leaves out.
     pub defaults: Defaults,
+    /// What only requests with styles need.
+    pub styles: Styles,
 }
 
 /// The networks that families do not share.
@@ -238,6 +241,7 @@ impl Model {
         // Opening the networks takes them out of the checkpoint, with the names of their files.
         let (called, distilled) = (checkpoint.called(), checkpoint.distilled());
         let keeps_references = checkpoint.keeps_references();
+        let styles = Styles::new(checkpoint.split_optional());
         let mut assumed = None;
         let (networks, in_channels, schedule, defaults) = if *checkpoint.family == FLUX2 {
             let mut networks = Flux2Networks::open(&mut checkpoint, notes)?;
@@ -292,6 +296,7 @@ impl Model {
             schedule,
             assumed,
             defaults,
+            styles,
         })
     }
 
@@ -326,7 +331,10 @@ impl Model {
 /// Refuses a checkpoint in which a network other than the transformer is missing. The transformer
 /// comes first: nobody should be asked for the text encoders of a model that cannot be used.
 fn need_all(checkpoint: &Checkpoint) -> Result<()> {
-    let others = checkpoint.family.components.iter().filter(|c| c.role != Role::Transformer);
+    let others = checkpoint.family.components.iter().filter(|c| {
+        let is_transformer = c.role == Role::Transformer;
+        !is_transformer && !c.role.is_optional()
+    });
     // The error says where it was searched.
     others.copied().try_for_each(|component| checkpoint.need(component).map(drop))
 }

@@ -8,6 +8,7 @@ use super::images::{Masking, check_reference, kontext_size, reference_size};
 use super::model::{Model, Networks};
 use super::request::{DEFAULT_STRENGTH, MAX_REFERENCES, Request, Settings, plain_number};
 use super::schedule::{Schedule, ScheduleConfig, empirical_mu};
+use super::styles;
 use crate::error::{Error, Result};
 use crate::message::Message;
 
@@ -22,6 +23,9 @@ pub fn settings_for(model: &Model, request: &Request) -> Result<Settings> {
     let d = &model.defaults;
     check_references(model, request)?;
     check_condition(model, request)?;
+    if !request.styles.is_empty() && model.flux1_kind().is_none() {
+        return Err(styles::unsupported());
+    }
     let unit = model.token_pixels();
     let own = match (masked_size(model, request)?, request.references.first()) {
         (Some(size), _) => size,
@@ -54,6 +58,7 @@ pub fn settings_for(model: &Model, request: &Request) -> Result<Settings> {
         ..Settings::default()
     };
     let mut settings = request.fill(defaults);
+    settings.style_strengths.resize(request.styles.len(), 1.0);
     if d.guidance.is_none() {
         settings.guidance = None;
     }

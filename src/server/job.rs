@@ -40,6 +40,12 @@ fn is_zero(number: &usize) -> bool {
 }
 
 impl JobSpec {
+    /// The names of the LoRAs that it needs.
+    pub fn loras(&self) -> Vec<String> {
+        let loras = self.request.prompt.loras().iter().chain(&self.request.loras);
+        loras.map(|lora| lora.name.clone()).collect()
+    }
+
     /// The format of the files.
     pub fn format(&self) -> Format {
         Format::parse(&self.format).unwrap_or(Format::Png)
@@ -47,7 +53,8 @@ impl JobSpec {
 }
 
 /// How urgent a job is. A job of the low lane runs only while none of the normal lane waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Lane {
     /// Somebody waits for it.
     #[default]

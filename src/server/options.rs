@@ -49,6 +49,55 @@ pub struct ServerOptions {
     pub worker: (PathBuf, Vec<OsString>),
     /// Whether the server is to end.
     pub stop: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// The cluster whose queue it uses, in place of one of its own.
+    pub cluster: Option<ClusterOptions>,
+}
+
+/// How a process reaches the other processes of its cluster.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    /// Addresses of the brokers, separated by commas, each `nats://` or `tls://`, with or without
+    /// `USER:PASSWORD@`, and after the last one `/NAME` if several clusters share the brokers.
+    pub broker: String,
+    /// A file of NATS credentials: a token and the key that it belongs to.
+    pub credentials: Option<PathBuf>,
+    /// A file with the seed of a NATS key.
+    pub nkey: Option<PathBuf>,
+    /// Certificates that the brokers' are checked against, in addition to those of the system.
+    pub ca_certificates: Option<PathBuf>,
+    /// The certificate that this process shows, and the key that it belongs to.
+    pub certificate: Option<(PathBuf, PathBuf)>,
+    /// How many brokers keep a copy of everything; for buckets that do not exist yet.
+    pub replicas: usize,
+    /// After how long without a sign of life a worker has lost its job.
+    pub lost_after: Duration,
+}
+
+impl ClusterOptions {
+    /// The defaults for a cluster at `broker`.
+    pub fn new(broker: String) -> Self {
+        ClusterOptions {
+            broker,
+            credentials: None,
+            nkey: None,
+            ca_certificates: None,
+            certificate: None,
+            replicas: 1,
+            lost_after: Duration::from_secs(30),
+        }
+    }
+
+    /// The brokers without passwords.
+    pub fn shown_broker(&self) -> String {
+        let shown = self.broker.split(',').map(|part| match part.split_once("://") {
+            Some((scheme, rest)) => {
+                let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+                format!("{}://{host}", scheme.trim())
+            }
+            None => String::new(),
+        });
+        shown.collect::<Vec<_>>().join(",")
+    }
 }
 
 /// Options of one model, which replace those of the server.
@@ -95,6 +144,7 @@ impl ServerOptions {
             grace: Duration::from_secs(8),
             worker,
             stop,
+            cluster: None,
         }
     }
 }

@@ -279,6 +279,8 @@ impl Worker {
         let seconds = self.server.rates.seconds(&spec.model, self.server.work(&spec.request));
         let mut status = self.server.lock_worker();
         status.held.clone_from(&self.held);
+        status.loras = spec.loras();
+        self.server.became_ready.notify_one();
         status.current = Some((id.to_string(), seconds.unwrap_or(0.0)));
     }
 
@@ -377,12 +379,17 @@ impl Worker {
         worker.defaults = Some(defaults);
         worker.held.clone_from(&self.held);
         drop(worker);
+        self.server.became_ready.notify_one();
         if let Some(seconds) = seconds {
             let work = self.server.work(&crate::pipeline::request::Request::default());
             self.server.rates.plan(&name, work, seconds);
         }
-        if first {
-            tracing::info!(target: LISTENING, "listening on http://{}", self.server.address);
+        match self.server.address {
+            Some(address) if first => {
+                tracing::info!(target: LISTENING, "listening on http://{address}");
+            }
+            None if first => tracing::info!(target: LISTENING, "drawing for the cluster"),
+            _ => {}
         }
     }
 

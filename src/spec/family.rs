@@ -121,6 +121,15 @@ pub enum Role {
     Autoencoder,
     /// A network that reads images as a prompt.
     Vision,
+    /// A network that turns what the vision network has read into tokens like those of a prompt.
+    Style,
+}
+
+impl Role {
+    /// Whether a model is complete without it: it is looked for when a request needs it.
+    pub fn is_optional(self) -> bool {
+        matches!(self, Role::Vision | Role::Style)
+    }
 }
 
 /// One network of a family: a handle to its [`ComponentSpec`], compared by identity.
@@ -169,6 +178,10 @@ pub struct ComponentSpec {
     pub tables: &'static [&'static str],
     /// Beginnings of the canonical names of matrices that a conversion quantises.
     pub quantised: &'static [&'static str],
+    /// Patterns of the matrices whose products may be computed in 8-bit integers: those of blocks,
+    /// which take nearly all of the time. Modulation, embedders and the last layer are few
+    /// products, and the image depends most on them.
+    pub int8: &'static [&'static str],
     /// Query weights whose attention has no softmax scale, and the head width that they make up
     /// for in synthetic weights.
     pub unscaled_queries: Option<(&'static str, f64)>,
@@ -317,6 +330,7 @@ impl ComponentSpec {
         convolutional: false,
         tables: &[],
         quantised: &[],
+        int8: &[],
         unscaled_queries: None,
         facts: &[],
         variant: None,
@@ -369,6 +383,11 @@ impl ComponentSpec {
     /// Whether `name` is looked up, not multiplied with.
     pub fn is_table(&self, name: &str) -> bool {
         matches(self.tables, name)
+    }
+
+    /// Whether products with the matrix may be computed in 8-bit integers.
+    pub fn is_int8(&self, name: &str) -> bool {
+        matches(self.int8, name)
     }
 
     /// Whether the tensor can be stored in 8 bits: a matrix that is multiplied with.

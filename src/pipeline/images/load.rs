@@ -126,6 +126,11 @@ impl ImageFile {
         self.decode_bytes.max(3 * w * h + self.resizer_bytes(width, height))
     }
 
+    /// The same for [`decode`](ImageFile::decode) alone.
+    pub fn whole_bytes(&self) -> u64 {
+        self.decode_bytes.max(3 * self.size.0 * self.size.1)
+    }
+
     /// The same for [`fitted`](ImageFile::fitted).
     pub fn fitted_bytes(&self, width: usize, height: usize) -> u64 {
         let (w, h) = self.before_turn(width, height);

@@ -35,4 +35,5 @@ pub(crate) use masking::{Masking, is_hard};
 pub use metadata::Provenance;
 pub(crate) use reference::{check_reference, prepare_bytes, prepare_reference, reference_size};
 pub use save::{Metadata, probe_output, save, to_bytes, with_suffix, write_beside, write_new};
+pub(crate) use stretch::{Filter, stretch_bytes, stretched};
 pub use texts::texts_in;

@@ -19,6 +19,7 @@ mod planes;
 mod preview;
 mod reference_encode;
 mod reference_keys;
+mod style_encode;
 #[cfg(all(test, feature = "embedded"))]
 mod tests;
 mod text_encode;
@@ -87,7 +88,9 @@ pub struct Values {
     pub kept: Option<KeptLatents>,
     /// The reference images, in the sizes in which the model reads them.
     pub reference_images: Vec<Image>,
-    /// The embeddings of the prompts.
+    /// The style images, in the size in which SigLIP reads them.
+    pub style_images: Vec<Image>,
+    /// The embeddings of the prompts, with those of style images behind each.
     pub text: Text,
     /// The modulation of every step, one row per step and prompt, step slowest; then one row of
     /// references that are kept, if there are any.

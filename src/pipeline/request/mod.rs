@@ -18,7 +18,7 @@ pub use options::Options;
 pub(crate) use parameter::{Parameter, plain_number};
 pub use prompt::{LoraChoice, Prompt};
 pub(crate) use settings::bad;
-pub use settings::{DEFAULT_STRENGTH, MAX_REFERENCES, Request, Settings};
+pub use settings::{DEFAULT_STRENGTH, MAX_REFERENCES, MAX_STYLES, Request, Settings};
 pub(crate) use syntax::foreign_syntax;
 
 /// RGB pixels, 8 bit, row-major, top row first.

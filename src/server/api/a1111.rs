@@ -344,7 +344,7 @@ async fn set_options(
     let body = body.json()?;
     if let Some(title) = Fields::of(&body)?.text("sd_model_checkpoint")? {
         let model = blocking(|| server.models.find(Some(without_hash(title))))?;
-        server.prefer(&owner.0, model.name);
+        server.prefer(&owner.0, model.name)?;
     }
     Ok(Json(Value::Null))
 }

@@ -75,9 +75,14 @@ pub fn base(server: &Server, headers: &HeaderMap) -> String {
         None => {
             // The host was checked before.
             let host = headers.get(header::HOST).and_then(|h| h.to_str().ok());
-            format!("http://{}", host.map_or(server.address.to_string(), str::to_string))
+            format!("http://{}", host.map_or_else(|| own_address(server), str::to_string))
         }
     }
+}
+
+/// Where the server listens.
+fn own_address(server: &Server) -> String {
+    server.address.map_or_else(String::new, |address| address.to_string())
 }
 
 /// The absolute address of a result: a signed link.

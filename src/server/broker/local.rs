@@ -413,6 +413,10 @@ impl Broker for LocalBroker {
     fn clock(&self) -> &Clock {
         &self.clock
     }
+
+    fn max_attempts(&self) -> u32 {
+        MAX_ATTEMPTS
+    }
 }
 
 /// Takes the data of the jobs that `condition` selects. Returns the ids of those that had some.

@@ -1,10 +1,12 @@
 //! Plans as people write them: `["10/s", "1000 images/month", "24 active"]`.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use crate::server::clock::SECOND;
 
 /// The unit that a limit counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unit {
     /// Requests that were accepted.
     Requests,
@@ -17,7 +19,7 @@ pub enum Unit {
 }
 
 /// One limit of a plan.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limit {
     /// The name in headers: the window, with the unit if that is not requests.
     pub name: String,
