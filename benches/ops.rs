@@ -34,6 +34,7 @@ fn weight(rows: usize, cols: usize, dtype: DType) -> HostWeight {
     let row = numbers(8191);
     (0..rows * cols).for_each(|i| dtype.encode(row[i % 8191], &mut bytes));
     let part = HostPart {
+        rotation: None,
         source: Arc::new(bytes),
         offset: 0,
         rows,
@@ -41,7 +42,7 @@ fn weight(rows: usize, cols: usize, dtype: DType) -> HostWeight {
         dtype,
         scale: Scale::Tensor(0.02),
     };
-    HostWeight { rows, cols, parts: vec![part] }
+    HostWeight { int8: None, rows, cols, parts: vec![part] }
 }
 
 /// The same in blocks. Rows have the same bytes from different offsets.
@@ -68,9 +69,16 @@ fn blocks(rows: usize, cols: usize, format: &Format) -> HostWeight {
         0 => Scale::One,
         _ => Scale::Blocks(BlockScales::new(Arc::new(scales), 0, stored, format.blocks(cols))),
     };
-    let part =
-        HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype: format.dtype, scale };
-    HostWeight { rows, cols, parts: vec![part] }
+    let part = HostPart {
+        rotation: None,
+        source: Arc::new(bytes),
+        offset: 0,
+        rows,
+        cols,
+        dtype: format.dtype,
+        scale,
+    };
+    HostWeight { int8: None, rows, cols, parts: vec![part] }
 }
 
 /// Floating-point operations per second of independent multiply-adds in registers, on all threads.

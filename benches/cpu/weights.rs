@@ -31,9 +31,11 @@ pub fn random(program: &Program, dtype: DType) -> Vec<HostWeight> {
             bytes.extend_from_slice(&table[(state >> 40) as usize % 1024]);
         }
         HostWeight {
+            int8: None,
             rows,
             cols,
             parts: vec![HostPart {
+                rotation: None,
                 source: Arc::new(bytes),
                 offset: 0,
                 rows,

@@ -214,6 +214,7 @@ mod tests {
             grain: crate::backend::Grain::whole(256),
             pins: true,
             reopens: false,
+            int8: crate::backend::Int8Use::Never,
         };
         let asked = device_budget(Some(8 << 30), &caps);
         assert_eq!((asked.bytes, asked.source.as_str()), (8 << 30, "`vram`"));

@@ -147,6 +147,10 @@ pub struct ComponentSpec {
     pub tables: &'static [&'static str],
     /// Beginnings of the canonical names of matrices that a conversion quantises.
     pub quantised: &'static [&'static str],
+    /// Patterns of the matrices whose products may be computed in 8-bit integers: those of blocks,
+    /// which take nearly all of the time. Modulation, embedders and the last layer are few
+    /// products, and the image depends most on them.
+    pub int8: &'static [&'static str],
     /// Query weights whose attention has no softmax scale, and the head width that they make up
     /// for in synthetic weights.
     pub unscaled_queries: Option<(&'static str, f64)>,
@@ -295,6 +299,7 @@ impl ComponentSpec {
         convolutional: false,
         tables: &[],
         quantised: &[],
+        int8: &[],
         unscaled_queries: None,
         facts: &[],
         variant: None,
@@ -347,6 +352,11 @@ impl ComponentSpec {
     /// Whether `name` is looked up, not multiplied with.
     pub fn is_table(&self, name: &str) -> bool {
         matches(self.tables, name)
+    }
+
+    /// Whether products with the matrix may be computed in 8-bit integers.
+    pub fn is_int8(&self, name: &str) -> bool {
+        matches(self.int8, name)
     }
 
     /// Whether the tensor can be stored in 8 bits: a matrix that is multiplied with.

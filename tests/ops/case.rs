@@ -122,13 +122,14 @@ impl Case {
 
     /// A weight in several parts, each with its rows, type and scale.
     pub fn weight_of(&mut self, cols: usize, parts: &[(usize, DType, Scale)]) -> Weight {
-        let mut host = HostWeight { rows: 0, cols, parts: vec![] };
+        let mut host = HostWeight { int8: None, rows: 0, cols, parts: vec![] };
         for (rows, dtype, scale) in parts {
             let mut bytes = vec![0u8; 3];
             (0..rows * cols).for_each(|_| dtype.encode(self.random.number(), &mut bytes));
             // Parts of every type, F32 too, may begin at any byte of a file.
             let (source, scale) = (Arc::new(bytes), scale.clone());
             host.parts.push(HostPart {
+                rotation: None,
                 source,
                 offset: 3,
                 rows: *rows,

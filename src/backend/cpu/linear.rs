@@ -92,7 +92,7 @@ fn with_factors(w: &HostWeight, factors: &[f32]) -> HostWeight {
         };
         HostPart { scale, ..part.clone() }
     });
-    HostWeight { rows: w.rows, cols: w.cols, parts: parts.collect() }
+    HostWeight { rows: w.rows, cols: w.cols, parts: parts.collect(), int8: w.int8 }
 }
 
 impl CpuOperation for Linear {
@@ -112,12 +112,20 @@ impl CpuOperation for Linear {
         let side = self.side.map(|s| Ok::<_, Error>((step.tensor(s.t)?, step.weight(s.b)?)));
         let (side, w, bias) = (side.transpose()?, step.weight(self.w)?, step.bias(self.bias)?);
         let factors = step.bias(self.factors)?;
-        let changed = factors.map(|factors| with_factors(w, factors));
+        // Those of products in integers are applied besides the scales of the integers.
+        let (factors, in_place) = factors.map_or((None, None), |f| match w.int8 {
+            Some(_) => (Some(f), None),
+            None => (None, Some(f)),
+        });
+        let changed = in_place.map(|factors| with_factors(w, factors));
         let w = changed.as_ref().unwrap_or(w);
         let (x, out) = (step.view(self.x)?, step.view_out(self.out)?);
         let tail = step.tail(self.epilogue)?;
         match step.product(w) {
-            Product::Reference => reference::linear(x, w, bias, side, tail, out),
+            Product::Reference => match w.int8 {
+                None => reference::linear(x, w, bias, side, tail, out),
+                Some(int8) => reference::integers(x, (w, int8, factors), bias, side, tail, out),
+            },
             Product::Fast(v) => linear(x, w, bias, side, tail, out, step.scratch(self)?, v),
         }
         Ok(())
@@ -129,7 +137,58 @@ pub(super) mod reference {
     use crate::backend::cpu::gemm::finish::Tail;
     use crate::backend::cpu::matrix::{In, Out};
     use crate::backend::cpu::plain::{at, finished, put};
+    use crate::dtype::int8::Int8;
     use crate::tensor::HostWeight;
+
+    /// `out[r] = tail(s_x s_w factors sum(q_x q_w) + t[r] . b^T + bias)`, where `s_x q_x` and
+    /// `s_w q_w` are the rows of `x` and of `w` as integers with their scales. `side` as (t, b)
+    pub(crate) fn integers(
+        x: In,
+        (w, int8, factors): (&HostWeight, Int8, Option<&[f32]>),
+        bias: Option<&[f32]>,
+        side: Option<(In, &HostWeight)>,
+        tail: Tail,
+        out: Out,
+    ) {
+        let k = x.cols();
+        let side = side.map(|(t, b)| (t, b.to_f32()));
+        let mut rows = vec![0; x.rows() * k];
+        let scales: Vec<f32> = (0..x.rows())
+            .map(|r| {
+                let mut row: Vec<f32> = (0..k).map(|c| at(x, r, c)).collect();
+                int8.quantise(&mut row, &mut rows[r * k..(r + 1) * k])
+            })
+            .collect();
+        let mut n = 0;
+        for part in &w.parts {
+            let (mut values, mut q) = (vec![0.0; k], vec![0i8; k]);
+            for (row, stored) in part.bytes().chunks_exact(part.row_bytes()).enumerate() {
+                let scale = if w.is_stored_as(int8) {
+                    q.iter_mut().zip(stored).for_each(|(q, b)| *q = *b as i8);
+                    part.scale.of(row)
+                } else {
+                    part.decode_row(row, stored, &mut values);
+                    int8.quantise(&mut values, &mut q)
+                };
+                let scale = scale * factors.map_or(1.0, |f| f[n]);
+                for r in 0..x.rows() {
+                    let products = rows[r * k..(r + 1) * k].iter().zip(&q);
+                    let sum: i32 = products.map(|(a, b)| i32::from(*a) * i32::from(*b)).sum();
+                    let more = side.as_ref().map_or(0.0, |(t, b)| one_side(*t, b, (r, n)));
+                    let y = f64::from(sum as f32 * (scales[r] * scale)) + more;
+                    let y = y + bias.map_or(0.0, |b| f64::from(b[n]));
+                    put(out, r, n, finished(y, tail, (r, n), x.rows()) as f32);
+                }
+                n += 1;
+            }
+        }
+    }
+
+    /// `t[r] . b[n]`
+    fn one_side(t: In, b: &[f32], (r, n): (usize, usize)) -> f64 {
+        let b = &b[n * t.cols()..(n + 1) * t.cols()];
+        b.iter().enumerate().map(|(c, b)| f64::from(at(t, r, c)) * f64::from(*b)).sum()
+    }
 
     /// `out[r] = tail(x[r] . w^T + t[r] . b^T + bias)` with `side` as (t, b)
     pub(crate) fn linear(
@@ -149,13 +208,7 @@ pub(super) mod reference {
                 for r in 0..x.rows() {
                     let sum: f64 =
                         (0..x.cols()).map(|c| f64::from(at(x, r, c)) * f64::from(w[c])).sum();
-                    let more = side.as_ref().map_or(0.0, |(t, b)| {
-                        let b = &b[n * t.cols()..(n + 1) * t.cols()];
-                        b.iter()
-                            .enumerate()
-                            .map(|(c, b)| f64::from(at(*t, r, c)) * f64::from(*b))
-                            .sum()
-                    });
+                    let more = side.as_ref().map_or(0.0, |(t, b)| one_side(*t, b, (r, n)));
                     let y = sum + more + bias.map_or(0.0, |b| f64::from(b[n]));
                     put(out, r, n, finished(y, tail, (r, n), x.rows()) as f32);
                 }

@@ -23,9 +23,12 @@ impl Variant {
     /// Whether the variant is used for weights stored as `stored`, with the arithmetic `compute`.
     pub fn accepts(&self, stored: DTypes, compute: Compute) -> bool {
         let bf16 = self.micro.per_word == 2;
+        if stored.int8 {
+            return false;
+        }
         match compute {
             // On processors without bf16 arithmetic, f32 is used instead.
-            Compute::Auto => !(bf16 && stored.has(DType::F32)),
+            Compute::Auto | Compute::Int8 => !(bf16 && stored.has(DType::F32)),
             Compute::F32 => !bf16,
             // The backend refuses the other types when it is opened.
             Compute::BF16 | Compute::F16 | Compute::Fp8 => true,

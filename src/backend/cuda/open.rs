@@ -14,7 +14,7 @@ use super::recording::Recorder;
 use super::uploads::Uploads;
 use crate::backend::form;
 use crate::backend::gpu::Choice;
-use crate::backend::{Caps, Compute, Grain, KernelChoice, Layout};
+use crate::backend::{Caps, Compute, Grain, Int8Use, KernelChoice, Layout};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
@@ -87,6 +87,7 @@ impl CudaBackend {
             grain: Grain::whole(ALIGNMENT),
             pins: true,
             reopens: false,
+            int8: Int8Use::Never,
         };
         let below_seconds = record_below_seconds.unwrap_or(RECORD_BELOW_SECONDS);
         Ok(CudaBackend {
@@ -121,7 +122,7 @@ fn multiplies_in_fp8(compute: Compute) -> Result<bool> {
         Compute::F32 => {
             Err(compute.refused("auto, bf16 or fp8 on CUDA").try_("{device=cpu} {compute=f32}"))
         }
-        Compute::F16 => Err(compute.refused("auto, bf16 or fp8 on CUDA")),
+        Compute::F16 | Compute::Int8 => Err(compute.refused("auto, bf16 or fp8 on CUDA")),
     }
 }
 

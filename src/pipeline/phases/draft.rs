@@ -143,7 +143,8 @@ impl Planner<'_> {
         let mut best: Option<Attempt> = None;
         for variant in variants {
             let Variant { program, runs, band } = variant;
-            let (program, weights) = self.loras.apply(weights, program)?;
+            let (program, weights) =
+                self.loras.apply(weights, program, self.backend.caps().int8)?;
             let (plan, needed) = self.plan(&program, &weights, runs)?;
             let planned = PlannedProgram {
                 phase,

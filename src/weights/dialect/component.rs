@@ -212,7 +212,7 @@ impl ComponentWeights {
         } else {
             slice::rows(&weight.parts, offset, rows, weight.shape.len() == 2)
         };
-        Ok(HostWeight { rows, cols, parts })
+        Ok(HostWeight { int8: None, rows, cols, parts })
     }
 
     /// Compares the weights with the canonical names and shapes that a model needs (`[n]`,

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use flux_fast::backend::Backend;
+use flux_fast::backend::{Backend, Int8Use};
 use flux_fast::dtype::DType;
 use flux_fast::library::Checkpoint;
 use flux_fast::model::SequenceShape;
@@ -101,7 +101,7 @@ fn every_dialect_changes_flux2_as_in_diffusers() {
         ] {
             let loras = set(&checkpoint, name, strength);
             let weights = checkpoint.get(TRANSFORMER).unwrap();
-            let apply = |program| loras.apply(weights, program).unwrap();
+            let apply = |program| loras.apply(weights, program, Int8Use::Never).unwrap();
             let got = velocity(backend, &golden, &written, &apply, (false, 1));
             let key = match strength {
                 1.0 => name.to_string(),
@@ -122,7 +122,7 @@ fn with_streamed_weights_a_lora_of_flux2_gives_the_same_bits() {
     let checkpoint = written.open();
     let loras = set(&checkpoint, "klein_diffusers", 0.8);
     let weights = checkpoint.get(TRANSFORMER).unwrap();
-    let apply = |program| loras.apply(weights, program).unwrap();
+    let apply = |program| loras.apply(weights, program, Int8Use::Never).unwrap();
     for backend in devices().iter_mut().map(Box::as_mut) {
         let resident = velocity(backend, &golden, &written, &apply, (false, 2));
         let streamed = velocity(backend, &golden, &written, &apply, (true, 2));

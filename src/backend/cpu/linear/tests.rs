@@ -225,8 +225,9 @@ fn more_rows_than_are_packed_at_once_are_correct() {
 
 #[test]
 fn without_columns_the_result_is_the_bias() {
-    let w = HostWeight { rows: 3, cols: 0, parts: vec![] };
+    let w = HostWeight { int8: None, rows: 3, cols: 0, parts: vec![] };
     let w = HostWeight {
+        int8: None,
         parts: vec![weight(&mut Random::new(8), 0, &[(3, F32)]).parts[0].clone()],
         ..w
     };

@@ -88,6 +88,7 @@ impl Piece {
             .expected(format!("halves of whole blocks of {}", format.block)));
         }
         let part = HostPart {
+            rotation: None,
             source: file.source.clone(),
             offset: entry.range.start,
             rows,

@@ -48,8 +48,16 @@ impl Goldens {
         let Reading { dtype, shape, scale } = self.companions.read(&self.file, entry)?;
         let (rows, cols) = (shape[0], shape[1]);
         let source: Arc<dyn ByteSource> = self.file.source.clone();
-        let part = HostPart { source, offset: entry.range.start, rows, cols, dtype, scale };
-        Ok(HostWeight { rows, cols, parts: vec![part] })
+        let part = HostPart {
+            rotation: None,
+            source,
+            offset: entry.range.start,
+            rows,
+            cols,
+            dtype,
+            scale,
+        };
+        Ok(HostWeight { int8: None, rows, cols, parts: vec![part] })
     }
 
     /// Compares the values of `case` with its golden, which may be smaller: it has no padding.
@@ -69,7 +77,7 @@ impl Goldens {
         }
         // A slice of rows finds its own scales.
         let part = weight.parts[0].slice(3, 2);
-        let two = HostWeight { rows: 2, cols: weight.cols, parts: vec![part] };
+        let two = HostWeight { int8: None, rows: 2, cols: weight.cols, parts: vec![part] };
         assert_eq!(two.to_f32(), got[3 * weight.cols..5 * weight.cols], "{case}");
     }
 }

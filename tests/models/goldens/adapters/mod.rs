@@ -7,6 +7,7 @@ mod made;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use flux_fast::backend::Int8Use;
 use flux_fast::dtype::DType;
 use flux_fast::op::Program;
 use flux_fast::pipeline::loras::{LoraSet, open};
@@ -129,7 +130,7 @@ fn every_kind_changes_the_transformer_as_merged_weights_do() {
                 });
                 let loras = set(made, strength);
                 let weights = checkpoint.get(TRANSFORMER).unwrap();
-                let got = at(&|program| loras.apply(weights, program).unwrap());
+                let got = at(&|program| loras.apply(weights, program, Int8Use::Never).unwrap());
                 let (error, change) = (relative_error(&got, &want), relative_error(&base, &want));
                 println!("{device} {name} at {strength}: {error:.2e} of a change of {change:.2e}");
                 assert!(error <= TOLERANCE, "{device} {name} at {strength}: {error:.2e}");
@@ -137,7 +138,7 @@ fn every_kind_changes_the_transformer_as_merged_weights_do() {
             }
             let loras = set(made, 0.0);
             let weights = checkpoint.get(TRANSFORMER).unwrap();
-            let got = at(&|program| loras.apply(weights, program).unwrap());
+            let got = at(&|program| loras.apply(weights, program, Int8Use::Never).unwrap());
             assert_eq!(got, base, "{name} at 0");
         }
     }
@@ -183,7 +184,7 @@ fn kinds_add_up_and_streaming_changes_no_bit() {
             DType::F32,
         );
         let weights = checkpoint.get(TRANSFORMER).unwrap();
-        let apply = |program| loras.apply(weights, program).unwrap();
+        let apply = |program| loras.apply(weights, program, Int8Use::Never).unwrap();
         let got = velocity(backend, &golden, g, &apply, DType::F32);
         let error = relative_error(&got.0, &want.0);
         assert!(error <= TOLERANCE, "{device}: {error:.2e}");
@@ -268,7 +269,7 @@ fn vectors_change_as_merged_weights_do() {
                 (program, weights)
             });
             let loras = LoraSet::of(vec![(adapter.clone(), strength)]);
-            let got = at(&|program| loras.apply(weights, program).unwrap());
+            let got = at(&|program| loras.apply(weights, program, Int8Use::Never).unwrap());
             let error = relative_error(&got, &want);
             assert!(error <= TOLERANCE, "{strength}: {error:.2e}");
             assert!(strength != 0.0 || got == want);
