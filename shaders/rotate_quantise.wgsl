@@ -11,12 +11,10 @@
 // The row is rotated twice, first for its maximum, then for its integers: a row of 15,360 columns
 // does not fit into workgroup memory, and the second time it comes from a cache. The maximum is that
 // of bit patterns, so that its order does not matter and a NaN is larger than all numbers. Reading x
-// limits the speed.
+// limits the speed. rotate_quantise_vectors.wgsl and rotate_quantise_elements.wgsl read it.
 
 override X_TYPE: u32 = 0u;
 override GROUP: u32 = 0u;
-// 1 if rows begin at even elements and consist of whole sixteens.
-override WHOLE: u32 = 0u;
 
 struct Params {
     first: u32,
@@ -30,7 +28,6 @@ struct Params {
 }
 
 var<immediate> params: Params;
-@group(0) @binding(0) var<storage, read_write> x: array<u32>;
 @group(0) @binding(1) var<storage, read_write> q: array<vec4<u32>>;
 
 const PITCH: u32 = 17u;
@@ -43,29 +40,6 @@ struct Sixteen {
     b: vec4<f32>,
     c: vec4<f32>,
     d: vec4<f32>,
-}
-
-fn element(row: u32, column: u32) -> f32 {
-    if column >= params.k { return 0.0; }
-    let e = row + column;
-    if X_TYPE == F32 { return bitcast<f32>(x[e]); }
-    return bf16_low(x[e / 2u] >> ((e & 1u) * 16u));
-}
-
-fn four(row: u32, column: u32) -> vec4<f32> {
-    if WHOLE == 0u {
-        return vec4<f32>(element(row, column), element(row, column + 1u), element(row, column + 2u), element(row, column + 3u));
-    }
-    let e = row + column;
-    if X_TYPE == F32 { return bitcast<vec4<f32>>(vec4<u32>(x[e], x[e + 1u], x[e + 2u], x[e + 3u])); }
-    let low = x[e / 2u];
-    let high = x[e / 2u + 1u];
-    return vec4<f32>(bf16_low(low), bf16_high(low), bf16_low(high), bf16_high(high));
-}
-
-fn sixteen(row: u32, column: u32) -> Sixteen {
-    if column >= params.k { return Sixteen(); }
-    return Sixteen(four(row, column), four(row, column + 4u), four(row, column + 8u), four(row, column + 12u));
 }
 
 // A stage within a vector. Halves are exact.

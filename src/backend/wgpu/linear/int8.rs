@@ -31,15 +31,23 @@ struct QuantiseParams {
     q_stride: u32,
 }
 
-static QUANTISE: Shader = Shader {
-    name: "rotate_quantise",
-    sources: &[
-        include_str!("../../../../shaders/common.wgsl"),
-        include_str!("../../../../shaders/rotate_quantise.wgsl"),
-    ],
-    params_bytes: size_of::<QuantiseParams>(),
-    buffers: 2,
-};
+macro_rules! quantise_shader {
+    ($name:ident, $text:literal) => {
+        static $name: Shader = Shader {
+            name: $text,
+            sources: &[
+                include_str!("../../../../shaders/common.wgsl"),
+                include_str!("../../../../shaders/rotate_quantise.wgsl"),
+                include_str!(concat!("../../../../shaders/", $text, ".wgsl")),
+            ],
+            params_bytes: size_of::<QuantiseParams>(),
+            buffers: 2,
+        };
+    };
+}
+quantise_shader!(QUANTISE_VECTORS, "rotate_quantise_vectors");
+quantise_shader!(QUANTISE_ELEMENTS, "rotate_quantise_elements");
+
 /// Threads of a row, and bytes of the tile that they transpose and of the row's maximum.
 const QUANTISE_NEEDS: Needs = Needs::new(64, 4 * 1088 + 4);
 /// As the tiles of floats; integers need no features, since they are emulated where an adapter has
@@ -71,20 +79,14 @@ fn group(a: &Args<Linear>) -> usize {
     a.int8.and_then(|int8| int8.rotation).map_or(0, |rotation| rotation.group())
 }
 
-fn constants(x: DType, group: usize, whole: bool) -> Constants {
-    vec![
-        ("X_TYPE", f64::from(code(x))),
-        ("GROUP", group as f64),
-        ("WHOLE", f64::from(u8::from(whole))),
-    ]
+fn constants(x: DType, group: usize) -> Constants {
+    vec![("X_TYPE", f64::from(code(x))), ("GROUP", group as f64)]
 }
 
 /// The dispatches that make integers of x.
 fn quantise(a: &Args<Linear>, q: Matrix, device: &WgpuDevice) -> Vec<Dispatch> {
     let k = a.x.cols;
-    let even = |n: usize| n.is_multiple_of(2);
-    let first = a.x.place.offset as usize / a.x.dtype.size();
-    let whole = k.is_multiple_of(VECTOR) && even(first) && even(a.x.stride);
+    let whole = a.x.whole_vectors() && k.is_multiple_of(VECTOR);
     let most = a.x.rows_that_bind(device).min(q.rows_that_bind(device));
     let one = |rows: std::ops::Range<usize>| {
         let (x, x_base) = a.x.band(rows.start, rows.len()).bind(device);
@@ -99,8 +101,8 @@ fn quantise(a: &Args<Linear>, q: Matrix, device: &WgpuDevice) -> Vec<Dispatch> {
         };
         let elements = (rows.len() * k) as u64;
         Dispatch {
-            shader: &QUANTISE,
-            constants: constants(a.x.dtype, group(a), whole),
+            shader: if whole { &QUANTISE_VECTORS } else { &QUANTISE_ELEMENTS },
+            constants: constants(a.x.dtype, group(a)),
             buffers: vec![Some(x), Some(to)],
             params: bytemuck::bytes_of(&params).to_vec(),
             groups: rows.len() as u64,
@@ -184,8 +186,8 @@ pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
         [&INT8_LARGE, &INT8_SMALL, &INT8_ANY].map(|shader| (shader, vec![], NEEDS)).into();
     for x in [DType::F32, DType::BF16] {
         for group in [0, 16, 64, 256] {
-            for whole in [false, true] {
-                all.push((&QUANTISE, constants(x, group, whole), QUANTISE_NEEDS));
+            for shader in [&QUANTISE_VECTORS, &QUANTISE_ELEMENTS] {
+                all.push((shader, constants(x, group), QUANTISE_NEEDS));
             }
         }
     }
