@@ -28,9 +28,10 @@ fn put(at: u32, pitch: u32, b: Raw) {
 fn put_x(at: u32, raw: Raw) { put(at, X_QUADS, raw); }
 fn put_w(at: u32, raw: Raw, k: u32) { put(at, W_QUADS, raw); }
 
-fn dots(a: u32, b: vec4<u32>) -> vec4<i32> {
-    return vec4<i32>(dot4I8Packed(a, b.x), dot4I8Packed(a, b.y), dot4I8Packed(a, b.z), dot4I8Packed(a, b.w));
-}
+// One product per function: where a function has several with the same operand, naga 30 declares a
+// variable of the same name for each in Metal's language.
+fn dot_word(a: u32, b: u32) -> i32 { return dot4I8Packed(a, b); }
+fn dots(a: u32, b: vec4<u32>) -> vec4<i32> { return vec4<i32>(dot_word(a, b.x), dot_word(a, b.y), dot_word(a, b.z), dot_word(a, b.w)); }
 fn outer(s: Quad, a: vec4<u32>, b: vec4<u32>) -> Quad {
     return Quad(s.r0 + dots(a.x, b), s.r1 + dots(a.y, b), s.r2 + dots(a.z, b), s.r3 + dots(a.w, b));
 }
