@@ -298,6 +298,8 @@ fn instructions() -> Vec<&'static str> {
         ("f16c", is_x86_feature_detected!("f16c")),
         ("avx512f", is_x86_feature_detected!("avx512f")),
         ("avx512bw", is_x86_feature_detected!("avx512bw")),
+        ("avxvnni", is_x86_feature_detected!("avxvnni")),
+        ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
         ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
     ];
     sets.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()

@@ -90,10 +90,17 @@ impl Int8 {
         }
         let scale = scale_of(largest(row));
         for (q, v) in out.iter_mut().zip(row) {
-            *q = (*v / scale).round_ties_even() as i8;
+            *q = nearest(*v / scale);
         }
         scale
     }
+}
+
+/// The nearest integer of a number from -127 to 127, ties to even: adding 1.5 * 2^23 leaves it in
+/// the low bits.
+#[inline(always)]
+pub(crate) fn nearest(v: f32) -> i8 {
+    (v + 12_582_912.0).to_bits() as i8
 }
 
 /// The largest magnitude of a row: the largest pattern of bits, in which anything that is not
@@ -166,6 +173,8 @@ mod tests {
         assert_eq!(rotated.quantise(&mut [0.0; 16], &mut q), 1e-30);
         assert_eq!(q, [0; 16]);
         // Ties go to even numbers, and the largest magnitude becomes 127.
+        let quarters = (-508..=508).map(|i| i as f32 / 4.0);
+        assert!(quarters.into_iter().all(|v| f32::from(nearest(v)) == v.round_ties_even()));
         let mut row = [0.0; 16];
         row[..5].copy_from_slice(&[127.0, -127.0, 0.5, 1.5, -2.5]);
         assert_eq!(plain.quantise(&mut row, &mut q), 1.0);

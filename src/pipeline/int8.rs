@@ -3,6 +3,7 @@
 
 use crate::backend::Int8Use;
 use crate::dtype::int8::{Int8, Rotation};
+use crate::op::{Linear, Op, Operation, Program};
 use crate::spec::Component;
 use crate::tensor::HostWeight;
 
@@ -25,13 +26,26 @@ pub fn of(component: Component, name: &str, weight: &HostWeight, used: Int8Use) 
     }
 }
 
+/// The operations of `program` in products that may be computed in integers.
+pub fn flops(component: Component, program: &Program) -> u64 {
+    let may = |linear: &Linear| {
+        let spec = &program.weights[linear.w.id as usize];
+        component.is_int8(&spec.name) && Rotation::of_columns(spec.cols).is_some()
+    };
+    let products = program.steps.iter().filter_map(|step| match &step.op {
+        Op::Linear(linear) if may(linear) => Some(linear.flops()),
+        _ => None,
+    });
+    products.sum()
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use super::*;
     use crate::dtype::DType;
-    use crate::spec::FLUX1;
+    use crate::spec::flux1::FLUX1;
     use crate::tensor::{HostPart, Scale};
 
     fn weight(cols: usize, parts: &[(DType, usize)]) -> HostWeight {

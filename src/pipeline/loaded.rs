@@ -10,6 +10,7 @@ use super::phases::{Phases, Refused, flux1, flux2};
 use super::report::PlanReport;
 use super::request::Settings;
 use super::speed::Speeds;
+use crate::backend::Int8Use;
 use crate::error::Result;
 use crate::host::{cache_folder, steady_memory};
 
@@ -132,6 +133,7 @@ impl LoadedModel {
             pinned_bytes: device.pinned_bytes(host_bytes),
             own_memory: !caps.in_place_weights,
             keeps_weights: phases.keeps_weights(),
+            offers_int8: caps.int8 != Int8Use::Never,
             loras: loras.lines(),
             lora_bytes: phases.programs().map(|p| p.plan.residency.side_bytes as u64).sum(),
             peak_bytes: overhead_bytes(caps, host_bytes) + phases.peak_bytes(caps.granularity),

@@ -1,6 +1,7 @@
 //! [`Linear`]: `out = tail(x . w^T + side + bias)`, and the table of its variants.
 
 use super::gemm;
+use super::gemm::integers::{self, Integers};
 use super::gemm::rows::WeightRows;
 use super::isa::Isa;
 use super::kernels::{Kernels, Product};
@@ -13,7 +14,7 @@ use crate::tensor::{HostPart, HostWeight, Scale};
 pub use super::gemm::finish::Tail;
 pub use super::product::{Variant, choose};
 
-/// The variants of [`Linear`], best first.
+/// The variants of [`Linear`], best first: those for floats, then those for integers.
 pub const LINEAR: &[Variant] = &[
     #[cfg(target_arch = "x86_64")]
     Variant::new("linear_bf16_avx512bf16", &gemm::AVX512BF16),
@@ -22,6 +23,17 @@ pub const LINEAR: &[Variant] = &[
     #[cfg(target_arch = "x86_64")]
     Variant::new("linear_f32_avx2", &gemm::AVX2),
     Variant::new("linear_f32_portable", &gemm::PORTABLE),
+    #[cfg(target_arch = "x86_64")]
+    Variant::of_integers("linear_int8_avx512vnni", Isa::Avx512Vnni, &gemm::AVX512, || {
+        &integers::AVX512VNNI
+    }),
+    #[cfg(target_arch = "x86_64")]
+    Variant::of_integers("linear_int8_avx2", Isa::Avx2, &gemm::AVX2, || {
+        integers::avx_vnni().unwrap_or(&integers::AVX2)
+    }),
+    Variant::of_integers("linear_int8_portable", Isa::Portable, &gemm::PORTABLE, || {
+        &integers::PORTABLE
+    }),
 ];
 
 /// Bytes of scratch that `linear` needs on `threads` threads, for x of `rows x k`, w of `n x k` and
@@ -34,18 +46,23 @@ pub fn linear_scratch(
     n: usize,
     threads: usize,
 ) -> usize {
-    gemm::scratch_bytes(v.micro(), rows, k, side, n, threads)
+    match v.integers() {
+        Some(m) => integers::scratch_bytes(m, rows, k, side, n, threads),
+        None => gemm::scratch_bytes(v.micro(), rows, k, side, n, threads),
+    }
 }
 
 /// `out = tail(x . w^T + side + bias)`.
 ///
-/// x: `rows x k`; w: `n x k` in any stored type; bias: n; side: t `rows x rank` and b `n x rank`;
+/// x: `rows x k`; w: `n x k` in any stored type; factors: n, only where the product is computed in
+/// integers; bias: n; side: t `rows x rank` and b `n x rank`;
 /// out: `rows x n`. `scratch` has at least `linear_scratch` bytes for the threads of the current
 /// rayon pool. `out` may be the residual of `tail`, but not x.
 #[allow(clippy::too_many_arguments, reason = "the operands of the operation")]
 pub fn linear(
     x: In,
     w: &HostWeight,
+    factors: Option<&[f32]>,
     bias: Option<&[f32]>,
     side: Option<(In, &HostWeight)>,
     tail: Tail,
@@ -75,8 +92,17 @@ pub fn linear(
     tail.check(out);
     let b = side.map(|(_, b)| WeightRows::new(b));
     let side = side.zip(b.as_ref()).map(|((t, _), b)| gemm::Side { t, b });
-    // SAFETY: the processor was checked above, shapes fit, and the windows are valid by the
-    // contract of their constructors.
+    let (integers, int8) = (v.integers(), w.int8);
+    assert_eq!(integers.is_some(), int8.is_some(), "{} computes something else", v.name);
+    if let Some((m, int8)) = integers.zip(int8) {
+        assert!(factors.is_none_or(|f| f.len() == w.rows), "linear: the factors do not fit");
+        let w = Integers { weight: w, int8, factors };
+        // SAFETY: the processor was checked above, shapes fit, and the windows are valid by the
+        // contract of their constructors.
+        return unsafe { integers::product(m, x, w, bias, side, tail, out, scratch) };
+    }
+    assert!(factors.is_none(), "linear: factors besides the scales of a product of floats");
+    // SAFETY: as above.
     unsafe { gemm::product(v.micro(), x, &WeightRows::new(w), bias, side, tail, out, scratch) }
 }
 
@@ -126,7 +152,9 @@ impl CpuOperation for Linear {
                 None => reference::linear(x, w, bias, side, tail, out),
                 Some(int8) => reference::integers(x, (w, int8, factors), bias, side, tail, out),
             },
-            Product::Fast(v) => linear(x, w, bias, side, tail, out, step.scratch(self)?, v),
+            Product::Fast(v) => {
+                linear(x, w, factors, bias, side, tail, out, step.scratch(self)?, v);
+            }
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 mod adapters;
 mod edit;
 mod formats;
+mod int8;
 mod klein;
 mod klein_convert;
 mod klein_loras;

@@ -127,7 +127,7 @@ pub fn error(got: &[f32], want: &[f64]) -> f64 {
 
 /// The variants of `table` that this processor can run.
 pub fn runnable(table: &'static [Variant]) -> impl Iterator<Item = &'static Variant> {
-    table.iter().filter(|v| v.needs <= Isa::detect())
+    table.iter().filter(|v| v.needs <= Isa::detect() && !v.is_of_integers())
 }
 
 /// The error that `v` is allowed to have.

@@ -60,7 +60,7 @@ impl Piece {
         companions: &Companions,
         swap: bool,
     ) -> Result<Self> {
-        let Reading { dtype, shape, scale } = companions.read(file, entry)?;
+        let Reading { dtype, shape, scale, rotation } = companions.read(file, entry)?;
         let (rows, cols) = match shape.as_slice() {
             [] => (1, 1),
             [n] => (1, *n),
@@ -88,13 +88,13 @@ impl Piece {
             .expected(format!("halves of whole blocks of {}", format.block)));
         }
         let part = HostPart {
-            rotation: None,
             source: file.source.clone(),
             offset: entry.range.start,
             rows,
             cols,
             dtype,
             scale,
+            rotation,
         };
         Ok(Piece { stored: entry.name.clone(), shape, part, swap })
     }

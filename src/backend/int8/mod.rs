@@ -3,24 +3,26 @@
 //! [`Int8::quantise`] defines the integers. The code here gives the same ones, and is compiled for
 //! each instruction set: sums and products of f32 round alike in all of them.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
 use super::cpu::gemm::rows::{Row, decode};
 use super::cpu::isa::Isa;
 use crate::dtype::DType;
-use crate::dtype::int8::{Int8, Rotation, scale_of};
+use crate::dtype::int8::{Int8, Rotation, nearest, scale_of};
 use crate::tensor::HostPart;
 
 /// Columns that one vector operation spans.
 const WIDTH: usize = 16;
-/// Added to a number between -2^22 and 2^22, this leaves the nearest integer (ties to even) in the
-/// low bits.
-const ROUND: f32 = 12_582_912.0;
 
 /// Rotates `row` in place, writes its integers to `out`, and returns their scale.
 pub(super) fn quantise(int8: Int8, row: &mut [f32], out: &mut [i8]) -> f32 {
     match Isa::detect() {
         // SAFETY: the processor has the features.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => unsafe { x86::quantise_avx512(int8, row, out) },
+        Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe {
+            x86::quantise_avx512(int8, row, out)
+        },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { x86::quantise_avx2(int8, row, out) },
@@ -39,23 +41,30 @@ pub(super) fn quantise_stored(
     match Isa::detect() {
         // SAFETY: the processor has the features.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => unsafe {
+        Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe {
             x86::stored_avx512(int8, (part, r, bytes), values, out)
         },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { x86::stored_avx2(int8, (part, r, bytes), values, out) },
-        _ => stored_any(int8, (part, r, bytes), values, out),
+        _ => {
+            decode_any((part, r, bytes), values);
+            quantise_any(int8, values, out)
+        }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{HostPart, Int8, quantise_any, stored_any};
+    use super::{HostPart, Int8, avx512, decode_any, quantise_any};
+    use crate::dtype::int8::Rotation;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     pub fn quantise_avx512(int8: Int8, row: &mut [f32], out: &mut [i8]) -> f32 {
-        quantise_any(int8, row, out)
+        match row.len().is_multiple_of(16) && int8.rotation.is_none_or(Rotation::has_kernels) {
+            true => avx512::quantise(int8, row, out),
+            false => quantise_any(int8, row, out),
+        }
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -70,7 +79,8 @@ mod x86 {
         values: &mut [f32],
         out: &mut [i8],
     ) -> f32 {
-        stored_any(int8, row, values, out)
+        decode_any(row, values);
+        quantise_avx512(int8, values, out)
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -80,17 +90,14 @@ mod x86 {
         values: &mut [f32],
         out: &mut [i8],
     ) -> f32 {
-        stored_any(int8, row, values, out)
+        decode_any(row, values);
+        quantise_any(int8, values, out)
     }
 }
 
+/// The values of a stored row.
 #[inline(always)]
-fn stored_any(
-    int8: Int8,
-    (part, r, bytes): (&HostPart, usize, &[u8]),
-    values: &mut [f32],
-    out: &mut [i8],
-) -> f32 {
+fn decode_any((part, r, bytes): (&HostPart, usize, &[u8]), values: &mut [f32]) {
     if part.dtype.is_plain() && part.dtype != DType::I8 && part.rotation.is_none() {
         assert_eq!(bytes.len(), values.len() * part.dtype.size());
         // SAFETY: the bytes are those of the row.
@@ -102,7 +109,6 @@ fn stored_any(
     } else {
         part.decode_row(r, bytes, values);
     }
-    quantise_any(int8, values, out)
 }
 
 #[inline(always)]
@@ -117,7 +123,7 @@ fn quantise_any(int8: Int8, row: &mut [f32], out: &mut [i8]) -> f32 {
     let bits = row.iter().map(|v| v.to_bits() & 0x7fff_ffff).max().unwrap_or(0);
     let scale = scale_of(f32::from_bits(bits));
     for (q, v) in out.iter_mut().zip(row.iter()) {
-        *q = (*v / scale + ROUND).to_bits() as i8;
+        *q = nearest(*v / scale);
     }
     scale
 }
@@ -191,8 +197,9 @@ mod tests {
 
     #[test]
     fn every_instruction_set_gives_the_integers_of_the_definition() {
-        for (int8, n) in all().into_iter().flat_map(|i| [(i, 256), (i, 3072)]) {
-            let row = numbers(n);
+        let sizes = [(256, 1.0), (3072, 1.0), (768, 1e-33), (768, 1e-29), (256, 1e33)];
+        for (int8, (n, size)) in all().into_iter().flat_map(|i| sizes.map(|s| (i, s))) {
+            let row: Vec<f32> = numbers(n).iter().map(|v| v * size).collect();
             let (mut want, mut got) = (vec![0i8; n], vec![1i8; n]);
             let scale = int8.quantise(&mut row.clone(), &mut want);
             type Quantise = unsafe fn(Int8, &mut [f32], &mut [i8]) -> f32;
