@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use super::{Input, least_bytes, resolve, run_by, temp_dir};
 use flux_fast::backend::Backend;
 use flux_fast::dtype::DType;
+use flux_fast::dtype::int8::{Int8, Rotation};
 use flux_fast::error::Result;
 use flux_fast::library::open_only;
 use flux_fast::model::SequenceShape;
@@ -61,6 +62,19 @@ impl Denoiser {
         let configs = json!({ "transformer": c.to_json() });
         let program = flux1::denoise(&c, &shape, act);
         Self::of(program, TRANSFORMER, flux1::tensors(&c), configs, fixed)
+    }
+
+    /// The same with products in 8-bit integers where they are allowed.
+    pub fn in_int8(mut self, component: Component) -> Self {
+        for (weight, spec) in self.weights.iter_mut().zip(&self.program.weights) {
+            if component.is_int8(&spec.name) {
+                let rotation = Rotation::of_columns(weight.cols);
+                assert!(rotation.is_some(), "{}: {} columns", spec.name, weight.cols);
+                weight.int8 = Some(Int8 { rotation });
+            }
+        }
+        assert!(self.weights.iter().any(|w| w.int8.is_some()), "nothing is computed in integers");
+        self
     }
 
     /// FLUX.2's, with true CFG and two reference images.
