@@ -114,7 +114,11 @@ impl Engine {
 
     /// `request` with the defaults of the model filled in, checked against the model.
     pub fn settings(&self, request: &Request) -> Result<Settings> {
-        settings_for(&self.loaded.model, request)
+        match request.control {
+            // LoRAs that read it have defaults of their own.
+            Some(_) if request.has_loras() => self.loaded.settle(request).map(|(s, _)| s),
+            _ => settings_for(&self.loaded.model, request),
+        }
     }
 
     /// Makes the images that `request` asks for; see [`Engine::generate_with`].
@@ -150,7 +154,7 @@ impl Engine {
 
     /// What a generation would use, without running it.
     pub fn plan(&self, request: &Request) -> Result<PlanReport> {
-        let settings = self.settings(request)?;
+        let (settings, _) = self.loaded.settle(request)?;
         let sigmas = noise_levels(&self.loaded.model, &settings);
         let masking = masking_for(&self.loaded.model, request)?;
         let images = input_images(&self.loaded.model, request, &settings, masking.as_ref());

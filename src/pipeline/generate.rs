@@ -12,7 +12,7 @@ use super::phases::{KeptLatents, MaskSampling, Values};
 use super::progress::{Listener, send};
 use super::recover::Recovery;
 use super::request::{Generated, Image, Request, Settings, foreign_syntax};
-use super::settle::{masking_for, noise_levels, random_seed, settings_for};
+use super::settle::{masking_for, noise_levels, random_seed};
 use super::speed::{Speeds, Stopwatch};
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -54,7 +54,7 @@ fn generate_once(
     on: Listener<'_>,
 ) -> Result<Generated> {
     let model = &loaded.model;
-    let mut settings = settings_for(model, request)?;
+    let (mut settings, loras) = loaded.settle(request)?;
     let style_size = match request.styles.is_empty() {
         true => 0,
         false => {
@@ -64,7 +64,6 @@ fn generate_once(
             networks.siglip.config.image
         }
     };
-    let loras = loaded.lora_set(&settings)?;
     settings.lora_hashes = loras.hashes();
     loras.events().into_iter().try_for_each(|event| send(on, event))?;
     // The matrices of other LoRAs are dropped first: both need not fit.
@@ -92,6 +91,7 @@ fn generate_once(
         true => images::prepare_kontext(image, unit),
         false => images::prepare_reference(image, unit),
     };
+    let control_kind = loras.control_kind().or(model.flux1_kind());
     let is_fill = model.flux1_kind() == Some(Flux1Kind::Fill);
     let start = match &masking {
         Some(masking) => Some(masking.start()),
@@ -106,7 +106,7 @@ fn generate_once(
             .map(|masking| kept_latents(model, &settings, masking)),
         condition_image: match (&masking, &request.control) {
             (Some(masking), None) if is_fill => Some(masking.start()),
-            (_, Some(control)) => Some(prepared_control(model, control, &settings, on)?),
+            (_, Some(control)) => Some(prepared_control(control_kind, control, &settings, on)?),
             _ => None,
         },
         hole: masking.as_ref().filter(|_| is_fill).map(Masking::drawn_mask),
@@ -144,13 +144,13 @@ fn generate_once(
 /// The control image in the size of the request. Canny sees the edges of a photo, and a drawing of
 /// edges as it is.
 fn prepared_control(
-    model: &Model,
+    kind: Option<Flux1Kind>,
     control: &Image,
     settings: &Settings,
     on: Listener<'_>,
 ) -> Result<Image> {
     let fitted = images::fit(control, settings.width, settings.height);
-    if model.flux1_kind() != Some(Flux1Kind::Canny) {
+    if kind != Some(Flux1Kind::Canny) {
         return Ok(fitted);
     }
     if images::is_drawing_of_edges(&fitted) {

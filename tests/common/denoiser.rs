@@ -75,7 +75,7 @@ impl Denoiser {
             ..Flux2Config::klein_4b()
         };
         let image = DenoiseShape { images: 1, cfg: true, text_tokens: 5, height: 2, width: 3 };
-        let shape = SequenceShape { image, references: vec![(2, 2), (1, 3)] };
+        let shape = SequenceShape { image, references: vec![(2, 2), (1, 3)], added_inputs: 0 };
         let fixed = vec![("rope", flux2::rope(&c, &shape)), ("step", vec![-0.1, 2.0])];
         let configs = json!({ "transformer": c.to_json() });
         let program = flux2::denoise(&c, &shape, act);

@@ -17,10 +17,11 @@ use crate::op::{
     LinearChange, LinearTerm, Program, SideFactor, TermFactor, TermKind, Use, WeightSpec,
 };
 use crate::pipeline::request::LoraChoice;
+use crate::spec::lora::ADDED_INPUTS;
 use crate::spec::{Component, Role};
 use crate::tensor::{HostPart, HostWeight};
 use crate::weights::ComponentWeights;
-use crate::weights::lora::{self, Adapter, Combined, Merged, Target, TermMatrix};
+use crate::weights::lora::{self, Adapter, Combined, Delta, Factor, Merged, Target, TermMatrix};
 
 /// A file as it was when it was read.
 #[derive(Debug, Clone, PartialEq)]
@@ -206,6 +207,21 @@ impl LoraSet {
         })
     }
 
+    /// The files of control LoRAs, which read a control image; those of strength 0 are among them.
+    pub fn control_files(&self) -> impl Iterator<Item = &Path> {
+        let widens = |adapter: &Adapter| {
+            adapter.changes().iter().any(|change| change.weight.ends_with(ADDED_INPUTS))
+        };
+        let adapters = self.adapters.iter().map(|(adapter, _)| adapter.as_ref());
+        adapters.filter(move |a| widens(a)).map(|a| a.path.as_path())
+    }
+
+    /// How many columns these LoRAs add to the input of the transformer.
+    pub fn added_inputs(&self) -> usize {
+        let added = self.changes().filter(|change| change.weight.ends_with(ADDED_INPUTS));
+        added.map(|change| change.delta.shape().1).max().unwrap_or(0)
+    }
+
     /// Whether any LoRA of the set changes `component`.
     pub fn touches(&self, component: Component) -> bool {
         self.changes().any(|change| change.component == component)
@@ -237,7 +253,9 @@ impl LoraSet {
             *rank += change.delta.side_rank() as u64;
             *size = (*size).max((rows + cols) as u64);
             let vectors = if change.magnitude.is_some() { 2 * (rows + cols) } else { 0 };
-            whole += 4 * (change.delta.whole_elements() + vectors) as u64;
+            // Computed as one matrix.
+            let added = if change.weight.ends_with(ADDED_INPUTS) { rows * cols } else { 0 };
+            whole += 4 * (change.delta.whole_elements() + vectors + added) as u64;
         }
         whole + weights.values().map(|(rank, size)| 4 * rank * size).sum::<u64>()
     }
@@ -333,6 +351,9 @@ impl LoraSet {
         spec: &WeightSpec,
         which: SideFactor,
     ) -> Result<HostWeight> {
+        if which == SideFactor::Added {
+            return self.added(component, spec);
+        }
         let merged = self.merged();
         let run = || Some(merged.runs.get(&merge_key(component, spec))?.as_ref());
         let term = |i: u32| run()?.terms.get(i as usize);
@@ -352,11 +373,35 @@ impl LoraSet {
                 (TermFactor::Columns, _) => term.columns.as_ref(),
                 _ => None,
             }),
+            SideFactor::Added => None,
         };
         let part = found.cloned().ok_or_else(|| {
             Error::device("a program names a LoRA that was not merged").at(&spec.name)
         })?;
         Ok(HostWeight { rows: part.rows, cols: part.cols, parts: vec![part] })
+    }
+}
+
+impl LoraSet {
+    /// The columns that the LoRAs of the set add to a weight: the sum of their products.
+    fn added(&self, component: Component, spec: &WeightSpec) -> Result<HostWeight> {
+        let mut sum = vec![0f32; spec.rows * spec.cols];
+        for (adapter, strengths) in &self.adapters {
+            for change in adapter.of(component, &spec.name) {
+                let Delta::Product { a, b } = &change.delta else { continue };
+                let product = Factor::Product { a: a.clone(), b: b.clone() }.to_f32();
+                let factor = change.factor * f64::from(strengths.at(component));
+                for (sum, value) in sum.iter_mut().zip(product) {
+                    *sum = (f64::from(*sum) + factor * f64::from(value)) as f32;
+                }
+            }
+        }
+        if sum.iter().any(|v| !v.is_finite()) {
+            let what = "a LoRA times its strength exceeds the range of the numbers";
+            return Err(Error::model(what).at(&spec.name).try_("a smaller strength"));
+        }
+        let part = lora::owned(&sum, spec.rows, spec.cols);
+        Ok(HostWeight { rows: spec.rows, cols: spec.cols, parts: vec![part] })
     }
 }
 
