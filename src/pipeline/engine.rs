@@ -3,7 +3,9 @@
 use std::ops::ControlFlow;
 
 use super::embedded;
+use super::flux1_kind::Flux1Kind;
 use super::generate::{generate, input_images};
+use super::images::ReferenceSize;
 use super::loaded::LoadedModel;
 use super::loras::Loras;
 use super::model::{Model, Networks};
@@ -109,6 +111,16 @@ impl Engine {
         match model.networks {
             Networks::Flux1(_) => model.reads_kontext(),
             Networks::Flux2(_) => true,
+        }
+    }
+
+    /// In which size the model reads reference images; `None` if it reads none.
+    pub fn reference_size(&self) -> Option<ReferenceSize> {
+        let model = &self.loaded.model;
+        match model.flux1_kind() {
+            None => Some(ReferenceSize::Limited),
+            Some(Flux1Kind::Kontext) => Some(ReferenceSize::Kontext { unit: model.token_pixels() }),
+            Some(_) => None,
         }
     }
 

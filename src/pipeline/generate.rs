@@ -204,7 +204,7 @@ pub fn input_images(
         image.rgb.len() as u64 + fitting + 24 * drawn
     };
     let control_bytes = request.control.as_ref().map_or(0, control);
-    let host_bytes = reference_bytes(request)
+    let host_bytes = reference_bytes(model, request)
         + style_bytes(request)
         + control_bytes
         + match masking {
@@ -221,9 +221,17 @@ pub fn input_images(
 
 /// What reference images need on the host before they are encoded, in bytes: all as they are given,
 /// and the work on one of them.
-fn reference_bytes(request: &Request) -> u64 {
+fn reference_bytes(model: &Model, request: &Request) -> u64 {
     let given = request.references.iter().map(|image| image.rgb.len() as u64).sum::<u64>();
-    let work = request.references.iter().map(|i| images::prepare_bytes(i.width, i.height)).max();
+    let work = |i: &Image| match model.reads_kontext() {
+        true => {
+            let size = (i.width, i.height);
+            let (width, height) = images::kontext_size(i.width, i.height, model.token_pixels());
+            images::stretch_bytes(size, width, height)
+        }
+        false => images::prepare_bytes(i.width, i.height),
+    };
+    let work = request.references.iter().map(work).max();
     given + work.unwrap_or(0)
 }
 
@@ -270,6 +278,11 @@ fn warn_of_changes(
     if model.reads_kontext() && request.references.is_empty() {
         let note = "FLUX.1 Kontext edits the image of {reference}; without one it draws from the \
                     prompt, as [dev] does";
+        send(on, Event::note(note))?;
+    }
+    if !request.styles.is_empty() && settings.cfg_scale != 1.0 {
+        let note = "the negative prompt sees the style images, too, so that {cfg_scale} does not \
+                    strengthen them";
         send(on, Event::note(note))?;
     }
     let mut warn = |text: Message| send(on, Event::Warning(text));

@@ -7,6 +7,7 @@
 //! on the sum of their ranks. Files and merged matrices are kept: the next image with the same
 //! LoRAs reads nothing, and other strengths only repeat the merge.
 
+mod control;
 mod set;
 
 pub use set::{LoraSet, Strengths};
@@ -15,7 +16,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use self::set::LoraFile;
-use super::flux1_kind::Flux1Kind;
 use super::request::LoraChoice;
 use crate::error::{Kind, Result};
 use crate::host::start_shared_threads;
@@ -23,17 +23,6 @@ use crate::library::places::{ModelPlaces, Role};
 use crate::spec::{Component, Family};
 use crate::weights::ComponentWeights;
 use crate::weights::lora::{self, Adapter};
-
-impl LoraSet {
-    /// What kind of control image the control LoRAs of the set read, by the names of their files;
-    /// `None` if there are none.
-    pub fn control_kind(&self) -> Option<Flux1Kind> {
-        let name =
-            |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-        let called: Vec<String> = self.control_files().map(name).collect();
-        (!called.is_empty()).then(|| Flux1Kind::of_loras(&called))
-    }
-}
 
 /// How many files are kept open after they were read.
 const KEPT_FILES: usize = 16;

@@ -21,7 +21,7 @@ use crate::spec::lora::ADDED_INPUTS;
 use crate::spec::{Component, Role};
 use crate::tensor::{HostPart, HostWeight};
 use crate::weights::ComponentWeights;
-use crate::weights::lora::{self, Adapter, Combined, Delta, Factor, Merged, Target, TermMatrix};
+use crate::weights::lora::{self, Adapter, Combined, Merged, Target, TermMatrix};
 
 /// A file as it was when it was read.
 #[derive(Debug, Clone, PartialEq)]
@@ -91,7 +91,7 @@ impl Strengths {
     }
 
     /// The strength for a component.
-    fn at(self, component: Component) -> f32 {
+    pub(super) fn at(self, component: Component) -> f32 {
         if component.role == Role::Transformer { self.transformer } else { self.text }
     }
 }
@@ -115,7 +115,7 @@ impl fmt::Display for Strengths {
 
 /// LoRAs with their strengths, ready for programs.
 pub struct LoraSet {
-    adapters: Vec<(Arc<Adapter>, Strengths)>,
+    pub(super) adapters: Vec<(Arc<Adapter>, Strengths)>,
     /// The user was informed about them.
     reported: AtomicBool,
     files: Vec<(LoraFile, Strengths)>,
@@ -201,25 +201,10 @@ impl LoraSet {
     }
 
     /// All changes that have an effect.
-    fn changes(&self) -> impl Iterator<Item = &lora::Change> {
+    pub(super) fn changes(&self) -> impl Iterator<Item = &lora::Change> {
         self.adapters.iter().flat_map(|(adapter, strengths)| {
             adapter.changes().iter().filter(|change| strengths.at(change.component) != 0.0)
         })
-    }
-
-    /// The files of control LoRAs, which read a control image; those of strength 0 are among them.
-    pub fn control_files(&self) -> impl Iterator<Item = &Path> {
-        let widens = |adapter: &Adapter| {
-            adapter.changes().iter().any(|change| change.weight.ends_with(ADDED_INPUTS))
-        };
-        let adapters = self.adapters.iter().map(|(adapter, _)| adapter.as_ref());
-        adapters.filter(move |a| widens(a)).map(|a| a.path.as_path())
-    }
-
-    /// How many columns these LoRAs add to the input of the transformer.
-    pub fn added_inputs(&self) -> usize {
-        let added = self.changes().filter(|change| change.weight.ends_with(ADDED_INPUTS));
-        added.map(|change| change.delta.shape().1).max().unwrap_or(0)
     }
 
     /// Whether any LoRA of the set changes `component`.
@@ -379,29 +364,6 @@ impl LoraSet {
             Error::device("a program names a LoRA that was not merged").at(&spec.name)
         })?;
         Ok(HostWeight { rows: part.rows, cols: part.cols, parts: vec![part] })
-    }
-}
-
-impl LoraSet {
-    /// The columns that the LoRAs of the set add to a weight: the sum of their products.
-    fn added(&self, component: Component, spec: &WeightSpec) -> Result<HostWeight> {
-        let mut sum = vec![0f32; spec.rows * spec.cols];
-        for (adapter, strengths) in &self.adapters {
-            for change in adapter.of(component, &spec.name) {
-                let Delta::Product { a, b } = &change.delta else { continue };
-                let product = Factor::Product { a: a.clone(), b: b.clone() }.to_f32();
-                let factor = change.factor * f64::from(strengths.at(component));
-                for (sum, value) in sum.iter_mut().zip(product) {
-                    *sum = (f64::from(*sum) + factor * f64::from(value)) as f32;
-                }
-            }
-        }
-        if sum.iter().any(|v| !v.is_finite()) {
-            let what = "a LoRA times its strength exceeds the range of the numbers";
-            return Err(Error::model(what).at(&spec.name).try_("a smaller strength"));
-        }
-        let part = lora::owned(&sum, spec.rows, spec.cols);
-        Ok(HostWeight { rows: spec.rows, cols: spec.cols, parts: vec![part] })
     }
 }
 
