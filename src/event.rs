@@ -14,6 +14,8 @@ pub enum Phase {
     ImageEncode,
     /// Shifts, scales and gates of all steps, in one pass.
     Modulate,
+    /// Keys and values of reference images, for all steps (FLUX.2 \[klein\] 9B-kv only).
+    References,
     /// The transformer, once per step.
     Denoise,
     /// Latents to pixels.
@@ -21,6 +23,17 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// All phases, in order.
+    pub const ALL: [Phase; 7] = [
+        Phase::TextEncode,
+        Phase::StyleEncode,
+        Phase::ImageEncode,
+        Phase::Modulate,
+        Phase::References,
+        Phase::Denoise,
+        Phase::Decode,
+    ];
+
     /// The name that is shown to users.
     pub fn name(self) -> &'static str {
         match self {
@@ -28,6 +41,7 @@ impl Phase {
             Phase::StyleEncode => "style",
             Phase::ImageEncode => "image",
             Phase::Modulate => "modulate",
+            Phase::References => "references",
             Phase::Denoise => "denoise",
             Phase::Decode => "decode",
         }

@@ -9,6 +9,7 @@ const PHASES = {
   style: "Reading the style",
   image: "Reading the image",
   modulate: "Preparing",
+  references: "Reading the references",
   denoise: "Drawing",
   decode: "Finishing",
 };

@@ -252,7 +252,7 @@ struct InputFiles {
     seen: SeenImages,
 }
 
-/// What drawing needs besides the requests.
+/// Everything that drawing needs besides the requests.
 struct Job<'a> {
     args: &'a RequestArgs,
     engine: &'a EngineArgs,

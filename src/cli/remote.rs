@@ -1,5 +1,6 @@
 //! `remote`: the same command line as `generate`, drawn by a server.
 
+mod backoff;
 mod client;
 
 use std::path::PathBuf;
@@ -100,7 +101,7 @@ pub fn remote(args: RemoteArgs, how: How) -> Result<()> {
     Ok(())
 }
 
-/// What all jobs of one call share.
+/// Everything that all jobs of one call have in common.
 struct Run<'a> {
     args: &'a RemoteArgs,
     how: How,
@@ -161,7 +162,7 @@ impl Run<'_> {
         if let Some(fields) = body.as_object_mut() {
             fields.retain(|_, value| !value.is_null() && value.as_array() != Some(&Vec::new()));
         }
-        let key = client::random_hex(16)?;
+        let key = backoff::random_hex(16)?;
         let body = json!({"request": body});
         let job = self.client.post("/api/v2/jobs", &body, Some(&key), &self.progress)?;
         let id = job["id"].as_str().map(str::to_string).ok_or_else(|| self.client.not_ours())?;
@@ -256,7 +257,7 @@ impl Run<'_> {
                 }
                 _ => return Err(self.client.not_ours()),
             }
-            client::pause(pause)?;
+            backoff::pause(pause)?;
             pause = (pause * 5 / 4).min(POLL.1);
         }
     }
@@ -293,19 +294,11 @@ struct Steps {
 }
 
 impl Steps {
-    /// What has happened since the last look.
+    /// The events since the last call.
     fn events(&mut self, progress: &Value) -> Vec<Event> {
-        let phases = [
-            Phase::TextEncode,
-            Phase::StyleEncode,
-            Phase::ImageEncode,
-            Phase::Modulate,
-            Phase::Denoise,
-            Phase::Decode,
-        ];
         let number = |name: &str| progress[name].as_u64().unwrap_or_default() as usize;
         let (done, steps) = (number("step"), number("steps"));
-        let Some(phase) = phases.into_iter().find(|p| progress["phase"] == p.name()) else {
+        let Some(phase) = Phase::ALL.into_iter().find(|p| progress["phase"] == p.name()) else {
             return Vec::new();
         };
         let mut events = Vec::new();

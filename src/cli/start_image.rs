@@ -86,7 +86,7 @@ impl StartImage {
         self.part.is_some()
     }
 
-    /// What the user did not ask for in words.
+    /// A note about what the program does without being asked for it.
     pub fn note(&self) -> Option<String> {
         let is_transparent = self.part.as_ref().is_some_and(|part| part.is_transparent);
         is_transparent.then(|| {
@@ -207,8 +207,8 @@ fn check_ram(ram: Option<ByteSize>, what: &str, bytes: u64, path: &Path) -> Resu
                 .found(units::bytes(ram.0))
                 .expected(format!("at least {enough} MB to decode it"))
                 .try_(format!(
-                    "--ram {enough}M, or save the image smaller or as a PNG that is not \
-                     interlaced, which is read row by row"
+                    "--ram {enough}M, or save the image smaller, or as a PNG that is not \
+                     interlaced or a JPEG that is not progressive, which are read row by row"
                 )))
         }
         _ => Ok(()),

@@ -87,7 +87,7 @@ pub fn lora(text: &str) -> Parsed<LoraChoice> {
         }
         _ => (text, 1.0),
     };
-    // The number is the second one if there is another one before it.
+    // `NAME:0.8:0.6`: with another number before it, the last number is that of the text encoders.
     let two = name.rsplit_once(':').filter(|_| !std::path::Path::new(name).is_file());
     let two = two.and_then(|(name, first)| Some((name, first.parse::<f32>().ok()?)));
     let (name, strength, text_strength) = match two {
@@ -210,7 +210,7 @@ fn sides(width: &str, height: &str) -> Parsed<(usize, usize)> {
     ))
 }
 
-/// What a size may be.
+/// The forms of a size.
 const EXPECTED_SIZE: &str = "expected WIDTHxHEIGHT such as 1024x768 (multiples of 16 from 16 to \
                              4096), one number for a square, or an aspect ratio such as 16:9";
 
@@ -256,7 +256,7 @@ pub fn budget(text: &str) -> Parsed<Budget> {
     size.map(Budget::Bytes)
 }
 
-/// A value of a type that reads itself.
+/// Parses a value by the `FromStr` of its type.
 fn typed<T: FromStr<Err = Error>>(text: &str) -> Parsed<T> {
     text.parse().map_err(|e: Error| match e.expected_value() {
         Some(expected) => format!("expected {expected}"),

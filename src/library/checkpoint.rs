@@ -226,6 +226,9 @@ impl Checkpoint {
         if self.pipeline.as_deref() == Some(self.family.pipeline_class) {
             let distilled = index.get("is_distilled").and_then(Value::as_bool);
             self.distilled = Some(distilled.unwrap_or(false));
+        } else if self.pipeline.is_some() && self.pipeline.as_deref() == self.kept_class() {
+            let distilled = index.get("is_distilled").and_then(Value::as_bool);
+            self.distilled = Some(distilled.unwrap_or(true));
         }
     }
 
@@ -233,6 +236,23 @@ impl Checkpoint {
     /// what its files say, else what it is called.
     pub fn distilled(&self) -> Option<bool> {
         let words = self.family.undistilled?;
+        Some(self.distilled.unwrap_or_else(|| !self.is_called(words)))
+    }
+
+    /// Whether the model keeps keys and values of reference images over all steps: what its files
+    /// say, else what it is called.
+    pub fn keeps_references(&self) -> bool {
+        let Some(kept) = &self.family.keeps_references else { return false };
+        self.pipeline.as_deref() == Some(kept.pipeline_class) || self.is_called(kept.words)
+    }
+
+    /// The pipeline of such models.
+    fn kept_class(&self) -> Option<&'static str> {
+        self.family.keeps_references.as_ref().map(|kept| kept.pipeline_class)
+    }
+
+    /// Whether one of the model's names has all `words`, each alone or before a number.
+    fn is_called(&self, words: &[&str]) -> bool {
         let is = |word: &str, of: &str| {
             let rest = of.strip_prefix(word);
             rest.is_some_and(|rest| rest.chars().next().is_none_or(|c| c.is_ascii_digit()))
@@ -241,14 +261,15 @@ impl Checkpoint {
             let parts = || name.split(|c: char| !c.is_alphanumeric());
             words.iter().all(|word| parts().any(|part| is(word, part)))
         };
-        Some(self.distilled.unwrap_or_else(|| !self.called().iter().any(has_all)))
+        self.called().iter().any(has_all)
     }
 
     /// What `model_index.json` says of the kind of model, for the metadata of a converted file,
     /// which may have another name.
     pub(super) fn model_index(&self) -> Option<Value> {
         let distilled = self.distilled()?;
-        let class = self.family.pipeline_class;
+        let kept = self.kept_class().filter(|_| self.keeps_references());
+        let class = kept.unwrap_or(self.family.pipeline_class);
         Some(serde_json::json!({ "_class_name": class, "is_distilled": distilled }))
     }
 

@@ -12,6 +12,7 @@ use super::report::PlanReport;
 use super::request::{Request, Settings};
 use super::settle::{no_control_image, settings_for};
 use super::speed::Speeds;
+use crate::backend::Int8Use;
 use crate::error::{Error, Result};
 use crate::host::{cache_folder, steady_memory};
 
@@ -31,7 +32,7 @@ pub struct LoadedModel {
     base_bytes: u64,
 }
 
-/// What the images of a request need.
+/// Sizes and memory of the images that a request starts from or refers to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InputImages {
     /// Host memory for the images as they are given, and to prepare them, in bytes.
@@ -44,7 +45,7 @@ pub struct InputImages {
 
 /// The plan of one request.
 pub struct PlannedRequest<'a> {
-    /// What runs.
+    /// The planned phases.
     pub phases: Phases<'a>,
     /// Host memory that the process needs besides the plans of the phases, in bytes.
     pub host_bytes: u64,
@@ -180,6 +181,7 @@ impl LoadedModel {
             pinned_bytes: device.pinned_bytes(host_bytes),
             own_memory: !caps.in_place_weights,
             keeps_weights: phases.keeps_weights(),
+            offers_int8: caps.int8 != Int8Use::Never,
             loras: loras.lines(),
             lora_bytes: phases.programs().map(|p| p.plan.residency.side_bytes as u64).sum(),
             peak_bytes: overhead_bytes(caps, host_bytes) + phases.peak_bytes(caps.granularity),

@@ -13,6 +13,7 @@ mod engine;
 mod flux1_kind;
 mod generate;
 pub mod images;
+mod int8;
 mod loaded;
 #[cfg_attr(not(internals), doc(hidden))]
 pub mod loras;

@@ -81,7 +81,7 @@ fn masked_size(model: &Model, request: &Request) -> Result<Option<(usize, usize)
     Masking::size(request, model.token_pixels(), d.width * d.height)
 }
 
-/// What `request` repaints, if it has a mask.
+/// The part that `request` repaints, if it has a mask.
 ///
 /// # Errors
 /// [`Kind::Argument`](crate::error::Kind::Argument) for a size that does not suit its image.

@@ -50,7 +50,7 @@ impl Server {
         let (images, pixels_of_one) = self.size_of(&request);
         let charge = Charge { images, pixels: images.saturating_mul(pixels_of_one) };
         let image_hash = |bytes: &Bytes| hex(&hash_bytes(bytes));
-        // What the job's images depend on, apart from the seed.
+        // Everything that the job's images depend on, apart from the seed.
         let sent = |request: &Request| {
             let mut sent = json!({
                 "request": request, "model": model.name, "format": format.name(),

@@ -32,7 +32,7 @@ pub struct ForeignStorage {
 }
 
 impl ForeignStorage {
-    /// Whether a tensor of this name is stored so.
+    /// Whether the name of a tensor shows this way of storing weights.
     pub fn is_shown_by(&self, name: &str) -> bool {
         matches_glob(self.signs, name)
     }

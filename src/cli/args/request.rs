@@ -138,7 +138,7 @@ pub struct RequestArgs {
         allow_hyphen_values = true,
     )]
     pub mask_blur: Option<f32>,
-    /// Draws only the surroundings of the mask, with as many pixels around it, 0 to 4096, in the
+    /// Draws only the surroundings of the mask, with this many pixels around it, 0 to 4096, in the
     /// size that suits the model, and scales the result back: good for small masks
     #[arg(
         long,
@@ -203,8 +203,8 @@ impl RequestArgs {
         request.count = count;
         request.steps = steps;
         request.seed = seed.and_then(Seed::number);
-        // The size of an aspect ratio is known when the model is open. A side that is given next
-        // to a size was given after it.
+        // The size of an aspect ratio is known only when the model is open. If there are both --size
+        // and --width, clap has kept the width only if it came later.
         let of_size = match size {
             Some(Size::Pixels(width, height)) => (Some(width), Some(height)),
             Some(Size::Ratio(_)) | None => (None, None),

@@ -8,7 +8,7 @@ use crate::host::{Environment, expand, home_folder, variable};
 use crate::spec;
 use crate::spec::Component;
 
-/// What the files of a folder are for, by the order that its program keeps.
+/// The purpose of the files in a folder, which is known from the folder's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -46,7 +46,7 @@ impl Role {
 pub struct ModelFolder {
     /// The folder.
     pub path: PathBuf,
-    /// What its files are for.
+    /// The purpose of its files.
     pub role: Role,
     /// Words for messages, such as `ComfyUI, loras`.
     pub words: String,

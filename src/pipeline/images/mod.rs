@@ -6,6 +6,7 @@ mod decoder;
 mod encode;
 mod exif;
 mod image_text;
+mod jpeg_rows;
 mod kontext;
 mod load;
 mod masking;

@@ -55,7 +55,7 @@ impl Request {
         let Some(init) = &self.init else {
             return Err(Error::argument("a mask needs the image that it is a part of")
                 .at_parameter(name)
-                .try_("{init} with the image"));
+                .try_("name that image with {init}"));
         };
         if !self.is_masked() {
             return Err(Error::argument("there is no mask")

@@ -52,6 +52,6 @@ pub struct Generated {
     pub images: Vec<Image>,
     /// What was decoded: the final latents as packed tokens, image after image.
     pub latents: Vec<f32>,
-    /// What determined the images.
+    /// The settings that made the images.
     pub settings: Settings,
 }

@@ -261,7 +261,7 @@ parameters! {
     strength: optional f32, "Denoising strength", 0.0..=1.0;
     /// How far the mask is blurred, in pixels, 0 to 256. A request that says so must have a mask.
     mask_blur: optional f32, "Mask blur", 0.0..=MAX_MASK_BLUR;
-    /// Only the surroundings of the mask are drawn, with as many pixels around it, 0 to 4096, and
+    /// Only the surroundings of the mask are drawn, with this many pixels around it, 0 to 4096, and
     /// scaled to the size of the request: small parts get all the detail that the model can draw.
     mask_padding: optional usize, "Masked area padding", 0..=MAX_SIDE;
     /// Pixels that are added on each side of the image to start from.

@@ -41,6 +41,7 @@ pub static FLUX1: Family = Family {
     title: "FLUX.1",
     pipeline_class: "FluxPipeline",
     undistilled: None,
+    keeps_references: None,
     components: &[TRANSFORMER, T5, CLIP, VAE, SIGLIP, REDUX],
     lora: lora::SPEC,
 };

@@ -87,7 +87,7 @@ const DIFFERENCES: [(&str, &str); 8] = [
 pub fn check(file: &WeightFile, keys: &LoraKeys, found: &mut Grouped) -> Result<()> {
     let family = keys.family;
     drop_zeros(file, found)?;
-    // What has no effect does not matter.
+    // Tensors without an effect need not be understood.
     let unmatched = found.unmatched.iter().map(|u| u.key.as_str());
     let grouped = found.groups.iter().flat_map(Group::keys);
     let named: HashSet<&str> =
