@@ -100,7 +100,7 @@ fn styles_change_the_image_and_are_recorded() {
     let image = |name: &str| pixels(&folder.join(name));
     assert!(image("plain.png") != image("one.png") && image("one.png") != image("two.png"));
     let shown = text(&run(folder, &["inspect", "two.png"], 0));
-    assert!(shown.contains("0.25 1"), "{shown}");
+    assert!(shown.contains("style strengths: 0.25, 1\n"), "{shown}");
     // Again: with the same images, whose strengths are in the file; and not without them.
     let again = |more: &[&str], exit| {
         let base = ["again", "two.png", "--device", "cpu", "-o", "again.png"];
