@@ -1,4 +1,4 @@
-//! The data folder: the list of jobs, images to start from, and results.
+//! The data folder: the list of jobs, images that clients send, and results.
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -88,6 +88,16 @@ impl DataFolder {
         self.inputs().join(id)
     }
 
+    /// The mask of the job `id`.
+    pub fn mask(&self, id: &str) -> PathBuf {
+        self.inputs().join(format!("{id}-mask"))
+    }
+
+    /// The control image of the job `id`.
+    pub fn control(&self, id: &str) -> PathBuf {
+        self.inputs().join(format!("{id}-control"))
+    }
+
     /// Reference image number `number` of the job `id`.
     pub fn reference(&self, id: &str, number: usize) -> PathBuf {
         self.inputs().join(format!("{id}-{number}"))
@@ -108,6 +118,16 @@ impl DataFolder {
         write_beside(&self.input(id), bytes)
     }
 
+    /// Stores the mask of the job `id`, durably.
+    pub fn write_mask(&self, id: &str, bytes: &[u8]) -> Result<()> {
+        write_beside(&self.mask(id), bytes)
+    }
+
+    /// Stores the control image of the job `id`, durably.
+    pub fn write_control(&self, id: &str, bytes: &[u8]) -> Result<()> {
+        write_beside(&self.control(id), bytes)
+    }
+
     /// Stores reference image number `number` of the job `id`, durably.
     pub fn write_reference(&self, id: &str, number: usize, bytes: &[u8]) -> Result<()> {
         write_beside(&self.reference(id, number), bytes)
@@ -122,7 +142,9 @@ impl DataFolder {
 
     /// Deletes the files of the job `id`.
     pub fn delete(&self, id: &str) {
-        std::fs::remove_file(self.input(id)).ok();
+        for path in [self.input(id), self.mask(id), self.control(id)] {
+            std::fs::remove_file(path).ok();
+        }
         // Numbers are without gaps.
         (0..).take_while(|n| std::fs::remove_file(self.reference(id, *n)).is_ok()).for_each(drop);
         for format in Format::ALL {

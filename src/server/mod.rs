@@ -27,6 +27,7 @@ mod http;
 mod job;
 mod limits;
 mod links;
+mod masks;
 mod metrics;
 mod middleware;
 mod models;

@@ -10,6 +10,7 @@ use super::fault::Fault;
 use crate::error::{Error, Kind, Result};
 use crate::library::file_names::{model_name, without_ending};
 use crate::library::places::Role;
+use crate::pipeline::ModelInputs;
 use crate::pipeline::models::{ModelKind, ModelPlaces};
 use crate::pipeline::request::Options;
 use crate::spec::flux2::TRANSFORMER;
@@ -42,8 +43,8 @@ pub struct Listed {
     pub what: String,
     /// The size of its files, in bytes; 0 for the embedded model.
     pub bytes: u64,
-    /// Whether it is a model that reads reference images; `None` if that is not known.
-    pub reads_references: Option<bool>,
+    /// What it reads besides the prompt, for a model; `None` if that is not known.
+    pub inputs: Option<ModelInputs>,
     /// The file; `None` for the default model.
     path: Option<PathBuf>,
 }
@@ -180,15 +181,15 @@ impl Models {
         names.into_iter().find(means_it).unwrap_or_else(|| name.into())
     }
 
-    /// Whether the model called `name`, which is not the default model, reads reference images;
+    /// What the model called `name`, which is not the default model, reads besides the prompt;
     /// `None` if that is not known. It may read folders.
-    pub fn reads_references(&self, name: &str) -> Option<bool> {
+    pub fn inputs(&self, name: &str) -> Option<ModelInputs> {
         if name == EMBEDDED {
-            return Some(false);
+            return Some(ModelInputs::default());
         }
         let path = self.path(name, Role::Model).ok()?;
         let all = self.of_kind(ModelKind::Model);
-        all.iter().find(|listed| listed.path.as_ref() == Some(&path))?.reads_references
+        all.iter().find(|listed| listed.path.as_ref() == Some(&path))?.inputs
     }
 
     /// Checks that there is a LoRA called `name`. It may read folders.
@@ -268,7 +269,7 @@ impl Models {
                 name: self.default.clone(),
                 what: what.into(),
                 bytes: 0,
-                reads_references: None,
+                inputs: None,
                 path: None,
             },
         );
@@ -288,9 +289,9 @@ impl Models {
                 // A file whose name is not unique is listed by its path: it has no name here.
                 let named = self.places.named(&entry.name, entry.kind.role()).is_ok();
                 let listed = Listed {
+                    inputs: Some(inputs_of(&entry.name, &entry.what)),
                     name: entry.name,
                     bytes: entry.bytes,
-                    reads_references: Some(entry.what.starts_with(TRANSFORMER.title)),
                     what: entry.what,
                     path: Some(entry.path),
                 };
@@ -301,6 +302,20 @@ impl Models {
         let all = listed.iter().flat_map(|(_, all)| all);
         all.filter(|(k, _)| *k == kind).map(|(_, listed)| listed.clone()).collect()
     }
+}
+
+/// What a model called `name` reads besides the prompt, if the list of models says that it is
+/// `what`.
+fn inputs_of(name: &str, what: &str) -> ModelInputs {
+    let mut inputs = ModelInputs::default();
+    let title = what.split([',', '(']).next().unwrap_or_default();
+    inputs.needs_mask = title.contains("Fill");
+    inputs.needs_control = title.contains("Canny");
+    let is_klein = what.starts_with(TRANSFORMER.title);
+    let reads_only_prompts = !(is_klein || inputs.needs_mask || inputs.needs_control);
+    inputs.kontext_sizes = reads_only_prompts && name.to_lowercase().contains("kontext");
+    inputs.references = is_klein || inputs.kontext_sizes;
+    inputs
 }
 
 /// A path without links.

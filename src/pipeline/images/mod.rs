@@ -8,6 +8,7 @@ mod exif;
 mod image_text;
 mod kontext;
 mod load;
+mod mask_file;
 mod masking;
 pub mod metadata;
 mod other_formats;
@@ -30,6 +31,9 @@ pub use load::{
     ImageFile, decode, fit, fit_bytes, image_size, load_init_image, load_reference, provenance_of,
     read_metadata, read_provenance, read_stream,
 };
+pub use mask_file::{MaskMarks, encode_mask};
+#[cfg(feature = "server")]
+pub(crate) use masking::Region;
 pub(crate) use masking::{Masking, is_hard};
 pub use metadata::Provenance;
 pub(crate) use reference::{check_reference, prepare_bytes, prepare_reference, reference_size};

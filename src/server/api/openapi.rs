@@ -8,12 +8,12 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 
-use super::inquire::SIZES;
+use super::inquire::{CONTROL_SIZE, INIT_SIZE, MASK_BOX, SIZES};
 use super::native::{FIELDS, MAX_IDEMPOTENCY_KEY, MAX_LISTED};
 use crate::pipeline::images::Format;
 use crate::pipeline::request::{
-    MAX_COUNT, MAX_PROMPT_BYTES, MAX_REFERENCES, MAX_SCALE, MAX_SHIFT, MAX_SIDE, MAX_STEPS,
-    MIN_SHIFT, MIN_SIDE,
+    MAX_COUNT, MAX_MASK_BLUR, MAX_PROMPT_BYTES, MAX_REFERENCES, MAX_SCALE, MAX_SHIFT, MAX_SIDE,
+    MAX_STEPS, MIN_SHIFT, MIN_SIDE,
 };
 use crate::server::job::State as JobState;
 use crate::server::state::Server;
@@ -175,6 +175,7 @@ fn field(name: &str) -> Value {
     let side =
         || json!({"type": "integer", "minimum": MIN_SIDE, "maximum": MAX_SIDE, "multipleOf": 16});
     let scale = || json!({"type": "number", "minimum": 0, "maximum": MAX_SCALE});
+    let image = || json!({"type": "string", "contentEncoding": "base64"});
     let (mut schema, meaning) = match name {
         "prompt" => (
             json!({"type": "string", "maxLength": MAX_PROMPT_BYTES}),
@@ -222,8 +223,31 @@ fn field(name: &str) -> Value {
             "The one image of these that is drawn, from 0",
         ),
         "init" => (
-            json!({"type": "string", "contentEncoding": "base64"}),
-            "An image to start from, in base64 or as a data URI",
+            image(),
+            "An image to start from, in base64 or as a data URI. Without a mask, its transparent \
+             pixels are repainted and the others kept",
+        ),
+        "mask" => (
+            image(),
+            "An image of the size of init: what is white in it, or transparent if anything is, is \
+             repainted, and the rest is kept",
+        ),
+        "mask_blur" => (
+            json!({"type": "number", "minimum": 0, "maximum": MAX_MASK_BLUR}),
+            "Blurs the edges of the mask, in pixels",
+        ),
+        "mask_padding" => (
+            json!({"type": "integer", "minimum": 0, "maximum": MAX_SIDE}),
+            "Draws only the surroundings of the mask, with as many pixels around it",
+        ),
+        "outpaint" => (
+            json!({"type": "string", "pattern": "^ *[0-9]+( *, *[0-9]+){3} *$"}),
+            "LEFT,TOP,RIGHT,BOTTOM: pixels that are added to init and painted",
+        ),
+        "control" => (
+            image(),
+            "The image whose edges or depths the result has, in base64 or as a data URI, for \
+             FLUX.1 Canny and Depth",
         ),
         "references" => (
             json!({
@@ -256,8 +280,20 @@ fn schemas() -> Value {
     let mut of_plan = fields.clone();
     let size = json!({"type": "string", "pattern": "^[0-9]{1,5}x[0-9]{1,5}$"});
     let meaning = "WIDTHxHEIGHT of reference images, in place of the images";
-    let sizes = json!({"type": "array", "items": size, "description": meaning});
+    let sizes = json!({"type": "array", "items": size.clone(), "description": meaning});
     of_plan.insert(SIZES.into(), sizes);
+    for (name, image) in [(INIT_SIZE, "init"), (CONTROL_SIZE, "control")] {
+        let mut schema = size.clone();
+        schema["description"] = json!(format!("WIDTHxHEIGHT of {image}, in place of the image"));
+        of_plan.insert(name.into(), schema);
+    }
+    let part = json!({
+        "type": "array", "minItems": 4, "maxItems": 4,
+        "items": {"type": "integer", "minimum": 0},
+        "description": "First column, first row, columns and rows of what the mask repaints, in \
+                        place of the mask",
+    });
+    of_plan.insert(MASK_BOX.into(), part);
     let time = json!({"type": ["number", "null"], "description": "Seconds since 1970"});
     let nullable = |kind: &str| json!({"type": [kind, "null"]});
     json!({

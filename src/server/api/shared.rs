@@ -8,13 +8,15 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value, json};
 
-use crate::pipeline::images::Format;
+use crate::pipeline::images::{Format, MaskMarks};
+use crate::pipeline::request::{self, Margins};
 use crate::server::body::Whole;
 use crate::server::draft::parse_image;
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
 use crate::server::job::Output;
-use crate::server::state::Server;
+use crate::server::masks::DraftMask;
+use crate::server::state::{Server, blocking};
 
 /// The file of an image as an answer.
 pub fn image(bytes: Vec<u8>, name: &str) -> Response {
@@ -163,6 +165,28 @@ pub fn images(fields: &Fields, name: &str) -> Result<Vec<Bytes>, Fault> {
     };
     let texts = list.iter().filter(|image| image.as_str() != Some(""));
     texts.map(|image| parse_image(name, image.as_str().ok_or_else(refused)?)).collect()
+}
+
+/// The image of a field, if it has one; an empty text is none.
+pub fn optional_image(fields: &Fields, name: &str) -> Result<Option<Bytes>, Fault> {
+    let text = fields.long_text(name)?.filter(|text| !text.is_empty());
+    text.map(|text| parse_image(name, text)).transpose()
+}
+
+/// The mask of a field, if it has one, by the pixels that `marks` says.
+pub fn mask(fields: &Fields, name: &str, marks: MaskMarks) -> Result<Option<DraftMask>, Fault> {
+    let Some(bytes) = optional_image(fields, name)? else { return Ok(None) };
+    blocking(|| DraftMask::read(name, &bytes, marks, |_| ())).map(Some)
+}
+
+/// Sets what `fields` say about a mask, in the words of the native API.
+pub fn set_mask_fields(fields: &Fields, request: &mut request::Request) -> Result<(), Fault> {
+    request.mask_blur = fields.real("mask_blur")?;
+    request.mask_padding = fields.whole("mask_padding")?;
+    if let Some(text) = fields.text("outpaint")? {
+        request.outpaint = Some(text.parse::<Margins>()?);
+    }
+    Ok(())
 }
 
 /// The images of a field for [`Server::edit`].

@@ -7,6 +7,7 @@ mod doors;
 mod faults;
 mod limits;
 mod load;
+mod masks;
 mod mcp;
 mod native;
 mod openai;
