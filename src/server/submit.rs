@@ -236,6 +236,24 @@ impl Server {
         Ok(())
     }
 
+    /// Gives `draft` images that a client calls references, each with its parameter.
+    ///
+    /// # Errors
+    /// 422 if the model does not read reference images: an image to start from means another image.
+    pub fn refer(&self, draft: &mut Draft, images: Vec<(String, Bytes)>) -> Result<(), Fault> {
+        let model = blocking(|| self.models.find(draft.model.as_deref()))?;
+        if let Some((parameter, _)) = images.first()
+            && self.reads_references(&model) == Some(false)
+        {
+            let message = format!("{parameter}: this model does not read reference images");
+            return Err(Fault::new(422, "unsupported", message)
+                .parameter(parameter)
+                .hint("use FLUX.2 [klein], or send one image to start from"));
+        }
+        draft.references.extend(images.into_iter().map(|(_, bytes)| bytes));
+        Ok(())
+    }
+
     /// The fault of a request that must wait `wait` nanoseconds, or until a job of `owner` ends.
     fn limited(&self, owner: &Owner, wait: Option<i64>, violated: &[String]) -> Fault {
         let of_window = wait.unwrap_or(0).max(0) as f64 / SECOND as f64;

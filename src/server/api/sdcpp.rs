@@ -109,9 +109,7 @@ fn draft(server: &Server, fields: &Fields) -> Result<Draft, Fault> {
     }
     draft.control = optional_image(fields, "control_image")?;
     let images = images_to_edit(fields, "ref_images")?;
-    if !images.is_empty() {
-        server.edit(&mut draft, images)?;
-    }
+    server.refer(&mut draft, images)?;
     if let Some(name) = fields.text("output_format")?.filter(|name| !name.is_empty()) {
         draft.format = format(name)?;
     }
