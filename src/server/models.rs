@@ -19,6 +19,8 @@ use crate::spec::flux2::TRANSFORMER;
 const EMBEDDED: &str = "flux-tiny";
 /// Names that other services give their models. Clients send them whatever the server has.
 const FOREIGN: [&str; 4] = ["gpt-image*", "chatgpt-image*", "dall-e*", "flux-pro*"];
+/// Models that read more than a prompt have one of these words in their names.
+const TOOLS: [&str; 4] = ["kontext", "fill", "canny", "depth"];
 /// How many names are remembered, and how long they may be, in bytes.
 const MAX_FOUND: usize = 1000;
 const MAX_NAME: usize = 256;
@@ -122,6 +124,9 @@ impl Models {
         }
         let found = self.named(name);
         if found.is_err() {
+            if let Some(model) = self.of_tool(name) {
+                return self.named(&model);
+            }
             let patterns = self.aliases.iter().map(|(alias, model)| (&**alias, Some(&**model)));
             let foreign = FOREIGN.iter().map(|pattern| (*pattern, None));
             for (pattern, model) in patterns.chain(foreign) {
@@ -145,6 +150,21 @@ impl Models {
         // The default model is known without a look into folders.
         same_family(name, std::iter::once(self.default.as_str()))
             .or_else(|| same_family(name, self.models().iter().map(|model| model.name.as_str())))
+    }
+
+    /// The model that does what `name` says, such as `flux-pro-1.0-fill`: the default model if it
+    /// does, or the only one.
+    fn of_tool(&self, name: &str) -> Option<String> {
+        let tool = tool_of(name)?;
+        if tool_of(&self.default) == Some(tool) {
+            return Some(self.default.clone());
+        }
+        let mut models = self.models();
+        models.retain(|model| tool_of(&model.name) == Some(tool));
+        match models.as_slice() {
+            [one] => Some(one.name.clone()),
+            _ => None,
+        }
     }
 
     fn named(&self, name: &str) -> std::result::Result<ServedModel, Fault> {
@@ -335,6 +355,13 @@ fn family_name(name: &str) -> Option<String> {
     Some(format!("flux-{rest}"))
 }
 
+/// The word in a name that says what besides a prompt the model reads.
+pub fn tool_of(name: &str) -> Option<&'static str> {
+    let name = name.to_lowercase();
+    let mut words = name.split(|c: char| !c.is_ascii_alphanumeric());
+    words.find_map(|word| TOOLS.into_iter().find(|tool| *tool == word))
+}
+
 /// The only one of `listed` that `asked` describes, or the one that it names exactly.
 fn same_family<'a>(asked: &str, listed: impl Iterator<Item = &'a str>) -> Option<String> {
     let asked = family_name(asked)?;
@@ -441,6 +468,22 @@ mod tests {
         assert_eq!(same_family("flux-dev", two()), None, "nobody knows which");
         let exact = two().chain(["FLUX.1-dev"]);
         assert_eq!(same_family("flux-dev", exact).as_deref(), Some("FLUX.1-dev"));
+    }
+
+    #[test]
+    fn tools_of_other_services_mean_the_models_that_do_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let models = models(Some("/x/flux1-fill-dev.safetensors"), folder.path(), &[]);
+        for name in ["flux-pro-1.0-fill", "flux-lora-fill", "black-forest-labs/flux-fill-pro"] {
+            assert_eq!(models.find(Some(name)).unwrap().open, None, "{name}");
+        }
+        assert_eq!(models.find(Some("flux-canny-pro")).unwrap_err().status, 404);
+        assert_eq!(tool_of("FLUX.1-Kontext-dev"), Some("kontext"));
+        assert_eq!(tool_of("my-filled-model"), None);
+        let inputs = inputs_of("flux1-kontext-dev", "FLUX.1 transformer (dev), BFL, bf16");
+        assert!(inputs.references && inputs.kontext_sizes && !inputs.needs_mask);
+        let inputs = inputs_of("x", "FLUX.1 transformer Canny or Depth (dev), BFL, bf16");
+        assert!(inputs.needs_control && !inputs.references);
     }
 
     #[test]

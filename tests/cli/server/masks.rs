@@ -462,3 +462,110 @@ fn fill_is_served_and_needs_a_mask() {
     let answer = server.post("/api/v2/jobs", &json!({"prompt": "a fox"}));
     assert_eq!((answer.status, &answer.json()["error"]["parameter"]), (422, &json!("mask")));
 }
+
+#[test]
+fn other_services_inpaint() {
+    let pictures = Pictures::new(128, 96);
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let reference = pictures.drawn(&["--mask", &pictures.path("mask")]);
+    let (photo, mask) = (pictures.base64("photo"), pictures.base64("mask"));
+    let uri = |image: &str| format!("data:image/png;base64,{image}");
+
+    let by_bfl = |model: &str, more: Value| {
+        let mut body = json!({"steps": 2, "seed": 7, "output_format": "png", "image": photo});
+        for (name, value) in more.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        let answer = ok(server.post(&format!("/v1/{model}"), &body));
+        let url = answer["polling_url"].as_str().unwrap().to_string();
+        let ready = wait_for("the result", || {
+            let result = server.get(url.split_once(&server.address).unwrap().1).json();
+            (result["status"] != "Pending").then_some(result)
+        });
+        let sample = ready["result"]["sample"].as_str().unwrap_or_else(|| panic!("{ready}"));
+        server.get(sample.split_once(&server.address).unwrap().1).body
+    };
+    let masked = json!({"prompt": "a fox", "mask": mask, "prompt_upsampling": false});
+    assert!(by_bfl("flux-pro-1.0-fill", masked) == reference, "Black Forest Labs, fill");
+    let wide = pictures.drawn(&["--outpaint", "0,16,32,0"]);
+    let margins = json!({"prompt": "a fox", "top": 16, "bottom": 0, "left": 0, "right": 32});
+    assert!(by_bfl("flux-pro-1.0-expand", margins) == wide, "Black Forest Labs, expand");
+    let clear = pictures.path("clear");
+    let common = ["a fox", "--steps", "2", "--seed", "7", "-i", &clear];
+    let transparent = drawn_by_command(data.path(), &common);
+    let alpha = json!({"prompt": "a fox", "image": pictures.base64("clear")});
+    assert!(by_bfl("flux-pro-1.0-fill", alpha) == transparent, "the alpha of the image");
+    for (field, model) in [("image_prompt", "flux-dev-1"), ("control_image", "flux-pro-1.0-canny")]
+    {
+        let body = json!({"prompt": "x", field: photo});
+        let answer =
+            server.post(&format!("/v1/{}", model.replace("flux-dev-1", "flux-tiny")), &body);
+        assert_eq!(answer.status, 422, "{field}: {}", answer.text());
+        assert!(answer.text().contains("control") || field == "image_prompt", "{}", answer.text());
+    }
+
+    let input = json!({"prompt": "a fox", "num_inference_steps": 2, "seed": 7, "megapixels": "1",
+                       "image": uri(&photo), "mask": uri(&mask), "output_format": "png"});
+    let body = json!({"version": "flux-tiny", "input": input}).to_string();
+    let answer = server.request("POST", "/v1/predictions", &[("Prefer", "wait")], body.as_bytes());
+    let output = ok(answer)["output"][0].as_str().unwrap().to_string();
+    let output = output.split_once(";base64,").unwrap().1;
+    assert!(BASE64_STANDARD.decode(output).unwrap() == reference, "Replicate");
+
+    let body = json!({"prompt": "a fox", "num_inference_steps": 2, "seed": 7, "sync_mode": true,
+                      "image_url": uri(&photo), "mask_url": uri(&mask), "output_format": "png"});
+    let answer = ok(server.post("/fal/run/fal-ai/flux-tiny/inpainting", &body));
+    let output = answer["images"][0]["url"].as_str().unwrap().split_once(";base64,").unwrap().1;
+    assert!(BASE64_STANDARD.decode(output).unwrap() == reference, "fal");
+
+    let parameters = json!({"prompt": "a fox", "num_inference_steps": 2, "seed": 7,
+                            "mask_image": mask});
+    let body = json!({"inputs": photo, "parameters": parameters});
+    assert!(server.post("/hf", &body).body == reference, "Hugging Face");
+    let parameters = json!({"num_inference_steps": 2, "seed": 7});
+    let body = json!({"inputs": "a fox", "image": photo, "mask_image": mask,
+                      "parameters": parameters});
+    assert!(server.post("/hf", &body).body == reference, "Hugging Face, image and mask");
+
+    let arguments = json!({"prompt": "a fox", "seed": 7, "steps": 2, "image": photo, "mask": mask});
+    let params = json!({"name": "generate_image", "arguments": arguments});
+    let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params});
+    let answer = ok(server.post("/mcp", &body));
+    assert!(decoded(&answer["result"]["content"][0]["data"]) == reference, "MCP");
+}
+
+#[test]
+fn depths_are_not_made_from_photos() {
+    let pictures = Pictures::new(96, 64);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("flux1-depth-dev.safetensors");
+    small_flux1(&path, 128);
+    let model = path.to_str().unwrap();
+    let server = Server::start(&folder.path().join("data"), &["--model", model]);
+    let depths = pictures.path("photo");
+    let common = ["a fox", "--steps", "2", "--seed", "7", "--size", "96x64", "--control", &depths];
+    let reference = drawn_by_command(folder.path(), &[&common[..], &["--model", model]].concat());
+    let body = |field: &str| {
+        json!({"prompt": "a fox", "num_inference_steps": 2, "seed": 7, "output_format": "png",
+               "image_size": {"width": 96, "height": 64}, "sync_mode": true,
+               field: pictures.base64("photo")})
+    };
+    let app = "/fal/run/fal-ai/flux-lora-depth";
+    for (body, path) in [
+        (body("image_url"), app),
+        (
+            json!({"prompt": "x", "control_image": pictures.base64("photo")}),
+            "/v1/flux-pro-1.0-depth",
+        ),
+    ] {
+        let answer = server.post(path, &body);
+        assert_eq!(answer.status, 422, "{}", answer.text());
+        assert!(answer.text().contains("depths"), "{}", answer.text());
+    }
+    let mut prepared = body("image_url");
+    prepared["preprocess_depth"] = json!(false);
+    let answer = ok(server.post(app, &prepared));
+    let output = answer["images"][0]["url"].as_str().unwrap().split_once(";base64,").unwrap().1;
+    assert!(BASE64_STANDARD.decode(output).unwrap() == reference);
+}
