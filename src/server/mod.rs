@@ -30,6 +30,7 @@ mod links;
 mod masks;
 mod metrics;
 mod middleware;
+mod model_names;
 mod models;
 mod options;
 mod page;

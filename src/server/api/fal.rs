@@ -22,7 +22,7 @@ use crate::server::draft::Draft;
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
 use crate::server::job::{Job, Lane, State as JobState};
-use crate::server::models::tool_of;
+use crate::server::model_names::tool_of;
 use crate::server::state::{Server, blocking};
 use crate::server::wait::{answer, succeeded};
 use crate::server::webhook::Webhook;

@@ -16,7 +16,7 @@ use crate::server::fault::Fault;
 use crate::server::fields::Fields;
 use crate::server::job::Output;
 use crate::server::masks::DraftMask;
-use crate::server::models::tool_of;
+use crate::server::model_names::tool_of;
 use crate::server::state::{Server, blocking};
 
 /// The file of an image as an answer.
