@@ -57,6 +57,30 @@ impl DraftMask {
         DraftMask::of(&mask)
     }
 
+    /// The mask at this size, cut around its centre, after `change`; one that has it stays as it
+    /// is.
+    ///
+    /// # Errors
+    /// 500 if it cannot be written.
+    pub fn fitted(
+        self,
+        (width, height): (usize, usize),
+        change: impl FnOnce(&mut Mask),
+    ) -> Result<DraftMask, Fault> {
+        if self.size == (width, height) {
+            return Ok(self);
+        }
+        let file = ImageFile::of(self.png.to_vec())?;
+        let _alone = decoding();
+        let Mask { width: w, height: h, values } = file.mask()?;
+        let rgb = values.iter().flat_map(|v| [*v; 3]).collect();
+        let fitted = fit(&Image { width: w, height: h, rgb }, width, height);
+        let values = fitted.rgb.chunks_exact(3).map(|pixel| pixel[0]).collect();
+        let mut mask = Mask { width, height, values };
+        change(&mut mask);
+        DraftMask::of(&mask)
+    }
+
     fn of(mask: &Mask) -> Result<DraftMask, Fault> {
         let png = encode_mask(mask)?.into();
         let size = (mask.width, mask.height);
@@ -109,19 +133,10 @@ impl Draft {
         (width, height): (usize, usize),
         change: impl FnOnce(&mut Mask),
     ) -> Result<(), Fault> {
-        let (Some(input), Some(mask)) = (&self.input, &self.mask) else { return Ok(()) };
+        let Some(input) = &self.input else { return Ok(()) };
         let (w, h) = size_of(input, parameter)?;
-        if mask.size != (width, height) {
-            let file = ImageFile::of(mask.png.to_vec())?;
-            let _alone = decoding();
-            let Mask { width: w, height: h, values } = file.mask()?;
-            let rgb = values.iter().flat_map(|v| [*v; 3]).collect();
-            let fitted = fit(&Image { width: w, height: h, rgb }, width, height);
-            let values = fitted.rgb.chunks_exact(3).map(|pixel| pixel[0]).collect();
-            let mut mask = Mask { width, height, values };
-            change(&mut mask);
-            self.mask = Some(DraftMask::of(&mask)?);
-        }
+        let Some(mask) = self.mask.take() else { return Ok(()) };
+        self.mask = Some(mask.fitted((width, height), change)?);
         if (w as usize, h as usize) != (width, height) {
             let file = open(input, parameter)?;
             let _alone = decoding();

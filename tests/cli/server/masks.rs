@@ -569,3 +569,64 @@ fn depths_are_not_made_from_photos() {
     let output = answer["images"][0]["url"].as_str().unwrap().split_once(";base64,").unwrap().1;
     assert!(BASE64_STANDARD.decode(output).unwrap() == reference);
 }
+
+#[test]
+fn comfyui_graphs_repaint_a_part() {
+    let pictures = Pictures::new(128, 96);
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let reference = pictures.drawn(&["--mask", &pictures.path("mask"), "--strength", "1"]);
+    for name in ["photo", "mask", "clear"] {
+        let bytes = pictures.bytes(name);
+        let file = format!("{name}.png");
+        let (head, body) = form(&[("image", Some(file.as_str()), &bytes)]);
+        ok(server.request("POST", "/upload/image", &head, &body));
+    }
+    let graph = |mask: Value| {
+        json!({
+            "3": {"class_type": "KSampler", "inputs": {
+                "model": ["4", 0], "positive": ["6", 0], "negative": ["7", 0],
+                "latent_image": ["23", 0], "seed": 7, "steps": 2, "cfg": 1,
+                "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}},
+            "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "flux-tiny"}},
+            "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a fox", "clip": ["4", 1]}},
+            "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["4", 1]}},
+            "8": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["4", 2]}},
+            "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0]}},
+            "20": {"class_type": "LoadImage", "inputs": {"image": "photo.png"}},
+            "21": mask,
+            "22": {"class_type": "VAEEncode", "inputs": {"pixels": ["20", 0], "vae": ["4", 2]}},
+            "23": {"class_type": "SetLatentNoiseMask", "inputs":
+                {"samples": ["22", 0], "mask": ["21", 1]}},
+        })
+    };
+    let draw = |graph: &Value| {
+        let answer = server.post("/prompt", &json!({"prompt": graph}));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let id = answer.json()["prompt_id"].as_str().unwrap().to_string();
+        let past = wait_for("the prompt", || {
+            let history = server.get(&format!("/history/{id}")).json();
+            history.get(&id).cloned()
+        });
+        let name = past["outputs"]["9"]["images"][0]["filename"].as_str();
+        let name = name.unwrap_or_else(|| panic!("{past}"));
+        server.get(&format!("/view?filename={name}&type=output")).body
+    };
+    let clear = json!({"class_type": "LoadImage", "inputs": {"image": "clear.png"}});
+    assert!(draw(&graph(clear)) == reference, "the alpha of an image");
+    let mask = json!({"class_type": "LoadImageMask", "inputs":
+        {"image": "mask.png", "channel": "red"}});
+    let mut by_mask = graph(mask);
+    by_mask["23"]["inputs"]["mask"] = json!(["21", 0]);
+    assert!(draw(&by_mask) == reference, "a mask");
+    let inline = json!({"class_type": "ETN_LoadMaskBase64", "inputs":
+        {"mask": pictures.base64("mask")}});
+    by_mask["21"] = inline;
+    by_mask["20"] = json!({"class_type": "ETN_LoadImageBase64", "inputs":
+        {"image": pictures.base64("photo")}});
+    assert!(draw(&by_mask) == reference, "inside the graph");
+    by_mask["10"] = json!({"class_type": "INPAINT_MaskedBlur", "inputs": {}});
+    let refused = server.post("/prompt", &json!({"prompt": by_mask}));
+    assert_eq!(refused.status, 400);
+    assert!(refused.text().contains("put back by the server itself"), "{}", refused.text());
+}

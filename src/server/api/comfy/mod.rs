@@ -168,6 +168,8 @@ fn draft(meaning: &Meaning) -> Draft {
     let mut draft = Draft::new(meaning.request.clone(), DIALECT);
     draft.model = meaning.model.clone();
     draft.input = meaning.input.clone();
+    draft.mask = meaning.mask.clone();
+    draft.control = meaning.control.clone();
     draft.references = meaning.references.clone();
     draft
 }
