@@ -470,7 +470,9 @@ fn a_mask_is_painted_sent_and_kept() {
             assert_eq!(tab.eval(opaque).await, 0);
             tab.click("#mask-undo").await;
             tab.click("#mask-undo").await;
-            assert_eq!(tab.eval(opaque).await, painted);
+            // It is drawn again in one piece.
+            let undone = tab.eval(opaque).await.as_u64().unwrap();
+            assert!(undone.abs_diff(painted) < 100, "{painted} and {undone}");
             tab.click("#mask-erase").await;
             stroke(&tab, "#mask-canvas").await;
             assert!(tab.eval(opaque).await.as_u64().unwrap() < painted / 2);

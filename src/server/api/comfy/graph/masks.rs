@@ -62,15 +62,12 @@ impl MaskChange {
         match self {
             MaskChange::Invert => invert(mask),
             MaskChange::Grow(by) => {
-                let radius = by.unsigned_abs() as usize;
-                let is_growing = by > 0;
-                if by < 0 {
+                let shrinks = by < 0;
+                if shrinks {
                     invert(mask);
                 }
-                if is_growing || by < 0 {
-                    grow(mask, radius);
-                }
-                if by < 0 {
+                grow(mask, by.unsigned_abs() as usize);
+                if shrinks {
                     invert(mask);
                 }
             }
@@ -156,7 +153,8 @@ impl Reader<'_> {
             }
             "InvertMask" => MaskChange::Invert,
             "GrowMask" => {
-                let by = self.value(node, "expand")?.as_i64().filter(|by| by.abs() <= MAX_GROWTH);
+                let limits = -MAX_GROWTH..=MAX_GROWTH;
+                let by = self.value(node, "expand")?.as_i64().filter(|by| limits.contains(by));
                 MaskChange::Grow(by.ok_or_else(|| node.invalid("expand", "a small number"))?)
             }
             _ => MaskChange::Threshold(self.real(node, "value")?),
@@ -217,7 +215,7 @@ impl Reader<'_> {
         let mask = match mask {
             GraphMask::Margins(_) => mask,
             // The node grows it by that many pixels in all.
-            mask => mask.changed(MaskChange::Grow(growth.div_ceil(2)), node)?,
+            mask => mask.changed(MaskChange::Grow((growth + 1) / 2), node)?,
         };
         self.encoded(node, mask)
     }
