@@ -1,6 +1,7 @@
 //! Masks as clients send them, which are many kinds, and as jobs have them, which is one: a gray PNG
 //! of the size of the image, in which white is repainted.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use axum::body::Bytes;
@@ -16,6 +17,9 @@ const HALF: u8 = 128;
 /// Taken while pixels of a client are decoded outside of the worker: a small file may have many,
 /// and memory for one such image at a time is enough.
 static DECODING: Mutex<()> = Mutex::new(());
+/// How many wait for it, and how many may.
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+const MAX_WAITING: usize = 64;
 
 /// What is repainted of the image to start from.
 #[derive(Debug, Clone)]
@@ -34,8 +38,16 @@ fn open(bytes: &[u8], parameter: &str) -> Result<ImageFile, Fault> {
     ImageFile::of(bytes.to_vec()).map_err(|e| Fault::from(e).parameter(parameter))
 }
 
-fn decoding() -> MutexGuard<'static, ()> {
-    DECODING.lock().unwrap_or_else(PoisonError::into_inner)
+/// Waits until no other image is decoded.
+///
+/// # Errors
+/// 503 if many wait: each of them blocks a thread.
+fn decoding() -> Result<MutexGuard<'static, ()>, Fault> {
+    let ahead = WAITING.fetch_add(1, Ordering::Relaxed);
+    let guard =
+        (ahead < MAX_WAITING).then(|| DECODING.lock().unwrap_or_else(PoisonError::into_inner));
+    WAITING.fetch_sub(1, Ordering::Relaxed);
+    guard.ok_or_else(|| Fault::new(503, "busy", "too many masks are being read").retry_after(1))
 }
 
 impl DraftMask {
@@ -50,7 +62,7 @@ impl DraftMask {
         change: impl FnOnce(&mut Mask),
     ) -> Result<DraftMask, Fault> {
         let file = open(bytes, parameter)?;
-        let _alone = decoding();
+        let _alone = decoding()?;
         let mask = file.mask_by(marks);
         let mut mask = mask.map_err(|e| Fault::from(e).parameter(parameter))?;
         change(&mut mask);
@@ -61,7 +73,7 @@ impl DraftMask {
     /// is.
     ///
     /// # Errors
-    /// 500 if it cannot be written.
+    /// 500 if it cannot be written, 503 if many others are being read.
     pub fn fitted(
         self,
         (width, height): (usize, usize),
@@ -71,7 +83,7 @@ impl DraftMask {
             return Ok(self);
         }
         let file = ImageFile::of(self.png.to_vec())?;
-        let _alone = decoding();
+        let _alone = decoding()?;
         let Mask { width: w, height: h, values } = file.mask()?;
         let rgb = values.iter().flat_map(|v| [*v; 3]).collect();
         let fitted = fit(&Image { width: w, height: h, rgb }, width, height);
@@ -112,7 +124,7 @@ impl Draft {
         if !file.has_alpha() {
             return Ok(());
         }
-        let _alone = decoding();
+        let _alone = decoding()?;
         let decoded = file.decode_with_mask();
         let (_, mask) = decoded.map_err(|e| Fault::from(e).parameter(parameter))?;
         if let Some(mask) = mask {
@@ -139,7 +151,7 @@ impl Draft {
         self.mask = Some(mask.fitted((width, height), change)?);
         if (w as usize, h as usize) != (width, height) {
             let file = open(input, parameter)?;
-            let _alone = decoding();
+            let _alone = decoding()?;
             let fitted = file.fitted(width, height);
             let fitted = fitted.map_err(|e| Fault::from(e).parameter(parameter))?;
             self.input = Some(encode(&fitted, Format::Png, 100, "")?.into());

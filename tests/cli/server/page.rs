@@ -570,3 +570,37 @@ fn margins_and_transparent_pixels_are_painted() {
         tab.client.close().await.unwrap();
     });
 }
+
+#[test]
+fn a_control_image_is_sent_to_the_model_that_needs_one() {
+    in_browser(async |driver| {
+        let folder = tempfile::tempdir().unwrap();
+        let pictures = masks::Pictures::new(96, 64);
+        let path = folder.path().join("flux1-canny-dev.safetensors");
+        masks::small_flux1(&path, 128);
+        let model = path.to_str().unwrap();
+        let server = Server::start(&folder.path().join("data"), &["--model", model]);
+        let tab = Tab::open(&driver, &server, 1280, false).await;
+        tab.until("document.querySelector('.cost.bad')?.innerText.includes('control image')").await;
+        tab.find("#control-file").await.send_keys(&pictures.path("photo")).await.unwrap();
+        tab.find(".refs img").await;
+        tab.fill("#steps", "2").await;
+        tab.click(".shapes .chip:last-child").await;
+        tab.fill("#width", "96").await;
+        tab.fill("#height", "64").await;
+        tab.until("document.querySelector('.cost').innerText.includes('96 × 64')").await;
+        tab.photograph("page-control.png").await;
+        tab.fill("#prompt", "a fox in the snow").await;
+        tab.draw().await;
+        tab.thumbs(1).await;
+        let job = jobs(&server).remove(0);
+        let (seed, photo) = (job["seed_text"].as_str().unwrap(), pictures.path("photo"));
+        let options = ["a fox in the snow", "--steps", "2", "--size", "96x64", "--seed", seed];
+        let drawn = drawn_by_command(
+            folder.path(),
+            &[&options[..], &["--control", &photo, "--model", model]].concat(),
+        );
+        assert!(server.image(job["id"].as_str().unwrap()) == drawn);
+        tab.client.close().await.unwrap();
+    });
+}
