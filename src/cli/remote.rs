@@ -1,5 +1,6 @@
 //! `remote`: the same command line as `generate`, drawn by a server.
 
+mod backoff;
 mod client;
 
 use std::path::PathBuf;
@@ -17,9 +18,9 @@ use super::preview;
 use super::progress::Progress;
 use super::prompts;
 use super::signals;
-use super::start_image::{StartImage, load_references};
+use super::start_image::{SeenImages, StartImage};
 use super::target::Target;
-use super::values::{Budget, Size};
+use super::values::{Budget, Size, StyleArg};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Phase};
 use crate::host::process_environment;
@@ -47,11 +48,11 @@ pub fn remote(args: RemoteArgs, how: How) -> Result<()> {
             .try_("flux-fast remote http://127.0.0.1:8188 \"a fox\"".to_string()));
     }
     let start = StartImage::open(&args.request, Budget::Auto)?;
-    let references = load_references(&args.request, None)?;
+    let seen = SeenImages::load(&args.request, None)?;
     let mut requests = Vec::new();
     for prompt in prompts {
         let mut request = Request::new(prompt.text);
-        let filled = fill(&mut request, &args.request, start.as_ref(), &references);
+        let filled = fill(&mut request, &args.request, start.as_ref(), &seen);
         filled.map_err(|e| prompt.source.iter().fold(e, |e, source| e.at(source)))?;
         // Their files are sent as they are.
         request.references.clear();
@@ -89,8 +90,9 @@ fn images_of_request(
     args: &RequestArgs,
     start: Option<&StartImage>,
 ) -> Result<Vec<(&'static str, Value)>> {
-    let encoded =
-        |path: &PathBuf| Ok(json!(BASE64_STANDARD.encode(ImageFile::open(path)?.bytes())));
+    let encoded = |path: &PathBuf| {
+        Ok::<_, Error>(json!(BASE64_STANDARD.encode(ImageFile::open(path)?.bytes())))
+    };
     let mut images = Vec::new();
     if let Some(start) = start {
         images.push(("init", json!(BASE64_STANDARD.encode(start.bytes()))));
@@ -103,10 +105,16 @@ fn images_of_request(
     if !args.references.is_empty() {
         images.push(("references", args.references.iter().map(encoded).collect::<Result<_>>()?));
     }
+    if !args.styles.is_empty() {
+        let style = |style: &StyleArg| {
+            Ok::<_, Error>(json!({"image": encoded(&style.path)?, "strength": style.strength}))
+        };
+        images.push(("styles", args.styles.iter().map(style).collect::<Result<_>>()?));
+    }
     Ok(images)
 }
 
-/// What all jobs of one call share.
+/// Everything that all jobs of one call have in common.
 struct Run<'a> {
     args: &'a RemoteArgs,
     how: How,
@@ -160,11 +168,13 @@ impl Run<'_> {
         for (name, image) in &self.images {
             body[*name] = image.clone();
         }
+        // Next to the images.
+        body["style_strengths"] = Value::Null;
         // A server of another version need not know parameters that are not set.
         if let Some(fields) = body.as_object_mut() {
-            fields.retain(|_, value| !value.is_null());
+            fields.retain(|_, value| !value.is_null() && value.as_array() != Some(&Vec::new()));
         }
-        let key = client::random_hex(16)?;
+        let key = backoff::random_hex(16)?;
         let body = json!({"request": body});
         let job = self.client.post("/api/v2/jobs", &body, Some(&key), &self.progress)?;
         let id = job["id"].as_str().map(str::to_string).ok_or_else(|| self.client.not_ours())?;
@@ -259,7 +269,7 @@ impl Run<'_> {
                 }
                 _ => return Err(self.client.not_ours()),
             }
-            client::pause(pause)?;
+            backoff::pause(pause)?;
             pause = (pause * 5 / 4).min(POLL.1);
         }
     }
@@ -296,13 +306,11 @@ struct Steps {
 }
 
 impl Steps {
-    /// What has happened since the last look.
+    /// The events since the last call.
     fn events(&mut self, progress: &Value) -> Vec<Event> {
-        let phases =
-            [Phase::TextEncode, Phase::ImageEncode, Phase::Modulate, Phase::Denoise, Phase::Decode];
         let number = |name: &str| progress[name].as_u64().unwrap_or_default() as usize;
         let (done, steps) = (number("step"), number("steps"));
-        let Some(phase) = phases.into_iter().find(|p| progress["phase"] == p.name()) else {
+        let Some(phase) = Phase::ALL.into_iter().find(|p| progress["phase"] == p.name()) else {
             return Vec::new();
         };
         let mut events = Vec::new();

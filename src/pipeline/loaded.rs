@@ -10,6 +10,7 @@ use super::phases::{Phases, Refused, flux1, flux2};
 use super::report::PlanReport;
 use super::request::Settings;
 use super::speed::Speeds;
+use crate::backend::Int8Use;
 use crate::error::Result;
 use crate::host::{cache_folder, steady_memory};
 
@@ -29,7 +30,7 @@ pub struct LoadedModel {
     base_bytes: u64,
 }
 
-/// What the images of a request need.
+/// Sizes and memory of the images that a request starts from or refers to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InputImages {
     /// Host memory for the images as they are given, and to prepare them, in bytes.
@@ -42,7 +43,7 @@ pub struct InputImages {
 
 /// The plan of one request.
 pub struct PlannedRequest<'a> {
-    /// What runs.
+    /// The planned phases.
     pub phases: Phases<'a>,
     /// Host memory that the process needs besides the plans of the phases, in bytes.
     pub host_bytes: u64,
@@ -84,7 +85,14 @@ impl LoadedModel {
         let key = self.text_cache.then(|| format!("{} {}", device.arithmetic(), loras.text_key()));
         let model = &self.model;
         let list = match &model.networks {
-            Networks::Flux1(networks) => flux1(model, networks, settings, sigmas, key, images),
+            Networks::Flux1(networks) => {
+                let styles = match settings.style_strengths.is_empty() {
+                    true => None,
+                    // What was found was said when the request was checked.
+                    false => Some(model.styles.networks(model, &mut Vec::new())?),
+                };
+                flux1(model, networks, settings, sigmas, key, images, styles)
+            }
             Networks::Flux2(networks) => flux2(model, networks, settings, sigmas, key, images)?,
         };
         // A device with memory of its own needs copies of the LoRAs' matrices.
@@ -132,6 +140,7 @@ impl LoadedModel {
             pinned_bytes: device.pinned_bytes(host_bytes),
             own_memory: !caps.in_place_weights,
             keeps_weights: phases.keeps_weights(),
+            offers_int8: caps.int8 != Int8Use::Never,
             loras: loras.lines(),
             lora_bytes: phases.programs().map(|p| p.plan.residency.side_bytes as u64).sum(),
             peak_bytes: overhead_bytes(caps, host_bytes) + phases.peak_bytes(caps.granularity),

@@ -14,6 +14,7 @@ mod flux1_kind;
 mod generate;
 pub mod images;
 mod inputs;
+mod int8;
 mod loaded;
 #[cfg_attr(not(internals), doc(hidden))]
 pub mod loras;
@@ -30,6 +31,7 @@ pub mod request;
 pub mod schedule;
 mod settle;
 mod speed;
+mod styles;
 mod text_cache;
 #[cfg_attr(not(internals), doc(hidden))]
 pub mod tokenizers;

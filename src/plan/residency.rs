@@ -17,8 +17,8 @@ pub struct Residency {
     pub resident: Vec<Option<usize>>,
     /// Size of the memory for resident weights, side matrices included.
     pub resident_bytes: usize,
-    /// The part of it for side matrices (LoRAs). They are placed after all other weights, so that
-    /// these keep their places when the LoRAs change.
+    /// How many of `resident_bytes` are for side matrices (LoRAs). They are placed after all other
+    /// weights, so that these keep their places when the LoRAs change.
     pub side_bytes: usize,
     /// Size of the ring; zero if every weight is resident.
     pub ring_bytes: usize,

@@ -3,6 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
+use super::job::JobSpec;
 use crate::error::{Error, Result};
 use crate::pipeline::images::{Format, probe_output, write_beside};
 
@@ -70,7 +71,7 @@ impl DataFolder {
         self.root.join("jobs.sqlite")
     }
 
-    /// What clients leave on the server.
+    /// The folder of files that clients uploaded.
     pub fn kept(&self) -> PathBuf {
         self.root.join("kept")
     }
@@ -96,6 +97,24 @@ impl DataFolder {
     /// The control image of the job `id`.
     pub fn control(&self, id: &str) -> PathBuf {
         self.inputs().join(format!("{id}-control"))
+    }
+
+    /// The names of the files with the images that the job `id` starts from.
+    pub fn input_names(id: &str, spec: &JobSpec) -> Vec<String> {
+        let single = [
+            (spec.has_input, id.to_string()),
+            (spec.has_mask, format!("{id}-mask")),
+            (spec.has_control, format!("{id}-control")),
+        ];
+        let single = single.into_iter().filter(|(is_there, _)| *is_there).map(|(_, name)| name);
+        let references = (0..spec.references).map(|n| format!("{id}-{n}"));
+        let styles = (0..spec.styles).map(|n| format!("{id}-style-{n}"));
+        single.chain(references).chain(styles).collect()
+    }
+
+    /// Style image number `number` of the job `id`.
+    pub fn style(&self, id: &str, number: usize) -> PathBuf {
+        self.inputs().join(format!("{id}-style-{number}"))
     }
 
     /// Reference image number `number` of the job `id`.
@@ -128,6 +147,11 @@ impl DataFolder {
         write_beside(&self.control(id), bytes)
     }
 
+    /// Stores style image number `number` of the job `id`, durably.
+    pub fn write_style(&self, id: &str, number: usize, bytes: &[u8]) -> Result<()> {
+        write_beside(&self.style(id, number), bytes)
+    }
+
     /// Stores reference image number `number` of the job `id`, durably.
     pub fn write_reference(&self, id: &str, number: usize, bytes: &[u8]) -> Result<()> {
         write_beside(&self.reference(id, number), bytes)
@@ -147,6 +171,7 @@ impl DataFolder {
         }
         // Numbers are without gaps.
         (0..).take_while(|n| std::fs::remove_file(self.reference(id, *n)).is_ok()).for_each(drop);
+        (0..).take_while(|n| std::fs::remove_file(self.style(id, *n)).is_ok()).for_each(drop);
         for format in Format::ALL {
             (0..)
                 .map(|index| self.result(&Self::result_name(id, index, format)))

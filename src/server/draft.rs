@@ -19,7 +19,7 @@ pub const TOKEN: usize = 16;
 /// The longest text that is sent back, in bytes.
 const MAX_ECHOED: usize = 64 << 10;
 
-/// What a client asks for.
+/// The request of a client, in the form that all APIs have in common.
 #[derive(Debug, Clone)]
 pub struct Draft {
     /// The request; what it leaves out is the model's default.
@@ -36,6 +36,8 @@ pub struct Draft {
     pub control: Option<Bytes>,
     /// Its width and height, from [`Draft::measure`].
     pub control_size: Option<(usize, usize)>,
+    /// The files of style images.
+    pub styles: Vec<Bytes>,
     /// The files of reference images.
     pub references: Vec<Bytes>,
     /// Width and height of each, from [`Draft::measure`].
@@ -54,7 +56,7 @@ pub struct Draft {
     pub id: Option<String>,
     /// What the API needs to describe the job later: see [`JobSpec::echo`].
     pub echo: Value,
-    /// Whom to tell when the job is over.
+    /// The address to call when the job is over.
     pub webhook: Option<Webhook>,
 }
 
@@ -75,6 +77,7 @@ impl Draft {
             mask: None,
             control: None,
             control_size: None,
+            styles: Vec::new(),
             references: Vec::new(),
             reference_sizes: Vec::new(),
             format: Format::Png,
@@ -103,11 +106,22 @@ impl Draft {
         if let Some(control) = &self.control {
             self.control_size = Some(size(control, "control")?);
         }
+        self.styles.iter().try_for_each(|style| size(style, "styles").map(drop))?;
         if !self.references.is_empty() {
             let sizes = self.references.iter().map(|bytes| size(bytes, "references"));
             self.reference_sizes = sizes.collect::<Result<_, Fault>>()?;
         }
         Ok(())
+    }
+
+    /// Adds a style image with its strength, 1 if there is none.
+    pub fn add_style(&mut self, image: Bytes, strength: Option<f32>) {
+        let strengths = &mut self.request.style_strengths;
+        if strength.is_some() || !strengths.is_empty() {
+            strengths.resize(self.styles.len(), 1.0);
+            strengths.push(strength.unwrap_or(1.0));
+        }
+        self.styles.push(image);
     }
 
     /// Whether a part of the image to start from is kept.
@@ -124,6 +138,7 @@ impl Draft {
         let image = |&(width, height): &(usize, usize)| Image { width, height, rgb: Vec::new() };
         let mut request = self.request.clone();
         request.init = self.input_size.as_ref().map(image);
+        request.styles = self.styles.iter().map(|_| image(&(1, 1))).collect();
         request.mask = self.mask.as_ref().map(|mask| {
             let (width, height) = mask.size;
             Mask { width, height, values: vec![u8::from(mask.repainted.is_some())] }

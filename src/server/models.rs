@@ -3,9 +3,12 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
+use super::broker::Catalog;
 use super::fault::Fault;
 use super::model_names::{family_name, inputs_of, same_family, tool_of};
 use crate::error::{Error, Kind, Result};
@@ -35,24 +38,35 @@ pub struct ServedModel {
 }
 
 /// A line of the list of models or LoRAs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Listed {
-    /// What a client sends.
+    /// The name that clients send.
     pub name: String,
-    /// What it is.
+    /// A description of the file.
     pub what: String,
     /// The size of its files, in bytes; 0 for the embedded model.
     pub bytes: u64,
     /// What it reads besides the prompt, for a model; `None` if that is not known.
     pub inputs: Option<ModelInputs>,
-    /// The file; `None` for the default model.
+    /// The file; `None` for the default model, and for files of other machines.
+    #[serde(skip)]
     path: Option<PathBuf>,
+}
+
+impl Listed {
+    /// A model of which only the name is known.
+    pub fn named(name: &str) -> Self {
+        let (name, what) = (name.to_string(), String::new());
+        Listed { name, what, bytes: 0, inputs: None, path: None }
+    }
 }
 
 /// The models and LoRAs of the server.
 pub struct Models {
-    default: String,
-    /// What the command line named the default model.
+    default: OnceLock<String>,
+    /// The catalog of the workers on other machines, in place of the folders of this one.
+    elsewhere: Option<Mutex<Arc<Catalog>>>,
+    /// The name of the default model on the command line.
     given: Option<String>,
     /// Its file without links, unless it is inside the program or made by it.
     default_file: Option<PathBuf>,
@@ -60,7 +74,7 @@ pub struct Models {
     aliases: Vec<(String, String)>,
     places: ModelPlaces,
     listed: Mutex<Option<Listing>>,
-    /// What names were found to mean lately, so that not every request walks through the folders.
+    /// The last names with the models that they mean, so that not every request lists the folders.
     found: Mutex<HashMap<(Role, String), Lookup>>,
 }
 
@@ -75,11 +89,7 @@ impl Models {
     /// this machine contain.
     pub fn new(options: &Options, aliases: Vec<(String, String)>) -> Self {
         let given = options.files.model.clone();
-        let default = match given.as_deref() {
-            None | Some("embedded") => EMBEDDED.to_string(),
-            Some(name) if name.starts_with("synthetic:") => name.to_string(),
-            Some(path) => Path::new(path).file_stem().unwrap_or_default().to_string_lossy().into(),
-        };
+        let default = given.as_deref().map_or(EMBEDDED.into(), name_of);
         let places = options.places.clone().unwrap_or_else(ModelPlaces::of_process);
         let default_file = given
             .as_deref()
@@ -87,7 +97,8 @@ impl Models {
             .and_then(|name| places.resolve(name, Role::Model).ok())
             .and_then(|path| real(&path));
         Models {
-            default,
+            default: OnceLock::from(default),
+            elsewhere: None,
             given,
             default_file,
             aliases,
@@ -97,13 +108,59 @@ impl Models {
         }
     }
 
-    /// The name of the default model.
+    /// The models of workers on other machines, once [`learn`](Models::learn) is told of them. The
+    /// default model is that of `options`, which is a name here, or else that of most workers.
+    pub fn of_cluster(options: &Options, aliases: Vec<(String, String)>) -> Self {
+        let mut models = Models::new(&Options::default(), aliases);
+        models.default = OnceLock::new();
+        if let Some(name) = &options.files.model {
+            models.default.set(name_of(name)).ok();
+        }
+        models.elsewhere = Some(Mutex::default());
+        models
+    }
+
+    /// Takes note of what workers on other machines have.
+    pub fn learn(&self, catalog: Catalog) {
+        if let Some(elsewhere) = &self.elsewhere
+            && !catalog.models.is_empty()
+        {
+            self.default.get_or_init(|| catalog.default.clone());
+            *elsewhere.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(catalog);
+        }
+    }
+
+    fn elsewhere(&self) -> Option<Arc<Catalog>> {
+        let elsewhere = self.elsewhere.as_ref()?;
+        Some(elsewhere.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// The name of the default model; empty if no worker has ever named one.
     pub fn default_name(&self) -> &str {
-        &self.default
+        self.default.get().map_or("", String::as_str)
     }
 
     fn default_model(&self) -> ServedModel {
-        ServedModel { name: self.default.clone(), open: None }
+        ServedModel { name: self.default_name().to_string(), open: None }
+    }
+
+    /// The model that workers on other machines have under `name`, whatever its case and ending.
+    fn named_elsewhere(
+        &self,
+        catalog: &Catalog,
+        name: &str,
+    ) -> std::result::Result<ServedModel, Fault> {
+        let plain = |name: &str| without_ending(name).to_lowercase();
+        let name = if name == "embedded" { EMBEDDED } else { name };
+        let exact = catalog.models.iter().find(|model| model.name == name);
+        let alike = || catalog.models.iter().find(|model| plain(&model.name) == plain(name));
+        match exact.or_else(alike) {
+            Some(model) if model.name == self.default_name() => Ok(self.default_model()),
+            Some(model) => {
+                Ok(ServedModel { name: model.name.clone(), open: Some(model.name.clone()) })
+            }
+            None => Err(self.unknown("model", self.models())),
+        }
     }
 
     /// The model that a client calls `name`; the default model without one. It may read folders.
@@ -111,10 +168,15 @@ impl Models {
     /// # Errors
     /// 404 with the names that there are.
     pub fn find(&self, name: Option<&str>) -> std::result::Result<ServedModel, Fault> {
+        if self.default_name().is_empty() {
+            return Err(
+                Fault::new(503, "no_worker", "no worker has joined the cluster yet").retry_after(5)
+            );
+        }
         let Some(name) = name.filter(|name| !name.trim().is_empty()) else {
             return Ok(self.default_model());
         };
-        if name == self.default || name == "default" || Some(name) == self.given.as_deref() {
+        if name == self.default_name() || name == "default" || Some(name) == self.given.as_deref() {
             return Ok(self.default_model());
         }
         if let Some((_, model)) = self.aliases.iter().find(|(alias, _)| alias == name) {
@@ -146,7 +208,7 @@ impl Models {
     fn of_family(&self, name: &str) -> Option<String> {
         family_name(name)?;
         // The default model is known without a look into folders.
-        same_family(name, std::iter::once(self.default.as_str()))
+        same_family(name, std::iter::once(self.default_name()))
             .or_else(|| same_family(name, self.models().iter().map(|model| model.name.as_str())))
     }
 
@@ -166,8 +228,11 @@ impl Models {
     }
 
     fn named(&self, name: &str) -> std::result::Result<ServedModel, Fault> {
-        if name == self.default || Some(name) == self.given.as_deref() {
+        if name == self.default_name() || Some(name) == self.given.as_deref() {
             return Ok(self.default_model());
+        }
+        if let Some(catalog) = self.elsewhere() {
+            return self.named_elsewhere(&catalog, name);
         }
         if name == "embedded" || name == EMBEDDED {
             return Ok(ServedModel { name: EMBEDDED.into(), open: Some("embedded".into()) });
@@ -192,7 +257,8 @@ impl Models {
     fn one_name(&self, name: &str, path: &Path) -> String {
         let file = path.file_name().and_then(|file| file.to_str()).map(model_name);
         let names = file.into_iter().chain([without_ending(name).to_string()]);
-        let is_taken = |name: &str| name == self.default || name == EMBEDDED || name == "embedded";
+        let is_taken =
+            |name: &str| name == self.default_name() || name == EMBEDDED || name == "embedded";
         let means_it = |name: &String| {
             !is_taken(name) && self.path(name, Role::Model).is_ok_and(|found| found == path)
         };
@@ -205,6 +271,9 @@ impl Models {
         if name == EMBEDDED {
             return Some(ModelInputs::default());
         }
+        if let Some(catalog) = self.elsewhere() {
+            return catalog.models.iter().find(|model| model.name == name)?.inputs;
+        }
         let path = self.path(name, Role::Model).ok()?;
         let all = self.of_kind(ModelKind::Model);
         all.iter().find(|listed| listed.path.as_ref() == Some(&path))?.inputs
@@ -215,6 +284,12 @@ impl Models {
     /// # Errors
     /// 404 with the names that there are.
     pub fn check_lora(&self, name: &str) -> std::result::Result<(), Fault> {
+        if let Some(catalog) = self.elsewhere() {
+            return match catalog.loras.iter().any(|lora| lora.name == name) {
+                true => Ok(()),
+                false => Err(self.unknown("lora", catalog.loras.clone())),
+            };
+        }
         match self.path(name, Role::Lora) {
             Ok(_) => Ok(()),
             Err(e) => Err(self.refused(&e, "lora", self.loras())),
@@ -273,18 +348,24 @@ impl Models {
 
     /// The models of this server, the default one first. It may read folders.
     pub fn models(&self) -> Vec<Listed> {
+        if let Some(catalog) = self.elsewhere() {
+            return catalog.models.clone();
+        }
         let mut models = self.of_kind(ModelKind::Model);
         models.retain(|m| {
             let is_default = self.default_file.is_some()
                 && m.path.as_deref().is_some_and(|path| real(path) == self.default_file);
-            m.name != self.default && !is_default
+            m.name != self.default_name() && !is_default
         });
-        let what =
-            if self.default == EMBEDDED { "the embedded model" } else { "the default model" };
+        let what = if self.default_name() == EMBEDDED {
+            "the embedded model"
+        } else {
+            "the default model"
+        };
         models.insert(
             0,
             Listed {
-                name: self.default.clone(),
+                name: self.default_name().to_string(),
                 what: what.into(),
                 bytes: 0,
                 inputs: None,
@@ -294,8 +375,20 @@ impl Models {
         models
     }
 
+    /// What a worker can open for others: the list, and the model inside the program.
+    pub fn all(&self) -> Vec<Listed> {
+        let mut models = self.models();
+        if !models.iter().any(|model| model.name == EMBEDDED) && cfg!(feature = "embedded") {
+            models.push(Listed { what: "the embedded model".into(), ..Listed::named(EMBEDDED) });
+        }
+        models
+    }
+
     /// The LoRAs of this server. It may read folders.
     pub fn loras(&self) -> Vec<Listed> {
+        if let Some(catalog) = self.elsewhere() {
+            return catalog.loras.clone();
+        }
         self.of_kind(ModelKind::Lora)
     }
 
@@ -322,6 +415,15 @@ impl Models {
     }
 }
 
+/// The name of the model that the command line calls `given`.
+fn name_of(given: &str) -> String {
+    match given {
+        "embedded" => EMBEDDED.to_string(),
+        name if name.starts_with("synthetic:") => name.to_string(),
+        path => Path::new(path).file_stem().unwrap_or_default().to_string_lossy().into(),
+    }
+}
+
 /// A path without links.
 fn real(path: &Path) -> Option<PathBuf> {
     path.canonicalize().ok()
@@ -341,92 +443,4 @@ pub fn parse_alias(text: &str) -> Result<(String, String)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn models(model: Option<&str>, folder: &Path, aliases: &[(&str, &str)]) -> Models {
-        let mut options = Options::default();
-        options.files.model = model.map(str::to_string);
-        options.places = Some(ModelPlaces::new(&|_| None, folder, &[folder.to_path_buf()]));
-        let aliases = aliases.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect();
-        Models::new(&options, aliases)
-    }
-
-    #[test]
-    fn names_are_exact_then_files_then_aliases() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("other.safetensors"), b"x").unwrap();
-        let models = models(
-            Some("/secret/flux1-dev.safetensors"),
-            folder.path(),
-            &[("house", "other"), ("gpt-image-2*", "flux-tiny")],
-        );
-        let find = |name| models.find(name).unwrap();
-        let default = ServedModel { name: "flux1-dev".into(), open: None };
-        for name in [None, Some(""), Some("flux1-dev"), Some("dall-e-3"), Some("gpt-image-1")] {
-            assert_eq!(find(name), default, "{name:?}");
-        }
-        // One file is one model, whatever it is called.
-        for name in ["other", "other.safetensors", "Other", "house"] {
-            let model = find(Some(name));
-            assert_eq!(model.name, "other", "{name}");
-            assert!(model.open.unwrap().ends_with("other.safetensors"), "{name}");
-        }
-        assert_eq!(find(Some("gpt-image-2-mini")).open.as_deref(), Some("embedded"));
-        assert_eq!(find(Some("flux-tiny")).open.as_deref(), Some("embedded"));
-    }
-
-    #[test]
-    fn the_default_model_is_known_by_every_name_of_its_file() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("sub")).unwrap();
-        for name in ["one.safetensors", "sub/one.safetensors", "two.gguf"] {
-            std::fs::write(folder.path().join(name), name).unwrap();
-        }
-        let path = folder.path().join("two.gguf");
-        let models = models(path.to_str(), folder.path(), &[]);
-        for name in ["two", "two.gguf", "TWO"] {
-            assert_eq!(models.find(Some(name)).unwrap().open, None, "{name}");
-        }
-        // Two files with one name keep their longer names.
-        for name in ["sub/one", "sub/one.safetensors"] {
-            assert_eq!(models.find(Some(name)).unwrap().name, "sub/one");
-        }
-    }
-
-    #[test]
-    fn names_of_other_services_mean_the_files_of_their_model() {
-        let folder = tempfile::tempdir().unwrap();
-        let models = models(Some("/x/flux1-schnell-fp8.safetensors"), folder.path(), &[]);
-        for name in ["flux-schnell", "black-forest-labs/FLUX.1-schnell-Free", "flux_schnell.sft"] {
-            assert_eq!(models.find(Some(name)).unwrap().open, None, "{name}");
-        }
-        for name in ["flux", "flux-", "flux-2-klein-4b", "dev", "flux-sch"] {
-            assert_eq!(models.find(Some(name)).unwrap_err().status, 404, "{name}");
-        }
-    }
-
-    #[test]
-    fn tools_of_other_services_mean_the_models_that_do_the_same() {
-        let folder = tempfile::tempdir().unwrap();
-        let models = models(Some("/x/flux1-fill-dev.safetensors"), folder.path(), &[]);
-        for name in ["flux-pro-1.0-fill", "flux-lora-fill", "black-forest-labs/flux-fill-pro"] {
-            assert_eq!(models.find(Some(name)).unwrap().open, None, "{name}");
-        }
-        assert_eq!(models.find(Some("flux-canny-pro")).unwrap_err().status, 404);
-    }
-
-    #[test]
-    fn names_that_are_not_in_the_index_are_unknown_and_not_repeated() {
-        let folder = tempfile::tempdir().unwrap();
-        let models = models(None, folder.path(), &[]);
-        for name in ["../x", "/etc/passwd", "%2e%2e/x", "a\0b", "CON", "no-such", "synthetic:dev"] {
-            let fault = models.find(Some(name)).unwrap_err();
-            assert_eq!((fault.status, fault.code.as_str()), (404, "model_not_found"), "{name}");
-            assert_eq!(fault.hint.as_deref(), Some("one of: flux-tiny"));
-            assert!(!fault.message.contains(name), "{fault:?}");
-            let fault = models.check_lora(name).unwrap_err();
-            assert_eq!((fault.status, fault.code.as_str()), (404, "lora_not_found"), "{name}");
-        }
-    }
-}
+mod tests;

@@ -1,5 +1,5 @@
-//! What requests would cost, before they are sent. Only the worker knows: it has the model and the
-//! device. While it draws, answers are those of before.
+//! Memory and time of requests that are not sent yet. Only the worker can tell: it has the model
+//! and the device. While it draws, earlier answers are given again.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::state::{Server, blocking};
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Server {
-    /// What `draft` would cost, as JSON. A strength stands for an image to start from.
+    /// Memory and time of `draft`, as JSON. A strength stands for an image to start from.
     ///
     /// # Errors
     /// 422, 404 and 403 for what cannot be drawn, 507 for what does not fit into memory, 503 while
@@ -31,6 +31,7 @@ impl Server {
             self.check(&draft, owner)
         })?;
         let Draft { mut request, input_size, mask, control_size, reference_sizes, .. } = draft;
+        let styles = draft.styles.len();
         let repainted = mask.and_then(|mask| mask.repainted);
         let repainted = repainted.map(|part| [part.x, part.y, part.width, part.height]);
         // The same for all seeds, and for all prompts with the same LoRAs.
@@ -39,8 +40,15 @@ impl Server {
         request.loras.splice(0..0, loras);
         (request.prompt, request.negative) = ("".into(), request.negative.map(|_| String::new()));
         let model = model.open;
-        let query =
-            PlanQuery { request, input_size, repainted, control_size, reference_sizes, model };
+        let query = PlanQuery {
+            request,
+            input_size,
+            repainted,
+            control_size,
+            styles,
+            reference_sizes,
+            model,
+        };
         let key = serde_json::to_string(&query)
             .map_err(|e| Fault::internal(format!("the request cannot be written: {e}")))?;
         let known = self.questions.known(&key);

@@ -30,6 +30,9 @@ pub struct PlanQuery {
     /// Width and height of the control image.
     #[serde(default)]
     pub control_size: Option<(usize, usize)>,
+    /// How many style images it has. All become as many tokens.
+    #[serde(default)]
+    pub styles: usize,
     /// Width and height of its reference images.
     #[serde(default)]
     pub reference_sizes: Vec<(usize, usize)>,
@@ -39,7 +42,7 @@ pub struct PlanQuery {
 
 /// A question that waits for the worker.
 pub struct Question {
-    /// What is asked.
+    /// The request.
     pub query: Box<PlanQuery>,
     /// Receives the plan, as JSON.
     pub answer: oneshot::Sender<Result<Value, Fault>>,
@@ -109,6 +112,7 @@ mod tests {
             input_size: None,
             repainted: None,
             control_size: None,
+            styles: 0,
             reference_sizes: Vec::new(),
             model: None,
         }

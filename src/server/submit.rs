@@ -47,12 +47,13 @@ impl Server {
         owner: &Owner,
     ) -> Result<(Job, bool), Fault> {
         let drawn = self.drawn_size(&draft, &model);
-        let Draft { mut request, input, mask, control, references, format, quality, .. } = draft;
+        let Draft { mut request, input, mask, control, references, styles, .. } = draft;
+        let Draft { format, quality, .. } = draft;
         let mask = mask.map(|mask| mask.png);
         let (images, pixels_of_one) = self.size_of(&request, drawn);
         let charge = Charge { images, pixels: images.saturating_mul(pixels_of_one) };
         let image_hash = |bytes: &Bytes| hex(&hash_bytes(bytes));
-        // What the job's images depend on, apart from the seed.
+        // Everything that the job's images depend on, apart from the seed.
         let sent = |request: &Request| {
             let mut sent = json!({
                 "request": request, "model": model.name, "format": format.name(),
@@ -60,6 +61,9 @@ impl Server {
             });
             if !references.is_empty() {
                 sent["references"] = references.iter().map(image_hash).collect();
+            }
+            if !styles.is_empty() {
+                sent["styles"] = styles.iter().map(image_hash).collect();
             }
             for (name, file) in [("mask", &mask), ("control", &control)] {
                 if let Some(file) = file {
@@ -77,11 +81,14 @@ impl Server {
         };
         // The files of a job that a client sends again stay as they are.
         let is_known = || self.broker.job(&id, &owner.0).is_ok_and(|job| job.is_some());
-        let has_files = input.is_some() || control.is_some() || !references.is_empty();
+        let images = references.iter().chain(&styles).chain(&control).chain(&input);
+        let has_files = images.count() > 0;
         if has_files && !is_known() {
             input.iter().try_for_each(|bytes| self.data.write_input(&id, bytes))?;
             mask.iter().try_for_each(|bytes| self.data.write_mask(&id, bytes))?;
             control.iter().try_for_each(|bytes| self.data.write_control(&id, bytes))?;
+            let mut numbered = styles.iter().enumerate();
+            numbered.try_for_each(|(n, bytes)| self.data.write_style(&id, n, bytes))?;
             let mut numbered = references.iter().enumerate();
             numbered.try_for_each(|(n, bytes)| self.data.write_reference(&id, n, bytes))?;
         }
@@ -97,6 +104,7 @@ impl Server {
             has_control: control.is_some(),
             drawn,
             references: references.len(),
+            styles: styles.len(),
             dialect: draft.dialect.into(),
             echo: draft.echo,
             webhook: draft.webhook,
@@ -177,7 +185,8 @@ impl Server {
             return refused("references", "this model does not read reference images", hint);
         }
         match draft.control_size {
-            Some(_) if !inputs.needs_control => {
+            // BFL's control LoRAs read one, too.
+            Some(_) if !inputs.needs_control && !draft.request.has_loras() => {
                 let hint = "use FLUX.1 Canny or Depth, or send an image to start from";
                 refused("control", "this model does not read a control image", hint)
             }

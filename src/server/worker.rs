@@ -270,6 +270,9 @@ impl Worker {
         if spec.has_control {
             request = request.control(images::load_init_image(&self.data.control(id))?);
         }
+        for number in 0..spec.styles {
+            request.styles.push(images::load_init_image(&self.data.style(id, number))?);
+        }
         for number in 0..spec.references {
             let path = self.data.reference(id, number);
             request.references.push(images::load_init_image(&path)?);
@@ -297,6 +300,7 @@ impl Worker {
         if let (Some((width, height)), Some(part)) = (query.input_size, query.repainted) {
             request.mask = Some(mask_of(width, height, part));
         }
+        request.styles = vec![black((1, 1)); query.styles];
         for (width, height) in reference_sizes {
             // Large ones are made smaller before they are looked at.
             request.references.push(black(images::reference_size(width, height, 1)));

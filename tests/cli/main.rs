@@ -16,3 +16,4 @@ mod runs;
 mod server;
 mod stranger;
 mod streams;
+mod styles;

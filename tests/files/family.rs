@@ -29,6 +29,7 @@ static LUMEN: Family = Family {
     title: "Lumen",
     pipeline_class: "LumenPipeline",
     undistilled: None,
+    keeps_references: None,
     components: &[CORE, READER],
     lora: LoraSpec {
         prefixes: &[COMMON_PREFIXES, &[LoraPrefix::shared("reader_", Some(Role::Text(0))).flat()]],
@@ -364,6 +365,7 @@ static MORE_FAMILY: Family = Family {
     title: "More",
     pipeline_class: "",
     undistilled: None,
+    keeps_references: None,
     components: &[MORE, VAE],
     lora: NO_LORA,
 };

@@ -8,7 +8,7 @@ use crate::host::{Environment, expand, home_folder, variable};
 use crate::spec;
 use crate::spec::Component;
 
-/// What the files of a folder are for, by the order that its program keeps.
+/// The purpose of the files in a folder, which is known from the folder's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -20,6 +20,10 @@ pub enum Role {
     Vae,
     /// LoRAs.
     Lora,
+    /// Vision towers.
+    Vision,
+    /// Redux adapters.
+    Style,
     /// Not known: files of any kind.
     Any,
 }
@@ -29,8 +33,10 @@ impl Role {
     pub fn of(component: Component) -> Role {
         match component.role {
             spec::Role::Transformer => Role::Model,
-            spec::Role::Text(_) | spec::Role::Vision => Role::Text,
+            spec::Role::Text(_) => Role::Text,
             spec::Role::Autoencoder => Role::Vae,
+            spec::Role::Vision => Role::Vision,
+            spec::Role::Style => Role::Style,
         }
     }
 }
@@ -40,7 +46,7 @@ impl Role {
 pub struct ModelFolder {
     /// The folder.
     pub path: PathBuf,
-    /// What its files are for.
+    /// The purpose of its files.
     pub role: Role,
     /// Words for messages, such as `ComfyUI, loras`.
     pub words: String,
@@ -49,7 +55,7 @@ pub struct ModelFolder {
 }
 
 /// The folders of ComfyUI, which are also the keys of its lists of folders, and of A1111 and Forge.
-const FOLDERS: [(&str, Role); 14] = [
+const FOLDERS: [(&str, Role); 16] = [
     ("checkpoints", Role::Model),
     ("diffusion_models", Role::Model),
     ("unet", Role::Model),
@@ -60,13 +66,15 @@ const FOLDERS: [(&str, Role); 14] = [
     ("clip_gguf", Role::Text),
     ("vae", Role::Vae),
     ("loras", Role::Lora),
+    ("clip_vision", Role::Vision),
+    ("style_models", Role::Style),
     ("Stable-diffusion", Role::Model),
     ("text_encoder", Role::Text),
     ("VAE", Role::Vae),
     ("Lora", Role::Lora),
 ];
 /// How many of [`FOLDERS`] belong to ComfyUI.
-const COMFY_FOLDERS: usize = 10;
+const COMFY_FOLDERS: usize = 12;
 
 /// The usual names of ComfyUI's own folder.
 const COMFY_ROOTS: [&str; 4] =

@@ -107,7 +107,7 @@ impl Modulation {
     }
 }
 
-/// What the parts of the program have in common.
+/// Sizes and inputs that all parts of the program use.
 struct Denoiser<'a> {
     c: &'a FluxConfig,
     s: &'a SequenceShape,

@@ -6,6 +6,7 @@ use super::{Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, Varian
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::event::{Event, Phase};
+use crate::model::flux2::KEPT;
 use crate::pipeline::progress::{Listener, Progress};
 use crate::pipeline::request::Image;
 
@@ -69,7 +70,12 @@ impl GenerationPhase for Denoise<'_> {
         let io = |name| planned.program.input(name);
         session.write_f32(io("text"), &self.context(&values.text.context))?;
         session.write_f32(io("rope"), &self.flux.rope())?;
-        if !values.references.is_empty() {
+        if self.flux.keeps_references() {
+            let kept = planned.program.inputs.iter().filter(|io| io.name == KEPT);
+            for (io, bytes) in kept.zip(&values.reference_keys) {
+                session.write_rows(io.tensor, 0, bytes)?;
+            }
+        } else if !values.references.is_empty() {
             session.write_f32(io("references"), &values.references)?;
         }
         if !values.condition.is_empty() {
@@ -77,7 +83,8 @@ impl GenerationPhase for Denoise<'_> {
             session.write_f32(io("condition"), &condition)?;
         }
         session.write_f32(io("latents"), &values.latents)?;
-        let rows = values.modulation.chunks_exact(values.modulation.len() / steps);
+        let rows = self.flux.modulation_rows() * self.flux.modulation_cols();
+        let rows = values.modulation.chunks_exact(rows);
         for (i, (modulation, levels)) in rows.zip(self.sigmas.windows(2)).enumerate() {
             session.write_f32(io("modulation"), modulation)?;
             session.write_f32(io("step"), &[levels[1] - levels[0], self.cfg_scale])?;

@@ -18,8 +18,14 @@ pub struct Modulate<'a> {
 }
 
 impl Modulate<'_> {
+    /// Rows of all steps, and of references that are kept.
     fn rows(&self) -> usize {
-        (self.sigmas.len() - 1) * self.flux.modulation_rows()
+        match self.sigmas.len() - 1 {
+            0 => 0,
+            steps => {
+                steps * self.flux.modulation_rows() + usize::from(self.flux.keeps_references())
+            }
+        }
     }
 }
 
@@ -61,10 +67,12 @@ impl GenerationPhase for Modulate<'_> {
         let mut session = device.session(planned)?;
         // diffusers passes on sigma * 1000 and divides again; both roundings are kept, so that the
         // angle of the embedding is the same float.
-        let timesteps: Vec<f32> = self.sigmas[..self.sigmas.len() - 1]
+        let mut timesteps: Vec<f32> = self.sigmas[..self.sigmas.len() - 1]
             .iter()
             .flat_map(|&t| std::iter::repeat_n(t * 1000.0 / 1000.0, self.flux.modulation_rows()))
             .collect();
+        // References that are kept are images without noise.
+        timesteps.resize(rows, 0.0);
         session.write_f32(program.input("timestep"), &timesteps)?;
         if let Some(guidance) = self.guidance {
             session.write_f32(program.input("guidance"), &vec![guidance; rows])?;

@@ -10,9 +10,7 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use serde_json::{Map, Value, json};
 
-use super::shared::{
-    base, format, images_to_edit, link, mask, refuse_fields, sentence, set_control,
-};
+use super::shared::{base, format, images_to_edit, link, mask, sentence, set_control, set_style};
 use crate::pipeline::images::{Format, MaskMarks};
 use crate::pipeline::request::{LoraChoice, MAX_REFERENCES, Margins, Request};
 use crate::server::access::Owner;
@@ -114,8 +112,6 @@ fn draft(server: &Server, fields: &Fields, model: &str) -> Result<Draft, Fault> 
         None if is_optional => "",
         None => return Err(Fault::invalid("prompt", "prompt: it is missing")),
     };
-    let why = "this server does not draw variations of an image";
-    refuse_fields(fields, &["image_prompt"], why)?;
     let mut request = Request::new(prompt);
     request.outpaint = margins(fields)?;
     request.steps = fields.whole("steps")?;
@@ -150,6 +146,7 @@ fn draft(server: &Server, fields: &Fields, model: &str) -> Result<Draft, Fault> 
         server.edit(&mut draft, images)?;
     }
     blocking(|| draft.repaint_transparent("image"))?;
+    set_style(&mut draft, fields, "image_prompt")?;
     set_control(server, &mut draft, fields, ["control_image", "preprocessed_image"])?;
     draft.format = Format::Jpeg;
     if let Some(name) = fields.text("output_format")? {
@@ -237,7 +234,7 @@ async fn finetunes(State(server): State<Arc<Server>>) -> Json<Value> {
     Json(json!({"finetunes": names}))
 }
 
-/// What a webhook is sent.
+/// The body of the call to a webhook.
 pub fn webhook_body(server: &Server, job: &Job) -> Value {
     let (status, result, details) = state_of(server, &HeaderMap::new(), job);
     let message = details["message"].clone();

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::shared::{
     base, data_uri, format, images_to_edit, link, mask, optional_image, refuse_fields, sentence,
-    set_control, type_of,
+    set_control, set_style, type_of,
 };
 use crate::pipeline::images::{Format, MaskMarks};
 use crate::pipeline::request::Request;
@@ -74,8 +74,11 @@ pub fn error_type(fault: &Fault) -> &'static str {
 /// The draft of an input for `app`.
 fn draft(server: &Server, app: &str, body: &Value) -> Result<Draft, Fault> {
     let fields = Fields::of(body)?;
-    let Some(prompt) = fields.text("prompt")? else {
-        return Err(Fault::invalid("prompt", "prompt: it is missing"));
+    // An image of which variations are drawn says enough.
+    let prompt = match fields.text("prompt")? {
+        Some(prompt) => prompt,
+        None if is_redux(app) => "",
+        None => return Err(Fault::invalid("prompt", "prompt: it is missing")),
     };
     refuse_fields(
         &fields,
@@ -120,8 +123,16 @@ fn draft(server: &Server, app: &str, body: &Value) -> Result<Draft, Fault> {
     Ok(draft)
 }
 
+/// Whether an app draws variations of an image.
+fn is_redux(app: &str) -> bool {
+    app.split('/').any(|part| part == "redux")
+}
+
 /// The images of an input. What `image_url` is depends on the app.
 fn set_images(server: &Server, draft: &mut Draft, app: &str, fields: &Fields) -> Result<(), Fault> {
+    if is_redux(app) {
+        return set_style(draft, fields, "image_url");
+    }
     draft.mask = mask(fields, "mask_url", MaskMarks::TransparentOrWhite)?;
     let is_control = matches!(tool_of(app), Some("canny" | "depth"));
     let photo = ["control_image_url", "control_lora_image_url", "image_url"];
@@ -148,7 +159,8 @@ fn set_images(server: &Server, draft: &mut Draft, app: &str, fields: &Fields) ->
 /// The model of an app such as `fal-ai/flux/dev/image-to-image`: its parts without the owner, the
 /// task, and words for what every model does here.
 fn model_of(app: &str) -> Option<String> {
-    let tasks = ["image-to-image", "text-to-image", "edit", "stream", "inpainting", "inpaint"];
+    let tasks =
+        ["image-to-image", "text-to-image", "edit", "stream", "inpainting", "inpaint", "redux"];
     let parts: Vec<&str> = app.split('/').filter(|p| !p.is_empty() && !tasks.contains(p)).collect();
     let name = match parts.as_slice() {
         [] => return None,
@@ -304,7 +316,7 @@ async fn cancel(
     Ok((StatusCode::ACCEPTED, body).into_response())
 }
 
-/// What a webhook is sent.
+/// The body of the call to a webhook.
 pub fn webhook_body(server: &Server, job: &Job) -> Value {
     let (status, payload, error) = match result(server, &HeaderMap::new(), job) {
         Ok(payload) => ("OK", payload, Value::Null),

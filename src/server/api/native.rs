@@ -36,7 +36,7 @@ pub const MAX_IDEMPOTENCY_KEY: usize = 255;
 pub const MAX_LISTED: usize = 200;
 
 /// The fields of `request`.
-pub const FIELDS: [&str; 26] = [
+pub const FIELDS: [&str; 27] = [
     "prompt",
     "negative",
     "steps",
@@ -59,6 +59,7 @@ pub const FIELDS: [&str; 26] = [
     "outpaint",
     "control",
     "references",
+    "styles",
     "model",
     "format",
     "quality",
@@ -157,6 +158,7 @@ pub fn draft(body: &Value) -> Result<Draft, Fault> {
     draft.mask = mask(&fields, "mask", MaskMarks::TransparentOrWhite)?;
     blocking(|| draft.repaint_transparent("init"))?;
     draft.references = images(&fields, "references")?;
+    set_styles(&fields, &mut draft)?;
     if let Some(name) = fields.text("format")? {
         draft.format = format(name)?;
     }
@@ -169,6 +171,24 @@ pub fn draft(body: &Value) -> Result<Draft, Fault> {
         Some(_) => return Err(Fault::invalid("priority", "priority: expected normal or low")),
     };
     Ok(draft)
+}
+
+/// Style images: each in base64 or as a data URI, or as an object with `image` and `strength`.
+fn set_styles(fields: &Fields, draft: &mut Draft) -> Result<(), Fault> {
+    let refused = || Fault::invalid("styles", "styles: expected a list of images");
+    let list = match fields.get("styles") {
+        None => return Ok(()),
+        Some(styles) => styles.as_array().ok_or_else(refused)?,
+    };
+    for style in list {
+        let image = style.as_str().or(style["image"].as_str()).ok_or_else(refused)?;
+        let strength = match style.as_object() {
+            Some(style) => Fields(style).real("strength")?,
+            None => None,
+        };
+        draft.add_style(parse_image("styles", image)?, strength);
+    }
+    Ok(())
 }
 
 /// A job as JSON.

@@ -13,7 +13,7 @@ use super::native::{FIELDS, MAX_IDEMPOTENCY_KEY, MAX_LISTED};
 use crate::pipeline::images::Format;
 use crate::pipeline::request::{
     MAX_COUNT, MAX_MASK_BLUR, MAX_PROMPT_BYTES, MAX_REFERENCES, MAX_SCALE, MAX_SHIFT, MAX_SIDE,
-    MAX_STEPS, MIN_SHIFT, MIN_SIDE,
+    MAX_STEPS, MAX_STYLE_STRENGTH, MAX_STYLES, MIN_SHIFT, MIN_SIDE,
 };
 use crate::server::job::State as JobState;
 use crate::server::state::Server;
@@ -117,7 +117,7 @@ fn paths() -> Value {
     let accept = operation("submitJob", "Accept a job", 201, "Job");
     let accept = with(accept, &[parameter("header", "Idempotency-Key", key)]);
     let mut submit = with_request(accept, "Request");
-    // What the answer is good for.
+    // The purpose of the answer.
     let links: Map<String, Value> = ["getJob", "cancelJob"]
         .iter()
         .map(|name| {
@@ -255,6 +255,18 @@ fn field(name: &str) -> Value {
                 "items": {"type": "string", "contentEncoding": "base64"},
             }),
             "Images that the model looks at, in base64 or as data URIs, for models that read them",
+        ),
+        "styles" => (
+            json!({
+                "type": "array", "maxItems": MAX_STYLES,
+                "items": {"oneOf": [image(), {
+                    "type": "object", "required": ["image"], "properties": {
+                        "image": image(),
+                        "strength": {"type": "number", "minimum": 0, "maximum": MAX_STYLE_STRENGTH},
+                    },
+                }]},
+            }),
+            "Images whose content and style the result has, by FLUX.1 Redux",
         ),
         "model" => (json!({"type": "string"}), "A name of /api/v2/models"),
         "format" => (

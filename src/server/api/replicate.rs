@@ -15,8 +15,8 @@ use futures_util::stream;
 use serde_json::{Value, json};
 
 use super::shared::{
-    base, data_uri, format, images_to_edit, link, mask, optional_image, quality_of, refuse_fields,
-    sentence, set_control,
+    base, data_uri, format, images_to_edit, link, mask, optional_image, quality_of, sentence,
+    set_control, set_style,
 };
 use crate::pipeline::images::{Format, MaskMarks};
 use crate::pipeline::request::{LoraChoice, Margins, Request};
@@ -140,14 +140,13 @@ fn wait_of(headers: &HeaderMap) -> Option<Duration> {
 
 /// The draft of an input. `go_fast`, `disable_safety_checker` and the like change nothing here.
 fn draft(server: &Server, input: &Fields, model: Option<&str>) -> Result<Draft, Fault> {
-    let Some(prompt) = input.text("prompt")? else {
-        return Err(Fault::invalid("prompt", "prompt: it is missing"));
+    // An image of which variations are drawn says enough.
+    let is_optional = input.get("redux_image").is_some();
+    let prompt = match input.text("prompt")? {
+        Some(prompt) => prompt,
+        None if is_optional => "",
+        None => return Err(Fault::invalid("prompt", "prompt: it is missing")),
     };
-    refuse_fields(
-        input,
-        &["redux_image", "image_prompt"],
-        "this server does not draw variations of an image",
-    )?;
     let mut request = Request::new(prompt).loras(loras(input)?);
     request.count = input.whole("num_outputs")?;
     request.steps = input.whole("num_inference_steps")?.or(input.whole("steps")?);
@@ -193,6 +192,8 @@ fn draft(server: &Server, input: &Fields, model: Option<&str>) -> Result<Draft, 
         let (width, height) = server.shape("aspect_ratio", &ratio, part)?;
         (draft.request.width, draft.request.height) = (Some(width), Some(height));
     }
+    set_style(&mut draft, input, "redux_image")?;
+    set_style(&mut draft, input, "image_prompt")?;
     set_control(server, &mut draft, input, ["control_image", "preprocessed_image"])?;
     let mut images = images_to_edit(input, "input_images")?;
     images.extend(images_to_edit(input, "input_image")?);

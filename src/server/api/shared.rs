@@ -1,4 +1,4 @@
-//! What several APIs need for their answers and requests.
+//! Parts of requests and answers that several APIs have.
 
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, FromRequest, Multipart};
@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::pipeline::images::{Format, MaskMarks};
 use crate::pipeline::request::{self, Margins};
 use crate::server::body::Whole;
-use crate::server::draft::{Draft, parse_image};
+use crate::server::draft::{Draft, parse_image, size_of};
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
 use crate::server::job::Output;
@@ -78,9 +78,14 @@ pub fn base(server: &Server, headers: &HeaderMap) -> String {
         None => {
             // The host was checked before.
             let host = headers.get(header::HOST).and_then(|h| h.to_str().ok());
-            format!("http://{}", host.map_or(server.address.to_string(), str::to_string))
+            format!("http://{}", host.map_or_else(|| own_address(server), str::to_string))
         }
     }
+}
+
+/// Where the server listens.
+fn own_address(server: &Server) -> String {
+    server.address.map_or_else(String::new, |address| address.to_string())
 }
 
 /// The absolute address of a result: a signed link.
@@ -106,7 +111,7 @@ pub struct Form {
 pub struct FormFile {
     /// The name of its field.
     pub field: String,
-    /// What the client calls the file.
+    /// The name of the file, from the client.
     pub name: String,
     /// Its content.
     pub bytes: Bytes,
@@ -211,6 +216,15 @@ pub fn set_control(
         return Err(Fault::new(422, "unsupported", message)
             .parameter(photo)
             .hint(format!("send an image of depths, in which near is bright, as {prepared}")));
+    }
+    Ok(())
+}
+
+/// Adds the image of a field as one whose content and style the result has.
+pub fn set_style(draft: &mut Draft, fields: &Fields, name: &str) -> Result<(), Fault> {
+    if let Some(image) = optional_image(fields, name)? {
+        size_of(&image, name)?;
+        draft.add_style(image, fields.real("image_prompt_strength")?);
     }
     Ok(())
 }

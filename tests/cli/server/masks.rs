@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::references::klein;
 use super::{Answer, Server, decoded, drawn_by_command, form, wait_for};
+use crate::styles;
 
 /// Whether a pixel is repainted in the tests.
 fn is_white(x: u32, y: u32) -> bool {
@@ -496,14 +497,10 @@ fn other_services_inpaint() {
     let transparent = drawn_by_command(data.path(), &common);
     let alpha = json!({"prompt": "a fox", "image": pictures.base64("clear")});
     assert!(by_bfl("flux-pro-1.0-fill", alpha) == transparent, "the alpha of the image");
-    for (field, model) in [("image_prompt", "flux-dev-1"), ("control_image", "flux-pro-1.0-canny")]
-    {
-        let body = json!({"prompt": "x", field: photo});
-        let answer =
-            server.post(&format!("/v1/{}", model.replace("flux-dev-1", "flux-tiny")), &body);
-        assert_eq!(answer.status, 422, "{field}: {}", answer.text());
-        assert!(answer.text().contains("control") || field == "image_prompt", "{}", answer.text());
-    }
+    let body = json!({"prompt": "x", "control_image": photo});
+    let answer = server.post("/v1/flux-pro-1.0-canny", &body);
+    assert_eq!(answer.status, 422, "{}", answer.text());
+    assert!(answer.text().contains("does not read a control image"), "{}", answer.text());
 
     let input = json!({"prompt": "a fox", "num_inference_steps": 2, "seed": 7, "megapixels": "1",
                        "image": uri(&photo), "mask": uri(&mask), "output_format": "png"});
@@ -629,4 +626,53 @@ fn comfyui_graphs_repaint_a_part() {
     let refused = server.post("/prompt", &json!({"prompt": by_mask}));
     assert_eq!(refused.status, 400);
     assert!(refused.text().contains("put back by the server itself"), "{}", refused.text());
+}
+
+#[test]
+fn style_images_are_sent_to_the_server() {
+    let pictures = Pictures::new(90, 60);
+    let folder = tempfile::tempdir().unwrap();
+    let model = styles::tiny(folder.path());
+    let model = model.to_str().unwrap();
+    let server = Server::start(&folder.path().join("data"), &["--model", model]);
+    let photo = pictures.path("photo");
+    let style = format!("{photo}:0.5");
+    let common = ["a fox", "--steps", "2", "--seed", "7", "--style"];
+    let drawn = |style: &str| {
+        drawn_by_command(folder.path(), &[&common[..], &[style, "--model", model]].concat())
+    };
+    let (whole, half) = (drawn(&photo), drawn(&style));
+    assert!(whole != half);
+    let image = pictures.base64("photo");
+    let request = json!({"prompt": "a fox", "steps": 2, "seed": 7, "styles": [image]});
+    assert!(server.image(&server.submit(request)) == whole, "native");
+    let styles = json!([{"image": image, "strength": 0.5}]);
+    let request = json!({"prompt": "a fox", "steps": 2, "seed": 7, "styles": styles});
+    assert!(server.image(&server.submit(request.clone())) == half, "native, with a strength");
+    let plan = ok(server.post("/api/v2/plan", &json!({"request": request})));
+    assert!(plan["phases"].as_array().unwrap().len() > 4, "{plan}");
+    let file = folder.path().join("remote.png");
+    let output = Command::new(env!("CARGO_BIN_EXE_flux-fast"))
+        .env("FLUX_FAST_CONFIG", "")
+        .args(["remote", &format!("http://{}", server.address)])
+        .args(common)
+        .args([&style, "-o", file.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(std::fs::read(&file).unwrap() == half, "remote");
+    let body = json!({"prompt": "a fox", "num_inference_steps": 2, "seed": 7, "sync_mode": true,
+                      "output_format": "png", "image_url": image});
+    let answer = ok(server.post("/fal/run/fal-ai/tiny/redux", &body));
+    let output = answer["images"][0]["url"].as_str().unwrap().split_once(";base64,").unwrap().1;
+    assert!(BASE64_STANDARD.decode(output).unwrap() == whole, "fal");
+    let input = json!({"prompt": "a fox", "num_inference_steps": 2, "seed": 7,
+                       "output_format": "png", "redux_image": image});
+    let body = json!({"version": "tiny", "input": input}).to_string();
+    let answer = server.request("POST", "/v1/predictions", &[("Prefer", "wait")], body.as_bytes());
+    let output = ok(answer)["output"][0].as_str().unwrap().to_string();
+    let output = output.split_once(";base64,").unwrap().1;
+    assert!(BASE64_STANDARD.decode(output).unwrap() == whole, "Replicate");
+    let answer = server.post("/api/v2/jobs", &json!({"prompt": "x", "styles": ["aGk="]}));
+    assert_eq!((answer.status, &answer.json()["error"]["parameter"]), (422, &json!("styles")));
 }

@@ -6,6 +6,7 @@ mod pictures;
 mod place;
 mod reader;
 mod scale;
+mod styles;
 
 use std::collections::HashMap;
 
@@ -25,7 +26,7 @@ const MAX_DEPTH: usize = 100;
 /// Sides of images are multiples of this.
 const UNIT: u32 = 16;
 
-/// What a graph draws.
+/// The meaning of a graph.
 #[derive(Debug)]
 pub struct Meaning {
     pub request: Request,
@@ -37,6 +38,8 @@ pub struct Meaning {
     pub mask: Option<DraftMask>,
     /// The image of an `InstructPixToPixConditioning` node.
     pub control: Option<Bytes>,
+    /// The images of `StyleModelApply` nodes, with their strengths.
+    pub styles: Vec<(Bytes, f32)>,
     /// The images of `ReferenceLatent` nodes.
     pub references: Vec<Bytes>,
     /// The nodes that encode the prompt, draw, and decode.
@@ -45,11 +48,11 @@ pub struct Meaning {
     pub decode_node: String,
     /// The nodes that take the images: id and class.
     pub outputs: Vec<(String, String)>,
-    /// What is drawn otherwise than the graph says.
+    /// Notes about parts of the graph that are drawn in another way than it says.
     pub notes: Vec<String>,
 }
 
-/// What an interpretation asks of the server.
+/// The lookups in the server that an interpretation needs.
 pub trait Surroundings {
     /// The image that `LoadImage` calls `name`.
     fn image(&self, name: &str) -> Option<Bytes>;
@@ -79,6 +82,7 @@ struct Conditioning {
     guidance: Option<f32>,
     references: Vec<Picture>,
     control: Option<Picture>,
+    styles: Vec<(Picture, f32)>,
     is_zero: bool,
 }
 
@@ -157,6 +161,9 @@ enum Output {
         decode: String,
     },
     Mask(GraphMask),
+    ClipVision,
+    StyleModel,
+    Seen(Picture),
     Noise(u64),
     Sampler,
     Sigmas(Sigmas),
@@ -237,7 +244,11 @@ pub fn interpret(graph: &Map<String, Value>, around: &dyn Surroundings) -> Resul
         found.get_or_insert((drawing, decode));
     }
     let Some((drawing, decode)) = found else {
-        return Err(Fault::new(400, "prompt_no_outputs", "the graph draws nothing"));
+        return Err(Fault::new(
+            400,
+            "prompt_no_outputs",
+            "the graph has no node that saves or shows an image",
+        ));
     };
     let notes = std::mem::take(&mut reader.notes);
     meaning(&reader, *drawing, decode, outputs, notes)
@@ -303,12 +314,17 @@ fn meaning(
     let files = positive.references.iter().map(|picture| file_of(picture, &sampler));
     let references = files.collect::<Result<_, _>>()?;
     let control = positive.control.iter().map(|picture| file_of(picture, &sampler)).next();
+    let mut styles = Vec::new();
+    for (picture, strength) in &positive.styles {
+        styles.push((file_of(picture, &sampler)?, *strength));
+    }
     Ok(Meaning {
         request,
         model: model.name,
         input,
         mask: repainted,
         control: control.transpose()?,
+        styles,
         references,
         text_node: positive.node,
         sampler_node: sampler.id,

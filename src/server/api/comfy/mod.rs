@@ -170,6 +170,9 @@ fn draft(meaning: &Meaning) -> Draft {
     draft.input = meaning.input.clone();
     draft.mask = meaning.mask.clone();
     draft.control = meaning.control.clone();
+    for (image, strength) in &meaning.styles {
+        draft.add_style(image.clone(), Some(*strength).filter(|strength| *strength != 1.0));
+    }
     draft.references = meaning.references.clone();
     draft
 }

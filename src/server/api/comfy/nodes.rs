@@ -14,7 +14,7 @@ pub struct Node {
     outputs: &'static str,
 }
 
-/// What is offered in lists: model names differ from server to server.
+/// The entries of lists in nodes: model names differ from server to server.
 pub struct Lists {
     pub models: Vec<String>,
     pub loras: Vec<String>,
@@ -79,6 +79,13 @@ const NODES: &[Node] = nodes! {
         -> "CONDITIONING CONDITIONING LATENT";
     "ImagePadForOutpaint":
         "image:IMAGE left:INT top:INT right:INT bottom:INT feathering:INT?" -> "IMAGE MASK";
+    "CLIPVisionLoader": "clip_name:@clipvisions" -> "CLIP_VISION";
+    "StyleModelLoader": "style_model_name:@stylemodels" -> "STYLE_MODEL";
+    "CLIPVisionEncode":
+        "clip_vision:CLIP_VISION image:IMAGE crop:@crops?" -> "CLIP_VISION_OUTPUT";
+    "StyleModelApply":
+        "conditioning:CONDITIONING style_model:STYLE_MODEL clip_vision_output:CLIP_VISION_OUTPUT \
+         strength:FLOAT? strength_type:@styletypes?" -> "CONDITIONING";
     "Canny": "image:IMAGE low_threshold:FLOAT? high_threshold:FLOAT?" -> "IMAGE";
     "DifferentialDiffusion": "model:MODEL strength:FLOAT?" -> "MODEL";
     "ImageCompositeMasked":
@@ -135,9 +142,8 @@ pub fn why_not(class: &str) -> Option<&'static str> {
             "masked parts are repainted and put back by the server itself: use SetLatentNoiseMask \
              or InpaintModelConditioning",
         ),
-        () if has("ControlNet") || has("StyleModel") || has("CLIPVision") || has("IPAdapter") => {
-            Some("there are no ControlNets and no style models here")
-        }
+        () if has("ControlNet") => Some("the server draws without ControlNets"),
+        () if has("IPAdapter") => Some("images for the style are read by StyleModelApply"),
         () if has("Upscale") => Some("images are not made larger by another model here"),
         () => None,
     }
@@ -204,6 +210,9 @@ fn input_info(name: &str, kind: &str, lists: &Lists) -> Value {
         "@switch" => &["enable", "disable"],
         "@resizers" => &["lanczos"],
         "@crops" => &["disabled", "center"],
+        "@clipvisions" => &["sigclip_vision_patch14_384.safetensors"],
+        "@stylemodels" => &["flux1-redux-dev.safetensors"],
+        "@styletypes" => &["multiply"],
         "@channels" => &["alpha", "red", "green", "blue"],
         "@formats" => &["PNG", "JPEG"],
         "INT" => {

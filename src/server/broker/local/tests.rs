@@ -19,6 +19,7 @@ fn new(owner: &str, key: Option<(&str, &str)>) -> NewJob {
             has_control: false,
             drawn: None,
             references: 0,
+            styles: 0,
             dialect: "native".into(),
             echo: serde_json::Value::Null,
             webhook: None,

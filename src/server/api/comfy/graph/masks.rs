@@ -118,7 +118,7 @@ fn largest(values: &[u8], radius: usize, out: &mut Vec<u8>) {
 
 impl Reader<'_> {
     /// Says once that something is drawn otherwise than the graph says.
-    fn note(&mut self, text: &str) {
+    pub(super) fn note(&mut self, text: &str) {
         if self.notes.iter().all(|note| note != text) {
             self.notes.push(text.into());
         }

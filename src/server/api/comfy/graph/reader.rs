@@ -161,6 +161,10 @@ impl<'a> Reader<'a> {
                     _ => Output::Mask(GraphMask::Margins(margins)),
                 })
             }
+            "CLIPVisionLoader" => Ok(Output::ClipVision),
+            "StyleModelLoader" => Ok(Output::StyleModel),
+            "CLIPVisionEncode" => self.seen(node).map(Output::Seen),
+            "StyleModelApply" => self.styled(node).map(Output::Conditioning),
             "Canny" => self.edges(node).map(Output::Picture),
             "InpaintModelConditioning" | "InstructPixToPixConditioning" => {
                 self.image_conditioning(node, slot)
@@ -274,8 +278,17 @@ impl<'a> Reader<'a> {
             _ => (self.text(node, "text")?, None),
         };
         let loras = self.clip(node, "clip")?;
-        let (node, references, control) = (node.id.clone(), Vec::new(), None);
-        Ok(Conditioning { node, text, loras, guidance, references, control, is_zero: false })
+        let (node, references, styles, control) = (node.id.clone(), Vec::new(), Vec::new(), None);
+        Ok(Conditioning {
+            node,
+            text,
+            loras,
+            guidance,
+            references,
+            control,
+            styles,
+            is_zero: false,
+        })
     }
 
     /// Every sampler is drawn as Euler, since that is what there is.

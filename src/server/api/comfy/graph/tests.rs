@@ -385,3 +385,33 @@ fn conditioning_with_images_is_that_of_fill_and_control_models() {
     assert_eq!(image_size(&meaning.control.unwrap(), u64::MAX).unwrap(), (100, 50));
     assert!(meaning.input.is_none());
 }
+
+#[test]
+fn style_models_see_an_image() {
+    let mut graph = simple();
+    let more = json!({
+        "20": {"class_type": "LoadImage", "inputs": {"image": "photo.png"}},
+        "21": {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": "sigclip.safetensors"}},
+        "22": {"class_type": "CLIPVisionEncode", "inputs":
+            {"clip_vision": ["21", 0], "image": ["20", 0], "crop": "center"}},
+        "23": {"class_type": "StyleModelLoader", "inputs":
+            {"style_model_name": "flux1-redux-dev.safetensors"}},
+        "24": {"class_type": "StyleModelApply", "inputs":
+            {"conditioning": ["6", 0], "style_model": ["23", 0], "clip_vision_output": ["22", 0],
+             "strength": 0.5, "strength_type": "multiply"}},
+    });
+    graph.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let graph = with(&graph, json!({"3/positive": ["24", 0], "4/ckpt_name": "dev"}));
+    let meaning = read(&graph).unwrap();
+    let [(image, strength)] = meaning.styles.as_slice() else { panic!("one style") };
+    assert_eq!((image_size(image, u64::MAX).unwrap(), *strength), ((100, 50), 0.5));
+    assert_eq!(meaning.notes.len(), 1);
+    for (change, class) in [
+        (json!({"24/strength_type": "attn_bias"}), "StyleModelApply#24"),
+        (json!({"24/style_model": ["21", 0]}), "StyleModelApply#24"),
+        (json!({"22/image": ["8", 0]}), "CLIPVisionEncode#22"),
+    ] {
+        let fault = read(&with(&graph, change)).unwrap_err();
+        assert_eq!(fault.parameter.as_deref(), Some(class), "{}", fault.message);
+    }
+}
