@@ -175,7 +175,6 @@ fn field(name: &str) -> Value {
     let side =
         || json!({"type": "integer", "minimum": MIN_SIDE, "maximum": MAX_SIDE, "multipleOf": 16});
     let scale = || json!({"type": "number", "minimum": 0, "maximum": MAX_SCALE});
-    let image = || json!({"type": "string", "contentEncoding": "base64"});
     let (mut schema, meaning) = match name {
         "prompt" => (
             json!({"type": "string", "maxLength": MAX_PROMPT_BYTES}),
@@ -222,6 +221,28 @@ fn field(name: &str) -> Value {
             json!({"type": "integer", "minimum": 0}),
             "The one image of these that is drawn, from 0",
         ),
+        "model" => (json!({"type": "string"}), "A name of /api/v2/models"),
+        "format" => (
+            json!({"type": "string", "enum": Format::ALL.map(Format::name)}),
+            "The format of the files",
+        ),
+        "quality" => {
+            (json!({"type": "integer", "minimum": 1, "maximum": 100}), "The quality of JPEG files")
+        }
+        "priority" => (
+            json!({"type": "string", "enum": ["normal", "low"]}),
+            "Jobs of low priority wait for all others",
+        ),
+        name => return image_field(name),
+    };
+    schema["description"] = json!(meaning);
+    schema
+}
+
+/// The same for fields with images, and for those that say what is done with them.
+fn image_field(name: &str) -> Value {
+    let image = || json!({"type": "string", "contentEncoding": "base64"});
+    let (mut schema, meaning) = match name {
         "init" => (
             image(),
             "An image to start from, in base64 or as a data URI. Without a mask, its transparent \
@@ -267,18 +288,6 @@ fn field(name: &str) -> Value {
                 }]},
             }),
             "Images whose content and style the result has, by FLUX.1 Redux",
-        ),
-        "model" => (json!({"type": "string"}), "A name of /api/v2/models"),
-        "format" => (
-            json!({"type": "string", "enum": Format::ALL.map(Format::name)}),
-            "The format of the files",
-        ),
-        "quality" => {
-            (json!({"type": "integer", "minimum": 1, "maximum": 100}), "The quality of JPEG files")
-        }
-        "priority" => (
-            json!({"type": "string", "enum": ["normal", "low"]}),
-            "Jobs of low priority wait for all others",
         ),
         _ => return Value::Null,
     };

@@ -5,8 +5,10 @@ mod batches;
 #[cfg(unix)]
 mod cluster;
 mod comfy;
+mod conditions;
 mod doors;
 mod faults;
+mod inpaint;
 mod limits;
 mod load;
 mod masks;
@@ -18,6 +20,8 @@ mod openai;
 mod operation;
 #[cfg(unix)]
 mod page;
+#[cfg(unix)]
+mod page_images;
 mod references;
 mod remote;
 mod security;
