@@ -356,7 +356,7 @@ impl Again<'_> {
         self.warn_of_another_model(&settings, progress);
         // Values that were typed are intended; those of the file may come from someone else.
         let (mut asked, typed) = (settings.clone(), &self.args.request);
-        let usual = pipeline.settings(&Request::default())?;
+        let usual = pipeline.defaults()?;
         if typed.count.is_some() {
             (asked.count, asked.only) = (1, None);
         }

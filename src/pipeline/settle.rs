@@ -20,12 +20,24 @@ use crate::message::Message;
 /// encoder.
 pub fn settings_for(model: &Model, request: &Request) -> Result<Settings> {
     request.check()?;
-    let d = &model.defaults;
     check_references(model, request)?;
     check_condition(model, request)?;
     if !request.styles.is_empty() && model.flux1_kind().is_none() {
         return Err(styles::unsupported());
     }
+    filled(model, request)
+}
+
+/// The settings of a request that sets nothing, and has what the model needs besides the prompt.
+///
+/// # Errors
+/// [`Kind::Argument`](crate::error::Kind::Argument) for defaults in a file that are out of range.
+pub fn default_settings(model: &Model) -> Result<Settings> {
+    filled(model, &Request::default())
+}
+
+fn filled(model: &Model, request: &Request) -> Result<Settings> {
+    let d = &model.defaults;
     let unit = model.token_pixels();
     let own = match (masked_size(model, request)?, request.references.first()) {
         (Some(size), _) => size,

@@ -57,7 +57,7 @@ fn spec(parts: Vec<(Component, Vec<TensorSpec>)>, configs: Value) -> SynthSpec {
 
 /// The embedded model as `models/checkpoints/tiny.safetensors`, with small networks for styles in
 /// the folders of ComfyUI.
-fn tiny(folder: &Path) -> PathBuf {
+pub fn tiny(folder: &Path) -> PathBuf {
     let model = folder.join("models/checkpoints/tiny.safetensors");
     run(folder, &["convert", "embedded", "-o", model.to_str().unwrap()], 0);
     let checkpoint = open(&Files::model(&model)).unwrap();

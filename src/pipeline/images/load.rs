@@ -291,21 +291,6 @@ impl ImageFile {
         let mask = transparent(&image);
         Ok((on_white(image), mask))
     }
-
-    /// The image as a mask: white is repainted, black is kept. If it has transparent pixels, these
-    /// are repainted in place of white ones, as other programs mark them.
-    ///
-    /// # Errors
-    /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged.
-    pub fn mask(&self) -> Result<Mask> {
-        self.check_whole()?;
-        let image = turned(&self.bytes)?;
-        if let Some(mask) = transparent(&image) {
-            return Ok(mask);
-        }
-        let (width, height) = (image.width() as usize, image.height() as usize);
-        Ok(Mask { width, height, values: image.into_luma8().into_raw() })
-    }
 }
 
 /// All bytes of a stream that is an image file, at most 512 MiB; `name` is its place in
@@ -377,7 +362,7 @@ fn pixels(bytes: &[u8]) -> Result<Image> {
 }
 
 /// The image in `bytes`, turned as EXIF says.
-fn turned(bytes: &[u8]) -> Result<DynamicImage> {
+pub(super) fn turned(bytes: &[u8]) -> Result<DynamicImage> {
     let mut decoder = decoder(bytes)?;
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let mut image = DynamicImage::from_decoder(decoder).map_err(unreadable)?;
@@ -385,15 +370,24 @@ fn turned(bytes: &[u8]) -> Result<DynamicImage> {
     Ok(image)
 }
 
-/// Width and height of the image in `bytes`, as they are stored (EXIF orientation is not applied),
-/// from its header alone. A file that ends early is refused.
+/// Width and height of the image in `bytes`, turned as EXIF says, from its header alone. A file that
+/// ends early is refused.
 ///
 /// # Errors
 /// [`Kind::Argument`](crate::error::Kind::Argument) if [`decode`] cannot read such a file, or if it
 /// has more than `max_pixels` pixels.
 pub fn image_size(bytes: &[u8], max_pixels: u64) -> Result<(u32, u32)> {
     check_complete(bytes, format_of(bytes)?)?;
-    check_size(&decoder(bytes)?, max_pixels)
+    let mut decoder = decoder(bytes)?;
+    let (w, h) = check_size(&decoder, max_pixels)?;
+    let is_sideways = matches!(
+        decoder.orientation(),
+        Ok(Orientation::Rotate90
+            | Orientation::Rotate270
+            | Orientation::Rotate90FlipH
+            | Orientation::Rotate270FlipH)
+    );
+    Ok(if is_sideways { (h, w) } else { (w, h) })
 }
 
 fn check_size(decoder: &impl ImageDecoder, max_pixels: u64) -> Result<(u32, u32)> {

@@ -9,6 +9,7 @@ mod image_text;
 mod jpeg_rows;
 mod kontext;
 mod load;
+mod mask_file;
 mod masking;
 pub mod metadata;
 mod other_formats;
@@ -31,6 +32,9 @@ pub use load::{
     ImageFile, decode, fit, fit_bytes, image_size, load_init_image, provenance_of, read_metadata,
     read_provenance, read_stream,
 };
+pub use mask_file::{MaskMarks, encode_mask};
+#[cfg(feature = "server")]
+pub(crate) use masking::Region;
 pub(crate) use masking::{Masking, is_hard};
 pub use metadata::Provenance;
 pub use reference::ReferenceSize;
