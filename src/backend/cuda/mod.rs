@@ -24,6 +24,7 @@ mod launch;
 mod linear;
 mod linear_fp8;
 mod linear_hopper;
+mod linear_int8;
 mod linear_params;
 mod lower;
 mod measure;
@@ -61,6 +62,7 @@ fn kernels() -> Vec<&'static launch::Kernel> {
         linear::KERNELS,
         linear_fp8::KERNELS,
         linear_hopper::KERNELS,
+        linear_int8::KERNELS,
         attention_hopper::KERNELS,
         attention::KERNELS,
         conv2d::KERNELS,

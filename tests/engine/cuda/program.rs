@@ -138,6 +138,7 @@ fn the_image_of_the_embedded_model_equals_the_cpus() {
             25.0,
             ["linear_e4m3_w8a8_128x128_sm89", "quantise_rows_e4m3_sm89"],
         ),
+        ("order=random:3", "cuda:0", "int8", 25.0, ["linear_int8_64x64_sm80", "rotate_quantise_"]),
         ("sms.2=1", "cuda:2", "auto", 40.0, ["linear_e4m3_wgmma_", "attention_d128_wgmma_sm90a"]),
         (
             "sms.2=1",
