@@ -33,6 +33,7 @@ mod norm;
 mod nvml;
 mod open;
 mod recording;
+mod slabs;
 mod uploads;
 
 pub use arch::Arch;
