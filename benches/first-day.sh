@@ -11,8 +11,8 @@
 # Synthetic checkpoints of up to 17 GB are written into XDG_CACHE_HOME where they are missing.
 #
 # Without a GPU, on the fake driver (times mean nothing there):
-#   LD_LIBRARY_PATH=FAKE FLUX_FAKE_CUDA=kernels=skip,poison=0 MODELS=embedded SIZE=256x256 BUDGETS=none \
-#       TESTS=off FOLDER/first-day.sh run FOLDER REPORT.md
+#   LD_LIBRARY_PATH=FAKE FLUX_FAKE_CUDA=kernels=skip,poison=0 MODELS=embedded SIZE=256x256 \
+#       BUDGETS=none TESTS=off FOLDER/first-day.sh run FOLDER REPORT.md
 set -u
 
 pack() {
