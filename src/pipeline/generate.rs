@@ -82,7 +82,7 @@ fn generate_once(
     let pinned = device.pinned_bytes(host_bytes);
     let granularity = device.caps().granularity;
     let (backend, holdings) = device.parts()?;
-    backend.allow_host(pinned);
+    backend.allow_host(pinned, phases.passing_bytes());
     holdings.set_peak(phases.peak_bytes(granularity));
 
     let fitted = |image| images::fit(image, settings.width, settings.height);

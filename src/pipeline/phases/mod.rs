@@ -247,6 +247,13 @@ impl<'a> Phases<'a> {
         }
     }
 
+    /// Bytes of weights that pass to the device in each run of a program that runs several times,
+    /// at most.
+    pub fn passing_bytes(&self) -> u64 {
+        let several = self.programs().filter(|p| p.plan.runs > 1);
+        several.map(|p| p.plan.streamed_bytes()).max().unwrap_or(0)
+    }
+
     /// Runs every phase on `device`.
     pub fn run(
         &self,
