@@ -55,6 +55,6 @@ impl LoraSet {
             return Err(Error::model(what).at(&spec.name).try_("a smaller strength"));
         }
         let part = lora::owned(&sum, spec.rows, spec.cols);
-        Ok(HostWeight { rows: spec.rows, cols: spec.cols, parts: vec![part] })
+        Ok(HostWeight { int8: None, rows: spec.rows, cols: spec.cols, parts: vec![part] })
     }
 }
