@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use super::embedded;
 use super::flux1_kind::Flux1Kind;
 use super::generate::{generate, input_images};
+use super::images::ReferenceSize;
 use super::inputs::ModelInputs;
 use super::loaded::LoadedModel;
 use super::loras::Loras;
@@ -128,6 +129,16 @@ impl Engine {
         }
     }
 
+    /// In which size the model reads reference images; `None` if it reads none.
+    pub fn reference_size(&self) -> Option<ReferenceSize> {
+        let model = &self.loaded.model;
+        match model.flux1_kind() {
+            None => Some(ReferenceSize::Limited),
+            Some(Flux1Kind::Kontext) => Some(ReferenceSize::Kontext { unit: model.token_pixels() }),
+            Some(_) => None,
+        }
+    }
+
     /// The model's own settings: those of a request that sets nothing. Such a request need not be
     /// one that the model can draw: some need an image, too.
     pub fn defaults(&self) -> Result<Settings> {
@@ -136,7 +147,11 @@ impl Engine {
 
     /// `request` with the defaults of the model filled in, checked against the model.
     pub fn settings(&self, request: &Request) -> Result<Settings> {
-        settings_for(&self.loaded.model, request)
+        match request.control {
+            // LoRAs that read it have defaults of their own.
+            Some(_) if request.has_loras() => self.loaded.settle(request).map(|(s, _)| s),
+            _ => settings_for(&self.loaded.model, request),
+        }
     }
 
     /// Makes the images that `request` asks for; see [`Engine::generate_with`].
@@ -172,7 +187,7 @@ impl Engine {
 
     /// What a generation would use, without running it.
     pub fn plan(&self, request: &Request) -> Result<PlanReport> {
-        let settings = self.settings(request)?;
+        let (settings, _) = self.loaded.settle(request)?;
         let sigmas = noise_levels(&self.loaded.model, &settings);
         let masking = masking_for(&self.loaded.model, request)?;
         let images = input_images(&self.loaded.model, request, &settings, masking.as_ref());

@@ -149,11 +149,9 @@ fn check_condition(model: &Model, request: &Request) -> Result<()> {
     let kind = model.flux1_kind();
     let is_control = kind.is_some_and(Flux1Kind::is_control);
     match &request.control {
-        Some(_) if !is_control => {
-            return Err(Error::argument("this model does not read a control image")
-                .at_parameter("control")
-                .try_("use FLUX.1 Canny or Depth, or {init} to start from an image"));
-        }
+        // Whether one of the LoRAs reads it is known when they are.
+        Some(_) if kind == Some(Flux1Kind::TextToImage) && request.has_loras() => {}
+        Some(_) if !is_control => return Err(no_control_image()),
         None if is_control => {
             return Err(Error::argument("this model needs a control image")
                 .at_parameter("control")
@@ -171,6 +169,14 @@ fn check_condition(model: &Model, request: &Request) -> Result<()> {
             .try_("{init} with the image, and {mask} or {outpaint}"));
     }
     Ok(())
+}
+
+/// The error for a control image with a model that does not read any.
+pub fn no_control_image() -> Error {
+    Error::argument("this model does not read a control image").at_parameter("control").try_(
+        "use FLUX.1 Canny or Depth, or {lora} with one of their LoRAs on [dev]; {init} starts from \
+         an image",
+    )
 }
 
 /// `pixels` must be a positive multiple of `token`, the pixels along the edge of one token.

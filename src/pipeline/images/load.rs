@@ -11,10 +11,12 @@ use super::decoder::{
     MAX_PIXELS, MAX_ROW_PIXELS, decoder, format_of, on_white, transparent, unreadable,
 };
 use super::jpeg_rows::JpegRows;
+use super::kontext::{kontext_size, prepare_kontext};
 use super::metadata::{self, Provenance};
 use super::png_rows::PngRows;
-use super::reference::{check_reference_size, shrink, shrunk_size};
+use super::reference::{ReferenceSize, check_reference_size, shrink, shrunk_size};
 use super::resize::Resizer;
+use super::stretch::{Filter, Stretcher, stretch_bytes};
 use super::texts::texts_in;
 use crate::error::{Error, Result};
 use crate::pipeline::request::{Image, Mask, Settings};
@@ -184,14 +186,24 @@ impl ImageFile {
         }
     }
 
-    /// The image as a reference for a model, made smaller if it is large: a model reads no more of
-    /// it. In less memory where rows can be read one after another.
+    /// The image as a reference for a model: in the size in which it is read, or made smaller if it
+    /// is large, since a model reads no more of it. In less memory where rows can be read one after
+    /// another.
     ///
     /// # Errors
     /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged, or the image is too
-    /// small or too narrow.
-    pub fn reference(&self) -> Result<Image> {
+    /// small or too narrow for the model.
+    pub fn reference(&self, size: ReferenceSize) -> Result<Image> {
         let (width, height) = self.columns_and_rows();
+        if let ReferenceSize::Kontext { unit } = size {
+            let Some(rows) = self.rows()? else {
+                return Ok(prepare_kontext(&self.decode()?, unit));
+            };
+            let (to, from) = (kontext_size(width, height, unit), (width, height));
+            let mut stretcher = Stretcher::new(from, to.0, to.1, Filter::Lanczos);
+            rows.each(&mut |row| stretcher.push(row))?;
+            return Ok(stretcher.finish());
+        }
         check_reference_size(width, height)?;
         let (smaller_width, smaller_height) = shrunk_size(width, height);
         match self.rows()? {
@@ -211,18 +223,29 @@ impl ImageFile {
 
     /// Upper bound of the memory that [`reference`](ImageFile::reference) needs besides the file
     /// itself, in bytes.
-    pub fn reference_bytes(&self) -> u64 {
+    pub fn reference_bytes(&self, size: ReferenceSize) -> u64 {
         let (w, h) = self.columns_and_rows();
-        let (width, height) = shrunk_size(w, h);
-        let resizer = Resizer::bytes_of_part((w, h), width, height);
-        // EXIF may swap the sides.
-        let resizer = resizer.max(Resizer::bytes_of_part((h, w), height, width));
-        match self.rows() {
-            Ok(Some(rows)) => rows.row_bytes() + resizer,
-            _ => match self.jpeg_rows(width, height) {
-                Some(rows) => self.jpeg_bytes(&rows, width, height),
-                None => self.decode_bytes.max(3 * self.size.0 * self.size.1 + resizer),
-            },
+        let (jpeg, resizer) = match size {
+            ReferenceSize::Limited => {
+                let (width, height) = shrunk_size(w, h);
+                let jpeg = self.jpeg_rows(width, height);
+                let jpeg = jpeg.map(|rows| self.jpeg_bytes(&rows, width, height));
+                // EXIF may swap the sides.
+                let turned = Resizer::bytes_of_part((h, w), height, width);
+                (jpeg, Resizer::bytes_of_part((w, h), width, height).max(turned))
+            }
+            ReferenceSize::Kontext { unit } => {
+                let bytes = |w: usize, h: usize| {
+                    let (width, height) = kontext_size(w, h, unit);
+                    stretch_bytes((w, h), width, height)
+                };
+                (None, bytes(w, h).max(bytes(h, w)))
+            }
+        };
+        match (self.rows(), jpeg) {
+            (Ok(Some(rows)), _) => rows.row_bytes() + resizer,
+            (_, Some(bytes)) => bytes,
+            (_, None) => self.decode_bytes.max(3 * self.size.0 * self.size.1 + resizer),
         }
     }
 
@@ -291,11 +314,6 @@ pub fn read_stream(stream: impl Read, name: &str) -> Result<Vec<u8>> {
 /// Reads the image at `path` as 8-bit RGB: [`ImageFile::open`] and [`ImageFile::decode`].
 pub fn load_init_image(path: &Path) -> Result<Image> {
     ImageFile::open(path)?.decode().map_err(|e| e.at_path(path))
-}
-
-/// Reads the reference image at `path`: [`ImageFile::open`] and [`ImageFile::reference`].
-pub fn load_reference(path: &Path) -> Result<Image> {
-    ImageFile::open(path)?.reference().map_err(|e| e.at_path(path))
 }
 
 /// Like [`load_init_image`], for bytes in memory. The size is checked before pixels are decoded.

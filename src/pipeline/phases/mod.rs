@@ -27,7 +27,7 @@ pub(crate) mod tokens;
 mod transformer;
 
 pub use draft::{Band, Draft, PlannedProgram, Planner, Refused, Variant};
-pub use flux1::flux1;
+pub use flux1::{Flux1Inputs, flux1};
 pub use flux2::flux2;
 pub use keep::{KeptLatents, MaskSampling};
 

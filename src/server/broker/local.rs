@@ -107,11 +107,13 @@ impl LocalBroker {
 
     /// Lets `waiting` run, which was taken out of the queue.
     fn start(&self, writer: &Writer, waiting: Waiting) -> Result<Job, Fault> {
-        let started = writer.db.execute(
-            "UPDATE jobs SET state = 'running', started = ?2, attempts = attempts + 1
-             WHERE id = ?1",
-            params![waiting.id, self.clock.seconds()],
-        );
+        let started = writer.without_sync(|db| {
+            db.execute(
+                "UPDATE jobs SET state = 'running', started = ?2, attempts = attempts + 1
+                 WHERE id = ?1",
+                params![waiting.id, self.clock.seconds()],
+            )
+        });
         let job = started.map_err(stored).and_then(|_| writer.known(&waiting.id));
         let mut memory = lock(&self.memory);
         match job {
@@ -157,6 +159,18 @@ impl Writer {
         Ok(memory)
     }
 
+    /// Makes a change that need not wait for the disk: it survives the end of the process, and may be
+    /// lost if the machine loses power. The job then runs once more, and gives the same images.
+    fn without_sync<T>(
+        &self,
+        change: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        self.db.execute_batch("PRAGMA synchronous = NORMAL;")?;
+        let changed = change(&self.db);
+        self.db.execute_batch("PRAGMA synchronous = FULL;")?;
+        changed
+    }
+
     /// Writes how a job ended.
     fn end(&mut self, id: &str, outcome: &Outcome, now: f64) -> Result<(), Fault> {
         let state = outcome.state().name();
@@ -168,12 +182,13 @@ impl Writer {
             Outcome::Canceled => (Ok("[]".into()), None, None),
         };
         let changed = self
-            .db
-            .execute(
-                "UPDATE jobs SET state = ?2, finished = ?3, outputs = ?4, settings = ?5, fault = ?6
-                 WHERE id = ?1 AND state IN ('running', 'canceling')",
-                params![id, state, now, outputs.unwrap_or_default(), settings, fault],
-            )
+            .without_sync(|db| {
+                db.execute(
+                    "UPDATE jobs SET state = ?2, finished = ?3, outputs = ?4, settings = ?5,
+                     fault = ?6 WHERE id = ?1 AND state IN ('running', 'canceling')",
+                    params![id, state, now, outputs.unwrap_or_default(), settings, fault],
+                )
+            })
             .map_err(stored)?;
         // It was not the owner's fault.
         let failed = matches!(outcome, Outcome::Failed(_));

@@ -1,5 +1,6 @@
 //! What processes of a cluster tell each other, whatever carries it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -129,7 +130,9 @@ impl Catalog {
     /// What `workers` can draw together; `None` if none of them is ready.
     pub fn of(workers: &[Arc<WorkerFacts>]) -> Option<Catalog> {
         let ready = || workers.iter().filter(|worker| worker.ready);
-        let count = |name: &str| ready().filter(|worker| worker.default == name).count();
+        let mut counts: HashMap<&str, usize> = HashMap::new();
+        ready().for_each(|worker| *counts.entry(&worker.default).or_default() += 1);
+        let count = |name: &str| counts.get(name).copied().unwrap_or(0);
         let first = ready().max_by(|a, b| {
             let key = |worker: &Arc<WorkerFacts>| count(&worker.default);
             key(a).cmp(&key(b)).then_with(|| b.default.cmp(&a.default))

@@ -61,10 +61,19 @@ fn every_budget_gives_the_same_bits() {
 
 #[test]
 fn flux2_and_its_text_encoder_give_the_same_bits_with_every_budget() {
+    same_bits_with_every_budget(&[Denoiser::flux2, Denoiser::qwen3]);
+}
+
+#[test]
+fn fill_kontext_and_siglip_give_the_same_bits_with_every_budget() {
+    same_bits_with_every_budget(&[Denoiser::fill, Denoiser::kontext, Denoiser::siglip]);
+}
+
+fn same_bits_with_every_budget(programs: &[fn(DType) -> Denoiser]) {
     let Some(driver) = driver::get() else { return };
     let _turn = driver::take_turn();
     let mut exact = cpu(Compute::F32);
-    for make in [Denoiser::flux2, Denoiser::qwen3] {
+    for make in programs {
         let denoiser = make(DType::BF16);
         let mut whole = None;
         for (pinned, order) in [(0, "late"), (1 << 30, "random:5")] {

@@ -61,7 +61,7 @@ fn velocity(
         height: grid[0] as usize,
         width: grid[1] as usize,
     };
-    let shape = SequenceShape { image, references: vec![] };
+    let shape = SequenceShape { image, references: vec![], added_inputs: 0 };
     let (program, weights) = apply(flux2::denoise(config, &shape, DType::F32));
     let rope = flux2::rope(config, &shape);
     let (img, txt) = (golden.f32("flux2.img"), golden.f32("flux2.txt"));
