@@ -120,9 +120,7 @@ fn kernels_have_the_input_channel_fastest_and_vectors_are_f32() {
     let (form, bytes) = image(&weight, Use::Kernel { taps: 9 });
     let s = form.segments[0];
     let whole = weight.to_f32();
-    for (o, c, t) in
-        (0..2).flat_map(|o| (0..3).flat_map(move |c| (0..9).map(move |t| (o, c, t))))
-    {
+    for (o, c, t) in (0..2).flat_map(|o| (0..3).flat_map(move |c| (0..9).map(move |t| (o, c, t)))) {
         let at = 2 * (o * s.stride + t * 3 + c);
         assert_eq!(DType::BF16.decode(&bytes[at..]), whole[o * 27 + c * 9 + t]);
     }
@@ -133,8 +131,5 @@ fn kernels_have_the_input_channel_fastest_and_vectors_are_f32() {
         parts: vec![part(1, 5, DType::BF16, Scale::Tensor(0.5))],
     };
     let (_, bytes) = image(&weight, Use::Vector);
-    assert_eq!(
-        bytes.chunks(4).map(|b| DType::F32.decode(b)).collect::<Vec<_>>(),
-        weight.to_f32()
-    );
+    assert_eq!(bytes.chunks(4).map(|b| DType::F32.decode(b)).collect::<Vec<_>>(), weight.to_f32());
 }

@@ -5,10 +5,10 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use flux_fast::backend::{Compute, Device};
 use flux_fast::backend::cpu::isa::Isa;
 use flux_fast::backend::cpu::linear::{LINEAR, Tail, linear, linear_scratch};
 use flux_fast::backend::cpu::matrix::{In, Out};
+use flux_fast::backend::{Compute, Device};
 use flux_fast::dtype::DType;
 use flux_fast::dtype::int8::{Int8, Rotation};
 use flux_fast::event::Event;

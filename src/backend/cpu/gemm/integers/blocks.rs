@@ -36,7 +36,14 @@ pub struct Blocks {
 
 impl Blocks {
     /// The division of a product of `rows x k` with `n x k`, with a side of rank `side`.
-    pub fn new(m: &IntegerMicro, rows: usize, k: usize, side: usize, n: usize, threads: usize) -> Self {
+    pub fn new(
+        m: &IntegerMicro,
+        rows: usize,
+        k: usize,
+        side: usize,
+        n: usize,
+        threads: usize,
+    ) -> Self {
         let (mr, nr) = (m.floats.mr, m.floats.nr);
         let row_bytes = k.next_multiple_of(PAD).max(PAD);
         let words = row_bytes / m.per_word;
