@@ -8,6 +8,7 @@
 //! LoRAs reads nothing, and other strengths only repeat the merge.
 
 mod control;
+mod describe;
 mod set;
 
 pub use set::{LoraSet, Strengths};

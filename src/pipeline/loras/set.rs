@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use rayon::prelude::*;
 
+use super::describe::describe;
 use crate::backend::Int8Use;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -435,35 +436,6 @@ fn linear_change(run: &Merged, first: usize) -> LinearChange {
         column_factors: run.columns.is_some(),
         terms: run.terms.iter().map(term).collect(),
     }
-}
-
-/// A line for the user about a LoRA, and one about its tensors that match no weight, if there are
-/// any.
-fn describe(path: &Path, strength: Strengths, adapter: &Adapter) -> (String, Option<String>) {
-    let s = &adapter.summary;
-    let ranks: Vec<String> = s.ranks.keys().map(usize::to_string).collect();
-    let kinds: Vec<&str> = s.kinds.keys().map(String::as_str).filter(|k| *k != "LoRA").collect();
-    let mut words = vec![s.dialect.clone()];
-    if !kinds.is_empty() {
-        words.push(kinds.join(" + "));
-    }
-    if !ranks.is_empty() {
-        words.push(format!("rank {}", ranks.join(", ")));
-    }
-    let line = format!(
-        "lora: {} at {strength} ({}, {} of {} keys used)",
-        path.display(),
-        words.join(", "),
-        s.matched,
-        s.matched + s.unmatched
-    );
-    let unmatched = (s.unmatched > 0).then(|| {
-        let first: Vec<String> =
-            s.first_unmatched.iter().map(|u| format!("{} ({})", u.key, u.why)).collect();
-        let keys = if s.unmatched == 1 { "key" } else { "keys" };
-        format!("{} {keys} of {} are not used: {}", s.unmatched, path.display(), first.join("; "))
-    });
-    (line, unmatched)
 }
 
 #[cfg(unix)]
