@@ -4,6 +4,7 @@ mod fair;
 mod local;
 #[cfg(feature = "nats")]
 mod nats;
+#[cfg_attr(not(feature = "nats"), allow(dead_code, reason = "nobody else speaks"))]
 mod news;
 mod queue;
 
