@@ -64,6 +64,9 @@ pub enum TermFactor {
 /// or a matrix or vector of adapters for these rows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct WeightSpec {
+    /// The network that has the weight: 0 for the one that the program runs, and the numbers from 1
+    /// on for further ones that run within it (ControlNets).
+    pub net: u32,
     /// Canonical name within the component, e.g. `double_blocks.0.img_attn.qkv.weight`.
     pub name: String,
     /// First row; 0 unless only a part of a fused tensor is meant. Vectors are sliced by element.

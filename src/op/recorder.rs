@@ -14,6 +14,8 @@ pub struct Recorder {
     seen: HashMap<WeightSpec, u32>,
     /// The first part of the labels of the next steps.
     scope: String,
+    /// The network that has the next weights.
+    net: u32,
 }
 
 impl Recorder {
@@ -23,12 +25,18 @@ impl Recorder {
             program: Program { name: name.into(), ..Program::default() },
             seen: HashMap::new(),
             scope: String::new(),
+            net: 0,
         }
     }
 
     /// Sets the scope: the labels of the next steps begin with `scope` and a dot.
     pub fn scope(&mut self, scope: impl Into<String>) {
         self.scope = scope.into();
+    }
+
+    /// Sets the network that has the next weights ([`WeightSpec::net`]).
+    pub fn net(&mut self, net: u32) {
+        self.net = net;
     }
 
     /// Begins the segment `name`, which ends where the next one begins.
@@ -87,7 +95,7 @@ impl Recorder {
         rows: usize,
         cols: usize,
     ) -> Weight {
-        let spec = WeightSpec { name: name.into(), first, rows, cols, side: None };
+        let spec = WeightSpec { net: self.net, name: name.into(), first, rows, cols, side: None };
         let weights = &mut self.program.weights;
         let id = *self.seen.entry(spec.clone()).or_insert_with(|| {
             weights.push(spec);

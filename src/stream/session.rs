@@ -13,9 +13,15 @@ use crate::op::{Program, Step, Use, WeightSpec};
 use crate::plan::PhasePlan;
 use crate::tensor::{ByteSource, HostPart, HostWeight, Tensor};
 
+/// The most networks that one program runs.
+pub const NETS: usize = 5;
+
 /// How a session shares the device with the sessions of other phases.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Tenancy {
+    /// By number of a network ([`WeightSpec::net`]): the owner that its weights have in their
+    /// [`WeightKey`].
+    pub owners: [u32; NETS],
     /// Number of the phase, which its weights have in their [`WeightKey`].
     pub phase: u32,
     /// Number of the set of side matrices (LoRAs) that the program uses; 0 if it has none.
@@ -73,17 +79,24 @@ impl<'a> Session<'a> {
         tenancy: Tenancy,
     ) -> Self {
         assert_eq!(weights.len(), program.weights.len());
-        let key = |(id, spec): (usize, &WeightSpec)| WeightKey {
-            side_set: if spec.side.is_some() { tenancy.side_set } else { 0 },
-            phase: tenancy.phase,
-            id: id as u32,
+        // Numbered by network, so that those of the model keep their keys with and without others.
+        let mut counts = [0; NETS];
+        let mut key = |spec: &WeightSpec| {
+            let net = spec.net as usize;
+            counts[net] += 1;
+            WeightKey {
+                side_set: if spec.side.is_some() { tenancy.side_set } else { 0 },
+                owner: tenancy.owners[net],
+                phase: tenancy.phase,
+                id: counts[net] - 1,
+            }
         };
         let places = Places {
             inputs: plan.arena.inputs.clone(),
             temps: plan.arena.temps.clone(),
             outputs: plan.arena.outputs.clone(),
             scratch: 0,
-            weights: program.weights.iter().enumerate().map(key).collect(),
+            weights: program.weights.iter().map(&mut key).collect(),
         };
         let id = SESSIONS.fetch_add(1, Ordering::Relaxed);
         Session {

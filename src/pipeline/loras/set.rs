@@ -249,9 +249,23 @@ impl LoraSet {
         weights: &ComponentWeights,
         program: Program,
     ) -> Result<(Program, Vec<HostWeight>)> {
+        self.apply_among(weights, &[], program)
+    }
+
+    /// The same for a program within which `others` run, which no LoRA changes; each has the number
+    /// of an opened network.
+    pub fn apply_among(
+        &self,
+        weights: &ComponentWeights,
+        others: &[(&ComponentWeights, u32)],
+        program: Program,
+    ) -> Result<(Program, Vec<HostWeight>)> {
         let component = weights.component();
         let program = self.with_changes(component, weights, program)?;
         let resolved = program.weights.iter().map(|w| match w.side {
+            None if w.net != 0 => {
+                others[w.net as usize - 1].0.get(&w.name, w.first, w.rows, w.cols)
+            }
             None => weights.get(&w.name, w.first, w.rows, w.cols),
             Some(which) => self.weight(component, w, which),
         });
@@ -271,6 +285,9 @@ impl LoraSet {
         self.merge(component, weights, &program)?;
         let merged = self.merged();
         let changes = |spec: &WeightSpec| {
+            if spec.net != 0 {
+                return Vec::new();
+            }
             let runs = merged.matrices.get(&merge_key(component, spec));
             let runs = runs.map(Vec::as_slice).unwrap_or_default();
             let rows: usize = runs.iter().map(|run| run.rows.len()).sum();
@@ -278,7 +295,8 @@ impl LoraSet {
             runs.iter().map(|run| linear_change(run, spec.first)).collect()
         };
         let vector = |spec: &WeightSpec| {
-            merged.vectors.get(&merge_key(component, spec)).is_some_and(Option::is_some)
+            let vector = merged.vectors.get(&merge_key(component, spec));
+            spec.net == 0 && vector.is_some_and(Option::is_some)
         };
         Ok(program.with_changes(&changes, &vector))
     }
@@ -299,6 +317,7 @@ impl LoraSet {
             self.adapters.iter().map(|(a, s)| (a.as_ref(), s.at(component))).collect();
         let changed = |spec: &WeightSpec| {
             spec.side.is_none()
+                && spec.net == 0
                 && loras.iter().any(|(a, _)| !a.of(component, &spec.name).is_empty())
         };
         let specs = program.weights.iter().zip(program.uses()).filter(|(spec, _)| changed(spec));
