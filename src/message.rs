@@ -57,6 +57,7 @@ pub const PARAMETERS: &[&str] = &[
     "mask_padding",
     "outpaint",
     "control",
+    "controlnet",
     "reference",
     "lora",
     "count",

@@ -52,6 +52,11 @@ pub fn remote(args: RemoteArgs, how: How) -> Result<()> {
             "draw it on this machine, or give an image without transparent pixels and no --mask",
         ));
     }
+    if !args.request.controlnets.is_empty() {
+        return Err(Error::argument("ControlNets are not sent to a server yet")
+            .at("--controlnet")
+            .try_("draw it on this machine"));
+    }
     if args.request.control.is_some() {
         return Err(Error::argument("control images are not sent to a server yet")
             .at("--control")

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use super::controlnets::ControlNets;
 use super::embedded;
 use super::generate::{generate, input_images};
 use super::loaded::LoadedModel;
@@ -74,7 +75,8 @@ impl Engine {
         let mut notes = Vec::new();
         let model = Model::new(checkpoint, &mut notes)?;
         notes.into_iter().try_for_each(|n| notify(on, Event::note(n)))?;
-        let mut loaded = LoadedModel::new(model, Loras::new(places), !options.no_cache);
+        let (loras, controlnets) = (Loras::new(places), ControlNets::new(places));
+        let mut loaded = LoadedModel::new(model, loras, controlnets, !options.no_cache);
         loaded.embedded = embedded;
         Ok(Engine { loaded, device })
     }

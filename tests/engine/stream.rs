@@ -119,6 +119,7 @@ fn run_by(
             side_set: case.side_set,
             resident_base: case.base,
             keep: case.keep,
+            ..Tenancy::default()
         },
     );
     let mut steps = 0;

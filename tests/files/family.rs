@@ -30,6 +30,7 @@ static LUMEN: Family = Family {
     pipeline_class: "LumenPipeline",
     undistilled: None,
     components: &[CORE, READER],
+    add_ons: &[],
     lora: LoraSpec {
         prefixes: &[COMMON_PREFIXES, &[LoraPrefix::shared("reader_", Some(Role::Text(0))).flat()]],
         foreign: &[("double_blocks", "FLUX.1")],
@@ -365,6 +366,7 @@ static MORE_FAMILY: Family = Family {
     pipeline_class: "",
     undistilled: None,
     components: &[MORE, VAE],
+    add_ons: &[],
     lora: NO_LORA,
 };
 const NO_LORA: LoraSpec = LoraSpec {

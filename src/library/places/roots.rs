@@ -20,6 +20,8 @@ pub enum Role {
     Vae,
     /// LoRAs.
     Lora,
+    /// ControlNets.
+    ControlNet,
     /// Not known: files of any kind.
     Any,
 }
@@ -31,6 +33,7 @@ impl Role {
             spec::Role::Transformer => Role::Model,
             spec::Role::Text(_) | spec::Role::Vision => Role::Text,
             spec::Role::Autoencoder => Role::Vae,
+            spec::Role::Control => Role::ControlNet,
         }
     }
 }
@@ -49,7 +52,7 @@ pub struct ModelFolder {
 }
 
 /// The folders of ComfyUI, which are also the keys of its lists of folders, and of A1111 and Forge.
-const FOLDERS: [(&str, Role); 14] = [
+const FOLDERS: [(&str, Role); 17] = [
     ("checkpoints", Role::Model),
     ("diffusion_models", Role::Model),
     ("unet", Role::Model),
@@ -60,13 +63,16 @@ const FOLDERS: [(&str, Role); 14] = [
     ("clip_gguf", Role::Text),
     ("vae", Role::Vae),
     ("loras", Role::Lora),
+    ("controlnet", Role::ControlNet),
+    ("xlabs/controlnets", Role::ControlNet),
     ("Stable-diffusion", Role::Model),
     ("text_encoder", Role::Text),
     ("VAE", Role::Vae),
     ("Lora", Role::Lora),
+    ("ControlNet", Role::ControlNet),
 ];
 /// How many of [`FOLDERS`] belong to ComfyUI.
-const COMFY_FOLDERS: usize = 10;
+const COMFY_FOLDERS: usize = 12;
 
 /// The usual names of ComfyUI's own folder.
 const COMFY_ROOTS: [&str; 4] =

@@ -223,7 +223,7 @@ impl Denoiser<'_> {
         let Residual { tensor, strength, net } = residual;
         r.scope(block);
         let label = format!("control{net}");
-        let mut add = |r: &mut Recorder, to: Tensor| {
+        let add = |r: &mut Recorder, to: Tensor| {
             let epilogue = Epilogue::GatedAdd { residual: to, gate: strength.all() };
             let (x, out) = (tensor.all(), to.all());
             r.push(&label, ScaledAdd { x, add: None, scale: None, epilogue, out });

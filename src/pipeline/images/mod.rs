@@ -30,7 +30,7 @@ pub use load::{
     ImageFile, decode, fit, fit_bytes, image_size, load_init_image, load_reference, provenance_of,
     read_metadata, read_provenance, read_stream,
 };
-pub(crate) use masking::{Masking, is_hard};
+pub(crate) use masking::{Masking, fit_mask, is_hard};
 pub use metadata::Provenance;
 pub(crate) use reference::{check_reference, prepare_bytes, prepare_reference, reference_size};
 pub use save::{Metadata, probe_output, save, to_bytes, with_suffix, write_beside, write_new};

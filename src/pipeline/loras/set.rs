@@ -2,10 +2,9 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use rayon::prelude::*;
 
@@ -16,62 +15,12 @@ use crate::library::file_hash;
 use crate::op::{
     LinearChange, LinearTerm, Program, SideFactor, TermFactor, TermKind, Use, WeightSpec,
 };
+use crate::pipeline::opened_file::OpenedFile;
 use crate::pipeline::request::LoraChoice;
 use crate::spec::{Component, Role};
 use crate::tensor::{HostPart, HostWeight};
 use crate::weights::ComponentWeights;
 use crate::weights::lora::{self, Adapter, Combined, Merged, Target, TermMatrix};
-
-/// A file as it was when it was read.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LoraFile {
-    pub path: PathBuf,
-    bytes: u64,
-    modified: Option<SystemTime>,
-    /// Device, number, and the time of the last change of the file itself, where there are any: a
-    /// copy may have the length and the modification time of another file.
-    inode: Option<[i64; 4]>,
-}
-
-/// How often a file is read again that was replaced in the meantime.
-const READS: usize = 5;
-
-impl LoraFile {
-    /// The file at `path` as it is now.
-    pub fn at(path: PathBuf) -> Result<LoraFile> {
-        let metadata = path
-            .metadata()
-            .map_err(|e| Error::missing(format!("cannot be read: {e}")).at_path(&path))?;
-        #[cfg(unix)]
-        let inode = {
-            use std::os::unix::fs::MetadataExt;
-            let (device, number) = (metadata.dev() as i64, metadata.ino() as i64);
-            Some([device, number, metadata.ctime(), metadata.ctime_nsec()])
-        };
-        #[cfg(not(unix))]
-        let inode = None;
-        Ok(LoraFile { path, bytes: metadata.len(), modified: metadata.modified().ok(), inode })
-    }
-
-    /// Calls `read` with the path. If the file is replaced meanwhile, it is read again, and this
-    /// becomes the file that was read.
-    ///
-    /// # Errors
-    /// Those of `read`; [`Kind::Model`](crate::error::Kind::Model) if the file is replaced again
-    /// and again.
-    pub fn read<T>(&mut self, mut read: impl FnMut(&Path) -> Result<T>) -> Result<T> {
-        for _ in 0..READS {
-            let outcome = read(&self.path);
-            let now = LoraFile::at(self.path.clone())?;
-            if std::mem::replace(self, now.clone()) == now {
-                return outcome;
-            }
-        }
-        Err(Error::model("the file is replaced again and again while it is read")
-            .at_path(&self.path)
-            .try_("run again when the program that writes it has ended"))
-    }
-}
 
 /// How strongly a LoRA changes the components of a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -117,7 +66,7 @@ pub struct LoraSet {
     adapters: Vec<(Arc<Adapter>, Strengths)>,
     /// The user was informed about them.
     reported: AtomicBool,
-    files: Vec<(LoraFile, Strengths)>,
+    files: Vec<(OpenedFile, Strengths)>,
     /// Distinguishes this set from all others of the pipeline.
     pub number: u32,
     merged: Mutex<AllMerged>,
@@ -146,7 +95,7 @@ impl LoraSet {
     /// `adapters` with their strengths, read from `files`.
     pub(super) fn new(
         adapters: Vec<(Arc<Adapter>, Strengths)>,
-        files: Vec<(LoraFile, Strengths)>,
+        files: Vec<(OpenedFile, Strengths)>,
         number: u32,
     ) -> LoraSet {
         LoraSet {
@@ -164,13 +113,13 @@ impl LoraSet {
     }
 
     /// Whether the set was read from `files`, with these strengths.
-    pub(super) fn is_of(&self, files: &[(LoraFile, Strengths)]) -> bool {
+    pub(super) fn is_of(&self, files: &[(OpenedFile, Strengths)]) -> bool {
         self.files == files
     }
 
     /// A hash of each file, in the order of the choices; empty where it cannot be read any more.
     pub fn hashes(&self) -> Vec<String> {
-        let hash = |(file, _): &(LoraFile, Strengths)| file_hash(&file.path).unwrap_or_default();
+        let hash = |(file, _): &(OpenedFile, Strengths)| file_hash(&file.path).unwrap_or_default();
         self.files.iter().map(hash).collect()
     }
 
@@ -220,7 +169,7 @@ impl LoraSet {
         let files = self
             .files
             .iter()
-            .map(|(f, s)| format!("{} {} {:?} {}", f.path.display(), f.bytes, f.modified, s.text));
+            .map(|(f, s)| format!("{} {}", f.key(), s.text));
         files.collect::<Vec<_>>().join("; ")
     }
 
@@ -455,47 +404,4 @@ fn describe(path: &Path, strength: Strengths, adapter: &Adapter) -> (String, Opt
         format!("{} {keys} of {} are not used: {}", s.unmatched, path.display(), first.join("; "))
     });
     (line, unmatched)
-}
-
-#[cfg(unix)]
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_that_is_replaced_while_it_is_read_is_read_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x.safetensors");
-        let time = SystemTime::UNIX_EPOCH;
-        // The same length and the same time: only the file is another one.
-        let put = |text: &str| {
-            let new = folder.path().join("new");
-            std::fs::write(&new, text).unwrap();
-            std::fs::File::options().write(true).open(&new).unwrap().set_modified(time).unwrap();
-            std::fs::rename(&new, &path).unwrap();
-        };
-        put("old");
-        let mut file = LoraFile::at(path.clone()).unwrap();
-        let before = file.clone();
-        let mut reads = 0;
-        let text = file.read(|path| {
-            reads += 1;
-            let text = std::fs::read_to_string(path).unwrap();
-            if reads == 1 {
-                put("new");
-            }
-            Ok(text)
-        });
-        assert_eq!((text.unwrap().as_str(), reads), ("new", 2));
-        assert_eq!(file, LoraFile::at(path.clone()).unwrap());
-        assert_ne!(file, before);
-        // A file that never rests is an error.
-        let mut n = 0;
-        let e = file.read(|_| {
-            n += 1;
-            std::fs::write(&path, "x".repeat(10 + n)).unwrap();
-            Ok(())
-        });
-        assert!(e.unwrap_err().to_string().contains("again and again"));
-    }
 }

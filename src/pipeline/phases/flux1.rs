@@ -1,6 +1,8 @@
 //! The phases of a FLUX.1 generation.
 
 use super::GenerationPhase;
+use super::control_hint::ControlHint;
+use super::control_modulate::ControlModulate;
 use super::decode::Decode;
 use super::denoise::Denoise;
 use super::image_encode::{ImageEncode, ImageUse};
@@ -10,6 +12,8 @@ use super::text_encode::TextEncode;
 use super::transformer::Transformer;
 use crate::model::SequenceShape;
 use crate::model::flux1::DenoiseShape;
+use crate::model::flux1::control::{Condition, MAX_CONTROLS};
+use crate::pipeline::controlnets::Controlling;
 use crate::pipeline::flux1_kind::Flux1Kind;
 use crate::pipeline::loaded::InputImages;
 use crate::pipeline::model::{Flux1Networks, Model};
@@ -17,9 +21,9 @@ use crate::pipeline::request::Settings;
 
 /// Text encoders, image encoders (for images that the request has), modulation, denoising and
 /// decoding for `settings`, of whose noise levels `sigmas` are used. `images` are the images of the
-/// request. `text_key` names what the text embeddings
-/// depend on besides prompts and networks: arithmetic and LoRAs; `None` if they are neither read
-/// from the cache nor written to it.
+/// request, `controls` its ControlNets. `text_key` names what the text embeddings depend on besides
+/// prompts and networks: arithmetic and LoRAs; `None` if they are neither read from the cache nor
+/// written to it.
 pub fn flux1<'a>(
     model: &'a Model,
     networks: &'a Flux1Networks,
@@ -27,6 +31,7 @@ pub fn flux1<'a>(
     sigmas: &[f32],
     text_key: Option<String>,
     images: &InputImages,
+    controls: &'a [Controlling],
 ) -> Vec<Box<dyn GenerationPhase + 'a>> {
     let token = model.token_pixels();
     let shape = DenoiseShape {
@@ -44,6 +49,7 @@ pub fn flux1<'a>(
     let flux = Transformer::Flux1 {
         network: &networks.flux,
         shape: SequenceShape { image: shape, references: images.references.clone() },
+        controls,
     };
     let start = ImageUse::Start { sigma: sigmas[0], is_reference: false };
     // Fill sees the image as its condition, and starts from noise alone.
@@ -70,6 +76,22 @@ pub fn flux1<'a>(
         Flux1Kind::Fill | Flux1Kind::Canny | Flux1Kind::Depth | Flux1Kind::Control => {
             phases.push(Box::new(encode(Some(ImageUse::Condition))));
         }
+    }
+    for number in 0..MAX_CONTROLS {
+        let control = controls.get(number);
+        let reads_latents =
+            |c: &&Controlling| !matches!(c.net.network.config.condition, Condition::Pixels { .. });
+        let work = control.filter(reads_latents).map(|_| ImageUse::Control(number));
+        phases.push(Box::new(encode(work)));
+        let size = (settings.height, settings.width);
+        phases.push(Box::new(ControlHint { model, number, control, size }));
+        phases.push(Box::new(ControlModulate {
+            model,
+            number,
+            control,
+            guidance: settings.guidance,
+            sigmas: sigmas.clone(),
+        }));
     }
     let rest: [Box<dyn GenerationPhase + 'a>; 3] = [
         Box::new(Modulate {

@@ -6,6 +6,8 @@
 //! are planned ([`PlannedProgram`]). What phases pass on to one another is in [`Values`].
 
 mod bands;
+mod control_hint;
+mod control_modulate;
 mod decode;
 mod denoise;
 mod draft;
@@ -27,6 +29,7 @@ mod transformer;
 pub use draft::{Band, Draft, Nets, PlannedProgram, Planner, Refused, Variant};
 pub use flux1::flux1;
 pub use flux2::flux2;
+pub use image_encode::blacken;
 pub use keep::{KeptLatents, MaskSampling};
 
 use super::loras::LoraSet;
@@ -87,6 +90,8 @@ pub struct Values {
     pub hole: Option<Mask>,
     /// The condition as packed tokens of one image.
     pub condition: Vec<f32>,
+    /// What each ControlNet sees.
+    pub controls: Vec<ControlValues>,
     /// What keeps the latents outside of a mask; the image encoder fills in its latents.
     pub kept: Option<KeptLatents>,
     /// The reference images, in the sizes in which the model reads them.
@@ -102,6 +107,18 @@ pub struct Values {
     pub latents: Vec<f32>,
     /// The finished images.
     pub images: Vec<Image>,
+}
+
+/// What one ControlNet sees.
+pub struct ControlValues {
+    /// Its image, in the size of the request.
+    pub image: Image,
+    /// The part of it that is repainted, for a ControlNet that reads one.
+    pub mask: Option<Mask>,
+    /// The image as packed tokens.
+    pub condition: Vec<f32>,
+    /// The modulation of every step.
+    pub modulation: Vec<f32>,
 }
 
 /// The device that the programs of one generation share.

@@ -5,6 +5,7 @@
 
 pub(in crate::spec) mod autoencoder;
 mod clip;
+mod controlnet;
 mod lora;
 mod t5;
 mod transformer;
@@ -28,6 +29,9 @@ pub const CLIP: Component = Component(&clip::SPEC);
 /// The autoencoder: `decoder.up.3.block.0.conv1.weight`.
 pub const VAE: Component = Component(&autoencoder::SPEC);
 
+/// Its ControlNets: `controlnet_blocks.0.weight`.
+pub const CONTROLNET: Component = Component(&controlnet::SPEC);
+
 /// The family.
 pub static FLUX1: Family = Family {
     name: "flux1",
@@ -35,6 +39,7 @@ pub static FLUX1: Family = Family {
     pipeline_class: "FluxPipeline",
     undistilled: None,
     components: &[TRANSFORMER, T5, CLIP, VAE],
+    add_ons: &[CONTROLNET],
     lora: lora::SPEC,
 };
 

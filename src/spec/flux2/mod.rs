@@ -24,5 +24,6 @@ pub static FLUX2: Family = Family {
     pipeline_class: "Flux2KleinPipeline",
     undistilled: Some(&["klein", "base"]),
     components: &[TRANSFORMER, QWEN3, VAE],
+    add_ons: &[],
     lora: lora::SPEC,
 };

@@ -64,7 +64,7 @@ fn flux2_and_its_text_encoder_give_the_same_bits_with_every_budget() {
     let Some(driver) = driver::get() else { return };
     let _turn = driver::take_turn();
     let mut exact = cpu(Compute::F32);
-    for make in [Denoiser::flux2, Denoiser::qwen3] {
+    for make in [Denoiser::flux2, Denoiser::qwen3, Denoiser::controlled] {
         let denoiser = make(DType::BF16);
         let mut whole = None;
         for (pinned, order) in [(0, "late"), (1 << 30, "random:5")] {

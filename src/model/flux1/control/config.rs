@@ -44,7 +44,7 @@ impl ControlConfig {
     pub fn read(shapes: &dyn TensorShapes, config: Option<&Value>) -> Result<Self> {
         let get = |name: &str| shape(shapes, "ControlNet", name);
         let (_, in_channels) = get("img_in.weight")?;
-        let (_, condition_cols) = get("controlnet_x_embedder.weight")?;
+        let (_, condition_cols) = get("pos_embed_input.weight")?;
         // As many blocks as outputs of them: another number is a file of which a part is missing.
         let depth_double =
             numbered(shapes, "double_blocks.", "").max(numbered(shapes, "controlnet_blocks.", ""));
@@ -74,7 +74,7 @@ impl ControlConfig {
             None => {
                 let found = format!("{condition_cols} columns for a control image");
                 return Err(geometry("the input of this ControlNet is not one that is known")
-                    .at(shapes.stored_name("controlnet_x_embedder.weight"))
+                    .at(shapes.stored_name("pos_embed_input.weight"))
                     .found(found)
                     .expected(format!("{in_channels}, or {} with a mask", in_channels + 4)));
             }

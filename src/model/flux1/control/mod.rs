@@ -85,7 +85,7 @@ pub fn control_tensors(c: &ControlConfig) -> Vec<TensorSpec> {
         out.push((format!("{name}.weight"), vec![n, k]));
         out.push((format!("{name}.bias"), vec![n]));
     };
-    lin("controlnet_x_embedder".into(), h, c.condition_cols);
+    lin("pos_embed_input".into(), h, c.condition_cols);
     (0..c.flux.depth_double).for_each(|i| lin(format!("controlnet_blocks.{i}"), h, h));
     (0..c.flux.depth_single).for_each(|i| lin(format!("controlnet_single_blocks.{i}"), h, h));
     if let Some(modes) = c.modes {

@@ -191,7 +191,7 @@ impl<'a> Controlled<'a> {
         linear(r, "linear", latents.all(), "img_in", Epilogue::None, img.all());
         let condition = as_computed(r, "cast_condition", self.condition, act);
         let add = Epilogue::Add { residual: img };
-        linear(r, "condition", condition.all(), "controlnet_x_embedder", add, img.all());
+        linear(r, "condition", condition.all(), "pos_embed_input", add, img.all());
         r.scope(format!("{scope}txt_in"));
         let tokens = self.shape.image.text_tokens - usize::from(self.mode.is_some());
         let mut text = shared.text;
@@ -205,7 +205,8 @@ impl<'a> Controlled<'a> {
         }
         let txt = r.temp(text.rows, hidden, act);
         linear(r, "linear", text.all(), "txt_in", Epilogue::None, txt.all());
-        let Some(mode) = self.mode else { return (img, txt, shared.rope) };
+        let rope = self.rope(r, shared);
+        let Some(mode) = self.mode else { return (img, txt, rope) };
         let with_mode = r.temp(images * (tokens + 1), hidden, act);
         for i in 0..images {
             let to = i * (tokens + 1);
@@ -215,13 +216,24 @@ impl<'a> Controlled<'a> {
         let copy =
             CopyRows { x: txt, out: with_mode, batch: images, from: 0, to: 1, count: tokens };
         r.push("text", copy);
-        // The mode has the place of a text token.
-        let rope = r.temp(shared.rope.rows + 1, shared.rope.cols, shared.rope.dtype);
-        for (label, to, count) in [("rope.mode", 0, 1), ("rope", 1, shared.rope.rows)] {
-            let copy = CopyRows { x: shared.rope, out: rope, batch: 1, from: 0, to, count };
-            r.push(label, copy);
-        }
         (img, with_mode, rope)
+    }
+
+    /// The rotations of text and image; the mode has the place of a text token. The large
+    /// transformer may have those of reference images behind them.
+    fn rope(&self, r: &mut Recorder, shared: &Shared) -> Tensor {
+        let (all, modes) = (shared.rope, usize::from(self.mode.is_some()));
+        let rows = self.shape.tokens();
+        if rows == all.rows {
+            return all;
+        }
+        let rope = r.temp(rows, all.cols, all.dtype);
+        for (label, to, count) in [("rope.mode", 0, modes), ("rope", modes, rows - modes)] {
+            if count > 0 {
+                r.push(label, CopyRows { x: all, out: rope, batch: 1, from: 0, to, count });
+            }
+        }
+        rope
     }
 
     /// `x`, the rows of the image after a double block, through the layer `name`.
