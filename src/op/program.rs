@@ -14,6 +14,9 @@ pub struct Step {
     pub op: Op,
     /// Its place in the model, such as `double.7.img.qkv`.
     pub label: String,
+    /// The network that it is a part of: 0, or one of those that runs leave out when they do not
+    /// act (see [`WeightSpec::net`]).
+    pub net: u32,
 }
 
 impl Step {

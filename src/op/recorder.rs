@@ -14,7 +14,7 @@ pub struct Recorder {
     seen: HashMap<WeightSpec, u32>,
     /// The first part of the labels of the next steps.
     scope: String,
-    /// The network that has the next weights.
+    /// The network that has the next weights and steps.
     net: u32,
 }
 
@@ -34,7 +34,7 @@ impl Recorder {
         self.scope = scope.into();
     }
 
-    /// Sets the network that has the next weights ([`WeightSpec::net`]).
+    /// Sets the network that has the next weights and steps ([`WeightSpec::net`]).
     pub fn net(&mut self, net: u32) {
         self.net = net;
     }
@@ -118,7 +118,7 @@ impl Recorder {
         if let Err(why) = op.check() {
             panic!("{}: {label}: {why}: {op}", self.program.name);
         }
-        self.program.steps.push(Step { op, label });
+        self.program.steps.push(Step { op, label, net: self.net });
     }
 
     /// The finished program.

@@ -88,6 +88,15 @@ impl Denoiser {
     /// A FLUX.1 transformer with two ControlNets, one of them with modes and single blocks, with
     /// true CFG and two images.
     pub fn controlled(act: DType) -> Self {
+        Self::with_controls(act, true)
+    }
+
+    /// The same without the ControlNets.
+    pub fn plain_of_controlled(act: DType) -> Self {
+        Self::with_controls(act, false)
+    }
+
+    fn with_controls(act: DType, controlled: bool) -> Self {
         let c = config(3);
         let own = |depth_double, depth_single, modes| ControlConfig {
             flux: FluxConfig { depth_double, depth_single, ..c.clone() },
@@ -97,7 +106,9 @@ impl Denoiser {
         };
         let nets = [own(1, 2, Some(3)), own(2, 0, None)];
         let shape = DenoiseShape { images: 2, cfg: true, text_tokens: 5, height: 2, width: 3 };
-        let controls: Vec<Control<'_>> = nets.iter().map(|config| Control { config }).collect();
+        let count = if controlled { nets.len() } else { 0 };
+        let controls: Vec<Control<'_>> =
+            nets.iter().take(count).map(|config| Control { config }).collect();
         let program = flux1::denoise_with(&c, &shape, &controls, act);
         let folder = temp_dir();
         let configs = json!({ "transformer": c.to_json() });
@@ -215,6 +226,24 @@ impl Denoiser {
                 session.run_segment(segment.name, more, go_on).unwrap();
                 between(session, segment);
             }
+        };
+        self.run_by(&mut parts, backend, budget, runs)
+    }
+
+    /// The same with the networks left out that `absent` returns for each run: see
+    /// [`Session::leave_out`].
+    pub fn run_without(
+        &self,
+        backend: &mut dyn Backend,
+        budget: u64,
+        runs: usize,
+        absent: &dyn Fn(usize) -> u32,
+    ) -> HashMap<&'static str, Vec<u32>> {
+        let mut run = 0;
+        let mut parts = |session: &mut Session, more| {
+            session.leave_out(absent(run), absent(run + 1));
+            session.run(more, &mut |_, _| ControlFlow::Continue(())).unwrap();
+            run += 1;
         };
         self.run_by(&mut parts, backend, budget, runs)
     }

@@ -221,6 +221,7 @@ impl Denoiser<'_> {
         let Denoiser { c, s, act, .. } = *self;
         let (images, count) = (s.image.images, s.image.image_tokens());
         let Residual { tensor, strength, net } = residual;
+        r.net(net as u32 + 1);
         r.scope(block);
         let label = format!("control{net}");
         let add = |r: &mut Recorder, to: Tensor| {
@@ -229,7 +230,8 @@ impl Denoiser<'_> {
             r.push(&label, ScaledAdd { x, add: None, scale: None, epilogue, out });
         };
         if rows.rows == tensor.rows {
-            return add(r, rows);
+            add(r, rows);
+            return r.net(0);
         }
         let per_sequence = rows.rows / s.image.batch();
         for prompt in 0..s.image.prompts() {
@@ -247,6 +249,7 @@ impl Denoiser<'_> {
                 r.push(&format!("{label}.to"), copy);
             }
         }
+        r.net(0);
     }
 
     /// `LastLayer` on the rows of the image, without those of references: the output `velocity`.

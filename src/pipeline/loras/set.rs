@@ -166,10 +166,7 @@ impl LoraSet {
         if !self.changes().any(|change| matches!(change.component.role, Role::Text(_))) {
             return String::new();
         }
-        let files = self
-            .files
-            .iter()
-            .map(|(f, s)| format!("{} {}", f.key(), s.text));
+        let files = self.files.iter().map(|(f, s)| format!("{} {}", f.key(), s.text));
         files.collect::<Vec<_>>().join("; ")
     }
 

@@ -35,7 +35,7 @@ impl Denoise<'_> {
 }
 
 impl Denoise<'_> {
-    /// Writes what the ControlNets see in every step.
+    /// Writes what the ControlNets see in every step, and how strongly they act.
     fn write_controls(
         &self,
         session: &mut Session<'_>,
@@ -49,11 +49,14 @@ impl Denoise<'_> {
             if let Some(mode) = control.mode()? {
                 session.write_f32(planned.program.input(names.mode), &mode)?;
             }
+            let strength = planned.program.input(names.strength);
+            session.write_f32(strength, &vec![control.choice.strength; strength.cols])?;
         }
         Ok(())
     }
 
-    /// Writes what the ControlNets see in step `step` of `steps`, and how strongly they act in it.
+    /// Writes what the ControlNets see in step `step` of `steps`, and leaves those out that do not
+    /// act in it.
     fn set_controls(
         &self,
         session: &mut Session<'_>,
@@ -61,16 +64,19 @@ impl Denoise<'_> {
         values: &Values,
         (step, steps): (usize, usize),
     ) -> Result<()> {
-        for (i, (control, seen)) in self.flux.controls().iter().zip(&values.controls).enumerate() {
+        for (i, seen) in values.controls.iter().enumerate() {
             let names = input_names(i);
             let cols = seen.modulation.len() / steps;
             let modulation = &seen.modulation[step * cols..(step + 1) * cols];
             session.write_f32(planned.program.input(names.modulation), modulation)?;
-            let acts = control.choice.acts_in(step, steps);
-            let strength = if acts { control.choice.strength } else { 0.0 };
-            let tensor = planned.program.input(names.strength);
-            session.write_f32(tensor, &vec![strength; tensor.cols])?;
         }
+        // Their numbers in the program begin at 1.
+        let absent = |step: usize| {
+            let all = self.flux.controls().iter().enumerate();
+            let idle = all.filter(|(_, control)| !control.choice.acts_in(step, steps));
+            idle.fold(0, |bits, (i, _)| bits | 2 << i)
+        };
+        session.leave_out(absent(step), absent((step + 1).min(steps - 1)));
         Ok(())
     }
 }

@@ -108,9 +108,8 @@ fn plain(golden: &Golden) -> Request {
         .count(n("images"))
         .size(n("width"), n("height"));
     if !golden.pipeline["cfg_scale"].is_null() {
-        request = request
-            .cfg_scale(golden.number("cfg_scale") as f32)
-            .negative(golden.text("negative"));
+        request =
+            request.cfg_scale(golden.number("cfg_scale") as f32).negative(golden.text("negative"));
     }
     request
 }
@@ -214,9 +213,8 @@ fn controlnets_that_do_not_act_change_no_bit() {
     let (written, mut engine) = engine(&golden, Device::Cpu);
     let nets = Nets::new(&golden, &written.geometry.flux, false);
     let seen = || image(&golden, "control.0");
-    let named = |i: usize, strength| {
-        ControlNetChoice::new(nets.paths[i].display().to_string(), strength)
-    };
+    let named =
+        |i: usize, strength| ControlNetChoice::new(nets.paths[i].display().to_string(), strength);
     let without = engine.generate(&plain(&golden)).unwrap();
     let off = plain(&golden).controlnet(named(0, 0.0), seen());
     assert!(engine.generate(&off).unwrap().latents == without.latents);
@@ -313,8 +311,7 @@ fn the_blocks_are_interleaved() {
         condition_cols: 64,
         modes: None,
     };
-    let shape =
-        flux1::DenoiseShape { images: 1, cfg: false, text_tokens: 4, height: 2, width: 2 };
+    let shape = flux1::DenoiseShape { images: 1, cfg: false, text_tokens: 4, height: 2, width: 2 };
     let blocks = |config: &ControlConfig| {
         let controls = [flux1::control::Control { config }];
         let act = flux_fast::dtype::DType::BF16;

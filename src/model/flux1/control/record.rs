@@ -251,12 +251,13 @@ impl<'a> Controlled<'a> {
         let (images, from, count) =
             (self.shape.image.images, self.shape.image.text_tokens, self.shape.pixels());
         let joint = self.joint.expect("a block was run");
-        r.scope(format!("{}out", self.scope));
-        let img = r.temp(images * count, self.config.flux.hidden, self.act);
-        r.push(
-            &format!("{name}.img"),
-            CopyRows { x: joint, out: img, batch: images, from, to: 0, count },
-        );
+        let img = self.own(r, |this, r| {
+            r.scope(format!("{}out", this.scope));
+            let img = r.temp(images * count, this.config.flux.hidden, this.act);
+            let copy = CopyRows { x: joint, out: img, batch: images, from, to: 0, count };
+            r.push(&format!("{name}.img"), copy);
+            img
+        });
         self.output(r, img, name)
     }
 }
