@@ -160,8 +160,8 @@ impl Checkpoint {
     }
 }
 
-/// Opens the file or folder at `path` alone, whichever components it has; nothing around it is
-/// searched. In a diffusers folder that is the transformer.
+/// Opens the file or folder at `path` alone, whichever components or add-ons it has; nothing around
+/// it is searched. In a diffusers folder that is the transformer.
 pub fn open_only(path: &Path) -> Result<Checkpoint> {
     let families = FAMILIES;
     let Main { opened: main, folder, note } = main_unit(path, families, false)?;
@@ -171,7 +171,7 @@ pub fn open_only(path: &Path) -> Result<Checkpoint> {
     };
     let mut checkpoint = Checkpoint::empty(name_of(path), family);
     checkpoint.found.extend(note);
-    checkpoint.add(&main, family.components)?;
+    checkpoint.add(&main, &[family.components, family.add_ons].concat())?;
     if folder.join("model_index.json").is_file() {
         checkpoint.add_folder(&folder)?;
     }

@@ -1,14 +1,19 @@
 //! ControlNets against diffusers (`golden/make_controlnet_goldens.py`): `FluxControlNetPipeline`,
 //! `FluxControlNetInpaintPipeline`, and the inputs of alimama's pipeline.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use super::{Written, f32_on, same_picture};
 use crate::common::{Golden, adapter, channels_last, psnr, relative_error, temp_dir};
 use flux_fast::backend::Device;
+use flux_fast::dtype::DType;
 use flux_fast::error::Kind;
+use flux_fast::library::convert::{Target, convert};
+use flux_fast::library::open_only;
 use flux_fast::model::flux1::control::{Condition, ControlConfig, control_tensors};
-use flux_fast::model::{FluxConfig, flux1};
+use flux_fast::model::{FluxConfig, SequenceShape, flux1};
+use flux_fast::op::Op;
 use flux_fast::pipeline::Engine;
 use flux_fast::pipeline::request::{
     ControlImage, ControlMode, ControlNetChoice, Generated, Image, Mask, Request,
@@ -290,6 +295,31 @@ fn what_a_controlnet_cannot_do_is_refused_by_name() {
     refused(many, Kind::Argument, "at most 4");
 }
 
+/// `convert` writes a ControlNet as it writes a transformer.
+#[test]
+fn a_converted_controlnet_gives_nearly_the_same_image() {
+    let golden = Golden::read("controlnet_modes");
+    let (written, mut engine) = engine(&golden, Device::Cpu);
+    let nets = Nets::new(&golden, &written.geometry.flux, false);
+    let want = engine.generate(&request(&golden, &nets)).unwrap().latents;
+    let without = engine.generate(&plain(&golden)).unwrap().latents;
+    let far = relative_error(&without, &want);
+    let dir = temp_dir();
+    for (target, most) in [(Target::Fp8, 0.1), (Target::Blocks(DType::Mxfp8), 0.1)] {
+        let path = dir.path().join(format!("{target:?}.safetensors").replace(['(', ')'], ""));
+        let source = nets.paths[0].join("diffusion_pytorch_model.safetensors");
+        let checkpoint = open_only(&source).unwrap();
+        let report =
+            convert(&checkpoint, target, &path, &mut |_, _| ControlFlow::Continue(())).unwrap();
+        assert!(report.quantised >= 20 && report.components == [CONTROLNET]);
+        let converted = Nets { _dir: temp_dir(), paths: vec![path] };
+        let got = engine.generate(&request(&golden, &converted)).unwrap().latents;
+        let error = relative_error(&got, &want);
+        println!("{target:?}: {error:.3} (without: {far:.3})");
+        assert!(error > 0.0 && error < most && error < far / 3.0, "{target:?}: {error:.3}");
+    }
+}
+
 #[test]
 fn flux2_models_refuse_controlnets() {
     let golden = Golden::read("klein_distilled");
@@ -314,8 +344,7 @@ fn the_blocks_are_interleaved() {
     let shape = flux1::DenoiseShape { images: 1, cfg: false, text_tokens: 4, height: 2, width: 2 };
     let blocks = |config: &ControlConfig| {
         let controls = [flux1::control::Control { config }];
-        let act = flux_fast::dtype::DType::BF16;
-        let program = flux1::denoise_with(&flux, &shape, &controls, act);
+        let program = flux1::denoise_with(&flux, &shape, &controls, DType::BF16);
         let mut seen: Vec<String> = Vec::new();
         for step in &program.steps {
             let block = step.block().replace("control0_out.", "out.");
@@ -336,4 +365,23 @@ fn the_blocks_are_interleaved() {
         "double.0 control0_double.0 double.0 double.1 double.2 double.3 double.4 single.0 \
          control0_single.0 single.0 single.1 single.2 control0_single.1 single.2"
     );
+    // With reference images, only the rows of the image are changed, in the sequences of both
+    // prompts.
+    let shape = SequenceShape {
+        image: flux1::DenoiseShape { images: 2, cfg: true, ..shape },
+        references: vec![(3, 2)],
+    };
+    let config = ControlConfig { modes: Some(3), ..own(2, 2) };
+    let controls = [flux1::control::Control { config: &config }];
+    let program = flux1::denoise_with(&flux, &shape, &controls, DType::BF16);
+    let rows = |label: &str| -> Vec<(usize, usize)> {
+        let copies = program.steps.iter().filter(|step| step.label == label);
+        let copies = copies.filter_map(|step| match step.op {
+            Op::CopyRows(copy) => Some((copy.from, copy.count)),
+            _ => None,
+        });
+        copies.collect()
+    };
+    assert_eq!(rows("double.0.control0.from"), [(0, 4), (10, 4), (20, 4), (30, 4)]);
+    assert_eq!(rows("single.0.control0.from"), [(4, 4), (18, 4), (32, 4), (46, 4)]);
 }
