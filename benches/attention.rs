@@ -28,6 +28,7 @@ fn ones(weight: &Weight) -> HostWeight {
     let bytes: Vec<u8> = (0..weight.rows * weight.cols).flat_map(|_| 1f32.to_le_bytes()).collect();
     let (rows, cols) = (weight.rows, weight.cols);
     let part = HostPart {
+        rotation: None,
         source: Arc::new(bytes),
         offset: 0,
         rows,
@@ -35,7 +36,7 @@ fn ones(weight: &Weight) -> HostWeight {
         dtype: DType::F32,
         scale: Scale::One,
     };
-    HostWeight { rows, cols, parts: vec![part] }
+    HostWeight { int8: None, rows, cols, parts: vec![part] }
 }
 
 /// Runs `op` over `tensors` (inputs 0, 1, ...), filled with numbers around zero, with gains of one.

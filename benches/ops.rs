@@ -16,6 +16,7 @@ use flux_fast::backend::cpu::linear::{LINEAR, Tail, Variant, choose, linear, lin
 use flux_fast::backend::cpu::matrix::{In, Out};
 use flux_fast::dtype::DType;
 use flux_fast::dtype::blocks::{FORMATS, Format};
+use flux_fast::dtype::int8::{Int8, Rotation};
 use flux_fast::op::ConvShape;
 use flux_fast::tensor::{BlockScale, BlockScales, HostPart, HostWeight, Scale};
 
@@ -34,6 +35,7 @@ fn weight(rows: usize, cols: usize, dtype: DType) -> HostWeight {
     let row = numbers(8191);
     (0..rows * cols).for_each(|i| dtype.encode(row[i % 8191], &mut bytes));
     let part = HostPart {
+        rotation: None,
         source: Arc::new(bytes),
         offset: 0,
         rows,
@@ -41,7 +43,7 @@ fn weight(rows: usize, cols: usize, dtype: DType) -> HostWeight {
         dtype,
         scale: Scale::Tensor(0.02),
     };
-    HostWeight { rows, cols, parts: vec![part] }
+    HostWeight { int8: None, rows, cols, parts: vec![part] }
 }
 
 /// The same in blocks. Rows have the same bytes from different offsets.
@@ -68,12 +70,19 @@ fn blocks(rows: usize, cols: usize, format: &Format) -> HostWeight {
         0 => Scale::One,
         _ => Scale::Blocks(BlockScales::new(Arc::new(scales), 0, stored, format.blocks(cols))),
     };
-    let part =
-        HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype: format.dtype, scale };
-    HostWeight { rows, cols, parts: vec![part] }
+    let part = HostPart {
+        rotation: None,
+        source: Arc::new(bytes),
+        offset: 0,
+        rows,
+        cols,
+        dtype: format.dtype,
+        scale,
+    };
+    HostWeight { int8: None, rows, cols, parts: vec![part] }
 }
 
-/// Floating-point operations per second of independent multiply-adds in registers, on all threads.
+/// Operations per second of independent multiply-adds in registers, on all threads.
 #[cfg(target_arch = "x86_64")]
 mod peak {
     use std::arch::asm;
@@ -118,6 +127,8 @@ mod peak {
     }
 
     chains!(bf16, "avx512f,avx512bf16", "vdpbf16ps", "zmm");
+    chains!(vnni_512, "avx512f,avx512vnni", "vpdpbusd", "zmm");
+    chains!(vnni_256, "avx2,avxvnni", "{{vex}} vpdpbusd", "ymm");
     chains!(f32_512, "avx512f", "vfmadd231ps", "zmm");
     chains!(f32_256, "avx2,fma", "vfmadd231ps", "ymm");
 
@@ -127,6 +138,12 @@ mod peak {
         // SAFETY: the processor has the instruction set.
         let (work, flops): (fn(), usize) = if name.contains("bf16_") && isa >= Isa::Avx512Bf16 {
             (|| unsafe { bf16() }, CHAINS * 64)
+        } else if name.ends_with("avx512vnni") && isa >= Isa::Avx512Vnni {
+            // SAFETY: the processor has the instruction set.
+            (|| unsafe { vnni_512() }, CHAINS * 128)
+        } else if name == "linear_int8_avx2" && std::is_x86_feature_detected!("avxvnni") {
+            // SAFETY: the processor has the instruction set.
+            (|| unsafe { vnni_256() }, CHAINS * 64)
         } else if name.ends_with("avx512") && isa >= Isa::Avx512 {
             // SAFETY: the processor has the instruction set.
             (|| unsafe { f32_512() }, CHAINS * 32)
@@ -199,9 +216,45 @@ fn variants(table: &'static [Variant], dtype: DType) -> impl Iterator<Item = &'s
     let stored = flux_fast::tensor::DTypes::default().with(dtype);
     let best = choose(table, Isa::detect(), stored, Compute::Auto, None).map(|v| v.name);
     // f32 also runs on the smaller instruction sets, for comparison.
-    table
-        .iter()
-        .filter(move |v| Some(v.name) == best || dtype == DType::F32 && v.needs <= Isa::detect())
+    table.iter().filter(move |v| {
+        Some(v.name) == best
+            || dtype == DType::F32 && v.needs <= Isa::detect() && !v.is_of_integers()
+    })
+}
+
+/// Products in 8-bit integers, of weights that are rotated and quantised when they are used, and of
+/// integers in place.
+fn integers(c: &mut Criterion) {
+    for (k, n) in [(3072, 12288), (3072, 9216), (12288, 3072), (15360, 3072)] {
+        for (what, dtype) in [("BF16", DType::BF16), ("F8_E4M3", DType::F8E4M3), ("I8", DType::I8)]
+        {
+            let mut w = weight(n, k, dtype);
+            let rotation = Rotation::of_columns(k);
+            w.int8 = Some(Int8 { rotation });
+            w.parts[0].rotation = rotation.filter(|_| dtype == DType::I8);
+            let bias = numbers(n);
+            let rows = 1280;
+            let mut group = group(c, &format!("int8 {rows}x{k}x{n}"));
+            let (x, mut out) = (numbers(rows * k), vec![0.0; rows * n]);
+            let all = (k, n) == (3072, 12288) && dtype == DType::BF16;
+            let mut runnable =
+                LINEAR.iter().filter(|v| v.is_of_integers() && v.needs <= Isa::detect());
+            let some: Vec<_> = match all {
+                true => runnable.filter(|v| v.needs > Isa::Portable).collect(),
+                false => runnable.next().into_iter().collect(),
+            };
+            for v in some {
+                let bytes = linear_scratch(v, rows, k, 0, n, rayon::current_num_threads());
+                let mut scratch = vec![0; bytes];
+                let name = format!("{what}/{}", v.name);
+                case(&mut group, &name, v.name, 2 * rows * k * n, w.bytes(), || {
+                    let out = Out::dense(&mut out, n);
+                    let (x, tail) = (In::dense(&x, k), Tail::GeluTanh);
+                    linear(x, &w, None, Some(&bias), None, tail, out, &mut scratch, v);
+                });
+            }
+        }
+    }
 }
 
 fn linears(c: &mut Criterion) {
@@ -235,6 +288,7 @@ fn linears(c: &mut Criterion) {
                         linear(
                             In::dense(&x, k),
                             &w,
+                            None,
                             Some(&bias),
                             None,
                             Tail::GeluTanh,
@@ -301,7 +355,7 @@ fn convolutions(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, linears, convolutions);
+criterion_group!(benches, linears, integers, convolutions);
 
 #[path = "gpu/device.rs"]
 #[allow(dead_code, reason = "shared with the bench of steps")]

@@ -54,23 +54,29 @@ fn klein(c: &mut Criterion) {
     group.finish();
 }
 
-/// Runs the program of `record` with weights of two types. `rope` is its input of this name.
+/// Runs the program of `record` with weights of two types, and with products in 8-bit integers.
+/// `rope` is its input of this name.
 fn measure(
     group: &mut BenchmarkGroup<'_, WallTime>,
     name: &str,
     record: &dyn Fn(DType) -> Program,
     rope: &[f32],
 ) {
-    for dtype in [DType::F8E4M3, DType::BF16] {
-        let mut backend = CpuBackend::new(CpuOptions {
-            threads: None,
-            compute: Compute::Auto,
-            kernels: vec![],
-            isa: None,
-        })
-        .unwrap();
+    let cases = [
+        (DType::F8E4M3, Compute::Auto),
+        (DType::BF16, Compute::Auto),
+        (DType::BF16, Compute::Int8),
+        (DType::I8, Compute::Int8),
+    ];
+    for (dtype, compute) in cases {
+        let mut backend =
+            CpuBackend::new(CpuOptions { threads: None, compute, kernels: vec![], isa: None })
+                .unwrap();
         let program = record(backend.caps().activation);
-        let weights = weights::random(&program, dtype);
+        let mut weights = weights::random(&program, dtype);
+        if compute == Compute::Int8 {
+            weights::in_integers(&program, &mut weights);
+        }
         let plan = weights::planned(&backend, &program, &weights);
         let mut holdings = Holdings::default();
         holdings.reserve(&mut backend, plan.layout(), false).unwrap();
@@ -85,7 +91,8 @@ fn measure(
             session.write_f32(io.tensor, &values).unwrap();
         }
         group.throughput(Throughput::Elements(program.flops()));
-        group.bench_function(format!("{name}{}", dtype.name()), |b| {
+        let how = if compute == Compute::Int8 { " in int8" } else { "" };
+        group.bench_function(format!("{name}{}{how}", dtype.name()), |b| {
             b.iter(|| session.run(false, &mut |_, _| ControlFlow::Continue(())).unwrap())
         });
     }

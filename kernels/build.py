@@ -2,9 +2,9 @@
 """Compiles kernels/*.cu to kernels/ptx/*.ptx according to kernels/manifest.txt, with pinned
 compilers. No GPU is needed.
 
-  build.py                 compile, write the PTX and registers.txt
+  build.py                 compile, write the PTX, registers.txt and sass.txt
   build.py --check         compile in memory, compare with the committed files, assemble for every
-                           card, and fail if a kernel spills registers
+                           card with ptxas of several ages, and fail if a kernel spills registers
   build.py --only NAME     compile only this source (may be given several times), for development
 
 The compilers are downloaded from PyPI, checked with the hashes in requirements.txt, and kept in
@@ -28,24 +28,43 @@ import sys
 import tempfile
 import time
 
+import sass
+
 HERE = pathlib.Path(__file__).resolve().parent
 PTX = HERE / 'ptx'
 REGISTERS = HERE / 'registers.txt'
+SASS = HERE / 'sass.txt'
 REBUILD = 'run `python3 kernels/build.py`, check the difference and commit it'
 
-NVRTC, HEADERS = 'nvidia-cuda-nvrtc-cu12', 'nvidia-cuda-runtime-cu12'
+NVRTC, HEADERS = 'nvidia-cuda-nvrtc-cu12==12.8.93', 'nvidia-cuda-runtime-cu12==12.8.90'
+NVDISASM = 'nvidia-cuda-nvdisasm==13.2.51'
 # Version of ptxas -> its package, its path in the package, the newest PTX version that it reads,
 # and those of our targets that it supports.
 PTXAS = {
-    '11.8': ('nvidia-cuda-nvcc-cu11', 'nvidia/cuda_nvcc/bin/ptxas', '7.8', '80 86 89 90'.split()),
-    '12.4': ('nvidia-cuda-nvcc-cu12', 'nvidia/cuda_nvcc/bin/ptxas', '8.4',
+    '11.8': ('nvidia-cuda-nvcc-cu11==11.8.89', 'nvidia/cuda_nvcc/bin/ptxas', '7.8',
+             '80 86 89 90'.split()),
+    '12.4': ('nvidia-cuda-nvcc-cu12==12.4.131', 'nvidia/cuda_nvcc/bin/ptxas', '8.4',
              '80 86 89 90 90a'.split()),
-    '13.0': ('nvidia-cuda-nvcc', 'nvidia/cu13/bin/ptxas', '9.0', '80 86 89 90 90a 100 120'.split()),
+    '12.8': ('nvidia-cuda-nvcc-cu12==12.8.93', 'nvidia/cuda_nvcc/bin/ptxas', '8.7',
+             '80 86 89 90 90a 100 120'.split()),
+    '13.0': ('nvidia-cuda-nvcc==13.0.88', 'nvidia/cu13/bin/ptxas', '9.0',
+             '80 86 89 90 90a 100 120'.split()),
+    '13.5': ('nvidia-cuda-nvcc==13.5.37', 'nvidia/cu13/bin/ptxas', '9.5',
+             '80 86 89 90 90a 100 120'.split()),
 }
+# Assembles for every card; registers.txt and sass.txt are what it makes.
 NEWEST = '13.0'
+# The compiler within a driver is the ptxas of its age. These assemble each module for one card.
+AGES = ('12.8', '13.5')
 
 # A line of the manifest. `name` is the stem of the PTX file, such as linear.sm80.
-Module = collections.namedtuple('Module', 'name source arch version gate targets')
+class Module(collections.namedtuple('Module', 'name source arch version gate targets')):
+    @property
+    def counted(self):
+        """The card whose machine code is counted, and for which every age of ptxas assembles."""
+        return next(t for t in ('86', '89', '90a') if t in self.targets)
+
+
 # What ptxas reports about a kernel on one target: registers per thread, static shared memory per
 # block, stack and spills per thread in bytes.
 Usage = collections.namedtuple('Usage', 'registers shared stack spills')
@@ -116,11 +135,11 @@ def compare_with_files(modules):
 # The compilers
 
 def pins():
-    """Package -> (version, its block of requirements.txt)."""
+    """Package with its version -> its block of requirements.txt."""
     text = (HERE / 'requirements.txt').read_text()
     pattern = r'(?m)^(([a-z0-9-]+)==([0-9.]+)(?: \\\n +--hash=sha256:[0-9a-f]{64})+)$'
     blocks = re.findall(pattern, text)
-    return {name: (version, block) for block, name, version in blocks}
+    return {f'{name}=={version}': block for block, name, version in blocks}
 
 
 def tools_folder(given):
@@ -135,7 +154,7 @@ def install(root, packages):
     pinned = pins()
     if missing := [p for p in packages if p not in pinned]:
         raise Refusal(2, f'kernels/requirements.txt does not pin {missing[0]}')
-    folders = {p: root / f'{p}-{pinned[p][0]}' for p in packages}
+    folders = {p: root / p.replace('==', '-') for p in packages}
     if all(f.is_dir() for f in folders.values()):
         return folders
     if sys.platform != 'linux' or platform.machine() not in ('x86_64', 'aarch64'):
@@ -148,7 +167,7 @@ def install(root, packages):
             for package, folder in folders.items():
                 if not folder.is_dir():
                     say(f'installing {folder.name} into {root}')
-                    fetch(pinned[package][1], folder)
+                    fetch(pinned[package], folder)
     except OSError as e:
         raise Refusal(3, f'cannot write to {root}: {e}\n'
                          'set another folder with --tools or CUDA_TOOLS')
@@ -219,10 +238,10 @@ def compile_ptx(module, nvrtc_folder, headers_folder):
     return ptx.strip() + '\n', log
 
 
-def assemble(file, ptxas, target):
-    """(kernel -> Usage, complaints)."""
+def assemble(file, ptxas, target, to=os.devnull):
+    """(kernel -> Usage, complaints). The machine code is written to the file `to`."""
     command = [str(ptxas), f'-arch=sm_{target}', '-v', '--warn-on-spills', str(file),
-               '-o', os.devnull]
+               '-o', str(to)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                           check=False)
     if done.returncode:
@@ -248,7 +267,20 @@ def assemble(file, ptxas, target):
     return usage, complaints
 
 
-# registers.txt
+def disassemble(file, ptxas, nvdisasm, name, target):
+    """(lines of sass.txt, complaints)."""
+    code = file.with_suffix('.cubin')
+    _, complaints = assemble(file, ptxas, target, code)
+    if complaints:
+        return [], complaints
+    done = subprocess.run([str(nvdisasm), '-c', str(code)], stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        return [], [f'nvdisasm failed:\n    {done.stdout.strip()[:400]}']
+    return sass.section(name, target, done.stdout)
+
+
+# registers.txt and sass.txt
 
 def section(module, usages):
     """The lines of one module; `usages`: target -> kernel -> Usage."""
@@ -263,9 +295,9 @@ def section(module, usages):
     return lines
 
 
-def read_sections():
+def read_sections(file):
     sections, name = {}, None
-    for line in REGISTERS.read_text().splitlines() if REGISTERS.exists() else []:
+    for line in file.read_text().splitlines() if file.exists() else []:
         if line and not line.startswith('#'):
             if not line.startswith(' '):
                 name = line.split()[0]
@@ -275,25 +307,33 @@ def read_sections():
     return sections
 
 
-def write_sections(modules, sections):
-    head = ['# Written by kernels/build.py from the output of ptxas 13.0.88: registers per thread',
-            '# for each target, static shared memory per block and stack per thread in bytes (the',
-            '# largest of all targets). Committed so that reviews show growth. Spills are never',
-            '# accepted.']
+HEADS = {
+    REGISTERS: ['# Written by kernels/build.py from the output of ptxas 13.0.88: registers per thread',
+                '# for each target, static shared memory per block and stack per thread in bytes',
+                '# (the largest of all targets). Committed so that reviews show growth. Spills are',
+                '# never accepted.'],
+    SASS: ['# Written by kernels/build.py from the machine code of ptxas 13.0.88 for one card:',
+           '# instructions of a kernel and how many of them multiply matrices, then the same of its',
+           '# main loop. Committed so that reviews show growth. Accesses to local memory are never',
+           '# accepted.'],
+}
+
+
+def write_sections(file, modules, sections):
     body = [line for m in modules if m.name in sections for line in ['', *sections[m.name]]]
-    REGISTERS.write_text('\n'.join(head + body) + '\n')
+    file.write_text('\n'.join(HEADS[file] + body) + '\n')
 
 
-def compare_sections(module, was, now):
+def compare_sections(file, module, was, now):
     if not was:
-        return [f'kernels/registers.txt has no {module.name}: {REBUILD}']
+        return [f'kernels/{file.name} has no {module.name}: {REBUILD}']
     if was[0] != now[0]:
-        return [f'kernels/registers.txt: other columns for {module.name}: {REBUILD}']
+        return [f'kernels/{file.name}: other columns for {module.name}: {REBUILD}']
     before, after = ({line.split()[0]: ' '.join(line.split()[1:]) for line in s[1:]}
                      for s in (was, now))
     columns = ' '.join(was[0].split()[1:])
     changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
-    return [f'{module.name}: {k}: registers.txt has ({before.get(k, "nothing")}), now it is '
+    return [f'{module.name}: {k}: {file.name} has ({before.get(k, "nothing")}), now it is '
             f'({after.get(k, "nothing")}) for {columns}: if that is intended, {REBUILD}'
             for k in changed]
 
@@ -313,18 +353,20 @@ def run(args):
             raise Refusal(2, f'kernels/{absent[0]} does not exist')
     else:
         compare_with_files(manifest)
-    versions = sorted({m.gate for m in modules} | {NEWEST})
+    versions = sorted({m.gate for m in modules} | {NEWEST, *AGES})
     root = tools_folder(args.tools)
-    folders = install(root, [NVRTC, HEADERS] + [PTXAS[v][0] for v in versions])
+    folders = install(root, [NVRTC, HEADERS, NVDISASM] + [PTXAS[v][0] for v in versions])
+    nvdisasm = folders[NVDISASM] / 'nvidia/cu13/bin/nvdisasm'
     ptxas = {v: folders[PTXAS[v][0]] / PTXAS[v][1] for v in versions}
 
     complaints, usages, refused = [], {m.name: {} for m in modules}, set()
+    machine_code = {}
     PTX.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, \
             concurrent.futures.ProcessPoolExecutor(args.jobs) as pool:
         compiling = {pool.submit(compile_ptx, m, folders[NVRTC], folders[HEADERS]): m
                      for m in modules}
-        assembling = {}
+        assembling, disassembling = {}, {}
         for job in concurrent.futures.as_completed(compiling):
             module = compiling[job]
             text, log = job.result()
@@ -344,8 +386,12 @@ def run(args):
                                   f'kernels/{module.source} compiles to: {REBUILD}')
             file = pathlib.Path(scratch) / committed.name
             file.write_text(text)
-            for version in (module.gate, NEWEST):
-                for target in [t for t in module.targets if t in PTXAS[version][3]]:
+            job = pool.submit(disassemble, file, ptxas[NEWEST], nvdisasm, module.name,
+                              module.counted)
+            disassembling[job] = module
+            for version in (module.gate, NEWEST, *AGES):
+                targets = module.targets if version not in AGES else [module.counted]
+                for target in [t for t in targets if t in PTXAS[version][3]]:
                     job = pool.submit(assemble, file, ptxas[version], target)
                     assembling[job] = (module, version, target)
         for job in concurrent.futures.as_completed(assembling):
@@ -356,21 +402,31 @@ def run(args):
                 usages[module.name][target] = usage
             if not usage:
                 refused.add(module.name)
+        for job in concurrent.futures.as_completed(disassembling):
+            module = disassembling[job]
+            machine_code[module.name], said = job.result()
+            complaints += [f'{module.name} on sm_{module.counted}: {s}' for s in said]
 
-    before = read_sections()
-    after = {name: lines for name, lines in before.items() if name in {m.name for m in manifest}}
+    names = {m.name for m in manifest}
+    before, before_code = read_sections(REGISTERS), read_sections(SASS)
+    after = {name: lines for name, lines in before.items() if name in names}
+    after_code = {name: lines for name, lines in before_code.items() if name in names}
     for module in modules:
         if module.name in refused:
             continue
         after[module.name] = section(module, usages[module.name])
+        after_code[module.name] = machine_code[module.name]
         if args.check:
-            complaints += compare_sections(module, before.get(module.name), after[module.name])
+            for file, was, now in [(REGISTERS, before, after), (SASS, before_code, after_code)]:
+                complaints += compare_sections(file, module, was.get(module.name),
+                                               now[module.name])
         most = max((u.registers for t in usages[module.name].values() for u in t.values()),
                    default=0)
         kernels = len(usages[module.name][module.targets[0]])
         say(f'{module.name:24} {kernels:3} kernels, at most {most:3} registers')
     if not args.check:
-        write_sections(manifest, after)
+        write_sections(REGISTERS, manifest, after)
+        write_sections(SASS, manifest, after_code)
     elif gone := sorted(set(before) - set(after)):
         complaints.append(f'kernels/registers.txt lists {", ".join(gone)}, which the manifest does '
                           f'not have: {REBUILD}')

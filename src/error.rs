@@ -173,7 +173,7 @@ impl Error {
         self
     }
 
-    /// What was found there.
+    /// The value that was found there.
     pub fn found(self, found: impl fmt::Display) -> Self {
         self.found_message(Message::plain(short(found.to_string(), MAX_VALUE)))
     }
@@ -184,7 +184,7 @@ impl Error {
         self
     }
 
-    /// What should have been there.
+    /// The value that was expected there.
     pub fn expected(mut self, expected: impl fmt::Display) -> Self {
         self.inner.expected = Some(short(expected.to_string(), MAX_TEXT));
         self
@@ -245,7 +245,7 @@ impl Error {
         &self.inner.written
     }
 
-    /// What to try, if there is anything.
+    /// The hint, if there is one.
     pub fn hint(&self) -> Option<&str> {
         self.inner.hint.as_deref()
     }
@@ -307,7 +307,7 @@ pub struct WordedError<'a> {
 }
 
 impl WordedError<'_> {
-    /// What to try, if there is anything.
+    /// The hint, if there is one.
     pub fn hint(&self) -> Option<String> {
         self.worded(&self.error.inner.hint)
     }

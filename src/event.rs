@@ -8,10 +8,14 @@ use crate::message::Message;
 pub enum Phase {
     /// Prompt to embeddings (CLIP and T5).
     TextEncode,
+    /// Style images to tokens like those of a prompt (FLUX.1 Redux).
+    StyleEncode,
     /// Image to latents (image-to-image only).
     ImageEncode,
     /// Shifts, scales and gates of all steps, in one pass.
     Modulate,
+    /// Keys and values of reference images, for all steps (FLUX.2 \[klein\] 9B-kv only).
+    References,
     /// The transformer, once per step.
     Denoise,
     /// Latents to pixels.
@@ -19,12 +23,25 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// All phases, in order.
+    pub const ALL: [Phase; 7] = [
+        Phase::TextEncode,
+        Phase::StyleEncode,
+        Phase::ImageEncode,
+        Phase::Modulate,
+        Phase::References,
+        Phase::Denoise,
+        Phase::Decode,
+    ];
+
     /// The name that is shown to users.
     pub fn name(self) -> &'static str {
         match self {
             Phase::TextEncode => "text",
+            Phase::StyleEncode => "style",
             Phase::ImageEncode => "image",
             Phase::Modulate => "modulate",
+            Phase::References => "references",
             Phase::Denoise => "denoise",
             Phase::Decode => "decode",
         }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::dtype::DType;
+use crate::dtype::int8::{Int8, Rotation};
 
 /// What kind of tensor of a `Program` a handle names, and its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -362,6 +363,8 @@ pub struct HostPart {
     pub dtype: DType,
     /// The factor of the elements.
     pub scale: Scale,
+    /// The rotation of the stored rows: the weight is what this rotation makes of them.
+    pub rotation: Option<Rotation>,
 }
 
 impl HostPart {
@@ -384,9 +387,17 @@ impl HostPart {
         [(&self.source, self.range())].into_iter().chain(scales)
     }
 
-    /// Decodes row `row` from its stored `bytes` into `out`, scales applied. For vectors, tables
-    /// and convolutions, whose rows are decoded one at a time.
+    /// Decodes row `row` from its stored `bytes` into `out`, scales applied, and rotated back. For
+    /// vectors, tables and convolutions, whose rows are decoded one at a time.
     pub fn decode_row(&self, row: usize, bytes: &[u8], out: &mut [f32]) {
+        self.decode_stored(row, bytes, out);
+        if let Some(rotation) = self.rotation {
+            rotation.apply(out);
+        }
+    }
+
+    /// The same without rotating back.
+    pub fn decode_stored(&self, row: usize, bytes: &[u8], out: &mut [f32]) {
         let factor = self.scale.of(row);
         match self.dtype.format() {
             None => {
@@ -457,6 +468,8 @@ pub struct HostWeight {
     pub cols: usize,
     /// The parts, from the first row.
     pub parts: Vec<HostPart>,
+    /// How products with it are computed, if in 8-bit integers, whatever it is stored as.
+    pub int8: Option<Int8>,
 }
 
 impl HostWeight {
@@ -506,23 +519,33 @@ impl HostWeight {
 
 /// A set of element types: those in which the parts of a weight are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct DTypes(u32);
+pub struct DTypes {
+    types: u32,
+    /// Whether products with the weight are computed in 8-bit integers.
+    pub int8: bool,
+}
 
 impl DTypes {
     /// The set with `dtype` added.
     pub fn with(self, dtype: DType) -> Self {
-        DTypes(self.0 | 1 << dtype as u8)
+        DTypes { types: self.types | 1 << dtype as u8, ..self }
     }
 
     /// Whether `dtype` is in the set.
     pub fn has(self, dtype: DType) -> bool {
-        self.0 & (1 << dtype as u8) != 0
+        self.types & (1 << dtype as u8) != 0
     }
 }
 
 impl HostWeight {
     /// The set of the types of all parts.
     pub fn stored(&self) -> DTypes {
-        self.parts.iter().fold(DTypes::default(), |set, p| set.with(p.dtype))
+        let none = DTypes { types: 0, int8: self.int8.is_some() };
+        self.parts.iter().fold(none, |set, p| set.with(p.dtype))
+    }
+
+    /// Whether its parts are stored as the integers of products in `int8`, in its rotation.
+    pub fn is_stored_as(&self, int8: Int8) -> bool {
+        self.parts.iter().all(|p| p.dtype == DType::I8 && p.rotation == int8.rotation)
     }
 }

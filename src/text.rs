@@ -26,7 +26,7 @@ pub fn one_line(text: &str) -> Cow<'_, str> {
 }
 
 /// `text` with its line breaks; other characters that a terminal acts on are written as escapes.
-/// Lines that no reader wants in full are cut.
+/// Long lines are cut.
 pub fn lines(text: &str) -> Cow<'_, str> {
     let is_long = |line: &str| line.len() > MAX_LINE && line.chars().count() > MAX_LINE;
     if !text.split('\n').any(is_long) {

@@ -6,8 +6,10 @@ import { duration, plural, sentence } from "./text.js";
 
 const PHASES = {
   text: "Reading the prompt",
+  style: "Reading the style",
   image: "Reading the image",
   modulate: "Preparing",
+  references: "Reading the references",
   denoise: "Drawing",
   decode: "Finishing",
 };

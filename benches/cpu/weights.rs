@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use flux_fast::backend::Backend;
 use flux_fast::dtype::DType;
+use flux_fast::dtype::int8::{Int8, Rotation};
 use flux_fast::op::Program;
 use flux_fast::plan::{self, PhasePlan};
 use flux_fast::tensor::{HostPart, HostWeight, Scale};
@@ -14,6 +15,10 @@ pub fn random(program: &Program, dtype: DType) -> Vec<HostWeight> {
     let mut weight = |rows: usize, cols: usize, lora: bool| {
         let dtype = if rows > 1 && !lora { dtype } else { DType::BF16 };
         let amplitude = (3.0 / cols as f32).sqrt();
+        let (amplitude, scale) = match dtype {
+            DType::I8 => (127.0, Scale::Tensor(amplitude / 127.0)),
+            _ => (amplitude, Scale::One),
+        };
         let mut bytes = Vec::with_capacity(rows * cols * dtype.size());
         // Random picks from a table of encoded values: varied enough for a kernel, and fast to
         // make.
@@ -31,19 +36,37 @@ pub fn random(program: &Program, dtype: DType) -> Vec<HostWeight> {
             bytes.extend_from_slice(&table[(state >> 40) as usize % 1024]);
         }
         HostWeight {
+            int8: None,
             rows,
             cols,
             parts: vec![HostPart {
+                rotation: None,
                 source: Arc::new(bytes),
                 offset: 0,
                 rows,
                 cols,
                 dtype,
-                scale: Scale::One,
+                scale,
             }],
         }
     };
     program.weights.iter().map(|w| weight(w.rows, w.cols, w.side.is_some())).collect()
+}
+
+/// Lets products with the matrices of transformer blocks be computed in 8-bit integers. Those that
+/// are stored as integers count as rotated.
+#[allow(dead_code, reason = "used by the bench of steps")]
+pub fn in_integers(program: &Program, weights: &mut [HostWeight]) {
+    let components = [flux_fast::spec::flux1::TRANSFORMER, flux_fast::spec::flux2::TRANSFORMER];
+    for (spec, weight) in program.weights.iter().zip(weights) {
+        if components.iter().any(|c| c.is_int8(&spec.name)) {
+            let rotation = Rotation::of_columns(weight.cols);
+            weight.int8 = Some(Int8 { rotation });
+            for part in weight.parts.iter_mut().filter(|p| p.dtype == DType::I8) {
+                part.rotation = rotation;
+            }
+        }
+    }
 }
 
 /// A plan in which all weights are resident.

@@ -51,9 +51,18 @@ impl Bench<'_> {
             (0..rows * cols).flat_map(|i| table[(i * 7919) % 1021].iter().copied()).collect();
         let scale = if dtype.size() == 1 { Scale::Tensor(0.5) } else { Scale::One };
         self.weights.push(HostWeight {
+            int8: None,
             rows,
             cols,
-            parts: vec![HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype, scale }],
+            parts: vec![HostPart {
+                rotation: None,
+                source: Arc::new(bytes),
+                offset: 0,
+                rows,
+                cols,
+                dtype,
+                scale,
+            }],
         });
         Weight { id: self.weights.len() as u32 - 1, rows, cols }
     }

@@ -30,9 +30,18 @@ fn weights(program: &Program, source: &Arc<dyn ByteSource>, matrices: DType) -> 
         next += bytes.next_multiple_of(256);
         let scale = if dtype.size() == 1 { Scale::Tensor(1e-4) } else { Scale::One };
         HostWeight {
+            int8: None,
             rows,
             cols,
-            parts: vec![HostPart { source: source.clone(), offset, rows, cols, dtype, scale }],
+            parts: vec![HostPart {
+                rotation: None,
+                source: source.clone(),
+                offset,
+                rows,
+                cols,
+                dtype,
+                scale,
+            }],
         }
     };
     let matrix = |how: Use| matches!(how, Use::Matrix | Use::Kernel { .. });

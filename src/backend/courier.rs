@@ -1,6 +1,6 @@
-//! A thread that brings weights to a device while steps run, in the order of the requests.
+//! A thread that loads weights to a device while steps run, in the order of the requests.
 //!
-//! What "bringing" means is the device's own: the CPU reads ahead in a file, a GPU queues copies.
+//! Each device loads in its own way: the CPU reads ahead in a file, a GPU queues copies.
 //! Here are the parts that every device needs: a queue, waiting for one weight, cancelling, and
 //! errors (panics included) that reach the step that uses the weight.
 
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 
 /// The state of a requested weight. A weight that was waited for has none.
 enum State<A> {
-    /// In the queue, or being brought.
+    /// In the queue, or being loaded.
     Waiting,
     /// Brought, with what the device returned; nobody has waited for it yet.
     Arrived(A),
@@ -24,7 +24,7 @@ enum State<A> {
 struct Desk<P, A> {
     requests: VecDeque<(WeightKey, P)>,
     states: HashMap<WeightKey, State<A>>,
-    /// The weight that the thread is bringing now.
+    /// The weight that the thread loads now.
     busy: Option<WeightKey>,
     stop: bool,
 }
@@ -44,7 +44,7 @@ impl<P, A> Shared<P, A> {
     }
 
     /// The thread's loop: takes requests until the courier is dropped.
-    fn serve(&self, device: &'static str, mut bring: impl FnMut(P) -> Result<A>) {
+    fn serve(&self, device: &'static str, mut load: impl FnMut(P) -> Result<A>) {
         loop {
             let mut desk = self.lock();
             let (key, parcel) = loop {
@@ -60,14 +60,14 @@ impl<P, A> Shared<P, A> {
             drop(desk);
 
             // A step may wait for this weight: it gets an answer even after a panic.
-            let brought = catch_unwind(AssertUnwindSafe(|| bring(parcel))).unwrap_or_else(|_| {
+            let loaded = catch_unwind(AssertUnwindSafe(|| load(parcel))).unwrap_or_else(|_| {
                 Err(Error::device("the thread that loads weights panicked").at(device))
             });
             let mut desk = self.lock();
             desk.busy = None;
             desk.states.insert(
                 key,
-                match brought {
+                match loaded {
                     Ok(arrived) => State::Arrived(arrived),
                     Err(e) => State::Failed(e),
                 },
@@ -78,7 +78,7 @@ impl<P, A> Shared<P, A> {
     }
 }
 
-/// Brings parcels `P` (what a device needs to know to bring one weight) and keeps an `A` for each
+/// Loads parcels `P` (what a device needs to know to load one weight) and keeps an `A` for each
 /// until somebody waits for it (for CUDA, an event in the copy stream).
 pub(super) struct Courier<P, A> {
     shared: Arc<Shared<P, A>>,
@@ -86,14 +86,14 @@ pub(super) struct Courier<P, A> {
 }
 
 impl<P: Send + 'static, A: Send + 'static> Courier<P, A> {
-    /// Starts the thread, which calls `bring` for one parcel after another. `bring` is dropped in
+    /// Starts the thread, which calls `load` for one parcel after another. `load` is dropped in
     /// that thread when the courier is dropped.
     ///
     /// # Errors
     /// [`Kind::Device`](crate::error::Kind::Device) if the system cannot start a thread.
     pub fn start(
         device: &'static str,
-        bring: impl FnMut(P) -> Result<A> + Send + 'static,
+        load: impl FnMut(P) -> Result<A> + Send + 'static,
     ) -> Result<Courier<P, A>> {
         let desk =
             Desk { requests: VecDeque::new(), states: HashMap::new(), busy: None, stop: false };
@@ -101,7 +101,7 @@ impl<P: Send + 'static, A: Send + 'static> Courier<P, A> {
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name(format!("{device}-weights"))
-            .spawn(move || theirs.serve(device, bring))
+            .spawn(move || theirs.serve(device, load))
             .map_err(|e| Error::device(format!("could not start a thread: {e}")).at(device))?;
         Ok(Courier { shared, thread: Some(thread) })
     }
@@ -117,11 +117,11 @@ impl<P, A> Courier<P, A> {
         self.shared.changed.notify_all();
     }
 
-    /// Waits until `key` has been brought. The first call returns what the device made of it, later
+    /// Waits until `key` has been loaded. The first call returns what the device made of it, later
     /// ones `None`.
     ///
     /// # Errors
-    /// What went wrong while `key` was brought, on every call until it is cancelled.
+    /// Those of loading `key`, on every call until it is cancelled.
     pub fn wait_for(&self, key: WeightKey) -> Result<Option<A>> {
         let mut desk = self.shared.lock();
         while let Some(State::Waiting) = desk.states.get(&key) {
@@ -136,7 +136,7 @@ impl<P, A> Courier<P, A> {
         }
     }
 
-    /// Withdraws the request for `key`. If it is being brought, this waits until that is done: once
+    /// Withdraws the request for `key`. If it is being loaded, this waits until that is done: once
     /// it returns, the thread does not touch the weight or its place again.
     pub fn cancel(&self, key: WeightKey) {
         let mut desk = self.shared.lock();
@@ -147,7 +147,7 @@ impl<P, A> Courier<P, A> {
         desk.states.remove(&key);
     }
 
-    /// Withdraws all requests, and waits for the one that is being brought.
+    /// Withdraws all requests, and waits for the one that is being loaded.
     pub fn cancel_all(&self) {
         let mut desk = self.shared.lock();
         desk.requests.clear();
@@ -163,7 +163,7 @@ impl<P, A> Drop for Courier<P, A> {
         self.shared.lock().stop = true;
         self.shared.changed.notify_all();
         if let Some(thread) = self.thread.take() {
-            // The thread catches panics of `bring`, so the result of `join` contains nothing that
+            // The thread catches panics of `load`, so the result of `join` contains nothing that
             // could be reported.
             let _ = thread.join();
         }
@@ -176,7 +176,7 @@ mod tests {
 
     use super::*;
 
-    /// A courier that records the numbers it brings; each takes a while, and 1000 fails.
+    /// A courier that records the numbers it loads; each takes a while, and 1000 fails.
     fn slow() -> (Courier<u64, u64>, Arc<Mutex<Vec<u64>>>) {
         let brought = Arc::new(Mutex::new(Vec::new()));
         let record = Arc::clone(&brought);

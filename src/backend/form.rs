@@ -8,7 +8,12 @@
 //! nothing would be aligned. Vectors become F32. In convolution kernels, the input channel varies
 //! fastest. Which type F32 matrices and convolution kernels get is the device's choice ([`Types`]).
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::int8::quantise_stored;
 use crate::dtype::DType;
+use crate::dtype::int8::Int8;
 use crate::error::{Error, Result};
 use crate::op::Use;
 use crate::tensor::{HostPart, HostWeight, Scale};
@@ -40,6 +45,8 @@ pub(super) struct Segment {
     pub offset: usize,
     /// Byte offset of `rows` f32 factors, if the rows have factors.
     pub scales: Option<usize>,
+    /// The rows are the integers of products in int8, `dtype` is I8, and they have factors.
+    pub int8: Option<Int8>,
 }
 
 impl Segment {
@@ -65,13 +72,18 @@ pub(super) struct Piece {
     pub source: Source,
 }
 
-/// What the bytes of a piece are made from.
+/// The source of the bytes of a piece.
 pub(super) enum Source {
     /// The stored bytes of a part, unchanged.
     Stored(HostPart),
     /// The rows of `part`, each converted to a row of `segment`: to another type, padded, scaled or
     /// reordered.
     Rows { part: HostPart, segment: Segment, how: Use },
+    /// The rows of `part` as integers for products in int8. `made` takes the bits of their factors.
+    Integers { part: HostPart, segment: Segment, int8: Int8, made: Arc<[AtomicU32]> },
+    /// The factors of the rows of integers that are made of `part`. `made` has the bits of those
+    /// that were made together with the integers; the others are 0.
+    IntegerScales { part: HostPart, int8: Int8, made: Arc<[AtomicU32]> },
     /// All elements as F32.
     Vector(HostWeight),
     /// Scales, which are small and already in memory.
@@ -87,6 +99,22 @@ impl Piece {
             Source::Stored(part) => part.source.read_at(part.offset + from, out)?,
             Source::Made(bytes) => out.copy_from_slice(&bytes[from..from + out.len()]),
             Source::Vector(weight) => out.copy_from_slice(&vector(weight)?[from..from + out.len()]),
+            Source::Integers { part, segment, int8, made } => {
+                let width = segment.row_bytes();
+                integers(part, *int8, from / width, made, width, out)?;
+            }
+            Source::IntegerScales { part, int8, made } => {
+                let first = from / 4;
+                for (i, out) in out.chunks_exact_mut(4).enumerate() {
+                    let row = first + i;
+                    if made[row].load(Ordering::Relaxed) == 0 {
+                        // The rows came from a copy that was made before.
+                        let mut q = vec![0; part.cols];
+                        integers(part, *int8, row, made, part.cols, &mut q)?;
+                    }
+                    out.copy_from_slice(&made[row].load(Ordering::Relaxed).to_le_bytes());
+                }
+            }
             Source::Rows { part, segment, how } => {
                 let (stored_row, width) = (part.row_bytes(), segment.row_bytes());
                 let (first, count) = (from / width, out.len() / width);
@@ -112,16 +140,21 @@ impl Form {
                 segments.push(Segment { stride: cols, ..segment(0, 1, cols, DType::F32) });
             }
             Use::Kernel { .. } => segments.push(segment(0, weight.rows, weight.cols, types.kernel)),
+            Use::Matrix if weight.int8.is_some() => {
+                let whole = segment(0, weight.rows, weight.cols, DType::I8);
+                segments.push(Segment { scales: Some(0), int8: weight.int8, ..whole });
+            }
             Use::Matrix | Use::Table => {
                 let mut first = 0;
                 let table = (how == Use::Table).then(|| table(weight, types));
                 for part in &weight.parts {
-                    let dtype = table.unwrap_or(if part.dtype == DType::F32 {
-                        types.f32
-                    } else {
-                        part.dtype
+                    let dtype = table.unwrap_or(match part.dtype {
+                        // Rotated back.
+                        _ if part.rotation.is_some() => types.kernel,
+                        DType::F32 => types.f32,
+                        stored => stored,
                     });
-                    let scaled = how == Use::Matrix && !is_one(part);
+                    let scaled = how == Use::Matrix && !is_one(part) && part.rotation.is_none();
                     match segments.last_mut() {
                         Some(last) if last.dtype == dtype => last.rows += part.rows,
                         _ => segments.push(segment(first, part.rows, weight.cols, dtype)),
@@ -160,12 +193,20 @@ impl Form {
             }];
         }
         let mut pieces = Vec::new();
+        if let (Some(int8), [segment], Use::Matrix) = (weight.int8, &self.segments[..], how)
+            && !weight.is_stored_as(int8)
+        {
+            return integer_pieces(weight, segment, int8);
+        }
         for s in &self.segments {
             let mut row = 0;
             let mut scales = Vec::new();
             for part in parts_of(weight, s) {
                 let to = s.offset + row * s.row_bytes();
-                let alike = s.dtype.is_plain() && s.stride == s.cols && part.dtype == s.dtype;
+                let alike = s.dtype.is_plain()
+                    && s.stride == s.cols
+                    && part.dtype == s.dtype
+                    && (part.rotation.is_none() || s.int8.is_some());
                 let as_stored =
                     alike && (how == Use::Matrix || (how == Use::Table && is_one(part)));
                 let width = s.row_bytes();
@@ -174,7 +215,10 @@ impl Form {
                     false => (width.max(1), Source::Rows { part: part.clone(), segment: *s, how }),
                 };
                 pieces.push(Piece { to, bytes: part.rows * width, unit, source });
-                scales.extend((0..part.rows).flat_map(|r| part.scale.of(r).to_le_bytes()));
+                // Rows that are rotated back include their scales.
+                let own = part.rotation.is_none() || s.int8.is_some();
+                let scale = |r| if own { part.scale.of(r) } else { 1.0 };
+                scales.extend((0..part.rows).flat_map(|r| scale(r).to_le_bytes()));
                 row += part.rows;
             }
             if let Some(to) = s.scales {
@@ -188,6 +232,62 @@ impl Form {
         }
         pieces
     }
+}
+
+/// The pieces of a weight that becomes integers. The factors of all rows come after all rows.
+fn integer_pieces(weight: &HostWeight, segment: &Segment, int8: Int8) -> Vec<Piece> {
+    let scales = segment.scales.expect("rows of integers have factors");
+    let (mut rows, mut factors) = (Vec::new(), Vec::new());
+    let mut row = 0;
+    for part in &weight.parts {
+        let made: Arc<[AtomicU32]> = (0..part.rows).map(|_| AtomicU32::new(0)).collect();
+        let width = segment.row_bytes();
+        rows.push(Piece {
+            to: segment.offset + row * width,
+            bytes: part.rows * width,
+            unit: width.max(1),
+            source: Source::Integers {
+                part: part.clone(),
+                segment: *segment,
+                int8,
+                made: made.clone(),
+            },
+        });
+        factors.push(Piece {
+            to: scales + 4 * row,
+            bytes: 4 * part.rows,
+            unit: 4,
+            source: Source::IntegerScales { part: part.clone(), int8, made },
+        });
+        row += part.rows;
+    }
+    rows.extend(factors);
+    rows
+}
+
+/// Makes the integers of rows of `part` from `first` on, in rows of `width` bytes, and the bits of
+/// their factors.
+fn integers(
+    part: &HostPart,
+    int8: Int8,
+    first: usize,
+    made: &[AtomicU32],
+    width: usize,
+    out: &mut [u8],
+) -> Result<()> {
+    let stored_row = part.row_bytes();
+    let mut stored = vec![0; out.len() / width.max(1) * stored_row];
+    part.source.read_at(part.offset + first * stored_row, &mut stored)?;
+    let (mut values, mut q) = (vec![0.0; part.cols], vec![0i8; part.cols]);
+    let rows = stored.chunks_exact(stored_row.max(1)).zip(out.chunks_exact_mut(width.max(1)));
+    for (i, (bytes, out)) in rows.enumerate() {
+        let scale = quantise_stored(int8, (part, first + i, bytes), &mut values, &mut q);
+        let (integers, padding) = out.split_at_mut(part.cols);
+        integers.iter_mut().zip(&q).for_each(|(o, q)| *o = *q as u8);
+        padding.fill(0);
+        made[first + i].store(scale.to_bits(), Ordering::Relaxed);
+    }
+    Ok(())
 }
 
 /// Checks that the parts of `weight` have its shape and are within their files.
@@ -254,7 +354,7 @@ fn segment(first: usize, rows: usize, cols: usize, dtype: DType) -> Segment {
         None => (cols * dtype.size()).next_multiple_of(16) / dtype.size(),
         Some(format) => format.layout(cols).bytes,
     };
-    Segment { first, rows, cols, dtype, stride, offset: 0, scales: None }
+    Segment { first, rows, cols, dtype, stride, offset: 0, scales: None, int8: None }
 }
 
 /// All elements of a vector as F32. The file is read, not accessed through its memory map; see
@@ -288,11 +388,12 @@ fn row(part: &HostPart, r: usize, from: &[u8], segment: &Segment, how: Use, out:
         }
         return;
     }
-    if !part.dtype.is_plain() {
+    if !part.dtype.is_plain() || (part.rotation.is_some() && segment.int8.is_none()) {
         let mut values = vec![0.0f32; part.cols];
         part.decode_row(r, from, &mut values);
         let values: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let plain = HostPart { dtype: DType::F32, scale: Scale::One, ..part.clone() };
+        let plain =
+            HostPart { rotation: None, dtype: DType::F32, scale: Scale::One, ..part.clone() };
         return row(&plain, 0, &values, segment, how, out);
     }
     let size = part.dtype.size();
@@ -317,14 +418,13 @@ fn row(part: &HostPart, r: usize, from: &[u8], segment: &Segment, how: Use, out:
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
+    use crate::dtype::int8::Rotation;
 
     fn part(rows: usize, cols: usize, dtype: DType, scale: Scale) -> HostPart {
         let mut bytes = Vec::new();
         (0..rows * cols).for_each(|i| dtype.encode((i % 13) as f32 - 6.0, &mut bytes));
-        HostPart { source: Arc::new(bytes), offset: 0, rows, cols, dtype, scale }
+        HostPart { rotation: None, source: Arc::new(bytes), offset: 0, rows, cols, dtype, scale }
     }
 
     const BF16: Types = Types { f32: DType::BF16, kernel: DType::BF16 };
@@ -351,7 +451,7 @@ mod tests {
             part(20, 48, DType::F8E4M3, Scale::Rows(rows)),
             part(5, 48, DType::F32, Scale::One),
         ];
-        let weight = HostWeight { rows: 49, cols: 48, parts };
+        let weight = HostWeight { int8: None, rows: 49, cols: 48, parts };
         let (form, bytes) = image(&weight, Use::Matrix);
         let shapes: Vec<_> =
             form.segments.iter().map(|s| (s.first, s.rows, s.dtype, s.scales.is_some())).collect();
@@ -366,10 +466,64 @@ mod tests {
         }
     }
 
+    /// The rows of integers and their factors in `bytes`, as the device has them.
+    fn integers_of(form: &Form, bytes: &[u8]) -> (Vec<i8>, Vec<f32>) {
+        let [s] = form.segments[..] else { panic!("one segment") };
+        let rows = bytes[s.offset..].chunks(s.stride).take(s.rows);
+        let q = rows.flat_map(|row| row[..s.cols].iter().map(|q| *q as i8)).collect();
+        let scales = bytes[s.scales.unwrap()..].chunks(4).take(s.rows);
+        (q, scales.map(|b| DType::F32.decode(b)).collect())
+    }
+
+    #[test]
+    fn weights_of_any_type_become_integers_and_integers_stay_what_they_are() {
+        let rows: Arc<[f32]> = vec![0.5; 20].into();
+        let parts = vec![
+            part(24, 48, DType::F8E4M3, Scale::Tensor(2.0)),
+            part(20, 48, DType::I8, Scale::Rows(rows.clone())),
+            part(5, 48, DType::BF16, Scale::One),
+        ];
+        let int8 = Int8 { rotation: Rotation::of_columns(48) };
+        let weight = HostWeight { rows: 49, cols: 48, parts, int8: Some(int8) };
+        let (form, bytes) = image(&weight, Use::Matrix);
+        let (q, scales) = integers_of(&form, &bytes);
+        for (r, mut row) in weight.to_f32().chunks(48).map(<[f32]>::to_vec).enumerate() {
+            let mut want = vec![0; 48];
+            assert_eq!(int8.quantise(&mut row, &mut want), scales[r], "row {r}");
+            assert_eq!(want, q[48 * r..][..48], "row {r}");
+        }
+        // The factors alone, as where the rows come from a copy.
+        let pieces = form.pieces(&weight, Use::Matrix);
+        let last = pieces.last().unwrap();
+        let mut factors = vec![0; last.bytes];
+        last.read(0, &mut factors).unwrap();
+        assert_eq!(factors, bytes[last.to..last.to + last.bytes]);
+
+        let stored = HostPart { rotation: int8.rotation, ..weight.parts[1].clone() };
+        let weight = HostWeight { rows: 20, parts: vec![stored], ..weight };
+        let (form, bytes) = image(&weight, Use::Matrix);
+        let (q, scales) = integers_of(&form, &bytes);
+        assert!(q.iter().zip(weight.parts[0].bytes()).all(|(q, b)| *q == *b as i8));
+        assert_eq!(scales, rows[..]);
+        // The same weight where products are not computed in integers: rotated back.
+        let weight = HostWeight { int8: None, ..weight };
+        let (form, bytes) = image(&weight, Use::Matrix);
+        assert_eq!((form.segments[0].dtype, form.segments[0].scales), (DType::BF16, None));
+        for (i, want) in weight.to_f32().into_iter().enumerate() {
+            let mut rounded = vec![];
+            DType::BF16.encode(want, &mut rounded);
+            assert_eq!(bytes[2 * i..2 * i + 2], rounded, "element {i}");
+        }
+    }
+
     #[test]
     fn odd_rows_are_padded_with_zeros() {
-        let weight =
-            HostWeight { rows: 3, cols: 31, parts: vec![part(3, 31, DType::F8E4M3, Scale::One)] };
+        let weight = HostWeight {
+            int8: None,
+            rows: 3,
+            cols: 31,
+            parts: vec![part(3, 31, DType::F8E4M3, Scale::One)],
+        };
         let (form, bytes) = image(&weight, Use::Matrix);
         assert_eq!((form.segments[0].stride, form.bytes), (32, 96));
         assert!((0..3).all(|r| bytes[r * 32 + 31] == 0));
@@ -377,8 +531,12 @@ mod tests {
 
     #[test]
     fn kernels_have_the_input_channel_fastest_and_vectors_are_f32() {
-        let weight =
-            HostWeight { rows: 2, cols: 3 * 9, parts: vec![part(2, 27, DType::F16, Scale::One)] };
+        let weight = HostWeight {
+            int8: None,
+            rows: 2,
+            cols: 3 * 9,
+            parts: vec![part(2, 27, DType::F16, Scale::One)],
+        };
         let (form, bytes) = image(&weight, Use::Kernel { taps: 9 });
         let s = form.segments[0];
         let whole = weight.to_f32();
@@ -389,6 +547,7 @@ mod tests {
             assert_eq!(DType::BF16.decode(&bytes[at..]), whole[o * 27 + c * 9 + t]);
         }
         let weight = HostWeight {
+            int8: None,
             rows: 1,
             cols: 5,
             parts: vec![part(1, 5, DType::BF16, Scale::Tensor(0.5))],

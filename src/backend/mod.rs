@@ -14,6 +14,8 @@ mod form;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 #[cfg_attr(not(all(feature = "cuda", feature = "wgpu")), allow(dead_code, unused_imports))]
 mod gpu;
+#[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(dead_code))]
+mod int8;
 mod loaded;
 mod options;
 #[cfg(feature = "wgpu")]
@@ -25,7 +27,7 @@ use crate::error::Result;
 use crate::op::{Op, Step, Use};
 use crate::tensor::{HostWeight, Slot, Tensor, Weight};
 
-/// What a device is, and what it offers.
+/// The properties of a device.
 #[derive(Debug, Clone)]
 pub struct Caps {
     /// `cpu`, `cuda:0`, `wgpu:1` ...
@@ -53,6 +55,20 @@ pub struct Caps {
     pub pins: bool,
     /// Whether the same process can open the device again after it was lost.
     pub reopens: bool,
+    /// Which products it computes in 8-bit integers.
+    pub int8: Int8Use,
+}
+
+/// Which of the products that may be computed in 8-bit integers are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Int8Use {
+    /// None: weights that are stored for such products are decoded.
+    #[default]
+    Never,
+    /// Those whose weights are stored for it: as integers, in a rotation.
+    Stored,
+    /// All, whatever the weights are stored as.
+    All,
 }
 
 /// How the memory of a device is divided: rules for offsets in arena, resident weights and ring.
@@ -181,7 +197,7 @@ pub struct Run {
 /// A device. Calls come from one thread, in program order. A device can queue steps, but keeps the
 /// queue short enough that progress and cancelling stay prompt.
 pub trait Backend: Send {
-    /// What the device is, and what it offers.
+    /// The properties of the device.
     fn caps(&self) -> &Caps;
 
     /// Bytes that the device needs for `weight`, used as `how`: its form on the device, with scales

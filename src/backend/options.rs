@@ -60,7 +60,7 @@ impl fmt::Display for Device {
 }
 
 /// The type that matrix products and attention are computed in: `auto`, `f32`, `f16`, `bf16`,
-/// `fp8`. Sums are F32 on every device. Each backend refuses what it does not offer.
+/// `fp8`, `int8`. Sums are F32 on every device, and those of `int8` exact. Each backend refuses what it does not offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 #[non_exhaustive]
@@ -78,12 +78,15 @@ pub enum Compute {
     BF16,
     /// FP8 products where weights are FP8, activations scaled row by row (CUDA).
     Fp8,
+    /// Products of 8-bit integers in the blocks of transformers, whatever the weights are stored
+    /// as; see [`int8`](crate::dtype::int8). The rest as with `Auto`.
+    Int8,
 }
 
 impl Compute {
     /// All, in the order in which they are listed.
-    pub const ALL: [Compute; 5] =
-        [Compute::Auto, Compute::F32, Compute::BF16, Compute::F16, Compute::Fp8];
+    pub const ALL: [Compute; 6] =
+        [Compute::Auto, Compute::F32, Compute::BF16, Compute::F16, Compute::Fp8, Compute::Int8];
 
     /// The word that stands for it.
     pub fn name(self) -> &'static str {
@@ -93,6 +96,7 @@ impl Compute {
             Compute::F16 => "f16",
             Compute::BF16 => "bf16",
             Compute::Fp8 => "fp8",
+            Compute::Int8 => "int8",
         }
     }
 
@@ -216,7 +220,13 @@ mod tests {
             let e = text.parse::<Device>().unwrap_err();
             assert!(e.to_string().contains("wgpu:N"), "{text}: {e}");
         }
-        assert!("F32".parse::<Compute>().unwrap_err().to_string().contains("auto, f32, bf16"));
+        assert!(
+            "F32"
+                .parse::<Compute>()
+                .unwrap_err()
+                .to_string()
+                .contains("auto, f32, bf16, f16, fp8, int8")
+        );
         for text in ["", "linear", "=x", "linear="] {
             assert!(text.parse::<KernelChoice>().is_err(), "{text}");
         }

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::args::{BenchArgs, How};
 use super::generate::{fill, fit_to_model, one_prompt, open, settings_as_json};
 use super::progress::{self, Progress};
-use super::start_image::{StartImage, load_references};
+use super::start_image::{SeenImages, StartImage};
 use super::{cancelled, output};
 use crate::error::Result;
 use crate::event::{Event, Phase};
@@ -24,8 +24,8 @@ pub fn bench(args: BenchArgs, how: How) -> Result<()> {
     let prompt = one_prompt(given, &args.request)?;
     let mut request = Request::new(prompt.unwrap_or_else(|| PROMPT.to_string())).seed(0);
     let start = StartImage::open(&args.request, args.engine.ram)?;
-    let references = load_references(&args.request, args.engine.ram.size())?;
-    fill(&mut request, &args.request, start.as_ref(), &references)?;
+    let seen = SeenImages::load(&args.request, args.engine.ram.size())?;
+    fill(&mut request, &args.request, start.as_ref(), &seen)?;
 
     let mut progress = Progress::new(how);
     let begin = Instant::now();

@@ -1,5 +1,5 @@
-//! `completions` and `man`: the shell's knowledge of this command line, made from its own
-//! definition.
+//! `completions` and `man`: scripts that complete commands in a shell, and manual pages. Both are
+//! generated from the definition of the command line.
 
 use std::path::Path;
 

@@ -216,7 +216,7 @@ fn is_recorded(option: &clap::Arg) -> bool {
 impl Config {
     /// Whether the file has defaults for `subcommand` (`None`: an image without naming `generate`).
     pub fn applies_to(&self, subcommand: Option<&str>) -> bool {
-        let draws = ["generate", "plan", "bench", "again", "serve"];
+        let draws = ["generate", "plan", "bench", "again", "serve", "worker"];
         !self.values.is_empty() && subcommand.is_none_or(|name| draws.contains(&name))
     }
 

@@ -80,7 +80,7 @@ impl FluxFacts {
 /// and the kernels, as far as it is known before the GPU is opened.
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 fn reserve(total: u64, context: u64) -> u64 {
-    (total / 50).max(256 << 20) + context
+    host::gpu_margin_bytes(total) + context
 }
 
 /// The NVIDIA GPUs, or why none was found.
@@ -104,17 +104,61 @@ struct GpuFacts {
     unusable: Option<String>,
     #[serde(flatten)]
     flux: FluxFacts,
+    /// With `--kernels`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernels: Option<Vec<KernelRow>>,
+}
+
+/// What the driver made of one kernel.
+#[derive(Debug, Serialize)]
+struct KernelRow {
+    name: &'static str,
+    threads: u32,
+    registers: u32,
+    local_bytes: u32,
+    shared_bytes: u32,
+    /// How many blocks run on a multiprocessor at the same time.
+    blocks: u32,
+}
+
+/// The kernels of a GPU, which is opened for that.
+#[cfg(feature = "cuda")]
+fn kernels(ordinal: usize) -> Result<Vec<KernelRow>> {
+    let backend = cuda::CudaBackend::new(cuda::CudaOptions { ordinal, ..Default::default() })?;
+    let row = |k: cuda::KernelFacts| KernelRow {
+        name: k.name,
+        threads: k.threads,
+        registers: k.registers,
+        local_bytes: k.local_bytes,
+        shared_bytes: k.shared_bytes,
+        blocks: k.blocks,
+    };
+    Ok(backend.kernel_facts()?.into_iter().map(row).collect())
+}
+
+fn kernels_text(kernels: &[KernelRow]) -> String {
+    let head = format!(
+        "    {:<42} {:>7} {:>9} {:>6} {:>7} {:>7}\n",
+        "kernel", "threads", "registers", "local", "shared", "blocks"
+    );
+    let line = |k: &KernelRow| {
+        format!(
+            "    {:<42} {:>7} {:>9} {:>6} {:>7} {:>7}\n",
+            k.name, k.threads, k.registers, k.local_bytes, k.shared_bytes, k.blocks
+        )
+    };
+    head + &kernels.iter().map(line).collect::<String>()
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda_gpus() -> Cuda {
-    Cuda { gpus: Vec::new(), why_none: Some("this build has no CUDA".into()) }
+fn cuda_gpus(_with_kernels: bool) -> Result<Cuda> {
+    Ok(Cuda { gpus: Vec::new(), why_none: Some("this build has no CUDA".into()) })
 }
 
 #[cfg(feature = "cuda")]
-fn cuda_gpus() -> Cuda {
+fn cuda_gpus(with_kernels: bool) -> Result<Cuda> {
     match cuda::gpus() {
-        Err(e) => Cuda { gpus: Vec::new(), why_none: Some(e.to_string()) },
+        Err(e) => Ok(Cuda { gpus: Vec::new(), why_none: Some(e.to_string()) }),
         Ok(gpus) => {
             // The context and the kernels of a process take a few hundred MB.
             let room =
@@ -123,17 +167,22 @@ fn cuda_gpus() -> Cuda {
                 None => FluxFacts::of(Grain::whole(256), DType::BF16, room(g), "the host"),
                 Some(_) => FluxFacts::default(),
             };
-            let facts = |g: cuda::GpuInfo| GpuFacts {
-                flux: flux(&g),
-                device: format!("cuda:{}", g.ordinal),
-                name: g.name,
-                compute_capability: format!("{}.{}", g.capability.0, g.capability.1),
-                memory_bytes: g.total_bytes,
-                cuda_version: format!("{}.{}", g.driver / 1000, g.driver % 1000 / 10),
-                fp8: g.fp8,
-                unusable: g.unusable,
+            let facts = |g: cuda::GpuInfo| -> Result<GpuFacts> {
+                let wanted = with_kernels && g.unusable.is_none();
+                Ok(GpuFacts {
+                    flux: flux(&g),
+                    kernels: wanted.then(|| kernels(g.ordinal)).transpose()?,
+                    device: format!("cuda:{}", g.ordinal),
+                    name: g.name,
+                    compute_capability: format!("{}.{}", g.capability.0, g.capability.1),
+                    memory_bytes: g.total_bytes,
+                    cuda_version: format!("{}.{}", g.driver / 1000, g.driver % 1000 / 10),
+                    fp8: g.fp8,
+                    unusable: g.unusable,
+                })
             };
-            Cuda { gpus: gpus.into_iter().map(facts).collect(), why_none: None }
+            let gpus = gpus.into_iter().map(facts).collect::<Result<_>>()?;
+            Ok(Cuda { gpus, why_none: None })
         }
     }
 }
@@ -240,14 +289,15 @@ struct Memory {
     limit_bytes: Option<u64>,
 }
 
-/// Prints the report. Having no GPU or no model is not an error.
-pub fn doctor(config: &Config, how: How) -> Result<()> {
-    let report = look(config);
+/// Prints the report, with a table of the kernels of each NVIDIA GPU if `with_kernels`. Having no
+/// GPU or no model is not an error.
+pub fn doctor(config: &Config, with_kernels: bool, how: How) -> Result<()> {
+    let report = look(config, with_kernels)?;
     if how.json { output::json(&report) } else { output::text(&text(&report)) }
 }
 
-fn look(config: &Config) -> Report {
-    Report {
+fn look(config: &Config, with_kernels: bool) -> Result<Report> {
+    Ok(Report {
         version: env!("CARGO_PKG_VERSION"),
         system: host::operating_system(),
         cpu: Cpu {
@@ -256,12 +306,12 @@ fn look(config: &Config) -> Report {
             cores: host::threads(),
             instructions: instructions(),
         },
-        cuda: cuda_gpus(),
+        cuda: cuda_gpus(with_kernels)?,
         wgpu: adapters(),
         memory: memory(),
         config: config.clone(),
         models: models::report(),
-    }
+    })
 }
 
 /// FLUX.1 on the CPU, in the memory that a run without a limit would use.
@@ -295,6 +345,8 @@ fn instructions() -> Vec<&'static str> {
         ("f16c", is_x86_feature_detected!("f16c")),
         ("avx512f", is_x86_feature_detected!("avx512f")),
         ("avx512bw", is_x86_feature_detected!("avx512bw")),
+        ("avxvnni", is_x86_feature_detected!("avxvnni")),
+        ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
         ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
     ];
     sets.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
@@ -321,6 +373,7 @@ fn text(report: &Report) -> String {
             &gpu.unusable.as_ref().map_or(String::new(), |why| format!("; cannot be used: {why}"));
         text += "\n";
         text += &gpu.flux.text();
+        text += &gpu.kernels.as_deref().map_or(String::new(), kernels_text);
     }
     text += &cuda.why_none.as_ref().map_or(String::new(), |why| format!("{why}\n"));
     text += &wgpu.iter().map(adapter_text).collect::<String>();

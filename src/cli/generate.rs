@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::args::{AgainArgs, EngineArgs, GenerateArgs, How, OutputArgs, RequestArgs, is_command};
 use super::progress::{self, Progress};
-use super::start_image::{StartImage, load_control_image, load_references};
+use super::start_image::{SeenImages, StartImage, load_control_image};
 use super::target::Target;
 use super::values::{Budget, ControlNetArg, Seed, Size};
 use super::words::Typed;
@@ -17,7 +17,7 @@ use crate::pipeline::images::{
     Metadata, Provenance, load_init_image, provenance_of, read_provenance, read_stream, to_bytes,
 };
 use crate::pipeline::models::ModelPlaces;
-use crate::pipeline::request::{Generated, Image, MIN_SIDE, Options, Request, Settings};
+use crate::pipeline::request::{Generated, MIN_SIDE, Options, Request, Settings};
 use crate::pipeline::schedule::ScheduleConfig;
 use crate::pipeline::{
     Engine, find_recorded_controlnets, find_recorded_loras, recorded_model, work,
@@ -45,10 +45,10 @@ pub fn generate(args: GenerateArgs, how: How) -> Result<()> {
     }
     // Every prompt is checked before the model is opened.
     let start = StartImage::open(&args.request, args.engine.ram)?;
-    let references = load_references(&args.request, args.engine.ram.size())?;
+    let seen = SeenImages::load(&args.request, args.engine.ram.size())?;
     let requests = prompts.into_iter().map(|prompt| {
         let mut request = Request::new(prompt.text);
-        let filled = fill(&mut request, &args.request, start.as_ref(), &references);
+        let filled = fill(&mut request, &args.request, start.as_ref(), &seen);
         match &prompt.source {
             Some(source) => filled.map_err(|e| e.at(source))?,
             None => filled?,
@@ -88,8 +88,8 @@ pub fn again(args: AgainArgs, how: How) -> Result<()> {
         request.prompt = prompt.into();
     }
     let start = StartImage::open(&args.request, args.engine.ram)?;
-    let references = load_references(&args.request, args.engine.ram.size())?;
-    fill(&mut request, &args.request, start.as_ref(), &references)?;
+    let seen = SeenImages::load(&args.request, args.engine.ram.size())?;
+    fill(&mut request, &args.request, start.as_ref(), &seen)?;
     let progress = Progress::new(how);
     if !found.is_own() {
         progress.note(&format!("the settings were written by {}", found.program()));
@@ -173,8 +173,8 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
     let prompt = one_prompt(given, &args.request)?.unwrap_or_default();
     let mut request = Request::new(prompt);
     let start = StartImage::open(&args.request, args.engine.ram)?;
-    let references = load_references(&args.request, args.engine.ram.size())?;
-    fill(&mut request, &args.request, start.as_ref(), &references)?;
+    let seen = SeenImages::load(&args.request, args.engine.ram.size())?;
+    fill(&mut request, &args.request, start.as_ref(), &seen)?;
     let mut progress = Progress::new(how);
     tell_budgets(&args.engine, &progress);
     let mut options = args.engine.options();
@@ -193,13 +193,13 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
 }
 
 /// Replaces what `args` set in `request`, reads the scheduler's configuration, and checks the
-/// whole, with the reference images that were read. If there is an image to start from, a
+/// whole, with the other images that were read. If there is an image to start from, a
 /// placeholder for it makes the rest of the request complete.
 pub fn fill(
     request: &mut Request,
     args: &RequestArgs,
     start: Option<&StartImage>,
-    references: &[Image],
+    seen: &SeenImages,
 ) -> Result<()> {
     let mut typed = args.request();
     if let Some(path) = &args.scheduler_config {
@@ -209,7 +209,8 @@ pub fn fill(
     if let Some(path) = &args.control {
         typed.control = Some(load_init_image(path)?);
     }
-    typed.references = references.to_vec();
+    typed.references.clone_from(&seen.references);
+    typed.styles.clone_from(&seen.styles);
     for (i, ControlNetArg { choice, image }) in args.controlnets.iter().enumerate() {
         typed.control_images.push(load_control_image(image)?);
         typed.controlnets.push(match choice.name.is_empty() {
@@ -258,7 +259,7 @@ fn tell_budgets(engine: &EngineArgs, progress: &Progress) {
     }
 }
 
-/// What drawing needs besides the requests.
+/// Everything that drawing needs besides the requests.
 struct Job<'a> {
     args: &'a RequestArgs,
     engine: &'a EngineArgs,

@@ -32,6 +32,8 @@ mod start_image;
 mod target;
 mod values;
 mod words;
+#[cfg(feature = "nats")]
+mod worker;
 
 use std::borrow::Cow;
 use std::ffi::OsString;
@@ -45,6 +47,8 @@ use serde_json::json;
 use crate::error::{Error, Kind, Result};
 use crate::pipeline::tokenizers;
 use crate::text::{lines, one_line};
+#[cfg(feature = "nats")]
+use args::ClusterCommand;
 use args::{Cli, Command, How, is_command, similar_command};
 use help::definition;
 use words::Typed;
@@ -117,9 +121,15 @@ fn run(cli: Cli, config: &config::Config) -> Result<()> {
         #[cfg(feature = "server")]
         Some(Command::Remote(args)) => remote::remote(*args, how),
         #[cfg(feature = "server")]
-        Some(Command::Worker) => serve::worker(),
+        Some(Command::DrawJobs) => serve::draw_jobs(),
+        #[cfg(feature = "nats")]
+        Some(Command::Worker(args)) => worker::worker(*args, how, config),
+        #[cfg(feature = "nats")]
+        Some(Command::Cluster(args)) => match args.command {
+            ClusterCommand::Status(args) => worker::status(*args, how),
+        },
         Some(Command::Models) => models::models(how),
-        Some(Command::Doctor) => doctor::doctor(config, how),
+        Some(Command::Doctor(args)) => doctor::doctor(config, args.kernels, how),
         Some(Command::Inspect(args)) => inspect::inspect(&args.file, how),
         Some(Command::Completions(args)) => completions::completions(args.shell),
         Some(Command::Man(args)) => completions::man(&args),

@@ -219,7 +219,7 @@ impl Progress {
                      {decimal_bytes_per_sec}, {eta} left  {msg}",
                 );
                 bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-                // What was there already says nothing about the network.
+                // Bytes that were in the cache already say nothing about the speed of the network.
                 bar.set_length(all);
                 bar.set_position(done);
                 bar.reset_eta();

@@ -142,6 +142,8 @@ impl Usage {
         let named =
             |kind| found.iter().find(|(_, (k, _))| *k == kind).map(|(name, _)| name.clone());
         let model = named(ModelKind::Model);
+        let optional = |kind: &ModelKind| matches!(kind, ModelKind::Part(component) if component.role.is_optional());
+        let is_style = !found.is_empty() && found.iter().all(|(_, (kind, _))| optional(kind));
         let mut parts: Vec<(String, String)> = vec![];
         for (name, (kind, _)) in &found {
             let ModelKind::Part(component) = kind else { continue };
@@ -158,6 +160,10 @@ impl Usage {
             // Its other components are found next to it.
             (Some(model), _) => Some(format!("flux-fast \"a fox\" --model {}", quoted(model))),
             (None, []) => None,
+            // They are found in the cache.
+            (None, _) if is_style => {
+                Some("flux-fast \"a fox\" --model MODEL --style IMAGE".to_string())
+            }
             (None, parts) => {
                 let flags: Vec<String> =
                     parts.iter().map(|(flag, name)| format!("{flag} {}", quoted(name))).collect();

@@ -17,7 +17,7 @@ use super::preview;
 use super::progress::Progress;
 use super::prompts;
 use super::signals;
-use super::start_image::{StartImage, load_references};
+use super::start_image::{SeenImages, StartImage};
 use super::target::Target;
 use super::values::{Budget, Size};
 use crate::error::{Error, Kind, Result};
@@ -62,11 +62,16 @@ pub fn remote(args: RemoteArgs, how: How) -> Result<()> {
             .at("--control")
             .try_("draw it on this machine"));
     }
-    let references = load_references(&args.request, None)?;
+    if !args.request.styles.is_empty() {
+        return Err(Error::argument("style images are not sent to a server yet")
+            .at("--style")
+            .try_("draw it on this machine"));
+    }
+    let seen = SeenImages::load(&args.request, None)?;
     let mut requests = Vec::new();
     for prompt in prompts {
         let mut request = Request::new(prompt.text);
-        let filled = fill(&mut request, &args.request, start.as_ref(), &references);
+        let filled = fill(&mut request, &args.request, start.as_ref(), &seen);
         filled.map_err(|e| prompt.source.iter().fold(e, |e, source| e.at(source)))?;
         // Their files are sent as they are.
         request.references.clear();
@@ -100,7 +105,7 @@ pub fn remote(args: RemoteArgs, how: How) -> Result<()> {
     Ok(())
 }
 
-/// What all jobs of one call share.
+/// Everything that all jobs of one call have in common.
 struct Run<'a> {
     args: &'a RemoteArgs,
     how: How,
@@ -159,7 +164,7 @@ impl Run<'_> {
         }
         // A server of another version need not know parameters that are not set.
         if let Some(fields) = body.as_object_mut() {
-            fields.retain(|_, value| !value.is_null());
+            fields.retain(|_, value| !value.is_null() && value.as_array() != Some(&Vec::new()));
         }
         let key = client::random_hex(16)?;
         let body = json!({"request": body});
@@ -293,13 +298,11 @@ struct Steps {
 }
 
 impl Steps {
-    /// What has happened since the last look.
+    /// The events since the last call.
     fn events(&mut self, progress: &Value) -> Vec<Event> {
-        let phases =
-            [Phase::TextEncode, Phase::ImageEncode, Phase::Modulate, Phase::Denoise, Phase::Decode];
         let number = |name: &str| progress[name].as_u64().unwrap_or_default() as usize;
         let (done, steps) = (number("step"), number("steps"));
-        let Some(phase) = phases.into_iter().find(|p| progress["phase"] == p.name()) else {
+        let Some(phase) = Phase::ALL.into_iter().find(|p| progress["phase"] == p.name()) else {
             return Vec::new();
         };
         let mut events = Vec::new();

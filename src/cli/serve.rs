@@ -1,4 +1,4 @@
-//! `serve`, and the hidden `worker` that it starts.
+//! `serve`, and the hidden command that it starts.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::host;
 use crate::server::{self, ServerKey, ServerOptions};
 
 /// The name of the hidden command.
-pub const WORKER: &str = "worker";
+pub const WORKER: &str = "draw-jobs";
 
 /// The most files and connections that are open at a time.
 #[cfg(unix)]
@@ -68,11 +68,15 @@ pub fn serve(args: ServeArgs, how: How, config: &Config) -> Result<()> {
     options.webhooks = args.webhook_origins;
     options.max_queued = args.max_queue;
     options.hang_after = Duration::from_secs(args.hang_after);
+    #[cfg(feature = "nats")]
+    {
+        options.cluster = super::worker::cluster(args.cluster);
+    }
     server::serve(options).map_err(|e| listen_error(e, args.listen))
 }
 
 /// Sends the log to stderr: with --quiet only warnings, and where the server listens.
-fn start_log(how: How, format: LogFormat) {
+pub(super) fn start_log(how: How, format: LogFormat) {
     let level = if how.quiet { LevelFilter::WARN } else { LevelFilter::INFO };
     let shown = Targets::new()
         .with_target("flux_fast", level)
@@ -90,7 +94,7 @@ fn start_log(how: How, format: LogFormat) {
 
 /// Lets this process open more files than the usual 1,024, if the system allows it: every
 /// connection is one.
-fn raise_open_files() {
+pub(super) fn raise_open_files() {
     #[cfg(unix)]
     {
         use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -123,7 +127,7 @@ fn read_keys(path: &Path) -> Result<Vec<String>> {
 }
 
 /// Draws what the server that started this process orders.
-pub fn worker() -> Result<()> {
+pub fn draw_jobs() -> Result<()> {
     // A signal for the whole process group is the server's affair, which ends the worker.
     signals::ignore();
     // If memory runs out, this process is ended and not the server.

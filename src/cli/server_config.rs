@@ -18,7 +18,7 @@ use super::values;
 use crate::error::{Error, Result};
 use crate::server::{ModelOptions, Plan, ServerKey, presets};
 
-/// What the file says, checked.
+/// The content of the file, checked.
 #[derive(Debug, Default)]
 pub struct ServerConfig {
     /// Keys with their plans.
@@ -27,7 +27,7 @@ pub struct ServerConfig {
     pub default_plan: Option<Plan>,
     /// Other names of models.
     pub aliases: Vec<(String, String)>,
-    /// What differs for single models.
+    /// Options of single models.
     pub models: HashMap<String, ModelOptions>,
 }
 

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::args::{EngineArgs, RequestArgs};
-use super::values::Budget;
+use super::values::{Budget, StyleArg};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::pipeline::Engine;
@@ -86,7 +86,7 @@ impl StartImage {
         self.part.is_some()
     }
 
-    /// What the user did not ask for in words.
+    /// A note about what the program does without being asked for it.
     pub fn note(&self) -> Option<String> {
         let is_transparent = self.part.as_ref().is_some_and(|part| part.is_transparent);
         is_transparent.then(|| {
@@ -132,12 +132,39 @@ impl StartImage {
     }
 }
 
+/// Images that a model looks at, besides the one to start from.
+pub struct SeenImages {
+    pub references: Vec<Image>,
+    pub styles: Vec<Image>,
+}
+
+impl SeenImages {
+    /// Those that the arguments name, if there is memory to decode them one after another within
+    /// `ram`.
+    ///
+    /// # Errors
+    /// [`Kind::Memory`](crate::error::Kind::Memory) with the bound that is enough.
+    pub fn load(args: &RequestArgs, ram: Option<ByteSize>) -> Result<SeenImages> {
+        let style = |style: &StyleArg| {
+            let file = ImageFile::open(&style.path)?;
+            check_ram(ram, "the style image", file.whole_bytes(), &style.path)?;
+            file.decode().map_err(|e| e.at_path(&style.path))
+        };
+        let styles = args.styles.iter().map(style);
+        let at = |e: Error| e.at_parameter("style");
+        Ok(SeenImages {
+            references: load_references(args, ram)?,
+            styles: styles.collect::<Result<_>>().map_err(at)?,
+        })
+    }
+}
+
 /// The reference images that the arguments name, if there is memory to decode them one after
 /// another within `ram`.
 ///
 /// # Errors
 /// [`Kind::Memory`](crate::error::Kind::Memory) with the bound that is enough.
-pub fn load_references(args: &RequestArgs, ram: Option<ByteSize>) -> Result<Vec<Image>> {
+fn load_references(args: &RequestArgs, ram: Option<ByteSize>) -> Result<Vec<Image>> {
     let load = |path: &PathBuf| {
         let file = ImageFile::open(path)?;
         check_ram(ram, "the reference image", file.reference_bytes(), path)?;
@@ -159,8 +186,8 @@ fn check_ram(ram: Option<ByteSize>, what: &str, bytes: u64, path: &Path) -> Resu
                 .found(units::bytes(ram.0))
                 .expected(format!("at least {enough} MB to decode it"))
                 .try_(format!(
-                    "--ram {enough}M, or save the image smaller or as a PNG that is not \
-                     interlaced, which is read row by row"
+                    "--ram {enough}M, or save the image smaller, or as a PNG that is not \
+                     interlaced or a JPEG that is not progressive, which are read row by row"
                 )))
         }
         _ => Ok(()),

@@ -11,7 +11,8 @@ use crate::backend::{Compute, Device, KernelChoice};
 use crate::error::Error;
 use crate::pipeline::images::Format;
 use crate::pipeline::request::{
-    AspectRatio, ControlMode, ControlNetChoice, LoraChoice, MAX_LORA_STRENGTH, MAX_SIDE, Margins,
+    AspectRatio, ControlMode, ControlNetChoice, LoraChoice, MAX_LORA_STRENGTH, MAX_SIDE,
+    MAX_STYLE_STRENGTH, Margins,
 };
 use crate::units::ByteSize;
 
@@ -138,7 +139,7 @@ pub fn lora(text: &str) -> Parsed<LoraChoice> {
         }
         _ => (text, 1.0),
     };
-    // The number is the second one if there is another one before it.
+    // `NAME:0.8:0.6`: with another number before it, the last number is that of the text encoders.
     let two = name.rsplit_once(':').filter(|_| !std::path::Path::new(name).is_file());
     let two = two.and_then(|(name, first)| Some((name, first.parse::<f32>().ok()?)));
     let (name, strength, text_strength) = match two {
@@ -158,6 +159,35 @@ pub fn lora(text: &str) -> Parsed<LoraChoice> {
     }
     let choice = LoraChoice::new(name, strength);
     Ok(text_strength.map_or(choice.clone(), |text| choice.text_strength(text)))
+}
+
+/// A style image as it was asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StyleArg {
+    pub path: PathBuf,
+    pub strength: Option<f32>,
+}
+
+/// `IMAGE` or `IMAGE:STRENGTH`. A path may contain colons, so only a number after the last one is a
+/// strength.
+pub fn style(text: &str) -> Parsed<StyleArg> {
+    let (path, strength) = match text.rsplit_once(':').map(|(path, s)| (path, s.parse::<f32>())) {
+        Some((path, Ok(strength))) => (path, Some(strength)),
+        Some((path, Err(_))) if std::path::Path::new(path).is_file() => {
+            return Err(format!(
+                "{} is not a strength: expected a number after the colon",
+                &text[path.len() + 1..]
+            ));
+        }
+        _ => (text, None),
+    };
+    if path.is_empty() {
+        return Err("expected an image, such as photo.png or photo.png:0.8".into());
+    }
+    if strength.is_some_and(|s| !(0.0..=MAX_STYLE_STRENGTH).contains(&s)) {
+        return Err(format!("expected a strength from 0 to {MAX_STYLE_STRENGTH}"));
+    }
+    Ok(StyleArg { path: path.into(), strength })
 }
 
 /// `NAME=MODEL`.
@@ -232,7 +262,7 @@ fn sides(width: &str, height: &str) -> Parsed<(usize, usize)> {
     ))
 }
 
-/// What a size may be.
+/// The forms of a size.
 const EXPECTED_SIZE: &str = "expected WIDTHxHEIGHT such as 1024x768 (multiples of 16 from 16 to \
                              4096), one number for a square, or an aspect ratio such as 16:9";
 
@@ -278,7 +308,7 @@ pub fn budget(text: &str) -> Parsed<Budget> {
     size.map(Budget::Bytes)
 }
 
-/// A value of a type that reads itself.
+/// Parses a value by the `FromStr` of its type.
 fn typed<T: FromStr<Err = Error>>(text: &str) -> Parsed<T> {
     text.parse().map_err(|e: Error| match e.expected_value() {
         Some(expected) => format!("expected {expected}"),

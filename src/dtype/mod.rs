@@ -4,6 +4,7 @@
 pub mod blocks;
 pub mod encode;
 mod ggml;
+pub mod int8;
 
 pub use blocks::{Format, Plane};
 

@@ -7,7 +7,7 @@ use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, RefreshK
 
 use crate::error::{Error, Result};
 
-/// What the system reports about its memory, in bytes.
+/// The memory of the system, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryFacts {
     /// All memory of the machine.
@@ -16,7 +16,7 @@ pub struct MemoryFacts {
     pub available_bytes: u64,
     /// The limit of the container that this process runs in, if there is one.
     pub limit_bytes: Option<u64>,
-    /// What the limit of the container leaves.
+    /// The bytes that are left below the limit of the container.
     left_bytes: Option<u64>,
 }
 

@@ -18,6 +18,7 @@ pub use memory::{
     MemoryFacts, available_memory, memory_facts, resident_memory, steady_memory, usable_memory,
 };
 pub use system::{
-    free_disk_bytes, operating_system, processor_name, start_shared_threads, threads,
+    free_disk_bytes, gpu_margin_bytes, operating_system, processor_name, start_shared_threads,
+    threads,
 };
 pub use unfinished::{remove_abandoned, unfinished_file, unfinished_name};

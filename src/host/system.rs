@@ -33,6 +33,31 @@ pub fn free_disk_bytes(folder: &Path) -> Option<u64> {
     fs4::available_space(folder).ok()
 }
 
+/// GPU memory that is left to other programs on a GPU with `total` bytes: the display and other
+/// programs need a little more now and then.
+///
+/// Windows, and Linux inside it (WSL), do not refuse memory that a GPU does not have but move it to
+/// the host, and everything becomes slow. What they report as free is a budget that may shrink, so
+/// more is left there.
+pub fn gpu_margin_bytes(total: u64) -> u64 {
+    margin_bytes(total, cfg!(windows) || is_wsl())
+}
+
+fn margin_bytes(total: u64, paged: bool) -> u64 {
+    let least = match paged {
+        true if total > 15 << 30 => 700 << 20,
+        true => 600 << 20,
+        false => 256 << 20,
+    };
+    (total / 50).max(least)
+}
+
+/// Whether this is Linux inside Windows.
+fn is_wsl() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
+    cfg!(target_os = "linux") && release.is_ok_and(|r| r.to_lowercase().contains("microsoft"))
+}
+
 /// Starts the threads that `rayon` shares between all its users, unless they run already. If their
 /// first use started them, a failure would be a panic.
 ///
@@ -60,5 +85,13 @@ mod tests {
         assert!(operating_system().ends_with(std::env::consts::ARCH));
         assert!(free_disk_bytes(&std::env::temp_dir()).is_some());
         assert_eq!(free_disk_bytes(Path::new("/no/such/folder")), None);
+    }
+
+    #[test]
+    fn more_gpu_memory_is_left_where_it_is_moved_to_the_host() {
+        let gpu = |gib: u64, paged| margin_bytes(gib << 30, paged) >> 20;
+        assert_eq!((gpu(8, false), gpu(8, true)), (256, 600));
+        assert_eq!((gpu(24, false), gpu(24, true)), (491, 700));
+        assert_eq!((gpu(80, false), gpu(80, true)), (1638, 1638));
     }
 }

@@ -9,9 +9,10 @@ use serde_json::Value;
 use super::config::{max_length, read_json};
 use super::find::Searched;
 use super::opened::OpenedUnit;
+use super::places::ModelPlaces;
 use crate::error::{Error, Kind, Result};
 use crate::message::Message;
-use crate::spec::{Component, Family};
+use crate::spec::{Component, Families, Family};
 use crate::weights::ComponentWeights;
 
 /// The key of the metadata's `config` that repeats a part of `model_index.json`.
@@ -55,6 +56,21 @@ pub struct Checkpoint {
     pub found: Vec<String>,
     /// Where absent components were looked for, and which files were passed over.
     pub(super) searched: BTreeMap<Component, Searched>,
+    /// Where optional components are looked for; `None` if the model is not in a folder.
+    pub(super) around: Option<Around>,
+    /// The sizes that the transformer requires of components, once it was taken out.
+    required: BTreeMap<Component, usize>,
+}
+
+/// Where the components of a model are looked for.
+#[derive(Clone)]
+pub(super) struct Around {
+    /// The folder of the model.
+    pub folder: PathBuf,
+    /// The places behind it.
+    pub places: Option<ModelPlaces>,
+    /// The families among which files are recognised.
+    pub families: Families,
 }
 
 impl Checkpoint {
@@ -80,6 +96,18 @@ impl Checkpoint {
     /// Takes the weights of `component` out; the errors are those of [`Checkpoint::need`].
     pub fn take(&mut self, component: Component) -> Result<ComponentWeights> {
         self.weights.remove(&component).ok_or_else(|| self.missing(component))
+    }
+
+    /// Splits off what is optional: the components that were given, and what is needed to look for
+    /// the others with [`Checkpoint::find_optional`].
+    pub fn split_optional(&mut self) -> Checkpoint {
+        let mut rest = Checkpoint::empty(self.name.clone(), self.family);
+        rest.around.clone_from(&self.around);
+        for &component in self.family.components.iter().filter(|c| c.role.is_optional()) {
+            rest.required.extend(self.required_size(component).map(|size| (component, size)));
+            rest.weights.extend(self.weights.remove(&component).map(|w| (component, w)));
+        }
+        rest
     }
 
     /// The number of tokens that the model gives this text encoder, where it says so.
@@ -139,6 +167,8 @@ impl Checkpoint {
             shapes_only: false,
             found: vec![],
             searched: BTreeMap::new(),
+            around: None,
+            required: BTreeMap::new(),
         }
     }
 
@@ -196,6 +226,9 @@ impl Checkpoint {
         if self.pipeline.as_deref() == Some(self.family.pipeline_class) {
             let distilled = index.get("is_distilled").and_then(Value::as_bool);
             self.distilled = Some(distilled.unwrap_or(false));
+        } else if self.pipeline.is_some() && self.pipeline.as_deref() == self.kept_class() {
+            let distilled = index.get("is_distilled").and_then(Value::as_bool);
+            self.distilled = Some(distilled.unwrap_or(true));
         }
     }
 
@@ -203,6 +236,23 @@ impl Checkpoint {
     /// what its files say, else what it is called.
     pub fn distilled(&self) -> Option<bool> {
         let words = self.family.undistilled?;
+        Some(self.distilled.unwrap_or_else(|| !self.is_called(words)))
+    }
+
+    /// Whether the model keeps keys and values of reference images over all steps: what its files
+    /// say, else what it is called.
+    pub fn keeps_references(&self) -> bool {
+        let Some(kept) = &self.family.keeps_references else { return false };
+        self.pipeline.as_deref() == Some(kept.pipeline_class) || self.is_called(kept.words)
+    }
+
+    /// The pipeline of such models.
+    fn kept_class(&self) -> Option<&'static str> {
+        self.family.keeps_references.as_ref().map(|kept| kept.pipeline_class)
+    }
+
+    /// Whether one of the model's names has all `words`, each alone or before a number.
+    fn is_called(&self, words: &[&str]) -> bool {
         let is = |word: &str, of: &str| {
             let rest = of.strip_prefix(word);
             rest.is_some_and(|rest| rest.chars().next().is_none_or(|c| c.is_ascii_digit()))
@@ -211,14 +261,15 @@ impl Checkpoint {
             let parts = || name.split(|c: char| !c.is_alphanumeric());
             words.iter().all(|word| parts().any(|part| is(word, part)))
         };
-        Some(self.distilled.unwrap_or_else(|| !self.called().iter().any(has_all)))
+        self.called().iter().any(has_all)
     }
 
     /// What `model_index.json` says of the kind of model, for the metadata of a converted file,
     /// which may have another name.
     pub(super) fn model_index(&self) -> Option<Value> {
         let distilled = self.distilled()?;
-        let class = self.family.pipeline_class;
+        let kept = self.kept_class().filter(|_| self.keeps_references());
+        let class = kept.unwrap_or(self.family.pipeline_class);
         Some(serde_json::json!({ "_class_name": class, "is_distilled": distilled }))
     }
 
@@ -270,6 +321,9 @@ impl Checkpoint {
 
     /// The size that the transformer requires of `component`.
     pub(super) fn required_size(&self, component: Component) -> Option<usize> {
+        if let Some(size) = self.required.get(&component) {
+            return Some(*size);
+        }
         let fit = component.0.fit.as_ref()?;
         let (name, axis) = fit.transformer;
         let shape = self.get(self.family.transformer())?.full_shape(name)?;

@@ -90,7 +90,7 @@ pub struct Choice {
 pub struct Taken {
     /// The files, open.
     pub opened: OpenedUnit,
-    /// What their headers show.
+    /// The content of their headers.
     pub contents: Contents,
     /// The first of these files.
     first: String,

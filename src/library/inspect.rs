@@ -27,7 +27,7 @@ const MAX_SHOWN: usize = 100;
 pub struct Inspection {
     /// The path that was inspected.
     pub path: PathBuf,
-    /// What it is, in a few words.
+    /// A short description.
     pub what: String,
     /// The files.
     pub files: Vec<FileInfo>,

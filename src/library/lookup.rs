@@ -45,10 +45,12 @@ pub fn find(
     let model = match files.model.as_deref() {
         None | Some("embedded") => {
             if let Some((option, path)) = files.components.iter().next() {
-                return Err(Error::argument("the embedded model takes no other components")
-                    .at_parameter(option)
-                    .found(path.display())
-                    .try_("{model} with the transformer that they belong to"));
+                return Err(Error::argument(
+                    "the embedded model cannot be combined with other components",
+                )
+                .at_parameter(option)
+                .found(path.display())
+                .try_("{model} with the transformer that they belong to"));
             }
             return Ok(ModelSource::Embedded);
         }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::checkpoint::{Checkpoint, list_passed_over};
+use super::checkpoint::{Around, Checkpoint, list_passed_over};
 use super::file_names::{FileName, foreign_format, is_pickle, model_name};
 use super::find::{self, Wanted};
 use super::networks;
@@ -61,7 +61,9 @@ pub fn open_among(
     let Main { opened, folder, note } = main_unit(path, families, true)?;
     let mut checkpoint = with_given(&opened, name_of(path), files, families)?;
     checkpoint.found.extend(note);
-    checkpoint.search(&folder, places, families)?;
+    let around = Around { folder: folder.clone(), places: places.cloned(), families };
+    checkpoint.search(&around, |component| !component.role.is_optional())?;
+    checkpoint.around = Some(around);
     let roots = [Some(folder.as_path()), folder.parent()];
     if let Some(root) = roots.into_iter().flatten().find(|r| r.join("model_index.json").is_file()) {
         checkpoint.add_folder(root)?;
@@ -117,18 +119,25 @@ fn with_given(
 }
 
 impl Checkpoint {
-    /// Looks for the components that are absent: around `folder`, then in `places`.
-    fn search(
-        &mut self,
-        folder: &Path,
-        places: Option<&ModelPlaces>,
-        families: Families,
-    ) -> Result<()> {
+    /// Looks for an optional component, unless it was given. What was found is added to
+    /// [`Checkpoint::found`]; whether it is needed is up to the caller.
+    pub fn find_optional(&mut self, component: Component) -> Result<()> {
+        match self.around.clone() {
+            Some(around) => self.search(&around, |c| c == component),
+            None => Ok(()),
+        }
+    }
+
+    /// Looks for the components that are absent and `wanted`: around the folder, then in the
+    /// places.
+    fn search(&mut self, around: &Around, wanted: impl Fn(Component) -> bool) -> Result<()> {
+        let Around { folder, places, families } = around;
+        let (places, families) = (places.as_ref(), *families);
         // A search through all places takes time, and most models have their components next to
         // them.
         let entries = OnceCell::new();
         for &component in self.family.components {
-            if self.get(component).is_some() {
+            if self.get(component).is_some() || !wanted(component) {
                 continue;
             }
             let wanted = Wanted { component, families, size: self.required_size(component) };
@@ -406,7 +415,14 @@ fn given_unit(
         let unit = unit_of(path).map_err(|e| e.at_parameter(option))?;
         return Ok((OpenedUnit::unit(unit, families)?, None));
     }
-    let mut choice = find::choose(units(path), &Wanted::any(component, families));
+    let wanted = Wanted::any(component, families);
+    let mut choice = find::choose(units(path), &wanted);
+    if choice.taken.is_none() {
+        // A folder of diffusers has a folder for each component.
+        let inside = find::choose(units(&path.join(component.diffusers.folder)), &wanted);
+        choice.taken = inside.taken;
+        choice.passed_over.extend(inside.passed_over);
+    }
     if let Some(taken) = choice.taken {
         let preference = taken.preference();
         return Ok((taken.opened, preference));

@@ -49,7 +49,7 @@ impl SequenceShape {
     }
 }
 
-/// What enters the transformer for each image token.
+/// The inputs of the transformer for image tokens.
 #[derive(Debug, Clone, Copy)]
 pub struct ImageInputs {
     /// The latents of all images (images * image_tokens rows).

@@ -8,6 +8,8 @@ pub mod flux1;
 pub mod flux2;
 mod joint;
 pub mod qwen3;
+pub mod redux;
+pub mod siglip;
 pub mod t5;
 pub mod vae;
 
@@ -17,5 +19,7 @@ pub use flux1::{ControlConfig, FluxConfig};
 pub use flux2::Flux2Config;
 pub use joint::SequenceShape;
 pub use qwen3::Qwen3Config;
+pub use redux::ReduxConfig;
+pub use siglip::SiglipConfig;
 pub use t5::T5Config;
 pub use vae::VaeConfig;

@@ -84,7 +84,7 @@ pub struct ScaledAdd {
     pub add: Option<View>,
     /// `1 x cols`: a factor for each column of `add`; 1 if there is none.
     pub scale: Option<Weight>,
-    /// What is done with the sum before it is stored.
+    /// The operation on the sum before it is stored.
     pub epilogue: Epilogue,
     /// Shaped as `x`; may be `x` or `add` itself.
     pub out: View,

@@ -56,7 +56,7 @@ impl Epilogue {
         Ok(())
     }
 
-    /// What a listing prints.
+    /// The text in a listing.
     pub(super) fn listing(self) -> Option<String> {
         match self {
             Epilogue::None => None,
@@ -97,7 +97,8 @@ pub struct Linear {
     pub w: Weight,
     /// `1 x N`
     pub bias: Option<Weight>,
-    /// `1 x N`: a factor for each row of `w`, in place of the factors that are stored with `w`.
+    /// `1 x N`: a factor for each row of `w`, in place of the factors that are stored with `w`; if
+    /// the product is computed in 8-bit integers, besides these.
     pub factors: Option<Weight>,
     /// Added to the product before the epilogue.
     pub side: Option<Side>,

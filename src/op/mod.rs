@@ -45,7 +45,7 @@ pub use visit::{Access, Operand, Use, Visitor, Window};
 
 use std::fmt;
 
-/// What every operation provides.
+/// The facts that every operation provides.
 pub trait Operation {
     /// The name, as kernel variants, benchmarks and listings spell it.
     fn name(&self) -> &'static str;

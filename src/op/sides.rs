@@ -6,7 +6,7 @@ use super::{
 };
 use crate::tensor::{Slot, Tensor, View, Weight};
 
-/// What adapters change in some rows of the weight of a [`Linear`].
+/// The changes by adapters of some rows of the weight of a [`Linear`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LinearChange {
     /// The first row, counted from the first row of the [`Linear`]'s weight.

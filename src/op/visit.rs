@@ -7,7 +7,7 @@
 use super::Op;
 use crate::tensor::{Tensor, View, Weight};
 
-/// What an operation does with a tensor.
+/// How an operation uses a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// The window is read.
@@ -45,7 +45,7 @@ pub enum Operand<'a> {
         tensor: &'a mut Tensor,
         /// The columns that are accessed.
         window: View,
-        /// What the operation does with them.
+        /// How the operation uses them.
         access: Access,
     },
     /// A weight of the model.

@@ -143,7 +143,7 @@ fn explained(e: Error, lora: &LoraChoice) -> Error {
     }
 }
 
-/// How many times the usual work of a model `settings` ask for, where `usual` are the settings of
+/// The work of `settings` in multiples of a model's usual work, where `usual` are the settings of
 /// the model's defaults.
 pub fn work(settings: &Settings, usual: &Settings) -> f64 {
     let of = |s: &Settings| {

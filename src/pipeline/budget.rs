@@ -12,7 +12,7 @@ use crate::units::{self, ByteSize};
 /// tokenizers and of the image encoders.
 pub const PROCESS_BYTES: u64 = 96 << 20;
 
-/// Device memory that stays free even if `--vram` allows more: opening a window meanwhile must not
+/// Device memory that stays free even if `--vram` allows more: opening a window during a run must not
 /// end the run.
 const SPARE_BYTES: u64 = 64 << 20;
 
@@ -44,9 +44,9 @@ pub struct HostLimit {
 /// Both bounds.
 #[derive(Debug, Clone)]
 pub struct Bounds {
-    /// What plans divide.
+    /// The memory that plans divide.
     pub budget: Budget,
-    /// What the host may use where plans divide the device's memory.
+    /// The memory that the host may use, where plans divide the device's memory.
     pub host: HostLimit,
 }
 
@@ -172,9 +172,7 @@ fn device_budget(asked: Option<u64>, caps: &Caps) -> Budget {
             ),
         },
         None => {
-            // Other programs and the display need a little more now and then, and everything is
-            // slow where the driver has to make room.
-            let margin = (caps.memory_bytes / 50).max(256 << 20);
+            let margin = host::gpu_margin_bytes(caps.memory_bytes);
             Budget {
                 bytes: reach.saturating_sub(margin),
                 source: format!(
@@ -214,6 +212,7 @@ mod tests {
             grain: crate::backend::Grain::whole(256),
             pins: true,
             reopens: false,
+            int8: crate::backend::Int8Use::Never,
         };
         let asked = device_budget(Some(8 << 30), &caps);
         assert_eq!((asked.bytes, asked.source.as_str()), (8 << 30, "`vram`"));

@@ -35,7 +35,7 @@ const FILLERS: [&str; 12] =
 /// The most words that a warning lists.
 const LISTED: usize = 8;
 
-/// Warnings about what `settings` ask for and the model was not trained for.
+/// Warnings about settings that the model was not trained for.
 pub fn warnings(settings: &Settings) -> Vec<Message> {
     let mut warnings = Vec::new();
     let unknown = unknown_words(settings.prompt.text());

@@ -13,13 +13,14 @@ use super::progress::{Listener, send};
 use super::report::PlanReport;
 use super::request::{AspectRatio, Generated, Options, Request, Settings};
 use super::settle::{masking_for, noise_levels, settings_for};
-use crate::backend::Backend;
+use crate::backend::{Backend, Int8Use};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::host;
 use crate::library;
 use crate::library::lookup;
 use crate::library::places::ModelPlaces;
+use crate::weights::ComponentWeights;
 
 /// Opens a model once and makes images with it, one request after another.
 pub struct Engine {
@@ -75,6 +76,14 @@ impl Engine {
         let mut notes = Vec::new();
         let model = Model::new(checkpoint, &mut notes)?;
         notes.into_iter().try_for_each(|n| notify(on, Event::note(n)))?;
+        let transformer = model.weights(model.family.transformer());
+        if transformer.is_some_and(ComponentWeights::is_rotated)
+            && device.caps().int8 == Int8Use::Stored
+        {
+            let note = "the transformer is stored for products in int8 (ConvRot), and they are \
+                        computed so; {compute=bf16} is more exact, and slower";
+            notify(on, Event::note(note))?;
+        }
         let (loras, controlnets) = (Loras::new(places), ControlNets::new(places));
         let mut loaded = LoadedModel::new(model, loras, controlnets, !options.no_cache);
         loaded.embedded = embedded;

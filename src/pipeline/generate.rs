@@ -6,7 +6,7 @@ use super::controlnets;
 use super::controlnets::Controlling;
 use super::embedded;
 use super::flux1_kind::Flux1Kind;
-use super::images::{self, Masking};
+use super::images::{self, Filter, Masking};
 use super::loaded::{InputImages, LoadedModel, PlannedRequest, acts};
 use super::model::{Model, Networks};
 use super::noise::TorchGenerator;
@@ -59,6 +59,15 @@ fn generate_once(
 ) -> Result<Generated> {
     let model = &loaded.model;
     let mut settings = settings_for(model, request)?;
+    let style_size = match request.styles.is_empty() {
+        true => 0,
+        false => {
+            let mut notes = Vec::new();
+            let networks = model.styles.networks(model, &mut notes)?;
+            notes.into_iter().try_for_each(|note| send(on, Event::note(note)))?;
+            networks.siglip.config.image
+        }
+    };
     let loras = loaded.lora_set(&settings)?;
     settings.lora_hashes = loras.hashes();
     loras.events().into_iter().try_for_each(|event| send(on, event))?;
@@ -117,6 +126,11 @@ fn generate_once(
             .collect::<Result<_>>()?,
         hole: masking.as_ref().filter(|_| is_fill).map(Masking::drawn_mask),
         reference_images: request.references.iter().map(prepared).collect(),
+        style_images: request
+            .styles
+            .iter()
+            .map(|image| images::stretched(image, style_size, style_size, Filter::Bicubic))
+            .collect(),
         latents: noise(model, &settings),
         ..Values::default()
     };
@@ -278,6 +292,7 @@ pub fn input_images(
     let images_of_nets = request.control_images.iter().map(|c| &c.image);
     let control_bytes = request.control.iter().chain(images_of_nets).map(control).sum::<u64>();
     let host_bytes = reference_bytes(request)
+        + style_bytes(request)
         + control_bytes
         + match masking {
             Some(masking) => {
@@ -297,6 +312,16 @@ fn reference_bytes(request: &Request) -> u64 {
     let given = request.references.iter().map(|image| image.rgb.len() as u64).sum::<u64>();
     let work = request.references.iter().map(|i| images::prepare_bytes(i.width, i.height)).max();
     given + work.unwrap_or(0)
+}
+
+/// What style images need on the host before they are encoded, in bytes: all as they are given, and
+/// the work on one of them.
+fn style_bytes(request: &Request) -> u64 {
+    // Of a tower that reads larger images than any that is published.
+    const SIDE: usize = 512;
+    let given = request.styles.iter().map(|image| image.rgb.len() as u64).sum::<u64>();
+    let work = |i: &Image| images::stretch_bytes((i.width, i.height), SIDE, SIDE);
+    given + request.styles.iter().map(work).max().unwrap_or(0)
 }
 
 /// What the image to start from needs on the host while it is fitted, in bytes. One of the right

@@ -11,6 +11,7 @@ use super::phases::{Phases, Refused, flux1, flux2};
 use super::report::PlanReport;
 use super::request::Settings;
 use super::speed::Speeds;
+use crate::backend::Int8Use;
 use crate::error::Result;
 use crate::host::{cache_folder, steady_memory};
 
@@ -32,7 +33,7 @@ pub struct LoadedModel {
     base_bytes: u64,
 }
 
-/// What the images of a request need.
+/// Sizes and memory of the images that a request starts from or refers to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InputImages {
     /// Host memory for the images as they are given, and to prepare them, in bytes.
@@ -45,7 +46,7 @@ pub struct InputImages {
 
 /// The plan of one request.
 pub struct PlannedRequest<'a> {
-    /// What runs.
+    /// The planned phases.
     pub phases: Phases<'a>,
     /// Host memory that the process needs besides the plans of the phases, in bytes.
     pub host_bytes: u64,
@@ -96,7 +97,12 @@ impl LoadedModel {
         let model = &self.model;
         let list = match &model.networks {
             Networks::Flux1(networks) => {
-                flux1(model, networks, settings, sigmas, key, images, controls)
+                let styles = match settings.style_strengths.is_empty() {
+                    true => None,
+                    // What was found was said when the request was checked.
+                    false => Some(model.styles.networks(model, &mut Vec::new())?),
+                };
+                flux1(model, networks, settings, sigmas, key, images, styles, controls)
             }
             Networks::Flux2(networks) => flux2(model, networks, settings, sigmas, key, images)?,
         };
@@ -147,6 +153,7 @@ impl LoadedModel {
             pinned_bytes: device.pinned_bytes(host_bytes),
             own_memory: !caps.in_place_weights,
             keeps_weights: phases.keeps_weights(),
+            offers_int8: caps.int8 != Int8Use::Never,
             loras: loras.lines(),
             controlnets: controls.iter().map(Controlling::line).collect(),
             lora_bytes: phases.programs().map(|p| p.plan.residency.side_bytes as u64).sum(),

@@ -14,6 +14,7 @@ mod engine;
 mod flux1_kind;
 mod generate;
 pub mod images;
+mod int8;
 mod loaded;
 #[cfg_attr(not(internals), doc(hidden))]
 pub mod loras;
@@ -31,6 +32,7 @@ pub mod request;
 pub mod schedule;
 mod settle;
 mod speed;
+mod styles;
 mod text_cache;
 #[cfg_attr(not(internals), doc(hidden))]
 pub mod tokenizers;

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::flux1_kind::Flux1Kind;
 use super::request::{MAX_SCALE, MAX_SIDE, MAX_STEPS, MIN_SIDE};
 use super::schedule::ScheduleConfig;
+use super::styles::Styles;
 use super::tokenizers::{Qwen3Tokenizer, Tokenizers};
 use crate::error::{Error, Result};
 use crate::library::{Checkpoint, networks};
@@ -41,8 +42,10 @@ pub struct Model {
     pub schedule: ScheduleConfig,
     /// A note that `schedule` is a guess, for a request that does not give one itself.
     pub assumed: Option<Message>,
-    /// What a request leaves out.
+    /// The values of parameters that a request leaves out.
     pub defaults: Defaults,
+    /// What only requests with styles need.
+    pub styles: Styles,
 }
 
 /// The networks that families do not share.
@@ -235,14 +238,19 @@ impl Model {
     /// together.
     pub fn new(mut checkpoint: Checkpoint, notes: &mut Vec<Message>) -> Result<Self> {
         notes.extend(checkpoint.found.drain(..).map(Message::plain));
-        let called = checkpoint.called();
+        // Opening the networks takes them out of the checkpoint, with the names of their files.
+        let (called, distilled) = (checkpoint.called(), checkpoint.distilled());
+        let keeps_references = checkpoint.keeps_references();
+        let styles = Styles::new(checkpoint.split_optional());
         let mut assumed = None;
-        let (networks, in_channels, schedule, defaults) = if std::ptr::eq(checkpoint.family, &FLUX2)
-        {
-            let networks = Flux2Networks::open(&mut checkpoint, notes)?;
+        let (networks, in_channels, schedule, defaults) = if *checkpoint.family == FLUX2 {
+            let mut networks = Flux2Networks::open(&mut checkpoint, notes)?;
             let in_channels = networks.flux.config.in_channels;
-            notes.extend(kv_note(&called, &checkpoint.name));
-            let distilled = checkpoint.distilled().unwrap_or(true);
+            if keeps_references {
+                networks.flux.config.keeps_references = true;
+                notes.push(kv_note(&checkpoint.name));
+            }
+            let distilled = distilled.unwrap_or(true);
             let defaults = Defaults::klein(distilled, networks.flux.config.guidance);
             (Networks::Flux2(Box::new(networks)), in_channels, ScheduleConfig::dev(), defaults)
         } else {
@@ -288,6 +296,7 @@ impl Model {
             schedule,
             assumed,
             defaults,
+            styles,
         })
     }
 
@@ -322,7 +331,10 @@ impl Model {
 /// Refuses a checkpoint in which a network other than the transformer is missing. The transformer
 /// comes first: nobody should be asked for the text encoders of a model that cannot be used.
 fn need_all(checkpoint: &Checkpoint) -> Result<()> {
-    let others = checkpoint.family.components.iter().filter(|c| c.role != Role::Transformer);
+    let others = checkpoint.family.components.iter().filter(|c| {
+        let is_transformer = c.role == Role::Transformer;
+        !is_transformer && !c.role.is_optional()
+    });
     // The error says where it was searched.
     others.copied().try_for_each(|component| checkpoint.need(component).map(drop))
 }
@@ -379,18 +391,13 @@ fn check_condition(networks: &Networks, vae: &VaeConfig) -> Result<()> {
     fit("width of the transformer's input", found, "this autoencoder", expected)
 }
 
-/// Says that a model that is called like the one that keeps keys and values of references draws as
-/// the others do.
-fn kv_note(called: &[String], name: &str) -> Option<Message> {
-    let is_kv = |c: &String| c.split(|c: char| !c.is_alphanumeric()).any(|word| word == "kv");
-    called.iter().any(|c| c.contains("klein") && is_kv(c)).then(|| {
-        Message::with(
-            "{} is FLUX.2 [klein] 9B-kv by its name, which was trained to keep the keys and values \
-             of reference images from the first step; that is not supported yet, so that images \
-             after {reference} differ from those of other programs",
-            [Message::plain(name)],
-        )
-    })
+/// Says that a model is taken for the one that keeps references.
+fn kv_note(name: &str) -> Message {
+    Message::with(
+        "{} is taken for FLUX.2 [klein] 9B-kv, by its name: it reads the images of {reference} once, \
+         before the first step",
+        [Message::plain(name)],
+    )
 }
 
 /// Says that a model without a guidance embedding is taken for schnell, unless it is called so.

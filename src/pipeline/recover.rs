@@ -6,7 +6,7 @@ use crate::error::{Error, Kind, Result};
 use crate::event::Event;
 use crate::message::Message;
 
-/// What is known when a generation has failed.
+/// The facts about a generation that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Failure {
     /// The kind of the error.

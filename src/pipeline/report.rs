@@ -44,7 +44,7 @@ impl TimeSource {
 pub struct PlanReport {
     /// The name of the model.
     pub model: String,
-    /// What the device is.
+    /// A description of the device.
     pub device: String,
     /// Width of each image in pixels.
     pub width: usize,
@@ -70,6 +70,8 @@ pub struct PlanReport {
     pub own_memory: bool,
     /// The weights of all phases stay in memory from one generation to the next.
     pub keeps_weights: bool,
+    /// The device computes products in 8-bit integers where it is asked to.
+    pub offers_int8: bool,
     /// One line for each LoRA, and one for tensors of it that are not used.
     pub loras: Vec<String>,
     /// One line for each ControlNet that acts.
@@ -100,6 +102,11 @@ pub struct PhaseReport {
     pub operations: usize,
     /// Matrix work of one run, in 10^12 operations.
     pub teraflop: f64,
+    /// The part of it in products that may be computed in 8-bit integers.
+    pub int8_teraflop: f64,
+    /// Products are computed in 8-bit integers: because that was asked for, or because the weights
+    /// are stored for it.
+    pub int8: bool,
     /// Bytes of all weights, in the form in which the device stores them.
     pub weight_bytes: u64,
     /// Bytes of activations and scratch.
@@ -136,6 +143,7 @@ impl PhaseReport {
         self.runs = 1;
         self.bands += other.bands;
         self.moved_bytes += other.moved_bytes;
+        self.int8_teraflop = 0.0;
         self.operations += other.operations;
         self.weight_bytes += other.weight_bytes;
         self.arena_bytes = self.arena_bytes.max(other.arena_bytes);
@@ -242,7 +250,28 @@ impl PlanReport {
             writeln!(f, "host memory besides these: {}{keep}", units::bytes(self.host_bytes))?;
             writeln!(f, "peak: {}", units::bytes(self.peak_bytes))?;
         }
+        self.write_int8(f, words)?;
         self.write_time(f)
+    }
+
+    /// What products in 8-bit integers are, or would be.
+    fn write_int8(&self, f: &mut dyn fmt::Write, words: &dyn Words) -> fmt::Result {
+        let Some(denoise) = self.phase(Phase::Denoise).filter(|p| p.int8_teraflop > 0.0) else {
+            return Ok(());
+        };
+        let percent = format!("{:.0}", 100.0 * denoise.int8_teraflop / denoise.teraflop);
+        if denoise.int8 {
+            return writeln!(f, "int8: {percent} % of the operations of a step");
+        }
+        if !self.offers_int8 {
+            return Ok(());
+        }
+        let line = Message::with(
+            "int8: {compute=int8} would compute {} % of the operations of a step in 8-bit \
+             integers, at up to twice the speed and less exactly",
+            [percent.into()],
+        );
+        writeln!(f, "{}", line.in_words(words))
     }
 
     fn write_time(&self, f: &mut dyn fmt::Write) -> fmt::Result {

@@ -8,6 +8,7 @@ use super::images::{Masking, check_reference, kontext_size, reference_size};
 use super::model::{Model, Networks};
 use super::request::{DEFAULT_STRENGTH, MAX_REFERENCES, Request, Settings, plain_number};
 use super::schedule::{Schedule, ScheduleConfig, empirical_mu};
+use super::styles;
 use crate::error::{Error, Result};
 use crate::message::Message;
 
@@ -23,6 +24,9 @@ pub fn settings_for(model: &Model, request: &Request) -> Result<Settings> {
     check_references(model, request)?;
     check_condition(model, request)?;
     check_controlnets(model, request)?;
+    if !request.styles.is_empty() && model.flux1_kind().is_none() {
+        return Err(styles::unsupported());
+    }
     let unit = model.token_pixels();
     let own = match (masked_size(model, request)?, request.references.first()) {
         (Some(size), _) => size,
@@ -55,6 +59,7 @@ pub fn settings_for(model: &Model, request: &Request) -> Result<Settings> {
         ..Settings::default()
     };
     let mut settings = request.fill(defaults);
+    settings.style_strengths.resize(request.styles.len(), 1.0);
     if d.guidance.is_none() {
         settings.guidance = None;
     }
@@ -79,7 +84,7 @@ fn masked_size(model: &Model, request: &Request) -> Result<Option<(usize, usize)
     Masking::size(request, model.token_pixels(), d.width * d.height)
 }
 
-/// What `request` repaints, if it has a mask.
+/// The part that `request` repaints, if it has a mask.
 ///
 /// # Errors
 /// [`Kind::Argument`](crate::error::Kind::Argument) for a size that does not suit its image.

@@ -200,7 +200,7 @@ fn distance(a: f64, b: f64) -> f64 {
 pub fn assumed_cpu(threads: usize) -> f64 {
     let core = match Isa::detect() {
         Isa::Avx512Bf16 => 0.34,
-        Isa::Avx512 => 0.15,
+        Isa::Avx512 | Isa::Avx512Vnni => 0.15,
         Isa::Avx2 => 0.09,
         Isa::Portable => 0.01,
     };
@@ -220,6 +220,8 @@ mod tests {
             runs,
             operations: 1,
             teraflop,
+            int8_teraflop: 0.0,
+            int8: false,
             weight_bytes: 0,
             arena_bytes: 0,
             resident_bytes: 0,

@@ -29,7 +29,7 @@ pub struct PhasePlan {
 }
 
 impl PhasePlan {
-    /// What the device allocates for this phase.
+    /// The sizes of the memory that the device allocates for this phase.
     pub fn layout(&self) -> Layout {
         Layout {
             arena_bytes: self.arena.bytes,

@@ -1,5 +1,5 @@
-//! Tells addresses that a job is over, several times until one answers. What is still to be told
-//! when the process ends is told by the next one.
+//! Calls the webhooks of jobs that are over, several times until one answers. Calls that are still
+//! open when the process ends are made by the next one.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -70,7 +70,7 @@ impl DataFolder {
         self.root.join("jobs.sqlite")
     }
 
-    /// What clients leave on the server.
+    /// The folder of files that clients uploaded.
     pub fn kept(&self) -> PathBuf {
         self.root.join("kept")
     }

@@ -20,7 +20,7 @@ pub const TOKEN: usize = 16;
 /// The longest text that is sent back, in bytes.
 const MAX_ECHOED: usize = 64 << 10;
 
-/// What a client asks for.
+/// The request of a client, in the form that all APIs have in common.
 #[derive(Debug, Clone)]
 pub struct Draft {
     /// The request; what it leaves out is the model's default.
@@ -47,7 +47,7 @@ pub struct Draft {
     pub id: Option<String>,
     /// What the API needs to describe the job later: see [`JobSpec::echo`].
     pub echo: Value,
-    /// Whom to tell when the job is over.
+    /// The address to call when the job is over.
     pub webhook: Option<Webhook>,
 }
 

@@ -22,7 +22,7 @@ impl Rates {
         Some(rate * work)
     }
 
-    /// What the plan of `model` expects for `work`. A measurement is better.
+    /// Sets the rate from the plan of `model`, unless there is a measurement, which is better.
     pub fn plan(&self, model: &str, work: f64, seconds: f64) {
         if let Some(rate) = rate(work, seconds) {
             let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);

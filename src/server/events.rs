@@ -2,7 +2,7 @@
 //! client that was away.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ pub struct JobEvent {
     pub number: u64,
     /// `status`, `progress`, `preview`, `output` or `log`.
     pub name: &'static str,
-    /// What is sent.
+    /// The data of the event.
     pub data: Arc<Value>,
 }
 
@@ -51,8 +51,10 @@ struct Log {
     events: VecDeque<JobEvent>,
     progress: Progress,
     ended: Option<Instant>,
-    /// A client that was not there when it happened has been told of the end.
+    /// A client that connected after the end has been sent it.
     told: bool,
+    /// The end was published.
+    over: bool,
 }
 
 /// The events of one job.
@@ -71,12 +73,12 @@ impl Channel {
         self.lock().events.iter().filter(|e| e.number > after).cloned().collect()
     }
 
-    /// Notes that a client has been told of the end of the job.
+    /// Notes that a client has been sent the end of the job.
     pub fn tell_end(&self) {
         self.lock().told = true;
     }
 
-    /// Whether a client has been told of the end of the job.
+    /// Whether a client has been sent the end of the job.
     pub fn is_told(&self) -> bool {
         self.lock().told
     }
@@ -101,14 +103,27 @@ pub struct Events {
     ended: Mutex<VecDeque<String>>,
     any: watch::Sender<u64>,
     statuses: watch::Sender<u64>,
+    /// Who else is told of everything that is published here.
+    listener: OnceLock<Listener>,
 }
+
+/// Gets a job, and the name and the data of an event.
+type Listener = Box<dyn Fn(&str, &str, &Value) + Send + Sync>;
+
+/// The phases of a job that others draw.
+const PHASES: [&str; 5] = ["text", "image", "modulate", "denoise", "decode"];
 
 impl Events {
     /// No events yet.
     pub fn new(epoch: String) -> Self {
         let (any, statuses) = (watch::Sender::new(0), watch::Sender::new(0));
         let (jobs, ended) = (Mutex::default(), Mutex::default());
-        Events { epoch, jobs, ended, any, statuses }
+        Events { epoch, jobs, ended, any, statuses, listener: OnceLock::new() }
+    }
+
+    /// Tells `listener` of everything that is published from now on.
+    pub fn listen(&self, listener: impl Fn(&str, &str, &Value) + Send + Sync + 'static) {
+        self.listener.set(Box::new(listener)).ok();
     }
 
     fn jobs(&self) -> MutexGuard<'_, HashMap<String, Arc<Channel>>> {
@@ -138,6 +153,9 @@ impl Events {
 
     /// Adds an event to those of `job`.
     pub fn publish(&self, job: &str, name: &'static str, data: Value) {
+        if let Some(listener) = self.listener.get() {
+            listener(job, name, &data);
+        }
         self.add(job, name, data, |_| true);
     }
 
@@ -185,6 +203,39 @@ impl Events {
             progress_json(&log.progress)
         };
         self.publish(job, "progress", progress);
+    }
+
+    /// Something that another process says about `job`. It is of no interest if nobody has asked for
+    /// the job here, or if the job is over.
+    pub fn told(&self, job: &str, name: &str, data: Value) {
+        let Some(channel) = self.known(job) else { return };
+        if channel.lock().over {
+            return;
+        }
+        match name {
+            "progress" => {
+                let number = |name: &str| data[name].as_u64().unwrap_or(0) as usize;
+                let mut log = channel.lock();
+                let phase = PHASES.iter().find(|phase| data["phase"] == **phase);
+                log.progress.phase = phase.unwrap_or(&"");
+                (log.progress.step, log.progress.steps) = (number("step"), number("steps"));
+                drop(log);
+                self.publish(job, "progress", data);
+            }
+            "preview" => self.publish(job, "preview", data),
+            "log" => self.publish(job, "log", data),
+            _ => {}
+        }
+    }
+
+    /// Notes that the end of `job` is published. Returns false if it was before.
+    pub fn end(&self, job: &str) -> bool {
+        !std::mem::replace(&mut self.channel(job).lock().over, true)
+    }
+
+    /// Whether the end of `job` was published.
+    pub fn is_over(&self, job: &str) -> bool {
+        self.known(job).is_some_and(|channel| channel.lock().over)
     }
 
     /// A denoising step of `job` is done.

@@ -13,12 +13,12 @@ pub struct Fault {
     pub status: u16,
     /// A stable lower-case word.
     pub code: String,
-    /// What happened, with what was found and expected.
+    /// The message, with the value that was found and the expected one.
     pub message: String,
     /// The parameter at which the request is wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parameter: Option<String>,
-    /// What to try.
+    /// The hint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
     /// After how many seconds the request may be sent again.

@@ -61,9 +61,10 @@ impl Server {
         match job.state {
             State::Queued => {
                 let place = blocking(|| self.broker.place(&job.id))?;
-                let current = self.worker().current;
-                let running = current.map_or(0.0, |(id, whole)| left(&id, whole));
-                Some(running + place.seconds_ahead + whole)
+                let worker = self.worker();
+                let running = worker.current.map_or(0.0, |(id, whole)| left(&id, whole));
+                // Several workers share what is ahead.
+                Some((running + place.seconds_ahead) / worker.others.max(1) as f64 + whole)
             }
             State::Running | State::Canceling => Some(left(&job.id, whole)),
             _ => None,

@@ -1,4 +1,4 @@
-//! What a job is: a request that was accepted, and what became of it.
+//! A job: a request that was accepted, and its result.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -30,7 +30,7 @@ pub struct JobSpec {
     /// What that API needs of the request to describe the job later; null if nothing.
     #[serde(default)]
     pub echo: Value,
-    /// Whom to tell when the job is over.
+    /// The address to call when the job is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook: Option<Webhook>,
 }
@@ -40,6 +40,12 @@ fn is_zero(number: &usize) -> bool {
 }
 
 impl JobSpec {
+    /// The names of the LoRAs that it needs.
+    pub fn loras(&self) -> Vec<String> {
+        let loras = self.request.prompt.loras().iter().chain(&self.request.loras);
+        loras.map(|lora| lora.name.clone()).collect()
+    }
+
     /// The format of the files.
     pub fn format(&self) -> Format {
         Format::parse(&self.format).unwrap_or(Format::Png)
@@ -47,7 +53,8 @@ impl JobSpec {
 }
 
 /// How urgent a job is. A job of the low lane runs only while none of the normal lane waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Lane {
     /// Somebody waits for it.
     #[default]
@@ -159,7 +166,7 @@ pub enum Outcome {
     Succeeded {
         /// The images, in order.
         outputs: Vec<Output>,
-        /// What made them.
+        /// The settings that made them.
         settings: Value,
     },
     /// With an error.

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::broker::Counts;
+use super::broker::{Counts, WorkerFacts, Workers};
 use crate::host;
 
-/// What a server counts.
+/// The counters of a server.
 #[derive(Debug, Default)]
 pub struct Metrics {
     inner: Mutex<Counted>,
@@ -49,6 +49,11 @@ impl Metrics {
     /// A request was answered.
     pub fn answered(&self, status: u16) {
         *self.lock().answers.entry(status).or_default() += 1;
+    }
+
+    /// How many jobs have ended with images.
+    pub fn drawn(&self) -> u64 {
+        self.lock().ended.get("succeeded").copied().unwrap_or(0)
     }
 
     /// A job got the images of another one.
@@ -132,6 +137,36 @@ fn text(counted: &Counted, counts: Counts, ready: bool, held: Option<&str>) -> S
     family(&mut out, "http_answers_total", "counter", "Answers by status.", &answers);
     let connections = one(counted.connections.to_string());
     family(&mut out, "connections", "gauge", "Open connections.", &connections);
+    out
+}
+
+/// The numbers of a cluster, which every front says alike: for scalers.
+pub fn cluster_text(workers: &Workers) -> String {
+    let of = |name: &str, value: String| (format!("{{model=\"{}\"}}", escaped(name)), value);
+    let mut out = String::new();
+    let queued: Vec<_> = workers.queued.iter().map(|(m, n, _)| of(m, n.to_string())).collect();
+    let help = "Jobs that wait in the cluster, by model.";
+    family(&mut out, "cluster_queued_jobs", "gauge", help, &queued);
+    let seconds: Vec<_> = workers.queued.iter().map(|(m, _, s)| of(m, s.to_string())).collect();
+    let help = "Seconds that one worker would need for the jobs that wait, by model.";
+    family(&mut out, "cluster_queued_seconds", "gauge", help, &seconds);
+    let count = |state: &str, is: fn(&WorkerFacts) -> bool| {
+        let number = workers.live.iter().filter(|worker| is(worker)).count();
+        (format!("{{state=\"{state}\"}}"), number.to_string())
+    };
+    let states = [
+        count("idle", |worker| worker.ready && worker.jobs.is_empty()),
+        count("busy", |worker| !worker.jobs.is_empty()),
+        count("starting", |worker| !worker.ready && worker.jobs.is_empty()),
+    ];
+    family(&mut out, "cluster_workers", "gauge", "Workers of the cluster.", &states);
+    let mut held: BTreeMap<&str, usize> = BTreeMap::new();
+    for model in workers.live.iter().filter_map(|worker| worker.held.as_deref()) {
+        *held.entry(model).or_default() += 1;
+    }
+    let held: Vec<_> = held.into_iter().map(|(model, n)| of(model, n.to_string())).collect();
+    let help = "Workers that hold a model in memory.";
+    family(&mut out, "cluster_model_workers", "gauge", help, &held);
     out
 }
 

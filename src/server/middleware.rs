@@ -112,7 +112,7 @@ fn dressed(mut response: Response, dialect: Dialect, id: &str, head: bool) -> Re
         (Some(fault), _) => fault,
         // An API has written its own.
         (None, _) if is_json(&response) => return response,
-        // What the router and the extractors say by themselves.
+        // The errors of the router and of the extractors.
         (None, StatusCode::NOT_FOUND) => Fault::not_found("there is nothing at this path"),
         (None, StatusCode::METHOD_NOT_ALLOWED) => {
             Fault::new(405, "method_not_allowed", "this path does not know this method")

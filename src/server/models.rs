@@ -3,9 +3,12 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
+use super::broker::Catalog;
 use super::fault::Fault;
 use crate::error::{Error, Kind, Result};
 use crate::library::file_names::{model_name, without_ending};
@@ -34,24 +37,35 @@ pub struct ServedModel {
 }
 
 /// A line of the list of models or LoRAs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Listed {
-    /// What a client sends.
+    /// The name that clients send.
     pub name: String,
-    /// What it is.
+    /// A description of the file.
     pub what: String,
     /// The size of its files, in bytes; 0 for the embedded model.
     pub bytes: u64,
     /// Whether it is a model that reads reference images; `None` if that is not known.
     pub reads_references: Option<bool>,
-    /// The file; `None` for the default model.
+    /// The file; `None` for the default model, and for files of other machines.
+    #[serde(skip)]
     path: Option<PathBuf>,
+}
+
+impl Listed {
+    /// A model of which only the name is known.
+    pub fn named(name: &str) -> Self {
+        let (name, what) = (name.to_string(), String::new());
+        Listed { name, what, bytes: 0, reads_references: None, path: None }
+    }
 }
 
 /// The models and LoRAs of the server.
 pub struct Models {
-    default: String,
-    /// What the command line named the default model.
+    default: OnceLock<String>,
+    /// The catalog of the workers on other machines, in place of the folders of this one.
+    elsewhere: Option<Mutex<Arc<Catalog>>>,
+    /// The name of the default model on the command line.
     given: Option<String>,
     /// Its file without links, unless it is inside the program or made by it.
     default_file: Option<PathBuf>,
@@ -59,7 +73,7 @@ pub struct Models {
     aliases: Vec<(String, String)>,
     places: ModelPlaces,
     listed: Mutex<Option<Listing>>,
-    /// What names were found to mean lately, so that not every request walks through the folders.
+    /// The last names with the models that they mean, so that not every request lists the folders.
     found: Mutex<HashMap<(Role, String), Lookup>>,
 }
 
@@ -74,11 +88,7 @@ impl Models {
     /// this machine contain.
     pub fn new(options: &Options, aliases: Vec<(String, String)>) -> Self {
         let given = options.files.model.clone();
-        let default = match given.as_deref() {
-            None | Some("embedded") => EMBEDDED.to_string(),
-            Some(name) if name.starts_with("synthetic:") => name.to_string(),
-            Some(path) => Path::new(path).file_stem().unwrap_or_default().to_string_lossy().into(),
-        };
+        let default = given.as_deref().map_or(EMBEDDED.into(), name_of);
         let places = options.places.clone().unwrap_or_else(ModelPlaces::of_process);
         let default_file = given
             .as_deref()
@@ -86,7 +96,8 @@ impl Models {
             .and_then(|name| places.resolve(name, Role::Model).ok())
             .and_then(|path| real(&path));
         Models {
-            default,
+            default: OnceLock::from(default),
+            elsewhere: None,
             given,
             default_file,
             aliases,
@@ -96,13 +107,59 @@ impl Models {
         }
     }
 
-    /// The name of the default model.
+    /// The models of workers on other machines, once [`learn`](Models::learn) is told of them. The
+    /// default model is that of `options`, which is a name here, or else that of most workers.
+    pub fn of_cluster(options: &Options, aliases: Vec<(String, String)>) -> Self {
+        let mut models = Models::new(&Options::default(), aliases);
+        models.default = OnceLock::new();
+        if let Some(name) = &options.files.model {
+            models.default.set(name_of(name)).ok();
+        }
+        models.elsewhere = Some(Mutex::default());
+        models
+    }
+
+    /// Takes note of what workers on other machines have.
+    pub fn learn(&self, catalog: Catalog) {
+        if let Some(elsewhere) = &self.elsewhere
+            && !catalog.models.is_empty()
+        {
+            self.default.get_or_init(|| catalog.default.clone());
+            *elsewhere.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(catalog);
+        }
+    }
+
+    fn elsewhere(&self) -> Option<Arc<Catalog>> {
+        let elsewhere = self.elsewhere.as_ref()?;
+        Some(elsewhere.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// The name of the default model; empty if no worker has ever named one.
     pub fn default_name(&self) -> &str {
-        &self.default
+        self.default.get().map_or("", String::as_str)
     }
 
     fn default_model(&self) -> ServedModel {
-        ServedModel { name: self.default.clone(), open: None }
+        ServedModel { name: self.default_name().to_string(), open: None }
+    }
+
+    /// The model that workers on other machines have under `name`, whatever its case and ending.
+    fn named_elsewhere(
+        &self,
+        catalog: &Catalog,
+        name: &str,
+    ) -> std::result::Result<ServedModel, Fault> {
+        let plain = |name: &str| without_ending(name).to_lowercase();
+        let name = if name == "embedded" { EMBEDDED } else { name };
+        let exact = catalog.models.iter().find(|model| model.name == name);
+        let alike = || catalog.models.iter().find(|model| plain(&model.name) == plain(name));
+        match exact.or_else(alike) {
+            Some(model) if model.name == self.default_name() => Ok(self.default_model()),
+            Some(model) => {
+                Ok(ServedModel { name: model.name.clone(), open: Some(model.name.clone()) })
+            }
+            None => Err(self.unknown("model", self.models())),
+        }
     }
 
     /// The model that a client calls `name`; the default model without one. It may read folders.
@@ -110,10 +167,15 @@ impl Models {
     /// # Errors
     /// 404 with the names that there are.
     pub fn find(&self, name: Option<&str>) -> std::result::Result<ServedModel, Fault> {
+        if self.default_name().is_empty() {
+            return Err(
+                Fault::new(503, "no_worker", "no worker has joined the cluster yet").retry_after(5)
+            );
+        }
         let Some(name) = name.filter(|name| !name.trim().is_empty()) else {
             return Ok(self.default_model());
         };
-        if name == self.default || name == "default" || Some(name) == self.given.as_deref() {
+        if name == self.default_name() || name == "default" || Some(name) == self.given.as_deref() {
             return Ok(self.default_model());
         }
         if let Some((_, model)) = self.aliases.iter().find(|(alias, _)| alias == name) {
@@ -142,13 +204,16 @@ impl Models {
     fn of_family(&self, name: &str) -> Option<String> {
         family_name(name)?;
         // The default model is known without a look into folders.
-        same_family(name, std::iter::once(self.default.as_str()))
+        same_family(name, std::iter::once(self.default_name()))
             .or_else(|| same_family(name, self.models().iter().map(|model| model.name.as_str())))
     }
 
     fn named(&self, name: &str) -> std::result::Result<ServedModel, Fault> {
-        if name == self.default || Some(name) == self.given.as_deref() {
+        if name == self.default_name() || Some(name) == self.given.as_deref() {
             return Ok(self.default_model());
+        }
+        if let Some(catalog) = self.elsewhere() {
+            return self.named_elsewhere(&catalog, name);
         }
         if name == "embedded" || name == EMBEDDED {
             return Ok(ServedModel { name: EMBEDDED.into(), open: Some("embedded".into()) });
@@ -173,7 +238,8 @@ impl Models {
     fn one_name(&self, name: &str, path: &Path) -> String {
         let file = path.file_name().and_then(|file| file.to_str()).map(model_name);
         let names = file.into_iter().chain([without_ending(name).to_string()]);
-        let is_taken = |name: &str| name == self.default || name == EMBEDDED || name == "embedded";
+        let is_taken =
+            |name: &str| name == self.default_name() || name == EMBEDDED || name == "embedded";
         let means_it = |name: &String| {
             !is_taken(name) && self.path(name, Role::Model).is_ok_and(|found| found == path)
         };
@@ -186,6 +252,9 @@ impl Models {
         if name == EMBEDDED {
             return Some(false);
         }
+        if let Some(catalog) = self.elsewhere() {
+            return catalog.models.iter().find(|model| model.name == name)?.reads_references;
+        }
         let path = self.path(name, Role::Model).ok()?;
         let all = self.of_kind(ModelKind::Model);
         all.iter().find(|listed| listed.path.as_ref() == Some(&path))?.reads_references
@@ -196,6 +265,12 @@ impl Models {
     /// # Errors
     /// 404 with the names that there are.
     pub fn check_lora(&self, name: &str) -> std::result::Result<(), Fault> {
+        if let Some(catalog) = self.elsewhere() {
+            return match catalog.loras.iter().any(|lora| lora.name == name) {
+                true => Ok(()),
+                false => Err(self.unknown("lora", catalog.loras.clone())),
+            };
+        }
         match self.path(name, Role::Lora) {
             Ok(_) => Ok(()),
             Err(e) => Err(self.refused(&e, "lora", self.loras())),
@@ -254,18 +329,24 @@ impl Models {
 
     /// The models of this server, the default one first. It may read folders.
     pub fn models(&self) -> Vec<Listed> {
+        if let Some(catalog) = self.elsewhere() {
+            return catalog.models.clone();
+        }
         let mut models = self.of_kind(ModelKind::Model);
         models.retain(|m| {
             let is_default = self.default_file.is_some()
                 && m.path.as_deref().is_some_and(|path| real(path) == self.default_file);
-            m.name != self.default && !is_default
+            m.name != self.default_name() && !is_default
         });
-        let what =
-            if self.default == EMBEDDED { "the embedded model" } else { "the default model" };
+        let what = if self.default_name() == EMBEDDED {
+            "the embedded model"
+        } else {
+            "the default model"
+        };
         models.insert(
             0,
             Listed {
-                name: self.default.clone(),
+                name: self.default_name().to_string(),
                 what: what.into(),
                 bytes: 0,
                 reads_references: None,
@@ -275,8 +356,20 @@ impl Models {
         models
     }
 
+    /// What a worker can open for others: the list, and the model inside the program.
+    pub fn all(&self) -> Vec<Listed> {
+        let mut models = self.models();
+        if !models.iter().any(|model| model.name == EMBEDDED) && cfg!(feature = "embedded") {
+            models.push(Listed { what: "the embedded model".into(), ..Listed::named(EMBEDDED) });
+        }
+        models
+    }
+
     /// The LoRAs of this server. It may read folders.
     pub fn loras(&self) -> Vec<Listed> {
+        if let Some(catalog) = self.elsewhere() {
+            return catalog.loras.clone();
+        }
         self.of_kind(ModelKind::Lora)
     }
 
@@ -300,6 +393,15 @@ impl Models {
         }
         let all = listed.iter().flat_map(|(_, all)| all);
         all.filter(|(k, _)| *k == kind).map(|(_, listed)| listed.clone()).collect()
+    }
+}
+
+/// The name of the model that the command line calls `given`.
+fn name_of(given: &str) -> String {
+    match given {
+        "embedded" => EMBEDDED.to_string(),
+        name if name.starts_with("synthetic:") => name.to_string(),
+        path => Path::new(path).file_stem().unwrap_or_default().to_string_lossy().into(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a server is started with.
+//! The options of a server.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -12,7 +12,7 @@ use super::limits::Plan;
 use crate::library::file_names::without_ending;
 use crate::pipeline::request::Options;
 
-/// What [`serve`](super::serve) needs to know.
+/// The options of [`serve`](super::serve).
 #[non_exhaustive]
 pub struct ServerOptions {
     /// The default model and the device.
@@ -25,7 +25,7 @@ pub struct ServerOptions {
     pub default_plan: Option<Plan>,
     /// How long a model stays in memory after its last job; `None` for as long as the server runs.
     pub keep_alive: Option<Duration>,
-    /// What differs for single models, by name.
+    /// Options of single models, by name.
     pub models: HashMap<String, ModelOptions>,
     /// The folder for the list of jobs and for results. One server at a time uses it.
     pub data: PathBuf,
@@ -49,9 +49,58 @@ pub struct ServerOptions {
     pub worker: (PathBuf, Vec<OsString>),
     /// Whether the server is to end.
     pub stop: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// The cluster whose queue it uses, in place of one of its own.
+    pub cluster: Option<ClusterOptions>,
 }
 
-/// What differs for one model.
+/// How a process reaches the other processes of its cluster.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    /// Addresses of the brokers, separated by commas, each `nats://` or `tls://`, with or without
+    /// `USER:PASSWORD@`, and after the last one `/NAME` if several clusters share the brokers.
+    pub broker: String,
+    /// A file of NATS credentials: a token and the key that it belongs to.
+    pub credentials: Option<PathBuf>,
+    /// A file with the seed of a NATS key.
+    pub nkey: Option<PathBuf>,
+    /// Certificates that the brokers' are checked against, in addition to those of the system.
+    pub ca_certificates: Option<PathBuf>,
+    /// The certificate that this process shows, and the key that it belongs to.
+    pub certificate: Option<(PathBuf, PathBuf)>,
+    /// How many brokers keep a copy of everything; for buckets that do not exist yet.
+    pub replicas: usize,
+    /// After how long without a sign of life a worker has lost its job.
+    pub lost_after: Duration,
+}
+
+impl ClusterOptions {
+    /// The defaults for a cluster at `broker`.
+    pub fn new(broker: String) -> Self {
+        ClusterOptions {
+            broker,
+            credentials: None,
+            nkey: None,
+            ca_certificates: None,
+            certificate: None,
+            replicas: 1,
+            lost_after: Duration::from_secs(30),
+        }
+    }
+
+    /// The brokers without passwords.
+    pub fn shown_broker(&self) -> String {
+        let shown = self.broker.split(',').map(|part| match part.split_once("://") {
+            Some((scheme, rest)) => {
+                let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+                format!("{}://{host}", scheme.trim())
+            }
+            None => String::new(),
+        });
+        shown.collect::<Vec<_>>().join(",")
+    }
+}
+
+/// Options of one model, which replace those of the server.
 #[derive(Debug, Clone, Default)]
 pub struct ModelOptions {
     /// How long it stays in memory after its last job, in place of [`ServerOptions::keep_alive`].
@@ -61,7 +110,7 @@ pub struct ModelOptions {
 }
 
 impl ServerOptions {
-    /// What differs for the model called `name`: an entry may have the ending of its file.
+    /// The options of the model called `name`. An entry may have the extension of its file.
     pub fn of_model(&self, name: &str) -> Option<&ModelOptions> {
         let of = |name: &str| self.models.get(name);
         of(name).or_else(|| {
@@ -95,6 +144,7 @@ impl ServerOptions {
             grace: Duration::from_secs(8),
             worker,
             stop,
+            cluster: None,
         }
     }
 }

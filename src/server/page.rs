@@ -19,7 +19,7 @@ use super::job::hex;
 /// Where the files are.
 pub const FOLDER: &str = "/page/";
 const INDEX: &str = "index.html";
-/// What precedes and follows the import map.
+/// The text before and after the import map in the page.
 const IMPORT_MAP: (&str, &str) = ("<script type=\"importmap\">", "</script>");
 
 macro_rules! files {

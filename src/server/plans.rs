@@ -1,5 +1,5 @@
-//! What requests would cost, before they are sent. Only the worker knows: it has the model and the
-//! device. While it draws, answers are those of before.
+//! Memory and time of requests that are not sent yet. Only the worker can tell: it has the model
+//! and the device. While it draws, earlier answers are given again.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::state::{Server, blocking};
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Server {
-    /// What `draft` would cost, as JSON. A strength stands for an image to start from.
+    /// Memory and time of `draft`, as JSON. A strength stands for an image to start from.
     ///
     /// # Errors
     /// 422, 404 and 403 for what cannot be drawn, 507 for what does not fit into memory, 503 while

@@ -1,4 +1,4 @@
-//! What the front and a worker say to each other: JSON objects, one per line, on the worker's stdin
+//! Messages between the front and a worker: JSON objects, one per line, on the worker's stdin
 //! and stdout. Images pass as files in the data folder.
 
 use std::collections::BTreeMap;
@@ -107,9 +107,9 @@ pub enum Report {
     },
     /// The default model or the device cannot be opened. The worker ends.
     Unusable {
-        /// What happened, in the words of the command line.
+        /// The message, in the words of the command line.
         message: String,
-        /// What to try.
+        /// The hint.
         hint: Option<String>,
         /// The exit code of the program.
         exit_code: u8,
@@ -151,7 +151,7 @@ pub enum Report {
         /// All steps.
         steps: usize,
     },
-    /// What the first image will be about.
+    /// A preview of the first image.
     Preview {
         /// A JPEG in base64.
         jpeg: String,
@@ -160,7 +160,7 @@ pub enum Report {
         /// Rows.
         height: usize,
     },
-    /// What the request of a plan order would cost, or why it cannot be drawn.
+    /// Memory and time of the request of a plan order, or why it cannot be drawn.
     Planned {
         /// The plan.
         plan: Option<Value>,
@@ -173,7 +173,7 @@ pub enum Report {
         id: String,
         /// The images, in order.
         outputs: Vec<Output>,
-        /// What made them.
+        /// The settings that made them.
         settings: Value,
     },
     /// The job has failed.

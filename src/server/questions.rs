@@ -32,7 +32,7 @@ pub struct PlanQuery {
 
 /// A question that waits for the worker.
 pub struct Question {
-    /// What is asked.
+    /// The request.
     pub query: Box<PlanQuery>,
     /// Receives the plan, as JSON.
     pub answer: oneshot::Sender<Result<Value, Fault>>,

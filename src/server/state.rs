@@ -1,4 +1,4 @@
-//! What all requests share.
+//! The state of the server, which all requests share.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
 use super::access::Access;
-use super::broker::{Broker, Cancelled, LocalBroker};
+use super::broker::{Broker, Cancelled};
 use super::data::{DataFolder, DataLock};
 use super::estimate::Rates;
 use super::events::{Events, progress_json};
@@ -23,7 +23,8 @@ use super::models::Models;
 use super::options::ServerOptions;
 use super::questions::Questions;
 use super::store::Store;
-use crate::error::{Error, Result};
+use super::wait::expired;
+use crate::error::Result;
 use crate::text::one_line;
 
 /// The bodies that are read at the same time, in KiB.
@@ -47,9 +48,13 @@ pub struct WorkerStatus {
     pub current: Option<(String, f64)>,
     /// Whether the default model reads reference images; `None` until a worker has been ready.
     pub reads_references: Option<bool>,
+    /// The LoRAs of the last job.
+    pub loras: Vec<String>,
+    /// How many workers there are, if they are on other machines.
+    pub others: usize,
 }
 
-/// What the supervisor of the worker is asked for.
+/// A command for the supervisor of the worker.
 #[derive(Debug)]
 pub enum Command {
     /// Stop the job with this id.
@@ -58,9 +63,9 @@ pub enum Command {
     Unload,
 }
 
-/// What arrives for the tasks of a server.
+/// The receiving ends of the channels of a server's tasks.
 pub struct Inbox {
-    /// What the supervisor is asked for.
+    /// Commands for the supervisor.
     pub commands: UnboundedReceiver<Command>,
     /// Jobs that are over and have an address to be called.
     pub ended: UnboundedReceiver<Job>,
@@ -70,36 +75,38 @@ pub struct Inbox {
 pub struct Server {
     /// How it was started.
     pub options: ServerOptions,
-    /// Where it listens.
-    pub address: SocketAddr,
+    /// Where it listens; `None` if it only draws for others.
+    pub address: Option<SocketAddr>,
     /// Who may use it.
     pub access: Access,
     /// The models and LoRAs.
     pub models: Models,
     /// The queue.
-    pub broker: Box<dyn Broker>,
-    /// What happens to jobs.
+    pub broker: Arc<dyn Broker>,
+    /// The events of jobs.
     pub events: Events,
     /// Its files.
     pub data: DataFolder,
-    /// What clients leave on it.
+    /// Files that clients uploaded.
     pub store: Store,
     /// Links to results.
     pub links: Links,
     /// Set when there is a new job.
     pub wake: Notify,
+    /// Set when the worker of this process can draw or has another model.
+    pub became_ready: Notify,
     /// Becomes true when connections are to end.
     pub closing: watch::Sender<bool>,
     commands: UnboundedSender<Command>,
     worker: Mutex<WorkerStatus>,
     draining: AtomicBool,
-    /// What it counts.
+    /// Counters for `/metrics`.
     pub metrics: Metrics,
     /// How long jobs take.
     pub rates: Rates,
     /// The default model of owners who chose one.
     preferences: Mutex<HashMap<String, String>>,
-    /// What requests would cost.
+    /// Questions to the worker: the memory and time of a request that was not sent yet.
     pub questions: Questions,
     /// Room for the bodies of all requests, in KiB.
     pub body_room: Arc<Semaphore>,
@@ -111,11 +118,13 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens the data folder.
-    pub fn open(options: ServerOptions, address: SocketAddr) -> Result<(Arc<Self>, Inbox)> {
-        let (data, lock) = DataFolder::create(&options.data)?;
-        let broker = LocalBroker::open(&data.jobs(), options.max_queued)
-            .map_err(|fault| Error::output(fault.message).at_path(&data.jobs()))?;
+    /// A server with the queue of `broker` and its files in `data`.
+    pub fn new(
+        options: ServerOptions,
+        address: Option<SocketAddr>,
+        (data, lock): (DataFolder, DataLock),
+        broker: Arc<dyn Broker>,
+    ) -> Result<(Arc<Self>, Inbox)> {
         let public_host = options.public_url.as_deref().and_then(host_of);
         let access = Access::new(
             &options.keys,
@@ -130,13 +139,17 @@ impl Server {
         let server = Server {
             address,
             access,
-            models: Models::new(&options.engine, options.aliases.clone()),
-            broker: Box::new(broker),
+            models: match broker.workers() {
+                None => Models::new(&options.engine, options.aliases.clone()),
+                Some(_) => Models::of_cluster(&options.engine, options.aliases.clone()),
+            },
             events: Events::new(random_hex(4)?),
             store: Store::at(data.kept()),
             data,
-            links: Links::new(random_hex(32)?),
+            links: Links::new(broker.secret().map_or_else(|| random_hex(32), Ok)?),
+            broker,
             wake: Notify::new(),
+            became_ready: Notify::new(),
             closing: watch::Sender::new(false),
             commands,
             worker: Mutex::default(),
@@ -151,6 +164,8 @@ impl Server {
             options,
             _lock: lock,
         };
+        let broker = server.broker.clone();
+        server.events.listen(move |job, name, data| broker.tell(job, name, data));
         Ok((Arc::new(server), inbox))
     }
 
@@ -171,13 +186,21 @@ impl Server {
 
     /// The model that `owner` has chosen as its default.
     pub fn preferred(&self, owner: &str) -> Option<String> {
+        if let Some(model) = self.broker.preferred(owner) {
+            return Some(model);
+        }
         self.preferences.lock().unwrap_or_else(PoisonError::into_inner).get(owner).cloned()
     }
 
     /// Makes `model` the default of `owner`. There are no more owners than keys.
-    pub fn prefer(&self, owner: &str, model: String) {
+    ///
+    /// # Errors
+    /// 503 if other processes must know it and cannot be told.
+    pub fn prefer(&self, owner: &str, model: String) -> std::result::Result<(), Fault> {
+        blocking(|| self.broker.prefer(owner, &model))?;
         let mut preferences = self.preferences.lock().unwrap_or_else(PoisonError::into_inner);
         preferences.insert(owner.to_string(), model);
+        Ok(())
     }
 
     /// Whether the server takes no more jobs.
@@ -221,7 +244,7 @@ impl Server {
             .ok_or_else(|| Fault::not_found("there is no job of this id"))?;
         Ok(match cancelled {
             Cancelled::Queued(job) => {
-                self.publish_end(&job);
+                self.publish_outcome(&job);
                 job
             }
             Cancelled::Running(job) => {
@@ -243,19 +266,67 @@ impl Server {
         self.events.publish_first(&job.id, "status", status_json(job));
     }
 
-    /// Tells those who watch `job` that it is over.
-    pub fn publish_end(&self, job: &Job) {
+    /// Tells those who watch `job`, which is over, of its images and its end.
+    pub fn publish_outcome(&self, job: &Job) {
+        if self.events.is_over(&job.id) {
+            return;
+        }
+        for (number, output) in job.outputs.iter().enumerate() {
+            let (width, height) = (output.width, output.height);
+            let output = json!({"number": number, "width": width, "height": height});
+            self.events.publish(&job.id, "output", output);
+        }
+        self.publish_end(job);
+    }
+
+    /// Tells those who watch `job` that it is over, once.
+    fn publish_end(&self, job: &Job) {
+        if !self.events.end(&job.id) {
+            return;
+        }
         self.metrics.job_ended(job.state.name());
         self.events.reset(&job.id, true);
         self.publish_status(job);
-        if job.spec.as_ref().is_some_and(|spec| spec.webhook.is_some()) {
+        let has_webhook = job.spec.as_ref().is_some_and(|spec| spec.webhook.is_some());
+        if has_webhook && self.broker.calls_here() {
             self.ended.send(job.clone()).ok();
         }
     }
 
-    /// Frees the memory of the model, once its job is over. The next job opens it again.
+    /// Frees the memory of the model, once its job is over. The next job opens it again. Workers of
+    /// other machines keep theirs: one client does not know who else draws with it.
     pub fn unload(&self) {
+        if self.broker.workers().is_some() {
+            self.log(
+                "a client asked for memory to be freed: workers of a cluster keep their models",
+            );
+        }
         self.commands.send(Command::Unload).ok();
+    }
+
+    /// Stops the job with this id, if the worker of this process draws it.
+    pub fn stop_job(&self, id: String) {
+        self.commands.send(Command::Cancel(id)).ok();
+    }
+
+    /// Has the address of `job` called, which is over.
+    pub fn call(&self, job: Job) {
+        self.ended.send(job).ok();
+    }
+
+    /// The bytes of the result called `name`.
+    ///
+    /// # Errors
+    /// 410 if it was deleted, 503 if the machine that has it is out of reach.
+    pub fn result(&self, name: &str) -> std::result::Result<Vec<u8>, Fault> {
+        let path = self.data.result(name);
+        blocking(|| match std::fs::read(&path) {
+            Ok(bytes) => Ok(bytes),
+            Err(_) => {
+                self.broker.fetch(name, &path)?;
+                std::fs::read(&path).map_err(|_| expired())
+            }
+        })
     }
 
     /// How far a job is, and its place in the queue, as JSON.

@@ -21,7 +21,7 @@ const MAX_ENTRIES: usize = 10_000;
 /// The length of a file's name.
 const NAME: usize = 32;
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// An image to start from.
@@ -56,13 +56,13 @@ impl Kind {
 /// The first line of a file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Facts {
-    /// What the client calls it.
+    /// The name that the client gave it.
     pub name: String,
     /// Whose it is.
     pub owner: String,
     /// When it was written first, in seconds since 1970.
     pub created: f64,
-    /// What the API that wrote it needs to know.
+    /// Data of the API that wrote it.
     pub more: Value,
 }
 
@@ -127,7 +127,7 @@ impl Store {
         Some((facts, bytes.slice(end + 1..)))
     }
 
-    /// What is known of the entry of this name.
+    /// The facts of the entry of this name.
     pub fn facts(&self, owner: &str, kind: Kind, name: &str) -> Option<Facts> {
         read_facts(&self.path(owner, kind, name))
     }

@@ -50,7 +50,7 @@ impl Server {
         let (images, pixels_of_one) = self.size_of(&request);
         let charge = Charge { images, pixels: images.saturating_mul(pixels_of_one) };
         let image_hash = |bytes: &Bytes| hex(&hash_bytes(bytes));
-        // What the job's images depend on, apart from the seed.
+        // Everything that the job's images depend on, apart from the seed.
         let sent = |request: &Request| {
             let mut sent = json!({
                 "request": request, "model": model.name, "format": format.name(),
@@ -196,6 +196,24 @@ impl Server {
                 .hint("send one image, or use FLUX.2 [klein]"));
         }
         draft.references.extend(images.map(|(_, bytes)| bytes));
+        Ok(())
+    }
+
+    /// Gives `draft` images that a client calls references, each with its parameter.
+    ///
+    /// # Errors
+    /// 422 if the model does not read reference images: an image to start from means another image.
+    pub fn refer(&self, draft: &mut Draft, images: Vec<(String, Bytes)>) -> Result<(), Fault> {
+        let model = blocking(|| self.models.find(draft.model.as_deref()))?;
+        if let Some((parameter, _)) = images.first()
+            && self.reads_references(&model) == Some(false)
+        {
+            let message = format!("{parameter}: this model does not read reference images");
+            return Err(Fault::new(422, "unsupported", message)
+                .parameter(parameter)
+                .hint("use FLUX.2 [klein], or send one image to start from"));
+        }
+        draft.references.extend(images.into_iter().map(|(_, bytes)| bytes));
         Ok(())
     }
 

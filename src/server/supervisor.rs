@@ -279,13 +279,15 @@ impl Worker {
         let seconds = self.server.rates.seconds(&spec.model, self.server.work(&spec.request));
         let mut status = self.server.lock_worker();
         status.held.clone_from(&self.held);
+        status.loras = spec.loras();
+        self.server.became_ready.notify_one();
         status.current = Some((id.to_string(), seconds.unwrap_or(0.0)));
     }
 
     async fn order(&mut self, order: &Order) {
         let mut line = serde_json::to_vec(order).unwrap_or_default();
         line.push(b'\n');
-        // If it has ended, its stdout ends too; if it hangs, the clocks say so.
+        // Errors are ignored: if it has ended, its stdout ends too; if it hangs, `clocks` notices.
         let stdin = &mut self.stdin;
         let write = async { stdin.write_all(&line).await.and(stdin.flush().await) };
         tokio::time::timeout(ORDER_TIMEOUT, write).await.ok();
@@ -321,12 +323,12 @@ impl Worker {
                 events.publish(&current, "log", log);
             }
             Report::Phase { phase, steps } => {
-                if let Some(phase) = PHASES.into_iter().find(|p| p.name() == phase) {
+                if let Some(phase) = Phase::ALL.into_iter().find(|p| p.name() == phase) {
                     events.phase(&current, phase.name(), steps);
                 }
             }
             Report::PhaseEnd { phase, seconds, planned } => {
-                if let Some(phase) = PHASES.into_iter().find(|p| p.name() == phase) {
+                if let Some(phase) = Phase::ALL.into_iter().find(|p| p.name() == phase) {
                     self.server.metrics.phase(phase.name(), seconds, planned);
                 }
             }
@@ -377,12 +379,17 @@ impl Worker {
         worker.defaults = Some(defaults);
         worker.held.clone_from(&self.held);
         drop(worker);
+        self.server.became_ready.notify_one();
         if let Some(seconds) = seconds {
             let work = self.server.work(&crate::pipeline::request::Request::default());
             self.server.rates.plan(&name, work, seconds);
         }
-        if first {
-            tracing::info!(target: LISTENING, "listening on http://{}", self.server.address);
+        match self.server.address {
+            Some(address) if first => {
+                tracing::info!(target: LISTENING, "listening on http://{address}");
+            }
+            None if first => tracing::info!(target: LISTENING, "drawing for the cluster"),
+            _ => {}
         }
     }
 
@@ -397,9 +404,6 @@ impl Worker {
 
 /// The target of the line of the log that says where the server listens, which is always shown.
 pub const LISTENING: &str = "flux_fast::listening";
-
-const PHASES: [Phase; 5] =
-    [Phase::TextEncode, Phase::ImageEncode, Phase::Modulate, Phase::Denoise, Phase::Decode];
 
 /// The kind of error with this exit code.
 fn kind_of(exit_code: u8) -> Kind {

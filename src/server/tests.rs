@@ -207,8 +207,10 @@ fn f47_a_handler_that_panics_is_a_500_of_one_request() {
     let folder = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let address = "127.0.0.1:1".parse().unwrap();
-    let (server, _inbox) =
-        Server::open(options(folder.path(), "", Arc::default()), address).unwrap();
+    let options = options(folder.path(), "", Arc::default());
+    let (data, lock) = DataFolder::create(&options.data).unwrap();
+    let broker = runtime.block_on(open_broker(&options, &data, false)).unwrap();
+    let (server, _inbox) = Server::new(options, Some(address), (data, lock), broker).unwrap();
     let panic = || async {
         if true {
             panic!("a mistake in /home/anna")

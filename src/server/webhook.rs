@@ -1,4 +1,4 @@
-//! Addresses that are told when a job is over. Only those of origins that the operator has listed
+//! Addresses that are called when a job is over. Only those of origins that the operator has listed
 //! are ever called.
 
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use super::fault::Fault;
 /// The longest address, in bytes.
 const MAX_URL: usize = 2048;
 
-/// Whom to tell when a job is over.
+/// The address to call when a job is over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Webhook {
     /// The address, which gets a POST.

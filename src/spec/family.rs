@@ -20,6 +20,9 @@ pub struct Family {
     /// The words in the name of a model that was not distilled to few steps, where other models of
     /// the family were: `klein` and `base` in `flux-2-klein-base-4b`.
     pub undistilled: Option<&'static [&'static str]>,
+    /// How models are named that keep keys and values of reference images over all steps, if the
+    /// family has such models. No tensor shows it.
+    pub keeps_references: Option<KeepsReferences>,
     /// Its components, the transformer first.
     pub components: &'static [Component],
     /// Networks that a request adds to a model, each by its file: a model is complete without them.
@@ -27,6 +30,25 @@ pub struct Family {
     /// How its LoRAs are named.
     pub lora: LoraSpec,
 }
+
+/// The names of models that keep keys and values of reference images over all steps.
+#[derive(Debug)]
+pub struct KeepsReferences {
+    /// The words in their names: `klein` and `kv` in `flux-2-klein-9b-kv`.
+    pub words: &'static [&'static str],
+    /// The class of their pipeline in `model_index.json`. They are distilled unless it says
+    /// otherwise.
+    pub pipeline_class: &'static str,
+}
+
+/// The short name identifies a family.
+impl PartialEq for Family {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Family {}
 
 impl Family {
     /// The component that has this role.
@@ -103,6 +125,15 @@ pub enum Role {
     Vision,
     /// A network that sees a control image, and changes what a transformer computes.
     Control,
+    /// A network that turns what the vision network has read into tokens like those of a prompt.
+    Style,
+}
+
+impl Role {
+    /// Whether a model is complete without it: it is looked for when a request needs it.
+    pub fn is_optional(self) -> bool {
+        matches!(self, Role::Vision | Role::Style)
+    }
 }
 
 /// One network of a family: a handle to its [`ComponentSpec`], compared by identity.
@@ -125,11 +156,11 @@ pub struct ComponentSpec {
     pub diffusers: Diffusers,
     /// Its tokenizer, of a text encoder.
     pub tokenizer: Option<Tokenizer>,
-    /// What its files are called.
+    /// The names of its files.
     pub files: FileNames,
     /// A repository's file of it that suits every model of the family: `org/name/file`.
     pub source: Option<&'static str>,
-    /// What stands before its names in a file of ComfyUI that has several components.
+    /// The prefix of its names in a file of ComfyUI that has several components.
     pub comfy_prefix: &'static str,
     /// `general.architecture` of its GGUF files; `None` where no loader reads such files.
     pub gguf: Option<&'static str>,
@@ -151,6 +182,10 @@ pub struct ComponentSpec {
     pub tables: &'static [&'static str],
     /// Beginnings of the canonical names of matrices that a conversion quantises.
     pub quantised: &'static [&'static str],
+    /// Patterns of the matrices whose products may be computed in 8-bit integers: those of blocks,
+    /// which take nearly all of the time. Modulation, embedders and the last layer are few
+    /// products, and the image depends most on them.
+    pub int8: &'static [&'static str],
     /// Query weights whose attention has no softmax scale, and the head width that they make up
     /// for in synthetic weights.
     pub unscaled_queries: Option<(&'static str, f64)>,
@@ -299,6 +334,7 @@ impl ComponentSpec {
         convolutional: false,
         tables: &[],
         quantised: &[],
+        int8: &[],
         unscaled_queries: None,
         facts: &[],
         variant: None,
@@ -351,6 +387,11 @@ impl ComponentSpec {
     /// Whether `name` is looked up, not multiplied with.
     pub fn is_table(&self, name: &str) -> bool {
         matches(self.tables, name)
+    }
+
+    /// Whether products with the matrix may be computed in 8-bit integers.
+    pub fn is_int8(&self, name: &str) -> bool {
+        matches(self.int8, name)
     }
 
     /// Whether the tensor can be stored in 8 bits: a matrix that is multiplied with.

@@ -32,7 +32,7 @@ pub struct ForeignStorage {
 }
 
 impl ForeignStorage {
-    /// Whether a tensor of this name is stored so.
+    /// Whether the name of a tensor shows this way of storing weights.
     pub fn is_shown_by(&self, name: &str) -> bool {
         matches_glob(self.signs, name)
     }
@@ -85,7 +85,6 @@ pub static MODELS: &[ForeignModel] = &[
             &["zero_convs."],
         ],
     },
-    foreign!("a FLUX Redux adapter", ADD_ON, ["redux_up."], ["redux_down."]),
     foreign!("an IP-Adapter", ADD_ON, ["ip_adapter"], ["image_proj_model."], [".ip_k_proj."]),
     foreign!("a PuLID adapter", ADD_ON, ["pulid_ca."], ["pulid_encoder."]),
     foreign!("a HiDream model", OTHER_MODEL, ["double_stream_blocks."]),
@@ -207,7 +206,7 @@ pub static PARTS: &[ForeignModel] = &[
     ),
     foreign!("an OpenCLIP text encoder", OTHER_PART, ["transformer.resblocks.0."]),
     foreign!(
-        "a vision encoder (SigLIP or CLIP vision)",
+        "a vision encoder (CLIP vision, or another SigLIP)",
         OTHER_PART,
         ["vision_model.embeddings.patch_embedding."]
     ),

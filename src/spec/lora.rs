@@ -86,7 +86,7 @@ pub const fn join<const N: usize>(
     all
 }
 
-/// What a trainer puts before the name of a layer.
+/// A prefix that a trainer writes before the name of a layer.
 #[derive(Debug)]
 pub struct LoraPrefix {
     /// The beginning of the key, with its dot or underscore.
@@ -142,6 +142,10 @@ pub const COMMON_PREFIXES: &[LoraPrefix] = &[
 pub const WRAPPERS: &[&str] =
     &["_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", "_forward_module."];
 
+/// Beginnings of names that a tool cut off by mistake, with what they were. Python's
+/// `lstrip("lora_unet_")` takes any of these letters, so that four of `transformer_blocks` go too.
+pub const CUT_NAMES: &[(&str, &str)] = &[("sformer_blocks", "transformer_blocks")];
+
 /// The layers of a component that a LoRA may change.
 #[derive(Debug)]
 pub struct LoraLayers {
@@ -155,7 +159,7 @@ pub struct LoraLayers {
     pub spellings: &'static [LoraSpelling],
     /// The weight that control LoRAs widen for a control image.
     pub input: Option<&'static str>,
-    /// What to tell a user whose LoRA has more blocks than the component.
+    /// The hint for a LoRA that has more blocks than the component.
     pub blocks_hint: &'static str,
 }
 

@@ -14,8 +14,8 @@ pub mod lora;
 pub mod names;
 
 pub use family::{
-    Component, ComponentSpec, Diffusers, Fact, Families, Family, FileNames, Fit, Lookalike, Role,
-    Tokenizer, Variant,
+    Component, ComponentSpec, Diffusers, Fact, Families, Family, FileNames, Fit, KeepsReferences,
+    Lookalike, Role, Tokenizer, Variant,
 };
 
 /// Every family that this program knows, in the order in which recognition prefers them when two

@@ -1,4 +1,4 @@
-//! What stays on a device from one phase to the next.
+//! The weights that stay on a device from one phase to the next.
 
 use std::collections::HashMap;
 

@@ -17,3 +17,4 @@ mod runs;
 mod server;
 mod stranger;
 mod streams;
+mod styles;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use flux_fast::backend::{Backend, Caps, Grain, Layout, Place, Places, WeightKey};
+use flux_fast::backend::{Backend, Caps, Grain, Int8Use, Layout, Place, Places, WeightKey};
 use flux_fast::dtype::DType;
 use flux_fast::error::{Error, Result};
 use flux_fast::op::{Op, Step, Use};
@@ -45,6 +45,7 @@ impl Memory {
             grain: Grain::whole(ALIGN),
             pins: false,
             reopens: false,
+            int8: Int8Use::Never,
         };
         let empty = Vec::new;
         Memory {

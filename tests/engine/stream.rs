@@ -30,6 +30,7 @@ fn weights(program: &Program, salt: u64) -> Vec<HostWeight> {
             })
             .collect();
         let part = HostPart {
+            rotation: None,
             source: Arc::new(bytes),
             offset: 0,
             rows: w.rows,
@@ -37,7 +38,7 @@ fn weights(program: &Program, salt: u64) -> Vec<HostWeight> {
             dtype: DType::F8E4M3,
             scale: Scale::One,
         };
-        HostWeight { rows: w.rows, cols: w.cols, parts: vec![part] }
+        HostWeight { int8: None, rows: w.rows, cols: w.cols, parts: vec![part] }
     };
     program.weights.iter().enumerate().map(make).collect()
 }

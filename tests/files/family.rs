@@ -29,6 +29,7 @@ static LUMEN: Family = Family {
     title: "Lumen",
     pipeline_class: "LumenPipeline",
     undistilled: None,
+    keeps_references: None,
     components: &[CORE, READER],
     add_ons: &[],
     lora: LoraSpec {
@@ -365,6 +366,7 @@ static MORE_FAMILY: Family = Family {
     title: "More",
     pipeline_class: "",
     undistilled: None,
+    keeps_references: None,
     components: &[MORE, VAE],
     add_ons: &[],
     lora: NO_LORA,

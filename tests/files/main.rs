@@ -6,6 +6,7 @@ mod family;
 mod hub;
 mod images;
 mod lora;
+mod photos;
 mod provenance;
 mod readers;
 mod texts;

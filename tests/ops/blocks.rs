@@ -75,7 +75,7 @@ impl Case {
                 });
             }
         }
-        HostPart { source: Arc::new(bytes), offset, rows, cols, dtype, scale }
+        HostPart { rotation: None, source: Arc::new(bytes), offset, rows, cols, dtype, scale }
     }
 
     /// A weight of parts in blocks.
@@ -84,7 +84,7 @@ impl Case {
             .iter()
             .map(|&(rows, dtype, tiled)| self.block_part(rows, cols, dtype, tiled))
             .collect();
-        let host = HostWeight { rows: parts.iter().map(|p| p.rows).sum(), cols, parts };
+        let host = HostWeight { int8: None, rows: parts.iter().map(|p| p.rows).sum(), cols, parts };
         let weight = Weight { id: self.weights.len() as u32, rows: host.rows, cols };
         self.weights.push(host);
         weight
@@ -207,7 +207,7 @@ fn weights_in_blocks_are_decoded_to_the_bit() {
             Scale::Blocks(scales) => Scale::Blocks(BlockScales { factor: 1.0, ..scales }),
             _ => Scale::One,
         };
-        let values = HostWeight { rows: 16, cols: 512, parts: vec![plain] }.to_f32();
+        let values = HostWeight { int8: None, rows: 16, cols: 512, parts: vec![plain] }.to_f32();
         let expected: Vec<f32> = (0..512 * 16)
             .map(|i| half::bf16::from_f32(values[i % 16 * 512 + i / 16]).to_f32() * factor)
             .collect();

@@ -122,13 +122,14 @@ impl Case {
 
     /// A weight in several parts, each with its rows, type and scale.
     pub fn weight_of(&mut self, cols: usize, parts: &[(usize, DType, Scale)]) -> Weight {
-        let mut host = HostWeight { rows: 0, cols, parts: vec![] };
+        let mut host = HostWeight { int8: None, rows: 0, cols, parts: vec![] };
         for (rows, dtype, scale) in parts {
             let mut bytes = vec![0u8; 3];
             (0..rows * cols).for_each(|_| dtype.encode(self.random.number(), &mut bytes));
             // Parts of every type, F32 too, may begin at any byte of a file.
             let (source, scale) = (Arc::new(bytes), scale.clone());
             host.parts.push(HostPart {
+                rotation: None,
                 source,
                 offset: 3,
                 rows: *rows,
@@ -242,6 +243,21 @@ impl Case {
     #[track_caller]
     pub fn check(&self, op: impl Into<Op>, left_alone: usize) {
         let op = op.into();
+        self.check_on_cpu(op, left_alone);
+        cuda::check(self, op, left_alone);
+        wgpu::check(self, op, left_alone);
+    }
+
+    /// Whether `op` is a product that is computed in 8-bit integers.
+    fn in_integers(&self, op: &Op) -> bool {
+        let weight = |w: Weight| &self.weights[w.id as usize];
+        matches!(op, Op::Linear(linear) if weight(linear.w).int8.is_some())
+    }
+
+    /// [`Case::check`] for the CPU alone.
+    #[track_caller]
+    pub fn check_on_cpu(&self, op: impl Into<Op>, left_alone: usize) {
+        let op = op.into();
         let name = op.name();
         let all = variants::names(name).expect("every operation has variants");
         let image = self.image();
@@ -254,6 +270,9 @@ impl Case {
         for (variant, needs) in all {
             if needs > Isa::detect() {
                 eprintln!("SKIPPED {variant}: this machine has no {}", needs.name());
+                continue;
+            }
+            if variant != reference && variant.contains("_int8_") != self.in_integers(&op) {
                 continue;
             }
             let after = self.run(op, variant, 2, &image).unwrap();
@@ -271,8 +290,6 @@ impl Case {
             let alone = self.run(op, variant, 1, &image).unwrap();
             assert!(alone == after, "{variant}: one thread and two differ: {op}");
         }
-        cuda::check(self, op, left_alone);
-        wgpu::check(self, op, left_alone);
     }
 
     /// Checks that nothing outside the written windows has changed.
@@ -297,6 +314,15 @@ impl Case {
     #[track_caller]
     pub fn check_nan(&self, op: impl Into<Op>, tensor: Tensor) {
         let op = op.into();
+        self.check_nan_on_cpu(op, tensor);
+        cuda::check_nan(self, op, tensor);
+        wgpu::check_nan(self, op, tensor);
+    }
+
+    /// [`Case::check_nan`] for the CPU alone.
+    #[track_caller]
+    pub fn check_nan_on_cpu(&self, op: impl Into<Op>, tensor: Tensor) {
+        let op = op.into();
         let mut image = self.image();
         let at = self.range(&tensor).start + (tensor.rows / 2 * tensor.cols + tensor.cols / 2) * 4;
         image[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
@@ -312,8 +338,6 @@ impl Case {
                 assert!(found.iter().any(|x| x.is_nan()), "{variant}: lost a NaN: {op}");
             }
         }
-        cuda::check_nan(self, op, tensor);
-        wgpu::check_nan(self, op, tensor);
     }
 }
 

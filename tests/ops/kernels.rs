@@ -52,9 +52,10 @@ impl Case {
             _ => Scale::One,
         };
         self.weights.push(HostWeight {
+            int8: None,
             rows,
             cols,
-            parts: vec![HostPart { source, offset: 0, rows, cols, dtype, scale }],
+            parts: vec![HostPart { rotation: None, source, offset: 0, rows, cols, dtype, scale }],
         });
         Weight { id: self.weights.len() as u32 - 1, rows, cols }
     }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use flux_fast::dtype::DType;
+use flux_fast::dtype::int8::{Int8, Rotation};
 use flux_fast::op::{Epilogue, Linear, Op, Side};
-use flux_fast::tensor::{Scale, Tensor};
+use flux_fast::tensor::{Scale, Tensor, Weight};
 
 use crate::all_ran;
 use crate::case::Case;
@@ -160,5 +161,93 @@ fn linear_with_factors() {
                 }
             }
         }
+    }
+}
+
+/// A weight whose products are computed in integers: parts of these types, rotated in groups of
+/// `group` columns if they are I8.
+fn in_integers(c: &mut Case, k: usize, parts: &[(usize, DType)], group: usize) -> Weight {
+    let scaled = |(rows, dtype): &(usize, DType)| {
+        let scale = match dtype.is_plain() && dtype.size() == 1 {
+            true => Scale::Rows((0..*rows).map(|i| 0.01 + i as f32 / 4096.0).collect()),
+            false => Scale::One,
+        };
+        (*rows, *dtype, scale)
+    };
+    let w = match parts {
+        [(rows, dtype)] if !dtype.is_plain() => c.blocks(k, &[(*rows, *dtype, false)]),
+        parts => c.weight_of(k, &parts.iter().map(scaled).collect::<Vec<_>>()),
+    };
+    let weight = &mut c.weights[w.id as usize];
+    let rotation = Rotation::new(group);
+    weight.int8 = Some(Int8 { rotation });
+    for part in weight.parts.iter_mut().filter(|p| p.dtype == DType::I8) {
+        part.rotation = rotation;
+    }
+    w
+}
+
+#[test]
+fn linear_in_integers_of_every_stored_type() {
+    let types = [
+        DType::F32,
+        DType::BF16,
+        DType::F16,
+        DType::F8E4M3,
+        DType::I8,
+        DType::Q8_0,
+        DType::Q4K,
+        DType::Nf4,
+        DType::Nvfp4,
+    ];
+    for dtype in types {
+        // One row; rows and columns that are no whole tiles; all groups; K that is several blocks.
+        for (rows, k, n, group) in
+            [(1, 256, 33, 64), (17, 256, 96, 16), (131, 1280, 70, 256), (64, 3328, 40, 256)]
+        {
+            let mut c = Case::new();
+            let (x, b, out) = (c.input(rows, k), c.vector(n), c.output(rows, n));
+            let w = in_integers(&mut c, k, &[(n, dtype)], group);
+            let linear = Linear { bias: Some(b), ..Linear::plain(x.all(), w, out.all()) };
+            c.check_on_cpu(linear, 0);
+        }
+    }
+    // Without a rotation; several parts of several types; x and out are windows.
+    let mut c = Case::new();
+    let (x, out) = (c.input(33, 96), c.output(33, 64));
+    let plain = in_integers(&mut c, 48, &[(49, DType::I8)], 0);
+    let parts = [(24, DType::BF16), (20, DType::I8), (5, DType::F32)];
+    let mixed = in_integers(&mut c, 48, &parts, 16);
+    for w in [plain, mixed] {
+        c.check_on_cpu(Linear::plain(x.columns(17, 48), w, out.columns(9, 49)), 33 * 15);
+    }
+}
+
+#[test]
+fn linear_in_integers_with_factors_sides_and_epilogues() {
+    for rows in [1, 18, 256] {
+        let mut c = Case::new();
+        let w = in_integers(&mut c, 320, &[(72, DType::BF16)], 64);
+        let (x, bias, factors) = (c.input(rows, 320), c.vector(72), c.vector(72));
+        let (t, b) = (c.input(rows, 12), c.weight(72, 12, DType::BF16));
+        let (out, residual) = (c.output(rows, 72), c.input(rows, 72));
+        let gate = c.input(1, 150).columns(71, 72);
+        let epilogues = [
+            Epilogue::None,
+            Epilogue::Silu,
+            Epilogue::GeluTanh,
+            Epilogue::QuickGelu,
+            Epilogue::Add { residual },
+            Epilogue::GatedAdd { residual, gate },
+        ];
+        for (side, factors, epilogue) in epilogues.into_iter().flat_map(|epilogue| {
+            [(None, Some(factors), epilogue), (Some(Side { t, b }), None, epilogue)]
+        }) {
+            let bias = Some(bias);
+            let out = out.all();
+            let linear = Linear { x: x.all(), w, bias, factors, side, epilogue, out };
+            c.check_on_cpu(linear, 0);
+        }
+        c.check_nan_on_cpu(Linear::plain(x.all(), w, out.all()), x);
     }
 }

@@ -22,7 +22,7 @@ fn parse(shader: &Shader, needs: &Needs) -> (Module, ModuleInfo) {
     let mut capabilities = Capabilities::IMMEDIATES;
     // Only the capabilities that the shader declares.
     capabilities.set(Capabilities::SHADER_FLOAT16, needs.f16);
-    capabilities.set(Capabilities::SUBGROUP, needs.subgroups);
+    capabilities.set(Capabilities::SUBGROUP, needs.subgroups.is_some());
     capabilities.set(Capabilities::COOPERATIVE_MATRIX, needs.cooperative_matrix);
     // Packing two f16 into a word is part of WebGPU.
     capabilities |= Capabilities::SHADER_FLOAT16_IN_FLOAT32;
@@ -234,7 +234,7 @@ fn the_last_variant_of_every_operation_needs_nothing_special() {
     for op in ops() {
         let all = names(op).unwrap();
         let (last, needs) = all.last().unwrap();
-        assert!(!needs.f16 && !needs.subgroups && !needs.cooperative_matrix, "{last}");
+        assert!(!needs.f16 && needs.subgroups.is_none() && !needs.cooperative_matrix, "{last}");
         // The limits that WebGPU guarantees and that `adapters` requires.
         assert!(needs.threads <= 256 && needs.shared_bytes <= 16_384, "{last}: {needs:?}");
         let mut unique: Vec<_> = all.iter().map(|(name, _)| name).collect();

@@ -121,7 +121,7 @@ pub fn conv2d(
 ) {
     let tail = residual.map_or(Tail::None, |residual| Tail::Add { residual });
     if is_linear(shape) {
-        return linear(x, w, bias, None, tail, out, scratch, v);
+        return linear(x, w, None, bias, None, tail, out, scratch, v);
     }
     let (height, width) = shape.output();
     let rows = shape.batch * height * width;

@@ -9,6 +9,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL: 512-bit f32 (x86-64-v4).
     Avx512,
+    /// AVX512-VNNI: products of bytes with 32-bit sums (Ice Lake, Cascade Lake, Zen 4 and later).
+    Avx512Vnni,
     /// AVX512-BF16, and VBMI for byte table look-ups: bf16 products accumulated in f32 (Zen 4 and
     /// later, Sapphire Rapids and later).
     Avx512Bf16,
@@ -22,7 +24,7 @@ impl Isa {
 
     /// All levels of this processor, lowest first.
     pub fn available() -> Vec<Isa> {
-        let levels = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+        let levels = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni, Isa::Avx512Bf16];
         levels.into_iter().take_while(|level| level.present()).collect()
     }
 
@@ -32,6 +34,7 @@ impl Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Vnni => "avx512vnni",
             Isa::Avx512Bf16 => "avx512bf16",
         }
     }
@@ -45,6 +48,7 @@ impl Isa {
             Isa::Avx512 => {
                 has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl")
             }
+            Isa::Avx512Vnni => has!("avx512vnni"),
             Isa::Avx512Bf16 => has!("avx512bf16") && has!("avx512vbmi"),
         }
     }

@@ -33,7 +33,9 @@ pub mod variants;
 
 use super::courier::Courier;
 use super::form;
-use super::{Backend, Caps, Compute, Grain, KernelChoice, Layout, Place, Places, WeightKey};
+use super::{
+    Backend, Caps, Compute, Grain, Int8Use, KernelChoice, Layout, Place, Places, WeightKey,
+};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::host;
@@ -50,7 +52,7 @@ use step::{CpuOperation, CpuStep, Sizing};
 pub struct CpuOptions {
     /// Number of worker threads. `None`: one for each processor that this process may use.
     pub threads: Option<usize>,
-    /// The arithmetic of matrix products and attention: `Auto`, `F32` or `BF16`.
+    /// The arithmetic of matrix products and attention: `Auto`, `F32`, `BF16` or `Int8`.
     pub compute: Compute,
     /// Forced variants; see [`variants`].
     pub kernels: Vec<KernelChoice>,
@@ -76,7 +78,7 @@ impl CpuBackend {
         if let Compute::F16 | Compute::Fp8 = options.compute {
             return Err(options
                 .compute
-                .refused("auto, f32 or bf16 on the CPU: FP8 and F16 need a GPU"));
+                .refused("auto, f32, bf16 or int8 on the CPU: FP8 and F16 need a GPU"));
         }
         let detected = Isa::detect();
         let isa = options.isa.unwrap_or(detected);
@@ -121,6 +123,11 @@ impl CpuBackend {
             grain: Grain::whole(64),
             pins: false,
             reopens: false,
+            int8: match options.compute {
+                Compute::Auto => Int8Use::Stored,
+                Compute::Int8 => Int8Use::All,
+                _ => Int8Use::Never,
+            },
         };
         let (arena, prefetcher) = (Arena::new(0)?, Courier::start("cpu", read_ahead)?);
         Ok(CpuBackend {

@@ -126,7 +126,7 @@ impl<'a> Table<'a> {
         for part in &self.weight.parts {
             if row < part.rows {
                 let bytes = &part.bytes()[row * part.row_bytes()..(row + 1) * part.row_bytes()];
-                if !part.dtype.is_plain() {
+                if !part.dtype.is_plain() || part.rotation.is_some() {
                     return part.decode_row(row, bytes, out);
                 }
                 let scale = part.scale.of(row);

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::op::Epilogue;
 use crate::tensor::{DTypes, HostWeight, Tensor, View, Weight};
 
-/// What the CPU backend needs of an operation. It is implemented next to the operation's kernels.
+/// The CPU implementation of an operation, next to the operation's kernels.
 pub(super) trait CpuOperation {
     /// The variants, best first; the last one is the reference.
     const KERNELS: Kernels;

@@ -45,7 +45,6 @@ static MIX: Kernel = kernel::<MixParams>("group_mix_any_sm80", 3);
 static SCALED_ADD: Kernel = kernel::<ScaledAddParams>("scaled_add_any_sm80", 6);
 
 /// Every kernel of this family.
-#[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[&MIX, &SCALED_ADD];
 
 fn mix(a: &Args<GroupMix>) -> Vec<Launch> {

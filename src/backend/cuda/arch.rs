@@ -1,6 +1,6 @@
 //! GPUs by their compute capability, and which code they can run.
 
-/// What variants are chosen by.
+/// The facts by which variants are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CudaDevice {
     /// Compute capability, such as (8, 6).

@@ -41,7 +41,6 @@ static D512: Kernel = kernel("attention_d512", 256, 81_920);
 static ANY: Kernel = kernel("attention_any", 128, 0);
 
 /// Every kernel of this family.
-#[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[&D64, &D128, &D128_MASKED, &D512, &ANY];
 
 /// Query rows of a block.

@@ -39,7 +39,6 @@ static D128: Kernel = Kernel {
 };
 
 /// Every kernel of this family.
-#[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[&D128];
 
 fn accepts(a: &Args<Attention>, device: &CudaDevice) -> Result<(), &'static str> {

@@ -85,7 +85,7 @@ impl CudaBackend {
 
     pub(super) fn launch(&mut self, launch: &Launch) -> Result<()> {
         let key = (launch.kernel.module, launch.kernel.entry);
-        let function = self.functions.get_mut(&key).ok_or_else(|| {
+        let function = self.functions.get(&key).ok_or_else(|| {
             Error::device("a kernel was not compiled")
                 .at(&self.caps.name)
                 .found(launch.kernel.entry)
@@ -94,7 +94,6 @@ impl CudaBackend {
             return Err(Error::device("the parameters of a kernel are not those of its PTX")
                 .at(launch.kernel.entry));
         }
-        function.allow_shared(launch.kernel.shared)?;
         // SAFETY: every address comes from `arena` or from a loaded weight; the sizes come from the
         // shapes that the memory was planned for.
         unsafe { self.compute.launch(function, launch) }

@@ -34,7 +34,6 @@ static COPY: Kernel = Kernel {
 };
 
 /// Every kernel of this family.
-#[cfg(test)]
 pub static KERNELS: [&Kernel; 2] = [&MMA, &COPY];
 
 /// The highest rates of a device.

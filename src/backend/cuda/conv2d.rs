@@ -55,7 +55,6 @@ static NARROW: Tiled = tiled("conv2d_bf16_128x16", 128, 16, stages(3, 128, 16));
 static ANY: Tiled = tiled("conv2d_any", 64, 64, 0);
 
 /// Every kernel of this family.
-#[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[&WIDE.kernel, &MIDDLE.kernel, &NARROW.kernel, &ANY.kernel];
 
 /// All variants. They sum taps and channels in the same order; those with vector loads give the

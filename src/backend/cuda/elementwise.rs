@@ -79,7 +79,6 @@ static COPY_ROWS_VECTOR: Kernel = kernel::<CopyRowsParams>("copy_rows_vector_sm8
 static COPY_ROWS_ANY: Kernel = kernel::<CopyRowsParams>("copy_rows_any_sm80", 2);
 
 /// Every kernel of this family.
-#[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[
     &GELU_MUL_BF16,
     &GELU_MUL_ANY,

@@ -48,7 +48,6 @@ static APPLY: Kernel = kernel("group_norm_apply_bf16", 5);
 static APPLY_ANY: Kernel = kernel("group_norm_apply_any", 5);
 
 /// Every kernel of this family.
-#[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[&STATISTICS, &STATISTICS_ANY, &MERGE, &APPLY, &APPLY_ANY];
 
 /// All variants, the fastest first.

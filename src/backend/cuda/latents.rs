@@ -68,7 +68,6 @@ static UNPACK_ANY: Kernel = kernel::<LatentParams>("unpack_any_sm80", 2);
 static EULER_STEP_ANY: Kernel = kernel::<EulerParams>("euler_step_any_sm80", 3);
 
 /// Every kernel of this family.
-#[cfg(test)]
 pub static KERNELS: &[&Kernel] =
     &[&EMBED_ANY, &TIMESTEP_EMBED_ANY, &PACK_ANY, &UNPACK_ANY, &EULER_STEP_ANY];
 

@@ -137,7 +137,6 @@ family!(WITH_I8, "linear.sm80", "i8", 4 * 12_288, 4 * 6_144);
 family!(WITH_BLOCKS, "linear_blocks.sm80", "blocks", 3 * 16_384 + 64, 3 * 8_192 + 64);
 
 /// Every kernel of this family.
-#[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[
     &REDUCE,
     &ANY,

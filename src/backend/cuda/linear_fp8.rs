@@ -114,7 +114,6 @@ static PRODUCT: Kernel = Kernel {
 };
 
 /// Every kernel of this family.
-#[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[&QUANTISE, &PRODUCT];
 
 fn accepts(a: &Args<Linear>, device: &CudaDevice) -> Result<(), &'static str> {

@@ -214,7 +214,6 @@ pub static LINEAR_HOPPER: &[Variant<Linear>] = &[
 ];
 
 /// Every kernel of this family.
-#[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[
     &QUANTISE,
     &W8A8.kernels[0],

@@ -104,6 +104,9 @@ pub fn buffers(a: &Args<Linear>) -> Vec<u64> {
 /// Checks what every kernel of the family requires. Shapes that contradict each other are a bug of
 /// the caller, and panic.
 pub fn legal(a: &Args<Linear>) -> Result<(), &'static str> {
+    if a.int8.is_some() {
+        return Err("the product is to be computed in int8");
+    }
     let (rows, n, k) = (a.x.rows, a.w.rows, a.x.cols);
     assert!(
         a.w.cols == k && a.out.rows == rows && a.out.cols == n,

@@ -37,7 +37,7 @@ mod uploads;
 pub use arch::Arch;
 pub use backend::CudaBackend;
 pub use devices::{GpuInfo, driver_present, gpus};
-pub use measure::Mark;
+pub use measure::{KernelFacts, Mark};
 pub use open::CudaOptions;
 
 use super::gpu;
@@ -54,8 +54,7 @@ pub fn names(op: &str) -> Option<Vec<(&'static str, Arch)>> {
     gpu::names::<Cuda>(op)
 }
 
-/// Every kernel of every family: for the test that compares them with the PTX.
-#[cfg(test)]
+/// Every kernel of every family.
 fn kernels() -> Vec<&'static launch::Kernel> {
     [
         &ceilings::KERNELS[..],

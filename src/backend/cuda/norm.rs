@@ -74,7 +74,6 @@ static QK_NORM_ROPE_BF16: Kernel =
 static QK_NORM_ROPE_ANY: Kernel = kernel("qk_norm_rope_any_sm80", 5, size_of::<QkNormRopeParams>());
 
 /// Every kernel of this family.
-#[cfg(test)]
 pub static KERNELS: &[&Kernel] = &[
     &LAYER_NORM_MODULATE_BF16,
     &LAYER_NORM_MODULATE_ANY,

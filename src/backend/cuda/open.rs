@@ -14,7 +14,7 @@ use super::recording::Recorder;
 use super::uploads::Uploads;
 use crate::backend::form;
 use crate::backend::gpu::Choice;
-use crate::backend::{Caps, Compute, Grain, KernelChoice, Layout};
+use crate::backend::{Caps, Compute, Grain, Int8Use, KernelChoice, Layout};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
@@ -87,6 +87,7 @@ impl CudaBackend {
             grain: Grain::whole(ALIGNMENT),
             pins: true,
             reopens: false,
+            int8: Int8Use::Never,
         };
         let below_seconds = record_below_seconds.unwrap_or(RECORD_BELOW_SECONDS);
         Ok(CudaBackend {
@@ -121,7 +122,7 @@ fn multiplies_in_fp8(compute: Compute) -> Result<bool> {
         Compute::F32 => {
             Err(compute.refused("auto, bf16 or fp8 on CUDA").try_("{device=cpu} {compute=f32}"))
         }
-        Compute::F16 => Err(compute.refused("auto, bf16 or fp8 on CUDA")),
+        Compute::F16 | Compute::Int8 => Err(compute.refused("auto, bf16 or fp8 on CUDA")),
     }
 }
 
@@ -172,12 +173,16 @@ fn describe(facts: &Facts, fp8: bool) -> String {
 /// memory changes by `reserve`, and a little by recorded runs.
 fn compile(context: &Arc<Context>, device: &CudaDevice) -> Result<HashMap<FunctionKey, Function>> {
     type Loaded = Vec<(FunctionKey, Function)>;
+    let kernels = super::kernels();
     // The first time the driver compiles, about a second for each module: compile in parallel.
     let load = |source: &'static Source| -> Result<Loaded> {
         context.bind()?;
         let module = Module::load(context, source.name, source.ptx)?;
         let function = |(entry, parameters): (&'static str, Vec<usize>)| {
-            Ok(((source.name, entry), module.function(entry, parameters)?))
+            let function = module.function(entry, parameters)?;
+            let kernel = kernels.iter().find(|k| (k.module, k.entry) == (source.name, entry));
+            function.allow_shared(kernel.map_or(0, |k| k.shared))?;
+            Ok(((source.name, entry), function))
         };
         modules::entries(source.ptx).into_iter().map(function).collect()
     };

@@ -25,7 +25,7 @@ pub(super) struct Recorder {
     timed: (Option<Event>, Option<Event>),
 }
 
-/// What to do with a run.
+/// How a run is executed.
 pub(super) enum Decision {
     /// It was replayed as a whole.
     Replayed,

@@ -23,6 +23,7 @@ use crate::backend::WeightKey;
 use crate::backend::courier::Courier;
 use crate::backend::form::{Piece, Source};
 use crate::dtype::DType;
+use crate::dtype::int8::Int8;
 use crate::error::{Error, Result};
 use crate::op::Use;
 use crate::tensor::HostPart;
@@ -138,8 +139,19 @@ impl Uploads {
 struct Origin {
     /// Addresses of sources, and ranges within them.
     ranges: Vec<(usize, Range<usize>)>,
-    /// Type and stride on the device, if they differ from the file.
-    form: Option<(DType, usize)>,
+    form: Converted,
+}
+
+/// How the bytes on the device differ from those of the file.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Converted {
+    Not,
+    /// Type and stride on the device.
+    Rows(DType, usize),
+    /// Integers and their stride on the device.
+    Integers(Int8, usize),
+    /// The factors of integers.
+    Scales(Int8),
 }
 
 impl Origin {
@@ -147,10 +159,14 @@ impl Origin {
     /// involved, as with vectors, which are small.
     fn of(piece: &Piece) -> Option<(Origin, &HostPart)> {
         let (part, form) = match &piece.source {
-            Source::Stored(part) => (part, None),
+            Source::Stored(part) => (part, Converted::Not),
             Source::Rows { part, segment, how: Use::Matrix } => {
-                (part, Some((segment.dtype, segment.stride)))
+                (part, Converted::Rows(segment.dtype, segment.stride))
             }
+            Source::Integers { part, segment, int8, .. } => {
+                (part, Converted::Integers(*int8, segment.stride))
+            }
+            Source::IntegerScales { part, int8, .. } => (part, Converted::Scales(*int8)),
             _ => return None,
         };
         let ranges = part
@@ -161,10 +177,10 @@ impl Origin {
     }
 }
 
-/// What the courier's thread owns.
+/// The state of the courier's thread.
 struct Copier {
     context: Arc<Context>,
-    /// Whether `context` could be made current in this thread; none before the first parcel.
+    /// Whether `context` could be made current in this thread; `None` before the first upload.
     bound: Option<Result<()>>,
     stream: Arc<Stream>,
     events: Arc<EventPool>,

@@ -1,4 +1,4 @@
-//! Which variant of each operation runs: what the device can, and what the user forced.
+//! Which variant of each operation runs: the best one that the device can run, or a forced one.
 
 use super::table::{RunsAll, names, operations};
 use super::variant::{Arguments, GpuApi, Runs, Variant};

@@ -24,11 +24,11 @@ pub struct GroupNormArgs<P> {
     pub groups: usize,
     /// Added to the variance.
     pub eps: f32,
-    /// SiLU follows.
+    /// Whether SiLU follows.
     pub silu: bool,
     /// Of the shape of `x`, BF16 or F32; may be `x` itself.
     pub out: Matrix<P>,
-    /// As much as the variant asked for, beginning at a multiple of 256 bytes.
+    /// Scratch memory of the size that the variant requested, at a multiple of 256 bytes.
     pub scratch: Option<Matrix<P>>,
 }
 

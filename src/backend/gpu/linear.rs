@@ -5,6 +5,7 @@ use super::lowering::Lowering;
 use super::matrix::{Location, Matrix};
 use super::variant::{Arguments, GpuApi};
 use crate::backend::form::Segment;
+use crate::dtype::int8::Int8;
 use crate::error::Result;
 use crate::op::{Epilogue, Linear, Locate, ScaledAdd};
 
@@ -100,6 +101,11 @@ pub struct LinearArgs<P, S> {
     pub w: Matrix<P>,
     /// `1 x N`, F32: a factor for each row of `w`.
     pub scales: Option<Matrix<P>>,
+    /// The rows of `w` are integers, rotated so, and so are those of x to be: the product is
+    /// computed in integers ([`Int8`]). `scales` are those of the integers then.
+    pub int8: Option<Int8>,
+    /// `1 x N`, F32, only with `int8`: further factors of the product.
+    pub factors: Option<Matrix<P>>,
     /// `1 x N`, F32.
     pub bias: Option<Matrix<P>>,
     /// The side branch of a LoRA.
@@ -116,7 +122,8 @@ pub struct LinearArgs<P, S> {
 pub struct Product<P> {
     pub x: Matrix<P>,
     pub bias: Option<Matrix<P>>,
-    /// Factors of the rows of the weight, in place of those that are stored with it.
+    /// Factors of the rows of the weight, in place of those that are stored with it; see
+    /// [`Linear::factors`].
     pub factors: Option<Matrix<P>>,
     pub tail: Tail<P>,
     pub out: Matrix<P>,
@@ -150,14 +157,17 @@ impl<P: Location> Product<P> {
         side: Option<S>,
     ) -> LinearArgs<P, S> {
         let from = first - segment.first;
+        let factors = self.factors.map(|factors| factors.columns(first, rows));
         let scales = |offset| Matrix::f32_row(place.after(offset + 4 * from), rows);
         LinearArgs {
             x: self.x,
             w: Matrix::of_segment(segment, place).band(from, rows),
-            scales: match self.factors {
-                Some(factors) => Some(factors.columns(first, rows)),
-                None => segment.scales.map(scales),
+            scales: match factors {
+                Some(factors) if segment.int8.is_none() => Some(factors),
+                _ => segment.scales.map(scales),
             },
+            int8: segment.int8,
+            factors: factors.filter(|_| segment.int8.is_some()),
             bias: self.bias.map(|b| b.columns(first, rows)),
             side,
             tail: self.tail.columns(first, rows),

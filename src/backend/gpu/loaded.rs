@@ -8,7 +8,7 @@ use crate::backend::loaded::{check_shape, not_loaded};
 use crate::error::Result;
 use crate::tensor::Weight;
 
-/// A weight in device memory, or on its way there.
+/// A weight that is in device memory, or is being copied there.
 #[derive(Debug, Clone)]
 pub struct Loaded<P> {
     pub(in crate::backend) form: Form,

@@ -17,7 +17,7 @@ pub(in crate::backend) struct Locations<'a, P> {
     pub scratch: &'a dyn Fn(usize) -> Result<P>,
 }
 
-/// What an operation became.
+/// The launches of an operation.
 #[derive(Debug)]
 pub struct Lowered<L> {
     /// In order.

@@ -12,7 +12,7 @@ pub trait GpuApi: Copy + fmt::Debug + PartialEq + 'static {
     type Place: Location;
     /// What is known about the GPU in use; variants are chosen by it.
     type Device;
-    /// What a variant needs of a GPU.
+    /// The features that a variant needs.
     type Needs: Copy + 'static;
     /// One call of a kernel, as a plain value.
     type Launch: 'static;

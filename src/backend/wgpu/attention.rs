@@ -126,7 +126,7 @@ const NEEDS_D128: Needs = Needs::new(128, 16_384);
 const NEEDS_D128_32K: Needs = Needs::new(128, 32_768);
 const NEEDS_D512: Needs = Needs::new(256, 16_384);
 const NEEDS_D512_24K: Needs = Needs::new(256, 24_576);
-const NEEDS_LANES: Needs = Needs { subgroups: true, ..Needs::new(8, 0) };
+const NEEDS_LANES: Needs = Needs { subgroups: Some((8, 8)), software: true, ..Needs::new(8, 0) };
 const NEEDS_ANY: Needs = Needs::new(64, 8_448);
 
 /// Best first, so that each runs the heads it is made for: `d64` computes 64 columns also for heads
@@ -136,7 +136,7 @@ pub static ATTENTION: &[Variant<Attention>] = &[
     Variant {
         name: "attention_any_lanes128",
         needs: NEEDS_LANES,
-        accepts: |a, device| lanes(a, device, 128),
+        accepts: |a, device| tiled(a, device, 128),
         scratch: |_, _| 0,
         launches: |a, device| dispatches(a, device, &LANES128, ROWS_LANES),
     },
@@ -285,15 +285,6 @@ fn tiled(a: &Args<Attention>, device: &WgpuDevice, dim: usize) -> Result<(), &'s
         return Err("rows or heads do not begin at multiples of 16 bytes");
     }
     Ok(())
-}
-
-/// Checks what the shaders for drivers on the processor require.
-fn lanes(a: &Args<Attention>, device: &WgpuDevice, dim: usize) -> Result<(), &'static str> {
-    tiled(a, device, dim)?;
-    if device.subgroups != Some((8, 8)) {
-        return Err("subgroups are not of 8 lanes");
-    }
-    if device.software { Ok(()) } else { Err("made for drivers that compute on the processor") }
 }
 
 /// Whether one dispatch can process all sequences.

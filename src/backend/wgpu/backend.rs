@@ -50,7 +50,7 @@ impl WgpuBackend {
         self.gpu.dispatched
     }
 
-    /// What variants are chosen by.
+    /// The facts by which variants are chosen.
     pub fn device(&self) -> &WgpuDevice {
         &self.choice.device
     }

@@ -117,13 +117,16 @@ pub fn blocks(
     (0..rows).step_by(step).map(move |first| first..rows.min(first + step))
 }
 
-/// What a shader needs of a device.
+/// The features and limits that a shader needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Needs {
     /// The source begins with `enable f16;`.
     pub f16: bool,
-    /// Subgroup operations; naga has no `enable` for them.
-    pub subgroups: bool,
+    /// Subgroup operations (naga has no `enable` for them), with subgroups of this many threads, from
+    /// and to.
+    pub subgroups: Option<(u32, u32)>,
+    /// A driver that computes on the processor: elsewhere the shader would be slow.
+    pub software: bool,
     /// The source begins with `enable wgpu_cooperative_matrix;`.
     pub cooperative_matrix: bool,
     /// Threads of a workgroup.
@@ -136,14 +139,32 @@ impl Needs {
     /// A shader with workgroups of `threads` threads and `shared_bytes` bytes of memory, and no
     /// features.
     pub const fn new(threads: u32, shared_bytes: u32) -> Needs {
-        Needs { f16: false, subgroups: false, cooperative_matrix: false, threads, shared_bytes }
+        Needs {
+            f16: false,
+            subgroups: None,
+            software: false,
+            cooperative_matrix: false,
+            threads,
+            shared_bytes,
+        }
     }
 
     /// What `device` lacks to run the shader, if anything.
     pub fn missing(&self, device: &WgpuDevice) -> Option<&'static str> {
+        let sizes = match (self.subgroups, device.subgroups) {
+            (Some((least, most)), Some((smallest, largest))) => {
+                least <= smallest && largest <= most
+            }
+            _ => true,
+        };
         let checks = [
             (!self.f16 || device.f16, "the adapter has no f16"),
-            (!self.subgroups || device.subgroups.is_some(), "the adapter has no subgroups"),
+            (
+                self.subgroups.is_none() || device.subgroups.is_some(),
+                "the adapter has no subgroups",
+            ),
+            (sizes, "the adapter has subgroups of other sizes"),
+            (!self.software || device.software, "for drivers that compute on the processor"),
             (
                 !self.cooperative_matrix || device.cooperative_matrix,
                 "the adapter has no cooperative matrices",
@@ -209,7 +230,7 @@ pub struct Dispatch {
     pub work: u64,
 }
 
-/// What variants are chosen by.
+/// The facts by which variants are chosen.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WgpuDevice {
     /// Element type of activations, F32 or BF16.

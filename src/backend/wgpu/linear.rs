@@ -89,10 +89,11 @@ const TILE: Needs = Needs::new(256, 16 << 10);
 const LOW_TILE: Needs = Needs::new(128, 12 << 10);
 const HALF_TILE: Needs = Needs { f16: true, ..Needs::new(256, 8 << 10) };
 const FEW_NEEDS: Needs = Needs::new(64, 4 << 10);
-const FEW_SUBGROUP_NEEDS: Needs = Needs { subgroups: true, ..FEW_NEEDS };
-const SOFTWARE_NEEDS: Needs = Needs { subgroups: true, ..Needs::new(8, 0) };
+const FEW_SUBGROUP_NEEDS: Needs = Needs { subgroups: Some((4, u32::MAX)), ..FEW_NEEDS };
+const SOFTWARE_NEEDS: Needs =
+    Needs { subgroups: Some((8, u32::MAX)), software: true, ..Needs::new(8, 0) };
 const COOPERATIVE_NEEDS: Needs =
-    Needs { subgroups: true, cooperative_matrix: true, ..Needs::new(128, 26 << 10) };
+    Needs { subgroups: Some((1, u32::MAX)), cooperative_matrix: true, ..Needs::new(128, 26 << 10) };
 const ANY_NEEDS: Needs = Needs::new(256, 9 << 10);
 
 macro_rules! tiled {
@@ -117,25 +118,6 @@ macro_rules! few {
         }
     };
 }
-fn few_subgroup(a: &Args<Linear>, device: &WgpuDevice, stored: Stored) -> Result<(), &'static str> {
-    if device.subgroups.is_some_and(|(least, _)| least < 4) {
-        Err("subgroups are too small")
-    } else {
-        typed(a, device, stored)
-    }
-}
-
-fn software(a: &Args<Linear>, device: &WgpuDevice, stored: Stored) -> Result<(), &'static str> {
-    if device.subgroups.is_some_and(|(least, _)| least < 8) {
-        return Err("subgroups are too small");
-    }
-    if device.software {
-        typed(a, device, stored)
-    } else {
-        Err("for drivers that compute on the processor")
-    }
-}
-
 /// Every kind for every type, in the order of `Kind` and [`Stored`].
 macro_rules! table {
     ($(($stored:ident, $text:literal)),*) => {
@@ -162,7 +144,7 @@ macro_rules! table {
                 concat!("linear_", $text, "_32x64")
             ),)*
             $(few!(
-                FEW_SUBGROUP, FEW_SUBGROUP_NEEDS, |a, d| few_subgroup(a, d, Stored::$stored),
+                FEW_SUBGROUP, FEW_SUBGROUP_NEEDS, |a, d| typed(a, d, Stored::$stored),
                 concat!("linear_", $text, "_rows16_subgroup")
             ),)*
             $(few!(
@@ -170,7 +152,7 @@ macro_rules! table {
                 concat!("linear_", $text, "_rows16")
             ),)*
             $(tiled!(
-                software, $stored, SOFTWARE, SOFTWARE_BLOCK, SOFTWARE_NEEDS,
+                typed, $stored, SOFTWARE, SOFTWARE_BLOCK, SOFTWARE_NEEDS,
                 concat!("linear_", $text, "_software")
             ),)*
             $(tiled!(

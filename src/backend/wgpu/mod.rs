@@ -40,7 +40,7 @@ pub use open::WgpuOptions;
 use super::gpu;
 use launch::Wgpu;
 
-/// What helps if an operation is too large for the adapter.
+/// The hint if an operation is too large for the adapter.
 const SMALLER: &str =
     "a smaller image, fewer images at a time ({count}), {compute=bf16}, or {device=cpu}";
 

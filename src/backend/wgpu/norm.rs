@@ -60,7 +60,8 @@ static NORM_ANY: Shader = Shader {
 };
 /// Bytes of the arrays in `sum_workgroup.wgsl` and in `sum_subgroup.wgsl`.
 const NEEDS: Needs = Needs::new(THREADS as u32, (256 + 32) * 8);
-const SUBGROUP_NEEDS: Needs = Needs { subgroups: true, ..Needs::new(THREADS as u32, 256 * 8) };
+const SUBGROUP_NEEDS: Needs =
+    Needs { subgroups: Some((1, u32::MAX)), ..Needs::new(THREADS as u32, 256 * 8) };
 /// The operation after the norm, as the shaders number it.
 #[derive(Clone, Copy)]
 enum After {

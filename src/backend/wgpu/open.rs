@@ -11,7 +11,7 @@ use super::submit::Submitter;
 use super::uploads::Uploads;
 use crate::backend::form::Types;
 use crate::backend::gpu::Choice;
-use crate::backend::{Caps, Compute, KernelChoice};
+use crate::backend::{Caps, Compute, Int8Use, KernelChoice};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
@@ -69,7 +69,7 @@ impl WgpuBackend {
     /// or a forced variant does not run on it.
     pub fn new(options: WgpuOptions) -> Result<WgpuBackend> {
         let WgpuOptions { ordinal, compute, kernels, limits, .. } = options;
-        if compute == Compute::Fp8 {
+        if let Compute::Fp8 | Compute::Int8 = compute {
             return Err(compute.refused("auto, bf16, f16 or f32 by wgpu"));
         }
         let mut found = adapters::get(ordinal)?;
@@ -108,6 +108,7 @@ impl WgpuBackend {
             grain,
             pins: false,
             reopens: true,
+            int8: Int8Use::Never,
         };
         Ok(WgpuBackend {
             uploads,
@@ -131,7 +132,7 @@ impl WgpuBackend {
     }
 }
 
-/// What variants are chosen by.
+/// The facts by which variants are chosen.
 fn device_of(adapter: &Adapter, compute: Compute) -> WgpuDevice {
     WgpuDevice {
         activation: activation(compute),

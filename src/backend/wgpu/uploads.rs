@@ -71,7 +71,7 @@ struct Chunk {
     copied: Option<wgpu::SubmissionIndex>,
 }
 
-/// What the courier's thread owns.
+/// The state of the courier's thread.
 struct Copier {
     shared: Shared,
     chunks: Vec<Chunk>,

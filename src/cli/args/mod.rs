@@ -15,6 +15,8 @@ use crate::library::similar::edit_distance;
 
 pub use engine::{EngineArgs, OutputArgs};
 pub use request::RequestArgs;
+#[cfg(feature = "nats")]
+pub use server::{BrokerArgs, ClusterArgs, ClusterCommand, WorkerArgs};
 #[cfg(feature = "server")]
 pub use server::{LogFormat, RemoteArgs, ServeArgs};
 
@@ -123,22 +125,37 @@ pub enum Command {
     #[cfg(feature = "server")]
     /// Generate images on another machine, which runs `serve`
     Remote(Box<RemoteArgs>),
+    #[cfg(feature = "nats")]
+    /// Draw the jobs of a cluster, which `serve` accepts on other machines
+    Worker(Box<WorkerArgs>),
+    #[cfg(feature = "nats")]
+    /// Look at a cluster: its workers and its queue
+    Cluster(ClusterArgs),
     #[cfg(feature = "server")]
-    /// What `serve` starts: draws the jobs that arrive on stdin
+    /// Draws the jobs that arrive on stdin (started by `serve` and `worker`)
     #[command(hide = true)]
-    Worker,
+    DrawJobs,
     /// List the models, components and LoRAs on this machine, with the names to use for them
     Models,
     /// Write a model's weights in a smaller type: FP8, int8, NF4 or GGUF
     Convert(ConvertArgs),
     /// Show devices, memory, the configuration file, and the models on this machine
-    Doctor,
+    Doctor(DoctorArgs),
     /// Show what an image or a model file contains
     Inspect(InspectArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Print the manual page, or write one page per command
     Man(ManArgs),
+}
+
+/// The options of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Open each NVIDIA GPU, and print what its driver made of the kernels: registers, local memory
+    /// (0 unless registers were spilled), shared memory, and blocks per multiprocessor
+    #[arg(long)]
+    pub kernels: bool,
 }
 
 /// How results are printed, for every command.
@@ -229,8 +246,8 @@ pub struct ConvertArgs {
     /// A file, a folder (its transformer), a name that --model would take, or `embedded`
     #[arg(value_name = "MODEL")]
     pub model: String,
-    /// fp8, fp8-rows, int8, nf4, or GGUF's q8_0, q6_k, q5_k, q4_k, q5_0, q4_0; without it
-    /// `embedded` is written as it is
+    /// fp8, fp8-rows, int8, int8-convrot, nf4, or GGUF's q8_0, q6_k, q5_k, q4_k, q5_0, q4_0; without
+    /// it `embedded` is written as it is
     #[arg(long, value_name = "TYPE")]
     pub to: Option<String>,
     /// A file that does not exist yet, or a folder [default: MODEL-TYPE.safetensors or .gguf here;

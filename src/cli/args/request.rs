@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::super::values::{self, ControlNetArg, Seed, Size};
+use super::super::values::{self, ControlNetArg, Seed, Size, StyleArg};
 use super::IMAGE_HEADING;
 use crate::pipeline::request::{
     LoraChoice, MAX_COUNT, MAX_MASK_BLUR, MAX_SCALE, MAX_SHIFT, MAX_SIDE, MAX_STEPS, MIN_SHIFT,
@@ -130,6 +130,11 @@ pub struct RequestArgs {
     /// the size
     #[arg(long = "reference", value_name = "IMAGE")]
     pub references: Vec<PathBuf>,
+    /// An image whose content and style the result has (FLUX.1 Redux, for which an adapter and a
+    /// vision tower are needed: `flux-fast pull black-forest-labs/FLUX.1-Redux-dev`), and its
+    /// strength, 0 to 10 [default: 1]; may be given several times
+    #[arg(long = "style", value_name = "IMAGE[:STRENGTH]", value_parser = values::style)]
+    pub styles: Vec<StyleArg>,
     /// An image of the size of --init-img: only what is white in it is repainted, gray in the later
     /// steps only. If it has transparent pixels, these are. Without --mask, the transparent pixels
     /// of --init-img are repainted. The result has the size of --init-img
@@ -144,7 +149,7 @@ pub struct RequestArgs {
         allow_hyphen_values = true,
     )]
     pub mask_blur: Option<f32>,
-    /// Draws only the surroundings of the mask, with as many pixels around it, 0 to 4096, in the
+    /// Draws only the surroundings of the mask, with this many pixels around it, 0 to 4096, in the
     /// size that suits the model, and scales the result back: good for small masks
     #[arg(
         long,
@@ -198,6 +203,7 @@ impl RequestArgs {
             control: _,
             controlnets: _,
             references: _,
+            styles,
             mask: _,
             mask_blur,
             mask_padding,
@@ -209,8 +215,8 @@ impl RequestArgs {
         request.count = count;
         request.steps = steps;
         request.seed = seed.and_then(Seed::number);
-        // The size of an aspect ratio is known when the model is open. A side that is given next
-        // to a size was given after it.
+        // The size of an aspect ratio is known only when the model is open. If there are both --size
+        // and --width, clap has kept the width only if it came later.
         let of_size = match size {
             Some(Size::Pixels(width, height)) => (Some(width), Some(height)),
             Some(Size::Ratio(_)) | None => (None, None),
@@ -223,6 +229,9 @@ impl RequestArgs {
         request.mask_blur = mask_blur;
         request.mask_padding = mask_padding;
         request.outpaint = outpaint;
+        if styles.iter().any(|style| style.strength.is_some()) {
+            request.style_strengths = styles.iter().map(|s| s.strength.unwrap_or(1.0)).collect();
+        }
         request
     }
 }

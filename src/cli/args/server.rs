@@ -70,8 +70,128 @@ pub struct ServeArgs {
         allow_hyphen_values = true,
     )]
     pub hang_after: u64,
+    #[cfg(feature = "nats")]
+    #[command(flatten)]
+    pub cluster: BrokerArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
+}
+
+/// The heading of the options of clusters.
+#[cfg(feature = "nats")]
+const CLUSTER_HEADING: &str = "Cluster";
+
+/// How to reach the brokers of a cluster.
+#[cfg(feature = "nats")]
+#[derive(Debug, Args)]
+#[command(next_help_heading = CLUSTER_HEADING)]
+pub struct BrokerArgs {
+    /// The NATS servers whose queue is used, such as `nats://broker:4222` or, with `/NAME` at the
+    /// end, one of several clusters there; `serve` then draws nothing itself. Other users of this
+    /// machine can see a password in it: prefer --nats-creds
+    #[arg(long, value_name = "URL")]
+    pub broker: Option<String>,
+    /// A file of NATS credentials (JWT and key)
+    #[arg(long, value_name = "FILE")]
+    pub nats_creds: Option<PathBuf>,
+    /// A file with the seed of a NATS key
+    #[arg(long, value_name = "FILE", conflicts_with = "nats_creds")]
+    pub nats_nkey: Option<PathBuf>,
+    /// Certificates (PEM) that the brokers' are checked against, besides those of the system
+    #[arg(long, value_name = "FILE")]
+    pub nats_ca: Option<PathBuf>,
+    /// The certificate (PEM) that the brokers ask for
+    #[arg(long, value_name = "FILE", requires = "nats_key")]
+    pub nats_cert: Option<PathBuf>,
+    /// The key (PEM) of that certificate
+    #[arg(long, value_name = "FILE", requires = "nats_cert")]
+    pub nats_key: Option<PathBuf>,
+    /// How many NATS servers keep a copy of everything, 1 to 5, where the cluster is new
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = values::whole(1..=5usize),
+        default_value = "1",
+        allow_hyphen_values = true,
+    )]
+    pub nats_replicas: usize,
+    /// Seconds without a sign of life after which a worker has lost its job to another, 3 to 3600
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        value_parser = values::whole(3..=3600u64),
+        default_value = "30",
+        allow_hyphen_values = true,
+    )]
+    pub lost_after: u64,
+}
+
+#[cfg(feature = "nats")]
+#[derive(Debug, Args)]
+#[command(after_help = WORKER_HELP)]
+pub struct WorkerArgs {
+    #[command(flatten)]
+    pub cluster: BrokerArgs,
+    /// The folder for files of the running job [default: a free one in the user's data folder]
+    #[arg(long, value_name = "FOLDER")]
+    pub data: Option<PathBuf>,
+    /// How long a model stays in memory after its last job: a time such as 5m, 90s or 2h, 0, or
+    /// forever
+    #[arg(
+        long,
+        value_name = "TIME",
+        value_parser = values::keep_alive,
+        default_value = "forever",
+        allow_hyphen_values = true,
+    )]
+    pub keep_alive: values::KeepAlive,
+    /// Seconds that the running job may take after a signal before another worker gets it, 0 to
+    /// 86400
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        value_parser = values::whole(0..=86_400u64),
+        default_value = "8",
+        allow_hyphen_values = true,
+    )]
+    pub grace: u64,
+    /// How lines of the log on stderr are written
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// Seconds without a sign of life after which the process that draws is replaced, 1 to 86400
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        value_parser = values::whole(1..=86_400u64),
+        default_value = "300",
+        allow_hyphen_values = true,
+    )]
+    pub hang_after: u64,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+#[cfg(feature = "nats")]
+const WORKER_HELP: &str = "\
+One worker per GPU. Clients talk to `serve` on any machine with the same --broker.
+
+Examples:
+  flux-fast worker --broker nats://broker:4222 --model flux1-dev-Q4_0.gguf --vram 12G
+  flux-fast serve --broker nats://broker:4222 --listen 0.0.0.0:8188 --key-file keys.txt
+  flux-fast cluster status --broker nats://broker:4222";
+
+#[cfg(feature = "nats")]
+#[derive(Debug, Args)]
+pub struct ClusterArgs {
+    #[command(subcommand)]
+    pub command: ClusterCommand,
+}
+
+#[cfg(feature = "nats")]
+#[derive(Debug, clap::Subcommand)]
+pub enum ClusterCommand {
+    /// Show the workers, what they hold and draw, and how long the queue of each model is
+    Status(Box<BrokerArgs>),
 }
 
 /// How the log of the server is written.

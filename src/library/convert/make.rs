@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::dtype::int8::Int8;
 use crate::dtype::{DType, Format};
 use crate::error::{Error, Result};
 use crate::weights::ComponentWeights;
@@ -51,7 +52,7 @@ impl<'a> Source<'a> {
     /// type can store it.
     fn values(&self, first: usize, rows: usize) -> Result<Vec<f32>> {
         if first.is_multiple_of(16 * ROWS) {
-            // If the file is edited meanwhile, the result would be a mixture.
+            // If the file is edited while it is converted, the result would be a mixture.
             self.weights.unchanged()?;
         }
         let values = self.weights.get(&self.name, first, rows, self.cols)?.to_f32();
@@ -78,6 +79,20 @@ impl<'a> Source<'a> {
         let largest = largest.collect::<Result<Vec<_>>>()?.concat();
         self.let_go();
         Ok(largest)
+    }
+
+    /// The scale of each row as integers.
+    pub fn scales(&self, int8: Int8) -> Result<Vec<f32>> {
+        let mut scales = Vec::with_capacity(self.rows);
+        let scale = |_: usize, row: &[f32], out: &mut Vec<u8>| {
+            let mut q = vec![0; row.len()];
+            out.extend(int8.quantise(&mut row.to_vec(), &mut q).to_le_bytes());
+        };
+        self.each(&scale, &mut |bytes| {
+            scales.extend(bytes.chunks_exact(4).map(|b| DType::F32.decode(b)));
+            Ok(())
+        })?;
+        Ok(scales)
     }
 
     /// Calls `use_it` with the bytes that `make` returns for each row, in order.
@@ -127,7 +142,7 @@ impl OutputTensor<'_> {
         let bytes = match &self.make {
             Make::Bytes(bytes) => bytes.len(),
             Make::Plain { source, dtype } => source.rows * source.cols * dtype.size(),
-            Make::Eight { source, .. } => source.rows * source.cols,
+            Make::Eight { source, .. } | Make::Integers { source, .. } => source.rows * source.cols,
             Make::Blocks { source, format, .. } => source.rows * format.bytes_of(source.cols),
             Make::BlockScales { source, format, tiled, .. } => match tiled {
                 true => {
@@ -155,6 +170,11 @@ pub enum Make<'a> {
         dtype: DType,
         scales: Arc<[f32]>,
     },
+    /// Rows of integers, rotated.
+    Integers {
+        source: Source<'a>,
+        int8: Int8,
+    },
     Blocks {
         source: Source<'a>,
         format: &'static Format,
@@ -181,6 +201,14 @@ impl Make<'_> {
                 &|r, row, out| {
                     let scale = scales[r % scales.len()];
                     row.iter().for_each(|v| dtype.encode(v / scale, out));
+                },
+                use_it,
+            ),
+            Make::Integers { source, int8 } => source.each(
+                &|_, row, out| {
+                    let mut q = vec![0; row.len()];
+                    int8.quantise(&mut row.to_vec(), &mut q);
+                    out.extend(q.iter().map(|q| *q as u8));
                 },
                 use_it,
             ),

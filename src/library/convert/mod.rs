@@ -22,6 +22,7 @@ use serde_json::{Map, Value, json};
 use super::Checkpoint;
 use super::checkpoint::MODEL_INDEX;
 use crate::dtype::DType;
+use crate::dtype::int8::{Int8, Rotation};
 use crate::error::{Error, Result};
 use crate::host::{remove_abandoned, start_shared_threads, unfinished_file};
 use crate::spec::{Component, Role};
@@ -40,6 +41,10 @@ pub enum Target {
     Fp8Rows,
     /// 8-bit integers with one scale per row.
     Int8,
+    /// 8-bit integers in rotated rows (ComfyUI's ConvRot), for products in integers. The other
+    /// matrices of a transformer keep their type; components without such products become
+    /// [`Target::Int8`].
+    Int8ConvRot,
     /// FP8 in the tensors of flux-fp8-api.
     Aredden,
     /// nf4, fp4, mxfp8 or nvfp4, as bitsandbytes and ComfyUI store them.
@@ -50,10 +55,11 @@ pub enum Target {
 
 impl Target {
     /// The targets of the command line, by name.
-    pub const NAMED: [(&'static str, Target); 10] = [
+    pub const NAMED: [(&'static str, Target); 11] = [
         ("fp8", Target::Fp8),
         ("fp8-rows", Target::Fp8Rows),
         ("int8", Target::Int8),
+        ("int8-convrot", Target::Int8ConvRot),
         ("nf4", Target::Blocks(DType::Nf4)),
         ("q8_0", Target::Gguf(DType::Q8_0)),
         ("q6_k", Target::Gguf(DType::Q6K)),
@@ -66,6 +72,21 @@ impl Target {
     /// The ending of its files.
     pub fn extension(self) -> &'static str {
         if matches!(self, Target::Gguf(_)) { "gguf" } else { "safetensors" }
+    }
+
+    /// What the matrix `name` of `component` becomes; `None` if it keeps its type.
+    fn of(self, component: Component, name: &str, source: &Source) -> Option<Target> {
+        if !component.is_quantised(name, &source.shape) {
+            return None;
+        }
+        match self {
+            Target::Int8ConvRot if component.0.int8.is_empty() => Some(Target::Int8),
+            Target::Int8ConvRot => {
+                let rotates = Rotation::of_columns(source.cols).is_some();
+                (component.is_int8(name) && rotates).then_some(self)
+            }
+            _ => Some(self),
+        }
     }
 
     fn block(self) -> usize {
@@ -141,7 +162,7 @@ pub fn convert(
                 true => component.gguf_name(name),
                 false => format!("{prefix}{name}"),
             };
-            if component.is_quantised(name, &source.shape) {
+            if let Some(target) = target.of(component, name, &source) {
                 quantised += 1;
                 stored.extend(quantise(&out_name, source, target, &mut work)?);
             } else {
@@ -263,6 +284,28 @@ fn quantise<'a>(
             };
             vec![eight(name.into(), source, dtype, scales), beside, record(format)]
         }
+        Target::Int8ConvRot => {
+            let int8 = Int8 { rotation: Rotation::of_columns(cols) };
+            let scales = source.scales(int8)?;
+            work.add(source.stored_bytes())?;
+            let values = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+            let beside = OutputTensor {
+                shape: vec![rows, 1],
+                ..bytes(format!("{layer}.weight_scale"), "F32", values)
+            };
+            let record = json!({
+                "format": "int8_tensorwise",
+                "convrot": true,
+                "convrot_groupsize": int8.rotation.map_or(0, Rotation::group),
+            });
+            let tensor = OutputTensor {
+                name: name.into(),
+                dtype: "I8",
+                shape: vec![rows, cols],
+                make: Make::Integers { source, int8 },
+            };
+            vec![tensor, beside, bytes(record_name(&layer), "U8", record.to_string().into())]
+        }
         Target::Gguf(dtype) => {
             let format = dtype.format().expect("targets are formats");
             let make = Make::Blocks { source, format, whole: 0.0 };
@@ -344,7 +387,11 @@ fn largest(source: &Source, work: &mut Work) -> Result<Vec<f32>> {
 
 /// ComfyUI's record of how the matrix of `layer` is stored.
 fn format_record<'a>(layer: &str, format: &str) -> OutputTensor<'a> {
-    bytes(format!("{layer}.comfy_quant"), "U8", json!({ "format": format }).to_string().into())
+    bytes(record_name(layer), "U8", json!({ "format": format }).to_string().into())
+}
+
+fn record_name(layer: &str) -> String {
+    format!("{layer}.comfy_quant")
 }
 
 /// A number in F32 whose name is `layer` with `ending`.
@@ -425,7 +472,7 @@ fn write(
     let mut file = unfinished_file(folder).map_err(io)?;
     fill(file.as_file_mut(), &io)?;
     file.as_file().sync_all().map_err(io)?;
-    // No file is replaced, not even one that was created meanwhile.
+    // No file is replaced, not even one that was created during the conversion.
     file.persist_noclobber(path).map_err(|e| io(e.error))?;
     Ok(())
 }

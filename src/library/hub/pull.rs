@@ -250,7 +250,7 @@ fn find_offline(options: &PullOptions, folder: &RepoFolder) -> Result<Pulled> {
         return Err(missing(format!("`{name}` is not in the cache {cache}")));
     }
     if !files.iter().any(|f| is_weights(f)) {
-        return Err(missing(format!("the cache {cache} contains no weights of it")));
+        return Err(missing(format!("the cache {cache} contains no weights of this model")));
     }
     let bytes = files.iter().filter_map(|n| Some(snapshot.join(n).metadata().ok()?.len())).sum();
     let commit = snapshot.file_name().unwrap_or_default().to_string_lossy().into_owned();

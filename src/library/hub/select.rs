@@ -31,11 +31,14 @@ pub enum Selection {
 }
 
 /// The folders of a diffusers model that are used.
-const FOLDERS: [&str; 7] = [
+const FOLDERS: [&str; 10] = [
     "transformer",
     "text_encoder",
     "text_encoder_2",
     "vae",
+    "image_encoder",
+    "image_embedder",
+    "feature_extractor",
     "tokenizer",
     "tokenizer_2",
     "scheduler",

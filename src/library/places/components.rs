@@ -78,11 +78,16 @@ fn units_of(entry: &Entry, wanted: &Wanted) -> FolderUnits {
     // The autoencoder of Stable Diffusion 3 has the same shapes and other weights. Only the
     // transformer next to it shows which one it is.
     let component = wanted.component;
+    let inside = || units(&entry.path.join(component.diffusers.folder));
+    if component.role.is_optional() {
+        // Its repository has no transformer.
+        return inside();
+    }
     let Some(family) = wanted.families.of(component) else { return FolderUnits::default() };
     let transformer = family.transformer();
     let transformers = units(&entry.path.join(transformer.diffusers.folder));
     match choose(transformers, &Wanted::any(transformer, wanted.families)).taken {
-        Some(_) => units(&entry.path.join(component.diffusers.folder)),
+        Some(_) => inside(),
         None => FolderUnits::default(),
     }
 }

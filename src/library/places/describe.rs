@@ -88,6 +88,15 @@ fn describe_folder(path: &Path, families: Families) -> Result<(ModelKind, String
         let others: Vec<Component> = others.filter(|c| inside(*c).taken.is_some()).collect();
         return Ok((kind, format!("{what}, folder{}", with(&others))));
     }
+    let parts = families.components().into_iter().filter(|c| c.role.is_optional());
+    let parts: Vec<_> = parts.filter_map(|c| Some((c, inside(c).taken?))).collect();
+    if let [(part, Taken { opened, contents, .. }), others @ ..] = parts.as_slice() {
+        let reopen = || Ok(OpenedUnit::files(opened.files.clone(), families));
+        let (kind, what) = describe_contents(contents, families, &reopen);
+        debug_assert_eq!(kind, ModelKind::Part(*part));
+        let others: Vec<Component> = others.iter().map(|(c, _)| *c).collect();
+        return Ok((kind, format!("{what}, folder{}", with(&others))));
+    }
     let index = read_json(&path.join("model_index.json")).ok().flatten().unwrap_or_default();
     let class = index["_class_name"].as_str().unwrap_or("class not named");
     let titles: Vec<&str> = families.transformers().map(|c| c.0.title).collect();

@@ -26,7 +26,7 @@ pub struct Entry {
     pub path: PathBuf,
     /// The size of a file with all its shards, or of the weights in a diffusers folder.
     pub bytes: u64,
-    /// What its folder is for.
+    /// The purpose of its folder.
     pub role: Role,
     /// Words for the place where it was found.
     pub place: String,
@@ -85,7 +85,7 @@ impl ModelPlaces {
         &self.found().0
     }
 
-    /// What could not be read while the folders were collected, as lines for the user.
+    /// Notes for the user about files that could not be read while the folders were collected.
     pub fn notes(&self) -> &[String] {
         &self.found().1
     }

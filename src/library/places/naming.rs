@@ -129,7 +129,7 @@ impl ModelPlaces {
         }
         let entries = snapshot_entries(&repo, &snapshot, &mut HashSet::new());
         match entries.as_slice() {
-            [] => Err(Error::missing("the Hugging Face cache contains no weights of it")
+            [] => Err(Error::missing("the Hugging Face cache contains no weights of this model")
                 .at(name)
                 .try_(pull(name))),
             [one] => Ok(Some(one.path.clone())),

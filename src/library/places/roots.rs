@@ -8,7 +8,7 @@ use crate::host::{Environment, expand, home_folder, variable};
 use crate::spec;
 use crate::spec::Component;
 
-/// What the files of a folder are for, by the order that its program keeps.
+/// The purpose of the files in a folder, which is known from the folder's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -22,6 +22,10 @@ pub enum Role {
     Lora,
     /// ControlNets.
     ControlNet,
+    /// Vision towers.
+    Vision,
+    /// Redux adapters.
+    Style,
     /// Not known: files of any kind.
     Any,
 }
@@ -31,9 +35,11 @@ impl Role {
     pub fn of(component: Component) -> Role {
         match component.role {
             spec::Role::Transformer => Role::Model,
-            spec::Role::Text(_) | spec::Role::Vision => Role::Text,
+            spec::Role::Text(_) => Role::Text,
             spec::Role::Autoencoder => Role::Vae,
             spec::Role::Control => Role::ControlNet,
+            spec::Role::Vision => Role::Vision,
+            spec::Role::Style => Role::Style,
         }
     }
 }
@@ -43,7 +49,7 @@ impl Role {
 pub struct ModelFolder {
     /// The folder.
     pub path: PathBuf,
-    /// What its files are for.
+    /// The purpose of its files.
     pub role: Role,
     /// Words for messages, such as `ComfyUI, loras`.
     pub words: String,
@@ -52,7 +58,7 @@ pub struct ModelFolder {
 }
 
 /// The folders of ComfyUI, which are also the keys of its lists of folders, and of A1111 and Forge.
-const FOLDERS: [(&str, Role); 17] = [
+const FOLDERS: [(&str, Role); 19] = [
     ("checkpoints", Role::Model),
     ("diffusion_models", Role::Model),
     ("unet", Role::Model),
@@ -65,6 +71,8 @@ const FOLDERS: [(&str, Role); 17] = [
     ("loras", Role::Lora),
     ("controlnet", Role::ControlNet),
     ("xlabs/controlnets", Role::ControlNet),
+    ("clip_vision", Role::Vision),
+    ("style_models", Role::Style),
     ("Stable-diffusion", Role::Model),
     ("text_encoder", Role::Text),
     ("VAE", Role::Vae),
@@ -72,7 +80,7 @@ const FOLDERS: [(&str, Role); 17] = [
     ("ControlNet", Role::ControlNet),
 ];
 /// How many of [`FOLDERS`] belong to ComfyUI.
-const COMFY_FOLDERS: usize = 12;
+const COMFY_FOLDERS: usize = 14;
 
 /// The usual names of ComfyUI's own folder.
 const COMFY_ROOTS: [&str; 4] =

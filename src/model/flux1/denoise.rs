@@ -139,7 +139,7 @@ impl Modulation {
     }
 }
 
-/// What the parts of the program have in common.
+/// Sizes and inputs that all parts of the program use.
 pub(super) struct Denoiser<'a> {
     pub c: &'a FluxConfig,
     pub s: &'a SequenceShape,

@@ -39,11 +39,14 @@ pub struct Flux2Config {
     pub axes: Vec<usize>,
     /// The base of the rotary frequencies.
     pub theta: f64,
+    /// Whether keys and values of references are computed once, for all steps (\[klein\] 9B-kv).
+    /// No tensor shows it.
+    pub keeps_references: bool,
 }
 
 impl Flux2Config {
     /// Reads the sizes of the canonical (BFL) tensors. `config` (diffusers' keys) has the RoPE
-    /// axes and base, and the numbers of blocks where it names them.
+    /// axes and base, and the numbers of blocks where it names them. `keeps_references` is false.
     ///
     /// # Errors
     /// For a tensor that is missing, and for sizes that differ from those of `config`.
@@ -104,6 +107,7 @@ impl Flux2Config {
             guidance: has_guidance(shapes, config)?,
             axes: axes(config, head_dim)?,
             theta: theta(config)?,
+            keeps_references: false,
         })
     }
 
@@ -123,7 +127,13 @@ impl Flux2Config {
             guidance: false,
             axes: vec![32; 4],
             theta: 2000.0,
+            keeps_references: false,
         }
+    }
+
+    /// Double and single blocks.
+    pub fn blocks(&self) -> usize {
+        self.depth_double + self.depth_single
     }
 
     /// Columns of the modulation matrix: 12 vectors for the double blocks, 3 for the single blocks,

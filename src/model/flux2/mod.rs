@@ -3,15 +3,19 @@
 //! Against FLUX.1: no biases and no pooled text; one set of modulation vectors for all double
 //! blocks and one for all single blocks ([`modulate()`]); SwiGLU in place of GELU; rotations with
 //! four id axes, of which the last counts text tokens; and reference images, whose tokens follow
-//! those of the image ([`denoise()`]).
+//! those of the image ([`denoise()`]), or whose keys and values are computed once
+//! ([`reference_keys`]).
 
+mod blocks;
 mod config;
 mod denoise;
 mod modulate;
+mod references;
 
 pub use config::Flux2Config;
-pub use denoise::{denoise, rope};
+pub use denoise::{KEPT, denoise, reference_rope, rope};
 pub use modulate::modulate;
+pub use references::reference_keys;
 
 use crate::model::config::TensorSpec;
 use crate::op::{Epilogue, Linear, Recorder};

@@ -58,7 +58,7 @@ pub fn encode(c: &Qwen3Config, real: &[usize], length: usize, act: DType) -> Pro
     r.finish()
 }
 
-/// What the layers have in common.
+/// Sizes and inputs that all layers use.
 struct Encoder<'a> {
     c: &'a Qwen3Config,
     real: &'a [usize],

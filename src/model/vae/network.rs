@@ -39,7 +39,7 @@ pub type PlaneId = usize;
 /// Group norm with the weights `name`, followed by SiLU if `silu` is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Norm {
-    /// What listings show, behind the scope of the stage.
+    /// The label of the step in listings, after the scope of the stage.
     pub label: String,
     /// Name of the weights, without the half of the network and `.weight`.
     pub name: String,
@@ -63,7 +63,7 @@ pub enum Kernel {
 /// A convolution.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conv {
-    /// What listings show, behind the scope of the stage.
+    /// The label of the step in listings, after the scope of the stage.
     pub label: String,
     /// Name of the weights, without the half of the network and `.weight`.
     pub name: String,

@@ -9,8 +9,8 @@ use crate::pipeline::request::Options;
 
 /// The best GPU by wgpu, with its name for messages.
 pub fn search(search: &mut Search<'_>) -> Option<(Opened, String)> {
-    let fp8 = search.options.compute == Compute::Fp8;
-    if !search.has_kernels(wgpu::names) || fp8 || !wgpu::hardware_present() {
+    let refused = matches!(search.options.compute, Compute::Fp8 | Compute::Int8);
+    if !search.has_kernels(wgpu::names) || refused || !wgpu::hardware_present() {
         return None;
     }
     for adapter in wgpu::candidates(wgpu::adapters()) {

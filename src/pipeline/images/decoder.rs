@@ -8,8 +8,10 @@ use super::other_formats::refusal;
 use crate::error::{Error, Result};
 use crate::pipeline::request::{Image, Mask};
 
-/// The maximum number of pixels of an image: 64 million.
+/// The maximum number of pixels of an image that is decoded as a whole: 64 million.
 pub const MAX_PIXELS: u64 = 64_000_000;
+/// The maximum number of pixels of an image that is made smaller row by row: 400 million.
+pub const MAX_ROW_PIXELS: u64 = 400_000_000;
 /// The maximum memory for decoding: the largest image in 16-bit RGBA, twice.
 pub const MAX_DECODE_BYTES: u64 = 2 * 8 * MAX_PIXELS;
 

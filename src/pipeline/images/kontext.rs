@@ -1,6 +1,6 @@
 //! Reference images of FLUX.1 Kontext: the sizes that it was trained with.
 
-use super::stretch::stretched;
+use super::stretch::{Filter, stretched};
 use crate::pipeline::request::Image;
 
 /// Width and height in pixels, from `black-forest-labs/flux` (`PREFERED_KONTEXT_RESOLUTIONS`).
@@ -43,7 +43,7 @@ pub fn kontext_size(width: usize, height: usize, unit: usize) -> (usize, usize) 
 /// `image` as Kontext reads it: stretched to the size of [`kontext_size`].
 pub fn prepare_kontext(image: &Image, unit: usize) -> Image {
     let (width, height) = kontext_size(image.width, image.height, unit);
-    stretched(image, width, height)
+    stretched(image, width, height, Filter::Lanczos)
 }
 
 #[cfg(test)]

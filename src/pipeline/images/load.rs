@@ -4,10 +4,13 @@ use std::io::Read;
 use std::path::Path;
 
 use image::metadata::Orientation;
-use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat};
+use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, RgbImage};
 
 use super::complete::{check_complete, jpeg_segments};
-use super::decoder::{MAX_PIXELS, decoder, format_of, on_white, transparent, unreadable};
+use super::decoder::{
+    MAX_PIXELS, MAX_ROW_PIXELS, decoder, format_of, on_white, transparent, unreadable,
+};
+use super::jpeg_rows::JpegRows;
 use super::metadata::{self, Provenance};
 use super::png_rows::PngRows;
 use super::reference::{check_reference_size, shrink, shrunk_size};
@@ -26,7 +29,7 @@ pub struct ImageFile {
     /// Columns and rows as they are stored.
     size: (u64, u64),
     decode_bytes: u64,
-    is_turned: bool,
+    orientation: Orientation,
     has_alpha: bool,
 }
 
@@ -36,8 +39,8 @@ struct Checked {
     size: (u64, u64),
     /// The most memory that its pixels need while they are decoded, in bytes.
     decode_bytes: u64,
-    /// EXIF says that it is to be turned.
-    is_turned: bool,
+    /// How EXIF says that it is to be turned.
+    orientation: Orientation,
     /// Pixels may be transparent.
     has_alpha: bool,
 }
@@ -61,8 +64,54 @@ impl ImageFile {
 
     /// The same for bytes in memory.
     pub fn of(bytes: Vec<u8>) -> Result<ImageFile> {
-        let Checked { size, decode_bytes, is_turned, has_alpha } = checked(&bytes)?;
-        Ok(ImageFile { bytes, size, decode_bytes, is_turned, has_alpha })
+        let Checked { size, decode_bytes, orientation, has_alpha } =
+            checked(&bytes, MAX_ROW_PIXELS)?;
+        let file = ImageFile { bytes, size, decode_bytes, orientation, has_alpha };
+        if file.rows()?.is_none() && JpegRows::open(&file.bytes).is_none() {
+            file.check_whole()?;
+        }
+        Ok(file)
+    }
+
+    /// Checks that the image is not too large to be decoded as a whole.
+    fn check_whole(&self) -> Result<()> {
+        let (w, h) = self.size;
+        check_pixels(w, h, MAX_PIXELS)
+    }
+
+    fn is_turned(&self) -> bool {
+        self.orientation != Orientation::NoTransforms
+    }
+
+    /// `width` and `height` as they are before the image is turned.
+    fn before_turn(&self, width: usize, height: usize) -> (usize, usize) {
+        match self.orientation {
+            Orientation::NoTransforms
+            | Orientation::Rotate180
+            | Orientation::FlipHorizontal
+            | Orientation::FlipVertical => (width, height),
+            _ => (height, width),
+        }
+    }
+
+    /// The rows of a JPEG that becomes one of `width x height`, before it is turned, at most half
+    /// as large.
+    fn jpeg_rows(&self, width: usize, height: usize) -> Option<JpegRows<'_>> {
+        let is_large = Resizer::halves(self.columns_and_rows(), width, height);
+        is_large.then(|| JpegRows::open(&self.bytes)).flatten()
+    }
+
+    /// `rows` scaled by `resizer`, and turned as EXIF says.
+    fn turned_rows(&self, rows: JpegRows, resizer: Resizer) -> Result<Image> {
+        let image = rows.resized(resizer)?;
+        if !self.is_turned() {
+            return Ok(image);
+        }
+        let Image { width, height, rgb } = image;
+        let image = RgbImage::from_raw(width as u32, height as u32, rgb).expect("three channels");
+        let mut image = DynamicImage::ImageRgb8(image);
+        image.apply_orientation(self.orientation);
+        Ok(on_white(image))
     }
 
     /// The file as it is.
@@ -77,12 +126,28 @@ impl ImageFile {
         self.decode_bytes.max(3 * w * h + self.resizer_bytes(width, height))
     }
 
+    /// The same for [`decode`](ImageFile::decode) alone.
+    pub fn whole_bytes(&self) -> u64 {
+        self.decode_bytes.max(3 * self.size.0 * self.size.1)
+    }
+
     /// The same for [`fitted`](ImageFile::fitted).
     pub fn fitted_bytes(&self, width: usize, height: usize) -> u64 {
+        let (w, h) = self.before_turn(width, height);
         match self.rows() {
             Ok(Some(rows)) => rows.row_bytes() + self.resizer_bytes(width, height),
-            _ => self.decode_bytes(width, height),
+            _ => match self.jpeg_rows(w, h) {
+                Some(rows) => self.jpeg_bytes(&rows, w, h),
+                None => self.decode_bytes(width, height),
+            },
         }
+    }
+
+    /// Memory to make an image of `width x height` of `rows`, before it is turned, in bytes.
+    fn jpeg_bytes(&self, rows: &JpegRows, width: usize, height: usize) -> u64 {
+        let resizer = Resizer::bytes_of_part(self.columns_and_rows(), width, height);
+        let turned = if self.is_turned() { 3 * width * height } else { 0 };
+        rows.row_bytes() + resizer + turned as u64
     }
 
     fn resizer_bytes(&self, width: usize, height: usize) -> u64 {
@@ -94,20 +159,27 @@ impl ImageFile {
     /// The rows of the image, if they can be read one after another: those of a PNG that is neither
     /// interlaced nor turned.
     fn rows(&self) -> Result<Option<PngRows<'_>>> {
-        if self.is_turned || format_of(&self.bytes)? != ImageFormat::Png {
+        if self.is_turned() || format_of(&self.bytes)? != ImageFormat::Png {
             return Ok(None);
         }
         PngRows::open(&self.bytes)
     }
 
     /// The image of [`decode`](ImageFile::decode) at `width` x `height`, cut and scaled as by
-    /// [`fit`], in less memory where rows can be read one after another.
+    /// [`fit`], in less memory where rows can be read one after another. Of a JPEG that becomes at
+    /// most half as large, single values may differ by rounding.
     ///
     /// # Errors
-    /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged.
+    /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged, or the image is too
+    /// large and its rows cannot be read one after another.
     pub fn fitted(&self, width: usize, height: usize) -> Result<Image> {
-        match self.rows()? {
-            Some(rows) => rows.resized(Resizer::new(self.columns_and_rows(), width, height)),
+        let size = self.columns_and_rows();
+        if let Some(rows) = self.rows()? {
+            return rows.resized(Resizer::new(size, width, height));
+        }
+        let (w, h) = self.before_turn(width, height);
+        match self.jpeg_rows(w, h) {
+            Some(rows) => self.turned_rows(rows, Resizer::new(size, w, h)),
             None => Ok(fit(&self.decode()?, width, height)),
         }
     }
@@ -127,7 +199,13 @@ impl ImageFile {
                 let size = (width, height);
                 rows.resized(Resizer::whole(size, smaller_width, smaller_height))
             }
-            None => Ok(shrink(self.decode()?)),
+            None => match self.jpeg_rows(smaller_width, smaller_height) {
+                Some(rows) => {
+                    let resizer = Resizer::whole((width, height), smaller_width, smaller_height);
+                    self.turned_rows(rows, resizer)
+                }
+                None => Ok(shrink(self.decode()?)),
+            },
         }
     }
 
@@ -141,7 +219,10 @@ impl ImageFile {
         let resizer = resizer.max(Resizer::bytes_of_part((h, w), height, width));
         match self.rows() {
             Ok(Some(rows)) => rows.row_bytes() + resizer,
-            _ => self.decode_bytes.max(3 * self.size.0 * self.size.1 + resizer),
+            _ => match self.jpeg_rows(width, height) {
+                Some(rows) => self.jpeg_bytes(&rows, width, height),
+                None => self.decode_bytes.max(3 * self.size.0 * self.size.1 + resizer),
+            },
         }
     }
 
@@ -154,8 +235,10 @@ impl ImageFile {
     /// used. Colour profiles are ignored.
     ///
     /// # Errors
-    /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged.
+    /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged, or the image has more
+    /// than 64 million pixels.
     pub fn decode(&self) -> Result<Image> {
+        self.check_whole()?;
         pixels(&self.bytes)
     }
 }
@@ -180,6 +263,7 @@ impl ImageFile {
     /// # Errors
     /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged.
     pub fn decode_with_mask(&self) -> Result<(Image, Option<Mask>)> {
+        self.check_whole()?;
         let image = turned(&self.bytes)?;
         let mask = transparent(&image);
         Ok((on_white(image), mask))
@@ -191,6 +275,7 @@ impl ImageFile {
     /// # Errors
     /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged.
     pub fn mask(&self) -> Result<Mask> {
+        self.check_whole()?;
         let image = turned(&self.bytes)?;
         if let Some(mask) = transparent(&image) {
             return Ok(mask);
@@ -230,19 +315,19 @@ pub fn load_reference(path: &Path) -> Result<Image> {
 
 /// Like [`load_init_image`], for bytes in memory. The size is checked before pixels are decoded.
 pub fn decode(bytes: &[u8]) -> Result<Image> {
-    checked(bytes)?;
+    checked(bytes, MAX_PIXELS)?;
     pixels(bytes)
 }
 
-/// Checks format, end and size of an image.
-fn checked(bytes: &[u8]) -> Result<Checked> {
+/// Checks format, end and size of an image, which has at most `max_pixels` pixels.
+fn checked(bytes: &[u8], max_pixels: u64) -> Result<Checked> {
     let format = format_of(bytes)?;
     check_complete(bytes, format)?;
     let mut decoder = decoder(bytes)?;
-    let (w, h) = check_size(&decoder, MAX_PIXELS)?;
+    let (w, h) = check_size(&decoder, max_pixels)?;
     let pixels = u64::from(w) * u64::from(h);
     let stored = decoder.total_bytes();
-    // What decoders keep besides the pixels that they return.
+    // The memory of decoders besides the pixels that they return.
     let inside = match format {
         // A copy of the file, and the coefficients of a progressive image.
         ImageFormat::Jpeg => {
@@ -260,13 +345,13 @@ fn checked(bytes: &[u8]) -> Result<Checked> {
         colour if colour.has_alpha() => 4 * pixels,
         _ => 3 * pixels,
     };
-    let is_turned = decoder.orientation().is_ok_and(|o| o != Orientation::NoTransforms);
-    let turned = if is_turned { stored } else { 0 };
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let turned = if orientation == Orientation::NoTransforms { 0 } else { stored };
     // Alpha is blended from a copy of 8 bits.
     let blended = if colour.has_alpha() { 7 * pixels } else { 0 };
     let decode_bytes = (stored + inside.max(converted).max(turned)).max(blended);
     let has_alpha = colour.has_alpha();
-    Ok(Checked { size: (w.into(), h.into()), decode_bytes, is_turned, has_alpha })
+    Ok(Checked { size: (w.into(), h.into()), decode_bytes, orientation, has_alpha })
 }
 
 fn pixels(bytes: &[u8]) -> Result<Image> {
@@ -295,14 +380,19 @@ pub fn image_size(bytes: &[u8], max_pixels: u64) -> Result<(u32, u32)> {
 
 fn check_size(decoder: &impl ImageDecoder, max_pixels: u64) -> Result<(u32, u32)> {
     let (w, h) = decoder.dimensions();
-    let pixels = u64::from(w) * u64::from(h);
+    check_pixels(w.into(), h.into(), max_pixels)?;
+    Ok((w, h))
+}
+
+fn check_pixels(w: u64, h: u64, max_pixels: u64) -> Result<()> {
+    let pixels = w * h;
     if pixels > max_pixels || pixels == 0 {
         return Err(Error::argument("the size of the image is not supported")
             .found(format!("{w}x{h}"))
             .expected(format!("1 to {} million pixels", max_pixels / 1_000_000))
             .try_("make the image smaller first"));
     }
-    Ok((w, h))
+    Ok(())
 }
 
 /// The settings stored in an image file: those that this program wrote, or another program's as far

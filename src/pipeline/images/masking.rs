@@ -32,7 +32,7 @@ pub struct Region {
     pub height: usize,
 }
 
-/// What a masked request draws and keeps.
+/// The parts of an image that a request with a mask draws and keeps.
 #[derive(Debug, Clone)]
 pub struct Masking {
     /// The image, with its margins.
@@ -105,7 +105,7 @@ impl Masking {
         Ok(Some(drawn))
     }
 
-    /// What is drawn over: the region of the photo in the drawn size.
+    /// The region of the photo that is drawn over, in the drawn size.
     pub fn start(&self) -> Image {
         scaled(&cut(&self.photo, &self.region), self.width, self.height).into_owned()
     }

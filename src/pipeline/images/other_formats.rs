@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 
-/// What to do about a file.
+/// The hint for a file of this format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Advice {
     /// Another program converts it.

@@ -44,7 +44,7 @@ impl<'a> PngRows<'a> {
         u64::from(self.reader.info().width) * 48 + (256 << 10)
     }
 
-    /// What `resizer`, which is for the size of this image, makes of it.
+    /// The image scaled by `resizer`, which must be one for the size of this image.
     pub fn resized(mut self, mut resizer: Resizer) -> Result<Image> {
         let (columns, rows) = self.reader.info().size();
         for _ in 0..rows {

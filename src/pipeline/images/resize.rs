@@ -110,6 +110,12 @@ impl Resizer {
         }
     }
 
+    /// Whether [`Resizer::new`] makes both sides at most half as long.
+    pub fn halves(size: (usize, usize), width: usize, height: usize) -> bool {
+        let part = Crop::of(size, width, height);
+        part.width >= 2 * width && part.height >= 2 * height
+    }
+
     /// Upper bound of the memory of such a resizer and its result, in bytes.
     pub fn bytes(size: (usize, usize), width: usize, height: usize) -> u64 {
         let Crop { width: columns, height: rows, .. } = Crop::of(size, width, height);

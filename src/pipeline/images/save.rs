@@ -13,7 +13,7 @@ use crate::pipeline::request::{Generated, Image, Settings};
 /// What is stored in an image file besides the pixels.
 #[derive(Debug, Clone, Copy)]
 pub struct Metadata<'a> {
-    /// What determined the image.
+    /// The settings that made the image.
     pub settings: &'a Settings,
     /// The number of the image among `settings.count` images, from 0.
     pub index: usize,

@@ -1,4 +1,4 @@
-//! Whether the compressed data of a JPEG hold every block of the image: its Huffman codes are
+//! The compressed data of a JPEG: whether they hold every block of the image. Its Huffman codes are
 //! followed without computing pixels. Where they end early, decoders fill up with gray.
 
 use super::decoder::MAX_PIXELS;
@@ -12,14 +12,18 @@ const MOST_LEFT: usize = 64;
 const MOST_SCANS: usize = 200;
 
 /// The symbol and the length of each code of 16 bits; length 0 is no code.
-type Table = Vec<(u8, u8)>;
+pub type Table = Vec<(u8, u8)>;
 
-struct Component {
-    id: u8,
-    h: usize,
-    v: usize,
+/// A component of the colours, such as the luma.
+pub struct Component {
+    /// Its number in the file.
+    pub id: u8,
+    /// Blocks across in an MCU.
+    pub h: usize,
+    /// Blocks down in an MCU.
+    pub v: usize,
     /// Blocks across and down, and blocks in a row of the MCUs.
-    across: usize,
+    pub across: usize,
     down: usize,
     stride: usize,
     /// Of each block the coefficients that are not 0: later scans refine them.
@@ -27,22 +31,29 @@ struct Component {
 }
 
 /// A scan: its components with their tables, its coefficients, and whether it refines them.
-struct Scan {
-    parts: Vec<(usize, usize, usize)>,
+pub struct Scan {
+    /// Of each component its index and those of its tables.
+    pub parts: Vec<(usize, usize, usize)>,
     first: usize,
     last: usize,
     refines: bool,
 }
 
+/// What the headers of a JPEG say.
 #[derive(Default)]
-struct State {
-    dc: [Table; 4],
-    ac: [Table; 4],
-    components: Vec<Component>,
+pub struct State {
+    /// The codes of means.
+    pub dc: [Table; 4],
+    /// The codes of other coefficients.
+    pub ac: [Table; 4],
+    /// The components in the order of the frame.
+    pub components: Vec<Component>,
     progressive: bool,
-    mcus_across: usize,
+    /// MCUs in a row.
+    pub mcus_across: usize,
     mcus_down: usize,
-    restart: usize,
+    /// MCUs between two restart markers; 0 if there are none.
+    pub restart: usize,
 }
 
 /// Whether the data hold all blocks. Kinds of JPEG that are not known here, and damaged headers,
@@ -72,9 +83,7 @@ pub fn holds_all_blocks(jpeg: &[u8]) -> bool {
             0xc4 => state.read_tables(content),
             0xc0..=0xc2 => state.read_frame(content, marker == 0xc2),
             0xc3 | 0xc5..=0xcf => None,
-            0xdd => content.get(..2).map(|b| {
-                state.restart = usize::from(u16::from_be_bytes([b[0], b[1]]));
-            }),
+            0xdd => state.read_restart(content),
             0xda => {
                 let Some(scan) = state.read_scan(content) else { return true };
                 scans += 1;
@@ -96,7 +105,15 @@ pub fn holds_all_blocks(jpeg: &[u8]) -> bool {
 }
 
 impl State {
-    fn read_tables(&mut self, mut rest: &[u8]) -> Option<()> {
+    /// Reads the distance of restart markers; `None` if it is damaged, as for all of these.
+    pub fn read_restart(&mut self, content: &[u8]) -> Option<()> {
+        let bytes = content.get(..2)?;
+        self.restart = usize::from(u16::from_be_bytes([bytes[0], bytes[1]]));
+        Some(())
+    }
+
+    /// Reads tables of codes.
+    pub fn read_tables(&mut self, mut rest: &[u8]) -> Option<()> {
         while let Some((head, more)) = rest.split_at_checked(17) {
             let count: usize = head[1..].iter().map(|n| usize::from(*n)).sum();
             let (symbols, more) = more.split_at_checked(count)?;
@@ -116,7 +133,8 @@ impl State {
         Some(())
     }
 
-    fn read_frame(&mut self, content: &[u8], progressive: bool) -> Option<()> {
+    /// Reads the components, their sizes and that of the image.
+    pub fn read_frame(&mut self, content: &[u8], progressive: bool) -> Option<()> {
         let side = |at: usize| {
             let bytes = content.get(at..at + 2)?;
             Some(usize::from(u16::from_be_bytes([bytes[0], bytes[1]]))).filter(|n| *n > 0)
@@ -126,7 +144,9 @@ impl State {
             return None;
         }
         let (height, width) = (side(1)?, side(3)?);
-        if width as u64 * height as u64 > MAX_PIXELS || !(1..=4).contains(content.get(5)?) {
+        // The coefficients of a progressive image are all kept.
+        let is_large = progressive && width as u64 * height as u64 > MAX_PIXELS;
+        if is_large || !(1..=4).contains(content.get(5)?) {
             return None;
         }
         let parts = content.get(6..)?.chunks_exact(3).take(usize::from(content[5]));
@@ -156,7 +176,8 @@ impl State {
         Some(())
     }
 
-    fn read_scan(&self, content: &[u8]) -> Option<Scan> {
+    /// Reads the header of a scan.
+    pub fn read_scan(&self, content: &[u8]) -> Option<Scan> {
         let count = usize::from(*content.first()?);
         let (parts, rest) = content.get(1..)?.split_at_checked(2 * count)?;
         let [first, last, approximation, ..] = *rest else { return None };
@@ -181,7 +202,7 @@ impl State {
 
     /// Follows a scan whose data begin at `at`. Returns where they end; `None` if they do so early.
     fn follow(&mut self, scan: &Scan, jpeg: &[u8], at: usize) -> Option<usize> {
-        let mut bits = Bits { jpeg, at, bits: 0, count: 0, missing: 0 };
+        let mut bits = Bits::new(jpeg, at);
         let alone = (scan.parts.len() == 1).then(|| &self.components[scan.parts[0].0]);
         let (across, down) =
             alone.map_or((self.mcus_across, self.mcus_down), |c| (c.across, c.down));
@@ -204,7 +225,7 @@ impl State {
                     follow_block(&mut bits, scan, tables, mask, &mut end_of_band)?;
                 }
             }
-            if bits.missing > SPARE_BITS {
+            if bits.lacks_more_than_padding() {
                 return None;
             }
         }
@@ -272,7 +293,7 @@ fn follow_block(
 }
 
 /// The bits of a scan, up to the next marker.
-struct Bits<'a> {
+pub struct Bits<'a> {
     jpeg: &'a [u8],
     at: usize,
     bits: u64,
@@ -281,7 +302,17 @@ struct Bits<'a> {
     missing: u32,
 }
 
-impl Bits<'_> {
+impl<'a> Bits<'a> {
+    /// Those that begin at byte `at`.
+    pub fn new(jpeg: &'a [u8], at: usize) -> Bits<'a> {
+        Bits { jpeg, at, bits: 0, count: 0, missing: 0 }
+    }
+
+    /// Whether more bits were taken than an encoder may have left out at the end.
+    pub fn lacks_more_than_padding(&self) -> bool {
+        self.missing > SPARE_BITS
+    }
+
     fn fill(&mut self) {
         while self.count <= 48 {
             let Some(&byte) = self.jpeg.get(self.at) else { return };
@@ -308,14 +339,15 @@ impl Bits<'_> {
     }
 
     /// At most 16 bits; `None` if far too few are left.
-    fn take(&mut self, n: u32) -> Option<u32> {
+    pub fn take(&mut self, n: u32) -> Option<u32> {
         let bits = self.peek() as u32;
         self.missing += n.saturating_sub(self.count);
         self.count = self.count.saturating_sub(n);
         (self.missing <= 16 && n <= 16).then(|| if n == 0 { 0 } else { bits >> (16 - n) })
     }
 
-    fn symbol(&mut self, table: &Table) -> Option<u8> {
+    /// The symbol of the next code.
+    pub fn symbol(&mut self, table: &Table) -> Option<u8> {
         let (symbol, length) = *table.get(self.peek())?;
         if length == 0 {
             return None;
@@ -324,7 +356,7 @@ impl Bits<'_> {
     }
 
     /// Passes the restart marker that must follow.
-    fn restart(&mut self) -> Option<()> {
+    pub fn restart(&mut self) -> Option<()> {
         let at = self.next_marker();
         let is_restart = matches!(self.jpeg.get(at + 1), Some(0xd0..=0xd7));
         if !is_restart || self.missing > SPARE_BITS {

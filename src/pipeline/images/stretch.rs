@@ -1,39 +1,86 @@
 //! Resizing to the bit as Pillow does it, for images that reference code resizes before a model
 //! reads them.
 
+use std::borrow::Cow;
+
 use crate::pipeline::request::Image;
 
-/// How far the filter reaches: Lanczos with three lobes.
-const LOBES: f64 = 3.0;
 /// Bits behind the point of a weight.
 const BITS: u32 = 22;
 /// Red, green, blue.
 const CHANNELS: usize = 3;
 
-/// `image` stretched to `width x height` with a Lanczos filter: columns first, then rows, with
-/// weights of 22 bits and 8-bit values between the two, as `Image.resize` of Pillow computes it.
-pub fn stretched(image: &Image, width: usize, height: usize) -> Image {
-    let mut result = image.clone();
+/// How a pixel of the result is made of those around its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filter {
+    /// Lanczos with three lobes.
+    Lanczos,
+    /// Cubic pieces with a slope of -0.5 at the first zero.
+    Bicubic,
+}
+
+impl Filter {
+    /// How far it reaches, in pixels of the result or of the source, whichever are larger.
+    fn reach(self) -> f64 {
+        match self {
+            Filter::Lanczos => 3.0,
+            Filter::Bicubic => 2.0,
+        }
+    }
+
+    fn weight(self, x: f64) -> f64 {
+        const SLOPE: f64 = -0.5;
+        let sinc = |t: f64| match t * std::f64::consts::PI {
+            0.0 => 1.0,
+            a => a.sin() / a,
+        };
+        let lobes = self.reach();
+        match (self, x.abs()) {
+            (Filter::Lanczos, _) if (-lobes..lobes).contains(&x) => sinc(x) * sinc(x / lobes),
+            (Filter::Bicubic, x) if x < 1.0 => ((SLOPE + 2.0) * x - (SLOPE + 3.0)) * x * x + 1.0,
+            (Filter::Bicubic, x) if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * SLOPE,
+            _ => 0.0,
+        }
+    }
+}
+
+/// `image` stretched to `width x height`: columns first, then rows, with weights of 22 bits and
+/// 8-bit values between the two, as `Image.resize` of Pillow computes it.
+pub fn stretched(image: &Image, width: usize, height: usize, filter: Filter) -> Image {
+    let mut result = Cow::Borrowed(image);
     if width != image.width {
-        let taps = taps(image.width, width);
-        let rows = result.rgb.chunks_exact(CHANNELS * image.width);
-        let rgb = rows.flat_map(|row| {
-            taps.iter().flat_map(move |(first, weights)| {
+        let taps = taps(image.width, width, filter);
+        let mut rgb = Vec::with_capacity(CHANNELS * width * image.height);
+        for row in image.rgb.chunks_exact(CHANNELS * image.width) {
+            let pixel = |(first, weights): &(usize, Vec<i64>)| {
                 sum(weights, |i, c| row[CHANNELS * (first + i) + c])
-            })
-        });
-        result = Image { width, height: image.height, rgb: rgb.collect() };
+            };
+            rgb.extend(taps.iter().flat_map(pixel));
+        }
+        result = Cow::Owned(Image { width, height: image.height, rgb });
     }
     if height != image.height {
         let source = &result.rgb;
-        let rgb = taps(image.height, height).into_iter().flat_map(|(first, weights)| {
-            (0..width).flat_map(move |x| {
-                sum(&weights, |i, c| source[CHANNELS * ((first + i) * width + x) + c])
-            })
-        });
-        result = Image { width, height, rgb: rgb.collect() };
+        let mut rgb = Vec::with_capacity(CHANNELS * width * height);
+        for (first, weights) in taps(image.height, height, filter) {
+            let pixel =
+                |x: usize| sum(&weights, |i, c| source[CHANNELS * ((first + i) * width + x) + c]);
+            rgb.extend((0..width).flat_map(pixel));
+        }
+        result = Cow::Owned(Image { width, height, rgb });
     }
-    result
+    result.into_owned()
+}
+
+/// Upper bound of the memory that [`stretched`] needs for an image of `from` columns and rows
+/// besides the image itself, in bytes.
+pub fn stretch_bytes(from: (usize, usize), width: usize, height: usize) -> u64 {
+    let taps = |from: usize, to: usize| {
+        let reach = 6.0 * (from as f64 / to as f64).max(1.0) + 2.0;
+        to as f64 * (32.0 + 8.0 * reach)
+    };
+    let work = taps(from.0, width).max(taps(from.1, height));
+    (CHANNELS * width * (from.1 + height)) as u64 + work as u64
 }
 
 /// The weighted sum of the pixels that `pixel` gives by number and channel.
@@ -47,16 +94,16 @@ fn sum(weights: &[i64], pixel: impl Fn(usize, usize) -> u8) -> [u8; CHANNELS] {
 
 /// For each of `to` pixels that a line of `from` becomes: the first pixel that it is made of, and
 /// the weights of this one and of those behind it.
-fn taps(from: usize, to: usize) -> Vec<(usize, Vec<i64>)> {
+fn taps(from: usize, to: usize, filter: Filter) -> Vec<(usize, Vec<i64>)> {
     let scale = from as f64 / to as f64;
     let stretch = scale.max(1.0);
-    let support = LOBES * stretch;
+    let support = filter.reach() * stretch;
     let of = |i: usize| {
         let centre = (i as f64 + 0.5) * scale;
         let first = (centre - support + 0.5).max(0.0) as usize;
         let end = ((centre + support + 0.5) as usize).min(from);
         let weights: Vec<f64> =
-            (first..end).map(|x| lanczos((x as f64 - centre + 0.5) / stretch)).collect();
+            (first..end).map(|x| filter.weight((x as f64 - centre + 0.5) / stretch)).collect();
         let total: f64 = weights.iter().sum();
         let fixed = |w: &f64| (w / total * f64::from(1u32 << BITS)).round() as i64;
         (first, weights.iter().map(fixed).collect())
@@ -64,19 +111,36 @@ fn taps(from: usize, to: usize) -> Vec<(usize, Vec<i64>)> {
     (0..to).map(of).collect()
 }
 
-fn lanczos(x: f64) -> f64 {
-    let sinc = |t: f64| match t * std::f64::consts::PI {
-        0.0 => 1.0,
-        a => a.sin() / a,
-    };
-    if (-LOBES..LOBES).contains(&x) { sinc(x) * sinc(x / LOBES) } else { 0.0 }
-}
-
 #[cfg(test)]
 mod tests {
     use safetensors::SafeTensors;
 
     use super::*;
+
+    /// SigLIP's image processor scales by Pillow, too; its pixels are normalised afterwards.
+    #[test]
+    fn bicubic_is_that_of_siglip_to_the_bit() {
+        for golden in [
+            include_bytes!("../../../tests/golden/redux_a_dev.safetensors").as_slice(),
+            include_bytes!("../../../tests/golden/redux_b_schnell.safetensors"),
+        ] {
+            let golden = SafeTensors::deserialize(golden).unwrap();
+            let pixels = golden.tensor("siglip.pixels").unwrap();
+            let side = pixels.shape()[3];
+            let floats = pixels.data().as_chunks::<4>().0;
+            for (i, planes) in floats.chunks_exact(3 * side * side).enumerate() {
+                let picture = golden.tensor(&format!("picture.{i}")).unwrap();
+                let (height, width) = (picture.shape()[0], picture.shape()[1]);
+                let image = Image { width, height, rgb: picture.data().to_vec() };
+                let found = stretched(&image, side, side, Filter::Bicubic);
+                for (at, pixel) in found.rgb.chunks_exact(3).enumerate() {
+                    let of = |c: usize| f32::from_le_bytes(planes[c * side * side + at]);
+                    let want = [0, 1, 2].map(|c| ((of(c) * 0.5 + 0.5) * 255.0).round() as u8);
+                    assert_eq!(pixel, want, "picture {i}, pixel {at}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn it_is_pillow_to_the_bit() {
@@ -90,7 +154,10 @@ mod tests {
         for i in 0..3 {
             for to in ["larger", "smaller"] {
                 let want = image(&format!("{i}.{to}"));
-                let found = stretched(&image(&format!("{i}.picture")), want.width, want.height);
+                let found = {
+                    let (picture, filter) = (image(&format!("{i}.picture")), Filter::Lanczos);
+                    stretched(&picture, want.width, want.height, filter)
+                };
                 assert!(found == want, "picture {i}, {to}");
             }
         }

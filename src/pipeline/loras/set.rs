@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 
+use crate::backend::Int8Use;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -15,6 +16,7 @@ use crate::library::file_hash;
 use crate::op::{
     LinearChange, LinearTerm, Program, SideFactor, TermFactor, TermKind, Use, WeightSpec,
 };
+use crate::pipeline::int8;
 use crate::pipeline::opened_file::OpenedFile;
 use crate::pipeline::request::LoraChoice;
 use crate::spec::{Component, Role};
@@ -190,12 +192,14 @@ impl LoraSet {
 
     /// `program` with everything that these LoRAs change, and all the weights that it then needs,
     /// in its order. `weights` is the component that the program runs; nothing of it is copied.
+    /// The device computes in integers as `used` says.
     pub fn apply(
         &self,
         weights: &ComponentWeights,
         program: Program,
+        used: Int8Use,
     ) -> Result<(Program, Vec<HostWeight>)> {
-        self.apply_among(weights, &[], program)
+        self.apply_among(weights, &[], program, used)
     }
 
     /// The same for a program within which `others` run, which no LoRA changes; each has the number
@@ -205,14 +209,21 @@ impl LoraSet {
         weights: &ComponentWeights,
         others: &[(&ComponentWeights, u32)],
         program: Program,
+        used: Int8Use,
     ) -> Result<(Program, Vec<HostWeight>)> {
         let component = weights.component();
         let program = self.with_changes(component, weights, program)?;
         let resolved = program.weights.iter().map(|w| match w.side {
-            None if w.net != 0 => {
-                others[w.net as usize - 1].0.get(&w.name, w.first, w.rows, w.cols)
+            None => {
+                let net = match w.net {
+                    0 => weights,
+                    net => others[net as usize - 1].0,
+                };
+                let weight = net.get(&w.name, w.first, w.rows, w.cols)?;
+                let int8 = int8::of(net.component(), &w.name, &weight, used);
+                Ok(HostWeight { int8, ..weight })
             }
-            None => weights.get(&w.name, w.first, w.rows, w.cols),
+            Some(SideFactor::Rows) => self.row_factors(weights, w, used),
             Some(which) => self.weight(component, w, which),
         });
         let resolved = resolved.collect::<Result<_>>()?;
@@ -291,6 +302,26 @@ impl LoraSet {
         Ok(())
     }
 
+    /// The factors of the rows of a matrix. They take the place of those that are stored with it,
+    /// except where products are computed in integers, whose scales are applied besides them.
+    fn row_factors(
+        &self,
+        weights: &ComponentWeights,
+        spec: &WeightSpec,
+        used: Int8Use,
+    ) -> Result<HostWeight> {
+        let component = weights.component();
+        let factors = self.weight(component, spec, SideFactor::Rows)?;
+        let cols = weights.shape(&spec.name).map_or(0, |(_, cols)| cols);
+        let base = weights.get(&spec.name, spec.first, factors.cols, cols)?;
+        if int8::of(component, &spec.name, &base, used).is_some() {
+            return Ok(factors);
+        }
+        let stored = base.parts.iter().flat_map(|p| (0..p.rows).map(|r| p.scale.of(r)));
+        let times = lora::times(&factors.parts[0], &stored.collect::<Vec<_>>());
+        Ok(HostWeight { parts: vec![times], ..factors })
+    }
+
     /// A matrix or vector of the LoRAs.
     fn weight(
         &self,
@@ -321,7 +352,7 @@ impl LoraSet {
         let part = found.cloned().ok_or_else(|| {
             Error::device("a program names a LoRA that was not merged").at(&spec.name)
         })?;
-        Ok(HostWeight { rows: part.rows, cols: part.cols, parts: vec![part] })
+        Ok(HostWeight { int8: None, rows: part.rows, cols: part.cols, parts: vec![part] })
     }
 }
 
@@ -338,15 +369,7 @@ fn merge_matrix(
     let rows = |first, rows| weights.get(&spec.name, first, rows, spec.cols);
     let (weight, cols) = (spec.name.as_str(), spec.cols);
     let target = Target { loras, component, weight, cols, dtype, base: &rows };
-    let mut runs = lora::merge(&target, spec.first..spec.first + spec.rows)?;
-    // The factors take the place of those that are stored with the base weight.
-    let stored: Vec<f32> =
-        base.parts.iter().flat_map(|p| (0..p.rows).map(|r| p.scale.of(r))).collect();
-    for run in &mut runs {
-        if let Some(factors) = &mut run.factors {
-            *factors = lora::times(factors, &stored[run.rows.start - spec.first..]);
-        }
-    }
+    let runs = lora::merge(&target, spec.first..spec.first + spec.rows)?;
     Ok(runs.into_iter().map(Arc::new).collect())
 }
 

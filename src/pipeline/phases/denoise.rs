@@ -9,6 +9,7 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::event::{Event, Phase};
 use crate::model::flux1::control::input_names;
+use crate::model::flux2::KEPT;
 use crate::pipeline::progress::{Listener, Progress};
 use crate::pipeline::request::Image;
 use crate::stream::Session;
@@ -129,7 +130,12 @@ impl GenerationPhase for Denoise<'_> {
         let io = |name| planned.program.input(name);
         session.write_f32(io("text"), &self.context(&values.text.context))?;
         session.write_f32(io("rope"), &self.flux.rope())?;
-        if !values.references.is_empty() {
+        if self.flux.keeps_references() {
+            let kept = planned.program.inputs.iter().filter(|io| io.name == KEPT);
+            for (io, bytes) in kept.zip(&values.reference_keys) {
+                session.write_rows(io.tensor, 0, bytes)?;
+            }
+        } else if !values.references.is_empty() {
             session.write_f32(io("references"), &values.references)?;
         }
         if !values.condition.is_empty() {
@@ -138,7 +144,8 @@ impl GenerationPhase for Denoise<'_> {
         }
         self.write_controls(&mut session, planned, values)?;
         session.write_f32(io("latents"), &values.latents)?;
-        let rows = values.modulation.chunks_exact(values.modulation.len() / steps);
+        let rows = self.flux.modulation_rows() * self.flux.modulation_cols();
+        let rows = values.modulation.chunks_exact(rows);
         for (i, (modulation, levels)) in rows.zip(self.sigmas.windows(2)).enumerate() {
             session.write_f32(io("modulation"), modulation)?;
             session.write_f32(io("step"), &[levels[1] - levels[0], self.cfg_scale])?;

@@ -6,6 +6,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::event::Phase;
 use crate::op::Program;
+use crate::pipeline::int8;
 use crate::pipeline::loras::LoraSet;
 use crate::pipeline::report::PhaseReport;
 use crate::plan::{self, PhasePlan, streamed_blocks};
@@ -93,6 +94,8 @@ pub struct PlannedProgram {
     pub optional: bool,
     /// See [`Variant::band`].
     pub band: Option<Band>,
+    /// Operations of products that may be computed in 8-bit integers.
+    int8_flops: u64,
     /// The type in which the device computes.
     activation: DType,
 }
@@ -111,7 +114,7 @@ impl From<Error> for Refused {
     }
 }
 
-/// What drafts are planned for.
+/// The device, the budget and the LoRAs for which drafts are planned.
 pub struct Planner<'a> {
     /// Added to every program that has weights which they change.
     pub loras: &'a LoraSet,
@@ -169,8 +172,12 @@ impl Planner<'_> {
         let mut best: Option<Attempt> = None;
         for variant in variants {
             let Variant { program, runs, band } = variant;
-            let (program, weights) = self.loras.apply_among(weights, &nets.others, program)?;
+            let component = weights.component();
+            let used = self.backend.caps().int8;
+            let (program, weights) =
+                self.loras.apply_among(weights, &nets.others, program, used)?;
             let (plan, needed) = self.plan(&program, &weights, runs)?;
+            let int8_flops = int8::flops(component, &program);
             let planned = PlannedProgram {
                 phase,
                 number,
@@ -181,6 +188,7 @@ impl Planner<'_> {
                 resident_base: 0,
                 optional,
                 band,
+                int8_flops,
                 activation: self.backend.caps().activation,
             };
             let attempt = Attempt { planned, needed };
@@ -240,6 +248,8 @@ impl PlannedProgram {
             runs: self.plan.runs,
             operations: self.program.steps.len(),
             teraflop: self.program.flops() as f64 / 1e12,
+            int8_teraflop: self.int8_flops as f64 / 1e12,
+            int8: self.weights.iter().any(|w| w.int8.is_some()),
             weight_bytes: self.plan.weight_bytes,
             arena_bytes: self.plan.arena.bytes as u64,
             resident_bytes: self.plan.residency.resident_bytes as u64,

@@ -8,6 +8,7 @@ use super::denoise::Denoise;
 use super::image_encode::{ImageEncode, ImageUse};
 use super::modulate::Modulate;
 use super::reference_encode::ReferenceEncode;
+use super::style_encode::StyleEncode;
 use super::text_encode::TextEncode;
 use super::transformer::Transformer;
 use crate::model::SequenceShape;
@@ -18,12 +19,13 @@ use crate::pipeline::flux1_kind::Flux1Kind;
 use crate::pipeline::loaded::InputImages;
 use crate::pipeline::model::{Flux1Networks, Model};
 use crate::pipeline::request::Settings;
+use crate::pipeline::styles::StyleNetworks;
 
-/// Text encoders, image encoders (for images that the request has), modulation, denoising and
+/// Text encoders, encoders of style images, image encoders (for images that the request has), modulation, denoising and
 /// decoding for `settings`, of whose noise levels `sigmas` are used. `images` are the images of the
-/// request, `controls` its ControlNets. `text_key` names what the text embeddings depend on besides
-/// prompts and networks: arithmetic and LoRAs; `None` if they are neither read from the cache nor
-/// written to it.
+/// request, `styles` the networks that read its style images, and `controls` its ControlNets.
+/// `text_key` names what the text embeddings depend on besides prompts and networks: arithmetic and
+/// LoRAs; `None` if they are neither read from the cache nor written to it.
 pub fn flux1<'a>(
     model: &'a Model,
     networks: &'a Flux1Networks,
@@ -31,13 +33,16 @@ pub fn flux1<'a>(
     sigmas: &[f32],
     text_key: Option<String>,
     images: &InputImages,
+    styles: Option<&'a StyleNetworks>,
     controls: &'a [Controlling],
 ) -> Vec<Box<dyn GenerationPhase + 'a>> {
     let token = model.token_pixels();
+    let style_tokens =
+        styles.map_or(0, |n| settings.style_strengths.len() * n.siglip.config.tokens());
     let shape = DenoiseShape {
         images: settings.images(),
         cfg: settings.cfg_scale != 1.0,
-        text_tokens: networks.t5_length,
+        text_tokens: networks.t5_length + style_tokens,
         height: settings.height / token,
         width: settings.width / token,
     };
@@ -61,6 +66,14 @@ pub fn flux1<'a>(
             networks,
             tokenizers: &networks.tokenizers,
             prompts,
+            images: shape.images,
+            key: text_key.clone(),
+        }),
+        Box::new(StyleEncode {
+            networks: styles,
+            others: &networks.t5.weights,
+            strengths: settings.style_strengths.clone(),
+            prompts: shape.prompts(),
             images: shape.images,
             key: text_key,
         }),

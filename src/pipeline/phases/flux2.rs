@@ -7,6 +7,7 @@ use super::hidden_states::HiddenStates;
 use super::image_encode::{ImageEncode, ImageUse};
 use super::modulate::Modulate;
 use super::reference_encode::ReferenceEncode;
+use super::reference_keys::ReferenceKeys;
 use super::transformer::Transformer;
 use crate::error::Result;
 use crate::model::SequenceShape;
@@ -18,8 +19,8 @@ use crate::pipeline::request::Settings;
 /// Tokens of a prompt, with its chat template and padding.
 pub const TEXT_TOKENS: usize = 512;
 
-/// Text encoder, image encoders (image-to-image and references only), modulation, denoising and
-/// decoding for `settings`, of whose noise levels `sigmas` are used. `text_key` is that of
+/// Text encoder, image encoders (image-to-image and references only), modulation, the keys of
+/// references (if the model keeps them), denoising and decoding for `settings`, of whose noise levels `sigmas` are used. `text_key` is that of
 /// [`super::flux1()`]; `images` are the images of the request.
 ///
 /// # Errors
@@ -80,6 +81,7 @@ pub fn flux2<'a>(
             guidance: settings.guidance,
             sigmas: sigmas.clone(),
         }),
+        Box::new(ReferenceKeys { flux: flux.clone(), is_needed: sigmas.len() > 1 }),
         Box::new(Denoise { flux, sigmas, cfg_scale: settings.cfg_scale }),
         Box::new(Decode { vae: &model.vae, latents: &model.latents, shape }),
     ])

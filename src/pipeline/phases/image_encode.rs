@@ -19,7 +19,7 @@ const PIECE: usize = 1 << 16;
 /// From this value on, a pixel of a mask counts as repainted where there is only yes or no.
 const HALF: u8 = 128;
 
-/// What is encoded, and what for.
+/// The purpose of the encoded image.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ImageUse {
     /// [`Values::init`], mixed with the noise in [`Values::latents`].
@@ -43,7 +43,7 @@ pub struct ImageEncode<'a> {
     pub latents: &'a LatentScale,
     /// Images and tokens.
     pub shape: DenoiseShape,
-    /// What is encoded; `None` if this request has no such image.
+    /// The purpose of the image; `None` if this request has no image to encode.
     pub work: Option<ImageUse>,
 }
 

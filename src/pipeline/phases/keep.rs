@@ -13,7 +13,7 @@ pub enum MaskSampling {
     Tokens,
 }
 
-/// What keeps the latents outside of a mask as they are in the image to start from.
+/// Puts the latents of the image to start from back outside of a mask, after every step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KeptLatents {
     /// How much of each latent pixel is repainted, 0 to 1: four for each token.

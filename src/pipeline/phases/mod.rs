@@ -20,6 +20,8 @@ mod modulate;
 mod planes;
 mod preview;
 mod reference_encode;
+mod reference_keys;
+mod style_encode;
 #[cfg(all(test, feature = "embedded"))]
 mod tests;
 mod text_encode;
@@ -78,7 +80,7 @@ pub trait GenerationPhase {
     ) -> Result<()>;
 }
 
-/// What the phases of one generation pass on to one another.
+/// The values that the phases of one generation pass on to the next ones.
 #[derive(Default)]
 pub struct Values {
     /// The image that image-to-image starts from, in the size of the request.
@@ -92,16 +94,22 @@ pub struct Values {
     pub condition: Vec<f32>,
     /// What each ControlNet sees.
     pub controls: Vec<ControlValues>,
-    /// What keeps the latents outside of a mask; the image encoder fills in its latents.
+    /// The latents that are kept outside of a mask; the image encoder computes them.
     pub kept: Option<KeptLatents>,
     /// The reference images, in the sizes in which the model reads them.
     pub reference_images: Vec<Image>,
-    /// The embeddings of the prompts.
+    /// The style images, in the size in which SigLIP reads them.
+    pub style_images: Vec<Image>,
+    /// The embeddings of the prompts, with those of style images behind each.
     pub text: Text,
-    /// The modulation of every step, one row per step and prompt, step slowest.
+    /// The modulation of every step, one row per step and prompt, step slowest; then one row of
+    /// references that are kept, if there are any.
     pub modulation: Vec<f32>,
     /// Latents of the reference images as packed tokens, one after another.
     pub references: Vec<f32>,
+    /// Keys and values of the references in every block, in the type in which the device computes,
+    /// if the model keeps them over all steps.
+    pub reference_keys: Vec<Vec<u8>>,
     /// The latents of all images as packed tokens, image after image: first the noise, at the end
     /// what is decoded.
     pub latents: Vec<f32>,

@@ -18,8 +18,14 @@ pub struct Modulate<'a> {
 }
 
 impl Modulate<'_> {
+    /// Rows of all steps, and of references that are kept.
     fn rows(&self) -> usize {
-        (self.sigmas.len() - 1) * self.flux.modulation_rows()
+        match self.sigmas.len() - 1 {
+            0 => 0,
+            steps => {
+                steps * self.flux.modulation_rows() + usize::from(self.flux.keeps_references())
+            }
+        }
     }
 }
 
@@ -59,7 +65,9 @@ impl GenerationPhase for Modulate<'_> {
         let mut progress =
             Progress::start(Phase::Modulate, program.steps.len(), planned.plan.peak_bytes(), on)?;
         let mut session = device.session(planned)?;
-        let timesteps = timestep_rows(&self.sigmas, self.flux.modulation_rows());
+        let mut timesteps = timestep_rows(&self.sigmas, self.flux.modulation_rows());
+        // References that are kept are images without noise.
+        timesteps.resize(rows, 0.0);
         session.write_f32(program.input("timestep"), &timesteps)?;
         if let Some(guidance) = self.guidance {
             session.write_f32(program.input("guidance"), &vec![guidance; rows])?;

@@ -83,6 +83,40 @@ impl<'a> Transformer<'a> {
         }
     }
 
+    /// Whether keys and values of references are computed before the first step, with a row of the
+    /// modulation of their own ([`flux2::reference_keys`]).
+    pub fn keeps_references(&self) -> bool {
+        match self {
+            Transformer::Flux1 { .. } => false,
+            Transformer::Flux2 { network, shape } => {
+                network.config.keeps_references && !shape.references.is_empty()
+            }
+        }
+    }
+
+    /// The program that computes them, with its rotations; `None` if there is none.
+    pub fn reference_keys(&self, activation: DType) -> Option<(Program, Vec<f32>)> {
+        match self {
+            Transformer::Flux2 { network, shape } if self.keeps_references() => {
+                let config = &network.config;
+                let program = flux2::reference_keys(config, shape, activation);
+                Some((program, flux2::reference_rope(config, shape)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Elements of the keys and values of references.
+    pub fn reference_elements(&self) -> usize {
+        match self {
+            Transformer::Flux2 { network, shape } if self.keeps_references() => {
+                let config = &network.config;
+                shape.reference_tokens() * 2 * config.hidden * config.blocks()
+            }
+            _ => 0,
+        }
+    }
+
     /// The program of one step.
     pub fn denoise(&self, activation: DType) -> Program {
         match self {

@@ -1,9 +1,11 @@
 //! The checks of a request that need no model.
 
 use super::controlnet::ControlNetChoice;
-use super::limits::{MAX_CONTROLNETS, MAX_LORA_STRENGTH, MAX_LORAS, MAX_PROMPT_BYTES, MAX_SIDE};
+use super::limits::{
+    MAX_CONTROLNETS, MAX_LORA_STRENGTH, MAX_LORAS, MAX_PROMPT_BYTES, MAX_SIDE, MAX_STYLE_STRENGTH,
+};
 use super::prompt::LoraChoice;
-use super::settings::Request;
+use super::settings::{MAX_STYLES, Request};
 use super::{Image, Margins};
 use crate::error::{Error, Result};
 
@@ -20,7 +22,29 @@ impl Request {
                 .at_parameter("strength")
                 .try_("give the image, or leave the strength out"));
         }
-        self.check_mask()
+        self.check_mask()?;
+        self.check_styles()
+    }
+
+    fn check_styles(&self) -> Result<()> {
+        let (count, strengths) = (self.styles.len(), self.style_strengths.len());
+        if strengths != 0 && strengths != count {
+            return Err(Error::argument(
+                "there is another number of style images than of their strengths, which an image \
+                 that was drawn with styles contains",
+            )
+            .at_parameter("style")
+            .found(format!("{count} style images"))
+            .expected(strengths)
+            .try_("give the same style images, in the same order"));
+        }
+        if count > MAX_STYLES {
+            return Err(Error::argument("too many style images")
+                .at_parameter("style")
+                .found(count)
+                .expected(format!("at most {MAX_STYLES}")));
+        }
+        Ok(())
     }
 
     fn check_mask(&self) -> Result<()> {
@@ -34,7 +58,7 @@ impl Request {
         let Some(init) = &self.init else {
             return Err(Error::argument("a mask needs the image that it is a part of")
                 .at_parameter(name)
-                .try_("{init} with the image"));
+                .try_("name that image with {init}"));
         };
         if !self.is_masked() {
             return Err(Error::argument("there is no mask")
@@ -68,6 +92,13 @@ impl Request {
         check_prompt("prompt", self.prompt.as_str())?;
         check_prompt("negative", self.negative.as_deref().unwrap_or_default())?;
         self.check_ranges()?;
+        let limits = 0.0..=MAX_STYLE_STRENGTH;
+        if let Some(strength) = self.style_strengths.iter().find(|s| !limits.contains(s)) {
+            return Err(Error::argument("the strength of a style image is out of range")
+                .at_parameter("style")
+                .found(strength)
+                .expected(format!("0 to {MAX_STYLE_STRENGTH}")));
+        }
         if let Some(scheduler) = &self.scheduler {
             scheduler.check().map_err(|why| {
                 Error::argument("the scheduler config cannot be used")

@@ -19,6 +19,8 @@ pub const MAX_SIDE: usize = 4096;
 pub const MAX_MASK_BLUR: f32 = 256.0;
 /// The most ControlNets of one request.
 pub const MAX_CONTROLNETS: usize = crate::model::flux1::control::MAX_CONTROLS;
+/// The largest strength of a style image, as in ComfyUI.
+pub const MAX_STYLE_STRENGTH: f32 = 10.0;
 /// The most LoRAs of one request.
 pub const MAX_LORAS: usize = 64;
 /// The largest strength of a LoRA in either direction; images are noise far below that.

@@ -20,7 +20,7 @@ pub use options::Options;
 pub(crate) use parameter::{Parameter, plain_number};
 pub use prompt::{LoraChoice, Prompt};
 pub(crate) use settings::bad;
-pub use settings::{DEFAULT_STRENGTH, MAX_REFERENCES, Request, Settings};
+pub use settings::{DEFAULT_STRENGTH, MAX_REFERENCES, MAX_STYLES, Request, Settings};
 pub(crate) use syntax::foreign_syntax;
 
 /// RGB pixels, 8 bit, row-major, top row first.
@@ -54,6 +54,6 @@ pub struct Generated {
     pub images: Vec<Image>,
     /// What was decoded: the final latents as packed tokens, image after image.
     pub latents: Vec<f32>,
-    /// What determined the images.
+    /// The settings that made the images.
     pub settings: Settings,
 }

@@ -68,6 +68,22 @@ impl Parameter for f32 {
     }
 }
 
+/// Numbers with spaces between them.
+impl Parameter for Vec<f32> {
+    fn to_text(&self) -> Option<String> {
+        let all: Vec<String> = self.iter().map(f32::to_string).collect();
+        (!all.is_empty()).then(|| all.join(" "))
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.split_whitespace().map(|number| number.parse().ok()).collect()
+    }
+
+    fn to_json<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter().map(|&value| plain_number(value)))
+    }
+}
+
 impl<P: Parameter> Parameter for Option<P> {
     fn to_text(&self) -> Option<String> {
         self.as_ref()?.to_text()

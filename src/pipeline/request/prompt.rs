@@ -205,7 +205,7 @@ fn tag_strength(text: &str, inner: &str) -> Result<f32> {
 }
 
 /// The strengths `text` of the tag `inner`: `0.8`, `0.8:0.6`, or with AUTOMATIC1111's names
-/// `unet=0.8:te=0.6`, where `te` alone is both.
+/// `unet=0.8:te=0.6`. If only `te` is given, it is the strength of the transformer too.
 fn tag_strengths(text: &str, inner: &str) -> Result<(f32, Option<f32>)> {
     let named = |piece: &str, name: &str| {
         let (key, value) = piece.split_once('=')?;

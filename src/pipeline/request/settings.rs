@@ -19,6 +19,9 @@ use crate::pipeline::schedule::ScheduleConfig;
 /// The most reference images of a request.
 pub const MAX_REFERENCES: usize = 10;
 
+/// The most style images of a request.
+pub const MAX_STYLES: usize = 10;
+
 /// The strength of image-to-image where none is given.
 pub const DEFAULT_STRENGTH: f32 = 0.75;
 
@@ -105,6 +108,10 @@ macro_rules! parameters {
             /// Kontext edit and combine them. Without a size, the image gets that of the first one.
             #[serde(skip)]
             pub references: Vec<Image>,
+            /// Images whose content and style the result has, at most [`MAX_STYLES`], by FLUX.1
+            /// Redux; see [`style_strengths`](Request::style_strengths).
+            #[serde(skip)]
+            pub styles: Vec<Image>,
         }
 
         /// A request with every default filled in: what determines an image. Image files carry it,
@@ -168,6 +175,9 @@ macro_rules! parameters {
                 if !other.references.is_empty() {
                     self.references = other.references;
                 }
+                if !other.styles.is_empty() {
+                    self.styles = other.styles;
+                }
             }
 
             /// The settings of this request where it sets them, else those of `defaults`.
@@ -190,7 +200,7 @@ macro_rules! parameters {
         }
 
         /// The request that gives these settings again. The image that image-to-image started from
-        /// its mask, control and reference images are not among them.
+        /// its mask, control, reference and style images are not among them.
         impl From<Settings> for Request {
             fn from(settings: Settings) -> Request {
                 Request {
@@ -201,6 +211,7 @@ macro_rules! parameters {
                     control: None,
                     control_images: Vec::new(),
                     references: Vec::new(),
+                    styles: Vec::new(),
                 }
             }
         }
@@ -261,13 +272,17 @@ parameters! {
     strength: optional f32, "Denoising strength", 0.0..=1.0;
     /// How far the mask is blurred, in pixels, 0 to 256. A request that says so must have a mask.
     mask_blur: optional f32, "Mask blur", 0.0..=MAX_MASK_BLUR;
-    /// Only the surroundings of the mask are drawn, with as many pixels around it, 0 to 4096, and
+    /// Only the surroundings of the mask are drawn, with this many pixels around it, 0 to 4096, and
     /// scaled to the size of the request: small parts get all the detail that the model can draw.
     mask_padding: optional usize, "Masked area padding", 0..=MAX_SIDE;
     /// Pixels that are added on each side of the image to start from.
     outpaint: optional Margins, "Outpaint";
     /// How many reference images it was drawn from. A request that says so must have them.
     reference_count: optional usize, "References", 1..=MAX_REFERENCES;
+    /// How much the result is like each of the style images, 0 to 10: the factor of its tokens, as
+    /// in ComfyUI (`StyleModelApply`, "multiply"). Empty, or one for each image; without them, all
+    /// are 1.
+    style_strengths: list f32, "Style strengths";
     /// LoRAs in addition to those that the prompt's tags name. Several LoRAs of one weight add up.
     loras: list LoraChoice, "Loras";
     /// ControlNets for FLUX.1, at most 4. Each sees an image of
@@ -338,6 +353,15 @@ impl Request {
     /// Adds an image that the model looks at.
     pub fn reference(mut self, image: Image) -> Self {
         self.references.push(image);
+        self
+    }
+
+    /// Adds an image whose content and style the result has; see
+    /// [`style_strengths`](Request::style_strengths).
+    pub fn style(mut self, image: Image, strength: f32) -> Self {
+        self.style_strengths.resize(self.styles.len(), 1.0);
+        self.style_strengths.push(strength);
+        self.styles.push(image);
         self
     }
 }

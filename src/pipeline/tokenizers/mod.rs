@@ -45,9 +45,11 @@ const QWEN3_END: [u32; 9] = [151_645, 198, 151_644, 77_091, 198, 151_667, 271, 1
 pub struct Ids {
     /// All ids, padding included.
     pub ids: Vec<u32>,
-    /// How many of them are not padding; the marks count.
+    /// How many of them are not padding. Those that mark the begin and the end of a prompt are
+    /// counted.
     pub real: usize,
-    /// The end of the prompt that had no room, as the user wrote it; empty if all was read.
+    /// The end of the prompt that was cut off because the prompt is too long, as the user wrote it;
+    /// empty if nothing was cut.
     pub cut: String,
 }
 

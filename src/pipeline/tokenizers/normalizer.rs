@@ -96,7 +96,9 @@ fn check_charsmap(table: &str) -> Result<(), String> {
     let size = u32::from_le_bytes(*size) as usize;
     let Some(replacements) = rest.get(size..) else {
         let length = table.len();
-        return Err(format!("its table of characters claims {size} bytes in {length} characters"));
+        return Err(format!(
+            "its table of characters is damaged: it should have {size} bytes, in {length} of base64"
+        ));
     };
     let longest = replacements.split(|byte| *byte == 0).map(<[u8]>::len).max().unwrap_or(0);
     if longest > MAX_REPLACEMENT {

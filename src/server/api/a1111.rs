@@ -39,7 +39,7 @@ pub fn routes() -> Router<Arc<Server>> {
         .route("/sdapi/v1/loras", get(loras))
         .route("/sdapi/v1/png-info", post(png_info))
         .route("/sdapi/v1/unload-checkpoint", post(unload));
-    // What clients ask for at their start, and is the same for every model.
+    // Clients request these when they start. They are the same for every model.
     let constant = |value: Value| get(move || std::future::ready(Json(value.clone())));
     let router = CONSTANTS.iter().fold(router, |router, (path, text)| {
         let value = serde_json::from_str(text).unwrap_or_default();
@@ -118,7 +118,7 @@ async fn img2img(
     draw(server, owner, draft, body).await
 }
 
-/// What `txt2img` and `img2img` share. `cfg_scale` is not true CFG: every client sends one.
+/// The fields that `txt2img` and `img2img` share. `cfg_scale` is not true CFG: all clients send it.
 fn draft(server: &Server, owner: &Owner, fields: &Fields) -> Result<Draft, Fault> {
     let mut request = Request::new(fields.text("prompt")?.unwrap_or_default());
     request.width = fields.whole("width")?;
@@ -344,7 +344,7 @@ async fn set_options(
     let body = body.json()?;
     if let Some(title) = Fields::of(&body)?.text("sd_model_checkpoint")? {
         let model = blocking(|| server.models.find(Some(without_hash(title))))?;
-        server.prefer(&owner.0, model.name);
+        server.prefer(&owner.0, model.name)?;
     }
     Ok(Json(Value::Null))
 }

@@ -218,7 +218,7 @@ async fn finetunes(State(server): State<Arc<Server>>) -> Json<Value> {
     Json(json!({"finetunes": names}))
 }
 
-/// What a webhook is sent.
+/// The body of the call to a webhook.
 pub fn webhook_body(server: &Server, job: &Job) -> Value {
     let (status, result, details) = state_of(server, &HeaderMap::new(), job);
     let message = details["message"].clone();

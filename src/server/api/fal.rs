@@ -285,7 +285,7 @@ async fn cancel(
     Ok((StatusCode::ACCEPTED, body).into_response())
 }
 
-/// What a webhook is sent.
+/// The body of the call to a webhook.
 pub fn webhook_body(server: &Server, job: &Job) -> Value {
     let (status, payload, error) = match result(server, &HeaderMap::new(), job) {
         Ok(payload) => ("OK", payload, Value::Null),

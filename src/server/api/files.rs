@@ -18,7 +18,7 @@ use crate::server::job::random_hex;
 use crate::server::state::{Server, blocking};
 use crate::server::store::{Facts, Kind};
 
-/// What a file may be for. Each is kept alike.
+/// The purposes that a file may have. Files of all purposes are stored in the same way.
 const PURPOSES: [&str; 4] = ["batch", "vision", "user_data", "batch_output"];
 /// The longest name of a file, in bytes.
 const MAX_NAME: usize = 255;

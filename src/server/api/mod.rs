@@ -53,7 +53,7 @@ pub fn routes() -> Router<Arc<Server>> {
         .merge(openapi::routes())
 }
 
-/// What the address that wants to know of the end of `job` is sent.
+/// The body of the call to the webhook of `job`, which is over.
 pub fn webhook_body(server: &Server, job: &Job) -> Value {
     let none = HeaderMap::new();
     match job.spec.as_ref().map(|spec| spec.dialect.as_str()) {

@@ -175,9 +175,7 @@ fn generation(server: &Server, fields: &Fields) -> Result<Wish, Fault> {
     }
     // Together's words for references.
     let references = images_to_edit(fields, "reference_images")?;
-    if !references.is_empty() {
-        server.edit(&mut wish.draft, references)?;
-    }
+    server.refer(&mut wish.draft, references)?;
     Ok(wish)
 }
 

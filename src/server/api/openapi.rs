@@ -117,7 +117,7 @@ fn paths() -> Value {
     let accept = operation("submitJob", "Accept a job", 201, "Job");
     let accept = with(accept, &[parameter("header", "Idempotency-Key", key)]);
     let mut submit = with_request(accept, "Request");
-    // What the answer is good for.
+    // The purpose of the answer.
     let links: Map<String, Value> = ["getJob", "cancelJob"]
         .iter()
         .map(|name| {

@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 
 use super::shared::image;
 use crate::server::fault::Fault;
+use crate::server::metrics::cluster_text;
 use crate::server::page;
-use crate::server::state::{Server, blocking};
-use crate::server::wait::expired;
+use crate::server::state::Server;
 
 /// These paths.
 pub fn routes() -> Router<Arc<Server>> {
@@ -57,7 +57,11 @@ async fn ready(State(server): State<Arc<Server>>) -> Response {
 /// Numbers for Prometheus.
 async fn numbers(State(server): State<Arc<Server>>) -> Response {
     let worker = server.worker();
-    let text = server.metrics.text(server.broker.counts(), worker.ready, worker.held.as_deref());
+    let counts = server.broker.counts();
+    let mut text = server.metrics.text(counts, worker.ready, worker.held.as_deref());
+    if let Some(workers) = server.broker.workers() {
+        text += &cluster_text(&workers);
+    }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
@@ -77,6 +81,5 @@ async fn result(
     if !server.links.check(&name, expires, &signature, server.now()) {
         return Err(Fault::new(403, "forbidden", "the link has expired, or was changed"));
     }
-    let bytes = blocking(|| std::fs::read(server.data.result(&name))).map_err(|_| expired())?;
-    Ok(image(bytes, &name))
+    Ok(image(server.result(&name)?, &name))
 }

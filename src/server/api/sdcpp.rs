@@ -106,9 +106,7 @@ fn draft(server: &Server, fields: &Fields) -> Result<Draft, Fault> {
         draft.request.strength = fields.real("strength")?;
     }
     let images = images_to_edit(fields, "ref_images")?;
-    if !images.is_empty() {
-        server.edit(&mut draft, images)?;
-    }
+    server.refer(&mut draft, images)?;
     if let Some(name) = fields.text("output_format")?.filter(|name| !name.is_empty()) {
         draft.format = format(name)?;
     }

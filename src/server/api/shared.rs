@@ -1,4 +1,4 @@
-//! What several APIs need for their answers and requests.
+//! Parts of requests and answers that several APIs have.
 
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, FromRequest, Multipart};
@@ -75,9 +75,14 @@ pub fn base(server: &Server, headers: &HeaderMap) -> String {
         None => {
             // The host was checked before.
             let host = headers.get(header::HOST).and_then(|h| h.to_str().ok());
-            format!("http://{}", host.map_or(server.address.to_string(), str::to_string))
+            format!("http://{}", host.map_or_else(|| own_address(server), str::to_string))
         }
     }
+}
+
+/// Where the server listens.
+fn own_address(server: &Server) -> String {
+    server.address.map_or_else(String::new, |address| address.to_string())
 }
 
 /// The absolute address of a result: a signed link.
@@ -103,7 +108,7 @@ pub struct Form {
 pub struct FormFile {
     /// The name of its field.
     pub field: String,
-    /// What the client calls the file.
+    /// The name of the file, from the client.
     pub name: String,
     /// Its content.
     pub bytes: Bytes,

@@ -41,6 +41,12 @@ impl FairQueue {
         self.owners.values().map(VecDeque::len).sum()
     }
 
+    /// All jobs, in no order.
+    #[cfg(feature = "nats")]
+    pub fn jobs(&self) -> impl Iterator<Item = &Waiting> {
+        self.owners.values().flatten()
+    }
+
     /// Adds a job behind those of its owner.
     pub fn push(&mut self, job: Waiting) {
         self.enter(&job.owner);
@@ -74,24 +80,39 @@ impl FairQueue {
         self.owners.get(owner).map_or(0, VecDeque::len)
     }
 
-    /// The next job.
-    pub fn peek(&self) -> Option<&Waiting> {
-        self.owners.get(&self.first(|_| true)?)?.front()
+    /// The next job among those that are `suitable`.
+    pub fn peek(&self, suitable: impl Fn(&Waiting) -> bool) -> Option<&Waiting> {
+        let owner = self.first(|queue| queue.iter().any(&suitable))?;
+        self.owners.get(&owner)?.iter().find(|job| suitable(job))
     }
 
     /// Takes the next job.
     pub fn pop(&mut self) -> Option<Waiting> {
-        let owner = self.first(|_| true)?;
-        self.now = self.times.get(&owner).copied().unwrap_or_default();
-        self.take(owner, 0)
+        self.pop_in_turn(|_| true)
     }
 
-    /// Takes the next job among those for `model`.
-    pub fn pop_for(&mut self, model: &str) -> Option<Waiting> {
-        let place = |queue: &VecDeque<Waiting>| queue.iter().position(|job| job.model == model);
-        let owner = self.first(|queue| place(queue).is_some())?;
-        let at = place(self.owners.get(&owner)?)?;
+    /// Takes the next job among those that are `suitable`: it is the turn of its owner.
+    pub fn pop_in_turn(&mut self, suitable: impl Fn(&Waiting) -> bool) -> Option<Waiting> {
+        let owner = self.first(|queue| queue.iter().any(&suitable))?;
+        self.now = self.times.get(&owner).copied().unwrap_or_default();
+        self.pop_first(owner, suitable)
+    }
+
+    /// Takes the next job among those that are `suitable`, while it may be the turn of another.
+    pub fn pop_early(&mut self, suitable: impl Fn(&Waiting) -> bool) -> Option<Waiting> {
+        let owner = self.first(|queue| queue.iter().any(&suitable))?;
+        self.pop_first(owner, suitable)
+    }
+
+    fn pop_first(&mut self, owner: String, suitable: impl Fn(&Waiting) -> bool) -> Option<Waiting> {
+        let at = self.owners.get(&owner)?.iter().position(suitable)?;
         self.take(owner, at)
+    }
+
+    /// Takes the job with this id, as if it had been its turn: somebody else has decided that.
+    #[cfg(feature = "nats")]
+    pub fn pop_known(&mut self, id: &str) -> Option<Waiting> {
+        self.pop_in_turn(|job| job.id == id)
     }
 
     /// The owner whose turn it is among those whose jobs are `suitable`.

@@ -39,7 +39,7 @@ struct Writer {
     limiter: Limiter,
 }
 
-/// What is known without a look at the file.
+/// A copy of the queue in memory.
 #[derive(Default)]
 struct Memory {
     /// The queued jobs.
@@ -397,6 +397,10 @@ impl Broker for LocalBroker {
 
     fn clock(&self) -> &Clock {
         &self.clock
+    }
+
+    fn max_attempts(&self) -> u32 {
+        MAX_ATTEMPTS
     }
 }
 

@@ -2,16 +2,27 @@
 
 mod fair;
 mod local;
+#[cfg(feature = "nats")]
+mod nats;
+mod news;
 mod queue;
 
+use std::path::Path;
 use std::sync::Arc;
 
+use serde_json::Value;
+use tokio::sync::mpsc::UnboundedReceiver;
+
 pub use local::LocalBroker;
+#[cfg(feature = "nats")]
+pub use nats::{FrontBroker, WorkerBroker, cluster_status};
+pub use news::{Catalog, News, WorkerFacts, Workers};
 
 use super::clock::Clock;
 use super::fault::Fault;
 use super::job::{Job, JobSpec, Lane, Outcome};
 use super::limits::{Charge, Limit, Plan, Standing};
+use super::questions::PlanQuery;
 
 /// A job that is to be accepted.
 #[derive(Debug, Clone)]
@@ -28,7 +39,7 @@ pub struct NewJob {
     pub cost: f64,
     /// The limits of its owner; `None` for none.
     pub plan: Option<Arc<Plan>>,
-    /// What counts in those limits.
+    /// The amounts that count in those limits.
     pub charge: Charge,
     /// The client's idempotency key, and a hash of what it sent.
     pub idempotency: Option<(String, String)>,
@@ -36,7 +47,7 @@ pub struct NewJob {
     pub alike: String,
 }
 
-/// What became of a submission.
+/// The result of a submission.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Submitted {
     /// A new job, and how the limits of its owner stand.
@@ -65,7 +76,7 @@ pub struct Place {
     pub seconds_ahead: f64,
 }
 
-/// What became of a request to cancel.
+/// The result of a request to cancel.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Cancelled {
     /// The job was queued and is over.
@@ -146,4 +157,65 @@ pub trait Broker: Send + Sync {
 
     /// The clock of instants in jobs.
     fn clock(&self) -> &Clock;
+
+    /// How often a job is given to a worker before it counts as the cause of its failures.
+    fn max_attempts(&self) -> u32;
+
+    /// What other processes say, for the one that asks first. A broker of one machine hears nothing.
+    fn news(&self) -> Option<UnboundedReceiver<News>> {
+        None
+    }
+
+    /// Tells the other processes what happens to a job that is drawn in this one.
+    fn tell(&self, _job: &str, _name: &str, _data: &Value) {}
+
+    /// Tells the other processes what this one can draw, and that it lives.
+    fn describe(&self, _facts: WorkerFacts) {}
+
+    /// The workers of other processes; `None` if jobs are drawn by a worker of this one.
+    fn workers(&self) -> Option<Workers> {
+        None
+    }
+
+    /// Asks the worker of another process what a request would cost.
+    ///
+    /// # Errors
+    /// 503 if none answers, and the worker's.
+    fn ask(&self, _query: &PlanQuery) -> Result<Value, Fault> {
+        Err(super::questions::busy())
+    }
+
+    /// Brings the result called `name` to `path`, if another machine has drawn it.
+    ///
+    /// # Errors
+    /// 410 if it is nowhere, 503 if the other machine is out of reach.
+    fn fetch(&self, _name: &str, _path: &Path) -> Result<(), Fault> {
+        Err(super::wait::expired())
+    }
+
+    /// Whether this process calls the addresses of jobs that are over.
+    fn calls_here(&self) -> bool {
+        true
+    }
+
+    /// The secret by which all processes sign links; `None` if there is one process only.
+    fn secret(&self) -> Option<String> {
+        None
+    }
+
+    /// The model that `owner` has chosen as its default, if other processes must know it.
+    fn preferred(&self, _owner: &str) -> Option<String> {
+        None
+    }
+
+    /// Tells other processes the model that `owner` has chosen as its default.
+    ///
+    /// # Errors
+    /// 503 if they are out of reach.
+    fn prefer(&self, _owner: &str, _model: &str) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    /// The process ends: what it held is free for others.
+    fn leave(&self) {}
 }

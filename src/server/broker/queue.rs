@@ -13,15 +13,21 @@ const MAX_PASSED: usize = 5;
 /// For how long, in nanoseconds.
 const MAX_PASSING: i64 = 60 * SECOND;
 
+/// The jobs that a worker has taken out of turn.
+#[derive(Debug, Clone, Default)]
+pub struct Passing {
+    /// How many, since a job of another model was taken.
+    passed: usize,
+    /// When the first of them was taken, in nanoseconds.
+    since: Option<i64>,
+}
+
 /// The queue.
 #[derive(Debug, Default)]
 pub struct JobQueue {
     normal: FairQueue,
     low: FairQueue,
-    /// Jobs that were taken out of turn since a job of another model was taken.
-    passed: usize,
-    /// When the first of them was taken.
-    passing_since: Option<i64>,
+    passing: Passing,
     /// The places of all jobs, until the queue changes.
     places: Option<HashMap<String, Place>>,
 }
@@ -57,24 +63,60 @@ impl JobQueue {
 
     /// Takes the next job when the model `held` is in memory, at `now` in nanoseconds.
     pub fn pop(&mut self, held: Option<&str>, now: i64) -> Option<Waiting> {
-        let lane = if self.normal.len() > 0 { Lane::Normal } else { Lane::Low };
-        let may_pass = self.passed < MAX_PASSED
-            && self.passing_since.is_none_or(|since| now - since < MAX_PASSING);
-        let queue = self.lane(lane);
-        let next = queue.peek()?;
-        let is_held = held == Some(next.model.as_str());
-        if let Some(model) = held.filter(|_| !is_held && may_pass)
-            && let Some(job) = queue.pop_for(model)
-        {
-            self.passed += 1;
-            self.passing_since.get_or_insert(now);
-            return Some(job);
-        }
-        let job = queue.pop();
-        if !is_held {
-            (self.passed, self.passing_since) = (0, None);
-        }
+        let mut passing = std::mem::take(&mut self.passing);
+        let job = self.pop_for(held, &mut passing, now, |_| true);
+        self.passing = passing;
         job
+    }
+
+    /// Takes the next job among those that are `suitable` for a worker that holds the model `held`
+    /// and has taken jobs out of turn as `passing` says.
+    pub fn pop_for(
+        &mut self,
+        held: Option<&str>,
+        passing: &mut Passing,
+        now: i64,
+        suitable: impl Fn(&Waiting) -> bool,
+    ) -> Option<Waiting> {
+        let may_pass = passing.passed < MAX_PASSED
+            && passing.since.is_none_or(|since| now - since < MAX_PASSING);
+        for lane in [Lane::Normal, Lane::Low] {
+            let queue = self.lane(lane);
+            let Some(next) = queue.peek(&suitable) else { continue };
+            let is_held = held == Some(next.model.as_str());
+            if let Some(model) = held.filter(|_| !is_held && may_pass)
+                && let Some(job) = queue.pop_early(|job| job.model == model && suitable(job))
+            {
+                passing.passed += 1;
+                passing.since.get_or_insert(now);
+                return Some(job);
+            }
+            let job = queue.pop_in_turn(&suitable);
+            if !is_held {
+                *passing = Passing::default();
+            }
+            return job;
+        }
+        None
+    }
+
+    /// Takes the job with this id, which somebody else has decided to be the next one.
+    #[cfg(feature = "nats")]
+    pub fn pop_known(&mut self, id: &str) -> Option<Waiting> {
+        self.places = None;
+        self.normal.pop_known(id).or_else(|| self.low.pop_known(id))
+    }
+
+    /// The next job that is `suitable`.
+    #[cfg(feature = "nats")]
+    pub fn find(&self, suitable: impl Fn(&Waiting) -> bool) -> Option<&Waiting> {
+        self.normal.peek(&suitable).or_else(|| self.low.peek(&suitable))
+    }
+
+    /// Calls `f` with all jobs, in no order.
+    #[cfg(feature = "nats")]
+    pub fn for_each(&self, mut f: impl FnMut(&Waiting)) {
+        self.normal.jobs().chain(self.low.jobs()).for_each(&mut f);
     }
 
     /// Takes the job with this id out of the queue.

@@ -48,7 +48,7 @@ fn left(standing: &Standing) -> f64 {
     standing.remaining as f64 / standing.limit.quota as f64
 }
 
-/// What is left in the unit of the policy: megapixels are whole ones.
+/// What is left, in the unit of the policy. Megapixels are rounded to whole numbers.
 fn scaled(standing: &Standing) -> u64 {
     match standing.limit.unit {
         Unit::Pixels => standing.remaining / 1_000_000,

@@ -14,10 +14,12 @@ pub use noted::{note_limits, with_limits};
 pub use plan::{Limit, Plan, Unit, presets};
 pub use window::Window;
 
+use serde::{Deserialize, Serialize};
+
 use super::fault::Fault;
 
-/// What one request takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// The amounts that one request counts in the limits of its owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Charge {
     /// Images.
     pub images: u64,
@@ -38,7 +40,7 @@ impl Charge {
 
 /// What was admitted under a plan: one window for each of its limits, in order. Limits of jobs that
 /// are active have none: the queue counts those.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Admitted {
     windows: Vec<Window>,
 }
@@ -47,6 +49,18 @@ impl Admitted {
     /// Nothing was admitted yet.
     pub fn new(plan: &Plan) -> Self {
         Admitted { windows: plan.limits.iter().map(|_| Window::default()).collect() }
+    }
+
+    /// Takes what was admitted under the limits `before`, as far as they are among those of `plan`.
+    #[cfg(feature = "nats")]
+    pub fn keep(&mut self, plan: &[Limit], other: &Admitted, before: &[Limit]) {
+        for (limit, window) in plan.iter().zip(&mut self.windows) {
+            if let Some(at) = before.iter().position(|known| known == limit)
+                && let Some(known) = other.windows.get(at)
+            {
+                window.clone_from(known);
+            }
+        }
     }
 
     /// Records a request that was admitted at `now`.
@@ -74,13 +88,13 @@ impl Admitted {
 pub struct Standing {
     /// The limit.
     pub limit: Limit,
-    /// What is left of it.
+    /// The amount that is left of the limit.
     pub remaining: u64,
     /// Nanoseconds until there is more; 0 if nothing of it is used.
     pub reset: i64,
 }
 
-/// What is decided about a request.
+/// Whether a request is admitted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// It may be accepted. The standings include it.

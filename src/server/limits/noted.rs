@@ -1,5 +1,5 @@
-//! How the limits of the owner of a request stand, from where that is decided to the headers of its
-//! answer.
+//! Passes the state of an owner's limits from the broker, which decides, to the headers of the
+//! answer to the request.
 
 use std::cell::RefCell;
 
@@ -9,13 +9,13 @@ tokio::task_local! {
     static LIMITS: RefCell<Vec<Standing>>;
 }
 
-/// Remembers how limits stand: the answer to the request that runs in this task says so.
+/// Notes how limits stand. The answer to the request that runs in this task will say so.
 pub fn note_limits(standings: Vec<Standing>) {
     // Jobs that are submitted outside a request have no answer.
     LIMITS.try_with(|limits| *limits.borrow_mut() = standings).ok();
 }
 
-/// Runs `answer`, and returns what was noted meanwhile too.
+/// Runs `answer`. Returns its result, and the limits that were noted while it ran.
 pub async fn with_limits<T>(answer: impl Future<Output = T>) -> (T, Vec<Standing>) {
     LIMITS
         .scope(RefCell::default(), async {

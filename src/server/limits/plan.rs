@@ -1,10 +1,12 @@
 //! Plans as people write them: `["10/s", "1000 images/month", "24 active"]`.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use crate::server::clock::SECOND;
 
-/// What a limit counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The unit that a limit counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unit {
     /// Requests that were accepted.
     Requests,
@@ -17,19 +19,19 @@ pub enum Unit {
 }
 
 /// One limit of a plan.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limit {
     /// The name in headers: the window, with the unit if that is not requests.
     pub name: String,
     /// The most that may count.
     pub quota: u64,
-    /// What counts.
+    /// The unit.
     pub unit: Unit,
     /// The length of the window in nanoseconds; `None` for [`Unit::Active`].
     pub window: Option<i64>,
 }
 
-/// What the owner of a key may do.
+/// The limits of the owner of a key.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
     /// All of them count at the same time.
@@ -126,7 +128,7 @@ impl Plan {
     }
 }
 
-/// The plans that every server knows, with the limits that services of these names publish.
+/// The predefined plans, with the limits that services of these names publish.
 pub fn presets() -> Vec<(&'static str, Plan)> {
     let plan = |limits: &[&str]| Plan::of(limits).unwrap_or_default();
     let of_size =

@@ -1,6 +1,8 @@
-//! What was admitted in one rolling window.
+//! Counts the requests, images or pixels that were admitted in one rolling window.
 
 use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
 
 /// The most cells of a window, about: see [`Window::add`].
 const CELLS: usize = 1024;
@@ -8,7 +10,7 @@ const CELLS: usize = 1024;
 const PARTS: i64 = 512;
 
 /// One instant, or a few that are close to each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Cell {
     first: i64,
     last: i64,
@@ -21,7 +23,7 @@ struct Cell {
 /// last cell if that began less than a 512th of the window ago. A cell leaves the window when its
 /// last instant does. So the count is exact for up to 512 instants in a window; beyond, it is never
 /// too small, and an instant leaves at most a 512th of the window late.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Window {
     cells: VecDeque<Cell>,
 }

@@ -1,8 +1,8 @@
-//! What becomes of a job once its worker is done with it.
+//! Ends a job after its worker has finished, failed or died.
 
 use std::time::Instant;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::Worker;
 use crate::pipeline::images::Format;
@@ -85,12 +85,7 @@ impl Worker {
         }
         match blocking(|| self.server.broker.job(&job.id, &job.owner)) {
             Ok(Some(job)) if job.state.is_final() => {
-                for (number, output) in job.outputs.iter().enumerate() {
-                    let (width, height) = (output.width, output.height);
-                    let output = json!({"number": number, "width": width, "height": height});
-                    self.server.events.publish(&job.id, "output", output);
-                }
-                self.server.publish_end(&job);
+                self.server.publish_outcome(&job);
             }
             Ok(Some(job)) => {
                 self.server.events.reset(&job.id, false);
@@ -106,9 +101,9 @@ impl Worker {
         self.child.kill().await.ok();
         let Some(job) = self.current.take() else { return };
         let stopping = self.draining.is_some();
-        let (fault, twice) = (self.fault.take(), job.attempts >= 2);
+        let (fault, last) = (self.fault.take(), job.attempts >= self.server.broker.max_attempts());
         let stored = blocking(|| match fault {
-            Some(fault) if twice && !stopping => {
+            Some(fault) if last && !stopping => {
                 self.server.broker.finish(&job.id, Outcome::Failed(fault))
             }
             _ => self.server.broker.give_back(&job.id, !stopping),

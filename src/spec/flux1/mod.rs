@@ -7,6 +7,8 @@ pub(in crate::spec) mod autoencoder;
 mod clip;
 mod controlnet;
 mod lora;
+mod redux;
+mod siglip;
 mod t5;
 mod transformer;
 
@@ -28,6 +30,11 @@ pub const T5: Component = Component(&t5::SPEC);
 pub const CLIP: Component = Component(&clip::SPEC);
 /// The autoencoder: `decoder.up.3.block.0.conv1.weight`.
 pub const VAE: Component = Component(&autoencoder::SPEC);
+/// The vision tower of SigLIP so400m, which only Redux needs:
+/// `vision_model.encoder.layers.0.self_attn.q_proj.weight`.
+pub const SIGLIP: Component = Component(&siglip::SPEC);
+/// The adapter of FLUX.1 Redux: `redux_up.weight`.
+pub const REDUX: Component = Component(&redux::SPEC);
 
 /// Its ControlNets: `controlnet_blocks.0.weight`.
 pub const CONTROLNET: Component = Component(&controlnet::SPEC);
@@ -38,7 +45,8 @@ pub static FLUX1: Family = Family {
     title: "FLUX.1",
     pipeline_class: "FluxPipeline",
     undistilled: None,
-    components: &[TRANSFORMER, T5, CLIP, VAE],
+    keeps_references: None,
+    components: &[TRANSFORMER, T5, CLIP, VAE, SIGLIP, REDUX],
     add_ons: &[CONTROLNET],
     lora: lora::SPEC,
 };

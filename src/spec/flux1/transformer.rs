@@ -60,6 +60,11 @@ pub static SPEC: ComponentSpec = ComponentSpec {
         ),
     ],
     quantised: &["double_blocks.", "single_blocks."],
+    int8: &[
+        "double_blocks.{}.{img_attn|txt_attn}.{qkv|proj}.weight",
+        "double_blocks.{}.{img_mlp|txt_mlp}.{0|2}.weight",
+        "single_blocks.{}.{linear1|linear2}.weight",
+    ],
     facts: &[
         ("double blocks", Fact::Count("double_blocks.")),
         ("single blocks", Fact::Count("single_blocks.")),

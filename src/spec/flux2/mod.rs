@@ -8,7 +8,7 @@ mod lora;
 mod qwen3;
 mod transformer;
 
-use super::family::{Component, Family};
+use super::family::{Component, Family, KeepsReferences};
 
 /// The transformer: `double_blocks.0.img_attn.qkv.weight`.
 pub const TRANSFORMER: Component = Component(&transformer::SPEC);
@@ -23,6 +23,10 @@ pub static FLUX2: Family = Family {
     title: "FLUX.2 [klein]",
     pipeline_class: "Flux2KleinPipeline",
     undistilled: Some(&["klein", "base"]),
+    keeps_references: Some(KeepsReferences {
+        words: &["klein", "kv"],
+        pipeline_class: "Flux2KleinKVPipeline",
+    }),
     components: &[TRANSFORMER, QWEN3, VAE],
     add_ons: &[],
     lora: lora::SPEC,

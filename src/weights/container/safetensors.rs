@@ -30,7 +30,7 @@ pub fn header_bytes(first: &[u8], file_bytes: u64) -> Result<usize> {
     let Some(length) = first.first_chunk::<8>().map(|b| u64::from_le_bytes(*b)) else {
         return Err(Error::model("file is too short to be a safetensors file")
             .found(format!("{file_bytes} bytes"))
-            .expected("at least 8 bytes of header length"));
+            .expected("at least the 8 bytes that hold the length of the header"));
     };
     if length == 0 || length > MAX_HEADER_BYTES {
         return Err(Error::model(

@@ -82,6 +82,7 @@ fn widened(parts: &[HostPart]) -> HostPart {
     let rows: usize = parts.iter().map(|p| p.rows).sum();
     let (rows, cols) = if parts.len() > 1 { (1, values.len() / 4) } else { (rows, parts[0].cols) };
     aligned(HostPart {
+        rotation: None,
         source: Arc::new(values),
         offset: 0,
         rows,

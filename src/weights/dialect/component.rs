@@ -212,7 +212,7 @@ impl ComponentWeights {
         } else {
             slice::rows(&weight.parts, offset, rows, weight.shape.len() == 2)
         };
-        Ok(HostWeight { rows, cols, parts })
+        Ok(HostWeight { int8: None, rows, cols, parts })
     }
 
     /// Compares the weights with the canonical names and shapes that a model needs (`[n]`,
@@ -286,6 +286,11 @@ impl ComponentWeights {
             .sum()
     }
 
+    /// Whether any of its matrices is stored rotated, for products in 8-bit integers.
+    pub fn is_rotated(&self) -> bool {
+        self.weights.values().flat_map(|w| &w.parts).any(|p| p.rotation.is_some())
+    }
+
     /// Ten hex digits that recognise these files.
     pub fn hash(&self) -> String {
         let hash = self.files.iter().fold(FNV_OFFSET, |h, f| f.fingerprint(h));
@@ -348,12 +353,14 @@ fn describe(
     for part in weights.values().flat_map(|w| &w.parts) {
         *bytes.entry(part.dtype).or_default() += part.range().len();
     }
+    let rotated = weights.values().flat_map(|w| &w.parts).any(|p| p.rotation.is_some());
     let main = bytes.iter().max_by_key(|(dtype, n)| (**n, dtype.name())).map(|(dtype, _)| *dtype);
     words.extend(main.map(|dtype| match (dtype, companions.scheme) {
         (DType::F8E4M3 | DType::F8E5M2, Some(scheme)) => scheme.name().to_string(),
         (DType::F8E4M3, None) => "plain fp8".to_string(),
         (DType::F8E5M2, None) => "plain fp8 (e5m2)".to_string(),
         (DType::I8, _) if companions.has_bitsandbytes_int8() => "bitsandbytes int8".to_string(),
+        (DType::I8, _) if rotated => "int8 (ConvRot)".to_string(),
         (DType::I8, _) => "int8".to_string(),
         (DType::Nf4 | DType::Fp4, _) => format!("bitsandbytes {}", dtype.name()),
         (other, _) if other.is_plain() => other.name().to_lowercase(),

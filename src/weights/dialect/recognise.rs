@@ -17,7 +17,7 @@ pub struct Recognised {
     pub dialect: &'static Dialect,
     /// The number of levels that `{-}` placeholders of the dialect count down from.
     pub levels: usize,
-    /// What stands before every name, with its dot; often empty.
+    /// The prefix of all names, with its dot; often empty.
     pub prefix: String,
 }
 

@@ -6,6 +6,7 @@
 //! | scaled fp8, old | `X.scale_weight`, and `scaled_fp8` once a component | `w * scale` |
 //! | scaled fp8, new | `X.weight_scale`, `X.comfy_quant` (or in the header) | `w * scale` |
 //! | int8_tensorwise | the same, one scale or one a row | `w * scale` |
+//! | ConvRot | int8_tensorwise with `convrot` in its record | `w * scale`, rotated back |
 //! | mxfp8 | the same, `X.weight_scale` E8M0 for 32 columns, in tiles | `w * scale` |
 //! | nvfp4 | the same, E4M3 for 16 columns, and `X.weight_scale_2` | `code * scale * scale_2` |
 //! | FP8 in blocks | `X.weight_scale_inv`, one for 128 rows and 128 columns | `w * scale` |
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::dtype::DType;
+use crate::dtype::int8::Rotation;
 use crate::error::{Error, Result};
 use crate::tensor::Scale;
 use crate::weights::container::file::WeightFile;
@@ -77,6 +79,8 @@ struct Layer {
     tensors: HashMap<&'static str, Companion>,
     /// ComfyUI's quantisation record.
     record: Option<Value>,
+    /// The rotation that the record names.
+    rotation: Option<Rotation>,
 }
 
 /// All companions of a component's weights, by stored layer name (`X` of `X.weight`).
@@ -98,6 +102,8 @@ pub struct Reading {
     pub shape: Vec<usize>,
     /// The factors of the stored values.
     pub scale: Scale,
+    /// The rotation of the stored rows.
+    pub rotation: Option<Rotation>,
 }
 
 /// Endings of companion tensors.
@@ -212,16 +218,11 @@ impl Companions {
         ) {
             return Err(unsupported(format).at(layer));
         }
-        let flag = |key: &str| {
-            let of = |v: &Value| v.get(key).and_then(Value::as_bool) == Some(true);
-            of(&record) || record.get("params").is_some_and(of)
-        };
-        if flag("convrot") {
-            return Err(unsupported("int8 with rotated inputs (convrot)").at(layer));
-        }
+        let rotation = rotation_of(&record, format).map_err(|e| e.at(layer))?;
         // The rest of a record has no effect, and may be large.
         let record = serde_json::json!({ "format": format });
-        self.layers.entry(layer.into()).or_default().record = Some(record);
+        let layer = self.layers.entry(layer.into()).or_default();
+        (layer.record, layer.rotation) = (Some(record), rotation);
         Ok(())
     }
 
@@ -257,10 +258,29 @@ impl Companions {
             None => {
                 let Some(dtype) = entry.stored.float() else { return Err(packed(entry)) };
                 whole_blocks(dtype, entry, &shape)?;
-                Ok(Reading { dtype, shape, scale: Scale::One })
+                Ok(Reading { dtype, shape, scale: Scale::One, rotation: None })
             }
         }
     }
+}
+
+/// The rotation that ComfyUI's record of a layer names, if it names one.
+fn rotation_of(record: &Value, format: &str) -> Result<Option<Rotation>> {
+    let places = [Some(record), record.get("params")].into_iter().flatten();
+    let field = |key: &str| places.clone().find_map(|place| place.get(key));
+    if field("convrot").and_then(Value::as_bool) != Some(true) {
+        return Ok(None);
+    }
+    if format != "int8_tensorwise" {
+        return Err(unsupported(&format!("{format} with rotated inputs (convrot)")));
+    }
+    let group = field("convrot_groupsize").cloned().unwrap_or_else(|| 256.into());
+    let rotation = group.as_u64().and_then(|n| Rotation::new(usize::try_from(n).ok()?));
+    rotation.map(Some).ok_or_else(|| {
+        Error::model("rows are rotated in groups of an unusable size")
+            .found(group)
+            .expected("a power of 4 from 4 to 4096")
+    })
 }
 
 /// The name of the weight that aredden's data `name` stands for.

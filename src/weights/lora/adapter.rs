@@ -34,7 +34,7 @@ pub struct Change {
     pub vector: bool,
     /// The change without its factor.
     pub delta: Delta,
-    /// The rows of the weight that the rows of the delta change; elements, of a vector.
+    /// The rows of the weight (or elements of a vector) that the rows of the delta change.
     pub blocks: Vec<Block>,
     /// Alpha, if the file has one.
     pub alpha: Option<f64>,

@@ -96,7 +96,7 @@ fn absent(group: &Group, base: Base) -> Result<String> {
         return Ok(format!("this model has no {}", layer.weight));
     };
     if !has(0) {
-        return Ok(format!("there is no {} here", layer.component.title));
+        return Ok(format!("this model has no {}", layer.component.title));
     }
     let last = (0..own).take_while(|n| has(*n)).last().unwrap_or(0);
     Err(Error::model("this LoRA was made for another model: it has more blocks than this one")
@@ -196,7 +196,7 @@ fn change(file: &WeightFile, family: &Family, placed: &Placed, delta: Delta) -> 
     let layer = &group.layer;
     let (alpha, factor) = factor(file, group, &delta)?;
     let Some(blocks) = rows_of(layer.rows, *shape, layer.vector) else {
-        return Err(foreign(family, "a model with other layers", &group.base));
+        return Err(foreign(family, "a model whose layers have other sizes", &group.base));
     };
     if layer.vector && !matches!(delta, Delta::Difference(_) | Delta::Replacement(_)) {
         return Err(Error::model(

@@ -118,7 +118,7 @@ fn no_effect(file: &WeightFile, parts: &[(Option<Part>, usize)]) -> Result<bool>
     for (part, i) in parts {
         let fine = match part {
             Some(Part::Alpha) => true,
-            // What is not known may mean anything, also if it is zero.
+            // A tensor that is not known may mean anything, also if it is zero.
             Some(Part::Magnitude | Part::Set) | None => false,
             Some(Part::Diff | Part::DiffBias | Part::DownBias | Part::UpBias) => {
                 all_zero(file, *i)?

@@ -218,7 +218,15 @@ impl MatrixBuilder {
 
     pub fn done(self) -> HostPart {
         let MatrixBuilder { bytes, offset, rows, cols, dtype } = self;
-        HostPart { source: Arc::new(bytes), offset, rows, cols, dtype, scale: Scale::One }
+        HostPart {
+            rotation: None,
+            source: Arc::new(bytes),
+            offset,
+            rows,
+            cols,
+            dtype,
+            scale: Scale::One,
+        }
     }
 }
 

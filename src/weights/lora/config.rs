@@ -164,7 +164,7 @@ impl Config {
             for (text, number) in entries {
                 let place = || format!("{}, {list}, {text}", self.place);
                 let number = number.as_f64().ok_or_else(|| {
-                    Error::model("a pattern has no number").at(place()).found(number)
+                    Error::model("the value of a pattern is not a number").at(place()).found(number)
                 })?;
                 // As PEFT reads it: the whole name, or what follows a dot in it.
                 let whole = format!(r"^(?:.*\.)?(?:{text})$");

@@ -66,7 +66,7 @@ pub fn values(part: &HostPart) -> Vec<f32> {
 pub fn owned(values: &[f32], rows: usize, cols: usize) -> HostPart {
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let (source, scale) = (Arc::new(bytes), Scale::One);
-    HostPart { source, offset: 0, rows, cols, dtype: DType::F32, scale }
+    HostPart { rotation: None, source, offset: 0, rows, cols, dtype: DType::F32, scale }
 }
 
 impl Factor {

@@ -97,7 +97,7 @@ impl Unmatched {
 /// The keys of a file, sorted by layer.
 #[derive(Default)]
 pub struct Grouped {
-    /// By component, weight and rows.
+    /// The groups, in the order of component, weight and rows.
     pub groups: Vec<Group>,
     /// The keys that are not used.
     pub unmatched: Vec<Unmatched>,

@@ -5,7 +5,7 @@
 //! and a spelling, which may be that of any dialect of the component, with dots or with underscores
 //! in their place. [`LoraKeys`] has the spellings of one family.
 
-use crate::spec::lora::{LoraPrefix, Rows, WRAPPERS};
+use crate::spec::lora::{CUT_NAMES, LoraPrefix, Rows, WRAPPERS};
 use crate::spec::names::block_number;
 use crate::spec::{Component, Family, Role};
 
@@ -74,7 +74,7 @@ impl Part {
 /// A key that was understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
-    /// What the tensor is.
+    /// The part of the adapter that the tensor contains.
     pub part: Part,
     /// The key without its suffix; equal for the parts of one change.
     pub base: String,
@@ -261,7 +261,9 @@ impl LoraKeys {
         self.nested(&plain, Prefixed { role: None, flat: false, trainer: None, depth: 0 })
     }
 
-    fn nested(&self, name: &str, known: Prefixed) -> Option<Layer> {
+    fn nested(&self, name: &str, mut known: Prefixed) -> Option<Layer> {
+        let restored = restored(name, &mut known);
+        let name = restored.as_deref().unwrap_or(name);
         self.prefixes.iter().find_map(|prefix| {
             // What follows a flat prefix has underscores throughout.
             let rest = match known.flat {
@@ -325,6 +327,16 @@ impl LoraKeys {
             dialect: s.dialect.or(known.trainer.or(bare).filter(|_| transformer)),
         })
     }
+}
+
+/// `name` with a beginning that was cut off. If underscores follow it, the name had a prefix that
+/// says so, which was cut off with it.
+fn restored(name: &str, known: &mut Prefixed) -> Option<String> {
+    CUT_NAMES.iter().find_map(|(cut, whole)| {
+        let rest = name.strip_prefix(cut)?;
+        known.flat |= rest.starts_with('_');
+        rest.starts_with(['.', '_']).then(|| format!("{whole}{rest}"))
+    })
 }
 
 /// `name` without the wrappers of training frameworks, with dots or with underscores.
@@ -412,6 +424,7 @@ mod tests {
             "model.diffusion_model.module.",
             "diffusion_model._orig_mod.",
             "pipe.dit.",
+            "",
         ] {
             for layer in ["transformer_blocks.3.attn.to_out.0", "double_blocks.3.img_attn.proj"] {
                 let key = keys.parse(&format!("{prefix}{layer}.lora_A.weight"));
@@ -426,6 +439,15 @@ mod tests {
             let key = keys.parse(&format!("{flat}.lora_down.weight"));
             assert_eq!(key.map(|k| k.layer.weight).as_deref(), Some(weight), "{flat}");
         }
+        // Four letters of the first name are cut off, alone or with a prefix.
+        for cut in ["sformer_blocks.3.attn.to_out.0", "sformer_blocks_3_attn_to_out_0"] {
+            for prefix in ["", "transformer.", "base_model.model."] {
+                let key = keys.parse(&format!("{prefix}{cut}.lora_down.weight"));
+                let weight_of = key.map(|k| k.layer.weight);
+                assert_eq!(weight_of.as_deref(), Some(weight), "{prefix}{cut}");
+            }
+        }
+        assert_eq!(keys.parse("sformer_blocksx.3.attn.to_out.0.lora_A.weight"), None);
         // The prefixes of two components contradict each other.
         assert_eq!(keys.parse("text_encoder.transformer.x_embedder.lora_A.weight"), None);
     }

@@ -88,7 +88,7 @@ const DIFFERENCES: [(&str, &str); 8] = [
 pub fn check(file: &WeightFile, keys: &LoraKeys, found: &mut Grouped) -> Result<()> {
     let family = keys.family;
     drop_zeros(file, found)?;
-    // What has no effect does not matter.
+    // Tensors without an effect need not be understood.
     let unmatched = found.unmatched.iter().map(|u| u.key.as_str());
     let grouped = found.groups.iter().flat_map(Group::keys);
     let named: HashSet<&str> =
@@ -158,9 +158,11 @@ fn kind_of(entry: &TensorEntry) -> Option<&'static str> {
 }
 
 fn no_lora(family: &Family, what: &str, key: &str) -> Error {
-    Error::model(format!("this is {what}, not a LoRA"))
-        .at(key)
-        .try_(format!("use a plain LoRA of {}, in .safetensors", family.title))
+    let e = Error::model(format!("this is {what}, not a LoRA")).at(key);
+    match what.contains("Redux") {
+        true => e.try_("{style} with an image, and {redux} with this file"),
+        false => e.try_(format!("use a plain LoRA of {}, in .safetensors", family.title)),
+    }
 }
 
 fn unsupported(what: &str, key: &str, count: usize, all: usize) -> Error {

@@ -52,7 +52,15 @@ pub fn part_of(file: &WeightFile, i: usize, (rows, cols): (usize, usize)) -> Res
     let entry = &file.header.tensors[i];
     let (source, offset) = (file.source.clone(), entry.range.start);
     if let Some(dtype) = entry.stored.float().filter(|d| d.is_plain()) {
-        return Ok(HostPart { source, offset, rows, cols, dtype, scale: Scale::One });
+        return Ok(HostPart {
+            rotation: None,
+            source,
+            offset,
+            rows,
+            cols,
+            dtype,
+            scale: Scale::One,
+        });
     }
     if entry.stored != StoredType::Other("F64", 64) {
         return Err(Error::model("a LoRA matrix has an element type that cannot be read")
@@ -66,6 +74,7 @@ pub fn part_of(file: &WeightFile, i: usize, (rows, cols): (usize, usize)) -> Res
     let bytes: Vec<u8> = doubles.iter().flat_map(narrow).collect();
     file.source.let_go(entry.range.clone());
     Ok(HostPart {
+        rotation: None,
         source: Arc::new(bytes),
         offset: 0,
         rows,

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{Server, decoded, drawn_by_command, wait_for};
 
 #[test]
-fn txt2img_and_img2img_answer_with_bare_pngs_and_everything_that_clients_read() {
+pub fn txt2img_and_img2img_answer_with_bare_pngs_and_everything_that_clients_read() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(&folder.path().join("data"), &[]);
     let body = json!({
@@ -70,7 +70,7 @@ fn txt2img_and_img2img_answer_with_bare_pngs_and_everything_that_clients_read() 
 }
 
 #[test]
-fn progress_shows_the_running_job_and_interrupt_stops_it() {
+pub fn progress_shows_the_running_job_and_interrupt_stops_it() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &[]);
     let idle = server.get("/sdapi/v1/progress").json();

@@ -38,7 +38,7 @@ fn line(id: &str, endpoint: &str, body: Value) -> Value {
 }
 
 #[test]
-fn a_batch_draws_every_line_and_goes_on_after_a_restart() {
+pub fn a_batch_draws_every_line_and_goes_on_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let server = Server::start(&data, &[]);
@@ -81,7 +81,7 @@ fn a_batch_draws_every_line_and_goes_on_after_a_restart() {
 }
 
 #[test]
-fn batches_are_cancelled_and_wrong_ones_are_refused() {
+pub fn batches_are_cancelled_and_wrong_ones_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &[]);
     let endpoint = "/v1/images/generations";

@@ -121,7 +121,7 @@ fn prompt(server: &Server, body: &Value) -> String {
 }
 
 #[test]
-fn a_prompt_is_drawn_and_told_of_in_the_order_of_comfyui() {
+pub fn a_prompt_is_drawn_and_told_of_in_the_order_of_comfyui() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(&folder.path().join("data"), &[]);
     let mut socket = Socket::open(&server, "/ws?clientId=me");
@@ -167,7 +167,7 @@ fn a_prompt_is_drawn_and_told_of_in_the_order_of_comfyui() {
 }
 
 #[test]
-fn a_client_that_connects_after_its_prompt_is_told_of_the_end_and_may_choose_its_id() {
+pub fn a_client_that_connects_after_its_prompt_is_told_of_the_end_and_may_choose_its_id() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &[]);
     let body = json!({"prompt": graph(1, 1), "client_id": "me", "prompt_id": "my own/id"});
@@ -195,7 +195,7 @@ fn a_client_that_connects_after_its_prompt_is_told_of_the_end_and_may_choose_its
 }
 
 #[test]
-fn previews_interrupts_and_the_queue() {
+pub fn previews_interrupts_and_the_queue() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &[]);
     let mut socket = Socket::open(&server, "/ws?clientId=me");
@@ -253,7 +253,7 @@ fn upload(server: &Server, name: &str, image: &[u8], more: &str) -> Answer {
 }
 
 #[test]
-fn an_uploaded_image_is_what_a_graph_starts_from() {
+pub fn an_uploaded_image_is_what_a_graph_starts_from() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(&folder.path().join("data"), &[]);
     let image = drawn_by_command(folder.path(), &["a dog", "--steps", "1", "--seed", "1"]);
@@ -289,7 +289,7 @@ fn an_uploaded_image_is_what_a_graph_starts_from() {
 }
 
 #[test]
-fn graphs_that_are_not_understood_are_refused_by_the_name_of_the_node() {
+pub fn graphs_that_are_not_understood_are_refused_by_the_name_of_the_node() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &[]);
     let mut unknown = graph(1, 1);
@@ -331,7 +331,7 @@ fn graphs_that_are_not_understood_are_refused_by_the_name_of_the_node() {
 }
 
 #[test]
-fn history_is_cleared_for_its_owner_with_the_images() {
+pub fn history_is_cleared_for_its_owner_with_the_images() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &[]);
     let draw = |seed: u64| {

@@ -31,7 +31,7 @@ fn fox(folder: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn replicate_waits_or_polls_and_has_every_field() {
+pub fn replicate_waits_or_polls_and_has_every_field() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(&folder.path().join("data"), &[]);
     let path = "/v1/models/black-forest-labs/flux-tiny/predictions";
@@ -92,7 +92,7 @@ fn replicate_waits_or_polls_and_has_every_field() {
 }
 
 #[test]
-fn fal_queues_runs_and_cancels() {
+pub fn fal_queues_runs_and_cancels() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(&folder.path().join("data"), &["--key", "sesame"]);
     let call = |method: &str, path: &str, body: Value| {
@@ -153,7 +153,7 @@ fn fal_queues_runs_and_cancels() {
 }
 
 #[test]
-fn black_forest_labs_polls_until_ready_or_error() {
+pub fn black_forest_labs_polls_until_ready_or_error() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(&folder.path().join("data"), &["--alias", "flux-dev=flux-tiny"]);
     let body = json!({"prompt": "a fox", "steps": 3, "seed": 7, "width": 128, "height": 128,
@@ -221,7 +221,7 @@ fn receive(listener: &TcpListener, status: &str) -> String {
 }
 
 #[test]
-fn f36_a_webhook_is_called_where_the_operator_allows_it_and_is_signed() {
+pub fn f36_a_webhook_is_called_where_the_operator_allows_it_and_is_signed() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let origin = format!("http://{}", listener.local_addr().unwrap());
     let folder = tempfile::tempdir().unwrap();
@@ -275,7 +275,7 @@ fn f36_f46_webhooks_of_jobs_that_ended_are_called_by_the_next_server() {
 }
 
 #[test]
-fn hugging_face_answers_with_the_image() {
+pub fn hugging_face_answers_with_the_image() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(&folder.path().join("data"), &[]);
     let parameters = json!({"num_inference_steps": 3, "seed": 7, "negative_prompt": "blur"});
@@ -302,7 +302,7 @@ fn hugging_face_answers_with_the_image() {
 }
 
 #[test]
-fn sdcpp_jobs_are_drawn_listed_and_cancelled() {
+pub fn sdcpp_jobs_are_drawn_listed_and_cancelled() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(&folder.path().join("data"), &[]);
     let capabilities = server.get("/sdcpp/v1/capabilities").json();
@@ -341,7 +341,7 @@ fn sdcpp_jobs_are_drawn_listed_and_cancelled() {
 }
 
 #[test]
-fn together_sends_and_reads_its_own_fields() {
+pub fn together_sends_and_reads_its_own_fields() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(&folder.path().join("data"), &[]);
     let body = json!({

@@ -16,7 +16,7 @@ fn second() -> serde_json::Value {
 }
 
 #[test]
-fn f10_f25_a_worker_that_is_killed_is_replaced_and_its_job_gives_the_same_image() {
+pub fn f10_f25_a_worker_that_is_killed_is_replaced_and_its_job_gives_the_same_image() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(&folder.path().join("data"), &[]);
     let (job, next) = (server.submit(second()), server.submit(json!({"prompt": "a", "steps": 1})));
@@ -45,7 +45,7 @@ fn f10_f25_a_worker_that_is_killed_is_replaced_and_its_job_gives_the_same_image(
 }
 
 #[test]
-fn f26_a_worker_that_hangs_is_replaced() {
+pub fn f26_a_worker_that_hangs_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &["--hang-after", "5"]);
     let job = server.submit(second());
@@ -56,7 +56,7 @@ fn f26_a_worker_that_hangs_is_replaced() {
 }
 
 #[test]
-fn f45_a_client_that_hangs_up_cancels_its_job() {
+pub fn f45_a_client_that_hangs_up_cancels_its_job() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &[]);
     let body = json!({"prompt": "a fox", "steps": 1000, "n": 8}).to_string();
@@ -83,7 +83,7 @@ fn f45_a_client_that_hangs_up_cancels_its_job() {
 }
 
 #[test]
-fn f46_accepted_jobs_survive_the_end_of_the_server_and_run_once() {
+pub fn f46_accepted_jobs_survive_the_end_of_the_server_and_run_once() {
     let folder = tempfile::tempdir().unwrap();
     let mut jobs = Vec::new();
     // Two killed, two asked to end.
@@ -107,7 +107,7 @@ fn f46_accepted_jobs_survive_the_end_of_the_server_and_run_once() {
 }
 
 #[test]
-fn f46_a_running_job_is_put_back_when_the_server_ends_and_requests_are_refused_meanwhile() {
+pub fn f46_a_running_job_is_put_back_when_the_server_ends_and_requests_are_refused_meanwhile() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &[]);
     let job = server.submit(endless());
@@ -127,7 +127,7 @@ fn f46_a_running_job_is_put_back_when_the_server_ends_and_requests_are_refused_m
 }
 
 #[test]
-fn f16_f17_a_result_that_cannot_be_written_fails_its_job_only() {
+pub fn f16_f17_a_result_that_cannot_be_written_fails_its_job_only() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &[]);
     let results = folder.path().join("results");
@@ -142,7 +142,7 @@ fn f16_f17_a_result_that_cannot_be_written_fails_its_job_only() {
 }
 
 #[test]
-fn f39_f46_clients_that_stall_do_not_hold_up_the_end_of_the_server() {
+pub fn f39_f46_clients_that_stall_do_not_hold_up_the_end_of_the_server() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &[]);
     let mut stalled = Vec::new();
@@ -169,7 +169,7 @@ fn f39_f46_clients_that_stall_do_not_hold_up_the_end_of_the_server() {
 }
 
 #[test]
-fn f46_a_second_signal_ends_the_server_at_once_and_loses_nothing() {
+pub fn f46_a_second_signal_ends_the_server_at_once_and_loses_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &[]);
     let job = server.submit(endless());
@@ -200,7 +200,7 @@ fn by_shell(data: &std::path::Path, line: &str) -> Server {
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
-    let server = Server { child, address, log: Default::default() };
+    let server = Server { child, drawer: None, address, log: Default::default() };
     wait_for("the server", || {
         TcpStream::connect(&server.address).ok()?;
         (server.get("/ready").status == 200).then_some(())
@@ -209,7 +209,7 @@ fn by_shell(data: &std::path::Path, line: &str) -> Server {
 }
 
 #[test]
-fn f48_a_full_disk_behind_the_log_changes_nothing() {
+pub fn f48_a_full_disk_behind_the_log_changes_nothing() {
     if !std::path::Path::new("/dev/full").exists() {
         eprintln!("skipped: this system has no /dev/full");
         return;
@@ -222,7 +222,7 @@ fn f48_a_full_disk_behind_the_log_changes_nothing() {
 }
 
 #[test]
-fn f48_too_few_file_descriptors_delay_connections_and_nothing_else() {
+pub fn f48_too_few_file_descriptors_delay_connections_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let server = by_shell(folder.path(), "ulimit -n 64; exec $0");
     let job = server.submit(endless());

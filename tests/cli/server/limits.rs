@@ -33,7 +33,7 @@ fn small() -> Value {
 }
 
 #[test]
-fn f42_f43_limits_are_told_in_headers_and_survive_kills_of_the_server() {
+pub fn f42_f43_limits_are_told_in_headers_and_survive_kills_of_the_server() {
     let folder = tempfile::tempdir().unwrap();
     let start = || server(folder.path(), "{ limits = [\"3/h\", \"100 images/month\"] }");
     let mut running = start();
@@ -87,7 +87,7 @@ fn f42_f43_limits_are_told_in_headers_and_survive_kills_of_the_server() {
 }
 
 #[test]
-fn what_no_time_makes_acceptable_is_not_a_429_and_images_come_back() {
+pub fn what_no_time_makes_acceptable_is_not_a_429_and_images_come_back() {
     let folder = tempfile::tempdir().unwrap();
     let plan = "{ limits = [\"4 images/day\", \"3 active\"], max_pixels = 4096, \
                  models = [\"flux-tiny\"] }";
@@ -124,7 +124,7 @@ fn what_no_time_makes_acceptable_is_not_a_429_and_images_come_back() {
 }
 
 #[test]
-fn f44_a_greedy_key_waits_for_another() {
+pub fn f44_a_greedy_key_waits_for_another() {
     let folder = tempfile::tempdir().unwrap();
     let server = server(folder.path(), "{}");
     let id = |answer: Answer| answer.json()["id"].as_str().unwrap().to_string();

@@ -1,9 +1,13 @@
 //! Much at a time, and kills at random moments. These take minutes, so they run only when they are
 //! asked for: `cargo test --test cli -- --ignored --nocapture --test-threads 1 load`.
-//! `FLUX_FAST_TEST_ROUNDS` is the number of kills of each kind.
+//! `FLUX_FAST_TEST_ROUNDS` is the number of kills of each kind (SIGKILL and SIGTERM of the server and
+//! of its worker).
 #![cfg(unix)]
 
-use std::io::Read;
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -72,7 +76,7 @@ fn load_a_thousand_connections_at_a_time_all_get_their_image() {
 #[ignore = "takes minutes"]
 fn load_kills_at_random_moments_lose_no_accepted_job() {
     let rounds = std::env::var("FLUX_FAST_TEST_ROUNDS").ok().and_then(|n| n.parse().ok());
-    kill_at_random_moments(rounds.unwrap_or(20));
+    kill_at_random_moments(rounds.unwrap_or(50));
 }
 
 #[test]
@@ -80,79 +84,108 @@ fn f46_a_few_kills_at_random_moments_lose_no_accepted_job() {
     kill_at_random_moments(3);
 }
 
-/// Kills `rounds` servers, asks as many to end, and kills as many workers.
+/// The jobs of a series of servers with one data folder.
+#[derive(Default)]
+struct Seen {
+    /// Those that were accepted, in order.
+    accepted: Vec<String>,
+    /// Requests that were refused, or whose connection broke.
+    refused: usize,
+    /// How each job ended, once it was seen to be over.
+    over: HashMap<String, Value>,
+}
+
+impl Seen {
+    /// Submits a job. A connection that breaks while it is answered was not accepted for sure: the
+    /// job may be there or not, and a client would send it again with its idempotency key.
+    fn submit(&mut self, server: &Server) {
+        let body = small(self.accepted.len() as u64).to_string();
+        let Ok(mut stream) = TcpStream::connect(&server.address) else { return };
+        let head = format!(
+            "POST /api/v2/jobs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut answer = String::new();
+        stream.write_all(head.as_bytes()).ok();
+        stream.read_to_string(&mut answer).ok();
+        match answer.split_once("\r\n\r\n") {
+            Some((head, body)) if head.starts_with("HTTP/1.1 201") => {
+                if let Ok(job) = serde_json::from_str::<Value>(body) {
+                    self.accepted.push(job["id"].as_str().unwrap().to_string());
+                }
+            }
+            _ => self.refused += 1,
+        }
+    }
+
+    /// Looks at all jobs that were not seen to be over. Returns how many still are not.
+    fn look(&mut self, server: &Server) -> usize {
+        for id in self.accepted.iter().filter(|id| !self.over.contains_key(*id)) {
+            let job = job(server, id);
+            if ["succeeded", "failed"].contains(&job["status"].as_str().unwrap()) {
+                self.over.insert(id.clone(), job);
+            }
+        }
+        self.accepted.len() - self.over.len()
+    }
+}
+
+fn job(server: &Server, id: &str) -> Value {
+    let answer = server.get(&format!("/api/v2/jobs/{id}"));
+    assert_eq!(answer.status, 200, "a lost job: {}", answer.text());
+    answer.json()
+}
+
+/// Kills `rounds` servers and as many workers, and asks as many of each to end.
 fn kill_at_random_moments(rounds: u64) {
     let folder = tempfile::tempdir().unwrap();
+    let start = || Server::start(folder.path(), &["--max-queue", "100000"]);
     let mut random = Random(7);
-    let mut accepted: Vec<String> = Vec::new();
-    let mut refused = 0;
+    let mut seen = Seen::default();
     let begun = Instant::now();
-    for round in 0..3 * rounds {
-        let mut server = Server::start(folder.path(), &["--max-queue", "100000"]);
+    let (mut server, mut starts) = (start(), 1);
+    for round in 0..4 * rounds {
         let until = Instant::now() + Duration::from_millis(random.below(400));
-        let mut submit = |server: &Server| {
-            // A connection that breaks while it is answered was not accepted for sure: it may be
-            // there or not, and a client would send it again with its idempotency key.
-            let body = small(accepted.len() as u64).to_string();
-            let stream = std::net::TcpStream::connect(&server.address);
-            let Ok(mut stream) = stream else { return };
-            use std::io::Write;
-            let head = format!(
-                "POST /api/v2/jobs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
-                 Content-Length: {}\r\n\r\n{body}",
-                body.len()
-            );
-            let mut answer = String::new();
-            stream.write_all(head.as_bytes()).ok();
-            stream.read_to_string(&mut answer).ok();
-            match answer.split_once("\r\n\r\n") {
-                Some((head, body)) if head.starts_with("HTTP/1.1 201") => {
-                    if let Ok(job) = serde_json::from_str::<Value>(body) {
-                        accepted.push(job["id"].as_str().unwrap().to_string());
-                    }
-                }
-                _ => refused += 1,
-            }
-        };
         while Instant::now() < until {
-            submit(&server);
+            seen.submit(&server);
         }
-        match round % 3 {
-            0 => kill(server.child.id(), "-KILL"),
-            1 => kill(server.child.id(), "-TERM"),
-            _ => {
-                server.kill_worker("-KILL");
-                submit(&server);
-                kill(server.child.id(), "-TERM");
-            }
+        let signal = if round % 2 == 0 { "-KILL" } else { "-TERM" };
+        if round % 4 >= 2 {
+            // It may have ended, and its successor not started yet.
+            let worker = *server.workers().last().unwrap();
+            Command::new("kill").args([signal, &worker.to_string()]).status().unwrap();
+            seen.submit(&server);
+        } else {
+            kill(server.child.id(), signal);
+            server.child.wait().unwrap();
+            (server, starts) = (start(), starts + 1);
+            seen.look(&server);
         }
-        server.child.wait().unwrap();
     }
     println!(
-        "{} jobs accepted over {} starts, {refused} requests refused or broken",
-        accepted.len(),
-        3 * rounds
+        "{} jobs accepted over {starts} starts of the server, {} requests refused or broken",
+        seen.accepted.len(),
+        seen.refused
     );
-    let server = Server::start(folder.path(), &["--max-queue", "100000", "-q"]);
-    let (mut succeeded, mut failed) = (0, Vec::new());
-    for id in &accepted {
-        let job = loop {
-            let answer = server.get(&format!("/api/v2/jobs/{id}"));
-            assert_eq!(answer.status, 200, "a lost job: {}", answer.text());
-            let job = answer.json();
-            if ["succeeded", "failed"].contains(&job["status"].as_str().unwrap()) {
-                break job;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        };
-        assert!(job["attempts"].as_u64().unwrap() <= 2, "{job}");
-        match job["status"] == "succeeded" {
-            true => succeeded += 1,
-            false => failed.push(job["error"]["code"].clone()),
+    while seen.look(&server) > 0 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut failed = Vec::new();
+    for (id, first) in &seen.over {
+        // A job that was over has not been run again.
+        let last = job(&server, id);
+        for field in ["status", "attempts", "completed_at"] {
+            assert!(!first[field].is_null() && first[field] == last[field], "{first} and {last}");
+        }
+        assert!(last["attempts"].as_u64().unwrap() <= 2, "{last}");
+        if last["status"] != "succeeded" {
+            failed.push(last["error"]["code"].clone());
         }
     }
     println!(
-        "{succeeded} succeeded, {} failed {failed:?}, {:.0} s in all",
+        "{} succeeded, {} failed {failed:?}, {:.0} s in all",
+        seen.over.len() - failed.len(),
         failed.len(),
         begun.elapsed().as_secs_f64()
     );

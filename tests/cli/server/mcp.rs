@@ -12,7 +12,7 @@ fn call(server: &Server, method: &str, params: &Value) -> Value {
 }
 
 #[test]
-fn mcp_tools_draw_and_report_progress() {
+pub fn mcp_tools_draw_and_report_progress() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(&folder.path().join("data"), &[]);
     let hello = call(&server, "initialize", &json!({"protocolVersion": "2025-06-18"}));
@@ -72,7 +72,7 @@ fn mcp_tools_draw_and_report_progress() {
 }
 
 #[test]
-fn the_description_names_paths_that_exist() {
+pub fn the_description_names_paths_that_exist() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &["--key", "sesame"]);
     let key = [("x-key", "sesame")];

@@ -2,6 +2,8 @@
 
 mod a1111;
 mod batches;
+#[cfg(unix)]
+mod cluster;
 mod comfy;
 mod doors;
 mod faults;
@@ -9,6 +11,8 @@ mod limits;
 mod load;
 mod mcp;
 mod native;
+#[cfg(unix)]
+mod nats;
 mod openai;
 mod operation;
 #[cfg(unix)]
@@ -34,6 +38,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// A running server. It is killed when it goes out of scope.
 struct Server {
     child: Child,
+    /// The worker of a cluster that it starts with, if its broker is NATS.
+    drawer: Option<Child>,
     address: String,
     /// What it has logged so far.
     log: Arc<Mutex<String>>,
@@ -44,16 +50,36 @@ fn command(data: &Path, arguments: &[&str]) -> Command {
 }
 
 fn command_at(data: &Path, address: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_flux-fast"));
+    let mut command = program();
     command
-        .env("FLUX_FAST_CONFIG", "")
         .args(["serve", "--listen", address, "--device", "cpu", "--no-cache", "--data"])
         .arg(data)
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
+    #[cfg(unix)]
+    command.args(nats::arguments(data));
     command
+}
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flux-fast"));
+    command.env("FLUX_FAST_CONFIG", "");
+    command
+}
+
+/// Starts `command`, and copies what it logs to `log`.
+fn start(command: &mut Command, log: &Arc<Mutex<String>>) -> Child {
+    let mut child = command.spawn().unwrap();
+    let stderr = child.stderr.take().unwrap();
+    let copy = log.clone();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            *copy.lock().unwrap() += &format!("{line}\n");
+        }
+    });
+    child
 }
 
 impl Server {
@@ -63,22 +89,25 @@ impl Server {
 
     /// The server that `command` starts.
     fn of(command: &mut Command) -> Server {
-        let mut child = command.spawn().unwrap();
-        let stderr = child.stderr.take().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
-        let copy = log.clone();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                *copy.lock().unwrap() += &format!("{line}\n");
-            }
-        });
-        let mut server = Server { child, address: String::new(), log };
+        let child = start(command, &log);
+        #[cfg(unix)]
+        let drawer = nats::worker_of(command).map(|mut worker| start(&mut worker, &log));
+        #[cfg(not(unix))]
+        let drawer = None;
+        let mut server = Server { child, drawer, address: String::new(), log };
         server.address = wait_for("the address of the server", || {
             let log = server.log();
             let line = log.lines().find_map(|l| l.split_once("listening on http://"));
             let of_address = |c: &char| c.is_ascii_digit() || ".:".contains(*c);
             line.map(|(_, rest)| rest.chars().take_while(of_address).collect())
         });
+        if server.drawer.is_some() {
+            wait_for("the worker", || {
+                server.log().contains("drawing for the cluster").then_some(())
+            });
+            wait_for("its model", || (server.get("/ready").status == 200).then_some(()));
+        }
         server
     }
 
@@ -167,8 +196,10 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
+        for child in std::iter::once(&mut self.child).chain(&mut self.drawer) {
+            child.kill().ok();
+            child.wait().ok();
+        }
         if std::thread::panicking() {
             eprintln!("the log of the server:\n{}", self.log());
         }

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{Server, drawn_by_command, endless};
 
 #[test]
-fn a_job_gives_the_file_of_the_command_line_and_its_events_can_be_resumed() {
+pub fn a_job_gives_the_file_of_the_command_line_and_its_events_can_be_resumed() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(&folder.path().join("data"), &[]);
     let id = server.submit(json!({"prompt": "a fox", "steps": 3, "seed": "7"}));
@@ -58,7 +58,7 @@ fn a_job_gives_the_file_of_the_command_line_and_its_events_can_be_resumed() {
 }
 
 #[test]
-fn a_request_without_a_seed_has_one_that_gives_the_same_image_again() {
+pub fn a_request_without_a_seed_has_one_that_gives_the_same_image_again() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &[]);
     let id = server.submit(json!({"prompt": "a pizza", "steps": 2}));
@@ -69,7 +69,7 @@ fn a_request_without_a_seed_has_one_that_gives_the_same_image_again() {
 }
 
 #[test]
-fn cancelled_jobs_stop_in_the_queue_and_while_they_run() {
+pub fn cancelled_jobs_stop_in_the_queue_and_while_they_run() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &[]);
     let running = server.submit(endless());
@@ -94,7 +94,7 @@ fn cancelled_jobs_stop_in_the_queue_and_while_they_run() {
 }
 
 #[test]
-fn f44_the_queue_is_bounded_and_a_repeated_request_is_one_job() {
+pub fn f44_the_queue_is_bounded_and_a_repeated_request_is_one_job() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &["--max-queue", "2"]);
     let running = server.submit(endless());
@@ -120,7 +120,7 @@ fn f44_the_queue_is_bounded_and_a_repeated_request_is_one_job() {
 }
 
 #[test]
-fn f28_f30_to_f36_what_cannot_be_drawn_is_refused_with_its_parameter_and_no_path() {
+pub fn f28_f30_to_f36_what_cannot_be_drawn_is_refused_with_its_parameter_and_no_path() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &[]);
     let long = "a".repeat(1 << 20);

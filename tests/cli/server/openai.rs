@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{Server, decoded, drawn_by_command};
 
 #[test]
-fn generations_are_the_files_of_the_command_line_under_any_usual_name() {
+pub fn generations_are_the_files_of_the_command_line_under_any_usual_name() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(&folder.path().join("data"), &["--alias", "house=flux-tiny"]);
     let reference = drawn_by_command(folder.path(), &["a fox", "--steps", "2", "--seed", "5"]);
@@ -56,7 +56,7 @@ fn generations_are_the_files_of_the_command_line_under_any_usual_name() {
 }
 
 #[test]
-fn a_stream_has_partial_images_and_then_the_whole() {
+pub fn a_stream_has_partial_images_and_then_the_whole() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(&folder.path().join("data"), &[]);
     let body = json!({"prompt": "a fox", "stream": true, "partial_images": 2, "steps": 12,
@@ -82,7 +82,7 @@ fn a_stream_has_partial_images_and_then_the_whole() {
 }
 
 #[test]
-fn edits_start_from_the_first_image_of_a_form_or_of_json() {
+pub fn edits_start_from_the_first_image_of_a_form_or_of_json() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(&folder.path().join("data"), &[]);
     let picture = drawn_by_command(folder.path(), &["a pizza", "--steps", "2", "--seed", "5"]);

@@ -301,7 +301,7 @@ fn a_model_that_reads_no_references_refuses_them_before_it_draws() {
         ("/v1/images/edits", json!({"prompt": "x", "image": two}), "image"),
         (
             "/v1/images/generations",
-            json!({"prompt": "x", "reference_images": two}),
+            json!({"prompt": "x", "reference_images": [image]}),
             "reference_images",
         ),
         (
@@ -315,7 +315,7 @@ fn a_model_that_reads_no_references_refuses_them_before_it_draws() {
             json!({"prompt": "x", "image_url": image, "image_urls": [image]}),
             "image_urls",
         ),
-        ("/sdcpp/v1/img_gen", json!({"prompt": "x", "ref_images": two}), "ref_images"),
+        ("/sdcpp/v1/img_gen", json!({"prompt": "x", "ref_images": [image]}), "ref_images"),
         (
             "/v1/predictions",
             json!({"version": "flux-tiny", "input":

@@ -209,6 +209,24 @@ fn errors_have_their_exit_codes_and_say_what_to_do() {
 }
 
 #[test]
+fn doctor_prints_what_the_driver_made_of_the_kernels() {
+    let Some(ran) = program("visible=0+3", &["doctor", "--kernels", "--json"]) else { return };
+    let ran = ran.succeeded();
+    let told: Value = serde_json::from_slice(&ran.output.stdout).unwrap();
+    let kernels = |gpu: usize| told["cuda"]["gpus"][gpu]["kernels"].as_array();
+    let large =
+        kernels(0).unwrap().iter().find(|k| k["name"] == "linear_bf16_128x128_sm80").unwrap();
+    assert_eq!((&large["threads"], &large["shared_bytes"]), (&json!(128), &json!(49_152)));
+    // The RTX 3060 does not load modules for other GPUs, and the RTX 2060 cannot be used.
+    assert!(kernels(0).unwrap().iter().all(|k| k["blocks"].as_u64() > Some(0)), "{told}");
+    assert!(!kernels(0).unwrap().iter().any(|k| k["name"].as_str().unwrap().contains("sm90a")));
+    assert_eq!(kernels(1), None);
+    let ran = program("visible=0", &["doctor", "--kernels"]).unwrap().succeeded();
+    let text = String::from_utf8_lossy(&ran.output.stdout).into_owned();
+    assert!(text.contains("registers") && text.contains("attention_d128_masked"), "{text}");
+}
+
+#[test]
 fn without_a_driver_there_is_no_gpu() {
     let places = ["/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg", "/usr/lib64/libcuda.so.1"];
     let places = places

@@ -173,3 +173,42 @@ fn an_interrupted_pull_is_reported_and_resumed() {
         server.requests("GET", "tiny.safetensors").iter().map(Request::from).collect();
     assert_eq!(from, [None, Some(had as usize)]);
 }
+
+/// A repository of Redux has no transformer, and BFL's file next to the folders.
+#[test]
+fn a_pulled_redux_repository_is_found_by_the_next_style() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = super::redux::write(dir.path());
+    let read = |name: &&str| std::fs::read(dir.path().join(name)).unwrap();
+    let mut files: Vec<Kept> =
+        names.iter().map(|&name| Kept { name, bytes: read(&name), large: false }).collect();
+    files.push(Kept { name: "flux1-redux-dev.safetensors", bytes: vec![0; 99], large: true });
+    let home = Home::new();
+    let server = Server::start(move |request, _| hub(&files, request));
+    let output = pull(&home, &server, &["org/redux"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let said = stdout(&output);
+    assert!(said.ends_with("flux-fast \"a fox\" --model MODEL --style IMAGE\n"), "{said}");
+    let snapshot = home.at.join(format!("hf/hub/models--org--redux/snapshots/{COMMIT}"));
+    assert!(!snapshot.join("flux1-redux-dev.safetensors").exists());
+    assert!(names.iter().all(|name| snapshot.join(name).is_file()));
+    let models = json(&home.run(&["models", "--json"]));
+    let listed = models["models"].as_array().unwrap().iter().find(|m| m["name"] == "org/redux");
+    let listed = listed.unwrap_or_else(|| panic!("{models}"));
+    assert!(listed["what"].as_str().unwrap().contains("folder; with"), "{listed}");
+
+    home.put("here/tiny.safetensors", &tiny());
+    let pixel = [255u8, 0, 0].repeat(64 * 48);
+    let path = home.at.join("here/a.png");
+    image::RgbImage::from_raw(64, 48, pixel).unwrap().save(path).unwrap();
+    let draw = |more: &[&str]| {
+        let fixed = ["a fox", "--model", "tiny.safetensors", "--device", "cpu", "--steps", "1"];
+        let output = home.run(&[&fixed[..], &["--style", "a.png", "-o", "x.png"], more].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        std::fs::remove_file(home.at.join("here/x.png")).unwrap();
+        stderr(&output)
+    };
+    assert!(draw(&[]).matches("found in the Hugging Face cache").count() == 2);
+    let said = draw(&["--redux", "org/redux", "--siglip", "org/redux"]);
+    assert!(said.contains("(given)"), "{said}");
+}

@@ -6,5 +6,6 @@ mod commands;
 mod names;
 mod places;
 mod pulls;
+mod redux;
 mod refusals;
 mod server;

@@ -263,7 +263,11 @@ fn the_error_for_a_name_lists_similar_names_and_the_searched_places() {
             &["--t5: ", "did you mean t5xxl_tiny.safetensors"],
         ),
         (&["--model", "style"], 3, &["LoRA"]),
-        (&["--clip", "clip_l"], 2, &["the embedded model takes no other components"]),
+        (
+            &["--clip", "clip_l"],
+            2,
+            &["the embedded model cannot be combined with other components"],
+        ),
     ];
     for (arguments, code, parts) in cases {
         let output = home.run(&[&DRAW[..], arguments].concat());

@@ -160,7 +160,7 @@ fn unmatched_keys_are_counted_and_ten_are_named() {
     );
     let s = t5.read(&flux_only).unwrap().summary;
     assert_eq!((s.matched, s.unmatched), (2, 2));
-    assert_eq!(s.first_unmatched[0].why, "there is no T5 text encoder here");
+    assert_eq!(s.first_unmatched[0].why, "this model has no T5 text encoder");
 }
 
 #[test]

@@ -170,7 +170,6 @@ fn other_models_and_ways_of_storing_are_named_by_their_tensors() {
             of("", &["pos_embed.proj.weight", "transformer_blocks.0.attn.add_q_proj.weight"]),
             "Stable Diffusion 3",
         ),
-        (of("redux_up.", &["weight", "bias"]), "Redux"),
         (of("controlnet_x_embedder.", &["weight"]), "ControlNet"),
         (of("input_hint_block.0.", &["weight"]), "ControlNet"),
         (

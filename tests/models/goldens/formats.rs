@@ -31,11 +31,12 @@ fn write(from: &Path, target: Target, to: &Path) -> Report {
 /// Upper bound of the relative error of the final latents after six steps against those of the f32
 /// weights: 1.4 times the measured error. That is 0.5 to 1.1 times the error of the weights
 /// (`Format::error`).
-const LATENTS: [(Target, f64); 18] = [
+const LATENTS: [(Target, f64); 19] = [
     (Target::Fp8, 0.03),
     (Target::Fp8Rows, 0.03),
     (Target::Aredden, 0.03),
     (Target::Int8, 0.005),
+    (Target::Int8ConvRot, 0.005),
     (Target::Blocks(DType::Nf4), 0.14),
     (Target::Blocks(DType::Fp4), 0.14),
     (Target::Blocks(DType::Mxfp8), 0.03),

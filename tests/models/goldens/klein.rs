@@ -233,6 +233,7 @@ fn the_transformer_of_flux2_at_other_geometries_equals_diffusers() {
             guidance: config["guidance_embeds"].as_bool().unwrap(),
             axes: axes.iter().map(|v| v.as_u64().unwrap() as usize).collect(),
             theta: config["rope_theta"].as_f64().unwrap(),
+            keeps_references: false,
         };
         let tensors = flux2::tensors(&c).into_iter().map(|(n, s)| (TRANSFORMER, n, s)).collect();
         let configs = serde_json::json!({ "transformer": config });

@@ -5,22 +5,23 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use flux_fast::backend::Backend;
+use flux_fast::backend::{Backend, Compute, Int8Use};
 use flux_fast::dtype::DType;
 use flux_fast::library::Checkpoint;
 use flux_fast::model::SequenceShape;
 use flux_fast::model::flux1::DenoiseShape;
 use flux_fast::model::flux2;
-use flux_fast::op::Program;
+use flux_fast::op::{Program, WeightSpec};
 use flux_fast::pipeline::loras::{LoraSet, open};
 use flux_fast::pipeline::request::LoraChoice;
 use flux_fast::spec::flux2::{FLUX2, TRANSFORMER};
-use flux_fast::tensor::HostWeight;
+use flux_fast::tensor::{HostPart, HostWeight, Scale};
 use flux_fast::weights::synth::{Dialect, Grid, Storage};
 
+use super::adapters::made::{Numbers, product, write};
 use super::klein::{Written, plain, request};
 use super::{close, devices, f32_options};
-use crate::common::{Golden, Input, least_bytes, relative_error, run};
+use crate::common::{Golden, Input, cpu, least_bytes, relative_error, run, temp_dir};
 
 /// The goldens of diffusers differ from merged weights by less than 1e-6.
 const TOLERANCE: f64 = 1e-5;
@@ -101,7 +102,7 @@ fn every_dialect_changes_flux2_as_in_diffusers() {
         ] {
             let loras = set(&checkpoint, name, strength);
             let weights = checkpoint.get(TRANSFORMER).unwrap();
-            let apply = |program| loras.apply(weights, program).unwrap();
+            let apply = |program| loras.apply(weights, program, Int8Use::Never).unwrap();
             let got = velocity(backend, &golden, &written, &apply, (false, 1));
             let key = match strength {
                 1.0 => name.to_string(),
@@ -122,7 +123,7 @@ fn with_streamed_weights_a_lora_of_flux2_gives_the_same_bits() {
     let checkpoint = written.open();
     let loras = set(&checkpoint, "klein_diffusers", 0.8);
     let weights = checkpoint.get(TRANSFORMER).unwrap();
-    let apply = |program| loras.apply(weights, program).unwrap();
+    let apply = |program| loras.apply(weights, program, Int8Use::Never).unwrap();
     for backend in devices().iter_mut().map(Box::as_mut) {
         let resident = velocity(backend, &golden, &written, &apply, (false, 2));
         let streamed = velocity(backend, &golden, &written, &apply, (true, 2));
@@ -145,4 +146,65 @@ fn an_image_of_flux2_with_a_lora_differs_and_strength_0_changes_no_bit() {
     close("latents", &golden, &none, &golden.f32("pipe.latents"));
     assert_eq!(none, zero);
     assert!(relative_error(&half, &none) > 1e-2);
+}
+
+/// A LoRA of the last modulation, in BFL's names and in those of diffusers, which have the halves in
+/// the other order, against the merged weight. diffusers reads the first without the swap, so it is
+/// no reference here.
+#[test]
+fn the_last_modulation_of_flux2_is_changed_as_its_names_say() {
+    const WEIGHT: &str = "final_layer.adaLN_modulation.1.weight";
+    let golden = Golden::read("klein_base");
+    let written = plain(&golden);
+    let checkpoint = written.open();
+    let weights = checkpoint.get(TRANSFORMER).unwrap();
+    let (rows, cols) = weights.shape(WEIGHT).unwrap();
+    let rank = 3;
+    let mut numbers = Numbers(12);
+    let (a, b) = (numbers.many(rank * cols, 0.3), numbers.many(rows * rank, 0.1));
+    let mut swapped = b.clone();
+    swapped.rotate_left(b.len() / 2);
+    let dir = temp_dir();
+    let pair = |file: &str, name: &str, b: &[f32]| {
+        let tensors = vec![
+            (format!("{name}.lora_A.weight"), vec![rank, cols], a.clone()),
+            (format!("{name}.lora_B.weight"), vec![rows, rank], b.to_vec()),
+        ];
+        let path = write(dir.path(), file, &tensors);
+        let adapter = open(&path, &FLUX2, &|c| checkpoint.get(c)).unwrap();
+        LoraSet::of(vec![(Arc::new(adapter), 1.0)])
+    };
+    let bfl = pair("bfl.safetensors", "diffusion_model.final_layer.adaLN_modulation.1", &b);
+    let diffusers = pair("diffusers.safetensors", "transformer.norm_out.linear", &swapped);
+    let difference = product(&b, &a, rank);
+    let merged = |program: Program| {
+        let of = |w: &WeightSpec| {
+            let base = weights.get(&w.name, w.first, w.rows, w.cols).unwrap();
+            if w.name != WEIGHT {
+                return base;
+            }
+            assert_eq!((w.first, w.rows), (0, rows));
+            let sums = base.to_f32().into_iter().zip(&difference);
+            let bytes = sums.flat_map(|(w, d)| ((f64::from(w) + d) as f32).to_le_bytes());
+            let source = Arc::new(bytes.collect::<Vec<u8>>());
+            let (dtype, scale) = (DType::F32, Scale::One);
+            let part = HostPart { source, offset: 0, rows, cols, dtype, scale };
+            HostWeight { rows, cols, parts: vec![part] }
+        };
+        let changed = program.weights.iter().map(of).collect();
+        (program, changed)
+    };
+    let mut backend = cpu(Compute::F32);
+    let mut drawn = |apply: &dyn Fn(Program) -> (Program, Vec<HostWeight>)| {
+        velocity(&mut backend, &golden, &written, apply, (false, 1))
+    };
+    let want = drawn(&merged);
+    let none = LoraSet::of::<f32>(vec![]);
+    let base = drawn(&|program| none.apply(weights, program).unwrap());
+    assert!(relative_error(&base, &want) > 1e-2);
+    for loras in [bfl, diffusers] {
+        let got = drawn(&|program| loras.apply(weights, program).unwrap());
+        let error = relative_error(&got, &want);
+        assert!(error <= TOLERANCE, "relative error {error:.2e}");
+    }
 }

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use flux_fast::backend::Backend;
+use flux_fast::backend::{Backend, Int8Use};
 use flux_fast::dtype::DType;
 use flux_fast::library::convert::{Target, convert};
 use flux_fast::library::{Checkpoint, open_only};
@@ -49,7 +49,7 @@ fn with(
     loras: &LoraSet,
     program: Program,
 ) -> (Program, Vec<HostWeight>) {
-    loras.apply(checkpoint.get(c).unwrap(), program).unwrap()
+    loras.apply(checkpoint.get(c).unwrap(), program, Int8Use::Never).unwrap()
 }
 
 fn sides(program: &Program) -> usize {
@@ -294,6 +294,7 @@ fn a_lora_with_blocks_equals_a_lora_with_their_values() {
                     let bytes: Vec<u8> = w.to_f32().iter().flat_map(|v| v.to_le_bytes()).collect();
                     let (rows, cols) = (w.rows, w.cols);
                     let part = HostPart {
+                        rotation: None,
                         source: Arc::new(bytes),
                         offset: 0,
                         rows,
@@ -301,7 +302,7 @@ fn a_lora_with_blocks_equals_a_lora_with_their_values() {
                         dtype: DType::F32,
                         scale: Scale::One,
                     };
-                    HostWeight { rows, cols, parts: vec![part] }
+                    HostWeight { int8: None, rows, cols, parts: vec![part] }
                 }
             });
             let values: Vec<HostWeight> = values.collect();

@@ -5,12 +5,15 @@ mod adapters;
 mod controlnets;
 mod edit;
 mod formats;
+mod int8;
 mod klein;
 mod klein_convert;
+mod klein_kv;
 mod klein_loras;
 mod klein_references;
 mod loras;
 mod qwen3_formats;
+mod redux;
 
 use std::path::PathBuf;
 

@@ -51,7 +51,12 @@ fn values(weight: &HostWeight) -> HostWeight {
     let bytes: Vec<u8> = weight.to_f32().iter().flat_map(|v| v.to_le_bytes()).collect();
     let (rows, cols) = (weight.rows, weight.cols);
     let (source, dtype, scale) = (Arc::new(bytes), DType::F32, Scale::One);
-    HostWeight { rows, cols, parts: vec![HostPart { source, offset: 0, rows, cols, dtype, scale }] }
+    HostWeight {
+        int8: None,
+        rows,
+        cols,
+        parts: vec![HostPart { rotation: None, source, offset: 0, rows, cols, dtype, scale }],
+    }
 }
 
 /// Opens the file, checks the type of a matrix, and compares the hidden states on every device with

@@ -55,7 +55,7 @@ pub struct Finish<'a> {
     pub scale: &'a [f32],
     /// One summand for each column of the tile; zeros without a bias.
     pub bias: &'a [f32],
-    /// What is done with the sums.
+    /// The operation on the sums.
     pub tail: Tail,
     /// Where the result is written.
     pub out: Out,

@@ -29,6 +29,7 @@
 
 pub mod dot;
 pub mod finish;
+pub mod integers;
 #[cfg(target_arch = "x86_64")]
 mod kernel_avx2;
 #[cfg(target_arch = "x86_64")]
@@ -484,14 +485,20 @@ pub struct Columns {
 }
 
 impl Columns {
-    /// The scales and biases of the columns `first .. first + cols`, at most `NC`.
-    pub fn new(w: &WeightRows, bias: Option<&[f32]>, first: usize, cols: usize) -> Columns {
+    /// The same with scales of 1.
+    fn of_ones(bias: Option<&[f32]>, first: usize, cols: usize) -> Columns {
         let mut columns = Columns { first, scale: [1.0; NC], bias: [0.0; NC] };
-        for (i, s) in columns.scale[..cols].iter_mut().enumerate() {
-            *s = w.scale(first + i);
-        }
         if let Some(bias) = bias {
             columns.bias[..cols].copy_from_slice(&bias[first..first + cols]);
+        }
+        columns
+    }
+
+    /// The scales and biases of the columns `first .. first + cols`, at most `NC`.
+    pub fn new(w: &WeightRows, bias: Option<&[f32]>, first: usize, cols: usize) -> Columns {
+        let mut columns = Columns::of_ones(bias, first, cols);
+        for (i, s) in columns.scale[..cols].iter_mut().enumerate() {
+            *s = w.scale(first + i);
         }
         columns
     }

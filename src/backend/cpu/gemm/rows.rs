@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use half::{bf16, f16};
 
 use super::super::matrix::In;
+use crate::dtype::int8::Rotation;
 use crate::dtype::{DType, E4M3, Format, f8e5m2_to_f32};
 use crate::tensor::{BlockScales, HostWeight, Scale};
 
@@ -60,6 +61,7 @@ struct Part<'a> {
     row_bytes: usize,
     dtype: DType,
     scale: &'a Scale,
+    rotation: Option<Rotation>,
 }
 
 impl<'a> WeightRows<'a> {
@@ -81,6 +83,7 @@ impl<'a> WeightRows<'a> {
                     row_bytes: p.row_bytes(),
                     dtype: p.dtype,
                     scale: &p.scale,
+                    rotation: p.rotation,
                 };
                 first += p.rows;
                 part
@@ -117,6 +120,7 @@ impl<'a> WeightRows<'a> {
             bytes: &p.bytes[local * p.row_bytes..][..p.row_bytes],
             format: p.dtype.format(),
             scales,
+            rotation: p.rotation,
         })
     }
 
@@ -143,6 +147,8 @@ pub struct Expanded<'a> {
     format: Option<&'static Format>,
     /// Scales that are stored elsewhere, and the row's number among them.
     scales: Option<(&'a BlockScales, usize)>,
+    /// The rotation of the stored row, always of I8.
+    rotation: Option<Rotation>,
 }
 
 impl Expanded<'_> {
@@ -150,6 +156,9 @@ impl Expanded<'_> {
     /// [`GROUP`](crate::dtype::GROUP).
     #[inline(always)]
     pub fn expand(&self, k: usize, out: &mut [f32]) {
+        if let Some(rotation) = self.rotation {
+            return self.rotate_back(rotation, k, out);
+        }
         let Some(format) = self.format else {
             let stored = &self.bytes[k..k + out.len()];
             return out.iter_mut().zip(stored).for_each(|(o, q)| *o = f32::from(*q as i8));
@@ -173,6 +182,20 @@ impl Expanded<'_> {
             );
             at += out.len();
         }
+    }
+}
+
+impl Expanded<'_> {
+    /// Writes elements from `k` on of a row that is stored rotated: whole groups are rotated back.
+    #[cold]
+    fn rotate_back(&self, rotation: Rotation, k: usize, out: &mut [f32]) {
+        let group = rotation.group();
+        let first = k / group * group;
+        let end = (k + out.len()).next_multiple_of(group).min(self.bytes.len());
+        let mut values: Vec<f32> =
+            self.bytes[first..end].iter().map(|q| f32::from(*q as i8)).collect();
+        rotation.apply(&mut values);
+        out.copy_from_slice(&values[k - first..][..out.len()]);
     }
 }
 

@@ -48,10 +48,10 @@ pub fn weight(random: &mut Random, cols: usize, parts: &[(usize, DType)]) -> Hos
             1 => Scale::Tensor(0.37),
             _ => Scale::Rows((0..rows).map(|_| 1.5 + random.f32()).collect()),
         };
-        HostPart { source: Arc::new(bytes), offset, rows, cols, dtype, scale }
+        HostPart { rotation: None, source: Arc::new(bytes), offset, rows, cols, dtype, scale }
     });
     let parts: Vec<_> = parts.collect();
-    HostWeight { rows: parts.iter().map(|p| p.rows).sum(), cols, parts }
+    HostWeight { int8: None, rows: parts.iter().map(|p| p.rows).sum(), cols, parts }
 }
 
 /// A weight of `rows x cols` of a type that is expanded before it is packed: two parts of random
@@ -108,10 +108,10 @@ pub fn blocks(random: &mut Random, cols: usize, rows: usize, dtype: DType) -> Ho
                 bytes[offset..].iter_mut().for_each(|q| *q &= 0xbf);
             }
         }
-        HostPart { source: Arc::new(bytes), offset, rows, cols, dtype, scale }
+        HostPart { rotation: None, source: Arc::new(bytes), offset, rows, cols, dtype, scale }
     });
     let parts: Vec<_> = parts.collect();
-    HostWeight { rows, cols, parts }
+    HostWeight { int8: None, rows, cols, parts }
 }
 
 /// `||got - want|| / ||want||`. Infinity if a value of `got` is not finite.
@@ -127,7 +127,7 @@ pub fn error(got: &[f32], want: &[f64]) -> f64 {
 
 /// The variants of `table` that this processor can run.
 pub fn runnable(table: &'static [Variant]) -> impl Iterator<Item = &'static Variant> {
-    table.iter().filter(|v| v.needs <= Isa::detect())
+    table.iter().filter(|v| v.needs <= Isa::detect() && !v.is_of_integers())
 }
 
 /// The error that `v` is allowed to have.

@@ -24,7 +24,7 @@ fn run(v: &Variant, x: In, w: &HostWeight, bias: Option<&[f32]>, tail: Tail, out
     let bytes = linear_scratch(v, x.rows(), w.cols, 0, w.rows, rayon::current_num_threads());
     // The scratch is filled with garbage and starts at an odd address.
     let mut scratch = vec![0xff; bytes + 1];
-    linear(x, w, bias, None, tail, out, &mut scratch[1..], v);
+    linear(x, w, None, bias, None, tail, out, &mut scratch[1..], v);
 }
 
 fn plain(v: &Variant, x: &[f32], w: &HostWeight, bias: Option<&[f32]>) -> Vec<f32> {
@@ -225,8 +225,9 @@ fn more_rows_than_are_packed_at_once_are_correct() {
 
 #[test]
 fn without_columns_the_result_is_the_bias() {
-    let w = HostWeight { rows: 3, cols: 0, parts: vec![] };
+    let w = HostWeight { int8: None, rows: 3, cols: 0, parts: vec![] };
     let w = HostWeight {
+        int8: None,
         parts: vec![weight(&mut Random::new(8), 0, &[(3, F32)]).parts[0].clone()],
         ..w
     };
@@ -292,6 +293,7 @@ fn a_side_is_added_before_the_epilogue_and_without_the_scales_of_w() {
                 linear(
                     In::dense(&x, k),
                     &w,
+                    None,
                     Some(&bias),
                     side,
                     tail,

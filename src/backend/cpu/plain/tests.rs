@@ -31,9 +31,18 @@ fn numbers(seed: u64, n: usize) -> Vec<f32> {
 fn weight(rows: usize, cols: usize, values: &[f32], scale: Scale) -> HostWeight {
     let source = Arc::new(values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
     HostWeight {
+        int8: None,
         rows,
         cols,
-        parts: vec![HostPart { source, offset: 0, rows, cols, dtype: DType::F32, scale }],
+        parts: vec![HostPart {
+            rotation: None,
+            source,
+            offset: 0,
+            rows,
+            cols,
+            dtype: DType::F32,
+            scale,
+        }],
     }
 }
 

@@ -1,9 +1,8 @@
 //! Which devices there are, and what they have.
 
-use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::sys;
+use std::ffi::{c_char, c_int};
 
-use super::health::name;
+use super::api::{self, Code};
 use crate::error::{Error, Result};
 
 /// The oldest driver that reads our baseline PTX (ISA 7.8): that of CUDA 11.8.
@@ -24,12 +23,7 @@ pub struct Facts {
     pub driver: i32,
 }
 
-/// Whether the driver's library can be loaded. cudarc loads the driver at run time and panics where
-/// there is none, so this is asked first.
-pub fn present() -> bool {
-    // SAFETY: loading runs the initialisers of the system's GPU driver.
-    unsafe { sys::is_culib_present() }
-}
+pub use super::api::present;
 
 /// The number of devices.
 ///
@@ -41,12 +35,13 @@ pub fn count() -> Result<i32> {
             Error::device("no NVIDIA driver on this machine (libcuda was not found)").at("cuda")
         );
     }
-    let unusable = |DriverError(code): DriverError| {
-        Error::device(format!("the NVIDIA driver does not work: {}", name(code)))
+    let unusable = |code: Code| {
+        Error::device(format!("the NVIDIA driver does not work: {}", code.name()))
             .at("cuda")
             .try_("run nvidia-smi, which shows the state of driver and GPU")
     };
-    result::init().map_err(unusable)?;
+    // SAFETY: the only flags that there are.
+    unsafe { api::init(0) }.map_err(unusable)?;
     let version = version().map_err(unusable)?;
     if version < OLDEST_DRIVER {
         return Err(Error::device("the NVIDIA driver is too old")
@@ -55,46 +50,49 @@ pub fn count() -> Result<i32> {
             .expected("CUDA 11.8 (driver 520) or newer")
             .try_("a newer driver, or {device=cpu}"));
     }
-    match result::device::get_count().map_err(unusable)? {
+    // SAFETY: writes one number.
+    match api::made(0, |to| unsafe { api::device_count(to) }).map_err(unusable)? {
         0 => Err(Error::device("the NVIDIA driver finds no GPU").at("cuda")),
         n => Ok(n),
     }
 }
 
-fn version() -> Result<i32, DriverError> {
-    let mut version = 0;
-    // SAFETY: writes one integer.
-    unsafe { sys::cuDriverGetVersion(&mut version) }.result()?;
-    Ok(version)
+fn version() -> Result<i32, Code> {
+    // SAFETY: writes one number.
+    api::made(0, |to| unsafe { api::driver_version(to) })
+}
+
+/// A text of at most 255 bytes that `call` writes with a zero at its end.
+fn text(call: impl FnOnce(*mut c_char, c_int) -> Result<(), Code>) -> Result<String, Code> {
+    let mut bytes = [0u8; 256];
+    call(bytes.as_mut_ptr().cast(), bytes.len() as c_int)?;
+    let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
+    Ok(String::from_utf8_lossy(&bytes[..end]).into_owned())
 }
 
 /// The facts about device `ordinal`, which must be less than [`count`].
 pub fn facts(ordinal: i32) -> Result<Facts> {
-    use sys::CUdevice_attribute as A;
-    let ask = || -> Result<Facts, DriverError> {
-        let device = result::device::get(ordinal)?;
-        // SAFETY: the device is valid; each call writes what it returns.
-        let get = |attribute| {
-            unsafe { result::device::get_attribute(device, attribute) }.map(|v| v.max(0) as u32)
+    let ask = || -> Result<Facts, Code> {
+        // SAFETY: writes one number.
+        let device = api::made(0, |to| unsafe { api::device(to, ordinal) })?;
+        let get = |which| {
+            // SAFETY: the device is valid; writes one number.
+            let value = api::made(0, |to| unsafe { api::device_attribute(to, which, device) });
+            value.map(|v| v.max(0) as u32)
         };
-        let mut bus = [0u8; 32];
-        // SAFETY: writes at most 32 bytes, with a terminating zero.
-        unsafe { sys::cuDeviceGetPCIBusId(bus.as_mut_ptr().cast(), 32, device) }.result()?;
-        let end = bus.iter().position(|&b| b == 0).unwrap_or(bus.len());
         Ok(Facts {
-            name: result::device::get_name(device)?,
-            capability: (
-                get(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-                get(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-            ),
-            processors: get(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-            shared_bytes: get(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
-            l2_bytes: get(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
-            // SAFETY: the device is valid.
-            total_bytes: unsafe { result::device::total_mem(device) }? as u64,
-            bus: String::from_utf8_lossy(&bus[..end]).into_owned(),
+            // SAFETY: writes at most as many bytes as it is told.
+            name: text(|to, bytes| unsafe { api::device_name(to, bytes, device) })?,
+            capability: (get(api::ATTRIBUTE_MAJOR)?, get(api::ATTRIBUTE_MINOR)?),
+            processors: get(api::ATTRIBUTE_PROCESSORS)?,
+            shared_bytes: get(api::ATTRIBUTE_SHARED_OPTIN)?,
+            l2_bytes: get(api::ATTRIBUTE_L2_BYTES)?,
+            // SAFETY: the device is valid; writes one number.
+            total_bytes: api::made(0, |to| unsafe { api::device_memory(to, device) })? as u64,
+            // SAFETY: as for the name.
+            bus: text(|to, bytes| unsafe { api::device_bus(to, bytes, device) })?,
             driver: version()?,
         })
     };
-    ask().map_err(|DriverError(code)| Error::device(name(code)).at(format!("cuda:{ordinal}")))
+    ask().map_err(|code| Error::device(code.name()).at(format!("cuda:{ordinal}")))
 }

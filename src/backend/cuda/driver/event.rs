@@ -2,16 +2,14 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::result;
-use cudarc::driver::sys;
-
+use super::api::{self, Handle};
 use super::context::Context;
 use crate::error::Result;
 
 /// A point in a stream's work.
 pub struct Event {
     pub(super) context: Arc<Context>,
-    pub(super) raw: sys::CUevent,
+    pub(super) raw: Handle,
 }
 
 // SAFETY: events may be used from any thread.
@@ -23,13 +21,11 @@ impl Event {
     /// An event that was not recorded yet. The time between two `timed` events can be measured.
     pub fn new(context: &Arc<Context>, timed: bool) -> Result<Event> {
         // A thread that waits sleeps: other threads read files meanwhile.
-        let sleep = sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32;
-        let flags =
-            if timed { sleep } else { sleep | sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32 };
-        let mut raw = std::ptr::null_mut();
+        let sleep = api::EVENT_BLOCKING_SYNC;
+        let flags = if timed { sleep } else { sleep | api::EVENT_DISABLE_TIMING };
         // SAFETY: writes one handle.
-        let made = unsafe { sys::cuEventCreate(&mut raw, flags) }.result();
-        context.health.check(made, "making an event")?;
+        let raw = api::made(std::ptr::null_mut(), |to| unsafe { api::event_create(to, flags) });
+        let raw = context.health.check(raw, "making an event")?;
         Ok(Event { raw, context: context.clone() })
     }
 
@@ -39,13 +35,14 @@ impl Event {
         // SAFETY: the event is alive.
         self.context
             .health
-            .check(unsafe { result::event::synchronize(self.raw) }, "waiting for the GPU")
+            .check(unsafe { api::event_synchronize(self.raw) }, "waiting for the GPU")
     }
 
     /// Seconds from `earlier` to this one; both were recorded and reached.
     pub fn seconds_since(&self, earlier: &Event) -> Result<f64> {
         // SAFETY: both are alive.
-        let milliseconds = unsafe { result::event::elapsed(earlier.raw, self.raw) };
+        let milliseconds =
+            api::made(0.0, |to| unsafe { api::event_elapsed(to, earlier.raw, self.raw) });
         Ok(f64::from(self.context.health.check(milliseconds, "reading a clock")?) / 1e3)
     }
 }
@@ -53,7 +50,7 @@ impl Event {
 impl Drop for Event {
     fn drop(&mut self) {
         // SAFETY: made in `new`; the driver keeps it while queued work refers to it.
-        let _ = unsafe { result::event::destroy(self.raw) };
+        let _ = unsafe { api::event_destroy(self.raw) };
     }
 }
 

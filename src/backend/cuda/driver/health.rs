@@ -1,11 +1,9 @@
-//! What the driver's errors mean.
+//! Turns the driver's error codes into errors, and remembers whether the context still works.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use cudarc::driver::result::DriverError;
-use cudarc::driver::sys;
-
+use super::api::Code;
 use crate::error::{Error, Result};
 
 /// Whether a context still works. Once a kernel has failed, every call of its context fails: the
@@ -24,27 +22,25 @@ impl ContextHealth {
     }
 
     /// Converts the answer of a call; `what` names the call.
-    pub fn check<T>(&self, answer: Result<T, DriverError>, what: &str) -> Result<T> {
-        answer.map_err(|DriverError(code)| {
-            let number = code as u32;
-            if is_sticky(number) {
-                self.0.store(number, Ordering::Relaxed);
-                return lost(number, what);
+    pub fn check<T>(&self, answer: Result<T, Code>, what: &str) -> Result<T> {
+        answer.map_err(|code| {
+            if is_sticky(code.0) {
+                self.0.store(code.0, Ordering::Relaxed);
+                return lost(code.0, what);
             }
             match code {
-                sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY if what.contains("host memory") => {
+                Code::OUT_OF_MEMORY if what.contains("host memory") => {
                     Error::memory(format!("out of memory: {what}"))
                         .try_("a smaller {ram}, or end other programs")
                 }
-                sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::memory(format!(
-                    "out of memory: {what}"
-                ))
-                .try_("a smaller {vram}, a smaller image, or end other programs that use the GPU"),
-                sys::CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => {
+                Code::OUT_OF_MEMORY => Error::memory(format!("out of memory: {what}")).try_(
+                    "a smaller {vram}, a smaller image, or end other programs that use the GPU",
+                ),
+                Code::DEVICE_UNAVAILABLE => {
                     Error::device(format!("{what}: another program uses the GPU exclusively"))
                         .try_("end that program, or choose another {device}")
                 }
-                _ => Error::device(format!("{what}: {}", name(code))),
+                _ => Error::device(format!("{what}: {}", code.name())),
             }
         })
     }
@@ -67,10 +63,4 @@ fn lost(code: u32, what: &str) -> Error {
         _ => "run again; if it repeats, look at the driver's log",
     };
     Error::device(format!("the GPU was lost ({what}: CUDA error {code})")).try_(hint)
-}
-
-/// The name of an error.
-pub fn name(code: sys::CUresult) -> String {
-    let name = DriverError(code).error_name().map(|n| n.to_string_lossy().into_owned());
-    name.unwrap_or_else(|_| format!("CUDA error {}", code as u32))
 }

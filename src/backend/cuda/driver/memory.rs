@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::result;
-
+use super::api;
 use super::context::Context;
 use crate::error::Result;
 use crate::units;
@@ -22,7 +21,7 @@ impl Buffer {
         }
         context.health.alive()?;
         // SAFETY: freed when `Buffer` is dropped; it is written before it is read.
-        let address = unsafe { result::malloc_sync(bytes) };
+        let address = api::made(0, |to| unsafe { api::memory_alloc(to, bytes) });
         let what = format!("allocating {} of device memory", units::bytes(bytes as u64));
         Ok(Buffer {
             address: context.health.check(address, &what)?,
@@ -37,7 +36,7 @@ impl Drop for Buffer {
         if self.bytes > 0 {
             let _ = self.context.bind();
             // SAFETY: allocated in `new`; the driver waits for work that uses it.
-            let _ = unsafe { result::free_sync(self.address) };
+            let _ = unsafe { api::memory_free(self.address) };
         }
     }
 }
@@ -57,7 +56,7 @@ unsafe impl Sync for Pinned {}
 impl Pinned {
     pub fn new(context: &Arc<Context>, bytes: usize) -> Result<Pinned> {
         // SAFETY: freed when `Pinned` is dropped. Cached (flags 0), as files are read into it.
-        let start = unsafe { result::malloc_host(bytes, 0) };
+        let start = api::made(std::ptr::null_mut(), |to| unsafe { api::host_alloc(to, bytes, 0) });
         let what = format!("pinning {} of host memory", units::bytes(bytes as u64));
         let start = context.health.check(start, &what)?.cast::<u8>();
         Ok(Pinned { context: context.clone(), start, bytes })
@@ -80,6 +79,6 @@ impl Drop for Pinned {
     fn drop(&mut self) {
         let _ = self.context.bind();
         // SAFETY: allocated in `new`; owners wait for copies before they drop it.
-        let _ = unsafe { result::free_host(self.start.cast()) };
+        let _ = unsafe { api::host_free(self.start.cast()) };
     }
 }

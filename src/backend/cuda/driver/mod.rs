@@ -1,6 +1,7 @@
 //! The CUDA driver, as little of it as is needed: every `unsafe` driver call of this backend is
 //! here. Handles free themselves; errors become [`Error`](crate::error::Error)s.
 
+mod api;
 mod context;
 mod devices;
 mod event;

@@ -3,9 +3,7 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use cudarc::driver::result;
-use cudarc::driver::sys;
-
+use super::api::{self, Handle};
 use super::context::Context;
 use super::event::Event;
 use super::module::Function;
@@ -16,7 +14,7 @@ use crate::error::Result;
 /// Work in order, parallel to the work of other streams.
 pub struct Stream {
     context: Arc<Context>,
-    pub(super) raw: sys::CUstream,
+    pub(super) raw: Handle,
 }
 
 // SAFETY: streams may be used from any thread.
@@ -26,7 +24,10 @@ unsafe impl Sync for Stream {}
 
 impl Stream {
     pub fn new(context: &Arc<Context>) -> Result<Stream> {
-        let raw = result::stream::create(result::stream::StreamKind::NonBlocking);
+        // SAFETY: writes one handle.
+        let raw = api::made(std::ptr::null_mut(), |to| unsafe {
+            api::stream_create(to, api::STREAM_NON_BLOCKING)
+        });
         Ok(Stream { context: context.clone(), raw: context.health.check(raw, "making a stream")? })
     }
 
@@ -36,23 +37,21 @@ impl Stream {
         // SAFETY: the stream is alive.
         self.context
             .health
-            .check(unsafe { result::stream::synchronize(self.raw) }, "waiting for the GPU")
+            .check(unsafe { api::stream_synchronize(self.raw) }, "waiting for the GPU")
     }
 
     /// As [`Stream::synchronize`], also after an error: before memory is freed.
     pub fn drain(&self) {
         // SAFETY: the stream is alive. An error was returned before, or the next call returns it.
-        let _ = unsafe { result::stream::synchronize(self.raw) };
+        let _ = unsafe { api::stream_synchronize(self.raw) };
     }
 
     /// Work that is queued from now on runs after `event`.
     pub fn wait(&self, event: &Event) -> Result<()> {
-        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: stream and event are alive.
-        self.context.health.check(
-            unsafe { result::stream::wait_event(self.raw, event.raw, flags) },
-            "ordering streams",
-        )
+        self.context
+            .health
+            .check(unsafe { api::stream_wait(self.raw, event.raw, 0) }, "ordering streams")
     }
 
     /// Queues a copy of `bytes` to the device address `to`.
@@ -63,9 +62,8 @@ impl Stream {
     pub unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
         self.context.health.alive()?;
         // SAFETY: the caller's promise.
-        self.context
-            .health
-            .check(unsafe { result::memcpy_htod_async(to, bytes, self.raw) }, "copying to the GPU")
+        let queued = unsafe { api::upload(to, bytes.as_ptr().cast(), bytes.len(), self.raw) };
+        self.context.health.check(queued, "copying to the GPU")
     }
 
     /// Copies from the device address `from`, after all that was queued, and waits for it.
@@ -76,7 +74,8 @@ impl Stream {
         self.context.health.alive()?;
         // SAFETY: the caller's promise; the copy is waited for, so the bytes exist until it is
         // done.
-        let queued = unsafe { result::memcpy_dtoh_async(bytes, from, self.raw) };
+        let queued =
+            unsafe { api::download(bytes.as_mut_ptr().cast(), from, bytes.len(), self.raw) };
         let queued = self.context.health.check(queued, "copying from the GPU");
         let done = self.synchronize(); // also after an error: nothing may write to `bytes` later
         queued.and(done)
@@ -112,13 +111,18 @@ impl Stream {
         // SAFETY: the driver copies the arguments, whose number and sizes tests compare with the
         // PTX; the rest is the caller's promise.
         let queued = unsafe {
-            result::launch_kernel(
+            api::launch(
                 function.raw,
-                (x, y, z),
-                (kernel.threads, 1, 1),
+                x,
+                y,
+                z,
+                kernel.threads,
+                1,
+                1,
                 kernel.shared,
                 self.raw,
-                &mut arguments,
+                arguments.as_mut_ptr(),
+                std::ptr::null_mut(),
             )
         };
         self.context.health.check(queued, kernel.entry)
@@ -126,21 +130,22 @@ impl Stream {
 
     /// From now on, work is recorded instead of run.
     pub fn begin_capture(&self) -> Result<()> {
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        let mode = api::CAPTURE_THREAD_LOCAL;
         // SAFETY: the stream is alive.
         self.context
             .health
-            .check(unsafe { result::stream::begin_capture(self.raw, mode) }, "recording a graph")
+            .check(unsafe { api::capture_begin(self.raw, mode) }, "recording a graph")
     }
 
     /// Ends the recording, and drops what was recorded.
     pub fn discard_capture(&self) {
         // SAFETY: the stream is alive and records; a failed recording gives no graph.
-        if let Ok(graph) = unsafe { result::stream::end_capture(self.raw) }
+        if let Ok(graph) =
+            api::made(std::ptr::null_mut(), |to| unsafe { api::capture_end(self.raw, to) })
             && !graph.is_null()
         {
             // SAFETY: the graph is valid and used by nothing.
-            let _ = unsafe { result::graph::destroy(graph) };
+            let _ = unsafe { api::graph_destroy(graph) };
         }
     }
 
@@ -148,12 +153,13 @@ impl Stream {
     pub fn end_capture(&self) -> Result<Graph> {
         let health = &self.context.health;
         // SAFETY: the stream is alive and records.
-        let graph =
-            health.check(unsafe { result::stream::end_capture(self.raw) }, "recording a graph")?;
+        let graph = api::made(std::ptr::null_mut(), |to| unsafe { api::capture_end(self.raw, to) });
+        let graph = health.check(graph, "recording a graph")?;
         // SAFETY: the graph is valid, and no longer needed once it is instantiated.
-        let ready = unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) };
+        let ready =
+            api::made(std::ptr::null_mut(), |to| unsafe { api::graph_instantiate(to, graph, 0) });
         // SAFETY: as above.
-        let _ = unsafe { result::graph::destroy(graph) };
+        let _ = unsafe { api::graph_destroy(graph) };
         Ok(Graph { _context: self.context.clone(), raw: health.check(ready, "making a graph")? })
     }
 
@@ -166,14 +172,14 @@ impl Stream {
         // SAFETY: the caller's promise.
         self.context
             .health
-            .check(unsafe { result::graph::launch(graph.raw, self.raw) }, "running a graph")
+            .check(unsafe { api::graph_launch(graph.raw, self.raw) }, "running a graph")
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
         // SAFETY: made in `new`; queued work goes on until it is done.
-        let _ = unsafe { result::stream::destroy(self.raw) };
+        let _ = unsafe { api::stream_destroy(self.raw) };
     }
 }
 
@@ -182,7 +188,7 @@ impl Event {
     pub fn record(&self, stream: &Stream) -> Result<()> {
         // SAFETY: both are alive.
         self.context.health.check(
-            unsafe { result::event::record(self.raw, stream.raw) },
+            unsafe { api::event_record(self.raw, stream.raw) },
             "marking a point in a stream",
         )
     }
@@ -191,7 +197,7 @@ impl Event {
 /// Recorded work.
 pub struct Graph {
     _context: Arc<Context>,
-    pub(super) raw: sys::CUgraphExec,
+    pub(super) raw: Handle,
 }
 
 // SAFETY: an instantiated graph may be launched from any thread, one at a time.
@@ -200,6 +206,6 @@ unsafe impl Send for Graph {}
 impl Drop for Graph {
     fn drop(&mut self) {
         // SAFETY: made by `end_capture`.
-        let _ = unsafe { result::graph::exec_destroy(self.raw) };
+        let _ = unsafe { api::graph_exec_destroy(self.raw) };
     }
 }

@@ -68,6 +68,9 @@ pub const LOW_BLOCK: Block = block(32, 64);
 pub const SOFTWARE_BLOCK: Block = block(32, 64);
 pub const ANY_BLOCK: Block = Block { slowness: 16, ..SMALL_BLOCK };
 
+/// Columns of scales, bias, gate, residual and out that shaders access at a time.
+const VECTOR: usize = 4;
+
 /// Operations that a GPU could do, roughly, while it reads one byte: few rows wait for their
 /// weights.
 const WORK_OF_A_BYTE: u64 = 16;
@@ -83,9 +86,11 @@ fn room(a: &Args<Linear>, device: &WgpuDevice) -> (usize, usize) {
     (rows, a.w.rows_that_bind(device))
 }
 
-/// [`blocks`] in steps of whole tiles; one block if everything fits.
-fn cut(rows: usize, most: usize, unit: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    blocks(rows, most, if most >= rows { 1 } else { unit.min(most) })
+/// [`blocks`] in steps of whole tiles if they fit, else of whole vectors if they fit; one block if
+/// everything fits.
+fn cut(rows: usize, most: usize, tile: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let unit = [tile, VECTOR].into_iter().find(|&unit| unit <= most && most < rows);
+    blocks(rows, most, unit.unwrap_or(1))
 }
 
 /// The dispatches of a shader: one, unless windows are too small for the matrices.
@@ -168,6 +173,9 @@ pub fn dispatches(
 /// Checks what every shader of the family requires. Shapes that contradict each other are a bug of
 /// the caller, and panic.
 pub fn legal(a: &Args<Linear>, device: &WgpuDevice) -> Result<(), &'static str> {
+    if a.int8.is_some() {
+        return Err("the product is to be computed in int8");
+    }
     let (rows, n, k) = (a.x.rows, a.w.rows, a.x.cols);
     assert!(
         a.w.cols == k && a.out.rows == rows && a.out.cols == n,
@@ -228,9 +236,10 @@ pub fn vectors(a: &Args<Linear>, device: &WgpuDevice) -> Result<(), &'static str
     {
         return Err("columns are not whole vectors");
     }
-    // A window of columns must begin at a vector.
+    // A window of columns must begin at a vector. Otherwise windows do not decide which shader runs:
+    // another one could sum in another order.
     let columns = room(a, device).1;
-    if columns < a.w.rows && columns < LARGE_BLOCK.columns {
+    if columns < a.w.rows && columns < VECTOR {
         Err("the largest buffer binding of this adapter has room for too few rows of the weights")
     } else {
         Ok(())

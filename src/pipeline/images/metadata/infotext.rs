@@ -23,7 +23,7 @@ const MODEL: [&str; 3] = ["Unet", "Diffusion model", "Base model"];
 struct Fields<'a> {
     all: Vec<(&'a str, Cow<'a, str>)>,
     used: Vec<bool>,
-    /// What stands between the fields.
+    /// The text between the fields.
     rest: Vec<&'a str>,
 }
 

@@ -20,7 +20,7 @@ const MAX_DEPTH: usize = 100;
 /// Sides of images are multiples of this.
 const UNIT: u32 = 16;
 
-/// What a graph draws.
+/// The meaning of a graph.
 #[derive(Debug)]
 pub struct Meaning {
     pub request: Request,
@@ -36,11 +36,11 @@ pub struct Meaning {
     pub decode_node: String,
     /// The nodes that take the images: id and class.
     pub outputs: Vec<(String, String)>,
-    /// What is drawn otherwise than the graph says.
+    /// Notes about parts of the graph that are drawn in another way than it says.
     pub notes: Vec<String>,
 }
 
-/// What an interpretation asks of the server.
+/// The lookups in the server that an interpretation needs.
 pub trait Surroundings {
     /// The image that `LoadImage` calls `name`.
     fn image(&self, name: &str) -> Option<Bytes>;
@@ -203,7 +203,11 @@ pub fn interpret(graph: &Map<String, Value>, around: &dyn Surroundings) -> Resul
         found.get_or_insert((drawing, decode));
     }
     let Some((drawing, decode)) = found else {
-        return Err(Fault::new(400, "prompt_no_outputs", "the graph draws nothing"));
+        return Err(Fault::new(
+            400,
+            "prompt_no_outputs",
+            "the graph has no node that saves or shows an image",
+        ));
     };
     let notes = std::mem::take(&mut reader.notes);
     meaning(&reader, *drawing, decode, outputs, notes)

@@ -1,4 +1,4 @@
-//! What clients ask for at their start.
+//! The lists that clients request when they start.
 
 use std::sync::Arc;
 

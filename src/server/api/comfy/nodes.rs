@@ -14,7 +14,7 @@ pub struct Node {
     outputs: &'static str,
 }
 
-/// What is offered in lists: model names differ from server to server.
+/// The entries of lists in nodes: model names differ from server to server.
 pub struct Lists {
     pub models: Vec<String>,
     pub loras: Vec<String>,

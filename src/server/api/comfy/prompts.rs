@@ -17,7 +17,7 @@ use crate::server::wait::succeeded;
 
 /// The name of this API in jobs.
 pub const DIALECT: &str = "comfyui";
-/// What this server can do, in the words of clients that ask.
+/// The features of this server, in the form of ComfyUI's `/features`.
 pub fn features() -> Value {
     json!({"supports_preview_metadata": true, "max_upload_size": MAX_BODY})
 }
@@ -61,7 +61,7 @@ impl Around<'_> {
     }
 }
 
-/// What the client calls a job of this API.
+/// The id of a job that the client chose.
 pub fn prompt_id(job: &Job) -> String {
     let echo = job.spec.as_ref().map(|spec| &spec.echo["prompt_id"]);
     echo.and_then(Value::as_str).unwrap_or(&job.id).to_string()

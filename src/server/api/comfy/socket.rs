@@ -30,7 +30,7 @@ use crate::server::wait::succeeded;
 const SLOW: Duration = Duration::from_secs(10);
 /// The time between signs of life.
 const PING: Duration = Duration::from_secs(20);
-/// How long ago a job may have ended to be told of, in seconds.
+/// Jobs that ended longer ago than this are not reported to a client that connects, in seconds.
 const RECENT: f64 = 300.0;
 /// The most jobs that are looked at for one client.
 const MAX_LISTED: usize = 200;
@@ -97,7 +97,7 @@ async fn serve(mut socket: WebSocket, server: Arc<Server>, owner: Owner, client:
 /// A job of the client.
 struct Followed {
     id: String,
-    /// What the client calls it.
+    /// The id that the client chose.
     prompt_id: String,
     echo: Value,
     /// The last event that was sent.
@@ -106,7 +106,7 @@ struct Followed {
     node: Value,
 }
 
-/// What one client has been sent.
+/// The messages that one client has been sent.
 struct View {
     server: Arc<Server>,
     owner: Owner,
@@ -147,7 +147,7 @@ impl View {
         is_flags
     }
 
-    /// What is new since the last call.
+    /// The messages that are new since the last call.
     fn messages(&mut self) -> Vec<Message> {
         let mut out = Vec::new();
         let remaining = match self.is_new || self.statuses.has_changed().unwrap_or(false) {
@@ -162,7 +162,7 @@ impl View {
             self.remaining = remaining;
             out.push(self.status(true));
         }
-        // The number of jobs grows before the new one begins, and shrinks after the end is told.
+        // The number of jobs grows before the new one begins, and shrinks after its end is reported.
         if remaining > self.remaining {
             self.remaining = remaining;
             out.push(self.status(false));

@@ -20,7 +20,7 @@ use crate::server::store::Kind;
 
 /// The longest name of an image, in bytes.
 const MAX_NAME: usize = 255;
-/// How often a name that is taken gets another number.
+/// How many numbers are tried for the name of an upload that exists already.
 const MAX_COPIES: usize = 1000;
 
 /// Stores an image. A name that is taken by another image gets a number, unless it may be

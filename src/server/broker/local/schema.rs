@@ -58,6 +58,10 @@ pub const WAITING: &str = "id, owner, lane, model, cost";
 pub const COLUMNS: &str = "id, owner, state, spec, created, started, finished, attempts, outputs, \
                            settings, fault";
 
+/// Memory for pages of the database, in KiB, for each of two connections. The pages that requests
+/// need are the last ones and those of the indices; SQLite would keep 2 MB of others.
+const CACHE_KIB: u32 = 256;
+
 /// A connection to the database at `path`.
 ///
 /// # Errors
@@ -65,7 +69,10 @@ pub const COLUMNS: &str = "id, owner, state, spec, created, started, finished, a
 pub fn connect(path: &Path) -> Result<Connection, Fault> {
     let db = Connection::open(path).map_err(stored)?;
     db.busy_timeout(Duration::from_secs(5)).map_err(stored)?;
-    db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;").map_err(stored)?;
+    db.execute_batch(&format!(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -{CACHE_KIB};"
+    ))
+    .map_err(stored)?;
     Ok(db)
 }
 

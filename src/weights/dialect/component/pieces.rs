@@ -30,7 +30,7 @@ impl Weight {
     }
 }
 
-/// A stored tensor on its way to a canonical one.
+/// A stored tensor that is a part of a canonical one.
 pub(super) struct Piece {
     pub(super) stored: String,
     pub(super) shape: Vec<usize>,
@@ -60,7 +60,7 @@ impl Piece {
         companions: &Companions,
         swap: bool,
     ) -> Result<Self> {
-        let Reading { dtype, shape, scale } = companions.read(file, entry)?;
+        let Reading { dtype, shape, scale, rotation } = companions.read(file, entry)?;
         let (rows, cols) = match shape.as_slice() {
             [] => (1, 1),
             [n] => (1, *n),
@@ -94,6 +94,7 @@ impl Piece {
             cols,
             dtype,
             scale,
+            rotation,
         };
         Ok(Piece { stored: entry.name.clone(), shape, part, swap })
     }

@@ -95,7 +95,7 @@ impl Layer {
         let Some(scale) = SCALES.iter().find_map(|ending| self.get(ending)) else {
             if named.is_none() {
                 // Its only companions are scales of activations.
-                return Ok(Reading { dtype, shape, scale: Scale::One });
+                return Ok(Reading { dtype, shape, scale: Scale::One, rotation: None });
             }
             return Err(lacks(entry, "weight_scale"));
         };
@@ -130,7 +130,14 @@ impl Layer {
             }
             scale => scale,
         };
-        Ok(Reading { dtype, shape, scale })
+        if let Some(rotation) = self.rotation
+            && !shape[1].is_multiple_of(rotation.group())
+        {
+            return Err(error("rows are not a whole number of the groups that are rotated")
+                .found(format!("{shape:?}"))
+                .expected(format!("columns in multiples of {}", rotation.group())));
+        }
+        Ok(Reading { dtype, shape, scale, rotation: self.rotation })
     }
 
     /// Blocks whose scales are stored separately, in the tiles of cuBLAS.
@@ -172,7 +179,7 @@ impl Layer {
             factor,
             ..BlockScales::new(source, offset, stored, per_row)
         };
-        Ok(Reading { dtype, shape, scale: Scale::Blocks(scales) })
+        Ok(Reading { dtype, shape, scale: Scale::Blocks(scales), rotation: None })
     }
 
     /// bitsandbytes' 4-bit types.
@@ -258,7 +265,7 @@ impl Layer {
             shared: size / block,
             ..BlockScales::new(source, offset, stored, per_row)
         };
-        Ok(Reading { dtype, shape, scale: Scale::Blocks(scales) })
+        Ok(Reading { dtype, shape, scale: Scale::Blocks(scales), rotation: None })
     }
 
     /// bitsandbytes' int8: rows of 8-bit integers, of which 127 stands for the largest value of the
@@ -296,7 +303,7 @@ impl Layer {
             return Err(Error::model("SCB is negative").at(&scb.1.name).found(bad));
         }
         let factors: Vec<f32> = largest.iter().map(|v| v * STEP).collect();
-        Ok(Reading { dtype: DType::I8, shape, scale: Scale::Rows(factors.into()) })
+        Ok(Reading { dtype: DType::I8, shape, scale: Scale::Rows(factors.into()), rotation: None })
     }
 
     pub(super) fn aredden(&self, entry: &TensorEntry, shape: Vec<usize>) -> Result<Reading> {
@@ -312,7 +319,7 @@ impl Layer {
             (None, Some(scale)) => 1.0 / one_scale(scale)?,
             (None, None) => return Err(lacks(entry, "scale_reciprocal")),
         };
-        Ok(Reading { dtype, shape, scale: Scale::Tensor(scale) })
+        Ok(Reading { dtype, shape, scale: Scale::Tensor(scale), rotation: None })
     }
 }
 
@@ -333,7 +340,7 @@ fn tiles(entry: &TensorEntry, scale: &Companion, (rows, cols): (usize, usize)) -
     named(stored, &["BF16", "F32"], "FP8 in blocks")?;
     let (source, offset) = (file.source.clone(), stored.range.start);
     let blocks = BlockScales { tall: TILE, ..BlockScales::new(source, offset, kind, cols / TILE) };
-    Ok(Reading { dtype: DType::F8Block, shape, scale: Scale::Blocks(blocks) })
+    Ok(Reading { dtype: DType::F8Block, shape, scale: Scale::Blocks(blocks), rotation: None })
 }
 
 /// Checks that no block continues in the next row.

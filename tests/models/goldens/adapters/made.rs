@@ -293,8 +293,9 @@ pub fn merged(
         let bytes: Vec<u8> = values.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect();
         let (source, scale) = (Arc::new(bytes), Scale::One);
         let (rows, cols) = (w.rows, w.cols);
-        let part = HostPart { source, offset: 0, rows, cols, dtype: DType::F32, scale };
-        HostWeight { rows, cols, parts: vec![part] }
+        let part =
+            HostPart { rotation: None, source, offset: 0, rows, cols, dtype: DType::F32, scale };
+        HostWeight { int8: None, rows, cols, parts: vec![part] }
     };
     program.weights.iter().map(of).collect()
 }

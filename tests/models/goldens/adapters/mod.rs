@@ -2,11 +2,12 @@
 //! LyCORIS, PEFT and ComfyUI: strengths 1, 0.5 and -0.3 interpolate between the base weight and the
 //! changed one, and 0 is the model without the adapter, to the bit.
 
-mod made;
+pub(super) mod made;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use flux_fast::backend::Int8Use;
 use flux_fast::dtype::DType;
 use flux_fast::op::Program;
 use flux_fast::pipeline::loras::{LoraSet, open};
@@ -67,7 +68,14 @@ fn kinds() -> Vec<(&'static str, Vec<Stored>)> {
         );
         parts
     };
+    // BFL's order of shift and scale is that of the canonical weight, diffusers' is the other one.
+    let last = |name: &str| {
+        vec![stored(name, "final_layer.adaLN_modulation.1", Kind::Pair(3)).length(Length::None)]
+    };
     vec![
+        ("last modulation, BFL", last("diffusion_model.final_layer.adaLN_modulation.1")),
+        ("last modulation, Kohya", last("lora_unet_final_layer_adaLN_modulation_1")),
+        ("last modulation, diffusers", last("transformer.norm_out.linear")),
         ("LoRA", all(Kind::Pair(3), Length::None, Some(2.0))),
         ("LoHa", all(Kind::Hada(2), Length::None, Some(1.5))),
         ("LoHa of a high rank", all(Kind::Hada(40), Length::None, Some(8.0))),
@@ -129,7 +137,7 @@ fn every_kind_changes_the_transformer_as_merged_weights_do() {
                 });
                 let loras = set(made, strength);
                 let weights = checkpoint.get(TRANSFORMER).unwrap();
-                let got = at(&|program| loras.apply(weights, program).unwrap());
+                let got = at(&|program| loras.apply(weights, program, Int8Use::Never).unwrap());
                 let (error, change) = (relative_error(&got, &want), relative_error(&base, &want));
                 println!("{device} {name} at {strength}: {error:.2e} of a change of {change:.2e}");
                 assert!(error <= TOLERANCE, "{device} {name} at {strength}: {error:.2e}");
@@ -137,7 +145,7 @@ fn every_kind_changes_the_transformer_as_merged_weights_do() {
             }
             let loras = set(made, 0.0);
             let weights = checkpoint.get(TRANSFORMER).unwrap();
-            let got = at(&|program| loras.apply(weights, program).unwrap());
+            let got = at(&|program| loras.apply(weights, program, Int8Use::Never).unwrap());
             assert_eq!(got, base, "{name} at 0");
         }
     }
@@ -183,7 +191,7 @@ fn kinds_add_up_and_streaming_changes_no_bit() {
             DType::F32,
         );
         let weights = checkpoint.get(TRANSFORMER).unwrap();
-        let apply = |program| loras.apply(weights, program).unwrap();
+        let apply = |program| loras.apply(weights, program, Int8Use::Never).unwrap();
         let got = velocity(backend, &golden, g, &apply, DType::F32);
         let error = relative_error(&got.0, &want.0);
         assert!(error <= TOLERANCE, "{device}: {error:.2e}");
@@ -268,7 +276,7 @@ fn vectors_change_as_merged_weights_do() {
                 (program, weights)
             });
             let loras = LoraSet::of(vec![(adapter.clone(), strength)]);
-            let got = at(&|program| loras.apply(weights, program).unwrap());
+            let got = at(&|program| loras.apply(weights, program, Int8Use::Never).unwrap());
             let error = relative_error(&got, &want);
             assert!(error <= TOLERANCE, "{strength}: {error:.2e}");
             assert!(strength != 0.0 || got == want);

@@ -292,7 +292,9 @@ impl<'a> Reader<'a> {
                     let cut = (width / unit * unit, height / unit * unit);
                     if cut != (width, height) {
                         let (width, height) = cut;
-                        self.notes.push(format!("drawn at {width}x{height}: multiples of {unit}"));
+                        self.notes.push(format!(
+                            "drawn at {width}x{height}: sides must be multiples of {unit}"
+                        ));
                     }
                     (width, height) = cut;
                 }

@@ -1,0 +1,491 @@
+//! Matrix products in 8-bit integers: `y = s_x s_w sum(q_x q_w)`, see [`Int8`]. The blocks and
+//! loops are those of the products of floats (see [the parent module](super)); a word has four
+//! neighbouring k as bytes, or two as 16-bit integers.
+//!
+//! Rows of x are rotated and quantised once, when they are packed, and so are the rows of w of a
+//! task, over all of k, since a row has one scale. No task needs the rows of another, so that
+//! nothing is kept: a weight that is stored in another type costs no memory.
+//!
+//! Lower bound at 1280 x 3072 x 12288 on two cores of 2 x 64 multiply-adds a cycle: 97 ms at 2 GHz.
+//! Quantising a weight takes about 1 cycle for an element, its products with 1280 rows 10.
+//!
+//! Sums are exact, so they do not depend on anything. The kernels multiply bytes without a sign
+//! with bytes that have one: w is stored as `q + 128`, and a sum begins with `-128 sum(q_x)`.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+#[cfg(test)]
+mod tests;
+
+#[cfg(target_arch = "x86_64")]
+pub use avx2::{AVX2, avx_vnni};
+#[cfg(target_arch = "x86_64")]
+pub use avx512::AVX512VNNI;
+pub use portable::PORTABLE;
+
+use super::super::isa::Isa;
+use super::super::matrix::{In, Out};
+use super::finish::Tail;
+use super::{ALIGN, Columns, KBlock, KC, MAX_LANES, Micro, NC, Side, Words, aligned, fetch, share};
+use crate::backend::int8::{quantise, quantise_stored};
+use crate::dtype::int8::Int8;
+use crate::tensor::HostWeight;
+
+/// The inner functions for one instruction set. All need a processor with `isa`.
+pub struct IntegerMicro {
+    /// The instructions that it needs.
+    pub isa: Isa,
+    /// Elements of k in a word: 4 bytes, or 2 integers of 16 bits.
+    pub per_word: usize,
+    /// Whether 128 is added to the integers of w.
+    pub unsigned: bool,
+    /// `tile(words, a, b, c, start)`: `c[mr x nr] (+)= a . b^T` over packed panels. Without `start`
+    /// it adds to c; with it, sums of row `r` begin with `start[r]`.
+    pub tile: unsafe fn(usize, *const u32, *const u32, *mut i32, Option<&[i32]>),
+    /// `pack(rows, lanes, word, words, unsigned, to)`: the words from `word` on of rows of integers,
+    /// as `[word][lane]`. Rows are padded to whole vectors; lanes without a row are not used.
+    pub pack: unsafe fn(&[*const i8], usize, usize, usize, bool, *mut u32),
+    /// `scale(tile, width, factors)`: turns the sums of row `r` to floats times `factors[r]`, in
+    /// place.
+    pub scale: unsafe fn(*mut i32, usize, &[f32]),
+    /// The kernels for sides and epilogues, with tiles of the same size.
+    pub floats: &'static Micro,
+}
+
+/// Rows of integers are padded with zeros to a multiple of this many bytes.
+const PAD: usize = 64;
+/// The most rows of x that are packed at once: in bytes as many as the products of floats pack.
+const ROWS: usize = 3080;
+/// Sums have 32 bits: no more columns than this can overflow them, with or without the 128.
+const MOST_COLUMNS: usize = (i32::MAX / (255 * 127)) as usize;
+
+/// How a product is divided: a function of its shape, the kernel and the number of threads.
+#[derive(Debug, Clone, Copy)]
+struct Blocks {
+    /// Bytes of a padded row, and words of it.
+    row_bytes: usize,
+    words: usize,
+    /// Row panels of x that are packed at once.
+    panels: usize,
+    /// Row panels of x and rows of w in a task.
+    task_panels: usize,
+    nc: usize,
+    /// Words of the packed x, and with the packed t of a side and what belongs to the rows.
+    x_words: usize,
+    shared_words: usize,
+    /// Words of the packed w, of the sums, and of the rows that are quantised, of one thread.
+    w_words: usize,
+    c_words: usize,
+    row_words: usize,
+}
+
+impl Blocks {
+    fn new(m: &IntegerMicro, rows: usize, k: usize, side: usize, n: usize, threads: usize) -> Self {
+        let (mr, nr) = (m.floats.mr, m.floats.nr);
+        let row_bytes = k.next_multiple_of(PAD).max(PAD);
+        let words = row_bytes / m.per_word;
+        let side_words = side.div_ceil(m.floats.per_word);
+        let passes = rows.div_ceil(ROWS).max(1);
+        let panels = rows.div_ceil(mr).div_ceil(passes);
+        // Enough tasks that threads finish at about the same time. Narrower tasks cost little;
+        // shorter ones quantise their rows of w again, so they come last.
+        let tasks =
+            |nc: usize, task_panels: usize| n.div_ceil(nc) * panels.div_ceil(task_panels.max(1));
+        let (mut nc, mut task_panels) = (NC.min(n.next_multiple_of(nr)), panels);
+        let want = if threads == 1 { 1 } else { 4 * threads };
+        while tasks(nc, task_panels) < want && nc > nr {
+            nc = (nc / 2).next_multiple_of(nr);
+        }
+        while tasks(nc, task_panels) < want && task_panels * mr > 128 {
+            task_panels = task_panels.div_ceil(2);
+        }
+        let whole = |words: usize| words.next_multiple_of(16);
+        let x_words = whole(panels * mr * words);
+        Blocks {
+            row_bytes,
+            words,
+            panels,
+            task_panels,
+            nc,
+            x_words,
+            // Behind the words: the scales of rows and the starts of their sums.
+            shared_words: x_words + whole(panels * mr * side_words) + 2 * whole(panels * mr),
+            w_words: whole(nc * words.max(side_words.min(KC))),
+            c_words: whole(mr * task_panels * nc),
+            row_words: whole(k) + MAX_LANES * row_bytes / 4,
+        }
+    }
+
+    fn slot_words(&self) -> usize {
+        self.w_words + self.c_words + self.row_words
+    }
+}
+
+/// Bytes of scratch that [`product`] needs. `side` is the rank of a side, or 0.
+pub fn scratch_bytes(
+    m: &IntegerMicro,
+    rows: usize,
+    k: usize,
+    side: usize,
+    n: usize,
+    threads: usize,
+) -> usize {
+    let blocks = Blocks::new(m, rows, k, side, n, threads);
+    (blocks.shared_words + threads * blocks.slot_words()) * 4 + ALIGN
+}
+
+/// A weight as rows of integers, and factors of its rows besides their scales.
+#[derive(Clone, Copy)]
+pub struct Integers<'a> {
+    /// The weight, as it is stored.
+    pub weight: &'a HostWeight,
+    /// How its rows become integers.
+    pub int8: Int8,
+    /// One factor for each row.
+    pub factors: Option<&'a [f32]>,
+}
+
+impl Integers<'_> {
+    /// Writes the integers of row `row` to `out`, which begins with as many as the row has, and
+    /// returns their scale. `values` is as long as the row.
+    fn row(&self, row: usize, values: &mut [f32], out: &mut [i8]) -> f32 {
+        let mut local = row;
+        let part = self.weight.parts.iter().find(|part| {
+            let within = local < part.rows;
+            local -= if within { 0 } else { part.rows };
+            within
+        });
+        let part = part.expect("a row of the weight");
+        let bytes = &part.bytes()[local * part.row_bytes()..][..part.row_bytes()];
+        let scale = if self.weight.is_stored_as(self.int8) {
+            out.iter_mut().zip(bytes).for_each(|(q, b)| *q = *b as i8);
+            part.scale.of(local)
+        } else {
+            quantise_stored(self.int8, (part, local, bytes), values, out)
+        };
+        scale * self.factors.map_or(1.0, |f| f[row])
+    }
+}
+
+/// What all tasks of one pass over rows of x share.
+struct Pass<'a> {
+    m: &'a IntegerMicro,
+    b: Blocks,
+    w: Integers<'a>,
+    bias: Option<&'a [f32]>,
+    side: Option<Side<'a>>,
+    tail: Tail,
+    out: Out,
+    /// The first row of x, and their number.
+    rows: (usize, usize),
+    scratch: Words,
+}
+
+/// `out = tail(x . w^T + side + bias)` in integers; x: `rows x k`, w: `n x k`, bias: n, out: `rows x
+/// n`.
+///
+/// # Safety
+/// The processor must have `m.isa`, and the matrices must be valid as their constructors require.
+#[allow(clippy::too_many_arguments, reason = "the operands of the operation")]
+pub unsafe fn product(
+    m: &IntegerMicro,
+    x: In,
+    w: Integers,
+    bias: Option<&[f32]>,
+    side: Option<Side>,
+    tail: Tail,
+    out: Out,
+    scratch: &mut [u8],
+) {
+    let (rows, k, n) = (x.rows(), x.cols(), out.cols());
+    assert!(k <= MOST_COLUMNS, "sums over {k} columns could overflow");
+    if rows == 0 || n == 0 {
+        return;
+    }
+    let threads = rayon::current_num_threads();
+    let b = Blocks::new(m, rows, k, side.map_or(0, |s| s.t.cols()), n, threads);
+    let scratch = aligned(scratch, b.shared_words + threads * b.slot_words());
+    let most = b.panels * m.floats.mr;
+    for first in (0..rows).step_by(most) {
+        let rows = (first, most.min(rows - first));
+        let pass = Pass { m, b, w, bias, side, tail, out, rows, scratch };
+        // SAFETY: the rows exist, and the scratch is large enough; the caller guarantees the rest.
+        unsafe { pass.run(x, threads) };
+    }
+}
+
+impl Pass<'_> {
+    /// Packs the rows of x, then runs all tasks.
+    unsafe fn run(&self, x: In, threads: usize) {
+        let count = self.rows.1;
+        let panels = count.div_ceil(self.m.floats.mr);
+        share(threads, panels, |slot, panel| {
+            // SAFETY: only this task uses the panel and the slot.
+            unsafe { self.pack_x(x, slot, panel, panels) };
+        });
+        let tall = panels.div_ceil(self.b.task_panels);
+        let n = self.out.cols();
+        share(threads, tall * n.div_ceil(self.b.nc), |slot, task| {
+            let col = task / tall * self.b.nc;
+            let cols = self.b.nc.min(n - col);
+            let top = task % tall * self.b.task_panels;
+            let count = self.b.task_panels.min(panels - top);
+            // SAFETY: only this task uses the slot, and only it writes these elements of out.
+            unsafe { self.task(slot, (col, cols), (top, count), panels) };
+        });
+    }
+
+    /// The blocks of k.
+    fn blocks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let words = self.b.words;
+        (0..words).step_by(KC).map(move |first| (first, KC.min(words - first)))
+    }
+
+    /// The words of x of one panel in the block of k that begins at word `first` and has `words`.
+    fn x_panel(&self, (first, words): (usize, usize), panel: usize, panels: usize) -> *mut u32 {
+        self.scratch.at((first * panels + panel * words) * self.m.floats.mr)
+    }
+
+    /// The scales of the rows of a panel, and behind those of all panels the starts of their sums.
+    fn row_facts(&self, panel: usize) -> (*mut f32, *mut i32) {
+        let all = (self.b.panels * self.m.floats.mr).next_multiple_of(16);
+        let at = self.b.shared_words - 2 * all + panel * self.m.floats.mr;
+        (self.scratch.at(at).cast(), self.scratch.at(at + all).cast())
+    }
+
+    /// The memory of a thread: packed w, sums, a row of floats, rows of integers.
+    fn slot(&self, slot: usize) -> (*mut u32, *mut i32, *mut f32, *mut i8) {
+        let b = &self.b;
+        let w = self.scratch.at(b.shared_words + slot * b.slot_words());
+        let (sums, floats) = (w.wrapping_add(b.w_words), w.wrapping_add(b.w_words + b.c_words));
+        let integers = floats.wrapping_add(b.row_words - MAX_LANES * b.row_bytes / 4);
+        (w, sums.cast(), floats.cast(), integers.cast())
+    }
+
+    /// Quantises and packs the rows of a panel of x, and packs those of the side.
+    unsafe fn pack_x(&self, x: In, slot: usize, panel: usize, panels: usize) {
+        let (m, mr, k) = (self.m, self.m.floats.mr, x.cols());
+        let (_, _, values, integers) = self.slot(slot);
+        let (scales, starts) = self.row_facts(panel);
+        let mut lanes = [std::ptr::null(); MAX_LANES];
+        for (lane, at) in lanes.iter_mut().enumerate().take(mr) {
+            let row = integers.wrapping_add(lane * self.b.row_bytes);
+            *at = row.cast_const();
+            let number = panel * mr + lane;
+            // SAFETY: the slot has a row of floats and `MAX_LANES` rows of integers; the row of x
+            // exists, and nothing writes to it.
+            unsafe {
+                row.write_bytes(0, self.b.row_bytes);
+                let (mut scale, mut start) = (0.0, 0);
+                if number < self.rows.1 {
+                    let values = std::slice::from_raw_parts_mut(values, k);
+                    let q = std::slice::from_raw_parts_mut(row, k);
+                    values.copy_from_slice(x.row(self.rows.0 + number));
+                    scale = quantise(self.w.int8, values, q);
+                    let sum: i32 = q.iter().map(|q| i32::from(*q)).sum();
+                    start = if m.unsigned { -128 * sum } else { 0 };
+                }
+                scales.add(lane).write(scale);
+                starts.add(lane).write(start);
+            }
+        }
+        for block in self.blocks() {
+            let to = self.x_panel(block, panel, panels);
+            // SAFETY: the rows are padded, and only this task uses the panel.
+            unsafe { (m.pack)(&lanes[..mr], mr, block.0, block.1, false, to) };
+        }
+        let Some(side) = self.side else { return };
+        let count = mr.min(self.rows.1 - panel * mr);
+        for block in KBlock::all(m.floats, side.t.cols(), self.b.x_words, true) {
+            let rows = (self.rows.0 + panel * mr, count);
+            let to = self.side_panel(&block, panel, panels);
+            // SAFETY: as above.
+            unsafe { super::pack_x(m.floats, &block, side.t, rows, to) };
+        }
+    }
+
+    fn side_panel(&self, block: &KBlock, panel: usize, panels: usize) -> *mut u32 {
+        let at = block.first_word * panels + panel * block.words;
+        self.scratch.at(block.base + at * self.m.floats.mr)
+    }
+
+    /// Quantises and packs the rows of w of a task, over all of k, as `[block][panel][word][lane]`.
+    /// Their scales replace those of `columns`.
+    unsafe fn pack_w(&self, slot: usize, (col, cols): (usize, usize), columns: &mut Columns) {
+        let (m, nr, k) = (self.m, self.m.floats.nr, self.w.weight.cols);
+        let (packed, _, values, integers) = self.slot(slot);
+        let w_panels = cols.div_ceil(nr);
+        for p in 0..w_panels {
+            let count = nr.min(cols - p * nr);
+            let mut lanes = [std::ptr::null(); MAX_LANES];
+            for (lane, at) in lanes.iter_mut().enumerate().take(count) {
+                let row = integers.wrapping_add(lane * self.b.row_bytes);
+                *at = row.cast_const();
+                // SAFETY: the slot has a row of floats and `MAX_LANES` rows of integers.
+                unsafe {
+                    let values = std::slice::from_raw_parts_mut(values, k);
+                    row.add(k).write_bytes(0, self.b.row_bytes - k);
+                    let q = std::slice::from_raw_parts_mut(row, k);
+                    columns.scale[p * nr + lane] = self.w.row(col + p * nr + lane, values, q);
+                }
+            }
+            for (first, words) in self.blocks() {
+                let to = packed.wrapping_add((first * w_panels + p * words) * nr);
+                // SAFETY: the rows are padded, and the packed w has room for all panels.
+                unsafe { (m.pack)(&lanes[..count], nr, first, words, m.unsigned, to) };
+            }
+        }
+    }
+
+    /// The columns `col .. col + cols` of out, for the row panels `top .. top + count`.
+    unsafe fn task(
+        &self,
+        slot: usize,
+        (col, cols): (usize, usize),
+        (top, count): (usize, usize),
+        panels: usize,
+    ) {
+        let (m, mr, nr) = (self.m, self.m.floats.mr, self.m.floats.nr);
+        let w_panels = cols.div_ceil(nr);
+        let (packed, sums, ..) = self.slot(slot);
+        let mut columns = Columns::of_ones(self.bias, col, cols);
+        // SAFETY: the promises of the caller.
+        unsafe { self.pack_w(slot, (col, cols), &mut columns) };
+        for block in self.blocks() {
+            let last = block.0 + block.1 == self.b.words;
+            for (panel, p) in (0..count).flat_map(|i| (0..w_panels).map(move |p| (i, p))) {
+                let tile = sums.wrapping_add((panel * w_panels + p) * mr * nr);
+                let x = self.x_panel(block, top + panel, panels);
+                let w = packed.wrapping_add((block.0 * w_panels + p * block.1) * nr);
+                // Every tile prefetches a part of the next panel of x.
+                let part = (mr * block.1).div_ceil(w_panels);
+                let next = self.x_panel(block, (top + panel + 1).min(panels - 1), panels);
+                fetch(next.wrapping_add(p * part), part);
+                let (scales, starts) = self.row_facts(top + panel);
+                // SAFETY: the panels were packed with these words, the facts of their rows were
+                // written, and only this slot uses the tile.
+                unsafe {
+                    let starts = std::slice::from_raw_parts(starts, mr);
+                    (m.tile)(block.1, x, w, tile, (block.0 == 0).then_some(starts));
+                    if last {
+                        (m.scale)(tile, nr, std::slice::from_raw_parts(scales, mr));
+                        if self.side.is_none() {
+                            self.finish(&columns, tile.cast(), top + panel, p, cols);
+                        }
+                    }
+                }
+            }
+        }
+        let Some(side) = self.side else { return };
+        // SAFETY: as above; the tiles are floats now.
+        unsafe { self.add_side(side, &mut columns, slot, (col, cols), (top, count), panels) };
+    }
+
+    /// Adds the product of the side to all tiles of a task, and finishes them.
+    unsafe fn add_side(
+        &self,
+        side: Side,
+        columns: &mut Columns,
+        slot: usize,
+        (col, cols): (usize, usize),
+        (top, count): (usize, usize),
+        panels: usize,
+    ) {
+        let (floats, mr, nr) = (self.m.floats, self.m.floats.mr, self.m.floats.nr);
+        let w_panels = cols.div_ceil(nr);
+        let (packed, sums, ..) = self.slot(slot);
+        let sums: *mut f32 = sums.cast();
+        let blocks: Vec<KBlock> =
+            KBlock::all(floats, side.t.cols(), self.b.x_words, true).collect();
+        for (i, block) in blocks.iter().enumerate() {
+            // SAFETY: the rows of the side have the elements of the block; the packed w is not
+            // needed any more, and has room for a block.
+            unsafe {
+                super::pack_w(floats, block, side.b, (col, cols), false, &mut [], packed);
+            }
+            for (panel, p) in (0..count).flat_map(|i| (0..w_panels).map(move |p| (i, p))) {
+                let tile = sums.wrapping_add((panel * w_panels + p) * mr * nr);
+                let x = self.side_panel(block, top + panel, panels);
+                let w = packed.wrapping_add(p * nr * block.words);
+                // SAFETY: the panels were packed above, and only this slot uses the tile.
+                unsafe {
+                    if i == 0 {
+                        let tile = std::slice::from_raw_parts_mut(tile, mr * nr);
+                        columns.scale_tile(tile, nr, p * nr);
+                    }
+                    (floats.tile)(block.words, x, w, tile, true);
+                    if i + 1 == blocks.len() {
+                        let scaled = Columns { scale: [1.0; NC], ..*columns };
+                        self.finish(&scaled, tile, top + panel, p, cols);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Finishes a tile: panel `panel` of x by panel `p` of the task's rows of w.
+    unsafe fn finish(
+        &self,
+        columns: &Columns,
+        tile: *const f32,
+        panel: usize,
+        p: usize,
+        cols: usize,
+    ) {
+        let (mr, nr) = (self.m.floats.mr, self.m.floats.nr);
+        let rows = mr.min(self.rows.1 - panel * mr);
+        let width = nr.min(cols - p * nr);
+        let row = self.rows.0 + panel * mr;
+        let how = columns.finish(self.tail, self.out, row, rows, p * nr, width);
+        // SAFETY: the promise of the caller.
+        unsafe { (self.m.floats.finish)(tile, nr, how) };
+    }
+}
+
+/// `IntegerMicro::scale` for any instruction set.
+#[inline(always)]
+unsafe fn scale(tile: *mut i32, width: usize, factors: &[f32]) {
+    for (r, factor) in factors.iter().enumerate() {
+        // SAFETY: the tile has a row for each factor.
+        let row = unsafe { std::slice::from_raw_parts_mut(tile.add(r * width), width) };
+        for sum in row {
+            *sum = (*sum as f32 * factor).to_bits() as i32;
+        }
+    }
+}
+
+/// `IntegerMicro::pack` for any instruction set: words of four bytes, or of two 16-bit integers.
+#[inline(always)]
+unsafe fn pack<const PER: usize>(
+    rows: &[*const i8],
+    lanes: usize,
+    word: usize,
+    words: usize,
+    unsigned: bool,
+    to: *mut u32,
+) {
+    let flip = if unsigned { 0x8080_8080 } else { 0 };
+    for (lane, row) in rows.iter().enumerate() {
+        for i in 0..words {
+            let at = row.wrapping_add((word + i) * PER);
+            // SAFETY: the rows have these words, and `to` has `words * lanes`.
+            unsafe {
+                let value = match PER {
+                    4 => at.cast::<u32>().read_unaligned() ^ flip,
+                    _ => {
+                        let [low, high] = at.cast::<[i8; 2]>().read();
+                        u32::from(i16::from(low) as u16) | u32::from(i16::from(high) as u16) << 16
+                    }
+                };
+                to.add(i * lanes + lane).write(value);
+            }
+        }
+    }
+    for lane in rows.len()..lanes {
+        // SAFETY: as above. Lanes without a row must not be left as they were.
+        (0..words).for_each(|i| unsafe { to.add(i * lanes + lane).write(0) });
+    }
+}

@@ -1,0 +1,203 @@
+//! The functions of the driver's library, which is loaded when it is first needed.
+//!
+//! Their results are integers here, not an enum: a driver that is newer than this program may
+//! return codes that it does not know.
+
+use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::sync::OnceLock;
+
+use libloading::Library;
+
+use crate::error::Result;
+
+/// What a call returned that did not succeed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Code(pub u32);
+
+impl Code {
+    pub const OUT_OF_MEMORY: Code = Code(2);
+    pub const DEVICE_UNAVAILABLE: Code = Code(46);
+    /// The driver's library does not have the function, or there is no such library.
+    pub const NOT_FOUND: Code = Code(500);
+
+    /// The driver's name of the error.
+    pub fn name(self) -> String {
+        let mut text: *const c_char = std::ptr::null();
+        // SAFETY: writes a pointer to a text that lives as long as the library.
+        let found = unsafe { error_name(self.0 as c_int, &mut text) };
+        if found.is_err() || text.is_null() {
+            return format!("CUDA error {}", self.0);
+        }
+        // SAFETY: as above; the text ends in a zero.
+        unsafe { std::ffi::CStr::from_ptr(text) }.to_string_lossy().into_owned()
+    }
+}
+
+/// The driver's number of a device.
+pub type Device = c_int;
+/// The driver's handle to a context, module, function, stream, event or graph.
+pub type Handle = *mut c_void;
+
+/// A TMA descriptor.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub struct TensorMap(pub [u64; 16]);
+
+// Values of the driver's enums.
+pub const ATTRIBUTE_PROCESSORS: c_int = 16;
+pub const ATTRIBUTE_L2_BYTES: c_int = 38;
+pub const ATTRIBUTE_MAJOR: c_int = 75;
+pub const ATTRIBUTE_MINOR: c_int = 76;
+pub const ATTRIBUTE_SHARED_OPTIN: c_int = 97;
+pub const CONTEXT_BLOCKING_SYNC: c_uint = 4;
+pub const EVENT_BLOCKING_SYNC: c_uint = 1;
+pub const EVENT_DISABLE_TIMING: c_uint = 2;
+pub const STREAM_NON_BLOCKING: c_uint = 1;
+pub const CAPTURE_THREAD_LOCAL: c_int = 1;
+pub const FUNCTION_STATIC_SHARED: c_int = 1;
+pub const FUNCTION_LOCAL_BYTES: c_int = 3;
+pub const FUNCTION_REGISTERS: c_int = 4;
+pub const FUNCTION_DYNAMIC_SHARED: c_int = 8;
+pub const FUNCTION_CARVEOUT: c_int = 9;
+pub const JIT_ERROR_LOG: c_int = 5;
+pub const JIT_ERROR_LOG_BYTES: c_int = 6;
+pub const TENSOR_UINT8: c_int = 0;
+pub const TENSOR_BF16: c_int = 9;
+pub const TENSOR_INTERLEAVE_NONE: c_int = 0;
+pub const TENSOR_SWIZZLE_128B: c_int = 3;
+pub const TENSOR_L2_256B: c_int = 3;
+pub const TENSOR_FILL_ZEROS: c_int = 0;
+
+/// The library and its functions; those that an old driver lacks are `None`.
+macro_rules! functions {
+    ($($name:ident = $symbol:literal ($($argument:ident: $t:ty),*);)*) => {
+        struct Api {
+            $($name: Option<unsafe extern "system" fn($($t),*) -> c_int>,)*
+            // The functions are valid as long as it is loaded: to the end of the process.
+            _library: Library,
+        }
+
+        impl Api {
+            fn load() -> Option<Api> {
+                // SAFETY: loading runs the initialisers of the system's GPU driver.
+                let library = NAMES.iter().find_map(|n| unsafe { Library::new(*n) }.ok())?;
+                // SAFETY: the signatures are those of cuda.h.
+                unsafe {
+                    $(let $name = library
+                        .get::<unsafe extern "system" fn($($t),*) -> c_int>($symbol.as_bytes())
+                        .ok()
+                        .map(|symbol| *symbol);)*
+                    Some(Api { $($name,)* _library: library })
+                }
+            }
+        }
+
+        $(
+            /// # Safety
+            /// The arguments are what the driver requires of them.
+            #[allow(clippy::too_many_arguments, reason = "the driver's arguments")]
+            pub unsafe fn $name($($argument: $t),*) -> Result<(), Code> {
+                match api().and_then(|api| api.$name) {
+                    // SAFETY: the caller's promise.
+                    Some(call) => match unsafe { call($($argument),*) } {
+                        0 => Ok(()),
+                        code => Err(Code(code as u32)),
+                    },
+                    None => Err(Code::NOT_FOUND),
+                }
+            }
+        )*
+    };
+}
+
+/// The first name is the one under which tests load a driver of their own.
+#[cfg(windows)]
+const NAMES: &[&str] = &["nvcuda.dll"];
+#[cfg(not(windows))]
+const NAMES: &[&str] = &["libcuda.so", "libcuda.so.1"];
+
+fn api() -> Option<&'static Api> {
+    static API: OnceLock<Option<Api>> = OnceLock::new();
+    API.get_or_init(Api::load).as_ref()
+}
+
+/// Whether the driver's library can be loaded.
+pub fn present() -> bool {
+    api().is_some()
+}
+
+functions! {
+    error_name = "cuGetErrorName" (code: c_int, to: *mut *const c_char);
+    init = "cuInit" (flags: c_uint);
+    driver_version = "cuDriverGetVersion" (to: *mut c_int);
+    device_count = "cuDeviceGetCount" (to: *mut c_int);
+    device = "cuDeviceGet" (to: *mut Device, ordinal: c_int);
+    device_name = "cuDeviceGetName" (to: *mut c_char, bytes: c_int, device: Device);
+    device_bus = "cuDeviceGetPCIBusId" (to: *mut c_char, bytes: c_int, device: Device);
+    device_memory = "cuDeviceTotalMem_v2" (to: *mut usize, device: Device);
+    device_attribute = "cuDeviceGetAttribute" (to: *mut c_int, which: c_int, device: Device);
+    primary_flags = "cuDevicePrimaryCtxSetFlags_v2" (device: Device, flags: c_uint);
+    primary_retain = "cuDevicePrimaryCtxRetain" (to: *mut Handle, device: Device);
+    primary_release = "cuDevicePrimaryCtxRelease_v2" (device: Device);
+    set_current = "cuCtxSetCurrent" (context: Handle);
+    memory_info = "cuMemGetInfo_v2" (free: *mut usize, total: *mut usize);
+    memory_alloc = "cuMemAlloc_v2" (to: *mut u64, bytes: usize);
+    memory_free = "cuMemFree_v2" (address: u64);
+    host_alloc = "cuMemHostAlloc" (to: *mut *mut c_void, bytes: usize, flags: c_uint);
+    host_free = "cuMemFreeHost" (start: *mut c_void);
+    upload = "cuMemcpyHtoDAsync_v2" (to: u64, from: *const c_void, bytes: usize, stream: Handle);
+    download = "cuMemcpyDtoHAsync_v2" (to: *mut c_void, from: u64, bytes: usize, stream: Handle);
+    module_load = "cuModuleLoadDataEx" (
+        to: *mut Handle, image: *const c_void, count: c_uint, options: *mut c_int,
+        values: *mut *mut c_void
+    );
+    module_unload = "cuModuleUnload" (module: Handle);
+    module_function = "cuModuleGetFunction" (to: *mut Handle, module: Handle, name: *const c_char);
+    function_load = "cuFuncLoad" (function: Handle);
+    function_set = "cuFuncSetAttribute" (function: Handle, which: c_int, value: c_int);
+    function_get = "cuFuncGetAttribute" (to: *mut c_int, which: c_int, function: Handle);
+    occupancy = "cuOccupancyMaxActiveBlocksPerMultiprocessor" (
+        to: *mut c_int, function: Handle, threads: c_int, shared: usize
+    );
+    launch = "cuLaunchKernel" (
+        function: Handle, x: c_uint, y: c_uint, z: c_uint, threads_x: c_uint, threads_y: c_uint,
+        threads_z: c_uint, shared: c_uint, stream: Handle, arguments: *mut *mut c_void,
+        extra: *mut *mut c_void
+    );
+    stream_create = "cuStreamCreate" (to: *mut Handle, flags: c_uint);
+    stream_synchronize = "cuStreamSynchronize" (stream: Handle);
+    stream_wait = "cuStreamWaitEvent" (stream: Handle, event: Handle, flags: c_uint);
+    stream_destroy = "cuStreamDestroy_v2" (stream: Handle);
+    capture_begin = "cuStreamBeginCapture_v2" (stream: Handle, mode: c_int);
+    capture_end = "cuStreamEndCapture" (stream: Handle, to: *mut Handle);
+    graph_destroy = "cuGraphDestroy" (graph: Handle);
+    graph_instantiate = "cuGraphInstantiateWithFlags" (to: *mut Handle, graph: Handle, flags: u64);
+    graph_launch = "cuGraphLaunch" (graph: Handle, stream: Handle);
+    graph_exec_destroy = "cuGraphExecDestroy" (graph: Handle);
+    event_create = "cuEventCreate" (to: *mut Handle, flags: c_uint);
+    event_record = "cuEventRecord" (event: Handle, stream: Handle);
+    event_synchronize = "cuEventSynchronize" (event: Handle);
+    event_elapsed = "cuEventElapsedTime" (to: *mut f32, from: Handle, until: Handle);
+    event_destroy = "cuEventDestroy_v2" (event: Handle);
+    tensor_map = "cuTensorMapEncodeTiled" (
+        to: *mut TensorMap, dtype: c_int, rank: c_uint, address: *mut c_void, sizes: *const u64,
+        strides: *const u64, window: *const c_uint, steps: *const c_uint, interleave: c_int,
+        swizzle: c_int, promotion: c_int, fill: c_int
+    );
+}
+
+/// A handle or a number that `call` writes.
+pub fn made<T: Copy>(empty: T, call: impl FnOnce(&mut T) -> Result<(), Code>) -> Result<T, Code> {
+    let mut value = empty;
+    call(&mut value).map(|()| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_that_no_list_has_are_numbers() {
+        assert_eq!(Code(4_000_000).name(), "CUDA error 4000000");
+    }
+}

@@ -1,0 +1,78 @@
+//! The files of jobs in the bucket of images: images to start from by the names that they have in
+//! the folder of inputs, and results by theirs.
+
+use std::path::Path;
+
+use async_nats::jetstream::object_store::{GetErrorKind, ObjectMetadata};
+use tokio::io::AsyncReadExt;
+
+use super::link::{Link, unreachable};
+use super::record::Record;
+use crate::pipeline::images::{Format, write_beside};
+use crate::server::data::DataFolder;
+use crate::server::fault::Fault;
+use crate::server::job::JobSpec;
+use crate::server::wait::expired;
+
+/// The most bytes that are sent to the broker at a time.
+const CHUNK: usize = 128 << 10;
+
+impl Link {
+    /// Stores the file at `path` under its name.
+    ///
+    /// # Errors
+    /// 503, and 500 if the file cannot be read.
+    pub async fn put_file(&self, path: &Path) -> Result<(), Fault> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut file = tokio::io::BufReader::new(std::io::Cursor::new(
+            std::fs::read(path).map_err(|_| Fault::internal("an image cannot be read"))?,
+        ));
+        let meta = ObjectMetadata { name, chunk_size: Some(CHUNK), ..ObjectMetadata::default() };
+        self.images.put(meta, &mut file).await.map(drop).map_err(|e| unreachable(&e))
+    }
+
+    /// Writes the file called `name` to `path`.
+    ///
+    /// # Errors
+    /// 410 if there is none, 503, and 500 if it cannot be written.
+    pub async fn get_file(&self, name: &str, path: &Path) -> Result<(), Fault> {
+        let mut object = self.images.get(name).await.map_err(|e| match e.kind() {
+            GetErrorKind::NotFound => expired(),
+            _ => unreachable(&e),
+        })?;
+        let mut bytes = Vec::with_capacity(object.info().size);
+        object.read_to_end(&mut bytes).await.map_err(|e| unreachable(&e))?;
+        write_beside(path, &bytes).map_err(|_| Fault::internal("an image cannot be stored"))
+    }
+
+    /// Deletes the files of a job.
+    pub async fn delete_files(&self, record: &Record) {
+        let inputs = record.spec.iter().flat_map(|spec| input_names(&record.id, spec));
+        let outputs = record.outputs.iter().map(|output| output.file.clone());
+        for name in inputs.chain(outputs).collect::<Vec<_>>() {
+            // What stays is deleted by its age.
+            self.images.delete(&name).await.ok();
+        }
+    }
+}
+
+/// The names of the images that a job starts from.
+pub fn input_names(id: &str, spec: &JobSpec) -> Vec<String> {
+    let first = spec.has_input.then(|| id.to_string());
+    first.into_iter().chain((0..spec.references).map(|n| format!("{id}-{n}"))).collect()
+}
+
+/// Whether `name` is one that results have, so that nothing else is ever looked for.
+pub fn is_result(name: &str) -> bool {
+    let Some((id, rest)) = name.split_once('-') else { return false };
+    let Some((index, extension)) = rest.split_once('.') else { return false };
+    let known = Format::ALL.iter().any(|format| format.extension() == extension);
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    known && digits(index) && id.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// The files of the images that a job starts from.
+pub fn input_paths(data: &DataFolder, id: &str, spec: &JobSpec) -> Vec<std::path::PathBuf> {
+    let first = spec.has_input.then(|| data.input(id));
+    first.into_iter().chain((0..spec.references).map(|n| data.reference(id, n))).collect()
+}

@@ -1,0 +1,568 @@
+//! The broker of a front: it accepts jobs, knows all of them, and tells clients what becomes of
+//! them. One front at a time also gives jobs to workers: see `leader`.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::sync::Notify;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use super::files::{input_paths, is_result};
+use super::limits::Jobs;
+use super::link::{Change, Link, MARKERS_KEPT, get, job_key, set, unreachable};
+use super::mirror::{Mirror, Seen};
+use super::record::{MAX_ATTEMPTS, Record};
+use crate::error::{Error, Result};
+use crate::server::access::hash;
+use crate::server::broker::{
+    Broker, Cancelled, Catalog, Counts, NewJob, News, Place, Submitted, WorkerFacts, Workers,
+};
+use crate::server::clock::Clock;
+use crate::server::data::DataFolder;
+use crate::server::fault::Fault;
+use crate::server::job::{Job, Outcome, State, hex, random_hex};
+use crate::server::limits::{Charge, Verdict};
+use crate::server::options::ClusterOptions;
+use crate::server::questions::{PlanQuery, busy};
+use crate::server::wait::expired;
+
+/// How long jobs are remembered that are over, in seconds: every front has them in memory.
+const ROWS_KEPT: f64 = 24.0 * 3600.0;
+/// How long the jobs may take to arrive at the start.
+const LOADING: Duration = Duration::from_secs(60);
+/// How long another front may take to accept a job.
+const ACCEPTING: Duration = Duration::from_secs(3);
+/// How long a worker may take to answer what a request would cost.
+const PLANNING: Duration = Duration::from_secs(5);
+
+/// A front's part of a cluster.
+pub struct FrontBroker {
+    pub(super) hub: Arc<Hub>,
+    clock: Clock,
+    max_queued: usize,
+    secret: String,
+    data: DataFolder,
+    news: Mutex<Option<UnboundedReceiver<News>>>,
+}
+
+/// What the tasks of a front share.
+pub struct Hub {
+    pub link: Arc<Link>,
+    /// Differs from one process to the next.
+    pub id: String,
+    pub mirror: Mutex<Mirror>,
+    /// Workers that live, and when they were heard last.
+    pub workers: Mutex<HashMap<String, (Arc<WorkerFacts>, Instant)>>,
+    pub catalog: Mutex<Option<Catalog>>,
+    pub news: UnboundedSender<News>,
+    /// Whether this front gives jobs to workers.
+    pub leads: AtomicBool,
+    /// The process ends.
+    pub leaving: AtomicBool,
+    pub left: Notify,
+    /// Set when a job waits.
+    pub queued: Notify,
+    pub lost_after: Duration,
+}
+
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Hub {
+    /// Takes note of a change of a job that this process has made.
+    pub fn note(&self, record: Record, revision: u64) {
+        let seen = lock(&self.mirror).apply(record, revision);
+        self.tell(seen);
+    }
+
+    /// Tells those above of a change.
+    pub fn tell(&self, seen: Option<Seen>) {
+        let Some(Seen { record, before }) = seen else { return };
+        if record.state == State::Queued {
+            self.queued.notify_one();
+        }
+        let owes =
+            record.state.is_final() && record.owes_call && before.is_none_or(|s| !s.is_final());
+        let job = Box::new(record.job());
+        if owes && self.leads.load(Ordering::Relaxed) {
+            self.news.send(News::Owed(job.clone())).ok();
+        }
+        if before != Some(record.state) {
+            self.news.send(News::Changed { job, before }).ok();
+        }
+    }
+
+    /// For how long nothing was heard of the worker called `id`, as far as it could have been:
+    /// `since` says for how long this front listens at least.
+    pub fn silence(&self, id: &str, since: Instant) -> Option<Duration> {
+        let heard = lock(&self.workers).get(id).map(|(_, at)| at.elapsed());
+        Some(heard.unwrap_or_else(|| since.elapsed()).min(self.link.connected_for()?))
+    }
+
+    /// The workers that were heard lately.
+    pub fn live(&self) -> Vec<Arc<WorkerFacts>> {
+        let workers = lock(&self.workers);
+        let mut live: Vec<Arc<WorkerFacts>> = workers
+            .values()
+            .filter(|(_, heard)| heard.elapsed() < self.lost_after)
+            .map(|(facts, _)| facts.clone())
+            .collect();
+        live.sort_by(|a, b| (&a.host, &a.id).cmp(&(&b.host, &b.id)));
+        live
+    }
+}
+
+impl Hub {
+    /// Connects to the cluster of `options`, and reads all its jobs.
+    async fn join(options: &ClusterOptions) -> Result<(Arc<Hub>, UnboundedReceiver<News>)> {
+        let link = Link::connect(options, "flux-fast front").await?;
+        let failed = |fault: Fault| Error::device(fault.message);
+        let catalog = get::<Catalog>(&link.shared, CATALOG).await.map_err(failed)?;
+        let (sender, news) = unbounded_channel();
+        let hub = Arc::new(Hub {
+            link,
+            id: random_hex(8)?,
+            mirror: Mutex::default(),
+            workers: Mutex::default(),
+            catalog: Mutex::new(catalog.map(|(catalog, _)| catalog)),
+            news: sender,
+            leads: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            left: Notify::new(),
+            queued: Notify::new(),
+            lost_after: options.lost_after,
+        });
+        tokio::spawn(super::tasks::watch_jobs(hub.clone()));
+        tokio::spawn(super::tasks::hear_workers(hub.clone()));
+        let since = Instant::now();
+        while !lock(&hub.mirror).is_loaded() {
+            if since.elapsed() > LOADING {
+                return Err(Error::device("the broker does not send its list of jobs"));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok((hub, news))
+    }
+}
+
+impl FrontBroker {
+    /// Watches the cluster of `options` without taking part in it.
+    ///
+    /// # Errors
+    /// As [`open`](FrontBroker::open).
+    pub(super) async fn watch(options: &ClusterOptions) -> Result<Arc<Hub>> {
+        Ok(Hub::join(options).await?.0)
+    }
+
+    /// Joins the cluster of `options`: reads all its jobs, and takes part in giving them to workers.
+    /// At most `max_queued` jobs may wait.
+    ///
+    /// # Errors
+    /// Those of [`Link::connect`], and [`Kind::Device`](crate::error::Kind::Device) if the jobs do
+    /// not arrive.
+    pub async fn open(
+        options: &ClusterOptions,
+        data: DataFolder,
+        max_queued: usize,
+    ) -> Result<FrontBroker> {
+        let (hub, news) = Hub::join(options).await?;
+        let failed = |fault: Fault| Error::device(fault.message);
+        let secret = shared_secret(&hub.link).await.map_err(failed)?;
+        tokio::spawn(super::tasks::hear_events(hub.clone()));
+        tokio::spawn(super::leader::lead(hub.clone()));
+        let clock = Clock::after(lock(&hub.mirror).newest());
+        let news = Mutex::new(Some(news));
+        Ok(FrontBroker { hub, clock, max_queued, secret, data, news })
+    }
+
+    fn link(&self) -> &Link {
+        &self.hub.link
+    }
+
+    /// The job that was submitted with the same idempotency key; `None` if this one is the first.
+    async fn same(&self, new: &NewJob) -> std::result::Result<Option<Job>, Fault> {
+        let (Some(key), Some((_, sent))) = (same_key(new), &new.idempotency) else {
+            return Ok(None);
+        };
+        let shared = &self.link().shared;
+        let mine = (new.id.clone(), sent.clone());
+        let since = Instant::now();
+        loop {
+            if set(shared, &key, &mine, 0).await?.is_some() {
+                return Ok(None);
+            }
+            let known = get::<(String, String)>(shared, &key).await?;
+            // The request with the key was refused meanwhile.
+            let Some(((id, known), revision)) = known else { continue };
+            if known != *sent {
+                return Err(Fault::new(
+                    422,
+                    "idempotency_key_reuse",
+                    "this idempotency key was used for another request",
+                )
+                .hint("use a new key for every new request"));
+            }
+            if let Some((record, _)) = self.link().job(&id).await? {
+                return Ok(Some(record.job()));
+            }
+            // Another front accepts it at this moment, unless it has ended.
+            if since.elapsed() < ACCEPTING {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            } else if set(shared, &key, &mine, revision).await?.is_some() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Accepts a job, if it is not accepted already.
+    async fn accept(&self, new: NewJob) -> std::result::Result<Submitted, Fault> {
+        self.link().ready().await?;
+        if let Some(job) = self.same(&new).await? {
+            return Ok(Submitted::Same(job));
+        }
+        let key = same_key(&new);
+        let submitted = self.accept_new(new).await;
+        if let (Some(key), false) = (key, matches!(submitted, Ok(Submitted::New(..)))) {
+            // What was refused may be sent again.
+            self.link().shared.delete(key).await.ok();
+        }
+        submitted
+    }
+
+    async fn accept_new(&self, new: NewJob) -> std::result::Result<Submitted, Fault> {
+        let jobs = OwnerJobs { hub: &self.hub, owner: &new.owner };
+        let room = || match lock(&self.hub.mirror).counts().queued >= self.max_queued {
+            true => Err(Fault::new(503, "queue_full", "the queue is full")
+                .hint("send the request again later")
+                .retry_after(5)),
+            false => Ok(()),
+        };
+        let now = self.clock.nanoseconds();
+        let (verdict, now) = self.link().admit(&new, now, &jobs, room).await?;
+        let standings = match verdict {
+            Verdict::Admit(standings) => standings,
+            Verdict::Wait { wait, violated, standings } => {
+                return Ok(Submitted::Limited { wait, violated, standings });
+            }
+            Verdict::Never(limit, amount) => return Ok(Submitted::Never(limit, amount)),
+        };
+        let record = Record::new(&new, now);
+        let stored = async {
+            for path in input_paths(&self.data, &new.id, &new.spec) {
+                self.link().put_file(&path).await?;
+            }
+            self.link().create(&record).await
+        };
+        let stored = stored.await;
+        if !matches!(stored, Ok(Some(_))) {
+            self.link().strike(&new, now).await;
+        }
+        match stored? {
+            Some(revision) => {
+                self.hub.note(record.clone(), revision);
+                Ok(Submitted::New(record.job(), standings))
+            }
+            // A client that chooses ids has sent the same one again.
+            None => match self.link().job(&new.id).await? {
+                Some((known, _)) if known.owner == new.owner => Ok(Submitted::Same(known.job())),
+                _ => Err(Fault::internal("a job of this id is there already")),
+            },
+        }
+    }
+
+    /// Changes a job, and takes note of it.
+    fn change(
+        &self,
+        id: &str,
+        next: impl Fn(&Record) -> Option<Record>,
+    ) -> std::result::Result<Change, Fault> {
+        let change = self.link().wait(self.link().change(id, next))?;
+        if let Change::Changed(record, revision) | Change::Unchanged(record, revision) = &change {
+            self.hub.note(record.clone(), *revision);
+        }
+        Ok(change)
+    }
+
+    fn forget_data(&self, record: &Record) -> std::result::Result<bool, Fault> {
+        let changed = self.change(&record.id, Record::expired)?;
+        let forgotten = matches!(changed, Change::Changed(..));
+        if forgotten {
+            self.link().wait(self.link().delete_files(record));
+        }
+        Ok(forgotten)
+    }
+}
+
+/// Where the list of what the cluster can draw is kept.
+pub const CATALOG: &str = "catalog";
+
+/// The secret that all fronts sign links with.
+async fn shared_secret(link: &Link) -> std::result::Result<String, Fault> {
+    let mine = random_hex(32).map_err(|e| Fault::internal(e.to_string()))?;
+    if set(&link.shared, "secret", &mine, 0).await?.is_some() {
+        return Ok(mine);
+    }
+    let known = get::<String>(&link.shared, "secret").await?;
+    known.map(|(secret, _)| secret).ok_or_else(|| Fault::internal("the shared secret is missing"))
+}
+
+/// Where the idempotency key of a job is stored.
+fn same_key(new: &NewJob) -> Option<String> {
+    let (key, _) = new.idempotency.as_ref()?;
+    Some(format!("same.{}", hex(&hash(&format!("{}\0{key}", new.owner)))))
+}
+
+struct OwnerJobs<'a> {
+    hub: &'a Hub,
+    owner: &'a str,
+}
+
+impl Jobs for OwnerJobs<'_> {
+    fn accepted(&self) -> Vec<(i64, Charge)> {
+        let mirror = lock(&self.hub.mirror);
+        let failed = |record: &Record| record.state == State::Failed;
+        mirror
+            .of_owner(self.owner)
+            .map(|record| match failed(record) {
+                // Its images were given back.
+                true => (record.instant, Charge::default()),
+                false => (record.instant, record.charge),
+            })
+            .collect()
+    }
+
+    fn is_over(&self, id: &str) -> Option<bool> {
+        lock(&self.hub.mirror).get(id).map(|(record, _)| record.state.is_final())
+    }
+}
+
+/// The fault of what only a process with a worker does.
+fn no_worker() -> Fault {
+    Fault::internal("this process has no worker")
+}
+
+impl Broker for FrontBroker {
+    fn submit(&self, new: NewJob) -> std::result::Result<Submitted, Fault> {
+        self.link().wait(self.accept(new))
+    }
+
+    fn next(&self, _held: Option<&str>) -> std::result::Result<Option<Job>, Fault> {
+        Ok(None)
+    }
+
+    fn next_alike(&self, _id: &str) -> std::result::Result<Option<Job>, Fault> {
+        Ok(None)
+    }
+
+    fn give_back(&self, _id: &str, _counts: bool) -> std::result::Result<(), Fault> {
+        Err(no_worker())
+    }
+
+    fn finish(&self, _id: &str, _outcome: Outcome) -> std::result::Result<(), Fault> {
+        Err(no_worker())
+    }
+
+    fn cancel(&self, id: &str, owner: &str) -> std::result::Result<Option<Cancelled>, Fault> {
+        self.link().wait(self.link().ready())?;
+        let now = self.clock.seconds();
+        let change = self.change(id, |record| match record.state {
+            _ if record.owner != owner => None,
+            State::Queued => record.ended(&Outcome::Canceled, now),
+            State::Running => Some(Record { state: State::Canceling, ..record.clone() }),
+            _ => None,
+        })?;
+        let (record, changed) = match change {
+            Change::Missing => return Ok(None),
+            Change::Unchanged(record, _) => (record, false),
+            Change::Changed(record, _) => (record, true),
+        };
+        if record.owner != owner {
+            return Ok(None);
+        }
+        let job = record.job();
+        Ok(Some(match record.state {
+            State::Canceling => {
+                let worker = record.worker.clone().unwrap_or_default();
+                let link = self.link();
+                link.wait(link.send(&format!("cancel.{worker}"), &id));
+                Cancelled::Running(job)
+            }
+            State::Canceled if changed => {
+                if record.limited {
+                    let link = self.link();
+                    let Record { owner, instant, charge, .. } = &record;
+                    link.wait(link.give_images_back(owner, *instant, *charge))?;
+                }
+                Cancelled::Queued(job)
+            }
+            _ => Cancelled::Over(job),
+        }))
+    }
+
+    fn job(&self, id: &str, owner: &str) -> std::result::Result<Option<Job>, Fault> {
+        let known = lock(&self.hub.mirror).get(id).map(|(record, _)| record.clone());
+        if let Some(record) = known {
+            return Ok((record.owner == owner).then(|| record.job()));
+        }
+        // Another front may have accepted it a moment ago.
+        let found = self.link().wait(self.link().job(id))?;
+        let Some((record, revision)) = found else { return Ok(None) };
+        self.hub.note(record.clone(), revision);
+        Ok((record.owner == owner).then(|| record.job()))
+    }
+
+    fn list(&self, owner: &str, limit: usize) -> std::result::Result<Vec<Job>, Fault> {
+        let mirror = lock(&self.hub.mirror);
+        Ok(mirror.of_owner(owner).rev().take(limit).map(|record| record.job()).collect())
+    }
+
+    fn active(&self, owner: &str) -> std::result::Result<Vec<Job>, Fault> {
+        let mirror = lock(&self.hub.mirror);
+        let active = mirror.of_owner(owner).filter(|record| !record.state.is_final());
+        Ok(active.map(|record| record.job()).collect())
+    }
+
+    fn owed_calls(&self) -> std::result::Result<Vec<Job>, Fault> {
+        // The front that gives jobs to workers hears of them one by one.
+        Ok(Vec::new())
+    }
+
+    fn call_settled(&self, id: &str) -> std::result::Result<(), Fault> {
+        self.change(id, |record| {
+            record.owes_call.then(|| Record { owes_call: false, ..record.clone() })
+        })
+        .map(drop)
+    }
+
+    fn refund(&self, _id: &str) -> std::result::Result<(), Fault> {
+        Err(no_worker())
+    }
+
+    fn place(&self, id: &str) -> Option<Place> {
+        lock(&self.hub.mirror).queue.place(id)
+    }
+
+    fn counts(&self) -> Counts {
+        lock(&self.hub.mirror).counts()
+    }
+
+    fn expire(
+        &self,
+        data_before: f64,
+        rows_before: f64,
+    ) -> std::result::Result<Vec<String>, Fault> {
+        let rows_before = rows_before.max(self.clock.seconds() - ROWS_KEPT);
+        let (data, rows) = lock(&self.hub.mirror).old(data_before, rows_before);
+        // Every front has copies of results that were asked for; the bucket is one front's affair.
+        if self.hub.leads.load(Ordering::Relaxed) {
+            for record in &data {
+                self.forget_data(record)?;
+            }
+            for id in &rows {
+                let link = self.link();
+                link.wait(link.state.purge_with_ttl(job_key(id), MARKERS_KEPT))
+                    .map_err(|e| unreachable(&e))?;
+                lock(&self.hub.mirror).remove(id);
+            }
+        }
+        Ok(data.into_iter().map(|record| record.id.clone()).collect())
+    }
+
+    fn forget(&self, id: &str, owner: &str) -> std::result::Result<bool, Fault> {
+        let known = lock(&self.hub.mirror).get(id).map(|(record, _)| record.clone());
+        match known.filter(|record| record.owner == owner) {
+            Some(record) => self.forget_data(&record),
+            None => Ok(false),
+        }
+    }
+
+    fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    fn max_attempts(&self) -> u32 {
+        MAX_ATTEMPTS
+    }
+
+    fn news(&self) -> Option<UnboundedReceiver<News>> {
+        lock(&self.news).take()
+    }
+
+    fn workers(&self) -> Option<Workers> {
+        let catalog = lock(&self.hub.catalog).clone().unwrap_or_default();
+        let queued = lock(&self.hub.mirror).queued_per_model();
+        let mut queued: Vec<_> = queued.into_iter().map(|(name, (n, s))| (name, n, s)).collect();
+        queued.sort_by(|a, b| a.0.cmp(&b.0));
+        Some(Workers { live: self.hub.live(), catalog, queued })
+    }
+
+    fn ask(&self, query: &PlanQuery) -> std::result::Result<Value, Fault> {
+        let model = query.model.clone().unwrap_or_else(|| {
+            lock(&self.hub.catalog).as_ref().map(|c| c.default.clone()).unwrap_or_default()
+        });
+        let idle = self
+            .hub
+            .live()
+            .into_iter()
+            .find(|worker| worker.ready && worker.jobs.is_empty() && worker.has_model(&model));
+        let worker = idle.ok_or_else(busy)?;
+        let link = self.link();
+        let query = PlanQuery { model: Some(model), ..query.clone() };
+        let bytes = serde_json::to_vec(&query).unwrap_or_default();
+        let asked = async {
+            let subject = link.subject(&format!("plan.{}", worker.id));
+            let request = link.client.request(subject, bytes.into());
+            tokio::time::timeout(PLANNING, request).await
+        };
+        let Ok(Ok(answer)) = link.wait(asked) else { return Err(busy()) };
+        let answer: std::result::Result<Value, Fault> =
+            serde_json::from_slice(&answer.payload).map_err(|_| busy())?;
+        answer
+    }
+
+    fn fetch(&self, name: &str, path: &Path) -> std::result::Result<(), Fault> {
+        if !is_result(name) {
+            return Err(expired());
+        }
+        self.link().wait(self.link().get_file(name, path))
+    }
+
+    fn calls_here(&self) -> bool {
+        false
+    }
+
+    fn secret(&self) -> Option<String> {
+        Some(self.secret.clone())
+    }
+
+    fn preferred(&self, owner: &str) -> Option<String> {
+        lock(&self.hub.mirror).preferred.get(&hex(&hash(owner))).cloned()
+    }
+
+    fn prefer(&self, owner: &str, model: &str) -> std::result::Result<(), Fault> {
+        let owner = hex(&hash(owner));
+        let link = self.link();
+        let value = model.as_bytes().to_vec();
+        link.wait(link.state.put(format!("model.{owner}"), value.into()))
+            .map_err(|e| unreachable(&e))?;
+        lock(&self.hub.mirror).preferred.insert(owner, model.to_string());
+        Ok(())
+    }
+
+    fn leave(&self) {
+        self.hub.leaving.store(true, Ordering::Relaxed);
+        self.hub.left.notify_waiters();
+        self.link().wait(super::leader::resign(&self.hub));
+    }
+}
+
+impl std::fmt::Debug for FrontBroker {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "a front of a cluster")
+    }
+}

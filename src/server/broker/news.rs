@@ -1,0 +1,178 @@
+//! What processes of a cluster tell each other, whatever carries it.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+use crate::server::fault::Fault;
+use crate::server::job::{Job, State};
+use crate::server::models::Listed;
+use crate::server::questions::PlanQuery;
+
+/// What a broker hears from the other processes of its cluster.
+pub enum News {
+    /// A job is in another state than before; `before` is `None` for a new one.
+    Changed {
+        /// The job as it is now.
+        job: Box<Job>,
+        /// Its state before.
+        before: Option<State>,
+    },
+    /// The worker of another process has something to say about a job: see
+    /// [`Broker::tell`](super::Broker::tell).
+    Told {
+        /// The job.
+        job: String,
+        /// The name of the event.
+        name: String,
+        /// Its data.
+        data: Value,
+    },
+    /// The worker of this process is to stop this job.
+    Cancel(String),
+    /// There may be a job for the worker of this process.
+    Wake,
+    /// What is known of the workers has changed.
+    Workers,
+    /// The job is over, and this process is to call its address.
+    Owed(Box<Job>),
+    /// The worker of this process is asked what a request would cost.
+    Question {
+        /// The request. Its model is a name.
+        query: Box<PlanQuery>,
+        /// Receives the plan, as JSON.
+        answer: oneshot::Sender<Result<Value, Fault>>,
+    },
+}
+
+/// What a worker says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkerFacts {
+    /// Differs from one process to the next.
+    pub id: String,
+    /// The name of its machine.
+    pub host: String,
+    /// It can draw.
+    pub ready: bool,
+    /// The name of its default model.
+    pub default: String,
+    /// The settings of a request that sets nothing.
+    pub defaults: Value,
+    /// Whether its default model reads reference images.
+    pub reads_references: Option<bool>,
+    /// What it can open, the default model first.
+    pub models: Vec<Listed>,
+    /// The LoRAs that it has.
+    pub loras: Vec<Listed>,
+    /// The model in its memory.
+    pub held: Option<String>,
+    /// The LoRAs of its last job.
+    #[serde(default)]
+    pub held_loras: Vec<String>,
+    /// The limit of its device's memory, in bytes.
+    pub vram: Option<u64>,
+    /// The jobs that it has.
+    pub jobs: Vec<String>,
+    /// The seconds until it has no job, as far as they can be predicted.
+    #[serde(default)]
+    pub busy_for: f64,
+    /// The jobs that it has ended.
+    #[serde(default)]
+    pub drawn: u64,
+}
+
+impl WorkerFacts {
+    /// Whether it can open the model called `name`.
+    pub fn has_model(&self, name: &str) -> bool {
+        self.models.iter().any(|model| model.name == name)
+    }
+
+    /// Whether it has the LoRA called `name`.
+    pub fn has_lora(&self, name: &str) -> bool {
+        self.loras.iter().any(|lora| lora.name == name)
+    }
+}
+
+/// The workers of a cluster.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Workers {
+    /// Those that live.
+    pub live: Vec<Arc<WorkerFacts>>,
+    /// What the cluster can draw: of the workers that live, or of the last ones that did. The
+    /// jobs that wait bring new workers where a scaler has ended all of them.
+    pub catalog: Catalog,
+    /// Each model that jobs wait for: its name, how many, and the seconds that they will take.
+    pub queued: Vec<(String, usize, f64)>,
+}
+
+/// What a cluster can draw.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Catalog {
+    /// The default model of most workers.
+    pub default: String,
+    /// The settings of a request to it that sets nothing.
+    pub defaults: Value,
+    /// Whether it reads reference images.
+    pub reads_references: Option<bool>,
+    /// The models of all workers, the default model first.
+    pub models: Vec<Listed>,
+    /// The LoRAs of all workers.
+    pub loras: Vec<Listed>,
+}
+
+impl Catalog {
+    /// What `workers` can draw together; `None` if none of them is ready.
+    pub fn of(workers: &[Arc<WorkerFacts>]) -> Option<Catalog> {
+        let ready = || workers.iter().filter(|worker| worker.ready);
+        let count = |name: &str| ready().filter(|worker| worker.default == name).count();
+        let first = ready().max_by(|a, b| {
+            let key = |worker: &Arc<WorkerFacts>| count(&worker.default);
+            key(a).cmp(&key(b)).then_with(|| b.default.cmp(&a.default))
+        })?;
+        let merged = |list: fn(&WorkerFacts) -> &Vec<Listed>| {
+            let mut merged: Vec<Listed> = Vec::new();
+            for item in ready().flat_map(|worker| list(worker)) {
+                if !merged.iter().any(|known| known.name == item.name) {
+                    merged.push(item.clone());
+                }
+            }
+            merged.sort_by(|a, b| a.name.cmp(&b.name));
+            merged
+        };
+        let mut models = merged(|worker| &worker.models);
+        models.sort_by_key(|model| model.name != first.default);
+        Some(Catalog {
+            default: first.default.clone(),
+            defaults: first.defaults.clone(),
+            reads_references: first.reads_references,
+            models,
+            loras: merged(|worker| &worker.loras),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker(id: &str, default: &str, others: &[&str]) -> Arc<WorkerFacts> {
+        let listed = |name: &&str| Listed::named(name);
+        let models = [default].iter().chain(others).map(listed).collect();
+        let (id, default) = (id.to_string(), default.to_string());
+        Arc::new(WorkerFacts { id, default, ready: true, models, ..WorkerFacts::default() })
+    }
+
+    #[test]
+    fn a_cluster_can_draw_what_one_of_its_workers_can() {
+        let workers = [worker("1", "b", &["a"]), worker("2", "c", &[]), worker("3", "c", &["a"])];
+        let catalog = Catalog::of(&workers).unwrap();
+        let names: Vec<&str> = catalog.models.iter().map(|m| m.name.as_str()).collect();
+        assert_eq!((catalog.default.as_str(), &names[..]), ("c", &["c", "a", "b"][..]));
+        // The same for every order of the workers, and without those that cannot draw.
+        assert_eq!(Catalog::of(&workers[..2]).unwrap().default, "b");
+        let broken = WorkerFacts { ready: false, ..(*workers[2]).clone() };
+        assert_eq!(Catalog::of(&[Arc::new(broken)]), None);
+    }
+}

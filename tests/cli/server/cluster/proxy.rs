@@ -1,0 +1,71 @@
+//! A network between a process and the broker that can be cut.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Passes connections on to a port. While it is cut, nothing arrives and no connection ends, as with
+/// a cable that is pulled.
+pub struct Proxy {
+    port: u16,
+    cut: Arc<AtomicBool>,
+}
+
+impl Proxy {
+    pub fn to(target: u16) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let cut = Arc::new(AtomicBool::new(false));
+        let is_cut = cut.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { continue };
+                let pairs =
+                    [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)];
+                for (from, to) in pairs {
+                    let is_cut = is_cut.clone();
+                    std::thread::spawn(move || pass(from, to, &is_cut));
+                }
+            }
+        });
+        Proxy { port, cut }
+    }
+
+    /// The address of the cluster called `name`, through this.
+    pub fn url(&self, name: &str) -> String {
+        format!("nats://127.0.0.1:{}/{name}", self.port)
+    }
+
+    pub fn cut(&self, cut: bool) {
+        self.cut.store(cut, Ordering::Relaxed);
+    }
+}
+
+/// Copies what arrives. What arrives while the network is cut is lost, with its connection: TCP
+/// would send it again, and in the end give up.
+fn pass(mut from: TcpStream, mut to: TcpStream, cut: &AtomicBool) {
+    from.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    let (mut buffer, mut lost) = (vec![0; 64 << 10], false);
+    loop {
+        let is_cut = cut.load(Ordering::Relaxed);
+        if lost && !is_cut {
+            break;
+        }
+        match from.read(&mut buffer) {
+            Ok(0) if !is_cut => break,
+            Ok(0) => std::thread::sleep(Duration::from_millis(50)),
+            Ok(_) if is_cut => lost = true,
+            Ok(count) => {
+                if to.write_all(&buffer[..count]).is_err() {
+                    break;
+                }
+            }
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(_) => break,
+        }
+    }
+    to.shutdown(std::net::Shutdown::Both).ok();
+    from.shutdown(std::net::Shutdown::Both).ok();
+}
