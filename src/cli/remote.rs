@@ -1,5 +1,6 @@
 //! `remote`: the same command line as `generate`, drawn by a server.
 
+mod backoff;
 mod client;
 
 use std::path::PathBuf;
@@ -166,7 +167,7 @@ impl Run<'_> {
         if let Some(fields) = body.as_object_mut() {
             fields.retain(|_, value| !value.is_null() && value.as_array() != Some(&Vec::new()));
         }
-        let key = client::random_hex(16)?;
+        let key = backoff::random_hex(16)?;
         let body = json!({"request": body});
         let job = self.client.post("/api/v2/jobs", &body, Some(&key), &self.progress)?;
         let id = job["id"].as_str().map(str::to_string).ok_or_else(|| self.client.not_ours())?;
@@ -261,7 +262,7 @@ impl Run<'_> {
                 }
                 _ => return Err(self.client.not_ours()),
             }
-            client::pause(pause)?;
+            backoff::pause(pause)?;
             pause = (pause * 5 / 4).min(POLL.1);
         }
     }

@@ -3,15 +3,16 @@
 use std::cell::Cell;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use ureq::http::{HeaderMap, Response};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
+use super::super::cancelled;
 use super::super::progress::Progress;
-use super::super::{cancelled, signals};
+use super::backoff::{Backoff, pause, random};
 use crate::error::{Error, Kind, Result};
 use crate::message::PARAMETERS;
 use crate::text::shortened;
@@ -21,8 +22,6 @@ use crate::units;
 const MAX_JSON: u64 = 16 << 20;
 /// The largest image, in bytes: four times the largest in BMP.
 const MAX_IMAGE: u64 = 256 << 20;
-/// The first pause and the longest one that the client chooses itself.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// How long a connection may take, and how long nothing may arrive.
 const CONNECT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(60);
@@ -306,29 +305,6 @@ impl Failure {
     }
 }
 
-/// The pauses between attempts: each about twice as long as the one before, never shorter than the
-/// server asks for, and different for each client, so that many do not return at once.
-struct Backoff {
-    failed: u32,
-    since: Instant,
-    patience: Duration,
-}
-
-impl Backoff {
-    fn new(patience: Duration) -> Self {
-        Backoff { failed: 0, since: Instant::now(), patience }
-    }
-
-    /// The next pause, for a random number from 0 to 1; `None` if it would end after patience does.
-    fn next(&mut self, asked: Option<Duration>, random: f64) -> Option<Duration> {
-        let full = (PAUSE.0 * (1 << self.failed.min(10))).min(PAUSE.1);
-        self.failed += 1;
-        let own = full.mul_f64(0.5 + 0.5 * random);
-        let wait = asked.map_or(own, |asked| own.max(asked.mul_f64(1.0 + 0.1 * random)));
-        (self.since.elapsed() + wait <= self.patience).then_some(wait)
-    }
-}
-
 /// The seconds of `Retry-After`. Servers of this program send no dates; a date is no wait.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds: u64 = text_of(headers, "retry-after")?.trim().parse().ok()?;
@@ -379,63 +355,11 @@ const KINDS: [Kind; 7] = [
     Kind::NotFinite,
 ];
 
-/// Waits, unless a signal arrives.
-///
-/// # Errors
-/// [`Kind::Cancelled`] after a signal.
-pub fn pause(wait: Duration) -> Result<()> {
-    let until = Instant::now() + wait;
-    while signals::received().is_none() {
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            break;
-        }
-        std::thread::sleep(left.min(Duration::from_millis(50)));
-    }
-    cancelled()
-}
-
-fn fill_random(bytes: &mut [u8]) -> Result<()> {
-    getrandom::fill(bytes)
-        .map_err(|e| Error::device(format!("the system gives no random numbers: {e}")))
-}
-
-/// A random number from 0 to 1.
-fn random() -> Result<f64> {
-    let mut bytes = [0; 4];
-    fill_random(&mut bytes)?;
-    Ok(f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX))
-}
-
-/// `bytes` random bytes in hexadecimal.
-pub fn random_hex(bytes: usize) -> Result<String> {
-    let mut random = vec![0; bytes];
-    fill_random(&mut random)?;
-    Ok(random.iter().map(|b| format!("{b:02x}")).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn pauses_grow_differ_and_are_never_shorter_than_asked() {
-        let mut backoff = Backoff::new(Duration::from_secs(600));
-        let mut next = |asked: Option<u64>, random| {
-            backoff.next(asked.map(Duration::from_secs), random).unwrap().as_secs_f64()
-        };
-        assert_eq!((next(None, 0.0), next(None, 1.0), next(None, 0.0)), (0.25, 1.0, 1.0));
-        assert_eq!((next(Some(60), 0.0), next(Some(0), 1.0)), (60.0, 8.0));
-        assert!((66.0..66.1).contains(&next(Some(60), 1.0)));
-        (0..100).for_each(|_| assert!(next(None, 1.0) <= 30.0));
-        assert_eq!(
-            Backoff::new(Duration::from_secs(5)).next(Some(Duration::from_secs(9)), 0.),
-            None
-        );
-        assert_eq!(Backoff::new(Duration::ZERO).next(None, 0.0), None);
-    }
 
     #[test]
     fn answers_become_errors_of_the_kinds_of_the_command_line() {

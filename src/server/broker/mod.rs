@@ -15,7 +15,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 pub use local::LocalBroker;
 #[cfg(feature = "nats")]
-pub use nats::{FrontBroker, WorkerBroker, cluster_status};
+pub use nats::{FrontBroker, Measured, Simulation, WorkerBroker, cluster_status, simulate};
 pub use news::{Catalog, News, WorkerFacts, Workers};
 
 use super::clock::Clock;

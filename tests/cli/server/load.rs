@@ -121,7 +121,10 @@ impl Seen {
 
     /// Looks at all jobs that were not seen to be over. Returns how many still are not.
     fn look(&mut self, server: &Server) -> usize {
-        for id in self.accepted.iter().filter(|id| !self.over.contains_key(*id)) {
+        for id in &self.accepted {
+            if self.over.contains_key(id) {
+                continue;
+            }
             let job = job(server, id);
             if ["succeeded", "failed"].contains(&job["status"].as_str().unwrap()) {
                 self.over.insert(id.clone(), job);

@@ -2,6 +2,7 @@
 //! the folder of inputs, and results by theirs.
 
 use std::path::Path;
+use std::time::Duration;
 
 use async_nats::jetstream::object_store::{GetErrorKind, ObjectMetadata};
 use tokio::io::AsyncReadExt;
@@ -14,6 +15,8 @@ use crate::server::fault::Fault;
 use crate::server::job::JobSpec;
 use crate::server::wait::expired;
 
+/// How long one file may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// The most bytes that are sent to the broker at a time.
 const CHUNK: usize = 128 << 10;
 
@@ -28,7 +31,8 @@ impl Link {
             std::fs::read(path).map_err(|_| Fault::internal("an image cannot be read"))?,
         ));
         let meta = ObjectMetadata { name, chunk_size: Some(CHUNK), ..ObjectMetadata::default() };
-        self.images.put(meta, &mut file).await.map(drop).map_err(|e| unreachable(&e))
+        let stored = tokio::time::timeout(PATIENCE, self.images.put(meta, &mut file)).await;
+        stored.map_err(|e| unreachable(&e))?.map(drop).map_err(|e| unreachable(&e))
     }
 
     /// Writes the file called `name` to `path`.
@@ -36,6 +40,11 @@ impl Link {
     /// # Errors
     /// 410 if there is none, 503, and 500 if it cannot be written.
     pub async fn get_file(&self, name: &str, path: &Path) -> Result<(), Fault> {
+        let got = tokio::time::timeout(PATIENCE, self.read_file(name, path)).await;
+        got.map_err(|e| unreachable(&e))?
+    }
+
+    async fn read_file(&self, name: &str, path: &Path) -> Result<(), Fault> {
         let mut object = self.images.get(name).await.map_err(|e| match e.kind() {
             GetErrorKind::NotFound => expired(),
             _ => unreachable(&e),

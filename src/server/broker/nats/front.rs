@@ -1,26 +1,22 @@
 //! The broker of a front: it accepts jobs, knows all of them, and tells clients what becomes of
 //! them. One front at a time also gives jobs to workers: see `leader`.
 
-use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tokio::sync::Notify;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::files::{input_paths, is_result};
+use super::hub::{Hub, lock};
 use super::limits::Jobs;
-use super::link::{Change, Link, MARKERS_KEPT, get, job_key, set, unreachable};
-use super::mirror::{Mirror, Seen};
+use super::link::{Change, Link, MARKERS_KEPT, claim, get, job_key, set, unreachable};
 use super::record::{MAX_ATTEMPTS, Record};
 use crate::error::{Error, Result};
 use crate::server::access::hash;
-use crate::server::broker::{
-    Broker, Cancelled, Catalog, Counts, NewJob, News, Place, Submitted, WorkerFacts, Workers,
-};
+use crate::server::broker::{Broker, Cancelled, Counts, NewJob, News, Place, Submitted, Workers};
 use crate::server::clock::Clock;
 use crate::server::data::DataFolder;
 use crate::server::fault::Fault;
@@ -32,8 +28,8 @@ use crate::server::wait::expired;
 
 /// How long jobs are remembered that are over, in seconds: every front has them in memory.
 const ROWS_KEPT: f64 = 24.0 * 3600.0;
-/// How long the jobs may take to arrive at the start.
-const LOADING: Duration = Duration::from_secs(60);
+/// How long idempotency keys are remembered.
+const SAME_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// How long another front may take to accept a job.
 const ACCEPTING: Duration = Duration::from_secs(3);
 /// How long a worker may take to answer what a request would cost.
@@ -49,116 +45,7 @@ pub struct FrontBroker {
     news: Mutex<Option<UnboundedReceiver<News>>>,
 }
 
-/// What the tasks of a front share.
-pub struct Hub {
-    pub link: Arc<Link>,
-    /// Differs from one process to the next.
-    pub id: String,
-    pub mirror: Mutex<Mirror>,
-    /// Workers that live, and when they were heard last.
-    pub workers: Mutex<HashMap<String, (Arc<WorkerFacts>, Instant)>>,
-    pub catalog: Mutex<Option<Catalog>>,
-    pub news: UnboundedSender<News>,
-    /// Whether this front gives jobs to workers.
-    pub leads: AtomicBool,
-    /// The process ends.
-    pub leaving: AtomicBool,
-    pub left: Notify,
-    /// Set when a job waits.
-    pub queued: Notify,
-    pub lost_after: Duration,
-}
-
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Hub {
-    /// Takes note of a change of a job that this process has made.
-    pub fn note(&self, record: Record, revision: u64) {
-        let seen = lock(&self.mirror).apply(record, revision);
-        self.tell(seen);
-    }
-
-    /// Tells those above of a change.
-    pub fn tell(&self, seen: Option<Seen>) {
-        let Some(Seen { record, before }) = seen else { return };
-        if record.state == State::Queued {
-            self.queued.notify_one();
-        }
-        let owes =
-            record.state.is_final() && record.owes_call && before.is_none_or(|s| !s.is_final());
-        let job = Box::new(record.job());
-        if owes && self.leads.load(Ordering::Relaxed) {
-            self.news.send(News::Owed(job.clone())).ok();
-        }
-        if before != Some(record.state) {
-            self.news.send(News::Changed { job, before }).ok();
-        }
-    }
-
-    /// For how long nothing was heard of the worker called `id`, as far as it could have been:
-    /// `since` says for how long this front listens at least.
-    pub fn silence(&self, id: &str, since: Instant) -> Option<Duration> {
-        let heard = lock(&self.workers).get(id).map(|(_, at)| at.elapsed());
-        Some(heard.unwrap_or_else(|| since.elapsed()).min(self.link.connected_for()?))
-    }
-
-    /// The workers that were heard lately.
-    pub fn live(&self) -> Vec<Arc<WorkerFacts>> {
-        let workers = lock(&self.workers);
-        let mut live: Vec<Arc<WorkerFacts>> = workers
-            .values()
-            .filter(|(_, heard)| heard.elapsed() < self.lost_after)
-            .map(|(facts, _)| facts.clone())
-            .collect();
-        live.sort_by(|a, b| (&a.host, &a.id).cmp(&(&b.host, &b.id)));
-        live
-    }
-}
-
-impl Hub {
-    /// Connects to the cluster of `options`, and reads all its jobs.
-    async fn join(options: &ClusterOptions) -> Result<(Arc<Hub>, UnboundedReceiver<News>)> {
-        let link = Link::connect(options, "flux-fast front").await?;
-        let failed = |fault: Fault| Error::device(fault.message);
-        let catalog = get::<Catalog>(&link.shared, CATALOG).await.map_err(failed)?;
-        let (sender, news) = unbounded_channel();
-        let hub = Arc::new(Hub {
-            link,
-            id: random_hex(8)?,
-            mirror: Mutex::default(),
-            workers: Mutex::default(),
-            catalog: Mutex::new(catalog.map(|(catalog, _)| catalog)),
-            news: sender,
-            leads: AtomicBool::new(false),
-            leaving: AtomicBool::new(false),
-            left: Notify::new(),
-            queued: Notify::new(),
-            lost_after: options.lost_after,
-        });
-        tokio::spawn(super::tasks::watch_jobs(hub.clone()));
-        tokio::spawn(super::tasks::hear_workers(hub.clone()));
-        let since = Instant::now();
-        while !lock(&hub.mirror).is_loaded() {
-            if since.elapsed() > LOADING {
-                return Err(Error::device("the broker does not send its list of jobs"));
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        Ok((hub, news))
-    }
-}
-
 impl FrontBroker {
-    /// Watches the cluster of `options` without taking part in it.
-    ///
-    /// # Errors
-    /// As [`open`](FrontBroker::open).
-    pub(super) async fn watch(options: &ClusterOptions) -> Result<Arc<Hub>> {
-        Ok(Hub::join(options).await?.0)
-    }
-
     /// Joins the cluster of `options`: reads all its jobs, and takes part in giving them to workers.
     /// At most `max_queued` jobs may wait.
     ///
@@ -193,7 +80,7 @@ impl FrontBroker {
         let mine = (new.id.clone(), sent.clone());
         let since = Instant::now();
         loop {
-            if set(shared, &key, &mine, 0).await?.is_some() {
+            if claim(shared, &key, &mine, SAME_KEPT).await? {
                 return Ok(None);
             }
             let known = get::<(String, String)>(shared, &key).await?;
@@ -297,9 +184,6 @@ impl FrontBroker {
         Ok(forgotten)
     }
 }
-
-/// Where the list of what the cluster can draw is kept.
-pub const CATALOG: &str = "catalog";
 
 /// The secret that all fronts sign links with.
 async fn shared_secret(link: &Link) -> std::result::Result<String, Fault> {

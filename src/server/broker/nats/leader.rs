@@ -13,7 +13,7 @@ use async_nats::{Message, Subscriber};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 
-use super::front::{CATALOG, Hub, lock};
+use super::hub::{CATALOG, Hub, lock};
 use super::link::{Change, get, set};
 use super::record::Record;
 use super::schedule::Schedule;

@@ -155,3 +155,29 @@ impl Link {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_plan_keeps_what_was_admitted_under_the_limits_that_stay() {
+        let plan = |limits: &[&str]| Plan::of(limits).unwrap();
+        let one = Charge { images: 1, pixels: 1 };
+        let before = plan(&["3/h", "9/day"]);
+        let mut account = Account::new(&before, [(1, one), (2, one)].into_iter());
+        let after = plan(&["2/h", "9/day"]);
+        let mut changed = Account::new(&after, [(2, one)].into_iter());
+        changed.admitted.keep(&after.limits, &account.admitted, &account.limits);
+        let left = |plan: &Plan, admitted: &Admitted| match decide(plan, admitted, 3, one, 0) {
+            Verdict::Admit(standings) => standings.iter().map(|s| s.remaining).collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(left(&after, &changed.admitted), [0, 6]);
+        assert_eq!(left(&before, &account.admitted), [0, 6]);
+        // What is stored is what is read.
+        account.active.insert("a".into(), 1);
+        let text = serde_json::to_string(&account).unwrap();
+        assert_eq!(serde_json::from_str::<Account>(&text).unwrap(), account);
+    }
+}

@@ -199,7 +199,7 @@ impl Mirror {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::pipeline::request::Request;
     use crate::server::broker::NewJob;

@@ -6,18 +6,22 @@
 //! order that one machine has. What is sent otherwise (signs of life, progress, previews) may be
 //! lost without harm.
 
+mod connect;
 mod files;
 mod front;
+mod hub;
 mod leader;
 mod limits;
 mod link;
 mod mirror;
 mod record;
 mod schedule;
+mod simulate;
 mod status;
 mod tasks;
 mod worker;
 
 pub use front::FrontBroker;
+pub use simulate::{Measured, Simulation, simulate};
 pub use status::cluster_status;
 pub use worker::WorkerBroker;

@@ -117,3 +117,78 @@ impl Schedule {
         woken.into_iter().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::broker::nats::mirror::tests::record;
+    use crate::server::broker::nats::record::Record;
+    use crate::server::models::Listed;
+
+    fn worker(id: &str, held: Option<&str>, models: &[&str]) -> Arc<WorkerFacts> {
+        Arc::new(WorkerFacts {
+            id: id.into(),
+            ready: true,
+            models: models.iter().map(|name| Listed::named(name)).collect(),
+            held: held.map(str::to_string),
+            ..WorkerFacts::default()
+        })
+    }
+
+    fn mirror(jobs: &[(&str, &str)]) -> Mirror {
+        let mut mirror = Mirror::default();
+        mirror.loaded();
+        for (at, (id, model)) in jobs.iter().enumerate() {
+            let model = model.to_string();
+            mirror.apply(Record { model, ..record(id, at as i64) }, at as u64 + 1);
+        }
+        mirror
+    }
+
+    #[test]
+    fn a_job_waits_for_the_worker_that_holds_its_model_but_not_for_long() {
+        let live = [worker("a", Some("m"), &["m", "n"]), worker("b", Some("n"), &["m", "n"])];
+        let mut queue = mirror(&[("1", "m"), ("2", "m"), ("3", "n")]);
+        let mut schedule = Schedule::default();
+        let mut ask = |queue: &mut Mirror, id: &str, held: &str, seconds: i64| {
+            let job = schedule.choose(queue, &live, id, Some(held), seconds * SECOND);
+            job.map(|job| job.id)
+        };
+        // The other worker gets what it holds, although it is the turn of another job.
+        assert_eq!(ask(&mut queue, "b", "n", 1).as_deref(), Some("3"));
+        assert_eq!(ask(&mut queue, "b", "n", 2), None, "a will draw them");
+        assert_eq!(ask(&mut queue, "a", "m", 3).as_deref(), Some("1"));
+        // Nobody waits for more than ten seconds for a busy worker.
+        assert_eq!(ask(&mut queue, "b", "n", 11).as_deref(), Some("2"));
+        assert_eq!(ask(&mut queue, "unknown", "n", 12), None);
+
+        // Nor if too much waits for it: ten jobs of a second.
+        let names: Vec<String> = (0..11).map(|n| n.to_string()).collect();
+        let jobs: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "m")).collect();
+        let mut queue = mirror(&jobs);
+        assert_eq!(ask(&mut queue, "b", "n", 1).as_deref(), Some("0"));
+        assert_eq!(ask(&mut queue, "b", "n", 1).as_deref(), Some("1"));
+        assert_eq!(ask(&mut queue, "b", "n", 1), None);
+    }
+
+    #[test]
+    fn a_worker_gets_only_what_it_has_and_those_that_hold_a_model_are_woken_first() {
+        let live = [
+            worker("a", Some("m"), &["m"]),
+            worker("b", Some("n"), &["m", "n"]),
+            worker("c", None, &["x"]),
+        ];
+        let mut queue = mirror(&[]);
+        let mut schedule = Schedule::default();
+        for (id, held) in [("a", Some("m")), ("b", Some("n")), ("c", None)] {
+            assert_eq!(schedule.choose(&mut queue, &live, id, held, 0), None);
+        }
+        assert!(schedule.wake(&queue, &live, 0).is_empty());
+        let mut queue = mirror(&[("1", "m")]);
+        assert_eq!(schedule.choose(&mut queue, &live, "c", None, 0), None);
+        assert_eq!(schedule.wake(&queue, &live, 0), ["a"]);
+        assert!(schedule.wake(&queue, &live, 0).is_empty(), "it is awake");
+        // One that does not hold the model is woken once the job has waited.
+        assert_eq!(schedule.wake(&queue, &live, 11 * SECOND), ["b"]);
+    }
+}

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::front::{FrontBroker, lock};
+use super::hub::{Hub, lock};
 use crate::error::Result;
 use crate::server::broker::WorkerFacts;
 use crate::server::options::ClusterOptions;
@@ -19,7 +19,7 @@ const LISTENING: Duration = Duration::from_millis(2500);
 /// Those of a broker that cannot be reached.
 pub async fn cluster_status(options: &ClusterOptions) -> Result<Value> {
     let since = Instant::now();
-    let hub = FrontBroker::watch(options).await?;
+    let (hub, _news) = Hub::join(options).await?;
     tokio::time::sleep(LISTENING.saturating_sub(since.elapsed())).await;
     let live = hub.live();
     let (counts, mut queued) = {

@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::front::{Hub, lock};
+use super::hub::{Hub, lock};
 use super::record::Record;
 use crate::server::broker::{Catalog, News, WorkerFacts};
 

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
 use super::files::input_names;
-use super::front::lock;
+use super::hub::lock;
 use super::leader::Asked;
 use super::link::{Change, Link};
 use super::record::{MAX_ATTEMPTS, Record};
@@ -84,6 +84,22 @@ impl WorkerBroker {
         })
     }
 
+    /// The next job, if it is time to ask for one: what [`Broker::next`] does, for a simulation.
+    pub async fn take_if_due(&self, held: Option<&str>) -> Option<Record> {
+        if *lock(&self.due) > Instant::now() {
+            return None;
+        }
+        let record = self.ask_for(held, None).await?;
+        lock(&self.jobs).insert(record.id.clone(), record.clone());
+        Some(record)
+    }
+
+    /// Ends a job, as [`Broker::finish`] does, for a simulation.
+    pub async fn conclude_here(&self, id: &str, outcome: &Outcome) {
+        self.conclude(id, outcome).await.ok();
+        *lock(&self.due) = Instant::now();
+    }
+
     /// Asks for a job; `None` if there is none, or nobody who knows.
     async fn ask_for(&self, held: Option<&str>, alike: Option<&str>) -> Option<Record> {
         let asked = Asked {
@@ -137,12 +153,20 @@ impl WorkerBroker {
 
     /// Stores how a job has ended.
     async fn conclude(&self, id: &str, outcome: &Outcome) -> std::result::Result<(), Fault> {
-        if let Outcome::Succeeded { outputs, .. } = outcome {
-            for output in outputs {
-                let path = self.data.result(&output.file);
-                self.persist(|| self.link.put_file(&path)).await?;
+        let failed;
+        let outcome = match self.upload(outcome).await {
+            // The file is not there.
+            Err(fault) if fault.status != 503 => {
+                failed = Outcome::Failed(fault);
+                &failed
             }
-        }
+            // The process ends before the broker is back: another worker draws the job.
+            Err(fault) => {
+                lock(&self.jobs).remove(id);
+                return Err(fault);
+            }
+            Ok(()) => outcome,
+        };
         let now = self.clock.seconds();
         let end = || self.link.change(id, |record| record.ended_by(&self.id, outcome, now));
         let change = self.persist(end).await;
@@ -159,6 +183,16 @@ impl WorkerBroker {
                 Ok(())
             }
         }
+    }
+
+    /// Stores the images of an outcome.
+    async fn upload(&self, outcome: &Outcome) -> std::result::Result<(), Fault> {
+        let Outcome::Succeeded { outputs, .. } = outcome else { return Ok(()) };
+        for output in outputs {
+            let path = self.data.result(&output.file);
+            self.persist(|| self.link.put_file(&path)).await?;
+        }
+        Ok(())
     }
 
     async fn give_images_back(&self, record: &Record) -> std::result::Result<(), Fault> {
