@@ -153,13 +153,19 @@ fn check(net: &ControlNet, choice: &ControlNetChoice, model: &Model) -> Result<(
             .found(&model.name)
             .try_("a FLUX.1 model; FLUX.2 takes images by {reference}"));
     };
-    let (own, model) = (&net.network.config.flux, &networks.flux.config);
+    let pixels = match net.network.config.condition {
+        Condition::Pixels { .. } => control::TOKEN_PIXELS,
+        Condition::Latents | Condition::MaskedLatents => model.token_pixels(),
+    };
+    let (own, token, model) =
+        (&net.network.config.flux, model.token_pixels(), &networks.flux.config);
     for (what, found, expected) in [
         ("width", own.hidden, model.hidden),
         ("heads", own.heads, model.heads),
         ("latent channels", own.in_channels, model.out_channels),
         ("text width", own.context, model.context),
         ("pooled width", own.pooled, model.pooled),
+        ("pixels of a token", pixels, token),
     ] {
         if found != expected {
             return Err(Error::model("this ControlNet was made for another transformer")

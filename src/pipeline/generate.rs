@@ -1,21 +1,18 @@
 //! One generation: plan the phases, draw the noise, run the phases.
 
-use std::borrow::Cow;
-
-use super::controlnets;
-use super::controlnets::Controlling;
+use super::control_images::{acting, seen_by_all};
 use super::embedded;
 use super::flux1_kind::Flux1Kind;
 use super::images::{self, Filter, Masking};
-use super::loaded::{InputImages, LoadedModel, PlannedRequest, acts};
+use super::loaded::{InputImages, LoadedModel, PlannedRequest};
 use super::model::{Model, Networks};
 use super::noise::TorchGenerator;
 use super::open_device::OpenDevice;
 use super::phases::tokens::pack;
-use super::phases::{ControlValues, KeptLatents, MaskSampling, Values, blacken};
+use super::phases::{KeptLatents, MaskSampling, Values};
 use super::progress::{Listener, send};
 use super::recover::Recovery;
-use super::request::{ControlImage, Generated, Image, Mask, Request, Settings, foreign_syntax};
+use super::request::{Generated, Image, Request, Settings, foreign_syntax};
 use super::settle::{masking_for, noise_levels, random_seed, settings_for};
 use super::speed::{Speeds, Stopwatch};
 use crate::error::{Error, Result};
@@ -119,11 +116,7 @@ fn generate_once(
             (_, Some(control)) => Some(prepared_control(model, control, &settings, on)?),
             _ => None,
         },
-        controls: controls
-            .iter()
-            .zip(control_images)
-            .map(|(control, image)| seen_by(control, image, masking.as_ref(), &settings))
-            .collect::<Result<_>>()?,
+        controls: seen_by_all(&controls, &control_images, masking.as_ref(), &settings)?,
         hole: masking.as_ref().filter(|_| is_fill).map(Masking::drawn_mask),
         reference_images: request.references.iter().map(prepared).collect(),
         style_images: request
@@ -154,77 +147,6 @@ fn generate_once(
         images.iter_mut().for_each(|image| *image = masking.put_back(was_drawn.then_some(image)));
     }
     Ok(Generated { images, latents, settings })
-}
-
-/// The ControlNets that act in some of the steps, with their images. Notes about all of them are
-/// sent.
-fn acting<'a>(
-    all: &[Controlling],
-    images: &'a [ControlImage],
-    sigmas: &[f32],
-    on: Listener<'_>,
-) -> Result<(Vec<Controlling>, Vec<&'a ControlImage>)> {
-    for control in all {
-        send(on, Event::note(control.line()))?;
-        if !acts(control, sigmas) {
-            let name = control.choice.name.clone();
-            let why = "the ControlNet {} acts in no step: its strength is 0, or its part of the \
-                       steps contains no whole step";
-            send(on, Event::Note(Message::with(why, [Message::plain(name)])))?;
-        }
-    }
-    controlnets::notes(all).try_for_each(|note| send(on, Event::note(note.clone())))?;
-    let acting = all.iter().zip(images).filter(|(control, _)| acts(control, sigmas));
-    Ok(acting.map(|(control, image)| (control.clone(), image)).unzip())
-}
-
-/// What a ControlNet sees: its image in the size of the request, or the part of it that is drawn.
-fn seen_by(
-    control: &Controlling,
-    seen: &ControlImage,
-    masking: Option<&Masking>,
-    settings: &Settings,
-) -> Result<ControlValues> {
-    let (width, height) = (settings.width, settings.height);
-    let reads_mask = controlnets::reads_mask(&control.net);
-    let shown = match &seen.mask {
-        Some(transparent) if !reads_mask => Cow::Owned(on_white(&seen.image, transparent)),
-        _ => Cow::Borrowed(&seen.image),
-    };
-    let mut image = match masking {
-        Some(masking) => masking.drawn_part(&shown),
-        None => images::fit(&shown, width, height),
-    };
-    if control.choice.edges {
-        image = images::canny(&image);
-    }
-    let mask = match (reads_mask, masking, &seen.mask) {
-        (false, ..) => None,
-        (true, Some(masking), _) => Some(masking.drawn_mask()),
-        (true, None, Some(mask)) => Some(images::fit_mask(mask, width, height)),
-        (true, None, None) => {
-            return Err(Error::argument("this ControlNet repaints a part of its image")
-                .at_message(control.choice.place())
-                .found("no mask")
-                .try_(
-                    "{init} and {mask}, or an image with transparent pixels for the ControlNet",
-                ));
-        }
-    };
-    if let Some(mask) = &mask {
-        blacken(&mut image, mask);
-    }
-    Ok(ControlValues { image, mask, condition: Vec::new(), modulation: Vec::new() })
-}
-
-/// `image` before white where it is `transparent`.
-fn on_white(image: &Image, transparent: &Mask) -> Image {
-    let pixels = image.rgb.chunks_exact(3).zip(&transparent.values);
-    let rgb = pixels.flat_map(|(pixel, t)| {
-        let (t, own) = (u32::from(*t), u32::from(255 - t));
-        pixel.iter().map(move |v| ((u32::from(*v) * own + 255 * t + 127) / 255) as u8)
-    });
-    Image { rgb: rgb.collect(), ..*image }
 }
 
 /// The control image in the size of the request. Canny sees the edges of a photo, and a drawing of

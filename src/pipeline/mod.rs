@@ -7,6 +7,7 @@
 mod again;
 #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(dead_code))]
 mod budget;
+mod control_images;
 mod controlnets;
 mod device;
 mod embedded;

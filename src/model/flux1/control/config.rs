@@ -46,13 +46,11 @@ impl ControlConfig {
         let (_, in_channels) = get("img_in.weight")?;
         let (_, condition_cols) = get("pos_embed_input.weight")?;
         // As many blocks as outputs of them: another number is a file of which a part is missing.
-        let depth_double =
-            numbered(shapes, "double_blocks.", "").max(numbered(shapes, "controlnet_blocks.", ""));
-        let depth_single = numbered(shapes, "single_blocks.", "").max(numbered(
-            shapes,
-            "controlnet_single_blocks.",
-            "",
-        ));
+        let count = |blocks: &str, outputs: &str| {
+            numbered(shapes, blocks, "").max(numbered(shapes, outputs, ""))
+        };
+        let depth_double = count("double_blocks.", "controlnet_blocks.");
+        let depth_single = count("single_blocks.", "controlnet_single_blocks.");
         let flux = FluxConfig::read_sizes(
             shapes,
             config,

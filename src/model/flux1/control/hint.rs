@@ -34,14 +34,17 @@ pub(super) fn convs(channels: usize, out: usize) -> Vec<HintConv> {
     STRIDES.into_iter().enumerate().map(conv).collect()
 }
 
-/// The tokens of a control image of `height x width` pixels, both multiples of 16.
+/// The pixels along the edge of a token: the strides, and 2 x 2 pixels of the last convolution.
+pub const TOKEN_PIXELS: usize = 16;
+
+/// The tokens of a control image of `height x width` pixels, both multiples of [`TOKEN_PIXELS`].
 ///
-/// Input: `pixels` (height * width x 3, f32, from -1 to 1). Output: `condition` (one row for each
-/// 16x16 pixels, [`ControlConfig::condition_cols`], f32).
+/// Input: `pixels` (height * width x 3, f32, from -1 to 1). Output: `condition` (a row for each
+/// token, [`ControlConfig::condition_cols`], f32).
 pub fn hint(c: &ControlConfig, height: usize, width: usize, act: DType) -> Program {
     let mut r = Recorder::new("hint");
     let pixels = r.input("pixels", height * width, RGB, DType::F32);
-    let tokens = height / 16 * (width / 16);
+    let tokens = height / TOKEN_PIXELS * (width / TOKEN_PIXELS);
     let out = r.output("condition", tokens, c.condition_cols, DType::F32);
     r.scope("hint");
     let cast = |r: &mut Recorder, label: &str, x: Tensor, dtype: DType| {

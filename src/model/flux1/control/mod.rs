@@ -1,6 +1,6 @@
-//! ControlNets for FLUX.1, after diffusers' `FluxControlNetModel`: a small transformer that sees the
-//! same noise, text and timestep, and a control image. The outputs of its blocks pass a layer each
-//! and are added to the image rows of the large transformer, after its blocks.
+//! ControlNets for FLUX.1, after diffusers' `FluxControlNetModel`: a small transformer that sees
+//! the same noise, text and timestep, and a control image. The outputs of its blocks pass a layer
+//! each and are added to the image rows of the large transformer, after its blocks.
 //!
 //! Its blocks are recorded between those of the large transformer, each just before the first block
 //! whose result it changes. So only one of its outputs exists at a time, next to its own hidden
@@ -14,7 +14,7 @@ mod hint;
 mod record;
 
 pub use config::{Condition, ControlConfig};
-pub use hint::hint;
+pub use hint::{TOKEN_PIXELS, hint};
 pub(super) use record::{Controlled, Residual};
 
 use super::modulate;
