@@ -250,8 +250,10 @@ pub trait Backend: Send {
         Ok(true)
     }
 
-    /// Sets how much host memory the device may use for weights that it copies, in bytes.
-    fn allow_host(&mut self, _bytes: u64) {}
+    /// Sets how much host memory the device may use for weights that it copies, in bytes. The
+    /// largest program that runs several times copies `passing` bytes in each run: the device may
+    /// prepare memory for them.
+    fn allow_host(&mut self, _bytes: u64, _passing: u64) {}
 
     /// Writes `bytes` at `offset` of the arena, after all queued steps.
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()>;

@@ -57,7 +57,8 @@ pub fn generate(args: GenerateArgs, how: How) -> Result<()> {
     });
     let requests = requests.collect::<Result<Vec<_>>>()?;
     let job = Job { args: &args.request, engine: &args.engine, out: &args.output, how };
-    job.draw(requests, start, args.engine.options(), Progress::new(how), None)
+    let files = InputFiles { start, seen };
+    job.draw(requests, files, args.engine.options(), Progress::new(how), None)
 }
 
 /// Draws what an image file says it was made of, with the arguments in place of what it says.
@@ -110,7 +111,8 @@ pub fn again(args: AgainArgs, how: How) -> Result<()> {
         .map_err(|e| e.at_path(&args.image))?;
     let recorded = Some(Again { args: &args, found: &found });
     let job = Job { args: &args.request, engine: &args.engine, out: &args.output, how };
-    job.draw(vec![request], start, options, progress, recorded)
+    let files = InputFiles { start, seen };
+    job.draw(vec![request], files, options, progress, recorded)
 }
 
 /// The prompt given as an argument, or what stdin holds for `-`.
@@ -181,6 +183,7 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
     options.files.plan_only = true;
     let engine = open_with(options, &mut progress)?;
     fit_to_model(&mut request, &args.request, &engine);
+    request.references = seen.decode_references(&request, args.engine.ram.size(), &engine)?;
     let plan = engine.plan(&request)?;
     progress.finish();
     if how.json {
@@ -193,8 +196,8 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
 }
 
 /// Replaces what `args` set in `request`, reads the scheduler's configuration, and checks the
-/// whole, with the other images that were read. If there is an image to start from, a
-/// placeholder for it makes the rest of the request complete.
+/// whole, with the other images that were read. Placeholders for an image to start from and for
+/// references make the request complete.
 pub fn fill(
     request: &mut Request,
     args: &RequestArgs,
@@ -209,8 +212,7 @@ pub fn fill(
     if let Some(path) = &args.control {
         typed.control = Some(load_init_image(path)?);
     }
-    typed.references.clone_from(&seen.references);
-    typed.styles.clone_from(&seen.styles);
+    seen.add_to(&mut typed);
     for (i, ControlNetArg { choice, image }) in args.controlnets.iter().enumerate() {
         typed.control_images.push(load_control_image(image)?);
         typed.controlnets.push(match choice.name.is_empty() {
@@ -259,6 +261,12 @@ fn tell_budgets(engine: &EngineArgs, progress: &Progress) {
     }
 }
 
+/// The images that the arguments name.
+struct InputFiles {
+    start: Option<StartImage>,
+    seen: SeenImages,
+}
+
 /// Everything that drawing needs besides the requests.
 struct Job<'a> {
     args: &'a RequestArgs,
@@ -274,7 +282,7 @@ impl Job<'_> {
     fn draw(
         &self,
         mut requests: Vec<Request>,
-        start: Option<StartImage>,
+        files: InputFiles,
         options: Options,
         mut progress: Progress,
         recorded: Option<Again>,
@@ -288,6 +296,11 @@ impl Job<'_> {
         tell_budgets(engine, &progress);
         let mut pipeline = open_with(options, &mut progress)?;
         requests.iter_mut().for_each(|request| fit_to_model(request, args, &pipeline));
+        let InputFiles { start, seen } = files;
+        let references = seen.decode_references(&requests[0], engine.ram.size(), &pipeline)?;
+        if !references.is_empty() {
+            requests.iter_mut().for_each(|request| request.references.clone_from(&references));
+        }
         if let Some(recorded) = &recorded {
             recorded.check(&pipeline, &requests[0], &progress)?;
         }
@@ -358,7 +371,7 @@ impl Again<'_> {
         self.warn_of_another_model(&settings, progress);
         // Values that were typed are intended; those of the file may come from someone else.
         let (mut asked, typed) = (settings.clone(), &self.args.request);
-        let usual = pipeline.settings(&Request::default())?;
+        let usual = pipeline.defaults()?;
         if typed.count.is_some() {
             (asked.count, asked.only) = (1, None);
         }

@@ -44,6 +44,8 @@ pub enum SideFactor {
     Columns,
     /// A vector of the model with the changes of adapters.
     Changed,
+    /// `N x K`: columns that adapters add to a weight of the model. The model records it itself.
+    Added,
     /// A part of the addition of this number, which has no low rank.
     Term(u32, TermFactor),
 }

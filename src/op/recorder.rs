@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Io, Op, Program, Segment, Step, WeightSpec};
+use super::{Io, Op, Program, Segment, SideFactor, Step, WeightSpec};
 use crate::dtype::DType;
 use crate::tensor::{Slot, Tensor, Weight};
 
@@ -86,6 +86,13 @@ impl Recorder {
         self.weight_rows(name, 0, rows, cols)
     }
 
+    /// The columns called `name` that adapters add to a weight.
+    pub fn added_weight(&mut self, name: impl Into<String>, rows: usize, cols: usize) -> Weight {
+        let side = Some(SideFactor::Added);
+        let (net, first) = (self.net, 0);
+        self.weight_of(WeightSpec { net, name: name.into(), first, rows, cols, side })
+    }
+
     /// Rows `first .. first + rows` of the weight `name`. For vectors (1 x n) `first` counts
     /// elements.
     pub fn weight_rows(
@@ -95,7 +102,12 @@ impl Recorder {
         rows: usize,
         cols: usize,
     ) -> Weight {
-        let spec = WeightSpec { net: self.net, name: name.into(), first, rows, cols, side: None };
+        let (net, side) = (self.net, None);
+        self.weight_of(WeightSpec { net, name: name.into(), first, rows, cols, side })
+    }
+
+    fn weight_of(&mut self, spec: WeightSpec) -> Weight {
+        let (rows, cols) = (spec.rows, spec.cols);
         let weights = &mut self.program.weights;
         let id = *self.seen.entry(spec.clone()).or_insert_with(|| {
             weights.push(spec);

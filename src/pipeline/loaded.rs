@@ -4,15 +4,17 @@ use std::sync::Arc;
 
 use super::budget::{PROCESS_BYTES, overhead_bytes};
 use super::controlnets::{ControlNets, Controlling};
+use super::flux1_kind::Flux1Kind;
 use super::loras::{LoraSet, Loras};
 use super::model::{Model, Networks};
 use super::open_device::OpenDevice;
-use super::phases::{Phases, Refused, flux1, flux2};
+use super::phases::{Flux1Inputs, Phases, Refused, flux1, flux2};
 use super::report::PlanReport;
-use super::request::Settings;
+use super::request::{Request, Settings};
+use super::settle::{no_control_image, settings_for};
 use super::speed::Speeds;
 use crate::backend::Int8Use;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::host::{cache_folder, steady_memory};
 
 /// A model with the LoRAs that were used with it.
@@ -77,6 +79,44 @@ impl LoadedModel {
         self.controlnets.open(&settings.controlnets, &self.model)
     }
 
+    /// `request` with the defaults of the model and of its LoRAs filled in, and these LoRAs.
+    ///
+    /// # Errors
+    /// Those of [`settings_for`] and [`LoadedModel::lora_set`];
+    /// [`Kind::Argument`](crate::error::Kind::Argument) for a control image that nothing reads, and
+    /// a control LoRA without one.
+    pub fn settle(&self, request: &Request) -> Result<(Settings, Arc<LoraSet>)> {
+        let mut settings = settings_for(&self.model, request)?;
+        let loras = self.lora_set(&settings)?;
+        let is_plain = self.model.flux1_kind() == Some(Flux1Kind::TextToImage);
+        match (&request.control, loras.control_kind()) {
+            (_, Some(_)) if !is_plain => {
+                return Err(Error::argument("a control LoRA is for a plain FLUX.1 [dev]")
+                    .at_parameter("lora")
+                    .found("a model that reads other images")
+                    .try_("{model} with FLUX.1 [dev], or leave the LoRA out"));
+            }
+            (None, Some(_)) => {
+                return Err(Error::argument("a control LoRA needs a control image")
+                    .at_parameter("control")
+                    .try_(
+                        "{control} with a photo or a drawing of edges (Canny), or an image of \
+                         depths, in which near is bright (Depth)",
+                    ));
+            }
+            (Some(_), None) if is_plain => return Err(no_control_image()),
+            (Some(_), Some(kind)) => {
+                let (guidance, steps) = kind.defaults();
+                if request.guidance.is_none() && settings.guidance.is_some() {
+                    settings.guidance = Some(guidance);
+                }
+                settings.steps = request.steps.unwrap_or(steps);
+            }
+            _ => {}
+        }
+        Ok((settings, loras))
+    }
+
     /// The phases of a generation with `settings` and its noise levels `sigmas`, planned for
     /// `device`. `images` is what the images of the request need, and `controls` the ControlNets
     /// that act in it.
@@ -102,7 +142,9 @@ impl LoadedModel {
                     // What was found was said when the request was checked.
                     false => Some(model.styles.networks(model, &mut Vec::new())?),
                 };
-                flux1(model, networks, settings, sigmas, key, images, styles, controls)
+                let added_inputs = loras.added_inputs();
+                let inputs = Flux1Inputs { images, styles, controls, added_inputs };
+                flux1(model, networks, settings, sigmas, key, inputs)
             }
             Networks::Flux2(networks) => flux2(model, networks, settings, sigmas, key, images)?,
         };

@@ -20,13 +20,25 @@ use crate::message::Message;
 /// encoder.
 pub fn settings_for(model: &Model, request: &Request) -> Result<Settings> {
     request.check()?;
-    let d = &model.defaults;
     check_references(model, request)?;
     check_condition(model, request)?;
     check_controlnets(model, request)?;
     if !request.styles.is_empty() && model.flux1_kind().is_none() {
         return Err(styles::unsupported());
     }
+    filled(model, request)
+}
+
+/// The settings of a request that sets nothing, and has what the model needs besides the prompt.
+///
+/// # Errors
+/// [`Kind::Argument`](crate::error::Kind::Argument) for defaults in a file that are out of range.
+pub fn default_settings(model: &Model) -> Result<Settings> {
+    filled(model, &Request::default())
+}
+
+fn filled(model: &Model, request: &Request) -> Result<Settings> {
+    let d = &model.defaults;
     let unit = model.token_pixels();
     let own = match (masked_size(model, request)?, request.references.first()) {
         (Some(size), _) => size,
@@ -140,11 +152,9 @@ fn check_condition(model: &Model, request: &Request) -> Result<()> {
     let kind = model.flux1_kind();
     let is_control = kind.is_some_and(Flux1Kind::is_control);
     match &request.control {
-        Some(_) if !is_control => {
-            return Err(Error::argument("this model does not read a control image")
-                .at_parameter("control")
-                .try_("use FLUX.1 Canny or Depth, or {init} to start from an image"));
-        }
+        // Whether one of the LoRAs reads it is known when they are.
+        Some(_) if kind == Some(Flux1Kind::TextToImage) && request.has_loras() => {}
+        Some(_) if !is_control => return Err(no_control_image()),
         None if is_control => {
             return Err(Error::argument("this model needs a control image")
                 .at_parameter("control")
@@ -181,6 +191,14 @@ fn check_controlnets(model: &Model, request: &Request) -> Result<()> {
         .found(format!("{found} images"))
         .expected(expected)
         .try_("{controlnet=FILE:IMAGE} for each of them"))
+}
+
+/// The error for a control image with a model that does not read any.
+pub fn no_control_image() -> Error {
+    Error::argument("this model does not read a control image").at_parameter("control").try_(
+        "use FLUX.1 Canny or Depth, or {lora} with one of their LoRAs on [dev]; {init} starts from \
+         an image",
+    )
 }
 
 /// `pixels` must be a positive multiple of `token`, the pixels along the edge of one token.

@@ -28,8 +28,10 @@ mod http;
 mod job;
 mod limits;
 mod links;
+mod masks;
 mod metrics;
 mod middleware;
+mod model_names;
 mod models;
 mod options;
 mod page;
@@ -47,7 +49,7 @@ mod worker;
 pub use access::ServerKey;
 #[cfg(feature = "nats")]
 #[doc(hidden)]
-pub use broker::{Measured, Simulation};
+pub use broker::{Measured, Simulation, simulate};
 pub use limits::{Limit, Plan, Unit, presets};
 pub use models::parse_alias;
 pub use options::{ClusterOptions, ModelOptions, ServerOptions};
@@ -107,17 +109,6 @@ pub fn cluster_status(options: &ClusterOptions) -> Result<serde_json::Value> {
     return in_threads(broker::cluster_status(options));
     #[cfg(not(feature = "nats"))]
     return Err(no_clusters(options));
-}
-
-/// Runs simulated workers with a cluster, for measurements.
-///
-/// # Errors
-/// [`Kind::Argument`](crate::error::Kind::Argument) for an address that is none,
-/// [`Kind::Device`](crate::error::Kind::Device) if the broker is out of reach.
-#[cfg(feature = "nats")]
-#[doc(hidden)]
-pub fn simulate(options: &ClusterOptions, simulation: &Simulation) -> Result<Measured> {
-    in_threads(broker::simulate(options, simulation))
 }
 
 fn in_threads<T>(task: impl Future<Output = Result<T>>) -> Result<T> {

@@ -12,6 +12,7 @@ mod klein;
 #[cfg(target_os = "linux")]
 mod limits;
 mod masks;
+mod references;
 mod runs;
 #[cfg(feature = "server")]
 mod server;

@@ -7,16 +7,17 @@ use std::ops::ControlFlow;
 use super::{Input, least_bytes, resolve, run_by, temp_dir};
 use flux_fast::backend::Backend;
 use flux_fast::dtype::DType;
+use flux_fast::dtype::int8::{Int8, Rotation};
 use flux_fast::error::Result;
 use flux_fast::library::{open_component, open_only};
 use flux_fast::model::SequenceShape;
 use flux_fast::model::flux1::DenoiseShape;
 use flux_fast::model::flux1::control::{Condition, Control, ControlConfig, control_tensors};
-use flux_fast::model::{Flux2Config, FluxConfig, Qwen3Config};
-use flux_fast::model::{flux1, flux2, qwen3};
+use flux_fast::model::{Flux2Config, FluxConfig, Qwen3Config, SiglipConfig};
+use flux_fast::model::{flux1, flux2, qwen3, siglip};
 use flux_fast::op::{Program, Segment, Step, WeightSpec};
 use flux_fast::plan;
-use flux_fast::spec::flux1::{CONTROLNET, TRANSFORMER};
+use flux_fast::spec::flux1::{CONTROLNET, SIGLIP, TRANSFORMER};
 use flux_fast::spec::{Component, FAMILIES, flux2 as flux2_spec};
 use flux_fast::stream::{Holdings, Session, Tenancy};
 use flux_fast::tensor::{HostWeight, Weight};
@@ -128,6 +129,19 @@ impl Denoiser {
         Self::with(program, weights, fixed, folder)
     }
 
+    /// The same with products in 8-bit integers where they are allowed.
+    pub fn in_int8(mut self, component: Component) -> Self {
+        for (weight, spec) in self.weights.iter_mut().zip(&self.program.weights) {
+            if component.is_int8(&spec.name) {
+                let rotation = Rotation::of_columns(weight.cols);
+                assert!(rotation.is_some(), "{}: {} columns", spec.name, weight.cols);
+                weight.int8 = Some(Int8 { rotation });
+            }
+        }
+        assert!(self.weights.iter().any(|w| w.int8.is_some()), "nothing is computed in integers");
+        self
+    }
+
     /// FLUX.2's, with true CFG and two reference images.
     pub fn flux2(act: DType) -> Self {
         let c = Flux2Config {
@@ -140,11 +154,50 @@ impl Denoiser {
             ..Flux2Config::klein_4b()
         };
         let image = DenoiseShape { images: 1, cfg: true, text_tokens: 5, height: 2, width: 3 };
-        let shape = SequenceShape { image, references: vec![(2, 2), (1, 3)] };
+        let shape = SequenceShape { image, references: vec![(2, 2), (1, 3)], added_inputs: 0 };
         let fixed = vec![("rope", flux2::rope(&c, &shape)), ("step", vec![-0.1, 2.0])];
         let configs = json!({ "transformer": c.to_json() });
         let program = flux2::denoise(&c, &shape, act);
         Self::of(program, flux2_spec::TRANSFORMER, flux2::tensors(&c), configs, fixed)
+    }
+
+    /// FLUX.1 Fill's, with true CFG: 384 columns of input for 64 of output.
+    pub fn fill(act: DType) -> Self {
+        let c = FluxConfig { in_channels: 384, ..config(3) };
+        let image = DenoiseShape { images: 2, cfg: true, text_tokens: 5, height: 2, width: 3 };
+        Self::with_images(&c, SequenceShape::from(&image), act)
+    }
+
+    /// FLUX.1 Kontext's, with two reference images.
+    pub fn kontext(act: DType) -> Self {
+        let image = DenoiseShape { images: 1, cfg: false, text_tokens: 5, height: 2, width: 3 };
+        let references = vec![(3, 2), (1, 4)];
+        let shape = SequenceShape { references, ..SequenceShape::from(&image) };
+        Self::with_images(&config(3), shape, act)
+    }
+
+    fn with_images(c: &FluxConfig, shape: SequenceShape, act: DType) -> Self {
+        let fixed = vec![("rope", flux1::rope(c, &shape)), ("step", vec![-0.1, 2.0])];
+        let program = flux1::denoise(c, &shape, act);
+        let configs = json!({ "transformer": c.to_json() });
+        Self::of(program, TRANSFORMER, flux1::tensors(c), configs, fixed)
+    }
+
+    /// SigLIP's vision tower, not a denoiser, with heads of 72 as Redux reads it.
+    pub fn siglip(act: DType) -> Self {
+        let c = SiglipConfig {
+            image: 58,
+            patch: 14,
+            width: 288,
+            heads: 4,
+            ff: 1216,
+            layers: 5,
+            ..SiglipConfig::so400m()
+        };
+        let configs = json!({ "image_encoder": c.to_json() });
+        let places = (0..c.tokens()).map(|i| i as f32).collect();
+        let program = siglip::encode(&c, act);
+        Self::of(program, SIGLIP, siglip::tensors(&c), configs, vec![("places", places)])
     }
 
     /// FLUX.2's text encoder, not a denoiser: two prompts, one of them without padding.
@@ -255,7 +308,16 @@ impl Denoiser {
         budget: u64,
         runs: usize,
     ) -> HashMap<&'static str, Vec<u32>> {
-        let inputs: Vec<_> = self.inputs.iter().map(|(name, v)| (*name, Input::F32(v))).collect();
+        let whole: Vec<Vec<i32>> =
+            self.inputs.iter().map(|(_, v)| v.iter().map(|v| *v as i32).collect()).collect();
+        let inputs = self.inputs.iter().zip(&whole).map(|((name, v), whole)| {
+            let input = match self.program.input(name).dtype {
+                DType::I32 => Input::I32(whole),
+                _ => Input::F32(v),
+            };
+            (*name, input)
+        });
+        let inputs: Vec<_> = inputs.collect();
         let out = run_by(one, backend, &self.program, &self.weights, &inputs, budget, runs);
         out.into_iter().map(|(name, v)| (name, v.into_iter().map(f32::to_bits).collect())).collect()
     }

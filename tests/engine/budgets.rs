@@ -114,11 +114,19 @@ fn every_budget_gives_the_same_bits() {
 }
 
 #[test]
-fn flux2_its_text_encoder_and_controlnets_give_the_same_bits_with_every_budget() {
+fn other_networks_give_the_same_bits_with_every_budget() {
+    let programs = [
+        Denoiser::flux2,
+        Denoiser::qwen3,
+        Denoiser::fill,
+        Denoiser::kontext,
+        Denoiser::siglip,
+        Denoiser::controlled,
+    ];
     for compute in [Compute::F32, Compute::Auto] {
         let mut backend = cpu(compute);
         let act = backend.caps().activation;
-        for denoiser in [Denoiser::flux2(act), Denoiser::qwen3(act), Denoiser::controlled(act)] {
+        for denoiser in programs.map(|make| make(act)) {
             let mut whole = None;
             for budget in denoiser.budgets(&backend).into_iter().rev() {
                 let got = denoiser.run(&mut backend, budget, 3);

@@ -5,7 +5,10 @@ use super::control::{Control, Controlled, Residual};
 use super::{linear, linear_rows};
 use crate::dtype::DType;
 use crate::model::joint::{ImageInputs, JointAttention, NORM_EPS, RopeTable, SequenceShape};
-use crate::op::{CopyRows, Epilogue, EulerStep, LayerNormModulate, Program, Recorder, ScaledAdd};
+use crate::op::{
+    CopyRows, Epilogue, EulerStep, LayerNormModulate, Linear, Program, Recorder, ScaledAdd,
+};
+use crate::spec::lora::added_inputs;
 use crate::tensor::{Tensor, View};
 
 /// The images and tokens of one run of [`denoise`], without references.
@@ -54,7 +57,8 @@ impl DenoiseShape {
 /// One step, in three segments.
 ///
 /// Inputs: `latents` (images * image_tokens x out_channels, f32, updated in place), `condition`
-/// (the same rows, the other columns of in_channels; absent where there are none), `references`
+/// (the same rows, the other columns of in_channels and those that LoRAs add; absent where there are
+/// none), `references`
 /// (reference_tokens x in_channels, f32; absent without references), `text` (batch * text_tokens x
 /// context), `modulation` (prompts x [`FluxConfig::modulation_cols`], the rows of one
 /// step of [`modulate()`](super::modulate())), `rope` (tokens x head_dim, f32, see [`rope`]),
@@ -82,7 +86,7 @@ pub fn denoise_with(
     let s = &s.into();
     let image = &s.image;
     let mut r = Recorder::new("denoise");
-    let extra = c.in_channels - c.out_channels;
+    let extra = c.in_channels - c.out_channels + s.added_inputs;
     let inputs = ImageInputs::record(&mut r, s, c.out_channels, extra);
     let text = r.input("text", image.batch() * image.text_tokens, c.context, act);
     let modulation = r.input("modulation", image.prompts(), c.modulation_cols(), act);
@@ -155,7 +159,14 @@ impl Denoiser<'_> {
         r.scope("img_in");
         let x = inputs.rows(r, s, act);
         let img = r.temp(x.rows, c.hidden, act);
-        linear(r, "linear", x.all(), "img_in", Epilogue::None, img.all());
+        let own = x.columns(0, c.in_channels);
+        linear(r, "linear", own, "img_in", Epilogue::None, img.all());
+        if s.added_inputs > 0 {
+            let added = x.columns(c.in_channels, s.added_inputs);
+            let w = r.added_weight(added_inputs("img_in.weight"), c.hidden, added.cols);
+            let epilogue = Epilogue::Add { residual: img };
+            r.push("added", Linear { epilogue, ..Linear::plain(added, w, img.all()) });
+        }
         r.scope("txt_in");
         let txt = r.temp(text.rows, c.hidden, act);
         linear(r, "linear", text.all(), "txt_in", Epilogue::None, txt.all());
@@ -359,7 +370,7 @@ impl Denoiser<'_> {
 /// Several references are placed next to one another, each to the right of those before it or below
 /// them, so that the whole stays about as wide as high (as in ComfyUI).
 pub fn rope(c: &FluxConfig, s: impl Into<SequenceShape>) -> Vec<f32> {
-    let SequenceShape { image, references } = &s.into();
+    let SequenceShape { image, references, .. } = &s.into();
     let rows = Vec::new();
     let mut table = RopeTable { axes: &c.axes, theta: c.theta, rows };
     (0..image.text_tokens).for_each(|_| table.token(&[0, 0, 0]));

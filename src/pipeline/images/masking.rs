@@ -97,12 +97,33 @@ impl Masking {
             return Ok(masking.map(|m| (m.width, m.height)));
         }
         // The mask itself does not matter, and may be large.
-        let [left, top, right, bottom] = request.outpaint.unwrap_or_default().sides();
-        let (width, height) = (init.width + left + right, init.height + top + bottom);
-        let whole = Region { x: 0, y: 0, width, height };
+        let whole = with_margins((init.width, init.height), request);
         let drawn = whole.drawn_size((request.width, request.height), unit, 0);
         check_shape(&whole, drawn, unit)?;
         Ok(Some(drawn))
+    }
+
+    /// About the size in which a masked request is drawn, without its pixels: for an image of
+    /// `size`, of which the part `repainted` is repainted. A blur, which makes the part somewhat
+    /// larger, is not counted.
+    #[cfg(feature = "server")]
+    pub fn estimated_size(
+        request: &Request,
+        size: (usize, usize),
+        repainted: Option<Region>,
+        unit: usize,
+        area: usize,
+    ) -> (usize, usize) {
+        let whole = with_margins(size, request);
+        let wanted = (request.width, request.height);
+        let Some(padding) = request.mask_padding else { return whole.drawn_size(wanted, unit, 0) };
+        let [left, top, right, bottom] = request.outpaint.unwrap_or_default().sides();
+        // Margins are repainted over the whole length of their side.
+        let part = match repainted.filter(|_| left + top + right + bottom == 0) {
+            Some(part) => part.padded(padding, &whole),
+            None => whole,
+        };
+        part.drawn_size(wanted, unit, area)
     }
 
     /// The region of the photo that is drawn over, in the drawn size.
@@ -167,6 +188,22 @@ impl Masking {
 }
 
 impl Region {
+    /// The region with `padding` pixels around it, as far as they are in `whole`.
+    #[cfg(feature = "server")]
+    fn padded(self, padding: usize, whole: &Region) -> Region {
+        let (x, y) = (self.x.saturating_sub(padding), self.y.saturating_sub(padding));
+        let right = (self.x + self.width + padding).min(whole.width);
+        let bottom = (self.y + self.height + padding).min(whole.height);
+        Region { x, y, width: right - x, height: bottom - y }
+    }
+
+    /// The smallest region with every pixel of `mask` that is repainted; `None` if there is none.
+    #[cfg(feature = "server")]
+    pub fn repainted(mask: &Mask) -> Option<Region> {
+        let is_used = mask.values.iter().any(|v| *v >= NEARLY);
+        is_used.then(|| surroundings(&snapped(mask), 0))
+    }
+
     /// The smallest region around this one with about this ratio of width to height, moved and cut
     /// so that it is in `whole` (as AUTOMATIC1111 and diffusers do).
     fn shaped(self, ratio: f64, whole: &Region) -> Region {
@@ -225,6 +262,12 @@ fn check_shape(region: &Region, drawn: (usize, usize), unit: usize) -> Result<()
         .found(format!("{}x{}", drawn.0, drawn.1))
         .expected(format!("the shape of {}x{}", region.width, region.height))
         .try_("leave the size out: the result has the size of the image in any case"))
+}
+
+/// All of an image of this size with the margins of `request`.
+fn with_margins((width, height): (usize, usize), request: &Request) -> Region {
+    let [left, top, right, bottom] = request.outpaint.unwrap_or_default().sides();
+    Region { x: 0, y: 0, width: width + left + right, height: height + top + bottom }
 }
 
 /// The smallest region with every repainted pixel, and `padding` pixels around it.

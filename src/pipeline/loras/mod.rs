@@ -7,6 +7,7 @@
 //! on the sum of their ranks. Files and merged matrices are kept: the next image with the same
 //! LoRAs reads nothing, and other strengths only repeat the merge.
 
+mod control;
 mod set;
 
 pub use set::{LoraSet, Strengths};

@@ -19,6 +19,7 @@ use crate::op::{
 use crate::pipeline::int8;
 use crate::pipeline::opened_file::OpenedFile;
 use crate::pipeline::request::LoraChoice;
+use crate::spec::lora::ADDED_INPUTS;
 use crate::spec::{Component, Role};
 use crate::tensor::{HostPart, HostWeight};
 use crate::weights::ComponentWeights;
@@ -41,7 +42,7 @@ impl Strengths {
     }
 
     /// The strength for a component.
-    fn at(self, component: Component) -> f32 {
+    pub(super) fn at(self, component: Component) -> f32 {
         if component.role == Role::Transformer { self.transformer } else { self.text }
     }
 }
@@ -65,7 +66,7 @@ impl fmt::Display for Strengths {
 
 /// LoRAs with their strengths, ready for programs.
 pub struct LoraSet {
-    adapters: Vec<(Arc<Adapter>, Strengths)>,
+    pub(super) adapters: Vec<(Arc<Adapter>, Strengths)>,
     /// The user was informed about them.
     reported: AtomicBool,
     files: Vec<(OpenedFile, Strengths)>,
@@ -151,7 +152,7 @@ impl LoraSet {
     }
 
     /// All changes that have an effect.
-    fn changes(&self) -> impl Iterator<Item = &lora::Change> {
+    pub(super) fn changes(&self) -> impl Iterator<Item = &lora::Change> {
         self.adapters.iter().flat_map(|(adapter, strengths)| {
             adapter.changes().iter().filter(|change| strengths.at(change.component) != 0.0)
         })
@@ -185,7 +186,9 @@ impl LoraSet {
             *rank += change.delta.side_rank() as u64;
             *size = (*size).max((rows + cols) as u64);
             let vectors = if change.magnitude.is_some() { 2 * (rows + cols) } else { 0 };
-            whole += 4 * (change.delta.whole_elements() + vectors) as u64;
+            // Computed as one matrix.
+            let added = if change.weight.ends_with(ADDED_INPUTS) { rows * cols } else { 0 };
+            whole += 4 * (change.delta.whole_elements() + vectors + added) as u64;
         }
         whole + weights.values().map(|(rank, size)| 4 * rank * size).sum::<u64>()
     }
@@ -329,6 +332,9 @@ impl LoraSet {
         spec: &WeightSpec,
         which: SideFactor,
     ) -> Result<HostWeight> {
+        if which == SideFactor::Added {
+            return self.added(component, spec);
+        }
         let merged = self.merged();
         let run = || Some(merged.runs.get(&merge_key(component, spec))?.as_ref());
         let term = |i: u32| run()?.terms.get(i as usize);
@@ -348,6 +354,7 @@ impl LoraSet {
                 (TermFactor::Columns, _) => term.columns.as_ref(),
                 _ => None,
             }),
+            SideFactor::Added => None,
         };
         let part = found.cloned().ok_or_else(|| {
             Error::device("a program names a LoRA that was not merged").at(&spec.name)

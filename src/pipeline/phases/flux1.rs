@@ -21,21 +21,32 @@ use crate::pipeline::model::{Flux1Networks, Model};
 use crate::pipeline::request::Settings;
 use crate::pipeline::styles::StyleNetworks;
 
+/// The images of a request, and what reads them.
+pub struct Flux1Inputs<'a, 'r> {
+    /// Their sizes.
+    pub images: &'r InputImages,
+    /// The networks that read style images.
+    pub styles: Option<&'a StyleNetworks>,
+    /// The ControlNets that act.
+    pub controls: &'a [Controlling],
+    /// Columns of the transformer's input that LoRAs add for a control image.
+    pub added_inputs: usize,
+}
+
 /// Text encoders, encoders of style images, image encoders (for images that the request has), modulation, denoising and
-/// decoding for `settings`, of whose noise levels `sigmas` are used. `images` are the images of the
-/// request, `styles` the networks that read its style images, and `controls` its ControlNets.
-/// `text_key` names what the text embeddings depend on besides prompts and networks: arithmetic and
-/// LoRAs; `None` if they are neither read from the cache nor written to it.
+/// decoding for `settings`, of whose noise levels `sigmas` are used. `inputs` are the images of the
+/// request, and what reads them. `text_key` names what the text embeddings depend on besides prompts
+/// and networks: arithmetic and LoRAs; `None` if they are neither read from the cache nor written to
+/// it.
 pub fn flux1<'a>(
     model: &'a Model,
     networks: &'a Flux1Networks,
     settings: &Settings,
     sigmas: &[f32],
     text_key: Option<String>,
-    images: &InputImages,
-    styles: Option<&'a StyleNetworks>,
-    controls: &'a [Controlling],
+    inputs: Flux1Inputs<'a, '_>,
 ) -> Vec<Box<dyn GenerationPhase + 'a>> {
+    let Flux1Inputs { images, styles, controls, added_inputs } = inputs;
     let token = model.token_pixels();
     let style_tokens =
         styles.map_or(0, |n| settings.style_strengths.len() * n.siglip.config.tokens());
@@ -53,7 +64,7 @@ pub fn flux1<'a>(
     let sigmas = sigmas.to_vec();
     let flux = Transformer::Flux1 {
         network: &networks.flux,
-        shape: SequenceShape { image: shape, references: images.references.clone() },
+        shape: SequenceShape { image: shape, references: images.references.clone(), added_inputs },
         controls,
     };
     let start = ImageUse::Start { sigma: sigmas[0], is_reference: false };
@@ -80,7 +91,11 @@ pub fn flux1<'a>(
         Box::new(encode(start)),
     ];
     match networks.kind {
-        Flux1Kind::TextToImage => {}
+        // In the list without it, too, so that later programs keep their numbers.
+        Flux1Kind::TextToImage => {
+            let condition = (added_inputs > 0).then_some(ImageUse::Condition);
+            phases.push(Box::new(encode(condition)));
+        }
         Flux1Kind::Kontext => phases.push(Box::new(ReferenceEncode {
             vae: &model.vae,
             latents: &model.latents,

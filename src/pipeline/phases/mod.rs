@@ -29,7 +29,7 @@ pub(crate) mod tokens;
 mod transformer;
 
 pub use draft::{Band, Draft, Nets, PlannedProgram, Planner, Refused, Variant};
-pub use flux1::flux1;
+pub use flux1::{Flux1Inputs, flux1};
 pub use flux2::flux2;
 pub use image_encode::blacken;
 pub use keep::{KeptLatents, MaskSampling};
@@ -268,6 +268,13 @@ impl<'a> Phases<'a> {
             Some(layout) => layout.bytes(granularity),
             None => self.programs().map(|p| p.plan.layout().bytes(granularity)).max().unwrap_or(0),
         }
+    }
+
+    /// Bytes of weights that pass to the device in each run of a program that runs several times,
+    /// at most.
+    pub fn passing_bytes(&self) -> u64 {
+        let several = self.programs().filter(|p| p.plan.runs > 1);
+        several.map(|p| p.plan.streamed_bytes()).max().unwrap_or(0)
     }
 
     /// Runs every phase on `device`.

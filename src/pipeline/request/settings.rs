@@ -332,6 +332,11 @@ impl Request {
         self
     }
 
+    /// Whether it has LoRAs, in its prompt or elsewhere.
+    pub fn has_loras(&self) -> bool {
+        !self.loras.is_empty() || !self.prompt.loras().is_empty()
+    }
+
     /// Whether a part of the image to start from is kept.
     pub fn is_masked(&self) -> bool {
         self.mask.is_some() || self.outpaint.is_some()

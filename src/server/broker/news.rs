@@ -1,11 +1,13 @@
 //! What processes of a cluster tell each other, whatever carries it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
+use crate::pipeline::ModelInputs;
 use crate::server::fault::Fault;
 use crate::server::job::{Job, State};
 use crate::server::models::Listed;
@@ -60,8 +62,9 @@ pub struct WorkerFacts {
     pub default: String,
     /// The settings of a request that sets nothing.
     pub defaults: Value,
-    /// Whether its default model reads reference images.
-    pub reads_references: Option<bool>,
+    /// What its default model reads besides the prompt.
+    #[serde(default)]
+    pub inputs: Option<ModelInputs>,
     /// What it can open, the default model first.
     pub models: Vec<Listed>,
     /// The LoRAs that it has.
@@ -114,8 +117,9 @@ pub struct Catalog {
     pub default: String,
     /// The settings of a request to it that sets nothing.
     pub defaults: Value,
-    /// Whether it reads reference images.
-    pub reads_references: Option<bool>,
+    /// What it reads besides the prompt.
+    #[serde(default)]
+    pub inputs: Option<ModelInputs>,
     /// The models of all workers, the default model first.
     pub models: Vec<Listed>,
     /// The LoRAs of all workers.
@@ -126,7 +130,9 @@ impl Catalog {
     /// What `workers` can draw together; `None` if none of them is ready.
     pub fn of(workers: &[Arc<WorkerFacts>]) -> Option<Catalog> {
         let ready = || workers.iter().filter(|worker| worker.ready);
-        let count = |name: &str| ready().filter(|worker| worker.default == name).count();
+        let mut counts: HashMap<&str, usize> = HashMap::new();
+        ready().for_each(|worker| *counts.entry(&worker.default).or_default() += 1);
+        let count = |name: &str| counts.get(name).copied().unwrap_or(0);
         let first = ready().max_by(|a, b| {
             let key = |worker: &Arc<WorkerFacts>| count(&worker.default);
             key(a).cmp(&key(b)).then_with(|| b.default.cmp(&a.default))
@@ -146,7 +152,7 @@ impl Catalog {
         Some(Catalog {
             default: first.default.clone(),
             defaults: first.defaults.clone(),
-            reads_references: first.reads_references,
+            inputs: first.inputs,
             models,
             loras: merged(|worker| &worker.loras),
         })

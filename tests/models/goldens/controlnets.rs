@@ -370,6 +370,7 @@ fn the_blocks_are_interleaved() {
     let shape = SequenceShape {
         image: flux1::DenoiseShape { images: 2, cfg: true, ..shape },
         references: vec![(3, 2)],
+        added_inputs: 0,
     };
     let config = ControlConfig { modes: Some(3), ..own(2, 2) };
     let controls = [flux1::control::Control { config: &config }];

@@ -382,7 +382,7 @@ impl Broker for FrontBroker {
         let queued = lock(&self.hub.mirror).queued_per_model();
         let mut queued: Vec<_> = queued.into_iter().map(|(name, (n, s))| (name, n, s)).collect();
         queued.sort_by(|a, b| a.0.cmp(&b.0));
-        Some(Workers { live: self.hub.live(), catalog, queued })
+        Some(Workers { live: self.hub.sorted(), catalog, queued })
     }
 
     fn ask(&self, query: &PlanQuery) -> std::result::Result<Value, Fault> {

@@ -80,11 +80,13 @@ impl Hub {
     /// The workers that were heard lately.
     pub fn live(&self) -> Vec<Arc<WorkerFacts>> {
         let workers = lock(&self.workers);
-        let mut live: Vec<Arc<WorkerFacts>> = workers
-            .values()
-            .filter(|(_, heard)| heard.elapsed() < self.lost_after)
-            .map(|(facts, _)| facts.clone())
-            .collect();
+        let live = workers.values().filter(|(_, heard)| heard.elapsed() < self.lost_after);
+        live.map(|(facts, _)| facts.clone()).collect()
+    }
+
+    /// The same, always in the same order.
+    pub fn sorted(&self) -> Vec<Arc<WorkerFacts>> {
+        let mut live = self.live();
         live.sort_by(|a, b| (&a.host, &a.id).cmp(&(&b.host, &b.id)));
         live
     }

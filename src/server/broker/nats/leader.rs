@@ -256,6 +256,7 @@ impl Leader {
     /// Takes jobs back from workers that have died, or that say they do not have them; and says
     /// again what must be stopped.
     fn take_back(self: &Arc<Self>) {
+        lock(&self.schedule).forget(&self.hub.live());
         let running: Vec<Arc<Record>> = lock(&self.hub.mirror).running().cloned().collect();
         let mut strays = lock(&self.strays);
         strays.retain(|id, _| running.iter().any(|record| record.id == *id));

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::mirror::Mirror;
+use super::record::Record;
 use crate::server::broker::WorkerFacts;
 use crate::server::broker::fair::Waiting;
 use crate::server::broker::queue::Passing;
@@ -22,11 +23,29 @@ pub struct Schedule {
     idle: HashMap<String, Option<String>>,
 }
 
+/// The workers that live, by what is asked of them.
+struct Fleet<'a> {
+    workers: HashMap<&'a str, &'a WorkerFacts>,
+    /// How many of them hold each model.
+    holders: HashMap<&'a str, usize>,
+}
+
+impl<'a> Fleet<'a> {
+    fn of(live: &'a [Arc<WorkerFacts>]) -> Self {
+        let mut holders: HashMap<&str, usize> = HashMap::new();
+        for model in live.iter().filter(|w| w.ready).filter_map(|w| w.held.as_deref()) {
+            *holders.entry(model).or_default() += 1;
+        }
+        let workers = live.iter().map(|worker| (worker.id.as_str(), &**worker)).collect();
+        Fleet { workers, holders }
+    }
+}
+
 /// A worker that asks, among the others.
 struct View<'a> {
     worker: &'a WorkerFacts,
     held: Option<&'a str>,
-    live: &'a [Arc<WorkerFacts>],
+    fleet: &'a Fleet<'a>,
     /// How many wait for each model, and the seconds that they take.
     backlog: &'a HashMap<String, (usize, f64)>,
     now: i64,
@@ -35,18 +54,22 @@ struct View<'a> {
 impl View<'_> {
     /// Whether the worker may draw a job: it has all that it needs, and the job does not wait for
     /// another worker with the model in its memory, which is soon free.
-    fn suits(&self, job: &Waiting, loras: &[String], since: i64) -> bool {
-        if !self.worker.has_model(&job.model) || !loras.iter().all(|l| self.worker.has_lora(l)) {
+    fn suits(&self, job: &Waiting, record: &Record) -> bool {
+        if !self.worker.has_model(&job.model) {
+            return false;
+        }
+        let loras = record.loras();
+        if !loras.iter().all(|lora| self.worker.has_lora(lora)) {
             return false;
         }
         if self.held == Some(job.model.as_str()) {
             return true;
         }
-        let holders = self.live.iter().filter(|other| {
-            other.id != self.worker.id && other.ready && other.held.as_deref() == Some(&job.model)
-        });
-        let holders = holders.count() as f64;
-        let waited = (self.now - since) as f64 / SECOND as f64;
+        let all = self.fleet.holders.get(job.model.as_str()).copied().unwrap_or(0);
+        // What it has said of itself may be older than what it asks with.
+        let is_one = self.worker.ready && self.worker.held.as_deref() == Some(&job.model);
+        let holders = all.saturating_sub(usize::from(is_one)) as f64;
+        let waited = (self.now - record.instant) as f64 / SECOND as f64;
         let seconds = self.backlog.get(&job.model).map_or(0.0, |(_, seconds)| *seconds);
         holders == 0.0 || waited >= PATIENCE || seconds / holders >= PATIENCE
     }
@@ -63,15 +86,16 @@ impl Schedule {
         held: Option<&str>,
         now: i64,
     ) -> Option<Waiting> {
-        self.passing.retain(|id, _| live.iter().any(|worker| worker.id == *id));
-        self.idle.retain(|id, _| live.iter().any(|worker| worker.id == *id));
         // One that was not heard yet says what it has a moment later.
         let worker = live.iter().find(|worker| worker.id == id)?;
-        let view = View { worker, held, live, backlog: &mirror.queued_per_model(), now };
-        let passing = self.passing.entry(id.to_string()).or_default();
-        let job = mirror.pop_for(held, passing, now, |job, record| {
-            view.suits(job, &record.loras(), record.instant)
-        });
+        let mut job = None;
+        if mirror.queue.len() > 0 {
+            let (fleet, backlog) = (Fleet::of(live), mirror.queued_per_model());
+            let view = View { worker, held, fleet: &fleet, backlog: &backlog, now };
+            let passing = self.passing.entry(id.to_string()).or_default();
+            let suits = |job: &Waiting, record: &Record| view.suits(job, record);
+            job = mirror.pop_for(held, passing, now, suits);
+        }
         match job {
             Some(_) => self.idle.remove(id),
             None => self.idle.insert(id.to_string(), held.map(str::to_string)),
@@ -79,32 +103,55 @@ impl Schedule {
         job
     }
 
-    /// The idle workers to be woken at `now`: at most one per job, those first that hold its model.
-    /// They are not idle any more.
+    /// Forgets the workers that do not live any more.
+    pub fn forget(&mut self, live: &[Arc<WorkerFacts>]) {
+        let live: HashSet<&str> = live.iter().map(|worker| worker.id.as_str()).collect();
+        self.passing.retain(|id, _| live.contains(id.as_str()));
+        self.idle.retain(|id, _| live.contains(id.as_str()));
+    }
+
+    /// The idle workers to be woken at `now`: at most one per job, those first that hold its model,
+    /// and of these the ones whose last job had its LoRAs. They are not idle any more.
     pub fn wake(&mut self, mirror: &Mirror, live: &[Arc<WorkerFacts>], now: i64) -> Vec<String> {
         if self.idle.is_empty() || mirror.queue.len() == 0 {
             return Vec::new();
         }
-        let backlog = mirror.queued_per_model();
+        let (fleet, backlog) = (Fleet::of(live), mirror.queued_per_model());
         let mut left: HashMap<&str, usize> =
             backlog.iter().map(|(model, (count, _))| (model.as_str(), *count)).collect();
+        let mut wanted: HashSet<(String, Vec<String>)> = HashSet::new();
+        mirror.queue.for_each(|job| {
+            let loras = mirror.get(&job.id).map(|(record, _)| record.loras());
+            wanted.insert((job.model.clone(), loras.unwrap_or_default()));
+        });
+        let has_loras = |id: &str, held: Option<&String>| {
+            let worker = fleet.workers.get(id);
+            let last = held.cloned().zip(worker.map(|worker| worker.held_loras.clone()));
+            last.is_some_and(|last| wanted.contains(&last))
+        };
+        let mut idle: Vec<(&String, Option<&String>)> =
+            self.idle.iter().map(|(id, held)| (id, held.as_ref())).collect();
+        idle.sort_by_cached_key(|&(id, held)| (!has_loras(id, held), id.clone()));
         let mut woken = HashSet::new();
-        for (id, held) in &self.idle {
-            if let Some(count) = held.as_deref().and_then(|model| left.get_mut(model))
+        for (id, held) in &idle {
+            if let Some(count) = held.and_then(|model| left.get_mut(model.as_str()))
                 && *count > 0
             {
                 *count -= 1;
-                woken.insert(id.clone());
+                woken.insert(id.to_string());
             }
         }
-        let others = self.idle.iter().filter(|(id, _)| !woken.contains(*id)).collect::<Vec<_>>();
-        for (id, held) in others {
-            let Some(worker) = live.iter().find(|worker| worker.id == *id) else { continue };
-            let view = View { worker, held: held.as_deref(), live, backlog: &backlog, now };
+        for (id, held) in idle {
+            let Some(worker) = fleet.workers.get(id.as_str()) else { continue };
+            if woken.contains(id) || left.values().all(|count| *count == 0) {
+                continue;
+            }
+            let held = held.map(String::as_str);
+            let view = View { worker, held, fleet: &fleet, backlog: &backlog, now };
             let suits = |job: &Waiting| {
                 let record = mirror.get(&job.id).map(|(record, _)| record);
-                record.is_some_and(|record| view.suits(job, &record.loras(), record.instant))
-                    && left.get(job.model.as_str()).is_some_and(|count| *count > 0)
+                left.get(job.model.as_str()).is_some_and(|count| *count > 0)
+                    && record.is_some_and(|record| view.suits(job, record))
             };
             if let Some(model) = mirror.queue.find(suits).map(|job| job.model.clone()) {
                 woken.insert(id.clone());
@@ -122,7 +169,6 @@ impl Schedule {
 mod tests {
     use super::*;
     use crate::server::broker::nats::mirror::tests::record;
-    use crate::server::broker::nats::record::Record;
     use crate::server::models::Listed;
 
     fn worker(id: &str, held: Option<&str>, models: &[&str]) -> Arc<WorkerFacts> {
@@ -190,5 +236,15 @@ mod tests {
         assert!(schedule.wake(&queue, &live, 0).is_empty(), "it is awake");
         // One that does not hold the model is woken once the job has waited.
         assert_eq!(schedule.wake(&queue, &live, 11 * SECOND), ["b"]);
+
+        // Of two that hold it, the one that has drawn with the same LoRAs, here with none.
+        let with_lora = WorkerFacts { held_loras: vec!["l".into()], ..(*live[0]).clone() };
+        let other = WorkerFacts { id: "d".into(), ..(*live[0]).clone() };
+        let live = [Arc::new(with_lora), Arc::new(other)];
+        let mut queue = mirror(&[]);
+        for id in ["a", "d"] {
+            assert_eq!(schedule.choose(&mut queue, &live, id, Some("m"), 0), None);
+        }
+        assert_eq!(schedule.wake(&mirror(&[("1", "m")]), &live, 0), ["d"]);
     }
 }

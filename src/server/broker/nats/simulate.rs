@@ -1,46 +1,46 @@
-//! Simulated workers at a real broker: how far a cluster scales.
+//! Workers that only pass the time, in time that only passes in numbers: what the order of jobs does
+//! to waits and to the models that have to be opened, for any number of workers. Queue and schedule
+//! are the real ones. The broker is a number: the time that it needs for a change of a job.
 
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use super::front::FrontBroker;
-use super::hub::lock;
+use super::mirror::Mirror;
 use super::record::Record;
-use super::worker::WorkerBroker;
-use crate::error::Result;
+use super::schedule::Schedule;
 use crate::pipeline::request::Request;
-use crate::server::broker::{Broker, NewJob, WorkerFacts};
-use crate::server::data::DataFolder;
-use crate::server::job::{JobSpec, Lane, Outcome, random_hex};
+use crate::server::broker::{NewJob, WorkerFacts};
+use crate::server::clock::SECOND;
+use crate::server::job::{JobSpec, Lane, Outcome};
 use crate::server::limits::Charge;
 use crate::server::models::Listed;
-use crate::server::options::ClusterOptions;
 
-/// A cluster, and what it has to do.
+/// A cluster, and what it has to do. Times are in seconds.
 #[derive(Debug, Clone)]
 pub struct Simulation {
     /// Workers. Each has all models, and none in memory at first.
     pub workers: usize,
-    /// Models. The first one is asked for as often as all others together.
+    /// Models. Half of the jobs are for the first one, the others for any of them.
     pub models: usize,
     /// Keys of clients.
     pub keys: usize,
-    /// Seconds that a job takes.
+    /// What a job takes.
     pub job: f64,
-    /// Seconds that a model takes to open.
+    /// What opening a model takes.
     pub load: f64,
     /// The part of the workers' time that the jobs need, without opening models.
     pub demand: f64,
-    /// The seconds in which jobs are submitted.
-    pub duration: f64,
+    /// How many jobs there are.
+    pub jobs: usize,
+    /// What the broker needs for one change of a job: they are made one after another.
+    pub change: f64,
 }
 
 /// What was seen. The first quarter of the jobs does not count: models are opened then.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Measured {
-    /// Jobs that were submitted.
-    pub jobs: usize,
-    /// Jobs per second that ended while others were submitted.
+    /// Jobs per second, from the first that counts to its end.
     pub throughput: f64,
     /// The wait of jobs for a worker, in seconds: the median, and what 99 % do not exceed.
     pub wait: (f64, f64),
@@ -49,183 +49,246 @@ pub struct Measured {
     /// The same waits if one queue with the same arrivals served workers that have all models in
     /// memory and lose no time: the bound.
     pub bound: (f64, f64),
-    /// The time of an accepted request, in seconds: the median, and what 99 % do not exceed.
-    pub submit: (f64, f64),
+    /// The mean wait, and that of the bound: it is the same for every order of equal jobs.
+    pub mean: (f64, f64),
 }
 
-/// What all simulated workers share.
-struct Counted {
-    cold: std::sync::atomic::AtomicUsize,
+/// How often the leader looks at who waits.
+const TICK: f64 = 0.25;
+/// The time of a message there and back.
+const MESSAGE: f64 = 0.001;
+
+/// What happens at an instant, in nanoseconds.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Arrival(usize),
+    Ask(usize),
+    End(usize, String),
+    Tick,
 }
 
-/// Runs `simulation` with the cluster of `options`, which must be new.
-///
-/// # Errors
-/// Those of the broker.
-pub async fn simulate(options: &ClusterOptions, simulation: &Simulation) -> Result<Measured> {
-    let folder = tempfile::tempdir()
-        .map_err(|e| crate::error::Error::output(format!("there is no folder: {e}")))?;
-    let data = DataFolder::at(folder.path().to_path_buf());
-    let front = Arc::new(FrontBroker::open(options, data.clone(), usize::MAX).await?);
-    let models: Vec<String> = (0..simulation.models).map(|n| format!("model-{n}")).collect();
-    let counted = Arc::new(Counted { cold: Default::default() });
-    let mut workers = Vec::new();
-    for number in 0..simulation.workers {
-        let broker = WorkerBroker::open(options, data.clone(), Arc::new(|| false)).await?;
-        let (models, counted) = (models.clone(), counted.clone());
-        let (job, load) = (simulation.job, simulation.load);
-        workers.push(tokio::spawn(work(broker, models, number, (job, load), counted)));
+/// Random numbers that are the same in every run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> f64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (self.0 >> 11) as f64 / (1_u64 << 53) as f64
     }
-    let patience = Instant::now();
-    while front.hub.live().len() < simulation.workers && patience.elapsed().as_secs() < 60 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+
+    fn below(&mut self, number: usize) -> usize {
+        (self.next() * number as f64) as usize
     }
+}
+
+struct Running<'a> {
+    simulation: &'a Simulation,
+    events: BinaryHeap<Reverse<(i64, Event)>>,
+    mirror: Mirror,
+    schedule: Schedule,
+    live: Vec<Arc<WorkerFacts>>,
+    /// The workers by their ids.
+    numbers: HashMap<String, usize>,
+    revision: u64,
+    /// When the broker has made all changes.
+    broker: i64,
+    waits: Vec<f64>,
+    cold: usize,
+    ended: Vec<f64>,
+}
+
+/// Runs `simulation`.
+pub fn simulate(simulation: &Simulation) -> Measured {
     let rate = simulation.demand * simulation.workers as f64 / simulation.job;
-    let count = ((rate * simulation.duration) as usize).max(8);
-    let mut random = 7_u64;
-    let mut next = move |below: usize| {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (random >> 33) as usize % below
-    };
-    let begun = Instant::now();
-    let mut submits = Vec::new();
-    for number in 0..count {
-        let model = match next(2) {
-            0 => 0,
-            _ => next(simulation.models),
-        };
-        let new = new_job(&models[model], next(simulation.keys), simulation.job)?;
-        let due = Duration::from_secs_f64(number as f64 / rate);
-        tokio::time::sleep(due.saturating_sub(begun.elapsed())).await;
-        let front = front.clone();
-        submits.push(tokio::spawn(async move {
-            let since = Instant::now();
-            let accepted = tokio::task::block_in_place(|| front.submit(new)).is_ok();
-            accepted.then(|| since.elapsed().as_secs_f64())
-        }));
-    }
-    let in_time = ended(&front).len();
-    let seconds = begun.elapsed().as_secs_f64();
-    let mut times = Vec::new();
-    for submit in submits {
-        times.extend(submit.await.ok().flatten());
-    }
-    while ended(&front).len() < times.len() && begun.elapsed().as_secs_f64() < 6.0 * seconds + 60.0
-    {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    workers.iter().for_each(tokio::task::JoinHandle::abort);
-    let mut records = ended(&front);
-    front.leave();
-    records.sort_by_key(|record| record.instant);
-    let arrivals: Vec<f64> = records.iter().map(|r| r.instant as f64 / 1e9).collect();
-    let bound = single_queue(&arrivals, simulation.workers, simulation.job);
-    let waits = records.iter().map(|r| r.started.unwrap_or(0.0) - r.instant as f64 / 1e9);
-    let warm = |waits: Vec<f64>| waits[waits.len() / 4..].to_vec();
-    Ok(Measured {
-        jobs: count,
-        throughput: in_time as f64 / seconds,
-        wait: quantiles(warm(waits.collect())),
-        cold: counted.cold.load(std::sync::atomic::Ordering::Relaxed) as f64 / count as f64,
-        bound: quantiles(warm(bound)),
-        submit: quantiles(times),
+    let mut random = Random(7);
+    let mut at = 0.0;
+    // Clients come at random: the pauses between them are exponential.
+    let arrivals: Vec<f64> = std::iter::repeat_with(|| {
+        at -= (1.0 - random.next()).ln() / rate;
+        at
     })
+    .take(simulation.jobs)
+    .collect();
+    let mut running = Running::new(simulation);
+    for (number, arrival) in arrivals.iter().enumerate() {
+        running.push(*arrival, Event::Arrival(number));
+    }
+    (0..simulation.workers).for_each(|worker| running.push(0.0, Event::Ask(worker)));
+    running.push(0.0, Event::Tick);
+    while running.ended.len() < simulation.jobs {
+        let Some(Reverse((now, event))) = running.events.pop() else { break };
+        running.step(now, event, &mut random);
+    }
+    let warm = |values: &[f64]| values[values.len() / 4..].to_vec();
+    let bound = single_queue(&arrivals, simulation.workers, simulation.job);
+    let counted = simulation.jobs - simulation.jobs / 4;
+    let begin = arrivals[simulation.jobs / 4];
+    running.ended.sort_by(f64::total_cmp);
+    let end = running.ended.last().copied().unwrap_or(begin);
+    Measured {
+        throughput: counted as f64 / (end - begin),
+        wait: quantiles(warm(&running.waits)),
+        cold: running.cold as f64 / counted as f64,
+        bound: quantiles(warm(&bound)),
+        mean: (mean(&warm(&running.waits)), mean(&warm(&bound))),
+    }
 }
 
-fn ended(front: &FrontBroker) -> Vec<Arc<Record>> {
-    let mirror = lock(&front.hub.mirror);
-    let all = (0..).map_while(|key| {
-        let mut jobs = mirror.of_owner(&format!("key-{key}")).peekable();
-        jobs.peek()?;
-        Some(jobs.filter(|record| record.state.is_final()).cloned().collect::<Vec<_>>())
-    });
-    all.flatten().collect()
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
-fn new_job(model: &str, key: usize, seconds: f64) -> Result<NewJob> {
+impl<'a> Running<'a> {
+    fn new(simulation: &'a Simulation) -> Self {
+        let models: Vec<Listed> =
+            (0..simulation.models).map(|n| Listed::named(&format!("model-{n}"))).collect();
+        let worker = |number: usize| {
+            let id = format!("worker-{number}");
+            let models = models.clone();
+            Arc::new(WorkerFacts { id, models, ready: true, ..WorkerFacts::default() })
+        };
+        let live: Vec<Arc<WorkerFacts>> = (0..simulation.workers).map(worker).collect();
+        let numbers = live.iter().enumerate().map(|(n, facts)| (facts.id.clone(), n)).collect();
+        let mut mirror = Mirror::default();
+        mirror.loaded();
+        Running {
+            simulation,
+            events: BinaryHeap::new(),
+            mirror,
+            schedule: Schedule::default(),
+            live,
+            numbers,
+            revision: 0,
+            broker: 0,
+            waits: vec![0.0; simulation.jobs],
+            cold: 0,
+            ended: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, at: f64, event: Event) {
+        self.events.push(Reverse((nanoseconds(at), event)));
+    }
+
+    /// Stores a change of a job that is asked for at `now`. Returns when it is stored.
+    fn change(&mut self, record: Record, now: i64) -> f64 {
+        self.broker = self.broker.max(now) + nanoseconds(self.simulation.change);
+        self.revision += 1;
+        self.mirror.apply(record, self.revision);
+        seconds(self.broker)
+    }
+
+    fn step(&mut self, now: i64, event: Event, random: &mut Random) {
+        match event {
+            Event::Arrival(number) => {
+                let model = match random.below(2) {
+                    0 => 0,
+                    _ => random.below(self.simulation.models),
+                };
+                let key = random.below(self.simulation.keys);
+                let record = record(number, model, key, self.simulation.job, now);
+                let stored = self.change(record, now);
+                self.wake(nanoseconds(stored));
+            }
+            Event::Ask(worker) => self.ask(worker, now),
+            Event::End(worker, id) => {
+                let outcome =
+                    Outcome::Succeeded { outputs: Vec::new(), settings: serde_json::Value::Null };
+                let known = self.mirror.get(&id).map(|(record, _)| record.clone());
+                if let Some(record) = known.and_then(|r| r.ended(&outcome, seconds(now))) {
+                    let stored = self.change(record, now);
+                    self.mirror.remove(&id);
+                    self.ended.push(seconds(now));
+                    let facts = (*self.live[worker]).clone();
+                    self.live[worker] = Arc::new(WorkerFacts { jobs: Vec::new(), ..facts });
+                    self.push(stored + MESSAGE, Event::Ask(worker));
+                }
+            }
+            Event::Tick => {
+                self.wake(now);
+                self.push(seconds(now) + TICK, Event::Tick);
+            }
+        }
+    }
+
+    fn wake(&mut self, now: i64) {
+        for id in self.schedule.wake(&self.mirror, &self.live, now) {
+            let worker = self.numbers[&id];
+            self.push(seconds(now) + MESSAGE, Event::Ask(worker));
+        }
+    }
+
+    fn ask(&mut self, worker: usize, now: i64) {
+        let facts = self.live[worker].clone();
+        // It was woken, and asks again as it would have without that.
+        if !facts.jobs.is_empty() {
+            return;
+        }
+        let held = facts.held.as_deref();
+        let job = self.schedule.choose(&mut self.mirror, &self.live, &facts.id, held, now);
+        let Some(job) = job else { return };
+        let Some((record, _)) = self.mirror.get(&job.id) else { return };
+        let (record, instant) = (record.taken(&facts.id, seconds(now)), record.instant);
+        let Some(record) = record else { return };
+        let begun = self.change(record, now) + MESSAGE;
+        let number: usize = job.id.parse().unwrap_or_default();
+        self.waits[number] = begun - seconds(instant);
+        let is_cold = held != Some(job.model.as_str());
+        self.cold += usize::from(is_cold && number >= self.simulation.jobs / 4);
+        let load = if is_cold { self.simulation.load } else { 0.0 };
+        self.live[worker] = Arc::new(WorkerFacts {
+            held: Some(job.model),
+            jobs: vec![job.id.clone()],
+            ..(*facts).clone()
+        });
+        self.push(begun + load + self.simulation.job, Event::End(worker, job.id));
+    }
+}
+
+fn nanoseconds(seconds: f64) -> i64 {
+    (seconds * SECOND as f64) as i64
+}
+
+fn seconds(nanoseconds: i64) -> f64 {
+    nanoseconds as f64 / SECOND as f64
+}
+
+/// Job number `number` of a key.
+fn record(number: usize, model: usize, key: usize, cost: f64, now: i64) -> Record {
     let spec = JobSpec {
-        request: Request::new("a fox in the snow, at dawn, with a lantern").seed(1),
-        model: model.into(),
+        request: Request::default(),
+        model: format!("model-{model}"),
         format: "png".into(),
         quality: 90,
         has_input: false,
+        has_mask: false,
+        has_control: false,
+        drawn: None,
         references: 0,
+        styles: 0,
         dialect: "native".into(),
         echo: serde_json::Value::Null,
         webhook: None,
     };
-    let id = random_hex(16)?;
-    Ok(NewJob {
-        alike: id.clone(),
-        id,
+    let new = NewJob {
+        id: number.to_string(),
         owner: format!("key-{key}"),
         spec,
         lane: Lane::Normal,
-        cost: seconds,
+        cost,
         plan: None,
-        charge: Charge { images: 1, pixels: 1 << 20 },
+        charge: Charge::default(),
         idempotency: None,
-    })
-}
-
-/// A worker that draws by waiting.
-async fn work(
-    broker: WorkerBroker,
-    models: Vec<String>,
-    number: usize,
-    (job, load): (f64, f64),
-    counted: Arc<Counted>,
-) {
-    let broker = Arc::new(broker);
-    let facts = |held: Option<String>| WorkerFacts {
-        host: format!("machine-{number}"),
-        ready: true,
-        default: models[0].clone(),
-        models: models.iter().map(|name| Listed::named(name)).collect(),
-        held,
-        ..WorkerFacts::default()
+        alike: String::new(),
     };
-    let mut held: Option<String> = None;
-    let (mut said, mut woken) = (Instant::now(), broker.news());
-    broker.describe(facts(None));
-    loop {
-        if said.elapsed() > Duration::from_secs(1) {
-            said = Instant::now();
-            broker.describe(facts(held.clone()));
-        }
-        let Some(record) = broker.take_if_due(held.as_deref()).await else {
-            let news = async {
-                match &mut woken {
-                    Some(news) => drop(news.recv().await),
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::time::timeout(Duration::from_millis(200), news).await.ok();
-            continue;
-        };
-        let cold = held.as_deref() != Some(&record.model);
-        if cold {
-            counted.cold.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            held = Some(record.model.clone());
-        }
-        broker.describe(facts(held.clone()));
-        let mut left = job + if cold { load } else { 0.0 };
-        while left > 0.0 {
-            let step = left.min(1.0);
-            tokio::time::sleep(Duration::from_secs_f64(step)).await;
-            left -= step;
-            broker.describe(facts(held.clone()));
-        }
-        let outcome = Outcome::Succeeded { outputs: Vec::new(), settings: serde_json::Value::Null };
-        broker.conclude_here(&record.id, &outcome).await;
-    }
+    Record::new(&new, now)
 }
 
 /// The waits of jobs that arrive at `arrivals`, in order, if one queue serves `workers` workers who
 /// need `seconds` for each.
 fn single_queue(arrivals: &[f64], workers: usize, seconds: f64) -> Vec<f64> {
     // With equal jobs the workers are free in the order in which they began.
-    let mut free = std::collections::VecDeque::from(vec![f64::NEG_INFINITY; workers]);
+    let mut free = VecDeque::from(vec![f64::NEG_INFINITY; workers]);
     let waits = arrivals.iter().map(|arrival| {
         let begin = free.pop_front().unwrap_or(*arrival).max(*arrival);
         free.push_back(begin + seconds);
@@ -252,19 +315,41 @@ mod tests {
         assert_eq!(quantiles((0..100).map(f64::from).collect()), (50.0, 99.0));
     }
 
-    /// By hand: `FLUX_FAST_TEST_BROKER=nats://host:4222/NAME`, with a name that is new, and what to
-    /// run as `WORKERS,MODELS,JOB,LOAD,DEMAND,DURATION` in `FLUX_FAST_TEST_SIMULATION`.
+    fn simulation(workers: usize, models: usize, demand: f64) -> Simulation {
+        let (job, load, change) = (10.0, 8.0, 0.002);
+        Simulation { workers, models, keys: 4, job, load, demand, jobs: 400, change }
+    }
+
     #[test]
-    #[ignore = "needs a broker"]
-    fn load_simulated_workers() {
-        let read = |name: &str| std::env::var(name).unwrap();
-        let text = read("FLUX_FAST_TEST_SIMULATION");
-        let numbers: Vec<f64> = text.split(',').map(|n| n.parse().unwrap()).collect();
-        let [workers, models, job, load, demand, duration] = numbers[..] else { panic!("{text}") };
-        let (workers, models) = (workers as usize, models as usize);
-        let simulation = Simulation { workers, models, keys: 8, job, load, demand, duration };
-        let options = ClusterOptions::new(read("FLUX_FAST_TEST_BROKER"));
-        let measured = crate::server::simulate(&options, &simulation).unwrap();
-        println!("{simulation:?}\n{measured:?}");
+    fn with_one_model_waits_are_those_of_one_queue_and_nothing_is_opened_twice() {
+        let seen = simulate(&simulation(1, 1, 0.7));
+        assert_eq!(seen.cold, 0.0, "{seen:?}");
+        // Changes and messages.
+        let (mean, bound) = seen.mean;
+        assert!(mean >= bound && mean < bound + 1.0, "{seen:?}");
+    }
+
+    #[test]
+    fn with_several_models_workers_keep_theirs() {
+        let seen = simulate(&simulation(16, 4, 0.6));
+        // Without a preference it would be more than half.
+        assert!(seen.cold < 0.4, "{seen:?}");
+        assert!(seen.throughput > 0.8 * 0.6 * 16.0 / 10.0, "{seen:?}");
+    }
+
+    /// By hand, as the table of benches/cluster.rs: what a change takes is in
+    /// `FLUX_FAST_TEST_CHANGE`, in seconds.
+    #[test]
+    #[ignore = "takes a minute"]
+    fn load_table_of_simulated_workers() {
+        let change = std::env::var("FLUX_FAST_TEST_CHANGE").map_or(0.002, |s| s.parse().unwrap());
+        for workers in [1, 4, 16, 64, 250, 1000] {
+            for demand in [0.5, 0.9] {
+                let (job, load, jobs) = (11.8, 8.0, (40 * workers).clamp(1000, 20_000));
+                let simulation =
+                    Simulation { workers, models: 4, keys: 8, job, load, demand, jobs, change };
+                println!("{workers} {demand} {:?}", simulate(&simulation));
+            }
+        }
     }
 }

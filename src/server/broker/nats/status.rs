@@ -21,7 +21,7 @@ pub async fn cluster_status(options: &ClusterOptions) -> Result<Value> {
     let since = Instant::now();
     let (hub, _news) = Hub::join(options).await?;
     tokio::time::sleep(LISTENING.saturating_sub(since.elapsed())).await;
-    let live = hub.live();
+    let live = hub.sorted();
     let (counts, mut queued) = {
         let mirror = lock(&hub.mirror);
         (mirror.counts(), mirror.queued_per_model())

@@ -134,7 +134,7 @@ pub async fn hear_workers(hub: Arc<Hub>) {
 
 /// Notes what the workers can draw together, and tells those above.
 fn learn(hub: &Hub) {
-    if let Some(catalog) = Catalog::of(&hub.live()) {
+    if let Some(catalog) = Catalog::of(&hub.sorted()) {
         *lock(&hub.catalog) = Some(catalog);
     }
     hub.news.send(News::Workers).ok();

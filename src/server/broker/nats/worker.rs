@@ -84,22 +84,6 @@ impl WorkerBroker {
         })
     }
 
-    /// The next job, if it is time to ask for one: what [`Broker::next`] does, for a simulation.
-    pub async fn take_if_due(&self, held: Option<&str>) -> Option<Record> {
-        if *lock(&self.due) > Instant::now() {
-            return None;
-        }
-        let record = self.ask_for(held, None).await?;
-        lock(&self.jobs).insert(record.id.clone(), record.clone());
-        Some(record)
-    }
-
-    /// Ends a job, as [`Broker::finish`] does, for a simulation.
-    pub async fn conclude_here(&self, id: &str, outcome: &Outcome) {
-        self.conclude(id, outcome).await.ok();
-        *lock(&self.due) = Instant::now();
-    }
-
     /// Asks for a job; `None` if there is none, or nobody who knows.
     async fn ask_for(&self, held: Option<&str>, alike: Option<&str>) -> Option<Record> {
         let asked = Asked {
