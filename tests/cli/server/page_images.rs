@@ -85,6 +85,8 @@ fn a_mask_is_painted_sent_and_kept() {
             tab.find("#file").await.send_keys(&pictures.path("photo")).await.unwrap();
             tab.click("#start-from").await;
             tab.click(".part > summary").await;
+            // The message at the edge goes away.
+            tab.until("!document.querySelector('.toast')").await;
             tab.click("#paint-mask").await;
             // What is painted is counted in pixels of the image.
             let opaque = "(() => { const c = document.querySelector('#mask-canvas'); \
