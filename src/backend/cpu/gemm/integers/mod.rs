@@ -16,6 +16,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod blocks;
 mod portable;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ use super::{ALIGN, Columns, KBlock, MAX_LANES, Micro, NC, Side, Words, aligned, 
 use crate::backend::int8::{quantise_from, quantise_stored};
 use crate::dtype::int8::Int8;
 use crate::tensor::HostWeight;
+use blocks::{Blocks, KC, PAD};
 
 /// The inner functions for one instruction set. All need a processor with `isa`.
 pub struct IntegerMicro {
@@ -45,8 +47,9 @@ pub struct IntegerMicro {
     /// `tile(words, a, b, c, start)`: `c[mr x nr] (+)= a . b^T` over packed panels. Without `start`
     /// it adds to c; with it, sums of row `r` begin with `start[r]`.
     pub tile: unsafe fn(usize, *const u32, *const u32, *mut i32, Option<&[i32]>),
-    /// `pack(rows, lanes, word, words, unsigned, to)`: the words from `word` on of rows of integers,
-    /// as `[word][lane]`. Rows are padded to whole vectors; lanes without a row are not used.
+    /// `pack(rows, lanes, word, words, unsigned, to)`: the words from `word` on of rows of
+    /// integers, as `[word][lane]`. Rows are padded to whole vectors; lanes without a row are not
+    /// used.
     pub pack: unsafe fn(&[*const i8], usize, usize, usize, bool, *mut u32),
     /// `scale(tile, width, factors)`: turns the sums of row `r` to floats times `factors[r]`, in
     /// place.
@@ -55,79 +58,8 @@ pub struct IntegerMicro {
     pub floats: &'static Micro,
 }
 
-/// Words of k in a block. Longer blocks than those of floats: a tile of integers is done so soon
-/// that adding its sums to memory would show (5 % with 192 words). 256 rows of w are 768 KiB then,
-/// which fit in L2.
-const KC: usize = 768;
-/// Rows of integers are padded with zeros to a multiple of this many bytes.
-const PAD: usize = 64;
-/// The most rows of x that are packed at once: in bytes as many as the products of floats pack.
-const ROWS: usize = 3080;
 /// Sums have 32 bits: no more columns than this can overflow them, with or without the 128.
 const MOST_COLUMNS: usize = (i32::MAX / (255 * 127)) as usize;
-
-/// How a product is divided: a function of its shape, the kernel and the number of threads.
-#[derive(Debug, Clone, Copy)]
-struct Blocks {
-    /// Bytes of a padded row, and words of it.
-    row_bytes: usize,
-    words: usize,
-    /// Row panels of x that are packed at once.
-    panels: usize,
-    /// Row panels of x and rows of w in a task.
-    task_panels: usize,
-    nc: usize,
-    /// Words of the packed x, and with the packed t of a side and what belongs to the rows.
-    x_words: usize,
-    shared_words: usize,
-    /// Words of the packed w, of the sums, and of the rows that are quantised, of one thread.
-    w_words: usize,
-    c_words: usize,
-    row_words: usize,
-}
-
-impl Blocks {
-    fn new(m: &IntegerMicro, rows: usize, k: usize, side: usize, n: usize, threads: usize) -> Self {
-        let (mr, nr) = (m.floats.mr, m.floats.nr);
-        let row_bytes = k.next_multiple_of(PAD).max(PAD);
-        let words = row_bytes / m.per_word;
-        let side_words = side.div_ceil(m.floats.per_word);
-        let passes = rows.div_ceil(ROWS).max(1);
-        let panels = rows.div_ceil(mr).div_ceil(passes);
-        // Enough tasks that threads finish at about the same time. Narrower tasks cost little;
-        // shorter ones quantise their rows of w again, so they come last.
-        let tasks =
-            |nc: usize, task_panels: usize| n.div_ceil(nc) * panels.div_ceil(task_panels.max(1));
-        let (mut nc, mut task_panels) = (NC.min(n.next_multiple_of(nr)), panels);
-        let want = if threads == 1 { 1 } else { 4 * threads };
-        while tasks(nc, task_panels) < want && nc > nr {
-            nc = (nc / 2).next_multiple_of(nr);
-        }
-        while tasks(nc, task_panels) < want && task_panels * mr > 128 {
-            task_panels = task_panels.div_ceil(2);
-        }
-        let whole = |words: usize| words.next_multiple_of(16);
-        let one_tile = words <= KC && side == 0;
-        let x_words = whole(panels * mr * words);
-        Blocks {
-            row_bytes,
-            words,
-            panels,
-            task_panels,
-            nc,
-            x_words,
-            // Behind the words: the scales of rows and the starts of their sums.
-            shared_words: x_words + whole(panels * mr * side_words) + 2 * whole(panels * mr),
-            w_words: whole(nc * words.max(side_words.min(super::KC))),
-            c_words: whole(if one_tile { mr * nr } else { mr * task_panels * nc }),
-            row_words: whole(k) + MAX_LANES * row_bytes / 4,
-        }
-    }
-
-    fn slot_words(&self) -> usize {
-        self.w_words + self.c_words + self.row_words
-    }
-}
 
 /// Bytes of scratch that [`product`] needs. `side` is the rank of a side, or 0.
 pub fn scratch_bytes(
@@ -193,8 +125,8 @@ struct Pass<'a> {
     scratch: Words,
 }
 
-/// `out = tail(x . w^T + side + bias)` in integers; x: `rows x k`, w: `n x k`, bias: n, out: `rows x
-/// n`.
+/// `out = tail(x . w^T + side + bias)` in integers; x: `rows x k`, w: `n x k`, bias: n, out: `rows
+/// x n`.
 ///
 /// # Safety
 /// The processor must have `m.isa`, and the matrices must be valid as their constructors require.
