@@ -95,12 +95,11 @@ impl WorkerBroker {
         let request = self.link.client.request(self.link.subject("next"), bytes.into());
         let answer = tokio::time::timeout(PATIENCE, request).await;
         let wait = if matches!(answer, Ok(Ok(_))) { POLL } else { AGAIN };
-        let mut due = lock(&self.due);
-        *due = Instant::now() + wait;
+        if alike.is_none() {
+            *lock(&self.due) = Instant::now() + wait;
+        }
         let record = serde_json::from_slice::<Option<Record>>(&answer.ok()?.ok()?.payload);
-        let record = record.ok().flatten()?;
-        *due = Instant::now();
-        Some(record)
+        record.ok().flatten()
     }
 
     /// Brings the files of a job here. Returns whether it can be drawn.
